@@ -1,0 +1,150 @@
+"""Tables that annotate elements: which one, which rows, and where their spots lie."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._elements import centers_in_pixels, resolve_shapes
+from ragst_sd._validate import listing, require_key
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+
+def single_region(table: AnnData) -> str:
+    """The one element that a table annotates."""
+    regions = table_attrs(table)["region"]
+    regions = [regions] if isinstance(regions, str) else list(regions)
+    if len(regions) != 1:
+        msg = (
+            f"The table annotates {len(regions)} elements: {listing(regions)}. One section per table is needed: "
+            "take the rows of one region (`table[table.obs[region_key] == region].copy()`) and store them with "
+            "`spatialdata.models.TableModel.parse(..., overwrite_metadata=True)`."
+        )
+        raise ValueError(msg)
+    return str(regions[0])
+
+
+def table_attrs(table: AnnData) -> dict:
+    """`spatialdata_attrs` of a table that annotates something."""
+    attrs = table.uns.get("spatialdata_attrs")
+    if not isinstance(attrs, dict) or not attrs.get("region") or not attrs.get("instance_key"):
+        msg = (
+            "The table annotates no element (no `uns['spatialdata_attrs']`). Link it to its shapes with "
+            "`spatialdata.models.TableModel.parse(table, region=..., region_key=..., instance_key=...)`."
+        )
+        raise ValueError(msg)
+    return dict(attrs)
+
+
+def annotating_tables(sdata: SpatialData, shapes_key: str) -> list[str]:
+    """Names of the tables that annotate an element, those written by `predict` left out."""
+    found = []
+    for name, table in sdata.tables.items():
+        region = table.uns.get("spatialdata_attrs", {}).get("region")
+        regions = [region] if isinstance(region, str) else list(region if region is not None else [])
+        if shapes_key in regions and _keys.RETRIEVAL not in table.uns:
+            found.append(name)
+    return found
+
+
+def resolve_table(sdata: SpatialData, table_key: str | None, shapes_key: str | None) -> str | None:
+    """Name of the table: asked for, or the only one that annotates the shapes; `None` if none does."""
+    if table_key is not None:
+        require_key(table_key, sdata.tables, "sdata.tables")
+        return table_key
+    if shapes_key is None:
+        names = [name for name, table in sdata.tables.items() if _keys.RETRIEVAL not in table.uns]
+    else:
+        names = annotating_tables(sdata, shapes_key)
+    if len(names) > 1:
+        what = f"tables annotate {shapes_key!r}" if shapes_key else "tables found"
+        msg = f"`table_key` is needed: {len(names)} {what}: {listing(names)}."
+        raise ValueError(msg)
+    return names[0] if names else None
+
+
+def resolve_annotation(sdata: SpatialData, table_key: str | None, shapes_key: str | None) -> tuple[str, str]:
+    """Names of the table (which may not exist yet) and of the shapes that it annotates."""
+    from spatialdata import sanitize_name
+
+    if table_key is not None and table_key not in sdata.tables and shapes_key is not None:
+        shapes_key = resolve_shapes(sdata, shapes_key)
+        if not annotating_tables(sdata, shapes_key):
+            return sanitize_name(table_key), shapes_key
+    if table_key is None and shapes_key is None and len(sdata.shapes) != 1:
+        table_key = resolve_table(sdata, None, None)
+    if table_key is not None:
+        table_key = resolve_table(sdata, table_key, None) or table_key
+        table = sdata.tables[table_key]
+        region = single_region(table)
+        if shapes_key is not None and shapes_key != region:
+            resolve_shapes(sdata, shapes_key)
+            msg = (
+                f"Table {table_key!r} annotates {region!r}, not {shapes_key!r}. "
+                f"Tables that annotate {shapes_key!r}: {annotating_tables(sdata, shapes_key) or 'none'}."
+            )
+            raise ValueError(msg)
+        return table_key, resolve_shapes(sdata, region)
+    shapes_key = resolve_shapes(sdata, shapes_key)
+    found = resolve_table(sdata, None, shapes_key)
+    if found is not None:
+        single_region(sdata.tables[found])
+    return found or sanitize_name(f"{shapes_key}_table"), shapes_key
+
+
+def empty_table(index: Any, shapes_key: str) -> AnnData:
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata.models import TableModel
+
+    obs = pd.DataFrame(
+        {"region": pd.Categorical([shapes_key] * len(index)), "instance_id": np.asarray(index)},
+        index=[str(name) for name in index],
+    )
+    return TableModel.parse(AnnData(obs=obs), region=shapes_key, region_key="region", instance_key="instance_id")
+
+
+def rows_in_order(table: AnnData, table_key: str, shapes_key: str, index: Any) -> np.ndarray:
+    """Position of each row of the table in the element's index."""
+    instance_key = table_attrs(table)["instance_key"]
+    ids = table.obs[instance_key]
+    if ids.duplicated().any():
+        twice = list(ids[ids.duplicated()].unique())[:5]
+        msg = f"Table {table_key!r} has duplicated instance ids in `obs[{instance_key!r}]`: {twice}. Each spot needs one row."
+        raise ValueError(msg)
+    if index.has_duplicates:
+        msg = f"The index of {shapes_key!r} has duplicates: {list(index[index.duplicated()][:5])}. Each spot needs its own."
+        raise ValueError(msg)
+    if table.n_obs == 0:
+        msg = f"Table {table_key!r} has no rows: there is nothing to embed."
+        raise ValueError(msg)
+    position = index.get_indexer(np.asarray(ids))
+    if (position < 0).any():
+        missing = list(ids[position < 0])[:5]
+        msg = (
+            f"{int((position < 0).sum())} of {table.n_obs} rows of table {table_key!r} have no shape in {shapes_key!r}, "
+            f"for instance {missing}; its index starts with {list(index[:5])}. Use "
+            "`spatialdata.match_table_to_element` to keep matching rows."
+        )
+        raise ValueError(msg)
+    unused = len(index) - len(position)
+    if unused:
+        logger.info("%d shapes of %r have no row in table %r and are ignored.", unused, shapes_key, table_key)
+    return position
+
+
+def spot_centers(
+    sdata: SpatialData, table: AnnData, *, table_key: str, image_key: str, coordinate_system: str | None
+) -> np.ndarray:
+    """(rows, 2) centres (x, y) of a table's spots in level-0 pixels of an image."""
+    shapes_key = resolve_shapes(sdata, single_region(table))
+    centers = centers_in_pixels(sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
+    return centers.xy[rows_in_order(table, table_key, shapes_key, centers.index)]

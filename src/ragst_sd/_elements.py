@@ -1,0 +1,187 @@
+"""SpatialData elements as arrays: image pyramids, spot centres in image pixels, annotating tables."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._validate import listing, require_key, require_positive, require_type
+from ragst_sd.image.embedding import Pyramid
+from ragst_sd.image.frames import apply_affine, similarity_scale
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+_RGB_NAMES = {"r", "g", "b", "a", "red", "green", "blue", "alpha", "0", "1", "2", "3"}
+
+
+class Centers(NamedTuple):
+    """Centres of an element in the pixels of an image."""
+
+    xy: np.ndarray
+    """(n, 2) centres (x, y) in level-0 pixels of the image."""
+    index: pd.Index
+    """Instance ids."""
+    affine: np.ndarray
+    """3 x 3 affine from the element to the image."""
+    coordinate_system: str
+    """The frame that both share."""
+
+
+def require_sdata(sdata: object) -> None:
+    """Raise a `TypeError` unless `sdata` is a SpatialData."""
+    from spatialdata import SpatialData
+
+    require_type(sdata, SpatialData, "sdata", "Read sections with spatialdata-io or `rg.io.read_st`.")
+
+
+def resolve_image(sdata: SpatialData, image_key: str | None) -> str:
+    """Name of the image: the one asked for, or the only one there is."""
+    names = list(sdata.images)
+    if image_key is not None:
+        require_key(image_key, names, "sdata.images")
+        return image_key
+    if len(names) != 1:
+        msg = f"`image_key` is needed: found {len(names)} images in `sdata.images`: {listing(names)}."
+        raise ValueError(msg)
+    return names[0]
+
+
+def resolve_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
+    """Name of the shapes (or points): asked for, or the only shapes there are."""
+    names = [*sdata.shapes, *sdata.points]
+    if shapes_key is not None:
+        require_key(shapes_key, names, "sdata.shapes / sdata.points")
+        return shapes_key
+    if len(sdata.shapes) != 1:
+        msg = f"`shapes_key` is needed: found {len(sdata.shapes)} elements in `sdata.shapes`: {listing(sdata.shapes)}."
+        raise ValueError(msg)
+    return next(iter(sdata.shapes))
+
+
+def shared_coordinate_system(sdata: SpatialData, first: str, second: str, coordinate_system: str | None) -> str:
+    """The frame that two elements share; an error lists them if there is none or more than one."""
+    from spatialdata.transformations import get_transformation
+
+    systems = [set(get_transformation(sdata[name], get_all=True)) for name in (first, second)]
+    shared = sorted(systems[0] & systems[1])
+    if coordinate_system is not None:
+        if coordinate_system not in shared:
+            msg = (
+                f"`coordinate_system` {coordinate_system!r} is not shared by {first!r} ({listing(sorted(systems[0]))}) "
+                f"and {second!r} ({listing(sorted(systems[1]))}). Shared: {listing(shared)}."
+            )
+            raise ValueError(msg)
+        return coordinate_system
+    if not shared:
+        msg = (
+            f"{first!r} and {second!r} share no coordinate system: {listing(sorted(systems[0]))} against "
+            f"{listing(sorted(systems[1]))}. Align them with `spatialdata.transformations.set_transformation`."
+        )
+        raise ValueError(msg)
+    if len(shared) > 1:
+        msg = (
+            f"{first!r} and {second!r} share several coordinate systems: {listing(shared)}. "
+            "Say which one with `coordinate_system=`."
+        )
+        raise ValueError(msg)
+    return shared[0]
+
+
+def image_affine(sdata: SpatialData, image_key: str, coordinate_system: str) -> np.ndarray:
+    """3 x 3 affine from level-0 pixels of an image to a frame."""
+    from spatialdata.transformations import get_transformation
+
+    transformation = get_transformation(sdata[image_key], to_coordinate_system=coordinate_system)
+    return np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")), dtype=float)
+
+
+def centers_in_pixels(sdata: SpatialData, *, shapes_key: str, image_key: str, coordinate_system: str | None) -> Centers:
+    """Centroids of shapes or points in level-0 pixels of an image.
+
+    Centroids are taken by `spatialdata.get_centroids` in the shared frame and moved by the inverse of the image's
+    affine. The affine between both is refused if it shears or is not isotropic.
+    """
+    import spatialdata as sd
+    from spatialdata.transformations import get_transformation
+
+    frame = shared_coordinate_system(sdata, shapes_key, image_key, coordinate_system)
+    element = sdata[shapes_key]
+    if len(element) == 0:
+        msg = f"{shapes_key!r} is empty: there is nothing to embed."
+        raise ValueError(msg)
+    to_pixels = np.linalg.inv(image_affine(sdata, image_key, frame))
+    from_shapes = get_transformation(element, to_coordinate_system=frame).to_affine_matrix(("x", "y"), ("x", "y"))
+    affine = to_pixels @ np.asarray(from_shapes, dtype=float)
+    similarity_scale(affine)
+    centroids = sd.get_centroids(element, coordinate_system=frame).compute()
+    index = element.index.compute() if hasattr(element.index, "compute") else element.index
+    return Centers(apply_affine(to_pixels, centroids[["x", "y"]].to_numpy(float)), index, affine, frame)
+
+
+def image_pyramid(sdata: SpatialData, image_key: str) -> Pyramid:
+    """Pixels of an RGB or RGBA image of any integer or unit-range float type.
+
+    Raises
+    ------
+    ValueError
+        If the image has not 3 or 4 channels, or float pixels outside [0, 1] and [0, 255].
+    """
+    from spatialdata import get_pyramid_levels
+
+    found = get_pyramid_levels(sdata.images[image_key])
+    arrays = [found] if hasattr(found, "dims") else list(found)
+    arrays = [level.transpose("c", "y", "x") for level in arrays]
+    channels = arrays[0].sizes["c"]
+    names = [str(name) for name in arrays[0].coords["c"].to_numpy()] if "c" in arrays[0].coords else []
+    if channels not in (3, 4):
+        msg = (
+            f"Image {image_key!r} has {channels} channel(s) ({listing(names)}); the encoders need RGB or RGBA. "
+            f"Images available: {listing(sdata.images)}."
+        )
+        raise ValueError(msg)
+    if names and not {name.lower() for name in names} <= _RGB_NAMES:
+        logger.warning("Channels of image %r are named %s; they are taken as red, green, blue.", image_key, names)
+    levels = tuple(level.data for level in arrays)
+    return Pyramid(levels, tuple(_chunk(level) for level in levels), _value_max(levels[-1], image_key))
+
+
+def _chunk(level: object) -> tuple[int, int]:
+    chunks = getattr(level, "chunks", None)
+    if not chunks:
+        return level.shape[1:]  # type: ignore[attr-defined]
+    rows, columns = (size if isinstance(size, int) else size[0] for size in chunks[1:])
+    return rows, columns
+
+
+def _value_max(coarsest: object, image_key: str) -> float:
+    dtype = coarsest.dtype  # type: ignore[attr-defined]
+    if dtype.kind == "u" or dtype == np.bool_:
+        return float(np.iinfo(dtype).max) if dtype.kind == "u" else 1.0
+    pixels = np.asarray(coarsest)
+    low, high = float(pixels.min()), float(pixels.max())
+    if dtype.kind == "f" and low >= 0 and high <= 1:
+        return 1.0
+    if low >= 0 and high <= 255:
+        return 255.0
+    msg = (
+        f"Image {image_key!r} holds {dtype} pixels from {low:.4g} to {high:.4g}; expected unsigned integers, or "
+        "numbers in [0, 1] or [0, 255]. Convert it to uint8 RGB first."
+    )
+    raise ValueError(msg)
+
+
+def image_mpp_of(sdata: SpatialData, image_key: str, image_mpp: float | None = None) -> float | None:
+    """Microns per pixel of an image: given, or kept by `rg.pp.set_image_mpp`; `None` if unknown."""
+    if image_mpp is None:
+        image_mpp = sdata.attrs.get(_keys.ATTRS, {}).get(_keys.IMAGE_MPP, {}).get(image_key)
+    if image_mpp is None:
+        return None
+    require_positive(image_mpp, "image_mpp")
+    return float(image_mpp)

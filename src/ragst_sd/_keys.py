@@ -1,0 +1,48 @@
+"""Where results are written: every key of `.obs`, `.var`, `.obsm`, `.layers`, `.uns` and `.attrs` that this package owns."""
+
+from __future__ import annotations
+
+SCHEMA_VERSION = 1
+
+# sdata.attrs[ATTRS][IMAGE_MPP][<image key>], table.uns[ATTRS][EMBEDDINGS][<obsm key>], reference.uns[ATTRS]
+ATTRS = "ragst"
+IMAGE_MPP = "image_mpp"
+EMBEDDINGS = "embeddings"
+SOURCE = "source"
+
+# a table with embeddings
+PADDED = "tile_padded_fraction"
+SPATIAL = "spatial"
+
+# a predicted table
+RETRIEVAL = "retrieval"
+CITED = "cited"
+ROWS = "retrieval_rows"
+WEIGHTS = "retrieval_weights"
+DISTANCES = "retrieval_distances"
+EVIDENCE = "evidence"
+EFFECTIVE_N = "effective_n"
+N_DONORS = "n_donors"
+DISTANCE_PERCENTILE = "distance_percentile"
+OUT_OF_REFERENCE = "out_of_reference"
+EVIDENCE_SHARE = "evidence_share"
+N_MEASURED = "n_measured"
+CV_PEARSON = "cv_pearson"
+NOISE_CEILING = "noise_ceiling"
+
+# the reference
+DONOR = "donor"
+SAMPLE = "sample"
+TISSUE = "tissue"
+TECHNOLOGY = "technology"
+X_UM = "x_um"
+Y_UM = "y_um"
+PANEL = "panel"
+COUNTS = "counts"
+MEASURED = "measured"
+THUMBNAIL = "thumbnail"
+RETRIEVAL_KEY = "retrieval_key"
+FIT = "fit"
+
+UNKNOWN = "unknown"
+UNIT = "log1p(counts per 10,000)"

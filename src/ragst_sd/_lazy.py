@@ -1,0 +1,38 @@
+"""Exports that are imported on first use, so that the top level stays light (SPEC 1)."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+def lazy_functions(package: str, names: Sequence[str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package whose function `name` lives in its private module `_name`."""
+
+    def load(name: str) -> Any:
+        return getattr(import_module(f"{package}._{name}"), name)
+
+    return lazy_attributes(package, dict.fromkeys(names, load))
+
+
+def lazy_attributes(
+    package: str, loaders: dict[str, Callable[[str], Any]]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package; every name is loaded once and then kept in the package."""
+
+    def __getattr__(name: str) -> Any:
+        if name not in loaders:
+            msg = f"module {package!r} has no attribute {name!r}"
+            raise AttributeError(msg, name=name, obj=sys.modules[package])
+        value = loaders[name](name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({name for name in vars(sys.modules[package]) if name.startswith("__")} | loaders.keys())
+
+    return __getattr__, __dir__

@@ -1,0 +1,124 @@
+"""The reference AnnData at the rim: checks on reading, its content hash, its sections."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._validate import require_type
+from ragst_sd.reference.hashing import content_hash
+from ragst_sd.reference.normalize import as_csr
+from ragst_sd.reference.schema import check_fit, check_reference_header
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def reference_header(reference: AnnData) -> dict[str, Any]:
+    """The checked header of a reference.
+
+    Raises
+    ------
+    TypeError
+        If it is not an AnnData.
+    ValueError
+        If it has no header, an unknown schema version, or lacks parts that the header promises.
+    """
+    from anndata import AnnData
+
+    require_type(reference, AnnData, "reference", "Build one with `rg.tl.build_reference`.")
+    header = reference.uns.get(_keys.ATTRS)
+    check_reference_header(header)
+    missing = [
+        name
+        for name, present in {
+            f"obsm[{header['use_rep']!r}]": header["use_rep"] in reference.obsm,
+            f"varm[{_keys.MEASURED!r}]": _keys.MEASURED in reference.varm,
+            **{
+                f"obs[{column!r}]": column in reference.obs
+                for column in (_keys.DONOR, _keys.SAMPLE, _keys.PANEL, _keys.TISSUE, _keys.TECHNOLOGY)
+            },
+        }.items()
+        if not present
+    ]
+    if missing:
+        msg = f"The reference lacks {', '.join(missing)}. Build it again with `rg.tl.build_reference`."
+        raise ValueError(msg)
+    return dict(header)
+
+
+def reference_fit(reference: AnnData) -> dict[str, Any]:
+    """The checked fit of a reference whose content has not changed since.
+
+    Raises
+    ------
+    ValueError
+        If the reference is not fitted, or rows, values or annotations changed after fitting.
+    """
+    header = reference_header(reference)
+    check_fit(header.get(_keys.FIT))
+    fit = dict(header[_keys.FIT])
+    current = reference_hash(reference)
+    if current != fit["reference_hash"] or _keys.RETRIEVAL_KEY not in reference.obsm:
+        msg = (
+            "The reference changed after it was fitted (rows, expression, embeddings or annotations): "
+            f"hash {current[:12]} against {fit['reference_hash'][:12]}. Run `rg.tl.fit` again."
+        )
+        raise ValueError(msg)
+    return fit
+
+
+def reference_hash(reference: AnnData) -> str:
+    """Content hash of a reference, whatever the order of its rows."""
+    header = reference.uns[_keys.ATTRS]
+    own = {_keys.X_UM, _keys.Y_UM}
+    return content_hash(
+        ids=list(reference.obs_names),
+        genes=list(reference.var_names),
+        expression=as_csr(reference.X),
+        embedding=np.asarray(reference.obsm[header["use_rep"]]),
+        labels={name: reference.obs[name].astype(str).to_numpy() for name in reference.obs if name not in own},
+        measured=np.asarray(reference.varm[_keys.MEASURED]),
+    )
+
+
+def standardized_embedding(reference: AnnData, header: dict[str, Any]) -> np.ndarray:
+    """Embeddings of the rows, each standardised by its own section where the header says so, float64."""
+    from ragst_sd.retrieval.projection import standardize
+
+    raw = np.asarray(reference.obsm[header["use_rep"]], dtype=np.float64)
+    if not np.isfinite(raw).all():
+        bad = int((~np.isfinite(raw).all(axis=1)).sum())
+        msg = (
+            f"`obsm[{header['use_rep']!r}]` of the reference is NaN or infinite in {bad} rows. Drop them and fit again."
+        )
+        raise ValueError(msg)
+    if not header["standardize"]:
+        return raw
+    out = np.empty_like(raw)
+    samples = reference.obs[_keys.SAMPLE].astype(str).to_numpy()
+    sections = header["sections"]
+    names = [str(name) for name in sections["sample"]]
+    for sample in np.unique(samples):
+        if sample not in names:
+            msg = f"Section {sample!r} has no statistics in the reference's header (it has {names}). Build it again."
+            raise ValueError(msg)
+        rows, place = samples == sample, names.index(sample)
+        out[rows] = standardize(raw[rows], np.asarray(sections["mean"])[place], np.asarray(sections["std"])[place])
+    return out
+
+
+def panel_codes(reference: AnnData, header: dict[str, Any]) -> np.ndarray:
+    """(rows,) index of each row's panel in the header's list."""
+    place = {str(panel): i for i, panel in enumerate(header["panels"])}
+    return np.array([place[panel] for panel in reference.obs[_keys.PANEL].astype(str)], dtype=np.int64)
+
+
+def id_order(reference: AnnData) -> np.ndarray:
+    """(rows,) rank of each reference id, which decides between equal distances."""
+    ids = reference.obs_names.to_numpy().astype(str)
+    rank = np.empty(len(ids), dtype=np.int64)
+    rank[np.argsort(ids, kind="stable")] = np.arange(len(ids))
+    return rank

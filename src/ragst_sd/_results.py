@@ -1,0 +1,92 @@
+"""Predicted tables: finding them and reading their provenance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ragst_sd import _keys
+from ragst_sd._reference import reference_hash, reference_header
+from ragst_sd._validate import hint, listing, require_key, require_type
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+
+def predicted(data: SpatialData | AnnData, prediction_key: str) -> tuple[AnnData, dict[str, Any]]:
+    """A predicted table and its provenance header, from a SpatialData or from the bare table.
+
+    Raises
+    ------
+    KeyError
+        If the table does not exist.
+    ValueError
+        If the table carries no provenance or lacks part of it.
+    """
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    require_type(data, (SpatialData, AnnData), "sdata")
+    if isinstance(data, AnnData):
+        table = data
+    else:
+        require_key(prediction_key, data.tables, "sdata.tables", "Run `rg.tl.predict` first.")
+        table = data.tables[prediction_key]
+    header = table.uns.get(_keys.RETRIEVAL)
+    missing = [name for name in (_keys.ROWS, _keys.WEIGHTS, _keys.DISTANCES) if name not in table.obsm]
+    if not isinstance(header, dict) or _keys.CITED not in header or missing:
+        lacking = [f"obsm[{name!r}]" for name in missing]
+        if not isinstance(header, dict) or _keys.CITED not in header:
+            lacking.insert(0, f"uns[{_keys.RETRIEVAL!r}]")
+        msg = (
+            f"The table has no complete provenance: it lacks {', '.join(lacking)}. It was not made by `rg.tl.predict`, "
+            "or lost it on the way (`anndata.concat` drops `.uns`): predict again, or use the table as it was written."
+        )
+        raise ValueError(msg)
+    if int(header.get("schema_version", 0)) != _keys.SCHEMA_VERSION:
+        msg = (
+            f"The table's provenance has schema version {header.get('schema_version')}; this installation reads "
+            f"{_keys.SCHEMA_VERSION}. Use a release of ragst_sd that writes that version, or predict again."
+        )
+        raise ValueError(msg)
+    return table, header
+
+
+def matching_reference(reference: AnnData, header: dict[str, Any]) -> None:
+    """Raise a `ValueError` unless this is the reference that the prediction was made from."""
+    reference_header(reference)
+    current = reference_hash(reference)
+    if current != header["reference_hash"]:
+        msg = (
+            f"The prediction was made from a reference with hash {str(header['reference_hash'])[:12]}; this one has "
+            f"{current[:12]}. Explanations need the very reference (`rg.io.write_reference` keeps it)."
+        )
+        raise ValueError(msg)
+
+
+def spot_index(table: AnnData, obs_names: str | Sequence[str] | None) -> np.ndarray:
+    """Positions of spots by name; all if `None`."""
+    import numpy as np
+
+    if obs_names is None:
+        return np.arange(table.n_obs)
+    return _positions(table.obs_names, obs_names, "obs_names", "spot")
+
+
+def gene_index(table: AnnData, genes: str | Sequence[str]) -> np.ndarray:
+    """Positions of genes by name."""
+    return _positions(table.var_names, genes, "gene", "gene")
+
+
+def _positions(names: pd.Index, wanted: str | Sequence[str], argument: str, what: str) -> np.ndarray:
+    wanted = [wanted] if isinstance(wanted, str) else [str(one) for one in wanted]
+    found = names.get_indexer(wanted)
+    if (found < 0).any():
+        missing = [one for one, i in zip(wanted, found, strict=True) if i < 0]
+        msg = f"`{argument}`: the table has no {what} {listing(missing)}; it has {listing(names)}.{hint(missing[0], names)}"
+        raise KeyError(msg)
+    return found

@@ -1,0 +1,62 @@
+"""Checks of arguments, shared by all public functions: what was found, what is available, what to do."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_LISTED = 12
+
+
+def listing(names: Iterable[Any]) -> str:
+    """Names for an error message, shortened when there are many."""
+    items = [str(name) for name in names]
+    if not items:
+        return "none"
+    shown = ", ".join(repr(item) for item in items[:_LISTED])
+    return shown if len(items) <= _LISTED else f"{shown}, ... ({len(items)} in all)"
+
+
+def hint(name: str, names: Iterable[Any]) -> str:
+    """A 'did you mean' clause, empty when nothing is close."""
+    close = get_close_matches(str(name), [str(item) for item in names], n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def require_key(key: str, container: Mapping[str, Any] | Iterable[str], where: str, todo: str = "") -> None:
+    """Raise a `KeyError` that lists the available keys if `key` is not in `container`."""
+    names = list(container)
+    if key not in names:
+        msg = f"Key {key!r} not found in `{where}`. Available: {listing(names)}.{hint(key, names)}"
+        raise KeyError(f"{msg} {todo}".rstrip())
+
+
+def require_choice(value: Any, choices: Iterable[Any], argument: str) -> None:
+    """Raise a `ValueError` if `value` is not one of `choices`."""
+    options = list(choices)
+    if value not in options:
+        msg = f"`{argument}` is {value!r}; it must be one of {listing(options)}.{hint(str(value), options)}"
+        raise ValueError(msg)
+
+
+def require_positive(value: Any, argument: str, *, whole: bool = False) -> None:
+    """Raise a `ValueError` unless `value` is a finite number above zero (a whole one if asked)."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number and hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0:
+        value, number = value.item(), True
+    if not number or not 0 < value < float("inf") or (whole and value != int(value)):
+        kind = "a whole number" if whole else "a finite number"
+        msg = f"`{argument}` is {value!r}; it must be {kind} above zero."
+        raise ValueError(msg)
+
+
+def require_type(value: Any, kind: type | tuple[type, ...], argument: str, todo: str = "") -> None:
+    """Raise a `TypeError` naming what was found if `value` is not of `kind`."""
+    if not isinstance(value, kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        wanted = " or ".join(one.__name__ for one in kinds)
+        msg = f"`{argument}` is a {type(value).__name__}; it must be {wanted}. {todo}".rstrip()
+        raise TypeError(msg)

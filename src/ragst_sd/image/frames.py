@@ -1,0 +1,127 @@
+"""Frames: affines between elements, microns per pixel, and the pyramid level that suits a field of view.
+
+Coordinates follow the convention of raster images: pixel ``i`` covers ``[i, i + 1)``, its centre lies at ``i + 0.5``.
+Affines are 3 x 3 matrices that act on ``(x, y, 1)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# H0 / Hk of a pyramid is rarely a whole number (odd heights), so a level may miss its nominal factor by a little.
+_LEVEL_TOLERANCE = 1.01
+_MAX_ANISOTROPY = 0.01
+
+
+@dataclass(frozen=True)
+class FieldOfView:
+    """A square field of view, and where in the pyramid to read it."""
+
+    level: int
+    """Index of the pyramid level, 0 is the finest."""
+    downsample: float
+    """Level-0 pixels per pixel of that level."""
+    window_px: int
+    """Edge of the window to read, in pixels of that level."""
+    tile_px: int
+    """Edge of the tile that comes out."""
+    upsampling: float
+    """Pixels of the tile per pixel of the finest level; above 1 the tile is enlarged."""
+
+
+def apply_affine(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Move (n, 2) points by a 3 x 3 affine."""
+    return points @ matrix[:2, :2].T + matrix[:2, 2]
+
+
+def similarity_scale(matrix: np.ndarray) -> float:
+    """Length of one unit after the affine, for affines made of scale, rotation and flip.
+
+    Parameters
+    ----------
+    matrix
+        3 x 3 affine on (x, y, 1).
+
+    Returns
+    -------
+    The common scale of both axes.
+
+    Raises
+    ------
+    ValueError
+        If the affine shears, is singular, or scales its axes differently by more than 1 %: a square tile on the image
+        would then not be a square of tissue.
+    """
+    linear = np.asarray(matrix, dtype=float)[:2, :2]
+    scale_x, scale_y = np.linalg.norm(linear, axis=0)
+    if not np.isfinite(linear).all() or min(scale_x, scale_y) <= 0 or abs(np.linalg.det(linear)) < 1e-12 * scale_x:
+        msg = f"The transformation between shapes and image is singular or not finite: {linear.tolist()}."
+        raise ValueError(msg)
+    if abs(scale_x - scale_y) > _MAX_ANISOTROPY * max(scale_x, scale_y):
+        msg = (
+            f"The transformation between shapes and image scales x by {scale_x:.5g} and y by {scale_y:.5g} "
+            f"(over {_MAX_ANISOTROPY:.0%} apart), so a square tile would not be square on the tissue. "
+            "Resample the image to square pixels, or correct the transformation with "
+            "`spatialdata.transformations.set_transformation`."
+        )
+        raise ValueError(msg)
+    cosine = float(linear[:, 0] @ linear[:, 1]) / (scale_x * scale_y)
+    if abs(cosine) > _MAX_ANISOTROPY:
+        msg = (
+            f"The transformation between shapes and image shears (its axes meet at {np.degrees(np.arccos(cosine)):.1f} "
+            "degrees instead of 90). Only scale, rotation, flip and translation are supported: correct it with "
+            "`spatialdata.transformations.set_transformation`."
+        )
+        raise ValueError(msg)
+    return float(np.sqrt(scale_x * scale_y))
+
+
+def plan_field(
+    level_shapes: Sequence[tuple[int, int]],
+    *,
+    tile_px: int,
+    mpp: float | None,
+    image_mpp: float | None,
+    multiple: float,
+) -> FieldOfView:
+    """Choose the pyramid level and window for a field of view.
+
+    The tile covers ``tile_px * mpp * multiple`` microns. It is read from the coarsest level that is still at least as
+    fine as the tile, so that nothing is read that resampling would throw away.
+
+    Parameters
+    ----------
+    level_shapes
+        (height, width) of each pyramid level, finest first.
+    tile_px
+        Edge of the tile in pixels.
+    mpp
+        Microns per pixel of the tile; `None` means the image's own pixels.
+    image_mpp
+        Microns per pixel of the finest level; needed unless `mpp` is `None`.
+    multiple
+        Field of view as a multiple of the tile.
+
+    Raises
+    ------
+    ValueError
+        If `mpp` is given and `image_mpp` is not.
+    """
+    if mpp is not None and image_mpp is None:
+        msg = "`mpp` needs the microns per pixel of the image."
+        raise ValueError(msg)
+    native = 1.0 if mpp is None or image_mpp is None else mpp / image_mpp
+    wanted = native * multiple
+    downsamples = [level_shapes[0][0] / height for height, _ in level_shapes]
+    fitting = [k for k, factor in enumerate(downsamples) if factor <= wanted * _LEVEL_TOLERANCE]
+    level = max(fitting, key=lambda k: downsamples[k]) if fitting else 0
+    window = max(1, round(tile_px * wanted / downsamples[level]))
+    return FieldOfView(
+        level=level, downsample=downsamples[level], window_px=window, tile_px=tile_px, upsampling=1.0 / wanted
+    )

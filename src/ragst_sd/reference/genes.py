@@ -1,0 +1,114 @@
+"""Gene names: symbols or Ensembl ids, duplicates, and one naming for several sections."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse as sp
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_ENSEMBL = re.compile(r"^ENS[A-Z]{0,4}G\d{11}(\.\d+)?$")
+# Above this share of Ensembl ids a list is taken as ids: real lists of symbols hold none, real lists of ids hold
+# little else (spike-ins, custom probes).
+_MOSTLY = 0.9
+
+SYMBOL, ENSEMBL = "symbol", "ensembl"
+SYMBOL_COLUMNS = ("gene_symbols", "gene_symbol", "gene_name", "gene_names", "symbol", "feature_name")
+ENSEMBL_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl", "feature_id", "ensembl_gene_id")
+
+
+def naming(names: Sequence[str]) -> str:
+    """`"symbol"` or `"ensembl"`.
+
+    Raises
+    ------
+    ValueError
+        If the list mixes both.
+    """
+    matches = [bool(_ENSEMBL.match(name)) for name in names]
+    share = sum(matches) / max(1, len(matches))
+    if share >= _MOSTLY:
+        return ENSEMBL
+    if share <= 1 - _MOSTLY:
+        return SYMBOL
+    ids = [name for name, match in zip(names, matches, strict=True) if match][:3]
+    symbols = [name for name, match in zip(names, matches, strict=True) if not match][:3]
+    msg = (
+        f"Gene names mix Ensembl ids (for instance {ids}, {share:.0%}) and symbols (for instance {symbols}). "
+        f"Use one naming in `var_names`, or add a column with the other: {list(SYMBOL_COLUMNS)} or "
+        f"{list(ENSEMBL_COLUMNS)}."
+    )
+    raise ValueError(msg)
+
+
+def strip_version(names: Sequence[str]) -> list[str]:
+    """Ensembl ids without their version suffix; other names unchanged."""
+    return [name.split(".")[0] if _ENSEMBL.match(name) else name for name in names]
+
+
+def available_names(names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Gene names of a section by naming: those of `var_names`, and those of a known column of `var`."""
+    found: dict[str, list[str]] = {}
+    names = [str(name) for name in names]
+    candidates = [*SYMBOL_COLUMNS, *ENSEMBL_COLUMNS]
+    listed = [[str(name) for name in columns[column]] for column in candidates if column in columns]
+    for values in [names, *listed]:
+        try:
+            kind = naming(values)
+        except ValueError:
+            continue
+        found.setdefault(kind, strip_version(values) if kind == ENSEMBL else values)
+    if not found:
+        naming(names)
+    return found
+
+
+def common_naming(available: Mapping[str, Mapping[str, Sequence[str]]]) -> str:
+    """The naming that all sections offer, symbols preferred.
+
+    Raises
+    ------
+    ValueError
+        If no naming is offered by all; sections are listed with what they offer.
+    """
+    for kind in (SYMBOL, ENSEMBL):
+        if all(kind in offered for offered in available.values()):
+            return kind
+    by_sample = "; ".join(f"{sample}: {' and '.join(offered)}" for sample, offered in available.items())
+    msg = (
+        f"Sections name their genes differently and share no naming ({by_sample}). Add the missing names as a column of "
+        f"`var` ({list(SYMBOL_COLUMNS)[:3]} for symbols, {list(ENSEMBL_COLUMNS)[:3]} for Ensembl ids)."
+    )
+    raise ValueError(msg)
+
+
+def duplicates(names: Sequence[str]) -> list[str]:
+    """Names that occur more than once, sorted."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
+def sum_duplicates(matrix: sp.csr_matrix, names: Sequence[str]) -> tuple[sp.csr_matrix, list[str]]:
+    """Add up the columns that share a name; the order of first occurrence is kept."""
+    unique = list(dict.fromkeys(names))
+    if len(unique) == len(names):
+        return matrix, unique
+    place = {name: i for i, name in enumerate(unique)}
+    columns = np.array([place[name] for name in names])
+    onto = sp.csr_matrix(
+        (np.ones(len(names), dtype=matrix.dtype), (np.arange(len(names)), columns)), shape=(len(names), len(unique))
+    )
+    return sp.csr_matrix(matrix @ onto), unique
+
+
+def take_genes(matrix: sp.csr_matrix, names: Sequence[str], wanted: Sequence[str]) -> sp.csr_matrix:
+    """Columns in the order of `wanted`; absent genes are empty columns."""
+    place = {name: i for i, name in enumerate(wanted)}
+    rows = [i for i, name in enumerate(names) if name in place]
+    columns = [place[names[i]] for i in rows]
+    onto = sp.csr_matrix((np.ones(len(rows), dtype=matrix.dtype), (rows, columns)), shape=(len(names), len(wanted)))
+    return sp.csr_matrix(matrix @ onto)

@@ -1,0 +1,75 @@
+"""Content hashes of a reference and of a fit."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import scipy.sparse as sp
+
+
+def content_hash(
+    *,
+    ids: Sequence[str],
+    genes: Sequence[str],
+    expression: sp.csr_matrix,
+    embedding: np.ndarray,
+    labels: Mapping[str, Sequence[Any]],
+    measured: np.ndarray,
+) -> str:
+    """Hash of what a reference says, whatever the order of its rows.
+
+    Parameters
+    ----------
+    ids
+        Names of the rows.
+    genes
+        Names of the columns.
+    expression
+        (rows x genes) canonical CSR, float32.
+    embedding
+        (rows, d) raw embeddings.
+    labels
+        Row annotations that retrieval can depend on (donor, sample, ...).
+    measured
+        (genes x panels) mask.
+    """
+    embedding = np.ascontiguousarray(embedding, dtype=np.float32)
+    columns = {name: np.asarray(values).astype(str) for name, values in sorted(labels.items())}
+    rows = []
+    for i, row_id in enumerate(ids):
+        row = hashlib.sha256("\x1f".join([str(row_id), *(values[i] for values in columns.values())]).encode())
+        part = slice(expression.indptr[i], expression.indptr[i + 1])
+        # A stored zero and an absent one mean the same.
+        kept = expression.data[part] != 0
+        row.update(expression.indices[part][kept].astype(np.int32).tobytes())
+        row.update(expression.data[part][kept].astype(np.float32).tobytes())
+        row.update(embedding[i].tobytes())
+        rows.append(row.digest())
+    whole = hashlib.sha256("\x1f".join([*map(str, genes), *columns]).encode())
+    whole.update(np.packbits(measured).tobytes())
+    for digest in sorted(rows):
+        whole.update(digest)
+    return whole.hexdigest()
+
+
+def parameters_hash(parameters: Mapping[str, Any]) -> str:
+    """Hash of plain parameters: numbers, strings, and arrays, by name."""
+    digest = hashlib.sha256()
+    for name in sorted(parameters):
+        value = parameters[name]
+        digest.update(name.encode())
+        if isinstance(value, dict):
+            digest.update(parameters_hash(value).encode())
+            continue
+        array = np.asarray(value)
+        if array.dtype.kind in "fiub":
+            digest.update(repr((array.dtype.kind, array.shape)).encode() + np.ascontiguousarray(array).tobytes())
+        else:
+            digest.update("\x1f".join(map(str, array.ravel().tolist())).encode())
+    return digest.hexdigest()

@@ -1,0 +1,95 @@
+"""The schema of a reference's header: what must be there, and in which version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+SCHEMA_VERSION = 1
+
+# Encoder settings that two embeddings must share to be comparable.
+COMPARABLE = ("encoder", "weights_hash", "mean", "std", "input_px", "tile_px", "mpp", "context")
+
+_HEADER = {
+    "task": str,
+    "use_rep": str,
+    "standardize": (bool, np.bool_),
+    "encoder": Mapping,
+    "sections": Mapping,
+    "normalization": Mapping,
+    "panels": np.ndarray,
+    "content_hash": str,
+}
+_FIT = {
+    "method": str,
+    "n_neighbors": (int, np.integer),
+    "n_candidates": (int, np.integer),
+    "metric": str,
+    "parameters": Mapping,
+    "reference_hash": str,
+    "fit_hash": str,
+    "inner_groups": str,
+}
+_EMBEDDING = {
+    **dict.fromkeys(("encoder", "weights_hash"), str),
+    "tile_px": (int, np.integer),
+    "section_mean": np.ndarray,
+}
+
+
+def _check(header: Any, fields: Mapping[str, Any], what: str, todo: str) -> None:
+    if not isinstance(header, Mapping):
+        msg = f"{what} is missing or not a mapping (found {type(header).__name__}). {todo}"
+        raise ValueError(msg)
+    version = header.get("schema_version", SCHEMA_VERSION)
+    if int(version) != SCHEMA_VERSION:
+        msg = (
+            f"{what} has schema version {version}; this installation reads version {SCHEMA_VERSION}. "
+            f"Use a release of ragst_sd that writes version {version}, or make it again."
+        )
+        raise ValueError(msg)
+    missing = [name for name in fields if name not in header]
+    wrong = [name for name in fields if name in header and not isinstance(header[name], fields[name])]
+    if missing or wrong:
+        msg = f"{what} is damaged: missing {missing or 'nothing'}, of wrong type {wrong or 'nothing'}. {todo}"
+        raise ValueError(msg)
+
+
+def check_embedding_header(header: Any, where: str) -> None:
+    """Raise a `ValueError` unless `header` describes an embedding made by `rg.pp.embed_tiles`."""
+    _check(header, _EMBEDDING, f"The header of {where}", "Make the embedding with `rg.pp.embed_tiles`.")
+
+
+def check_reference_header(header: Any) -> None:
+    """Raise a `ValueError` unless `header` describes a reference."""
+    _check(header, _HEADER, "The reference's header `uns['ragst']`", "Build it with `rg.tl.build_reference`.")
+
+
+def check_fit(fit: Any) -> None:
+    """Raise a `ValueError` unless `fit` describes a fitted method."""
+    if fit is None:
+        msg = "The reference is not fitted. Run `rg.tl.fit(reference, method=...)` first."
+        raise ValueError(msg)
+    _check(fit, _FIT, "The reference's fit `uns['ragst']['fit']`", "Fit again with `rg.tl.fit`.")
+
+
+def differing_fields(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Encoder settings in which two embedding headers differ, as readable clauses."""
+    clauses = []
+    for name in COMPARABLE:
+        a, b = first.get(name), second.get(name)
+        if isinstance(a, str) or isinstance(b, str) or a is None or b is None:
+            same = a == b
+        else:
+            a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+            same = a.shape == b.shape and bool(np.array_equal(a, b, equal_nan=True))
+        if not same:
+            clauses.append(f"{name}: {_short(first.get(name))} against {_short(second.get(name))}")
+    return clauses
+
+
+def _short(value: Any) -> str:
+    text = str(value.tolist() if isinstance(value, np.ndarray) else value)
+    return text if len(text) <= 40 else f"{text[:12]}..."

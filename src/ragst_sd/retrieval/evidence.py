@@ -1,0 +1,117 @@
+r"""Evidence: the weighted average of measured profiles.
+
+.. math:: e_{ig} = \frac{\sum_j w_{ij} m_{jg} y_{jg}}{\sum_j w_{ij} m_{jg}}
+
+with :math:`m_{jg}` one where row j measured gene g. Where no cited row did, the evidence is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+_BLOCK_VALUES = 2**24
+
+
+def weighted_average(
+    rows: np.ndarray,
+    weights: np.ndarray,
+    values: Any,
+    *,
+    panels: np.ndarray | None = None,
+    measured: np.ndarray | None = None,
+) -> np.ndarray:
+    """Average the cited rows of each query over the genes that they measured.
+
+    Parameters
+    ----------
+    rows
+        (n, k) rows of the bank, -1 for none.
+    weights
+        (n, k) weights; those of absent rows count as zero.
+    values
+        (m, g) measured profiles: a numpy array or a scipy CSR matrix.
+    panels
+        (m,) panel of each row.
+    measured
+        (panels, g) mask of the genes that each panel measured; all of them if left out.
+
+    Returns
+    -------
+    float32 (n, g).
+    """
+    out = np.empty((len(rows), values.shape[1]), dtype=np.float32)
+    for part, block in iter_weighted_average(rows, weights, values, panels=panels, measured=measured):
+        out[part] = block
+    return out
+
+
+def iter_weighted_average(
+    rows: np.ndarray,
+    weights: np.ndarray,
+    values: Any,
+    *,
+    panels: np.ndarray | None = None,
+    measured: np.ndarray | None = None,
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield the result of :func:`weighted_average` block by block of queries.
+
+    Each block is one sparse product of (queries x cited rows) with (cited rows x genes), so a dense array of
+    (queries, k, genes) never exists.
+    """
+    n, genes = len(rows), values.shape[1]
+    weights = np.where(rows >= 0, weights, 0.0).astype(np.float32)
+    everything_measured = measured is None or panels is None or bool(measured.all())
+    step = max(1, min(n, _BLOCK_VALUES // max(1, genes)))
+    for start in range(0, n, step):
+        part = slice(start, min(n, start + step))
+        block = _product(rows[part], weights[part], values)
+        if not everything_measured:
+            votes = _votes_by_panel(rows[part], weights[part], panels, len(measured)) @ measured.astype(np.float32)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                block = np.where(votes > 0, block / votes, np.nan)
+        block[weights[part].sum(axis=1) == 0] = np.nan
+        yield part, block.astype(np.float32, copy=False)
+
+
+def _product(rows: np.ndarray, weights: np.ndarray, values: Any) -> np.ndarray:
+    n, k = rows.shape
+    cited, local = np.unique(np.maximum(rows, 0), return_inverse=True)
+    local = local.reshape(n, k)
+    if hasattr(values, "tocsr"):
+        # A sparse bank means that scipy is installed, which the core does not otherwise need.
+        from scipy.sparse import csr_matrix
+
+        left = csr_matrix((weights.ravel(), local.ravel(), np.arange(0, n * k + 1, k)), shape=(n, len(cited)))
+        return (left @ values[cited]).toarray()
+    index = torch.from_numpy(np.stack([np.repeat(np.arange(n), k), local.ravel()]))
+    left = torch.sparse_coo_tensor(index, torch.from_numpy(weights.ravel()), (n, len(cited)), check_invariants=False)
+    return torch.sparse.mm(left, torch.from_numpy(np.ascontiguousarray(values[cited], dtype=np.float32))).numpy()
+
+
+def _votes_by_panel(rows: np.ndarray, weights: np.ndarray, panels: np.ndarray, n_panels: int) -> np.ndarray:
+    """(n, panels) sum of the weights that each panel's rows hold."""
+    code = np.where(rows >= 0, panels[np.maximum(rows, 0)], 0)
+    return np.stack([np.where(code == p, weights, 0).sum(axis=1) for p in range(n_panels)], axis=1)
+
+
+def effective_n(weights: np.ndarray) -> np.ndarray:
+    r"""Effective number of neighbours, :math:`1 / \sum_j w_j^2`; NaN where nothing is cited."""
+    squared = (np.asarray(weights, dtype=np.float64) ** 2).sum(axis=1)
+    return np.divide(1.0, squared, out=np.full(len(squared), np.nan), where=squared > 0)
+
+
+def evidence_share(evidence: np.ndarray, adjustment: np.ndarray, reference_mean: np.ndarray) -> np.ndarray:
+    r"""Share of the prediction that measured neighbours explain.
+
+    .. math:: \frac{|e - m|^2}{|e - m|^2 + |a|^2}
+
+    with evidence e, adjustment a and the per-gene reference mean m. NaN where both are zero, as for the mean itself.
+    """
+    explained = np.nansum((evidence - reference_mean) ** 2, axis=1, dtype=np.float64)
+    added = np.nansum(adjustment**2, axis=1, dtype=np.float64)
+    total = explained + added
+    return np.divide(explained, total, out=np.full(len(total), np.nan), where=total > 0)

@@ -1,0 +1,75 @@
+"""What every method is fitted on, and sums over it that respect what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Training:
+    """Rows of a reference as arrays."""
+
+    embedding: np.ndarray
+    """(m, d) standardised embeddings."""
+    values: Any
+    """(m, g) measured profiles, numpy or scipy CSR; zero where not measured."""
+    panels: np.ndarray
+    """(m,) panel of each row."""
+    measured: np.ndarray
+    """(panels, g) mask."""
+    folds: np.ndarray
+    """(m,) codes of the groups that inner cross-validation holds out (donors wherever there are two)."""
+    sections: np.ndarray
+    """(m,) codes of the sections."""
+
+    def rows_that_measured(self, gene_pattern: np.ndarray) -> np.ndarray:
+        """Rows whose panel is marked in a (panels,) pattern."""
+        return np.flatnonzero(gene_pattern[self.panels])
+
+    def gene_patterns(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Genes that were measured by the same panels: (pattern over panels, gene indices)."""
+        patterns, inverse = np.unique(self.measured.T, axis=0, return_inverse=True)
+        return [(pattern, np.flatnonzero(inverse.ravel() == i)) for i, pattern in enumerate(patterns)]
+
+
+def dense(values: Any) -> np.ndarray:
+    """A block of profiles as float64."""
+    return np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=np.float64)
+
+
+def reference_mean(training: Training) -> np.ndarray:
+    """(g,) mean of each gene over the rows that measured it; NaN where none did."""
+    total = np.asarray(training.values.sum(axis=0), dtype=np.float64).ravel()
+    rows_per_panel = np.bincount(training.panels, minlength=len(training.measured))
+    count = rows_per_panel @ training.measured
+    return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+
+
+def variable_genes(values: Any, rows: np.ndarray, genes: np.ndarray, n: int) -> np.ndarray:
+    """The `n` genes (of `genes`) with the largest variance over `rows`, in the order of their index."""
+    part = values[rows]
+    mean = np.asarray(part.mean(axis=0)).ravel()
+    square = part.multiply(part) if hasattr(part, "multiply") else part * part
+    variance = np.asarray(square.mean(axis=0)).ravel() - mean**2
+    order = np.lexsort((genes, -variance[genes]))
+    return np.sort(genes[order[:n]])
+
+
+def within_section_pearson(predicted: np.ndarray, truth: np.ndarray, sections: np.ndarray) -> float:
+    """Pearson of each gene within each section, averaged over genes that vary, then over sections."""
+    scores = []
+    for section in np.unique(sections):
+        rows = sections == section
+        if rows.sum() < 3:
+            continue
+        a = predicted[rows] - predicted[rows].mean(axis=0)
+        b = truth[rows] - truth[rows].mean(axis=0)
+        norm = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
+        varies = (b**2).sum(axis=0) > 0
+        correlation = np.divide((a * b).sum(axis=0), norm, out=np.zeros(len(norm)), where=norm > 1e-12)
+        if varies.any():
+            scores.append(correlation[varies].mean())
+    return float(np.mean(scores)) if scores else float("nan")

@@ -1,0 +1,80 @@
+"""Evidence against the masked average written out in loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from ragst_sd.retrieval import evidence as evidence_module
+from ragst_sd.retrieval.evidence import effective_n, evidence_share, weighted_average
+
+
+def brute_force(rows, weights, values, panels, measured):
+    out = np.full((len(rows), values.shape[1]), np.nan)
+    for i in range(len(rows)):
+        for g in range(values.shape[1]):
+            used = [
+                (w, values[r, g]) for r, w in zip(rows[i], weights[i], strict=True) if r >= 0 and measured[panels[r], g]
+            ]
+            total = sum(w for w, _ in used)
+            if total > 0:
+                out[i, g] = sum(w * y for w, y in used) / total
+    return out
+
+
+@pytest.fixture
+def case():
+    rng = np.random.default_rng(0)
+    panels = rng.integers(0, 3, 60)
+    measured = rng.random((3, 25)) > 0.3
+    measured[:, 0] = False
+    values = rng.poisson(1.0, (60, 25)) * measured[panels] * rng.random((60, 25))
+    rows = np.stack([rng.choice(60, 7, replace=False) for _ in range(30)])
+    rows[3, 4:] = -1
+    rows[5] = -1
+    weights = rng.random((30, 7)) * (rows >= 0)
+    total = weights.sum(axis=1, keepdims=True)
+    return rows, np.divide(weights, total, out=np.zeros_like(weights), where=total > 0), values, panels, measured
+
+
+@pytest.mark.parametrize("kind", ["dense", "csr"])
+@pytest.mark.parametrize("block", [1, 2**24])
+def test_masked_average(case, kind, block, monkeypatch):
+    monkeypatch.setattr(evidence_module, "_BLOCK_VALUES", block)
+    rows, weights, values, panels, measured = case
+    bank = sp.csr_matrix(values.astype(np.float32)) if kind == "csr" else values
+    got = weighted_average(rows, weights, bank, panels=panels, measured=measured)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, brute_force(rows, weights, values, panels, measured), rtol=1e-5, atol=1e-6)
+    assert np.isnan(got[:, 0]).all()
+    assert np.isnan(got[5]).all()
+
+
+@pytest.mark.parametrize("kind", ["dense", "csr"])
+def test_everything_measured(case, kind):
+    rows, weights, values, _, _ = case
+    bank = sp.csr_matrix(values.astype(np.float32)) if kind == "csr" else values
+    expected = np.einsum("nk,nkg->ng", weights, values[np.maximum(rows, 0)] * (rows >= 0)[..., None])
+    expected[5] = np.nan
+    np.testing.assert_allclose(weighted_average(rows, weights, bank), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_missing_gene_is_never_a_zero(case):
+    rows, weights, values, panels, measured = case
+    one = values.copy()
+    one[measured[panels]] = 1.0
+    got = weighted_average(rows, weights, one, panels=panels, measured=measured)
+    np.testing.assert_allclose(got[np.isfinite(got)], 1.0, rtol=1e-5)
+
+
+def test_effective_n():
+    weights = np.array([[0.25, 0.25, 0.25, 0.25], [1, 0, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_allclose(effective_n(weights), [4, 1, np.nan])
+
+
+def test_evidence_share():
+    mean = np.array([1.0, 1.0])
+    evidence = np.array([[2.0, 1.0], [1.0, 1.0], [1.0, 1.0], [np.nan, np.nan]])
+    adjustment = np.array([[0.0, 1.0], [0.0, 0.0], [1.0, 0.0], [np.nan, np.nan]])
+    np.testing.assert_allclose(evidence_share(evidence, adjustment, mean), [0.5, np.nan, 0.0, np.nan])
