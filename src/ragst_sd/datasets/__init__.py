@@ -1,0 +1,14 @@
+"""Tissue to try the package on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ragst_sd._lazy import lazy_functions
+
+if TYPE_CHECKING:
+    from ragst_sd.datasets._synthetic import synthetic
+
+__all__ = ["synthetic"]
+
+__getattr__, __dir__ = lazy_functions(__name__, __all__)
