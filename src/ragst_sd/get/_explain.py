@@ -1,0 +1,133 @@
+"""`rg.get.explain`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._reference import panel_codes
+from ragst_sd._results import gene_index, matching_reference, predicted, spot_index
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+
+def explain(
+    sdata: SpatialData | AnnData,
+    reference: AnnData,
+    *,
+    obs_name: str | Sequence[str],
+    gene: str | Sequence[str],
+    prediction_key: str = "predicted",
+) -> pd.DataFrame:
+    """Take a predicted value apart into the measured values it was made from.
+
+    Parameters
+    ----------
+    sdata
+        Object with a predicted table, or the table itself.
+    reference
+        The very reference that the prediction was made from.
+    obs_name
+        Spot or spots.
+    gene
+        Gene or genes.
+    prediction_key
+        Name of the predicted table.
+
+    Returns
+    -------
+    For each spot and gene one line per cited row by falling weight, and a last line `adjustment`: `query`, `gene`,
+    `reference`, `donor`, `sample`, `weight`, `value` (measured, in the unit of the prediction), `contribution`
+    (weight times value). Contributions add up to the prediction. Rows that did not measure the gene have weight 0 and
+    value NaN, and the others share their weight. Methods that cite nobody give `reference mean` and `adjustment`. A
+    spot without an embedding, or a gene that no cited row measured, gives a line `not measured` with NaN.
+
+    Raises
+    ------
+    KeyError
+        If the table, spot or gene does not exist.
+    ValueError
+        If the table has lost its provenance or the reference is another one.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sections = rg.datasets.synthetic(n_donors=3)
+    >>> for sdata in sections.values():
+    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> query = sections.pop("donor3")
+    >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
+    >>> rg.tl.fit(reference)
+    >>> rg.tl.predict(query, reference)
+    >>> spot, gene = query.tables["predicted"].obs_names[0], reference.var_names[0]
+    >>> parts = rg.get.explain(query, reference, obs_name=spot, gene=gene)
+    >>> abs(parts["contribution"].sum() - query.tables["predicted"][spot, gene].X.item()) < 1e-5
+    True
+    """
+    import pandas as pd
+
+    table, header = predicted(sdata, prediction_key)
+    matching_reference(reference, header)
+    spots, genes = spot_index(table, obs_name), gene_index(table, gene)
+    bank = _Bank(reference, header, table, genes)
+    prediction = _dense(table.X[spots][:, genes])
+    evidence = _dense(table.layers[_keys.EVIDENCE][spots][:, genes])
+    parts = []
+    for i, spot in enumerate(spots):
+        for j, one in enumerate(genes):
+            lines = bank.lines(spot, j, evidence[i, j])
+            lines.append(("adjustment", "", "", np.nan, np.nan, float(prediction[i, j]) - float(evidence[i, j])))
+            frame = pd.DataFrame(lines, columns=["reference", "donor", "sample", "weight", "value", "contribution"])
+            frame.insert(0, "gene", table.var_names[one])
+            frame.insert(0, "query", table.obs_names[spot])
+            parts.append(frame)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _dense(block: Any) -> np.ndarray:
+    return np.asarray(block.toarray() if hasattr(block, "toarray") else block, dtype=np.float64)
+
+
+class _Bank:
+    """Measured values of the cited rows for a few genes."""
+
+    def __init__(self, reference: AnnData, header: dict[str, Any], table: AnnData, genes: np.ndarray) -> None:
+        self._cited = header[_keys.CITED]
+        self._rows = np.asarray(table.obsm[_keys.ROWS])
+        self._weights = np.asarray(table.obsm[_keys.WEIGHTS], dtype=np.float64)
+        at = reference.obs_names.get_indexer(self._cited["reference"])
+        columns = reference.var_names.get_indexer(table.var_names[genes])
+        self._values = _dense(reference.X[at][:, columns]) if len(at) else np.zeros((0, len(columns)))
+        panels = panel_codes(reference, reference.uns[_keys.ATTRS])[at]
+        self._measured = np.asarray(reference.varm[_keys.MEASURED])[columns][:, panels].T
+        self._cites_nobody = bool((self._rows < 0).all()) and len(self._cited) == 0
+
+    def lines(self, spot: int, gene: int, evidence: float) -> list[tuple]:
+        rows, weights = self._rows[spot], self._weights[spot]
+        used = (rows >= 0) & (weights > 0)
+        rows, weights = rows[used], weights[used]
+        if not len(rows):
+            if self._cites_nobody and np.isfinite(evidence):
+                return [("reference mean", "", "", 1.0, float(evidence), float(evidence))]
+            return [("not measured", "", "", np.nan, np.nan, np.nan)]
+        measured = self._measured[rows, gene]
+        if not measured.any():
+            return [("not measured", "", "", np.nan, np.nan, np.nan)]
+        weights = np.where(measured, weights, 0.0)
+        weights = weights / weights.sum()
+        values = np.where(measured, self._values[rows, gene], np.nan)
+        order = np.lexsort((rows, -weights))
+        cited = self._cited.iloc[rows[order]]
+        return [
+            (str(name), str(donor), str(sample), float(weight), float(value), float(weight * value) if weight else 0.0)
+            for name, donor, sample, weight, value in zip(
+                cited["reference"], cited[_keys.DONOR], cited[_keys.SAMPLE], weights[order], values[order], strict=True
+            )
+        ]

@@ -1,0 +1,95 @@
+"""`rg.get.neighbors`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._results import predicted, spot_index
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+
+def neighbors(
+    sdata: SpatialData | AnnData,
+    *,
+    prediction_key: str = "predicted",
+    obs_names: str | Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """List the measured spots that each prediction rests on.
+
+    Works from the provenance in the table alone, without the reference.
+
+    Parameters
+    ----------
+    sdata
+        Object with a predicted table, or the table itself.
+    prediction_key
+        Name of the predicted table.
+    obs_names
+        Spot or spots; all if left out.
+
+    Returns
+    -------
+    One line per spot and cited row, by falling weight: `query`, `rank` (from 1), `reference`, `donor`, `sample`,
+    `tissue`, `technology`, `x_um`, `y_um`, `distance`, `weight`, `license`, `citation`. Methods that cite nobody give
+    an empty table. Read from `.obsm["retrieval_rows"]`, `["retrieval_weights"]`, `["retrieval_distances"]` and
+    `.uns["retrieval"]`.
+
+    Raises
+    ------
+    KeyError
+        If the table or a spot does not exist.
+    ValueError
+        If the table has lost its provenance.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sections = rg.datasets.synthetic(n_donors=3)
+    >>> for sdata in sections.values():
+    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> query = sections.pop("donor3")
+    >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
+    >>> rg.tl.fit(reference)
+    >>> rg.tl.predict(query, reference)
+    >>> table = rg.get.neighbors(query, obs_names=query.tables["predicted"].obs_names[0])
+    >>> set(table["donor"]) <= {"donor1", "donor2"}
+    True
+    """
+    import pandas as pd
+
+    table, header = predicted(sdata, prediction_key)
+    which = spot_index(table, obs_names)
+    rows = np.asarray(table.obsm[_keys.ROWS])[which]
+    weights = np.asarray(table.obsm[_keys.WEIGHTS])[which]
+    distances = np.asarray(table.obsm[_keys.DISTANCES])[which]
+    spot, place = np.nonzero((rows >= 0) & (weights > 0))
+    cited = header[_keys.CITED].iloc[rows[spot, place]]
+    sources = header["sources"].reindex(cited[_keys.SAMPLE].to_numpy())
+    frame = pd.DataFrame(
+        {
+            "query": table.obs_names.to_numpy()[which][spot],
+            "reference": cited["reference"].to_numpy(),
+            **{
+                name: cited[name].to_numpy()
+                for name in (_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY, _keys.X_UM, _keys.Y_UM)
+            },
+            "distance": distances[spot, place],
+            "weight": weights[spot, place],
+            "license": sources["license"].to_numpy(),
+            "citation": sources["citation"].to_numpy(),
+        }
+    )
+    frame = frame.assign(spot=spot).sort_values(
+        ["spot", "weight", "distance", "reference"], ascending=[True, False, True, True], ignore_index=True
+    )
+    frame.insert(1, "rank", frame.groupby("spot").cumcount() + 1)
+    return frame.drop(columns="spot")

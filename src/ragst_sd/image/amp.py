@@ -1,0 +1,97 @@
+"""Where a model runs and in which precision."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+_CPU_FLAGS = ("avx512_bf16", "amx_bf16")
+
+
+def resolve_device(device: str | torch.device | None = None) -> torch.device:
+    """Device that `device` names.
+
+    Parameters
+    ----------
+    device
+        A torch device or its name; `None` takes a GPU where there is one (CUDA, then Apple's MPS), else the CPU.
+
+    Returns
+    -------
+    The device.
+    """
+    import torch
+
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+    resolved = torch.device(device)
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        msg = (
+            f"`device={str(device)!r}` was asked for, but this torch ({torch.__version__}) sees no CUDA GPU. "
+            "Use `device='cpu'`, or `device=None` for what is there."
+        )
+        raise RuntimeError(msg)
+    return resolved
+
+
+def resolve_amp(amp: bool | None, device: torch.device) -> bool:
+    """Whether a model runs under bfloat16 autocast on a device.
+
+    Parameters
+    ----------
+    amp
+        True or False decide; `None` means where the hardware multiplies bfloat16 matrices natively.
+    device
+        The device the model runs on.
+
+    Returns
+    -------
+    True if autocast is to be used.
+    """
+    if amp is None:
+        return has_fast_bfloat16(device)
+    return bool(amp)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 matrices in hardware.
+
+    CUDA GPUs do from compute capability 8.0 (Ampere), CPUs with AVX512-BF16 or AMX.
+
+    Parameters
+    ----------
+    device
+        The device.
+
+    Returns
+    -------
+    True if so; False also where it cannot be found out.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type != "cpu":
+        return False
+    probes = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    known = [bool(probe()) for probe in probes if callable(probe)]
+    return any(known) if known else _cpu_flag_listed(Path("/proc/cpuinfo"))
+
+
+def _cpu_flag_listed(cpuinfo: Path) -> bool:
+    try:
+        text = cpuinfo.read_text()
+    except OSError:
+        logger.debug("%s cannot be read: bfloat16 autocast stays off on the CPU.", cpuinfo)
+        return False
+    return any(flag in text for flag in _CPU_FLAGS)

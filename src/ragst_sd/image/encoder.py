@@ -1,0 +1,153 @@
+"""The encoder: from uint8 tiles to one vector per tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A model ready to embed tiles.
+
+    Called with (n, 3, h, w) uint8 tiles it resizes them to `input_px` if they differ (bilinear, antialiased), scales
+    them to [0, 1], normalises with `mean` and `std`, and runs the model in eval mode under `torch.inference_mode`.
+    A module that was in training mode is put back afterwards. The output is one float32 vector per tile on the CPU;
+    a feature map (n, c, h, w) is averaged over its pixels, any other shape is refused.
+
+    Attributes
+    ----------
+    name
+        Identity for headers; `None` for an anonymous module or callable, whose embeddings are never reused.
+    weights_hash
+        sha256 of the weights (and of `model_kwargs` that shape the network); "" where there are none to see.
+    mean, std
+        Normalisation of RGB in [0, 1]; `None` leaves [0, 1] as it is.
+    input_px
+        Edge to which tiles are resized; `None` takes any.
+    context
+        Fields of view that this encoder is used with by default, in multiples of the tile.
+    device
+        Where it runs.
+    amp
+        Whether it runs under bfloat16 autocast.
+    forward
+        Prepared tiles to output.
+    module
+        What is switched to eval mode, if it is a module.
+    raw
+        Whether `forward` takes the uint8 tiles and prepares them itself.
+    """
+
+    name: str | None
+    weights_hash: str
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    input_px: int | None
+    context: tuple[float, ...]
+    device: torch.device = field(compare=False)
+    forward: Callable[[torch.Tensor], Any] = field(repr=False, compare=False)
+    amp: bool = False
+    module: torch.nn.Module | None = field(default=None, repr=False, compare=False)
+    raw: bool = field(default=False, repr=False)
+
+    def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Embed tiles.
+
+        Parameters
+        ----------
+        tiles
+            (n, 3, h, w) uint8.
+
+        Returns
+        -------
+        (n, d) float32 on the CPU.
+        """
+        import torch
+
+        _check_tiles(tiles)
+        training = [] if self.module is None else [part for part in self.module.modules() if part.training]
+        for part in training:
+            part.training = False
+        try:
+            with (
+                torch.inference_mode(),
+                torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp),
+            ):
+                output = self.forward(self.prepare(tiles))
+                vectors = _as_vectors(output, len(tiles), self._label())
+        finally:
+            for part in training:
+                part.training = True
+        # a tensor made in inference mode cannot enter autograd later; its copy can
+        return vectors.clone()
+
+    def prepare(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Turn uint8 tiles into the tensor that the model receives.
+
+        Parameters
+        ----------
+        tiles
+            (n, 3, h, w) uint8.
+
+        Returns
+        -------
+        (n, 3, input_px, input_px) float32 on the device, normalised; the tiles as they are where `raw`.
+        """
+        import torch
+
+        tiles = tiles.to(self.device)
+        if self.raw:
+            return tiles
+        pixels = tiles.to(torch.float32) / 255.0
+        if self.input_px is not None and tuple(pixels.shape[-2:]) != (self.input_px, self.input_px):
+            size = (self.input_px, self.input_px)
+            pixels = torch.nn.functional.interpolate(
+                pixels, size=size, mode="bilinear", antialias=True, align_corners=False
+            )
+        if self.mean is None or self.std is None:
+            return pixels
+        mean = torch.tensor(self.mean, device=self.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=self.device).view(1, -1, 1, 1)
+        return (pixels - mean) / std
+
+    def _label(self) -> str:
+        return repr(self.name) if self.name is not None else "the given model"
+
+
+def _check_tiles(tiles: torch.Tensor) -> None:
+    import torch
+
+    if not isinstance(tiles, torch.Tensor) or tiles.dtype != torch.uint8:
+        found = f"{tiles.dtype} tensor" if isinstance(tiles, torch.Tensor) else type(tiles).__name__
+        msg = f"Tiles are a uint8 torch tensor (n, 3, h, w); found a {found}. Scale to 0-255 and convert."
+        raise TypeError(msg)
+    if tiles.ndim != 4 or tiles.shape[1] != 3 or tiles.shape[0] == 0:
+        msg = f"Tiles have shape (n, 3, h, w) with n > 0; found {tuple(tiles.shape)}."
+        raise ValueError(msg)
+
+
+def _as_vectors(output: Any, n: int, label: str) -> torch.Tensor:
+    import torch
+
+    try:
+        vectors = torch.as_tensor(output)
+    except (TypeError, ValueError, RuntimeError):
+        msg = (
+            f"The output of {label} is a {type(output).__name__}, not one tensor. Wrap the model in a callable that "
+            "returns one vector per tile."
+        )
+        raise TypeError(msg) from None
+    if vectors.ndim == 4:
+        vectors = vectors.mean(dim=(2, 3), dtype=torch.float32)
+    if vectors.ndim != 2 or len(vectors) != n:
+        msg = (
+            f"The output of {label} has shape {tuple(vectors.shape)} for {n} tiles; one vector per tile, ({n}, d), is "
+            "needed. Pool tokens in a callable around the model, for example lambda x: model(x)[:, 0]."
+        )
+        raise ValueError(msg)
+    return vectors.to(device="cpu", dtype=torch.float32)

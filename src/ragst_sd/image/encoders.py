@@ -1,0 +1,160 @@
+"""Encoders by name or from objects: one function that makes them all."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ragst_sd.image.amp import resolve_amp, resolve_device
+from ragst_sd.image.encoder import Encoder
+from ragst_sd.image.loaders import Loaded, import_timm, load_foundation_model, load_timm
+from ragst_sd.image.objects import wrap_object
+from ragst_sd.image.registry import FOUNDATION_MODELS, find_foundation_model
+from ragst_sd.image.weights import hash_weights
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["TEXTURE", "TEXTURE_CONTEXT", "Encoder", "resolve_encoder"]
+
+TEXTURE = "texture"
+TEXTURE_CONTEXT = (1.0, 2.5, 6.0)
+_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
+
+
+def resolve_encoder(
+    model: Any,
+    *,
+    model_kwargs: Mapping[str, Any] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: str | torch.device | None = None,
+    amp: bool | None = None,
+) -> Encoder:
+    """Make an encoder of whatever names or is a model.
+
+    Parameters
+    ----------
+    model
+        One of
+
+        - `"texture"`: colour and texture statistics, no weights;
+        - a short name of a pathology foundation model (`ragst_sd.image.registry`), or its `hf-hub:` id;
+        - any timm name, `hf-hub:org/name`, or `local-dir:/path` (a folder with config.json and weights);
+        - a `torch.nn.Module`, or a callable on (n, 3, h, w) float tensors;
+        - an object with `encode_image`, and optionally `get_transform()`, `to(device)` and `name`. A transform is
+          applied to each tile as an (h, w, 3) uint8 array; `get_transform()` that returns `None` means that
+          `encode_image` takes uint8 tiles.
+
+        A module, callable or object with a string attribute `name` is known by it.
+    model_kwargs
+        For models by name: arguments of the loader. `checkpoint_path` names a local file (.safetensors, or a torch
+        file, read with `weights_only=True`) and nothing is downloaded; for transformers models it is a folder.
+        Without it pretrained weights are loaded; `{"pretrained": False}` asks for random ones.
+    mean, std
+        Normalisation of RGB in [0, 1] in place of the model's own; three numbers each. Objects need both or neither.
+    device
+        Where to run; `None` is the device a module is on, else a GPU if there is one. A module is moved in place.
+    amp
+        bfloat16 autocast; `None` where the device does it in hardware. Texture never uses it.
+
+    Returns
+    -------
+    The encoder.
+
+    Raises
+    ------
+    ValueError
+        Unknown name, arguments that do not apply, or weights that do not fit.
+    TypeError
+        `model` is nothing that can embed.
+    ImportError
+        The package that builds the model is missing.
+    PermissionError
+        The model is gated, or loading it runs code from the hub and that was not allowed.
+    FileNotFoundError
+        No such local file or hub repository.
+    ConnectionError
+        The hub cannot be reached and the model is not in the cache.
+    """
+    if isinstance(model, Encoder):
+        return model
+    own_mean, own_std = _triple(mean, "mean"), _triple(std, "std")
+    if not isinstance(model, str):
+        if model_kwargs:
+            msg = "`model_kwargs` build models by name; `model` is an object already. Build it with them, then pass it."
+            raise ValueError(msg)
+        return wrap_object(model, mean=own_mean, std=own_std, device=device, amp=amp)
+    if model == TEXTURE:
+        if model_kwargs or own_mean is not None or own_std is not None:
+            msg = "'texture' has no parameters: leave out `model_kwargs`, `mean` and `std`."
+            raise ValueError(msg)
+        return _texture_encoder(device)
+    loaded = _load_by_name(model, model_kwargs or {})
+    where = resolve_device(device)
+    # hashed before the move: large models hash from host memory
+    digest = hash_weights(loaded.module, loaded.shaped_by)
+    loaded.module.to(where)
+    return Encoder(
+        name=loaded.name,
+        weights_hash=digest,
+        mean=own_mean or loaded.mean,
+        std=own_std or loaded.std,
+        input_px=loaded.input_px,
+        context=(1.0,),
+        device=where,
+        forward=loaded.forward,
+        amp=resolve_amp(amp, where),
+        module=loaded.module,
+    )
+
+
+def _load_by_name(model: str, model_kwargs: Mapping[str, Any]) -> Loaded:
+    row = find_foundation_model(model)
+    if row is not None:
+        return load_foundation_model(row, model_kwargs)
+    timm = import_timm()
+    if model.startswith(_SOURCES):
+        return load_timm(model.replace("hf_hub:", "hf-hub:"), model_kwargs)
+    if not timm.is_model(model):
+        raise ValueError(_unknown_name(model, timm))
+    return load_timm(model, model_kwargs)
+
+
+def _unknown_name(model: str, timm: Any) -> str:
+    own = [TEXTURE, *FOUNDATION_MODELS]
+    names = [*own, *timm.list_models()]
+    close = list(dict.fromkeys(difflib.get_close_matches(model.lower(), names, n=5, cutoff=0.6)))
+    hint = f"Did you mean {', '.join(map(repr, close))}? " if close else ""
+    hub = f"A hub model is written 'hf-hub:{model}'. " if model.count("/") == 1 else ""
+    return (
+        f"Unknown model {model!r}. {hint}{hub}Available: {', '.join(own)}, every name of timm.list_models(), "
+        "'hf-hub:org/name', 'local-dir:/path', or a torch module or callable of yours."
+    )
+
+
+def _texture_encoder(device: str | torch.device | None) -> Encoder:
+    from ragst_sd.image import texture
+
+    return Encoder(
+        name=TEXTURE,
+        weights_hash=texture.TEXTURE_VERSION,
+        mean=None,
+        std=None,
+        input_px=None,
+        context=TEXTURE_CONTEXT,
+        device=resolve_device(device),
+        forward=texture.texture_features,
+        raw=True,
+    )
+
+
+def _triple(values: Sequence[float] | None, name: str) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    numbers = tuple(map(float, values))
+    if len(numbers) != 3 or (name == "std" and min(numbers) <= 0):
+        msg = f"`{name}` is three numbers, for RGB in [0, 1]{', above 0' if name == 'std' else ''}; found {values!r}."
+        raise ValueError(msg)
+    return numbers

@@ -1,0 +1,112 @@
+"""Errors of model hubs, retold so that they say what to do."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOCAL_ADVICE = "pass a file that you have: `model_kwargs={'checkpoint_path': '/path/to/model.safetensors'}`"
+
+
+@contextmanager
+def hub_errors(model_id: str, *, url: str | None = None, local_advice: str = LOCAL_ADVICE) -> Iterator[None]:
+    """Turn the hub's errors into builtin ones without the hub's stack.
+
+    Parameters
+    ----------
+    model_id
+        What is being loaded, as the messages name it.
+    url
+        Page of the model, where its terms are accepted; `None` derives it from `model_id`.
+    local_advice
+        How a local copy is passed for this kind of model.
+
+    Raises
+    ------
+    PermissionError
+        The model is gated and this account may not download it.
+    FileNotFoundError
+        There is no such repository (or it is private), revision or file.
+    ConnectionError
+        The hub cannot be reached, or offline mode is set and the model is not in the cache.
+    """
+    try:
+        yield
+    except Exception as error:
+        failure = _retell(error, model_id, url or model_url(model_id), local_advice)
+        if failure is None:
+            raise
+        raise failure from None
+
+
+def model_url(model_id: str) -> str:
+    """Page of a hub model.
+
+    Parameters
+    ----------
+    model_id
+        `org/name`, with or without `hf-hub:` and `@revision`.
+
+    Returns
+    -------
+    The address, on the endpoint that `HF_ENDPOINT` names.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    repository = model_id.removeprefix("hf-hub:").removeprefix("hf_hub:").split("@")[0]
+    return f"{endpoint}/{repository}" if "/" in repository else f"{endpoint}/models?search={repository}"
+
+
+def _retell(error: Exception, model_id: str, url: str, local_advice: str) -> OSError | None:
+    names = _class_names(error)
+    if "GatedRepoError" in names:
+        return PermissionError(
+            f"{model_id!r} is gated: its owners ask every user to accept their terms. Accept the licence at {url}, "
+            f"run `hf auth login` with a token of that account, and try again; or {local_advice}."
+        )
+    if "OfflineModeIsEnabled" in names:
+        return _unreachable(model_id, "offline mode is set (`HF_HUB_OFFLINE`)", local_advice)
+    if "RepositoryNotFoundError" in names:
+        return FileNotFoundError(
+            f"{model_id!r} was not found on the hub, or it is private or gated and you are not logged in. Check the "
+            f"name at {url}; if it asks to accept terms, do so and run `hf auth login`; or {local_advice}."
+        )
+    if "RevisionNotFoundError" in names:
+        return FileNotFoundError(
+            f"{model_id!r} names a revision that the hub does not have. Revisions: {url}/tree/main."
+        )
+    if "LocalEntryNotFoundError" in names:
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+        reason = "offline mode is set (`HF_HUB_OFFLINE`)" if offline else "the hub cannot be reached"
+        return _unreachable(model_id, reason, local_advice)
+    if "EntryNotFoundError" in names:
+        return FileNotFoundError(
+            f"{model_id!r} has no file of the kind that timm loads (config.json with model.safetensors or "
+            f"pytorch_model.bin), so it is not a timm model. Load it yourself (see {url}) and pass the module, or a "
+            "callable, as `model`."
+        )
+    if names & {"HfHubHTTPError", "URLError", "ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError"}:
+        return _unreachable(model_id, f"the download failed ({type(error).__name__})", local_advice)
+    return None
+
+
+def _unreachable(model_id: str, reason: str, local_advice: str) -> ConnectionError:
+    return ConnectionError(
+        f"The weights of {model_id!r} are not in the local cache and {reason}. Connect and run once (the cache is "
+        f"used from then on), copy the cache folder (`HF_HOME`) from a machine that has them, or {local_advice}."
+    )
+
+
+def _class_names(error: BaseException) -> set[str]:
+    """Class names along the error and what it was raised from: transformers wraps the hub's errors in OSError."""
+    names: set[str] = set()
+    current: BaseException | None = error
+    seen: set[int] = set()
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        names |= {cls.__name__ for cls in type(current).__mro__}
+        current = current.__cause__ or current.__context__
+    return names

@@ -1,0 +1,287 @@
+"""Networks from timm, transformers and CONCH, with the input that they were trained on."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+
+from ragst_sd.image.hub import LOCAL_ADVICE, hub_errors
+
+if TYPE_CHECKING:
+    import torch
+
+    from ragst_sd.image.registry import FoundationModel
+
+logger = logging.getLogger(__name__)
+
+# arguments that say where the weights come from; all others shape the network and belong to its identity
+_SOURCE_KWARGS = frozenset({"checkpoint_path", "pretrained", "cache_dir", "trust_remote_code"})
+_FOLDER_ADVICE = "give its folder (config.json and the weights) by name: `model='local-dir:/path/to/folder'`"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network in eval mode and what it expects.
+
+    Attributes
+    ----------
+    name
+        Identity for headers.
+    module
+        The network.
+    forward
+        Normalised tiles to embeddings.
+    mean, std
+        Normalisation of RGB in [0, 1].
+    input_px
+        Edge of its tiles.
+    shaped_by
+        The user's arguments that shape the network.
+    """
+
+    name: str
+    module: torch.nn.Module
+    forward: Callable[[torch.Tensor], Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_px: int
+    shaped_by: dict[str, Any]
+
+
+def load_timm(model: str, model_kwargs: Mapping[str, Any]) -> Loaded:
+    """Load a timm name, `hf-hub:org/name` or `local-dir:/path`.
+
+    Parameters
+    ----------
+    model
+        The name, already known to be one.
+    model_kwargs
+        Arguments of `timm.create_model`; `checkpoint_path` names a local file of weights.
+
+    Returns
+    -------
+    The network; its mean, std and input size come from its `pretrained_cfg`.
+    """
+    from timm.data import resolve_model_data_config
+
+    kwargs = dict(model_kwargs)
+    module = _create_timm(model, kwargs, label=model)
+    config = resolve_model_data_config(module)
+    height, width = config["input_size"][-2:]
+    if height != width:
+        msg = f"{model!r} takes images of {height} x {width} px; tiles are square. Choose `img_size` in `model_kwargs`."
+        raise ValueError(msg)
+    name = model if model.startswith("hf-hub:") else f"timm:{_bare_name(model, module)}"
+    return Loaded(
+        name, module, module, tuple(config["mean"]), tuple(config["std"]), _edge(kwargs, width), _shaping(kwargs)
+    )
+
+
+def load_foundation_model(row: FoundationModel, model_kwargs: Mapping[str, Any]) -> Loaded:
+    """Load a model of the registry, from the hub or from `model_kwargs["checkpoint_path"]`.
+
+    Parameters
+    ----------
+    row
+        The registry's row.
+    model_kwargs
+        The user's arguments; they win over the row's.
+
+    Returns
+    -------
+    The network; mean, std, input size and pooling come from the row.
+    """
+    terms = {True: "commercial use allowed", False: "no commercial use", None: "read its terms"}[row.commercial_use]
+    logger.info("%s: licence %s (%s). Cite: %s", row.name, row.license, terms, row.citation)
+    loader = {"timm": _load_row_timm, "transformers": _load_row_transformers, "conch": _load_row_conch}[row.loader]
+    module, forward = loader(row, dict(model_kwargs))
+    return Loaded(
+        name=f"hf-hub:{row.hub_id}",
+        module=module,
+        forward=forward,
+        mean=row.mean,
+        std=row.std,
+        input_px=_edge(model_kwargs, row.input_px),
+        shaped_by=_shaping(model_kwargs),
+    )
+
+
+def import_timm() -> Any:
+    """Import timm, or say what is missing.
+
+    Returns
+    -------
+    The package.
+    """
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        msg = f"Models by name need timm, which cannot be imported ({error}). Install it: pip install timm"
+        raise ImportError(msg) from None
+    except RuntimeError as error:
+        # torchvision raises RuntimeError when it was built for another torch
+        msg = (
+            f"timm is installed but does not import ({error}): torch and torchvision are of different builds. "
+            "Install a pair that fits, from one index: https://pytorch.org/get-started/locally"
+        )
+        raise ImportError(msg) from None
+
+
+def _create_timm(model: str, kwargs: dict[str, Any], *, label: str, url: str | None = None) -> torch.nn.Module:
+    timm = import_timm()
+    kwargs = {"num_classes": 0, **kwargs}
+    checkpoint = kwargs.pop("checkpoint_path", None)
+    pretrained = kwargs.pop("pretrained", True) and checkpoint is None
+    if checkpoint is not None:
+        checkpoint = _existing_file(checkpoint, label)
+    elif pretrained:
+        _refuse_without_weights(timm, model)
+    else:
+        logger.warning(
+            "%s has random weights, because of model_kwargs={'pretrained': False}: its embeddings carry what a random "
+            "network keeps of the image, and a new call gives other ones.",
+            label,
+        )
+    advice = _FOLDER_ADVICE if model.startswith("hf-hub:") and label == model else LOCAL_ADVICE
+    with hub_errors(label, url=url, local_advice=advice):
+        module = timm.create_model(model, pretrained=pretrained, **kwargs)
+    if checkpoint is not None:
+        _load_checkpoint(module, checkpoint, label)
+    return module.eval()
+
+
+def _refuse_without_weights(timm: Any, model: str) -> None:
+    if ":" in model:
+        return
+    architecture = model.split(".")[0]
+    tags = timm.list_models(f"{architecture}.*", pretrained=True)
+    if not tags or ("." in model and model not in tags):
+        available = f"It has weights as {', '.join(tags)}." if tags else "timm has no weights for it."
+        msg = (
+            f"There are no pretrained weights for {model!r}. {available} A local file goes through "
+            "`model_kwargs={'checkpoint_path': ...}`; random weights have to be asked for with "
+            "`model_kwargs={'pretrained': False}`."
+        )
+        raise ValueError(msg)
+
+
+def _load_checkpoint(module: torch.nn.Module, path: Path, label: str) -> None:
+    from safetensors import SafetensorError
+    from timm.models import load_checkpoint
+
+    unreadable = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError, OSError)
+    try:
+        keys = load_checkpoint(module, str(path), strict=False, weights_only=True)
+    except (*unreadable, UnpicklingError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        msg = (
+            f"The weights of {label!r} could not be read from {str(path)!r}. Give a .safetensors file or a torch file "
+            "that holds a state_dict (it is read with weights_only=True, so a pickled module is refused), and the "
+            f"`model_kwargs` that the network was built with. The reason: {reason}"
+        )
+        raise ValueError(msg) from None
+    classifier = getattr(module, "pretrained_cfg", {}).get("classifier") or ()
+    heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
+    missing = [key for key in keys.missing_keys if not key.endswith("num_batches_tracked")]
+    foreign = [key for key in keys.unexpected_keys if not (heads and key.startswith(heads))]
+    if missing or foreign:
+        msg = (
+            f"The file {str(path)!r} does not fit {label!r}: {len(missing)} tensors are missing {missing[:3]}, "
+            f"{len(foreign)} are not part of the network {foreign[:3]}. Check the model name, and pass the "
+            "`model_kwargs` that the network was built with (`img_size`, `reg_tokens`, ...)."
+        )
+        raise ValueError(msg)
+
+
+def _load_row_timm(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.nn.Module, Callable]:
+    local = kwargs.get("checkpoint_path") is not None or kwargs.get("pretrained") is False
+    source = row.architecture if local else f"hf-hub:{row.hub_id}"
+    preset = row.architecture_kwargs if local else row.timm_kwargs
+    import_timm()
+    kwargs = {**_with_classes(preset), **kwargs}
+    module = _create_timm(source, kwargs, label=row.name, url=row.url)
+    if row.pooling == "cls_mean":
+        return module, lambda tiles: _class_and_mean(module(tiles), module.num_prefix_tokens)
+    return module, module
+
+
+def _load_row_transformers(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.nn.Module, Callable]:
+    try:
+        transformers = importlib.import_module("transformers")
+    except ImportError as error:
+        msg = f"{row.name!r} is built by transformers, which cannot be imported ({error}). pip install {row.needs}"
+        raise ImportError(msg) from None
+    if row.remote_code and not kwargs.get("trust_remote_code"):
+        msg = (
+            f"Loading {row.name!r} runs Python code from {row.url}. Read it, and allow it with "
+            "`model_kwargs={'trust_remote_code': True}`."
+        )
+        raise PermissionError(msg)
+    folder = kwargs.pop("checkpoint_path", None)
+    source = row.hub_id if folder is None else Path(folder).expanduser()
+    if folder is not None and not (source / "config.json").is_file():
+        msg = (
+            f"`checkpoint_path` of {row.name!r} is {str(folder)!r}; it has to be a folder with config.json and weights."
+        )
+        raise FileNotFoundError(msg)
+    advice = "pass the folder with config.json and the weights: `model_kwargs={'checkpoint_path': '/path/to/folder'}`"
+    with hub_errors(row.hub_id, url=row.url, local_advice=advice):
+        module = transformers.AutoModel.from_pretrained(str(source), **kwargs).eval()
+    if row.pooling == "pooler":
+        return module, lambda tiles: module(pixel_values=tiles).pooler_output
+    return module, lambda tiles: module(pixel_values=tiles).last_hidden_state[:, 0]
+
+
+def _load_row_conch(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.nn.Module, Callable]:
+    try:
+        conch = importlib.import_module("conch.open_clip_custom")
+    except ImportError as error:
+        msg = f"{row.name!r} needs its authors' package, which cannot be imported ({error}). pip install {row.needs}"
+        raise ImportError(msg) from None
+    checkpoint = kwargs.pop("checkpoint_path", None)
+    source = f"hf_hub:{row.hub_id}" if checkpoint is None else str(_existing_file(checkpoint, row.name))
+    with hub_errors(row.hub_id, url=row.url):
+        module, _ = conch.create_model_from_pretrained("conch_ViT-B-16", checkpoint_path=source, **kwargs)
+    module.eval()
+    return module, lambda tiles: module.encode_image(tiles, proj_contrast=False, normalize=False)
+
+
+def _class_and_mean(tokens: torch.Tensor, n_prefix: int) -> torch.Tensor:
+    import torch
+
+    return torch.cat([tokens[:, 0], tokens[:, n_prefix:].mean(dim=1)], dim=-1)
+
+
+def _with_classes(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    modules = {"layer": "timm.layers", "nn": "torch.nn"}
+    resolved = {}
+    for key, value in kwargs.items():
+        prefix, _, name = value.partition(":") if isinstance(value, str) else ("", "", "")
+        resolved[key] = getattr(importlib.import_module(modules[prefix]), name) if prefix in modules else value
+    return resolved
+
+
+def _existing_file(path: str | Path, label: str) -> Path:
+    found = Path(path).expanduser()
+    if not found.is_file():
+        msg = f"`checkpoint_path` of {label!r} is {str(path)!r}, which is no file. Give one .safetensors or torch file."
+        raise FileNotFoundError(msg)
+    return found
+
+
+def _bare_name(model: str, module: torch.nn.Module) -> str:
+    return model if ":" not in model else str(module.pretrained_cfg.get("architecture", "model"))
+
+
+def _edge(kwargs: Mapping[str, Any], default: int) -> int:
+    size = kwargs.get("img_size")
+    return int(default if size is None else size[-1] if isinstance(size, (tuple, list)) else size)
+
+
+def _shaping(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in kwargs.items() if key not in _SOURCE_KWARGS}

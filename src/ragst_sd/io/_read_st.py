@@ -1,0 +1,244 @@
+"""Spots with pixel coordinates and a plain picture of the section, as one SpatialData."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragst_sd import _keys
+from ragst_sd._validate import listing, require_positive, require_type
+from ragst_sd.io._st_counts import locate, read_counts
+from ragst_sd.io._st_geometry import check_inside, spot_pitch
+from ragst_sd.io._st_image import image_element, read_rgb
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+_IMAGE, _SHAPES, _TABLE = "he", "spots", "table"
+_REGION, _INSTANCE = "region", "spot_id"
+_SOURCE_FIELDS = (_keys.TISSUE, _keys.TECHNOLOGY, "license", "citation")
+
+
+def read_st(
+    counts: AnnData | pd.DataFrame | str | PathLike[str],
+    image: str | PathLike[str] | np.ndarray,
+    *,
+    coordinates: np.ndarray | pd.DataFrame | str | PathLike[str] | None = None,
+    layer: str | None = None,
+    sample: str | None = None,
+    donor: str | None = None,
+    image_mpp: float | None = None,
+    um_between_centers: float | None = None,
+    spot_diameter_px: float | None = None,
+    source: Mapping[str, str] | None = None,
+) -> SpatialData:
+    """Read spots that have pixel coordinates, and a plain picture of their section.
+
+    For data that come as a table of counts and a jpg, png or tif: the original Spatial Transcriptomics arrays, or
+    deposits of processed data. Outputs of the 10x pipelines are read with `spatialdata-io`.
+
+    Parameters
+    ----------
+    counts
+        Counts, spots x genes: an AnnData, the path of an h5ad file, or a table with spot names in its first column (a
+        DataFrame, or the path of a tsv or csv file, gzipped or not).
+    image
+        Path of the picture, or its pixels with axes y, x, c. It is RGB; transparent pixels are laid onto white.
+    coordinates
+        Spot centres (x, y) in pixels of the picture. `None` takes `obsm["spatial"]` of the counts; an (n, 2) array
+        follows the rows of the counts; a table, or its path, is joined by spot name and holds the columns `pixel_x`
+        and `pixel_y` (or `pxl_col_in_fullres` and `pxl_row_in_fullres`, or `x` and `y`). Columns `x` and `y` next to
+        pixel columns are array positions: these rows belong to spots named `<x>x<y>`. Rows whose column `selected` is
+        0, and spots without a row, are dropped with a logged count.
+    layer
+        Layer of an AnnData that holds the counts; `None` takes `X`.
+    sample
+        Name of the section; `None` takes the one in the file, else the file's name.
+    donor
+        Whom the section is from. `None` keeps a column `donor` of the counts or takes the patient named in the file;
+        if there is none, no donor is written.
+    image_mpp
+        Microns per pixel of the picture.
+    um_between_centers
+        Microns between the centres of neighbouring spots, to derive `image_mpp` from the array: 200 for Spatial
+        Transcriptomics with 1,000 spots, 100 for Visium.
+    spot_diameter_px
+        Diameter of a spot in pixels. `None` takes the one in the file, else half the distance between spots.
+    source
+        Where the data are from: any of `tissue`, `technology`, `license`, `citation`.
+
+    Returns
+    -------
+    A SpatialData, all in the frame "global" (pixels of the picture):
+
+    images["he"]
+        The picture, uint8, a pyramid if it is large.
+    shapes["spots"]
+        Circles, indexed by spot name.
+    tables["table"]
+        Counts in `X` (CSR, float32); the columns of the counts and `region`, `spot_id`, `sample`, `donor` in `obs`;
+        centres in `obsm["spatial"]`; tissue, technology, license and citation in `uns["ragst"]["source"]`.
+    attrs["ragst"]["image_mpp"]["he"]
+        Microns per pixel, where they are known.
+
+    Notes
+    -----
+    In an h5ad file `uns["meta"]` may name `um_per_px`, `patient`, `section`, `tissue`, `technology`, `licence` and
+    `source`, and `uns["spatial"][<section>]["scalefactors"]["spot_diameter_fullres"]` the diameter of spots in pixels.
+    They hold where the arguments are not given. The picture is read into memory.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sdata = rg.io.read_st(
+    ...     "ST-cnts/B1.tsv.gz", "B1.jpg", coordinates="B1_selection.tsv", donor="B", um_between_centers=200
+    ... )  # doctest: +SKIP
+    """
+    for value, argument in (
+        (image_mpp, "image_mpp"),
+        (um_between_centers, "um_between_centers"),
+        (spot_diameter_px, "spot_diameter_px"),
+    ):
+        if value is not None:
+            require_positive(value, argument)
+    if image_mpp is not None and um_between_centers is not None:
+        msg = "Give `image_mpp` or `um_between_centers`, not both: each one determines the other."
+        raise ValueError(msg)
+    given = _checked_source(source)
+    found = read_counts(counts, layer)
+    meta = found.uns.get("meta")
+    meta = dict(meta) if isinstance(meta, Mapping) else {}
+    found, xy = locate(found, coordinates)
+    pixels = read_rgb(image)
+    height, width = pixels.shape[1:]
+    check_inside(xy, width, height)
+
+    if sample is None:
+        sample = str(meta.get("section") or _stem(counts) or _stem(image) or _keys.SAMPLE)
+    pitch = None if len(xy) < 2 else spot_pitch(xy)
+    mpp = _microns(image_mpp, um_between_centers, pitch, meta)
+    if spot_diameter_px is None:
+        spot_diameter_px = _diameter(found, sample, pitch)
+    details = {
+        _keys.TISSUE: meta.get("tissue"),
+        _keys.TECHNOLOGY: meta.get("technology"),
+        "license": meta.get("licence", meta.get("license")),
+        "citation": meta.get("source", meta.get("citation")),
+    }
+    details = {name: given.get(name) or str(details[name] or _keys.UNKNOWN) for name in _SOURCE_FIELDS}
+    if donor is None and _keys.DONOR not in found.obs:
+        donor = meta.get("patient")
+        if donor is None:
+            logger.info(
+                "No donor is known for section %r, so `obs` has no column 'donor'. Pass `donor=`: a reference needs it.",
+                sample,
+            )
+    sdata = _assemble(found, xy, pixels, radius=spot_diameter_px / 2, sample=sample, donor=donor, details=details)
+    if mpp is not None:
+        sdata.attrs[_keys.ATTRS] = {_keys.IMAGE_MPP: {_IMAGE: mpp}}
+    logger.info(
+        "Read section %r: %d spots x %d genes, picture of %d x %d px%s.",
+        sample,
+        *found.shape,
+        width,
+        height,
+        "" if mpp is None else f" at {mpp:.4g} um per px",
+    )
+    return sdata
+
+
+def _assemble(
+    found: AnnData,
+    xy: np.ndarray,
+    pixels: np.ndarray,
+    *,
+    radius: float,
+    sample: str,
+    donor: str | None,
+    details: dict[str, str],
+) -> SpatialData:
+    from spatialdata import SpatialData
+    from spatialdata.models import ShapesModel, TableModel
+    from spatialdata.transformations import Identity
+
+    ids = found.obs_names.astype(str).to_numpy()
+    for name in (_REGION, _INSTANCE):
+        if name in found.obs:
+            logger.info(
+                "Kept column %r of the counts as %r: the name is needed for the link to shapes.",
+                name,
+                f"{name}_original",
+            )
+            found.obs[f"{name}_original"] = found.obs.pop(name)
+    columns = {_REGION: _SHAPES, _INSTANCE: ids, _keys.SAMPLE: sample} | (
+        {} if donor is None else {_keys.DONOR: str(donor)}
+    )
+    for name, values in columns.items():
+        found.obs[name] = values
+        if name != _INSTANCE:
+            found.obs[name] = found.obs[name].astype("category")
+    found.obsm[_keys.SPATIAL] = xy
+    # These describe the object the counts came from, not this one.
+    for name in (_keys.SPATIAL, _keys.ATTRS, TableModel.ATTRS_KEY):
+        found.uns.pop(name, None)
+    found.uns[_keys.ATTRS] = {_keys.SOURCE: details}
+    table = TableModel.parse(found, region=_SHAPES, region_key=_REGION, instance_key=_INSTANCE)
+    circles = ShapesModel.parse(xy, geometry=0, radius=radius, index=ids, transformations={"global": Identity()})
+    return SpatialData(images={_IMAGE: image_element(pixels)}, shapes={_SHAPES: circles}, tables={_TABLE: table})
+
+
+def _checked_source(source: Mapping[str, str] | None) -> dict[str, str]:
+    if source is None:
+        return {}
+    require_type(source, Mapping, "source")
+    unknown = sorted(set(source) - set(_SOURCE_FIELDS))
+    if unknown:
+        msg = f"`source` has the unknown fields {listing(unknown)}; it may name {listing(_SOURCE_FIELDS)}."
+        raise ValueError(msg)
+    return {name: str(value) for name, value in source.items() if value is not None}
+
+
+def _microns(
+    image_mpp: float | None, um_between_centers: float | None, pitch: float | None, meta: dict[str, Any]
+) -> float | None:
+    if image_mpp is not None:
+        return float(image_mpp)
+    if um_between_centers is not None:
+        if not pitch:
+            msg = "`um_between_centers` needs at least two spots at different places. Pass `image_mpp` instead."
+            raise ValueError(msg)
+        return um_between_centers / pitch
+    if meta.get("um_per_px") is not None:
+        require_positive(meta["um_per_px"], "uns['meta']['um_per_px']")
+        return float(meta["um_per_px"])
+    logger.info(
+        "Microns per pixel are unknown: pass `image_mpp` or `um_between_centers`, or use `rg.pp.set_image_mpp`."
+    )
+    return None
+
+
+def _diameter(found: AnnData, sample: str, pitch: float | None) -> float:
+    libraries = found.uns.get(_keys.SPATIAL)
+    libraries = libraries if isinstance(libraries, Mapping) else {}
+    library = libraries.get(sample, next(iter(libraries.values())) if len(libraries) == 1 else {})
+    stored = library.get("scalefactors", {}).get("spot_diameter_fullres")
+    if stored is not None:
+        require_positive(stored, "spot_diameter_fullres")
+        return float(stored)
+    if not pitch:
+        msg = "The diameter of spots cannot be derived from a single spot. Pass `spot_diameter_px=`."
+        raise ValueError(msg)
+    logger.info("Spots are drawn %.4g px wide, half the distance between them. Pass `spot_diameter_px=`.", pitch / 2)
+    return pitch / 2
+
+
+def _stem(path: object) -> str | None:
+    return Path(path).name.split(".")[0] if isinstance(path, (str, PathLike)) else None

@@ -1,0 +1,201 @@
+"""Counts of a section and where its spots lie in the picture: AnnData, h5ad files and plain tables."""
+
+from __future__ import annotations
+
+import logging
+import re
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ragst_sd import _keys
+from ragst_sd._validate import listing, require_key, require_type
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from scipy.sparse import csr_matrix
+
+logger = logging.getLogger(__name__)
+
+_TABLES = (".tsv", ".csv", ".txt", ".tsv.gz", ".csv.gz", ".txt.gz")
+_PIXEL_COLUMNS = (("pixel_x", "pixel_y"), ("pxl_col_in_fullres", "pxl_row_in_fullres"), ("x", "y"))
+_ARRAY_NAME = re.compile(r"(?:.*_)?([+-]?\d+(?:\.\d+)?)x([+-]?\d+(?:\.\d+)?)")
+
+
+def read_counts(counts: AnnData | pd.DataFrame | str | PathLike[str], layer: str | None) -> AnnData:
+    """Counts as an AnnData of its own, X a CSR matrix of float32."""
+    from anndata import AnnData, read_h5ad
+
+    require_type(counts, (AnnData, pd.DataFrame, str, PathLike), "counts")
+    if isinstance(counts, AnnData):
+        found = counts.to_memory() if counts.isbacked else counts.copy()
+    elif isinstance(counts, pd.DataFrame):
+        found = _from_table(counts, "`counts`")
+    else:
+        path = existing_file(counts, "counts", (".h5ad", *_TABLES))
+        found = read_h5ad(path) if path.suffix.lower() == ".h5ad" else _from_table(_read_table(path), repr(path.name))
+    if layer is not None:
+        require_key(layer, _layers(found), "counts.layers")
+        found.X = found.layers.pop(layer)
+    if found.X is None:
+        msg = f"`counts` has no X. Say which layer holds counts with `layer=`; layers: {listing(_layers(found))}."
+        raise ValueError(msg)
+    if not found.obs_names.is_unique:
+        twice = found.obs_names[found.obs_names.duplicated()].unique()
+        msg = (
+            f"{len(twice)} spot names of `counts` are duplicated, for example {listing(twice[:3])}. Every row must be "
+            "one spot: sum or drop the repeats, and read sections one by one."
+        )
+        raise ValueError(msg)
+    found.X = _checked_csr(found.X, found)
+    return found
+
+
+def existing_file(path: str | PathLike[str], argument: str, suffixes: tuple[str, ...]) -> Path:
+    """The path of a file that exists and has one of the suffixes."""
+    path = Path(path)
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        msg = f"`{argument}`: {str(path)!r} {found}. Pass a file ({', '.join(suffixes)})."
+        raise FileNotFoundError(msg)
+    if not path.name.lower().endswith(suffixes):
+        msg = f"`{argument}`: {path.name!r} has an unsupported suffix; supported: {', '.join(suffixes)}."
+        raise ValueError(msg)
+    return path
+
+
+def locate(found: AnnData, coordinates: Any) -> tuple[AnnData, np.ndarray]:
+    """Spots that have coordinates, and their centres (x, y) in pixels.
+
+    Parameters
+    ----------
+    found
+        Counts of the section.
+    coordinates
+        `None` for `obsm["spatial"]`, an (n, 2) array in the order of the rows, or a table or its path.
+    """
+    if coordinates is None:
+        if _keys.SPATIAL not in found.obsm:
+            msg = (
+                f"`counts` has no coordinates: no `obsm['spatial']` (found {listing(found.obsm)}). Pass "
+                "`coordinates=`: an (n, 2) array of x, y in image pixels, a table with columns pixel_x and pixel_y, "
+                "or its path."
+            )
+            raise ValueError(msg)
+        coordinates = found.obsm[_keys.SPATIAL]
+    if isinstance(coordinates, (str, PathLike)):
+        coordinates = _read_positions(existing_file(coordinates, "coordinates", _TABLES))
+    elif not isinstance(coordinates, pd.DataFrame):
+        return found, _checked_xy(np.asarray(coordinates), found)
+    rows, positions = _matched(found, coordinates)
+    if len(rows) < found.n_obs:
+        logger.info("Dropped %d of %d spots of the counts: no coordinates.", found.n_obs - len(rows), found.n_obs)
+    found = found[rows].copy()
+    return found, _checked_xy(positions, found)
+
+
+def _from_table(table: pd.DataFrame, what: str) -> AnnData:
+    from anndata import AnnData
+    from scipy.sparse import csr_matrix
+
+    words = [str(name) for name, dtype in table.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)]
+    if words or table.shape[1] == 0:
+        msg = (
+            f"{what} must be a table of counts, spots x genes, with spot names in its first column; "
+            f"columns that hold no numbers: {listing(words)} (of {table.shape[1]})."
+        )
+        raise ValueError(msg)
+    values = csr_matrix(table.to_numpy(dtype=np.float32))
+    return AnnData(values, obs=pd.DataFrame(index=table.index.astype(str)), var=pd.DataFrame(index=table.columns))
+
+
+def _read_table(path: Path, **options: Any) -> pd.DataFrame:
+    separator = "," if ".csv" in path.suffixes[-2:] else "\t"
+    return pd.read_csv(path, sep=separator, **{"index_col": 0, **options})
+
+
+def _read_positions(path: Path) -> pd.DataFrame:
+    table = _read_table(path, index_col=False)
+    return table if table.columns[0] in ("x", "pixel_x") else table.set_index(table.columns[0])
+
+
+def _layers(found: AnnData) -> list[str]:
+    # anndata 0.13 lists X among the layers, under the name None
+    return [name for name in found.layers if name is not None]
+
+
+def _checked_csr(matrix: Any, found: AnnData) -> csr_matrix:
+    from scipy.sparse import csr_matrix
+
+    matrix = csr_matrix(matrix, dtype=np.float32)
+    if not np.isfinite(matrix.data).all():
+        msg = f"`counts` holds {int((~np.isfinite(matrix.data)).sum())} values that are NaN or infinite. Remove them."
+        raise ValueError(msg)
+    todo = f"Pass raw counts; `layer=` takes them from a layer (found {listing(_layers(found))})."
+    if matrix.nnz and matrix.data.min() < 0:
+        msg = f"`counts` holds negative values (least: {matrix.data.min():.4g}), so these are no counts. {todo}"
+        raise ValueError(msg)
+    if not np.array_equal(matrix.data, np.rint(matrix.data)):
+        logger.warning("The counts are not whole numbers: they may have been normalised. %s", todo)
+    return matrix
+
+
+def _checked_xy(xy: np.ndarray, found: AnnData) -> np.ndarray:
+    if xy.shape != (found.n_obs, 2):
+        msg = (
+            f"Coordinates have the shape {xy.shape}; expected ({found.n_obs}, 2): x, y in image pixels, one row for "
+            "each row of `counts`."
+        )
+        raise ValueError(msg)
+    xy = xy.astype(np.float64)
+    lost = ~np.isfinite(xy).all(axis=1)
+    if lost.any():
+        msg = (
+            f"{int(lost.sum())} of {found.n_obs} spots have NaN coordinates, for example "
+            f"{listing(found.obs_names[lost][:3])}. Drop these spots, or give their pixels."
+        )
+        raise ValueError(msg)
+    return xy
+
+
+def _matched(found: AnnData, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the counts that the table of positions knows, and their pixels."""
+    pair = next((pair for pair in _PIXEL_COLUMNS if set(pair) <= set(table.columns)), None)
+    if pair is None:
+        wanted = ", ".join(" and ".join(pair) for pair in _PIXEL_COLUMNS)
+        msg = f"`coordinates` has the columns {listing(table.columns)}; expected one of these pairs: {wanted}."
+        raise ValueError(msg)
+    if "selected" in table.columns:
+        chosen = table["selected"].to_numpy().astype(bool)
+        if not chosen.all():
+            logger.info("Left out %d of %d positions that are not selected.", int((~chosen).sum()), len(table))
+        table = table[chosen]
+    names, known = found.obs_names, table.index.astype(str)
+    if not names.isin(known).any() and {"x", "y"} < set(table.columns) and pair != ("x", "y"):
+        known = pd.Index([_array_name(f"{x}x{y}") for x, y in zip(table["x"], table["y"], strict=True)])
+        names = pd.Index([_array_name(name) for name in names])
+    for where, index in (("coordinates", known), ("counts", names)):
+        if not index.is_unique:
+            twice = index[index.duplicated()].unique()
+            msg = f"{len(twice)} spots are duplicated in `{where}`, for example {listing(twice[:3])}. Keep one row of each."
+            raise ValueError(msg)
+    place = known.get_indexer(names)
+    rows = np.flatnonzero(place >= 0)
+    if len(rows) == 0:
+        turned = pd.Index([_array_name(name) for name in found.var_names]).isin(known).any()
+        todo = "The counts are genes x spots: transpose them." if turned else "Check that both are of one section."
+        msg = (
+            f"No spot of `counts` (for example {listing(found.obs_names[:3])}) is among the {len(known)} spots of "
+            f"`coordinates` (for example {listing(known[:3])}). {todo}"
+        )
+        raise ValueError(msg)
+    return rows, table[list(pair)].to_numpy(dtype=float)[place[rows]]
+
+
+def _array_name(name: str) -> str:
+    """`B4_10x14`, `10x14` and `10.0x14.0` are one spot."""
+    match = _ARRAY_NAME.fullmatch(str(name))
+    return "x".join(f"{float(number):.10g}" for number in match.groups()) if match else str(name)

@@ -1,0 +1,172 @@
+"""Reading a plain H&E picture: RGB pixels from files and arrays, and the pyramid they are kept in."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ragst_sd._validate import require_type
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from xarray import DataArray, DataTree
+
+_PICTURES = (".jpg", ".jpeg", ".png")
+_TIFFS = (".tif", ".tiff", ".btf")
+_SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".vsi", ".czi", ".bif")
+_SINGLE_SCALE_PX = 1500
+_CHUNK_PX = 512
+_UINT16_STEP = 257
+
+_pixel_limit = threading.Lock()
+
+
+def read_rgb(image: str | PathLike[str] | np.ndarray) -> np.ndarray:
+    """Pixels of a picture as a (3, height, width) uint8 array.
+
+    Transparent pixels are laid onto white; 16-bit pixels, and floats in [0, 1], are brought to 8 bit.
+
+    Parameters
+    ----------
+    image
+        Path of a jpg, png or tif, or an array with axes y, x, c.
+    """
+    require_type(image, (str, PathLike, np.ndarray), "image", "Pass a path, or an array with axes y, x, c.")
+    if isinstance(image, np.ndarray):
+        return _to_rgb(image, "The array given as `image`")
+    path = Path(image)
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        msg = f"Image {str(path)!r} {found}. Pass the path of a picture ({', '.join(_PICTURES + _TIFFS)})."
+        raise FileNotFoundError(msg)
+    suffix = path.suffix.lower()
+    if suffix in _PICTURES:
+        return _to_rgb(_read_picture(path), f"Image {path.name!r}")
+    if suffix in _TIFFS:
+        return _to_rgb(_read_tiff(path), f"Image {path.name!r}")
+    todo = " Slide files are read with `rg.io.read_slide`." if suffix in _SLIDES else " Convert it, or pass the pixels."
+    msg = f"Image {path.name!r} has the suffix {suffix!r}; read_st reads {', '.join(_PICTURES + _TIFFS)}.{todo}"
+    raise ValueError(msg)
+
+
+def image_element(pixels: np.ndarray) -> DataArray | DataTree:
+    """A SpatialData image in the frame "global": one scale when small, else a pyramid of 512-px chunks.
+
+    The coarser levels are block means and are kept in memory: computed on demand, each of them would be made from the
+    full resolution again and again.
+    """
+    import dask.array as da
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Identity
+
+    def lazy(level: np.ndarray) -> da.Array:
+        return da.from_array(level, chunks=(3, _CHUNK_PX, _CHUNK_PX), name=False)
+
+    levels = [pixels]
+    if max(pixels.shape[1:]) > _SINGLE_SCALE_PX:
+        while max(levels[-1].shape[1:]) > 2 * _CHUNK_PX:
+            levels.append(_halve(levels[-1]))
+    element = Image2DModel.parse(
+        lazy(pixels),
+        dims=("c", "y", "x"),
+        c_coords=["r", "g", "b"],
+        scale_factors=[2] * (len(levels) - 1) or None,
+        chunks=(3, _CHUNK_PX, _CHUNK_PX),
+        transformations={"global": Identity()},
+    )
+    for k, level in enumerate(levels[1:], start=1):
+        element[f"scale{k}"]["image"].data = lazy(level)
+    return element
+
+
+def _halve(pixels: np.ndarray) -> np.ndarray:
+    height, width = (size // 2 * 2 for size in pixels.shape[1:])
+    total = np.full((pixels.shape[0], height // 2, width // 2), 2, np.uint16)
+    for row in (0, 1):
+        for column in (0, 1):
+            total += pixels[:, row:height:2, column:width:2]
+    return (total >> 2).astype(np.uint8)
+
+
+@contextmanager
+def _without_pixel_limit() -> Iterator[None]:
+    # Pillow's limit guards servers against pictures sent by strangers; whole slides exceed it as a matter of course.
+    from PIL import Image
+
+    with _pixel_limit:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    with _without_pixel_limit():
+        try:
+            with Image.open(path) as picture:
+                if picture.mode == "P":
+                    return np.asarray(picture.convert("RGBA" if "transparency" in picture.info else "RGB"))
+                return np.asarray(picture.convert("RGB") if picture.mode in ("CMYK", "YCbCr") else picture)
+        except UnidentifiedImageError as error:
+            msg = f"Image {str(path)!r} cannot be decoded: its content is no {path.suffix} picture."
+            raise ValueError(msg) from error
+
+
+def _read_tiff(path: Path) -> np.ndarray:
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            series = tiff.series[0]
+            pixels, axes = series.asarray(), series.axes
+    except tifffile.TiffFileError as error:
+        msg = f"Image {str(path)!r} cannot be decoded: {error}."
+        raise ValueError(msg) from error
+    # "S" are the samples of a pixel, "C" are channels stored as planes; other axes of length one carry nothing.
+    keep = [k for k, axis in enumerate(axes) if axis in "YX" or pixels.shape[k] > 1]
+    pixels, axes = pixels.squeeze(tuple(set(range(pixels.ndim)) - set(keep))), "".join(axes[k] for k in keep)
+    channels = [k for k, axis in enumerate(axes) if axis in "SC"]
+    return np.moveaxis(pixels, channels[0], -1) if len(channels) == 1 else pixels
+
+
+def _to_rgb(pixels: np.ndarray, what: str) -> np.ndarray:
+    shape = "x".join(str(size) for size in pixels.shape)
+    if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (1, 2)):
+        msg = f"{what} is grey ({shape} pixels); H&E in colour is needed. Pass the RGB original of the section."
+        raise ValueError(msg)
+    if pixels.ndim != 3 or pixels.shape[-1] not in (3, 4):
+        planar = pixels.ndim == 3 and pixels.shape[0] in (3, 4)
+        todo = " Its channels come first: pass `np.moveaxis(image, 0, -1)`." if planar else " Pass an RGB picture."
+        msg = f"{what} has the shape {shape}; expected y, x, c with 3 (RGB) or 4 (RGBA) channels.{todo}"
+        raise ValueError(msg)
+    if 0 in pixels.shape:
+        msg = f"{what} is empty: its shape is {shape}."
+        raise ValueError(msg)
+    pixels = _to_uint8(pixels, what)
+    if pixels.shape[-1] == 4:
+        opacity = pixels[..., 3:].astype(np.float32) / 255
+        pixels = np.rint(pixels[..., :3] * opacity + 255 * (1 - opacity)).astype(np.uint8)
+    return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+
+
+def _to_uint8(pixels: np.ndarray, what: str) -> np.ndarray:
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == np.uint16:
+        return ((pixels.astype(np.uint32) + _UINT16_STEP // 2) // _UINT16_STEP).astype(np.uint8)
+    if pixels.dtype.kind == "f" and float(pixels.min()) >= 0 and float(pixels.max()) <= 1:
+        return np.rint(pixels * 255).astype(np.uint8)
+    msg = (
+        f"{what} holds {pixels.dtype} pixels from {pixels.min():.4g} to {pixels.max():.4g}; expected uint8, uint16, or "
+        "floats in [0, 1]. Convert it to uint8 RGB first."
+    )
+    raise ValueError(msg)

@@ -1,0 +1,67 @@
+"""`rg.io.write_table`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from ragst_sd._elements import require_sdata
+from ragst_sd._validate import require_key
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+
+def write_table(sdata: SpatialData, name: str) -> None:
+    """Write a table into the store of its object, replacing an older version safely.
+
+    The new version is written beside the old one before that is removed, so that the store holds a complete table at
+    every moment. `sdata` must have been written or read before (`sdata.write(path)`).
+
+    Parameters
+    ----------
+    sdata
+        Object with a store.
+    name
+        Table to write.
+
+    Raises
+    ------
+    KeyError
+        If the table does not exist.
+    ValueError
+        If the object has no store.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg, tempfile, pathlib
+    >>> sdata = rg.datasets.synthetic(n_donors=1)["donor1"]
+    >>> sdata.write(pathlib.Path(tempfile.mkdtemp()) / "donor1.zarr")
+    >>> rg.pp.embed_tiles(sdata, progress=False)
+    >>> rg.io.write_table(sdata, "table")
+    """
+    require_sdata(sdata)
+    require_key(name, sdata.tables, "sdata.tables")
+    if not sdata.is_backed():
+        msg = "`sdata` has no store yet. Write it once with `sdata.write(path)`."
+        raise ValueError(msg)
+    stored = {path.rsplit("/", 1)[-1] for path in sdata.elements_paths_on_disk()}
+    beside = f"{name}.new"
+    if beside in stored:
+        # Left by an interrupted call; the table under its own name is complete.
+        sdata.delete_element_from_disk(beside)
+    if name not in stored:
+        sdata.write_element(name)
+    else:
+        sdata.tables[beside] = sdata.tables[name]
+        try:
+            sdata.write_element(beside)
+            sdata.delete_element_from_disk(name)
+            sdata.write_element(name)
+            sdata.delete_element_from_disk(beside)
+        finally:
+            del sdata.tables[beside]
+    sdata.write_attrs()
+    logger.info("Wrote table %r to %s.", name, sdata.path)

@@ -1,0 +1,17 @@
+"""Preparation: resolution of images, tiles, embeddings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ragst_sd._lazy import lazy_functions
+
+if TYPE_CHECKING:
+    from ragst_sd.pp._embed_tiles import embed_tiles
+    from ragst_sd.pp._encoders import encoders
+    from ragst_sd.pp._set_image_mpp import set_image_mpp
+    from ragst_sd.pp._tile_grid import tile_grid
+
+__all__ = ["embed_tiles", "encoders", "set_image_mpp", "tile_grid"]
+
+__getattr__, __dir__ = lazy_functions(__name__, __all__)

@@ -1,0 +1,264 @@
+"""`rg.pp.embed_tiles`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._annotation import empty_table, resolve_annotation, rows_in_order
+from ragst_sd._elements import centers_in_pixels, image_mpp_of, image_pyramid, require_sdata, resolve_image
+from ragst_sd._settings import settings
+from ragst_sd._validate import require_positive
+from ragst_sd.pp._embedding_header import (
+    default_key,
+    embedding_header,
+    image_fingerprint,
+    image_hash,
+    same_header,
+    shapes_hash,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from ragst_sd.image.embedding import Pyramid
+    from ragst_sd.image.encoders import Encoder
+
+logger = logging.getLogger(__name__)
+
+
+def embed_tiles(
+    sdata: SpatialData,
+    *,
+    image_key: str | None = None,
+    shapes_key: str | None = None,
+    table_key: str | None = None,
+    coordinate_system: str | None = None,
+    model: Any = "texture",
+    model_kwargs: Mapping[str, Any] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    tile_px: int = 224,
+    mpp: float | None = 0.5,
+    image_mpp: float | None = None,
+    context: Sequence[float] | None = None,
+    key_added: str | None = None,
+    batch_size: int | None = None,
+    num_workers: int = 0,
+    device: str | None = None,
+    amp: bool | None = None,
+    overwrite: bool = False,
+    progress: bool | None = None,
+    inplace: bool = True,
+) -> AnnData | None:
+    """Embed the image tile around every spot.
+
+    A tile is the square of `tile_px * mpp` microns around the centroid of a spot (or cell, or tile), cut along the
+    image's own pixel axes. It is read from the coarsest pyramid level that is at least as fine as `mpp`, and mirrored at
+    the edge of the image. With several fields of view in `context`, the embeddings are concatenated.
+
+    Parameters
+    ----------
+    sdata
+        Object with an RGB or RGBA image, and shapes or points that a table annotates.
+    image_key
+        Image in `sdata.images`; may be left out if there is only one.
+    shapes_key
+        Circles, polygons, multipolygons or points; may be left out if a table tells, or if there is only one.
+    table_key
+        Table that annotates the shapes. If none does, an empty one is made, named `<shapes_key>_table`.
+    coordinate_system
+        The frame that image and shapes share; may be left out if they share just one.
+    model
+        `"texture"` (colour, stain and texture statistics, no weights), a name from :func:`ragst_sd.pp.encoders`, any
+        timm model name or `hf-hub:` id, a `torch.nn.Module`, a callable on (n, 3, h, w) float tensors in [0, 1], or an
+        object with `encode_image`.
+    model_kwargs
+        Passed to the model's constructor, for instance `{"checkpoint_path": ...}` for local weights.
+    mean, std
+        Normalisation of the input per channel; the model's own if left out.
+    tile_px
+        Edge of a tile in pixels.
+    mpp
+        Microns per pixel of a tile; `None` takes the image's own pixels.
+    image_mpp
+        Microns per pixel of the image; else the value kept by :func:`ragst_sd.pp.set_image_mpp` is used.
+    context
+        Fields of view as multiples of the tile, each resized to `tile_px`. `None` is the model's default:
+        `(1, 2.5, 6)` for `"texture"`, `(1,)` for all others.
+    key_added
+        Key of `.obsm`; `X_<model>`, made legal, if left out.
+    batch_size
+        Tiles encoded at once; the setting if left out.
+    num_workers
+        Threads that read the image ahead of the encoder.
+    device
+        Torch device; the setting if left out.
+    amp
+        bfloat16 autocast: `None` where the device gains from it, `False` never.
+    overwrite
+        Embed again even if the same embedding is stored.
+    progress
+        Show a progress bar; the setting if left out.
+    inplace
+        `False` returns a copy of the table with the embedding and leaves `sdata` as it is.
+
+    Returns
+    -------
+    `None`, or the table if `inplace=False`. Fields written to the annotating table:
+
+    `.obsm[key_added]`
+        float32 (n, d); NaN rows for spots outside the image.
+    `.obs["tile_padded_fraction"]`
+        Share of the tile that lies outside the image; 1 for a spot outside it.
+    `.obsm["spatial"]`
+        Centres (x, y) in image pixels, if the table has none.
+    `.uns["ragst"]["embeddings"][key_added]`
+        Header: encoder and hash of its weights, input normalisation, geometry, fingerprint of image and shapes, and
+        the section's mean and standard deviation of each feature.
+
+    Raises
+    ------
+    KeyError
+        If a key does not exist; available ones are listed.
+    ValueError
+        If image and shapes share no frame or several, `mpp` is asked for and the image's is unknown, the image is not
+        RGB, all spots lie outside it, or the encoder returns NaN.
+
+    Notes
+    -----
+    The embedding is kept in memory; :func:`ragst_sd.io.write_table` stores it. A rerun with the same header reuses the
+    stored embedding. Callables and modules without a `name` cannot be recognised and are always run again.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sdata = rg.datasets.synthetic(n_donors=1)["donor1"]
+    >>> rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> sdata.tables["table"].obsm["X_texture"].shape[0] == sdata.tables["table"].n_obs
+    True
+    """
+    from ragst_sd.image.embedding import plan_fields, tile_padding
+    from ragst_sd.image.encoders import resolve_encoder
+
+    require_sdata(sdata)
+    require_positive(tile_px, "tile_px", whole=True)
+    if mpp is not None:
+        require_positive(mpp, "mpp")
+    image_key = resolve_image(sdata, image_key)
+    table_key, shapes_key = resolve_annotation(sdata, table_key, shapes_key)
+    table = sdata.tables.get(table_key, None)
+    image_mpp = image_mpp_of(sdata, image_key, image_mpp)
+    if mpp is not None and image_mpp is None:
+        msg = (
+            f"Tiles of {mpp} microns per pixel were asked for, but the resolution of image {image_key!r} is unknown. "
+            "Give it with `image_mpp=`, or once with `rg.pp.set_image_mpp(sdata, image_key=..., mpp=...)` "
+            "(or `shapes_key=`, to derive it from the spot pitch); `mpp=None` takes the image's own pixels."
+        )
+        raise ValueError(msg)
+
+    centers = centers_in_pixels(sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
+    pyramid = image_pyramid(sdata, image_key)
+    if table is None:
+        table = empty_table(centers.index, shapes_key)
+    xy = centers.xy[rows_in_order(table, table_key, shapes_key, centers.index)]
+    inside = pyramid.inside(xy)
+    if not inside.any():
+        height, width = pyramid.shapes[0]
+        msg = (
+            f"All {len(xy)} centres of {shapes_key!r} lie outside image {image_key!r}: the image covers x 0 to {width} "
+            f"and y 0 to {height}, the centres x {xy[:, 0].min():.0f} to {xy[:, 0].max():.0f} and "
+            f"y {xy[:, 1].min():.0f} to {xy[:, 1].max():.0f} in its pixels. Check the transformations in "
+            f"{centers.coordinate_system!r}."
+        )
+        raise ValueError(msg)
+
+    encoder = resolve_encoder(model, model_kwargs=model_kwargs, mean=mean, std=std, device=device, amp=amp)
+    context = _check_context(encoder.context if context is None else context)
+    key_added = default_key(encoder.name, model) if key_added is None else key_added
+    fields = plan_fields(pyramid, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, context=context)
+    finest = plan_fields(pyramid, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, context=(1,))[0]
+    header = embedding_header(
+        encoder=encoder,
+        tile_px=tile_px,
+        mpp=mpp,
+        image_mpp=image_mpp,
+        context=context,
+        upsampling=max(1.0, finest.upsampling),
+        image_key=image_key,
+        image_fingerprint=image_fingerprint(pyramid, centers.affine),
+        image_hash=image_hash(pyramid),
+        shapes_key=shapes_key,
+        shapes_hash=shapes_hash(xy),
+        coordinate_system=centers.coordinate_system,
+    )
+    if header["upsampling"] > 1.01:
+        logger.warning(
+            "Image %r has %.3g microns per pixel, coarser than the %.3g asked for: tiles are enlarged %.2g times.",
+            image_key, image_mpp, mpp, header["upsampling"],
+        )  # fmt: skip
+    stored = table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {}).get(key_added)
+    if not overwrite and encoder.name is not None and key_added in table.obsm and same_header(stored, header):
+        logger.info("Reusing `obsm[%r]` of table %r: same encoder, image and tiles.", key_added, table_key)
+        return None if inplace else table.copy()
+
+    embedding = _run(pyramid, xy, fields, encoder, batch_size=batch_size, num_workers=num_workers, progress=progress)
+    finite = embedding[inside].astype(np.float64)
+    header["section_mean"], header["section_std"] = finite.mean(axis=0), finite.std(axis=0)
+    if not inside.all():
+        logger.warning("%d of %d spots lie outside image %r: NaN.", int((~inside).sum()), len(xy), image_key)
+
+    target = table if inplace else table.copy()
+    target.obsm[key_added] = embedding
+    target.obs[_keys.PADDED] = tile_padding(pyramid, xy, finest)
+    if _keys.SPATIAL not in target.obsm:
+        target.obsm[_keys.SPATIAL] = xy
+    owned = dict(target.uns.get(_keys.ATTRS, {}))
+    owned[_keys.EMBEDDINGS] = {**owned.get(_keys.EMBEDDINGS, {}), key_added: header}
+    target.uns[_keys.ATTRS] = owned
+    if not inplace:
+        return target
+    if table_key not in sdata.tables:
+        sdata.tables[table_key] = target
+        logger.info("Adding `sdata.tables[%r]`, annotating %r.", table_key, shapes_key)
+    logger.info("Adding `sdata.tables[%r].obsm[%r]` %s.", table_key, key_added, embedding.shape)
+    return None
+
+
+def _run(
+    pyramid: Pyramid,
+    xy: np.ndarray,
+    fields: list,
+    encoder: Encoder,
+    *,
+    batch_size: int | None,
+    num_workers: int,
+    progress: bool | None,
+) -> np.ndarray:
+    from tqdm.auto import tqdm
+
+    from ragst_sd.image.embedding import embed_centers
+
+    batch_size = settings.batch_size if batch_size is None else batch_size
+    require_positive(batch_size, "batch_size", whole=True)
+    show = settings.progress if progress is None else progress
+    with tqdm(total=int(pyramid.inside(xy).sum()) * len(fields), unit="tile", disable=not show) as bar:
+        return embed_centers(
+            pyramid, xy, fields, encoder, batch_size=batch_size, num_workers=num_workers, advance=bar.update
+        )
+
+
+def _check_context(context: Sequence[float]) -> tuple[float, ...]:
+    values = (context,) if isinstance(context, int | float) else tuple(context)
+    if not values:
+        msg = "`context` is empty; give at least one field of view, for instance `(1,)`."
+        raise ValueError(msg)
+    for value in values:
+        require_positive(value, "context")
+    return tuple(float(value) for value in values)

@@ -1,0 +1,90 @@
+"""Header of a stored embedding: what made it, from which pixels, and whether it can be reused."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ragst_sd.image.embedding import Pyramid
+    from ragst_sd.image.encoders import Encoder
+
+_STATISTICS = {"section_mean", "section_std"}
+_HASH_ROWS = 4096
+
+
+def default_key(name: str | None, model: object) -> str:
+    """`X_<model>`, with characters that cannot be a key replaced."""
+    from spatialdata import sanitize_name
+
+    if name is None:
+        name = getattr(model, "__name__", type(model).__name__)
+    short = name.split("/")[-1].removeprefix("timm:")
+    return f"X_{sanitize_name(short.replace('<', '').replace('>', '') or 'custom')}"
+
+
+def embedding_header(
+    *, encoder: Encoder, mpp: float | None, image_mpp: float | None, context: Sequence[float], **geometry: Any
+) -> dict[str, Any]:
+    """Assemble the header; lists become arrays and unknown numbers NaN, so that it survives zarr unchanged."""
+
+    def numbers(values: Sequence[float] | None) -> np.ndarray:
+        return np.asarray([] if values is None else values, dtype=float)
+
+    return {
+        "schema_version": _keys.SCHEMA_VERSION,
+        "encoder": encoder.name or "",
+        "weights_hash": encoder.weights_hash,
+        "mean": numbers(encoder.mean),
+        "std": numbers(encoder.std),
+        "input_px": encoder.input_px or 0,
+        "mpp": np.nan if mpp is None else float(mpp),
+        "image_mpp": np.nan if image_mpp is None else float(image_mpp),
+        "context": numbers(context),
+        **geometry,
+    }
+
+
+def same_header(stored: Mapping[str, Any] | None, header: Mapping[str, Any]) -> bool:
+    """Whether a stored embedding was made in exactly the same way from the same pixels."""
+    if stored is None:
+        return False
+    keys = (set(stored) | set(header)) - _STATISTICS
+    return all(key in stored and key in header and same_value(stored[key], header[key]) for key in keys)
+
+
+def same_value(first: Any, second: Any) -> bool:
+    """Equality of header values, arrays and NaN included."""
+    if isinstance(first, str) or isinstance(second, str):
+        return str(first) == str(second)
+    first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    return first.shape == second.shape and bool(np.array_equal(first, second, equal_nan=True))
+
+
+def image_fingerprint(pyramid: Pyramid, affine: np.ndarray) -> str:
+    """Hash of the image's shape, its transformation, and the pixels of its coarsest level."""
+    digest = hashlib.sha256(repr([tuple(level.shape) for level in pyramid.levels]).encode())
+    digest.update(np.round(affine, 9).tobytes())
+    digest.update(image_hash(pyramid).encode())
+    return digest.hexdigest()
+
+
+def image_hash(pyramid: Pyramid) -> str:
+    """Hash of the pixels of the coarsest level, read in strips of rows."""
+    coarsest = pyramid.levels[-1]
+    digest = hashlib.sha256(repr((tuple(coarsest.shape), str(coarsest.dtype))).encode())
+    step = max(pyramid.chunks[-1][0], _HASH_ROWS)
+    for start in range(0, coarsest.shape[1], step):
+        digest.update(np.ascontiguousarray(coarsest[:, start : start + step, :]).tobytes())
+    return digest.hexdigest()
+
+
+def shapes_hash(xy: np.ndarray) -> str:
+    """Hash of the centres, in the order of the table's rows, to a thousandth of a pixel."""
+    return hashlib.sha256(np.round(xy, 3).astype(np.float64).tobytes()).hexdigest()

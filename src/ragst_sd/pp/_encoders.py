@@ -1,0 +1,89 @@
+"""What can embed tiles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def encoders() -> pd.DataFrame:
+    """List what `model=` takes by name, and under which terms.
+
+    Returns
+    -------
+    One row per name (the index `name`):
+
+    - `source`: hub id, or the package that computes it;
+    - `width`: length of one tile's embedding per field of view;
+    - `input_px`, `mpp`: edge of the tiles it takes, and the recommended microns per pixel;
+    - `context`: fields of view used by default, in multiples of the tile;
+    - `license`, `commercial_use`, `gated`: terms; missing where not clear or not confirmed. `gated` means that the
+      terms must be accepted at `url` before the weights can be downloaded;
+    - `mean`, `std`: input normalisation of RGB in [0, 1];
+    - `needs`: what has to be installed, as pip takes it;
+    - `citation`, `url`, `note`;
+    - `unverified`: which of these could not be confirmed at the source.
+
+    The last row stands for every other timm model and hub id.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> rg.pp.encoders().loc["uni2", ["width", "license", "commercial_use"]].tolist()
+    [1536, 'CC-BY-NC-ND-4.0', False]
+    """
+    import pandas as pd
+
+    from ragst_sd.image.encoders import TEXTURE, TEXTURE_CONTEXT
+    from ragst_sd.image.registry import FOUNDATION_MODELS
+    from ragst_sd.image.texture import texture_names
+
+    texture = {
+        "name": TEXTURE,
+        "source": "ragst_sd",
+        "width": len(texture_names()),
+        "context": TEXTURE_CONTEXT,
+        "license": "as ragst_sd",
+        "commercial_use": True,
+        "gated": False,
+        "needs": "",
+        "note": "Colour and texture statistics, no weights and no download: the baseline of every benchmark.",
+    }
+    models = [
+        {
+            "name": row.name,
+            "source": f"hf-hub:{row.hub_id}",
+            "width": row.width,
+            "input_px": row.input_px,
+            "mpp": row.mpp,
+            "context": (1.0,),
+            "license": row.license,
+            "commercial_use": row.commercial_use,
+            "gated": row.gated,
+            "mean": row.mean,
+            "std": row.std,
+            "needs": row.needs,
+            "citation": row.citation,
+            "url": row.url,
+            "note": row.note,
+            "unverified": ", ".join(row.unverified),
+        }
+        for row in FOUNDATION_MODELS.values()
+    ]
+    rest = {
+        "name": "any timm name",
+        "source": "timm",
+        "context": (1.0,),
+        "license": "of the model",
+        "needs": "timm",
+        "url": "https://huggingface.co/timm",
+        "note": "Every name of timm.list_models(), and 'hf-hub:org/name', with its own mean, std and input size.",
+    }
+    columns = ["source", "width", "input_px", "mpp", "context", "license", "commercial_use", "gated", "mean", "std"]
+    columns += ["needs", "citation", "url", "note", "unverified"]
+    table = pd.DataFrame([texture, *models, rest]).set_index("name")[columns]
+    texts = ["citation", "url", "note", "unverified"]
+    table[texts] = table[texts].fillna("")
+    return table.astype({"width": "Int64", "input_px": "Int64", "commercial_use": "boolean", "gated": "boolean"})

@@ -1,0 +1,93 @@
+"""`rg.pp.set_image_mpp`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._elements import centers_in_pixels, require_sdata, resolve_image, resolve_shapes
+from ragst_sd._validate import require_positive
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+
+def set_image_mpp(
+    sdata: SpatialData,
+    *,
+    image_key: str | None = None,
+    mpp: float | None = None,
+    shapes_key: str | None = None,
+    um_between_centers: float = 100.0,
+    coordinate_system: str | None = None,
+) -> None:
+    """Keep the microns per pixel of an image, given or derived from the spot pitch.
+
+    Parameters
+    ----------
+    sdata
+        Object with the image.
+    image_key
+        Image in `sdata.images`; may be left out if there is only one.
+    mpp
+        Microns per pixel of the finest level. If left out it is derived as `um_between_centers` over the median
+        distance in pixels from each spot to its nearest neighbour.
+    shapes_key
+        Spots whose pitch is known; may be left out if there is only one shapes element.
+    um_between_centers
+        Their pitch in microns: 100 for Visium, 200 for ST (1k arrays), the bin edge for Visium HD.
+    coordinate_system
+        The frame that image and spots share; may be left out if they share just one.
+
+    Returns
+    -------
+    `None`. Written: `sdata.attrs["ragst"]["image_mpp"][image_key]`.
+
+    Raises
+    ------
+    KeyError
+        If a key does not exist.
+    ValueError
+        If `mpp` is not positive, or there are fewer than two spots to measure the pitch.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sdata = rg.datasets.synthetic(n_donors=1)["donor1"]
+    >>> rg.pp.set_image_mpp(sdata, image_key="he", shapes_key="spots", um_between_centers=100)
+    >>> round(sdata.attrs["ragst"]["image_mpp"]["he"], 2)
+    1.0
+    """
+    require_sdata(sdata)
+    image_key = resolve_image(sdata, image_key)
+    if mpp is None:
+        require_positive(um_between_centers, "um_between_centers")
+        shapes_key = resolve_shapes(sdata, shapes_key)
+        centers = centers_in_pixels(
+            sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system
+        )
+        mpp = um_between_centers / spot_pitch(centers.xy)
+        logger.info("Image %r: %.4g microns per pixel from the pitch of %r.", image_key, mpp, shapes_key)
+    require_positive(mpp, "mpp")
+    owned = dict(sdata.attrs.get(_keys.ATTRS, {}))
+    owned[_keys.IMAGE_MPP] = {**owned.get(_keys.IMAGE_MPP, {}), image_key: float(mpp)}
+    sdata.attrs[_keys.ATTRS] = owned
+
+
+def spot_pitch(centers: np.ndarray) -> float:
+    """Median distance from each of (n, 2) points to its nearest other point."""
+    from scipy.spatial import cKDTree
+
+    points = np.unique(centers, axis=0)
+    if len(points) < 2:
+        msg = (
+            f"The spot pitch needs at least two distinct centres, found {len(points)}. Give the resolution with `mpp=`."
+        )
+        raise ValueError(msg)
+    distances, _ = cKDTree(points).query(points, k=2)
+    return float(np.median(distances[:, 1]))

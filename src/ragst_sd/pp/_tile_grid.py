@@ -1,0 +1,197 @@
+"""`rg.pp.tile_grid`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._elements import image_mpp_of, image_pyramid, require_sdata, resolve_image
+from ragst_sd._validate import require_positive
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
+    from spatialdata import SpatialData
+
+    from ragst_sd.image.embedding import Pyramid
+
+logger = logging.getLogger(__name__)
+
+_OVERVIEW_PX = 2048
+_MIN_TISSUE = 0.5
+
+
+def tile_grid(
+    sdata: SpatialData,
+    *,
+    image_key: str | None = None,
+    tile_px: int = 224,
+    mpp: float | None = 0.5,
+    image_mpp: float | None = None,
+    stride_px: int | None = None,
+    tissue: bool = True,
+    key_added: str = "tiles",
+    table_key: str = "tiles_table",
+) -> None:
+    """Lay square tiles over the tissue of an image that has no spots.
+
+    Parameters
+    ----------
+    sdata
+        Object with the image.
+    image_key
+        Image in `sdata.images`; may be left out if there is only one.
+    tile_px, mpp
+        A tile covers `tile_px * mpp` microns; `mpp=None` takes the image's own pixels.
+    image_mpp
+        Microns per pixel of the image; else the value kept by :func:`ragst_sd.pp.set_image_mpp` is used.
+    stride_px
+        Distance between tiles in tile pixels; `tile_px` (no overlap) if left out.
+    tissue
+        Keep only tiles of which at least half is tissue: pixels whose saturation lies above Otsu's threshold, taken on
+        an overview of the image [Otsu1979]_.
+    key_added
+        Name of the shapes.
+    table_key
+        Name of the table.
+
+    Returns
+    -------
+    `None`. Added to `sdata`:
+
+    `.shapes[key_added]`
+        One square per tile, in the image's coordinate systems.
+    `.tables[table_key]`
+        A table without genes that annotates them, for :func:`ragst_sd.pp.embed_tiles`: `.obs` region, tile_id, row,
+        column, tissue_fraction (if `tissue`); `.obsm["spatial"]` centres in image pixels.
+
+    Raises
+    ------
+    KeyError
+        If the image does not exist.
+    ValueError
+        If `mpp` is asked for and the image's is unknown, no tile fits or none holds tissue, or a name is taken.
+
+    References
+    ----------
+    .. [Otsu1979] Otsu, A threshold selection method from gray-level histograms, IEEE Trans. Syst. Man Cybern. 9 (1979).
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sdata = rg.datasets.synthetic(n_donors=1)["donor1"]
+    >>> rg.pp.tile_grid(sdata, image_key="he", tile_px=224, mpp=0.5)
+    >>> len(sdata.shapes["tiles"]) == sdata.tables["tiles_table"].n_obs
+    True
+    """
+    require_sdata(sdata)
+    require_positive(tile_px, "tile_px", whole=True)
+    stride_px = tile_px if stride_px is None else stride_px
+    require_positive(stride_px, "stride_px", whole=True)
+    image_key = resolve_image(sdata, image_key)
+    image_mpp = image_mpp_of(sdata, image_key, image_mpp)
+    native = 1.0
+    if mpp is not None:
+        require_positive(mpp, "mpp")
+        if image_mpp is None:
+            msg = (
+                f"Tiles of {mpp} microns per pixel were asked for, but the resolution of image {image_key!r} is unknown. "
+                "Give it with `image_mpp=` or `rg.pp.set_image_mpp`; `mpp=None` takes the image's own pixels."
+            )
+            raise ValueError(msg)
+        native = mpp / image_mpp
+    _check_free(sdata, key_added, table_key)
+    pyramid = image_pyramid(sdata, image_key)
+    height, width = pyramid.shapes[0]
+    edge, stride = tile_px * native, stride_px * native
+    xs, ys = (np.arange(edge / 2, size - edge / 2 + 1e-6, stride) for size in (width, height))
+    if not len(xs) or not len(ys):
+        msg = (
+            f"No tile fits: a tile is {edge:.0f} pixels wide, image {image_key!r} is {width} x {height}. "
+            "Ask for smaller `tile_px` or `mpp`."
+        )
+        raise ValueError(msg)
+    row, column = (grid.ravel() for grid in np.meshgrid(np.arange(len(ys)), np.arange(len(xs)), indexing="ij"))
+    centers = np.column_stack([xs[column], ys[row]])
+    annotations = {"row": row, "column": column}
+    if tissue:
+        fraction = tissue_fraction(pyramid, centers, edge)
+        keep = fraction >= _MIN_TISSUE
+        if not keep.any():
+            msg = (
+                f"No tissue found in {len(keep)} tiles of image {image_key!r} (the fullest holds {fraction.max():.0%}). "
+                "Check that it is H&E on a bright background, or pass `tissue=False`."
+            )
+            raise ValueError(msg)
+        centers = centers[keep]
+        annotations = {name: values[keep] for name, values in {**annotations, "tissue_fraction": fraction}.items()}
+    shapes = _squares(sdata, image_key, centers, edge)
+    _add(sdata, shapes, centers, annotations, key_added, table_key)
+    logger.info("Adding `sdata.shapes[%r]` and `sdata.tables[%r]`: %d tiles.", key_added, table_key, len(centers))
+
+
+def tissue_fraction(pyramid: Pyramid, centers: np.ndarray, edge: float) -> np.ndarray:
+    """Share of tissue in squares of `edge` level-0 pixels around centres."""
+    from skimage.color import rgb2hsv
+    from skimage.filters import gaussian, threshold_otsu
+
+    from ragst_sd.image.tiles import as_rgb_uint8
+
+    # The finest level that still makes a small overview; a large single-scale image is thinned out by a stride.
+    fitting = [k for k, shape in enumerate(pyramid.shapes) if max(shape) <= _OVERVIEW_PX]
+    level = fitting[0] if fitting else len(pyramid.levels) - 1
+    step = max(1, -(-max(pyramid.shapes[level]) // _OVERVIEW_PX))
+    overview = as_rgb_uint8(np.asarray(pyramid.levels[level][:, ::step, ::step]), pyramid.value_max)
+    saturation = gaussian(rgb2hsv(np.moveaxis(overview, 0, -1))[..., 1], sigma=2)
+    mask = saturation > threshold_otsu(saturation) if np.ptp(saturation) > 0 else np.zeros(saturation.shape, bool)
+    total = np.pad(mask.astype(np.int64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    scale = np.array([mask.shape[1] / pyramid.shapes[0][1], mask.shape[0] / pyramid.shapes[0][0]])
+    size = np.array([mask.shape[1], mask.shape[0]])
+    low = np.clip(np.rint((centers - edge / 2) * scale).astype(int), 0, size - 1)
+    high = np.clip(np.rint((centers + edge / 2) * scale).astype(int), low + 1, size)
+    (x0, y0), (x1, y1) = low.T, high.T
+    return (total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0]) / ((x1 - x0) * (y1 - y0))
+
+
+def _check_free(sdata: SpatialData, key_added: str, table_key: str) -> None:
+    """Refuse names that are taken, except by an earlier call."""
+    for name, kind in ((key_added, "shapes"), (table_key, "tables")):
+        taken = [(element, own) for element, own, _ in sdata.gen_elements() if own.lower() == name.lower()]
+        ours = _keys.ATTRS in sdata.tables[table_key].uns if table_key in sdata.tables else False
+        made_here = ours and bool(sdata.tables[table_key].uns[_keys.ATTRS].get("tile_grid"))
+        if taken and not made_here:
+            msg = f"The name {name!r} for {kind} is taken by {taken[0][0]} {taken[0][1]!r}. Choose another one."
+            raise ValueError(msg)
+
+
+def _squares(sdata: SpatialData, image_key: str, centers: np.ndarray, edge: float) -> GeoDataFrame:
+    import geopandas as gpd
+    import shapely
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import get_transformation
+
+    corners = np.hstack([centers - edge / 2, centers + edge / 2])
+    frame = gpd.GeoDataFrame(geometry=shapely.box(*corners.T))
+    transformations = get_transformation(sdata[image_key], get_all=True)
+    return ShapesModel.parse(frame, transformations=dict(transformations))
+
+
+def _add(
+    sdata: SpatialData,
+    shapes: GeoDataFrame,
+    centers: np.ndarray,
+    annotations: dict[str, np.ndarray],
+    key_added: str,
+    table_key: str,
+) -> None:
+    from ragst_sd._annotation import empty_table
+
+    table = empty_table(shapes.index, key_added)
+    for name, values in annotations.items():
+        table.obs[name] = values
+    table.obsm[_keys.SPATIAL] = centers
+    table.uns[_keys.ATTRS] = {"tile_grid": True}
+    sdata.shapes[key_added] = shapes
+    sdata.tables[table_key] = table

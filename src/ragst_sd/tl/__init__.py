@@ -1,0 +1,17 @@
+"""Tools: build a reference, fit, predict, evaluate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ragst_sd._lazy import lazy_functions
+
+if TYPE_CHECKING:
+    from ragst_sd.tl._build_reference import build_reference
+    from ragst_sd.tl._evaluate import evaluate
+    from ragst_sd.tl._fit import fit
+    from ragst_sd.tl._predict import predict
+
+__all__ = ["build_reference", "evaluate", "fit", "predict"]
+
+__getattr__, __dir__ = lazy_functions(__name__, __all__)

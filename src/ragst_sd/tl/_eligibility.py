@@ -1,0 +1,140 @@
+"""Which rows of the reference a query may use."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._validate import listing, require_key
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from ragst_sd.retrieval.search import Eligibility
+    from ragst_sd.tl._query import Query
+
+logger = logging.getLogger(__name__)
+
+
+def eligible_rows(
+    reference: AnnData,
+    header: dict[str, Any],
+    query: Query,
+    *,
+    donor_key: str,
+    where: Mapping[str, Any] | Sequence[bool] | None,
+    exclude: Sequence[str],
+) -> Eligibility:
+    """Rows that share none of the excluded columns with the query and that `where` allows.
+
+    Raises
+    ------
+    KeyError
+        If a column does not exist.
+    ValueError
+        If a spot is left without any eligible row.
+    """
+    from ragst_sd.retrieval.search import Eligibility
+
+    n = query.table.n_obs
+    allowed = _allowed(reference, where)
+    query_codes, bank_codes = np.zeros((n, 0), dtype=np.int64), np.zeros((reference.n_obs, 0), dtype=np.int64)
+    for column in exclude:
+        require_key(column, reference.obs, "reference.obs", "`exclude` names columns of the reference.")
+        names, bank = np.unique(reference.obs[column].astype(str).to_numpy(), return_inverse=True)
+        bank_codes = np.column_stack([bank_codes, bank])
+        query_codes = np.column_stack([query_codes, _query_codes(query, column, donor_key, names)])
+    if exclude:
+        allowed &= ~_same_image(reference, header, query, donor_key)
+    else:
+        logger.warning("`exclude` is empty: rows of the query's own donor may be used, accuracy is then no evidence.")
+    eligibility = Eligibility(query_codes, bank_codes, allowed)
+    if eligibility.count().min() == 0:
+        donors = sorted(reference.obs[_keys.DONOR].astype(str).unique())
+        msg = (
+            f"No row of the reference is eligible for some spots: {int(allowed.sum())} of {reference.n_obs} rows pass "
+            f"`where`, and rows that share {listing(exclude)} with the query are never used (donors in the reference: "
+            f"{listing(donors)}). Add other donors to the reference or relax `where`."
+        )
+        raise ValueError(msg)
+    return eligibility
+
+
+def refuse_seen_donors(
+    reference: AnnData, fit: dict[str, Any], query: Query, *, donor_key: str, exclude: Sequence[str]
+) -> None:
+    """Raise a `ValueError` if a method that learned from the query's donor is asked to predict it."""
+    from ragst_sd.retrieval.methods import METHODS
+
+    if not METHODS[fit["method"]].learns_expression or not exclude:
+        return
+    for column in exclude:
+        name = donor_key if column == _keys.DONOR else column
+        if column not in reference.obs or name not in query.table.obs:
+            continue
+        seen = set(reference.obs[column].astype(str)) & set(query.table.obs[name].astype(str))
+        if seen:
+            msg = (
+                f"Method {fit['method']!r} was fitted on {column} {listing(sorted(seen))}, which the query holds too. "
+                f"Fit on the others: `reference[~reference.obs[{column!r}].isin({sorted(seen)})].copy()`, then "
+                "`rg.tl.fit`. (Methods that only cite leave such rows out by themselves.)"
+            )
+            raise ValueError(msg)
+
+
+def _allowed(reference: AnnData, where: Mapping[str, Any] | Sequence[bool] | None) -> np.ndarray:
+    allowed = np.ones(reference.n_obs, dtype=bool)
+    if where is None:
+        return allowed
+    if not isinstance(where, Mapping):
+        mask = np.asarray(where)
+        if mask.dtype != bool or mask.shape != (reference.n_obs,):
+            msg = (
+                f"`where` is an array of {mask.dtype} with shape {mask.shape}; it must be a boolean mask over the "
+                f"{reference.n_obs} rows of the reference, or a mapping from column to allowed value(s)."
+            )
+            raise ValueError(msg)
+        return mask.copy()
+    for column, values in where.items():
+        require_key(column, reference.obs, "reference.obs")
+        wanted = {str(value) for value in ([values] if isinstance(values, str | int | float | bool) else values)}
+        present = reference.obs[column].astype(str)
+        if not wanted & set(present):
+            msg = f"`where`: no row has {column} {listing(sorted(wanted))}; there are {listing(sorted(set(present)))}."
+            raise ValueError(msg)
+        allowed &= present.isin(wanted).to_numpy()
+    return allowed
+
+
+def _query_codes(query: Query, column: str, donor_key: str, names: np.ndarray) -> np.ndarray:
+    name = donor_key if column == _keys.DONOR else column
+    if name not in query.table.obs:
+        if column != _keys.DONOR or donor_key != _keys.DONOR:
+            require_key(name, query.table.obs, f"sdata.tables[{query.table_key!r}].obs")
+        logger.info("The query has no `obs[%r]`: it is taken as a new donor.", name)
+        return np.full(query.table.n_obs, -1)
+    values = query.table.obs[name]
+    place = {value: i for i, value in enumerate(names)}
+    return np.array(
+        [-1 if missing else place.get(str(v), -1) for v, missing in zip(values, values.isna(), strict=True)]
+    )
+
+
+def _same_image(reference: AnnData, header: dict[str, Any], query: Query, donor_key: str) -> np.ndarray:
+    """Rows of donors of whom the reference holds the query's very image under another name."""
+    hashes = np.asarray(header["sections"]["image_hash"]).astype(str)
+    samples = np.asarray(header["sections"]["sample"]).astype(str)[hashes == str(query.header.get("image_hash"))]
+    donors = reference.obs[_keys.DONOR].astype(str)
+    same = donors[reference.obs[_keys.SAMPLE].astype(str).isin(samples)].unique()
+    own = query.table.obs[donor_key].astype(str).unique() if donor_key in query.table.obs else []
+    unexpected = sorted(set(same) - set(own))
+    if unexpected:
+        logger.warning(
+            "The query's image is in the reference as %s: rows of donor %s are left out.",
+            listing(samples), listing(unexpected),
+        )  # fmt: skip
+    return donors.isin(unexpected).to_numpy()

@@ -1,0 +1,215 @@
+"""`rg.tl.predict`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._elements import require_sdata
+from ragst_sd._reference import reference_fit, reference_header
+from ragst_sd._validate import hint, listing, require_choice, require_positive
+from ragst_sd.tl._eligibility import eligible_rows, refuse_seen_donors
+from ragst_sd.tl._predicted_table import predicted_table
+from ragst_sd.tl._query import read_query
+from ragst_sd.tl._retrieve import retrieve
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "exact", "pynndescent")
+
+
+def predict(
+    sdata: SpatialData,
+    reference: AnnData,
+    *,
+    table_key: str | None = None,
+    use_rep: str | None = None,
+    genes: Sequence[str] | None = None,
+    n_neighbors: int | None = None,
+    donor_key: str = "donor",
+    where: Mapping[str, Any] | Sequence[bool] | None = None,
+    exclude: Sequence[str] = ("donor",),
+    backend: str = "auto",
+    key_added: str = "predicted",
+    inplace: bool = True,
+) -> AnnData | None:
+    r"""Predict expression for every spot, from measured tissue that looks alike.
+
+    .. math:: \hat y(x) = \sum_j w_j(x)\, y_j + T\Big(\phi(x) - \sum_j w_j \phi(x_j)\Big)
+
+    The sum over cited rows is the evidence, the rest the adjustment. Rows of the query's own donor are never used.
+
+    Parameters
+    ----------
+    sdata
+        Object whose table holds embeddings made like those of the reference.
+    reference
+        Fitted by :func:`ragst_sd.tl.fit`.
+    table_key
+        Table with the embeddings; may be left out if only one table has them.
+    use_rep
+        Embedding in `.obsm`; the reference's if left out.
+    genes
+        Genes to predict; all of the reference's if left out.
+    n_neighbors
+        Rows cited per spot; what was fitted if left out, never more.
+    donor_key
+        Column of the query's `.obs` with the donor. Without it the query is taken as a new donor.
+    where
+        Rows that may be used: a mapping from column of `reference.obs` to allowed value(s), or a mask over its rows.
+    exclude
+        Columns in which a row must differ from the query to be used. `()` switches exclusion off.
+    backend
+        `"exact"`, `"pynndescent"`, or `"auto"` (exact up to a million rows).
+    key_added
+        Name of the new table.
+    inplace
+        `False` returns the table and leaves `sdata` as it is.
+
+    Returns
+    -------
+    `None`, or the table if `inplace=False`. `sdata.tables[key_added]` annotates the same shapes, with
+
+    `.X`, `.layers["evidence"]`
+        Prediction and its evidence, float32 (n, genes), in the unit named in `.uns["retrieval"]["unit"]`; their
+        difference is the adjustment. NaN for spots without an embedding and genes that no cited row measured.
+    `.obsm["retrieval_rows"]`, `["retrieval_weights"]`, `["retrieval_distances"]`
+        (n, k) pointers into `.uns["retrieval"]["cited"]` (-1 padded), their weights before gene masking, and distances.
+    `.uns["retrieval"]`
+        Provenance: hashes of reference and fit, parameters, unit, sources, and one line per cited row.
+    `.obs["effective_n"]`, `["n_donors"]`, `["distance_percentile"]`, `["out_of_reference"]`, `["evidence_share"]`
+        How well grounded each spot is.
+    `.var["n_measured"]`, `["cv_pearson"]`, `["noise_ceiling"]`, `["evidence"]`
+        How far each gene can be trusted; NaN where it was not assessed.
+
+    Raises
+    ------
+    KeyError
+        If a table, embedding or column is missing.
+    ValueError
+        If the reference is not fitted or has changed since, embeddings were made differently, no row is eligible,
+        `n_neighbors` exceeds what was fitted or is eligible, or another table has the name `key_added`.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sections = rg.datasets.synthetic(n_donors=3)
+    >>> for sdata in sections.values():
+    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> query = sections.pop("donor3")
+    >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
+    >>> rg.tl.fit(reference, method="knn")
+    >>> rg.tl.predict(query, reference)
+    >>> query.tables["predicted"].shape == (query.tables["table"].n_obs, reference.n_vars)
+    True
+    """
+    require_sdata(sdata)
+    header, fit = reference_header(reference), reference_fit(reference)
+    require_choice(backend, BACKENDS, "backend")
+    _check_name(sdata, key_added)
+    use_rep = str(header["use_rep"]) if use_rep is None else use_rep
+    query = read_query(sdata, header, table_key=table_key, use_rep=use_rep)
+    gene_index = _gene_index(reference, genes)
+    if n_neighbors is not None:
+        require_positive(n_neighbors, "n_neighbors", whole=True)
+        if n_neighbors > fit["n_neighbors"]:
+            msg = (
+                f"`n_neighbors` is {n_neighbors}, but the reference was fitted with {fit['n_neighbors']}. "
+                "Ask for fewer, or fit again with more."
+            )
+            raise ValueError(msg)
+
+    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    refuse_seen_donors(reference, fit, query, donor_key=donor_key, exclude=exclude)
+    eligibility = eligible_rows(reference, header, query, donor_key=donor_key, where=where, exclude=exclude)
+    n_neighbors = _affordable(int(eligibility.count().min()), n_neighbors, int(fit["n_neighbors"]))
+    found = retrieve(
+        reference,
+        header,
+        fit,
+        query.standardized,
+        eligibility=eligibility,
+        gene_index=gene_index,
+        n_neighbors=n_neighbors,
+        n_candidates=max(n_neighbors, int(fit["n_candidates"])),
+        backend=backend,
+    )
+    table = predicted_table(
+        reference,
+        header,
+        fit,
+        query,
+        found,
+        gene_index=gene_index,
+        settings={
+            "n_neighbors": n_neighbors,
+            "donor_key": donor_key,
+            "exclude": np.asarray(exclude, dtype=str),
+            "where": "" if where is None else (repr(dict(where)) if hasattr(where, "items") else "mask"),
+            "backend": backend,
+        },
+    )
+    outside = int((~query.finite).sum())
+    if outside:
+        logger.info("%d spots without an embedding (outside the image) get NaN.", outside)
+    if not inplace:
+        return table
+    sdata.tables[key_added] = table
+    logger.info("Adding `sdata.tables[%r]`: %d spots x %d genes.", key_added, *table.shape)
+    return None
+
+
+def _check_name(sdata: SpatialData, key_added: str) -> None:
+    from spatialdata import sanitize_name
+
+    if sanitize_name(key_added) != key_added:
+        msg = f"`key_added` {key_added!r} is not a legal element name; for instance {sanitize_name(key_added)!r} is."
+        raise ValueError(msg)
+    if key_added in sdata.tables:
+        if _keys.RETRIEVAL not in sdata.tables[key_added].uns:
+            msg = (
+                f"`sdata.tables[{key_added!r}]` exists and was not made by `rg.tl.predict`; it is not replaced. "
+                "Choose another name with `key_added=`."
+            )
+            raise ValueError(msg)
+        return
+    taken = [name for _, name, _ in sdata.gen_elements() if name.lower() == key_added.lower()]
+    if taken:
+        msg = f"`key_added` {key_added!r}: the name is taken by element {taken[0]!r}. Choose another one."
+        raise ValueError(msg)
+
+
+def _gene_index(reference: AnnData, genes: Sequence[str] | None) -> np.ndarray:
+    if genes is None:
+        return np.arange(reference.n_vars)
+    wanted = [genes] if isinstance(genes, str) else list(dict.fromkeys(map(str, genes)))
+    place = reference.var_names.get_indexer(wanted)
+    if (place < 0).any() or not wanted:
+        missing = [gene for gene, i in zip(wanted, place, strict=True) if i < 0]
+        close = hint(missing[0], reference.var_names) if missing else ""
+        msg = (
+            f"`genes`: the reference has no {listing(missing) if missing else 'gene for an empty list'}; "
+            f"it has {reference.n_vars} genes: {listing(reference.var_names)}.{close}"
+        )
+        raise ValueError(msg)
+    return place
+
+
+def _affordable(eligible: int, asked: int | None, fitted: int) -> int:
+    if asked is not None:
+        if asked > eligible:
+            msg = f"`n_neighbors` is {asked}, but only {eligible} rows are eligible. Ask for {eligible} at most."
+            raise ValueError(msg)
+        return int(asked)
+    if eligible < fitted:
+        logger.info("Only %d rows are eligible; %d neighbours were fitted. Using %d.", eligible, fitted, eligible)
+    return min(fitted, eligible)

@@ -1,0 +1,140 @@
+"""The table that `predict` writes, with its provenance."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._annotation import single_region, table_attrs
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+    from ragst_sd.tl._query import Query
+    from ragst_sd.tl._retrieve import Retrieved
+
+
+def predicted_table(
+    reference: AnnData,
+    header: dict[str, Any],
+    fit: dict[str, Any],
+    query: Query,
+    found: Retrieved,
+    *,
+    gene_index: np.ndarray,
+    settings: dict[str, Any],
+) -> AnnData:
+    """Assemble and validate the table; see :func:`ragst_sd.tl.predict` for its fields."""
+    import anndata as ad
+    from spatialdata.models import TableModel
+
+    outside = ~query.finite
+    rows, weights, distances = found.rows.copy(), found.weights.copy(), found.distances.copy()
+    prediction, evidence = found.prediction.astype(np.float32), found.evidence.astype(np.float32)
+    rows[outside], weights[outside], distances[outside] = -1, 0, np.nan
+    prediction[outside], evidence[outside] = np.nan, np.nan
+    pointers, cited = _cite(reference, rows)
+
+    attrs = table_attrs(query.table)
+    kept = [attrs["region_key"], attrs["instance_key"]]
+    kept += [name for name in (settings["donor_key"], _keys.SAMPLE) if name in query.table.obs]
+    table = ad.AnnData(
+        prediction,
+        obs=query.table.obs[list(dict.fromkeys(kept))].copy(),
+        var=_gene_annotations(reference, gene_index),
+        layers={_keys.EVIDENCE: evidence},
+        obsm={_keys.ROWS: pointers, _keys.WEIGHTS: weights, _keys.DISTANCES: distances},
+    )
+    if _keys.SPATIAL in query.table.obsm:
+        table.obsm[_keys.SPATIAL] = np.asarray(query.table.obsm[_keys.SPATIAL]).copy()
+    for name, values in found.obs.items():
+        table.obs[name] = _masked(values, outside, name)
+    table.uns[_keys.RETRIEVAL] = {
+        "schema_version": _keys.SCHEMA_VERSION,
+        "task": "histology",
+        "software": _software(),
+        "method": fit["method"],
+        "metric": fit["metric"],
+        "unit": header["normalization"]["unit"],
+        "naming": header["normalization"]["naming"],
+        "size_factor_genes": header["normalization"]["size_factor_genes"],
+        "reference_hash": fit["reference_hash"],
+        "fit_hash": fit["fit_hash"],
+        "inner_groups": fit["inner_groups"],
+        "table_key": query.table_key,
+        "use_rep": query.use_rep,
+        "encoder": dict(header["encoder"]),
+        "image_key": query.header["image_key"],
+        "coordinate_system": query.header["coordinate_system"],
+        "image_mpp": float(query.header["image_mpp"]),
+        **settings,
+        "sources": header["sources"].copy(),
+        _keys.CITED: cited,
+    }
+    return TableModel.parse(
+        table,
+        region=single_region(query.table),
+        region_key=attrs["region_key"],
+        instance_key=attrs["instance_key"],
+        overwrite_metadata=True,
+    )
+
+
+def _cite(reference: AnnData, rows: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:
+    """Pointers into the cited rows, and one line for each of them, ordered by reference id."""
+    cited = np.unique(rows[rows >= 0])
+    ids = reference.obs_names.to_numpy().astype(str)[cited]
+    cited = cited[np.argsort(ids, kind="stable")]
+    place = np.full(reference.n_obs + 1, -1, dtype=np.int32)
+    place[cited] = np.arange(len(cited), dtype=np.int32)
+    columns = [_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY]
+    lines = reference.obs.iloc[cited][columns].astype(str)
+    lines.insert(0, "reference", reference.obs_names[cited].astype(str))
+    for name in (_keys.X_UM, _keys.Y_UM):
+        lines[name] = reference.obs[name].to_numpy(float)[cited]
+    lines.index = lines.index.astype(str)
+    lines.index.name = None
+    return place[rows], lines
+
+
+def _gene_annotations(reference: AnnData, gene_index: np.ndarray) -> pd.DataFrame:
+    import pandas as pd
+
+    var = reference.var.iloc[gene_index]
+    n_measured = np.asarray(reference.varm[_keys.MEASURED])[gene_index] @ _rows_per_panel(reference)
+    scores = {
+        name: var[name].to_numpy(float) if name in var else np.full(len(var), np.nan)
+        for name in (_keys.CV_PEARSON, _keys.NOISE_CEILING)
+    }
+    kinds = pd.Categorical(["measured"] * len(var), categories=["measured", "scRNA-seq"])
+    return pd.DataFrame({_keys.N_MEASURED: n_measured, **scores, _keys.EVIDENCE: kinds}, index=var.index)
+
+
+def _rows_per_panel(reference: AnnData) -> np.ndarray:
+    counts = reference.obs[_keys.PANEL].astype(str).value_counts()
+    return np.array([int(counts.get(str(panel), 0)) for panel in reference.uns[_keys.ATTRS]["panels"]])
+
+
+def _masked(values: np.ndarray, outside: np.ndarray, name: str) -> np.ndarray:
+    """A spot outside the image has no neighbours and is out of reference."""
+    values = values.copy()
+    if name == _keys.OUT_OF_REFERENCE:
+        values[outside] = True
+    elif name == _keys.N_DONORS:
+        values[outside] = 0
+    else:
+        values[outside] = np.nan
+    return values
+
+
+def _software() -> str:
+    try:
+        return f"ragst-sd {version('ragst-sd')}"
+    except PackageNotFoundError:
+        from ragst_sd import __version__
+
+        return f"ragst-sd {__version__}"

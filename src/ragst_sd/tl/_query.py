@@ -1,0 +1,130 @@
+"""The query of a prediction: its table, embedding and standardisation, checked against the reference."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._annotation import single_region, table_attrs
+from ragst_sd._validate import listing, require_key
+from ragst_sd.reference.schema import check_embedding_header, differing_fields
+from ragst_sd.retrieval.projection import standardize
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+_RESOLUTION_WARNING = 2.0
+
+
+@dataclass(frozen=True)
+class Query:
+    """Spots to predict."""
+
+    table_key: str
+    table: AnnData
+    use_rep: str
+    header: dict[str, Any]
+    standardized: np.ndarray
+    """(n, d) embeddings as the reference compares them; zero where there is none."""
+    finite: np.ndarray
+    """(n,) which spots have an embedding."""
+
+
+def read_query(sdata: SpatialData, header: dict[str, Any], *, table_key: str | None, use_rep: str) -> Query:
+    """Find the query's embedding and bring it to the reference's scale.
+
+    Raises
+    ------
+    KeyError
+        If the table or the embedding does not exist.
+    ValueError
+        If the embedding was made with another encoder or geometry, has another width, or is NaN on the image.
+    """
+    table_key = _table_with(sdata, table_key, use_rep)
+    table = sdata.tables[table_key]
+    single_region(table)
+    if table.obs[table_attrs(table)["instance_key"]].duplicated().any():
+        msg = f"Table {table_key!r} has duplicated instance ids; each spot needs one row."
+        raise ValueError(msg)
+    own = table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {}).get(use_rep)
+    check_embedding_header(own, f"`sdata.tables[{table_key!r}].obsm[{use_rep!r}]`")
+    embedding = np.asarray(table.obsm[use_rep], dtype=np.float64)
+    clauses = differing_fields(own, header["encoder"])
+    width = np.asarray(header["sections"]["mean"]).shape[1]
+    if embedding.shape[1] != width:
+        clauses.append(f"width: {embedding.shape[1]} against {width}")
+    if clauses:
+        msg = (
+            f"The embedding {use_rep!r} of the query and of the reference were made differently "
+            f"({'; '.join(clauses)}). Embed the query as the reference was embedded."
+        )
+        raise ValueError(msg)
+    _warn_resolution(own, header)
+
+    finite = np.isfinite(embedding).all(axis=1)
+    padded = np.asarray(table.obs[_keys.PADDED], dtype=float) if _keys.PADDED in table.obs else np.zeros(table.n_obs)
+    broken = ~finite & (padded < 1)
+    if broken.any():
+        msg = (
+            f"`sdata.tables[{table_key!r}].obsm[{use_rep!r}]` is NaN or infinite in {int(broken.sum())} rows whose spots "
+            f"lie on the image (first: {table.obs_names[broken][0]!r}). Embed again with `overwrite=True`."
+        )
+        raise ValueError(msg)
+    if not finite.any():
+        msg = f"None of the {table.n_obs} spots of table {table_key!r} has an embedding."
+        raise ValueError(msg)
+    standardized = np.zeros_like(embedding)
+    kept = embedding[finite]
+    if header["standardize"]:
+        kept = standardize(kept, np.asarray(own["section_mean"]), np.asarray(own["section_std"]))
+    standardized[finite] = kept
+    return Query(table_key, table, use_rep, dict(own), standardized, finite)
+
+
+def _table_with(sdata: SpatialData, table_key: str | None, use_rep: str) -> str:
+    todo = "Run `rg.pp.embed_tiles` on the query first."
+    if table_key is not None:
+        require_key(table_key, sdata.tables, "sdata.tables")
+        require_key(use_rep, sdata.tables[table_key].obsm, f"sdata.tables[{table_key!r}].obsm", todo)
+        return table_key
+    having = [name for name, table in sdata.tables.items() if use_rep in table.obsm]
+    if not having:
+        available = {name: list(table.obsm) for name, table in sdata.tables.items()}
+        msg = f"No table of `sdata` has `obsm[{use_rep!r}]`. Available: {available}. {todo}"
+        raise KeyError(msg)
+    if len(having) > 1:
+        msg = f"`table_key` is needed: {len(having)} tables have `obsm[{use_rep!r}]`: {listing(having)}."
+        raise ValueError(msg)
+    return having[0]
+
+
+def _warn_resolution(own: dict[str, Any], header: dict[str, Any]) -> None:
+    """Warn when tiles hold detail of very different fineness although they cover the same tissue."""
+
+    def effective(image_mpp: Any, upsampling: Any) -> np.ndarray:
+        tile_mpp = float(own["mpp"])
+        if np.isnan(tile_mpp):
+            return np.asarray(image_mpp, dtype=float)
+        return tile_mpp * np.maximum(1.0, np.asarray(upsampling, dtype=float))
+
+    query = float(effective(own["image_mpp"], own["upsampling"]))
+    bank = effective(header["sections"]["image_mpp"], header["sections"]["upsampling"])
+    ratio = np.maximum(bank / query, query / bank)
+    if np.any(ratio > _RESOLUTION_WARNING):
+        far = [
+            str(name)
+            for name, one in zip(header["sections"]["sample"], ratio, strict=True)
+            if one > _RESOLUTION_WARNING
+        ]
+        logger.warning(
+            "The query's tiles resolve %.3g microns per pixel; those of %s differ more than twofold (%.3g to %.3g). "
+            "Predictions between such images are less reliable.",
+            query, listing(far), np.nanmin(bank), np.nanmax(bank),
+        )  # fmt: skip

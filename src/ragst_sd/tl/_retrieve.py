@@ -1,0 +1,122 @@
+"""Prediction on arrays: search, gate, evidence and adjustment for the spots of one section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._reference import id_order, panel_codes
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from ragst_sd.retrieval.search import Eligibility
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Everything that `predict` writes, as arrays."""
+
+    prediction: np.ndarray
+    evidence: np.ndarray
+    rows: np.ndarray
+    """(n, k) rows of the reference, -1 padded; all -1 for methods that cite nobody."""
+    weights: np.ndarray
+    distances: np.ndarray
+    obs: dict[str, np.ndarray]
+    """Columns that say how well grounded each spot is."""
+
+
+def retrieve(
+    reference: AnnData,
+    header: dict[str, Any],
+    fit: dict[str, Any],
+    embedding: np.ndarray,
+    *,
+    eligibility: Eligibility,
+    gene_index: np.ndarray,
+    n_neighbors: int,
+    n_candidates: int,
+    backend: str,
+) -> Retrieved:
+    """Predict `gene_index` genes for (n, d) standardised embeddings."""
+    from ragst_sd.retrieval.evidence import effective_n, evidence_share, weighted_average
+    from ragst_sd.retrieval.grounding import distance_percentile, neighbourhood_distance
+    from ragst_sd.retrieval.methods import METHODS
+    from ragst_sd.retrieval.projection import project
+    from ragst_sd.retrieval.search import search
+
+    parameters, method = fit["parameters"], METHODS[fit["method"]]
+    key = project(embedding, parameters["projection_mean"], parameters["projection"])
+    found = search(
+        key,
+        np.asarray(reference.obsm[_keys.RETRIEVAL_KEY]),
+        n_candidates,
+        eligibility=eligibility,
+        tie_order=id_order(reference),
+        metric=fit["metric"],
+        backend=backend,
+    )
+    mean = np.asarray(parameters["reference_mean"])[gene_index].astype(np.float32)
+    nearest = found.rows[:, :n_neighbors]
+    # The same number of neighbours as in the calibration, whatever the method.
+    distance = neighbourhood_distance(found.distances[:, :n_neighbors])
+    if method.cites:
+        rows, weights, distances = _select(found, method.gate(parameters, found.distances), n_neighbors)
+        evidence = weighted_average(
+            rows,
+            weights,
+            reference.X[:, gene_index],
+            panels=panel_codes(reference, header),
+            measured=np.asarray(reference.varm[_keys.MEASURED])[gene_index].T,
+        )
+    else:
+        rows, weights = np.full_like(nearest, -1), np.zeros(nearest.shape)
+        distances = np.full(nearest.shape, np.nan)
+        evidence = np.broadcast_to(mean, (len(key), len(mean))).copy()
+    if method.adjustment is None:
+        adjustment = np.zeros_like(evidence)
+    else:
+        adjustment = method.adjustment(_genes_of(parameters, gene_index), key).astype(np.float32)
+    prediction = evidence + adjustment
+
+    donors = np.unique(reference.obs[_keys.DONOR].astype(str).to_numpy(), return_inverse=True)[1]
+    used = np.where(weights > 0, rows, -1) if method.cites else nearest
+    threshold = float(fit["distance_threshold"])
+    obs = {
+        _keys.EFFECTIVE_N: effective_n(weights),
+        _keys.N_DONORS: _distinct(used, donors),
+        _keys.DISTANCE_PERCENTILE: distance_percentile(distance, np.asarray(fit["distance_quantiles"])),
+        _keys.OUT_OF_REFERENCE: np.isfinite(threshold) & (distance > threshold),
+        _keys.EVIDENCE_SHARE: evidence_share(evidence, adjustment, mean),
+    }
+    return Retrieved(prediction, evidence, rows, weights.astype(np.float32), distances.astype(np.float32), obs)
+
+
+def _genes_of(parameters: dict[str, Any], gene_index: np.ndarray) -> dict[str, Any]:
+    """Parameters that hold one value per gene, cut to the genes asked for."""
+    n_genes = len(parameters["reference_mean"])
+    per_gene = {
+        name: np.asarray(value)[..., gene_index]
+        for name, value in parameters.items()
+        if np.ndim(value) and np.shape(value)[-1] == n_genes and not name.startswith("projection")
+    }
+    return {**parameters, **per_gene}
+
+
+def _select(found: Any, weights: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The `n_neighbors` candidates with the largest weights (nearer first among equals), weights adding up to one."""
+    order = np.argsort(-weights, axis=1, kind="stable")[:, :n_neighbors]
+    rows, kept, distances = (np.take_along_axis(a, order, axis=1) for a in (found.rows, weights, found.distances))
+    total = kept.sum(axis=1, keepdims=True)
+    return rows, np.divide(kept, total, out=np.zeros_like(kept), where=total > 0), distances
+
+
+def _distinct(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Number of distinct groups among the rows of each query, -1 left out."""
+    codes = np.sort(np.where(rows >= 0, groups[np.maximum(rows, 0)], -1), axis=1)
+    new = np.diff(codes, axis=1, prepend=-1) != 0
+    return (new & (codes >= 0)).sum(axis=1)

@@ -1,0 +1,165 @@
+"""Sections of a reference: what each SpatialData brings, checked before anything is merged."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._annotation import spot_centers
+from ragst_sd._elements import require_sdata
+from ragst_sd._validate import listing, require_choice, require_key
+from ragst_sd.reference.genes import available_names, duplicates
+from ragst_sd.reference.normalize import as_csr, check_counts, check_log_normalized
+from ragst_sd.reference.schema import check_embedding_header
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import scipy.sparse as sp
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+UNITS = ("counts", "log1p_cp10k")
+SOURCE_FIELDS = ("tissue", "technology", "license", "citation", "whole_transcriptome")
+
+
+@dataclass
+class Section:
+    """One section, its rows limited to spots that lie on the image."""
+
+    sample: str
+    sdata: SpatialData
+    obs: pd.DataFrame
+    embedding: np.ndarray
+    header: dict[str, Any]
+    expression: sp.csr_matrix
+    names: dict[str, list[str]]
+    xy: np.ndarray
+    source: dict[str, Any]
+
+
+def named_sections(sdatas: Any, table_key: str) -> dict[str, SpatialData]:
+    """Sample names for a SpatialData, a list, or a mapping; `obs["sample"]` names the members of a list."""
+    if isinstance(sdatas, Mapping):
+        named = {str(name): sdata for name, sdata in sdatas.items()}
+    else:
+        members = list(sdatas) if isinstance(sdatas, Sequence) else [sdatas]
+        named = {}
+        for i, sdata in enumerate(members):
+            require_sdata(sdata)
+            require_key(table_key, sdata.tables, "sdata.tables")
+            obs = sdata.tables[table_key].obs
+            own = obs[_keys.SAMPLE].astype(str).unique() if _keys.SAMPLE in obs else []
+            name = own[0] if len(own) == 1 and own[0] not in named else f"sample{i + 1}"
+            named[name] = sdata
+    if not named:
+        msg = "`sdatas` is empty: a reference needs at least one section."
+        raise ValueError(msg)
+    for sdata in named.values():
+        require_sdata(sdata)
+    return named
+
+
+def read_section(
+    sample: str,
+    sdata: SpatialData,
+    *,
+    use_rep: str,
+    table_key: str,
+    donor_key: str,
+    layer: str | None,
+    unit: str,
+    obs: Sequence[str],
+    source: Mapping[str, Any],
+) -> Section:
+    """Check one section and take out what a reference needs."""
+    require_choice(unit, UNITS, "unit")
+    where = f"sdatas[{sample!r}]"
+    require_key(table_key, sdata.tables, f"{where}.tables")
+    table = sdata.tables[table_key]
+    if _keys.RETRIEVAL in table.uns:
+        msg = f"{where}: table {table_key!r} was predicted by `rg.tl.predict`; a reference holds measured tissue only."
+        raise ValueError(msg)
+    require_key(use_rep, table.obsm, f"{where}.tables[{table_key!r}].obsm", "Run `rg.pp.embed_tiles` first.")
+    for column in (donor_key, *obs):
+        require_key(column, table.obs, f"{where}.tables[{table_key!r}].obs")
+    if table.obs[donor_key].isna().any():
+        msg = f"{where}: {int(table.obs[donor_key].isna().sum())} rows have no donor in `obs[{donor_key!r}]`."
+        raise ValueError(msg)
+    header = table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {}).get(use_rep)
+    check_embedding_header(header, f"`obsm[{use_rep!r}]` of {where}")
+    matrix = as_csr(_layer(table, layer, f"{where}.tables[{table_key!r}]"))
+    expression_name = f"{where}: {'X' if layer is None else f'layers[{layer!r}]'}"
+    (check_counts if unit == "counts" else check_log_normalized)(matrix, expression_name)
+    names = available_names(list(table.var_names), {column: table.var[column].astype(str) for column in table.var})
+    if unit != "counts":
+        for kind, listed in names.items():
+            if duplicates(listed):
+                msg = (
+                    f"{where}: {kind} names are not unique ({listing(duplicates(listed))}). Values on a log scale cannot "
+                    "be added up: give counts with `layer=`, or make the names unique."
+                )
+                raise ValueError(msg)
+
+    keep = _usable_rows(table, use_rep, matrix, where)
+    own = table.uns.get(_keys.ATTRS, {}).get(_keys.SOURCE, {})
+    kept = table.obs.loc[keep]
+    return Section(
+        sample=sample,
+        sdata=sdata,
+        obs=kept.assign(**{_keys.DONOR: kept[donor_key].astype(str)})[list(dict.fromkeys([_keys.DONOR, *obs]))],
+        embedding=np.asarray(table.obsm[use_rep], dtype=np.float32)[keep],
+        header=dict(header),
+        expression=matrix[keep],
+        names=names,
+        xy=_centers(sdata, table, table_key, header)[keep],
+        source={name: source.get(name, own.get(name)) for name in SOURCE_FIELDS},
+    )
+
+
+def _centers(sdata: SpatialData, table: AnnData, table_key: str, header: Mapping[str, Any]) -> np.ndarray:
+    """Centres on the embedded image; NaN where the object has come without it."""
+    image_key = str(header["image_key"])
+    if image_key not in sdata.images:
+        return np.full((table.n_obs, 2), np.nan)
+    return spot_centers(
+        sdata, table, table_key=table_key, image_key=image_key, coordinate_system=str(header["coordinate_system"])
+    )
+
+
+def _layer(table: AnnData, layer: str | None, where: str) -> Any:
+    if layer is None:
+        if table.X is None or table.n_vars == 0:
+            msg = f"{where} has no expression (X is empty). Name the table that holds counts with `table_key=`."
+            raise ValueError(msg)
+        return table.X
+    require_key(layer, table.layers, f"{where}.layers")
+    return table.layers[layer]
+
+
+def _usable_rows(table: AnnData, use_rep: str, matrix: sp.csr_matrix, where: str) -> np.ndarray:
+    """Rows with an embedding and with counts; a NaN embedding is fine only where the spot is off the image."""
+    embedding = np.asarray(table.obsm[use_rep])
+    finite = np.isfinite(embedding).all(axis=1)
+    padded = np.asarray(table.obs[_keys.PADDED], dtype=float) if _keys.PADDED in table.obs else np.zeros(table.n_obs)
+    broken = ~finite & (padded < 1)
+    if broken.any():
+        msg = (
+            f"{where}: `obsm[{use_rep!r}]` is NaN or infinite in {int(broken.sum())} rows whose spots lie on the image "
+            f"(first: {table.obs_names[broken][0]!r}). Embed again with `rg.pp.embed_tiles(..., overwrite=True)`."
+        )
+        raise ValueError(msg)
+    counted = np.asarray(matrix.sum(axis=1)).ravel() > 0
+    if not (finite & counted).any():
+        msg = f"{where}: no spot has both an embedding and counts."
+        raise ValueError(msg)
+    for mask, why in ((finite, "lie outside the image"), (counted, "have no counts")):
+        if not mask.all():
+            logger.info("%s: %d spots %s and are left out.", where, int((~mask).sum()), why)
+    return finite & counted

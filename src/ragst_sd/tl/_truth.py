@@ -1,0 +1,122 @@
+"""The measured side of a comparison: its table, brought to the unit, genes and spots of a prediction."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._results import gene_index
+from ragst_sd._validate import hint, listing, require_key, require_type
+from ragst_sd.reference.genes import available_names, duplicates, sum_duplicates
+from ragst_sd.reference.normalize import (
+    MIN_SHARED_GENES,
+    as_csr,
+    check_counts,
+    check_log_normalized,
+    log_normalize,
+    size_factors,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import scipy.sparse as sp
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+
+def truth_table(sdata: SpatialData | AnnData, truth_key: str, truth: AnnData | None) -> AnnData:
+    """The measured table: given, or by its name; never a predicted one."""
+    from anndata import AnnData
+
+    if truth is not None:
+        require_type(truth, AnnData, "truth")
+        return truth
+    if isinstance(sdata, AnnData):
+        msg = "A bare predicted table needs the measured one: pass it with `truth=`."
+        raise ValueError(msg)
+    require_key(truth_key, sdata.tables, "sdata.tables", "Name the measured table with `truth_key=`.")
+    if _keys.RETRIEVAL in sdata.tables[truth_key].uns:
+        msg = f"`sdata.tables[{truth_key!r}]` was predicted by `rg.tl.predict`; the truth must be measured."
+        raise ValueError(msg)
+    return sdata.tables[truth_key]
+
+
+def normalized_truth(
+    measured: AnnData, header: dict[str, Any], layer: str | None, unit: str
+) -> tuple[sp.csr_matrix, list[str]]:
+    """Measured expression in the unit of a prediction, and the names of its columns in the prediction's naming."""
+    if layer is not None:
+        require_key(layer, measured.layers, "truth.layers")
+    elif measured.X is None or measured.n_vars == 0:
+        msg = "The measured table has no expression (X is empty). Name another table with `truth_key=`."
+        raise ValueError(msg)
+    matrix = as_csr(measured.X if layer is None else measured.layers[layer])
+    offered = available_names(list(measured.var_names), {name: measured.var[name].astype(str) for name in measured.var})
+    naming = str(header["naming"])
+    if naming not in offered:
+        msg = (
+            f"The prediction names genes by {naming}, the measured table offers {listing(offered)} only. "
+            "Add the missing names as a column of its `var`."
+        )
+        raise ValueError(msg)
+    names = offered[naming]
+    where = "The measured table"
+    if unit != "counts":
+        check_log_normalized(matrix, where)
+        if duplicates(names):
+            msg = f"{where} has duplicated gene names ({listing(duplicates(names))}); on a log scale they cannot be added."
+            raise ValueError(msg)
+        return matrix, names
+    check_counts(matrix, where)
+    matrix, names = sum_duplicates(matrix, names)
+    wanted = [str(gene) for gene in header["size_factor_genes"]]
+    present = len(set(wanted) & set(names))
+    if present < MIN_SHARED_GENES:
+        msg = (
+            f"{where} holds {present} of the {len(wanted)} genes that size factors rest on; at least {MIN_SHARED_GENES} "
+            "are needed to bring it to the prediction's unit."
+        )
+        raise ValueError(msg)
+    return log_normalize(matrix, size_factors(matrix, names, wanted)), names
+
+
+def shared_genes(table: AnnData, names: list[str], genes: Sequence[str] | None) -> list[str]:
+    """The genes asked for, or all that both tables have."""
+    available = set(names)
+    if genes is None:
+        shared = [gene for gene in table.var_names if gene in available]
+        if not shared:
+            msg = (
+                f"The predicted and the measured table share no genes: {listing(table.var_names[:5])} against "
+                f"{listing(names[:5])}."
+            )
+            raise ValueError(msg)
+        return shared
+    wanted = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
+    gene_index(table, wanted)
+    missing = [gene for gene in wanted if gene not in available]
+    if missing:
+        msg = f"`genes`: the measured table has no {listing(missing)}.{hint(missing[0], names)}"
+        raise KeyError(msg)
+    return wanted
+
+
+def shared_spots(table: AnnData, measured: AnnData) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of both tables that are the same spot, by name."""
+    place = measured.obs_names.get_indexer(table.obs_names)
+    ours = np.flatnonzero(place >= 0)
+    if not len(ours):
+        msg = (
+            f"The predicted and the measured table share no spots: {listing(table.obs_names[:3])} against "
+            f"{listing(measured.obs_names[:3])}."
+        )
+        raise ValueError(msg)
+    if len(ours) < table.n_obs:
+        logger.info("%d of %d predicted spots were measured.", len(ours), table.n_obs)
+    return ours, place[ours]

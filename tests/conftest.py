@@ -1,0 +1,119 @@
+"""Small sections built in code, shared by the tests of the rim."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+mpl.use("Agg")
+
+TEST_DATA = "RAGST_SD_TEST_DATA"
+
+
+class ColourEncoder:
+    """Mean and spread of each channel: enough to tell tissues apart, and fast."""
+
+    name = "colour"
+
+    def __call__(self, tiles):
+        import torch
+
+        tiles = tiles.float()
+        return torch.cat([tiles.mean(dim=(2, 3)), tiles.std(dim=(2, 3))], dim=1)
+
+
+EMBED = {
+    "model": ColourEncoder(),
+    "tile_px": 32,
+    "mpp": 2.0,
+    "context": (1, 2.5),
+    "key_added": "X_colour",
+    "progress": False,
+}
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of real sections; tests that need it are skipped where it is absent."""
+    folder = os.environ.get(TEST_DATA)
+    if not folder or not Path(folder).is_dir():
+        pytest.skip(f"{TEST_DATA} is not set: no real sections")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def embed() -> dict:
+    """Arguments of `rg.pp.embed_tiles` with which the sections below are embedded."""
+    return dict(EMBED)
+
+
+def make_sections(n_donors: int = 3, **kwargs):
+    import ragst_sd as rg
+
+    options = {"n_genes": 260, "image_px": 700, "mpp": 1.0, "rng": 0} | kwargs
+    sections = rg.datasets.synthetic(n_donors=n_donors, **options)
+    for sdata in sections.values():
+        rg.pp.embed_tiles(sdata, **EMBED)
+    return sections
+
+
+@pytest.fixture(scope="session")
+def _sections():
+    return make_sections()
+
+
+@pytest.fixture
+def sections(_sections):
+    """Three embedded sections of three donors; every test gets its own copy of the tables."""
+    from spatialdata import SpatialData
+
+    return {
+        name: SpatialData(
+            images=dict(sdata.images),
+            shapes=dict(sdata.shapes),
+            tables={key: table.copy() for key, table in sdata.tables.items()},
+            attrs={"ragst": {"image_mpp": dict(sdata.attrs["ragst"]["image_mpp"])}},
+        )
+        for name, sdata in _sections.items()
+    }
+
+
+@pytest.fixture
+def query(sections):
+    """The section of the third donor."""
+    return sections["donor3"]
+
+
+@pytest.fixture
+def reference(sections):
+    """Unfitted reference of the first two donors."""
+    import ragst_sd as rg
+
+    return rg.tl.build_reference({name: sections[name] for name in ("donor1", "donor2")}, use_rep="X_colour")
+
+
+@pytest.fixture
+def fitted(reference):
+    """The same reference, fitted with knn."""
+    import ragst_sd as rg
+
+    rg.tl.fit(reference, method="knn", n_neighbors=10)
+    return reference
+
+
+@pytest.fixture
+def predicted(query, fitted):
+    """The query with its predicted table."""
+    import ragst_sd as rg
+
+    rg.tl.predict(query, fitted)
+    return query
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

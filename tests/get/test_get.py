@@ -1,0 +1,127 @@
+"""`rg.get.neighbors` and `rg.get.explain`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import ragst_sd as rg
+
+
+def test_neighbors_are_ranked_and_complete(predicted):
+    frame = rg.get.neighbors(predicted)
+    assert list(frame.columns) == [
+        "query", "rank", "reference", "donor", "sample", "tissue", "technology", "x_um", "y_um", "distance", "weight",
+        "license", "citation",
+    ]  # fmt: skip
+    table = predicted.tables["predicted"]
+    assert len(frame) == (table.obsm["retrieval_weights"] > 0).sum()
+    for _, one in frame.groupby("query"):
+        assert list(one["rank"]) == list(range(1, len(one) + 1))
+        assert one["weight"].is_monotonic_decreasing
+        assert one["weight"].sum() == pytest.approx(1, abs=1e-5)
+    assert list(frame["query"].unique()) == list(table.obs_names)
+    assert set(frame["license"]) == {"unknown"}
+
+
+def test_neighbors_name_their_source(sections, query):
+    sources = {"donor1": {"license": "CC-BY-4.0", "citation": "A"}, "donor2": {"license": "MIT", "citation": "B"}}
+    reference = rg.tl.build_reference(
+        {name: sections[name] for name in ("donor1", "donor2")}, use_rep="X_colour", sources=sources
+    )
+    rg.tl.fit(reference, n_neighbors=10)
+    frame = rg.get.neighbors(rg.tl.predict(query, reference, inplace=False))
+    assert set(zip(frame.donor, frame.license, frame.citation, strict=True)) == {
+        ("donor1", "CC-BY-4.0", "A"),
+        ("donor2", "MIT", "B"),
+    }
+
+
+def test_positions_are_those_of_the_cited_spots(sections, predicted):
+    line = rg.get.neighbors(predicted).iloc[0]
+    source = sections[line["sample"]].tables["table"]
+    xy = source.obsm["spatial"][source.obs_names.get_loc(line["reference"].split(":", 1)[1])]
+    np.testing.assert_allclose([line["x_um"], line["y_um"]], xy * 1.0)
+
+
+@pytest.mark.parametrize("method", ["knn", "ridge", "mean"])
+def test_contributions_add_up_and_values_are_measured(sections, query, reference, method):
+    rg.tl.fit(reference, method=method, n_neighbors=10)
+    rg.tl.predict(query, reference)
+    table = query.tables["predicted"]
+    spots, genes = list(table.obs_names[[0, 4]]), list(table.var_names[[1, 9]])
+    frame = rg.get.explain(query, reference, obs_name=spots, gene=genes)
+    for (spot, gene), part in frame.groupby(["query", "gene"]):
+        assert part["contribution"].sum() == pytest.approx(table[spot, gene].X.item(), abs=1e-5)
+        assert list(part["reference"])[-1] == "adjustment"
+        if method != "knn":
+            assert list(part["reference"]) == ["reference mean", "adjustment"]
+            continue
+        for _, line in part.iloc[:-1].iterrows():
+            source = sections[line["sample"]].tables["table"]
+            counts = source.X[source.obs_names.get_loc(line["reference"].split(":", 1)[1])].toarray().ravel()
+            value = np.log1p(counts[source.var_names.get_loc(gene)] / counts.sum() * 1e4)
+            assert line["value"] == pytest.approx(value, abs=1e-5)
+            assert line["contribution"] == pytest.approx(line["weight"] * value, abs=1e-5)
+    assert len(frame.groupby(["query", "gene"])) == 4
+
+
+def test_genes_that_some_rows_did_not_measure(sections, query):
+    """A second panel lacks genes: its rows get no vote, and the rest share the weight."""
+    genes = list(sections["donor1"].tables["table"].var_names)
+    dropped = genes[10]
+    small = sections["donor2"]
+    small.tables["table"] = small.tables["table"][:, [gene for gene in genes if gene != dropped]].copy()
+    reference = rg.tl.build_reference({"donor1": sections["donor1"], "donor2": small}, use_rep="X_colour")
+    rg.tl.fit(reference, n_neighbors=10)
+    rg.tl.predict(query, reference)
+    table = query.tables["predicted"]
+    assert table.var.loc[dropped, "n_measured"] == sections["donor1"].tables["table"].n_obs
+    column = table.var_names.get_loc(dropped)
+    mixed = 0
+    for spot in table.obs_names:
+        part = rg.get.explain(query, reference, obs_name=spot, gene=dropped)
+        value = table[spot].X[0, column]
+        if np.isnan(value):
+            assert "not measured" in set(part["reference"])
+            continue
+        cited = part.iloc[:-1]
+        assert (cited.loc[cited["donor"] == "donor2", "weight"] == 0).all()
+        assert cited.loc[cited["donor"] == "donor1", "weight"].sum() == pytest.approx(1)
+        assert part["contribution"].sum() == pytest.approx(value, abs=1e-5)
+        mixed += cited["donor"].nunique() == 2
+    assert mixed > 0
+
+
+def test_methods_without_neighbours_list_none(query, reference):
+    rg.tl.fit(reference, method="ridge", n_neighbors=10)
+    rg.tl.predict(query, reference)
+    assert rg.get.neighbors(query).empty
+
+
+def test_lost_provenance_is_named(predicted):
+    table = predicted.tables["predicted"].copy()
+    del table.uns["retrieval"]
+    with pytest.raises(ValueError, match=r"lacks uns\['retrieval'\]"):
+        rg.get.neighbors(table)
+    table = predicted.tables["predicted"].copy()
+    del table.obsm["retrieval_rows"]
+    with pytest.raises(ValueError, match=r"lacks obsm\['retrieval_rows'\]"):
+        rg.get.neighbors(table)
+
+
+def test_another_reference_is_refused(predicted, fitted):
+    gene, spot = fitted.var_names[0], predicted.tables["predicted"].obs_names[0]
+    other = fitted[:-1].copy()
+    with pytest.raises(ValueError, match="made from a reference with hash"):
+        rg.get.explain(predicted, other, obs_name=spot, gene=gene)
+
+
+def test_unknown_names(predicted, fitted):
+    spot = predicted.tables["predicted"].obs_names[0]
+    with pytest.raises(KeyError, match="no gene 'NOPE'"):
+        rg.get.explain(predicted, fitted, obs_name=spot, gene="NOPE")
+    with pytest.raises(KeyError, match="no spot 'nowhere'"):
+        rg.get.neighbors(predicted, obs_names="nowhere")
+    with pytest.raises(KeyError, match="'predictd' not found"):
+        rg.get.neighbors(predicted, prediction_key="predictd")

@@ -1,0 +1,48 @@
+"""Where a model runs and in which precision."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from ragst_sd.image import amp  # noqa: E402
+
+
+@pytest.mark.parametrize(("major", "fast"), [(7, False), (8, True), (9, True)])
+def test_cuda_gains_from_ampere_on(monkeypatch, major, fast) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
+    assert amp.resolve_amp(None, torch.device("cuda")) is fast
+    assert amp.resolve_amp(not fast, torch.device("cuda")) is (not fast)
+
+
+@pytest.mark.parametrize("found", [(False, False), (True, False), (False, True)])
+def test_cpu_gains_from_avx512_bf16_or_amx(monkeypatch, found) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: found[0], raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: found[1], raising=False)
+    assert amp.resolve_amp(None, torch.device("cpu")) is any(found)
+
+
+def test_cpu_flags_are_read_where_torch_does_not_say(monkeypatch, tmp_path) -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, None, raising=False)
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags : sse2 avx512_bf16 fma\n")
+    monkeypatch.setattr(amp, "Path", lambda _: cpuinfo)
+    assert amp.has_fast_bfloat16(torch.device("cpu"))
+    cpuinfo.write_text("flags : sse2 fma\n")
+    assert not amp.has_fast_bfloat16(torch.device("cpu"))
+    cpuinfo.unlink()
+    assert not amp.has_fast_bfloat16(torch.device("cpu"))
+
+
+def test_other_devices_stay_in_float32() -> None:
+    assert not amp.has_fast_bfloat16(torch.device("meta"))
+
+
+def test_device_by_default(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert amp.resolve_device().type == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert amp.resolve_device().type == "cpu"

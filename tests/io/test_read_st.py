@@ -1,0 +1,227 @@
+"""`rg.io.read_st`: tables and pictures as they are deposited."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import os
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import spatialdata as sd
+from scipy.sparse import issparse
+from spatialdata.transformations import Identity, get_transformation
+
+from ragst_sd.io import read_st
+
+from .deposits import MPP, PITCH, pixels_of
+
+
+def test_tables_and_positions_from_files(counts, positions, picture, picture_path, tmp_path):
+    counts.to_csv(tmp_path / "C2.tsv.gz", sep="\t")
+    positions.to_csv(tmp_path / "C2_selection.tsv", sep="\t", index=False)
+    sdata = read_st(
+        tmp_path / "C2.tsv.gz",
+        picture_path,
+        coordinates=tmp_path / "C2_selection.tsv",
+        donor="C",
+        um_between_centers=200,
+        source={"tissue": "breast", "license": "CC BY 4.0"},
+    )
+    table, spots = sdata["table"], sdata["spots"]
+    assert issparse(table.X)
+    assert table.X.format == "csr"
+    assert table.X.dtype == np.float32
+    np.testing.assert_array_equal(table.X.toarray(), counts.to_numpy())
+    assert list(table.obs_names) == list(counts.index)
+    assert list(table.var_names) == list(counts.columns)
+    assert set(table.obs["sample"]) == {"C2"}
+    assert set(table.obs["donor"]) == {"C"}
+    attrs = table.uns["spatialdata_attrs"]
+    assert (attrs["region"], attrs["region_key"], attrs["instance_key"]) == ("spots", "region", "spot_id")
+
+    expected = positions.set_index(positions["x"].astype(str) + "x" + positions["y"].astype(str))
+    expected = expected.loc[counts.index, ["pixel_x", "pixel_y"]].to_numpy()
+    np.testing.assert_array_equal(table.obsm["spatial"], expected)
+    by_id = spots.loc[table.obs["spot_id"]]
+    np.testing.assert_array_equal(np.column_stack([by_id.geometry.x, by_id.geometry.y]), expected)
+    np.testing.assert_allclose(spots["radius"], PITCH / 4)
+
+    np.testing.assert_array_equal(pixels_of(sdata), np.moveaxis(picture, -1, 0))
+    for name in ("he", "spots"):
+        assert get_transformation(sdata[name], get_all=True) == {"global": Identity()}
+    assert sdata.attrs["ragst"]["image_mpp"]["he"] == pytest.approx(200 / PITCH)
+    assert table.uns["ragst"]["source"] == {
+        "tissue": "breast",
+        "technology": "unknown",
+        "license": "CC BY 4.0",
+        "citation": "unknown",
+    }
+
+
+def test_h5ad_names_what_is_not_given(adata, picture_path, tmp_path):
+    adata.write_h5ad(tmp_path / "anything.h5ad")
+    sdata = read_st(tmp_path / "anything.h5ad", picture_path)
+    table = sdata["table"]
+    assert set(table.obs["sample"]) == {"C2"}
+    assert set(table.obs["donor"]) == {"C"}
+    assert list(table.obs["label"]) == list(adata.obs["label"])
+    assert table.uns["ragst"]["source"] == {
+        "tissue": "breast",
+        "technology": "ST 1k",
+        "license": "CC BY 4.0",
+        "citation": "Andersson 2021",
+    }
+    assert sdata.attrs["ragst"]["image_mpp"] == {"he": MPP}
+    np.testing.assert_allclose(sdata["spots"]["radius"], 8.5)
+    np.testing.assert_array_equal(table.obsm["spatial"], adata.obsm["spatial"])
+
+
+def test_arguments_win_over_the_file(adata, picture):
+    sdata = read_st(
+        adata,
+        picture,
+        sample="mine",
+        donor="me",
+        image_mpp=0.25,
+        spot_diameter_px=10,
+        source={"tissue": "liver"},
+        coordinates=adata.obsm["spatial"] + 1,
+    )
+    table = sdata["table"]
+    assert set(table.obs["sample"]) == {"mine"}
+    assert set(table.obs["donor"]) == {"me"}
+    assert sdata.attrs["ragst"]["image_mpp"]["he"] == 0.25
+    np.testing.assert_allclose(sdata["spots"]["radius"], 5)
+    assert table.uns["ragst"]["source"]["tissue"] == "liver"
+    assert table.uns["ragst"]["source"]["technology"] == "ST 1k"
+    np.testing.assert_array_equal(table.obsm["spatial"], adata.obsm["spatial"] + 1)
+
+
+def test_input_is_left_alone(adata, picture):
+    before = adata.copy()
+    read_st(adata, picture)
+    assert list(adata.obs.columns) == list(before.obs.columns)
+    assert set(adata.uns) == set(before.uns)
+    assert set(adata.obsm) == set(before.obsm)
+
+
+def test_no_donor_known(adata, picture, caplog):
+    del adata.uns["meta"]["patient"]
+    with caplog.at_level(logging.INFO, logger="ragst_sd"):
+        sdata = read_st(adata, picture)
+    assert "donor" not in sdata["table"].obs
+    assert "No donor is known" in caplog.text
+
+
+def test_donors_of_single_spots_are_kept(adata, picture):
+    adata.obs["donor"] = np.where(np.arange(adata.n_obs) < 10, "P1", "P2")
+    assert list(read_st(adata, picture)["table"].obs["donor"]) == list(adata.obs["donor"])
+
+
+def test_columns_of_the_link_keep_their_content(adata, picture):
+    adata.obs["region"] = "cortex"
+    assert set(read_st(adata, picture)["table"].obs["region_original"]) == {"cortex"}
+
+
+def test_layer_holds_the_counts(adata, picture, caplog):
+    adata.layers["raw"] = adata.X.copy()
+    adata.X = adata.X.multiply(0.3).tocsr()
+    np.testing.assert_array_equal(
+        read_st(adata, picture, layer="raw")["table"].X.toarray(), adata.layers["raw"].toarray()
+    )
+    with caplog.at_level(logging.WARNING, logger="ragst_sd"):
+        read_st(adata, picture)
+    assert "not whole numbers" in caplog.text
+    assert "'raw'" in caplog.text
+    with pytest.raises(KeyError, match=r"'rwa' not found in `counts.layers`.*Did you mean 'raw'"):
+        read_st(adata, picture, layer="rwa")
+
+
+def test_dense_and_table_counts(counts, adata, picture):
+    adata.X = adata.X.toarray()
+    from_dense = read_st(adata, picture)["table"].X
+    from_table = read_st(counts, picture, coordinates=adata.obsm["spatial"])["table"].X
+    np.testing.assert_array_equal(from_dense.toarray(), from_table.toarray())
+
+
+def test_unknown_and_unselected_spots_are_dropped(counts, positions, picture, caplog):
+    positions.loc[:4, "selected"] = 0
+    with caplog.at_level(logging.INFO, logger="ragst_sd"):
+        sdata = read_st(counts, picture, coordinates=positions.iloc[:-3])
+    assert sdata["table"].n_obs == len(counts) - 8
+    assert len(sdata["spots"]) == len(counts) - 8
+    assert "Left out 5 of 45 positions" in caplog.text
+    assert "Dropped 8 of 48 spots" in caplog.text
+    assert "10x9" not in sdata["table"].obs_names
+
+
+def test_positions_by_barcode(adata, picture, tmp_path):
+    places = pd.DataFrame(adata.obsm["spatial"], columns=["pxl_col_in_fullres", "pxl_row_in_fullres"])
+    places.insert(0, "barcode", adata.obs_names)
+    places["in_tissue"] = 1
+    places.iloc[::-1].to_csv(tmp_path / "tissue_positions.csv", index=False)
+    expected = adata.obsm.pop("spatial")
+    sdata = read_st(adata, picture, coordinates=tmp_path / "tissue_positions.csv")
+    np.testing.assert_array_equal(sdata["table"].obsm["spatial"], expected)
+
+
+@pytest.mark.parametrize("form", ["x{}", "{:.1f}"])
+def test_array_names_written_otherwise(counts, positions, picture, form):
+    parts = [name.split("x") for name in counts.index]
+    if form == "x{}":
+        counts.index = [f"B4_{x}x{y}" for x, y in parts]
+    else:
+        counts.index = [f"{float(x):.1f}x{float(y):.1f}" for x, y in parts]
+    assert read_st(counts, picture, coordinates=positions)["table"].n_obs == len(counts)
+
+
+def test_pitch_of_a_jittered_array(adata, picture):
+    rng = np.random.default_rng(0)
+    adata.obsm["spatial"] = adata.obsm["spatial"] + rng.normal(0, 0.04 * PITCH, adata.obsm["spatial"].shape)
+    sdata = read_st(adata, picture, um_between_centers=200)
+    assert sdata.attrs["ragst"]["image_mpp"]["he"] == pytest.approx(200 / PITCH, rel=0.03)
+
+
+def test_round_trip_through_zarr(adata, picture, tmp_path):
+    sdata = read_st(adata, picture)
+    sdata.write(tmp_path / "section.zarr")
+    back = sd.read_zarr(tmp_path / "section.zarr")
+    np.testing.assert_array_equal(pixels_of(back), pixels_of(sdata))
+    np.testing.assert_array_equal(back["table"].X.toarray(), sdata["table"].X.toarray())
+    assert back.attrs["ragst"] == sdata.attrs["ragst"]
+    assert back["table"].uns["ragst"]["source"] == sdata["table"].uns["ragst"]["source"]
+    assert list(back["table"].obs["spot_id"]) == list(back["spots"].index)
+
+
+def test_compressed_tables_of_both_kinds(counts, adata, picture, tmp_path):
+    with gzip.open(tmp_path / "a.csv.gz", "wt") as file:
+        counts.to_csv(file)
+    counts.to_csv(tmp_path / "a.txt", sep="\t")
+    for name in ("a.csv.gz", "a.txt"):
+        table = read_st(tmp_path / name, picture, coordinates=adata.obsm["spatial"])["table"]
+        np.testing.assert_array_equal(table.X.toarray(), counts.to_numpy())
+        assert set(table.obs["sample"]) == {"a"}
+
+
+@pytest.mark.skipif("RAGST_SD_TEST_DATA" not in os.environ, reason="needs RAGST_SD_TEST_DATA: real sections")
+@pytest.mark.parametrize(
+    ("section", "donor", "n_spots", "pitch"), [("her2st/C2", "C", 187, 200.0), ("mob2k/MOB3", "ind2", 438, 141.4)]
+)
+def test_real_section(section, donor, n_spots, pitch):
+    path = Path(os.environ["RAGST_SD_TEST_DATA"]) / "histology" / f"{section}.h5ad"
+    sdata = read_st(path, path.with_suffix(".jpg"), um_between_centers=pitch)
+    table = sdata["table"]
+    assert set(table.obs["donor"]) == {donor}
+    assert table.n_obs == n_spots
+    mpp = sdata.attrs["ragst"]["image_mpp"]["he"]
+    assert mpp == pytest.approx(ad.read_h5ad(path, backed="r").uns["meta"]["um_per_px"], rel=0.03)
+    # Spots are 100 microns wide in both arrays.
+    np.testing.assert_allclose(2 * sdata["spots"]["radius"] * mpp, 100, rtol=0.03)
+    # The tissue is darker than the glass: spots lie on it.
+    pixels = sdata["he"]["scale1"]["image"].data.mean(axis=0).compute()
+    columns, rows = (table.obsm["spatial"] / 2).astype(int).T
+    assert pixels[rows, columns].mean() < pixels.mean() - 5
