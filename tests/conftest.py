@@ -68,18 +68,10 @@ def _sections():
 
 @pytest.fixture
 def sections(_sections):
-    """Three embedded sections of three donors; every test gets its own copy of the tables."""
-    from spatialdata import SpatialData
+    """Three embedded sections of three donors; every test gets its own copy."""
+    from spatialdata import deepcopy
 
-    return {
-        name: SpatialData(
-            images=dict(sdata.images),
-            shapes=dict(sdata.shapes),
-            tables={key: table.copy() for key, table in sdata.tables.items()},
-            attrs={"ragst": {"image_mpp": dict(sdata.attrs["ragst"]["image_mpp"])}},
-        )
-        for name, sdata in _sections.items()
-    }
+    return {name: deepcopy(sdata) for name, sdata in _sections.items()}
 
 
 @pytest.fixture

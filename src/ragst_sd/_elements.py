@@ -134,10 +134,11 @@ def image_pyramid(sdata: SpatialData, image_key: str) -> Pyramid:
         If the image has not 3 or 4 channels, or float pixels outside [0, 1] and [0, 255].
     """
     from spatialdata import get_pyramid_levels
+    from xarray import DataArray
 
-    found = get_pyramid_levels(sdata.images[image_key])
-    arrays = [found] if hasattr(found, "dims") else list(found)
-    arrays = [level.transpose("c", "y", "x") for level in arrays]
+    image = sdata.images[image_key]
+    found = [image] if isinstance(image, DataArray) else get_pyramid_levels(image)
+    arrays = [level.transpose("c", "y", "x") for level in found]
     channels = arrays[0].sizes["c"]
     names = [str(name) for name in arrays[0].coords["c"].to_numpy()] if "c" in arrays[0].coords else []
     if channels not in (3, 4):

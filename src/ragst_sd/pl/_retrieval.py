@@ -1,0 +1,208 @@
+"""`rg.pl.retrieval`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._elements import require_sdata
+from ragst_sd._reference import reference_header
+from ragst_sd._results import gene_index, predicted, spot_index
+from ragst_sd._validate import require_positive, require_type
+from ragst_sd.pl import _style
+from ragst_sd.pl._figure import finish, open_stage
+from ragst_sd.pl._retrieval_panels import (
+    Evidence,
+    connect,
+    design_size,
+    draw_bars,
+    draw_neighbors,
+    draw_overview,
+    draw_query_column,
+    draw_tile,
+    write_title,
+)
+from ragst_sd.pl._section import read_section
+
+if TYPE_CHECKING:
+    import os
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from spatialdata import SpatialData
+
+    from ragst_sd.image.frames import FieldOfView
+    from ragst_sd.pl._section import Section
+
+
+def retrieval(
+    sdata: SpatialData,
+    reference: AnnData,
+    *,
+    obs_name: str,
+    gene: str,
+    prediction_key: str = "predicted",
+    n_shown: int = 6,
+    figsize: tuple[float, float] | None = None,
+    dpi: float | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+    return_ax: bool = False,
+) -> dict[str, Any] | None:
+    """Show which measured tissue a predicted value came from.
+
+    Left the section, with the place of the spot (solid: the tile; dashed: wider fields of view of the encoder), and its
+    tile. Right the cited spots by falling weight, with donor, sample, weight and the value measured there, and below
+    each what it contributed; the remaining cited spots are lumped. The steps add up to the prediction.
+
+    Parameters
+    ----------
+    sdata
+        Object with the image and a predicted table.
+    reference
+        The very reference that the prediction was made from, built with thumbnails.
+    obs_name
+        Spot.
+    gene
+        Gene.
+    prediction_key
+        Name of the predicted table.
+    n_shown
+        Cited spots that get a picture. A new figure grows with them.
+    figsize, dpi
+        Size of a new figure in inches, and its resolution; `dpi` also holds for `save`.
+    ax
+        Axes whose place the picture fills with axes of its own; a new figure is made if left out.
+    show
+        Show a new figure; by default if it is neither saved nor returned.
+    save
+        File to write.
+    return_ax
+        Return the axes.
+
+    Returns
+    -------
+    `None`, or if `return_ax` a dictionary: `"section"` and `"tile"` (Axes), `"neighbors"` (a list of Axes, one per
+    cited spot shown), `"contributions"` (Axes).
+
+    Raises
+    ------
+    KeyError
+        If the table, spot or gene does not exist.
+    ValueError
+        If the method cites no spots, this spot has no prediction (it lies outside the image), no cited spot measured
+        the gene, the reference is another one or has no thumbnails, or the image is not in the object.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
+    >>> for sdata in sections.values():
+    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> query = sections.pop("donor3")
+    >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
+    >>> rg.tl.fit(reference, method="knn", n_neighbors=10)
+    >>> rg.tl.predict(query, reference)
+    >>> spot, gene = query.tables["predicted"].obs_names[0], reference.var_names[0]
+    >>> axes = rg.pl.retrieval(query, reference, obs_name=spot, gene=gene, return_ax=True)
+    >>> sorted(axes)
+    ['contributions', 'neighbors', 'section', 'tile']
+    """
+    require_sdata(sdata)
+    require_positive(n_shown, "n_shown", whole=True)
+    for value, argument in ((obs_name, "obs_name"), (gene, "gene")):
+        require_type(value, str, argument, "This picture takes one.")
+    table, header = predicted(sdata, prediction_key)
+    spot = int(spot_index(table, obs_name)[0])
+    evidence = _evidence(sdata, reference, table, header, spot, gene, prediction_key, int(n_shown))
+    section = read_section(sdata, table, header, prediction_key)
+    fields = _fields(section, header)
+
+    stage = open_stage(*design_size(evidence), ax=ax, figsize=figsize, dpi=dpi)
+    write_title(stage, table, header, spot, gene, evidence)
+    overview = draw_overview(stage, section, spot, fields, _style.shorten(f"spot {obs_name}", 34))
+    pixels = _tile_pixels(section, spot, fields[0])
+    tile = draw_tile(stage, section, spot, fields[0], pixels)
+    connect(stage, overview, tile, section.centers[spot], fields[0])
+    neighbors = draw_neighbors(stage, evidence, reference, gene)
+    bars = draw_bars(stage, evidence, str(header["unit"]))
+    draw_query_column(stage, evidence, pixels)
+    axes = {"section": overview, "tile": tile, "neighbors": neighbors, "contributions": bars}
+    return finish(stage, axes, show=show, save=save, return_ax=return_ax, dpi=dpi)
+
+
+def _evidence(
+    sdata: SpatialData,
+    reference: AnnData,
+    table: AnnData,
+    header: dict[str, Any],
+    spot: int,
+    gene: str,
+    prediction_key: str,
+    n_shown: int,
+) -> Evidence:
+    from ragst_sd.get import explain
+
+    name, column = table.obs_names[spot], int(gene_index(table, gene)[0])
+    if str(header.get("task")) != "histology":
+        msg = f"This picture shows tissue; table {prediction_key!r} was predicted for the task {header.get('task')!r}."
+        raise ValueError(msg)
+    if not len(header[_keys.CITED]):
+        msg = (
+            f"The prediction was made by method {header['method']!r}, which cites no measured spots: there is nothing to "
+            'show. Fit a method that cites, for instance `rg.tl.fit(reference, method="knn")`, and predict again.'
+        )
+        raise ValueError(msg)
+    if (np.asarray(table.obsm[_keys.ROWS][spot]) < 0).all():
+        msg = (
+            f"Spot {name!r} has no prediction: it lies outside image {header['image_key']!r}. Choose one whose "
+            f"`obs[{_keys.EFFECTIVE_N!r}]` is not NaN."
+        )
+        raise ValueError(msg)
+    reference_header(reference)
+    if _keys.THUMBNAIL not in reference.obsm:
+        msg = (
+            f"The reference has no pictures of its spots (`obsm[{_keys.THUMBNAIL!r}]`). Build it with "
+            "`rg.tl.build_reference(..., thumbnails=True)`, fit it and predict again."
+        )
+        raise ValueError(msg)
+    parts = explain(sdata, reference, obs_name=name, gene=gene, prediction_key=prediction_key)
+    rows, adjustment = parts.iloc[:-1], float(parts["contribution"].iloc[-1])
+    total = float(table.X[spot, column])
+    if not np.isfinite(total):
+        msg = f"None of the spots cited for {name!r} measured {gene!r}: there is no prediction to show."
+        raise ValueError(msg)
+    return Evidence(rows.iloc[:n_shown], rows.iloc[n_shown:], adjustment, total)
+
+
+def _fields(section: Section, header: dict[str, Any]) -> list[FieldOfView]:
+    """The tile, and then the wider fields of view that the encoder saw."""
+    from ragst_sd.image.embedding import plan_fields
+
+    geometry = header["encoder"]
+    mpp = float(geometry["mpp"])
+    context = sorted({1.0, *(float(one) for one in np.ravel(geometry["context"]) if one > 1)})
+    return plan_fields(
+        section.pyramid,
+        tile_px=int(geometry["tile_px"]),
+        mpp=None if np.isnan(mpp) else mpp,
+        image_mpp=None if np.isnan(mpp) else section.mpp,
+        context=context,
+    )
+
+
+def _tile_pixels(section: Section, spot: int, field: FieldOfView) -> np.ndarray:
+    from ragst_sd.image.tiles import iter_tiles
+
+    batches = iter_tiles(
+        section.pyramid.levels[field.level],
+        section.centers[[spot]],
+        field,
+        chunk=section.pyramid.chunks[field.level],
+        value_max=section.pyramid.value_max,
+        batch_size=1,
+    )
+    return next(batches)[1][0].permute(1, 2, 0).numpy()

@@ -1,0 +1,232 @@
+"""The panels of `rg.pl.retrieval`, laid out in inches of one design."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd.pl import _style
+from ragst_sd.pl._section import draw_image, extent_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+    from ragst_sd.image.frames import FieldOfView
+    from ragst_sd.pl._figure import Stage
+    from ragst_sd.pl._section import Section
+
+_HEIGHT, _LEFT, _GAP, _EDGE = 6.0, 3.0, 0.75, 0.15
+_COLUMN, _THUMBNAIL = 0.92, 0.82
+_OVERVIEW_TOP, _OVERVIEW_HEIGHT, _TILE = 0.88, 2.45, 2.1
+_THUMBNAIL_TOP, _BARS_TOP, _BARS_HEIGHT = 1.0, 2.4, 3.1
+_OVERVIEW_PX = 700
+_MOSAIC = 3
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One predicted value, taken apart."""
+
+    shown: pd.DataFrame
+    """Cited rows that get a picture, as `rg.get.explain` lists them."""
+    others: pd.DataFrame
+    """Cited rows that are lumped together."""
+    adjustment: float
+    total: float
+
+    @property
+    def n_columns(self) -> int:
+        """One per step, and one for the prediction."""
+        return len(self.steps) + 1
+
+    @property
+    def steps(self) -> list[tuple[str, float, str]]:
+        """Label, contribution and colour of each step from zero to the prediction."""
+        steps = [("", float(value), _style.EVIDENCE) for value in self.shown["contribution"]]
+        if len(self.others):
+            label = f"{len(self.others)} more" if len(self.shown) else f"{len(self.others)} rows"
+            steps.append((label, float(self.others["contribution"].sum()), _style.OTHERS))
+        return [*steps, ("adjustment", self.adjustment, _style.ADJUSTMENT)]
+
+
+def design_size(evidence: Evidence) -> tuple[float, float]:
+    """Width and height of the picture in inches."""
+    return _LEFT + _GAP + evidence.n_columns * _COLUMN + _EDGE, _HEIGHT
+
+
+def _edge_px(field: FieldOfView) -> float:
+    return field.window_px * field.downsample
+
+
+def write_title(stage: Stage, table: AnnData, header: dict[str, Any], spot: int, gene: str, evidence: Evidence) -> None:
+    decimals = _style.decimals_for([evidence.total])
+    stage.text(
+        _EDGE, 0.36, f"{gene} predicted {_style.number(evidence.total, decimals)}",
+        size=14, fontweight="bold", ha="left", va="baseline",
+    )  # fmt: skip
+    obs = table.obs.iloc[spot]
+    n_rows = len(evidence.shown) + len(evidence.others)
+    donors = int(obs[_keys.N_DONORS])
+    facts = [
+        f"{header['method']}: {n_rows} measured spots of {donors} {'donor' if donors == 1 else 'donors'}",
+        f"effective number {float(obs[_keys.EFFECTIVE_N]):.1f}",
+    ]
+    if bool(obs[_keys.OUT_OF_REFERENCE]):
+        facts.append("unlike any tissue of the reference")
+    stage.text(
+        _LEFT + _GAP, 0.36, "  ·  ".join(facts), size=10, ha="left", va="baseline",
+        color=_style.ADJUSTMENT if len(facts) > 2 else _style.MUTED,
+    )  # fmt: skip
+
+
+def draw_overview(stage: Stage, section: Section, spot: int, fields: list[FieldOfView], title: str) -> Axes:
+    from matplotlib.patches import Rectangle
+
+    box = extent_of(section, _edge_px(fields[0]) / 2, on_image=True)
+    across, down = box[1] - box[0], box[3] - box[2]
+    scale = min((_LEFT - _EDGE) / across, _OVERVIEW_HEIGHT / down)
+    ax = stage.axes(_EDGE, _OVERVIEW_TOP, across * scale, down * scale, "section")
+    draw_image(ax, section.pyramid, box, edge_px=_OVERVIEW_PX)
+    for position, field in enumerate(fields):
+        edge = _edge_px(field)
+        x, y = section.centers[spot] - edge / 2
+        wide = position > 0
+        mark = Rectangle(
+            (x, y), edge, edge, fill=False, edgecolor=_style.QUERY, zorder=4,
+            linewidth=stage.points(1.0 if wide else 2.0), linestyle=(0, (3, 2)) if wide else "solid",
+        )  # fmt: skip
+        mark.set_path_effects(_style.halo(stage.points(2.0 if wide else 4.0)))
+        ax.add_patch(mark)
+    in_left_half = bool(section.centers[spot, 0] < (box[0] + box[1]) / 2)
+    _style.scale_bar(ax, section.mpp, stage.points(9), right=in_left_half)
+    _style.frame(ax)
+    ax.set_title(title, fontsize=stage.points(10), loc="left", pad=stage.points(4))
+    return ax
+
+
+def draw_tile(stage: Stage, section: Section, spot: int, field: FieldOfView, pixels: np.ndarray) -> Axes:
+    left = _EDGE + (_LEFT - _EDGE - _TILE) / 2
+    ax = stage.axes(left, _HEIGHT - _TILE - 0.12, _TILE, _TILE, "tile")
+    half = _edge_px(field) / 2
+    x, y = section.centers[spot]
+    ax.imshow(pixels, extent=(x - half, x + half, y + half, y - half), interpolation="bicubic")
+    _style.scale_bar(ax, section.mpp, stage.points(9))
+    _style.frame(ax, _style.QUERY, stage.points(2.5))
+    return ax
+
+
+def connect(stage: Stage, overview: Axes, tile: Axes, center: np.ndarray, field: FieldOfView) -> None:
+    """Lines from the place of the tile to the tile."""
+    from matplotlib.patches import ConnectionPatch
+
+    half = _edge_px(field) / 2
+    for side in (0, 1):
+        corner = (center[0] + (2 * side - 1) * half, center[1] + half)
+        line = ConnectionPatch(
+            corner, (side, 1), overview.transData, tile.transAxes,
+            color=_style.QUERY, linewidth=stage.points(1.0), alpha=0.8, zorder=6,
+        )  # fmt: skip
+        line.set_clip_on(False)
+        stage.place.add_artist(line)
+
+
+def _column_left(column: int) -> float:
+    return _LEFT + _GAP + column * _COLUMN + (_COLUMN - _THUMBNAIL) / 2
+
+
+def draw_neighbors(stage: Stage, evidence: Evidence, reference: AnnData, gene: str) -> list[Axes]:
+    pictures = reference.obsm[_keys.THUMBNAIL]
+    places = reference.obs_names.get_indexer(evidence.shown["reference"])
+    decimals = _style.decimals_for(evidence.shown["value"])
+    axes = []
+    for column, (place, row) in enumerate(zip(places, evidence.shown.itertuples(), strict=True)):
+        ax = stage.axes(_column_left(column), _THUMBNAIL_TOP, _THUMBNAIL, _THUMBNAIL, "neighbor")
+        ax.imshow(np.asarray(pictures[int(place)]), interpolation="bicubic")
+        _style.frame(ax, _style.EVIDENCE, stage.points(1.2))
+        donor, sample = _style.shorten(str(row.donor), 11), _style.shorten(str(row.sample), 12)
+        middle = _column_left(column) + _THUMBNAIL / 2
+        above = _THUMBNAIL_TOP - (0.05 if sample == donor else 0.2)
+        stage.text(middle, above, donor, size=9, fontweight="bold", ha="center", va="bottom")
+        if sample != donor:
+            stage.text(middle, _THUMBNAIL_TOP - 0.05, sample, size=8, ha="center", va="bottom", color=_style.MUTED)
+        below = _THUMBNAIL_TOP + _THUMBNAIL + 0.05
+        stage.text(middle, below, f"weight {row.weight:.1%}", size=8, ha="center", va="top")
+        value = _style.number(row.value, decimals) if np.isfinite(row.value) else "not measured"
+        stage.text(middle, below + 0.16, f"{_style.shorten(gene, 10)} {value}", size=8, ha="center", va="top")
+        axes.append(ax)
+    if len(evidence.others):
+        places = reference.obs_names.get_indexer(evidence.others["reference"])
+        _draw_mosaic(stage, len(axes), pictures, places, evidence)
+    return axes
+
+
+def _draw_mosaic(stage: Stage, column: int, pictures: Any, places: np.ndarray, evidence: Evidence) -> None:
+    """A few of the cited spots that have no column of their own."""
+    tiles = [np.asarray(pictures[int(place)]) for place in places[: _MOSAIC**2]]
+    edge, across = tiles[0].shape[0], int(np.ceil(np.sqrt(len(tiles))))
+    canvas = np.zeros((across * (edge + 2) - 2, across * (edge + 2) - 2, 4), dtype=np.uint8)
+    for i, tile in enumerate(tiles):
+        y, x = (edge + 2) * (i // across), (edge + 2) * (i % across)
+        canvas[y : y + edge, x : x + edge, :3], canvas[y : y + edge, x : x + edge, 3] = tile, 255
+    ax = stage.axes(_column_left(column), _THUMBNAIL_TOP, _THUMBNAIL, _THUMBNAIL, "others")
+    ax.imshow(canvas, interpolation="antialiased")
+    ax.set_axis_off()
+    middle, below = _column_left(column) + _THUMBNAIL / 2, _THUMBNAIL_TOP + _THUMBNAIL + 0.05
+    more = f"and {len(evidence.others)} more"
+    stage.text(middle, _THUMBNAIL_TOP - 0.05, more, size=9, ha="center", va="bottom", fontweight="bold")
+    share, contribution = evidence.others["weight"].sum(), evidence.others["contribution"].sum()
+    stage.text(middle, below, f"weight {share:.1%}", size=8, ha="center", va="top")
+    if share > 0:
+        mean = _style.number(contribution / share, _style.decimals_for(evidence.shown["value"]))
+        stage.text(middle, below + 0.16, f"mean {mean}", size=8, ha="center", va="top")
+
+
+def draw_query_column(stage: Stage, evidence: Evidence, pixels: np.ndarray) -> None:
+    column = evidence.n_columns - 1
+    ax = stage.axes(_column_left(column), _THUMBNAIL_TOP, _THUMBNAIL, _THUMBNAIL, "query")
+    ax.imshow(pixels, interpolation="antialiased")
+    _style.frame(ax, _style.QUERY, stage.points(2.0))
+    middle = _column_left(column) + _THUMBNAIL / 2
+    stage.text(middle, _THUMBNAIL_TOP - 0.05, "this spot", size=9, fontweight="bold", ha="center", va="bottom")
+
+
+def draw_bars(stage: Stage, evidence: Evidence, unit: str) -> Axes:
+    from matplotlib.ticker import MaxNLocator
+
+    ax = stage.axes(_LEFT + _GAP, _BARS_TOP, evidence.n_columns * _COLUMN, _BARS_HEIGHT, "contributions")
+    steps, n_columns = evidence.steps, evidence.n_columns
+    values = np.array([value for _, value, _ in steps])
+    ends = np.cumsum(values)
+    starts = ends - values
+    colors = [*(color for *_, color in steps), _style.QUERY]
+    ax.bar(np.arange(n_columns), [*values, evidence.total], bottom=[*starts, 0.0], width=0.72, color=colors, zorder=2)
+    for column, end in enumerate(ends):
+        ax.plot([column + 0.36, column + 0.64], [end, end], color=_style.MUTED, linewidth=stage.points(0.8), zorder=1)
+    tops = [*np.maximum(starts, ends), max(evidence.total, 0.0)]
+    decimals = _style.decimals_for([*values, evidence.total])
+    for column, top in enumerate(tops):
+        last = column == n_columns - 1
+        text = _style.number(evidence.total if last else values[column], decimals, sign=not last)
+        ax.annotate(
+            text, (column, top), (0, stage.points(2)), textcoords="offset points", ha="center", va="bottom",
+            fontsize=stage.points(10 if last else 8.5), fontweight="bold" if last else "normal",
+        )  # fmt: skip
+    ax.axhline(0, color=_style.MUTED, linewidth=stage.points(0.8), zorder=1)
+    low, high = min(0.0, *starts, *ends), max(0.0, *starts, *ends)
+    room = (high - low) or 1.0
+    ax.set(xlim=(-0.5, n_columns - 0.5), ylim=(low - (0.04 * room if low < 0 else 0), high + 0.1 * room))
+    ranks = [f"{i + 1}" for i in range(len(evidence.shown))]
+    ax.set_xticks(range(n_columns), [*ranks, *(label for label, *_ in steps[len(ranks) :]), "predicted"])
+    ax.set_ylabel(f"contribution\n{unit}", fontsize=stage.points(9))
+    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    ax.tick_params(labelsize=stage.points(9), length=0, pad=stage.points(12), axis="x")
+    for label in ax.get_xticklabels():
+        label.set_va("baseline")
+    ax.tick_params(labelsize=stage.points(8), axis="y")
+    ax.spines[["top", "right", "bottom"]].set_visible(False)
+    return ax

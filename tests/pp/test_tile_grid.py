@@ -1,0 +1,74 @@
+"""`rg.pp.tile_grid`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import spatialdata as sd
+from spatialdata.models import Image2DModel
+from spatialdata.transformations import Scale, get_transformation
+
+import ragst_sd as rg
+
+
+@pytest.fixture
+def slide():
+    """White glass with a pink disc of tissue, 1 micron per pixel."""
+    y, x = np.mgrid[:600, :800]
+    image = np.full((3, 600, 800), 243, dtype=np.uint8)
+    disc = (x - 300) ** 2 + (y - 300) ** 2 < 200**2
+    image[:, disc] = np.array([[210], [120], [170]])
+    noise = np.random.default_rng(0).integers(-3, 4, image.shape)
+    image = np.clip(image + noise, 0, 255).astype(np.uint8)
+    parsed = Image2DModel.parse(image, dims=("c", "y", "x"), transformations={"um": Scale([2.0, 2.0], ("x", "y"))})
+    sdata = sd.SpatialData(images={"he": parsed})
+    rg.pp.set_image_mpp(sdata, mpp=1.0)
+    return sdata
+
+
+def test_tiles_cover_the_tissue_and_nothing_else(slide):
+    rg.pp.tile_grid(slide, tile_px=40, mpp=1.0)
+    table = slide.tables["tiles_table"]
+    xy = table.obsm["spatial"]
+    distance = np.linalg.norm(xy - 300, axis=1)
+    assert distance.max() < 200 + 20
+    assert len(xy) == pytest.approx(np.pi * 200**2 / 40**2, rel=0.1)
+    assert (table.obs["tissue_fraction"] >= 0.5).all()
+    np.testing.assert_allclose(slide.shapes["tiles"].geometry.area, 1600)
+    np.testing.assert_allclose(slide.shapes["tiles"].geometry.centroid.x, xy[:, 0])
+
+
+def test_stride_mpp_and_whole_image(slide):
+    rg.pp.tile_grid(slide, tile_px=50, mpp=2.0, stride_px=25, tissue=False)
+    xy = slide.tables["tiles_table"].obsm["spatial"]
+    assert len(xy) == 15 * 11
+    np.testing.assert_allclose(np.unique(np.diff(np.unique(xy[:, 0]))), 50)
+    np.testing.assert_allclose(slide.shapes["tiles"].geometry.area, 100**2)
+
+
+def test_tiles_lie_where_the_image_lies(slide):
+    rg.pp.tile_grid(slide, tile_px=40, mpp=1.0)
+    assert set(get_transformation(slide.shapes["tiles"], get_all=True)) == {"um"}
+    centroids = sd.get_centroids(slide.shapes["tiles"], coordinate_system="um").compute()
+    np.testing.assert_allclose(centroids["x"], slide.tables["tiles_table"].obsm["spatial"][:, 0] * 2)
+
+
+def test_grid_can_be_embedded_predicted_written(slide, fitted, embed, tmp_path):
+    rg.pp.tile_grid(slide, tile_px=32, mpp=2.0)
+    rg.pp.embed_tiles(slide, table_key="tiles_table", **embed)
+    rg.tl.predict(slide, fitted)
+    slide.write(tmp_path / "s.zarr")
+    back = sd.read_zarr(tmp_path / "s.zarr")
+    assert np.isfinite(back.tables["predicted"].X).all()
+    assert back.tables["predicted"].uns["spatialdata_attrs"]["region"] == "tiles"
+
+
+def test_rerun_replaces_its_own_and_refuses_others(slide, query):
+    rg.pp.tile_grid(slide, tile_px=40, mpp=1.0)
+    before = slide.tables["tiles_table"].n_obs
+    rg.pp.tile_grid(slide, tile_px=80, mpp=1.0)
+    assert slide.tables["tiles_table"].n_obs < before
+    with pytest.raises(ValueError, match="'spots' for shapes is taken"):
+        rg.pp.tile_grid(query, tile_px=64, mpp=1.0, key_added="spots")
+    with pytest.raises(ValueError, match="'table' for tables is taken"):
+        rg.pp.tile_grid(query, tile_px=64, mpp=1.0, table_key="table")
