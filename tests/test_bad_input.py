@@ -8,16 +8,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 import pytest
 from anndata import AnnData
-from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale, set_transformation
 
 import ragst_sd as rg
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
 
 
 @dataclass

@@ -124,7 +124,7 @@ def rows_in_order(table: AnnData, table_key: str, shapes_key: str, index: Any) -
         msg = f"The index of {shapes_key!r} has duplicates: {list(index[index.duplicated()][:5])}. Each spot needs its own."
         raise ValueError(msg)
     if table.n_obs == 0:
-        msg = f"Table {table_key!r} has no rows: there is nothing to embed."
+        msg = f"Table {table_key!r} has no rows."
         raise ValueError(msg)
     position = index.get_indexer(np.asarray(ids))
     if (position < 0).any():

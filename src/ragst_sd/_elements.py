@@ -105,24 +105,28 @@ def image_affine(sdata: SpatialData, image_key: str, coordinate_system: str) -> 
 def centers_in_pixels(sdata: SpatialData, *, shapes_key: str, image_key: str, coordinate_system: str | None) -> Centers:
     """Centroids of shapes or points in level-0 pixels of an image.
 
-    Centroids are taken by `spatialdata.get_centroids` in the shared frame and moved by the inverse of the image's
-    affine. The affine between both is refused if it shears or is not isotropic.
+    The affine from the element to the image goes through the shared frame; it is refused if it shears or is not
+    isotropic.
     """
-    import spatialdata as sd
     from spatialdata.transformations import get_transformation
 
     frame = shared_coordinate_system(sdata, shapes_key, image_key, coordinate_system)
     element = sdata[shapes_key]
     if len(element) == 0:
-        msg = f"{shapes_key!r} is empty: there is nothing to embed."
+        msg = f"{shapes_key!r} is empty: it holds no spots."
         raise ValueError(msg)
     to_pixels = np.linalg.inv(image_affine(sdata, image_key, frame))
     from_shapes = get_transformation(element, to_coordinate_system=frame).to_affine_matrix(("x", "y"), ("x", "y"))
     affine = to_pixels @ np.asarray(from_shapes, dtype=float)
     similarity_scale(affine)
-    centroids = sd.get_centroids(element, coordinate_system=frame).compute()
-    index = element.index.compute() if hasattr(element.index, "compute") else element.index
-    return Centers(apply_affine(to_pixels, centroids[["x", "y"]].to_numpy(float)), index, affine, frame)
+    if hasattr(element, "compute"):
+        element = element[["x", "y"]].compute()
+        xy = element.to_numpy(float)
+    else:
+        # Not `spatialdata.get_centroids`: it warns about every index of strings that is not sorted.
+        centroids = element.geometry.centroid
+        xy = np.column_stack([centroids.x, centroids.y])
+    return Centers(apply_affine(affine, xy), element.index, affine, frame)
 
 
 def image_pyramid(sdata: SpatialData, image_key: str) -> Pyramid:

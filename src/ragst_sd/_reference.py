@@ -118,7 +118,7 @@ def panel_codes(reference: AnnData, header: dict[str, Any]) -> np.ndarray:
 
 def id_order(reference: AnnData) -> np.ndarray:
     """(rows,) rank of each reference id, which decides between equal distances."""
-    ids = reference.obs_names.to_numpy().astype(str)
+    ids = np.array([str(name) for name in reference.obs_names])
     rank = np.empty(len(ids), dtype=np.int64)
     rank[np.argsort(ids, kind="stable")] = np.arange(len(ids))
     return rank

@@ -106,8 +106,8 @@ class Settings:
     Attributes
     ----------
     device
-        Torch device on which encoders and fits run (`RAGST_SD_DEVICE`). `None`, the default, takes CUDA where there is
-        one and else the CPU. Other devices, such as `"mps"`, are used only when named.
+        Torch device on which encoders and fits run (`RAGST_SD_DEVICE`). `None`, the default, takes a GPU where there is
+        one and else the CPU.
     batch_size
         Tiles encoded at once (`RAGST_SD_BATCH_SIZE`); 64 by default.
     progress
@@ -181,41 +181,7 @@ settings = Settings()
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
-    """The torch device to use: the one given, else the setting, else CUDA where there is one, else the CPU.
+    """The torch device to use: the one given, else the setting, else a GPU where there is one, else the CPU."""
+    from ragst_sd.image.amp import resolve_device as resolve
 
-    Raises
-    ------
-    ValueError
-        If torch does not know such a device.
-    RuntimeError
-        If the device is not there on this machine.
-    """
-    import torch
-
-    name = settings.device if device is None else device
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        wanted = torch.device(name)
-    except RuntimeError as error:
-        msg = f"`device` is {name!r}, which torch does not know: {str(error).splitlines()[0]}"
-        raise ValueError(msg) from None
-    found = _devices_here(wanted.type)
-    if found is not None and (wanted.index or 0) >= found:
-        what = f"{found} device(s) of this kind" if found else "none of this kind"
-        msg = (
-            f"`device` is {str(wanted)!r}, but torch found {what} on this machine. Use device='cpu', or None to choose."
-        )
-        raise RuntimeError(msg)
-    return wanted
-
-
-def _devices_here(kind: str) -> int | None:
-    """Number of devices of a kind; `None` where torch cannot tell in advance."""
-    import torch
-
-    if kind == "cuda":
-        return torch.cuda.device_count()
-    if kind == "mps":
-        return int(torch.backends.mps.is_available())
-    return None
+    return resolve(settings.device if device is None else device)

@@ -37,7 +37,20 @@ def _read_xenium(path: Path, name: str) -> SpatialData:
     return xenium(path, transcripts=False, cells_as_circles=True)
 
 
+def _read_st(path: Path, name: str) -> SpatialData:
+    from ragst_sd.io import read_st
+
+    return read_st(
+        path / "counts.tsv.gz",
+        path / "he.jpg",
+        coordinates=path / "selection.tsv",
+        sample=name,
+        um_between_centers=layouts.ST_PITCH_UM,
+    )
+
+
 _LAYOUTS = {
+    "st": (layouts.write_st, _read_st),
     "visium": (layouts.write_visium, _read_visium),
     "visium_hd": (layouts.write_visium_hd, _read_visium_hd),
     "xenium": (layouts.write_xenium, _read_xenium),

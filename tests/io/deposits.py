@@ -8,6 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
+from xarray import DataArray
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -63,4 +64,4 @@ def make_adata(counts: pd.DataFrame, positions: pd.DataFrame) -> ad.AnnData:
 def pixels_of(sdata: SpatialData) -> np.ndarray:
     """Full-resolution pixels of the picture, c y x."""
     image = sdata["he"]
-    return np.asarray(image.data if hasattr(image, "dims") else image["scale0"]["image"].data)
+    return np.asarray(image.data if isinstance(image, DataArray) else image["scale0"]["image"].data)

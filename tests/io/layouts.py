@@ -1,4 +1,4 @@
-"""Writers of small files in the layouts of Visium, Visium HD and Xenium, as their pipelines name and fill them."""
+"""Writers of small files in the layouts of ST, Visium, Visium HD and Xenium, as their pipelines name and fill them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ VISIUM_PITCH_UM = 100.0
 VISIUM_DIAMETER_UM = 55.0
 VISIUM_HIRES = 0.5
 VISIUM_LOWRES = 0.15
+
+ST_MPP = 2.0
+ST_PITCH_UM = 200.0
 
 HD_MPP = 0.5
 HD_BIN_UM = 8
@@ -96,7 +99,25 @@ def write_visium(path: Path, *, seed: int, rows: int = 12, columns: int = 12) ->
     return path
 
 
-def write_visium_hd(path: Path, *, seed: int, bins: int = 20) -> Path:
+def write_st(path: Path, *, seed: int, edge: int = 11) -> Path:
+    """Counts, spot positions and picture of a Spatial Transcriptomics array, as they were deposited with HER2+ ST."""
+    tissue, (folder,) = Tissue(seed, period_um=1200.0), _folders(path, ".")
+    rng = np.random.default_rng(seed)
+    y, x = np.divmod(np.arange(edge * edge), edge)
+    um = (np.column_stack([x, y]) + 1) * ST_PITCH_UM + rng.normal(0, 0.03 * ST_PITCH_UM, (len(x), 2))
+    size = int((edge + 1) * ST_PITCH_UM / ST_MPP)
+    Image.fromarray(tissue.paint((size, size), affine(ST_MPP))).save(folder / "he.jpg", quality=95)
+    names = [f"{column + 2}x{row + 3}" for column, row in zip(x, y, strict=True)]
+    counts = pd.DataFrame(tissue.counts(um, depth=3000).toarray(), index=names, columns=GENES)
+    counts.to_csv(folder / "counts.tsv.gz", sep="\t")
+    positions = pd.DataFrame({"x": x + 2, "y": y + 3, "new_x": x + 2.01, "new_y": y + 2.99})
+    positions["pixel_x"], positions["pixel_y"] = (um / ST_MPP).round(2).T
+    positions["selected"] = 1
+    positions.to_csv(folder / "selection.tsv", sep="\t", index=False)
+    return path
+
+
+def write_visium_hd(path: Path, *, seed: int, bins: int = 16) -> Path:
     """Outs folder of Space Ranger 3 for Visium HD with bins of 8 microns, and the picture under `microscope_image`."""
     name = f"square_{HD_BIN_UM:03d}um"
     tissue = Tissue(seed)
@@ -255,6 +276,6 @@ def _cells_zarr(path: Path, um: np.ndarray, prefix: np.ndarray, size: int) -> No
     arrays |= {f"masks/{k}": mask for k, mask in enumerate(masks)}
     arrays |= {f"polygon_sets/{k}/cell_index": np.arange(len(um), dtype=np.uint32) for k in (0, 1)}
     for name, values in arrays.items():
-        group.create_array(name, data=values)
-    group["cell_summary"].attrs["column_names"] = names
+        attributes = {"column_names": names} if name == "cell_summary" else None
+        group.create_array(name, data=values, attributes=attributes)
     store.close()

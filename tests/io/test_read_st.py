@@ -15,6 +15,7 @@ import spatialdata as sd
 from scipy.sparse import issparse
 from spatialdata.transformations import Identity, get_transformation
 
+from ragst_sd._elements import centers_in_pixels
 from ragst_sd.io import read_st
 
 from .deposits import MPP, PITCH, pixels_of
@@ -122,9 +123,23 @@ def test_donors_of_single_spots_are_kept(adata, picture):
     assert list(read_st(adata, picture)["table"].obs["donor"]) == list(adata.obs["donor"])
 
 
-def test_columns_of_the_link_keep_their_content(adata, picture):
-    adata.obs["region"] = "cortex"
-    assert set(read_st(adata, picture)["table"].obs["region_original"]) == {"cortex"}
+def test_columns_that_are_written_anew_keep_their_content(adata, picture):
+    adata.obs["region"], adata.obs["sample"], adata.obs["donor"] = "cortex", "s7", "C"
+    obs = read_st(adata, picture, donor="D")["table"].obs
+    assert set(obs["region_original"]) == {"cortex"}
+    assert set(obs["donor_original"]) == {"C"}
+    assert set(obs["sample"]) == {"s7"}
+    assert "sample_original" not in obs
+    assert set(read_st(adata, picture, sample="other")["table"].obs["sample_original"]) == {"s7"}
+
+
+@pytest.mark.filterwarnings("ignore:The index of the dataframe is not monotonic")
+def test_centres_follow_the_rows_whatever_the_names(adata, picture):
+    sdata = read_st(adata, picture)
+    assert not sdata["spots"].index.is_monotonic_increasing
+    centers = centers_in_pixels(sdata, shapes_key="spots", image_key="he", coordinate_system=None)
+    assert list(centers.index) == list(sdata["table"].obs["spot_id"])
+    np.testing.assert_array_equal(centers.xy, sdata["table"].obsm["spatial"])
 
 
 def test_layer_holds_the_counts(adata, picture, caplog):

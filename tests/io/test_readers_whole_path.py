@@ -27,12 +27,14 @@ class Keys:
     table: str
     frame: str | None
     resolution: dict[str, Any]
+    """Arguments of `set_image_mpp`; none where the reader keeps the resolution."""
     tile_px: int
     mpp: float
     expected_mpp: float
 
 
 CASES = {
+    "st": Keys("st", "he", "spots", "table", "global", {}, 64, 2.0, layouts.ST_MPP),
     "visium": Keys(
         "visium", "{}_full_image", "{}", "table", "{}", {"um_between_centers": 100.0}, 64, 1.0, layouts.VISIUM_MPP
     ),
@@ -81,9 +83,10 @@ def predicted(keys, section):
             sdata.tables[keys.table] = TableModel.parse(
                 table, region="cell_boundaries", region_key="region", instance_key="cell_id", overwrite_metadata=True
             )
-        # A given resolution needs no spots to measure it.
-        spots = {} if "mpp" in keys.resolution else {key: named[key] for key in ("shapes_key", "coordinate_system")}
-        rg.pp.set_image_mpp(sdata, image_key=named["image_key"], **spots, **keys.resolution)
+        if "mpp" in keys.resolution:
+            rg.pp.set_image_mpp(sdata, image_key=named["image_key"], **keys.resolution)
+        elif keys.resolution:
+            rg.pp.set_image_mpp(sdata, **named, **keys.resolution)
         rg.pp.embed_tiles(
             sdata, **named, table_key=keys.table, model="texture", tile_px=keys.tile_px, mpp=keys.mpp, progress=False
         )
@@ -101,7 +104,7 @@ def test_whole_path(keys, predicted, tmp_path):
     named = _named(keys, "s3")
 
     mpp = query.attrs["ragst"]["image_mpp"][named["image_key"]]
-    assert mpp == pytest.approx(keys.expected_mpp, rel=0.01)
+    assert mpp == pytest.approx(keys.expected_mpp, rel=0.03)
     assert set(reference.obs["donor"]) == {"donor1", "donor2"}
     assert table.shape == measured.shape
     assert set(table.var_names) == set(GENES)
@@ -117,8 +120,8 @@ def test_whole_path(keys, predicted, tmp_path):
     guess = np.asarray(table.X)[:, order]
     correlation = np.array([np.corrcoef(truth[:, j], guess[:, j])[0, 1] for j in range(N_GENES)])
     kind = np.arange(N_GENES) % 3
-    assert np.median(correlation[kind != 2]) > 0.25
-    assert np.median(correlation[kind != 2]) > np.nanmedian(correlation[kind == 2]) + 0.15
+    assert np.median(correlation[kind != 2]) > 0.6
+    assert abs(np.median(correlation[kind == 2])) < 0.1
 
     query.write(tmp_path / "section.zarr")
     back = sd.read_zarr(tmp_path / "section.zarr")

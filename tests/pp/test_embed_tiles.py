@@ -42,7 +42,9 @@ def painted(shape=SIZE, channels=3):
 
 
 def annotated(shapes, index, name="spots"):
-    obs = pd.DataFrame({"region": pd.Categorical([name] * len(index)), "spot": list(index)}, index=[f"s{i}" for i in index])
+    obs = pd.DataFrame(
+        {"region": pd.Categorical([name] * len(index)), "spot": list(index)}, index=[f"s{i}" for i in index]
+    )
     table = AnnData(np.ones((len(index), 1), dtype=np.float32), obs=obs)
     return TableModel.parse(table, region=name, region_key="region", instance_key="spot")
 
@@ -133,7 +135,12 @@ def test_scale_rotation_and_flip_between_shapes_and_image(degrees, flip):
 
 def test_shapes_with_a_transformation_of_their_own():
     sdata = section(XY / 4 - 1)
-    set_transformation(sdata.shapes["spots"], Sequence([Affine(np.array([[1, 0, 1], [0, 1, 1], [0, 0, 1]]), ("x", "y"), ("x", "y")), Scale([4.0, 4.0], ("x", "y"))]))
+    set_transformation(
+        sdata.shapes["spots"],
+        Sequence(
+            [Affine(np.array([[1, 0, 1], [0, 1, 1], [0, 0, 1]]), ("x", "y"), ("x", "y")), Scale([4.0, 4.0], ("x", "y"))]
+        ),
+    )
     np.testing.assert_allclose(embed(sdata), expected(XY), atol=1e-6)
 
 
@@ -256,7 +263,9 @@ def test_a_table_is_made_where_none_annotates_the_shapes():
 
 def test_inplace_false_leaves_sdata_alone():
     sdata = section(XY)
-    table = rg.pp.embed_tiles(sdata, model=mean_colour, tile_px=8, mpp=None, key_added="X", progress=False, inplace=False)
+    table = rg.pp.embed_tiles(
+        sdata, model=mean_colour, tile_px=8, mpp=None, key_added="X", progress=False, inplace=False
+    )
     assert "X" in table.obsm
     assert "X" not in sdata.tables["table"].obsm
     assert "ragst" not in sdata.tables["table"].uns

@@ -9,7 +9,10 @@ from scipy.ndimage import gaussian_filter
 
 from ragst_sd.datasets._fields import smooth_noise, smoothstep
 from ragst_sd.datasets._nuclei import COLUMNAR, LYMPHOID, Nuclei
-from ragst_sd.datasets._tissue import Tissue
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ragst_sd.datasets._tissue import Tissue
 
 # Absorbance per unit of stain in red, green and blue.
 _HAEMATOXYLIN = np.array([0.61, 0.72, 0.34])

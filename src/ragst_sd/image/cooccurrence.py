@@ -9,7 +9,7 @@ _EPS = 1e-8
 
 
 def quarter_offsets(distance: int) -> tuple[tuple[int, int], ...]:
-    """Offsets (row, column) at 0, 45, 90 and 135 degrees; with their opposites a quarter turn maps them to themselves."""
+    """Offsets (row, column) at 0, 45, 90 and 135 degrees; a quarter turn maps these pairs of pixels to themselves."""
     return ((0, distance), (distance, distance), (distance, 0), (distance, -distance))
 
 
@@ -44,7 +44,7 @@ def cooccurrence(levels: torch.Tensor, offsets: tuple[tuple[int, int], ...], *, 
 
 
 def cooccurrence_properties(matrix: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The `PROPERTIES` of matrices (n, g, g) that sum to 1; the correlation of a constant image is 1."""
+    """Compute the `PROPERTIES` of matrices (n, g, g) that sum to 1; the correlation of a constant image is 1."""
     index = torch.arange(matrix.shape[1], device=matrix.device, dtype=matrix.dtype)
     apart = index[:, None] - index[None, :]
 

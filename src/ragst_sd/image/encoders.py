@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ragst_sd.image.amp import resolve_amp, resolve_device
@@ -14,6 +13,7 @@ from ragst_sd.image.registry import FOUNDATION_MODELS, find_foundation_model
 from ragst_sd.image.weights import hash_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     import torch
 
 __all__ = ["TEXTURE", "TEXTURE_CONTEXT", "Encoder", "resolve_encoder"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ragst_sd.image.hub import LOCAL_ADVICE, hub_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     import torch
 
     from ragst_sd.image.registry import FoundationModel

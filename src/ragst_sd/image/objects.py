@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from ragst_sd.image.encoder import Encoder
 from ragst_sd.image.weights import hash_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     import torch
 
 logger = logging.getLogger(__name__)

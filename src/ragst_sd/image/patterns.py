@@ -49,13 +49,13 @@ def binary_patterns(grey: torch.Tensor, *, points: int, radius: float) -> torch.
             if fx:
                 lower = torch.lerp(lower, shifted(y + 1, x + 1), fx)
             upper = torch.lerp(upper, lower, fy)
-        signs.append((upper >= floor).to(torch.uint8))
+        signs.append((upper >= floor).view(torch.uint8))
     total = torch.zeros_like(signs[0])
     changes = torch.zeros_like(signs[0])
     for p in range(points):
         total += signs[p]
         changes += signs[p] ^ signs[p - 1]
-    return torch.where(changes <= 2, total, points + 1)
+    return total.masked_fill_(changes > 2, points + 1)
 
 
 def pattern_histogram(codes: torch.Tensor, *, points: int) -> torch.Tensor:

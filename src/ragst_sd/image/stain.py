@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import torch
@@ -22,7 +21,7 @@ def optical_density(rgb: torch.Tensor) -> torch.Tensor:
     """Natural-log optical density of uint8 values, white is 0; black is taken as 1 of 255."""
     # A table makes equal pixels equal to the last bit wherever they lie in a batch.
     table = -torch.log(torch.arange(256, dtype=torch.float64).clamp(min=1) / 255)
-    return table.to(torch.float32).to(rgb.device)[rgb.int()]
+    return table.float().to(rgb.device).index_select(0, rgb.flatten().int()).view(rgb.shape)
 
 
 def separate_stains(density: torch.Tensor) -> torch.Tensor:
@@ -40,8 +39,3 @@ def luminance(rgb: torch.Tensor) -> torch.Tensor:
     """Brightness (n, h, w), 0 to 255 in whole steps, of uint8 tiles (n, 3, h, w)."""
     red, green, blue = rgb.to(torch.int32).unbind(1)
     return torch.div(77 * red + 150 * green + 29 * blue + 128, 256, rounding_mode="floor").float()
-
-
-def white_density() -> float:
-    """Largest density that `optical_density` returns."""
-    return math.log(255)

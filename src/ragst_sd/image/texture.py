@@ -1,8 +1,8 @@
 """Colour, stain and texture statistics of tiles: an encoder without weights.
 
-Every statistic is an average over the tile, so quarter turns and mirror images of a tile whose edges are multiples of
-32 px have the same features up to rounding. Tiles are described at five scales, each half as fine as the one
-before, so that an enlarged tile, blurred at its finest scale, is still told from another at the coarser ones.
+Most statistics are averages over the tile that do not ask for direction: quarter turns and mirror images of a tile
+whose edges are multiples of 32 px have the same features up to rounding. Tiles are described at several scales, each
+half as fine as the one before: what an enlarged tile lacks at its finest scale it still shows at the coarser ones.
 """
 
 from __future__ import annotations
@@ -10,20 +10,41 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 
-from ragst_sd.image.cooccurrence import cooccurrence, cooccurrence_properties, quarter_offsets
+from ragst_sd.image.cooccurrence import PROPERTIES, cooccurrence, cooccurrence_properties, quarter_offsets
+from ragst_sd.image.parallel import map_single_threaded
 from ragst_sd.image.patterns import binary_patterns, pattern_histogram
+from ragst_sd.image.scales import (
+    RINGS,
+    blob_strength,
+    gradient,
+    halve,
+    is_peak,
+    plane_slope,
+    ring_means,
+    variance,
+)
 from ragst_sd.image.stain import luminance, optical_density, separate_stains
 
 TEXTURE_VERSION = "texture-1"
 """Changes whenever the features of some tile change."""
-
 MIN_TILE_PX = 64
-_CHUNK = 8
+"""Smallest edge of a tile: 2 px at the coarsest scale."""
+
+_CHANNELS = ("haematoxylin", "eosin", "brightness")
 _N_SCALES = 6
 _QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
-_EPS = 1e-6
+# Amounts of haematoxylin that count as dark: as such, and above the tile's median, which follows the staining.
+_DARK = (0.2, 0.4, 0.6, 0.8)
+_DARKER = (0.1, 0.2, 0.4)
+_MIN_BLOB = 0.01
+_GREY_LEVELS = 16
+# (scale, points, radius) and (scale, distance); at scale s one step is 2**s px of the tile.
+_PATTERNS = ((0, 8, 1.0), (2, 8, 2.0))
+_COOCCURRENCE = ((1, 1), (2, 3))
+# Tiles at once: few enough for a processor's cache, enough to keep a GPU busy.
+_CHUNK_CPU = 8
+_CHUNK_GPU = 64
 
 
 def texture_features(tiles: torch.Tensor) -> torch.Tensor:
@@ -33,7 +54,7 @@ def texture_features(tiles: torch.Tensor) -> torch.Tensor:
     ----------
     tiles
         (n, 3, h, w) RGB, uint8 or float in [0, 1]; floats are read at a precision of 8 bits. Both edges are at least
-        32 px.
+        64 px.
 
     Returns
     -------
@@ -46,15 +67,17 @@ def texture_features(tiles: torch.Tensor) -> torch.Tensor:
     """
     rgb = _as_uint8(tiles)
     if len(rgb) == 0:
-        return torch.zeros(0, len(texture_names()), device=rgb.device)
-    with torch.inference_mode():
-        parts = [torch.stack(list(_describe(chunk).values()), dim=1) for chunk in rgb.split(_CHUNK)]
-        features = torch.cat(parts)
-    return features.clone()
+        return torch.zeros(0, len(_names()), device=rgb.device)
+    if rgb.device.type == "cpu":
+        return torch.cat(map_single_threaded(_rows, rgb.split(_CHUNK_CPU)))
+    return torch.cat([_rows(chunk) for chunk in rgb.split(_CHUNK_GPU)])
 
 
 def texture_names() -> list[str]:
-    """Names of the columns of `texture_features`, in their order."""
+    """Names of the columns of `texture_features`, in their order.
+
+    A name reads `<statistic>_<channel>_<scale>`; the scale is the edge in px of the squares averaged before.
+    """
     return list(_names())
 
 
@@ -78,146 +101,151 @@ def _as_uint8(tiles: torch.Tensor) -> torch.Tensor:
     if not tiles.is_floating_point():
         msg = f"Tiles are uint8, or float in [0, 1]; found {tiles.dtype}."
         raise ValueError(msg)
-    low, high = (float(tiles.min()), float(tiles.max())) if tiles.numel() else (0.0, 0.0)
+    low, high = (float(tiles.min()), float(tiles.max())) if len(tiles) else (0.0, 0.0)
     if not (low >= 0 and high <= 1):
         msg = f"Float tiles lie in [0, 1]; found values from {low:.4g} to {high:.4g}. Divide by the full brightness."
         raise ValueError(msg)
     return (tiles.float() * 255).round().to(torch.uint8)
 
 
-def _halve(maps: torch.Tensor) -> torch.Tensor:
-    return F.avg_pool2d(maps, 2, ceil_mode=True, count_include_pad=False)
+@torch.no_grad()
+def _rows(rgb: torch.Tensor) -> torch.Tensor:
+    return torch.stack(list(_describe(rgb).values()), dim=1)
 
 
 def _describe(rgb: torch.Tensor) -> dict[str, torch.Tensor]:
-    density = optical_density(rgb)
-    stains = separate_stains(density)[:, :2]
+    """All features (n,) of a few tiles, by name."""
+    stains = separate_stains(optical_density(rgb))
     grey = luminance(rgb)
-    maps = [torch.cat([stains, density, grey[:, None] / 255], dim=1)]
+    scales = [torch.stack([stains[:, 0], stains[:, 1], grey / 255], dim=1)]
+    greys = [grey]
     for _ in range(_N_SCALES - 1):
-        maps.append(_halve(maps[-1]))
-    out: dict[str, torch.Tensor] = {}
-    out.update(_amounts(maps))
-    out.update(_spectrum(maps))
-    out.update(_edges(maps))
-    out.update(_nuclei(maps))
-    out.update(_rings(maps))
-    out.update(_patterns(grey))
-    return out
+        scales.append(halve(scales[-1]))
+        greys.append(halve(greys[-1]))
+    ordered = scales[2].flatten(2).sort(dim=2).values
+    quantiles = {q: ordered[:, :, round(q * (ordered.shape[2] - 1))] for q in _QUANTILES}
+    return (
+        {"mean_residual_1px": stains[:, 2].mean((1, 2))}
+        | _amounts(scales, quantiles)
+        | _bands(scales)
+        | _edges(scales)
+        | _blobs(scales)
+        | _dark_areas(scales[1][:, 0], quantiles[0.5][:, 0])
+        | _layout(scales)
+        | _patterns(greys)
+        | _cooccurrence(greys)
+    )
 
 
-_CHANNELS = ("h", "e", "red", "green", "blue", "grey")
+def _by_channel(name: str, values: torch.Tensor, scale: int) -> dict[str, torch.Tensor]:
+    return {f"{name}_{channel}_{2**scale}px": values[:, c] for c, channel in enumerate(_CHANNELS)}
 
 
-def _amounts(maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    out = {}
-    mean = maps[0].mean((2, 3))
-    for c, channel in enumerate(_CHANNELS):
-        out[f"mean_{channel}"] = mean[:, c]
-    ordered = maps[2].flatten(2).sort(dim=2).values
-    last = ordered.shape[2] - 1
-    for q in _QUANTILES:
-        for c, channel in enumerate(_CHANNELS):
-            if channel in ("h", "e", "grey"):
-                out[f"q{round(100 * q):02d}_{channel}"] = ordered[:, c, round(q * last)]
+def _log(values: torch.Tensor, floor: float = 1e-3) -> torch.Tensor:
+    # Spreads of staining are heavy-tailed; the floor is below what 8 bits resolve.
+    return torch.log(values + floor)
+
+
+def _amounts(scales: list[torch.Tensor], quantiles: dict[float, torch.Tensor]) -> dict[str, torch.Tensor]:
+    mean = scales[0].mean((2, 3))
+    out = _by_channel("mean", mean, 0)
+    for q, value in quantiles.items():
+        out |= _by_channel(f"quantile{round(100 * q):02d}", value, 2)
     for s in (0, 2):
-        centred = maps[s] - mean[:, :, None, None]
-        sd = (centred**2).mean((2, 3)).sqrt() + 1e-3
-        for a, b in ((0, 1), (2, 4)):
-            cov = (centred[:, a] * centred[:, b]).mean((1, 2))
-            out[f"corr_{_CHANNELS[a]}_{_CHANNELS[b]}_s{s}"] = cov / (sd[:, a] * sd[:, b])
-        skew = (centred**3).mean((2, 3)) / sd**3
-        for c, channel in enumerate(_CHANNELS):
-            if channel in ("h", "e", "grey"):
-                out[f"skew_{channel}_s{s}"] = skew[:, c]
+        centred = scales[s] - mean[:, :, None, None]
+        squared = centred * centred
+        sd = squared.mean((2, 3)).sqrt() + 1e-3
+        out |= _by_channel("skewness", (squared * centred).mean((2, 3)) / sd**3, s)
+        covariance = (centred[:, 0] * centred[:, 1]).mean((1, 2))
+        out[f"correlation_stains_{2**s}px"] = covariance / (sd[:, 0] * sd[:, 1])
     return out
 
 
-def _spectrum(maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Log variance that averaging over 2 x 2 pixels removes at each scale."""
+def _bands(scales: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Spread that is lost from each scale to the next."""
     out = {}
-    variances = [m.var((2, 3), unbiased=False) for m in maps]
-    for s in range(len(maps)):
-        band = variances[s] - (variances[s + 1] if s + 1 < len(maps) else 0)
-        log = 0.5 * torch.log(band.clamp(min=0) + _EPS)
-        for c, channel in enumerate(_CHANNELS):
-            if channel in ("h", "e", "grey"):
-                out[f"band_{channel}_s{s}"] = log[:, c]
+    spread = [variance(maps) for maps in scales]
+    for s, total in enumerate(spread):
+        kept = spread[s + 1] if s + 1 < len(spread) else torch.zeros_like(total)
+        out |= _by_channel("band", _log((total - kept).clamp(min=0).sqrt()), s)
     return out
 
 
-def _edges(maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+def _edges(scales: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     out = {}
-    for s in (0, 1, 2, 3):
-        for c, channel in ((0, "h"), (5, "grey")):
-            m = maps[s][:, c]
-            dy = (m[:, 2:, 1:-1] - m[:, :-2, 1:-1]) / 2
-            dx = (m[:, 1:-1, 2:] - m[:, 1:-1, :-2]) / 2
-            yy, xx, xy = dy * dy, dx * dx, dx * dy
-            size = (yy + xx).sqrt()
-            mean = size.mean((1, 2))
-            out[f"gradient_{channel}_s{s}"] = torch.log(mean + 1e-4)
-            yy, xx, xy = yy.mean((1, 2)), xx.mean((1, 2)), xy.mean((1, 2))
-            out[f"gradient_cv_{channel}_s{s}"] = (yy + xx).sqrt() / (mean + 1e-4)
-            out[f"coherence_{channel}_s{s}"] = ((yy - xx) ** 2 + 4 * xy**2).sqrt() / (yy + xx + _EPS)
+    for s in range(4):
+        down, right = gradient(scales[s][:, 0])
+        dd, rr, dr = down * down, right * right, down * right
+        size = (dd + rr).sqrt().mean((1, 2))
+        dd, rr, dr = dd.mean((1, 2)), rr.mean((1, 2)), dr.mean((1, 2))
+        suffix = f"haematoxylin_{2**s}px"
+        out[f"gradient_{suffix}"] = _log(size)
+        out[f"sparsity_{suffix}"] = (dd + rr).sqrt() / (size + 1e-3)
+        # From 0, all directions alike, to 1, all gradients along one line.
+        out[f"coherence_{suffix}"] = ((dd - rr) ** 2 + 4 * dr**2).sqrt() / (dd + rr + 1e-6)
+    return out | _by_channel("slope", _log(plane_slope(scales[4])), 4)
+
+
+def _blobs(scales: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Spots of haematoxylin of about two pixels of each scale: nuclei at one scale or another."""
+    out = {}
+    for s in range(4):
+        blob = blob_strength(scales[s][:, 0])
+        inner = blob[:, 1:-1, 1:-1]
+        peak = (is_peak(blob) & (inner > _MIN_BLOB)).float()
+        density = peak.mean((1, 2))
+        suffix = f"haematoxylin_{2**s}px"
+        out[f"blobs_{suffix}"] = _log(blob.clamp(min=0).mean((1, 2)))
+        out[f"blob_density_{suffix}"] = density.sqrt()
+        out[f"blob_height_{suffix}"] = (peak * inner).mean((1, 2)) / (density + 1e-3)
     return out
 
 
-def _smooth(m: torch.Tensor) -> torch.Tensor:
-    m = (m[:, 2:] + 2 * m[:, 1:-1] + m[:, :-2]) / 4
-    return (m[:, :, 2:] + 2 * m[:, :, 1:-1] + m[:, :, :-2]) / 4
-
-
-def _nuclei(maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+def _dark_areas(amount: torch.Tensor, median: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Share of the tile that is dark, and how unevenly it lies over squares of 16 px and over rings."""
     out = {}
-    for s in (0, 1, 2, 3):
-        m = _smooth(maps[s][:, 0])
-        blob = m[:, 1:-1, 1:-1] - (m[:, 2:, 1:-1] + m[:, :-2, 1:-1] + m[:, 1:-1, 2:] + m[:, 1:-1, :-2]) / 4
-        strength = blob.clamp(min=0)
-        top = F.max_pool2d(blob[:, None], 3, 1, 1)[:, 0]
-        peak = ((blob == top) & (blob > 0.01)).float()
-        n = peak.mean((1, 2))
-        out[f"blob_h_s{s}"] = torch.log(strength.mean((1, 2)) + 1e-4)
-        out[f"blob_sd_h_s{s}"] = torch.log((blob**2).mean((1, 2)).sqrt() + 1e-4)
-        out[f"blob_density_h_s{s}"] = n.sqrt()
-        out[f"blob_peak_h_s{s}"] = (peak * blob).mean((1, 2)) / (n + 1e-3)
-    for t in (0.2, 0.4, 0.6, 0.8):
-        dark = (maps[1][:, 0] > t).float()
-        out[f"dark_{t}"] = dark.mean((1, 2)).sqrt()
-        local = F.avg_pool2d(dark[:, None], 14, 7) if dark.shape[-1] > 20 else dark[:, None]
-        out[f"dark_sd_{t}"] = local.flatten(1).std(1, unbiased=False)
+    above = amount - median[:, None, None]
+    for name, values, thresholds in (("dark", amount, _DARK), ("darker", above, _DARKER)):
+        for threshold in thresholds:
+            dark = (values > threshold).float()
+            local = halve(halve(halve(dark)))
+            out[f"{name}{threshold}_haematoxylin_2px"] = dark.mean((1, 2)).sqrt()
+            out[f"{name}{threshold}_spread_haematoxylin_16px"] = variance(local).sqrt()
+            if name == "darker" and threshold > _DARKER[0]:
+                for r, mean in zip(RINGS, ring_means(local).unbind(1), strict=True):
+                    out[f"{name}{threshold}_{r}_haematoxylin_16px"] = mean.sqrt()
     return out
 
 
-def _rings(maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    m = maps[3]
-    h, w = m.shape[2:]
-    y = (torch.arange(h, device=m.device) + 0.5) / h * 2 - 1
-    x = (torch.arange(w, device=m.device) + 0.5) / w * 2 - 1
-    r = (y[:, None] ** 2 + x[None, :] ** 2).sqrt()
-    out = {}
-    for k, (low, high) in enumerate(((0.0, 0.4), (0.4, 0.7), (0.7, 1.0), (1.0, 2.0))):
-        mask = ((r >= low) & (r < high)).float()
-        if not mask.any():
-            mask[h // 2, w // 2] = 1
-        mean = (m * mask).sum((2, 3)) / mask.sum()
-        for c, channel in enumerate(_CHANNELS):
-            if channel in ("h", "e", "grey"):
-                out[f"ring{k}_{channel}"] = mean[:, c]
+def _layout(scales: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Amounts and local spread by distance from the centre."""
+    fine = scales[1] - scales[1].mean((2, 3), keepdim=True)
+    cells = halve(halve(halve(fine)))
+    spread = (halve(halve(halve(fine * fine))) - cells * cells).clamp(min=0).sqrt()
+    out = _by_channel("spread", _log(spread.mean((2, 3))), 4)
+    out |= _by_channel("spread_spread", _log(variance(spread).sqrt()), 4)
+    amounts, spreads = ring_means(scales[3]), ring_means(spread)
+    for r, name in enumerate(RINGS):
+        out |= _by_channel(f"mean_{name}", amounts[:, :, r], 3)
+        out |= _by_channel(f"spread_{name}", _log(spreads[:, :, r]), 4)
     return out
 
 
-def _patterns(grey: torch.Tensor) -> dict[str, torch.Tensor]:
+def _patterns(greys: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     out = {}
-    fine = grey
-    mid = _halve(_halve(grey[:, None]))[:, 0]
-    for name, image, points, radius in (("r1", fine, 8, 1.0), ("r3", fine, 8, 3.0), ("r4", mid, 8, 1.0), ("r8", mid, 8, 2.0)):
-        hist = pattern_histogram(binary_patterns(image, points=points, radius=radius), points=points)
-        for k in range(points + 2):
-            out[f"lbp_{name}_{k}"] = hist[:, k].sqrt()
-    for name, image, distance in (("d2", _halve(grey[:, None])[:, 0], 1), ("d4", mid, 1), ("d12", mid, 3)):
-        levels = torch.div(image, 16, rounding_mode="floor").clamp(max=15)
-        matrix = cooccurrence(levels, quarter_offsets(distance), n_levels=16)
-        for key, value in cooccurrence_properties(matrix).items():
-            out[f"glcm_{name}_{key}"] = torch.log(value + 1e-3) if key in ("contrast", "dissimilarity") else value
+    for s, points, radius in _PATTERNS:
+        shares = pattern_histogram(binary_patterns(greys[s], points=points, radius=radius), points=points).sqrt()
+        out |= {f"pattern{k}_brightness_{2**s}px": shares[:, k] for k in range(points + 2)}
+    return out
+
+
+def _cooccurrence(greys: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    out = {}
+    for s, distance in _COOCCURRENCE:
+        levels = (greys[s] * (_GREY_LEVELS / 256)).floor()
+        matrix = cooccurrence(levels, quarter_offsets(distance), n_levels=_GREY_LEVELS)
+        found = cooccurrence_properties(matrix)
+        for name in PROPERTIES:
+            value = _log(found[name]) if name in ("contrast", "dissimilarity") else found[name]
+            out[f"{name}_brightness_{2**s}px"] = value
     return out

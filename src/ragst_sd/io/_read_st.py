@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.io._st_counts import locate, read_counts
-from ragst_sd.io._st_geometry import check_inside, spot_pitch
+from ragst_sd._pitch import spot_pitch
+from ragst_sd.io._st_geometry import check_inside
 from ragst_sd.io._st_image import image_element, read_rgb
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def read_st(
     layer
         Layer of an AnnData that holds the counts; `None` takes `X`.
     sample
-        Name of the section; `None` takes the one in the file, else the file's name.
+        Name of the section; `None` takes the one that the counts name in `obs["sample"]` or `uns["meta"]`, else the
+        file's name.
     donor
         Whom the section is from. `None` keeps a column `donor` of the counts or takes the patient named in the file;
         if there is none, no donor is written.
@@ -122,7 +124,7 @@ def read_st(
     check_inside(xy, width, height)
 
     if sample is None:
-        sample = str(meta.get("section") or _stem(counts) or _stem(image) or _keys.SAMPLE)
+        sample = str(_own_sample(found) or meta.get("section") or _stem(counts) or _stem(image) or _keys.SAMPLE)
     pitch = None if len(xy) < 2 else spot_pitch(xy)
     mpp = _microns(image_mpp, um_between_centers, pitch, meta)
     if spot_diameter_px is None:
@@ -170,18 +172,14 @@ def _assemble(
     from spatialdata.transformations import Identity
 
     ids = found.obs_names.astype(str).to_numpy()
-    for name in (_REGION, _INSTANCE):
-        if name in found.obs:
-            logger.info(
-                "Kept column %r of the counts as %r: the name is needed for the link to shapes.",
-                name,
-                f"{name}_original",
-            )
-            found.obs[f"{name}_original"] = found.obs.pop(name)
-    columns = {_REGION: _SHAPES, _INSTANCE: ids, _keys.SAMPLE: sample} | (
-        {} if donor is None else {_keys.DONOR: str(donor)}
-    )
+    columns = {_REGION: _SHAPES, _INSTANCE: ids, _keys.SAMPLE: sample}
+    if donor is not None:
+        columns[_keys.DONOR] = str(donor)
     for name, values in columns.items():
+        if name in found.obs and not (found.obs[name].astype(str) == values).all():
+            kept = f"{name}_original"
+            logger.info("Column %r of the counts is kept as %r: read_st writes its own.", name, kept)
+            found.obs[kept] = found.obs.pop(name)
         found.obs[name] = values
         if name != _INSTANCE:
             found.obs[name] = found.obs[name].astype("category")
@@ -204,6 +202,11 @@ def _checked_source(source: Mapping[str, str] | None) -> dict[str, str]:
         msg = f"`source` has the unknown fields {listing(unknown)}; it may name {listing(_SOURCE_FIELDS)}."
         raise ValueError(msg)
     return {name: str(value) for name, value in source.items() if value is not None}
+
+
+def _own_sample(found: AnnData) -> str | None:
+    names = found.obs[_keys.SAMPLE].astype(str).unique() if _keys.SAMPLE in found.obs else []
+    return names[0] if len(names) == 1 else None
 
 
 def _microns(

@@ -1,14 +1,15 @@
-"""Spots against their picture: whether they lie in it, and how far they are apart."""
+"""Spots against their picture: whether they lie in it."""
 
 from __future__ import annotations
 
 import logging
 
-import numpy as np
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 logger = logging.getLogger(__name__)
-
-_LATTICE_NEIGHBORS = 4
 
 
 def check_inside(xy: np.ndarray, width: int, height: int) -> None:
@@ -38,14 +39,3 @@ def check_inside(xy: np.ndarray, width: int, height: int) -> None:
     logger.warning(
         "%d of %d spots lie outside the picture of %d x %d px (%s). %s", n_outside, len(xy), width, height, extent, todo
     )
-
-
-def spot_pitch(xy: np.ndarray) -> float:
-    """Distance between neighbouring spots, in pixels.
-
-    The median over the four nearest, because the least of several jittered distances is too short.
-    """
-    from scipy.spatial import KDTree
-
-    distances, _ = KDTree(xy).query(xy, k=min(_LATTICE_NEIGHBORS + 1, len(xy)))
-    return float(np.median(distances[:, 1:]))

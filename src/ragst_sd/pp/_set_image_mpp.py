@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ragst_sd import _keys
 from ragst_sd._elements import centers_in_pixels, require_sdata, resolve_image, resolve_shapes
+from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import require_positive
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def set_image_mpp(
         Image in `sdata.images`; may be left out if there is only one.
     mpp
         Microns per pixel of the finest level. If left out it is derived as `um_between_centers` over the median
-        distance in pixels from each spot to its nearest neighbour.
+        distance in pixels from the spots to their four nearest neighbours.
     shapes_key
         Spots whose pitch is known; may be left out if there is only one shapes element.
     um_between_centers
@@ -77,17 +76,3 @@ def set_image_mpp(
     owned = dict(sdata.attrs.get(_keys.ATTRS, {}))
     owned[_keys.IMAGE_MPP] = {**owned.get(_keys.IMAGE_MPP, {}), image_key: float(mpp)}
     sdata.attrs[_keys.ATTRS] = owned
-
-
-def spot_pitch(centers: np.ndarray) -> float:
-    """Median distance from each of (n, 2) points to its nearest other point."""
-    from scipy.spatial import cKDTree
-
-    points = np.unique(centers, axis=0)
-    if len(points) < 2:
-        msg = (
-            f"The spot pitch needs at least two distinct centres, found {len(points)}. Give the resolution with `mpp=`."
-        )
-        raise ValueError(msg)
-    distances, _ = cKDTree(points).query(points, k=2)
-    return float(np.median(distances[:, 1]))

@@ -40,7 +40,7 @@ def content_hash(
         (genes x panels) mask.
     """
     embedding = np.ascontiguousarray(embedding, dtype=np.float32)
-    columns = {name: np.asarray(values).astype(str) for name, values in sorted(labels.items())}
+    columns = {name: [str(value) for value in values] for name, values in sorted(labels.items())}
     rows = []
     for i, row_id in enumerate(ids):
         row = hashlib.sha256("\x1f".join([str(row_id), *(values[i] for values in columns.values())]).encode())

@@ -7,11 +7,13 @@ with :math:`m_{jg}` one where row j measured gene g. Where no cited row did, the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _BLOCK_VALUES = 2**24
 

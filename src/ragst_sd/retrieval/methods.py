@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +11,9 @@ from ragst_sd.retrieval.baselines import fit_ridge, ridge_adjustment
 from ragst_sd.retrieval.gate import distance_gate, uniform_gate
 from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.retrieval.training import Training, reference_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 Parameters = dict[str, Any]
 

@@ -126,8 +126,8 @@ def _query_codes(query: Query, column: str, donor_key: str, names: np.ndarray) -
 
 def _same_image(reference: AnnData, header: dict[str, Any], query: Query, donor_key: str) -> np.ndarray:
     """Rows of donors of whom the reference holds the query's very image under another name."""
-    hashes = np.asarray(header["sections"]["image_hash"]).astype(str)
-    samples = np.asarray(header["sections"]["sample"]).astype(str)[hashes == str(query.header.get("image_hash"))]
+    sections, own_hash = header["sections"], str(query.header.get("image_hash"))
+    samples = [str(s) for s, h in zip(sections["sample"], sections["image_hash"], strict=True) if str(h) == own_hash]
     donors = reference.obs[_keys.DONOR].astype(str)
     same = donors[reference.obs[_keys.SAMPLE].astype(str).isin(samples)].unique()
     own = query.table.obs[donor_key].astype(str).unique() if donor_key in query.table.obs else []

@@ -87,8 +87,7 @@ def predicted_table(
 def _cite(reference: AnnData, rows: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:
     """Pointers into the cited rows, and one line for each of them, ordered by reference id."""
     cited = np.unique(rows[rows >= 0])
-    ids = reference.obs_names.to_numpy().astype(str)[cited]
-    cited = cited[np.argsort(ids, kind="stable")]
+    cited = np.asarray(sorted(cited, key=lambda row: str(reference.obs_names[row])), dtype=np.int64)
     place = np.full(reference.n_obs + 1, -1, dtype=np.int32)
     place[cited] = np.arange(len(cited), dtype=np.int32)
     columns = [_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY]

@@ -1,0 +1,120 @@
+"""`rg.io.write_reference`, `read_reference` and `write_table`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import anndata as ad
+import numpy as np
+import pytest
+import spatialdata as sd
+
+import ragst_sd as rg
+
+FULL = "disk full"
+
+
+def test_reference_round_trip_predicts_the_same_in_a_new_process(query, fitted, tmp_path):
+    rg.io.write_reference(fitted, tmp_path / "reference.zarr")
+    query.write(tmp_path / "query.zarr")
+    code = (
+        "import ragst_sd as rg, spatialdata as sd, numpy as np, sys; "
+        "q = sd.read_zarr(sys.argv[1]); r = rg.io.read_reference(sys.argv[2]); "
+        "np.save(sys.argv[3], rg.tl.predict(q, r, inplace=False).X)"
+    )
+    paths = [str(tmp_path / name) for name in ("query.zarr", "reference.zarr", "out.npy")]
+    subprocess.run([sys.executable, "-c", code, *paths], check=True)
+    expected = rg.tl.predict(query, fitted, inplace=False).X
+    np.testing.assert_array_equal(np.load(paths[2]), expected)
+
+
+@pytest.mark.parametrize("method", ["knn", "ridge", "mean"])
+def test_every_fit_survives_the_round_trip(reference, method, tmp_path, query):
+    rg.tl.fit(reference, method=method, n_neighbors=10)
+    rg.io.write_reference(reference, tmp_path / "r.zarr")
+    back = rg.io.read_reference(tmp_path / "r.zarr")
+    np.testing.assert_array_equal(back.obsm["thumbnail"], reference.obsm["thumbnail"])
+    first, second = (rg.tl.predict(query, one, inplace=False) for one in (reference, back))
+    np.testing.assert_array_equal(first.X, second.X)
+
+
+def test_reference_is_replaced_only_when_asked(fitted, tmp_path):
+    path = tmp_path / "r.zarr"
+    rg.io.write_reference(fitted, path)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        rg.io.write_reference(fitted, path)
+    rg.io.write_reference(fitted, path, overwrite=True)
+    assert [one.name for one in tmp_path.iterdir()] == ["r.zarr"]
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "thesis.txt").write_text("important")
+    with pytest.raises(FileExistsError, match="not a reference"):
+        rg.io.write_reference(fitted, other, overwrite=True)
+    assert (other / "thesis.txt").exists()
+
+
+def test_failed_write_leaves_the_old_version(fitted, tmp_path, monkeypatch):
+    path = tmp_path / "r.zarr"
+    rg.io.write_reference(fitted, path)
+
+    def broken(self, store, **kwargs):
+        raise OSError(FULL)
+
+    monkeypatch.setattr(ad.AnnData, "write_zarr", broken)
+    with pytest.raises(OSError, match="disk full"):
+        rg.io.write_reference(fitted, path, overwrite=True)
+    monkeypatch.undo()
+    assert rg.io.read_reference(path).shape == fitted.shape
+    assert [one.name for one in tmp_path.iterdir()] == ["r.zarr"]
+
+
+def test_read_refuses_what_is_no_reference(fitted, tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        rg.io.read_reference(tmp_path / "nothing.zarr")
+    ad.AnnData(np.ones((2, 2), dtype=np.float32)).write_zarr(tmp_path / "other.zarr")
+    with pytest.raises(ValueError, match="not a reference"):
+        rg.io.read_reference(tmp_path / "other.zarr")
+    fitted.X = fitted.X * 2
+    rg.io.write_reference(fitted, tmp_path / "changed.zarr")
+    with pytest.raises(ValueError, match="does not match its hash"):
+        rg.io.read_reference(tmp_path / "changed.zarr")
+
+
+def test_write_table_adds_and_replaces(predicted, fitted, tmp_path):
+    path = tmp_path / "s.zarr"
+    table = predicted.tables.pop("predicted")
+    with pytest.raises(ValueError, match="no store"):
+        rg.io.write_table(predicted, "table")
+    predicted.write(path)
+    predicted.tables["predicted"] = table
+    rg.io.write_table(predicted, "predicted")
+    np.testing.assert_array_equal(sd.read_zarr(path).tables["predicted"].X, table.X)
+    rg.tl.predict(predicted, fitted, n_neighbors=3)
+    rg.io.write_table(predicted, "predicted")
+    back = sd.read_zarr(path)
+    assert back.tables["predicted"].obsm["retrieval_rows"].shape[1] == 3
+    assert sorted(back.tables) == sorted(predicted.tables) == ["predicted", "table"]
+    assert back.attrs["ragst"]["image_mpp"]["he"] == 1.0
+
+
+def test_write_table_keeps_a_complete_table_when_it_fails(predicted, tmp_path, monkeypatch):
+    path = tmp_path / "s.zarr"
+    predicted.write(path)
+    before = predicted.tables["predicted"].X.copy()
+
+    def broken(self, name, **kwargs):
+        raise OSError(FULL)
+
+    monkeypatch.setattr(sd.SpatialData, "write_element", broken)
+    with pytest.raises(OSError, match="disk full"):
+        rg.io.write_table(predicted, "predicted")
+    monkeypatch.undo()
+    assert "predicted.new" not in predicted.tables
+    np.testing.assert_array_equal(sd.read_zarr(path).tables["predicted"].X, before)
+    rg.io.write_table(predicted, "predicted")
+
+
+def test_unknown_table(predicted):
+    with pytest.raises(KeyError, match="'predictd' not found"):
+        rg.io.write_table(predicted, "predictd")

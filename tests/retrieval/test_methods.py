@@ -1,0 +1,158 @@
+"""Methods: PCA, gates, ridge and training sums against closed forms and scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from ragst_sd.retrieval.baselines import fit_ridge, ridge_adjustment
+from ragst_sd.retrieval.gate import distance_gate, uniform_gate
+from ragst_sd.retrieval.grounding import calibrate_distances, distance_percentile, neighbourhood_distance
+from ragst_sd.retrieval.methods import METHODS, fit_method, resolve_options
+from ragst_sd.retrieval.projection import fit_pca, project, standardize
+from ragst_sd.retrieval.training import Training, reference_mean, variable_genes, within_section_pearson
+
+
+@pytest.fixture
+def training(rng):
+    key = rng.normal(size=(90, 10))
+    truth = key @ rng.normal(size=(10, 15)) + rng.normal(size=(90, 15))
+    panels = np.repeat([0, 1], [60, 30])
+    measured = np.ones((2, 15), dtype=bool)
+    measured[1, 3:5] = False
+    measured[:, 14] = False
+    values = truth * measured[panels]
+    folds = np.repeat([0, 1, 2], 30)
+    return Training(key, sp.csr_matrix(values), panels, measured, folds, folds)
+
+
+@pytest.mark.parametrize("shape", [(50, 8), (12, 30)])
+def test_pca_equals_scikit_learn(rng, shape):
+    from sklearn.decomposition import PCA
+
+    x = rng.normal(size=shape) @ rng.normal(size=(shape[1], shape[1]))
+    mean, axes = fit_pca(x, 5)
+    expected = PCA(5, svd_solver="full").fit_transform(x)
+    got = project(x, mean, axes)
+    np.testing.assert_allclose(np.abs(got), np.abs(expected), atol=1e-8)
+    assert (axes[np.abs(axes).argmax(axis=0), np.arange(5)] > 0).all()
+
+
+def test_pca_keeps_no_more_than_the_rank(rng):
+    x = rng.normal(size=(20, 2)) @ rng.normal(size=(2, 9))
+    assert fit_pca(x, 6)[1].shape == (9, 2)
+    assert fit_pca(np.ones((5, 3)), 2)[1].shape == (3, 0)
+
+
+def test_projection_does_not_depend_on_company(rng):
+    mean, axes = rng.normal(size=6), rng.normal(size=(6, 3))
+    x = rng.normal(size=(700, 6))
+    whole = project(x, mean, axes)
+    for i in (0, 300, 699):
+        np.testing.assert_array_equal(project(x[i : i + 1], mean, axes)[0], whole[i])
+
+
+def test_standardize_leaves_out_constant_features():
+    out = standardize(np.array([[1.0, 5.0], [3.0, 5.0]]), np.array([2.0, 5.0]), np.array([1.0, 0.0]))
+    np.testing.assert_array_equal(out, [[-1, 0], [1, 0]])
+
+
+def test_gates_sum_to_one_and_skip_absent_rows():
+    distances = np.array([[1.0, 2.0, np.nan], [0.0, 0.0, 0.0], [np.nan, np.nan, np.nan]])
+    np.testing.assert_allclose(uniform_gate(distances), [[0.5, 0.5, 0], [1 / 3] * 3, [0, 0, 0]])
+    weights = distance_gate(distances, 2.0)
+    raw = np.exp(-2 * np.array([0.25, 1.0]))
+    np.testing.assert_allclose(weights[0, :2], raw / raw.sum())
+    np.testing.assert_allclose(weights.sum(axis=1), [1, 1, 0])
+
+
+def test_distance_gate_ignores_the_unit_of_distance():
+    distances = np.array([[1.0, 2.0, 5.0]])
+    np.testing.assert_allclose(distance_gate(distances, 1.0), distance_gate(distances * 100, 1.0))
+
+
+def test_ridge_equals_scikit_learn(training):
+    from sklearn.linear_model import Ridge
+
+    fitted = fit_ridge(training, training.embedding, alphas=[0.1])
+    mean = reference_mean(training)
+    got = ridge_adjustment(fitted, training.embedding) + mean
+    values = training.values.toarray()
+    for genes, rows in ((np.r_[0:3, 5:14], np.arange(90)), (np.r_[3:5], np.arange(60))):
+        model = Ridge(alpha=0.1 * len(rows)).fit(training.embedding[rows], values[rows][:, genes])
+        np.testing.assert_allclose(got[:, genes], model.predict(training.embedding), atol=1e-8)
+    assert np.isnan(got[:, 14]).all()
+
+
+def test_ridge_chooses_alpha_on_held_out_groups(rng):
+    key = rng.normal(size=(120, 40))
+    noise_only = Training(
+        key,
+        rng.normal(size=(120, 6)),
+        np.zeros(120, int),
+        np.ones((1, 6), bool),
+        np.repeat([0, 1, 2], 40),
+        np.repeat([0, 1, 2], 40),
+    )
+    signal = Training(
+        key,
+        key @ rng.normal(size=(40, 6)),
+        np.zeros(120, int),
+        np.ones((1, 6), bool),
+        noise_only.folds,
+        noise_only.sections,
+    )
+    alphas = [1e-4, 1.0, 1e4]
+    assert fit_ridge(signal, key, alphas=alphas)["alpha"] == 1e-4
+    scores = fit_ridge(signal, key, alphas=alphas)["alpha_scores"]
+    assert scores[0] > 0.99
+    assert abs(fit_ridge(noise_only, key, alphas=alphas)["alpha_scores"]).max() < 0.3
+
+
+def test_reference_mean_counts_only_rows_that_measured(training):
+    values = training.values.toarray()
+    got = reference_mean(training)
+    np.testing.assert_allclose(got[0], values[:, 0].mean())
+    np.testing.assert_allclose(got[3], values[:60, 3].mean())
+    assert np.isnan(got[14])
+
+
+def test_variable_genes():
+    values = np.array([[0, 0, 5, 1], [0, 2, -5, 1.1], [0, 4, 0, 0.9]])
+    for bank in (values, sp.csr_matrix(values)):
+        np.testing.assert_array_equal(variable_genes(bank, np.arange(3), np.array([0, 1, 3]), 2), [1, 3])
+
+
+def test_within_section_pearson_ignores_differences_between_sections(rng):
+    sections = np.repeat([0, 1], 50)
+    truth = rng.normal(size=(100, 3)) + sections[:, None] * 10
+    predicted = rng.normal(size=(100, 3)) + sections[:, None] * 10
+    assert np.corrcoef(truth[:, 0], predicted[:, 0])[0, 1] > 0.9
+    assert abs(within_section_pearson(predicted, truth, sections)) < 0.2
+    assert within_section_pearson(truth * 3, truth, sections) == pytest.approx(1)
+
+
+def test_calibration_flags_five_percent_of_held_out_rows(rng):
+    held_out = rng.gamma(2.0, size=4000)
+    found = calibrate_distances(held_out)
+    assert np.mean(held_out > found["distance_threshold"]) == pytest.approx(0.05, abs=0.002)
+    percentile = distance_percentile(np.array([0.0, np.median(held_out), 99.0, np.nan]), found["distance_quantiles"])
+    np.testing.assert_allclose(percentile[:3], [0, 50, 100], atol=0.2)
+    assert np.isnan(percentile[3])
+
+
+def test_neighbourhood_distance():
+    np.testing.assert_allclose(neighbourhood_distance(np.array([[1.0, 3.0, np.nan], [np.nan] * 3])), [2.0, np.nan])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_gives_plain_parameters_and_the_same_twice(training, name):
+    options = resolve_options(name, {"n_components": 4})
+    first, key = fit_method(name, training, options)
+    second, again = fit_method(name, training, options)
+    np.testing.assert_array_equal(key, again)
+    assert key.shape == (90, 4)
+    assert set(first) == set(second) >= {"projection_mean", "projection", "reference_mean"}
+    for value in first.values():
+        assert isinstance(value, np.ndarray | np.generic | str | float | int)

@@ -1,0 +1,60 @@
+"""The demo and the command line."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import spatialdata as sd
+
+import ragst_sd as rg
+from ragst_sd.__main__ import main
+from ragst_sd._demo import read_folder, run_demo
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Smaller synthetic tissue, so that the demo takes seconds."""
+    from ragst_sd.datasets import _synthetic
+
+    original = _synthetic.synthetic
+    monkeypatch.setattr(
+        rg.datasets, "synthetic", lambda n_donors: original(n_donors=n_donors, image_px=700, n_genes=260), raising=False
+    )
+
+
+def test_demo_writes_what_it_says(small, tmp_path):
+    said = []
+    metrics = run_demo(tmp_path / "out", n_donors=3, say=said.append)
+    assert list(metrics["method"]) == ["mean", "ridge", "knn"]
+    knn = metrics.set_index("method").loc["knn"]
+    assert knn["pearson"] > 0.2
+    assert 1 <= knn["effective_n"] <= 50
+    for name in ("metrics.csv", "prediction.png", "retrieval.png", "explanation.csv", "donor3.zarr", "reference.zarr"):
+        assert (tmp_path / "out" / name).exists()
+        assert any(name in line for line in said)
+    assert any(str(tmp_path / "out") in line for line in said)
+    back = sd.read_zarr(tmp_path / "out" / "donor3.zarr")
+    assert rg.get.neighbors(back)["donor"].isin(["donor1", "donor2"]).all()
+    explained = pd.read_csv(tmp_path / "out" / "explanation.csv")
+    assert explained["reference"].iloc[-1] == "adjustment"
+    run_demo(tmp_path / "out", n_donors=3, say=said.append)
+
+
+def test_bad_folder_is_one_line(tmp_path, capsys):
+    assert main(["demo", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "holds no pair of <section>.h5ad" in error
+    assert "Traceback" not in error
+
+
+def test_help_and_version(capsys):
+    for flag in ("--help", "--version"):
+        with pytest.raises(SystemExit, match="0"):
+            main([flag])
+    assert "ragst-sd" in capsys.readouterr().out
+
+
+def test_real_folder(data_dir):
+    sections = read_folder(data_dir / "histology" / "mob2k")
+    assert sorted(sections) == ["MOB1", "MOB2", "MOB3", "MOB4"]
+    assert {sdata.tables["table"].obs["donor"].iloc[0] for sdata in sections.values()} == {"ind1", "ind2"}

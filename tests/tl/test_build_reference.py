@@ -1,0 +1,159 @@
+"""`rg.tl.build_reference`."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import ragst_sd as rg
+
+
+def test_rows_values_and_annotations(sections, reference):
+    assert list(reference.obs.columns) == ["donor", "sample", "tissue", "technology", "x_um", "y_um", "panel"]
+    parts = []
+    for name in ("donor1", "donor2"):
+        table = sections[name].tables["table"]
+        counts = table.X.toarray().astype(float)
+        parts.append(np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4))
+        rows = reference[[f"{name}:{spot}" for spot in table.obs_names]]
+        np.testing.assert_array_equal(rows.obsm["X_colour"], table.obsm["X_colour"])
+        np.testing.assert_allclose(rows.obs[["x_um", "y_um"]], table.obsm["spatial"])
+    order = sections["donor1"].tables["table"].var_names.get_indexer(reference.var_names)
+    np.testing.assert_allclose(reference.X.toarray(), np.vstack(parts)[:, order], atol=1e-5)
+    assert (reference.var["n_measured"] == reference.n_obs).all()
+    assert reference.uns["ragst"]["normalization"]["unit"] == "log1p(counts per 10,000)"
+
+
+def test_thumbnails_show_the_tiles(sections, reference):
+    """The thumbnail and the embedding of a spot come from the same pixels."""
+    assert reference.obsm["thumbnail"].shape == (reference.n_obs, 32, 32, 3)
+    assert reference.obsm["thumbnail"].dtype == np.uint8
+    means = reference.obsm["thumbnail"].reshape(reference.n_obs, -1, 3).mean(axis=1)
+    np.testing.assert_allclose(means, reference.obsm["X_colour"][:, :3] * 255, atol=2)
+
+
+def test_list_mapping_and_single_section(sections):
+    one = rg.tl.build_reference(sections["donor1"], use_rep="X_colour")
+    assert set(one.obs["sample"]) == {"donor1"}
+    many = rg.tl.build_reference(list(sections.values()), use_rep="X_colour")
+    assert set(many.obs["sample"]) == {"donor1", "donor2", "donor3"}
+
+
+def test_sources_and_extra_columns(sections):
+    reference = rg.tl.build_reference(
+        sections,
+        use_rep="X_colour",
+        obs=["label"],
+        sources={"donor1": {"tissue": "colon", "technology": "Visium", "license": "MIT", "citation": "X 2026"}},
+    )
+    assert set(reference.obs["tissue"]) == {"colon", "unknown"} or "colon" in set(reference.obs["tissue"])
+    assert reference.uns["ragst"]["sources"].loc["donor1", "license"] == "MIT"
+    assert reference.obs["label"].nunique() > 1
+
+
+def test_different_panels_keep_missing_apart_from_zero(sections):
+    genes = list(sections["donor1"].tables["table"].var_names)
+    sections["donor2"].tables["table"] = sections["donor2"].tables["table"][:, genes[20:]].copy()
+    reference = rg.tl.build_reference(sections, use_rep="X_colour")
+    measured = pd.DataFrame(
+        reference.varm["measured"], index=reference.var_names, columns=reference.uns["ragst"]["panels"]
+    )
+    panel = reference.obs["panel"].astype(str)[reference.obs["sample"] == "donor2"].unique().item()
+    assert not measured.loc[genes[:20], panel].any()
+    assert measured.loc[genes[20:]].all().all()
+    assert set(reference.uns["ragst"]["normalization"]["size_factor_genes"]) == set(genes[20:])
+    assert (reference.var.loc[genes[:20], "n_measured"] < reference.n_obs).all()
+
+
+def test_whole_transcriptome_lists_are_zeros_not_missing(sections):
+    genes = list(sections["donor1"].tables["table"].var_names)
+    sections["donor2"].tables["table"] = sections["donor2"].tables["table"][:, genes[20:]].copy()
+    sources = {name: {"whole_transcriptome": True} for name in sections}
+    reference = rg.tl.build_reference(sections, use_rep="X_colour", sources=sources)
+    assert reference.varm["measured"].all()
+    assert list(reference.uns["ragst"]["panels"]) == ["whole_transcriptome"]
+
+
+def test_symbols_are_found_beside_ids(sections):
+    table = sections["donor2"].tables["table"]
+    table.var["gene_symbols"] = list(table.var_names)
+    table.var_names = [f"ENSG{i:011d}" for i in range(table.n_vars)]
+    reference = rg.tl.build_reference(sections, use_rep="X_colour")
+    assert reference.varm["measured"].all()
+    assert "EPCAM" in reference.var_names
+
+
+def test_duplicated_names_are_added_up(sections, caplog):
+    plain = rg.tl.build_reference(sections["donor1"], use_rep="X_colour")
+    table = sections["donor1"].tables["table"]
+    names = list(table.var_names)
+    first, second = names[0], names[1]
+    names[1] = first
+    table.var_names = names
+    with caplog.at_level(logging.INFO, logger="ragst_sd"):
+        merged = rg.tl.build_reference(sections["donor1"], use_rep="X_colour")
+    assert "1 duplicated gene names are added up" in caplog.text
+    expected = plain.layers["counts"][:, [plain.var_names.get_loc(first), plain.var_names.get_loc(second)]].sum(axis=1)
+    got = merged.layers["counts"][:, merged.var_names.get_loc(first)].toarray()
+    np.testing.assert_allclose(got.ravel(), np.asarray(expected).ravel())
+    assert second not in merged.var_names
+
+
+def test_log_normalised_input_gives_the_same_values(sections, reference):
+    for sdata in sections.values():
+        table = sdata.tables["table"]
+        counts = table.X.toarray().astype(float)
+        table.layers["logged"] = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
+    again = rg.tl.build_reference(
+        {name: sections[name] for name in ("donor1", "donor2")}, use_rep="X_colour", layer="logged", unit="log1p_cp10k"
+    )
+    np.testing.assert_allclose(again.X.toarray(), reference.X.toarray(), atol=1e-5)
+    assert "counts" not in again.layers
+
+
+def test_spots_without_counts_are_left_out(sections, caplog):
+    table = sections["donor1"].tables["table"]
+    counts = table.X.toarray()
+    counts[5] = 0
+    table.X = counts
+    with caplog.at_level(logging.INFO, logger="ragst_sd"):
+        reference = rg.tl.build_reference(sections["donor1"], use_rep="X_colour")
+    assert reference.n_obs == table.n_obs - 1
+    assert "1 spots have no counts" in caplog.text
+
+
+def test_same_image_under_two_donors_warns(sections, caplog):
+    with caplog.at_level(logging.WARNING, logger="ragst_sd"):
+        copy = rg.tl.build_reference(sections, use_rep="X_colour")
+    assert "identical images" not in caplog.text
+    from spatialdata import deepcopy
+
+    twin = deepcopy(sections["donor1"])
+    twin.tables["table"].obs["donor"] = "twin"
+    with caplog.at_level(logging.WARNING, logger="ragst_sd"):
+        rg.tl.build_reference({**sections, "twin": twin}, use_rep="X_colour")
+    assert "'donor1' and 'twin' have identical images" in caplog.text
+    assert copy.n_obs
+
+
+def test_gene_selection_keeps_the_size_factors(sections, reference):
+    genes = list(reference.var_names[[7, 3]])
+    part = rg.tl.build_reference(
+        {name: sections[name] for name in ("donor1", "donor2")}, use_rep="X_colour", genes=genes
+    )
+    assert list(part.var_names) == genes
+    np.testing.assert_allclose(part.X.toarray(), reference[:, genes].X.toarray(), atol=1e-6)
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_standardisation_takes_out_stain(sections, standardize):
+    reference = rg.tl.build_reference(sections, use_rep="X_colour", standardize=standardize)
+    rg.tl.fit(reference, n_neighbors=10)
+    key = reference.obsm["retrieval_key"]
+    donors = reference.obs["donor"].astype(str)
+    centres = np.stack([key[donors == donor].mean(axis=0) for donor in donors.unique()])
+    spread = np.linalg.norm(centres - centres.mean(axis=0), axis=1).max() / key.std()
+    assert (spread < 1e-3) == standardize
