@@ -12,15 +12,15 @@ from ragst_sd.image import amp  # noqa: E402
 @pytest.mark.parametrize(("major", "fast"), [(7, False), (8, True), (9, True)])
 def test_cuda_gains_from_ampere_on(monkeypatch, major, fast) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
-    assert amp.resolve_amp(None, torch.device("cuda")) is fast
-    assert amp.resolve_amp(not fast, torch.device("cuda")) is (not fast)
+    assert amp.resolve_amp(torch.device("cuda"), amp=None) is fast
+    assert amp.resolve_amp(torch.device("cuda"), amp=not fast) is (not fast)
 
 
 @pytest.mark.parametrize("found", [(False, False), (True, False), (False, True)])
 def test_cpu_gains_from_avx512_bf16_or_amx(monkeypatch, found) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: found[0], raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: found[1], raising=False)
-    assert amp.resolve_amp(None, torch.device("cpu")) is any(found)
+    assert amp.resolve_amp(torch.device("cpu"), amp=None) is any(found)
 
 
 def test_cpu_flags_are_read_where_torch_does_not_say(monkeypatch, tmp_path) -> None:

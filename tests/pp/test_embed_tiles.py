@@ -287,3 +287,18 @@ def test_module_and_batch_size():
     many = embed(sdata, model=module, batch_size=16)
     assert one.shape == (23, 5)
     np.testing.assert_allclose(one, many, atol=1e-5)
+
+
+def test_device_comes_from_the_settings(monkeypatch):
+    from ragst_sd.image import encoders
+
+    seen = []
+    original = encoders.resolve_encoder
+    monkeypatch.setattr(
+        encoders, "resolve_encoder", lambda model, **kwargs: seen.append(kwargs["device"]) or original(model, **kwargs)
+    )
+    with rg.settings.override(device="cpu"):
+        embed(section(XY))
+    embed(section(XY), device="cpu", overwrite=True)
+    embed(section(XY))
+    assert seen == ["cpu", "cpu", None]

@@ -68,13 +68,13 @@ def test_different_panels_keep_missing_apart_from_zero(sections):
     assert (reference.var.loc[genes[:20], "n_measured"] < reference.n_obs).all()
 
 
-def test_whole_transcriptome_lists_are_zeros_not_missing(sections):
+def test_genes_not_listed_by_a_section_of_a_named_panel_are_zeros(sections):
     genes = list(sections["donor1"].tables["table"].var_names)
     sections["donor2"].tables["table"] = sections["donor2"].tables["table"][:, genes[20:]].copy()
-    sources = {name: {"whole_transcriptome": True} for name in sections}
+    sources = {name: {"panel": "our probes"} for name in sections}
     reference = rg.tl.build_reference(sections, use_rep="X_colour", sources=sources)
     assert reference.varm["measured"].all()
-    assert list(reference.uns["ragst"]["panels"]) == ["whole_transcriptome"]
+    assert list(reference.uns["ragst"]["panels"]) == ["our probes"]
 
 
 def test_symbols_are_found_beside_ids(sections):

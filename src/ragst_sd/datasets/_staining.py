@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from ragst_sd.datasets._fields import smooth_noise, smoothstep
 from ragst_sd.datasets._nuclei import COLUMNAR, LYMPHOID, Nuclei
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ragst_sd.datasets._tissue import Tissue

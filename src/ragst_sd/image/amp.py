@@ -44,7 +44,7 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     return resolved
 
 
-def resolve_amp(amp: bool | None, device: torch.device) -> bool:
+def resolve_amp(device: torch.device, *, amp: bool | None) -> bool:
     """Whether a model runs under bfloat16 autocast on a device.
 
     Parameters

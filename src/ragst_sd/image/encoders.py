@@ -14,6 +14,7 @@ from ragst_sd.image.weights import hash_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
     import torch
 
 __all__ = ["TEXTURE", "TEXTURE_CONTEXT", "Encoder", "resolve_encoder"]
@@ -105,7 +106,7 @@ def resolve_encoder(
         context=(1.0,),
         device=where,
         forward=loaded.forward,
-        amp=resolve_amp(amp, where),
+        amp=resolve_amp(where, amp=amp),
         module=loaded.module,
     )
 

@@ -13,6 +13,7 @@ from ragst_sd.image.hub import LOCAL_ADVICE, hub_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
     import torch
 
     from ragst_sd.image.registry import FoundationModel

@@ -12,6 +12,7 @@ from ragst_sd.image.weights import hash_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
     import torch
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def wrap_object(
         context=(1.0,),
         device=where,
         forward=encode if callable(encode) else model,
-        amp=resolve_amp(amp, where),
+        amp=resolve_amp(where, amp=amp),
         module=module,
     )
     if mean is not None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragst_sd import _keys
+from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.io._st_counts import locate, read_counts
-from ragst_sd._pitch import spot_pitch
 from ragst_sd.io._st_geometry import check_inside
 from ragst_sd.io._st_image import image_element, read_rgb
 

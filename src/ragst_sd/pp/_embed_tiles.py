@@ -179,6 +179,7 @@ def embed_tiles(
         )
         raise ValueError(msg)
 
+    device = settings.device if device is None else device
     encoder = resolve_encoder(model, model_kwargs=model_kwargs, mean=mean, std=std, device=device, amp=amp)
     context = _check_context(encoder.context if context is None else context)
     key_added = default_key(encoder.name, model) if key_added is None else key_added

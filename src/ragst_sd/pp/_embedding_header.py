@@ -44,6 +44,7 @@ def embedding_header(
         "mean": numbers(encoder.mean),
         "std": numbers(encoder.std),
         "input_px": encoder.input_px or 0,
+        "precision": "bfloat16" if encoder.amp else "float32",
         "mpp": np.nan if mpp is None else float(mpp),
         "image_mpp": np.nan if image_mpp is None else float(image_mpp),
         "context": numbers(context),

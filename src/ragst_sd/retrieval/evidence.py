@@ -7,7 +7,7 @@ with :math:`m_{jg}` one where row j measured gene g. Where no cited row did, the
 
 from __future__ import annotations
 
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch

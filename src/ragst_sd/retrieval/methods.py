@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -55,7 +55,7 @@ METHODS: dict[str, Method] = {
     "knn": Method(
         cites=True,
         learns_expression=False,
-        options={"weighting": "distance", "sharpness": 1.0},
+        options={"weighting": "distance", "sharpness": 2.0},
         fit=_fit_knn,
         gate=_knn_gate,
     ),

@@ -12,8 +12,8 @@ from ragst_sd._reference import reference_hash
 from ragst_sd._validate import hint, listing
 from ragst_sd.reference.genes import common_naming, sum_duplicates, take_genes
 from ragst_sd.reference.normalize import TARGET_SUM, log_normalize, size_factors
-from ragst_sd.reference.panels import WHOLE_TRANSCRIPTOME, assign_panels, measured_mask, shared_genes
-from ragst_sd.reference.schema import differing_fields
+from ragst_sd.reference.panels import PANEL, assign_panels, measured_mask, shared_genes
+from ragst_sd.reference.schema import COMPARABLE, differing_fields
 from ragst_sd.tl._sections import SOURCE_FIELDS, Section, named_sections, read_section
 from ragst_sd.tl._thumbnails import thumbnails as read_thumbnails
 
@@ -66,9 +66,10 @@ def build_reference(
     obs
         Further columns of `.obs` to keep, for `where=` and for reading.
     sources
-        For each sample a mapping with `tissue`, `technology`, `license`, `citation`, and optionally
-        `whole_transcriptome` (whether genes that are not listed are measured zeros; by default for 10,000 listed genes
-        and more). What is not given is taken from the section, else `"unknown"`.
+        For each sample a mapping with `tissue`, `technology`, `license`, `citation`, and optionally `panel`. What is
+        not given is taken from the section, else `"unknown"`. Sections of one panel measured the union of the genes
+        that they list. Without a name, whole transcriptomes (10,000 genes and more) counted against the same
+        annotation are one panel, and targeted sections that list the same genes.
     standardize
         Compare embeddings after removing each section's own mean and scale, which takes out stain and scanner.
     thumbnails
@@ -134,9 +135,14 @@ def build_reference(
         if n_merged:
             logger.info("%s: counts of %d duplicated gene names are added up.", section.sample, n_merged)
     panel_of, panels = assign_panels(
-        {sample: names for sample, (_, names) in merged.items()},
-        {section.sample: section.source[WHOLE_TRANSCRIPTOME] for section in sections},
+        {
+            sample: dict(zip(names, np.asarray(matrix.sum(axis=0)).ravel().tolist(), strict=True))
+            for sample, (matrix, names) in merged.items()
+        },
+        {section.sample: section.source[PANEL] for section in sections},
     )
+    if len(panels) > 1:
+        logger.info("Sections by panel: %s.", {p: [s for s, own in panel_of.items() if own == p] for p in panels})
     shared = shared_genes(panels)
     all_genes = sorted(set.union(*panels.values()))
     kept = _select(all_genes, genes)
@@ -265,8 +271,7 @@ def _row_annotations(sections: list[Section], panel_of: Mapping[str, str]) -> pd
 
 
 def _encoder(header: Mapping[str, Any]) -> dict[str, Any]:
-    own = ("encoder", "weights_hash", "mean", "std", "input_px", "tile_px", "mpp", "context")
-    return {name: header[name] for name in own}
+    return {name: header[name] for name in (*COMPARABLE, "precision")}
 
 
 def _statistics(sections: list[Section]) -> dict[str, np.ndarray]:
@@ -280,13 +285,14 @@ def _statistics(sections: list[Section]) -> dict[str, np.ndarray]:
         "image_mpp": column("image_mpp", np.nan).astype(float),
         "upsampling": column("upsampling", 1.0).astype(float),
         "image_hash": column("image_hash", "").astype(str),
+        "precision": column("precision", "float32").astype(str),
     }
 
 
 def _sources(sections: list[Section]) -> pd.DataFrame:
     import pandas as pd
 
-    fields = [name for name in SOURCE_FIELDS if name != WHOLE_TRANSCRIPTOME]
+    fields = [name for name in SOURCE_FIELDS if name != PANEL]
     rows = [[str(section.source[name] or _keys.UNKNOWN) for name in fields] for section in sections]
     return pd.DataFrame(
         rows, columns=fields, index=pd.Index([section.sample for section in sections], name=_keys.SAMPLE)

@@ -55,7 +55,7 @@ def fit(
         `"euclidean"` or `"cosine"` distance in phi-space.
     options
         Options of the method. All: `n_components` (64). knn: `weighting` (`"distance"` or `"uniform"`), `sharpness`
-        (how fast weights fall with distance). ridge: `alphas` to choose from.
+        (2; how fast weights fall with distance). ridge: `alphas` to choose from.
 
     Returns
     -------

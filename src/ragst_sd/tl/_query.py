@@ -67,6 +67,13 @@ def read_query(sdata: SpatialData, header: dict[str, Any], *, table_key: str | N
         )
         raise ValueError(msg)
     _warn_resolution(own, header)
+    precisions = {str(one) for one in header["sections"]["precision"]}
+    if precisions != {str(own["precision"])}:
+        logger.warning(
+            "The query was embedded in %s, the reference in %s: distances between them carry rounding. "
+            "Embed both with the same `amp=`.",
+            own["precision"], listing(sorted(precisions)),
+        )  # fmt: skip
 
     finite = np.isfinite(embedding).all(axis=1)
     padded = np.asarray(table.obs[_keys.PADDED], dtype=float) if _keys.PADDED in table.obs else np.zeros(table.n_obs)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 UNITS = ("counts", "log1p_cp10k")
-SOURCE_FIELDS = ("tissue", "technology", "license", "citation", "whole_transcriptome")
+SOURCE_FIELDS = ("tissue", "technology", "license", "citation", "panel")
 
 
 @dataclass

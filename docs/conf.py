@@ -1,0 +1,122 @@
+"""Configuration of the documentation; see https://www.sphinx-doc.org/en/master/usage/configuration.html."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import TYPE_CHECKING
+
+from sphinx.ext import intersphinx
+
+import ragst_sd
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from docutils import nodes
+    from sphinx.addnodes import pending_xref
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
+
+# It calls what Sphinx will drop one day, once for every type.
+warnings.filterwarnings("ignore", category=PendingDeprecationWarning, module="sphinx_autodoc_typehints")
+warnings.filterwarnings("ignore", category=DeprecationWarning, module="sphinx_autodoc_typehints")
+
+# Without a network the inventories of other projects cannot be loaded: links into them are left out, not failed.
+OFFLINE = os.environ.get("RAGST_SD_DOCS_OFFLINE", "") not in ("", "0")
+
+project = "ragst_sd"
+author = "ragst_sd developers"
+copyright = "2026, ragst_sd developers"
+version = release = ragst_sd.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_autodoc_typehints",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+exclude_patterns = ["_build", "Thumbs.db", ".DS_Store", "**.ipynb_checkpoints", "tutorials/README.md"]
+source_suffix = {".rst": "restructuredtext", ".ipynb": "myst-nb", ".md": "myst-nb"}
+default_role = "literal"
+nitpicky = not OFFLINE
+
+autosummary_generate = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # sphinx_autodoc_typehints writes them into the lists of parameters
+napoleon_google_docstring = False
+napoleon_numpy_docstring = True
+napoleon_include_init_with_doc = False
+napoleon_use_rtype = False
+napoleon_use_param = True
+typehints_defaults = "braces"
+always_use_bars_union = True
+
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath", "html_image"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"
+nb_merge_streams = True
+
+intersphinx_mapping = (
+    {}
+    if OFFLINE
+    else {
+        name: (url, None)
+        for name, url in {
+            "anndata": "https://anndata.readthedocs.io/en/stable/",
+            "geopandas": "https://geopandas.org/en/stable/",
+            "matplotlib": "https://matplotlib.org/stable/",
+            "numpy": "https://numpy.org/doc/stable/",
+            "pandas": "https://pandas.pydata.org/pandas-docs/stable/",
+            "python": "https://docs.python.org/3/",
+            "scanpy": "https://scanpy.readthedocs.io/en/stable/",
+            "spatialdata": "https://spatialdata.scverse.org/en/stable/",
+            "spatialdata-io": "https://spatialdata.scverse.org/projects/io/en/latest/",
+            "squidpy": "https://squidpy.readthedocs.io/en/stable/",
+            "torch": "https://docs.pytorch.org/docs/stable/",
+            "xarray": "https://docs.xarray.dev/en/stable/",
+        }.items()
+    }
+)
+
+html_theme = "sphinx_book_theme"
+html_title = "ragst_sd"
+html_theme_options = {"navigation_with_keys": True, "show_navbar_depth": 2}
+pygments_style = "default"
+
+# Types are documented under the names by which they are imported, not where they are defined.
+_PUBLIC = {
+    "anndata._core.anndata.AnnData": "anndata.AnnData",
+    "matplotlib.axes._axes.Axes": "matplotlib.axes.Axes",
+    "numpy.random._generator.Generator": "numpy.random.Generator",
+    "pandas.core.frame.DataFrame": "pandas.DataFrame",
+    "pathlib._local.Path": "pathlib.Path",
+    "spatialdata._core.spatialdata.SpatialData": "spatialdata.SpatialData",
+}
+
+
+def resolve_public_name(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.TextElement
+) -> nodes.reference | None:
+    """Look up a type that other projects list under its public name."""
+    if node.get("reftarget") not in _PUBLIC:
+        return None
+    node["reftarget"] = _PUBLIC[node["reftarget"]]
+    return intersphinx.missing_reference(app, env, node, contnode)
+
+
+def relink_readme(app: Sphinx, relative_path: Path, parent_docname: str, content: list[str]) -> None:
+    """Lead links of the README to files beside it to their pages here."""
+    if relative_path.name == "README.md":
+        content[0] = content[0].replace("](CHANGELOG.md)", "](docs/changelog.md)")
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("include-read", relink_readme)
+    app.connect("missing-reference", resolve_public_name)
