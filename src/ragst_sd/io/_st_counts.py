@@ -31,6 +31,7 @@ def read_counts(counts: AnnData | pd.DataFrame | str | PathLike[str], layer: str
 
     require_type(counts, (AnnData, pd.DataFrame, str, PathLike), "counts")
     if isinstance(counts, AnnData):
+        _check_unique(counts.obs_names)
         found = counts.to_memory() if counts.isbacked else counts.copy()
     elif isinstance(counts, pd.DataFrame):
         found = _from_table(counts, "`counts`")
@@ -43,15 +44,19 @@ def read_counts(counts: AnnData | pd.DataFrame | str | PathLike[str], layer: str
     if found.X is None:
         msg = f"`counts` has no X. Say which layer holds counts with `layer=`; layers: {listing(_layers(found))}."
         raise ValueError(msg)
-    if not found.obs_names.is_unique:
-        twice = found.obs_names[found.obs_names.duplicated()].unique()
+    _check_unique(found.obs_names)
+    found.X = _checked_csr(found.X, found)
+    return found
+
+
+def _check_unique(names: pd.Index) -> None:
+    if not names.is_unique:
+        twice = names[names.duplicated()].unique()
         msg = (
             f"{len(twice)} spot names of `counts` are duplicated, for example {listing(twice[:3])}. Every row must be "
             "one spot: sum or drop the repeats, and read sections one by one."
         )
         raise ValueError(msg)
-    found.X = _checked_csr(found.X, found)
-    return found
 
 
 def existing_file(path: str | PathLike[str], argument: str, suffixes: tuple[str, ...]) -> Path:
@@ -108,6 +113,8 @@ def _from_table(table: pd.DataFrame, what: str) -> AnnData:
             f"columns that hold no numbers: {listing(words)} (of {table.shape[1]})."
         )
         raise ValueError(msg)
+    # Before an AnnData is made, which warns of what is refused here.
+    _check_unique(table.index.astype(str))
     values = csr_matrix(table.to_numpy(dtype=np.float32))
     return AnnData(values, obs=pd.DataFrame(index=table.index.astype(str)), var=pd.DataFrame(index=table.columns))
 
