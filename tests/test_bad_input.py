@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from anndata import AnnData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
-from spatialdata.transformations import Affine, Identity, Scale, set_transformation
+from spatialdata.transformations import Affine, Identity, Scale, get_transformation, set_transformation
 
 import ragst_sd as rg
 
@@ -102,6 +102,13 @@ def case_off_image(world: World) -> None:
 
 def case_channels(world: World, channels: int) -> None:
     set_channels(world, channels)
+    world.embed_query()
+
+
+def case_named_channels(world: World) -> None:
+    image = np.zeros((3, 100, 100), dtype=np.uint8)
+    names = ["DAPI", "CD8", "PanCK"]
+    world.query.images["he"] = Image2DModel.parse(image, dims=("c", "y", "x"), c_coords=names)
     world.embed_query()
 
 
@@ -382,6 +389,7 @@ CASES: dict[str, Case] = {
     # images
     "one channel": (lambda w: case_channels(w, 1), ValueError, ["1 channel", "RGB"]),
     "five channels": (lambda w: case_channels(w, 5), ValueError, ["5 channel", "RGB"]),
+    "channels that are stains": (case_named_channels, ValueError, ["'DAPI'", "c_coords"]),
     "float pixels out of range": (case_float_image, ValueError, ["-4", "[0, 1]"]),
     # tables
     "rows without shapes": (case_rows_without_shapes, ValueError, ["3 of", "have no shape in 'spots'"]),
@@ -454,6 +462,10 @@ def fingerprint(sdata: SpatialData) -> str:
     """Everything of an object that a failed call could have changed."""
     digest = hashlib.sha256(repr(sorted(name for _, name, _ in sdata.gen_elements())).encode())
     digest.update(repr(sdata.attrs).encode())
+    for name, shapes in sorted(sdata.shapes.items()):
+        digest.update(
+            name.encode() + shapes.to_wkb().to_csv().encode() + repr(get_transformation(shapes, get_all=True)).encode()
+        )
     for name, table in sorted(sdata.tables.items()):
         x = table.X.toarray() if hasattr(table.X, "toarray") else np.asarray(table.X)
         digest.update(name.encode() + np.ascontiguousarray(x).tobytes())
@@ -472,7 +484,7 @@ def test_bad_input(name, sections, embed, monkeypatch):
     # The state just before the call that fails, so that a case may break its object first.
     for module, function in [
         (rg.pp, "embed_tiles"), (rg.pp, "tile_grid"), (rg.pp, "set_image_mpp"), (rg.tl, "predict"),
-        (rg.tl, "build_reference"), (rg.tl, "evaluate"),
+        (rg.tl, "build_reference"), (rg.tl, "evaluate"), (rg.tl, "fit"),
     ]:  # fmt: skip
         original = getattr(module, function)
 

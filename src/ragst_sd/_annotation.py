@@ -12,6 +12,8 @@ from ragst_sd._elements import centers_in_pixels, resolve_shapes
 from ragst_sd._validate import listing, require_key
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -44,13 +46,19 @@ def table_attrs(table: AnnData) -> dict:
     return dict(attrs)
 
 
+def is_predicted(table: AnnData) -> bool:
+    """Whether `rg.tl.predict` made a table."""
+    header = table.uns.get(_keys.RETRIEVAL)
+    return isinstance(header, dict) and "schema_version" in header and "reference_hash" in header
+
+
 def annotating_tables(sdata: SpatialData, shapes_key: str) -> list[str]:
     """Names of the tables that annotate an element, those written by `predict` left out."""
     found = []
     for name, table in sdata.tables.items():
         region = table.uns.get("spatialdata_attrs", {}).get("region")
         regions = [region] if isinstance(region, str) else list(region if region is not None else [])
-        if shapes_key in regions and _keys.RETRIEVAL not in table.uns:
+        if shapes_key in regions and not is_predicted(table):
             found.append(name)
     return found
 
@@ -61,7 +69,7 @@ def resolve_table(sdata: SpatialData, table_key: str | None, shapes_key: str | N
         require_key(table_key, sdata.tables, "sdata.tables")
         return table_key
     if shapes_key is None:
-        names = [name for name, table in sdata.tables.items() if _keys.RETRIEVAL not in table.uns]
+        names = [name for name, table in sdata.tables.items() if not is_predicted(table)]
     else:
         names = annotating_tables(sdata, shapes_key)
     if len(names) > 1:
@@ -139,6 +147,28 @@ def rows_in_order(table: AnnData, table_key: str, shapes_key: str, index: Any) -
     if unused:
         logger.info("%d shapes of %r have no row in table %r and are ignored.", unused, shapes_key, table_key)
     return position
+
+
+def embedded_rows(table: AnnData, use_rep: str, header: Mapping[str, Any], where: str) -> np.ndarray:
+    """Rows that have an embedding: all but the spots that lay off the image when it was made.
+
+    Raises
+    ------
+    ValueError
+        If other rows are NaN or infinite.
+    """
+    embedding = np.asarray(table.obsm[use_rep], dtype=np.float64)
+    finite = np.isfinite(embedding).all(axis=1)
+    off_image = np.isnan(embedding).all(axis=1)
+    n_broken = int((~finite & ~off_image).sum()) + max(0, int(off_image.sum()) - int(header["n_outside"]))
+    if n_broken:
+        first = table.obs_names[~finite][0]
+        msg = (
+            f"{where}: `obsm[{use_rep!r}]` is NaN or infinite in {n_broken} rows whose spots lie on the image "
+            f"(first: {first!r}). Embed again with `rg.pp.embed_tiles(..., overwrite=True)`."
+        )
+        raise ValueError(msg)
+    return finite
 
 
 def spot_centers(

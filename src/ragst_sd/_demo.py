@@ -131,6 +131,10 @@ def _write(
 
     import ragst_sd as rg
 
+    store = out / f"{query}.zarr"
+    if store.exists() and not (out / "metrics.csv").exists():
+        msg = f"{store} exists and is not of an earlier demo; it is not replaced. Choose another folder with --out."
+        raise FileExistsError(msg)
     out.mkdir(parents=True, exist_ok=True)
     metrics.to_csv(out / "metrics.csv", index=False)
     table = sdata.tables["predicted"]
@@ -140,7 +144,6 @@ def _write(
     rg.pl.prediction(sdata, gene=best, truth_key="table", save=out / "prediction.png", show=False)
     rg.pl.retrieval(sdata, reference, obs_name=spot, gene=best, save=out / "retrieval.png", show=False)
     rg.get.explain(sdata, reference, obs_name=spot, gene=best).to_csv(out / "explanation.csv", index=False)
-    store = out / f"{query}.zarr"
     if store.exists():
         shutil.rmtree(store)
     sdata.write(store)
@@ -150,7 +153,7 @@ def _write(
         f"  {store.name:<18} the held-out section with its measured and its predicted table\n"
         "  reference.zarr     the measured tissue that the prediction cites\n"
         "  metrics.csv        accuracy of knn beside its baselines\n"
-        f"  prediction.png     {best}: measured, predicted, difference\n"
+        f"  prediction.png     {best}, the best predicted gene: measured, predicted, difference\n"
         f"  retrieval.png      spot {spot}: the measured tissue behind its prediction\n"
         "  explanation.csv    what each cited spot contributed"
     )

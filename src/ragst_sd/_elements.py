@@ -152,7 +152,12 @@ def image_pyramid(sdata: SpatialData, image_key: str) -> Pyramid:
         )
         raise ValueError(msg)
     if names and not {name.lower() for name in names} <= _RGB_NAMES:
-        logger.warning("Channels of image %r are named %s; they are taken as red, green, blue.", image_key, names)
+        msg = (
+            f"The channels of image {image_key!r} are named {listing(names)}; the encoders need red, green and blue. If "
+            "that is what they are, rename them (`spatialdata.models.Image2DModel.parse(..., c_coords=['r', 'g', 'b'])`). "
+            f"Images available: {listing(sdata.images)}."
+        )
+        raise ValueError(msg)
     levels = tuple(level.data for level in arrays)
     return Pyramid(levels, tuple(_chunk(level) for level in levels), _value_max(levels[-1], image_key))
 

@@ -9,6 +9,7 @@ ATTRS = "ragst"
 IMAGE_MPP = "image_mpp"
 EMBEDDINGS = "embeddings"
 SOURCE = "source"
+TILE_GRID = "tile_grid"
 
 # a table with embeddings
 PADDED = "tile_padded_fraction"

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._labels import labels
 from ragst_sd._validate import require_type
-from ragst_sd.reference.hashing import content_hash
+from ragst_sd.reference.hashing import content_hash, parameters_hash
 from ragst_sd.reference.normalize import as_csr
 from ragst_sd.reference.schema import check_fit, check_reference_header
 
@@ -67,19 +68,39 @@ def reference_fit(reference: AnnData) -> dict[str, Any]:
             f"hash {current[:12]} against {fit['reference_hash'][:12]}. Run `rg.tl.fit` again."
         )
         raise ValueError(msg)
+    if fit_hash(reference, header, fit) != fit["fit_hash"]:
+        msg = (
+            "The fit does not match its hash: its parameters, `obsm['retrieval_key']`, or the statistics of the sections "
+            "changed after `rg.tl.fit`. Fit again."
+        )
+        raise ValueError(msg)
     return fit
+
+
+def fit_hash(reference: AnnData, header: dict[str, Any], fit: dict[str, Any]) -> str:
+    """Hash of all that a prediction depends on beside the content of the reference."""
+    parts = {name: value for name, value in fit.items() if name != "fit_hash"}
+    return parameters_hash(
+        {
+            "fit": parts,
+            "key": np.asarray(reference.obsm[_keys.RETRIEVAL_KEY]),
+            "standardize": bool(header["standardize"]),
+            "sections": {name: np.asarray(values) for name, values in header["sections"].items()},
+        }
+    )
 
 
 def reference_hash(reference: AnnData) -> str:
     """Content hash of a reference, whatever the order of its rows."""
     header = reference.uns[_keys.ATTRS]
-    own = {_keys.X_UM, _keys.Y_UM}
+    # Columns that a user adds later say nothing about the data; those asked for at building do.
+    columns = [_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY, _keys.PANEL, *map(str, header["obs"])]
     return content_hash(
         ids=list(reference.obs_names),
         genes=list(reference.var_names),
         expression=as_csr(reference.X),
         embedding=np.asarray(reference.obsm[header["use_rep"]]),
-        labels={name: reference.obs[name].astype(str).to_numpy() for name in reference.obs if name not in own},
+        labels={name: labels(reference.obs[name]) for name in dict.fromkeys(columns) if name in reference.obs},
         measured=np.asarray(reference.varm[_keys.MEASURED]),
     )
 

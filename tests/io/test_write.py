@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 
@@ -75,10 +76,24 @@ def test_read_refuses_what_is_no_reference(fitted, tmp_path):
     ad.AnnData(np.ones((2, 2), dtype=np.float32)).write_zarr(tmp_path / "other.zarr")
     with pytest.raises(ValueError, match="not a reference"):
         rg.io.read_reference(tmp_path / "other.zarr")
-    fitted.X = fitted.X * 2
+    import zarr
+
     rg.io.write_reference(fitted, tmp_path / "changed.zarr")
+    store = zarr.open(tmp_path / "changed.zarr", mode="r+")
+    store["X/data"][:] = store["X/data"][:] * 2
     with pytest.raises(ValueError, match="does not match its hash"):
         rg.io.read_reference(tmp_path / "changed.zarr")
+
+
+def test_a_subset_is_written_without_its_fit(fitted, tmp_path, caplog):
+    part = fitted[5:].copy()
+    with caplog.at_level(logging.WARNING, logger="ragst_sd"):
+        rg.io.write_reference(part, tmp_path / "part.zarr")
+    assert "written without its fit" in caplog.text
+    back = rg.io.read_reference(tmp_path / "part.zarr")
+    assert back.n_obs == fitted.n_obs - 5
+    assert "fit" not in back.uns["ragst"]
+    assert "fit" in part.uns["ragst"]
 
 
 def test_write_table_adds_and_replaces(predicted, fitted, tmp_path):
@@ -110,7 +125,7 @@ def test_write_table_keeps_a_complete_table_when_it_fails(predicted, tmp_path, m
     with pytest.raises(OSError, match="disk full"):
         rg.io.write_table(predicted, "predicted")
     monkeypatch.undo()
-    assert "predicted.new" not in predicted.tables
+    assert sorted(predicted.tables) == ["predicted", "table"]
     np.testing.assert_array_equal(sd.read_zarr(path).tables["predicted"].X, before)
     rg.io.write_table(predicted, "predicted")
 
@@ -118,3 +133,19 @@ def test_write_table_keeps_a_complete_table_when_it_fails(predicted, tmp_path, m
 def test_unknown_table(predicted):
     with pytest.raises(KeyError, match="'predictd' not found"):
         rg.io.write_table(predicted, "predictd")
+
+
+def test_write_table_touches_no_other_table(predicted, tmp_path):
+    predicted.tables["predicted.new"] = predicted.tables["table"].copy()
+    path = tmp_path / "s.zarr"
+    predicted.write(path)
+    rg.io.write_table(predicted, "predicted")
+    assert sorted(sd.read_zarr(path).tables) == sorted(predicted.tables) == ["predicted", "predicted.new", "table"]
+
+
+def test_leftovers_of_an_interrupted_call_are_cleared(predicted, tmp_path):
+    path = tmp_path / "s.zarr"
+    predicted.tables["predicted.ragst_sd-new-0123abcd"] = predicted.tables["predicted"].copy()
+    predicted.write(path)
+    rg.io.write_table(predicted, "predicted")
+    assert sorted(sd.read_zarr(path).tables) == sorted(predicted.tables) == ["predicted", "table"]

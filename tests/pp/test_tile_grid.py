@@ -72,3 +72,12 @@ def test_rerun_replaces_its_own_and_refuses_others(slide, query):
         rg.pp.tile_grid(query, tile_px=64, mpp=1.0, key_added="spots")
     with pytest.raises(ValueError, match="'table' for tables is taken"):
         rg.pp.tile_grid(query, tile_px=64, mpp=1.0, table_key="table")
+
+
+def test_a_grid_replaces_its_own_tiles_only(query):
+    rg.pp.tile_grid(query, tile_px=64, mpp=1.0)
+    before = len(query.shapes["spots"])
+    for name in ("spots", "he"):
+        with pytest.raises(ValueError, match=f"'{name}' for shapes is taken"):
+            rg.pp.tile_grid(query, tile_px=64, mpp=1.0, key_added=name)
+    assert len(query.shapes["spots"]) == before

@@ -53,3 +53,10 @@ def test_duplicates_are_added_up():
 def test_take_genes_orders_and_fills():
     matrix = sp.csr_matrix(np.array([[1, 2, 4]], dtype=np.float32))
     np.testing.assert_array_equal(take_genes(matrix, ["A", "B", "C"], ["C", "X", "A"]).toarray(), [[4, 0, 1]])
+
+
+def test_genes_without_a_symbol_keep_their_id():
+    ids = [f"ENSG{i:011d}" for i in range(40)]
+    symbols = [f"S{i}" for i in range(38)] + ["nan", ""]
+    found = available_names(ids, {"gene_symbols": symbols})
+    assert found["symbol"] == [*symbols[:38], *ids[38:]]

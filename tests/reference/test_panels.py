@@ -62,3 +62,11 @@ def test_shared_genes():
     assert shared_genes({"p": common | {"x"}, "q": common}) == sorted(common)
     with pytest.raises(ValueError, match="share 199 genes"):
         shared_genes({"p": common - {"g0"}, "q": common})
+
+
+def test_automatic_names_avoid_given_ones(rng):
+    panel_of, _ = assign_panels({"a": ones("AB"), "b": ones("BC")}, {"a": "panel1", "b": None})
+    assert panel_of["b"] != "panel1"
+    first = transcriptome(rng, 3_000_000)
+    panel_of, _ = assign_panels({"a": ones("AB"), "b": first}, {"a": "transcriptome", "b": None})
+    assert panel_of["b"] != "transcriptome"

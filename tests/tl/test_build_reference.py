@@ -157,3 +157,76 @@ def test_standardisation_takes_out_stain(sections, standardize):
     centres = np.stack([key[donors == donor].mean(axis=0) for donor in donors.unique()])
     spread = np.linalg.norm(centres - centres.mean(axis=0), axis=1).max() / key.std()
     assert (spread < 1e-3) == standardize
+
+
+def test_no_section_of_a_list_is_lost(sections):
+    members = list(sections.values())
+    for sdata in members[:2]:
+        del sdata.tables["table"].obs["sample"]
+    members[2].tables["table"].obs["sample"] = "sample2"
+    reference = rg.tl.build_reference(members, use_rep="X_colour")
+    assert set(reference.obs["sample"]) == {"sample1", "sample2", "sample3"}
+    assert reference.n_obs == sum(sdata.tables["table"].n_obs for sdata in members)
+    members[1].tables["table"].obs["sample"] = "sample2"
+    with pytest.raises(ValueError, match="same `obs\\['sample'\\]`: 'sample2'"):
+        rg.tl.build_reference(members, use_rep="X_colour")
+
+
+def test_rows_without_counts_in_the_shared_genes_are_left_out(sections, caplog):
+    """Their size factor would be zero, and all their genes measured zeros."""
+    genes = list(sections["donor1"].tables["table"].var_names)
+    sections["donor2"].tables["table"] = sections["donor2"].tables["table"][:, genes[20:]].copy()
+    counts = sections["donor1"].tables["table"].X.toarray()
+    counts[3] = 0
+    counts[3, :20] = 7
+    sections["donor1"].tables["table"].X = counts
+    with caplog.at_level(logging.INFO, logger="ragst_sd"):
+        reference = rg.tl.build_reference(sections, use_rep="X_colour")
+    assert "1 spots have no counts in the 240 genes" in caplog.text
+    assert f"donor1:{sections['donor1'].tables['table'].obs_names[3]}" not in reference.obs_names
+    assert reference.obsm["thumbnail"].shape[0] == reference.n_obs == reference.layers["counts"].shape[0]
+
+
+def test_tissue_may_vary_within_a_section(sections):
+    for sdata in sections.values():
+        obs = sdata.tables["table"].obs
+        obs["tissue"] = np.where(np.arange(len(obs)) % 2, "tumour", "normal")
+    reference = rg.tl.build_reference(sections, use_rep="X_colour", obs=["tissue"])
+    assert set(reference.obs["tissue"]) == {"tumour", "normal"}
+    with pytest.raises(ValueError, match="`obs` names 'panel'"):
+        rg.tl.build_reference(sections, use_rep="X_colour", obs=["panel"])
+
+
+def test_log_values_of_several_panels_are_refused(sections):
+    for i, sdata in enumerate(sections.values()):
+        table = sdata.tables["table"][:, 5 * i :].copy()
+        table.X = np.log1p(table.X.toarray() / table.X.sum(axis=1) * 1e4)
+        sdata.tables["table"] = table
+    with pytest.raises(ValueError, match="Sections of 3 panels"):
+        rg.tl.build_reference(sections, use_rep="X_colour", unit="log1p_cp10k")
+
+
+def test_names_may_be_given_one_by_one(sections):
+    reference = rg.tl.build_reference(sections, use_rep="X_colour", genes="EPCAM", obs="label")
+    assert list(reference.var_names) == ["EPCAM"]
+    assert "label" in reference.obs
+
+
+@pytest.mark.parametrize("kind", ["csc", "float64", "int64", "dask"])
+def test_counts_of_any_kind(sections, reference, kind):
+    import dask.array as da
+    import scipy.sparse as sp
+
+    for name in ("donor1", "donor2"):
+        table = sections[name].tables["table"]
+        dense = table.X.toarray()
+        table.layers["kind"] = {
+            "csc": lambda x: sp.csc_matrix(x),
+            "float64": lambda x: x.astype(np.float64),
+            "int64": lambda x: x.astype(np.int64),
+            "dask": lambda x: da.from_array(x, chunks=20),
+        }[kind](dense)
+    again = rg.tl.build_reference(
+        {name: sections[name] for name in ("donor1", "donor2")}, use_rep="X_colour", layer="kind"
+    )
+    assert again.uns["ragst"]["content_hash"] == reference.uns["ragst"]["content_hash"]

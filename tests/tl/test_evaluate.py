@@ -64,3 +64,43 @@ def test_spots_without_a_prediction_are_left_out(predicted):
     scores = rg.tl.evaluate(table, truth=predicted.tables["table"])
     assert scores[scores["metric"] == "n_spots"]["value"].item() == table.n_obs - 3
     assert scores[scores["gene"] == "EPCAM"]["value"].notna().all()
+
+
+def test_tables_of_different_elements_are_not_compared(predicted, sections):
+    """Equal names of spots on tiles and on spots are different places."""
+    table = predicted.tables["predicted"].copy()
+    truth = predicted.tables["table"].copy()
+    truth.uns["spatialdata_attrs"] = {**truth.uns["spatialdata_attrs"], "region": "tiles"}
+    with pytest.raises(ValueError, match="annotate different elements: 'spots' against 'tiles'"):
+        rg.tl.evaluate(table, truth=truth)
+
+
+def test_spots_are_matched_by_instance_not_by_name(predicted):
+    expected = rg.tl.evaluate(predicted, genes=["EPCAM"], metrics="pearson")["value"].iloc[0]
+    truth = predicted.tables["table"].copy()
+    truth.obs_names = list(truth.obs_names[::-1])
+    got = rg.tl.evaluate(predicted.tables["predicted"], truth=truth, genes=["EPCAM"], metrics="pearson")
+    assert got["value"].iloc[0] == pytest.approx(expected)
+
+
+def test_truth_without_counts_is_no_truth(predicted):
+    truth = predicted.tables["table"].copy()
+    counts = truth.X.toarray()
+    counts[:4] = 0
+    truth.X = counts
+    scores = rg.tl.evaluate(predicted.tables["predicted"], truth=truth)
+    assert scores[scores["metric"] == "n_spots"]["value"].item() == truth.n_obs - 4
+
+
+def test_a_gene_that_some_spots_lack_is_scored_over_the_others(predicted):
+    table = predicted.tables["predicted"].copy()
+    gene = table.var_names.get_loc("EPCAM")
+    table.X[:10, gene] = np.nan
+    some = rg.tl.evaluate(table, truth=predicted.tables["table"], metrics="pearson", genes=["EPCAM", "CD3E"])
+    fewer = rg.tl.evaluate(table[10:].copy(), truth=predicted.tables["table"], metrics="pearson", genes=["EPCAM"])
+    assert some.set_index("gene").loc["EPCAM", "value"] == pytest.approx(fewer["value"].iloc[0])
+
+
+def test_unknown_unit(predicted):
+    with pytest.raises(ValueError, match="`unit` is 'count'"):
+        rg.tl.evaluate(predicted, unit="count")

@@ -246,3 +246,130 @@ def test_squidpy_runs_on_the_table_read_back(predicted, tmp_path):
     genes = list(back.tables["predicted"].var_names[:5])
     sq.gr.spatial_autocorr(back, table_key="predicted", mode="moran", genes=genes)
     assert back.tables["predicted"].uns["moranI"]["I"].notna().all()
+
+
+@pytest.fixture
+def same_donor(sections):
+    """A second section of donor 1, whose image the reference does not hold."""
+    section = sections["donor3"]
+    section.tables["table"].obs["donor"] = "donor1"
+    return section
+
+
+def numbered(sections, names, values):
+    for name, value in zip(names, values, strict=True):
+        obs = sections[name].tables["table"].obs
+        obs["donor"] = np.full(len(obs), value)
+
+
+@pytest.mark.parametrize("own", [1, 1.0, "1", " 1"])
+def test_a_donor_is_the_same_however_its_number_is_stored(sections, own):
+    numbered(sections, ["donor1", "donor2", "donor3"], [1, 2, own])
+    training = {name: sections[name] for name in ("donor1", "donor2")}
+    reference = rg.tl.build_reference(training, use_rep="X_colour")
+    rg.tl.fit(reference, n_neighbors=10)
+    table = rg.tl.predict(sections["donor3"], reference, inplace=False)
+    assert set(rg.get.neighbors(table)["donor"]) == {"2"}
+    rg.tl.fit(reference, method="ridge", n_neighbors=10)
+    with pytest.raises(ValueError, match="was fitted on donor '1'"):
+        rg.tl.predict(sections["donor3"], reference)
+
+
+def test_spots_without_a_donor_are_refused(query, fitted):
+    donor = query.tables["table"].obs["donor"].astype(object)
+    donor.iloc[2] = np.nan
+    query.tables["table"].obs["donor"] = donor
+    with pytest.raises(ValueError, match="1 spots of the query have no donor"):
+        rg.tl.predict(query, fitted)
+
+
+def test_the_donor_column_of_the_reference_is_remembered(sections, same_donor):
+    for sdata in sections.values():
+        obs = sdata.tables["table"].obs
+        sdata.tables["table"].obs = obs.rename(columns={"donor": "patient"})
+    training = {name: sections[name] for name in ("donor1", "donor2")}
+    reference = rg.tl.build_reference(training, use_rep="X_colour", donor_key="patient")
+    rg.tl.fit(reference, n_neighbors=10)
+    table = rg.tl.predict(same_donor, reference, inplace=False)
+    assert set(rg.get.neighbors(table)["donor"]) == {"donor2"}
+
+
+def test_excluding_something_else_than_donors_is_loud(same_donor, fitted, caplog):
+    with caplog.at_level(logging.WARNING):
+        table = rg.tl.predict(same_donor, fitted, exclude=("sample",), inplace=False)
+    assert "without 'donor'" in caplog.text
+    assert "donor1" in set(rg.get.neighbors(table)["donor"])
+
+
+def test_methods_that_do_not_cite_cannot_be_restricted(sections, query, reference):
+    rg.tl.fit(reference, method="ridge", n_neighbors=10)
+    with pytest.raises(ValueError, match="`where` cannot restrict it"):
+        rg.tl.predict(query, reference, where={"donor": "donor1"})
+    twin = sections["donor2"]
+    twin.tables["table"].obs["donor"] = "somebody else"
+    with pytest.raises(ValueError, match="with the query's very image"):
+        rg.tl.predict(twin, reference)
+
+
+@pytest.mark.parametrize("value", [np.int64(1), np.bool_(True), 1.0, "1", ["1", "2"]])
+def test_where_takes_any_scalar(sections, query, value):
+    for i, name in enumerate(("donor1", "donor2")):
+        obs = sections[name].tables["table"].obs
+        obs["lane"] = (i == 0) if isinstance(value, np.bool_) else i + 1
+    training = {name: sections[name] for name in ("donor1", "donor2")}
+    reference = rg.tl.build_reference(training, use_rep="X_colour", obs="lane")
+    rg.tl.fit(reference, n_neighbors=10)
+    table = rg.tl.predict(query, reference, where={"lane": value}, inplace=False)
+    assert ("donor2" in set(rg.get.neighbors(table)["donor"])) == isinstance(value, list)
+
+
+def test_grounding_does_not_depend_on_how_many_are_cited(query, fitted):
+    whole, few = (rg.tl.predict(query, fitted, n_neighbors=n, inplace=False) for n in (None, 2))
+    np.testing.assert_array_equal(whole.obs["distance_percentile"], few.obs["distance_percentile"])
+    np.testing.assert_array_equal(whole.obs["out_of_reference"], few.obs["out_of_reference"])
+
+
+def test_spots_with_fewer_eligible_rows_do_not_lower_the_others(sections, query):
+    training = {name: sections[name] for name in ("donor1", "donor2")}
+    reference = rg.tl.build_reference(training, use_rep="X_colour")
+    reference = reference[(reference.obs["donor"] == "donor1") | (np.arange(reference.n_obs) % 8 == 0)].copy()
+    rg.tl.fit(reference, n_neighbors=20)
+    query.tables["table"].obs["donor"] = ["donor1"] + ["donor3"] * (query.tables["table"].n_obs - 1)
+    cited = (rg.tl.predict(query, reference, inplace=False).obsm["retrieval_rows"] >= 0).sum(axis=1)
+    assert cited[0] == (reference.obs["donor"] == "donor2").sum() < 20
+    assert (cited[1:] == 20).all()
+
+
+def test_a_tampered_fit_is_refused(query, fitted):
+    fitted.obsm["retrieval_key"] = np.random.default_rng(0).normal(size=fitted.obsm["retrieval_key"].shape)
+    with pytest.raises(ValueError, match="does not match its hash"):
+        rg.tl.predict(query, fitted)
+
+
+def test_notes_in_the_reference_do_not_undo_the_fit(query, fitted):
+    fitted.obs["cluster"] = "a"
+    rg.tl.predict(query, fitted)
+    fitted.obs["tissue"] = "liver"
+    with pytest.raises(ValueError, match="changed after it was fitted"):
+        rg.tl.predict(query, fitted)
+
+
+def test_a_foreign_table_that_looks_like_ours_is_not_replaced(query, fitted):
+    query.tables["predicted"] = query.tables["table"].copy()
+    query.tables["predicted"].uns["retrieval"] = {"my": 1}
+    with pytest.raises(ValueError, match="not replaced"):
+        rg.tl.predict(query, fitted, table_key="table")
+
+
+def test_one_spot_has_no_section_statistics(query, fitted, embed, caplog):
+    query.tables["table"] = query.tables["table"][:1].copy()
+    rg.pp.embed_tiles(query, **embed)
+    with pytest.raises(ValueError, match="do not vary within the section"):
+        rg.tl.predict(query, fitted)
+
+
+def test_provenance_is_a_copy(predicted, fitted):
+    predicted.tables["predicted"].uns["retrieval"]["encoder"]["mean"] = "changed"
+    predicted.tables["predicted"].uns["retrieval"]["size_factor_genes"][0] = "changed"
+    assert fitted.uns["ragst"]["encoder"]["mean"] is not None
+    assert fitted.uns["ragst"]["normalization"]["size_factor_genes"][0] != "changed"

@@ -51,8 +51,8 @@ def plan_fields(
 def tile_padding(pyramid: Pyramid, centers: np.ndarray, field: FieldOfView) -> np.ndarray:
     """Share of each tile that lies outside the image; 1 where the centre does."""
     height, width = pyramid.shapes[field.level]
-    fraction = padded_fraction(window_starts(centers, field), field.window_px, height, width)
-    fraction[~pyramid.inside(centers)] = 1.0
+    inside, fraction = pyramid.inside(centers), np.ones(len(centers))
+    fraction[inside] = padded_fraction(window_starts(centers[inside], field), field.window_px, height, width)
     return fraction
 
 

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from ragst_sd._reference import reference_header
+from ragst_sd import _keys
+from ragst_sd._reference import reference_hash, reference_header
 
 if TYPE_CHECKING:
     import os
 
     from anndata import AnnData
 
+logger = logging.getLogger(__name__)
+
 
 def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write a reference, fitted or not, to a zarr store.
 
     The store is written beside `path` and moved there when it is complete, so that `path` never holds half a reference.
+
+    A reference that was changed since (a subset of its rows, say) is written with its new hash and without its fit,
+    which no longer holds.
 
     Parameters
     ----------
@@ -47,13 +54,13 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
     >>> rg.io.read_reference(path).shape == reference.shape
     True
     """
-    reference_header(reference)
+    reference = _current(reference)
     path = Path(path)
     if path.exists():
         if not overwrite:
             msg = f"{path} exists. Pass `overwrite=True` to replace it, or choose another path."
             raise FileExistsError(msg)
-        if not (path / "uns" / "ragst").is_dir():
+        if not (path / "uns" / _keys.ATTRS).is_dir():
             msg = f"{path} exists and is not a reference; it is not replaced. Choose another path."
             raise FileExistsError(msg)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,3 +76,18 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
         shutil.rmtree(fresh, ignore_errors=True)
     if old is not None:
         shutil.rmtree(old)
+
+
+def _current(reference: AnnData) -> AnnData:
+    """The reference with a hash that fits its content."""
+    header, current = reference_header(reference), reference_hash(reference)
+    if current == header["content_hash"]:
+        return reference
+    fitted = header.pop(_keys.FIT, None) is not None
+    logger.warning(
+        "The reference changed after it was built%s.", "; it is written without its fit: run `rg.tl.fit` again" * fitted
+    )
+    changed = reference.copy()
+    changed.obsm.pop(_keys.RETRIEVAL_KEY, None)
+    changed.uns[_keys.ATTRS] = {**header, "content_hash": current}
+    return changed

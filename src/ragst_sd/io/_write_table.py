@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from ragst_sd._elements import require_sdata
 from ragst_sd._validate import require_key
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
+
+_BESIDE = ".ragst_sd-new-"
 
 
 def write_table(sdata: SpatialData, name: str) -> None:
@@ -48,10 +52,11 @@ def write_table(sdata: SpatialData, name: str) -> None:
         msg = "`sdata` has no store yet. Write it once with `sdata.write(path)`."
         raise ValueError(msg)
     stored = {path.rsplit("/", 1)[-1] for path in sdata.elements_paths_on_disk()}
-    beside = f"{name}.new"
-    if beside in stored:
-        # Left by an interrupted call; the table under its own name is complete.
-        sdata.delete_element_from_disk(beside)
+    for leftover in sorted(one for one in stored if re.fullmatch(rf"{re.escape(name)}{_BESIDE}[0-9a-f]{{8}}", one)):
+        # An interrupted call left it; the names are ours alone.
+        sdata.delete_element_from_disk(leftover)
+        sdata.tables.pop(leftover, None)
+    beside = f"{name}{_BESIDE}{uuid4().hex[:8]}"
     if name not in stored:
         sdata.write_element(name)
     else:

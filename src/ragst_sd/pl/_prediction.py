@@ -188,9 +188,9 @@ def _measured(
     from ragst_sd.tl._truth import normalized_truth, shared_genes, shared_spots, truth_table
 
     measured = truth_table(sdata, truth_key, None)
-    matrix, names = normalized_truth(measured, header, layer, unit)
+    matrix, names, counted = normalized_truth(measured, header, layer, unit)
     shared_genes(table, names, genes)
-    ours, theirs = shared_spots(table, measured)
+    ours, theirs = shared_spots(table, measured, counted)
     out = np.full((table.n_obs, len(genes)), np.nan)
     out[ours] = _dense(take_genes(matrix, names, genes)[theirs])
     return out

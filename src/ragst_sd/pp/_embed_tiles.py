@@ -212,6 +212,7 @@ def embed_tiles(
     embedding = _run(pyramid, xy, fields, encoder, batch_size=batch_size, num_workers=num_workers, progress=progress)
     finite = embedding[inside].astype(np.float64)
     header["section_mean"], header["section_std"] = finite.mean(axis=0), finite.std(axis=0)
+    header["n_spots"], header["n_outside"] = len(finite), int((~inside).sum())
     if not inside.all():
         logger.warning("%d of %d spots lie outside image %r: NaN.", int((~inside).sum()), len(xy), image_key)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ragst_sd.image.embedding import Pyramid
     from ragst_sd.image.encoders import Encoder
 
-_STATISTICS = {"section_mean", "section_std"}
+_STATISTICS = {"section_mean", "section_std", "n_spots", "n_outside"}
 _HASH_ROWS = 4096
 
 

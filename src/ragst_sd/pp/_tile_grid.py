@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._annotation import empty_table, single_region
 from ragst_sd._elements import image_mpp_of, image_pyramid, require_sdata, resolve_image
 from ragst_sd._validate import require_positive
 
@@ -64,7 +65,7 @@ def tile_grid(
     `.shapes[key_added]`
         One square per tile, in the image's coordinate systems.
     `.tables[table_key]`
-        A table without genes that annotates them, for :func:`ragst_sd.pp.embed_tiles`: `.obs` region, tile_id, row,
+        A table without genes that annotates them, for :func:`ragst_sd.pp.embed_tiles`: `.obs` region, instance_id, row,
         column, tissue_fraction (if `tissue`); `.obsm["spatial"]` centres in image pixels.
 
     Raises
@@ -157,11 +158,12 @@ def tissue_fraction(pyramid: Pyramid, centers: np.ndarray, edge: float) -> np.nd
 
 def _check_free(sdata: SpatialData, key_added: str, table_key: str) -> None:
     """Refuse names that are taken, except by an earlier call."""
+    ours = set()
+    if table_key in sdata.tables and sdata.tables[table_key].uns.get(_keys.ATTRS, {}).get(_keys.TILE_GRID):
+        ours = {("tables", table_key), ("shapes", single_region(sdata.tables[table_key]))}
     for name, kind in ((key_added, "shapes"), (table_key, "tables")):
         taken = [(element, own) for element, own, _ in sdata.gen_elements() if own.lower() == name.lower()]
-        ours = _keys.ATTRS in sdata.tables[table_key].uns if table_key in sdata.tables else False
-        made_here = ours and bool(sdata.tables[table_key].uns[_keys.ATTRS].get("tile_grid"))
-        if taken and not made_here:
+        if taken and not set(taken) <= ours:
             msg = f"The name {name!r} for {kind} is taken by {taken[0][0]} {taken[0][1]!r}. Choose another one."
             raise ValueError(msg)
 
@@ -186,12 +188,10 @@ def _add(
     key_added: str,
     table_key: str,
 ) -> None:
-    from ragst_sd._annotation import empty_table
-
     table = empty_table(shapes.index, key_added)
     for name, values in annotations.items():
         table.obs[name] = values
     table.obsm[_keys.SPATIAL] = centers
-    table.uns[_keys.ATTRS] = {"tile_grid": True}
+    table.uns[_keys.ATTRS] = {_keys.TILE_GRID: True}
     sdata.shapes[key_added] = shapes
     sdata.tables[table_key] = table

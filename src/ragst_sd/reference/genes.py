@@ -17,6 +17,8 @@ _ENSEMBL = re.compile(r"^ENS[A-Z]{0,4}G\d{11}(\.\d+)?$")
 # little else (spike-ins, custom probes).
 _MOSTLY = 0.9
 
+_MISSING = {"", "nan", "NaN", "None", "<NA>", "NA"}
+
 SYMBOL, ENSEMBL = "symbol", "ensembl"
 SYMBOL_COLUMNS = ("gene_symbols", "gene_symbol", "gene_name", "gene_names", "symbol", "feature_name")
 ENSEMBL_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl", "feature_id", "ensembl_gene_id")
@@ -56,7 +58,12 @@ def available_names(names: Sequence[str], columns: Mapping[str, Sequence[str]]) 
     found: dict[str, list[str]] = {}
     names = [str(name) for name in names]
     candidates = [*SYMBOL_COLUMNS, *ENSEMBL_COLUMNS]
-    listed = [[str(name) for name in columns[column]] for column in candidates if column in columns]
+    # Where a column leaves a gene without a name, the name in `var_names` stands for it.
+    listed = [
+        [own if str(name).strip() in _MISSING else str(name) for own, name in zip(names, columns[column], strict=True)]
+        for column in candidates
+        if column in columns
+    ]
     for values in [names, *listed]:
         try:
             kind = naming(values)

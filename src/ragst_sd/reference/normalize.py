@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 TARGET_SUM = 1e4
+UNITS = ("counts", "log1p_cp10k")
 MIN_SHARED_GENES = 200
 _LOGGED_MAX = 30.0
 # log1p of counts per 10,000 gives rows whose expm1 adds up to 10,000; float32 rounding stays far below this.
@@ -19,6 +20,9 @@ _SUM_TOLERANCE = 0.01
 
 def as_csr(matrix: object) -> sp.csr_matrix:
     """Any 2-D matrix as canonical float32 CSR (a copy)."""
+    for load in ("compute", "to_memory"):
+        # Lazy matrices: dask arrays, and those of an AnnData that is backed by a file.
+        matrix = getattr(matrix, load)() if hasattr(matrix, load) else matrix
     csr = sp.csr_matrix(matrix, dtype=np.float32, copy=True)
     csr.sum_duplicates()
     csr.sort_indices()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,13 +48,21 @@ def assign_panels(
     panel_of: dict[str, str] = {sample: str(named[sample]) for sample in totals if named.get(sample)}
     open_samples = [sample for sample in totals if sample not in panel_of]
     transcriptomes = [sample for sample in open_samples if len(totals[sample]) >= WHOLE_TRANSCRIPTOME_GENES]
+    # Never a name that was given: its sections would then count as measured what only others did.
+    given = set(panel_of.values())
     groups = _same_annotation(transcriptomes, totals)
-    for i, group in enumerate(groups):
-        panel_of |= dict.fromkeys(group, f"transcriptome{i + 1}" if len(groups) > 1 else "transcriptome")
+    numbered = (name for i in count(1) if (name := f"transcriptome{i}") not in given)
+    single = len(groups) == 1 and "transcriptome" not in given
+    for group in groups:
+        panel_of |= dict.fromkeys(group, "transcriptome" if single else next(numbered))
     targeted: dict[frozenset[str], str] = {}
+    unused = (name for i in count(1) if (name := f"panel{i}") not in given)
     for sample in open_samples:
         if sample not in panel_of:
-            panel_of[sample] = targeted.setdefault(frozenset(totals[sample]), f"panel{len(targeted) + 1}")
+            listed = frozenset(totals[sample])
+            if listed not in targeted:
+                targeted[listed] = next(unused)
+            panel_of[sample] = targeted[listed]
     panels: dict[str, set[str]] = {}
     for sample, genes in totals.items():
         panels.setdefault(panel_of[sample], set()).update(genes)

@@ -21,6 +21,8 @@ _HEADER = {
     "normalization": Mapping,
     "panels": np.ndarray,
     "content_hash": str,
+    "donor_key": str,
+    "obs": np.ndarray,
 }
 _FIT = {
     "method": str,
@@ -36,6 +38,7 @@ _EMBEDDING = {
     **dict.fromkeys(("encoder", "weights_hash"), str),
     "tile_px": (int, np.integer),
     "section_mean": np.ndarray,
+    "n_outside": (int, np.integer),
 }
 
 

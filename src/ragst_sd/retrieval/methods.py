@@ -34,6 +34,8 @@ class Method:
     """(parameters, distances (n, k)) -> weights (n, k)."""
     adjustment: Callable[[Parameters, np.ndarray], np.ndarray] | None = None
     """(parameters, phi of the queries (n, p)) -> (n, g); `None` is zero."""
+    per_gene: tuple[str, ...] = ()
+    """Parameters of the adjustment whose last axis is genes."""
     projection: Mapping[str, Any] = field(default_factory=lambda: {"n_components": 64})
     """Options of phi and their defaults."""
 
@@ -65,6 +67,7 @@ METHODS: dict[str, Method] = {
         options={"alphas": tuple(float(alpha) for alpha in np.logspace(-3, 4, 22))},
         fit=lambda training, key, options: fit_ridge(training, key, alphas=options["alphas"]),
         adjustment=ridge_adjustment,
+        per_gene=("coefficients", "intercept"),
     ),
     "mean": Method(cites=False, learns_expression=True, options={}, fit=lambda training, key, options: {}),
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._labels import as_names
 from ragst_sd._reference import reference_hash
 from ragst_sd._validate import hint, listing
 from ragst_sd.reference.genes import common_naming, sum_duplicates, take_genes
@@ -64,7 +65,8 @@ def build_reference(
     genes
         Keep these genes only; all if left out. Size factors use all genes either way.
     obs
-        Further columns of `.obs` to keep, for `where=` and for reading.
+        Further columns of `.obs` to keep, for `where=` and for reading. `tissue` and `technology` may vary within a
+        section this way; `sources` overrides them.
     sources
         For each sample a mapping with `tissue`, `technology`, `license`, `citation`, and optionally `panel`. What is
         not given is taken from the section, else `"unknown"`. Sections of one panel measured the union of the genes
@@ -114,6 +116,8 @@ def build_reference(
     import scipy.sparse as sp
 
     named = named_sections(sdatas, table_key)
+    obs = as_names(obs)
+    _check_columns(obs)
     unknown = sorted(set(sources or {}) - set(named))
     if unknown:
         msg = f"`sources` names samples that are not in `sdatas`: {listing(unknown)}. Available: {listing(named)}."
@@ -144,6 +148,12 @@ def build_reference(
     if len(panels) > 1:
         logger.info("Sections by panel: %s.", {p: [s for s, own in panel_of.items() if own == p] for p in panels})
     shared = shared_genes(panels)
+    if unit != "counts" and len(panels) > 1:
+        msg = (
+            f"Sections of {len(panels)} panels ({listing(panels)}) on a log scale: each was scaled by its own genes, so "
+            "their values do not mean the same. Give counts with `layer=`, or build one reference per panel."
+        )
+        raise ValueError(msg)
     all_genes = sorted(set.union(*panels.values()))
     kept = _select(all_genes, genes)
 
@@ -152,6 +162,13 @@ def build_reference(
         matrix, names = merged[section.sample]
         if unit == "counts":
             factors = size_factors(matrix, names, shared)
+            if not (factors > 0).all():
+                logger.info(
+                    "%s: %d spots have no counts in the %d genes that all panels share, and are left out.",
+                    section.sample, int((factors == 0).sum()), len(shared),
+                )  # fmt: skip
+                section.keep_rows(factors > 0)
+                matrix, factors = matrix[factors > 0], factors[factors > 0]
             normalized.append(take_genes(log_normalize(matrix, factors), names, kept))
             counts.append(take_genes(matrix, names, kept))
         else:
@@ -175,6 +192,8 @@ def build_reference(
         "task": "histology",
         "use_rep": use_rep,
         "standardize": bool(standardize),
+        "donor_key": donor_key,
+        "obs": np.asarray(obs, dtype=str),
         "encoder": _encoder(sections[0].header),
         "sections": _statistics(sections),
         "sources": _sources(sections),
@@ -195,6 +214,14 @@ def build_reference(
         reference.n_obs, len(sections), n_donors, reference.n_vars, len(panels), len(shared),
     )  # fmt: skip
     return reference
+
+
+def _check_columns(obs: Sequence[str]) -> None:
+    """Refuse columns whose names the reference uses for something else."""
+    taken = [name for name in obs if name in (_keys.DONOR, _keys.SAMPLE, _keys.PANEL, _keys.X_UM, _keys.Y_UM)]
+    if taken:
+        msg = f"`obs` names {listing(taken)}, which the reference fills itself. Rename your column to keep it."
+        raise ValueError(msg)
 
 
 def _source(sources: Mapping[str, Mapping[str, Any]] | None, sample: str) -> Mapping[str, Any]:
@@ -235,7 +262,7 @@ def _warn_same_image(sections: list[Section]) -> None:
 def _select(all_genes: list[str], genes: Sequence[str] | None) -> list[str]:
     if genes is None:
         return all_genes
-    wanted = list(dict.fromkeys(str(gene) for gene in genes))
+    wanted = as_names(genes)
     available = set(all_genes)
     missing = [gene for gene in wanted if gene not in available]
     if missing or not wanted:
@@ -255,7 +282,8 @@ def _row_annotations(sections: list[Section], panel_of: Mapping[str, str]) -> pd
         frame.index = pd.Index([f"{section.sample}:{name}" for name in frame.index])
         frame[_keys.SAMPLE] = section.sample
         for name in (_keys.TISSUE, _keys.TECHNOLOGY):
-            frame[name] = str(section.source[name] or _keys.UNKNOWN)
+            if name not in frame or section.source[name]:
+                frame[name] = str(section.source[name] or _keys.UNKNOWN)
         frame[_keys.X_UM], frame[_keys.Y_UM] = (section.xy * mpp).T
         frame[_keys.PANEL] = panel_of[section.sample]
         frames.append(frame)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._labels import label, labels
 from ragst_sd._validate import listing, require_key
 
 if TYPE_CHECKING:
@@ -45,13 +46,16 @@ def eligible_rows(
     query_codes, bank_codes = np.zeros((n, 0), dtype=np.int64), np.zeros((reference.n_obs, 0), dtype=np.int64)
     for column in exclude:
         require_key(column, reference.obs, "reference.obs", "`exclude` names columns of the reference.")
-        names, bank = np.unique(reference.obs[column].astype(str).to_numpy(), return_inverse=True)
+        names, bank = np.unique(labels(reference.obs[column]), return_inverse=True)
         bank_codes = np.column_stack([bank_codes, bank])
         query_codes = np.column_stack([query_codes, _query_codes(query, column, donor_key, names)])
-    if exclude:
-        allowed &= ~_same_image(reference, header, query, donor_key)
+    if _keys.DONOR in exclude:
+        allowed &= ~donors_of_same_image(reference, header, query, donor_key)
     else:
-        logger.warning("`exclude` is empty: rows of the query's own donor may be used, accuracy is then no evidence.")
+        logger.warning(
+            "`exclude` is %s, without 'donor': rows of the query's own donor may be used, accuracy is then no evidence.",
+            tuple(exclude) or "empty",
+        )
     eligibility = Eligibility(query_codes, bank_codes, allowed)
     if eligibility.count().min() == 0:
         donors = sorted(reference.obs[_keys.DONOR].astype(str).unique())
@@ -64,22 +68,42 @@ def eligible_rows(
     return eligibility
 
 
-def refuse_seen_donors(
-    reference: AnnData, fit: dict[str, Any], query: Query, *, donor_key: str, exclude: Sequence[str]
+def refuse_seen_rows(
+    reference: AnnData,
+    header: dict[str, Any],
+    fit: dict[str, Any],
+    query: Query,
+    *,
+    donor_key: str,
+    where: Mapping[str, Any] | Sequence[bool] | None,
+    exclude: Sequence[str],
 ) -> None:
-    """Raise a `ValueError` if a method that learned from the query's donor is asked to predict it."""
+    """Raise a `ValueError` if a method that learned from rows which it may not use is asked to predict."""
     from ragst_sd.retrieval.methods import METHODS
 
-    if not METHODS[fit["method"]].learns_expression or not exclude:
+    method = fit["method"]
+    if not METHODS[method].learns_expression:
         return
+    if where is not None:
+        msg = (
+            f"Method {method!r} predicts from all rows that it was fitted on, so `where` cannot restrict it. Fit it on "
+            "the rows you want: `part = reference[mask].copy()`, then `rg.tl.fit(part, ...)`."
+        )
+        raise ValueError(msg)
+    if _keys.DONOR in exclude and donors_of_same_image(reference, header, query, donor_key).any():
+        msg = (
+            f"Method {method!r} was fitted on a section with the query's very image, under another donor's name. "
+            "Correct the name, or fit without that donor."
+        )
+        raise ValueError(msg)
     for column in exclude:
         name = donor_key if column == _keys.DONOR else column
         if column not in reference.obs or name not in query.table.obs:
             continue
-        seen = set(reference.obs[column].astype(str)) & set(query.table.obs[name].astype(str))
+        seen = set(labels(reference.obs[column])) & set(labels(query.table.obs[name]))
         if seen:
             msg = (
-                f"Method {fit['method']!r} was fitted on {column} {listing(sorted(seen))}, which the query holds too. "
+                f"Method {method!r} was fitted on {column} {listing(sorted(seen))}, which the query holds too. "
                 f"Fit on the others: `reference[~reference.obs[{column!r}].isin({sorted(seen)})].copy()`, then "
                 "`rg.tl.fit`. (Methods that only cite leave such rows out by themselves.)"
             )
@@ -101,40 +125,44 @@ def _allowed(reference: AnnData, where: Mapping[str, Any] | Sequence[bool] | Non
         return mask.copy()
     for column, values in where.items():
         require_key(column, reference.obs, "reference.obs")
-        wanted = {str(value) for value in ([values] if isinstance(values, str | int | float | bool) else values)}
-        present = reference.obs[column].astype(str)
+        wanted = {label(value) for value in ([values] if np.ndim(values) == 0 else values)}
+        present = labels(reference.obs[column])
         if not wanted & set(present):
             msg = f"`where`: no row has {column} {listing(sorted(wanted))}; there are {listing(sorted(set(present)))}."
             raise ValueError(msg)
-        allowed &= present.isin(wanted).to_numpy()
+        allowed &= np.isin(present, list(wanted))
     return allowed
 
 
 def _query_codes(query: Query, column: str, donor_key: str, names: np.ndarray) -> np.ndarray:
     name = donor_key if column == _keys.DONOR else column
     if name not in query.table.obs:
-        if column != _keys.DONOR or donor_key != _keys.DONOR:
+        if column != _keys.DONOR:
             require_key(name, query.table.obs, f"sdata.tables[{query.table_key!r}].obs")
-        logger.info("The query has no `obs[%r]`: it is taken as a new donor.", name)
+        logger.warning("The query has no `obs[%r]`: it is taken as a new donor.", name)
         return np.full(query.table.n_obs, -1)
     values = query.table.obs[name]
+    if values.isna().any():
+        msg = (
+            f"{int(values.isna().sum())} spots of the query have no {column} in `obs[{name!r}]`. Fill it in, so that rows "
+            "of their own can be left out, or drop the column if all spots are new."
+        )
+        raise ValueError(msg)
     place = {value: i for i, value in enumerate(names)}
-    return np.array(
-        [-1 if missing else place.get(str(v), -1) for v, missing in zip(values, values.isna(), strict=True)]
-    )
+    return np.array([place.get(value, -1) for value in labels(values)])
 
 
-def _same_image(reference: AnnData, header: dict[str, Any], query: Query, donor_key: str) -> np.ndarray:
+def donors_of_same_image(reference: AnnData, header: dict[str, Any], query: Query, donor_key: str) -> np.ndarray:
     """Rows of donors of whom the reference holds the query's very image under another name."""
     sections, own_hash = header["sections"], str(query.header.get("image_hash"))
     samples = [str(s) for s, h in zip(sections["sample"], sections["image_hash"], strict=True) if str(h) == own_hash]
-    donors = reference.obs[_keys.DONOR].astype(str)
-    same = donors[reference.obs[_keys.SAMPLE].astype(str).isin(samples)].unique()
-    own = query.table.obs[donor_key].astype(str).unique() if donor_key in query.table.obs else []
+    donors = labels(reference.obs[_keys.DONOR])
+    same = donors[np.isin(labels(reference.obs[_keys.SAMPLE]), samples)]
+    own = labels(query.table.obs[donor_key]) if donor_key in query.table.obs else []
     unexpected = sorted(set(same) - set(own))
     if unexpected:
         logger.warning(
             "The query's image is in the reference as %s: rows of donor %s are left out.",
             listing(samples), listing(unexpected),
         )  # fmt: skip
-    return donors.isin(unexpected).to_numpy()
+    return np.isin(donors, unexpected)

@@ -14,7 +14,7 @@ from ragst_sd.tl._metrics import METRICS
 from ragst_sd.tl._truth import normalized_truth, shared_genes, shared_spots, truth_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import pandas as pd
     from anndata import AnnData
@@ -94,9 +94,9 @@ def evaluate(
     table, header = predicted(sdata, prediction_key)
     measured = truth_table(sdata, truth_key, truth)
     chosen = _chosen_metrics(metrics)
-    matrix, names = normalized_truth(measured, header, layer, unit)
+    matrix, names, counted = normalized_truth(measured, header, layer, unit)
     shared = shared_genes(table, names, genes)
-    ours, theirs = shared_spots(table, measured)
+    ours, theirs = shared_spots(table, measured, counted)
     columns = gene_index(table, shared)
     truth_values = take_genes(matrix, names, shared)
     samples = (
@@ -112,11 +112,9 @@ def evaluate(
         spots = np.isfinite(values).any(axis=1)
         values = values[spots]
         expected = truth_values[theirs[in_sample][spots]].toarray().astype(np.float64)
-        complete = np.isfinite(values).all(axis=0)
+        finite = np.isfinite(values)
         for name in chosen:
-            score = np.full(len(shared), np.nan)
-            if len(values) > 1 and complete.any():
-                score[complete] = METRICS[name](values[:, complete], expected[:, complete])
+            score = _score(METRICS[name], values, expected, finite)
             parts.append(pd.DataFrame({"gene": shared, "sample": sample, "metric": name, "value": score}))
         of_spots = {name: table.obs[name].to_numpy(float)[rows] for name in SPOT_METRICS}
         summary = {name: float(np.nanmean(v)) if np.isfinite(v).any() else np.nan for name, v in of_spots.items()}
@@ -125,6 +123,20 @@ def evaluate(
             pd.DataFrame({"gene": "", "sample": sample, "metric": list(summary), "value": list(summary.values())})
         )
     return pd.concat(parts, ignore_index=True)
+
+
+def _score(
+    metric: Callable[[np.ndarray, np.ndarray], np.ndarray], values: np.ndarray, expected: np.ndarray, finite: np.ndarray
+) -> np.ndarray:
+    """A metric of every gene over the spots that have a prediction of it; NaN below two spots."""
+    score = np.full(values.shape[1], np.nan)
+    complete = finite.all(axis=0)
+    if len(values) > 1 and complete.any():
+        score[complete] = metric(values[:, complete], expected[:, complete])
+    for gene in np.flatnonzero(~complete & (finite.sum(axis=0) > 1)):
+        rows = finite[:, gene]
+        score[gene] = metric(values[rows, gene : gene + 1], expected[rows, gene : gene + 1])[0]
+    return score
 
 
 def _chosen_metrics(metrics: Sequence[str] | None) -> list[str]:

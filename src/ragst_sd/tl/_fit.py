@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._reference import id_order, panel_codes, reference_hash, reference_header, standardized_embedding
+from ragst_sd._reference import (
+    fit_hash,
+    id_order,
+    panel_codes,
+    reference_hash,
+    reference_header,
+    standardized_embedding,
+)
 from ragst_sd._validate import require_choice, require_key, require_positive
-from ragst_sd.reference.hashing import parameters_hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -116,12 +122,14 @@ def fit(
         **calibration,
         "reference_hash": reference_hash(reference),
     }
-    record["fit_hash"] = parameters_hash(record)
+    if not np.isfinite(calibration["distance_threshold"]):
+        logger.warning("No distances between groups could be calibrated: no spot will be called out of reference.")
+    reference.obsm[_keys.RETRIEVAL_KEY] = key
+    record["fit_hash"] = fit_hash(reference, header, record)
     owned = dict(reference.uns[_keys.ATTRS])
     owned["content_hash"] = record["reference_hash"]
     owned[_keys.FIT] = record
     reference.uns[_keys.ATTRS] = owned
-    reference.obsm[_keys.RETRIEVAL_KEY] = key
     logger.info(
         "Fitted %r on %d rows: %d neighbours of %d candidates, %d components, %s held out to choose and calibrate.",
         method, reference.n_obs, n_neighbors, n_candidates, key.shape[1], inner_groups,

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._annotation import is_predicted
 from ragst_sd._elements import require_sdata
+from ragst_sd._labels import as_names
 from ragst_sd._reference import reference_fit, reference_header
-from ragst_sd._validate import hint, listing, require_choice, require_positive
-from ragst_sd.tl._eligibility import eligible_rows, refuse_seen_donors
+from ragst_sd._validate import hint, listing, require_choice, require_key, require_positive
+from ragst_sd.tl._eligibility import eligible_rows, refuse_seen_rows
 from ragst_sd.tl._predicted_table import predicted_table
 from ragst_sd.tl._query import read_query
 from ragst_sd.tl._retrieve import retrieve
@@ -35,7 +37,7 @@ def predict(
     use_rep: str | None = None,
     genes: Sequence[str] | None = None,
     n_neighbors: int | None = None,
-    donor_key: str = "donor",
+    donor_key: str | None = None,
     where: Mapping[str, Any] | Sequence[bool] | None = None,
     exclude: Sequence[str] = ("donor",),
     backend: str = "auto",
@@ -63,9 +65,11 @@ def predict(
     n_neighbors
         Rows cited per spot; what was fitted if left out, never more.
     donor_key
-        Column of the query's `.obs` with the donor. Without it the query is taken as a new donor.
+        Column of the query's `.obs` with the donor; the one that the reference was built with if left out. Without
+        such a column the query is taken as a new donor, with a warning.
     where
         Rows that may be used: a mapping from column of `reference.obs` to allowed value(s), or a mask over its rows.
+        Only methods that cite can be restricted.
     exclude
         Columns in which a row must differ from the query to be used. `()` switches exclusion off.
     backend
@@ -129,9 +133,10 @@ def predict(
             raise ValueError(msg)
 
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    refuse_seen_donors(reference, fit, query, donor_key=donor_key, exclude=exclude)
+    donor_key = _donor_column(query.table, donor_key, str(header["donor_key"]))
+    refuse_seen_rows(reference, header, fit, query, donor_key=donor_key, where=where, exclude=exclude)
     eligibility = eligible_rows(reference, header, query, donor_key=donor_key, where=where, exclude=exclude)
-    n_neighbors = _affordable(int(eligibility.count().min()), n_neighbors, int(fit["n_neighbors"]))
+    n_neighbors = _affordable(eligibility.count(), n_neighbors, int(fit["n_neighbors"]))
     found = retrieve(
         reference,
         header,
@@ -175,7 +180,7 @@ def _check_name(sdata: SpatialData, key_added: str) -> None:
         msg = f"`key_added` {key_added!r} is not a legal element name; for instance {sanitize_name(key_added)!r} is."
         raise ValueError(msg)
     if key_added in sdata.tables:
-        if _keys.RETRIEVAL not in sdata.tables[key_added].uns:
+        if not is_predicted(sdata.tables[key_added]):
             msg = (
                 f"`sdata.tables[{key_added!r}]` exists and was not made by `rg.tl.predict`; it is not replaced. "
                 "Choose another name with `key_added=`."
@@ -191,7 +196,7 @@ def _check_name(sdata: SpatialData, key_added: str) -> None:
 def _gene_index(reference: AnnData, genes: Sequence[str] | None) -> np.ndarray:
     if genes is None:
         return np.arange(reference.n_vars)
-    wanted = [genes] if isinstance(genes, str) else list(dict.fromkeys(map(str, genes)))
+    wanted = as_names(genes)
     place = reference.var_names.get_indexer(wanted)
     if (place < 0).any() or not wanted:
         missing = [gene for gene, i in zip(wanted, place, strict=True) if i < 0]
@@ -204,12 +209,22 @@ def _gene_index(reference: AnnData, genes: Sequence[str] | None) -> np.ndarray:
     return place
 
 
-def _affordable(eligible: int, asked: int | None, fitted: int) -> int:
+def _affordable(eligible: np.ndarray, asked: int | None, fitted: int) -> int:
+    """Neighbours to cite; spots with fewer eligible rows cite those, unless a number was asked for."""
+    fewest = int(eligible.min())
     if asked is not None:
-        if asked > eligible:
-            msg = f"`n_neighbors` is {asked}, but only {eligible} rows are eligible. Ask for {eligible} at most."
+        if asked > fewest:
+            msg = f"`n_neighbors` is {asked}, but only {fewest} rows are eligible. Ask for {fewest} at most."
             raise ValueError(msg)
         return int(asked)
-    if eligible < fitted:
-        logger.info("Only %d rows are eligible; %d neighbours were fitted. Using %d.", eligible, fitted, eligible)
-    return min(fitted, eligible)
+    if fewest < fitted:
+        logger.info("For some spots only %d rows are eligible; %d neighbours were fitted.", fewest, fitted)
+    return min(fitted, int(eligible.max()))
+
+
+def _donor_column(table: AnnData, asked: str | None, built_with: str) -> str:
+    """The column asked for, the one that the reference was built with, or `donor`."""
+    if asked is not None:
+        require_key(asked, table.obs, "the query's obs", "`donor_key` may be left out for a new donor.")
+        return asked
+    return built_with if built_with in table.obs else _keys.DONOR

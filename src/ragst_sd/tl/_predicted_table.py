@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -61,13 +62,13 @@ def predicted_table(
         "metric": fit["metric"],
         "unit": header["normalization"]["unit"],
         "naming": header["normalization"]["naming"],
-        "size_factor_genes": header["normalization"]["size_factor_genes"],
+        "size_factor_genes": np.array(header["normalization"]["size_factor_genes"]),
         "reference_hash": fit["reference_hash"],
         "fit_hash": fit["fit_hash"],
         "inner_groups": fit["inner_groups"],
         "table_key": query.table_key,
         "use_rep": query.use_rep,
-        "encoder": dict(header["encoder"]),
+        "encoder": deepcopy(dict(header["encoder"])),
         "image_key": query.header["image_key"],
         "coordinate_system": query.header["coordinate_system"],
         "image_mpp": float(query.header["image_mpp"]),

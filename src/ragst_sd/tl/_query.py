@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._annotation import single_region, table_attrs
+from ragst_sd._annotation import embedded_rows, single_region, table_attrs
 from ragst_sd._validate import listing, require_key
 from ragst_sd.reference.schema import check_embedding_header, differing_fields
 from ragst_sd.retrieval.projection import standardize
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _RESOLUTION_WARNING = 2.0
+_FEW_SPOTS = 20
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,14 @@ def read_query(sdata: SpatialData, header: dict[str, Any], *, table_key: str | N
     table_key = _table_with(sdata, table_key, use_rep)
     table = sdata.tables[table_key]
     single_region(table)
-    if table.obs[table_attrs(table)["instance_key"]].duplicated().any():
-        msg = f"Table {table_key!r} has duplicated instance ids; each spot needs one row."
-        raise ValueError(msg)
+    for what, names in (
+        ("instance ids", table.obs[table_attrs(table)["instance_key"]]),
+        ("spot names", table.obs_names),
+    ):
+        twice = names[names.duplicated()].unique()
+        if len(twice):
+            msg = f"Table {table_key!r} has duplicated {what}: {listing(twice)}. Each spot needs one row and one name."
+            raise ValueError(msg)
     own = table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {}).get(use_rep)
     check_embedding_header(own, f"`sdata.tables[{table_key!r}].obsm[{use_rep!r}]`")
     embedding = np.asarray(table.obsm[use_rep], dtype=np.float64)
@@ -75,24 +81,34 @@ def read_query(sdata: SpatialData, header: dict[str, Any], *, table_key: str | N
             own["precision"], listing(sorted(precisions)),
         )  # fmt: skip
 
-    finite = np.isfinite(embedding).all(axis=1)
-    padded = np.asarray(table.obs[_keys.PADDED], dtype=float) if _keys.PADDED in table.obs else np.zeros(table.n_obs)
-    broken = ~finite & (padded < 1)
-    if broken.any():
-        msg = (
-            f"`sdata.tables[{table_key!r}].obsm[{use_rep!r}]` is NaN or infinite in {int(broken.sum())} rows whose spots "
-            f"lie on the image (first: {table.obs_names[broken][0]!r}). Embed again with `overwrite=True`."
-        )
-        raise ValueError(msg)
+    finite = embedded_rows(table, use_rep, own, f"sdata.tables[{table_key!r}]")
     if not finite.any():
         msg = f"None of the {table.n_obs} spots of table {table_key!r} has an embedding."
         raise ValueError(msg)
+    if header["standardize"]:
+        _check_statistics(own, table_key)
     standardized = np.zeros_like(embedding)
     kept = embedding[finite]
     if header["standardize"]:
         kept = standardize(kept, np.asarray(own["section_mean"]), np.asarray(own["section_std"]))
     standardized[finite] = kept
     return Query(table_key, table, use_rep, dict(own), standardized, finite)
+
+
+def _check_statistics(own: dict[str, Any], table_key: str) -> None:
+    """Few spots make poor section statistics, and a single one makes none."""
+    if not np.asarray(own["section_std"]).any():
+        msg = (
+            f"The embeddings of table {table_key!r} do not vary within the section ({own['n_spots']} spots), so they cannot "
+            "be standardised by it. Embed the whole section, or build the reference with `standardize=False`."
+        )
+        raise ValueError(msg)
+    if int(own["n_spots"]) < _FEW_SPOTS:
+        logger.warning(
+            "Embeddings are standardised by the section's own mean and spread, which rest on %d spots only. "
+            "Embed the whole section, and take the spots you want from it afterwards.",
+            own["n_spots"],
+        )
 
 
 def _table_with(sdata: SpatialData, table_key: str | None, use_rep: str) -> str:

@@ -62,8 +62,8 @@ def retrieve(
     )
     mean = np.asarray(parameters["reference_mean"])[gene_index].astype(np.float32)
     nearest = found.rows[:, :n_neighbors]
-    # The same number of neighbours as in the calibration, whatever the method.
-    distance = neighbourhood_distance(found.distances[:, :n_neighbors])
+    # As many neighbours as in the calibration, whatever the method and however many are cited.
+    distance = neighbourhood_distance(found.distances[:, : int(fit["n_neighbors"])])
     if method.cites:
         rows, weights, distances = _select(found, method.gate(parameters, found.distances), n_neighbors)
         evidence = weighted_average(
@@ -80,7 +80,8 @@ def retrieve(
     if method.adjustment is None:
         adjustment = np.zeros_like(evidence)
     else:
-        adjustment = method.adjustment(_genes_of(parameters, gene_index), key).astype(np.float32)
+        of_genes = {name: np.asarray(parameters[name])[..., gene_index] for name in method.per_gene}
+        adjustment = method.adjustment({**parameters, **of_genes}, key).astype(np.float32)
     prediction = evidence + adjustment
 
     donors = np.unique(reference.obs[_keys.DONOR].astype(str).to_numpy(), return_inverse=True)[1]
@@ -94,17 +95,6 @@ def retrieve(
         _keys.EVIDENCE_SHARE: evidence_share(evidence, adjustment, mean),
     }
     return Retrieved(prediction, evidence, rows, weights.astype(np.float32), distances.astype(np.float32), obs)
-
-
-def _genes_of(parameters: dict[str, Any], gene_index: np.ndarray) -> dict[str, Any]:
-    """Parameters that hold one value per gene, cut to the genes asked for."""
-    n_genes = len(parameters["reference_mean"])
-    per_gene = {
-        name: np.asarray(value)[..., gene_index]
-        for name, value in parameters.items()
-        if np.ndim(value) and np.shape(value)[-1] == n_genes and not name.startswith("projection")
-    }
-    return {**parameters, **per_gene}
 
 
 def _select(found: Any, weights: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

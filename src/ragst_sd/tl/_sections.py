@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._annotation import spot_centers
+from ragst_sd._annotation import embedded_rows, is_predicted, spot_centers
 from ragst_sd._elements import require_sdata
+from ragst_sd._labels import labels
 from ragst_sd._validate import listing, require_choice, require_key
 from ragst_sd.reference.genes import available_names, duplicates
-from ragst_sd.reference.normalize import as_csr, check_counts, check_log_normalized
+from ragst_sd.reference.normalize import UNITS, as_csr, check_counts, check_log_normalized
 from ragst_sd.reference.schema import check_embedding_header
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-UNITS = ("counts", "log1p_cp10k")
 SOURCE_FIELDS = ("tissue", "technology", "license", "citation", "panel")
 
 
@@ -43,6 +44,11 @@ class Section:
     xy: np.ndarray
     source: dict[str, Any]
 
+    def keep_rows(self, rows: np.ndarray) -> None:
+        """Leave out all but some rows, everywhere."""
+        self.obs = self.obs.loc[rows]
+        self.embedding, self.expression, self.xy = self.embedding[rows], self.expression[rows], self.xy[rows]
+
 
 def named_sections(sdatas: Any, table_key: str) -> dict[str, SpatialData]:
     """Sample names for a SpatialData, a list, or a mapping; `obs["sample"]` names the members of a list."""
@@ -50,20 +56,30 @@ def named_sections(sdatas: Any, table_key: str) -> dict[str, SpatialData]:
         named = {str(name): sdata for name, sdata in sdatas.items()}
     else:
         members = list(sdatas) if isinstance(sdatas, Sequence) else [sdatas]
-        named = {}
-        for i, sdata in enumerate(members):
-            require_sdata(sdata)
-            require_key(table_key, sdata.tables, "sdata.tables")
-            obs = sdata.tables[table_key].obs
-            own = obs[_keys.SAMPLE].astype(str).unique() if _keys.SAMPLE in obs else []
-            name = own[0] if len(own) == 1 and own[0] not in named else f"sample{i + 1}"
-            named[name] = sdata
+        own = [_own_name(sdata, table_key) for sdata in members]
+        repeated = sorted({name for name in own if name is not None and own.count(name) > 1})
+        if repeated:
+            msg = (
+                f"Several sections have the same `obs['sample']`: {listing(repeated)}. Give them names of their own, or "
+                "pass a mapping from sample name to section."
+            )
+            raise ValueError(msg)
+        free = (name for i in count(1) if (name := f"sample{i}") not in own)
+        named = {name or next(free): sdata for name, sdata in zip(own, members, strict=True)}
     if not named:
         msg = "`sdatas` is empty: a reference needs at least one section."
         raise ValueError(msg)
     for sdata in named.values():
         require_sdata(sdata)
     return named
+
+
+def _own_name(sdata: SpatialData, table_key: str) -> str | None:
+    require_sdata(sdata)
+    require_key(table_key, sdata.tables, "sdata.tables")
+    obs = sdata.tables[table_key].obs
+    own = set(labels(obs[_keys.SAMPLE])) if _keys.SAMPLE in obs else set()
+    return own.pop() if len(own) == 1 else None
 
 
 def read_section(
@@ -83,7 +99,7 @@ def read_section(
     where = f"sdatas[{sample!r}]"
     require_key(table_key, sdata.tables, f"{where}.tables")
     table = sdata.tables[table_key]
-    if _keys.RETRIEVAL in table.uns:
+    if is_predicted(table):
         msg = f"{where}: table {table_key!r} was predicted by `rg.tl.predict`; a reference holds measured tissue only."
         raise ValueError(msg)
     require_key(use_rep, table.obsm, f"{where}.tables[{table_key!r}].obsm", "Run `rg.pp.embed_tiles` first.")
@@ -107,13 +123,16 @@ def read_section(
                 )
                 raise ValueError(msg)
 
-    keep = _usable_rows(table, use_rep, matrix, where)
+    if table.obs_names.has_duplicates:
+        msg = f"{where}: spot names are not unique: {listing(table.obs_names[table.obs_names.duplicated()].unique())}."
+        raise ValueError(msg)
+    keep = _usable_rows(table, use_rep, matrix, header, where)
     own = table.uns.get(_keys.ATTRS, {}).get(_keys.SOURCE, {})
     kept = table.obs.loc[keep]
     return Section(
         sample=sample,
         sdata=sdata,
-        obs=kept.assign(**{_keys.DONOR: kept[donor_key].astype(str)})[list(dict.fromkeys([_keys.DONOR, *obs]))],
+        obs=kept.assign(**{_keys.DONOR: labels(kept[donor_key])})[list(dict.fromkeys([_keys.DONOR, *obs]))],
         embedding=np.asarray(table.obsm[use_rep], dtype=np.float32)[keep],
         header=dict(header),
         expression=matrix[keep],
@@ -143,18 +162,11 @@ def _layer(table: AnnData, layer: str | None, where: str) -> Any:
     return table.layers[layer]
 
 
-def _usable_rows(table: AnnData, use_rep: str, matrix: sp.csr_matrix, where: str) -> np.ndarray:
-    """Rows with an embedding and with counts; a NaN embedding is fine only where the spot is off the image."""
-    embedding = np.asarray(table.obsm[use_rep])
-    finite = np.isfinite(embedding).all(axis=1)
-    padded = np.asarray(table.obs[_keys.PADDED], dtype=float) if _keys.PADDED in table.obs else np.zeros(table.n_obs)
-    broken = ~finite & (padded < 1)
-    if broken.any():
-        msg = (
-            f"{where}: `obsm[{use_rep!r}]` is NaN or infinite in {int(broken.sum())} rows whose spots lie on the image "
-            f"(first: {table.obs_names[broken][0]!r}). Embed again with `rg.pp.embed_tiles(..., overwrite=True)`."
-        )
-        raise ValueError(msg)
+def _usable_rows(
+    table: AnnData, use_rep: str, matrix: sp.csr_matrix, header: Mapping[str, Any], where: str
+) -> np.ndarray:
+    """Rows with an embedding and with counts."""
+    finite = embedded_rows(table, use_rep, header, where)
     counted = np.asarray(matrix.sum(axis=1)).ravel() > 0
     if not (finite & counted).any():
         msg = f"{where}: no spot has both an embedding and counts."

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragst_sd import _keys
+from ragst_sd._annotation import is_predicted
+from ragst_sd._labels import as_names
 from ragst_sd._results import gene_index
-from ragst_sd._validate import hint, listing, require_key, require_type
+from ragst_sd._validate import hint, listing, require_choice, require_key, require_type
 from ragst_sd.reference.genes import available_names, duplicates, sum_duplicates
 from ragst_sd.reference.normalize import (
     MIN_SHARED_GENES,
+    UNITS,
     as_csr,
     check_counts,
     check_log_normalized,
@@ -23,6 +25,7 @@ from ragst_sd.reference.normalize import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
     import scipy.sparse as sp
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -41,7 +44,7 @@ def truth_table(sdata: SpatialData | AnnData, truth_key: str, truth: AnnData | N
         msg = "A bare predicted table needs the measured one: pass it with `truth=`."
         raise ValueError(msg)
     require_key(truth_key, sdata.tables, "sdata.tables", "Name the measured table with `truth_key=`.")
-    if _keys.RETRIEVAL in sdata.tables[truth_key].uns:
+    if is_predicted(sdata.tables[truth_key]):
         msg = f"`sdata.tables[{truth_key!r}]` was predicted by `rg.tl.predict`; the truth must be measured."
         raise ValueError(msg)
     return sdata.tables[truth_key]
@@ -49,13 +52,17 @@ def truth_table(sdata: SpatialData | AnnData, truth_key: str, truth: AnnData | N
 
 def normalized_truth(
     measured: AnnData, header: dict[str, Any], layer: str | None, unit: str
-) -> tuple[sp.csr_matrix, list[str]]:
-    """Measured expression in the unit of a prediction, and the names of its columns in the prediction's naming."""
+) -> tuple[sp.csr_matrix, list[str], np.ndarray]:
+    """Measured expression in the unit of a prediction, the names of its columns in the prediction's naming, its rows.
+
+    The rows are those with counts: a spot without any was not measured.
+    """
     if layer is not None:
         require_key(layer, measured.layers, "truth.layers")
     elif measured.X is None or measured.n_vars == 0:
         msg = "The measured table has no expression (X is empty). Name another table with `truth_key=`."
         raise ValueError(msg)
+    require_choice(unit, UNITS, "unit")
     matrix = as_csr(measured.X if layer is None else measured.layers[layer])
     offered = available_names(list(measured.var_names), {name: measured.var[name].astype(str) for name in measured.var})
     naming = str(header["naming"])
@@ -72,7 +79,7 @@ def normalized_truth(
         if duplicates(names):
             msg = f"{where} has duplicated gene names ({listing(duplicates(names))}); on a log scale they cannot be added."
             raise ValueError(msg)
-        return matrix, names
+        return matrix, names, np.asarray(matrix.sum(axis=1)).ravel() > 0
     check_counts(matrix, where)
     matrix, names = sum_duplicates(matrix, names)
     wanted = [str(gene) for gene in header["size_factor_genes"]]
@@ -83,7 +90,8 @@ def normalized_truth(
             "are needed to bring it to the prediction's unit."
         )
         raise ValueError(msg)
-    return log_normalize(matrix, size_factors(matrix, names, wanted)), names
+    factors = size_factors(matrix, names, wanted)
+    return log_normalize(matrix, factors), names, factors > 0
 
 
 def shared_genes(table: AnnData, names: list[str], genes: Sequence[str] | None) -> list[str]:
@@ -98,7 +106,7 @@ def shared_genes(table: AnnData, names: list[str], genes: Sequence[str] | None) 
             )
             raise ValueError(msg)
         return shared
-    wanted = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
+    wanted = as_names(genes)
     gene_index(table, wanted)
     missing = [gene for gene in wanted if gene not in available]
     if missing:
@@ -107,9 +115,11 @@ def shared_genes(table: AnnData, names: list[str], genes: Sequence[str] | None) 
     return wanted
 
 
-def shared_spots(table: AnnData, measured: AnnData) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of both tables that are the same spot, by name."""
-    place = measured.obs_names.get_indexer(table.obs_names)
+def shared_spots(table: AnnData, measured: AnnData, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of both tables that are the same spot with counts, by instance id of one element, else by name."""
+    predicted_ids, measured_ids = _spot_ids(table, measured), _spot_ids(measured, table)
+    place = measured_ids.get_indexer(predicted_ids)
+    place[place >= 0] = np.where(counted[place[place >= 0]], place[place >= 0], -1)
     ours = np.flatnonzero(place >= 0)
     if not len(ours):
         msg = (
@@ -120,3 +130,31 @@ def shared_spots(table: AnnData, measured: AnnData) -> tuple[np.ndarray, np.ndar
     if len(ours) < table.n_obs:
         logger.info("%d of %d predicted spots were measured.", len(ours), table.n_obs)
     return ours, place[ours]
+
+
+def _spot_ids(table: AnnData, other: AnnData) -> pd.Index:
+    """What identifies the spots of a table in comparison with another one.
+
+    Raises
+    ------
+    ValueError
+        If both annotate elements and those are not the same: equal names would then be different places.
+    """
+    import pandas as pd
+
+    attrs, others = (one.uns.get("spatialdata_attrs") for one in (table, other))
+    if not attrs or not others:
+        return table.obs_names
+    regions, other_regions = ({str(name) for name in np.atleast_1d(one["region"])} for one in (attrs, others))
+    if not regions & other_regions:
+        msg = (
+            f"The predicted and the measured table annotate different elements: {listing(sorted(regions))} against "
+            f"{listing(sorted(other_regions))}. Compare tables of the same spots."
+        )
+        raise ValueError(msg)
+    places = table.obs[[attrs["region_key"], attrs["instance_key"]]].astype(str)
+    ids = pd.Index(places.agg("\x1f".join, axis=1))
+    if ids.has_duplicates:
+        msg = f"Spots occur twice in a table: {listing(ids[ids.duplicated()].unique())}."
+        raise ValueError(msg)
+    return ids
