@@ -49,12 +49,11 @@ def read_folder(folder: Path) -> dict[str, SpatialData]:
 
 
 def variable_genes(reference: AnnData, n_genes: int) -> list[str]:
-    """The genes that vary most over a reference, among those that every panel measured, most variable first."""
-    everywhere = np.asarray(reference.varm[_keys.MEASURED]).all(axis=1)
-    mean = np.asarray(reference.X.mean(axis=0)).ravel()
-    variance = np.asarray(reference.X.multiply(reference.X).mean(axis=0)).ravel() - mean**2
-    order = np.argsort(np.where(everywhere, -variance, np.inf), kind="stable")
-    return list(reference.var_names[order[: min(n_genes, int(everywhere.sum()))]])
+    """The genes that vary most over a reference, among those that every panel measured."""
+    from ragst_sd.retrieval.training import variable_genes as most_variable
+
+    everywhere = np.flatnonzero(np.asarray(reference.varm[_keys.MEASURED]).all(axis=1))
+    return list(reference.var_names[most_variable(reference.X, np.arange(reference.n_obs), everywhere, n_genes)])
 
 
 def run_demo(
