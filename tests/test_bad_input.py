@@ -159,6 +159,11 @@ def case_no_mpp(world: World) -> None:
     world.embed_query()
 
 
+def case_no_pitch(world: World) -> None:
+    del world.query.tables["table"], world.query.shapes["spots"]
+    rg.pp.set_image_mpp(world.query, image_key="he")
+
+
 def case_grid_no_mpp(world: World) -> None:
     drop_mpp(world)
     rg.pp.tile_grid(world.query)
@@ -348,9 +353,15 @@ CASES: dict[str, Case] = {
         KeyError,
         ["X_nope", "X_colour", "embed_tiles"],
     ),
-    "donor key": (lambda w: w.reference(donor_key="patient"), KeyError, ["'patient'", "'donor'"]),
+    "donor key": (lambda w: w.reference(donor_key="patient"), KeyError, ["'patient'", "'donor'", "donor_key="]),
     "obs column": (lambda w: w.reference(obs=["grade"]), KeyError, ["'grade'", "'label'"]),
-    "layer": (lambda w: w.reference(layer="raw"), KeyError, ["'raw'"]),
+    "layer": (lambda w: w.reference(layer="raw"), KeyError, ["'raw'", "to take X"]),
+    "gene in another case": (
+        lambda w: rg.tl.predict(w.query, w.fitted(), genes=["Epcam"]),
+        ValueError,
+        ["'Epcam'", "Did you mean 'EPCAM'"],
+    ),
+    "no mpp and no spots": (case_no_pitch, ValueError, ["`mpp=`", "`shapes_key=`", "Found 0 elements"]),
     "frame": (lambda w: w.embed_query(coordinate_system="visium"), ValueError, ["'visium'", "'global'"]),
     "where column": (lambda w: rg.tl.predict(w.query, w.fitted(), where={"organ": "x"}), KeyError, ["'organ'", "'donor'"]),
     "exclude column": (lambda w: rg.tl.predict(w.query, w.fitted(), exclude=("organ",)), KeyError, ["'organ'"]),

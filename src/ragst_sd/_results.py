@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ragst_sd import _keys
 from ragst_sd._reference import reference_hash, reference_header
 from ragst_sd._validate import hint, listing, require_key, require_type
@@ -11,7 +13,6 @@ from ragst_sd._validate import hint, listing, require_key, require_type
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -68,13 +69,11 @@ def matching_reference(reference: AnnData, header: dict[str, Any]) -> None:
         raise ValueError(msg)
 
 
-def spot_index(table: AnnData, obs_names: str | Sequence[str] | None) -> np.ndarray:
+def spot_index(table: AnnData, obs_names: str | Sequence[str] | None, argument: str = "obs_names") -> np.ndarray:
     """Positions of spots by name; all if `None`."""
-    import numpy as np
-
     if obs_names is None:
         return np.arange(table.n_obs)
-    return _positions(table.obs_names, obs_names, "obs_names", "spot")
+    return _positions(table.obs_names, obs_names, argument, "spot")
 
 
 def gene_index(table: AnnData, genes: str | Sequence[str]) -> np.ndarray:
@@ -83,7 +82,7 @@ def gene_index(table: AnnData, genes: str | Sequence[str]) -> np.ndarray:
 
 
 def _positions(names: pd.Index, wanted: str | Sequence[str], argument: str, what: str) -> np.ndarray:
-    wanted = [wanted] if isinstance(wanted, str) else [str(one) for one in wanted]
+    wanted = [str(wanted)] if np.ndim(wanted) == 0 else [str(one) for one in wanted]
     found = names.get_indexer(wanted)
     if (found < 0).any():
         missing = [one for one, i in zip(wanted, found, strict=True) if i < 0]

@@ -22,13 +22,16 @@ def listing(names: Iterable[Any]) -> str:
 
 def hint(name: str, names: Iterable[Any]) -> str:
     """A 'did you mean' clause, empty when nothing is close."""
-    close = get_close_matches(str(name), [str(item) for item in names], n=1)
+    items = [str(item) for item in names]
+    # Mouse and human symbols differ in case only, which counts as far in a comparison of letters.
+    close = [item for item in items if item.lower() == str(name).lower()] or get_close_matches(str(name), items, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def require_key(key: str, container: Mapping[str, Any] | Iterable[str], where: str, todo: str = "") -> None:
     """Raise a `KeyError` that lists the available keys if `key` is not in `container`."""
-    names = list(container)
+    # anndata lists `.X` among the layers, under the name None.
+    names = [name for name in container if name is not None]
     if key not in names:
         msg = f"Key {key!r} not found in `{where}`. Available: {listing(names)}.{hint(key, names)}"
         raise KeyError(f"{msg} {todo}".rstrip())

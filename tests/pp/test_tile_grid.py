@@ -81,3 +81,17 @@ def test_a_grid_replaces_its_own_tiles_only(query):
         with pytest.raises(ValueError, match=f"'{name}' for shapes is taken"):
             rg.pp.tile_grid(query, tile_px=64, mpp=1.0, key_added=name)
     assert len(query.shapes["spots"]) == before
+
+
+def test_tiles_are_not_moved_from_under_a_prediction(slide, fitted, embed):
+    rg.pp.tile_grid(slide, tile_px=32, mpp=2.0)
+    rg.pp.embed_tiles(slide, table_key="tiles_table", **embed)
+    rg.tl.predict(slide, fitted)
+    before = slide.tables["tiles_table"].n_obs
+    with pytest.raises(ValueError, match="'predicted' annotate the"):
+        rg.pp.tile_grid(slide, tile_px=32, mpp=2.0, stride_px=16)
+    assert slide.tables["tiles_table"].n_obs == before
+    rg.pp.tile_grid(slide, tile_px=32, mpp=2.0)
+    del slide.tables["predicted"]
+    rg.pp.tile_grid(slide, tile_px=32, mpp=2.0, stride_px=16)
+    assert slide.tables["tiles_table"].n_obs > before

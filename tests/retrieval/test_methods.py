@@ -8,7 +8,13 @@ import scipy.sparse as sp
 
 from ragst_sd.retrieval.baselines import fit_ridge, ridge_adjustment
 from ragst_sd.retrieval.gate import distance_gate, uniform_gate
-from ragst_sd.retrieval.grounding import calibrate_distances, distance_percentile, neighbourhood_distance
+from ragst_sd.retrieval.grounding import (
+    calibrate_distances,
+    distance_percentile,
+    largest_section_distance,
+    neighbourhood_distance,
+    section_distance,
+)
 from ragst_sd.retrieval.methods import METHODS, fit_method, resolve_options
 from ragst_sd.retrieval.projection import fit_pca, project, standardize
 from ragst_sd.retrieval.training import Training, reference_mean, variable_genes, within_section_pearson
@@ -156,3 +162,18 @@ def test_every_method_gives_plain_parameters_and_the_same_twice(training, name):
     assert set(first) == set(second) >= {"projection_mean", "projection", "reference_mean"}
     for value in first.values():
         assert isinstance(value, np.ndarray | np.generic | str | float | int)
+
+
+def test_section_distance_is_in_spreads(rng):
+    means, stds = np.zeros((3, 4)), np.full((3, 4), 2.0)
+    assert section_distance(np.full(4, 6.0), means, stds) == pytest.approx(3)
+    assert section_distance(np.full(4, 1e9), means, stds) == pytest.approx(10)
+    stds[:, 0] = 0
+    assert section_distance(np.array([1e9, 0, 0, 0]), means, stds) == 0
+    assert np.isnan(section_distance(np.ones(4), means, np.zeros((3, 4))))
+
+
+def test_largest_section_distance():
+    means, stds = np.array([[0.0], [0.0], [6.0]]), np.ones((3, 1))
+    assert largest_section_distance(means, stds) == pytest.approx(6)
+    assert np.isnan(largest_section_distance(means[:1], stds[:1]))

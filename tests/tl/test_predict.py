@@ -373,3 +373,25 @@ def test_provenance_is_a_copy(predicted, fitted):
     predicted.tables["predicted"].uns["retrieval"]["size_factor_genes"][0] = "changed"
     assert fitted.uns["ragst"]["encoder"]["mean"] is not None
     assert fitted.uns["ragst"]["normalization"]["size_factor_genes"][0] != "changed"
+
+
+def test_a_foreign_section_is_announced(query, fitted, caplog):
+    """Its tiles are standardised by itself, so only the section as a whole can give it away."""
+    header = query.tables["table"].uns["ragst"]["embeddings"]["X_colour"]
+    near = rg.tl.predict(query, fitted, inplace=False).uns["retrieval"]
+    shift = 30 * header["section_std"]
+    query.tables["table"].obsm["X_colour"] = (query.tables["table"].obsm["X_colour"] + shift).astype(np.float32)
+    header["section_mean"] = header["section_mean"] + shift
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="ragst_sd"):
+        far = rg.tl.predict(query, fitted, inplace=False)
+    assert "The section as a whole lies" in caplog.text
+    assert far.uns["retrieval"]["section_distance"] > 5 * near["section_distance"]
+    assert far.obs["out_of_reference"].mean() < 0.5
+
+
+def test_a_resolution_corrected_after_embedding_is_announced(query, fitted, caplog):
+    rg.pp.set_image_mpp(query, mpp=2.0)
+    with caplog.at_level(logging.WARNING, logger="ragst_sd"):
+        rg.tl.predict(query, fitted)
+    assert "was embedded at 1 microns per pixel, and is said to have 2 now" in caplog.text

@@ -75,7 +75,7 @@ def explain(
 
     table, header = predicted(sdata, prediction_key)
     matching_reference(reference, header)
-    spots, genes = spot_index(table, obs_name), gene_index(table, gene)
+    spots, genes = spot_index(table, obs_name, "obs_name"), gene_index(table, gene)
     bank = _Bank(reference, header, table, genes)
     prediction = _dense(table.X[spots][:, genes])
     evidence = _dense(table.layers[_keys.EVIDENCE][spots][:, genes])

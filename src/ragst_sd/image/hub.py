@@ -68,7 +68,7 @@ def _retell(error: Exception, model_id: str, url: str, local_advice: str) -> OSE
             f"run `hf auth login` with a token of that account, and try again; or {local_advice}."
         )
     if "OfflineModeIsEnabled" in names:
-        return _unreachable(model_id, "offline mode is set (`HF_HUB_OFFLINE`)", local_advice)
+        return _unreachable(model_id, url, "offline mode is set (`HF_HUB_OFFLINE`)", local_advice)
     if "RepositoryNotFoundError" in names:
         return FileNotFoundError(
             f"{model_id!r} was not found on the hub, or it is private or gated and you are not logged in. Check the "
@@ -81,7 +81,7 @@ def _retell(error: Exception, model_id: str, url: str, local_advice: str) -> OSE
     if "LocalEntryNotFoundError" in names:
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
         reason = "offline mode is set (`HF_HUB_OFFLINE`)" if offline else "the hub cannot be reached"
-        return _unreachable(model_id, reason, local_advice)
+        return _unreachable(model_id, url, reason, local_advice)
     if "EntryNotFoundError" in names:
         return FileNotFoundError(
             f"{model_id!r} has no file of the kind that timm loads (config.json with model.safetensors or "
@@ -89,14 +89,15 @@ def _retell(error: Exception, model_id: str, url: str, local_advice: str) -> OSE
             "callable, as `model`."
         )
     if names & {"HfHubHTTPError", "URLError", "ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError"}:
-        return _unreachable(model_id, f"the download failed ({type(error).__name__})", local_advice)
+        return _unreachable(model_id, url, f"the download failed ({type(error).__name__})", local_advice)
     return None
 
 
-def _unreachable(model_id: str, reason: str, local_advice: str) -> ConnectionError:
+def _unreachable(model_id: str, url: str, reason: str, local_advice: str) -> ConnectionError:
     return ConnectionError(
         f"The weights of {model_id!r} are not in the local cache and {reason}. Connect and run once (the cache is "
-        f"used from then on), copy the cache folder (`HF_HOME`) from a machine that has them, or {local_advice}."
+        f"used from then on), copy the cache folder (`HF_HOME`) from a machine that has them, or {local_advice}. "
+        f"If the model is gated (see `rg.pp.encoders()`), accept its terms at {url} and run `hf auth login` first."
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ragst_sd import _keys
 from ragst_sd._elements import centers_in_pixels, require_sdata, resolve_image, resolve_shapes
 from ragst_sd._pitch import spot_pitch
-from ragst_sd._validate import require_positive
+from ragst_sd._validate import listing, require_positive
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -66,6 +66,12 @@ def set_image_mpp(
     image_key = resolve_image(sdata, image_key)
     if mpp is None:
         require_positive(um_between_centers, "um_between_centers")
+        if shapes_key is None and len(sdata.shapes) != 1:
+            msg = (
+                f"Give the microns per pixel with `mpp=`, or name the spots to derive it from with `shapes_key=` and "
+                f"`um_between_centers=`. Found {len(sdata.shapes)} elements in `sdata.shapes`: {listing(sdata.shapes)}."
+            )
+            raise ValueError(msg)
         shapes_key = resolve_shapes(sdata, shapes_key)
         centers = centers_in_pixels(
             sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system

@@ -10,7 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, single_region
 from ragst_sd._elements import image_mpp_of, image_pyramid, require_sdata, resolve_image
-from ragst_sd._validate import require_positive
+from ragst_sd._validate import listing, require_positive
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -128,6 +128,7 @@ def tile_grid(
             raise ValueError(msg)
         centers = centers[keep]
         annotations = {name: values[keep] for name, values in {**annotations, "tissue_fraction": fraction}.items()}
+    _check_dependents(sdata, key_added, table_key, centers)
     shapes = _squares(sdata, image_key, centers, edge)
     _add(sdata, shapes, centers, annotations, key_added, table_key)
     logger.info("Adding `sdata.shapes[%r]` and `sdata.tables[%r]`: %d tiles.", key_added, table_key, len(centers))
@@ -166,6 +167,25 @@ def _check_free(sdata: SpatialData, key_added: str, table_key: str) -> None:
         if taken and not set(taken) <= ours:
             msg = f"The name {name!r} for {kind} is taken by {taken[0][0]} {taken[0][1]!r}. Choose another one."
             raise ValueError(msg)
+
+
+def _check_dependents(sdata: SpatialData, key_added: str, table_key: str, centers: np.ndarray) -> None:
+    """Refuse to move tiles from under tables that annotate them."""
+    if table_key not in sdata.tables:
+        return
+    old = np.asarray(sdata.tables[table_key].obsm[_keys.SPATIAL])
+    dependents = [
+        name
+        for name, table in sdata.tables.items()
+        if name != table_key and key_added in np.atleast_1d(table.uns.get("spatialdata_attrs", {}).get("region", []))
+    ]
+    if dependents and not np.array_equal(old, centers):
+        msg = (
+            f"Tables {listing(dependents)} annotate the {len(old)} tiles of {key_added!r}; with {len(centers)} other tiles "
+            "they would point to wrong places. Delete them (`del sdata.tables[...]`), or choose another `key_added` and "
+            "`table_key`."
+        )
+        raise ValueError(msg)
 
 
 def _squares(sdata: SpatialData, image_key: str, centers: np.ndarray, edge: float) -> GeoDataFrame:

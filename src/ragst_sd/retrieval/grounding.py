@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 _QUANTILES = 1001
+_CLIP = 10.0
 # Share of held-out reference rows that may be called out of reference.
 FLAGGED = 0.05
 
@@ -33,3 +34,25 @@ def distance_percentile(distance: np.ndarray, quantiles: np.ndarray) -> np.ndarr
     """Percentile (0 to 100) of each distance among the held-out rows of the reference; NaN stays NaN."""
     percentile = np.searchsorted(quantiles, distance, side="right") / len(quantiles) * 100
     return np.where(np.isfinite(distance) & np.isfinite(quantiles).all(), percentile, np.nan)
+
+
+def section_distance(mean: np.ndarray, means: np.ndarray, stds: np.ndarray) -> float:
+    r"""How far a whole section lies from others, before its own mean and spread are taken out.
+
+    .. math:: \sqrt{\mathrm{mean}_f\; \min(|\mu_f - \bar\mu_f| / s_f, 10)^2}
+
+    with the section's mean :math:`\mu`, the mean :math:`\bar\mu` of the other sections' means, and their pooled
+    spread within sections s, over features f that vary.
+    """
+    spread = np.sqrt((stds**2).mean(axis=0))
+    varies = spread > 1e-9
+    shift = np.abs(mean - means.mean(axis=0))[varies] / spread[varies]
+    return float(np.sqrt((np.minimum(shift, _CLIP) ** 2).mean())) if varies.any() else float("nan")
+
+
+def largest_section_distance(means: np.ndarray, stds: np.ndarray) -> float:
+    """The largest distance of a section of the reference from its other sections; NaN with fewer than two."""
+    if len(means) < 2:
+        return float("nan")
+    others = [np.arange(len(means)) != i for i in range(len(means))]
+    return max(section_distance(means[i], means[rest], stds[rest]) for i, rest in enumerate(others))

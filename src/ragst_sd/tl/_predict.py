@@ -15,7 +15,7 @@ from ragst_sd._reference import reference_fit, reference_header
 from ragst_sd._validate import hint, listing, require_choice, require_key, require_positive
 from ragst_sd.tl._eligibility import eligible_rows, refuse_seen_rows
 from ragst_sd.tl._predicted_table import predicted_table
-from ragst_sd.tl._query import read_query
+from ragst_sd.tl._query import Query, read_query
 from ragst_sd.tl._retrieve import retrieve
 
 if TYPE_CHECKING:
@@ -89,7 +89,9 @@ def predict(
     `.obsm["retrieval_rows"]`, `["retrieval_weights"]`, `["retrieval_distances"]`
         (n, k) pointers into `.uns["retrieval"]["cited"]` (-1 padded), their weights before gene masking, and distances.
     `.uns["retrieval"]`
-        Provenance: hashes of reference and fit, parameters, unit, sources, and one line per cited row.
+        Provenance: hashes of reference and fit, parameters, unit, sources, one line per cited row, and how far the
+        section as a whole lies from those of the reference (`section_distance`, beside the largest distance among them,
+        `section_distance_reference`).
     `.obs["effective_n"]`, `["n_donors"]`, `["distance_percentile"]`, `["out_of_reference"]`, `["evidence_share"]`
         How well grounded each spot is.
     `.var["n_measured"]`, `["cv_pearson"]`, `["noise_ceiling"]`, `["evidence"]`
@@ -148,6 +150,7 @@ def predict(
         n_candidates=max(n_neighbors, int(fit["n_candidates"])),
         backend=backend,
     )
+    section = _section_distance(header, query)
     table = predicted_table(
         reference,
         header,
@@ -161,6 +164,7 @@ def predict(
             "exclude": np.asarray(exclude, dtype=str),
             "where": "" if where is None else (repr(dict(where)) if hasattr(where, "items") else "mask"),
             "backend": backend,
+            **section,
         },
     )
     outside = int((~query.finite).sum())
@@ -171,6 +175,23 @@ def predict(
     sdata.tables[key_added] = table
     logger.info("Adding `sdata.tables[%r]`: %d spots x %d genes.", key_added, *table.shape)
     return None
+
+
+def _section_distance(header: dict[str, Any], query: Query) -> dict[str, float]:
+    """How far the whole section lies from those of the reference, with a warning if that is far."""
+    from ragst_sd.retrieval.grounding import largest_section_distance, section_distance
+
+    means, stds = (np.asarray(header["sections"][name], dtype=float) for name in ("mean", "std"))
+    own = section_distance(np.asarray(query.header["section_mean"], dtype=float), means, stds)
+    among = largest_section_distance(means, stds)
+    if own > among:
+        logger.warning(
+            "The section as a whole lies %.2g spreads from the sections of the reference, which lie %.2g from each other "
+            "at most: other stain, scanner or resolution, or other tissue. Section by section standardisation hides this "
+            "from `out_of_reference`.",
+            own, among,
+        )  # fmt: skip
+    return {"section_distance": own, "section_distance_reference": among}
 
 
 def _check_name(sdata: SpatialData, key_added: str) -> None:

@@ -73,6 +73,17 @@ def read_query(sdata: SpatialData, header: dict[str, Any], *, table_key: str | N
         )
         raise ValueError(msg)
     _warn_resolution(own, header)
+    kept_mpp = sdata.attrs.get(_keys.ATTRS, {}).get(_keys.IMAGE_MPP, {}).get(str(own["image_key"]))
+    if (
+        kept_mpp is not None
+        and not np.isnan(own["image_mpp"])
+        and not np.isclose(kept_mpp, own["image_mpp"], rtol=1e-3)
+    ):
+        logger.warning(
+            "Image %r was embedded at %.4g microns per pixel, and is said to have %.4g now. Embed (and lay tiles) again "
+            "if the resolution was corrected since.",
+            own["image_key"], own["image_mpp"], kept_mpp,
+        )  # fmt: skip
     precisions = {str(one) for one in header["sections"]["precision"]}
     if precisions != {str(own["precision"])}:
         logger.warning(

@@ -103,7 +103,9 @@ def read_section(
         msg = f"{where}: table {table_key!r} was predicted by `rg.tl.predict`; a reference holds measured tissue only."
         raise ValueError(msg)
     require_key(use_rep, table.obsm, f"{where}.tables[{table_key!r}].obsm", "Run `rg.pp.embed_tiles` first.")
-    for column in (donor_key, *obs):
+    todo = "Write the patient or animal into `obs['donor']`, or name the column that holds it with `donor_key=`."
+    require_key(donor_key, table.obs, f"{where}.tables[{table_key!r}].obs", todo)
+    for column in obs:
         require_key(column, table.obs, f"{where}.tables[{table_key!r}].obs")
     if table.obs[donor_key].isna().any():
         msg = f"{where}: {int(table.obs[donor_key].isna().sum())} rows have no donor in `obs[{donor_key!r}]`."
@@ -158,7 +160,7 @@ def _layer(table: AnnData, layer: str | None, where: str) -> Any:
             msg = f"{where} has no expression (X is empty). Name the table that holds counts with `table_key=`."
             raise ValueError(msg)
         return table.X
-    require_key(layer, table.layers, f"{where}.layers")
+    require_key(layer, table.layers, f"{where}.layers", "Leave `layer` out to take X.")
     return table.layers[layer]
 
 
