@@ -9,6 +9,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._reference import panel_codes
 from ragst_sd._results import gene_index, matching_reference, predicted, spot_index
+from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,8 +78,8 @@ def explain(
     matching_reference(reference, header)
     spots, genes = spot_index(table, obs_name, "obs_name"), gene_index(table, gene)
     bank = _Bank(reference, header, table, genes)
-    prediction = _dense(table.X[spots][:, genes])
-    evidence = _dense(table.layers[_keys.EVIDENCE][spots][:, genes])
+    prediction = dense(table.X[spots][:, genes])
+    evidence = dense(table.layers[_keys.EVIDENCE][spots][:, genes])
     parts = []
     for i, spot in enumerate(spots):
         for j, one in enumerate(genes):
@@ -91,10 +92,6 @@ def explain(
     return pd.concat(parts, ignore_index=True)
 
 
-def _dense(block: Any) -> np.ndarray:
-    return np.asarray(block.toarray() if hasattr(block, "toarray") else block, dtype=np.float64)
-
-
 class _Bank:
     """Measured values of the cited rows for a few genes."""
 
@@ -104,7 +101,7 @@ class _Bank:
         self._weights = np.asarray(table.obsm[_keys.WEIGHTS], dtype=np.float64)
         at = reference.obs_names.get_indexer(self._cited["reference"])
         columns = reference.var_names.get_indexer(table.var_names[genes])
-        self._values = _dense(reference.X[at][:, columns]) if len(at) else np.zeros((0, len(columns)))
+        self._values = dense(reference.X[at][:, columns]) if len(at) else np.zeros((0, len(columns)))
         panels = panel_codes(reference, reference.uns[_keys.ATTRS])[at]
         self._measured = np.asarray(reference.varm[_keys.MEASURED])[columns][:, panels].T
         self._cites_nobody = bool((self._rows < 0).all()) and len(self._cited) == 0

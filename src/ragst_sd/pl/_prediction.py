@@ -13,6 +13,7 @@ from ragst_sd._validate import require_type
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import finish, open_stage
 from ragst_sd.pl._section import corner_is_free, draw_image, draw_spots, extent_of, read_section, spot_reach
+from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
     import os
@@ -136,7 +137,7 @@ def prediction(
         msg = f"`image_fade` is {image_fade!r}; it must lie between 0 (the picture as it is) and 1 (white)."
         raise ValueError(msg)
     table, header = predicted(sdata, prediction_key)
-    values = _dense(table.X[:, gene_index(table, genes)])
+    values = dense(table.X[:, gene_index(table, genes)])
     measured = None if truth_key is None else _measured(sdata, table, header, truth_key, layer, unit, genes)
     section = read_section(sdata, table, header, prediction_key)
     maps = {"cmap": cmap, "cmap_difference": cmap_difference, "vmin": vmin, "vmax": vmax, "unit": str(header["unit"])}
@@ -170,10 +171,6 @@ def _genes(gene: str | Sequence[str]) -> list[str]:
     return genes
 
 
-def _dense(block: Any) -> np.ndarray:
-    return np.asarray(block.toarray() if hasattr(block, "toarray") else block, dtype=np.float64)
-
-
 def _measured(
     sdata: SpatialData,
     table: AnnData,
@@ -192,7 +189,7 @@ def _measured(
     shared_genes(table, names, genes)
     ours, theirs = shared_spots(table, measured, counted)
     out = np.full((table.n_obs, len(genes)), np.nan)
-    out[ours] = _dense(take_genes(matrix, names, genes)[theirs])
+    out[ours] = dense(take_genes(matrix, names, genes)[theirs])
     return out
 
 

@@ -250,7 +250,7 @@ def _run(
     batch_size = settings.batch_size if batch_size is None else batch_size
     require_positive(batch_size, "batch_size", whole=True)
     show = settings.progress if progress is None else progress
-    with tqdm(total=int(pyramid.inside(xy).sum()) * len(fields), unit="tile", disable=not show) as bar:
+    with tqdm(total=int(pyramid.inside(xy).sum()) * len(fields), unit="field of view", disable=not show) as bar:
         return embed_centers(
             pyramid, xy, fields, encoder, batch_size=batch_size, num_workers=num_workers, advance=bar.update
         )
