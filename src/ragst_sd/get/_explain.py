@@ -69,7 +69,8 @@ def explain(
     >>> rg.tl.predict(query, reference)
     >>> spot, gene = query.tables["predicted"].obs_names[0], reference.var_names[0]
     >>> parts = rg.get.explain(query, reference, obs_name=spot, gene=gene)
-    >>> abs(parts["contribution"].sum() - query.tables["predicted"][spot, gene].X.item()) < 1e-5
+    >>> difference = parts["contribution"].sum() - query.tables["predicted"][spot, gene].X.item()
+    >>> bool(abs(difference) < 1e-5)
     True
     """
     import pandas as pd

@@ -31,8 +31,8 @@ def encoders() -> pd.DataFrame:
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> rg.pp.encoders().loc["uni2", ["width", "license", "commercial_use"]].tolist()
-    [1536, 'CC-BY-NC-ND-4.0', False]
+    >>> rg.pp.encoders().loc["uni2", "license"]
+    'CC-BY-NC-ND-4.0'
     """
     import pandas as pd
 
