@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 1
+from ragst_sd.reference.schema import SCHEMA_VERSION as SCHEMA_VERSION
 
 # sdata.attrs[ATTRS][IMAGE_MPP][<image key>], table.uns[ATTRS][EMBEDDINGS][<obsm key>], reference.uns[ATTRS]
 ATTRS = "ragst"
