@@ -106,6 +106,15 @@ def predicted(query, fitted):
     return query
 
 
+@pytest.fixture(scope="session")
+def quick():
+    """Options with which a method that trains is fitted in a second."""
+    from ragst_sd.retrieval.methods import METHODS
+
+    small = {"max_steps": 6, "n_seeds": 2, "n_train_genes": 60}
+    return lambda method: {name: value for name, value in small.items() if name in METHODS[method].options}
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

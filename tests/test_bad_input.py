@@ -43,7 +43,7 @@ class World:
 
     def fitted(self, **kwargs: Any) -> AnnData:
         reference = self.reference()
-        rg.tl.fit(reference, **({"n_neighbors": 10} | kwargs))
+        rg.tl.fit(reference, **({"method": "knn", "n_neighbors": 10} | kwargs))
         return reference
 
     def embed_query(self, **kwargs: Any) -> None:
@@ -270,13 +270,13 @@ def case_other_mpp_in_bank(world: World) -> None:
 
 def case_only_own_donor(world: World) -> None:
     reference = rg.tl.build_reference({"donor3": world.query}, use_rep="X_colour")
-    rg.tl.fit(reference, n_neighbors=5)
+    rg.tl.fit(reference, method="knn", n_neighbors=5)
     rg.tl.predict(world.query, reference)
 
 
 def case_where_leaves_nothing(world: World) -> None:
     reference = rg.tl.build_reference(world.sections, use_rep="X_colour")
-    rg.tl.fit(reference, n_neighbors=5)
+    rg.tl.fit(reference, method="knn", n_neighbors=5)
     rg.tl.predict(world.query, reference, where={"donor": "donor3"})
 
 
@@ -338,7 +338,7 @@ def case_missing_donor(world: World) -> None:
 def case_constant_embedding(world: World) -> None:
     reference = world.reference(standardize=False)
     reference.obsm["X_colour"] = np.ones_like(reference.obsm["X_colour"])
-    rg.tl.fit(reference, n_neighbors=5)
+    rg.tl.fit(reference, method="knn", n_neighbors=5)
 
 
 Case = tuple[Callable[[World], Any], type[Exception], list[str]]

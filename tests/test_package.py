@@ -21,7 +21,20 @@ CORE = ("image", "retrieval", "reference")
 PUBLIC = [(name, function) for name in RIM for function in import_module(f"ragst_sd.{name}").__all__]
 
 # objects that come first and may be given by position
-DATA_ARGUMENTS = {"sdata", "sdatas", "data", "adata", "reference", "adata_sc", "gmt", "counts", "image", "path", "name"}
+DATA_ARGUMENTS = {
+    "sdata",
+    "sdatas",
+    "data",
+    "adata",
+    "reference",
+    "adata_sc",
+    "gmt",
+    "counts",
+    "image",
+    "path",
+    "name",
+    "scores",
+}
 
 LIGHT = ["torch", "timm", "spatialdata", "matplotlib", "anndata", "scanpy", "squidpy", "pandas", "scipy", "sklearn"]
 

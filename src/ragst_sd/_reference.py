@@ -137,6 +137,11 @@ def panel_codes(reference: AnnData, header: dict[str, Any]) -> np.ndarray:
     return np.array([place[panel] for panel in reference.obs[_keys.PANEL].astype(str)], dtype=np.int64)
 
 
+def section_codes(reference: AnnData) -> np.ndarray:
+    """(rows,) index of each row's section among the sorted names of the sections."""
+    return np.unique(reference.obs[_keys.SAMPLE].astype(str).to_numpy(), return_inverse=True)[1]
+
+
 def id_order(reference: AnnData) -> np.ndarray:
     """(rows,) rank of each reference id, which decides between equal distances."""
     ids = np.array([str(name) for name in reference.obs_names])

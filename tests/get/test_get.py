@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ragst_sd as rg
+from ragst_sd.retrieval.methods import METHODS
 
 
 def test_neighbors_are_ranked_and_complete(predicted):
@@ -29,7 +30,7 @@ def test_neighbors_name_their_source(sections, query):
     reference = rg.tl.build_reference(
         {name: sections[name] for name in ("donor1", "donor2")}, use_rep="X_colour", sources=sources
     )
-    rg.tl.fit(reference, n_neighbors=10)
+    rg.tl.fit(reference, method="knn", n_neighbors=10)
     frame = rg.get.neighbors(rg.tl.predict(query, reference, inplace=False))
     assert set(zip(frame.donor, frame.license, frame.citation, strict=True)) == {
         ("donor1", "CC-BY-4.0", "A"),
@@ -44,9 +45,9 @@ def test_positions_are_those_of_the_cited_spots(sections, predicted):
     np.testing.assert_allclose([line["x_um"], line["y_um"]], xy * 1.0)
 
 
-@pytest.mark.parametrize("method", ["knn", "ridge", "mean"])
-def test_contributions_add_up_and_values_are_measured(sections, query, reference, method):
-    rg.tl.fit(reference, method=method, n_neighbors=10)
+@pytest.mark.parametrize("method", METHODS)
+def test_contributions_add_up_and_values_are_measured(sections, query, reference, method, quick):
+    rg.tl.fit(reference, method=method, n_neighbors=10, options=quick(method))
     rg.tl.predict(query, reference)
     table = query.tables["predicted"]
     spots, genes = list(table.obs_names[[0, 4]]), list(table.var_names[[1, 9]])
@@ -54,7 +55,7 @@ def test_contributions_add_up_and_values_are_measured(sections, query, reference
     for (spot, gene), part in frame.groupby(["query", "gene"]):
         assert part["contribution"].sum() == pytest.approx(table[spot, gene].X.item(), abs=1e-5)
         assert list(part["reference"])[-1] == "adjustment"
-        if method != "knn":
+        if not METHODS[method].cites:
             assert list(part["reference"]) == ["reference mean", "adjustment"]
             continue
         for _, line in part.iloc[:-1].iterrows():
@@ -62,7 +63,13 @@ def test_contributions_add_up_and_values_are_measured(sections, query, reference
             counts = source.X[source.obs_names.get_loc(line["reference"].split(":", 1)[1])].toarray().ravel()
             value = np.log1p(counts[source.var_names.get_loc(gene)] / counts.sum() * 1e4)
             assert line["value"] == pytest.approx(value, abs=1e-5)
-            assert line["contribution"] == pytest.approx(line["weight"] * value, abs=1e-5)
+            rows = reference.X[:, reference.var_names.get_loc(gene)].toarray().ravel()
+            own = rows[(reference.obs["sample"] == line["sample"]).to_numpy()].mean()
+            assert line["correction"] == pytest.approx(rows.mean() - own, abs=1e-5)
+            brought = line["weight"] * (value + line["correction"])
+            assert line["contribution"] == pytest.approx(brought, abs=1e-5)
+        evidence = part["contribution"].iloc[:-1].sum()
+        assert evidence == pytest.approx(table[spot, gene].layers["evidence"].item(), abs=1e-5)
     assert len(frame.groupby(["query", "gene"])) == 4
 
 
@@ -73,7 +80,7 @@ def test_genes_that_some_rows_did_not_measure(sections, query):
     small = sections["donor2"]
     small.tables["table"] = small.tables["table"][:, [gene for gene in genes if gene != dropped]].copy()
     reference = rg.tl.build_reference({"donor1": sections["donor1"], "donor2": small}, use_rep="X_colour")
-    rg.tl.fit(reference, n_neighbors=10)
+    rg.tl.fit(reference, method="knn", n_neighbors=10)
     rg.tl.predict(query, reference)
     table = query.tables["predicted"]
     assert table.var.loc[dropped, "n_measured"] == sections["donor1"].tables["table"].n_obs

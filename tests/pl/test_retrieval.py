@@ -82,16 +82,18 @@ def test_contributions_add_up_to_the_prediction(predicted, fitted, spot, gene):
     table = predicted.tables["predicted"]
     table.X[table.obs_names.get_loc(spot)] -= 0.75  # an adjustment, as methods with one would leave it
     axes = rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, n_shown=4, return_ax=True)
-    parts = rg.get.explain(predicted, fitted, obs_name=spot, gene=gene)["contribution"].to_numpy()
+    parts = rg.get.explain(predicted, fitted, obs_name=spot, gene=gene)
+    measured = (parts["weight"] * parts["value"]).to_numpy()[:-1]
+    corrections, adjustment = (parts["weight"] * parts["correction"]).sum(), parts["contribution"].iloc[-1]
     *steps, total = heights(axes)
-    np.testing.assert_allclose(steps, [*parts[:4], parts[4:-1].sum(), parts[-1]], atol=1e-6)
+    np.testing.assert_allclose(steps, [*measured[:4], measured[4:].sum(), corrections, adjustment], atol=1e-6)
     np.testing.assert_allclose(sum(steps), total, atol=1e-5)
     np.testing.assert_allclose(total, table[spot, gene].X.item(), atol=1e-6)
     bars = axes["contributions"].patches
     for one, following in pairwise(list(bars)[:-1]):
         np.testing.assert_allclose(one.get_y() + one.get_height(), following.get_y(), atol=1e-6)
     labels = [label.get_text() for label in axes["contributions"].get_xticklabels()]
-    assert labels == ["1", "2", "3", "4", "6 more", "adjustment", "predicted"]
+    assert labels == ["1", "2", "3", "4", "6 more", "sections", "adjustment", "predicted"]
     values = [text.get_text() for text in axes["contributions"].texts]
     assert values[-2] == f"{MINUS}0.75"
     assert values[-1] == f"{total:.2f}".replace("-", MINUS)
@@ -102,7 +104,7 @@ def test_contributions_add_up_to_the_prediction(predicted, fitted, spot, gene):
 def test_all_neighbours_shown_leaves_no_lump(predicted, fitted, spot, gene):
     axes = rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, n_shown=99, return_ax=True)
     assert len(axes["neighbors"]) == 10
-    assert len(heights(axes)) == 12
+    assert len(heights(axes)) == 13
     assert not [text for text in texts(axes) if "more" in text]
 
 
@@ -221,7 +223,7 @@ def test_save_writes_a_file_and_leaves_no_figure(predicted, fitted, spot, gene, 
     path = tmp_path / "retrieval.png"
     assert rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, save=path, dpi=50) is None
     height, width, _ = plt.imread(path).shape
-    assert (height, round(width / height, 1)) == (300, 2.0)
+    assert (height, round(width / height, 1)) == (300, 2.2)
     assert not plt.get_fignums()
 
 

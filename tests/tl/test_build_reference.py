@@ -152,7 +152,7 @@ def test_gene_selection_keeps_the_size_factors(sections, reference):
 @pytest.mark.parametrize("standardize", [True, False])
 def test_standardisation_takes_out_stain(sections, standardize):
     reference = rg.tl.build_reference(sections, use_rep="X_colour", standardize=standardize)
-    rg.tl.fit(reference, n_neighbors=10)
+    rg.tl.fit(reference, method="knn", n_neighbors=10)
     key = reference.obsm["retrieval_key"]
     donors = reference.obs["donor"].astype(str)
     centres = np.stack([key[donors == donor].mean(axis=0) for donor in donors.unique()])

@@ -7,7 +7,10 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 
 import ragst_sd as rg
+from ragst_sd.reference.noise_ceiling import noise_ceiling
+from ragst_sd.reference.normalize import as_csr
 from ragst_sd.tl._metrics import pearson, spearman, variance_kept
+from ragst_sd.tl._section_metrics import SECTION_METRICS, section_metrics
 
 
 def test_metrics_equal_scipy(predicted):
@@ -104,3 +107,70 @@ def test_a_gene_that_some_spots_lack_is_scored_over_the_others(predicted):
 def test_unknown_unit(predicted):
     with pytest.raises(ValueError, match="`unit` is 'count'"):
         rg.tl.evaluate(predicted, unit="count")
+
+
+def normalized(truth):
+    counts = truth.X.toarray().astype(float)
+    return np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
+
+
+def test_metrics_of_a_section_have_no_gene(predicted):
+    table, truth = predicted.tables["predicted"], predicted.tables["table"]
+    truth.obs["domain"] = np.where(table.obsm["spatial"][:, 0] > np.median(table.obsm["spatial"][:, 0]), "a", "b")
+    scores = rg.tl.evaluate(predicted, metrics=SECTION_METRICS, label_key="domain")
+    assert (scores["gene"] == "").all()
+    got = scores.set_index("metric")["value"]
+    order = truth.var_names.get_indexer(table.var_names)
+    expected = section_metrics(
+        table.X, normalized(truth)[:, order], positions=table.obsm["spatial"], labels=truth.obs["domain"]
+    )
+    for name in SECTION_METRICS:
+        assert got[name] == pytest.approx(expected[name], abs=1e-3)
+
+
+def test_sections_are_taken_apart_in_metrics_of_a_section(predicted):
+    table, truth = predicted.tables["predicted"], predicted.tables["table"]
+    truth.obs["sample"] = np.where(np.arange(truth.n_obs) < truth.n_obs // 2, "first", "second")
+    whole = rg.tl.evaluate(predicted, metrics=["moran_agreement", "noise_ceiling"])
+    half = rg.tl.evaluate(table[truth.n_obs // 2 :].copy(), truth=truth, metrics=["moran_agreement", "noise_ceiling"])
+    second = whole[whole["sample"] == "second"].reset_index(drop=True)
+    assert second.equals(half)
+
+
+def test_share_of_the_noise_ceiling(predicted):
+    truth = predicted.tables["table"]
+    names = ["pearson", "noise_ceiling", "share_of_ceiling"]
+    scores = rg.tl.evaluate(predicted, metrics=names)
+    wide = scores[scores["gene"] != ""].pivot_table(index="gene", columns="metric", values="value", dropna=False)
+    expected = noise_ceiling(as_csr(truth.X), np.arange(truth.n_vars))
+    np.testing.assert_allclose(wide["noise_ceiling"], expected[truth.var_names.get_indexer(wide.index)])
+    high = wide["noise_ceiling"] >= 0.1
+    assert high.any()
+    np.testing.assert_allclose(
+        wide["share_of_ceiling"][high], wide["pearson"][high] / wide["noise_ceiling"][high], rtol=1e-6
+    )
+    assert wide["share_of_ceiling"][~high].isna().all()
+    some = rg.tl.evaluate(predicted, metrics="share_of_ceiling", genes=["CD3E", "EPCAM"]).set_index("gene")["value"]
+    np.testing.assert_allclose(some[["CD3E", "EPCAM"]], wide["share_of_ceiling"][["CD3E", "EPCAM"]])
+
+
+def test_defaults_stay_per_gene(predicted):
+    scores = rg.tl.evaluate(predicted, genes=["EPCAM"])
+    assert list(scores["metric"]) == [
+        *("pearson", "spearman", "rmse", "variance_kept"),
+        *("effective_n", "evidence_share", "out_of_reference", "n_spots"),
+    ]
+
+
+def test_metrics_that_lack_their_input(predicted):
+    table, truth = predicted.tables["predicted"].copy(), predicted.tables["table"].copy()
+    with pytest.raises(KeyError, match=r"'domain' not found .* Name the column of labels with `label_key=`"):
+        rg.tl.evaluate(table, truth=truth, metrics="domain_ari", label_key="domain")
+    del table.obsm["spatial"]
+    with pytest.raises(KeyError, match="Moran's I needs positions"):
+        rg.tl.evaluate(table, truth=truth, metrics="svg_overlap")
+    truth.X = normalized(truth)
+    with pytest.raises(ValueError, match="estimated by splitting counts"):
+        rg.tl.evaluate(table, truth=truth, unit="log1p_cp10k", metrics="noise_ceiling")
+    with pytest.raises(ValueError, match=r"`metrics` has 'moran_agrement'; .* Did you mean 'moran_agreement'"):
+        rg.tl.evaluate(table, truth=truth, unit="log1p_cp10k", metrics="moran_agrement")

@@ -11,7 +11,7 @@ import ragst_sd as rg
 
 
 def test_fields_written(reference):
-    rg.tl.fit(reference, n_neighbors=7, n_candidates=12, options={"n_components": 5})
+    rg.tl.fit(reference, method="knn", n_neighbors=7, n_candidates=12, options={"n_components": 5})
     fit = reference.uns["ragst"]["fit"]
     assert (fit["method"], fit["n_neighbors"], fit["n_candidates"], fit["inner_groups"]) == ("knn", 7, 12, "donor")
     assert reference.obsm["retrieval_key"].shape == (reference.n_obs, 5)
@@ -20,7 +20,7 @@ def test_fields_written(reference):
 
 def test_default_number_of_neighbours_is_logged(reference, caplog):
     with caplog.at_level(logging.INFO, logger="ragst_sd"):
-        rg.tl.fit(reference)
+        rg.tl.fit(reference, method="knn")
     assert reference.uns["ragst"]["fit"]["n_neighbors"] == min(50, reference.n_obs)
     assert "`n_neighbors` is" in caplog.text
 
@@ -60,7 +60,7 @@ def test_what_is_held_out_inside(reference, donors, samples, expected, caplog):
 
 def test_held_out_rows_are_flagged_at_the_calibrated_rate(sections):
     reference = rg.tl.build_reference(sections, use_rep="X_colour")
-    rg.tl.fit(reference, n_neighbors=10)
+    rg.tl.fit(reference, method="knn", n_neighbors=10)
     flagged = [
         rg.tl.predict(sdata, reference, inplace=False).obs["out_of_reference"].mean() for sdata in sections.values()
     ]

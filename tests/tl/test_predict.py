@@ -28,6 +28,11 @@ def test_evidence_is_recomputed_from_the_counts_of_the_cited_spots(sections, pre
         )
     }
     order = sections["donor1"].tables["table"].var_names.get_indexer(table.var_names)
+    everything = np.stack(list(values.values()))
+    donors = np.array([name.split(":")[0] for name in values])
+    # Sections are brought to the mean of the reference.
+    shift = {donor: everything[donors == donor].mean(axis=0) - everything.mean(axis=0) for donor in set(donors)}
+    values = {name: row - shift[name.split(":")[0]] for name, row in values.items()}
     for i in range(table.n_obs):
         rows, weights = table.obsm["retrieval_rows"][i], table.obsm["retrieval_weights"][i]
         expected = sum(w * values[cited["reference"].iloc[r]][order] for r, w in zip(rows, weights, strict=True))
@@ -90,14 +95,14 @@ def test_methods_share_one_interface(query, reference, method):
 
 def test_own_donor_is_never_cited(sections):
     reference = rg.tl.build_reference(sections, use_rep="X_colour")
-    rg.tl.fit(reference, n_neighbors=10)
+    rg.tl.fit(reference, method="knn", n_neighbors=10)
     rg.tl.predict(sections["donor2"], reference)
     assert set(rg.get.neighbors(sections["donor2"])["donor"]) == {"donor1", "donor3"}
 
 
 def test_exclusion_can_be_switched_off_loudly(sections, caplog):
     reference = rg.tl.build_reference(sections, use_rep="X_colour")
-    rg.tl.fit(reference, n_neighbors=10)
+    rg.tl.fit(reference, method="knn", n_neighbors=10)
     with caplog.at_level(logging.WARNING):
         table = rg.tl.predict(sections["donor2"], reference, exclude=(), inplace=False)
     assert "`exclude` is empty" in caplog.text
@@ -168,7 +173,7 @@ def test_a_spot_alone_is_predicted_as_in_its_section(query, reference, method):
 def test_row_order_of_the_reference_does_not_matter(query, reference):
     shuffled = reference[np.random.default_rng(0).permutation(reference.n_obs)].copy()
     for one in (reference, shuffled):
-        rg.tl.fit(one, n_neighbors=10)
+        rg.tl.fit(one, method="knn", n_neighbors=10)
     assert reference.uns["ragst"]["content_hash"] == shuffled.uns["ragst"]["content_hash"]
     first, second = (rg.tl.predict(query, one, inplace=False) for one in (reference, shuffled))
     np.testing.assert_allclose(first.X, second.X, atol=1e-5)
@@ -267,7 +272,7 @@ def test_a_donor_is_the_same_however_its_number_is_stored(sections, own):
     numbered(sections, ["donor1", "donor2", "donor3"], [1, 2, own])
     training = {name: sections[name] for name in ("donor1", "donor2")}
     reference = rg.tl.build_reference(training, use_rep="X_colour")
-    rg.tl.fit(reference, n_neighbors=10)
+    rg.tl.fit(reference, method="knn", n_neighbors=10)
     table = rg.tl.predict(sections["donor3"], reference, inplace=False)
     assert set(rg.get.neighbors(table)["donor"]) == {"2"}
     rg.tl.fit(reference, method="ridge", n_neighbors=10)
@@ -289,7 +294,7 @@ def test_the_donor_column_of_the_reference_is_remembered(sections, same_donor):
         sdata.tables["table"].obs = obs.rename(columns={"donor": "patient"})
     training = {name: sections[name] for name in ("donor1", "donor2")}
     reference = rg.tl.build_reference(training, use_rep="X_colour", donor_key="patient")
-    rg.tl.fit(reference, n_neighbors=10)
+    rg.tl.fit(reference, method="knn", n_neighbors=10)
     table = rg.tl.predict(same_donor, reference, inplace=False)
     assert set(rg.get.neighbors(table)["donor"]) == {"donor2"}
 
@@ -318,7 +323,7 @@ def test_where_takes_any_scalar(sections, query, value):
         obs["lane"] = (i == 0) if isinstance(value, np.bool_) else i + 1
     training = {name: sections[name] for name in ("donor1", "donor2")}
     reference = rg.tl.build_reference(training, use_rep="X_colour", obs="lane")
-    rg.tl.fit(reference, n_neighbors=10)
+    rg.tl.fit(reference, method="knn", n_neighbors=10)
     table = rg.tl.predict(query, reference, where={"lane": value}, inplace=False)
     assert ("donor2" in set(rg.get.neighbors(table)["donor"])) == isinstance(value, list)
 
@@ -333,7 +338,7 @@ def test_spots_with_fewer_eligible_rows_do_not_lower_the_others(sections, query)
     training = {name: sections[name] for name in ("donor1", "donor2")}
     reference = rg.tl.build_reference(training, use_rep="X_colour")
     reference = reference[(reference.obs["donor"] == "donor1") | (np.arange(reference.n_obs) % 8 == 0)].copy()
-    rg.tl.fit(reference, n_neighbors=20)
+    rg.tl.fit(reference, method="knn", n_neighbors=20)
     query.tables["table"].obs["donor"] = ["donor1"] + ["donor3"] * (query.tables["table"].n_obs - 1)
     cited = (rg.tl.predict(query, reference, inplace=False).obsm["retrieval_rows"] >= 0).sum(axis=1)
     assert cited[0] == (reference.obs["donor"] == "donor2").sum() < 20

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._reference import panel_codes
+from ragst_sd._reference import panel_codes, section_codes
 from ragst_sd._results import gene_index, matching_reference, predicted, spot_index
 from ragst_sd.retrieval.training import dense
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
+
+
+_NOT_MEASURED = ("not measured", "", "", np.nan, np.nan, np.nan, np.nan)
+_COLUMNS = ["reference", "donor", "sample", "weight", "value", "correction", "contribution"]
 
 
 def explain(
@@ -45,9 +49,10 @@ def explain(
     Returns
     -------
     For each spot and gene one line per cited row by falling weight, and a last line `adjustment`: `query`, `gene`,
-    `reference`, `donor`, `sample`, `weight`, `value` (measured, in the unit of the prediction), `contribution`
-    (weight times value). Contributions add up to the prediction. Rows that did not measure the gene have weight 0 and
-    value NaN, and the others share their weight. Methods that cite nobody give `reference mean` and `adjustment`. A
+    `reference`, `donor`, `sample`, `weight`, `value` (measured, in the unit of the prediction), `correction` (what brings
+    the row's section to the mean of the reference; 0 where sections were not centred), `contribution` (weight times the
+    sum of value and correction). Contributions add up to the prediction. Rows that did not measure the gene have weight 0
+    and value NaN, and the others share their weight. Methods that cite nobody give `reference mean` and `adjustment`. A
     spot without an embedding, or a gene that no cited row measured, gives a line `not measured` with NaN.
 
     Raises
@@ -65,7 +70,7 @@ def explain(
     ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
     >>> query = sections.pop("donor3")
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
-    >>> rg.tl.fit(reference)
+    >>> rg.tl.fit(reference, method="knn")
     >>> rg.tl.predict(query, reference)
     >>> spot, gene = query.tables["predicted"].obs_names[0], reference.var_names[0]
     >>> parts = rg.get.explain(query, reference, obs_name=spot, gene=gene)
@@ -85,8 +90,9 @@ def explain(
     for i, spot in enumerate(spots):
         for j, one in enumerate(genes):
             lines = bank.lines(spot, j, evidence[i, j])
-            lines.append(("adjustment", "", "", np.nan, np.nan, float(prediction[i, j]) - float(evidence[i, j])))
-            frame = pd.DataFrame(lines, columns=["reference", "donor", "sample", "weight", "value", "contribution"])
+            added = float(prediction[i, j]) - float(evidence[i, j])
+            lines.append(("adjustment", "", "", np.nan, np.nan, np.nan, added))
+            frame = pd.DataFrame(lines, columns=_COLUMNS)
             frame.insert(0, "gene", table.var_names[one])
             frame.insert(0, "query", table.obs_names[spot])
             parts.append(frame)
@@ -105,6 +111,12 @@ class _Bank:
         self._values = dense(reference.X[at][:, columns]) if len(at) else np.zeros((0, len(columns)))
         panels = panel_codes(reference, reference.uns[_keys.ATTRS])[at]
         self._measured = np.asarray(reference.varm[_keys.MEASURED])[columns][:, panels].T
+        shifts = reference.uns[_keys.ATTRS][_keys.FIT]["parameters"].get("section_shifts")
+        self._corrections = (
+            np.zeros_like(self._values)
+            if shifts is None
+            else -np.asarray(shifts)[section_codes(reference)[at]][:, columns]
+        )
         self._cites_nobody = bool((self._rows < 0).all()) and len(self._cited) == 0
 
     def lines(self, spot: int, gene: int, evidence: float) -> list[tuple]:
@@ -113,19 +125,18 @@ class _Bank:
         rows, weights = rows[used], weights[used]
         if not len(rows):
             if self._cites_nobody and np.isfinite(evidence):
-                return [("reference mean", "", "", 1.0, float(evidence), float(evidence))]
-            return [("not measured", "", "", np.nan, np.nan, np.nan)]
+                return [("reference mean", "", "", 1.0, float(evidence), 0.0, float(evidence))]
+            return [_NOT_MEASURED]
         measured = self._measured[rows, gene]
         if not measured.any():
-            return [("not measured", "", "", np.nan, np.nan, np.nan)]
+            return [_NOT_MEASURED]
         weights = np.where(measured, weights, 0.0)
         weights = weights / weights.sum()
         values = np.where(measured, self._values[rows, gene], np.nan)
+        corrections = np.where(measured, self._corrections[rows, gene], np.nan)
+        contributions = np.where(weights > 0, weights * (values + corrections), 0.0)
         order = np.lexsort((rows, -weights))
         cited = self._cited.iloc[rows[order]]
-        return [
-            (str(name), str(donor), str(sample), float(weight), float(value), float(weight * value) if weight else 0.0)
-            for name, donor, sample, weight, value in zip(
-                cited["reference"], cited[_keys.DONOR], cited[_keys.SAMPLE], weights[order], values[order], strict=True
-            )
-        ]
+        names = (cited[name].astype(str) for name in ("reference", _keys.DONOR, _keys.SAMPLE))
+        numbers = (part[order].tolist() for part in (weights, values, corrections, contributions))
+        return list(zip(*names, *numbers, strict=True))

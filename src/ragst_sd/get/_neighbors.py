@@ -58,7 +58,7 @@ def neighbors(
     ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
     >>> query = sections.pop("donor3")
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
-    >>> rg.tl.fit(reference)
+    >>> rg.tl.fit(reference, method="knn")
     >>> rg.tl.predict(query, reference)
     >>> table = rg.get.neighbors(query, obs_names=query.tables["predicted"].obs_names[0])
     >>> set(table["donor"]) <= {"donor1", "donor2"}

@@ -175,7 +175,8 @@ def _evidence(
     if not np.isfinite(total):
         msg = f"None of the spots cited for {name!r} measured {gene!r}: there is no prediction to show."
         raise ValueError(msg)
-    return Evidence(rows.iloc[:n_shown], rows.iloc[n_shown:], adjustment, total)
+    correction = float(np.nansum(rows["weight"] * rows["correction"]))
+    return Evidence(rows.iloc[:n_shown], rows.iloc[n_shown:], correction, adjustment, total)
 
 
 def _fields(section: Section, header: dict[str, Any]) -> list[FieldOfView]:

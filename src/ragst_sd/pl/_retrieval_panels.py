@@ -36,6 +36,8 @@ class Evidence:
     """Cited rows that get a picture, as `rg.get.explain` lists them."""
     others: pd.DataFrame
     """Cited rows that are lumped together."""
+    correction: float
+    """What brings the sections of all cited rows to the mean of the reference; 0 where they were not centred."""
     adjustment: float
     total: float
 
@@ -46,12 +48,19 @@ class Evidence:
 
     @property
     def steps(self) -> list[tuple[str, float, str]]:
-        """Label, contribution and colour of each step from zero to the prediction."""
-        steps = [("", float(value), _style.EVIDENCE) for value in self.shown["contribution"]]
+        """Label, contribution and colour of each step from zero to the prediction; rows bring weight times value."""
+        steps = [("", float(value), _style.EVIDENCE) for value in weighted_values(self.shown)]
         if len(self.others):
             label = f"{len(self.others)} more" if len(self.shown) else f"{len(self.others)} rows"
-            steps.append((label, float(self.others["contribution"].sum()), _style.OTHERS))
+            steps.append((label, float(weighted_values(self.others).sum()), _style.OTHERS))
+        if self.correction:
+            steps.append(("sections", self.correction, _style.ADJUSTMENT))
         return [*steps, ("adjustment", self.adjustment, _style.ADJUSTMENT)]
+
+
+def weighted_values(rows: pd.DataFrame) -> pd.Series:
+    """Weight times measured value; 0 for a row that did not measure the gene."""
+    return (rows["weight"] * rows["value"]).fillna(0.0)
 
 
 def design_size(evidence: Evidence) -> tuple[float, float]:
@@ -179,7 +188,7 @@ def _draw_mosaic(stage: Stage, column: int, pictures: Any, places: np.ndarray, e
     middle, below = _column_left(column) + _THUMBNAIL / 2, _THUMBNAIL_TOP + _THUMBNAIL + 0.05
     more = f"and {len(evidence.others)} more"
     stage.text(middle, _THUMBNAIL_TOP - 0.05, more, size=9, ha="center", va="bottom", fontweight="bold")
-    share, contribution = evidence.others["weight"].sum(), evidence.others["contribution"].sum()
+    share, contribution = evidence.others["weight"].sum(), weighted_values(evidence.others).sum()
     stage.text(middle, below, f"weight {share:.1%}", size=8, ha="center", va="top")
     if share > 0:
         mean = _style.number(contribution / share, _style.decimals_for(evidence.shown["value"]))

@@ -15,6 +15,8 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ragst_sd.retrieval.search import Candidates
+
 _BLOCK_VALUES = 2**24
 
 
@@ -98,6 +100,20 @@ def _votes_by_panel(rows: np.ndarray, weights: np.ndarray, panels: np.ndarray, n
     """(n, panels) sum of the weights that each panel's rows hold."""
     code = np.where(rows >= 0, panels[np.maximum(rows, 0)], 0)
     return np.stack([np.where(code == p, weights, 0).sum(axis=1) for p in range(n_panels)], axis=1)
+
+
+def select_cited(found: Candidates, weights: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The `n_neighbors` candidates with the largest weights (nearer first among equals), weights adding up to one.
+
+    Returns
+    -------
+    Rows, weights and distances, each (n, n_neighbors); a candidate without weight is not cited: its row is -1.
+    """
+    order = np.argsort(-weights, axis=1, kind="stable")[:, :n_neighbors]
+    rows, kept, distances = (np.take_along_axis(a, order, axis=1) for a in (found.rows, weights, found.distances))
+    total = kept.sum(axis=1, keepdims=True)
+    kept = np.divide(kept, total, out=np.zeros_like(kept), where=total > 0)
+    return np.where(kept > 0, rows, -1), kept, np.where(kept > 0, distances, np.nan)
 
 
 def effective_n(weights: np.ndarray) -> np.ndarray:

@@ -1,8 +1,20 @@
-"""Stage 2: how much weight each candidate gets."""
+"""Stage 2: how much weight each candidate gets.
+
+Logits say how well a candidate fits, and a gate turns the logits of a query's candidates into weights. All gates give
+the best candidate weight, give absent candidates none, and add up to one.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
 
 
 def uniform_gate(distances: np.ndarray) -> np.ndarray:
@@ -28,3 +40,54 @@ def distance_gate(distances: np.ndarray, sharpness: float) -> np.ndarray:
 def _normalised(raw: np.ndarray) -> np.ndarray:
     total = raw.sum(axis=1, keepdims=True)
     return np.divide(raw, total, out=np.zeros_like(raw), where=total > 0)
+
+
+def softmax(logits: Tensor, null: Tensor | None = None, temperature: float | None = None) -> Tensor:
+    r"""Weights :math:`w_j \propto \exp(a_j)`, (n, K). A null slot takes nothing: weights are shared among candidates."""
+    return torch.softmax(logits, dim=1)
+
+
+def entmax(logits: Tensor, null: Tensor | None = None, temperature: float | None = None) -> Tensor:
+    r"""Sparse weights: :math:`w_j = [a_j / 2 - \tau]_+^2` with :math:`\tau` such that they add up to one (1.5-entmax).
+
+    Candidates far below the best get exactly none. Peters, Niculae and Martins (2019), https://doi.org/10.18653/v1/P19-1146;
+    the threshold is found exactly, by sorting.
+    """
+    scaled = (logits - logits.max(dim=1, keepdim=True).values) / 2
+    ordered = scaled.sort(dim=1, descending=True).values
+    finite = torch.isfinite(ordered)
+    ordered = ordered.masked_fill(~finite, 0.0)
+    count = torch.arange(1, logits.shape[1] + 1, dtype=logits.dtype, device=logits.device)
+    mean = (ordered * finite).cumsum(dim=1) / count
+    mean_square = (ordered**2 * finite).cumsum(dim=1) / count
+    spread = count * (mean_square - mean**2)
+    threshold = mean - ((1 - spread) / count).clamp_min(0.0).sqrt()
+    support = ((threshold <= ordered) & finite).sum(dim=1, keepdim=True)
+    tau = threshold.gather(1, support - 1)
+    weights = (scaled.masked_fill(~torch.isfinite(scaled), -torch.inf) - tau).clamp_min(0.0) ** 2
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def gumbel(logits: Tensor, null: Tensor | None = None, temperature: float | None = None) -> Tensor:
+    r"""Candidates are taken in or left out one by one, and those taken share the weight equally.
+
+    Candidate j is in if :math:`a_j - a_0 > 0`, with :math:`a_0` the logit of a null slot (0 if left out). In training
+    (with a `temperature` :math:`\tau`) logistic noise L, the difference of two Gumbel variables, is added, and the gradient
+    passes straight through the hard choice to :math:`\sigma((a_j - a_0 + L) / \tau)`. Without a temperature there is no noise. The
+    best candidate is always in. Jang, Gu and Poole (2017), https://arxiv.org/abs/1611.01144.
+    """
+    margin = logits if null is None else logits - null
+    if temperature is not None:
+        uniform = torch.rand_like(margin).clamp(1e-6, 1 - 1e-6)
+        margin = margin + torch.log(uniform) - torch.log1p(-uniform)
+    hard = (margin > 0).to(logits.dtype)
+    best = torch.nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)
+    hard = torch.maximum(hard, best)
+    if temperature is not None:
+        soft = torch.sigmoid(margin / temperature)
+        hard = hard + soft - soft.detach()
+    return hard / hard.sum(dim=1, keepdim=True)
+
+
+GATES: dict[str, Callable[..., Tensor]] = {"softmax": softmax, "entmax": entmax, "gumbel": gumbel}
+"""By name: (logits (n, K), -inf for absent candidates; null (n, 1) or `None`; temperature, `None` at prediction) -> weights."""

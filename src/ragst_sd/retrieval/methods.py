@@ -7,15 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ragst_sd.retrieval.adjustment import apply_adjustment
 from ragst_sd.retrieval.baselines import fit_ridge, ridge_adjustment
+from ragst_sd.retrieval.bleep import BLEEP_OPTIONS, bleep_bank, bleep_phi, fit_bleep
+from ragst_sd.retrieval.centering import section_shifts
 from ragst_sd.retrieval.gate import distance_gate, uniform_gate
-from ragst_sd.retrieval.projection import fit_pca
-from ragst_sd.retrieval.training import Training, reference_mean
+from ragst_sd.retrieval.mlp import MLP_OPTIONS, fit_mlp, mlp_adjustment
+from ragst_sd.retrieval.projection import fit_pca, project
+from ragst_sd.retrieval.rag import OPTIONS as RAG_OPTIONS
+from ragst_sd.retrieval.rag import fit_rag, rag_gate, rag_phi
+from ragst_sd.retrieval.residual import fit_residual, residual_adjustment
+from ragst_sd.retrieval.supervised import fit_supervised, supervised_phi
+from ragst_sd.retrieval.training import reference_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from ragst_sd.retrieval.training import Cited, Neighbourhood, Run, Training
+
 Parameters = dict[str, Any]
+
+_ALPHAS = tuple(float(alpha) for alpha in np.logspace(-3, 4, 22))
+_WEIGHTING = {"weighting": "distance", "sharpness": 2.0}
 
 
 @dataclass(frozen=True)
@@ -28,48 +41,112 @@ class Method:
     """Whether fitting uses the expression of the rows, so that their donors count as seen."""
     options: Mapping[str, Any]
     """Options and their defaults."""
-    fit: Callable[[Training, np.ndarray, Mapping[str, Any]], Parameters]
-    """(training, phi of its rows, options) -> plain parameters."""
-    gate: Callable[[Parameters, np.ndarray], np.ndarray] | None = None
-    """(parameters, distances (n, k)) -> weights (n, k)."""
-    adjustment: Callable[[Parameters, np.ndarray], np.ndarray] | None = None
-    """(parameters, phi of the queries (n, p)) -> (n, g); `None` is zero."""
+    fit: Callable[[Training, np.ndarray, Mapping[str, Any], Run], Parameters]
+    """(training, principal components of its rows, options, run) -> plain parameters."""
+    phi: Callable[[Parameters, np.ndarray], np.ndarray] | None = None
+    """(parameters, principal components (n, p)) -> (n, q); `None` leaves them as they are."""
+    bank: Callable[[Parameters, Training, np.ndarray], np.ndarray] | None = None
+    """(parameters, training, principal components) -> rows in phi-space, where they are not phi of their embedding."""
+    gate: Callable[[Parameters, Neighbourhood], np.ndarray] | None = None
+    """(parameters, candidates of each query) -> weights (n, K)."""
+    adjustment: Callable[[Parameters, np.ndarray, Cited], np.ndarray] | None = None
+    """(parameters, phi of the queries, cited rows) -> (n, g), what is added to the evidence; `None` is zero."""
     per_gene: tuple[str, ...] = ()
     """Parameters of the adjustment whose last axis is genes."""
-    projection: Mapping[str, Any] = field(default_factory=lambda: {"n_components": 64})
-    """Options of phi and their defaults."""
+    per_row: tuple[str, ...] = ()
+    """Parameters whose first axis is the rows of the reference."""
+    candidates: str = "nearest"
+    """How stage 1 finds candidates: `"nearest"`, or `"random"` for a control."""
+    shared: Mapping[str, Any] = field(default_factory=lambda: {"n_components": 64})
+    """Options of every method."""
 
 
-def _knn_gate(parameters: Parameters, distances: np.ndarray) -> np.ndarray:
+def _knn_gate(parameters: Parameters, hood: Neighbourhood) -> np.ndarray:
     if parameters["weighting"] == "uniform":
-        return uniform_gate(distances)
-    return distance_gate(distances, float(parameters["sharpness"]))
+        return uniform_gate(hood.distances)
+    return distance_gate(hood.distances, float(parameters["sharpness"]))
 
 
-def _fit_knn(training: Training, key: np.ndarray, options: Mapping[str, Any]) -> Parameters:
+def _fit_knn(training: Training, key: np.ndarray, options: Mapping[str, Any], run: Run) -> Parameters:
     if options["weighting"] not in ("uniform", "distance"):
         msg = f"`weighting` is {options['weighting']!r}; it must be 'uniform' or 'distance'."
         raise ValueError(msg)
-    return dict(options)
+    return {name: options[name] for name in _WEIGHTING}
 
+
+def _fit_knn_supervised(training: Training, key: np.ndarray, options: Mapping[str, Any], run: Run) -> Parameters:
+    return {**_fit_knn(training, key, options, run), **fit_supervised(training, key, alphas=options["alphas"])}
+
+
+def _fit_ridge_residual(training: Training, key: np.ndarray, options: Mapping[str, Any], run: Run) -> Parameters:
+    fitted = fit_residual(training, key, alphas=options["alphas"], centred=bool(options["center_sections"]))
+    return {**_fit_knn(training, key, options, run), **fitted}
+
+
+_RAG = {"options": {"center_sections": True, **RAG_OPTIONS}, "phi": rag_phi, "gate": rag_gate}
+_T = {"adjustment": apply_adjustment, "per_gene": ("adjustment_out",)}
 
 METHODS: dict[str, Method] = {
+    "rag": Method(cites=True, learns_expression=True, fit=fit_rag, **_RAG, **_T),
     "knn": Method(
         cites=True,
         learns_expression=False,
-        options={"weighting": "distance", "sharpness": 2.0},
+        options={"center_sections": True, **_WEIGHTING},
         fit=_fit_knn,
         gate=_knn_gate,
+    ),
+    "knn_supervised": Method(
+        cites=True,
+        learns_expression=True,
+        options={"center_sections": True, **_WEIGHTING, "alphas": _ALPHAS},
+        fit=_fit_knn_supervised,
+        phi=supervised_phi,
+        gate=_knn_gate,
+    ),
+    "ridge_residual": Method(
+        cites=True,
+        learns_expression=True,
+        options={"center_sections": True, **_WEIGHTING, "alphas": _ALPHAS},
+        fit=_fit_ridge_residual,
+        gate=_knn_gate,
+        adjustment=residual_adjustment,
+        per_gene=("coefficients", "intercept", "fold_coefficients", "fold_intercept", "measured"),
+        per_row=("folds", "panels"),
+    ),
+    "bleep": Method(
+        cites=True,
+        learns_expression=True,
+        options={"center_sections": True, **BLEEP_OPTIONS},
+        fit=fit_bleep,
+        phi=bleep_phi,
+        bank=bleep_bank,
+        gate=lambda parameters, hood: uniform_gate(hood.distances),
+    ),
+    "random_rag": Method(
+        cites=True,
+        learns_expression=True,
+        fit=lambda training, key, options, run: fit_rag(training, key, options, run, candidates="random"),
+        candidates="random",
+        **_RAG,
+        **_T,
     ),
     "ridge": Method(
         cites=False,
         learns_expression=True,
-        options={"alphas": tuple(float(alpha) for alpha in np.logspace(-3, 4, 22))},
-        fit=lambda training, key, options: fit_ridge(training, key, alphas=options["alphas"]),
-        adjustment=ridge_adjustment,
+        options={"alphas": _ALPHAS},
+        fit=lambda training, key, options, run: fit_ridge(training, key, alphas=options["alphas"]),
+        adjustment=lambda parameters, phi, cited: ridge_adjustment(parameters, phi),
         per_gene=("coefficients", "intercept"),
     ),
-    "mean": Method(cites=False, learns_expression=True, options={}, fit=lambda training, key, options: {}),
+    "mlp": Method(
+        cites=False,
+        learns_expression=True,
+        options=MLP_OPTIONS,
+        fit=fit_mlp,
+        adjustment=lambda parameters, phi, cited: mlp_adjustment(parameters, phi),
+        per_gene=("coefficients", "intercept"),
+    ),
+    "mean": Method(cites=False, learns_expression=True, options={}, fit=lambda *_: {}),
 }
 
 
@@ -84,7 +161,7 @@ def resolve_options(name: str, given: Mapping[str, Any] | None) -> dict[str, Any
     if name not in METHODS:
         msg = f"`method` is {name!r}; available: {', '.join(map(repr, METHODS))}."
         raise ValueError(msg)
-    defaults = {**METHODS[name].projection, **METHODS[name].options}
+    defaults = {**METHODS[name].shared, **METHODS[name].options}
     unknown = sorted(set(given or {}) - set(defaults))
     if unknown:
         msg = f"Method {name!r} has no option {', '.join(map(repr, unknown))}; it has {', '.join(map(repr, defaults))}."
@@ -92,15 +169,16 @@ def resolve_options(name: str, given: Mapping[str, Any] | None) -> dict[str, Any
     return {**defaults, **(given or {})}
 
 
-def fit_method(name: str, training: Training, options: Mapping[str, Any]) -> tuple[Parameters, np.ndarray]:
-    """Fit phi and the method.
+def fit_method(
+    name: str, training: Training, options: Mapping[str, Any], run: Run
+) -> tuple[Parameters, np.ndarray, np.ndarray]:
+    """Fit the principal components and the method on top of them.
 
     Returns
     -------
-    Plain parameters (phi, per-gene reference mean, and the method's own), and the rows in phi-space.
+    Plain parameters (the components, the per-gene reference mean, shifts of sections, and the method's own), the rows
+    in phi-space as a bank, and as queries.
     """
-    from ragst_sd.retrieval.projection import project
-
     n_components = int(options["n_components"])
     if n_components < 1:
         msg = f"`n_components` is {n_components}; it must be at least 1."
@@ -110,6 +188,22 @@ def fit_method(name: str, training: Training, options: Mapping[str, Any]) -> tup
         msg = "The embeddings do not vary between the rows of the reference: nothing can be searched."
         raise ValueError(msg)
     key = project(training.embedding, mean, axes)
-    own = METHODS[name].fit(training, key, options)
-    shared = {"projection_mean": mean, "projection": axes, "reference_mean": reference_mean(training)}
-    return {**shared, **own}, key
+    method = METHODS[name]
+    parameters = {
+        "projection_mean": mean,
+        "projection": axes,
+        "reference_mean": reference_mean(training),
+        **method.fit(training, key, options, run),
+    }
+    if options.get("center_sections"):
+        parameters["section_shifts"] = section_shifts(training)
+    phi = key if method.phi is None else method.phi(parameters, key)
+    bank = phi if method.bank is None else method.bank(parameters, training, key)
+    return parameters, bank, phi
+
+
+def phi_of(name: str, parameters: Parameters, embedding: np.ndarray) -> np.ndarray:
+    """Phi of standardised embeddings (n, d)."""
+    key = project(embedding, np.asarray(parameters["projection_mean"]), np.asarray(parameters["projection"]))
+    phi = METHODS[name].phi
+    return key if phi is None else phi(parameters, key)

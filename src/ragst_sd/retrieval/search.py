@@ -7,6 +7,7 @@ candidates cannot be proven to hold its true neighbours is searched again in flo
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -118,6 +119,36 @@ def search(
         rows[doubtful], squared[doubtful] = _thorough(queries, bank, k, eligibility, tie_order, doubtful)
     distances = squared / 2 if metric == "cosine" else np.sqrt(squared)
     return Candidates(rows, np.where(rows >= 0, distances, np.nan))
+
+
+def find_candidates(
+    queries: np.ndarray,
+    bank: np.ndarray,
+    k: int,
+    *,
+    eligibility: Eligibility,
+    how: str = "nearest",
+    tie_order: np.ndarray | None = None,
+    metric: str = "euclidean",
+    backend: str = "auto",
+) -> Candidates:
+    """Stage 1: the `"nearest"` eligible rows, or for a control as many `"random"` ones, nearest first."""
+    if how == "nearest":
+        return search(queries, bank, k, eligibility=eligibility, tie_order=tie_order, metric=metric, backend=backend)
+    tie_order = np.arange(len(bank)) if tie_order is None else np.asarray(tie_order)
+    # Rows are drawn in the order of their ids, from a seed that is the query itself: neither its company nor the order
+    # of the bank matters.
+    by_id = np.argsort(tie_order)
+    rows = np.full((len(queries), k), -1, dtype=np.int64)
+    for i, query in enumerate(np.ascontiguousarray(queries, dtype=np.float64)):
+        eligible = by_id[eligibility.mask(np.array([i]), by_id)[0]]
+        seed = int.from_bytes(hashlib.blake2b(np.round(query, 6).tobytes(), digest_size=8).digest(), "little")
+        drawn = np.random.default_rng(seed).permutation(len(eligible))[:k]
+        rows[i, : len(drawn)] = eligible[drawn]
+    ranked, squared = _rank(
+        np.asarray(queries, dtype=np.float64), np.asarray(bank, dtype=np.float64), rows, k, tie_order
+    )
+    return Candidates(ranked, np.where(ranked >= 0, np.sqrt(squared), np.nan))
 
 
 def _unit(points: np.ndarray) -> np.ndarray:

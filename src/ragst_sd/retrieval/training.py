@@ -3,9 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a fit is carried out, whatever the method."""
+
+    rng: int = 0
+    device: str = "cpu"
+    amp: bool = False
+    """Whether matrix products may be taken in bfloat16."""
+    progress: bool = False
+    n_neighbors: int = 50
+    n_candidates: int = 50
+
+
+class Neighbourhood(NamedTuple):
+    """Candidates of each query, as a gate sees them."""
+
+    phi: np.ndarray
+    """(n, q) queries in phi-space."""
+    rows: np.ndarray
+    """(n, K) rows of the bank, nearest first, -1 for none."""
+    distances: np.ndarray
+    """(n, K); NaN for none."""
+    bank: np.ndarray
+    """(m, q) rows in phi-space."""
+    state: np.ndarray
+    """(n, s) state of the queries; s may be 0."""
+
+
+class Cited(NamedTuple):
+    """Rows that a prediction rests on."""
+
+    rows: np.ndarray
+    """(n, k) rows of the bank; -1 for none, and everywhere for methods that cite nobody."""
+    weights: np.ndarray
+    """(n, k)."""
+    bank: np.ndarray
+    """(m, q) rows in phi-space."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +63,20 @@ class Training:
     """(m,) codes of the groups that inner cross-validation holds out (donors wherever there are two)."""
     sections: np.ndarray
     """(m,) codes of the sections."""
+    donors: np.ndarray | None = None
+    """(m,) codes of the donors where there are several; rows of one donor never serve each other as neighbours."""
+    state: np.ndarray | None = None
+    """(m, s) state of each row (tissue around it, organ, technology), for gates that look at it."""
+
+    @property
+    def states(self) -> np.ndarray:
+        """The state of each row; (m, 0) where none was given."""
+        return np.zeros((len(self.embedding), 0)) if self.state is None else self.state
+
+    @property
+    def groups(self) -> np.ndarray:
+        """(m, e) codes of the groups whose rows are not neighbours of each other in training."""
+        return np.stack([self.folds] if self.donors is None else [self.folds, self.donors], axis=1)
 
     def rows_that_measured(self, gene_pattern: np.ndarray) -> np.ndarray:
         """Rows whose panel is marked in a (panels,) pattern."""

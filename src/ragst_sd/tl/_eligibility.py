@@ -84,7 +84,7 @@ def refuse_seen_rows(
     method = fit["method"]
     if not METHODS[method].learns_expression:
         return
-    if where is not None:
+    if where is not None and not METHODS[method].cites:
         msg = (
             f"Method {method!r} predicts from all rows that it was fitted on, so `where` cannot restrict it. Fit it on "
             "the rows you want: `part = reference[mask].copy()`, then `rg.tl.fit(part, ...)`."

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._results import gene_index, predicted
-from ragst_sd._validate import hint, listing
+from ragst_sd._validate import hint, listing, require_key
 from ragst_sd.reference.genes import take_genes
+from ragst_sd.reference.noise_ceiling import noise_ceiling
 from ragst_sd.tl._metrics import METRICS
-from ragst_sd.tl._truth import normalized_truth, shared_genes, shared_spots, truth_table
+from ragst_sd.tl._section_metrics import SECTION_METRICS, section_metrics
+from ragst_sd.tl._truth import (
+    normalized_truth,
+    shared_genes,
+    shared_spots,
+    size_factor_genes,
+    truth_counts,
+    truth_table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import pandas as pd
+    import scipy.sparse as sp
     from anndata import AnnData
     from spatialdata import SpatialData
 
 SPOT_METRICS = (_keys.EFFECTIVE_N, _keys.EVIDENCE_SHARE, _keys.OUT_OF_REFERENCE)
+CEILING_METRICS = ("noise_ceiling", "share_of_ceiling")
+CHOICES = (*METRICS, *CEILING_METRICS, *SECTION_METRICS)
+# Below this ceiling a gene is noise, and a share of it says nothing.
+MIN_CEILING = 0.1
 
 
 def evaluate(
@@ -33,7 +47,9 @@ def evaluate(
     unit: str = "counts",
     genes: Sequence[str] | None = None,
     sample_key: str = "sample",
+    label_key: str = "label",
     metrics: Sequence[str] | None = None,
+    rng: int = 0,
 ) -> pd.DataFrame:
     """Compare a prediction with what was measured.
 
@@ -58,22 +74,45 @@ def evaluate(
         Genes to compare; all that both tables have if left out.
     sample_key
         Column of the measured table's `.obs` that names the sections; one section if it is not there.
+    label_key
+        Column of the measured table's `.obs` with labels of the spots, for `"domain_ari"`; missing or empty is
+        unlabelled.
     metrics
-        Some of `"pearson"`, `"spearman"`, `"rmse"`, `"variance_kept"`; all if left out.
+        Some of the following; `"pearson"`, `"spearman"`, `"rmse"` and `"variance_kept"` if left out.
+
+        Per gene: `"pearson"`, `"spearman"`, `"rmse"` and `"variance_kept"` (variance of the prediction over that of
+        the truth). `"noise_ceiling"` is the largest Pearson correlation that the noise of counting allows, from
+        binomial halves of the counts, and `"share_of_ceiling"` is `"pearson"` over it; both need counts.
+
+        Per section, over genes: `"moran_agreement"` is the Pearson correlation between Moran's I of the prediction and
+        of the truth, on a graph of the 6 nearest spots; `"svg_overlap"` the share of the 20 most spatially variable
+        genes of the truth that are among those of the prediction; `"gene_correlation_agreement"` the Pearson
+        correlation between the gene-gene correlations of both, which does not ask where the values are; `"domain_ari"`
+        the adjusted Rand index between labels and k-means clusters of the prediction's leading principal components,
+        as many as there are labels.
+    rng
+        Seed of the count splits and of k-means.
 
     Returns
     -------
     One line per gene, sample and metric: `gene`, `sample`, `metric`, `value`. `pearson` and `spearman` are NaN for
-    genes that do not vary, and 0 for a prediction that does not. Lines with an empty `gene` hold the means over spots
-    of `effective_n`, `evidence_share` and `out_of_reference`, and `n_spots`.
+    genes that do not vary, and 0 for a prediction that does not; `share_of_ceiling` is NaN where the ceiling is below
+    0.1. Lines with an empty `gene` hold the metrics per section, the means over spots of `effective_n`,
+    `evidence_share` and `out_of_reference`, and `n_spots`. Spots and genes without a prediction are left out of a
+    metric per section, which is NaN where it cannot be computed.
 
     Raises
     ------
     KeyError
-        If a table, gene or layer does not exist.
+        If a table, gene or layer does not exist, or a metric needs positions or labels that are not there.
     ValueError
         If the tables share no spots or genes, the truth is not counts, or it holds fewer than 200 of the genes that
         size factors rest on.
+
+    Notes
+    -----
+    The share of weight on cited rows of the query's own label needs the labels of the reference, which a prediction
+    does not carry: see `rg.tl.cross_validate`.
 
     Examples
     --------
@@ -83,7 +122,7 @@ def evaluate(
     ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
     >>> query = sections.pop("donor3")
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
-    >>> rg.tl.fit(reference)
+    >>> rg.tl.fit(reference, method="knn")
     >>> rg.tl.predict(query, reference)
     >>> scores = rg.tl.evaluate(query, metrics=["pearson"])
     >>> list(scores.columns)
@@ -95,10 +134,13 @@ def evaluate(
     measured = truth_table(sdata, truth_key, truth)
     chosen = _chosen_metrics(metrics)
     matrix, names, counted = normalized_truth(measured, header, layer, unit)
+    places, labels = _places_and_labels(chosen, table, measured, label_key)
+    counts = _counts(measured, header, layer, unit) if set(chosen) & set(CEILING_METRICS) else None
+    basis = np.isin(names, size_factor_genes(header))
     shared = shared_genes(table, names, genes)
     ours, theirs = shared_spots(table, measured, counted)
     columns = gene_index(table, shared)
-    truth_values = take_genes(matrix, names, shared)
+    truth_values, truth_columns = take_genes(matrix, names, shared), pd.Index(names).get_indexer(shared)
     samples = (
         measured.obs[sample_key].astype(str).to_numpy()[theirs]
         if sample_key in measured.obs
@@ -110,15 +152,32 @@ def evaluate(
         rows = ours[in_sample]
         values = np.asarray(table.X[rows][:, columns], dtype=np.float64)
         spots = np.isfinite(values).any(axis=1)
-        values = values[spots]
-        expected = truth_values[theirs[in_sample][spots]].toarray().astype(np.float64)
+        values, truth_rows = values[spots], theirs[in_sample][spots]
+        expected = truth_values[truth_rows].toarray().astype(np.float64)
         finite = np.isfinite(values)
-        for name in chosen:
-            score = _score(METRICS[name], values, expected, finite)
-            parts.append(pd.DataFrame({"gene": shared, "sample": sample, "metric": name, "value": score}))
+        scores = {name: _score(METRICS[name], values, expected, finite) for name in chosen if name in METRICS}
+        if counts is not None:
+            ceiling = noise_ceiling(counts[truth_rows], basis, rng=rng)[truth_columns]
+            correlation = _score(METRICS["pearson"], values, expected, finite)
+            scores["noise_ceiling"] = ceiling
+            scores["share_of_ceiling"] = correlation / np.where(ceiling >= MIN_CEILING, ceiling, np.nan)
+        parts += [
+            pd.DataFrame({"gene": shared, "sample": sample, "metric": name, "value": scores[name]})
+            for name in chosen
+            if name in scores
+        ]
         of_spots = {name: table.obs[name].to_numpy(float)[rows] for name in SPOT_METRICS}
         summary = {name: float(np.nanmean(v)) if np.isfinite(v).any() else np.nan for name, v in of_spots.items()}
         summary["n_spots"] = float(spots.sum())
+        if set(chosen) & set(SECTION_METRICS):
+            of_section = section_metrics(
+                values,
+                expected,
+                positions=None if places is None else places[rows][spots],
+                labels=None if labels is None else labels[truth_rows],
+                rng=rng,
+            )
+            summary |= {name: of_section[name] for name in chosen if name in of_section}
         parts.append(
             pd.DataFrame({"gene": "", "sample": sample, "metric": list(summary), "value": list(summary.values())})
         )
@@ -139,10 +198,41 @@ def _score(
     return score
 
 
+def _counts(measured: AnnData, header: dict[str, Any], layer: str | None, unit: str) -> sp.csr_matrix:
+    """Measured counts, in the columns of `normalized_truth`."""
+    if unit != "counts":
+        msg = (
+            f"`metrics`: a noise ceiling is estimated by splitting counts, and the truth is {unit!r}. Name the layer with "
+            f"counts with `layer=` and leave `unit='counts'`, or leave {listing(CEILING_METRICS)} out."
+        )
+        raise ValueError(msg)
+    return truth_counts(measured, header, layer)[0]
+
+
+def _places_and_labels(
+    chosen: list[str], table: AnnData, measured: AnnData, label_key: str
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Positions of predicted and labels of measured spots, where a metric needs them."""
+    places: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    if {"moran_agreement", "svg_overlap"} & set(chosen):
+        require_key(_keys.SPATIAL, table.obsm, "the predicted table's obsm", "Moran's I needs positions of the spots.")
+        places = np.asarray(table.obsm[_keys.SPATIAL], dtype=np.float64)
+    if "domain_ari" in chosen:
+        require_key(
+            label_key,
+            list(measured.obs.columns),
+            "the measured table's obs",
+            "Name the column of labels with `label_key=`.",
+        )
+        labels = np.asarray(measured.obs[label_key], dtype=object)
+    return places, labels
+
+
 def _chosen_metrics(metrics: Sequence[str] | None) -> list[str]:
     chosen = list(METRICS) if metrics is None else ([metrics] if isinstance(metrics, str) else list(metrics))
-    unknown = [name for name in chosen if name not in METRICS]
+    unknown = [name for name in chosen if name not in CHOICES]
     if unknown:
-        msg = f"`metrics` has {listing(unknown)}; available: {listing(METRICS)}.{hint(unknown[0], METRICS)}"
+        msg = f"`metrics` has {listing(unknown)}; available: {listing(CHOICES)}.{hint(unknown[0], CHOICES)}"
         raise ValueError(msg)
     return chosen

@@ -14,9 +14,12 @@ from ragst_sd._reference import (
     panel_codes,
     reference_hash,
     reference_header,
+    section_codes,
     standardized_embedding,
 )
+from ragst_sd._settings import resolve_device, settings
 from ragst_sd._validate import require_choice, require_key, require_positive
+from ragst_sd.tl._state import fit_state, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,24 +35,39 @@ METRICS = ("euclidean", "cosine")
 def fit(
     reference: AnnData,
     *,
-    method: str = "knn",
+    method: str = "rag",
     n_neighbors: int | None = None,
     n_candidates: int | None = None,
     group_key: str | None = None,
     metric: str = "euclidean",
     options: Mapping[str, Any] | None = None,
+    rng: int = 0,
+    device: str | None = None,
+    amp: bool = False,
+    progress: bool | None = None,
 ) -> None:
     r"""Fit a method on a reference.
 
-    Every method searches neighbours in phi-space, the principal components of the (standardised) embeddings.
-    `"knn"` averages the neighbours with fixed weights. `"ridge"` and `"mean"` cite nobody and are baselines.
+    Every method starts from the principal components of the (standardised) embeddings. `"rag"` learns where to search and
+    how to weigh what it finds; the others are baselines of the same standing.
+
+    | method | cites | phi | weights | adjustment |
+    |---|---|---|---|---|
+    | `rag` | rows | learned | learned gate | T, learned |
+    | `knn` | rows | principal components | fall with distance | none |
+    | `knn_supervised` | rows | what ridge predicts | fall with distance | none |
+    | `ridge_residual` | rows | principal components | fall with distance | ridge, less what it says of the cited rows |
+    | `bleep` | rows | contrastive image and expression heads | equal | none |
+    | `random_rag` | rows | learned, candidates drawn at random (a control) | learned gate | T, learned |
+    | `ridge`, `mlp` | nobody | | | regression |
+    | `mean` | nobody | | | none |
 
     Parameters
     ----------
     reference
         Made by :func:`ragst_sd.tl.build_reference`.
     method
-        `"knn"`, `"ridge"` or `"mean"`.
+        One of the table.
     n_neighbors
         Rows cited per spot at most; 50, or all rows of a smaller reference, if left out.
     n_candidates
@@ -60,8 +78,16 @@ def fit(
     metric
         `"euclidean"` or `"cosine"` distance in phi-space.
     options
-        Options of the method. All: `n_components` (64). knn: `weighting` (`"distance"` or `"uniform"`), `sharpness`
-        (2; how fast weights fall with distance). ridge: `alphas` to choose from.
+        Options of the method, see Notes.
+    rng
+        Seed of all that is drawn. The same seed and number of threads give the same fit.
+    device
+        Where `rag`, `random_rag`, `bleep` and `mlp` train, for instance `"cuda"`; the setting if left out.
+    amp
+        Whether their matrix products may be taken in bfloat16.
+    progress
+        Whether to show a bar with the inner score; the setting if left out. Ctrl-C ends training early and keeps the best
+        state, with a warning.
 
     Returns
     -------
@@ -80,9 +106,28 @@ def fit(
 
     Notes
     -----
-    knn weights fall with distance as :math:`w_j \\propto \\exp(-s\\,d_j^2/d_K^2)`. Ridge solves
-    :math:`(K^\\top K + \\alpha m I) B = K^\\top Y` on the m rows K in phi-space, with :math:`\\alpha` chosen on held-out
-    groups.
+    **rag** trains on episodes in which a row retrieves from other donors only. Its loss is the squared error of the
+    evidence in standard deviations of each gene, plus one minus its correlation within sections. The number of steps is
+    chosen on inner groups held out as queries (see `group_key`); then it is trained on all rows, from several seeds.
+
+    .. math:: \phi(x) = A x + B\,\mathrm{gelu}(C x + b), \qquad
+              a_j = -s\, \frac{\|\phi(x) - \phi(x_j)\|^2}{d_K^2} + g(\phi(x), \phi(x_j), \phi(x) - \phi(x_j), c)
+
+    The gate turns the logits :math:`a_j` into weights: `softmax`, `entmax` (1.5-entmax, sparse) or `gumbel` (rows in or out).
+    g is there if `gate_hidden` is above 0; c is the query's state: the tissue around it, and organ and technology where the
+    reference has several. T is a ridge regression of reduced rank of what the evidence missed, for every gene,
+    and zero unless it predicts held-out groups better.
+
+    Options and defaults. All: `n_components` (64). Methods that cite: `center_sections` (True; measured values are taken
+    relative to their section's mean and put on the mean of the reference). rag, random_rag: `n_latent` (32), `hidden` (0: phi is
+    linear; else units of a hidden layer), `gate` (`"softmax"`), `gate_hidden` (0), `sharpness` (2, the start of s), `dropout` (0.1), `correlation` (1, its
+    weight in the loss), `sparsity` (0, penalty on the effective number of rows), `n_train_genes` (250), `n_seeds` (3),
+    `max_steps` (120), `learning_rate`, `weight_decay`, `adjustment_rank` (16, 0 is no adjustment). knn, knn_supervised,
+    ridge_residual: `weighting` (`"distance"` or `"uniform"`), `sharpness` (2; weights are
+    :math:`w_j \propto \exp(-s\,d_j^2/d_K^2)`). ridge, knn_supervised, ridge_residual: `alphas` to choose from, of
+    :math:`(K^\top K + \alpha m I) B = K^\top Y` on the m rows K. mlp: `hidden` (64), `dropout`, `learning_rate`, `weight_decay`,
+    `max_steps`, `n_seeds`. bleep: `width` of the projections, `temperature`, `dropout`, `learning_rate`, `weight_decay`, `max_steps`
+    ([Xie et al. 2023](https://arxiv.org/abs/2306.01859)).
 
     Examples
     --------
@@ -93,24 +138,50 @@ def fit(
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rg.tl.fit(reference, method="knn", n_neighbors=20)
     """
-    from ragst_sd.retrieval.methods import fit_method, resolve_options
-    from ragst_sd.retrieval.training import Training
+    from ragst_sd.retrieval.methods import METHODS, fit_method, resolve_options
+    from ragst_sd.retrieval.training import Run, Training
 
     header = reference_header(reference)
     options = resolve_options(method, options)
     require_choice(metric, METRICS, "metric")
+    if metric != "euclidean" and METHODS[method].phi is not None:
+        msg = f"`metric` is {metric!r}, but method {method!r} learns a space with euclidean distances. Leave it out."
+        raise ValueError(msg)
+    if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
+        msg = f"`rng` is {rng!r}; it must be a whole number, at least 0."
+        raise ValueError(msg)
     n_neighbors, n_candidates = _counts(reference.n_obs, n_neighbors, n_candidates)
     folds, inner_groups = _inner_folds(reference, group_key)
+    # Sums and batches follow the ids, so that the order of the rows changes nothing.
+    order = np.argsort(id_order(reference))
+    embedding = standardized_embedding(reference, header)[order]
+    obs = reference.obs.iloc[order]
+    state = {}
+    if options.get("gate_hidden"):
+        state = fit_state(obs, embedding, len(np.atleast_1d(header["encoder"]["context"])))
+    donors = _codes(reference, _keys.DONOR)[order]
     training = Training(
-        embedding=standardized_embedding(reference, header),
-        values=reference.X,
-        panels=panel_codes(reference, header),
+        embedding=embedding,
+        values=reference.X[order],
+        panels=panel_codes(reference, header)[order],
         measured=np.asarray(reference.varm[_keys.MEASURED]).T,
-        folds=folds,
-        sections=_codes(reference, _keys.SAMPLE),
+        folds=folds[order],
+        sections=section_codes(reference)[order],
+        donors=donors if donors.max() >= 1 else None,
+        state=state_of(state, obs, embedding),
     )
-    parameters, key = fit_method(method, training, options)
-    calibration = _calibrate(key, folds, n_neighbors, metric, id_order(reference))
+    run = Run(
+        rng=int(rng),
+        device=_device(device),
+        amp=amp,
+        progress=bool(settings.progress if progress is None else progress),
+        n_neighbors=n_neighbors,
+        n_candidates=n_candidates,
+    )
+    parameters, key, queries = fit_method(method, training, options, run)
+    calibration = _calibrate(queries, key, training.groups, n_neighbors, metric)
+    back = np.argsort(order)
+    parameters |= {name: parameters[name][back] for name in METHODS[method].per_row}
     record = {
         "schema_version": _keys.SCHEMA_VERSION,
         "method": method,
@@ -118,13 +189,15 @@ def fit(
         "n_candidates": n_candidates,
         "metric": metric,
         "inner_groups": inner_groups,
-        "parameters": parameters,
+        "rng": int(rng),
+        "options": {name: np.asarray(value) if isinstance(value, tuple) else value for name, value in options.items()},
+        "parameters": {**state, **parameters},
         **calibration,
         "reference_hash": reference_hash(reference),
     }
     if not np.isfinite(calibration["distance_threshold"]):
         logger.warning("No distances between groups could be calibrated: no spot will be called out of reference.")
-    reference.obsm[_keys.RETRIEVAL_KEY] = key
+    reference.obsm[_keys.RETRIEVAL_KEY] = key[back]
     record["fit_hash"] = fit_hash(reference, header, record)
     owned = dict(reference.uns[_keys.ATTRS])
     owned["content_hash"] = record["reference_hash"]
@@ -185,20 +258,28 @@ def _inner_folds(reference: AnnData, group_key: str | None) -> tuple[np.ndarray,
     return 2 * (x > np.median(x)) + (y > np.median(y)), "spatial blocks"
 
 
+def _device(asked: str | None) -> str:
+    """Where to train: what was asked for or set, else the CPU, on which the same seed gives the same fit everywhere."""
+    wanted = settings.device if asked is None else asked
+    return "cpu" if wanted is None else str(resolve_device(wanted))
+
+
 def _calibrate(
-    key: np.ndarray, folds: np.ndarray, n_neighbors: int, metric: str, tie_order: np.ndarray
+    queries: np.ndarray,
+    key: np.ndarray,
+    groups: np.ndarray,
+    n_neighbors: int,
+    metric: str,
 ) -> dict[str, np.ndarray]:
-    """Distances of every row to its nearest rows of other groups."""
+    """Distances of every row, as a query, to its nearest rows of other groups."""
     from ragst_sd.retrieval.grounding import calibrate_distances, neighbourhood_distance
     from ragst_sd.retrieval.search import Eligibility, search
 
-    groups = folds[:, None]
     found = search(
-        key,
+        queries,
         key,
         n_neighbors,
         eligibility=Eligibility(groups, groups, np.ones(len(key), dtype=bool)),
-        tie_order=tie_order,
         metric=metric,
     )
     return calibrate_distances(neighbourhood_distance(found.distances))

@@ -5,13 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 
+def varies(values: np.ndarray) -> np.ndarray:
+    """Columns that vary by more than the rounding of their values."""
+    spread = np.sqrt(((values - values.mean(axis=0)) ** 2).sum(axis=0))
+    return spread > 1e-6 * np.maximum(1.0, np.abs(values).max(axis=0, initial=0.0))
+
+
 def pearson(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Pearson correlation over spots; NaN where the truth does not vary, 0 where only the prediction does not."""
     a, b = predicted - predicted.mean(axis=0), truth - truth.mean(axis=0)
     spread_a, spread_b = np.sqrt((a**2).sum(axis=0)), np.sqrt((b**2).sum(axis=0))
-    flat = spread_a <= 1e-6 * np.maximum(1.0, np.abs(predicted).max(axis=0, initial=0.0))
-    out = np.divide((a * b).sum(axis=0), spread_a * spread_b, out=np.zeros(a.shape[1]), where=~flat & (spread_b > 0))
-    out[spread_b == 0] = np.nan
+    known = varies(truth)
+    out = np.divide((a * b).sum(axis=0), spread_a * spread_b, out=np.zeros(a.shape[1]), where=known & varies(predicted))
+    out[~known] = np.nan
     return out
 
 
@@ -30,7 +36,7 @@ def rmse(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def variance_kept(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Variance of the prediction over the variance of the truth; NaN where the truth does not vary."""
     spread = truth.var(axis=0)
-    return np.divide(predicted.var(axis=0), spread, out=np.full(len(spread), np.nan), where=spread > 0)
+    return np.divide(predicted.var(axis=0), spread, out=np.full(len(spread), np.nan), where=varies(truth))
 
 
 METRICS = {"pearson": pearson, "spearman": spearman, "rmse": rmse, "variance_kept": variance_kept}

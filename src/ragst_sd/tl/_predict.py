@@ -144,6 +144,7 @@ def predict(
         header,
         fit,
         query.standardized,
+        query.table.obs,
         eligibility=eligibility,
         gene_index=gene_index,
         n_neighbors=n_neighbors,

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._reference import id_order, panel_codes
+from ragst_sd._reference import id_order, panel_codes, section_codes
+from ragst_sd.tl._state import state_of
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
     from ragst_sd.retrieval.search import Eligibility
@@ -35,6 +37,7 @@ def retrieve(
     header: dict[str, Any],
     fit: dict[str, Any],
     embedding: np.ndarray,
+    obs: pd.DataFrame,
     *,
     eligibility: Eligibility,
     gene_index: np.ndarray,
@@ -42,20 +45,23 @@ def retrieve(
     n_candidates: int,
     backend: str,
 ) -> Retrieved:
-    """Predict `gene_index` genes for (n, d) standardised embeddings."""
-    from ragst_sd.retrieval.evidence import effective_n, evidence_share, weighted_average
+    """Predict `gene_index` genes for (n, d) standardised embeddings of the spots that `obs` describes."""
+    from ragst_sd.retrieval.centering import weighted_shift
+    from ragst_sd.retrieval.evidence import effective_n, evidence_share, select_cited, weighted_average
     from ragst_sd.retrieval.grounding import distance_percentile, neighbourhood_distance
-    from ragst_sd.retrieval.methods import METHODS
-    from ragst_sd.retrieval.projection import project
-    from ragst_sd.retrieval.search import search
+    from ragst_sd.retrieval.methods import METHODS, phi_of
+    from ragst_sd.retrieval.search import find_candidates
+    from ragst_sd.retrieval.training import Cited, Neighbourhood
 
     parameters, method = fit["parameters"], METHODS[fit["method"]]
-    key = project(embedding, parameters["projection_mean"], parameters["projection"])
-    found = search(
-        key,
-        np.asarray(reference.obsm[_keys.RETRIEVAL_KEY]),
+    phi = phi_of(fit["method"], parameters, embedding)
+    bank = np.asarray(reference.obsm[_keys.RETRIEVAL_KEY])
+    found = find_candidates(
+        phi,
+        bank,
         n_candidates,
         eligibility=eligibility,
+        how=method.candidates,
         tie_order=id_order(reference),
         metric=fit["metric"],
         backend=backend,
@@ -64,24 +70,25 @@ def retrieve(
     nearest = found.rows[:, :n_neighbors]
     # As many neighbours as in the calibration, whatever the method and however many are cited.
     distance = neighbourhood_distance(found.distances[:, : int(fit["n_neighbors"])])
+    panels, measured = panel_codes(reference, header), np.asarray(reference.varm[_keys.MEASURED])[gene_index].T
     if method.cites:
-        rows, weights, distances = _select(found, method.gate(parameters, found.distances), n_neighbors)
-        evidence = weighted_average(
-            rows,
-            weights,
-            reference.X[:, gene_index],
-            panels=panel_codes(reference, header),
-            measured=np.asarray(reference.varm[_keys.MEASURED])[gene_index].T,
-        )
+        hood = Neighbourhood(phi, found.rows, found.distances, bank, state_of(parameters, obs, embedding))
+        rows, weights, distances = select_cited(found, method.gate(parameters, hood), n_neighbors)
+        evidence = weighted_average(rows, weights, reference.X[:, gene_index], panels=panels, measured=measured)
+        if "section_shifts" in parameters:
+            shifts = np.asarray(parameters["section_shifts"])[:, gene_index]
+            sections = section_codes(reference)
+            evidence -= weighted_shift(rows, weights, sections, shifts, panels=panels, measured=measured)
     else:
         rows, weights = np.full_like(nearest, -1), np.zeros(nearest.shape)
         distances = np.full(nearest.shape, np.nan)
-        evidence = np.broadcast_to(mean, (len(key), len(mean))).copy()
+        evidence = np.broadcast_to(mean, (len(phi), len(mean))).copy()
     if method.adjustment is None:
         adjustment = np.zeros_like(evidence)
     else:
         of_genes = {name: np.asarray(parameters[name])[..., gene_index] for name in method.per_gene}
-        adjustment = method.adjustment({**parameters, **of_genes}, key).astype(np.float32)
+        cited = Cited(rows, weights, bank)
+        adjustment = method.adjustment({**parameters, **of_genes}, phi, cited).astype(np.float32)
     prediction = evidence + adjustment
 
     donors = np.unique(reference.obs[_keys.DONOR].astype(str).to_numpy(), return_inverse=True)[1]
@@ -95,14 +102,6 @@ def retrieve(
         _keys.EVIDENCE_SHARE: evidence_share(evidence, adjustment, mean),
     }
     return Retrieved(prediction, evidence, rows, weights.astype(np.float32), distances.astype(np.float32), obs)
-
-
-def _select(found: Any, weights: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The `n_neighbors` candidates with the largest weights (nearer first among equals), weights adding up to one."""
-    order = np.argsort(-weights, axis=1, kind="stable")[:, :n_neighbors]
-    rows, kept, distances = (np.take_along_axis(a, order, axis=1) for a in (found.rows, weights, found.distances))
-    total = kept.sum(axis=1, keepdims=True)
-    return rows, np.divide(kept, total, out=np.zeros_like(kept), where=total > 0), distances
 
 
 def _distinct(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:

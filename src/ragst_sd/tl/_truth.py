@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_WHERE = "The measured table"
+
 
 def truth_table(sdata: SpatialData | AnnData, truth_key: str, truth: AnnData | None) -> AnnData:
     """The measured table: given, or by its name; never a predicted one."""
@@ -57,12 +59,53 @@ def normalized_truth(
 
     The rows are those with counts: a spot without any was not measured.
     """
+    require_choice(unit, UNITS, "unit")
+    if unit == "counts":
+        counts, names = truth_counts(measured, header, layer)
+        factors = size_factors(counts, names, size_factor_genes(header))
+        return log_normalize(counts, factors), names, factors > 0
+    matrix, names = _named_values(measured, header, layer)
+    check_log_normalized(matrix, _WHERE)
+    if duplicates(names):
+        msg = f"{_WHERE} has duplicated gene names ({listing(duplicates(names))}); on a log scale they cannot be added."
+        raise ValueError(msg)
+    return matrix, names, np.asarray(matrix.sum(axis=1)).ravel() > 0
+
+
+def truth_counts(measured: AnnData, header: dict[str, Any], layer: str | None) -> tuple[sp.csr_matrix, list[str]]:
+    """Measured counts and the names of their columns in the prediction's naming, without duplicates.
+
+    Raises
+    ------
+    ValueError
+        If they are not counts, or hold too few of the genes that size factors rest on.
+    """
+    matrix, names = _named_values(measured, header, layer)
+    check_counts(matrix, _WHERE)
+    matrix, names = sum_duplicates(matrix, names)
+    wanted = size_factor_genes(header)
+    present = len(set(wanted) & set(names))
+    if present < MIN_SHARED_GENES:
+        msg = (
+            f"{_WHERE} holds {present} of the {len(wanted)} genes that size factors rest on; at least {MIN_SHARED_GENES} "
+            "are needed to bring it to the prediction's unit."
+        )
+        raise ValueError(msg)
+    return matrix, names
+
+
+def size_factor_genes(header: dict[str, Any]) -> list[str]:
+    """The genes that the size factors of a prediction rest on."""
+    return [str(gene) for gene in header["size_factor_genes"]]
+
+
+def _named_values(measured: AnnData, header: dict[str, Any], layer: str | None) -> tuple[sp.csr_matrix, list[str]]:
+    """What was measured, as it is stored, and the names of its columns in the prediction's naming."""
     if layer is not None:
         require_key(layer, measured.layers, "truth.layers")
     elif measured.X is None or measured.n_vars == 0:
         msg = "The measured table has no expression (X is empty). Name another table with `truth_key=`."
         raise ValueError(msg)
-    require_choice(unit, UNITS, "unit")
     matrix = as_csr(measured.X if layer is None else measured.layers[layer])
     offered = available_names(list(measured.var_names), {name: measured.var[name].astype(str) for name in measured.var})
     naming = str(header["naming"])
@@ -72,26 +115,7 @@ def normalized_truth(
             "Add the missing names as a column of its `var`."
         )
         raise ValueError(msg)
-    names = offered[naming]
-    where = "The measured table"
-    if unit != "counts":
-        check_log_normalized(matrix, where)
-        if duplicates(names):
-            msg = f"{where} has duplicated gene names ({listing(duplicates(names))}); on a log scale they cannot be added."
-            raise ValueError(msg)
-        return matrix, names, np.asarray(matrix.sum(axis=1)).ravel() > 0
-    check_counts(matrix, where)
-    matrix, names = sum_duplicates(matrix, names)
-    wanted = [str(gene) for gene in header["size_factor_genes"]]
-    present = len(set(wanted) & set(names))
-    if present < MIN_SHARED_GENES:
-        msg = (
-            f"{where} holds {present} of the {len(wanted)} genes that size factors rest on; at least {MIN_SHARED_GENES} "
-            "are needed to bring it to the prediction's unit."
-        )
-        raise ValueError(msg)
-    factors = size_factors(matrix, names, wanted)
-    return log_normalize(matrix, factors), names, factors > 0
+    return matrix, offered[naming]
 
 
 def shared_genes(table: AnnData, names: list[str], genes: Sequence[str] | None) -> list[str]:

@@ -1,0 +1,150 @@
+r"""The adjustment T: what the evidence misses, as far as it follows from where the evidence lies.
+
+.. math:: T(u) = u L C, \qquad u = \phi(x) - \sum_j w_j \phi(x_j)
+
+The rows of a reference retrieve from other groups and donors, and the residuals of their evidence are regressed on u by ridge
+regression. L keeps the leading directions (reduced rank), found on the most variable genes; C is then the ridge
+solution for every gene. The penalty is the one with which held-out groups are predicted best; where no penalty does better
+than no adjustment at all, T is zero.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd.retrieval.centering import weighted_shift
+from ragst_sd.retrieval.evidence import select_cited, weighted_average
+from ragst_sd.retrieval.search import Eligibility, find_candidates
+from ragst_sd.retrieval.training import Cited, Neighbourhood, dense, variable_genes, within_section_pearson
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ragst_sd.retrieval.training import Run, Training
+
+logger = logging.getLogger(__name__)
+
+_ALPHAS = np.logspace(-2, 3, 11)
+_SCORED_GENES = 250
+_BLOCK_VALUES = 2**24
+# A held-out gain below this is noise between penalties, not a reason to depart from what was measured.
+_WORTH_IT = 1e-3
+
+
+def fit_adjustment(
+    training: Training,
+    phi: np.ndarray,
+    gate: Callable[[Neighbourhood], np.ndarray],
+    shifts: np.ndarray,
+    *,
+    run: Run,
+    rank: int,
+    candidates: str,
+) -> dict[str, Any]:
+    """Fit T on the episodes of a trained gate.
+
+    Returns
+    -------
+    `adjustment_in` (q, r), `adjustment_out` (r, g), `adjustment_alpha` (infinite where T is zero), and
+    `adjustment_scores`: held-out score of no adjustment, then of each penalty.
+    """
+    eligibility = Eligibility(training.groups, training.groups, np.ones(len(phi), dtype=bool))
+    found = find_candidates(phi, phi, run.n_candidates, eligibility=eligibility, how=candidates)
+    hood = Neighbourhood(phi, found.rows, found.distances, phi, training.states)
+    rows, weights, _ = select_cited(found, gate(hood), run.n_neighbors)
+    offset = evidence_offset(phi, Cited(rows, weights, phi))
+    served = weights.sum(axis=1) > 0
+
+    def residuals(genes: np.ndarray) -> np.ndarray:
+        part = training.values[:, genes]
+        evidence = weighted_average(rows, weights, part, panels=training.panels, measured=training.measured[:, genes])
+        shift = weighted_shift(
+            rows, weights, training.sections, shifts[:, genes],
+            panels=training.panels, measured=training.measured[:, genes],
+        )  # fmt: skip
+        truth = dense(part) - shifts[training.sections][:, genes]
+        missed = truth - (evidence - shift)
+        return np.where(training.measured[training.panels][:, genes], missed, np.nan)
+
+    everywhere = np.flatnonzero(training.measured.all(axis=0))
+    genes = variable_genes(training.values, np.arange(len(phi)), everywhere, _SCORED_GENES)
+    none = {
+        "adjustment_in": np.zeros((phi.shape[1], 1)),
+        "adjustment_out": np.zeros((1, training.values.shape[1])),
+        "adjustment_alpha": np.float64(np.inf),
+        "adjustment_scores": np.full(1 + len(_ALPHAS), np.nan),
+    }
+    if not rank or not len(genes) or not served.any():
+        return none
+    missed = residuals(genes)
+    usable = served & np.isfinite(missed).all(axis=1)
+    truth = dense(training.values[:, genes]) - shifts[training.sections][:, genes]
+    scores = _score(training, offset, missed, truth, usable)
+    none["adjustment_scores"] = scores
+    best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0
+    if best == 0 or scores[best] < scores[0] + _WORTH_IT:
+        logger.info("No adjustment predicts held-out groups better than the evidence alone: T is zero.")
+        return none
+    alpha = float(_ALPHAS[best - 1])
+    directions = _directions(offset[usable], missed[usable], alpha, rank)
+    out = np.zeros((directions.shape[1], training.values.shape[1]))
+    step = max(1, _BLOCK_VALUES // len(phi))
+    for start in range(0, training.values.shape[1], step):
+        block = np.arange(start, min(start + step, training.values.shape[1]))
+        part = residuals(block)
+        for pattern in np.unique(np.isfinite(part).T, axis=0):
+            columns = np.flatnonzero((pattern == np.isfinite(part).T).all(axis=1))
+            rows_ = pattern & served
+            if rows_.any():
+                out[:, block[columns]] = _ridge(offset[rows_] @ directions, part[rows_][:, columns], alpha)
+    return {
+        "adjustment_in": directions,
+        "adjustment_out": out,
+        "adjustment_alpha": np.float64(alpha),
+        "adjustment_scores": scores,
+    }
+
+
+def evidence_offset(phi: np.ndarray, cited: Cited) -> np.ndarray:
+    """U = phi(x) - sum_j w_j phi(x_j), (n, q); zero where nothing is cited."""
+    held = np.where(cited.rows >= 0, cited.weights, 0.0)
+    centre = np.einsum("nk,nkq->nq", held, cited.bank[np.maximum(cited.rows, 0)])
+    return np.where(held.sum(axis=1, keepdims=True) > 0, phi - centre, 0.0)
+
+
+def apply_adjustment(parameters: Mapping[str, Any], phi: np.ndarray, cited: Cited) -> np.ndarray:
+    """T(u), (n, g)."""
+    return evidence_offset(phi, cited) @ np.asarray(parameters["adjustment_in"]) @ parameters["adjustment_out"]
+
+
+def _ridge(u: np.ndarray, residual: np.ndarray, alpha: float) -> np.ndarray:
+    scale = np.trace(u.T @ u) / u.shape[1]
+    return np.linalg.solve(u.T @ u + alpha * (scale + 1e-300) * np.eye(u.shape[1]), u.T @ residual)
+
+
+def _directions(u: np.ndarray, residual: np.ndarray, alpha: float, rank: int) -> np.ndarray:
+    """(q, r) leading directions of the ridge solution, as regards the values that it fits."""
+    solution = _ridge(u, residual, alpha)
+    _, values, axes = np.linalg.svd(u @ solution, full_matrices=False)
+    keep = min(rank, int((values > 1e-10 * max(values[0], 1e-300)).sum()) or 1)
+    return solution @ axes[:keep].T
+
+
+def _score(training: Training, u: np.ndarray, missed: np.ndarray, truth: np.ndarray, usable: np.ndarray) -> np.ndarray:
+    """Held-out score without adjustment and with each penalty, averaged over inner groups."""
+    evidence = truth - missed
+    scores = []
+    for fold in np.unique(training.folds):
+        inner = np.flatnonzero((training.folds != fold) & usable)
+        held = np.flatnonzero((training.folds == fold) & usable)
+        if len(inner) < 3 or len(held) < 3:
+            continue
+        line = [within_section_pearson(evidence[held], truth[held], training.sections[held])]
+        for alpha in _ALPHAS:
+            added = u[held] @ _ridge(u[inner], missed[inner], float(alpha))
+            line.append(within_section_pearson(evidence[held] + added, truth[held], training.sections[held]))
+        scores.append(line)
+    return np.asarray(scores).mean(axis=0) if scores else np.full(1 + len(_ALPHAS), np.nan)

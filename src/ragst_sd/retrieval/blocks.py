@@ -1,0 +1,27 @@
+"""Functions of rows whose result for a row does not depend on the rows beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_BLOCK = 256
+
+
+def in_blocks(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, width: int) -> np.ndarray:
+    """Apply a function of (256, p) rows to (n, p) rows, giving (n, width); the last block is filled up with zeros.
+
+    Linear algebra rounds differently for matrices of different shapes, so every block has the same one.
+    """
+    out = np.empty((len(rows), width))
+    block = np.zeros((_BLOCK, rows.shape[1]))
+    for start in range(0, len(rows), _BLOCK):
+        part = rows[start : start + _BLOCK]
+        block[: len(part)] = part
+        block[len(part) :] = 0
+        out[start : start + len(part)] = function(block)[: len(part)]
+    return out

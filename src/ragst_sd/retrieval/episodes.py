@@ -1,0 +1,113 @@
+"""Episodes: queries of a reference that retrieve from the rest of it, their own donor left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ragst_sd.retrieval.gate import GATES
+from ragst_sd.retrieval.losses import section_correlation, standardised_error
+from ragst_sd.retrieval.training import within_section_pearson
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from ragst_sd.retrieval.model import Member
+
+_BATCH = 1024
+_BANK = 8192
+# Below this many rows a dense product of weights and profiles is faster than gathering the profiles of each candidate.
+_DENSE_BANK = 4096
+_WARM, _COLD = 1.0, 0.2
+
+
+@dataclass
+class Episodes:
+    """Rows of a reference as tensors, and the options that a training step needs."""
+
+    x: Tensor
+    """(m, p) inputs of phi."""
+    y: Tensor
+    """(m, g) profiles, centred within sections, in standard deviations of each gene."""
+    state: Tensor
+    """(m, s)."""
+    groups: Tensor
+    """(m, e) codes of groups whose rows never serve each other."""
+    sections: Tensor
+    """(m,)."""
+    n_candidates: int
+    options: Mapping
+    random: np.random.Generator
+    amp: bool = False
+
+    def batches(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Rows in random order of sections, whole sections together, so that correlations within them can be taken."""
+        sections = self.sections.cpu().numpy()[rows]
+        batches: list[np.ndarray] = []
+        open_batch: list[np.ndarray] = []
+        for section in self.random.permutation(np.unique(sections)):
+            part = self.random.permutation(rows[sections == section])[:_BATCH]
+            if open_batch and sum(map(len, open_batch)) + len(part) > _BATCH:
+                batches.append(np.concatenate(open_batch))
+                open_batch = []
+            open_batch.append(part)
+        return [*batches, np.concatenate(open_batch)]
+
+    def predict(
+        self, member: Member, queries: np.ndarray, bank: np.ndarray, temperature: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Evidence (n, g) of the queries from the bank, and the weights (n, K) that it rests on."""
+        device = self.x.device
+        q, b = (torch.as_tensor(rows, device=device) for rows in (queries, bank))
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp):
+            phi_q, phi_b = member(self.x[q]), member(self.x[b])
+        phi_q, phi_b = phi_q.float(), phi_b.float()
+        closed = (self.groups[q][:, None, :] == self.groups[b][None, :, :]).any(dim=2)
+        product = phi_q @ phi_b.T
+        squared = ((phi_q**2).sum(1, keepdim=True) + (phi_b**2).sum(1)[None] - 2 * product).clamp_min(0)
+        k = min(self.n_candidates, len(bank))
+        if self.options["candidates"] == "random":
+            scores = torch.rand(squared.shape, device=device).masked_fill(closed, -1)
+            index = scores.topk(k, dim=1).indices
+        else:
+            index = squared.detach().masked_fill(closed, torch.inf).topk(k, dim=1, largest=False).indices
+        absent = closed.gather(1, index)
+        candidates = phi_b[index] if member.conditioning is not None else None
+        logits = member.logits_of_distances(squared.gather(1, index), phi_q, candidates, self.state[q], absent)
+        weights = GATES[self.options["gate"]](logits, member.null, temperature)
+        return self._average(weights, index, b), weights
+
+    def _average(self, weights: Tensor, index: Tensor, bank: Tensor) -> Tensor:
+        if len(bank) <= _DENSE_BANK:
+            spread = torch.zeros((len(weights), len(bank)), device=weights.device).scatter(1, index, weights)
+            return spread @ self.y[bank]
+        return torch.einsum("nk,nkg->ng", weights, self.y[bank[index]])
+
+    def loss(self, member: Member, queries: np.ndarray, progress: float) -> Tensor:
+        """Loss of one batch; `progress` runs from 0 to 1 over the training."""
+        groups = self.groups.cpu().numpy()
+        bank = np.arange(len(groups))
+        if len(bank) > _BANK:
+            bank = np.sort(self.random.choice(len(groups), _BANK, replace=False))
+        temperature = _WARM + (_COLD - _WARM) * progress if self.options["gate"] == "gumbel" else None
+        evidence, weights = self.predict(member, queries, bank, temperature)
+        target, sections = self.y[torch.as_tensor(queries, device=self.y.device)], self.sections[queries]
+        loss = standardised_error(evidence, target)
+        loss = loss + self.options["correlation"] * (1 - section_correlation(evidence, target, sections))
+        if self.options["sparsity"]:
+            # The effective number of rows as a share of the candidates.
+            loss = loss + self.options["sparsity"] * (1 / (weights**2).sum(dim=1)).mean() / weights.shape[1]
+        return loss
+
+    def score(self, member: Member, queries: np.ndarray, bank: np.ndarray) -> float:
+        """Within-section Pearson of the evidence of held-out queries, over the training genes."""
+        parts = [self.predict(member, queries[i : i + _BATCH], bank)[0] for i in range(0, len(queries), _BATCH)]
+        index = torch.as_tensor(queries, device=self.y.device)
+        return within_section_pearson(
+            torch.cat(parts).cpu().numpy(), self.y[index].cpu().numpy(), self.sections[index].cpu().numpy()
+        )

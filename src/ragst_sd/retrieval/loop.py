@@ -1,0 +1,112 @@
+"""Gradient descent that keeps its best state: on a held-out score, through an interrupt, from one seed."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class History:
+    """How a training run went."""
+
+    best_step: int = 0
+    """Steps taken when the score was best; all of them where nothing was scored."""
+    best_score: float = float("nan")
+    scores: list[tuple[int, float]] = field(default_factory=list)
+    """(steps taken, score)."""
+    interrupted: bool = False
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's random numbers follow `seed` inside; the caller's stream goes on afterwards as if nothing had happened."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+def optimise(
+    model: nn.Module,
+    step: Callable[[int], Tensor],
+    optimiser: torch.optim.Optimizer,
+    *,
+    steps: int,
+    score: Callable[[], float] | None = None,
+    every: int = 5,
+    patience: int | None = None,
+    progress: bool = False,
+    label: str = "",
+) -> History:
+    """Take gradient steps, and leave the model in eval mode in its best state.
+
+    Parameters
+    ----------
+    step
+        Loss of the i-th step.
+    score
+        Called every `every` steps in eval mode without gradients; larger is better. Without it the last state counts.
+    patience
+        Stop after this many steps without a better score.
+
+    Notes
+    -----
+    Ctrl-C ends training early: the best state so far is kept, and a warning says so.
+    """
+    history = History()
+    best = copy.deepcopy(model.state_dict())
+    bar = _bar(steps, label) if progress else None
+    taken = 0
+    try:
+        for i in range(steps):
+            model.train()
+            optimiser.zero_grad(set_to_none=True)
+            loss = step(i)
+            loss.backward()
+            optimiser.step()
+            taken = i + 1
+            if bar is not None:
+                bar.update()
+            if score is None or (taken % every and taken != steps):
+                continue
+            model.eval()
+            with torch.no_grad():
+                now = score()
+            history.scores.append((taken, now))
+            if bar is not None:
+                bar.set_postfix(inner=f"{now:.3f}")
+            if now > history.best_score or history.best_score != history.best_score:
+                history.best_step, history.best_score = taken, now
+                best = copy.deepcopy(model.state_dict())
+            if patience is not None and taken - history.best_step >= patience:
+                break
+    except KeyboardInterrupt:
+        history.interrupted = True
+        logger.warning("%s was interrupted after %d of %d steps; the best state so far is kept.", label, taken, steps)
+    finally:
+        if bar is not None:
+            bar.close()
+    if history.scores:
+        model.load_state_dict(best)
+    else:
+        history.best_step = taken
+    model.eval()
+    return history
+
+
+def _bar(steps: int, label: str):
+    from tqdm.auto import tqdm
+
+    return tqdm(total=steps, desc=label)

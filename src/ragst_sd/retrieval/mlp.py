@@ -1,0 +1,236 @@
+r"""A small network from embedding to expression, the non-linear baseline without neighbours.
+
+.. math:: h(x) = \mathrm{GELU}(A x / c + a), \qquad \hat y(x) = \bar y + W^\top h(x) + b
+
+with c the root mean square of the key. A and a are learned on the most variable genes; their columns of W are the
+network's own output layer, those of all other genes are ridge regression on h. Several networks are averaged, by setting
+their h side by side.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ragst_sd.retrieval.baselines import fit_ridge
+from ragst_sd.retrieval.blocks import in_blocks
+from ragst_sd.retrieval.loop import History, optimise, seeded
+from ragst_sd.retrieval.losses import section_correlation, standardised_error
+from ragst_sd.retrieval.targets import (
+    best_step,
+    centred_within_sections,
+    held_out_splits,
+    measured_everywhere,
+    one_group,
+    standardised_targets,
+)
+from ragst_sd.retrieval.training import dense, variable_genes, within_section_pearson
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from ragst_sd.retrieval.targets import Targets
+    from ragst_sd.retrieval.training import Run, Training
+
+logger = logging.getLogger(__name__)
+
+MLP_OPTIONS: dict[str, Any] = {
+    "n_train_genes": 250,
+    "hidden": 64,
+    "dropout": 0.2,
+    "learning_rate": 1e-3,
+    "weight_decay": 1e-2,
+    "max_steps": 300,
+    "batch_size": 4096,
+    "n_seeds": 3,
+}
+_HEAD_ALPHAS = np.logspace(-3, 2, 6)
+
+
+class _Network(nn.Module):
+    def __init__(self, n_inputs: int, n_outputs: int, options: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.first = nn.Linear(n_inputs, int(options["hidden"]))
+        self.head = nn.Linear(int(options["hidden"]), n_outputs)
+        self.dropout = nn.Dropout(float(options["dropout"]))
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return nn.functional.gelu(self.first(x), approximate="tanh")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.dropout(self.hidden(self.dropout(x))))
+
+
+def fit_mlp(training: Training, key: np.ndarray, options: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """Train networks on all rows, for as many steps as are best on held-out groups.
+
+    The loss is the standardised squared error plus one minus the within-section correlation. At most three groups are held
+    out, one at a time; they choose the number of steps, by within-section Pearson, and the penalty of the other genes. Ctrl-C
+    ends the stage that it falls into: what was scored so far chooses the steps, and the networks trained so far are used.
+
+    Returns
+    -------
+    `scale`, `first` (p, s * hidden) and `first_bias` of the s networks side by side; `coefficients` (s * hidden, g) and
+    `intercept` (g,) relative to the per-gene reference mean; `trained_genes`, `steps`, `inner_score` and `head_alpha`.
+    """
+    scale = float(np.sqrt((key**2).mean())) or 1.0
+    x = key / scale
+    n_genes, max_steps, n_seeds = (int(options[name]) for name in ("n_train_genes", "max_steps", "n_seeds"))
+    seeds = np.random.default_rng(run.rng).integers(2**31, size=n_seeds + 1).tolist()
+
+    histories: list[History] = []
+    head_scores: list[list[float]] = []
+    for inner, held in held_out_splits(training.folds):
+        targets = standardised_targets(training, inner, n_genes, "mlp")
+        score = _held_out_score(training, x[held], held, targets.genes)
+        label = f"mlp, group {len(histories) + 1} held out"
+        network, history = _train(training, x, inner, targets, options, run, seeds[-1], max_steps, label, score)
+        histories.append(history)
+        head_scores.append(_score_head(training, _hidden([network], x), inner, held, targets.genes))
+        if history.interrupted:
+            break
+    steps, inner_score = best_step(histories, max_steps // 2)
+    alpha = float(_HEAD_ALPHAS[int(np.argmax(np.mean(head_scores, axis=0)))]) if head_scores else 1.0
+    logger.info("mlp: %d steps, chosen on held-out groups (within-section Pearson %.3f).", steps, inner_score)
+
+    rows = np.arange(len(x))
+    targets = standardised_targets(training, rows, n_genes, "mlp")
+    networks = []
+    for i, seed in enumerate(seeds[:-1]):
+        label = f"mlp, network {i + 1} of {n_seeds}"
+        network, history = _train(training, x, rows, targets, options, run, seed, steps, label)
+        networks.append(network)
+        if history.interrupted:
+            break
+    coefficients, intercept = _head(training, networks, _hidden(networks, x), targets, alpha)
+    return {
+        "scale": scale,
+        "first": np.concatenate([_array(network.first.weight).T for network in networks], axis=1),
+        "first_bias": np.concatenate([_array(network.first.bias) for network in networks]),
+        "coefficients": coefficients,
+        "intercept": intercept,
+        "trained_genes": targets.genes,
+        "steps": steps,
+        "inner_score": inner_score,
+        "head_alpha": alpha,
+    }
+
+
+def mlp_adjustment(parameters: dict[str, Any], key: np.ndarray) -> np.ndarray:
+    """What the networks add to the per-gene reference mean, (n, g)."""
+    first, bias, coefficients = (np.asarray(parameters[name]) for name in ("first", "first_bias", "coefficients"))
+
+    def added(block: np.ndarray) -> np.ndarray:
+        return _gelu(block / float(parameters["scale"]) @ first + bias) @ coefficients
+
+    return in_blocks(added, key, coefficients.shape[1]) + parameters["intercept"]
+
+
+def _train(
+    training: Training,
+    x: np.ndarray,
+    rows: np.ndarray,
+    targets: Targets,
+    options: Mapping[str, Any],
+    run: Run,
+    seed: int,
+    steps: int,
+    label: str,
+    score: Callable[[_Network], float] | None = None,
+) -> tuple[_Network, History]:
+    inputs = torch.as_tensor(x[rows], dtype=torch.float32, device=run.device)
+    values = torch.as_tensor(targets.values, dtype=torch.float32, device=run.device)
+    sections = torch.as_tensor(training.sections[rows], device=run.device)
+    size = int(options["batch_size"])
+    with seeded(seed):
+        network = _Network(x.shape[1], len(targets.genes), options).to(run.device)
+        optimiser = torch.optim.AdamW(
+            network.parameters(), lr=float(options["learning_rate"]), weight_decay=float(options["weight_decay"])
+        )
+
+        def step(i: int) -> Tensor:
+            batch = slice(None) if len(rows) <= size else torch.randperm(len(rows))[:size].to(run.device)
+            predicted, wanted = network(inputs[batch]), values[batch]
+            return standardised_error(predicted, wanted) + 1 - section_correlation(predicted, wanted, sections[batch])
+
+        history = optimise(
+            network,
+            step,
+            optimiser,
+            steps=steps,
+            score=None if score is None else lambda: score(network),
+            every=10,
+            progress=run.progress,
+            label=label,
+        )
+    return network, history
+
+
+def _held_out_score(
+    training: Training, x: np.ndarray, held: np.ndarray, genes: np.ndarray
+) -> Callable[[_Network], float]:
+    truth, sections = dense(training.values[held][:, genes]), training.sections[held]
+
+    def score(network: _Network) -> float:
+        device = next(network.parameters()).device
+        predicted = network(torch.as_tensor(x, dtype=torch.float32, device=device))
+        return within_section_pearson(_array(predicted), truth, sections)
+
+    return score
+
+
+def _score_head(
+    training: Training, hidden: np.ndarray, inner: np.ndarray, held: np.ndarray, trained: np.ndarray
+) -> list[float]:
+    """Held-out score of each penalty, on genes that the network was not trained on where there are any."""
+    everywhere = measured_everywhere(training, "mlp")
+    genes = np.setdiff1d(variable_genes(training.values, inner, everywhere, 2 * len(trained)), trained)
+    genes = genes if len(genes) else trained
+    part = one_group(training, inner, genes)
+    truth, sections = dense(training.values[held][:, genes]), training.sections[held]
+    centred = centred_within_sections(hidden[inner], part.sections)
+    scores = []
+    for alpha in _HEAD_ALPHAS:
+        coefficients = fit_ridge(part, centred, alphas=[alpha])["coefficients"]
+        scores.append(within_section_pearson(hidden[held] @ coefficients, truth, sections))
+    return scores
+
+
+def _head(
+    training: Training, networks: Sequence[_Network], hidden: np.ndarray, targets: Targets, alpha: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Output layer for all genes on the hidden units of all networks; it predicts the reference mean on average."""
+    # Centred activations make ridge see expression centred within sections too, without a dense copy of it.
+    centred = centred_within_sections(hidden, training.sections)
+    whole = one_group(training, np.arange(len(hidden)))
+    coefficients = fit_ridge(whole, centred, alphas=[alpha])["coefficients"]
+    # `_hidden` divides by the root of the number of networks, and their mean asks for division by the number itself.
+    own = np.concatenate([_array(network.head.weight).T for network in networks]) / np.sqrt(len(networks))
+    coefficients[:, targets.genes] = own * targets.sd
+    coefficients /= np.sqrt(len(networks))
+    intercept = np.zeros(coefficients.shape[1])
+    for pattern, genes in training.gene_patterns():
+        rows = training.rows_that_measured(pattern)
+        if len(rows):
+            intercept[genes] = -np.sqrt(len(networks)) * hidden[rows].mean(axis=0) @ coefficients[:, genes]
+    return coefficients, intercept
+
+
+def _hidden(networks: Sequence[_Network], x: np.ndarray) -> np.ndarray:
+    """Hidden units side by side, scaled so that the penalty of ridge does not depend on the number of networks."""
+    units = [_gelu(x @ _array(network.first.weight).T + _array(network.first.bias)) for network in networks]
+    return np.concatenate(units, axis=1) / np.sqrt(len(networks))
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy().astype(np.float64)

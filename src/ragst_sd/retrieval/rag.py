@@ -1,0 +1,250 @@
+"""Learned retrieval: members trained on episodes, stopped on held-out groups, searched side by side."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ragst_sd.retrieval.adjustment import fit_adjustment
+from ragst_sd.retrieval.blocks import in_blocks
+from ragst_sd.retrieval.centering import section_shifts
+from ragst_sd.retrieval.episodes import Episodes
+from ragst_sd.retrieval.gate import GATES
+from ragst_sd.retrieval.loop import optimise, seeded
+from ragst_sd.retrieval.model import Member, RetrievalModel, model_from_arrays, state_to_arrays
+from ragst_sd.retrieval.targets import best_step, held_out_splits, standardised_targets
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ragst_sd.retrieval.loop import History
+    from ragst_sd.retrieval.training import Neighbourhood, Run, Training
+
+logger = logging.getLogger(__name__)
+
+OPTIONS: dict[str, Any] = {
+    "n_latent": 32,
+    "hidden": 0,
+    "gate": "softmax",
+    "gate_hidden": 0,
+    "sharpness": 2.0,
+    "dropout": 0.1,
+    "correlation": 1.0,
+    "sparsity": 0.0,
+    "n_train_genes": 250,
+    "n_seeds": 3,
+    "max_steps": 120,
+    "learning_rate": 3e-3,
+    "weight_decay": 1e-4,
+    "adjustment_rank": 16,
+}
+_BLOCK = 256
+_EVERY = 10
+
+
+def fit_rag(
+    training: Training, key: np.ndarray, options: Mapping[str, Any], run: Run, *, candidates: str = "nearest"
+) -> dict[str, Any]:
+    r"""Train phi and the gate on episodes, then the adjustment T in closed form.
+
+    In an episode the queries retrieve from rows of other groups and donors only. The loss is the squared error of the
+    evidence in standard deviations of each gene, plus one minus its correlation within sections, plus a penalty on the
+    effective number of rows. The number of steps is chosen on held-out inner groups: queries of the others train,
+    those of the held-out group score, and the members are then trained on all rows for that many steps.
+
+    Returns
+    -------
+    `model_*`, `input_scale`, `gate`, `section_shifts`, the parameters of T, and what the training found
+    (`training_steps`, `inner_score`, `inner_curve`, `interrupted`).
+    """
+    _check(options)
+    shifts = section_shifts(training) if options["center_sections"] else np.zeros_like(section_shifts(training))
+    input_scale = float(np.sqrt((key**2).mean())) or 1.0
+    episodes = _episodes(training, key / input_scale, options, run, candidates)
+    steps, found = _steps(episodes, training, options, run)
+    everything = np.arange(len(key))
+    members = []
+    for seed in range(int(options["n_seeds"])):
+        member, history = _train(
+            episodes, everything, options, run, seed=run.rng + seed, steps=steps, label=f"rag {seed + 1}"
+        )
+        members.append(member)
+        if history.interrupted:
+            found["interrupted"] = True
+            break
+    model = RetrievalModel(members).cpu()
+    parameters = {
+        **state_to_arrays(model),
+        "input_scale": np.float64(input_scale),
+        "gate": str(options["gate"]),
+        "candidates": candidates,
+        **found,
+    }
+    adjustment = fit_adjustment(
+        training,
+        rag_phi(parameters, key),
+        lambda hood: rag_gate(parameters, hood),
+        shifts,
+        run=run,
+        rank=int(options["adjustment_rank"]),
+        candidates=candidates,
+    )
+    return {**parameters, **adjustment}
+
+
+def rag_phi(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
+    """Phi of principal components, (n, members * n_latent), in blocks of one fixed shape."""
+    model = model_from_arrays(parameters)
+
+    def forward(block: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return model(torch.from_numpy(block)).numpy()
+
+    width = sum(len(member.projection.linear.weight) for member in model.members)
+    return in_blocks(forward, key / float(parameters["input_scale"]), width)
+
+
+def rag_gate(parameters: Mapping[str, Any], hood: Neighbourhood) -> np.ndarray:
+    """(n, K) weights of the candidates, query by query in blocks of one fixed shape, without noise."""
+    model, gate = model_from_arrays(parameters), GATES[str(parameters["gate"])]
+    n, k = hood.rows.shape
+    out = np.zeros((n, k))
+    with torch.no_grad():
+        for start in range(0, n, _BLOCK):
+            part = slice(start, min(n, start + _BLOCK))
+            size = part.stop - start
+            rows = np.full((_BLOCK, k), -1)
+            rows[:size] = hood.rows[part]
+            query = np.zeros((_BLOCK, hood.phi.shape[1]))
+            query[:size] = hood.phi[part]
+            state = np.zeros((_BLOCK, hood.state.shape[1]))
+            state[:size] = hood.state[part]
+            absent = rows < 0
+            # A query without any candidate would divide by zero; its weights are set to zero below.
+            empty = absent.all(axis=1)
+            logits = model.logits(
+                torch.from_numpy(query),
+                torch.from_numpy(hood.bank[np.maximum(rows, 0)]),
+                torch.from_numpy(state),
+                torch.from_numpy(absent & ~empty[:, None]),
+            )
+            weights = gate(logits, model.null).numpy()
+            weights[empty] = 0
+            out[part] = weights[:size]
+    return out
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    if options["gate"] not in GATES:
+        msg = f"`gate` is {options['gate']!r}; available: {', '.join(map(repr, GATES))}."
+        raise ValueError(msg)
+    for name in ("n_latent", "n_train_genes", "n_seeds", "max_steps"):
+        if int(options[name]) < 1:
+            msg = f"`{name}` is {options[name]!r}; it must be at least 1."
+            raise ValueError(msg)
+    for name in ("hidden", "gate_hidden", "adjustment_rank", "sparsity", "correlation", "weight_decay"):
+        if options[name] < 0:
+            msg = f"`{name}` is {options[name]!r}; it must not be negative."
+            raise ValueError(msg)
+    if not 0 <= options["dropout"] < 1:
+        msg = f"`dropout` is {options['dropout']!r}; it must be at least 0 and below 1."
+        raise ValueError(msg)
+
+
+def _episodes(training: Training, x: np.ndarray, options: Mapping[str, Any], run: Run, candidates: str) -> Episodes:
+    everything = np.arange(len(x))
+    targets = standardised_targets(training, everything, int(options["n_train_genes"]), "rag")
+
+    def tensor(array: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.as_tensor(np.ascontiguousarray(array), dtype=dtype, device=run.device)
+
+    return Episodes(
+        x=tensor(x),
+        y=tensor(targets.values),
+        state=tensor(training.states),
+        groups=tensor(training.groups, torch.long),
+        sections=tensor(training.sections, torch.long),
+        n_candidates=run.n_candidates,
+        options={**options, "candidates": candidates},
+        random=np.random.default_rng(run.rng),
+        amp=run.amp,
+    )
+
+
+def _steps(episodes: Episodes, training: Training, options: Mapping[str, Any], run: Run) -> tuple[int, dict[str, Any]]:
+    """Steps at which the mean inner score is best, and what was found on the way."""
+    splits = held_out_splits(training.folds)
+    most = int(options["max_steps"])
+    histories: list[History] = []
+    for i, (inner, held) in enumerate(splits):
+        _, history = _train(
+            episodes, inner, options, run, seed=run.rng, steps=most, held=held,
+            label=f"inner group {i + 1} of {len(splits)}",
+        )  # fmt: skip
+        histories.append(history)
+        if history.interrupted:
+            break
+    steps, score = best_step(histories, most)
+    if not splits:
+        logger.warning("No inner group of three rows or more could be held out: all %d steps are taken.", most)
+    logger.info("Inner groups score best after %d of %d steps (Pearson %.3f).", steps, most, score)
+    curves = [np.asarray(history.scores) for history in histories if history.scores]
+    shortest = min(map(len, curves), default=0)
+    curve = np.mean([part[:shortest] for part in curves], axis=0) if shortest else np.zeros((1, 2))
+    return steps, {
+        "training_steps": steps,
+        "inner_score": np.float64(score),
+        "inner_curve": curve,
+        "interrupted": any(history.interrupted for history in histories),
+    }
+
+
+def _train(
+    episodes: Episodes,
+    rows: np.ndarray,
+    options: Mapping[str, Any],
+    run: Run,
+    *,
+    seed: int,
+    steps: int,
+    label: str,
+    held: np.ndarray | None = None,
+) -> tuple[Member, History]:
+    """One member, trained on queries `rows`; scored on `held` rows, which retrieve from `rows`, where they are given."""
+    with seeded(seed):
+        member = Member(
+            episodes.x.shape[1],
+            episodes.state.shape[1],
+            n_phi=int(options["n_latent"]),
+            hidden=int(options["hidden"]),
+            gate_hidden=int(options["gate_hidden"]),
+            dropout=float(options["dropout"]),
+            sharpness=float(options["sharpness"]),
+        ).to(run.device)
+        optimiser = torch.optim.AdamW(
+            member.parameters(), lr=float(options["learning_rate"]), weight_decay=float(options["weight_decay"])
+        )
+        episodes.random = np.random.default_rng(seed)
+        waiting: list[np.ndarray] = []
+
+        def step(i: int) -> torch.Tensor:
+            if not waiting:
+                waiting.extend(episodes.batches(rows))
+            return episodes.loss(member, waiting.pop(), i / max(1, steps - 1))
+
+        done = optimise(
+            member,
+            step,
+            optimiser,
+            steps=steps,
+            score=None if held is None else lambda: episodes.score(member, held, rows),
+            every=_EVERY,
+            progress=run.progress,
+            label=label,
+        )
+        with torch.no_grad():
+            member.scale.copy_(member(episodes.x).pow(2).sum(dim=1).mean().sqrt().clamp_min(1e-12))
+    return member, done

@@ -1,0 +1,286 @@
+"""`rg.tl.cross_validate`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from ragst_sd import _keys
+from ragst_sd._labels import as_names
+from ragst_sd._reference import reference_header, standardized_embedding
+from ragst_sd._settings import settings
+from ragst_sd._validate import hint, listing, require_choice, require_key, require_positive
+from ragst_sd.tl._fit import fit
+from ragst_sd.tl._fold_scores import FEWEST_SPOTS, about_the_data, choose_genes, held_sections, score_section
+from ragst_sd.tl._folds import RAW_UNIT, group_means, inner_group_key, outer_folds, training_part
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+
+    from ragst_sd.tl._folds import Fold
+
+logger = logging.getLogger(__name__)
+
+LIBRARY_SIZE = ("normalized", "raw", "both")
+LABEL = "label"
+COLUMNS = ["method", "fold", "sample", "gene", "unit", "metric", "value"]
+
+
+def cross_validate(
+    reference: AnnData,
+    *,
+    methods: Sequence[str] = ("mean", "ridge", "knn"),
+    group_key: str | None = None,
+    n_genes: int = 250,
+    genes: Sequence[str] | str | None = None,
+    n_neighbors: int | None = None,
+    n_candidates: int | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    cited: Sequence[int] = (5, 10, 20, 50),
+    library_size: str = "normalized",
+    label_key: str = LABEL,
+    rng: int = 0,
+    device: str | None = None,
+    amp: bool = False,
+    progress: bool | None = None,
+    inplace: bool = True,
+) -> pd.DataFrame:
+    r"""Measure how well methods predict donors that they have never seen.
+
+    Every donor in turn is held out whole. Methods are fitted on the rows of the other donors, which also decide which
+    genes are compared and, with groups held out among themselves, every penalty and every stopping point. Nothing is
+    chosen on the donor that is predicted. Its sections are predicted one by one and compared with what was measured
+    there, without smoothing. Size factors stay those of the reference, which rest on the genes that all its panels list.
+
+    Sections of one donor resemble each other and spots do more so: intervals and tests belong over donors
+    (:func:`ragst_sd.pl.benchmark` draws them so).
+
+    Parameters
+    ----------
+    reference
+        Made by :func:`ragst_sd.tl.build_reference`; it need not be fitted.
+    methods
+        Methods of :func:`ragst_sd.tl.fit` to compare.
+    group_key
+        Column of `.obs` whose groups are held out whole. If left out: donors; with one donor its sections, with one
+        section four spatial blocks, each with a warning.
+    n_genes
+        Number of genes to compare: those that vary most over the training rows, among those that all their panels
+        measured. Fewer where there are fewer.
+    genes
+        Compare these genes instead, or `"all"`; metrics of whole sections then rest on those named, or with `"all"` on
+        the `n_genes` most variable ones.
+    n_neighbors, n_candidates
+        As in :func:`ragst_sd.tl.fit`.
+    options
+        For each method its options; defaults if left out.
+    cited
+        Numbers of rows to which the citing methods are restricted in turn, up to `n_neighbors`.
+    library_size
+        `"normalized"` predicts and scores `.X`, `"raw"` log1p of the counts as they are, `"both"` both of them. The genes
+        are the same.
+    label_key
+        Column of `.obs` with labels of spots (layers, pathologists' regions). Left aside if `"label"` is not there.
+    rng
+        Seed of everything that is random.
+    device, amp
+        As in :func:`ragst_sd.tl.fit`.
+    progress
+        Show a progress bar; the setting if left out.
+    inplace
+        Write the accuracy of each gene into the reference.
+
+    Returns
+    -------
+    Long frame with `method`, `fold` (the group held out), `sample`, `gene`, `unit` (of the values compared), `metric`,
+    `value`. Lines with a gene hold `pearson`, `spearman`, `rmse`, `variance_kept` of the gene in a section, and under an
+    empty `method` its `noise_ceiling`, the Pearson correlation that counting noise allows (NaN without counts of the
+    genes behind the size factors; normalised unit only). Lines with an empty `gene` describe a section:
+    `effective_n` and `evidence_share` (means over spots), `moran_agreement`, `svg_overlap`,
+    `gene_correlation_agreement`, `domain_ari` (NaN without labels), and for methods that cite `evidence_pearson` (of the
+    evidence alone), `pearson_cited_<k>` (with k rows cited at most), `label_share` and `label_share_random` (weight on
+    rows of the spot's own label, and what random rows would get). Under an empty `method` there is `n_spots`.
+    Sections with fewer than 3 spots are predicted but not scored.
+
+    With `inplace`, and unless `library_size="raw"`, these are written to the reference; its fit and its content hash
+    stay as they are:
+
+    `.var["cv_pearson"]`
+        Pearson of the first of `methods` that cites (of the first one if none does), averaged over the sections of a
+        group, then over groups. NaN for genes that were not compared: `genes="all"` leaves none out.
+    `.var["noise_ceiling"]`
+        The noise ceiling, averaged in the same way.
+
+    Raises
+    ------
+    KeyError
+        If a column or a gene does not exist.
+    ValueError
+        If a method or an option does not exist, there are no two groups, `n_neighbors` exceeds the training rows, raw
+        counts are asked of a reference without counts, or no section has 3 spots.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
+    >>> for sdata in sections.values():
+    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
+    >>> scores = rg.tl.cross_validate(reference, methods=["ridge", "knn"], n_genes=50, progress=False)
+    >>> pearson = scores[scores["metric"] == "pearson"]
+    >>> sorted(pearson.groupby(["method", "fold"])["value"].mean().index.levels[1])
+    ['donor1', 'donor2', 'donor3']
+    """
+    import pandas as pd
+    from tqdm.auto import tqdm
+
+    header = reference_header(reference)
+    methods, options = _check_methods(methods, options)
+    numbers = _check_numbers(n_genes, cited)
+    genes = _check_genes(reference, genes)
+    require_choice(library_size, LIBRARY_SIZE, "library_size")
+    if label_key != LABEL:
+        require_key(label_key, reference.obs, "reference.obs")
+    embedding = standardized_embedding(reference, header)
+    folds = outer_folds(reference, header, group_key)
+    _check_sizes(reference, folds, {"n_neighbors": n_neighbors, "n_candidates": n_candidates})
+    values_of = _values_by_unit(reference, header, library_size)
+
+    show = settings.progress if progress is None else progress
+    parts: list[pd.DataFrame] = []
+    with tqdm(total=len(folds) * len(values_of) * len(methods), unit="fit", disable=not show) as bar:
+        for fold in folds:
+            chosen, summarised = choose_genes(reference, header, fold, n_genes, genes)
+            sections = held_sections(reference, header, fold, chosen, summarised)
+            for section in sections:
+                parts += about_the_data(reference, header, section, ceiling=library_size != "raw", rng=rng)
+            inner = inner_group_key(reference.obs.iloc[fold.training], group_key, fold.name)
+            for unit, values in values_of.items():
+                part = training_part(reference, header, fold.training, values, unit)
+                for method in methods:
+                    bar.set_description(f"{fold.name}, {method}")
+                    fit(
+                        part,
+                        method=method,
+                        n_neighbors=n_neighbors,
+                        n_candidates=n_candidates,
+                        group_key=inner,
+                        options=options[method],
+                        rng=rng,
+                        device=device,
+                        amp=amp,
+                        progress=False,
+                    )
+                    for section in sections:
+                        frame = score_section(
+                            reference, part, section, embedding[section.rows], values, numbers, label_key, rng
+                        )
+                        parts.append(frame.assign(method=method, unit=unit))
+                    bar.update()
+    scores = pd.concat(parts, ignore_index=True)[COLUMNS]
+    _log_summary(scores)
+    if inplace:
+        _write(reference, scores, methods)
+    return scores
+
+
+def _check_methods(
+    methods: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None
+) -> tuple[list[str], dict[str, Mapping[str, Any]]]:
+    from ragst_sd.retrieval.methods import METHODS, resolve_options
+
+    names, given = as_names(methods), dict(options or {})
+    if not names:
+        msg = f"`methods` is empty; name some of {listing(METHODS)}."
+        raise ValueError(msg)
+    stray = [name for name in given if name not in names]
+    if stray:
+        msg = f"`options` names {listing(stray)}, not among `methods` ({listing(names)})."
+        raise ValueError(msg)
+    for name in names:
+        resolve_options(name, given.get(name))
+    return names, {name: given.get(name, {}) for name in names}
+
+
+def _check_numbers(n_genes: int, cited: Sequence[int]) -> list[int]:
+    require_positive(n_genes, "n_genes", whole=True)
+    for number in cited:
+        require_positive(number, "cited", whole=True)
+    return sorted({int(number) for number in cited})
+
+
+def _check_genes(reference: AnnData, genes: Sequence[str] | str | None) -> list[str] | None:
+    """Genes asked for; all of them for `"all"`, `None` for the most variable ones."""
+    if genes is None:
+        return None
+    if isinstance(genes, str) and genes == "all":
+        return list(reference.var_names)
+    wanted = as_names(genes)
+    missing = [gene for gene in wanted if gene not in reference.var_names]
+    if missing or not wanted:
+        found = f"the reference has no {listing(missing)}" if missing else "the list is empty"
+        close = hint(missing[0], reference.var_names) if missing else ""
+        msg = f"`genes`: {found}; name some of its {reference.n_vars} genes, or 'all'.{close}"
+        raise KeyError(msg) if missing else ValueError(msg)
+    return wanted
+
+
+def _check_sizes(reference: AnnData, folds: list[Fold], asked: Mapping[str, int | None]) -> None:
+    smallest = min(folds, key=lambda fold: len(fold.training))
+    for name, number in asked.items():
+        if number is not None and number > len(smallest.training):
+            msg = (
+                f"`{name}` is {number}, but without {smallest.name!r} only {len(smallest.training)} rows are left. "
+                f"Ask for {len(smallest.training)} at most."
+            )
+            raise ValueError(msg)
+    sizes = reference.obs[_keys.SAMPLE].astype(str).value_counts()
+    if sizes.max() < FEWEST_SPOTS:
+        msg = f"No section has {FEWEST_SPOTS} spots (the largest has {sizes.max()}): nothing can be scored."
+        raise ValueError(msg)
+
+
+def _values_by_unit(reference: AnnData, header: dict[str, Any], library_size: str) -> dict[str, Any]:
+    """The profiles to predict, by their unit."""
+    from ragst_sd.reference.normalize import as_csr
+
+    out = {}
+    if library_size != "raw":
+        out[str(header["normalization"]["unit"])] = as_csr(reference.X)
+    if library_size != "normalized":
+        if _keys.COUNTS not in reference.layers:
+            msg = (
+                f"`library_size` is {library_size!r}, but the reference has no `layers[{_keys.COUNTS!r}]`: it was built "
+                "from values on a log scale. Build it from counts, or leave 'normalized'."
+            )
+            raise ValueError(msg)
+        out[RAW_UNIT] = as_csr(reference.layers[_keys.COUNTS]).log1p()
+    return out
+
+
+def _log_summary(scores: pd.DataFrame) -> None:
+    if "pearson" not in set(scores["metric"]):
+        return
+    for (unit, method), values in group_means(scores, "pearson").groupby(["unit", "method"], sort=False)["value"]:
+        logger.info("%s, %s: Pearson %.3f over %d held-out groups.", method, unit, values.mean(), len(values))
+
+
+def _write(reference: AnnData, scores: pd.DataFrame, methods: list[str]) -> None:
+    from ragst_sd.retrieval.methods import METHODS
+
+    scores = scores[scores["unit"] != RAW_UNIT]
+    if scores.empty or (scores["metric"] == "pearson").sum() == 0:
+        logger.info("Nothing was scored in the reference's own unit: it is left as it is.")
+        return
+    method = next((name for name in methods if METHODS[name].cites), methods[0])
+    for column, metric, own in (
+        (_keys.CV_PEARSON, "pearson", method),
+        (_keys.NOISE_CEILING, _keys.NOISE_CEILING, ""),
+    ):
+        lines = scores[(scores["metric"] == metric) & (scores["method"] == own)]
+        by_group = lines.groupby(["gene", "fold"])["value"].mean()
+        reference.var[column] = by_group.groupby(level="gene").mean().reindex(reference.var_names).to_numpy(float)
+    logger.info("Adding `reference.var[%r]` (of %r) and `[%r]`.", _keys.CV_PEARSON, method, _keys.NOISE_CEILING)

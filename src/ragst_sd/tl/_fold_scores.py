@@ -1,0 +1,215 @@
+"""The sections of a held-out group, and their scores: gene by gene, and as a whole."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._validate import listing
+from ragst_sd.retrieval.training import dense
+from ragst_sd.tl._evaluate import _score
+from ragst_sd.tl._folds import most_variable, training_part
+from ragst_sd.tl._metrics import METRICS
+from ragst_sd.tl._retrieve import retrieve
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+
+    from ragst_sd.tl._folds import Fold
+    from ragst_sd.tl._retrieve import Retrieved
+
+logger = logging.getLogger(__name__)
+
+FEWEST_SPOTS = 3
+_BLOCK_GENES = 2000
+
+
+@dataclass(frozen=True)
+class HeldSection:
+    """The held-out rows of one section, and what is compared there."""
+
+    fold: str
+    sample: str
+    rows: np.ndarray
+    genes: list[str]
+    """Scored one by one: of those chosen, what this section measured."""
+    summarised: np.ndarray
+    """Positions among `genes` of those that describe the section as a whole."""
+
+
+def choose_genes(
+    reference: AnnData, header: dict[str, Any], fold: Fold, n_genes: int, genes: list[str] | None
+) -> tuple[list[str], set[str]]:
+    """Genes to compare, and those of them that describe a section as a whole, decided on the training rows."""
+    unit = str(header["normalization"]["unit"])
+    part = training_part(reference, header, fold.training, reference.X, unit)
+    if genes is None:
+        genes = most_variable(part, n_genes)
+        return genes, set(genes)
+    known = set(part.var_names)
+    kept = [gene for gene in genes if gene in known]
+    if not kept:
+        msg = f"Without {fold.name!r} no row measured any of {listing(genes)}."
+        raise ValueError(msg)
+    return kept, set(most_variable(part, n_genes)) if len(genes) == reference.n_vars else set(kept)
+
+
+def held_sections(
+    reference: AnnData, header: dict[str, Any], fold: Fold, chosen: list[str], summarised: set[str]
+) -> list[HeldSection]:
+    measured: np.ndarray = np.asarray(reference.varm[_keys.MEASURED])
+    place = {str(panel): i for i, panel in enumerate(header["panels"])}
+    samples = reference.obs[_keys.SAMPLE].astype(str).to_numpy()[fold.held]
+    out = []
+    for sample in dict.fromkeys(samples):
+        rows = fold.held[samples == sample]
+        panels = reference.obs[_keys.PANEL].iloc[rows].astype(str).unique()
+        own = measured[:, [place[panel] for panel in panels]].all(axis=1)
+        genes = [gene for gene, kept in zip(chosen, own[reference.var_names.get_indexer(chosen)], strict=True) if kept]
+        out.append(HeldSection(fold.name, sample, rows, genes, np.flatnonzero([gene in summarised for gene in genes])))
+        if len(rows) < FEWEST_SPOTS:
+            logger.info("%s has %d spots only: it is predicted but not scored.", sample, len(rows))
+        elif len(genes) < len(chosen):
+            logger.info("%s did not measure %d of the genes compared.", sample, len(chosen) - len(genes))
+    return out
+
+
+def about_the_data(
+    reference: AnnData, header: dict[str, Any], section: HeldSection, *, ceiling: bool, rng: int
+) -> list[pd.DataFrame]:
+    """Lines that hold for every method."""
+    import pandas as pd
+
+    shared = {
+        "method": "",
+        "fold": section.fold,
+        "sample": section.sample,
+        "unit": str(header["normalization"]["unit"]),
+    }
+    out = [pd.DataFrame([{**shared, "gene": "", "metric": "n_spots", "value": float(len(section.rows))}])]
+    if ceiling and len(section.rows) >= FEWEST_SPOTS and section.genes:
+        found = section_ceiling(reference, header, section.rows, rng)
+        if found is None:
+            logger.info("No noise ceiling: the reference lacks counts of the genes that size factors rest on.")
+            found = np.full(reference.n_vars, np.nan)
+        value = found[reference.var_names.get_indexer(section.genes)]
+        lines = pd.DataFrame({"gene": section.genes, "metric": _keys.NOISE_CEILING, "value": value})
+        out.append(lines.assign(**shared))
+    return out
+
+
+def score_section(
+    reference: AnnData,
+    part: AnnData,
+    section: HeldSection,
+    embedding: np.ndarray,
+    values: Any,
+    numbers: list[int],
+    label_key: str,
+    rng: int,
+) -> pd.DataFrame:
+    """All lines of one method on one held-out section."""
+    import pandas as pd
+
+    from ragst_sd.retrieval.methods import METHODS
+    from ragst_sd.tl._section_metrics import label_share, section_metrics
+
+    fitted = part.uns[_keys.ATTRS][_keys.FIT]
+    cites, n_fitted = METHODS[fitted["method"]].cites, int(fitted["n_neighbors"])
+    obs = reference.obs.iloc[section.rows]
+    found = _predict(part, embedding, obs, section.genes, n_fitted)
+    whole = {name: finite_mean(found.obs[name]) for name in (_keys.EFFECTIVE_N, _keys.EVIDENCE_SHARE)}
+    labels = reference.obs[label_key].to_numpy() if label_key in reference.obs else None
+    parts = []
+    if len(section.rows) >= FEWEST_SPOTS and section.genes:
+        truth = values[section.rows][:, reference.var_names.get_indexer(section.genes)]
+        parts.append(gene_scores(found.prediction, truth, section.genes))
+        columns = section.summarised
+        expected = dense(truth[:, columns])
+        whole |= section_metrics(
+            found.prediction[:, columns],
+            expected,
+            positions=reference.obs[[_keys.X_UM, _keys.Y_UM]].to_numpy(float)[section.rows],
+            labels=None if labels is None else labels[section.rows],
+            rng=rng,
+        )
+        if cites:
+            whole["evidence_pearson"] = mean_pearson(found.evidence[:, columns], expected)
+            names = [section.genes[i] for i in columns]
+            for number in (number for number in numbers if number <= n_fitted):
+                of_few = found.prediction[:, columns]
+                if number < n_fitted:
+                    of_few = _predict(part, embedding, obs, names, number).prediction
+                whole[f"pearson_cited_{number}"] = mean_pearson(of_few, expected)
+    if cites and labels is not None:
+        shares = label_share(found.rows, found.weights, labels[section.rows], part.obs[label_key].to_numpy())
+        whole["label_share"], whole["label_share_random"] = shares
+    parts.append(pd.DataFrame({"gene": "", "metric": list(whole), "value": list(whole.values())}))
+    return pd.concat(parts, ignore_index=True).assign(fold=section.fold, sample=section.sample)
+
+
+def _predict(part: AnnData, embedding: np.ndarray, obs: pd.DataFrame, genes: list[str], n_neighbors: int) -> Retrieved:
+    from ragst_sd.retrieval.search import Eligibility
+
+    header = part.uns[_keys.ATTRS]
+    return retrieve(
+        part,
+        header,
+        header[_keys.FIT],
+        embedding,
+        obs,
+        # Nothing of the held-out group is in the bank.
+        eligibility=Eligibility.everything(len(embedding), part.n_obs),
+        gene_index=part.var_names.get_indexer(genes),
+        n_neighbors=n_neighbors,
+        n_candidates=max(n_neighbors, int(header[_keys.FIT]["n_candidates"])),
+        backend="auto",
+    )
+
+
+def gene_scores(predicted: np.ndarray, truth: Any, genes: Sequence[str]) -> pd.DataFrame:
+    """`gene`, `metric`, `value` of (spots, genes) predictions; a gene counts over the spots where it was predicted."""
+    import pandas as pd
+
+    parts = []
+    # Whole transcriptomes are made dense block by block.
+    for start in range(0, len(genes), _BLOCK_GENES):
+        block = slice(start, start + _BLOCK_GENES)
+        values, expected = predicted[:, block].astype(np.float64), dense(truth[:, block])
+        finite = np.isfinite(values)
+        for name, metric in METRICS.items():
+            score = _score(metric, values, expected, finite)
+            parts.append(pd.DataFrame({"gene": list(genes[block]), "metric": name, "value": score}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def mean_pearson(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """Pearson averaged over the genes that vary."""
+    return finite_mean(_score(METRICS["pearson"], predicted.astype(np.float64), truth, np.isfinite(predicted)))
+
+
+def finite_mean(values: np.ndarray) -> float:
+    """Mean of the finite values; NaN if there are none."""
+    values = np.asarray(values, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else np.nan
+
+
+def section_ceiling(reference: AnnData, header: dict[str, Any], rows: np.ndarray, rng: int) -> np.ndarray | None:
+    """Noise ceiling of every gene in one section; `None` where counts of the genes behind the size factors are missing."""
+    from ragst_sd.reference.noise_ceiling import noise_ceiling
+    from ragst_sd.reference.normalize import as_csr
+
+    if _keys.COUNTS not in reference.layers:
+        return None
+    columns = reference.var_names.get_indexer([str(gene) for gene in header["normalization"]["size_factor_genes"]])
+    if (columns < 0).any():
+        return None
+    return noise_ceiling(as_csr(reference.layers[_keys.COUNTS][rows]), columns, rng=rng)

@@ -1,0 +1,228 @@
+"""Groups held out whole, the reference that is left for training, and scores averaged by group."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._reference import reference_hash
+from ragst_sd._validate import listing, require_choice, require_key
+from ragst_sd.tl._fit import _inner_folds
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+RAW_UNIT = "log1p(counts)"
+# Ratios: one gene that hardly varies in the truth would outweigh all others in a mean.
+_MEDIAN = ("variance_kept",)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One round of cross-validation."""
+
+    name: str
+    """The group that is held out."""
+    training: np.ndarray
+    """Rows of the reference that may be learned from and cited."""
+    held: np.ndarray
+    """Rows that are predicted."""
+
+
+def outer_folds(reference: AnnData, header: dict[str, Any], group_key: str | None) -> list[Fold]:
+    """Every group in turn against all others: donors, or what the reference offers in their place.
+
+    Raises
+    ------
+    KeyError
+        If `group_key` is no column.
+    ValueError
+        If there is one group only, a row has no group, or nothing is left to train on.
+    """
+    if group_key is not None:
+        require_key(group_key, reference.obs, "reference.obs")
+        missing = int(reference.obs[group_key].isna().sum())
+        if missing:
+            msg = f"`reference.obs[{group_key!r}]` is empty in {missing} rows. Fill it in, or leave these rows out."
+            raise ValueError(msg)
+    codes, what = _inner_folds(reference, group_key)
+    if len(np.unique(codes)) < 2:
+        msg = f"The reference has {reference.n_obs} rows in one group ({what}): nothing is left to train on."
+        raise ValueError(msg)
+    samples = reference.obs[_keys.SAMPLE].astype(str).to_numpy()
+    folds = []
+    for i, code in enumerate(np.unique(codes)):
+        held = codes == code
+        name = str(reference.obs[what].iloc[np.flatnonzero(held)[0]]) if what in reference.obs else f"block {i + 1}"
+        twins = _same_image(header, set(samples[held]))
+        training = ~held & ~np.isin(codes, codes[np.isin(samples, twins)])
+        if not training.any():
+            msg = f"Holding out {what} {name!r} leaves no rows to train on: the others have the very images of its sections."
+            raise ValueError(msg)
+        if twins:
+            logger.warning("%s %r: %s has the same image and is left out with it.", what, name, listing(twins))
+        folds.append(Fold(name, np.flatnonzero(training), np.flatnonzero(held)))
+    if group_key is not None:
+        _warn_shared_donors(reference, folds, group_key)
+    return folds
+
+
+def _same_image(header: dict[str, Any], own: set[str]) -> list[str]:
+    """Other sections with the very image of one of `own`."""
+    sections = header["sections"]
+    hashes = {str(name): str(value) for name, value in zip(sections["sample"], sections["image_hash"], strict=True)}
+    images = {hashes.get(name, "") for name in own} - {""}
+    return sorted(name for name, image in hashes.items() if name not in own and image in images)
+
+
+def _warn_shared_donors(reference: AnnData, folds: Sequence[Fold], group_key: str) -> None:
+    donors = reference.obs[_keys.DONOR].astype(str).to_numpy()
+    shared = sorted(set().union(*(set(donors[fold.held]) & set(donors[fold.training]) for fold in folds)))
+    if shared:
+        logger.warning(
+            "Groups of %r share donors (%s): the accuracy is that for other sections of known donors.",
+            group_key, listing(shared),
+        )  # fmt: skip
+
+
+def training_part(reference: AnnData, header: dict[str, Any], rows: np.ndarray, values: Any, unit: str) -> AnnData:
+    """An unfitted reference of some rows, with `values` for expression, that knows of nothing else.
+
+    Genes that none of the rows measured are absent from it. Size factors stay as they were.
+    """
+    import anndata as ad
+    import pandas as pd
+
+    obs = reference.obs.iloc[rows].copy()
+    present, samples = (set(obs[name].astype(str)) for name in (_keys.PANEL, _keys.SAMPLE))
+    kept = np.array([str(panel) in present for panel in header["panels"]])
+    measured: np.ndarray = np.asarray(reference.varm[_keys.MEASURED])[:, kept]
+    genes = measured.any(axis=1)
+    panels = np.asarray(header["panels"])[kept]
+    counts = obs[_keys.PANEL].astype(str).value_counts()
+    use_rep = str(header["use_rep"])
+    part = ad.AnnData(
+        values[rows][:, genes],
+        obs=obs,
+        var=pd.DataFrame(
+            {_keys.N_MEASURED: measured[genes] @ np.array([int(counts[str(panel)]) for panel in panels])},
+            index=reference.var_names[genes],
+        ),
+        obsm={use_rep: np.asarray(reference.obsm[use_rep])[rows]},
+        varm={_keys.MEASURED: measured[genes]},
+    )
+    sections = np.array([str(name) in samples for name in header["sections"]["sample"]])
+    owned = {
+        **{name: value for name, value in header.items() if name != _keys.FIT},
+        "panels": panels,
+        "sections": {name: np.asarray(column)[sections] for name, column in header["sections"].items()},
+        "normalization": {**header["normalization"], "unit": unit},
+    }
+    if "sources" in header:
+        owned["sources"] = header["sources"][header["sources"].index.astype(str).isin(samples)]
+    part.uns[_keys.ATTRS] = owned
+    owned["content_hash"] = reference_hash(part)
+    return part
+
+
+def inner_group_key(training: pd.DataFrame, group_key: str | None, fold: str) -> str | None:
+    """What `fit` holds out inside: the outer groups if two are left, else donors, else sections, else what it finds."""
+    for column in (_keys.DONOR if group_key is None else group_key, _keys.DONOR, _keys.SAMPLE):
+        if training[column].astype(str).nunique() > 1:
+            if column == _keys.SAMPLE and group_key != _keys.SAMPLE:
+                logger.warning("Without %r one donor is left: its sections are held out to choose and calibrate.", fold)
+            return column
+    return None
+
+
+def most_variable(part: AnnData, n_genes: int) -> list[str]:
+    """The genes that vary most over a reference, among those that every panel measured; fewer where there are fewer."""
+    from ragst_sd.retrieval.training import variable_genes
+
+    everywhere = np.flatnonzero(np.asarray(part.varm[_keys.MEASURED]).all(axis=1))
+    if not len(everywhere):
+        msg = "No gene was measured by every panel that is trained on. Name the genes to score with `genes=`."
+        raise ValueError(msg)
+    if len(everywhere) < n_genes:
+        logger.info("%d genes were measured by every panel, fewer than `n_genes` (%d).", len(everywhere), n_genes)
+    return list(part.var_names[variable_genes(part.X, np.arange(part.n_obs), everywhere, n_genes)])
+
+
+def group_means(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One number per unit, method and held-out group: over genes, then over the sections of the group.
+
+    Genes are averaged (`variance_kept`: their median), without those where the metric is not defined.
+    """
+    require_choice(metric, list(dict.fromkeys(scores["metric"])), "metric")
+    own = scores[scores["metric"] == metric]
+    keys = ["unit", "method", "fold"]
+    sections = own.groupby([*keys, "sample"], sort=False)["value"]
+    of_sections = sections.median() if metric in _MEDIAN else sections.mean()
+    return of_sections.groupby(level=keys, sort=False).mean().reset_index()
+
+
+def by_donor(
+    scores: pd.DataFrame, metric: str = "pearson", *, baseline: str | None = None, level: float = 0.95
+) -> pd.DataFrame:
+    """Summary of a metric with held-out groups (donors) as the unit.
+
+    Parameters
+    ----------
+    scores
+        Made by :func:`ragst_sd.tl.cross_validate`.
+    metric
+        Metric to summarise; see `group_means`.
+    baseline
+        Method to compare with.
+    level
+        Coverage of the intervals.
+
+    Returns
+    -------
+    One line per unit and method: `mean` over groups, its standard error `se`, their number `n`, and with a baseline
+    `difference`, the mean of the differences to it within groups, with the limits `low` and `high` of Student's
+    t-interval over groups. Below three groups there is no interval (NaN), below two no standard error.
+    """
+    import pandas as pd
+
+    means = group_means(scores, metric)
+    if baseline is not None:
+        require_choice(baseline, list(dict.fromkeys(means["method"])), "baseline")
+    lines = []
+    for (unit, method), own in means.groupby(["unit", "method"], sort=False):
+        values = own.set_index("fold")["value"].dropna()
+        line: dict[str, Any] = {"unit": unit, "method": method, **_summary(values)}
+        if baseline is not None:
+            other = means[(means["unit"] == unit) & (means["method"] == baseline)].set_index("fold")["value"]
+            line |= _interval((values - other.reindex(values.index)).dropna().to_numpy(), level)
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _summary(values: pd.Series) -> dict[str, Any]:
+    n = len(values)
+    return {
+        "mean": float(values.mean()) if n else np.nan,
+        "se": float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan,
+        "n": n,
+    }
+
+
+def _interval(differences: np.ndarray, level: float) -> dict[str, float]:
+    from scipy.stats import t
+
+    n = len(differences)
+    mean = float(differences.mean()) if n else np.nan
+    if n < 3:
+        return {"difference": mean, "low": np.nan, "high": np.nan}
+    half = float(t.ppf(0.5 + level / 2, n - 1) * differences.std(ddof=1) / np.sqrt(n))
+    return {"difference": mean, "low": mean - half, "high": mean + half}
