@@ -3,7 +3,11 @@
 For every set, encoder and method each donor is predicted from a reference of all other donors. The genes scored are
 the 250 most variable ones of the training donors; nothing is chosen on the donor that is predicted.
 
-    python benchmarks/real_sections.py --data "$RAGST_SD_TEST_DATA" --write docs/benchmarks.md
+    python benchmarks/real_sections.py --data "$RAGST_SD_TEST_DATA" --methods all --write docs/benchmarks.md
+
+`--context` compares fields of view instead: the same embeddings with the tile alone, and with one and two wider fields.
+
+    python benchmarks/real_sections.py --data "$RAGST_SD_TEST_DATA" --context --write docs/benchmarks.md
 """
 
 from __future__ import annotations
@@ -12,19 +16,24 @@ import argparse
 import logging
 import os
 import sys
+import time
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 import ragst_sd as rg
+from ragst_sd import _keys
 from ragst_sd._demo import read_folder, variable_genes
+from ragst_sd.retrieval.methods import METHODS as REGISTRY
 
 SETS = ("mob", "mob2k", "her2st")
-METHODS = ("mean", "ridge", "knn")
+METHODS = ("mean", "ridge", "knn", "rag")
+IN_CONTEXT = ("ridge", "knn", "rag")
 CONTEXT = (1, 2.5, 6)
+CITED = (5, 10, 20)
 N_GENES = 250
-BEGIN, END = "<!-- real_sections: begin -->", "<!-- real_sections: end -->"
 
 
 def encoders(weights: Path) -> dict[str, dict]:
@@ -42,7 +51,7 @@ def encoders(weights: Path) -> dict[str, dict]:
 
 
 def leave_one_donor_out(sections: dict, use_rep: str, methods: tuple[str, ...]) -> pd.DataFrame:
-    """One line per held-out section and method: Pearson, variance kept, and `effective_n`."""
+    """One line per held-out section and method: accuracy, of evidence alone and with few citations, and `effective_n`."""
     donor_of = {name: str(sdata.tables["table"].obs["donor"].iloc[0]) for name, sdata in sections.items()}
     lines = []
     for donor in sorted(set(donor_of.values())):
@@ -50,57 +59,107 @@ def leave_one_donor_out(sections: dict, use_rep: str, methods: tuple[str, ...]) 
         reference = rg.tl.build_reference(training, use_rep=use_rep, thumbnails=False)
         genes = variable_genes(reference, N_GENES)
         for method in methods:
-            rg.tl.fit(reference, method=method)
+            start = time.perf_counter()
+            rg.tl.fit(reference, method=method, progress=False)
+            seconds = time.perf_counter() - start
             for name in (name for name in sections if donor_of[name] == donor):
-                measured = set(sections[name].tables["table"].var_names)
-                table = rg.tl.predict(sections[name], reference, genes=genes, inplace=False)
-                scores = rg.tl.evaluate(
-                    table,
-                    truth=sections[name].tables["table"],
-                    genes=[gene for gene in genes if gene in measured],
-                    metrics=["pearson", "variance_kept"],
-                )
-                of_genes = scores.groupby("metric")["value"]
-                summary = of_genes.mean().to_dict()
-                # A ratio: one gene that hardly varies in the truth would outweigh all others in a mean.
-                summary["variance_kept"] = of_genes.median()["variance_kept"]
-                lines.append({"method": method, "donor": donor, "section": name, **summary})
+                line = score_section(sections[name], reference, genes, cites=REGISTRY[method].cites)
+                lines.append({"method": method, "donor": donor, "section": name, **line, "fit_s": seconds})
     return pd.DataFrame(lines)
 
 
-def summarise(scores: pd.DataFrame) -> pd.DataFrame:
+def score_section(sdata, reference, genes: list[str], *, cites: bool) -> dict[str, float]:  # noqa: ANN001
+    """Scores of one held-out section."""
+    measured = sdata.tables["table"]
+    table = rg.tl.predict(sdata, reference, genes=genes, inplace=False)
+    shared = [gene for gene in genes if gene in set(measured.var_names)]
+
+    def scores(table, metrics: list[str]) -> pd.Series:  # noqa: ANN001
+        long = rg.tl.evaluate(table, truth=measured, genes=shared, metrics=metrics)
+        means = long.groupby("metric")["value"].mean()
+        # A ratio: one gene that hardly varies in the truth would outweigh all others in a mean.
+        means.update(long.groupby("metric")["value"].median().filter(["variance_kept"]))
+        return means
+
+    line = scores(table, ["pearson", "variance_kept", "share_of_ceiling"]).to_dict()
+    if cites:
+        of_evidence = table.copy()
+        of_evidence.X = of_evidence.layers[_keys.EVIDENCE]
+        line["evidence"] = scores(of_evidence, ["pearson"])["pearson"]
+        for n in CITED:
+            few = rg.tl.predict(sdata, reference, genes=genes, n_neighbors=n, inplace=False)
+            line[f"cited_{n}"] = scores(few, ["pearson"])["pearson"]
+    return line
+
+
+def narrower(sections: dict, use_rep: str, n_fields: int) -> str:
+    """The embedding of the first fields of view alone, beside the whole one; fields stand side by side, smallest first."""
+    key_added = f"{use_rep}_{n_fields}"
+    for sdata in sections.values():
+        table = sdata.tables["table"]
+        whole = table.obsm[use_rep]
+        width = whole.shape[1] // len(CONTEXT) * n_fields
+        table.obsm[key_added] = whole[:, :width].copy()
+        headers = table.uns[_keys.ATTRS][_keys.EMBEDDINGS]
+        header = deepcopy(headers[use_rep])
+        header["context"] = header["context"][:n_fields]
+        header["section_mean"], header["section_std"] = header["section_mean"][:width], header["section_std"][:width]
+        headers[key_added] = header
+    return key_added
+
+
+def summarise(scores: pd.DataFrame, by: tuple[str, ...] = ("set", "encoder", "method")) -> pd.DataFrame:
     """Sections are averaged within donors, then donors with equal weight."""
-    numbers = ["pearson", "effective_n", "variance_kept"]
-    by_donor = scores.groupby(["set", "encoder", "method", "donor"], sort=False)[numbers].mean().reset_index()
-    keys = ["set", "encoder", "method"]
+    keys = list(by)
+    columns = ["pearson", "evidence", "effective_n", *(f"cited_{n}" for n in CITED), "share_of_ceiling", "variance_kept"]
+    numbers = [name for name in columns if name in scores]
+    by_donor = scores.groupby([*keys, "donor"], sort=False)[numbers].mean().reset_index()
     summary = by_donor.groupby(keys, sort=False)[numbers].mean().reset_index()
     each = by_donor.groupby(keys, sort=False).apply(
         lambda part: ", ".join(f"{d} {p:.3f}" for d, p in zip(part["donor"], part["pearson"], strict=True)),
         include_groups=False,
     )
-    summary["pearson by donor"] = each.to_numpy()
+    summary["Pearson by donor"] = each.to_numpy()
     return summary
+
+
+HEADINGS = {
+    "pearson": "Pearson",
+    "evidence": "of evidence",
+    "effective_n": "effective n",
+    **{f"cited_{n}": f"citing {n}" for n in CITED},
+    "share_of_ceiling": "share of ceiling",
+    "variance_kept": "variance kept",
+}
 
 
 def markdown(summary: pd.DataFrame) -> str:
     """The summary as a Markdown table."""
-    head = "| set | encoder | method | Pearson | effective n | variance kept | Pearson by donor |"
-    rows = [head, "|---|---|---|---|---|---|---|"]
-    for line in summary.itertuples(index=False):
-        effective = "none" if np.isnan(line.effective_n) else f"{line.effective_n:.1f}"
-        values = [line.set, line.encoder, line.method, f"{line.pearson:.3f}", effective, f"{line.variance_kept:.3f}"]
-        rows.append("| " + " | ".join([*values, line[-1]]) + " |")
+    columns = list(summary.columns)
+    rows = ["| " + " | ".join(HEADINGS.get(name, name) for name in columns) + " |", "|---" * len(columns) + "|"]
+    for line in summary.to_dict("records"):
+        cells = []
+        for name in columns:
+            value = line[name]
+            if isinstance(value, str):
+                cells.append(value)
+            elif np.isnan(value):
+                cells.append("none")
+            else:
+                cells.append(f"{value:.1f}" if name == "effective_n" else f"{value:.3f}")
+        rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 
-def write_between_markers(path: Path, text: str) -> None:
+def write_between_markers(path: Path, marker: str, text: str) -> None:
     """Replace what stands between the markers of a page."""
+    begin, end = f"<!-- {marker}: begin -->", f"<!-- {marker}: end -->"
     page = path.read_text()
-    if BEGIN not in page or END not in page:
-        msg = f"{path} lacks the lines {BEGIN!r} and {END!r} between which the table is written."
+    if begin not in page or end not in page:
+        msg = f"{path} lacks the lines {begin!r} and {end!r} between which the table is written."
         raise SystemExit(msg)
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    before, after = page.split(begin)[0], page.split(end)[1]
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def main() -> None:
@@ -109,31 +168,42 @@ def main() -> None:
     parser.add_argument("--data", default=os.environ.get("RAGST_SD_TEST_DATA"), help="folder with histology/, weights/")
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--encoders", nargs="+", default=["texture", "mobilenetv2_100"])
-    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--methods", nargs="+", help=f"some of {', '.join(REGISTRY)}, or all")
+    parser.add_argument("--context", action="store_true", help="compare fields of view")
     parser.add_argument("--write", type=Path, help="page whose marked table is replaced")
     parser.add_argument("--csv", type=Path, help="file for the scores of each section")
     args = parser.parse_args()
     if not args.data:
         parser.error("name the folder of real sections with --data or RAGST_SD_TEST_DATA")
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    chosen = tuple(args.methods or (IN_CONTEXT if args.context else METHODS))
+    chosen = tuple(REGISTRY) if chosen == ("all",) else chosen
     data = Path(args.data)
     known = encoders(data / "weights")
+    by = ("set", "encoder", "fields of view (µm)", "method") if args.context else ("set", "encoder", "method")
     parts = []
     for name in args.sets:
         sections = read_folder(data / "histology" / name)
         for encoder in args.encoders:
+            use_rep = f"X_{encoder}"
             for sdata in sections.values():
-                rg.pp.embed_tiles(sdata, key_added=f"X_{encoder}", **known[encoder])
-            scores = leave_one_donor_out(sections, f"X_{encoder}", tuple(args.methods))
-            parts.append(scores.assign(set=name, encoder=encoder))
-            print(markdown(summarise(parts[-1])), flush=True)
+                rg.pp.embed_tiles(sdata, key_added=use_rep, progress=False, **known[encoder])
+            for n_fields in range(1, len(CONTEXT) + 1) if args.context else [len(CONTEXT)]:
+                rep = use_rep if n_fields == len(CONTEXT) else narrower(sections, use_rep, n_fields)
+                scores = leave_one_donor_out(sections, rep, chosen).assign(set=name, encoder=encoder)
+                scores["fields of view (µm)"] = ", ".join(f"{112 * one:.0f}" for one in CONTEXT[:n_fields])
+                parts.append(scores)
+                print(markdown(summarise(parts[-1], by)), flush=True)
     scores = pd.concat(parts, ignore_index=True)
     if args.csv:
         scores.to_csv(args.csv, index=False)
-    table = markdown(summarise(scores))
+    summary = summarise(scores, by)
+    if args.context:
+        summary = summary[[*by, "pearson", "effective_n", "Pearson by donor"]]
+    table = markdown(summary)
     print("\n" + table)
     if args.write:
-        write_between_markers(args.write, table)
+        write_between_markers(args.write, "context" if args.context else "real_sections", table)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@ r"""The retrieval model as torch modules: the projection phi, and logits that sa
 .. math:: \phi(x) = A x + B\, \mathrm{gelu}(C x + b), \qquad
           a_j = -s\, \frac{\|\phi(x) - \phi(x_j)\|^2}{d_K^2} + g\bigl(\phi(x), \phi(x_j), \phi(x) - \phi(x_j), c\bigr)
 
-B and the last layer of g start at zero: the model starts as nearest neighbours under a random projection, and departs from it
-where that helps. Several members, trained from different seeds, are searched side by side, their logits averaged.
+A starts as the identity, B and the last layer of g at zero: the model starts as nearest neighbours among the principal
+components, and departs from them where that helps. Several members, trained from different seeds, are searched side by side, their logits averaged.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Projection(nn.Module):
     def __init__(self, n_in: int, n_out: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.linear = nn.Linear(n_in, n_out, bias=False)
-        nn.init.normal_(self.linear.weight, std=1 / math.sqrt(n_in))
+        nn.init.eye_(self.linear.weight)
         self.dropout = nn.Dropout(dropout)
         self.inner = nn.Linear(n_in, hidden) if hidden else None
         self.outer = nn.Linear(hidden, n_out, bias=False) if hidden else None

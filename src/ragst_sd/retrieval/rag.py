@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OPTIONS: dict[str, Any] = {
-    "n_latent": 32,
+    "n_latent": 64,
     "hidden": 0,
     "gate": "softmax",
     "gate_hidden": 0,

@@ -119,7 +119,7 @@ def fit(
     and zero unless it predicts held-out groups better.
 
     Options and defaults. All: `n_components` (64). Methods that cite: `center_sections` (True; measured values are taken
-    relative to their section's mean and put on the mean of the reference). rag, random_rag: `n_latent` (32), `hidden` (0: phi is
+    relative to their section's mean and put on the mean of the reference). rag, random_rag: `n_latent` (64), `hidden` (0: phi is
     linear; else units of a hidden layer), `gate` (`"softmax"`), `gate_hidden` (0), `sharpness` (2, the start of s), `dropout` (0.1), `correlation` (1, its
     weight in the loss), `sparsity` (0, penalty on the effective number of rows), `n_train_genes` (250), `n_seeds` (3),
     `max_steps` (120), `learning_rate`, `weight_decay`, `adjustment_rank` (16, 0 is no adjustment). knn, knn_supervised,
