@@ -68,13 +68,14 @@ def leave_one_donor_out(sections: dict, use_rep: str, methods: tuple[str, ...]) 
     return pd.DataFrame(lines)
 
 
-def score_section(sdata, reference, genes: list[str], *, cites: bool) -> dict[str, float]:  # noqa: ANN001
+def score_section(sdata, reference, genes: list[str], *, cites: bool) -> dict[str, float]:
     """Scores of one held-out section."""
     measured = sdata.tables["table"]
     table = rg.tl.predict(sdata, reference, genes=genes, inplace=False)
-    shared = [gene for gene in genes if gene in set(measured.var_names)]
+    present = set(measured.var_names)
+    shared = [gene for gene in genes if gene in present]
 
-    def scores(table, metrics: list[str]) -> pd.Series:  # noqa: ANN001
+    def scores(table, metrics: list[str]) -> pd.Series:
         long = rg.tl.evaluate(table, truth=measured, genes=shared, metrics=metrics)
         means = long.groupby("metric")["value"].mean()
         # A ratio: one gene that hardly varies in the truth would outweigh all others in a mean.
@@ -111,7 +112,14 @@ def narrower(sections: dict, use_rep: str, n_fields: int) -> str:
 def summarise(scores: pd.DataFrame, by: tuple[str, ...] = ("set", "encoder", "method")) -> pd.DataFrame:
     """Sections are averaged within donors, then donors with equal weight."""
     keys = list(by)
-    columns = ["pearson", "evidence", "effective_n", *(f"cited_{n}" for n in CITED), "share_of_ceiling", "variance_kept"]
+    columns = [
+        "pearson",
+        "evidence",
+        "effective_n",
+        *(f"cited_{n}" for n in CITED),
+        "share_of_ceiling",
+        "variance_kept",
+    ]
     numbers = [name for name in columns if name in scores]
     by_donor = scores.groupby([*keys, "donor"], sort=False)[numbers].mean().reset_index()
     summary = by_donor.groupby(keys, sort=False)[numbers].mean().reset_index()

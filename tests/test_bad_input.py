@@ -341,6 +341,43 @@ def case_constant_embedding(world: World) -> None:
     rg.tl.fit(reference, method="knn", n_neighbors=5)
 
 
+def case_nan_at_fit(world: World, method: str) -> None:
+    reference = world.reference()
+    reference.obsm["X_colour"][2] = np.nan
+    rg.tl.fit(reference, method=method, n_neighbors=5)
+
+
+def case_older_fit(world: World) -> None:
+    reference = world.fitted()
+    reference.uns["ragst"]["fit"]["schema_version"] = 0
+    rg.tl.predict(world.query, reference)
+
+
+def case_older_reference(world: World) -> None:
+    reference = world.reference()
+    reference.uns["ragst"]["schema_version"] = 0
+    rg.tl.fit(reference, n_neighbors=10)
+
+
+def case_rag_n_neighbors_eligible(world: World) -> None:
+    reference = world.fitted(method="rag", options=QUICK)
+    mask = np.arange(reference.n_obs) < 4
+    rg.tl.predict(world.query, reference, n_neighbors=5, where=mask)
+
+
+def case_nothing_varies(world: World, method: str) -> None:
+    reference = world.reference()
+    reference.X = type(reference.X)(np.ones(reference.shape, dtype=np.float32))
+    rg.tl.fit(reference, method=method, n_neighbors=5)
+
+
+def fit_rag(**options: Any) -> Callable[[World], Any]:
+    """A fit of the default method with some options."""
+    return lambda world: world.fitted(method="rag", options=options)
+
+
+QUICK = {"max_steps": 2, "n_seeds": 1, "n_train_genes": 30}
+
 Case = tuple[Callable[[World], Any], type[Exception], list[str]]
 CASES: dict[str, Case] = {
     # keys
@@ -439,6 +476,71 @@ CASES: dict[str, Case] = {
     "reference changed after the fit": (case_changed_reference, ValueError, ["changed after it was fitted"]),
     "schema of the future": (case_future_schema, ValueError, ["schema version 99", "reads version 1"]),
     "no reference": (case_foreign_header, ValueError, ["uns['ragst']", "build_reference"]),
+    "older schema of the fit": (case_older_fit, ValueError, ["fit", "schema version 0", "reads version 1", "make it again"]),
+    "older schema of the reference": (
+        case_older_reference,
+        ValueError,
+        ["header", "schema version 0", "reads version 1", "make it again"],
+    ),
+    **{
+        f"NaN at the fit of {method}": (
+            lambda w, method=method: case_nan_at_fit(w, method),
+            ValueError,
+            ["'X_colour'", "NaN or infinite in 1 rows", "fit again"],
+        )
+        for method in ("rag", "mlp", "mean")
+    },
+    **{
+        f"nothing varies, {method}": (
+            lambda w, method=method: case_nothing_varies(w, method),
+            ValueError,
+            [f"'{method}' has nothing to learn", "varies within a section"],
+        )
+        for method in ("rag", "mlp", "bleep")
+    },
+    # options of the default method
+    "unknown option of rag": (fit_rag(gates="softmax"), ValueError, ["'rag' has no option 'gates'", "'gate'"]),
+    "unknown gate": (fit_rag(gate="sigmoid"), ValueError, ["`gate` is 'sigmoid'", "'softmax'", "'entmax'", "'gumbel'"]),
+    "negative dropout": (fit_rag(dropout=-0.1), ValueError, ["`dropout` is -0.1", "at least 0"]),
+    "dropout of everything": (fit_rag(dropout=1), ValueError, ["`dropout` is 1", "below 1"]),
+    "no steps": (fit_rag(max_steps=0), ValueError, ["`max_steps` is 0", "at least 1"]),
+    "no seeds": (fit_rag(n_seeds=0), ValueError, ["`n_seeds` is 0", "at least 1"]),
+    "negative rank": (fit_rag(adjustment_rank=-1), ValueError, ["`adjustment_rank` is -1", "not be negative"]),
+    "no sharpness": (fit_rag(sharpness=0), ValueError, ["`sharpness` is 0", "above zero"]),
+    "no components": (fit_rag(n_components=0), ValueError, ["`n_components` is 0", "at least 1"]),
+    "negative dropout of mlp": (
+        lambda w: w.fitted(method="mlp", options={"dropout": -0.1}),
+        ValueError,
+        ["dropout", "-0.1"],
+    ),
+    "unknown weighting": (lambda w: w.fitted(options={"weighting": "near"}), ValueError, ["'near'", "'distance'"]),
+    "cosine where a space is learned": (
+        lambda w: w.fitted(method="rag", metric="cosine"),
+        ValueError,
+        ["'cosine'", "'rag' learns a space", "euclidean", "Leave it out"],
+    ),
+    "rng with a fraction": (lambda w: w.fitted(method="rag", rng=1.5), ValueError, ["`rng` is 1.5", "whole number"]),
+    "rng that is a generator": (
+        lambda w: w.fitted(method="rag", rng=np.random.default_rng(0)),
+        ValueError,
+        ["`rng` is Generator", "whole number"],
+    ),
+    "negative rng": (lambda w: w.fitted(method="rag", rng=-1), ValueError, ["`rng` is -1", "at least 0"]),
+    "more neighbours of rag than rows": (
+        lambda w: w.fitted(method="rag", n_neighbors=10_000),
+        ValueError,
+        ["`n_neighbors` is 10000", "rows of the reference"],
+    ),
+    "fewer candidates than neighbours": (
+        lambda w: w.fitted(method="rag", n_candidates=9),
+        ValueError,
+        ["`n_candidates` is 9", "fewer than `n_neighbors` (10)"],
+    ),
+    "more neighbours of rag than eligible": (
+        case_rag_n_neighbors_eligible,
+        ValueError,
+        ["`n_neighbors` is 5", "only 4 rows are eligible", "Ask for 4"],
+    ),
     # prediction
     "other encoder": (case_other_encoder, ValueError, ["made differently", "other", "colour"]),
     "other width": (case_other_width, ValueError, ["width: 5 against 12"]),

@@ -25,7 +25,7 @@ def small(monkeypatch):
 def test_demo_writes_what_it_says(small, tmp_path):
     said = []
     metrics = run_demo(tmp_path / "out", n_donors=3, say=said.append)
-    assert list(metrics["method"]) == ["mean", "ridge", "knn"]
+    assert list(metrics["method"]) == ["mean", "ridge", "knn", "rag"]
     knn = metrics.set_index("method").loc["knn"]
     assert knn["pearson"] > 0.2
     assert 1 <= knn["effective_n"] <= 50

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 N_GENES = 250
-METHODS = ("mean", "ridge", "knn")
+METHODS = ("mean", "ridge", "knn", "rag")
 
 
 def read_folder(folder: Path) -> dict[str, SpatialData]:
@@ -106,7 +106,7 @@ def run_demo(
     genes = variable_genes(reference, N_GENES)
     lines = []
     for method in METHODS:
-        rg.tl.fit(reference, method=method)
+        rg.tl.fit(reference, method=method, progress=False)
         rg.tl.predict(sections[query], reference, genes=genes)
         measured = set(sections[query].tables["table"].var_names)
         scores = rg.tl.evaluate(sections[query], genes=[gene for gene in genes if gene in measured])
@@ -153,7 +153,7 @@ def _write(
         f"Wrote to {out}:\n"
         f"  {store.name:<18} the held-out section with its measured and its predicted table\n"
         "  reference.zarr     the measured tissue that the prediction cites\n"
-        "  metrics.csv        accuracy of knn beside its baselines\n"
+        "  metrics.csv        accuracy of rag beside its baselines\n"
         f"  prediction.png     {best}, the best predicted gene: measured, predicted, difference\n"
         f"  retrieval.png      spot {spot}: the measured tissue behind its prediction\n"
         "  explanation.csv    what each cited spot contributed"

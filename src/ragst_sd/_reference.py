@@ -14,6 +14,9 @@ from ragst_sd.reference.normalize import as_csr
 from ragst_sd.reference.schema import check_fit, check_reference_header
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import pandas as pd
     from anndata import AnnData
 
 
@@ -140,6 +143,43 @@ def panel_codes(reference: AnnData, header: dict[str, Any]) -> np.ndarray:
 def section_codes(reference: AnnData) -> np.ndarray:
     """(rows,) index of each row's section among the sorted names of the sections."""
     return np.unique(reference.obs[_keys.SAMPLE].astype(str).to_numpy(), return_inverse=True)[1]
+
+
+def own_donors(obs: pd.DataFrame, donor_key: str, exclude: Iterable[str]) -> np.ndarray | None:
+    """(n,) label of each spot's donor, where it is known and left out of the bank."""
+    return labels(obs[donor_key]) if _keys.DONOR in exclude and donor_key in obs else None
+
+
+def level_without(
+    reference: AnnData, header: dict[str, Any], shifts: np.ndarray, genes: np.ndarray, own: np.ndarray | None
+) -> np.ndarray:
+    """(n, genes) mean shift of the sections that are not of each query's own donor, weighted by their rows.
+
+    Sections are put back on the mean of the reference; what the query's own donor adds to that mean has to come off
+    again, or its own expression would move its prediction. Zero where the reference does not hold the donor.
+
+    Parameters
+    ----------
+    shifts
+        (sections, genes) of the wanted genes.
+    own
+        (n,) label of each query's donor; `None` if the own donor is not left out.
+    """
+    if own is None:
+        return np.zeros((1, shifts.shape[1]))
+    _, first, rows = np.unique(section_codes(reference), return_index=True, return_counts=True)
+    donors = labels(reference.obs[_keys.DONOR].iloc[first])
+    panels = panel_codes(reference, header)[first]
+    counts = rows[:, None] * np.asarray(reference.varm[_keys.MEASURED])[genes][:, panels].T
+    names, inverse = np.unique(own, return_inverse=True)
+    out = np.zeros((len(names), shifts.shape[1]))
+    for i, name in enumerate(names):
+        others = donors != name
+        if others.all():
+            continue
+        total = counts[others].sum(axis=0)
+        out[i] = np.divide((counts * shifts)[others].sum(axis=0), total, out=out[i], where=total > 0)
+    return out[inverse]
 
 
 def id_order(reference: AnnData) -> np.ndarray:

@@ -73,6 +73,21 @@ def test_contributions_add_up_and_values_are_measured(sections, query, reference
     assert len(frame.groupby(["query", "gene"])) == 4
 
 
+def test_own_donor_in_the_reference_is_taken_off_the_level(sections, query):
+    reference = rg.tl.build_reference(sections, use_rep="X_colour")
+    rg.tl.fit(reference, method="knn", n_neighbors=10)
+    rg.tl.predict(query, reference)
+    table = query.tables["predicted"]
+    spot, gene = table.obs_names[0], table.var_names[3]
+    part = rg.get.explain(query, reference, obs_name=spot, gene=gene)
+    assert part["contribution"].sum() == pytest.approx(table[spot, gene].X.item(), abs=1e-5)
+    others = (reference.obs["donor"] != "donor3").to_numpy()
+    values = reference.X[:, reference.var_names.get_loc(gene)].toarray().ravel()
+    for _, line in part.iloc[:-1].iterrows():
+        own = values[(reference.obs["sample"] == line["sample"]).to_numpy()].mean()
+        assert line["correction"] == pytest.approx(values[others].mean() - own, abs=1e-5)
+
+
 def test_genes_that_some_rows_did_not_measure(sections, query):
     """A second panel lacks genes: its rows get no vote, and the rest share the weight."""
     genes = list(sections["donor1"].tables["table"].var_names)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import ragst_sd as rg
+from ragst_sd.retrieval.episodes import Episodes
+from ragst_sd.retrieval.methods import METHODS
 
 
 def test_fields_written(reference):
@@ -77,3 +79,126 @@ def test_foreign_tissue_is_far(query, fitted):
     assert far.obs["out_of_reference"].all()
     assert not near.obs["out_of_reference"].all()
     assert (far.obs["distance_percentile"] == 100).all()
+
+
+def fitted_with(reference, method, quick, **kwargs):
+    """The reference, fitted, and its fit."""
+    arguments = {"n_neighbors": 10, "options": quick(method), "progress": False} | kwargs
+    rg.tl.fit(reference, method=method, **arguments)
+    return reference, reference.uns["ragst"]["fit"]
+
+
+def assert_predicts(query, reference):
+    table = rg.tl.predict(query, reference, inplace=False)
+    assert np.isfinite(table.X).all()
+    return table
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("n_sections", "expected"), [(2, "sample"), (1, "spatial blocks")])
+def test_one_donor_is_announced_and_its_parts_are_held_out(
+    query, reference, method, n_sections, expected, quick, caplog
+):
+    if n_sections == 1:
+        reference = reference[(reference.obs["donor"] == "donor1").to_numpy()].copy()
+    reference.obs["donor"] = "donor1"
+    with caplog.at_level(logging.WARNING, logger="ragst_sd"):
+        _, fit = fitted_with(reference, method, quick)
+    said = {
+        "sample": "one donor only: sections are held out",
+        "spatial blocks": "one section only: four spatial blocks",
+    }
+    assert said[expected] in caplog.text
+    assert fit["inner_groups"] == expected
+    assert np.isfinite(fit["distance_threshold"])
+    assert_predicts(query, reference)
+
+
+def test_blocks_take_the_place_of_donors_in_episodes(reference, quick, monkeypatch):
+    """Rows of one block never serve each other, and no donor code closes the whole bank."""
+    reference = reference[(reference.obs["donor"] == "donor1").to_numpy()].copy()
+    seen = []
+    original = Episodes.predict
+
+    def recorded(self, member, queries, bank, temperature=None):
+        evidence, weights = original(self, member, queries, bank, temperature)
+        seen.append((self.groups.shape[1], len(np.unique(self.groups.numpy()))))
+        return evidence, weights
+
+    monkeypatch.setattr(Episodes, "predict", recorded)
+    fitted_with(reference, "rag", quick)
+    assert set(seen) == {(1, 4)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_donor_with_two_spots_is_no_obstacle(sections, method, quick):
+    reference = rg.tl.build_reference(sections, use_rep="X_colour")
+    donor = reference.obs["donor"].to_numpy()
+    few = (donor != "donor3") & ((donor != "donor2") | (np.cumsum(donor == "donor2") <= 2))
+    reference, fit = fitted_with(reference[few].copy(), method, quick)
+    assert (reference.obs["donor"] == "donor2").sum() == 2
+    assert fit["inner_groups"] == "donor"
+    table = assert_predicts(sections["donor3"], reference)
+    if METHODS[method].cites:
+        np.testing.assert_allclose(table.obsm["retrieval_weights"].sum(axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_genes_without_variance_are_predicted_as_they_are(query, reference, method, quick):
+    values = reference.X.toarray()
+    values[:, 3], values[:, 7] = 0, 2
+    reference.X = type(reference.X)(values)
+    options = {name: value for name, value in {"n_train_genes": 300}.items() if name in METHODS[method].options}
+    fitted_with(reference, method, quick, options={**quick(method), **options})
+    table = assert_predicts(query, reference)
+    np.testing.assert_allclose(table.X[:, 3], 0, atol=1e-5)
+    np.testing.assert_allclose(table.X[:, 7], 2, atol=1e-5)
+
+
+@pytest.mark.parametrize(("calls", "when"), [(0, "before the first step"), (3, "inside"), (15, "in the last training")])
+def test_an_interrupted_fit_keeps_its_best_state(query, reference, calls, when, quick, monkeypatch, caplog, tmp_path):
+    original, n = Episodes.loss, []
+
+    def interrupted(self, *args):
+        n.append(1)
+        if len(n) == calls + 1:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(Episodes, "loss", interrupted)
+    with caplog.at_level(logging.WARNING, logger="ragst_sd"):
+        _, fit = fitted_with(reference, "rag", quick)
+    assert "was interrupted after" in caplog.text
+    assert "best state so far is kept" in caplog.text
+    assert fit["parameters"]["interrupted"]
+    first = assert_predicts(query, reference)
+    rg.io.write_reference(reference, tmp_path / "r.zarr")
+    back = rg.io.read_reference(tmp_path / "r.zarr")
+    assert back.uns["ragst"]["fit"]["parameters"]["interrupted"]
+    np.testing.assert_array_equal(rg.tl.predict(query, back, inplace=False).X, first.X)
+
+
+def test_a_fit_that_ran_through_says_so(reference, quick):
+    _, fit = fitted_with(reference, "rag", quick)
+    assert not fit["parameters"]["interrupted"]
+
+
+@pytest.mark.parametrize("method", ["mlp", "bleep"])
+def test_interrupted_baselines_still_predict(query, reference, method, quick, monkeypatch, caplog):
+    from ragst_sd.retrieval import bleep, mlp
+
+    module, n = {"mlp": mlp, "bleep": bleep}[method], []
+    name = {"mlp": "standardised_error", "bleep": "contrastive_loss"}[method]
+    original = getattr(module, name)
+
+    def interrupted(*args):
+        n.append(1)
+        if len(n) == 3:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(module, name, interrupted)
+    with caplog.at_level(logging.WARNING, logger="ragst_sd"):
+        fitted_with(reference, method, quick)
+    assert "was interrupted after 2 of 6 steps" in caplog.text
+    assert_predicts(query, reference)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._reference import panel_codes, section_codes
+from ragst_sd._reference import level_without, own_donors, panel_codes, section_codes
 from ragst_sd._results import gene_index, matching_reference, predicted, spot_index
 from ragst_sd.retrieval.training import dense
 
@@ -112,11 +112,12 @@ class _Bank:
         panels = panel_codes(reference, reference.uns[_keys.ATTRS])[at]
         self._measured = np.asarray(reference.varm[_keys.MEASURED])[columns][:, panels].T
         shifts = reference.uns[_keys.ATTRS][_keys.FIT]["parameters"].get("section_shifts")
-        self._corrections = (
-            np.zeros_like(self._values)
-            if shifts is None
-            else -np.asarray(shifts)[section_codes(reference)[at]][:, columns]
-        )
+        self._corrections, self._levels = np.zeros_like(self._values), np.zeros((table.n_obs, len(columns)))
+        if shifts is not None:
+            shifts = np.asarray(shifts)[:, columns]
+            self._corrections = -shifts[section_codes(reference)[at]]
+            own = own_donors(table.obs, str(header["donor_key"]), header["exclude"])
+            self._levels += level_without(reference, reference.uns[_keys.ATTRS], shifts, columns, own)
         self._cites_nobody = bool((self._rows < 0).all()) and len(self._cited) == 0
 
     def lines(self, spot: int, gene: int, evidence: float) -> list[tuple]:
@@ -133,7 +134,7 @@ class _Bank:
         weights = np.where(measured, weights, 0.0)
         weights = weights / weights.sum()
         values = np.where(measured, self._values[rows, gene], np.nan)
-        corrections = np.where(measured, self._corrections[rows, gene], np.nan)
+        corrections = np.where(measured, self._corrections[rows, gene] + self._levels[spot, gene], np.nan)
         contributions = np.where(weights > 0, weights * (values + corrections), 0.0)
         order = np.lexsort((rows, -weights))
         cited = self._cited.iloc[rows[order]]

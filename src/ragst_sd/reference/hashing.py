@@ -68,6 +68,9 @@ def parameters_hash(parameters: Mapping[str, Any]) -> str:
             digest.update(parameters_hash(value).encode())
             continue
         array = np.asarray(value)
+        if array.ndim == 0:
+            # A store gives single numbers back as Python's own, whatever their width was.
+            array = np.asarray(array.item())
         if array.dtype.kind in "fiub":
             digest.update(repr((array.dtype.kind, array.shape)).encode() + np.ascontiguousarray(array).tobytes())
         else:

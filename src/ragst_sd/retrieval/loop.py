@@ -61,6 +61,11 @@ def optimise(
     patience
         Stop after this many steps without a better score.
 
+    Raises
+    ------
+    ValueError
+        If the loss is no longer finite.
+
     Notes
     -----
     Ctrl-C ends training early: the best state so far is kept, and a warning says so.
@@ -74,6 +79,9 @@ def optimise(
             model.train()
             optimiser.zero_grad(set_to_none=True)
             loss = step(i)
+            if not torch.isfinite(loss):
+                msg = f"{label}: the loss is {float(loss)} after {taken} steps. Choose a smaller `learning_rate`."
+                raise ValueError(msg)
             loss.backward()
             optimiser.step()
             taken = i + 1

@@ -13,6 +13,7 @@ from ragst_sd.retrieval.bleep import BLEEP_OPTIONS, bleep_bank, bleep_phi, fit_b
 from ragst_sd.retrieval.centering import section_shifts
 from ragst_sd.retrieval.gate import distance_gate, uniform_gate
 from ragst_sd.retrieval.mlp import MLP_OPTIONS, fit_mlp, mlp_adjustment
+from ragst_sd.retrieval.options import check_options
 from ragst_sd.retrieval.projection import fit_pca, project
 from ragst_sd.retrieval.rag import OPTIONS as RAG_OPTIONS
 from ragst_sd.retrieval.rag import fit_rag, rag_gate, rag_phi
@@ -68,9 +69,6 @@ def _knn_gate(parameters: Parameters, hood: Neighbourhood) -> np.ndarray:
 
 
 def _fit_knn(training: Training, key: np.ndarray, options: Mapping[str, Any], run: Run) -> Parameters:
-    if options["weighting"] not in ("uniform", "distance"):
-        msg = f"`weighting` is {options['weighting']!r}; it must be 'uniform' or 'distance'."
-        raise ValueError(msg)
     return {name: options[name] for name in _WEIGHTING}
 
 
@@ -156,7 +154,7 @@ def resolve_options(name: str, given: Mapping[str, Any] | None) -> dict[str, Any
     Raises
     ------
     ValueError
-        If the method or an option does not exist.
+        If the method or an option does not exist, or an option has a value that makes no sense.
     """
     if name not in METHODS:
         msg = f"`method` is {name!r}; available: {', '.join(map(repr, METHODS))}."
@@ -166,7 +164,9 @@ def resolve_options(name: str, given: Mapping[str, Any] | None) -> dict[str, Any
     if unknown:
         msg = f"Method {name!r} has no option {', '.join(map(repr, unknown))}; it has {', '.join(map(repr, defaults))}."
         raise ValueError(msg)
-    return {**defaults, **(given or {})}
+    options = {**defaults, **(given or {})}
+    check_options(name, options)
+    return options
 
 
 def fit_method(
@@ -179,11 +179,7 @@ def fit_method(
     Plain parameters (the components, the per-gene reference mean, shifts of sections, and the method's own), the rows
     in phi-space as a bank, and as queries.
     """
-    n_components = int(options["n_components"])
-    if n_components < 1:
-        msg = f"`n_components` is {n_components}; it must be at least 1."
-        raise ValueError(msg)
-    mean, axes = fit_pca(training.embedding, n_components)
+    mean, axes = fit_pca(training.embedding, int(options["n_components"]))
     if axes.shape[1] == 0:
         msg = "The embeddings do not vary between the rows of the reference: nothing can be searched."
         raise ValueError(msg)

@@ -150,16 +150,18 @@ def model_from_arrays(parameters: Mapping[str, np.ndarray]) -> RetrievalModel:
     linear, inner = state["members.0.projection.linear.weight"], state.get("members.0.projection.inner.weight")
     gate = state.get("members.0.conditioning.inner.weight")
     n_phi = len(linear)
-    members = [
-        Member(
-            linear.shape[1],
-            0 if gate is None else gate.shape[1] - 3 * n_phi,
-            n_phi=n_phi,
-            hidden=0 if inner is None else len(inner),
-            gate_hidden=0 if gate is None else len(gate),
-        )
-        for _ in range(n_members)
-    ]
+    # New modules draw weights that are replaced below; the caller's random numbers go on as if nothing had happened.
+    with torch.random.fork_rng(devices=[]):
+        members = [
+            Member(
+                linear.shape[1],
+                0 if gate is None else gate.shape[1] - 3 * n_phi,
+                n_phi=n_phi,
+                hidden=0 if inner is None else len(inner),
+                gate_hidden=0 if gate is None else len(gate),
+            )
+            for _ in range(n_members)
+        ]
     model = RetrievalModel(members).double()
     model.load_state_dict(state)
     return model.eval()

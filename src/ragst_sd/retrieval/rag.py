@@ -60,7 +60,6 @@ def fit_rag(
     `model_*`, `input_scale`, `gate`, `section_shifts`, the parameters of T, and what the training found
     (`training_steps`, `inner_score`, `inner_curve`, `interrupted`).
     """
-    _check(options)
     shifts = section_shifts(training) if options["center_sections"] else np.zeros_like(section_shifts(training))
     input_scale = float(np.sqrt((key**2).mean())) or 1.0
     episodes = _episodes(training, key / input_scale, options, run, candidates)
@@ -135,23 +134,6 @@ def rag_gate(parameters: Mapping[str, Any], hood: Neighbourhood) -> np.ndarray:
             weights[empty] = 0
             out[part] = weights[:size]
     return out
-
-
-def _check(options: Mapping[str, Any]) -> None:
-    if options["gate"] not in GATES:
-        msg = f"`gate` is {options['gate']!r}; available: {', '.join(map(repr, GATES))}."
-        raise ValueError(msg)
-    for name in ("n_latent", "n_train_genes", "n_seeds", "max_steps"):
-        if int(options[name]) < 1:
-            msg = f"`{name}` is {options[name]!r}; it must be at least 1."
-            raise ValueError(msg)
-    for name in ("hidden", "gate_hidden", "adjustment_rank", "sparsity", "correlation", "weight_decay"):
-        if options[name] < 0:
-            msg = f"`{name}` is {options[name]!r}; it must not be negative."
-            raise ValueError(msg)
-    if not 0 <= options["dropout"] < 1:
-        msg = f"`dropout` is {options['dropout']!r}; it must be at least 0 and below 1."
-        raise ValueError(msg)
 
 
 def _episodes(training: Training, x: np.ndarray, options: Mapping[str, Any], run: Run, candidates: str) -> Episodes:

@@ -11,7 +11,7 @@ from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted
 from ragst_sd._elements import require_sdata
 from ragst_sd._labels import as_names
-from ragst_sd._reference import reference_fit, reference_header
+from ragst_sd._reference import own_donors, reference_fit, reference_header
 from ragst_sd._validate import hint, listing, require_choice, require_key, require_positive
 from ragst_sd.tl._eligibility import eligible_rows, refuse_seen_rows
 from ragst_sd.tl._predicted_table import predicted_table
@@ -150,6 +150,7 @@ def predict(
         n_neighbors=n_neighbors,
         n_candidates=max(n_neighbors, int(fit["n_candidates"])),
         backend=backend,
+        own_donors=own_donors(query.table.obs, donor_key, exclude),
     )
     section = _section_distance(header, query)
     table = predicted_table(

@@ -60,6 +60,7 @@ def predicted_table(
         "software": _software(),
         "method": fit["method"],
         "metric": fit["metric"],
+        "center_sections": "section_shifts" in fit["parameters"],
         "unit": header["normalization"]["unit"],
         "naming": header["normalization"]["naming"],
         "size_factor_genes": np.array(header["normalization"]["size_factor_genes"]),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._reference import id_order, panel_codes, section_codes
+from ragst_sd._reference import id_order, level_without, panel_codes, section_codes
 from ragst_sd.tl._state import state_of
 
 if TYPE_CHECKING:
@@ -44,8 +44,12 @@ def retrieve(
     n_neighbors: int,
     n_candidates: int,
     backend: str,
+    own_donors: np.ndarray | None = None,
 ) -> Retrieved:
-    """Predict `gene_index` genes for (n, d) standardised embeddings of the spots that `obs` describes."""
+    """Predict `gene_index` genes for (n, d) standardised embeddings of the spots that `obs` describes.
+
+    `own_donors` are the labels (n,) of the spots' donors where those are left out of the bank.
+    """
     from ragst_sd.retrieval.centering import weighted_shift
     from ragst_sd.retrieval.evidence import effective_n, evidence_share, select_cited, weighted_average
     from ragst_sd.retrieval.grounding import distance_percentile, neighbourhood_distance
@@ -79,6 +83,7 @@ def retrieve(
             shifts = np.asarray(parameters["section_shifts"])[:, gene_index]
             sections = section_codes(reference)
             evidence -= weighted_shift(rows, weights, sections, shifts, panels=panels, measured=measured)
+            evidence += level_without(reference, header, shifts, gene_index, own_donors)
     else:
         rows, weights = np.full_like(nearest, -1), np.zeros(nearest.shape)
         distances = np.full(nearest.shape, np.nan)

@@ -1,0 +1,49 @@
+"""Checks of the options of methods: each option means the same in every method that has it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd.retrieval.gate import GATES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_COUNTS = ("n_components", "n_latent", "n_train_genes", "n_seeds", "max_steps", "batch_size", "width")
+_COUNTS_OR_NONE = ("hidden", "gate_hidden", "adjustment_rank")
+_POSITIVE = ("sharpness", "temperature", "learning_rate")
+_NOT_NEGATIVE = ("sparsity", "correlation", "weight_decay")
+_CHOICES = {"gate": tuple(GATES), "weighting": ("distance", "uniform"), "center_sections": (True, False)}
+
+
+def check_options(method: str, options: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` that names the first option with a value that makes no sense."""
+    for name, value in options.items():
+        wanted = _complaint(method, name, value)
+        if wanted:
+            msg = f"`{name}` is {value!r}; for method {method!r} it must be {wanted}."
+            raise ValueError(msg)
+
+
+def _complaint(method: str, name: str, value: Any) -> str:
+    """What the value should have been; empty if it is fine."""
+    if name in _CHOICES:
+        known = any(value is one or (isinstance(value, str) and value == one) for one in _CHOICES[name])
+        return "" if known or isinstance(value, np.bool_) else f"one of {', '.join(map(repr, _CHOICES[name]))}"
+    if name == "alphas":
+        array = np.atleast_1d(np.asarray(value))
+        fine = array.size and np.issubdtype(array.dtype, np.number) and np.isfinite(array).all() and (array > 0).all()
+        return "" if fine and np.ndim(value) == 1 else "a sequence of numbers above 0"
+    if name in (*_COUNTS, *_COUNTS_OR_NONE):
+        least = 1 if name in _COUNTS or method == "mlp" else 0
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        return "" if whole and value >= least else f"a whole number, at least {least}"
+    if not isinstance(value, int | float | np.number) or isinstance(value, bool) or not np.isfinite(value):
+        return "a number"
+    if name == "dropout":
+        return "" if 0 <= value < 1 else "at least 0 and below 1"
+    if name in _POSITIVE:
+        return "" if value > 0 else "above 0"
+    return "" if name not in _NOT_NEGATIVE or value >= 0 else "at least 0"
