@@ -16,6 +16,7 @@ from ragst_sd._demo import read_folder, variable_genes
 
 HELD_OUT = "rep01"
 GENES = ["Cck", "Penk", "Doc2g"]
+COMPARED = ["rag", "knn", "knn_supervised", "bleep", "mlp", "ridge"]
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
     donor = query.tables["table"].obs["donor"].iloc[0]
     training = {name: s for name, s in sections.items() if s.tables["table"].obs["donor"].iloc[0] != donor}
     reference = rg.tl.build_reference(training, use_rep="X_texture")
-    rg.tl.fit(reference, method="knn")
+    rg.tl.fit(reference, progress=False)
     rg.tl.predict(query, reference, genes=[*dict.fromkeys([*GENES, *variable_genes(reference, 250)])])
 
     args.out.mkdir(exist_ok=True)
@@ -44,6 +45,17 @@ def main() -> None:
     few = rg.tl.predict(query, reference, genes=[gene], n_neighbors=12, inplace=False)
     query.tables["predicted"] = few
     rg.pl.retrieval(query, reference, obs_name=spot, gene=gene, save=args.out / "retrieval.png", show=False)
+    draw_benchmark(Path(args.data) / "histology" / "mob2k", args.out / "benchmark.png")
+
+
+def draw_benchmark(folder: Path, path: Path) -> None:
+    """Accuracy of all methods on each donor of a set, predicted from the others."""
+    sections = read_folder(folder)
+    for sdata in sections.values():
+        rg.pp.embed_tiles(sdata)
+    reference = rg.tl.build_reference(sections, use_rep="X_texture", thumbnails=False)
+    scores = rg.tl.cross_validate(reference, methods=COMPARED, cited=(), inplace=False)
+    rg.pl.benchmark(scores, baseline="ridge", save=path, show=False)
 
 
 if __name__ == "__main__":

@@ -51,16 +51,18 @@ def fit(
     Every method starts from the principal components of the (standardised) embeddings. `"rag"` learns where to search and
     how to weigh what it finds; the others are baselines of the same standing.
 
-    | method | cites | phi | weights | adjustment |
-    |---|---|---|---|---|
-    | `rag` | rows | learned | learned gate | T, learned |
-    | `knn` | rows | principal components | fall with distance | none |
-    | `knn_supervised` | rows | what ridge predicts | fall with distance | none |
-    | `ridge_residual` | rows | principal components | fall with distance | ridge, less what it says of the cited rows |
-    | `bleep` | rows | contrastive image and expression heads | equal | none |
-    | `random_rag` | rows | learned, candidates drawn at random (a control) | learned gate | T, learned |
-    | `ridge`, `mlp` | nobody | | | regression |
-    | `mean` | nobody | | | none |
+    ================== ======= ==================================== ================== ==============================
+    method             cites   phi                                  weights            adjustment
+    ================== ======= ==================================== ================== ==============================
+    `rag`              rows    learned                              learned gate       T, learned
+    `knn`              rows    principal components                 fall with distance none
+    `knn_supervised`   rows    what ridge predicts                  fall with distance none
+    `ridge_residual`   rows    principal components                 fall with distance ridge, less that of cited rows
+    `bleep`            rows    contrastive heads, image, expression equal              none
+    `random_rag`       rows    learned; random candidates, control  learned gate       T, learned
+    `ridge`, `mlp`     nobody  none                                 none               regression
+    `mean`             nobody  none                                 none               none
+    ================== ======= ==================================== ================== ==============================
 
     Parameters
     ----------
@@ -76,13 +78,14 @@ def fit(
         Column of `.obs` whose groups are held out whole when something is chosen or calibrated. If left out: donors;
         with one donor its sections; with one section four spatial blocks.
     metric
-        `"euclidean"` or `"cosine"` distance in phi-space.
+        `"euclidean"` or `"cosine"` distance in phi-space; methods that learn phi are euclidean.
     options
         Options of the method, see Notes.
     rng
         Seed of all that is drawn. The same seed and number of threads give the same fit.
     device
-        Where `rag`, `random_rag`, `bleep` and `mlp` train, for instance `"cuda"`; the setting if left out.
+        Where `rag`, `random_rag`, `bleep` and `mlp` train, for instance `"cuda"`; the setting if left out, and the CPU if
+        that is not set either.
     amp
         Whether their matrix products may be taken in bfloat16.
     progress
@@ -102,7 +105,8 @@ def fit(
     Raises
     ------
     ValueError
-        If the method or an option does not exist, `n_neighbors` exceeds the rows, or an embedding is NaN.
+        If the method or an option does not exist or has a value that makes no sense, `n_neighbors` exceeds the rows, an
+        embedding is NaN, or training diverges.
 
     Notes
     -----
@@ -127,7 +131,7 @@ def fit(
     :math:`w_j \propto \exp(-s\,d_j^2/d_K^2)`). ridge, knn_supervised, ridge_residual: `alphas` to choose from, of
     :math:`(K^\top K + \alpha m I) B = K^\top Y` on the m rows K. mlp: `hidden` (64), `dropout`, `learning_rate`, `weight_decay`,
     `max_steps`, `n_seeds`. bleep: `width` of the projections, `temperature`, `dropout`, `learning_rate`, `weight_decay`, `max_steps`
-    ([Xie et al. 2023](https://arxiv.org/abs/2306.01859)).
+    (`Xie et al. 2023 <https://arxiv.org/abs/2306.01859>`__).
 
     Examples
     --------

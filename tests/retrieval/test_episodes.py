@@ -1,0 +1,144 @@
+"""Episodes: who serves whom, in which batches, and the evidence that comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ragst_sd.retrieval import episodes as module
+from ragst_sd.retrieval.episodes import Episodes
+from ragst_sd.retrieval.gate import GATES
+from ragst_sd.retrieval.loop import seeded
+from ragst_sd.retrieval.model import Member
+from ragst_sd.retrieval.training import within_section_pearson
+
+N, OPTIONS = 90, {"gate": "softmax", "candidates": "nearest", "correlation": 1.0, "sparsity": 0.0}
+
+
+@pytest.fixture
+def episodes(rng):
+    folds, donors = np.repeat([0, 1, 2], 30), np.repeat([0, 1, 0, 2, 2, 3], 15)
+    return Episodes(
+        x=torch.from_numpy(rng.normal(size=(N, 6))).float(),
+        y=torch.from_numpy(rng.normal(size=(N, 11))).float(),
+        state=torch.from_numpy(rng.normal(size=(N, 2))).float(),
+        groups=torch.from_numpy(np.stack([folds, donors], axis=1)),
+        sections=torch.from_numpy(np.repeat(np.arange(6), 15)),
+        n_candidates=7,
+        options=OPTIONS,
+        random=np.random.default_rng(0),
+    )
+
+
+def member_of(gate_hidden=0, seed=0):
+    with seeded(seed):
+        member = Member(6, 2, n_phi=6, hidden=0, gate_hidden=gate_hidden).eval()
+        with torch.no_grad():
+            for weight in member.parameters():
+                weight.add_(0.2 * torch.randn_like(weight))
+    return member
+
+
+def spread_weights(episodes, member, queries, bank):
+    """(queries, N) weight on every row, read off the evidence of profiles that name their row."""
+    named = replace(episodes, y=torch.eye(N))
+    with torch.no_grad():
+        return named.predict(member, queries, bank)[0].numpy()
+
+
+@pytest.mark.parametrize("candidates", ["nearest", "random"])
+@pytest.mark.parametrize("gate", list(GATES))
+def test_no_weight_on_rows_of_the_own_group_or_donor(episodes, candidates, gate):
+    episodes.options = {**OPTIONS, "gate": gate, "candidates": candidates}
+    # More candidates than some queries have eligible rows.
+    episodes.n_candidates = 50
+    with seeded(0):
+        weights = spread_weights(episodes, member_of(4), np.arange(N), np.arange(N))
+    groups = episodes.groups.numpy()
+    closed = (groups[:, None, :] == groups[None, :, :]).any(axis=2)
+    assert (weights[closed] == 0).all()
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gate_hidden", [0, 4])
+def test_evidence_written_out(episodes, gate_hidden):
+    member, queries, bank = member_of(gate_hidden), np.arange(0, N, 4), np.arange(0, N, 2)
+    weights = spread_weights(episodes, member, queries, bank)
+    with torch.no_grad():
+        evidence = episodes.predict(member, queries, bank)[0].numpy()
+        phi = member(episodes.x)
+    groups = episodes.groups.numpy()
+    for i, query in enumerate(queries):
+        eligible = [j for j in bank if not (groups[j] == groups[query]).any()]
+        squared = ((phi[query] - phi[eligible]) ** 2).sum(dim=1).numpy()
+        nearest = [eligible[place] for place in np.argsort(squared)[:7]]
+        with torch.no_grad():
+            logits = member.logits(phi[[query]], phi[nearest][None], episodes.state[[query]])
+        expected = np.zeros(N)
+        expected[nearest] = torch.softmax(logits, dim=1)[0].numpy()
+        np.testing.assert_allclose(weights[i], expected, atol=2e-5)
+        np.testing.assert_allclose(evidence[i], expected @ episodes.y.numpy(), atol=1e-4)
+
+
+def test_dense_and_gathered_averages_agree(episodes, monkeypatch):
+    member, queries, bank = member_of(), np.arange(40), np.arange(10, N)
+    with torch.no_grad():
+        dense = episodes.predict(member, queries, bank)[0]
+        monkeypatch.setattr(module, "_DENSE_BANK", 10)
+        gathered = episodes.predict(member, queries, bank)[0]
+    np.testing.assert_allclose(dense.numpy(), gathered.numpy(), atol=1e-6)
+
+
+def test_a_pass_over_the_batches_holds_each_row_once(episodes, monkeypatch):
+    rows = np.setdiff1d(np.arange(N), [3, 50])
+    assert len(episodes.batches(rows)) == 1
+    monkeypatch.setattr(module, "_BATCH", 40)
+    batches = episodes.batches(rows)
+    assert max(map(len, batches)) <= 40
+    np.testing.assert_array_equal(np.sort(np.concatenate(batches)), rows)
+    sections = [set(episodes.sections.numpy()[batch]) for batch in batches]
+    assert sum(map(len, sections)) == len(set.union(*sections)) == 6
+
+
+def test_a_large_section_is_thinned_to_one_batch(episodes, monkeypatch):
+    monkeypatch.setattr(module, "_BATCH", 12)
+    batches = episodes.batches(np.arange(N))
+    assert [len(set(batch)) for batch in batches] == [12] * 6
+
+
+def test_score_is_that_of_all_queries_at_once(episodes, monkeypatch):
+    member, held = member_of(), np.arange(60, N)
+    bank = np.arange(60)
+    with torch.no_grad():
+        evidence = episodes.predict(member, held, bank)[0].numpy()
+        expected = within_section_pearson(evidence, episodes.y[held].numpy(), episodes.sections[held].numpy())
+        monkeypatch.setattr(module, "_BATCH", 8)
+        assert episodes.score(member, held, bank) == pytest.approx(expected, abs=1e-6)
+
+
+def test_loss_written_out(episodes):
+    member, queries = member_of(), np.arange(N)
+    episodes.options = {**OPTIONS, "correlation": 0.7, "sparsity": 0.3}
+    with torch.no_grad():
+        evidence, weights = (t.numpy() for t in episodes.predict(member, queries, queries))
+        got = float(episodes.loss(member, queries, 0.0))
+    target, sections = episodes.y.numpy(), episodes.sections.numpy()
+    pearson = within_section_pearson(evidence, target, sections)
+    rows = (1 / (weights**2).sum(axis=1)).mean() / 7
+    assert got == pytest.approx(((evidence - target) ** 2).mean() + 0.7 * (1 - pearson) + 0.3 * rows, abs=1e-4)
+
+
+@pytest.mark.parametrize("gate", list(GATES))
+def test_gradients_reach_phi_and_gate(episodes, gate):
+    episodes.options = {**OPTIONS, "gate": gate}
+    member = member_of(4)
+    with seeded(0):
+        episodes.loss(member, np.arange(N), 0.5).backward()
+    for name, weight in member.named_parameters():
+        if name == "null" and gate != "gumbel":
+            continue
+        assert torch.isfinite(weight.grad).all()
+        assert weight.grad.abs().sum() > 0, name
