@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._labels import labels
+from ragst_sd._labels import label, labels
 from ragst_sd._validate import require_type
 from ragst_sd.reference.hashing import content_hash, parameters_hash
 from ragst_sd.reference.normalize import as_csr
 from ragst_sd.reference.schema import check_fit, check_reference_header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    import pandas as pd
     from anndata import AnnData
 
 
@@ -141,45 +138,37 @@ def panel_codes(reference: AnnData, header: dict[str, Any]) -> np.ndarray:
 
 
 def section_codes(reference: AnnData) -> np.ndarray:
-    """(rows,) index of each row's section among the sorted names of the sections."""
-    return np.unique(reference.obs[_keys.SAMPLE].astype(str).to_numpy(), return_inverse=True)[1]
+    """(rows,) index of each row's section, in the order of their names; donors on one slide count as several sections."""
+    pairs = reference.obs[_keys.SAMPLE].astype(str) + "\x1f" + reference.obs[_keys.DONOR].map(label).astype(str)
+    return np.unique(pairs.to_numpy(dtype=str), return_inverse=True)[1]
 
 
-def own_donors(obs: pd.DataFrame, donor_key: str, exclude: Iterable[str]) -> np.ndarray | None:
-    """(n,) label of each spot's donor, where it is known and left out of the bank."""
-    return labels(obs[donor_key]) if _keys.DONOR in exclude and donor_key in obs else None
+def level_groups(reference: AnnData, header: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of one section and panel: the code of each row's group, and (groups, 2) section and panel of each group."""
+    pairs = np.stack([section_codes(reference), panel_codes(reference, header)], axis=1)
+    groups, codes = np.unique(pairs, axis=0, return_inverse=True)
+    return codes.ravel(), groups
 
 
-def level_without(
-    reference: AnnData, header: dict[str, Any], shifts: np.ndarray, genes: np.ndarray, own: np.ndarray | None
+def mean_shift(
+    reference: AnnData, header: dict[str, Any], shifts: np.ndarray, genes: np.ndarray, rows: np.ndarray
 ) -> np.ndarray:
-    """(n, genes) mean shift of the sections that are not of each query's own donor, weighted by their rows.
+    """(patterns, genes) mean shift over the rows that may be used, of those that measured each gene.
 
-    Sections are put back on the mean of the reference; what the query's own donor adds to that mean has to come off
-    again, or its own expression would move its prediction. Zero where the reference does not hold the donor.
+    Evidence is put back on the mean of these rows. The mean of the whole reference would bring in what must stay out: the
+    query's own donor, or rows that `where` rejects.
 
     Parameters
     ----------
     shifts
         (sections, genes) of the wanted genes.
-    own
-        (n,) label of each query's donor; `None` if the own donor is not left out.
+    rows
+        (patterns, groups) number of eligible rows of each of :func:`level_groups`.
     """
-    if own is None:
-        return np.zeros((1, shifts.shape[1]))
-    _, first, rows = np.unique(section_codes(reference), return_index=True, return_counts=True)
-    donors = labels(reference.obs[_keys.DONOR].iloc[first])
-    panels = panel_codes(reference, header)[first]
-    counts = rows[:, None] * np.asarray(reference.varm[_keys.MEASURED])[genes][:, panels].T
-    names, inverse = np.unique(own, return_inverse=True)
-    out = np.zeros((len(names), shifts.shape[1]))
-    for i, name in enumerate(names):
-        others = donors != name
-        if others.all():
-            continue
-        total = counts[others].sum(axis=0)
-        out[i] = np.divide((counts * shifts)[others].sum(axis=0), total, out=out[i], where=total > 0)
-    return out[inverse]
+    _, groups = level_groups(reference, header)
+    votes = np.asarray(reference.varm[_keys.MEASURED])[genes][:, groups[:, 1]].T.astype(np.float64)
+    total = rows @ votes
+    return np.divide(rows @ (votes * shifts[groups[:, 0]]), total, out=np.zeros(total.shape), where=total > 0)
 
 
 def id_order(reference: AnnData) -> np.ndarray:

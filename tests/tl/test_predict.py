@@ -400,3 +400,20 @@ def test_a_resolution_corrected_after_embedding_is_announced(query, fitted, capl
     with caplog.at_level(logging.WARNING, logger="ragst_sd"):
         rg.tl.predict(query, fitted)
     assert "was embedded at 1 microns per pixel, and is said to have 2 now" in caplog.text
+
+
+def test_evidence_is_put_back_on_the_mean_of_the_rows_that_may_be_used(sections, query):
+    """A section of another level, rejected by `where`, does not move the level of the prediction."""
+    reference = rg.tl.build_reference({name: sections[name] for name in ("donor1", "donor2")}, use_rep="X_colour")
+    lifted = (reference.obs["donor"] == "donor2").to_numpy()
+    values = reference.X.toarray()
+    values[lifted] += 3
+    reference.X = type(reference.X)(values)
+    rg.tl.fit(reference, method="knn", n_neighbors=10)
+    everything = rg.tl.predict(query, reference, inplace=False)
+    table = rg.tl.predict(query, reference, where={"donor": "donor1"}, inplace=False)
+    assert abs(table.X.mean() - values[~lifted].mean()) < 0.3
+    assert everything.X.mean() - table.X.mean() == pytest.approx(1.5, abs=0.5)
+    part = rg.get.explain(table, reference, obs_name=table.obs_names[0], gene=table.var_names[0])
+    assert part["contribution"].sum() == pytest.approx(float(table.X[0, 0]), abs=1e-5)
+    np.testing.assert_allclose(part["correction"].iloc[:-1], 0, atol=1e-6)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._reference import level_without, own_donors, panel_codes, section_codes
+from ragst_sd._reference import mean_shift, panel_codes, section_codes
 from ragst_sd._results import gene_index, matching_reference, predicted, spot_index
 from ragst_sd.retrieval.training import dense
 
@@ -112,12 +112,15 @@ class _Bank:
         panels = panel_codes(reference, reference.uns[_keys.ATTRS])[at]
         self._measured = np.asarray(reference.varm[_keys.MEASURED])[columns][:, panels].T
         shifts = reference.uns[_keys.ATTRS][_keys.FIT]["parameters"].get("section_shifts")
-        self._corrections, self._levels = np.zeros_like(self._values), np.zeros((table.n_obs, len(columns)))
-        if shifts is not None:
+        self._corrections, self._levels = np.zeros_like(self._values), np.zeros((1, len(columns)))
+        self._level_of = np.zeros(table.n_obs, dtype=int)
+        if shifts is not None and _keys.LEVEL_ROWS in header:
             shifts = np.asarray(shifts)[:, columns]
             self._corrections = -shifts[section_codes(reference)[at]]
-            own = own_donors(table.obs, str(header["donor_key"]), header["exclude"])
-            self._levels += level_without(reference, reference.uns[_keys.ATTRS], shifts, columns, own)
+            rows = np.atleast_2d(np.asarray(header[_keys.LEVEL_ROWS]))
+            self._levels = mean_shift(reference, reference.uns[_keys.ATTRS], shifts, columns, rows)
+            if _keys.LEVEL in table.obs:
+                self._level_of = table.obs[_keys.LEVEL].to_numpy(int)
         self._cites_nobody = bool((self._rows < 0).all()) and len(self._cited) == 0
 
     def lines(self, spot: int, gene: int, evidence: float) -> list[tuple]:
@@ -134,7 +137,9 @@ class _Bank:
         weights = np.where(measured, weights, 0.0)
         weights = weights / weights.sum()
         values = np.where(measured, self._values[rows, gene], np.nan)
-        corrections = np.where(measured, self._corrections[rows, gene] + self._levels[spot, gene], np.nan)
+        corrections = np.where(
+            measured, self._corrections[rows, gene] + self._levels[self._level_of[spot], gene], np.nan
+        )
         contributions = np.where(weights > 0, weights * (values + corrections), 0.0)
         order = np.lexsort((rows, -weights))
         cited = self._cited.iloc[rows[order]]

@@ -18,7 +18,14 @@ import numpy as np
 from ragst_sd.retrieval.centering import weighted_shift
 from ragst_sd.retrieval.evidence import select_cited, weighted_average
 from ragst_sd.retrieval.search import Eligibility, find_candidates
-from ragst_sd.retrieval.training import Cited, Neighbourhood, dense, variable_genes, within_section_pearson
+from ragst_sd.retrieval.training import (
+    Cited,
+    Neighbourhood,
+    dense,
+    mean_over_groups,
+    variable_genes,
+    within_section_pearson,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -58,16 +65,20 @@ def fit_adjustment(
     offset = evidence_offset(phi, Cited(rows, weights, phi))
     served = weights.sum(axis=1) > 0
 
+    # Blocks of genes are taken many times over.
+    by_gene = training.values.tocsc() if hasattr(training.values, "tocsc") else training.values
+
     def residuals(genes: np.ndarray) -> np.ndarray:
-        part = training.values[:, genes]
+        part = by_gene[:, genes]
+        part = part.tocsr() if hasattr(part, "tocsr") else part
         evidence = weighted_average(rows, weights, part, panels=training.panels, measured=training.measured[:, genes])
         shift = weighted_shift(
             rows, weights, training.sections, shifts[:, genes],
             panels=training.panels, measured=training.measured[:, genes],
         )  # fmt: skip
-        truth = dense(part) - shifts[training.sections][:, genes]
+        truth = dense(part) - shifts[:, genes][training.sections]
         missed = truth - (evidence - shift)
-        return np.where(training.measured[training.panels][:, genes], missed, np.nan)
+        return np.where(training.measured[:, genes][training.panels], missed, np.nan)
 
     everywhere = np.flatnonzero(training.measured.all(axis=0))
     genes = variable_genes(training.values, np.arange(len(phi)), everywhere, _SCORED_GENES)
@@ -81,7 +92,7 @@ def fit_adjustment(
         return none
     missed = residuals(genes)
     usable = served & np.isfinite(missed).all(axis=1)
-    truth = dense(training.values[:, genes]) - shifts[training.sections][:, genes]
+    truth = dense(by_gene[:, genes]) - shifts[:, genes][training.sections]
     scores = _score(training, offset, missed, truth, usable)
     none["adjustment_scores"] = scores
     best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0
@@ -111,7 +122,11 @@ def fit_adjustment(
 def evidence_offset(phi: np.ndarray, cited: Cited) -> np.ndarray:
     """U = phi(x) - sum_j w_j phi(x_j), (n, q); zero where nothing is cited."""
     held = np.where(cited.rows >= 0, cited.weights, 0.0)
-    centre = np.einsum("nk,nkq->nq", held, cited.bank[np.maximum(cited.rows, 0)])
+    centre = np.empty_like(phi)
+    step = max(1, _BLOCK_VALUES // max(1, held.shape[1] * phi.shape[1]))
+    for start in range(0, len(phi), step):
+        part = slice(start, start + step)
+        centre[part] = np.einsum("nk,nkq->nq", held[part], cited.bank[np.maximum(cited.rows[part], 0)])
     return np.where(held.sum(axis=1, keepdims=True) > 0, phi - centre, 0.0)
 
 
@@ -147,4 +162,4 @@ def _score(training: Training, u: np.ndarray, missed: np.ndarray, truth: np.ndar
             added = u[held] @ _ridge(u[inner], missed[inner], float(alpha))
             line.append(within_section_pearson(evidence[held] + added, truth[held], training.sections[held]))
         scores.append(line)
-    return np.asarray(scores).mean(axis=0) if scores else np.full(1 + len(_ALPHAS), np.nan)
+    return mean_over_groups(scores, 1 + len(_ALPHAS))

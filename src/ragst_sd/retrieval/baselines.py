@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ragst_sd.retrieval.training import Training, dense, variable_genes, within_section_pearson
+from ragst_sd.retrieval.training import Training, dense, mean_over_groups, variable_genes, within_section_pearson
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,6 +84,4 @@ def _score_alphas(training: Training, key: np.ndarray, alphas: np.ndarray) -> np
                 for alpha in alphas
             ]
         )
-    if not scores:
-        return np.full(len(alphas), np.nan)
-    return np.asarray(scores).mean(axis=0)
+    return mean_over_groups(scores, len(alphas))

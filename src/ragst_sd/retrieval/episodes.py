@@ -77,9 +77,12 @@ class Episodes:
         else:
             index = squared.detach().masked_fill(closed, torch.inf).topk(k, dim=1, largest=False).indices
         absent = closed.gather(1, index)
+        # A row whose groups leave it no neighbour at all gets no evidence, instead of dividing by nothing.
+        alone = absent.all(dim=1, keepdim=True)
+        absent = absent & ~alone
         candidates = phi_b[index] if member.conditioning is not None else None
         logits = member.logits_of_distances(squared.gather(1, index), phi_q, candidates, self.state[q], absent)
-        weights = GATES[self.options["gate"]](logits, member.null, temperature)
+        weights = GATES[self.options["gate"]](logits, member.null, temperature).masked_fill(alone, 0.0)
         return self._average(weights, index, b), weights
 
     def _average(self, weights: Tensor, index: Tensor, bank: Tensor) -> Tensor:
@@ -101,7 +104,8 @@ class Episodes:
         loss = loss + self.options["correlation"] * (1 - section_correlation(evidence, target, sections))
         if self.options["sparsity"]:
             # The effective number of rows as a share of the candidates.
-            loss = loss + self.options["sparsity"] * (1 / (weights**2).sum(dim=1)).mean() / weights.shape[1]
+            concentration = (weights**2).sum(dim=1).clamp_min(1e-6)
+            loss = loss + self.options["sparsity"] * (1 / concentration).mean() / weights.shape[1]
         return loss
 
     def score(self, member: Member, queries: np.ndarray, bank: np.ndarray) -> float:

@@ -80,7 +80,7 @@ def optimise(
             optimiser.zero_grad(set_to_none=True)
             loss = step(i)
             if not torch.isfinite(loss):
-                msg = f"{label}: the loss is {float(loss)} after {taken} steps. Choose a smaller `learning_rate`."
+                msg = f"{label}: the loss is {float(loss.detach())} after {taken} steps. Choose a smaller `learning_rate`."
                 raise ValueError(msg)
             loss.backward()
             optimiser.step()

@@ -28,7 +28,7 @@ from ragst_sd.retrieval.targets import (
     one_group,
     standardised_targets,
 )
-from ragst_sd.retrieval.training import dense, variable_genes, within_section_pearson
+from ragst_sd.retrieval.training import dense, mean_over_groups, variable_genes, within_section_pearson
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -96,7 +96,8 @@ def fit_mlp(training: Training, key: np.ndarray, options: Mapping[str, Any], run
         if history.interrupted:
             break
     steps, inner_score = best_step(histories, max_steps // 2)
-    alpha = float(_HEAD_ALPHAS[int(np.argmax(np.mean(head_scores, axis=0)))]) if head_scores else 1.0
+    mean = mean_over_groups(head_scores, len(_HEAD_ALPHAS))
+    alpha = float(_HEAD_ALPHAS[int(np.nanargmax(mean))]) if np.isfinite(mean).any() else 1.0
     logger.info("mlp: %d steps, chosen on held-out groups (within-section Pearson %.3f).", steps, inner_score)
 
     rows = np.arange(len(x))

@@ -101,7 +101,8 @@ class Member(nn.Module):
         farthest = squared.max(dim=1, keepdim=True).values
         out = -self.log_sharpness.exp() * squared / farthest.clamp_min(1e-12)
         if self.conditioning is not None and candidates is not None:
-            out = out + self.conditioning(query, candidates, state)
+            # g is trained before the scale is known, on phi as the projection gives it.
+            out = out + self.conditioning(query * self.scale, candidates * self.scale, state)
         return out if absent is None else out.masked_fill(absent, -torch.inf)
 
 

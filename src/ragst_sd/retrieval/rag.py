@@ -65,12 +65,14 @@ def fit_rag(
     episodes = _episodes(training, key / input_scale, options, run, candidates)
     steps, found = _steps(episodes, training, options, run)
     everything = np.arange(len(key))
-    members = []
-    for seed in range(int(options["n_seeds"])):
+    members: list[Member] = []
+    # Who interrupts the search for the number of steps wants an end: one member then, and no unfinished one beside it.
+    for seed in range(1 if found["interrupted"] else int(options["n_seeds"])):
         member, history = _train(
             episodes, everything, options, run, seed=run.rng + seed, steps=steps, label=f"rag {seed + 1}"
         )
-        members.append(member)
+        if not (history.interrupted and members):
+            members.append(member)
         if history.interrupted:
             found["interrupted"] = True
             break

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ragst_sd.retrieval.training import Training, dense, variable_genes
+from ragst_sd.retrieval.training import Training, dense, mean_over_groups, variable_genes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,7 +99,7 @@ def best_step(histories: Sequence[History], default: int) -> tuple[int, float]:
     length = min((len(curve) for curve in curves), default=0)
     if not length:
         return default, float("nan")
-    mean = np.mean([[score for _, score in curve[:length]] for curve in curves], axis=0)
+    mean = mean_over_groups([[score for _, score in curve[:length]] for curve in curves], length)
     if not np.isfinite(mean).any():
         return default, float("nan")
     best = int(np.nanargmax(mean))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def dense(values: Any) -> np.ndarray:
 
 def reference_mean(training: Training) -> np.ndarray:
     """(g,) mean of each gene over the rows that measured it; NaN where none did."""
-    total = np.asarray(training.values.sum(axis=0), dtype=np.float64).ravel()
+    total = np.asarray(training.values.sum(axis=0, dtype=np.float64)).ravel()
     rows_per_panel = np.bincount(training.panels, minlength=len(training.measured))
     count = rows_per_panel @ training.measured
     return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
@@ -109,6 +112,14 @@ def variable_genes(values: Any, rows: np.ndarray, genes: np.ndarray, n: int) -> 
     variance = np.asarray(square.mean(axis=0)).ravel() - mean**2
     order = np.lexsort((genes, -variance[genes]))
     return np.sort(genes[order[:n]])
+
+
+def mean_over_groups(scores: Sequence[Sequence[float]], width: int) -> np.ndarray:
+    """(width,) mean over held-out groups; a group on which nothing can be scored does not count. NaN where none is left."""
+    lines = np.asarray(scores, dtype=np.float64).reshape(-1, width)
+    finite = np.isfinite(lines)
+    total = np.where(finite, lines, 0.0).sum(axis=0)
+    return np.divide(total, finite.sum(axis=0), out=np.full(width, np.nan), where=finite.any(axis=0))
 
 
 def within_section_pearson(predicted: np.ndarray, truth: np.ndarray, sections: np.ndarray) -> float:

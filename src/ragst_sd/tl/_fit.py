@@ -82,15 +82,15 @@ def fit(
     options
         Options of the method, see Notes.
     rng
-        Seed of all that is drawn. The same seed and number of threads give the same fit.
+        Seed of all that is drawn. On the CPU the same seed and number of threads give the same fit.
     device
         Where `rag`, `random_rag`, `bleep` and `mlp` train, for instance `"cuda"`; the setting if left out, and the CPU if
         that is not set either.
     amp
-        Whether their matrix products may be taken in bfloat16.
+        Whether `rag` and `random_rag` may take the products of phi in bfloat16 while they train.
     progress
-        Whether to show a bar with the inner score; the setting if left out. Ctrl-C ends training early and keeps the best
-        state, with a warning.
+        Whether to show a bar with the inner score; the setting if left out. Ctrl-C ends the stage under way
+        with the best state so far, and what is left is cut short, with a warning.
 
     Returns
     -------

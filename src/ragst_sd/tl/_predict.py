@@ -11,7 +11,7 @@ from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted
 from ragst_sd._elements import require_sdata
 from ragst_sd._labels import as_names
-from ragst_sd._reference import own_donors, reference_fit, reference_header
+from ragst_sd._reference import reference_fit, reference_header
 from ragst_sd._validate import hint, listing, require_choice, require_key, require_positive
 from ragst_sd.tl._eligibility import eligible_rows, refuse_seen_rows
 from ragst_sd.tl._predicted_table import predicted_table
@@ -46,9 +46,13 @@ def predict(
 ) -> AnnData | None:
     r"""Predict expression for every spot, from measured tissue that looks alike.
 
-    .. math:: \hat y(x) = \sum_j w_j(x)\, y_j + T\Big(\phi(x) - \sum_j w_j \phi(x_j)\Big)
+    .. math:: \hat y(x) = \sum_j w_j(x)\, (y_j - \bar y_{s(j)} + \bar y)
+              + T\Big(\phi(x) - \sum_j w_j \phi(x_j)\Big)
 
-    The sum over cited rows is the evidence, the rest the adjustment. Rows of the query's own donor are never used.
+    The sum over cited rows is the evidence, the rest the adjustment. Measured values :math:`y_j` are taken relative to the mean of
+    their section and put back on the mean of the rows that may be used, unless the fit says `center_sections=False`. So
+    the level of a prediction is that of the rows that may be used: in a reference of several organs choose them with `where`.
+    Rows of the query's own donor are never used.
 
     Parameters
     ----------
@@ -150,7 +154,6 @@ def predict(
         n_neighbors=n_neighbors,
         n_candidates=max(n_neighbors, int(fit["n_candidates"])),
         backend=backend,
-        own_donors=own_donors(query.table.obs, donor_key, exclude),
     )
     section = _section_distance(header, query)
     table = predicted_table(

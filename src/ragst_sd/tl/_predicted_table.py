@@ -52,6 +52,8 @@ def predicted_table(
     )
     if _keys.SPATIAL in query.table.obsm:
         table.obsm[_keys.SPATIAL] = np.asarray(query.table.obsm[_keys.SPATIAL]).copy()
+    if len(found.level_rows) > 1:
+        table.obs[_keys.LEVEL] = found.level_of
     for name, values in found.obs.items():
         table.obs[name] = _masked(values, outside, name)
     table.uns[_keys.RETRIEVAL] = {
@@ -61,6 +63,7 @@ def predicted_table(
         "method": fit["method"],
         "metric": fit["metric"],
         "center_sections": "section_shifts" in fit["parameters"],
+        **({_keys.LEVEL_ROWS: found.level_rows} if found.level_rows.size else {}),
         "unit": header["normalization"]["unit"],
         "naming": header["normalization"]["naming"],
         "size_factor_genes": np.array(header["normalization"]["size_factor_genes"]),

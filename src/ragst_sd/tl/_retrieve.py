@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._reference import id_order, level_without, panel_codes, section_codes
+from ragst_sd._reference import id_order, level_groups, mean_shift, panel_codes, section_codes
 from ragst_sd.tl._state import state_of
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ class Retrieved:
     distances: np.ndarray
     obs: dict[str, np.ndarray]
     """Columns that say how well grounded each spot is."""
+    level_rows: np.ndarray
+    """(patterns, groups) eligible rows of each section and panel, on whose mean evidence is put back."""
+    level_of: np.ndarray
+    """(n,) pattern of each spot."""
 
 
 def retrieve(
@@ -44,12 +48,8 @@ def retrieve(
     n_neighbors: int,
     n_candidates: int,
     backend: str,
-    own_donors: np.ndarray | None = None,
 ) -> Retrieved:
-    """Predict `gene_index` genes for (n, d) standardised embeddings of the spots that `obs` describes.
-
-    `own_donors` are the labels (n,) of the spots' donors where those are left out of the bank.
-    """
+    """Predict `gene_index` genes for (n, d) standardised embeddings of the spots that `obs` describes."""
     from ragst_sd.retrieval.centering import weighted_shift
     from ragst_sd.retrieval.evidence import effective_n, evidence_share, select_cited, weighted_average
     from ragst_sd.retrieval.grounding import distance_percentile, neighbourhood_distance
@@ -60,21 +60,17 @@ def retrieve(
     parameters, method = fit["parameters"], METHODS[fit["method"]]
     phi = phi_of(fit["method"], parameters, embedding)
     bank = np.asarray(reference.obsm[_keys.RETRIEVAL_KEY])
-    found = find_candidates(
-        phi,
-        bank,
-        n_candidates,
-        eligibility=eligibility,
-        how=method.candidates,
-        tie_order=id_order(reference),
-        metric=fit["metric"],
-        backend=backend,
-    )
+    how = {"eligibility": eligibility, "tie_order": id_order(reference), "metric": fit["metric"], "backend": backend}
+    nearby = find_candidates(phi, bank, n_candidates, **how)
+    found = nearby
+    if method.candidates != "nearest":
+        found = find_candidates(phi, bank, n_candidates, how=method.candidates, **how)
     mean = np.asarray(parameters["reference_mean"])[gene_index].astype(np.float32)
-    nearest = found.rows[:, :n_neighbors]
+    nearest = nearby.rows[:, :n_neighbors]
     # As many neighbours as in the calibration, whatever the method and however many are cited.
-    distance = neighbourhood_distance(found.distances[:, : int(fit["n_neighbors"])])
+    distance = neighbourhood_distance(nearby.distances[:, : int(fit["n_neighbors"])])
     panels, measured = panel_codes(reference, header), np.asarray(reference.varm[_keys.MEASURED])[gene_index].T
+    level_rows, level_of = np.zeros((0, 0), dtype=np.int64), np.zeros(len(phi), dtype=np.int64)
     if method.cites:
         hood = Neighbourhood(phi, found.rows, found.distances, bank, state_of(parameters, obs, embedding))
         rows, weights, distances = select_cited(found, method.gate(parameters, hood), n_neighbors)
@@ -83,7 +79,8 @@ def retrieve(
             shifts = np.asarray(parameters["section_shifts"])[:, gene_index]
             sections = section_codes(reference)
             evidence -= weighted_shift(rows, weights, sections, shifts, panels=panels, measured=measured)
-            evidence += level_without(reference, header, shifts, gene_index, own_donors)
+            level_rows, level_of = _eligible_patterns(reference, header, eligibility)
+            evidence += mean_shift(reference, header, shifts, gene_index, level_rows)[level_of]
     else:
         rows, weights = np.full_like(nearest, -1), np.zeros(nearest.shape)
         distances = np.full(nearest.shape, np.nan)
@@ -106,7 +103,19 @@ def retrieve(
         _keys.OUT_OF_REFERENCE: np.isfinite(threshold) & (distance > threshold),
         _keys.EVIDENCE_SHARE: evidence_share(evidence, adjustment, mean),
     }
-    return Retrieved(prediction, evidence, rows, weights.astype(np.float32), distances.astype(np.float32), obs)
+    cited = (weights.astype(np.float32), distances.astype(np.float32))
+    return Retrieved(prediction, evidence, rows, *cited, obs, level_rows, level_of)
+
+
+def _eligible_patterns(
+    reference: AnnData, header: dict[str, Any], eligibility: Eligibility
+) -> tuple[np.ndarray, np.ndarray]:
+    """Number of eligible rows of each section and panel for each set of queries with the same ones, and each query's set."""
+    codes, groups = level_groups(reference, header)
+    _, first, inverse = np.unique(eligibility.query_groups, axis=0, return_index=True, return_inverse=True)
+    eligible = [eligibility.mask(np.array([i]), slice(None))[0] for i in first]
+    rows = np.stack([np.bincount(codes[mask], minlength=len(groups)) for mask in eligible])
+    return rows, inverse.ravel()
 
 
 def _distinct(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:

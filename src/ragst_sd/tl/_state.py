@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
+from ragst_sd._validate import listing
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,6 +53,11 @@ def state_of(parameters: Mapping[str, Any], obs: pd.DataFrame, standardized: np.
         if f"state_{column}" not in parameters:
             continue
         names = np.asarray(parameters[f"state_{column}"]).astype(str)
+        if column not in obs:
+            logger.warning(
+                "The gate looks at %s (it knows %s), which the query's `obs` does not give: it is taken as none of them.",
+                column, listing(names),
+            )  # fmt: skip
         own = labels(obs[column]) if column in obs else np.full(len(standardized), "")
         parts.append((np.asarray(own)[:, None] == names[None, :]).astype(float))
     return np.concatenate(parts, axis=1)
