@@ -62,7 +62,11 @@ def test_equals_the_direct_timm_call(checkpoints, name) -> None:
     assert found.dtype == torch.float32
     assert found.shape == (5, model.num_features)
     assert not found.is_inference()
-    assert (encoder.name, encoder.context, encoder.input_px) == (f"timm:{name}", (1.0,), config["input_size"][-1])
+    assert (encoder.name, encoder.context, encoder.input_px) == (
+        f"timm:{name}",
+        (1.0, 2.5, 6.0),
+        config["input_size"][-1],
+    )
     assert (encoder.mean, encoder.std) == (tuple(config["mean"]), tuple(config["std"]))
 
 

@@ -35,7 +35,7 @@ def test_facts_are_those_of_the_registry() -> None:
         found = table.loc[name]
         assert (found["source"], found["width"], found["input_px"]) == (f"hf-hub:{row.hub_id}", row.width, row.input_px)
         assert (found["mean"], found["std"], found["mpp"]) == (row.mean, row.std, row.mpp)
-        assert found["context"] == (1.0,)
+        assert found["context"] == (1.0, 2.5, 6.0)
     assert table.loc["virchow2", "width"] == 2560
     assert table.loc["conch", "needs"].startswith("git+https://")
 

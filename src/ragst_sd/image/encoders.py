@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["TEXTURE", "TEXTURE_CONTEXT", "Encoder", "resolve_encoder"]
+__all__ = ["DEFAULT_CONTEXT", "TEXTURE", "Encoder", "resolve_encoder"]
 
 TEXTURE = "texture"
-TEXTURE_CONTEXT = (1.0, 2.5, 6.0)
+DEFAULT_CONTEXT = (1.0, 2.5, 6.0)
 _SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
@@ -103,7 +103,7 @@ def resolve_encoder(
         mean=own_mean or loaded.mean,
         std=own_std or loaded.std,
         input_px=loaded.input_px,
-        context=(1.0,),
+        context=DEFAULT_CONTEXT,
         device=where,
         forward=loaded.forward,
         amp=resolve_amp(where, amp=amp),
@@ -144,7 +144,7 @@ def _texture_encoder(device: str | torch.device | None) -> Encoder:
         mean=None,
         std=None,
         input_px=None,
-        context=TEXTURE_CONTEXT,
+        context=DEFAULT_CONTEXT,
         device=resolve_device(device),
         forward=texture.texture_features,
         raw=True,

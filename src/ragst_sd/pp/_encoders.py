@@ -36,7 +36,7 @@ def encoders() -> pd.DataFrame:
     """
     import pandas as pd
 
-    from ragst_sd.image.encoders import TEXTURE, TEXTURE_CONTEXT
+    from ragst_sd.image.encoders import DEFAULT_CONTEXT, TEXTURE
     from ragst_sd.image.registry import FOUNDATION_MODELS
     from ragst_sd.image.texture import texture_names
 
@@ -44,7 +44,7 @@ def encoders() -> pd.DataFrame:
         "name": TEXTURE,
         "source": "ragst_sd",
         "width": len(texture_names()),
-        "context": TEXTURE_CONTEXT,
+        "context": DEFAULT_CONTEXT,
         "license": "as ragst_sd",
         "commercial_use": True,
         "gated": False,
@@ -58,7 +58,7 @@ def encoders() -> pd.DataFrame:
             "width": row.width,
             "input_px": row.input_px,
             "mpp": row.mpp,
-            "context": (1.0,),
+            "context": DEFAULT_CONTEXT,
             "license": row.license,
             "commercial_use": row.commercial_use,
             "gated": row.gated,
@@ -75,7 +75,7 @@ def encoders() -> pd.DataFrame:
     rest = {
         "name": "any timm name",
         "source": "timm",
-        "context": (1.0,),
+        "context": DEFAULT_CONTEXT,
         "license": "of the model",
         "needs": "timm",
         "url": "https://huggingface.co/timm",
