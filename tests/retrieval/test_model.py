@@ -51,7 +51,8 @@ def phi_by_hand(weights, x):
 def logit_by_hand(weights, query, candidate, farthest, state):
     out = -np.exp(weights["log_sharpness"]) * ((query - candidate) ** 2).sum() / farthest
     if "conditioning.inner.weight" in weights:
-        seen = np.concatenate([candidate, query, query - candidate, state])
+        # g was trained on phi before it was brought to one scale.
+        seen = np.concatenate([*(part * weights["scale"] for part in (candidate, query, query - candidate)), state])
         inner = gelu(weights["conditioning.inner.weight"] @ seen + weights["conditioning.inner.bias"])
         out += (weights["conditioning.outer.weight"] @ inner)[0]
     return out

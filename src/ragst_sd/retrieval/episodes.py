@@ -80,7 +80,8 @@ class Episodes:
         # A row whose groups leave it no neighbour at all gets no evidence, instead of dividing by nothing.
         alone = absent.all(dim=1, keepdim=True)
         absent = absent & ~alone
-        candidates = phi_b[index] if member.conditioning is not None else None
+        # The gradient of `phi_b[index]` is summed in an order that depends on the threads; that of an embedding is not.
+        candidates = torch.nn.functional.embedding(index, phi_b) if member.conditioning is not None else None
         logits = member.logits_of_distances(squared.gather(1, index), phi_q, candidates, self.state[q], absent)
         weights = GATES[self.options["gate"]](logits, member.null, temperature).masked_fill(alone, 0.0)
         return self._average(weights, index, b), weights
