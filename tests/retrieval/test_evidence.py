@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from ragst_sd.retrieval import evidence as evidence_module
-from ragst_sd.retrieval.evidence import effective_n, evidence_share, weighted_average
+from ragst_sd.retrieval.evidence import disagreement, effective_n, evidence_share, weighted_average
 
 
 def brute_force(rows, weights, values, panels, measured):
@@ -78,3 +78,33 @@ def test_evidence_share():
     evidence = np.array([[2.0, 1.0], [1.0, 1.0], [1.0, 1.0], [np.nan, np.nan]])
     adjustment = np.array([[0.0, 1.0], [0.0, 0.0], [1.0, 0.0], [np.nan, np.nan]])
     np.testing.assert_allclose(evidence_share(evidence, adjustment, mean), [0.5, np.nan, 0.0, np.nan])
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_disagreement_is_the_weighted_spread_of_what_rows_bring(rng, sparse, shifted):
+    m, g, n, k = 30, 7, 12, 5
+    panels, sections = rng.integers(0, 2, m), rng.integers(0, 3, m)
+    measured = np.ones((2, g), dtype=bool)
+    measured[1, 3:] = False
+    values = (rng.poisson(1, (m, g)) * measured[panels]).astype(np.float32)
+    shifts = rng.normal(size=(3, g))
+    rows = np.stack([rng.permutation(m)[:k] for _ in range(n)])
+    weights = rng.random((n, k))
+    rows[0, 3:], weights[0, 3:] = -1, 0
+    rows[1] = np.flatnonzero(panels == 1)[:k]
+    extra = {"sections": sections, "shifts": shifts} if shifted else {}
+    bank = sp.csr_matrix(values) if sparse else values
+    found = disagreement(rows, weights, bank, panels=panels, measured=measured, **extra)
+    for i in range(n):
+        for j in range(g):
+            own = rows[i][(rows[i] >= 0) & measured[panels[rows[i]], j]]
+            if not len(own):
+                assert np.isnan(found[i, j])
+                continue
+            weight = weights[i][np.isin(rows[i], own)]
+            brought = values[own, j] - (shifts[sections[own], j] if shifted else 0)
+            mean = np.average(brought, weights=weight)
+            expected = np.sqrt(np.average((brought - mean) ** 2, weights=weight))
+            assert found[i, j] == pytest.approx(expected, abs=2e-3)
+    assert np.isnan(found).any()

@@ -112,7 +112,7 @@ def test_shapes_and_dtypes(bench, name):
     assert table.shape == (n, reference.n_vars)
     assert list(table.var_names) == list(reference.var_names)
     assert list(table.obs_names) == list(bench.query.tables["table"].obs_names)
-    for values in (table.X, table.layers["evidence"]):
+    for values in (table.X, table.layers["evidence"], table.layers["disagreement"]):
         assert isinstance(values, np.ndarray)
         assert values.dtype == np.float32
         assert np.isfinite(values).all()
@@ -328,7 +328,7 @@ def test_a_spot_outside_the_image_gets_nan(bench, partly_outside, name):
     query, lost = partly_outside
     table = rg.tl.predict(query, bench.fitted(name), inplace=False)
     assert lost.sum() == 1
-    for values in (table.X, table.layers["evidence"]):
+    for values in (table.X, table.layers["evidence"], table.layers["disagreement"]):
         assert np.isnan(values[lost]).all()
         assert np.isfinite(values[~lost]).all()
     assert (table.obsm["retrieval_rows"][lost] == -1).all()

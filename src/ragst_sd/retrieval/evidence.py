@@ -81,6 +81,61 @@ def iter_weighted_average(
         yield part, block.astype(np.float32, copy=False)
 
 
+def disagreement(
+    rows: np.ndarray,
+    weights: np.ndarray,
+    values: Any,
+    *,
+    panels: np.ndarray,
+    measured: np.ndarray,
+    sections: np.ndarray | None = None,
+    shifts: np.ndarray | None = None,
+) -> np.ndarray:
+    r"""How much the cited rows differ among themselves: the weighted standard deviation of what each brings.
+
+    .. math:: s_{ig}^2 = \sum_j w_{ijg} (z_{jg} - \bar z_{ig})^2, \qquad z_{jg} = y_{jg} - \delta_{s(j)g}
+
+    with weights renormalised over the rows that measured gene g, their average :math:`\bar z`, and the shifts
+    :math:`\delta` of the sections, zero if left out.
+
+    Parameters
+    ----------
+    rows, weights, values, panels, measured
+        As in :func:`weighted_average`.
+    sections
+        (m,) section of each row.
+    shifts
+        (sections, g).
+
+    Returns
+    -------
+    float32 (n, g); NaN where no cited row measured the gene.
+    """
+    from ragst_sd.retrieval.centering import weighted_shift
+
+    cited, local = np.unique(np.maximum(rows, 0), return_inverse=True)
+    local = np.where(rows >= 0, local.reshape(rows.shape), -1)
+    own, of_panels = values[cited], {"panels": panels[cited], "measured": measured}
+    square = _squares(own, None if shifts is None else (sections[cited], shifts))
+    first = weighted_average(local, weights, own, **of_panels).astype(np.float64)
+    second = weighted_average(local, weights, square, **of_panels).astype(np.float64)
+    if shifts is not None:
+        first -= weighted_shift(local, weights, sections[cited], shifts, **of_panels)
+        second += weighted_shift(local, weights, sections[cited], shifts**2, **of_panels)
+    return np.sqrt(np.maximum(second - first**2, 0.0)).astype(np.float32)
+
+
+def _squares(values: Any, shifted: tuple[np.ndarray, np.ndarray] | None) -> Any:
+    """For each value y and the shift delta of its section y (y - 2 delta): zero where y is, so that a bank stays sparse."""
+    if hasattr(values, "tocsr"):
+        out = values.tocsr(copy=True)
+        row = np.repeat(np.arange(out.shape[0]), np.diff(out.indptr))
+        shift = 0.0 if shifted is None else shifted[1][shifted[0][row], out.indices]
+        out.data = out.data * (out.data - 2 * shift)
+        return out
+    return values * (values - (0.0 if shifted is None else 2 * shifted[1][shifted[0]]))
+
+
 def _product(rows: np.ndarray, weights: np.ndarray, values: Any) -> np.ndarray:
     n, k = rows.shape
     cited, local = np.unique(np.maximum(rows, 0), return_inverse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._labels import label, labels
+from ragst_sd._reference import id_order
 from ragst_sd._validate import listing, require_key
 
 if TYPE_CHECKING:
@@ -166,3 +168,24 @@ def donors_of_same_image(reference: AnnData, header: dict[str, Any], query: Quer
             listing(samples), listing(unexpected),
         )  # fmt: skip
     return np.isin(donors, unexpected)
+
+
+def recorded_where(reference: AnnData, where: Mapping[str, Any] | Sequence[bool] | None) -> dict[str, Any]:
+    """What a provenance header keeps of `where`, so that the same rows can be found again: see `where_of`."""
+    if where is None:
+        return {"where": ""}
+    if isinstance(where, Mapping):
+        values = {str(c): [label(v) for v in ([one] if np.ndim(one) == 0 else one)] for c, one in where.items()}
+        return {"where": json.dumps(values)}
+    mask = np.asarray(where, dtype=bool)
+    return {"where": "mask", "where_mask": np.packbits(mask[np.argsort(id_order(reference))])}
+
+
+def where_of(reference: AnnData, header: Mapping[str, Any]) -> Mapping[str, Any] | np.ndarray | None:
+    """The `where` of a prediction, from its provenance header."""
+    kept = str(header["where"])
+    if kept == "mask":
+        # Masks are kept by reference id, since rows may lie in another order today.
+        by_id = np.unpackbits(np.asarray(header["where_mask"], dtype=np.uint8), count=reference.n_obs).astype(bool)
+        return by_id[id_order(reference)]
+    return json.loads(kept) if kept else None

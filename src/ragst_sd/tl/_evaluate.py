@@ -11,7 +11,7 @@ from ragst_sd._results import gene_index, predicted
 from ragst_sd._validate import hint, listing, require_key
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.noise_ceiling import noise_ceiling
-from ragst_sd.tl._metrics import METRICS
+from ragst_sd.tl._metrics import METRICS, score
 from ragst_sd.tl._section_metrics import SECTION_METRICS, section_metrics
 from ragst_sd.tl._truth import (
     normalized_truth,
@@ -23,7 +23,7 @@ from ragst_sd.tl._truth import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import pandas as pd
     import scipy.sparse as sp
@@ -155,10 +155,10 @@ def evaluate(
         values, truth_rows = values[spots], theirs[in_sample][spots]
         expected = truth_values[truth_rows].toarray().astype(np.float64)
         finite = np.isfinite(values)
-        scores = {name: _score(METRICS[name], values, expected, finite) for name in chosen if name in METRICS}
+        scores = {name: score(METRICS[name], values, expected, finite) for name in chosen if name in METRICS}
         if counts is not None:
             ceiling = noise_ceiling(counts[truth_rows], basis, rng=rng)[truth_columns]
-            correlation = _score(METRICS["pearson"], values, expected, finite)
+            correlation = score(METRICS["pearson"], values, expected, finite)
             scores["noise_ceiling"] = ceiling
             scores["share_of_ceiling"] = correlation / np.where(ceiling >= MIN_CEILING, ceiling, np.nan)
         parts += [
@@ -182,20 +182,6 @@ def evaluate(
             pd.DataFrame({"gene": "", "sample": sample, "metric": list(summary), "value": list(summary.values())})
         )
     return pd.concat(parts, ignore_index=True)
-
-
-def _score(
-    metric: Callable[[np.ndarray, np.ndarray], np.ndarray], values: np.ndarray, expected: np.ndarray, finite: np.ndarray
-) -> np.ndarray:
-    """A metric of every gene over the spots that have a prediction of it; NaN below two spots."""
-    score = np.full(values.shape[1], np.nan)
-    complete = finite.all(axis=0)
-    if len(values) > 1 and complete.any():
-        score[complete] = metric(values[:, complete], expected[:, complete])
-    for gene in np.flatnonzero(~complete & (finite.sum(axis=0) > 1)):
-        rows = finite[:, gene]
-        score[gene] = metric(values[rows, gene : gene + 1], expected[rows, gene : gene + 1])[0]
-    return score
 
 
 def _counts(measured: AnnData, header: dict[str, Any], layer: str | None, unit: str) -> sp.csr_matrix:

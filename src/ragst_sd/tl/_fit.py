@@ -18,7 +18,9 @@ from ragst_sd._reference import (
     standardized_embedding,
 )
 from ragst_sd._settings import resolve_device, settings
-from ragst_sd._validate import require_choice, require_key, require_positive
+from ragst_sd._validate import require_choice, require_positive
+from ragst_sd.tl._grounding import calibrate_grounding
+from ragst_sd.tl._groups import group_codes, inner_folds
 from ragst_sd.tl._state import fit_state, state_of
 
 if TYPE_CHECKING:
@@ -155,7 +157,7 @@ def fit(
         msg = f"`rng` is {rng!r}; it must be a whole number, at least 0."
         raise ValueError(msg)
     n_neighbors, n_candidates = _counts(reference.n_obs, n_neighbors, n_candidates)
-    folds, inner_groups = _inner_folds(reference, group_key)
+    folds, inner_groups = inner_folds(reference, group_key)
     # Sums and batches follow the ids, so that the order of the rows changes nothing.
     order = np.argsort(id_order(reference))
     embedding = standardized_embedding(reference, header)[order]
@@ -163,7 +165,7 @@ def fit(
     state = {}
     if options.get("gate_hidden"):
         state = fit_state(obs, embedding, len(np.atleast_1d(header["encoder"]["context"])))
-    donors = _codes(reference, _keys.DONOR)[order]
+    donors = group_codes(reference, _keys.DONOR)[order]
     training = Training(
         embedding=embedding,
         values=reference.X[order],
@@ -183,7 +185,7 @@ def fit(
         n_candidates=n_candidates,
     )
     parameters, key, queries = fit_method(method, training, options, run)
-    calibration = _calibrate(queries, key, training.groups, n_neighbors, metric)
+    calibration = calibrate_grounding(queries, key, training.groups, n_neighbors, metric)
     back = np.argsort(order)
     parameters |= {name: parameters[name][back] for name in METHODS[method].per_row}
     record = {
@@ -231,59 +233,7 @@ def _counts(n_rows: int, n_neighbors: int | None, n_candidates: int | None) -> t
     return int(n_neighbors), int(n_candidates)
 
 
-def _codes(reference: AnnData, column: str) -> np.ndarray:
-    return np.unique(reference.obs[column].astype(str).to_numpy(), return_inverse=True)[1]
-
-
-def _inner_folds(reference: AnnData, group_key: str | None) -> tuple[np.ndarray, str]:
-    """Groups to hold out, and what they are."""
-    if group_key is not None:
-        require_key(group_key, reference.obs, "reference.obs")
-        folds = _codes(reference, group_key)
-        if folds.max() < 1:
-            only = reference.obs[group_key].iloc[0]
-            msg = f"`group_key` {group_key!r} has one group only ({only!r}); holding it out leaves nothing."
-            raise ValueError(msg)
-        return folds, group_key
-    for column in (_keys.DONOR, _keys.SAMPLE):
-        folds = _codes(reference, column)
-        if folds.max() >= 1:
-            if column != _keys.DONOR:
-                logger.warning("The reference has one donor only: sections are held out to choose and calibrate.")
-            return folds, column
-    logger.warning(
-        "The reference has one section only: four spatial blocks are held out to choose and calibrate. "
-        "Accuracy on other donors cannot be told from it."
-    )
-    x, y = (reference.obs[name].to_numpy(float) for name in (_keys.X_UM, _keys.Y_UM))
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        # Without positions, consecutive rows are the closest thing to neighbours on the tissue.
-        return np.arange(reference.n_obs) * 4 // reference.n_obs, "blocks of consecutive rows"
-    return 2 * (x > np.median(x)) + (y > np.median(y)), "spatial blocks"
-
-
 def _device(asked: str | None) -> str:
     """Where to train: what was asked for or set, else the CPU, on which the same seed gives the same fit everywhere."""
     wanted = settings.device if asked is None else asked
     return "cpu" if wanted is None else str(resolve_device(wanted))
-
-
-def _calibrate(
-    queries: np.ndarray,
-    key: np.ndarray,
-    groups: np.ndarray,
-    n_neighbors: int,
-    metric: str,
-) -> dict[str, np.ndarray]:
-    """Distances of every row, as a query, to its nearest rows of other groups."""
-    from ragst_sd.retrieval.grounding import calibrate_distances, neighbourhood_distance
-    from ragst_sd.retrieval.search import Eligibility, search
-
-    found = search(
-        queries,
-        key,
-        n_neighbors,
-        eligibility=Eligibility(groups, groups, np.ones(len(key), dtype=bool)),
-        metric=metric,
-    )
-    return calibrate_distances(neighbourhood_distance(found.distances))

@@ -11,9 +11,8 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._validate import listing
 from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._evaluate import _score
 from ragst_sd.tl._folds import most_variable, training_part
-from ragst_sd.tl._metrics import METRICS
+from ragst_sd.tl._metrics import METRICS, score
 from ragst_sd.tl._retrieve import retrieve
 
 if TYPE_CHECKING:
@@ -185,14 +184,14 @@ def gene_scores(predicted: np.ndarray, truth: Any, genes: Sequence[str]) -> pd.D
         values, expected = predicted[:, block].astype(np.float64), dense(truth[:, block])
         finite = np.isfinite(values)
         for name, metric in METRICS.items():
-            score = _score(metric, values, expected, finite)
-            parts.append(pd.DataFrame({"gene": list(genes[block]), "metric": name, "value": score}))
+            value = score(metric, values, expected, finite)
+            parts.append(pd.DataFrame({"gene": list(genes[block]), "metric": name, "value": value}))
     return pd.concat(parts, ignore_index=True)
 
 
 def mean_pearson(predicted: np.ndarray, truth: np.ndarray) -> float:
     """Pearson averaged over the genes that vary."""
-    return finite_mean(_score(METRICS["pearson"], predicted.astype(np.float64), truth, np.isfinite(predicted)))
+    return finite_mean(score(METRICS["pearson"], predicted.astype(np.float64), truth, np.isfinite(predicted)))
 
 
 def finite_mean(values: np.ndarray) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._reference import reference_hash
 from ragst_sd._validate import listing, require_choice, require_key
-from ragst_sd.tl._fit import _inner_folds
+from ragst_sd.tl._groups import inner_folds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +54,7 @@ def outer_folds(reference: AnnData, header: dict[str, Any], group_key: str | Non
         if missing:
             msg = f"`reference.obs[{group_key!r}]` is empty in {missing} rows. Fill it in, or leave these rows out."
             raise ValueError(msg)
-    codes, what = _inner_folds(reference, group_key)
+    codes, what = inner_folds(reference, group_key)
     if len(np.unique(codes)) < 2:
         msg = f"The reference has {reference.n_obs} rows in one group ({what}): nothing is left to train on."
         raise ValueError(msg)

@@ -1,8 +1,13 @@
-"""Metrics of one section, gene by gene, on (spots, genes) arrays without NaN."""
+"""Metrics of one section, gene by gene, on (spots, genes) arrays."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def varies(values: np.ndarray) -> np.ndarray:
@@ -40,3 +45,17 @@ def variance_kept(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 METRICS = {"pearson": pearson, "spearman": spearman, "rmse": rmse, "variance_kept": variance_kept}
+
+
+def score(
+    metric: Callable[[np.ndarray, np.ndarray], np.ndarray], values: np.ndarray, expected: np.ndarray, finite: np.ndarray
+) -> np.ndarray:
+    """A metric of every gene over the spots that have a prediction of it; NaN below two spots."""
+    out = np.full(values.shape[1], np.nan)
+    complete = finite.all(axis=0)
+    if len(values) > 1 and complete.any():
+        out[complete] = metric(values[:, complete], expected[:, complete])
+    for gene in np.flatnonzero(~complete & (finite.sum(axis=0) > 1)):
+        rows = finite[:, gene]
+        out[gene] = metric(values[rows, gene : gene + 1], expected[rows, gene : gene + 1])[0]
+    return out

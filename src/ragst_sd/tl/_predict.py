@@ -13,9 +13,10 @@ from ragst_sd._elements import require_sdata
 from ragst_sd._labels import as_names
 from ragst_sd._reference import reference_fit, reference_header
 from ragst_sd._validate import hint, listing, require_choice, require_key, require_positive
-from ragst_sd.tl._eligibility import eligible_rows, refuse_seen_rows
+from ragst_sd.tl._eligibility import eligible_rows, recorded_where, refuse_seen_rows
+from ragst_sd.tl._grounding import section_grounding
 from ragst_sd.tl._predicted_table import predicted_table
-from ragst_sd.tl._query import Query, read_query
+from ragst_sd.tl._query import read_query
 from ragst_sd.tl._retrieve import retrieve
 
 if TYPE_CHECKING:
@@ -90,6 +91,9 @@ def predict(
     `.X`, `.layers["evidence"]`
         Prediction and its evidence, float32 (n, genes), in the unit named in `.uns["retrieval"]["unit"]`; their
         difference is the adjustment. NaN for spots without an embedding and genes that no cited row measured.
+    `.layers["disagreement"]`
+        float32 (n, genes), weighted standard deviation of what the cited rows bring; of the nearest rows, equally weighted,
+        for methods that cite nobody.
     `.obsm["retrieval_rows"]`, `["retrieval_weights"]`, `["retrieval_distances"]`
         (n, k) pointers into `.uns["retrieval"]["cited"]` (-1 padded), their weights before gene masking, and distances.
     `.uns["retrieval"]`
@@ -154,8 +158,9 @@ def predict(
         n_neighbors=n_neighbors,
         n_candidates=max(n_neighbors, int(fit["n_candidates"])),
         backend=backend,
+        with_disagreement=True,
     )
-    section = _section_distance(header, query)
+    section = section_grounding(header, query)
     table = predicted_table(
         reference,
         header,
@@ -167,7 +172,7 @@ def predict(
             "n_neighbors": n_neighbors,
             "donor_key": donor_key,
             "exclude": np.asarray(exclude, dtype=str),
-            "where": "" if where is None else (repr(dict(where)) if hasattr(where, "items") else "mask"),
+            **recorded_where(reference, where),
             "backend": backend,
             **section,
         },
@@ -180,23 +185,6 @@ def predict(
     sdata.tables[key_added] = table
     logger.info("Adding `sdata.tables[%r]`: %d spots x %d genes.", key_added, *table.shape)
     return None
-
-
-def _section_distance(header: dict[str, Any], query: Query) -> dict[str, float]:
-    """How far the whole section lies from those of the reference, with a warning if that is far."""
-    from ragst_sd.retrieval.grounding import largest_section_distance, section_distance
-
-    means, stds = (np.asarray(header["sections"][name], dtype=float) for name in ("mean", "std"))
-    own = section_distance(np.asarray(query.header["section_mean"], dtype=float), means, stds)
-    among = largest_section_distance(means, stds)
-    if own > among:
-        logger.warning(
-            "The section as a whole lies %.2g spreads from the sections of the reference, which lie %.2g from each other "
-            "at most: other stain, scanner or resolution, or other tissue. Section by section standardisation hides this "
-            "from `out_of_reference`.",
-            own, among,
-        )  # fmt: skip
-    return {"section_distance": own, "section_distance_reference": among}
 
 
 def _check_name(sdata: SpatialData, key_added: str) -> None:

@@ -37,7 +37,9 @@ def predicted_table(
     rows, weights, distances = found.rows.copy(), found.weights.copy(), found.distances.copy()
     prediction, evidence = found.prediction.astype(np.float32), found.evidence.astype(np.float32)
     rows[outside], weights[outside], distances[outside] = -1, 0, np.nan
-    prediction[outside], evidence[outside] = np.nan, np.nan
+    layers = {_keys.EVIDENCE: evidence, _keys.DISAGREEMENT: found.disagreement}
+    for values in (prediction, *layers.values()):
+        values[outside] = np.nan
     pointers, cited = _cite(reference, rows)
 
     attrs = table_attrs(query.table)
@@ -47,7 +49,7 @@ def predicted_table(
         prediction,
         obs=query.table.obs[list(dict.fromkeys(kept))].copy(),
         var=_gene_annotations(reference, gene_index),
-        layers={_keys.EVIDENCE: evidence},
+        layers=layers,
         obsm={_keys.ROWS: pointers, _keys.WEIGHTS: weights, _keys.DISTANCES: distances},
     )
     if _keys.SPATIAL in query.table.obsm:

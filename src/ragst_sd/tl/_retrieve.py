@@ -9,6 +9,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._reference import id_order, level_groups, mean_shift, panel_codes, section_codes
+from ragst_sd.tl._grounding import groundedness
 from ragst_sd.tl._state import state_of
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ class Retrieved:
 
     prediction: np.ndarray
     evidence: np.ndarray
+    disagreement: np.ndarray | None
+    """(n, genes) spread of what the cited rows bring, if asked for; of the nearest ones for methods that cite nobody."""
+    distance: np.ndarray
+    """(n,) mean distance to the nearest rows, as many as in the calibration of distances."""
     rows: np.ndarray
     """(n, k) rows of the reference, -1 padded; all -1 for methods that cite nobody."""
     weights: np.ndarray
@@ -48,11 +53,12 @@ def retrieve(
     n_neighbors: int,
     n_candidates: int,
     backend: str,
+    with_disagreement: bool = False,
 ) -> Retrieved:
     """Predict `gene_index` genes for (n, d) standardised embeddings of the spots that `obs` describes."""
     from ragst_sd.retrieval.centering import weighted_shift
-    from ragst_sd.retrieval.evidence import effective_n, evidence_share, select_cited, weighted_average
-    from ragst_sd.retrieval.grounding import distance_percentile, neighbourhood_distance
+    from ragst_sd.retrieval.evidence import disagreement, effective_n, evidence_share, select_cited, weighted_average
+    from ragst_sd.retrieval.grounding import neighbourhood_distance
     from ragst_sd.retrieval.methods import METHODS, phi_of
     from ragst_sd.retrieval.search import find_candidates
     from ragst_sd.retrieval.training import Cited, Neighbourhood
@@ -70,21 +76,27 @@ def retrieve(
     # As many neighbours as in the calibration, whatever the method and however many are cited.
     distance = neighbourhood_distance(nearby.distances[:, : int(fit["n_neighbors"])])
     panels, measured = panel_codes(reference, header), np.asarray(reference.varm[_keys.MEASURED])[gene_index].T
+    values, spread_of = reference.X[:, gene_index], {"panels": panels, "measured": measured}
     level_rows, level_of = np.zeros((0, 0), dtype=np.int64), np.zeros(len(phi), dtype=np.int64)
     if method.cites:
         hood = Neighbourhood(phi, found.rows, found.distances, bank, state_of(parameters, obs, embedding))
         rows, weights, distances = select_cited(found, method.gate(parameters, hood), n_neighbors)
-        evidence = weighted_average(rows, weights, reference.X[:, gene_index], panels=panels, measured=measured)
+        evidence = weighted_average(rows, weights, values, panels=panels, measured=measured)
         if "section_shifts" in parameters:
             shifts = np.asarray(parameters["section_shifts"])[:, gene_index]
             sections = section_codes(reference)
             evidence -= weighted_shift(rows, weights, sections, shifts, panels=panels, measured=measured)
+            spread_of |= {"sections": sections, "shifts": shifts}
             level_rows, level_of = _eligible_patterns(reference, header, eligibility)
             evidence += mean_shift(reference, header, shifts, gene_index, level_rows)[level_of]
     else:
         rows, weights = np.full_like(nearest, -1), np.zeros(nearest.shape)
         distances = np.full(nearest.shape, np.nan)
         evidence = np.broadcast_to(mean, (len(phi), len(mean))).copy()
+    spread = None
+    if with_disagreement:
+        near = (rows, weights) if method.cites else (nearest, (nearest >= 0).astype(np.float64))
+        spread = disagreement(*near, values, **spread_of)
     if method.adjustment is None:
         adjustment = np.zeros_like(evidence)
     else:
@@ -93,18 +105,14 @@ def retrieve(
         adjustment = method.adjustment({**parameters, **of_genes}, phi, cited).astype(np.float32)
     prediction = evidence + adjustment
 
-    donors = np.unique(reference.obs[_keys.DONOR].astype(str).to_numpy(), return_inverse=True)[1]
     used = np.where(weights > 0, rows, -1) if method.cites else nearest
-    threshold = float(fit["distance_threshold"])
     obs = {
         _keys.EFFECTIVE_N: effective_n(weights),
-        _keys.N_DONORS: _distinct(used, donors),
-        _keys.DISTANCE_PERCENTILE: distance_percentile(distance, np.asarray(fit["distance_quantiles"])),
-        _keys.OUT_OF_REFERENCE: np.isfinite(threshold) & (distance > threshold),
         _keys.EVIDENCE_SHARE: evidence_share(evidence, adjustment, mean),
+        **groundedness(reference, fit, used=used, distance=distance),
     }
     cited = (weights.astype(np.float32), distances.astype(np.float32))
-    return Retrieved(prediction, evidence, rows, *cited, obs, level_rows, level_of)
+    return Retrieved(prediction, evidence, spread, distance, rows, *cited, obs, level_rows, level_of)
 
 
 def _eligible_patterns(
@@ -116,10 +124,3 @@ def _eligible_patterns(
     eligible = [eligibility.mask(np.array([i]), slice(None))[0] for i in first]
     rows = np.stack([np.bincount(codes[mask], minlength=len(groups)) for mask in eligible])
     return rows, inverse.ravel()
-
-
-def _distinct(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Number of distinct groups among the rows of each query, -1 left out."""
-    codes = np.sort(np.where(rows >= 0, groups[np.maximum(rows, 0)], -1), axis=1)
-    new = np.diff(codes, axis=1, prepend=-1) != 0
-    return (new & (codes >= 0)).sum(axis=1)
