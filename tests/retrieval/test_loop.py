@@ -65,11 +65,6 @@ def test_without_score_the_last_state_counts():
     assert history.best_score != history.best_score
 
 
-def test_patience():
-    taken, history = run([0.5, 0.4, 0.3, 0.2, 0.1], every=2, steps=10, patience=4)
-    assert (taken, history.scores[-1][0]) == (2, 6)
-
-
 @pytest.mark.parametrize(("stop", "kept"), [(17, 10), (3, 3)])
 def test_interrupt_keeps_the_best_state(stop, kept, caplog):
     with caplog.at_level(logging.WARNING, logger="ragst_sd"):

@@ -70,8 +70,7 @@ def test_learns_where_to_look_with_every_gate(training, plain, gate):
 
 def test_random_candidates_are_worse(training):
     learned, _ = held_out("rag", training, QUICK)
-    control, parameters = held_out("random_rag", training, QUICK)
-    assert parameters["candidates"] == "random"
+    control, _ = held_out("random_rag", training, QUICK)
     assert control < learned - 0.1
 
 

@@ -103,7 +103,7 @@ def benchmark(
     >>> for sdata in sections.values():
     ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
-    >>> scores = rg.tl.cross_validate(reference, n_genes=50, progress=False)
+    >>> scores = rg.tl.cross_validate(reference, methods=["ridge", "knn"], n_genes=50, progress=False)
     >>> rg.pl.benchmark(scores, baseline="ridge", show=False)
     """
     from matplotlib.transforms import blended_transform_factory

@@ -120,7 +120,7 @@ def fit_adjustment(
 
 
 def evidence_offset(phi: np.ndarray, cited: Cited) -> np.ndarray:
-    """U = phi(x) - sum_j w_j phi(x_j), (n, q); zero where nothing is cited."""
+    """What the cited rows lack, u = phi(x) - sum_j w_j phi(x_j), (n, q); zero where nothing is cited."""
     held = np.where(cited.rows >= 0, cited.weights, 0.0)
     centre = np.empty_like(phi)
     step = max(1, _BLOCK_VALUES // max(1, held.shape[1] * phi.shape[1]))

@@ -46,7 +46,6 @@ def optimise(
     steps: int,
     score: Callable[[], float] | None = None,
     every: int = 5,
-    patience: int | None = None,
     progress: bool = False,
     label: str = "",
 ) -> History:
@@ -58,8 +57,6 @@ def optimise(
         Loss of the i-th step.
     score
         Called every `every` steps in eval mode without gradients; larger is better. Without it the last state counts.
-    patience
-        Stop after this many steps without a better score.
 
     Raises
     ------
@@ -98,8 +95,6 @@ def optimise(
             if now > history.best_score or history.best_score != history.best_score:
                 history.best_step, history.best_score = taken, now
                 best = copy.deepcopy(model.state_dict())
-            if patience is not None and taken - history.best_step >= patience:
-                break
     except KeyboardInterrupt:
         history.interrupted = True
         logger.warning("%s was interrupted after %d of %d steps; the best state so far is kept.", label, taken, steps)

@@ -15,8 +15,7 @@ from ragst_sd.retrieval.gate import distance_gate, uniform_gate
 from ragst_sd.retrieval.mlp import MLP_OPTIONS, fit_mlp, mlp_adjustment
 from ragst_sd.retrieval.options import check_options
 from ragst_sd.retrieval.projection import fit_pca, project
-from ragst_sd.retrieval.rag import OPTIONS as RAG_OPTIONS
-from ragst_sd.retrieval.rag import fit_rag, rag_gate, rag_phi
+from ragst_sd.retrieval.rag import RAG_OPTIONS, fit_rag, rag_gate, rag_phi
 from ragst_sd.retrieval.residual import fit_residual, residual_adjustment
 from ragst_sd.retrieval.supervised import fit_supervised, supervised_phi
 from ragst_sd.retrieval.training import reference_mean
@@ -199,7 +198,7 @@ def fit_method(
 
 
 def phi_of(name: str, parameters: Parameters, embedding: np.ndarray) -> np.ndarray:
-    """Phi of standardised embeddings (n, d)."""
+    """Place standardised embeddings (n, d) in phi-space."""
     key = project(embedding, np.asarray(parameters["projection_mean"]), np.asarray(parameters["projection"]))
     phi = METHODS[name].phi
     return key if phi is None else phi(parameters, key)

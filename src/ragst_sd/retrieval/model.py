@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Projection(nn.Module):
-    """phi: linear, plus one hidden layer if `hidden` is above zero."""
+    """Projection phi: linear, plus one hidden layer if `hidden` is above zero."""
 
     def __init__(self, n_in: int, n_out: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Projection(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """g: what candidate, query, their difference and the query's state say beyond the distance."""
+    """Logits g: what candidate, query, their difference and the query's state say beyond the distance."""
 
     def __init__(self, n_phi: int, n_state: int, hidden: int) -> None:
         super().__init__()
@@ -128,11 +128,6 @@ class RetrievalModel(nn.Module):
     def null(self) -> Tensor:
         """Logit of the null slot, (1,)."""
         return torch.stack([member.null for member in self.members]).mean().reshape(1)
-
-    @property
-    def conditioned(self) -> bool:
-        """Whether logits depend on more than distances."""
-        return any(member.conditioning is not None for member in self.members)
 
 
 def state_to_arrays(model: RetrievalModel) -> dict[str, np.ndarray]:

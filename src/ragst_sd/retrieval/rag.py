@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OPTIONS: dict[str, Any] = {
+RAG_OPTIONS: dict[str, Any] = {
     "n_latent": 64,
     "hidden": 0,
     "gate": "softmax",
@@ -43,6 +43,7 @@ OPTIONS: dict[str, Any] = {
 }
 _BLOCK = 256
 _EVERY = 10
+_LANES = 8
 
 
 def fit_rag(
@@ -57,10 +58,12 @@ def fit_rag(
 
     Returns
     -------
-    `model_*`, `input_scale`, `gate`, `section_shifts`, the parameters of T, and what the training found
+    `model_*`, `input_scale`, `gate`, the parameters of T, and what the training found
     (`training_steps`, `inner_score`, `inner_curve`, `interrupted`).
     """
-    shifts = section_shifts(training) if options["center_sections"] else np.zeros_like(section_shifts(training))
+    shifts = section_shifts(training)
+    if not options["center_sections"]:
+        shifts = np.zeros_like(shifts)
     input_scale = float(np.sqrt((key**2).mean())) or 1.0
     episodes = _episodes(training, key / input_scale, options, run, candidates)
     steps, found = _steps(episodes, training, options, run)
@@ -81,7 +84,6 @@ def fit_rag(
         **state_to_arrays(model),
         "input_scale": np.float64(input_scale),
         "gate": str(options["gate"]),
-        "candidates": candidates,
         **found,
     }
     adjustment = fit_adjustment(
@@ -97,8 +99,15 @@ def fit_rag(
 
 
 def rag_phi(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
-    """Phi of principal components, (n, members * n_latent), in blocks of one fixed shape."""
+    """Place principal components in phi-space, (n, members * n_latent), in blocks of one fixed shape."""
     model = model_from_arrays(parameters)
+    # Products of odd widths round by the place of a row in its block; zeros beside it change nothing else.
+    spare = -key.shape[1] % _LANES
+    key = np.pad(key, ((0, 0), (0, spare)))
+    for member in model.members:
+        for layer in (member.projection.linear, member.projection.inner):
+            if layer is not None:
+                layer.weight = torch.nn.Parameter(torch.nn.functional.pad(layer.weight.detach(), (0, spare)))
 
     def forward(block: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -140,7 +149,9 @@ def rag_gate(parameters: Mapping[str, Any], hood: Neighbourhood) -> np.ndarray:
 
 def _episodes(training: Training, x: np.ndarray, options: Mapping[str, Any], run: Run, candidates: str) -> Episodes:
     everything = np.arange(len(x))
-    targets = standardised_targets(training, everything, int(options["n_train_genes"]), "rag")
+    targets = standardised_targets(
+        training, everything, int(options["n_train_genes"]), "random_rag" if candidates == "random" else "rag"
+    )
 
     def tensor(array: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.as_tensor(np.ascontiguousarray(array), dtype=dtype, device=run.device)

@@ -32,7 +32,7 @@ COLUMNS = ["method", "fold", "sample", "gene", "unit", "metric", "value"]
 def cross_validate(
     reference: AnnData,
     *,
-    methods: Sequence[str] = ("mean", "ridge", "knn"),
+    methods: Sequence[str] = ("rag", "knn", "ridge", "mean"),
     group_key: str | None = None,
     n_genes: int = 250,
     genes: Sequence[str] | str | None = None,
