@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from real_sections import N_GENES, encoders, summarise, write_between_markers
+from real_sections import encoders, folds, summarise, write_between_markers
 
 import ragst_sd as rg
 from ragst_sd import _keys
-from ragst_sd._demo import read_folder, variable_genes
+from ragst_sd._demo import read_folder
 from ragst_sd._reference import reference_fit, reference_header
 from ragst_sd.retrieval.evidence import effective_n
 from ragst_sd.retrieval.methods import phi_of
@@ -57,13 +57,8 @@ def main() -> None:
     use_rep = f"X_{args.encoder}"
     for sdata in sections.values():
         rg.pp.embed_tiles(sdata, key_added=use_rep, progress=False, **encoders(data / "weights")[args.encoder])
-    donor_of = {name: str(sdata.tables["table"].obs["donor"].iloc[0]) for name, sdata in sections.items()}
     lines = []
-    for donor in sorted(set(donor_of.values())):
-        training = {name: sdata for name, sdata in sections.items() if donor_of[name] != donor}
-        reference = rg.tl.build_reference(training, use_rep=use_rep, thumbnails=False)
-        genes = variable_genes(reference, N_GENES)
-        held = [name for name in sections if donor_of[name] == donor]
+    for donor, held, reference, genes in folds(sections, use_rep):
         for variant, settings in VARIANTS.items():
             rg.tl.fit(reference, progress=False, **settings)
             for name in held:

@@ -19,6 +19,7 @@ import sys
 import time
 from copy import deepcopy
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,11 @@ import ragst_sd as rg
 from ragst_sd import _keys
 from ragst_sd._demo import read_folder, variable_genes
 from ragst_sd.retrieval.methods import METHODS as REGISTRY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anndata import AnnData
 
 SETS = ("mob", "mob2k", "her2st")
 METHODS = ("mean", "ridge", "knn", "rag")
@@ -50,19 +56,25 @@ def encoders(weights: Path) -> dict[str, dict]:
     return {"texture": {"model": "texture", "context": CONTEXT}, "mobilenetv2_100": mobilenet}
 
 
-def leave_one_donor_out(sections: dict, use_rep: str, methods: tuple[str, ...]) -> pd.DataFrame:
-    """One line per held-out section and method: accuracy, of evidence alone and with few citations, and `effective_n`."""
+def folds(sections: dict, use_rep: str) -> Iterator[tuple[str, list[str], AnnData, list[str]]]:
+    """Each donor, its sections, an unfitted reference of all other donors, and the genes that vary most in it."""
     donor_of = {name: str(sdata.tables["table"].obs["donor"].iloc[0]) for name, sdata in sections.items()}
-    lines = []
     for donor in sorted(set(donor_of.values())):
         training = {name: sdata for name, sdata in sections.items() if donor_of[name] != donor}
         reference = rg.tl.build_reference(training, use_rep=use_rep, thumbnails=False)
-        genes = variable_genes(reference, N_GENES)
+        held = [name for name in sections if donor_of[name] == donor]
+        yield donor, held, reference, variable_genes(reference, N_GENES)
+
+
+def leave_one_donor_out(sections: dict, use_rep: str, methods: tuple[str, ...]) -> pd.DataFrame:
+    """One line per held-out section and method: accuracy, of evidence alone and with few citations, and `effective_n`."""
+    lines = []
+    for donor, held, reference, genes in folds(sections, use_rep):
         for method in methods:
             start = time.perf_counter()
             rg.tl.fit(reference, method=method, progress=False)
             seconds = time.perf_counter() - start
-            for name in (name for name in sections if donor_of[name] == donor):
+            for name in held:
                 line = score_section(sections[name], reference, genes, cites=REGISTRY[method].cites)
                 lines.append({"method": method, "donor": donor, "section": name, **line, "fit_s": seconds})
     return pd.DataFrame(lines)

@@ -87,6 +87,8 @@ intersphinx_mapping = (
 html_theme = "sphinx_book_theme"
 html_title = "ragst_sd"
 html_theme_options = {"navigation_with_keys": True, "show_navbar_depth": 2}
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 pygments_style = "default"
 
 # Types are documented under the names by which they are imported, not where they are defined.
