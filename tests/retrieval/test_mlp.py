@@ -82,7 +82,7 @@ def test_adjustment_is_the_mean_of_the_networks(training, monkeypatch):
 
 
 def test_other_genes_are_ridge_on_the_hidden_units(training, fitted):
-    units = mlp._gelu(training.embedding / fitted["scale"] @ fitted["first"] + fitted["first_bias"])
+    units = mlp.gelu(training.embedding / fitted["scale"] @ fitted["first"] + fitted["first_bias"])
     values = training.values.toarray()
     got = mlp_adjustment(fitted, training.embedding)
     others = np.setdiff1d(np.arange(11), fitted["trained_genes"])
@@ -158,6 +158,7 @@ def test_an_interrupt_ends_a_stage_and_keeps_what_there_is(training, monkeypatch
     assert fitted["steps"] in (10, 20)
     assert fitted["first"].shape == (4, 16)
     assert caplog.text.count("interrupted") == 2
+    assert fitted["interrupted"]
 
 
 def test_one_group_takes_half_of_the_steps(training):

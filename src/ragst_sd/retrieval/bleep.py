@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ragst_sd.retrieval.blocks import in_blocks
+from ragst_sd.retrieval.blocks import gelu, in_blocks
 from ragst_sd.retrieval.loop import History, optimise, seeded
 from ragst_sd.retrieval.targets import best_step, centred_within_sections, held_out_splits, standardised_targets
 from ragst_sd.retrieval.training import dense, within_section_pearson
@@ -87,7 +87,7 @@ def fit_bleep(training: Training, key: np.ndarray, options: Mapping[str, Any], r
     Returns
     -------
     `scale` of the key, `genes` and `sd` of the expression that goes in, `image_*` and `expression_*` weights, `steps`,
-    `inner_score`, and `loss`, the contrastive loss of one more batch, without dropout.
+    `inner_score`, `loss`, the contrastive loss of one more batch, without dropout, and `interrupted`.
     """
     scale = float(np.sqrt((key**2).mean())) or 1.0
     x = key / scale
@@ -108,7 +108,7 @@ def fit_bleep(training: Training, key: np.ndarray, options: Mapping[str, Any], r
     logger.info("bleep: %d steps, chosen on held-out groups (within-section Pearson %.3f).", steps, inner_score)
 
     targets = standardised_targets(training, np.arange(len(x)), n_genes, "bleep")
-    heads, _, loss = _train(x, targets, options, run, seeds[1], steps, "bleep")
+    heads, last, loss = _train(x, targets, options, run, seeds[1], steps, "bleep")
     chance = math.log(min(len(x), int(options["batch_size"])))
     if abs(loss - chance) < 0.01 * chance:
         logger.warning(
@@ -124,6 +124,7 @@ def fit_bleep(training: Training, key: np.ndarray, options: Mapping[str, Any], r
         "steps": steps,
         "inner_score": inner_score,
         "loss": loss,
+        "interrupted": last.interrupted or any(history.interrupted for history in histories),
         **{name.replace(".", "_"): value for name, value in state.items()},
     }
 
@@ -146,8 +147,7 @@ def _projected(parameters: dict[str, Any], head: str, rows: np.ndarray) -> np.nd
 
     def unit(block: np.ndarray) -> np.ndarray:
         projected = block @ project.T + project_bias
-        active = 0.5 * projected * (1 + np.tanh(np.sqrt(2 / np.pi) * (projected + 0.044715 * projected**3)))
-        out = projected + active @ mix.T + mix_bias
+        out = projected + gelu(projected) @ mix.T + mix_bias
         out = out - out.mean(axis=1, keepdims=True)
         out = out / np.sqrt((out**2).mean(axis=1, keepdims=True) + 1e-5) * gain + offset
         return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)

@@ -25,3 +25,8 @@ def in_blocks(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, wi
         block[len(part) :] = 0
         out[start : start + len(part)] = function(block)[: len(part)]
     return out
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """The tanh form of the Gaussian error linear unit, as torch has it with `approximate="tanh"`."""
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ragst_sd.retrieval.baselines import fit_ridge
-from ragst_sd.retrieval.blocks import in_blocks
+from ragst_sd.retrieval.blocks import gelu, in_blocks
 from ragst_sd.retrieval.loop import History, optimise, seeded
 from ragst_sd.retrieval.losses import section_correlation, standardised_error
 from ragst_sd.retrieval.targets import (
@@ -77,7 +77,7 @@ def fit_mlp(training: Training, key: np.ndarray, options: Mapping[str, Any], run
     Returns
     -------
     `scale`, `first` (p, s * hidden) and `first_bias` of the s networks side by side; `coefficients` (s * hidden, g) and
-    `intercept` (g,) relative to the per-gene reference mean; `trained_genes`, `steps`, `inner_score` and `head_alpha`.
+    `intercept` (g,) relative to the per-gene reference mean; `trained_genes`, `steps`, `inner_score`, `head_alpha` and `interrupted`.
     """
     scale = float(np.sqrt((key**2).mean())) or 1.0
     x = key / scale
@@ -103,11 +103,13 @@ def fit_mlp(training: Training, key: np.ndarray, options: Mapping[str, Any], run
     rows = np.arange(len(x))
     targets = standardised_targets(training, rows, n_genes, "mlp")
     networks = []
+    interrupted = any(history.interrupted for history in histories)
     for i, seed in enumerate(seeds[:-1]):
         label = f"mlp, network {i + 1} of {n_seeds}"
         network, history = _train(training, x, rows, targets, options, run, seed, steps, label)
         networks.append(network)
         if history.interrupted:
+            interrupted = True
             break
     coefficients, intercept = _head(training, networks, _hidden(networks, x), targets, alpha)
     return {
@@ -120,6 +122,7 @@ def fit_mlp(training: Training, key: np.ndarray, options: Mapping[str, Any], run
         "steps": steps,
         "inner_score": inner_score,
         "head_alpha": alpha,
+        "interrupted": interrupted,
     }
 
 
@@ -128,7 +131,7 @@ def mlp_adjustment(parameters: dict[str, Any], key: np.ndarray) -> np.ndarray:
     first, bias, coefficients = (np.asarray(parameters[name]) for name in ("first", "first_bias", "coefficients"))
 
     def added(block: np.ndarray) -> np.ndarray:
-        return _gelu(block / float(parameters["scale"]) @ first + bias) @ coefficients
+        return gelu(block / float(parameters["scale"]) @ first + bias) @ coefficients
 
     return in_blocks(added, key, coefficients.shape[1]) + parameters["intercept"]
 
@@ -225,12 +228,8 @@ def _head(
 
 def _hidden(networks: Sequence[_Network], x: np.ndarray) -> np.ndarray:
     """Hidden units side by side, scaled so that the penalty of ridge does not depend on the number of networks."""
-    units = [_gelu(x @ _array(network.first.weight).T + _array(network.first.bias)) for network in networks]
+    units = [gelu(x @ _array(network.first.weight).T + _array(network.first.bias)) for network in networks]
     return np.concatenate(units, axis=1) / np.sqrt(len(networks))
-
-
-def _gelu(x: np.ndarray) -> np.ndarray:
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
 def _array(tensor: Tensor) -> np.ndarray:
