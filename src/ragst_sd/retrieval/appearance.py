@@ -6,22 +6,23 @@ apart. Here embeddings are compared as they are, in units of the spread within t
 .. math:: D^2(x) = \min_s\; z_s^\top (I + C)^{-1} z_s, \qquad z_s = (x - \mu_s) / \sigma
 
 with the mean :math:`\mu_s` of section s, the pooled spread within sections :math:`\sigma` of each feature, and the
-correlation C of the features within sections. It is a Mahalanobis distance
-(`Lee et al. 2018 <https://arxiv.org/abs/1807.03888>`__) whose covariance is shrunk halfway to its diagonal
-(`Friedman 1989 <https://doi.org/10.1080/01621459.1989.10478752>`__), up to a factor of two: directions in which tiles of one section
-differ count less, those in which they agree count in full.
+correlation C of the features within sections. This is half the squared Mahalanobis distance
+(as `Lee et al. 2018 <https://arxiv.org/abs/1807.03888>`__ use it) with a covariance that is shrunk halfway to its diagonal
+(`Friedman 1989 <https://doi.org/10.1080/01621459.1989.10478752>`__): directions in which the tiles of a section differ
+count little, those in which they agree count in full.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from ragst_sd.retrieval.projection import fit_pca
+from ragst_sd.retrieval.projection import fit_pca, project
 
 # Directions along which tiles differ more than others do; beyond these, correlations hardly change the distance.
 _N_AXES = 128
 # A feature that hardly varies in the reference may be many spreads off in a single new tile.
 _CLIP = 10.0
+_BLOCK = 4096
 # Share of a donor's tiles that may lie above the threshold, and share of donors that may have more of them there.
 _TILES = 0.05
 _DONORS = 0.1
@@ -75,12 +76,11 @@ def appearance_distance(
     eligible
         (n, sections) which of them count; all if left out. NaN where none does.
     """
-    inverse = _inverse(np.asarray(parameters["scale"]))
-    axes, shrink = np.asarray(parameters["axes"]), np.asarray(parameters["shrink"])
-    squared = np.full((len(embedding), len(means)), np.inf)
-    for s, mean in enumerate(means):
-        z = np.clip((embedding - mean) * inverse, -_CLIP, _CLIP)
-        squared[:, s] = (z**2).sum(axis=1) - ((z @ axes) ** 2) @ shrink
+    squared = np.empty((len(embedding), len(means)))
+    for start in range(0, len(embedding), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        for s, mean in enumerate(means):
+            squared[part, s] = _squared(embedding[part], mean, parameters)
     if eligible is not None:
         squared[~eligible] = np.inf
     nearest = squared.min(axis=1)
@@ -92,41 +92,45 @@ def calibrate_appearance(
 ) -> float:
     r"""The distance beyond which a tile looks like none of the sections, from groups (donors) that are held out.
 
-    .. math:: \theta^2 = \overline{q_g} + (F - 1)\, \overline{\delta_g}
+    .. math:: \theta^2 = F_{0.9}\big(\nu,\, \nu (G - 1)\big)\; \frac{1}{G} \sum_g q_g
 
-    with the 95th percentile :math:`q_g` of the squared distances of the tiles of group g to the sections of other groups,
-    the squared distance :math:`\delta_g` of its sections' means, both averaged over groups, and the 90th percentile F of Fisher's
-    distribution with :math:`\nu` and :math:`\nu (G - 1)` degrees of freedom. Were shifts between donors normal with :math:`\nu`
-    independent directions (`dimension`), the squared shift of a new donor over the average of G known ones would follow
-    it: the fewer donors are known, the wider the margin.
+    with the 95th percentile :math:`q_g` of the squared distances of the tiles of group g to the sections of the G - 1 other
+    groups, and the 90th percentile of Fisher's distribution. Donors are the unit, not tiles: they differ in stain, in sharpness
+    and in how mixed their tissue is. A squared distance is a sum of squares over :math:`\nu` independent directions
+    (`dimension`); if those of donors were normal and alike, that of a new donor over the average of G known ones would
+    follow F. So the fewer donors are known, the wider the margin.
 
     Parameters
     ----------
     groups
-        (m, e) codes; sections are compared with rows that share none of them.
+        (m, e) codes; a tile is compared with sections of rows that share none of its codes.
 
     Returns
     -------
-    NaN where no group can be compared with another.
+    NaN where fewer than two groups can be compared with others.
     """
     from scipy.stats import f
 
     kinds, of_row = np.unique(groups, axis=0, return_inverse=True)
     of_row = of_row.ravel()
-    quantiles, shifts = [], []
+    quantiles = []
     for g, kind in enumerate(kinds):
         held, others = of_row == g, (groups != kind).all(axis=1)
-        if not others.any():
-            continue
-        means = section_means(embedding[others], sections[others])
-        own = section_means(embedding[held], sections[held])
-        quantiles.append(np.quantile(appearance_distance(embedding[held], means, parameters) ** 2, 1 - _TILES))
-        shifts.append(np.mean(appearance_distance(own, means, parameters) ** 2))
+        if others.any():
+            means = section_means(embedding[others], sections[others])
+            squared = appearance_distance(embedding[held], means, parameters) ** 2
+            quantiles.append(np.quantile(squared, 1 - _TILES))
     if len(quantiles) < 2 or not parameters["dimension"] > 0:
         return float("nan")
     dimension = float(parameters["dimension"])
-    margin = f.ppf(1 - _DONORS, dimension, dimension * (len(quantiles) - 1)) - 1
-    return float(np.sqrt(np.mean(quantiles) + margin * np.mean(shifts)))
+    margin = f.ppf(1 - _DONORS, dimension, dimension * (len(quantiles) - 1))
+    return float(np.sqrt(margin * np.mean(quantiles)))
+
+
+def _squared(embedding: np.ndarray, mean: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
+    z = np.clip((embedding - mean) * _inverse(np.asarray(parameters["scale"])), -_CLIP, _CLIP)
+    along = project(z, np.zeros(z.shape[1]), np.asarray(parameters["axes"]))
+    return (z**2).sum(axis=1) - (along**2 * np.asarray(parameters["shrink"])).sum(axis=1)
 
 
 def _inverse(scale: np.ndarray) -> np.ndarray:
