@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ragst_sd.retrieval.projection import fit_pca, project
+from ragst_sd.retrieval.blocks import in_blocks
+from ragst_sd.retrieval.projection import fit_pca
 
 # Directions along which tiles differ more than others do; beyond these, correlations hardly change the distance.
 _N_AXES = 128
 # A feature that hardly varies in the reference may be many spreads off in a single new tile.
 _CLIP = 10.0
-_BLOCK = 4096
 # Share of a donor's tiles that may lie above the threshold, and share of donors that may have more of them there.
 _TILES = 0.05
 _DONORS = 0.1
@@ -76,11 +76,11 @@ def appearance_distance(
     eligible
         (n, sections) which of them count; all if left out. NaN where none does.
     """
-    squared = np.empty((len(embedding), len(means)))
-    for start in range(0, len(embedding), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        for s, mean in enumerate(means):
-            squared[part, s] = _squared(embedding[part], mean, parameters)
+
+    def squared_distances(rows: np.ndarray) -> np.ndarray:
+        return np.stack([_parts(rows, mean, parameters).sum(axis=1) for mean in means], axis=1)
+
+    squared = in_blocks(squared_distances, np.asarray(embedding, dtype=np.float64), len(means))
     if eligible is not None:
         squared[~eligible] = np.inf
     nearest = squared.min(axis=1)
@@ -127,10 +127,22 @@ def calibrate_appearance(
     return float(np.sqrt(margin * np.mean(quantiles)))
 
 
-def _squared(embedding: np.ndarray, mean: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
+def feature_shares(embedding: np.ndarray, means: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
+    r"""(d,) what each feature adds to the squared distances of some tiles to their nearest section, as shares of their sum.
+
+    The distance is a sum over features of :math:`z_f\,[(I + C)^{-1} z]_f`; a feature that others make up for has a share below 0.
+    """
+    parts = np.stack([_parts(embedding, mean, parameters) for mean in means])
+    nearest = parts.sum(axis=2).argmin(axis=0)
+    total = parts[nearest, np.arange(len(embedding))].sum(axis=0)
+    return total / total.sum()
+
+
+def _parts(embedding: np.ndarray, mean: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
+    """(n, d) what each feature adds to the squared distance of each tile to one section."""
     z = np.clip((embedding - mean) * _inverse(np.asarray(parameters["scale"])), -_CLIP, _CLIP)
-    along = project(z, np.zeros(z.shape[1]), np.asarray(parameters["axes"]))
-    return (z**2).sum(axis=1) - (along**2 * np.asarray(parameters["shrink"])).sum(axis=1)
+    axes = np.asarray(parameters["axes"])
+    return z * (z - ((z @ axes) * np.asarray(parameters["shrink"])) @ axes.T)
 
 
 def _inverse(scale: np.ndarray) -> np.ndarray:
