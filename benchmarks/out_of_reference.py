@@ -37,6 +37,8 @@ from ragst_sd.retrieval.appearance import feature_shares
 from ragst_sd.retrieval.grounding import FLAGGED
 
 SETS = ("mob", "mob2k", "her2st")
+# Shown to the references that lack a donor too.
+OTHER_ORGAN = {"mob": "colon"}
 PAIRS = (
     *("colon:mob", "her2st:mob", "mob2k:mob"),
     *("mob:mob2k", "her2st:mob2k"),
@@ -196,7 +198,10 @@ def lines_of(sections: Sections, encoder: str, sets: list[str], pairs: list[str]
             others = {key: sdata for key, sdata in members.items() if donor(sdata) != one}
             held = {key: sdata for key, sdata in members.items() if donor(sdata) == one}
             donors = sorted({donor(sdata) for sdata in others.values()})
-            add(f"{name} {one}", f"{name} {', '.join(donors)}", **score(held, fit(others), encoder))
+            reference, of = fit(others), f"{name} {', '.join(donors)}"
+            add(f"{name} {one}", of, **score(held, reference, encoder))
+            if name in OTHER_ORGAN:
+                add(OTHER_ORGAN[name], of, **score(sections.get(OTHER_ORGAN[name], encoder), reference, encoder))
     fitted = {}
     for query, name in (pair.split(":") for pair in pairs):
         if name not in fitted:

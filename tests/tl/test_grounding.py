@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 
+import anndata as ad
 import numpy as np
 import pytest
 
 import ragst_sd as rg
+from ragst_sd.io import read_st
 
 USE_REP = "X_colour"
 
@@ -137,13 +139,9 @@ def test_the_check_changes_with_its_fit_only(donors):
 
 
 def test_colon_is_out_of_a_bulb_reference_and_held_out_bulbs_are_not(data_dir):
-    from ragst_sd.io import read_st
-
-    how = {"model": "texture", "context": (1, 2.5), "key_added": "X", "progress": False}
+    how = {"model": "texture", "context": (1,), "key_added": "X", "progress": False}
 
     def section(name, n_spots):
-        import anndata as ad
-
         path = data_dir / "histology" / f"{name}.h5ad"
         counts = ad.read_h5ad(path)
         counts = counts[np.sort(np.random.default_rng(0).permutation(counts.n_obs)[:n_spots])].copy()
@@ -151,15 +149,20 @@ def test_colon_is_out_of_a_bulb_reference_and_held_out_bulbs_are_not(data_dir):
         rg.pp.embed_tiles(sdata, **how)
         return sdata
 
-    bulbs = {name: section(f"mob/{name}", 150) for name in ("rep01", "rep04", "rep09", "rep11")}
-    colon = section("colon/d0", 100)
+    bulbs = {name: section(f"mob/{name}", 120) for name in ("rep01", "rep04", "rep09", "rep11")}
     donor_of = {"rep01": "A", "rep04": "A", "rep09": "D", "rep11": "E"}
-    shares = {}
-    for donor in ("A", "D", "E", None):
+
+    def fitted_without(donor):
         known = {name: sdata for name, sdata in bulbs.items() if donor_of[name] != donor}
         reference = rg.tl.build_reference(known, use_rep="X", thumbnails=False)
         rg.tl.fit(reference, method="knn", progress=False)
-        assert predicted_obs(colon, reference)["out_of_reference"].mean() >= 0.95
-        for name in bulbs.keys() - known.keys():
-            shares.setdefault(donor, []).append(predicted_obs(bulbs[name], reference)["out_of_reference"].mean())
-    assert all(np.mean(each) <= 0.1 for each in shares.values())
+        return reference
+
+    for donor in ("A", "D", "E"):
+        reference = fitted_without(donor)
+        held = [predicted_obs(bulbs[name], reference) for name in bulbs if donor_of[name] == donor]
+        assert np.mean(np.concatenate([obs["out_of_reference"] for obs in held])) <= 0.1, donor
+    of_colon = predicted_obs(section("colon/d0", 80), fitted_without(None))
+    assert of_colon["out_of_reference"].mean() >= 0.95
+    # What sets it apart is in the raw embedding alone.
+    assert (of_colon["distance_percentile"] > 98).mean() < 0.5
