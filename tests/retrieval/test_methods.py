@@ -8,13 +8,6 @@ import scipy.sparse as sp
 
 from ragst_sd.retrieval.baselines import fit_ridge, ridge_adjustment
 from ragst_sd.retrieval.gate import distance_gate, uniform_gate
-from ragst_sd.retrieval.grounding import (
-    calibrate_distances,
-    distance_percentile,
-    largest_section_distance,
-    neighbourhood_distance,
-    section_distance,
-)
 from ragst_sd.retrieval.methods import METHODS, fit_method, resolve_options
 from ragst_sd.retrieval.projection import fit_pca, project, standardize
 from ragst_sd.retrieval.training import Run, Training, reference_mean, variable_genes, within_section_pearson
@@ -139,19 +132,6 @@ def test_within_section_pearson_ignores_differences_between_sections(rng):
     assert within_section_pearson(truth * 3, truth, sections) == pytest.approx(1)
 
 
-def test_calibration_flags_five_percent_of_held_out_rows(rng):
-    held_out = rng.gamma(2.0, size=4000)
-    found = calibrate_distances(held_out)
-    assert np.mean(held_out > found["distance_threshold"]) == pytest.approx(0.05, abs=0.002)
-    percentile = distance_percentile(np.array([0.0, np.median(held_out), 99.0, np.nan]), found["distance_quantiles"])
-    np.testing.assert_allclose(percentile[:3], [0, 50, 100], atol=0.2)
-    assert np.isnan(percentile[3])
-
-
-def test_neighbourhood_distance():
-    np.testing.assert_allclose(neighbourhood_distance(np.array([[1.0, 3.0, np.nan], [np.nan] * 3])), [2.0, np.nan])
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_gives_plain_parameters_and_the_same_twice(training, name):
     options = resolve_options(name, {"n_components": 4})
@@ -163,18 +143,3 @@ def test_every_method_gives_plain_parameters_and_the_same_twice(training, name):
     assert set(first) == set(second) >= {"projection_mean", "projection", "reference_mean"}
     for value in first.values():
         assert isinstance(value, np.ndarray | np.generic | str | float | int)
-
-
-def test_section_distance_is_in_spreads(rng):
-    means, stds = np.zeros((3, 4)), np.full((3, 4), 2.0)
-    assert section_distance(np.full(4, 6.0), means, stds) == pytest.approx(3)
-    assert section_distance(np.full(4, 1e9), means, stds) == pytest.approx(10)
-    stds[:, 0] = 0
-    assert section_distance(np.array([1e9, 0, 0, 0]), means, stds) == 0
-    assert np.isnan(section_distance(np.ones(4), means, np.zeros((3, 4))))
-
-
-def test_largest_section_distance():
-    means, stds = np.array([[0.0], [0.0], [6.0]]), np.ones((3, 1))
-    assert largest_section_distance(means, stds) == pytest.approx(6)
-    assert np.isnan(largest_section_distance(means[:1], stds[:1]))

@@ -33,6 +33,7 @@ _FIT = {
     "reference_hash": str,
     "fit_hash": str,
     "inner_groups": str,
+    "appearance": Mapping,
 }
 _EMBEDDING = {
     **dict.fromkeys(("encoder", "weights_hash"), str),

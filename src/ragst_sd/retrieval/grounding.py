@@ -6,27 +6,40 @@ import numpy as np
 
 _QUANTILES = 1001
 _CLIP = 10.0
-# Share of held-out reference rows that may be called out of reference.
-FLAGGED = 0.05
+# Share of held-out reference rows that may be called out of reference for their distance in phi-space alone.
+FLAGGED = 0.02
 
 
-def neighbourhood_distance(distances: np.ndarray) -> np.ndarray:
-    """Mean distance of each query to its candidates (NaN ones left out); NaN without candidates."""
-    present = ~np.isnan(distances)
-    count = present.sum(axis=1)
+def neighbours_to_compare(n_neighbors: int, eligible: np.ndarray, n_rows: int) -> np.ndarray:
+    """(n,) neighbours to take where only some of all rows are eligible: the same share of them.
+
+    The nearest 50 of half as many rows lie farther away than the nearest 50 of all; the nearest 25 do not.
+    """
+    return np.maximum(1, np.round(n_neighbors * np.asarray(eligible) / max(1, n_rows)).astype(np.int64))
+
+
+def neighbourhood_distance(distances: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Mean distance of each query to its first `count` candidates (NaN ones left out); NaN without candidates."""
+    present = ~np.isnan(distances) & (np.arange(distances.shape[1]) < count[:, None])
+    found = present.sum(axis=1)
     total = np.where(present, distances, 0.0).sum(axis=1)
-    return np.divide(total, count, out=np.full(len(distances), np.nan), where=count > 0)
+    return np.divide(total, found, out=np.full(len(distances), np.nan), where=found > 0)
 
 
-def calibrate_distances(held_out: np.ndarray) -> dict[str, np.ndarray]:
-    """Quantiles of the distances of held-out rows, and the threshold that calls 5 % of them out of reference."""
-    finite = held_out[np.isfinite(held_out)]
-    if not len(finite):
+def calibrate_distances(held_out: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarray]:
+    """Quantiles of the distances of held-out rows, every group counting alike, and the threshold for rows out of reference."""
+    finite = np.isfinite(held_out)
+    if not finite.any():
         return {"distance_quantiles": np.full(_QUANTILES, np.nan), "distance_threshold": np.float64(np.nan)}
-    quantiles = np.quantile(finite, np.linspace(0, 1, _QUANTILES))
+    values, codes = held_out[finite], np.unique(groups[finite], axis=0, return_inverse=True)[1].ravel()
+    order = np.argsort(values, kind="stable")
+    weights = (1 / np.bincount(codes))[codes][order]
+    # The middle of each row's share; the ends are the smallest and largest distance.
+    place = (np.cumsum(weights) - weights / 2) / weights.sum()
+    quantiles = np.interp(np.linspace(0, 1, _QUANTILES), place, values[order])
     return {
         "distance_quantiles": quantiles,
-        "distance_threshold": np.float64(np.quantile(finite, 1 - FLAGGED)),
+        "distance_threshold": np.float64(np.interp(1 - FLAGGED, place, values[order])),
     }
 
 

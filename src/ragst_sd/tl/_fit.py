@@ -19,7 +19,7 @@ from ragst_sd._reference import (
 )
 from ragst_sd._settings import resolve_device, settings
 from ragst_sd._validate import require_choice, require_positive
-from ragst_sd.tl._grounding import calibrate_grounding
+from ragst_sd.tl._grounding import calibrate_grounding, calibrate_raw
 from ragst_sd.tl._groups import group_codes, inner_folds
 from ragst_sd.tl._state import fit_state, state_of
 
@@ -101,8 +101,9 @@ def fit(
     `.obsm["retrieval_key"]`
         float64 (n, p), the rows in phi-space.
     `.uns["ragst"]["fit"]`
-        Method, parameters as plain arrays, calibration of distances, hashes of reference and fit. Replaces an earlier
-        fit.
+        Method, parameters as plain arrays, hashes of reference and fit, and what tells a spot that is out of reference:
+        `distance_quantiles` and `distance_threshold` of held-out groups in phi-space, and `appearance` (spread, axes and
+        means of the raw embeddings by section, and the `threshold` of the distance to them). Replaces an earlier fit.
 
     Raises
     ------
@@ -186,6 +187,8 @@ def fit(
     )
     parameters, key, queries = fit_method(method, training, options, run)
     calibration = calibrate_grounding(queries, key, training.groups, n_neighbors, metric)
+    raw = np.asarray(reference.obsm[header["use_rep"]], dtype=np.float64)[order]
+    appearance = calibrate_raw(raw, training.sections, training.groups)
     back = np.argsort(order)
     parameters |= {name: parameters[name][back] for name in METHODS[method].per_row}
     record = {
@@ -199,6 +202,7 @@ def fit(
         "options": {name: np.asarray(value) if isinstance(value, tuple) else value for name, value in options.items()},
         "parameters": {**state, **parameters},
         **calibration,
+        "appearance": appearance,
         "reference_hash": reference_hash(reference),
     }
     if not np.isfinite(calibration["distance_threshold"]):

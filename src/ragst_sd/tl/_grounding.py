@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._reference import section_codes
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from ragst_sd.retrieval.search import Eligibility
     from ragst_sd.tl._query import Query
 
 logger = logging.getLogger(__name__)
+
+_MOST = 0.5
 
 
 def calibrate_grounding(
@@ -24,22 +28,42 @@ def calibrate_grounding(
     n_neighbors: int,
     metric: str,
 ) -> dict[str, np.ndarray]:
-    """Distances of every row, as a query, to its nearest rows of other groups."""
-    from ragst_sd.retrieval.grounding import calibrate_distances, neighbourhood_distance
+    """Distances of every row, as a query, to its nearest rows of other groups: the same share of these as of all rows."""
+    from ragst_sd.retrieval.grounding import calibrate_distances, neighbourhood_distance, neighbours_to_compare
     from ragst_sd.retrieval.search import Eligibility, search
 
-    found = search(
-        queries,
-        key,
-        n_neighbors,
-        eligibility=Eligibility(groups, groups, np.ones(len(key), dtype=bool)),
-        metric=metric,
-    )
-    return calibrate_distances(neighbourhood_distance(found.distances))
+    eligibility = Eligibility(groups, groups, np.ones(len(key), dtype=bool))
+    count = neighbours_to_compare(n_neighbors, eligibility.count(), len(key))
+    found = search(queries, key, int(count.max()), eligibility=eligibility, metric=metric)
+    return calibrate_distances(neighbourhood_distance(found.distances, count), groups)
+
+
+def calibrate_raw(embedding: np.ndarray, sections: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarray]:
+    """What a tile's raw embedding is compared with, and the distance beyond which it looks like no section."""
+    from ragst_sd.retrieval.appearance import calibrate_appearance, fit_appearance, section_means
+
+    parameters = fit_appearance(embedding, sections)
+    threshold = calibrate_appearance(embedding, sections, groups, parameters)
+    return {**parameters, "means": section_means(embedding, sections), "threshold": np.float64(threshold)}
+
+
+def distance_in_phi(fit: dict[str, Any], nearby: np.ndarray, eligibility: Eligibility) -> np.ndarray:
+    """(n,) mean of (n, k) distances to the nearest rows, over as many as in the calibration, however many are cited."""
+    from ragst_sd.retrieval.grounding import neighbourhood_distance, neighbours_to_compare
+
+    # Rows that `where` rejects are no smaller choice of the same tissue, but another reference.
+    count = neighbours_to_compare(int(fit["n_neighbors"]), eligibility.count(), int(eligibility.allowed.sum()))
+    return neighbourhood_distance(nearby, count)
 
 
 def groundedness(
-    reference: AnnData, fit: dict[str, Any], *, used: np.ndarray, distance: np.ndarray
+    reference: AnnData,
+    fit: dict[str, Any],
+    *,
+    used: np.ndarray,
+    distance: np.ndarray,
+    eligibility: Eligibility,
+    raw: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Columns of `.obs` that tell how well grounded each query is.
 
@@ -48,34 +72,53 @@ def groundedness(
     used
         (n, k) rows that the prediction rests on, -1 for none; for methods that cite nobody the nearest ones.
     distance
-        (n,) mean distance to the nearest rows, as many as in the calibration.
+        (n,) of :func:`distance_in_phi`.
+    raw
+        (n, d) embeddings as they were made; without them only distances in phi-space are judged.
     """
+    from ragst_sd.retrieval.appearance import appearance_distance
     from ragst_sd.retrieval.grounding import distance_percentile
 
     donors = np.unique(reference.obs[_keys.DONOR].astype(str).to_numpy(), return_inverse=True)[1]
     threshold = float(fit["distance_threshold"])
-    return {
+    out = np.isfinite(threshold) & (distance > threshold)
+    columns = {
         _keys.N_DONORS: _distinct(used, donors),
         _keys.DISTANCE_PERCENTILE: distance_percentile(distance, np.asarray(fit["distance_quantiles"])),
-        _keys.OUT_OF_REFERENCE: np.isfinite(threshold) & (distance > threshold),
+        _keys.OUT_OF_REFERENCE: out,
     }
+    if raw is not None:
+        look = fit["appearance"]
+        sections = _eligible_sections(eligibility, section_codes(reference))
+        ratio = appearance_distance(raw, np.asarray(look["means"]), look, sections) / float(look["threshold"])
+        columns[_keys.APPEARANCE_DISTANCE] = ratio
+        columns[_keys.OUT_OF_REFERENCE] = out | (ratio > 1)
+    return columns
 
 
-def section_grounding(header: dict[str, Any], query: Query) -> dict[str, float]:
-    """How far the whole section lies from those of the reference, with a warning if that is far."""
+def section_grounding(header: dict[str, Any], query: Query, obs: dict[str, np.ndarray]) -> dict[str, float]:
+    """How far the whole section lies from those of the reference, with a warning if most spots look like none of them."""
     from ragst_sd.retrieval.grounding import largest_section_distance, section_distance
 
     means, stds = (np.asarray(header["sections"][name], dtype=float) for name in ("mean", "std"))
     own = section_distance(np.asarray(query.header["section_mean"], dtype=float), means, stds)
     among = largest_section_distance(means, stds)
-    if own > among:
+    unlike = (obs[_keys.APPEARANCE_DISTANCE] > 1)[query.finite]
+    if unlike.mean() > _MOST:
         logger.warning(
-            "The section as a whole lies %.2g spreads from the sections of the reference, which lie %.2g from each other "
-            "at most: other stain, scanner or resolution, or other tissue. Section by section standardisation hides this "
-            "from `out_of_reference`.",
-            own, among,
+            "%d of %d spots look unlike every section of the reference: other stain, scanner or resolution, or other tissue. "
+            "They are marked in `out_of_reference`; `appearance_distance` says how far off they are.",
+            unlike.sum(), len(unlike),
         )  # fmt: skip
     return {"section_distance": own, "section_distance_reference": among}
+
+
+def _eligible_sections(eligibility: Eligibility, sections: np.ndarray) -> np.ndarray:
+    """(n, sections) whether each query may use any row of each section."""
+    _, first, inverse = np.unique(eligibility.query_groups, axis=0, return_index=True, return_inverse=True)
+    masks = (eligibility.mask(np.array([i]), slice(None))[0] for i in first)
+    rows = np.stack([np.bincount(sections[mask], minlength=sections.max() + 1) for mask in masks])
+    return rows[inverse.ravel()] > 0
 
 
 def _distinct(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -100,8 +100,12 @@ def predict(
         Provenance: hashes of reference and fit, parameters, unit, sources, one line per cited row, and how far the
         section as a whole lies from those of the reference (`section_distance`, beside the largest distance among them,
         `section_distance_reference`).
-    `.obs["effective_n"]`, `["n_donors"]`, `["distance_percentile"]`, `["out_of_reference"]`, `["evidence_share"]`
-        How well grounded each spot is.
+    `.obs["effective_n"]`, `["n_donors"]`, `["evidence_share"]`
+        How well grounded each spot is in what it cites.
+    `.obs["distance_percentile"]`, `["appearance_distance"]`, `["out_of_reference"]`
+        Distance to the nearest rows in phi-space, as a percentile (0 to 100) of that of held-out donors; distance of the raw
+        embedding to the nearest section of the reference, over the threshold that :func:`ragst_sd.tl.fit` calibrated; and
+        whether either is too large, the percentile above 98 or the ratio above 1.
     `.var["n_measured"]`, `["cv_pearson"]`, `["noise_ceiling"]`, `["evidence"]`
         How far each gene can be trusted; NaN where it was not assessed.
 
@@ -159,8 +163,9 @@ def predict(
         n_candidates=max(n_neighbors, int(fit["n_candidates"])),
         backend=backend,
         with_disagreement=True,
+        raw=query.embedding,
     )
-    section = section_grounding(header, query)
+    section = section_grounding(header, query, found.obs)
     table = predicted_table(
         reference,
         header,

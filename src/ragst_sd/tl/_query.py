@@ -32,6 +32,8 @@ class Query:
     table: AnnData
     use_rep: str
     header: dict[str, Any]
+    embedding: np.ndarray
+    """(n, d) embeddings as they were made; zero where there is none."""
     standardized: np.ndarray
     """(n, d) embeddings as the reference compares them; zero where there is none."""
     finite: np.ndarray
@@ -103,7 +105,8 @@ def read_query(sdata: SpatialData, header: dict[str, Any], *, table_key: str | N
     if header["standardize"]:
         kept = standardize(kept, np.asarray(own["section_mean"]), np.asarray(own["section_std"]))
     standardized[finite] = kept
-    return Query(table_key, table, use_rep, dict(own), standardized, finite)
+    embedding = np.where(finite[:, None], embedding, 0.0)
+    return Query(table_key, table, use_rep, dict(own), embedding, standardized, finite)
 
 
 def _check_statistics(own: dict[str, Any], table_key: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._reference import id_order, level_groups, mean_shift, panel_codes, section_codes
-from ragst_sd.tl._grounding import groundedness
+from ragst_sd.tl._grounding import distance_in_phi, groundedness
 from ragst_sd.tl._state import state_of
 
 if TYPE_CHECKING:
@@ -54,11 +54,14 @@ def retrieve(
     n_candidates: int,
     backend: str,
     with_disagreement: bool = False,
+    raw: np.ndarray | None = None,
 ) -> Retrieved:
-    """Predict `gene_index` genes for (n, d) standardised embeddings of the spots that `obs` describes."""
+    """Predict `gene_index` genes for (n, d) standardised embeddings of the spots that `obs` describes.
+
+    With `raw` embeddings it is also told whether the spots look like any section of the reference.
+    """
     from ragst_sd.retrieval.centering import weighted_shift
     from ragst_sd.retrieval.evidence import disagreement, effective_n, evidence_share, select_cited, weighted_average
-    from ragst_sd.retrieval.grounding import neighbourhood_distance
     from ragst_sd.retrieval.methods import METHODS, phi_of
     from ragst_sd.retrieval.search import find_candidates
     from ragst_sd.retrieval.training import Cited, Neighbourhood
@@ -73,8 +76,7 @@ def retrieve(
         found = find_candidates(phi, bank, n_candidates, how=method.candidates, **how)
     mean = np.asarray(parameters["reference_mean"])[gene_index].astype(np.float32)
     nearest = nearby.rows[:, :n_neighbors]
-    # As many neighbours as in the calibration, whatever the method and however many are cited.
-    distance = neighbourhood_distance(nearby.distances[:, : int(fit["n_neighbors"])])
+    distance = distance_in_phi(fit, nearby.distances, eligibility)
     panels, measured = panel_codes(reference, header), np.asarray(reference.varm[_keys.MEASURED])[gene_index].T
     values, spread_of = reference.X[:, gene_index], {"panels": panels, "measured": measured}
     level_rows, level_of = np.zeros((0, 0), dtype=np.int64), np.zeros(len(phi), dtype=np.int64)
@@ -109,7 +111,7 @@ def retrieve(
     obs = {
         _keys.EFFECTIVE_N: effective_n(weights),
         _keys.EVIDENCE_SHARE: evidence_share(evidence, adjustment, mean),
-        **groundedness(reference, fit, used=used, distance=distance),
+        **groundedness(reference, fit, used=used, distance=distance, eligibility=eligibility, raw=raw),
     }
     cited = (weights.astype(np.float32), distances.astype(np.float32))
     return Retrieved(prediction, evidence, spread, distance, rows, *cited, obs, level_rows, level_of)
