@@ -94,9 +94,7 @@ def check_calibration(calibration: Any, fit_hash: str) -> None:
     todo = "Run `rg.tl.calibrate` again."
     _check(calibration, _CALIBRATION, "The reference's calibration `uns['ragst']['calibration']`", todo)
     if calibration["fit_hash"] != fit_hash:
-        msg = (
-            f"The calibration belongs to another fit (hash {calibration['fit_hash'][:12]} against {fit_hash[:12]}). {todo}"
-        )
+        msg = f"The calibration belongs to another fit (hash {calibration['fit_hash'][:12]} against {fit_hash[:12]}). {todo}"
         raise ValueError(msg)
 
 

@@ -137,7 +137,9 @@ def calibrate(
     show = settings.progress if progress is None else progress
     for fold in tqdm(folds, unit="fit", disable=not show):
         part = training_part(reference, header, fold.training, values, str(header["normalization"]["unit"]))
-        _refit(part, fitted, inner_group_key(part.obs, fitted.get("group_key") or None, fold.name), device, amp)
+        _refit(
+            part, fitted, inner_group_key(part.obs, fitted.get("group_key") or None, fold.name), device=device, amp=amp
+        )
         for section in _sections_of(reference, header, fold, list(part.var_names)):
             parts += about_the_data(reference, header, section, ceiling=True, rng=int(fitted["rng"]))
             frame = _score_section(reference, part, section, embedding[section.rows], values, floor, scores)
@@ -176,7 +178,7 @@ def _check_levels(levels: Sequence[float]) -> np.ndarray:
     return wanted
 
 
-def _refit(part: AnnData, fitted: dict[str, Any], group_key: str | None, device: str | None, amp: bool) -> None:
+def _refit(part: AnnData, fitted: dict[str, Any], group_key: str | None, *, device: str | None, amp: bool) -> None:
     """The recorded fit, on fewer rows."""
     options = {
         name: tuple(value.tolist()) if isinstance(value, np.ndarray) else value
@@ -197,9 +199,7 @@ def _refit(part: AnnData, fitted: dict[str, Any], group_key: str | None, device:
     )
 
 
-def _sections_of(
-    reference: AnnData, header: dict[str, Any], fold: Fold, genes: list[str]
-) -> Iterator[HeldSection]:
+def _sections_of(reference: AnnData, header: dict[str, Any], fold: Fold, genes: list[str]) -> Iterator[HeldSection]:
     """Held-out sections, named by their donor; all genes that they and the training rows measured."""
     donors = reference.obs[_keys.DONOR].astype(str).to_numpy()[fold.held]
     for donor in dict.fromkeys(donors):
@@ -226,13 +226,9 @@ def _score_section(
     for start in range(0, len(columns), _BLOCK_GENES):
         block = slice(start, start + _BLOCK_GENES)
         genes = section.genes[block]
-        found = predict_held(
-            part, embedding, obs, genes, int(fitted["n_neighbors"]), with_disagreement=True
-        )
+        found = predict_held(part, embedding, obs, genes, int(fitted["n_neighbors"]), with_disagreement=True)
         truth = values[section.rows][:, columns[block]]
-        scores[np.ix_(section.rows, columns[block])] = held_out_scores(
-            dense(truth), found, floor[columns[block]], far
-        )
+        scores[np.ix_(section.rows, columns[block])] = held_out_scores(dense(truth), found, floor[columns[block]], far)
         if len(section.rows) >= FEWEST_SPOTS:
             parts.append(gene_scores(found.prediction, truth, genes, metrics=["pearson"]))
     return pd.concat(parts, ignore_index=True)
@@ -240,7 +236,9 @@ def _score_section(
 
 def _report(levels: np.ndarray, units: list[str], inside: np.ndarray, quantiles: np.ndarray) -> None:
     for i, (level, unit) in enumerate(zip(levels, units, strict=True)):
-        logger.info("Intervals at %g: %ss are the unit, %.3f of the held-out values lie inside.", level, unit, inside[i])
+        logger.info(
+            "Intervals at %g: %ss are the unit, %.3f of the held-out values lie inside.", level, unit, inside[i]
+        )
         missing = int(np.isnan(quantiles[:, i]).sum())
         if missing:
             logger.info(

@@ -164,7 +164,9 @@ def make_intervals(
             levels[place], "sections" if unit == UNITS[1] else "single spots", int(calibration["n_donors"]),
         )  # fmt: skip
     if not as_calibrated:
-        logger.warning("Intervals were calibrated with all rows and neighbours; here fewer are used: coverage may differ.")
+        logger.warning(
+            "Intervals were calibrated with all rows and neighbours; here fewer are used: coverage may differ."
+        )
     floor = np.asarray(calibration["floor"], dtype=np.float32)[gene_index]
     scale = interval_scale(found.disagreement, floor, found.distance, float(calibration["far_distance"]))
     half = quantiles[:, place] * scale
