@@ -80,8 +80,10 @@ def risk_coverage(
     -------
     Long frame `by`, `share`, `n_spots` (kept), `metric`, `value`. Metrics are means over genes, then over sections:
     `rmse` and `mae` in the unit of the prediction, `nrmse` (RMSE over the standard deviation of the gene in the whole section,
-    so that every gene counts alike), and `pearson` over the kept spots of a section. The last one also falls
-    where the spots that are left resemble each other. Spots without a prediction take no part.
+    so that every gene counts alike), `spread`, how far the measured values of the kept spots lie from the gene's mean in the whole
+    section, in the same standard deviations, and `pearson` over the kept spots of a section. Where `spread` falls with the error, the
+    order keeps spots that are plain, not only spots that are predicted well; `pearson` then falls too. Spots without a
+    prediction take no part.
 
     Raises
     ------
@@ -129,17 +131,18 @@ def risk_coverage(
         spots = np.isfinite(values).any(axis=1)
         rows, values = rows[spots], values[spots]
         expected = expected_all[theirs[own][spots]].toarray().astype(np.float64)
-        spread = expected.std(axis=0)
+        center, spread = expected.mean(axis=0), expected.std(axis=0)
+        spread[spread == 0] = np.nan
         risks = {name: _ordered(table, name, rows, columns) for name in orders}
         if baselines:
             risks |= {f"random {i}": draw.random(len(rows)) for i in range(_RANDOM_ORDERS)}
-            risks["oracle"] = _mean((values - expected) ** 2 / np.where(spread > 0, spread, np.nan) ** 2, axis=1)
+            risks["oracle"] = _mean(((values - expected) / spread) ** 2, axis=1)
         for name, risk in risks.items():
             # Spots of which nothing is known go first.
             order = np.argsort(np.where(np.isfinite(risk), risk, np.inf), kind="stable")
             for share in kept_shares:
                 kept = order[: max(1, round(share * len(order)))]
-                lines = _errors(values[kept], expected[kept], spread)
+                lines = _errors(values[kept], expected[kept], center, spread)
                 parts.append(
                     pd.DataFrame(
                         {
@@ -160,14 +163,15 @@ def risk_coverage(
     return over[["by", "share", "n_spots", "metric", "value"]]
 
 
-def _errors(values: np.ndarray, expected: np.ndarray, spread: np.ndarray) -> dict[str, float]:
+def _errors(values: np.ndarray, expected: np.ndarray, center: np.ndarray, spread: np.ndarray) -> dict[str, float]:
     """Means over genes, on the spots that are kept."""
     error = values - expected
     rmse = np.sqrt(_mean(error**2, axis=0))
     return {
         "rmse": float(_mean(rmse, axis=0)),
         "mae": float(_mean(_mean(np.abs(error), axis=0), axis=0)),
-        "nrmse": float(_mean(rmse / np.where(spread > 0, spread, np.nan), axis=0)),
+        "nrmse": float(_mean(rmse / spread, axis=0)),
+        "spread": float(_mean(np.sqrt(_mean((expected - center) ** 2, axis=0)) / spread, axis=0)),
         "pearson": float(_mean(score(METRICS["pearson"], values, expected, np.isfinite(values)), axis=0)),
     }
 
