@@ -150,7 +150,7 @@ def synthetic_tables(covered: pd.DataFrame, widths: pd.DataFrame) -> str:
     table = pd.DataFrame(
         {
             "coverage": mean["coverage"],
-            "standard error": error["coverage"],
+            "standard error": [f"{one:.4f}" for one in error["coverage"]],
             "lowest tenth of donors": by_donor.quantile(0.1),
             "mean width": mean["interval_width"],
         }
