@@ -1,4 +1,4 @@
-"""Results as data frames: which measured spots a prediction came from, and what each contributed."""
+"""Results as data frames: which measured spots a prediction came from, what each contributed, and how far to trust it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from ragst_sd._lazy import lazy_functions
 if TYPE_CHECKING:
     from ragst_sd.get._explain import explain
     from ragst_sd.get._neighbors import neighbors
+    from ragst_sd.get._risk_coverage import risk_coverage
 
-__all__ = ["explain", "neighbors"]
+__all__ = ["explain", "neighbors", "risk_coverage"]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)

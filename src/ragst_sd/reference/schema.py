@@ -35,6 +35,14 @@ _FIT = {
     "inner_groups": str,
     "appearance": Mapping,
 }
+_CALIBRATION = {
+    "fit_hash": str,
+    "levels": np.ndarray,
+    "units": np.ndarray,
+    "quantiles": np.ndarray,
+    "floor": np.ndarray,
+    "far_distance": (float, np.floating),
+}
 _EMBEDDING = {
     **dict.fromkeys(("encoder", "weights_hash"), str),
     "tile_px": (int, np.integer),
@@ -77,6 +85,18 @@ def check_fit(fit: Any) -> None:
         msg = "The reference is not fitted. Run `rg.tl.fit(reference, method=...)` first."
         raise ValueError(msg)
     _check(fit, _FIT, "The reference's fit `uns['ragst']['fit']`", "Fit again with `rg.tl.fit`.")
+
+
+def check_calibration(calibration: Any, fit_hash: str) -> None:
+    """Raise a `ValueError` unless `calibration` describes intervals of the fit with this hash."""
+    if calibration is None:
+        msg = "The reference has no intervals. Run `rg.tl.calibrate(reference)` first."
+        raise ValueError(msg)
+    todo = "Run `rg.tl.calibrate` again."
+    _check(calibration, _CALIBRATION, "The reference's calibration `uns['ragst']['calibration']`", todo)
+    if calibration["fit_hash"] != fit_hash:
+        msg = f"The calibration belongs to another fit (hash {calibration['fit_hash'][:12]} against {fit_hash[:12]}). {todo}"
+        raise ValueError(msg)
 
 
 def differing_fields(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:

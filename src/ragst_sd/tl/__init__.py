@@ -1,4 +1,4 @@
-"""Tools: build a reference, fit, predict, evaluate, cross-validate."""
+"""Tools: build a reference, fit, calibrate, predict, evaluate, cross-validate."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from ragst_sd._lazy import lazy_functions
 
 if TYPE_CHECKING:
     from ragst_sd.tl._build_reference import build_reference
+    from ragst_sd.tl._calibrate import calibrate
     from ragst_sd.tl._cross_validate import cross_validate
     from ragst_sd.tl._evaluate import evaluate
     from ragst_sd.tl._fit import fit
     from ragst_sd.tl._predict import predict
 
-__all__ = ["build_reference", "cross_validate", "evaluate", "fit", "predict"]
+__all__ = ["build_reference", "calibrate", "cross_validate", "evaluate", "fit", "predict"]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)

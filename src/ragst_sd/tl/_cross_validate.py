@@ -11,7 +11,14 @@ from ragst_sd._reference import reference_header, standardized_embedding
 from ragst_sd._settings import settings
 from ragst_sd._validate import hint, listing, require_choice, require_key, require_positive
 from ragst_sd.tl._fit import fit
-from ragst_sd.tl._fold_scores import FEWEST_SPOTS, about_the_data, choose_genes, held_sections, score_section
+from ragst_sd.tl._fold_scores import (
+    FEWEST_SPOTS,
+    about_the_data,
+    choose_genes,
+    held_sections,
+    score_section,
+    write_gene_trust,
+)
 from ragst_sd.tl._folds import RAW_UNIT, group_means, inner_group_key, outer_folds, training_part
 
 if TYPE_CHECKING:
@@ -276,11 +283,4 @@ def _write(reference: AnnData, scores: pd.DataFrame, methods: list[str]) -> None
         logger.info("Nothing was scored in the reference's own unit: it is left as it is.")
         return
     method = next((name for name in methods if METHODS[name].cites), methods[0])
-    for column, metric, own in (
-        (_keys.CV_PEARSON, "pearson", method),
-        (_keys.NOISE_CEILING, _keys.NOISE_CEILING, ""),
-    ):
-        lines = scores[(scores["metric"] == metric) & (scores["method"] == own)]
-        by_group = lines.groupby(["gene", "fold"])["value"].mean()
-        reference.var[column] = by_group.groupby(level="gene").mean().reindex(reference.var_names).to_numpy(float)
-    logger.info("Adding `reference.var[%r]` (of %r) and `[%r]`.", _keys.CV_PEARSON, method, _keys.NOISE_CEILING)
+    write_gene_trust(reference, scores, method)

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 SPOT_METRICS = (_keys.EFFECTIVE_N, _keys.EVIDENCE_SHARE, _keys.OUT_OF_REFERENCE)
 CEILING_METRICS = ("noise_ceiling", "share_of_ceiling")
-CHOICES = (*METRICS, *CEILING_METRICS, *SECTION_METRICS)
+INTERVAL_METRICS = ("coverage", "interval_width")
+CHOICES = (*METRICS, *INTERVAL_METRICS, *CEILING_METRICS, *SECTION_METRICS)
 # Below this ceiling a gene is noise, and a share of it says nothing.
 MIN_CEILING = 0.1
 
@@ -82,7 +83,9 @@ def evaluate(
 
         Per gene: `"pearson"`, `"spearman"`, `"rmse"` and `"variance_kept"` (variance of the prediction over that of
         the truth). `"noise_ceiling"` is the largest Pearson correlation that the noise of counting allows, from
-        binomial halves of the counts, and `"share_of_ceiling"` is `"pearson"` over it; both need counts.
+        binomial halves of the counts, and `"share_of_ceiling"` is `"pearson"` over it; both need counts. `"coverage"` is the
+        share of spots whose measured value lies between `.layers["lower"]` and `["upper"]`, limits included, and `"interval_width"` the
+        mean distance between these, in the unit of the prediction.
 
         Per section, over genes: `"moran_agreement"` is the Pearson correlation between Moran's I of the prediction and
         of the truth, on a graph of the 6 nearest spots; `"svg_overlap"` the share of the 20 most spatially variable
@@ -104,7 +107,7 @@ def evaluate(
     Raises
     ------
     KeyError
-        If a table, gene or layer does not exist, or a metric needs positions or labels that are not there.
+        If a table, gene or layer does not exist, or a metric needs positions, labels or intervals that are not there.
     ValueError
         If the tables share no spots or genes, the truth is not counts, or it holds fewer than 200 of the genes that
         size factors rest on.
@@ -133,6 +136,8 @@ def evaluate(
     table, header = predicted(sdata, prediction_key)
     measured = truth_table(sdata, truth_key, truth)
     chosen = _chosen_metrics(metrics)
+    if set(chosen) & set(INTERVAL_METRICS):
+        require_key(_keys.LOWER, table.layers, "the predicted table's layers", "Predict with `intervals=`.")
     matrix, names, counted = normalized_truth(measured, header, layer, unit)
     places, labels = _places_and_labels(chosen, table, measured, label_key)
     counts = _counts(measured, header, layer, unit) if set(chosen) & set(CEILING_METRICS) else None
@@ -156,6 +161,9 @@ def evaluate(
         expected = truth_values[truth_rows].toarray().astype(np.float64)
         finite = np.isfinite(values)
         scores = {name: score(METRICS[name], values, expected, finite) for name in chosen if name in METRICS}
+        if set(chosen) & set(INTERVAL_METRICS):
+            limits = (np.asarray(table.layers[side])[rows][:, columns][spots] for side in (_keys.LOWER, _keys.UPPER))
+            scores |= _interval_metrics(*limits, expected)
         if counts is not None:
             ceiling = noise_ceiling(counts[truth_rows], basis, rng=rng)[truth_columns]
             correlation = score(METRICS["pearson"], values, expected, finite)
@@ -182,6 +190,18 @@ def evaluate(
             pd.DataFrame({"gene": "", "sample": sample, "metric": list(summary), "value": list(summary.values())})
         )
     return pd.concat(parts, ignore_index=True)
+
+
+def _interval_metrics(lower: np.ndarray, upper: np.ndarray, expected: np.ndarray) -> dict[str, np.ndarray]:
+    """Share of the truth inside, and mean width, over the spots with an interval; NaN for genes without any."""
+    known = np.isfinite(lower) & np.isfinite(upper)
+    count = known.sum(axis=0)
+    inside = (known & (lower <= expected) & (expected <= upper)).sum(axis=0)
+    width = np.where(known, upper - lower, 0.0).sum(axis=0)
+    return {
+        name: np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+        for name, total in zip(INTERVAL_METRICS, (inside, width), strict=True)
+    }
 
 
 def _counts(measured: AnnData, header: dict[str, Any], layer: str | None, unit: str) -> sp.csr_matrix:

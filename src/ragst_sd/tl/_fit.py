@@ -103,7 +103,8 @@ def fit(
     `.uns["ragst"]["fit"]`
         Method, parameters as plain arrays, hashes of reference and fit, and what tells a spot that is out of reference:
         `distance_quantiles` and `distance_threshold` of held-out groups in phi-space, and `appearance` (spread, axes and
-        means of the raw embeddings by section, and the `threshold` of the distance to them). Replaces an earlier fit.
+        means of the raw embeddings by section, and the `threshold` of the distance to them). Replaces an earlier
+        fit, and drops the intervals that :func:`ragst_sd.tl.calibrate` made of it.
 
     Raises
     ------
@@ -198,6 +199,8 @@ def fit(
         "n_candidates": n_candidates,
         "metric": metric,
         "inner_groups": inner_groups,
+        # A store keeps no None; no column has an empty name.
+        "group_key": "" if group_key is None else str(group_key),
         "rng": int(rng),
         "options": {name: np.asarray(value) if isinstance(value, tuple) else value for name, value in options.items()},
         "parameters": {**state, **parameters},
@@ -212,6 +215,9 @@ def fit(
     owned = dict(reference.uns[_keys.ATTRS])
     owned["content_hash"] = record["reference_hash"]
     owned[_keys.FIT] = record
+    # Intervals hold for one fit.
+    if owned.pop(_keys.CALIBRATION, None) is not None:
+        logger.info("The calibration of the earlier fit is dropped; `rg.tl.calibrate` makes one of this fit.")
     reference.uns[_keys.ATTRS] = owned
     logger.info(
         "Fitted %r on %d rows: %d neighbours of %d candidates, %d components, %s held out to choose and calibrate.",

@@ -123,7 +123,7 @@ def score_section(
     fitted = part.uns[_keys.ATTRS][_keys.FIT]
     cites, n_fitted = METHODS[fitted["method"]].cites, int(fitted["n_neighbors"])
     obs = reference.obs.iloc[section.rows]
-    found = _predict(part, embedding, obs, section.genes, n_fitted)
+    found = predict_held(part, embedding, obs, section.genes, n_fitted)
     whole = {name: finite_mean(found.obs[name]) for name in (_keys.EFFECTIVE_N, _keys.EVIDENCE_SHARE)}
     labels = reference.obs[label_key].to_numpy() if label_key in reference.obs else None
     parts = []
@@ -145,7 +145,7 @@ def score_section(
             for number in (number for number in numbers if number <= n_fitted):
                 of_few = found.prediction[:, columns]
                 if number < n_fitted:
-                    of_few = _predict(part, embedding, obs, names, number).prediction
+                    of_few = predict_held(part, embedding, obs, names, number).prediction
                 whole[f"pearson_cited_{number}"] = mean_pearson(of_few, expected)
     if cites and labels is not None:
         shares = label_share(found.rows, found.weights, labels[section.rows], part.obs[label_key].to_numpy())
@@ -154,7 +154,16 @@ def score_section(
     return pd.concat(parts, ignore_index=True).assign(fold=section.fold, sample=section.sample)
 
 
-def _predict(part: AnnData, embedding: np.ndarray, obs: pd.DataFrame, genes: list[str], n_neighbors: int) -> Retrieved:
+def predict_held(
+    part: AnnData,
+    embedding: np.ndarray,
+    obs: pd.DataFrame,
+    genes: list[str],
+    n_neighbors: int,
+    *,
+    with_disagreement: bool = False,
+) -> Retrieved:
+    """Predict held-out rows from the fitted reference of the others."""
     from ragst_sd.retrieval.search import Eligibility
 
     header = part.uns[_keys.ATTRS]
@@ -170,10 +179,13 @@ def _predict(part: AnnData, embedding: np.ndarray, obs: pd.DataFrame, genes: lis
         n_neighbors=n_neighbors,
         n_candidates=max(n_neighbors, int(header[_keys.FIT]["n_candidates"])),
         backend="auto",
+        with_disagreement=with_disagreement,
     )
 
 
-def gene_scores(predicted: np.ndarray, truth: Any, genes: Sequence[str]) -> pd.DataFrame:
+def gene_scores(
+    predicted: np.ndarray, truth: Any, genes: Sequence[str], metrics: Sequence[str] = tuple(METRICS)
+) -> pd.DataFrame:
     """`gene`, `metric`, `value` of (spots, genes) predictions; a gene counts over the spots where it was predicted."""
     import pandas as pd
 
@@ -183,8 +195,8 @@ def gene_scores(predicted: np.ndarray, truth: Any, genes: Sequence[str]) -> pd.D
         block = slice(start, start + _BLOCK_GENES)
         values, expected = predicted[:, block].astype(np.float64), dense(truth[:, block])
         finite = np.isfinite(values)
-        for name, metric in METRICS.items():
-            value = score(metric, values, expected, finite)
+        for name in metrics:
+            value = score(METRICS[name], values, expected, finite)
             parts.append(pd.DataFrame({"gene": list(genes[block]), "metric": name, "value": value}))
     return pd.concat(parts, ignore_index=True)
 
@@ -212,3 +224,15 @@ def section_ceiling(reference: AnnData, header: dict[str, Any], rows: np.ndarray
     if (columns < 0).any():
         return None
     return noise_ceiling(as_csr(reference.layers[_keys.COUNTS][rows]), columns, rng=rng)
+
+
+def write_gene_trust(reference: AnnData, scores: pd.DataFrame, method: str) -> None:
+    """Write into `.var` how well a method predicts each gene, and its noise ceiling: means over sections, then over groups."""
+    for column, metric, own in (
+        (_keys.CV_PEARSON, "pearson", method),
+        (_keys.NOISE_CEILING, _keys.NOISE_CEILING, ""),
+    ):
+        lines = scores[(scores["metric"] == metric) & (scores["method"] == own)]
+        by_group = lines.groupby(["gene", "fold"])["value"].mean()
+        reference.var[column] = by_group.groupby(level="gene").mean().reindex(reference.var_names).to_numpy(float)
+    logger.info("Adding `reference.var[%r]` (of %r) and `[%r]`.", _keys.CV_PEARSON, method, _keys.NOISE_CEILING)

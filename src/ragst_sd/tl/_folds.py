@@ -38,8 +38,12 @@ class Fold:
     """Rows that are predicted."""
 
 
-def outer_folds(reference: AnnData, header: dict[str, Any], group_key: str | None) -> list[Fold]:
+def outer_folds(
+    reference: AnnData, header: dict[str, Any], group_key: str | None, n_folds: int | None = None
+) -> list[Fold]:
     """Every group in turn against all others: donors, or what the reference offers in their place.
+
+    With more groups than `n_folds`, several are held out at once, so that the folds have about as many rows each.
 
     Raises
     ------
@@ -60,9 +64,11 @@ def outer_folds(reference: AnnData, header: dict[str, Any], group_key: str | Non
         raise ValueError(msg)
     samples = reference.obs[_keys.SAMPLE].astype(str).to_numpy()
     folds = []
-    for i, code in enumerate(np.unique(codes)):
-        held = codes == code
-        name = str(reference.obs[what].iloc[np.flatnonzero(held)[0]]) if what in reference.obs else f"block {i + 1}"
+    for i, together in enumerate(_shared_out(codes, n_folds)):
+        held = np.isin(codes, together)
+        name = f"block {i + 1}"
+        if what in reference.obs:
+            name = ", ".join(dict.fromkeys(reference.obs[what].astype(str).to_numpy()[held]))
         twins = _same_image(header, set(samples[held]))
         training = ~held & ~np.isin(codes, codes[np.isin(samples, twins)])
         if not training.any():
@@ -74,6 +80,20 @@ def outer_folds(reference: AnnData, header: dict[str, Any], group_key: str | Non
     if group_key is not None:
         _warn_shared_donors(reference, folds, group_key)
     return folds
+
+
+def _shared_out(codes: np.ndarray, n_folds: int | None) -> list[np.ndarray]:
+    """Groups to hold out together: each on its own, or the largest first into the fold with the fewest rows."""
+    groups, sizes = np.unique(codes, return_counts=True)
+    if n_folds is None or len(groups) <= n_folds:
+        return [np.array([group]) for group in groups]
+    folds: list[list[int]] = [[] for _ in range(n_folds)]
+    rows = np.zeros(n_folds, dtype=np.int64)
+    for place in np.argsort(-sizes, kind="stable"):
+        fewest = int(rows.argmin())
+        folds[fewest].append(int(groups[place]))
+        rows[fewest] += sizes[place]
+    return [np.array(fold) for fold in folds]
 
 
 def _same_image(header: dict[str, Any], own: set[str]) -> list[str]:

@@ -15,6 +15,7 @@ from ragst_sd._reference import reference_fit, reference_header
 from ragst_sd._validate import hint, listing, require_choice, require_key, require_positive
 from ragst_sd.tl._eligibility import eligible_rows, recorded_where, refuse_seen_rows
 from ragst_sd.tl._grounding import section_grounding
+from ragst_sd.tl._intervals import check_level, make_intervals
 from ragst_sd.tl._predicted_table import predicted_table
 from ragst_sd.tl._query import read_query
 from ragst_sd.tl._retrieve import retrieve
@@ -42,6 +43,7 @@ def predict(
     where: Mapping[str, Any] | Sequence[bool] | None = None,
     exclude: Sequence[str] = ("donor",),
     backend: str = "auto",
+    intervals: float | None = None,
     key_added: str = "predicted",
     inplace: bool = True,
 ) -> AnnData | None:
@@ -79,6 +81,8 @@ def predict(
         Columns in which a row must differ from the query to be used. `()` switches exclusion off.
     backend
         `"exact"`, `"pynndescent"`, or `"auto"` (exact up to a million rows).
+    intervals
+        Wanted coverage of intervals, one of the levels of :func:`ragst_sd.tl.calibrate`; none if left out.
     key_added
         Name of the new table.
     inplace
@@ -94,6 +98,11 @@ def predict(
     `.layers["disagreement"]`
         float32 (n, genes), weighted standard deviation of what the cited rows bring; of the nearest rows, equally weighted,
         for methods that cite nobody.
+    `.layers["lower"]`, `["upper"]`
+        With `intervals`: limits around `.X`, float32 (n, genes); NaN where `.X` is, and for genes without a quantile. They
+        lean on `.uns["retrieval"]["interval_unit"]` (`"donor"`, `"section"` or `"spot"`) at `["interval_level"]`. `.varm["interval_quantiles"]`
+        (genes, L) holds the quantiles of all levels (`.uns["retrieval"]["interval_levels"]`): half the width at another level is its
+        quantile times `upper - X` over the quantile of this one.
     `.obsm["retrieval_rows"]`, `["retrieval_weights"]`, `["retrieval_distances"]`
         (n, k) pointers into `.uns["retrieval"]["cited"]` (-1 padded), their weights before gene masking, and distances.
     `.uns["retrieval"]`
@@ -115,7 +124,8 @@ def predict(
         If a table, embedding or column is missing.
     ValueError
         If the reference is not fitted or has changed since, embeddings were made differently, no row is eligible,
-        `n_neighbors` exceeds what was fitted or is eligible, or another table has the name `key_added`.
+        `n_neighbors` exceeds what was fitted or is eligible, another table has the name `key_added`, or intervals are asked
+        for that :func:`ragst_sd.tl.calibrate` did not prepare for this fit.
 
     Examples
     --------
@@ -133,6 +143,7 @@ def predict(
     require_sdata(sdata)
     header, fit = reference_header(reference), reference_fit(reference)
     require_choice(backend, BACKENDS, "backend")
+    level = None if intervals is None else check_level(header, fit, intervals)
     _check_name(sdata, key_added)
     use_rep = str(header["use_rep"]) if use_rep is None else use_rep
     query = read_query(sdata, header, table_key=table_key, use_rep=use_rep)
@@ -165,6 +176,10 @@ def predict(
         with_disagreement=True,
         raw=query.embedding,
     )
+    limits = None
+    if level is not None:
+        as_calibrated = where is None and n_neighbors == int(fit["n_neighbors"])
+        limits = make_intervals(header, found, level, gene_index, as_calibrated=as_calibrated)
     section = section_grounding(header, query, found.obs)
     table = predicted_table(
         reference,
@@ -181,6 +196,7 @@ def predict(
             "backend": backend,
             **section,
         },
+        intervals=limits,
     )
     outside = int((~query.finite).sum())
     if outside:

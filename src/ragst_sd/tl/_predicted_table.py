@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from ragst_sd.tl._intervals import Intervals
     from ragst_sd.tl._query import Query
     from ragst_sd.tl._retrieve import Retrieved
 
@@ -28,6 +29,7 @@ def predicted_table(
     *,
     gene_index: np.ndarray,
     settings: dict[str, Any],
+    intervals: Intervals | None = None,
 ) -> AnnData:
     """Assemble and validate the table; see :func:`ragst_sd.tl.predict` for its fields."""
     import anndata as ad
@@ -38,6 +40,8 @@ def predicted_table(
     prediction, evidence = found.prediction.astype(np.float32), found.evidence.astype(np.float32)
     rows[outside], weights[outside], distances[outside] = -1, 0, np.nan
     layers = {_keys.EVIDENCE: evidence, _keys.DISAGREEMENT: found.disagreement}
+    if intervals is not None:
+        layers |= {_keys.LOWER: intervals.lower, _keys.UPPER: intervals.upper}
     for values in (prediction, *layers.values()):
         values[outside] = np.nan
     pointers, cited = _cite(reference, rows)
@@ -52,6 +56,14 @@ def predicted_table(
         layers=layers,
         obsm={_keys.ROWS: pointers, _keys.WEIGHTS: weights, _keys.DISTANCES: distances},
     )
+    about_intervals = {}
+    if intervals is not None:
+        table.varm[_keys.INTERVAL_QUANTILES] = intervals.quantiles
+        about_intervals = {
+            _keys.INTERVAL_LEVEL: intervals.level,
+            _keys.INTERVAL_UNIT: intervals.unit,
+            _keys.INTERVAL_LEVELS: intervals.levels,
+        }
     if _keys.SPATIAL in query.table.obsm:
         table.obsm[_keys.SPATIAL] = np.asarray(query.table.obsm[_keys.SPATIAL]).copy()
     if len(found.level_rows) > 1:
@@ -79,6 +91,7 @@ def predicted_table(
         "coordinate_system": query.header["coordinate_system"],
         "image_mpp": float(query.header["image_mpp"]),
         **settings,
+        **about_intervals,
         "sources": header["sources"].copy(),
         _keys.CITED: cited,
     }

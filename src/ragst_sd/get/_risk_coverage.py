@@ -1,0 +1,216 @@
+"""`rg.get.risk_coverage`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._results import gene_index, predicted
+from ragst_sd._validate import hint, listing, require_key
+from ragst_sd.reference.genes import take_genes
+from ragst_sd.tl._metrics import METRICS, score
+from ragst_sd.tl._truth import normalized_truth, shared_genes, shared_spots, truth_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+WIDTH = "interval_width"
+# Columns of which more is better; of all others less.
+_MORE_IS_BETTER = (_keys.EFFECTIVE_N, _keys.N_DONORS, _keys.EVIDENCE_SHARE)
+_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+_RANDOM_ORDERS = 5
+
+
+def risk_coverage(
+    sdata: SpatialData | AnnData,
+    *,
+    prediction_key: str = "predicted",
+    truth_key: str = "table",
+    truth: AnnData | None = None,
+    by: str | Sequence[str] | None = None,
+    shares: Sequence[float] = _SHARES,
+    genes: Sequence[str] | None = None,
+    layer: str | None = None,
+    unit: str = "counts",
+    sample_key: str = "sample",
+    baselines: bool = True,
+    rng: int = 0,
+) -> pd.DataFrame:
+    r"""Error of the spots that are kept when the least grounded ones are left out.
+
+    An order that knows where predictions fail makes the error fall as the share of spots that are kept falls. Orders know
+    nothing of the truth, but for `"oracle"`.
+
+    Parameters
+    ----------
+    sdata
+        Object with the predicted and the measured table, or the predicted table itself.
+    prediction_key
+        Name of the predicted table.
+    truth_key
+        Name of the measured table.
+    truth
+        The measured table itself, where `sdata` is a bare predicted table.
+    by
+        What orders the spots, one or several: `"disagreement"` (mean over genes of `.layers["disagreement"]` over the gene's own mean),
+        `"interval_width"` (the same of `upper - lower`), or a column of the predicted table's `.obs`. Small values are
+        kept, but of `effective_n`, `n_donors` and `evidence_share` large ones. `"disagreement"` if left out.
+    shares
+        Shares of the spots to keep, above 0 and at most 1.
+    genes
+        Genes to compare; all that both tables have if left out.
+    layer
+        Layer of the measured table; `.X` if left out.
+    unit
+        `"counts"`, or `"log1p_cp10k"` if the layer is log1p of counts per 10,000 already.
+    sample_key
+        Column of the measured table's `.obs` that names the sections; one section if it is not there.
+    baselines
+        Whether to add `"random"` (mean of 5 random orders) and `"oracle"` (by the spot's true error, the best order there is).
+    rng
+        Seed of the random orders.
+
+    Returns
+    -------
+    Long frame `by`, `share`, `n_spots` (kept), `metric`, `value`. Metrics are means over genes, then over sections:
+    `rmse` and `mae` in the unit of the prediction, `nrmse` (RMSE over the standard deviation of the gene in the whole section,
+    so that every gene counts alike), `spread`, how far the measured values of the kept spots lie from the gene's mean in the whole
+    section, in the same standard deviations, and `pearson` over the kept spots of a section. Where `spread` falls with the error, the
+    order keeps spots that are plain, not only spots that are predicted well; `pearson` then falls too. Spots without a
+    prediction take no part.
+
+    Raises
+    ------
+    KeyError
+        If a table, gene, layer or column does not exist, or the table has no intervals to order by.
+    ValueError
+        If a share makes no sense, the tables share no spots or genes, or the truth is not counts.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sections = rg.datasets.synthetic(n_donors=3)
+    >>> for sdata in sections.values():
+    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> query = sections.pop("donor3")
+    >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
+    >>> rg.tl.fit(reference, method="knn")
+    >>> rg.tl.predict(query, reference)
+    >>> risk = rg.get.risk_coverage(query, shares=[1.0, 0.5])
+    >>> list(risk["by"].unique())
+    ['disagreement', 'random', 'oracle']
+    """
+    import pandas as pd
+
+    table, header = predicted(sdata, prediction_key)
+    kept_shares = _check_shares(shares)
+    orders = [_keys.DISAGREEMENT] if by is None else [by] if isinstance(by, str) else list(by)
+    for name in orders:
+        _check_order(table, name)
+    measured = truth_table(sdata, truth_key, truth)
+    matrix, names, counted = normalized_truth(measured, header, layer, unit)
+    shared = shared_genes(table, names, genes)
+    ours, theirs = shared_spots(table, measured, counted)
+    columns = gene_index(table, shared)
+    expected_all = take_genes(matrix, names, shared)
+    samples = np.full(len(theirs), "sample1")
+    if sample_key in measured.obs:
+        samples = measured.obs[sample_key].astype(str).to_numpy()[theirs]
+    draw = np.random.default_rng(rng)
+    parts = []
+    for sample in dict.fromkeys(samples):
+        own = samples == sample
+        rows = ours[own]
+        values = np.asarray(table.X[rows][:, columns], dtype=np.float64)
+        spots = np.isfinite(values).any(axis=1)
+        rows, values = rows[spots], values[spots]
+        expected = expected_all[theirs[own][spots]].toarray().astype(np.float64)
+        center, spread = expected.mean(axis=0), expected.std(axis=0)
+        spread[spread == 0] = np.nan
+        risks = {name: _ordered(table, name, rows, columns) for name in orders}
+        if baselines:
+            risks |= {f"random {i}": draw.random(len(rows)) for i in range(_RANDOM_ORDERS)}
+            risks["oracle"] = _mean(((values - expected) / spread) ** 2, axis=1)
+        for name, risk in risks.items():
+            # Spots of which nothing is known go first.
+            order = np.argsort(np.where(np.isfinite(risk), risk, np.inf), kind="stable")
+            for share in kept_shares:
+                kept = order[: max(1, round(share * len(order)))]
+                lines = _errors(values[kept], expected[kept], center, spread)
+                parts.append(
+                    pd.DataFrame(
+                        {
+                            "by": name.split(" ")[0] if name.startswith("random ") else name,
+                            "share": share,
+                            "n_spots": len(kept),
+                            "metric": list(lines),
+                            "value": list(lines.values()),
+                            "sample": sample,
+                        }
+                    )
+                )
+    lines = pd.concat(parts, ignore_index=True)
+    keys = ["by", "share", "metric"]
+    within = lines.groupby([*keys, "sample"], sort=False).mean()
+    over = within.groupby(keys, sort=False).agg({"n_spots": "sum", "value": "mean"}).reset_index()
+    over["n_spots"] = over["n_spots"].astype(int)
+    return over[["by", "share", "n_spots", "metric", "value"]]
+
+
+def _errors(values: np.ndarray, expected: np.ndarray, center: np.ndarray, spread: np.ndarray) -> dict[str, float]:
+    """Means over genes, on the spots that are kept."""
+    error = values - expected
+    rmse = np.sqrt(_mean(error**2, axis=0))
+    return {
+        "rmse": float(_mean(rmse, axis=0)),
+        "mae": float(_mean(_mean(np.abs(error), axis=0), axis=0)),
+        "nrmse": float(_mean(rmse / spread, axis=0)),
+        "spread": float(_mean(np.sqrt(_mean((expected - center) ** 2, axis=0)) / spread, axis=0)),
+        "pearson": float(_mean(score(METRICS["pearson"], values, expected, np.isfinite(values)), axis=0)),
+    }
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Mean of the finite values, NaN where there are none."""
+    finite = np.isfinite(values)
+    total, count = np.where(finite, values, 0.0).sum(axis=axis), finite.sum(axis=axis)
+    return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
+
+
+def _ordered(table: AnnData, name: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(rows,) what is left out first, where it is large."""
+    if name in (_keys.DISAGREEMENT, WIDTH):
+        if name == WIDTH:
+            upper, lower = (np.asarray(table.layers[side]) for side in (_keys.UPPER, _keys.LOWER))
+            spread = (upper[rows] - lower[rows])[:, columns]
+        else:
+            spread = np.asarray(table.layers[name])[rows][:, columns]
+        typical = _mean(spread, axis=0)
+        return _mean(spread / np.where(typical > 0, typical, np.nan), axis=1)
+    values = table.obs[name].to_numpy(float)[rows]
+    return -values if name in _MORE_IS_BETTER else values
+
+
+def _check_order(table: AnnData, name: str) -> None:
+    if name == WIDTH:
+        require_key(_keys.UPPER, table.layers, "the predicted table's layers", "Predict with `intervals=`.")
+    elif name == _keys.DISAGREEMENT:
+        require_key(name, table.layers, "the predicted table's layers", "Predict again.")
+    elif name not in table.obs or table.obs[name].dtype.kind not in "fiub":
+        known = [_keys.DISAGREEMENT, WIDTH, *(one for one in table.obs if table.obs[one].dtype.kind in "fiub")]
+        msg = f"`by` is {name!r}; spots can be ordered by {listing(known)}.{hint(name, known)}"
+        raise KeyError(msg)
+
+
+def _check_shares(shares: Sequence[float]) -> list[float]:
+    values = [float(share) for share in np.atleast_1d(np.asarray(shares, dtype=np.float64))]
+    if not values or not all(0 < value <= 1 for value in values):
+        msg = f"`shares` is {listing(values)}; name shares of the spots to keep, above 0 and at most 1."
+        raise ValueError(msg)
+    return values

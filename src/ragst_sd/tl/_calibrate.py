@@ -1,0 +1,249 @@
+"""`rg.tl.calibrate`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._reference import reference_fit, reference_header, section_codes, standardized_embedding
+from ragst_sd._settings import settings
+from ragst_sd._validate import listing, require_positive
+from ragst_sd.reference.normalize import as_csr
+from ragst_sd.retrieval.conformal import UNITS
+from ragst_sd.retrieval.training import dense
+from ragst_sd.tl._fit import fit
+from ragst_sd.tl._fold_scores import (
+    FEWEST_SPOTS,
+    about_the_data,
+    gene_scores,
+    held_sections,
+    predict_held,
+    write_gene_trust,
+)
+from ragst_sd.tl._folds import Fold, inner_group_key, outer_folds, training_part
+from ragst_sd.tl._groups import group_codes
+from ragst_sd.tl._intervals import far_distance, gene_floor, held_out_scores, quantiles_by_level
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+
+    from ragst_sd.tl._fold_scores import HeldSection
+
+logger = logging.getLogger(__name__)
+
+_BLOCK_GENES = 2000
+
+
+def calibrate(
+    reference: AnnData,
+    *,
+    levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95),
+    n_folds: int = 10,
+    device: str | None = None,
+    amp: bool = False,
+    progress: bool | None = None,
+) -> None:
+    r"""Learn from held-out donors how wide the intervals of a fitted reference must be, and how far each gene can be trusted.
+
+    The fit is repeated without each donor in turn (without several at once, if there are more than `n_folds`), and the donor's
+    spots are predicted from the others. An error counts in units of how much the cited rows differ among themselves:
+
+    .. math:: e_{ig} = \frac{|y_{ig} - \hat y_{ig}|}{\sigma_{ig}}, \qquad
+              \sigma_{ig} = \sqrt{s_{ig}^2 + f_g^2}\; \max(1, d_i / d_0)
+
+    with the `disagreement` s, a floor f of half the gene's standard deviation within sections, and the distance d of the spot to its
+    nearest rows, of which :math:`d_0` is the 95th percentile over held-out rows. The interval of a gene is prediction
+    :math:`\pm\, t_g \sigma_{ig}`.
+
+    Spots of one donor err together, so donors are the unit: :math:`t_g` is what one spot drawn from a new donor stays below, given
+    one spot drawn from each donor that was held out, without dependence on the draw (see Notes). A level 1 - alpha needs
+    ceil(1/alpha) - 1 donors, nine for 0.9. With fewer donors sections are the unit by the same rule, and else single spots,
+    whose intervals are too narrow for a donor that differs.
+
+    Parameters
+    ----------
+    reference
+        Fitted by :func:`ragst_sd.tl.fit`.
+    levels
+        Wanted coverages, above 0 and below 1.
+    n_folds
+        Number of refits at most; each leaves out whole donors.
+    device, amp
+        As in :func:`ragst_sd.tl.fit`, for the refits.
+    progress
+        Show a progress bar; the setting if left out.
+
+    Returns
+    -------
+    `None`. Fields written to the reference; its fit and its hashes stay as they are:
+
+    `.uns["ragst"]["calibration"]`
+        `levels` (L,), `units` (L,) (`"donor"`, `"section"` or `"spot"`), `quantiles` float32 (genes, L) (NaN for genes that never vary or
+        that too few groups measured), `floor` (genes,), `far_distance` (:math:`d_0`), `n_donors`, `n_sections`, `n_spots`
+        that were held out and predicted, `share_inside` (L,), the share of these very spots inside their intervals (not a
+        test: the intervals were made from them), `fit_hash`, `schema_version`. :func:`ragst_sd.tl.fit` drops it.
+    `.var["cv_pearson"]`, `["noise_ceiling"]`
+        For all genes: Pearson on held-out donors, and the most that the noise of counting allows; means over the sections of a
+        donor, then over donors. NaN where it cannot be told.
+
+    Raises
+    ------
+    ValueError
+        If the reference is not fitted or has changed since, has one group only, or a level makes no sense.
+
+    Notes
+    -----
+    Of K donors draw one spot each; the r-th smallest of their errors, r = ceil((K + 1)(1 - alpha)), is above that of a spot of a
+    further donor with probability r / (K + 1), at least 1 - alpha, if donors are exchangeable
+    (`Lee, Barber & Willett 2023 <https://arxiv.org/abs/2306.06342>`__,
+    `Dunn, Wasserman & Ramdas 2022 <https://arxiv.org/abs/1809.07441>`__). :math:`t_g` is that quantile of it over all draws
+    which keeps the level where donors do not differ: the smallest t with P(at least r of K draws are below t) at least
+    P(Binomial(K, 1 - alpha) is at least r). In simulations this keeps the level however much donors differ; what is proven for
+    it is less, 1 - (1 - r / (K + 1)) / P(Binomial(K, 1 - alpha) is at least r), 0.74 for nine donors at 0.9. Coverage is an
+    average over donors, spots and draws of donors, of each gene; a single donor may have less.
+
+    The scores of all held-out rows are held in memory, rows x genes x 4 bytes.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sections = rg.datasets.synthetic(n_donors=4, image_px=500)
+    >>> for sdata in sections.values():
+    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> query = sections.pop("donor4")
+    >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
+    >>> rg.tl.fit(reference, method="knn", n_neighbors=10)
+    >>> rg.tl.calibrate(reference, levels=[0.5], progress=False)
+    >>> rg.tl.predict(query, reference, intervals=0.5)
+    >>> query.tables["predicted"].uns["retrieval"]["interval_unit"]
+    'donor'
+    """
+    import pandas as pd
+    from tqdm.auto import tqdm
+
+    header, fitted = reference_header(reference), reference_fit(reference)
+    wanted = _check_levels(levels)
+    require_positive(n_folds, "n_folds", whole=True)
+    if n_folds < 2:
+        msg = f"`n_folds` is {n_folds}; it must be at least 2, since one fold is predicted from the others."
+        raise ValueError(msg)
+    folds = outer_folds(reference, header, None, n_folds=int(n_folds))
+    embedding, values = standardized_embedding(reference, header), as_csr(reference.X)
+    floor = gene_floor(reference, header)
+    scores = np.full(reference.shape, np.nan, dtype=np.float32)
+    parts: list[pd.DataFrame] = []
+    show = settings.progress if progress is None else progress
+    for fold in tqdm(folds, unit="fit", disable=not show):
+        part = training_part(reference, header, fold.training, values, str(header["normalization"]["unit"]))
+        _refit(
+            part, fitted, inner_group_key(part.obs, fitted.get("group_key") or None, fold.name), device=device, amp=amp
+        )
+        for section in _sections_of(reference, header, fold, list(part.var_names)):
+            parts += about_the_data(reference, header, section, ceiling=True, rng=int(fitted["rng"]))
+            frames = _score_section(reference, part, section, embedding[section.rows], values, floor, scores)
+            parts += [one.assign(method=fitted["method"], fold=section.fold, sample=section.sample) for one in frames]
+
+    donors, sections = group_codes(reference, _keys.DONOR), section_codes(reference)
+    # Groups of which one part was learned from while another was predicted are no unit.
+    whole = {UNITS[0]: donors, UNITS[1]: sections}
+    groups = {name: codes for name, codes in whole.items() if codes.max() >= 1}
+    quantiles, units, inside = quantiles_by_level(scores, wanted, groups)
+    scored = np.isfinite(scores).any(axis=1)
+    _report(wanted, units, inside, quantiles)
+    owned = dict(reference.uns[_keys.ATTRS])
+    owned[_keys.CALIBRATION] = {
+        "schema_version": _keys.SCHEMA_VERSION,
+        "fit_hash": fitted["fit_hash"],
+        "levels": wanted,
+        "units": np.array(units, dtype=str),
+        "quantiles": quantiles,
+        "floor": floor,
+        "far_distance": far_distance(fitted),
+        "n_donors": len(np.unique(donors[scored])),
+        "n_sections": len(np.unique(sections[scored])),
+        "n_spots": int(scored.sum()),
+        "share_inside": inside,
+    }
+    reference.uns[_keys.ATTRS] = owned
+    write_gene_trust(reference, pd.concat(parts, ignore_index=True), fitted["method"])
+
+
+def _check_levels(levels: Sequence[float]) -> np.ndarray:
+    wanted = np.unique(np.atleast_1d(np.asarray(levels, dtype=np.float64)))
+    if not len(wanted) or not ((wanted > 0) & (wanted < 1)).all():
+        msg = f"`levels` is {listing(wanted.tolist())}; name coverages above 0 and below 1, for instance 0.9."
+        raise ValueError(msg)
+    return wanted
+
+
+def _refit(part: AnnData, fitted: dict[str, Any], group_key: str | None, *, device: str | None, amp: bool) -> None:
+    """The recorded fit, on fewer rows."""
+    options = {
+        name: tuple(value.tolist()) if isinstance(value, np.ndarray) else value
+        for name, value in fitted["options"].items()
+    }
+    fit(
+        part,
+        method=fitted["method"],
+        n_neighbors=min(int(fitted["n_neighbors"]), part.n_obs),
+        n_candidates=min(int(fitted["n_candidates"]), part.n_obs),
+        group_key=group_key,
+        metric=fitted["metric"],
+        options=options,
+        rng=int(fitted["rng"]),
+        device=device,
+        amp=amp,
+        progress=False,
+    )
+
+
+def _sections_of(reference: AnnData, header: dict[str, Any], fold: Fold, genes: list[str]) -> Iterator[HeldSection]:
+    """Held-out sections, named by their donor; all genes that they and the training rows measured."""
+    donors = reference.obs[_keys.DONOR].astype(str).to_numpy()[fold.held]
+    for donor in dict.fromkeys(donors):
+        own = Fold(donor, fold.training, fold.held[donors == donor])
+        yield from held_sections(reference, header, own, genes, set())
+
+
+def _score_section(
+    reference: AnnData,
+    part: AnnData,
+    section: HeldSection,
+    embedding: np.ndarray,
+    values: Any,
+    floor: np.ndarray,
+    scores: np.ndarray,
+) -> list[pd.DataFrame]:
+    """Fill in the scores of one section, and return the accuracy of its genes, block by block of them."""
+    fitted = part.uns[_keys.ATTRS][_keys.FIT]
+    obs, far = reference.obs.iloc[section.rows], far_distance(fitted)
+    columns = reference.var_names.get_indexer(section.genes)
+    parts = []
+    for start in range(0, len(columns), _BLOCK_GENES):
+        block = slice(start, start + _BLOCK_GENES)
+        genes = section.genes[block]
+        found = predict_held(part, embedding, obs, genes, int(fitted["n_neighbors"]), with_disagreement=True)
+        truth = values[section.rows][:, columns[block]]
+        scores[np.ix_(section.rows, columns[block])] = held_out_scores(dense(truth), found, floor[columns[block]], far)
+        if len(section.rows) >= FEWEST_SPOTS:
+            parts.append(gene_scores(found.prediction, truth, genes, metrics=["pearson"]))
+    return parts
+
+
+def _report(levels: np.ndarray, units: list[str], inside: np.ndarray, quantiles: np.ndarray) -> None:
+    for i, (level, unit) in enumerate(zip(levels, units, strict=True)):
+        logger.info(
+            "Intervals at %g: %ss are the unit, %.3f of the held-out values lie inside.", level, unit, inside[i]
+        )
+        missing = int(np.isnan(quantiles[:, i]).sum())
+        if missing:
+            logger.info(
+                "%d of %d genes get no interval at %g: they never vary, or too few %ss measured them.",
+                missing, len(quantiles), level, unit,
+            )  # fmt: skip

@@ -1,0 +1,178 @@
+"""Intervals: from held-out scores to quantiles of each gene, and from these to limits around a prediction."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._reference import level_groups
+from ragst_sd._validate import listing
+from ragst_sd.reference.normalize import as_csr
+from ragst_sd.reference.schema import check_calibration
+from ragst_sd.retrieval.conformal import (
+    UNITS,
+    attainable,
+    group_threshold,
+    interval_scale,
+    spot_threshold,
+)
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from ragst_sd.tl._retrieve import Retrieved
+
+logger = logging.getLogger(__name__)
+
+# Smallest spread that is believed, in standard deviations of the gene within sections.
+FLOOR = 0.5
+_BLOCK_VALUES = 20_000_000
+_FAR_PERCENTILE = 95
+
+
+def far_distance(fit: dict[str, Any]) -> float:
+    """Distance beyond which intervals widen: 95 % of held-out rows of the reference lie nearer. NaN if none was measured."""
+    quantiles = np.asarray(fit["distance_quantiles"], dtype=np.float64)
+    return float(np.percentile(quantiles, _FAR_PERCENTILE)) if np.isfinite(quantiles).all() else float("nan")
+
+
+def gene_floor(reference: AnnData, header: dict[str, Any]) -> np.ndarray:
+    """(genes,) float32 smallest spread that is believed, from the spread within sections over the rows that measured a gene."""
+    import scipy.sparse as sp
+
+    codes, groups = level_groups(reference, header)
+    values = as_csr(reference.X)
+    member = sp.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
+    total, squares = (np.asarray((member @ one).todense()) for one in (values, values.multiply(values).tocsr()))
+    size = np.bincount(codes)[:, None]
+    measured = np.asarray(reference.varm[_keys.MEASURED])[:, groups[:, 1]].T
+    within = np.where(measured, squares - total**2 / size, 0.0).sum(axis=0)
+    rows = (measured * size).sum(axis=0)
+    variance = np.divide(within, rows, out=np.zeros(len(within)), where=rows > 0)
+    # Below the rounding of float32 sums nothing varies.
+    variance[variance < 1e-10] = 0.0
+    return (FLOOR * np.sqrt(variance)).astype(np.float32)
+
+
+def held_out_scores(truth: np.ndarray, found: Retrieved, floor: np.ndarray, far: float) -> np.ndarray:
+    """(n, genes) float32 errors in units of their scale; NaN where nothing was predicted or a gene never varies."""
+    scale = interval_scale(found.disagreement, floor, found.distance, far)
+    error = np.abs(truth - found.prediction).astype(np.float32)
+    return np.divide(error, scale, out=np.full(scale.shape, np.nan, dtype=np.float32), where=scale > 0)
+
+
+def quantiles_by_level(
+    scores: np.ndarray, levels: np.ndarray, groups: dict[str, np.ndarray]
+) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Quantiles of held-out scores, the unit of exchange of each level, and the share of the scores below them.
+
+    Parameters
+    ----------
+    scores
+        (rows, genes), NaN where a row has none.
+    levels
+        (L,)
+    groups
+        Codes (rows,) of the units in which whole groups were held out, the largest first.
+
+    Returns
+    -------
+    (genes, L) float32, the unit of each level, and (L,) means over genes.
+    """
+    scored = np.isfinite(scores).any(axis=1)
+    units = [_unit({name: codes[scored] for name, codes in groups.items()}, level) for level in levels]
+    out = np.full((scores.shape[1], len(levels)), np.nan, dtype=np.float32)
+    step = max(1, _BLOCK_VALUES // max(1, len(scores)))
+    inside = np.full(out.shape, np.nan)
+    for start in range(0, scores.shape[1], step):
+        block = slice(start, start + step)
+        own = scores[:, block]
+        count = np.isfinite(own).sum(axis=0)
+        for i, (level, unit) in enumerate(zip(levels, units, strict=True)):
+            pooled = unit == UNITS[-1]
+            found = spot_threshold(own, level) if pooled else group_threshold(own, groups[unit], level)
+            out[block, i] = found
+            known = np.isfinite(found)
+            inside[block, i][known] = (own <= out[block, i]).sum(axis=0)[known] / count[known]
+    covered = [float(one[np.isfinite(one)].mean()) if np.isfinite(one).any() else np.nan for one in inside.T]
+    return out, units, np.array(covered)
+
+
+def _unit(groups: dict[str, np.ndarray], level: float) -> str:
+    """The largest unit of which there are enough."""
+    for name, codes in groups.items():
+        if attainable(len(np.unique(codes)), level):
+            return name
+    return UNITS[-1]
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Limits around a prediction, and what the predicted table says about them."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+    level: float
+    unit: str
+    levels: np.ndarray
+    quantiles: np.ndarray
+    """(genes, L)"""
+
+
+def check_level(header: dict[str, Any], fit: dict[str, Any], level: float) -> int:
+    """Place of a level in the calibration.
+
+    Raises
+    ------
+    TypeError
+        If it is not a number.
+    ValueError
+        If the reference has no calibration of its fit, or not of this level.
+    """
+    if isinstance(level, bool) or not isinstance(level, int | float | np.floating):
+        msg = f"`intervals` is a {type(level).__name__}; it must be the wanted coverage, for instance 0.9."
+        raise TypeError(msg)
+    calibration = header.get(_keys.CALIBRATION)
+    check_calibration(calibration, fit["fit_hash"])
+    levels = np.asarray(calibration["levels"], dtype=np.float64)
+    place = np.flatnonzero(np.isclose(levels, level))
+    if not len(place):
+        msg = (
+            f"`intervals` is {level!r}; calibrated are {listing(levels.tolist())}. Choose one of them, or run "
+            f"`rg.tl.calibrate(reference, levels=[{level!r}])`."
+        )
+        raise ValueError(msg)
+    return int(place[0])
+
+
+def make_intervals(
+    header: dict[str, Any], found: Retrieved, place: int, gene_index: np.ndarray, *, as_calibrated: bool
+) -> Intervals:
+    """Limits at a calibrated level; `as_calibrated` says whether all rows and as many neighbours were used as there."""
+    calibration = header[_keys.CALIBRATION]
+    levels = np.asarray(calibration["levels"], dtype=np.float64)
+    unit = str(np.asarray(calibration["units"])[place])
+    quantiles = np.asarray(calibration["quantiles"], dtype=np.float32)[gene_index]
+    if unit != UNITS[0]:
+        logger.warning(
+            "Intervals at %g rest on %s (%d donors were calibrated on, too few for that level): their coverage on new "
+            "donors is not assured.",
+            levels[place], "sections" if unit == UNITS[1] else "single spots", int(calibration["n_donors"]),
+        )  # fmt: skip
+    if not as_calibrated:
+        logger.warning(
+            "Intervals were calibrated with all rows and neighbours; here fewer are used: coverage may differ."
+        )
+    floor = np.asarray(calibration["floor"], dtype=np.float32)[gene_index]
+    scale = interval_scale(found.disagreement, floor, found.distance, float(calibration["far_distance"]))
+    # Tissue that looks unlike every section is no better known than tissue far away in phi-space.
+    unlike = np.nan_to_num(found.obs[_keys.APPEARANCE_DISTANCE], nan=1.0)
+    half = quantiles[:, place] * scale * np.maximum(1.0, unlike)[:, None].astype(np.float32)
+    prediction = found.prediction.astype(np.float32)
+    # Expression is not negative; a prediction may be.
+    lower = np.maximum(prediction - half, np.minimum(prediction, 0))
+    return Intervals(lower, prediction + half, float(levels[place]), unit, levels, quantiles)
