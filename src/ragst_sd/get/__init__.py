@@ -8,8 +8,9 @@ from ragst_sd._lazy import lazy_functions
 
 if TYPE_CHECKING:
     from ragst_sd.get._explain import explain
+    from ragst_sd.get._influence import influence
     from ragst_sd.get._neighbors import neighbors
 
-__all__ = ["explain", "neighbors"]
+__all__ = ["explain", "influence", "neighbors"]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)
