@@ -105,7 +105,7 @@ def influence(
         If a bare table is given without `rows`: it has no embeddings.
     ValueError
         If the table has lost its provenance; the reference is missing, is another one or was fitted anew; the method cites
-        nobody; or the prediction cannot be reproduced, because embeddings changed since.
+        nobody; no spot lies on the image; or the prediction cannot be reproduced, because embeddings changed since.
 
     Examples
     --------

@@ -29,7 +29,7 @@ class Rerun:
     TypeError
         If a bare table is given, which has no embeddings.
     ValueError
-        If the fit is another one, the method cites nobody, spots are gone, or the result is not the stored prediction.
+        If the fit is another one, the method cites nobody, spots are gone or off the image, or the result is not the stored prediction.
     """
 
     def __init__(
@@ -66,6 +66,11 @@ class Rerun:
         # Spots off the image were never predicted.
         self._on_image = query.finite[at]
         at = at[self._on_image]
+        if not len(at):
+            msg = (
+                f"No spot has an embedding, and so no prediction that could change: {listing(table.obs_names[spots])}."
+            )
+            raise ValueError(msg)
         eligibility = eligible_rows(
             reference,
             self._header,
