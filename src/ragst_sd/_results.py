@@ -70,8 +70,8 @@ def _lacking(table: AnnData, header: Any) -> list[str]:
     return out
 
 
-def matching_reference(reference: AnnData | None, header: dict[str, Any]) -> None:
-    """Raise a `ValueError` unless this is the reference that the prediction was made from."""
+def matching_reference(reference: AnnData | None, header: dict[str, Any]) -> AnnData:
+    """The reference, if it is the one that the prediction was made from; else raise a `ValueError`."""
     if reference is None:
         msg = (
             "The reference is needed: a predicted table points to measured spots and does not hold their values. Give "
@@ -87,6 +87,7 @@ def matching_reference(reference: AnnData | None, header: dict[str, Any]) -> Non
             f"{current[:12]}. What a value was made from needs the very reference (`rg.io.write_reference` keeps it)."
         )
         raise ValueError(msg)
+    return reference
 
 
 def spot_index(table: AnnData, obs_names: str | Sequence[str] | None, argument: str = "obs_names") -> np.ndarray:

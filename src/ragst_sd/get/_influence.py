@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -110,12 +110,12 @@ def influence(
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> sections = rg.datasets.synthetic(n_donors=3)
+    >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
     >>> for sdata in sections.values():
     ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
     >>> query = sections.pop("donor3")
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
-    >>> rg.tl.fit(reference, method="knn")
+    >>> rg.tl.fit(reference, method="knn", n_neighbors=10)
     >>> rg.tl.predict(query, reference)
     >>> changes = rg.get.influence(query, reference, group_key="donor", progress=False)
     >>> sorted(changes["group"])
@@ -132,7 +132,7 @@ def influence(
     from tqdm.auto import tqdm
 
     table, header = predicted(sdata, prediction_key)
-    matching_reference(reference, header)
+    reference = matching_reference(reference, header)
     groups = _groups(reference, group_key)
     columns = np.arange(table.n_vars) if genes is None else gene_index(table, as_names(genes), "genes")
     if not len(columns):
@@ -180,12 +180,12 @@ def _changes(before: np.ndarray, after: np.ndarray) -> tuple[dict[str, float], p
     change = np.where(both, after - before, 0.0)
     size, count = np.abs(change), both.sum(axis=0)
 
-    def mean(total: np.ndarray, number: np.ndarray) -> np.ndarray:
+    def mean(total: Any, number: Any) -> Any:
         return np.divide(total, number, out=np.full(np.shape(total), np.nan), where=number > 0)
 
     by_gene = pd.DataFrame(
         {
-            "lost": mean((had & ~both).sum(axis=0).astype(float), had.sum(axis=0)),
+            "lost": mean((had & ~both).sum(axis=0), had.sum(axis=0)),
             "mean_change": mean(change.sum(axis=0), count),
             "mean_abs_change": mean(size.sum(axis=0), count),
             "max_abs_change": np.where(count > 0, size.max(axis=0, initial=0.0), np.nan),
@@ -193,7 +193,7 @@ def _changes(before: np.ndarray, after: np.ndarray) -> tuple[dict[str, float], p
         }
     )
     overall = {
-        "lost": float(mean(np.array((had & ~both).sum(), dtype=float), np.array(had.sum()))),
+        "lost": float(mean((had & ~both).sum(), had.sum())),
         "mean_change": float(mean(change.sum(), count.sum())),
         "mean_abs_change": float(mean(size.sum(), count.sum())),
         "max_abs_change": float(size.max()) if count.any() else np.nan,

@@ -154,12 +154,12 @@ def _paths(path: str | os.PathLike[str], *, overwrite: bool) -> tuple[Path, Path
     if not base.parent.is_dir():
         msg = f"`path` is {str(path)!r}: there is no folder {str(base.parent)!r}. Make it first."
         raise FileNotFoundError(msg)
-    files = tuple(base.with_name(base.name + suffix) for suffix in _SUFFIXES)
-    for file in files:
+    markdown, page = (base.with_name(base.name + suffix) for suffix in _SUFFIXES)
+    for file in (markdown, page):
         if file.exists() and not overwrite and not _is_ours(file):
             msg = f"{file} exists and was not written by `rg.tl.report`. Choose another `path`, or replace it with `overwrite=True`."
             raise FileExistsError(msg)
-    return files
+    return markdown, page
 
 
 def _is_ours(file: Path) -> bool:

@@ -73,7 +73,7 @@ def _of_any_prediction(facts: Facts) -> list[str]:
     out = [
         "The values are predictions from a picture, not measurements. They are no basis for a diagnosis or a treatment.",
         f"The level of a gene is that of {level}, not of this section: do not conclude that a gene is higher or lower here "
-        "than in another section or person. What is predicted is where in the section a gene is higher or lower.",
+        "than in another section or donor. What is predicted is where in the section a gene is higher or lower.",
         "Spots are no independent samples, least of all predicted ones, which share the measured spots they rest on. A test that "
         "counts spots finds differences that are not there; the unit is the donor.",
     ]
@@ -101,12 +101,12 @@ def _of_donors(facts: Facts) -> list[str]:
     out = []
     if facts.n_donors == 1:
         out.append(
-            "The reference is one donor. Nothing was learned about differences between people, and no figure on this page says how "
-            "well another person is predicted."
+            "The reference is one donor. Nothing was learned about differences between donors, and no figure from it says how "
+            "well another donor is predicted."
         )
     elif facts.n_donors < _FEW_DONORS:
         out.append(
-            f"The reference is {facts.n_donors} donors. Accuracy on a new person differs from person to person, and so few "
+            f"The reference is {facts.n_donors} donors. Accuracy on a new donor differs from donor to donor, and so few "
             "donors do not tell by how much."
         )
     if _keys.DONOR not in [str(column) for column in np.atleast_1d(facts.header["exclude"])]:
@@ -116,7 +116,7 @@ def _of_donors(facts: Facts) -> list[str]:
     unit = facts.interval_unit
     if unit is not None and unit != "donor":
         out.append(
-            f"The intervals were calibrated over {unit}s, not over donors: for a new person they are too narrow, and their level does "
+            f"The intervals were calibrated over {unit}s, not over donors: for a new donor they are too narrow, and their level does "
             "not hold."
         )
     return out

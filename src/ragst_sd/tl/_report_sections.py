@@ -111,7 +111,7 @@ def _sources(facts: Facts) -> list[str | Table | Bullets]:
     )
     citations = facts.sources.groupby("citation", sort=False).groups
     return [
-        "All sections of the reference count, cited or not: the fit has learned from all of them. Most restrictive first:",
+        "All sections of the reference count, cited or not: the fit has seen all of them. Most restrictive first:",
         Bullets(lines),
         Table(columns, rows, ["spots", "cited", "weight"]),
         cited,
