@@ -250,3 +250,23 @@ def test_a_table_that_lost_its_queries_still_answers(predicted):
     others = ~predicted.tables["predicted"].obs_names.isin(rg.get.influence(predicted, rows=row)["query"])
     assert others.sum() > 0
     assert rg.get.influence(predicted.tables["predicted"][others].copy(), rows=row).empty
+
+
+def test_real_sections(data_dir, embed):
+    """Olfactory bulb of two mice: what each section of the one does to a section of the other."""
+    folder = data_dir / "histology" / "mob2k"
+    names = ("MOB1", "MOB2", "MOB3")
+    sections = {name: rg.io.read_st(folder / f"{name}.h5ad", folder / f"{name}.jpg", sample=name) for name in names}
+    for sdata in sections.values():
+        rg.pp.embed_tiles(sdata, **{**embed, "mpp": 4.5})
+    query = sections.pop("MOB3")
+    reference = rg.tl.build_reference(sections, use_rep="X_colour", thumbnails=False)
+    rg.tl.fit(reference, method="ridge_residual", n_neighbors=20, progress=False)
+    rg.tl.predict(query, reference)
+    table = query.tables["predicted"]
+    frame = influence(query, reference, group_key="sample").set_index("group")
+    without = rg.tl.predict(query, reference, where={"sample": "MOB1"}, inplace=False)
+    assert list(frame.loc["MOB2"][COLUMNS[4:]]) == pytest.approx(by_hand(table.X, without.X), abs=1e-4)
+    assert frame["weight"].sum() == pytest.approx(1, abs=1e-5)
+    row = rg.get.neighbors(query)["reference"].iloc[0]
+    assert rg.get.influence(query, reference, rows=row)["query"].is_unique
