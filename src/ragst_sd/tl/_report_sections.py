@@ -130,8 +130,8 @@ def _accuracy(facts: Facts) -> list[str | Table]:
     score, ceiling = facts.cv_pearson, var[_keys.NOISE_CEILING].to_numpy(float)
     known = np.isfinite(score)
     text = (
-        f"Each {facts.held_out} of the reference was predicted from the others, by the method that was cross-validated (the first of "
-        "them that cites). Pearson correlation within sections, gene by gene: median "
+        f"Each {facts.held_out} of the reference was predicted from the others, by the fitted method (`rg.tl.calibrate`) or the first "
+        "citing one that was compared (`rg.tl.cross_validate`). Pearson correlation within sections, gene by gene: median "
         f"{quartiles(score)}, quartiles in brackets, over {count(int(known.sum()), 'gene')}."
     )
     if np.isfinite(ceiling).any():
