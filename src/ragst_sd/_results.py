@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+# Fields of the header without which nothing can be said about a value.
+_HEADER = ("schema_version", "reference_hash", "fit_hash", "sources", _keys.CITED)
+
 
 def predicted(data: SpatialData | AnnData, prediction_key: str) -> tuple[AnnData, dict[str, Any]]:
     """A predicted table and its provenance header, from a SpatialData or from the bare table.
@@ -38,11 +41,8 @@ def predicted(data: SpatialData | AnnData, prediction_key: str) -> tuple[AnnData
         require_key(prediction_key, data.tables, "sdata.tables", "Run `rg.tl.predict` first.")
         table = data.tables[prediction_key]
     header = table.uns.get(_keys.RETRIEVAL)
-    missing = [name for name in (_keys.ROWS, _keys.WEIGHTS, _keys.DISTANCES) if name not in table.obsm]
-    if not isinstance(header, dict) or _keys.CITED not in header or missing:
-        lacking = [f"obsm[{name!r}]" for name in missing]
-        if not isinstance(header, dict) or _keys.CITED not in header:
-            lacking.insert(0, f"uns[{_keys.RETRIEVAL!r}]")
+    lacking = _lacking(table, header)
+    if lacking:
         msg = (
             f"The table has no complete provenance: it lacks {', '.join(lacking)}. It was not made by `rg.tl.predict`, "
             "or lost it on the way (`anndata.concat` drops `.uns`): predict again, or use the table as it was written."
@@ -57,16 +57,37 @@ def predicted(data: SpatialData | AnnData, prediction_key: str) -> tuple[AnnData
     return table, header
 
 
-def matching_reference(reference: AnnData, header: dict[str, Any]) -> None:
-    """Raise a `ValueError` unless this is the reference that the prediction was made from."""
+def _lacking(table: AnnData, header: Any) -> list[str]:
+    """Places of the provenance that are not there."""
+    uns = f"uns[{_keys.RETRIEVAL!r}]"
+    if isinstance(header, dict) and any(name in header for name in _HEADER):
+        out = [f"{uns}[{name!r}]" for name in _HEADER if name not in header]
+    else:
+        out = [uns]
+    out += [f"obsm[{name!r}]" for name in (_keys.ROWS, _keys.WEIGHTS, _keys.DISTANCES) if name not in table.obsm]
+    if not out and np.max(table.obsm[_keys.ROWS], initial=-1) >= len(header[_keys.CITED]):
+        out.append(f"lines of {uns}[{_keys.CITED!r}] that obsm[{_keys.ROWS!r}] points to")
+    return out
+
+
+def matching_reference(reference: AnnData | None, header: dict[str, Any]) -> AnnData:
+    """The reference, if it is the one that the prediction was made from; else raise a `ValueError`."""
+    if reference is None:
+        msg = (
+            "The reference is needed: a predicted table points to measured spots and does not hold their values. Give "
+            f"the one with hash {str(header['reference_hash'])[:12]} (`rg.io.read_reference`). `rg.get.neighbors` and "
+            "`rg.get.influence(..., rows=...)` do without."
+        )
+        raise ValueError(msg)
     reference_header(reference)
     current = reference_hash(reference)
     if current != header["reference_hash"]:
         msg = (
             f"The prediction was made from a reference with hash {str(header['reference_hash'])[:12]}; this one has "
-            f"{current[:12]}. Explanations need the very reference (`rg.io.write_reference` keeps it)."
+            f"{current[:12]}. What a value was made from needs the very reference (`rg.io.write_reference` keeps it)."
         )
         raise ValueError(msg)
+    return reference
 
 
 def spot_index(table: AnnData, obs_names: str | Sequence[str] | None, argument: str = "obs_names") -> np.ndarray:
@@ -76,9 +97,9 @@ def spot_index(table: AnnData, obs_names: str | Sequence[str] | None, argument: 
     return _positions(table.obs_names, obs_names, argument, "spot")
 
 
-def gene_index(table: AnnData, genes: str | Sequence[str]) -> np.ndarray:
+def gene_index(table: AnnData, genes: str | Sequence[str], argument: str = "gene") -> np.ndarray:
     """Positions of genes by name."""
-    return _positions(table.var_names, genes, "gene", "gene")
+    return _positions(table.var_names, genes, argument, "gene")
 
 
 def _positions(names: pd.Index, wanted: str | Sequence[str], argument: str, what: str) -> np.ndarray:

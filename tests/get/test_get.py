@@ -60,6 +60,7 @@ def test_contributions_add_up_and_values_are_measured(sections, query, reference
             continue
         for _, line in part.iloc[:-1].iterrows():
             source = sections[line["sample"]].tables["table"]
+            assert set(source.obs["donor"]) == {line["donor"]}
             counts = source.X[source.obs_names.get_loc(line["reference"].split(":", 1)[1])].toarray().ravel()
             value = np.log1p(counts[source.var_names.get_loc(gene)] / counts.sum() * 1e4)
             assert line["value"] == pytest.approx(value, abs=1e-5)
@@ -86,6 +87,53 @@ def test_own_donor_in_the_reference_is_taken_off_the_level(sections, query):
     for _, line in part.iloc[:-1].iterrows():
         own = values[(reference.obs["sample"] == line["sample"]).to_numpy()].mean()
         assert line["correction"] == pytest.approx(values[others].mean() - own, abs=1e-5)
+
+
+def test_everything_at_once(sections, embed):
+    """All spots and some genes of a query of two donors, a spot off the image and a gene that one panel lacks."""
+    from shapely.affinity import translate
+
+    query, genes = sections["donor3"], sections["donor1"].tables["table"].var_names
+    shapes = query.shapes["spots"].copy()
+    shapes.loc[shapes.index[0], "geometry"] = translate(shapes.geometry.iloc[0], -5000, 0)
+    query.shapes["spots"] = shapes
+    rg.pp.embed_tiles(query, **embed)
+    query.tables["table"].obs["donor"] = np.where(np.arange(query.tables["table"].n_obs) % 2, "donor1", "new")
+    sections["donor2"].tables["table"] = sections["donor2"].tables["table"][:, genes != genes[4]].copy()
+    reference = rg.tl.build_reference({name: sections[name] for name in ("donor1", "donor2")}, use_rep="X_colour")
+    rg.tl.fit(reference, method="knn", n_neighbors=10)
+    rg.tl.predict(query, reference)
+    table = query.tables["predicted"]
+    chosen = [genes[4], genes[0], genes[9]]
+    frame = rg.get.explain(query, reference, obs_name=list(table.obs_names), gene=chosen)
+    order = frame[["query", "gene"]].drop_duplicates()
+    assert list(map(tuple, order.to_numpy())) == [(spot, gene) for spot in table.obs_names for gene in chosen]
+    assert (frame.groupby(["query", "gene"], sort=False)["reference"].last() == "adjustment").all()
+    sums = frame.groupby(["query", "gene"], sort=False)["contribution"].apply(lambda part: part.sum(skipna=False))
+    stored = table[:, chosen].X.ravel()
+    np.testing.assert_allclose(sums.to_numpy(), stored, atol=1e-5)
+    assert np.isnan(stored).any() and np.isfinite(stored).any()
+    for (spot, gene), part in frame.groupby(["query", "gene"]):
+        if np.isnan(table[spot, gene].X.item()):
+            assert list(part["reference"]) == ["not measured", "adjustment"]
+            continue
+        cited = part.iloc[:-1]
+        assert cited["weight"].is_monotonic_decreasing
+        assert cited["weight"].sum() == pytest.approx(1, abs=1e-6)
+        expected = rg.get.neighbors(table, obs_names=spot)
+        assert set(cited["reference"]) == set(expected["reference"])
+        votes = expected.set_index("reference")["weight"].astype(float)
+        if gene == genes[4]:
+            votes = votes.where(expected.set_index("reference")["donor"] == "donor1", 0.0)
+        np.testing.assert_allclose(cited["weight"], votes[cited["reference"]] / votes.sum(), atol=1e-6)
+        allowed = (reference.obs["donor"] != table.obs.loc[spot, "donor"]).to_numpy()
+        values = reference.X[:, reference.var_names.get_loc(gene)].toarray().ravel()
+        measured = (reference.obs["donor"] == "donor1").to_numpy() | (gene != genes[4])
+        samples = reference.obs["sample"].to_numpy()
+        for line in cited[cited["weight"] > 0].itertuples():
+            shift = {one: values[(samples == one) & measured].mean() for one in set(samples[measured])}
+            level = np.mean([shift[one] for one in samples[allowed & measured]])
+            assert line.correction == pytest.approx(level - shift[line.sample], abs=1e-5)
 
 
 def test_genes_that_some_rows_did_not_measure(sections, query):

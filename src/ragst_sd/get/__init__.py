@@ -8,9 +8,10 @@ from ragst_sd._lazy import lazy_functions
 
 if TYPE_CHECKING:
     from ragst_sd.get._explain import explain
+    from ragst_sd.get._influence import influence
     from ragst_sd.get._neighbors import neighbors
     from ragst_sd.get._risk_coverage import risk_coverage
 
-__all__ = ["explain", "neighbors", "risk_coverage"]
+__all__ = ["explain", "influence", "neighbors", "risk_coverage"]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)

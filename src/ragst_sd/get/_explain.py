@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._reference import mean_shift, panel_codes, section_codes
 from ragst_sd._results import gene_index, matching_reference, predicted, spot_index
+from ragst_sd._validate import require_key
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
-
-
-_NOT_MEASURED = ("not measured", "", "", np.nan, np.nan, np.nan, np.nan)
-_COLUMNS = ["reference", "donor", "sample", "weight", "value", "correction", "contribution"]
 
 
 def explain(
@@ -55,12 +52,16 @@ def explain(
     and value NaN, and the others share their weight. Methods that cite nobody give `reference mean` and `adjustment`. A
     spot without an embedding, or a gene that no cited row measured, gives a line `not measured` with NaN.
 
+    Measured values are read from the reference, which the table only points to; `.X`, `.layers["evidence"]`,
+    `.obsm["retrieval_rows"]`, `["retrieval_weights"]` and `.uns["retrieval"]` from the table.
+
     Raises
     ------
     KeyError
-        If the table, spot or gene does not exist.
+        If the table, its evidence, a spot or a gene does not exist.
     ValueError
-        If the table has lost its provenance or the reference is another one.
+        If the table has lost its provenance, or the reference is missing, is another one, or was fitted anew without the
+        means of its sections.
 
     Examples
     --------
@@ -82,67 +83,140 @@ def explain(
 
     table, header = predicted(sdata, prediction_key)
     matching_reference(reference, header)
+    require_key(_keys.EVIDENCE, table.layers, "table.layers", "`rg.tl.predict` writes it; predict again.")
     spots, genes = spot_index(table, obs_name, "obs_name"), gene_index(table, gene)
-    bank = _Bank(reference, header, table, genes)
-    prediction = dense(table.X[spots][:, genes])
-    evidence = dense(table.layers[_keys.EVIDENCE][spots][:, genes])
-    parts = []
-    for i, spot in enumerate(spots):
-        for j, one in enumerate(genes):
-            lines = bank.lines(spot, j, evidence[i, j])
-            added = float(prediction[i, j]) - float(evidence[i, j])
-            lines.append(("adjustment", "", "", np.nan, np.nan, np.nan, added))
-            frame = pd.DataFrame(lines, columns=_COLUMNS)
-            frame.insert(0, "gene", table.var_names[one])
-            frame.insert(0, "query", table.obs_names[spot])
-            parts.append(frame)
-    return pd.concat(parts, ignore_index=True)
+    prediction = dense(table.X[spots][:, genes]).astype(np.float64)
+    evidence = dense(table.layers[_keys.EVIDENCE][spots][:, genes]).astype(np.float64)
+    bank, found = _lines(reference, header, table, spots, genes)
+
+    # Each spot and gene has a place for what stands in for cited rows, for each cited row, and for the adjustment.
+    shape = (len(spots), len(genes), found.used.shape[-1] + 2)
+    keep = np.zeros(shape, dtype=bool)
+    keep[..., 0], keep[..., 1:-1], keep[..., -1] = ~found.served, found.used, True
+    mean = ~found.served & np.isfinite(evidence) & (len(header[_keys.CITED]) == 0)
+    line = np.empty(shape, dtype=np.int64)
+    line[..., 0], line[..., 1:-1], line[..., -1] = len(bank) + ~mean, found.rows, len(bank) + 2
+    numbers = {
+        "weight": (np.where(mean, 1.0, np.nan), found.weight, np.nan),
+        "value": (np.where(mean, evidence, np.nan), found.value, np.nan),
+        "correction": (np.where(mean, 0.0, np.nan), found.correction, np.nan),
+        "contribution": (np.where(mean, evidence, np.nan), found.contribution, prediction - evidence),
+    }
+    columns = {}
+    for name, (first, cited, last) in numbers.items():
+        column = np.empty(shape)
+        column[..., 0], column[..., 1:-1], column[..., -1] = first, cited, last
+        columns[name] = column[keep]
+    spot, one, _ = np.nonzero(keep)
+    line = line[keep]
+    names = {
+        "reference": np.array([*bank["reference"], "reference mean", "not measured", "adjustment"], dtype=object),
+        **{name: np.array([*bank[name].astype(str), "", "", ""], dtype=object) for name in (_keys.DONOR, _keys.SAMPLE)},
+    }
+    return pd.DataFrame(
+        {
+            "query": table.obs_names.to_numpy(dtype=object)[spots][spot],
+            "gene": table.var_names.to_numpy(dtype=object)[genes][one],
+            **{name: values[line] for name, values in names.items()},
+            **columns,
+        }
+    )
 
 
-class _Bank:
-    """Measured values of the cited rows for a few genes."""
+class _Lines(NamedTuple):
+    """What each cited row brings, by falling weight: (spots, genes, k) arrays unless said otherwise."""
 
-    def __init__(self, reference: AnnData, header: dict[str, Any], table: AnnData, genes: np.ndarray) -> None:
-        self._cited = header[_keys.CITED]
-        self._rows = np.asarray(table.obsm[_keys.ROWS])
-        self._weights = np.asarray(table.obsm[_keys.WEIGHTS], dtype=np.float64)
-        at = reference.obs_names.get_indexer(self._cited["reference"])
-        columns = reference.var_names.get_indexer(table.var_names[genes])
-        self._values = dense(reference.X[at][:, columns]) if len(at) else np.zeros((0, len(columns)))
-        panels = panel_codes(reference, reference.uns[_keys.ATTRS])[at]
-        self._measured = np.asarray(reference.varm[_keys.MEASURED])[columns][:, panels].T
-        shifts = reference.uns[_keys.ATTRS][_keys.FIT]["parameters"].get("section_shifts")
-        self._corrections, self._levels = np.zeros_like(self._values), np.zeros((1, len(columns)))
-        self._level_of = np.zeros(table.n_obs, dtype=int)
-        if shifts is not None and _keys.LEVEL_ROWS in header:
-            shifts = np.asarray(shifts)[:, columns]
-            self._corrections = -shifts[section_codes(reference)[at]]
-            rows = np.atleast_2d(np.asarray(header[_keys.LEVEL_ROWS]))
-            self._levels = mean_shift(reference, reference.uns[_keys.ATTRS], shifts, columns, rows)
-            if _keys.LEVEL in table.obs:
-                self._level_of = table.obs[_keys.LEVEL].to_numpy(int)
-        self._cites_nobody = bool((self._rows < 0).all()) and len(self._cited) == 0
+    rows: np.ndarray
+    """Lines of the bank."""
+    used: np.ndarray
+    """Whether there is a line at all."""
+    served: np.ndarray
+    """(spots, genes) whether a cited row measured the gene."""
+    weight: np.ndarray
+    value: np.ndarray
+    correction: np.ndarray
+    contribution: np.ndarray
 
-    def lines(self, spot: int, gene: int, evidence: float) -> list[tuple]:
-        rows, weights = self._rows[spot], self._weights[spot]
-        used = (rows >= 0) & (weights > 0)
-        rows, weights = rows[used], weights[used]
-        if not len(rows):
-            if self._cites_nobody and np.isfinite(evidence):
-                return [("reference mean", "", "", 1.0, float(evidence), 0.0, float(evidence))]
-            return [_NOT_MEASURED]
-        measured = self._measured[rows, gene]
-        if not measured.any():
-            return [_NOT_MEASURED]
-        weights = np.where(measured, weights, 0.0)
-        weights = weights / weights.sum()
-        values = np.where(measured, self._values[rows, gene], np.nan)
-        corrections = np.where(
-            measured, self._corrections[rows, gene] + self._levels[self._level_of[spot], gene], np.nan
+
+def _lines(
+    reference: AnnData, header: dict[str, Any], table: AnnData, spots: np.ndarray, genes: np.ndarray
+) -> tuple[pd.DataFrame, _Lines]:
+    """The rows that the spots cite, and what each of them brings."""
+    rows, held = (np.asarray(table.obsm[name])[spots] for name in (_keys.ROWS, _keys.WEIGHTS))
+    cites = (rows >= 0) & (held > 0)
+    cited = np.unique(rows[cites])
+    bank = header[_keys.CITED].iloc[cited]
+    rows = np.where(cites, np.searchsorted(cited, np.where(cites, rows, 0)), 0)
+    if not len(cited):
+        nothing = np.zeros((len(spots), len(genes), rows.shape[1]))
+        none = nothing.astype(bool)
+        return bank, _Lines(rows[:, None] + nothing.astype(int), none, none.any(axis=2), *[nothing] * 4)
+    shifts = _section_shifts(reference, header)
+    values, measured, corrections = _measured_values(reference, bank, table.var_names[genes], shifts)
+    levels = _levels(reference, header, table, spots, genes, shifts)
+
+    votes = cites[:, :, None] & measured[rows]
+    weight = np.where(votes, held.astype(np.float64)[:, :, None], 0.0)
+    total = weight.sum(axis=1, keepdims=True)
+    weight = np.divide(weight, total, out=weight, where=total > 0)
+    value = np.where(votes, values[rows], np.nan)
+    correction = np.where(votes, corrections[rows] + levels[:, None, :], np.nan)
+    contribution = np.where(weight > 0, weight * (value + correction), 0.0)
+
+    served = votes.any(axis=1)
+    by_gene = (part.transpose(0, 2, 1) for part in (weight, value, correction, contribution))
+    weight, value, correction, contribution = by_gene
+    rows = np.broadcast_to(rows[:, None, :], weight.shape)
+    used = cites[:, None, :] & served[:, :, None]
+    order = np.lexsort((rows, np.where(used, -weight, np.inf)), axis=-1)
+    parts = (rows, used, weight, value, correction, contribution)
+    rows, used, *rest = (np.take_along_axis(part, order, axis=-1) for part in parts)
+    return bank, _Lines(rows, used, served, *rest)
+
+
+def _measured_values(
+    reference: AnnData, bank: pd.DataFrame, genes: pd.Index, shifts: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(rows, genes) measured values, which of them were measured, and what takes off the mean of the row's section."""
+    at, columns = reference.obs_names.get_indexer(bank["reference"]), reference.var_names.get_indexer(genes)
+    values = dense(reference.X[at][:, columns]).astype(np.float64)
+    panels = panel_codes(reference, reference.uns[_keys.ATTRS])[at]
+    measured = np.asarray(reference.varm[_keys.MEASURED])[columns][:, panels].T
+    if shifts is None:
+        return values, measured, np.zeros_like(values)
+    return values, measured, -shifts[section_codes(reference)[at]][:, columns]
+
+
+def _levels(
+    reference: AnnData,
+    header: dict[str, Any],
+    table: AnnData,
+    spots: np.ndarray,
+    genes: np.ndarray,
+    shifts: np.ndarray | None,
+) -> np.ndarray:
+    """(spots, genes) mean on which evidence is put back."""
+    if shifts is None:
+        return np.zeros((len(spots), len(genes)))
+    columns = reference.var_names.get_indexer(table.var_names[genes])
+    rows = np.atleast_2d(np.asarray(header[_keys.LEVEL_ROWS]))
+    levels = mean_shift(reference, reference.uns[_keys.ATTRS], shifts[:, columns], columns, rows)
+    if _keys.LEVEL not in table.obs:
+        return np.broadcast_to(levels[0], (len(spots), len(genes)))
+    return levels[table.obs[_keys.LEVEL].to_numpy(int)[spots]]
+
+
+def _section_shifts(reference: AnnData, header: dict[str, Any]) -> np.ndarray | None:
+    """(sections, genes) means of sections relative to that of the reference; `None` where the prediction took no notice."""
+    if not bool(header["center_sections"]):
+        return None
+    fit = reference.uns[_keys.ATTRS].get(_keys.FIT) or {}
+    shifts = fit.get("parameters", {}).get("section_shifts")
+    if shifts is None:
+        msg = (
+            f"The prediction was made by {str(header['method'])!r} with centred sections; the reference has been fitted anew "
+            f"since ({fit.get('method', 'no fit at all')!r}, without the means of its sections). Fit it as it was: "
+            f"`rg.tl.fit(reference, method={str(header['method'])!r})`."
         )
-        contributions = np.where(weights > 0, weights * (values + corrections), 0.0)
-        order = np.lexsort((rows, -weights))
-        cited = self._cited.iloc[rows[order]]
-        names = (cited[name].astype(str) for name in ("reference", _keys.DONOR, _keys.SAMPLE))
-        numbers = (part[order].tolist() for part in (weights, values, corrections, contributions))
-        return list(zip(*names, *numbers, strict=True))
+        raise ValueError(msg)
+    return np.asarray(shifts)

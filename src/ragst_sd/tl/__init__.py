@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from ragst_sd.tl._evaluate import evaluate
     from ragst_sd.tl._fit import fit
     from ragst_sd.tl._predict import predict
+    from ragst_sd.tl._report import report
 
-__all__ = ["build_reference", "calibrate", "cross_validate", "evaluate", "fit", "predict"]
+__all__ = ["build_reference", "calibrate", "cross_validate", "evaluate", "fit", "predict", "report"]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)

@@ -1,0 +1,235 @@
+"""`rg.get.influence`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._labels import as_names, labels
+from ragst_sd._reference import reference_header
+from ragst_sd._results import gene_index, matching_reference, predicted, spot_index
+from ragst_sd._settings import settings
+from ragst_sd._validate import hint, listing, require_key
+from ragst_sd.get._neighbors import neighbors
+from ragst_sd.get._rerun import Rerun
+from ragst_sd.tl._metrics import pearson, score
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+_CHANGES = ["lost", "mean_change", "mean_abs_change", "max_abs_change", "pearson"]
+
+
+def influence(
+    sdata: SpatialData | AnnData,
+    reference: AnnData | None = None,
+    *,
+    group_key: str = "donor",
+    rows: str | Sequence[str] | None = None,
+    prediction_key: str = "predicted",
+    obs_names: str | Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
+    progress: bool | None = None,
+) -> pd.DataFrame:
+    r"""Tell what a prediction owes to a donor, section or source, or which spots rest on a measured spot.
+
+    Without `rows`, each group of reference rows is taken out of the bank in turn and the prediction made again, both
+    stages: the search finds other rows in their place, and the gate weighs them anew. The change is
+
+    .. math:: \Delta_{ig} = \hat y_{ig}^{(-c)} - \hat y_{ig}
+
+    for spot i, gene g and group c. Where sections are centred it includes the change of the level, the mean of the rows that
+    are left. The fit stays as it is: phi, the gate and T have learned from the group's rows and keep what they learned. So
+    this tells what the rows of a group do as evidence, not what a reference without them would have become; for that, fit
+    `reference[mask].copy()` and predict again. Rows of the query's own donor stay out, and so does what `where`
+    rejected.
+
+    With `rows`, the provenance is read backwards: all spots that cite these reference rows. That needs neither the
+    reference nor the embeddings.
+
+    Parameters
+    ----------
+    sdata
+        Object with a predicted table. Without `rows` also with the table of embeddings that it was made from; with
+        `rows` the bare predicted table does.
+    reference
+        The very reference that the prediction was made from, fitted as it was then. Not needed with `rows`.
+    group_key
+        Column of `reference.obs` (`"donor"`, `"sample"`, `"tissue"`, `"technology"`, ...), or of its sources (`"license"`,
+        `"citation"`).
+    rows
+        Reference id or ids, `<sample>:<spot>`, as :func:`ragst_sd.get.neighbors` gives them.
+    prediction_key
+        Name of the predicted table.
+    obs_names
+        Spot or spots to look at; all if left out.
+    genes
+        Gene or genes: one line for each of them. One line over all genes of the table if left out.
+    progress
+        Show a progress bar; the setting if left out.
+
+    Returns
+    -------
+    Without `rows` one line per group (and gene), the most influential group first:
+
+    - `group`, and `gene` if `genes` are given;
+    - `n_rows`: its rows in the reference that could be used by some spot; 0 for the query's own donor;
+    - `n_spots`, `weight`: spots that cite it, and the mean share of the weights that it holds;
+    - `lost`: share of the predicted values that cannot be predicted without it, because no row is left that may be used or
+      has measured the gene. If all are lost, the columns below are NaN, which is logged;
+    - `mean_change`, `mean_abs_change`, `max_abs_change`: mean, mean size and largest size of the change over spots (and genes),
+      in the unit of the prediction;
+    - `pearson`: correlation over spots between the predictions without and with the group, averaged over genes; NaN for
+      genes that do not vary.
+
+    With `rows` one line per row and spot that cites it, by falling weight: `reference`, `query`, `rank` (place of the row
+    among those that the spot cites), `distance`, `weight` (before genes that a row did not measure are left out).
+
+    Read from `.X`, `.obsm["retrieval_rows"]`, `["retrieval_weights"]`, `["retrieval_distances"]` and `.uns["retrieval"]`.
+
+    Raises
+    ------
+    KeyError
+        If the table, a spot, a gene or the column does not exist, or no spot cites a row that is asked for and it is not in the
+        reference either.
+    TypeError
+        If a bare table is given without `rows`: it has no embeddings.
+    ValueError
+        If the table has lost its provenance; the reference is missing, is another one or was fitted anew; the method cites
+        nobody; no spot lies on the image; or the prediction cannot be reproduced, because embeddings changed since.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
+    >>> for sdata in sections.values():
+    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> query = sections.pop("donor3")
+    >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
+    >>> rg.tl.fit(reference, method="knn", n_neighbors=10)
+    >>> rg.tl.predict(query, reference)
+    >>> changes = rg.get.influence(query, reference, group_key="donor", progress=False)
+    >>> sorted(changes["group"])
+    ['donor1', 'donor2']
+    >>> row = rg.get.neighbors(query)["reference"].iloc[0]
+    >>> rests_on_it = rg.get.influence(query, rows=row)
+    """
+    if rows is not None:
+        if genes is not None:
+            msg = "`genes` has no meaning with `rows`: a spot cites the same rows for all genes. Leave one of them out."
+            raise ValueError(msg)
+        return _citing(sdata, reference, as_names(rows), prediction_key, obs_names)
+    import pandas as pd
+    from tqdm.auto import tqdm
+
+    table, header = predicted(sdata, prediction_key)
+    reference = matching_reference(reference, header)
+    groups = _groups(reference, group_key)
+    columns = np.arange(table.n_vars) if genes is None else gene_index(table, as_names(genes), "genes")
+    if not len(columns):
+        msg = "`genes` is empty; name at least one gene, or leave it out for all."
+        raise ValueError(msg)
+    rerun = Rerun(sdata, reference, table, header, spots=spot_index(table, obs_names), genes=columns)
+    show = settings.progress if progress is None else progress
+    lines = []
+    for group in tqdm(np.unique(groups), unit="group", disable=not show):
+        members = groups == group
+        after, share = rerun.without(members), rerun.weight_of(members)
+        about = {
+            "group": group,
+            "n_rows": int((members & rerun.usable).sum()),
+            "n_spots": int((share > 0).sum()),
+            "weight": float(np.nanmean(share)) if np.isfinite(share).any() else np.nan,
+        }
+        if not np.isfinite(after).any():
+            logger.warning("Without %s %r nothing can be predicted: no row is left that may be used.", group_key, group)
+        lines.append((about, *_changes(rerun.prediction, after)))
+    lines.sort(key=lambda line: (-line[1]["lost"], -np.nan_to_num(line[1]["mean_abs_change"]), line[0]["group"]))
+    if genes is None:
+        return pd.DataFrame([{**about, **overall} for about, overall, _ in lines])
+    parts = [by_gene.assign(**about, gene=table.var_names[columns]) for about, _, by_gene in lines]
+    frame = pd.concat(parts, ignore_index=True)
+    return frame[["group", "gene", "n_rows", "n_spots", "weight", *_CHANGES]]
+
+
+def _groups(reference: AnnData, group_key: str) -> np.ndarray:
+    """(rows,) group of each row of the reference, from a column of its `.obs` or of its sources."""
+    sources = reference_header(reference)["sources"]
+    if group_key in reference.obs:
+        return labels(reference.obs[group_key])
+    require_key(
+        group_key, [*reference.obs, *sources], "reference.obs and its sources", "`group_key` names one of them."
+    )
+    return labels(sources[group_key].reindex(reference.obs[_keys.SAMPLE].astype(str)))
+
+
+def _changes(before: np.ndarray, after: np.ndarray) -> tuple[dict[str, float], pd.DataFrame]:
+    """What became of (spots, genes) predictions: over all of them, and gene by gene."""
+    import pandas as pd
+
+    had, both = np.isfinite(before), np.isfinite(before) & np.isfinite(after)
+    change = np.where(both, after - before, 0.0)
+    size, count = np.abs(change), both.sum(axis=0)
+
+    def mean(total: Any, number: Any) -> Any:
+        return np.divide(total, number, out=np.full(np.shape(total), np.nan), where=number > 0)
+
+    by_gene = pd.DataFrame(
+        {
+            "lost": mean((had & ~both).sum(axis=0), had.sum(axis=0)),
+            "mean_change": mean(change.sum(axis=0), count),
+            "mean_abs_change": mean(size.sum(axis=0), count),
+            "max_abs_change": np.where(count > 0, size.max(axis=0, initial=0.0), np.nan),
+            "pearson": score(pearson, after, before, both),
+        }
+    )
+    overall = {
+        "lost": float(mean((had & ~both).sum(), had.sum())),
+        "mean_change": float(mean(change.sum(), count.sum())),
+        "mean_abs_change": float(mean(size.sum(), count.sum())),
+        "max_abs_change": float(size.max()) if count.any() else np.nan,
+        "pearson": float(by_gene["pearson"].mean()),
+    }
+    return overall, by_gene
+
+
+def _citing(
+    sdata: SpatialData | AnnData,
+    reference: AnnData | None,
+    rows: list[str],
+    prediction_key: str,
+    obs_names: str | Sequence[str] | None,
+) -> pd.DataFrame:
+    """Lines of :func:`ragst_sd.get.neighbors` that cite the given rows of the reference."""
+    import pandas as pd
+
+    _, header = predicted(sdata, prediction_key)
+    if not rows:
+        msg = "`rows` is empty; name at least one row of the reference."
+        raise ValueError(msg)
+    known = pd.Index(header[_keys.CITED]["reference"])
+    if reference is not None:
+        matching_reference(reference, header)
+        known = reference.obs_names
+    missing = [row for row in rows if row not in known]
+    if missing:
+        where = "the reference has no row" if reference is not None else "no spot of the prediction cites"
+        todo = (
+            "" if reference is not None else " Give the `reference` to tell rows that are never cited from wrong names."
+        )
+        msg = f"`rows`: {where} {listing(missing)}; there are {listing(known)}.{hint(missing[0], known)}{todo}"
+        raise KeyError(msg)
+    frame = neighbors(sdata, prediction_key=prediction_key, obs_names=obs_names)
+    frame = frame[frame["reference"].isin(rows)]
+    place = frame["reference"].map({row: i for i, row in enumerate(rows)})
+    frame = frame.assign(place=place).sort_values(["place", "weight"], ascending=[True, False], kind="stable")
+    return frame[["reference", "query", "rank", "distance", "weight"]].reset_index(drop=True)

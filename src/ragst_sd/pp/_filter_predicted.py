@@ -1,0 +1,198 @@
+"""`rg.pp.filter_predicted`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._annotation import is_predicted
+from ragst_sd._results import predicted
+from ragst_sd._validate import require_key, require_positive
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+_TODO = (
+    'Run `rg.tl.cross_validate(reference, genes="all")` or `rg.tl.calibrate(reference)`, and then `rg.tl.predict` again: it '
+    "copies what they found."
+)
+
+
+def filter_predicted(
+    sdata: SpatialData | AnnData,
+    *,
+    min_cv_pearson: float | None = None,
+    min_share_of_ceiling: float | None = None,
+    min_n_measured: int | None = None,
+    prediction_key: str = "predicted",
+    key_added: str | None = None,
+    inplace: bool = True,
+) -> AnnData | None:
+    """Keep the genes whose prediction can be trusted.
+
+    Trust is what was found on held-out donors, for each gene by itself. It holds for tissue like theirs. A gene that was
+    not assessed is dropped, as nothing speaks for it.
+
+    Parameters
+    ----------
+    sdata
+        Object with a predicted table, or the table itself.
+    min_cv_pearson
+        Keep genes whose Pearson correlation on held-out donors, `.var["cv_pearson"]`, is at least this.
+    min_share_of_ceiling
+        Keep genes that reach at least this share of what the noise of the counts allows: `.var["cv_pearson"]` over
+        `.var["noise_ceiling"]`. Genes whose ceiling is below 0.1 are noise, and are dropped.
+    min_n_measured
+        Keep genes that at least so many rows of the reference measured.
+    prediction_key
+        Name of the predicted table.
+    key_added
+        Name of the new table; the predicted table itself is replaced if left out.
+    inplace
+        `False` returns the table and leaves `sdata` as it is. A bare table is cut in place otherwise.
+
+    Returns
+    -------
+    `None`, or the table if `inplace=False`. It has the genes that pass in their order, and all else as it was: layers,
+    spots, provenance. :func:`ragst_sd.get.neighbors`, :func:`ragst_sd.get.explain` and :func:`ragst_sd.get.influence`
+    work as before. `.uns["retrieval"]["filter"]` holds the thresholds, `n_genes` before, and how many genes were dropped for which
+    reason: `not_assessed`, `cv_pearson`, `share_of_ceiling`, `n_measured`, each gene counted under the first that applies.
+    `.obs["evidence_share"]` and the other columns that describe spots stay those over all genes.
+
+    Raises
+    ------
+    KeyError
+        If the table does not exist or lacks a column.
+    ValueError
+        If no threshold is given or one makes no sense; no gene was assessed; no gene passes; the table has lost its provenance;
+        or another table has the name `key_added`.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
+    >>> for sdata in sections.values():
+    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> query = sections.pop("donor3")
+    >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
+    >>> scores = rg.tl.cross_validate(reference, methods=["knn"], genes="all", progress=False)
+    >>> rg.tl.fit(reference, method="knn", n_neighbors=10)
+    >>> rg.tl.predict(query, reference)
+    >>> rg.pp.filter_predicted(query, min_cv_pearson=0.2)
+    >>> bool(query.tables["predicted"].var["cv_pearson"].min() >= 0.2)
+    True
+    """
+    from anndata import AnnData
+
+    table, header = predicted(sdata, prediction_key)
+    bare = isinstance(sdata, AnnData)
+    if bare and key_added is not None:
+        msg = (
+            "`key_added` names a table of a SpatialData; `sdata` is a bare table. Use `inplace=False` to get a new one."
+        )
+        raise ValueError(msg)
+    if not bare and inplace and key_added is not None:
+        _check_name(sdata, key_added)
+    thresholds = {
+        "min_cv_pearson": min_cv_pearson,
+        "min_share_of_ceiling": min_share_of_ceiling,
+        "min_n_measured": min_n_measured,
+    }
+    keep, dropped = _judge(table, {name: value for name, value in thresholds.items() if value is not None})
+    reasons = ", ".join(f"{number} for {name}" for name, number in dropped.items() if number)
+    if not keep.any():
+        best = {
+            name: float(np.nanmax(table.var[name]))
+            for name in (_keys.CV_PEARSON, _keys.N_MEASURED)
+            if name in table.var
+        }
+        msg = (
+            f"None of the {table.n_vars} genes passes ({reasons}). The best of them have "
+            f"{', '.join(f'{name} {value:.3g}' for name, value in best.items())}: ask for less, or do not use this prediction."
+        )
+        raise ValueError(msg)
+    logger.info("Dropping %d of %d genes (%s).", int((~keep).sum()), table.n_vars, reasons or "none fails")
+    record = {**{name: value for name, value in thresholds.items() if value is not None}, "n_genes": table.n_vars}
+    header = {**header, "filter": {**record, "dropped": dropped}}
+    if bare and inplace:
+        table._inplace_subset_var(keep)
+        table.uns[_keys.RETRIEVAL] = header
+        return None
+    kept = table[:, keep].copy()
+    kept.uns[_keys.RETRIEVAL] = header
+    if not inplace:
+        return kept
+    sdata.tables[key_added or prediction_key] = kept
+    return None
+
+
+def _check_name(sdata: SpatialData, key_added: str) -> None:
+    """Refuse a name that is illegal or that something else has."""
+    from spatialdata import sanitize_name
+
+    if sanitize_name(key_added) != key_added:
+        msg = f"`key_added` {key_added!r} is not a legal element name; for instance {sanitize_name(key_added)!r} is."
+        raise ValueError(msg)
+    if key_added in sdata.tables and is_predicted(sdata.tables[key_added]):
+        return
+    taken = [name for _, name, _ in sdata.gen_elements() if name.lower() == key_added.lower()]
+    if taken:
+        msg = f"`key_added` {key_added!r}: element {taken[0]!r} was not made by ragst_sd and is not replaced. Choose another name."
+        raise ValueError(msg)
+
+
+def _judge(table: AnnData, thresholds: dict[str, Any]) -> tuple[np.ndarray, dict[str, int]]:
+    """Genes that pass, and how many fail for which reason."""
+    from ragst_sd.tl._evaluate import MIN_CEILING
+
+    if not thresholds:
+        msg = (
+            "No threshold is given. Ask for at least one of `min_cv_pearson`, `min_share_of_ceiling`, `min_n_measured`."
+        )
+        raise ValueError(msg)
+    _check(thresholds)
+    fails: dict[str, np.ndarray] = {}
+    if {"min_cv_pearson", "min_share_of_ceiling"} & set(thresholds):
+        pearson = _column(table, _keys.CV_PEARSON)
+        fails["not_assessed"] = np.isnan(pearson)
+        fails["cv_pearson"] = ~(pearson >= thresholds.get("min_cv_pearson", -np.inf))
+    if "min_share_of_ceiling" in thresholds:
+        ceiling = _column(table, _keys.NOISE_CEILING)
+        known = ceiling >= MIN_CEILING
+        share = np.divide(pearson, ceiling, out=np.full(len(ceiling), np.nan), where=known)
+        fails["share_of_ceiling"] = ~(share >= thresholds["min_share_of_ceiling"])
+    if "min_n_measured" in thresholds:
+        fails["n_measured"] = _column(table, _keys.N_MEASURED) < thresholds["min_n_measured"]
+    keep, dropped = np.ones(table.n_vars, dtype=bool), {}
+    for name, failing in fails.items():
+        dropped[name] = int((keep & failing).sum())
+        keep &= ~failing
+    return keep, dropped
+
+
+def _check(thresholds: dict[str, Any]) -> None:
+    for name in ("min_cv_pearson", "min_share_of_ceiling"):
+        value = thresholds.get(name, 0)
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        if not number or not -1 <= value <= 1:
+            msg = f"`{name}` is {value!r}; it must be a number between -1 and 1."
+            raise ValueError(msg)
+    if "min_n_measured" in thresholds:
+        require_positive(thresholds["min_n_measured"], "min_n_measured", whole=True)
+
+
+def _column(table: AnnData, name: str) -> np.ndarray:
+    require_key(name, table.var, "table.var", "`rg.tl.predict` writes it; predict again.")
+    values = table.var[name].to_numpy(float)
+    if np.isnan(values).all():
+        msg = f"`var[{name!r}]` is NaN for all {table.n_vars} genes: it was not assessed when the prediction was made. {_TODO}"
+        if name == _keys.NOISE_CEILING:
+            msg += " A noise ceiling needs counts in the reference."
+        raise ValueError(msg)
+    return values

@@ -1,0 +1,242 @@
+"""`rg.tl.report`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._annotation import single_region
+from ragst_sd._results import matching_reference, predicted
+from ragst_sd._validate import require_key
+from ragst_sd.tl._report_facts import gather
+from ragst_sd.tl._report_page import MADE_BY, to_html, to_markdown
+from ragst_sd.tl._report_pictures import draw_maps
+from ragst_sd.tl._report_sections import page_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from ragst_sd.tl._report_facts import Facts
+
+logger = logging.getLogger(__name__)
+
+_SUFFIXES = (".md", ".html")
+_HEAD_BYTES = 4096
+
+
+def report(
+    sdata: SpatialData | AnnData,
+    reference: AnnData,
+    *,
+    path: str | os.PathLike[str] = "report",
+    prediction_key: str = "predicted",
+    truth_key: str | None = None,
+    layer: str | None = None,
+    unit: str = "counts",
+    pictures: bool = True,
+    overwrite: bool = False,
+) -> tuple[Path, Path]:
+    """Write a card of one prediction: where it comes from, how far to trust it, and what not to conclude.
+
+    The page tells what stands in the provenance, `.var` and `.obs` of the predicted table, and in the header of the
+    reference; nothing is fitted or predicted anew. What was not assessed is said, and not left out. Its sentences
+    follow the facts: a reference of one donor, intervals that were not calibrated over donors, spots out of
+    reference, genes that failed, licences that are not known each get their own.
+
+    Parameters
+    ----------
+    sdata
+        Object with a predicted table, or the table itself; then without maps.
+    reference
+        The very reference that the prediction was made from.
+    path
+        Where to write, with or without suffix: `<path>.md` and `<path>.html`.
+    prediction_key
+        Name of the predicted table.
+    truth_key
+        Measured table of the same section to compare with; see :func:`ragst_sd.tl.evaluate`.
+    layer
+        Layer of the measured table; `.X` if left out.
+    unit
+        `"counts"`, or `"log1p_cp10k"` if the layer is log1p of counts per 10,000 already.
+    pictures
+        Draw maps into the HTML page, where the image and the shapes are in the object.
+    overwrite
+        Replace files that this function did not write. Its own it replaces in any case.
+
+    Returns
+    -------
+    Paths of the Markdown and of the HTML page. The HTML page needs no other file; pictures are in it. Both are complete before
+    they take their names.
+
+    On the page: the most restrictive licence; what not to conclude; what was not assessed; maps of the gene that is predicted best on
+    held-out donors and of how well grounded the spots are; sections of the reference with donors, licences, citations
+    and their share of the prediction; accuracy on held-out donors and genes by trust (`.var["cv_pearson"]`,
+    `["noise_ceiling"]`); agreement with the measured table, if there is one; spots out of reference, effective number of measured
+    spots and share of evidence (`.obs`); intervals with their level and unit; encoder, fit, hashes and versions
+    (`.uns["retrieval"]`).
+
+    Raises
+    ------
+    FileExistsError
+        If a file is there that this function did not write, unless `overwrite`.
+    FileNotFoundError
+        If the folder does not exist.
+    KeyError
+        If a table, layer or column does not exist.
+    ValueError
+        If the table has lost its provenance, the reference is missing or another one, or the measured table cannot be compared.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg, tempfile, pathlib
+    >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
+    >>> for sdata in sections.values():
+    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> query = sections.pop("donor3")
+    >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
+    >>> rg.tl.fit(reference, method="knn", n_neighbors=10)
+    >>> rg.tl.predict(query, reference)
+    >>> paths = rg.tl.report(query, reference, path=pathlib.Path(tempfile.mkdtemp()) / "donor3")
+    >>> [path.name for path in paths]
+    ['donor3.md', 'donor3.html']
+    """
+    from anndata import AnnData
+
+    table, header = predicted(sdata, prediction_key)
+    matching_reference(reference, header)
+    _check_columns(table)
+    paths = _paths(path, overwrite=overwrite)
+    if truth_key is not None and isinstance(sdata, AnnData):
+        msg = "`truth_key` names a table of a SpatialData; `sdata` is a bare table. Give the object."
+        raise ValueError(msg)
+    measured = None
+    if truth_key is not None:
+        measured = _agreement(sdata, table, header, prediction_key, truth_key=truth_key, layer=layer, unit=unit)
+    facts = gather(prediction_key, table, header, reference, measured)
+    why_none = _why_no_maps(sdata, facts, pictures=pictures)
+    truth_to_draw = truth_key if layer is None and unit == "counts" else None
+    maps = [] if why_none else draw_maps(sdata, facts, prediction_key=prediction_key, truth_key=truth_to_draw)
+    page = page_of(facts, maps, why_none)
+    for file, text in zip(paths, (to_markdown(page), to_html(page)), strict=True):
+        _write(file, text)
+    logger.info("Wrote %s and %s.", *paths)
+    return paths
+
+
+def _check_columns(table: AnnData) -> None:
+    todo = "`rg.tl.predict` writes it; predict again."
+    for name in (
+        _keys.OUT_OF_REFERENCE,
+        _keys.DISTANCE_PERCENTILE,
+        _keys.EFFECTIVE_N,
+        _keys.N_DONORS,
+        _keys.EVIDENCE_SHARE,
+    ):
+        require_key(name, table.obs, "table.obs", todo)
+    for name in (_keys.CV_PEARSON, _keys.NOISE_CEILING, _keys.N_MEASURED, _keys.EVIDENCE):
+        require_key(name, table.var, "table.var", todo)
+
+
+def _paths(path: str | os.PathLike[str], *, overwrite: bool) -> tuple[Path, Path]:
+    """Both files, neither of which is anybody else's."""
+    base = Path(path)
+    if base.suffix.lower() in _SUFFIXES:
+        base = base.with_suffix("")
+    if not base.parent.is_dir():
+        msg = f"`path` is {str(path)!r}: there is no folder {str(base.parent)!r}. Make it first."
+        raise FileNotFoundError(msg)
+    markdown, page = (base.with_name(base.name + suffix) for suffix in _SUFFIXES)
+    for file in (markdown, page):
+        if file.exists() and not overwrite and not _is_ours(file):
+            msg = f"{file} exists and was not written by `rg.tl.report`. Choose another `path`, or replace it with `overwrite=True`."
+            raise FileExistsError(msg)
+    return markdown, page
+
+
+def _is_ours(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as handle:
+        return MADE_BY.encode() in handle.read(_HEAD_BYTES)
+
+
+def _write(file: Path, text: str) -> None:
+    """Write beside the file, then take its place: a reader never sees half a page."""
+    beside = file.with_name(f".{file.name}.{uuid4().hex[:8]}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _agreement(
+    sdata: SpatialData,
+    table: AnnData,
+    header: dict[str, Any],
+    prediction_key: str,
+    *,
+    truth_key: str,
+    layer: str | None,
+    unit: str,
+) -> pd.DataFrame:
+    """Agreement with measured values of the section, one line per gene."""
+    from ragst_sd.tl._evaluate import evaluate
+
+    long = evaluate(
+        sdata, prediction_key=prediction_key, truth_key=truth_key, layer=layer, unit=unit, metrics=["pearson", "rmse"]
+    )
+    wide = long[long["gene"] != ""].groupby(["gene", "metric"])["value"].mean().unstack()
+    wide = wide.reindex([gene for gene in table.var_names if gene in wide.index])
+    wide[_keys.CV_PEARSON] = table.var[_keys.CV_PEARSON].reindex(wide.index)
+    if _keys.LOWER in table.layers and _keys.UPPER in table.layers:
+        wide["inside the interval"] = _inside(sdata, table, header, list(wide.index), truth_key, layer, unit)
+    return wide
+
+
+def _inside(
+    sdata: SpatialData,
+    table: AnnData,
+    header: dict[str, Any],
+    genes: list[str],
+    truth_key: str,
+    layer: str | None,
+    unit: str,
+) -> np.ndarray:
+    """(genes,) share of the measured values that lie in their interval."""
+    from ragst_sd.reference.genes import take_genes
+    from ragst_sd.tl._truth import normalized_truth, shared_spots, truth_table
+
+    measured = truth_table(sdata, truth_key, None)
+    matrix, names, counted = normalized_truth(measured, header, layer, unit)
+    ours, theirs = shared_spots(table, measured, counted)
+    columns = table.var_names.get_indexer(genes)
+    truth = take_genes(matrix, names, genes)[theirs].toarray()
+    lower, upper = (np.asarray(table.layers[side])[ours][:, columns] for side in (_keys.LOWER, _keys.UPPER))
+    known = np.isfinite(lower) & np.isfinite(upper)
+    inside = (known & (lower <= truth) & (truth <= upper)).sum(axis=0)
+    return np.divide(inside, known.sum(axis=0), out=np.full(len(genes), np.nan), where=known.any(axis=0))
+
+
+def _why_no_maps(sdata: SpatialData | AnnData, facts: Facts, *, pictures: bool) -> str:
+    """Why nothing can be drawn; empty if it can."""
+    from anndata import AnnData
+
+    if not pictures:
+        return "they were not asked for."
+    if isinstance(sdata, AnnData):
+        return "the report was written from a bare table, without its image."
+    image = str(facts.header["image_key"])
+    if image not in sdata.images:
+        return f"image `{image}` is not in the object."
+    region = single_region(facts.table)
+    return "" if region in sdata.shapes or region in sdata.points else f"`{region}` is not in the object."

@@ -1,0 +1,64 @@
+"""Which rows a query may use, and how a prediction remembers `where`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import spatialdata as sd
+
+import ragst_sd as rg
+from ragst_sd.tl._eligibility import recorded_where, where_of
+
+
+@pytest.fixture
+def shuffled(reference):
+    """The same rows in another order."""
+    return reference[np.random.default_rng(3).permutation(reference.n_obs)].copy()
+
+
+@pytest.mark.parametrize("n_rows", [8, 13, None])
+def test_a_mask_finds_its_rows_in_another_order(reference, n_rows):
+    """Whatever the number of rows left over in the last byte."""
+    rows = reference[:n_rows].copy()
+    random = np.random.default_rng(0)
+    mask = random.random(rows.n_obs) < 0.4
+    kept = recorded_where(rows, mask)
+    np.testing.assert_array_equal(where_of(rows, kept), mask)
+    order = random.permutation(rows.n_obs)
+    np.testing.assert_array_equal(where_of(rows[order].copy(), kept), mask[order])
+
+
+def test_a_mapping_is_kept_by_meaning(reference):
+    where = {"donor": "donor1", "tissue": ["breast", 3, 4.0, "é"]}
+    expected = {"donor": ["donor1"], "tissue": ["breast", "3", "4", "é"]}
+    assert where_of(reference, recorded_where(reference, where)) == expected
+    assert where_of(reference, recorded_where(reference, None)) is None
+
+
+@pytest.mark.parametrize("kind", ["mask", "mapping", "nothing"])
+def test_where_outlives_zarr_and_a_new_order(query, reference, shuffled, kind, tmp_path):
+    mask = (reference.obs["donor"] == "donor2").to_numpy()
+    where = {"mask": mask, "mapping": {"donor": ["donor2"]}, "nothing": None}[kind]
+    rg.tl.fit(reference, method="knn", n_neighbors=5)
+    rg.tl.predict(query, reference, where=where)
+    query.write(tmp_path / "s.zarr")
+    table = sd.read_zarr(tmp_path / "s.zarr").tables["predicted"]
+    found = where_of(shuffled, table.uns["retrieval"])
+    rg.tl.fit(shuffled, method="knn", n_neighbors=5)
+    again = rg.tl.predict(query, shuffled, where=found, inplace=False)
+    assert list(rg.get.neighbors(again)["reference"]) == list(rg.get.neighbors(table)["reference"])
+    np.testing.assert_allclose(again.X, table.X, atol=1e-5)
+    if kind == "mask":
+        np.testing.assert_array_equal(found, (shuffled.obs["donor"] == "donor2").to_numpy())
+
+
+@pytest.mark.parametrize("exclude", [(), ("donor",), ("donor", "tissue")])
+def test_exclude_outlives_zarr(query, reference, exclude, tmp_path):
+    query.tables["table"].obs["tissue"] = "elsewhere"
+    rg.tl.fit(reference, method="knn", n_neighbors=5)
+    rg.tl.predict(query, reference, exclude=exclude)
+    query.write(tmp_path / "s.zarr")
+    back = sd.read_zarr(tmp_path / "s.zarr")
+    assert [str(one) for one in np.atleast_1d(back.tables["predicted"].uns["retrieval"]["exclude"])] == list(exclude)
+    frame = rg.get.influence(back, reference, progress=False)
+    assert set(frame["group"]) == {"donor1", "donor2"}
