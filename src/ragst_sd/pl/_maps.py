@@ -109,13 +109,12 @@ def draw_map(
             ax, section, np.flatnonzero(~has), facecolors="none", edgecolors=_style.NO_VALUE,
             linewidths=stage.points(0.9), zorder=2, label="no value",
         )  # fmt: skip
-    rim = {"edgecolors": "white"} if panel.hatch else {}
-    spots = draw_spots(
-        ax, section, np.flatnonzero(has), cmap=panel.cmap, linewidths=0, zorder=3, label=panel.kind,
-        hatch=panel.hatch, **rim,
-    )  # fmt: skip
+    spots = draw_spots(ax, section, np.flatnonzero(has), cmap=panel.cmap, linewidths=0, zorder=3, label=panel.kind)
     spots.set_array(panel.values[has])
     spots.set_clim(*panel.limits)
+    if panel.hatch:
+        # Behind the spots: lines across them would hide the colours of small ones.
+        ax.add_patch(_hatched((box[0], box[2]), box[1] - box[0], box[3] - box[2], panel.hatch, zorder=1.5))
     lines = wrapped(panel.note, place[2] if note_width is None else note_width)
     pad = stage.points(4) + len(lines) * NOTE * 72 * stage.scale
     ax.set_title(panel.title, fontsize=stage.points(11), loc="left", pad=pad)
@@ -143,4 +142,14 @@ def draw_bar(stage: Stage, spots: Any, panel: Map, values: np.ndarray, left: flo
     bar = stage.figure.colorbar(spots, cax=cax, extend=extend, ticks=MaxNLocator(5, steps=[1, 2, 5, 10]))
     bar.outline.set_linewidth(0)
     bar.ax.tick_params(labelsize=stage.points(8.5))
+    if panel.hatch:
+        cax.add_patch(_hatched((0, 0), 1, 1, panel.hatch, transform=cax.transAxes, zorder=3))
     bar.set_label(panel.label, fontsize=stage.points(9))
+
+
+def _hatched(corner: tuple[float, float], width: float, height: float, hatch: str, **style: Any) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(
+        corner, width, height, facecolor="none", edgecolor="0.72", linewidth=0, hatch=hatch, gid="hatch", **style
+    )

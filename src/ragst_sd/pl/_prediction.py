@@ -27,7 +27,7 @@ from ragst_sd.pl._maps import (
 )
 from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._section import read_section
-from ragst_sd.pl._trust import GREYS, MIN_CV_PEARSON, distrust, intervals_of
+from ragst_sd.pl._trust import MIN_CV_PEARSON, distrust, greys, intervals_of
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def prediction(
     for j, (one, note) in enumerate(zip(genes, notes, strict=True)):
         maps = _value_maps(
             one, values[:, j], None if measured is None else measured[:, j], note=note,
-            cmap=GREYS if note else cmap, cmap_difference=cmap_difference, vmin=vmin, vmax=vmax,
+            cmap=greys() if note else cmap, cmap_difference=cmap_difference, vmin=vmin, vmax=vmax,
             unit=str(header["unit"]),
         )  # fmt: skip
         rows.append(maps if intervals is None else [*maps, _interval_map(intervals, j, cmap_interval)])

@@ -21,7 +21,7 @@ NO_VALUE = "#8C8C8C"
 
 SEQUENTIAL = "viridis"
 DIVERGING = "PuOr_r"
-WIDTH = "cividis"
+WIDTH = "plasma"
 
 _NICE = (1.0, 2.0, 5.0)
 _BAR_SHARE = 0.3

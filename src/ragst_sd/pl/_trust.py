@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
+    from matplotlib.colors import Colormap
 
 MIN_CV_PEARSON = 0.1
-GREYS = "Greys"
 HATCH = "////"
 
 
@@ -44,6 +44,13 @@ def distrust(table: AnnData, genes: Sequence[str], min_cv_pearson: float) -> lis
         f"not to be trusted (cross-validated r = {_style.number(score, 2)})" if score < min_cv_pearson else ""
         for score in scores
     ]
+
+
+def greys() -> Colormap:
+    """For genes that are not to be trusted; the lightest grey still stands out from glass."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("distrust", ["0.88", "0.1"])
 
 
 @dataclass(frozen=True)
