@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from ragst_sd.pl._benchmark import benchmark
     from ragst_sd.pl._explain import explain
     from ragst_sd.pl._prediction import prediction
+    from ragst_sd.pl._reliability import reliability
     from ragst_sd.pl._retrieval import retrieval
 
-__all__ = ["benchmark", "explain", "prediction", "retrieval"]
+__all__ = ["benchmark", "explain", "prediction", "reliability", "retrieval"]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)

@@ -139,7 +139,9 @@ def draw_bar(stage: Stage, spots: Any, panel: Map, values: np.ndarray, left: flo
     extend = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}[under, over]
     length = 0.8 * height
     cax = stage.axes(left, top + (height - length) / 2, BAR, length, "colorbar")
-    bar = stage.figure.colorbar(spots, cax=cax, extend=extend, ticks=MaxNLocator(5, steps=[1, 2, 5, 10]))
+    whole = bool((values[np.isfinite(values)] % 1 == 0).all())
+    ticks = MaxNLocator(5, steps=[1, 2, 5, 10], integer=whole)
+    bar = stage.figure.colorbar(spots, cax=cax, extend=extend, ticks=ticks)
     bar.outline.set_linewidth(0)
     bar.ax.tick_params(labelsize=stage.points(8.5))
     if panel.hatch:

@@ -16,8 +16,12 @@ EVIDENCE = "#0072B2"
 OTHERS = "#56B4E9"
 ADJUSTMENT = "#D55E00"
 QUERY = "#009E73"
+BAND = "#CDE8F8"
 MUTED = "#767676"
 NO_VALUE = "#8C8C8C"
+
+# For groups and lines without a meaning of their own.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 
 SEQUENTIAL = "viridis"
 DIVERGING = "PuOr_r"
