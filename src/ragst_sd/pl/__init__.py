@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from ragst_sd.pl._prediction import prediction
     from ragst_sd.pl._reliability import reliability
     from ragst_sd.pl._retrieval import retrieval
+    from ragst_sd.pl._sources import sources
 
-__all__ = ["benchmark", "explain", "prediction", "reliability", "retrieval"]
+__all__ = ["benchmark", "explain", "prediction", "reliability", "retrieval", "sources"]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)

@@ -130,11 +130,22 @@ def draw_map(
     return ax, spots
 
 
-def draw_bar(stage: Stage, spots: Any, panel: Map, values: np.ndarray, left: float, top: float, height: float) -> None:
+def draw_bar(
+    stage: Stage,
+    spots: Any,
+    label: str,
+    limits: tuple[float, float],
+    values: np.ndarray,
+    left: float,
+    top: float,
+    height: float,
+    *,
+    hatch: str | None = None,
+) -> None:
     """Draw the colour bar of a map; its ends are pointed where values lie beyond."""
     from matplotlib.ticker import MaxNLocator
 
-    low, high = panel.limits
+    low, high = limits
     under, over = bool((values < low).any()), bool((values > high).any())
     extend = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}[under, over]
     length = 0.8 * height
@@ -144,9 +155,9 @@ def draw_bar(stage: Stage, spots: Any, panel: Map, values: np.ndarray, left: flo
     bar = stage.figure.colorbar(spots, cax=cax, extend=extend, ticks=ticks)
     bar.outline.set_linewidth(0)
     bar.ax.tick_params(labelsize=stage.points(8.5))
-    if panel.hatch:
-        cax.add_patch(_hatched((0, 0), 1, 1, panel.hatch, transform=cax.transAxes, zorder=3))
-    bar.set_label(panel.label, fontsize=stage.points(9))
+    if hatch:
+        cax.add_patch(_hatched((0, 0), 1, 1, hatch, transform=cax.transAxes, zorder=3))
+    bar.set_label(label, fontsize=stage.points(9))
 
 
 def _hatched(corner: tuple[float, float], width: float, height: float, hatch: str, **style: Any) -> Any:

@@ -245,6 +245,9 @@ def _draw_row(
         axes[panel.kind] = ax
         if panel.label:
             shown = [other.values for other in row if other.limits == panel.limits]
-            draw_bar(stage, spots, panel, np.concatenate(shown), left + width + 0.08, top, height)
+            draw_bar(
+                stage, spots, panel.label, panel.limits, np.concatenate(shown), left + width + 0.08, top, height,
+                hatch=panel.hatch,
+            )  # fmt: skip
         left += _room(panel, width)
     return axes

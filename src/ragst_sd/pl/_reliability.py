@@ -196,7 +196,17 @@ def reliability(
                 drawn, section, np.flatnonzero(table.obs[_keys.OUT_OF_REFERENCE].to_numpy(bool)), facecolors="none",
                 edgecolors=_style.ADJUSTMENT, linewidths=stage.points(1.6), zorder=4, label=_keys.OUT_OF_REFERENCE,
             )  # fmt: skip
-        draw_bar(stage, spots, panel, panel.values, left + size[0] + 0.08, top, size[1])
+        draw_bar(
+            stage,
+            spots,
+            panel.label,
+            panel.limits,
+            panel.values,
+            left + size[0] + 0.08,
+            top,
+            size[1],
+            hatch=panel.hatch,
+        )
         axes[panel.kind] = drawn
     if curves is not None:
         axes |= _draw_curves(stage, curves, intervals, maps_height)

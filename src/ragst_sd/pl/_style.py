@@ -21,11 +21,13 @@ MUTED = "#767676"
 NO_VALUE = "#8C8C8C"
 
 # For groups and lines without a meaning of their own.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+OTHER_GROUPS = "#BBBBBB"
 
 SEQUENTIAL = "viridis"
 DIVERGING = "PuOr_r"
 WIDTH = "plasma"
+SHARE = "Blues"
 
 _NICE = (1.0, 2.0, 5.0)
 _BAR_SHARE = 0.3
