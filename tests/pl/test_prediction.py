@@ -284,7 +284,7 @@ def test_picture(predicted, genes, with_intervals, distance_to_baseline):
         genes[0]
     ]
     figure = axes["measured"].figure
-    assert distance_to_baseline(figure, "prediction", dpi=27) < 4
+    assert distance_to_baseline(figure, "prediction", dpi=27) < 6
     for ax in axes.values():
         ax.set_visible(False)
         assert distance_to_baseline(figure, "prediction", dpi=27) > 8

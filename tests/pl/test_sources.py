@@ -187,7 +187,7 @@ def test_save_and_given_axes(predicted, tmp_path):
 
 def test_picture(predicted, distance_to_baseline):
     axes = rg.pl.sources(predicted, return_ax=True)
-    assert distance_to_baseline(axes["section"].figure, "sources") < 4
+    assert distance_to_baseline(axes["section"].figure, "sources") < 6
     for ax in (axes["weights"], axes["groups"]["donor2"]):
         ax.set_visible(False)
         assert distance_to_baseline(axes["section"].figure, "sources") > 8
