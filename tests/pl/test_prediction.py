@@ -11,12 +11,6 @@ from matplotlib.collections import EllipseCollection, PathCollection
 import ragst_sd as rg
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 @pytest.fixture
 def genes(predicted):
     table = predicted.tables["predicted"]
@@ -220,3 +214,78 @@ def test_points_are_drawn_apart_from_each_other(query, fitted, genes, embed):
     drawn = spots(axes["predicted"], "predicted")
     np.testing.assert_allclose(drawn.get_offsets(), xy)
     np.testing.assert_allclose(drawn.get_widths(), 0.8 * 60)
+
+
+def note(ax):
+    return "".join(one.get_text() for one in ax.get_children() if one.get_gid() == "note")
+
+
+def test_gene_that_failed_is_grey_and_says_so(predicted, genes):
+    table = predicted.tables["predicted"]
+    table.var.loc[genes[:3], "cv_pearson"] = [0.03, 0.4, np.nan]
+    axes = rg.pl.prediction(predicted, gene=genes[:3], truth_key="table", return_ax=True)
+    cmaps = {gene: {kind: spots(ax, kind).get_cmap().name for kind, ax in axes[gene].items()} for gene in genes[:3]}
+    assert cmaps[genes[0]]["predicted"] == cmaps[genes[0]]["measured"] == "distrust"
+    assert cmaps[genes[0]]["difference"] == cmaps[genes[1]]["difference"] != "distrust"
+    assert note(axes[genes[0]]["predicted"]) == "not to be trusted (cross-validated r = 0.03)"
+    for gene in genes[1:3]:
+        assert cmaps[gene]["predicted"] == "viridis"
+        assert note(axes[gene]["predicted"]) == ""
+    assert (
+        spots(axes[genes[0]]["predicted"], "predicted").get_clim()
+        == spots(axes[genes[0]]["measured"], "measured").get_clim()
+    )
+    trusting = rg.pl.prediction(predicted, gene=genes[0], min_cv_pearson=-1, return_ax=True)[genes[0]]["predicted"]
+    assert note(trusting) == "" and spots(trusting, "predicted").get_cmap().name == "viridis"
+    with pytest.raises(ValueError, match="`min_cv_pearson` is 7"):
+        rg.pl.prediction(predicted, gene=genes[0], min_cv_pearson=7)
+
+
+def test_interval_width_is_a_map_of_its_own(predicted, genes, with_intervals):
+    table = predicted.tables["predicted"]
+    with pytest.raises(KeyError, match="The table has no intervals"):
+        rg.pl.prediction(predicted, gene=genes[0], interval=True)
+    with_intervals(table)
+    width = (table[:, genes[0]].layers["upper"] - table[:, genes[0]].layers["lower"]).ravel()
+    assert "interval" not in rg.pl.prediction(predicted, gene=genes[0], return_ax=True)[genes[0]]
+    for unit in ("donor", "section"):
+        table.uns["retrieval"]["interval_unit"] = unit
+        axes = rg.pl.prediction(predicted, gene=genes[0], interval=True, return_ax=True)[genes[0]]
+        assert list(axes) == ["predicted", "interval"]
+        ax = axes["interval"]
+        np.testing.assert_allclose(spots(ax, "interval").get_array(), width, atol=1e-6)
+        hatched = [one.get_hatch() for one in ax.patches if one.get_gid() == "hatch"]
+        assert bool(hatched) == (unit == "section") and all(hatched)
+        assert note(ax) == ("" if unit == "donor" else "calibrated over sections, not donors")
+        bar = colorbars(ax)[1]
+        assert bar.get_ylabel() == "width of the 90 % interval"
+        assert [one.get_hatch() for one in bar.patches if one.get_gid() == "hatch"] == hatched
+
+
+def test_words_of_a_narrow_section_stay_off_the_next_map(predicted, genes):
+    table = predicted.tables["predicted"]
+    table.var.loc[genes[:2], "cv_pearson"] = 0.03
+    x, y = table.obsm["spatial"].T
+    predicted.tables["predicted"] = table[np.abs(x - np.median(x)) < 0.3 * (y.max() - y.min())].copy()
+    axes = rg.pl.prediction(predicted, gene=genes[:2], return_ax=True)
+    first, second = (axes[gene]["predicted"] for gene in genes[:2])
+    figure = first.figure
+    figure.canvas.draw()
+    words = next(one for one in first.get_children() if one.get_gid() == "note")
+    assert words.get_window_extent().x1 < second.get_window_extent().x0
+    assert words.get_window_extent().y1 < first._left_title.get_window_extent().y0 + 2
+
+
+def test_picture(predicted, genes, with_intervals, distance_to_baseline):
+    table = predicted.tables["predicted"]
+    with_intervals(table, unit="section")
+    table.var.loc[genes[0], "cv_pearson"] = 0.03
+    axes = rg.pl.prediction(predicted, gene=genes[0], truth_key="table", interval=True, image_fade=0.7, return_ax=True)[
+        genes[0]
+    ]
+    figure = axes["measured"].figure
+    assert distance_to_baseline(figure, "prediction", dpi=27) < 6
+    for ax in axes.values():
+        ax.set_visible(False)
+        assert distance_to_baseline(figure, "prediction", dpi=27) > 8
+        ax.set_visible(True)

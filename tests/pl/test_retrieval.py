@@ -15,12 +15,6 @@ import ragst_sd as rg
 MINUS = "\N{MINUS SIGN}"
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
-
-
 @pytest.fixture
 def spot(predicted):
     return predicted.tables["predicted"].obs_names[5]
@@ -213,6 +207,12 @@ def test_names_that_do_not_exist(predicted, fitted, spot, gene):
         rg.pl.retrieval(predicted, fitted, obs_name="nowhere", gene=gene)
     with pytest.raises(KeyError, match="the table has no gene 'NOGENE'"):
         rg.pl.retrieval(predicted, fitted, obs_name=spot, gene="NOGENE")
+    with pytest.raises(KeyError, match="the table has no spot 'nowhere'"):
+        rg.pl.retrieval(predicted, fitted, obs_name=[spot, "nowhere"], gene=gene)
+    with pytest.raises(ValueError, match="`obs_name` is empty"):
+        rg.pl.retrieval(predicted, fitted, obs_name=[], gene=gene)
+    with pytest.raises(TypeError, match="`obs_name` is a int"):
+        rg.pl.retrieval(predicted, fitted, obs_name=[3], gene=gene)
     with pytest.raises(TypeError, match="`gene` is a list"):
         rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=[gene])
     with pytest.raises(TypeError, match="SpatialData"):
@@ -284,3 +284,76 @@ def test_spot_that_the_reference_does_not_cover_is_marked(predicted, fitted, spo
         predicted.tables["predicted"].obs["out_of_reference"] = value
         axes = rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, return_ax=True)
         assert any(warning in text for text in texts(axes)) == value
+
+
+def test_several_spots_are_rows_on_one_scale(predicted, fitted, gene):
+    table = predicted.tables["predicted"]
+    order = np.argsort(np.asarray(table[:, gene].X).ravel())
+    names = [str(table.obs_names[i]) for i in (order[-1], order[0], order[len(order) // 2])]
+    axes = rg.pl.retrieval(predicted, fitted, obs_name=names, gene=gene, n_shown=3, return_ax=True)
+    assert list(axes) == names
+    for name, one in axes.items():
+        assert set(one) == {"section", "tile", "neighbors", "contributions"}
+        parts = rg.get.explain(predicted, fitted, obs_name=name, gene=gene)
+        *steps, total = heights(one)
+        np.testing.assert_allclose(steps[:3], (parts["weight"] * parts["value"])[:3], atol=1e-6)
+        np.testing.assert_allclose([sum(steps), total], parts["contribution"].sum(), atol=1e-5)
+        x, y = table[name].obsm["spatial"][0]
+        np.testing.assert_allclose(one["tile"].images[0].get_extent(), (x - 32, x + 32, y + 32, y - 32))
+        assert one["section"].get_title(loc="left") == f"spot {name}"
+        assert f"{gene} predicted {total:.2f}" in texts(one)
+    assert len({one["contributions"].get_ylim() for one in axes.values()}) == 1
+    places = [one["contributions"].get_position() for one in axes.values()]
+    assert places[0].y0 > places[1].y1 and places[1].y0 > places[2].y1
+    for one in axes.values():
+        assert one["tile"].get_position().x0 > one["section"].get_position().x1
+    again = rg.pl.retrieval(predicted, fitted, obs_name=names[:1] * 2, gene=gene, return_ax=True)
+    assert list(again) == names[:1]
+    assert again[names[0]]["tile"].get_position().y1 < again[names[0]]["section"].get_position().y0
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_lines_to_the_tile_keep_clear_of_the_scale_bar(predicted, fitted, gene, several):
+    from matplotlib.patches import ConnectionPatch
+
+    table = predicted.tables["predicted"]
+    xy = table.obsm["spatial"]
+    corners = [int(np.argmax(xy @ way)) for way in ([1, 1], [1, -1], [-1, 1], [-1, -1])]
+    names = [str(table.obs_names[i]) for i in corners]
+    if several:
+        drawn = rg.pl.retrieval(predicted, fitted, obs_name=names, gene=gene, return_ax=True).values()
+    else:
+        drawn = [rg.pl.retrieval(predicted, fitted, obs_name=name, gene=gene, return_ax=True) for name in names]
+    for axes in drawn:
+        figure = axes["section"].figure
+        figure.canvas.draw()
+        bar = next(one for one in axes["section"].patches if one.get_gid() == "scale bar").get_window_extent()
+        lines = [one for one in place_of(axes).get_children() if isinstance(one, ConnectionPatch)]
+        assert len(lines) == (8 if several else 2)
+        for line in lines:
+            path = line.get_path().transformed(line.get_transform())
+            assert not path.intersects_bbox(bar, filled=False)
+
+
+def test_gene_that_failed_is_grey_and_says_so(predicted, fitted, spot, gene):
+    table = predicted.tables["predicted"]
+    words = "not to be trusted (cross-validated r = 0.03)"
+    for score, failed in ((0.03, True), (0.4, False), (np.nan, False)):
+        table.var.loc[gene, "cv_pearson"] = score
+        axes = rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, return_ax=True)
+        assert (words in texts(axes)) == failed
+        assert (len({bar.get_facecolor() for bar in axes["contributions"].patches}) == 1) == failed
+    table.var.loc[gene, "cv_pearson"] = 0.03
+    axes = rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, min_cv_pearson=0, return_ax=True)
+    assert words not in texts(axes)
+
+
+def test_picture(predicted, fitted, gene, distance_to_baseline):
+    names = list(predicted.tables["predicted"].obs_names[[3, 20]])
+    axes = rg.pl.retrieval(predicted, fitted, obs_name=names, gene=gene, n_shown=3, return_ax=True)
+    figure = axes[names[0]]["section"].figure
+    assert distance_to_baseline(figure, "retrieval", dpi=32) < 9
+    for ax in (axes[names[0]]["section"], axes[names[1]]["tile"]):
+        ax.set_visible(False)
+        assert distance_to_baseline(figure, "retrieval", dpi=32) > 13
+        ax.set_visible(True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ragst_sd._validate import require_positive, require_type
@@ -35,6 +35,12 @@ class Stage:
     """Real inches per inch of the design."""
     margin: tuple[float, float]
     """Left and bottom margin around the design, as fractions of the place."""
+    down: float = 0.0
+    """Inches of the design by which everything lies lower: pictures are made of blocks on top of each other."""
+
+    def lowered(self, inches: float) -> Stage:
+        """The same stage, seen from a block that starts lower."""
+        return replace(self, down=self.down + inches)
 
     def axes(self, left: float, top: float, width: float, height: float, label: str = "") -> Axes:
         """Axes whose upper left corner lies `left` and `top` inches from that of the design."""
@@ -58,7 +64,7 @@ class Stage:
         )
 
     def _at(self, left: float, top: float) -> tuple[float, float]:
-        x, y = self._size(left, self.height - top)
+        x, y = self._size(left, self.height - top - self.down)
         return x + self.margin[0], y + self.margin[1]
 
 

@@ -2,50 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ragst_sd._elements import require_sdata
 from ragst_sd._results import gene_index, predicted
-from ragst_sd._validate import require_type
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import finish, open_stage
-from ragst_sd.pl._section import corner_is_free, draw_image, draw_spots, extent_of, read_section, spot_reach
+from ragst_sd.pl._maps import (
+    BAR_ROOM,
+    BETWEEN,
+    MARGIN,
+    NOTE,
+    TITLE,
+    Map,
+    draw_bar,
+    draw_map,
+    gene_list,
+    limits_of,
+    map_size,
+    require_fade,
+    wrapped,
+)
+from ragst_sd.pl._measured import measured_values
+from ragst_sd.pl._section import read_section
+from ragst_sd.pl._trust import MIN_CV_PEARSON, distrust, greys, intervals_of
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from spatialdata import SpatialData
 
     from ragst_sd.pl._figure import Stage
+    from ragst_sd.pl._maps import Box
     from ragst_sd.pl._section import Section
+    from ragst_sd.pl._trust import Intervals
 
-# The design, in inches.
-_PANEL, _TITLE, _MARGIN, _BAR, _BAR_ROOM, _BETWEEN = 3.2, 0.38, 0.12, 0.12, 0.95, 0.15
 _PER_ROW = 3
-_IMAGE_PX = 900
-# A few extreme spots would otherwise take the whole colour scale.
-_TAILS = (0.01, 0.99)
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """One map."""
-
-    kind: str
-    title: str
-    values: np.ndarray
-    limits: tuple[float, float]
-    cmap: str | Colormap
-    label: str
-    """Of the colour bar; empty if the next panel shares it."""
 
 
 def prediction(
@@ -56,8 +54,11 @@ def prediction(
     truth_key: str | None = None,
     layer: str | None = None,
     unit: str = "counts",
+    interval: bool = False,
+    min_cv_pearson: float = MIN_CV_PEARSON,
     cmap: str | Colormap = _style.SEQUENTIAL,
     cmap_difference: str | Colormap = _style.DIVERGING,
+    cmap_interval: str | Colormap = _style.WIDTH,
     vmin: float | None = None,
     vmax: float | None = None,
     image_fade: float = 0.4,
@@ -72,7 +73,8 @@ def prediction(
 
     Spots have their true size and shape. Measured and predicted values share one colour scale, the difference
     (predicted minus measured) has its own around zero. Colour scales leave out one spot in a hundred at either end,
-    which the pointed ends of the colour bar tell. Spots without a value are hollow.
+    which the pointed ends of the colour bar tell. Spots without a value are hollow. Genes that failed cross-validation
+    are drawn in grey and say so.
 
     Parameters
     ----------
@@ -88,8 +90,13 @@ def prediction(
         Layer of the measured table; `.X` if left out.
     unit
         `"counts"`, or `"log1p_cp10k"` if the layer is log1p of counts per 10,000 already.
-    cmap, cmap_difference
-        Colour maps of values and of differences.
+    interval
+        Add a map of the width of the prediction interval, which the table has if it was predicted with
+        `intervals=`. It is hatched if the intervals were calibrated over anything but donors.
+    min_cv_pearson
+        Genes whose `var["cv_pearson"]` is lower are not to be trusted. Genes that were not assessed are left as they are.
+    cmap, cmap_difference, cmap_interval
+        Colour maps of values, of differences and of interval widths.
     vmin, vmax
         Limits of the colour scale of values.
     image_fade
@@ -108,12 +115,13 @@ def prediction(
     Returns
     -------
     `None`, or if `return_ax` a dictionary from gene to a dictionary with the Axes `"predicted"` and, with a truth,
-    `"measured"` and `"difference"`. The title of `"predicted"` then names Pearson's r over the spots.
+    `"measured"` and `"difference"`, and with `interval` also `"interval"`. With a truth the title of `"predicted"` names
+    Pearson's r over the spots.
 
     Raises
     ------
     KeyError
-        If a table, gene or layer does not exist.
+        If a table, gene or layer does not exist, or the table has no intervals.
     ValueError
         If the image or the shapes are not in the object, or the truth shares no spots or is not counts.
 
@@ -132,103 +140,73 @@ def prediction(
     ['measured', 'predicted', 'difference']
     """
     require_sdata(sdata)
-    genes = _genes(gene)
-    if not 0 <= image_fade <= 1:
-        msg = f"`image_fade` is {image_fade!r}; it must lie between 0 (the picture as it is) and 1 (white)."
-        raise ValueError(msg)
+    genes = gene_list(gene)
+    require_fade(image_fade)
     table, header = predicted(sdata, prediction_key)
-    values = dense(table.X[:, gene_index(table, genes)])
-    measured = None if truth_key is None else _measured(sdata, table, header, truth_key, layer, unit, genes)
+    columns = gene_index(table, genes)
+    notes = distrust(table, genes, min_cv_pearson)
+    values = dense(table.X[:, columns])
+    measured = None
+    if truth_key is not None:
+        measured, _ = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)
+    intervals = intervals_of(table, header, columns) if interval else None
     section = read_section(sdata, table, header, prediction_key)
-    maps = {"cmap": cmap, "cmap_difference": cmap_difference, "vmin": vmin, "vmax": vmax, "unit": str(header["unit"])}
-    rows = [
-        _panels(one, values[:, j], None if measured is None else measured[:, j], **maps) for j, one in enumerate(genes)
-    ]
+    rows = []
+    for j, (one, note) in enumerate(zip(genes, notes, strict=True)):
+        maps = _value_maps(
+            one, values[:, j], None if measured is None else measured[:, j], note=note,
+            cmap=greys() if note else cmap, cmap_difference=cmap_difference, vmin=vmin, vmax=vmax,
+            unit=str(header["unit"]),
+        )  # fmt: skip
+        rows.append(maps if intervals is None else [*maps, _interval_map(intervals, j, cmap_interval)])
 
-    box = extent_of(section, spot_reach(section))
-    shrink = _PANEL / max(box[1] - box[0], box[3] - box[2])
-    size = ((box[1] - box[0]) * shrink, (box[3] - box[2]) * shrink)
-    per_row = 1 if measured is not None else min(_PER_ROW, len(rows))
-    block = _block_width(rows[0], size[0])
-    n_rows = -(-len(rows) // per_row)
-    height = n_rows * (_TITLE + size[1]) + 2 * _MARGIN
-    stage = open_stage(per_row * block + 2 * _MARGIN, height, ax=ax, figsize=figsize, dpi=dpi)
+    box, size = map_size(section)
+    per_row = 1 if len(rows[0]) > 1 else min(_PER_ROW, len(rows))
+    block = sum(_room(one, size[0]) for one in rows[0])
+    title = TITLE + NOTE * max(
+        len(wrapped(one.note, _note_width(row, i, size[0]))) for row in rows for i, one in enumerate(row)
+    )
+    height = -(-len(rows) // per_row) * (title + size[1]) + 2 * MARGIN
+    stage = open_stage(per_row * block + 2 * MARGIN, height, ax=ax, figsize=figsize, dpi=dpi)
     axes = {}
-    for i, (one, panels) in enumerate(zip(genes, rows, strict=True)):
-        left = _MARGIN + (i % per_row) * block
-        top = _MARGIN + (i // per_row) * (_TITLE + size[1]) + _TITLE - 0.05
-        axes[one] = _draw_row(stage, section, panels, box, size, left, top, image_fade)
+    for i, (one, row) in enumerate(zip(genes, rows, strict=True)):
+        left = MARGIN + (i % per_row) * block
+        top = MARGIN + (i // per_row) * (title + size[1]) + title - 0.05
+        axes[one] = _draw_row(stage, section, row, box, (left, top, *size), image_fade)
     return finish(stage, axes, show=show, save=save, return_ax=return_ax, dpi=dpi)
 
 
-def _genes(gene: str | Sequence[str]) -> list[str]:
-    genes = [gene] if isinstance(gene, str) else list(dict.fromkeys(gene))
-    for one in genes:
-        require_type(one, str, "gene", "Give a name or a list of names.")
-    if not genes:
-        msg = "`gene` is empty; name at least one gene."
-        raise ValueError(msg)
-    return genes
-
-
-def _measured(
-    sdata: SpatialData,
-    table: AnnData,
-    header: dict[str, Any],
-    truth_key: str,
-    layer: str | None,
-    unit: str,
-    genes: list[str],
-) -> np.ndarray:
-    """(spots, genes) measured values in the unit of the prediction; NaN for spots that were not measured."""
-    from ragst_sd.reference.genes import take_genes
-    from ragst_sd.tl._truth import normalized_truth, shared_genes, shared_spots, truth_table
-
-    measured = truth_table(sdata, truth_key, None)
-    matrix, names, counted = normalized_truth(measured, header, layer, unit)
-    shared_genes(table, names, genes)
-    ours, theirs = shared_spots(table, measured, counted)
-    out = np.full((table.n_obs, len(genes)), np.nan)
-    out[ours] = dense(take_genes(matrix, names, genes)[theirs])
-    return out
-
-
-def _panels(
+def _value_maps(
     gene: str,
     values: np.ndarray,
     measured: np.ndarray | None,
     *,
+    note: str,
     cmap: str | Colormap,
     cmap_difference: str | Colormap,
     vmin: float | None,
     vmax: float | None,
     unit: str,
-) -> list[_Panel]:
+) -> list[Map]:
     if measured is None:
-        return [_Panel("predicted", f"{gene} predicted", values, _limits(values, vmin, vmax), cmap, unit)]
-    limits = _limits(np.concatenate([values, measured]), vmin, vmax)
+        return [Map("predicted", f"{gene} predicted", values, limits_of(values, vmin, vmax), cmap, unit, note)]
+    limits = limits_of(np.concatenate([values, measured]), vmin, vmax)
     difference = values - measured
-    furthest = max(map(abs, _limits(difference, None, None)))
+    furthest = max(map(abs, limits_of(difference)))
     return [
-        _Panel("measured", f"{gene} measured", measured, limits, cmap, ""),
-        _Panel("predicted", f"predicted, r = {_correlation(values, measured)}", values, limits, cmap, unit),
-        _Panel(
-            "difference", f"predicted {_style.MINUS} measured", difference, (-furthest, furthest), cmap_difference,
-            "difference",
-        ),
+        Map("measured", f"{gene} measured", measured, limits, cmap, ""),
+        Map("predicted", f"predicted, r = {_correlation(values, measured)}", values, limits, cmap, unit, note),
+        Map("difference", f"predicted {_style.MINUS} measured", difference, (-furthest, furthest), cmap_difference,
+            "difference"),
     ]  # fmt: skip
 
 
-def _limits(values: np.ndarray, vmin: float | None, vmax: float | None) -> tuple[float, float]:
-    finite = values[np.isfinite(values)]
-    low, high = np.quantile(finite, _TAILS) if len(finite) else (0.0, 1.0)
-    if low == high and len(finite):
-        low, high = finite.min(), finite.max()
-    low, high = float(low if vmin is None else vmin), float(high if vmax is None else vmax)
-    if low > high:
-        msg = f"The colour scale would run from {low:.4g} to {high:.4g}. Give `vmin` below `vmax`."
-        raise ValueError(msg)
-    return (low - 0.5, high + 0.5) if low == high else (low, high)
+def _interval_map(intervals: Intervals, column: int, cmap: str | Colormap) -> Map:
+    width = intervals.width[:, column]
+    return Map(
+        "interval", "interval width", width, limits_of(width), cmap, f"width of the {intervals.name}",
+        intervals.caveat, intervals.hatch,
+    )  # fmt: skip
 
 
 def _correlation(values: np.ndarray, measured: np.ndarray) -> str:
@@ -239,58 +217,37 @@ def _correlation(values: np.ndarray, measured: np.ndarray) -> str:
     return _style.number(score, 2) if np.isfinite(score) else "n/a"
 
 
-def _block_width(panels: list[_Panel], width: float) -> float:
-    """Width of the panels of one gene with their colour bars."""
-    return sum(width + (_BAR_ROOM if panel.label else _BETWEEN) for panel in panels)
+def _room(panel: Map, width: float) -> float:
+    """Width of a map with its colour bar."""
+    return width + (BAR_ROOM if panel.label else BETWEEN)
+
+
+def _note_width(row: list[Map], place: int, width: float) -> float:
+    """Words below a title may run over the colour bar, as far as the next map."""
+    return _room(row[place], width) - BETWEEN
 
 
 def _draw_row(
     stage: Stage,
     section: Section,
-    panels: list[_Panel],
-    box: tuple[float, float, float, float],
-    size: tuple[float, float],
-    left: float,
-    top: float,
+    row: list[Map],
+    box: Box,
+    place: tuple[float, float, float, float],
     fade: float,
 ) -> dict[str, Axes]:
+    left, top, width, height = place
     axes = {}
-    for i, panel in enumerate(panels):
-        ax = stage.axes(left, top, *size, panel.kind)
-        draw_image(ax, section.pyramid, box, edge_px=_IMAGE_PX, fade=fade)
-        has = np.isfinite(panel.values)
-        if not has.all():
-            draw_spots(
-                ax, section, np.flatnonzero(~has), facecolors="none", edgecolors=_style.NO_VALUE,
-                linewidths=stage.points(0.9), zorder=2, label="no value",
-            )  # fmt: skip
-        spots = draw_spots(ax, section, np.flatnonzero(has), cmap=panel.cmap, linewidths=0, zorder=3, label=panel.kind)
-        spots.set_array(panel.values[has])
-        spots.set_clim(*panel.limits)
-        ax.set_title(panel.title, fontsize=stage.points(11), loc="left", pad=stage.points(4))
-        if i == 0:
-            _style.scale_bar(ax, section.mpp, stage.points(9), right=corner_is_free(section, box))
-        _style.frame(ax)
+    for i, panel in enumerate(row):
+        ax, spots = draw_map(
+            stage, section, panel, box, (left, top, width, height), fade=fade, scale_bar=i == 0,
+            note_width=_note_width(row, i, width),
+        )  # fmt: skip
         axes[panel.kind] = ax
-        left += size[0] + _BETWEEN
         if panel.label:
-            shown = [other.values for other in panels if other.limits == panel.limits]
-            _draw_bar(stage, spots, panel, np.concatenate(shown), left - _BETWEEN + 0.08, top, size[1])
-            left += _BAR_ROOM - _BETWEEN
+            shown = [other.values for other in row if other.limits == panel.limits]
+            draw_bar(
+                stage, spots, panel.label, panel.limits, np.concatenate(shown), left + width + 0.08, top, height,
+                hatch=panel.hatch,
+            )  # fmt: skip
+        left += _room(panel, width)
     return axes
-
-
-def _draw_bar(
-    stage: Stage, spots: Any, panel: _Panel, values: np.ndarray, left: float, top: float, height: float
-) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    low, high = panel.limits
-    under, over = bool((values < low).any()), bool((values > high).any())
-    extend = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}[under, over]
-    length = 0.8 * height
-    cax = stage.axes(left, top + (height - length) / 2, _BAR, length, "colorbar")
-    bar = stage.figure.colorbar(spots, cax=cax, extend=extend, ticks=MaxNLocator(5, steps=[1, 2, 5, 10]))
-    bar.outline.set_linewidth(0)
-    bar.ax.tick_params(labelsize=stage.points(8.5))
-    bar.set_label(panel.label, fontsize=stage.points(9))

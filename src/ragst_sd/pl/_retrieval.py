@@ -14,6 +14,8 @@ from ragst_sd._validate import require_positive, require_type
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import finish, open_stage
 from ragst_sd.pl._retrieval_panels import (
+    ROW,
+    SINGLE,
     Evidence,
     connect,
     design_size,
@@ -22,12 +24,15 @@ from ragst_sd.pl._retrieval_panels import (
     draw_overview,
     draw_query_column,
     draw_tile,
+    shared_scale,
     write_title,
 )
 from ragst_sd.pl._section import read_section
+from ragst_sd.pl._trust import MIN_CV_PEARSON, distrust
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     from anndata import AnnData
     from matplotlib.axes import Axes
@@ -41,10 +46,11 @@ def retrieval(
     sdata: SpatialData,
     reference: AnnData,
     *,
-    obs_name: str,
+    obs_name: str | Sequence[str],
     gene: str,
     prediction_key: str = "predicted",
     n_shown: int = 6,
+    min_cv_pearson: float = MIN_CV_PEARSON,
     figsize: tuple[float, float] | None = None,
     dpi: float | None = None,
     ax: Axes | None = None,
@@ -56,7 +62,8 @@ def retrieval(
 
     Left the section, with the place of the spot (solid: the tile; dashed: wider fields of view of the encoder), and its
     tile. Right the cited spots by falling weight, with donor, sample, weight and the value measured there, and below
-    each what it contributed; the remaining cited spots are lumped. The steps add up to the prediction.
+    each what it contributed; the remaining cited spots are lumped. The steps add up to the prediction. Several spots are
+    drawn below each other, on one scale.
 
     Parameters
     ----------
@@ -65,13 +72,16 @@ def retrieval(
     reference
         The very reference that the prediction was made from, built with thumbnails.
     obs_name
-        Spot.
+        Spot, or spots: one row each.
     gene
         Gene.
     prediction_key
         Name of the predicted table.
     n_shown
         Cited spots that get a picture. A new figure grows with them.
+    min_cv_pearson
+        A gene whose `var["cv_pearson"]` is lower is drawn in grey and named as not to be trusted; one that was not
+        assessed is left as it is.
     figsize, dpi
         Size of a new figure in inches, and its resolution; `dpi` also holds for `save`.
     ax
@@ -86,7 +96,7 @@ def retrieval(
     Returns
     -------
     `None`, or if `return_ax` a dictionary: `"section"` and `"tile"` (Axes), `"neighbors"` (a list of Axes, one per
-    cited spot shown), `"contributions"` (Axes).
+    cited spot shown), `"contributions"` (Axes). For a list of spots, a dictionary from spot to such a dictionary.
 
     Raises
     ------
@@ -113,25 +123,44 @@ def retrieval(
     """
     require_sdata(sdata)
     require_positive(n_shown, "n_shown", whole=True)
-    for value, argument in ((obs_name, "obs_name"), (gene, "gene")):
-        require_type(value, str, argument, "This picture takes one.")
+    require_type(gene, str, "gene", "This picture takes one.")
+    names = _spot_names(obs_name)
     table, header = predicted(sdata, prediction_key)
-    spot = int(spot_index(table, obs_name)[0])
-    evidence = _evidence(sdata, reference, table, header, spot, gene, prediction_key, int(n_shown))
+    spots = [int(spot) for spot in spot_index(table, names, "obs_name")]
+    note = distrust(table, [gene], min_cv_pearson)[0]
+    evidence = [
+        _evidence(sdata, reference, table, header, spot, gene, prediction_key, int(n_shown), note) for spot in spots
+    ]
     section = read_section(sdata, table, header, prediction_key)
     fields = _fields(section, header)
 
-    stage = open_stage(*design_size(evidence), ax=ax, figsize=figsize, dpi=dpi)
-    write_title(stage, table, header, spot, gene, evidence)
-    overview = draw_overview(stage, section, spot, fields, _style.shorten(f"spot {obs_name}", 34))
-    pixels = _tile_pixels(section, spot, fields[0])
-    tile = draw_tile(stage, section, spot, fields[0], pixels)
-    connect(stage, overview, tile, section.centers[spot], fields[0])
-    neighbors = draw_neighbors(stage, evidence, reference, gene)
-    bars = draw_bars(stage, evidence, str(header["unit"]))
-    draw_query_column(stage, evidence, pixels)
-    axes = {"section": overview, "tile": tile, "neighbors": neighbors, "contributions": bars}
-    return finish(stage, axes, show=show, save=save, return_ax=return_ax, dpi=dpi)
+    layout = SINGLE if len(spots) == 1 else ROW
+    scale = shared_scale(evidence, layout)
+    stage = open_stage(*design_size(evidence, layout), ax=ax, figsize=figsize, dpi=dpi)
+    axes = {}
+    for i, (name, spot, one) in enumerate(zip(names, spots, evidence, strict=True)):
+        block = stage.lowered(i * layout.height)
+        write_title(block, layout, table, header, spot, gene, one, scale.decimals)
+        overview = draw_overview(block, layout, section, spot, fields, _style.shorten(f"spot {name}", 34))
+        pixels = _tile_pixels(section, spot, fields[0])
+        tile = draw_tile(block, layout, section, spot, fields[0], pixels)
+        connect(block, layout, overview, tile, section.centers[spot], fields[0])
+        neighbors = draw_neighbors(block, layout, one, reference, gene)
+        bars = draw_bars(block, layout, one, str(header["unit"]), scale)
+        draw_query_column(block, layout, one, pixels)
+        axes[name] = {"section": overview, "tile": tile, "neighbors": neighbors, "contributions": bars}
+    drawn = axes[names[0]] if isinstance(obs_name, str) else axes
+    return finish(stage, drawn, show=show, save=save, return_ax=return_ax, dpi=dpi)
+
+
+def _spot_names(obs_name: str | Sequence[str]) -> list[str]:
+    names = [obs_name] if isinstance(obs_name, str) else list(dict.fromkeys(obs_name))
+    for one in names:
+        require_type(one, str, "obs_name", "Give a name or a list of names.")
+    if not names:
+        msg = "`obs_name` is empty; name at least one spot."
+        raise ValueError(msg)
+    return names
 
 
 def _evidence(
@@ -143,6 +172,7 @@ def _evidence(
     gene: str,
     prediction_key: str,
     n_shown: int,
+    note: str,
 ) -> Evidence:
     from ragst_sd.get import explain
 
@@ -176,7 +206,7 @@ def _evidence(
         msg = f"None of the spots cited for {name!r} measured {gene!r}: there is no prediction to show."
         raise ValueError(msg)
     correction = float(np.nansum(rows["weight"] * rows["correction"]))
-    return Evidence(rows.iloc[:n_shown], rows.iloc[n_shown:], correction, adjustment, total)
+    return Evidence(rows.iloc[:n_shown], rows.iloc[n_shown:], correction, adjustment, total, note)
 
 
 def _fields(section: Section, header: dict[str, Any]) -> list[FieldOfView]:

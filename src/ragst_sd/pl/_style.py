@@ -16,11 +16,18 @@ EVIDENCE = "#0072B2"
 OTHERS = "#56B4E9"
 ADJUSTMENT = "#D55E00"
 QUERY = "#009E73"
+BAND = "#CDE8F8"
 MUTED = "#767676"
 NO_VALUE = "#8C8C8C"
 
+# For groups and lines without a meaning of their own.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+OTHER_GROUPS = "#BBBBBB"
+
 SEQUENTIAL = "viridis"
 DIVERGING = "PuOr_r"
+WIDTH = "plasma"
+SHARE = "Blues"
 
 _NICE = (1.0, 2.0, 5.0)
 _BAR_SHARE = 0.3
@@ -63,8 +70,8 @@ def bar_length(width_um: float) -> float:
     return float(max(step * power for step in _NICE if step * power <= longest))
 
 
-def scale_bar(ax: Axes, mpp: float | None, fontsize: float, *, right: bool = False) -> None:
-    """Draw a scale bar in a lower corner of axes in image pixels; nothing if the resolution is unknown."""
+def scale_bar(ax: Axes, mpp: float | None, fontsize: float, *, right: bool = False, upper: bool = False) -> None:
+    """Draw a scale bar in a corner of axes in image pixels; nothing if the resolution is unknown."""
     from matplotlib.patches import Rectangle
 
     if mpp is None:
@@ -73,7 +80,7 @@ def scale_bar(ax: Axes, mpp: float | None, fontsize: float, *, right: bool = Fal
     width, height = x1 - x0, top - bottom
     length = bar_length(abs(width) * mpp)
     label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
-    low, thick = bottom + 0.05 * height, np.sign(height) * 0.014 * abs(width)
+    low, thick = bottom + (0.87 if upper else 0.05) * height, np.sign(height) * 0.014 * abs(width)
     left = x1 - 0.05 * width - length / mpp if right else x0 + 0.05 * width
     bar = Rectangle((left, low), length / mpp, thick, facecolor="black", edgecolor="none", zorder=5)
     bar.set_path_effects(halo(2.0))

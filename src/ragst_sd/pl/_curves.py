@@ -1,0 +1,153 @@
+"""How well uncertainty is known: coverage of intervals against their level, and accuracy of the best grounded spots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._validate import listing
+from ragst_sd.pl import _style
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+    from ragst_sd.pl._figure import Stage
+    from ragst_sd.pl._trust import Intervals
+
+# Share of the genes that the band of the calibration curve holds; single genes reach far beyond.
+BAND = 0.9
+_TITLES = {"pearson": "Pearson's r", "spearman": "Spearman's rho", "rmse": "root mean squared error"}
+_LINES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Share of the truth inside the intervals, at each calibrated level."""
+
+    levels: np.ndarray
+    by_gene: np.ndarray
+    """(genes, levels); genes without any interval are left out."""
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.by_gene.mean(axis=0)
+
+    @property
+    def band(self) -> tuple[np.ndarray, np.ndarray]:
+        """Range of the genes without the outermost at either end."""
+        low, high = np.quantile(self.by_gene, [(1 - BAND) / 2, (1 + BAND) / 2], axis=0)
+        return low, high
+
+
+def coverage(
+    table: AnnData, header: dict[str, Any], columns: np.ndarray, intervals: Intervals, measured: np.ndarray
+) -> Coverage | None:
+    """Coverage of all calibrated levels; `None` if no gene has both a truth and an interval.
+
+    The half-width at level l is `varm["interval_quantiles"][:, l]` times a scale of each spot and gene, which the
+    interval of the table gives: (upper - X) over the quantile of its own level.
+
+    Raises
+    ------
+    ValueError
+        If the table does not hold the quantiles of all levels.
+    """
+    from ragst_sd.retrieval.training import dense
+
+    if _keys.INTERVAL_LEVELS not in header or _keys.INTERVAL_QUANTILES not in table.varm:
+        msg = (
+            f"The table has intervals but not the quantiles of all levels (varm[{_keys.INTERVAL_QUANTILES!r}], "
+            f"uns[{_keys.RETRIEVAL!r}][{_keys.INTERVAL_LEVELS!r}]), so there is no calibration curve. Predict again."
+        )
+        raise ValueError(msg)
+    levels = np.asarray(header[_keys.INTERVAL_LEVELS], dtype=float)
+    own = np.flatnonzero(np.isclose(levels, intervals.level))
+    if not len(own):
+        msg = f"The intervals have level {intervals.level:g}, which is not among those calibrated: {listing(levels)}."
+        raise ValueError(msg)
+    quantiles = np.asarray(table.varm[_keys.INTERVAL_QUANTILES], dtype=float)[columns]
+    prediction = dense(table.X[:, columns]).astype(float)
+    half = intervals.upper.astype(float) - prediction
+    known = np.isfinite(half) & np.isfinite(measured) & (half > 0)
+    # The error in units of the scale, so that it can be compared with the quantile of any level.
+    error = np.abs(measured - prediction) * quantiles[:, own[0]]
+    score = np.divide(error, half, out=np.full(half.shape, np.nan), where=known)
+    count = known.sum(axis=0)
+    with_any = count > 0
+    if not with_any.any():
+        return None
+    inside = np.stack([(score <= quantiles[:, k]).sum(axis=0) for k in range(len(levels))], axis=1)
+    order = np.argsort(levels)
+    return Coverage(levels[order], (inside[with_any] / count[with_any, None])[:, order])
+
+
+def draw_calibration(stage: Stage, ax: Axes, found: Coverage, intervals: Intervals) -> None:
+    """Draw coverage against level; perfect intervals lie on the diagonal."""
+    low, high = found.band
+    ax.plot([0, 1], [0, 1], color=_style.MUTED, lw=stage.points(1), ls=(0, (4, 3)), zorder=1, gid="diagonal")
+    n_genes = len(found.by_gene)
+    if n_genes > 1:
+        ax.fill_between(
+            found.levels, low, high, facecolor=_style.BAND, edgecolor="0.5", hatch=intervals.hatch, lw=0, zorder=0.5,
+            gid="range of genes",
+        )  # fmt: skip
+    ax.plot(
+        found.levels, found.mean, color=_style.EVIDENCE, lw=stage.points(2), marker="o", ms=stage.points(5.5),
+        mec="white", mew=stage.points(0.8), zorder=3, gid="coverage",
+    )  # fmt: skip
+    worst = min(found.levels.min(), low.min(), found.mean.min())
+    start = max(0.0, np.floor(10 * (worst - 0.03)) / 10)
+    ax.set(xlim=(start, 1), ylim=(start, 1))
+    _plain(stage, ax, "nominal level of the interval", "share of truth inside")
+    words = f"mean of {n_genes} genes, band: {BAND:.0%} of them".replace("%", " %") if n_genes > 1 else "one gene"
+    _titled(stage, ax, "Calibration", "\n".join(part for part in (words, intervals.caveat) if part))
+
+
+def draw_risk(stage: Stage, ax: Axes, frame: pd.DataFrame) -> None:
+    """Draw accuracy against the share of spots kept, best grounded first, one line per criterion."""
+    metric = str(frame["metric"].iloc[0])
+    frame = frame[frame["metric"] == metric]
+    colors = _style.PALETTE
+    for i, (name, line) in enumerate(frame.groupby("by", sort=False)):
+        line = line.sort_values("share")
+        ax.plot(
+            line["share"], line["value"], color=colors[i % len(colors)], ls=_LINES[i % len(_LINES)],
+            lw=stage.points(2), label=str(name).replace("_", " "), gid=str(name),
+        )  # fmt: skip
+    ax.set_xlim(0, 1)
+    ax.margins(y=0.12)
+    _plain(stage, ax, "share of spots kept, best grounded first", _TITLES.get(metric, metric.replace("_", " ")))
+    _titled(stage, ax, "Risk and coverage", "accuracy on the spots that are kept")
+    legend = ax.legend(
+        loc="upper left", bbox_to_anchor=(1.06, 1.0), frameon=False, fontsize=stage.points(9), handlelength=2.6,
+        borderpad=0, borderaxespad=0, title="spots ranked by", title_fontsize=stage.points(9), alignment="left",
+    )  # fmt: skip
+    legend.get_title().set_color(_style.MUTED)
+
+
+def _plain(stage: Stage, ax: Axes, xlabel: str, ylabel: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ax.set_xlabel(xlabel, fontsize=stage.points(9.5))
+    ax.set_ylabel(ylabel, fontsize=stage.points(9.5))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    ax.tick_params(labelsize=stage.points(9), color="0.6")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color("0.6")
+    ax.grid(color="0.93", lw=stage.points(0.8), zorder=0)
+    ax.set_axisbelow(True)
+
+
+def _titled(stage: Stage, ax: Axes, title: str, words: str) -> None:
+    n_lines = words.count("\n") + 1
+    ax.set_title(title, fontsize=stage.points(11), loc="left", pad=stage.points(7 + 11.5 * n_lines))
+    ax.annotate(
+        words, (0, 1), xycoords="axes fraction", xytext=(0, stage.points(5)), textcoords="offset points", ha="left",
+        va="bottom", fontsize=stage.points(9), color=_style.MUTED, annotation_clip=False, gid="note",
+    )  # fmt: skip

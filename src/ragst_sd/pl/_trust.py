@@ -1,0 +1,115 @@
+"""What a picture may claim: genes that failed cross-validation are drawn grey, intervals that do not cover new donors hatched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._results import gene_index
+from ragst_sd._validate import listing
+from ragst_sd.pl import _style
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from matplotlib.colors import Colormap
+
+MIN_CV_PEARSON = 0.1
+HATCH = "////"
+
+
+def distrust(table: AnnData, genes: Sequence[str], min_cv_pearson: float) -> list[str]:
+    """For each gene the words that it is not to be trusted, or nothing.
+
+    A gene that was not assessed (`var["cv_pearson"]` is NaN or absent) gets no words: nothing is known against it.
+
+    Raises
+    ------
+    ValueError
+        If `min_cv_pearson` is not a correlation.
+    """
+    number = isinstance(min_cv_pearson, int | float | np.number) and not isinstance(min_cv_pearson, bool)
+    if not number or not -1 <= min_cv_pearson <= 1:
+        msg = f"`min_cv_pearson` is {min_cv_pearson!r}; it must be a correlation, from -1 (trust every gene) to 1."
+        raise ValueError(msg)
+    columns = gene_index(table, genes)
+    if _keys.CV_PEARSON not in table.var:
+        return [""] * len(columns)
+    scores = table.var[_keys.CV_PEARSON].to_numpy(float)[columns]
+    return [
+        f"not to be trusted (cross-validated r = {_style.number(score, 2)})" if score < min_cv_pearson else ""
+        for score in scores
+    ]
+
+
+def greys() -> Colormap:
+    """For genes that are not to be trusted; the lightest grey still stands out from glass."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("distrust", ["0.88", "0.1"])
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Prediction intervals of a table."""
+
+    lower: np.ndarray
+    """(spots, genes)"""
+    upper: np.ndarray
+    """(spots, genes)"""
+    level: float
+    unit: str
+    """What the intervals were calibrated over."""
+
+    @property
+    def width(self) -> np.ndarray:
+        return self.upper - self.lower
+
+    @property
+    def name(self) -> str:
+        return f"{self.level:.0%} interval".replace("%", " %")
+
+    @property
+    def caveat(self) -> str:
+        """What must be said of them; nothing if they hold for new donors."""
+        return "" if self.unit == _keys.DONOR else f"calibrated over {self.unit}s, not donors"
+
+    @property
+    def hatch(self) -> str | None:
+        return HATCH if self.caveat else None
+
+
+def has_intervals(table: AnnData) -> bool:
+    """Whether the prediction was made with intervals."""
+    return _keys.LOWER in table.layers and _keys.UPPER in table.layers
+
+
+def intervals_of(table: AnnData, header: dict[str, Any], columns: np.ndarray) -> Intervals:
+    """The intervals of some genes.
+
+    Raises
+    ------
+    KeyError
+        If the table has none.
+    ValueError
+        If the table does not say what they are.
+    """
+    from ragst_sd.retrieval.training import dense
+
+    if not has_intervals(table):
+        names = [name for name in table.layers if name is not None]
+        msg = (
+            f"The table has no intervals: it lacks the layers {listing([_keys.LOWER, _keys.UPPER])} and has "
+            f"{listing(names)}. Predict again with `rg.tl.predict(..., intervals=0.9)`."
+        )
+        raise KeyError(msg)
+    missing = [name for name in (_keys.INTERVAL_LEVEL, _keys.INTERVAL_UNIT) if name not in header]
+    if missing:
+        msg = f"The table does not say what its intervals are: uns[{_keys.RETRIEVAL!r}] lacks {listing(missing)}."
+        raise ValueError(msg)
+    lower, upper = (dense(table.layers[name][:, columns]) for name in (_keys.LOWER, _keys.UPPER))
+    return Intervals(lower, upper, float(header[_keys.INTERVAL_LEVEL]), str(header[_keys.INTERVAL_UNIT]))
