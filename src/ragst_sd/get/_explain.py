@@ -83,7 +83,7 @@ def explain(
     table, header = predicted(sdata, prediction_key)
     matching_reference(reference, header)
     spots, genes = spot_index(table, obs_name, "obs_name"), gene_index(table, gene)
-    bank = _Bank(reference, header, table, genes)
+    bank = CitedValues(reference, header, table, genes)
     prediction = dense(table.X[spots][:, genes])
     evidence = dense(table.layers[_keys.EVIDENCE][spots][:, genes])
     parts = []
@@ -99,50 +99,52 @@ def explain(
     return pd.concat(parts, ignore_index=True)
 
 
-class _Bank:
-    """Measured values of the cited rows for a few genes."""
+class CitedValues:
+    """Measured values of the cited rows for a few genes, and what brings them to one level.
+
+    `values`, `measured` and `corrections` are (cited rows, genes), the last to the mean of the row's section; `levels`
+    (patterns, genes) is the mean that evidence is put back on, `level_of` (spots,) the pattern of each spot.
+    """
 
     def __init__(self, reference: AnnData, header: dict[str, Any], table: AnnData, genes: np.ndarray) -> None:
-        self._cited = header[_keys.CITED]
-        self._rows = np.asarray(table.obsm[_keys.ROWS])
-        self._weights = np.asarray(table.obsm[_keys.WEIGHTS], dtype=np.float64)
-        at = reference.obs_names.get_indexer(self._cited["reference"])
+        self.cited = header[_keys.CITED]
+        self.rows = np.asarray(table.obsm[_keys.ROWS])
+        self.weights = np.asarray(table.obsm[_keys.WEIGHTS], dtype=np.float64)
+        at = reference.obs_names.get_indexer(self.cited["reference"])
         columns = reference.var_names.get_indexer(table.var_names[genes])
-        self._values = dense(reference.X[at][:, columns]) if len(at) else np.zeros((0, len(columns)))
+        self.values = dense(reference.X[at][:, columns]) if len(at) else np.zeros((0, len(columns)))
         panels = panel_codes(reference, reference.uns[_keys.ATTRS])[at]
-        self._measured = np.asarray(reference.varm[_keys.MEASURED])[columns][:, panels].T
+        self.measured = np.asarray(reference.varm[_keys.MEASURED])[columns][:, panels].T
         shifts = reference.uns[_keys.ATTRS][_keys.FIT]["parameters"].get("section_shifts")
-        self._corrections, self._levels = np.zeros_like(self._values), np.zeros((1, len(columns)))
-        self._level_of = np.zeros(table.n_obs, dtype=int)
+        self.corrections, self.levels = np.zeros_like(self.values), np.zeros((1, len(columns)))
+        self.level_of = np.zeros(table.n_obs, dtype=int)
         if shifts is not None and _keys.LEVEL_ROWS in header:
             shifts = np.asarray(shifts)[:, columns]
-            self._corrections = -shifts[section_codes(reference)[at]]
+            self.corrections = -shifts[section_codes(reference)[at]]
             rows = np.atleast_2d(np.asarray(header[_keys.LEVEL_ROWS]))
-            self._levels = mean_shift(reference, reference.uns[_keys.ATTRS], shifts, columns, rows)
+            self.levels = mean_shift(reference, reference.uns[_keys.ATTRS], shifts, columns, rows)
             if _keys.LEVEL in table.obs:
-                self._level_of = table.obs[_keys.LEVEL].to_numpy(int)
-        self._cites_nobody = bool((self._rows < 0).all()) and len(self._cited) == 0
+                self.level_of = table.obs[_keys.LEVEL].to_numpy(int)
+        self.cites_nobody = bool((self.rows < 0).all()) and len(self.cited) == 0
 
     def lines(self, spot: int, gene: int, evidence: float) -> list[tuple]:
-        rows, weights = self._rows[spot], self._weights[spot]
+        rows, weights = self.rows[spot], self.weights[spot]
         used = (rows >= 0) & (weights > 0)
         rows, weights = rows[used], weights[used]
         if not len(rows):
-            if self._cites_nobody and np.isfinite(evidence):
+            if self.cites_nobody and np.isfinite(evidence):
                 return [("reference mean", "", "", 1.0, float(evidence), 0.0, float(evidence))]
             return [_NOT_MEASURED]
-        measured = self._measured[rows, gene]
+        measured = self.measured[rows, gene]
         if not measured.any():
             return [_NOT_MEASURED]
         weights = np.where(measured, weights, 0.0)
         weights = weights / weights.sum()
-        values = np.where(measured, self._values[rows, gene], np.nan)
-        corrections = np.where(
-            measured, self._corrections[rows, gene] + self._levels[self._level_of[spot], gene], np.nan
-        )
+        values = np.where(measured, self.values[rows, gene], np.nan)
+        corrections = np.where(measured, self.corrections[rows, gene] + self.levels[self.level_of[spot], gene], np.nan)
         contributions = np.where(weights > 0, weights * (values + corrections), 0.0)
         order = np.lexsort((rows, -weights))
-        cited = self._cited.iloc[rows[order]]
+        cited = self.cited.iloc[rows[order]]
         names = (cited[name].astype(str) for name in ("reference", _keys.DONOR, _keys.SAMPLE))
         numbers = (part[order].tolist() for part in (weights, values, corrections, contributions))
         return list(zip(*names, *numbers, strict=True))

@@ -12,6 +12,7 @@ from ragst_sd._results import gene_index, predicted
 from ragst_sd._validate import require_type
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import finish, open_stage
+from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._section import corner_is_free, draw_image, draw_spots, extent_of, read_section, spot_reach
 from ragst_sd.retrieval.training import dense
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from spatialdata import SpatialData
@@ -138,7 +138,7 @@ def prediction(
         raise ValueError(msg)
     table, header = predicted(sdata, prediction_key)
     values = dense(table.X[:, gene_index(table, genes)])
-    measured = None if truth_key is None else _measured(sdata, table, header, truth_key, layer, unit, genes)
+    measured = None if truth_key is None else measured_values(sdata, table, header, truth_key, layer, unit, genes)
     section = read_section(sdata, table, header, prediction_key)
     maps = {"cmap": cmap, "cmap_difference": cmap_difference, "vmin": vmin, "vmax": vmax, "unit": str(header["unit"])}
     rows = [
@@ -169,28 +169,6 @@ def _genes(gene: str | Sequence[str]) -> list[str]:
         msg = "`gene` is empty; name at least one gene."
         raise ValueError(msg)
     return genes
-
-
-def _measured(
-    sdata: SpatialData,
-    table: AnnData,
-    header: dict[str, Any],
-    truth_key: str,
-    layer: str | None,
-    unit: str,
-    genes: list[str],
-) -> np.ndarray:
-    """(spots, genes) measured values in the unit of the prediction; NaN for spots that were not measured."""
-    from ragst_sd.reference.genes import take_genes
-    from ragst_sd.tl._truth import normalized_truth, shared_genes, shared_spots, truth_table
-
-    measured = truth_table(sdata, truth_key, None)
-    matrix, names, counted = normalized_truth(measured, header, layer, unit)
-    shared_genes(table, names, genes)
-    ours, theirs = shared_spots(table, measured, counted)
-    out = np.full((table.n_obs, len(genes)), np.nan)
-    out[ours] = dense(take_genes(matrix, names, genes)[theirs])
-    return out
 
 
 def _panels(
