@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from ragst_sd.pl._benchmark import benchmark
     from ragst_sd.pl._prediction import prediction
     from ragst_sd.pl._retrieval import retrieval
+    from ragst_sd.pl._viewer import viewer
 
-__all__ = ["benchmark", "prediction", "retrieval"]
+__all__ = ["benchmark", "prediction", "retrieval", "viewer"]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)
