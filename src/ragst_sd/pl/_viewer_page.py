@@ -61,7 +61,7 @@ def assemble(numbers: Numbers, pictures: Pictures, facts: dict[str, Any], title:
     page = ""
     for quality in _QUALITIES:
         page = _fill(head, blocks, pictures.encode(quality), title)
-        if len(page) <= LIMIT:
+        if len(page.encode()) <= LIMIT:
             return page, True
     return page, False
 

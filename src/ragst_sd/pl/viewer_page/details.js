@@ -119,7 +119,7 @@ function tableRow(line, span, zero) {
     title.append(element("span", donor, { class: "donor" }));
     const reference = data.names.cited[line.row];
     const rest = reference.startsWith(`${sample}:`) ? reference.slice(sample.length + 1) : reference;
-    title.append(element("small", sample === donor || rest.startsWith(sample) ? `spot ${rest}` : `${sample}, spot ${rest}`, { title: reference }));
+    title.append(element("small", sample === donor || rest.startsWith(sample) ? rest : `${sample}: ${rest}`, { title: reference }));
   } else {
     title.textContent = line.kind === "others" ? `${line.count} more` : LABELS[line.kind];
   }
