@@ -66,6 +66,7 @@ def collect_pictures(
     pictures = Pictures(
         section=None if found is None else _shrink(found[0]),
         facts={
+            "corner": [box[0], box[2]],
             "width": box[1] - box[0],
             "height": box[3] - box[2],
             # Where the picture lies: left, top, width, height.
