@@ -99,6 +99,18 @@ def test_numbers_of_a_clicked_spot_are_those_of_explain(path, open_page, predict
         assert f"Effective number{table.obs.loc[spot, 'effective_n']:.1f}" in facts
 
 
+def test_browsers_of_2023_open_the_page(path, browser, predicted):
+    page = browser.new_page()
+    page.add_init_script("delete Uint8Array.fromBase64")
+    page.goto(path.as_uri())
+    page.wait_for_selector("body[data-ready]")
+    page.click("#go-highest")
+    gene = predicted.tables["predicted"].var_names[0]
+    value = np.asarray(predicted.tables["predicted"][:, gene].X).max()
+    assert page.locator("#predicted").text_content() == written(value)
+    page.close()
+
+
 def _measured(sdata, spot: str, gene: str) -> float:
     table, predicted = sdata.tables["table"], sdata.tables["predicted"]
     counts = table[spot].to_df().iloc[0]

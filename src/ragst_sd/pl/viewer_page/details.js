@@ -138,6 +138,7 @@ function bar(kind, [start, end], zero) {
   const cell = element("td", "", { class: "bar", "aria-hidden": "true" });
   const room = element("div");
   const [mark, axis] = [element("i", "", { class: kind }), element("b")];
+  mark.hidden = start === end;
   mark.style.left = `${100 * Math.min(start, end)}%`;
   mark.style.width = `${100 * Math.abs(end - start)}%`;
   axis.style.left = `${100 * zero}%`;
