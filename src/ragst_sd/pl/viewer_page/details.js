@@ -75,7 +75,7 @@ function showFacts(spot) {
     facts.push(["Measured spots cited", String(data.n_cited[spot])], ["Effective number", number(data.effective_n[spot], 1)]);
   }
   facts.push([head.cites ? "Donors cited" : "Donors nearby", String(data.n_donors[spot])]);
-  facts.push(["Distance to measured tissue", Number.isNaN(data.distance_percentile[spot]) ? "–" : `${number(data.distance_percentile[spot], 0)} of 100`]);
+  facts.push(["Distance to measured tissue", Number.isNaN(data.distance_percentile[spot]) ? "–" : `percentile ${number(data.distance_percentile[spot], 0)}`]);
   facts.push(["Share of evidence", Number.isNaN(data.evidence_share[spot]) ? "–" : percent(data.evidence_share[spot], 0)]);
   byId("facts").replaceChildren(...facts.flatMap(([term, text]) => [element("dt", term), element("dd", text)]));
   byId("tile-caption").textContent = head.image.tile_um ? `tile, ${Math.round(head.image.tile_um)} µm wide` : "tile";

@@ -139,7 +139,7 @@ function drawMarks() {
 function drawScaleBar(context) {
   const { mpp } = head.image;
   if (!mpp) return;
-  const longest = (0.3 * stage.clientWidth * mpp) / view.scale;
+  const longest = (0.2 * stage.clientWidth * mpp) / view.scale;
   const power = 10 ** Math.floor(Math.log10(longest));
   const length = Math.max(...[1, 2, 5].map((step) => step * power).filter((one) => one <= longest));
   const width = (length / mpp) * view.scale;
