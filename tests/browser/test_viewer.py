@@ -241,6 +241,15 @@ def test_map_takes_the_colours_of_the_legend(predicted, fitted, tmp_path, open_p
     assert page.locator("#legend-title").text_content().startswith("Effective number of measured spots")
 
 
+def test_legend_of_a_constant_names_it_once(predicted, fitted, tmp_path, open_page):
+    predicted.tables["predicted"].obs["n_donors"] = 2
+    path = tmp_path / "viewer.html"
+    rg.pl.viewer(predicted, fitted, genes=fitted.var_names[0], path=path)
+    page = open_page(path)
+    page.select_option("#colour", "n_donors")
+    assert page.locator("#legend-ticks span").all_text_contents() == ["2"]
+
+
 def test_genes_can_be_searched(path, open_page, predicted):
     page = open_page(path)
     wanted = predicted.tables["predicted"].var_names[7]
@@ -321,7 +330,7 @@ def test_spot_without_a_value_says_so(predicted, fitted, tmp_path, open_page):
     for values in (table.X, table.layers["evidence"]):
         values[2] = np.nan
     table.obsm["retrieval_rows"][2], table.obsm["retrieval_weights"][2] = -1, 0
-    table.obs["distance_percentile"] = np.where(np.arange(table.n_obs) == 2, np.nan, table.obs["distance_percentile"])
+    table.obs["n_donors"] = np.where(np.arange(table.n_obs) == 2, 0, table.obs["n_donors"])
     table.obs["out_of_reference"] = np.arange(table.n_obs) == 2
     path = tmp_path / "viewer.html"
     rg.pl.viewer(predicted, fitted, path=path)

@@ -157,7 +157,10 @@ def test_bounds_of_intervals_have_one_decimal_less(predicted, fitted, rng):
     names = [gene["name"] for gene in page.head["genes"]]
     has = (above != missing).T
     assert has.sum() == has.size - has.shape[1]
-    for whole, layer in ((centre + above, "upper"), (centre - above - page.array("skew"), "lower")):
+    skew = page.array("skew").astype(int)
+    assert (skew == page.head["at_zero"]).any() and (skew != page.head["at_zero"]).any()
+    lower = np.where(skew == page.head["at_zero"], 0, centre - above - skew)
+    for whole, layer in ((centre + above, "upper"), (lower, "lower")):
         expected = np.round(np.asarray(table[:, names].layers[layer], float), 2)
         np.testing.assert_allclose((whole.T / 100)[has], expected[has], atol=1e-9)
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 N_GENES = 200
 MISSING = -32768
+# Lower bounds that are zero, as many are, take one value, which compresses to little.
+AT_ZERO = 32767
 _OBS = (_keys.EFFECTIVE_N, _keys.N_DONORS, _keys.DISTANCE_PERCENTILE, _keys.OUT_OF_REFERENCE, _keys.EVIDENCE_SHARE)
 
 
@@ -96,6 +98,7 @@ def collect_numbers(
         ],
         "decimals": decimals,
         "missing": MISSING,
+        "at_zero": AT_ZERO,
         "cites": not cited.cites_nobody,
         "labels": {name: list(labels) for name, (_, labels) in of_cited.items()},
         "interval": _interval_facts(header) if len(bounds) == 2 else None,
@@ -141,7 +144,7 @@ def _intervals(bounds: dict[str, np.ndarray], prediction: np.ndarray, decimals: 
     above, below = upper - centre, centre - lower
     return {
         "above": np.where(lost, MISSING, above).astype(np.int16),
-        "skew": np.where(lost, MISSING, below - above).astype(np.int16),
+        "skew": np.where(lost, MISSING, np.where(lower == 0, AT_ZERO, below - above)).astype(np.int16),
     }
 
 

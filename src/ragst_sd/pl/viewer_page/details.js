@@ -62,7 +62,7 @@ function showValue(gene, spot) {
   }
 }
 
-const noValue = (spot) => (Number.isNaN(data.distance_percentile[spot]) ? "no value: outside the image" : "no value: no cited spot measured it");
+const noValue = (spot) => (isOutside(spot) ? "no value: outside the image" : "no value: no cited spot measured it");
 
 function intervalText({ lower, upper }) {
   const level = head.interval.level === null ? "interval" : `${Math.round(100 * head.interval.level)} % interval`;

@@ -1,11 +1,9 @@
 // Controls: which gene, which colours, which spot.
 
 const chosen = { gene: 0, colour: "prediction" };
-const MODES = [["prediction", "Gene: predicted"]];
-if ("measured" in data) MODES.push(["measured", "Gene: measured"]);
-MODES.push(["evidence", "Gene: evidence"], ["adjustment", "Gene: adjustment"]);
-if (head.interval) MODES.push(["interval", "Gene: width of interval"]);
-for (const [name, { label }] of Object.entries(OBS)) MODES.push([name, label]);
+const OF_GENE = { prediction: "predicted", measured: "measured", evidence: "evidence", adjustment: "adjustment", interval: "width of interval" };
+if (!("measured" in data)) delete OF_GENE.measured;
+if (!head.interval) delete OF_GENE.interval;
 
 function valuesShown() {
   const { gene, colour } = chosen;
@@ -56,15 +54,16 @@ function showLegend(values, [low, high], hex) {
   const { gene, colour } = chosen;
   const of = OBS[colour];
   const name = head.genes[gene].name;
-  const titles = { prediction: `${name} predicted`, measured: `${name} measured`, evidence: `${name} evidence`, adjustment: `${name} adjustment`, interval: `${name} width of interval` };
-  byId("legend-title").textContent = of ? of.label : titles[colour];
+  byId("legend-title").textContent = of ? of.label : `${name} ${OF_GENE[colour]}`;
   const unit = of ? of.unit : head.unit;
   if (unit) byId("legend-title").append(element("small", unit));
   const stops = Array.from({ length: 17 }, (_, i) => `#${hex.substr(6 * Math.round((255 * i) / 16), 6)}`);
   byId("legend-bar").style.background = `linear-gradient(to right, ${stops.join(", ")})`;
   const decimals = of ? of.decimals : 2;
   const [under, over] = [values.some((one) => one < low - 1e-6), values.some((one) => one > high + 1e-6)];
-  const ticks = colour === "out_of_reference" ? ["no", "yes"] : [
+  const [first] = values.filter(Number.isFinite);
+  const constant = values.every((one) => one === first || Number.isNaN(one));
+  const ticks = colour === "out_of_reference" ? ["no", "yes"] : constant ? [number(first, decimals)] : [
     `${under ? "≤ " : ""}${number(low, decimals)}`, number((low + high) / 2, Math.max(decimals, high - low < 4 ? 1 : 0)), `${over ? "≥ " : ""}${number(high, decimals)}`,
   ];
   byId("legend-ticks").replaceChildren(...ticks.map((text) => element("span", text)));
@@ -72,6 +71,18 @@ function showLegend(values, [low, high], hex) {
   if (values.some((one) => !Number.isFinite(one))) key.push("Hollow: no value.");
   if (data.out_of_reference.some((one) => one)) key.push("Black rim: out of reference.");
   byId("key").textContent = key.join(" ");
+}
+
+function listModes() {
+  const group = (title, modes) => {
+    const made = element("optgroup", "", { label: title });
+    made.append(...modes.map(([name, label]) => element("option", label, { value: name })));
+    return made;
+  };
+  byId("colour").append(
+    group("Gene", Object.entries(OF_GENE)),
+    group("How well grounded", Object.entries(OBS).map(([name, { label }]) => [name, label])),
+  );
 }
 
 function listGenes() {
@@ -215,7 +226,7 @@ function showHeader() {
 
 showHeader();
 setUpDetails();
-byId("colour").append(...MODES.map(([name, label]) => element("option", label, { value: name })));
+listModes();
 listGenes();
 byId("gene-filter").addEventListener("input", listGenes);
 byId("gene").addEventListener("change", (event) => selectGene(Number(event.target.value)));
@@ -230,6 +241,7 @@ byId("zoom-fit").addEventListener("click", fitMap);
 byId("go-highest").addEventListener("click", () => selectSpot(largest((spot) => predictionOf(chosen.gene, spot))));
 byId("go-nearest").addEventListener("click", () => selectSpot(largest((spot) => -data.distance_percentile[spot])));
 byId("go-furthest").addEventListener("click", () => selectSpot(largest((spot) => data.distance_percentile[spot])));
+for (const id of ["go-nearest", "go-furthest"]) byId(id).hidden = data.distance_percentile.every(Number.isNaN);
 listenToMap();
 fade();
 mapState.section = await readPicture("section", "0");

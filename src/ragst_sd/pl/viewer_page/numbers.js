@@ -16,6 +16,8 @@ function stored(name, gene, spot, step = unitStep) {
   return whole === head.missing ? NaN : whole / step;
 }
 
+// Every spot on the image has neighbours of some donor.
+const isOutside = (spot) => data.n_donors[spot] === 0;
 const predictionOf = (gene, spot) => stored("prediction", gene, spot);
 const adjustmentOf = (gene, spot) => stored("adjustment", gene, spot);
 const measuredOf = (gene, spot) => ("measured" in data ? stored("measured", gene, spot) : NaN);
@@ -32,7 +34,8 @@ function intervalOf(gene, spot) {
   const [prediction, above, skew] = [data.prediction[at], data.above[at], data.skew[at]];
   if (above === head.missing || prediction === head.missing) return null;
   const centre = Math.floor((prediction + 5) / 10);
-  return { lower: (centre - above - skew) / (unitStep / 10), upper: (centre + above) / (unitStep / 10) };
+  const lower = skew === head.at_zero ? 0 : centre - above - skew;
+  return { lower: lower / (unitStep / 10), upper: (centre + above) / (unitStep / 10) };
 }
 
 function number(value, decimals = head.decimals) {
@@ -97,7 +100,7 @@ function warningsOf(gene, spot) {
   const found = [];
   const [few, share] = [data.effective_n[spot], data.evidence_share[spot]];
   if (data.out_of_reference[spot]) {
-    const why = Number.isNaN(data.distance_percentile[spot]) ? "it lies outside the image" : "no measured tissue looks like this spot";
+    const why = isOutside(spot) ? "it lies outside the image" : "no measured tissue looks like this spot";
     found.push(`Out of reference: ${why}.`);
   }
   if (head.cites && data.n_donors[spot] === 1) found.push("All measured spots it rests on come from one donor.");
