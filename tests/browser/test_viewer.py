@@ -296,6 +296,7 @@ def test_methods_that_cite_nobody_show_the_mean_and_the_adjustment(query, refere
     parts = rg.get.explain(query, reference, obs_name=spot, gene=gene)
     lines = lines_of(page)
     assert [line["kind"] for line in lines] == ["mean", "adjustment", "total"]
+    assert "Method ridge cites no measured spots" in page.locator("#warnings").text_content()
     assert lines[0]["contribution"] == written(parts["contribution"].iloc[0])
     assert abs(read(lines[1]["contribution"]) - parts["contribution"].iloc[1]) <= 0.0011
 

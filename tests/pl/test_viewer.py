@@ -335,3 +335,17 @@ def test_nothing_is_changed(predicted, fitted):
     np.testing.assert_array_equal(table.X, before.X)
     assert table.uns["retrieval"].keys() == before.uns["retrieval"].keys()
     assert list(table.obs) == list(before.obs)
+
+
+def test_tiles_of_a_grid_are_drawn_as_squares(query, fitted, embed):
+    rg.pp.tile_grid(query, image_key="he", tile_px=32, mpp=2.0)
+    rg.pp.embed_tiles(query, shapes_key="tiles", table_key="tiles_table", **embed)
+    rg.tl.predict(query, fitted, table_key="tiles_table")
+    page = page_of(query, fitted)
+    assert page.head["image"]["square"] is True
+    np.testing.assert_allclose(page.array("radius"), 32.0, atol=1e-3)
+    assert page.head["image"]["tile_um"] == 64.0
+    rg.tl.predict(query, fitted, table_key="table", key_added="of_spots")
+    discs = page_of(query, fitted, prediction_key="of_spots")
+    assert discs.head["image"]["square"] is False
+    np.testing.assert_allclose(discs.array("radius"), query.shapes["spots"]["radius"])

@@ -64,7 +64,7 @@ def viewer(
     Spots have their true size; outlines other than discs and squares are drawn as discs of the same area.
 
     A spot is warned of if it is out of reference, if its neighbours are few (`effective_n` below 5) or of one donor, if
-    less than half of its departure from the mean is evidence, and if intervals hold for new spots or sections but not for new
+    less than half of its departure from the mean is evidence, if the method cites nobody, and if intervals hold for new spots or sections but not for new
     donors. A gene is greyed, with the reason, if `cv_pearson` is below 0.1 or not known.
 
     Parameters

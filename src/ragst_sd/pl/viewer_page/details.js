@@ -24,8 +24,8 @@ function setUpDetails() {
     byId("columns").append(cell);
   }
   const notes = [`Values are ${head.unit}, shown with ${head.decimals} decimals; the last digit of a contribution may be off by one.`];
-  if (head.centered) notes.push("Correction brings the level of the measured spot's section to that of the reference; contribution = weight × (measured + correction).");
-  else notes.push("Contribution = weight × measured.");
+  if (head.cites && head.centered) notes.push("Correction brings the level of the measured spot's section to that of the reference; contribution = weight × (measured + correction).");
+  else if (head.cites) notes.push("Contribution = weight × measured.");
   byId("unit-note").textContent = notes.join(" ");
 }
 

@@ -80,7 +80,7 @@ function listModes() {
     return made;
   };
   byId("colour").append(
-    group("Gene", Object.entries(OF_GENE)),
+    group("Gene", Object.entries(OF_GENE).map(([name, label]) => [name, label[0].toUpperCase() + label.slice(1)])),
     group("How well grounded", Object.entries(OBS).map(([name, { label }]) => [name, label])),
   );
 }

@@ -103,9 +103,10 @@ function warningsOf(gene, spot) {
     const why = isOutside(spot) ? "it lies outside the image" : "no measured tissue looks like this spot";
     found.push(`Out of reference: ${why}.`);
   }
+  if (!head.cites) found.push(`Method ${head.method} cites no measured spots: this value cannot be traced to any.`);
   if (head.cites && data.n_donors[spot] === 1) found.push("All measured spots it rests on come from one donor.");
   if (few < head.few_spots) found.push(`It rests on few measured spots (effective number ${number(few, 1)}).`);
-  if (share < head.little_evidence) found.push(`Only ${percent(share, 0)} of its departure from the mean is evidence.`);
+  if (head.cites && share < head.little_evidence) found.push(`Only ${percent(share, 0)} of its departure from the mean is evidence.`);
   const doubt = geneDoubt(gene);
   if (doubt) found.push(`Gene ${head.genes[gene].name}: ${doubt}.`);
   if (head.interval && head.interval.unit !== "donor" && intervalOf(gene, spot)) {
