@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._reference import mean_shift, panel_codes, section_codes
+from ragst_sd._cited_values import level_means, measured_values
 from ragst_sd._results import gene_index, matching_reference, predicted, spot_index
 from ragst_sd._validate import require_key
 from ragst_sd.retrieval.training import dense
@@ -151,9 +151,9 @@ def _lines(
         nothing = np.zeros((len(spots), len(genes), rows.shape[1]))
         none = nothing.astype(bool)
         return bank, _Lines(rows[:, None] + nothing.astype(int), none, none.any(axis=2), *[nothing] * 4)
-    shifts = _section_shifts(reference, header)
-    values, measured, corrections = _measured_values(reference, bank, table.var_names[genes], shifts)
-    levels = _levels(reference, header, table, spots, genes, shifts)
+    values, measured, corrections = measured_values(reference, header, bank, table.var_names[genes])
+    levels, level_of = level_means(reference, header, table, table.var_names[genes])
+    levels = levels[level_of[spots]]
 
     votes = cites[:, :, None] & measured[rows]
     weight = np.where(votes, held.astype(np.float64)[:, :, None], 0.0)
@@ -172,51 +172,3 @@ def _lines(
     parts = (rows, used, weight, value, correction, contribution)
     rows, used, *rest = (np.take_along_axis(part, order, axis=-1) for part in parts)
     return bank, _Lines(rows, used, served, *rest)
-
-
-def _measured_values(
-    reference: AnnData, bank: pd.DataFrame, genes: pd.Index, shifts: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(rows, genes) measured values, which of them were measured, and what takes off the mean of the row's section."""
-    at, columns = reference.obs_names.get_indexer(bank["reference"]), reference.var_names.get_indexer(genes)
-    values = dense(reference.X[at][:, columns]).astype(np.float64)
-    panels = panel_codes(reference, reference.uns[_keys.ATTRS])[at]
-    measured = np.asarray(reference.varm[_keys.MEASURED])[columns][:, panels].T
-    if shifts is None:
-        return values, measured, np.zeros_like(values)
-    return values, measured, -shifts[section_codes(reference)[at]][:, columns]
-
-
-def _levels(
-    reference: AnnData,
-    header: dict[str, Any],
-    table: AnnData,
-    spots: np.ndarray,
-    genes: np.ndarray,
-    shifts: np.ndarray | None,
-) -> np.ndarray:
-    """(spots, genes) mean on which evidence is put back."""
-    if shifts is None:
-        return np.zeros((len(spots), len(genes)))
-    columns = reference.var_names.get_indexer(table.var_names[genes])
-    rows = np.atleast_2d(np.asarray(header[_keys.LEVEL_ROWS]))
-    levels = mean_shift(reference, reference.uns[_keys.ATTRS], shifts[:, columns], columns, rows)
-    if _keys.LEVEL not in table.obs:
-        return np.broadcast_to(levels[0], (len(spots), len(genes)))
-    return levels[table.obs[_keys.LEVEL].to_numpy(int)[spots]]
-
-
-def _section_shifts(reference: AnnData, header: dict[str, Any]) -> np.ndarray | None:
-    """(sections, genes) means of sections relative to that of the reference; `None` where the prediction took no notice."""
-    if not bool(header["center_sections"]):
-        return None
-    fit = reference.uns[_keys.ATTRS].get(_keys.FIT) or {}
-    shifts = fit.get("parameters", {}).get("section_shifts")
-    if shifts is None:
-        msg = (
-            f"The prediction was made by {str(header['method'])!r} with centred sections; the reference has been fitted anew "
-            f"since ({fit.get('method', 'no fit at all')!r}, without the means of its sections). Fit it as it was: "
-            f"`rg.tl.fit(reference, method={str(header['method'])!r})`."
-        )
-        raise ValueError(msg)
-    return np.asarray(shifts)

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from ragst_sd.pl._reliability import reliability
     from ragst_sd.pl._retrieval import retrieval
     from ragst_sd.pl._sources import sources
+    from ragst_sd.pl._viewer import viewer
 
-__all__ = ["benchmark", "explain", "prediction", "reliability", "retrieval", "sources"]
+__all__ = ["benchmark", "explain", "prediction", "reliability", "retrieval", "sources", "viewer"]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)

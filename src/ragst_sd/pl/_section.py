@@ -106,12 +106,29 @@ def draw_image(
 
     The axes are left in level-0 pixels. `fade` mixes the picture with white.
     """
+    ax.set(xlim=box[:2], ylim=(box[3], box[2]), aspect="equal")
+    found = read_picture(pyramid, box, edge_px=edge_px)
+    if found is None:
+        return
+    pixels, (left, right, top, bottom) = found
+    if fade:
+        pixels = np.rint(255 * fade + pixels * (1 - fade)).astype(np.uint8)
+    ax.imshow(pixels, extent=(left, right, bottom, top), interpolation="antialiased")
+    ax.set(xlim=box[:2], ylim=(box[3], box[2]), aspect="equal")
+
+
+def read_picture(
+    pyramid: Pyramid, box: tuple[float, float, float, float], *, edge_px: int
+) -> tuple[np.ndarray, tuple[float, float, float, float]] | None:
+    """uint8 RGB pixels (h, w, 3) of the part of an image in a box, and the box (left, right, top, bottom) they fill.
+
+    From the coarsest level whose longer edge there is `edge_px`; `None` if the box lies outside the image.
+    """
     height, width = pyramid.shapes[0]
     left, right = max(0, int(np.floor(box[0]))), min(width, int(np.ceil(box[1])))
     top, bottom = max(0, int(np.floor(box[2]))), min(height, int(np.ceil(box[3])))
-    ax.set(xlim=box[:2], ylim=(box[3], box[2]), aspect="equal")
     if right <= left or bottom <= top:
-        return
+        return None
     longest = max(right - left, bottom - top)
     factors = [height / level_height for level_height, _ in pyramid.shapes]
     fitting = [k for k, factor in enumerate(factors) if longest / factor >= edge_px]
@@ -124,11 +141,8 @@ def draw_image(
     step = max(1, int(max(x1 - x0, y1 - y0) // (2 * edge_px)))
     pixels = as_rgb_uint8(np.asarray(pyramid.levels[level][:, y0:y1:step, x0:x1:step]), pyramid.value_max)
     pixels = np.moveaxis(pixels, 0, -1)
-    if fade:
-        pixels = np.rint(255 * fade + pixels * (1 - fade)).astype(np.uint8)
     right_edge, bottom_edge = (x0 + step * pixels.shape[1]) * fx, (y0 + step * pixels.shape[0]) * fy
-    ax.imshow(pixels, extent=(x0 * fx, right_edge, bottom_edge, y0 * fy), interpolation="antialiased")
-    ax.set(xlim=box[:2], ylim=(box[3], box[2]), aspect="equal")
+    return pixels, (x0 * fx, right_edge, y0 * fy, bottom_edge)
 
 
 def spot_reach(section: Section) -> float:

@@ -1,0 +1,212 @@
+"""`rg.pl.viewer`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._annotation import single_region
+from ragst_sd._elements import require_sdata
+from ragst_sd._results import matching_reference, predicted
+from ragst_sd._validate import require_positive
+from ragst_sd.pl._measured import measured_values
+from ragst_sd.pl._section import read_section
+from ragst_sd.pl._viewer_numbers import choose_genes, collect_numbers
+from ragst_sd.pl._viewer_page import LIMIT, MARK, Page, assemble
+from ragst_sd.pl._viewer_pictures import collect_pictures
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from ragst_sd.pl._section import Section
+
+# Below these a spot or a gene gets a warning on the page.
+FEW_SPOTS = 5.0
+LITTLE_EVIDENCE = 0.5
+LITTLE_TRUST = 0.1
+# Decimals of values; the last one is given up before the limit on the size of the page is.
+DECIMALS = (3, 2)
+
+
+def viewer(
+    sdata: SpatialData,
+    reference: AnnData,
+    *,
+    prediction_key: str = "predicted",
+    genes: str | Sequence[str] | None = None,
+    truth_key: str | None = None,
+    layer: str | None = None,
+    unit: str = "counts",
+    n_shown: int = 12,
+    title: str | None = None,
+    path: str | os.PathLike[str] | None = "viewer.html",
+    height: int = 900,
+) -> Page:
+    r"""Write one HTML page in which every predicted value can be traced to the measured spots it came from.
+
+    The page needs no network and no server: open it in a browser of 2023 or later, send it by mail, or let a notebook show
+    it. Spots are coloured by a gene or by how well grounded they are. A click on a spot (or its name, or the arrow keys on the
+    map) shows its tile, the thumbnails of its neighbours with donor, weight, measured value and contribution, what the
+    other neighbours and the adjustment add, and warnings. Contributions add up to the prediction:
+
+    .. math:: \hat y = \sum_j w_j (y_j + c_j) + \text{adjustment}
+
+    Predictions, evidence and measured values are shown with three decimals as the table has them, bounds of intervals
+    with two; with one decimal less where the page would otherwise exceed 30 MB. Contributions are computed in the page from
+    values of as many decimals, so their last digit may be off by one.
+    Spots have their true size; outlines other than discs and squares are drawn as discs of the same area.
+
+    A spot is warned of if it is out of reference, if its neighbours are few (`effective_n` below 5) or of one donor, if
+    less than half of its departure from the mean is evidence, if the method cites nobody, and if intervals hold for new spots or sections but not for new
+    donors. A gene is greyed, with the reason, if `cv_pearson` is below 0.1 or not known.
+
+    Parameters
+    ----------
+    sdata
+        Object with the image, the shapes and a predicted table.
+    reference
+        The very reference that the prediction was made from. Built with thumbnails, the neighbours have pictures.
+    prediction_key
+        Name of the predicted table. Read are `.X`, `.layers["evidence"]`, where present `.layers["lower"]` and
+        `["upper"]`, `.obsm["retrieval_rows"]` and `["retrieval_weights"]`, the columns of `.obs` that say how well grounded a
+        spot is, `.var["cv_pearson"]` and `["noise_ceiling"]`, and `.uns["retrieval"]`.
+    genes
+        Genes of the page; the 200 best trusted if left out: by falling `cv_pearson`, or where that was not assessed by the
+        variance of the prediction.
+    truth_key
+        Measured table whose values stand beside the predicted ones, normalised as the prediction is.
+    layer
+        Layer of the measured table; `.X` if left out.
+    unit
+        `"counts"`, or `"log1p_cp10k"` if the layer is log1p of counts per 10,000 already.
+    n_shown
+        Neighbours shown one by one; the others are lumped.
+    title
+        Heading; the annotated element if left out.
+    path
+        File to write; `None` writes none. A file that is no viewer page is not replaced.
+    height
+        Height in a notebook, in pixels.
+
+    Returns
+    -------
+    The page: shown by a notebook where it is the last line of a cell, with the text in `.html` and the file in `.path`. It
+    never exceeds 30 MB: pictures of large sections are compressed more, and then the third decimal is left out.
+
+    Raises
+    ------
+    FileExistsError
+        If `path` is a file that is no viewer page.
+    KeyError
+        If a table, gene or layer does not exist.
+    ValueError
+        If the image or the shapes are not in the object, the reference is another one, the truth shares no spots or is not
+        counts, or the page would be larger than 30 MB.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
+    >>> for sdata in sections.values():
+    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> query = sections.pop("donor3")
+    >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
+    >>> rg.tl.fit(reference, method="knn", n_neighbors=10)
+    >>> rg.tl.predict(query, reference)
+    >>> page = rg.pl.viewer(query, reference, genes=list(reference.var_names[:5]), path=None)
+    >>> len(page.html) < 1_000_000
+    True
+    """
+    import pandas as pd
+
+    require_sdata(sdata)
+    require_positive(n_shown, "n_shown", whole=True)
+    require_positive(height, "height", whole=True)
+    target = None if path is None else _target(Path(path))
+    table, header = predicted(sdata, prediction_key)
+    if str(header.get("task")) != "histology":
+        msg = f"This page shows tissue; table {prediction_key!r} was predicted for the task {header.get('task')!r}."
+        raise ValueError(msg)
+    matching_reference(reference, header)
+    chosen = choose_genes(table, genes)
+    section = read_section(sdata, table, header, prediction_key)
+    measured = None
+    if truth_key is not None:
+        # Genes that were not asked for by name may be missing from the truth.
+        asked = None if genes is None else list(table.var_names[chosen])
+        found, names = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=asked)
+        measured = np.full((table.n_obs, len(chosen)), np.nan)
+        place = pd.Index(names).get_indexer(table.var_names[chosen])
+        measured[:, place >= 0] = found[:, place[place >= 0]]
+    title = single_region(table) if title is None else title
+    page = _page(reference, table, header, chosen, measured, section, int(n_shown), title)
+    if target is not None:
+        target.write_text(page, encoding="utf-8")
+    return Page(page, target, int(height))
+
+
+def _page(
+    reference: AnnData,
+    table: AnnData,
+    header: dict[str, Any],
+    genes: np.ndarray,
+    measured: np.ndarray | None,
+    section: Section,
+    n_shown: int,
+    title: str,
+) -> str:
+    """The page with as many decimals as the limit on its size allows."""
+    facts, found, size = _facts(table, header, title), None, 0
+    for most_decimals in DECIMALS:
+        numbers = collect_numbers(reference, table, header, genes, measured, n_shown, most_decimals)
+        if found is None:
+            rows = reference.obs_names.get_indexer(numbers.names["cited"])
+            found = collect_pictures(section, header, reference, rows)
+        pictures, places = found
+        numbers.arrays.update(places)
+        page, fits = assemble(numbers, pictures, facts, title)
+        if fits:
+            return page
+        size = len(page)
+    msg = (
+        f"A page of {table.n_obs} spots and {len(genes)} genes would take {size / 1e6:.0f} MB, more than "
+        f"{LIMIT / 1e6:.0f} MB. Choose fewer genes with `genes=`, or predict part of the section."
+    )
+    raise ValueError(msg)
+
+
+def _target(path: Path) -> Path:
+    if path.exists():
+        with path.open("rb") as file:
+            ours = MARK.encode() in file.read(2000)
+        if not ours:
+            msg = f"`path` {str(path)!r} exists and is no viewer page; it is not replaced. Choose another name."
+            raise FileExistsError(msg)
+    return path
+
+
+def _facts(table: AnnData, header: dict[str, Any], title: str) -> dict[str, Any]:
+    """What the page says about the whole prediction."""
+    own, among = (float(header.get(name, np.nan)) for name in ("section_distance", "section_distance_reference"))
+    outside = np.asarray(table.obs[_keys.OUT_OF_REFERENCE], dtype=bool)
+    return {
+        "title": title,
+        "method": str(header["method"]),
+        "unit": str(header["unit"]),
+        "centered": bool(header.get("center_sections", False)),
+        "n_cited": len(header[_keys.CITED]),
+        "donors": sorted(set(header[_keys.CITED][_keys.DONOR].astype(str))),
+        "share_outside": float(outside.mean()),
+        "section_is_far": bool(own > among),
+        "section_distance": [round(own, 3), round(among, 3)] if np.isfinite([own, among]).all() else None,
+        "few_spots": FEW_SPOTS,
+        "little_evidence": LITTLE_EVIDENCE,
+        "little_trust": LITTLE_TRUST,
+    }
