@@ -179,6 +179,7 @@ def _of_terms(facts: Facts) -> list[str]:
         known.add(terms_of(facts.encoder["license"]))
     if {NON_COMMERCIAL, NO_DERIVATIVES} & known or facts.encoder["commercial_use"] is False:
         out.append(
-            "Terms of the sources or of the encoder forbid commercial use, or passing on what is derived from them; see above."
+            "Terms of the sources or of the encoder forbid commercial use, or passing on what is derived from them: see sources and "
+            "licences."
         )
     return out
