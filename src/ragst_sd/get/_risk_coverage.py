@@ -72,7 +72,8 @@ def risk_coverage(
     sample_key
         Column of the measured table's `.obs` that names the sections; one section if it is not there.
     baselines
-        Whether to add `"random"` (mean of 5 random orders) and `"oracle"` (by the spot's true error, the best order there is).
+        Whether to add `"random"` (mean of 5 random orders) and `"oracle"` (by the spot's true squared error over all genes;
+        since metrics are means over genes, another order may be a little better).
     rng
         Seed of the random orders.
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import numpy as np
-
 from ragst_sd import _keys
 from ragst_sd._annotation import single_region
 from ragst_sd._results import matching_reference, predicted
@@ -192,39 +190,13 @@ def _agreement(
     """Agreement with measured values of the section, one line per gene."""
     from ragst_sd.tl._evaluate import evaluate
 
-    long = evaluate(
-        sdata, prediction_key=prediction_key, truth_key=truth_key, layer=layer, unit=unit, metrics=["pearson", "rmse"]
-    )
+    has_intervals = _keys.LOWER in table.layers and _keys.UPPER in table.layers
+    metrics = ["pearson", "rmse", *(["coverage"] if has_intervals else [])]
+    long = evaluate(sdata, prediction_key=prediction_key, truth_key=truth_key, layer=layer, unit=unit, metrics=metrics)
     wide = long[long["gene"] != ""].groupby(["gene", "metric"])["value"].mean().unstack()
     wide = wide.reindex([gene for gene in table.var_names if gene in wide.index])
     wide[_keys.CV_PEARSON] = table.var[_keys.CV_PEARSON].reindex(wide.index)
-    if _keys.LOWER in table.layers and _keys.UPPER in table.layers:
-        wide["inside the interval"] = _inside(sdata, table, header, list(wide.index), truth_key, layer, unit)
-    return wide
-
-
-def _inside(
-    sdata: SpatialData,
-    table: AnnData,
-    header: dict[str, Any],
-    genes: list[str],
-    truth_key: str,
-    layer: str | None,
-    unit: str,
-) -> np.ndarray:
-    """(genes,) share of the measured values that lie in their interval."""
-    from ragst_sd.reference.genes import take_genes
-    from ragst_sd.tl._truth import normalized_truth, shared_spots, truth_table
-
-    measured = truth_table(sdata, truth_key, None)
-    matrix, names, counted = normalized_truth(measured, header, layer, unit)
-    ours, theirs = shared_spots(table, measured, counted)
-    columns = table.var_names.get_indexer(genes)
-    truth = take_genes(matrix, names, genes)[theirs].toarray()
-    lower, upper = (np.asarray(table.layers[side])[ours][:, columns] for side in (_keys.LOWER, _keys.UPPER))
-    known = np.isfinite(lower) & np.isfinite(upper)
-    inside = (known & (lower <= truth) & (truth <= upper)).sum(axis=0)
-    return np.divide(inside, known.sum(axis=0), out=np.full(len(genes), np.nan), where=known.any(axis=0))
+    return wide.rename(columns={"coverage": "inside the interval"})
 
 
 def _why_no_maps(sdata: SpatialData | AnnData, facts: Facts, *, pictures: bool) -> str:
