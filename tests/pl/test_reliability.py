@@ -228,9 +228,9 @@ def test_risk_and_coverage(predicted, risk):
     assert colors == [*_style.PALETTE[:2], _style.MUTED]
     assert len({str(line._dash_pattern) for line in ax.lines}) == 3
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["distance percentile", "effective n", "random"]
-    assert ax.get_ylabel() == "root mean squared error / SD of the gene"
+    assert ax.get_ylabel() == "RMSE / SD of the gene"
     other = rg.pl.reliability(predicted, truth_key="table", metric="rmse", return_ax=True)["risk_coverage"]
-    assert other.get_ylabel() == "root mean squared error"
+    assert other.get_ylabel() == "RMSE"
     with pytest.raises(ValueError, match=r"`metric` is 'rsme'; it must be one of 'rmse', 'nrmse'\. Did you mean"):
         rg.pl.reliability(predicted, truth_key="table", metric="rsme")
     gene = predicted.tables["predicted"].var_names[0]

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # Share of the genes that the band of the calibration curve holds; single genes reach far beyond.
 BAND = 0.9
 _TITLES = {
-    "rmse": "root mean squared error",
-    "nrmse": "root mean squared error / SD of the gene",
+    "rmse": "RMSE",
+    "nrmse": "RMSE / SD of the gene",
     "mae": "mean absolute error",
     "pearson": "Pearson's r",
 }

@@ -205,7 +205,6 @@ def reliability(
             draw_spots(
                 drawn, section, np.flatnonzero(table.obs[_keys.OUT_OF_REFERENCE].to_numpy(bool)), facecolors="none",
                 edgecolors=_style.ADJUSTMENT, linewidths=stage.points(1.6), zorder=4, label=_keys.OUT_OF_REFERENCE,
-                path_effects=_style.halo(stage.points(3.2)),
             )  # fmt: skip
         draw_bar(
             stage,
