@@ -181,7 +181,7 @@ def reliability(
     section = read_section(sdata, table, header, prediction_key)
     curves = None
     if truth_key is not None:
-        truth = {"truth_key": truth_key, "layer": layer, "unit": unit, "genes": genes}
+        truth: dict[str, Any] = {"truth_key": truth_key, "layer": layer, "unit": unit, "genes": genes}
         risk = get.risk_coverage(sdata, prediction_key=prediction_key, by=names, **truth)
         require_choice(metric, list(dict.fromkeys(risk["metric"])), "metric")
         calibration = None if intervals is None else _calibration(sdata, table, header, **truth)
