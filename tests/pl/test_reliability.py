@@ -19,8 +19,9 @@ def risk(monkeypatch):
     """Stands for `rg.get.risk_coverage`; the arguments of its calls are kept."""
     frame = pd.DataFrame(
         [
-            (by, share, int(share * 40), "rmse", start + share / 10)
-            for by, start in (("distance_percentile", 0.8), ("effective_n", 0.9))
+            (by, share, int(share * 40), metric, start + share / 10)
+            for metric in ("rmse", "nrmse")
+            for by, start in (("distance_percentile", 0.8), ("effective_n", 0.9), ("random", 0.95))
             for share in (1.0, 0.25, 0.5)
         ],
         columns=["by", "share", "n_spots", "metric", "value"],
@@ -216,16 +217,22 @@ def test_risk_and_coverage(predicted, risk):
     frame, calls = risk
     axes = rg.pl.reliability(predicted, truth_key="table", return_ax=True)
     assert "calibration" not in axes
-    assert calls == [{"prediction_key": "predicted", "truth_key": "table", "genes": None}]
+    given = {"prediction_key": "predicted", "truth_key": "table", "layer": None, "unit": "counts", "genes": None}
+    assert calls == [given | {"by": [name for name in axes if name != "risk_coverage"]}]
     ax = axes["risk_coverage"]
-    for by, line in frame.groupby("by"):
+    for by, line in frame[frame["metric"] == "nrmse"].groupby("by"):
         line = line.sort_values("share")
         (curve,) = named(ax, by)
         np.testing.assert_allclose(curve.get_xydata(), line[["share", "value"]])
-    styles = {(line.get_linestyle(), line.get_color()) for line in ax.lines}
-    assert len({style for style, _ in styles}) == len({color for _, color in styles}) == 2
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["distance percentile", "effective n"]
-    assert ax.get_ylabel() == "root mean squared error"
+    colors = [line.get_color() for line in ax.lines]
+    assert colors == [*_style.PALETTE[:2], _style.MUTED]
+    assert len({str(line._dash_pattern) for line in ax.lines}) == 3
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["distance percentile", "effective n", "random"]
+    assert ax.get_ylabel() == "RMSE / SD of the gene"
+    other = rg.pl.reliability(predicted, truth_key="table", metric="rmse", return_ax=True)["risk_coverage"]
+    assert other.get_ylabel() == "RMSE"
+    with pytest.raises(ValueError, match=r"`metric` is 'rsme'; it must be one of 'rmse', 'nrmse'\. Did you mean"):
+        rg.pl.reliability(predicted, truth_key="table", metric="rsme")
     gene = predicted.tables["predicted"].var_names[0]
     rg.pl.reliability(predicted, truth_key="table", gene=gene)
     assert calls[-1]["genes"] == [gene]

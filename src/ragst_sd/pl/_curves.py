@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
 # Share of the genes that the band of the calibration curve holds; single genes reach far beyond.
 BAND = 0.9
-_TITLES = {"pearson": "Pearson's r", "spearman": "Spearman's rho", "rmse": "root mean squared error"}
+_TITLES = {
+    "rmse": "RMSE",
+    "nrmse": "RMSE / SD of the gene",
+    "mae": "mean absolute error",
+    "pearson": "Pearson's r",
+}
+# Orders that say what the others could reach at worst and at best.
+_YARDSTICKS = {"random": (0, (1, 1)), "oracle": (0, (6, 2, 1, 2))}
 _LINES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 
 
@@ -109,18 +116,19 @@ def draw_calibration(stage: Stage, ax: Axes, found: Coverage, intervals: Interva
 
 
 def draw_risk(stage: Stage, ax: Axes, frame: pd.DataFrame) -> None:
-    """Draw accuracy against the share of spots kept, best grounded first, one line per criterion."""
-    metric = str(frame["metric"].iloc[0])
-    frame = frame[frame["metric"] == metric]
-    colors = _style.PALETTE
-    for i, (name, line) in enumerate(frame.groupby("by", sort=False)):
+    """Draw one metric against the share of spots kept, best grounded first, one line per order."""
+    styles = zip(_style.PALETTE * len(_LINES), _LINES * len(_style.PALETTE), strict=False)
+    for name, line in frame.groupby("by", sort=False):
         line = line.sort_values("share")
+        yardstick = _YARDSTICKS.get(str(name))
+        color, dashes = (_style.MUTED, yardstick) if yardstick else next(styles)
         ax.plot(
-            line["share"], line["value"], color=colors[i % len(colors)], ls=_LINES[i % len(_LINES)],
-            lw=stage.points(2), label=str(name).replace("_", " "), gid=str(name),
+            line["share"], line["value"], color=color, ls=dashes, lw=stage.points(1.3 if yardstick else 2),
+            label=str(name).replace("_", " "), gid=str(name),
         )  # fmt: skip
     ax.set_xlim(0, 1)
     ax.margins(y=0.12)
+    metric = str(frame["metric"].iloc[0])
     _plain(stage, ax, "share of spots kept, best grounded first", _TITLES.get(metric, metric.replace("_", " ")))
     _titled(stage, ax, "Risk and coverage", "accuracy on the spots that are kept")
     legend = ax.legend(

@@ -211,8 +211,8 @@ def _lines(parts: pd.DataFrame, group_by: str, n_shown: int) -> list[Line]:
         lines.append(Line(f"{len(others)} more{plural}", lumped.weight, _mean(lumped), lumped.brings, _style.OTHERS))
     correction = float(np.nansum(rows["weight"] * rows["correction"]))
     if correction:
-        lines.append(Line("sections brought to one mean", None, None, correction, _style.ADJUSTMENT))
-    return [*lines, Line("adjustment", None, None, adjustment, _style.ADJUSTMENT)]
+        lines.append(Line("sections brought to one mean", np.nan, np.nan, correction, _style.ADJUSTMENT))
+    return [*lines, Line("adjustment", np.nan, np.nan, adjustment, _style.ADJUSTMENT)]
 
 
 def _label(name: str, group: Any, group_by: str) -> str:

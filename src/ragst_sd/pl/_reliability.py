@@ -10,7 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
 from ragst_sd._results import gene_index, predicted
-from ragst_sd._validate import listing
+from ragst_sd._validate import listing, require_choice
 from ragst_sd.pl import _style
 from ragst_sd.pl._curves import coverage, draw_calibration, draw_risk
 from ragst_sd.pl._figure import finish, open_stage
@@ -79,6 +79,7 @@ def reliability(
     truth_key: str | None = None,
     layer: str | None = None,
     unit: str = "counts",
+    metric: str = "nrmse",
     min_cv_pearson: float = MIN_CV_PEARSON,
     image_fade: float = 0.4,
     figsize: tuple[float, float] | None = None,
@@ -93,7 +94,7 @@ def reliability(
     Maps of the section, dark where the ground is weak. Spots that no tissue of the reference is like are outlined. With
     `truth_key` two curves follow. Calibration: the share of measured values inside the intervals, at each level they were
     calibrated for, beside the diagonal; the mean over genes, and a band that holds 90 % of them. Risk and coverage:
-    accuracy when only the best grounded spots are kept. Panels whose input the table lacks are left out.
+    accuracy when only the best grounded spots are kept, by each of the maps. Panels whose input the table lacks are left out.
 
     Parameters
     ----------
@@ -111,9 +112,11 @@ def reliability(
     truth_key
         Measured table for the curves; it is normalised as the prediction is.
     layer
-        Layer of the measured table for the calibration curve; `.X` if left out.
+        Layer of the measured table; `.X` if left out.
     unit
         `"counts"`, or `"log1p_cp10k"` if the layer is log1p of counts per 10,000 already.
+    metric
+        Accuracy that is drawn against the share of spots kept, of those that :func:`ragst_sd.get.risk_coverage` knows.
     min_cv_pearson
         If `gene` is one gene whose `var["cv_pearson"]` is lower, its maps are grey and say that it is not to be trusted.
     image_fade
@@ -139,7 +142,8 @@ def reliability(
     KeyError
         If a table, gene, layer or map does not exist.
     ValueError
-        If the image or the shapes are not in the object, the table has nothing to draw, or the truth shares no spots.
+        If the image or the shapes are not in the object, the table has nothing to draw, the truth shares no spots, or
+        the metric is not known.
 
     Notes
     -----
@@ -162,6 +166,8 @@ def reliability(
     >>> list(axes)[:2]
     ['distance_percentile', 'effective_n']
     """
+    from ragst_sd import get
+
     require_sdata(sdata)
     require_fade(image_fade)
     table, header = predicted(sdata, prediction_key)
@@ -175,7 +181,11 @@ def reliability(
     section = read_section(sdata, table, header, prediction_key)
     curves = None
     if truth_key is not None:
-        curves = _curves(sdata, table, header, prediction_key, truth_key, layer, unit, genes, intervals)
+        truth: dict[str, Any] = {"truth_key": truth_key, "layer": layer, "unit": unit, "genes": genes}
+        risk = get.risk_coverage(sdata, prediction_key=prediction_key, by=names, **truth)
+        require_choice(metric, list(dict.fromkeys(risk["metric"])), "metric")
+        calibration = None if intervals is None else _calibration(sdata, table, header, **truth)
+        curves = _Curves(calibration, risk[risk["metric"] == metric])
 
     box, size = map_size(section, _MAP)
     per_row = min(_PER_ROW, len(panels))
@@ -285,26 +295,19 @@ def _mean(values: np.ndarray) -> np.ndarray:
     return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
 
 
-def _curves(
+def _calibration(
     sdata: SpatialData,
     table: AnnData,
     header: dict[str, Any],
-    prediction_key: str,
+    *,
     truth_key: str,
     layer: str | None,
     unit: str,
     genes: list[str] | None,
-    intervals: Intervals | None,
-) -> _Curves:
-    from ragst_sd import get
-
-    calibration = None
-    if intervals is not None:
-        measured, shared = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)
-        columns = gene_index(table, shared)
-        calibration = coverage(table, header, columns, intervals_of(table, header, columns), measured)
-    risk = get.risk_coverage(sdata, prediction_key=prediction_key, truth_key=truth_key, genes=genes)
-    return _Curves(calibration, risk)
+) -> Coverage | None:
+    measured, shared = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)
+    columns = gene_index(table, shared)
+    return coverage(table, header, columns, intervals_of(table, header, columns), measured)
 
 
 def _curves_width(curves: _Curves | None) -> float:

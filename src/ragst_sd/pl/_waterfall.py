@@ -28,9 +28,9 @@ class Line:
     """One step."""
 
     label: str
-    weight: float | None
-    """`None` where there is none: corrections have no weight."""
-    value: float | None
+    weight: float
+    """NaN where there is none: corrections have no weight."""
+    value: float
     brings: float
     color: str
 
@@ -83,7 +83,7 @@ def draw_waterfall(stage: Stage, fall: Waterfall, left: float, top: float) -> Ax
     for i, line in enumerate(fall.lines):
         middle = top + _TOP + (i + 0.5) * _ROW
         _cell(stage, left, middle, line.label, "label", ha="left")
-        if line.weight is not None:
+        if np.isfinite(line.weight):
             _cell(stage, columns[1], middle, f"{line.weight:.1%}".replace("%", " %"), "weight")
             value = _style.number(line.value, decimals) if np.isfinite(line.value) else "not measured"
             _cell(stage, columns[2], middle, value, "value")
@@ -134,7 +134,7 @@ def _draw_bars(stage: Stage, ax: Axes, fall: Waterfall) -> None:
     ax.axvline(0, color=_style.MUTED, lw=stage.points(0.8), zorder=1)
     shown = [0.0, *ends, fall.total]
     if fall.interval is not None and np.isfinite(fall.interval).all():
-        _draw_interval(stage, ax, fall, n)
+        _draw_interval(stage, ax, fall.interval, fall.hatch, n)
         shown += list(fall.interval)
     if np.isfinite(fall.truth):
         ax.axvline(fall.truth, color="black", lw=stage.points(1.4), ls=(0, (4, 2)), zorder=4, gid="truth")
@@ -164,15 +164,15 @@ def _name_truth(stage: Stage, ax: Axes, fall: Waterfall) -> None:
     )  # fmt: skip
 
 
-def _draw_interval(stage: Stage, ax: Axes, fall: Waterfall, row: int) -> None:
+def _draw_interval(stage: Stage, ax: Axes, interval: tuple[float, float], hatch: str | None, row: int) -> None:
     """A bracket on the prediction: a line with caps, or a hatched box where it must not be read as one for new donors."""
     from matplotlib.patches import Rectangle
 
-    low, high = fall.interval
-    if fall.hatch:
+    low, high = interval
+    if hatch:
         box = Rectangle(
             (low, row - _BRACKET), high - low, 2 * _BRACKET, facecolor="white", edgecolor="black",
-            lw=stage.points(1.0), hatch=fall.hatch, zorder=3, gid="interval",
+            lw=stage.points(1.0), hatch=hatch, zorder=3, gid="interval",
         )  # fmt: skip
         ax.add_patch(box)
         return
