@@ -26,6 +26,8 @@ _CLIP = 10.0
 # Share of a donor's tiles that may lie above the threshold, and share of donors that may have more of them there.
 _TILES = 0.05
 _DONORS = 0.1
+# However many independent features an encoder has, donors differ in few ways: hue, depth of stain, sharpness, tissue.
+_MOST_DIRECTIONS = 4.0
 
 
 def fit_appearance(embedding: np.ndarray, sections: np.ndarray) -> dict[str, np.ndarray]:
@@ -97,7 +99,7 @@ def calibrate_appearance(
     with the 95th percentile :math:`q_g` of the squared distances of the tiles of group g to the sections of the G - 1 other
     groups, and the 90th percentile of Fisher's distribution. Donors are the unit, not tiles: they differ in stain, in sharpness
     and in how mixed their tissue is. A squared distance is a sum of squares over :math:`\nu` independent directions
-    (`dimension`); if those of donors were normal and alike, that of a new donor over the average of G known ones would
+    (`dimension`, 4 at most); if those of donors were normal and alike, that of a new donor over the average of G known ones would
     follow F. So the fewer donors are known, the wider the margin.
 
     Parameters
@@ -122,7 +124,7 @@ def calibrate_appearance(
             quantiles.append(np.quantile(squared, 1 - _TILES))
     if len(quantiles) < 2 or not parameters["dimension"] > 0:
         return float("nan")
-    dimension = float(parameters["dimension"])
+    dimension = min(float(parameters["dimension"]), _MOST_DIRECTIONS)
     margin = f.ppf(1 - _DONORS, dimension, dimension * (len(quantiles) - 1))
     return float(np.sqrt(margin * np.mean(quantiles)))
 

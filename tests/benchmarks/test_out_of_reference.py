@@ -1,0 +1,50 @@
+"""`benchmarks/out_of_reference.py`: pictures are matched in resolution and stain."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skimage.color import rgb2hed
+
+SCRIPTS = Path(__file__).parents[2] / "benchmarks"
+if not SCRIPTS.is_dir():
+    pytest.skip("the benchmarks are not part of an installation", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(SCRIPTS))
+    yield importlib.import_module("out_of_reference")
+    sys.path.remove(str(SCRIPTS))
+
+
+def picture(sdata):
+    return np.moveaxis(sdata.images["he"]["scale0"]["image"].to_numpy(), 0, -1)
+
+
+def test_restained_tissue_has_the_moments_asked_for(script, sections):
+    one, other = (picture(sections[name]) for name in ("donor1", "donor2"))
+    target = script.moments([other])
+    mean, spread = script.tissue_moments(rgb2hed(one), one)
+    restained = script.restain(one, target)
+    density = -np.log10(np.maximum(one, 1) / 255).mean(axis=2)
+    stains = rgb2hed(restained)[density > script.TISSUE]
+    # What leaves the range of 8 bits is cut off, so the match is close, not exact.
+    assert (np.abs(stains.mean(axis=0) - target[0]) < 0.3 * np.abs(mean - target[0]) + 0.003).all()
+    assert (np.abs(stains.std(axis=0) / target[1] - 1) < 0.3).all()
+    assert restained.shape == one.shape
+    assert spread.min() > 0
+
+
+def test_every_texture_feature_has_a_kind(script):
+    from ragst_sd.image.texture import texture_names
+
+    kinds = [script.kind(name) for name in texture_names()]
+    assert set(kinds) == {"amount of stain", "detail to 1 µm", "coarser detail"}
+    assert script.kind("band_eosin_1px") == "detail to 1 µm"
+    assert script.kind("band_eosin_8px") == "coarser detail"
+    assert script.kind("darker0.1_spread_haematoxylin_16px") == "amount of stain"
