@@ -167,7 +167,7 @@ class TestLimits:
         for name in ("lower", "upper"):
             np.testing.assert_array_equal(back.layers[name], table.layers[name])
         np.testing.assert_array_equal(back.varm["interval_quantiles"], table.varm["interval_quantiles"])
-        for name in ("interval_level", "interval_unit", "interval_levels"):
+        for name in ("interval_level", "interval_unit", "interval_levels", "interval_units"):
             np.testing.assert_array_equal(back.uns["retrieval"][name], table.uns["retrieval"][name])
 
     @pytest.mark.parametrize("less", [{"n_neighbors": 5}, {"where": {"donor": "donor1"}}])

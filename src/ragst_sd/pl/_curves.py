@@ -39,6 +39,8 @@ class Coverage:
     levels: np.ndarray
     by_gene: np.ndarray
     """(genes, levels); genes without any interval are left out."""
+    units: np.ndarray
+    """What each level was calibrated over."""
 
     @property
     def mean(self) -> np.ndarray:
@@ -90,7 +92,8 @@ def coverage(
         return None
     inside = np.stack([(score <= quantiles[:, k]).sum(axis=0) for k in range(len(levels))], axis=1)
     order = np.argsort(levels)
-    return Coverage(levels[order], (inside[with_any] / count[with_any, None])[:, order])
+    units = np.asarray(header.get(_keys.INTERVAL_UNITS, [intervals.unit] * len(levels)), dtype=str)
+    return Coverage(levels[order], (inside[with_any] / count[with_any, None])[:, order], units[order])
 
 
 def draw_calibration(stage: Stage, ax: Axes, found: Coverage, intervals: Intervals) -> None:
@@ -103,16 +106,20 @@ def draw_calibration(stage: Stage, ax: Axes, found: Coverage, intervals: Interva
             found.levels, low, high, facecolor=_style.BAND, edgecolor="0.5", hatch=intervals.hatch, lw=0, zorder=0.5,
             gid="range of genes",
         )  # fmt: skip
-    ax.plot(
-        found.levels, found.mean, color=_style.EVIDENCE, lw=stage.points(2), marker="o", ms=stage.points(5.5),
-        mec="white", mew=stage.points(0.8), zorder=3, gid="coverage",
-    )  # fmt: skip
+    ax.plot(found.levels, found.mean, color=_style.EVIDENCE, lw=stage.points(2), zorder=3, gid="coverage")
+    for level, share, unit in zip(found.levels, found.mean, found.units, strict=True):
+        ax.plot(
+            level, share, marker="o", ms=stage.points(6), ls="none", mew=stage.points(1.6), mec=_style.EVIDENCE,
+            mfc=_style.EVIDENCE if unit == _keys.DONOR else "white", zorder=4, gid=unit,
+        )  # fmt: skip
     worst = min(found.levels.min(), low.min(), found.mean.min())
     start = max(0.0, np.floor(10 * (worst - 0.03)) / 10)
     ax.set(xlim=(start, 1), ylim=(start, 1))
     _plain(stage, ax, "nominal level of the interval", "share of truth inside")
     words = f"mean of {n_genes} genes, band: {BAND:.0%} of them".replace("%", " %") if n_genes > 1 else "one gene"
-    _titled(stage, ax, "Calibration", "\n".join(part for part in (words, intervals.caveat) if part))
+    others = sorted(set(found.units) - {_keys.DONOR})
+    caveat = f"open: calibrated over {' or '.join(f'{unit}s' for unit in others)}, not donors" if others else ""
+    _titled(stage, ax, "Calibration", "\n".join(part for part in (words, caveat) if part))
 
 
 def draw_risk(stage: Stage, ax: Axes, frame: pd.DataFrame) -> None:

@@ -119,6 +119,7 @@ class Intervals:
     level: float
     unit: str
     levels: np.ndarray
+    units: np.ndarray
     quantiles: np.ndarray
     """(genes, L)"""
 
@@ -155,7 +156,8 @@ def make_intervals(
     """Limits at a calibrated level; `as_calibrated` says whether all rows and as many neighbours were used as there."""
     calibration = header[_keys.CALIBRATION]
     levels = np.asarray(calibration["levels"], dtype=np.float64)
-    unit = str(np.asarray(calibration["units"])[place])
+    units = np.asarray(calibration["units"], dtype=str)
+    unit = str(units[place])
     quantiles = np.asarray(calibration["quantiles"], dtype=np.float32)[gene_index]
     if unit != UNITS[0]:
         logger.warning(
@@ -175,4 +177,4 @@ def make_intervals(
     prediction = found.prediction.astype(np.float32)
     # Expression is not negative; a prediction may be.
     lower = np.maximum(prediction - half, np.minimum(prediction, 0))
-    return Intervals(lower, prediction + half, float(levels[place]), unit, levels, quantiles)
+    return Intervals(lower, prediction + half, float(levels[place]), unit, levels, units, quantiles)

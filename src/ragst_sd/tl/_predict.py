@@ -100,9 +100,10 @@ def predict(
         for methods that cite nobody.
     `.layers["lower"]`, `["upper"]`
         With `intervals`: limits around `.X`, float32 (n, genes); NaN where `.X` is, and for genes without a quantile. They
-        lean on `.uns["retrieval"]["interval_unit"]` (`"donor"`, `"section"` or `"spot"`) at `["interval_level"]`. `.varm["interval_quantiles"]`
-        (genes, L) holds the quantiles of all levels (`.uns["retrieval"]["interval_levels"]`): half the width at another level is its
-        quantile times `upper - X` over the quantile of this one.
+        lean on `.uns["retrieval"]["interval_unit"]` (`"donor"`, `"section"` or `"spot"`) at `["interval_level"]`.
+        `.varm["interval_quantiles"]` (genes, L) holds the quantiles of all levels, `.uns["retrieval"]["interval_levels"]`
+        and `["interval_units"]` what they are: half the width at another level is its quantile times `upper - X` over the
+        quantile of this one.
     `.obsm["retrieval_rows"]`, `["retrieval_weights"]`, `["retrieval_distances"]`
         (n, k) pointers into `.uns["retrieval"]["cited"]` (-1 padded), their weights before gene masking, and distances.
     `.uns["retrieval"]`

@@ -63,6 +63,7 @@ def predicted_table(
             _keys.INTERVAL_LEVEL: intervals.level,
             _keys.INTERVAL_UNIT: intervals.unit,
             _keys.INTERVAL_LEVELS: intervals.levels,
+            _keys.INTERVAL_UNITS: intervals.units,
         }
     if _keys.SPATIAL in query.table.obsm:
         table.obsm[_keys.SPATIAL] = np.asarray(query.table.obsm[_keys.SPATIAL]).copy()
