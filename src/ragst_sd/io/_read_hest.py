@@ -137,7 +137,9 @@ def read_hest(
         details={name: given.get(name) or str(details[name] or _keys.UNKNOWN) for name in SOURCE_FIELDS},
         image_mpp=mpp,
     )
-    logger.info("Read HEST section %r: %d spots x %d genes, picture of %d x %d px.", sample, *found.shape, width, height)
+    logger.info(
+        "Read HEST section %r: %d spots x %d genes, picture of %d x %d px.", sample, *found.shape, width, height
+    )
     return sdata
 
 

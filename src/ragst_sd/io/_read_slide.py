@@ -144,7 +144,10 @@ def _resolution(stated: tuple[float, float] | None, name: str) -> float | None:
     low, high = _PLAUSIBLE_UM
     if not all(low <= value <= high for value in stated):
         logger.warning(
-            "Slide %r states %.4g x %.4g microns per pixel, which no microscope has: passed over. %s", name, *stated, todo
+            "Slide %r states %.4g x %.4g microns per pixel, which no microscope has: passed over. %s",
+            name,
+            *stated,
+            todo,
         )
         return None
     x, y = stated

@@ -71,8 +71,11 @@ def open_slide(path: Path) -> SlideFile:
         # are off by parts of a pixel.
         return _from_tiff(path, stamp) if vendor in (None, "generic-tiff") else _from_openslide(path, stamp, vendor)
     except openslide.OpenSlideError as error:
-        msg = f"Slide {str(path)!r} is damaged or incomplete ({error}). Copy or download it again."
-        raise ValueError(msg) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path | str, error: object) -> ValueError:
+    return ValueError(f"Slide {str(path)!r} is damaged or incomplete ({error}). Copy or download it again.")
 
 
 def _from_openslide(path: Path, stamp: int, vendor: str) -> SlideFile:
@@ -98,18 +101,24 @@ def _lazy(pixels: LevelPixels, tile: int) -> da.Array:
     return da.from_array(pixels, chunks=(pixels.shape[0], edge, edge), name=name, meta=meta, fancy=False)
 
 
+# The stamp makes a file that was replaced another one.
 @lru_cache(maxsize=_OPEN_FILES)
-def _opened(path: str, stamp: int) -> Any:  # noqa: ARG001  the stamp makes a file that was replaced another one
+def _opened(path: str, stamp: int) -> Any:
     import openslide
 
     return openslide.OpenSlide(path)
 
 
 def _read_openslide(path: str, stamp: int, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+    import openslide
+
     slide = _opened(path, stamp)
     downsample = slide.level_downsamples[level]
     corner = round(x * downsample), round(y * downsample)
-    region = np.asarray(slide.read_region(corner, level, (width, height)))
+    try:
+        region = np.asarray(slide.read_region(corner, level, (width, height)))
+    except openslide.OpenSlideError as error:
+        raise _damaged(path, error) from error
     opacity = region[..., 3:]
     if opacity.min() == 255:
         return region[..., :3]
@@ -126,6 +135,10 @@ def _from_tiff(path: Path, stamp: int) -> SlideFile:
             series = tiff.series[0]
             shapes = [level.shape for level in series.levels]
             axes, dtype, mpp = series.axes, series.dtype, _tiff_mpp(tiff)
+            page = series.keyframe
+            end = max(offset + size for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True))
+            if end > tiff.filehandle.size:
+                raise _damaged(path, f"its pixels end at byte {end}, the file at {tiff.filehandle.size}")
     except (tifffile.TiffFileError, IndexError) as error:
         msg = (
             f"{str(path)!r} is no slide that OpenSlide knows and no TIFF ({error}). Pass an svs, ndpi, mrxs, scn, bif or "
@@ -146,7 +159,7 @@ def _from_tiff(path: Path, stamp: int) -> SlideFile:
 
 
 @lru_cache(maxsize=_OPEN_FILES * 4)
-def _opened_tiff(path: str, stamp: int, level: int) -> tuple[Any, str]:  # noqa: ARG001
+def _opened_tiff(path: str, stamp: int, level: int) -> tuple[Any, str]:
     import tifffile
     import zarr
 
@@ -158,7 +171,10 @@ def _opened_tiff(path: str, stamp: int, level: int) -> tuple[Any, str]:  # noqa:
 def _read_tiff(path: str, stamp: int, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
     array, axes = _opened_tiff(path, stamp, level)
     window = {"Y": slice(y, y + height), "X": slice(x, x + width)}
-    pixels = np.asarray(array[tuple(window.get(axis, slice(0, 3)) for axis in axes)])
+    try:
+        pixels = np.asarray(array[tuple(window.get(axis, slice(0, 3)) for axis in axes)])
+    except (RuntimeError, ValueError, OSError) as error:  # codecs have errors of their own, all of these kinds
+        raise _damaged(path, error) from error
     return pixels if axes == "YXS" else np.moveaxis(pixels, 0, -1)
 
 
