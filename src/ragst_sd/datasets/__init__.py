@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from ragst_sd._lazy import lazy_functions
 
 if TYPE_CHECKING:
+    from ragst_sd.datasets._load import load
     from ragst_sd.datasets._synthetic import synthetic
 
-__all__ = ["synthetic"]
+__all__ = ["load", "synthetic"]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)

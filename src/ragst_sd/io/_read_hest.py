@@ -83,7 +83,7 @@ def read_hest(
 
     Notes
     -----
-    HEST-1k is licensed CC BY-NC-SA 4.0, and its owners ask users to accept terms; `rg.datasets.load("hest", ...)` says
+    HEST-1k is licensed CC BY-NC-SA 4.0, and its owners ask users to accept terms; `rg.datasets.load("hest_1k", ...)` says
     how. Sections of Xenium are binned into pseudo-spots by HEST.
 
     References
@@ -110,7 +110,7 @@ def read_hest(
     if missing:
         msg = (
             f"{listing(missing)} of section {sample!r} not found in {str(folder)!r}. A section of HEST needs three files: "
-            f'counts, picture and metadata. `rg.datasets.load("hest", samples=[{sample!r}])` downloads them.'
+            f'counts, picture and metadata. `rg.datasets.load("hest_1k", samples=[{sample!r}])` downloads them.'
         )
         raise FileNotFoundError(msg)
     # Not strictly JSON: HEST writes NaN where a field is unknown.
