@@ -19,16 +19,18 @@ COLUMNS = (
     ("Organ", "text"),
     ("Species", "text"),
     ("Technology", "text"),
+    ("Licence", "text"),
+    ("Pass on", "text"),
+    ("Commercial", "text"),
+    ("Loader", "text"),
     ("Donors", "number"),
     ("Sections", "number"),
     ("Spots", "number"),
     ("Genes", "number"),
     ("µm/px", "number"),
-    ("Licence", "text"),
-    ("Pass on", "text"),
-    ("Commercial", "text"),
-    ("Loader", "text"),
 )
+KINDS = ("spatial", "collection", "slide", "scrna")
+SHORT = {"Homo sapiens": "H. sapiens", "Mus musculus": "M. musculus"}
 FLAGS = {True: ("yes", "✓"), False: ("no", "✗"), None: ("open", "?")}
 
 
@@ -37,14 +39,15 @@ class Catalogue(Directive):
 
     def run(self) -> list[nodes.Node]:
         """Called by docutils."""
-        self.state.document.settings.env.note_dependency(str(CATALOG))
+        for made_of in (str(CATALOG), __file__):
+            self.state.document.settings.env.note_dependency(made_of)
         return [nodes.raw("", table(catalog_entries()), format="html")]
 
 
 def table(entries: dict[str, dict[str, Any]]) -> str:
     """All entries as one table, readable without the script that filters and sorts it."""
     head = "".join(f'<th scope="col" data-kind="{kind}">{name}</th>' for name, kind in COLUMNS)
-    body = "\n".join(row(entry) for entry in entries.values())
+    body = "\n".join(row(entry) for entry in sorted(entries.values(), key=lambda entry: KINDS.index(entry["kind"])))
     return (
         '<link rel="stylesheet" href="_static/catalogue.css">\n'
         '<div class="catalogue"><table>\n'
@@ -57,11 +60,11 @@ def row(entry: dict[str, Any]) -> str:
     """One entry; what does not fit into columns is folded under its title."""
     cells = [
         f'<th scope="row"><code>{escape(entry["name"])}</code>{details(entry)}</th>',
-        *(f"<td>{words(entry, field)}</td>" for field in ("organ", "species", "technology")),
-        *(number(entry, field) for field in ("donors", "sections", "spots", "genes", "image_mpp")),
-        f"<td>{words(entry, 'license')}</td>",
+        f"<td>{words(entry, 'organ')}</td>",
+        *(f'<td class="nowrap">{words(entry, field)}</td>' for field in ("species", "technology", "license")),
         *(flag(entry, field) for field in ("redistribution", "commercial_use")),
         f"<td>{escape(entry['loader'] or '')}{' <em>tested</em>' if entry['status'] == 'tested' else ''}</td>",
+        *(number(entry, field) for field in ("donors", "sections", "spots", "genes", "image_mpp")),
     ]
     # The script filters by these, so that a word of the folded text does not count as an organ.
     data = {
@@ -92,8 +95,8 @@ def details(entry: dict[str, Any]) -> str:
         "Files": files + (", after accepting terms" if entry["gated"] else ""),
         "Cite": escape(citation_text(entry)),
         "Notes": escape(entry["notes"] or ""),
-        "Read to confirm": escape(entry["checked"]),
-        "Not confirmed": escape(", ".join(entry["unverified"])),
+        "Read": escape(entry["checked"]),
+        "Open": escape(", ".join(entry["unverified"])),
     }
     items = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in lines.items() if value)
     bibtex = f"<pre>{escape(citation_bibtex(entry))}</pre>"
@@ -102,7 +105,7 @@ def details(entry: dict[str, Any]) -> str:
 
 def words(entry: dict[str, Any], field: str) -> str:
     """A field with one or several texts."""
-    text = escape(", ".join(as_list(entry[field])))
+    text = escape(",\n".join(SHORT.get(value, value) for value in as_list(entry[field])))
     return text + mark(entry, field) if text else ""
 
 

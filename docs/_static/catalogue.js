@@ -1,5 +1,5 @@
 "use strict";
-// Filters and sorts the table of data sets. Without this script the page shows the same table, whole and in order of names.
+// Filters and sorts the table of data sets. Without this script the page shows the same table, whole and in its own order.
 (() => {
   const box = document.querySelector(".catalogue");
   const body = box.querySelector("tbody");
@@ -46,7 +46,7 @@
     choice("Organ", "organ"),
     choice("Species", "species"),
     choice("Technology", "technology"),
-    choice("Kind", "kind", { scrna: "single cells" }),
+    choice("Kind", "kind", { scrna: "single cells", spatial: "sections", slide: "slide alone" }),
     choice("Commercial use", "commercial", { yes: "allowed", no: "not allowed", open: "not confirmed" }),
     choice("Loader", "loader"),
   ];
@@ -67,7 +67,7 @@
       const sorted = rows.toSorted((a, b) => {
         const [left, right] = [value(a, column), value(b, column)];
         // Unknown values stay at the end, whichever way the others run.
-        if (!left || !right) return !left - !right;
+        if (!left || !right) return Number(!left) - Number(!right);
         const difference = head.dataset.kind === "number" ? Number(left) - Number(right) : order.compare(left, right);
         return down ? -difference : difference;
       });

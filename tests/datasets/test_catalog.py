@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-
 import pandas as pd
 import pytest
 import yaml
@@ -333,9 +331,9 @@ def test_citation_of_an_article():
 
 
 def test_citation_of_a_page_without_author_and_year():
-    one = deepcopy(
-        entry(citation={"author": None, "title": "A page", "journal": "Archive", "year": None, "url": "https://a.org"})
-    )
+    fields = {"author": None, "title": "A page", "journal": "Archive", "year": None, "url": "https://a.org"}
+    one = entry(citation=fields)
+    assert citation_text(entry(citation={**fields, "year": 2024})) == "A page (2024). Archive. https://a.org"
     assert citation_text(one) == "A page. Archive. https://a.org"
     assert citation_bibtex(one).splitlines()[0] == "@misc{some_set,"
     assert "  howpublished = {Archive}," in citation_bibtex(one)

@@ -77,8 +77,8 @@ def catalog(
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> rg.datasets.catalog(organ="breast", technology="ST").loc["her2st", ["donors", "sections", "license"]].tolist()
-    [8, 36, 'CC-BY-4.0']
+    >>> rg.datasets.catalog(organ="breast", technology="ST").loc["her2st", "license"]
+    'CC-BY-4.0'
     """
     import pandas as pd
 

@@ -47,10 +47,12 @@ def citation_text(entry: Mapping[str, Any]) -> str:
     author = str(fields.get("author") or "").replace("{", "").replace("}", "")
     # BibTeX joins authors by "and"; people write commas.
     author = author.replace(" and others", " et al.").replace(" and ", "; ")
-    year = f"({fields['year']})" if fields.get("year") else ""
-    head = " ".join(part for part in (author, year) if part)
     place = f"https://doi.org/{fields['doi']}" if fields.get("doi") else fields["url"]
-    return ". ".join(str(part).rstrip(".") for part in (head, fields["title"], fields.get("journal"), place) if part)
+    parts = [part for part in (author, fields["title"], fields.get("journal"), place) if part]
+    if fields.get("year"):
+        # Behind the author, or the title where there is none.
+        parts[0] = f"{parts[0]} ({fields['year']})"
+    return ". ".join(part.rstrip(".") for part in parts)
 
 
 def citation_bibtex(entry: Mapping[str, Any]) -> str:
