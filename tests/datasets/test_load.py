@@ -34,7 +34,7 @@ def offer(server, cache, monkeypatch):
     entries = {}
 
     def add(
-        loader, files: dict[str, bytes], samples: dict[str, dict], *, unchecked=False, archives=(), **fields
+        loader, kept: dict[str, bytes], samples: dict[str, dict], *, unchecked=False, archives=(), **fields
     ) -> str:
         name = f"drawn_{loader}".lower()
         entry = dict.fromkeys(FIELDS) | {
