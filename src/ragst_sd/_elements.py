@@ -188,10 +188,25 @@ def _value_max(coarsest: object, image_key: str) -> float:
 
 
 def image_mpp_of(sdata: SpatialData, image_key: str, image_mpp: float | None = None) -> float | None:
-    """Microns per pixel of an image: given, or kept by `rg.pp.set_image_mpp`; `None` if unknown."""
+    """Microns per pixel of an image: given, kept by `rg.pp.set_image_mpp` or by wsidata; `None` if unknown."""
     if image_mpp is None:
         image_mpp = sdata.attrs.get(_keys.ATTRS, {}).get(_keys.IMAGE_MPP, {}).get(image_key)
+    if image_mpp is None:
+        image_mpp = _mpp_of_wsidata(sdata, image_key)
     if image_mpp is None:
         return None
     require_positive(image_mpp, "image_mpp")
     return float(image_mpp)
+
+
+def _mpp_of_wsidata(sdata: SpatialData, image_key: str) -> float | None:
+    """What objects of wsidata and LazySlide know of their slide, if the image is that slide at full resolution."""
+    from spatialdata import get_pyramid_levels
+    from xarray import DataArray
+
+    slide = sdata.attrs.get("slide_properties")
+    if not isinstance(slide, dict) or slide.get("mpp") is None or image_key not in sdata.images:
+        return None
+    image = sdata.images[image_key]
+    finest = image if isinstance(image, DataArray) else next(iter(get_pyramid_levels(image)))
+    return slide["mpp"] if list(slide.get("shape", ())) == [finest.sizes["y"], finest.sizes["x"]] else None

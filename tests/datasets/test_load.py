@@ -33,9 +33,7 @@ def offer(server, cache, monkeypatch):
     """Put a data set into the catalogue and its files onto the server; gives its name."""
     entries = {}
 
-    def add(
-        loader, kept: dict[str, bytes], samples: dict[str, dict], *, unchecked=False, archives=(), **fields
-    ) -> str:
+    def add(loader, kept: dict[str, bytes], samples: dict[str, dict], *, unchecked=False, archives=(), **fields) -> str:
         name = f"drawn_{loader}".lower()
         entry = dict.fromkeys(FIELDS) | {
             "name": name,
@@ -205,6 +203,14 @@ class TestLayouts:
             np.asarray(expected["s_full_image"]["scale0"]["image"].data),
         )
 
+    def test_visium_all_in_one_archive(self, offer, drawn):
+        folder = drawn("visium")
+        at = "all.zip/deposit"
+        roles = {"counts": f"{at}/outs/filtered_feature_bc_matrix.h5", "spatial": f"{at}/outs", "image": f"{at}/he.tif"}
+        archives = {"all.zip": {"archive": "zip"}}
+        name = offer("visium", {"all.zip": zipped(folder, "deposit/")}, {"S1": roles}, archives=archives)
+        self.assert_as_spatialdata_io(rg.datasets.load(name)["S1"], folder)
+
     def test_visium_with_positions_of_space_ranger_1(self, offer, drawn):
         folder = drawn("visium")
         files = self.visium_files(folder)
@@ -349,6 +355,7 @@ class TestWhere:
         assert not cache.exists()
 
     def test_what_the_mirror_lacks_is_downloaded(self, slides, server, cache, tmp_path, monkeypatch):
+        (tmp_path / "mirror").mkdir()
         monkeypatch.setenv("RAGST_SD_DATA_DIR", str(tmp_path / "mirror"))
         rg.datasets.load(slides, samples="A")
         assert [path for path, _ in server.asked] == ["/a.tif"]
@@ -375,6 +382,11 @@ class TestWhere:
             ConnectionError, match=rf"<folder>/{slides}/a\.tif and set RAGST_SD_DATA_DIR=<folder>.*`path=`"
         ):
             rg.datasets.load(slides)
+
+    def test_mirror_that_is_no_folder_is_reported(self, slides, tmp_path, monkeypatch, caplog):
+        monkeypatch.setenv("RAGST_SD_DATA_DIR", str(tmp_path / "mirorr"))
+        rg.datasets.load(slides, samples="A")
+        assert "which is no folder: there is no mirror" in caplog.text
 
     def test_own_files(self, slides, server, cache, tmp_path):
         own = tmp_path / "own"
@@ -625,6 +637,13 @@ class TestErrors:
     def test_bin_um(self, slides, bin_um):
         with pytest.raises(ValueError, match="`bin_um` is"):
             rg.datasets.load(slides, bin_um=bin_um)
+
+
+def test_real_slide_of_the_catalogue(data_dir, cache):
+    folder = data_dir / "histology" / "wsi_test"
+    sdata = rg.datasets.load("cmu_1_small_region", path=folder)["CMU-1-Small-Region"]
+    assert sdata.attrs["ragst"]["image_mpp"]["he"] == pytest.approx(0.499)
+    assert not cache.exists()
 
 
 def test_licence_and_citation_are_logged(slides, caplog):

@@ -237,6 +237,7 @@ def lazyslide_object(path, edge=64):
     from spatialdata.models import ShapesModel, TableModel
 
     sdata = rg.io.read_slide(path, image_key="wsi")
+    sdata.attrs = {"slide_properties": {"shape": [700, 700], "n_level": 3, "mpp": 1.0, "magnification": None}}
     x, y = (grid.ravel() for grid in np.meshgrid(np.arange(128, 640, edge), np.arange(0, 640, edge)))
     ids = np.arange(len(x))
     tiles = gpd.GeoDataFrame(
@@ -282,10 +283,13 @@ class TestLazySlide:
         wsidata = pytest.importorskip("wsidata")
         path = write_pyramid(tmp_path / "b.tif", paint(3, 700, 700, 1.0), mpp=1.0)
         sdata = wsidata.open_wsi(path, store=None, attach_images=True)
-        assert isinstance(sdata, __import__("spatialdata").SpatialData)
         made = lazyslide_object(path)
         sdata.shapes["tiles"], sdata.tables["plip_tiles"] = made.shapes["tiles"], made.tables["plip_tiles"]
-        sdata.images["he"] = made.images["wsi"]
-        rg.pp.embed_tiles(sdata, shapes_key="tiles", image_key="he", image_mpp=1.0, **embed)
+        rg.pp.embed_tiles(sdata, shapes_key="tiles", **embed)
         rg.tl.predict(sdata, fitted)
         assert np.isfinite(sdata.tables["predicted"].X).all()
+
+    def test_resolution_is_that_of_the_slide_and_of_no_other_image(self, sdata, embed):
+        sdata.attrs["slide_properties"]["shape"] = [1400, 1400]
+        with pytest.raises(ValueError, match="the resolution of image 'wsi' is unknown"):
+            rg.pp.embed_tiles(sdata, shapes_key="tiles", **embed)

@@ -46,6 +46,16 @@ def test_levels_and_resolution_are_those_of_the_file(pixels, tmp_path, ome):
     np.testing.assert_allclose(x[[0, -1]], [1301 / 326 / 2, 1301 - 1301 / 326 / 2])
 
 
+def test_jpeg_in_its_own_colour_space(pixels, tmp_path):
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels, photometric="rgb", compression="jpeg", subsampling=(2, 2), tile=(256, 256)
+    )
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        assert tiff.pages[0].photometric.name == "YCBCR"
+    found = level(rg.io.read_slide(tmp_path / "a.tif", mpp=0.5), 0).astype(float)
+    assert np.abs(found.mean((1, 2)) - pixels.mean((0, 1))).max() < 2
+
+
 @pytest.mark.parametrize("layout", ["strips", "planes", "alpha"])
 def test_tiffs_of_other_layouts(pixels, tmp_path, layout):
     path = tmp_path / "a.tif"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from ragst_sd.datasets._hub import fetch_from_hub, on_hub
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+logger = logging.getLogger(__name__)
 
 MIRROR = "RAGST_SD_DATA_DIR"
 
@@ -58,6 +62,8 @@ class Shelf:
                 raise FileNotFoundError(msg)
             return found
         mirror = os.environ.get(MIRROR, "").strip()
+        if mirror and not Path(mirror).expanduser().is_dir():
+            logger.warning("%s names %r, which is no folder: there is no mirror.", MIRROR, mirror)
         found = _at(Path(mirror).expanduser() / self.dataset, name) if mirror else None
         if found is not None:
             self._check_mirrored(found, about)
@@ -118,27 +124,39 @@ class Sample:
 
     def path(self, role: str) -> Path:
         """The file of a role."""
+        archive, member = self._placed(role)
+        if not member:
+            return self.shelf.get(archive)
+        given = self.shelf.given
+        if given is not None and _at(given, archive) is None:
+            unpacked = _at(given, member)
+            if unpacked is not None:
+                return unpacked
+        found = self._members(archive, glob.escape(member))
+        if len(found) > 1:
+            # A member is matched by the end of its path, so that archives may have a folder of their own around it.
+            found = sorted(found, key=lambda one: len(one.parts))
+            logger.info("%r holds %d members named %r: %s is taken.", archive, len(found), member, found[0])
+        return found[0]
+
+    def find(self, role: str, *patterns: str) -> list[Path]:
+        """Files in the archive or folder of a role whose paths end like one of the patterns; at least one."""
+        archive, folder = self._placed(role)
+        if folder:
+            patterns = tuple(f"{glob.escape(folder)}/{deep}{one}" for one in patterns for deep in ("", "*/"))
+        return self._members(archive, *patterns)
+
+    def _placed(self, role: str) -> tuple[str, str]:
+        """Name of the file of a role, and the member in it, empty if the whole file is meant."""
         require_key(role, self.roles, f"files of sample {self.name!r}")
         named = self.roles[role]
         if named in self.shelf.files:
-            return self.shelf.get(named)
+            return named, ""
         archive = next((one for one in self.shelf.files if named.startswith(f"{one}/")), None)
         if archive is None:
             msg = f"{named!r}, the {role} of sample {self.name!r}, is no file of data set {self.shelf.dataset!r}."
             raise KeyError(msg)
-        if self.shelf.given is not None and _at(self.shelf.given, archive) is None:
-            unpacked = _at(self.shelf.given, named.removeprefix(f"{archive}/"))
-            if unpacked is not None:
-                return unpacked
-        return self._members(archive, named.removeprefix(f"{archive}/"))[0]
-
-    def find(self, role: str, *patterns: str) -> list[Path]:
-        """Files in the archive or folder of a role whose paths end like one of the patterns; at least one."""
-        return self._members(self.roles[role], *patterns)
-
-    def find_any(self, role: str, *patterns: str) -> list[Path]:
-        """The same, but there may be none."""
-        return self._search(self.roles[role], patterns)
+        return archive, named.removeprefix(f"{archive}/").rstrip("/")
 
     def _members(self, archive: str, *patterns: str) -> list[Path]:
         found = self._search(archive, patterns)
