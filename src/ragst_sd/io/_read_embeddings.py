@@ -277,7 +277,7 @@ def _tiles(
             "Give the shapes that are there a table (`rg.pp.embed_tiles` does), or remove them."
         )
         raise ValueError(msg)
-    frames = dict(get_transformation(sdata[image_key], get_all=True))
+    frames = dict(get_transformation(sdata.images[image_key], get_all=True))
     if coordinate_system is None and len(frames) == 1:
         coordinate_system = next(iter(frames))
     if coordinate_system not in frames:
