@@ -56,11 +56,15 @@ def test_jpeg_in_its_own_colour_space(pixels, tmp_path):
     assert np.abs(found.mean((1, 2)) - pixels.mean((0, 1))).max() < 2
 
 
-@pytest.mark.parametrize("layout", ["strips", "planes", "alpha"])
+@pytest.mark.parametrize("layout", ["strips", "planes", "pages", "alpha"])
 def test_tiffs_of_other_layouts(pixels, tmp_path, layout):
     path = tmp_path / "a.tif"
     if layout == "strips":
         tifffile.imwrite(path, pixels, photometric="rgb", rowsperstrip=64)
+    elif layout == "pages":
+        path = tmp_path / "a.ome.tif"
+        planes = np.moveaxis(pixels, -1, 0)
+        tifffile.imwrite(path, planes, photometric="minisblack", metadata={"axes": "CYX"}, tile=(256, 256))
     elif layout == "planes":
         tifffile.imwrite(path, np.moveaxis(pixels, -1, 0), photometric="rgb", planarconfig="separate")
     else:
@@ -71,6 +75,28 @@ def test_tiffs_of_other_layouts(pixels, tmp_path, layout):
     sdata = rg.io.read_slide(path, mpp=0.25)
     np.testing.assert_array_equal(level(sdata, 0), np.moveaxis(pixels, -1, 0))
     assert sdata.attrs["ragst"]["image_mpp"]["he"] == 0.25
+
+
+def test_tiles_that_were_left_out_are_white(pixels, tmp_path):
+    def tiles():
+        yield pixels[:256, :256]
+        yield None
+
+    tifffile.imwrite(
+        tmp_path / "a.tif", tiles(), shape=(256, 512, 3), dtype=np.uint8, photometric="rgb", tile=(256, 256)
+    )
+    found = level(rg.io.read_slide(tmp_path / "a.tif", mpp=0.5), 0)
+    np.testing.assert_array_equal(found[:, :, :256], np.moveaxis(pixels[:256, :256], -1, 0))
+    assert (found[:, :, 256:] == 255).all()
+
+
+def test_any_window_equals_the_pixels(slide_path, pixels, rng):
+    image = open_slide(slide_path).levels[0]
+    for _ in range(20):
+        y, x = rng.integers(0, 1000, 2)
+        height, width = rng.integers(1, 100, 2)
+        window = np.asarray(image[:, y : y + height, x : x + width])
+        np.testing.assert_array_equal(window, np.moveaxis(pixels[y : y + height, x : x + width], -1, 0))
 
 
 def test_nothing_is_read_until_asked_for_and_then_only_the_chunk(slide_path, monkeypatch):

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def read_st_tsv(sample: Sample) -> SpatialData:
     """`counts` (spots x genes, tsv), `image`, and `coordinates` (a table) or `transformation` (array to pixels)."""
-    counts, coordinates = sample.path("counts"), None
+    counts: Any = sample.path("counts")
+    coordinates: Any = None
     if sample.has("coordinates"):
         coordinates = sample.path("coordinates")
     elif sample.has("transformation"):
@@ -36,7 +37,7 @@ def _read(sample: Sample, counts: Any, coordinates: Any) -> SpatialData:
     from ragst_sd.io import read_st
 
     # What a donor's array measures beats a number that stands for a whole data set.
-    resolution = {"um_between_centers": sample.um_between_centers}
+    resolution: dict[str, Any] = {"um_between_centers": sample.um_between_centers}
     if sample.um_between_centers is None:
         resolution = {"image_mpp": sample.image_mpp}
     return read_st(

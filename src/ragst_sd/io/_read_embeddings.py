@@ -129,13 +129,14 @@ def read_embeddings(
     file = read_embedding_file(path)
     model, tile_px, mpp = _stated(file, path.name, model=model, tile_px=tile_px, mpp=mpp)
     by_place = table_key is None or file.barcodes is None
-    edge = _edge(file, path.name, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp) if by_place else None
+    squares = _squares(file, path.name, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp) if by_place else np.empty((0, 3))
     key_added = default_key(model, None) if key_added is None else key_added
 
-    new = table_key is None
-    if new:
-        shapes, table, xy, affine, frame = _tiles(sdata, file, edge, image_key, coordinate_system, path.name)
-        table_key, shapes_key, rows = _TILES_TABLE, _TILES, np.arange(len(xy))
+    shapes = None
+    if table_key is None:
+        shapes, frame = _tiles(sdata, squares, image_key, coordinate_system, path.name)
+        xy, affine, rows = squares[:, :2] + squares[:, 2:] / 2, np.eye(3), np.arange(len(squares))
+        table, table_key, shapes_key = empty_table(shapes.index, _TILES), _TILES_TABLE, _TILES
     else:
         table = sdata.tables[table_key]
         shapes_key = single_region(table)
@@ -143,7 +144,7 @@ def read_embeddings(
             sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system
         )
         xy = all_xy[rows_in_order(table, table_key, shapes_key, index)]
-        rows = _rows_by_name(file, table, path.name) if edge is None else _rows_by_place(file, xy, edge, path.name)
+        rows = _rows_by_place(squares, xy, path.name) if by_place else _rows_by_name(file, table, path.name)
     lost = rows < 0
     if lost.any():
         logger.warning(
@@ -179,7 +180,7 @@ def read_embeddings(
     owned = dict(table.uns.get(_keys.ATTRS, {}))
     owned[_keys.EMBEDDINGS] = {**owned.get(_keys.EMBEDDINGS, {}), key_added: header}
     table.uns[_keys.ATTRS] = owned
-    if new:
+    if shapes is not None:
         sdata.shapes[shapes_key], sdata.tables[table_key] = shapes, table
         logger.info("Adding `sdata.shapes[%r]` and `sdata.tables[%r]`: %d tiles.", shapes_key, table_key, len(xy))
     logger.info("Adding `sdata.tables[%r].obsm[%r]` %s.", table_key, key_added, embedding.shape)
@@ -205,8 +206,8 @@ def _stated(
     return str(model), int(tile_px), float(mpp)  # type: ignore[arg-type]
 
 
-def _edge(file: EmbeddingFile, name: str, *, tile_px: int, mpp: float, image_mpp: float | None) -> float:
-    """Edge of a tile in pixels of the finest level."""
+def _squares(file: EmbeddingFile, name: str, *, tile_px: int, mpp: float, image_mpp: float | None) -> np.ndarray:
+    """(n, 3) left, top and edge of the tiles, in pixels of the finest level."""
     if file.corners is None:
         msg = f"{name!r} holds barcodes but no 'coords', and the object has no table to match them with."
         raise ValueError(msg)
@@ -217,15 +218,14 @@ def _edge(file: EmbeddingFile, name: str, *, tile_px: int, mpp: float, image_mpp
             "`image_mpp=` or `rg.pp.set_image_mpp`."
         )
         raise ValueError(msg)
-    if file.edge_px is None:
-        return derived  # type: ignore[return-value]
-    if derived is not None and abs(file.edge_px / derived - 1) > _WIDTH_TOLERANCE:
+    if file.edge_px is not None and derived is not None and abs(file.edge_px / derived - 1) > _WIDTH_TOLERANCE:
         logger.warning(
             "Tiles of %r are %.4g px wide on the slide; %d px of %.4g microns on an image of %.4g microns per pixel would "
             "be %.4g. Check that the file is of this slide, and the resolution of both.",
             name, file.edge_px, tile_px, mpp, image_mpp, derived,
         )  # fmt: skip
-    return file.edge_px
+    edge = derived if file.edge_px is None else file.edge_px
+    return np.column_stack([file.corners, np.full(len(file.corners), edge)])
 
 
 def _rows_by_name(file: EmbeddingFile, table: AnnData, name: str) -> np.ndarray:
@@ -242,14 +242,14 @@ def _rows_by_name(file: EmbeddingFile, table: AnnData, name: str) -> np.ndarray:
     return rows
 
 
-def _rows_by_place(file: EmbeddingFile, xy: np.ndarray, edge: float, name: str) -> np.ndarray:
+def _rows_by_place(squares: np.ndarray, xy: np.ndarray, name: str) -> np.ndarray:
     """Row of the nearest tile for each spot, -1 where its centre is farther than half a tile, in x or y."""
     from scipy.spatial import KDTree
 
-    centers = file.corners + edge / 2
+    centers, half = squares[:, :2] + squares[:, 2:] / 2, squares[0, 2] / 2
     # In this metric "within half a tile" is the tile itself.
     distance, rows = KDTree(centers).query(xy, p=np.inf)
-    rows = np.where(distance <= edge / 2, rows, -1)
+    rows = np.where(distance <= half, rows, -1)
     if (rows < 0).all():
         msg = (
             f"No spot lies in a tile of {name!r}: centres of tiles cover x {centers[:, 0].min():.0f} to "
@@ -262,9 +262,9 @@ def _rows_by_place(file: EmbeddingFile, xy: np.ndarray, edge: float, name: str) 
 
 
 def _tiles(
-    sdata: SpatialData, file: EmbeddingFile, edge: float, image_key: str, coordinate_system: str | None, name: str
-) -> tuple[GeoDataFrame, AnnData, np.ndarray, np.ndarray, str]:
-    """Squares and an empty table for the tiles of the file, their centres, and their frame."""
+    sdata: SpatialData, squares: np.ndarray, image_key: str, coordinate_system: str | None, name: str
+) -> tuple[GeoDataFrame, str]:
+    """Shapes for the tiles of the file, and the frame of the image that is meant."""
     import geopandas as gpd
     import shapely
     from spatialdata.models import ShapesModel
@@ -280,10 +280,9 @@ def _tiles(
     frames = dict(get_transformation(sdata.images[image_key], get_all=True))
     if coordinate_system is None and len(frames) == 1:
         coordinate_system = next(iter(frames))
-    if coordinate_system not in frames:
+    if coordinate_system is None or coordinate_system not in frames:
         msg = f"Say with `coordinate_system=` which frame of image {image_key!r} is meant: {listing(frames)}."
         raise ValueError(msg)
-    corners = file.corners
-    squares = gpd.GeoDataFrame(geometry=shapely.box(*np.hstack([corners, corners + edge]).T))  # type: ignore[list-item]
-    shapes = ShapesModel.parse(squares, transformations=frames)
-    return shapes, empty_table(shapes.index, _TILES), corners + edge / 2, np.eye(3), coordinate_system
+    x, y, edge = squares.T
+    shapes = gpd.GeoDataFrame(geometry=shapely.box(x, y, x + edge, y + edge))
+    return ShapesModel.parse(shapes, transformations=frames), coordinate_system

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     import dask.array as da
 
 _CHUNK_PX = 1024
+_STRIP_ROWS = 256
 _UM_PER_CM, _UM_PER_INCH = 1e4, 25_400.0
 _OPEN_FILES = 8
+_PLANES = 2
 
 
 @dataclass(frozen=True)
@@ -90,15 +92,16 @@ def _from_openslide(path: Path, stamp: int, vendor: str) -> SlideFile:
     return SlideFile(levels, mpp, f"openslide ({vendor})")
 
 
-def _lazy(pixels: LevelPixels, tile: int) -> da.Array:
+def _lazy(pixels: LevelPixels, tile: int, *, strips: bool = False) -> da.Array:
     import dask.array as da
     from dask.base import tokenize
 
-    # Whole tiles of the file, so that none is decoded for two chunks.
+    # Whole tiles (or strips) of the file, so that none is decoded for two chunks.
     edge = tile * (_CHUNK_PX // tile) if 0 < tile <= _CHUNK_PX else _CHUNK_PX
     name = f"slide-{tokenize(pixels.path, pixels.stamp, pixels.level)}"
     meta = np.empty((0, 0, 0), pixels.dtype)
-    return da.from_array(pixels, chunks=(pixels.shape[0], edge, edge), name=name, meta=meta, fancy=False)
+    window = (_STRIP_ROWS, pixels.shape[2]) if strips else (edge, edge)
+    return da.from_array(pixels, chunks=(pixels.shape[0], *window), name=name, meta=meta, fancy=False)
 
 
 # The stamp makes a file that was replaced another one.
@@ -134,6 +137,7 @@ def _from_tiff(path: Path, stamp: int) -> SlideFile:
         with tifffile.TiffFile(path) as tiff:
             series = tiff.series[0]
             shapes = [level.shape for level in series.levels]
+            tiles = [level.keyframe.tilewidth if level.keyframe.is_tiled else 0 for level in series.levels]
             axes, dtype, mpp = series.axes, series.dtype, _tiff_mpp(tiff)
             page = series.keyframe
             end = max(offset + size for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True))
@@ -154,28 +158,62 @@ def _from_tiff(path: Path, stamp: int) -> SlideFile:
     levels = []
     for k, shape in enumerate(shapes):
         size = dict(zip(axes, shape, strict=True))
-        levels.append(_lazy(LevelPixels(str(path), stamp, k, (3, size["Y"], size["X"]), dtype, _read_tiff), 0))
+        pixels = LevelPixels(str(path), stamp, k, (3, size["Y"], size["X"]), dtype, _read_tiff)
+        levels.append(_lazy(pixels, tiles[k], strips=not tiles[k]))
     return SlideFile(levels, mpp, "tifffile")
 
 
-@lru_cache(maxsize=_OPEN_FILES * 4)
-def _opened_tiff(path: str, stamp: int, level: int) -> tuple[Any, str]:
+@lru_cache(maxsize=_OPEN_FILES)
+def _opened_tiff(path: str, stamp: int) -> list[tuple[list[tuple[Any, Any]], Any, Any, Any]]:
+    """Per level: places of the bytes on each page, the page that describes them, how to decode, tables of JPEG."""
     import tifffile
-    import zarr
 
-    tiff = tifffile.TiffFile(path)
-    series = tiff.series[0]
-    return zarr.open_array(series.aszarr(level=level), mode="r"), series.axes
+    # All that has to be read for this is read now, and the file is closed.
+    with tifffile.TiffFile(path) as tiff:
+        return [
+            (
+                [(page.dataoffsets, page.databytecounts) for page in level.pages],
+                level.keyframe,
+                level.keyframe.decode,
+                level.keyframe.jpegtables,
+            )
+            for level in tiff.series[0].levels
+        ]
 
 
 def _read_tiff(path: str, stamp: int, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-    array, axes = _opened_tiff(path, stamp, level)
-    window = {"Y": slice(y, y + height), "X": slice(x, x + width)}
+    """Tiles (or strips) under a window, decoded one by one.
+
+    Not through the zarr store of tifffile, which builds on inner parts of zarr: few releases of the two go together.
+    """
+    pages, page, decode, tables = _opened_tiff(path, stamp)[level]
+    rows = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
+    columns = page.tilewidth if page.is_tiled else page.imagewidth
+    across, down = -(-page.imagewidth // columns), -(-page.imagelength // rows)
+    # Channels lie side by side in a pixel, in planes of a page, or on pages of their own.
+    planes = 3 if len(pages) > 1 or int(page.planarconfig) == _PLANES else 1
+    out = np.full((height, width, 3), np.iinfo(page.dtype).max, page.dtype)
     try:
-        pixels = np.asarray(array[tuple(window.get(axis, slice(0, 3)) for axis in axes)])
+        with Path(path).open("rb") as file:
+            for plane in range(planes):
+                offsets, sizes = pages[plane] if len(pages) > 1 else pages[0]
+                first = 0 if len(pages) > 1 else plane * across * down
+                for row in range(y // rows, -(-(y + height) // rows)):
+                    for column in range(x // columns, -(-(x + width) // columns)):
+                        index = first + row * across + column
+                        if not sizes[index]:  # a tile that was left out is background
+                            continue
+                        file.seek(offsets[index])
+                        tile, _, size = decode(file.read(sizes[index]), index, jpegtables=tables)
+                        top, left = row * rows, column * columns
+                        y0, y1 = max(y, top), min(y + height, top + size[1])
+                        x0, x1 = max(x, left), min(x + width, left + size[2])
+                        pixels = tile[0, y0 - top : y1 - top, x0 - left : x1 - left]
+                        channels = slice(0, 3) if planes == 1 else slice(plane, plane + 1)
+                        out[y0 - y : y1 - y, x0 - x : x1 - x, channels] = pixels[..., : 3 if planes == 1 else 1]
     except (RuntimeError, ValueError, OSError) as error:  # codecs have errors of their own, all of these kinds
         raise _damaged(path, error) from error
-    return pixels if axes == "YXS" else np.moveaxis(pixels, 0, -1)
+    return out
 
 
 def _tiff_mpp(tiff: Any) -> tuple[float, float] | None:
