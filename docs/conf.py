@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sphinx.ext import intersphinx
@@ -11,12 +13,12 @@ from sphinx.ext import intersphinx
 import ragst_sd
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from docutils import nodes
     from sphinx.addnodes import pending_xref
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 # It calls what Sphinx will drop one day, once for every type.
 warnings.filterwarnings("ignore", category=PendingDeprecationWarning, module="sphinx_autodoc_typehints")
@@ -40,6 +42,7 @@ extensions = [
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
     "sphinx_design",
+    "catalogue",
 ]
 exclude_patterns = ["_build", "Thumbs.db", ".DS_Store", "**.ipynb_checkpoints", "tutorials/README.md"]
 source_suffix = {".rst": "restructuredtext", ".ipynb": "myst-nb", ".md": "myst-nb"}
@@ -86,6 +89,7 @@ intersphinx_mapping = (
 
 html_theme = "sphinx_book_theme"
 html_title = "ragst_sd"
+html_static_path = ["_static"]
 html_theme_options = {"navigation_with_keys": True, "show_navbar_depth": 2}
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]

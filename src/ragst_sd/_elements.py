@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -69,7 +69,7 @@ def shared_coordinate_system(sdata: SpatialData, first: str, second: str, coordi
     """The frame that two elements share; an error lists them if there is none or more than one."""
     from spatialdata.transformations import get_transformation
 
-    systems = [set(get_transformation(sdata[name], get_all=True)) for name in (first, second)]
+    systems = [set(get_transformation(_element(sdata, name), get_all=True)) for name in (first, second)]
     shared = sorted(systems[0] & systems[1])
     if coordinate_system is not None:
         if coordinate_system not in shared:
@@ -94,11 +94,16 @@ def shared_coordinate_system(sdata: SpatialData, first: str, second: str, coordi
     return shared[0]
 
 
+def _element(sdata: SpatialData, name: str) -> Any:
+    # Not `sdata[name]`: objects of wsidata do not find the picture of their slide that way.
+    return next(kind[name] for kind in (sdata.images, sdata.shapes, sdata.points, sdata.labels) if name in kind)
+
+
 def image_affine(sdata: SpatialData, image_key: str, coordinate_system: str) -> np.ndarray:
     """3 x 3 affine from level-0 pixels of an image to a frame."""
     from spatialdata.transformations import get_transformation
 
-    transformation = get_transformation(sdata[image_key], to_coordinate_system=coordinate_system)
+    transformation = get_transformation(sdata.images[image_key], to_coordinate_system=coordinate_system)
     return np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")), dtype=float)
 
 
@@ -188,10 +193,25 @@ def _value_max(coarsest: object, image_key: str) -> float:
 
 
 def image_mpp_of(sdata: SpatialData, image_key: str, image_mpp: float | None = None) -> float | None:
-    """Microns per pixel of an image: given, or kept by `rg.pp.set_image_mpp`; `None` if unknown."""
+    """Microns per pixel of an image: given, kept by `rg.pp.set_image_mpp` or by wsidata; `None` if unknown."""
     if image_mpp is None:
         image_mpp = sdata.attrs.get(_keys.ATTRS, {}).get(_keys.IMAGE_MPP, {}).get(image_key)
+    if image_mpp is None:
+        image_mpp = _mpp_of_wsidata(sdata, image_key)
     if image_mpp is None:
         return None
     require_positive(image_mpp, "image_mpp")
     return float(image_mpp)
+
+
+def _mpp_of_wsidata(sdata: SpatialData, image_key: str) -> float | None:
+    """What objects of wsidata and LazySlide know of their slide, if the image is that slide at full resolution."""
+    from spatialdata import get_pyramid_levels
+    from xarray import DataArray
+
+    slide = sdata.attrs.get("slide_properties")
+    if not isinstance(slide, dict) or slide.get("mpp") is None or image_key not in sdata.images:
+        return None
+    image = sdata.images[image_key]
+    finest = image if isinstance(image, DataArray) else next(iter(get_pyramid_levels(image)))
+    return slide["mpp"] if list(slide.get("shape", ())) == [finest.sizes["y"], finest.sizes["x"]] else None

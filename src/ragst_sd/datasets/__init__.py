@@ -1,4 +1,4 @@
-"""Tissue to try the package on."""
+"""Tissue to try the package on, and public data sets."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from ragst_sd._lazy import lazy_functions
 
 if TYPE_CHECKING:
+    from ragst_sd.datasets._catalog import catalog
+    from ragst_sd.datasets._load import load
     from ragst_sd.datasets._synthetic import synthetic
 
-__all__ = ["synthetic"]
+__all__ = ["catalog", "load", "synthetic"]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)

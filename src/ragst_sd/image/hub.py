@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+WEIGHTS = "weights"
 LOCAL_ADVICE = "pass a file that you have: `model_kwargs={'checkpoint_path': '/path/to/model.safetensors'}`"
 
 
 @contextmanager
-def hub_errors(model_id: str, *, url: str | None = None, local_advice: str = LOCAL_ADVICE) -> Iterator[None]:
+def hub_errors(
+    model_id: str, *, url: str | None = None, local_advice: str = LOCAL_ADVICE, what: str = WEIGHTS
+) -> Iterator[None]:
     """Turn the hub's errors into builtin ones without the hub's stack.
 
     Parameters
@@ -24,6 +27,8 @@ def hub_errors(model_id: str, *, url: str | None = None, local_advice: str = LOC
         Page of the model, where its terms are accepted; `None` derives it from `model_id`.
     local_advice
         How a local copy is passed for this kind of model.
+    what
+        What is downloaded, as the messages name it: the weights of a model, or the files of a data set.
 
     Raises
     ------
@@ -37,7 +42,7 @@ def hub_errors(model_id: str, *, url: str | None = None, local_advice: str = LOC
     try:
         yield
     except Exception as error:
-        failure = _retell(error, model_id, url or model_url(model_id), local_advice)
+        failure = _retell(error, model_id, url or model_url(model_id), local_advice, what)
         if failure is None:
             raise
         raise failure from None
@@ -60,7 +65,7 @@ def model_url(model_id: str) -> str:
     return f"{endpoint}/{repository}" if "/" in repository else f"{endpoint}/models?search={repository}"
 
 
-def _retell(error: Exception, model_id: str, url: str, local_advice: str) -> OSError | None:
+def _retell(error: Exception, model_id: str, url: str, local_advice: str, what: str) -> OSError | None:
     names = _class_names(error)
     if "GatedRepoError" in names:
         return PermissionError(
@@ -68,7 +73,7 @@ def _retell(error: Exception, model_id: str, url: str, local_advice: str) -> OSE
             f"run `hf auth login` with a token of that account, and try again; or {local_advice}."
         )
     if "OfflineModeIsEnabled" in names:
-        return _unreachable(model_id, url, "offline mode is set (`HF_HUB_OFFLINE`)", local_advice)
+        return _unreachable(model_id, url, "offline mode is set (`HF_HUB_OFFLINE`)", local_advice, what)
     if "RepositoryNotFoundError" in names:
         return FileNotFoundError(
             f"{model_id!r} was not found on the hub, or it is private or gated and you are not logged in. Check the "
@@ -81,7 +86,9 @@ def _retell(error: Exception, model_id: str, url: str, local_advice: str) -> OSE
     if "LocalEntryNotFoundError" in names:
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
         reason = "offline mode is set (`HF_HUB_OFFLINE`)" if offline else "the hub cannot be reached"
-        return _unreachable(model_id, url, reason, local_advice)
+        return _unreachable(model_id, url, reason, local_advice, what)
+    if "EntryNotFoundError" in names and what != WEIGHTS:
+        return FileNotFoundError(f"{model_id!r} has no such file ({error}). Its files: {url}/tree/main.")
     if "EntryNotFoundError" in names:
         return FileNotFoundError(
             f"{model_id!r} has no file of the kind that timm loads (config.json with model.safetensors or "
@@ -89,15 +96,16 @@ def _retell(error: Exception, model_id: str, url: str, local_advice: str) -> OSE
             "callable, as `model`."
         )
     if names & {"HfHubHTTPError", "URLError", "ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError"}:
-        return _unreachable(model_id, url, f"the download failed ({type(error).__name__})", local_advice)
+        return _unreachable(model_id, url, f"the download failed ({type(error).__name__})", local_advice, what)
     return None
 
 
-def _unreachable(model_id: str, url: str, reason: str, local_advice: str) -> ConnectionError:
+def _unreachable(model_id: str, url: str, reason: str, local_advice: str, what: str) -> ConnectionError:
+    gated = "the model is gated (see `rg.pp.encoders()`)" if what == WEIGHTS else "it is gated"
     return ConnectionError(
-        f"The weights of {model_id!r} are not in the local cache and {reason}. Connect and run once (the cache is "
+        f"The {what} of {model_id!r} are not in the local cache and {reason}. Connect and run once (the cache is "
         f"used from then on), copy the cache folder (`HF_HOME`) from a machine that has them, or {local_advice}. "
-        f"If the model is gated (see `rg.pp.encoders()`), accept its terms at {url} and run `hf auth login` first."
+        f"If {gated}, accept its terms at {url} and run `hf auth login` first."
     )
 
 

@@ -7,11 +7,22 @@ from typing import TYPE_CHECKING
 from ragst_sd._lazy import lazy_functions
 
 if TYPE_CHECKING:
+    from ragst_sd.io._read_embeddings import read_embeddings
+    from ragst_sd.io._read_hest import read_hest
     from ragst_sd.io._read_reference import read_reference
+    from ragst_sd.io._read_slide import read_slide
     from ragst_sd.io._read_st import read_st
     from ragst_sd.io._write_reference import write_reference
     from ragst_sd.io._write_table import write_table
 
-__all__ = ["read_reference", "read_st", "write_reference", "write_table"]
+__all__ = [
+    "read_embeddings",
+    "read_hest",
+    "read_reference",
+    "read_slide",
+    "read_st",
+    "write_reference",
+    "write_table",
+]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)

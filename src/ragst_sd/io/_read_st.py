@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ragst_sd import _keys
 from ragst_sd._pitch import spot_pitch
-from ragst_sd._validate import listing, require_positive, require_type
+from ragst_sd._validate import require_positive
+from ragst_sd.io._section import SOURCE_FIELDS, assemble, checked_source
 from ragst_sd.io._st_counts import locate, read_counts
 from ragst_sd.io._st_geometry import check_inside
 from ragst_sd.io._st_image import image_element, read_rgb
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
-
-_IMAGE, _SHAPES, _TABLE = "he", "spots", "table"
-_REGION, _INSTANCE = "region", "spot_id"
-_SOURCE_FIELDS = (_keys.TISSUE, _keys.TECHNOLOGY, "license", "citation")
 
 
 def read_st(
@@ -114,7 +111,7 @@ def read_st(
     if image_mpp is not None and um_between_centers is not None:
         msg = "Give `image_mpp` or `um_between_centers`, not both: each one determines the other."
         raise ValueError(msg)
-    given = _checked_source(source)
+    given = checked_source(source)
     found = read_counts(counts, layer)
     meta = found.uns.get("meta")
     meta = dict(meta) if isinstance(meta, Mapping) else {}
@@ -135,7 +132,7 @@ def read_st(
         "license": meta.get("licence", meta.get("license")),
         "citation": meta.get("source", meta.get("citation")),
     }
-    details = {name: given.get(name) or str(details[name] or _keys.UNKNOWN) for name in _SOURCE_FIELDS}
+    details = {name: given.get(name) or str(details[name] or _keys.UNKNOWN) for name in SOURCE_FIELDS}
     if donor is None and _keys.DONOR not in found.obs:
         donor = meta.get("patient")
         if donor is None:
@@ -143,9 +140,16 @@ def read_st(
                 "No donor is known for section %r, so `obs` has no column 'donor'. Pass `donor=`: a reference needs it.",
                 sample,
             )
-    sdata = _assemble(found, xy, pixels, radius=spot_diameter_px / 2, sample=sample, donor=donor, details=details)
-    if mpp is not None:
-        sdata.attrs[_keys.ATTRS] = {_keys.IMAGE_MPP: {_IMAGE: mpp}}
+    sdata = assemble(
+        found,
+        xy,
+        image_element(pixels),
+        radius=spot_diameter_px / 2,
+        sample=sample,
+        donor=donor,
+        details=details,
+        image_mpp=mpp,
+    )
     logger.info(
         "Read section %r: %d spots x %d genes, picture of %d x %d px%s.",
         sample,
@@ -155,53 +159,6 @@ def read_st(
         "" if mpp is None else f" at {mpp:.4g} um per px",
     )
     return sdata
-
-
-def _assemble(
-    found: AnnData,
-    xy: np.ndarray,
-    pixels: np.ndarray,
-    *,
-    radius: float,
-    sample: str,
-    donor: str | None,
-    details: dict[str, str],
-) -> SpatialData:
-    from spatialdata import SpatialData
-    from spatialdata.models import ShapesModel, TableModel
-    from spatialdata.transformations import Identity
-
-    ids = found.obs_names.astype(str).to_numpy()
-    columns = {_REGION: _SHAPES, _INSTANCE: ids, _keys.SAMPLE: sample}
-    if donor is not None:
-        columns[_keys.DONOR] = str(donor)
-    for name, values in columns.items():
-        if name in found.obs and not (found.obs[name].astype(str) == values).all():
-            kept = f"{name}_original"
-            logger.info("Column %r of the counts is kept as %r: read_st writes its own.", name, kept)
-            found.obs[kept] = found.obs.pop(name)
-        found.obs[name] = values
-        if name != _INSTANCE:
-            found.obs[name] = found.obs[name].astype("category")
-    found.obsm[_keys.SPATIAL] = xy
-    # These describe the object the counts came from, not this one.
-    for name in (_keys.SPATIAL, _keys.ATTRS, TableModel.ATTRS_KEY):
-        found.uns.pop(name, None)
-    found.uns[_keys.ATTRS] = {_keys.SOURCE: details}
-    table = TableModel.parse(found, region=_SHAPES, region_key=_REGION, instance_key=_INSTANCE)
-    circles = ShapesModel.parse(xy, geometry=0, radius=radius, index=ids, transformations={"global": Identity()})
-    return SpatialData(images={_IMAGE: image_element(pixels)}, shapes={_SHAPES: circles}, tables={_TABLE: table})
-
-
-def _checked_source(source: Mapping[str, str] | None) -> dict[str, str]:
-    if source is None:
-        return {}
-    require_type(source, Mapping, "source")
-    unknown = sorted(set(source) - set(_SOURCE_FIELDS))
-    if unknown:
-        msg = f"`source` has the unknown fields {listing(unknown)}; it may name {listing(_SOURCE_FIELDS)}."
-        raise ValueError(msg)
-    return {name: str(value) for name, value in source.items() if value is not None}
 
 
 def _own_sample(found: AnnData) -> str | None:

@@ -196,7 +196,7 @@ def _squares(sdata: SpatialData, image_key: str, centers: np.ndarray, edge: floa
 
     corners = np.hstack([centers - edge / 2, centers + edge / 2])
     frame = gpd.GeoDataFrame(geometry=shapely.box(*corners.T))
-    transformations = get_transformation(sdata[image_key], get_all=True)
+    transformations = get_transformation(sdata.images[image_key], get_all=True)
     return ShapesModel.parse(frame, transformations=dict(transformations))
 
 

@@ -1,0 +1,119 @@
+"""Public data sets, as a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ragst_sd._validate import require_choice
+from ragst_sd.datasets._catalog_entries import catalog_entries, citation_bibtex, citation_text
+from ragst_sd.datasets._catalog_schema import COUNTS, LABELS, as_list
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+_COLUMNS = (
+    *("title", "kind", *LABELS, *COUNTS, "image_mpp", "license", "redistribution", "commercial_use", "gated"),
+    *("status", "loader", "layout", "samples", "files", "size", "accession", "doi", "url", "query"),
+    *("citation", "bibtex", "unverified", "checked", "notes"),
+)
+_COUNTED = (*COUNTS, "samples", "files", "size")
+_FLAGS = ("redistribution", "commercial_use", "gated")
+
+
+def catalog(
+    *,
+    organ: str | Sequence[str] | None = None,
+    species: str | Sequence[str] | None = None,
+    technology: str | Sequence[str] | None = None,
+    kind: str | Sequence[str] | None = None,
+    license: str | Sequence[str] | None = None,
+    status: str | Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """List public data sets of H&E with spatial expression, and scRNA-seq that matches them.
+
+    Nothing is downloaded. Each filter takes one value or several; an entry with several organs (species,
+    technologies) is kept if one of them is asked for. Collections over many organs have the organ "multiple".
+
+    Parameters
+    ----------
+    organ
+        Organs. They are named alike in spatial and in single-cell entries.
+    species
+        "Homo sapiens", "Mus musculus".
+    technology
+        "ST", "Visium", "Visium HD", "Xenium", "scRNA-seq".
+    kind
+        "spatial", "collection" (many studies in one), "scrna", "slide" (a picture without expression).
+    license
+        SPDX identifiers, "none stated" or "unknown".
+    status
+        "tested": its loader is tested end to end; "listed": it is not.
+
+    Returns
+    -------
+    One row per data set (the index `name`, sorted):
+
+    - `title`, `kind`, `organ`, `species`, `disease`, `technology`: several values are joined by ", ";
+    - `donors`, `sections`, `spots`, `genes`: of the whole data set, missing where not known;
+    - `image_mpp`: microns per pixel of the picture;
+    - `license`, `redistribution`, `commercial_use`: what the licence is and allows. A flag is missing where the licence
+      could not be confirmed: ask the owner;
+    - `gated`: terms have to be accepted with an account before a download;
+    - `status`, `loader`, `layout`: which loader reads it, and how its files are laid out;
+    - `samples`, `files`, `size`: how many sections can be loaded, from how many files, and the bytes of all files, missing
+      unless all are known;
+    - `accession`, `doi`, `url`, `query` (the filter of a CELLxGENE Census query);
+    - `citation`, `bibtex`: what to cite;
+    - `unverified`: which of the fields were written down without a source that was read; `checked`: what was read for the
+      others; `notes`.
+
+    Raises
+    ------
+    ValueError
+        If no entry has a value that is asked for; the message lists those that exist.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> rg.datasets.catalog(organ="breast", technology="ST").loc["her2st", "license"]
+    'CC-BY-4.0'
+    """
+    import pandas as pd
+
+    entries = catalog_entries()
+    filters = {
+        "organ": organ,
+        "species": species,
+        "technology": technology,
+        "kind": kind,
+        "license": license,
+        "status": status,
+    }
+    for field, wanted in filters.items():
+        if wanted is None:
+            continue
+        known = sorted({value for entry in catalog_entries().values() for value in as_list(entry[field])})
+        for value in as_list(wanted):
+            require_choice(value, known, field)
+        entries = {name: e for name, e in entries.items() if set(as_list(e[field])) & set(as_list(wanted))}
+
+    rows = []
+    for entry in entries.values():
+        sizes = [file["size"] for file in entry["files"]]
+        row = {
+            **entry,
+            **{field: ", ".join(as_list(entry[field])) for field in (*LABELS, "unverified")},
+            "samples": len(entry["samples"]),
+            "files": len(sizes),
+            "size": sum(sizes) if sizes and all(sizes) else None,
+            "citation": citation_text(entry),
+            "bibtex": citation_bibtex(entry),
+        }
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=["name", *_COLUMNS]).set_index("name")
+    texts = [column for column in _COLUMNS if column not in (*_COUNTED, *_FLAGS, "image_mpp")]
+    table[texts] = table[texts].fillna("")
+    kinds = {**dict.fromkeys(_COUNTED, "Int64"), **dict.fromkeys(_FLAGS, "boolean"), **dict.fromkeys(texts, "str")}
+    return table.astype({**kinds, "image_mpp": "float64"})

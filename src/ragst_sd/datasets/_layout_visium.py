@@ -1,0 +1,158 @@
+"""Outputs of Space Ranger, Visium and Visium HD, as they are deposited: single files and archives of folders.
+
+Not by the readers of spatialdata-io, which want the pipeline's whole folder under its own names (deposits rename files
+and leave some out) and give the picture as one chunk.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ragst_sd.io._read_slide import pyramid_element
+from ragst_sd.io._section import assemble
+from ragst_sd.io._slide_file import open_slide
+from ragst_sd.io._st_counts import read_counts
+from ragst_sd.io._st_geometry import check_inside
+from ragst_sd.io._st_image import image_element, read_rgb
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+    from spatialdata import SpatialData
+    from xarray import DataArray, DataTree
+
+    from ragst_sd.datasets._sample_files import Sample
+
+logger = logging.getLogger(__name__)
+
+_POSITIONS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
+_PIXELS = ["pxl_col_in_fullres", "pxl_row_in_fullres"]
+_DIAMETER_UM, _PITCH_UM = 55.0, 100.0
+_BIN_UM = 16
+
+
+def read_visium(sample: Sample) -> SpatialData:
+    """`counts` (10x h5), `image` at full resolution, and an archive `spatial`, or `positions` and `scalefactors`.
+
+    Without `image` the overview of the archive stands in, with a warning.
+    """
+    positions, scalefactors = _spatial(sample)
+    scales = json.loads(scalefactors.read_text())
+    if sample.has("image"):
+        image, factor = _picture(sample.path("image")), 1.0
+    else:
+        image = image_element(read_rgb(sample.find("spatial", "tissue_hires_image.png")[0]))
+        factor = float(scales["tissue_hires_scalef"])
+        logger.warning(
+            "Section %r comes without its picture at full resolution: the overview stands in, in which tiles hold little "
+            "detail. Pass `path=` if you have the picture.",
+            sample.name,
+        )
+    table = _joined(read_10x(sample.path("counts")), read_positions(positions), sample.name)
+    pitch = _PITCH_UM if sample.um_between_centers is None else sample.um_between_centers
+    return _assembled(sample, table, image, factor=factor, diameter=scales["spot_diameter_fullres"], pitch_um=pitch)
+
+
+def read_visium_hd(sample: Sample) -> SpatialData:
+    """`bins` (archive of `binned_outputs`) and `image`; bins of 16 microns unless others are asked for."""
+    image = _picture(sample.path("image"))
+    edge = _BIN_UM if sample.bin_um is None else sample.bin_um
+    at = f"square_{edge:03d}um"
+    counts = sample.find("bins", f"{at}/filtered_feature_bc_matrix.h5")[0]
+    places = sample.find("bins", f"{at}/spatial/tissue_positions.parquet")[0]
+    scales = json.loads(sample.find("bins", f"{at}/spatial/scalefactors_json.json")[0].read_text())
+    table = _joined(read_10x(counts), pd.read_parquet(places).set_index("barcode"), sample.name)
+    return _assembled(
+        sample,
+        table,
+        image,
+        factor=1.0,
+        diameter=scales["spot_diameter_fullres"],
+        mpp=float(scales["microns_per_pixel"]),
+    )
+
+
+def _spatial(sample: Sample) -> tuple[Path, Path]:
+    """Positions and scale factors, named anew by some deposits."""
+    if not sample.has("spatial"):
+        return sample.path("positions"), sample.path("scalefactors")
+    positions = sample.find("spatial", "tissue_positions.csv", "tissue_positions_list.csv")
+    return positions[0], sample.find("spatial", "scalefactors_json.json")[0]
+
+
+def _picture(path: Path) -> DataArray | DataTree:
+    if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
+        return image_element(read_rgb(path))
+    return pyramid_element(open_slide(path.resolve()).levels)
+
+
+def read_10x(path: Path) -> AnnData:
+    """Counts of genes, spots x genes; symbols made unique, Ensembl ids in `var["gene_ids"]`."""
+    import scanpy as sc
+
+    table = sc.read_10x_h5(path, gex_only=True)
+    table.var_names_make_unique()
+    return read_counts(table, None)
+
+
+def read_positions(path: Path) -> pd.DataFrame:
+    """Positions of spots by barcode, written with names of columns (Space Ranger 2) or without."""
+    first = path.read_text().split("\n", 1)[0]
+    named = "pxl_row_in_fullres" in first
+    table = pd.read_csv(path, header=0 if named else None, names=None if named else list(_POSITIONS))
+    return table.set_index(table.columns[0])
+
+
+def _joined(table: AnnData, positions: pd.DataFrame, sample: str) -> AnnData:
+    place = positions.index.get_indexer(table.obs_names)
+    if (place < 0).any():
+        lost = table.obs_names[place < 0]
+        msg = (
+            f"{len(lost)} of {table.n_obs} barcodes of section {sample!r} have no position, for example {lost[0]!r} (a "
+            f"position is that of {positions.index[0]!r}). The files are not of one section."
+        )
+        raise ValueError(msg)
+    positions = positions.iloc[place]
+    for name in positions.columns.difference(_PIXELS):
+        table.obs[name] = positions[name].to_numpy()
+    table.obsm["spatial"] = positions[_PIXELS].to_numpy(float)
+    return table
+
+
+def _assembled(
+    sample: Sample,
+    table: AnnData,
+    image: Any,
+    *,
+    factor: float,
+    diameter: float,
+    pitch_um: float | None = None,
+    mpp: float | None = None,
+) -> SpatialData:
+    from spatialdata import get_pyramid_levels
+    from xarray import DataArray
+
+    from ragst_sd._pitch import spot_pitch
+
+    xy = np.asarray(table.obsm["spatial"], dtype=float) * factor
+    full = image if isinstance(image, DataArray) else next(iter(get_pyramid_levels(image)))
+    check_inside(xy, full.sizes["x"], full.sizes["y"])
+    if mpp is None:
+        # Spots are where the instrument put them; what a file states of its pixels may be missing or wrong.
+        mpp = float(pitch_um) / spot_pitch(xy) if len(xy) > 1 else _DIAMETER_UM / (diameter * factor)  # type: ignore[arg-type]
+    return assemble(
+        table,
+        xy,
+        image,
+        radius=diameter * factor / 2,
+        sample=sample.name,
+        donor=sample.donor,
+        details=sample.details,
+        image_mpp=mpp,
+    )

@@ -1,0 +1,213 @@
+"""`rg.datasets.load`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragst_sd import _keys
+from ragst_sd._settings import settings
+from ragst_sd._validate import hint, listing, require_positive, require_type
+from ragst_sd.datasets._catalog_entries import catalog_entry, citation_text
+from ragst_sd.datasets._catalog_schema import as_list
+from ragst_sd.datasets._layout_other import read_h5ad_sample, read_hest_sample, read_slide_sample
+from ragst_sd.datasets._layout_st import read_st_h5ad, read_st_tsv
+from ragst_sd.datasets._layout_visium import read_visium, read_visium_hd
+from ragst_sd.datasets._layout_xenium import read_xenium
+from ragst_sd.datasets._sample_files import Sample, Shelf
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+_READERS = {
+    "st_tsv": read_st_tsv,
+    "st_h5ad": read_st_h5ad,
+    "visium": read_visium,
+    "visium_hd": read_visium_hd,
+    "xenium": read_xenium,
+    "hest": read_hest_sample,
+    "slide": read_slide_sample,
+    "h5ad": read_h5ad_sample,
+}
+
+
+def load(
+    name: str,
+    *,
+    samples: str | Sequence[str] | None = None,
+    path: str | PathLike[str] | None = None,
+    password: str | None = None,
+    bin_um: int | None = None,
+    progress: bool | None = None,
+) -> dict[str, SpatialData]:
+    """Load a public data set of the catalogue, downloading what is not there.
+
+    Parameters
+    ----------
+    name
+        Name in :func:`ragst_sd.datasets.catalog`.
+    samples
+        Sections to load; all that the catalogue lists if left out. Of a collection in the layout of HEST, sections that
+        are not listed can be named as well.
+    path
+        Folder with files that you already have, under the names of the catalogue; archives may have been unpacked.
+        Nothing is downloaded then.
+    password
+        For archives that their owners have encrypted; the message says where they tell it.
+    bin_um
+        Edge of the bins of Visium HD in microns; 16 if left out.
+    progress
+        Show progress bars of downloads; the setting if left out.
+
+    Returns
+    -------
+    A SpatialData for each section, by name:
+
+    images["he"]
+        The picture.
+    shapes["spots"]
+        Spots (cells of Xenium, bins of Visium HD), by circles.
+    tables["table"]
+        Counts in `X`; `sample` and `donor` in `obs`; tissue, technology, license and citation in
+        `uns["ragst"]["source"]`, where :func:`ragst_sd.tl.build_reference` finds them.
+    attrs["ragst"]["image_mpp"]["he"]
+        Microns per pixel, where they are known.
+
+    A slide without expression comes as the image alone (its source is in `attrs["ragst"]["source"]`), single cells as
+    the table alone.
+
+    Raises
+    ------
+    KeyError
+        If there is no such data set or sample.
+    ValueError
+        If the data set has no loader, or a file is not the one that the catalogue states.
+    PermissionError
+        If its owners ask to accept terms, or an archive is encrypted.
+    ConnectionError, FileNotFoundError, OSError
+        If a file cannot be had: no connection, no such file, no space.
+
+    Notes
+    -----
+    Files are looked for in `path`, if given; else in the mirror `<RAGST_SD_DATA_DIR>/<name>/<file>`, which is only read;
+    else in the cache `<rg.settings.cache_dir>/datasets/<name>/<file>`, into which they are downloaded. A download that
+    breaks goes on where it stopped, in the same call or the next, and a file appears under its name only when it is
+    whole. Checksums are compared where the catalogue knows them; else with the one that the file had when it first came.
+    Pictures stay in their files and are read region by region: keep the files while you use the object, or write it.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sections = rg.datasets.load("her2st", samples=["B4", "C2"])  # doctest: +SKIP
+    """
+    require_type(name, str, "name")
+    if bin_um is not None:
+        require_positive(bin_um, "bin_um", whole=True)
+    entry = catalog_entry(name)
+    given = None if path is None else _folder(path)
+    reader = _reader(entry)
+    chosen = _chosen(entry, samples)
+    shelf = Shelf(
+        dataset=name,
+        files={file["name"]: file for file in entry["files"]} | _unlisted_files(entry, chosen),
+        given=given,
+        cache=settings.cache_dir / "datasets" / name,
+        page=entry.get("url"),
+        gated=bool(entry.get("gated")),
+        password=password,
+        progress=settings.progress if progress is None else progress,
+    )
+    details = {
+        _keys.TISSUE: ", ".join(as_list(entry.get("organ"))) or _keys.UNKNOWN,
+        _keys.TECHNOLOGY: ", ".join(as_list(entry.get("technology"))) or _keys.UNKNOWN,
+        "license": str(entry.get("license") or _keys.UNKNOWN),
+        "citation": citation_text(entry),
+    }
+    loaded = {}
+    for one, about in chosen.items():
+        loaded[one] = reader(
+            Sample(
+                name=one,
+                donor=about["donor"],
+                roles=about["files"],
+                shelf=shelf,
+                details=details,
+                image_mpp=entry.get("image_mpp"),
+                um_between_centers=entry.get("um_between_centers"),
+                bin_um=bin_um,
+            )
+        )
+        logger.info("Loaded section %r of %r.", one, name)
+    logger.info("Licence of %r: %s. To cite: %s.", name, details["license"], details["citation"])
+    return loaded
+
+
+def _folder(path: str | PathLike[str]) -> Path:
+    require_type(path, (str, PathLike), "path")
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        found = "is a file" if folder.is_file() else "does not exist"
+        msg = f"`path`: {str(folder)!r} {found}. Pass the folder that holds the files of the data set."
+        raise FileNotFoundError(msg)
+    return folder
+
+
+def _reader(entry: Mapping[str, Any]) -> Any:
+    name, loader = entry["name"], entry["loader"]
+    if loader == "census":
+        msg = (
+            f"{name!r} is a query of the CELLxGENE Census, not files: `rg.datasets.load_census({name!r})` downloads it."
+        )
+        raise ValueError(msg)
+    if loader is None:
+        msg = (
+            f"{name!r} is listed but cannot be loaded: its files have no known address or a layout of their own. See "
+            f"{entry.get('url')}; `rg.io` and spatialdata-io have readers."
+        )
+        raise ValueError(msg)
+    return _READERS[loader]
+
+
+def _chosen(entry: Mapping[str, Any], samples: str | Sequence[str] | None) -> dict[str, Mapping[str, Any]]:
+    """Donor and files of the sections asked for."""
+    listed = entry["samples"]
+    if samples is None:
+        return dict(listed)
+    wanted = [samples] if isinstance(samples, str) else list(samples)
+    if not wanted:
+        msg = f"`samples` is empty. Available: {listing(listed)}."
+        raise ValueError(msg)
+    if entry["loader"] == "hest":
+        return {one: listed.get(one) or _alike(listed, one) for one in wanted}
+    unknown = [one for one in wanted if one not in listed]
+    if unknown:
+        msg = (
+            f"{entry['name']!r} has no sample {listing(unknown)}. Available: {listing(listed)}."
+            f"{hint(str(unknown[0]), listed)}"
+        )
+        raise KeyError(msg)
+    return {one: listed[one] for one in wanted}
+
+
+def _alike(listed: Mapping[str, Mapping[str, Any]], sample: str) -> dict[str, Any]:
+    """A section that is not listed: files named like those of one that is; the donor stands in its metadata."""
+    known, about = next(iter(listed.items()))
+    return {"donor": None, "files": {role: file.replace(known, sample) for role, file in about["files"].items()}}
+
+
+def _unlisted_files(entry: Mapping[str, Any], chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    by_name = {file["name"]: file for file in entry["files"]}
+    found = {}
+    for sample, about in chosen.items():
+        if sample in entry["samples"]:
+            continue
+        known, alike = next(iter(entry["samples"].items()))
+        for role, name in about["files"].items():
+            url = by_name[alike["files"][role]]["url"]
+            found[name] = {"name": name, "url": url.replace(known, sample), "size": None, "sha256": None}
+    return found

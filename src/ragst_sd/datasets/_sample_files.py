@@ -1,0 +1,195 @@
+"""Files of one section of a data set: given by the user, in a mirror, or downloaded into the cache."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragst_sd._validate import listing, require_key
+from ragst_sd.datasets._archives import archive_kind, extract, matching
+from ragst_sd.datasets._checksum import sha256_of
+from ragst_sd.datasets._download import RemoteFile, fetch
+from ragst_sd.datasets._hub import fetch_from_hub, on_hub
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+logger = logging.getLogger(__name__)
+
+MIRROR = "RAGST_SD_DATA_DIR"
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where the files of a data set are looked for."""
+
+    dataset: str
+    files: Mapping[str, Mapping[str, Any]]
+    """Entries of the catalogue by name of the file."""
+    given: Path | None
+    """The user's folder: nothing is downloaded if there is one."""
+    cache: Path
+    """Folder of this data set in the cache."""
+    page: str | None
+    """Where the data set is described."""
+    gated: bool
+    password: str | None
+    progress: bool
+
+    def get(self, name: str) -> Path:
+        """Path of a file (or of the folder that an archive was unpacked into), downloaded if need be.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it is not in the user's folder, or no address is known.
+        ValueError
+            If a file of the mirror is not what the catalogue states.
+        """
+        about = self.files[name]
+        if self.given is not None:
+            found = _at(self.given, name)
+            if found is None:
+                msg = (
+                    f"{name!r} of data set {self.dataset!r} is not in `path={str(self.given)!r}`. It holds "
+                    f"{listing(sorted(one.name for one in self.given.iterdir()))}."
+                )
+                raise FileNotFoundError(msg)
+            return found
+        mirror = os.environ.get(MIRROR, "").strip()
+        if mirror and not Path(mirror).expanduser().is_dir():
+            logger.warning("%s names %r, which is no folder: there is no mirror.", MIRROR, mirror)
+        found = _at(Path(mirror).expanduser() / self.dataset, name) if mirror else None
+        if found is not None:
+            self._check_mirrored(found, about)
+            return found
+        if about.get("url") is None:
+            msg = f"No address is known for {name!r} of data set {self.dataset!r}. {self._advice(name)}"
+            raise FileNotFoundError(msg)
+        file = RemoteFile(name, about["url"], about.get("size"), about.get("sha256"))
+        place = on_hub(file.url)
+        if place is not None:
+            return fetch_from_hub(file, place, self.cache, progress=self.progress, advice=self._hub_advice(name))
+        return fetch(file, self.cache, progress=self.progress, advice=self._advice(name))
+
+    def _check_mirrored(self, path: Path, about: Mapping[str, Any]) -> None:
+        # No note can be written beside a file that is not ours.
+        wrong = None
+        if path.is_file() and about.get("size") is not None and path.stat().st_size != about["size"]:
+            wrong = f"{path.stat().st_size} bytes, expected {about['size']}"
+        elif path.is_file() and about.get("sha256") is not None and sha256_of(path) != about["sha256"]:
+            wrong = f"sha256 {sha256_of(path)}, expected {about['sha256']}"
+        if wrong is not None:
+            msg = f"{str(path)!r} in the mirror ({MIRROR}) is not the file of the catalogue: {wrong}. Replace or remove it."
+            raise ValueError(msg)
+
+    def _advice(self, name: str) -> str:
+        terms = f"Terms have to be accepted first at {self.page}. " if self.gated else ""
+        page = f"See {self.page}. " if self.page and not self.gated else ""
+        return (
+            f"{terms}{page}If you have the file, put it at <folder>/{self.dataset}/{name} and set {MIRROR}=<folder>, or pass "
+            "the folder that holds it with `path=`."
+        )
+
+    def _hub_advice(self, name: str) -> str:
+        return (
+            f"put the file at <folder>/{self.dataset}/{name} and set {MIRROR}=<folder>. A token can also be given as the "
+            "environment variable HF_TOKEN"
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One section: who, what, and its files by role."""
+
+    name: str
+    donor: str | None
+    roles: Mapping[str, str]
+    """Role -> name of a file, or `<archive>/<member>`."""
+    shelf: Shelf
+    details: Mapping[str, str]
+    """Tissue, technology, license and citation."""
+    image_mpp: float | None = None
+    um_between_centers: float | None = None
+    bin_um: int | None = None
+
+    def has(self, role: str) -> bool:
+        """Whether the section has such a file."""
+        return role in self.roles
+
+    def path(self, role: str) -> Path:
+        """The file of a role."""
+        archive, member = self._placed(role)
+        if not member:
+            return self.shelf.get(archive)
+        given = self.shelf.given
+        if given is not None and _at(given, archive) is None:
+            unpacked = _at(given, member)
+            if unpacked is not None:
+                return unpacked
+        found = self._members(archive, glob.escape(member))
+        if len(found) > 1:
+            # A member is matched by the end of its path, so that archives may have a folder of their own around it.
+            found = sorted(found, key=lambda one: len(one.parts))
+            logger.info("%r holds %d members named %r: %s is taken.", archive, len(found), member, found[0])
+        return found[0]
+
+    def find(self, role: str, *patterns: str) -> list[Path]:
+        """Files in the archive or folder of a role whose paths end like one of the patterns; at least one."""
+        archive, folder = self._placed(role)
+        if folder:
+            patterns = tuple(f"{glob.escape(folder)}/{deep}{one}" for one in patterns for deep in ("", "*/"))
+        return self._members(archive, *patterns)
+
+    def _placed(self, role: str) -> tuple[str, str]:
+        """Name of the file of a role, and the member in it, empty if the whole file is meant."""
+        require_key(role, self.roles, f"files of sample {self.name!r}")
+        named = self.roles[role]
+        if named in self.shelf.files:
+            return named, ""
+        archive = next((one for one in self.shelf.files if named.startswith(f"{one}/")), None)
+        if archive is None:
+            msg = f"{named!r}, the {role} of sample {self.name!r}, is no file of data set {self.shelf.dataset!r}."
+            raise KeyError(msg)
+        return archive, named.removeprefix(f"{archive}/").rstrip("/")
+
+    def _members(self, archive: str, *patterns: str) -> list[Path]:
+        found = self._search(archive, patterns)
+        if not found:
+            msg = f"{archive!r} of data set {self.shelf.dataset!r} holds no {listing(patterns)}."
+            raise KeyError(msg)
+        return found
+
+    def _search(self, archive: str, patterns: tuple[str, ...]) -> list[Path]:
+        path = self.shelf.get(archive)
+        if path.is_dir():
+            return sorted(
+                one for one in path.rglob("*") if one.is_file() and matching(str(one.relative_to(path)), patterns)
+            )
+        about = self.shelf.files[archive]
+        status = path.stat()
+        # A new version of an archive is unpacked beside the old one.
+        version = hashlib.sha256(f"{path} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:12]
+        folder = self.shelf.cache / "unpacked" / f"{path.name}-{version}"
+        return extract(
+            path,
+            patterns,
+            folder,
+            kind=about.get("archive") or archive_kind(archive) or "zip",
+            password=self.shelf.password,
+            published_at=about.get("password_published_at"),
+        )
+
+
+def _at(folder: Path, name: str) -> Path | None:
+    """A file by its path or its bare name, or the folder that an archive of this name was unpacked into."""
+    candidates = [folder / name, folder / Path(name).name]
+    suffix = next((end for end in (".tar.gz", ".tgz", ".tar", ".zip", ".7z") if name.lower().endswith(end)), None)
+    if suffix is not None:
+        candidates.append(folder / Path(name).name[: -len(suffix)])
+    return next((one for one in candidates if one.exists()), None)

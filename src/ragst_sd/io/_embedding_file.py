@@ -1,0 +1,116 @@
+"""Embeddings in the h5 files of TRIDENT, CLAM and HEST."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd._validate import listing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_VECTORS = ("features", "embeddings")
+_BARCODES = ("barcodes", "barcode")
+# TRIDENT cuts tiles at 10 / magnification microns per pixel.
+_UM_AT_1X = 10.0
+
+
+@dataclass(frozen=True)
+class EmbeddingFile:
+    """What a file holds; `None` where it does not say."""
+
+    vectors: np.ndarray
+    """(n, d) float32."""
+    corners: np.ndarray | None
+    """(n, 2) top left corners (x, y) of the tiles, in pixels of the finest level."""
+    barcodes: np.ndarray | None
+    """(n,) names of spots."""
+    encoder: str | None
+    tile_px: int | None
+    """Edge of a tile as the encoder saw it."""
+    edge_px: float | None
+    """Edge of a tile in pixels of the finest level."""
+    mpp: float | None
+    """Microns per pixel of a tile as the encoder saw it."""
+
+
+def read_embedding_file(path: Path) -> EmbeddingFile:
+    """Vectors, places and names of tiles, and what the attributes tell of them.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, holds no vectors per tile, or values that are NaN.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            content = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
+            key = next((name for name in _VECTORS if name in content), None)
+            if key is None:
+                msg = (
+                    f"{path.name!r} holds the datasets {listing(content)}; expected 'features' (TRIDENT, CLAM) or "
+                    "'embeddings' (HEST)."
+                )
+                raise ValueError(msg)
+            vectors = np.asarray(content[key], dtype=np.float32)
+            corners = np.asarray(content["coords"], dtype=float) if "coords" in content else None
+            barcodes = next((np.asarray(content[name]) for name in _BARCODES if name in content), None)
+            about = dict(content["coords"].attrs) if "coords" in content else {}
+            encoder = _text(content[key].attrs.get("encoder"))
+    except OSError as error:
+        msg = f"{str(path)!r} cannot be read as h5 ({error}). It may be incomplete: copy or download it again."
+        raise ValueError(msg) from error
+    # Some writers keep a leading axis for the slide.
+    vectors = vectors[0] if vectors.ndim == 3 and len(vectors) == 1 else vectors
+    corners = corners[0] if corners is not None and corners.ndim == 3 and len(corners) == 1 else corners
+    if barcodes is not None:
+        barcodes = np.array([_text(name) for name in barcodes.ravel()], dtype=str)
+    _check(path.name, key, vectors, corners, barcodes)
+    return EmbeddingFile(vectors, corners, barcodes, encoder, *_geometry(about))
+
+
+def _check(name: str, key: str, vectors: np.ndarray, corners: np.ndarray | None, barcodes: np.ndarray | None) -> None:
+    if vectors.ndim != 2:
+        msg = f"{key!r} in {name!r} has the shape {vectors.shape}; expected one vector per tile. Pass tile embeddings."
+        raise ValueError(msg)
+    if not np.isfinite(vectors).all():
+        msg = f"{key!r} in {name!r} is NaN or infinite in {int((~np.isfinite(vectors)).any(axis=1).sum())} tiles."
+        raise ValueError(msg)
+    if corners is None and barcodes is None:
+        msg = f"{name!r} holds neither 'coords' nor 'barcodes': its {len(vectors)} vectors cannot be placed."
+        raise ValueError(msg)
+    if corners is not None and corners.shape != (len(vectors), 2):
+        msg = f"'coords' in {name!r} has the shape {corners.shape}; expected ({len(vectors)}, 2). Is this of a whole slide?"
+        raise ValueError(msg)
+    if barcodes is not None:
+        if len(barcodes) != len(vectors):
+            msg = f"{name!r} holds {len(barcodes)} barcodes for {len(vectors)} vectors."
+            raise ValueError(msg)
+        names, counts = np.unique(barcodes, return_counts=True)
+        if (counts > 1).any():
+            msg = f"{name!r} holds barcodes more than once: {listing(names[counts > 1])}."
+            raise ValueError(msg)
+
+
+def _geometry(about: Mapping[str, Any]) -> tuple[int | None, float | None, float | None]:
+    tile_px, edge, magnification = (
+        about.get(name) for name in ("patch_size", "patch_size_level0", "target_magnification")
+    )
+    known = magnification is not None and float(magnification) > 0
+    return (
+        None if tile_px is None else int(tile_px),
+        None if edge is None else float(edge),
+        _UM_AT_1X / float(magnification) if known else None,  # type: ignore[arg-type]
+    )
+
+
+def _text(value: Any) -> str | None:
+    if value is None:
+        return None
+    return value.decode() if isinstance(value, bytes) else str(value)

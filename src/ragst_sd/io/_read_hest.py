@@ -1,0 +1,225 @@
+"""`rg.io.read_hest`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._validate import hint, listing, require_positive, require_type
+from ragst_sd.io._read_slide import pyramid_element
+from ragst_sd.io._section import SOURCE_FIELDS, assemble, checked_source
+from ragst_sd.io._slide_file import open_slide
+from ragst_sd.io._st_counts import locate, read_counts
+from ragst_sd.io._st_geometry import check_inside
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+_LICENSE = "CC BY-NC-SA 4.0 (HEST-1k)"
+_MPP_TOLERANCE = 0.05
+
+
+def read_hest(
+    path: str | PathLike[str],
+    *,
+    sample: str | None = None,
+    donor: str | None = None,
+    image_mpp: float | None = None,
+    source: Mapping[str, str] | None = None,
+) -> SpatialData:
+    """Read a section of HEST-1k, or of data in its layout.
+
+    Parameters
+    ----------
+    path
+        Folder that holds `st/<sample>.h5ad`, `wsis/<sample>.tif` and `metadata/<sample>.json` [Jaume2024]_. Patches,
+        thumbnails and segmentations are not read.
+    sample
+        Id of the section, such as "TENX95"; may be left out if the folder holds one.
+    donor
+        Whom the section is from. `None` joins `dataset_title` and `patient` of the metadata, as patients are numbered
+        anew in every study; sections of a study that states no patients count as one donor.
+    image_mpp
+        Microns per pixel. `None` takes `pixel_size_um_estimated` of the metadata (derived by HEST from the distance
+        between spots), else `pixel_size_um_embedded`, else what the picture's file states.
+    source
+        Overrides for `tissue`, `technology`, `license`, `citation`.
+
+    Returns
+    -------
+    A SpatialData, all in the frame "global" (pixels of the picture):
+
+    images["he"]
+        The picture, a pyramid that stays in its file and is read region by region.
+    shapes["spots"]
+        Circles, indexed by barcode; their diameter is `spot_diameter_fullres` of the h5ad, else `spot_diameter` of the
+        metadata, in microns.
+    tables["table"]
+        Counts in `X` (CSR, float32); the columns of the h5ad and `region`, `spot_id`, `sample`, `donor` in `obs`;
+        centres in `obsm["spatial"]`; tissue (`organ`), technology (`st_technology`), license and citation in
+        `uns["ragst"]["source"]`.
+    attrs["ragst"]["image_mpp"]["he"]
+        Microns per pixel.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    KeyError
+        If there is no such sample.
+    ValueError
+        If no resolution or no spot diameter is known, or spots and picture do not fit.
+
+    Notes
+    -----
+    HEST-1k is licensed CC BY-NC-SA 4.0, and its owners ask users to accept terms; `rg.datasets.load("hest_1k", ...)` says
+    how. Sections of Xenium are binned into pseudo-spots by HEST.
+
+    References
+    ----------
+    .. [Jaume2024] Jaume et al., HEST-1k: a dataset for spatial transcriptomics and histology image analysis, NeurIPS
+       Datasets and Benchmarks (2024).
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sdata = rg.io.read_hest("hest_data", sample="TENX95")  # doctest: +SKIP
+    """
+    require_type(path, (str, PathLike), "path")
+    if image_mpp is not None:
+        require_positive(image_mpp, "image_mpp")
+    given = checked_source(source)
+    folder = Path(path)
+    sample = _resolve_sample(folder, sample)
+    files = {
+        kind: folder / kind / f"{sample}{suffix}"
+        for kind, suffix in (("st", ".h5ad"), ("wsis", ".tif"), ("metadata", ".json"))
+    }
+    missing = [str(file.relative_to(folder)) for file in files.values() if not file.is_file()]
+    if missing:
+        msg = (
+            f"{listing(missing)} of section {sample!r} not found in {str(folder)!r}. A section of HEST needs three files: "
+            f'counts, picture and metadata. `rg.datasets.load("hest_1k", samples=[{sample!r}])` downloads them.'
+        )
+        raise FileNotFoundError(msg)
+    # Not strictly JSON: HEST writes NaN where a field is unknown.
+    meta = {name: value for name, value in json.loads(files["metadata"].read_text()).items() if not _unknown(value)}
+    found = read_counts(files["st"], None)
+    found, xy = locate(found, None)
+    slide = open_slide(files["wsis"].resolve())
+    height, width = slide.levels[0].shape[1:]
+    check_inside(xy, width, height)
+    mpp = _resolution(meta, slide.mpp, sample) if image_mpp is None else float(image_mpp)
+    details = {
+        _keys.TISSUE: meta.get("organ", meta.get("tissue")),
+        _keys.TECHNOLOGY: meta.get("st_technology"),
+        "license": f"{_LICENSE}; original: {meta['license']}" if "license" in meta else _LICENSE,
+        "citation": _citation(meta),
+    }
+    sdata = assemble(
+        found,
+        xy,
+        pyramid_element(slide.levels),
+        radius=_diameter(found, meta, mpp, sample) / 2,
+        sample=sample,
+        donor=_donor(meta, sample) if donor is None else donor,
+        details={name: given.get(name) or str(details[name] or _keys.UNKNOWN) for name in SOURCE_FIELDS},
+        image_mpp=mpp,
+    )
+    logger.info(
+        "Read HEST section %r: %d spots x %d genes, picture of %d x %d px.", sample, *found.shape, width, height
+    )
+    return sdata
+
+
+def _resolve_sample(folder: Path, sample: str | None) -> str:
+    if not folder.is_dir():
+        found = "is a file" if folder.is_file() else "does not exist"
+        msg = f"`path`: {str(folder)!r} {found}. Pass the folder that holds st, wsis and metadata."
+        raise FileNotFoundError(msg)
+    present = sorted(file.stem for file in (folder / "st").glob("*.h5ad"))
+    if sample is not None:
+        if sample not in present:
+            msg = f"No section {sample!r} in {str(folder / 'st')!r}. Available: {listing(present)}.{hint(sample, present)}"
+            raise KeyError(msg)
+        return sample
+    if len(present) != 1:
+        msg = f"`sample` is needed: {str(folder / 'st')!r} holds {len(present)} sections: {listing(present)}."
+        raise ValueError(msg)
+    return present[0]
+
+
+def _unknown(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and not np.isfinite(value))
+
+
+def _resolution(meta: Mapping[str, Any], stated: tuple[float, float] | None, sample: str) -> float:
+    of_file = None if stated is None else sum(stated) / 2
+    known = {name: meta[name] for name in ("pixel_size_um_estimated", "pixel_size_um_embedded") if name in meta}
+    if of_file is not None:
+        known["the picture's file"] = of_file
+    if not known:
+        msg = (
+            f"Microns per pixel of section {sample!r} are in neither its metadata (pixel_size_um_estimated, "
+            "pixel_size_um_embedded) nor its picture. Pass `image_mpp=`."
+        )
+        raise ValueError(msg)
+    name, mpp = next(iter(known.items()))
+    require_positive(mpp, name)
+    if "pixel_size_um_embedded" in known and abs(known["pixel_size_um_embedded"] / mpp - 1) > _MPP_TOLERANCE:
+        logger.warning(
+            "Section %r: HEST estimates %.4g microns per pixel from the spots, the scanner stated %.4g. The estimate is "
+            "taken; pass `image_mpp=` to decide otherwise.",
+            sample, mpp, known["pixel_size_um_embedded"],
+        )  # fmt: skip
+    return float(mpp)
+
+
+def _diameter(found: AnnData, meta: Mapping[str, Any], mpp: float, sample: str) -> float:
+    for library in dict(found.uns.get(_keys.SPATIAL, {})).values():
+        stored = library.get("scalefactors", {}).get("spot_diameter_fullres")
+        if stored is not None:
+            require_positive(stored, "spot_diameter_fullres")
+            return float(stored)
+    if "spot_diameter" not in meta:
+        msg = (
+            f"The diameter of spots of section {sample!r} is in neither `uns['spatial']` of its h5ad nor `spot_diameter` "
+            "of its metadata. Write it (microns) into the metadata."
+        )
+        raise ValueError(msg)
+    require_positive(meta["spot_diameter"], "spot_diameter")
+    return float(meta["spot_diameter"]) / mpp
+
+
+def _donor(meta: Mapping[str, Any], sample: str) -> str | None:
+    study, patient = meta.get("dataset_title"), meta.get("patient")
+    if study is None and patient is None:
+        logger.info(
+            "The metadata of %r name neither study nor patient, so `obs` has no column 'donor'. Pass `donor=`: a "
+            "reference needs it.",
+            sample,
+        )
+        return None
+    if patient is None:
+        logger.info(
+            "The metadata of %r name no patient: all sections of the study %r count as one donor, so that none is "
+            "predicted from another of the same patient. Pass `donor=` if you know better.",
+            sample, study,
+        )  # fmt: skip
+    return f"{study or _keys.UNKNOWN}: {patient or 'patient not stated'}"
+
+
+def _citation(meta: Mapping[str, Any]) -> str:
+    study = ", ".join(str(meta[name]) for name in ("dataset_title", "study_link") if name in meta)
+    return f"{study}; in HEST-1k (Jaume et al. 2024)" if study else "HEST-1k (Jaume et al. 2024)"

@@ -1,0 +1,95 @@
+"""One section as a SpatialData: image `he`, circles `spots`, table `table`, all in the frame "global"."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ragst_sd import _keys
+from ragst_sd._validate import listing, require_type
+
+if TYPE_CHECKING:
+    import numpy as np
+    from anndata import AnnData
+    from spatialdata import SpatialData
+    from xarray import DataArray, DataTree
+
+logger = logging.getLogger(__name__)
+
+IMAGE, SHAPES, TABLE = "he", "spots", "table"
+SOURCE_FIELDS = (_keys.TISSUE, _keys.TECHNOLOGY, "license", "citation")
+
+_REGION, _INSTANCE = "region", "spot_id"
+
+
+def assemble(
+    found: AnnData,
+    xy: np.ndarray,
+    image: DataArray | DataTree,
+    *,
+    radius: float,
+    sample: str,
+    donor: str | None,
+    details: Mapping[str, str],
+    image_mpp: float | None,
+) -> SpatialData:
+    """Put counts, centres and image together.
+
+    Parameters
+    ----------
+    found
+        Counts, an AnnData of one's own: columns are added to `obs`, and what describes another object is taken out of
+        `uns`.
+    xy
+        (n, 2) centres (x, y) in pixels of the image.
+    image
+        SpatialData image in the frame "global".
+    radius
+        Of the spots, in pixels.
+    sample, donor
+        Names for `obs`; no donor is written if it is `None`.
+    details
+        Tissue, technology, license and citation, kept in `uns["ragst"]["source"]`.
+    image_mpp
+        Microns per pixel, if known.
+    """
+    from spatialdata import SpatialData
+    from spatialdata.models import ShapesModel, TableModel
+    from spatialdata.transformations import Identity
+
+    ids = found.obs_names.astype(str).to_numpy()
+    columns = {_REGION: SHAPES, _INSTANCE: ids, _keys.SAMPLE: sample}
+    if donor is not None:
+        columns[_keys.DONOR] = str(donor)
+    for name, values in columns.items():
+        if name in found.obs and not (found.obs[name].astype(str) == values).all():
+            kept = f"{name}_original"
+            logger.info("Column %r of the counts is kept as %r: a column of this name is written.", name, kept)
+            found.obs[kept] = found.obs.pop(name)
+        found.obs[name] = values
+        if name != _INSTANCE:
+            found.obs[name] = found.obs[name].astype("category")
+    found.obsm[_keys.SPATIAL] = xy
+    # These describe the object the counts came from, not this one.
+    for name in (_keys.SPATIAL, _keys.ATTRS, TableModel.ATTRS_KEY):
+        found.uns.pop(name, None)
+    found.uns[_keys.ATTRS] = {_keys.SOURCE: dict(details)}
+    table = TableModel.parse(found, region=SHAPES, region_key=_REGION, instance_key=_INSTANCE)
+    circles = ShapesModel.parse(xy, geometry=0, radius=radius, index=ids, transformations={"global": Identity()})
+    sdata = SpatialData(images={IMAGE: image}, shapes={SHAPES: circles}, tables={TABLE: table})
+    if image_mpp is not None:
+        sdata.attrs[_keys.ATTRS] = {_keys.IMAGE_MPP: {IMAGE: float(image_mpp)}}
+    return sdata
+
+
+def checked_source(source: Mapping[str, str] | None) -> dict[str, str]:
+    """Where data are from, with no fields but those that are kept."""
+    if source is None:
+        return {}
+    require_type(source, Mapping, "source")
+    unknown = sorted(set(source) - set(SOURCE_FIELDS))
+    if unknown:
+        msg = f"`source` has the unknown fields {listing(unknown)}; it may name {listing(SOURCE_FIELDS)}."
+        raise ValueError(msg)
+    return {name: str(value) for name, value in source.items() if value is not None}

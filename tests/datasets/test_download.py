@@ -1,0 +1,250 @@
+"""One file from a server that breaks off, lies, refuses, or fills the disk."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ragst_sd.datasets import _download
+from ragst_sd.datasets._download import RemoteFile, fetch
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+ADVICE = "Pass `path=`."
+
+
+def get(file: dict, folder: Path) -> Path:
+    return fetch(RemoteFile(**file), folder, progress=False, advice=ADVICE)
+
+
+def visible(folder: Path) -> list[str]:
+    """Files that a user sees, notes and locks left out."""
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+
+
+def test_arrives_and_is_not_asked_for_again(server, tmp_path):
+    file = server.add("a/b.bin", CONTENT)
+    path = get(file, tmp_path)
+    assert path == tmp_path / "a" / "b.bin"
+    assert path.read_bytes() == CONTENT
+    assert get(file, tmp_path) == path
+    assert len(server.asked) == 1
+    assert visible(tmp_path) == ["b.bin"]
+
+
+class TestResume:
+    def test_within_a_call(self, server, tmp_path):
+        file = server.add("a.bin", CONTENT)
+        server.cut_after = [100_000, 50_000]
+        assert get(file, tmp_path).read_bytes() == CONTENT
+        assert [span for _, span in server.asked] == [None, "bytes=100000-", "bytes=150000-"]
+        assert visible(tmp_path) == ["a.bin"]
+
+    def test_between_calls(self, server, tmp_path):
+        file = server.add("a.bin", CONTENT)
+        server.cut_after = [100_000, *[0] * 10]
+        with pytest.raises(ConnectionError, match=r"100000 bytes are kept in .*a\.bin\.part.*Pass `path=`"):
+            get(file, tmp_path)
+        assert not (tmp_path / "a.bin").exists()
+        server.cut_after, server.asked = [], []
+        assert get(file, tmp_path).read_bytes() == CONTENT
+        assert server.asked == [("/a.bin", "bytes=100000-")]
+
+    def test_attempts_without_progress_are_counted_and_those_with_are_not(self, server, tmp_path):
+        file = server.add("a.bin", CONTENT)
+        server.cut_after = [10_000] * 29
+        assert get(file, tmp_path).read_bytes() == CONTENT
+        assert len(server.asked) == 30
+
+    @pytest.mark.parametrize("etag", [True, False])
+    def test_server_that_knows_no_ranges(self, server, tmp_path, etag):
+        server.ranges, server.etag = False, etag
+        file = server.add("a.bin", CONTENT)
+        server.cut_after = [100_000]
+        assert get(file, tmp_path).read_bytes() == CONTENT
+
+    def test_file_that_changed_in_between_is_begun_anew(self, server, tmp_path):
+        file = server.add("a.bin", CONTENT) | {"size": None, "sha256": None}
+        server.cut_after = [100_000, *[0] * 10]
+        with pytest.raises(ConnectionError):
+            get(file, tmp_path)
+        server.cut_after = []
+        server.add("a.bin", CONTENT[::-1])
+        assert get(file, tmp_path).read_bytes() == CONTENT[::-1]
+
+    def test_part_of_another_file_is_found_out_by_the_checksum(self, server, tmp_path):
+        file = server.add("a.bin", CONTENT)
+        (tmp_path / "a.bin.part").write_bytes(b"x" * 1000)
+        assert get(file, tmp_path).read_bytes() == CONTENT
+        assert [span for _, span in server.asked] == ["bytes=1000-", None]
+
+    def test_part_longer_than_the_file(self, server, tmp_path):
+        file = server.add("a.bin", CONTENT) | {"size": None}
+        (tmp_path / "a.bin.part").write_bytes(CONTENT + b"more")
+        assert get(file, tmp_path).read_bytes() == CONTENT
+
+
+class TestChecks:
+    @pytest.mark.parametrize("change", [{"sha256": "0" * 64}, {"size": 299_999}])
+    def test_wrong_checksum_or_size_is_refused_and_leaves_nothing(self, server, tmp_path, change):
+        file = server.add("a.bin", CONTENT) | change
+        with pytest.raises(ValueError, match=r"not the file that was expected: (sha256|300000 bytes).*It was not kept"):
+            get(file, tmp_path)
+        assert visible(tmp_path) == []
+
+    def test_corrupted_on_the_way(self, server, tmp_path):
+        file = server.add("a.bin", CONTENT)
+        server.files["/a.bin"] = CONTENT[:-1] + b"?"
+        with pytest.raises(ValueError, match=f"expected {file['sha256']}"):
+            get(file, tmp_path)
+        assert visible(tmp_path) == []
+
+    @pytest.mark.parametrize("damage", [lambda c: c[:1000], lambda c: b"?" + c[1:]])
+    def test_damaged_in_the_cache_is_downloaded_again(self, server, tmp_path, caplog, damage):
+        file = server.add("a.bin", CONTENT)
+        get(file, tmp_path).write_bytes(damage(CONTENT))
+        assert get(file, tmp_path).read_bytes() == CONTENT
+        assert "not what it should be" in caplog.text
+
+    def test_unknown_checksum_is_noted_and_compared(self, server, tmp_path, caplog):
+        file = server.add("a.bin", CONTENT)
+        digest = file["sha256"]
+        file |= {"size": None, "sha256": None}
+        with caplog.at_level(logging.INFO):
+            path = get(file, tmp_path)
+        assert f"knows no checksum of a.bin: sha256 {digest} is noted" in caplog.text
+        path.write_bytes(CONTENT[::-1])
+        assert get(file, tmp_path).read_bytes() == CONTENT, "downloaded again: the same as at first"
+        path.write_bytes(b"damaged")
+        server.add("a.bin", CONTENT[::-1])
+        with pytest.raises(ValueError, match=f"{digest} when it was first downloaded"):
+            get(file, tmp_path)
+
+    def test_file_put_there_by_hand_is_taken(self, server, tmp_path):
+        file = server.add("a.bin", CONTENT)
+        (tmp_path / "a.bin").write_bytes(CONTENT)
+        get(file, tmp_path)
+        assert server.asked == []
+
+    def test_untouched_file_is_not_hashed_again(self, server, tmp_path, monkeypatch):
+        from ragst_sd.datasets import _checksum
+
+        file = server.add("a.bin", CONTENT)
+        get(file, tmp_path)
+        monkeypatch.setattr(_checksum, "sha256_of", lambda path: pytest.fail("hashed"))
+        get(file, tmp_path)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("status", [401, 403])
+    def test_not_given_out(self, server, tmp_path, status):
+        file = server.add("a.bin", CONTENT)
+        server.statuses = [status]
+        with pytest.raises(PermissionError, match=rf"not given out to everybody.*{status}.*Pass `path=`"):
+            get(file, tmp_path)
+        assert len(server.asked) == 1
+
+    @pytest.mark.parametrize("status", [404, 410])
+    def test_not_there(self, server, tmp_path, status):
+        file = server.add("a.bin", CONTENT)
+        server.statuses = [status]
+        with pytest.raises(FileNotFoundError, match="does not exist"):
+            get(file, tmp_path)
+
+    @pytest.mark.parametrize("status", [429, 500, 503])
+    def test_busy_server_is_asked_again(self, server, tmp_path, status):
+        file = server.add("a.bin", CONTENT)
+        server.statuses = [status, status]
+        assert get(file, tmp_path).read_bytes() == CONTENT
+
+    def test_other_errors_are_told(self, server, tmp_path):
+        file = server.add("a.bin", CONTENT)
+        server.statuses = [418]
+        with pytest.raises(ConnectionError, match="the server answers 418"):
+            get(file, tmp_path)
+
+    def test_nobody_answers(self, server, tmp_path):
+        file = server.add("a.bin", CONTENT) | {"url": "http://127.0.0.1:9/a.bin"}
+        with pytest.raises(ConnectionError, match=r"Tried 5 times.*Pass `path=`"):
+            get(file, tmp_path)
+
+    def test_other_schemes(self, tmp_path):
+        with pytest.raises(ValueError, match="http:// or https://"):
+            get({"name": "a", "url": "file:///etc/passwd"}, tmp_path)
+
+
+class TestFullDisk:
+    def test_known_before(self, server, tmp_path, monkeypatch):
+        file = server.add("a.bin", CONTENT)
+        usage = _download.shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(_download.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        with pytest.raises(OSError, match=r"No space for 'a\.bin' in .*needed 0\.00 GB more, free 0\.00 GB") as caught:
+            get(file, tmp_path)
+        assert caught.value.errno == errno.ENOSPC
+        assert visible(tmp_path) == []
+
+    def test_while_writing(self, server, tmp_path, monkeypatch):
+        file = server.add("a.bin", CONTENT)
+        monkeypatch.setattr(_download, "_BLOCK", 100_000)
+        opened = Path.open
+
+        class Full:
+            def __init__(self, file):
+                self.file = file
+
+            def write(self, block):
+                if self.file.tell() + len(block) > 200_000:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return self.file.write(block)
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *error):
+                self.file.close()
+
+            def __getattr__(self, name):
+                return getattr(self.file, name)
+
+        def open_full(path, mode="r", **options):
+            file = opened(path, mode, **options)
+            return Full(file) if path.name.endswith(".part") and mode in ("ab", "wb") else file
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", open_full)
+            with pytest.raises(OSError, match=r"No space for 'a\.bin'.*RAGST_SD_CACHE_DIR"):
+                get(file, tmp_path)
+        assert visible(tmp_path) == ["a.bin.part"], "nothing half-written under the final name"
+        assert get(file, tmp_path).read_bytes() == CONTENT
+        assert server.asked[-1] == ("/a.bin", "bytes=200000-")
+
+
+def test_many_at_once_do_not_damage_each_other(server, tmp_path):
+    file = server.add("a.bin", CONTENT)
+    server.cut_after = [100_000]
+    found, errors = [], []
+
+    def run():
+        try:
+            found.append(get(file, tmp_path).read_bytes())
+        except Exception as error:  # noqa: BLE001  a thread's error would be lost
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert found == [CONTENT] * 4
+    assert len(server.asked) == 2, "one download, which broke once"
+
+
+def test_progress_bar(server, tmp_path, capsys):
+    fetch(RemoteFile(**server.add("a.bin", CONTENT)), tmp_path, progress=True, advice=ADVICE)
+    assert "a.bin: 100%" in capsys.readouterr().err
