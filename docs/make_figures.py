@@ -8,6 +8,7 @@ The picture of the viewer needs playwright and a chromium on the path; without t
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shutil
 import tempfile
@@ -93,7 +94,7 @@ def draw_viewer(query: SpatialData, reference: AnnData, spot: str, gene: str, pa
     except ImportError:
         chromium = None
     if chromium is None:
-        print(f"playwright or chromium is missing: {path.name} is left as it is")
+        logging.getLogger(__name__).warning("playwright or chromium is missing: %s is left as it is", path.name)
         return
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         page = Path(folder) / "viewer.html"

@@ -21,6 +21,18 @@ if TYPE_CHECKING:
 _HEADER = ("schema_version", "reference_hash", "fit_hash", "sources", _keys.CITED)
 
 
+# Below this correlation on held-out donors a gene is not to be trusted, whatever its map looks like.
+MIN_CV_PEARSON = 0.1
+# Above this share of spots that look unlike every section of the reference, the section as a whole is called unlike.
+MOST_UNLIKE = 0.5
+
+
+def unlike_share(appearance_distance: np.ndarray) -> float:
+    """Share of spots that look unlike every section of the reference; NaN where that could not be told."""
+    known = np.isfinite(appearance_distance)
+    return float((appearance_distance[known] > 1).mean()) if known.any() else float("nan")
+
+
 def predicted(data: SpatialData | AnnData, prediction_key: str) -> tuple[AnnData, dict[str, Any]]:
     """A predicted table and its provenance header, from a SpatialData or from the bare table.
 

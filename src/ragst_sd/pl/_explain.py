@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._results import gene_index, predicted, spot_index
+from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, spot_index
 from ragst_sd._validate import require_choice, require_positive, require_type
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import finish, open_stage
 from ragst_sd.pl._maps import gene_list
 from ragst_sd.pl._measured import measured_values
-from ragst_sd.pl._trust import MIN_CV_PEARSON, distrust, has_intervals, intervals_of
+from ragst_sd.pl._trust import distrust, has_intervals, intervals_of
 from ragst_sd.pl._waterfall import Line, Waterfall, draw_waterfall, waterfall_size
 
 if TYPE_CHECKING:

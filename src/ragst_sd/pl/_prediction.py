@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd._elements import require_sdata
-from ragst_sd._results import gene_index, predicted
+from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import finish, open_stage
 from ragst_sd.pl._maps import (
@@ -27,7 +27,7 @@ from ragst_sd.pl._maps import (
 )
 from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._section import read_section
-from ragst_sd.pl._trust import MIN_CV_PEARSON, distrust, greys, intervals_of
+from ragst_sd.pl._trust import distrust, greys, intervals_of
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
-from ragst_sd._results import gene_index, predicted
+from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
 from ragst_sd._validate import listing, require_choice
 from ragst_sd.pl import _style
 from ragst_sd.pl._curves import coverage, draw_calibration, draw_risk
@@ -30,7 +30,7 @@ from ragst_sd.pl._maps import (
 )
 from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._section import draw_spots, read_section
-from ragst_sd.pl._trust import MIN_CV_PEARSON, distrust, greys, has_intervals, intervals_of
+from ragst_sd.pl._trust import distrust, greys, has_intervals, intervals_of
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:

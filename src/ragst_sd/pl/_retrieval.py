@@ -9,7 +9,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
 from ragst_sd._reference import reference_header
-from ragst_sd._results import gene_index, predicted, spot_index
+from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, spot_index
 from ragst_sd._validate import require_positive, require_type
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import finish, open_stage
@@ -28,7 +28,7 @@ from ragst_sd.pl._retrieval_panels import (
     write_title,
 )
 from ragst_sd.pl._section import read_section
-from ragst_sd.pl._trust import MIN_CV_PEARSON, distrust
+from ragst_sd.pl._trust import distrust
 
 if TYPE_CHECKING:
     import os

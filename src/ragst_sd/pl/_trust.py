@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.colors import Colormap
 
-MIN_CV_PEARSON = 0.1
 HATCH = "////"
 
 

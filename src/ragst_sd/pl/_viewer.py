@@ -10,7 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._annotation import single_region
 from ragst_sd._elements import require_sdata
-from ragst_sd._results import matching_reference, predicted
+from ragst_sd._results import MIN_CV_PEARSON, MOST_UNLIKE, matching_reference, predicted, unlike_share
 from ragst_sd._validate import require_positive
 from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._section import read_section
@@ -27,10 +27,9 @@ if TYPE_CHECKING:
 
     from ragst_sd.pl._section import Section
 
-# Below these a spot or a gene gets a warning on the page.
+# Below these a spot gets a warning on the page.
 FEW_SPOTS = 5.0
 LITTLE_EVIDENCE = 0.5
-LITTLE_TRUST = 0.1
 # Decimals of values; the last one is given up before the limit on the size of the page is.
 DECIMALS = (3, 2)
 
@@ -194,7 +193,7 @@ def _target(path: Path) -> Path:
 
 def _facts(table: AnnData, header: dict[str, Any], title: str) -> dict[str, Any]:
     """What the page says about the whole prediction."""
-    own, among = (float(header.get(name, np.nan)) for name in ("section_distance", "section_distance_reference"))
+    unlike = unlike_share(table.obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))
     outside = np.asarray(table.obs[_keys.OUT_OF_REFERENCE], dtype=bool)
     return {
         "title": title,
@@ -204,9 +203,8 @@ def _facts(table: AnnData, header: dict[str, Any], title: str) -> dict[str, Any]
         "n_cited": len(header[_keys.CITED]),
         "donors": sorted(set(header[_keys.CITED][_keys.DONOR].astype(str))),
         "share_outside": float(outside.mean()),
-        "section_is_far": bool(own > among),
-        "section_distance": [round(own, 3), round(among, 3)] if np.isfinite([own, among]).all() else None,
+        "share_unlike": round(unlike, 4) if unlike > MOST_UNLIKE else None,
         "few_spots": FEW_SPOTS,
         "little_evidence": LITTLE_EVIDENCE,
-        "little_trust": LITTLE_TRUST,
+        "little_trust": MIN_CV_PEARSON,
     }

@@ -9,6 +9,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._reference import section_codes
+from ragst_sd._results import MOST_UNLIKE, unlike_share
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from ragst_sd.tl._query import Query
 
 logger = logging.getLogger(__name__)
-
-_MOST = 0.5
 
 
 def calibrate_grounding(
@@ -103,12 +102,12 @@ def section_grounding(header: dict[str, Any], query: Query, obs: dict[str, np.nd
     means, stds = (np.asarray(header["sections"][name], dtype=float) for name in ("mean", "std"))
     own = section_distance(np.asarray(query.header["section_mean"], dtype=float), means, stds)
     among = largest_section_distance(means, stds)
-    unlike = (obs[_keys.APPEARANCE_DISTANCE] > 1)[query.finite]
-    if unlike.mean() > _MOST:
+    distance = obs[_keys.APPEARANCE_DISTANCE][query.finite]
+    if unlike_share(distance) > MOST_UNLIKE:
         logger.warning(
             "%d of %d spots look unlike every section of the reference: other stain, scanner or resolution, or other tissue. "
             "They are marked in `out_of_reference`; `appearance_distance` says how far off they are.",
-            unlike.sum(), len(unlike),
+            int((distance > 1).sum()), len(distance),
         )  # fmt: skip
     return {"section_distance": own, "section_distance_reference": among}
 

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._results import MIN_CV_PEARSON, MOST_UNLIKE, unlike_share
 from ragst_sd.tl._report_facts import count, number, percent
 from ragst_sd.tl._report_licenses import NO_DERIVATIVES, NON_COMMERCIAL, UNKNOWN, UNRECOGNISED, terms_of
 
 if TYPE_CHECKING:
     from ragst_sd.tl._report_facts import Facts
 
-# Below this correlation on held-out donors a map of the gene is not worth a look.
-TRUSTED = 0.2
 _FEW_DONORS = 5
 # `fit` calls one held-out spot in twenty out of reference.
 _MANY_OUT = 0.1
@@ -24,7 +23,7 @@ _MOST_OUT = 0.5
 def not_assessed(facts: Facts) -> list[str]:
     """What nothing is known about."""
     out = []
-    header, var = facts.header, facts.table.var
+    var = facts.table.var
     if not facts.assessed:
         out.append(
             f"Accuracy on held-out {facts.held_out}s: no gene was cross-validated before this prediction (`rg.tl.cross_validate` with "
@@ -54,8 +53,10 @@ def not_assessed(facts: Facts) -> list[str]:
         )
     if facts.encoder["license"] is None:
         out.append(f"The licence of the encoder ({facts.encoder['name']}): see its own page.")
-    if not np.isfinite(float(header.get("section_distance_reference", np.nan))):
-        out.append("Whether the section as a whole looks like those of the reference: it has too few sections to tell.")
+    if not np.isfinite(unlike_share(facts.table.obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))):
+        out.append("Whether the section looks like those of the reference: too few groups could be held out to tell.")
+    elif facts.held_out != "donor":
+        out.append(f"Whether the section looks like other donors: `out_of_reference` rests on held-out {facts.held_out}s.")
     if (facts.sources["tissue"] == _keys.UNKNOWN).any():
         out.append(
             "Whether the reference is of the same tissue as the section: the tissue of some of it was not named."
@@ -127,12 +128,12 @@ def _of_genes(facts: Facts) -> list[str]:
         return [
             "No gene was assessed, so none can be called well predicted: a smooth map is what a wrong prediction looks like, too."
         ]
-    low = facts.cv_pearson < TRUSTED
+    low = facts.cv_pearson < MIN_CV_PEARSON
     out = []
     if low.any():
         out.append(
             f"{count(int(low.sum()), 'gene')} of {int(np.isfinite(facts.cv_pearson).sum()):,} assessed had a correlation below "
-            f"{TRUSTED} on held-out {facts.held_out}s. Do not interpret their maps; `rg.pp.filter_predicted(sdata, min_cv_pearson={TRUSTED})` "
+            f"{MIN_CV_PEARSON} on held-out {facts.held_out}s. Do not interpret their maps; `rg.pp.filter_predicted(sdata, min_cv_pearson={MIN_CV_PEARSON})` "
             "drops them."
         )
     if np.isnan(facts.cv_pearson).any():
@@ -150,7 +151,7 @@ def _of_spots(facts: Facts) -> list[str]:
         )
     elif share >= _MANY_OUT:
         out.append(
-            f"{percent(share)} of the spots are out of reference (of held-out spots of the reference itself, one in twenty is). Leave "
+            f"{percent(share)} of the spots are out of reference (of held-out spots of the reference itself, about one in fifty lies as far away). Leave "
             'them out: `table[~table.obs["out_of_reference"]]`.'
         )
     elif share > 0:
@@ -158,11 +159,11 @@ def _of_spots(facts: Facts) -> list[str]:
             f"{count(int(facts.table.obs[_keys.OUT_OF_REFERENCE].sum()), 'spot')} ({percent(share)}) out of reference: do not interpret "
             "single values there."
         )
-    own, among = (float(facts.header.get(name, np.nan)) for name in ("section_distance", "section_distance_reference"))
-    if own > among:
+    unlike = unlike_share(facts.table.obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))
+    if unlike > MOST_UNLIKE:
         out.append(
-            f"The section as a whole lies {number(own)} spreads from the sections of the reference, which lie {number(among)} from each "
-            "other at most: stain, scanner, resolution or tissue differ, and figures from the reference may not hold here."
+            f"{percent(unlike)} of the spots look unlike every section of the reference: stain, scanner, resolution or tissue differ, "
+            "and figures from the reference may not hold here."
         )
     return out
 

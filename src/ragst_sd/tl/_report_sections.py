@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd.tl._report_caveats import TRUSTED, not_assessed, what_not_to_conclude
+from ragst_sd._results import MIN_CV_PEARSON
+from ragst_sd.tl._report_caveats import not_assessed, what_not_to_conclude
 from ragst_sd.tl._report_facts import MISSING, count, number, percent, quartiles
 from ragst_sd.tl._report_licenses import UNKNOWN, terms_of
 from ragst_sd.tl._report_page import Bullets, Page, Section, Table, plain
@@ -176,7 +177,9 @@ def _genes(var: pd.DataFrame, which: np.ndarray) -> Table:
 def _agreement(facts: Facts, measured: pd.DataFrame) -> list[str | Table]:
     rows = [[name, quartiles(measured[name].to_numpy(float))] for name in measured if name != "n_spots"]
     columns = ["over genes", "median (quartiles)"]
-    trusted = measured[measured[_keys.CV_PEARSON] >= TRUSTED] if _keys.CV_PEARSON in measured else measured.iloc[:0]
+    trusted = (
+        measured[measured[_keys.CV_PEARSON] >= MIN_CV_PEARSON] if _keys.CV_PEARSON in measured else measured.iloc[:0]
+    )
     rows = [row for row in rows if row[0] != _keys.CV_PEARSON]
     out: list[str | Table] = [
         f"Compared with what was measured in this very section: {count(len(measured), 'gene')}. One section tells how well this "
@@ -185,7 +188,7 @@ def _agreement(facts: Facts, measured: pd.DataFrame) -> list[str | Table]:
     ]
     if len(trusted):
         out.append(
-            f"The {count(len(trusted), 'gene')} with a correlation of at least {TRUSTED} on held-out {facts.held_out}s reach "
+            f"The {count(len(trusted), 'gene')} with a correlation of at least {MIN_CV_PEARSON} on held-out {facts.held_out}s reach "
             f"{quartiles(trusted['pearson'].to_numpy(float))} here."
         )
     return out
@@ -211,7 +214,7 @@ def _groundedness(facts: Facts) -> list[str | Table]:
     rows.append(["distance of the whole section to those of the reference, in spreads", number(own)])
     rows.append(["largest such distance among the reference's own sections", number(among)])
     return [
-        "Median over spots, quartiles in brackets. `out_of_reference` means that the nearest measured tissue is further than for 95 % of "
+        "Median over spots, quartiles in brackets. `out_of_reference` means that the nearest measured tissue is further than for 98 % of "
         "held-out spots of the reference, or looks unlike it.",
         Table(["", "this section"], rows, ["this section"]),
     ]

@@ -217,10 +217,9 @@ function showHeader() {
   const outside = head.share_outside > 0 ? ` ${percent(head.share_outside, head.share_outside < 0.1 ? 1 : 0)} of the spots are out of reference.` : "";
   byId("summary").textContent = `${nSpots.toLocaleString("en")} spots predicted by method ${head.method}, ${from}.${outside}`;
   const warning = byId("section-warning");
-  warning.hidden = !head.section_is_far;
-  if (head.section_is_far) {
-    const [own, among] = head.section_distance;
-    warning.textContent = `This section as a whole lies ${number(own, 2)} spreads from those of the reference, which lie ${number(among, 2)} from each other at most: other stain, scanner or resolution, or other tissue.`;
+  warning.hidden = head.share_unlike === null;
+  if (head.share_unlike !== null) {
+    warning.textContent = `${percent(head.share_unlike, 0)} of the spots look unlike every section of the reference: other stain, scanner or resolution, or other tissue.`;
   }
 }
 
