@@ -9,10 +9,11 @@ from ragst_sd._lazy import lazy_functions
 if TYPE_CHECKING:
     from ragst_sd.tl._build_reference import build_reference
     from ragst_sd.tl._cross_validate import cross_validate
+    from ragst_sd.tl._embed_genes import embed_genes
     from ragst_sd.tl._evaluate import evaluate
     from ragst_sd.tl._fit import fit
     from ragst_sd.tl._predict import predict
 
-__all__ = ["build_reference", "cross_validate", "evaluate", "fit", "predict"]
+__all__ = ["build_reference", "cross_validate", "embed_genes", "evaluate", "fit", "predict"]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)
