@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ragst_sd._lazy import lazy_functions
 
 if TYPE_CHECKING:
+    from ragst_sd.tl._build_perturbation_reference import build_perturbation_reference
     from ragst_sd.tl._build_reference import build_reference
     from ragst_sd.tl._cross_validate import cross_validate
     from ragst_sd.tl._embed_genes import embed_genes
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from ragst_sd.tl._fit import fit
     from ragst_sd.tl._predict import predict
 
-__all__ = ["build_reference", "cross_validate", "embed_genes", "evaluate", "fit", "predict"]
+__all__ = [
+    "build_perturbation_reference",
+    "build_reference",
+    "cross_validate",
+    "embed_genes",
+    "evaluate",
+    "fit",
+    "predict",
+]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)
