@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ragst_sd.tl._embed_genes import embed_genes
     from ragst_sd.tl._evaluate import evaluate
     from ragst_sd.tl._fit import fit
+    from ragst_sd.tl._perturb import perturb
     from ragst_sd.tl._predict import predict
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "embed_genes",
     "evaluate",
     "fit",
+    "perturb",
     "predict",
 ]
 
