@@ -43,21 +43,13 @@ def mean_responses(values: sp.csr_matrix, row: np.ndarray, stratum: np.ndarray, 
     """
     values = values.astype(np.float64)
     square = values.power(2)
-    n_strata = int(stratum.max()) + 1
-    control = row == CONTROL
-    of_controls = _indicator(stratum[control], n_strata)
-    m = np.maximum(np.asarray(of_controls.sum(axis=1)).ravel(), 1)[:, None]
-    centre = (of_controls @ values[control]).toarray() / m
-    spread = (of_controls @ square[control]).toarray() / m - centre**2
+    control, treated = row == CONTROL, row != CONTROL
+    mean, centre, counts = _means(values, row, stratum, n_rows)
+    m = np.maximum(np.bincount(stratum[control], minlength=len(centre)), 1)[:, None]
+    spread = (_indicator(stratum[control], len(centre)) @ square[control]).toarray() / m - centre**2
     spread = np.maximum(spread, 0) * m / np.maximum(m - 1, 1)
-
-    treated = ~control
-    of_rows = _indicator(row[treated], n_rows)
-    cells = values[treated]
-    counts = np.zeros((n_rows, n_strata))
-    np.add.at(counts, (row[treated], stratum[treated]), 1)
     n = counts.sum(axis=1)[:, None]
-    mean = ((of_rows @ cells).toarray() - counts @ centre) / np.maximum(n, 1)
+    cells, of_rows = values[treated], _indicator(row[treated], n_rows)
     # Sum of squared differences: the products y c live where y does, so that nothing dense is as large as the cells.
     product = cells.copy()
     product.data = product.data * centre[np.repeat(stratum[treated], np.diff(cells.indptr)), cells.indices]
@@ -65,7 +57,7 @@ def mean_responses(values: sp.csr_matrix, row: np.ndarray, stratum: np.ndarray, 
     with np.errstate(invalid="ignore", divide="ignore"):
         variance = np.maximum(squared / n - mean**2, 0) * n / np.where(n > 1, n - 1, np.nan)
         error = np.sqrt(variance / n + (counts / n) ** 2 @ (spread / m))
-    return Responses(np.where(n > 0, mean, np.nan), error, n.ravel().astype(np.int64))
+    return Responses(mean, error, n.ravel().astype(np.int64))
 
 
 def split_half_reliability(
@@ -82,10 +74,11 @@ def split_half_reliability(
     The halves share neither cells nor controls. Responses against the same controls correlate without any effect,
     because both carry the noise of the controls. NaN for a row with fewer than two cells.
     """
+    values = values.astype(np.float64)
     total = np.zeros(n_rows)
     for _ in range(n_splits):
         first = halves(np.where(row == CONTROL, n_rows + stratum, row), rng)
-        a, b = (mean_responses(values[part], row[part], stratum[part], n_rows).mean for part in (first, ~first))
+        a, b = (_means(values[part], row[part], stratum[part], n_rows)[0] for part in (first, ~first))
         total += row_correlation(a, b)
     enough = np.bincount(row[row != CONTROL], minlength=n_rows) > 1
     return np.where(enough, total / n_splits, np.nan)
@@ -106,6 +99,22 @@ def row_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = (x - x.mean(axis=1, keepdims=True) for x in (a, b))
     scale = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.divide((a * b).sum(axis=1), scale, out=np.zeros(len(a)), where=scale > 1e-12)
+
+
+def _means(
+    values: sp.csr_matrix, row: np.ndarray, stratum: np.ndarray, n_rows: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(rows, g) mean responses, (strata, g) means of the controls, (rows, strata) numbers of cells."""
+    n_strata = int(stratum.max()) + 1
+    control, treated = row == CONTROL, row != CONTROL
+    m = np.maximum(np.bincount(stratum[control], minlength=n_strata), 1)[:, None]
+    centre = (_indicator(stratum[control], n_strata) @ values[control]).toarray() / m
+    counts = np.zeros((n_rows, n_strata))
+    np.add.at(counts, (row[treated], stratum[treated]), 1)
+    n = counts.sum(axis=1, keepdims=True)
+    total = (_indicator(row[treated], n_rows) @ values[treated]).toarray() - counts @ centre
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return total / n, centre, counts
 
 
 def _indicator(codes: np.ndarray, n: int) -> sp.csr_matrix:

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from ragst_sd.tl._cross_validate import cross_validate
     from ragst_sd.tl._embed_genes import embed_genes
     from ragst_sd.tl._evaluate import evaluate
+    from ragst_sd.tl._evaluate_perturbation import evaluate_perturbation
     from ragst_sd.tl._fit import fit
     from ragst_sd.tl._perturb import perturb
+    from ragst_sd.tl._perturbation_folds import perturbation_folds
     from ragst_sd.tl._predict import predict
 
 __all__ = [
@@ -22,8 +24,10 @@ __all__ = [
     "cross_validate",
     "embed_genes",
     "evaluate",
+    "evaluate_perturbation",
     "fit",
     "perturb",
+    "perturbation_folds",
     "predict",
 ]
 
