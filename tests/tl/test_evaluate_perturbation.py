@@ -5,7 +5,7 @@ import pytest
 
 import ragst_sd as rg
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
-from ragst_sd.tl._evaluate_perturbation import CHOICES, DEFAULT_METRICS
+from ragst_sd.tl._response_scores import CHOICES, DEFAULT_METRICS
 
 from ..screens import permuted, planted_screen
 
@@ -43,11 +43,13 @@ def all_scores(adata, embedding, methods, metric="pearson_delta", **split):
     folds = rg.tl.perturbation_folds(adata, **KEYS, **split)
     out = {method: [] for method in methods}
     for name in folds:
-        for method, tables in predictions(adata, embedding, methods, folds[name]).items():
-            for table in tables:
-                scores = rg.tl.evaluate_perturbation(table, adata, metrics=[metric], **BATCH)
-                each = scores[(scores["subset"] == "each") & (scores["metric"] == metric)]
-                out[method].extend(each["value"])
+        tables = predictions(adata, embedding, methods, folds[name])
+        for same in zip(*tables.values(), strict=True):
+            given = dict(zip(tables, same, strict=True))
+            scores = rg.tl.evaluate_perturbation(given, adata, metrics=[metric], **BATCH)
+            each = scores[(scores["subset"] == "each") & (scores["metric"] == metric)]
+            for method in methods:
+                out[method].extend(each[each["method"] == method]["value"])
     return {method: np.array(values) for method, values in out.items()}
 
 
@@ -72,6 +74,22 @@ def test_scores_of_one_fold(fold):
         np.testing.assert_allclose(means["mse"], part[part["metric"] == "mse"]["value"].mean())
     again = rg.tl.evaluate_perturbation(tables["knn"][0], adata, **BATCH)
     assert again.equals(scores)
+
+
+def test_several_methods_against_one_truth(fold):
+    adata, _, tables = fold
+    given = {method: tables[method][0] for method in ("knn", "mean")}
+    both = rg.tl.evaluate_perturbation(given, adata, metrics=["pearson_delta", "energy"], max_cells=20, **BATCH)
+    assert list(both["method"].unique()) == ["knn", "mean"]
+    for method, table in given.items():
+        alone = rg.tl.evaluate_perturbation(table, adata, metrics=["pearson_delta", "energy"], max_cells=20, **BATCH)
+        same = both[both["method"] == method].drop(columns="method").reset_index(drop=True)
+        assert same.equals(alone)
+    other = tables["mean"][0][:, :10].copy()
+    with pytest.raises(ValueError, match="'knn' and 'mean' differ in genes"):
+        rg.tl.evaluate_perturbation({**given, "mean": other}, adata, **BATCH)
+    with pytest.raises(ValueError, match="`data` is empty"):
+        rg.tl.evaluate_perturbation({}, adata, **BATCH)
 
 
 def test_values_agree_with_brute_force(fold):

@@ -9,9 +9,10 @@ from ragst_sd._lazy import lazy_functions
 if TYPE_CHECKING:
     from ragst_sd.io._read_reference import read_reference
     from ragst_sd.io._read_st import read_st
+    from ragst_sd.io._write_cell_eval import write_cell_eval
     from ragst_sd.io._write_reference import write_reference
     from ragst_sd.io._write_table import write_table
 
-__all__ = ["read_reference", "read_st", "write_reference", "write_table"]
+__all__ = ["read_reference", "read_st", "write_cell_eval", "write_reference", "write_table"]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)

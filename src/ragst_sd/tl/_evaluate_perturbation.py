@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,21 +11,9 @@ from ragst_sd import _keys
 from ragst_sd._results import predicted
 from ragst_sd._validate import hint, listing, require_positive
 from ragst_sd.reference.perturbation_schema import TASK
-from ragst_sd.reference.perturbations import canonical, components
-from ragst_sd.reference.responses import CONTROL, halves, row_correlation
-from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._distribution_metrics import DISTANCES, distribution_distance, principal_axes
-from ragst_sd.tl._measured_responses import Measured, measured_responses
-from ragst_sd.tl._perturbation_metrics import (
-    DISCRIMINATION,
-    OVERLAPS,
-    ceiling,
-    differential_expression,
-    direction_match,
-    discrimination_score,
-    mean_metrics,
-    overlap,
-)
+from ragst_sd.tl._measured_responses import Measured, genes_of_both, measured_responses, predicted_lines
+from ragst_sd.tl._perturbation_metrics import ceiling
+from ragst_sd.tl._response_scores import CHOICES, DEFAULT_METRICS, cell_scores, mean_scores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,17 +21,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-_MEANS = ("pearson_delta", "mae", "mse", "mae_delta", "mse_delta")
-_CENTROID = "pearson_delta_centroid"
-_DIRECTION = "de_direction_match"
-DEFAULT_METRICS = (*_MEANS, *DISCRIMINATION, _CENTROID)
-CHOICES = (*DEFAULT_METRICS, *OVERLAPS, _DIRECTION, *DISTANCES)
 CEILING = "ceiling"
-_PCA_CELLS = 5000
 
 
 def evaluate_perturbation(
-    data: AnnData,
+    data: AnnData | Mapping[str, AnnData],
     adata: AnnData,
     *,
     perturbation_key: str = "perturbation",
@@ -66,7 +49,8 @@ def evaluate_perturbation(
     Parameters
     ----------
     data
-        Made by :func:`ragst_sd.tl.perturb`.
+        Made by :func:`ragst_sd.tl.perturb`; or a mapping from method to such tables of the same genes and unit, which are
+        then compared with the very same truth.
     adata
         Measured cells: the perturbed ones, and controls of which some were kept out of the reference and of `data`, as
         :func:`ragst_sd.tl.perturbation_folds` arranges.
@@ -116,6 +100,7 @@ def evaluate_perturbation(
     asked for, `ceiling` is the largest `pearson_delta` that the noise of the truth allows, from its reliability r against
     held-out controls: :math:`\sqrt{2r/(1+r)}`. Lines of `subset` `"each"` hold one perturbation; those of `"all"` and
     `"reliable"`, with an empty `perturbation`, the means of a context. `pearson_delta` of a prediction of no change is 0.
+    With a mapping a first column `method`.
 
     Raises
     ------
@@ -141,26 +126,59 @@ def evaluate_perturbation(
     >>> list(scores["metric"].unique())
     ['pearson_delta', 'ceiling']
     """
-    table, header = predicted(data, "")
-    if header.get("task") != TASK:
-        msg = "`data` is a prediction of tissue; compare it with `rg.tl.evaluate`. Responses are predicted by `rg.tl.perturb`."
-        raise ValueError(msg)
+    import pandas as pd
+
     chosen = _chosen(metrics)
     for name, value in (("min_cells", min_cells), ("n_components", n_components), ("max_cells", max_cells)):
         require_positive(value, name, whole=True)
-    genes = _shared_genes(table, adata, header)
-    generator = np.random.default_rng(rng)
+    tables, header = _tables(data)
+    first = next(iter(tables.values()))
+    genes = genes_of_both(first, adata, header)
+    sources = {str(cell) for table in tables.values() for cell in table.obs[_keys.SOURCE].unique()}
     truth = measured_responses(
-        adata, header, genes, set(table.obs[_keys.SOURCE].astype(str)), perturbation_key=perturbation_key,
-        context_key=context_key, batch_key=batch_key, layer=layer, unit=unit, min_cells=int(min_cells), rng=generator,
+        adata, header, genes, sources, perturbation_key=perturbation_key, context_key=context_key, batch_key=batch_key,
+        layer=layer, unit=unit, min_cells=int(min_cells), rng=np.random.default_rng(rng),
     )  # fmt: skip
-    table = table[:, genes]
-    pairs = _pairs(table, truth, str(header["control"]))
-    scores = _mean_scores(table, truth, pairs, chosen, str(header["control"]), generator)
-    scores |= _cell_scores(table, truth, pairs, chosen, int(n_components), int(max_cells), generator)
-    scores = {name: scores[name] for name in chosen}
-    scores[CEILING] = ceiling(truth.own_reliability[[line for line, _ in pairs]])
-    return _frame(truth, [line for line, _ in pairs], scores, float(min_reliability))
+    parts = []
+    for method, whole in tables.items():
+        table, generator = whole[:, genes], np.random.default_rng(rng)
+        pairs = predicted_lines(table, truth, str(header["control"]))
+        scores = mean_scores(table, truth, pairs, chosen, str(header["control"]), generator)
+        scores |= cell_scores(table, truth, pairs, chosen, int(n_components), int(max_cells), generator)
+        scores = {name: scores[name] for name in chosen}
+        scores[CEILING] = ceiling(truth.own_reliability[[line for line, _ in pairs]])
+        part = _frame(truth, [line for line, _ in pairs], scores, float(min_reliability))
+        if isinstance(data, Mapping):
+            part.insert(0, "method", method)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _tables(data: AnnData | Mapping[str, AnnData]) -> tuple[dict[str, AnnData], dict[str, Any]]:
+    """Predicted tables by method, and what their headers say of unit and controls."""
+    if isinstance(data, Mapping) and not data:
+        msg = "`data` is empty. Give a table made by `rg.tl.perturb`, or a mapping from method to such tables."
+        raise ValueError(msg)
+    given = {str(name): table for name, table in data.items()} if isinstance(data, Mapping) else {"": data}
+    headers = {}
+    for name, table in given.items():
+        headers[name] = predicted(table, "")[1]
+        if headers[name].get("task") != TASK:
+            msg = (
+                "`data` is a prediction of tissue; compare it with `rg.tl.evaluate`. Responses are predicted by "
+                "`rg.tl.perturb`."
+            )
+            raise ValueError(msg)
+    first = next(iter(given))
+    for name, table in given.items():
+        same_unit = (
+            headers[name]["unit"] == headers[first]["unit"] and headers[name]["control"] == headers[first]["control"]
+        )
+        if not same_unit or list(table.var_names) != list(given[first].var_names):
+            msg = f"The tables {first!r} and {name!r} differ in genes, unit or control. Compare them one by one."
+            raise ValueError(msg)
+    used = np.unique(np.concatenate([np.asarray(headers[name]["control_cells"]).astype(str) for name in given]))
+    return given, {**headers[first], "control_cells": used}
 
 
 def _chosen(metrics: Sequence[str] | None) -> list[str]:
@@ -170,127 +188,6 @@ def _chosen(metrics: Sequence[str] | None) -> list[str]:
         msg = f"`metrics` has {listing(unknown)}; available: {listing(CHOICES)}.{hint(unknown[0], CHOICES)}"
         raise ValueError(msg)
     return chosen
-
-
-def _shared_genes(table: AnnData, adata: AnnData, header: dict[str, Any]) -> list[str]:
-    from ragst_sd.reference.genes import available_names
-
-    offered = available_names(list(adata.var_names), {name: adata.var[name].astype(str) for name in adata.var})
-    measured = set(offered.get(str(header["naming"]), []))
-    shared = [gene for gene in table.var_names if gene in measured]
-    if not shared:
-        msg = f"Prediction and `adata` share no genes: {listing(table.var_names[:5])} against {listing(adata.var_names[:5])}."
-        raise ValueError(msg)
-    return shared
-
-
-def _pairs(table: AnnData, truth: Measured, control: str) -> list[tuple[int, np.ndarray]]:
-    """Lines of the truth that were predicted, and the predicted cells of each."""
-    names = table.obs[_keys.PERTURBATION].astype(str).map(lambda name: canonical(name, control)).to_numpy()
-    contexts = table.obs[_keys.CONTEXT].astype(str).to_numpy()
-    found = [
-        (line, cells)
-        for line, (context, name) in enumerate(truth.names)
-        if len(cells := np.flatnonzero((names == name) & (contexts == context)))
-    ]
-    if not found:
-        was = sorted(set(zip(contexts, names, strict=True)))
-        msg = (
-            f"Nothing that was predicted was measured, with enough cells: predicted (context, perturbation) {listing(was)}, "
-            f"measured {listing(truth.names)}. Contexts of both must be named alike."
-        )
-        raise ValueError(msg)
-    return found
-
-
-def _mean_scores(
-    table: AnnData,
-    truth: Measured,
-    pairs: list[tuple[int, np.ndarray]],
-    chosen: list[str],
-    control: str,
-    rng: np.random.Generator,
-) -> dict[str, np.ndarray]:
-    lines = np.array([line for line, _ in pairs])
-    profile = np.array([dense(table.X[cells]).mean(axis=0, dtype=np.float64) for _, cells in pairs])
-    delta = np.array([dense(table.layers[_keys.RESPONSE][cells]).mean(axis=0, dtype=np.float64) for _, cells in pairs])
-    scores = mean_metrics(profile, truth.profile[lines], delta, truth.delta[lines])
-    names = {gene: i for i, gene in enumerate(table.var_names)}
-    contexts = np.array([context for context, _ in truth.names])
-    if set(chosen) & set(DISCRIMINATION):
-        excluded = [
-            np.array([names[gene] for gene in components(truth.names[line][1], control) if gene in names], dtype=int)
-            for line in lines
-        ]
-        scores |= {name: np.empty(len(lines)) for name in DISCRIMINATION}
-        for context in np.unique(contexts[lines]):
-            here, at = np.flatnonzero(contexts == context), np.flatnonzero(contexts[lines] == context)
-            own = np.searchsorted(here, lines[at])
-            for name in DISCRIMINATION:
-                scores[name][at] = discrimination_score(
-                    delta[at], truth.delta[here], own, [excluded[i] for i in at], name.rpartition("_")[2]
-                )
-    if _CENTROID in chosen:
-        scores[_CENTROID] = _centroid_correlation(profile, truth, lines, rng)
-    return scores
-
-
-def _centroid_correlation(
-    profile: np.ndarray, truth: Measured, lines: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Correlation of differences from the mean of all other perturbations, disjoint halves of whose cells serve each side."""
-    first = halves(truth.row, rng)
-    sides = []
-    for part in (first, ~first):
-        means = [
-            np.asarray(truth.values[(truth.row == i) & part].mean(axis=0)).ravel() for i in range(len(truth.names))
-        ]
-        sides.append(np.asarray(means, dtype=np.float64))
-    contexts = np.array([context for context, _ in truth.names])
-    out = np.full(len(lines), np.nan)
-    for i, line in enumerate(lines):
-        others = np.flatnonzero((contexts == contexts[line]) & (np.arange(len(contexts)) != line))
-        if len(others):
-            a, b = (side[others].mean(axis=0) for side in sides)
-            out[i] = row_correlation((profile[i] - a)[None], (truth.profile[line] - b)[None])[0]
-    return out
-
-
-def _cell_scores(
-    table: AnnData,
-    truth: Measured,
-    pairs: list[tuple[int, np.ndarray]],
-    chosen: list[str],
-    n_components: int,
-    max_cells: int,
-    rng: np.random.Generator,
-) -> dict[str, np.ndarray]:
-    """Metrics that need single cells."""
-    genes, distances = set(chosen) & {*OVERLAPS, _DIRECTION}, [name for name in DISTANCES if name in chosen]
-    scores = {name: np.full(len(pairs), np.nan) for name in (*genes, *distances)}
-    axes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for i, (line, cells) in enumerate(pairs if scores else []):
-        context = truth.names[line][0]
-        ours = dense(table.X[cells]).astype(np.float64)
-        theirs = truth.cells(line)
-        if genes:
-            source = ours - dense(table.layers[_keys.RESPONSE][cells])
-            found = differential_expression(ours, source)
-            expected = differential_expression(theirs, truth.controls(context))
-            for name in genes:
-                match = name == _DIRECTION
-                scores[name][i] = direction_match(found[0], expected) if match else overlap(found, expected, name)
-        if distances:
-            if context not in axes:
-                at = np.flatnonzero((truth.row >= CONTROL) & (truth.context == context))
-                at = np.sort(rng.choice(at, min(_PCA_CELLS, len(at)), replace=False))
-                axes[context] = principal_axes(truth.values[at].toarray().astype(np.float64), n_components)
-            n = min(len(ours), len(theirs), max_cells)
-            mean, components_ = axes[context]
-            drawn = [(x[rng.permutation(len(x))[:n]] - mean) @ components_ for x in (ours, theirs)]
-            for name in distances:
-                scores[name][i] = distribution_distance(*drawn, name)
-    return scores
 
 
 def _frame(truth: Measured, lines: list[int], scores: dict[str, np.ndarray], min_reliability: float) -> pd.DataFrame:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ragst_sd import _keys
 from ragst_sd._validate import listing
-from ragst_sd.reference.genes import take_genes
+from ragst_sd.reference.genes import available_names, take_genes
+from ragst_sd.reference.perturbations import canonical
 from ragst_sd.reference.responses import CONTROL, mean_responses, split_half_reliability
 from ragst_sd.tl._perturbation_cells import read_expression, read_labels
 
@@ -137,3 +139,33 @@ def _lines(
     row[~treated] = -2
     row[controls & enough] = CONTROL
     return [tuple(name.split("\x1f")) for name in kept], row, stratum
+
+
+def genes_of_both(table: AnnData, adata: AnnData, header: dict[str, Any]) -> list[str]:
+    """Genes of a predicted table that `adata` measured, in the table's order."""
+    offered = available_names(list(adata.var_names), {name: adata.var[name].astype(str) for name in adata.var})
+    measured = set(offered.get(str(header["naming"]), []))
+    shared = [gene for gene in table.var_names if gene in measured]
+    if not shared:
+        msg = f"Prediction and `adata` share no genes: {listing(table.var_names[:5])} against {listing(adata.var_names[:5])}."
+        raise ValueError(msg)
+    return shared
+
+
+def predicted_lines(table: AnnData, truth: Measured, control: str) -> list[tuple[int, np.ndarray]]:
+    """Lines of the truth that were predicted, and the predicted cells of each."""
+    names = table.obs[_keys.PERTURBATION].astype(str).map(lambda name: canonical(name, control)).to_numpy()
+    contexts = table.obs[_keys.CONTEXT].astype(str).to_numpy()
+    found = [
+        (line, cells)
+        for line, (context, name) in enumerate(truth.names)
+        if len(cells := np.flatnonzero((names == name) & (contexts == context)))
+    ]
+    if not found:
+        was = sorted(set(zip(contexts, names, strict=True)))
+        msg = (
+            f"Nothing that was predicted was measured, with enough cells: predicted (context, perturbation) {listing(was)}, "
+            f"measured {listing(truth.names)}. Contexts of both must be named alike."
+        )
+        raise ValueError(msg)
+    return found
