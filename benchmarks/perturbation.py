@@ -24,6 +24,7 @@ import ragst_sd as rg
 
 METHODS = ("none", "mean", "knn", "naive_rag", "random_rag", "ridge", "bilinear", "additive")
 METRICS = ("pearson_delta", "mse", "discrimination_score_l1", "pearson_delta_centroid")
+ARGUMENTS = {"naive_rag": {"n_candidates": 16}, "random_rag": {"n_candidates": 16}}
 MIN_RELIABILITY = 0.5
 GENE_SETS = "embeddings/GO_Biological_Process_2021.gmt"
 
@@ -142,7 +143,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("RAGST_SD_TEST_DATA"), help="folder of test data")
     parser.add_argument("--screens", nargs="+", default=["Papalexi", "K562"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--neighbors", type=int, nargs="+", default=[3, 5], help="numbers of neighbours of knn")
+    parser.add_argument(
+        "--permuted", action="store_true", help="permute the labels of the cells: nothing is to be found"
+    )
     parser.add_argument("--seeds", type=int, default=4, help="how many times the controls are halved")
     parser.add_argument("--scores", type=Path, help="csv file for the scores of every perturbation")
     parser.add_argument("--write", type=Path, help="page whose marked table is replaced")
@@ -151,18 +154,14 @@ def main() -> None:
         parser.error("give --data or set RAGST_SD_TEST_DATA")
     logging.getLogger("ragst_sd").setLevel(logging.ERROR)
     folder = args.data / "perturb"
-    methods = {}
-    for name in args.methods:
-        if name == "knn":
-            methods |= {f"knn, {k}": {"method": "knn", "n_neighbors": k} for k in args.neighbors}
-        else:
-            methods[name] = {"method": name}
-            if name in ("naive_rag", "random_rag"):
-                methods[name] |= {"n_candidates": 16}
+    methods = {name: {"method": name} | ARGUMENTS.get(name, {}) for name in args.methods}
     embedding = rg.tl.embed_genes(folder / GENE_SETS, min_terms=1)
     parts = []
     available = screens(folder)
     for screen in args.screens:
+        if args.permuted:
+            cells = available[screen][0]
+            cells.obs["perturbation"] = np.random.default_rng(0).permutation(cells.obs["perturbation"].astype(str))
         for seed in range(args.seeds):
             start = time.perf_counter()
             parts.append(leave_one_out(*available[screen], embedding, methods, seed).assign(screen=screen))
@@ -179,7 +178,7 @@ def main() -> None:
     tables = [summary_table(wide), *(detail_table(wide, screen, list(methods)) for screen in args.screens)]
     text = "\n\n".join(tables)
     print(text)
-    if args.write:
+    if args.write and not args.permuted:
         write_between_markers(args.write, "perturbation", text)
 
 

@@ -135,7 +135,7 @@ def cosine_distances(bank, row, rows):
 
 @pytest.mark.parametrize("within", [True, False])
 def test_nearest_by_cosine(bank, within):
-    found = answer(bank, ask(bank, [4]), "knn", within_context=within)
+    found = answer(bank, ask(bank, [4]), "knn", within_context=within, weighting="uniform")
     rows = others(bank, 4, 0 if within else None)
     near = rows[np.argsort(cosine_distances(bank, 4, rows), kind="stable")[:K]]
     assert found.rows[0].tolist() == near.tolist()

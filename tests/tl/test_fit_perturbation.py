@@ -23,7 +23,7 @@ def test_fit_follows_the_task_of_the_reference(bank, method):
     rg.tl.fit(bank, method=method)
     fit = bank.uns["ragst"]["fit"]
     assert (fit["method"], fit["metric"], fit["inner_groups"]) == (method, "cosine", "perturbation")
-    assert (fit["n_neighbors"], fit["n_candidates"]) == (5, 32)
+    assert (fit["n_neighbors"], fit["n_candidates"]) == (3, 32)
     np.testing.assert_array_equal(bank.X, before)
     np.testing.assert_array_equal(bank.obsm["retrieval_key"], bank.obsm["perturbation_embedding"])
     again = bank.copy()

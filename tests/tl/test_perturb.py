@@ -87,10 +87,10 @@ def test_provenance_leads_back_to_the_measured_rows(fitted, controls):
         measured = fitted[cited["reference"].to_numpy()[rows[i]]].X
         np.testing.assert_allclose(weights[i] @ measured, table.layers["evidence"][i], atol=1e-5)
         assert (cited["context"].to_numpy()[rows[i]] == table.obs["context"].iloc[i]).all()
-    np.testing.assert_allclose(table.obs["effective_n"], 4, rtol=1e-5)
+    np.testing.assert_allclose(table.obs["effective_n"], 1 / (weights**2).sum(axis=1), rtol=1e-5)
     part = table[table.obs["perturbation"] == "P3"]
     np.testing.assert_array_equal(part.obsm["retrieval_rows"], rows[: controls.n_obs])
-    expected = cited["reliability"].to_numpy()[rows].mean(axis=1)
+    expected = (weights * cited["reliability"].to_numpy()[rows]).sum(axis=1)
     np.testing.assert_allclose(table.obs["cited_reliability"], expected, atol=1e-5)
 
 

@@ -62,7 +62,7 @@ class ResponseMethod:
 
 
 _ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 3, 16))
-_NEAREST = {"weighting": "uniform", "sharpness": 2.0, "within_context": True}
+_NEAREST = {"weighting": "distance", "sharpness": 2.0, "within_context": True}
 _ALL_EQUAL = {"weighting": "uniform", "within_context": True}
 
 RESPONSE_METHODS: dict[str, ResponseMethod] = {

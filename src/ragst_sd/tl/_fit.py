@@ -75,7 +75,7 @@ def fit(
     method
         One of the table; for a reference of perturbations see the methods of responses in the Notes.
     n_neighbors
-        Rows cited per spot at most; 50, or all rows of a smaller reference, if left out.
+        Rows cited per spot at most; 50, or all rows of a smaller reference, if left out (3 for perturbations).
     n_candidates
         Rows compared per spot, of which the best are cited; `n_neighbors` if left out.
     group_key
@@ -142,12 +142,13 @@ def fit(
     (see :func:`ragst_sd.tl.perturb`): `none` (no change), `mean` (of the context), `additive` (sum of the singles of a
     combination), `same_perturbation` (mean of its responses in other contexts), `context_additive`
     (:math:`\bar\Delta_c + \Delta_{pc'} - \bar\Delta_{c'}`, averaged over the other contexts c'), `knn` (of the `n_neighbors` nearest
-    embeddings), `naive_rag` and `random_rag` (equal weights for all `n_candidates` nearest, or as many random, rows), `ridge`
+    embeddings, weights falling with distance as above), `naive_rag` and `random_rag` (equal weights for all `n_candidates` nearest, or as many random, rows), `ridge`
     (`GenePert <https://doi.org/10.1101/2024.10.27.620513>`__: linear in the embedding) and `bilinear` (linear in embedding and
     principal components of the genes, `Ahlmann-Eltze et al. 2025 <https://doi.org/10.1038/s41592-025-02772-6>`__). A context
     without rows takes those of all contexts. Options: knn: `weighting`, `sharpness`, `within_context` (True: neighbours of the
     query's context only, where it has any); naive_rag, random_rag: `weighting`, `within_context`; ridge: `alphas` to choose
-    from, on held-out perturbations and the other half of the controls; bilinear: `rank` (10), `alpha` (0.1).
+    from, on held-out perturbations and the other half of the controls; bilinear: `rank` (10), `alpha` (0.1). `n_neighbors` is 3 and
+    `n_candidates` 32, or what there is, if left out.
 
     Examples
     --------

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_NEIGHBORS = 5
+DEFAULT_NEIGHBORS = 3
 DEFAULT_CANDIDATES = 32
 METRICS = ("cosine", "euclidean")
 
