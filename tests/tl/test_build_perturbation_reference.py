@@ -205,6 +205,8 @@ def test_types_are_not_mixed_unasked(screen):
         ("", {"unit": "counts"}, ValueError, "looks log-transformed already"),
         ("", {"unit": "cpm"}, ValueError, "`unit` is 'cpm'"),
         ("counts", {}, ValueError, "it is not log1p of"),
+        ("same names", {}, ValueError, "names of cells more than once"),
+        ("no cells", {}, ValueError, "`adata` has no cells"),
         ("", {"genes": ["GENE1", "nothing"]}, ValueError, "the cells have no 'nothing'"),
         ("", {"on_missing": "zero"}, ValueError, "`on_missing` is 'zero'"),
         ("", {"min_cells": 1000}, ValueError, "No perturbation has 1000 cells"),
@@ -223,6 +225,10 @@ def test_bad_input(screen, change, arguments, error, message):
         adata = adata[(adata.obs["perturbation"] != "control") | (adata.obs["cell_type"] == "a")].copy()
     elif change == "missing label":
         adata.obs.loc[adata.obs_names[0], "perturbation"] = None
+    elif change == "same names":
+        adata.obs_names = ["cell", "cell", *adata.obs_names[2:]]
+    elif change == "no cells":
+        adata = adata[:0].copy()
     elif change == "counts":
         adata.X = np.round(adata.X * 10)
     before = adata.copy()

@@ -185,6 +185,9 @@ def test_data_with_fewer_genes_or_another_order(fitted, controls, caplog):
     table = rg.tl.perturb(part, fitted, perturbations=["P3"], **ASK)
     assert "Only 20 of the reference's 60 genes" in caplog.text
     np.testing.assert_array_equal(table.X, whole[:, table.var_names].X)
+    assert (
+        table.uns["retrieval"]["gene_overlap"] == pytest.approx(1 / 3) and whole.uns["retrieval"]["gene_overlap"] == 1
+    )
 
 
 def test_the_order_of_rows_changes_nothing(bank, controls):

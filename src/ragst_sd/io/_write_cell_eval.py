@@ -130,12 +130,12 @@ def write_cell_eval(
         names += [control] * len(ours[-1])
         labels += [control] * len(theirs[-1])
         for kind, parts, column in (("pred", ours, names), ("real", theirs, labels)):
-            cells = ad.AnnData(
+            written = ad.AnnData(
                 np.maximum(np.concatenate(parts), 0).astype(np.float32),
                 obs=pd.DataFrame(
                     {_keys.PERTURBATION: pd.Categorical(column)}, index=[f"{kind}{i}" for i in range(len(column))]
                 ),
                 var=pd.DataFrame(index=pd.Index(genes, name="gene")),
             )
-            cells.write_h5ad(files[context, kind])
+            written.write_h5ad(files[context, kind])
         logger.info("Wrote %s and its measured counterpart.", files[context, "pred"])

@@ -148,7 +148,7 @@ def fit(
     without rows takes those of all contexts. Options: knn: `weighting`, `sharpness`, `within_context` (True: neighbours of the
     query's context only, where it has any); naive_rag, random_rag: `weighting`, `within_context`; ridge: `alphas` to choose
     from, on held-out perturbations and the other half of the controls; bilinear: `rank` (10), `alpha` (0.1). `n_neighbors` is 3 and
-    `n_candidates` 32, or what there is, if left out.
+    `n_candidates` 32, or what there is, if left out. Nothing but the penalty of `ridge` is fixed before the query is known.
 
     Examples
     --------

@@ -94,8 +94,8 @@ def perturb(
         (n, k) pointers into `.uns["retrieval"]["cited"]` (-1 padded), weights that sum to one or are all zero, and
         distances between embeddings.
     `.uns["retrieval"]`
-        Provenance: hashes of reference and fit, method, parameters, unit, sources, the controls that the reference was
-        measured against, and `cited`: one line per cited row (reference, perturbation, context, perturbation_type,
+        Provenance: hashes of reference and fit, method, parameters, unit, sources, `gene_overlap` (share of the
+        reference's genes in `data`), `control_cells` that the reference was measured against, and `cited`: one line per cited row (reference, perturbation, context, perturbation_type,
         n_cells, reliability).
 
     Raises
@@ -128,7 +128,7 @@ def perturb(
     control = str(header["control"])
     names = as_names(perturbations)
     exclude = as_names(exclude)
-    _check(data, names, exclude, n_neighbors, fit)
+    _check(names, exclude, n_neighbors, fit)
     expression = read_expression(
         data, layer=layer, unit=unit, like=header["normalization"], target_sum=None, where="data"
     )
@@ -156,19 +156,16 @@ def perturb(
         settings={
             "n_neighbors": int(fit["n_neighbors"] if n_neighbors is None else n_neighbors),
             "context_key": context_key or "",
+            "gene_overlap": float(reference.var_names.isin(expression.genes).mean()),
             "exclude": np.asarray(exclude, dtype=str),
             **recorded_where(reference, where),
         },
     )  # fmt: skip
 
 
-def _check(data: AnnData, names: list[str], exclude: list[str], n_neighbors: int | None, fit: dict[str, Any]) -> None:
+def _check(names: list[str], exclude: list[str], n_neighbors: int | None, fit: dict[str, Any]) -> None:
     if not names:
         msg = "`perturbations` is empty. Name genes, combinations `A+B`, or the control."
-        raise ValueError(msg)
-    if not data.n_obs or data.obs_names.has_duplicates:
-        found = "no cells" if not data.n_obs else "names of cells more than once"
-        msg = f"`data` has {found}. {'Give some' if not data.n_obs else 'Make them unique: `data.obs_names_make_unique()`'}."
         raise ValueError(msg)
     wrong = [name for name in exclude if name not in _EXCLUDABLE]
     if wrong:

@@ -63,6 +63,13 @@ def read_expression(
 
     require_type(adata, AnnData, where)
     require_choice(unit, UNITS, "unit")
+    if not adata.n_obs:
+        msg = f"`{where}` has no cells."
+        raise ValueError(msg)
+    if adata.obs_names.has_duplicates:
+        # Controls that were used once are known by their names.
+        msg = f"`{where}` has names of cells more than once. Make them unique: `{where}.obs_names_make_unique()`."
+        raise ValueError(msg)
     if layer is not None:
         require_key(layer, adata.layers, f"{where}.layers")
     elif adata.X is None or adata.n_vars == 0:
