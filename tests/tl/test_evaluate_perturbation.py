@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pytest
 
@@ -213,3 +214,22 @@ def test_bad_tables(fold, predicted):
     with pytest.raises(ValueError, match="share no genes"):
         rg.tl.evaluate_perturbation(tables["mean"][0], strangers, **BATCH)
     assert set(DEFAULT_METRICS) < set(CHOICES)
+
+
+def test_a_held_out_gene_of_a_real_screen(data_dir):
+    """Interferon gamma receptor 1, by its partners in the pathway."""
+    adata = ad.read_h5ad(data_dir / "perturb/expression/papalexi2021_thp1_sceptre.h5ad")
+    embedding = rg.tl.embed_genes(data_dir / "perturb/embeddings/GO_Biological_Process_2021.gmt")
+    role = rg.tl.perturbation_folds(adata, batch_key="bio_rep")["IFNGR1"]
+    seen = adata[role.isin(["train", "control_train"])].copy()
+    reference = rg.tl.build_perturbation_reference(seen, embedding=embedding, batch_key="bio_rep", target_sum=None)
+    source, tables = adata[role == "control_train"].copy(), {}
+    for method in ("none", "mean", "knn", "ridge"):
+        rg.tl.fit(reference, method=method)
+        tables[method] = rg.tl.perturb(source, reference, perturbations=["IFNGR1"])
+    assert "IFNGR2" in set(tables["knn"].uns["retrieval"]["cited"]["perturbation"])
+    scores = rg.tl.evaluate_perturbation(tables, adata, metrics=["pearson_delta", "energy"], batch_key="bio_rep")
+    each = scores[scores["subset"] == "each"].pivot(index="method", columns="metric", values="value")
+    found = each["pearson_delta"]
+    assert 0.7 < found["mean"] < found["knn"] < each["ceiling"]["knn"] and found["ridge"] > 0.88
+    assert each["energy"]["knn"] < each["energy"]["mean"] < each["energy"]["none"]

@@ -38,9 +38,9 @@ class Bank:
     """(m,) rank of each row's name, which decides between equal distances."""
     metric: str = "cosine"
 
-    def mean_of(self, rows: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
+    def mean_of(self, rows: np.ndarray) -> np.ndarray:
         """(g,) mean response of some rows."""
-        return (self.values if values is None else values)[rows].mean(axis=0)
+        return self.values[rows].mean(axis=0)
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,7 @@ def _assemble(
         "embedding": table,
         "contexts": contexts,
         "controls": controls,
-        "control_cells": screen.cells[screen.control & screen.used],
+        _keys.CONTROL_CELLS: screen.cells[screen.control & screen.used],
         "dropped": dropped,
         "sources": sources,
         "content_hash": "",

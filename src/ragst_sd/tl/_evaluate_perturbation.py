@@ -177,8 +177,8 @@ def _tables(data: AnnData | Mapping[str, AnnData]) -> tuple[dict[str, AnnData], 
         if not same_unit or list(table.var_names) != list(given[first].var_names):
             msg = f"The tables {first!r} and {name!r} differ in genes, unit or control. Compare them one by one."
             raise ValueError(msg)
-    used = np.unique(np.concatenate([np.asarray(headers[name]["control_cells"]).astype(str) for name in given]))
-    return given, {**headers[first], "control_cells": used}
+    used = np.unique(np.concatenate([np.asarray(headers[name][_keys.CONTROL_CELLS]).astype(str) for name in given]))
+    return given, {**headers[first], _keys.CONTROL_CELLS: used}
 
 
 def _chosen(metrics: Sequence[str] | None) -> list[str]:

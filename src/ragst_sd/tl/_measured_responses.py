@@ -83,7 +83,7 @@ def measured_responses(
     )
     order = np.argsort(np.asarray(adata.obs_names, dtype=str), kind="stable")
     values = take_genes(expression.values, expression.genes, genes)[order]
-    seen = {str(cell) for cell in header["control_cells"]} | sources
+    seen = {str(cell) for cell in header[_keys.CONTROL_CELLS]} | sources
     held_out = labels.control & ~np.isin(np.asarray(adata.obs_names, dtype=str), list(seen))
     if not held_out.any():
         msg = (

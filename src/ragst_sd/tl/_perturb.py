@@ -156,7 +156,7 @@ def perturb(
         settings={
             "n_neighbors": int(fit["n_neighbors"] if n_neighbors is None else n_neighbors),
             "context_key": context_key or "",
-            "gene_overlap": float(reference.var_names.isin(expression.genes).mean()),
+            _keys.GENE_OVERLAP: float(reference.var_names.isin(expression.genes).mean()),
             "exclude": np.asarray(exclude, dtype=str),
             **recorded_where(reference, where),
         },

@@ -91,7 +91,7 @@ def perturbed_table(
             _keys.SOURCE: repeated,
             _keys.EFFECTIVE_N: spread(part.get("effective_n"), np.nan, (), np.float64),
             _keys.EVIDENCE_SHARE: spread(part.get("evidence_share"), np.nan, (), np.float64),
-            "cited_reliability": spread(reliability, np.nan, (), np.float64),
+            _keys.CITED_RELIABILITY: spread(reliability, np.nan, (), np.float64),
         },
         index=[f"{cell}:{name}" for cell, name in zip(repeated, asked, strict=True)],
     )
@@ -122,7 +122,7 @@ def perturbed_table(
         "inner_groups": fit["inner_groups"],
         **settings,
         "sources": header["sources"].copy(),
-        "control_cells": np.asarray([str(cell) for cell in header["control_cells"]], dtype=str),
+        _keys.CONTROL_CELLS: np.asarray([str(cell) for cell in header[_keys.CONTROL_CELLS]], dtype=str),
         _keys.CITED: cited,
     }
     return table

@@ -111,7 +111,7 @@ def measure(screen: Screen, *, min_cells: int, rng: np.random.Generator) -> tupl
             _keys.CONTEXT: pd.Categorical(context),
             _keys.PERTURBATION_TYPE: pd.Categorical(kind),
             _keys.N_CELLS: found.n_cells,
-            "n_controls": [int(of_context[one]) for one in context],
+            _keys.N_CONTROLS: [int(of_context[one]) for one in context],
             _keys.RELIABILITY: reliability,
         }
     )
