@@ -57,5 +57,21 @@ RETRIEVAL_KEY = "retrieval_key"
 FIT = "fit"
 CALIBRATION = "calibration"
 
+# a perturbation reference, and tables of predicted responses
+PERTURBATION = "perturbation"
+CONTEXT = "context"
+PERTURBATION_TYPE = "perturbation_type"
+N_CELLS = "n_cells"
+N_CONTROLS = "n_controls"
+RELIABILITY = "reliability"
+STANDARD_ERROR = "standard_error"
+RESPONSE_HALVES = ("response_half1", "response_half2")
+PERTURBATION_EMBEDDING = "perturbation_embedding"
+RESPONSE = "response"
+CITED_RELIABILITY = "cited_reliability"
+GENE_OVERLAP = "gene_overlap"
+CONTROL_CELLS = "control_cells"
+ALL_CONTEXTS = "all"
+
 UNKNOWN = "unknown"
 UNIT = "log1p(counts per 10,000)"

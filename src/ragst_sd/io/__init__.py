@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ragst_sd.io._read_reference import read_reference
     from ragst_sd.io._read_slide import read_slide
     from ragst_sd.io._read_st import read_st
+    from ragst_sd.io._write_cell_eval import write_cell_eval
     from ragst_sd.io._write_reference import write_reference
     from ragst_sd.io._write_table import write_table
 
@@ -21,6 +22,7 @@ __all__ = [
     "read_reference",
     "read_slide",
     "read_st",
+    "write_cell_eval",
     "write_reference",
     "write_table",
 ]

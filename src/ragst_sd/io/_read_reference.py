@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragst_sd import _keys
-from ragst_sd._reference import reference_hash, reference_header
+from ragst_sd._perturbation_reference import any_hash, any_header
 
 if TYPE_CHECKING:
     import os
@@ -47,8 +47,8 @@ def read_reference(path: str | os.PathLike[str]) -> AnnData:
         msg = f"{path} is not a reference written by `rg.io.write_reference` (it has no `uns/{_keys.ATTRS}`)."
         raise ValueError(msg)
     reference = ad.read_zarr(path)
-    header = reference_header(reference)
-    current = reference_hash(reference)
+    header = any_header(reference)
+    current = any_hash(reference)
     if current != header["content_hash"]:
         msg = (
             f"{path}: the content does not match its hash ({current[:12]} against {header['content_hash'][:12]}); it was "

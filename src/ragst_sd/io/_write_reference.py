@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from ragst_sd import _keys
-from ragst_sd._reference import reference_hash, reference_header
+from ragst_sd._perturbation_reference import any_hash, any_header
 
 if TYPE_CHECKING:
     import os
@@ -30,7 +30,7 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
     Parameters
     ----------
     reference
-        Made by :func:`ragst_sd.tl.build_reference`.
+        Made by :func:`ragst_sd.tl.build_reference` or :func:`ragst_sd.tl.build_perturbation_reference`.
     path
         Folder to write, for instance `reference.zarr`.
     overwrite
@@ -80,7 +80,7 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
 
 def _current(reference: AnnData) -> AnnData:
     """The reference with a hash that fits its content."""
-    header, current = reference_header(reference), reference_hash(reference)
+    header, current = any_header(reference), any_hash(reference)
     if current == header["content_hash"]:
         return reference
     fitted = header.pop(_keys.FIT, None) is not None

@@ -51,7 +51,8 @@ _EMBEDDING = {
 }
 
 
-def _check(header: Any, fields: Mapping[str, Any], what: str, todo: str) -> None:
+def check_fields(header: Any, fields: Mapping[str, Any], what: str, todo: str) -> None:
+    """Raise a `ValueError` unless `header` has all `fields`, of their types, in the version that is read here."""
     if not isinstance(header, Mapping):
         msg = f"{what} is missing or not a mapping (found {type(header).__name__}). {todo}"
         raise ValueError(msg)
@@ -71,12 +72,22 @@ def _check(header: Any, fields: Mapping[str, Any], what: str, todo: str) -> None
 
 def check_embedding_header(header: Any, where: str) -> None:
     """Raise a `ValueError` unless `header` describes an embedding made by `rg.pp.embed_tiles`."""
-    _check(header, _EMBEDDING, f"The header of {where}", "Make the embedding with `rg.pp.embed_tiles`.")
+    check_fields(header, _EMBEDDING, f"The header of {where}", "Make the embedding with `rg.pp.embed_tiles`.")
 
 
 def check_reference_header(header: Any) -> None:
-    """Raise a `ValueError` unless `header` describes a reference."""
-    _check(header, _HEADER, "The reference's header `uns['ragst']`", "Build it with `rg.tl.build_reference`.")
+    """Raise a `ValueError` unless `header` describes a reference of tissue."""
+    check_task(header, "histology")
+    check_fields(header, _HEADER, "The reference's header `uns['ragst']`", "Build it with `rg.tl.build_reference`.")
+
+
+def check_task(header: Any, task: str) -> None:
+    """Raise a `ValueError` if `header` describes a reference for another task."""
+    found = header.get("task", task) if isinstance(header, Mapping) else task
+    if found != task:
+        use = {"histology": "rg.tl.predict", "perturbation": "rg.tl.perturb"}
+        msg = f"The reference is for the task {str(found)!r}, not {task!r}. Use `{use.get(str(found), 'its own functions')}`."
+        raise ValueError(msg)
 
 
 def check_fit(fit: Any) -> None:
@@ -84,7 +95,7 @@ def check_fit(fit: Any) -> None:
     if fit is None:
         msg = "The reference is not fitted. Run `rg.tl.fit(reference, method=...)` first."
         raise ValueError(msg)
-    _check(fit, _FIT, "The reference's fit `uns['ragst']['fit']`", "Fit again with `rg.tl.fit`.")
+    check_fields(fit, _FIT, "The reference's fit `uns['ragst']['fit']`", "Fit again with `rg.tl.fit`.")
 
 
 def check_calibration(calibration: Any, fit_hash: str) -> None:

@@ -11,11 +11,16 @@ from ragst_sd.retrieval.gate import GATES
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_COUNTS = ("n_components", "n_latent", "n_train_genes", "n_seeds", "max_steps", "batch_size", "width")
+_COUNTS = ("n_components", "n_latent", "n_train_genes", "n_seeds", "max_steps", "batch_size", "width", "rank")
 _COUNTS_OR_NONE = ("hidden", "gate_hidden", "adjustment_rank")
-_POSITIVE = ("sharpness", "temperature", "learning_rate")
+_POSITIVE = ("sharpness", "temperature", "learning_rate", "alpha")
 _NOT_NEGATIVE = ("sparsity", "correlation", "weight_decay")
-_CHOICES = {"gate": tuple(GATES), "weighting": ("distance", "uniform"), "center_sections": (True, False)}
+_CHOICES = {
+    "gate": tuple(GATES),
+    "weighting": ("distance", "uniform"),
+    "center_sections": (True, False),
+    "within_context": (True, False),
+}
 
 
 def check_options(method: str, options: Mapping[str, Any]) -> None:

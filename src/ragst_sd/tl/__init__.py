@@ -7,14 +7,32 @@ from typing import TYPE_CHECKING
 from ragst_sd._lazy import lazy_functions
 
 if TYPE_CHECKING:
+    from ragst_sd.tl._build_perturbation_reference import build_perturbation_reference
     from ragst_sd.tl._build_reference import build_reference
     from ragst_sd.tl._calibrate import calibrate
     from ragst_sd.tl._cross_validate import cross_validate
+    from ragst_sd.tl._embed_genes import embed_genes
     from ragst_sd.tl._evaluate import evaluate
+    from ragst_sd.tl._evaluate_perturbation import evaluate_perturbation
     from ragst_sd.tl._fit import fit
+    from ragst_sd.tl._perturb import perturb
+    from ragst_sd.tl._perturbation_folds import perturbation_folds
     from ragst_sd.tl._predict import predict
     from ragst_sd.tl._report import report
 
-__all__ = ["build_reference", "calibrate", "cross_validate", "evaluate", "fit", "predict", "report"]
+__all__ = [
+    "build_perturbation_reference",
+    "build_reference",
+    "calibrate",
+    "cross_validate",
+    "embed_genes",
+    "evaluate",
+    "evaluate_perturbation",
+    "fit",
+    "perturb",
+    "perturbation_folds",
+    "predict",
+    "report",
+]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)

@@ -44,7 +44,7 @@ def eligible_rows(
     from ragst_sd.retrieval.search import Eligibility
 
     n = query.table.n_obs
-    allowed = _allowed(reference, where)
+    allowed = allowed_rows(reference, where)
     query_codes, bank_codes = np.zeros((n, 0), dtype=np.int64), np.zeros((reference.n_obs, 0), dtype=np.int64)
     for column in exclude:
         require_key(column, reference.obs, "reference.obs", "`exclude` names columns of the reference.")
@@ -112,7 +112,8 @@ def refuse_seen_rows(
             raise ValueError(msg)
 
 
-def _allowed(reference: AnnData, where: Mapping[str, Any] | Sequence[bool] | None) -> np.ndarray:
+def allowed_rows(reference: AnnData, where: Mapping[str, Any] | Sequence[bool] | None) -> np.ndarray:
+    """(rows,) mask of the rows of a reference that `where` lets through."""
     allowed = np.ones(reference.n_obs, dtype=bool)
     if where is None:
         return allowed

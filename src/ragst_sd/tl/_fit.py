@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._perturbation_reference import is_perturbation
 from ragst_sd._reference import (
     fit_hash,
     id_order,
@@ -19,6 +20,7 @@ from ragst_sd._reference import (
 )
 from ragst_sd._settings import resolve_device, settings
 from ragst_sd._validate import require_choice, require_positive
+from ragst_sd.tl._fit_perturbation import fit_perturbation
 from ragst_sd.tl._grounding import calibrate_grounding, calibrate_raw
 from ragst_sd.tl._groups import group_codes, inner_folds
 from ragst_sd.tl._state import fit_state, state_of
@@ -41,7 +43,7 @@ def fit(
     n_neighbors: int | None = None,
     n_candidates: int | None = None,
     group_key: str | None = None,
-    metric: str = "euclidean",
+    metric: str | None = None,
     options: Mapping[str, Any] | None = None,
     rng: int = 0,
     device: str | None = None,
@@ -69,18 +71,19 @@ def fit(
     Parameters
     ----------
     reference
-        Made by :func:`ragst_sd.tl.build_reference`.
+        Made by :func:`ragst_sd.tl.build_reference` or :func:`ragst_sd.tl.build_perturbation_reference`.
     method
-        One of the table.
+        One of the table; for a reference of perturbations see the methods of responses in the Notes.
     n_neighbors
-        Rows cited per spot at most; 50, or all rows of a smaller reference, if left out.
+        Rows cited per spot at most; 50, or all rows of a smaller reference, if left out (3 for perturbations).
     n_candidates
         Rows compared per spot, of which the best are cited; `n_neighbors` if left out.
     group_key
         Column of `.obs` whose groups are held out whole when something is chosen or calibrated. If left out: donors;
         with one donor its sections; with one section four spatial blocks.
     metric
-        `"euclidean"` or `"cosine"` distance in phi-space; methods that learn phi are euclidean.
+        `"euclidean"` or `"cosine"` distance in phi-space; methods that learn phi are euclidean. Left out: euclidean for
+        tissue, cosine for perturbations.
     options
         Options of the method, see Notes.
     rng
@@ -137,6 +140,18 @@ def fit(
     `max_steps`, `n_seeds`. bleep: `width` of the projections, `temperature`, `dropout`, `learning_rate`, `weight_decay`, `max_steps`
     (`Xie et al. 2023 <https://arxiv.org/abs/2306.01859>`__).
 
+    **Responses to perturbations**, :math:`\Delta(p, c)` of perturbation p in context c, from the rows that a query may use
+    (see :func:`ragst_sd.tl.perturb`): `none` (no change), `mean` (of the context), `additive` (sum of the singles of a
+    combination), `same_perturbation` (mean of its responses in other contexts), `context_additive`
+    (:math:`\bar\Delta_c + \Delta_{pc'} - \bar\Delta_{c'}`, averaged over the other contexts c'), `knn` (of the `n_neighbors` nearest
+    embeddings, weights falling with distance as above), `naive_rag` and `random_rag` (equal weights for all `n_candidates` nearest, or as many random, rows), `ridge`
+    (`GenePert <https://doi.org/10.1101/2024.10.27.620513>`__: linear in the embedding) and `bilinear` (linear in embedding and
+    principal components of the genes, `Ahlmann-Eltze et al. 2025 <https://doi.org/10.1038/s41592-025-02772-6>`__). A context
+    without rows takes those of all contexts. Options: knn: `weighting`, `sharpness`, `within_context` (True: neighbours of the
+    query's context only, where it has any); naive_rag, random_rag: `weighting`, `within_context`; ridge: `alphas` to choose
+    from, on held-out perturbations and the other half of the controls; bilinear: `rank` (10), `alpha` (0.1). `n_neighbors` is 3 and
+    `n_candidates` 32, or what there is, if left out. Nothing but the penalty of `ridge` is fixed before the query is known.
+
     Examples
     --------
     >>> import ragst_sd as rg
@@ -149,14 +164,22 @@ def fit(
     from ragst_sd.retrieval.methods import METHODS, fit_method, resolve_options
     from ragst_sd.retrieval.training import Run, Training
 
+    if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
+        msg = f"`rng` is {rng!r}; it must be a whole number, at least 0."
+        raise ValueError(msg)
+    if is_perturbation(reference):
+        run = Run(int(rng), _device(device), amp, bool(settings.progress if progress is None else progress))
+        fit_perturbation(
+            reference, method, n_neighbors=n_neighbors, n_candidates=n_candidates, group_key=group_key, metric=metric,
+            options=options, run=run,
+        )  # fmt: skip
+        return
     header = reference_header(reference)
     options = resolve_options(method, options)
+    metric = "euclidean" if metric is None else metric
     require_choice(metric, METRICS, "metric")
     if metric != "euclidean" and METHODS[method].phi is not None:
         msg = f"`metric` is {metric!r}, but method {method!r} learns a space with euclidean distances. Leave it out."
-        raise ValueError(msg)
-    if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
-        msg = f"`rng` is {rng!r}; it must be a whole number, at least 0."
         raise ValueError(msg)
     n_neighbors, n_candidates = _counts(reference.n_obs, n_neighbors, n_candidates)
     folds, inner_groups = inner_folds(reference, group_key)

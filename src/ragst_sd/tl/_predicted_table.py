@@ -74,7 +74,7 @@ def predicted_table(
     table.uns[_keys.RETRIEVAL] = {
         "schema_version": _keys.SCHEMA_VERSION,
         "task": "histology",
-        "software": _software(),
+        "software": software(),
         "method": fit["method"],
         "metric": fit["metric"],
         "center_sections": "section_shifts" in fit["parameters"],
@@ -151,7 +151,7 @@ def _masked(values: np.ndarray, outside: np.ndarray, name: str) -> np.ndarray:
     return values
 
 
-def _software() -> str:
+def software() -> str:
     try:
         return f"ragst-sd {version('ragst-sd')}"
     except PackageNotFoundError:

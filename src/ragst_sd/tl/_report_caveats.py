@@ -56,7 +56,9 @@ def not_assessed(facts: Facts) -> list[str]:
     if not np.isfinite(unlike_share(facts.table.obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))):
         out.append("Whether the section looks like those of the reference: too few groups could be held out to tell.")
     elif facts.held_out != "donor":
-        out.append(f"Whether the section looks like other donors: `out_of_reference` rests on held-out {facts.held_out}s.")
+        out.append(
+            f"Whether the section looks like other donors: `out_of_reference` rests on held-out {facts.held_out}s."
+        )
     if (facts.sources["tissue"] == _keys.UNKNOWN).any():
         out.append(
             "Whether the reference is of the same tissue as the section: the tissue of some of it was not named."

@@ -1,0 +1,141 @@
+"""`rg.io.write_cell_eval`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._results import predicted
+from ragst_sd.reference.perturbation_schema import TASK
+from ragst_sd.reference.responses import CONTROL
+from ragst_sd.retrieval.training import dense
+from ragst_sd.tl._measured_responses import genes_of_both, measured_responses, predicted_lines
+
+if TYPE_CHECKING:
+    import os
+
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+
+def write_cell_eval(
+    data: AnnData,
+    adata: AnnData,
+    path: str | os.PathLike[str],
+    *,
+    perturbation_key: str = "perturbation",
+    context_key: str | None = None,
+    layer: str | None = None,
+    unit: str = "counts",
+    min_cells: int = 10,
+    overwrite: bool = False,
+) -> None:
+    """Write predicted and measured cells as pairs of files that cell-eval reads.
+
+    For every context two h5ad files of the same genes and perturbations, on one log scale: `<context>_pred.h5ad` with the
+    predicted cells and, as controls, their source cells; `<context>_real.h5ad` with the measured cells and the controls
+    that neither reference nor prediction has seen. So prediction and truth have controls of their own. Values below zero
+    in predicted cells, which a log of counts cannot have, become zero.
+
+    Parameters
+    ----------
+    data
+        Made by :func:`ragst_sd.tl.perturb`.
+    adata
+        Measured cells, as for :func:`ragst_sd.tl.evaluate_perturbation`.
+    path
+        Folder to write to; made if it does not exist.
+    perturbation_key
+        Column of `adata.obs` with the perturbation.
+    context_key
+        Column of `adata.obs` with the context; one context, `"all"`, if left out.
+    layer
+        Layer of `adata`; `.X` if left out.
+    unit
+        `"counts"`, or `"log1p_cp10k"` for values on a log scale already.
+    min_cells
+        Perturbations with fewer measured cells are left out.
+    overwrite
+        Replace files of these names.
+
+    Raises
+    ------
+    FileExistsError
+        If a file exists and `overwrite` is not set.
+    ValueError
+        If `data` was not made by `rg.tl.perturb`, no controls are left for the truth, or nothing predicted was measured.
+
+    Notes
+    -----
+    `cell_eval.MetricsEvaluator(pred, real, control_pert="control", pert_col="perturbation")` takes such a pair
+    (https://github.com/ArcInstitute/cell-eval), the control being named as in the screen.
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np, ragst_sd as rg, pathlib, tempfile
+    >>> rng = np.random.default_rng(0)
+    >>> adata = ad.AnnData(rng.poisson(2.0, size=(160, 210)).astype("float32"))
+    >>> adata.obs["perturbation"] = np.repeat(["control", "STAT1", "JAK2", "IRF1"], 40)
+    >>> embedding = {"STAT1": [1.0, 0.2], "JAK2": [0.9, 0.4], "IRF1": [0.8, 0.1]}
+    >>> role = rg.tl.perturbation_folds(adata)["STAT1"]
+    >>> seen = adata[role.isin(["train", "control_train"])]
+    >>> reference = rg.tl.build_perturbation_reference(seen, embedding=embedding)
+    >>> rg.tl.fit(reference, method="mean")
+    >>> predicted = rg.tl.perturb(adata[role == "control_train"], reference, perturbations=["STAT1"])
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> rg.io.write_cell_eval(predicted, adata, folder)
+    >>> sorted(file.name for file in folder.iterdir())
+    ['all_pred.h5ad', 'all_real.h5ad']
+    """
+    import anndata as ad
+    import pandas as pd
+
+    table, header = predicted(data, "")
+    if header.get("task") != TASK:
+        msg = "`data` is a prediction of tissue; cell-eval compares responses, which `rg.tl.perturb` predicts."
+        raise ValueError(msg)
+    control, genes = str(header["control"]), genes_of_both(table, adata, header)
+    truth = measured_responses(
+        adata, header, genes, set(table.obs[_keys.SOURCE].astype(str)), perturbation_key=perturbation_key,
+        context_key=context_key, batch_key=None, layer=layer, unit=unit, min_cells=min_cells,
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    table = table[:, genes]
+    lines = predicted_lines(table, truth, control)
+    folder, contexts = Path(path), list(dict.fromkeys(truth.names[line][0] for line, _ in lines))
+    files = {(c, kind): folder / f"{c.replace('/', '-')}_{kind}.h5ad" for c in contexts for kind in ("pred", "real")}
+    existing = [str(file) for file in files.values() if file.exists()]
+    if existing and not overwrite:
+        msg = f"{existing[0]} exists. Pass `overwrite=True` to replace it, or choose another folder."
+        raise FileExistsError(msg)
+    folder.mkdir(parents=True, exist_ok=True)
+    for context in contexts:
+        ours, theirs, names, labels = [], [], [], []
+        for line, cells in lines:
+            if truth.names[line][0] == context:
+                name, measured = truth.names[line][1], truth.cells(line)
+                ours.append(dense(table.X[cells]))
+                theirs.append(measured)
+                names += [name] * len(cells)
+                labels += [name] * len(measured)
+        here = np.flatnonzero(table.obs[_keys.CONTEXT].astype(str).to_numpy() == context)
+        once = here[np.unique(table.obs[_keys.SOURCE].astype(str).to_numpy()[here], return_index=True)[1]]
+        ours.append(dense(table.X[once]) - dense(table.layers[_keys.RESPONSE][once]))
+        theirs.append(truth.values[(truth.row == CONTROL) & (truth.context == context)].toarray())
+        names += [control] * len(ours[-1])
+        labels += [control] * len(theirs[-1])
+        for kind, parts, column in (("pred", ours, names), ("real", theirs, labels)):
+            written = ad.AnnData(
+                np.maximum(np.concatenate(parts), 0).astype(np.float32),
+                obs=pd.DataFrame(
+                    {_keys.PERTURBATION: pd.Categorical(column)}, index=[f"{kind}{i}" for i in range(len(column))]
+                ),
+                var=pd.DataFrame(index=pd.Index(genes, name="gene")),
+            )
+            written.write_h5ad(files[context, kind])
+        logger.info("Wrote %s and its measured counterpart.", files[context, "pred"])

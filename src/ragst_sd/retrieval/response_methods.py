@@ -1,0 +1,107 @@
+"""The registry of methods that predict responses to perturbations, all with one interface."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd.retrieval.options import check_options
+from ragst_sd.retrieval.response_neighbors import (
+    additive,
+    context_additive,
+    lacks_context_additive,
+    lacks_same,
+    lacks_singles,
+    nearest,
+    same_perturbation,
+)
+from ragst_sd.retrieval.response_regression import bilinear, choose_alpha, ridge
+from ragst_sd.retrieval.responses import cite_nobody, pool_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ragst_sd.retrieval.responses import Answer, Asked, Bank
+    from ragst_sd.retrieval.training import Run
+
+Parameters = dict[str, Any]
+
+
+def _keep(bank: Bank, options: Mapping[str, Any], run: Run) -> Parameters:
+    """Nothing to learn: the parameters are the options."""
+    return dict(options)
+
+
+def _none(parameters: Parameters, bank: Bank, asked: Asked, k: int) -> Answer:
+    return cite_nobody(np.zeros((len(asked.key), bank.values.shape[1])))
+
+
+def _mean(parameters: Parameters, bank: Bank, asked: Asked, k: int) -> Answer:
+    return cite_nobody(pool_mean(bank, asked))
+
+
+@dataclass(frozen=True)
+class ResponseMethod:
+    """One way to predict responses, in the terms of response = evidence + adjustment."""
+
+    respond: Callable[[Parameters, Bank, Asked, int], Answer]
+    """(parameters, bank, what is asked for, rows to cite at most) -> answer. It uses eligible rows only."""
+    cites: bool
+    """Whether evidence is made of cited rows."""
+    options: Mapping[str, Any]
+    """Options and their defaults."""
+    fit: Callable[[Bank, Mapping[str, Any], Run], Parameters] = _keep
+    """(bank, options, run) -> plain parameters."""
+    lacks: Callable[[Bank, Asked], list[str]] | None = None
+    """Why the method cannot answer each query, empty where it can; `None` if it always can."""
+    cites_candidates: bool = False
+    """Whether all candidates are cited, not only the best `n_neighbors` of them: a method without selection."""
+
+
+_ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 3, 16))
+_NEAREST = {"weighting": "distance", "sharpness": 2.0, "within_context": True}
+_ALL_EQUAL = {"weighting": "uniform", "within_context": True}
+
+RESPONSE_METHODS: dict[str, ResponseMethod] = {
+    "none": ResponseMethod(_none, cites=False, options={}),
+    "mean": ResponseMethod(_mean, cites=False, options={}),
+    "additive": ResponseMethod(additive, cites=True, options={}, lacks=lacks_singles),
+    "context_additive": ResponseMethod(context_additive, cites=True, options={}, lacks=lacks_context_additive),
+    "same_perturbation": ResponseMethod(same_perturbation, cites=True, options={}, lacks=lacks_same),
+    "knn": ResponseMethod(nearest, cites=True, options=_NEAREST),
+    "naive_rag": ResponseMethod(nearest, cites=True, options=_ALL_EQUAL, cites_candidates=True),
+    "random_rag": ResponseMethod(partial(nearest, how="random"), cites=True, options=_ALL_EQUAL, cites_candidates=True),
+    "ridge": ResponseMethod(
+        ridge,
+        cites=False,
+        options={"alphas": _ALPHAS},
+        fit=lambda bank, options, run: {"alpha": choose_alpha(bank, options["alphas"])},
+    ),
+    "bilinear": ResponseMethod(bilinear, cites=False, options={"rank": 10, "alpha": 0.1}),
+}
+
+
+def resolve_response_options(name: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Defaults of a method with the given options laid over them.
+
+    Raises
+    ------
+    ValueError
+        If the method or an option does not exist, or an option has a value that makes no sense.
+    """
+    if name not in RESPONSE_METHODS:
+        known = ", ".join(map(repr, RESPONSE_METHODS))
+        msg = f"`method` is {name!r}; for a reference of perturbations available: {known}."
+        raise ValueError(msg)
+    defaults = RESPONSE_METHODS[name].options
+    unknown = sorted(set(given or {}) - set(defaults))
+    if unknown:
+        has = ", ".join(map(repr, defaults)) or "none"
+        msg = f"Method {name!r} has no option {', '.join(map(repr, unknown))}; it has {has}."
+        raise ValueError(msg)
+    options = {**defaults, **(given or {})}
+    check_options(name, options)
+    return options

@@ -1,0 +1,138 @@
+r"""What methods that predict responses to perturbations work on, and what they give back.
+
+.. math:: \Delta(p, c) = \sum_j w_j \Delta_j + \text{adjustment}
+
+with :math:`\Delta_j` the measured responses of cited rows. Weights sum to one, or are all zero where nothing is cited.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ragst_sd.retrieval.search import Candidates, Eligibility, find_candidates
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Measured rows, one per perturbation and context."""
+
+    key: np.ndarray
+    """(m, d) embeddings of the perturbations."""
+    values: np.ndarray
+    """(m, g) mean responses, float64."""
+    halves: tuple[np.ndarray, np.ndarray]
+    """(m, g) each: the responses against one half of the controls, so that one can be predicted from the other."""
+    genes: tuple[tuple[str, ...], ...]
+    """Perturbed genes of each row, sorted."""
+    contexts: np.ndarray
+    """(m,) code of the context."""
+    folds: np.ndarray
+    """(m,) groups that are held out whole when something is chosen: perturbations."""
+    order: np.ndarray
+    """(m,) rank of each row's name, which decides between equal distances."""
+    metric: str = "cosine"
+
+    def mean_of(self, rows: np.ndarray) -> np.ndarray:
+        """(g,) mean response of some rows."""
+        return self.values[rows].mean(axis=0)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Perturbations asked for, each in one context."""
+
+    key: np.ndarray
+    """(q, d) embeddings."""
+    genes: tuple[tuple[str, ...], ...]
+    """Perturbed genes, sorted."""
+    contexts: np.ndarray
+    """(q,) code of the context in the bank, -1 for a new one."""
+    eligible: np.ndarray
+    """(q, m) rows that may be used: never the own perturbation in its context."""
+
+    def pool(self, bank: Bank) -> np.ndarray:
+        """(q, m) eligible rows of the query's own context; of all contexts where it has none."""
+        own = self.eligible & (self.contexts[:, None] == bank.contexts)
+        return np.where(own.any(axis=1, keepdims=True), own, self.eligible)
+
+
+class Answer(NamedTuple):
+    """Predicted responses and what they rest on."""
+
+    rows: np.ndarray
+    """(q, k) rows of the bank, -1 padded."""
+    weights: np.ndarray
+    """(q, k) weights, which sum to one or are all zero."""
+    distances: np.ndarray
+    """(q, k) distances between embeddings; NaN where no row is cited."""
+    evidence: np.ndarray
+    """(q, g) weighted mean of the cited responses; where nobody is cited what the method starts from."""
+    adjustment: np.ndarray
+    """(q, g) what is added to it."""
+
+
+def patterns(masks: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Queries that may use the same rows, and these rows."""
+    distinct, inverse = np.unique(masks, axis=0, return_inverse=True)
+    for code, mask in enumerate(distinct):
+        yield np.flatnonzero(inverse.ravel() == code), np.flatnonzero(mask)
+
+
+def candidates(bank: Bank, asked: Asked, masks: np.ndarray, k: int, *, how: str = "nearest") -> Candidates:
+    """Stage 1: the `k` nearest rows of each query's mask, or as many random ones."""
+    found = np.full((len(asked.key), k), -1, dtype=np.int64)
+    for queries, rows in patterns(masks):
+        allowed = np.zeros(len(bank.key), dtype=bool)
+        allowed[rows] = True
+        nothing = np.zeros((len(queries), 0), dtype=np.int64)
+        eligibility = Eligibility(nothing, np.zeros((len(bank.key), 0), dtype=np.int64), allowed)
+        part = find_candidates(
+            asked.key[queries], bank.key, k,
+            eligibility=eligibility, how=how, tie_order=bank.order, metric=bank.metric, backend="exact",
+        )  # fmt: skip
+        found[queries] = part.rows
+    return Candidates(found, distances_to(bank, asked, found))
+
+
+def distances_to(bank: Bank, asked: Asked, rows: np.ndarray) -> np.ndarray:
+    """(q, k) distances between the embeddings of queries and rows; NaN for -1."""
+    key, others = asked.key[:, None, :], bank.key[np.maximum(rows, 0)]
+    if bank.metric == "cosine":
+        length = np.linalg.norm(key, axis=2) * np.linalg.norm(others, axis=2)
+        distances = 1 - (key * others).sum(axis=2) / np.where(length > 0, length, 1.0)
+    else:
+        distances = np.linalg.norm(key - others, axis=2)
+    return np.where(rows >= 0, distances, np.nan)
+
+
+def cite(bank: Bank, found: Candidates, weights: np.ndarray, adjustment: np.ndarray | None = None) -> Answer:
+    """Answer from weighted rows: evidence is their weighted mean."""
+    weights = np.where(found.rows >= 0, weights, 0.0)
+    evidence = np.einsum("qk,qkg->qg", weights, bank.values[np.maximum(found.rows, 0)])
+    rows = np.where(weights > 0, found.rows, -1)
+    distances = np.where(weights > 0, found.distances, np.nan)
+    return Answer(rows, weights, distances, evidence, np.zeros_like(evidence) if adjustment is None else adjustment)
+
+
+def cite_nobody(evidence: np.ndarray, adjustment: np.ndarray | None = None) -> Answer:
+    """Answer of a method without neighbours."""
+    n = len(evidence)
+    none = np.full((n, 1), -1, dtype=np.int64)
+    return Answer(
+        none, np.zeros((n, 1)), np.full((n, 1), np.nan), evidence,
+        np.zeros_like(evidence) if adjustment is None else adjustment,
+    )  # fmt: skip
+
+
+def pool_mean(bank: Bank, asked: Asked) -> np.ndarray:
+    """(q, g) mean response of each query's pool."""
+    out = np.zeros((len(asked.key), bank.values.shape[1]))
+    for queries, rows in patterns(asked.pool(bank)):
+        out[queries] = bank.mean_of(rows)
+    return out

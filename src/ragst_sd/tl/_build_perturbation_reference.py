@@ -1,0 +1,301 @@
+"""`rg.tl.build_perturbation_reference`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._labels import as_names
+from ragst_sd._perturbation_reference import perturbation_hash
+from ragst_sd._validate import hint, listing, require_choice, require_positive
+from ragst_sd.reference.genes import take_genes
+from ragst_sd.reference.normalize import TARGET_SUM
+from ragst_sd.reference.perturbation_schema import TASK
+from ragst_sd.tl._gene_embedding import embed, embedding_table, lookup, missing_genes
+from ragst_sd.tl._perturbation_cells import read_expression, read_labels
+from ragst_sd.tl._screen import Screen, dropped_frame, measure, sample_controls, sources_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+
+    from ragst_sd.tl._perturbation_cells import Labels
+
+logger = logging.getLogger(__name__)
+
+
+def build_perturbation_reference(
+    adata: AnnData,
+    *,
+    embedding: pd.DataFrame | Mapping[str, Any],
+    perturbation_key: str = "perturbation",
+    control: str = "control",
+    context_key: str | None = None,
+    batch_key: str | None = None,
+    layer: str | None = None,
+    unit: str = "counts",
+    target_sum: float | None = TARGET_SUM,
+    genes: Sequence[str] | None = None,
+    type_key: str | None = None,
+    perturbation_type: str | Sequence[str] | None = None,
+    on_missing: str = "drop",
+    min_cells: int = 10,
+    max_controls: int = 500,
+    sources: Mapping[str, Mapping[str, str]] | None = None,
+    rng: int = 0,
+) -> AnnData:
+    r"""Turn a perturbation screen into a reference, one row per perturbation and context.
+
+    A row is the mean response of its cells against the controls of the same context and batch,
+
+    .. math:: \Delta_{pc} = \frac{1}{n_{pc}} \sum_{i \in (p, c)} (y_i - \bar c_{c, b(i)})
+
+    with y on a log scale. Its reliability is the Pearson correlation over genes between the responses of two halves
+    that share neither cells nor controls, averaged over five splits. (Against shared controls, responses correlate even
+    where there is no effect.) Combinations are written `A+B`; `B+A` is the same, and `A+control` is `A`.
+
+    Parameters
+    ----------
+    adata
+        Cells of the screen.
+    embedding
+        Vector of each gene: a data frame with genes as index, or a mapping. :func:`ragst_sd.tl.embed_genes` makes one
+        from gene sets. The embedding of a combination is the sum over its genes. Kept whole, so that genes without a
+        row can be asked for later.
+    perturbation_key
+        Column of `.obs` with the perturbation.
+    control
+        What that column says for controls, which need no embedding.
+    context_key
+        Column of `.obs` with the context (cell line, cell type, stimulus); one context, `"all"`, if left out.
+    batch_key
+        Column of `.obs` with the batch. Cells of a batch with fewer than two controls of their context are left out.
+    layer
+        Layer with expression; `.X` if left out.
+    unit
+        `"counts"`, or `"log1p_cp10k"` for values that are log1p of normalised counts already. Counts become log1p of
+        counts per `target_sum`, with size factors from all genes of `adata`.
+    target_sum
+        Sum that counts of a cell are scaled to; `None` is their median, for panels of few genes. Queries follow it.
+    genes
+        Keep these genes only; all if left out. Size factors use all genes either way.
+    type_key
+        Column of `.obs` with the type of perturbation (CRISPRi, CRISPRa, knock-out, ...); `"perturbation_type"` where
+        there is one, if left out.
+    perturbation_type
+        Type or types to keep. Several types are mixed only if they are named here. Without a column, one name for all.
+    on_missing
+        `"drop"` leaves out perturbations with a gene that has no embedding (or a vector of zeros or NaN), by name;
+        `"error"` stops.
+    min_cells
+        Rows of fewer cells are left out, by name.
+    max_controls
+        Control cells to keep of each context, drawn at random, so that the cell state is known.
+    sources
+        For each context a mapping with `technology`, `license`, `citation`; `"unknown"` if left out.
+    rng
+        Seed of the splits and of the draw of controls.
+
+    Returns
+    -------
+    AnnData with rows named `<context>:<perturbation>` (and type, if there are several)
+
+    `.X`
+        float32 (rows, genes), mean response, in the unit named in the header.
+    `.layers["standard_error"]`
+        Standard error of the mean response, controls included.
+    `.layers["response_half1"]`, `["response_half2"]`
+        The response against one half of the controls each, so that what is learned on one can be tested on the other.
+    `.obs`
+        perturbation, context, perturbation_type, n_cells, n_controls, reliability.
+    `.obsm["perturbation_embedding"]`
+        float32 (rows, d), embedding of the perturbation.
+    `.uns["ragst"]`
+        Header with task `"perturbation"`: the whole `embedding`, `normalization`, `contexts` (mean and number of
+        controls), `controls` (a sample of their cells), `control_cells` (names of all controls used), `dropped` (what
+        was left out, and why), `sources`, content hash.
+
+    Raises
+    ------
+    KeyError
+        If a column or layer does not exist, or with `on_missing="error"` a gene has no embedding.
+    ValueError
+        If there are no controls, a context has none, several types would be mixed, values are not what `unit` says, or
+        no row is left.
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np, ragst_sd as rg
+    >>> rng = np.random.default_rng(0)
+    >>> adata = ad.AnnData(rng.poisson(2.0, size=(90, 210)).astype("float32"))
+    >>> adata.obs["perturbation"] = np.repeat(["control", "STAT1", "JAK2"], 30)
+    >>> embedding = {"STAT1": [1.0, 0.2], "JAK2": [0.9, 0.4], "CDK1": [0.0, 1.0]}
+    >>> reference = rg.tl.build_perturbation_reference(adata, embedding=embedding)
+    >>> list(reference.obs_names)
+    ['all:JAK2', 'all:STAT1']
+    """
+    require_choice(on_missing, ("drop", "error"), "on_missing")
+    for name, value in (("min_cells", min_cells), ("max_controls", max_controls)):
+        require_positive(value, name, whole=True)
+    if target_sum is not None:
+        require_positive(target_sum, "target_sum")
+    table = embedding_table(embedding)
+    expression = read_expression(adata, layer=layer, unit=unit, target_sum=target_sum)
+    labels = read_labels(
+        adata, perturbation_key=perturbation_key, control=control, context_key=context_key, batch_key=batch_key,
+        type_key=type_key, perturbation_type=perturbation_type,
+    )  # fmt: skip
+    used = labels.control | _of_types(labels, perturbation_type)
+    _require_controls(labels, used)
+    vectors = lookup(table)
+    embedded = _embedded(labels, used, control, vectors, on_missing)
+    kept = _select(expression.genes, genes)
+    # Cells in the order of their names: neither sums nor draws depend on the order in which they came.
+    order = np.argsort(np.asarray(adata.obs_names, dtype=str), kind="stable")
+    screen = Screen(
+        values=take_genes(expression.values, expression.genes, kept)[order],
+        cells=np.asarray(adata.obs_names, dtype=str)[order],
+        perturbation=labels.perturbation[order],
+        context=labels.context[order],
+        batch=labels.batch[order],
+        kind=labels.kind[order],
+        control=labels.control[order],
+        used=(used & (labels.control | embedded))[order],
+    )
+    rows, dropped = measure(screen, min_cells=int(min_cells), rng=np.random.default_rng(rng))
+    lost = sorted(set(labels.perturbation[used & ~labels.control & ~embedded]))
+    dropped = dropped_frame(
+        [*((name, "", int((labels.perturbation[used] == name).sum()), "no embedding") for name in lost), *dropped]
+    )
+    return _assemble(
+        screen, rows, kept, table, embed(list(rows.obs[_keys.PERTURBATION]), control, vectors), dropped,
+        sources=sources_frame(sources, sorted(set(screen.context[screen.used]))),
+        max_controls=int(max_controls), rng=rng,
+        header={
+            "perturbation_key": perturbation_key,
+            "control": control,
+            "context_key": context_key or "",
+            "batch_key": batch_key or "",
+            "normalization": expression.normalization,
+        },
+    )  # fmt: skip
+
+
+def _assemble(
+    screen: Screen,
+    rows: Any,
+    genes: list[str],
+    table: dict[str, Any],
+    embedded: np.ndarray,
+    dropped: pd.DataFrame,
+    *,
+    sources: pd.DataFrame,
+    max_controls: int,
+    rng: int,
+    header: dict[str, Any],
+) -> AnnData:
+    import anndata as ad
+    import pandas as pd
+
+    reference = ad.AnnData(
+        rows.mean.astype(np.float32),
+        obs=rows.obs,
+        var=pd.DataFrame(index=pd.Index(genes, name="gene")),
+        layers={
+            _keys.STANDARD_ERROR: rows.error.astype(np.float32),
+            **{name: half.astype(np.float32) for name, half in zip(_keys.RESPONSE_HALVES, rows.halves, strict=True)},
+        },
+        obsm={_keys.PERTURBATION_EMBEDDING: embedded.astype(np.float32)},
+    )
+    contexts, controls = sample_controls(screen, max_controls, np.random.default_rng(rng))
+    reference.uns[_keys.ATTRS] = {
+        "schema_version": _keys.SCHEMA_VERSION,
+        "task": TASK,
+        "use_rep": _keys.PERTURBATION_EMBEDDING,
+        **header,
+        "embedding": table,
+        "contexts": contexts,
+        "controls": controls,
+        _keys.CONTROL_CELLS: screen.cells[screen.control & screen.used],
+        "dropped": dropped,
+        "sources": sources,
+        "content_hash": "",
+    }
+    reference.uns[_keys.ATTRS]["content_hash"] = perturbation_hash(reference)
+    obs = reference.obs
+    logger.info(
+        "Reference of %d rows: %d perturbations in %d contexts, %d genes; reliability of .5 and above in %d rows.",
+        reference.n_obs, obs[_keys.PERTURBATION].nunique(), obs[_keys.CONTEXT].nunique(), reference.n_vars,
+        int((obs[_keys.RELIABILITY] >= 0.5).sum()),
+    )  # fmt: skip
+    return reference
+
+
+def _of_types(labels: Labels, asked: str | Sequence[str] | None) -> np.ndarray:
+    """Perturbed cells of the types asked for."""
+    kinds = sorted(set(labels.kind[~labels.control]))
+    if asked is None:
+        if len(kinds) > 1:
+            msg = (
+                f"The cells hold perturbations of several types ({listing(kinds)}), which are not mixed unasked. Choose one "
+                f"with `perturbation_type={kinds[0]!r}`, or name those to mix."
+            )
+            raise ValueError(msg)
+        return ~labels.control
+    wanted = as_names(asked)
+    unknown = [kind for kind in wanted if kind not in kinds]
+    if unknown:
+        msg = f"`perturbation_type`: no perturbed cell is of type {listing(unknown)}; there are {listing(kinds)}.{hint(unknown[0], kinds)}"
+        raise ValueError(msg)
+    return ~labels.control & np.isin(labels.kind, wanted)
+
+
+def _require_controls(labels: Labels, used: np.ndarray) -> None:
+    with_controls = set(labels.context[labels.control])
+    lacking = sorted(set(labels.context[used]) - with_controls)
+    if lacking:
+        n = int(np.isin(labels.context[used], lacking).sum())
+        msg = (
+            f"Contexts without control cells: {listing(lacking)} ({n} cells). Contexts with controls: "
+            f"{listing(sorted(with_controls))}. Responses are measured against controls of the same context: remove these "
+            "cells, or add their controls."
+        )
+        raise ValueError(msg)
+
+
+def _embedded(
+    labels: Labels, used: np.ndarray, control: str, vectors: Mapping[str, np.ndarray], on_missing: str
+) -> np.ndarray:
+    """Whether every gene of a cell's perturbation has an embedding."""
+    names = sorted(set(labels.perturbation[used & ~labels.control]))
+    lacking = missing_genes(names, control, vectors)
+    found = len(names) - len(lacking)
+    if lacking:
+        genes = sorted({gene for each in lacking.values() for gene in each})
+        msg = f"`embedding` has no {listing(genes)}: {len(lacking)} of {len(names)} perturbations ({listing(lacking)})"
+        if on_missing == "error":
+            msg += f".{hint(genes[0], vectors)} Leave them out with `on_missing='drop'`."
+            raise KeyError(msg)
+        logger.warning("%s are left out.", msg)
+    if not found:
+        msg = f"`embedding` has no gene of any perturbation ({listing(names)}); it has {len(vectors)} genes: {listing(vectors)}."
+        raise ValueError(msg)
+    logger.info("The embedding covers %d of %d perturbations.", found, len(names))
+    return ~np.isin(labels.perturbation, list(lacking))
+
+
+def _select(available: list[str], genes: Sequence[str] | None) -> list[str]:
+    if genes is None:
+        return list(available)
+    wanted = as_names(genes)
+    missing = [gene for gene in wanted if gene not in set(available)]
+    if missing or not wanted:
+        close = hint(missing[0], available) if missing else ""
+        msg = f"`genes`: the cells have no {listing(missing) if missing else 'gene for an empty list'}.{close}"
+        raise ValueError(msg)
+    return wanted

@@ -1,0 +1,210 @@
+"""`rg.tl.evaluate_perturbation`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._results import predicted
+from ragst_sd._validate import hint, listing, require_positive
+from ragst_sd.reference.perturbation_schema import TASK
+from ragst_sd.tl._measured_responses import Measured, genes_of_both, measured_responses, predicted_lines
+from ragst_sd.tl._perturbation_metrics import ceiling
+from ragst_sd.tl._response_scores import CHOICES, DEFAULT_METRICS, cell_scores, mean_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+
+CEILING = "ceiling"
+
+
+def evaluate_perturbation(
+    data: AnnData | Mapping[str, AnnData],
+    adata: AnnData,
+    *,
+    perturbation_key: str = "perturbation",
+    context_key: str | None = None,
+    batch_key: str | None = None,
+    layer: str | None = None,
+    unit: str = "counts",
+    metrics: Sequence[str] | None = None,
+    min_cells: int = 10,
+    min_reliability: float = 0.5,
+    n_components: int = 50,
+    max_cells: int = 300,
+    rng: int = 0,
+) -> pd.DataFrame:
+    r"""Compare predicted responses with measured ones.
+
+    The truth is measured against controls that neither the reference nor the prediction has seen. A truth that shares
+    them is refused: the noise of shared controls is in both responses and counts as accuracy, and predicting the mean
+    then scores well on data without any effect.
+
+    Parameters
+    ----------
+    data
+        Made by :func:`ragst_sd.tl.perturb`; or a mapping from method to such tables of the same genes and unit, which are
+        then compared with the very same truth.
+    adata
+        Measured cells: the perturbed ones, and controls of which some were kept out of the reference and of `data`, as
+        :func:`ragst_sd.tl.perturbation_folds` arranges.
+    perturbation_key
+        Column of `adata.obs` with the perturbation.
+    context_key
+        Column of `adata.obs` with the context; one context, `"all"`, if left out.
+    batch_key
+        Column of `adata.obs` with the batch.
+    layer
+        Layer of `adata`; `.X` if left out.
+    unit
+        `"counts"`, which are normalised as the prediction is, or `"log1p_cp10k"` for values on its scale already.
+    metrics
+        Some of the following; the first three groups if left out.
+
+        Of mean profiles and mean responses (delta): `"pearson_delta"`, `"mae"`, `"mse"`, `"mae_delta"`, `"mse_delta"`.
+
+        `"discrimination_score_l1"`, `"_l2"`, `"_cosine"`: one minus the share of the context's measured responses that
+        are nearer to the prediction than its own, without the perturbed genes; .5 is chance.
+
+        `"pearson_delta_centroid"`: correlation of the differences from the mean of all other perturbed cells instead of
+        controls (Systema), which no shift that all perturbations share can raise. Prediction and truth are compared
+        with the centroids of disjoint halves of these cells.
+
+        `"overlap_at_N"`, `"precision_at_N"` (also `50`, `100`) and `"de_direction_match"`: agreement of differentially
+        expressed genes (Mann-Whitney, false discovery rate 5 %), of predicted cells against their sources and of
+        measured cells against held-out controls.
+
+        `"energy"`, `"wasserstein1"`, `"wasserstein2"`, `"mmd"`: distances between the predicted and the measured cells,
+        in principal components of the measured ones, from at most `max_cells` cells each.
+    min_cells
+        Perturbations with fewer measured cells are not compared.
+    min_reliability
+        From which reliability on a perturbation counts as reliable.
+    n_components
+        Principal components for distances between cells.
+    max_cells
+        Cells of each kind for distances between cells.
+    rng
+        Seed of splits and draws.
+
+    Returns
+    -------
+    Long data frame: `context`, `perturbation`, `subset`, `metric`, `value`, `n_cells` (measured), `reliability` (Pearson
+    correlation of the responses of two halves of the screen that share neither cells nor controls). Beside the metrics
+    asked for, `ceiling` is the largest `pearson_delta` that the noise of the truth allows, from its reliability r against
+    held-out controls: :math:`\sqrt{2r/(1+r)}`. Lines of `subset` `"each"` hold one perturbation; those of `"all"` and
+    `"reliable"`, with an empty `perturbation`, the means of a context. `pearson_delta` of a prediction of no change is 0.
+    With a mapping a first column `method`.
+
+    Raises
+    ------
+    KeyError
+        If a column or layer does not exist.
+    ValueError
+        If `data` was not made by `rg.tl.perturb`, no controls are left for the truth, nothing predicted was measured, or
+        values are not what `unit` says.
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np, ragst_sd as rg
+    >>> rng = np.random.default_rng(0)
+    >>> adata = ad.AnnData(rng.poisson(2.0, size=(160, 210)).astype("float32"))
+    >>> adata.obs["perturbation"] = np.repeat(["control", "STAT1", "JAK2", "IRF1"], 40)
+    >>> embedding = {"STAT1": [1.0, 0.2], "JAK2": [0.9, 0.4], "IRF1": [0.8, 0.1]}
+    >>> role = rg.tl.perturbation_folds(adata)["STAT1"]
+    >>> seen = adata[role.isin(["train", "control_train"])]
+    >>> reference = rg.tl.build_perturbation_reference(seen, embedding=embedding)
+    >>> rg.tl.fit(reference, method="mean")
+    >>> predicted = rg.tl.perturb(adata[role == "control_train"], reference, perturbations=["STAT1"])
+    >>> scores = rg.tl.evaluate_perturbation(predicted, adata, metrics=["pearson_delta"])
+    >>> list(scores["metric"].unique())
+    ['pearson_delta', 'ceiling']
+    """
+    import pandas as pd
+
+    chosen = _chosen(metrics)
+    for name, value in (("min_cells", min_cells), ("n_components", n_components), ("max_cells", max_cells)):
+        require_positive(value, name, whole=True)
+    tables, header = _tables(data)
+    first = next(iter(tables.values()))
+    genes = genes_of_both(first, adata, header)
+    sources = {str(cell) for table in tables.values() for cell in table.obs[_keys.SOURCE].unique()}
+    truth = measured_responses(
+        adata, header, genes, sources, perturbation_key=perturbation_key, context_key=context_key, batch_key=batch_key,
+        layer=layer, unit=unit, min_cells=int(min_cells), rng=np.random.default_rng(rng),
+    )  # fmt: skip
+    parts = []
+    for method, whole in tables.items():
+        table, generator = whole[:, genes], np.random.default_rng(rng)
+        pairs = predicted_lines(table, truth, str(header["control"]))
+        scores = mean_scores(table, truth, pairs, chosen, str(header["control"]), generator)
+        scores |= cell_scores(table, truth, pairs, chosen, int(n_components), int(max_cells), generator)
+        scores = {name: scores[name] for name in chosen}
+        scores[CEILING] = ceiling(truth.own_reliability[[line for line, _ in pairs]])
+        part = _frame(truth, [line for line, _ in pairs], scores, float(min_reliability))
+        if isinstance(data, Mapping):
+            part.insert(0, "method", method)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _tables(data: AnnData | Mapping[str, AnnData]) -> tuple[dict[str, AnnData], dict[str, Any]]:
+    """Predicted tables by method, and what their headers say of unit and controls."""
+    if isinstance(data, Mapping) and not data:
+        msg = "`data` is empty. Give a table made by `rg.tl.perturb`, or a mapping from method to such tables."
+        raise ValueError(msg)
+    given = {str(name): table for name, table in data.items()} if isinstance(data, Mapping) else {"": data}
+    headers = {}
+    for name, table in given.items():
+        headers[name] = predicted(table, "")[1]
+        if headers[name].get("task") != TASK:
+            msg = (
+                "`data` is a prediction of tissue; compare it with `rg.tl.evaluate`. Responses are predicted by "
+                "`rg.tl.perturb`."
+            )
+            raise ValueError(msg)
+    first = next(iter(given))
+    for name, table in given.items():
+        same_unit = (
+            headers[name]["unit"] == headers[first]["unit"] and headers[name]["control"] == headers[first]["control"]
+        )
+        if not same_unit or list(table.var_names) != list(given[first].var_names):
+            msg = f"The tables {first!r} and {name!r} differ in genes, unit or control. Compare them one by one."
+            raise ValueError(msg)
+    used = np.unique(np.concatenate([np.asarray(headers[name][_keys.CONTROL_CELLS]).astype(str) for name in given]))
+    return given, {**headers[first], _keys.CONTROL_CELLS: used}
+
+
+def _chosen(metrics: Sequence[str] | None) -> list[str]:
+    chosen = list(DEFAULT_METRICS) if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
+    unknown = [name for name in chosen if name not in CHOICES]
+    if unknown:
+        msg = f"`metrics` has {listing(unknown)}; available: {listing(CHOICES)}.{hint(unknown[0], CHOICES)}"
+        raise ValueError(msg)
+    return chosen
+
+
+def _frame(truth: Measured, lines: list[int], scores: dict[str, np.ndarray], min_reliability: float) -> pd.DataFrame:
+    import pandas as pd
+
+    each = pd.DataFrame(
+        [
+            (*truth.names[line], "each", name, values[i], int(truth.n_cells[line]), truth.reliability[line])
+            for name, values in scores.items()
+            for i, line in enumerate(lines)
+        ],
+        columns=[_keys.CONTEXT, _keys.PERTURBATION, "subset", "metric", "value", _keys.N_CELLS, _keys.RELIABILITY],
+    )
+    parts = [each]
+    for subset, part in (("all", each), ("reliable", each[each[_keys.RELIABILITY] >= min_reliability])):
+        means = part.groupby([_keys.CONTEXT, "metric"], sort=False).agg(
+            {"value": "mean", _keys.N_CELLS: "sum", _keys.RELIABILITY: "mean"}
+        )
+        parts.append(means.reset_index().assign(**{_keys.PERTURBATION: "", "subset": subset})[list(each.columns)])
+    return pd.concat([part for part in parts if len(part)], ignore_index=True)

@@ -1,0 +1,95 @@
+"""Gene embeddings as a table, and embeddings of perturbations from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd._validate import hint, listing
+from ragst_sd.reference.perturbations import components, embed_perturbation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+
+def embedding_table(embedding: pd.DataFrame | Mapping[str, Any]) -> dict[str, Any]:
+    """Name, genes (sorted) and float32 vectors of an embedding. A gene whose vector is NaN or zero has none.
+
+    Raises
+    ------
+    TypeError
+        If it is neither a data frame nor a mapping.
+    ValueError
+        If vectors differ in length, are not numbers, or a gene comes twice.
+    """
+    import pandas as pd
+
+    if isinstance(embedding, pd.DataFrame):
+        genes, rows = [str(gene) for gene in embedding.index], embedding.to_numpy()
+        name = str(embedding.attrs.get("name", "data frame"))
+    elif isinstance(embedding, Mapping):
+        genes, name = [str(gene) for gene in embedding], "mapping"
+        vectors = [np.asarray(vector).ravel() for vector in embedding.values()]
+        widths = {len(vector): gene for gene, vector in zip(genes, vectors, strict=True)}
+        if len(widths) > 1:
+            found = ", ".join(f"{gene!r}: {width}" for width, gene in sorted(widths.items()))
+            msg = f"Vectors of `embedding` differ in length ({found}). Embed all genes in the same way."
+            raise ValueError(msg)
+        rows = np.asarray(vectors)
+    else:
+        msg = f"`embedding` is a {type(embedding).__name__}; give a data frame (genes as index) or a mapping from gene to vector."
+        raise TypeError(msg)
+    if not np.issubdtype(rows.dtype, np.number) or rows.ndim != 2 or rows.shape[1] == 0:
+        msg = f"`embedding` holds no numbers (shape {rows.shape}, {rows.dtype}). Give numeric columns only, genes as index."
+        raise ValueError(msg)
+    if len(set(genes)) < len(genes):
+        repeated = sorted({gene for gene in genes if genes.count(gene) > 1})
+        msg = f"`embedding` has genes more than once: {listing(repeated)}. Keep one row each."
+        raise ValueError(msg)
+    usable = np.isfinite(rows).all(axis=1) & (rows != 0).any(axis=1)
+    order = [i for i in sorted(range(len(genes)), key=genes.__getitem__) if usable[i]]
+    if not order:
+        msg = "`embedding` has no gene with a finite vector that is not zero."
+        raise ValueError(msg)
+    return {
+        "name": name,
+        "genes": np.asarray([genes[i] for i in order], dtype=str),
+        "values": np.asarray(rows[order], dtype=np.float32),
+    }
+
+
+def lookup(table: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Vector of each gene."""
+    return dict(zip((str(gene) for gene in table["genes"]), np.asarray(table["values"]), strict=True))
+
+
+def missing_genes(perturbations: Sequence[str], control: str, vectors: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Genes without an embedding, by the perturbation that needs them."""
+    lacking = {name: [gene for gene in components(name, control) if gene not in vectors] for name in perturbations}
+    return {name: genes for name, genes in lacking.items() if genes}
+
+
+def embed(perturbations: Sequence[str], control: str, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(n, d) embeddings of perturbations.
+
+    Raises
+    ------
+    KeyError
+        If a gene has no embedding.
+    """
+    lacking = missing_genes(perturbations, control, vectors)
+    if lacking:
+        genes = sorted({gene for each in lacking.values() for gene in each})
+        msg = (
+            f"The embedding of the reference has no {listing(genes)}, which {listing(lacking)} needs; it has "
+            f"{len(vectors)} genes.{hint(genes[0], vectors)} Ask for others, or build the reference with an embedding "
+            "that has them."
+        )
+        raise KeyError(msg)
+    width = len(next(iter(vectors.values())))
+    rows = [embed_perturbation(components(name, control), vectors) for name in perturbations]
+    return np.asarray(rows, dtype=np.float64).reshape(len(rows), width)

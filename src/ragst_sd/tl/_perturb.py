@@ -1,0 +1,280 @@
+"""`rg.tl.perturb`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._labels import as_names
+from ragst_sd._perturbation_reference import perturbation_fit, perturbation_header
+from ragst_sd._validate import hint, listing, require_positive, require_type
+from ragst_sd.reference.genes import take_genes
+from ragst_sd.reference.perturbations import canonical
+from ragst_sd.tl._eligibility import allowed_rows, recorded_where
+from ragst_sd.tl._gene_embedding import embed, lookup
+from ragst_sd.tl._perturbation_cells import column, read_expression
+from ragst_sd.tl._perturbed_table import Responded, perturbed_table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+
+    from ragst_sd.retrieval.responses import Asked, Bank
+
+logger = logging.getLogger(__name__)
+
+_EXCLUDABLE = (_keys.PERTURBATION, _keys.CONTEXT)
+# Below this share of the reference's genes the query hardly shows what the response was measured on.
+_FEW_GENES = 0.5
+
+
+def perturb(
+    data: AnnData,
+    reference: AnnData,
+    *,
+    perturbations: str | Sequence[str],
+    context_key: str | None = None,
+    layer: str | None = None,
+    unit: str = "counts",
+    genes: Sequence[str] | None = None,
+    n_neighbors: int | None = None,
+    where: Mapping[str, Any] | Sequence[bool] | None = None,
+    exclude: Sequence[str] = ("perturbation", "context"),
+) -> AnnData:
+    r"""Predict how cells respond to perturbations, from measured responses to related ones.
+
+    .. math:: \hat y_i(p) = y_i + \underbrace{\sum_j w_j \Delta_j}_{\text{evidence}} + \text{adjustment}
+
+    The response is that of the population in its context: direct and cell-autonomous. Nothing is said about how cells
+    act on their neighbours, or that the measured effect was caused by the gene alone.
+
+    Parameters
+    ----------
+    data
+        Cells to perturb, usually controls; all of them are used.
+    reference
+        Made by :func:`ragst_sd.tl.build_perturbation_reference` and fitted by :func:`ragst_sd.tl.fit`.
+    perturbations
+        Genes, and combinations written `A+B`. Any gene of the reference's embedding may be asked for, whether it was
+        measured or not. The control's name gives the cells back as they are.
+    context_key
+        Column of `data.obs` with the context. Contexts that the reference does not know are new ones. Without it all
+        cells are of one new context, unless the reference has no contexts either.
+    layer
+        Layer of `data`; `.X` if left out.
+    unit
+        `"counts"`, which are normalised as the reference was, or `"log1p_cp10k"` for values on its scale already.
+    genes
+        Genes to predict; all that reference and data share if left out.
+    n_neighbors
+        Responses cited at most; what was fitted if left out, never more.
+    where
+        Rows that may be used: a mapping from column of `reference.obs` to allowed value(s), or a mask over its rows.
+    exclude
+        A row that agrees with the query in all of these columns is not used: by default the perturbation itself in its
+        own context. `("perturbation",)` leaves it out in every context, `()` switches exclusion off.
+
+    Returns
+    -------
+    AnnData with every cell once for every perturbation, named `<cell>:<perturbation>`, and
+
+    `.X`
+        float32 (n, genes): the source cell plus the response, in the unit of `.uns["retrieval"]["unit"]`. It is not
+        clipped and can be below zero.
+    `.layers["response"]`, `.layers["evidence"]`
+        The predicted response, and the weighted mean of measured responses in it; their difference is the adjustment.
+    `.obs`
+        `perturbation` (as asked for), `context`, `source` (name of the cell), `effective_n` (rows cited, one over the sum of squared weights), `evidence_share`, `cited_reliability` (weighted mean
+        of the cited rows).
+    `.obsm["retrieval_rows"]`, `["retrieval_weights"]`, `["retrieval_distances"]`
+        (n, k) pointers into `.uns["retrieval"]["cited"]` (-1 padded), weights that sum to one or are all zero, and
+        distances between embeddings.
+    `.uns["retrieval"]`
+        Provenance: hashes of reference and fit, method, parameters, unit, sources, `gene_overlap` (share of the
+        reference's genes in `data`), `control_cells` that the reference was measured against, and `cited`: one line per cited row (reference, perturbation, context, perturbation_type,
+        n_cells, reliability).
+
+    Raises
+    ------
+    KeyError
+        If a column does not exist, or a gene has no embedding in the reference.
+    ValueError
+        If the reference is not fitted or has changed since, reference and data share no genes, values are not what
+        `unit` says, `n_neighbors` exceeds what was fitted or may be used, or the method has nothing to answer from (the
+        sum of singles, for a single gene).
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np, ragst_sd as rg
+    >>> rng = np.random.default_rng(0)
+    >>> adata = ad.AnnData(rng.poisson(2.0, size=(120, 210)).astype("float32"))
+    >>> adata.obs["perturbation"] = np.repeat(["control", "STAT1", "JAK2", "IRF1"], 30)
+    >>> embedding = {"STAT1": [1.0, 0.2], "JAK2": [0.9, 0.4], "IRF1": [0.8, 0.1], "STAT2": [1.0, 0.1]}
+    >>> reference = rg.tl.build_perturbation_reference(adata, embedding=embedding)
+    >>> rg.tl.fit(reference, method="knn", n_neighbors=2)
+    >>> controls = adata[adata.obs["perturbation"] == "control"]
+    >>> predicted = rg.tl.perturb(controls, reference, perturbations=["STAT2", "control"])
+    >>> predicted.shape
+    (60, 210)
+    """
+    from anndata import AnnData
+
+    require_type(data, AnnData, "data")
+    header, fit = perturbation_header(reference), perturbation_fit(reference)
+    control = str(header["control"])
+    names = as_names(perturbations)
+    exclude = as_names(exclude)
+    _check(names, exclude, n_neighbors, fit)
+    expression = read_expression(
+        data, layer=layer, unit=unit, like=header["normalization"], target_sum=None, where="data"
+    )
+    shared = _shared_genes(list(reference.var_names), expression.genes, genes)
+    contexts = _contexts(data, context_key, header)
+    vectors = lookup(header["embedding"])
+    known = {name: canonical(name, control) for name in names}
+    wanted = list(dict.fromkeys(one for one in known.values() if one != control))
+    pairs = [(name, context) for name in wanted for context in dict.fromkeys(contexts)]
+    key = embed([name for name, _ in pairs], control, vectors)
+    responded = _respond(
+        reference,
+        header,
+        fit,
+        pairs,
+        key,
+        n_neighbors=n_neighbors,
+        exclude=exclude,
+        allowed=allowed_rows(reference, where),
+    )
+    return perturbed_table(
+        reference, header, fit, responded,
+        values=take_genes(expression.values, expression.genes, shared),
+        genes=shared, cells=np.asarray(data.obs_names, dtype=str), contexts=contexts, names=known, pairs=pairs,
+        settings={
+            "n_neighbors": int(fit["n_neighbors"] if n_neighbors is None else n_neighbors),
+            "context_key": context_key or "",
+            _keys.GENE_OVERLAP: float(reference.var_names.isin(expression.genes).mean()),
+            "exclude": np.asarray(exclude, dtype=str),
+            **recorded_where(reference, where),
+        },
+    )  # fmt: skip
+
+
+def _check(names: list[str], exclude: list[str], n_neighbors: int | None, fit: dict[str, Any]) -> None:
+    if not names:
+        msg = "`perturbations` is empty. Name genes, combinations `A+B`, or the control."
+        raise ValueError(msg)
+    wrong = [name for name in exclude if name not in _EXCLUDABLE]
+    if wrong:
+        msg = f"`exclude` names {listing(wrong)}; it takes {listing(_EXCLUDABLE)}."
+        raise ValueError(msg)
+    if not exclude:
+        logger.warning("`exclude` is empty: measured responses to the very perturbation may be used.")
+    if n_neighbors is not None:
+        require_positive(n_neighbors, "n_neighbors", whole=True)
+        if n_neighbors > int(fit["n_neighbors"]):
+            msg = (
+                f"`n_neighbors` is {n_neighbors}, but the reference was fitted with {fit['n_neighbors']}. Ask for fewer, or "
+                "fit again with more."
+            )
+            raise ValueError(msg)
+
+
+def _shared_genes(of_reference: list[str], of_data: list[str], asked: Sequence[str] | None) -> list[str]:
+    available = set(of_data)
+    shared = [gene for gene in of_reference if gene in available]
+    if not shared:
+        msg = (
+            f"Reference and data share no genes: {listing(of_reference[:5])} against {listing(of_data[:5])}. Name both "
+            "alike (symbols or Ensembl ids, one species)."
+        )
+        raise ValueError(msg)
+    if len(shared) < _FEW_GENES * len(of_reference):
+        logger.warning("Only %d of the reference's %d genes are in the data.", len(shared), len(of_reference))
+    if asked is None:
+        return shared
+    wanted = as_names(asked)
+    missing = [gene for gene in wanted if gene not in set(shared)]
+    if missing or not wanted:
+        close = hint(missing[0], shared) if missing else ""
+        msg = f"`genes`: reference and data do not share {listing(missing) if missing else 'an empty list'}.{close}"
+        raise ValueError(msg)
+    return wanted
+
+
+def _contexts(data: AnnData, context_key: str | None, header: dict[str, Any]) -> np.ndarray:
+    """Context of each cell."""
+    known = [str(name) for name in header["contexts"]["context"]]
+    if context_key is None:
+        if not header["context_key"]:
+            return np.full(data.n_obs, _keys.ALL_CONTEXTS, dtype=object)
+        logger.warning("`context_key` is left out: the cells are of a new context, none of %s.", listing(known))
+        return np.full(data.n_obs, _keys.UNKNOWN, dtype=object)
+    found = column(data, context_key, "data")
+    new = sorted(set(found) - set(known))
+    if new:
+        logger.info("New contexts: %s. The reference has %s.", listing(new), listing(known))
+    return found
+
+
+def _respond(
+    reference: AnnData,
+    header: dict[str, Any],
+    fit: dict[str, Any],
+    pairs: list[tuple[str, str]],
+    key: np.ndarray,
+    *,
+    n_neighbors: int | None,
+    exclude: list[str],
+    allowed: np.ndarray,
+) -> Responded | None:
+    """Answers for pairs of perturbation and context; nothing if only the control was asked for."""
+    from ragst_sd.retrieval.evidence import effective_n, evidence_share
+    from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
+    from ragst_sd.tl._response_bank import asked_of, response_bank
+
+    if not pairs:
+        return None
+    # Rows in the order of their names, so that sums do not depend on the order in the reference.
+    order = np.argsort(np.asarray(reference.obs_names, dtype=str))
+    ordered, method = reference[order], RESPONSE_METHODS[str(fit["method"])]
+    bank = response_bank(ordered, header, metric=str(fit["metric"]))
+    perturbations, contexts = ([pair[i] for pair in pairs] for i in (0, 1))
+    asked = asked_of(ordered, header, perturbations, contexts, key, allowed=allowed[order], exclude=exclude)
+    _require_rows(bank, asked, pairs, method, str(fit["method"]), n_neighbors)
+    cited = int(fit["n_candidates"] if method.cites_candidates else fit["n_neighbors"])
+    answer = method.respond(fit["parameters"], bank, asked, cited if n_neighbors is None else int(n_neighbors))
+    return Responded(
+        rows=np.where(answer.rows >= 0, order[np.maximum(answer.rows, 0)], -1),
+        weights=answer.weights,
+        distances=answer.distances,
+        evidence=answer.evidence,
+        response=answer.evidence + answer.adjustment,
+        effective_n=effective_n(answer.weights),
+        evidence_share=evidence_share(answer.evidence, answer.adjustment, bank.values.mean(axis=0)),
+    )
+
+
+def _require_rows(
+    bank: Bank, asked: Asked, pairs: list[tuple[str, str]], method: Any, name: str, n_neighbors: int | None
+) -> None:
+    eligible = asked.eligible.sum(axis=1)
+    if not eligible.all():
+        bad = [f"{p} in {c}" for (p, c), n in zip(pairs, eligible, strict=True) if n == 0]
+        msg = (
+            f"No row of the reference may be used for {listing(bad)}: the own perturbation in its context is left out, and "
+            "`where` may reject rows. Relax it, or add perturbations to the reference."
+        )
+        raise ValueError(msg)
+    if n_neighbors is not None and method.cites and n_neighbors > eligible.min():
+        msg = f"`n_neighbors` is {n_neighbors}, but only {eligible.min()} rows may be used. Ask for {eligible.min()} at most."
+        raise ValueError(msg)
+    if method.lacks is not None:
+        reasons = method.lacks(bank, asked)
+        bad = [f"{p} in {c} ({reason})" for (p, c), reason in zip(pairs, reasons, strict=True) if reason]
+        if bad:
+            msg = f"Method {name!r} has nothing to answer from for {listing(bad)}. Leave these out, or fit another method."
+            raise ValueError(msg)

@@ -1,0 +1,188 @@
+"""Cells of a perturbation screen as arrays: expression in the reference's unit, and their labels."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._labels import labels
+from ragst_sd._validate import listing, require_choice, require_key, require_type
+from ragst_sd.reference.genes import SYMBOL, available_names, duplicates, sum_duplicates, take_genes
+from ragst_sd.reference.normalize import (
+    MIN_SHARED_GENES,
+    UNITS,
+    as_csr,
+    check_counts,
+    check_log_normalized,
+    log_normalize,
+)
+from ragst_sd.reference.perturbations import canonical
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import scipy.sparse as sp
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Expression:
+    """Expression of cells on a log scale."""
+
+    values: sp.csr_matrix
+    genes: list[str]
+    normalization: dict[str, Any]
+    """Header: unit, target sum, what was given, naming, and the genes that size factors rest on (none if unknown)."""
+
+
+def read_expression(
+    adata: AnnData,
+    *,
+    layer: str | None,
+    unit: str,
+    target_sum: float | None = None,
+    like: Mapping[str, Any] | None = None,
+    where: str = "adata",
+) -> Expression:
+    """Cells brought to log1p of counts per `target_sum`.
+
+    Parameters
+    ----------
+    target_sum
+        Sum that counts are scaled to; the median over the cells if left out.
+    like
+        Normalisation of a reference to follow: its target sum, its size-factor genes and its naming.
+    """
+    from anndata import AnnData
+
+    require_type(adata, AnnData, where)
+    require_choice(unit, UNITS, "unit")
+    if not adata.n_obs:
+        msg = f"`{where}` has no cells."
+        raise ValueError(msg)
+    if adata.obs_names.has_duplicates:
+        # Controls that were used once are known by their names.
+        msg = f"`{where}` has names of cells more than once. Make them unique: `{where}.obs_names_make_unique()`."
+        raise ValueError(msg)
+    if layer is not None:
+        require_key(layer, adata.layers, f"{where}.layers")
+    elif adata.X is None or adata.n_vars == 0:
+        msg = f"`{where}` has no expression (X is empty). Name the layer with `layer=`."
+        raise ValueError(msg)
+    place = f"`{where}.X`" if layer is None else f"`{where}.layers[{layer!r}]`"
+    matrix = as_csr(adata.X if layer is None else adata.layers[layer])
+    offered = available_names(list(adata.var_names), {name: adata.var[name].astype(str) for name in adata.var})
+    naming = str(like["naming"]) if like else (SYMBOL if SYMBOL in offered else next(iter(offered)))
+    if naming not in offered:
+        msg = (
+            f"The reference names genes by {naming}, `{where}` offers {listing(offered)} only. Add the missing names as a "
+            "column of its `var`."
+        )
+        raise ValueError(msg)
+    names = offered[naming]
+    if unit != "counts":
+        check_log_normalized(matrix, place)
+        if duplicates(names):
+            msg = f"{place} has duplicated gene names ({listing(duplicates(names))}); on a log scale they cannot be added."
+            raise ValueError(msg)
+        return Expression(matrix, names, _header(unit, 1e4, naming, []))
+    check_counts(matrix, place)
+    matrix, names = sum_duplicates(matrix, names)
+    wanted = [str(gene) for gene in like["size_factor_genes"]] if like else []
+    # A reference that was given logs does not say what they were scaled by: then all genes of the cells, as is usual.
+    shared = [gene for gene in names if gene in set(wanted)] if wanted else names
+    if len(shared) < MIN_SHARED_GENES:
+        msg = (
+            f"{place} holds {len(shared)} genes that size factors can rest on; at least {MIN_SHARED_GENES} are needed. Give "
+            "all genes that were measured, or values that are log1p of normalised counts with `unit='log1p_cp10k'`."
+        )
+        raise ValueError(msg)
+    sums = np.asarray(take_genes(matrix, names, shared).sum(axis=1)).ravel().astype(np.float64)
+    if not (sums > 0).all():
+        msg = f"{int((sums <= 0).sum())} cells of {place} have no counts. Remove them first."
+        raise ValueError(msg)
+    target = float(like["target_sum"]) if like else float(np.median(sums) if target_sum is None else target_sum)
+    return Expression(log_normalize(matrix, sums / target), names, _header(unit, target, naming, shared))
+
+
+def _header(given: str, target: float, naming: str, size_factor_genes: Sequence[str]) -> dict[str, Any]:
+    unit = _keys.UNIT if target == 1e4 else f"log1p(counts per {target:,.6g})"
+    return {
+        "unit": unit,
+        "target_sum": target,
+        "given": given,
+        "naming": naming,
+        "size_factor_genes": np.asarray(size_factor_genes, dtype=str),
+    }
+
+
+@dataclass
+class Labels:
+    """What was done to each cell, and where."""
+
+    perturbation: np.ndarray
+    """(n,) one spelling per perturbation; the control's name for controls."""
+    context: np.ndarray
+    batch: np.ndarray
+    kind: np.ndarray
+    """(n,) type of perturbation."""
+    control: np.ndarray
+    """(n,) whether a cell is a control."""
+
+
+def read_labels(
+    adata: AnnData,
+    *,
+    perturbation_key: str,
+    control: str,
+    context_key: str | None,
+    batch_key: str | None,
+    type_key: str | None = None,
+    perturbation_type: str | Sequence[str] | None = None,
+    where: str = "adata",
+) -> Labels:
+    """Labels of the cells.
+
+    Raises
+    ------
+    KeyError
+        If a column does not exist.
+    ValueError
+        If a label is missing or no cell is a control.
+    """
+    found = column(adata, perturbation_key, where)
+    names = {name: canonical(name, control) for name in set(found)}
+    perturbation = np.array([names[name] for name in found], dtype=object)
+    is_control = perturbation == control
+    if not is_control.any():
+        msg = (
+            f"No cell has {control!r} in `{where}.obs[{perturbation_key!r}]`; responses are measured against controls. "
+            f"There are {listing(sorted(set(found)))}. Name the controls with `control=`."
+        )
+        raise ValueError(msg)
+    everywhere = np.full(adata.n_obs, _keys.ALL_CONTEXTS, dtype=object)
+    context = everywhere if context_key is None else column(adata, context_key, where)
+    batch = everywhere if batch_key is None else column(adata, batch_key, where)
+    kind = np.full(
+        adata.n_obs, perturbation_type if isinstance(perturbation_type, str) else _keys.UNKNOWN, dtype=object
+    )
+    if type_key is not None or _keys.PERTURBATION_TYPE in adata.obs:
+        # Controls have no type.
+        kind[~is_control] = column(adata[~is_control], type_key or _keys.PERTURBATION_TYPE, where)
+    return Labels(perturbation, context, batch, kind, is_control)
+
+
+def column(adata: AnnData, key: str, where: str) -> np.ndarray:
+    """Labels of a column without missing ones."""
+    require_key(key, list(adata.obs.columns), f"{where}.obs")
+    missing = int(adata.obs[key].isna().sum())
+    if missing:
+        msg = f"{missing} cells have no label in `{where}.obs[{key!r}]`. Remove them, or name what they are."
+        raise ValueError(msg)
+    return labels(adata.obs[key])

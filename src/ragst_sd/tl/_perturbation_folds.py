@@ -1,0 +1,166 @@
+"""`rg.tl.perturbation_folds`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ragst_sd._validate import listing, require_choice, require_positive
+from ragst_sd.reference.perturbations import components
+from ragst_sd.reference.responses import halves
+from ragst_sd.tl._perturbation_cells import read_labels
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+    from ragst_sd.tl._perturbation_cells import Labels
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("perturbation", "context", "both")
+
+
+def perturbation_folds(
+    adata: AnnData,
+    *,
+    split: str = "perturbation",
+    n_folds: int | None = None,
+    few_shot: float = 0.3,
+    perturbation_key: str = "perturbation",
+    control: str = "control",
+    context_key: str | None = None,
+    batch_key: str | None = None,
+    rng: int = 0,
+) -> pd.DataFrame:
+    """Folds in which perturbations, contexts or both are held out, and the controls are split for good.
+
+    The controls of every context and batch are cut into two halves, the same in all folds: one to measure training
+    responses against and to predict from, one to measure the truth against. Where both share their controls, the noise
+    of the controls is in both, and a prediction correlates with the truth without knowing anything about it.
+
+    Parameters
+    ----------
+    adata
+        Cells of a screen.
+    split
+        `"perturbation"` holds perturbations out, in all contexts. With a single gene the combinations that hold it leave
+        the training; with a combination its singles stay. `"context"` holds a context out, in which a share of
+        `few_shot` of the perturbations is seen. `"both"` does so and takes the held-out perturbations out of the other
+        contexts as well.
+    n_folds
+        Number of folds of `"perturbation"`; one for every perturbation if left out. The others have one per context.
+    few_shot
+        Share of the perturbations of a held-out context that training sees, from 0 to below 1.
+    perturbation_key
+        Column of `.obs` with the perturbation.
+    control
+        What that column says for controls.
+    context_key
+        Column of `.obs` with the context; one context if left out.
+    batch_key
+        Column of `.obs` with the batch.
+    rng
+        Seed of what is drawn.
+
+    Returns
+    -------
+    Data frame with one row per cell and one categorical column per fold, named by what is held out: `"train"`,
+    `"test"`, `"control_train"`, `"control_test"`, or `"unused"`. Build the reference on the first and third, predict from
+    the third, and compare with the second and fourth: see :func:`ragst_sd.tl.evaluate_perturbation`.
+
+    Raises
+    ------
+    KeyError
+        If a column does not exist.
+    ValueError
+        If there are too few perturbations or contexts to hold one out, or no controls.
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np, ragst_sd as rg
+    >>> adata = ad.AnnData(np.ones((8, 2), dtype="float32"))
+    >>> adata.obs["perturbation"] = ["control"] * 4 + ["A", "A", "B", "B"]
+    >>> folds = rg.tl.perturbation_folds(adata)
+    >>> list(folds["A"])[4:]
+    ['test', 'test', 'train', 'train']
+    """
+    import pandas as pd
+
+    require_choice(split, SPLITS, "split")
+    if not isinstance(few_shot, int | float) or not 0 <= few_shot < 1:
+        msg = f"`few_shot` is {few_shot!r}; it must be a number from 0 to below 1."
+        raise ValueError(msg)
+    labels = read_labels(
+        adata, perturbation_key=perturbation_key, control=control, context_key=context_key, batch_key=batch_key
+    )
+    generator = np.random.default_rng(rng)
+    # Drawn in the order of the names of the cells, so that the order in which they come changes nothing.
+    order = np.argsort(np.asarray(adata.obs_names, dtype=str), kind="stable")
+    groups = np.array(["\x1f".join(pair) for pair in zip(labels.context, labels.batch, strict=True)])
+    first = np.empty(adata.n_obs, dtype=bool)
+    first[order] = halves(np.unique(np.where(labels.control, groups, "\x1e"), return_inverse=True)[1][order], generator)
+    if split == "perturbation":
+        held = _perturbations(labels, control, n_folds, generator)
+    else:
+        if n_folds is not None:
+            msg = f"`n_folds` is {n_folds}, but split {split!r} has one fold per context. Leave it out."
+            raise ValueError(msg)
+        held = _contexts(labels, few_shot, everywhere=split == "both", rng=generator)
+    roles = ["train", "test", "control_train", "control_test", "unused"]
+    columns = {}
+    for name, (test, unused) in held.items():
+        role = np.where(test, "test", np.where(unused, "unused", "train"))
+        role = np.where(labels.control, np.where(first, "control_train", "control_test"), role)
+        columns[name] = pd.Categorical(role, categories=roles)
+    return pd.DataFrame(columns, index=adata.obs_names)
+
+
+def _perturbations(
+    labels: Labels, control: str, n_folds: int | None, rng: np.random.Generator
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    names = sorted(set(labels.perturbation[~labels.control]))
+    if n_folds is not None:
+        require_positive(n_folds, "n_folds", whole=True)
+    folds = len(names) if n_folds is None else int(n_folds)
+    if not 2 <= folds <= len(names):
+        msg = (
+            f"{len(names)} perturbations ({listing(names)}) cannot make {folds} folds: 2 to {len(names)} are possible."
+        )
+        raise ValueError(msg)
+    shuffled = names if n_folds is None else [names[i] for i in rng.permutation(len(names))]
+    out = {}
+    for fold in range(folds):
+        held = set(shuffled[fold::folds])
+        singles = {genes[0] for name in held if len(genes := components(name, control)) == 1}
+        leaking = [name for name in names if name not in held and singles & set(components(name, control))]
+        label = shuffled[fold] if n_folds is None else f"fold{fold + 1}"
+        out[label] = (
+            np.isin(labels.perturbation, list(held)) & ~labels.control,
+            np.isin(labels.perturbation, leaking) & ~labels.control,
+        )
+    return out
+
+
+def _contexts(
+    labels: Labels, few_shot: float, *, everywhere: bool, rng: np.random.Generator
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    contexts = sorted(set(labels.context[~labels.control]))
+    if len(contexts) < 2:
+        msg = f"There is one context ({listing(contexts)}); holding it out leaves nothing. Name the contexts with `context_key=`."
+        raise ValueError(msg)
+    out = {}
+    for context in contexts:
+        here = ~labels.control & (labels.context == context)
+        names = sorted(set(labels.perturbation[here]))
+        seen = round(few_shot * len(names))
+        held = [names[i] for i in rng.permutation(len(names))[seen:]]
+        if not held:
+            msg = f"Context {context!r} has {len(names)} perturbations, all of which `few_shot` {few_shot} shows. Lower it."
+            raise ValueError(msg)
+        test = here & np.isin(labels.perturbation, held)
+        unused = ~labels.control & ~test & np.isin(labels.perturbation, held) if everywhere else np.zeros_like(test)
+        out[context] = (test, unused)
+    return out

@@ -1,0 +1,67 @@
+"""A perturbation reference as the arrays that methods of responses work on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._labels import labels
+from ragst_sd._reference import id_order
+from ragst_sd.reference.perturbations import components
+from ragst_sd.retrieval.responses import Asked, Bank
+from ragst_sd.retrieval.training import dense
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+
+def response_bank(reference: AnnData, header: dict[str, Any], *, metric: str, folds: np.ndarray | None = None) -> Bank:
+    """Rows of the reference, in its order."""
+    perturbations = labels(reference.obs[_keys.PERTURBATION])
+    first, second = (dense(reference.layers[name]).astype(np.float64) for name in _keys.RESPONSE_HALVES)
+    return Bank(
+        key=np.asarray(reference.obsm[header["use_rep"]], dtype=np.float64),
+        values=dense(reference.X).astype(np.float64),
+        halves=(first, second),
+        genes=tuple(components(name, str(header["control"])) for name in perturbations),
+        contexts=context_codes(labels(reference.obs[_keys.CONTEXT]), header),
+        folds=np.unique(perturbations.astype(str), return_inverse=True)[1] if folds is None else folds,
+        order=id_order(reference),
+        metric=metric,
+    )
+
+
+def context_codes(contexts: np.ndarray, header: dict[str, Any]) -> np.ndarray:
+    """Position of each context in the header, -1 for a new one."""
+    place = {str(name): i for i, name in enumerate(header["contexts"]["context"])}
+    return np.array([place.get(str(name), -1) for name in contexts], dtype=np.int64)
+
+
+def asked_of(
+    reference: AnnData,
+    header: dict[str, Any],
+    perturbations: Sequence[str],
+    contexts: Sequence[str],
+    key: np.ndarray,
+    *,
+    allowed: np.ndarray,
+    exclude: Sequence[str],
+) -> Asked:
+    """Queries, each with the rows that it may use: those that differ from it in one of the columns of `exclude`."""
+    eligible = np.broadcast_to(allowed, (len(perturbations), reference.n_obs)).copy()
+    if exclude:
+        same = np.ones_like(eligible)
+        own = {_keys.PERTURBATION: perturbations, _keys.CONTEXT: contexts}
+        for name in exclude:
+            same &= np.asarray(own[name], dtype=object)[:, None] == labels(reference.obs[name])[None, :]
+        eligible &= ~same
+    return Asked(
+        key=key,
+        genes=tuple(components(name, str(header["control"])) for name in perturbations),
+        contexts=context_codes(np.asarray(contexts, dtype=object), header),
+        eligible=eligible,
+    )

@@ -1,0 +1,66 @@
+"""Made-up perturbation screens."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+N_PROGRAMMES, PER_PROGRAMME = 4, 5
+
+
+def planted_screen(
+    *,
+    n_programmes: int = N_PROGRAMMES,
+    per_programme: int = PER_PROGRAMME,
+    contexts: tuple[str, ...] = ("a", "b"),
+    n_genes: int = 60,
+    n_cells: int = 30,
+    n_controls: int = 120,
+    effect: float = 0.8,
+    noise: float = 0.4,
+    combinations: tuple[str, ...] = (),
+    rng: int = 0,
+) -> tuple[ad.AnnData, pd.DataFrame]:
+    """Log-expression of a screen in which perturbations of one programme respond alike, and their embedding.
+
+    Perturbations are P0, P1, ...; consecutive ones belong to one programme. Contexts differ in their controls and in how
+    strongly each programme responds. Combinations respond with the sum of their genes' responses. Two batches.
+    """
+    generator = np.random.default_rng(rng)
+    n = n_programmes * per_programme
+    programme = np.arange(n) // per_programme
+    directions = generator.normal(size=(n_programmes, n_genes)) * (generator.random((n_programmes, n_genes)) < 0.3)
+    own = generator.normal(size=(n, n_genes)) * 0.15
+    names = [f"P{i}" for i in range(n)]
+    vectors = np.eye(n_programmes)[programme] + 0.15 * generator.normal(size=(n, n_programmes))
+    values, labels = [], []
+    for c, context in enumerate(contexts):
+        base = generator.uniform(1.5, 3.0, size=n_genes)
+        batch_shift = {"1": 0.0, "2": 0.3 * generator.normal(size=n_genes)}
+        strength = effect * (1 + 0.3 * c)
+        response = {name: strength * (directions[programme[i]] + own[i]) for i, name in enumerate(names)}
+        for both in combinations:
+            response[both] = sum(response[gene] for gene in both.split("+"))
+        for name, delta in {"control": np.zeros(n_genes), **response}.items():
+            for i in range(n_controls if name == "control" else n_cells):
+                batch = str(1 + i % 2)
+                values.append(base + batch_shift[batch] + delta + noise * generator.normal(size=n_genes))
+                labels.append((name, context, batch))
+    obs = pd.DataFrame(labels, columns=["perturbation", "cell_type", "batch"])
+    obs.index = [f"cell{i}" for i in range(len(obs))]
+    var = pd.DataFrame(index=[f"GENE{i}" for i in range(n_genes)])
+    adata = ad.AnnData(np.maximum(np.asarray(values, dtype=np.float32), 0), obs=obs, var=var)
+    return adata, pd.DataFrame(vectors, index=names)
+
+
+def permuted(adata: ad.AnnData, rng: int = 0) -> ad.AnnData:
+    """The same cells with labels permuted within contexts, controls included: nothing is left to be found."""
+    out = adata.copy()
+    generator = np.random.default_rng(rng)
+    names = out.obs["perturbation"].to_numpy(dtype=object).copy()
+    for context in out.obs["cell_type"].unique():
+        at = np.flatnonzero(out.obs["cell_type"] == context)
+        names[at] = names[generator.permutation(at)]
+    out.obs["perturbation"] = names
+    return out

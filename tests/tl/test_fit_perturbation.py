@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import ragst_sd as rg
+from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
+
+from ..screens import planted_screen
+
+
+@pytest.fixture
+def bank():
+    screen, embedding = planted_screen(n_cells=12, n_controls=20, n_genes=30)
+    return rg.tl.build_perturbation_reference(
+        screen, embedding=embedding, unit="log1p_cp10k", context_key="cell_type", batch_key="batch"
+    )
+
+
+@pytest.mark.parametrize("method", RESPONSE_METHODS)
+def test_fit_follows_the_task_of_the_reference(bank, method):
+    before = bank.X.copy()
+    rg.tl.fit(bank, method=method)
+    fit = bank.uns["ragst"]["fit"]
+    assert (fit["method"], fit["metric"], fit["inner_groups"]) == (method, "cosine", "perturbation")
+    assert (fit["n_neighbors"], fit["n_candidates"]) == (3, 32)
+    np.testing.assert_array_equal(bank.X, before)
+    np.testing.assert_array_equal(bank.obsm["retrieval_key"], bank.obsm["perturbation_embedding"])
+    again = bank.copy()
+    rg.tl.fit(again, method=method)
+    assert again.uns["ragst"]["fit"]["fit_hash"] == fit["fit_hash"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"method": "bleep"}, ValueError, "for a reference of perturbations available: 'none', 'mean'"),
+        ({"n_neighbors": 41}, ValueError, "`n_neighbors` is 41, more than the 40 rows"),
+        ({"n_neighbors": 8, "n_candidates": 6}, ValueError, "fewer than `n_neighbors`"),
+        ({"n_neighbors": 0}, ValueError, "`n_neighbors` is 0"),
+        ({"metric": "manhattan"}, ValueError, "`metric` is 'manhattan'"),
+        ({"group_key": "donor"}, KeyError, "Key 'donor' not found"),
+        ({"options": {"gate": "softmax"}}, ValueError, "has no option 'gate'"),
+        ({"rng": -1}, ValueError, "`rng` is -1"),
+    ],
+)
+def test_bad_input(bank, arguments, error, message):
+    with pytest.raises(error, match=message):
+        rg.tl.fit(bank, **({"method": "knn"} | arguments))
+    assert "fit" not in bank.uns["ragst"]

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import logging
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import ragst_sd as rg
+from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
+
+from ..screens import planted_screen
+
+BUILD = {"unit": "log1p_cp10k", "context_key": "cell_type", "batch_key": "batch"}
+ASK = {"unit": "log1p_cp10k", "context_key": "cell_type"}
+ALWAYS = [name for name, method in RESPONSE_METHODS.items() if method.lacks is None]
+
+
+@pytest.fixture(scope="module")
+def _screen():
+    return planted_screen(combinations=("P0+P7",))
+
+
+@pytest.fixture
+def embedding(_screen):
+    return _screen[1].copy()
+
+
+@pytest.fixture
+def screen(_screen):
+    return _screen[0].copy()
+
+
+@pytest.fixture
+def controls(screen):
+    at = np.flatnonzero(screen.obs["perturbation"] == "control")
+    return screen[at[::20]].copy()
+
+
+@pytest.fixture
+def bank(screen, embedding):
+    return rg.tl.build_perturbation_reference(screen, embedding=embedding, **BUILD)
+
+
+@pytest.fixture
+def fitted(bank):
+    rg.tl.fit(bank, method="knn", n_neighbors=4)
+    return bank
+
+
+@pytest.mark.parametrize("method", ALWAYS)
+def test_every_method_answers(bank, controls, method):
+    rg.tl.fit(bank, method=method)
+    table = rg.tl.perturb(controls, bank, perturbations=["P3", "P19", "control"], **ASK)
+    n = controls.n_obs
+    assert table.shape == (3 * n, bank.n_vars) and table.X.dtype == np.float32
+    source = controls.to_df().loc[table.obs["source"]].to_numpy()
+    np.testing.assert_array_equal(table.X, source + table.layers["response"])
+    assert list(table.obs["perturbation"][::n]) == ["P3", "P19", "control"]
+    assert (table.obs["context"].to_numpy() == controls.obs.loc[table.obs["source"], "cell_type"].to_numpy()).all()
+    back = table[table.obs["perturbation"] == "control"]
+    np.testing.assert_array_equal(back.X, controls.X)
+    assert (back.obsm["retrieval_rows"] == -1).all() and (back.layers["evidence"] == 0).all()
+    if method != "none":
+        assert np.abs(table.layers["response"][: 2 * n]).mean() > 0.02
+    total = table.obsm["retrieval_weights"][: 2 * n].sum(axis=1)
+    np.testing.assert_allclose(total, 1 if RESPONSE_METHODS[method].cites else 0, atol=1e-6)
+
+
+def test_provenance_leads_back_to_the_measured_rows(fitted, controls):
+    table = rg.tl.perturb(controls, fitted, perturbations=["P3", "P0+P9"], **ASK)
+    header = table.uns["retrieval"]
+    assert header["task"] == "perturbation" and header["method"] == "knn"
+    assert header["reference_hash"] == fitted.uns["ragst"]["content_hash"]
+    cited = header["cited"]
+    assert list(cited.columns) == [
+        "reference",
+        "perturbation",
+        "context",
+        "perturbation_type",
+        "n_cells",
+        "reliability",
+    ]
+    rows, weights = table.obsm["retrieval_rows"], table.obsm["retrieval_weights"]
+    for i in (0, 5, len(table) - 1):
+        measured = fitted[cited["reference"].to_numpy()[rows[i]]].X
+        np.testing.assert_allclose(weights[i] @ measured, table.layers["evidence"][i], atol=1e-5)
+        assert (cited["context"].to_numpy()[rows[i]] == table.obs["context"].iloc[i]).all()
+    np.testing.assert_allclose(table.obs["effective_n"], 1 / (weights**2).sum(axis=1), rtol=1e-5)
+    part = table[table.obs["perturbation"] == "P3"]
+    np.testing.assert_array_equal(part.obsm["retrieval_rows"], rows[: controls.n_obs])
+    expected = (weights * cited["reliability"].to_numpy()[rows]).sum(axis=1)
+    np.testing.assert_allclose(table.obs["cited_reliability"], expected, atol=1e-5)
+
+
+def test_table_is_written_and_read(fitted, controls, tmp_path):
+    table = rg.tl.perturb(controls, fitted, perturbations=["P3", "control"], **ASK)
+    table.write_zarr(tmp_path / "table.zarr")
+    read = ad.read_zarr(tmp_path / "table.zarr")
+    np.testing.assert_array_equal(read.X, table.X)
+    assert list(read.uns["retrieval"]["cited"]["reference"]) == list(table.uns["retrieval"]["cited"]["reference"])
+
+
+def test_a_reference_reads_back_with_its_fit(bank, controls, tmp_path):
+    for method in ("knn", "ridge", "mean"):
+        rg.tl.fit(bank, method=method)
+        before = rg.tl.perturb(controls, bank, perturbations=["P3"], **ASK)
+        rg.io.write_reference(bank, tmp_path / "bank.zarr", overwrite=True)
+        after = rg.tl.perturb(controls, rg.io.read_reference(tmp_path / "bank.zarr"), perturbations=["P3"], **ASK)
+        np.testing.assert_array_equal(after.X, before.X)
+        assert after.uns["retrieval"]["fit_hash"] == before.uns["retrieval"]["fit_hash"]
+
+
+@pytest.mark.parametrize("method", ALWAYS)
+def test_the_own_perturbation_in_its_context_is_never_used(bank, controls, method):
+    """A second row of the very perturbation and context, with a response of its own, changes nothing."""
+    options = {"alphas": (1.0,)} if method == "ridge" else None
+    own = bank["a:P3"].copy()
+    own.obs_names = ["a:P3 again"]
+    own.X = own.X + 100
+    doubled = ad.concat([bank, own], merge="same", uns_merge="first")
+    of_a = controls[controls.obs["cell_type"] == "a"].copy()
+    tables = []
+    for reference in (bank, doubled):
+        rg.tl.fit(reference, method=method, n_neighbors=4, n_candidates=4, options=options)
+        tables.append(rg.tl.perturb(of_a, reference, perturbations=["P3"], **ASK))
+    np.testing.assert_allclose(tables[1].X, tables[0].X, atol=1e-5)
+    used = rg.tl.perturb(of_a, doubled, perturbations=["P3"], exclude=(), **ASK)
+    # Random rows need not hold it.
+    if method not in ("none", "random_rag"):
+        assert np.abs(used.X - tables[0].X).max() > 1
+
+
+def test_other_contexts_are_used_unless_excluded(bank, controls):
+    rg.tl.fit(bank, method="same_perturbation")
+    of_a = controls[controls.obs["cell_type"] == "a"].copy()
+    table = rg.tl.perturb(of_a, bank, perturbations=["P3"], **ASK)
+    np.testing.assert_allclose(table.layers["response"], np.tile(bank["b:P3"].X, (of_a.n_obs, 1)), atol=1e-6)
+    with pytest.raises(ValueError, match=r"nothing to answer from for 'P3 in a \(no other context"):
+        rg.tl.perturb(of_a, bank, perturbations=["P3"], exclude=("perturbation",), **ASK)
+
+
+def test_a_new_context_uses_all_rows(bank, controls, caplog):
+    rg.tl.fit(bank, method="same_perturbation")
+    table = rg.tl.perturb(controls, bank, perturbations=["P3"], unit="log1p_cp10k")
+    assert "of a new context" in caplog.text
+    expected = (np.asarray(bank["a:P3"].X) + np.asarray(bank["b:P3"].X)) / 2
+    np.testing.assert_allclose(table.layers["response"][:1], expected, atol=1e-5)
+    assert set(table.obs["context"]) == {"unknown"}
+
+
+def test_one_context_without_a_name_is_the_same_in_query_and_reference(screen, embedding):
+    one = screen[screen.obs["cell_type"] == "a"].copy()
+    reference = rg.tl.build_perturbation_reference(one, embedding=embedding, unit="log1p_cp10k")
+    rg.tl.fit(reference, method="knn", n_neighbors=3)
+    cells = one[one.obs["perturbation"] == "control"].copy()
+    table = rg.tl.perturb(cells, reference, perturbations=["P3"], unit="log1p_cp10k")
+    assert "P3" not in set(table.uns["retrieval"]["cited"]["perturbation"])
+
+
+def test_additive_for_combinations_only(bank, controls):
+    rg.tl.fit(bank, method="additive")
+    of_a = controls[controls.obs["cell_type"] == "a"].copy()
+    table = rg.tl.perturb(of_a, bank, perturbations=["P7+P0"], **ASK)
+    assert set(table.obs["perturbation"]) == {"P7+P0"}
+    expected = np.asarray(bank["a:P0"].X) + np.asarray(bank["a:P7"].X)
+    np.testing.assert_allclose(table.layers["response"][:1], expected, atol=1e-5)
+    with pytest.raises(ValueError, match=r"Method 'additive' has nothing to answer from for 'P1 in a \(a single gene"):
+        rg.tl.perturb(of_a, bank, perturbations=["P1"], **ASK)
+
+
+def test_rows_and_genes_are_chosen(fitted, controls):
+    table = rg.tl.perturb(controls, fitted, perturbations=["P3"], genes=["GENE5", "GENE2"], n_neighbors=2, **ASK)
+    assert list(table.var_names) == ["GENE5", "GENE2"] and table.obsm["retrieval_rows"].shape[1] == 2
+    whole = rg.tl.perturb(controls, fitted, perturbations=["P3"], n_neighbors=2, **ASK)
+    np.testing.assert_array_equal(whole[:, ["GENE5", "GENE2"]].X, table.X)
+    only = rg.tl.perturb(controls, fitted, perturbations=["P3"], where={"perturbation": ["P9", "P8"]}, **ASK)
+    assert set(only.uns["retrieval"]["cited"]["perturbation"]) == {"P8", "P9"}
+
+
+def test_data_with_fewer_genes_or_another_order(fitted, controls, caplog):
+    whole = rg.tl.perturb(controls, fitted, perturbations=["P3"], **ASK)
+    part = controls[:, controls.var_names[::-1][:20]].copy()
+    table = rg.tl.perturb(part, fitted, perturbations=["P3"], **ASK)
+    assert "Only 20 of the reference's 60 genes" in caplog.text
+    np.testing.assert_array_equal(table.X, whole[:, table.var_names].X)
+    assert (
+        table.uns["retrieval"]["gene_overlap"] == pytest.approx(1 / 3) and whole.uns["retrieval"]["gene_overlap"] == 1
+    )
+
+
+def test_the_order_of_rows_changes_nothing(bank, controls):
+    shuffled = bank[np.random.default_rng(0).permutation(bank.n_obs)].copy()
+    for method in ("knn", "ridge", "bilinear", "random_rag"):
+        tables = []
+        for reference in (bank, shuffled):
+            rg.tl.fit(reference, method=method)
+            tables.append(rg.tl.perturb(controls, reference, perturbations=["P3", "P11"], **ASK))
+        np.testing.assert_array_equal(tables[0].X, tables[1].X)
+        assert tables[0].uns["retrieval"]["fit_hash"] != ""
+        assert list(tables[0].uns["retrieval"]["cited"]["reference"]) == list(
+            tables[1].uns["retrieval"]["cited"]["reference"]
+        )
+
+
+def test_counts_are_normalised_as_the_reference_was():
+    generator = np.random.default_rng(0)
+    adata = ad.AnnData(generator.poisson(2.0, size=(120, 210)).astype("float32"))
+    adata.obs["perturbation"] = np.repeat(["control", "A", "B", "C"], 30)
+    embedding = {"A": [1.0, 0.2], "B": [0.9, 0.4], "C": [0.3, 1.0]}
+    reference = rg.tl.build_perturbation_reference(adata, embedding=embedding, target_sum=None)
+    rg.tl.fit(reference, method="mean")
+    cells = adata[:10, ::-1].copy()
+    table = rg.tl.perturb(cells, reference, perturbations=["control"])
+    target = float(np.median(adata.X.sum(axis=1)))
+    expected = np.log1p(adata.X[:10] / adata.X[:10].sum(axis=1, keepdims=True) * target)
+    np.testing.assert_allclose(table.X, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="looks log-transformed already"):
+        rg.tl.perturb(table, reference, perturbations=["A"])
+    with pytest.raises(ValueError, match="150 genes that size factors can rest on"):
+        rg.tl.perturb(cells[:, :150].copy(), reference, perturbations=["A"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"perturbations": ["P3", "STAT9"]}, KeyError, "The embedding of the reference has no 'STAT9'"),
+        ({"perturbations": ["P3+STAT9"]}, KeyError, r"has no 'STAT9', which 'P3\+STAT9' needs"),
+        ({"perturbations": []}, ValueError, "`perturbations` is empty"),
+        ({"context_key": "celltype"}, KeyError, "Did you mean 'cell_type'"),
+        ({"n_neighbors": 5}, ValueError, "was fitted with 4"),
+        (
+            {"where": {"perturbation": "P3", "context": "a"}},
+            ValueError,
+            "No row of the reference may be used for 'P3 in a'",
+        ),
+        ({"where": {"perturbation": "nobody"}}, ValueError, "no row has perturbation 'nobody'"),
+        ({"exclude": ["donor"]}, ValueError, "`exclude` names 'donor'"),
+        ({"genes": ["nothing"]}, ValueError, "do not share 'nothing'"),
+        ({"unit": "counts"}, ValueError, "looks log-transformed already"),
+        ({"layer": "counts"}, KeyError, "Key 'counts' not found"),
+    ],
+)
+def test_bad_input(fitted, controls, arguments, error, message):
+    before = controls.copy()
+    with pytest.raises(error, match=message):
+        rg.tl.perturb(controls, fitted, **({"perturbations": ["P3"]} | ASK | arguments))
+    pd.testing.assert_frame_equal(controls.obs, before.obs)
+
+
+def test_more_neighbours_than_may_be_used(bank, controls):
+    rg.tl.fit(bank, method="knn", n_neighbors=30)
+    of_a = controls[controls.obs["cell_type"] == "a"].copy()
+    where = {"perturbation": ["P8", "P9"], "context": "a"}
+    with pytest.raises(ValueError, match="`n_neighbors` is 3, but only 2 rows may be used"):
+        rg.tl.perturb(of_a, bank, perturbations=["P3"], n_neighbors=3, where=where, **ASK)
+    table = rg.tl.perturb(of_a, bank, perturbations=["P3"], where=where, **ASK)
+    assert ((table.obsm["retrieval_rows"] >= 0).sum(axis=1) == 2).all()
+
+
+def test_state_of_the_reference_is_checked(bank, controls, reference, caplog):
+    with pytest.raises(ValueError, match="not fitted"):
+        rg.tl.perturb(controls, bank, perturbations=["P3"], **ASK)
+    with pytest.raises(ValueError, match=r"for the task 'histology', not 'perturbation'. Use `rg.tl.predict`"):
+        rg.tl.perturb(controls, reference, perturbations=["P3"], **ASK)
+    rg.tl.fit(bank, method="mean")
+    changed = bank.copy()
+    changed.X[0, 0] += 1
+    with pytest.raises(ValueError, match="changed after it was fitted"):
+        rg.tl.perturb(controls, changed, perturbations=["P3"], **ASK)
+    changed = bank.copy()
+    changed.uns["ragst"]["fit"]["metric"] = "euclidean"
+    with pytest.raises(ValueError, match="does not match its hash"):
+        rg.tl.perturb(controls, changed, perturbations=["P3"], **ASK)
+    strangers = controls.copy()
+    strangers.var_names = [f"OTHER{i}" for i in range(strangers.n_vars)]
+    with pytest.raises(ValueError, match="share no genes"):
+        rg.tl.perturb(strangers, bank, perturbations=["P3"], **ASK)
+    twice = ad.concat([controls, controls])
+    with pytest.raises(ValueError, match="names of cells more than once"):
+        rg.tl.perturb(twice, bank, perturbations=["P3"], **ASK)
+    with pytest.raises(TypeError, match="`data` is a dict"):
+        rg.tl.perturb({}, bank, perturbations=["P3"])
+    with caplog.at_level(logging.WARNING):
+        rg.tl.perturb(controls, bank, perturbations=["P3"], exclude=(), **ASK)
+    assert "`exclude` is empty" in caplog.text
