@@ -104,7 +104,7 @@ def check_calibration(calibration: Any, fit_hash: str) -> None:
         msg = "The reference has no intervals. Run `rg.tl.calibrate(reference)` first."
         raise ValueError(msg)
     todo = "Run `rg.tl.calibrate` again."
-    _check(calibration, _CALIBRATION, "The reference's calibration `uns['ragst']['calibration']`", todo)
+    check_fields(calibration, _CALIBRATION, "The reference's calibration `uns['ragst']['calibration']`", todo)
     if calibration["fit_hash"] != fit_hash:
         msg = f"The calibration belongs to another fit (hash {calibration['fit_hash'][:12]} against {fit_hash[:12]}). {todo}"
         raise ValueError(msg)
