@@ -56,6 +56,7 @@ THUMBNAIL = "thumbnail"
 RETRIEVAL_KEY = "retrieval_key"
 FIT = "fit"
 CALIBRATION = "calibration"
+GENE_TRUST = "gene_trust"
 
 # a perturbation reference, and tables of predicted responses
 PERTURBATION = "perturbation"

@@ -23,6 +23,8 @@ _HEADER = ("schema_version", "reference_hash", "fit_hash", "sources", _keys.CITE
 
 # Below this correlation on held-out donors a gene is not to be trusted, whatever its map looks like.
 MIN_CV_PEARSON = 0.1
+# Columns of `.obs` that say how well grounded a spot is, of which more is better; of all others less is.
+MORE_IS_BETTER = (_keys.EFFECTIVE_N, _keys.N_DONORS, _keys.EVIDENCE_SHARE)
 # Above this share of spots that look unlike every section of the reference, the section as a whole is called unlike.
 MOST_UNLIKE = 0.5
 

@@ -203,7 +203,7 @@ def test_warnings_name_what_to_doubt(path, open_page, predicted):
     text = page.locator("#warnings").text_content()
     assert "Out of reference: no measured tissue looks like this spot." in text
     assert "not to be trusted" in text
-    assert "calibrated on held-out spots, not on new donors" in text
+    assert "counted by spot, not by donor" in text
     assert "Warnings: Out of reference" in page.locator("#announce").text_content()
     page.fill("#spot-name", table.obs_names[5])
     page.press("#spot-name", "Enter")

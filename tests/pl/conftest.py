@@ -33,7 +33,10 @@ def with_intervals():
         table.layers["lower"] = np.maximum(prediction - half, np.minimum(prediction, 0))
         table.layers["upper"] = prediction + half
         table.varm["interval_quantiles"] = quantiles
-        table.uns["retrieval"] |= {"interval_level": level, "interval_unit": unit, "interval_levels": LEVELS}
+        # As strings come back from a store.
+        units = np.array([unit] * len(LEVELS), dtype=np.dtypes.StringDType())
+        about = {"interval_level": level, "interval_unit": unit, "interval_levels": LEVELS, "interval_units": units}
+        table.uns["retrieval"] |= about
         return scale
 
     return write

@@ -280,3 +280,12 @@ def test_picture(predicted, with_intervals, risk, distance_to_baseline):
         axes[name].set_visible(False)
         assert distance_to_baseline(axes[name].figure, "reliability") > 8
         axes[name].set_visible(True)
+
+
+def test_dark_is_weak_whatever_the_column(predicted):
+    table = predicted.tables["predicted"]
+    table.obs["of_the_user"] = np.linspace(0, 1, table.n_obs)
+    maps = ["appearance_distance", "distance_percentile", "of_the_user", "effective_n"]
+    axes = rg.pl.reliability(predicted, maps=maps, return_ax=True)
+    names = [drawn(axes[name], name).get_cmap().name for name in maps]
+    assert names[0] == names[1] == names[2] != names[3]

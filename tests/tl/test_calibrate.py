@@ -233,6 +233,51 @@ class TestRecord:
         for name, value in kept.items():
             np.testing.assert_array_equal(back[name], value)
 
+    def test_serves_a_reference_read_back(self, fitted, query, tmp_path):
+        rg.tl.calibrate(fitted, levels=[0.5, 0.9], **QUIET)
+        rg.io.write_reference(fitted, tmp_path / "r.zarr")
+        tables = [
+            rg.tl.predict(query, one, intervals=0.9, inplace=False)
+            for one in (fitted, rg.io.read_reference(tmp_path / "r.zarr"))
+        ]
+        np.testing.assert_array_equal(*(table.layers["upper"] for table in tables))
+        assert [table.uns["retrieval"]["interval_unit"] for table in tables] == ["spot", "spot"]
+
+
+class TestTrust:
+    def test_of_another_fit_is_not_handed_on(self, fitted, query, caplog):
+        rg.tl.calibrate(fitted, levels=[0.5], **QUIET)
+        found = fitted.var["cv_pearson"]
+        assert rg.tl.predict(query, fitted, inplace=False).var["cv_pearson"].equals(found)
+        rg.tl.fit(fitted, method="mean", progress=False)
+        with caplog.at_level(logging.WARNING):
+            table = rg.tl.predict(query, fitted, inplace=False)
+        assert table.var["cv_pearson"].isna().all()
+        assert table.var["noise_ceiling"].notna().any()
+        assert "was found for another fit (method 'knn')" in caplog.text
+        rg.tl.fit(fitted, method="knn", n_neighbors=10, options={"sharpness": 5.0}, progress=False)
+        assert rg.tl.predict(query, fitted, inplace=False).var["cv_pearson"].isna().all()
+
+    def test_of_calibrate_outlives_cross_validation(self, fitted):
+        rg.tl.calibrate(fitted, levels=[0.5], **QUIET)
+        kept = fitted.var["cv_pearson"].copy()
+        rg.tl.cross_validate(fitted, methods=["ridge"], n_genes=20, cited=(), progress=False)
+        assert fitted.var["cv_pearson"].equals(kept)
+
+    def test_of_cross_validation_grows_for_one_method_and_starts_anew_for_another(self, reference):
+        how = {"cited": (), "progress": False}
+        first, second = list(reference.var_names[:5]), list(reference.var_names[5:10])
+        rg.tl.cross_validate(reference, methods=["ridge"], genes=first, **how)
+        rg.tl.cross_validate(reference, methods=["ridge"], genes=second, **how)
+        assert set(reference.var_names[reference.var["cv_pearson"].notna()]) == {*first, *second}
+        rg.tl.cross_validate(reference, methods=["mean"], genes=first, **how)
+        assert set(reference.var_names[reference.var["cv_pearson"].notna()]) == set(first)
+        assert reference.uns["ragst"]["gene_trust"]["method"] == "mean"
+
+    def test_is_that_of_the_fitted_method_if_it_was_compared(self, fitted):
+        rg.tl.cross_validate(fitted, methods=["ridge", "knn"], n_genes=20, cited=(), progress=False)
+        assert fitted.uns["ragst"]["gene_trust"]["method"] == "knn"
+
 
 class TestBadInput:
     @pytest.mark.parametrize("levels", [[], [0.5, 1.0], [0], 90])

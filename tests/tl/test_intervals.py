@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import spatialdata as sd
 
 import ragst_sd as rg
+from ragst_sd.tl._intervals import make_intervals
 
 KNN = {"method": "knn", "n_neighbors": 10, "progress": False}
 
@@ -169,6 +171,24 @@ class TestLimits:
         np.testing.assert_array_equal(back.varm["interval_quantiles"], table.varm["interval_quantiles"])
         for name in ("interval_level", "interval_unit", "interval_levels", "interval_units"):
             np.testing.assert_array_equal(back.uns["retrieval"][name], table.uns["retrieval"][name])
+
+    def test_of_a_donor_that_was_calibrated_on_carry_a_warning(self, sections, calibrated, caplog):
+        with caplog.at_level(logging.WARNING):
+            rg.tl.predict(sections["donor1"], calibrated, intervals=0.5)
+        assert "calibrated on what was measured in 'donor1' too" in caplog.text
+
+    def test_widen_on_spots_that_look_unlike_the_reference(self, calibrated):
+        header, n, g = calibrated.uns["ragst"], 3, calibrated.n_vars
+        found = SimpleNamespace(
+            prediction=np.ones((n, g), dtype=np.float32),
+            disagreement=np.ones((n, g), dtype=np.float32),
+            distance=np.zeros(n),
+            obs={"appearance_distance": np.array([0.5, 2.0, np.nan])},
+        )
+        limits = make_intervals(header, found, 0, np.arange(g), as_calibrated=True)
+        half = limits.upper - found.prediction
+        np.testing.assert_allclose(half[1], 2 * half[0], rtol=1e-5)
+        np.testing.assert_array_equal(half[2], half[0])
 
     @pytest.mark.parametrize("less", [{"n_neighbors": 5}, {"where": {"donor": "donor1"}}])
     def test_of_fewer_rows_than_calibrated_carry_a_warning(self, query, calibrated, less, caplog):

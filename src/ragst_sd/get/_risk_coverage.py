@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._results import gene_index, predicted
+from ragst_sd._results import MORE_IS_BETTER, gene_index, predicted
 from ragst_sd._validate import hint, listing, require_key
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.tl._metrics import METRICS, score
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 WIDTH = "interval_width"
-# Columns of which more is better; of all others less.
-_MORE_IS_BETTER = (_keys.EFFECTIVE_N, _keys.N_DONORS, _keys.EVIDENCE_SHARE)
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 _RANDOM_ORDERS = 5
 
@@ -195,7 +193,7 @@ def _ordered(table: AnnData, name: str, rows: np.ndarray, columns: np.ndarray) -
         typical = _mean(spread, axis=0)
         return _mean(spread / np.where(typical > 0, typical, np.nan), axis=1)
     values = table.obs[name].to_numpy(float)[rows]
-    return -values if name in _MORE_IS_BETTER else values
+    return -values if name in MORE_IS_BETTER else values
 
 
 def _check_order(table: AnnData, name: str) -> None:

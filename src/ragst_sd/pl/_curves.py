@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._labels import labels
 from ragst_sd._validate import listing
 from ragst_sd.pl import _style
 
@@ -92,7 +93,7 @@ def coverage(
         return None
     inside = np.stack([(score <= quantiles[:, k]).sum(axis=0) for k in range(len(levels))], axis=1)
     order = np.argsort(levels)
-    units = np.asarray(header.get(_keys.INTERVAL_UNITS, [intervals.unit] * len(levels)), dtype=str)
+    units = labels(np.atleast_1d(header.get(_keys.INTERVAL_UNITS, [intervals.unit] * len(levels))))
     return Coverage(levels[order], (inside[with_any] / count[with_any, None])[:, order], units[order])
 
 

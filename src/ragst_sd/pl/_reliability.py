@@ -9,7 +9,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
-from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
+from ragst_sd._results import MIN_CV_PEARSON, MORE_IS_BETTER, gene_index, predicted
 from ragst_sd._validate import listing, require_choice
 from ragst_sd.pl import _style
 from ragst_sd.pl._curves import coverage, draw_calibration, draw_risk
@@ -51,6 +51,7 @@ _OF_GENES = (_keys.DISAGREEMENT, _WIDTH)
 # Title and colour-bar label of each map, and whether high values are the weak ones: dark is weak throughout.
 _MAPS = {
     _keys.DISTANCE_PERCENTILE: ("distance to measured tissue", "percentile of held-out spots", True),
+    _keys.APPEARANCE_DISTANCE: ("difference in appearance", "distance over the threshold", True),
     _keys.EFFECTIVE_N: ("measured spots cited", "effective number", False),
     _keys.N_DONORS: ("donors cited", "number of donors", False),
     _keys.EVIDENCE_SHARE: ("share of evidence", "evidence, not adjustment", False),
@@ -261,7 +262,7 @@ def _varies(table: AnnData, name: str) -> bool:
 def _map(
     table: AnnData, name: str, columns: np.ndarray, intervals: Intervals | None, about: str, distrusted: str
 ) -> Map:
-    title, label, weak_is_high = _MAPS.get(name, (name.replace("_", " "), "", False))
+    title, label, weak_is_high = _MAPS.get(name, (name.replace("_", " "), "", name not in MORE_IS_BETTER))
     cmap: Any = f"{_style.SEQUENTIAL}_r" if weak_is_high else _style.SEQUENTIAL
     note, hatch = "", None
     if name in _OF_GENES:

@@ -59,7 +59,8 @@ def calibrate(
 
     with the `disagreement` s, a floor f of half the gene's standard deviation within sections, and the distance d of the spot to its
     nearest rows, of which :math:`d_0` is the 95th percentile over held-out rows. The interval of a gene is prediction
-    :math:`\pm\, t_g \sigma_{ig}`.
+    :math:`\pm\, t_g \sigma_{ig}`; :func:`ragst_sd.tl.predict` widens it further, by `appearance_distance`, on spots that look unlike
+    every section of the reference.
 
     Spots of one donor err together, so donors are the unit: :math:`t_g` is what one spot drawn from a new donor stays below, given
     one spot drawn from each donor that was held out, without dependence on the draw (see Notes). A level 1 - alpha needs
@@ -88,6 +89,8 @@ def calibrate(
         that too few groups measured), `floor` (genes,), `far_distance` (:math:`d_0`), `n_donors`, `n_sections`, `n_spots`
         that were held out and predicted, `share_inside` (L,), the share of these very spots inside their intervals (not a
         test: the intervals were made from them), `fit_hash`, `schema_version`. :func:`ragst_sd.tl.fit` drops it.
+    `.uns["ragst"]["gene_trust"]`
+        Method and hash of the fit that `cv_pearson` is of.
     `.var["cv_pearson"]`, `["noise_ceiling"]`
         For all genes: Pearson on held-out donors, and the most that the noise of counting allows; means over the sections of a
         donor, then over donors. NaN where it cannot be told.
@@ -171,7 +174,7 @@ def calibrate(
         "share_inside": inside,
     }
     reference.uns[_keys.ATTRS] = owned
-    write_gene_trust(reference, pd.concat(parts, ignore_index=True), fitted["method"])
+    write_gene_trust(reference, pd.concat(parts, ignore_index=True), fitted["method"], fit_hash=fitted["fit_hash"])
 
 
 def _check_levels(levels: Sequence[float]) -> np.ndarray:

@@ -116,10 +116,15 @@ def cross_validate(
     stay as they are:
 
     `.var["cv_pearson"]`
-        Pearson of the first of `methods` that cites (of the first one if none does), averaged over the sections of a
-        group, then over groups. NaN for genes that were not compared: `genes="all"` leaves none out.
+        Pearson of the fitted method if it is among `methods`, else of the first one that cites (of the first one if none
+        does), averaged over the sections of a group, then over groups. NaN for genes that were not compared: `genes="all"`
+        leaves none out.
     `.var["noise_ceiling"]`
         The noise ceiling, averaged in the same way.
+    `.uns["ragst"]["gene_trust"]`
+        The method that `cv_pearson` is of. :func:`ragst_sd.tl.predict` hands it on for that method only.
+
+    Where :func:`ragst_sd.tl.calibrate` has assessed the genes of the very fit, its figures stay.
 
     Raises
     ------
@@ -282,5 +287,12 @@ def _write(reference: AnnData, scores: pd.DataFrame, methods: list[str]) -> None
     if scores.empty or (scores["metric"] == "pearson").sum() == 0:
         logger.info("Nothing was scored in the reference's own unit: it is left as it is.")
         return
-    method = next((name for name in methods if METHODS[name].cites), methods[0])
+    owned = reference.uns[_keys.ATTRS]
+    if _keys.CALIBRATION in owned:
+        logger.info(
+            "`rg.tl.calibrate` has assessed every gene for the very fit: `.var` of the reference stays as it is."
+        )
+        return
+    fitted = owned.get(_keys.FIT, {}).get("method")
+    method = fitted if fitted in methods else next((name for name in methods if METHODS[name].cites), methods[0])
     write_gene_trust(reference, scores, method)

@@ -226,13 +226,25 @@ def section_ceiling(reference: AnnData, header: dict[str, Any], rows: np.ndarray
     return noise_ceiling(as_csr(reference.layers[_keys.COUNTS][rows]), columns, rng=rng)
 
 
-def write_gene_trust(reference: AnnData, scores: pd.DataFrame, method: str) -> None:
-    """Write into `.var` how well a method predicts each gene, and its noise ceiling: means over sections, then over groups."""
+def write_gene_trust(reference: AnnData, scores: pd.DataFrame, method: str, *, fit_hash: str = "") -> None:
+    """Write into `.var` how well a method predicts each gene, and its noise ceiling: means over sections, then over groups.
+
+    Genes that were not scored keep what the same method was found to reach before. `fit_hash` names the very fit, if it
+    was one.
+    """
+    before = reference.uns[_keys.ATTRS].get(_keys.GENE_TRUST, {})
+    same = before.get("method") == method and before.get("fit_hash", "") == fit_hash
     for column, metric, own in (
         (_keys.CV_PEARSON, "pearson", method),
         (_keys.NOISE_CEILING, _keys.NOISE_CEILING, ""),
     ):
         lines = scores[(scores["metric"] == metric) & (scores["method"] == own)]
         by_group = lines.groupby(["gene", "fold"])["value"].mean()
-        reference.var[column] = by_group.groupby(level="gene").mean().reindex(reference.var_names).to_numpy(float)
+        found = by_group.groupby(level="gene").mean().reindex(reference.var_names)
+        if column in reference.var and (same or column == _keys.NOISE_CEILING):
+            found = found.fillna(reference.var[column])
+        reference.var[column] = found.to_numpy(float)
+    owned = dict(reference.uns[_keys.ATTRS])
+    owned[_keys.GENE_TRUST] = {"method": method, "fit_hash": fit_hash}
+    reference.uns[_keys.ATTRS] = owned
     logger.info("Adding `reference.var[%r]` (of %r) and `[%r]`.", _keys.CV_PEARSON, method, _keys.NOISE_CEILING)

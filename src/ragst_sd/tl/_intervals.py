@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._labels import labels
 from ragst_sd._reference import level_groups
 from ragst_sd._validate import listing
 from ragst_sd.reference.normalize import as_csr
@@ -22,6 +23,8 @@ from ragst_sd.retrieval.conformal import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
 
     from ragst_sd.tl._retrieve import Retrieved
@@ -151,12 +154,27 @@ def check_level(header: dict[str, Any], fit: dict[str, Any], level: float) -> in
 
 
 def make_intervals(
-    header: dict[str, Any], found: Retrieved, place: int, gene_index: np.ndarray, *, as_calibrated: bool
+    header: dict[str, Any],
+    found: Retrieved,
+    place: int,
+    gene_index: np.ndarray,
+    *,
+    as_calibrated: bool,
+    calibrated_on: Sequence[str] = (),
 ) -> Intervals:
-    """Limits at a calibrated level; `as_calibrated` says whether all rows and as many neighbours were used as there."""
+    """Limits at a calibrated level.
+
+    Parameters
+    ----------
+    as_calibrated
+        Whether all rows and as many neighbours were used as in the calibration.
+    calibrated_on
+        Donors of the query whose own measurements took part in it.
+    """
     calibration = header[_keys.CALIBRATION]
     levels = np.asarray(calibration["levels"], dtype=np.float64)
-    units = np.asarray(calibration["units"], dtype=str)
+    # Strings come back from a store in another type of array.
+    units = labels(np.atleast_1d(calibration["units"])).astype(str)
     unit = str(units[place])
     quantiles = np.asarray(calibration["quantiles"], dtype=np.float32)[gene_index]
     if unit != UNITS[0]:
@@ -168,6 +186,12 @@ def make_intervals(
     if not as_calibrated:
         logger.warning(
             "Intervals were calibrated with all rows and neighbours; here fewer are used: coverage may differ."
+        )
+    if calibrated_on:
+        logger.warning(
+            "The intervals were calibrated on what was measured in %s too, among others: how many values of these donors lie "
+            "inside is no evidence of coverage.",
+            listing(list(calibrated_on)),
         )
     floor = np.asarray(calibration["floor"], dtype=np.float32)[gene_index]
     scale = interval_scale(found.disagreement, floor, found.distance, float(calibration["far_distance"]))

@@ -10,7 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted
 from ragst_sd._elements import require_sdata
-from ragst_sd._labels import as_names
+from ragst_sd._labels import as_names, labels
 from ragst_sd._reference import reference_fit, reference_header
 from ragst_sd._validate import hint, listing, require_choice, require_key, require_positive
 from ragst_sd.tl._eligibility import eligible_rows, recorded_where, refuse_seen_rows
@@ -180,7 +180,11 @@ def predict(
     limits = None
     if level is not None:
         as_calibrated = where is None and n_neighbors == int(fit["n_neighbors"])
-        limits = make_intervals(header, found, level, gene_index, as_calibrated=as_calibrated)
+        own = donor_key in query.table.obs
+        donors = set(labels(query.table.obs[donor_key])) & set(labels(reference.obs[_keys.DONOR])) if own else set()
+        limits = make_intervals(
+            header, found, level, gene_index, as_calibrated=as_calibrated, calibrated_on=sorted(donors)
+        )
     section = section_grounding(header, query, found.obs)
     table = predicted_table(
         reference,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from copy import deepcopy
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._annotation import single_region, table_attrs
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +55,7 @@ def predicted_table(
     table = ad.AnnData(
         prediction,
         obs=query.table.obs[list(dict.fromkeys(kept))].copy(),
-        var=_gene_annotations(reference, gene_index),
+        var=_gene_annotations(reference, fit, gene_index),
         layers=layers,
         obsm={_keys.ROWS: pointers, _keys.WEIGHTS: weights, _keys.DISTANCES: distances},
     )
@@ -121,10 +124,17 @@ def _cite(reference: AnnData, rows: np.ndarray) -> tuple[np.ndarray, pd.DataFram
     return place[rows], lines
 
 
-def _gene_annotations(reference: AnnData, gene_index: np.ndarray) -> pd.DataFrame:
+def _gene_annotations(reference: AnnData, fit: dict[str, Any], gene_index: np.ndarray) -> pd.DataFrame:
     import pandas as pd
 
     var = reference.var.iloc[gene_index]
+    if _keys.CV_PEARSON in var and not _assessed(reference, fit):
+        logger.warning(
+            "`var[%r]` of the reference was found for another fit (method %r): the predicted table says nothing about how far "
+            "genes can be trusted. Run `rg.tl.calibrate(reference)` and predict again.",
+            _keys.CV_PEARSON, reference.uns[_keys.ATTRS][_keys.GENE_TRUST]["method"],
+        )  # fmt: skip
+        var = var.drop(columns=_keys.CV_PEARSON)
     n_measured = np.asarray(reference.varm[_keys.MEASURED])[gene_index] @ _rows_per_panel(reference)
     scores = {
         name: var[name].to_numpy(float) if name in var else np.full(len(var), np.nan)
@@ -132,6 +142,12 @@ def _gene_annotations(reference: AnnData, gene_index: np.ndarray) -> pd.DataFram
     }
     kinds = pd.Categorical(["measured"] * len(var), categories=["measured", "scRNA-seq"])
     return pd.DataFrame({_keys.N_MEASURED: n_measured, **scores, _keys.EVIDENCE: kinds}, index=var.index)
+
+
+def _assessed(reference: AnnData, fit: dict[str, Any]) -> bool:
+    """Whether the accuracy of genes is that of the fitted method, and of the very fit where one is named."""
+    of = reference.uns[_keys.ATTRS].get(_keys.GENE_TRUST)
+    return of is None or (of["method"] == fit["method"] and of["fit_hash"] in ("", fit["fit_hash"]))
 
 
 def _rows_per_panel(reference: AnnData) -> np.ndarray:

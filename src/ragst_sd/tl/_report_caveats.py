@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ragst_sd.tl._report_facts import Facts
 
 _FEW_DONORS = 5
-# `fit` calls one held-out spot in twenty out of reference.
+# Well above what `fit` lets of held-out spots be out of reference.
 _MANY_OUT = 0.1
 _MOST_OUT = 0.5
 
@@ -119,8 +119,7 @@ def _of_donors(facts: Facts) -> list[str]:
     unit = facts.interval_unit
     if unit is not None and unit != "donor":
         out.append(
-            f"The intervals were calibrated over {unit}s, not over donors: for a new donor they are too narrow, and their level does "
-            "not hold."
+            f"The intervals rest on held-out errors counted by {unit}, not by donor: on a new donor they may be too narrow."
         )
     return out
 
@@ -139,7 +138,7 @@ def _of_genes(facts: Facts) -> list[str]:
             "drops them."
         )
     if np.isnan(facts.cv_pearson).any():
-        out.append("Genes that were not assessed are not thereby good: treat them as failed.")
+        out.append("Genes that were not assessed are not thereby good: nothing is known about them.")
     return out
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._results import MIN_CV_PEARSON
+from ragst_sd.retrieval.grounding import FLAGGED
 from ragst_sd.tl._report_caveats import not_assessed, what_not_to_conclude
 from ragst_sd.tl._report_facts import MISSING, count, number, percent, quartiles
 from ragst_sd.tl._report_licenses import UNKNOWN, terms_of
@@ -78,7 +79,9 @@ def _glance(facts: Facts) -> list[tuple[str, str, str]]:
         f"median r of {int(np.isfinite(facts.cv_pearson).sum()):,} genes" if facts.assessed else "no cross-validation"
     )
     out.append((f"Accuracy on held-out {facts.held_out}s", score, above))
-    out.append(("Spots out of reference", percent(facts.out_share), "of held-out spots of the reference, 5 %"))
+    out.append(
+        ("Spots out of reference", percent(facts.out_share), f"of held-out spots, {percent(FLAGGED)} are too far away")
+    )
     if facts.interval_unit is None:
         out.append(("Intervals", "none", ""))
     else:
@@ -240,7 +243,7 @@ def _intervals(facts: Facts) -> list[str | Table]:
     meaning = (
         "The level is the share of values expected inside for a new donor like those of the reference."
         if unit == "donor"
-        else f"The level is the share of values expected inside for a new {plain(unit)} of the same donors. It says nothing about a new donor."
+        else f"The level was met on held-out spots, counted by {plain(unit)} and not by donor: on a new donor the intervals may be too narrow."
     )
     return [meaning, Table(["", "intervals"], rows, ["intervals"])]
 

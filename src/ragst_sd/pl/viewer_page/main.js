@@ -91,7 +91,7 @@ function listGenes() {
   byId("gene").replaceChildren(...options.map(([gene, i]) => {
     const doubt = geneDoubt(i);
     const option = element("option", gene.trust === null ? gene.name : `${gene.name} (r ${number(gene.trust, 2)})`, { value: i });
-    if (doubt) { option.className = "doubtful"; option.title = doubt; }
+    if (doubt && head.genes[i].trust !== null) { option.className = "doubtful"; option.title = doubt; }
     option.selected = i === chosen.gene;
     return option;
   }));

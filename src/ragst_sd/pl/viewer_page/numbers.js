@@ -110,7 +110,7 @@ function warningsOf(gene, spot) {
   const doubt = geneDoubt(gene);
   if (doubt) found.push(`Gene ${head.genes[gene].name}: ${doubt}.`);
   if (head.interval && head.interval.unit !== "donor" && intervalOf(gene, spot)) {
-    found.push(`The interval was calibrated on held-out ${head.interval.unit}s, not on new donors.`);
+    found.push(`The interval rests on held-out errors counted by ${head.interval.unit}, not by donor: on a new donor it may be too narrow.`);
   }
   return found;
 }
