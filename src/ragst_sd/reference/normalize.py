@@ -109,7 +109,9 @@ def _scaled_or_estimated(matrix: sp.csr_matrix, n_values: np.ndarray) -> Unit:
     whole = np.abs(multiples - np.rint(multiples)) < _WHOLE
     as_counts = _sum_rows(matrix, whole & (matrix.data > 0)) >= _MULTIPLES * n_values
     if enough.any() and as_counts[enough].mean() >= _MULTIPLES:
-        return Unit("scaled counts", f"{top}, in each row whole multiples of its smallest value: counts divided by depth")
+        return Unit(
+            "scaled counts", f"{top}, in each row whole multiples of its smallest value: counts divided by depth"
+        )
     return Unit("estimated counts", top)
 
 
@@ -118,7 +120,9 @@ def _scale_of_logs(matrix: sp.csr_matrix, n_values: np.ndarray) -> Unit:
     top = f"fractions up to {matrix.data.max():.3g}"
     common = _common_sum(sums[n_values > 0])
     if common is not None and abs(common / TARGET_SUM - 1) > _SUM_TOLERANCE:
-        return Unit("logarithms", f"{top}, and expm1 of each row adds up to {common:,.6g}: log1p of counts per {common:,.6g}")
+        return Unit(
+            "logarithms", f"{top}, and expm1 of each row adds up to {common:,.6g}: log1p of counts per {common:,.6g}"
+        )
     if sums.max() > TARGET_SUM * (1 + _SUM_TOLERANCE):
         return Unit("logarithms", f"{top}, and expm1 of a row adds up to {sums.max():,.6g}, above 10,000")
     return Unit("log1p_cp10k", f"{top}, and expm1 of no row adds up to more than 10,000")

@@ -115,21 +115,10 @@ def guess_species(names: Sequence[str]) -> Guess:
     ValueError
         If fewer than half of the names are known in either species, or if names of both are mixed.
     """
-    plain = strip_version([str(name) for name in names])
-    tables = {species: load_table(species) for species in SPECIES}
-    known = {species: [name for name in plain if name in table] for species, table in tables.items()}
+    plain, known = _known(names)
     share = {species: len(found) / max(1, len(plain)) for species, found in known.items()}
     species = max(SPECIES, key=share.__getitem__)
-    other = next(one for one in SPECIES if one != species)
-    foreign = [name for name in known[other] if name not in tables[species]]
-    other_share = len(foreign) / max(1, len(plain))
-    if other_share >= _MIXED:
-        msg = (
-            f"Gene names mix species: {share[species]:.0%} are names of {species}, and {other_share:.0%} are names of {other} "
-            f"only (for instance {foreign[:_SHOWN]}). Split the table by species, and bring one to the other with "
-            f"`rg.pp.harmonize_genes(..., orthologues_to={species!r})`."
-        )
-        raise ValueError(msg)
+    other_share = check_one_species(names, species)
     if share[species] < _MOSTLY:
         shares = ", ".join(f"{one} {value:.0%}" for one, value in share.items())
         msg = (
@@ -138,6 +127,34 @@ def guess_species(names: Sequence[str]) -> Guess:
         )
         raise ValueError(msg)
     return Guess(species, share[species], other_share)
+
+
+def check_one_species(names: Sequence[str], species: str) -> float:
+    """Share of the names that only the other species has; a `ValueError` if it shows that species are mixed."""
+    plain, known = _known(names)
+    (other,) = set(SPECIES) - {species}
+    own = set(known[species])
+    foreign = [name for name in known[other] if name not in own]
+    share = len(foreign) / max(1, len(plain))
+    if share >= _MIXED:
+        own_share = len(known[species]) / len(plain)
+        todo = (
+            f"Split the table by species, and bring one to the other with `rg.pp.harmonize_genes(..., orthologues_to={species!r})`."
+            if own_share >= _MIXED
+            else f"Is `species={other!r}` meant?"
+        )
+        msg = (
+            f"Gene names {'mix species' if own_share >= _MIXED else f'are not those of {species}'}: {own_share:.0%} are names of "
+            f"{species}, and {share:.0%} are names of {other} only (for instance {foreign[:_SHOWN]}). {todo}"
+        )
+        raise ValueError(msg)
+    return share
+
+
+def _known(names: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Names without version, and those that are current symbols or Ensembl ids, by species."""
+    plain = strip_version([str(name) for name in names])
+    return plain, {species: [name for name in plain if name in load_table(species)] for species in SPECIES}
 
 
 def resolve(names: Sequence[str], species: str) -> pd.DataFrame:
