@@ -127,7 +127,7 @@ def test_mixed_rows_are_named(rng):
 
 
 def test_scale_of_logarithms_is_named(rng):
-    with pytest.raises(ValueError, match="log1p of counts per 3,000, where log1p of counts per 10,000"):
+    with pytest.raises(ValueError, match="log1p of counts per 3,000: not log1p of counts per 10,000"):
         check_log_normalized(as_csr(np.log1p(cp10k(deep(rng), 3_000))), "X")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -120,14 +120,15 @@ def harmonize_genes(
     2.0
     """
     table = _table(sdata, table_key)
+    var: Any = table.var
     for value, argument in ((species, "species"), (orthologues_to, "orthologues_to")):
         if value is not None:
             require_choice(value, SPECIES, argument)
     require_choice(unknown, ("keep", "drop"), "unknown")
     if gene_symbols is not None:
-        require_key(gene_symbols, table.var, "table.var", "Leave `gene_symbols` out to take `var_names`.")
+        require_key(gene_symbols, var, "table.var", "Leave `gene_symbols` out to take `var_names`.")
     own = [str(name) for name in table.var_names]
-    names = own if gene_symbols is None else filled_names(own, table.var[gene_symbols].astype(str))
+    names = own if gene_symbols is None else filled_names(own, var[gene_symbols].astype(str))
     if species is None:
         guess = guess_species(names)
         species = guess.species
@@ -190,7 +191,9 @@ def _summary(report: pd.DataFrame) -> str:
 
 def _check_summable(table: AnnData, merged: list[str]) -> None:
     """Refuse to merge columns of anything but counts."""
-    matrices = {"X": table.X, **{f"layers[{name!r}]": table.layers[name] for name in table.layers if name is not None}}
+    layers: Any = table.layers
+    # anndata lists `.X` among the layers, under the name None.
+    matrices = {"X": table.X, **{f"layers[{name!r}]": layers[name] for name in layers if name is not None}}
     for where, matrix in matrices.items():
         if matrix is None:
             continue
@@ -211,7 +214,8 @@ def _write(table: AnnData, report: pd.DataFrame, species: str, target: str) -> N
     kept = np.flatnonzero(gene != "")
     codes, genes = pd.factorize(gene[kept])
     first = kept[np.unique(codes, return_index=True)[1]]
-    before = table.var.get(_keys.GENE_ORIGINAL, pd.Series(table.var_names, dtype=object)).to_numpy(object)
+    var, layers = cast("Any", table.var), cast("Any", table.layers)
+    before = var.get(_keys.GENE_ORIGINAL, pd.Series(table.var_names, dtype=object)).to_numpy(object)
     columns = {_keys.GENE_ORIGINAL: before, _keys.GENE_HOW: report["how"].to_numpy(object)}
     joined = {
         name: pd.Series(values[kept])
@@ -222,7 +226,7 @@ def _write(table: AnnData, report: pd.DataFrame, species: str, target: str) -> N
     }
     summed: dict[str | None, Any] = {}
     if len(genes) < len(kept):
-        summed = {name: _add_up(table.layers[name], kept, codes) for name in table.layers if name is not None}
+        summed = {name: _add_up(layers[name], kept, codes) for name in layers if name is not None}
         summed[None] = None if table.X is None else _add_up(table.X, kept, codes)
     header = {
         "species": target,

@@ -142,7 +142,7 @@ def check_counts(matrix: sp.csr_matrix, where: str) -> None:
         "`unit='log1p_cp10k'` if it is log1p of counts per 10,000.",
         "logarithms": "It looks log-transformed already. Name the layer with raw counts with `layer=`.",
     }
-    msg = f"{where} holds {why}, where counts are expected. {todo[kind]}"
+    msg = f"{where} holds {why} where counts are expected. {todo[kind]}"
     raise ValueError(msg)
 
 
@@ -154,12 +154,10 @@ def check_log_normalized(matrix: sp.csr_matrix, where: str) -> None:
     todo = {
         "mixed": "Bring all rows to one unit before they are put together.",
         "not finite": "Remove or impute these spots first.",
-        "negative": "Scaled or batch-corrected data have lost the unit: give raw counts with `layer=` and leave `unit='counts'`.",
+        "negative": "Scaled or batch-corrected data have lost the unit. Give raw counts with `layer=` and leave `unit='counts'`.",
     }
-    msg = (
-        f"{where} holds {why}, where log1p of counts per 10,000 is expected. "
-        f"{todo.get(kind, 'Give raw counts with `layer=` and leave `unit=' + repr('counts') + '`.')}"
-    )
+    counts = "Give raw counts with `layer=` and leave `unit='counts'`."
+    msg = f"{where} holds {why}: not log1p of counts per 10,000. {todo.get(kind, counts)}"
     raise ValueError(msg)
 
 
