@@ -98,22 +98,26 @@ def test_a_current_symbol_is_taken_as_it_is():
     assert found(symbol) == (symbol, "symbol")
 
 
-def test_an_alias_beside_its_gene_is_another_gene():
-    alone, beside = resolve(["HER-2", "EPCAM"], "human"), resolve(["HER-2", "EPCAM", "ERBB2"], "human")
-    assert alone.loc[0, "gene"] == "ERBB2"
-    assert (beside.loc[0, "gene"], beside.loc[0, "how"], beside.loc[0, "candidates"]) == ("", "ambiguous", "ERBB2")
-    assert beside.loc[2, "gene"] == "ERBB2"
-
-
 def test_an_earlier_symbol_beside_its_gene_is_that_gene():
     # Gene models that were put together: both listed by annotations before 2018.
     assert list(resolve(["ARHGAP42", "TMEM133"], "human")["gene"]) == ["ARHGAP42", "ARHGAP42"]
+    assert list(resolve(["Mia2", "Ctage5"], "mouse")["gene"]) == ["Mia2", "Mia2"]
+
+
+def test_a_name_means_the_same_in_every_list():
+    table = load_table("mouse")
+    names = [*list(table.alias)[::500], *list(table.previous)[::300], "Fth1.1", *sorted(table.symbols)[::500]]
+    together = resolve(names, "mouse").set_index("name")
+    assert len(names) > 150
+    for name in names[::10]:
+        row = resolve([name, "Epcam"], "mouse").iloc[0]
+        assert row[["gene", "how", "candidates"]].equals(together.loc[name]), name
 
 
 def test_numbers_that_make_names_unique():
     assert found("FTH1.1", "human", "FTH1") == ("FTH1", "repeated")
     assert found("FTH1-2", "human", "FTH1") == ("FTH1", "repeated")
-    assert found("FTH1.1", "human", "EPCAM") == ("", "unknown")
+    assert found("no_such_gene.1", "human", "FTH1") == ("", "unknown")
     assert found("NKX2-1", "human", "EPCAM") == ("NKX2-1", "symbol")
 
 
@@ -127,7 +131,6 @@ def test_nothing_is_resolved_but_by_the_table():
     for name in names:
         expected = [{line[0] or line[1] for line in lines if name in line[i].split("|")} for i in (2, 3)]
         genes = expected[0] or expected[1]
-        # One name at a time: what else is listed decides about aliases.
         gene = resolve([name, "EPCAM", "ENO1"], "human").loc[0, "gene"]
         assert gene == (genes.pop() if len(genes) == 1 else ""), name
 

@@ -39,9 +39,8 @@ def harmonize_genes(
     Sections that were counted against annotations of different years name the same gene differently; a reference of them
     would take those for different genes. Names are looked up in tables of human and mouse that ship with the package
     (GENCODE, HGNC, MGI). A current symbol is kept. Ensembl ids, symbols that a gene had before, and aliases become the current
-    symbol (the Ensembl id where a gene has no symbol). A symbol of earlier days goes before an alias, because counting writes the symbols of
-    its time. Nothing is guessed: names that stand for several genes, and aliases of a gene that the table names otherwise too,
-    are ambiguous and treated like unknown ones.
+    symbol (the Ensembl id where a gene has no symbol). A symbol of earlier days goes before an alias, because counting writes
+    the symbols of its time. Nothing is guessed: names that stand for several genes are ambiguous and treated like unknown ones.
 
     Parameters
     ----------
@@ -74,11 +73,11 @@ def harmonize_genes(
         its name from now on; empty if it was dropped
     `how`
         `symbol`, `ensembl`, `ensembl_version` (an id with a version), `previous` (a symbol of earlier days), `alias`, `repeated`
-        (`FTH1.1` beside `FTH1`), `ambiguous`, `date` (a spreadsheet has made a date of it), `unknown`
+        (`FTH1.1`, made by R or anndata of a second `FTH1`), `ambiguous`, `date` (a spreadsheet has made a date of it), `unknown`
     `action`
         `kept`, `renamed`, `merged` with others that mean the same gene, `dropped`
     `candidates`
-        genes that the name has stood for, separated by `|`, where it is ambiguous or there were several
+        genes that the name has stood for, separated by `|`, where there were several
 
     With `inplace=True` the table in memory gets
 

@@ -162,8 +162,8 @@ def resolve(names: Sequence[str], species: str) -> pd.DataFrame:
 
     A current symbol is that gene, whatever else the name stood for earlier; then Ensembl ids, with or without version; then
     symbols that one gene had before; then aliases of one gene. Symbols go before aliases, because counting writes the symbols
-    of its time and never aliases. Nothing is guessed: a name is ambiguous if it stands for several genes, or if it is an
-    alias of a gene that the list names otherwise too, because in one annotation those are two genes.
+    of its time and never aliases. Nothing is guessed: a name that stands for several genes is ambiguous. What a name means
+    does not depend on the rest of the list, so that it means the same in every section.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ def resolve(names: Sequence[str], species: str) -> pd.DataFrame:
     One row per name, in order: `name`, `gene` (current symbol, or Ensembl id of a gene without one; empty where there is
     none), `how` (`symbol`, `ensembl`, `ensembl_version`, `previous`, `alias`, `repeated` for the second one of a symbol with
     a number added to make it unique, `ambiguous`, `date` for names that a spreadsheet has turned into dates, `unknown`) and
-    `candidates` (all genes that the name has stood for, separated by `|`, where there are several or it is ambiguous).
+    `candidates` (all genes that the name has stood for, separated by `|`, where there are several).
 
     Raises
     ------
@@ -188,18 +188,10 @@ def resolve(names: Sequence[str], species: str) -> pd.DataFrame:
 
     table = load_table(species)
     listed = [str(name) for name in names]
-    here = set(listed)
-    found = [_look_up(name, table, here) for name in listed]
-    named_by = defaultdict(set)
-    for name, (gene, _, _) in zip(listed, found, strict=True):
-        named_by[gene].add(name)
     rows = []
-    for name, (gene, how, candidates) in zip(listed, found, strict=True):
-        shared_alias = how == "alias" and len(named_by[gene]) > 1
-        if shared_alias:
-            gene, how = "", AMBIGUOUS
-        several = len(candidates) > 1 or shared_alias
-        rows.append((name, gene, how, "|".join(sorted(candidates)) if several else ""))
+    for name in listed:
+        gene, how, candidates = _look_up(name, table)
+        rows.append((name, gene, how, "|".join(sorted(candidates)) if len(candidates) > 1 else ""))
     out = pd.DataFrame(rows, columns=["name", "gene", "how", "candidates"], dtype=object)
     if len(out) and out["how"].isin(FOUND).mean() < _OVERLAP:
         msg = (
@@ -210,7 +202,7 @@ def resolve(names: Sequence[str], species: str) -> pd.DataFrame:
     return out
 
 
-def _look_up(name: str, table: GeneTable, listed: set[str]) -> tuple[str, str, frozenset[str]]:
+def _look_up(name: str, table: GeneTable) -> tuple[str, str, frozenset[str]]:
     """The gene that a name means (empty if none or several), how it was found, and the genes it has stood for."""
     nothing: frozenset[str] = frozenset()
     if name in table.symbols:
@@ -226,7 +218,7 @@ def _look_up(name: str, table: GeneTable, listed: set[str]) -> tuple[str, str, f
             gene = next(iter(genes)) if len(genes) == 1 else ""
             return gene, how if gene else AMBIGUOUS, previous | alias
     repeated = _REPEATED.match(name)
-    if repeated and repeated[1] in table.symbols and repeated[1] in listed:
+    if repeated and repeated[1] in table.symbols:
         return repeated[1], "repeated", nothing
     return "", DATE if _DATE.match(name) else UNKNOWN, nothing
 
