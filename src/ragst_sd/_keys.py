@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from ragst_sd.reference.schema import SCHEMA_VERSION as SCHEMA_VERSION
 
-# sdata.attrs[ATTRS][IMAGE_MPP][<image key>], table.uns[ATTRS][EMBEDDINGS][<obsm key>], reference.uns[ATTRS]
+# sdata.attrs[ATTRS][IMAGE_MPP][<image key>], table.uns[ATTRS][EMBEDDINGS][<obsm key>], table.uns[ATTRS][GENES],
+# reference.uns[ATTRS]
 ATTRS = "ragst"
 IMAGE_MPP = "image_mpp"
 EMBEDDINGS = "embeddings"
 SOURCE = "source"
 TILE_GRID = "tile_grid"
+GENES = "genes"
+
+# a table whose genes were harmonised
+GENE_ORIGINAL = "gene_original"
+GENE_HOW = "gene_how"
 
 # a table with embeddings
 PADDED = "tile_padded_fraction"

@@ -1,4 +1,4 @@
-"""Preparation: resolution of images, tiles, embeddings."""
+"""Preparation: resolution of images, tiles, embeddings, gene names."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from ragst_sd.pp._embed_tiles import embed_tiles
     from ragst_sd.pp._encoders import encoders
     from ragst_sd.pp._filter_predicted import filter_predicted
+    from ragst_sd.pp._harmonize_genes import harmonize_genes
     from ragst_sd.pp._set_image_mpp import set_image_mpp
     from ragst_sd.pp._tile_grid import tile_grid
 
-__all__ = ["embed_tiles", "encoders", "filter_predicted", "set_image_mpp", "tile_grid"]
+__all__ = ["embed_tiles", "encoders", "filter_predicted", "harmonize_genes", "set_image_mpp", "tile_grid"]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)

@@ -53,17 +53,17 @@ def strip_version(names: Sequence[str]) -> list[str]:
     return [name.split(".")[0] if _ENSEMBL.match(name) else name for name in names]
 
 
+def filled_names(names: Sequence[str], column: Sequence[str]) -> list[str]:
+    """Names of a column of `var`; where it leaves a gene without one, the name in `var_names` stands for it."""
+    return [str(own) if str(name).strip() in _MISSING else str(name) for own, name in zip(names, column, strict=True)]
+
+
 def available_names(names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Gene names of a section by naming: those of `var_names`, and those of a known column of `var`."""
     found: dict[str, list[str]] = {}
     names = [str(name) for name in names]
     candidates = [*SYMBOL_COLUMNS, *ENSEMBL_COLUMNS]
-    # Where a column leaves a gene without a name, the name in `var_names` stands for it.
-    listed = [
-        [own if str(name).strip() in _MISSING else str(name) for own, name in zip(names, columns[column], strict=True)]
-        for column in candidates
-        if column in columns
-    ]
+    listed = [filled_names(names, columns[column]) for column in candidates if column in columns]
     for values in [names, *listed]:
         try:
             kind = naming(values)

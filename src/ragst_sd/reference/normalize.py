@@ -1,8 +1,8 @@
-"""The unit of expression: log1p of counts per 10,000, and the checks that counts are counts."""
+"""The unit of expression: log1p of counts per 10,000, and what the values of a matrix are."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,6 +16,13 @@ MIN_SHARED_GENES = 200
 _LOGGED_MAX = 30.0
 # log1p of counts per 10,000 gives rows whose expm1 adds up to 10,000; float32 rounding stays far below this.
 _SUM_TOLERANCE = 0.01
+_SAME_SUM = 1e-3
+# Rows with fewer values than this say nothing for themselves.
+_ENOUGH_VALUES = 20
+# Logarithms of counts per more than a million are not in use; shallow rows of estimated counts may lie below 30.
+_LARGEST_SCALE = 1e6
+# Multiples of float32 values are whole to this, and in a row of true multiples nearly all of them are.
+_WHOLE, _MULTIPLES = 0.02, 0.95
 
 
 def as_csr(matrix: object) -> sp.csr_matrix:
@@ -29,48 +36,129 @@ def as_csr(matrix: object) -> sp.csr_matrix:
     return csr
 
 
-def check_counts(matrix: sp.csr_matrix, where: str) -> None:
-    """Raise a `ValueError` unless values are finite, not negative, and look like counts rather than logs."""
+class Unit(NamedTuple):
+    """What the values of a matrix are."""
+
+    kind: str
+    """`counts`, `estimated counts`, `scaled counts`, `log1p_cp10k`, `logarithms`, `mixed`, `negative` or `not finite`."""
+    why: str
+    """What was found, for an error message."""
+
+
+def find_unit(matrix: sp.csr_matrix) -> Unit:
+    """What the values are, judged by row.
+
+    - Whole numbers are `counts`. Fractions above what logarithms reach are `estimated counts`, unless all rows add up to one
+      number, or the values of each row are whole multiples of its smallest one: those are `scaled counts` (counts per
+      10,000, say).
+    - Rows of fractions below 30 are logarithms: `log1p_cp10k` if `expm1` of each row adds up to at most 10,000 (less where
+      genes were left out), `logarithms` otherwise. Rows that add up to one other number are logarithms of that scale.
+    - Some rows of whole numbers among rows of logarithms are `mixed`.
+    """
     values = matrix.data
     if not np.isfinite(values).all():
-        bad = int((~np.isfinite(values)).sum())
-        msg = (
-            f"{where} holds {bad} NaN or infinite values where counts are expected. Remove or impute these spots first."
-        )
-        raise ValueError(msg)
+        return Unit("not finite", f"{int((~np.isfinite(values)).sum())} NaN or infinite values")
     if len(values) and values.min() < 0:
-        msg = (
-            f"{where} holds negative values (down to {values.min():.4g}) where counts are expected: scaled or "
-            "batch-corrected data? Name the layer with raw counts with `layer=`."
+        return Unit("negative", f"negative values (down to {values.min():.4g})")
+    fraction = values != np.rint(values)
+    n_values, n_fractions = _sum_rows(matrix, values > 0), _sum_rows(matrix, fraction)
+    top = matrix.max(axis=1).toarray().ravel() if matrix.shape[1] else np.zeros(matrix.shape[0])
+    enough = n_values >= _ENOUGH_VALUES
+    whole = enough & (n_fractions == 0)
+    logged = enough & (n_fractions > 0.5 * n_values) & (top <= np.log1p(_LARGEST_SCALE))
+    if whole.any() and logged.any():
+        return Unit(
+            "mixed",
+            f"raw and logged values: {int(whole.sum())} rows (the first is row {int(np.argmax(whole))}) hold whole numbers up to "
+            f"{top[whole].max():.4g} as counts do, and {int(logged.sum())} rows (the first is row {int(np.argmax(logged))}) hold "
+            f"fractions up to {top[logged].max():.3g} as logarithms do",
         )
-        raise ValueError(msg)
-    if len(values) and values.max() <= _LOGGED_MAX and np.mean(values != np.rint(values)) > 0.5:
-        msg = (
-            f"{where} looks log-transformed already (fractions up to {values.max():.3g}) where counts are expected. "
-            "Name the layer with raw counts with `layer=`, or say `unit='log1p_cp10k'` if it is log1p of counts per 10,000."
+    share = fraction.sum() / max(1, (values > 0).sum())
+    if share <= 0.5:
+        kind = "estimated counts" if share else "counts"
+        return Unit(kind, f"{'mostly ' if share else ''}whole numbers up to {values.max(initial=0):.4g}")
+    if values.max() > _LOGGED_MAX:
+        return _scaled_or_estimated(matrix, n_values)
+    return _scale_of_logs(matrix, n_values)
+
+
+def _sum_rows(matrix: sp.csr_matrix, values: np.ndarray) -> np.ndarray:
+    """Sums over the stored values of each row."""
+    return np.bincount(
+        np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), weights=values, minlength=matrix.shape[0]
+    )
+
+
+def _common_sum(sums: np.ndarray) -> float | None:
+    """The number that all rows with values add up to, if there is one."""
+    sums = sums[sums > 0]
+    return float(np.median(sums)) if len(sums) > 1 and np.ptp(sums) <= _SAME_SUM * np.median(sums) else None
+
+
+def _scaled_or_estimated(matrix: sp.csr_matrix, n_values: np.ndarray) -> Unit:
+    top = f"fractions up to {matrix.data.max():.4g}"
+    common = _common_sum(_sum_rows(matrix, matrix.data))
+    if common is not None:
+        return Unit("scaled counts", f"{top}, and all rows add up to {common:,.6g}: counts per {common:,.6g}")
+    enough = n_values >= _ENOUGH_VALUES
+    values = np.where(matrix.data > 0, matrix.data, np.inf)
+    filled = np.diff(matrix.indptr) > 0
+    smallest = np.full(matrix.shape[0], np.inf)
+    smallest[filled] = np.minimum.reduceat(values, matrix.indptr[:-1][filled])
+    multiples = matrix.data / np.repeat(smallest, np.diff(matrix.indptr))
+    whole = np.abs(multiples - np.rint(multiples)) < _WHOLE
+    as_counts = _sum_rows(matrix, whole & (matrix.data > 0)) >= _MULTIPLES * n_values
+    if enough.any() and as_counts[enough].mean() >= _MULTIPLES:
+        return Unit(
+            "scaled counts", f"{top}, in each row whole multiples of its smallest value: counts divided by depth"
         )
-        raise ValueError(msg)
+    return Unit("estimated counts", top)
+
+
+def _scale_of_logs(matrix: sp.csr_matrix, n_values: np.ndarray) -> Unit:
+    sums = np.asarray(matrix.astype(np.float64).expm1().sum(axis=1)).ravel()
+    top = f"fractions up to {matrix.data.max():.3g}"
+    common = _common_sum(sums[n_values > 0])
+    if common is not None and abs(common / TARGET_SUM - 1) > _SUM_TOLERANCE:
+        return Unit(
+            "logarithms", f"{top}, and expm1 of each row adds up to {common:,.6g}: log1p of counts per {common:,.6g}"
+        )
+    if sums.max() > TARGET_SUM * (1 + _SUM_TOLERANCE):
+        return Unit("logarithms", f"{top}, and expm1 of a row adds up to {sums.max():,.6g}, above 10,000")
+    return Unit("log1p_cp10k", f"{top}, and expm1 of no row adds up to more than 10,000")
+
+
+def check_counts(matrix: sp.csr_matrix, where: str) -> None:
+    """Raise a `ValueError` that says what was found unless the values are counts, whole or estimated."""
+    kind, why = find_unit(matrix)
+    if kind in ("counts", "estimated counts"):
+        return
+    todo = {
+        "not finite": "Remove or impute these spots first.",
+        "negative": "Scaled or batch-corrected data? Name the layer with raw counts with `layer=`.",
+        "mixed": "Bring all rows back to raw counts before they are put together.",
+        "scaled counts": "Name the layer with raw counts with `layer=`.",
+        "log1p_cp10k": "It looks log-transformed already. Name the layer with raw counts with `layer=`, or say "
+        "`unit='log1p_cp10k'` if it is log1p of counts per 10,000.",
+        "logarithms": "It looks log-transformed already. Name the layer with raw counts with `layer=`.",
+    }
+    msg = f"{where} holds {why} where counts are expected. {todo[kind]}"
+    raise ValueError(msg)
 
 
 def check_log_normalized(matrix: sp.csr_matrix, where: str) -> None:
-    """Raise a `ValueError` unless rows can be log1p of counts per 10,000 (of all genes or of a subset)."""
-    values = matrix.data
-    if not np.isfinite(values).all() or (len(values) and values.min() < 0):
-        msg = f"{where} holds negative, NaN or infinite values where log1p of counts per 10,000 is expected."
-        raise ValueError(msg)
-    if len(values) and values.max() > np.log1p(TARGET_SUM) * (1 + _SUM_TOLERANCE):
-        msg = (
-            f"{where} reaches {values.max():.4g}, above log1p(10,000) = {np.log1p(TARGET_SUM):.4g}: it is not log1p of "
-            "counts per 10,000. Give raw counts with `layer=` and leave `unit='counts'`."
-        )
-        raise ValueError(msg)
-    sums = np.asarray(matrix.expm1().sum(axis=1)).ravel()
-    if len(sums) and sums.max() > TARGET_SUM * (1 + _SUM_TOLERANCE):
-        msg = (
-            f"{where}: expm1 of a row adds up to {sums.max():.6g}, above 10,000, so it is not log1p of counts per "
-            "10,000. Give raw counts with `layer=` and leave `unit='counts'`."
-        )
-        raise ValueError(msg)
+    """Raise a `ValueError` that says what was found unless rows can be log1p of counts per 10,000 (of all genes or of some)."""
+    kind, why = find_unit(matrix)
+    if kind == "log1p_cp10k" or not matrix.data.any():
+        return
+    todo = {
+        "mixed": "Bring all rows to one unit before they are put together.",
+        "not finite": "Remove or impute these spots first.",
+        "negative": "Scaled or batch-corrected data have lost the unit. Give raw counts with `layer=` and leave `unit='counts'`.",
+    }
+    counts = "Give raw counts with `layer=` and leave `unit='counts'`."
+    msg = f"{where} holds {why}: not log1p of counts per 10,000. {todo.get(kind, counts)}"
+    raise ValueError(msg)
 
 
 def size_factors(counts: sp.csr_matrix, names: Sequence[str], size_factor_genes: Sequence[str]) -> np.ndarray:

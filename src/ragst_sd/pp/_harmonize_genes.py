@@ -1,0 +1,262 @@
+"""`rg.pp.harmonize_genes`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._annotation import is_predicted
+from ragst_sd._validate import listing, require_choice, require_key, require_type
+from ragst_sd.reference.genes import filled_names
+from ragst_sd.reference.normalize import as_csr, find_unit
+from ragst_sd.reference.symbols import FOUND, SPECIES, check_one_species, guess_species, load_table, one_to_one, resolve
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+KEPT, RENAMED, MERGED, DROPPED = "kept", "renamed", "merged", "dropped"
+
+
+def harmonize_genes(
+    sdata: SpatialData | AnnData,
+    *,
+    species: str | None = None,
+    table_key: str = "table",
+    gene_symbols: str | None = None,
+    orthologues_to: str | None = None,
+    unknown: str = "keep",
+    inplace: bool = True,
+) -> pd.DataFrame:
+    """Bring the gene names of a table to current symbols, and report what became of each.
+
+    Sections that were counted against annotations of different years name the same gene differently; a reference of them
+    would take those for different genes. Names are looked up in tables of human and mouse that ship with the package
+    (GENCODE, HGNC, MGI). A current symbol is kept. Ensembl ids, symbols that a gene had before, and aliases become the current
+    symbol (the Ensembl id where a gene has no symbol). A symbol of earlier days goes before an alias, because counting writes
+    the symbols of its time. Nothing is guessed: names that stand for several genes are ambiguous and treated like unknown ones.
+
+    Parameters
+    ----------
+    sdata
+        Object with a table of measured expression, or the table itself. Run this before :func:`ragst_sd.tl.build_reference`.
+    species
+        `"human"` or `"mouse"`. Left out, it is the one whose current symbols and Ensembl ids at least half of the names are; its share is
+        logged.
+    table_key
+        Table with expression.
+    gene_symbols
+        Column of `.var` with gene names; `.var_names` if left out.
+    orthologues_to
+        Also bring the names to this species (`"human"` or `"mouse"`), by one-to-one orthologues of Ensembl. All other genes
+        are dropped. A table of that species stays one.
+    unknown
+        `"keep"` leaves names that were not found as they are, `"drop"` drops these genes.
+    inplace
+        `False` leaves the object as it is: the report then says what would become of each gene.
+
+    Returns
+    -------
+    The report, one row per gene of the table as it came, in order, with its name in `.var_names` as the index:
+
+    `name`
+        what was looked up
+    `symbol`
+        the gene that it means (current symbol, or Ensembl id of a gene without one), in the table's own species; empty if none was found
+    `gene`
+        its name from now on; empty if it was dropped
+    `how`
+        `symbol`, `ensembl`, `ensembl_version` (an id with a version), `previous` (a symbol of earlier days), `alias`, `repeated`
+        (`FTH1.1`, made by R or anndata of a second `FTH1`), `ambiguous`, `date` (a spreadsheet has made a date of it), `unknown`
+    `action`
+        `kept`, `renamed`, `merged` with others that mean the same gene, `dropped`
+    `candidates`
+        genes that the name has stood for, separated by `|`, where there were several
+
+    With `inplace=True` the table in memory gets
+
+    `.var_names`
+        the new names. Counts of merged genes are added up in `.X` and all layers; the rest of `.var`, `.varm` and `.varp` is that
+        of the first of them, and `.raw` stays as it is.
+    `.var["gene_original"]`, `.var["gene_how"]`
+        names as they came, and how they were found, those of merged genes separated by `|`
+    `.uns["ragst"]["genes"]`
+        `species`, `measured_in` (the species before orthologues), `sources` (of the gene tables, with date and licence), numbers of genes by
+        `how` and by `action`, and the names of those `dropped`.
+
+    Raises
+    ------
+    KeyError
+        If the table or column does not exist.
+    ValueError
+        If the species cannot be told, names of two species are mixed, fewer than a tenth of the names is in the table of the species,
+        no gene is left; names would have to be merged but values are not counts (logarithms cannot be added up); or the table is a predicted one,
+        a reference, or backed by a file.
+
+    Examples
+    --------
+    >>> import anndata as ad
+    >>> import numpy as np
+    >>> import pandas as pd
+    >>> import ragst_sd as rg
+    >>> names = ["EPCAM", "ENSG00000170421.12", "MARCH1", "FAM46C", "TENT5C", "my_probe"]
+    >>> adata = ad.AnnData(np.ones((3, 6), dtype=np.float32), var=pd.DataFrame(index=names))
+    >>> rg.pp.harmonize_genes(adata, species="human")[["gene", "how", "action"]]
+                            gene              how   action
+    EPCAM                  EPCAM           symbol     kept
+    ENSG00000170421.12      KRT8  ensembl_version  renamed
+    MARCH1               MARCHF1         previous  renamed
+    FAM46C                TENT5C         previous   merged
+    TENT5C                TENT5C           symbol   merged
+    my_probe            my_probe          unknown     kept
+    >>> float(adata[:, "TENT5C"].X[0, 0])
+    2.0
+    """
+    table = _table(sdata, table_key)
+    var: Any = table.var
+    for value, argument in ((species, "species"), (orthologues_to, "orthologues_to")):
+        if value is not None:
+            require_choice(value, SPECIES, argument)
+    require_choice(unknown, ("keep", "drop"), "unknown")
+    if gene_symbols is not None:
+        require_key(gene_symbols, var, "table.var", "Leave `gene_symbols` out to take `var_names`.")
+    own = [str(name) for name in table.var_names]
+    names = own if gene_symbols is None else filled_names(own, var[gene_symbols].astype(str))
+    if species is None:
+        guess = guess_species(names)
+        species = guess.species
+        logger.info("Genes are of %s: %.1f %% of %d names are current.", species, 100 * guess.share, len(names))
+    else:
+        check_one_species(names, species)
+    report = _report(resolve(names, species), species, orthologues_to or species, unknown)
+    report.index = table.var_names.copy()
+    merged = sorted(set(report["gene"][report["action"] == MERGED]))
+    if merged:
+        _check_summable(table, merged)
+    if not report["gene"].any():
+        msg = f"No gene is left of {len(report)}: {_summary(report)}."
+        raise ValueError(msg)
+    logger.info("Of %d genes %s.", len(report), _summary(report))
+    if inplace:
+        _write(table, report, species, orthologues_to or species)
+    return report
+
+
+def _table(sdata: SpatialData | AnnData, table_key: str) -> AnnData:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    require_type(sdata, (SpatialData, AnnData), "sdata")
+    if isinstance(sdata, SpatialData):
+        require_key(table_key, sdata.tables, "sdata.tables", "Name the table with expression with `table_key=`.")
+    table = sdata if isinstance(sdata, AnnData) else sdata.tables[table_key]
+    if is_predicted(table) or _keys.MEASURED in table.varm:
+        kind = "was predicted by `rg.tl.predict`" if is_predicted(table) else "is a reference"
+        msg = f"The table {kind}; its genes are those of the sections. Harmonise the sections before `rg.tl.build_reference`."
+        raise ValueError(msg)
+    if table.isbacked:
+        msg = f"The table is backed by {table.filename}, which is never rewritten. Take it into memory with `.to_memory()`."
+        raise ValueError(msg)
+    return table
+
+
+def _report(found: pd.DataFrame, species: str, target: str, unknown: str) -> pd.DataFrame:
+    """What becomes of each gene."""
+    report = found.rename(columns={"gene": "symbol"})
+    known = report["how"].isin(FOUND)
+    if target == species:
+        gene = report["symbol"].where(known, report["name"] if unknown == "keep" else "")
+    else:
+        gene = report["symbol"].map(one_to_one(species, target)).fillna("")
+    repeated = gene.duplicated(keep=False) & (gene != "")
+    same = gene == (report["name"])
+    report["gene"] = gene
+    report["action"] = np.select([gene == "", repeated, same], [DROPPED, MERGED, KEPT], RENAMED)
+    return report[["name", "symbol", "gene", "how", "action", "candidates"]]
+
+
+def _summary(report: pd.DataFrame) -> str:
+    counts = report["action"].value_counts()
+    actions = ", ".join(f"{counts[action]} {action}" for action in (KEPT, RENAMED, MERGED, DROPPED) if action in counts)
+    unsure = report["how"][~report["how"].isin(FOUND)].value_counts()
+    return actions + "".join(f"; {number} {how}" for how, number in unsure.items())
+
+
+def _check_summable(table: AnnData, merged: list[str]) -> None:
+    """Refuse to merge columns of anything but counts."""
+    layers: Any = table.layers
+    # anndata lists `.X` among the layers, under the name None.
+    matrices = {"X": table.X, **{f"layers[{name!r}]": layers[name] for name in layers if name is not None}}
+    for where, matrix in matrices.items():
+        if matrix is None:
+            continue
+        kind, why = find_unit(as_csr(matrix))
+        if kind not in ("counts", "estimated counts"):
+            msg = (
+                f"Several names mean one gene ({listing(merged)}), and only counts can be added up: {where} holds {why}. "
+                "Harmonise genes on raw counts before normalising, and leave out layers of other values."
+            )
+            raise ValueError(msg)
+
+
+def _write(table: AnnData, report: pd.DataFrame, species: str, target: str) -> None:
+    """Rename, merge and drop the genes of the table, in memory."""
+    import pandas as pd
+
+    gene = report["gene"].to_numpy(object)
+    kept = np.flatnonzero(gene != "")
+    codes, genes = pd.factorize(gene[kept])
+    first = kept[np.unique(codes, return_index=True)[1]]
+    var, layers = cast("Any", table.var), cast("Any", table.layers)
+    before = var.get(_keys.GENE_ORIGINAL, pd.Series(table.var_names, dtype=object)).to_numpy(object)
+    columns = {_keys.GENE_ORIGINAL: before, _keys.GENE_HOW: report["how"].to_numpy(object)}
+    joined = {
+        name: pd.Series(values[kept])
+        .groupby(codes)
+        .agg(lambda group: "|".join(dict.fromkeys(map(str, group))))
+        .to_numpy(object)
+        for name, values in columns.items()
+    }
+    summed: dict[str | None, Any] = {}
+    if len(genes) < len(kept):
+        summed = {name: _add_up(layers[name], kept, codes) for name in layers if name is not None}
+        summed[None] = None if table.X is None else _add_up(table.X, kept, codes)
+    header = {
+        "species": target,
+        "measured_in": species,
+        "sources": np.asarray(
+            [source for one in dict.fromkeys((species, target)) for source in load_table(one).sources], dtype=str
+        ),
+        "how": {str(how): int(number) for how, number in report["how"].value_counts().items()},
+        "action": {str(action): int(number) for action, number in report["action"].value_counts().items()},
+        "dropped": np.asarray(report.index[gene == ""], dtype=str),
+    }
+    table._inplace_subset_var(first)
+    for name, matrix in summed.items():
+        if name is not None:
+            table.layers[name] = matrix
+        elif matrix is not None:
+            table.X = matrix
+    table.var_names = pd.Index(genes.astype(str))
+    for name, values in joined.items():
+        table.var[name] = values
+    table.uns[_keys.ATTRS] = {**table.uns.get(_keys.ATTRS, {}), _keys.GENES: header}
+
+
+def _add_up(matrix: Any, kept: np.ndarray, codes: np.ndarray) -> Any:
+    """Sums of the columns of each gene, sparse if they were, in the type that they had."""
+    import scipy.sparse as sp
+
+    if hasattr(matrix, "compute"):
+        matrix = matrix.compute()
+    onto = sp.csr_matrix(
+        (np.ones(len(kept), dtype=matrix.dtype), (kept, codes)), shape=(matrix.shape[1], int(codes.max()) + 1)
+    )
+    out = matrix @ onto
+    return out.astype(matrix.dtype, copy=False) if sp.issparse(out) else np.asarray(out, dtype=matrix.dtype)
