@@ -10,8 +10,16 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._annotation import single_region
 from ragst_sd._elements import require_sdata
-from ragst_sd._results import MIN_CV_PEARSON, MOST_UNLIKE, matching_reference, predicted, unlike_share
-from ragst_sd._validate import require_positive
+from ragst_sd._results import (
+    MIN_CV_PEARSON,
+    MOST_UNLIKE,
+    OBS_COLUMNS,
+    matching_reference,
+    predicted,
+    require_columns,
+    unlike_share,
+)
+from ragst_sd._validate import require_key, require_positive
 from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._section import read_section
 from ragst_sd.pl._viewer_numbers import choose_genes, collect_numbers
@@ -104,9 +112,9 @@ def viewer(
     FileExistsError
         If `path` is a file that is no viewer page.
     KeyError
-        If a table, gene or layer does not exist.
+        If a table, gene or layer does not exist, or the table lacks a column of `.obs`.
     ValueError
-        If the image or the shapes are not in the object, the reference is another one, the truth shares no spots or is not
+        If the table has lost its provenance, the image or the shapes are not in the object, the reference is another one, the truth shares no spots or is not
         counts, or the page would be larger than 30 MB.
 
     Examples
@@ -134,6 +142,8 @@ def viewer(
         msg = f"This page shows tissue; table {prediction_key!r} was predicted for the task {header.get('task')!r}."
         raise ValueError(msg)
     matching_reference(reference, header)
+    require_columns(table, OBS_COLUMNS)
+    require_key(_keys.EVIDENCE, table.layers, "table.layers", "`rg.tl.predict` writes it; predict again.")
     chosen = choose_genes(table, genes)
     section = read_section(sdata, table, header, prediction_key)
     measured = None
