@@ -25,6 +25,7 @@ from ragst_sd.pl._section import read_section
 from ragst_sd.pl._viewer_numbers import choose_genes, collect_numbers
 from ragst_sd.pl._viewer_page import LIMIT, MARK, Page, assemble
 from ragst_sd.pl._viewer_pictures import collect_pictures
+from ragst_sd.retrieval.grounding import FLAGGED
 
 if TYPE_CHECKING:
     import os
@@ -70,7 +71,8 @@ def viewer(
     values of as many decimals, so their last digit may be off by one.
     Spots have their true size; outlines other than discs and squares are drawn as discs of the same area.
 
-    A spot is warned of if it is out of reference, if its neighbours are few (`effective_n` below 5) or of one donor, if
+    A spot is warned of if it is out of reference (far from measured tissue in the space of search, or unlike every section
+    of the reference, as `.obs["appearance_distance"]` says; both are named), if its neighbours are few (`effective_n` below 5) or of one donor, if
     less than half of its departure from the mean is evidence, if the method cites nobody, and if intervals hold for new spots or sections but not for new
     donors. A gene is greyed, with the reason, if `cv_pearson` is below 0.1 or not known.
 
@@ -214,6 +216,7 @@ def _facts(table: AnnData, header: dict[str, Any], title: str) -> dict[str, Any]
         "donors": sorted(set(header[_keys.CITED][_keys.DONOR].astype(str))),
         "share_outside": float(outside.mean()),
         "share_unlike": round(unlike, 4) if unlike > MOST_UNLIKE else None,
+        "far_percentile": 100 * (1 - FLAGGED),
         "few_spots": FEW_SPOTS,
         "little_evidence": LITTLE_EVIDENCE,
         "little_trust": MIN_CV_PEARSON,
