@@ -17,9 +17,32 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-# Fields of the header without which nothing can be said about a value.
-_HEADER = ("schema_version", "reference_hash", "fit_hash", "sources", _keys.CITED)
-
+# Fields of the header without which nothing can be said about a value, whatever it was predicted from.
+COMMON_FIELDS = (
+    "schema_version",
+    "task",
+    "software",
+    "method",
+    "unit",
+    "reference_hash",
+    "fit_hash",
+    "sources",
+    _keys.CITED,
+)
+# Fields that the header has besides, by the task of the prediction.
+TASK_FIELDS = {
+    "histology": (
+        "metric", "center_sections", "naming", "size_factor_genes", "inner_groups", "table_key", "use_rep", "encoder", "image_key",
+        "coordinate_system", "image_mpp", "n_neighbors", "donor_key", "exclude", "where", "backend", "section_distance",
+        "section_distance_reference",
+    ),
+}  # fmt: skip
+# Columns that say how well grounded a spot is, and how well a gene is predicted.
+OBS_COLUMNS = (
+    _keys.EFFECTIVE_N, _keys.N_DONORS, _keys.DISTANCE_PERCENTILE, _keys.APPEARANCE_DISTANCE, _keys.OUT_OF_REFERENCE,
+    _keys.EVIDENCE_SHARE,
+)  # fmt: skip
+VAR_COLUMNS = (_keys.N_MEASURED, _keys.CV_PEARSON, _keys.NOISE_CEILING, _keys.EVIDENCE)
 
 # Below this correlation on held-out donors a gene is not to be trusted, whatever its map looks like.
 MIN_CV_PEARSON = 0.1
@@ -74,14 +97,33 @@ def predicted(data: SpatialData | AnnData, prediction_key: str) -> tuple[AnnData
 def _lacking(table: AnnData, header: Any) -> list[str]:
     """Places of the provenance that are not there."""
     uns = f"uns[{_keys.RETRIEVAL!r}]"
-    if isinstance(header, dict) and any(name in header for name in _HEADER):
-        out = [f"{uns}[{name!r}]" for name in _HEADER if name not in header]
+    if isinstance(header, dict) and any(name in header for name in COMMON_FIELDS):
+        out = [f"{uns}[{name!r}]" for name in _required_fields(header) if name not in header]
     else:
         out = [uns]
     out += [f"obsm[{name!r}]" for name in (_keys.ROWS, _keys.WEIGHTS, _keys.DISTANCES) if name not in table.obsm]
+    if isinstance(header, dict) and len(header.get(_keys.LEVEL_ROWS, ())) > 1 and _keys.LEVEL not in table.obs:
+        out.append(f"obs[{_keys.LEVEL!r}]")
     if not out and np.max(table.obsm[_keys.ROWS], initial=-1) >= len(header[_keys.CITED]):
         out.append(f"lines of {uns}[{_keys.CITED!r}] that obsm[{_keys.ROWS!r}] points to")
     return out
+
+
+def _required_fields(header: dict[str, Any]) -> tuple[str, ...]:
+    """Fields that the header of a prediction for such a task has."""
+    own = TASK_FIELDS.get(str(header.get("task")), ())
+    if str(header.get("where")) == "mask":
+        own += ("where_mask",)
+    if bool(header.get("center_sections", False)):
+        own += (_keys.LEVEL_ROWS,)
+    return COMMON_FIELDS + own
+
+
+def require_columns(table: AnnData, names: Sequence[str]) -> None:
+    """Raise a `KeyError` for the first of the columns, of `.obs` or of `.var`, that a predicted table has lost."""
+    for name in names:
+        where, columns = ("table.var", table.var) if name in VAR_COLUMNS else ("table.obs", table.obs)
+        require_key(name, columns, where, "`rg.tl.predict` writes it; predict again.")
 
 
 def matching_reference(reference: AnnData | None, header: dict[str, Any]) -> AnnData:

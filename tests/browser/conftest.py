@@ -1,8 +1,13 @@
-"""A headless Chromium, and pages to look at; tests that need it are skipped by name where it is missing."""
+"""A headless Chromium, and pages to look at; tests that need it are skipped by name where it is missing.
+
+With `RAGST_SD_REQUIRE_BROWSER=1` they fail instead.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
@@ -17,13 +22,26 @@ ARGUMENTS = [
 ]
 
 
+REQUIRE_BROWSER = "RAGST_SD_REQUIRE_BROWSER"
+
+
+def without_browser(reason: str) -> NoReturn:
+    """Skip, or fail where a browser was promised."""
+    if os.environ.get(REQUIRE_BROWSER) == "1":
+        pytest.fail(f"{reason}, and {REQUIRE_BROWSER} is 1")
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 def browser():
     """Debian's Chromium, driven by playwright."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser")
+    try:
+        from playwright import sync_api as playwright
+    except ImportError:
+        without_browser("playwright is not installed: no browser")
     chromium = shutil.which("chromium")
     if chromium is None:
-        pytest.skip("chromium is not installed: no browser")
+        without_browser("chromium is not installed: no browser")
     with playwright.sync_playwright() as started:
         opened = started.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         yield opened

@@ -19,6 +19,10 @@ def written(value: float, decimals: int = 3, *, sign: bool = False) -> str:
     return f"+{text}" if sign and round(float(value), decimals) > 0 else text
 
 
+FAR = "no measured tissue looks like this spot as compared with others of its section"
+UNLIKE = "it looks unlike every section of the reference"
+
+
 def read(text: str) -> float:
     return float(text.replace(MINUS, "-").replace(" %", "").replace("+", ""))
 
@@ -32,6 +36,10 @@ def path(predicted, fitted, tmp_path):
     table.uns["retrieval"] |= {"interval_level": 0.9, "interval_unit": "spot"}
     table.var["cv_pearson"] = np.linspace(0.9, -0.2, table.n_vars)
     table.obs["out_of_reference"] = np.arange(table.n_obs) == 4
+    table.obs["distance_percentile"] = np.where(np.arange(table.n_obs) == 4, 99.5, 40.0) + np.linspace(
+        0, 0.4, table.n_obs
+    )
+    table.obs["appearance_distance"] = np.linspace(0.3, 0.9, table.n_obs)
     path = tmp_path / "viewer.html"
     rg.pl.viewer(predicted, fitted, truth_key="table", path=path, title="section <b>1</b>")
     return path
@@ -201,7 +209,7 @@ def test_warnings_name_what_to_doubt(path, open_page, predicted):
     page.press("#spot-name", "Enter")
     page.select_option("#gene", doubtful.last.get_attribute("value"))
     text = page.locator("#warnings").text_content()
-    assert "Out of reference: no measured tissue looks like this spot." in text
+    assert f"Out of reference: {FAR}." in text and UNLIKE not in text
     assert "not to be trusted" in text
     assert "counted by spot, not by donor" in text
     assert "Warnings: Out of reference" in page.locator("#announce").text_content()
@@ -212,6 +220,30 @@ def test_warnings_name_what_to_doubt(path, open_page, predicted):
     page.press("#spot-name", "Enter")
     assert page.locator("#spot-note").text_content() == "No spot of that name."
     assert page.locator("#spot-title").text_content() == f"Spot {table.obs_names[5]}"
+
+
+def test_why_a_spot_is_out_of_reference(predicted, fitted, tmp_path, open_page):
+    table = predicted.tables["predicted"]
+    far, unlike = np.zeros(table.n_obs, dtype=bool), np.zeros(table.n_obs, dtype=bool)
+    far[[3, 5]], unlike[[4, 5]] = True, True
+    table.obs["out_of_reference"] = far | unlike
+    table.obs["distance_percentile"] = np.where(far, 99.0, 50.0)
+    table.obs["appearance_distance"] = np.where(unlike, 2.25, 0.5)
+    path = tmp_path / "viewer.html"
+    rg.pl.viewer(predicted, fitted, genes=fitted.var_names[0], path=path)
+    page = open_page(path)
+    for spot in (3, 4, 5, 6):
+        page.fill("#spot-name", table.obs_names[spot])
+        page.press("#spot-name", "Enter")
+        assert page.locator("#spot-title").text_content() == f"Spot {table.obs_names[spot]}"
+        text = page.locator("#warnings").text_content()
+        assert (f"Out of reference: {FAR}." in text) == far[spot]
+        assert (f"Out of reference: {UNLIKE}." in text) == unlike[spot]
+        facts = page.locator("#facts").text_content()
+        assert f"Difference in look (limit 1){'2.25' if unlike[spot] else '0.50'}" in facts
+    page.select_option("#colour", "appearance_distance")
+    assert page.locator("#legend-title").text_content().startswith("Difference in look from the nearest section")
+    assert "0.50" in page.locator("#legend-ticks").text_content()
 
 
 def test_map_takes_the_colours_of_the_legend(predicted, fitted, tmp_path, open_page):

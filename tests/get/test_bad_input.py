@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import ragst_sd as rg
+from ragst_sd._results import COMMON_FIELDS, OBS_COLUMNS, TASK_FIELDS, VAR_COLUMNS, require_columns
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -115,6 +116,72 @@ def test_stripped_provenance(world, name, call):
         CALLS[call](world)
     for part in parts:
         assert part in str(caught.value), str(caught.value)
+
+
+FIELDS = (*COMMON_FIELDS, *TASK_FIELDS["histology"], "level_rows")
+
+
+def test_header_has_no_other_fields_than_those_that_are_required(world):
+    """A field that `rg.tl.predict` comes to write has to be named as required, or here as one that may be missing."""
+    assert set(world.table.uns["retrieval"]) == set(FIELDS)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_of_the_header_is_missed(world, field):
+    del world.table.uns["retrieval"][field]
+    missing = re.escape(f"lacks uns['retrieval']['{field}']")
+    for call in CALLS.values():
+        with pytest.raises(ValueError, match=missing):
+            call(world)
+    for other in (
+        lambda: rg.pl.viewer(world.query, world.reference, path=None),
+        lambda: rg.tl.report(world.query, world.reference, path="never_written"),
+        lambda: rg.tl.evaluate(world.query),
+    ):
+        with pytest.raises(ValueError, match=missing):
+            other()
+
+
+def test_masks_of_where_and_levels_of_spots_are_missed_too(query, fitted):
+    rg.tl.predict(query, fitted, where=np.arange(fitted.n_obs) % 2 == 0)
+    header = query.tables["predicted"].uns["retrieval"]
+    del header["where_mask"]
+    with pytest.raises(ValueError, match=r"lacks uns\['retrieval'\]\['where_mask'\]"):
+        rg.get.neighbors(query)
+    rg.tl.predict(query, fitted)
+    header = query.tables["predicted"].uns["retrieval"]
+    header["level_rows"] = np.repeat(np.atleast_2d(header["level_rows"]), 2, axis=0)
+    with pytest.raises(ValueError, match=r"lacks obs\['level'\]"):
+        rg.get.neighbors(query)
+
+
+def test_other_tasks_have_fields_of_their_own(world):
+    """A table that was predicted from anything but an image is traced all the same."""
+    expected = rg.get.neighbors(world.query)
+    header = world.table.uns["retrieval"]
+    world.table.uns["retrieval"] = {name: header[name] for name in COMMON_FIELDS} | {"task": "perturbation"}
+    assert rg.get.neighbors(world.query).equals(expected)
+
+
+@pytest.mark.parametrize("name", [*OBS_COLUMNS, *VAR_COLUMNS])
+def test_columns_are_missed_by_name(world, name):
+    columns, where = (world.table.var, "var") if name in VAR_COLUMNS else (world.table.obs, "obs")
+    require_columns(world.table, [name])
+    del columns[name]
+    spot, gene = world.table.obs_names[0], world.table.var_names[0]
+    at = {"obs_name": spot, "gene": gene}
+    calls = {"report": lambda: rg.tl.report(world.query, world.reference, path="never_written")}
+    if where == "obs":
+        calls["viewer"] = lambda: rg.pl.viewer(world.query, world.reference, path=None)
+    if name in ("n_donors", "out_of_reference"):
+        calls["explain"] = lambda: rg.pl.explain(world.query, world.reference, **at)
+    if name in ("n_donors", "out_of_reference", "effective_n"):
+        calls["retrieval"] = lambda: rg.pl.retrieval(world.query, world.reference, **at)
+    if name in ("evidence_share", "out_of_reference", "effective_n"):
+        calls["evaluate"] = lambda: rg.tl.evaluate(world.query)
+    for call in calls.values():
+        with pytest.raises(KeyError, match=f"'{name}' not found in `table.{where}`.*predict again"):
+            call()
 
 
 def other_reference(w: World) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 
 import ragst_sd as rg
 from ragst_sd.get._risk_coverage import risk_coverage
+from ragst_sd.io import read_st
 
 
 def measured(sdata):
@@ -112,6 +114,28 @@ def test_interval_width_orders_too(query, fitted):
     rg.tl.predict(query, fitted, intervals=0.5)
     frame = risk_coverage(query, by="interval_width", shares=[1.0, 0.5], genes=list(fitted.var_names[:40]))
     assert np.isfinite(frame["value"]).all()
+
+
+def test_disagreement_finds_the_errors_of_a_held_out_donor(data_dir):
+    sections = {}
+    for name in ("MOB1", "MOB2", "MOB3", "MOB4"):
+        path = data_dir / "histology" / "mob2k" / f"{name}.h5ad"
+        counts = ad.read_h5ad(path)
+        counts = counts[np.sort(np.random.default_rng(0).permutation(counts.n_obs)[:200])].copy()
+        sections[name] = read_st(counts, path.with_suffix(".jpg"), sample=name)
+        # One field of view, for speed.
+        rg.pp.embed_tiles(sections[name], model="texture", context=(1,), key_added="X", progress=False)
+    donor_of = {name: sdata.tables["table"].obs["donor"].iloc[0] for name, sdata in sections.items()}
+    query = sections["MOB4"]
+    others = {name: one for name, one in sections.items() if donor_of[name] != donor_of["MOB4"]}
+    reference = rg.tl.build_reference(others, use_rep="X", thumbnails=False)
+    rg.tl.fit(reference, method="knn", progress=False)
+    rg.tl.predict(query, reference)
+    frame = risk_coverage(query, by="disagreement", shares=[1.0, 0.5])
+    error = frame[frame["metric"] == "nrmse"].set_index(["by", "share"])["value"]
+    assert error["disagreement", 0.5] < error["disagreement", 1.0]
+    assert error["disagreement", 0.5] < error["random", 0.5]
+    assert error["oracle", 0.5] < error["disagreement", 0.5]
 
 
 def test_bad_input(predicted):

@@ -101,7 +101,14 @@ def test_values_are_those_of_the_table_to_the_last_digit(page, predicted):
     columns = measured.var_names.get_indexer(names)
     np.testing.assert_allclose(page.values("measured"), normalised[:, columns], atol=5.1e-4)
     assert page.names["spots"] == list(table.obs_names)
-    for name in ("effective_n", "n_donors", "distance_percentile", "out_of_reference", "evidence_share"):
+    for name in (
+        "effective_n",
+        "n_donors",
+        "distance_percentile",
+        "appearance_distance",
+        "out_of_reference",
+        "evidence_share",
+    ):
         np.testing.assert_array_equal(page.array(name), table.obs[name].to_numpy(np.float32))
 
 

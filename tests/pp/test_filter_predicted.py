@@ -64,6 +64,33 @@ def test_every_threshold_by_hand(scored):
     assert alone.n_vars == 250
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_second_call_keeps_what_the_first_dropped(scored, fitted, tmp_path, on_disk):
+    before = scored.tables["predicted"].var.copy()
+    rg.pp.filter_predicted(scored, min_cv_pearson=0.3)
+    if on_disk:
+        scored.write(tmp_path / "s.zarr")
+        scored = sd.read_zarr(tmp_path / "s.zarr")
+    rg.pp.filter_predicted(scored, min_n_measured=4, min_cv_pearson=0.5)
+    rg.pp.filter_predicted(scored, min_cv_pearson=0.1)
+    table = scored.tables["predicted"]
+    low = int((before["cv_pearson"] < 0.5).sum())
+    rare = int(((before["cv_pearson"] >= 0.5) & (before["n_measured"] < 4)).sum())
+    assert rare > 0
+    record = table.uns["retrieval"]["filter"]
+    assert record == {
+        "min_cv_pearson": 0.5, "min_n_measured": 4, "n_genes": 260,
+        "dropped": {"not_assessed": 7, "cv_pearson": low, "n_measured": rare},
+    }  # fmt: skip
+    assert table.n_vars == 260 - 7 - low - rare
+    text = rg.tl.report(scored, fitted, path=tmp_path / "card", pictures=False)[0].read_text()
+    text = text.replace("\\", "")
+    assert (
+        f"has dropped {7 + low + rare} of 260 genes before (7 by not_assessed, {low} by cv_pearson, {rare} by n_measured)"
+        in text
+    )
+
+
 def test_provenance_outlives_it(scored, fitted, tmp_path):
     expected = rg.get.neighbors(scored)
     rg.pp.filter_predicted(scored, min_cv_pearson=0.3)

@@ -385,6 +385,18 @@ def test_no_reference_and_bare_table(predicted, fitted, tmp_path):
         ("Owkin non-commercial licence", NON_COMMERCIAL), ("Apache-2.0, research use only", NON_COMMERCIAL),
         ("CC-BY-ND-4.0", NO_DERIVATIVES), ("CC-BY-NC-ND-4.0", NO_DERIVATIVES), ("unknown", UNKNOWN), ("", UNKNOWN),
         ("none stated", UNKNOWN), ("My Lab Terms", UNRECOGNISED), ("10x end user licence", UNRECOGNISED),
+        ("MIT, not for commercial use", NON_COMMERCIAL), ("CC BY 4.0; no commercial use", NON_COMMERCIAL),
+        ("BSD-3-Clause, research purposes only", NON_COMMERCIAL), ("non commercial", NON_COMMERCIAL),
+        ("CC BY 4.0 non\u2011commercial", NON_COMMERCIAL), ("Attribution-NonCommercial 4.0", NON_COMMERCIAL),
+        ("BY-NC-SA 4.0", NON_COMMERCIAL), ("Creative Commons Attribution-NoDerivatives 4.0", NO_DERIVATIVES),
+        ("Apache-2.0 with Commons Clause", UNRECOGNISED), ("evaluation only; ISC", UNRECOGNISED),
+        ("dbGaP controlled access, MIT code", UNRECOGNISED), ("CC0-1.0, on request", UNRECOGNISED),
+        ("GPL-3.0, evaluation only", UNRECOGNISED), ("MIT \u975e\u5546\u7528", UNRECOGNISED), ("CC", UNRECOGNISED),
+        ("public license", UNRECOGNISED), ("n/a", UNKNOWN), ("N/A", UNKNOWN), ("<NA>", UNKNOWN), ("not specified", UNKNOWN),
+        ("The MIT License", PERMISSIVE), ("Apache License, Version 2.0", PERMISSIVE), ("MIT OR Apache-2.0", PERMISSIVE),
+        ("Creative Commons Attribution 4.0 International", PERMISSIVE), ("MIT AND GPL-3.0-or-later", SHARE_ALIKE),
+        ("GNU General Public License v3", SHARE_ALIKE), ("Creative Commons Attribution-ShareAlike 4.0", SHARE_ALIKE),
+        ("CC0 1.0 Universal Public Domain Dedication", PUBLIC_DOMAIN), ("Unlicense", PUBLIC_DOMAIN),
     ],
 )  # fmt: skip
 def test_terms_of_licences(license, terms):

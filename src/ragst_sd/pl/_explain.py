@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, spot_index
+from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
 from ragst_sd._validate import require_choice, require_positive, require_type
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import finish, open_stage
@@ -102,7 +102,7 @@ def explain(
     Raises
     ------
     KeyError
-        If a table, spot, gene or layer does not exist.
+        If a table, spot, gene or layer does not exist, or the table lacks a column of `.obs`.
     ValueError
         If the table has lost its provenance, the reference is another one, or the spot has no prediction of the gene.
 
@@ -128,6 +128,7 @@ def explain(
     require_choice(group_by, _GROUPS, "group_by")
     genes = gene_list(gene)
     table, header = predicted(sdata, prediction_key)
+    require_columns(table, (_keys.N_DONORS, _keys.OUT_OF_REFERENCE))
     spot, columns = int(spot_index(table, obs_name, "obs_name")[0]), gene_index(table, genes)
     notes = distrust(table, genes, min_cv_pearson)
     parts = parts_of(sdata, reference, obs_name=obs_name, gene=genes, prediction_key=prediction_key)

@@ -9,7 +9,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
 from ragst_sd._reference import reference_header
-from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, spot_index
+from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
 from ragst_sd._validate import require_positive, require_type
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import finish, open_stage
@@ -126,6 +126,7 @@ def retrieval(
     require_type(gene, str, "gene", "This picture takes one.")
     names = _spot_names(obs_name)
     table, header = predicted(sdata, prediction_key)
+    require_columns(table, (_keys.N_DONORS, _keys.EFFECTIVE_N, _keys.OUT_OF_REFERENCE))
     spots = [int(spot) for spot in spot_index(table, names, "obs_name")]
     note = distrust(table, [gene], min_cv_pearson)[0]
     evidence = [

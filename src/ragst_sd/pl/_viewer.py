@@ -10,13 +10,22 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._annotation import single_region
 from ragst_sd._elements import require_sdata
-from ragst_sd._results import MIN_CV_PEARSON, MOST_UNLIKE, matching_reference, predicted, unlike_share
-from ragst_sd._validate import require_positive
+from ragst_sd._results import (
+    MIN_CV_PEARSON,
+    MOST_UNLIKE,
+    OBS_COLUMNS,
+    matching_reference,
+    predicted,
+    require_columns,
+    unlike_share,
+)
+from ragst_sd._validate import require_key, require_positive
 from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._section import read_section
 from ragst_sd.pl._viewer_numbers import choose_genes, collect_numbers
 from ragst_sd.pl._viewer_page import LIMIT, MARK, Page, assemble
 from ragst_sd.pl._viewer_pictures import collect_pictures
+from ragst_sd.retrieval.grounding import FLAGGED
 
 if TYPE_CHECKING:
     import os
@@ -62,7 +71,8 @@ def viewer(
     values of as many decimals, so their last digit may be off by one.
     Spots have their true size; outlines other than discs and squares are drawn as discs of the same area.
 
-    A spot is warned of if it is out of reference, if its neighbours are few (`effective_n` below 5) or of one donor, if
+    A spot is warned of if it is out of reference (far from measured tissue in the space of search, or unlike every section
+    of the reference, as `.obs["appearance_distance"]` says; both are named), if its neighbours are few (`effective_n` below 5) or of one donor, if
     less than half of its departure from the mean is evidence, if the method cites nobody, and if intervals hold for new spots or sections but not for new
     donors. A gene is greyed, with the reason, if `cv_pearson` is below 0.1 or not known.
 
@@ -104,9 +114,9 @@ def viewer(
     FileExistsError
         If `path` is a file that is no viewer page.
     KeyError
-        If a table, gene or layer does not exist.
+        If a table, gene or layer does not exist, or the table lacks a column of `.obs`.
     ValueError
-        If the image or the shapes are not in the object, the reference is another one, the truth shares no spots or is not
+        If the table has lost its provenance, the image or the shapes are not in the object, the reference is another one, the truth shares no spots or is not
         counts, or the page would be larger than 30 MB.
 
     Examples
@@ -134,6 +144,8 @@ def viewer(
         msg = f"This page shows tissue; table {prediction_key!r} was predicted for the task {header.get('task')!r}."
         raise ValueError(msg)
     matching_reference(reference, header)
+    require_columns(table, OBS_COLUMNS)
+    require_key(_keys.EVIDENCE, table.layers, "table.layers", "`rg.tl.predict` writes it; predict again.")
     chosen = choose_genes(table, genes)
     section = read_section(sdata, table, header, prediction_key)
     measured = None
@@ -204,6 +216,7 @@ def _facts(table: AnnData, header: dict[str, Any], title: str) -> dict[str, Any]
         "donors": sorted(set(header[_keys.CITED][_keys.DONOR].astype(str))),
         "share_outside": float(outside.mean()),
         "share_unlike": round(unlike, 4) if unlike > MOST_UNLIKE else None,
+        "far_percentile": 100 * (1 - FLAGGED),
         "few_spots": FEW_SPOTS,
         "little_evidence": LITTLE_EVIDENCE,
         "little_trust": MIN_CV_PEARSON,

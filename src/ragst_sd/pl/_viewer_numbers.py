@@ -14,7 +14,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._cited_values import level_means, measured_values
-from ragst_sd._results import gene_index
+from ragst_sd._results import OBS_COLUMNS, gene_index
 from ragst_sd._validate import require_type
 from ragst_sd.retrieval.training import dense
 
@@ -28,7 +28,6 @@ N_GENES = 200
 MISSING = -32768
 # Lower bounds that are zero, as many are, take one value, which compresses to little.
 AT_ZERO = 32767
-_OBS = (_keys.EFFECTIVE_N, _keys.N_DONORS, _keys.DISTANCE_PERCENTILE, _keys.OUT_OF_REFERENCE, _keys.EVIDENCE_SHARE)
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def collect_numbers(
         "adjustment": _difference(whole["prediction"], whole["evidence"]),
         **({"measured": whole["measured"]} if measured is not None else {}),
         **(_intervals(bounds, whole["prediction"], decimals) if len(bounds) == 2 else {}),
-        **{name: table.obs[name].to_numpy(np.float32) for name in _OBS},
+        **{name: table.obs[name].to_numpy(np.float32) for name in OBS_COLUMNS},
     }
     neighbours, shown = _neighbours(table, was_measured, n_shown)
     arrays |= neighbours | {"levels": levels.astype(np.float32), "level_of": level_of.astype(np.int32)}

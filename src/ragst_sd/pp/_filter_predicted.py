@@ -62,7 +62,9 @@ def filter_predicted(
     `None`, or the table if `inplace=False`. It has the genes that pass in their order, and all else as it was: layers,
     spots, provenance. :func:`ragst_sd.get.neighbors`, :func:`ragst_sd.get.explain` and :func:`ragst_sd.get.influence`
     work as before. `.uns["retrieval"]["filter"]` holds the thresholds, `n_genes` before, and how many genes were dropped for which
-    reason: `not_assessed`, `cv_pearson`, `share_of_ceiling`, `n_measured`, each gene counted under the first that applies.
+    reason: `not_assessed`, `cv_pearson`, `share_of_ceiling`, `n_measured`, each gene counted under the first that applies. For a
+    table that was filtered before, `n_genes` is that of the whole prediction, the counts of all calls are added up, and of each
+    threshold the strictest is kept.
     `.obs["evidence_share"]` and the other columns that describe spots stay those over all genes.
 
     Raises
@@ -118,8 +120,8 @@ def filter_predicted(
         )
         raise ValueError(msg)
     logger.info("Dropping %d of %d genes (%s).", int((~keep).sum()), table.n_vars, reasons or "none fails")
-    record = {**{name: value for name, value in thresholds.items() if value is not None}, "n_genes": table.n_vars}
-    header = {**header, "filter": {**record, "dropped": dropped}}
+    given = {name: value for name, value in thresholds.items() if value is not None}
+    header = {**header, "filter": _record(header.get("filter"), given, table.n_vars, dropped)}
     if bare and inplace:
         table._inplace_subset_var(keep)
         table.uns[_keys.RETRIEVAL] = header
@@ -130,6 +132,20 @@ def filter_predicted(
         return kept
     sdata.tables[key_added or prediction_key] = kept
     return None
+
+
+def _record(
+    before: dict[str, Any] | None, thresholds: dict[str, Any], n_genes: int, dropped: dict[str, int]
+) -> dict[str, Any]:
+    """What was dropped since the prediction was made, by this call and by those before."""
+    if before is None:
+        return {**thresholds, "n_genes": n_genes, "dropped": dropped}
+    earlier = {name: before[name] for name in before if name not in ("n_genes", "dropped")}
+    strictest = {name: max(value, earlier.get(name, value)) for name, value in thresholds.items()}
+    total = {name: int(number) for name, number in before["dropped"].items()}
+    for name, number in dropped.items():
+        total[name] = total.get(name, 0) + number
+    return {**earlier, **strictest, "n_genes": int(before["n_genes"]), "dropped": total}
 
 
 def _check_name(sdata: SpatialData, key_added: str) -> None:

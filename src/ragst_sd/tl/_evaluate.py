@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._results import gene_index, predicted
+from ragst_sd._results import gene_index, predicted, require_columns
 from ragst_sd._validate import hint, listing, require_key
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.noise_ceiling import noise_ceiling
@@ -134,6 +134,7 @@ def evaluate(
     import pandas as pd
 
     table, header = predicted(sdata, prediction_key)
+    require_columns(table, SPOT_METRICS)
     measured = truth_table(sdata, truth_key, truth)
     chosen = _chosen_metrics(metrics)
     if set(chosen) & set(INTERVAL_METRICS):

@@ -10,8 +10,7 @@ from uuid import uuid4
 
 from ragst_sd import _keys
 from ragst_sd._annotation import single_region
-from ragst_sd._results import matching_reference, predicted
-from ragst_sd._validate import require_key
+from ragst_sd._results import OBS_COLUMNS, VAR_COLUMNS, matching_reference, predicted, require_columns
 from ragst_sd.tl._report_facts import gather
 from ragst_sd.tl._report_page import MADE_BY, to_html, to_markdown
 from ragst_sd.tl._report_pictures import draw_maps
@@ -111,7 +110,7 @@ def report(
 
     table, header = predicted(sdata, prediction_key)
     matching_reference(reference, header)
-    _check_columns(table)
+    require_columns(table, (*OBS_COLUMNS, *VAR_COLUMNS))
     paths = _paths(path, overwrite=overwrite)
     if truth_key is not None and isinstance(sdata, AnnData):
         msg = "`truth_key` names a table of a SpatialData; `sdata` is a bare table. Give the object."
@@ -128,20 +127,6 @@ def report(
         _write(file, text)
     logger.info("Wrote %s and %s.", *paths)
     return paths
-
-
-def _check_columns(table: AnnData) -> None:
-    todo = "`rg.tl.predict` writes it; predict again."
-    for name in (
-        _keys.OUT_OF_REFERENCE,
-        _keys.DISTANCE_PERCENTILE,
-        _keys.EFFECTIVE_N,
-        _keys.N_DONORS,
-        _keys.EVIDENCE_SHARE,
-    ):
-        require_key(name, table.obs, "table.obs", todo)
-    for name in (_keys.CV_PEARSON, _keys.NOISE_CEILING, _keys.N_MEASURED, _keys.EVIDENCE):
-        require_key(name, table.var, "table.var", todo)
 
 
 def _paths(path: str | os.PathLike[str], *, overwrite: bool) -> tuple[Path, Path]:

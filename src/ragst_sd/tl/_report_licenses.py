@@ -7,12 +7,31 @@ from dataclasses import dataclass
 
 from ragst_sd import _keys
 
-_UNKNOWN = {"", _keys.UNKNOWN, "none stated", "not stated", "none", "nan", "null"}
-_PUBLIC = {"cc0", "unlicense", "pddl"}
+_UNKNOWN = {
+    "", _keys.UNKNOWN, "none stated", "not stated", "none", "nan", "null", "na", "n a", "not known", "not specified", "unspecified",
+}  # fmt: skip
+_PUBLIC = {"cc0", "unlicense", "pddl", "public_domain"}
 # "as ragst_sd" is what `rg.pp.encoders` says of texture, which is part of this package.
-_PERMISSIVE = {"mit", "bsd", "apache", "isc", "ragst"}
-_SHARE_ALIKE = {"sa", "gpl", "agpl", "lgpl", "odbl", "mpl"}
-_RESTRICTED_USE = ("non-commercial", "noncommercial", "research use", "research only", "academic")
+_PERMISSIVE = {"mit", "bsd", "0bsd", "apache", "isc", "ragst"}
+_ATTRIBUTION = {"by", "attribution"}
+_SHARE_ALIKE = {"sa", "sharealike", "gpl", "agpl", "lgpl", "gnu", "odbl", "mpl"}
+_FILLER = {
+    "licence", "license", "licensed", "under", "version", "the", "a", "and", "or", "later", "only", "clause", "new", "revised",
+    "modified", "simplified", "international", "unported", "generic", "universal", "dedication", "general", "public", "lesser",
+    "affero", "mozilla", "cc", "odc", "as", "sd",
+}  # fmt: skip
+_NO_DERIVATIVES = ("no derivatives", "noderivatives", "noderivs")
+_RESTRICTED_USE = (
+    "non commercial", "noncommercial", "no commercial", "not for commercial", "not commercial", "research use", "research only",
+    "research purpose", "academic",
+)  # fmt: skip
+# Names of several words whose parts mean something else by themselves, such as "Commons Clause".
+_NAMES = {
+    "creative commons": "cc",
+    "open data commons": "odc",
+    "public domain": "public_domain",
+    "share alike": "sharealike",
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -33,20 +52,29 @@ UNKNOWN = Terms(6, "terms are not known: ask the source before anything is used 
 
 
 def terms_of(license: str) -> Terms:
-    """Terms of a licence by its name or SPDX identifier, as the most restrictive word in it says."""
-    text = str(license).strip().lower()
+    """Terms of a licence by its name or SPDX identifier, as the most restrictive word in it says.
+
+    A licence is only called free if every word of it is understood: what is added to a free licence usually limits it.
+    """
+    text = " ".join(re.split(r"[\W_]+", str(license).lower())).strip()
     if text in _UNKNOWN:
         return UNKNOWN
-    words = set(re.split(r"[^a-z0-9]+", text))
-    creative_commons = bool(words & {"cc", "creative"})
-    if creative_commons and "nd" in words:
+    if any(phrase in text for phrase in _NO_DERIVATIVES) or {"by", "nd"} <= set(text.split()):
         return NO_DERIVATIVES
-    if (creative_commons and "nc" in words) or any(phrase in text for phrase in _RESTRICTED_USE):
+    if any(phrase in text for phrase in _RESTRICTED_USE) or "nc" in text.split():
         return NON_COMMERCIAL
-    if words & _SHARE_ALIKE or any(word.startswith(("gpl", "agpl", "lgpl")) for word in words):
+    for name, word in _NAMES.items():
+        text = text.replace(name, word)
+    words = {word for word in text.split() if not re.fullmatch(r"v?\d+", word)}
+    versioned = {word for word in words if re.fullmatch(r"[al]?gplv?\d*", word)}
+    share_alike = words & _SHARE_ALIKE | versioned
+    public, permissive = words & _PUBLIC, words & _PERMISSIVE
+    if words & {"cc", "odc"}:
+        permissive |= words & _ATTRIBUTION
+    if words - share_alike - public - permissive - _FILLER:
+        return UNRECOGNISED
+    if share_alike:
         return SHARE_ALIKE
-    if words & _PUBLIC or "public domain" in text:
-        return PUBLIC_DOMAIN
-    if words & _PERMISSIVE or {"cc", "by"} <= words or {"odc", "by"} <= words:
+    if permissive:
         return PERMISSIVE
-    return UNRECOGNISED
+    return PUBLIC_DOMAIN if public else UNRECOGNISED

@@ -76,6 +76,7 @@ function showFacts(spot) {
   }
   facts.push([head.cites ? "Donors cited" : "Donors nearby", String(data.n_donors[spot])]);
   facts.push(["Distance to measured tissue", Number.isNaN(data.distance_percentile[spot]) ? "–" : `percentile ${number(data.distance_percentile[spot], 0)}`]);
+  facts.push(["Difference in look (limit 1)", number(data.appearance_distance[spot], 2)]);
   facts.push(["Share of evidence", Number.isNaN(data.evidence_share[spot]) ? "–" : percent(data.evidence_share[spot], 0)]);
   byId("facts").replaceChildren(...facts.flatMap(([term, text]) => [element("dt", term), element("dd", text)]));
   byId("tile-caption").textContent = head.image.tile_um ? `tile, ${Math.round(head.image.tile_um)} µm wide` : "tile";

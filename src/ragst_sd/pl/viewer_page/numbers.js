@@ -5,6 +5,7 @@ const nSpots = data.names.spots.length;
 const unitStep = 10 ** head.decimals;
 const OBS = {
   distance_percentile: { label: "Distance to measured tissue", unit: "percentile of held-out reference spots", decimals: 0 },
+  appearance_distance: { label: "Difference in look from the nearest section", unit: "of the largest that is within the reference", decimals: 2 },
   effective_n: { label: "Effective number of measured spots", unit: "spots", decimals: 1 },
   n_donors: { label: "Donors cited", unit: "donors", decimals: 0 },
   evidence_share: { label: "Share of evidence", unit: "of the departure from the mean", decimals: 2 },
@@ -96,12 +97,22 @@ function geneDoubt(gene) {
   return "";
 }
 
+// Two checks can mark a spot: the space of search, where sections may have been standardised, and the look of it as it is.
+function outOfReference(spot) {
+  if (isOutside(spot)) return ["it lies outside the image"];
+  const unlike = data.appearance_distance[spot] > 1;
+  const far = data.distance_percentile[spot] > head.far_percentile;
+  const why = [];
+  if (far || !unlike) why.push("no measured tissue looks like this spot as compared with others of its section");
+  if (unlike) why.push("it looks unlike every section of the reference");
+  return why;
+}
+
 function warningsOf(gene, spot) {
   const found = [];
   const [few, share] = [data.effective_n[spot], data.evidence_share[spot]];
   if (data.out_of_reference[spot]) {
-    const why = isOutside(spot) ? "it lies outside the image" : "no measured tissue looks like this spot";
-    found.push(`Out of reference: ${why}.`);
+    found.push(...outOfReference(spot).map((why) => `Out of reference: ${why}.`));
   }
   if (!head.cites) found.push(`Method ${head.method} cites no measured spots: this value cannot be traced to any.`);
   if (head.cites && data.n_donors[spot] === 1) found.push("All measured spots it rests on come from one donor.");
