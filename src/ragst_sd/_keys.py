@@ -56,6 +56,7 @@ THUMBNAIL = "thumbnail"
 RETRIEVAL_KEY = "retrieval_key"
 FIT = "fit"
 CALIBRATION = "calibration"
+ANNOTATIONS_HASH = "annotations_hash"
 
 UNKNOWN = "unknown"
 UNIT = "log1p(counts per 10,000)"

@@ -12,9 +12,19 @@ if TYPE_CHECKING:
     from ragst_sd.tl._cross_validate import cross_validate
     from ragst_sd.tl._evaluate import evaluate
     from ragst_sd.tl._fit import fit
+    from ragst_sd.tl._merge_references import merge_references
     from ragst_sd.tl._predict import predict
     from ragst_sd.tl._report import report
 
-__all__ = ["build_reference", "calibrate", "cross_validate", "evaluate", "fit", "predict", "report"]
+__all__ = [
+    "build_reference",
+    "calibrate",
+    "cross_validate",
+    "evaluate",
+    "fit",
+    "merge_references",
+    "predict",
+    "report",
+]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)
