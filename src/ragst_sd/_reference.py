@@ -16,7 +16,9 @@ from ragst_sd.reference.schema import check_fit, check_reference_header
 if TYPE_CHECKING:
     from anndata import AnnData
 
+# Rows that are looked at together where all rows are gone through.
 ROW_BLOCK = 8192
+HASH_BLOCK = 1024
 
 
 def reference_header(reference: AnnData) -> dict[str, Any]:
@@ -99,8 +101,8 @@ def reference_hash(reference: AnnData) -> str:
     own = {name: labels(reference.obs[name]) for name in columns}
     ids, embedding = list(reference.obs_names), reference.obsm[header["use_rep"]]
     digests = []
-    for start in range(0, reference.n_obs, ROW_BLOCK):
-        rows = slice(start, min(start + ROW_BLOCK, reference.n_obs))
+    for start in range(0, reference.n_obs, HASH_BLOCK):
+        rows = slice(start, min(start + HASH_BLOCK, reference.n_obs))
         digests += row_digests(
             ids=ids[rows],
             expression=as_csr(reference.X[rows]),

@@ -166,9 +166,9 @@ def test_a_lazy_reference_explains_the_same(fitted, lazy, query):
 
 
 def test_what_a_lazy_reference_cannot_do_is_refused(lazy, reference, query, tmp_path, quick):
-    with pytest.raises(ValueError, match="is lazy.*to_memory"):
+    with pytest.raises(ValueError, match=r"is lazy.*to_memory"):
         rg.tl.fit(lazy, method="knn", n_neighbors=10)
-    with pytest.raises(ValueError, match="is lazy.*to_memory"):
+    with pytest.raises(ValueError, match=r"is lazy.*to_memory"):
         rg.io.write_reference(lazy, tmp_path / "again.zarr")
     with pytest.raises(ValueError, match="needs all of its rows"):
         rg.tl.predict(query, lazy, backend="pynndescent")

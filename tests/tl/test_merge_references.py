@@ -150,7 +150,7 @@ def test_other_settings_and_names_of_genes_are_refused(sections):
 
 
 def test_the_same_sample_twice_is_refused(sections):
-    with pytest.raises(ValueError, match="'donor2'.*in first and second"):
+    with pytest.raises(ValueError, match=r"'donor2'.*in first and second"):
         rg.tl.merge_references(
             {"first": build(sections, ["donor1", "donor2"]), "second": build(sections, ["donor2", "donor3"])}
         )
@@ -191,5 +191,5 @@ def test_the_same_tissue_under_two_donors(sections, caplog):
 
 @pytest.mark.parametrize("given", [[], {}, [3], "reference"])
 def test_what_is_no_reference_is_refused(given):
-    with pytest.raises((TypeError, ValueError), match="empty|AnnData"):
+    with pytest.raises((TypeError, ValueError), match=r"empty|AnnData"):
         rg.tl.merge_references(given)

@@ -114,7 +114,7 @@ def build_reference(
 
     Notes
     -----
-    Memory: beside the reference itself, one section and some 0.6 kB per spot; with `genes`, the counts of all genes until the
+    Memory: beside the reference itself, one section and some 2 kB per spot; with `genes`, the counts of all genes until the
     last section is read.
 
     The same section published twice, under two donors' names, is a leak: one predicts the other. It is found by identical
