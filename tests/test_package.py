@@ -24,7 +24,6 @@ PUBLIC = [(name, function) for name in RIM for function in import_module(f"ragst
 DATA_ARGUMENTS = {
     "sdata",
     "sdatas",
-    "references",
     "data",
     "adata",
     "reference",
