@@ -27,6 +27,7 @@ DATA_ARGUMENTS = {
     "data",
     "adata",
     "reference",
+    "references",
     "adata_sc",
     "gmt",
     "counts",

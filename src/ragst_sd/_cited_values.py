@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._reference import mean_shift, panel_codes, section_codes
+from ragst_sd._reference import mean_shift, panel_codes, section_codes, take_rows
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def measured_values(
     if not len(at):
         nothing = np.zeros((0, len(columns)))
         return nothing, nothing.astype(bool), nothing
-    values = dense(reference.X[at][:, columns])
+    values = dense(take_rows(reference.X, at)[:, columns])
     panels = panel_codes(reference, reference.uns[_keys.ATTRS])[at]
     measured = np.asarray(reference.varm[_keys.MEASURED])[columns][:, panels].T
     shifts = _section_shifts(reference, header)

@@ -63,6 +63,7 @@ RETRIEVAL_KEY = "retrieval_key"
 FIT = "fit"
 CALIBRATION = "calibration"
 GENE_TRUST = "gene_trust"
+ANNOTATIONS_HASH = "annotations_hash"
 
 # a perturbation reference, and tables of predicted responses
 PERTURBATION = "perturbation"

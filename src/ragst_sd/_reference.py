@@ -9,12 +9,16 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._labels import label, labels
 from ragst_sd._validate import require_type
-from ragst_sd.reference.hashing import content_hash, parameters_hash
+from ragst_sd.reference.hashing import combined_hash, parameters_hash, row_digests
 from ragst_sd.reference.normalize import as_csr
 from ragst_sd.reference.schema import check_fit, check_reference_header
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+# Rows that are looked at together where all rows are gone through.
+ROW_BLOCK = 8192
+HASH_BLOCK = 1024
 
 
 def reference_header(reference: AnnData) -> dict[str, Any]:
@@ -61,14 +65,14 @@ def reference_fit(reference: AnnData) -> dict[str, Any]:
     header = reference_header(reference)
     check_fit(header.get(_keys.FIT))
     fit = dict(header[_keys.FIT])
-    current = reference_hash(reference)
+    current = current_hash(reference)
     if current != fit["reference_hash"] or _keys.RETRIEVAL_KEY not in reference.obsm:
         msg = (
             "The reference changed after it was fitted (rows, expression, embeddings or annotations): "
             f"hash {current[:12]} against {fit['reference_hash'][:12]}. Run `rg.tl.fit` again."
         )
         raise ValueError(msg)
-    if fit_hash(reference, header, fit) != fit["fit_hash"]:
+    if not is_lazy(reference) and fit_hash(reference, header, fit) != fit["fit_hash"]:
         msg = (
             "The fit does not match its hash: its parameters, `obsm['retrieval_key']`, or the statistics of the sections "
             "changed after `rg.tl.fit`. Fit again."
@@ -91,24 +95,93 @@ def fit_hash(reference: AnnData, header: dict[str, Any], fit: dict[str, Any]) ->
 
 
 def reference_hash(reference: AnnData) -> str:
-    """Content hash of a reference, whatever the order of its rows."""
+    """Content hash of a reference, whatever the order of its rows; in blocks, so that a lazy one need not fit into memory."""
     header = reference.uns[_keys.ATTRS]
+    columns = _label_columns(reference, header)
+    own = {name: labels(reference.obs[name]) for name in columns}
+    ids, embedding = list(reference.obs_names), reference.obsm[header["use_rep"]]
+    digests = []
+    for start in range(0, reference.n_obs, HASH_BLOCK):
+        rows = slice(start, min(start + HASH_BLOCK, reference.n_obs))
+        digests += row_digests(
+            ids=ids[rows],
+            expression=as_csr(reference.X[rows]),
+            embedding=np.asarray(embedding[rows]),
+            labels={name: values[rows] for name, values in own.items()},
+        )
+    genes, measured = list(reference.var_names), np.asarray(reference.varm[_keys.MEASURED])
+    return combined_hash(digests, genes=genes, columns=sorted(columns), measured=measured)
+
+
+def _label_columns(reference: AnnData, header: dict[str, Any]) -> list[str]:
     # Columns that a user adds later say nothing about the data; those asked for at building do.
     columns = [_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY, _keys.PANEL, *map(str, header["obs"])]
-    return content_hash(
-        ids=list(reference.obs_names),
-        genes=list(reference.var_names),
-        expression=as_csr(reference.X),
-        embedding=np.asarray(reference.obsm[header["use_rep"]]),
-        labels={name: labels(reference.obs[name]) for name in dict.fromkeys(columns) if name in reference.obs},
-        measured=np.asarray(reference.varm[_keys.MEASURED]),
-    )
+    return [name for name in dict.fromkeys(columns) if name in reference.obs]
+
+
+def annotations_hash(reference: AnnData) -> str:
+    """Hash of what a lazy reference holds in memory: ids, genes, labels and mask, in their order."""
+    parts: dict[str, Any] = {
+        "ids": np.asarray(reference.obs_names, dtype=object),
+        "genes": np.asarray(reference.var_names, dtype=object),
+        "measured": np.packbits(np.asarray(reference.varm[_keys.MEASURED])),
+    }
+    for name in _label_columns(reference, reference.uns[_keys.ATTRS]):
+        # Of a column with many repeats only the distinct labels are made strings.
+        codes, values = reference.obs[name].factorize()
+        parts[name] = {"codes": codes.astype(np.int64), "labels": np.asarray(labels(values), dtype=object)}
+    return parameters_hash(parts)
+
+
+def is_lazy(reference: AnnData) -> bool:
+    """Whether the rows of a reference lie on disk, as :func:`ragst_sd.io.read_reference` leaves them with `lazy=True`."""
+    return hasattr(reference.X, "dask")
+
+
+def require_in_memory(reference: AnnData, what: str = "The reference is") -> None:
+    """Raise a `ValueError` if the rows of a reference lie on disk."""
+    if is_lazy(reference):
+        msg = f"{what} lazy: its rows lie on disk, which is enough to predict. Load it with `reference.to_memory()` first."
+        raise ValueError(msg)
+
+
+def current_hash(reference: AnnData) -> str:
+    """Content hash of a reference as it is now.
+
+    Reading all values of a store for every prediction is what a lazy reference is there to avoid: they were checked when it
+    was written, so only what is in memory, and can have changed since, is looked at. If it has, the hash is of that alone.
+    """
+    if not is_lazy(reference):
+        return reference_hash(reference)
+    header, current = reference.uns[_keys.ATTRS], annotations_hash(reference)
+    return str(header["content_hash"]) if current == header.get(_keys.ANNOTATIONS_HASH) else current
+
+
+def take_rows(values: Any, rows: np.ndarray) -> Any:
+    """Some rows of a matrix, in memory; of a lazy one block by block, one at a time."""
+    if not hasattr(values, "dask"):
+        return values[rows]
+    import scipy.sparse as sp
+
+    starts = np.concatenate([[0], np.cumsum(values.chunks[0])])
+    order = np.argsort(rows, kind="stable")
+    ascending = rows[order]
+    of_block = np.searchsorted(starts, ascending, side="right") - 1
+    parts = [
+        values.blocks[block].compute(scheduler="synchronous")[ascending[of_block == block] - starts[block]]
+        for block in np.unique(of_block)
+    ]
+    if not parts:
+        return values[:0].compute()
+    stacked = sp.vstack(parts, format="csr") if sp.issparse(parts[0]) else np.concatenate(parts)
+    return stacked[np.argsort(order)]
 
 
 def standardized_embedding(reference: AnnData, header: dict[str, Any]) -> np.ndarray:
     """Embeddings of the rows, each standardised by its own section where the header says so, float64."""
     from ragst_sd.retrieval.projection import standardize
 
+    require_in_memory(reference)
     raw = np.asarray(reference.obsm[header["use_rep"]], dtype=np.float64)
     if not np.isfinite(raw).all():
         bad = int((~np.isfinite(raw).all(axis=1)).sum())

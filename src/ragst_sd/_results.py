@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._reference import reference_hash, reference_header
+from ragst_sd._reference import current_hash, reference_header
 from ragst_sd._validate import hint, listing, require_key, require_type
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def matching_reference(reference: AnnData | None, header: dict[str, Any]) -> Ann
         )
         raise ValueError(msg)
     reference_header(reference)
-    current = reference_hash(reference)
+    current = current_hash(reference)
     if current != header["reference_hash"]:
         msg = (
             f"The prediction was made from a reference with hash {str(header['reference_hash'])[:12]}; this one has "

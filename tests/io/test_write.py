@@ -59,10 +59,10 @@ def test_failed_write_leaves_the_old_version(fitted, tmp_path, monkeypatch):
     path = tmp_path / "r.zarr"
     rg.io.write_reference(fitted, path)
 
-    def broken(self, store, **kwargs):
+    def broken(*args, **kwargs):
         raise OSError(FULL)
 
-    monkeypatch.setattr(ad.AnnData, "write_zarr", broken)
+    monkeypatch.setattr(ad.experimental, "write_dispatched", broken)
     with pytest.raises(OSError, match="disk full"):
         rg.io.write_reference(fitted, path, overwrite=True)
     monkeypatch.undo()
@@ -94,6 +94,109 @@ def test_a_subset_is_written_without_its_fit(fitted, tmp_path, caplog):
     assert back.n_obs == fitted.n_obs - 5
     assert "fit" not in back.uns["ragst"]
     assert "fit" in part.uns["ragst"]
+
+
+def test_rows_lie_in_sharded_chunks(fitted, tmp_path, monkeypatch):
+    import zarr
+
+    from ragst_sd.io import _sharded_store
+
+    monkeypatch.setattr(_sharded_store, "_CHUNK_BYTES", 4096)
+    monkeypatch.setattr(_sharded_store, "_CHUNKS_PER_SHARD", 3)
+    rg.io.write_reference(fitted, tmp_path / "r.zarr")
+    group = zarr.open_group(tmp_path / "r.zarr", mode="r")
+    assert group.metadata.zarr_format == 3
+    for name in ("X/data", "X/indices", "layers/counts/data", "obsm/thumbnail", "obsm/X_colour", "obsm/retrieval_key"):
+        array = group[name]
+        assert array.chunks[1:] == array.shape[1:]
+        assert array.chunks[0] < array.shape[0]
+        assert array.shards[0] in (2 * array.chunks[0], 3 * array.chunks[0])
+    np.testing.assert_array_equal(rg.io.read_reference(tmp_path / "r.zarr").X.toarray(), fitted.X.toarray())
+
+
+@pytest.fixture
+def lazy(fitted, tmp_path):
+    """The fitted reference, its rows on disk."""
+    rg.io.write_reference(fitted, tmp_path / "lazy.zarr")
+    return rg.io.read_reference(tmp_path / "lazy.zarr", lazy=True)
+
+
+def test_a_lazy_reference_leaves_its_rows_on_disk(fitted, lazy):
+    import dask.array as da
+
+    for values in (
+        lazy.X,
+        lazy.layers["counts"],
+        *(lazy.obsm[name] for name in ("X_colour", "thumbnail", "retrieval_key")),
+    ):
+        assert isinstance(values, da.Array)
+    assert list(lazy.obs_names) == list(fitted.obs_names)
+    whole = lazy.to_memory()
+    np.testing.assert_array_equal(whole.X.toarray(), fitted.X.toarray())
+    np.testing.assert_array_equal(whole.obsm["retrieval_key"], fitted.obsm["retrieval_key"])
+
+
+@pytest.mark.parametrize("method", ["knn", "ridge_residual", "ridge", "mean"])
+def test_a_lazy_reference_predicts_the_same(reference, method, query, tmp_path, monkeypatch):
+    """Blocks far smaller than the reference, so that rows of several of them are cited for one spot."""
+    from ragst_sd.io import _read_reference, _sharded_store
+    from ragst_sd.retrieval import block_search
+
+    monkeypatch.setattr(_read_reference, "ROW_BLOCK", 16)
+    monkeypatch.setattr(_sharded_store, "_CHUNK_BYTES", 4096)
+    monkeypatch.setattr(block_search.search_in_blocks, "__kwdefaults__", {"metric": "euclidean", "block_rows": 20})
+    rg.tl.fit(reference, method=method, n_neighbors=10)
+    rg.io.write_reference(reference, tmp_path / "r.zarr")
+    lazy = rg.io.read_reference(tmp_path / "r.zarr", lazy=True)
+    assert lazy.X.numblocks[0] > 3
+    expected, got = (rg.tl.predict(query, one, inplace=False) for one in (reference, lazy))
+    np.testing.assert_array_equal(got.X, expected.X)
+    for name in expected.layers:
+        np.testing.assert_array_equal(got.layers[name], expected.layers[name])
+    for name in ("retrieval_rows", "retrieval_weights", "retrieval_distances"):
+        np.testing.assert_array_equal(got.obsm[name], expected.obsm[name])
+    assert got.obs.equals(expected.obs)
+
+
+def test_a_lazy_reference_explains_the_same(fitted, lazy, query):
+    rg.tl.predict(query, fitted)
+    spot, gene = query.tables["predicted"].obs_names[3], fitted.var_names[5]
+    first, second = (rg.get.explain(query, one, obs_name=spot, gene=gene) for one in (fitted, lazy))
+    assert first.equals(second)
+
+
+def test_what_a_lazy_reference_cannot_do_is_refused(lazy, reference, query, tmp_path, quick):
+    with pytest.raises(ValueError, match=r"is lazy.*to_memory"):
+        rg.tl.fit(lazy, method="knn", n_neighbors=10)
+    with pytest.raises(ValueError, match=r"is lazy.*to_memory"):
+        rg.io.write_reference(lazy, tmp_path / "again.zarr")
+    with pytest.raises(ValueError, match="needs all of its rows"):
+        rg.tl.predict(query, lazy, backend="pynndescent")
+    with pytest.raises(ValueError, match="lazy"):
+        rg.tl.merge_references([lazy])
+    rg.tl.fit(reference, method="random_rag", n_neighbors=10, options=quick("random_rag"))
+    rg.io.write_reference(reference, tmp_path / "random.zarr")
+    with pytest.raises(ValueError, match="'random_rag' needs all of its rows"):
+        rg.tl.predict(query, rg.io.read_reference(tmp_path / "random.zarr", lazy=True))
+
+
+def test_changes_to_a_lazy_reference_are_noticed(lazy, query):
+    assert rg.tl.predict(query, lazy, inplace=False).n_obs
+    with pytest.raises(ValueError, match="changed after it was fitted"):
+        rg.tl.predict(query, lazy[5:].copy())
+    lazy.obs["donor"] = "someone else"
+    with pytest.raises(ValueError, match="changed after it was fitted"):
+        rg.tl.predict(query, lazy)
+
+
+def test_labels_changed_on_disk_are_noticed_when_it_is_opened(fitted, tmp_path):
+    import zarr
+
+    rg.io.write_reference(fitted, tmp_path / "r.zarr")
+    group = zarr.open_group(tmp_path / "r.zarr", mode="r+")
+    group["obs/donor/codes"][:] = 0
+    with pytest.raises(ValueError, match="do not match the hash"):
+        rg.io.read_reference(tmp_path / "r.zarr", lazy=True)
 
 
 def test_write_table_adds_and_replaces(predicted, fitted, tmp_path):

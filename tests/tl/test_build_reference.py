@@ -231,3 +231,73 @@ def test_counts_of_any_kind(sections, reference, kind):
         {name: sections[name] for name in ("donor1", "donor2")}, use_rep="X_colour", layer="kind"
     )
     assert again.uns["ragst"]["content_hash"] == reference.uns["ragst"]["content_hash"]
+
+
+def many_samples(template, n, *, spots=60, n_genes=1500):
+    """Functions that each make a section of their own: expression and embedding only, with the header of `template`."""
+    import anndata as ad
+    from spatialdata import SpatialData
+
+    header = template.tables["table"].uns["ragst"]["embeddings"]["X_colour"]
+    width = template.tables["table"].obsm["X_colour"].shape[1]
+    names = [f"G{i}" for i in range(n_genes)]
+    opened = []
+
+    def make(i):
+        rng = np.random.default_rng(i)
+        opened.append(i)
+        table = ad.AnnData(
+            rng.poisson(1.0, (spots, n_genes)).astype(np.float32),
+            obs=pd.DataFrame({"donor": f"donor{i}"}, index=[f"spot{j}" for j in range(spots)]),
+            var=pd.DataFrame(index=names),
+            obsm={"X_colour": rng.normal(size=(spots, width)).astype(np.float32)},
+        )
+        table.uns["ragst"] = {"embeddings": {"X_colour": header | {"image_hash": str(i)}}}
+        return SpatialData(tables={"table": table})
+
+    return {f"s{i}": lambda i=i: make(i) for i in range(n)}, opened
+
+
+def test_memory_is_that_of_the_result_and_of_one_section(sections, monkeypatch):
+    """Samples are opened one after the other; what is needed beside the result does not grow with their number."""
+    import tracemalloc
+
+    from ragst_sd import _reference
+
+    # The block in which rows are hashed, in proportion to these small sections.
+    monkeypatch.setattr(_reference, "HASH_BLOCK", 60)
+    beside = {}
+    for n in (5, 50):
+        samples, opened = many_samples(sections["donor1"], n)
+        rg.tl.build_reference(dict(list(samples.items())[:2]), use_rep="X_colour", thumbnails=False)
+        opened.clear()
+        tracemalloc.start()
+        reference = rg.tl.build_reference(samples, use_rep="X_colour", thumbnails=False)
+        result, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert opened == list(range(n))
+        assert reference.n_obs == 60 * n
+        size = sum(x.data.nbytes + x.indices.nbytes for x in (reference.X, reference.layers["counts"]))
+        beside[n] = (peak - result) / (size / n)
+    # In multiples of what one section adds to the result; twice the result would be 50.
+    assert beside[50] < 12
+
+
+def test_functions_give_what_sections_give(sections, reference):
+    lazily = {name: lambda name=name: sections[name] for name in ("donor1", "donor2")}
+    again = rg.tl.build_reference(lazily, use_rep="X_colour")
+    assert again.uns["ragst"]["content_hash"] == reference.uns["ragst"]["content_hash"]
+    np.testing.assert_array_equal(again.obsm["thumbnail"], reference.obsm["thumbnail"])
+    with pytest.raises(TypeError, match="SpatialData"):
+        rg.tl.build_reference({"donor1": lambda: 3}, use_rep="X_colour")
+
+
+def test_sections_of_one_tissue_can_be_refused(sections):
+    from spatialdata import deepcopy
+
+    twin = deepcopy(sections["donor1"])
+    twin.tables["table"].obs["donor"] = "twin"
+    with pytest.raises(ValueError, match=r"'donor1' and 'twin' have identical images.*Give both the same donor"):
+        rg.tl.build_reference({**sections, "twin": twin}, use_rep="X_colour", on_duplicate="error")
+    with pytest.raises(ValueError, match="`on_duplicate` is 'stop'"):
+        rg.tl.build_reference(sections, use_rep="X_colour", on_duplicate="stop")

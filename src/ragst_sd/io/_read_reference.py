@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ragst_sd import _keys
 from ragst_sd._perturbation_reference import any_hash, any_header
+from ragst_sd._reference import ROW_BLOCK, annotations_hash, reference_header
 
 if TYPE_CHECKING:
     import os
@@ -14,17 +15,22 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def read_reference(path: str | os.PathLike[str]) -> AnnData:
+def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnData:
     """Read a reference that :func:`ragst_sd.io.write_reference` wrote.
 
     Parameters
     ----------
     path
         The zarr store.
+    lazy
+        Leave expression, embeddings, thumbnails and the rows in phi-space on disk, as dask arrays; `obs`, `var`, `varm` and the
+        header are read. :func:`ragst_sd.tl.predict` then reads what it needs block by block, and gives the same values. To fit,
+        calibrate or cross-validate load it with `reference.to_memory()`.
 
     Returns
     -------
-    The reference. Its header is checked, and its content against the hash that was written with it.
+    The reference. Its header is checked, and its content against the hash that was written with it. Of a lazy one only what
+    is in memory is checked (ids, genes, labels, mask); values that were changed on disk are not noticed.
 
     Raises
     ------
@@ -46,6 +52,8 @@ def read_reference(path: str | os.PathLike[str]) -> AnnData:
     if not (path / "uns" / _keys.ATTRS).is_dir():
         msg = f"{path} is not a reference written by `rg.io.write_reference` (it has no `uns/{_keys.ATTRS}`)."
         raise ValueError(msg)
+    if lazy:
+        return _open(path)
     reference = ad.read_zarr(path)
     header = any_header(reference)
     current = any_hash(reference)
@@ -56,3 +64,38 @@ def read_reference(path: str | os.PathLike[str]) -> AnnData:
         )
         raise ValueError(msg)
     return reference
+
+
+def _open(path: Path) -> AnnData:
+    """The reference with its large arrays left on disk."""
+    import anndata as ad
+    import zarr
+
+    group = zarr.open_group(path, mode="r")
+    read, read_lazy = ad.io.read_elem, ad.experimental.read_elem_lazy
+    n_vars = int(group["varm"][_keys.MEASURED].shape[0])
+    blocks = (ROW_BLOCK, n_vars)
+    reference = ad.AnnData(
+        read_lazy(group["X"], chunks=blocks),
+        obs=read(group["obs"]),
+        var=read(group["var"]),
+        layers={name: read_lazy(group["layers"][name], chunks=blocks) for name in group["layers"]},
+        obsm={name: _lazy_rows(group["obsm"][name]) for name in group["obsm"]},
+        varm={name: read(group["varm"][name]) for name in group["varm"]},
+        uns={name: read(group["uns"][name]) for name in group["uns"]},
+    )
+    header = reference_header(reference)
+    if header.get(_keys.ANNOTATIONS_HASH) != annotations_hash(reference):
+        msg = (
+            f"{path}: ids, genes or labels do not match the hash that was written with them, or it was written by a version "
+            "without one. Read it with `lazy=False`, which checks everything, and write it again."
+        )
+        raise ValueError(msg)
+    return reference
+
+
+def _lazy_rows(elem: Any) -> Any:
+    """An array on disk; a data frame of a few columns is read."""
+    import anndata as ad
+
+    return ad.experimental.read_elem_lazy(elem) if hasattr(elem, "shape") else ad.io.read_elem(elem)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from ragst_sd import _keys
-from ragst_sd._perturbation_reference import any_hash, any_header
+from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
+from ragst_sd._reference import annotations_hash, require_in_memory
+from ragst_sd.io._sharded_store import write_sharded
 
 if TYPE_CHECKING:
     import os
@@ -27,6 +29,9 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
     A reference that was changed since (a subset of its rows, say) is written with its new hash and without its fit,
     which no longer holds.
 
+    The store is zarr format 3, sharded: expression, embeddings, thumbnails and the rows in phi-space are arrays of their own,
+    in chunks of whole rows, so that :func:`ragst_sd.io.read_reference` can leave them on disk with `lazy=True`.
+
     Parameters
     ----------
     reference
@@ -41,7 +46,7 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
     FileExistsError
         If `path` exists and `overwrite` is not set, or it is not a reference.
     ValueError
-        If `reference` is not a reference.
+        If `reference` is not a reference, or is lazy.
 
     Examples
     --------
@@ -66,7 +71,7 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{uuid4().hex[:8]}.new")
     try:
-        reference.write_zarr(fresh)
+        write_sharded(reference, fresh)
         old = None
         if path.exists():
             old = path.with_name(f".{path.name}.{uuid4().hex[:8]}.old")
@@ -80,14 +85,35 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
 
 def _current(reference: AnnData) -> AnnData:
     """The reference with a hash that fits its content."""
-    header, current = any_header(reference), any_hash(reference)
+    header = any_header(reference)
+    require_in_memory(reference)
+    current = any_hash(reference)
+    if not is_perturbation(reference):
+        # Lets a lazy reference be checked without reading its values.
+        header[_keys.ANNOTATIONS_HASH] = annotations_hash(reference)
     if current == header["content_hash"]:
-        return reference
+        return _with_header(reference, header)
     fitted = header.pop(_keys.FIT, None) is not None
     logger.warning(
         "The reference changed after it was built%s.", "; it is written without its fit: run `rg.tl.fit` again" * fitted
     )
-    changed = reference.copy()
+    changed = _with_header(reference, {**header, "content_hash": current})
     changed.obsm.pop(_keys.RETRIEVAL_KEY, None)
-    changed.uns[_keys.ATTRS] = {**header, "content_hash": current}
     return changed
+
+
+def _with_header(reference: AnnData, header: dict[str, Any]) -> AnnData:
+    """The same arrays under another header; the reference itself is left alone."""
+    import anndata as ad
+
+    return ad.AnnData(
+        reference.X,
+        obs=reference.obs,
+        var=reference.var,
+        layers={name: values for name, values in reference.layers.items() if name is not None},
+        obsm=dict(reference.obsm),
+        varm=dict(reference.varm),
+        obsp=dict(reference.obsp),
+        varp=dict(reference.varp),
+        uns={**reference.uns, _keys.ATTRS: header},
+    )

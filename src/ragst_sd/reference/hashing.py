@@ -39,6 +39,14 @@ def content_hash(
     measured
         (genes x panels) mask.
     """
+    rows = row_digests(ids=ids, expression=expression, embedding=embedding, labels=labels)
+    return combined_hash(rows, genes=genes, columns=sorted(labels), measured=measured)
+
+
+def row_digests(
+    *, ids: Sequence[str], expression: sp.csr_matrix, embedding: np.ndarray, labels: Mapping[str, Sequence[Any]]
+) -> list[bytes]:
+    """One digest for each row, so that a reference can be hashed block by block; arguments as in :func:`content_hash`."""
     embedding = np.ascontiguousarray(embedding, dtype=np.float32)
     columns = {name: [str(value) for value in values] for name, values in sorted(labels.items())}
     rows = []
@@ -51,6 +59,11 @@ def content_hash(
         row.update(expression.data[part][kept].astype(np.float32).tobytes())
         row.update(embedding[i].tobytes())
         rows.append(row.digest())
+    return rows
+
+
+def combined_hash(rows: Sequence[bytes], *, genes: Sequence[str], columns: Sequence[str], measured: np.ndarray) -> str:
+    """Hash of a reference from the digests of its rows, the names of its genes and label columns, and its mask."""
     whole = hashlib.sha256("\x1f".join([*map(str, genes), *columns]).encode())
     whole.update(np.packbits(measured).tobytes())
     for digest in sorted(rows):

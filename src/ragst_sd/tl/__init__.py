@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ragst_sd.tl._evaluate import evaluate
     from ragst_sd.tl._evaluate_perturbation import evaluate_perturbation
     from ragst_sd.tl._fit import fit
+    from ragst_sd.tl._merge_references import merge_references
     from ragst_sd.tl._perturb import perturb
     from ragst_sd.tl._perturbation_folds import perturbation_folds
     from ragst_sd.tl._predict import predict
@@ -29,6 +30,7 @@ __all__ = [
     "evaluate",
     "evaluate_perturbation",
     "fit",
+    "merge_references",
     "perturb",
     "perturbation_folds",
     "predict",

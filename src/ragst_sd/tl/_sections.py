@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,6 @@ class Section:
     """One section, its rows limited to spots that lie on the image."""
 
     sample: str
-    sdata: SpatialData
     obs: pd.DataFrame
     embedding: np.ndarray
     header: dict[str, Any]
@@ -43,15 +42,24 @@ class Section:
     names: dict[str, list[str]]
     xy: np.ndarray
     source: dict[str, Any]
+    thumbnails: np.ndarray | None = None
 
     def keep_rows(self, rows: np.ndarray) -> None:
         """Leave out all but some rows, everywhere."""
         self.obs = self.obs.loc[rows]
         self.embedding, self.expression, self.xy = self.embedding[rows], self.expression[rows], self.xy[rows]
+        if self.thumbnails is not None:
+            self.thumbnails = self.thumbnails[rows]
+
+    def take(self, field: str) -> Any:
+        """Give an array away, so that a section does not keep what stands in the reference already."""
+        value = getattr(self, field)
+        setattr(self, field, None)
+        return value
 
 
-def named_sections(sdatas: Any, table_key: str) -> dict[str, SpatialData]:
-    """Sample names for a SpatialData, a list, or a mapping; `obs["sample"]` names the members of a list."""
+def named_sections(sdatas: Any, table_key: str) -> dict[str, SpatialData | Callable[[], SpatialData]]:
+    """Sample names for a SpatialData, a list, or a mapping (of functions, too); `obs["sample"]` names members of a list."""
     if isinstance(sdatas, Mapping):
         named = {str(name): sdata for name, sdata in sdatas.items()}
     else:
@@ -70,7 +78,8 @@ def named_sections(sdatas: Any, table_key: str) -> dict[str, SpatialData]:
         msg = "`sdatas` is empty: a reference needs at least one section."
         raise ValueError(msg)
     for sdata in named.values():
-        require_sdata(sdata)
+        if not callable(sdata):
+            require_sdata(sdata)
     return named
 
 
@@ -84,7 +93,7 @@ def _own_name(sdata: SpatialData, table_key: str) -> str | None:
 
 def read_section(
     sample: str,
-    sdata: SpatialData,
+    given: SpatialData | Callable[[], SpatialData],
     *,
     use_rep: str,
     table_key: str,
@@ -93,9 +102,11 @@ def read_section(
     unit: str,
     obs: Sequence[str],
     source: Mapping[str, Any],
-) -> Section:
-    """Check one section and take out what a reference needs."""
+) -> tuple[Section, SpatialData]:
+    """Open one section, check it and take out what a reference needs; the object it came from is returned beside it."""
     require_choice(unit, UNITS, "unit")
+    sdata = given() if callable(given) else given
+    require_sdata(sdata)
     where = f"sdatas[{sample!r}]"
     require_key(table_key, sdata.tables, f"{where}.tables")
     table = sdata.tables[table_key]
@@ -131,9 +142,8 @@ def read_section(
     keep = _usable_rows(table, use_rep, matrix, header, where)
     own = table.uns.get(_keys.ATTRS, {}).get(_keys.SOURCE, {})
     kept = table.obs.loc[keep]
-    return Section(
+    section = Section(
         sample=sample,
-        sdata=sdata,
         obs=kept.assign(**{_keys.DONOR: labels(kept[donor_key])})[list(dict.fromkeys([_keys.DONOR, *obs]))],
         embedding=np.asarray(table.obsm[use_rep], dtype=np.float32)[keep],
         header=dict(header),
@@ -142,6 +152,7 @@ def read_section(
         xy=_centers(sdata, table, table_key, header)[keep],
         source={name: source.get(name, own.get(name)) for name in SOURCE_FIELDS},
     )
+    return section, sdata
 
 
 def _centers(sdata: SpatialData, table: AnnData, table_key: str, header: Mapping[str, Any]) -> np.ndarray:

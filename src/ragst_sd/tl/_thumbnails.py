@@ -12,6 +12,8 @@ from ragst_sd.image.embedding import plan_fields
 from ragst_sd.image.tiles import iter_tiles
 
 if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
     from ragst_sd.tl._sections import Section
 
 logger = logging.getLogger(__name__)
@@ -19,15 +21,15 @@ logger = logging.getLogger(__name__)
 THUMBNAIL_PX = 32
 
 
-def thumbnails(section: Section) -> np.ndarray:
+def thumbnails(section: Section, sdata: SpatialData) -> np.ndarray:
     """(n, 32, 32, 3) uint8 pictures of the tiles that were embedded; white where the image is not at hand."""
     header, n = section.header, len(section.obs)
     out = np.full((n, THUMBNAIL_PX, THUMBNAIL_PX, 3), 255, dtype=np.uint8)
     image_key = str(header["image_key"])
-    if image_key not in section.sdata.images:
+    if image_key not in sdata.images:
         logger.warning("%s: image %r is not in the object; thumbnails stay white.", section.sample, image_key)
         return out
-    pyramid = image_pyramid(section.sdata, image_key)
+    pyramid = image_pyramid(sdata, image_key)
     # The thumbnail shows what the tile covers, in fewer and therefore larger pixels.
     coarser = int(header["tile_px"]) / THUMBNAIL_PX
     mpp = float(header["mpp"])

@@ -1,0 +1,135 @@
+"""Time to open a large made reference, and time and memory to predict from it, lazily and loaded.
+
+python benchmarks/large_reference.py --rows 1000000 --write docs/benchmarks.md
+
+A small synthetic reference is built and fitted; its rows are repeated with noise in embedding and expression until there are
+as many as asked for. Opening and predicting run in a process of their own, after all imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from real_sections import write_between_markers
+
+import ragst_sd as rg
+from ragst_sd import _keys
+from ragst_sd._reference import fit_hash, reference_hash, standardized_embedding
+from ragst_sd.retrieval.methods import phi_of
+
+N_DONORS, N_GENES, IMAGE_PX = 4, 300, 1000
+METHOD, N_NEIGHBORS = "knn", 50
+BLOCK = 100_000
+
+
+def small(folder: Path):
+    """A fitted reference of three donors; the section of the fourth is written as the query."""
+    sections = rg.datasets.synthetic(n_donors=N_DONORS, n_genes=N_GENES, image_px=IMAGE_PX)
+    for sdata in sections.values():
+        rg.pp.embed_tiles(sdata, model="texture", context=(1,), progress=False)
+    sections.pop(f"donor{N_DONORS}").write(folder / "query.zarr")
+    reference = rg.tl.build_reference(sections, use_rep="X_texture", thumbnails=False)
+    rg.tl.fit(reference, method=METHOD, n_neighbors=N_NEIGHBORS)
+    return reference
+
+
+def enlarge(reference, n_rows: int):
+    """As many rows, those of `reference` with noise, with a key and hashes that fit them."""
+    import anndata as ad
+
+    rng = np.random.default_rng(0)
+    source = rng.integers(0, reference.n_obs, n_rows)
+    spread = reference.obsm["X_texture"].std(axis=0)
+    embedding = np.empty((n_rows, len(spread)), dtype=np.float32)
+    for start in range(0, n_rows, BLOCK):
+        part = source[start : start + BLOCK]
+        noise = rng.normal(size=(len(part), len(spread))).astype(np.float32)
+        embedding[start : start + BLOCK] = reference.obsm["X_texture"][part] + 0.3 * spread * noise
+    values = sp.csr_matrix(reference.X)[source]
+    values.data *= rng.uniform(0.9, 1.1, values.nnz).astype(np.float32)
+    obs = reference.obs.iloc[source].copy()
+    obs.index = pd.Index([f"{sample}:{i}" for i, sample in enumerate(obs[_keys.SAMPLE])])
+    large = ad.AnnData(
+        values, obs=obs, var=reference.var.copy(), obsm={"X_texture": embedding}, varm=dict(reference.varm)
+    )
+    header = dict(reference.uns[_keys.ATTRS])
+    fit = dict(header[_keys.FIT])
+    large.uns[_keys.ATTRS] = header
+    large.obsm[_keys.RETRIEVAL_KEY] = np.concatenate(
+        [
+            phi_of(METHOD, fit["parameters"], standardized_embedding(large[start : start + BLOCK], header))
+            for start in range(0, n_rows, BLOCK)
+        ]
+    )
+    fit["reference_hash"] = header["content_hash"] = reference_hash(large)
+    header[_keys.FIT] = fit
+    fit["fit_hash"] = fit_hash(large, header, fit)
+    return large
+
+
+def child(folder: Path, *, lazy: bool) -> None:
+    """Open and predict, and print seconds and megabytes above those after the imports."""
+    import spatialdata as sd
+
+    def peak() -> float:
+        # `getrusage` would start from the peak of the process that started this one.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
+
+    query = sd.read_zarr(folder / "query.zarr")
+    # Lazily imported parts and the first use of torch are no cost of the size of the reference.
+    tiny = rg.io.read_reference(folder / "small.zarr", lazy=lazy)
+    rg.tl.predict(query, tiny, inplace=False)
+    before, start, busy = peak(), time.perf_counter(), time.process_time()
+    reference = rg.io.read_reference(folder / "large.zarr", lazy=lazy)
+    opened, busy, after_opening = time.perf_counter() - start, time.process_time() - busy, peak()
+    start = time.perf_counter()
+    table = rg.tl.predict(query, reference, inplace=False)
+    predicted = time.perf_counter() - start
+    print(f"{opened:.2f} {busy:.2f} {after_opening - before:.0f} {predicted:.1f} {peak() - before:.0f} {table.n_obs}")
+
+
+def main() -> None:
+    """Make the reference, run both ways, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000])
+    parser.add_argument("--folder", type=Path, help="where the stores are written; a temporary folder if left out")
+    parser.add_argument("--write", type=Path, help="page whose marked table is replaced")
+    parser.add_argument("--child", choices=("lazy", "loaded"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        child(args.folder, lazy=args.child == "lazy")
+        return
+    lines = [
+        "| rows | on disk, MB | reference | seconds to open | of processor | MB to open | seconds to predict | spots | peak MB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        folder = Path(name)
+        reference = small(folder)
+        rg.io.write_reference(reference, folder / "small.zarr")
+        for n_rows in args.rows:
+            rg.io.write_reference(enlarge(reference, n_rows), folder / "large.zarr", overwrite=True)
+            size = sum(file.stat().st_size for file in (folder / "large.zarr").rglob("*") if file.is_file()) / 1e6
+            for mode in ("lazy", "loaded"):
+                command = [sys.executable, __file__, "--child", mode, "--folder", str(folder)]
+                out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                opened, busy, to_open, predicted, peak, spots = out.split()[-6:]
+                lines.append(
+                    f"| {n_rows:,} | {size:,.0f} | {mode} | {opened} | {busy} | {to_open} | {predicted} | {spots} | {peak} |"
+                )
+                print(lines[-1], flush=True)
+    if args.write:
+        write_between_markers(args.write, "large_reference", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The same section twice: found by what two measurements of different tissue never share, their noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import scipy.sparse as sp
+
+_COMPONENTS = 64
+_PROBES = 100
+_FEWEST = 10
+_FEWEST_GENES = 50
+# A spot and its copy are nearer than `ratio` times the spot and its nearest neighbour in its own section, for at least
+# `share` of the spots. Serial sections of one animal give ratios of 0.8 and more for expression; spots of a copy that lost
+# 5 % of its counts give 0.2 and less.
+_EXPRESSION = (0.5, 0.2)
+# A picture in another size and compression gives ratios around 0.75, serial sections around 1. The fewer features, the more
+# often chance gives as small ones, so the matched spots must also lie in the same pattern.
+_PICTURE = (0.8, 0.3)
+_SAME_PATTERN = 0.98
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a section is recognised by."""
+
+    sample: str
+    donors: frozenset[str]
+    image_hash: str
+    expression: np.ndarray | None
+    """(n, 64) random projection of the profiles; `None` if there are too few genes."""
+    picture: np.ndarray
+    """(n, <= 64) random projection of the standardised embeddings."""
+    xy: np.ndarray
+    """(n, 2) centres, of any scale; NaN where they are not known."""
+
+
+class Duplicate(NamedTuple):
+    """Two sections of one tissue."""
+
+    first: Fingerprint
+    second: Fingerprint
+    by: str
+    """`"images"` (identical pixels), `"expression"` or `"pictures"`."""
+    share: float
+    """Share of the spots of the smaller section that the other one holds, too."""
+
+
+def fingerprint(
+    sample: str,
+    *,
+    donors: Iterable[str],
+    image_hash: str,
+    expression: sp.csr_matrix,
+    genes: Sequence[str],
+    shared: Sequence[str],
+    embedding: np.ndarray,
+    xy: np.ndarray,
+) -> Fingerprint:
+    """Fingerprint of one section.
+
+    Parameters
+    ----------
+    expression
+        (n x genes) log-normalised.
+    shared
+        Genes that all sections measured, the same for all fingerprints that are compared.
+    embedding
+        (n, d) embeddings, standardised by section.
+    xy
+        (n, 2) centres.
+    """
+    place = {gene: i for i, gene in enumerate(genes)}
+    known = [(row, place[gene]) for row, gene in enumerate(shared) if gene in place]
+    projected = None
+    if len(known) >= _FEWEST_GENES:
+        directions = np.zeros((len(genes), _COMPONENTS), dtype=np.float32)
+        rows, columns = map(list, zip(*known, strict=True))
+        directions[columns] = _directions(len(shared))[rows]
+        projected = np.asarray(expression @ directions)
+    picture = np.asarray(embedding, dtype=np.float32)
+    if picture.shape[1] > _COMPONENTS:
+        picture = picture @ _directions(picture.shape[1])
+    return Fingerprint(sample, frozenset(donors), image_hash, projected, picture, np.asarray(xy, dtype=np.float64))
+
+
+def find_duplicates(prints: Sequence[Fingerprint]) -> Iterator[Duplicate]:
+    """Pairs of sections without a common donor that are the same tissue.
+
+    Two measurements of tissue, however alike, differ by the noise of either; a copy has the noise of its original. So a
+    spot and its copy are much nearer than the spot and its nearest neighbour within its own section.
+    """
+    for first, second in combinations(prints, 2):
+        if not first.donors.isdisjoint(second.donors):
+            continue
+        if first.image_hash and first.image_hash == second.image_hash:
+            yield Duplicate(first, second, "images", 1.0)
+            continue
+        small, large = sorted((first, second), key=lambda one: len(one.picture))
+        share = 0.0
+        if small.expression is not None and large.expression is not None:
+            share = float(_matches(small.expression, large.expression, _EXPRESSION[0])[2].mean())
+        if share >= _EXPRESSION[1]:
+            yield Duplicate(first, second, "expression", share)
+            continue
+        probes, nearest, matched = _matches(small.picture, large.picture, _PICTURE[0])
+        share = float(matched.mean())
+        if share >= _PICTURE[1] and _same_pattern(small.xy[probes[matched]], large.xy[nearest[matched]]):
+            yield Duplicate(first, second, "pictures", share)
+
+
+def _directions(n: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(n, _COMPONENTS)).astype(np.float32)
+
+
+def _matches(small: np.ndarray, large: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of `small` that were tried, the row of `large` nearest to each, and whether that is a copy of it."""
+    if len(small) < _FEWEST:
+        nothing = np.zeros(0, dtype=np.int64)
+        return nothing, nothing, np.zeros(1, dtype=bool)
+    probes = np.sort(np.random.default_rng(0).permutation(len(small))[:_PROBES])
+    across, own = _squared(small[probes], large), _squared(small[probes], small)
+    own[np.arange(len(probes)), probes] = np.inf
+    nearest = across.argmin(axis=1)
+    # Identical rows within a section have no distance to compare with.
+    return probes, nearest, across.min(axis=1) < ratio**2 * own.min(axis=1)
+
+
+def _squared(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    queries, rows = queries.astype(np.float64), rows.astype(np.float64)
+    centre = rows.mean(axis=0)
+    queries, rows = queries - centre, rows - centre
+    squared = (queries**2).sum(axis=1)[:, None] + (rows**2).sum(axis=1) - 2 * queries @ rows.T
+    return np.maximum(squared, 0.0)
+
+
+def _same_pattern(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether matched points lie alike but for shift, turn, mirror and scale: their distances go together."""
+    from scipy.spatial.distance import pdist
+
+    if len(first) < _FEWEST or not (np.isfinite(first).all() and np.isfinite(second).all()):
+        return False
+    a, b = pdist(first), pdist(second)
+    if not (a.std() > 0 and b.std() > 0):
+        return False
+    return bool(np.corrcoef(a, b)[0, 1] > _SAME_PATTERN)

@@ -1,0 +1,76 @@
+"""Stacking the rows of many sections without holding them twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse as sp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+def stack_rows(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """Concatenate arrays along their rows.
+
+    The result grows with every part, so that an iterable which gives its parts away needs the memory of the result and of the
+    parts still to come, not of twice the result.
+    """
+    out: np.ndarray | None = None
+    for part in parts:
+        if out is None:
+            out = np.array(part, order="C")
+            continue
+        n = len(out)
+        # Nobody else has seen `out` yet, which is what the check would be about.
+        out.resize((n + len(part), *part.shape[1:]), refcheck=False)
+        out[n:] = part
+    if out is None:
+        msg = "nothing to stack"
+        raise ValueError(msg)
+    return out
+
+
+def stack_matrices(parts: list[sp.csr_matrix]) -> sp.csr_matrix:
+    """Stack canonical CSR matrices with the same columns; `parts` is emptied on the way."""
+    width = parts[0].shape[1]
+    lengths = [np.diff(part.indptr) for part in parts]
+    pieces = [(part.data, part.indices) for part in parts]
+    parts.clear()
+    total = int(sum(int(own.sum()) for own in lengths))
+    kind = np.int32 if max(total, width) < np.iinfo(np.int32).max else np.int64
+    values, columns = [one[0] for one in pieces], [one[1] for one in pieces]
+    pieces.clear()
+    data = stack_rows(_given_away(values))
+    indices = stack_rows(_given_away(columns)).astype(kind, copy=False)
+    indptr = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(kind)
+    return sp.csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, width))
+
+
+def log_normalized(counts: sp.csr_matrix, factors: Sequence[np.ndarray]) -> sp.csr_matrix:
+    r"""log1p of counts over size factors, section by section: what :func:`ragst_sd.reference.normalize.log_normalize` gives.
+
+    Parameters
+    ----------
+    counts
+        (n x genes).
+    factors
+        Size factors of the rows, all above zero, one array for each section.
+    """
+    data = np.empty(counts.nnz, dtype=np.float32)
+    start = 0
+    for own in factors:
+        pointers = counts.indptr[start : start + len(own) + 1]
+        part = slice(pointers[0], pointers[-1])
+        scaled = counts.data[part].astype(np.float64) * np.repeat(1.0 / own, np.diff(pointers))
+        data[part] = np.log1p(scaled)
+        start += len(own)
+    return sp.csr_matrix((data, counts.indices.copy(), counts.indptr.copy()), shape=counts.shape)
+
+
+def _given_away(parts: list[np.ndarray]) -> Iterable[np.ndarray]:
+    """The arrays of a list, which loses each before the next one is asked for."""
+    parts.reverse()
+    while parts:
+        yield parts.pop()

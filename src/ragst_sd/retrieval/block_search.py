@@ -1,0 +1,54 @@
+"""Stage 1 over a bank that need not fit into memory: exact search in one block of rows after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ragst_sd.retrieval.search import Candidates, Eligibility, search
+
+_BLOCK_ROWS = 65_536
+
+
+def search_in_blocks(
+    queries: np.ndarray,
+    bank: Any,
+    k: int,
+    *,
+    eligibility: Eligibility,
+    tie_order: np.ndarray,
+    metric: str = "euclidean",
+    block_rows: int = _BLOCK_ROWS,
+) -> Candidates:
+    """Find the `k` nearest eligible rows of each query; the same rows and distances as :func:`ragst_sd.retrieval.search.search`.
+
+    Parameters
+    ----------
+    queries
+        (n, d) float array.
+    bank
+        (m, d), anything that gives an array for a slice of its rows.
+    eligibility, tie_order, metric
+        As in :func:`ragst_sd.retrieval.search.search`.
+    block_rows
+        Rows of the bank that are in memory at once.
+    """
+    rows = np.full((len(queries), k), -1, dtype=np.int64)
+    distances = np.full((len(queries), k), np.inf)
+    for start in range(0, bank.shape[0], block_rows):
+        part = slice(start, min(start + block_rows, bank.shape[0]))
+        found = search(
+            queries,
+            np.asarray(bank[part]),
+            k,
+            eligibility=Eligibility(eligibility.query_groups, eligibility.bank_groups[part], eligibility.allowed[part]),
+            tie_order=tie_order[part],
+            metric=metric,
+            backend="exact",
+        )
+        both = np.concatenate([rows, np.where(found.rows >= 0, found.rows + start, -1)], axis=1)
+        apart = np.concatenate([distances, np.where(found.rows >= 0, found.distances, np.inf)], axis=1)
+        order = np.lexsort((tie_order[both], apart), axis=1)[:, :k]
+        rows, distances = np.take_along_axis(both, order, axis=1), np.take_along_axis(apart, order, axis=1)
+    return Candidates(rows, np.where(rows >= 0, distances, np.nan))

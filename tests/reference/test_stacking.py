@@ -1,0 +1,37 @@
+"""Stacking rows piece by piece."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from ragst_sd.reference.normalize import log_normalize
+from ragst_sd.reference.stacking import log_normalized, stack_matrices, stack_rows
+
+
+def test_rows_are_those_of_concatenate(rng):
+    parts = [rng.normal(size=(n, 3, 2)).astype(np.float32) for n in (4, 1, 6)]
+    np.testing.assert_array_equal(stack_rows(iter(parts)), np.concatenate(parts))
+    with pytest.raises(ValueError, match="nothing to stack"):
+        stack_rows([])
+
+
+def test_matrices_are_those_of_vstack_and_parts_are_left_alone(rng):
+    parts = [sp.random(n, 30, 0.2, format="csr", dtype=np.float32, random_state=n) for n in (5, 1, 9)]
+    kept = [part.copy() for part in parts]
+    given = list(parts)
+    stacked = stack_matrices(given)
+    assert not given
+    np.testing.assert_array_equal(stacked.toarray(), sp.vstack(kept).toarray())
+    stacked.data[:] = 0
+    for part, before in zip(parts, kept, strict=True):
+        np.testing.assert_array_equal(part.toarray(), before.toarray())
+
+
+def test_logarithms_are_those_of_whole_sections(rng):
+    parts = [sp.csr_matrix(rng.poisson(1.0, (n, 20)).astype(np.float32)) for n in (5, 8)]
+    factors = [rng.uniform(0.1, 2, part.shape[0]) for part in parts]
+    expected = sp.vstack([log_normalize(part, own) for part, own in zip(parts, factors, strict=True)])
+    got = log_normalized(stack_matrices(parts), factors)
+    np.testing.assert_array_equal(got.toarray(), expected.toarray())
