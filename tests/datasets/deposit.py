@@ -25,7 +25,7 @@ sources:
     license: CC-BY-4.0
     citation: Nobody (2020). A made section. https://example.org
 encoder: {model: texture, batch_size: 16}
-tiles: {tile_px: 32, mpp: 2.0, context: [1]}
+tiles: {tile_px: 64, mpp: 1.0, context: [1]}
 """
 
 

@@ -84,13 +84,13 @@ def test_killed_at_random_moments(nursery, recipe, undisturbed, tmp_path):
 
 
 # 4 parts of 7 events each (h5ad 3, note 2, rename 2), then the store, its places, pictures and page of the card
-@pytest.mark.parametrize("step", [1, 2, 3, 5, 6, 7, 16, 29, 30, 31, 33, 34, 36, 38, 40, 41, 42])
+@pytest.mark.parametrize("step", [2, 6, 16, 30, 33, 38])
 def test_killed_at_every_kind_of_step(nursery, recipe, undisturbed, tmp_path, step):
     out = tmp_path / "reference.zarr"
     assert nursery.build(recipe, "--out", out, step=step) == 9
     parts = out.parent / "reference.zarr.parts"
     whole = {part.name for part in parts.iterdir() if "." not in part.name}
-    assert len(whole) == min(4, step // 7 + (step % 7 == 0) - (step % 7 == 0))
+    assert len(whole) == min(4, step // 7)
     before = {name: (parts / name / "table.h5ad").stat().st_mtime_ns for name in whole}
     assert nursery.build(recipe, "--out", out) == 0, nursery.log.read_text()
     check_whole(out, undisturbed[0])
@@ -129,7 +129,7 @@ def test_a_replaced_reference_is_not_lost(nursery, recipe, undisturbed, tmp_path
     out = tmp_path / "reference.zarr"
     assert nursery.build(recipe, "--out", out) == 0
     smaller = recipe.with_name("smaller.yaml")
-    smaller.write_text(RECIPE.replace("sections\n", "sections\n    samples: [donor1_section1]\n", 1))
+    smaller.write_text(RECIPE.replace("folder: sections\n", "folder: sections\n    samples: [donor1_section1]\n"))
     assert nursery.build(smaller, "--out", out) == 1
     assert "another recipe" in nursery.log.read_text().splitlines()[-1]
     # The part is there already: the store (2 events), inside it a rename (2), then the old reference makes room (2).
