@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -131,10 +132,8 @@ class Nursery:
         if kill_after is not None:
             time.sleep(kill_after)
             # The nursery waits for it at once, so the number may be gone when it has ended by itself.
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         return os.waitstatus_to_exitcode(int(self.process.stdout.readline()))
 
     def close(self) -> None:

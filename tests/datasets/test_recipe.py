@@ -252,7 +252,7 @@ def test_bad_recipes_are_refused_by_name(folder, case):
 
 
 def test_missing_files(folder):
-    with pytest.raises(FileNotFoundError, match="none.yaml does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml does not exist"):
         rg.datasets.build_recipe(folder / "none.yaml", path=folder / "reference.zarr")
     with pytest.raises(FileNotFoundError, match=r"line 4: `sources\[0\]\.folder`.*holds no pair"):
         build(folder, RECIPE.replace("folder: sections", "folder: nowhere"))
