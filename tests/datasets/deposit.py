@@ -54,7 +54,7 @@ def deposit(folder: Path, *, n_donors: int = 3, n_sections: int = 1) -> None:
 
 
 _NURSERY = """
-import json, os, sys
+import json, os, sys, threading
 import torch
 from ragst_sd.__main__ import main
 import ragst_sd as rg
@@ -70,6 +70,9 @@ def arm(step):
     passed = 0
     def event():
         nonlocal passed
+        # The store of zarr renames its chunks in threads of its own.
+        if threading.current_thread() is not threading.main_thread():
+            return
         passed += 1
         if passed == step:
             os._exit(9)
