@@ -35,6 +35,7 @@ DATA_ARGUMENTS = {
     "path",
     "name",
     "scores",
+    "recipe",
 }
 
 LIGHT = ["torch", "timm", "spatialdata", "matplotlib", "anndata", "scanpy", "squidpy", "pandas", "scipy", "sklearn"]

@@ -1,10 +1,16 @@
-"""The command line: `ragst-sd demo`, also `python -m ragst_sd demo`."""
+"""The command line: `ragst-sd demo`, `build` and `inspect`, also `python -m ragst_sd`."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,19 +35,84 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of real sections, <section>.h5ad and <section>.jpg, instead of synthetic tissue",
     )
     demo.add_argument("--donors", type=int, default=3, help="donors of the synthetic tissue (%(default)s)")
+    build = commands.add_parser(
+        "build",
+        help="build the reference that a recipe describes",
+        description="Build a reference from a recipe (YAML). Stopped at any moment, it goes on when it is called again.",
+    )
+    build.add_argument("recipe", type=Path, help="the recipe, a YAML file")
+    build.add_argument("--out", type=Path, required=True, help="where the reference is written, such as reference.zarr")
+    build.add_argument("--overwrite", action="store_true", help="replace a reference of another recipe")
+    build.add_argument("--drop-parts", action="store_true", help="remove the embedded sections when all is done")
+    build.add_argument("--device", help="torch device of the encoder, such as cpu or cuda")
+    build.add_argument("--workers", type=int, default=0, help="threads that read pictures ahead (%(default)s)")
+    inspect = commands.add_parser(
+        "inspect",
+        help="print the data card of a reference",
+        description="Print the data card of a reference as Markdown: composition, licences, citations, gaps.",
+    )
+    inspect.add_argument("reference", type=Path, help="a reference, as `rg.io.write_reference` writes it")
+    inspect.add_argument("--out", type=Path, help="also write the card, with pictures, into this folder")
     return parser
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from ragst_sd._demo import run_demo
+
+    run_demo(args.out.resolve(), data=args.data, n_donors=args.donors, say=lambda line: print(line, flush=True))
+
+
+def _build(args: argparse.Namespace) -> None:
+    from ragst_sd.datasets import build_recipe
+
+    with _told("ragst_sd.datasets._build_recipe"):
+        build_recipe(
+            args.recipe,
+            path=args.out,
+            overwrite=args.overwrite,
+            keep_parts=not args.drop_parts,
+            device=args.device,
+            num_workers=args.workers,
+        )
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from ragst_sd.datasets import data_card
+    from ragst_sd.io import read_reference
+
+    print(data_card(read_reference(args.reference), path=args.out), end="")
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Print what a logger tells, line by line."""
+    logger, handler = logging.getLogger(name), logging.StreamHandler(sys.stdout)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {"demo": _demo, "build": _build, "inspect": _inspect}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input is told in one line, without a traceback."""
     args = _parser().parse_args(arguments)
-    from ragst_sd._demo import run_demo
-
     try:
-        run_demo(args.out.resolve(), data=args.data, n_donors=args.donors, say=lambda line: print(line, flush=True))
-    except (FileNotFoundError, FileExistsError, KeyError, ValueError) as error:
-        print(f"ragst-sd demo: {error.args[0] if error.args else error}", file=sys.stderr)
+        _COMMANDS[args.command](args)
+    except (OSError, ImportError, KeyError, TypeError, ValueError) as error:
+        # An error of the system has a number as its first argument.
+        told = error if isinstance(error, OSError) and error.errno is not None else (error.args or [error])[0]
+        print(f"ragst-sd {args.command}: {told}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"ragst-sd {args.command}: stopped.", file=sys.stderr)
+        return 130
     return 0
 
 

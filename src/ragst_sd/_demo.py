@@ -34,6 +34,11 @@ def read_folder(folder: Path) -> dict[str, SpatialData]:
     """
     from ragst_sd.io import read_st
 
+    return {name: read_st(counts, image, sample=name) for name, (counts, image) in section_files(folder).items()}
+
+
+def section_files(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """Counts and picture of every section of such a folder; errors are those of :func:`read_folder`."""
     folder = Path(folder)
     pairs = {}
     for counts in sorted(folder.glob("*.h5ad")):
@@ -45,7 +50,7 @@ def read_folder(folder: Path) -> dict[str, SpatialData]:
         files = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
         msg = f"{folder} holds no pair of <section>.h5ad and <section>.jpg (found: {files})."
         raise FileNotFoundError(msg)
-    return {name: read_st(counts, image, sample=name) for name, (counts, image) in pairs.items()}
+    return pairs
 
 
 def variable_genes(reference: AnnData, n_genes: int) -> list[str]:

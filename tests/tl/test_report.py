@@ -10,7 +10,7 @@ import pytest
 import spatialdata as sd
 
 import ragst_sd as rg
-from ragst_sd.tl._report_licenses import (
+from ragst_sd._licenses import (
     NO_DERIVATIVES,
     NON_COMMERCIAL,
     PERMISSIVE,

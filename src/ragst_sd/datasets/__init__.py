@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 from ragst_sd._lazy import lazy_functions
 
 if TYPE_CHECKING:
+    from ragst_sd.datasets._build_recipe import build_recipe
     from ragst_sd.datasets._catalog import catalog
+    from ragst_sd.datasets._data_card import data_card
     from ragst_sd.datasets._load import load
     from ragst_sd.datasets._synthetic import synthetic
 
-__all__ = ["catalog", "load", "synthetic"]
+__all__ = ["build_recipe", "catalog", "data_card", "load", "synthetic"]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)

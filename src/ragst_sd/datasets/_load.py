@@ -105,12 +105,35 @@ def load(
     >>> import ragst_sd as rg
     >>> sections = rg.datasets.load("her2st", samples=["B4", "C2"])  # doctest: +SKIP
     """
+    found = find_samples(name, samples=samples, path=path, password=password, bin_um=bin_um, progress=progress)
+    loaded = {}
+    for one, sample in found.items():
+        loaded[one] = read_sample(name, sample)
+        logger.info("Loaded section %r of %r.", one, name)
+    details = _details(catalog_entry(name))
+    logger.info("Licence of %r: %s. To cite: %s.", name, details["license"], details["citation"])
+    return loaded
+
+
+def find_samples(
+    name: str,
+    *,
+    samples: str | Sequence[str] | None = None,
+    path: str | PathLike[str] | None = None,
+    password: str | None = None,
+    bin_um: int | None = None,
+    progress: bool | None = None,
+) -> dict[str, Sample]:
+    """Sections of a data set and where their files are looked for; nothing is read or downloaded yet.
+
+    Arguments and errors are those of :func:`load`.
+    """
     require_type(name, str, "name")
     if bin_um is not None:
         require_positive(bin_um, "bin_um", whole=True)
     entry = catalog_entry(name)
     given = None if path is None else _folder(path)
-    reader = _reader(entry)
+    _reader(entry)
     chosen = _chosen(entry, samples)
     shelf = Shelf(
         dataset=name,
@@ -122,29 +145,33 @@ def load(
         password=password,
         progress=settings.progress if progress is None else progress,
     )
-    details = {
+    return {
+        one: Sample(
+            name=one,
+            donor=about["donor"],
+            roles=about["files"],
+            shelf=shelf,
+            details=_details(entry),
+            image_mpp=entry.get("image_mpp"),
+            um_between_centers=entry.get("um_between_centers"),
+            bin_um=bin_um,
+        )
+        for one, about in chosen.items()
+    }
+
+
+def read_sample(name: str, sample: Sample) -> SpatialData:
+    """Read one section of a data set, downloading its files if need be."""
+    return _reader(catalog_entry(name))(sample)
+
+
+def _details(entry: Mapping[str, Any]) -> dict[str, str]:
+    return {
         _keys.TISSUE: ", ".join(as_list(entry.get("organ"))) or _keys.UNKNOWN,
         _keys.TECHNOLOGY: ", ".join(as_list(entry.get("technology"))) or _keys.UNKNOWN,
         "license": str(entry.get("license") or _keys.UNKNOWN),
         "citation": citation_text(entry),
     }
-    loaded = {}
-    for one, about in chosen.items():
-        loaded[one] = reader(
-            Sample(
-                name=one,
-                donor=about["donor"],
-                roles=about["files"],
-                shelf=shelf,
-                details=details,
-                image_mpp=entry.get("image_mpp"),
-                um_between_centers=entry.get("um_between_centers"),
-                bin_um=bin_um,
-            )
-        )
-        logger.info("Loaded section %r of %r.", one, name)
-    logger.info("Licence of %r: %s. To cite: %s.", name, details["license"], details["citation"])
-    return loaded
 
 
 def _folder(path: str | PathLike[str]) -> Path:

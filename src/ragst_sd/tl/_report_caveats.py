@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._licenses import NO_DERIVATIVES, NON_COMMERCIAL, UNKNOWN, UNRECOGNISED, terms_of
 from ragst_sd._results import MIN_CV_PEARSON, MOST_UNLIKE, unlike_share
 from ragst_sd.tl._report_facts import count, number, percent
-from ragst_sd.tl._report_licenses import NO_DERIVATIVES, NON_COMMERCIAL, UNKNOWN, UNRECOGNISED, terms_of
 
 if TYPE_CHECKING:
     from ragst_sd.tl._report_facts import Facts

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd.tl._report_licenses import terms_of
+from ragst_sd._licenses import terms_of
 from ragst_sd.tl._report_page import plain
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from ragst_sd.tl._report_licenses import Terms
+    from ragst_sd._licenses import Terms
 
 MISSING = "not assessed"
 

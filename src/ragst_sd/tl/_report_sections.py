@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._licenses import UNKNOWN, terms_of
 from ragst_sd._results import MIN_CV_PEARSON
 from ragst_sd.retrieval.grounding import FLAGGED
 from ragst_sd.tl._report_caveats import not_assessed, what_not_to_conclude
 from ragst_sd.tl._report_facts import MISSING, count, number, percent, quartiles
-from ragst_sd.tl._report_licenses import UNKNOWN, terms_of
 from ragst_sd.tl._report_page import Bullets, Page, Section, Table, plain
 
 if TYPE_CHECKING:

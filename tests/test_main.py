@@ -1,0 +1,56 @@
+"""The commands `build` and `inspect`; `demo` is in test_demo.py."""
+
+from __future__ import annotations
+
+import logging
+
+import ragst_sd as rg
+from ragst_sd.__main__ import main
+
+
+def test_build_and_inspect_a_real_folder(data_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RAGST_SD_TEST_DATA", str(data_dir))
+    recipe = tmp_path / "bulb.yaml"
+    recipe.write_text(
+        "version: 1\nname: Bulb\nsources:\n  - folder: $RAGST_SD_TEST_DATA/histology/mob2k\n    samples: [MOB1, MOB3]\n"
+        "    license: MIT\ntiles: {tile_px: 64, mpp: native, context: 1}\n"
+    )
+    out = tmp_path / "bulb.zarr"
+    with rg.settings.override(progress=False):
+        assert main(["build", str(recipe), "--out", str(out), "--drop-parts"]) == 0
+    told = capsys.readouterr().out
+    reference = rg.io.read_reference(out)
+    assert "Section 2 of 2: MOB3, 438 spots" in told
+    assert f"content hash {reference.uns['ragst']['content_hash']}" in told
+    assert set(reference.obs["donor"]) == {"ind1", "ind2"}
+    assert not (tmp_path / "bulb.zarr.parts").exists()
+    assert not logging.getLogger("ragst_sd.datasets._build_recipe").handlers
+
+    assert main(["inspect", str(out)]) == 0
+    card = capsys.readouterr().out
+    assert card.splitlines()[2] == "# Bulb"
+    assert "**Licence: MIT**" in card
+    assert "composition.png" not in card
+    assert main(["inspect", str(out), "--out", str(tmp_path / "own")]) == 0
+    assert "composition.png" in capsys.readouterr().out
+    assert (tmp_path / "own" / "README.md").read_text() == (tmp_path / "bulb.card" / "README.md").read_text()
+
+
+def test_inspect_any_reference(reference, tmp_path, capsys):
+    rg.io.write_reference(reference, tmp_path / "own.zarr")
+    assert main(["inspect", str(tmp_path / "own.zarr")]) == 0
+    assert capsys.readouterr().out == rg.datasets.data_card(reference)
+
+
+def test_errors_are_one_line(tmp_path, capsys):
+    (tmp_path / "bad.yaml").write_text("version: 1\nsource: []\n")
+    for arguments, told in (
+        (["build", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "x.zarr")], "none.yaml does not exist"),
+        (["build", str(tmp_path / "bad.yaml"), "--out", str(tmp_path / "x.zarr")], "Did you mean 'sources'?"),
+        (["inspect", str(tmp_path / "none.zarr")], "none.zarr does not exist"),
+        (["inspect", str(tmp_path)], "is not a reference"),
+    ):
+        assert main(arguments) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"ragst-sd {arguments[0]}: ") and told in error
+        assert error.count("\n") == 1
