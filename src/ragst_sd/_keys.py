@@ -41,6 +41,7 @@ LEVEL_ROWS = "level_rows"
 N_MEASURED = "n_measured"
 CV_PEARSON = "cv_pearson"
 NOISE_CEILING = "noise_ceiling"
+SCRNA = "scRNA-seq"
 
 # the reference
 DONOR = "donor"
@@ -56,6 +57,10 @@ THUMBNAIL = "thumbnail"
 RETRIEVAL_KEY = "retrieval_key"
 FIT = "fit"
 CALIBRATION = "calibration"
+# of the reference, and of a table predicted from it
+CELL_TYPES = "cell_types"
+CELL_TYPE_FRACTION = "cell_type_fraction"
+CELL_TYPE_FIT = "cell_type_fit"
 
 UNKNOWN = "unknown"
 UNIT = "log1p(counts per 10,000)"
