@@ -74,6 +74,14 @@ def test_what_is_written(paired, cells):
     np.testing.assert_allclose(about["signatures"][1], own / own[shared].sum() * 1e4, rtol=1e-5)
 
 
+def test_symbols_may_stand_in_a_column(reference, cells):
+    """As in objects from CELLxGENE, whose names are Ensembl ids."""
+    cells.var["feature_name"] = cells.var_names
+    cells.var_names = [f"ENSG{i:011d}" for i in range(cells.n_vars)]
+    rg.tl.add_cell_types(reference, cells, cell_type_key="type")
+    assert list(reference.uns["ragst"]["cell_types"]["genes_used"]) == list(reference.var_names)
+
+
 def test_a_fit_stays_valid_and_predictions_hash_the_fractions(paired, query, given):
     first = rg.tl.predict(query, paired, inplace=False)
     content = paired.uns["ragst"]["content_hash"]

@@ -9,8 +9,9 @@ from ragst_sd._lazy import lazy_functions
 if TYPE_CHECKING:
     from ragst_sd.datasets._catalog import catalog
     from ragst_sd.datasets._load import load
+    from ragst_sd.datasets._load_census import load_census
     from ragst_sd.datasets._synthetic import synthetic
 
-__all__ = ["catalog", "load", "synthetic"]
+__all__ = ["catalog", "load", "load_census", "synthetic"]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)
