@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from real_sections import CONTEXT, encoders, write_between_markers
+from real_sections import CONTEXT, encoders, narrower, write_between_markers
 
 import ragst_sd as rg
 from ragst_sd import _keys
 from ragst_sd._demo import read_folder
 
-METHODS = ("random_rag", "knn", "rag")
+METHODS = ("knn", "rag")
 TILE_UM = 112.0
 COMMON = 0.02
 FIELDS = {"112": 1, "112, 280, 672": len(CONTEXT)}
@@ -102,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("RAGST_SD_TEST_DATA"), help="folder with histology/, weights/")
     parser.add_argument("--encoder", default="texture")
+    parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--write", type=Path, help="page whose marked table is replaced")
     args = parser.parse_args()
     if not args.data:
@@ -111,10 +112,11 @@ def main() -> None:
     sdata = read_folder(data / "histology" / "colon")["d0"]
     known = encoders(data / "weights")[args.encoder]
     parts = []
+    use_rep = f"X_{args.encoder}"
+    rg.pp.embed_tiles(sdata, key_added=use_rep, progress=False, **known)
     for fields, n_fields in FIELDS.items():
-        use_rep = f"X_{args.encoder}_{n_fields}"
-        rg.pp.embed_tiles(sdata, key_added=use_rep, progress=False, **(known | {"context": CONTEXT[:n_fields]}))
-        parts.append(transfer(sdata, use_rep).assign(**{"fields of view (µm)": fields}))
+        rep = use_rep if n_fields == len(CONTEXT) else narrower({"d0": sdata}, use_rep, n_fields)
+        parts.append(transfer(sdata, rep, tuple(args.methods)).assign(**{"fields of view (µm)": fields}))
         print(markdown(parts[-1]), flush=True)
     table = markdown(pd.concat(parts, ignore_index=True))
     print("\n" + table)
