@@ -78,7 +78,7 @@ def transfer(sdata: object, use_rep: str, methods: tuple[str, ...] = METHODS) ->
 
 
 def markdown(scores: pd.DataFrame) -> str:
-    """A line for each field of view and method, a column for each cut; then the best and the worst types of `rag`."""
+    """A line for each field of view and method, a column for each cut; then the cell types of the first line."""
     keys = ["fields of view (µm)", "method"]
     by_cut = scores.pivot_table(index=keys, columns="cut", values="pearson", sort=False)
     whole = scores.groupby([*keys, "cut"], sort=False)[["pearson", "effective_n"]].mean()
@@ -90,10 +90,11 @@ def markdown(scores: pd.DataFrame) -> str:
     for key, line in whole.iterrows():
         cells = [f"{value:.3f}" for value in [line["pearson"], *by_cut.loc[key]]]
         rows.append("| " + " | ".join([*key, *cells, f"{line['effective_n']:.1f}"]) + " |")
-    last = scores[(scores["method"] == "rag") & (scores[keys[0]] == scores[keys[0]].iloc[-1])]
-    types = last.groupby("type")["pearson"].mean().sort_values(ascending=False)
-    rows += ["", f"`rag` with {scores[keys[0]].iloc[-1]} µm, by cell type: "]
-    rows[-1] += ", ".join(f"{name} {value:.2f}" for name, value in types.items()) + "."
+    fields, method = scores[keys].iloc[0]
+    first = scores[(scores[keys[0]] == fields) & (scores["method"] == method)]
+    types = first.groupby("type")["pearson"].mean().sort_values(ascending=False)
+    each = ", ".join(f"{name} {value:.2f}" for name, value in types.items())
+    rows += ["", f"`{method}` with {fields} µm, by cell type: {each}."]
     return "\n".join(rows)
 
 
