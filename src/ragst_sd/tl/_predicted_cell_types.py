@@ -125,7 +125,7 @@ def _with_genes(table: AnnData, values: np.ndarray, genes: Genes) -> AnnData:
     var = pd.concat([table.var, var]).astype(table.var.dtypes).loc[genes.order]
     place = pd.Index([*table.var_names, *genes.scrna]).get_indexer(genes.order)
 
-    def widen(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    def widen(old: Any, new: np.ndarray) -> np.ndarray:
         return np.concatenate([old, new], axis=1)[:, place]
 
     unknown = np.full_like(values, np.nan)
@@ -140,7 +140,7 @@ def _with_genes(table: AnnData, values: np.ndarray, genes: Genes) -> AnnData:
         },
         obsm=dict(table.obsm),
         varm={
-            name: np.concatenate([held, np.full((len(genes.scrna), *held.shape[1:]), np.nan)])[place]
+            name: np.concatenate([held, np.full((len(genes.scrna), *np.shape(held)[1:]), np.nan)])[place]
             for name, held in table.varm.items()
         },
         uns=table.uns,
