@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._cell_types import measured_columns
 from ragst_sd._reference import mean_shift, panel_codes, section_codes, take_rows
 from ragst_sd.retrieval.training import dense
 
@@ -25,7 +26,7 @@ def measured_values(
     cited
         Lines of `header["cited"]`.
     """
-    at, columns = reference.obs_names.get_indexer(cited["reference"]), reference.var_names.get_indexer(genes)
+    at, columns = reference.obs_names.get_indexer(cited["reference"]), measured_columns(reference, genes)
     if not len(at):
         nothing = np.zeros((0, len(columns)))
         return nothing, nothing.astype(bool), nothing
@@ -42,7 +43,7 @@ def level_means(
     reference: AnnData, header: dict[str, Any], table: AnnData, genes: pd.Index
 ) -> tuple[np.ndarray, np.ndarray]:
     """(patterns, genes) means on which evidence is put back, and the pattern of each of the table's spots."""
-    columns = reference.var_names.get_indexer(genes)
+    columns = measured_columns(reference, genes)
     shifts = _section_shifts(reference, header) if _keys.LEVEL_ROWS in header else None
     if shifts is None:
         return np.zeros((1, len(columns))), np.zeros(table.n_obs, dtype=np.int64)

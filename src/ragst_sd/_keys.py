@@ -47,6 +47,7 @@ LEVEL_ROWS = "level_rows"
 N_MEASURED = "n_measured"
 CV_PEARSON = "cv_pearson"
 NOISE_CEILING = "noise_ceiling"
+SCRNA = "scRNA-seq"
 
 # the reference
 DONOR = "donor"
@@ -64,6 +65,10 @@ FIT = "fit"
 CALIBRATION = "calibration"
 GENE_TRUST = "gene_trust"
 ANNOTATIONS_HASH = "annotations_hash"
+# of the reference, and of a table predicted from it
+CELL_TYPES = "cell_types"
+CELL_TYPE_FRACTION = "cell_type_fraction"
+CELL_TYPE_FIT = "cell_type_fit"
 
 # a perturbation reference, and tables of predicted responses
 PERTURBATION = "perturbation"

@@ -11,8 +11,16 @@ if TYPE_CHECKING:
     from ragst_sd.datasets._catalog import catalog
     from ragst_sd.datasets._data_card import data_card
     from ragst_sd.datasets._load import load
+    from ragst_sd.datasets._load_census import load_census
     from ragst_sd.datasets._synthetic import synthetic
 
-__all__ = ["build_recipe", "catalog", "data_card", "load", "synthetic"]
+__all__ = [
+    "build_recipe",
+    "catalog",
+    "data_card",
+    "load",
+    "load_census",
+    "synthetic",
+]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._cell_types import is_scrna
 from ragst_sd._cited_values import level_means, measured_values
 from ragst_sd._results import gene_index, matching_reference, predicted, spot_index
 from ragst_sd._validate import require_key
+from ragst_sd.get._cell_type_lines import cell_type_lines
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
@@ -52,8 +54,14 @@ def explain(
     and value NaN, and the others share their weight. Methods that cite nobody give `reference mean` and `adjustment`. A
     spot without an embedding, or a gene that no cited row measured, gives a line `not measured` with NaN.
 
+    Lines of a gene from single cells (`.var["evidence"]` is `"scRNA-seq"`) are cell types: `reference` is the type, `weight`
+    its predicted fraction, `value` log1p of its signature. Fractions mix counts and not their logarithms, so that
+    `contribution` is the type's share of the mixture, times the prediction; these too add up to the prediction, and
+    `correction` is what makes it weight times the sum of value and correction.
+
     Measured values are read from the reference, which the table only points to; `.X`, `.layers["evidence"]`,
-    `.obsm["retrieval_rows"]`, `["retrieval_weights"]` and `.uns["retrieval"]` from the table.
+    `.obsm["retrieval_rows"]`, `["retrieval_weights"]` and `.uns["retrieval"]` from the table;
+    signatures from the reference, fractions from `.obsm["cell_type_fraction"]` of the table.
 
     Raises
     ------
@@ -61,7 +69,7 @@ def explain(
         If the table, its evidence, a spot or a gene does not exist.
     ValueError
         If the table has lost its provenance, or the reference is missing, is another one, or was fitted anew without the
-        means of its sections.
+        means of its sections; or its cell types are others than those of the prediction.
 
     Examples
     --------
@@ -85,6 +93,24 @@ def explain(
     matching_reference(reference, header)
     require_key(_keys.EVIDENCE, table.layers, "table.layers", "`rg.tl.predict` writes it; predict again.")
     spots, genes = spot_index(table, obs_name, "obs_name"), gene_index(table, gene)
+    scrna = is_scrna(table, genes)
+    if not scrna.any():
+        return _from_rows(reference, header, table, spots, genes)
+    parts = [cell_type_lines(reference, header, table, spots, genes[scrna])]
+    if not scrna.all():
+        parts.append(_from_rows(reference, header, table, spots, genes[~scrna]))
+    both = pd.concat(parts, ignore_index=True)
+    by_spot = pd.Index(table.obs_names[spots]).get_indexer(both["query"])
+    by_gene = pd.Index(table.var_names[genes]).get_indexer(both["gene"])
+    return both.iloc[np.lexsort((by_gene, by_spot))].reset_index(drop=True)
+
+
+def _from_rows(
+    reference: AnnData, header: dict[str, Any], table: AnnData, spots: np.ndarray, genes: np.ndarray
+) -> pd.DataFrame:
+    """Lines of genes that were measured."""
+    import pandas as pd
+
     prediction = dense(table.X[spots][:, genes]).astype(np.float64)
     evidence = dense(table.layers[_keys.EVIDENCE][spots][:, genes]).astype(np.float64)
     bank, found = _lines(reference, header, table, spots, genes)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ragst_sd._cell_types import measured_columns
 from ragst_sd._reference import reference_fit, reference_header
 from ragst_sd._validate import listing
 from ragst_sd.retrieval.training import dense
@@ -81,7 +82,7 @@ class Rerun:
         )
         self._eligibility = replace(eligibility, query_groups=eligibility.query_groups[at])
         self._embedding, self._obs = query.standardized[at], query.table.obs.iloc[at]
-        self._genes = reference.var_names.get_indexer(table.var_names[genes])
+        self._genes = measured_columns(reference, table.var_names[genes])
         self._n_neighbors, self._backend = int(header["n_neighbors"]), str(header["backend"])
         self._found = self._retrieve(np.ones(len(at), dtype=bool), eligibility.allowed)
         self.prediction = self._on_all_spots(self._found.prediction)

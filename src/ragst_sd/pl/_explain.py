@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._cell_types import is_scrna
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
 from ragst_sd._validate import require_choice, require_positive, require_type
 from ragst_sd.pl import _style
@@ -68,7 +69,7 @@ def explain(
         Gene, or genes: a waterfall each, two in a row.
     group_by
         What a bar stands for: `"reference"` (a cited spot), `"donor"` or `"sample"`. The value of a group is the weighted
-        mean of what was measured in its cited spots.
+        mean of what was measured in its cited spots. Bars of a gene from single cells are always cell types.
     n_shown
         Bars before the rest is lumped.
     prediction_key
@@ -140,21 +141,21 @@ def explain(
     intervals = intervals_of(table, header, columns) if has_intervals(table) else None
 
     falls = []
-    for j, one in enumerate(genes):
+    for j, (one, scrna) in enumerate(zip(genes, is_scrna(table, columns), strict=True)):
         lines = parts[parts["gene"] == one]
         falls.append(
             Waterfall(
                 title=f"{one} predicted",
                 note=notes[j],
-                facts=_facts(obs_name, table, header, spot, lines),
-                lines=_lines(lines, group_by, int(n_shown)),
+                facts=_facts(obs_name, table, header, spot, lines, scrna=scrna),
+                lines=_lines(lines, "reference" if scrna else group_by, int(n_shown), scrna=scrna),
                 total=totals[j],
                 truth=float(truth[j]),
                 interval=None if intervals is None else (intervals.lower[spot, j], intervals.upper[spot, j]),
                 interval_text="" if intervals is None else intervals.name,
                 caveat="" if intervals is None else intervals.caveat,
                 hatch=None if intervals is None else intervals.hatch,
-                kind={"reference": "measured spot"}.get(group_by, group_by),
+                kind="cell type" if scrna else {"reference": "measured spot"}.get(group_by, group_by),
                 unit=str(header["unit"]),
             )
         )
@@ -178,9 +179,12 @@ def _require_values(spot: str, genes: list[str], totals: np.ndarray) -> None:
         raise ValueError(msg)
 
 
-def _facts(spot: str, table: AnnData, header: dict[str, Any], row: int, lines: pd.DataFrame) -> str:
+def _facts(spot: str, table: AnnData, header: dict[str, Any], row: int, lines: pd.DataFrame, *, scrna: bool) -> str:
     facts = [_style.shorten(f"spot {spot}", 34)]
     cited = len(lines) - 1 if len(header[_keys.CITED]) else 0
+    if scrna:
+        facts.append("measured in no spot: given from single cells")
+        cited = int((np.asarray(table.obsm[_keys.ROWS])[row] >= 0).sum())
     donors = int(table.obs[_keys.N_DONORS].iloc[row])
     facts.append(
         f"{header['method']}: {cited} measured spots of {donors} {'donor' if donors == 1 else 'donors'}"
@@ -192,24 +196,43 @@ def _facts(spot: str, table: AnnData, header: dict[str, Any], row: int, lines: p
     return "  ·  ".join(facts)
 
 
-def _lines(parts: pd.DataFrame, group_by: str, n_shown: int) -> list[Line]:
-    """The steps from zero to the prediction; cited rows bring weight times value, corrections are one step."""
+def _lines(parts: pd.DataFrame, group_by: str, n_shown: int, *, scrna: bool) -> list[Line]:
+    """The steps from zero to the prediction; cited rows bring weight times value, corrections are one step.
+
+    Cell types bring their contribution: what corrects the logarithm of a mixture has no meaning of its own.
+    """
     rows, adjustment = parts.iloc[:-1], float(parts["contribution"].iloc[-1])
     rows = rows.assign(brings=(rows["weight"] * rows["value"]).fillna(0.0), measured=rows["value"].notna())
+    if scrna:
+        rows = rows.assign(brings=rows["contribution"], correction=0.0)
     groups = rows.groupby(group_by, sort=False).agg(
         weight=("weight", "sum"), brings=("brings", "sum"), measured=("measured", "sum"), n=("weight", "size"),
-        donor=("donor", "first"), sample=("sample", "first"),
+        donor=("donor", "first"), sample=("sample", "first"), own=("value", "first"),
     )  # fmt: skip
     groups = groups.sort_values("weight", ascending=False, kind="stable")
     shown, others = groups.iloc[:n_shown], groups.iloc[n_shown:]
     lines = [
-        Line(_label(str(name), group, group_by), group.weight, _mean(group), group.brings, _style.EVIDENCE)
+        Line(
+            _label(str(name), group, group_by),
+            group.weight,
+            group.own if scrna else _mean(group),
+            group.brings,
+            _style.EVIDENCE,
+        )
         for name, group in zip(shown.index, shown.itertuples(), strict=True)
     ]
     if len(others):
         lumped = others[["weight", "brings", "measured"]].sum()
         plural = "" if group_by == "reference" else f" {group_by}s" if len(others) > 1 else f" {group_by}"
-        lines.append(Line(f"{len(others)} more{plural}", lumped.weight, _mean(lumped), lumped.brings, _style.OTHERS))
+        lines.append(
+            Line(
+                f"{len(others)} more{plural}",
+                lumped.weight,
+                np.nan if scrna else _mean(lumped),
+                lumped.brings,
+                _style.OTHERS,
+            )
+        )
     correction = float(np.nansum(rows["weight"] * rows["correction"]))
     if correction:
         lines.append(Line("sections brought to one mean", np.nan, np.nan, correction, _style.ADJUSTMENT))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._cell_types import measured_columns
 from ragst_sd._elements import require_sdata
 from ragst_sd._reference import reference_header
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
@@ -200,6 +201,7 @@ def _evidence(
             "`rg.tl.build_reference(..., thumbnails=True)`, fit it and predict again."
         )
         raise ValueError(msg)
+    measured_columns(reference, table.var_names[[column]])
     parts = explain(sdata, reference, obs_name=name, gene=gene, prediction_key=prediction_key)
     rows, adjustment = parts.iloc[:-1], float(parts["contribution"].iloc[-1])
     total = float(table.X[spot, column])

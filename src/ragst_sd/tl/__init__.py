@@ -1,4 +1,4 @@
-"""Tools: build a reference, fit, calibrate, predict, evaluate, cross-validate."""
+"""Tools: build a reference, pair it with single cells, fit, calibrate, predict, evaluate, cross-validate."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ragst_sd._lazy import lazy_functions
 
 if TYPE_CHECKING:
+    from ragst_sd.tl._add_cell_types import add_cell_types
     from ragst_sd.tl._build_perturbation_reference import build_perturbation_reference
     from ragst_sd.tl._build_reference import build_reference
     from ragst_sd.tl._calibrate import calibrate
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ragst_sd.tl._report import report
 
 __all__ = [
+    "add_cell_types",
     "build_perturbation_reference",
     "build_reference",
     "calibrate",

@@ -10,12 +10,13 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted
 from ragst_sd._elements import require_sdata
-from ragst_sd._labels import as_names, labels
+from ragst_sd._labels import labels
 from ragst_sd._reference import reference_fit, reference_header
-from ragst_sd._validate import hint, listing, require_choice, require_key, require_positive
+from ragst_sd._validate import require_choice, require_key, require_positive
 from ragst_sd.tl._eligibility import eligible_rows, recorded_where, refuse_seen_rows
 from ragst_sd.tl._grounding import section_grounding
 from ragst_sd.tl._intervals import check_level, make_intervals
+from ragst_sd.tl._predicted_cell_types import wanted_genes, with_cell_types
 from ragst_sd.tl._predicted_table import predicted_table
 from ragst_sd.tl._query import read_query
 from ragst_sd.tl._retrieve import retrieve
@@ -68,7 +69,8 @@ def predict(
     use_rep
         Embedding in `.obsm`; the reference's if left out.
     genes
-        Genes to predict; all of the reference's if left out.
+        Genes to predict; all of the reference's if left out. A gene that no row measured, but that the single cells of
+        :func:`ragst_sd.tl.add_cell_types` have, is given from cell types if it is named here, with a warning.
     n_neighbors
         Rows cited per spot; what was fitted if left out, never more.
     donor_key
@@ -117,14 +119,21 @@ def predict(
         embedding to the nearest section of the reference, over the threshold that :func:`ragst_sd.tl.fit` calibrated; and
         whether either is too large, the percentile above 98 or the ratio above 1.
     `.var["n_measured"]`, `["cv_pearson"]`, `["noise_ceiling"]`, `["evidence"]`
-        How far each gene can be trusted; NaN where it was not assessed.
+        How far each gene can be trusted; NaN where it was not assessed. `evidence` is `"measured"` or `"scRNA-seq"`. Genes
+        from single cells have `.X` and evidence of :math:`\log(1 + \sum_t f_t S_t)`, with fractions :math:`f` and signatures
+        :math:`S` in counts per 10,000; disagreement and limits are NaN.
+    `.obsm["cell_type_fraction"]`
+        After :func:`ragst_sd.tl.add_cell_types`, for methods that cite: float32 (n, types), the fractions of the cited rows by
+        the same weights, over the rows that have fractions. `.uns["retrieval"]["cell_types"]` names the types, their source
+        and their hash.
 
     Raises
     ------
     KeyError
         If a table, embedding or column is missing.
     ValueError
-        If the reference is not fitted or has changed since, embeddings were made differently, no row is eligible,
+        If the reference is not fitted or has changed since, embeddings were made differently, no row is eligible, a gene is
+        known to neither rows nor single cells, or to single cells only and the method cites nobody,
         `n_neighbors` exceeds what was fitted or is eligible, another table has the name `key_added`, or intervals are asked
         for that :func:`ragst_sd.tl.calibrate` did not prepare for this fit.
 
@@ -148,7 +157,7 @@ def predict(
     _check_name(sdata, key_added)
     use_rep = str(header["use_rep"]) if use_rep is None else use_rep
     query = read_query(sdata, header, table_key=table_key, use_rep=use_rep)
-    gene_index = _gene_index(reference, genes)
+    wanted = wanted_genes(reference, fit, genes)
     if n_neighbors is not None:
         require_positive(n_neighbors, "n_neighbors", whole=True)
         if n_neighbors > fit["n_neighbors"]:
@@ -170,7 +179,7 @@ def predict(
         query.standardized,
         query.table.obs,
         eligibility=eligibility,
-        gene_index=gene_index,
+        gene_index=wanted.measured,
         n_neighbors=n_neighbors,
         n_candidates=max(n_neighbors, int(fit["n_candidates"])),
         backend=backend,
@@ -183,7 +192,7 @@ def predict(
         own = donor_key in query.table.obs
         donors = set(labels(query.table.obs[donor_key])) & set(labels(reference.obs[_keys.DONOR])) if own else set()
         limits = make_intervals(
-            header, found, level, gene_index, as_calibrated=as_calibrated, calibrated_on=sorted(donors)
+            header, found, level, wanted.measured, as_calibrated=as_calibrated, calibrated_on=sorted(donors)
         )
     section = section_grounding(header, query, found.obs)
     table = predicted_table(
@@ -192,7 +201,7 @@ def predict(
         fit,
         query,
         found,
-        gene_index=gene_index,
+        gene_index=wanted.measured,
         settings={
             "n_neighbors": n_neighbors,
             "donor_key": donor_key,
@@ -203,6 +212,7 @@ def predict(
         },
         intervals=limits,
     )
+    table = with_cell_types(table, reference, found, wanted)
     outside = int((~query.finite).sum())
     if outside:
         logger.info("%d spots without an embedding (outside the image) get NaN.", outside)
@@ -231,22 +241,6 @@ def _check_name(sdata: SpatialData, key_added: str) -> None:
     if taken:
         msg = f"`key_added` {key_added!r}: the name is taken by element {taken[0]!r}. Choose another one."
         raise ValueError(msg)
-
-
-def _gene_index(reference: AnnData, genes: Sequence[str] | None) -> np.ndarray:
-    if genes is None:
-        return np.arange(reference.n_vars)
-    wanted = as_names(genes)
-    place = reference.var_names.get_indexer(wanted)
-    if (place < 0).any() or not wanted:
-        missing = [gene for gene, i in zip(wanted, place, strict=True) if i < 0]
-        close = hint(missing[0], reference.var_names) if missing else ""
-        msg = (
-            f"`genes`: the reference has no {listing(missing) if missing else 'gene for an empty list'}; "
-            f"it has {reference.n_vars} genes: {listing(reference.var_names)}.{close}"
-        )
-        raise ValueError(msg)
-    return place
 
 
 def _affordable(eligible: np.ndarray, asked: int | None, fitted: int) -> int:

@@ -1,0 +1,129 @@
+"""Transfer of published cell-type fractions from one half of a section to the other.
+
+The mouse colon section is cut in two, along x and along y, and each half predicts the other; spots closer to the cut than
+half a tile are left out, so that no tile lies on both sides. The section has one donor: `exclude=()`.
+
+    python benchmarks/cell_types.py --data "$RAGST_SD_TEST_DATA" --write docs/benchmarks.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from real_sections import CONTEXT, encoders, narrower, write_between_markers
+
+import ragst_sd as rg
+from ragst_sd import _keys
+from ragst_sd._demo import read_folder
+
+METHODS = ("knn", "rag")
+TILE_UM = 112.0
+COMMON = 0.02
+FIELDS = {"112": 1, "112, 280, 672": len(CONTEXT)}
+
+
+def halves(xy_um: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Rows to learn from and rows to predict, for both cuts and directions."""
+    out = {}
+    for axis, (low, high) in enumerate([("left", "right"), ("top", "bottom")]):
+        place = xy_um[:, axis] - np.median(xy_um[:, axis])
+        first, second = place < -TILE_UM / 2, place > TILE_UM / 2
+        out[f"{low} to {high}"], out[f"{high} to {low}"] = (first, second), (second, first)
+    return out
+
+
+def published(sdata: object, reference: object) -> pd.DataFrame:
+    """Published fractions, by reference row and cell type."""
+    table = sdata.tables["table"]
+    names = [str(name) for name in table.uns["meta"]["cell_type_names"]]
+    sample = str(reference.obs[_keys.SAMPLE].iloc[0])
+    index = [f"{sample}:{name}" for name in table.obs_names]
+    return pd.DataFrame(np.asarray(table.obsm["cell_type_prop"], dtype=float), index=index, columns=names)
+
+
+def correlations(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Pearson of each column; NaN where one side does not vary."""
+    a, b = predicted - predicted.mean(axis=0), truth - truth.mean(axis=0)
+    scale = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
+    return np.divide((a * b).sum(axis=0), scale, out=np.full(len(scale), np.nan), where=scale > 0)
+
+
+def transfer(sdata: object, use_rep: str, methods: tuple[str, ...] = METHODS) -> pd.DataFrame:
+    """One line per cut, method and cell type that makes up more than 2 % of the section."""
+    reference = rg.tl.build_reference(sdata, use_rep=use_rep, thumbnails=False)
+    truth = published(sdata, reference)
+    rg.tl.add_cell_types(reference, fractions=truth, source={"name": "published with the section"})
+    xy = reference.obs[[_keys.X_UM, _keys.Y_UM]].to_numpy(float)
+    common = truth.columns[truth.mean() > COMMON]
+    place = truth.columns.get_indexer(common)
+    lines = []
+    for cut, (learned, asked) in halves(xy).items():
+        half = reference[learned].copy()
+        ids = reference.obs_names[asked]
+        for method in methods:
+            rg.tl.fit(half, method=method, progress=False)
+            table = rg.tl.predict(sdata, half, genes=list(half.var_names[:1]), exclude=(), inplace=False)
+            at = pd.Index([f"{half.obs[_keys.SAMPLE].iloc[0]}:{name}" for name in table.obs_names]).get_indexer(ids)
+            found = np.asarray(table.obsm[_keys.CELL_TYPE_FRACTION], dtype=float)[at][:, place]
+            for name, pearson in zip(common, correlations(found, truth.loc[ids, common].to_numpy()), strict=True):
+                n = float(table.obs[_keys.EFFECTIVE_N].to_numpy()[at].mean())
+                lines.append({"cut": cut, "method": method, "type": name, "pearson": pearson, "effective_n": n})
+    return pd.DataFrame(lines)
+
+
+def markdown(scores: pd.DataFrame) -> str:
+    """A line for each field of view and method, a column for each cut; then the cell types of the first line."""
+    keys = ["fields of view (µm)", "method"]
+    by_cut = scores.pivot_table(index=keys, columns="cut", values="pearson", sort=False)
+    whole = scores.groupby([*keys, "cut"], sort=False)[["pearson", "effective_n"]].mean()
+    whole = whole.groupby(keys, sort=False).mean()
+    rows = [
+        "| " + " | ".join([*keys, "mean Pearson", *by_cut.columns, "effective n"]) + " |",
+        "|---" * (len(by_cut.columns) + 4) + "|",
+    ]
+    for key, line in whole.iterrows():
+        cells = [f"{value:.3f}" for value in [line["pearson"], *by_cut.loc[key]]]
+        rows.append("| " + " | ".join([*key, *cells, f"{line['effective_n']:.1f}"]) + " |")
+    fields, method = scores[keys].iloc[0]
+    first = scores[(scores[keys[0]] == fields) & (scores["method"] == method)]
+    types = first.groupby("type")["pearson"].mean().sort_values(ascending=False)
+    each = ", ".join(f"{name} {value:.2f}" for name, value in types.items())
+    rows += ["", f"`{method}` with {fields} µm, by cell type: {each}."]
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default=os.environ.get("RAGST_SD_TEST_DATA"), help="folder with histology/, weights/")
+    parser.add_argument("--encoder", default="texture")
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--write", type=Path, help="page whose marked table is replaced")
+    args = parser.parse_args()
+    if not args.data:
+        parser.error("name the folder of real sections with --data or RAGST_SD_TEST_DATA")
+    logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
+    data = Path(args.data)
+    sdata = read_folder(data / "histology" / "colon")["d0"]
+    known = encoders(data / "weights")[args.encoder]
+    parts = []
+    use_rep = f"X_{args.encoder}"
+    rg.pp.embed_tiles(sdata, key_added=use_rep, progress=False, **known)
+    for fields, n_fields in FIELDS.items():
+        rep = use_rep if n_fields == len(CONTEXT) else narrower({"d0": sdata}, use_rep, n_fields)
+        parts.append(transfer(sdata, rep, tuple(args.methods)).assign(**{"fields of view (µm)": fields}))
+        print(markdown(parts[-1]), flush=True)
+    table = markdown(pd.concat(parts, ignore_index=True))
+    print("\n" + table)
+    if args.write:
+        write_between_markers(args.write, "cell_types", table)
+
+
+if __name__ == "__main__":
+    main()

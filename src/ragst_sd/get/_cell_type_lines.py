@@ -1,0 +1,80 @@
+"""Predicted values of genes from single cells, taken apart into cell types."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._cell_types import cell_types, cell_types_hash, signature_genes, signatures_of, type_names
+from ragst_sd._validate import require_key
+from ragst_sd.retrieval.training import dense
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+
+def cell_type_lines(
+    reference: AnnData, header: dict[str, Any], table: AnnData, spots: np.ndarray, genes: np.ndarray
+) -> pd.DataFrame:
+    """Lines of :func:`ragst_sd.get.explain` for genes from single cells, types by falling fraction.
+
+    Raises
+    ------
+    KeyError
+        If the table lost its fractions.
+    ValueError
+        If the reference's cell types are not those that the prediction was made from.
+    """
+    import pandas as pd
+
+    about = _same_cell_types(reference, header)
+    require_key(_keys.CELL_TYPE_FRACTION, table.obsm, "table.obsm", "`rg.tl.predict` writes it; predict again.")
+    names, gene_names = np.asarray(type_names(about), dtype=object), table.var_names[genes]
+    fractions = np.asarray(table.obsm[_keys.CELL_TYPE_FRACTION], dtype=np.float64)[spots]
+    profiles = signatures_of(about, gene_names)
+    prediction = dense(table.X[spots][:, genes]).astype(np.float64)
+    evidence = dense(table.layers[_keys.EVIDENCE][spots][:, genes]).astype(np.float64)
+    parts = []
+    for i, spot in enumerate(table.obs_names[spots]):
+        for j, gene in enumerate(gene_names):
+            known = np.isfinite(fractions[i]).all()
+            order = np.flatnonzero(fractions[i] > 0)
+            order = order[np.lexsort((order, -fractions[i, order]))] if known else order[:0]
+            amounts = fractions[i, order] * profiles[order, j]
+            share = amounts / amounts.sum() if amounts.sum() > 0 else np.zeros(len(order))
+            value = np.log1p(profiles[order, j])
+            first = [] if known else ["not measured"]
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "query": spot,
+                        "gene": gene,
+                        "reference": np.array([*first, *names[order], "adjustment"], dtype=object),
+                        _keys.DONOR: "",
+                        _keys.SAMPLE: "",
+                        "weight": [*[np.nan] * len(first), *fractions[i, order], np.nan],
+                        "value": [*[np.nan] * len(first), *value, np.nan],
+                        "correction": [*[np.nan] * len(first), *(share * evidence[i, j] / fractions[i, order] - value), np.nan],
+                        "contribution": [
+                            *[np.nan] * len(first), *share * evidence[i, j], prediction[i, j] - evidence[i, j]
+                        ],
+                    }
+                )
+            )  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def _same_cell_types(reference: AnnData, header: dict[str, Any]) -> dict[str, Any]:
+    about, made_from = cell_types(reference), header.get(_keys.CELL_TYPES) or {}
+    current = "" if about is None else cell_types_hash(reference)
+    if about is None or not len(signature_genes(about)) or current != made_from.get("hash"):
+        msg = (
+            f"The prediction was made from cell types with hash {str(made_from.get('hash'))[:12]}; the reference has "
+            f"{current[:12] or 'none'}. Explaining a gene from single cells needs the very signatures: run "
+            "`rg.tl.add_cell_types` as it was, or predict again."
+        )
+        raise ValueError(msg)
+    return about

@@ -1,0 +1,260 @@
+"""`rg.tl.add_cell_types`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ragst_sd import _keys
+from ragst_sd._labels import as_names
+from ragst_sd._reference import panel_codes, reference_header
+from ragst_sd._validate import hint, listing, require_positive, require_type
+from ragst_sd.reference.normalize import TARGET_SUM, as_csr
+from ragst_sd.tl._single_cells import SingleCells, read_single_cells, shared_with
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+SOURCE = ("name", "license", "citation")
+FEWEST_GENES = 50
+# With less of the genes that add up to 10,000 the unit of the signatures is a guess.
+_MOST = 0.9
+
+
+def add_cell_types(
+    reference: AnnData,
+    adata_sc: AnnData | None = None,
+    *,
+    cell_type_key: str | None = None,
+    fractions: pd.DataFrame | None = None,
+    layer: str | None = None,
+    genes: Sequence[str] | None = None,
+    min_cells: int = 10,
+    platform_effects: bool = True,
+    source: Mapping[str, str] | None = None,
+) -> None:
+    r"""Pair a reference with single cells: what share each cell type has in every row.
+
+    .. math:: \hat f_i = \arg\min_{f \ge 0} \sum_g w_g \Big(y_{ig} - r_g \sum_t f_t S_{tg}\Big)^2
+
+    with the row :math:`y_i` in counts per 10,000, the signatures :math:`S_t` (pooled counts of the cells of a type), weights
+    :math:`w_g` of one over the signatures' mean, and platform effects :math:`r_g` estimated from all rows that one panel
+    measured. Fractions are scaled to add up to one: they are shares of the RNA, not of the cells. Predictions made
+    afterwards carry fractions by the weights of the rows that they cite, and can be asked for genes that no row measured.
+
+    Parameters
+    ----------
+    reference
+        Built by :func:`ragst_sd.tl.build_reference`, fitted or not; a fit stays valid.
+    adata_sc
+        Single cells of the same species, one row per cell, with counts. May be left out if `fractions` are given; with
+        both, signatures come from the cells and fractions are those given.
+    cell_type_key
+        Column of `adata_sc.obs` with the type of each cell.
+    fractions
+        Fractions or abundances computed elsewhere (cell2location, RCTD, stereoscope), a row per reference row by name
+        (`<sample>:<spot>`), a column per cell type. They are scaled to add up to one. Rows that are missing have none.
+    layer
+        Layer of `adata_sc` with counts; `.X` if left out.
+    genes
+        Genes that decide on fractions; all that the rows and the cells share if left out.
+    min_cells
+        Types with fewer cells are left out.
+    platform_effects
+        Estimate one factor per gene between single cells and each panel.
+    source
+        Where the cells or fractions are from: `name`, `license`, `citation`. What is not given is taken from
+        `adata_sc.uns["ragst"]["source"]`, else `"unknown"`.
+
+    Returns
+    -------
+    `None`. The reference gets
+
+    `.obsm["cell_type_fraction"]`
+        float32 (n, types), rows add up to one; NaN for rows without any expression in the genes used.
+    `.obs["cell_type_fit"]`
+        Pearson correlation over genes of measured and fitted values, both as log1p; NaN for given fractions.
+    `.uns["ragst"]["cell_types"]`
+        `names` of the types, `method` (`"nnls"` or `"given"`), `source`, and with single cells `n_cells` (types,), `genes`,
+        `signatures` (types, genes; counts per 10,000, float32), `genes_used` and `platform_effects` (genes used, panels;
+        NaN where a panel did not measure the gene).
+
+    The content hash does not change. A prediction records a hash of fractions and signatures of its own.
+
+    Raises
+    ------
+    KeyError
+        If a column or layer is missing.
+    TypeError
+        If an argument is of the wrong kind.
+    ValueError
+        If neither cells nor fractions are given; counts are not counts, or mixed with logged values; genes are named
+        differently, or fewer than 50 (or than types) are shared, as between species; fractions are negative or infinite, or
+        name no row of the reference.
+
+    References
+    ----------
+    Cable DM et al. (2022), Robust decomposition of cell type mixtures in spatial transcriptomics, Nature Biotechnology 40, 517,
+    doi:10.1038/s41587-021-00830-w, for platform effects; non-negative least squares of :func:`scipy.optimize.nnls`.
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np, pandas as pd, ragst_sd as rg
+    >>> sections = rg.datasets.synthetic(n_donors=2)
+    >>> for sdata in sections.values():
+    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
+    >>> rng = np.random.default_rng(0)
+    >>> types = pd.DataFrame({"type": np.repeat(["A", "B"], 30)}, index=[f"cell{i}" for i in range(60)])
+    >>> rates = rng.gamma(1, size=(2, reference.n_vars))[types["type"].eq("B").astype(int)]
+    >>> cells = ad.AnnData(rng.poisson(rates).astype("float32"), obs=types, var=pd.DataFrame(index=reference.var_names))
+    >>> rg.tl.add_cell_types(reference, cells, cell_type_key="type")
+    >>> reference.obsm["cell_type_fraction"].shape == (reference.n_obs, 2)
+    True
+    """
+    header = reference_header(reference)
+    if adata_sc is None and fractions is None:
+        msg = "Neither single cells nor fractions are given: pass `adata_sc` with `cell_type_key=`, or `fractions=`."
+        raise ValueError(msg)
+    require_positive(min_cells, "min_cells", whole=True)
+    about: dict[str, Any] = {"schema_version": _keys.SCHEMA_VERSION, "source": _source(adata_sc, source)}
+    cells = None
+    if adata_sc is not None:
+        naming = str(header["normalization"]["naming"])
+        cells = read_single_cells(
+            adata_sc, cell_type_key=cell_type_key, layer=layer, naming=naming, min_cells=int(min_cells)
+        )
+        shared = shared_with(list(reference.var_names), cells, max(FEWEST_GENES, len(cells.names)))
+        about |= _signatures(reference, header, cells)
+    if fractions is not None:
+        names, found = _given(reference, fractions, cells)
+        if cells is not None:
+            order = [cells.names.index(name) for name in names]
+            about |= {"signatures": about["signatures"][order], "n_cells": about["n_cells"][order]}
+        about |= {"method": "given", "names": np.asarray(names, dtype=str)}
+        fit = np.full(reference.n_obs, np.nan)
+    else:
+        used = _chosen(shared, genes, max(FEWEST_GENES, len(cells.names)))
+        about |= {
+            "method": "nnls",
+            "names": np.asarray(cells.names, dtype=str),
+            "genes_used": np.asarray(used, dtype=str),
+        }
+        found, fit, about["platform_effects"] = _deconvolve(reference, header, about, used, platform=platform_effects)
+    reference.obsm[_keys.CELL_TYPE_FRACTION] = found.astype(np.float32)
+    reference.obs[_keys.CELL_TYPE_FIT] = fit
+    reference.uns[_keys.ATTRS] = {**reference.uns[_keys.ATTRS], _keys.CELL_TYPES: about}
+    logger.info(
+        "Adding `obsm[%r]`: %d cell types; %d of %d rows have fractions.",
+        _keys.CELL_TYPE_FRACTION, found.shape[1], int(np.isfinite(found).all(axis=1).sum()), reference.n_obs,
+    )  # fmt: skip
+
+
+def _source(adata_sc: AnnData | None, given: Mapping[str, str] | None) -> dict[str, str]:
+    unknown = sorted(set(given or {}) - set(SOURCE))
+    if unknown:
+        msg = f"`source` has unknown fields {listing(unknown)}; it takes {listing(SOURCE)}."
+        raise ValueError(msg)
+    kept = {} if adata_sc is None else adata_sc.uns.get(_keys.ATTRS, {}).get(_keys.SOURCE, {})
+    return {name: str((given or {}).get(name) or kept.get(name) or _keys.UNKNOWN) for name in SOURCE}
+
+
+def _signatures(reference: AnnData, header: dict[str, Any], cells: SingleCells) -> dict[str, Any]:
+    """Signatures on the scale of the reference's rows."""
+    from ragst_sd.reference.deconvolution import signatures
+
+    summed = {str(gene) for gene in header["normalization"]["size_factor_genes"]}
+    basis = np.array([gene in summed for gene in cells.genes])
+    present = [gene for gene, counts in zip(cells.genes, basis, strict=True) if counts]
+    profiles = signatures(cells.counts, cells.types, len(cells.names), basis)
+    if len(present) < _MOST * len(summed):
+        logger.warning(
+            "The cells have %d of the %d genes that add up to 10,000 in the reference.", len(present), len(summed)
+        )
+    columns = reference.var_names.get_indexer(present)
+    if len(present) < len(summed) and (columns >= 0).all():
+        # The rows' 10,000 counts are spread over genes that the cells do not have.
+        linear = as_csr(reference.X)[:, columns].expm1()
+        profiles *= linear.sum(axis=1).mean() / TARGET_SUM
+    return {
+        "genes": np.asarray(cells.genes, dtype=str),
+        "signatures": profiles.astype(np.float32),
+        "n_cells": np.bincount(cells.types, minlength=len(cells.names)),
+    }
+
+
+def _chosen(shared: list[str], genes: Sequence[str] | None, needed: int) -> list[str]:
+    if genes is None:
+        return shared
+    wanted, known = as_names(genes), set(shared)
+    missing = [gene for gene in wanted if gene not in known]
+    if missing or len(wanted) < needed:
+        msg = f"`genes` names {len(wanted)} genes; at least {needed} are needed."
+        if missing:
+            msg = f"`genes`: reference and cells do not both have {listing(missing)}.{hint(missing[0], shared)}"
+        raise ValueError(msg)
+    return wanted
+
+
+def _deconvolve(
+    reference: AnnData, header: dict[str, Any], about: dict[str, Any], used: list[str], *, platform: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fractions and fit of all rows, and (genes, panels) platform effects; each panel by the genes that it measured."""
+    from ragst_sd.reference.deconvolution import deconvolve
+
+    profiles = about["signatures"][:, pd.Index(about["genes"]).get_indexer(used)].astype(np.float64)
+    columns, panels = reference.var_names.get_indexer(used), panel_codes(reference, header)
+    measured = np.asarray(reference.varm[_keys.MEASURED])[columns]
+    values = as_csr(reference.X)[:, columns]
+    found = np.full((reference.n_obs, len(profiles)), np.nan)
+    fit, effects = np.full(reference.n_obs, np.nan), np.full(measured.shape, np.nan)
+    for panel, name in enumerate(header["panels"]):
+        own, rows = measured[:, panel], np.flatnonzero(panels == panel)
+        if not len(rows):
+            continue
+        if own.sum() < max(FEWEST_GENES, len(profiles)):
+            msg = (
+                f"Panel {str(name)!r} measured {int(own.sum())} of the {len(used)} genes; {max(FEWEST_GENES, len(profiles))} are "
+                "needed. Name other `genes`, or take the rows of this panel out of the reference."
+            )
+            raise ValueError(msg)
+        result = deconvolve(values[rows][:, own], profiles[:, own], platform=platform)
+        found[rows], fit[rows], effects[own, panel] = result.fractions, result.fit, result.platform
+    return found, fit, effects
+
+
+def _given(reference: AnnData, fractions: pd.DataFrame, cells: SingleCells | None) -> tuple[list[str], np.ndarray]:
+    """Names of the types, and given fractions in the order of the reference's rows."""
+    require_type(fractions, pd.DataFrame, "fractions", "Rows are reference rows by name, columns are cell types.")
+    names = [str(name) for name in fractions.columns]
+    known = reference.obs_names.isin(fractions.index.astype(str))
+    if not known.any():
+        msg = (
+            f"`fractions` names no row of the reference: {listing(fractions.index[:3])} against "
+            f"{listing(reference.obs_names[:3])} (`<sample>:<spot>`)."
+        )
+        raise ValueError(msg)
+    if fractions.index.has_duplicates or len(set(names)) < len(names):
+        msg = "`fractions` has duplicated rows or columns. Name every row and every cell type once."
+        raise ValueError(msg)
+    if cells is not None and set(names) != set(cells.names):
+        odd = sorted(set(names) ^ set(cells.names))
+        msg = f"`fractions` and `adata_sc` have different cell types; only one of them has {listing(odd)}."
+        raise ValueError(msg)
+    values = fractions.set_axis(fractions.index.astype(str)).reindex(reference.obs_names).to_numpy(np.float64)
+    inside = values[known]
+    complete = np.isfinite(inside).all(axis=1)
+    if np.isinf(inside).any() or (inside[complete] < 0).any() or not complete.any():
+        msg = "`fractions` holds negative or infinite values, or no row without NaN; give fractions or abundances."
+        raise ValueError(msg)
+    if not known.all():
+        logger.warning("`fractions` lack %d of %d rows of the reference.", int((~known).sum()), reference.n_obs)
+    total = values.sum(axis=1, keepdims=True)
+    return names, np.divide(values, total, out=np.full_like(values, np.nan), where=total > 0)
