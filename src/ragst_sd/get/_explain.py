@@ -8,8 +8,9 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._cited_values import level_means, measured_values
-from ragst_sd._results import gene_index, matching_reference, predicted, spot_index
+from ragst_sd._results import gene_index, holds_responses, matching_reference, predicted, spot_index
 from ragst_sd._validate import require_key
+from ragst_sd.get._response_parts import response_parts
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
@@ -33,11 +34,11 @@ def explain(
     Parameters
     ----------
     sdata
-        Object with a predicted table, or the table itself.
+        Object with a predicted table, or the table itself; also a table that :func:`ragst_sd.tl.perturb` returned.
     reference
         The very reference that the prediction was made from.
     obs_name
-        Spot or spots.
+        Spot or spots (cells of predicted responses).
     gene
         Gene or genes.
     prediction_key
@@ -52,8 +53,13 @@ def explain(
     and value NaN, and the others share their weight. Methods that cite nobody give `reference mean` and `adjustment`. A
     spot without an embedding, or a gene that no cited row measured, gives a line `not measured` with NaN.
 
+    Of predicted responses, `perturbation` and `context` stand in place of `donor` and `sample`, and there is no
+    `correction`. The first line `source` is the cell as it was, the cited rows by falling weight bring their measured
+    responses, and `adjustment` is last. Where nobody is cited one line `evidence` holds what the method starts from (no
+    change, for a control). Contributions add up to the predicted expression, and all but the first to the response.
+
     Measured values are read from the reference, which the table only points to; `.X`, `.layers["evidence"]`,
-    `.obsm["retrieval_rows"]`, `["retrieval_weights"]` and `.uns["retrieval"]` from the table.
+    `.layers["response"]` (of responses), `.obsm["retrieval_rows"]`, `["retrieval_weights"]` and `.uns["retrieval"]` from the table.
 
     Raises
     ------
@@ -81,10 +87,13 @@ def explain(
     """
     import pandas as pd
 
-    table, header = predicted(sdata, prediction_key)
+    table, header = predicted(sdata, prediction_key, any_task=True)
     matching_reference(reference, header)
-    require_key(_keys.EVIDENCE, table.layers, "table.layers", "`rg.tl.predict` writes it; predict again.")
+    for name in (_keys.EVIDENCE, _keys.RESPONSE) if holds_responses(header) else (_keys.EVIDENCE,):
+        require_key(name, table.layers, "table.layers", "It is written with the prediction; predict again.")
     spots, genes = spot_index(table, obs_name, "obs_name"), gene_index(table, gene)
+    if holds_responses(header):
+        return response_parts(reference, header, table, spots, genes)
     prediction = dense(table.X[spots][:, genes]).astype(np.float64)
     evidence = dense(table.layers[_keys.EVIDENCE][spots][:, genes]).astype(np.float64)
     bank, found = _lines(reference, header, table, spots, genes)
