@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._results import require_tissue
 from ragst_sd._validate import listing, require_key, require_positive, require_type
 from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.frames import apply_affine, similarity_scale
@@ -35,8 +36,12 @@ class Centers(NamedTuple):
 
 
 def require_sdata(sdata: object) -> None:
-    """Raise a `TypeError` unless `sdata` is a SpatialData."""
+    """Raise a `TypeError` unless `sdata` is a SpatialData; a `ValueError` if it holds responses to perturbations."""
+    from anndata import AnnData
     from spatialdata import SpatialData
+
+    if isinstance(sdata, AnnData):
+        require_tissue(sdata.uns.get(_keys.RETRIEVAL))
 
     require_type(sdata, SpatialData, "sdata", "Read sections with spatialdata-io or `rg.io.read_st`.")
 

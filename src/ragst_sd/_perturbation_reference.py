@@ -82,7 +82,7 @@ def perturbation_fit(reference: AnnData) -> dict[str, Any]:
         If the reference is not fitted, or changed after fitting.
     """
     header = perturbation_header(reference)
-    check_fit(header.get(_keys.FIT))
+    check_fit(header.get(_keys.FIT), task=TASK)
     fit = dict(header[_keys.FIT])
     current = perturbation_hash(reference)
     if current != fit["reference_hash"] or _keys.RETRIEVAL_KEY not in reference.obsm:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._reference import current_hash, reference_header
+from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
+from ragst_sd._reference import current_hash
 from ragst_sd._validate import hint, listing, require_key, require_type
+from ragst_sd.reference.perturbation_schema import TASK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,15 +60,35 @@ def unlike_share(appearance_distance: np.ndarray) -> float:
     return float((appearance_distance[known] > 1).mean()) if known.any() else float("nan")
 
 
-def predicted(data: SpatialData | AnnData, prediction_key: str) -> tuple[AnnData, dict[str, Any]]:
+def holds_responses(header: Any) -> bool:
+    """Whether a provenance header is that of predicted responses to perturbations; of tissue otherwise."""
+    return hasattr(header, "get") and header.get("task") == TASK
+
+
+def require_tissue(header: Any) -> None:
+    """Raise a `ValueError` if the provenance is that of predicted responses to perturbations."""
+    if holds_responses(header):
+        msg = (
+            f"The table holds predicted responses (task {TASK!r}, made by `rg.tl.perturb`); this needs a prediction of tissue "
+            "by `rg.tl.predict`. For responses there are `rg.get.neighbors`, `rg.get.explain`, "
+            "`rg.get.influence(..., rows=...)`, `rg.tl.evaluate_perturbation` and `rg.io.write_cell_eval`."
+        )
+        raise ValueError(msg)
+
+
+def predicted(
+    data: SpatialData | AnnData, prediction_key: str, *, any_task: bool = False
+) -> tuple[AnnData, dict[str, Any]]:
     """A predicted table and its provenance header, from a SpatialData or from the bare table.
+
+    Predictions of tissue only, unless `any_task`.
 
     Raises
     ------
     KeyError
         If the table does not exist.
     ValueError
-        If the table carries no provenance or lacks part of it.
+        If the table carries no provenance or lacks part of it, or is of another task.
     """
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -78,11 +100,13 @@ def predicted(data: SpatialData | AnnData, prediction_key: str) -> tuple[AnnData
         require_key(prediction_key, data.tables, "sdata.tables", "Run `rg.tl.predict` first.")
         table = data.tables[prediction_key]
     header = table.uns.get(_keys.RETRIEVAL)
+    if not any_task:
+        require_tissue(header)
     lacking = _lacking(table, header)
     if lacking:
         msg = (
-            f"The table has no complete provenance: it lacks {', '.join(lacking)}. It was not made by `rg.tl.predict`, "
-            "or lost it on the way (`anndata.concat` drops `.uns`): predict again, or use the table as it was written."
+            f"The table has no complete provenance: it lacks {', '.join(lacking)}. It was not made by `rg.tl.predict` "
+            "or `rg.tl.perturb`, or lost it on the way (`anndata.concat` drops `.uns`): predict again, or use the table as it was written."
         )
         raise ValueError(msg)
     if int(header.get("schema_version", 0)) != _keys.SCHEMA_VERSION:
@@ -130,13 +154,13 @@ def matching_reference(reference: AnnData | None, header: dict[str, Any]) -> Ann
     """The reference, if it is the one that the prediction was made from; else raise a `ValueError`."""
     if reference is None:
         msg = (
-            "The reference is needed: a predicted table points to measured spots and does not hold their values. Give "
+            "The reference is needed: a predicted table points to measured rows and does not hold their values. Give "
             f"the one with hash {str(header['reference_hash'])[:12]} (`rg.io.read_reference`). `rg.get.neighbors` and "
             "`rg.get.influence(..., rows=...)` do without."
         )
         raise ValueError(msg)
-    reference_header(reference)
-    current = current_hash(reference)
+    any_header(reference)
+    current = any_hash(reference) if is_perturbation(reference) else current_hash(reference)
     if current != header["reference_hash"]:
         msg = (
             f"The prediction was made from a reference with hash {str(header['reference_hash'])[:12]}; this one has "
@@ -147,10 +171,11 @@ def matching_reference(reference: AnnData | None, header: dict[str, Any]) -> Ann
 
 
 def spot_index(table: AnnData, obs_names: str | Sequence[str] | None, argument: str = "obs_names") -> np.ndarray:
-    """Positions of spots by name; all if `None`."""
+    """Positions of spots (or cells) by name; all if `None`."""
     if obs_names is None:
         return np.arange(table.n_obs)
-    return _positions(table.obs_names, obs_names, argument, "spot")
+    what = "cell" if holds_responses(table.uns.get(_keys.RETRIEVAL)) else "spot"
+    return _positions(table.obs_names, obs_names, argument, what)
 
 
 def gene_index(table: AnnData, genes: str | Sequence[str], argument: str = "gene") -> np.ndarray:

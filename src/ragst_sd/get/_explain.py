@@ -9,9 +9,10 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._cell_types import is_scrna
 from ragst_sd._cited_values import level_means, measured_values
-from ragst_sd._results import gene_index, matching_reference, predicted, spot_index
+from ragst_sd._results import gene_index, holds_responses, matching_reference, predicted, spot_index
 from ragst_sd._validate import require_key
 from ragst_sd.get._cell_type_lines import cell_type_lines
+from ragst_sd.get._response_parts import response_parts
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ def explain(
     Parameters
     ----------
     sdata
-        Object with a predicted table, or the table itself.
+        Object with a predicted table, or the table itself; also a table that :func:`ragst_sd.tl.perturb` returned.
     reference
         The very reference that the prediction was made from.
     obs_name
-        Spot or spots.
+        Spot or spots (cells of predicted responses).
     gene
         Gene or genes.
     prediction_key
@@ -59,7 +60,12 @@ def explain(
     `contribution` is the type's share of the mixture, times the prediction; these too add up to the prediction, and
     `correction` is what makes it weight times the sum of value and correction.
 
-    Measured values are read from the reference, which the table only points to; `.X`, `.layers["evidence"]`,
+    Of predicted responses, `perturbation` and `context` stand in place of `donor` and `sample`, and there is no
+    `correction`. The first line `source` is the cell as it was, the cited rows by falling weight bring their measured
+    responses, and `adjustment` is last. Where nobody is cited one line `evidence` holds what the method starts from (no
+    change, for a control). Contributions add up to the predicted expression, and all but the first to the response.
+
+    Measured values are read from the reference, which the table only points to; `.X`, `.layers["evidence"]`, `.layers["response"]` (of responses),
     `.obsm["retrieval_rows"]`, `["retrieval_weights"]` and `.uns["retrieval"]` from the table;
     signatures from the reference, fractions from `.obsm["cell_type_fraction"]` of the table.
 
@@ -89,10 +95,13 @@ def explain(
     """
     import pandas as pd
 
-    table, header = predicted(sdata, prediction_key)
+    table, header = predicted(sdata, prediction_key, any_task=True)
     matching_reference(reference, header)
-    require_key(_keys.EVIDENCE, table.layers, "table.layers", "`rg.tl.predict` writes it; predict again.")
+    for name in (_keys.EVIDENCE, _keys.RESPONSE) if holds_responses(header) else (_keys.EVIDENCE,):
+        require_key(name, table.layers, "table.layers", "It is written with the prediction; predict again.")
     spots, genes = spot_index(table, obs_name, "obs_name"), gene_index(table, gene)
+    if holds_responses(header):
+        return response_parts(reference, header, table, spots, genes)
     scrna = is_scrna(table, genes)
     if not scrna.any():
         return _from_rows(reference, header, table, spots, genes)

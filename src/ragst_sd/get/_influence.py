@@ -10,7 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._labels import as_names, labels
 from ragst_sd._reference import reference_header
-from ragst_sd._results import gene_index, matching_reference, predicted, spot_index
+from ragst_sd._results import gene_index, holds_responses, matching_reference, predicted, spot_index
 from ragst_sd._settings import settings
 from ragst_sd._validate import hint, listing, require_key
 from ragst_sd.get._neighbors import neighbors
@@ -54,7 +54,8 @@ def influence(
     rejected.
 
     With `rows`, the provenance is read backwards: all spots that cite these reference rows. That needs neither the
-    reference nor the embeddings.
+    reference nor the embeddings, and works on predicted responses (:func:`ragst_sd.tl.perturb`) as well, where it gives the
+    cells whose response rests on a measured one.
 
     Parameters
     ----------
@@ -67,7 +68,7 @@ def influence(
         Column of `reference.obs` (`"donor"`, `"sample"`, `"tissue"`, `"technology"`, ...), or of its sources (`"license"`,
         `"citation"`).
     rows
-        Reference id or ids, `<sample>:<spot>`, as :func:`ragst_sd.get.neighbors` gives them.
+        Reference id or ids, `<sample>:<spot>` (`<context>:<perturbation>`), as :func:`ragst_sd.get.neighbors` gives them.
     prediction_key
         Name of the predicted table.
     obs_names
@@ -212,7 +213,7 @@ def _citing(
     """Lines of :func:`ragst_sd.get.neighbors` that cite the given rows of the reference."""
     import pandas as pd
 
-    _, header = predicted(sdata, prediction_key)
+    _, header = predicted(sdata, prediction_key, any_task=True)
     if not rows:
         msg = "`rows` is empty; name at least one row of the reference."
         raise ValueError(msg)
@@ -222,7 +223,8 @@ def _citing(
         known = reference.obs_names
     missing = [row for row in rows if row not in known]
     if missing:
-        where = "the reference has no row" if reference is not None else "no spot of the prediction cites"
+        what = "cell" if holds_responses(header) else "spot"
+        where = "the reference has no row" if reference is not None else f"no {what} of the prediction cites"
         todo = (
             "" if reference is not None else " Give the `reference` to tell rows that are never cited from wrong names."
         )

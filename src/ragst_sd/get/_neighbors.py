@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._results import predicted, spot_index
+from ragst_sd._results import holds_responses, predicted, spot_index
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +16,18 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+# Columns of the cited rows, the one that their sources go by, and columns of the sources.
+_OF_SPOTS = (
+    (_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY, _keys.X_UM, _keys.Y_UM),
+    _keys.SAMPLE,
+    ("license", "citation"),
+)
+_OF_RESPONSES = (
+    (_keys.PERTURBATION, _keys.CONTEXT, _keys.PERTURBATION_TYPE, _keys.N_CELLS, _keys.RELIABILITY),
+    _keys.CONTEXT,
+    (_keys.TECHNOLOGY, "license", "citation"),
+)
+
 
 def neighbors(
     sdata: SpatialData | AnnData,
@@ -23,24 +35,30 @@ def neighbors(
     prediction_key: str = "predicted",
     obs_names: str | Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """List the measured spots that each prediction rests on.
+    """List the measured spots, or the measured responses to perturbations, that each prediction rests on.
 
     Works from the provenance in the table alone, without the reference.
 
     Parameters
     ----------
     sdata
-        Object with a predicted table, or the table itself.
+        Object with a predicted table, or the table itself; also a table that :func:`ragst_sd.tl.perturb` returned.
     prediction_key
         Name of the predicted table.
     obs_names
-        Spot or spots; all if left out.
+        Spot or spots (cells of predicted responses); all if left out.
 
     Returns
     -------
     One line per spot and cited row, by falling weight: `query`, `rank` (from 1), `reference`, `donor`, `sample`,
     `tissue`, `technology`, `x_um`, `y_um`, `distance`, `weight`, `license`, `citation`. Methods that cite nobody give
-    an empty table. Read from `.obsm["retrieval_rows"]`, `["retrieval_weights"]`, `["retrieval_distances"]` and
+    an empty table.
+
+    Of predicted responses one line per cell and cited row, with `perturbation`, `context`, `perturbation_type`, `n_cells`
+    (cells that the response was measured on) and `reliability` (agreement of two halves of them) in place of what says where
+    a spot lies; `technology` is that of the screen. Controls rest on nothing and have no line.
+
+    Read from `.obsm["retrieval_rows"]`, `["retrieval_weights"]`, `["retrieval_distances"]` and
     `.uns["retrieval"]`.
 
     Raises
@@ -66,26 +84,23 @@ def neighbors(
     """
     import pandas as pd
 
-    table, header = predicted(sdata, prediction_key)
+    table, header = predicted(sdata, prediction_key, any_task=True)
     which = spot_index(table, obs_names)
     rows = np.asarray(table.obsm[_keys.ROWS])[which]
     weights = np.asarray(table.obsm[_keys.WEIGHTS])[which]
     distances = np.asarray(table.obsm[_keys.DISTANCES])[which]
     spot, place = np.nonzero((rows >= 0) & (weights > 0))
     cited = header[_keys.CITED].iloc[rows[spot, place]]
-    sources = header["sources"].reindex(cited[_keys.SAMPLE].to_numpy())
+    first, source_key, last = _OF_RESPONSES if holds_responses(header) else _OF_SPOTS
+    sources = header["sources"].reindex(cited[source_key].astype(str).to_numpy())
     frame = pd.DataFrame(
         {
             "query": table.obs_names.to_numpy()[which][spot],
             "reference": cited["reference"].to_numpy(),
-            **{
-                name: cited[name].to_numpy()
-                for name in (_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY, _keys.X_UM, _keys.Y_UM)
-            },
+            **{name: cited[name].to_numpy() for name in first},
             "distance": distances[spot, place],
             "weight": weights[spot, place],
-            "license": sources["license"].to_numpy(),
-            "citation": sources["citation"].to_numpy(),
+            **{name: sources[name].to_numpy() for name in last},
         }
     )
     frame = frame.assign(spot=spot).sort_values(

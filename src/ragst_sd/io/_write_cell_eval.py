@@ -95,7 +95,7 @@ def write_cell_eval(
     import anndata as ad
     import pandas as pd
 
-    table, header = predicted(data, "")
+    table, header = predicted(data, "", any_task=True)
     if header.get("task") != TASK:
         msg = "`data` is a prediction of tissue; cell-eval compares responses, which `rg.tl.perturb` predicts."
         raise ValueError(msg)

@@ -33,8 +33,8 @@ _FIT = {
     "reference_hash": str,
     "fit_hash": str,
     "inner_groups": str,
-    "appearance": Mapping,
 }
+_TISSUE_FIT = {**_FIT, "appearance": Mapping}
 _CALIBRATION = {
     "fit_hash": str,
     "levels": np.ndarray,
@@ -90,12 +90,13 @@ def check_task(header: Any, task: str) -> None:
         raise ValueError(msg)
 
 
-def check_fit(fit: Any) -> None:
-    """Raise a `ValueError` unless `fit` describes a fitted method."""
+def check_fit(fit: Any, *, task: str = "histology") -> None:
+    """Raise a `ValueError` unless `fit` describes a method fitted for `task`."""
     if fit is None:
         msg = "The reference is not fitted. Run `rg.tl.fit(reference, method=...)` first."
         raise ValueError(msg)
-    check_fields(fit, _FIT, "The reference's fit `uns['ragst']['fit']`", "Fit again with `rg.tl.fit`.")
+    fields = _TISSUE_FIT if task == "histology" else _FIT
+    check_fields(fit, fields, "The reference's fit `uns['ragst']['fit']`", "Fit again with `rg.tl.fit`.")
 
 
 def check_calibration(calibration: Any, fit_hash: str) -> None:

@@ -162,7 +162,7 @@ def _tables(data: AnnData | Mapping[str, AnnData]) -> tuple[dict[str, AnnData], 
     given = {str(name): table for name, table in data.items()} if isinstance(data, Mapping) else {"": data}
     headers = {}
     for name, table in given.items():
-        headers[name] = predicted(table, "")[1]
+        headers[name] = predicted(table, "", any_task=True)[1]
         if headers[name].get("task") != TASK:
             msg = (
                 "`data` is a prediction of tissue; compare it with `rg.tl.evaluate`. Responses are predicted by "
