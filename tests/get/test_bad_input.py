@@ -159,7 +159,7 @@ def test_other_tasks_have_fields_of_their_own(world):
     """A table that was predicted from anything but an image is traced all the same."""
     expected = rg.get.neighbors(world.query)
     header = world.table.uns["retrieval"]
-    world.table.uns["retrieval"] = {name: header[name] for name in COMMON_FIELDS} | {"task": "perturbation"}
+    world.table.uns["retrieval"] = {name: header[name] for name in COMMON_FIELDS} | {"task": "other"}
     assert rg.get.neighbors(world.query).equals(expected)
 
 

@@ -103,8 +103,9 @@ def retrieve(
         adjustment = np.zeros_like(evidence)
     else:
         of_genes = {name: np.asarray(parameters[name])[..., gene_index] for name in method.per_gene}
+        of_rows = {name: np.asarray(parameters[name])[near] for name in method.per_row}
         cited = Cited(_places(near, rows), weights, bank)
-        adjustment = method.adjustment({**parameters, **of_genes}, phi, cited).astype(np.float32)
+        adjustment = method.adjustment({**parameters, **of_genes, **of_rows}, phi, cited).astype(np.float32)
     prediction = evidence + adjustment
 
     used = np.where(weights > 0, rows, -1) if method.cites else nearest
