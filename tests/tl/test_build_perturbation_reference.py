@@ -204,7 +204,7 @@ def test_types_are_not_mixed_unasked(screen):
         ("", {"layer": "counts"}, KeyError, "Key 'counts' not found"),
         ("", {"unit": "counts"}, ValueError, "looks log-transformed already"),
         ("", {"unit": "cpm"}, ValueError, "`unit` is 'cpm'"),
-        ("counts", {}, ValueError, "it is not log1p of"),
+        ("counts", {}, ValueError, "not log1p of counts per 10,000"),
         ("same names", {}, ValueError, "names of cells more than once"),
         ("no cells", {}, ValueError, "`adata` has no cells"),
         ("", {"genes": ["GENE1", "nothing"]}, ValueError, "the cells have no 'nothing'"),

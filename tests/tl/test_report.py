@@ -230,7 +230,7 @@ def test_intervals_name_their_level_and_unit(assessed, tmp_path, unit, warns):
     assert cells(text, "Intervals") == [f"80 % (calibrated over {unit}s)"]
     assert cells(text, "genes without an interval") == ["1"]
     assert any(line.startswith("| width, in log1p") and "1.50 (1.50 to 1.50)" in line for line in text.splitlines())
-    assert (f"calibrated over {unit}s, not over donors" in caveats(text)) == warns
+    assert (f"counted by {unit}, not by donor" in caveats(text)) == warns
     assert "there are no intervals" not in text
     counts = query.tables["table"].X.toarray().astype(float)
     truth = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)

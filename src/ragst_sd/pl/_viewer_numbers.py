@@ -196,7 +196,7 @@ def _cited(lines: pd.DataFrame, values: np.ndarray, corrections: np.ndarray, dec
     """Measured values of the rows shown, and the corrections, which rows of one section share."""
     import pandas as pd
 
-    pairs = pd.MultiIndex.from_arrays([lines[_keys.SAMPLE].astype(str), lines[_keys.DONOR].astype(str)])
+    pairs = lines[_keys.SAMPLE].astype(str) + "\x1f" + lines[_keys.DONOR].astype(str)
     codes, sections = pd.factorize(pairs)
     first = np.array([np.argmax(codes == code) for code in range(len(sections))], dtype=np.int64)
     return {
