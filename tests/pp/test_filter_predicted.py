@@ -86,7 +86,7 @@ def test_a_second_call_keeps_what_the_first_dropped(scored, fitted, tmp_path, on
     text = rg.tl.report(scored, fitted, path=tmp_path / "card", pictures=False)[0].read_text()
     text = text.replace("\\", "")
     assert (
-        f"has dropped {7 + low + rare} of 260 genes before (7 by not_assessed, {low} by cv_pearson, {rare} by n_measured)"
+        f"has dropped {7 + low + rare} of 260 genes before ({low} by cv_pearson, {rare} by n_measured, 7 by not_assessed)"
         in text
     )
 

@@ -149,7 +149,8 @@ def _accuracy(facts: Facts) -> list[str | Table]:
     order = np.flatnonzero(known)[np.argsort(-score[known], kind="stable")]
     out: list[str | Table] = [text, Table(["correlation", "genes", "share"], above, ["genes", "share"])]
     if dropped := facts.header.get("filter"):
-        reasons = ", ".join(f"{int(k)} by {name}" for name, k in dropped["dropped"].items() if int(k))
+        # A store gives the names back in any order.
+        reasons = ", ".join(f"{int(k)} by {name}" for name, k in sorted(dropped["dropped"].items()) if int(k))
         out.append(
             f"`rg.pp.filter_predicted` has dropped {int(dropped['n_genes']) - facts.table.n_vars:,} of "
             f"{int(dropped['n_genes']):,} genes before ({plain(reasons) or 'none'}); the figures are of those left."
