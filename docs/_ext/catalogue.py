@@ -29,7 +29,7 @@ COLUMNS = (
     ("Genes", "number"),
     ("µm/px", "number"),
 )
-KINDS = ("spatial", "collection", "slide", "scrna")
+KINDS = ("spatial", "collection", "slide", "scrna", "screen")
 SHORT = {"Homo sapiens": "H. sapiens", "Mus musculus": "M. musculus"}
 FLAGS = {True: ("yes", "✓"), False: ("no", "✗"), None: ("open", "?")}
 

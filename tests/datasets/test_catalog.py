@@ -207,6 +207,7 @@ class TestShipped:
         shared = {donor: names for donor, names in owners.items() if len(names) > 1}
         assert set(shared) == {
             *("10x breast block A", "10x colorectal P2", "10x mouse brain coronal", "10x mouse brain sagittal"),
+            "K562 cell line",
         }
 
     def test_counts_agree_with_samples(self):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ragst_sd.datasets._data_card import data_card
     from ragst_sd.datasets._load import load
     from ragst_sd.datasets._load_census import load_census
+    from ragst_sd.datasets._load_screen import load_screen
     from ragst_sd.datasets._synthetic import synthetic
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "data_card",
     "load",
     "load_census",
+    "load_screen",
     "synthetic",
 ]
 

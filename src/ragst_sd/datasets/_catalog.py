@@ -45,7 +45,8 @@ def catalog(
     technology
         "ST", "Visium", "Visium HD", "Xenium", "scRNA-seq".
     kind
-        "spatial", "collection" (many studies in one), "scrna", "slide" (a picture without expression).
+        "spatial", "collection" (many studies in one), "scrna", "slide" (a picture without expression),
+        "screen" (of perturbations, :func:`ragst_sd.datasets.load_screen`).
     license
         SPDX identifiers, "none stated" or "unknown".
     status

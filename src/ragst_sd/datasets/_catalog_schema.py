@@ -9,8 +9,8 @@ from typing import Any
 
 from ragst_sd._validate import hint, listing
 
-KINDS = ("spatial", "collection", "scrna", "slide")
-LAYOUTS = ("st_tsv", "st_h5ad", "visium", "visium_hd", "xenium", "hest", "slide", "h5ad", "census", "other")
+KINDS = ("spatial", "collection", "scrna", "slide", "screen")
+LAYOUTS = ("st_tsv", "st_h5ad", "visium", "visium_hd", "xenium", "hest", "slide", "h5ad", "census", "screen", "other")
 LOADERS = LAYOUTS[:-1]
 STATUSES = ("tested", "listed")
 SPECIES = ("Homo sapiens", "Mus musculus")

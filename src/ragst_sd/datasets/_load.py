@@ -191,6 +191,9 @@ def _reader(entry: Mapping[str, Any]) -> Any:
             f"{name!r} is a query of the CELLxGENE Census, not files: `rg.datasets.load_census({name!r})` downloads it."
         )
         raise ValueError(msg)
+    if loader == "screen":
+        msg = f"{name!r} is a screen of perturbations, not sections: `rg.datasets.load_screen({name!r})` loads it."
+        raise ValueError(msg)
     if loader is None:
         msg = (
             f"{name!r} is listed but cannot be loaded: its files have no known address or a layout of their own. See "
