@@ -168,7 +168,7 @@ def embedded_rows(table: AnnData, use_rep: str, header: Mapping[str, Any], where
             f"(first: {first!r}). Embed again with `rg.pp.embed_tiles(..., overwrite=True)`."
         )
         raise ValueError(msg)
-    return finite
+    return np.asarray(finite)
 
 
 def spot_centers(

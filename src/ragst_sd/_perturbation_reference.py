@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def perturbation_hash(reference: AnnData) -> str:
         genes=[f"{i}:{gene}" for i in range(len(layers)) for gene in reference.var_names],
         expression=as_csr(sp.hstack([sp.csr_matrix(layer) for layer in layers], format="csr")),
         embedding=np.asarray(reference.obsm[header["use_rep"]]),
-        labels={name: labels(reference.obs[name]) for name in (*_COLUMNS, _keys.N_CELLS)},
+        labels={name: list(labels(reference.obs[name])) for name in (*_COLUMNS, _keys.N_CELLS)},
         measured=np.ones((reference.n_vars, 1), dtype=bool),
     )
     state = {name: np.asarray(value) for name, value in header["contexts"].items()}
@@ -106,7 +107,7 @@ def perturbation_fit_hash(reference: AnnData, fit: dict[str, Any]) -> str:
 def is_perturbation(reference: AnnData) -> bool:
     """Whether a reference holds responses to perturbations; tissue otherwise."""
     header = getattr(reference, "uns", {}).get(_keys.ATTRS)
-    return hasattr(header, "get") and header.get("task") == TASK
+    return isinstance(header, Mapping) and header.get("task") == TASK
 
 
 def any_header(reference: AnnData) -> dict[str, Any]:

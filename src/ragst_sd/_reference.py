@@ -107,7 +107,7 @@ def reference_hash(reference: AnnData) -> str:
             ids=ids[rows],
             expression=as_csr(reference.X[rows]),
             embedding=np.asarray(embedding[rows]),
-            labels={name: values[rows] for name, values in own.items()},
+            labels={name: list(values[rows]) for name, values in own.items()},
         )
     genes, measured = list(reference.var_names), np.asarray(reference.varm[_keys.MEASURED])
     return combined_hash(digests, genes=genes, columns=sorted(columns), measured=measured)

@@ -135,7 +135,7 @@ def _lacking(table: AnnData, header: Any) -> list[str]:
 
 def _required_fields(header: dict[str, Any]) -> tuple[str, ...]:
     """Fields that the header of a prediction for such a task has."""
-    own = TASK_FIELDS.get(str(header.get("task")), ())
+    own: tuple[str, ...] = TASK_FIELDS.get(str(header.get("task")), ())
     if str(header.get("where")) == "mask":
         own += ("where_mask",)
     if bool(header.get("center_sections", False)):

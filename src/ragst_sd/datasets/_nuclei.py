@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from ragst_sd.datasets._fields import jittered, sample, scatter, slope
+
+Pair: TypeAlias = "tuple[float | np.ndarray, float]"
+"""Mean, of all or of each, and standard deviation."""
 
 SPINDLE, COLUMNAR, LYMPHOID, FLAT = range(4)
 
@@ -45,9 +49,9 @@ def draw_nuclei(
     def in_stroma(xy: np.ndarray) -> np.ndarray:
         return (sample(classes, xy) == 1) & (sample(gland, xy) > 3) & (sample(outside, xy) < -4)
 
-    def add(xy: np.ndarray, kind: int, long: tuple, short: tuple, angle: np.ndarray, darkness: np.ndarray) -> None:
+    def add(xy: np.ndarray, kind: int, long: Pair, short: Pair, angle: np.ndarray, darkness: np.ndarray) -> None:
         n = len(xy)
-        axes = np.column_stack([rng.normal(*long, n), rng.normal(*short, n)]).clip(1.2, 9)
+        axes = np.column_stack([rng.normal(long[0], long[1], n), rng.normal(short[0], short[1], n)]).clip(1.2, 9)
         parts.append((xy, axes, angle, np.full(n, kind, np.uint8), darkness * rng.normal(1, 0.1, n)))
 
     # Glands: one basal row; the more they divide, the more the row is jumbled and the darker and larger its nuclei.

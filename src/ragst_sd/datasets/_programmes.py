@@ -70,8 +70,8 @@ def draw_programmes(rng: np.random.Generator, n_genes: int) -> Programmes:
     spare = n_genes - len(rows)
     rows += [(f"SYN{i + 1:04d}", "weak", "") for i in range(spare - spare // 3)]
     rows += [(f"NOISE{i + 1:04d}", "noise", "") for i in range(spare // 3)]
-    genes, kind, tissue = (list(column) for column in zip(*rows, strict=True))
-    kind, tissue = np.array(kind), np.array(tissue)
+    genes = [gene for gene, _, _ in rows]
+    kind, tissue = (np.array([row[column] for row in rows]) for column in (1, 2))
 
     base = rng.lognormal(0.0, 0.9, n_genes)
     base[kind == "housekeeping"] *= 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,8 +109,8 @@ def _from_folder(source: Source, folder: Path) -> dict[str, Planned]:
             sample=sample,
             source=source,
             facts=arguments,
-            files=lambda pair=pairs[name]: list(pair),
-            read=lambda pair=pairs[name], given=arguments: _read_pair(*pair, **given),
+            files=partial(list, pairs[name]),
+            read=partial(_read_pair, *pairs[name], **arguments),
         )
     return out
 
@@ -142,8 +143,8 @@ def _from_catalogue(source: Source, *, progress: bool | None) -> dict[str, Plann
             sample=source.prefix + one,
             source=source,
             facts=facts,
-            files=lambda sample=sample: _files_of(sample),
-            read=lambda sample=sample, donor=donor: _read_catalogued(name, sample, donor),
+            files=partial(_files_of, sample),
+            read=partial(_read_catalogued, name, sample, donor),
         )
     return out
 

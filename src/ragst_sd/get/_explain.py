@@ -185,7 +185,9 @@ def _lines(
     if not len(cited):
         nothing = np.zeros((len(spots), len(genes), rows.shape[1]))
         none = nothing.astype(bool)
-        return bank, _Lines(rows[:, None] + nothing.astype(int), none, none.any(axis=2), *[nothing] * 4)
+        return bank, _Lines(
+            rows[:, None] + nothing.astype(int), none, np.zeros(none.shape[:2], dtype=bool), *[nothing] * 4
+        )
     values, measured, corrections = measured_values(reference, header, bank, table.var_names[genes])
     levels, level_of = level_means(reference, header, table, table.var_names[genes])
     levels = levels[level_of[spots]]

@@ -94,7 +94,7 @@ class Rerun:
         """(rows,) which rows of the reference some spot may use."""
         groups = np.unique(self._eligibility.query_groups, axis=0)
         patterns = replace(self._eligibility, query_groups=groups)
-        return patterns.mask(slice(None), slice(None)).any(axis=0)
+        return np.asarray(patterns.mask(slice(None), slice(None)).any(axis=0))
 
     def weight_of(self, rows: np.ndarray) -> np.ndarray:
         """(spots,) share of the weights that the rows of a mask hold; NaN for spots off the image."""

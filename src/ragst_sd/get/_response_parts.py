@@ -38,7 +38,7 @@ def response_parts(
     k = rows.shape[1]
     shape = (len(cells), len(genes), k + 3)
     keep = np.ones(shape, dtype=bool)
-    keep[..., 1 : k + 1], keep[..., k + 1] = cites[:, None, :], ~cites.any(axis=1)[:, None]
+    keep[..., 1 : k + 1], keep[..., k + 1] = cites[:, None, :], ~cites.any(axis=1, keepdims=True)
     line = np.empty(shape, dtype=np.int64)
     line[..., 0], line[..., 1 : k + 1], line[..., k + 1 :] = len(bank), rows[:, None, :], len(bank) + np.array([1, 2])
     weight, value, contribution = (np.full(shape, np.nan) for _ in range(3))

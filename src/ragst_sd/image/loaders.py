@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ragst_sd.image.hub import LOCAL_ADVICE, hub_errors
 
@@ -207,7 +207,8 @@ def _load_row_timm(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.
     kwargs = {**_with_classes(preset), **kwargs}
     module = _create_timm(source, kwargs, label=row.name, url=row.url)
     if row.pooling == "cls_mean":
-        return module, lambda tiles: _class_and_mean(module(tiles), module.num_prefix_tokens)
+        n_prefix = int(cast("Any", module).num_prefix_tokens)
+        return module, lambda tiles: _class_and_mean(module(tiles), n_prefix)
     return module, module
 
 
@@ -224,8 +225,8 @@ def _load_row_transformers(row: FoundationModel, kwargs: dict[str, Any]) -> tupl
         )
         raise PermissionError(msg)
     folder = kwargs.pop("checkpoint_path", None)
-    source = row.hub_id if folder is None else Path(folder).expanduser()
-    if folder is not None and not (source / "config.json").is_file():
+    source = row.hub_id if folder is None else str(Path(folder).expanduser())
+    if folder is not None and not (Path(source) / "config.json").is_file():
         msg = (
             f"`checkpoint_path` of {row.name!r} is {str(folder)!r}; it has to be a folder with config.json and weights."
         )
@@ -276,7 +277,9 @@ def _existing_file(path: str | Path, label: str) -> Path:
 
 
 def _bare_name(model: str, module: torch.nn.Module) -> str:
-    return model if ":" not in model else str(module.pretrained_cfg.get("architecture", "model"))
+    if ":" not in model:
+        return model
+    return str(cast("Any", module).pretrained_cfg.get("architecture", "model"))
 
 
 def _edge(kwargs: Mapping[str, Any], default: int) -> int:

@@ -163,7 +163,7 @@ def _amounts(scales: list[torch.Tensor], quantiles: dict[float, torch.Tensor]) -
 
 def _bands(scales: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Spread that is lost from each scale to the next."""
-    out = {}
+    out: dict[str, torch.Tensor] = {}
     spread = [variance(maps) for maps in scales]
     for s, total in enumerate(spread):
         kept = spread[s + 1] if s + 1 < len(spread) else torch.zeros_like(total)
@@ -232,7 +232,7 @@ def _layout(scales: list[torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _patterns(greys: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    out = {}
+    out: dict[str, torch.Tensor] = {}
     for s, points, radius in _PATTERNS:
         shares = pattern_histogram(binary_patterns(greys[s], points=points, radius=radius), points=points).sqrt()
         out |= {f"pattern{k}_brightness_{2**s}px": shares[:, k] for k in range(points + 2)}

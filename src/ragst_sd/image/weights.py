@@ -40,8 +40,8 @@ def hash_weights(module: torch.nn.Module, shaped_by: Mapping[str, Any] | None = 
         flat = value.detach().cpu().contiguous().reshape(-1)
         # numpy has no bfloat16: the bytes are hashed, whatever they encode
         digest.update(flat.view(torch.uint8).numpy().tobytes())
-    for key in sorted(shaped_by or {}):
-        digest.update(f"{key}={_spell(shaped_by[key])}|".encode())
+    for key, value in sorted((shaped_by or {}).items()):
+        digest.update(f"{key}={_spell(value)}|".encode())
     return digest.hexdigest()
 
 

@@ -71,7 +71,7 @@ def _open(path: Path) -> AnnData:
     import anndata as ad
     import zarr
 
-    group = zarr.open_group(path, mode="r")
+    group: Any = zarr.open_group(path, mode="r")
     read, read_lazy = ad.io.read_elem, ad.experimental.read_elem_lazy
     n_vars = int(group["varm"][_keys.MEASURED].shape[0])
     blocks = (ROW_BLOCK, n_vars)

@@ -126,13 +126,13 @@ def read_st(
     mpp = _microns(image_mpp, um_between_centers, pitch, meta)
     if spot_diameter_px is None:
         spot_diameter_px = _diameter(found, sample, pitch)
-    details = {
+    known = {
         _keys.TISSUE: meta.get("tissue"),
         _keys.TECHNOLOGY: meta.get("technology"),
         "license": meta.get("licence", meta.get("license")),
         "citation": meta.get("source", meta.get("citation")),
     }
-    details = {name: given.get(name) or str(details[name] or _keys.UNKNOWN) for name in SOURCE_FIELDS}
+    details = {name: given.get(name) or str(known[name] or _keys.UNKNOWN) for name in SOURCE_FIELDS}
     if donor is None and _keys.DONOR not in found.obs:
         donor = meta.get("patient")
         if donor is None:

@@ -172,7 +172,7 @@ def _opened_tiff(path: str, stamp: int) -> list[tuple[list[tuple[Any, Any]], Any
     with tifffile.TiffFile(path) as tiff:
         return [
             (
-                [(page.dataoffsets, page.databytecounts) for page in level.pages],
+                [(page.dataoffsets, page.databytecounts) for page in level.pages if page is not None],
                 level.keyframe,
                 level.keyframe.decode,
                 level.keyframe.jpegtables,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ragst_sd._validate import require_positive, require_type
 
@@ -44,7 +44,7 @@ class Stage:
 
     def axes(self, left: float, top: float, width: float, height: float, label: str = "") -> Axes:
         """Axes whose upper left corner lies `left` and `top` inches from that of the design."""
-        ax = self.place.inset_axes([*self._at(left, top + height), *self._size(width, height)])
+        ax = self.place.inset_axes((*self._at(left, top + height), *self._size(width, height)))
         ax.set_label(label)
         return ax
 
@@ -90,7 +90,8 @@ def open_stage(
             msg = "`figsize` is for a new figure; `ax` has its size already. Give one of them."
             raise ValueError(msg)
         figure, place, own = ax.figure.figure, ax, False
-        real = ax.get_window_extent().size / figure.dpi
+        extent = ax.get_window_extent()
+        real: tuple[float, ...] = (extent.width / figure.dpi, extent.height / figure.dpi)
     else:
         import matplotlib.pyplot as plt
 
@@ -113,7 +114,7 @@ def finish(
     axes: Any,
     *,
     show: bool | None,
-    save: str | os.PathLike[str] | None,
+    save: str | os.PathLike[str] | IO[bytes] | None,
     return_ax: bool,
     dpi: float | None,
 ) -> Any:

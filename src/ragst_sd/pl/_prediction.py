@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -66,7 +66,7 @@ def prediction(
     dpi: float | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
+    save: str | os.PathLike[str] | IO[bytes] | None = None,
     return_ax: bool = False,
 ) -> dict[str, dict[str, Axes]] | None:
     """Draw predicted expression on the section, and beside it what was measured.

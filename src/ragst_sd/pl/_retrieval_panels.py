@@ -331,7 +331,7 @@ def draw_bars(stage: Stage, layout: Layout, evidence: Evidence, unit: str, scale
     ax.yaxis.set_major_locator(MaxNLocator(5 if layout.bars[1] > 2 else 4, steps=[1, 2, 5, 10]))
     ax.tick_params(labelsize=stage.points(9), length=0, pad=stage.points(12), axis="x")
     for label in ax.get_xticklabels():
-        label.set_va("baseline")
+        label.set_verticalalignment("baseline")
     ax.tick_params(labelsize=stage.points(8), axis="y")
     ax.spines[["top", "right", "bottom"]].set_visible(False)
     return ax

@@ -176,6 +176,8 @@ def _draw_interval(stage: Stage, ax: Axes, interval: tuple[float, float], hatch:
         )  # fmt: skip
         ax.add_patch(box)
         return
-    for x, y in (([low, high], [row, row]), *(([end, end], [row - _BRACKET, row + _BRACKET]) for end in (low, high))):
+    lines: list[tuple[list[float], list[float]]] = [([low, high], [row, row])]
+    lines += [([end, end], [row - _BRACKET, row + _BRACKET]) for end in (low, high)]
+    for x, y in lines:
         ax.plot(x, y, color="black", lw=stage.points(1.6), solid_capstyle="butt", zorder=3, gid="interval",
                 path_effects=_style.halo(stage.points(3.2)))  # fmt: skip

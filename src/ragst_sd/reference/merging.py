@@ -62,7 +62,8 @@ def plan_merge(parts: Mapping[str, Part]) -> Plan:
     """
     if any(part.is_selection for part in parts.values()):
         return _of_selections(parts)
-    totals, named = {}, {}
+    totals: dict[tuple[str, int], dict[str, float]] = {}
+    named: dict[tuple[str, int], str | None] = {}
     for name, part in parts.items():
         for p in _used(part):
             listed = np.flatnonzero(part.measured[:, p])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from ragst_sd.reference.normalize import MIN_SHARED_GENES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
 # The largest targeted panels measure some 6,000 genes; sequencing-based sections of whole transcriptomes list more.
 WHOLE_TRANSCRIPTOME_GENES = 10_000
@@ -20,10 +20,12 @@ WHOLE_TRANSCRIPTOME_GENES = 10_000
 SAME_ANNOTATION = 0.01
 PANEL = "panel"
 
+Sample = TypeVar("Sample", bound="Hashable")
+
 
 def assign_panels(
-    totals: Mapping[str, Mapping[str, float]], named: Mapping[str, str | None]
-) -> tuple[dict[str, str], dict[str, set[str]]]:
+    totals: Mapping[Sample, Mapping[str, float]], named: Mapping[Sample, str | None]
+) -> tuple[dict[Sample, str], dict[str, set[str]]]:
     """Panel of each sample, and the genes that each panel measured.
 
     Sections of one panel measured the union of what they list: a gene that one of them does not list is a zero there.
@@ -45,7 +47,7 @@ def assign_panels(
     -------
     Panel of each sample, and genes of each panel.
     """
-    panel_of: dict[str, str] = {sample: str(named[sample]) for sample in totals if named.get(sample)}
+    panel_of: dict[Sample, str] = {sample: str(named[sample]) for sample in totals if named.get(sample)}
     open_samples = [sample for sample in totals if sample not in panel_of]
     transcriptomes = [sample for sample in open_samples if len(totals[sample]) >= WHOLE_TRANSCRIPTOME_GENES]
     # Never a name that was given: its sections would then count as measured what only others did.
@@ -75,9 +77,9 @@ def unlisted_share(first: Mapping[str, float], second: Mapping[str, float]) -> f
     return sum(count for gene, count in first.items() if gene not in second) / total if total > 0 else 0.0
 
 
-def _same_annotation(samples: Sequence[str], totals: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+def _same_annotation(samples: Sequence[Sample], totals: Mapping[Sample, Mapping[str, float]]) -> list[list[Sample]]:
     """Groups of samples, each counted against one annotation."""
-    groups: list[list[str]] = []
+    groups: list[list[Sample]] = []
     for sample in samples:
         for group in groups:
             shares = [

@@ -27,7 +27,7 @@ _HEADER = {
     "sources": object,
     "content_hash": str,
 }
-_PARTS = {
+_PARTS: dict[str, dict[str, type]] = {
     "embedding": {"name": str, "genes": np.ndarray, "values": np.ndarray},
     "contexts": {"context": np.ndarray, "mean": np.ndarray, "n_controls": np.ndarray},
     "controls": {"cell": np.ndarray, "context": np.ndarray, "batch": np.ndarray, "values": object},

@@ -29,4 +29,4 @@ def embed_perturbation(genes: tuple[str, ...], table: Mapping[str, np.ndarray]) 
     So a method that is linear in the embedding predicts the sum of the singles' responses for a combination, which is
     the null model of no interaction. Cosine similarity does not tell the sum from the mean.
     """
-    return np.sum([table[gene] for gene in genes], axis=0, dtype=np.float64)
+    return np.asarray(np.sum([table[gene] for gene in genes], axis=0, dtype=np.float64))

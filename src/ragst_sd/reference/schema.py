@@ -99,8 +99,8 @@ def check_fit(fit: Any, *, task: str = "histology") -> None:
     check_fields(fit, fields, "The reference's fit `uns['ragst']['fit']`", "Fit again with `rg.tl.fit`.")
 
 
-def check_calibration(calibration: Any, fit_hash: str) -> None:
-    """Raise a `ValueError` unless `calibration` describes intervals of the fit with this hash."""
+def check_calibration(calibration: Any, fit_hash: str) -> Mapping[str, Any]:
+    """The calibration; a `ValueError` unless it describes intervals of the fit with this hash."""
     if calibration is None:
         msg = "The reference has no intervals. Run `rg.tl.calibrate(reference)` first."
         raise ValueError(msg)
@@ -109,6 +109,7 @@ def check_calibration(calibration: Any, fit_hash: str) -> None:
     if calibration["fit_hash"] != fit_hash:
         msg = f"The calibration belongs to another fit (hash {calibration['fit_hash'][:12]} against {fit_hash[:12]}). {todo}"
         raise ValueError(msg)
+    return calibration
 
 
 def differing_fields(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:

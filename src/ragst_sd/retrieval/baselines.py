@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 _SCORED_GENES = 250
 
 
-def fit_ridge(training: Training, key: np.ndarray, *, alphas: Sequence[float]) -> dict[str, np.ndarray]:
+def fit_ridge(training: Training, key: np.ndarray, *, alphas: Sequence[float]) -> dict[str, Any]:
     r"""Ridge regression of every gene on phi(x), its penalty chosen on held-out groups.
 
     .. math:: B = (K^\top K + \alpha m I)^{-1} K^\top Y
@@ -29,11 +29,11 @@ def fit_ridge(training: Training, key: np.ndarray, *, alphas: Sequence[float]) -
     -------
     `coefficients` (p, g), `intercept` (g,) relative to the per-gene reference mean, `alpha`, and `alpha_scores`.
     """
-    alphas = np.sort(np.asarray(alphas, dtype=np.float64))
-    scores = _score_alphas(training, key, alphas)
-    alpha = float(alphas[int(np.nanargmax(scores))]) if np.isfinite(scores).any() else float(np.median(alphas))
-    if len(alphas) > 1 and alpha in (alphas[0], alphas[-1]):
-        logger.info("Ridge: the best alpha %.3g is at the edge of those tried (%.3g to %.3g).", alpha, *alphas[[0, -1]])
+    grid = np.sort(np.asarray(alphas, dtype=np.float64))
+    scores = _score_alphas(training, key, grid)
+    alpha = float(grid[int(np.nanargmax(scores))]) if np.isfinite(scores).any() else float(np.median(grid))
+    if len(grid) > 1 and alpha in (grid[0], grid[-1]):
+        logger.info("Ridge: the best alpha %.3g is at the edge of those tried (%.3g to %.3g).", alpha, *grid[[0, -1]])
     n_genes = training.values.shape[1]
     coefficients = np.zeros((key.shape[1], n_genes))
     intercept = np.zeros(n_genes)

@@ -68,13 +68,15 @@ def iter_weighted_average(
     """
     n, genes = len(rows), values.shape[1]
     weights = np.where(rows >= 0, weights, 0.0).astype(np.float32)
-    everything_measured = measured is None or panels is None or bool(measured.all())
+    of_panel, mask = None, np.zeros((0, genes), dtype=np.float32)
+    if measured is not None and panels is not None and not measured.all():
+        of_panel, mask = panels, measured.astype(np.float32)
     step = max(1, min(n, _BLOCK_VALUES // max(1, genes)))
     for start in range(0, n, step):
         part = slice(start, min(n, start + step))
         block = _product(rows[part], weights[part], values)
-        if not everything_measured:
-            votes = _votes_by_panel(rows[part], weights[part], panels, len(measured)) @ measured.astype(np.float32)
+        if of_panel is not None:
+            votes = _votes_by_panel(rows[part], weights[part], of_panel, len(mask)) @ mask
             with np.errstate(invalid="ignore", divide="ignore"):
                 block = np.where(votes > 0, block / votes, np.nan)
         block[weights[part].sum(axis=1) == 0] = np.nan
@@ -116,12 +118,13 @@ def disagreement(
     cited, local = np.unique(np.maximum(rows, 0), return_inverse=True)
     local = np.where(rows >= 0, local.reshape(rows.shape), -1)
     own, of_panels = values[cited], {"panels": panels[cited], "measured": measured}
-    square = _squares(own, None if shifts is None else (sections[cited], shifts))
+    shifted = None if sections is None or shifts is None else (sections[cited], shifts)
+    square = _squares(own, shifted)
     first = weighted_average(local, weights, own, **of_panels).astype(np.float64)
     second = weighted_average(local, weights, square, **of_panels).astype(np.float64)
-    if shifts is not None:
-        first -= weighted_shift(local, weights, sections[cited], shifts, **of_panels)
-        second += weighted_shift(local, weights, sections[cited], shifts**2, **of_panels)
+    if shifted is not None:
+        first -= weighted_shift(local, weights, shifted[0], shifted[1], **of_panels)
+        second += weighted_shift(local, weights, shifted[0], shifted[1] ** 2, **of_panels)
     return np.sqrt(np.maximum(second - first**2, 0.0)).astype(np.float32)
 
 
@@ -184,7 +187,6 @@ def evidence_share(evidence: np.ndarray, adjustment: np.ndarray, reference_mean:
 
     with evidence e, adjustment a and the per-gene reference mean m. NaN where both are zero, as for the mean itself.
     """
-    explained = np.nansum((evidence - reference_mean) ** 2, axis=1, dtype=np.float64)
-    added = np.nansum(adjustment**2, axis=1, dtype=np.float64)
-    total = explained + added
+    explained = np.asarray(np.nansum((evidence - reference_mean) ** 2, axis=1, dtype=np.float64))
+    total = explained + np.asarray(np.nansum(adjustment**2, axis=1, dtype=np.float64))
     return np.divide(explained, total, out=np.full(len(total), np.nan), where=total > 0)

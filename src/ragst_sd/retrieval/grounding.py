@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 _QUANTILES = 1001
@@ -26,7 +28,7 @@ def neighbourhood_distance(distances: np.ndarray, count: np.ndarray) -> np.ndarr
     return np.divide(total, found, out=np.full(len(distances), np.nan), where=found > 0)
 
 
-def calibrate_distances(held_out: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarray]:
+def calibrate_distances(held_out: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
     """Quantiles of the distances of held-out rows, every group counting alike, and the threshold for rows out of reference."""
     finite = np.isfinite(held_out)
     if not finite.any():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,11 +80,19 @@ def _fit_ridge_residual(training: Training, key: np.ndarray, options: Mapping[st
     return {**_fit_knn(training, key, options, run), **fitted}
 
 
-_RAG = {"options": {"center_sections": True, **RAG_OPTIONS}, "phi": rag_phi, "gate": rag_gate}
-_T = {"adjustment": apply_adjustment, "per_gene": ("adjustment_out",)}
+_RAG = Method(
+    cites=True,
+    learns_expression=True,
+    options={"center_sections": True, **RAG_OPTIONS},
+    fit=fit_rag,
+    phi=rag_phi,
+    gate=rag_gate,
+    adjustment=apply_adjustment,
+    per_gene=("adjustment_out",),
+)
 
 METHODS: dict[str, Method] = {
-    "rag": Method(cites=True, learns_expression=True, fit=fit_rag, **_RAG, **_T),
+    "rag": _RAG,
     "knn": Method(
         cites=True,
         learns_expression=False,
@@ -119,13 +127,10 @@ METHODS: dict[str, Method] = {
         bank=bleep_bank,
         gate=lambda parameters, hood: uniform_gate(hood.distances),
     ),
-    "random_rag": Method(
-        cites=True,
-        learns_expression=True,
+    "random_rag": replace(
+        _RAG,
         fit=lambda training, key, options, run: fit_rag(training, key, options, run, candidates="random"),
         candidates="random",
-        **_RAG,
-        **_T,
     ),
     "ridge": Method(
         cites=False,

@@ -10,7 +10,7 @@ components, and departs from them where that helps. Several members, trained fro
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -64,6 +64,8 @@ class Conditioning(nn.Module):
 class Member(nn.Module):
     """One projection with its gate."""
 
+    scale: Tensor
+
     def __init__(
         self,
         n_in: int,
@@ -113,21 +115,25 @@ class RetrievalModel(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
 
+    def each(self) -> list[Member]:
+        """The members, one by one."""
+        return cast("list[Member]", list(self.members))
+
     def forward(self, x: Tensor) -> Tensor:
         """phi(x), (n, members * n_phi)."""
-        return torch.cat([member(x) for member in self.members], dim=1)
+        return torch.cat([member(x) for member in self.each()], dim=1)
 
     def logits(self, query: Tensor, candidates: Tensor, state: Tensor, absent: Tensor | None = None) -> Tensor:
         """(n, K) logits of candidates (n, K, q); minus infinity where absent."""
         n = len(self.members)
         queries, rows = query.chunk(n, dim=1), candidates.chunk(n, dim=2)
-        each = [m.logits(q, r, state, absent) for m, q, r in zip(self.members, queries, rows, strict=True)]
+        each = [m.logits(q, r, state, absent) for m, q, r in zip(self.each(), queries, rows, strict=True)]
         return torch.stack(each).mean(dim=0)
 
     @property
     def null(self) -> Tensor:
         """Logit of the null slot, (1,)."""
-        return torch.stack([member.null for member in self.members]).mean().reshape(1)
+        return torch.stack([member.null for member in self.each()]).mean().reshape(1)
 
 
 def state_to_arrays(model: RetrievalModel) -> dict[str, np.ndarray]:

@@ -104,7 +104,7 @@ def rag_phi(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
     # Products of odd widths round by the place of a row in its block; zeros beside it change nothing else.
     spare = -key.shape[1] % _LANES
     key = np.pad(key, ((0, 0), (0, spare)))
-    for member in model.members:
+    for member in model.each():
         for layer in (member.projection.linear, member.projection.inner):
             if layer is not None:
                 layer.weight = torch.nn.Parameter(torch.nn.functional.pad(layer.weight.detach(), (0, spare)))
@@ -113,7 +113,7 @@ def rag_phi(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             return model(torch.from_numpy(block)).numpy()
 
-    width = sum(len(member.projection.linear.weight) for member in model.members)
+    width = sum(len(member.projection.linear.weight) for member in model.each())
     return in_blocks(forward, key / float(parameters["input_scale"]), width)
 
 
@@ -134,15 +134,15 @@ def rag_gate(parameters: Mapping[str, Any], hood: Neighbourhood) -> np.ndarray:
             state[:size] = hood.state[part]
             absent = rows < 0
             # A query without any candidate would divide by zero; its weights are set to zero below.
-            empty = absent.all(axis=1)
+            empty = absent.all(axis=1, keepdims=True)
             logits = model.logits(
                 torch.from_numpy(query),
                 torch.from_numpy(hood.bank[np.maximum(rows, 0)]),
                 torch.from_numpy(state),
-                torch.from_numpy(absent & ~empty[:, None]),
+                torch.from_numpy(absent & ~empty),
             )
             weights = gate(logits, model.null).numpy()
-            weights[empty] = 0
+            weights[empty[:, 0]] = 0
             out[part] = weights[:size]
     return out
 

@@ -49,13 +49,13 @@ def choose_alpha(bank: Bank, alphas: Sequence[float]) -> float:
     Coefficients come from responses against one half of the controls and are scored against the other: the noise of
     shared controls would be predicted as if it were an effect.
     """
-    alphas = np.sort(np.asarray(alphas, dtype=np.float64))
-    if len(alphas) == 1:
-        return float(alphas[0])
+    grid = np.sort(np.asarray(alphas, dtype=np.float64))
+    if len(grid) == 1:
+        return float(grid[0])
     groups = np.unique(bank.folds)
     fold_of = dict(zip(groups.tolist(), (np.arange(len(groups)) % min(len(groups), _MAX_FOLDS)).tolist(), strict=True))
     folds = np.array([fold_of[group] for group in bank.folds.tolist()])
-    error = np.zeros(len(alphas))
+    error = np.zeros(len(grid))
     for learned, truth in (bank.halves, bank.halves[::-1]):
         for fold in np.unique(folds):
             training, held = folds != fold, folds == fold
@@ -67,10 +67,10 @@ def choose_alpha(bank: Bank, alphas: Sequence[float]) -> float:
             at = np.array([means[0][code] for code in bank.contexts[held].tolist()])
             level = np.array([means[1][code] for code in bank.contexts[held].tolist()])
             scores, rotated = (bank.key[held] - at) @ axes.T, left.T @ y
-            for i, alpha in enumerate(alphas):
+            for i, alpha in enumerate(grid):
                 predicted = level + (scores * (s / (s**2 + alpha))) @ rotated
                 error[i] += ((predicted - truth[held]) ** 2).sum()
-    return float(alphas[int(np.argmin(error))])
+    return float(grid[int(np.argmin(error))])
 
 
 def _regress(bank: Bank, asked: Asked, solution: Any) -> Answer:

@@ -132,7 +132,7 @@ def add_cell_types(
             adata_sc, cell_type_key=cell_type_key, layer=layer, naming=naming, min_cells=int(min_cells)
         )
         shared = shared_with(list(reference.var_names), cells, max(FEWEST_GENES, len(cells.names)))
-        about |= _signatures(reference, header, cells)
+        about |= {**_signatures(reference, header, cells), "names": np.asarray(cells.names, dtype=str)}
     if fractions is not None:
         names, found = _given(reference, fractions, cells)
         if cells is not None:
@@ -141,10 +141,9 @@ def add_cell_types(
         about |= {"method": "given", "names": np.asarray(names, dtype=str)}
         fit = np.full(reference.n_obs, np.nan)
     else:
-        used = _chosen(shared, genes, max(FEWEST_GENES, len(cells.names)))
+        used = _chosen(shared, genes, max(FEWEST_GENES, len(about["names"])))
         about |= {
             "method": "nnls",
-            "names": np.asarray(cells.names, dtype=str),
             "genes_used": np.asarray(used, dtype=str),
         }
         found, fit, about["platform_effects"] = _deconvolve(reference, header, about, used, platform=platform_effects)

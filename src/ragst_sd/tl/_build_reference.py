@@ -144,7 +144,7 @@ def build_reference(
     if unknown:
         msg = f"`sources` names samples that are not in `sdatas`: {listing(unknown)}. Available: {listing(named)}."
         raise ValueError(msg)
-    sections = []
+    sections: list[Section] = []
     for sample, sdata in named.items():
         section, opened = read_section(
             sample, sdata, use_rep=use_rep, table_key=table_key, donor_key=donor_key, layer=layer, unit=unit, obs=obs,

@@ -29,7 +29,7 @@ def eligible_rows(
     query: Query,
     *,
     donor_key: str,
-    where: Mapping[str, Any] | Sequence[bool] | None,
+    where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None,
     exclude: Sequence[str],
 ) -> Eligibility:
     """Rows that share none of the excluded columns with the query and that `where` allows.
@@ -77,7 +77,7 @@ def refuse_seen_rows(
     query: Query,
     *,
     donor_key: str,
-    where: Mapping[str, Any] | Sequence[bool] | None,
+    where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None,
     exclude: Sequence[str],
 ) -> None:
     """Raise a `ValueError` if a method that learned from rows which it may not use is asked to predict."""
@@ -112,7 +112,7 @@ def refuse_seen_rows(
             raise ValueError(msg)
 
 
-def allowed_rows(reference: AnnData, where: Mapping[str, Any] | Sequence[bool] | None) -> np.ndarray:
+def allowed_rows(reference: AnnData, where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None) -> np.ndarray:
     """(rows,) mask of the rows of a reference that `where` lets through."""
     allowed = np.ones(reference.n_obs, dtype=bool)
     if where is None:
@@ -161,8 +161,8 @@ def donors_of_same_image(reference: AnnData, header: dict[str, Any], query: Quer
     samples = [str(s) for s, h in zip(sections["sample"], sections["image_hash"], strict=True) if str(h) == own_hash]
     donors = labels(reference.obs[_keys.DONOR])
     same = donors[np.isin(labels(reference.obs[_keys.SAMPLE]), samples)]
-    own = labels(query.table.obs[donor_key]) if donor_key in query.table.obs else []
-    unexpected = sorted(set(same) - set(own))
+    own = set(labels(query.table.obs[donor_key])) if donor_key in query.table.obs else set()
+    unexpected = sorted(set(same) - own)
     if unexpected:
         logger.warning(
             "The query's image is in the reference as %s: rows of donor %s are left out.",
@@ -171,7 +171,7 @@ def donors_of_same_image(reference: AnnData, header: dict[str, Any], query: Quer
     return np.isin(donors, unexpected)
 
 
-def recorded_where(reference: AnnData, where: Mapping[str, Any] | Sequence[bool] | None) -> dict[str, Any]:
+def recorded_where(reference: AnnData, where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None) -> dict[str, Any]:
     """What a provenance header keeps of `where`, so that the same rows can be found again: see `where_of`."""
     if where is None:
         return {"where": ""}

@@ -163,8 +163,9 @@ def evaluate(
         finite = np.isfinite(values)
         scores = {name: score(METRICS[name], values, expected, finite) for name in chosen if name in METRICS}
         if set(chosen) & set(INTERVAL_METRICS):
-            limits = (np.asarray(table.layers[side])[rows][:, columns][spots] for side in (_keys.LOWER, _keys.UPPER))
-            scores |= _interval_metrics(*limits, expected)
+            sides = (_keys.LOWER, _keys.UPPER)
+            lower, upper = (np.asarray(table.layers[side])[rows][:, columns][spots] for side in sides)
+            scores |= _interval_metrics(lower, upper, expected)
         if counts is not None:
             ceiling = noise_ceiling(counts[truth_rows], basis, rng=rng)[truth_columns]
             correlation = score(METRICS["pearson"], values, expected, finite)

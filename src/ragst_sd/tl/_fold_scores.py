@@ -70,7 +70,7 @@ def held_sections(
     for sample in dict.fromkeys(samples):
         rows = fold.held[samples == sample]
         panels = reference.obs[_keys.PANEL].iloc[rows].astype(str).unique()
-        own = measured[:, [place[panel] for panel in panels]].all(axis=1)
+        own = np.asarray(measured[:, [place[panel] for panel in panels]].all(axis=1))
         genes = [gene for gene, kept in zip(chosen, own[reference.var_names.get_indexer(chosen)], strict=True) if kept]
         out.append(HeldSection(fold.name, sample, rows, genes, np.flatnonzero([gene in summarised for gene in genes])))
         if len(rows) < FEWEST_SPOTS:

@@ -37,7 +37,7 @@ def calibrate_grounding(
     return calibrate_distances(neighbourhood_distance(found.distances, count), groups)
 
 
-def calibrate_raw(embedding: np.ndarray, sections: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarray]:
+def calibrate_raw(embedding: np.ndarray, sections: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
     """What a tile's raw embedding is compared with, and the distance beyond which it looks like no section."""
     from ragst_sd.retrieval.appearance import calibrate_appearance, fit_appearance, section_means
 

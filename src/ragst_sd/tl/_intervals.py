@@ -61,9 +61,16 @@ def gene_floor(reference: AnnData, header: dict[str, Any]) -> np.ndarray:
     return (FLOOR * np.sqrt(variance)).astype(np.float32)
 
 
+def _spread(found: Retrieved) -> np.ndarray:
+    if found.disagreement is None:
+        msg = "Intervals need `retrieve(..., with_disagreement=True)`."
+        raise ValueError(msg)
+    return found.disagreement
+
+
 def held_out_scores(truth: np.ndarray, found: Retrieved, floor: np.ndarray, far: float) -> np.ndarray:
     """(n, genes) float32 errors in units of their scale; NaN where nothing was predicted or a gene never varies."""
-    scale = interval_scale(found.disagreement, floor, found.distance, far)
+    scale = interval_scale(_spread(found), floor, found.distance, far)
     error = np.abs(truth - found.prediction).astype(np.float32)
     return np.divide(error, scale, out=np.full(scale.shape, np.nan, dtype=np.float32), where=scale > 0)
 
@@ -140,8 +147,7 @@ def check_level(header: dict[str, Any], fit: dict[str, Any], level: float) -> in
     if isinstance(level, bool) or not isinstance(level, int | float | np.floating):
         msg = f"`intervals` is a {type(level).__name__}; it must be the wanted coverage, for instance 0.9."
         raise TypeError(msg)
-    calibration = header.get(_keys.CALIBRATION)
-    check_calibration(calibration, fit["fit_hash"])
+    calibration = check_calibration(header.get(_keys.CALIBRATION), fit["fit_hash"])
     levels = np.asarray(calibration["levels"], dtype=np.float64)
     place = np.flatnonzero(np.isclose(levels, level))
     if not len(place):
@@ -194,7 +200,7 @@ def make_intervals(
             listing(list(calibrated_on)),
         )
     floor = np.asarray(calibration["floor"], dtype=np.float32)[gene_index]
-    scale = interval_scale(found.disagreement, floor, found.distance, float(calibration["far_distance"]))
+    scale = interval_scale(_spread(found), floor, found.distance, float(calibration["far_distance"]))
     # Tissue that looks unlike every section is no better known than tissue far away in phi-space.
     unlike = np.nan_to_num(found.obs[_keys.APPEARANCE_DISTANCE], nan=1.0)
     half = quantiles[:, place] * scale * np.maximum(1.0, unlike)[:, None].astype(np.float32)

@@ -138,7 +138,8 @@ def _lines(
     row = np.array([place.get(str(name), -2) for name in pairs])
     row[~treated] = -2
     row[controls & enough] = CONTROL
-    return [tuple(name.split("\x1f")) for name in kept], row, stratum
+    parts = [name.partition("\x1f") for name in kept]
+    return [(context, perturbation) for context, _, perturbation in parts], row, stratum
 
 
 def genes_of_both(table: AnnData, adata: AnnData, header: dict[str, Any]) -> list[str]:

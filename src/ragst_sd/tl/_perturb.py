@@ -42,7 +42,7 @@ def perturb(
     unit: str = "counts",
     genes: Sequence[str] | None = None,
     n_neighbors: int | None = None,
-    where: Mapping[str, Any] | Sequence[bool] | None = None,
+    where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None = None,
     exclude: Sequence[str] = ("perturbation", "context"),
 ) -> AnnData:
     r"""Predict how cells respond to perturbations, from measured responses to related ones.

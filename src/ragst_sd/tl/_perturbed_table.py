@@ -71,7 +71,7 @@ def perturbed_table(
     lines = len(pairs)
 
     def spread(part: np.ndarray | None, missing: float, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-        out = np.full((lines + 1, *shape), missing, dtype=dtype)
+        out: np.ndarray = np.full((lines + 1, *shape), missing, dtype=dtype)
         if part is not None:
             out[:-1] = part
         return out[line]

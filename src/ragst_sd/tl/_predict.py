@@ -41,7 +41,7 @@ def predict(
     genes: Sequence[str] | None = None,
     n_neighbors: int | None = None,
     donor_key: str | None = None,
-    where: Mapping[str, Any] | Sequence[bool] | None = None,
+    where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None = None,
     exclude: Sequence[str] = ("donor",),
     backend: str = "auto",
     intervals: float | None = None,

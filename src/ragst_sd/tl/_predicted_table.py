@@ -42,7 +42,9 @@ def predicted_table(
     rows, weights, distances = found.rows.copy(), found.weights.copy(), found.distances.copy()
     prediction, evidence = found.prediction.astype(np.float32), found.evidence.astype(np.float32)
     rows[outside], weights[outside], distances[outside] = -1, 0, np.nan
-    layers = {_keys.EVIDENCE: evidence, _keys.DISAGREEMENT: found.disagreement}
+    layers = {_keys.EVIDENCE: evidence}
+    if found.disagreement is not None:
+        layers[_keys.DISAGREEMENT] = found.disagreement
     if intervals is not None:
         layers |= {_keys.LOWER: intervals.lower, _keys.UPPER: intervals.upper}
     for values in (prediction, *layers.values()):

@@ -140,7 +140,12 @@ def _encoder(header: dict[str, Any]) -> dict[str, Any]:
     known = encoders()
     name = str(header["encoder"])
     line = known[(known.index == name) | ((known["source"] == name) & known["source"].str.startswith("hf-hub:"))]
-    out = {"name": plain(name) or "an encoder without a name", "license": None, "citation": "", "commercial_use": None}
+    out: dict[str, Any] = {
+        "name": plain(name) or "an encoder without a name",
+        "license": None,
+        "citation": "",
+        "commercial_use": None,
+    }
     if len(line):
         row = line.iloc[0]
         out |= {"license": str(row["license"]), "citation": str(row["citation"])}

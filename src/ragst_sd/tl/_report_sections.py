@@ -31,7 +31,7 @@ def page_of(facts: Facts, pictures: Sequence[Picture], why_no_pictures: str) -> 
     """The whole report."""
     table, header = facts.table, facts.header
     missing = not_assessed(facts)
-    maps = list(pictures) or [f"No maps: {why_no_pictures}"]
+    maps: list[Picture | str] = list(pictures) or [f"No maps: {why_no_pictures}"]
     sections = [
         Section("What not to conclude", [Bullets(what_not_to_conclude(facts))], notice=True),
         Section(

@@ -131,7 +131,7 @@ def cell_scores(
                 axes[context] = principal_axes(truth.values[at].toarray().astype(np.float64), n_components)
             n = min(len(ours), len(theirs), max_cells)
             mean, components_ = axes[context]
-            drawn = [(x[rng.permutation(len(x))[:n]] - mean) @ components_ for x in (ours, theirs)]
+            one, other = ((x[rng.permutation(len(x))[:n]] - mean) @ components_ for x in (ours, theirs))
             for name in distances:
-                scores[name][i] = distribution_distance(*drawn, name)
+                scores[name][i] = distribution_distance(one, other, name)
     return scores

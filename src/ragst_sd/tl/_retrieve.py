@@ -78,7 +78,7 @@ def retrieve(
     bank = np.asarray(take_rows(reference.obsm[_keys.RETRIEVAL_KEY], near))
     values, spread_of = take_rows(reference.X, near)[:, gene_index], {"panels": panels[near], "measured": measured}
     level_rows, level_of = np.zeros((0, 0), dtype=np.int64), np.zeros(len(phi), dtype=np.int64)
-    if method.cites:
+    if method.gate is not None:
         hood = Neighbourhood(
             phi, _places(near, found.rows), found.distances, bank, state_of(parameters, obs, embedding)
         )
@@ -114,8 +114,8 @@ def retrieve(
         _keys.EVIDENCE_SHARE: evidence_share(evidence, adjustment, mean),
         **groundedness(reference, fit, used=used, distance=distance, eligibility=eligibility, raw=raw),
     }
-    cited = (weights.astype(np.float32), distances.astype(np.float32))
-    return Retrieved(prediction, evidence, spread, distance, rows, *cited, obs, level_rows, level_of)
+    weights, distances = weights.astype(np.float32), distances.astype(np.float32)
+    return Retrieved(prediction, evidence, spread, distance, rows, weights, distances, obs, level_rows, level_of)
 
 
 def _candidates(

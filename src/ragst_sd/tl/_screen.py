@@ -98,7 +98,7 @@ def measure(screen: Screen, *, min_cells: int, rng: np.random.Generator) -> tupl
     found = mean_responses(values, row, stratum, len(kept))
     # All cells of a row, but one half of the controls each.
     first = halves(np.where(row == CONTROL, stratum, stratum.max() + 1), rng)
-    both = tuple(
+    one, other = (
         mean_responses(values[part], row[part], stratum[part], len(kept)).mean
         for part in ((row != CONTROL) | first, (row != CONTROL) | ~first)
     )
@@ -119,7 +119,7 @@ def measure(screen: Screen, *, min_cells: int, rng: np.random.Generator) -> tupl
     obs.index = [
         ":".join((c, p, k) if several else (c, p)) for c, p, k in zip(context, perturbation, kind, strict=True)
     ]
-    return Rows(obs, found.mean, found.error, both), dropped
+    return Rows(obs, found.mean, found.error, (one, other)), dropped
 
 
 def sample_controls(
@@ -140,13 +140,13 @@ def sample_controls(
         "mean": np.asarray(means, dtype=np.float32),
         "n_controls": np.asarray(numbers, dtype=np.int64),
     }
-    cells = {
+    drawn = {
         "cell": screen.cells[at],
         "context": screen.context[at].astype(str),
         "batch": screen.batch[at].astype(str),
         "values": screen.values[at],
     }
-    return state, cells
+    return state, drawn
 
 
 def dropped_frame(dropped: Sequence[tuple[str, str, int, str]]) -> pd.DataFrame:

@@ -74,25 +74,25 @@ def read_single_cells(
         raise ValueError(msg)
 
     column = adata_sc.obs[cell_type_key]
-    found = labels(column)
+    found = labels(column).astype(str)
     labelled = ~pd.isna(column).to_numpy() & (found != "")
-    names, n_cells = np.unique(found[labelled].astype(str), return_counts=True)
-    few = names[n_cells < min_cells]
-    keep = labelled & ~np.isin(found.astype(str), few)
+    present, n_cells = np.unique(found[labelled], return_counts=True)
+    few = present[n_cells < min_cells]
+    keep = labelled & ~np.isin(found, few)
     if len(few):
         logger.warning("Left out: %d cell types with fewer than %d cells: %s.", len(few), min_cells, listing(few))
     if not labelled.all():
         logger.info("%d cells have no type and are left out.", int((~labelled).sum()))
-    names = [str(name) for name in names[n_cells >= min_cells]]
+    names = [str(name) for name in present[n_cells >= min_cells]]
     if len(names) < 2:
         msg = (
             f"`adata_sc.obs[{cell_type_key!r}]` leaves {len(names)} cell types with {min_cells} cells or more; at least 2 are "
-            f"needed. Found: {listing(f'{name} ({n})' for name, n in zip(np.unique(found[labelled].astype(str)), n_cells, strict=True))}."
+            f"needed. Found: {listing(f'{name} ({n})' for name, n in zip(present, n_cells, strict=True))}."
         )
         raise ValueError(msg)
     matrix, genes = sum_duplicates(counts[keep], named[naming])
     place = {name: i for i, name in enumerate(names)}
-    return SingleCells(matrix, genes, np.array([place[str(name)] for name in found[keep]]), names)
+    return SingleCells(matrix, genes, np.array([place[name] for name in found[keep].tolist()]), names)
 
 
 def shared_with(reference_genes: Sequence[str], cells: SingleCells, needed: int) -> list[str]:
