@@ -42,8 +42,12 @@ extensions = [
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
     "sphinx_design",
+    "sphinxcontrib.bibtex",
     "catalogue",
 ]
+bibtex_bibfiles = ["references.bib"]
+bibtex_default_style = "unsrt"
+bibtex_reference_style = "author_year"
 exclude_patterns = ["_build", "Thumbs.db", ".DS_Store", "**.ipynb_checkpoints", "tutorials/README.md"]
 source_suffix = {".rst": "restructuredtext", ".ipynb": "myst-nb", ".md": "myst-nb"}
 default_role = "literal"
@@ -116,13 +120,6 @@ def resolve_public_name(
     return intersphinx.missing_reference(app, env, node, contnode)
 
 
-def relink_readme(app: Sphinx, relative_path: Path, parent_docname: str, content: list[str]) -> None:
-    """Lead links of the README to files beside it to their pages here."""
-    if relative_path.name == "README.md":
-        content[0] = content[0].replace("](CHANGELOG.md)", "](docs/changelog.md)")
-
-
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
-    app.connect("include-read", relink_readme)
     app.connect("missing-reference", resolve_public_name)

@@ -32,25 +32,10 @@ def read_folder(folder: Path) -> dict[str, SpatialData]:
     FileNotFoundError
         If the folder does not exist or holds no such pair.
     """
+    from ragst_sd.datasets._pairs import section_files
     from ragst_sd.io import read_st
 
     return {name: read_st(counts, image, sample=name) for name, (counts, image) in section_files(folder).items()}
-
-
-def section_files(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Counts and picture of every section of such a folder; errors are those of :func:`read_folder`."""
-    folder = Path(folder)
-    pairs = {}
-    for counts in sorted(folder.glob("*.h5ad")):
-        images = [counts.with_suffix(suffix) for suffix in (".jpg", ".jpeg", ".png", ".tif", ".tiff")]
-        found = [image for image in images if image.exists()]
-        if found:
-            pairs[counts.stem] = (counts, found[0])
-    if not pairs:
-        files = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
-        msg = f"{folder} holds no pair of <section>.h5ad and <section>.jpg (found: {files})."
-        raise FileNotFoundError(msg)
-    return pairs
 
 
 def variable_genes(reference: AnnData, n_genes: int) -> list[str]:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ragst_sd import _keys
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -31,6 +33,19 @@ def read_st_tsv(sample: Sample) -> SpatialData:
 def read_st_h5ad(sample: Sample) -> SpatialData:
     """`counts` (h5ad with `obsm["spatial"]` in pixels) and `image`."""
     return _read(sample, sample.path("counts"), None)
+
+
+def read_picture(sample: Sample) -> SpatialData:
+    """`image`: a plain picture without counts. There are no spots, so nowhere to write a donor."""
+    from spatialdata import SpatialData
+
+    from ragst_sd.io._st_image import image_element, read_rgb
+
+    sdata = SpatialData(images={"he": image_element(read_rgb(sample.path("image")))})
+    sdata.attrs[_keys.ATTRS] = {_keys.SOURCE: dict(sample.details)}
+    if sample.image_mpp is not None:
+        sdata.attrs[_keys.ATTRS][_keys.IMAGE_MPP] = {"he": sample.image_mpp}
+    return sdata
 
 
 def _read(sample: Sample, counts: Any, coordinates: Any) -> SpatialData:

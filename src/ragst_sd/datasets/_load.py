@@ -14,10 +14,11 @@ from ragst_sd._validate import hint, listing, require_positive, require_type
 from ragst_sd.datasets._catalog_entries import catalog_entry, citation_text
 from ragst_sd.datasets._catalog_schema import as_list
 from ragst_sd.datasets._layout_other import read_h5ad_sample, read_hest_sample, read_slide_sample
-from ragst_sd.datasets._layout_st import read_st_h5ad, read_st_tsv
+from ragst_sd.datasets._layout_st import read_picture, read_st_h5ad, read_st_tsv
 from ragst_sd.datasets._layout_visium import read_visium, read_visium_hd
 from ragst_sd.datasets._layout_xenium import read_xenium
-from ragst_sd.datasets._sample_files import Sample, Shelf
+from ragst_sd.datasets._pairs import converted, own_folder, own_samples
+from ragst_sd.datasets._sample_files import MIRROR, Sample, Shelf
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -33,6 +34,8 @@ _READERS = {
     "hest": read_hest_sample,
     "slide": read_slide_sample,
     "h5ad": read_h5ad_sample,
+    # Not in the catalogue: a folder of one's own may hold pictures without counts.
+    "picture": read_picture,
 }
 
 
@@ -45,12 +48,13 @@ def load(
     bin_um: int | None = None,
     progress: bool | None = None,
 ) -> dict[str, SpatialData]:
-    """Load a public data set of the catalogue, downloading what is not there.
+    """Load a public data set of the catalogue, downloading what is not there, or a folder of your own.
 
     Parameters
     ----------
     name
-        Name in :func:`ragst_sd.datasets.catalog`.
+        Name in :func:`ragst_sd.datasets.catalog`, or of a folder of your own in the mirror (any name, together with
+        `path`).
     samples
         Sections to load; all that the catalogue lists if left out. Of a collection in the layout of HEST, sections that
         are not listed can be named as well.
@@ -100,18 +104,25 @@ def load(
     whole. Checksums are compared where the catalogue knows them; else with the one that the file had when it first came.
     Pictures stay in their files and are read region by region: keep the files while you use the object, or write it.
 
+    Sections of arrays of Spatial Transcriptomics may lie in `path` or the mirror as `<section>.h5ad` beside
+    `<section>.jpg` instead, with counts in `X` and pixels in `obsm["spatial"]`, as :func:`ragst_sd.io.read_st` reads them.
+    So do all sections of a folder of your own, in which a picture without counts comes as the image alone.
+
     Examples
     --------
     >>> import ragst_sd as rg
     >>> sections = rg.datasets.load("her2st", samples=["B4", "C2"])  # doctest: +SKIP
+    >>> mine = rg.datasets.load("mine", path="folder_of_h5ad_and_jpg")  # doctest: +SKIP
     """
     found = find_samples(name, samples=samples, path=path, password=password, bin_um=bin_um, progress=progress)
     loaded = {}
     for one, sample in found.items():
-        loaded[one] = read_sample(name, sample)
+        loaded[one] = read_sample(sample)
         logger.info("Loaded section %r of %r.", one, name)
-    details = _details(catalog_entry(name))
-    logger.info("Licence of %r: %s. To cite: %s.", name, details["license"], details["citation"])
+    # A folder of one's own states its source, if at all, in the files of each section.
+    details = next(iter(found.values())).details
+    if details:
+        logger.info("Licence of %r: %s. To cite: %s.", name, details["license"], details["citation"])
     return loaded
 
 
@@ -131,9 +142,16 @@ def find_samples(
     require_type(name, str, "name")
     if bin_um is not None:
         require_positive(bin_um, "bin_um", whole=True)
-    entry = catalog_entry(name)
     given = None if path is None else _folder(path)
-    _reader(entry)
+    folder = own_folder(name, given)
+    try:
+        entry = catalog_entry(name)
+    except KeyError as error:
+        if folder is not None:
+            return own_samples(name, folder, samples)
+        msg = f"{error.args[0]} A folder of your own is loaded with `path=`, or by its name in the folder {MIRROR}."
+        raise KeyError(msg) from None
+    loader = _loader(entry)
     chosen = _chosen(entry, samples)
     shelf = Shelf(
         dataset=name,
@@ -145,7 +163,7 @@ def find_samples(
         password=password,
         progress=settings.progress if progress is None else progress,
     )
-    return {
+    listed = {
         one: Sample(
             name=one,
             donor=about["donor"],
@@ -155,14 +173,18 @@ def find_samples(
             image_mpp=entry.get("image_mpp"),
             um_between_centers=entry.get("um_between_centers"),
             bin_um=bin_um,
+            loader=loader,
         )
         for one, about in chosen.items()
     }
+    if loader != "st_tsv":
+        return listed
+    return {one: converted(sample, folder) for one, sample in listed.items()}
 
 
-def read_sample(name: str, sample: Sample) -> SpatialData:
+def read_sample(sample: Sample) -> SpatialData:
     """Read one section of a data set, downloading its files if need be."""
-    return _reader(catalog_entry(name))(sample)
+    return _READERS[sample.loader](sample)
 
 
 def _details(entry: Mapping[str, Any]) -> dict[str, str]:
@@ -184,7 +206,7 @@ def _folder(path: str | PathLike[str]) -> Path:
     return folder
 
 
-def _reader(entry: Mapping[str, Any]) -> Any:
+def _loader(entry: Mapping[str, Any]) -> str:
     name, loader = entry["name"], entry["loader"]
     if loader == "census":
         msg = (
@@ -200,7 +222,7 @@ def _reader(entry: Mapping[str, Any]) -> Any:
             f"{entry.get('url')}; `rg.io` and spatialdata-io have readers."
         )
         raise ValueError(msg)
-    return _READERS[loader]
+    return loader
 
 
 def _chosen(entry: Mapping[str, Any], samples: str | Sequence[str] | None) -> dict[str, Mapping[str, Any]]:

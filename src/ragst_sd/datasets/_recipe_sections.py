@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._demo import section_files
 from ragst_sd._validate import hint, listing
 from ragst_sd.datasets._checksum import sha256_of
 from ragst_sd.datasets._load import find_samples, read_sample
+from ragst_sd.datasets._pairs import section_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -144,13 +144,13 @@ def _from_catalogue(source: Source, *, progress: bool | None) -> dict[str, Plann
             source=source,
             facts=facts,
             files=partial(_files_of, sample),
-            read=partial(_read_catalogued, name, sample, donor),
+            read=partial(_read_catalogued, sample, donor),
         )
     return out
 
 
-def _read_catalogued(name: str, sample: Sample, donor: str | None) -> SpatialData:
-    sdata = read_sample(name, sample)
+def _read_catalogued(sample: Sample, donor: str | None) -> SpatialData:
+    sdata = read_sample(sample)
     if donor is not None and TABLE in sdata.tables:
         sdata.tables[TABLE].obs[_keys.DONOR] = donor
     return sdata

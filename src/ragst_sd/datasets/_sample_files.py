@@ -117,6 +117,8 @@ class Sample:
     image_mpp: float | None = None
     um_between_centers: float | None = None
     bin_um: int | None = None
+    loader: str = ""
+    """Which reader it takes; set where sections are found."""
 
     def has(self, role: str) -> bool:
         """Whether the section has such a file."""

@@ -1,0 +1,104 @@
+"""Sections that lie side by side as `<section>.h5ad` and `<section>.jpg`: a folder of one's own, or a converted data set."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from ragst_sd._validate import hint, listing
+from ragst_sd.datasets._sample_files import MIRROR, Sample, Shelf
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+
+
+def section_files(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """Counts and picture of every section of such a folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder does not exist or holds no such pair.
+    """
+    folder = Path(folder)
+    pairs = {}
+    for counts in sorted(folder.glob("*.h5ad")):
+        image = _picture(folder, counts.stem)
+        if image is not None:
+            pairs[counts.stem] = (counts, image)
+    if not pairs:
+        files = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
+        msg = f"{folder} holds no pair of <section>.h5ad and <section>.jpg (found: {files})."
+        raise FileNotFoundError(msg)
+    return pairs
+
+
+def own_folder(name: str, given: Path | None) -> Path | None:
+    """Where a data set that no catalogue lists would lie: the folder given, or the one of that name in the mirror."""
+    if given is not None:
+        return given
+    mirror = os.environ.get(MIRROR, "").strip()
+    below = PurePosixPath(name)
+    if not mirror or not name or below.is_absolute() or ".." in below.parts:
+        return None
+    folder = Path(mirror).expanduser() / below
+    return folder if folder.is_dir() else None
+
+
+def own_samples(name: str, folder: Path, samples: str | Sequence[str] | None) -> dict[str, Sample]:
+    """Sections of a folder: pairs of counts and picture, and pictures alone.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no picture.
+    KeyError
+        If a section asked for is not there.
+    """
+    pictures = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
+    if not pictures:
+        found = sorted(path.name for path in folder.iterdir())
+        msg = (
+            f"{str(folder)!r} holds no picture ({', '.join(SUFFIXES)}), so no section of {name!r}. It holds "
+            f"{listing(found)}. Put `<section>.jpg` there, and `<section>.h5ad` beside it where there are counts."
+        )
+        raise FileNotFoundError(msg)
+    wanted = list(pictures) if samples is None else [samples] if isinstance(samples, str) else list(samples)
+    unknown = [one for one in wanted if one not in pictures]
+    if unknown or not wanted:
+        msg = f"The folder of {name!r} has no sample {listing(unknown)}. Available: {listing(pictures)}."
+        raise KeyError(msg + (hint(str(unknown[0]), pictures) if unknown else ""))
+    bare = Shelf(
+        dataset=name, files={}, given=folder, cache=folder, page=None, gated=False, password=None, progress=False
+    )
+    empty = Sample(name="", donor=None, roles={}, shelf=bare, details={})
+    return {one: _as_pair(replace(empty, name=one), folder, pictures[one]) for one in wanted}
+
+
+def converted(sample: Sample, folder: Path | None) -> Sample:
+    """The same section, read from a pair of h5ad and picture, if the folder holds one and not the files as published."""
+    if folder is None or any((folder / Path(file).name).exists() for file in _counts_of(sample)):
+        return sample
+    picture = _picture(folder, sample.name)
+    counts = folder / f"{sample.name}.h5ad"
+    return sample if picture is None or not counts.exists() else _as_pair(sample, folder, picture)
+
+
+def _counts_of(sample: Sample) -> list[str]:
+    return [name for role, name in sample.roles.items() if role == "counts"]
+
+
+def _as_pair(sample: Sample, folder: Path, picture: Path) -> Sample:
+    counts = folder / f"{sample.name}.h5ad"
+    roles = {"image": picture.name} | ({"counts": counts.name} if counts.exists() else {})
+    files = {name: {"name": name, "url": None, "size": None, "sha256": None} for name in roles.values()}
+    shelf = replace(sample.shelf, files=files, given=folder)
+    return replace(sample, roles=roles, shelf=shelf, loader="st_h5ad" if "counts" in roles else "picture")
+
+
+def _picture(folder: Path, section: str) -> Path | None:
+    return next((path for suffix in SUFFIXES if (path := folder / f"{section}{suffix}").exists()), None)
