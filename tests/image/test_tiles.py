@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from ragst_sd.image import tiles as tiles_module
+from ragst_sd.image import sweep as sweep_module
 from ragst_sd.image.frames import FieldOfView, plan_field
+from ragst_sd.image.sweep import reflect
 from ragst_sd.image.tiles import (
     as_rgb_uint8,
-    group_by_block,
     iter_tiles,
     padded_fraction,
-    reflect,
     resize_tiles,
+    storage_order,
     window_starts,
 )
 
@@ -64,7 +64,8 @@ def collect(image, centers, field, **kwargs):
 @pytest.mark.parametrize("chunk", [(64, 64), (300, 420), (17, 100)])
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_tiles_equal_brute_force_windows(image, window, chunk, num_workers, monkeypatch):
-    monkeypatch.setattr(tiles_module, "_BLOCK_PX", 100)
+    monkeypatch.setattr(sweep_module, "_UNIT_PX", 100 * 100)
+    monkeypatch.setattr(sweep_module, "_BAND_BYTES", 200_000)
     rng = np.random.default_rng(window)
     centers = rng.uniform([0, 0], [420, 300], size=(60, 2))
     centers[:4] = [[0, 0], [419.9, 299.9], [0, 299.9], [210.5, 0.2]]
@@ -92,14 +93,49 @@ def test_coarser_level_is_read_at_its_own_pixels(image):
     np.testing.assert_array_equal(out[0], brute_force(half, (100.0, 60.0), 32))
 
 
-def test_each_block_is_read_once_whatever_the_number_of_tiles(image, monkeypatch):
-    monkeypatch.setattr(tiles_module, "_BLOCK_PX", 128)
+@pytest.mark.parametrize("window", [16, 90])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_each_chunk_is_read_once_whatever_the_number_of_tiles(image, window, num_workers, monkeypatch):
+    monkeypatch.setattr(sweep_module, "_UNIT_PX", 64 * 64)
     centers = np.random.default_rng(1).uniform([0, 0], [420, 300], size=(2000, 2))
     counting = CountingArray(image)
-    collect(counting, centers, field_of(16), chunk=(64, 64), batch_size=64)
-    blocks = -(-420 // 128) * -(-300 // 128)
-    assert len(counting.reads) == blocks
-    assert all(y1 - y0 <= 128 + 16 and x1 - x0 <= 128 + 16 for y0, y1, x0, x1 in counting.reads)
+    collect(counting, centers, field_of(window), chunk=(64, 64), batch_size=64, num_workers=num_workers)
+    assert len(counting.reads) == len(set(counting.reads)) == -(-420 // 64) * -(-300 // 64)
+    assert all(y0 % 64 == 0 and x0 % 64 == 0 and y1 - y0 <= 64 and x1 - x0 <= 64 for y0, y1, x0, x1 in counting.reads)
+
+
+def test_chunks_that_no_tile_touches_are_not_read(image, monkeypatch):
+    monkeypatch.setattr(sweep_module, "_UNIT_PX", 64 * 64)
+    counting = CountingArray(image)
+    collect(counting, np.array([[32.0, 32.0], [200.0, 128.0]]), field_of(16), chunk=(64, 64))
+    assert sorted(counting.reads) == [(0, 64, 0, 64), (64, 128, 192, 256), (128, 192, 192, 256)]
+
+
+@pytest.mark.parametrize("band_bytes", [1, 3 * 2 * 64 * 64 * 4])
+def test_a_wide_image_is_read_in_bands_that_bound_the_memory(image, band_bytes, monkeypatch):
+    monkeypatch.setattr(sweep_module, "_UNIT_PX", 64 * 64)
+    monkeypatch.setattr(sweep_module, "_BAND_BYTES", band_bytes)
+    wide = np.tile(image, (1, 1, 4))
+    centers = np.random.default_rng(1).uniform([0, 0], [1680, 300], size=(3000, 2))
+    sweep = sweep_module.Sweep.over(window_starts(centers, field_of(16)), 16, (300, 1680), (64, 64))
+    assert sweep.band == (1 if band_bytes == 1 else 2)
+    order = sweep.order()
+    units, first, last = sweep.uses(order)
+    held = [sum((first <= at) & (at <= last)) for at in range(len(order))]
+    assert max(held) <= 2 * (sweep.band + 1)
+    # At the edge between two bands a column of units is read for both.
+    assert len(units) <= -(-300 // 64) * (27 + 27 // sweep.band)
+    out = collect(wide, centers, field_of(16))
+    for k in range(0, 3000, 50):
+        np.testing.assert_array_equal(out[k], brute_force(wide, centers[k], 16))
+
+
+@pytest.mark.parametrize(
+    ("chunk", "unit"),
+    [((1024, 1024), (1024, 1024)), ((256, 256), (1024, 1024)), ((1, 5000), (128, 5000)), ((4096, 4096), (4096, 4096))],
+)
+def test_units_are_whole_chunks_of_about_a_megapixel(chunk, unit):
+    assert sweep_module.unit_shape((5000, 5000), chunk) == unit
 
 
 def test_one_huge_chunk_is_read_once(image):
@@ -109,10 +145,32 @@ def test_one_huge_chunk_is_read_once(image):
     assert len(counting.reads) == 1
 
 
-def test_blocks_hold_every_window_once():
-    starts = np.random.default_rng(2).integers(-20, 400, size=(500, 2))
-    blocks = group_by_block(starts, 30, (300, 420), (64, 64))
-    assert sorted(np.concatenate([block.tiles for block in blocks]).tolist()) == list(range(500))
+def test_order_of_some_tiles_is_their_order_among_all(monkeypatch):
+    monkeypatch.setattr(sweep_module, "_UNIT_PX", 64 * 64)
+    centers = np.random.default_rng(2).uniform([0, 0], [420, 300], size=(500, 2))
+    order = storage_order(centers, field_of(30), (300, 420), (64, 64))
+    assert sorted(order.tolist()) == list(range(500))
+    some = np.sort(order[100:300])
+    np.testing.assert_array_equal(
+        some[storage_order(centers[some], field_of(30), (300, 420), (64, 64))], order[100:300]
+    )
+
+
+def test_an_abandoned_reader_leaves_no_thread(image):
+    import threading
+
+    reading = iter_tiles(
+        image,
+        np.random.default_rng(1).uniform([0, 0], [420, 300], size=(50, 2)),
+        field_of(16),
+        chunk=(64, 64),
+        value_max=255.0,
+        batch_size=5,
+        num_workers=2,
+    )
+    next(reading)
+    reading.close()
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("ragst-read")] == []
 
 
 def test_padded_fraction_counts_pixels_outside():

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd.image.frames import FieldOfView, plan_field
-from ragst_sd.image.tiles import iter_tiles, padded_fraction, window_starts
+from ragst_sd.image.parts import collect_parts, embed_parts, plan_parts
+from ragst_sd.image.tiles import padded_fraction, window_starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,7 +82,7 @@ def embed_centers(
     batch_size
         Tiles encoded at once.
     num_workers
-        Threads that read ahead.
+        Threads that read ahead; see `embed_parts`.
     advance
         Called with the number of tiles done after each batch.
 
@@ -92,37 +93,10 @@ def embed_centers(
     Raises
     ------
     ValueError
-        If the encoder returns NaN or infinite values.
+        If no centre lies on the image, or the encoder returns NaN or infinite values.
     """
-    inside = np.flatnonzero(pyramid.inside(centers))
-    out: np.ndarray | None = None
-    for position, field in enumerate(fields):
-        batches = iter_tiles(
-            pyramid.levels[field.level],
-            centers[inside],
-            field,
-            chunk=pyramid.chunks[field.level],
-            value_max=pyramid.value_max,
-            batch_size=batch_size,
-            num_workers=num_workers,
-        )
-        for index, tiles in batches:
-            values = encoder(tiles).numpy()
-            if not np.isfinite(values).all():
-                bad = int((~np.isfinite(values).all(axis=1)).sum())
-                msg = (
-                    f"The encoder returned NaN or infinite values for {bad} of {len(values)} tiles of a batch "
-                    f"(field of view {position + 1} of {len(fields)}). Check its weights and `mean` and `std`, "
-                    "or pass `amp=False` if reduced precision overflows."
-                )
-                raise ValueError(msg)
-            width = values.shape[1]
-            if out is None:
-                out = np.full((len(centers), width * len(fields)), np.nan, dtype=np.float32)
-            out[inside[index], position * width : (position + 1) * width] = values
-            if advance is not None:
-                advance(len(index))
-    if out is None:
-        msg = f"None of the {len(centers)} centres lies on the image."
-        raise ValueError(msg)
-    return out
+    parts = plan_parts(pyramid, centers, fields, batch_size=batch_size)
+    values = embed_parts(
+        pyramid, centers, fields, parts, encoder, batch_size=batch_size, num_workers=num_workers, advance=advance
+    )
+    return collect_parts(len(centers), len(fields), parts, values)

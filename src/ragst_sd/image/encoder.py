@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -68,6 +69,21 @@ class Encoder:
         -------
         (n, d) float32 on the CPU.
         """
+        # A tensor made in inference mode cannot enter autograd later; its copy can.
+        return self.encode(tiles).cpu().clone()
+
+    def encode(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Embed tiles without waiting for the device.
+
+        Parameters
+        ----------
+        tiles
+            (n, 3, h, w) uint8.
+
+        Returns
+        -------
+        (n, d) float32 on the device, made in inference mode.
+        """
         import torch
 
         _check_tiles(tiles)
@@ -80,12 +96,10 @@ class Encoder:
                 torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp),
             ):
                 output = self.forward(self.prepare(tiles))
-                vectors = _as_vectors(output, len(tiles), self._label())
+                return _as_vectors(output, len(tiles), self._label())
         finally:
             for part in training:
                 part.training = True
-        # a tensor made in inference mode cannot enter autograd later; its copy can
-        return vectors.clone()
 
     def prepare(self, tiles: torch.Tensor) -> torch.Tensor:
         """Turn uint8 tiles into the tensor that the model receives.
@@ -101,7 +115,8 @@ class Encoder:
         """
         import torch
 
-        tiles = tiles.to(self.device)
+        # Without waiting from pinned memory; an ordinary copy from any other.
+        tiles = tiles.to(self.device, non_blocking=True)
         if self.raw:
             return tiles
         pixels = tiles.to(torch.float32) / 255.0
@@ -112,12 +127,19 @@ class Encoder:
             )
         if self.mean is None or self.std is None:
             return pixels
-        mean = torch.tensor(self.mean, device=self.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=self.device).view(1, -1, 1, 1)
-        return (pixels - mean) / std
+        return (pixels - _per_channel(self.mean, self.device)) / _per_channel(self.std, self.device)
 
     def _label(self) -> str:
         return repr(self.name) if self.name is not None else "the given model"
+
+
+@lru_cache(maxsize=64)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    # Kept, because copying three numbers to a GPU waits for all that it has been given to do.
+    import torch
+
+    with torch.inference_mode(mode=False):
+        return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def _check_tiles(tiles: torch.Tensor) -> None:
@@ -151,4 +173,4 @@ def _as_vectors(output: Any, n: int, label: str) -> torch.Tensor:
             "needed. Pool tokens in a callable around the model, for example lambda x: model(x)[:, 0]."
         )
         raise ValueError(msg)
-    return vectors.to(device="cpu", dtype=torch.float32)
+    return vectors.to(torch.float32)

@@ -17,11 +17,18 @@ def unmixing() -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row) for row in inverse.tolist())
 
 
+@lru_cache(maxsize=16)
+def _density_table(device: torch.device) -> torch.Tensor:
+    # A table makes equal pixels equal to the last bit wherever they lie in a batch. It is made on the processor for every
+    # device, and kept because copying it to a GPU waits for all that it has been given to do.
+    with torch.inference_mode(mode=False):
+        table = -torch.log(torch.arange(256, dtype=torch.float64).clamp(min=1) / 255)
+        return table.float().to(device)
+
+
 def optical_density(rgb: torch.Tensor) -> torch.Tensor:
     """Natural-log optical density of uint8 values, white is 0; black is taken as 1 of 255."""
-    # A table makes equal pixels equal to the last bit wherever they lie in a batch.
-    table = -torch.log(torch.arange(256, dtype=torch.float64).clamp(min=1) / 255)
-    return table.float().to(rgb.device).index_select(0, rgb.flatten().int()).view(rgb.shape)
+    return _density_table(rgb.device).index_select(0, rgb.flatten().int()).view(rgb.shape)
 
 
 def separate_stains(density: torch.Tensor) -> torch.Tensor:

@@ -1,37 +1,27 @@
-"""Square tiles out of large images: windows, reflection at the edge, and a reader that goes block by block.
+"""Square tiles out of large images: windows, reflection at the edge, and a reader that goes chunk by chunk.
 
-Tiles are sorted by the storage chunks they lie in and each block of chunks is read once, so the cost follows the area
-that is read and never the number of tiles, and memory is bounded by one block.
+Tiles are cut in a sweep over the storage chunks (`ragst_sd.image.sweep`): each chunk is read once, so the cost follows the area
+that is read and hardly the number of tiles, and memory is bounded by the chunks that one row of windows spans.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ragst_sd.image.sweep import Sweep, cut
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from ragst_sd.image.frames import FieldOfView
 
-_BLOCK_PX = 2048
 _RESIZE_BYTES = 2**26
-
-
-class Block(NamedTuple):
-    """Tiles that are cut from one region of the image."""
-
-    tiles: np.ndarray
-    """Indices of the tiles."""
-    y0: int
-    y1: int
-    x0: int
-    x1: int
 
 
 def window_starts(centers: np.ndarray, field: FieldOfView) -> np.ndarray:
@@ -44,60 +34,6 @@ def padded_fraction(starts: np.ndarray, window: int, height: int, width: int) ->
     size = np.array([width, height])
     inside = np.clip(np.minimum(starts + window, size) - np.maximum(starts, 0), 0, None)
     return 1.0 - inside.prod(axis=1) / window**2
-
-
-def reflect(index: np.ndarray, size: int) -> np.ndarray:
-    """Mirror indices into ``[0, size)`` without repeating the edge pixel, however far outside they lie."""
-    if size == 1:
-        return np.zeros_like(index)
-    folded = np.mod(index, 2 * size - 2)
-    return np.where(folded < size, folded, 2 * size - 2 - folded)
-
-
-def _reach(start: np.ndarray, window: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and last-plus-one pixel that each window touches along one axis, reflection included."""
-    low, high = start.copy(), start + window
-    for i in np.flatnonzero((start < 0) | (start + window > size)):
-        touched = reflect(np.arange(start[i], start[i] + window), size)
-        low[i], high[i] = touched.min(), touched.max() + 1
-    return low, high
-
-
-def _block_edge(chunk: int) -> int:
-    """Edge of the region read at once: whole chunks, about `_BLOCK_PX`, never less than one chunk."""
-    return chunk * max(1, _BLOCK_PX // chunk)
-
-
-def group_by_block(starts: np.ndarray, window: int, shape: tuple[int, int], chunk: tuple[int, int]) -> list[Block]:
-    """Group windows by the block of storage chunks that holds their centre.
-
-    Parameters
-    ----------
-    starts
-        (n, 2) first pixel (x, y) of each window.
-    window
-        Edge of the windows.
-    shape, chunk
-        (height, width) of the level and of its storage chunks.
-
-    Returns
-    -------
-    Blocks in reading order, each with the smallest region that holds all its windows.
-    """
-    height, width = shape
-    low_x, high_x = _reach(starts[:, 0], window, width)
-    low_y, high_y = _reach(starts[:, 1], window, height)
-    centre = starts + window // 2
-    row = np.clip(centre[:, 1], 0, height - 1) // _block_edge(chunk[0])
-    column = np.clip(centre[:, 0], 0, width - 1) // _block_edge(chunk[1])
-    order = np.lexsort((centre[:, 0], centre[:, 1], column, row))
-    keys = np.stack([row, column], axis=1)[order]
-    cuts = np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1)) + 1
-    return [
-        Block(part, int(low_y[part].min()), int(high_y[part].max()), int(low_x[part].min()), int(high_x[part].max()))
-        for part in np.split(order, cuts)
-        if len(part)
-    ]
 
 
 def as_rgb_uint8(pixels: np.ndarray, value_max: float) -> np.ndarray:
@@ -123,14 +59,25 @@ def resize_tiles(windows: np.ndarray, tile_px: int) -> torch.Tensor:
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _cut(pixels: np.ndarray, block: Block, start: np.ndarray, window: int, shape: tuple[int, int]) -> np.ndarray:
-    x, y = int(start[0]), int(start[1])
-    height, width = shape
-    if x >= 0 and y >= 0 and x + window <= width and y + window <= height:
-        return pixels[:, y - block.y0 : y - block.y0 + window, x - block.x0 : x - block.x0 + window]
-    rows = reflect(np.arange(y, y + window), height) - block.y0
-    columns = reflect(np.arange(x, x + window), width) - block.x0
-    return pixels[:, rows[:, None], columns[None, :]]
+def storage_order(
+    centers: np.ndarray, field: FieldOfView, shape: tuple[int, int], chunk: tuple[int, int]
+) -> np.ndarray:
+    """Indices of the tiles in the order in which `iter_tiles` yields them.
+
+    Parameters
+    ----------
+    centers
+        (n, 2) centres (x, y) in level-0 pixels.
+    field
+        The field of view.
+    shape, chunk
+        (height, width) of its level and of the storage chunks.
+
+    Returns
+    -------
+    Indices into `centers`. The place of a tile relative to another does not depend on the rest.
+    """
+    return Sweep.over(window_starts(centers, field), field.window_px, shape, chunk).order()
 
 
 def iter_tiles(
@@ -158,9 +105,9 @@ def iter_tiles(
     value_max
         Pixel value of full brightness (255, 65535 or 1).
     batch_size
-        Largest number of tiles in one batch.
+        Number of tiles in a batch; the last one may have fewer.
     num_workers
-        Threads that read blocks ahead; 0 reads in the calling thread.
+        Threads that read chunks ahead; 0 reads in the calling thread.
 
     Yields
     ------
@@ -168,46 +115,53 @@ def iter_tiles(
     """
     shape = (int(level.shape[1]), int(level.shape[2]))
     window = field.window_px
-    starts = window_starts(centers, field)
-    per_cut = max(1, min(batch_size, _RESIZE_BYTES // (3 * window * window)))
+    sweep = Sweep.over(window_starts(centers, field), window, shape, chunk)
+    order = sweep.order()
+    units, first, last = sweep.uses(order)
+    per_cut = batch_size if window == field.tile_px else max(1, min(batch_size, _RESIZE_BYTES // (3 * window * window)))
 
-    def read(block: Block) -> np.ndarray:
-        return as_rgb_uint8(np.asarray(level[:, block.y0 : block.y1, block.x0 : block.x1]), value_max)
+    def read(unit: tuple[int, int]) -> np.ndarray:
+        rows, columns = sweep.pixels(unit)
+        return as_rgb_uint8(np.asarray(level[:, rows, columns]), value_max)
 
-    waiting: list[tuple[np.ndarray, torch.Tensor]] = []
-    n_waiting = 0
-    for block, pixels in _read_ahead(group_by_block(starts, window, shape, chunk), read, num_workers):
-        for first in range(0, len(block.tiles), per_cut):
-            part = block.tiles[first : first + per_cut]
-            windows = np.stack([_cut(pixels, block, starts[i], window, shape) for i in part])
-            waiting.append((part, resize_tiles(windows, field.tile_px)))
-            n_waiting += len(part)
-            while n_waiting >= batch_size:
-                index, tiles = _join(waiting)
-                yield index[:batch_size], tiles[:batch_size]
-                waiting, n_waiting = [(index[batch_size:], tiles[batch_size:])], n_waiting - batch_size
-    if n_waiting:
-        yield _join(waiting)
+    held: dict[tuple[int, int], np.ndarray] = {}
+    n_read = 0
+    drops: dict[int, list[tuple[int, int]]] = {}
+    reading = _read_ahead(units, read, num_workers)
+    for begin in range(0, len(order), batch_size):
+        batch = order[begin : begin + batch_size]
+        parts = []
+        for at in range(begin, begin + len(batch), per_cut):
+            part = order[at : min(at + per_cut, begin + len(batch))]
+            windows = np.empty((len(part), 3, window, window), dtype=np.uint8)
+            for position, index in enumerate(part, start=at):
+                while n_read < len(units) and first[n_read] <= position:
+                    held[units[n_read]] = next(reading)
+                    drops.setdefault(int(last[n_read]), []).append(units[n_read])
+                    n_read += 1
+                cut(held, sweep, sweep.starts[index], windows[position - at])
+                for unit in drops.pop(position, ()):
+                    del held[unit]
+            parts.append(resize_tiles(windows, field.tile_px))
+        yield batch, parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _join(parts: list[tuple[np.ndarray, torch.Tensor]]) -> tuple[np.ndarray, torch.Tensor]:
-    return np.concatenate([index for index, _ in parts]), torch.cat([tiles for _, tiles in parts])
-
-
-def _read_ahead(blocks: list[Block], read: Any, num_workers: int) -> Iterator[tuple[Block, np.ndarray]]:
+def _read_ahead(
+    units: Sequence[tuple[int, int]], read: Callable[[tuple[int, int]], np.ndarray], num_workers: int
+) -> Iterator[np.ndarray]:
     if num_workers == 0:
-        for block in blocks:
-            yield block, read(block)
+        yield from map(read, units)
         return
-    with ThreadPoolExecutor(num_workers) as pool:
+    with ThreadPoolExecutor(num_workers, thread_name_prefix="ragst-read") as pool:
         queue: deque = deque()
-        upcoming = iter(blocks)
-        for block in upcoming:
-            queue.append((block, pool.submit(read, block)))
-            # One block per thread in flight bounds the memory whatever the size of the image.
-            if len(queue) > num_workers:
-                ready, pixels = queue.popleft()
-                yield ready, pixels.result()
-        while queue:
-            ready, pixels = queue.popleft()
-            yield ready, pixels.result()
+        try:
+            for unit in units:
+                queue.append(pool.submit(read, unit))
+                # One unit per thread in flight, and one that waits, bound the memory whatever the size of the image.
+                if len(queue) > num_workers:
+                    yield queue.popleft().result()
+            while queue:
+                yield queue.popleft().result()
+        finally:
+            for future in queue:
+                future.cancel()

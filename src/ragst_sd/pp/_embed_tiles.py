@@ -50,7 +50,7 @@ def embed_tiles(
     context: Sequence[float] | None = None,
     key_added: str | None = None,
     batch_size: int | None = None,
-    num_workers: int = 0,
+    num_workers: int = 1,
     device: str | None = None,
     amp: bool | None = None,
     overwrite: bool = False,
@@ -97,7 +97,8 @@ def embed_tiles(
     batch_size
         Tiles encoded at once; the setting if left out.
     num_workers
-        Threads that read the image ahead of the encoder.
+        Threads that read the image ahead of the encoder; tiles are cut and resized in one more. 0 reads and encodes in
+        turn.
     device
         Torch device; the setting if left out.
     amp
