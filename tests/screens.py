@@ -64,3 +64,34 @@ def permuted(adata: ad.AnnData, rng: int = 0) -> ad.AnnData:
         names[at] = names[generator.permutation(at)]
     out.obs["perturbation"] = names
     return out
+
+
+def planted_tissue(screen: ad.AnnData, *, side: int = 12, noise: float = 0.4, rng: int = 0):
+    """A square of spots without a picture: the left half is in the state of the first context, the right half in the second.
+
+    `table` holds log-expression and names the half in `obs["half"]`; spots are 100 apart.
+    """
+    import geopandas as gpd
+    from shapely.geometry import Point
+    from spatialdata import SpatialData
+    from spatialdata.models import ShapesModel, TableModel
+
+    generator = np.random.default_rng(rng)
+    x, y = (axis.ravel() for axis in np.meshgrid(np.arange(side), np.arange(side)))
+    controls = screen.obs["perturbation"] == "control"
+    contexts = sorted(screen.obs["cell_type"].unique())
+    means = [
+        np.asarray(screen[controls & (screen.obs["cell_type"] == name)].X.mean(axis=0)).ravel() for name in contexts
+    ]
+    half = (x >= side / 2).astype(int)
+    values = np.asarray(means)[half] + noise * generator.normal(size=(len(x), screen.n_vars))
+    names = [f"spot{i}" for i in range(len(x))]
+    obs = pd.DataFrame({"half": np.array(contexts)[half], "region": pd.Categorical(["spots"] * len(x))}, index=names)
+    obs["instance_id"] = np.arange(len(x))
+    table = ad.AnnData(np.maximum(values, 0).astype(np.float32), obs=obs, var=screen.var.copy())
+    table.obsm["spatial"] = np.column_stack([x, y]) * 100.0
+    table = TableModel.parse(table, region="spots", region_key="region", instance_key="instance_id")
+    circles = gpd.GeoDataFrame(
+        {"geometry": [Point(100.0 * a, 100.0 * b) for a, b in zip(x, y, strict=True)], "radius": 40.0}
+    )
+    return SpatialData(shapes={"spots": ShapesModel.parse(circles)}, tables={"table": table})

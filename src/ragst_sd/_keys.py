@@ -82,6 +82,11 @@ RESPONSE_HALVES = ("response_half1", "response_half2")
 PERTURBATION_EMBEDDING = "perturbation_embedding"
 RESPONSE = "response"
 CITED_RELIABILITY = "cited_reliability"
+# of tissue only
+RESPONSE_MAGNITUDE = "response_magnitude"
+STATE_DISTANCE = "state_distance"
+STATE_PERCENTILE = "state_percentile"
+FAR_FROM_SCREEN = "far_from_screen"
 GENE_OVERLAP = "gene_overlap"
 CONTROL_CELLS = "control_cells"
 ALL_CONTEXTS = "all"

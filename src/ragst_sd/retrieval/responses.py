@@ -37,6 +37,10 @@ class Bank:
     order: np.ndarray
     """(m,) rank of each row's name, which decides between equal distances."""
     metric: str = "cosine"
+    state: np.ndarray | None = None
+    """(contexts, g) mean expression of the controls of each context: the cell state. `None` where no method asks for it."""
+    reliability: np.ndarray | None = None
+    """(m,) agreement of two halves of the cells; `None` if unknown."""
 
     def mean_of(self, rows: np.ndarray) -> np.ndarray:
         """(g,) mean response of some rows."""
@@ -55,6 +59,18 @@ class Asked:
     """(q,) code of the context in the bank, -1 for a new one."""
     eligible: np.ndarray
     """(q, m) rows that may be used: never the own perturbation in its context."""
+    state: np.ndarray | None = None
+    """(q, g) mean expression of the cells asked about; `None` is the state of their context in the bank."""
+
+    def states(self, bank: Bank) -> np.ndarray:
+        """(q, g) cell state of each query; the mean over contexts for one that is new and of which nothing is known."""
+        if self.state is not None:
+            return self.state
+        if bank.state is None:
+            msg = "The bank does not know the states of its contexts."
+            raise ValueError(msg)
+        known = bank.state[np.maximum(self.contexts, 0)]
+        return np.where(self.contexts[:, None] >= 0, known, bank.state.mean(axis=0))
 
     def pool(self, bank: Bank) -> np.ndarray:
         """(q, m) eligible rows of the query's own context; of all contexts where it has none."""

@@ -15,15 +15,16 @@ from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.perturbations import canonical
 from ragst_sd.tl._eligibility import allowed_rows, recorded_where
 from ragst_sd.tl._gene_embedding import embed, lookup
+from ragst_sd.tl._perturb_tissue import perturb_tissue
 from ragst_sd.tl._perturbation_cells import column, read_expression
-from ragst_sd.tl._perturbed_table import Responded, perturbed_table
+from ragst_sd.tl._perturbed_table import perturbed_table
+from ragst_sd.tl._respond import respond
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
-
-    from ragst_sd.retrieval.responses import Asked, Bank
+    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +34,12 @@ _FEW_GENES = 0.5
 
 
 def perturb(
-    data: AnnData,
+    data: AnnData | SpatialData,
     reference: AnnData,
     *,
     perturbations: str | Sequence[str],
+    table_key: str | None = None,
+    spots: Mapping[str, Any] | Sequence[Any] | None = None,
     context_key: str | None = None,
     layer: str | None = None,
     unit: str = "counts",
@@ -44,23 +47,40 @@ def perturb(
     n_neighbors: int | None = None,
     where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None = None,
     exclude: Sequence[str] = ("perturbation", "context"),
-) -> AnnData:
-    r"""Predict how cells respond to perturbations, from measured responses to related ones.
+    n_around: int = 6,
+    center_states: bool = True,
+    n_permutations: int = 50,
+    key_added: str = "perturbed",
+    inplace: bool = True,
+    rng: int = 0,
+) -> AnnData | dict[str, AnnData] | None:
+    r"""Predict how cells, or the spots of a tissue, respond to perturbations, from measured responses to related ones.
 
     .. math:: \hat y_i(p) = y_i + \underbrace{\sum_j w_j \Delta_j}_{\text{evidence}} + \text{adjustment}
 
     The response is that of the population in its context: direct and cell-autonomous. Nothing is said about how cells
     act on their neighbours, or that the measured effect was caused by the gene alone.
 
+    Of a tissue each spot and the `n_around` nearest ones are taken for a population, whose state is their mean expression.
+    No spot of a tissue is one of the screen's cells: states that lie far from them are flagged, and whether the response
+    varies over the tissue at all is tested by spots that change places. Where it does not, its map is constant. Spots of
+    Visium hold many cells, and the response is that of the mixture.
+
     Parameters
     ----------
     data
-        Cells to perturb, usually controls; all of them are used.
+        Cells to perturb, usually controls; all of them are used. Or a SpatialData, whose table is measured or was predicted
+        by :func:`ragst_sd.tl.predict`.
     reference
         Made by :func:`ragst_sd.tl.build_perturbation_reference` and fitted by :func:`ragst_sd.tl.fit`.
     perturbations
         Genes, and combinations written `A+B`. Any gene of the reference's embedding may be asked for, whether it was
         measured or not. The control's name gives the cells back as they are.
+    table_key
+        Of a SpatialData: the table with expression; the only measured one if left out.
+    spots
+        Of a SpatialData: the region or cell population to perturb, as a mapping from column of `.obs` to allowed value(s), a
+        mask over the rows, or names. Neighbours are looked for among these.
     context_key
         Column of `data.obs` with the context. Contexts that the reference does not know are new ones. Without it all
         cells are of one new context, unless the reference has no contexts either.
@@ -77,10 +97,24 @@ def perturb(
     exclude
         A row that agrees with the query in all of these columns is not used: by default the perturbation itself in its
         own context. `("perturbation",)` leaves it out in every context, `()` switches exclusion off.
+    n_around
+        Of a SpatialData: spots around each that make up its population with it.
+    center_states
+        Of a SpatialData: put the mean of all spots (of each context, if named) on the mean of the controls, so that only
+        differences within the tissue are read. What sets the tissue as a whole apart from the screen is platform and
+        biology in one. The flags rest on states as they are.
+    n_permutations
+        Of a SpatialData: how often spots change places.
+    key_added
+        Of a SpatialData: name of the new table; of several perturbations `<key_added>_<perturbation>`, one table each.
+    inplace
+        Of a SpatialData: `False` returns the table, or a dictionary of several, and leaves `data` as it is.
+    rng
+        Of a SpatialData: seed of the permutations and of the draw of controls.
 
     Returns
     -------
-    AnnData with every cell once for every perturbation, named `<cell>:<perturbation>`, and
+    Of a SpatialData `None` (see below). Of cells an AnnData with every cell once for every perturbation, named `<cell>:<perturbation>`, and
 
     `.X`
         float32 (n, genes): the source cell plus the response, in the unit of `.uns["retrieval"]["unit"]`. It is not
@@ -98,6 +132,25 @@ def perturb(
         reference's genes in `data`), `control_cells` that the reference was measured against, and `cited`: one line per cited row (reference, perturbation, context, perturbation_type,
         n_cells, reliability).
 
+    Of a SpatialData `sdata.tables[key_added]` annotates the same shapes, one row per spot under its own name, with the same
+    fields and
+
+    `.layers["standard_error"]`
+        Standard errors of the cited responses by their weights, an upper bound that supposes shared controls; NaN where
+        nobody is cited. It says how well the responses were measured, not whether they hold in tissue.
+    `.layers["lower"]`, `["upper"]`
+        Where the table was predicted with intervals: these, moved by the response and widened by its standard error at the
+        same level. `.var["cv_pearson"]`, `["noise_ceiling"]` and `.obs["out_of_reference"]` of the prediction go along.
+    `.obs["response_magnitude"]`
+        Root mean square of the response over genes; the mean over spots for all where the response does not vary more than
+        by chance.
+    `.obs["state_distance"]`, `["state_percentile"]`, `["far_from_screen"]`
+        Distance of the spot's state to the nearest context of the screen over the 98th percentile of that of sets of as many
+        controls; percentile among those; whether the distance is above 1.
+    `.uns["retrieval"]`
+        Also `scope` (what the values are, in words), `variance` over the spots' neighbourhoods, `variance_shuffled`, `variance_p_value` and
+        `constant`, the share `far_from_screen`, and under `prediction` what the expression was predicted with.
+
     Raises
     ------
     KeyError
@@ -105,7 +158,8 @@ def perturb(
     ValueError
         If the reference is not fitted or has changed since, reference and data share no genes, values are not what
         `unit` says, `n_neighbors` exceeds what was fitted or may be used, or the method has nothing to answer from (the
-        sum of singles, for a single gene).
+        sum of singles, for a single gene); or of a SpatialData if it shares far too few genes with the screen, or a table of
+        somebody else has the name.
 
     Examples
     --------
@@ -122,13 +176,30 @@ def perturb(
     (60, 210)
     """
     from anndata import AnnData
+    from spatialdata import SpatialData
 
-    require_type(data, AnnData, "data")
+    require_type(data, (AnnData, SpatialData), "data")
     header, fit = perturbation_header(reference), perturbation_fit(reference)
     control = str(header["control"])
     names = as_names(perturbations)
     exclude = as_names(exclude)
     _check(names, exclude, n_neighbors, fit)
+    if isinstance(data, SpatialData):
+        tables = perturb_tissue(
+            data, reference, header, fit, names,
+            table_key=table_key, spots=spots, n_around=n_around, center_states=center_states,
+            n_permutations=n_permutations, key_added=key_added, rng=rng, context_key=context_key, layer=layer, unit=unit,
+            genes=genes, n_neighbors=n_neighbors, where=where, exclude=exclude,
+        )  # fmt: skip
+        if not inplace:
+            return next(iter(tables.values())) if len(tables) == 1 else tables
+        for key, table in tables.items():
+            data.tables[key] = table
+            logger.info("Adding `sdata.tables[%r]`: %d spots x %d genes.", key, *table.shape)
+        return None
+    if table_key is not None or spots is not None:
+        msg = "`table_key` and `spots` choose from a SpatialData; of an AnnData pass the cells themselves: `data[mask].copy()`."
+        raise ValueError(msg)
     expression = read_expression(
         data, layer=layer, unit=unit, like=header["normalization"], target_sum=None, where="data"
     )
@@ -139,7 +210,7 @@ def perturb(
     wanted = list(dict.fromkeys(one for one in known.values() if one != control))
     pairs = [(name, context) for name in wanted for context in dict.fromkeys(contexts)]
     key = embed([name for name, _ in pairs], control, vectors)
-    responded = _respond(
+    responded = respond(
         reference,
         header,
         fit,
@@ -218,63 +289,3 @@ def _contexts(data: AnnData, context_key: str | None, header: dict[str, Any]) ->
     if new:
         logger.info("New contexts: %s. The reference has %s.", listing(new), listing(known))
     return found
-
-
-def _respond(
-    reference: AnnData,
-    header: dict[str, Any],
-    fit: dict[str, Any],
-    pairs: list[tuple[str, str]],
-    key: np.ndarray,
-    *,
-    n_neighbors: int | None,
-    exclude: list[str],
-    allowed: np.ndarray,
-) -> Responded | None:
-    """Answers for pairs of perturbation and context; nothing if only the control was asked for."""
-    from ragst_sd.retrieval.evidence import effective_n, evidence_share
-    from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
-    from ragst_sd.tl._response_bank import asked_of, response_bank
-
-    if not pairs:
-        return None
-    # Rows in the order of their names, so that sums do not depend on the order in the reference.
-    order = np.argsort(np.asarray(reference.obs_names, dtype=str))
-    ordered, method = reference[order], RESPONSE_METHODS[str(fit["method"])]
-    bank = response_bank(ordered, header, metric=str(fit["metric"]))
-    perturbations, contexts = ([pair[i] for pair in pairs] for i in (0, 1))
-    asked = asked_of(ordered, header, perturbations, contexts, key, allowed=allowed[order], exclude=exclude)
-    _require_rows(bank, asked, pairs, method, str(fit["method"]), n_neighbors)
-    cited = int(fit["n_candidates"] if method.cites_candidates else fit["n_neighbors"])
-    answer = method.respond(fit["parameters"], bank, asked, cited if n_neighbors is None else int(n_neighbors))
-    return Responded(
-        rows=np.where(answer.rows >= 0, order[np.maximum(answer.rows, 0)], -1),
-        weights=answer.weights,
-        distances=answer.distances,
-        evidence=answer.evidence,
-        response=answer.evidence + answer.adjustment,
-        effective_n=effective_n(answer.weights),
-        evidence_share=evidence_share(answer.evidence, answer.adjustment, bank.values.mean(axis=0)),
-    )
-
-
-def _require_rows(
-    bank: Bank, asked: Asked, pairs: list[tuple[str, str]], method: Any, name: str, n_neighbors: int | None
-) -> None:
-    eligible = asked.eligible.sum(axis=1)
-    if not eligible.all():
-        bad = [f"{p} in {c}" for (p, c), n in zip(pairs, eligible, strict=True) if n == 0]
-        msg = (
-            f"No row of the reference may be used for {listing(bad)}: the own perturbation in its context is left out, and "
-            "`where` may reject rows. Relax it, or add perturbations to the reference."
-        )
-        raise ValueError(msg)
-    if n_neighbors is not None and method.cites and n_neighbors > eligible.min():
-        msg = f"`n_neighbors` is {n_neighbors}, but only {eligible.min()} rows may be used. Ask for {eligible.min()} at most."
-        raise ValueError(msg)
-    if method.lacks is not None:
-        reasons = method.lacks(bank, asked)
-        bad = [f"{p} in {c} ({reason})" for (p, c), reason in zip(pairs, reasons, strict=True) if reason]
-        if bad:
-            msg = f"Method {name!r} has nothing to answer from for {listing(bad)}. Leave these out, or fit another method."
-            raise ValueError(msg)

@@ -79,8 +79,8 @@ def perturbed_table(
     part = {} if responded is None else vars(responded)
     response = spread(None if responded is None else part["response"][:, at], 0, (len(genes),), np.float32)
     evidence = spread(None if responded is None else part["evidence"][:, at], 0, (len(genes),), np.float32)
-    pointers, cited = _cite(reference, np.full((0, width), -1) if responded is None else part["rows"])
-    reliability = _reliability(part, cited, pointers)
+    pointers, cited = cite_rows(reference, np.full((0, width), -1) if responded is None else part["rows"])
+    reliability = None if responded is None else cited_reliability(responded.weights, cited, pointers)
     source = np.tile(dense(values).astype(np.float32), (len(names), 1))
     asked = np.repeat(np.asarray(list(names), dtype=object), len(cells))
     repeated = np.tile(cells.astype(object), len(names))
@@ -106,29 +106,11 @@ def perturbed_table(
             _keys.DISTANCES: spread(part.get("distances"), np.nan, (width,), np.float32),
         },
     )
-    table.uns[_keys.RETRIEVAL] = {
-        "schema_version": _keys.SCHEMA_VERSION,
-        "task": TASK,
-        "software": software(),
-        "method": fit["method"],
-        "metric": fit["metric"],
-        "unit": header["normalization"]["unit"],
-        "naming": header["normalization"]["naming"],
-        "normalization": dict(header["normalization"]),
-        "embedding": str(header["embedding"]["name"]),
-        "control": header["control"],
-        "reference_hash": fit["reference_hash"],
-        "fit_hash": fit["fit_hash"],
-        "inner_groups": fit["inner_groups"],
-        **settings,
-        "sources": header["sources"].copy(),
-        _keys.CONTROL_CELLS: np.asarray([str(cell) for cell in header[_keys.CONTROL_CELLS]], dtype=str),
-        _keys.CITED: cited,
-    }
+    table.uns[_keys.RETRIEVAL] = response_header(header, fit, cited) | settings
     return table
 
 
-def _cite(reference: AnnData, rows: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:
+def cite_rows(reference: AnnData, rows: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:
     """Pointers into the cited rows, and one line for each of them, ordered by reference id."""
     cited = np.unique(rows[rows >= 0])
     cited = np.asarray(sorted(cited, key=lambda row: str(reference.obs_names[row])), dtype=np.int64)
@@ -143,10 +125,32 @@ def _cite(reference: AnnData, rows: np.ndarray) -> tuple[np.ndarray, pd.DataFram
     return place[rows], lines
 
 
-def _reliability(part: dict[str, Any], cited: pd.DataFrame, pointers: np.ndarray) -> np.ndarray | None:
+def cited_reliability(weights: np.ndarray, cited: pd.DataFrame, pointers: np.ndarray) -> np.ndarray | None:
     """Weighted mean reliability of the cited rows of each line; NaN where nothing is cited."""
-    if not part or not len(cited):
+    if not len(cited):
         return None
     own = np.where(pointers >= 0, cited[_keys.RELIABILITY].to_numpy()[np.maximum(pointers, 0)], 0.0)
-    total = part["weights"].sum(axis=1)
-    return np.divide((part["weights"] * own).sum(axis=1), total, out=np.full(len(total), np.nan), where=total > 0)
+    total = weights.sum(axis=1)
+    return np.divide((weights * own).sum(axis=1), total, out=np.full(len(total), np.nan), where=total > 0)
+
+
+def response_header(header: dict[str, Any], fit: dict[str, Any], cited: pd.DataFrame) -> dict[str, Any]:
+    """Provenance of predicted responses, whatever they were predicted for."""
+    return {
+        "schema_version": _keys.SCHEMA_VERSION,
+        "task": TASK,
+        "software": software(),
+        "method": fit["method"],
+        "metric": fit["metric"],
+        "unit": header["normalization"]["unit"],
+        "naming": header["normalization"]["naming"],
+        "normalization": dict(header["normalization"]),
+        "embedding": str(header["embedding"]["name"]),
+        "control": header["control"],
+        "reference_hash": fit["reference_hash"],
+        "fit_hash": fit["fit_hash"],
+        "inner_groups": fit["inner_groups"],
+        "sources": header["sources"].copy(),
+        _keys.CONTROL_CELLS: np.asarray([str(cell) for cell in header[_keys.CONTROL_CELLS]], dtype=str),
+        _keys.CITED: cited,
+    }

@@ -32,6 +32,8 @@ def response_bank(reference: AnnData, header: dict[str, Any], *, metric: str, fo
         folds=np.unique(perturbations.astype(str), return_inverse=True)[1] if folds is None else folds,
         order=id_order(reference),
         metric=metric,
+        state=np.asarray(header["contexts"]["mean"], dtype=np.float64),
+        reliability=np.nan_to_num(reference.obs[_keys.RELIABILITY].to_numpy(dtype=np.float64)),
     )
 
 
@@ -50,8 +52,12 @@ def asked_of(
     *,
     allowed: np.ndarray,
     exclude: Sequence[str],
+    state: np.ndarray | None = None,
 ) -> Asked:
-    """Queries, each with the rows that it may use: those that differ from it in one of the columns of `exclude`."""
+    """Queries, each with the rows that it may use: those that differ from it in one of the columns of `exclude`.
+
+    `state` is the (q, g) mean expression of the cells asked about; left out, that of their context in the reference.
+    """
     eligible = np.broadcast_to(allowed, (len(perturbations), reference.n_obs)).copy()
     if exclude:
         same = np.ones_like(eligible)
@@ -64,4 +70,5 @@ def asked_of(
         genes=tuple(components(name, str(header["control"])) for name in perturbations),
         contexts=context_codes(np.asarray(contexts, dtype=object), header),
         eligible=eligible,
+        state=state,
     )

@@ -1,0 +1,236 @@
+"""Responses of spots of a tissue: the part of `rg.tl.perturb` for SpatialData."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._annotation import is_predicted
+from ragst_sd._elements import image_mpp_of, shared_coordinate_system
+from ragst_sd._results import holds_responses
+from ragst_sd._validate import hint, listing, require_positive
+from ragst_sd.reference.perturbations import canonical
+from ragst_sd.tl._eligibility import allowed_rows, recorded_where
+from ragst_sd.tl._gene_embedding import embed, lookup
+from ragst_sd.tl._perturbation_cells import column
+from ragst_sd.tl._perturbed_table import Responded
+from ragst_sd.tl._perturbed_tissue import tissue_table
+from ragst_sd.tl._tissue_responses import Variation, make_responder, variation
+from ragst_sd.tl._tissue_source import read_source
+from ragst_sd.tl._tissue_state import States, main_context, mean_states, niches, remoteness
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from ragst_sd.tl._tissue_source import TissueSource
+
+logger = logging.getLogger(__name__)
+
+
+def perturb_tissue(
+    sdata: SpatialData,
+    reference: AnnData,
+    header: dict[str, Any],
+    fit: dict[str, Any],
+    names: list[str],
+    *,
+    table_key: str | None,
+    spots: Mapping[str, Any] | Sequence[Any] | None,
+    n_around: int,
+    center_states: bool,
+    n_permutations: int,
+    key_added: str,
+    rng: int,
+    context_key: str | None,
+    layer: str | None,
+    unit: str,
+    genes: Sequence[str] | None,
+    n_neighbors: int | None,
+    where: Mapping[str, Any] | Sequence[bool] | None,
+    exclude: list[str],
+) -> dict[str, AnnData]:
+    """Tables by name, one for each perturbation; see :func:`ragst_sd.tl.perturb`. Nothing is written."""
+    for name, value in (("n_around", n_around), ("n_permutations", n_permutations)):
+        require_positive(value, name, whole=True)
+    control = str(header["control"])
+    keys = _keys_added(sdata, names, key_added)
+    embed([one for one in names if canonical(one, control) != control], control, lookup(header["embedding"]))
+    source = read_source(
+        sdata, header, list(reference.var_names), table_key=table_key, spots=spots, layer=layer, unit=unit
+    )
+    if len(source.xy) <= n_around:
+        msg = (
+            f"{len(source.xy)} spots are left, too few for `n_around` {n_around}: each spot is taken with that many around it. "
+            "Take more spots, or fewer around each."
+        )
+        raise ValueError(msg)
+    own = _contexts(source, context_key, header)
+    sets = niches(source.xy, np.asarray(source.table.obs_names), int(n_around))
+    contexts = main_context(sets, own)
+    at = reference.var_names.get_indexer(source.genes)
+    far = remoteness(
+        mean_states(sets, source.values), int(n_around) + 1, at, header, np.random.default_rng(rng)
+    )  # as they are: centring would hide how far they lie
+    states = States(
+        at=at,
+        means=np.asarray(header["contexts"]["mean"], dtype=np.float64),
+        names=[str(one) for one in header["contexts"]["context"]],
+        center=bool(center_states),
+    )
+    kept = _wanted(source, genes)
+    settings = {
+        "n_neighbors": int(fit["n_neighbors"] if n_neighbors is None else n_neighbors),
+        "context_key": context_key or "",
+        _keys.GENE_OVERLAP: len(source.genes) / reference.n_vars,
+        "exclude": np.asarray(exclude, dtype=str),
+        **recorded_where(reference, where),
+        "n_around": int(n_around),
+        "center_states": bool(center_states),
+        "n_permutations": int(n_permutations),
+        "rng": int(rng),
+        **_picture(sdata, source),
+    }
+    of_spots = states.of(sets, source.values, contexts)
+    tables = {}
+    for name in names:
+        known = canonical(name, control)
+        if known == control:
+            responded, error = _unchanged(len(source.xy), len(kept.genes))
+            varies = Variation(0.0, np.zeros(0), 1.0, constant=True)
+        else:
+            every = sorted(set(contexts) | set(own))
+            responder = make_responder(
+                reference, header, fit, known, every, kept.genes,
+                n_neighbors=n_neighbors, exclude=exclude, allowed=allowed_rows(reference, where),
+            )  # fmt: skip
+            responded, error = responder.respond(contexts, of_spots)
+            varies = variation(
+                responder, responded.response, sets, source.values, own, states, int(n_permutations),
+                np.random.default_rng(rng),
+            )  # fmt: skip
+        tables[keys[name]] = tissue_table(
+            kept, reference, header, fit, responded, error,
+            name=name, contexts=contexts, far=far, varies=varies, settings=settings,
+        )  # fmt: skip
+        _log(name, tables[keys[name]])
+    return tables
+
+
+def _log(name: str, table: AnnData) -> None:
+    header = table.uns[_keys.RETRIEVAL]
+    far = float(header["far_from_screen"])
+    if far > 0:
+        logger.warning(
+            "%.0f %% of the spots lie far from all cells of the screen (`obs[%r]`).", 100 * far, _keys.FAR_FROM_SCREEN
+        )
+    if header["constant"] and name != header["control"]:
+        logger.info(
+            "The response to %s does not vary over the spots more than by chance (variance %.3g, shuffled %s, p = %.3g): its map "
+            "is constant.",
+            name, header["variance"],
+            f"{np.mean(header['variance_shuffled']):.3g}" if len(header["variance_shuffled"]) else "not needed",
+            header["variance_p_value"],
+        )  # fmt: skip
+
+
+def _keys_added(sdata: SpatialData, names: list[str], key_added: str) -> dict[str, str]:
+    """Name of the table of each perturbation, none of which is anybody else's."""
+    from spatialdata import sanitize_name
+
+    keys = {
+        name: key_added if len(names) == 1 else sanitize_name(f"{key_added}_{name.replace('+', '_')}") for name in names
+    }
+    if len({key.lower() for key in keys.values()}) < len(keys):
+        msg = f"Tables of several perturbations would have one name: {listing(keys.values())}. Ask for them one by one, each with its `key_added`."
+        raise ValueError(msg)
+    elements = [name for _, name, _ in sdata.gen_elements()]
+    for key in keys.values():
+        if sanitize_name(key) != key:
+            msg = f"`key_added` {key!r} is not a legal element name; for instance {sanitize_name(key)!r} is."
+            raise ValueError(msg)
+        if key in sdata.tables:
+            own = sdata.tables[key]
+            if not (is_predicted(own) and holds_responses(own.uns[_keys.RETRIEVAL])):
+                msg = (
+                    f"`sdata.tables[{key!r}]` exists and was not made by `rg.tl.perturb`; it is not replaced. Choose another name "
+                    "with `key_added=`."
+                )
+                raise ValueError(msg)
+            continue
+        taken = [name for name in elements if name.lower() == key.lower()]
+        if taken:
+            msg = f"`key_added` {key!r}: the name is taken by element {taken[0]!r}. Choose another one."
+            raise ValueError(msg)
+    return keys
+
+
+def _contexts(source: TissueSource, context_key: str | None, header: dict[str, Any]) -> np.ndarray:
+    """Context of each spot in the terms of the screen: a tissue is none of its cell lines unless a column says so."""
+    if context_key is None:
+        return np.full(len(source.xy), _keys.UNKNOWN, dtype=object)
+    found = column(source.table, context_key, f"sdata.tables[{source.table_key!r}]")
+    known = [str(name) for name in header["contexts"]["context"]]
+    new = sorted(set(found) - set(known))
+    if new:
+        logger.info("New contexts: %s. The reference has %s.", listing(new), listing(known))
+    return found
+
+
+def _wanted(source: TissueSource, genes: Sequence[str] | None) -> TissueSource:
+    """The source with the genes that are asked for; states rest on all that are shared."""
+    from dataclasses import replace
+
+    from ragst_sd._labels import as_names
+
+    if genes is None:
+        return source
+    wanted = as_names(genes)
+    missing = [gene for gene in wanted if gene not in set(source.genes)]
+    if missing or not wanted:
+        close = hint(missing[0], source.genes) if missing else ""
+        msg = f"`genes`: screen and tissue do not share {listing(missing) if missing else 'an empty list'}.{close}"
+        raise ValueError(msg)
+    at = [source.genes.index(gene) for gene in wanted]
+    limits = source.limits
+    if limits is not None:
+        limits = replace(limits, lower=limits.lower[:, at], upper=limits.upper[:, at])
+    return replace(source, values=source.values[:, at], genes=wanted, limits=limits)
+
+
+def _unchanged(n: int, n_genes: int) -> tuple[Responded, np.ndarray]:
+    """No response, resting on nobody."""
+    nothing = np.zeros((n, n_genes))
+    none = np.full((n, 1), -1, dtype=np.int64)
+    unknown = np.full(n, np.nan)
+    responded = Responded(
+        none, np.zeros((n, 1)), np.full((n, 1), np.nan), nothing, nothing.copy(), unknown, unknown.copy()
+    )
+    return responded, np.full((n, n_genes), np.nan)
+
+
+def _picture(sdata: SpatialData, source: TissueSource) -> dict[str, Any]:
+    """Image that the spots lie on, for drawing; empty where there is none or several could be meant."""
+    made = source.table.uns.get(_keys.RETRIEVAL, {})
+    embedded = source.table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {})
+    about = [made, *embedded.values()] if "image_key" in made else list(embedded.values())
+    found = [
+        (str(one["image_key"]), str(one["coordinate_system"])) for one in about if str(one["image_key"]) in sdata.images
+    ]
+    if not found:
+        for image_key in sdata.images:
+            try:
+                found.append((image_key, shared_coordinate_system(sdata, source.region, image_key, None)))
+            except ValueError:
+                continue
+        found = found if len(found) == 1 else []
+    if not found:
+        return {"image_key": "", "coordinate_system": "", "image_mpp": float("nan")}
+    image_key, system = found[0]
+    mpp = image_mpp_of(sdata, image_key)
+    return {"image_key": image_key, "coordinate_system": system, "image_mpp": float("nan") if mpp is None else mpp}

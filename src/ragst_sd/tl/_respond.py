@@ -1,0 +1,76 @@
+"""Answers of the fitted method for pairs of perturbation and context."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd._validate import listing
+from ragst_sd.tl._perturbed_table import Responded
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from ragst_sd.retrieval.responses import Asked, Bank
+
+
+def respond(
+    reference: AnnData,
+    header: dict[str, Any],
+    fit: dict[str, Any],
+    pairs: list[tuple[str, str]],
+    key: np.ndarray,
+    *,
+    n_neighbors: int | None,
+    exclude: list[str],
+    allowed: np.ndarray,
+) -> Responded | None:
+    """Answers for pairs of perturbation and context; nothing if only the control was asked for."""
+    from ragst_sd.retrieval.evidence import effective_n, evidence_share
+    from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
+    from ragst_sd.tl._response_bank import asked_of, response_bank
+
+    if not pairs:
+        return None
+    # Rows in the order of their names, so that sums do not depend on the order in the reference.
+    order = np.argsort(np.asarray(reference.obs_names, dtype=str))
+    ordered, method = reference[order], RESPONSE_METHODS[str(fit["method"])]
+    bank = response_bank(ordered, header, metric=str(fit["metric"]))
+    perturbations, contexts = ([pair[i] for pair in pairs] for i in (0, 1))
+    asked = asked_of(ordered, header, perturbations, contexts, key, allowed=allowed[order], exclude=exclude)
+    require_rows(bank, asked, pairs, method, str(fit["method"]), n_neighbors)
+    cited = int(fit["n_candidates"] if method.cites_candidates else fit["n_neighbors"])
+    answer = method.respond(fit["parameters"], bank, asked, cited if n_neighbors is None else int(n_neighbors))
+    return Responded(
+        rows=np.where(answer.rows >= 0, order[np.maximum(answer.rows, 0)], -1),
+        weights=answer.weights,
+        distances=answer.distances,
+        evidence=answer.evidence,
+        response=answer.evidence + answer.adjustment,
+        effective_n=effective_n(answer.weights),
+        evidence_share=evidence_share(answer.evidence, answer.adjustment, bank.values.mean(axis=0)),
+    )
+
+
+def require_rows(
+    bank: Bank, asked: Asked, pairs: list[tuple[str, str]], method: Any, name: str, n_neighbors: int | None
+) -> None:
+    """Raise a `ValueError` if a query has no row to answer from, or fewer than are to be cited."""
+    eligible = asked.eligible.sum(axis=1)
+    if not eligible.all():
+        bad = [f"{p} in {c}" for (p, c), n in zip(pairs, eligible, strict=True) if n == 0]
+        msg = (
+            f"No row of the reference may be used for {listing(bad)}: the own perturbation in its context is left out, and "
+            "`where` may reject rows. Relax it, or add perturbations to the reference."
+        )
+        raise ValueError(msg)
+    if n_neighbors is not None and method.cites and n_neighbors > eligible.min():
+        msg = f"`n_neighbors` is {n_neighbors}, but only {eligible.min()} rows may be used. Ask for {eligible.min()} at most."
+        raise ValueError(msg)
+    if method.lacks is not None:
+        reasons = method.lacks(bank, asked)
+        bad = [f"{p} in {c} ({reason})" for (p, c), reason in zip(pairs, reasons, strict=True) if reason]
+        if bad:
+            msg = f"Method {name!r} has nothing to answer from for {listing(bad)}. Leave these out, or fit another method."
+            raise ValueError(msg)

@@ -1,0 +1,436 @@
+"""`rg.tl.perturb` on the spots of a tissue."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+import spatialdata as sd
+
+import ragst_sd as rg
+from ragst_sd.retrieval import response_methods
+from ragst_sd.retrieval.response_methods import ResponseMethod
+from ragst_sd.retrieval.responses import Candidates, cite, distances_to
+from ragst_sd.tl._tissue_state import main_context, mean_states, niches
+
+from ..screens import planted_screen, planted_tissue
+
+BUILD = {"unit": "log1p_cp10k", "context_key": "cell_type", "batch_key": "batch"}
+LOGS = {"unit": "log1p_cp10k"}
+
+
+@pytest.fixture(scope="module")
+def made():
+    screen, embedding = planted_screen(combinations=("P0+P7",))
+    return screen, embedding, planted_tissue(screen)
+
+
+@pytest.fixture
+def tissue(made):
+    return sd.deepcopy(made[2])
+
+
+@pytest.fixture
+def bank(made):
+    reference = rg.tl.build_perturbation_reference(made[0], embedding=made[1], **BUILD)
+    rg.tl.fit(reference, method="knn", n_neighbors=3)
+    return reference
+
+
+@pytest.fixture
+def steered(monkeypatch, bank):
+    """A reference fitted with a method that cites the rows of the context that the state resembles."""
+
+    def respond(parameters, bank, asked, k):
+        rows = np.tile([1, len(bank.key) - 1], (len(asked.key), 1))
+        near = np.square(asked.states(bank)[:, None, :] - bank.state[None]).sum(axis=2)
+        weights = np.exp(-(near - near.min(axis=1, keepdims=True)) / 5)
+        weights /= weights.sum(axis=1, keepdims=True)
+        return cite(bank, Candidates(rows, distances_to(bank, asked, rows)), weights)
+
+    method = ResponseMethod(respond, cites=True, options={})
+    monkeypatch.setitem(response_methods.RESPONSE_METHODS, "steered", method)
+    rg.tl.fit(bank, method="steered")
+    return bank
+
+
+def test_the_table_annotates_the_same_shapes(tissue, bank):
+    assert rg.tl.perturb(tissue, bank, perturbations="P3", **LOGS) is None
+    table, measured = tissue.tables["perturbed"], tissue.tables["table"]
+    assert table.uns["spatialdata_attrs"] == measured.uns["spatialdata_attrs"]
+    assert list(table.obs_names) == list(measured.obs_names) == list(table.obs["source"])
+    np.testing.assert_array_equal(table.obs["instance_id"], measured.obs["instance_id"])
+    np.testing.assert_array_equal(table.obsm["spatial"], measured.obsm["spatial"])
+    np.testing.assert_allclose(table.X, measured.X + table.layers["response"], atol=1e-5)
+    expected = np.sqrt((table.layers["response"] ** 2).mean(axis=1))
+    np.testing.assert_allclose(table.obs["response_magnitude"], expected, rtol=1e-5)
+    header = table.uns["retrieval"]
+    assert "direct response" in header["scope"] and "No effect on neighbouring" in header["scope"]
+    assert header["resolution"] == "spot" and header["table_key"] == "table" and header["gene_overlap"] == 1
+    assert "prediction" not in header
+
+
+def test_a_method_that_does_not_read_the_state_gives_a_constant_map(tissue, bank, caplog):
+    with caplog.at_level(logging.INFO):
+        rg.tl.perturb(tissue, bank, perturbations="P3", **LOGS)
+    table = tissue.tables["perturbed"]
+    header = table.uns["retrieval"]
+    assert header["constant"] and header["variance_p_value"] == 1 and len(header["variance_shuffled"]) == 0
+    assert header["variance"] == pytest.approx(0, abs=1e-12)
+    assert table.obs["response_magnitude"].nunique() == 1
+    assert "its map is constant" in caplog.text
+
+
+def test_response_follows_the_state_of_the_niche(tissue, steered):
+    rg.tl.perturb(tissue, steered, perturbations="P3", **LOGS)
+    table = tissue.tables["perturbed"]
+    header, half = table.uns["retrieval"], tissue.tables["table"].obs["half"].to_numpy()
+    assert not header["constant"] and header["variance_p_value"] <= 0.02
+    assert len(header["variance_shuffled"]) == 50 and header["variance"] > 2 * header["variance_shuffled"].max()
+    cited = header["cited"]
+    leading = cited["context"].to_numpy()[
+        np.take_along_axis(table.obsm["retrieval_rows"], table.obsm["retrieval_weights"].argmax(axis=1)[:, None], 1)[
+            :, 0
+        ]
+    ]
+    assert (leading == half).mean() > 0.9
+    magnitude = table.obs["response_magnitude"].groupby(half).mean()
+    assert abs(magnitude["a"] - magnitude["b"]) > 0.02
+
+
+def test_against_brute_force(tissue, steered):
+    """States, responses and the statistic of the first shuffling, written out."""
+    table = rg.tl.perturb(tissue, steered, perturbations="P3", n_around=4, center_states=False, inplace=False, **LOGS)
+    measured = tissue.tables["table"]
+    values, xy = np.asarray(measured.X, dtype=float), measured.obsm["spatial"]
+    names = np.asarray(measured.obs_names)
+    rank = {name: i for i, name in enumerate(sorted(names))}
+    members = []
+    for i in range(len(xy)):
+        far = np.round(np.square(xy - xy[i]).sum(axis=1), 3)
+        order = sorted((j for j in range(len(xy)) if j != i), key=lambda j: (far[j], rank[names[j]]))
+        members.append([i, *order[:4]])
+    means = steered.uns["ragst"]["contexts"]["mean"].astype(float)
+    order = np.argsort(steered.obs_names.astype(str))
+    two = np.asarray(steered.X, dtype=float)[order[[1, len(order) - 1]]]
+
+    def respond(cells):
+        states = np.array([cells[own].mean(axis=0) for own in members])
+        near = np.square(states[:, None] - means[None]).sum(axis=2)
+        weights = np.exp(-(near - near.min(axis=1, keepdims=True)) / 5)
+        return weights / weights.sum(axis=1, keepdims=True) @ two
+
+    def spread(response):
+        smooth = np.array([response[own].mean(axis=0) for own in members])
+        return ((smooth - smooth.mean(axis=0)) ** 2).mean()
+
+    expected = respond(values)
+    np.testing.assert_allclose(table.layers["response"], expected, atol=1e-4)
+    turned = np.random.default_rng(0).permutation(len(values))
+    shuffled = respond(values[turned])
+    header = table.uns["retrieval"]
+    assert header["variance"] == pytest.approx(spread(expected), rel=1e-4)
+    assert header["variance_shuffled"][0] == pytest.approx(spread(shuffled), rel=1e-4)
+
+
+def test_spots_without_order_give_a_constant_map(tissue, steered):
+    """The same spots at random places: states vary from spot to spot, but neighbours are not alike."""
+    generator = np.random.default_rng(3)
+    measured = tissue.tables["table"]
+    measured.X = measured.X[generator.permutation(measured.n_obs)]
+    rg.tl.perturb(tissue, steered, perturbations="P3", **LOGS)
+    table = tissue.tables["perturbed"]
+    header = table.uns["retrieval"]
+    assert header["constant"] and header["variance_p_value"] > 0.05 and header["variance"] > 1e-6
+    assert table.obs["response_magnitude"].nunique() == 1
+    true = np.sqrt((table.layers["response"] ** 2).mean(axis=1))
+    assert true.std() > 0 and table.obs["response_magnitude"].iloc[0] == pytest.approx(true.mean(), rel=1e-5)
+
+
+def test_region_and_population(tissue, steered):
+    whole = rg.tl.perturb(tissue, steered, perturbations="P3", center_states=False, inplace=False, **LOGS)
+    part = rg.tl.perturb(
+        tissue, steered, perturbations="P3", spots={"half": "a"}, center_states=False, inplace=False, **LOGS
+    )
+    measured = tissue.tables["table"]
+    assert list(part.obs_names) == list(measured.obs_names[measured.obs["half"] == "a"])
+    far_left = measured.obs_names[measured.obsm["spatial"][:, 0] < 300]
+    np.testing.assert_allclose(part[far_left].X, whole[far_left].X, atol=1e-5)
+    mask = (measured.obs["half"] == "a").to_numpy()
+    for spots in (mask, list(measured.obs_names[mask])):
+        other = rg.tl.perturb(
+            tissue, steered, perturbations="P3", spots=spots, center_states=False, inplace=False, **LOGS
+        )
+        np.testing.assert_array_equal(other.X, part.X)
+
+
+def test_known_contexts(tissue, bank):
+    """Where a column names contexts of the screen, their own rows are used, and the niche has that of most of its spots."""
+    table = rg.tl.perturb(tissue, bank, perturbations="P3", context_key="half", inplace=False, **LOGS)
+    cited = table.uns["retrieval"]["cited"]
+    contexts = cited["context"].to_numpy()[table.obsm["retrieval_rows"]]
+    assert (contexts == table.obs["context"].to_numpy()[:, None]).all()
+    assert "a:P3" not in set(cited["reference"]) and set(table.obs["context"]) == {"a", "b"}
+    assert not table.uns["retrieval"]["constant"]
+
+
+def test_far_states_are_flagged(tissue, bank, caplog):
+    table = rg.tl.perturb(tissue, bank, perturbations="P3", inplace=False, **LOGS)
+    inner = np.abs(tissue.tables["table"].obsm["spatial"][:, 0] - 550) > 200
+    assert (table.obs["state_percentile"][inner] < 98).mean() > 0.9
+    assert not table.obs["far_from_screen"][inner].mean() > 0.1
+    tissue.tables["table"].X[:30] += 2
+    table = rg.tl.perturb(tissue, bank, perturbations="P3", inplace=False, **LOGS)
+    assert table.obs["far_from_screen"][:20].all() and (table.obs["state_distance"][:20] > 2).all()
+    assert table.uns["retrieval"]["far_from_screen"] == pytest.approx(table.obs["far_from_screen"].mean())
+    assert "lie far from all cells of the screen" in caplog.text
+
+
+def test_standard_error_is_that_of_the_cited_rows(tissue, bank):
+    table = rg.tl.perturb(tissue, bank, perturbations="P3", inplace=False, **LOGS)
+    cited = table.uns["retrieval"]["cited"]["reference"].to_numpy()
+    for i in (0, 7):
+        rows, weights = table.obsm["retrieval_rows"][i], table.obsm["retrieval_weights"][i]
+        expected = weights @ bank[cited[rows]].layers["standard_error"]
+        np.testing.assert_allclose(table.layers["standard_error"][i], expected, rtol=1e-4)
+    rg.tl.fit(bank, method="mean")
+    assert np.isnan(
+        rg.tl.perturb(tissue, bank, perturbations="P3", inplace=False, **LOGS).layers["standard_error"]
+    ).all()
+
+
+def test_neighbors_and_explain(tissue, bank):
+    rg.tl.perturb(tissue, bank, perturbations="P3", **LOGS)
+    lines = rg.get.neighbors(tissue, prediction_key="perturbed", obs_names="spot5")
+    assert set(lines.columns) >= {"perturbation", "context", "reliability", "weight", "technology"}
+    assert lines["weight"].sum() == pytest.approx(1, abs=1e-5) and "P3" not in set(
+        lines["perturbation"][lines["context"] == "unknown"]
+    )
+    parts = rg.get.explain(tissue, bank, obs_name="spot5", gene="GENE4", prediction_key="perturbed")
+    table = tissue.tables["perturbed"]
+    assert [parts["reference"].iloc[i] for i in (0, -1)] == ["source", "adjustment"]
+    assert parts["contribution"].sum() == pytest.approx(float(table["spot5", "GENE4"].X.item()), abs=1e-4)
+    assert parts["value"].iloc[0] == pytest.approx(float(tissue.tables["table"]["spot5", "GENE4"].X.item()), abs=1e-4)
+
+
+def test_control_and_several_perturbations(tissue, bank):
+    rg.tl.perturb(tissue, bank, perturbations=["P3", "P0+P9", "control"], key_added="what_if", **LOGS)
+    assert set(tissue.tables) == {"table", "what_if_P3", "what_if_P0_P9", "what_if_control"}
+    back = tissue.tables["what_if_control"]
+    np.testing.assert_allclose(back.X, tissue.tables["table"].X, atol=1e-6)
+    assert (back.obs["response_magnitude"] == 0).all() and back.uns["retrieval"]["constant"]
+    tables = rg.tl.perturb(tissue, bank, perturbations=["P3", "P8"], inplace=False, **LOGS)
+    assert list(tables) == ["perturbed_P3", "perturbed_P8"]
+    np.testing.assert_array_equal(tables["perturbed_P3"].X, tissue.tables["what_if_P3"].X)
+
+
+def test_rerun_replaces_our_own_table_only(tissue, bank):
+    rg.tl.perturb(tissue, bank, perturbations="P3", **LOGS)
+    rg.tl.perturb(tissue, bank, perturbations="P8", **LOGS)
+    assert set(tissue.tables["perturbed"].obs["perturbation"]) == {"P8"}
+    before = tissue.tables["table"].copy()
+    for key, message in (
+        ("table", "was not made by `rg.tl.perturb`"),
+        ("spots", "taken by element"),
+        ("a b", "not a legal"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rg.tl.perturb(tissue, bank, perturbations="P3", key_added=key, **LOGS)
+    assert set(tissue.tables) == {"table", "perturbed"}
+    np.testing.assert_array_equal(tissue.tables["table"].X, before.X)
+    pd.testing.assert_frame_equal(tissue.tables["table"].obs, before.obs)
+
+
+def test_zarr_round_trip(tissue, steered, tmp_path):
+    rg.tl.perturb(tissue, steered, perturbations="P3", **LOGS)
+    tissue.write(tmp_path / "tissue.zarr")
+    read = sd.read_zarr(tmp_path / "tissue.zarr")
+    table, back = tissue.tables["perturbed"], read.tables["perturbed"]
+    np.testing.assert_array_equal(back.X, table.X)
+    np.testing.assert_array_equal(back.layers["standard_error"], table.layers["standard_error"])
+    assert bool(back.uns["retrieval"]["constant"]) == table.uns["retrieval"]["constant"]
+    first, second = (rg.get.neighbors(one, prediction_key="perturbed") for one in (tissue, read))
+    pd.testing.assert_frame_equal(first, second, check_dtype=False)
+    rg.tl.perturb(read, steered, perturbations="P8", **LOGS)
+    rg.io.write_table(read, "perturbed")
+    assert set(sd.read_zarr(tmp_path / "tissue.zarr").tables["perturbed"].obs["perturbation"]) == {"P8"}
+
+
+def test_squidpy_reads_it(tissue, steered):
+    import squidpy as sq
+
+    rg.tl.perturb(tissue, steered, perturbations="P3", **LOGS)
+    table = tissue.tables["perturbed"]
+    sq.gr.spatial_neighbors(table, n_neighs=6, coord_type="generic")
+    sq.gr.spatial_autocorr(table, mode="moran", attr="obs", genes=["response_magnitude"])
+    assert table.uns["moranI"]["I"].iloc[0] > 0.5
+
+
+def test_the_order_of_spots_changes_nothing(tissue, steered):
+    first = rg.tl.perturb(tissue, steered, perturbations="P3", n_permutations=3, inplace=False, **LOGS)
+    tissue.tables["table"] = tissue.tables["table"][np.random.default_rng(0).permutation(144)].copy()
+    second = rg.tl.perturb(tissue, steered, perturbations="P3", n_permutations=3, inplace=False, **LOGS)
+    np.testing.assert_allclose(second[first.obs_names].X, first.X, atol=1e-5)
+
+
+def rename(table, names):
+    table.var_names = names
+    return table
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            lambda n: [f"Gene{i}" for i in range(n)],
+            r"has 0 of the 60 genes of the screen \(0.0%\).*differ in capitals only.*human and mouse",
+        ),
+        (lambda n: [f"ENSG{i:011d}" for i in range(n)], "names its genes by symbols, .* by Ensembl ids"),
+        (lambda n: [f"OTHER{i}" for i in range(n)], r"has 0 of the 60 genes.*at least 20.*'OTHER0'"),
+        (
+            lambda n: [f"GENE{i}" if i < 12 else f"OTHER{i}" for i in range(n)],
+            r"has 12 of the 60 genes of the screen \(20.0%\)",
+        ),
+    ],
+)
+def test_genes_that_do_not_fit(tissue, bank, names, message):
+    rename(tissue.tables["table"], names(60))
+    with pytest.raises(ValueError, match=message):
+        rg.tl.perturb(tissue, bank, perturbations="P3", **LOGS)
+    assert set(tissue.tables) == {"table"}
+
+
+def test_ensembl_ids_of_two_species(made, tissue):
+    screen = rename(made[0].copy(), [f"ENSG{i:011d}" for i in range(60)])
+    reference = rg.tl.build_perturbation_reference(screen, embedding=made[1], **BUILD)
+    rg.tl.fit(reference, method="mean")
+    rename(tissue.tables["table"], [f"ENSMUSG{i:011d}" for i in range(60)])
+    with pytest.raises(ValueError, match="Ensembl ids of two species"):
+        rg.tl.perturb(tissue, reference, perturbations="P3", **LOGS)
+
+
+def test_fewer_genes_are_reported(tissue, bank):
+    tissue.tables["table"] = tissue.tables["table"][:, :40].copy()
+    table = rg.tl.perturb(tissue, bank, perturbations="P3", inplace=False, **LOGS)
+    assert table.n_vars == 40 and table.uns["retrieval"]["gene_overlap"] == pytest.approx(2 / 3)
+    assert table.uns["retrieval"]["n_genes"] == 40
+    some = rg.tl.perturb(tissue, bank, perturbations="P3", genes=["GENE7", "GENE3"], inplace=False, **LOGS)
+    np.testing.assert_array_equal(some.X, table[:, ["GENE7", "GENE3"]].X)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"perturbations": "STAT9"}, KeyError, "has no 'STAT9'"),
+        ({"table_key": "tabel"}, KeyError, "Did you mean 'table'"),
+        ({"spots": {"half": "c"}}, ValueError, "no spot has half 'c'; there are 'a', 'b'"),
+        ({"spots": {"side": "a"}}, KeyError, "'side' not found"),
+        ({"spots": ["spot1", "spot999"]}, KeyError, "has no 'spot999'"),
+        ({"spots": np.zeros(144, dtype=bool)}, ValueError, "leaves no spot"),
+        ({"spots": np.ones(3, dtype=bool)}, ValueError, "mask of shape"),
+        ({"spots": ["spot1", "spot2"]}, ValueError, "2 spots are left, too few for `n_around` 6"),
+        ({"n_around": 0}, ValueError, "`n_around` is 0"),
+        ({"n_permutations": 0.5}, ValueError, "`n_permutations` is 0.5"),
+        ({"unit": "counts"}, ValueError, "looks log-transformed already"),
+        ({"genes": ["nothing"]}, ValueError, "do not share 'nothing'"),
+        ({"context_key": "celltype"}, KeyError, "'celltype' not found"),
+        ({"perturbations": ["P0+P9", "P0_P9"]}, ValueError, "would have one name"),
+    ],
+)
+def test_bad_input(tissue, bank, arguments, error, message):
+    before = tissue.tables["table"].copy()
+    with pytest.raises(error, match=message):
+        rg.tl.perturb(tissue, bank, **({"perturbations": "P3"} | LOGS | arguments))
+    assert set(tissue.tables) == {"table"}
+    pd.testing.assert_frame_equal(tissue.tables["table"].obs, before.obs)
+
+
+def test_responses_are_not_perturbed_again(tissue, bank):
+    rg.tl.perturb(tissue, bank, perturbations="P3", **LOGS)
+    with pytest.raises(ValueError, match="holds predicted responses itself"):
+        rg.tl.perturb(tissue, bank, perturbations="P8", table_key="perturbed")
+    with pytest.raises(ValueError, match="choose from a SpatialData"):
+        rg.tl.perturb(tissue.tables["table"], bank, perturbations="P8", spots=["spot1"], **LOGS)
+
+
+class TestPredictedTissue:
+    """Expression predicted from a picture, in counts of the screen."""
+
+    @pytest.fixture
+    def screen_reference(self, reference):
+        """A screen of the genes of the drawn tissue, from counts."""
+        import anndata as ad
+
+        generator = np.random.default_rng(0)
+        genes = list(reference.var_names)
+        cells = ad.AnnData(generator.poisson(1.5, size=(240, len(genes))).astype("float32"))
+        cells.var_names = genes
+        cells.obs["perturbation"] = np.repeat(["control", "A", "B", "C"], 60)
+        built = rg.tl.build_perturbation_reference(
+            cells, embedding={"A": [1, 0.2], "B": [0.9, 0.4], "C": [0.2, 1]}, target_sum=None
+        )
+        rg.tl.fit(built, method="knn", n_neighbors=2)
+        return built
+
+    def test_both_steps_are_carried(self, predicted, screen_reference):
+        table = predicted.tables["predicted"]
+        table.layers["lower"], table.layers["upper"] = table.X - 0.2, table.X + 0.3
+        table.uns["retrieval"]["interval_level"], table.uns["retrieval"]["interval_unit"] = 0.9, "donor"
+        table.var["cv_pearson"] = np.linspace(-0.1, 0.6, table.n_vars)
+        rg.tl.perturb(predicted, screen_reference, perturbations="A", table_key="predicted")
+        out = predicted.tables["perturbed"]
+        header = out.uns["retrieval"]
+        assert header["prediction"]["method"] == "knn" and header["prediction"]["table_key"] == "predicted"
+        assert header["prediction"]["reference_hash"] == table.uns["retrieval"]["reference_hash"]
+        assert header["prediction"]["genes_not_to_be_trusted"] == int((table.var["cv_pearson"] < 0.1).sum())
+        assert header["interval_level"] == 0.9 and header["image_key"] == "he"
+        np.testing.assert_allclose(out.var["cv_pearson"], table.var["cv_pearson"])
+        assert "out_of_reference" in out.obs
+        # in the unit of the screen: the counts of its size-factor genes add up to its target
+        source = out.X - out.layers["response"]
+        target = screen_reference.uns["ragst"]["normalization"]["target_sum"]
+        np.testing.assert_allclose(np.expm1(source).sum(axis=1), target, rtol=1e-3)
+        scale = target / np.expm1(table.X.astype(float)).sum(axis=1, keepdims=True)
+        below = source - np.log1p(np.expm1(np.maximum(table.layers["lower"], 0)) * scale)
+        error = 1.6449 * out.layers["standard_error"]
+        np.testing.assert_allclose(out.X - out.layers["lower"], np.sqrt(below**2 + error**2), atol=2e-4)
+        assert (out.layers["upper"] > out.X).all()
+
+    def test_measured_tables_are_meant_first(self, predicted, screen_reference):
+        rg.tl.perturb(predicted, screen_reference, perturbations="A")
+        assert predicted.tables["perturbed"].uns["retrieval"]["table_key"] == "table"
+        assert "lower" not in predicted.tables["perturbed"].layers
+        with pytest.raises(ValueError, match="Leave `layer` and `unit` out"):
+            rg.tl.perturb(predicted, screen_reference, perturbations="A", table_key="predicted", unit="log1p_cp10k")
+        with pytest.raises(ValueError, match=r"was not made by `rg\.tl\.perturb`"):
+            rg.tl.perturb(predicted, screen_reference, perturbations="A", key_added="predicted")
+
+    def test_too_few_predicted_genes_for_the_unit(self, query, fitted, screen_reference):
+        rg.tl.predict(query, fitted, genes=list(fitted.var_names[:100]))
+        with pytest.raises(ValueError, match="predicts 100 genes that the size factors of the screen rest on"):
+            rg.tl.perturb(query, screen_reference, perturbations="A", table_key="predicted")
+
+    def test_empty_spots_are_left_out(self, query, screen_reference, caplog):
+        import scipy.sparse as sp
+
+        table = query.tables["table"]
+        table.X = sp.csr_matrix(table.X)
+        table.X[:3] = 0
+        rg.tl.perturb(query, screen_reference, perturbations="A")
+        assert query.tables["perturbed"].n_obs == table.n_obs - 3
+        assert f"3 of {table.n_obs} spots have no expression" in caplog.text
+
+
+def test_niches_and_contexts():
+    xy = np.array([[0.0, 0], [1, 0], [2, 0], [10, 0]])
+    sets = niches(xy, np.array(["d", "c", "b", "a"]), 2).toarray()
+    np.testing.assert_allclose(sets, np.array([[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0], [0, 1, 1, 1]]) / 3)
+    values = np.array([[1.0, np.nan], [2, np.nan], [3, 4], [4, 5]])
+    states = mean_states(niches(xy, np.array(list("dcba")), 1), values)
+    np.testing.assert_allclose(states, [[1.5, np.nan], [2.5, 4], [2.5, 4], [3.5, 4.5]])
+    contexts = main_context(niches(xy, np.array(list("dcba")), 1), np.array(["x", "y", "y", "z"], dtype=object))
+    assert list(contexts) == ["x", "y", "y", "z"]
+    same = niches(np.zeros((5, 2)), np.array(list("edcba")), 2)
+    assert (same.diagonal() > 0).all() and (same.getnnz(axis=1) == 3).all()
