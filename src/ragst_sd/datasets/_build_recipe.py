@@ -102,8 +102,15 @@ def build_recipe(
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> recipe = {"version": 1, "sources": [{"dataset": "her2st", "samples": ["B4", "C2"]}]}
-    >>> reference = rg.datasets.build_recipe(recipe, path="breast.zarr")  # doctest: +SKIP
+    >>> recipe = {
+    ...     "version": 1,
+    ...     "sources": [{"folder": "sections", "tissue": "breast", "license": "CC-BY-4.0"}],
+    ...     "encoder": {"model": "texture"},
+    ...     "tiles": {"tile_px": 64, "mpp": 1.0, "context": [1]},
+    ... }
+    >>> reference = rg.datasets.build_recipe(recipe, path="breast.zarr", progress=False)
+    >>> sorted(reference.obs["sample"].unique())
+    ['donor1', 'donor2']
     """
     plan = read_recipe(recipe)
     path = Path(path).expanduser().resolve()

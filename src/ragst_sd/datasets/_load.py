@@ -111,8 +111,12 @@ def load(
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> sections = rg.datasets.load("her2st", samples=["B4", "C2"])  # doctest: +SKIP
-    >>> mine = rg.datasets.load("mine", path="folder_of_h5ad_and_jpg")  # doctest: +SKIP
+    >>> sections = rg.datasets.load("her2st", samples=["B4", "C2"])
+    >>> sections["B4"].tables["table"].obs["donor"].unique().tolist()
+    ['her2st B']
+    >>> mine = rg.datasets.load("mine", path="sections")  # a folder of <section>.h5ad and <section>.jpg (or png, tif)
+    >>> sorted(mine)
+    ['donor1', 'donor2']
     """
     found = find_samples(name, samples=samples, path=path, password=password, bin_um=bin_um, progress=progress)
     loaded = {}

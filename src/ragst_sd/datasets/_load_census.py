@@ -66,14 +66,19 @@ def load_census(
         If cellxgene-census is not installed.
     KeyError
         If there is no such data set.
+    TypeError
+        If `name` is no name.
     ValueError
         If it is no query of the Census, or no cell fulfils the conditions.
 
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> cells = rg.datasets.load_census("census_human_breast")  # doctest: +SKIP
-    >>> rg.tl.add_cell_types(reference, cells, cell_type_key="cell_type")  # doctest: +SKIP
+    >>> cells = rg.datasets.load_census("census_human_breast", max_cells_per_type=25)
+    >>> int(cells.obs["cell_type"].value_counts().max())
+    25
+
+    They go into `rg.tl.add_cell_types(reference, cells, cell_type_key="cell_type")`.
     """
     require_type(name, str, "name")
     require_positive(max_cells_per_type, "max_cells_per_type", whole=True)

@@ -68,6 +68,8 @@ def load_screen(
         If there is no such data set.
     ValueError
         If it is no screen, or the file has no column of perturbations or no controls.
+    TypeError
+        If `name` is no name.
     ConnectionError, FileNotFoundError, OSError
         If the file cannot be had.
 
@@ -79,10 +81,11 @@ def load_screen(
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> screen = rg.datasets.load_screen("papalexi_2021")  # doctest: +SKIP
-    >>> reference = rg.tl.build_perturbation_reference(
-    ...     screen, embedding=embedding, context_key="context", batch_key="batch"
-    ... )  # doctest: +SKIP
+    >>> screen = rg.datasets.load_screen("papalexi_2021", max_cells=20)
+    >>> sorted(screen.obs["perturbation"].unique())[-2:]
+    ['STAT1', 'control']
+
+    It goes into `rg.tl.build_perturbation_reference(screen, embedding=embedding, context_key="context", batch_key="batch")`.
     """
     require_type(name, str, "name")
     if max_cells is not None:

@@ -75,6 +75,11 @@ def synthetic(
       share of each gene in the RNA of each tissue, ``varm["effects"]`` its log response to each gradient;
       ``uns["truth"]`` the names of tissues and gradients and the donor's shift of each gene.
 
+    Raises
+    ------
+    ValueError
+        If a number makes no sense, the picture is too small for tissue, or there are fewer genes than named markers.
+
     Examples
     --------
     >>> import ragst_sd as rg

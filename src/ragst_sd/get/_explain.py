@@ -31,7 +31,12 @@ def explain(
     gene: str | Sequence[str],
     prediction_key: str = "predicted",
 ) -> pd.DataFrame:
-    """Take a predicted value apart into the measured values it was made from.
+    r"""Take a predicted value apart into the measured values it was made from.
+
+    .. math:: \hat y_g(x) = \sum_j w_{jg}\, (y_{jg} + c_{jg}) + a_g(x)
+
+    with one line for each cited row j: its `weight` w among the cited rows that measured gene g, its measured `value` y, the
+    `correction` c of its section, and their product, the `contribution`; the last line is the `adjustment` a.
 
     Parameters
     ----------
@@ -80,7 +85,7 @@ def explain(
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> sections = rg.datasets.synthetic(n_donors=3)
+    >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
     >>> for sdata in sections.values():
     ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
     >>> query = sections.pop("donor3")

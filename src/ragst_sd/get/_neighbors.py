@@ -71,7 +71,7 @@ def neighbors(
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> sections = rg.datasets.synthetic(n_donors=3)
+    >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
     >>> for sdata in sections.values():
     ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
     >>> query = sections.pop("donor3")

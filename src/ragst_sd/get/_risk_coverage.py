@@ -91,10 +91,15 @@ def risk_coverage(
     ValueError
         If a share makes no sense, the tables share no spots or genes, or the truth is not counts.
 
+    References
+    ----------
+    El-Yaniv & Wiener (2010), On the foundations of noise-free selective classification, J. Mach. Learn. Res. 11, 1605, for
+    risk as a function of coverage.
+
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> sections = rg.datasets.synthetic(n_donors=3)
+    >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
     >>> for sdata in sections.values():
     ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
     >>> query = sections.pop("donor3")

@@ -102,20 +102,28 @@ def read_embeddings(
     ------
     KeyError
         If a key does not exist.
+    FileNotFoundError
+        If there is no such file.
+    TypeError
+        If `sdata` is no SpatialData, `path` no path or `model` no name.
     ValueError
         If the file is damaged or lacks what it takes, no spot belongs to a tile, or encoder, tile size or resolution are
         neither in the file nor given.
 
     Notes
     -----
-    Barcodes, if the file holds them, decide which vector belongs to which spot. Else `coords` do: they are the top left
+    The files are those of TRIDENT (https://github.com/mahmoodlab/TRIDENT), CLAM (https://github.com/mahmoodlab/CLAM) and
+    HEST (https://github.com/mahmoodlab/HEST). Barcodes, if the file holds them, decide which vector belongs to which spot. Else `coords` do: they are the top left
     corners of tiles in pixels of the finest level, and a spot takes the nearest tile of those whose centre lies within
     half a tile of its own.
 
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> rg.io.read_embeddings(sdata, "features_uni_v1/slide.h5")  # doctest: +SKIP
+    >>> sdata = rg.io.read_slide("slide.tif", mpp=0.5)
+    >>> rg.io.read_embeddings(sdata, "features_uni_v1/slide.h5", image_key="he")  # made by TRIDENT
+    >>> list(sdata.tables["tiles_table"].obsm)
+    ['X_uni_v1', 'spatial']
     """
     require_sdata(sdata)
     require_type(path, (str, PathLike), "path")

@@ -78,6 +78,8 @@ def read_hest(
         If a file is missing.
     KeyError
         If there is no such sample.
+    TypeError
+        If `path` is no path.
     ValueError
         If no resolution or no spot diameter is known, or spots and picture do not fit.
 
@@ -94,7 +96,9 @@ def read_hest(
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> sdata = rg.io.read_hest("hest_data", sample="TENX95")  # doctest: +SKIP
+    >>> sdata = rg.io.read_hest("hest_data", sample="TENX95")  # the folder holds st/, wsis/ and metadata/
+    >>> sorted(sdata.tables["table"].uns["ragst"]["source"])
+    ['citation', 'license', 'technology', 'tissue']
     """
     require_type(path, (str, PathLike), "path")
     if image_mpp is not None:

@@ -41,7 +41,15 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
 
     Examples
     --------
-    See :func:`ragst_sd.io.write_reference`.
+    >>> import ragst_sd as rg
+    >>> sections = rg.datasets.synthetic(n_donors=1, image_px=500)
+    >>> rg.pp.embed_tiles(sections["donor1"], progress=False)
+    >>> rg.io.write_reference(rg.tl.build_reference(sections, use_rep="X_texture"), "reference.zarr", overwrite=True)
+    >>> reference = rg.io.read_reference("reference.zarr")
+    >>> list(reference.obs["donor"].unique())
+    ['donor1']
+    >>> rg.io.read_reference("reference.zarr", lazy=True).shape == reference.shape
+    True
     """
     import anndata as ad
 

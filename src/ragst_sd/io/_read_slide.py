@@ -61,6 +61,8 @@ def read_slide(
     ------
     FileNotFoundError
         If there is no such file.
+    TypeError
+        If `path` is no path or `image_key` no name.
     ValueError
         If it is no slide or not RGB, or its pixels are not square.
 
@@ -77,8 +79,10 @@ def read_slide(
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> sdata = rg.io.read_slide("slide.svs")  # doctest: +SKIP
-    >>> rg.pp.tile_grid(sdata, tile_px=224, mpp=0.5)  # doctest: +SKIP
+    >>> sdata = rg.io.read_slide("slide.tif")  # or svs, ndpi, mrxs, ...
+    >>> sdata.attrs["ragst"]["image_mpp"]["he"]
+    0.5
+    >>> rg.pp.tile_grid(sdata, image_key="he", tile_px=64, mpp=1.0)
     """
     from spatialdata import SpatialData
 

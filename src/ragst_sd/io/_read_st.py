@@ -88,6 +88,14 @@ def read_st(
     attrs["ragst"]["image_mpp"]["he"]
         Microns per pixel, where they are known.
 
+    Raises
+    ------
+    FileNotFoundError
+        If a file does not exist.
+    ValueError
+        If counts are not counts, the picture is not RGB, spots have no coordinates or lie outside it, names do not match or are
+        double, or a source has unknown fields.
+
     Notes
     -----
     In an h5ad file `uns["meta"]` may name `um_per_px`, `patient`, `section`, `tissue`, `technology`, `licence` and
@@ -96,10 +104,23 @@ def read_st(
 
     Examples
     --------
+    From files, as the original Spatial Transcriptomics data are deposited (`ST` is a folder with them):
+
     >>> import ragst_sd as rg
     >>> sdata = rg.io.read_st(
-    ...     "ST-cnts/B1.tsv.gz", "B1.jpg", coordinates="B1_selection.tsv", donor="B", um_between_centers=200
-    ... )  # doctest: +SKIP
+    ...     "ST/counts.tsv.gz", "ST/he.jpg", coordinates="ST/selection.tsv", donor="B", um_between_centers=200
+    ... )
+    >>> round(sdata.attrs["ragst"]["image_mpp"]["he"], 1)
+    2.0
+
+    Or from what is in memory:
+
+    >>> import numpy as np, pandas as pd
+    >>> counts = pd.DataFrame([[3, 0], [1, 5]], index=["10x10", "10x11"], columns=["EPCAM", "COL1A1"])
+    >>> picture, centres = np.full((200, 300, 3), 230, dtype="uint8"), np.array([[80, 100], [220, 100]])
+    >>> sdata = rg.io.read_st(counts, picture, coordinates=centres, donor="B", image_mpp=1.4)
+    >>> sdata.tables["table"].shape
+    (2, 2)
     """
     for value, argument in (
         (image_mpp, "image_mpp"),

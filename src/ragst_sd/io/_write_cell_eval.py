@@ -63,6 +63,11 @@ def write_cell_eval(
     overwrite
         Replace files of these names.
 
+    Returns
+    -------
+    `None`. On disk, for every context, `<context>_pred.h5ad` and `<context>_real.h5ad`: `.X` float32 on the log scale,
+    `.obs["perturbation"]`, and the same `.var_names`.
+
     Raises
     ------
     FileExistsError
@@ -77,7 +82,7 @@ def write_cell_eval(
 
     Examples
     --------
-    >>> import anndata as ad, numpy as np, ragst_sd as rg, pathlib, tempfile
+    >>> import anndata as ad, numpy as np, ragst_sd as rg, pathlib
     >>> rng = np.random.default_rng(0)
     >>> adata = ad.AnnData(rng.poisson(2.0, size=(160, 210)).astype("float32"))
     >>> adata.obs["perturbation"] = np.repeat(["control", "STAT1", "JAK2", "IRF1"], 40)
@@ -87,9 +92,8 @@ def write_cell_eval(
     >>> reference = rg.tl.build_perturbation_reference(seen, embedding=embedding)
     >>> rg.tl.fit(reference, method="mean")
     >>> predicted = rg.tl.perturb(adata[role == "control_train"], reference, perturbations=["STAT1"])
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> rg.io.write_cell_eval(predicted, adata, folder)
-    >>> sorted(file.name for file in folder.iterdir())
+    >>> rg.io.write_cell_eval(predicted, adata, "cell_eval")
+    >>> sorted(file.name for file in pathlib.Path("cell_eval").iterdir())
     ['all_pred.h5ad', 'all_real.h5ad']
     """
     import anndata as ad

@@ -41,6 +41,10 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
     overwrite
         Replace an existing reference. Anything else at `path` is never replaced.
 
+    Returns
+    -------
+    `None`. On disk `path` is a zarr store that :func:`ragst_sd.io.read_reference` reads.
+
     Raises
     ------
     FileExistsError
@@ -50,13 +54,12 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
 
     Examples
     --------
-    >>> import ragst_sd as rg, tempfile, pathlib
-    >>> sections = rg.datasets.synthetic(n_donors=1)
+    >>> import ragst_sd as rg
+    >>> sections = rg.datasets.synthetic(n_donors=1, image_px=500)
     >>> rg.pp.embed_tiles(sections["donor1"], progress=False)
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
-    >>> path = pathlib.Path(tempfile.mkdtemp()) / "reference.zarr"
-    >>> rg.io.write_reference(reference, path)
-    >>> rg.io.read_reference(path).shape == reference.shape
+    >>> rg.io.write_reference(reference, "reference.zarr")
+    >>> rg.io.read_reference("reference.zarr").shape == reference.shape
     True
     """
     reference = _current(reference)

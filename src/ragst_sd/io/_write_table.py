@@ -31,18 +31,24 @@ def write_table(sdata: SpatialData, name: str) -> None:
     name
         Table to write.
 
+    Returns
+    -------
+    `None`. On disk `<store>/tables/<name>` is the table as it is in memory.
+
     Raises
     ------
     KeyError
         If the table does not exist.
+    TypeError
+        If `sdata` is no SpatialData.
     ValueError
         If the object has no store.
 
     Examples
     --------
-    >>> import ragst_sd as rg, tempfile, pathlib
-    >>> sdata = rg.datasets.synthetic(n_donors=1)["donor1"]
-    >>> sdata.write(pathlib.Path(tempfile.mkdtemp()) / "donor1.zarr")
+    >>> import ragst_sd as rg
+    >>> sdata = rg.datasets.synthetic(n_donors=1, image_px=500)["donor1"]
+    >>> sdata.write("donor1.zarr")
     >>> rg.pp.embed_tiles(sdata, progress=False)
     >>> rg.io.write_table(sdata, "table")
     """

@@ -104,6 +104,8 @@ def explain(
     ------
     KeyError
         If a table, spot, gene or layer does not exist, or the table lacks a column of `.obs`.
+    TypeError
+        If `obs_name` is not one name.
     ValueError
         If the table has lost its provenance, the reference is another one, or the spot has no prediction of the gene.
 

@@ -122,6 +122,8 @@ def prediction(
     ------
     KeyError
         If a table, gene or layer does not exist, or the table has no intervals.
+    TypeError
+        If `sdata` is no SpatialData.
     ValueError
         If the image or the shapes are not in the object, or the truth shares no spots or is not counts.
 

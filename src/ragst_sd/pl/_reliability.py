@@ -142,6 +142,8 @@ def reliability(
     ------
     KeyError
         If a table, gene, layer or map does not exist.
+    TypeError
+        If `sdata` is no SpatialData.
     ValueError
         If the image or the shapes are not in the object, the table has nothing to draw, the truth shares no spots, or
         the metric is not known.

@@ -103,6 +103,8 @@ def retrieval(
     ------
     KeyError
         If the table, spot or gene does not exist.
+    TypeError
+        If `sdata` is no SpatialData, `gene` not one name, or `obs_name` neither one nor several.
     ValueError
         If the method cites no spots, this spot has no prediction (it lies outside the image), no cited spot measured
         the gene, the reference is another one or has no thumbnails, or the image is not in the object.

@@ -118,6 +118,8 @@ def sources(
     ------
     KeyError
         If the table does not exist.
+    TypeError
+        If `sdata` is no SpatialData.
     ValueError
         If the method cites no spots, the image or the shapes are not in the object, or the table has lost its provenance.
 

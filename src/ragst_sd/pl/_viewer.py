@@ -115,6 +115,8 @@ def viewer(
         If `path` is a file that is no viewer page.
     KeyError
         If a table, gene or layer does not exist, or the table lacks a column of `.obs`.
+    TypeError
+        If `sdata` is no SpatialData.
     ValueError
         If the table has lost its provenance, the image or the shapes are not in the object, the reference is another one, the truth shares no spots or is not
         counts, or the page would be larger than 30 MB.

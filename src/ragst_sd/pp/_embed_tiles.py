@@ -128,6 +128,8 @@ def embed_tiles(
     ------
     KeyError
         If a key does not exist; available ones are listed.
+    TypeError
+        If `sdata` is no SpatialData.
     ValueError
         If image and shapes share no frame or several, `mpp` is asked for and the image's is unknown, the image is not
         RGB, all spots lie outside it, or the encoder returns NaN.
@@ -137,10 +139,16 @@ def embed_tiles(
     The embedding is kept in memory; :func:`ragst_sd.io.write_table` stores it. A rerun with the same header reuses the
     stored embedding. Callables and modules without a `name` cannot be recognised and are always run again.
 
+    References
+    ----------
+    `"texture"` uses the stain separation of Ruifrok & Johnston (2001), Anal. Quant. Cytol. Histol. 23, 291; local binary
+    patterns of Ojala et al. (2002), doi:10.1109/TPAMI.2002.1017623; and co-occurrence of Haralick et al. (1973),
+    doi:10.1109/TSMC.1973.4309314. :func:`ragst_sd.pp.encoders` cites the others.
+
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> sdata = rg.datasets.synthetic(n_donors=1)["donor1"]
+    >>> sdata = rg.datasets.synthetic(n_donors=1, image_px=500)["donor1"]
     >>> rg.pp.embed_tiles(sdata, model="texture", progress=False)
     >>> sdata.tables["table"].obsm["X_texture"].shape[0] == sdata.tables["table"].n_obs
     True

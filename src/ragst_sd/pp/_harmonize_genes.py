@@ -38,7 +38,8 @@ def harmonize_genes(
 
     Sections that were counted against annotations of different years name the same gene differently; a reference of them
     would take those for different genes. Names are looked up in tables of human and mouse that ship with the package
-    (GENCODE, HGNC, MGI). A current symbol is kept. Ensembl ids, symbols that a gene had before, and aliases become the current
+    (`GENCODE <https://www.gencodegenes.org>`__, `HGNC <https://www.genenames.org>`__,
+    `MGI <https://www.informatics.jax.org>`__). A current symbol is kept. Ensembl ids, symbols that a gene had before, and aliases become the current
     symbol (the Ensembl id where a gene has no symbol). A symbol of earlier days goes before an alias, because counting writes
     the symbols of its time. Nothing is guessed: names that stand for several genes are ambiguous and treated like unknown ones.
 

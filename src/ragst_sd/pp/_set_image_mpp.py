@@ -51,13 +51,15 @@ def set_image_mpp(
     ------
     KeyError
         If a key does not exist.
+    TypeError
+        If `sdata` is no SpatialData.
     ValueError
         If `mpp` is not positive, or there are fewer than two spots to measure the pitch.
 
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> sdata = rg.datasets.synthetic(n_donors=1)["donor1"]
+    >>> sdata = rg.datasets.synthetic(n_donors=1, image_px=500)["donor1"]
     >>> rg.pp.set_image_mpp(sdata, image_key="he", shapes_key="spots", um_between_centers=100)
     >>> round(sdata.attrs["ragst"]["image_mpp"]["he"], 2)
     1.0

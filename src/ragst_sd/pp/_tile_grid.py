@@ -72,6 +72,8 @@ def tile_grid(
     ------
     KeyError
         If the image does not exist.
+    TypeError
+        If `sdata` is no SpatialData.
     ValueError
         If `mpp` is asked for and the image's is unknown, no tile fits or none holds tissue, or a name is taken.
 
@@ -82,7 +84,7 @@ def tile_grid(
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> sdata = rg.datasets.synthetic(n_donors=1)["donor1"]
+    >>> sdata = rg.datasets.synthetic(n_donors=1, image_px=500)["donor1"]
     >>> rg.pp.tile_grid(sdata, image_key="he", tile_px=224, mpp=0.5)
     >>> len(sdata.shapes["tiles"]) == sdata.tables["tiles_table"].n_obs
     True

@@ -134,15 +134,15 @@ def rag_gate(parameters: Mapping[str, Any], hood: Neighbourhood) -> np.ndarray:
             state[:size] = hood.state[part]
             absent = rows < 0
             # A query without any candidate would divide by zero; its weights are set to zero below.
-            empty = absent.all(axis=1, keepdims=True)
+            empty = np.asarray(absent.all(axis=1))
             logits = model.logits(
                 torch.from_numpy(query),
                 torch.from_numpy(hood.bank[np.maximum(rows, 0)]),
                 torch.from_numpy(state),
-                torch.from_numpy(absent & ~empty),
+                torch.from_numpy(absent & ~empty[:, None]),
             )
             weights = gate(logits, model.null).numpy()
-            weights[empty[:, 0]] = 0
+            weights[empty] = 0
             out[part] = weights[:size]
     return out
 

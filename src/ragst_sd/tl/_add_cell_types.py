@@ -107,7 +107,7 @@ def add_cell_types(
     Examples
     --------
     >>> import anndata as ad, numpy as np, pandas as pd, ragst_sd as rg
-    >>> sections = rg.datasets.synthetic(n_donors=2)
+    >>> sections = rg.datasets.synthetic(n_donors=2, image_px=500)
     >>> for sdata in sections.values():
     ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")

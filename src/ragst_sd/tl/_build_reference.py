@@ -50,9 +50,13 @@ def build_reference(
     thumbnails: bool = True,
     on_duplicate: str = "warn",
 ) -> AnnData:
-    """Merge measured sections into one reference, one row per spot.
+    r"""Merge measured sections into one reference, one row per spot.
 
-    Expression becomes log1p of counts per 10,000, with size factors from the genes that all panels share. What each
+    Expression becomes log1p of counts per 10,000,
+
+    .. math:: y_{ig} = \log\Big(1 + 10^4 \frac{c_{ig}}{\sum_{h \in S} c_{ih}}\Big)
+
+    with counts :math:`c_{ig}` of gene g in spot i, and size factors from the genes :math:`S` that all panels share. What each
     panel measured is kept, so that a gene that was not measured is never taken for zero.
 
     Parameters
@@ -77,7 +81,7 @@ def build_reference(
         Further columns of `.obs` to keep, for `where=` and for reading. `tissue` and `technology` may vary within a
         section this way; `sources` overrides them.
     sources
-        For each sample a mapping with `tissue`, `technology`, `license`, `citation`, and optionally `panel`. What is
+        For each sample a mapping with `tissue`, `technology`, `license`, `citation`, and `panel` if it has a name. What is
         not given is taken from the section, else `"unknown"`. Sections of one panel measured the union of the genes
         that they list. Without a name, whole transcriptomes (10,000 genes and more) counted against the same
         annotation are one panel, and targeted sections that list the same genes.
@@ -126,7 +130,7 @@ def build_reference(
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> sections = rg.datasets.synthetic(n_donors=2)
+    >>> sections = rg.datasets.synthetic(n_donors=2, image_px=500)
     >>> for sdata in sections.values():
     ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")

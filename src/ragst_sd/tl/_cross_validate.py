@@ -134,6 +134,11 @@ def cross_validate(
         If a method or an option does not exist, there are no two groups, `n_neighbors` exceeds the training rows, raw
         counts are asked of a reference without counts, or no section has 3 spots.
 
+    References
+    ----------
+    Noise ceilings follow the count splitting of Neufeld et al. (2024), doi:10.1093/biostatistics/kxac047; metrics are those of
+    :func:`ragst_sd.tl.evaluate`.
+
     Examples
     --------
     >>> import ragst_sd as rg

@@ -33,7 +33,7 @@ def embed_genes(
 
     with :math:`m_{gt}` one where gene g is in set t, n the number of genes and :math:`n_t` the size of the set. So
     small sets count more than large ones, and genes of the same sets point in the same direction: latent semantic
-    analysis (Deerwester et al. 1990) of gene sets, by `sklearn.decomposition.TruncatedSVD`. The result depends neither
+    analysis (Deerwester et al. 1990, doi:10.1002/(SICI)1097-4571(199009)41:6<391::AID-ASI1>3.0.CO;2-9) of gene sets, by `sklearn.decomposition.TruncatedSVD`. The result depends neither
     on the order of the lines nor on that of the genes.
 
     Parameters
@@ -56,6 +56,8 @@ def embed_genes(
     ------
     FileNotFoundError
         If there is no such file.
+    TypeError
+        If `gmt` is neither a path nor a mapping.
     ValueError
         If a line is not one of a GMT file, no gene is in enough sets, or `n_components` is too large.
 

@@ -52,7 +52,7 @@ def evaluate(
     metrics: Sequence[str] | None = None,
     rng: int = 0,
 ) -> pd.DataFrame:
-    """Compare a prediction with what was measured.
+    r"""Compare a prediction with what was measured.
 
     The truth is normalised as the reference was (log1p of counts per 10,000, the same size-factor genes). Every
     metric is taken within a section, so that differences between sections do not count as accuracy.
@@ -114,13 +114,25 @@ def evaluate(
 
     Notes
     -----
+    For gene g over the spots i of a section
+
+    .. math:: \mathrm{pearson}_g = \mathrm{cor}_i(\hat y_{ig}, y_{ig}), \qquad
+              \mathrm{rmse}_g = \sqrt{\mathrm{mean}_i (\hat y_{ig} - y_{ig})^2}, \qquad
+              \mathrm{variance\_kept}_g = \mathrm{var}_i(\hat y_{ig}) / \mathrm{var}_i(y_{ig})
+
     The share of weight on cited rows of the query's own label needs the labels of the reference, which a prediction
     does not carry: see `rg.tl.cross_validate`.
+
+    References
+    ----------
+    Moran (1950), doi:10.1093/biomet/37.1-2.17, by :func:`scanpy.metrics.morans_i`; the noise ceiling after the
+    count splitting of Neufeld et al. (2024), doi:10.1093/biostatistics/kxac047; the adjusted Rand index of Hubert & Arabie
+    (1985), doi:10.1007/BF01908075.
 
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> sections = rg.datasets.synthetic(n_donors=3)
+    >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
     >>> for sdata in sections.values():
     ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
     >>> query = sections.pop("donor3")

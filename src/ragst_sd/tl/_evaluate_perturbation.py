@@ -110,6 +110,11 @@ def evaluate_perturbation(
         If `data` was not made by `rg.tl.perturb`, no controls are left for the truth, nothing predicted was measured, or
         values are not what `unit` says.
 
+    References
+    ----------
+    Metrics are named as in `cell-eval <https://github.com/ArcInstitute/cell-eval>`__; for the centroid of perturbed cells see
+    Viñas Torné et al. (2025), Systema, doi:10.1038/s41587-025-02777-8.
+
     Examples
     --------
     >>> import anndata as ad, numpy as np, ragst_sd as rg

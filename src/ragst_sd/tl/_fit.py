@@ -155,7 +155,7 @@ def fit(
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> sections = rg.datasets.synthetic(n_donors=2)
+    >>> sections = rg.datasets.synthetic(n_donors=2, image_px=500)
     >>> for sdata in sections.values():
     ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")

@@ -71,7 +71,7 @@ def merge_references(
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> sections = rg.datasets.synthetic(n_donors=2)
+    >>> sections = rg.datasets.synthetic(n_donors=2, image_px=500)
     >>> for sdata in sections.values():
     ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
     >>> first, second = (rg.tl.build_reference({name: sdata}, use_rep="X_texture") for name, sdata in sections.items())

@@ -155,6 +155,8 @@ def perturb(
     ------
     KeyError
         If a column does not exist, or a gene has no embedding in the reference.
+    TypeError
+        If `data` is no AnnData.
     ValueError
         If the reference is not fitted or has changed since, reference and data share no genes, values are not what
         `unit` says, `n_neighbors` exceeds what was fitted or may be used, or the method has nothing to answer from (the

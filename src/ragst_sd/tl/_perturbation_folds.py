@@ -67,8 +67,8 @@ def perturbation_folds(
 
     Returns
     -------
-    Data frame with one row per cell and one categorical column per fold, named by what is held out: `"train"`,
-    `"test"`, `"control_train"`, `"control_test"`, or `"unused"`. Build the reference on the first and third, predict from
+    Data frame with one row per cell (its index is `obs_names`) and one categorical column per fold, named by what is held
+    out: `"train"`, `"test"`, `"control_train"`, `"control_test"`, or `"unused"`. Build the reference on the first and third, predict from
     the third, and compare with the second and fourth: see :func:`ragst_sd.tl.evaluate_perturbation`.
 
     Raises

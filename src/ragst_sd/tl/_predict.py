@@ -131,6 +131,8 @@ def predict(
     ------
     KeyError
         If a table, embedding or column is missing.
+    TypeError
+        If `sdata` is no SpatialData.
     ValueError
         If the reference is not fitted or has changed since, embeddings were made differently, no row is eligible, a gene is
         known to neither rows nor single cells, or to single cells only and the method cites nobody,
@@ -140,7 +142,7 @@ def predict(
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> sections = rg.datasets.synthetic(n_donors=3)
+    >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
     >>> for sdata in sections.values():
     ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
     >>> query = sections.pop("donor3")

@@ -94,7 +94,7 @@ def report(
 
     Examples
     --------
-    >>> import ragst_sd as rg, tempfile, pathlib
+    >>> import ragst_sd as rg
     >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
     >>> for sdata in sections.values():
     ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
@@ -102,7 +102,7 @@ def report(
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rg.tl.fit(reference, method="knn", n_neighbors=10)
     >>> rg.tl.predict(query, reference)
-    >>> paths = rg.tl.report(query, reference, path=pathlib.Path(tempfile.mkdtemp()) / "donor3")
+    >>> paths = rg.tl.report(query, reference, path="donor3")
     >>> [path.name for path in paths]
     ['donor3.md', 'donor3.html']
     """

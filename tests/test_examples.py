@@ -1,0 +1,175 @@
+"""The examples of public docstrings run as they are written, offline, in a folder with the files that they name."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import shutil
+import sys
+from contextlib import contextmanager
+from importlib import import_module
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+import ragst_sd as rg
+from ragst_sd._settings import Settings
+
+from .datasets.deposit import deposit
+from .io.layouts import write_st
+from .io.slides import paint, write_hest, write_pyramid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SUBMODULES = ("pp", "tl", "pl", "get", "io", "datasets")
+PUBLIC = [f"{submodule}.{name}" for submodule in SUBMODULES for name in import_module(f"ragst_sd.{submodule}").__all__]
+# These draw and embed for themselves: it is what they show.
+FROM_SCRATCH = {"pp.embed_tiles", "datasets.synthetic"}
+OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.FAIL_FAST
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Callable[..., dict[str, Any]]:
+    """`rg.datasets.synthetic`, with sections that are drawn and embedded once; embedding them again finds that done."""
+    from spatialdata import deepcopy
+
+    synthetic, kept = rg.datasets.synthetic, {}
+
+    def draw(*, n_donors: int = 3, **options: Any) -> dict[str, Any]:
+        known = kept.setdefault(tuple(sorted(options.items())), {})
+        # A donor stays the same whatever the number of donors.
+        if len(known) < n_donors:
+            known |= synthetic(n_donors=max(n_donors, 4), **options)
+            for sdata in known.values():
+                rg.pp.embed_tiles(sdata, model="texture", progress=False)
+        return {name: deepcopy(known[name]) for name in list(known)[:n_donors]}
+
+    return draw
+
+
+@pytest.fixture(scope="module")
+def deposits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small files under the names that examples use."""
+    folder = tmp_path_factory.mktemp("deposits")
+    write_st(folder / "ST", seed=1)
+    write_hest(folder / "hest_data", "TENX95")
+    write_pyramid(folder / "slide.tif", paint(1, 512, 512))
+    (folder / "features_uni_v1").mkdir()
+    with h5py.File(folder / "features_uni_v1" / "slide.h5", "w") as file:
+        y, x = np.mgrid[0:512:128, 0:512:128]
+        file["coords"] = np.column_stack([x.ravel(), y.ravel()])
+        file["features"] = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+        file["features"].attrs.update(encoder="uni_v1", name="slide")
+        file["coords"].attrs.update(
+            patch_size=64, patch_size_level0=128, level0_magnification=20, target_magnification=10, overlap=0
+        )
+    for sample, donor in (("B4", 4), ("C2", 2)):
+        made = write_st(folder / f"made_{sample}", seed=donor)
+        mirror = folder / "mirror" / "her2st"
+        mirror.mkdir(parents=True, exist_ok=True)
+        for name, file in (
+            ("counts.tsv.gz", f"{sample}.tsv.gz"),
+            ("selection.tsv", f"{sample}_selection.tsv"),
+            ("he.jpg", f"{sample}.jpg"),
+        ):
+            shutil.move(made / name, mirror / file)
+    write_screen(folder / "mirror" / "papalexi_2021" / "PapalexiSatija2021_eccite_RNA.h5ad")
+    deposit(folder / "sections", n_donors=2)
+    return folder
+
+
+def write_screen(path: Path) -> None:
+    """Cells with the labels of the screen of Papalexi et al., one guide for each of two genes."""
+    import anndata as ad
+
+    obs = pd.DataFrame({"perturbation": ["STAT1g2", "IRF1g4", "control"] * 30}, index=[f"cell{i}" for i in range(90)])
+    obs["replicate"] = ["rep1", "rep2"] * 45
+    counts = np.random.default_rng(0).poisson(2.0, (90, 30)).astype("float32")
+    path.parent.mkdir(parents=True)
+    ad.AnnData(counts, obs=obs).write_h5ad(path)
+
+
+def census_of_cells() -> SimpleNamespace:
+    """The functions of cellxgene-census that `load_census` calls, on 60 made cells."""
+    import anndata as ad
+
+    columns = ["cell_type", "assay", "donor_id", "dataset_id", "disease", "tissue"]
+    obs = pd.DataFrame(dict.fromkeys(columns, "x"), index=range(60))
+    obs["cell_type"], obs["soma_joinid"] = np.repeat(["T cell", "B cell"], 30), np.arange(60)
+    var = pd.DataFrame({"feature_id": ["ENSG00000000001"], "feature_name": ["A"]})
+
+    @contextmanager
+    def open_soma(*, census_version: str) -> Any:
+        yield census_version
+
+    def get_anndata(
+        handle: Any, organism: str, *, obs_coords: Any, obs_column_names: Any, var_column_names: Any
+    ) -> Any:
+        part = obs.loc[obs["soma_joinid"].isin(obs_coords), [*obs_column_names, "soma_joinid"]]
+        part = part.set_axis(part.index.astype(str))
+        return ad.AnnData(np.ones((len(part), 1), np.float32), obs=part, var=var[var_column_names].set_axis(["0"]))
+
+    return SimpleNamespace(
+        open_soma=open_soma,
+        get_obs=lambda handle, organism, *, value_filter, column_names: obs[column_names],
+        get_anndata=get_anndata,
+    )
+
+
+@pytest.fixture
+def workplace(deposits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of an example: the files that it reads lie there, and what it writes goes there."""
+    for source in deposits.iterdir():
+        if source.name in ("sections", "ST", "hest_data", "features_uni_v1", "slide.tif"):
+            (tmp_path / source.name).symlink_to(source, target_is_directory=source.is_dir())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAGST_SD_DATA_DIR", str(deposits / "mirror"))
+    monkeypatch.setenv("RAGST_SD_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("RAGST_SD_PROGRESS", "false")
+    monkeypatch.setitem(sys.modules, "cellxgene_census", census_of_cells())
+    return tmp_path
+
+
+def run(name: str, described: Any) -> None:
+    found = doctest.DocTestParser().get_doctest(
+        inspect.getdoc(described), {}, name, inspect.getsourcefile(described) or name, 0
+    )
+    assert found.examples
+    told: list[str] = []
+    doctest.DocTestRunner(optionflags=OPTIONS).run(found, out=told.append)
+    assert not told, "".join(told)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_example_runs(name, workplace, drawn, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    submodule, _, function = name.partition(".")
+    described = getattr(getattr(rg, submodule), function)
+    if name not in FROM_SCRATCH:
+        monkeypatch.setattr(rg.datasets, "synthetic", drawn)
+    try:
+        run(name, described)
+    finally:
+        plt.close("all")
+
+
+def test_example_of_settings_runs():
+    run("settings", Settings)
+
+
+def test_a_wrong_example_fails(workplace):
+    def wrong() -> None:
+        """
+        >>> 1 + 1
+        3
+        """
+
+    with pytest.raises(AssertionError, match="Expected"):
+        run("wrong", wrong)
