@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ragst_sd.retrieval import search as search_module
 from ragst_sd.retrieval.search import Eligibility, search
 
 
@@ -33,12 +32,11 @@ def data():
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-@pytest.mark.parametrize("bank_block", [64, 65_536])
-def test_exact_search_equals_brute_force(data, metric, bank_block, monkeypatch):
-    monkeypatch.setattr(search_module, "_BANK_BLOCK", bank_block)
+@pytest.mark.parametrize("block", [(7, 64), (512, 4096)])
+def test_exact_search_equals_brute_force(data, metric, block):
     queries, bank, groups, tie_order = data
     mask = groups.allowed & (groups.query_groups != groups.bank_groups.T)
-    found = search(queries, bank, 12, eligibility=groups, tie_order=tie_order, metric=metric)
+    found = search(queries, bank, 12, eligibility=groups, tie_order=tie_order, metric=metric, block=block)
     rows, distances = brute_force(queries, bank, 12, mask, tie_order, metric)
     np.testing.assert_array_equal(found.rows, rows)
     np.testing.assert_allclose(found.distances, distances, rtol=1e-9)

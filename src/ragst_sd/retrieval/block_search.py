@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd.retrieval.search import Candidates, Eligibility, search
+
+if TYPE_CHECKING:
+    import torch
 
 _BLOCK_ROWS = 65_536
 
@@ -20,6 +23,7 @@ def search_in_blocks(
     tie_order: np.ndarray,
     metric: str = "euclidean",
     block_rows: int = _BLOCK_ROWS,
+    device: str | torch.device = "cpu",
 ) -> Candidates:
     """Find the `k` nearest eligible rows of each query; the same rows and distances as :func:`ragst_sd.retrieval.search.search`.
 
@@ -29,7 +33,7 @@ def search_in_blocks(
         (n, d) float array.
     bank
         (m, d), anything that gives an array for a slice of its rows.
-    eligibility, tie_order, metric
+    eligibility, tie_order, metric, device
         As in :func:`ragst_sd.retrieval.search.search`.
     block_rows
         Rows of the bank that are in memory at once.
@@ -42,10 +46,13 @@ def search_in_blocks(
             queries,
             np.asarray(bank[part]),
             k,
-            eligibility=Eligibility(eligibility.query_groups, eligibility.bank_groups[part], eligibility.allowed[part]),
+            eligibility=eligibility.of_rows(part),
             tie_order=tie_order[part],
             metric=metric,
             backend="exact",
+            device=device,
+            # Rows farther away than the k that are known already are of no use.
+            within=distances[:, -1],
         )
         both = np.concatenate([rows, np.where(found.rows >= 0, found.rows + start, -1)], axis=1)
         apart = np.concatenate([distances, np.where(found.rows >= 0, found.distances, np.inf)], axis=1)

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ragst_sd.retrieval.sparse_product import sparse_product
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ragst_sd.retrieval.search import Candidates
 
 _BLOCK_VALUES = 2**24
+_GATHERED_VALUES = 2**28
 
 
 def weighted_average(
@@ -37,7 +40,7 @@ def weighted_average(
     weights
         (n, k) weights; those of absent rows count as zero.
     values
-        (m, g) measured profiles: a numpy array or a scipy CSR matrix.
+        (m, g) measured profiles: a numpy array, a scipy CSR matrix, or a tensor on any device.
     panels
         (m,) panel of each row.
     measured
@@ -141,14 +144,17 @@ def _squares(values: Any, shifted: tuple[np.ndarray, np.ndarray] | None) -> Any:
 
 def _product(rows: np.ndarray, weights: np.ndarray, values: Any) -> np.ndarray:
     n, k = rows.shape
-    cited, local = np.unique(np.maximum(rows, 0), return_inverse=True)
-    local = local.reshape(n, k)
     if hasattr(values, "tocsr"):
-        # A sparse bank means that scipy is installed, which the core does not otherwise need.
-        from scipy.sparse import csr_matrix
-
-        left = csr_matrix((weights.ravel(), local.ravel(), np.arange(0, n * k + 1, k)), shape=(n, len(cited)))
-        return (left @ values[cited]).toarray()
+        return sparse_product(rows, weights, values)
+    if isinstance(values, torch.Tensor):
+        index, held = (torch.from_numpy(a).to(values.device) for a in (np.maximum(rows, 0), weights))
+        out = torch.empty((n, values.shape[1]), dtype=torch.float32, device=values.device)
+        step = max(1, _GATHERED_VALUES // max(1, k * values.shape[1]))
+        for start in range(0, n, step):
+            part = slice(start, start + step)
+            out[part] = torch.bmm(held[part, None, :], values[index[part]].float())[:, 0]
+        return out.cpu().numpy()
+    cited, local = np.unique(np.maximum(rows, 0), return_inverse=True)
     index = torch.from_numpy(np.stack([np.repeat(np.arange(n), k), local.ravel()]))
     left = torch.sparse_coo_tensor(index, torch.from_numpy(weights.ravel()), (n, len(cited)), check_invariants=False)
     return torch.sparse.mm(left, torch.from_numpy(np.ascontiguousarray(values[cited], dtype=np.float32))).numpy()

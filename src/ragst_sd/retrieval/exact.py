@@ -1,0 +1,290 @@
+"""The float32 pass of exact search: for each query the rows that may be among its nearest, block by block of the bank.
+
+A block is one matrix product. Of a product only the smallest score of every 64 rows is looked at; rows are taken up only
+where that beats the worst candidate kept so far, which after the first blocks is rare. Memory is that of one block.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from ragst_sd.retrieval.eligibility import Eligibility
+
+# Rows of a group of which only the smallest score is compared first.
+_GROUP = 64
+# (queries, rows of the bank) of one product: its result stays in the cache of a processor, or fills a GPU.
+_CPU_BLOCK, _GPU_BLOCK = (512, 4096), (4096, 65_536)
+# Above this share of groups that beat the worst candidate, taking the best of the whole block costs less.
+_MANY = 1 / 16
+# Below so many queries with the same eligible rows, queries with different ones share a product.
+_OWN_CHUNK = 128
+
+
+class Shortlist(NamedTuple):
+    """What the float32 pass leaves for each query."""
+
+    rows: np.ndarray
+    """(n, wanted) rows of the bank, -1 for none, in no order."""
+    bound: np.ndarray
+    """(n,) squared distance that no other eligible row goes below; infinite where there is no other."""
+
+
+def shortlist(
+    queries: np.ndarray,
+    bank: Any,
+    wanted: int,
+    *,
+    eligibility: Eligibility,
+    unit: bool = False,
+    within: np.ndarray | None = None,
+    device: str | torch.device = "cpu",
+    block: tuple[int, int] | None = None,
+) -> Shortlist:
+    r"""Find the `wanted` rows of the bank with the smallest distances in float32.
+
+    .. math:: \|q - x\|^2 = \|q\|^2 + (\|x\|^2 - 2\, q \cdot x)
+
+    Rounding moves a squared distance by at most :math:`4 (d + 8)\, \epsilon\, (\|q\| + \|x\|)^2`, both taken from a common
+    centre. A row farther from the centre than the query and its nearest rows together cannot be one of them, so the bound
+    counts norms up to there only.
+
+    Parameters
+    ----------
+    queries
+        (n, d) float64.
+    bank
+        (m, d) float16, float32 or float64: numpy, or a tensor on any device.
+    unit
+        Whether rows of the bank are to be scaled to length one, as the queries are.
+    within
+        (n,) squared distances beyond which a query has no use for rows.
+    block
+        Queries and rows of one product.
+    """
+    device = torch.device(device)
+    n_block, m_block = block or (_CPU_BLOCK if device.type == "cpu" else _GPU_BLOCK)
+    m_block = max(_GROUP, m_block // _GROUP * _GROUP)
+    half = device.type == "cuda" and not unit and _is_half(bank) and _half_products(str(device))
+    # Products of float16 rows take the rows as they are, so that queries stay where they are too.
+    centre = np.zeros(queries.shape[1]) if half else as_float64(bank[:m_block], unit=unit).mean(axis=0)
+    centre = centre.astype(np.float32)
+    shifted = queries - centre
+    query_norm = (shifted**2).sum(axis=1)
+    parts = [_Part(chunk, shifted, wanted, device, half=half) for chunk in _chunks(eligibility, n_block)]
+    if within is not None:
+        for part in parts:
+            own = within[part.queries], query_norm[part.queries]
+            # Further away than the limit by more than rounding can be wrong, so that what is left out is out of reach.
+            part.limit(own[0] - own[1] + 3 * _error(*own, part.rest, np.inf, queries.shape[1]))
+    largest = 0.0
+    on_device = torch.from_numpy(centre).to(device, torch.float32)
+    with _full_precision(), torch.no_grad():
+        for start in range(0, len(bank), m_block):
+            rows = slice(start, min(len(bank), start + m_block))
+            own = _as_tensor(bank[rows]).to(device)
+            values = own.float() if half else _prepared(own, on_device, unit=unit)
+            norm = (values * values).sum(dim=1)
+            farthest = float(norm.max())
+            if not np.isfinite(farthest):
+                msg = (
+                    f"Rows {rows.start} to {rows.stop - 1} of the bank hold NaN, infinite or very large values: distances to "
+                    "them cannot be told. Drop or mend these rows."
+                )
+                raise ValueError(msg)
+            largest = max(largest, farthest)
+            for part in parts:
+                part.look_at(own if half else values, norm, rows, eligibility)
+    found = np.full((len(queries), wanted), -1, dtype=np.int64)
+    last, rest = np.full(len(queries), np.inf), np.zeros(len(queries))
+    for part in parts:
+        found[part.queries], last[part.queries] = part.found.cpu().numpy(), part.worst().double().cpu().numpy()
+        rest[part.queries] = part.rest
+    error = _error(last + query_norm, query_norm, rest, np.sqrt(largest), queries.shape[1])
+    return Shortlist(found, np.where(np.isinf(last), np.inf, last + query_norm - error))
+
+
+def _error(squared: np.ndarray, query_norm: np.ndarray, rest: np.ndarray, farthest: float, d: int) -> np.ndarray:
+    """By how much rounding moves squared distances of rows that lie nearer than `squared`, none farther than `farthest` out."""
+    own = np.sqrt(query_norm)
+    with np.errstate(invalid="ignore"):
+        reach = np.minimum(farthest, 1.01 * (own + np.sqrt(np.maximum(squared, 0.0))))
+        error = 4 * (d + 8) * np.finfo(np.float32).eps * (own + reach) ** 2 + 2 * rest * reach
+    # Products of tiny numbers vanish in float32.
+    return error + d * float(np.finfo(np.float32).tiny)
+
+
+class _Part:
+    """Queries of one product, and their best rows so far."""
+
+    def __init__(self, chunk: _Chunk, shifted: np.ndarray, wanted: int, device: torch.device, *, half: bool) -> None:
+        self.queries, self.one_pattern = chunk
+        own = shifted[self.queries]
+        self.rest = np.zeros(len(own))
+        self.terms = [torch.from_numpy(own).to(device, torch.float32)]
+        if half:
+            # A query is the sum of two float16 numbers and a rest that is counted as an error.
+            first = own.astype(np.float16)
+            second = (own - first.astype(np.float64)).astype(np.float16)
+            self.rest = np.sqrt(((own - first.astype(np.float64) - second.astype(np.float64)) ** 2).sum(axis=1))
+            self.terms = [torch.from_numpy(term).to(device) for term in (first, second) if term.any()] or [
+                torch.from_numpy(first).to(device)
+            ]
+        self.half, self.wanted, self.device = half, wanted, device
+        self.best = torch.full((len(own), wanted), torch.inf, device=device)
+        self.found = torch.full((len(own), wanted), -1, dtype=torch.int64, device=device)
+
+    def limit(self, scores: np.ndarray) -> None:
+        """Take up only rows with scores below these."""
+        bound = torch.from_numpy(np.nextafter(scores.astype(np.float32), np.float32(np.inf))).to(self.device)
+        self.best = torch.minimum(self.best, bound[:, None])
+
+    def worst(self) -> Tensor:
+        """(n,) score of the worst row kept."""
+        return self.best.max(dim=1).values
+
+    def look_at(self, values: Tensor, norm: Tensor, rows: slice, eligibility: Eligibility) -> None:
+        """Take up rows of one block of the bank."""
+        if self.one_pattern:
+            allowed = torch.from_numpy(eligibility.mask(self.queries[:1], rows)[0]).to(self.device)
+            norm = norm.masked_fill(~allowed, torch.inf)
+        if self.half:
+            scores = norm[:, None] - 2 * sum(torch.mm(values, term.T, out_dtype=torch.float32) for term in self.terms)
+        else:
+            scores = torch.addmm(norm[:, None], values, self.terms[0].T, alpha=-2)
+        if not self.one_pattern:
+            allowed = torch.from_numpy(eligibility.mask(self.queries, rows)).to(self.device)
+            scores.masked_fill_(~allowed.T, torch.inf)
+        self._take_up(scores, rows.start)
+
+    def _take_up(self, scores: Tensor, start: int) -> None:
+        m, n = scores.shape
+        whole = m // _GROUP * _GROUP
+        worst = self.worst()
+        if whole:
+            smallest = scores[:whole].view(-1, _GROUP, n).amin(dim=1)
+            group, query = torch.nonzero(smallest < worst, as_tuple=True)
+        if not whole or len(group) > _MANY * smallest.numel():
+            value, index = scores.T.topk(min(self.wanted, m), dim=1, largest=False)
+            self._merge(value, index + start)
+            return
+        inside = torch.arange(_GROUP, device=self.device)
+        row = (group[:, None] * _GROUP + inside).ravel()
+        query = query[:, None].expand(-1, _GROUP).ravel()
+        if whole < m:
+            left = torch.nonzero(scores[whole:] < worst, as_tuple=True)
+            row, query = torch.cat([row, left[0] + whole]), torch.cat([query, left[1]])
+        value = scores[row, query]
+        better = value < worst[query]
+        self._merge_few(query[better], row[better] + start, value[better])
+
+    def _merge_few(self, query: Tensor, row: Tensor, value: Tensor) -> None:
+        """Merge rows of few queries, so many for one and so many for another."""
+        if not len(query):
+            return
+        order = torch.argsort(query, stable=True)
+        query, row, value = query[order], row[order], value[order]
+        at, count = torch.unique_consecutive(query, return_counts=True)
+        place = torch.repeat_interleave(torch.arange(len(at), device=self.device), count)
+        column = torch.arange(len(query), device=self.device) - (count.cumsum(0) - count)[place]
+        width = int(count.max())
+        values = torch.full((len(at), width), torch.inf, device=self.device)
+        rows = torch.full((len(at), width), -1, dtype=torch.int64, device=self.device)
+        values[place, column], rows[place, column] = value, row
+        self._merge(values, rows, at)
+
+    def _merge(self, values: Tensor, rows: Tensor, at: Tensor | None = None) -> None:
+        best, found = (self.best, self.found) if at is None else (self.best[at], self.found[at])
+        rows = torch.where(torch.isinf(values), -1, rows)
+        best, index = torch.cat([best, values], dim=1).topk(self.wanted, dim=1, largest=False)
+        found = torch.cat([found, rows], dim=1).gather(1, index)
+        if at is None:
+            self.best, self.found = best, found
+        else:
+            self.best[at], self.found[at] = best, found
+
+
+class _Chunk(NamedTuple):
+    queries: np.ndarray
+    one_pattern: bool
+    """Whether all of them may use the same rows."""
+
+
+def _chunks(eligibility: Eligibility, size: int) -> Iterator[_Chunk]:
+    """Queries in chunks; those that may use the same rows together, where they are many."""
+    first, pattern = eligibility.patterns()
+    order = np.argsort(pattern, kind="stable")
+    bounds = np.searchsorted(pattern[order], np.arange(len(first) + 1))
+    few = []
+    for start, stop in pairwise(bounds):
+        own = order[start:stop]
+        if len(own) < _OWN_CHUNK and len(first) > 1:
+            few.append(own)
+            continue
+        for begin in range(0, len(own), size):
+            yield _Chunk(own[begin : begin + size], one_pattern=True)
+    mixed = np.concatenate(few) if few else np.zeros(0, dtype=np.int64)
+    for begin in range(0, len(mixed), size):
+        yield _Chunk(mixed[begin : begin + size], one_pattern=False)
+
+
+def _is_half(bank: Any) -> bool:
+    return str(bank.dtype).removeprefix("torch.") == "float16"
+
+
+def _as_tensor(values: Any) -> Tensor:
+    return values if isinstance(values, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+
+
+def as_float64(values: Any, *, unit: bool) -> np.ndarray:
+    """Rows of a bank in float64, of length one if asked for."""
+    values = values.double().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values, dtype=np.float64)
+    return unit_rows(values) if unit else values
+
+
+def unit_rows(points: np.ndarray) -> np.ndarray:
+    """Rows scaled to length one; zero stays zero."""
+    norm = np.linalg.norm(points, axis=1, keepdims=True)
+    return np.divide(points, norm, out=np.zeros_like(points), where=norm > 0)
+
+
+def _prepared(own: Tensor, centre: Tensor, *, unit: bool) -> Tensor:
+    """Rows as float32 from the centre. Centring keeps products small, so that rounding is too."""
+    if own.dtype == torch.float64 or unit:
+        # Far from the origin the difference is what float32 can hold, and the values are not.
+        own = own.double()
+        if unit:
+            own = torch.nn.functional.normalize(own, dim=1, eps=1e-300)
+        return (own - centre.double()).float()
+    return own.float() - centre
+
+
+@cache
+def _half_products(device: str) -> bool:
+    """Whether a GPU multiplies float16 and adds up in float32."""
+    one = torch.ones((16, 16), dtype=torch.float16, device=device)
+    try:
+        return torch.mm(one, one, out_dtype=torch.float32).dtype == torch.float32
+    except (TypeError, RuntimeError):
+        return False
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """The bound on rounding holds for float32, not for the shorter formats that a GPU may be told to take instead."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,86 @@
+"""Candidates of a search in float64: ordered by distance, then by the rank that decides between equal ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ragst_sd.retrieval.exact import as_float64
+
+if TYPE_CHECKING:
+    from ragst_sd.retrieval.eligibility import Eligibility
+
+_BLOCK_BYTES = 2**26
+_GPU_BLOCK_BYTES = 2**30
+_ROWS = 8192
+
+
+def rank(
+    queries: np.ndarray,
+    bank: Any,
+    rows: np.ndarray,
+    k: int,
+    tie_order: np.ndarray,
+    *,
+    unit: bool = False,
+    device: str | torch.device = "cpu",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Order (n, width) candidates, -1 for none, and keep `k`.
+
+    Returns
+    -------
+    (n, k) rows, -1 for none, and their squared distances, infinite for none.
+    """
+    n, width = rows.shape
+    out = np.full((n, k), -1, dtype=np.int64)
+    squared_out = np.full((n, k), np.inf)
+    on_gpu = torch.device(device).type != "cpu" and isinstance(bank, torch.Tensor) and not unit
+    step = max(1, (_GPU_BLOCK_BYTES if on_gpu else _BLOCK_BYTES) // max(1, 8 * width * queries.shape[1]))
+    for start in range(0, n, step):
+        part = slice(start, min(n, start + step))
+        found = rows[part]
+        if on_gpu:
+            squared = _squared_on_device(queries[part], bank, found)
+        else:
+            apart = as_float64(bank[np.maximum(found, 0).ravel()], unit=unit).reshape(*found.shape, -1)
+            apart = apart - queries[part, None, :]
+            np.multiply(apart, apart, out=apart)
+            squared = apart.sum(axis=2)
+        squared[found < 0] = np.inf
+        order = np.lexsort((tie_order[found], squared), axis=1)[:, :k]
+        keep = min(k, width)
+        found = np.where(np.isinf(squared), -1, found)
+        out[part, :keep] = np.take_along_axis(found, order, axis=1)
+        squared_out[part, :keep] = np.take_along_axis(squared, order, axis=1)
+    return out, squared_out
+
+
+def _squared_on_device(queries: np.ndarray, bank: torch.Tensor, found: np.ndarray) -> np.ndarray:
+    index = torch.from_numpy(np.maximum(found, 0)).to(bank.device)
+    apart = bank[index].double() - torch.from_numpy(np.ascontiguousarray(queries)).to(bank.device)[:, None, :]
+    return (apart * apart).sum(dim=2).cpu().numpy()
+
+
+def thorough(
+    queries: np.ndarray, bank: Any, k: int, eligibility: Eligibility, tie_order: np.ndarray, *, unit: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rank every eligible row in float64, block by block, for the few queries that need it."""
+    out = np.full((len(queries), k), -1, dtype=np.int64)
+    squared_out = np.full((len(queries), k), np.inf)
+    for start in range(0, len(bank), _ROWS):
+        rows = slice(start, min(len(bank), start + _ROWS))
+        values, order = as_float64(bank[rows], unit=unit), tie_order[rows]
+        allowed = eligibility.mask(slice(None), rows)
+        for i, query in enumerate(queries):
+            apart = values - query
+            squared = np.where(allowed[i], (apart * apart).sum(axis=1), np.inf)
+            near = np.flatnonzero((squared <= squared_out[i, -1]) & allowed[i])
+            if not len(near):
+                continue
+            ids, apart = np.concatenate([out[i], near + start]), np.concatenate([squared_out[i], squared[near]])
+            ties = np.concatenate([np.where(out[i] >= 0, tie_order[out[i]], 0), order[near]])
+            best = np.lexsort((ties, apart))[:k]
+            out[i], squared_out[i] = ids[best], apart[best]
+    return out, squared_out
