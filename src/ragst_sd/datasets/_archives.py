@@ -13,6 +13,8 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
+from ragst_sd._replacing import replace_text
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -77,7 +79,7 @@ def extract(
         take = {"zip": _from_zip, "7z": _from_7z}.get(kind, _from_tar)
         found = take(archive, patterns, folder, password)
         known[asked] = [str(path.relative_to(folder)) for path in found]
-        index.write_text(json.dumps(known))
+        replace_text(index, json.dumps(known))
         return found
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragst_sd import _keys
+from ragst_sd._replacing import alone
 from ragst_sd._settings import resolve_device
 from ragst_sd._validate import require_choice
 from ragst_sd.datasets._data_card import card_folder, check_card_folder, data_card
 from ragst_sd.datasets._recipe import read_recipe
 from ragst_sd.datasets._recipe_keys import key_of, part_facts, recipe_key
-from ragst_sd.datasets._recipe_output import alone, existing, put, recover
+from ragst_sd.datasets._recipe_output import existing, put, recover
 from ragst_sd.datasets._recipe_parts import Parts
 from ragst_sd.datasets._recipe_reference import assembled, embedded_section
 from ragst_sd.datasets._recipe_sections import planned_sections
@@ -116,7 +117,7 @@ def build_recipe(
     path = Path(path).expanduser().resolve()
     if plan.fit is not None and "method" in plan.fit:
         _check_method(plan)
-    with alone(path):
+    with alone(path, "built"):
         parts = Parts(path.with_name(f"{path.name}.parts"))
         recover(path, parts)
         check_card_folder(card_folder(path))
@@ -148,7 +149,7 @@ def build_recipe(
             reference = assembled(loaded, sections, plan, use_rep=use_rep)
             reference.uns[_keys.ATTRS]["recipe"] = {"name": plan.name, "text": plan.text, "key": key}
             _fit(reference, plan, device=device, progress=progress)
-            put(reference, path, parts)
+            put(reference, path)
         _write_card(reference, path)
         if not keep_parts:
             parts.remove()

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ragst_sd import _keys
+from ragst_sd._replacing import fresh_folder, put_right
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from anndata import AnnData
 
     from ragst_sd.datasets._recipe_parts import Parts
-
-_REPLACED = "replaced"
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Hold the place for this process; the lock of a process that was killed is gone with it."""
-    from filelock import FileLock, Timeout
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(path.with_name(f".{path.name}.lock"), timeout=0):
-            yield
-    except Timeout as error:
-        msg = f"{path} is being built by another process. Wait for it, or choose another path."
-        raise BlockingIOError(msg) from error
 
 
 def existing(path: Path, key: str, *, overwrite: bool) -> AnnData | None:
@@ -60,27 +42,15 @@ def existing(path: Path, key: str, *, overwrite: bool) -> AnnData | None:
     return None
 
 
-def put(reference: AnnData, path: Path, parts: Parts) -> None:
+def put(reference: AnnData, path: Path) -> None:
     """Write the reference and move it to its place; one that was there goes when the new one stands."""
-    from ragst_sd.io import write_reference
+    from ragst_sd.io._write_reference import write_store
 
-    fresh = parts.unfinished("reference")
-    write_reference(reference, fresh)
-    replaced = parts.folder / _REPLACED
-    if path.exists():
-        path.rename(replaced)
-    fresh.rename(path)
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    with fresh_folder(path) as fresh:
+        write_store(reference, fresh)
 
 
 def recover(path: Path, parts: Parts) -> None:
     """Put right what a killed build left behind."""
     parts.clear_unfinished()
-    replaced = parts.folder / _REPLACED
-    if not replaced.exists():
-        return
-    if path.exists():
-        shutil.rmtree(replaced)
-    else:
-        replaced.rename(path)
+    put_right(path)

@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Any
 from ragst_sd import _keys
 from ragst_sd._perturbation_reference import any_hash, any_header
 from ragst_sd._reference import ROW_BLOCK, annotations_hash, reference_header
+from ragst_sd._replacing import standing, version_of
+from ragst_sd.io._store_check import check_store, require_memory
+from ragst_sd.io._store_seal import SMALL, broken_parts
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
 
     from anndata import AnnData
+
+_ATTEMPTS = 5
 
 
 def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnData:
@@ -30,14 +36,22 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
     Returns
     -------
     The reference. Its header is checked, and its content against the hash that was written with it. Of a lazy one only what
-    is in memory is checked (ids, genes, labels, mask); values that were changed on disk are not noticed.
+    is in memory is checked (ids, genes, labels, mask); values that were changed on disk are noticed when they are read, by the
+    checksum of their chunk, and once the store is replaced the lazy reference has to be read again.
+    Nothing in a store is run, links in it are refused, and an array that says it is larger than its files can account for is
+    refused before memory is taken for it.
 
     Raises
     ------
     FileNotFoundError
         If there is nothing at `path`.
     ValueError
-        If it is not a reference, has an unknown schema version, or its content does not match its hash.
+        If it is not a reference, has an unknown schema version, holds links, codecs or sizes that are not trusted, or its content
+        does not match its hash.
+    MemoryError
+        If it is larger than the memory of this machine.
+    BlockingIOError
+        If it is replaced again and again while it is read.
 
     Examples
     --------
@@ -51,27 +65,76 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
     >>> rg.io.read_reference("reference.zarr", lazy=True).shape == reference.shape
     True
     """
-    import anndata as ad
-
     path = Path(path)
-    if not path.exists():
-        msg = f"{path} does not exist. Write a reference with `rg.io.write_reference`."
-        raise FileNotFoundError(msg)
+    for _ in range(_ATTEMPTS):
+        place = standing(path)
+        if not place.exists():
+            msg = f"{path} does not exist. Write a reference with `rg.io.write_reference`."
+            raise FileNotFoundError(msg)
+        version = None
+        try:
+            version = version_of(place)
+            return _read(place, lazy=lazy)
+        except (ValueError, RuntimeError, OSError):
+            # A writer has put another version there meanwhile: that one is read.
+            if place.exists() and version_of(place) == version:
+                raise
+    msg = f"{path} was replaced {_ATTEMPTS} times while it was read. Wait until its writer is done."
+    raise BlockingIOError(msg)
+
+
+def _read(path: Path, *, lazy: bool) -> AnnData:
+    version = version_of(path)
     if not (path / "uns" / _keys.ATTRS).is_dir():
         msg = f"{path} is not a reference written by `rg.io.write_reference` (it has no `uns/{_keys.ATTRS}`)."
         raise ValueError(msg)
-    if lazy:
-        return _open(path)
-    reference = ad.read_zarr(path)
-    header = any_header(reference)
-    current = any_hash(reference)
-    if current != header["content_hash"]:
+    arrays = check_store(path)
+    if not lazy:
+        require_memory(path, arrays)
+    broken = broken_parts(path, only=SMALL if lazy else None)
+    if broken:
         msg = (
-            f"{path}: the content does not match its hash ({current[:12]} against {header['content_hash'][:12]}); it was "
-            "changed or damaged after it was written."
+            f"{path}: the content does not match its hash: {', '.join(broken)} do not match the hash that was written with them. "
+            "It was changed or damaged after it was written: copy it again, or write it again from a reference that is whole."
         )
         raise ValueError(msg)
+    reference = _told(path, _open if lazy else _load)
+    header = reference_header(reference) if lazy else any_header(reference)
+    current = annotations_hash(reference) if lazy else any_hash(reference)
+    expected = header.get(_keys.ANNOTATIONS_HASH) if lazy else header["content_hash"]
+    if lazy and current != expected:
+        msg = (
+            f"{path}: ids, genes or labels do not match the hash that was written with them, or it was written by a version "
+            "without one. Read it with `lazy=False`, which checks everything, and write it again."
+        )
+        raise ValueError(msg)
+    if current != expected:
+        msg = (
+            f"{path}: the content does not match its hash ({current[:12]} against {expected[:12]}); it was changed or damaged "
+            "after it was written."
+        )
+        raise ValueError(msg)
+    if version_of(path) != version:
+        msg = f"{path} was replaced while it was read."
+        raise RuntimeError(msg)
     return reference
+
+
+def _told(path: Path, read: Callable[[Path], AnnData]) -> AnnData:
+    """What zarr and anndata make of bytes that nobody wrote, of which there is no list, as one kind of error."""
+    try:
+        return read(path)
+    except MemoryError:
+        raise
+    except Exception as error:
+        msg = f"{path} cannot be read ({type(error).__name__}: {error}). It is damaged, or was written by another program."
+        raise ValueError(msg) from error
+
+
+def _load(path: Path) -> AnnData:
+    import anndata as ad
+
+    return ad.read_zarr(path)
 
 
 def _open(path: Path) -> AnnData:
@@ -79,11 +142,13 @@ def _open(path: Path) -> AnnData:
     import anndata as ad
     import zarr
 
-    group: Any = zarr.open_group(path, mode="r")
+    from ragst_sd.io._pinned_store import PinnedStore
+
+    group: Any = zarr.open_group(PinnedStore(path), mode="r", use_consolidated=False)
     read, read_lazy = ad.io.read_elem, ad.experimental.read_elem_lazy
     n_vars = int(group["varm"][_keys.MEASURED].shape[0])
     blocks = (ROW_BLOCK, n_vars)
-    reference = ad.AnnData(
+    return ad.AnnData(
         read_lazy(group["X"], chunks=blocks),
         obs=read(group["obs"]),
         var=read(group["var"]),
@@ -92,14 +157,6 @@ def _open(path: Path) -> AnnData:
         varm={name: read(group["varm"][name]) for name in group["varm"]},
         uns={name: read(group["uns"][name]) for name in group["uns"]},
     )
-    header = reference_header(reference)
-    if header.get(_keys.ANNOTATIONS_HASH) != annotations_hash(reference):
-        msg = (
-            f"{path}: ids, genes or labels do not match the hash that was written with them, or it was written by a version "
-            "without one. Read it with `lazy=False`, which checks everything, and write it again."
-        )
-        raise ValueError(msg)
-    return reference
 
 
 def _lazy_rows(elem: Any) -> Any:

@@ -21,19 +21,22 @@ def write_sharded(reference: AnnData, path: Path) -> None:
     """Write an AnnData to a new zarr store (format 3), all arrays in chunks of whole rows."""
     import anndata as ad
     import zarr
+    from zarr.codecs import ZstdCodec
 
+    # A lazy reader notices by its own checksum that a chunk was changed.
+    packing = {"compressors": (ZstdCodec(level=0, checksum=True),)}
     group = zarr.open_group(path, mode="w", zarr_format=3)
 
     def write(
         write_func: Callable[..., None], store: Any, key: str, elem: Any, *, dataset_kwargs: Mapping[str, Any], **_: Any
     ) -> None:
         layout = _layout(elem)
-        write_func(store, key, elem, dataset_kwargs={**dataset_kwargs, **layout})
+        write_func(store, key, elem, dataset_kwargs={**dataset_kwargs, **layout, **(packing if layout else {})})
 
     ad.experimental.write_dispatched(group, "/", reference, write)
 
 
-def _layout(elem: Any) -> dict[str, tuple[int, ...]]:
+def _layout(elem: Any) -> dict[str, Any]:
     """Chunks and shards of a dense array, or of the values and columns of a sparse matrix; anything else as it comes."""
     if hasattr(elem, "indptr"):
         shape, itemsize = (int(elem.nnz),), int(elem.indices.dtype.itemsize)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._replacing import replaced_file
 from ragst_sd._results import predicted
 from ragst_sd.reference.perturbation_schema import TASK
 from ragst_sd.reference.responses import CONTROL
@@ -141,5 +142,6 @@ def write_cell_eval(
                 ),
                 var=pd.DataFrame(index=pd.Index(genes, name="gene")),
             )
-            written.write_h5ad(files[context, kind])
+            with replaced_file(files[context, kind]) as beside:
+                written.write_h5ad(beside)
         logger.info("Wrote %s and its measured counterpart.", files[context, "pred"])

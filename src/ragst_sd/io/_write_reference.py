@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from ragst_sd import _keys
 from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
 from ragst_sd._reference import annotations_hash, require_in_memory
+from ragst_sd._replacing import alone, fresh_folder, put_right
 from ragst_sd.io._sharded_store import write_sharded
+from ragst_sd.io._store_seal import seal
 
 if TYPE_CHECKING:
     import os
@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write a reference, fitted or not, to a zarr store.
 
-    The store is written beside `path` and moved there when it is complete, so that `path` never holds half a reference.
+    The store is written beside `path` and moved there when it is complete, so that `path` holds the old version or the new one
+    at every moment, whether the process is killed, the disk is full or somebody reads meanwhile. Checksums of all its parts
+    are written with it. A hidden file `.<name>.lock` beside `path` keeps two writers apart; it may be deleted when none runs.
 
     A reference that was changed since (a subset of its rows, say) is written with its new hash and without its fit,
     which no longer holds.
@@ -49,6 +51,8 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
     ------
     FileExistsError
         If `path` exists and `overwrite` is not set, or it is not a reference.
+    BlockingIOError
+        If another process or thread is writing the same reference.
     ValueError
         If `reference` is not a reference, or is lazy.
 
@@ -62,34 +66,38 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
     >>> rg.io.read_reference("reference.zarr").shape == reference.shape
     True
     """
-    reference = _current(reference)
+    any_header(reference)
+    require_in_memory(reference)
     path = Path(path)
-    if path.exists():
-        if not overwrite:
-            msg = f"{path} exists. Pass `overwrite=True` to replace it, or choose another path."
-            raise FileExistsError(msg)
-        if not (path / "uns" / _keys.ATTRS).is_dir():
-            msg = f"{path} exists and is not a reference; it is not replaced. Choose another path."
-            raise FileExistsError(msg)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{uuid4().hex[:8]}.new")
-    try:
-        write_sharded(reference, fresh)
-        old = None
-        if path.exists():
-            old = path.with_name(f".{path.name}.{uuid4().hex[:8]}.old")
-            path.rename(old)
-        fresh.rename(path)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    if old is not None:
-        shutil.rmtree(old)
+    _refuse_existing(path, overwrite=overwrite)
+    with alone(path):
+        # What another writer moved away, and was stopped before it put the new version there, is a version to keep.
+        put_right(path)
+        _refuse_existing(path, overwrite=overwrite)
+        with fresh_folder(path) as fresh:
+            write_store(reference, fresh)
+
+
+def _refuse_existing(path: Path, *, overwrite: bool) -> None:
+    if not path.exists():
+        return
+    if not overwrite:
+        msg = f"{path} exists. Pass `overwrite=True` to replace it, or choose another path."
+        raise FileExistsError(msg)
+    if not (path / "uns" / _keys.ATTRS).is_dir():
+        msg = f"{path} exists and is not a reference; it is not replaced. Choose another path."
+        raise FileExistsError(msg)
+
+
+def write_store(reference: AnnData, folder: Path) -> None:
+    """Write a reference to a place that nobody reads yet."""
+    write_sharded(_current(reference), folder)
+    seal(folder)
 
 
 def _current(reference: AnnData) -> AnnData:
     """The reference with a hash that fits its content."""
     header = any_header(reference)
-    require_in_memory(reference)
     current = any_hash(reference)
     if not is_perturbation(reference):
         # Lets a lazy reference be checked without reading its values.

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import logging
-import re
+import shutil
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from ragst_sd._elements import require_sdata
+from ragst_sd._replacing import alone, fresh_place, left_behind, move_in
 from ragst_sd._validate import require_key
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
-_BESIDE = ".ragst_sd-new-"
+_TABLES = "tables"
 
 
 def write_table(sdata: SpatialData, name: str) -> None:
     """Write a table into the store of its object, replacing an older version safely.
 
-    The new version is written beside the old one before that is removed, so that the store holds a complete table at
-    every moment. `sdata` must have been written or read before (`sdata.write(path)`).
+    The new version is written beside the store and then put in the place of the old one, in one step where the system can
+    exchange two folders (Linux and macOS; elsewhere in two renames, and a call that was stopped between them is put right by
+    the next). So the store holds the old table or the new one at every moment, whether the process is killed or the disk is
+    full. A hidden file `.<store>.lock` beside it keeps two writers apart. `sdata` must have been written or read before (`sdata.write(path)`).
 
     Parameters
     ----------
@@ -42,7 +47,9 @@ def write_table(sdata: SpatialData, name: str) -> None:
     TypeError
         If `sdata` is no SpatialData.
     ValueError
-        If the object has no store.
+        If the object has no store, or the store holds another element of that name.
+    BlockingIOError
+        If another process or thread is writing to the same store.
 
     Examples
     --------
@@ -52,27 +59,50 @@ def write_table(sdata: SpatialData, name: str) -> None:
     >>> rg.pp.embed_tiles(sdata, progress=False)
     >>> rg.io.write_table(sdata, "table")
     """
+    import zarr
+
     require_sdata(sdata)
     require_key(name, sdata.tables, "sdata.tables")
     if not sdata.is_backed():
         msg = "`sdata` has no store yet. Write it once with `sdata.write(path)`."
         raise ValueError(msg)
-    stored = {path.rsplit("/", 1)[-1] for path in sdata.elements_paths_on_disk()}
-    for leftover in sorted(one for one in stored if re.fullmatch(rf"{re.escape(name)}{_BESIDE}[0-9a-f]{{8}}", one)):
-        # An interrupted call left it; the names are ours alone.
-        sdata.delete_element_from_disk(leftover)
-        sdata.tables.pop(leftover, None)
-    beside = f"{name}{_BESIDE}{uuid4().hex[:8]}"
-    if name not in stored:
-        sdata.write_element(name)
-    else:
-        sdata.tables[beside] = sdata.tables[name]
+    store = Path(sdata.path)
+    with alone(store):
+        _put_right(store)
+        place = store / _TABLES / name
+        if not place.exists() and name in {path.rsplit("/", 1)[-1] for path in sdata.elements_paths_on_disk()}:
+            msg = f"The store {store} has another element named {name!r}. Choose another name for the table."
+            raise ValueError(msg)
+        fresh = fresh_place(store)
         try:
-            sdata.write_element(beside)
-            sdata.delete_element_from_disk(name)
-            sdata.write_element(name)
-            sdata.delete_element_from_disk(beside)
+            _write_alone(sdata.tables[name], name, fresh)
+            if not (store / _TABLES).exists():
+                zarr.open_group(store, mode="r+", use_consolidated=False).require_group(_TABLES)
+            move_in(fresh / _TABLES / name, place)
         finally:
-            del sdata.tables[beside]
-    sdata.write_attrs()
+            # A table that was moved away, and nothing put in its place, is brought back by the next call.
+            if place.exists():
+                shutil.rmtree(fresh, ignore_errors=True)
+        if sdata.has_consolidated_metadata():
+            sdata.write_consolidated_metadata()
+        sdata.write_attrs()
     logger.info("Wrote table %r to %s.", name, sdata.path)
+
+
+def _write_alone(table: AnnData, name: str, fresh: Path) -> None:
+    """Write a table to a store of its own, beside the one that it is for."""
+    from spatialdata import SpatialData
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*annotat.*", category=UserWarning)
+        SpatialData(tables={name: table}).write(fresh)
+
+
+def _put_right(store: Path) -> None:
+    """Bring back tables that a stopped writer moved away, and remove what it had not finished."""
+    for fresh in left_behind(store):
+        for old in (fresh / _TABLES).glob("*.new.old"):
+            place = store / _TABLES / old.name.removesuffix(".new.old")
+            if not place.exists():
+                old.rename(place)
+        shutil.rmtree(fresh)

@@ -10,6 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._annotation import single_region
 from ragst_sd._elements import require_sdata
+from ragst_sd._replacing import replace_text
 from ragst_sd._results import (
     MIN_CV_PEARSON,
     MOST_UNLIKE,
@@ -161,7 +162,7 @@ def viewer(
     title = single_region(table) if title is None else title
     page = _page(reference, table, header, chosen, measured, section, int(n_shown), title)
     if target is not None:
-        target.write_text(page, encoding="utf-8")
+        replace_text(target, page)
     return Page(page, target, int(height))
 
 

@@ -6,10 +6,10 @@ import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from ragst_sd import _keys
 from ragst_sd._annotation import single_region
+from ragst_sd._replacing import replace_text
 from ragst_sd._results import OBS_COLUMNS, VAR_COLUMNS, matching_reference, predicted, require_columns
 from ragst_sd.tl._report_facts import gather
 from ragst_sd.tl._report_page import MADE_BY, to_html, to_markdown
@@ -124,7 +124,7 @@ def report(
     maps = [] if why_none else draw_maps(sdata, facts, prediction_key=prediction_key, truth_key=truth_to_draw)
     page = page_of(facts, maps, why_none)
     for file, text in zip(paths, (to_markdown(page), to_html(page)), strict=True):
-        _write(file, text)
+        replace_text(file, text)
     logger.info("Wrote %s and %s.", *paths)
     return paths
 
@@ -150,16 +150,6 @@ def _is_ours(file: Path) -> bool:
         return False
     with file.open("rb") as handle:
         return MADE_BY.encode() in handle.read(_HEAD_BYTES)
-
-
-def _write(file: Path, text: str) -> None:
-    """Write beside the file, then take its place: a reader never sees half a page."""
-    beside = file.with_name(f".{file.name}.{uuid4().hex[:8]}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _agreement(
