@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def move_in(fresh: Path, path: Path) -> None:
 def _exchange(first: Path, second: Path) -> bool:
     """Exchange two folders in one step; `False` where the system, or the disk, cannot."""
     names = os.fsencode(first), os.fsencode(second)
-    libc = ctypes.CDLL(None, use_errno=True) if sys.platform in ("linux", "darwin") else None
+    libc: Any = ctypes.CDLL(None, use_errno=True) if sys.platform in ("linux", "darwin") else None
     if hasattr(libc, "renameat2"):
         failed = libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
     elif hasattr(libc, "renamex_np"):

@@ -21,7 +21,7 @@ class PinnedStore(LocalStore):
         self, root: Path | str, *, read_only: bool = True, version: tuple[int, int, int] | None = None
     ) -> None:
         super().__init__(root, read_only=True)
-        self.version = version_of(Path(root)) if version is None else tuple(version)
+        self.version = version_of(Path(root)) if version is None else version
 
     def with_read_only(self, read_only: bool = True) -> PinnedStore:  # noqa: FBT001, FBT002
         """The same store; it can never be written to."""

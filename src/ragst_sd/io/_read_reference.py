@@ -110,7 +110,7 @@ def _read(path: Path, *, lazy: bool) -> AnnData:
         raise ValueError(msg)
     if current != expected:
         msg = (
-            f"{path}: the content does not match its hash ({current[:12]} against {expected[:12]}); it was changed or damaged "
+            f"{path}: the content does not match its hash ({current[:12]} against {str(expected)[:12]}); it was changed or damaged "
             "after it was written."
         )
         raise ValueError(msg)
