@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ragst_sd.image.hub import LOCAL_ADVICE, hub_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import torch
 
@@ -179,13 +181,7 @@ def _load_checkpoint(module: torch.nn.Module, path: Path, label: str) -> None:
     try:
         keys = load_checkpoint(module, str(path), strict=False, weights_only=True)
     except (*unreadable, UnpicklingError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        msg = (
-            f"The weights of {label!r} could not be read from {str(path)!r}. Give a .safetensors file or a torch file "
-            "that holds a state_dict (it is read with weights_only=True, so a pickled module is refused), and the "
-            f"`model_kwargs` that the network was built with. The reason: {reason}"
-        )
-        raise ValueError(msg) from None
+        raise ValueError(_unreadable(label, str(path), error)) from None
     classifier = getattr(module, "pretrained_cfg", {}).get("classifier") or ()
     heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
     missing = [key for key in keys.missing_keys if not key.endswith("num_batches_tracked")]
@@ -197,6 +193,30 @@ def _load_checkpoint(module: torch.nn.Module, path: Path, label: str) -> None:
             "`model_kwargs` that the network was built with (`img_size`, `reg_tokens`, ...)."
         )
         raise ValueError(msg)
+
+
+def _unreadable(label: str, source: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return (
+        f"The weights of {label!r} could not be read from {source!r}. Give a .safetensors file or a torch file "
+        "that holds a state_dict (it is read with weights_only=True, so a pickled module is refused), and the "
+        f"`model_kwargs` that the network was built with. The reason: {reason}"
+    )
+
+
+@contextmanager
+def _no_code_from_weights() -> Iterator[None]:
+    """Have torch refuse pickles that hold more than weights, in packages that load their files themselves."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _load_row_timm(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.nn.Module, Callable]:
@@ -232,7 +252,7 @@ def _load_row_transformers(row: FoundationModel, kwargs: dict[str, Any]) -> tupl
         )
         raise FileNotFoundError(msg)
     advice = "pass the folder with config.json and the weights: `model_kwargs={'checkpoint_path': '/path/to/folder'}`"
-    with hub_errors(row.hub_id, url=row.url, local_advice=advice):
+    with hub_errors(row.hub_id, url=row.url, local_advice=advice), _no_code_from_weights():
         module = transformers.AutoModel.from_pretrained(str(source), **kwargs).eval()
     if row.pooling == "pooler":
         return module, lambda tiles: module(pixel_values=tiles).pooler_output
@@ -247,8 +267,11 @@ def _load_row_conch(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch
         raise ImportError(msg) from None
     checkpoint = kwargs.pop("checkpoint_path", None)
     source = f"hf_hub:{row.hub_id}" if checkpoint is None else str(_existing_file(checkpoint, row.name))
-    with hub_errors(row.hub_id, url=row.url):
-        module, _ = conch.create_model_from_pretrained("conch_ViT-B-16", checkpoint_path=source, **kwargs)
+    try:
+        with hub_errors(row.hub_id, url=row.url), _no_code_from_weights():
+            module, _ = conch.create_model_from_pretrained("conch_ViT-B-16", checkpoint_path=source, **kwargs)
+    except UnpicklingError as error:
+        raise ValueError(_unreadable(row.name, source, error)) from None
     module.eval()
     return module, lambda tiles: module.encode_image(tiles, proj_contrast=False, normalize=False)
 
