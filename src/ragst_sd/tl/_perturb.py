@@ -114,7 +114,7 @@ def perturb(
 
     Returns
     -------
-    Of a SpatialData `None` (see below). Of cells an AnnData with every cell once for every perturbation, named `<cell>:<perturbation>`, and
+    Of a SpatialData `None`, or the table if `inplace=False` (see below). Of cells an AnnData with every cell once for every perturbation, named `<cell>:<perturbation>`, and
 
     `.X`
         float32 (n, genes): the source cell plus the response, in the unit of `.uns["retrieval"]["unit"]`. It is not
