@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from ragst_sd import __version__
 from ragst_sd.datasets._checksum import matches, note_new, whats_wrong
 
 if TYPE_CHECKING:
@@ -140,6 +139,8 @@ def _stream(file: RemoteFile, part: Path, advance: Callable[[int], object], *, a
     have, mark = _size(part), part.with_name(f".{part.name}.etag")
     if file.size is not None and have == file.size:
         return
+    from ragst_sd import __version__
+
     headers = {"User-Agent": f"ragst_sd/{__version__}", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from copy import deepcopy
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -170,9 +169,7 @@ def _masked(values: np.ndarray, outside: np.ndarray, name: str) -> np.ndarray:
 
 
 def software() -> str:
-    try:
-        return f"ragst-sd {version('ragst-sd')}"
-    except PackageNotFoundError:
-        from ragst_sd import __version__
+    """Name and version, for headers."""
+    from ragst_sd import __version__
 
-        return f"ragst-sd {__version__}"
+    return f"ragst-sd {__version__}"
