@@ -97,6 +97,7 @@ html_static_path = ["_static"]
 html_theme_options = {"navigation_with_keys": True, "show_navbar_depth": 2}
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
+html_extra_path = ["llms.txt"]  # at the root of the site, where assistants look for it
 pygments_style = "default"
 
 # Types are documented under the names by which they are imported, not where they are defined.

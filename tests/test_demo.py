@@ -22,7 +22,7 @@ def small(monkeypatch):
     )
 
 
-def test_demo_writes_what_it_says(small, tmp_path):
+def test_demo_writes_what_it_says(small, tmp_path, monkeypatch):
     said = []
     metrics = run_demo(tmp_path / "out", n_donors=3, say=said.append)
     assert list(metrics["method"]) == ["mean", "ridge", "knn", "rag"]
@@ -33,6 +33,12 @@ def test_demo_writes_what_it_says(small, tmp_path):
         assert (tmp_path / "out" / name).exists()
         assert any(name in line for line in said)
     assert any(str(tmp_path / "out") in line for line in said)
+    assert "What happened" in said[-2] and "rg.pl.viewer(sdata, reference" in said[-2]
+    # The lines that it tells to go on with are true.
+    told = [line.partition("#")[0].strip() for line in said[-2].splitlines() if line.startswith("  ")]
+    monkeypatch.chdir(tmp_path / "out")
+    exec("\n".join(told), {})
+    assert (tmp_path / "out" / "viewer.html").exists()
     back = sd.read_zarr(tmp_path / "out" / "donor3.zarr")
     assert rg.get.neighbors(back)["donor"].isin(["donor1", "donor2"]).all()
     explained = pd.read_csv(tmp_path / "out" / "explanation.csv")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import re
 import shutil
 import sys
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +27,8 @@ from .io.slides import paint, write_hest, write_pyramid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 SUBMODULES = ("pp", "tl", "pl", "get", "io", "datasets")
 PUBLIC = [f"{submodule}.{name}" for submodule in SUBMODULES for name in import_module(f"ragst_sd.{submodule}").__all__]
 # These draw and embed for themselves: it is what they show.
@@ -162,6 +164,27 @@ def test_example_runs(name, workplace, drawn, monkeypatch):
 
 def test_example_of_settings_runs():
     run("settings", Settings)
+
+
+@pytest.mark.skipif(not (ROOT / "docs" / "llms.txt").exists(), reason="no documentation beside the tests")
+def test_code_that_assistants_read_runs(workplace, drawn, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    text = (ROOT / "docs" / "llms.txt").read_text(encoding="utf-8").partition("## All functions")[0]
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 6
+    # On smaller pictures, so that it takes seconds.
+    monkeypatch.setattr(rg.datasets, "synthetic", lambda **options: drawn(image_px=500, **options))
+    names: dict[str, Any] = {}
+    try:
+        for code in blocks:
+            exec(compile(code, "llms.txt", "exec"), names)
+    finally:
+        plt.close("all")
+    parts = rg.get.explain(names["query"], names["reference"], obs_name=names["spot"], gene=names["gene"])
+    value = names["query"].tables["predicted"][names["spot"], names["gene"]].X.item()
+    assert abs(parts["contribution"].sum() - value) < 1e-5
+    assert (workplace / "viewer.html").exists() and (workplace / "card.html").exists()
 
 
 def test_a_wrong_example_fails(workplace):

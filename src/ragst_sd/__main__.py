@@ -12,6 +12,42 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+_EXAMPLES = {
+    "ragst-sd": """\
+first steps:
+  ragst-sd demo                               the whole path on drawn tissue, about a minute, no network
+  ragst-sd COMMAND --help                     what a command takes, with examples
+  python -c "import ragst_sd as rg; help(rg.tl.predict)"
+
+in Python:
+  import ragst_sd as rg                       rg.pp rg.tl rg.pl rg.get rg.io rg.datasets rg.settings
+""",
+    "demo": """\
+examples:
+  ragst-sd demo                               three drawn donors, the third held out
+  ragst-sd demo --donors 5 --out demo5        with more donors to learn from
+  ragst-sd demo --data my_sections            on your own: B1.h5ad beside B1.jpg, B2.h5ad beside B2.jpg, ...
+
+An h5ad holds counts, pixel coordinates in obsm["spatial"] and the donor in obs["donor"] (or uns["meta"]["patient"]); two donors at least.
+""",
+    "build": """\
+examples:
+  ragst-sd build bulb.yaml --out bulb.zarr
+  ragst-sd build bulb.yaml --out bulb.zarr --device cuda --workers 4
+
+the least that a recipe holds:
+  version: 1
+  sources:
+    - dataset: her2st       # a name of rg.datasets.catalog(), or
+    - folder: my_sections   # a folder of <section>.h5ad beside <section>.jpg
+""",
+    "inspect": """\
+examples:
+  ragst-sd inspect bulb.zarr
+  ragst-sd inspect bulb.zarr --out bulb_card  the card with its pictures, as files
+""",
+}
+
 
 def _parser() -> argparse.ArgumentParser:
     from ragst_sd import __version__
@@ -19,12 +55,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ragst-sd",
         description="Predict gene expression from H&E by retrieving measured tissue that looks alike.",
-        epilog="In Python: import ragst_sd as rg",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EXAMPLES["ragst-sd"],
     )
     parser.add_argument("--version", action="version", version=f"ragst-sd {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     demo = commands.add_parser(
         "demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EXAMPLES["demo"],
         help="run the whole path on embedded synthetic tissue, offline",
         description="Hold one donor out, predict it from the others, and write the object, metrics and pictures.",
     )
@@ -37,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--donors", type=int, default=3, help="donors of the synthetic tissue (%(default)s)")
     build = commands.add_parser(
         "build",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EXAMPLES["build"],
         help="build the reference that a recipe describes",
         description="Build a reference from a recipe (YAML). Stopped at any moment, it goes on when it is called again.",
     )
@@ -48,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--workers", type=int, default=0, help="threads that read pictures ahead (%(default)s)")
     inspect = commands.add_parser(
         "inspect",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EXAMPLES["inspect"],
         help="print the data card of a reference",
         description="Print the data card of a reference as Markdown: composition, licences, citations, gaps.",
     )

@@ -148,3 +148,12 @@ def _write(
         f"  retrieval.png      spot {spot}: the measured tissue behind its prediction\n"
         "  explanation.csv    what each cited spot contributed"
     )
+    say(
+        "What happened: every spot of the held-out section was predicted from measured spots of the other donors that look alike.\n"
+        f"Look at it: open prediction.png, then retrieval.png (does the cited tissue look like the spot?). Go on in Python, in {out}:\n"
+        "  import ragst_sd as rg, spatialdata as sd\n"
+        f'  sdata, reference = sd.read_zarr("{store.name}"), rg.io.read_reference("reference.zarr")\n'
+        f'  rg.get.explain(sdata, reference, obs_name="{spot}", gene="{best}")  # adds up to the value\n'
+        '  rg.pl.viewer(sdata, reference, path="viewer.html")  # every spot, in a browser\n'
+        "Your own sections: ragst-sd demo --data FOLDER (ragst-sd demo --help says what is in it)."
+    )
