@@ -23,7 +23,7 @@ def test_fit_follows_the_task_of_the_reference(bank, method):
     rg.tl.fit(bank, method=method)
     fit = bank.uns["ragst"]["fit"]
     assert (fit["method"], fit["metric"], fit["inner_groups"]) == (method, "cosine", "perturbation")
-    assert (fit["n_neighbors"], fit["n_candidates"]) == (3, 32)
+    assert (fit["n_neighbors"], fit["n_candidates"]) == ((16, 40) if method == "rag" else (3, 32))
     np.testing.assert_array_equal(bank.X, before)
     np.testing.assert_array_equal(bank.obsm["retrieval_key"], bank.obsm["perturbation_embedding"])
     again = bank.copy()
@@ -34,7 +34,7 @@ def test_fit_follows_the_task_of_the_reference(bank, method):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"method": "bleep"}, ValueError, "for a reference of perturbations available: 'none', 'mean'"),
+        ({"method": "bleep"}, ValueError, "for a reference of perturbations available: 'rag', 'none', 'mean'"),
         ({"n_neighbors": 41}, ValueError, "`n_neighbors` is 41, more than the 40 rows"),
         ({"n_neighbors": 8, "n_candidates": 6}, ValueError, "fewer than `n_neighbors`"),
         ({"n_neighbors": 0}, ValueError, "`n_neighbors` is 0"),

@@ -37,7 +37,7 @@ def _complaint(method: str, name: str, value: Any) -> str:
     if name in _CHOICES:
         known = any(value is one or (isinstance(value, str) and value == one) for one in _CHOICES[name])
         return "" if known or isinstance(value, np.bool_) else f"one of {', '.join(map(repr, _CHOICES[name]))}"
-    if name == "alphas":
+    if name in ("alphas", "penalties", "sharpnesses"):
         array = np.atleast_1d(np.asarray(value))
         fine = array.size and np.issubdtype(array.dtype, np.number) and np.isfinite(array).all() and (array > 0).all()
         return "" if fine and np.ndim(value) == 1 else "a sequence of numbers above 0"

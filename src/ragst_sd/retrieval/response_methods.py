@@ -18,7 +18,9 @@ from ragst_sd.retrieval.response_neighbors import (
     nearest,
     same_perturbation,
 )
+from ragst_sd.retrieval.response_rag import respond_rag
 from ragst_sd.retrieval.response_regression import bilinear, choose_alpha, ridge
+from ragst_sd.retrieval.response_selection import RAG_OPTIONS, fit_rag
 from ragst_sd.retrieval.responses import cite_nobody, pool_mean
 
 if TYPE_CHECKING:
@@ -59,6 +61,14 @@ class ResponseMethod:
     """Why the method cannot answer each query, empty where it can; `None` if it always can."""
     cites_candidates: bool = False
     """Whether all candidates are cited, not only the best `n_neighbors` of them: a method without selection."""
+    n_neighbors: int = 3
+    """Rows cited at most, if left out."""
+    n_candidates: int = 32
+    """Rows compared, if left out."""
+    may_cite_nobody: bool = False
+    """Whether weights may all be zero although rows may be used: then the prediction is the one without retrieval."""
+    learns: bool = False
+    """Whether fitting looks at the responses of all rows, those that a query may not use among them."""
 
 
 _ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 3, 16))
@@ -66,6 +76,16 @@ _NEAREST = {"weighting": "distance", "sharpness": 2.0, "within_context": True}
 _ALL_EQUAL = {"weighting": "uniform", "within_context": True}
 
 RESPONSE_METHODS: dict[str, ResponseMethod] = {
+    "rag": ResponseMethod(
+        respond_rag,
+        cites=True,
+        options=RAG_OPTIONS,
+        fit=fit_rag,
+        n_neighbors=16,
+        n_candidates=128,
+        may_cite_nobody=True,
+        learns=True,
+    ),
     "none": ResponseMethod(_none, cites=False, options={}),
     "mean": ResponseMethod(_mean, cites=False, options={}),
     "additive": ResponseMethod(additive, cites=True, options={}, lacks=lacks_singles),

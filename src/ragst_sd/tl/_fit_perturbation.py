@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    from ragst_sd.retrieval.response_methods import ResponseMethod
     from ragst_sd.retrieval.training import Run
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_NEIGHBORS = 3
-DEFAULT_CANDIDATES = 32
 METRICS = ("cosine", "euclidean")
 
 
@@ -46,7 +45,7 @@ def fit_perturbation(
     options = resolve_response_options(method, options)
     metric = METRICS[0] if metric is None else metric
     require_choice(metric, METRICS, "metric")
-    n_neighbors, n_candidates = _counts(reference.n_obs, n_neighbors, n_candidates)
+    n_neighbors, n_candidates = _counts(reference.n_obs, n_neighbors, n_candidates, RESPONSE_METHODS[method])
     group_key = _keys.PERTURBATION if group_key is None else group_key
     require_key(group_key, list(reference.obs.columns), "reference.obs")
     # Sums follow the names of the rows, so that their order changes nothing.
@@ -78,7 +77,7 @@ def fit_perturbation(
     )  # fmt: skip
 
 
-def _counts(n_rows: int, n_neighbors: int | None, n_candidates: int | None) -> tuple[int, int]:
+def _counts(n_rows: int, n_neighbors: int | None, n_candidates: int | None, method: ResponseMethod) -> tuple[int, int]:
     for name, value in (("n_neighbors", n_neighbors), ("n_candidates", n_candidates)):
         if value is None:
             continue
@@ -87,10 +86,10 @@ def _counts(n_rows: int, n_neighbors: int | None, n_candidates: int | None) -> t
             msg = f"`{name}` is {value}, more than the {n_rows} rows of the reference. Ask for {n_rows} at most."
             raise ValueError(msg)
     if n_neighbors is None:
-        n_neighbors = min(DEFAULT_NEIGHBORS, n_rows if n_candidates is None else n_candidates)
+        n_neighbors = min(method.n_neighbors, n_rows if n_candidates is None else n_candidates)
         logger.info("`n_neighbors` is %d.", n_neighbors)
     if n_candidates is None:
-        n_candidates = max(n_neighbors, min(DEFAULT_CANDIDATES, n_rows))
+        n_candidates = max(n_neighbors, min(method.n_candidates, n_rows))
     if n_candidates < n_neighbors:
         msg = f"`n_candidates` is {n_candidates}, fewer than `n_neighbors` ({n_neighbors}) that are chosen from them."
         raise ValueError(msg)

@@ -19,6 +19,7 @@ from ragst_sd.tl._perturb_tissue import perturb_tissue
 from ragst_sd.tl._perturbation_cells import column, read_expression
 from ragst_sd.tl._perturbed_table import perturbed_table
 from ragst_sd.tl._respond import respond
+from ragst_sd.tl._response_bank import states_of_contexts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -125,8 +126,8 @@ def perturb(
         `perturbation` (as asked for), `context`, `source` (name of the cell), `effective_n` (rows cited, one over the sum of squared weights), `evidence_share`, `cited_reliability` (weighted mean
         of the cited rows).
     `.obsm["retrieval_rows"]`, `["retrieval_weights"]`, `["retrieval_distances"]`
-        (n, k) pointers into `.uns["retrieval"]["cited"]` (-1 padded), weights that sum to one or are all zero, and
-        distances between embeddings.
+        (n, k) pointers into `.uns["retrieval"]["cited"]` (-1 padded), weights that sum to one or are all zero (nothing
+        was selected: the prediction is exactly the one without retrieval), and distances between embeddings.
     `.uns["retrieval"]`
         Provenance: hashes of reference and fit, method, parameters, unit, sources, `gene_overlap` (share of the
         reference's genes in `data`), `control_cells` that the reference was measured against, and `cited`: one line per cited row (reference, perturbation, context, perturbation_type,
@@ -221,6 +222,7 @@ def perturb(
         n_neighbors=n_neighbors,
         exclude=exclude,
         allowed=allowed_rows(reference, where),
+        states=states_of_contexts(header, expression, list(reference.var_names), contexts),
     )
     return perturbed_table(
         reference, header, fit, responded,

@@ -10,6 +10,8 @@ from ragst_sd._validate import listing
 from ragst_sd.tl._perturbed_table import Responded
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anndata import AnnData
 
     from ragst_sd.retrieval.responses import Asked, Bank
@@ -25,8 +27,12 @@ def respond(
     n_neighbors: int | None,
     exclude: list[str],
     allowed: np.ndarray,
+    states: Mapping[str, np.ndarray],
 ) -> Responded | None:
-    """Answers for pairs of perturbation and context; nothing if only the control was asked for."""
+    """Answers for pairs of perturbation and context; nothing if only the control was asked for.
+
+    `states` is the mean expression (g,) of the cells of each context, on the genes of the reference.
+    """
     from ragst_sd.retrieval.evidence import effective_n, evidence_share
     from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
     from ragst_sd.tl._response_bank import asked_of, response_bank
@@ -38,7 +44,10 @@ def respond(
     ordered, method = reference[order], RESPONSE_METHODS[str(fit["method"])]
     bank = response_bank(ordered, header, metric=str(fit["metric"]))
     perturbations, contexts = ([pair[i] for pair in pairs] for i in (0, 1))
-    asked = asked_of(ordered, header, perturbations, contexts, key, allowed=allowed[order], exclude=exclude)
+    asked = asked_of(
+        ordered, header, perturbations, contexts, key, allowed=allowed[order], exclude=exclude,
+        state=np.array([states[context] for context in contexts]),
+    )  # fmt: skip
     require_rows(bank, asked, pairs, method, str(fit["method"]), n_neighbors)
     cited = int(fit["n_candidates"] if method.cites_candidates else fit["n_neighbors"])
     answer = method.respond(fit["parameters"], bank, asked, cited if n_neighbors is None else int(n_neighbors))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    from ragst_sd.tl._perturbation_cells import Expression
+
 
 def response_bank(reference: AnnData, header: dict[str, Any], *, metric: str, folds: np.ndarray | None = None) -> Bank:
     """Rows of the reference, in its order."""
@@ -41,6 +43,23 @@ def context_codes(contexts: np.ndarray, header: dict[str, Any]) -> np.ndarray:
     """Position of each context in the header, -1 for a new one."""
     place = {str(name): i for i, name in enumerate(header["contexts"]["context"])}
     return np.array([place.get(str(name), -1) for name in contexts], dtype=np.int64)
+
+
+def states_of_contexts(
+    header: dict[str, Any], expression: Expression, genes: Sequence[str], contexts: np.ndarray
+) -> dict[str, np.ndarray]:
+    """(g,) mean expression of the cells of each context on the genes of the reference.
+
+    Genes that the cells lack are NaN: they say nothing of the state.
+    """
+    names, cell = np.unique(np.asarray(contexts, dtype=str), return_inverse=True)
+    place = {str(gene): i for i, gene in enumerate(genes)}
+    shared = [i for i, gene in enumerate(expression.genes) if gene in place]
+    values = expression.values[:, shared].astype(np.float64)
+    states = np.full((len(names), len(genes)), np.nan)
+    for i in range(len(names)):
+        states[i, [place[expression.genes[j]] for j in shared]] = np.asarray(values[cell == i].mean(axis=0)).ravel()
+    return dict(zip(names.tolist(), states, strict=True))
 
 
 def asked_of(

@@ -1,0 +1,161 @@
+"""How far `rag` trusts what it retrieves: chosen on perturbations held out, with controls of their own for the truth."""
+
+from __future__ import annotations
+
+import logging
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd.retrieval.response_episodes import ask_rows, closed_rows, familiar, shape_halves
+from ragst_sd.retrieval.response_phi import fit_space
+from ragst_sd.retrieval.response_rag import Gate, find_hood, retrieved, weigh
+from ragst_sd.retrieval.response_regression import bilinear
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ragst_sd.retrieval.responses import Bank
+    from ragst_sd.retrieval.training import Run
+
+logger = logging.getLogger(__name__)
+
+RAG_OPTIONS: dict[str, Any] = {
+    "n_components": 64,
+    "penalties": (0.1, 1.0, 10.0),
+    "sharpnesses": (0.5, 1.0, 2.0, 4.0, 8.0),
+    "rank": 10,
+    "alpha": 0.1,
+}
+_LEARNED = (0.0, 0.5, 1.0)
+_REACH = (np.inf, 1.0)
+_STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
+TRUST = tuple((line, retrieval) for line, retrieval in product(_STEPS, repeat=2) if line + retrieval <= 1)
+"""Shares of `bilinear` and of retrieval; the mean has the rest. The first one is the mean alone."""
+_MAX_QUERIES = 256
+_MAX_FOLDS = 64
+# With fewer held-out rows of a kind than this, what was chosen on all of them serves.
+_MIN_KIND = 6
+# Rows that say nothing about accuracy hardly count.
+_LEAST_WEIGHT = 0.05
+_MAX_GATES, _SOFTNESS, _LEAST_SHARE = 16, 0.02, 0.01
+_KINDS = ("without measured relatives", "with measured relatives")
+
+
+def fit_rag(bank: Bank, options: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """Choose the gate and how far to trust it.
+
+    Returns
+    -------
+    Axes of embeddings and states; `gates`, one line each: kind of query (0 without, 1 with measured relatives), the
+    fields of a `Gate`, trust in `bilinear` and in retrieval, share; its `rank` and `alpha`; `inner_gain` of either kind, the gain
+    in held-out correlation over the mean of the others, and its `inner_error`.
+    """
+    space = fit_space(bank, int(options["n_components"]))
+    gates = grid(options)
+    correlation, rows, kind = held_out_correlations(bank, options, run, space)
+    weight = np.ones(len(rows)) if bank.reliability is None else np.clip(bank.reliability[rows], _LEAST_WEIGHT, 1)
+    lines, gains, errors = [], [], []
+    for code, name in enumerate(_KINDS):
+        own = kind == code
+        own = own if own.sum() >= _MIN_KIND else np.ones_like(own)
+        places, shares, gain, error = choose(correlation[:, :, own], weight[own])
+        chosen = [(*gates[gate], *TRUST[trust]) for gate, trust in places]
+        lines += [(code, *line, share) for line, share in zip(chosen, shares, strict=True)]
+        gains.append(gain)
+        errors.append(error)
+        logger.info(
+            "rag, perturbations %s: trust in regression %.2f, in retrieval %.2f; the best gate gains %.3f (standard error %.3f) over "
+            "the mean of the others on held-out ones.",
+            name, *(float(shares @ [line[i] for line in chosen]) for i in (4, 5)), gain, error,
+        )  # fmt: skip
+    return {
+        **space,
+        "rank": int(options["rank"]),
+        "alpha": float(options["alpha"]),
+        "n_candidates": run.n_candidates,
+        "gates": np.array(lines, dtype=np.float64),
+        "inner_gain": np.array(gains),
+        "inner_error": np.array(errors),
+    }
+
+
+def choose(correlation: np.ndarray, weight: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray, float, float]:
+    r"""Gates and trusts by their gain over the mean of the others, less one standard error, and their shares.
+
+    The mean itself gains nothing and has no error: where nothing is above its own error, it has the largest share. Shares are
+    :math:`\pi \propto \exp(l / 0.02)` with l the gain less its error; the 16 largest count.
+
+    Parameters
+    ----------
+    correlation
+        (gates, trusts, q).
+    weight
+        (q,) how much a held-out row counts.
+
+    Returns
+    -------
+    Places (gate, trust), their shares, and gain and standard error of the first.
+    """
+    gain = (correlation - correlation[:1, :1]) * (weight / weight.mean())
+    mean, error = gain.mean(axis=2), gain.std(axis=2) / np.sqrt(gain.shape[2])
+    # All gates are the same where nothing is retrieved, and count once.
+    bound = (mean - error).copy()
+    bound[1:, [i for i, (_, trust) in enumerate(TRUST) if trust == 0]] = -np.inf
+    best = np.argsort(-bound, axis=None, kind="stable")[:_MAX_GATES]
+    share = np.exp((bound.ravel()[best] - bound.max()) / _SOFTNESS)
+    best, share = best[share > _LEAST_SHARE], share[share > _LEAST_SHARE]
+    places = [tuple(int(one) for one in np.unravel_index(place, bound.shape)) for place in best]
+    return places, share / share.sum(), float(mean[places[0]]), float(error[places[0]])
+
+
+def grid(options: Mapping[str, Any]) -> list[Gate]:
+    """Gates to choose from."""
+    spaces = [(1.0, 0.0), *product(options["penalties"], [one for one in _LEARNED if one > 0])]
+    return [
+        Gate(float(penalty), float(learned), float(sharpness), float(reach))
+        for (penalty, learned), sharpness, reach in product(spaces, options["sharpnesses"], _REACH)
+    ]
+
+
+def held_out_correlations(
+    bank: Bank, options: Mapping[str, Any], run: Run, space: Mapping[str, Any]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Correlation over genes of held-out responses with their truth, for every gate and every trust.
+
+    Returns
+    -------
+    (gates, trusts, q) correlations, averaged over the two ways in which one half of the controls teaches and the other one is the truth; the (q,)
+    rows; and whether each of them has measured relatives.
+    """
+    closed = closed_rows(bank)
+    rows = np.flatnonzero((~closed).any(axis=1))
+    if len(rows) > _MAX_QUERIES:
+        rows = rows[np.linspace(0, len(rows) - 1, _MAX_QUERIES).astype(int)]
+    asked = ask_rows(bank, rows, closed)
+    groups, fold = np.unique(bank.folds[rows], return_inverse=True)
+    fold = fold % min(_MAX_FOLDS, len(groups))
+    teach = ~np.array([closed[rows[fold == one]].any(axis=0) for one in fold])
+    teach[~teach.any(axis=1)] = asked.eligible[~teach.any(axis=1)]
+    gates = grid(options)
+    total = np.zeros((len(gates), len(TRUST), len(rows)))
+    shaped = shape_halves(bank)
+    mix = np.array([(1.0, *trust) for trust in TRUST])
+    for one, other in (shaped, shaped[::-1]):
+        truth = other.values[rows]
+        hood = find_hood(space, one, asked, run.n_candidates, tuple(options["penalties"]), teach)
+        line = bilinear(options, one, asked, 0)
+        slope = line.evidence + line.adjustment - hood.level
+        for i, gate in enumerate(gates):
+            parts = np.stack([hood.level, slope, retrieved(hood, weigh(hood, gate, run.n_neighbors))], axis=1)
+            total[i] += _correlations(parts, truth, mix)
+    return total / 2, rows, familiar(bank, asked)
+
+
+def _correlations(parts: np.ndarray, truth: np.ndarray, mix: np.ndarray) -> np.ndarray:
+    """(t, q) cosines of the mixtures (t, 3) of parts (q, 3, p) with the truth (q, p); zero where there is nothing."""
+    products = parts @ parts.transpose(0, 2, 1)
+    size = np.sqrt(np.maximum(np.einsum("ta,qab,tb->tq", mix, products, mix), 0)) * np.linalg.norm(truth, axis=1)
+    along = np.einsum("ta,qap,qp->tq", mix, parts, truth, optimize=True)
+    return np.divide(along, size, out=np.zeros_like(size), where=size > 1e-12)
