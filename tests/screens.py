@@ -54,6 +54,52 @@ def planted_screen(
     return adata, pd.DataFrame(vectors, index=names)
 
 
+def two_state_screen(
+    *,
+    n_programmes: int = 8,
+    per_programme: int = 5,
+    n_genes: int = 60,
+    n_cells: int = 20,
+    n_controls: int = 60,
+    effect: float = 0.8,
+    noise: float = 0.4,
+    decoy: float = 2.0,
+    rng: int = 0,
+) -> tuple[ad.AnnData, pd.DataFrame]:
+    """A screen in which the right neighbours of a perturbation depend on the state of the cells, `obs["cell_type"]` a or b.
+
+    Every perturbation belongs to one programme in state a and to another one in state b, and its embedding names both; its largest part names
+    a third group that means nothing, so that the nearest embeddings are decoys. `uns["members"]` has the programme in either state.
+    """
+    generator = np.random.default_rng(rng)
+    n = n_programmes * per_programme
+    first = np.arange(n) // per_programme
+    member = {"a": first, "b": first[generator.permutation(n)]}
+    directions = generator.normal(size=(n_programmes, n_genes)) * (generator.random((n_programmes, n_genes)) < 0.3)
+    decoys = generator.permutation(n) // per_programme
+    eye = np.eye(n_programmes)
+    vectors = np.concatenate([eye[member["a"]], eye[member["b"]], decoy * eye[decoys]], axis=1)
+    vectors += 0.15 * generator.normal(size=vectors.shape)
+    names = [f"P{i}" for i in range(n)]
+    values, labels = [], []
+    for context, programme in member.items():
+        base = generator.uniform(1.5, 3.0, size=n_genes)
+        shift = {"1": 0.0, "2": 0.3 * generator.normal(size=n_genes)}
+        own = 0.15 * generator.normal(size=(n, n_genes))
+        response = dict(zip(names, effect * (directions[programme] + own), strict=True))
+        for name, delta in {"control": np.zeros(n_genes), **response}.items():
+            for i in range(n_controls if name == "control" else n_cells):
+                batch = str(1 + i % 2)
+                values.append(base + shift[batch] + delta + noise * generator.normal(size=n_genes))
+                labels.append((name, context, batch))
+    obs = pd.DataFrame(labels, columns=["perturbation", "cell_type", "batch"])
+    obs.index = [f"cell{i}" for i in range(len(obs))]
+    var = pd.DataFrame(index=[f"GENE{i}" for i in range(n_genes)])
+    adata = ad.AnnData(np.maximum(np.asarray(values, dtype=np.float32), 0), obs=obs, var=var)
+    adata.uns["members"] = pd.DataFrame(member, index=names)
+    return adata, pd.DataFrame(vectors, index=names)
+
+
 def permuted(adata: ad.AnnData, rng: int = 0) -> ad.AnnData:
     """The same cells with labels permuted within contexts, controls included: nothing is left to be found."""
     out = adata.copy()

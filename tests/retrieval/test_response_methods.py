@@ -223,7 +223,9 @@ def test_penalty_follows_the_signal(rng):
 
 
 def test_unknown_methods_and_options():
-    with pytest.raises(ValueError, match="`method` is 'rags'; for a reference of perturbations available: 'rag', 'none'"):
+    with pytest.raises(
+        ValueError, match="`method` is 'rags'; for a reference of perturbations available: 'rag', 'none'"
+    ):
         resolve_response_options("rags", None)
     with pytest.raises(ValueError, match="has no option 'gate'; it has none"):
         resolve_response_options("mean", {"gate": "softmax"})

@@ -75,7 +75,7 @@ def fit(
     method
         One of the table; for a reference of perturbations see the methods of responses in the Notes.
     n_neighbors
-        Rows cited per spot at most; 50, or all rows of a smaller reference, if left out (3 for perturbations).
+        Rows cited per spot at most; 50, or all rows of a smaller reference, if left out (perturbations: see Notes).
     n_candidates
         Rows compared per spot, of which the best are cited; `n_neighbors` if left out.
     group_key
@@ -141,16 +141,32 @@ def fit(
     (`Xie et al. 2023 <https://arxiv.org/abs/2306.01859>`__).
 
     **Responses to perturbations**, :math:`\Delta(p, c)` of perturbation p in context c, from the rows that a query may use
-    (see :func:`ragst_sd.tl.perturb`): `none` (no change), `mean` (of the context), `additive` (sum of the singles of a
+    (see :func:`ragst_sd.tl.perturb`). The default, `rag`, learns where to look and how far to trust what it finds:
+
+    .. math:: \Delta(p, c) = f + \sum_j u_j (\kappa_j \Delta_j - \bar\Delta_{c(j)}), \qquad
+              f = \bar\Delta_c + b\,(\mathrm{bilinear}(p, c) - \bar\Delta_c), \qquad
+              \phi(e, z) = \big[(1 - \rho)\, e,\; \rho\, (B_0 + \textstyle\sum_l z_l B_l)\, e\big]
+
+    with e the embedding of a perturbation, z the state of the cells (principal components of the contexts' controls), B the ridge
+    regression of measured responses on e and z e, and :math:`\kappa_j` the number of genes perturbed in p over that in j. u adds up
+    gates of different :math:`\rho`, penalty of B and sharpness s, each the 1.5-entmax of :math:`-s\,\|\phi(p) - \phi(j)\|^2` over the
+    candidates and a null slot, times its trust. Trust, b and the shares of the gates are chosen on held-out
+    perturbations, one half of the controls teaching and the other being the truth, by the gain in correlation over the mean of the others
+    less its standard error; where nothing gains, f is the mean and nothing is cited. Perturbations that share a gene with a
+    measured row (combinations) have shares of their own. f is the prediction without retrieval; the weights reported are u over their sum.
+
+    The others: `none` (no change), `mean` (of the context), `additive` (sum of the singles of a
     combination), `same_perturbation` (mean of its responses in other contexts), `context_additive`
     (:math:`\bar\Delta_c + \Delta_{pc'} - \bar\Delta_{c'}`, averaged over the other contexts c'), `knn` (of the `n_neighbors` nearest
     embeddings, weights falling with distance as above), `naive_rag` and `random_rag` (equal weights for all `n_candidates` nearest, or as many random, rows), `ridge`
     (`GenePert <https://doi.org/10.1101/2024.10.27.620513>`__: linear in the embedding) and `bilinear` (linear in embedding and
     principal components of the genes, `Ahlmann-Eltze et al. 2025 <https://doi.org/10.1038/s41592-025-02772-6>`__). A context
-    without rows takes those of all contexts. Options: knn: `weighting`, `sharpness`, `within_context` (True: neighbours of the
+    without rows takes those of all contexts. Options: rag: `n_components` (64) of the embedding, `penalties` of B and `sharpnesses` to
+    choose from, `rank` and `alpha` of its bilinear part; knn: `weighting`, `sharpness`, `within_context` (True: neighbours of the
     query's context only, where it has any); naive_rag, random_rag: `weighting`, `within_context`; ridge: `alphas` to choose
     from, on held-out perturbations and the other half of the controls; bilinear: `rank` (10), `alpha` (0.1). `n_neighbors` is 3 and
-    `n_candidates` 32, or what there is, if left out. Nothing but the penalty of `ridge` is fixed before the query is known.
+    `n_candidates` 32 (rag: 16 and 128), or what there is, if left out. Responses of rows that a query may not use enter
+    nothing but what is chosen: the penalty of `ridge`, and the gates and shares of `rag`.
 
     Examples
     --------
