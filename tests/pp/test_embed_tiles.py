@@ -6,22 +6,16 @@ import logging
 
 import geopandas as gpd
 import numpy as np
-import pandas as pd
 import pytest
 import shapely
 import torch
-from anndata import AnnData
 from spatialdata import SpatialData
-from spatialdata.models import Image2DModel, PointsModel, ShapesModel, TableModel
+from spatialdata.models import Image2DModel, PointsModel, ShapesModel
 from spatialdata.transformations import Affine, Identity, Scale, Sequence, set_transformation
 
 import ragst_sd as rg
 
-SIZE = (240, 320)
-
-
-def mean_colour(tiles):
-    return tiles.float().mean(dim=(2, 3))
+from ..sections import annotated, mean_colour, painted, section
 
 
 class Named:
@@ -31,32 +25,6 @@ class Named:
     def __call__(self, tiles):
         Named.calls += 1
         return mean_colour(tiles)
-
-
-def painted(shape=SIZE, channels=3):
-    """An image in which every place has its own colour."""
-    height, width = shape
-    y, x = np.mgrid[:height, :width]
-    layers = [x * 255 // width, y * 255 // height, (x + y) * 255 // (height + width), np.full(shape, 255)]
-    return np.stack(layers[:channels]).astype(np.uint8)
-
-
-def annotated(shapes, index, name="spots"):
-    obs = pd.DataFrame(
-        {"region": pd.Categorical([name] * len(index)), "spot": list(index)}, index=[f"s{i}" for i in index]
-    )
-    table = AnnData(np.ones((len(index), 1), dtype=np.float32), obs=obs)
-    return TableModel.parse(table, region=name, region_key="region", instance_key="spot")
-
-
-def section(xy, image=None, **parse):
-    circles = ShapesModel.parse(np.asarray(xy, dtype=float), geometry=0, radius=5)
-    image = painted() if image is None else image
-    return SpatialData(
-        images={"he": Image2DModel.parse(image, dims=("c", "y", "x"), **parse)},
-        shapes={"spots": circles},
-        tables={"table": annotated(circles, circles.index)},
-    )
 
 
 def embed(sdata, **kwargs):

@@ -163,6 +163,7 @@ def read_embeddings(
     embedding[~lost] = file.vectors[rows[~lost]]
 
     pyramid = image_pyramid(sdata, image_key)
+    pixels = image_hash(pyramid)
     header = embedding_header(
         encoder=_Elsewhere(model, weights_hash),  # type: ignore[arg-type]
         tile_px=tile_px,
@@ -171,8 +172,8 @@ def read_embeddings(
         context=(1.0,),
         upsampling=1.0 if image_mpp is None else max(1.0, image_mpp / mpp),
         image_key=image_key,
-        image_fingerprint=image_fingerprint(pyramid, affine),
-        image_hash=image_hash(pyramid),
+        image_fingerprint=image_fingerprint(pyramid, affine, pixels),
+        image_hash=pixels,
         shapes_key=shapes_key,
         shapes_hash=shapes_hash(xy),
         coordinate_system=frame,

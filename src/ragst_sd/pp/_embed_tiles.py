@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, resolve_annotation, rows_in_order
+from ragst_sd._dask import without_huge_chunks
 from ragst_sd._elements import centers_in_pixels, image_mpp_of, image_pyramid, require_sdata, resolve_image
 from ragst_sd._settings import settings
 from ragst_sd._validate import require_positive
+from ragst_sd.pp._embedding_cache import open_cache
 from ragst_sd.pp._embedding_header import (
     default_key,
     embedding_header,
@@ -20,6 +23,7 @@ from ragst_sd.pp._embedding_header import (
     same_header,
     shapes_hash,
 )
+from ragst_sd.pp._embedding_run import run_embedding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,8 +31,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from ragst_sd.image.embedding import Pyramid
-    from ragst_sd.image.encoders import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ def embed_tiles(
     num_workers: int = 1,
     device: str | None = None,
     amp: bool | None = None,
+    cache: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
     inplace: bool = True,
@@ -103,6 +106,9 @@ def embed_tiles(
         Torch device; the setting if left out.
     amp
         bfloat16 autocast: `None` where the device gains from it, `False` never.
+    cache
+        Folder in which finished parts (8 batches each) are kept as they are done. The same call goes on from them after
+        an interruption. Nothing in it is ever deleted; remove it when the result is stored.
     overwrite
         Embed again even if the same embedding is stored.
     progress
@@ -139,6 +145,10 @@ def embed_tiles(
     The embedding is kept in memory; :func:`ragst_sd.io.write_table` stores it. A rerun with the same header reuses the
     stored embedding. Callables and modules without a `name` cannot be recognised and are always run again.
 
+    Where a `dask.distributed` client is active, tiles are embedded on its workers, each with an encoder of its own on its
+    own GPU if there is one; what a lost worker had not finished is done by another. Batches are the same as here, so that
+    workers like this machine return the same bits. The image has to be where the workers can read it.
+
     References
     ----------
     `"texture"` uses the stain separation of Ruifrok & Johnston (2001), Anal. Quant. Cytol. Histol. 23, 291; local binary
@@ -153,6 +163,8 @@ def embed_tiles(
     >>> sdata.tables["table"].obsm["X_texture"].shape[0] == sdata.tables["table"].n_obs
     True
     """
+    from tqdm.auto import tqdm
+
     from ragst_sd.image.embedding import plan_fields, tile_padding
     from ragst_sd.image.encoders import resolve_encoder
 
@@ -188,37 +200,62 @@ def embed_tiles(
         )
         raise ValueError(msg)
 
-    device = settings.device if device is None else device
-    encoder = resolve_encoder(model, model_kwargs=model_kwargs, mean=mean, std=std, device=device, amp=amp)
+    batch_size = settings.batch_size if batch_size is None else batch_size
+    require_positive(batch_size, "batch_size", whole=True)
+    encoder = resolve_encoder(
+        model,
+        model_kwargs=model_kwargs,
+        mean=mean,
+        std=std,
+        device=settings.device if device is None else device,
+        amp=amp,
+    )
     context = _check_context(encoder.context if context is None else context)
     key_added = default_key(encoder.name, model) if key_added is None else key_added
     fields = plan_fields(pyramid, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, context=context)
     finest = plan_fields(pyramid, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, context=(1,))[0]
-    header = embedding_header(
-        encoder=encoder,
-        tile_px=tile_px,
-        mpp=mpp,
-        image_mpp=image_mpp,
-        context=context,
-        upsampling=max(1.0, finest.upsampling),
-        image_key=image_key,
-        image_fingerprint=image_fingerprint(pyramid, centers.affine),
-        image_hash=image_hash(pyramid),
-        shapes_key=shapes_key,
-        shapes_hash=shapes_hash(xy),
-        coordinate_system=centers.coordinate_system,
-    )
-    if header["upsampling"] > 1.01:
-        logger.warning(
-            "Image %r has %.3g microns per pixel, coarser than the %.3g asked for: tiles are enlarged %.2g times.",
-            image_key, image_mpp, mpp, header["upsampling"],
-        )  # fmt: skip
-    stored = table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {}).get(key_added)
-    if not overwrite and encoder.name is not None and key_added in table.obsm and same_header(stored, header):
-        logger.info("Reusing `obsm[%r]` of table %r: same encoder, image and tiles.", key_added, table_key)
-        return None if inplace else table.copy()
-
-    embedding = _run(pyramid, xy, fields, encoder, batch_size=batch_size, num_workers=num_workers, progress=progress)
+    with without_huge_chunks(pyramid, [len(pyramid.levels) - 1, *(field.level for field in fields)]) as readable:
+        pixels = image_hash(readable)
+        header = embedding_header(
+            encoder=encoder,
+            tile_px=tile_px,
+            mpp=mpp,
+            image_mpp=image_mpp,
+            context=context,
+            upsampling=max(1.0, finest.upsampling),
+            image_key=image_key,
+            image_fingerprint=image_fingerprint(pyramid, centers.affine, pixels),
+            image_hash=pixels,
+            shapes_key=shapes_key,
+            shapes_hash=shapes_hash(xy),
+            coordinate_system=centers.coordinate_system,
+        )
+        if header["upsampling"] > 1.01:
+            logger.warning(
+                "Image %r has %.3g microns per pixel, coarser than the %.3g asked for: tiles are enlarged %.2g times.",
+                image_key, image_mpp, mpp, header["upsampling"],
+            )  # fmt: skip
+        stored = table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {}).get(key_added)
+        if not overwrite and encoder.name is not None and key_added in table.obsm and same_header(stored, header):
+            logger.info("Reusing `obsm[%r]` of table %r: same encoder, image and tiles.", key_added, table_key)
+            return None if inplace else table.copy()
+        kept = open_cache(cache, header=header, batch_size=batch_size, encoder=encoder)
+        # Workers take a device of their own unless the call names one; precision is what the header says.
+        options = {"model_kwargs": model_kwargs, "mean": mean, "std": std, "device": device, "amp": encoder.amp}
+        show = settings.progress if progress is None else progress
+        with tqdm(total=int(inside.sum()) * len(fields), unit="field of view", disable=not show) as bar:
+            embedding = run_embedding(
+                readable,
+                xy,
+                fields,
+                encoder,
+                model=model,
+                options=options,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                cache=kept,
+                advance=bar.update,
+            )
     finite = embedding[inside].astype(np.float64)
     header["section_mean"], header["section_std"] = finite.mean(axis=0), finite.std(axis=0)
     header["n_spots"], header["n_outside"] = len(finite), int((~inside).sum())
@@ -240,29 +277,6 @@ def embed_tiles(
         logger.info("Adding `sdata.tables[%r]`, annotating %r.", table_key, shapes_key)
     logger.info("Adding `sdata.tables[%r].obsm[%r]` %s.", table_key, key_added, embedding.shape)
     return None
-
-
-def _run(
-    pyramid: Pyramid,
-    xy: np.ndarray,
-    fields: list,
-    encoder: Encoder,
-    *,
-    batch_size: int | None,
-    num_workers: int,
-    progress: bool | None,
-) -> np.ndarray:
-    from tqdm.auto import tqdm
-
-    from ragst_sd.image.embedding import embed_centers
-
-    batch_size = settings.batch_size if batch_size is None else batch_size
-    require_positive(batch_size, "batch_size", whole=True)
-    show = settings.progress if progress is None else progress
-    with tqdm(total=int(pyramid.inside(xy).sum()) * len(fields), unit="field of view", disable=not show) as bar:
-        return embed_centers(
-            pyramid, xy, fields, encoder, batch_size=batch_size, num_workers=num_workers, advance=bar.update
-        )
 
 
 def _check_context(context: Sequence[float]) -> tuple[float, ...]:

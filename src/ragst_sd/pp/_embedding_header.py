@@ -68,21 +68,20 @@ def same_value(first: Any, second: Any) -> bool:
     return first.shape == second.shape and bool(np.array_equal(first, second, equal_nan=True))
 
 
-def image_fingerprint(pyramid: Pyramid, affine: np.ndarray) -> str:
-    """Hash of the image's shape, its transformation, and the pixels of its coarsest level."""
+def image_fingerprint(pyramid: Pyramid, affine: np.ndarray, pixels: str) -> str:
+    """Hash of the image's shape, its transformation, and `pixels`, the hash of its coarsest level."""
     digest = hashlib.sha256(repr([tuple(level.shape) for level in pyramid.levels]).encode())
     digest.update(np.round(affine, 9).tobytes())
-    digest.update(image_hash(pyramid).encode())
+    digest.update(pixels.encode())
     return digest.hexdigest()
 
 
 def image_hash(pyramid: Pyramid) -> str:
-    """Hash of the pixels of the coarsest level, read in strips of rows."""
+    """Hash of the pixels of the coarsest level, read in strips of rows whose height does not depend on the chunks."""
     coarsest = pyramid.levels[-1]
     digest = hashlib.sha256(repr((tuple(coarsest.shape), str(coarsest.dtype))).encode())
-    step = max(pyramid.chunks[-1][0], _HASH_ROWS)
-    for start in range(0, coarsest.shape[1], step):
-        digest.update(np.ascontiguousarray(coarsest[:, start : start + step, :]).tobytes())
+    for start in range(0, coarsest.shape[1], _HASH_ROWS):
+        digest.update(np.ascontiguousarray(coarsest[:, start : start + _HASH_ROWS, :]))
     return digest.hexdigest()
 
 

@@ -1,0 +1,106 @@
+"""Embeddings kept on disk part by part, so that a run that was interrupted goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd._validate import require_type
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ragst_sd.image.encoder import Encoder
+
+logger = logging.getLogger(__name__)
+
+
+class EmbeddingCache:
+    """Finished parts of one run as `.npy` files, in a folder named by a hash of the run's header.
+
+    One cache serves many images and encoders: what was made in another way lies in another folder. Every file is
+    written beside its place and moved there, so it is whole or absent.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any], batch_size: int) -> None:
+        described = {key: np.asarray(value).tolist() for key, value in sorted(header.items())}
+        # Batches may show in the last bits of an embedding.
+        text = json.dumps({**described, "batch_size": batch_size}, indent=1)
+        self.folder = Path(path) / hashlib.sha256(text.encode()).hexdigest()[:24]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._put("run.json", text.encode())
+
+    def read(self, position: int, n_rows: int) -> np.ndarray | None:
+        """Embeddings of a part, or `None` if they are not there or not whole."""
+        path = self.folder / self._name(position)
+        if not path.exists():
+            return None
+        try:
+            # Mapped first: a header that promises more than the file holds is refused before memory is taken.
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
+            if values.ndim != 2 or len(values) != n_rows or values.dtype != np.float32:
+                msg = f"expected {n_rows} rows of float32, found {values.dtype} {values.shape}"
+                raise ValueError(msg)
+            values = np.array(values)
+            if not np.isfinite(values).all():
+                msg = "found NaN or infinite values"
+                raise ValueError(msg)
+        except (ValueError, OSError, EOFError) as error:
+            logger.warning("Part %d in the cache %s cannot be used (%s): it is embedded again.", position, path, error)
+            return None
+        return values
+
+    def write(self, position: int, values: np.ndarray) -> None:
+        """Keep the embeddings of a part."""
+        beside = self.folder / f".{self._name(position)}.{os.getpid()}"
+        try:
+            with beside.open("wb") as file:
+                np.save(file, values, allow_pickle=False)
+            beside.replace(self.folder / self._name(position))
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def _put(self, name: str, data: bytes) -> None:
+        beside = self.folder / f".{name}.{os.getpid()}"
+        try:
+            beside.write_bytes(data)
+            beside.replace(self.folder / name)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    @staticmethod
+    def _name(position: int) -> str:
+        return f"part-{position:06d}.npy"
+
+
+def open_cache(
+    path: str | os.PathLike[str] | None, *, header: Mapping[str, Any], batch_size: int, encoder: Encoder
+) -> EmbeddingCache | None:
+    """The cache at `path` for one run; `None` without a path.
+
+    Raises
+    ------
+    ValueError
+        If the encoder has no name, so that what lies in the cache could be another's.
+    NotADirectoryError
+        If `path` is a file.
+    """
+    if path is None:
+        return None
+    require_type(path, (str, os.PathLike), "cache", "It is the path of a folder.")
+    if Path(path).exists() and not Path(path).is_dir():
+        msg = f"`cache` is {str(path)!r}, which is a file. Give a folder; it is made if it does not exist."
+        raise NotADirectoryError(msg)
+    if encoder.name is None:
+        msg = (
+            "`cache` was given with a model that has no name: what is found in the cache could be another model's. Give "
+            "the model a string attribute `name`, different for different weights, or leave out `cache`."
+        )
+        raise ValueError(msg)
+    return EmbeddingCache(path, header, batch_size)

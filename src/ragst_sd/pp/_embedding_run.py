@@ -1,0 +1,93 @@
+"""The run behind `rg.pp.embed_tiles`: here or on a cluster, from the start or from what a cache holds."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from ragst_sd._dask import Job, active_client, embed_on_workers, read_in_calling_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import numpy as np
+
+    from ragst_sd.image.embedding import Pyramid
+    from ragst_sd.image.encoder import Encoder
+    from ragst_sd.image.frames import FieldOfView
+    from ragst_sd.pp._embedding_cache import EmbeddingCache
+
+logger = logging.getLogger(__name__)
+
+
+def run_embedding(
+    pyramid: Pyramid,
+    xy: np.ndarray,
+    fields: Sequence[FieldOfView],
+    encoder: Encoder,
+    *,
+    model: Any,
+    options: Mapping[str, Any],
+    batch_size: int,
+    num_workers: int,
+    cache: EmbeddingCache | None,
+    advance: Callable[[int], object],
+) -> np.ndarray:
+    """Embed the tiles around `xy`: float32 (n, d * fields), NaN off the image.
+
+    `model` and `options` are what the encoder was made of, from which workers make theirs.
+    """
+    from ragst_sd.image.parts import collect_parts, embed_parts, plan_parts
+
+    parts = plan_parts(pyramid, xy, fields, batch_size=batch_size)
+    done: dict[int, np.ndarray] = {}
+    if cache is not None:
+        for position, part in enumerate(parts):
+            kept = cache.read(position, len(part.rows))
+            if kept is not None:
+                done[position] = kept
+                advance(len(kept))
+        if done:
+            logger.info("Going on from %d of %d parts in the cache %s.", len(done), len(parts), cache.folder)
+    missing = [position for position in range(len(parts)) if position not in done]
+    todo = [parts[position] for position in missing]
+
+    def here() -> Iterator[tuple[int, np.ndarray]]:
+        yield from enumerate(
+            embed_parts(
+                read_in_calling_thread(pyramid),
+                xy,
+                fields,
+                todo,
+                encoder,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                advance=advance,
+            )
+        )
+
+    def there(client: Any) -> Iterator[tuple[int, np.ndarray]]:
+        job = Job(
+            key=uuid4().hex,
+            pyramid=pyramid,
+            centers=xy,
+            fields=tuple(fields),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            model=model,
+            options=dict(options),
+            weights_hash=encoder.weights_hash,
+        )
+        for position, values in embed_on_workers(client, job, todo):
+            advance(len(values))
+            yield position, values
+
+    client = active_client() if todo else None
+    with closing(here() if client is None else there(client)) as results:
+        for position, values in results:
+            done[missing[position]] = values
+            if cache is not None:
+                cache.write(missing[position], values)
+    return collect_parts(len(xy), len(fields), parts, [done[position] for position in range(len(parts))])

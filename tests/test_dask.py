@@ -1,0 +1,222 @@
+"""Images behind dask: schedulers, huge chunks, and a cluster of two processes of which one is killed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import tifffile
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, ShapesModel
+
+import ragst_sd as rg
+from ragst_sd import _dask
+from ragst_sd._dask import gpu_of_worker, without_huge_chunks
+
+from .sections import annotated, mean_colour, painted
+
+XY = np.random.default_rng(0).uniform([0, 0], [320, 240], (90, 2))
+
+
+def section(image, **parse):
+    circles = ShapesModel.parse(XY, geometry=0, radius=5)
+    return SpatialData(
+        images={"he": Image2DModel.parse(image, dims=("c", "y", "x"), **parse)},
+        shapes={"spots": circles},
+        tables={"table": annotated(circles, circles.index)},
+    )
+
+
+def embed(sdata, model=mean_colour, **kwargs):
+    options = {"tile_px": 16, "mpp": None, "key_added": "X", "progress": False, "batch_size": 4} | kwargs
+    return rg.pp.embed_tiles(sdata, model=model, inplace=False, **options).obsm["X"]
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return embed(section(painted()), num_workers=0)
+
+
+@pytest.mark.parametrize("scheduler", [None, "synchronous", "threads"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_every_scheduler_gives_the_same(scheduler, num_workers, expected):
+    sdata = section(da.from_array(painted(), chunks=(3, 50, 70)).map_blocks(np.copy))
+    with dask.config.set({} if scheduler is None else {"scheduler": scheduler}):
+        np.testing.assert_array_equal(embed(sdata, num_workers=num_workers), expected)
+
+
+class TestHugeChunks:
+    """A TIFF of one strip that dask decodes whole, whatever is asked for."""
+
+    @pytest.fixture
+    def decodes(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(_dask, "_HUGE_BYTES", 50_000)
+        tifffile.imwrite(tmp_path / "he.tif", np.moveaxis(painted(), 0, -1), rowsperstrip=240, compression="zlib")
+        times, lock = [], threading.Lock()
+
+        def decode():
+            with lock:
+                times.append(1)
+            return np.moveaxis(tifffile.imread(tmp_path / "he.tif"), -1, 0)
+
+        image = da.from_delayed(dask.delayed(decode)(), shape=(3, 240, 320), dtype=np.uint8)
+        return times, image
+
+    def test_are_decoded_once_for_all_tiles_and_fields(self, decodes, expected, caplog):
+        times, image = decodes
+        sdata = section(image)
+        with caplog.at_level(logging.INFO, logger="ragst_sd"):
+            out = embed(sdata, context=(1, 2, 3))
+        assert len(times) == 1
+        assert "decoded once into a temporary store" in caplog.text
+        np.testing.assert_array_equal(out[:, :3], expected)
+
+    def test_are_decoded_once_for_all_levels(self, decodes):
+        times, image = decodes
+        sdata = section(image, scale_factors=[2, 2])
+        times.clear()
+        out = embed(sdata, context=(1, 2, 4), mpp=1.0, image_mpp=1.0)
+        assert len(times) == 1
+        levels = section(painted(), scale_factors=[2, 2])
+        np.testing.assert_array_equal(out, embed(levels, context=(1, 2, 4), mpp=1.0, image_mpp=1.0))
+
+    def test_the_temporary_store_is_deleted(self, decodes, caplog):
+        from ragst_sd._elements import image_pyramid
+
+        pyramid = image_pyramid(section(decodes[1]), "he")
+        folders = []
+
+        def interrupted():
+            with without_huge_chunks(pyramid, [0]) as readable:
+                (store,) = readable.levels
+                folders.append(store.store.root)
+                assert folders[0].exists()
+                np.testing.assert_array_equal(store[:], painted())
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        assert not folders[0].exists()
+
+    def test_pixels_in_memory_are_not_copied(self, monkeypatch):
+        from ragst_sd._elements import image_pyramid
+
+        monkeypatch.setattr(_dask, "_HUGE_BYTES", 50_000)
+        pyramid = image_pyramid(section(da.from_array(painted(), chunks=-1)), "he")
+        with without_huge_chunks(pyramid, [0]) as readable:
+            assert readable is pyramid
+
+
+@pytest.mark.parametrize(
+    ("name", "visible", "alone", "index"),
+    [
+        ("0", 4, False, 0),
+        ("3", 4, False, 3),
+        ("SLURMCluster-12-3", 4, False, 3),
+        ("5", 4, False, 1),
+        ("worker", 2, False, 0),
+        ("3", 4, True, 0),
+    ],
+)
+def test_workers_of_a_machine_take_different_gpus(name, visible, alone, index):
+    assert gpu_of_worker(name, visible, one_worker_per_gpu=alone) == index
+
+
+def encoder_that_dies(marker, log, module):
+    """Defined inside a function, so that workers receive it by value."""
+    import torch
+
+    class Mortal:
+        name = "mortal"
+
+        def __init__(self):
+            self.model = module
+
+        def to(self, device):
+            # Called once for every encoder that is made.
+            with log.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            return self
+
+        def encode_image(self, tiles):
+            if os.getpid() != int(marker.read_text()) and not marker.with_suffix(".died").exists():
+                marker.with_suffix(".died").write_text(str(os.getpid()))
+                os.kill(os.getpid(), signal.SIGKILL)
+            with torch.inference_mode():
+                return self.model(tiles)
+
+    return Mortal()
+
+
+@pytest.fixture(scope="module")
+def client():
+    distributed = pytest.importorskip("distributed")
+    with (
+        dask.config.set({"distributed.worker.daemon": True, "distributed.comm.timeouts.connect": "60s"}),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+class TestCluster:
+    def test_a_killed_worker_changes_nothing(self, client, tmp_path):
+        import torch
+
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        marker, log = tmp_path / "here", tmp_path / "loaded"
+        marker.write_text(str(os.getpid()))
+        model = encoder_that_dies(marker, log, module)
+        sdata = section(da.from_array(painted(), chunks=(3, 64, 64)))
+        with client.as_current(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_dask, "active_client", lambda: None)
+            patch.setattr("ragst_sd.pp._embedding_run.active_client", lambda: None)
+            local = embed(sdata, model, context=(1, 3))
+        log.unlink()
+        before = set(client.scheduler_info()["workers"])
+        out = embed(sdata, model, context=(1, 3), cache=tmp_path / "cache")
+        np.testing.assert_array_equal(out, local)
+        died = int(marker.with_suffix(".died").read_text())
+        assert died != os.getpid()
+        assert set(client.scheduler_info()["workers"]) != before
+        by_process = log.read_text().split()
+        by_process.remove(str(os.getpid()))  # the session's own, for the header
+        assert len(by_process) == len(set(by_process)), "one encoder for each process"
+        assert 2 <= len(by_process) <= 3
+        # What the workers returned was kept.
+        marker.with_suffix(".died").write_text("")
+        np.testing.assert_array_equal(embed(sdata, model, context=(1, 3), cache=tmp_path / "cache"), local)
+        assert log.read_text().split()[-1] == str(os.getpid())
+
+    def test_encoders_by_name(self, client):
+        sdata = section(painted(), chunks=(3, 128, 128))
+        options = {"model": "texture", "tile_px": 64, "context": (1,)}
+        out = embed(sdata, **options)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ragst_sd.pp._embedding_run.active_client", lambda: None)
+            np.testing.assert_array_equal(out, embed(sdata, **options))
+
+    def test_errors_of_the_encoder_arrive(self, client):
+        def broken(tiles):
+            return tiles.flatten(1)[:, :2] * float("nan")
+
+        with pytest.raises(ValueError, match="NaN or infinite values"):
+            embed(section(painted()), broken)
+
+    def test_inside_a_task_everything_is_done_there(self, client):
+        def task():
+            from ragst_sd._dask import active_client
+
+            return active_client() is None
+
+        assert _dask.active_client() is client
+        assert client.submit(task, pure=False).result()
