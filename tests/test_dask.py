@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+from contextlib import suppress
 
 import dask
 import dask.array as da
@@ -49,6 +50,22 @@ def test_every_scheduler_gives_the_same(scheduler, num_workers, expected):
     sdata = section(da.from_array(painted(), chunks=(3, 50, 70)).map_blocks(np.copy))
     with dask.config.set({} if scheduler is None else {"scheduler": scheduler}):
         np.testing.assert_array_equal(embed(sdata, num_workers=num_workers), expected)
+
+
+def test_stores_are_read_without_a_graph_only_where_dask_would_read_the_same(tmp_path):
+    import zarr
+
+    stored = zarr.create_array(tmp_path / "a", shape=(3, 240, 320), chunks=(3, 100, 100), dtype=np.uint8)
+    stored[:] = painted()
+    plain = da.from_zarr(stored)
+    assert _dask._zarr_behind(plain) is stored
+    assert _dask._zarr_behind(plain.rechunk((3, 50, 50))) is None
+    assert _dask._zarr_behind(plain[:, 1:]) is None
+    assert _dask._zarr_behind(plain + 1) is None
+    assert _dask._zarr_behind(plain.transpose(0, 2, 1)) is None
+    assert _dask._zarr_behind(da.from_array(stored, lock=True)) is None
+    assert _dask._zarr_behind(da.from_array(painted())) is None
+    assert _dask._zarr_behind(da.from_array(painted(), chunks=-1)) is None
 
 
 class TestHugeChunks:
@@ -157,14 +174,16 @@ def encoder_that_dies(marker, log, module):
 @pytest.fixture(scope="module")
 def client():
     distributed = pytest.importorskip("distributed")
-    with (
-        dask.config.set({"distributed.worker.daemon": True, "distributed.comm.timeouts.connect": "60s"}),
-        distributed.LocalCluster(
+    with dask.config.set({"distributed.comm.timeouts.connect": "60s"}):
+        cluster = distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
+        )
+        client = distributed.Client(cluster)
         yield client
+        client.close()
+        # On a busy machine the processes may take longer to go than the cluster waits for them.
+        with suppress(TimeoutError):
+            cluster.close(timeout=60)
 
 
 class TestCluster:

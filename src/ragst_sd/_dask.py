@@ -64,15 +64,51 @@ class Slices:
 
 
 def read_in_calling_thread(pyramid: Pyramid, *, always: bool = False) -> Pyramid:
-    """The pyramid with dask levels as `Slices`, unless the user chose a scheduler; `always` even then."""
+    """The pyramid with dask levels that compute a piece in the thread that asks for it.
+
+    The arrays are left to dask where the user chose a scheduler, unless `always`.
+    """
     from dask.array import Array
     from dask.base import get_scheduler
 
     if not always and get_scheduler() is not None:
         return pyramid
-    return replace(
-        pyramid, levels=tuple(Slices(level) if isinstance(level, Array) else level for level in pyramid.levels)
-    )
+
+    def direct(level: Any) -> Any:
+        if not isinstance(level, Array):
+            return level
+        stored = _zarr_behind(level)
+        return Slices(level) if stored is None else stored
+
+    return replace(pyramid, levels=tuple(map(direct, pyramid.levels)))
+
+
+def _zarr_behind(array: Any) -> Any:
+    """The zarr array that a dask array reads and passes on as it is; `None` where anything else is done.
+
+    Building and running a graph for every piece takes longer than decompressing it.
+    """
+    import zarr
+    from dask.array.core import getter, slices_from_chunks
+
+    if len(array.dask.layers) != 2 or array.name not in array.dask.layers:
+        return None
+    (source,) = (layer for name, layer in array.dask.layers.items() if name != array.name)
+    held = [getattr(value, "value", value) for value in dict(source).values()]
+    if len(held) != 1 or not isinstance(held[0], zarr.Array):
+        return None
+    (stored,) = held
+    if stored.shape != array.shape or stored.dtype != array.dtype:
+        return None
+    tasks = dict(array.dask.layers[array.name])
+    blocks = np.ndindex(*array.numblocks)
+    for block, region in zip(blocks, slices_from_chunks(array.chunks), strict=True):
+        task = tasks.get((array.name, *block))
+        if getattr(task, "func", None) is not getter or task.kwargs.get("lock") or len(task.args) != 2:
+            return None
+        if getattr(task.args[1], "value", None) != region:
+            return None
+    return stored
 
 
 @contextmanager
