@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -23,6 +24,10 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 # It calls what Sphinx will drop one day, once for every type.
 warnings.filterwarnings("ignore", category=PendingDeprecationWarning, module="sphinx_autodoc_typehints")
 warnings.filterwarnings("ignore", category=DeprecationWarning, module="sphinx_autodoc_typehints")
+
+# Notebooks lie where people look for them; Sphinx and its links need them among the pages.
+_HERE = Path(__file__).parent
+shutil.copytree(_HERE.parent / "tutorials", _HERE / "tutorials", dirs_exist_ok=True)
 
 # Without a network the inventories of other projects cannot be loaded: links into them are left out, not failed.
 OFFLINE = os.environ.get("RAGST_SD_DOCS_OFFLINE", "") not in ("", "0")
@@ -93,8 +98,7 @@ intersphinx_mapping = (
 
 html_theme = "sphinx_book_theme"
 html_title = "ragst_sd"
-html_static_path = ["_static"]
-html_theme_options = {"navigation_with_keys": True, "show_navbar_depth": 2}
+html_theme_options = {"navbar_persistent": [], "navigation_with_keys": True, "show_navbar_depth": 2}
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
 html_extra_path = ["llms.txt"]  # at the root of the site, where assistants look for it
@@ -121,6 +125,13 @@ def resolve_public_name(
     return intersphinx.missing_reference(app, env, node, contnode)
 
 
+def relink_tutorials(app: Sphinx, docname: str, content: list[str]) -> None:
+    """Links of notebooks to `../docs/` lead from where they were copied to."""
+    if docname.startswith("tutorials/"):
+        content[0] = content[0].replace("](../docs/", "](../")
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    app.connect("source-read", relink_tutorials)
     app.connect("missing-reference", resolve_public_name)

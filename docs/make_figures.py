@@ -1,6 +1,7 @@
 """Draw the figures of the README and the documentation from real sections.
 
 python docs/make_figures.py --data "$RAGST_SD_TEST_DATA"
+python docs/make_figures.py --data "$RAGST_SD_TEST_DATA" --only gallery   # what is in the gallery and nowhere else
 
 The picture of the viewer needs playwright and a chromium on the path; without them it is left as it is.
 """
@@ -43,9 +44,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("RAGST_SD_TEST_DATA"), help="folder with histology/")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "_static")
+    parser.add_argument("--only", choices=["gallery"], help="draw only these")
     args = parser.parse_args()
     if not args.data:
         parser.error("name the folder of real sections with --data or RAGST_SD_TEST_DATA")
+    args.out.mkdir(exist_ok=True)
+    if args.only == "gallery":
+        draw_gallery(Path(args.data) / "histology" / "mob2k", args.out)
+        return
     sections = read_folder(Path(args.data) / "histology" / "mob")
     for sdata in sections.values():
         rg.pp.embed_tiles(sdata)
@@ -58,7 +64,6 @@ def main() -> None:
     genes = [*dict.fromkeys([*GENES, *variable_genes(reference, 250)])]
     rg.tl.predict(query, reference, genes=genes, intervals=0.9)
 
-    args.out.mkdir(exist_ok=True)
     rg.pl.prediction(query, gene=GENES[:2], truth_key="table", save=args.out / "prediction.png", show=False)
     draw_reading(query, reference, args.out)
     gene = GENES[1]
@@ -68,6 +73,64 @@ def main() -> None:
     rg.pl.retrieval(query, reference, obs_name=spot, gene=gene, save=args.out / "retrieval.png", show=False)
     draw_benchmark(Path(args.data) / "histology" / "mob2k", args.out / "benchmark.png")
     write_synthetic_viewer(args.out / "viewer_synthetic.html")
+    draw_gallery(Path(args.data) / "histology" / "mob2k", args.out)
+
+
+def draw_gallery(folder: Path, out: Path) -> None:
+    """What the gallery shows and no other page: mouse olfactory bulb, example data of STUtility (MIT)."""
+    sections = {name: s for name, s in read_folder(folder).items() if name != "MOB4"}
+    for sdata in sections.values():
+        rg.pp.embed_tiles(sdata)
+    query = sections.pop("MOB3")
+    reference = rg.tl.build_reference(sections, use_rep="X_texture")
+    rg.tl.fit(reference, progress=False)
+    rg.tl.calibrate(reference, levels=[0.5, 0.8], progress=False)
+    rg.tl.predict(query, reference, intervals=0.8)
+    table = query.tables["predicted"]
+    genes = ["Doc2g", "Penk", "S100a5"]
+    highest = [table.obs_names[int(np.argmax(np.asarray(table[:, gene].X).ravel()))] for gene in genes]
+    how = {"show": False}
+    rg.pl.prediction(query, gene=genes, truth_key="table", save=out / "gallery_genes.png", **how)
+    rg.pl.retrieval(query, reference, obs_name=highest, gene="Doc2g", n_shown=5, save=out / "gallery_spots.png", **how)
+    rg.pl.explain(
+        query, reference, obs_name=highest[0], gene="Doc2g", group_by="sample", truth_key="table",
+        save=out / "gallery_groups.png", **how,
+    )  # fmt: skip
+    rg.pl.sources(query, group_by="sample", save=out / "gallery_sources.png", **how)
+    draw_tiles(query, reference, out / "gallery_tiles.png")
+
+
+def draw_tiles(query: SpatialData, reference: AnnData, path: Path) -> None:
+    """Three genes on a grid of tiles over a picture, as one has them without spots; one colour each."""
+    import matplotlib.pyplot as plt
+
+    rg.pp.tile_grid(
+        query, image_key="he", tile_px=224, mpp=0.5, stride_px=150, key_added="grid", table_key="grid_table"
+    )
+    query.tables["grid_table"].obs["donor"] = query.tables["table"].obs["donor"].iloc[0]
+    rg.pp.embed_tiles(query, table_key="grid_table", progress=False)
+    genes = ["S100a5", "Doc2g", "Penk"]
+    tiles = rg.tl.predict(query, reference, table_key="grid_table", genes=genes, inplace=False)
+    values = np.asarray(tiles.X)
+    low, high = np.percentile(values, [2, 98], axis=0)
+    shares = np.clip((values - low) / (high - low), 0, 1)
+    colours = np.array([[0.90, 0.62, 0.0], [0.0, 0.62, 0.45], [0.34, 0.35, 0.80]])
+    mixed = 1 - np.clip(shares @ (1 - colours), 0, 1)
+    finest = query.images["he"]
+    finest = finest["scale0"]["image"] if hasattr(finest, "children") else finest
+    place = np.asarray(tiles.obsm["spatial"])
+    (left, top), (right, bottom) = place.min(axis=0) - 60, place.max(axis=0) + 60
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    axes[0].imshow(finest.transpose("y", "x", "c"))
+    axes[1].imshow(np.full((*finest.shape[1:], 3), 255, np.uint8))
+    axes[1].scatter(*place.T, c=mixed, s=62, marker="s", linewidths=0)
+    for ax in axes:
+        ax.set(xlim=(left, right), ylim=(bottom, top))
+        ax.axis("off")
+    for i, (gene, colour) in enumerate(zip(genes, colours, strict=True)):
+        axes[1].text(0.02 + 0.2 * i, 0.98, gene, color=colour, weight="bold", transform=axes[1].transAxes, va="top")
+    figure.savefig(path, dpi=130, facecolor="white")
+    plt.close(figure)
 
 
 def draw_reading(query: SpatialData, reference: AnnData, out: Path) -> None:

@@ -1,0 +1,119 @@
+"""The code of the how-to pages runs as it is printed, from top to bottom, on small files of the layouts that it names."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+
+import ragst_sd as rg
+
+from ..io import layouts
+from ..io.slides import paint, write_pyramid
+
+DOCS = Path(__file__).parents[2] / "docs"
+# Not installed along: what needs them is run by hand.
+OPTIONAL = ("napari_spatialdata", "wsidata", "vitessce")
+THOROUGH = os.environ.get("RAGST_SD_THOROUGH") == "1"
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def blocks(page: str) -> list[str]:
+    """Fenced python of a page, in order."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    found = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert found, page
+    return found
+
+
+def run(page: str, scope: dict[str, object], **changes: str) -> None:
+    """All blocks of a page in one scope, without those of packages that are not there."""
+    for code in blocks(page):
+        for printed, here in changes.items():
+            code = code.replace(printed, here)
+        if any(f"import {name}" in code or f"from {name}" in code for name in OPTIONAL if find_spec(name) is None):
+            continue
+        try:
+            exec(compile(code, page, "exec"), scope)
+        except Exception as error:
+            error.add_note(f"in {page}:\n{code}")
+            raise
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mpl.use("Agg")
+    with rg.settings.override(progress=False):
+        yield tmp_path
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+@pytest.fixture(scope="session")
+def drawn():
+    """Three small donors, embedded."""
+    sections = rg.datasets.synthetic(n_donors=3, image_px=600)
+    for sdata in sections.values():
+        rg.pp.embed_tiles(sdata, image_key="he", model="texture", progress=False)
+    return sections
+
+
+def test_visium(workplace):
+    layouts.write_visium(workplace, seed=1)
+    shutil.move(workplace / "he.tif", workplace / "S1_he.tif")
+    scope: dict[str, object] = {}
+    run("howto/visium.md", scope)
+    assert scope["reference"].obs["donor"].unique().tolist() == ["patient_1"]
+
+
+def test_visium_hd(workplace):
+    folder = layouts.write_visium_hd(workplace / "outs", seed=1)
+    picture = next(path for path in folder.rglob("*") if path.suffix in (".tif", ".btf"))
+    shutil.move(picture, workplace / "S2_he.btf")
+    scope: dict[str, object] = {}
+    # The small files have bins of 8 microns.
+    run("howto/visium_hd.md", scope, **{"016um": "008um", "=16": "=8"})
+    assert scope["reference"].n_obs > 0
+
+
+def test_xenium(workplace):
+    layouts.write_xenium(workplace / "xenium_outs", seed=1)
+    scope: dict[str, object] = {}
+    run("howto/xenium.md", scope)
+    assert "X_texture" in scope["sdata"].tables["table"].obsm
+
+
+def test_build_reference(drawn):
+    if not THOROUGH:
+        pytest.skip("fits four methods: set RAGST_SD_THOROUGH=1")
+    run("howto/build_reference.md", {"sections": dict(drawn)})
+
+
+def test_own_slide(drawn, workplace):
+    if not THOROUGH:
+        pytest.skip("fits learned retrieval: set RAGST_SD_THOROUGH=1")
+    pixels = paint(3, 1500, 1500)
+    write_pyramid(workplace / "slide.svs", pixels)
+    run("howto/own_slide.md", {"section_a": drawn["donor1"], "section_b": drawn["donor2"], "pixels": pixels})
+
+
+@pytest.mark.parametrize("page", ["howto/going_on.md", "howto/report_honestly.md"])
+def test_pages_that_begin_with_a_prediction(drawn, page, monkeypatch):
+    if page.endswith("report_honestly.md") and not THOROUGH:
+        pytest.skip("fits three methods: set RAGST_SD_THOROUGH=1")
+    sections = dict(drawn)
+    query = sections.pop("donor3")
+    reference = rg.tl.build_reference(sections, use_rep="X_texture")
+    rg.tl.fit(reference, method="knn", n_neighbors=20)
+    rg.tl.calibrate(reference, levels=[0.5])
+    rg.tl.predict(query, reference, intervals=0.5)
+    run(page, {"query": query, "reference": reference})
+    query.tables.pop("predicted")
