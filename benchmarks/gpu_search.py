@@ -116,6 +116,7 @@ def measure_search(args: argparse.Namespace, device: torch.device) -> dict:
     for n_block, m_block in ((2048, 65_536), (args.queries, 65_536), (512, 262_144)):
         name = f"bare_{n_block}x{m_block}_s"
         out[name], bare_rows = clock(lambda n=n_block, m=m_block: bare(queries, bank, n, m), device, args.repeats)
+        print(name, round(out[name], 3), flush=True)
     out["bare_s"] = min(value for name, value in out.items() if name.startswith("bare_"))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -125,6 +126,7 @@ def measure_search(args: argparse.Namespace, device: torch.device) -> dict:
         out[name], found = clock(
             lambda b=block: search(as_numpy, bank, K, device=device, block=b), device, args.repeats
         )
+        print(name, round(out[name], 3), again.count, flush=True)
     out["exact_s"] = min(value for name, value in out.items() if name.startswith("exact_"))
     if device.type == "cuda":
         out["exact_peak_MB_over_bank"] = peak(device) - held

@@ -114,3 +114,25 @@ def test_pynndescent_candidates_are_ranked_exactly_and_masked(data):
 def test_unknown_choices(argument, value):
     with pytest.raises(ValueError, match=f"`{argument}` is '{value}'; it must be"):
         search(np.ones((1, 2)), np.ones((3, 2)), 1, **{argument: value})
+
+
+def test_rows_at_almost_one_distance_are_told_apart(rng, monkeypatch):
+    """More rows than the short list holds lie nearer to one another than rounding in float32 can tell."""
+    import ragst_sd.retrieval.search as module
+
+    bank, queries = np.zeros((3000, 4)), np.full((3, 4), 100.0)
+    bank[:, 0] = 1000 + 1e-7 * rng.permutation(3000)
+    bank[300:] += 1e4
+    monkeypatch.setattr(module, "thorough", lambda *args, **kwargs: pytest.fail("the longer list proves it"))
+    found = module.search(queries, bank, 10, backend="exact")
+    expected = np.lexsort((np.arange(3000), ((bank - queries[0]) ** 2).sum(axis=1)))[:10]
+    np.testing.assert_array_equal(found.rows, np.tile(expected, (3, 1)))
+
+
+def test_no_limit_is_no_reason_to_search_again(rng, monkeypatch):
+    import ragst_sd.retrieval.search as module
+
+    bank, queries = rng.normal(size=(500, 6)), rng.normal(size=(5, 6))
+    monkeypatch.setattr(module, "thorough", lambda *args, **kwargs: pytest.fail("nothing is doubtful"))
+    limited = module.search(queries, bank, 10, backend="exact", within=np.full(5, np.inf))
+    np.testing.assert_array_equal(limited.rows, module.search(queries, bank, 10, backend="exact").rows)

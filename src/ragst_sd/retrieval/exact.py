@@ -86,7 +86,9 @@ def shortlist(
         for part in parts:
             own = within[part.queries], query_norm[part.queries]
             # Further away than the limit by more than rounding can be wrong, so that what is left out is out of reach.
-            part.limit(own[0] - own[1] + 3 * _error(*own, part.rest, np.inf, queries.shape[1]))
+            with np.errstate(invalid="ignore"):
+                scores = own[0] - own[1] + 3 * _error(*own, part.rest, np.inf, queries.shape[1])
+            part.limit(np.where(np.isfinite(own[0]), scores, np.inf))
     largest = 0.0
     on_device = torch.from_numpy(centre).to(device, torch.float32)
     with _full_precision(), torch.no_grad():

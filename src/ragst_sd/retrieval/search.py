@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "exact", "pynndescent")
 _MARGIN = 32
+_WIDE_MARGIN = 1024
 
 
 class Candidates(NamedTuple):
@@ -95,17 +96,26 @@ def search(
 
     def exactly(of: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         own, usable = queries[of], eligibility.of_queries(of)
+        rows, squared = np.full((len(own), k), -1, dtype=np.int64), np.full((len(own), k), np.inf)
         beyond = None if limit is None else limit[of]
-        wanted = min(len(bank), k + _MARGIN)
-        short = shortlist(own, bank, wanted, eligibility=usable, unit=unit, within=beyond, device=device, block=block)
-        rows, squared = rank(own, bank, short.rows, k, tie_order, unit=unit, device=device)
-        kth = squared[:, -1] if beyond is None else np.minimum(squared[:, -1], beyond)
-        # The bound is infinite where fewer rows than wanted are eligible: then all of them are candidates.
-        doubtful = np.flatnonzero(~(np.isinf(short.bound) | (kth < short.bound)))
-        if len(doubtful) and wanted < len(bank):
-            logger.debug("%d of %d queries are searched again in float64.", len(doubtful), len(own))
-            again = thorough(own[doubtful], bank, k, usable.of_queries(doubtful), tie_order, unit=unit)
-            rows[doubtful], squared[doubtful] = again
+        left = np.arange(len(own))
+        # Where many rows lie almost equally far, a longer shortlist can prove what a short one cannot.
+        for margin in (_MARGIN, _WIDE_MARGIN):
+            wanted = min(len(bank), k + margin)
+            short = shortlist(
+                own[left], bank, wanted, eligibility=usable.of_queries(left), unit=unit,
+                within=None if beyond is None else beyond[left], device=device, block=block,
+            )  # fmt: skip
+            rows[left], squared[left] = rank(own[left], bank, short.rows, k, tie_order, unit=unit, device=device)
+            kth = squared[left, -1] if beyond is None else np.minimum(squared[left, -1], beyond[left])
+            # The bound is infinite where fewer rows than wanted are eligible: then all of them are candidates.
+            left = left[~(np.isinf(short.bound) | (kth < short.bound))]
+            if not len(left) or wanted == len(bank):
+                return rows, squared
+        logger.debug("%d of %d queries are searched again in float64.", len(left), len(own))
+        rows[left], squared[left] = thorough(
+            own[left], bank, k, usable.of_queries(left), tie_order, unit=unit, device=device
+        )
         return rows, squared
 
     recall = 1.0
