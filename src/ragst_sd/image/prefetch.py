@@ -7,7 +7,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable
 
 _Item = TypeVar("_Item")
 _END = object()
@@ -15,7 +15,7 @@ _END = object()
 _PATIENCE_S = 0.1
 
 
-def in_background(items: Iterable[_Item], *, depth: int = 2) -> Iterator[_Item]:
+def in_background(items: Iterable[_Item], *, depth: int = 2) -> Generator[_Item, None, None]:
     """Iterate over `items` in a thread of its own, at most `depth` of them ahead.
 
     An error in the thread is raised here, at the place in the order where it happened. Leaving the iteration early (an

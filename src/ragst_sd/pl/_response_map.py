@@ -47,8 +47,8 @@ def response_section(sdata: SpatialData, table: AnnData, header: dict[str, Any],
     width, height = (int(np.ceil(edge)) for edge in high - low + 2 * rim)
     # Takes no memory, whatever the units of the element are.
     white = np.broadcast_to(np.uint8(255), (3, height, width))
-    mpp = float(header["image_mpp"])
-    mpp = mpp if np.isfinite(mpp) else None
+    stated = float(header["image_mpp"])
+    mpp = stated if np.isfinite(stated) else None
     return Section(Pyramid((white,), ((height, width),), 255.0), mpp, centers + affine[:2, 2], shapes, affine)
 
 

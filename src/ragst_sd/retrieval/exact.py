@@ -84,11 +84,11 @@ def shortlist(
     parts = [_Part(chunk, shifted, wanted, device, half=half) for chunk in _chunks(eligibility, n_block)]
     if within is not None:
         for part in parts:
-            own = within[part.queries], query_norm[part.queries]
+            most, norms = within[part.queries], query_norm[part.queries]
             # Further away than the limit by more than rounding can be wrong, so that what is left out is out of reach.
             with np.errstate(invalid="ignore"):
-                scores = own[0] - own[1] + 3 * _error(*own, part.rest, np.inf, queries.shape[1])
-            part.limit(np.where(np.isfinite(own[0]), scores, np.inf))
+                scores = most - norms + 3 * _error(most, norms, part.rest, np.inf, queries.shape[1])
+            part.limit(np.where(np.isfinite(most), scores, np.inf))
     largest = 0.0
     on_device = torch.from_numpy(centre).to(device, torch.float32)
     with _full_precision(), torch.no_grad():

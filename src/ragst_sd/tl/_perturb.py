@@ -196,9 +196,9 @@ def perturb(
         )  # fmt: skip
         if not inplace:
             return next(iter(tables.values())) if len(tables) == 1 else tables
-        for key, table in tables.items():
-            data.tables[key] = table
-            logger.info("Adding `sdata.tables[%r]`: %d spots x %d genes.", key, *table.shape)
+        for name, table in tables.items():
+            data.tables[name] = table
+            logger.info("Adding `sdata.tables[%r]`: %d spots x %d genes.", name, *table.shape)
         return None
     if table_key is not None or spots is not None:
         msg = "`table_key` and `spots` choose from a SpatialData; of an AnnData pass the cells themselves: `data[mask].copy()`."

@@ -52,7 +52,7 @@ def perturb_tissue(
     unit: str,
     genes: Sequence[str] | None,
     n_neighbors: int | None,
-    where: Mapping[str, Any] | Sequence[bool] | None,
+    where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None,
     exclude: list[str],
 ) -> dict[str, AnnData]:
     """Tables by name, one for each perturbation; see :func:`ragst_sd.tl.perturb`. Nothing is written."""
