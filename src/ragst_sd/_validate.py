@@ -34,7 +34,9 @@ def require_key(key: str, container: Mapping[str, Any] | Iterable[str], where: s
     names = [name for name in container if name is not None]
     if key not in names:
         msg = f"Key {key!r} not found in `{where}`. Available: {listing(names)}.{hint(key, names)}"
-        raise KeyError(f"{msg} {todo}".rstrip())
+        # What an object holds is a question of names, which one page answers.
+        page = 'See "Outputs and key naming" in the documentation.' if where.startswith("sdata.") else ""
+        raise KeyError(" ".join(part for part in (msg, todo, page) if part))
 
 
 def require_choice(value: Any, choices: Iterable[Any], argument: str) -> None:

@@ -101,7 +101,8 @@ def tile_grid(
         if image_mpp is None:
             msg = (
                 f"Tiles of {mpp} microns per pixel were asked for, but the resolution of image {image_key!r} is unknown. "
-                "Give it with `image_mpp=` or `rg.pp.set_image_mpp`; `mpp=None` takes the image's own pixels."
+                "Give it with `image_mpp=` or `rg.pp.set_image_mpp`; `mpp=None` takes the image's own pixels. "
+                'See "Resolution of an image" in the documentation.'
             )
             raise ValueError(msg)
         native = mpp / image_mpp
