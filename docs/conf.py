@@ -98,7 +98,7 @@ intersphinx_mapping = (
 
 html_theme = "sphinx_book_theme"
 html_title = "ragst_sd"
-html_theme_options = {"navbar_persistent": [], "navigation_with_keys": True, "show_navbar_depth": 2}
+html_theme_options = {"navbar_persistent": [], "navigation_with_keys": True, "show_navbar_depth": 1}
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
 html_extra_path = ["llms.txt"]  # at the root of the site, where assistants look for it
