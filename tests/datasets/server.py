@@ -67,6 +67,8 @@ def serve() -> Iterator[FileServer]:
 
         def hub(self, path: str, *, body: bool) -> None:
             """As the Hugging Face hub answers: `lab/open` gives, `lab/gated` asks to accept terms."""
+            if path.count("/") < 3:
+                return self.refuse(404)
             repository, name = path.split("/")[3], "/" + "/".join(path.split("/")[6:])
             if repository in ("gated", "denied"):
                 code = 401 if repository == "gated" and "Authorization" not in self.headers else 403

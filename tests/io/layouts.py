@@ -117,18 +117,18 @@ def write_st(path: Path, *, seed: int, edge: int = 11) -> Path:
     return path
 
 
-def write_visium_hd(path: Path, *, seed: int, bins: int = 16) -> Path:
-    """Outs folder of Space Ranger 3 for Visium HD with bins of 8 microns, and the picture under `microscope_image`."""
-    name = f"square_{HD_BIN_UM:03d}um"
+def write_visium_hd(path: Path, *, seed: int, bins: int = 16, bin_um: int = HD_BIN_UM) -> Path:
+    """Outs folder of Space Ranger 3 for Visium HD with bins of one size, and the picture under `microscope_image`."""
+    name = f"square_{bin_um:03d}um"
     tissue = Tissue(seed)
     outs, spatial, microscope = _folders(
         path, f"binned_outputs/{name}", f"binned_outputs/{name}/spatial", "microscope_image"
     )
     row, column = np.divmod(np.arange(bins * bins), bins)
-    um = (np.column_stack([column, row]) + 6.5) * HD_BIN_UM
-    size = int((bins + 12) * HD_BIN_UM / HD_MPP)
+    um = (np.column_stack([column, row]) + 6.5) * bin_um
+    size = int((bins + 12) * bin_um / HD_MPP)
     picture = tissue.paint((size, size), affine(HD_MPP))
-    barcodes = [f"s_{HD_BIN_UM:03d}um_{r:05d}_{c:05d}-1" for r, c in zip(row, column, strict=True)]
+    barcodes = [f"s_{bin_um:03d}um_{r:05d}_{c:05d}-1" for r, c in zip(row, column, strict=True)]
     in_tissue = np.ones(len(um), int)
     in_tissue[:3] = 0
     kept = np.flatnonzero(in_tissue)
@@ -149,8 +149,8 @@ def write_visium_hd(path: Path, *, seed: int, bins: int = 16) -> Path:
         }
     ).to_parquet(spatial / "tissue_positions.parquet", index=False)
     scalefactors = {
-        "spot_diameter_fullres": HD_BIN_UM / HD_MPP,
-        "bin_size_um": float(HD_BIN_UM),
+        "spot_diameter_fullres": bin_um / HD_MPP,
+        "bin_size_um": float(bin_um),
         "microns_per_pixel": HD_MPP,
         "regist_target_img_scalef": 0.5,
         "tissue_lowres_scalef": 0.2,

@@ -50,7 +50,9 @@ def catalog(
     license
         SPDX identifiers, "none stated" or "unknown".
     status
-        "tested": its loader is tested end to end; "listed": it is not.
+        "tested": :func:`ragst_sd.datasets.load` is run on the entry by the tests of the package, on small made files in the layout,
+        under the names and at the addresses that the entry gives; "listed": nothing is run. Neither says that an address still
+        answers.
 
     Returns
     -------
