@@ -89,7 +89,8 @@ def fit_hash(reference: AnnData, header: dict[str, Any], fit: dict[str, Any]) ->
             "fit": parts,
             "key": np.asarray(reference.obsm[_keys.RETRIEVAL_KEY]),
             "standardize": bool(header["standardize"]),
-            "sections": {name: np.asarray(values) for name, values in header["sections"].items()},
+            # The species names genes and weighs nothing; fits of references without it stay valid.
+            "sections": {name: np.asarray(v) for name, v in header["sections"].items() if name != "species"},
         }
     )
 

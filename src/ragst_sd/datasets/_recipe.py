@@ -23,6 +23,7 @@ from ragst_sd.datasets._recipe_place import (
     whole,
 )
 from ragst_sd.reference.normalize import UNITS
+from ragst_sd.reference.symbols import SPECIES
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -97,6 +98,8 @@ _REFERENCE = {
     "obs": several(text),
     "standardize": flag,
     "thumbnails": flag,
+    "harmonize": flag,
+    "orthologues_to": one_of(*SPECIES),
 }
 _FILTERS = {"min_counts": positive, "min_genes": whole, "in_tissue": flag, "obs": by_name(several(text))}
 _FIT = {"method": text, "n_neighbors": whole, "n_candidates": whole, "metric": text, "options": lambda value, _: value}
@@ -156,7 +159,8 @@ def read_recipe(recipe: str | PathLike[str] | Mapping[str, Any]) -> Recipe:
         sources=_sources(found["sources"], place / "sources", found.get("filters", {}), expanded),
         encoder={"model": "texture", "batch_size": 64} | found.get("encoder", {}),
         tiles={"tile_px": 224, "mpp": 0.5} | found.get("tiles", {}),
-        reference={"unit": UNITS[0], "standardize": True, "thumbnails": True} | found.get("reference", {}),
+        reference={"unit": UNITS[0], "standardize": True, "thumbnails": True, "harmonize": False}
+        | found.get("reference", {}),
         genes=found.get("genes"),
         fit=found.get("fit"),
         seed=found.get("seed", 0),

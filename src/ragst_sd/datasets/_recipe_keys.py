@@ -37,7 +37,7 @@ def plain(value: Any) -> Any:
 
 
 def _versioned(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {**facts, "part_version": PART_VERSION, "schema_version": _keys.SCHEMA_VERSION}
+    return {**facts, "part_version": PART_VERSION, "schema_version": _keys.REFERENCE_VERSION}
 
 
 def part_facts(section: Planned, plan: Recipe, encoder: Encoder) -> dict[str, Any]:
@@ -82,6 +82,7 @@ def recipe_key(plan: Recipe, sections: Sequence[Planned], keys: Mapping[str, str
                 "details": {one.sample: [one.source.details.get(name) for name in DETAILS] for one in sections},
                 "genes": sorted(plan.genes) if isinstance(plan.genes, list) else plan.genes,
                 "standardize": plan.reference["standardize"],
+                "naming": [plan.reference["harmonize"], plan.reference.get("orthologues_to")],
                 "fit": plan.fit,
                 "seed": plan.seed,
             }

@@ -90,6 +90,7 @@ def _embedded(
         unit=recipe.reference["unit"],
         obs=columns,
         thumbnails=recipe.reference["thumbnails"],
+        **names_of_genes(recipe),
     )
     table = sdata.tables[TABLE]
     names = [str(name).removeprefix(f"{section.sample}:") for name in alone.obs_names]
@@ -134,6 +135,7 @@ def assembled(parts: Mapping[str, AnnData], sections: Sequence[Planned], recipe:
             sources={section.sample: section.source.details for section in sections},
             standardize=recipe.reference["standardize"],
             thumbnails=False,
+            **names_of_genes(recipe),
         )
 
     if isinstance(recipe.genes, int):
@@ -143,6 +145,11 @@ def assembled(parts: Mapping[str, AnnData], sections: Sequence[Planned], recipe:
         reference = build(None if recipe.genes is None else sorted(recipe.genes))
     _take_along(reference, parts)
     return reference
+
+
+def names_of_genes(recipe: Recipe) -> dict[str, Any]:
+    """How `rg.tl.build_reference` is to name genes."""
+    return {name: recipe.reference[name] for name in ("harmonize", "orthologues_to") if name in recipe.reference}
 
 
 def _take_along(reference: AnnData, parts: Mapping[str, AnnData]) -> None:

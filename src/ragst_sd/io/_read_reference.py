@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragst_sd import _keys
-from ragst_sd._perturbation_reference import any_hash, any_header
+from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
 from ragst_sd._reference import ROW_BLOCK, annotations_hash, reference_header
 from ragst_sd._replacing import standing, version_of
 from ragst_sd.io._store_check import check_store, require_memory
 from ragst_sd.io._store_seal import SMALL, broken_parts
+from ragst_sd.reference.migration import migrated
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
     from anndata import AnnData
+
+logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 5
 
@@ -35,7 +40,8 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
 
     Returns
     -------
-    The reference. Its header is checked, and its content against the hash that was written with it. Of a lazy one only what
+    The reference. A header that an earlier release wrote is brought to the present schema, with hash and fit unchanged. It is
+    checked, and the content against the hash that was written with it. Of a lazy one only what
     is in memory is checked (ids, genes, labels, mask); values that were changed on disk are noticed when they are read, by the
     checksum of their chunk, and once the store is replaced the lazy reference has to be read again.
     Nothing in a store is run, links in it are refused, and an array that says it is larger than its files can account for is
@@ -98,7 +104,7 @@ def _read(path: Path, *, lazy: bool) -> AnnData:
             "It was changed or damaged after it was written: copy it again, or write it again from a reference that is whole."
         )
         raise ValueError(msg)
-    reference = _told(path, _open if lazy else _load)
+    reference = _told(path, lambda place: _up_to_date(_open(place) if lazy else _load(place)))
     header = reference_header(reference) if lazy else any_header(reference)
     current = annotations_hash(reference) if lazy else any_hash(reference)
     expected = header.get(_keys.ANNOTATIONS_HASH) if lazy else header["content_hash"]
@@ -157,6 +163,21 @@ def _open(path: Path) -> AnnData:
         varm={name: read(group["varm"][name]) for name in group["varm"]},
         uns={name: read(group["uns"][name]) for name in group["uns"]},
     )
+
+
+def _up_to_date(reference: AnnData) -> AnnData:
+    """A reference of tissue, just read, with its header in the present schema; the file stays as it is."""
+    before = reference.uns.get(_keys.ATTRS)
+    if is_perturbation(reference) or not isinstance(before, Mapping):
+        return reference
+    header = migrated(before, list(map(str, reference.var_names)))
+    if header.get("schema_version") != before.get("schema_version"):
+        logger.info(
+            "The reference has schema version %s and is read as version %s; `rg.io.write_reference` writes that one.",
+            before.get("schema_version"), header.get("schema_version"),
+        )  # fmt: skip
+    reference.uns[_keys.ATTRS] = header
+    return reference
 
 
 def _lazy_rows(elem: Any) -> Any:

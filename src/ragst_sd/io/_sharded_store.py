@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +34,10 @@ def write_sharded(reference: AnnData, path: Path) -> None:
         layout = _layout(elem)
         write_func(store, key, elem, dataset_kwargs={**dataset_kwargs, **layout, **(packing if layout else {})})
 
-    ad.experimental.write_dispatched(group, "/", reference, write)
+    with warnings.catch_warnings():
+        # Shards are chosen here; what anndata will choose by itself one day is of no matter.
+        warnings.filterwarnings("ignore", message=".*autosharding.*")
+        ad.experimental.write_dispatched(group, "/", reference, write)
 
 
 def _layout(elem: Any) -> dict[str, Any]:

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+# Of tables, fits and calibrations.
 SCHEMA_VERSION = 1
+# Of a reference of tissue; `reference/migration.py` brings earlier ones to it when they are read.
+REFERENCE_VERSION = 2
 
 # Encoder settings that two embeddings must share to be comparable.
 COMPARABLE = ("encoder", "weights_hash", "mean", "std", "input_px", "tile_px", "mpp", "context")
@@ -51,16 +54,22 @@ _EMBEDDING = {
 }
 
 
-def check_fields(header: Any, fields: Mapping[str, Any], what: str, todo: str) -> None:
-    """Raise a `ValueError` unless `header` has all `fields`, of their types, in the version that is read here."""
+def check_fields(header: Any, fields: Mapping[str, Any], what: str, todo: str, *, known: int = SCHEMA_VERSION) -> None:
+    """Raise a `ValueError` unless `header` has all `fields`, of their types, in the version `known` that is read here."""
     if not isinstance(header, Mapping):
         msg = f"{what} is missing or not a mapping (found {type(header).__name__}). {todo}"
         raise ValueError(msg)
-    version = header.get("schema_version", SCHEMA_VERSION)
-    if int(version) != SCHEMA_VERSION:
+    version = int(header.get("schema_version", known))
+    if version > known:
         msg = (
-            f"{what} has schema version {version}; this installation reads version {SCHEMA_VERSION}. "
-            f"Use a release of ragst_sd that writes version {version}, or make it again."
+            f"{what} has schema version {version}, and this installation of ragst_sd reads versions up to {known}. Install a "
+            f"release that reads version {version} (`pip install --upgrade ragst-sd`), or make it again with this one."
+        )
+        raise ValueError(msg)
+    if version < known:
+        msg = (
+            f"{what} has schema version {version}, and this installation of ragst_sd works with version {known}. A reference "
+            f"on disk is brought to it by `rg.io.read_reference`; anything else has to be made again."
         )
         raise ValueError(msg)
     missing = [name for name in fields if name not in header]
@@ -78,7 +87,8 @@ def check_embedding_header(header: Any, where: str) -> None:
 def check_reference_header(header: Any) -> None:
     """Raise a `ValueError` unless `header` describes a reference of tissue."""
     check_task(header, "histology")
-    check_fields(header, _HEADER, "The reference's header `uns['ragst']`", "Build it with `rg.tl.build_reference`.")
+    todo = "Build it with `rg.tl.build_reference`."
+    check_fields(header, _HEADER, "The reference's header `uns['ragst']`", todo, known=REFERENCE_VERSION)
 
 
 def check_task(header: Any, task: str) -> None:

@@ -151,6 +151,12 @@ def check_one_species(names: Sequence[str], species: str) -> float:
     return share
 
 
+def current_share(names: Sequence[str], species: str) -> float:
+    """Share of the names that are current symbols or Ensembl ids of a species."""
+    table = load_table(species)
+    return sum(name in table for name in strip_version([str(name) for name in names])) / max(1, len(names))
+
+
 def _known(names: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Names without version, and those that are current symbols or Ensembl ids, by species."""
     plain = strip_version([str(name) for name in names])
@@ -190,7 +196,7 @@ def resolve(names: Sequence[str], species: str) -> pd.DataFrame:
     listed = [str(name) for name in names]
     rows = []
     for name in listed:
-        gene, how, candidates = _look_up(name, table)
+        gene, how, candidates = look_up(name, table)
         rows.append((name, gene, how, "|".join(sorted(candidates)) if len(candidates) > 1 else ""))
     out = pd.DataFrame(rows, columns=["name", "gene", "how", "candidates"], dtype=object)
     if len(out) and out["how"].isin(FOUND).mean() < _OVERLAP:
@@ -202,7 +208,7 @@ def resolve(names: Sequence[str], species: str) -> pd.DataFrame:
     return out
 
 
-def _look_up(name: str, table: GeneTable) -> tuple[str, str, frozenset[str]]:
+def look_up(name: str, table: GeneTable) -> tuple[str, str, frozenset[str]]:
     """The gene that a name means (empty if none or several), how it was found, and the genes it has stood for."""
     nothing: frozenset[str] = frozenset()
     if name in table.symbols:

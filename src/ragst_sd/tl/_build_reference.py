@@ -12,12 +12,14 @@ from ragst_sd._labels import as_names
 from ragst_sd._reference import reference_hash
 from ragst_sd._validate import hint, listing, require_choice
 from ragst_sd.reference.duplicates import fingerprint
-from ragst_sd.reference.genes import common_naming, sum_duplicates, take_genes
+from ragst_sd.reference.genes import sum_duplicates, take_genes
 from ragst_sd.reference.normalize import TARGET_SUM, log_normalize, size_factors
 from ragst_sd.reference.panels import PANEL, assign_panels, measured_mask, shared_genes
 from ragst_sd.reference.schema import differing_fields
 from ragst_sd.reference.stacking import log_normalized, stack_matrices, stack_rows
+from ragst_sd.reference.symbols import SPECIES
 from ragst_sd.retrieval.projection import standardize as standardize_embedding
+from ragst_sd.tl._gene_names import common_names
 from ragst_sd.tl._same_tissue import ON_DUPLICATE, report_duplicates
 from ragst_sd.tl._section_records import encoder_of, row_annotations, section_statistics, source_table
 from ragst_sd.tl._sections import SOURCE_FIELDS, named_sections, read_section
@@ -44,6 +46,8 @@ def build_reference(
     layer: str | None = None,
     unit: str = "counts",
     genes: Sequence[str] | None = None,
+    harmonize: bool = False,
+    orthologues_to: str | None = None,
     obs: Sequence[str] = (),
     sources: Mapping[str, Mapping[str, Any]] | None = None,
     standardize: bool = True,
@@ -77,6 +81,13 @@ def build_reference(
         `"counts"`, or `"log1p_cp10k"` for values that are log1p of counts per 10,000 already.
     genes
         Keep these genes only; all if left out. Size factors use all genes either way.
+    harmonize
+        Name genes by the current symbols of their species, as :func:`ragst_sd.pp.harmonize_genes` does, by Ensembl ids where the
+        sections have them. Counts of several names of one gene are added up; names that are not found stay as they are. Sections
+        that were counted against annotations of different years then share more genes.
+    orthologues_to
+        `"human"` or `"mouse"`: also bring sections of the other species to this one, by one-to-one orthologues, and drop
+        their other genes. Without it, sections of two species are refused.
     obs
         Further columns of `.obs` to keep, for `where=` and for reading. `tissue` and `technology` may vary within a
         section this way; `sources` overrides them.
@@ -106,15 +117,16 @@ def build_reference(
     `.varm["measured"]`
         (genes, panels) which panel measured what; `.var["n_measured"]` the number of rows.
     `.uns["ragst"]`
-        Header: encoder, statistics of the sections, sources, normalisation, panels, content hash.
+        Header: encoder, statistics and species of the sections, sources, normalisation (`naming` says how genes are named),
+        panels, content hash.
 
     Raises
     ------
     KeyError
         If a table, embedding or column is missing.
     ValueError
-        If embeddings were made differently, counts are not counts, genes cannot be matched by name, or panels share
-        fewer than 200 genes; or, with `on_duplicate="error"`, if the same tissue is in under two donors' names.
+        If embeddings were made differently, counts are not counts, genes cannot be matched by name, sections are of two
+        species, or panels share fewer than 200 genes; or, with `on_duplicate="error"`, if the same tissue is in under two donors' names.
 
     Notes
     -----
@@ -141,6 +153,8 @@ def build_reference(
     import pandas as pd
 
     require_choice(on_duplicate, ON_DUPLICATE, "on_duplicate")
+    if orthologues_to is not None:
+        require_choice(orthologues_to, SPECIES, "orthologues_to")
     named = named_sections(sdatas, table_key)
     obs = as_names(obs)
     _check_columns(obs)
@@ -162,7 +176,7 @@ def build_reference(
             _check_same_embedding(sections[0], section)
         sections.append(section)
 
-    naming = common_naming({section.sample: section.names for section in sections})
+    naming = common_names(sections, harmonize=harmonize, orthologues_to=orthologues_to, unit=unit)
     for section in sections:
         names = section.names[naming]
         section.expression, merged = sum_duplicates(section.expression, names)
@@ -215,7 +229,7 @@ def build_reference(
     per_panel = frame[_keys.PANEL].astype(str).value_counts()
     reference.var[_keys.N_MEASURED] = measured @ np.array([int(per_panel.get(panel, 0)) for panel in panels])
     reference.uns[_keys.ATTRS] = {
-        "schema_version": _keys.SCHEMA_VERSION,
+        "schema_version": _keys.REFERENCE_VERSION,
         "task": "histology",
         "use_rep": use_rep,
         "standardize": bool(standardize),

@@ -12,12 +12,14 @@ from ragst_sd import _keys
 from ragst_sd._labels import labels
 from ragst_sd._reference import reference_hash, reference_header, require_in_memory
 from ragst_sd._validate import listing, require_choice
+from ragst_sd.reference.current_names import CURRENT
 from ragst_sd.reference.duplicates import Fingerprint, fingerprint
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.merging import Part, Plan, differing_columns, plan_merge
 from ragst_sd.reference.normalize import as_csr, log_normalize, size_factors
 from ragst_sd.reference.schema import differing_fields
 from ragst_sd.retrieval.projection import standardize
+from ragst_sd.tl._gene_names import check_one_species_of
 from ragst_sd.tl._same_tissue import ON_DUPLICATE, report_duplicates
 
 if TYPE_CHECKING:
@@ -64,7 +66,8 @@ def merge_references(
     TypeError
         If a member is not an AnnData.
     ValueError
-        If the references have another encoder, tile geometry, standardisation or naming of genes; if a sample is in two of
+        If the references have another encoder, tile geometry, standardisation or naming of genes (one harmonised, one not);
+        if they are of two species; if a sample is in two of
         them; if columns of `obs` are not in all; if they share fewer than 200 genes; if values have to be normalised anew and
         there are no counts; or, with `on_duplicate="error"`, if the same tissue is in under two donors' names.
 
@@ -154,6 +157,13 @@ def _check_alike(named: Mapping[str, AnnData], headers: Mapping[str, dict[str, A
                 "both with the same embedding, settings and naming of genes."
             )
             raise ValueError(msg)
+    if first["normalization"]["naming"] not in CURRENT.values():
+        species = [
+            (sample, one)
+            for header in headers.values()
+            for sample, one in zip(header["sections"]["sample"], header["sections"]["species"], strict=True)
+        ]
+        check_one_species_of({str(sample): str(one) for sample, one in species}, "Sections of the references")
     missing = differing_columns({name: list(map(str, header["obs"])) for name, header in headers.items()})
     if missing:
         msg = f"The references keep different columns of `obs` ({missing}). Build them with the same `obs=`."
@@ -262,7 +272,7 @@ def _assemble(pieces: list[dict[str, Any]], headers: list[dict[str, Any]], plan:
     sections = {field: np.concatenate([np.asarray(h["sections"][field]) for h in headers]) for field in fields}
     kept = np.isin(sections["sample"].astype(str), present)
     merged.uns[_keys.ATTRS] = {
-        "schema_version": _keys.SCHEMA_VERSION,
+        "schema_version": _keys.REFERENCE_VERSION,
         "task": first["task"],
         "use_rep": str(first["use_rep"]),
         "standardize": bool(first["standardize"]),

@@ -66,6 +66,7 @@ def section_statistics(sections: list[Section]) -> dict[str, np.ndarray]:
         "upsampling": column("upsampling", 1.0).astype(float),
         "image_hash": column("image_hash", "").astype(str),
         "precision": column("precision", "float32").astype(str),
+        "species": np.asarray([section.species for section in sections], dtype=str),
     }
 
 

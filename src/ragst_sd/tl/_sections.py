@@ -42,6 +42,7 @@ class Section:
     names: dict[str, list[str]]
     xy: np.ndarray
     source: dict[str, Any]
+    species: str = _keys.UNKNOWN
     thumbnails: np.ndarray | None = None
 
     def keep_rows(self, rows: np.ndarray) -> None:
@@ -50,6 +51,10 @@ class Section:
         self.embedding, self.expression, self.xy = self.embedding[rows], self.expression[rows], self.xy[rows]
         if self.thumbnails is not None:
             self.thumbnails = self.thumbnails[rows]
+
+    def first_names(self) -> list[str]:
+        """Some names of its genes, for messages."""
+        return next(iter(self.names.values()))[:3]
 
     def take(self, field: str) -> Any:
         """Give an array away, so that a section does not keep what stands in the reference already."""

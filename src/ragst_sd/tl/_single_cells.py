@@ -9,6 +9,7 @@ import numpy as np
 
 from ragst_sd._labels import labels
 from ragst_sd._validate import listing, require_key, require_type
+from ragst_sd.reference.current_names import names_by
 from ragst_sd.reference.genes import ENSEMBL, available_names, sum_duplicates
 from ragst_sd.reference.normalize import TARGET_SUM, as_csr, check_counts
 
@@ -66,7 +67,8 @@ def read_single_cells(
     _refuse_mixed(counts, where)
     check_counts(counts, where)
     named = available_names(list(adata_sc.var_names), {name: adata_sc.var[name].astype(str) for name in adata_sc.var})
-    if naming not in named:
+    names_of_genes = names_by(naming, named)
+    if names_of_genes is None:
         msg = (
             f"The reference names genes by {naming}, `adata_sc` offers {listing(named)} only. Add a column with the other "
             f"names to `adata_sc.var` ({'gene_ids' if naming == ENSEMBL else 'gene_symbols'!r})."
@@ -90,7 +92,7 @@ def read_single_cells(
             f"needed. Found: {listing(f'{name} ({n})' for name, n in zip(present, n_cells, strict=True))}."
         )
         raise ValueError(msg)
-    matrix, genes = sum_duplicates(counts[keep], named[naming])
+    matrix, genes = sum_duplicates(counts[keep], names_of_genes)
     place = {name: i for i, name in enumerate(names)}
     return SingleCells(matrix, genes, np.array([place[name] for name in found[keep].tolist()]), names)
 

@@ -11,6 +11,7 @@ from ragst_sd._annotation import is_predicted
 from ragst_sd._labels import as_names
 from ragst_sd._results import gene_index
 from ragst_sd._validate import hint, listing, require_choice, require_key, require_type
+from ragst_sd.reference.current_names import names_by
 from ragst_sd.reference.genes import available_names, duplicates, sum_duplicates
 from ragst_sd.reference.normalize import (
     MIN_SHARED_GENES,
@@ -109,13 +110,14 @@ def _named_values(measured: AnnData, header: dict[str, Any], layer: str | None) 
     matrix = as_csr(measured.X if layer is None else measured.layers[layer])
     offered = available_names(list(measured.var_names), {name: measured.var[name].astype(str) for name in measured.var})
     naming = str(header["naming"])
-    if naming not in offered:
+    names = names_by(naming, offered)
+    if names is None:
         msg = (
             f"The prediction names genes by {naming}, the measured table offers {listing(offered)} only. "
             "Add the missing names as a column of its `var`."
         )
         raise ValueError(msg)
-    return matrix, offered[naming]
+    return matrix, names
 
 
 def shared_genes(table: AnnData, names: list[str], genes: Sequence[str] | None) -> list[str]:

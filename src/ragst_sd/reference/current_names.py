@@ -1,0 +1,105 @@
+"""One naming for tables of several years and species: the current symbols of one of the two species."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from ragst_sd.reference.genes import ENSEMBL, SYMBOL
+from ragst_sd.reference.symbols import (
+    FOUND,
+    SPECIES,
+    UNKNOWN,
+    check_one_species,
+    current_share,
+    guess_species,
+    load_table,
+    look_up,
+    one_to_one,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+CURRENT = {species: f"current {species} symbol" for species in SPECIES}
+"""Naming by species, beside `symbol` and `ensembl`, which are names as they came."""
+_KNOWN_SHARE = 0.5
+
+
+class Current(NamedTuple):
+    """Genes of a table by their current symbols."""
+
+    names: list[str]
+    """Empty for genes without a one-to-one orthologue."""
+    species: str
+    """Species of the table itself."""
+    how: dict[str, int]
+    """Genes `kept`, `renamed`, `merged` with another name of the same gene, `dropped`, and `unknown` (kept as they came)."""
+
+
+def species_of(offered: Mapping[str, Sequence[str]]) -> str:
+    """`human`, `mouse`, or `unknown` if fewer than half of the names are current ones of either.
+
+    Raises
+    ------
+    ValueError
+        If names of both species are mixed.
+    """
+    names = _leading(offered)
+    share = {species: current_share(names, species) for species in SPECIES}
+    species = max(SPECIES, key=share.__getitem__)
+    if share[species] < _KNOWN_SHARE:
+        return UNKNOWN
+    check_one_species(names, species)
+    return species
+
+
+def current_names(offered: Mapping[str, Sequence[str]], *, orthologues_to: str | None = None) -> Current:
+    """Bring the genes of a table to current symbols, by Ensembl id where there is one that is known, else by symbol.
+
+    Parameters
+    ----------
+    offered
+        Names of the genes, by naming (`symbol`, `ensembl`), as :func:`ragst_sd.reference.genes.available_names` finds them.
+    orthologues_to
+        Species to which genes of the other one are brought by one-to-one orthologues; others are dropped.
+
+    Raises
+    ------
+    ValueError
+        If the species cannot be told, or species are mixed.
+    """
+    species = guess_species(_leading(offered)).species
+    table, found = load_table(species), []
+    lists = [offered[kind] for kind in (ENSEMBL, SYMBOL) if kind in offered]
+    for given in zip(*lists, strict=True):
+        hits = (look_up(name, table)[:2] for name in given)
+        found.append(next((gene for gene, how in hits if how in FOUND), ""))
+    own = list(_leading(offered))
+    if orthologues_to not in (None, species):
+        partner = one_to_one(species, orthologues_to)
+        names, unknown = [partner.get(gene, "") for gene in found], 0
+    else:
+        names = [gene or name for gene, name in zip(found, own, strict=True)]
+        unknown = found.count("")
+    times = Counter(names)
+    dropped = times.pop("", 0)
+    merged = sum(n for n in times.values() if n > 1)
+    kept = sum(name == before and times[name] == 1 for name, before in zip(names, own, strict=True)) - unknown
+    how = {"kept": max(kept, 0), "renamed": 0, "merged": merged, "dropped": dropped, "unknown": unknown}
+    how["renamed"] = len(names) - sum(how.values())
+    return Current(names, species, how)
+
+
+def names_by(naming: str, offered: Mapping[str, Sequence[str]]) -> list[str] | None:
+    """Names of a table's genes in a naming of a reference; None if the table does not offer it."""
+    if naming not in CURRENT.values():
+        return list(offered[naming]) if naming in offered else None
+    target = next(species for species, one in CURRENT.items() if one == naming)
+    found = current_names(offered, orthologues_to=target)
+    # A gene without an orthologue must not meet one that happens to be written alike.
+    return [name or f"{own} ({found.species})" for name, own in zip(found.names, _leading(offered), strict=True)]
+
+
+def _leading(offered: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    return offered[SYMBOL] if SYMBOL in offered else offered[ENSEMBL]
