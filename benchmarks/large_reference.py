@@ -1,9 +1,9 @@
 """Time to open a large made reference, and time and memory to predict from it, lazily and loaded.
 
-python benchmarks/large_reference.py --rows 1000000 --write docs/benchmarks.md
+python benchmarks/large_reference.py --rows 50000 1000000 --modes lazy --folder stores --write docs/benchmarks.md
 
 A small synthetic reference is built and fitted; its rows are repeated with noise in embedding and expression until there are
-as many as asked for. Opening and predicting run in a process of their own, after all imports.
+as many as asked for. Making a million takes minutes: with `--folder` the stores stay and are used again. Opening and predicting run in a process of their own, after all imports.
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ BLOCK = 100_000
 
 def small(folder: Path):
     """A fitted reference of three donors; the section of the fourth is written as the query."""
+    if (folder / "query.zarr").exists():
+        return rg.io.read_reference(folder / "small.zarr")
     sections = rg.datasets.synthetic(n_donors=N_DONORS, n_genes=N_GENES, image_px=IMAGE_PX)
     for sdata in sections.values():
         rg.pp.embed_tiles(sdata, model="texture", context=(1,), progress=False)
-    sections.pop(f"donor{N_DONORS}").write(folder / "query.zarr")
+    query = sections.pop(f"donor{N_DONORS}")
     reference = rg.tl.build_reference(sections, use_rep="X_texture", thumbnails=False)
     rg.tl.fit(reference, method=METHOD, n_neighbors=N_NEIGHBORS)
+    rg.io.write_reference(reference, folder / "small.zarr")
+    query.write(folder / "query.zarr")
     return reference
 
 
@@ -75,7 +79,7 @@ def enlarge(reference, n_rows: int):
     return large
 
 
-def child(folder: Path, *, lazy: bool) -> None:
+def child(folder: Path, store: Path, *, lazy: bool) -> None:
     """Open and predict, and print seconds and megabytes above those after the imports."""
     import spatialdata as sd
 
@@ -89,7 +93,7 @@ def child(folder: Path, *, lazy: bool) -> None:
     tiny = rg.io.read_reference(folder / "small.zarr", lazy=lazy)
     rg.tl.predict(query, tiny, inplace=False)
     before, start, busy = peak(), time.perf_counter(), time.process_time()
-    reference = rg.io.read_reference(folder / "large.zarr", lazy=lazy)
+    reference = rg.io.read_reference(store, lazy=lazy)
     opened, busy, after_opening = time.perf_counter() - start, time.process_time() - busy, peak()
     start = time.perf_counter()
     table = rg.tl.predict(query, reference, inplace=False)
@@ -98,29 +102,33 @@ def child(folder: Path, *, lazy: bool) -> None:
 
 
 def main() -> None:
-    """Make the reference, run both ways, write the table."""
+    """Make the references that are not there, run them as asked for, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000])
-    parser.add_argument("--folder", type=Path, help="where the stores are written; a temporary folder if left out")
+    parser.add_argument("--modes", nargs="+", choices=("lazy", "loaded"), default=["lazy", "loaded"])
+    parser.add_argument("--folder", type=Path, help="where the stores are and stay; a temporary folder if left out")
     parser.add_argument("--write", type=Path, help="page whose marked table is replaced")
     parser.add_argument("--child", choices=("lazy", "loaded"), help=argparse.SUPPRESS)
+    parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(args.folder, lazy=args.child == "lazy")
+        child(args.folder, args.store, lazy=args.child == "lazy")
         return
     lines = [
         "| rows | on disk, MB | reference | seconds to open | of processor | MB to open | seconds to predict | spots | peak MB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as name:
+        folder = args.folder or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
         reference = small(folder)
-        rg.io.write_reference(reference, folder / "small.zarr")
         for n_rows in args.rows:
-            rg.io.write_reference(enlarge(reference, n_rows), folder / "large.zarr", overwrite=True)
-            size = sum(file.stat().st_size for file in (folder / "large.zarr").rglob("*") if file.is_file()) / 1e6
-            for mode in ("lazy", "loaded"):
-                command = [sys.executable, __file__, "--child", mode, "--folder", str(folder)]
+            store = folder / f"rows{n_rows}.zarr"
+            if not store.exists():
+                rg.io.write_reference(enlarge(reference, n_rows), store)
+            size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file()) / 1e6
+            for mode in args.modes:
+                command = [sys.executable, __file__, "--child", mode, "--folder", str(folder), "--store", str(store)]
                 out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 opened, busy, to_open, predicted, peak, spots = out.split()[-6:]
                 lines.append(

@@ -63,10 +63,13 @@ import anndata, spatialdata, skimage.io, dask.array, zarr, geopandas, matplotlib
 for module in (rg.pp, rg.tl, rg.io, rg.datasets):
     for name in module.__all__:
         getattr(module, name)
-import ragst_sd.image.texture, ragst_sd.image.encoders
+import ragst_sd.image.texture, ragst_sd.image.encoders, ragst_sd.reference.symbols
+for species in ragst_sd.reference.symbols.SPECIES:
+    ragst_sd.reference.symbols.known_names(species)
 
-def arm(step):
+def arm(step, made_room):
     # The process dies at the step-th event: before or after a call that changes the disk, or with half a file written.
+    # With `made_room`, when a folder of that name has been moved away and nothing has taken its place.
     passed = 0
     def event():
         nonlocal passed
@@ -81,6 +84,8 @@ def arm(step):
         def wrapped(self, *args, **kwargs):
             event()
             out = original(self, *args, **kwargs)
+            if name == "rename" and self.name == made_room:
+                os._exit(9)
             if name == "write_h5ad":
                 size = os.path.getsize(args[0])
                 if passed + 1 == step:
@@ -101,8 +106,8 @@ for line in sys.stdin:
         out = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1), os.dup2(out, 2)
         torch.set_num_threads(1)
-        if job["step"]:
-            arm(job["step"])
+        if job["step"] or job["made_room"]:
+            arm(job["step"], job["made_room"])
         code = main(["build", *job["arguments"]])
         sys.stdout.flush()
         os._exit(code)
@@ -126,9 +131,12 @@ class Nursery:
         )
         assert self.process.stdout.readline().strip() == "ready"
 
-    def build(self, *arguments: str | Path, step: int = 0, kill_after: float | None = None) -> int:
-        """Exit status of a build (negative: the signal that ended it), killed after some seconds or at some step."""
-        job = {"arguments": [str(one) for one in arguments], "step": step, "log": str(self.log)}
+    def build(self, *arguments: str | Path, step: int = 0, made_room: str = "", kill_after: float | None = None) -> int:
+        """Exit status of a build (negative: the signal that ended it).
+
+        It is killed after some seconds, at some step, or when what lay at the place `made_room` has been moved away.
+        """
+        job = {"arguments": [str(one) for one in arguments], "step": step, "made_room": made_room, "log": str(self.log)}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         pid = int(self.process.stdout.readline())

@@ -136,7 +136,7 @@ def test_same_image_under_two_donors_warns(sections, caplog):
     twin = deepcopy(sections["donor1"])
     twin.tables["table"].obs["donor"] = "twin"
     with caplog.at_level(logging.WARNING, logger="ragst_sd"):
-        rg.tl.build_reference({**sections, "twin": twin}, use_rep="X_colour")
+        rg.tl.build_reference({**sections, "twin": twin}, use_rep="X_colour", on_duplicate="warn")
     assert "'donor1' and 'twin' have identical images" in caplog.text
 
 
@@ -292,12 +292,26 @@ def test_functions_give_what_sections_give(sections, reference):
         rg.tl.build_reference({"donor1": lambda: 3}, use_rep="X_colour")
 
 
-def test_sections_of_one_tissue_can_be_refused(sections):
+def test_sections_of_one_tissue_are_refused(sections):
     from spatialdata import deepcopy
 
     twin = deepcopy(sections["donor1"])
     twin.tables["table"].obs["donor"] = "twin"
     with pytest.raises(ValueError, match=r"'donor1' and 'twin' have identical images.*Give both the same donor"):
-        rg.tl.build_reference({**sections, "twin": twin}, use_rep="X_colour", on_duplicate="error")
+        rg.tl.build_reference({**sections, "twin": twin}, use_rep="X_colour")
     with pytest.raises(ValueError, match="`on_duplicate` is 'stop'"):
         rg.tl.build_reference(sections, use_rep="X_colour", on_duplicate="stop")
+
+
+def test_donors_on_one_slide_are_no_duplicates(sections):
+    """Two donors whose spots lie on different places of one picture."""
+    from spatialdata import deepcopy
+
+    whole = sections["donor1"]
+    half = whole["table"].obsm["spatial"][:, 0] < np.median(whole["table"].obsm["spatial"][:, 0])
+    parts = {"left": deepcopy(whole), "right": deepcopy(whole)}
+    for name, keep in (("left", half), ("right", ~half)):
+        parts[name].tables["table"] = parts[name].tables.pop("table")[keep].copy()
+        parts[name]["table"].obs["donor"] = name
+    reference = rg.tl.build_reference(parts, use_rep="X_colour")
+    assert set(reference.obs["donor"]) == {"left", "right"}

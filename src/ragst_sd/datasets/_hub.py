@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+from ragst_sd._validate import require_type
 from ragst_sd.datasets._checksum import note_new, whats_wrong
 from ragst_sd.image.hub import hub_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ragst_sd.datasets._download import RemoteFile
 
 _ADDRESS = re.compile(r"https?://(?:www\.)?huggingface\.co/datasets/([^/]+/[^/]+)/resolve/([^/]+)/([^?#]+)")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_LOG_IN = "Run `hf auth login` with a token that may write, or set HF_TOKEN."
 
 
 class HubFile(NamedTuple):
@@ -29,6 +34,83 @@ def on_hub(url: str) -> HubFile | None:
     """The place on the hub that an address means, `None` if it means another server."""
     found = _ADDRESS.match(url)
     return HubFile(*found.groups()) if found else None
+
+
+def hub_endpoint() -> str:
+    """Address of the hub: the environment variable `HF_ENDPOINT`, as it is now."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def check_repository(repository: str) -> None:
+    """Raise a `ValueError` unless this is `owner/name`."""
+    require_type(repository, str, "repository")
+    if _REPOSITORY.fullmatch(repository) is None:
+        msg = f"`repository` is {repository!r}; it must be 'owner/name' of a data set on the Hugging Face hub."
+        raise ValueError(msg)
+
+
+@contextmanager
+def quiet_hub(*, quiet: bool) -> Iterator[None]:
+    """Keep the progress bars of the hub's client from showing, if asked for."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    switch = quiet and not are_progress_bars_disabled()
+    if switch:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if switch:
+            enable_progress_bars()
+
+
+@contextmanager
+def upload_errors(repository: str) -> Iterator[None]:
+    """Retell the errors of an upload as builtin ones that say what to do. The request, and the token in it, is not told.
+
+    Raises
+    ------
+    PermissionError
+        If nobody is logged in, or the account may not write there.
+    FileNotFoundError
+        If there is no such branch.
+    ConnectionError
+        If the hub cannot be reached, or refuses for another reason.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RevisionNotFoundError
+
+    page = f"{hub_endpoint()}/datasets/{repository}"
+    failure: OSError
+    try:
+        yield
+        return
+    except RevisionNotFoundError:
+        failure = FileNotFoundError(f"{repository!r} has no such branch. Branches: {page}/tree/main.")
+    except LocalTokenNotFoundError:
+        failure = PermissionError(f"Nobody is logged in to {hub_endpoint()}. {_LOG_IN}")
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        if status in (401, 403, 404):
+            failure = PermissionError(
+                f"The hub does not let this account write to {page} (status {status}): nobody is logged in, the token may only "
+                f"read, or the repository belongs to others. {_LOG_IN}"
+            )
+        else:
+            failure = ConnectionError(f"The hub did not take the files for {page} (status {status}). Try again later.")
+    except OSError as error:
+        failure = _unreachable(page, error)
+    except Exception as error:
+        # The client passes on what its HTTP library raises, which is another one in each of its releases.
+        if not any(word in type(error).__name__ for word in ("Connect", "Timeout", "Network", "Protocol")):
+            raise
+        failure = _unreachable(page, error)
+    raise failure from None
+
+
+def _unreachable(page: str, error: Exception) -> OSError:
+    return ConnectionError(
+        f"The hub cannot be reached for {page} ({type(error).__name__}). Nothing was changed there; try again."
+    )
 
 
 def fetch_from_hub(file: RemoteFile, place: HubFile, folder: Path, *, progress: bool, advice: str) -> Path:
@@ -47,7 +129,6 @@ def fetch_from_hub(file: RemoteFile, place: HubFile, folder: Path, *, progress: 
     """
     from filelock import FileLock
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     target = folder / file.name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,26 +136,21 @@ def fetch_from_hub(file: RemoteFile, place: HubFile, folder: Path, *, progress: 
         there = target.is_file()
         if there and whats_wrong(target, size=file.size, sha256=file.sha256) is None:
             return target
-        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-        page = f"{endpoint}/datasets/{place.repository}"
-        silent = progress or are_progress_bars_disabled()
-        if not silent:
-            disable_progress_bars()
-        try:
-            with hub_errors(place.repository, url=page, local_advice=advice, what="files"):
-                # The folder mirrors the repository, so that its own readers find what they expect.
-                hf_hub_download(
-                    place.repository,
-                    place.path,
-                    repo_type="dataset",
-                    revision=place.revision,
-                    local_dir=folder,
-                    endpoint=endpoint,
-                    force_download=there,
-                )
-        finally:
-            if not silent:
-                enable_progress_bars()
+        page = f"{hub_endpoint()}/datasets/{place.repository}"
+        with (
+            quiet_hub(quiet=not progress),
+            hub_errors(place.repository, url=page, local_advice=advice, what="files"),
+        ):
+            # The folder mirrors the repository, so that its own readers find what they expect.
+            hf_hub_download(
+                place.repository,
+                place.path,
+                repo_type="dataset",
+                revision=place.revision,
+                local_dir=folder,
+                endpoint=hub_endpoint(),
+                force_download=there,
+            )
         if place.path != file.name:
             (folder / place.path).replace(target)
         wrong = whats_wrong(target, size=file.size, sha256=file.sha256)

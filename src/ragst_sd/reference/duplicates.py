@@ -25,6 +25,9 @@ _EXPRESSION = (0.5, 0.2)
 # often chance gives as small ones, so the matched spots must also lie in the same pattern.
 _PICTURE = (0.8, 0.3)
 _SAME_PATTERN = 0.98
+# Several donors lie on one slide, and share its picture: their spots do not. On one picture, the spots of a section and of a
+# copy are nearer than half a pitch.
+_ON_ONE_PICTURE = (0.5, 0.2)
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def find_duplicates(prints: Sequence[Fingerprint]) -> Iterator[Duplicate]:
     for first, second in combinations(prints, 2):
         if not first.donors.isdisjoint(second.donors):
             continue
-        if first.image_hash and first.image_hash == second.image_hash:
+        if first.image_hash and first.image_hash == second.image_hash and _same_place(first.xy, second.xy):
             yield Duplicate(first, second, "images", 1.0)
             continue
         small, large = sorted((first, second), key=lambda one: len(one.picture))
@@ -139,6 +142,15 @@ def _squared(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
     queries, rows = queries - centre, rows - centre
     squared = (queries**2).sum(axis=1)[:, None] + (rows**2).sum(axis=1) - 2 * queries @ rows.T
     return np.maximum(squared, 0.0)
+
+
+def _same_place(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether spots on one picture lie where those of the other section lie; so they are taken to, if either is not known."""
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        return True
+    small, large = sorted((first, second), key=len)
+    _, _, matched = _matches(small, large, _ON_ONE_PICTURE[0])
+    return len(small) < _FEWEST or bool(matched.mean() >= _ON_ONE_PICTURE[1])
 
 
 def _same_pattern(first: np.ndarray, second: np.ndarray) -> bool:

@@ -63,18 +63,13 @@ class GeneTable:
 @lru_cache
 def load_table(species: str) -> GeneTable:
     """The table of `"human"` or `"mouse"`."""
-    if species not in SPECIES:
-        msg = f"There is no gene table of species {species!r}; there are those of {' and '.join(SPECIES)}."
-        raise ValueError(msg)
-    path = files("ragst_sd.reference") / f"genes_{species}.tsv.gz"
-    lines = gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()
-    sources = tuple(line[2:] for line in lines if line.startswith("#"))
+    about, lines = _table_lines(species)
     symbols: set[str] = set()
     by_ensembl: dict[str, str] = {}
     orthologues: dict[str, str] = {}
     previous: defaultdict[str, set[str]] = defaultdict(set)
     alias: defaultdict[str, set[str]] = defaultdict(set)
-    for line in lines[len(sources) + 1 :]:
+    for line in lines:
         symbol, identifier, *lists, orthologue = line.split("\t")
         gene = symbol or identifier
         if symbol:
@@ -88,13 +83,34 @@ def load_table(species: str) -> GeneTable:
             orthologues[identifier] = orthologue
     return GeneTable(
         species=species,
-        sources=sources[1:],
+        sources=tuple(about[1:]),
         symbols=frozenset(symbols),
         by_ensembl=by_ensembl,
         previous={name: frozenset(genes) for name, genes in previous.items()},
         alias={name: frozenset(genes) for name, genes in alias.items()},
         orthologues=orthologues,
     )
+
+
+@lru_cache
+def known_names(species: str) -> frozenset[str]:
+    """Current symbols and Ensembl ids of `"human"` or `"mouse"`: all that telling a species needs, sooner than the table."""
+    _, rows = _table_lines(species)
+    names: set[str] = set()
+    for line in rows:
+        names.update(line.split("\t", 2)[:2])
+    return frozenset(names - {""})
+
+
+def _table_lines(species: str) -> tuple[list[str], list[str]]:
+    """What the table says of itself, and its rows."""
+    if species not in SPECIES:
+        msg = f"There is no gene table of species {species!r}; there are those of {' and '.join(SPECIES)}."
+        raise ValueError(msg)
+    path = files("ragst_sd.reference") / f"genes_{species}.tsv.gz"
+    lines = gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()
+    about = [line[2:] for line in lines if line.startswith("#")]
+    return about, lines[len(about) + 1 :]
 
 
 class Guess(NamedTuple):
@@ -153,14 +169,14 @@ def check_one_species(names: Sequence[str], species: str) -> float:
 
 def current_share(names: Sequence[str], species: str) -> float:
     """Share of the names that are current symbols or Ensembl ids of a species."""
-    table = load_table(species)
-    return sum(name in table for name in strip_version([str(name) for name in names])) / max(1, len(names))
+    known = known_names(species)
+    return sum(name in known for name in strip_version([str(name) for name in names])) / max(1, len(names))
 
 
 def _known(names: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Names without version, and those that are current symbols or Ensembl ids, by species."""
     plain = strip_version([str(name) for name in names])
-    return plain, {species: [name for name in plain if name in load_table(species)] for species in SPECIES}
+    return plain, {species: [name for name in plain if name in known_names(species)] for species in SPECIES}
 
 
 def resolve(names: Sequence[str], species: str) -> pd.DataFrame:

@@ -52,7 +52,7 @@ def build_reference(
     sources: Mapping[str, Mapping[str, Any]] | None = None,
     standardize: bool = True,
     thumbnails: bool = True,
-    on_duplicate: str = "warn",
+    on_duplicate: str = "error",
 ) -> AnnData:
     r"""Merge measured sections into one reference, one row per spot.
 
@@ -101,7 +101,7 @@ def build_reference(
     thumbnails
         Keep a 32 px picture of every spot, for :func:`ragst_sd.pl.retrieval`.
     on_duplicate
-        What happens if the same tissue is found under two donors' names: `"warn"`, or `"error"`. See Notes.
+        What happens if the same tissue is found under two donors' names: `"error"`, or `"warn"` to build all the same. See Notes.
 
     Returns
     -------
@@ -126,7 +126,7 @@ def build_reference(
         If a table, embedding or column is missing.
     ValueError
         If embeddings were made differently, counts are not counts, genes cannot be matched by name, sections are of two
-        species, or panels share fewer than 200 genes; or, with `on_duplicate="error"`, if the same tissue is in under two donors' names.
+        species, panels share fewer than 200 genes, or the same tissue is in under two donors' names.
 
     Notes
     -----
@@ -134,7 +134,7 @@ def build_reference(
     last section is read.
 
     The same section published twice, under two donors' names, is a leak: one predicts the other. It is found by identical
-    pixels; by the noise of the counts (at least 20 % of the spots are twice as near to a spot of the other section as to any of
+    pixels where spots lie on the same places (donors may share a slide); by the noise of the counts (at least 20 % of the spots are twice as near to a spot of the other section as to any of
     their own, over 64 random directions of the genes that all panels share), however the picture was cropped or scaled; and
     by the embeddings (at least 30 % of the spots, 0.8 times as near, and the matched spots lie in the same pattern). Spots that
     were placed anew on another copy of the picture, with other counts, are not found.

@@ -35,7 +35,7 @@ _OWN_COLUMNS = (
 
 
 def merge_references(
-    references: AnnData | Sequence[AnnData] | Mapping[str, AnnData], *, on_duplicate: str = "warn"
+    references: AnnData | Sequence[AnnData] | Mapping[str, AnnData], *, on_duplicate: str = "error"
 ) -> AnnData:
     """Put references together, without building any of them again.
 
@@ -53,8 +53,8 @@ def merge_references(
     references
         One reference, a list of them, or a mapping from a name, used in messages, to each.
     on_duplicate
-        What happens if the same tissue is found under two donors' names, see :func:`ragst_sd.tl.build_reference`: `"warn"`,
-        or `"error"`.
+        What happens if the same tissue is found under two donors' names, see :func:`ragst_sd.tl.build_reference`: `"error"`,
+        or `"warn"`.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def merge_references(
         If the references have another encoder, tile geometry, standardisation or naming of genes (one harmonised, one not);
         if they are of two species; if a sample is in two of
         them; if columns of `obs` are not in all; if they share fewer than 200 genes; if values have to be normalised anew and
-        there are no counts; or, with `on_duplicate="error"`, if the same tissue is in under two donors' names.
+        there are no counts; or if the same tissue is in under two donors' names.
 
     Examples
     --------

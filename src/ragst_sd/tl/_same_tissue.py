@@ -1,4 +1,4 @@
-"""Warnings about tissue that is in a reference under two donors' names."""
+"""Errors or warnings about tissue that is in a reference under two donors' names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ON_DUPLICATE = ("warn", "error")
+ON_DUPLICATE = ("error", "warn")
 
 
 def report_duplicates(prints: Sequence[Fingerprint], on_duplicate: str) -> None:
@@ -24,7 +24,7 @@ def report_duplicates(prints: Sequence[Fingerprint], on_duplicate: str) -> None:
         return
     todo = "Give both the same donor, or leave one out: else one predicts the other, and accuracy is no evidence."
     if on_duplicate == "error":
-        msg = f"{' '.join(found)} {todo}"
+        msg = f"{' '.join(found)} {todo} If they are different tissue all the same, pass `on_duplicate='warn'`."
         raise ValueError(msg)
     for sentence in found:
         logger.warning("%s %s", sentence, todo)

@@ -1,0 +1,146 @@
+"""`rg.datasets.download_reference`."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ragst_sd._settings import settings
+from ragst_sd._validate import require_type
+from ragst_sd.datasets._hub import check_repository, hub_endpoint, quiet_hub
+from ragst_sd.datasets._shared_layout import CARD, STORE
+from ragst_sd.image.hub import hub_errors
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def download_reference(
+    repository: str,
+    *,
+    revision: str | None = None,
+    content_hash: str | None = None,
+    path: str | PathLike[str] | None = None,
+    lazy: bool = False,
+    progress: bool | None = None,
+) -> AnnData:
+    """Get a reference that :func:`upload_reference` has put on the Hugging Face hub.
+
+    What comes is compared with its content hash, whoever keeps it. A private or gated repository needs an account: `hf auth login`,
+    or the environment variable `HF_TOKEN`; a token is never an argument here.
+
+    Parameters
+    ----------
+    repository
+        `owner/name` on the hub.
+    revision
+        Commit, tag or branch; the newest of the main branch if left out. Name the commit to get the same reference every time; it is
+        then read from disk, without a network, where it is there already.
+    content_hash
+        `uns["ragst"]["content_hash"]` that the reference must have.
+    path
+        Folder for the files, made if it does not exist; `<rg.settings.cache_dir>/references/<owner>--<name>/<commit>` if left out.
+    lazy
+        Leave the rows on disk, see :func:`ragst_sd.io.read_reference`. The content hash is computed once all the same, block by block.
+    progress
+        Show progress bars; the setting if left out.
+
+    Returns
+    -------
+    The reference, see :func:`ragst_sd.io.read_reference`.
+
+    Raises
+    ------
+    PermissionError
+        If its owners ask to accept terms and this account has not, or is not logged in.
+    FileNotFoundError
+        If there is no such repository or revision, or it holds no reference.
+    ConnectionError
+        If the hub cannot be reached.
+    ValueError
+        If the content is not what its hash or `content_hash` says. What was downloaded into the cache is removed then.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> reference = rg.datasets.download_reference("my-lab/bulb", revision="5fd1c1e...")  # doctest: +SKIP
+    """
+    check_repository(repository)
+    for value, argument in ((revision, "revision"), (content_hash, "content_hash")):
+        if value is not None:
+            require_type(value, str, argument)
+    cache = settings.cache_dir / "references" / repository.replace("/", "--")
+    given = None if path is None else Path(path).expanduser()
+    if given is None and revision is not None and _COMMIT.fullmatch(revision) and _complete(cache / revision):
+        folder = cache / revision
+    else:
+        folder = _fetch(
+            repository, revision, given, cache, progress=settings.progress if progress is None else progress
+        )
+    try:
+        return _checked(folder / STORE, content_hash, repository, lazy=lazy)
+    except ValueError:
+        if given is None:
+            shutil.rmtree(folder)
+        raise
+
+
+def _complete(folder: Path) -> bool:
+    return (folder / _DONE).is_file()
+
+
+# Written when all files of a commit are there.
+_DONE = ".complete"
+
+
+def _fetch(repository: str, revision: str | None, given: Path | None, cache: Path, *, progress: bool) -> Path:
+    from filelock import FileLock
+    from huggingface_hub import HfApi, snapshot_download
+
+    endpoint = hub_endpoint()
+    page = f"{endpoint}/datasets/{repository}"
+    advice = "read a copy that you have with `rg.io.read_reference`"
+    with hub_errors(repository, url=page, local_advice=advice, what="files"), quiet_hub(quiet=not progress):
+        info = HfApi(endpoint=endpoint).dataset_info(repository, revision=revision)
+        if not any(file.rfilename.startswith(f"{STORE}/") for file in info.siblings or ()):
+            msg = f"{repository!r} holds no {STORE!r} at revision {revision or 'main'!r}. Its files: {page}/tree/main."
+            raise FileNotFoundError(msg)
+        folder = cache / str(info.sha) if given is None else given
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            snapshot_download(
+                repository,
+                repo_type="dataset",
+                revision=str(info.sha),
+                local_dir=folder,
+                endpoint=endpoint,
+                allow_patterns=[f"{STORE}/*", CARD, "*.png"],
+            )
+            (folder / _DONE).touch()
+    logger.info("Reference of %s, commit %s, is in %s.", repository, info.sha, folder)
+    return folder
+
+
+def _checked(store: Path, content_hash: str | None, repository: str, *, lazy: bool) -> AnnData:
+    from ragst_sd._perturbation_reference import any_header
+    from ragst_sd._reference import reference_hash
+    from ragst_sd.io import read_reference
+
+    reference = read_reference(store, lazy=lazy)
+    known = str(any_header(reference)["content_hash"])
+    # What lies on disk is taken on trust by a lazy reference: not what has just come over a network.
+    found = reference_hash(reference) if lazy else known
+    for expected, whose in ((known, "its own header"), (content_hash, "`content_hash`")):
+        if expected is not None and found != expected:
+            msg = f"The reference of {repository!r} has the content hash {found}, and {whose} says {expected}: it is not that reference."
+            raise ValueError(msg)
+    return reference
