@@ -1,7 +1,8 @@
 """Transfer of published cell-type fractions from one half of a section to the other.
 
 The mouse colon section is cut in two, along x and along y, and each half predicts the other; spots closer to the cut than
-half a tile are left out, so that no tile lies on both sides. The section has one donor: `exclude=()`.
+half a tile are left out, so that no tile lies on both sides. The section has one donor: `exclude=()`. `rag+types` is rag with
+cell types as a condition of the search; its gain on genes is what that is worth.
 
     python benchmarks/cell_types.py --data "$RAGST_SD_TEST_DATA" --write docs/benchmarks.md
 """
@@ -13,6 +14,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -20,9 +22,13 @@ from real_sections import CONTEXT, encoders, narrower, write_between_markers
 
 import ragst_sd as rg
 from ragst_sd import _keys
-from ragst_sd._demo import read_folder
+from ragst_sd._demo import read_folder, variable_genes
 
-METHODS = ("knn", "rag")
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+METHODS = {"knn": ("knn", {}), "rag": ("rag", {}), "rag+types": ("rag", {"cell_types": True})}
+N_GENES = 250
 TILE_UM = 112.0
 COMMON = 0.02
 FIELDS = {"112": 1, "112, 280, 672": len(CONTEXT)}
@@ -54,8 +60,8 @@ def correlations(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.divide((a * b).sum(axis=0), scale, out=np.full(len(scale), np.nan), where=scale > 0)
 
 
-def transfer(sdata: object, use_rep: str, methods: tuple[str, ...] = METHODS) -> pd.DataFrame:
-    """One line per cut, method and cell type that makes up more than 2 % of the section."""
+def transfer(sdata: object, use_rep: str, methods: Sequence[str] = tuple(METHODS)) -> pd.DataFrame:
+    """One line per cut, method and cell type that makes up more than 2 % of the section, with the accuracy of genes beside it."""
     reference = rg.tl.build_reference(sdata, use_rep=use_rep, thumbnails=False)
     truth = published(sdata, reference)
     rg.tl.add_cell_types(reference, fractions=truth, source={"name": "published with the section"})
@@ -66,14 +72,19 @@ def transfer(sdata: object, use_rep: str, methods: tuple[str, ...] = METHODS) ->
     for cut, (learned, asked) in halves(xy).items():
         half = reference[learned].copy()
         ids = reference.obs_names[asked]
-        for method in methods:
-            rg.tl.fit(half, method=method, progress=False)
-            table = rg.tl.predict(sdata, half, genes=list(half.var_names[:1]), exclude=(), inplace=False)
+        genes = sorted(variable_genes(half, N_GENES))
+        measured = reference[ids, genes].X.toarray()
+        for name_of_method in methods:
+            method, options = METHODS[name_of_method]
+            rg.tl.fit(half, method=method, options=options, progress=False)
+            table = rg.tl.predict(sdata, half, genes=genes, exclude=(), inplace=False)
             at = pd.Index([f"{half.obs[_keys.SAMPLE].iloc[0]}:{name}" for name in table.obs_names]).get_indexer(ids)
             found = np.asarray(table.obsm[_keys.CELL_TYPE_FRACTION], dtype=float)[at][:, place]
+            of_genes = float(np.nanmean(correlations(np.asarray(table.X, dtype=float)[at], measured)))
             for name, pearson in zip(common, correlations(found, truth.loc[ids, common].to_numpy()), strict=True):
                 n = float(table.obs[_keys.EFFECTIVE_N].to_numpy()[at].mean())
-                lines.append({"cut": cut, "method": method, "type": name, "pearson": pearson, "effective_n": n})
+                line = {"cut": cut, "method": name_of_method, "type": name, "pearson": pearson}
+                lines.append({**line, "genes": of_genes, "effective_n": n})
     return pd.DataFrame(lines)
 
 
@@ -81,14 +92,16 @@ def markdown(scores: pd.DataFrame) -> str:
     """A line for each field of view and method, a column for each cut; then the cell types of the first line."""
     keys = ["fields of view (µm)", "method"]
     by_cut = scores.pivot_table(index=keys, columns="cut", values="pearson", sort=False)
-    whole = scores.groupby([*keys, "cut"], sort=False)[["pearson", "effective_n"]].mean()
+    whole = scores.groupby([*keys, "cut"], sort=False)[["pearson", "genes", "effective_n"]].mean()
     whole = whole.groupby(keys, sort=False).mean()
     rows = [
-        "| " + " | ".join([*keys, "mean Pearson", *by_cut.columns, "effective n"]) + " |",
-        "|---" * (len(by_cut.columns) + 4) + "|",
+        "| "
+        + " | ".join([*keys, "types, mean Pearson", *by_cut.columns, f"{N_GENES} genes, mean Pearson", "effective n"])
+        + " |",
+        "|---" * (len(by_cut.columns) + 5) + "|",
     ]
     for key, line in whole.iterrows():
-        cells = [f"{value:.3f}" for value in [line["pearson"], *by_cut.loc[key]]]
+        cells = [f"{value:.3f}" for value in [line["pearson"], *by_cut.loc[key], line["genes"]]]
         rows.append("| " + " | ".join([*key, *cells, f"{line['effective_n']:.1f}"]) + " |")
     fields, method = scores[keys].iloc[0]
     first = scores[(scores[keys[0]] == fields) & (scores["method"] == method)]
@@ -103,7 +116,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("RAGST_SD_TEST_DATA"), help="folder with histology/, weights/")
     parser.add_argument("--encoder", default="texture")
-    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--fields", nargs="+", choices=FIELDS, default=list(FIELDS))
     parser.add_argument("--write", type=Path, help="page whose marked table is replaced")
     args = parser.parse_args()
     if not args.data:
@@ -115,7 +129,7 @@ def main() -> None:
     parts = []
     use_rep = f"X_{args.encoder}"
     rg.pp.embed_tiles(sdata, key_added=use_rep, progress=False, **known)
-    for fields, n_fields in FIELDS.items():
+    for fields, n_fields in ((one, FIELDS[one]) for one in args.fields):
         rep = use_rep if n_fields == len(CONTEXT) else narrower({"d0": sdata}, use_rep, n_fields)
         parts.append(transfer(sdata, rep, tuple(args.methods)).assign(**{"fields of view (µm)": fields}))
         print(markdown(parts[-1]), flush=True)

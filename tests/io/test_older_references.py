@@ -9,16 +9,18 @@ import pytest
 import zarr
 
 import ragst_sd as rg
+from ragst_sd.io._store_seal import _SEAL
 
 
 @pytest.fixture
 def older(fitted, tmp_path):
-    """A fitted reference as version 1 of the schema laid it out: sections without species, no `donor_key`, no `obs`."""
+    """A fitted reference as version 1 of the schema laid it out: sections without species, no `donor_key`, no `obs`, no checksums."""
     path = tmp_path / "older.zarr"
     rg.io.write_reference(fitted, path)
     for member in ("sections/species", "donor_key", "obs", "annotations_hash"):
         shutil.rmtree(path / "uns" / "ragst" / member)
     zarr.open_group(path / "uns" / "ragst", mode="r+")["schema_version"][...] = 1
+    zarr.open_group(path, mode="r+").attrs.pop(_SEAL)
     return path
 
 

@@ -26,7 +26,9 @@ def made(phi, values, folds, measured=None, panels=None):
 
 def fitted(training, rank=50, run=RUN):
     shifts = section_shifts(training)
-    return fit_adjustment(training, training.embedding, gate, shifts, run=run, rank=rank, candidates="nearest"), shifts
+    return fit_adjustment(
+        training, training.embedding, training.embedding, gate, shifts, run=run, rank=rank, candidates="nearest"
+    ), shifts
 
 
 def by_hand(training, shifts, run=RUN):

@@ -44,6 +44,7 @@ _WORTH_IT = 1e-3
 def fit_adjustment(
     training: Training,
     phi: np.ndarray,
+    bank: np.ndarray,
     gate: Callable[[Neighbourhood], np.ndarray],
     shifts: np.ndarray,
     *,
@@ -51,7 +52,7 @@ def fit_adjustment(
     rank: int,
     candidates: str,
 ) -> dict[str, Any]:
-    """Fit T on the episodes of a trained gate.
+    """Fit T on the episodes of a trained gate; `phi` are the rows as queries, `bank` as rows that are retrieved.
 
     Returns
     -------
@@ -59,10 +60,10 @@ def fit_adjustment(
     `adjustment_scores`: held-out score of no adjustment, then of each penalty.
     """
     eligibility = Eligibility(training.groups, training.groups, np.ones(len(phi), dtype=bool))
-    found = find_candidates(phi, phi, run.n_candidates, eligibility=eligibility, how=candidates)
-    hood = Neighbourhood(phi, found.rows, found.distances, phi, training.states)
+    found = find_candidates(phi, bank, run.n_candidates, eligibility=eligibility, how=candidates)
+    hood = Neighbourhood(phi, found.rows, found.distances, bank, training.states)
     rows, weights, _ = select_cited(found, gate(hood), run.n_neighbors)
-    offset = evidence_offset(phi, Cited(rows, weights, phi))
+    offset = evidence_offset(phi, Cited(rows, weights, bank))
     served = weights.sum(axis=1) > 0
 
     # Blocks of genes are taken many times over.

@@ -44,6 +44,10 @@ class Episodes:
     options: Mapping
     random: np.random.Generator
     amp: bool = False
+    bank: Tensor | None = None
+    """(m, p) inputs of phi for rows that are retrieved, where they are not those of queries."""
+    n_types: int = 0
+    """Inputs that speak of cell types, the first ones."""
 
     def batches(self, rows: np.ndarray) -> list[np.ndarray]:
         """Rows in random order of sections, whole sections together, so that correlations within them can be taken."""
@@ -65,7 +69,7 @@ class Episodes:
         device = self.x.device
         q, b = (torch.as_tensor(rows, device=device) for rows in (queries, bank))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp):
-            phi_q, phi_b = member(self.x[q]), member(self.x[b])
+            phi_q, phi_b = member(self.x[q]), member((self.x if self.bank is None else self.bank)[b])
         phi_q, phi_b = phi_q.float(), phi_b.float()
         closed = (self.groups[q][:, None, :] == self.groups[b][None, :, :]).any(dim=2)
         product = phi_q @ phi_b.T

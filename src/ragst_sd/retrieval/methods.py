@@ -15,7 +15,7 @@ from ragst_sd.retrieval.gate import distance_gate, uniform_gate
 from ragst_sd.retrieval.mlp import MLP_OPTIONS, fit_mlp, mlp_adjustment
 from ragst_sd.retrieval.options import check_options
 from ragst_sd.retrieval.projection import fit_pca, project
-from ragst_sd.retrieval.rag import RAG_OPTIONS, fit_rag, rag_gate, rag_phi
+from ragst_sd.retrieval.rag import RAG_OPTIONS, fit_rag, rag_bank, rag_gate, rag_phi
 from ragst_sd.retrieval.residual import fit_residual, residual_adjustment
 from ragst_sd.retrieval.supervised import fit_supervised, supervised_phi
 from ragst_sd.retrieval.training import reference_mean
@@ -45,8 +45,8 @@ class Method:
     """(training, principal components of its rows, options, run) -> plain parameters."""
     phi: Callable[[Parameters, np.ndarray], np.ndarray] | None = None
     """(parameters, principal components (n, p)) -> (n, q); `None` leaves them as they are."""
-    bank: Callable[[Parameters, Training, np.ndarray], np.ndarray] | None = None
-    """(parameters, training, principal components) -> rows in phi-space, where they are not phi of their embedding."""
+    bank: Callable[[Parameters, Training, np.ndarray], np.ndarray | None] | None = None
+    """(parameters, training, principal components) -> rows in phi-space, where they are not phi of their embedding; else None."""
     gate: Callable[[Parameters, Neighbourhood], np.ndarray] | None = None
     """(parameters, candidates of each query) -> weights (n, K)."""
     adjustment: Callable[[Parameters, np.ndarray, Cited], np.ndarray] | None = None
@@ -86,6 +86,7 @@ _RAG = Method(
     options={"center_sections": True, **RAG_OPTIONS},
     fit=fit_rag,
     phi=rag_phi,
+    bank=rag_bank,
     gate=rag_gate,
     adjustment=apply_adjustment,
     per_gene=("adjustment_out",),
@@ -198,7 +199,8 @@ def fit_method(
     if options.get("center_sections"):
         parameters["section_shifts"] = section_shifts(training)
     phi = key if method.phi is None else method.phi(parameters, key)
-    bank = phi if method.bank is None else method.bank(parameters, training, key)
+    bank = None if method.bank is None else method.bank(parameters, training, key)
+    bank = phi if bank is None else bank
     return parameters, bank, phi
 
 

@@ -19,6 +19,7 @@ _CHOICES = {
     "gate": tuple(GATES),
     "weighting": ("distance", "uniform"),
     "center_sections": (True, False),
+    "cell_types": (True, False),
     "within_context": (True, False),
 }
 

@@ -16,6 +16,7 @@ from ragst_sd.retrieval.gate import GATES
 from ragst_sd.retrieval.loop import optimise, seeded
 from ragst_sd.retrieval.model import Member, RetrievalModel, model_from_arrays, state_to_arrays
 from ragst_sd.retrieval.targets import best_step, held_out_splits, standardised_targets
+from ragst_sd.retrieval.type_filter import fit_types, typed_queries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +31,7 @@ RAG_OPTIONS: dict[str, Any] = {
     "hidden": 0,
     "gate": "softmax",
     "gate_hidden": 0,
+    "cell_types": False,
     "sharpness": 2.0,
     "dropout": 0.1,
     "correlation": 1.0,
@@ -65,7 +67,15 @@ def fit_rag(
     if not options["center_sections"]:
         shifts = np.zeros_like(shifts)
     input_scale = float(np.sqrt((key**2).mean())) or 1.0
+    types: dict[str, Any] = {}
+    bank = key
+    if options["cell_types"]:
+        types, asked, own = fit_types(training, key)
+        key, bank = np.concatenate([asked, key], axis=1), np.concatenate([own, key], axis=1)
     episodes = _episodes(training, key / input_scale, options, run, candidates)
+    if options["cell_types"]:
+        episodes.bank = torch.as_tensor(bank / input_scale, dtype=torch.float32, device=run.device)
+        episodes.n_types = own.shape[1]
     steps, found = _steps(episodes, training, options, run)
     everything = np.arange(len(key))
     members: list[Member] = []
@@ -84,11 +94,13 @@ def fit_rag(
         **state_to_arrays(model),
         "input_scale": np.float64(input_scale),
         "gate": str(options["gate"]),
+        **types,
         **found,
     }
     adjustment = fit_adjustment(
         training,
-        rag_phi(parameters, key),
+        _placed(parameters, key),
+        _placed(parameters, bank),
         lambda hood: rag_gate(parameters, hood),
         shifts,
         run=run,
@@ -99,7 +111,19 @@ def fit_rag(
 
 
 def rag_phi(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
-    """Place principal components in phi-space, (n, members * n_latent), in blocks of one fixed shape."""
+    """Place principal components in phi-space, (n, members * n_latent), with the types that they speak of where those count."""
+    return _placed(parameters, typed_queries(parameters, key))
+
+
+def rag_bank(parameters: Mapping[str, Any], training: Training, key: np.ndarray) -> np.ndarray | None:
+    """The rows in phi-space, with their own types; None where types do not count, and rows are placed as queries are."""
+    if "types_map" not in parameters:
+        return None
+    return _placed(parameters, np.concatenate([fit_types(training, key)[2], key], axis=1))
+
+
+def _placed(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
+    """Inputs in phi-space, in blocks of one fixed shape."""
     model = model_from_arrays(parameters)
     # Products of odd widths round by the place of a row in its block; zeros beside it change nothing else.
     spare = -key.shape[1] % _LANES
@@ -213,7 +237,8 @@ def _train(
         member = Member(
             episodes.x.shape[1],
             episodes.state.shape[1],
-            n_phi=int(options["n_latent"]),
+            # Types stand before the components, so that the identity that phi starts from takes all of them in.
+            n_phi=int(options["n_latent"]) + episodes.n_types,
             hidden=int(options["hidden"]),
             gate_hidden=int(options["gate_hidden"]),
             dropout=float(options["dropout"]),

@@ -70,6 +70,8 @@ class Training:
     """(m,) codes of the donors where there are several; rows of one donor never serve each other as neighbours."""
     state: np.ndarray | None = None
     """(m, s) state of each row (tissue around it, organ, technology), for gates that look at it."""
+    types: np.ndarray | None = None
+    """(m, t) fractions of cell types, NaN for rows without, where they are a condition of the search."""
 
     @property
     def states(self) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._cell_types import cell_types
 from ragst_sd._perturbation_reference import is_perturbation
 from ragst_sd._reference import (
     fit_hash,
@@ -126,12 +127,14 @@ def fit(
 
     The gate turns the logits :math:`a_j` into weights: `softmax`, `entmax` (1.5-entmax, sparse) or `gumbel` (rows in or out).
     g is there if `gate_hidden` is above 0; c is the query's state: the tissue around it, and organ and technology where the
-    reference has several. T is a ridge regression of reduced rank of what the evidence missed, for every gene,
+    reference has several. With `cell_types=True`, phi also takes in the fractions of cell types: of rows their own (see
+    :func:`ragst_sd.tl.add_cell_types`), of a query those that ridge regression predicts from its embedding, as square roots, so that
+    rows of other types than the picture speaks of are passed over, as far as training finds that to help. T is a ridge regression of reduced rank of what the evidence missed, for every gene,
     and zero unless it predicts held-out groups better.
 
     Options and defaults. All: `n_components` (64). Methods that cite: `center_sections` (True; measured values are taken
     relative to their section's mean and put on the mean of the reference). rag, random_rag: `n_latent` (64), `hidden` (0: phi is
-    linear; else units of a hidden layer), `gate` (`"softmax"`), `gate_hidden` (0), `sharpness` (2, the start of s), `dropout` (0.1), `correlation` (1, its
+    linear; else units of a hidden layer), `gate` (`"softmax"`), `gate_hidden` (0), `cell_types` (False), `sharpness` (2, the start of s), `dropout` (0.1), `correlation` (1, its
     weight in the loss), `sparsity` (0, penalty on the effective number of rows), `n_train_genes` (250), `n_seeds` (3),
     `max_steps` (120), `learning_rate`, `weight_decay`, `adjustment_rank` (16, 0 is no adjustment). knn, knn_supervised,
     ridge_residual: `weighting` (`"distance"` or `"uniform"`), `sharpness` (2; weights are
@@ -216,6 +219,7 @@ def fit(
         sections=section_codes(reference)[order],
         donors=donors if donors.max() >= 1 else None,
         state=state_of(state, obs, embedding),
+        types=_types(reference)[order] if options.get("cell_types") else None,
     )
     run = Run(
         rng=int(rng),
@@ -262,6 +266,14 @@ def fit(
         "Fitted %r on %d rows: %d neighbours of %d candidates, %d components, %s held out to choose and calibrate.",
         method, reference.n_obs, n_neighbors, n_candidates, key.shape[1], inner_groups,
     )  # fmt: skip
+
+
+def _types(reference: AnnData) -> np.ndarray:
+    """Fractions of cell types; NaN for rows without."""
+    if cell_types(reference) is None:
+        msg = "`cell_types` is True, but the reference has no cell types. Run `rg.tl.add_cell_types` first."
+        raise ValueError(msg)
+    return np.asarray(reference.obsm[_keys.CELL_TYPE_FRACTION], dtype=np.float64)
 
 
 def _counts(n_rows: int, n_neighbors: int | None, n_candidates: int | None) -> tuple[int, int]:

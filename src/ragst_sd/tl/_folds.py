@@ -137,7 +137,11 @@ def training_part(reference: AnnData, header: dict[str, Any], rows: np.ndarray, 
             {_keys.N_MEASURED: measured[genes] @ np.array([int(counts[str(panel)]) for panel in panels])},
             index=reference.var_names[genes],
         ),
-        obsm={use_rep: np.asarray(reference.obsm[use_rep])[rows]},
+        obsm={
+            name: np.asarray(reference.obsm[name])[rows]
+            for name in (use_rep, _keys.CELL_TYPE_FRACTION)
+            if name in reference.obsm
+        },
         varm={_keys.MEASURED: measured[genes]},
     )
     sections = np.array([str(name) in samples for name in header["sections"]["sample"]])

@@ -1,0 +1,89 @@
+r"""Cell types as a condition of the search: spots are compared with what their picture says of the types in them.
+
+.. math:: \phi(x) = A\,[w\,(\hat t(x) - \bar t),\; x], \qquad \phi(x_j) = A\,[w\,(\sqrt{c_j} - \bar t),\; x_j]
+
+A query x carries the square roots of fractions that ridge regression predicts from its embedding, :math:`\hat t`; a row of the
+reference those of its own fractions :math:`c_j`. Their distance is that of Hellinger, and A, learned with the rest, decides how much it
+counts beside the embedding. In training a query is predicted from other groups, as it will be at prediction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd.retrieval.baselines import fit_ridge
+from ragst_sd.retrieval.projection import project
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ragst_sd.retrieval.training import Training
+
+_ALPHAS = tuple(float(alpha) for alpha in np.logspace(-3, 3, 13))
+# Share of the squared length of an input that types make up before training.
+_SHARE = 0.2
+
+
+def fit_types(training: Training, key: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """What predicts types from principal components, and the types of the rows as queries and as rows of the bank.
+
+    Returns
+    -------
+    Parameters `types_map` (p, t), `types_intercept` and `types_mean` (t,), `types_weight`; (m, t) predicted from other groups; (m, t) of
+    the rows themselves, predicted for rows without fractions.
+    """
+    if training.types is None:
+        msg = "Cell types are to be a condition of the search, but the rows have none."
+        raise ValueError(msg)
+    known = np.isfinite(training.types).all(axis=1)
+    roots = np.sqrt(np.where(known[:, None], training.types, 0.0))
+    everything = _regression(training, key, roots, np.flatnonzero(known))
+    predicted = _predict(everything, key)
+    queries = predicted.copy()
+    for fold in np.unique(training.folds):
+        others = np.flatnonzero(known & (training.folds != fold))
+        # With one group there is nobody else to learn from.
+        if len(others) > 2:
+            held = training.folds == fold
+            queries[held] = _predict(_regression(training, key, roots, others), key[held])
+    bank = np.where(known[:, None], roots, predicted)
+    mean = bank.mean(axis=0)
+    length = ((bank - mean) ** 2).sum(axis=1).mean()
+    weight = np.sqrt(_SHARE / (1 - _SHARE) * (key**2).sum(axis=1).mean() / max(length, 1e-12))
+    parameters = {**everything, "types_mean": mean, "types_weight": np.float64(weight)}
+    return parameters, weight * (queries - mean), weight * (bank - mean)
+
+
+def typed_queries(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
+    """(n, t + p) predicted types and principal components; the components alone for a fit without types."""
+    if "types_map" not in parameters:
+        return key
+    types = _predict(parameters, key) - np.asarray(parameters["types_mean"])
+    return np.concatenate([float(parameters["types_weight"]) * types, key], axis=1)
+
+
+def _regression(training: Training, key: np.ndarray, roots: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
+    part = replace(
+        training,
+        values=roots[rows],
+        panels=np.zeros(len(rows), dtype=np.int64),
+        measured=np.ones((1, roots.shape[1]), dtype=bool),
+        folds=training.folds[rows],
+        sections=training.sections[rows],
+        embedding=training.embedding[rows],
+        donors=None,
+        state=None,
+        types=None,
+    )
+    fitted = fit_ridge(part, key[rows], alphas=_ALPHAS)
+    # The intercept of ridge is relative to the mean of what it was fitted on.
+    intercept = np.asarray(fitted["intercept"]) + part.values.mean(axis=0)
+    return {"types_map": np.asarray(fitted["coefficients"]), "types_intercept": intercept}
+
+
+def _predict(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
+    zero = np.zeros(key.shape[1])
+    return project(key, zero, np.asarray(parameters["types_map"])) + np.asarray(parameters["types_intercept"])
