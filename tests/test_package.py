@@ -36,6 +36,7 @@ DATA_ARGUMENTS = {
     "name",
     "scores",
     "recipe",
+    "repository",
 }
 
 LIGHT = ["torch", "timm", "spatialdata", "matplotlib", "anndata", "scanpy", "squidpy", "pandas", "scipy", "sklearn"]

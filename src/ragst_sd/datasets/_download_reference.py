@@ -60,6 +60,8 @@ def download_reference(
 
     Raises
     ------
+    TypeError
+        If an argument is of the wrong kind.
     PermissionError
         If its owners ask to accept terms and this account has not, or is not logged in.
     FileNotFoundError
@@ -67,7 +69,7 @@ def download_reference(
     ConnectionError
         If the hub cannot be reached.
     ValueError
-        If the content is not what its hash or `content_hash` says. What was downloaded into the cache is removed then.
+        If `repository` is not `owner/name`, or the content is not what its hash or `content_hash` says. What was downloaded into the cache is removed then.
 
     Examples
     --------

@@ -57,6 +57,8 @@ def upload_reference(
 
     Raises
     ------
+    TypeError
+        If an argument is of the wrong kind.
     ValueError
         If `reference` is not a reference, `repository` is not `owner/name`, or a licence does not allow it.
     PermissionError
