@@ -22,6 +22,7 @@ import ragst_sd as rg
 from ragst_sd._settings import Settings
 
 from .datasets.deposit import deposit
+from .datasets.hub_server import TOKEN, serve_hub
 from .io.layouts import write_st
 from .io.slides import paint, write_hest, write_pyramid
 
@@ -33,6 +34,8 @@ SUBMODULES = ("pp", "tl", "pl", "get", "io", "datasets")
 PUBLIC = [f"{submodule}.{name}" for submodule in SUBMODULES for name in import_module(f"ragst_sd.{submodule}").__all__]
 # These draw and embed for themselves: it is what they show.
 FROM_SCRATCH = {"pp.embed_tiles", "datasets.synthetic"}
+# These talk to a hub.
+SHARED = {"datasets.upload_reference", "datasets.download_reference"}
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.FAIL_FAST
 
 
@@ -148,10 +151,23 @@ def run(name: str, described: Any) -> None:
     assert not told, "".join(told)
 
 
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub on 127.0.0.1 in place of the Hugging Face hub, with an account that may write."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no_token"))
+    with serve_hub() as running, rg.settings.override(cache_dir=tmp_path / "cache"):
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        yield running
+
+
 @pytest.mark.parametrize("name", PUBLIC)
-def test_example_runs(name, workplace, drawn, monkeypatch):
+def test_example_runs(name, workplace, drawn, monkeypatch, request):
     import matplotlib.pyplot as plt
 
+    if name in SHARED:
+        request.getfixturevalue("hub")
     submodule, _, function = name.partition(".")
     described = getattr(getattr(rg, submodule), function)
     if name not in FROM_SCRATCH:

@@ -74,7 +74,14 @@ def download_reference(
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> reference = rg.datasets.download_reference("my-lab/bulb", revision="5fd1c1e...")  # doctest: +SKIP
+    >>> sections = rg.datasets.synthetic(n_donors=1, image_px=500)
+    >>> rg.pp.embed_tiles(sections["donor1"], progress=False)
+    >>> sources = {"donor1": {"license": "CC0-1.0", "citation": "Drawn by ragst_sd"}}
+    >>> reference = rg.tl.build_reference(sections, use_rep="X_texture", sources=sources)
+    >>> commit = rg.datasets.upload_reference(reference, "my-lab/drawn-tissue")
+    >>> again = rg.datasets.download_reference("my-lab/drawn-tissue", revision=commit)
+    >>> again.uns["ragst"]["content_hash"] == reference.uns["ragst"]["content_hash"]
+    True
     """
     check_repository(repository)
     for value, argument in ((revision, "revision"), (content_hash, "content_hash")):

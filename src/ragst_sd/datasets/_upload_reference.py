@@ -71,8 +71,13 @@ def upload_reference(
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> reference = rg.io.read_reference("bulb.zarr")  # doctest: +SKIP
-    >>> commit = rg.datasets.upload_reference(reference, "my-lab/bulb")  # doctest: +SKIP
+    >>> sections = rg.datasets.synthetic(n_donors=1, image_px=500)
+    >>> rg.pp.embed_tiles(sections["donor1"], progress=False)
+    >>> sources = {"donor1": {"license": "CC0-1.0", "citation": "Drawn by ragst_sd"}}
+    >>> reference = rg.tl.build_reference(sections, use_rep="X_texture", sources=sources)
+    >>> commit = rg.datasets.upload_reference(reference, "my-lab/drawn-tissue")
+    >>> len(commit)
+    40
     """
     from huggingface_hub import HfApi
 
