@@ -97,13 +97,13 @@ def _zarr_behind(array: Any) -> Any:
     held = [getattr(value, "value", value) for value in dict(source).values()]
     if len(held) != 1 or not isinstance(held[0], zarr.Array):
         return None
-    (stored,) = held
+    stored: Any = held[0]
     if stored.shape != array.shape or stored.dtype != array.dtype:
         return None
     tasks = dict(array.dask.layers[array.name])
     blocks = np.ndindex(*array.numblocks)
     for block, region in zip(blocks, slices_from_chunks(array.chunks), strict=True):
-        task = tasks.get((array.name, *block))
+        task: Any = tasks.get((array.name, *block))
         if getattr(task, "func", None) is not getter or task.kwargs.get("lock") or len(task.args) != 2:
             return None
         if getattr(task.args[1], "value", None) != region:
@@ -126,7 +126,7 @@ def without_huge_chunks(pyramid: Pyramid, used: Iterable[int]) -> Iterator[Pyram
     import zarr
 
     with tempfile.TemporaryDirectory(prefix="ragst_sd_") as folder:
-        stored = {
+        stored: dict[int, Any] = {
             k: zarr.create_array(
                 Path(folder) / str(k),
                 shape=pyramid.levels[k].shape,

@@ -81,7 +81,7 @@ def image_hash(pyramid: Pyramid) -> str:
     coarsest = pyramid.levels[-1]
     digest = hashlib.sha256(repr((tuple(coarsest.shape), str(coarsest.dtype))).encode())
     for start in range(0, coarsest.shape[1], _HASH_ROWS):
-        digest.update(np.ascontiguousarray(coarsest[:, start : start + _HASH_ROWS, :]))
+        digest.update(np.ascontiguousarray(coarsest[:, start : start + _HASH_ROWS, :]).data)
     return digest.hexdigest()
 
 

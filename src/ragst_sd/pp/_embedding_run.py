@@ -10,7 +10,7 @@ from uuid import uuid4
 from ragst_sd._dask import Job, active_client, embed_on_workers, read_in_calling_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     import numpy as np
 
@@ -54,7 +54,7 @@ def run_embedding(
     missing = [position for position in range(len(parts)) if position not in done]
     todo = [parts[position] for position in missing]
 
-    def here() -> Iterator[tuple[int, np.ndarray]]:
+    def here() -> Generator[tuple[int, np.ndarray], None, None]:
         yield from enumerate(
             embed_parts(
                 read_in_calling_thread(pyramid),
@@ -68,7 +68,7 @@ def run_embedding(
             )
         )
 
-    def there(client: Any) -> Iterator[tuple[int, np.ndarray]]:
+    def there(client: Any) -> Generator[tuple[int, np.ndarray], None, None]:
         job = Job(
             key=uuid4().hex,
             pyramid=pyramid,

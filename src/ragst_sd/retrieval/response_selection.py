@@ -106,7 +106,8 @@ def choose(correlation: np.ndarray, weight: np.ndarray) -> tuple[list[tuple[int,
     best = np.argsort(-bound, axis=None, kind="stable")[:_MAX_GATES]
     share = np.exp((bound.ravel()[best] - bound.max()) / _SOFTNESS)
     best, share = best[share > _LEAST_SHARE], share[share > _LEAST_SHARE]
-    places = [tuple(int(one) for one in np.unravel_index(place, bound.shape)) for place in best]
+    gates, trusts = np.unravel_index(best, bound.shape)
+    places = list(zip(gates.tolist(), trusts.tolist(), strict=True))
     return places, share / share.sum(), float(mean[places[0]]), float(error[places[0]])
 
 
