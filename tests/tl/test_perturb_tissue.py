@@ -434,3 +434,21 @@ def test_niches_and_contexts():
     assert list(contexts) == ["x", "y", "y", "z"]
     same = niches(np.zeros((5, 2)), np.array(list("edcba")), 2)
     assert (same.diagonal() > 0).all() and (same.getnnz(axis=1) == 3).all()
+
+
+def test_learned_retrieval(tissue, bank):
+    """Cited rows, evidence and adjustment add up whatever the state; chunks of spots change nothing."""
+    rg.tl.fit(bank, method="rag")
+    table = rg.tl.perturb(
+        tissue, bank, perturbations="P3", n_permutations=3, center_states=False, inplace=False, **LOGS
+    )
+    cited = table.uns["retrieval"]["cited"]["reference"].to_numpy()
+    total = table.obsm["retrieval_weights"].sum(axis=1)
+    assert (np.isclose(total, 1, atol=1e-5) | (total == 0)).all()
+    for i in (0, 11, 77):
+        rows, weights = table.obsm["retrieval_rows"][i], table.obsm["retrieval_weights"][i]
+        if weights.sum():
+            measured = np.asarray(bank[cited[rows[weights > 0]]].X)
+            np.testing.assert_allclose(table.layers["evidence"][i], weights[weights > 0] @ measured, atol=1e-4)
+    measured = np.asarray(bank["a:P3"].X).ravel()
+    assert np.corrcoef(table.layers["response"].mean(axis=0), measured)[0, 1] > 0.8

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 # A map shows something if fewer than one in twenty shufflings vary as much.
 LEVEL = 0.05
 _NOTHING = 1e-10
-_CHUNK = 2000
+# Numbers held at once: spots x candidates x genes.
+_AT_ONCE = 3e7
 
 
 class Variation(NamedTuple):
@@ -54,6 +55,8 @@ class Responder:
     """(m, g) standard errors of the bank's rows."""
     at: np.ndarray
     """Places of the genes that are predicted."""
+    chunk: int
+    """Spots to answer for at once."""
 
     def respond(self, contexts: np.ndarray, states: np.ndarray) -> tuple[Responded, np.ndarray]:
         """Answers for spots, of the predicted genes only, and the standard error of the evidence."""
@@ -62,8 +65,8 @@ class Responder:
         line = np.array([self.contexts.index(str(name)) for name in contexts])
         centre = self.bank.values.mean(axis=0)
         parts = []
-        for start in range(0, len(line), _CHUNK):
-            here = slice(start, start + _CHUNK)
+        for start in range(0, len(line), self.chunk):
+            here = slice(start, start + self.chunk)
             answer = self.method.respond(self.parameters, self.bank, self._asked(line[here], states[here]), self.cited)
             # Responses against the same controls share their noise, so that errors may add up and do not cancel.
             error = np.einsum("qk,qkg->qg", answer.weights, self.errors[np.maximum(answer.rows, 0)][..., self.at])
@@ -87,8 +90,8 @@ class Responder:
         """(n, g) responses alone."""
         line = np.array([self.contexts.index(str(name)) for name in contexts])
         out = np.empty((len(line), len(self.at)))
-        for start in range(0, len(line), _CHUNK):
-            here = slice(start, start + _CHUNK)
+        for start in range(0, len(line), self.chunk):
+            here = slice(start, start + self.chunk)
             answer = self.method.respond(self.parameters, self.bank, self._asked(line[here], states[here]), self.cited)
             out[here] = (answer.evidence + answer.adjustment)[:, self.at]
         return out
@@ -142,6 +145,7 @@ def make_responder(
         order=order,
         errors=np.nan_to_num(dense(ordered.layers[_keys.STANDARD_ERROR]).astype(np.float64)),
         at=reference.var_names.get_indexer(genes),
+        chunk=max(1, int(_AT_ONCE / (min(int(fit["n_candidates"]), reference.n_obs) * reference.n_vars))),
     )
 
 
