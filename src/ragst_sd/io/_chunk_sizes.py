@@ -27,6 +27,9 @@ def unpacked_sizes(array: StoredArray) -> Iterator[tuple[Path, int | None]]:
         size = file.stat().st_size
         with file.open("rb") as handle:
             for start, length in _places(handle, size, array):
+                if start + length > size:
+                    yield file, None
+                    continue
                 if not array.packing:
                     yield file, length
                     continue

@@ -38,7 +38,8 @@ def broken_parts(folder: Path, *, only: Collection[str] | None = None) -> list[s
     if not (folder / ROOT).is_file():
         return []
     root = json.loads((folder / ROOT).read_text(encoding="utf-8"))
-    sealed = root.get("attributes", {}).pop(_SEAL, None)
+    attributes = root.get("attributes")
+    sealed = attributes.pop(_SEAL, None) if isinstance(attributes, dict) else {}
     if sealed is None:
         return []
     if not isinstance(sealed, dict):

@@ -1,0 +1,225 @@
+"""Random damage to a written reference: it is read as it was, or refused in our words, whatever the damage.
+
+Half of the damage hits metadata (fields changed, removed, swapped), half the bytes of the arrays. One store in five has lost its
+checksums, as the store of a stranger may: then what the content hash covers must be as it was if it is read at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import warnings
+
+import numpy as np
+import pytest
+
+import ragst_sd as rg
+
+THOROUGH = os.environ.get("RAGST_SD_THOROUGH") == "1"
+N_MUTATIONS = int(os.environ.get("RAGST_SD_MUTATIONS", 2000 if THOROUGH else 50))
+SEAL = "ragst_sd_sha256"
+
+VALUES = [
+    None, True, False, -1, 0, 1, 2, 87, 2**31, 2**63, 10**30, 0.5, -1e308, "", "x", "float32", "string", "int8", "zstd", "..",
+    "../../../etc/passwd", "a/b", "\x00", "é", [], {}, [1], [[]], {"name": "zstd"}, "NaN", "0.2.0", "csr_matrix", "dict", "array",
+    "dataframe", "categorical", "null", "anndata", "rec-array", "awkward-array", "nullable-integer", "string-array",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(_sections, tmp_path_factory):
+    """A small fitted reference on disk, and what it holds."""
+    reference = rg.tl.build_reference(
+        {"donor1": _sections["donor1"], "donor2": _sections["donor2"]}, use_rep="X_colour"
+    )
+    small = reference[np.r_[:8, -8:0], :210].copy()
+    del small.obsm["thumbnail"], small.layers["counts"]
+    from ragst_sd._reference import reference_hash
+
+    small.uns["ragst"]["content_hash"] = reference_hash(small)
+    rg.tl.fit(small, method="knn", n_neighbors=4)
+    path = tmp_path_factory.mktemp("fuzz") / "r.zarr"
+    rg.io.write_reference(small, path)
+    return path, rg.io.read_reference(path)
+
+
+def content(reference):
+    """What the content hash covers."""
+    return {
+        "ids": list(reference.obs_names),
+        "genes": list(reference.var_names),
+        "X": reference.X.toarray() if hasattr(reference.X, "toarray") else np.asarray(reference.X),
+        "embedding": np.asarray(reference.obsm["X_colour"]),
+        "measured": np.asarray(reference.varm["measured"]),
+        **{
+            name: [str(one) for one in reference.obs[name]]
+            for name in ("donor", "sample", "tissue", "technology", "panel")
+        },
+    }
+
+
+def everything(reference):
+    """All of it, as text where it is not an array."""
+    found = content(reference) | {
+        "obs": reference.obs.to_csv(),
+        "var": reference.var.to_csv(),
+        "uns": flat(reference.uns),
+    }
+    return found | {f"obsm/{name}": np.asarray(values) for name, values in reference.obsm.items()}
+
+
+def flat(value):
+    if hasattr(value, "items") and not hasattr(value, "to_csv"):
+        return {str(name): flat(one) for name, one in sorted(value.items(), key=lambda item: str(item[0]))}
+    if hasattr(value, "to_csv"):
+        return value.to_csv()
+    return repr(np.asarray(value).tolist())
+
+
+def same(first, second):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+def places(value, at=()):
+    """Every place in a JSON value."""
+    yield at
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from places(value[key], (*at, key))
+
+
+def damage_metadata(root, rng):
+    files = sorted(root.rglob("zarr.json"))
+    # The root and the header are hit as often as all of the rest.
+    favoured = [
+        root / "zarr.json",
+        root / "uns" / "ragst" / "zarr.json",
+        root / "obs" / "zarr.json",
+        root / "X" / "zarr.json",
+    ]
+    file = favoured[rng.integers(4)] if rng.random() < 0.4 else files[rng.integers(len(files))]
+    metadata = json.loads(file.read_text())
+    options = [one for one in places(metadata) if one and SEAL not in one]
+    for _ in range(rng.integers(1, 3)):
+        *path, last = options[rng.integers(len(options))]
+        holder = metadata
+        with contextlib.suppress(KeyError, IndexError, TypeError):
+            for step in path:
+                holder = holder[step]
+            kind = rng.integers(5)
+            if kind == 0:
+                del holder[last]
+            elif kind == 1 and isinstance(holder[last], str) and holder[last]:
+                text = holder[last]
+                where = rng.integers(len(text))
+                holder[last] = text[:where] + chr(rng.integers(32, 1000)) + text[where + 1 :]
+            elif kind == 2 and isinstance(holder[last], int):
+                holder[last] = int(holder[last]) + int(rng.integers(-3, 4))
+            else:
+                holder[last] = VALUES[rng.integers(len(VALUES))]
+    return {file: json.dumps(metadata).encode()}
+
+
+def damage_bytes(root, rng):
+    files = sorted(one for one in root.rglob("*") if one.is_file())
+    chunks = [one for one in files if one.name != "zarr.json"]
+    file = (files if rng.random() < 0.2 else chunks)[rng.integers(len(chunks))]
+    old = file.read_bytes()
+    new = bytearray(old)
+    kind = rng.integers(7)
+    if kind == 0 and new:
+        new[rng.integers(len(new))] ^= 1 << rng.integers(8)
+    elif kind == 1 and new:
+        for at in rng.integers(len(new), size=5):
+            new[at] = rng.integers(256)
+    elif kind == 2:
+        new = new[: rng.integers(len(new) + 1)]
+    elif kind == 3:
+        new += bytes(rng.integers(0, 256, rng.integers(1, 40), dtype=np.uint8))
+    elif kind == 4:
+        start = rng.integers(len(new) + 1)
+        new[start : start + 8] = bytes(min(8, len(new) - start))
+    elif kind == 5:
+        other = chunks[rng.integers(len(chunks))]
+        return {file: other.read_bytes(), other: old}
+    else:
+        return {file: None}
+    return {file: bytes(new)}
+
+
+def without_checksums(root):
+    file = root / "zarr.json"
+    metadata = json.loads(file.read_text())
+    metadata["attributes"].pop(SEAL)
+    file.write_text(json.dumps(metadata))
+
+
+@contextlib.contextmanager
+def damaged(root, changes, *, sealed):
+    """The store with some files changed, and as it was again afterwards."""
+    intact = {file: file.read_bytes() for file in {*changes, root / "zarr.json"}}
+    try:
+        if not sealed:
+            without_checksums(root)
+        for file, new in changes.items():
+            if new is None:
+                file.unlink()
+            elif not sealed and file == root / "zarr.json":
+                # What was changed here is changed in the metadata without checksums, too.
+                metadata = json.loads(new)
+                if isinstance(metadata, dict) and isinstance(metadata.get("attributes"), dict):
+                    metadata["attributes"].pop(SEAL, None)
+                file.write_text(json.dumps(metadata))
+            else:
+                file.write_bytes(new)
+        yield
+    finally:
+        for file, old in intact.items():
+            file.write_bytes(old)
+
+
+OUR_WORDS = ("does not match its hash", "do not match the hash", "cannot be understood", "cannot be read", "is not a reference",
+             "It is not read", "it is not read", "is damaged", "is missing", "The reference lacks", "The reference is for the task",
+             "schema version", "was replaced")  # fmt: skip
+
+
+def test_damage_is_refused_or_harmless(store):
+    path, whole = store
+    expected, intact = everything(whole), content(whole)
+    outcomes = {"read": 0, "refused": 0}
+    seed = int(os.environ.get("RAGST_SD_SEED", 0))
+    for i in range(N_MUTATIONS):
+        rng = np.random.default_rng([seed, i])
+        changes = (damage_metadata if i % 2 else damage_bytes)(path, rng)
+        sealed, lazy = i % 5 != 0, i % 7 == 3
+        about = f"mutation {i} of seed {seed}: {[str(file.relative_to(path)) for file in changes]}, sealed {sealed}, lazy {lazy}"
+        with damaged(path, changes, sealed=sealed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                found = rg.io.read_reference(path, lazy=lazy)
+                if lazy:
+                    found = found.to_memory()
+                read = everything(found) if sealed else content(found)
+            except (ValueError, FileNotFoundError) as error:
+                outcomes["refused"] += 1
+                assert any(part in str(error) for part in OUR_WORDS), f"{about}: {type(error).__name__}: {error}"
+                continue
+            except RuntimeError as error:
+                # A chunk that stays on disk is found out when it is read.
+                assert lazy, f"{about}: {error}"
+                outcomes["refused"] += 1
+                continue
+            except Exception as error:
+                msg = f"{about}: {type(error).__name__}: {error}"
+                raise AssertionError(msg) from error
+        outcomes["read"] += 1
+        try:
+            same(read, expected if sealed else intact)
+        except AssertionError as error:
+            msg = f"{about}: read silently wrong: {error}"
+            raise AssertionError(msg) from error
+    same(everything(rg.io.read_reference(path)), expected)
+    assert outcomes["refused"] > 0.8 * N_MUTATIONS, outcomes
