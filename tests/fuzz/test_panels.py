@@ -78,7 +78,7 @@ def bank(_sections):
     reference = rg.tl.build_reference(
         {"donor1": _sections["donor1"], "donor2": _sections["donor2"]}, use_rep="X_colour"
     )
-    return reference[::2, :60].copy()
+    return reference[::2, :60].copy(), _sections["donor3"]
 
 
 def with_panels(bank, case, rng):
@@ -108,12 +108,12 @@ def with_panels(bank, case, rng):
 
 @examples(6, 100)
 @given(case=tissues())
-def test_predictions_of_random_donors_and_panels(bank, _sections, case):
+def test_predictions_of_random_donors_and_panels(bank, case):
     from spatialdata import deepcopy
 
     rng = np.random.default_rng(case["rng"])
-    reference, donors, measured = with_panels(bank, case, rng)
-    query = deepcopy(_sections["donor3"])
+    reference, donors, measured = with_panels(bank[0], case, rng)
+    query = deepcopy(bank[1])
     own = rng.integers(0, case["n_donors"] + 1, query.tables["table"].n_obs)
     # The query spells its donors as another program would: numbers as text, text with a blank behind it.
     query.tables["table"].obs["donor"] = [str(one) if case["as_numbers"] else f"d{one}" for one in own]
