@@ -98,10 +98,11 @@ def perturbation_fit(reference: AnnData) -> dict[str, Any]:
     return fit
 
 
-def perturbation_fit_hash(reference: AnnData, fit: dict[str, Any]) -> str:
-    """Hash of all that a prediction depends on beside the content of the reference."""
+def perturbation_fit_hash(reference: AnnData, fit: dict[str, Any], key: np.ndarray | None = None) -> str:
+    """Hash of all that a prediction depends on beside the content of the reference, with `key` for its rows in phi-space."""
     parts = {name: value for name, value in fit.items() if name != "fit_hash"}
-    return parameters_hash({"fit": parts, "key": np.asarray(reference.obsm[_keys.RETRIEVAL_KEY])})
+    rows = reference.obsm[_keys.RETRIEVAL_KEY] if key is None else key
+    return parameters_hash({"fit": parts, "key": np.asarray(rows)})
 
 
 def is_perturbation(reference: AnnData) -> bool:

@@ -81,13 +81,13 @@ def reference_fit(reference: AnnData) -> dict[str, Any]:
     return fit
 
 
-def fit_hash(reference: AnnData, header: dict[str, Any], fit: dict[str, Any]) -> str:
-    """Hash of all that a prediction depends on beside the content of the reference."""
+def fit_hash(reference: AnnData, header: dict[str, Any], fit: dict[str, Any], key: np.ndarray | None = None) -> str:
+    """Hash of all that a prediction depends on beside the content of the reference, with `key` for its rows in phi-space."""
     parts = {name: value for name, value in fit.items() if name != "fit_hash"}
     return parameters_hash(
         {
             "fit": parts,
-            "key": np.asarray(reference.obsm[_keys.RETRIEVAL_KEY]),
+            "key": np.asarray(reference.obsm[_keys.RETRIEVAL_KEY] if key is None else key),
             "standardize": bool(header["standardize"]),
             # The species names genes and weighs nothing; fits of references without it stay valid.
             "sections": {name: np.asarray(v) for name, v in header["sections"].items() if name != "species"},

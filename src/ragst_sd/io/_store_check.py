@@ -63,9 +63,14 @@ def check_store(folder: Path) -> list[StoredArray]:
     ValueError
         If it holds links, codecs that are not known to be harmless, or arrays that unpack to far more than lies on disk.
     """
-    arrays, on_disk = [], {}
+    arrays: list[StoredArray] = []
+    on_disk: dict[Path, int] = {}
     for place, _, files in _walk(folder):
-        on_disk[place] = sum(size for _, size in files)
+        here = sum(size for _, size in files)
+        for above in (place, *place.parents):
+            on_disk[above] = on_disk.get(above, 0) + here
+            if above == folder:
+                break
         metadata = {name for name, _ in files} & {"zarr.json", ".zarray"}
         for name in sorted(metadata):
             found = _read_metadata(place / name, folder)
@@ -73,8 +78,8 @@ def check_store(folder: Path) -> list[StoredArray]:
                 with _understood(place / name, folder):
                     arrays.append(_array_v2(place, found) if name == ".zarray" else _array_v3(place, found))
     for array in arrays:
-        _check_array(array, folder, _bytes_below(array.folder, on_disk))
-    total, most = sum(array.nbytes for array in arrays), max(_FREE_BYTES, _MOST_EXPANSION * sum(on_disk.values()))
+        _check_array(array, folder, on_disk[array.folder])
+    total, most = sum(array.nbytes for array in arrays), max(_FREE_BYTES, _MOST_EXPANSION * on_disk[folder])
     if total > most:
         msg = f"{folder}: its arrays together say that they hold {total:,} bytes, which the files cannot account for. {_STRANGER}"
         raise ValueError(msg)
@@ -118,10 +123,6 @@ def _walk(folder: Path) -> Any:
             msg = f"{folder} holds more than {_MOST_NODES:,} files. {_STRANGER}"
             raise ValueError(msg)
         yield Path(place), folders, sizes
-
-
-def _bytes_below(place: Path, on_disk: dict[Path, int]) -> int:
-    return sum(size for other, size in on_disk.items() if other == place or place in other.parents)
 
 
 def _read_metadata(path: Path, folder: Path) -> dict[str, Any]:

@@ -253,14 +253,15 @@ def fit(
     }
     if not np.isfinite(calibration["distance_threshold"]):
         logger.warning("No distances between groups could be calibrated: no spot will be called out of reference.")
-    reference.obsm[_keys.RETRIEVAL_KEY] = key[back]
-    record["fit_hash"] = fit_hash(reference, header, record)
+    record["fit_hash"] = fit_hash(reference, header, record, key[back])
     owned = dict(reference.uns[_keys.ATTRS])
     owned["content_hash"] = record["reference_hash"]
     owned[_keys.FIT] = record
     # Intervals hold for one fit.
     if owned.pop(_keys.CALIBRATION, None) is not None:
         logger.info("The calibration of the earlier fit is dropped; `rg.tl.calibrate` makes one of this fit.")
+    # Only now, together: what is interrupted before leaves the earlier fit whole.
+    reference.obsm[_keys.RETRIEVAL_KEY] = key[back]
     reference.uns[_keys.ATTRS] = owned
     logger.info(
         "Fitted %r on %d rows: %d neighbours of %d candidates, %d components, %s held out to choose and calibrate.",

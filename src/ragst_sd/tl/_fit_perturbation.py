@@ -65,11 +65,12 @@ def fit_perturbation(
         "parameters": parameters,
         "reference_hash": perturbation_hash(reference),
     }
-    reference.obsm[_keys.RETRIEVAL_KEY] = np.asarray(reference.obsm[header["use_rep"]], dtype=np.float64)
-    record["fit_hash"] = perturbation_fit_hash(reference, record)
+    key = np.asarray(reference.obsm[header["use_rep"]], dtype=np.float64)
+    record["fit_hash"] = perturbation_fit_hash(reference, record, key)
     owned = dict(reference.uns[_keys.ATTRS])
     owned["content_hash"] = record["reference_hash"]
     owned[_keys.FIT] = record
+    reference.obsm[_keys.RETRIEVAL_KEY] = key
     reference.uns[_keys.ATTRS] = owned
     logger.info(
         "Fitted %r on %d responses: %d neighbours of %d candidates.",

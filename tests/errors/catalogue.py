@@ -1,0 +1,229 @@
+"""What goes wrong, as one table: the call, the error, and what a reader of the documentation is told.
+
+The tests run every case, and make the page "Errors and what to do" from the same lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
+
+import ragst_sd as rg
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+
+@dataclass
+class World:
+    """What the cases call the functions with; no case changes any of it."""
+
+    query: SpatialData
+    """A section with a prediction."""
+    bare: SpatialData
+    """A section without resolution, embedding or prediction."""
+    sections: dict[str, SpatialData]
+    reference: AnnData
+    """Fitted."""
+    unfitted: AnnData
+    screen: AnnData
+    embedding: pd.DataFrame
+    bank: AnnData
+    """A fitted reference of perturbations."""
+    perturbed: AnnData
+    scores: pd.DataFrame
+    folder: Path
+
+    @property
+    def spot(self) -> str:
+        return str(self.query.tables["predicted"].obs_names[0])
+
+    @property
+    def gene(self) -> str:
+        return str(self.reference.var_names[0])
+
+
+class Case(NamedTuple):
+    """One error."""
+
+    key: str
+    """Its anchor on the page."""
+    function: str
+    """As it is called, without `rg.`."""
+    error: type[Exception]
+    parts: tuple[str, ...]
+    """Of the message: what was found, and what is available or asked for."""
+    run: Callable[[World], Any]
+
+
+KEYS = {"perturbation_key": "perturbation", "control": "control"}
+LOGS = {"unit": "log1p_cp10k"}
+SCREEN = {"context_key": "cell_type", "batch_key": "batch"}
+DONOR = {"donor_key": "donor"}
+
+
+def embed(w: World, **kwargs: Any) -> Any:
+    return rg.pp.embed_tiles(
+        w.query, **({"image_key": "he", "tile_px": 32, "key_added": "X_new", "progress": False} | kwargs)
+    )
+
+
+def gated(w: World) -> Any:
+    """What timm passes on when the hub refuses an account."""
+    refused = type("GatedRepoError", (OSError,), {})("403 Client Error")
+    with mock.patch("timm.create_model", side_effect=refused):
+        return embed(w, model="uni")
+
+
+def build(w: World, **kwargs: Any) -> Any:
+    return rg.tl.build_reference({"donor1": w.sections["donor1"]}, **({"use_rep": "X_colour"} | kwargs))
+
+
+def predict(w: World, **kwargs: Any) -> Any:
+    return rg.tl.predict(w.query, w.reference, inplace=False, **kwargs)
+
+
+def perturb(w: World, **kwargs: Any) -> Any:
+    cells = w.screen[w.screen.obs["perturbation"] == "control"].copy()
+    return rg.tl.perturb(cells, w.bank, **({"perturbations": ["P3"], "context_key": "cell_type"} | LOGS | kwargs))
+
+
+def build_screen(w: World, **kwargs: Any) -> Any:
+    options = {"embedding": w.embedding} | SCREEN | LOGS | kwargs
+    return rg.tl.build_perturbation_reference(w.screen, **options)
+
+
+# Topic, then the cases under it. Titles and advice stand in `advice.py` under the same keys.
+TOPICS: dict[str, list[Case]] = {
+    "The first ten minutes": [
+        Case("no-mpp", "pp.embed_tiles", ValueError, ("'he'", "set_image_mpp", "mpp=None"), lambda w: rg.pp.embed_tiles(w.bare, image_key="he", progress=False)),
+        Case("wrong-image-key", "pp.embed_tiles", KeyError, ("'hee'", "'he'"), lambda w: embed(w, image_key="hee")),
+        Case("wrong-shapes-key", "pp.embed_tiles", KeyError, ("'spot'", "'spots'"), lambda w: embed(w, shapes_key="spot")),
+        Case("wrong-table-key", "pp.embed_tiles", KeyError, ("'tabel'", "'table'"), lambda w: embed(w, table_key="tabel")),
+        Case("unknown-model", "pp.embed_tiles", ValueError, ("'resnet5000'",), lambda w: embed(w, model="resnet5000")),
+        Case("gated-model", "pp.embed_tiles", PermissionError, ("'uni'", "is gated", "hf auth login", "checkpoint_path"), gated),
+        Case("wrong-frame", "pp.embed_tiles", ValueError, ("'visium'", "'global'"), lambda w: embed(w, coordinate_system="visium")),
+        Case("not-embedded", "tl.build_reference", KeyError, ("'X_texture'", "'X_colour'"), lambda w: build(w, use_rep="X_texture")),
+        Case("wrong-donor-key", "tl.build_reference", KeyError, ("'patient'", "'donor'"), lambda w: build(w, donor_key="patient")),
+        Case("not-fitted", "tl.predict", ValueError, ("not fitted", "rg.tl.fit"), lambda w: rg.tl.predict(w.query, w.unfitted)),
+        Case("not-spatialdata", "pp.embed_tiles", TypeError, ("str", "SpatialData"), lambda w: rg.pp.embed_tiles("section.zarr")),
+    ],
+    "Sections, pictures and spots": [
+        Case("mpp-not-positive", "pp.set_image_mpp", ValueError, ("`mpp` is 0",), lambda w: rg.pp.set_image_mpp(w.query, mpp=0)),
+        Case("mpp-of-no-image", "pp.set_image_mpp", KeyError, ("'slide'", "'he'"), lambda w: rg.pp.set_image_mpp(w.query, image_key="slide", mpp=0.5)),
+        Case("grid-of-no-image", "pp.tile_grid", KeyError, ("'slide'", "'he'"), lambda w: rg.pp.tile_grid(w.query, image_key="slide")),
+        Case("tile-too-large", "pp.tile_grid", ValueError, ("No tile fits", "700"), lambda w: rg.pp.tile_grid(w.query, tile_px=9000, mpp=1.0)),
+        Case("tile-px", "pp.embed_tiles", ValueError, ("`tile_px` is 0",), lambda w: embed(w, tile_px=0)),
+        Case("context-empty", "pp.embed_tiles", ValueError, ("`context` is empty",), lambda w: embed(w, context=())),
+        Case("batch-size", "pp.embed_tiles", ValueError, ("`batch_size` is 0",), lambda w: embed(w, batch_size=0)),
+        Case("encoders-argument", "pp.encoders", TypeError, ("encoders",), lambda w: rg.pp.encoders("uni")),
+        Case("no-threshold", "pp.filter_predicted", ValueError, ("min_cv_pearson",), lambda w: rg.pp.filter_predicted(w.query)),
+        Case("filter-of-no-prediction", "pp.filter_predicted", KeyError, ("'predictd'", "'predicted'"), lambda w: rg.pp.filter_predicted(w.query, min_cv_pearson=0.1, prediction_key="predictd")),
+        Case("species", "pp.harmonize_genes", ValueError, ("'rat'", "'human'", "'mouse'"), lambda w: rg.pp.harmonize_genes(w.query, species="rat")),
+        Case("names-column", "pp.harmonize_genes", KeyError, ("'symbol'",), lambda w: rg.pp.harmonize_genes(w.query, gene_symbols="symbol")),
+        Case("harmonise-unknown", "pp.harmonize_genes", ValueError, ("'guess'", "'keep'", "'drop'"), lambda w: rg.pp.harmonize_genes(w.query, species="human", unknown="guess")),
+        Case("synthetic-donors", "datasets.synthetic", ValueError, ("0",), lambda w: rg.datasets.synthetic(n_donors=0)),
+    ],
+    "References": [
+        Case("no-sections", "tl.build_reference", ValueError, ("`sdatas` is empty",), lambda w: rg.tl.build_reference([], use_rep="X")),
+        Case("wrong-layer", "tl.build_reference", KeyError, ("'raw'", "to take X"), lambda w: build(w, layer="raw")),
+        Case("wrong-gene", "tl.build_reference", ValueError, ("'EPCAMM'", "'EPCAM'"), lambda w: build(w, genes=["EPCAMM"])),
+        Case("wrong-unit", "tl.build_reference", ValueError, ("'cpm'", "'counts'"), lambda w: build(w, unit="cpm")),
+        Case("sources-of-nobody", "tl.build_reference", ValueError, ("'d9'", "'donor1'"), lambda w: build(w, sources={"d9": {}})),
+        Case("sources-field", "tl.build_reference", ValueError, ("'licence'", "'license'"), lambda w: build(w, sources={"donor1": {"licence": "MIT"}})),
+        Case("wrong-method", "tl.fit", ValueError, ("'knnn'", "'knn'"), lambda w: rg.tl.fit(w.unfitted, method="knnn")),
+        Case("wrong-option", "tl.fit", ValueError, ("'k'", "'n_components'"), lambda w: rg.tl.fit(w.unfitted, method="knn", options={"k": 3})),
+        Case("too-many-neighbours", "tl.fit", ValueError, ("10000", "rows of the reference"), lambda w: rg.tl.fit(w.unfitted, method="knn", n_neighbors=10_000)),
+        Case("one-group", "tl.fit", ValueError, ("one group only",), lambda w: rg.tl.fit(w.unfitted, method="knn", group_key="tissue")),
+        Case("levels", "tl.calibrate", ValueError, ("`levels` is", "above 0 and below 1"), lambda w: rg.tl.calibrate(w.reference, levels=[90])),
+        Case("calibrate-not-fitted", "tl.calibrate", ValueError, ("not fitted", "rg.tl.fit"), lambda w: rg.tl.calibrate(w.unfitted)),
+        Case("methods-to-compare", "tl.cross_validate", ValueError, ("'knnn'", "'knn'"), lambda w: rg.tl.cross_validate(w.unfitted, methods=["knnn"], progress=False)),
+        Case("groups-to-compare", "tl.cross_validate", KeyError, ("'hospital'", "'donor'"), lambda w: rg.tl.cross_validate(w.unfitted, methods=["mean"], group_key="hospital", progress=False)),
+        Case("merge-nothing", "tl.merge_references", ValueError, ("empty",), lambda w: rg.tl.merge_references([])),
+        Case("merge-the-same", "tl.merge_references", ValueError, ("'donor1'",), lambda w: rg.tl.merge_references({"a": w.unfitted, "b": w.unfitted})),
+        Case("merge-on-duplicate", "tl.merge_references", ValueError, ("'ignore'", "'warn'"), lambda w: rg.tl.merge_references([w.unfitted], on_duplicate="ignore")),
+        Case("no-cell-types", "tl.add_cell_types", ValueError, ("Neither single cells nor fractions",), lambda w: rg.tl.add_cell_types(w.unfitted)),
+        Case("cell-type-column", "tl.add_cell_types", KeyError, ("'type'", "'cell_type'"), lambda w: rg.tl.add_cell_types(w.unfitted, w.screen, cell_type_key="type")),
+        Case("card-of-no-reference", "datasets.data_card", ValueError, ("build_reference",), lambda w: rg.datasets.data_card(w.query.tables["table"])),
+    ],
+    "Predictions": [
+        Case("wrong-gene-asked", "tl.predict", ValueError, ("'EPCAMM'", "'EPCAM'"), lambda w: predict(w, genes=["EPCAMM"])),
+        Case("where-column", "tl.predict", KeyError, ("'organ'", "'donor'"), lambda w: predict(w, where={"organ": "x"})),
+        Case("where-value", "tl.predict", ValueError, ("'x'", "'donor1'"), lambda w: predict(w, where={"donor": "x"})),
+        Case("where-mask", "tl.predict", ValueError, ("boolean mask",), lambda w: predict(w, where=[True])),
+        Case("exclude-column", "tl.predict", KeyError, ("'organ'",), lambda w: predict(w, exclude=("organ",))),
+        Case("more-than-fitted", "tl.predict", ValueError, ("`n_neighbors` is 11", "fitted with 10"), lambda w: predict(w, n_neighbors=11)),
+        Case("wrong-backend", "tl.predict", ValueError, ("'faiss'", "'exact'"), lambda w: predict(w, backend="faiss")),
+        Case("name-taken", "tl.predict", ValueError, ("'table'", "key_added"), lambda w: rg.tl.predict(w.query, w.reference, key_added="table")),
+        Case("illegal-name", "tl.predict", ValueError, ("'a b'", "a_b"), lambda w: rg.tl.predict(w.query, w.reference, key_added="a b")),
+        Case("no-intervals", "tl.predict", ValueError, ("no intervals", "rg.tl.calibrate"), lambda w: predict(w, intervals=0.9)),
+        Case("wrong-truth", "tl.evaluate", KeyError, ("'truth'", "'table'"), lambda w: rg.tl.evaluate(w.query, truth_key="truth")),
+        Case("wrong-metric", "tl.evaluate", ValueError, ("'pearsn'", "'pearson'"), lambda w: rg.tl.evaluate(w.query, metrics=["pearsn"])),
+        Case("report-of-no-prediction", "tl.report", KeyError, ("'predictd'", "'predicted'"), lambda w: rg.tl.report(w.query, w.reference, path=w.folder / "r", prediction_key="predictd")),
+        Case("report-folder", "tl.report", FileNotFoundError, ("there is no folder", "Make it first"), lambda w: rg.tl.report(w.query, w.reference, path=w.folder / "no" / "r")),
+    ],
+    "Where a value comes from": [
+        Case("explain-gene", "get.explain", KeyError, ("'EPCAMM'", "'EPCAM'"), lambda w: rg.get.explain(w.query, w.reference, obs_name=w.spot, gene="EPCAMM")),
+        Case("explain-spot", "get.explain", KeyError, ("`obs_name`", "'nowhere'"), lambda w: rg.get.explain(w.query, w.reference, obs_name="nowhere", gene=w.gene)),
+        Case("explain-other-reference", "get.explain", ValueError, ("made from a reference with hash",), lambda w: rg.get.explain(w.query, w.reference[:-1].copy(), obs_name=w.spot, gene=w.gene)),
+        Case("neighbours-of-nobody", "get.neighbors", KeyError, ("`obs_names`", "'nowhere'"), lambda w: rg.get.neighbors(w.query, obs_names=["nowhere"])),
+        Case("not-a-prediction", "get.neighbors", ValueError, ("lacks uns['retrieval']", "predict again"), lambda w: rg.get.neighbors(w.query, prediction_key="table")),
+        Case("influence-column", "get.influence", KeyError, ("'patient'", "'donor'"), lambda w: rg.get.influence(w.query, w.reference, group_key="patient", progress=False)),
+        Case("influence-row", "get.influence", KeyError, ("'donor1'",), lambda w: rg.get.influence(w.query, rows="donor1")),
+        Case("risk-column", "get.risk_coverage", KeyError, ("'distance_percentil'", "'distance_percentile'"), lambda w: rg.get.risk_coverage(w.query, by="distance_percentil")),
+        Case("risk-shares", "get.risk_coverage", ValueError, ("`shares` is",), lambda w: rg.get.risk_coverage(w.query, shares=[2.0])),
+    ],
+    "Pictures and pages": [
+        Case("picture-gene", "pl.retrieval", KeyError, ("'EPCAMM'",), lambda w: rg.pl.retrieval(w.query, w.reference, obs_name=w.spot, gene="EPCAMM")),
+        Case("picture-spot", "pl.explain", KeyError, ("'nowhere'",), lambda w: rg.pl.explain(w.query, w.reference, obs_name="nowhere", gene=w.gene)),
+        Case("map-gene", "pl.prediction", KeyError, ("'EPCAMM'",), lambda w: rg.pl.prediction(w.query, gene="EPCAMM")),
+        Case("map-intervals", "pl.prediction", KeyError, ("interval",), lambda w: rg.pl.prediction(w.query, gene=w.gene, interval=True)),
+        Case("reliability-map", "pl.reliability", KeyError, ("'distance'", "'distance_percentile'"), lambda w: rg.pl.reliability(w.query, maps=["distance"])),
+        Case("sources-column", "pl.sources", ValueError, ("'patient'", "'donor'"), lambda w: rg.pl.sources(w.query, group_by="patient")),
+        Case("benchmark-metric", "pl.benchmark", ValueError, ("'pearsn'", "'pearson'"), lambda w: rg.pl.benchmark(w.scores, metric="pearsn")),
+        Case("benchmark-table", "pl.benchmark", ValueError, ("method",), lambda w: rg.pl.benchmark(w.scores.drop(columns="method"))),
+        Case("responses-of-nobody", "pl.perturbation", (KeyError, ValueError), ("'P99'", "'P3'"), lambda w: rg.pl.perturbation(w.perturbed, w.bank, perturbation="P99")),
+        Case("viewer-gene", "pl.viewer", KeyError, ("'EPCAMM'",), lambda w: rg.pl.viewer(w.query, w.reference, genes=["EPCAMM"], path=None)),
+        Case("viewer-file", "pl.viewer", FileExistsError, ("is no viewer page",), lambda w: rg.pl.viewer(w.query, w.reference, path=w.folder / "mine.html")),
+    ],
+    "Files": [
+        Case("no-reference-file", "io.read_reference", FileNotFoundError, ("does not exist", "write_reference"), lambda w: rg.io.read_reference(w.folder / "nothing.zarr")),
+        Case("not-a-reference-file", "io.read_reference", ValueError, ("is not a reference",), lambda w: rg.io.read_reference(w.folder / "mine")),
+        Case("reference-exists", "io.write_reference", FileExistsError, ("overwrite=True",), lambda w: rg.io.write_reference(w.unfitted, w.folder / "mine")),
+        Case("reference-over-mine", "io.write_reference", FileExistsError, ("is not a reference", "not replaced"), lambda w: rg.io.write_reference(w.unfitted, w.folder / "mine", overwrite=True)),
+        Case("table-of-no-store", "io.write_table", ValueError, ("no store", "sdata.write(path)"), lambda w: rg.io.write_table(w.query, "predicted")),
+        Case("no-such-table", "io.write_table", KeyError, ("'predictd'", "'predicted'"), lambda w: rg.io.write_table(w.query, "predictd")),
+        Case("no-counts-file", "io.read_st", FileNotFoundError, ("counts.h5ad",), lambda w: rg.io.read_st(w.folder / "counts.h5ad", w.folder / "he.png")),
+        Case("no-hest-sample", "io.read_hest", KeyError, ("'TENX1'", "Available"), lambda w: rg.io.read_hest(w.folder, sample="TENX1")),
+        Case("no-slide", "io.read_slide", FileNotFoundError, ("slide.svs",), lambda w: rg.io.read_slide(w.folder / "slide.svs")),
+        Case("no-embeddings", "io.read_embeddings", FileNotFoundError, ("features.h5",), lambda w: rg.io.read_embeddings(w.query, w.folder / "features.h5")),
+        Case("cell-eval-of-tissue", "io.write_cell_eval", ValueError, ("prediction of tissue", "rg.tl.perturb"), lambda w: rg.io.write_cell_eval(w.query.tables["predicted"], w.screen, w.folder / "out")),
+    ],
+    "Public data sets": [
+        Case("no-such-data-set", "datasets.load", KeyError, ("'her2stt'", "'her2st'"), lambda w: rg.datasets.load("her2stt")),
+        Case("catalogue-kind", "datasets.catalog", TypeError, ("catalog",), lambda w: rg.datasets.catalog("breast")),
+        Case("terms-of-upload", "datasets.upload_reference", ValueError, ("'unknown'", "sources="), lambda w: rg.datasets.upload_reference(w.reference, "lab/mine")),
+        Case("no-recipe", "datasets.build_recipe", FileNotFoundError, ("recipe.yaml",), lambda w: rg.datasets.build_recipe(w.folder / "recipe.yaml", path=w.folder / "r.zarr")),
+        Case("recipe-field", "datasets.build_recipe", ValueError, ("`source`", "'sources'"), lambda w: rg.datasets.build_recipe({"version": 1, "source": []}, path=w.folder / "r.zarr")),
+        Case("no-such-screen", "datasets.load_screen", KeyError, ("'norman19'",), lambda w: rg.datasets.load_screen("norman19")),
+    ],
+    "Perturbations": [
+        Case("gmt-missing", "tl.embed_genes", FileNotFoundError, ("nothing.gmt",), lambda w: rg.tl.embed_genes(w.folder / "nothing.gmt")),
+        Case("gmt-components", "tl.embed_genes", ValueError, ("`n_components` is 0", "above zero"), lambda w: rg.tl.embed_genes({"a": ["A", "B"], "b": ["A", "B"]}, n_components=0)),
+        Case("perturbation-column", "tl.build_perturbation_reference", KeyError, ("'guide'", "'perturbation'"), lambda w: build_screen(w, perturbation_key="guide")),
+        Case("no-control", "tl.build_perturbation_reference", ValueError, ("'NT'", "control"), lambda w: build_screen(w, control="NT")),
+        Case("on-missing", "tl.build_perturbation_reference", ValueError, ("'skip'", "'drop'"), lambda w: build_screen(w, on_missing="skip")),
+        Case("unknown-perturbation", "tl.perturb", KeyError, ("'P99'",), lambda w: perturb(w, perturbations=["P99"])),
+        Case("perturb-with-tissue", "tl.perturb", ValueError, ("'histology'", "rg.tl.predict"), lambda w: rg.tl.perturb(w.screen, w.reference, perturbations=["P3"], **LOGS)),
+        Case("wrong-split", "tl.perturbation_folds", ValueError, ("'cells'", "'perturbation'"), lambda w: rg.tl.perturbation_folds(w.screen, split="cells", **SCREEN)),
+        Case("few-shot", "tl.perturbation_folds", ValueError, ("few_shot",), lambda w: rg.tl.perturbation_folds(w.screen, few_shot=2.0, split="context", **SCREEN)),
+        Case("evaluate-nothing", "tl.evaluate_perturbation", ValueError, ("`data` is empty",), lambda w: rg.tl.evaluate_perturbation({}, w.screen, **SCREEN, **LOGS)),
+        Case("perturbation-metric", "tl.evaluate_perturbation", ValueError, ("'pearsn'",), lambda w: rg.tl.evaluate_perturbation(w.perturbed, w.screen, metrics=["pearsn"], **SCREEN, **LOGS)),
+    ],
+}  # fmt: skip
+CASES = {case.key: case for cases in TOPICS.values() for case in cases}

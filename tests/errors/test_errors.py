@@ -1,0 +1,87 @@
+"""Every case of the catalogue: the error, its message, nothing changed; and the page that shows them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+
+import numpy as np
+import pytest
+
+from .advice import ADVICE
+from .catalogue import CASES, TOPICS
+from .page import PAGE, entry, page
+
+NEW = os.environ.get("RAGST_SD_NEW_ERRORS_PAGE") == "1"
+MADE: dict[str, str] = {}
+
+
+def of_table(table):
+    x = table.X.toarray() if hasattr(table.X, "toarray") else np.asarray(table.X)
+    parts = [
+        np.ascontiguousarray(x).tobytes(),
+        table.obs.to_csv().encode(),
+        table.var.to_csv().encode(),
+        repr(table.uns).encode(),
+    ]
+    return (
+        parts
+        + [np.asarray(table.obsm[key]).tobytes() for key in sorted(table.obsm)]
+        + [repr(sorted(table.obsm)).encode()]
+    )
+
+
+def fingerprint(world):
+    """All that a call could have changed, files included."""
+    digest = hashlib.sha256()
+    for sdata in (world.query, world.bare, *world.sections.values()):
+        digest.update(repr((sorted(name for _, name, _ in sdata.gen_elements()), sdata.attrs)).encode())
+        for table in sdata.tables.values():
+            for part in of_table(table):
+                digest.update(part)
+    for table in (world.reference, world.unfitted, world.screen, world.bank, world.perturbed):
+        for part in of_table(table):
+            digest.update(part)
+    digest.update(world.scores.to_csv().encode() + world.embedding.to_csv().encode())
+    files = [file for file in sorted(world.folder.rglob("*")) if not file.name.endswith(".lock")]
+    digest.update(repr([(str(file), file.read_bytes() if file.is_file() else b"") for file in files]).encode())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("key", CASES)
+def test_error(world, key):
+    case, before = CASES[key], fingerprint(world)
+    with pytest.raises(case.error) as caught:
+        case.run(world)
+    error = caught.value
+    message = str(error.args[0] if isinstance(error, KeyError) else error)
+    for part in case.parts:
+        assert part in message, message
+    assert fingerprint(world) == before
+    MADE[key] = entry(case, type(error).__name__, message, world)
+    if not NEW:
+        assert MADE[key] in PAGE.read_text(encoding="utf-8"), (
+            "docs/errors.md: run RAGST_SD_NEW_ERRORS_PAGE=1 pytest tests/errors"
+        )
+
+
+def test_the_page_holds_these_errors_and_no_others():
+    if NEW:
+        PAGE.write_text(page(MADE), encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
+    anchors = [line[len("(error-") : -len(")=")] for line in text.splitlines() if line.startswith("(error-")]
+    assert anchors == list(CASES) and set(ADVICE) == set(CASES)
+    assert len(CASES) == sum(map(len, TOPICS.values())) >= 80
+
+
+def test_every_public_function_has_a_case():
+    public = {
+        f"{module}.{name}"
+        for module in ("pp", "tl", "pl", "get", "io", "datasets")
+        for name in importlib.import_module(f"ragst_sd.{module}").__all__
+    }
+    named = {case.function for case in CASES.values()}
+    # These two need a server; their cases stand in tests/datasets/test_load_census.py and test_share_reference.py.
+    assert public - named <= {"datasets.load_census", "datasets.download_reference"}, public - named
+    assert named <= public
