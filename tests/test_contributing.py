@@ -1,0 +1,53 @@
+"""The worked examples of the contributing guide, followed to the letter: a gate and a method, each in one place."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ragst_sd as rg
+from ragst_sd.retrieval import options
+from ragst_sd.retrieval.gate import GATES
+from ragst_sd.retrieval.methods import METHODS, Method
+
+GUIDE = Path(__file__).parents[1] / "docs" / "contributing.md"
+
+pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="no documentation beside the tests")
+
+
+def example(heading: str) -> str:
+    section = GUIDE.read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    (code,) = re.findall(r"^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+    return code
+
+
+def test_a_method(sections, reference, monkeypatch):
+    monkeypatch.setitem(METHODS, "nearest", None)
+    exec(example("Add a method"), {"np": np, "METHODS": METHODS, "Method": Method})
+    rg.tl.fit(reference, method="nearest", n_neighbors=5)
+    query = sections["donor3"]
+    rg.tl.predict(query, reference)
+    table = query.tables["predicted"]
+    np.testing.assert_allclose(table.obs["effective_n"].dropna(), 1)
+    spot, gene = table.obs_names[0], table.var_names[0]
+    parts = rg.get.explain(query, reference, obs_name=spot, gene=gene)
+    assert abs(parts["contribution"].sum() - table[spot, gene].X.item()) < 1e-5
+
+
+def test_a_gate(sections, reference, monkeypatch, quick):
+    monkeypatch.setitem(GATES, "best_two", None)
+    exec(example("Add a gate"), {"torch": torch, "GATES": GATES})
+    logits = torch.tensor([[0.0, 1.0, -torch.inf], [-torch.inf, 2.0, -torch.inf]])
+    weights = GATES["best_two"](logits)
+    np.testing.assert_allclose(weights.sum(dim=1), 1)
+    assert float(weights[0, 1]) > float(weights[0, 0]) > 0
+    # What the registry's module reads when it is imported.
+    monkeypatch.setitem(options._CHOICES, "gate", tuple(GATES))
+    rg.tl.fit(reference, method="rag", n_neighbors=5, options=quick("rag") | {"gate": "best_two"}, progress=False)
+    rg.tl.predict(sections["donor3"], reference)
+    cited = sections["donor3"].tables["predicted"].obsm["retrieval_rows"] >= 0
+    assert cited.any(axis=1).all()
