@@ -172,6 +172,7 @@ def results(
     subset: int = 200,
     repeats: int = 2,
     folder: Path | None = None,
+    memory: bool = True,
     lazyslide_python: str | None = None,
 ) -> list[dict]:
     """Rows name, value, target, unit, passed; `lazyslide_python` is the interpreter of an environment with lazyslide."""
@@ -197,7 +198,7 @@ def results(
             list(pool.map(lambda region: array[:, region[0], region[1]].nbytes, regions))
             threads = time.perf_counter() - start
         theirs = 1 / read_spatialdata(store, min(subset, tiles))
-        memory = {n: run_child("memory", store, n) for n in (max(1, tiles // 10), tiles)}
+        peaks = {n: run_child("memory", store, n) for n in (max(1, tiles // 10), tiles)} if memory else {}
         out = [
             row("tiles read", speed, None, "tiles/s"),
             row("zarr alone, every touched chunk once", min(alone), None, "s"),
@@ -211,7 +212,7 @@ def results(
             lazy = 1 / float(found[1])
             out.append(row(f"LazySlide (wsidata {found[3]})", lazy, None, "tiles/s"))
             out.append(row("speed against LazySlide", speed / lazy, 1.0, "x speed", at_least=True))
-        for n, found in memory.items():
+        for n, found in peaks.items():
             out.append(row(f"memory that reading {n:,} tiles adds", float(found[1]), None, "MB"))
             out.append(row(f"peak memory of the process, {n:,} tiles", float(found[3]), 1024.0, "MB"))
         return out

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from contextlib import suppress
+from types import SimpleNamespace
 
 import dask
 import dask.array as da
@@ -143,6 +144,18 @@ class TestHugeChunks:
 )
 def test_workers_of_a_machine_take_different_gpus(name, visible, alone, index):
     assert gpu_of_worker(name, visible, one_worker_per_gpu=alone) == index
+
+
+def test_a_worker_in_a_task_takes_its_own_gpu(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert _dask.own_device() is None
+    monkeypatch.setattr(_dask, "_this_worker", lambda: SimpleNamespace(name="2"))
+    assert _dask.own_device() == "cuda:2"
+    with rg.settings.override(device="cpu"):
+        assert _dask.own_device() == "cpu"
 
 
 def encoder_that_dies(marker, log, module):

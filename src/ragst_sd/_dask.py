@@ -36,16 +36,19 @@ def active_client() -> Any:
     """The `dask.distributed` client of this session; `None` without one, and inside a task of a worker."""
     # Whoever has a client has imported the package; importing it takes a while.
     distributed = sys.modules.get("distributed")
-    if distributed is None:
-        return None
-    try:
-        distributed.get_worker()
-    except ValueError:
-        pass
-    else:
+    if distributed is None or _this_worker() is not None:
         return None
     try:
         return distributed.default_client()
+    except ValueError:
+        return None
+
+
+def _this_worker() -> Any:
+    """The worker in whose task this runs; `None` outside of tasks."""
+    distributed = sys.modules.get("distributed")
+    try:
+        return None if distributed is None else distributed.get_worker()
     except ValueError:
         return None
 
@@ -240,7 +243,7 @@ def _encoder_of(job: Job) -> Encoder:
             _ENCODERS.clear()
             options = dict(job.options)
             if options.get("device") is None:
-                options["device"] = _own_device()
+                options["device"] = own_device()
             encoder = resolve_encoder(job.model, **options)
             if encoder.weights_hash != job.weights_hash:
                 msg = (
@@ -253,17 +256,18 @@ def _encoder_of(job: Job) -> Encoder:
         return _ENCODERS[job.key]
 
 
-def _own_device() -> str | None:
-    import torch
-    from distributed import get_worker
-
+def own_device() -> str | None:
+    """The device of the settings; inside a task of a worker that has none set, the worker's own GPU."""
     from ragst_sd._settings import settings
 
-    if settings.device is not None or not torch.cuda.is_available():
+    worker = _this_worker()
+    if settings.device is not None or worker is None:
         return settings.device
-    index = gpu_of_worker(
-        str(get_worker().name), torch.cuda.device_count(), one_worker_per_gpu="dask_cuda" in sys.modules
-    )
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    index = gpu_of_worker(str(worker.name), torch.cuda.device_count(), one_worker_per_gpu="dask_cuda" in sys.modules)
     return f"cuda:{index}"
 
 

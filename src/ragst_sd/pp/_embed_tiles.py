@@ -10,7 +10,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, resolve_annotation, rows_in_order
-from ragst_sd._dask import without_huge_chunks
+from ragst_sd._dask import own_device, without_huge_chunks
 from ragst_sd._elements import centers_in_pixels, image_mpp_of, image_pyramid, require_sdata, resolve_image
 from ragst_sd._settings import settings
 from ragst_sd._validate import require_positive
@@ -208,7 +208,7 @@ def embed_tiles(
         model_kwargs=model_kwargs,
         mean=mean,
         std=std,
-        device=settings.device if device is None else device,
+        device=own_device() if device is None else device,
         amp=amp,
     )
     context = _check_context(encoder.context if context is None else context)
