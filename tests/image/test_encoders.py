@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -291,3 +292,14 @@ def test_real_weights_on_real_tiles() -> None:
     # a mirrored tile is nearer to its original than any other tile is: the network sees content
     mirrored = torch.nn.functional.normalize(encoder(tiles.flip(3)) - vectors.mean(dim=0))
     assert (mirrored @ normal.T).argmax(dim=1).tolist() == list(range(24))
+
+
+@pytest.mark.parametrize(("name", "last"), [("mobilenetv2_035", True), ("vit_tiny_patch16_224", False)])
+def test_only_convolutional_networks_run_with_channels_last(name, last) -> None:
+    encoder = resolve_encoder(name, model_kwargs={"pretrained": False}, device="cpu", amp=False)
+    assert encoder.channels_last is last
+    tiles = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    assert encoder.prepare(tiles).is_contiguous(memory_format=torch.channels_last) is last
+    if last:
+        expected = replace(encoder, channels_last=False)(tiles)
+        torch.testing.assert_close(encoder(tiles), expected, rtol=1e-4, atol=1e-5)

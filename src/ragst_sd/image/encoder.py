@@ -43,6 +43,8 @@ class Encoder:
         What is switched to eval mode, if it is a module.
     raw
         Whether `forward` takes the uint8 tiles and prepares them itself.
+    channels_last
+        Whether pixels, and the weights of the module, lie with channels last in memory.
     """
 
     name: str | None
@@ -56,6 +58,7 @@ class Encoder:
     amp: bool = False
     module: torch.nn.Module | None = field(default=None, repr=False, compare=False)
     raw: bool = field(default=False, repr=False)
+    channels_last: bool = field(default=False, repr=False, compare=False)
 
     def __call__(self, tiles: torch.Tensor) -> torch.Tensor:
         """Embed tiles.
@@ -125,6 +128,8 @@ class Encoder:
             pixels = torch.nn.functional.interpolate(
                 pixels, size=size, mode="bilinear", antialias=True, align_corners=False
             )
+        if self.channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
         if self.mean is None or self.std is None:
             return pixels
         return (pixels - _per_channel(self.mean, self.device)) / _per_channel(self.std, self.device)

@@ -21,6 +21,7 @@ __all__ = ["DEFAULT_CONTEXT", "TEXTURE", "Encoder", "resolve_encoder"]
 
 TEXTURE = "texture"
 DEFAULT_CONTEXT = (1.0, 2.5, 6.0)
+_FEW_CONVOLUTIONS = 8
 _SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
@@ -97,6 +98,11 @@ def resolve_encoder(
     # hashed before the move: large models hash from host memory
     digest = hash_weights(loaded.module, loaded.shaped_by)
     loaded.module.to(where)
+    channels_last = is_convolutional(loaded.module)
+    if channels_last:
+        import torch
+
+        loaded.module.to(memory_format=torch.channels_last)
     return Encoder(
         name=loaded.name,
         weights_hash=digest,
@@ -108,7 +114,15 @@ def resolve_encoder(
         forward=loaded.forward,
         amp=resolve_amp(where, amp=amp),
         module=loaded.module,
+        channels_last=channels_last,
     )
+
+
+def is_convolutional(module: torch.nn.Module) -> bool:
+    """Whether a network is made of convolutions, for which channels last are faster; transformers have one or a few at most."""
+    import torch
+
+    return sum(isinstance(part, torch.nn.Conv2d) for part in module.modules()) > _FEW_CONVOLUTIONS
 
 
 def _load_by_name(model: str, model_kwargs: Mapping[str, Any]) -> Loaded:
