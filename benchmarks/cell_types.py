@@ -60,7 +60,9 @@ def correlations(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.divide((a * b).sum(axis=0), scale, out=np.full(len(scale), np.nan), where=scale > 0)
 
 
-def transfer(sdata: object, use_rep: str, methods: Sequence[str] = tuple(METHODS)) -> pd.DataFrame:
+def transfer(
+    sdata: object, use_rep: str, methods: Sequence[str] = tuple(METHODS), cuts: Sequence[str] = (), n_seeds: int = 3
+) -> pd.DataFrame:
     """One line per cut, method and cell type that makes up more than 2 % of the section, with the accuracy of genes beside it."""
     reference = rg.tl.build_reference(sdata, use_rep=use_rep, thumbnails=False)
     truth = published(sdata, reference)
@@ -70,13 +72,16 @@ def transfer(sdata: object, use_rep: str, methods: Sequence[str] = tuple(METHODS
     place = truth.columns.get_indexer(common)
     lines = []
     for cut, (learned, asked) in halves(xy).items():
+        if cuts and cut not in cuts:
+            continue
         half = reference[learned].copy()
         ids = reference.obs_names[asked]
         genes = sorted(variable_genes(half, N_GENES))
         measured = reference[ids, genes].X.toarray()
         for name_of_method in methods:
             method, options = METHODS[name_of_method]
-            rg.tl.fit(half, method=method, options=options, progress=False)
+            seeds = {"n_seeds": n_seeds} if method == "rag" else {}
+            rg.tl.fit(half, method=method, options={**options, **seeds}, progress=False)
             table = rg.tl.predict(sdata, half, genes=genes, exclude=(), inplace=False)
             at = pd.Index([f"{half.obs[_keys.SAMPLE].iloc[0]}:{name}" for name in table.obs_names]).get_indexer(ids)
             found = np.asarray(table.obsm[_keys.CELL_TYPE_FRACTION], dtype=float)[at][:, place]
@@ -85,6 +90,7 @@ def transfer(sdata: object, use_rep: str, methods: Sequence[str] = tuple(METHODS
                 n = float(table.obs[_keys.EFFECTIVE_N].to_numpy()[at].mean())
                 line = {"cut": cut, "method": name_of_method, "type": name, "pearson": pearson}
                 lines.append({**line, "genes": of_genes, "effective_n": n})
+            print(cut, name_of_method, round(of_genes, 4), flush=True)
     return pd.DataFrame(lines)
 
 
@@ -118,6 +124,8 @@ def main() -> None:
     parser.add_argument("--encoder", default="texture")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--fields", nargs="+", choices=FIELDS, default=list(FIELDS))
+    parser.add_argument("--cuts", nargs="+", default=(), help='such as "left to right"; all four if left out')
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of rag")
     parser.add_argument("--write", type=Path, help="page whose marked table is replaced")
     args = parser.parse_args()
     if not args.data:
@@ -128,10 +136,13 @@ def main() -> None:
     known = encoders(data / "weights")[args.encoder]
     parts = []
     use_rep = f"X_{args.encoder}"
-    rg.pp.embed_tiles(sdata, key_added=use_rep, progress=False, **known)
+    widest = max(FIELDS[one] for one in args.fields)
+    rg.pp.embed_tiles(sdata, key_added=use_rep, progress=False, **{**known, "context": CONTEXT[:widest]})
     for fields, n_fields in ((one, FIELDS[one]) for one in args.fields):
-        rep = use_rep if n_fields == len(CONTEXT) else narrower({"d0": sdata}, use_rep, n_fields)
-        parts.append(transfer(sdata, rep, tuple(args.methods)).assign(**{"fields of view (µm)": fields}))
+        rep = use_rep if n_fields == widest else narrower({"d0": sdata}, use_rep, n_fields)
+        parts.append(
+            transfer(sdata, rep, args.methods, args.cuts, args.seeds).assign(**{"fields of view (µm)": fields})
+        )
         print(markdown(parts[-1]), flush=True)
     table = markdown(pd.concat(parts, ignore_index=True))
     print("\n" + table)
