@@ -173,7 +173,7 @@ def test_bad_input(tmp_path):
         rg.datasets.load_screen("her2st")
     with pytest.raises(ValueError, match="load_screen"):
         rg.datasets.load("norman_2019")
-    with pytest.raises(KeyError, match="Did you mean 'norman_2019'"):
+    with pytest.raises(KeyError, match=r"Did you mean .*norman_2019"):
         rg.datasets.load_screen("norman_2018")
     with pytest.raises(ValueError, match="`max_cells` is 0"):
         rg.datasets.load_screen("norman_2019", max_cells=0)

@@ -268,11 +268,12 @@ def test_squidpy_reads_it(tissue, steered):
     assert table.uns["moranI"]["I"].iloc[0] > 0.5
 
 
-def test_the_order_of_spots_changes_nothing(tissue, steered):
+def test_the_order_of_spots_changes_nothing(tissue, steered, caplog):
     first = rg.tl.perturb(tissue, steered, perturbations="P3", n_permutations=3, inplace=False, **LOGS)
     tissue.tables["table"] = tissue.tables["table"][np.random.default_rng(0).permutation(144)].copy()
     second = rg.tl.perturb(tissue, steered, perturbations="P3", n_permutations=3, inplace=False, **LOGS)
     np.testing.assert_allclose(second[first.obs_names].X, first.X, atol=1e-5)
+    assert "with fewer than 19 no map can be told from chance" in caplog.text and first.uns["retrieval"]["constant"]
 
 
 def rename(table, names):
@@ -324,9 +325,9 @@ def test_fewer_genes_are_reported(tissue, bank):
     ("arguments", "error", "message"),
     [
         ({"perturbations": "STAT9"}, KeyError, "has no 'STAT9'"),
-        ({"table_key": "tabel"}, KeyError, "Did you mean 'table'"),
+        ({"table_key": "tabel"}, KeyError, r"Did you mean .*table"),
         ({"spots": {"half": "c"}}, ValueError, "no spot has half 'c'; there are 'a', 'b'"),
-        ({"spots": {"side": "a"}}, KeyError, "'side' not found"),
+        ({"spots": {"side": "a"}}, KeyError, r"side.* not found"),
         ({"spots": ["spot1", "spot999"]}, KeyError, "has no 'spot999'"),
         ({"spots": np.zeros(144, dtype=bool)}, ValueError, "leaves no spot"),
         ({"spots": np.ones(3, dtype=bool)}, ValueError, "mask of shape"),
@@ -335,7 +336,7 @@ def test_fewer_genes_are_reported(tissue, bank):
         ({"n_permutations": 0.5}, ValueError, "`n_permutations` is 0.5"),
         ({"unit": "counts"}, ValueError, "looks log-transformed already"),
         ({"genes": ["nothing"]}, ValueError, "do not share 'nothing'"),
-        ({"context_key": "celltype"}, KeyError, "'celltype' not found"),
+        ({"context_key": "celltype"}, KeyError, r"celltype.* not found"),
         ({"perturbations": ["P0+P9", "P0_P9"]}, ValueError, "would have one name"),
     ],
 )

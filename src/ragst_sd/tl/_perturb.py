@@ -105,7 +105,7 @@ def perturb(
         differences within the tissue are read. What sets the tissue as a whole apart from the screen is platform and
         biology in one. The flags rest on states as they are.
     n_permutations
-        Of a SpatialData: how often spots change places.
+        Of a SpatialData: how often spots change places; 19 at least, or no map can be told from chance.
     key_added
         Of a SpatialData: name of the new table; of several perturbations `<key_added>_<perturbation>`, one table each.
     inplace

@@ -18,7 +18,7 @@ from ragst_sd.tl._gene_embedding import embed, lookup
 from ragst_sd.tl._perturbation_cells import column
 from ragst_sd.tl._perturbed_table import Responded
 from ragst_sd.tl._perturbed_tissue import tissue_table
-from ragst_sd.tl._tissue_responses import Variation, make_responder, variation
+from ragst_sd.tl._tissue_responses import LEVEL, Variation, make_responder, variation
 from ragst_sd.tl._tissue_source import read_source
 from ragst_sd.tl._tissue_state import States, main_context, mean_states, niches, remoteness
 
@@ -58,6 +58,11 @@ def perturb_tissue(
     """Tables by name, one for each perturbation; see :func:`ragst_sd.tl.perturb`. Nothing is written."""
     for name, value in (("n_around", n_around), ("n_permutations", n_permutations)):
         require_positive(value, name, whole=True)
+    if 1 / (1 + n_permutations) > LEVEL:
+        logger.warning(
+            "`n_permutations` is %d: with fewer than 19 no map can be told from chance, and all are constant.",
+            n_permutations,
+        )
     control = str(header["control"])
     keys = _keys_added(sdata, names, key_added)
     embed([one for one in names if canonical(one, control) != control], control, lookup(header["embedding"]))
