@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ragst_sd.retrieval.blocks import in_blocks
 from ragst_sd.retrieval.training import reference_mean
 
 if TYPE_CHECKING:
@@ -59,5 +60,8 @@ def weighted_shift(
     held = np.where(rows >= 0, weights, 0.0)
     np.add.at(share, (np.repeat(np.arange(len(rows)), rows.shape[1]), index[np.maximum(rows, 0)].ravel()), held.ravel())
     votes = measured[groups[1]].astype(np.float64)
-    total = share @ votes
-    return np.divide(share @ (votes * shifts[groups[0]]), total, out=np.full(total.shape, np.nan), where=total > 0)
+    # In blocks of one shape, so that the sum of a row does not depend on the rows beside it.
+    total = in_blocks(lambda block: block @ votes, share, votes.shape[1])
+    moved = votes * shifts[groups[0]]
+    out = in_blocks(lambda block: block @ moved, share, votes.shape[1])
+    return np.divide(out, total, out=np.full(total.shape, np.nan), where=total > 0)

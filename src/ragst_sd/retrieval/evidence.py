@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ragst_sd.retrieval.sparse_product import sparse_product
+from ragst_sd.retrieval.sparse_product import sparse_product, sparse_squares
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,19 +71,23 @@ def iter_weighted_average(
     """
     n, genes = len(rows), values.shape[1]
     weights = np.where(rows >= 0, weights, 0.0).astype(np.float32)
-    of_panel, mask = None, np.zeros((0, genes), dtype=np.float32)
-    if measured is not None and panels is not None and not measured.all():
-        of_panel, mask = panels, measured.astype(np.float32)
     step = max(1, min(n, _BLOCK_VALUES // max(1, genes)))
     for start in range(0, n, step):
         part = slice(start, min(n, start + step))
         block = _product(rows[part], weights[part], values)
-        if of_panel is not None:
-            votes = _votes_by_panel(rows[part], weights[part], of_panel, len(mask)) @ mask
-            with np.errstate(invalid="ignore", divide="ignore"):
-                block = np.where(votes > 0, block / votes, np.nan)
-        block[weights[part].sum(axis=1) == 0] = np.nan
-        yield part, block.astype(np.float32, copy=False)
+        yield part, _per_vote(block, rows[part], weights[part], panels, measured).astype(np.float32, copy=False)
+
+
+def _per_vote(
+    total: np.ndarray, rows: np.ndarray, weights: np.ndarray, panels: np.ndarray | None, measured: np.ndarray | None
+) -> np.ndarray:
+    """Weighted sums over the weights of the rows that measured each gene; NaN where none did."""
+    if measured is not None and panels is not None and not measured.all():
+        votes = _votes_by_panel(rows, weights, panels, len(measured)) @ measured.astype(np.float32)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            total = np.where(votes > 0, total / votes, np.nan)
+    total[weights.sum(axis=1) == 0] = np.nan
+    return total
 
 
 def disagreement(
@@ -95,6 +99,7 @@ def disagreement(
     measured: np.ndarray,
     sections: np.ndarray | None = None,
     shifts: np.ndarray | None = None,
+    average: np.ndarray | None = None,
 ) -> np.ndarray:
     r"""How much the cited rows differ among themselves: the weighted standard deviation of what each brings.
 
@@ -111,6 +116,8 @@ def disagreement(
         (m,) section of each row.
     shifts
         (sections, g).
+    average
+        (n, g) result of :func:`weighted_average` for the same rows, where it is known already.
 
     Returns
     -------
@@ -118,28 +125,16 @@ def disagreement(
     """
     from ragst_sd.retrieval.centering import weighted_shift
 
-    cited, local = np.unique(np.maximum(rows, 0), return_inverse=True)
-    local = np.where(rows >= 0, local.reshape(rows.shape), -1)
-    own, of_panels = values[cited], {"panels": panels[cited], "measured": measured}
-    shifted = None if sections is None or shifts is None else (sections[cited], shifts)
-    square = _squares(own, shifted)
-    first = weighted_average(local, weights, own, **of_panels).astype(np.float64)
-    second = weighted_average(local, weights, square, **of_panels).astype(np.float64)
+    of_panels = {"panels": panels, "measured": measured}
+    if average is None:
+        average = weighted_average(rows, weights, values, **of_panels)
+    shifted = None if sections is None or shifts is None else (sections, shifts)
+    first, held = average.astype(np.float64), np.where(rows >= 0, weights, 0.0).astype(np.float32)
+    second = _per_vote(sparse_squares(rows, held, values, shifted), rows, held, panels, measured)
     if shifted is not None:
-        first -= weighted_shift(local, weights, shifted[0], shifted[1], **of_panels)
-        second += weighted_shift(local, weights, shifted[0], shifted[1] ** 2, **of_panels)
+        first -= weighted_shift(rows, weights, shifted[0], shifted[1], **of_panels)
+        second += weighted_shift(rows, weights, shifted[0], shifted[1] ** 2, **of_panels)
     return np.sqrt(np.maximum(second - first**2, 0.0)).astype(np.float32)
-
-
-def _squares(values: Any, shifted: tuple[np.ndarray, np.ndarray] | None) -> Any:
-    """For each value y and the shift delta of its section y (y - 2 delta): zero where y is, so that a bank stays sparse."""
-    if hasattr(values, "tocsr"):
-        out = values.tocsr(copy=True)
-        row = np.repeat(np.arange(out.shape[0]), np.diff(out.indptr))
-        shift = 0.0 if shifted is None else shifted[1][shifted[0][row], out.indices]
-        out.data = out.data * (out.data - 2 * shift)
-        return out
-    return values * (values - (0.0 if shifted is None else 2 * shifted[1][shifted[0]]))
 
 
 def _product(rows: np.ndarray, weights: np.ndarray, values: Any) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from ragst_sd import _keys
 from ragst_sd._labels import as_names
 from ragst_sd._reference import reference_hash
 from ragst_sd._validate import hint, listing, require_choice
+from ragst_sd._workers import spread_over_workers
 from ragst_sd.reference.duplicates import fingerprint
 from ragst_sd.reference.genes import sum_duplicates, take_genes
 from ragst_sd.reference.normalize import TARGET_SUM, log_normalize, size_factors
@@ -68,7 +70,8 @@ def build_reference(
     sdatas
         A section, a list of sections, or a mapping from sample name to section. Members of a list are named by
         `obs["sample"]`, else `sample1`, `sample2`, ... Of many sections, a mapping may hold functions without arguments that
-        return each: they are called one after the other, and never is more than one section open.
+        return each: they are called one after the other, and never is more than one section open; with an active
+        `dask.distributed` client on its workers, several at a time.
     use_rep
         Embedding in `.obsm` of the table, made by :func:`ragst_sd.pp.embed_tiles`.
     table_key
@@ -163,15 +166,14 @@ def build_reference(
         msg = f"`sources` names samples that are not in `sdatas`: {listing(unknown)}. Available: {listing(named)}."
         raise ValueError(msg)
     sections: list[Section] = []
-    for sample, sdata in named.items():
-        section, opened = read_section(
-            sample, sdata, use_rep=use_rep, table_key=table_key, donor_key=donor_key, layer=layer, unit=unit, obs=obs,
-            source=_source(sources, sample),
-        )  # fmt: skip
-        if thumbnails:
-            section.thumbnails = read_thumbnails(section, opened)
-        # What was opened for this section is let go before the next one is.
-        del opened
+    how = {
+        "use_rep": use_rep, "table_key": table_key, "donor_key": donor_key, "layer": layer, "unit": unit, "obs": obs,
+    }  # fmt: skip
+    tasks = ((sample, sdata, _source(sources, sample)) for sample, sdata in named.items())
+    read = partial(_read, thumbnails=thumbnails)
+    # Objects in memory stay here; functions are called where the files are read.
+    elsewhere = all(callable(sdata) for sdata in named.values())
+    for section in spread_over_workers(read, tasks, how) if elsewhere else (read(how, task) for task in tasks):
         if sections:
             _check_same_embedding(sections[0], section)
         sections.append(section)
@@ -255,6 +257,20 @@ def build_reference(
         reference.n_obs, len(sections), n_donors, reference.n_vars, len(panels), len(shared),
     )  # fmt: skip
     return reference
+
+
+def _read(
+    how: dict[str, Any],
+    task: tuple[str, SpatialData | Callable[[], SpatialData], Mapping[str, Any]],
+    *,
+    thumbnails: bool,
+) -> Section:
+    """One section; what was opened for it is let go with the end of the call."""
+    sample, sdata, source = task
+    section, opened = read_section(sample, sdata, source=source, **how)
+    if thumbnails:
+        section.thumbnails = read_thumbnails(section, opened)
+    return section
 
 
 def _check_columns(obs: Sequence[str]) -> None:

@@ -121,17 +121,29 @@ def _unit(groups: dict[str, np.ndarray], level: float) -> str:
 
 
 @dataclass(frozen=True)
-class Intervals:
-    """Limits around a prediction, and what the predicted table says about them."""
+class IntervalRule:
+    """How limits around predictions at one level are made, and what the predicted table says about them."""
 
-    lower: np.ndarray
-    upper: np.ndarray
     level: float
     unit: str
     levels: np.ndarray
     units: np.ndarray
     quantiles: np.ndarray
     """(genes, L)"""
+    quantile: np.ndarray
+    """(genes,) of this level."""
+    floor: np.ndarray
+    """(genes,)"""
+    far: float
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Limits around a prediction, and the rule that made them."""
+
+    rule: IntervalRule
+    lower: np.ndarray
+    upper: np.ndarray
 
 
 def check_level(header: dict[str, Any], fit: dict[str, Any], level: float) -> int:
@@ -168,7 +180,20 @@ def make_intervals(
     as_calibrated: bool,
     calibrated_on: Sequence[str] = (),
 ) -> Intervals:
-    """Limits at a calibrated level.
+    """Limits at a calibrated level; see :func:`interval_rule`."""
+    rule = interval_rule(header, place, gene_index, as_calibrated=as_calibrated, calibrated_on=calibrated_on)
+    return limits_of(rule, found)
+
+
+def interval_rule(
+    header: dict[str, Any],
+    place: int,
+    gene_index: np.ndarray,
+    *,
+    as_calibrated: bool,
+    calibrated_on: Sequence[str] = (),
+) -> IntervalRule:
+    """The rule of a calibrated level, with warnings about what it rests on.
 
     Parameters
     ----------
@@ -200,11 +225,28 @@ def make_intervals(
             listing(list(calibrated_on)),
         )
     floor = np.asarray(calibration["floor"], dtype=np.float32)[gene_index]
-    scale = interval_scale(_spread(found), floor, found.distance, float(calibration["far_distance"]))
+    far = float(calibration["far_distance"])
+    return IntervalRule(float(levels[place]), unit, levels, units, quantiles, quantiles[:, place], floor, far)
+
+
+def limits_of(rule: IntervalRule, found: Retrieved) -> Intervals:
+    """Limits around a prediction that is in memory."""
+    appearance = found.obs[_keys.APPEARANCE_DISTANCE]
+    return Intervals(rule, *limits_around(rule, found.prediction, _spread(found), found.distance, appearance))
+
+
+def limits_around(
+    rule: IntervalRule,
+    prediction: np.ndarray,
+    disagreement: np.ndarray,
+    distance: np.ndarray,
+    appearance_distance: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n, genes) float32 lower and upper limits."""
+    scale = interval_scale(disagreement, rule.floor, distance, rule.far)
     # Tissue that looks unlike every section is no better known than tissue far away in phi-space.
-    unlike = np.nan_to_num(found.obs[_keys.APPEARANCE_DISTANCE], nan=1.0)
-    half = quantiles[:, place] * scale * np.maximum(1.0, unlike)[:, None].astype(np.float32)
-    prediction = found.prediction.astype(np.float32)
+    unlike = np.nan_to_num(appearance_distance, nan=1.0)
+    half = rule.quantile * scale * np.maximum(1.0, unlike)[:, None].astype(np.float32)
+    prediction = prediction.astype(np.float32)
     # Expression is not negative; a prediction may be.
-    lower = np.maximum(prediction - half, np.minimum(prediction, 0))
-    return Intervals(lower, prediction + half, float(levels[place]), unit, levels, units, quantiles)
+    return np.maximum(prediction - half, np.minimum(prediction, 0)), prediction + half

@@ -12,20 +12,26 @@ from ragst_sd._annotation import is_predicted
 from ragst_sd._elements import require_sdata
 from ragst_sd._labels import labels
 from ragst_sd._reference import reference_fit, reference_header
-from ragst_sd._validate import require_choice, require_key, require_positive
+from ragst_sd._settings import resolve_device
+from ragst_sd._validate import listing, require_choice, require_key, require_positive
 from ragst_sd.tl._eligibility import eligible_rows, recorded_where, refuse_seen_rows
 from ragst_sd.tl._grounding import section_grounding
-from ragst_sd.tl._intervals import check_level, make_intervals
+from ragst_sd.tl._intervals import Intervals, check_level, interval_rule, limits_of
+from ragst_sd.tl._predict_store import fill, finish, new_store, opened, stored_intervals
 from ragst_sd.tl._predicted_cell_types import wanted_genes, with_cell_types
 from ragst_sd.tl._predicted_table import predicted_table
 from ragst_sd.tl._query import read_query
-from ragst_sd.tl._retrieve import retrieve
+from ragst_sd.tl._retrieve import assembled, choose
+from ragst_sd.tl._values import make_bank
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    from ragst_sd.tl._retrieve import Retrieved
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +52,8 @@ def predict(
     backend: str = "auto",
     intervals: float | None = None,
     key_added: str = "predicted",
+    store: str | os.PathLike[str] | None = None,
+    device: str | None = None,
     inplace: bool = True,
 ) -> AnnData | None:
     r"""Predict expression for every spot, from measured tissue that looks alike.
@@ -82,11 +90,18 @@ def predict(
     exclude
         Columns in which a row must differ from the query to be used. `()` switches exclusion off.
     backend
-        `"exact"`, `"pynndescent"`, or `"auto"` (exact up to a million rows).
+        `"exact"`, `"pynndescent"` (an approximate graph over the rows, its candidates ranked exactly), or `"auto"`: the graph only
+        on a CPU, for 100,000 spots and rows or more, where building it costs less than exact search.
     intervals
         Wanted coverage of intervals, one of the levels of :func:`ragst_sd.tl.calibrate`; none if left out.
     key_added
         Name of the new table.
+    store
+        Zarr folder into which the table is written block by block of spots, for more spots than fit into memory: the same
+        values, bit for bit. The table then holds dask arrays that lie there. A table that `predict` wrote there before is
+        replaced when the new one is complete; anything else is not. Genes from cell types cannot be asked for.
+    device
+        Torch device of the search; the setting if left out.
     inplace
         `False` returns the table and leaves `sdata` as it is.
 
@@ -111,7 +126,8 @@ def predict(
     `.uns["retrieval"]`
         Provenance: hashes of reference and fit, parameters, unit, sources, one line per cited row, and how far the
         section as a whole lies from those of the reference (`section_distance`, beside the largest distance among them,
-        `section_distance_reference`).
+        `section_distance_reference`). `search_recall` is the share of the true nearest rows that the search found: 1 if exact,
+        estimated on 200 spots otherwise.
     `.obs["effective_n"]`, `["n_donors"]`, `["evidence_share"]`
         How well grounded each spot is in what it cites.
     `.obs["distance_percentile"]`, `["appearance_distance"]`, `["out_of_reference"]`
@@ -129,6 +145,8 @@ def predict(
 
     Raises
     ------
+    FileExistsError
+        If `store` exists and is not a predicted table.
     KeyError
         If a table, embedding or column is missing.
     TypeError
@@ -138,6 +156,11 @@ def predict(
         known to neither rows nor single cells, or to single cells only and the method cites nobody,
         `n_neighbors` exceeds what was fitted or is eligible, another table has the name `key_added`, or intervals are asked
         for that :func:`ragst_sd.tl.calibrate` did not prepare for this fit.
+
+    Notes
+    -----
+    With an active `dask.distributed` client the blocks of spots are spread over its workers, with `store` into a folder that all of
+    them see; what a worker that dies was doing is done again.
 
     Examples
     --------
@@ -160,6 +183,12 @@ def predict(
     use_rep = str(header["use_rep"]) if use_rep is None else use_rep
     query = read_query(sdata, header, table_key=table_key, use_rep=use_rep)
     wanted = wanted_genes(reference, fit, genes)
+    if store is not None and wanted.scrna:
+        msg = (
+            f"`store` is given, and `genes` names {listing(wanted.scrna)}, which only single cells measured: these are given in "
+            "memory only. Leave them out, or predict without `store`."
+        )
+        raise ValueError(msg)
     if n_neighbors is not None:
         require_positive(n_neighbors, "n_neighbors", whole=True)
         if n_neighbors > fit["n_neighbors"]:
@@ -174,47 +203,49 @@ def predict(
     refuse_seen_rows(reference, header, fit, query, donor_key=donor_key, where=where, exclude=exclude)
     eligibility = eligible_rows(reference, header, query, donor_key=donor_key, where=where, exclude=exclude)
     n_neighbors = _affordable(eligibility.count(), n_neighbors, int(fit["n_neighbors"]))
-    found = retrieve(
+    chosen = choose(
         reference,
         header,
         fit,
         query.standardized,
         query.table.obs,
         eligibility=eligibility,
-        gene_index=wanted.measured,
         n_neighbors=n_neighbors,
         n_candidates=max(n_neighbors, int(fit["n_candidates"])),
         backend=backend,
-        with_disagreement=True,
         raw=query.embedding,
+        device=str(resolve_device(device)),
     )
-    limits = None
+    rule = None
     if level is not None:
         as_calibrated = where is None and n_neighbors == int(fit["n_neighbors"])
         own = donor_key in query.table.obs
         donors = set(labels(query.table.obs[donor_key])) & set(labels(reference.obs[_keys.DONOR])) if own else set()
-        limits = make_intervals(
-            header, found, level, wanted.measured, as_calibrated=as_calibrated, calibrated_on=sorted(donors)
+        rule = interval_rule(header, level, wanted.measured, as_calibrated=as_calibrated, calibrated_on=sorted(donors))
+    bank = make_bank(reference, header, fit, wanted.measured, chosen.level_rows)
+    settings = {
+        "n_neighbors": n_neighbors,
+        "donor_key": donor_key,
+        "exclude": np.asarray(exclude, dtype=str),
+        **recorded_where(reference, where),
+        "backend": backend,
+        **section_grounding(header, query, chosen.obs),
+    }
+
+    def finished(found: Retrieved, limits: Intervals | None) -> AnnData:
+        table = predicted_table(
+            reference, header, fit, query, found, gene_index=wanted.measured, settings=settings, intervals=limits
         )
-    section = section_grounding(header, query, found.obs)
-    table = predicted_table(
-        reference,
-        header,
-        fit,
-        query,
-        found,
-        gene_index=wanted.measured,
-        settings={
-            "n_neighbors": n_neighbors,
-            "donor_key": donor_key,
-            "exclude": np.asarray(exclude, dtype=str),
-            **recorded_where(reference, where),
-            "backend": backend,
-            **section,
-        },
-        intervals=limits,
-    )
-    table = with_cell_types(table, reference, found, wanted)
+        return with_cell_types(table, reference, found, wanted)
+
+    if store is None:
+        found = assembled(bank, chosen, with_disagreement=True)
+        table = finished(found, None if rule is None else limits_of(rule, found))
+    else:
+        with new_store(store, len(chosen.rows), len(bank.genes), intervals=rule is not None) as place:
+            found = fill(place, bank, chosen, query.finite, rule)
+            finish(place, finished(found, None if rule is None else stored_intervals(place, rule)))
+        table = opened(store)
     outside = int((~query.finite).sum())
     if outside:
         logger.info("%d spots without an embedding (outside the image) get NaN.", outside)

@@ -47,7 +47,9 @@ def predicted_table(
     if intervals is not None:
         layers |= {_keys.LOWER: intervals.lower, _keys.UPPER: intervals.upper}
     for values in (prediction, *layers.values()):
-        values[outside] = np.nan
+        # What lies on disk was written so.
+        if isinstance(values, np.ndarray):
+            values[outside] = np.nan
     pointers, cited = _cite(reference, rows)
 
     attrs = table_attrs(query.table)
@@ -62,12 +64,12 @@ def predicted_table(
     )
     about_intervals = {}
     if intervals is not None:
-        table.varm[_keys.INTERVAL_QUANTILES] = intervals.quantiles
+        table.varm[_keys.INTERVAL_QUANTILES] = intervals.rule.quantiles
         about_intervals = {
-            _keys.INTERVAL_LEVEL: intervals.level,
-            _keys.INTERVAL_UNIT: intervals.unit,
-            _keys.INTERVAL_LEVELS: intervals.levels,
-            _keys.INTERVAL_UNITS: intervals.units,
+            _keys.INTERVAL_LEVEL: intervals.rule.level,
+            _keys.INTERVAL_UNIT: intervals.rule.unit,
+            _keys.INTERVAL_LEVELS: intervals.rule.levels,
+            _keys.INTERVAL_UNITS: intervals.rule.units,
         }
     if _keys.SPATIAL in query.table.obsm:
         table.obsm[_keys.SPATIAL] = np.asarray(query.table.obsm[_keys.SPATIAL]).copy()
@@ -95,6 +97,7 @@ def predicted_table(
         "image_key": query.header["image_key"],
         "coordinate_system": query.header["coordinate_system"],
         "image_mpp": float(query.header["image_mpp"]),
+        "search_recall": float(found.recall),
         **settings,
         **about_intervals,
         "sources": header["sources"].copy(),

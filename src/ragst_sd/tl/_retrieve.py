@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._reference import id_order, is_lazy, level_groups, mean_shift, panel_codes, section_codes, take_rows
+from ragst_sd._reference import id_order, is_lazy, level_groups, take_rows
+from ragst_sd._workers import spread_over_workers
 from ragst_sd.tl._grounding import distance_in_phi, groundedness
 from ragst_sd.tl._state import state_of
+from ragst_sd.tl._values import blocks_of_spots, make_bank, places, values_of
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
     from ragst_sd.retrieval.search import Candidates, Eligibility
+    from ragst_sd.tl._values import Bank
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,33 @@ class Retrieved:
     """(patterns, groups) eligible rows of each section and panel, on whose mean evidence is put back."""
     level_of: np.ndarray
     """(n,) pattern of each spot."""
+    recall: float = 1.0
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Rows that predictions rest on, for every spot; nothing of the size of spots x genes."""
+
+    phi: np.ndarray
+    """(n, q)."""
+    rows: np.ndarray
+    """(n, k) cited rows of the reference, -1 padded; all -1 for methods that cite nobody."""
+    weights: np.ndarray
+    distances: np.ndarray
+    nearest: np.ndarray
+    """(n, k) nearest rows."""
+    distance: np.ndarray
+    level_rows: np.ndarray
+    level_of: np.ndarray
+    obs: dict[str, np.ndarray]
+    recall: float
+    """Share of the true neighbours that the search found, estimated; 1 where it was exact."""
+
+    def some(self, spots: slice) -> Chosen:
+        """The same for some of the spots."""
+        per_spot = ("phi", "rows", "weights", "distances", "nearest", "distance", "level_of")
+        own = {name: getattr(self, name)[spots] for name in per_spot}
+        return replace(self, **own, obs={name: values[spots] for name, values in self.obs.items()})
 
 
 def retrieve(
@@ -60,62 +91,92 @@ def retrieve(
 
     With `raw` embeddings it is also told whether the spots look like any section of the reference.
     """
-    from ragst_sd.retrieval.centering import weighted_shift
-    from ragst_sd.retrieval.evidence import disagreement, effective_n, evidence_share, select_cited, weighted_average
+    chosen = choose(
+        reference, header, fit, embedding, obs, eligibility=eligibility, n_neighbors=n_neighbors,
+        n_candidates=n_candidates, backend=backend, raw=raw,
+    )  # fmt: skip
+    bank = make_bank(reference, header, fit, gene_index, chosen.level_rows)
+    return assembled(bank, chosen, with_disagreement=with_disagreement)
+
+
+def assembled(bank: Bank, chosen: Chosen, *, with_disagreement: bool) -> Retrieved:
+    """All values in memory."""
+    n, n_genes = len(chosen.rows), len(bank.genes)
+    blocks = blocks_of_spots(n, n_genes)
+    prediction, evidence = (np.empty((n, n_genes), dtype=np.float32) for _ in range(2))
+    spread = np.empty((n, n_genes), dtype=np.float32) if with_disagreement else None
+    share = np.empty(n)
+    work = partial(values_of, with_disagreement=with_disagreement)
+    parts = (chosen.some(spots) for spots in blocks)
+    for spots, own in zip(blocks, spread_over_workers(work, parts, bank), strict=True):
+        prediction[spots], evidence[spots], share[spots] = own.prediction, own.evidence, own.share
+        if spread is not None:
+            spread[spots] = own.disagreement
+    return Retrieved(
+        prediction, evidence, spread, chosen.distance, chosen.rows, chosen.weights.astype(np.float32),
+        chosen.distances.astype(np.float32), with_share(chosen.obs, share), chosen.level_rows, chosen.level_of, chosen.recall,
+    )  # fmt: skip
+
+
+def with_share(obs: dict[str, np.ndarray], share: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns with the share of evidence in its place."""
+    first = {_keys.EFFECTIVE_N: obs[_keys.EFFECTIVE_N], _keys.EVIDENCE_SHARE: share}
+    return {**first, **{name: values for name, values in obs.items() if name not in first}}
+
+
+def choose(
+    reference: AnnData,
+    header: dict[str, Any],
+    fit: dict[str, Any],
+    embedding: np.ndarray,
+    obs: pd.DataFrame,
+    *,
+    eligibility: Eligibility,
+    n_neighbors: int,
+    n_candidates: int,
+    backend: str,
+    raw: np.ndarray | None = None,
+    device: str = "cpu",
+) -> Chosen:
+    """Search and gate: what is cited, and how well grounded that is."""
+    from ragst_sd.retrieval.evidence import effective_n, select_cited
     from ragst_sd.retrieval.methods import METHODS, phi_of
-    from ragst_sd.retrieval.training import Cited, Neighbourhood
+    from ragst_sd.retrieval.training import Neighbourhood
 
     parameters, method = fit["parameters"], METHODS[fit["method"]]
     phi = phi_of(fit["method"], parameters, embedding)
-    nearby, found = _candidates(reference, fit, phi, n_candidates, eligibility, backend)
-    mean = np.asarray(parameters["reference_mean"])[gene_index].astype(np.float32)
+    nearby, found = _candidates(reference, fit, phi, n_candidates, eligibility, backend, device)
     nearest = nearby.rows[:, :n_neighbors]
     distance = distance_in_phi(fit, nearby.distances, eligibility)
-    panels, measured = panel_codes(reference, header), np.asarray(reference.varm[_keys.MEASURED])[gene_index].T
-    # Only rows that may be cited are looked at from here on, so that a reference on disk need not be read as a whole.
-    near = np.unique(np.concatenate([found.rows.ravel(), nearby.rows.ravel()]))
-    near = near[near >= 0]
-    bank = np.asarray(take_rows(reference.obsm[_keys.RETRIEVAL_KEY], near))
-    values, spread_of = take_rows(reference.X, near)[:, gene_index], {"panels": panels[near], "measured": measured}
     level_rows, level_of = np.zeros((0, 0), dtype=np.int64), np.zeros(len(phi), dtype=np.int64)
-    if method.gate is not None:
-        hood = Neighbourhood(
-            phi, _places(near, found.rows), found.distances, bank, state_of(parameters, obs, embedding)
-        )
+    if method.cites:
+        # Only rows that may be cited are looked at, so that a reference on disk need not be read as a whole.
+        near = np.unique(found.rows[found.rows >= 0])
+        key = np.asarray(take_rows(reference.obsm[_keys.RETRIEVAL_KEY], near))
+        hood = Neighbourhood(phi, places(near, found.rows), found.distances, key, state_of(parameters, obs, embedding))
         rows, weights, distances = select_cited(found, method.gate(parameters, hood), n_neighbors)
-        evidence = weighted_average(_places(near, rows), weights, values, **spread_of)
         if "section_shifts" in parameters:
-            shifts = np.asarray(parameters["section_shifts"])[:, gene_index]
-            sections = section_codes(reference)
-            evidence -= weighted_shift(rows, weights, sections, shifts, panels=panels, measured=measured)
-            spread_of |= {"sections": sections[near], "shifts": shifts}
             level_rows, level_of = _eligible_patterns(reference, header, eligibility)
-            evidence += mean_shift(reference, header, shifts, gene_index, level_rows)[level_of]
     else:
         rows, weights = np.full_like(nearest, -1), np.zeros(nearest.shape)
         distances = np.full(nearest.shape, np.nan)
-        evidence = np.broadcast_to(mean, (len(phi), len(mean))).copy()
-    spread = None
-    if with_disagreement:
-        whom, how_much = (rows, weights) if method.cites else (nearest, (nearest >= 0).astype(np.float64))
-        spread = disagreement(_places(near, whom), how_much, values, **spread_of)
-    if method.adjustment is None:
-        adjustment = np.zeros_like(evidence)
-    else:
-        of_genes = {name: np.asarray(parameters[name])[..., gene_index] for name in method.per_gene}
-        of_rows = {name: np.asarray(parameters[name])[near] for name in method.per_row}
-        cited = Cited(_places(near, rows), weights, bank)
-        adjustment = method.adjustment({**parameters, **of_genes, **of_rows}, phi, cited).astype(np.float32)
-    prediction = evidence + adjustment
-
     used = np.where(weights > 0, rows, -1) if method.cites else nearest
-    obs = {
+    columns = {
         _keys.EFFECTIVE_N: effective_n(weights),
-        _keys.EVIDENCE_SHARE: evidence_share(evidence, adjustment, mean),
         **groundedness(reference, fit, used=used, distance=distance, eligibility=eligibility, raw=raw),
     }
-    weights, distances = weights.astype(np.float32), distances.astype(np.float32)
-    return Retrieved(prediction, evidence, spread, distance, rows, weights, distances, obs, level_rows, level_of)
+    return Chosen(
+        phi,
+        rows,
+        weights,
+        distances,
+        nearest,
+        distance,
+        level_rows,
+        level_of,
+        columns,
+        min(nearby.recall, found.recall),
+    )
 
 
 def _candidates(
@@ -125,6 +186,7 @@ def _candidates(
     n_candidates: int,
     eligibility: Eligibility,
     backend: str,
+    device: str,
 ) -> tuple[Candidates, Candidates]:
     """The nearest eligible rows, and those that the method chooses from."""
     from ragst_sd.retrieval.block_search import search_in_blocks
@@ -132,7 +194,7 @@ def _candidates(
     from ragst_sd.retrieval.search import find_candidates
 
     key, candidates = reference.obsm[_keys.RETRIEVAL_KEY], METHODS[fit["method"]].candidates
-    how = {"eligibility": eligibility, "tie_order": id_order(reference), "metric": fit["metric"]}
+    how = {"eligibility": eligibility, "tie_order": id_order(reference), "metric": fit["metric"], "device": device}
     if not is_lazy(reference):
         key = np.asarray(key)
         nearby = find_candidates(phi, key, n_candidates, backend=backend, **how)
@@ -145,11 +207,6 @@ def _candidates(
         raise ValueError(msg)
     nearby = search_in_blocks(phi, key, n_candidates, **how)
     return nearby, nearby
-
-
-def _places(near: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Where rows of the reference stand among `near`; -1 stays -1."""
-    return np.where(rows >= 0, np.searchsorted(near, np.maximum(rows, 0)), -1)
 
 
 def _eligible_patterns(

@@ -1,0 +1,156 @@
+"""Predictions of more spots than fit into memory: block by block into a table on disk."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._replacing import alone, fresh_folder, put_right
+from ragst_sd._workers import spread_over_workers
+from ragst_sd.tl._intervals import Intervals, limits_around
+from ragst_sd.tl._retrieve import Chosen, Retrieved, with_share
+from ragst_sd.tl._values import Bank, blocks_of_spots, values_of
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+
+    from anndata import AnnData
+
+    from ragst_sd.tl._intervals import IntervalRule
+
+# A chunk holds all spots of a block, so that no two blocks, and no two workers, write to the same one.
+_CHUNK_GENES = 4096
+_LAYERS = (_keys.EVIDENCE, _keys.DISAGREEMENT)
+
+
+@dataclass(frozen=True)
+class _Job:
+    bank: Bank
+    place: str
+    rule: IntervalRule | None
+
+
+@contextmanager
+def new_store(path: str | os.PathLike[str], n: int, n_genes: int, *, intervals: bool) -> Iterator[Path]:
+    """An empty table on disk, which takes the place of `path` when it has been filled and the block ends well.
+
+    Raises
+    ------
+    FileExistsError
+        If `path` holds anything but a predicted table.
+    """
+    import zarr
+
+    path = Path(path)
+    with alone(path, "predicted into"):
+        put_right(path)
+        if path.exists() and not (path / "uns" / _keys.RETRIEVAL).is_dir():
+            msg = f"{path} exists and is not a table that `rg.tl.predict` wrote; it is not replaced. Choose another `store`."
+            raise FileExistsError(msg)
+        with fresh_folder(path) as place:
+            group = zarr.open_group(place, mode="w", zarr_format=3)
+            group.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+            layers = group.create_group("layers")
+            layers.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+            rows = max(1, len(range(n)[blocks_of_spots(n, n_genes)[0]]))
+            for name in _arrays(intervals=intervals):
+                array = group.create_array(
+                    name, shape=(n, n_genes), chunks=(rows, min(n_genes, _CHUNK_GENES)), dtype="float32", fill_value=0.0
+                )
+                array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+            yield place
+
+
+def _arrays(*, intervals: bool) -> list[str]:
+    return ["X", *(f"layers/{name}" for name in (*_LAYERS, *((_keys.LOWER, _keys.UPPER) if intervals else ())))]
+
+
+def fill(place: Path, bank: Bank, chosen: Chosen, finite: np.ndarray, rule: IntervalRule | None) -> Retrieved:
+    """Write all blocks, here or on the workers of a cluster, and give the table's arrays as they lie on disk."""
+    n = len(chosen.rows)
+    blocks = blocks_of_spots(n, len(bank.genes))
+    tasks = ((spots.start, chosen.some(spots), finite[spots]) for spots in blocks)
+    share = np.empty(n)
+    job = _Job(bank, str(place.absolute()), rule)
+    for spots, own in zip(blocks, spread_over_workers(_fill_block, tasks, job), strict=True):
+        share[spots] = own
+    lazy = _lazy_arrays(place, intervals=rule is not None)
+    return Retrieved(
+        lazy["X"], lazy[f"layers/{_keys.EVIDENCE}"], lazy[f"layers/{_keys.DISAGREEMENT}"], chosen.distance, chosen.rows,
+        chosen.weights.astype(np.float32), chosen.distances.astype(np.float32), with_share(chosen.obs, share),
+        chosen.level_rows, chosen.level_of, chosen.recall,
+    )  # fmt: skip
+
+
+def stored_intervals(place: Path, rule: IntervalRule) -> Intervals:
+    """Limits as they lie on disk."""
+    lazy = _lazy_arrays(place, intervals=True)
+    return Intervals(rule, lazy[f"layers/{_keys.LOWER}"], lazy[f"layers/{_keys.UPPER}"])
+
+
+def _fill_block(job: _Job, task: tuple[int, Chosen, np.ndarray]) -> np.ndarray:
+    """Write one block; done twice it writes the same."""
+    import zarr
+
+    start, chosen, finite = task
+    values = values_of(job.bank, chosen, with_disagreement=True)
+    spread = np.asarray(values.disagreement)
+    arrays = {
+        "X": values.prediction,
+        f"layers/{_keys.EVIDENCE}": values.evidence,
+        f"layers/{_keys.DISAGREEMENT}": spread,
+    }
+    if job.rule is not None:
+        appearance = chosen.obs[_keys.APPEARANCE_DISTANCE]
+        lower, upper = limits_around(job.rule, values.prediction, spread, chosen.distance, appearance)
+        arrays |= {f"layers/{_keys.LOWER}": lower, f"layers/{_keys.UPPER}": upper}
+    group: Any = zarr.open_group(job.place, mode="r+")
+    for name, block in arrays.items():
+        block[~finite] = np.nan
+        group[name][start : start + len(block)] = block
+    return values.share
+
+
+def _lazy_arrays(place: Path, *, intervals: bool) -> dict[str, Any]:
+    import anndata as ad
+    import zarr
+
+    group = zarr.open_group(place, mode="r")
+    return {name: ad.experimental.read_elem_lazy(group[name]) for name in _arrays(intervals=intervals)}
+
+
+def finish(place: Path, table: AnnData) -> None:
+    """Write all parts of the table that are in memory beside the arrays on disk."""
+    import anndata as ad
+    import zarr
+
+    group = zarr.open_group(place, mode="r+")
+    for name in ("obs", "var"):
+        ad.io.write_elem(group, name, getattr(table, name))
+    for name in ("obsm", "varm", "obsp", "varp", "uns"):
+        ad.io.write_elem(group, name, dict(getattr(table, name)))
+    zarr.consolidate_metadata(group.store)
+
+
+def opened(path: str | os.PathLike[str]) -> AnnData:
+    """A stored table whose spots x genes arrays stay on disk."""
+    import anndata as ad
+    import zarr
+
+    group: Any = zarr.open_group(path, mode="r")
+    read = ad.io.read_elem
+    return ad.AnnData(
+        ad.experimental.read_elem_lazy(group["X"]),
+        obs=read(group["obs"]),
+        var=read(group["var"]),
+        layers={name: ad.experimental.read_elem_lazy(group["layers"][name]) for name in group["layers"]},
+        obsm=read(group["obsm"]),
+        varm=read(group["varm"]),
+        uns=read(group["uns"]),
+    )
