@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 
 N_PROGRAMMES, PER_PROGRAMME = 4, 5
+# Options with which methods that train are quick where accuracy is not the question.
+QUICK = {"pt_rag": {"max_steps": 20, "set_size": 8, "width": 16}}
 
 
 def planted_screen(

@@ -63,15 +63,22 @@ def perturbation_hash(reference: AnnData) -> str:
         measured=np.ones((reference.n_vars, 1), dtype=bool),
     )
     state = {name: np.asarray(value) for name, value in header["contexts"].items()}
-    controls = {name: np.asarray(value) for name, value in header["controls"].items() if name != "values"}
-    values = as_csr(header["controls"]["values"])
-    controls |= {
+    controls, treated = (_cells(header[name]) for name in ("controls", "treated"))
+    embedding = {name: np.asarray(value) for name, value in header["embedding"].items()}
+    return parameters_hash(
+        {"rows": rows, "contexts": state, "controls": controls, "treated": treated, "embedding": embedding}
+    )
+
+
+def _cells(part: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Labels and values of a sample of cells, as arrays to hash."""
+    values = as_csr(part["values"])
+    return {
+        **{name: np.asarray(value) for name, value in part.items() if name != "values"},
         "data": values.data,
         "indices": values.indices.astype(np.int64),
         "indptr": values.indptr.astype(np.int64),
     }
-    embedding = {name: np.asarray(value) for name, value in header["embedding"].items()}
-    return parameters_hash({"rows": rows, "contexts": state, "controls": controls, "embedding": embedding})
 
 
 def perturbation_fit(reference: AnnData) -> dict[str, Any]:

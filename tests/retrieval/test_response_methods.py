@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS, resolve_response_options
-from ragst_sd.retrieval.responses import Asked, Bank
+from ragst_sd.retrieval.responses import Asked, Bank, Cells
 from ragst_sd.retrieval.training import Run
+
+from ..screens import QUICK
 
 N_GENES, WIDTH, K = 12, 4, 3
 SINGLES = [f"P{i}" for i in range(8)]
@@ -28,6 +30,13 @@ def bank(rng):
         contexts=np.array([context for _, context in rows]),
         folds=np.array([hash(genes) for genes, _ in rows]),
         order=np.arange(len(rows)),
+        state=np.array([[0.0], [1.0]]) + rng.normal(size=(2, N_GENES)),
+        cells=Cells(
+            controls=rng.normal(size=(24, N_GENES)).astype(np.float32),
+            contexts=np.repeat([0, 1], 12),
+            treated=np.repeat(values, 6, axis=0).astype(np.float32),
+            rows=np.repeat(np.arange(len(rows)), 6),
+        ),
     )
 
 
@@ -47,7 +56,7 @@ def ask(bank, rows, contexts=None):
 
 def answer(bank, asked, method, k=K, **options):
     one = RESPONSE_METHODS[method]
-    parameters = one.fit(bank, resolve_response_options(method, options), Run())
+    parameters = one.fit(bank, resolve_response_options(method, {**QUICK.get(method, {}), **options}), Run())
     return one.respond(parameters, bank, asked, k)
 
 
@@ -82,7 +91,7 @@ def test_every_method_keeps_its_promises(bank, method):
 def test_rows_that_may_not_be_used_change_nothing(bank, method):
     """The value of the own row is replaced by nonsense: nobody may have looked at it."""
     one, asked = RESPONSE_METHODS[method], ask(bank, [5])
-    parameters = one.fit(bank, resolve_response_options(method, None), Run(n_neighbors=K, n_candidates=16))
+    parameters = one.fit(bank, resolve_response_options(method, QUICK.get(method)), Run(n_neighbors=K, n_candidates=16))
     before = one.respond(parameters, bank, asked, K)
     values = bank.values.copy()
     values[5] = 1e3
@@ -224,7 +233,7 @@ def test_penalty_follows_the_signal(rng):
 
 def test_unknown_methods_and_options():
     with pytest.raises(
-        ValueError, match="`method` is 'rags'; for a reference of perturbations available: 'rag', 'none'"
+        ValueError, match="`method` is 'rags'; for a reference of perturbations available: 'rag', 'pt_rag', 'none'"
     ):
         resolve_response_options("rags", None)
     with pytest.raises(ValueError, match="has no option 'gate'; it has none"):

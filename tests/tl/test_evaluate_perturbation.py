@@ -8,7 +8,7 @@ import ragst_sd as rg
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 from ragst_sd.tl._response_scores import CHOICES, DEFAULT_METRICS
 
-from ..screens import permuted, planted_screen
+from ..screens import QUICK, permuted, planted_screen
 
 LOGS = {"unit": "log1p_cp10k", "context_key": "cell_type"}
 BATCH = {**LOGS, "batch_key": "batch"}
@@ -29,7 +29,7 @@ def predictions(adata, embedding, methods, role):
     )
     out = {}
     for method in methods:
-        rg.tl.fit(reference, method=method)
+        rg.tl.fit(reference, method=method, options=QUICK.get(method))
         out[method] = []
         for context in adata.obs["cell_type"].unique():
             held = adata.obs["perturbation"][(role == "test") & (adata.obs["cell_type"] == context)]

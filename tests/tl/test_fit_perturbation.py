@@ -6,7 +6,7 @@ import pytest
 import ragst_sd as rg
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 
-from ..screens import planted_screen
+from ..screens import QUICK, planted_screen
 
 
 @pytest.fixture
@@ -20,21 +20,26 @@ def bank():
 @pytest.mark.parametrize("method", RESPONSE_METHODS)
 def test_fit_follows_the_task_of_the_reference(bank, method):
     before = bank.X.copy()
-    rg.tl.fit(bank, method=method)
+    rg.tl.fit(bank, method=method, options=QUICK.get(method))
     fit = bank.uns["ragst"]["fit"]
     assert (fit["method"], fit["metric"], fit["inner_groups"]) == (method, "cosine", "perturbation")
-    assert (fit["n_neighbors"], fit["n_candidates"]) == ((16, 40) if method == "rag" else (3, 32))
+    counts = {"rag": (16, 40), "pt_rag": (16, 16)}.get(method, (3, 32))
+    assert (fit["n_neighbors"], fit["n_candidates"]) == counts
     np.testing.assert_array_equal(bank.X, before)
     np.testing.assert_array_equal(bank.obsm["retrieval_key"], bank.obsm["perturbation_embedding"])
     again = bank.copy()
-    rg.tl.fit(again, method=method)
+    rg.tl.fit(again, method=method, options=QUICK.get(method))
     assert again.uns["ragst"]["fit"]["fit_hash"] == fit["fit_hash"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"method": "bleep"}, ValueError, "for a reference of perturbations available: 'rag', 'none', 'mean'"),
+        (
+            {"method": "bleep"},
+            ValueError,
+            "for a reference of perturbations available: 'rag', 'pt_rag', 'none', 'mean'",
+        ),
         ({"n_neighbors": 41}, ValueError, "`n_neighbors` is 41, more than the 40 rows"),
         ({"n_neighbors": 8, "n_candidates": 6}, ValueError, "fewer than `n_neighbors`"),
         ({"n_neighbors": 0}, ValueError, "`n_neighbors` is 0"),

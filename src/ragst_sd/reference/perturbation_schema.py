@@ -22,6 +22,7 @@ _HEADER = {
     "normalization": Mapping,
     "contexts": Mapping,
     "controls": Mapping,
+    "treated": Mapping,
     "control_cells": np.ndarray,
     "dropped": object,
     "sources": object,
@@ -31,6 +32,7 @@ _PARTS: dict[str, dict[str, type]] = {
     "embedding": {"name": str, "genes": np.ndarray, "values": np.ndarray},
     "contexts": {"context": np.ndarray, "mean": np.ndarray, "n_controls": np.ndarray},
     "controls": {"cell": np.ndarray, "context": np.ndarray, "batch": np.ndarray, "values": object},
+    "treated": {"cell": np.ndarray, "row": np.ndarray, "values": object},
 }
 _TODO = "Build it with `rg.tl.build_perturbation_reference`."
 

@@ -77,16 +77,25 @@ def gumbel(logits: Tensor, null: Tensor | None = None, temperature: float | None
     best candidate is always in. Jang, Gu and Poole (2017), https://arxiv.org/abs/1611.01144.
     """
     margin = logits if null is None else logits - null
-    if temperature is not None:
-        uniform = torch.rand_like(margin).clamp(1e-6, 1 - 1e-6)
-        margin = margin + torch.log(uniform) - torch.log1p(-uniform)
-    hard = (margin > 0).to(logits.dtype)
+    chosen = include(margin, temperature)
+    # At least the best one, without a gradient of its own.
     best = torch.nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)
-    hard = torch.maximum(hard, best)
-    if temperature is not None:
-        soft = torch.sigmoid(margin / temperature)
-        hard = hard + soft - soft.detach()
-    return hard / hard.sum(dim=1, keepdim=True)
+    chosen = chosen + (best - chosen.detach()).clamp_min(0.0)
+    return chosen / chosen.sum(dim=1, keepdim=True)
+
+
+def include(margin: Tensor, temperature: float | None = None) -> Tensor:
+    r"""One where a margin is above zero, else zero; straight through in training.
+
+    With a `temperature` :math:`\tau` logistic noise L, the difference of two Gumbel variables, is added to the margin a, and the
+    gradient is that of :math:`\sigma((a + L) / \tau)`. Without one there is no noise. Minus infinity is never chosen.
+    """
+    if temperature is None:
+        return (margin > 0).to(margin.dtype)
+    uniform = torch.rand_like(margin).clamp(1e-6, 1 - 1e-6)
+    noisy = margin + torch.log(uniform) - torch.log1p(-uniform)
+    soft = torch.sigmoid(noisy / temperature)
+    return (noisy > 0).to(margin.dtype) + soft - soft.detach()
 
 
 GATES: dict[str, Callable[..., Tensor]] = {"softmax": softmax, "entmax": entmax, "gumbel": gumbel}

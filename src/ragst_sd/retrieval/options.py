@@ -11,12 +11,25 @@ from ragst_sd.retrieval.gate import GATES
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_COUNTS = ("n_components", "n_latent", "n_train_genes", "n_seeds", "max_steps", "batch_size", "width", "rank")
+_COUNTS = (
+    "n_components",
+    "n_latent",
+    "n_train_genes",
+    "n_seeds",
+    "max_steps",
+    "batch_size",
+    "width",
+    "rank",
+    "layers",
+    "heads",
+    "set_size",
+)
 _COUNTS_OR_NONE = ("hidden", "gate_hidden", "adjustment_rank")
 _POSITIVE = ("sharpness", "temperature", "learning_rate", "alpha")
-_NOT_NEGATIVE = ("sparsity", "correlation", "weight_decay")
+_NOT_NEGATIVE = ("sparsity", "correlation", "weight_decay", "pseudobulk")
 _CHOICES = {
     "gate": tuple(GATES),
+    "scope": ("set", "cell"),
     "weighting": ("distance", "uniform"),
     "center_sections": (True, False),
     "cell_types": (True, False),

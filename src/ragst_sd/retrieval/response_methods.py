@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd.retrieval.options import check_options
+from ragst_sd.retrieval.pt_rag import PT_RAG_OPTIONS, fit_pt_rag, respond_pt_rag
 from ragst_sd.retrieval.response_neighbors import (
     additive,
     context_additive,
@@ -67,6 +68,8 @@ class ResponseMethod:
     """Rows compared, if left out."""
     may_cite_nobody: bool = False
     """Whether weights may all be zero although rows may be used: then the prediction is the one without retrieval."""
+    needs_cells: bool = False
+    """Whether it works on cells, not on mean responses alone."""
     learns: bool = False
     """Whether fitting looks at the responses of all rows, those that a query may not use among them."""
 
@@ -84,6 +87,17 @@ RESPONSE_METHODS: dict[str, ResponseMethod] = {
         n_neighbors=16,
         n_candidates=128,
         may_cite_nobody=True,
+        learns=True,
+    ),
+    "pt_rag": ResponseMethod(
+        respond_pt_rag,
+        cites=True,
+        options=PT_RAG_OPTIONS,
+        fit=fit_pt_rag,
+        n_neighbors=16,
+        n_candidates=16,
+        may_cite_nobody=True,
+        needs_cells=True,
         learns=True,
     ),
     "none": ResponseMethod(_none, cites=False, options={}),

@@ -19,6 +19,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Cells:
+    """Samples of the cells that a bank was measured from."""
+
+    controls: np.ndarray
+    """(n, g) expression."""
+    contexts: np.ndarray
+    """(n,) code of the context of each control."""
+    treated: np.ndarray
+    """(t, g) expression."""
+    rows: np.ndarray
+    """(t,) row of the bank of each perturbed cell."""
+
+
+@dataclass(frozen=True)
 class Bank:
     """Measured rows, one per perturbation and context."""
 
@@ -41,6 +55,8 @@ class Bank:
     """(contexts, g) mean expression of the controls of each context: the cell state. `None` where no method asks for it."""
     reliability: np.ndarray | None = None
     """(m,) agreement of two halves of the cells; `None` if unknown."""
+    cells: Cells | None = None
+    """Cells, for methods that learn from them."""
 
     def mean_of(self, rows: np.ndarray) -> np.ndarray:
         """(g,) mean response of some rows."""

@@ -16,7 +16,7 @@ from ragst_sd.reference.normalize import TARGET_SUM
 from ragst_sd.reference.perturbation_schema import TASK
 from ragst_sd.tl._gene_embedding import embed, embedding_table, lookup, missing_genes
 from ragst_sd.tl._perturbation_cells import read_expression, read_labels
-from ragst_sd.tl._screen import Screen, dropped_frame, measure, sample_controls, sources_frame
+from ragst_sd.tl._screen import Screen, dropped_frame, measure, sample_controls, sample_treated, sources_frame
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,6 +46,7 @@ def build_perturbation_reference(
     on_missing: str = "drop",
     min_cells: int = 10,
     max_controls: int = 500,
+    max_cells: int = 64,
     sources: Mapping[str, Mapping[str, str]] | None = None,
     rng: int = 0,
 ) -> AnnData:
@@ -96,6 +97,8 @@ def build_perturbation_reference(
         Rows of fewer cells are left out, by name.
     max_controls
         Control cells to keep of each context, drawn at random, so that the cell state is known.
+    max_cells
+        Perturbed cells to keep of each row, drawn at random: method `pt_rag` learns from cells. 0 keeps none.
     sources
         For each context a mapping with `technology`, `license`, `citation`; `"unknown"` if left out.
     rng
@@ -117,7 +120,7 @@ def build_perturbation_reference(
         float32 (rows, d), embedding of the perturbation.
     `.uns["ragst"]`
         Header with task `"perturbation"`: the whole `embedding`, `normalization`, `contexts` (mean and number of
-        controls), `controls` (a sample of their cells), `control_cells` (names of all controls used), `dropped` (what
+        controls), `controls` (a sample of their cells), `treated` (a sample of the cells of every row), `control_cells` (names of all controls used), `dropped` (what
         was left out, and why), `sources`, content hash.
 
     Raises
@@ -142,6 +145,9 @@ def build_perturbation_reference(
     require_choice(on_missing, ("drop", "error"), "on_missing")
     for name, value in (("min_cells", min_cells), ("max_controls", max_controls)):
         require_positive(value, name, whole=True)
+    if isinstance(max_cells, bool) or not isinstance(max_cells, int | np.integer) or max_cells < 0:
+        msg = f"`max_cells` is {max_cells!r}; it must be a whole number, at least 0."
+        raise ValueError(msg)
     if target_sum is not None:
         require_positive(target_sum, "target_sum")
     table = embedding_table(embedding)
@@ -175,7 +181,7 @@ def build_perturbation_reference(
     return _assemble(
         screen, rows, kept, table, embed(list(rows.obs[_keys.PERTURBATION]), control, vectors), dropped,
         sources=sources_frame(sources, sorted(set(screen.context[screen.used]))),
-        max_controls=int(max_controls), rng=rng,
+        max_controls=int(max_controls), max_cells=int(max_cells), rng=rng,
         header={
             "perturbation_key": perturbation_key,
             "control": control,
@@ -196,6 +202,7 @@ def _assemble(
     *,
     sources: pd.DataFrame,
     max_controls: int,
+    max_cells: int,
     rng: int,
     header: dict[str, Any],
 ) -> AnnData:
@@ -221,6 +228,7 @@ def _assemble(
         "embedding": table,
         "contexts": contexts,
         "controls": controls,
+        "treated": sample_treated(screen, rows.obs, max_cells, np.random.default_rng(rng)),
         _keys.CONTROL_CELLS: screen.cells[screen.control & screen.used],
         "dropped": dropped,
         "sources": sources,

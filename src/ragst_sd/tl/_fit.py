@@ -158,6 +158,17 @@ def fit(
     less its standard error; where nothing gains, f is the mean and nothing is cited. Perturbations that share a gene with a
     measured row (combinations) have shares of their own. f is the prediction without retrieval; the weights reported are u over their sum.
 
+    `pt_rag` predicts the cells of a set, with :math:`h_i = W_x x_i`, :math:`q = W_p e`, :math:`u_k = W_p e_k` for the candidates nearest in embedding:
+
+    .. math:: c_k = \mathrm{LN}[\bar h; q; u_k], \quad w_k = 1[a(c_k) > 0], \quad
+              z_i = h_i + q + \alpha \frac{\sum_k w_k W_f c_k}{\max(1, \sum_k w_k)}, \quad \hat y_i = x_i + W_o T(z)_i
+
+    T is a transformer over the cells of the set without positions, :math:`\alpha` starts at zero; choices are straight-through
+    Gumbel in training and without noise in prediction; the loss is the energy distance of the sets, the squared error of
+    their mean response and `sparsity` times the share of candidates chosen (`PT-RAG <https://arxiv.org/abs/2603.07233>`__, whose sum is not
+    normalised and which has no such residual path). Candidates give their embeddings, not their responses: the evidence reported is the mean
+    response of those chosen, and nearly all of the prediction may be adjustment. It remembers the perturbations that it was trained on.
+
     The others: `none` (no change), `mean` (of the context), `additive` (sum of the singles of a
     combination), `same_perturbation` (mean of its responses in other contexts), `context_additive`
     (:math:`\bar\Delta_c + \Delta_{pc'} - \bar\Delta_{c'}`, averaged over the other contexts c'), `knn` (of the `n_neighbors` nearest
@@ -165,10 +176,12 @@ def fit(
     (`GenePert <https://doi.org/10.1101/2024.10.27.620513>`__: linear in the embedding) and `bilinear` (linear in embedding and
     principal components of the genes, `Ahlmann-Eltze et al. 2025 <https://doi.org/10.1038/s41592-025-02772-6>`__). A context
     without rows takes those of all contexts. Options: rag: `n_components` (64) of the embedding, `penalties` of B and `sharpnesses` to
-    choose from, `rank` and `alpha` of its bilinear part; knn: `weighting`, `sharpness`, `within_context` (True: neighbours of the
+    choose from, `rank` and `alpha` of its bilinear part; pt_rag: `n_components`, `width` (64), `layers` (2), `heads` (4), `scope` (`"set"`
+    or `"cell"`: what the choice depends on), `temperature` (0.5), `sparsity` (0.1), `pseudobulk` (1, weight of the mean response),
+    `batch_size` (16 sets), `set_size` (16 cells), `max_steps` (200), `learning_rate`, `weight_decay`; knn: `weighting`, `sharpness`, `within_context` (True: neighbours of the
     query's context only, where it has any); naive_rag, random_rag: `weighting`, `within_context`; ridge: `alphas` to choose
     from, on held-out perturbations and the other half of the controls; bilinear: `rank` (10), `alpha` (0.1). `n_neighbors` is 3 and
-    `n_candidates` 32 (rag: 16 and 128), or what there is, if left out. Responses of rows that a query may not use enter
+    `n_candidates` 32 (rag: 16 and 128, pt_rag: 16 and 16), or what there is, if left out. Responses of rows that a query may not use enter
     nothing but what is chosen: the penalty of `ridge`, and the gates and shares of `rag`.
 
     Examples

@@ -50,7 +50,13 @@ def fit_perturbation(
     require_key(group_key, list(reference.obs.columns), "reference.obs")
     # Sums follow the names of the rows, so that their order changes nothing.
     ordered = reference[np.argsort(np.asarray(reference.obs_names, dtype=str))]
-    bank = response_bank(ordered, header, metric=metric, folds=group_codes(ordered, group_key))
+    bank = response_bank(
+        ordered,
+        header,
+        metric=metric,
+        folds=group_codes(ordered, group_key),
+        cells=RESPONSE_METHODS[method].needs_cells,
+    )
     run = replace(run, n_neighbors=n_neighbors, n_candidates=n_candidates)
     parameters = RESPONSE_METHODS[method].fit(bank, options, run)
     record = {

@@ -42,7 +42,7 @@ def respond(
     # Rows in the order of their names, so that sums do not depend on the order in the reference.
     order = np.argsort(np.asarray(reference.obs_names, dtype=str))
     ordered, method = reference[order], RESPONSE_METHODS[str(fit["method"])]
-    bank = response_bank(ordered, header, metric=str(fit["metric"]))
+    bank = response_bank(ordered, header, metric=str(fit["metric"]), cells=method.needs_cells)
     perturbations, contexts = ([pair[i] for pair in pairs] for i in (0, 1))
     asked = asked_of(
         ordered, header, perturbations, contexts, key, allowed=allowed[order], exclude=exclude,

@@ -9,8 +9,9 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._labels import labels
 from ragst_sd._reference import id_order
+from ragst_sd.reference.normalize import as_csr
 from ragst_sd.reference.perturbations import components
-from ragst_sd.retrieval.responses import Asked, Bank
+from ragst_sd.retrieval.responses import Asked, Bank, Cells
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from ragst_sd.tl._perturbation_cells import Expression
 
 
-def response_bank(reference: AnnData, header: dict[str, Any], *, metric: str, folds: np.ndarray | None = None) -> Bank:
-    """Rows of the reference, in its order."""
+def response_bank(
+    reference: AnnData, header: dict[str, Any], *, metric: str, folds: np.ndarray | None = None, cells: bool = False
+) -> Bank:
+    """Rows of the reference, in its order; with the samples of cells if a method needs them."""
     perturbations = labels(reference.obs[_keys.PERTURBATION])
     first, second = (dense(reference.layers[name]).astype(np.float64) for name in _keys.RESPONSE_HALVES)
     return Bank(
@@ -36,6 +39,20 @@ def response_bank(reference: AnnData, header: dict[str, Any], *, metric: str, fo
         metric=metric,
         state=np.asarray(header["contexts"]["mean"], dtype=np.float64),
         reliability=np.nan_to_num(reference.obs[_keys.RELIABILITY].to_numpy(dtype=np.float64)),
+        cells=_cells(reference, header) if cells else None,
+    )
+
+
+def _cells(reference: AnnData, header: dict[str, Any]) -> Cells:
+    """The samples of cells, in float32; cells of rows that are no longer there are left out."""
+    controls, treated = header["controls"], header["treated"]
+    rows = reference.obs_names.get_indexer([str(name) for name in treated["row"]])
+    there = np.flatnonzero(rows >= 0)
+    return Cells(
+        controls=dense(as_csr(controls["values"])).astype(np.float32),
+        contexts=context_codes(np.asarray(controls["context"]).astype(str), header),
+        treated=dense(as_csr(treated["values"])[there]).astype(np.float32),
+        rows=rows[there],
     )
 
 

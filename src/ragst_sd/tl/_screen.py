@@ -149,6 +149,31 @@ def sample_controls(
     return state, drawn
 
 
+def sample_treated(screen: Screen, obs: pd.DataFrame, max_cells: int, rng: np.random.Generator) -> dict[str, Any]:
+    """A sample of the perturbed cells of every row."""
+    names = [_keys.CONTEXT, _keys.PERTURBATION, _keys.PERTURBATION_TYPE]
+    rows = {tuple(line): str(name) for name, line in zip(obs.index, obs[names].astype(str).to_numpy(), strict=True)}
+    treated = np.flatnonzero(screen.used & ~screen.control)
+    labels = np.array(
+        [
+            rows[str(c), str(p), str(k)]
+            for c, p, k in zip(screen.context[treated], screen.perturbation[treated], screen.kind[treated], strict=True)
+        ],
+        dtype=str,
+    )
+    chosen = [np.zeros(0, dtype=np.int64)]
+    for name in sorted(rows.values()):
+        own = treated[labels == name]
+        chosen.append(np.sort(rng.choice(own, min(max_cells, len(own)), replace=False)))
+    at = np.concatenate(chosen)
+    row_of = dict(zip(treated.tolist(), labels.tolist(), strict=True))
+    return {
+        "cell": screen.cells[at].astype(str),
+        "row": np.array([row_of[cell] for cell in at.tolist()], dtype=str),
+        "values": screen.values[at],
+    }
+
+
 def dropped_frame(dropped: Sequence[tuple[str, str, int, str]]) -> pd.DataFrame:
     """What was left out and why, one line each."""
     import pandas as pd

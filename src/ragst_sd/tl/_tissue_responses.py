@@ -127,7 +127,7 @@ def make_responder(
     # Rows in the order of their names, so that sums do not depend on the order in the reference.
     order = np.argsort(np.asarray(reference.obs_names, dtype=str))
     ordered, method = reference[order], RESPONSE_METHODS[str(fit["method"])]
-    bank = response_bank(ordered, header, metric=str(fit["metric"]))
+    bank = response_bank(ordered, header, metric=str(fit["metric"]), cells=method.needs_cells)
     pairs = [(perturbation, context) for context in contexts]
     key = embed([perturbation] * len(contexts), str(header["control"]), lookup(header["embedding"]))
     asked = asked_of(

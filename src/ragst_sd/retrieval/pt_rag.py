@@ -1,0 +1,260 @@
+"""PT-RAG: predicts the cells after a perturbation, with perturbations retrieved in two stages."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ragst_sd.retrieval.loop import optimise, seeded
+from ragst_sd.retrieval.projection import fit_pca
+from ragst_sd.retrieval.pt_rag_model import PtRag, energy_distance, net_arrays, net_from_arrays
+from ragst_sd.retrieval.response_episodes import ask_rows, closed_rows
+from ragst_sd.retrieval.responses import Answer, candidates, distances_to
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from ragst_sd.retrieval.responses import Asked, Bank
+    from ragst_sd.retrieval.training import Run
+
+logger = logging.getLogger(__name__)
+
+PT_RAG_OPTIONS: dict[str, Any] = {
+    "n_components": 64,
+    "width": 64,
+    "layers": 2,
+    "heads": 4,
+    "scope": "set",
+    "temperature": 0.5,
+    "sparsity": 0.1,
+    "pseudobulk": 1.0,
+    "batch_size": 16,
+    "set_size": 16,
+    "max_steps": 200,
+    "learning_rate": 2e-3,
+    "weight_decay": 1e-2,
+}
+_EVERY = 25
+_HELD_OUT = 5
+_CLIP = 10.0
+
+
+@dataclass(frozen=True)
+class _Lessons:
+    """Tensors that a training step draws from."""
+
+    key: Tensor
+    """(m, p) embeddings of the rows."""
+    found: Tensor
+    """(m, K) candidates of each row."""
+    absent: Tensor
+    """(m, K)."""
+    controls: list[Tensor]
+    """Cells of each context, relative to `centre`."""
+    treated: list[Tensor]
+    """Cells of each row, relative to `centre`."""
+    contexts: np.ndarray
+    """(m,) place in `controls`."""
+    delta: Tensor
+    """(m, g) mean responses."""
+
+
+def fit_pt_rag(bank: Bank, options: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """Train the network on sets of cells; the number of steps is chosen on perturbations held out.
+
+    Raises
+    ------
+    ValueError
+        If the bank holds no perturbed cells.
+    """
+    if bank.cells is None or not len(bank.cells.treated):
+        msg = "`pt_rag` learns from cells, of which the reference holds none. Build it with `max_cells` above 0."
+        raise ValueError(msg)
+    unit = _unit(bank.key)
+    mean, axes = fit_pca(unit, int(options["n_components"]))
+    spread = float(np.sqrt((((unit - mean) @ axes) ** 2).mean())) if axes.shape[1] else 1.0
+    space = {"projection_mean": mean, "projection": axes / (spread or 1.0), "centre": bank.cells.controls.mean(axis=0)}
+    lessons, closed = _lessons(bank, space, run.n_candidates)
+    taught = np.array([len(cells) > 1 for cells in lessons.treated])
+    groups = np.unique(bank.folds)
+    held = np.isin(bank.folds, groups[:: max(2, min(_HELD_OUT, len(groups)))]) & taught
+    # What would give a held-out perturbation away does not teach either.
+    teachers = taught & ~held & ~(closed[held].any(axis=0) if held.any() else False)
+    best = int(options["max_steps"])
+    inner = float("nan")
+    if held.any() and teachers.sum() > 1:
+        _, history = _train(lessons, teachers, held, options, run, best)
+        best, inner = max(1, history.best_step), history.best_score
+    net, history = _train(lessons, taught, None, options, run, best)
+    return {
+        **space,
+        **net_arrays(net),
+        "heads": int(options["heads"]),
+        "per_cell": options["scope"] == "cell",
+        "set_size": int(options["set_size"]),
+        "n_candidates": run.n_candidates,
+        "training_steps": best,
+        "inner_score": inner,
+        "interrupted": bool(history.interrupted),
+    }
+
+
+def _train(
+    lessons: _Lessons, taught: np.ndarray, held: np.ndarray | None, options: Mapping[str, Any], run: Run, steps: int
+):
+    rows = np.flatnonzero(taught)
+    random = np.random.default_rng(run.rng)
+    # Candidates that do not teach are not shown: what is held out is new in every respect.
+    absent = lessons.absent | ~torch.as_tensor(taught)[lessons.found]
+    with seeded(run.rng):
+        net = PtRag(
+            lessons.delta.shape[1], lessons.key.shape[1], int(options["width"]), int(options["layers"]),
+            int(options["heads"]), per_cell=options["scope"] == "cell",
+        )  # fmt: skip
+        optimiser = torch.optim.AdamW(
+            net.parameters(), lr=float(options["learning_rate"]), weight_decay=float(options["weight_decay"])
+        )
+
+        def clip(*_: object) -> None:
+            torch.nn.utils.clip_grad_norm_(net.parameters(), _CLIP)
+
+        optimiser.register_step_pre_hook(clip)
+
+        def step(i: int) -> Tensor:
+            return batch_loss(net, lessons, random.choice(rows, int(options["batch_size"])), absent, options, random)
+
+        history = optimise(
+            net, step, optimiser, steps=steps, every=_EVERY, progress=run.progress, label="pt_rag",
+            score=None if held is None else lambda: _score(net, lessons, np.flatnonzero(held), absent, options),
+        )  # fmt: skip
+    return net, history
+
+
+def batch_loss(
+    net: PtRag,
+    lessons: _Lessons,
+    rows: np.ndarray,
+    absent: Tensor,
+    options: Mapping[str, Any],
+    random: np.random.Generator,
+) -> Tensor:
+    r"""Energy distance of predicted and measured cells, error of their mean response, and \(\lambda\) times the share of candidates taken."""
+    size = int(options["set_size"])
+    x = torch.stack([_draw(lessons.controls[lessons.contexts[row]], size, random) for row in rows])
+    y = torch.stack([_draw(lessons.treated[row], size, random) for row in rows])
+    at = torch.as_tensor(rows)
+    response, weights, _ = net(
+        x, lessons.key[at], lessons.key[lessons.found[at]], absent[at], float(options["temperature"])
+    )
+    loss = energy_distance(x + response, y).mean() + float(options["sparsity"]) * weights.mean()
+    if float(options["pseudobulk"]):
+        error = ((response.mean(dim=1) - lessons.delta[at]) ** 2).sum(dim=1)
+        loss = loss + float(options["pseudobulk"]) * error.mean()
+    return loss
+
+
+def _score(net: PtRag, lessons: _Lessons, rows: np.ndarray, absent: Tensor, options: Mapping[str, Any]) -> float:
+    """Mean correlation over genes of the responses of held-out rows."""
+    at, size = torch.as_tensor(rows), int(options["set_size"])
+    x = torch.stack([_even(lessons.controls[lessons.contexts[row]], size) for row in rows])
+    response, _, _ = net(x, lessons.key[at], lessons.key[lessons.found[at]], absent[at])
+    a, b = (part - part.mean(dim=1, keepdim=True) for part in (response.mean(dim=1), lessons.delta[at]))
+    return float(((a * b).sum(dim=1) * ((a**2).sum(dim=1) * (b**2).sum(dim=1) + 1e-12).rsqrt()).mean())
+
+
+def respond_pt_rag(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int) -> Answer:
+    """Mean response of a set of controls of the query's context, moved to the mean of the cells asked about."""
+    net = net_from_arrays(parameters)
+    found = candidates(bank, asked, asked.pool(bank), min(int(parameters["n_candidates"]), len(bank.key)))
+    n = len(asked.key)
+    response, weights = np.zeros((n, bank.values.shape[1])), np.zeros(found.rows.shape)
+    states = asked.states(bank)
+    for i in range(n):
+        cells = torch.as_tensor(_set_of(parameters, bank, int(asked.contexts[i]), states[i]))
+        predicted, chosen = predict_set(net, parameters, cells, bank, asked.key[i], found.rows[i], k)
+        response[i], weights[i] = predicted.mean(axis=0), chosen.mean(axis=0)
+    total = weights.sum(axis=1, keepdims=True)
+    share = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+    order = np.argsort(-share, axis=1, kind="stable")[:, :k]
+    rows, share = (np.take_along_axis(part, order, axis=1) for part in (found.rows, share))
+    rows = np.where(share > 0, rows, -1)
+    measured = np.einsum("qk,qkg->qg", share, bank.values[np.maximum(rows, 0)])
+    evidence = np.where(total > 0, measured, response)
+    distances = np.where(rows >= 0, distances_to(bank, asked, rows), np.nan)
+    return Answer(rows, share, distances, evidence, response - evidence)
+
+
+def predict_set(
+    net: PtRag, parameters: Mapping[str, Any], cells: Tensor, bank: Bank, key: np.ndarray, rows: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(S, g) responses of the cells of a set, relative to the centre, and (S or 1, K) choices, `k` candidates at most."""
+    e = torch.as_tensor(_place(parameters, key[None]), dtype=torch.float32)
+    others = torch.as_tensor(_place(parameters, bank.key[np.maximum(rows, 0)]), dtype=torch.float32)[None]
+    absent = torch.as_tensor(rows < 0)[None]
+    with torch.no_grad():
+        response, chosen, logits = net(cells[None], e, others, absent)
+        if k < chosen.shape[2]:
+            last = logits.sort(dim=2, descending=True).indices[..., k:]
+            chosen = chosen.scatter(2, last, 0.0)
+            response, chosen, _ = net(cells[None], e, others, absent, kept=chosen)
+    return response[0].double().numpy(), chosen[0].double().numpy()
+
+
+def _set_of(parameters: Mapping[str, Any], bank: Bank, context: int, state: np.ndarray) -> np.ndarray:
+    """(S, g) controls of a context, or of all for a new one, moved so that their mean is the state asked about."""
+    own = bank.cells.contexts == context
+    cells = _even(
+        torch.as_tensor(bank.cells.controls[own if own.any() else slice(None)]), 2 * int(parameters["set_size"])
+    )
+    cells = cells.numpy()
+    mean = cells.mean(axis=0)
+    moved = cells + np.where(np.isnan(state), 0.0, state - mean)
+    return (moved - parameters["centre"]).astype(np.float32)
+
+
+def _lessons(bank: Bank, space: Mapping[str, Any], n_candidates: int) -> tuple[_Lessons, np.ndarray]:
+    closed = closed_rows(bank)
+    asked = ask_rows(bank, np.arange(len(bank.key)), closed)
+    found = candidates(bank, asked, asked.pool(bank), min(n_candidates, len(bank.key)))
+    names, contexts = np.unique(bank.contexts, return_inverse=True)
+
+    def tensor(x: np.ndarray) -> Tensor:
+        return torch.as_tensor(np.ascontiguousarray(x), dtype=torch.float32)
+
+    lessons = _Lessons(
+        key=tensor(_place(space, bank.key)),
+        found=torch.as_tensor(np.maximum(found.rows, 0)),
+        absent=torch.as_tensor(found.rows < 0),
+        controls=[tensor(bank.cells.controls[bank.cells.contexts == name] - space["centre"]) for name in names],
+        treated=[tensor(bank.cells.treated[bank.cells.rows == i] - space["centre"]) for i in range(len(bank.key))],
+        contexts=contexts,
+        delta=tensor(bank.values),
+    )
+    return lessons, closed
+
+
+def _place(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
+    return (_unit(key) - parameters["projection_mean"]) @ parameters["projection"]
+
+
+def _unit(key: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(key, axis=1, keepdims=True)
+    return key / np.where(length > 0, length, 1.0)
+
+
+def _draw(cells: Tensor, size: int, random: np.random.Generator) -> Tensor:
+    """`size` cells at random, with repetition only where there are fewer."""
+    return cells[torch.as_tensor(random.choice(len(cells), size, replace=len(cells) < size))]
+
+
+def _even(cells: Tensor, size: int) -> Tensor:
+    """`size` cells spread evenly over those there are, all of fewer."""
+    if len(cells) <= size:
+        return cells if len(cells) == size else cells[torch.arange(size) % len(cells)]
+    return cells[torch.as_tensor(np.linspace(0, len(cells) - 1, size).astype(int))]

@@ -1,0 +1,150 @@
+r"""The network of `pt_rag`: two-stage retrieval of perturbations for a set of cells.
+
+.. math:: h_i = W_x x_i, \quad q = W_p e, \quad u_k = W_p e_k, \quad c_{ik} = \mathrm{LN}[h_i; q; u_k], \quad
+          w_{ik} = 1[a(c_{ik}) > 0]
+
+.. math:: z_i = h_i + q + \alpha\,\frac{\sum_k w_{ik} W_f c_{ik}}{\max(1, \sum_k w_{ik})}, \qquad \hat y_i = x_i + W_o\,T(z)_i
+
+with x the cells of a set, e and e_k the embeddings of the perturbation asked about and of the candidates, T a transformer over the
+cells of the set without positions, in which all see all, and alpha zero at the start. After Di Francesco et al. 2026 (PT-RAG,
+https://arxiv.org/abs/2603.07233), with a normalised sum, a residual path, and no noise and no statistics of the batch in prediction.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from ragst_sd.retrieval.gate import include
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from torch import Tensor
+
+
+class Block(nn.Module):
+    """Attention of all cells of a set to all, and a network for each."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.project, self.join = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.inner, self.outer = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor, around: Tensor | None = None) -> Tensor:
+        """(B, S, width); keys and values from the set `around` (B, R, width), from x itself if left out."""
+        own = self.before(x)
+        query, key, value = self.project(own).chunk(3, dim=2)
+        if around is not None:
+            _, key, value = self.project(self.before(around)).chunk(3, dim=2)
+        split = [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)]
+        seen = nn.functional.scaled_dot_product_attention(*split)
+        x = x + self.join(seen.transpose(1, 2).flatten(2))
+        return x + self.outer(nn.functional.gelu(self.inner(self.between(x))))
+
+
+class PtRag(nn.Module):
+    """See the module."""
+
+    def __init__(self, n_genes: int, n_embedding: int, width: int, layers: int, heads: int, *, per_cell: bool) -> None:
+        super().__init__()
+        self.per_cell = per_cell
+        self.cells, self.perturbation = nn.Linear(n_genes, width), nn.Linear(n_embedding, width)
+        self.norm = nn.LayerNorm(3 * width)
+        self.select = nn.Sequential(nn.Linear(3 * width, 128), nn.GELU(), nn.Linear(128, 1))
+        self.fuse = nn.Linear(3 * width, width)
+        self.alpha = nn.Parameter(torch.zeros(()))
+        self.blocks = nn.ModuleList([Block(width, heads) for _ in range(layers)])
+        self.out = nn.Linear(width, n_genes)
+        nn.init.zeros_(self.out.bias)
+
+    def selection(
+        self, h: Tensor, q: Tensor, u: Tensor, absent: Tensor, temperature: float | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits and choices (B, S or 1, K), and what the candidates say (B, S or 1, K, 3 width)."""
+        state = h if self.per_cell else h.mean(dim=1, keepdim=True)
+        shape = (*state.shape[:2], u.shape[1], -1)
+        context = torch.cat(
+            [state[:, :, None].expand(shape), q[:, None, None].expand(shape), u[:, None].expand(shape)], dim=3
+        )
+        context = self.norm(context)
+        logits = self.select(context)[..., 0]
+        logits = logits.masked_fill(absent[:, None], -torch.inf)
+        return logits, include(logits, temperature), context
+
+    def fused(self, h: Tensor, q: Tensor, weights: Tensor, context: Tensor) -> Tensor:
+        """(B, S, width) the cells with the perturbation and what was retrieved."""
+        # The sum goes first: the map of a sum is the sum of the maps, and there are K times fewer.
+        total = weights.sum(dim=2, keepdim=True)
+        summed = torch.einsum("bsk,bskc->bsc", weights, context)
+        retrieved = nn.functional.linear(summed, self.fuse.weight) + total * self.fuse.bias
+        return h + q[:, None] + self.alpha * retrieved / total.clamp_min(1)
+
+    def forward(
+        self, x: Tensor, e: Tensor, candidates: Tensor, absent: Tensor, temperature: float | None = None,
+        kept: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Response of every cell.
+
+        Parameters
+        ----------
+        x
+            (B, S, g) cells, relative to the mean of the controls.
+        e
+            (B, p) perturbations.
+        candidates
+            (B, K, p).
+        absent
+            (B, K).
+        temperature
+            For training; `None` draws no noise.
+        kept
+            (B, S or 1, K) choices to use instead of the network's own.
+
+        Returns
+        -------
+        Responses (B, S, g), choices and logits (B, S or 1, K).
+        """
+        h, q, u = self.cells(x), self.perturbation(e), self.perturbation(candidates)
+        logits, weights, context = self.selection(h, q, u, absent, temperature)
+        weights = weights if kept is None else kept
+        z = self.fused(h, q, weights, context)
+        for block in self.blocks:
+            z = block(z)
+        return self.out(z), weights, logits
+
+
+def energy_distance(predicted: Tensor, measured: Tensor) -> Tensor:
+    r"""(B,) :math:`E\|\hat y - y\| - \frac12 E\|\hat y - \hat y'\| - \frac12 E\|y - y'\|` of sets (B, S, g)."""
+    between = torch.cdist(predicted, measured).mean(dim=(1, 2))
+    within = [torch.cdist(one, one).mean(dim=(1, 2)) for one in (predicted, measured)]
+    return between - 0.5 * within[0] - 0.5 * within[1]
+
+
+def net_arrays(net: PtRag) -> dict[str, np.ndarray]:
+    """Weights as plain arrays."""
+    return {f"net_{name.replace('.', '-')}": value.cpu().numpy() for name, value in net.state_dict().items()}
+
+
+def net_from_arrays(parameters: Mapping[str, np.ndarray]) -> PtRag:
+    """The network that :func:`net_arrays` wrote, in eval mode."""
+    state = {
+        name.removeprefix("net_").replace("-", "."): torch.as_tensor(value)
+        for name, value in parameters.items()
+        if name.startswith("net_")
+    }
+    width, n_genes = state["cells.weight"].shape
+    layers = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    # New modules draw weights that are replaced below; the caller's random numbers go on as if nothing had happened.
+    with torch.random.fork_rng(devices=[]):
+        net = PtRag(
+            n_genes, state["perturbation.weight"].shape[1], width, layers, int(parameters["heads"]),
+            per_cell=bool(parameters["per_cell"]),
+        )  # fmt: skip
+    net.load_state_dict({name: value.reshape(net.state_dict()[name].shape) for name, value in state.items()})
+    return net.eval()
