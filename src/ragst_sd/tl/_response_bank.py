@@ -50,7 +50,7 @@ def _cells(reference: AnnData, header: dict[str, Any]) -> Cells:
     there = np.flatnonzero(rows >= 0)
     return Cells(
         controls=dense(as_csr(controls["values"])).astype(np.float32),
-        contexts=context_codes(np.asarray(controls["context"]).astype(str), header),
+        contexts=context_codes(np.array([str(one) for one in controls["context"]], dtype=object), header),
         treated=dense(as_csr(treated["values"])[there]).astype(np.float32),
         rows=rows[there],
     )
