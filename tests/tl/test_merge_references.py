@@ -111,6 +111,14 @@ def test_the_result_is_written_read_fitted_and_predicts(sections, query, tmp_pat
     np.testing.assert_array_equal(first.X, second.X)
 
 
+def test_references_read_from_disk_are_merged(sections, tmp_path):
+    everything = build(sections, sections)
+    rg.io.write_reference(everything, tmp_path / "r.zarr")
+    back = rg.io.read_reference(tmp_path / "r.zarr")
+    kept = rg.tl.merge_references(back[back.obs["donor"] != "donor1"])
+    same_content(kept, build(sections, [name for name in sections if name != "donor1"]))
+
+
 def test_inputs_are_left_alone(sections):
     without_genes(sections, "donor2", 20)
     first, second = build(sections, ["donor1"]), build(sections, ["donor2"])

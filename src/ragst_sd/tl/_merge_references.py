@@ -270,17 +270,18 @@ def _assemble(pieces: list[dict[str, Any]], headers: list[dict[str, Any]], plan:
     donor_keys = {str(header["donor_key"]) for header in headers}
     present = list(dict.fromkeys(labels(obs[_keys.SAMPLE])))
     sections = {field: np.concatenate([np.asarray(h["sections"][field]) for h in headers]) for field in fields}
-    kept = np.isin(sections["sample"].astype(str), present)
+    samples = np.array([str(one) for one in sections["sample"]])  # not `astype`: as read from disk, it does not cast
+    kept = np.isin(samples, present)
     merged.uns[_keys.ATTRS] = {
         "schema_version": _keys.REFERENCE_VERSION,
         "task": first["task"],
         "use_rep": str(first["use_rep"]),
         "standardize": bool(first["standardize"]),
         "donor_key": donor_keys.pop() if len(donor_keys) == 1 else _keys.DONOR,
-        "obs": np.asarray(first["obs"], dtype=str),
+        "obs": np.array([str(one) for one in first["obs"]], dtype=str),
         "encoder": dict(first["encoder"]),
         "sections": {field: values[kept] for field, values in sections.items()},
-        "sources": pd.concat([header["sources"] for header in headers]).loc[sections["sample"].astype(str)[kept]],
+        "sources": pd.concat([header["sources"] for header in headers]).loc[samples[kept]],
         "normalization": {
             **first["normalization"],
             "size_factor_genes": np.asarray(plan.size_factor_genes, dtype=str),
