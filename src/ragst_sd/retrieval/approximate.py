@@ -21,7 +21,7 @@ _SAMPLE = 200
 _COPIED = 65_536
 # Below this share of eligible rows a graph returns too few of them, and exact search looks at few rows anyway.
 _FEW_ELIGIBLE = 0.5
-# Measured by benchmarks/search.py: below so many queries exact search ends before a graph is built, whatever the size of the bank.
+# A rule of thumb; benchmarks/search.py measures where a graph becomes faster on real embeddings.
 _QUERIES_WORTH_A_GRAPH = 100_000
 _ROWS_WORTH_A_GRAPH = 100_000
 

@@ -91,7 +91,7 @@ def predict(
         Columns in which a row must differ from the query to be used. `()` switches exclusion off.
     backend
         `"exact"`, `"pynndescent"` (an approximate graph over the rows, its candidates ranked exactly), or `"auto"`: the graph only
-        on a CPU, for 100,000 spots and rows or more, where building it costs less than exact search.
+        on a CPU, for 100,000 spots and rows or more, where building it is expected to cost less than exact search.
     intervals
         Wanted coverage of intervals, one of the levels of :func:`ragst_sd.tl.calibrate`; none if left out.
     key_added
