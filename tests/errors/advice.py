@@ -68,7 +68,7 @@ ADVICE: dict[str, tuple[str, str, str]] = {
     "neighbours-of-nobody": ("Neighbours of a spot that is not there", "See above.", "Look at `sdata.tables['predicted'].obs_names`."),
     "not-a-prediction": ("The table does not say where it comes from", "Only tables of `rg.tl.predict` carry their sources; `anndata.concat` drops them.", "Predict again, or ask the table that was predicted."),
     "influence-column": ("Leaving out groups that are not there", "`group_key` is a column of the sources.", "Use a name that the message lists."),
-    "influence-row": ("A measured spot that nobody cites", "`rows` are names of reference rows, sample and spot.", "Take them from `rg.get.neighbors`."),
+    "influence-row": ("Influence of no measured spot", "`rows` are names of reference rows, sample and spot.", "Take them from `rg.get.neighbors`."),
     "risk-column": ("Sorting by a column that is not there", "Spots are kept in the order of a measure of groundedness.", "Use the spelling of the message."),
     "risk-shares": ("Shares that are not shares", "A share lies above 0 and at 1 at most.", "Write 0.5 for half of the spots."),
     "picture-gene": ("A picture of a gene that was not predicted", "See above.", "Use the spelling of the message."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 from .advice import ADVICE
@@ -29,7 +30,8 @@ def shown(message: str, world: World) -> str:
 def entry(case: Case, kind: str, message: str, world: World) -> str:
     """One error."""
     title, why, todo = ADVICE[case.key]
-    quoted = "\n".join(f"{line}".rstrip() for line in shown(message, world).splitlines())
+    wrapped = {"width": 110, "break_long_words": False, "break_on_hyphens": False}
+    quoted = "\n".join(textwrap.fill(line, **wrapped) for line in shown(message, world).splitlines())
     return (
         f"(error-{case.key})=\n### {title}\n\n`rg.{case.function}` raises `{kind}`:\n\n```text\n{quoted}\n```\n\n"
         f"**Why.** {why}\n\n**What to do.** {todo}\n"
