@@ -130,6 +130,7 @@ def build_recipe(
         reference = existing(path, key, overwrite=overwrite)
         if reference is not None:
             logger.info("It is built already.")
+            _complete_card(reference, path, key)
         else:
             for i, section in enumerate(sections):
                 label = f"Section {i + 1} of {len(sections)}: {section.sample}"
@@ -150,7 +151,7 @@ def build_recipe(
             reference.uns[_keys.ATTRS]["recipe"] = {"name": plan.name, "text": plan.text, "key": key}
             _fit(reference, plan, device=device, progress=progress)
             put(reference, path)
-        _write_card(reference, path)
+            data_card(reference, path=card_folder(path))
         if not keep_parts:
             parts.remove()
     header = reference.uns[_keys.ATTRS]
@@ -207,9 +208,10 @@ def _fit(reference: AnnData, plan: Recipe, *, device: str | None, progress: bool
     fit(reference, **plan.fit, rng=plan.seed, device=device, progress=progress)
 
 
-def _write_card(reference: AnnData, path: Path) -> None:
+def _complete_card(reference: AnnData, path: Path, key: str) -> None:
+    """Write the card unless it is that of this recipe; a build may have been killed before its card was written."""
+    # The content hash would not do: licences and citations, which a card is read for, are no part of it.
     folder = card_folder(path)
     page = folder / "README.md"
-    content_hash = str(reference.uns[_keys.ATTRS]["content_hash"])
-    if not (page.is_file() and content_hash in page.read_text(encoding="utf-8")):
+    if not (page.is_file() and key in page.read_text(encoding="utf-8")):
         data_card(reference, path=folder)

@@ -129,6 +129,7 @@ def _markdown(facts: CardFacts, title: str, pictures: Sequence[tuple[str, str]])
                 ["Technologies", _names(facts.rows[_keys.TECHNOLOGY])],
                 ["Unit", str(header["normalization"]["unit"])],
                 ["Content hash", f"`{header['content_hash']}`"],
+                *([["Recipe key", f"`{facts.recipe['key']}`"]] if "key" in facts.recipe else []),
                 ["Schema version", str(header["schema_version"])],
             ],
         ),

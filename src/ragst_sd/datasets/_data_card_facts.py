@@ -25,7 +25,7 @@ class CardFacts:
 
     header: dict[str, Any]
     recipe: dict[str, Any]
-    """Name and text of the recipe, empty if there was none."""
+    """Name, text and key of the recipe, empty if there was none."""
     sections: pd.DataFrame
     """One line per section: donor, tissue, technology, panel, spots, median counts, image_mpp, upsampling, license, citation."""
     rows: pd.DataFrame
@@ -94,7 +94,7 @@ def gather_facts(reference: AnnData) -> CardFacts:
     recipe = header.get("recipe", {})
     return CardFacts(
         header=header,
-        recipe={name: str(recipe[name]) for name in ("name", "text") if name in recipe},
+        recipe={name: str(recipe[name]) for name in ("name", "text", "key") if name in recipe},
         sections=sections,
         rows=rows,
         counts=counts,
