@@ -147,18 +147,30 @@ def test_own_file_mirror_and_folder(server, cache, tmp_path, monkeypatch):
 
 
 def test_columns_of_pertpy(tmp_path):
-    """`gene_target` with NT, as pertpy's Papalexi has it; several lines in one file keep their names."""
-    adata = make({"gene_target": ["STAT1", "NT", "JAK2"] * 2, "cell_line": ["THP-1", "U937"] * 3})
+    """`perturbation` says only whether, `gene_target` what, as pertpy's Papalexi has it; several lines keep their names."""
+    adata = make(
+        {
+            "perturbation": ["Perturbed", "NT", "Perturbed"] * 2,
+            "gene_target": ["STAT1", "NT", "JAK2"] * 2,
+            "cell_line": ["THP-1", "U937"] * 3,
+        }
+    )
     adata.write_h5ad(tmp_path / "one.h5ad")
     cells = rg.datasets.load_screen("papalexi_2021", path=tmp_path / "one.h5ad")
     assert list(cells.obs["perturbation"]) == ["STAT1", "control", "JAK2"] * 2
     assert list(cells.obs["context"]) == ["THP-1", "U937"] * 3
+    del adata.obs["gene_target"]
+    adata.obs["gene"] = ["STAT1", "NT", "JAK2"] * 2
+    adata.write_h5ad(tmp_path / "one.h5ad")
+    cells = rg.datasets.load_screen("papalexi_2021", path=tmp_path / "one.h5ad")
+    assert list(cells.obs["perturbation"]) == ["STAT1", "control", "JAK2"] * 2
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
         ({"guide": ["a"] * 6}, "no column of perturbations.*it has 'guide'"),
+        ({"perturbation": ["Perturbed", "NT"] * 3}, "tells whether a cell was perturbed, and no column tells of which"),
         ({"perturbation": ["A", "B"] * 3}, "No cell of `obs\\['perturbation'\\]` is a control; it has 'A', 'B'"),
     ],
 )

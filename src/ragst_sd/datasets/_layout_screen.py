@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 CONTROL = "control"
 # Where a deposit says what was done to a cell, what the cell was, and with which others it was prepared.
-_PERTURBATION = ("perturbation", "gene_target", "perturbation_name", "gene", "guide_identity")
+_PERTURBATION = ("gene_target", "perturbation", "perturbation_name", "gene", "guide_identity")
 _CONTEXT = ("context", "cell_line", "cell_type", "celltype")
 _BATCH = ("batch", "gem_group", "gemgroup", "bio_rep", "replicate")
 _CONTROLS = ("control", "non-targeting", "nontargeting", "nt", "ctrl", "non-target")
@@ -59,7 +59,14 @@ def screen_obs(obs: pd.DataFrame, layout: ScreenLayout, context: str) -> tuple[p
     """
     import pandas as pd
 
-    column = next((name for name in _PERTURBATION if name in obs), None)
+    present = [name for name in _PERTURBATION if name in obs]
+    column = next((name for name in present if not _only_whether(obs[name])), None)
+    if column is None and present:
+        msg = (
+            f"`obs[{present[0]!r}]` tells whether a cell was perturbed, and no column tells of which gene: one of "
+            f"{listing(_PERTURBATION)} was expected, the file has {listing(obs.columns)}."
+        )
+        raise ValueError(msg)
     if column is None:
         msg = f"The file has no column of perturbations: one of {listing(_PERTURBATION)} was expected, it has {listing(obs.columns)}."
         raise ValueError(msg)
@@ -82,6 +89,12 @@ def screen_obs(obs: pd.DataFrame, layout: ScreenLayout, context: str) -> tuple[p
     kind = np.where(out[_keys.PERTURBATION] == CONTROL, CONTROL, layout.kind)
     out[_keys.PERTURBATION_TYPE] = pd.Categorical(kind)
     return out, labelled
+
+
+def _only_whether(given: pd.Series) -> bool:
+    """Whether a column knows no more than perturbed and control, whatever its name promises."""
+    values = {str(one).strip().lower() for one in given.dropna().unique()} - set(_CONTROLS)
+    return values == {"perturbed"}
 
 
 def gene_names(label: str, layout: ScreenLayout) -> str:
