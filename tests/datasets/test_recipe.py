@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 
@@ -95,6 +96,34 @@ class TestBuilding:
         assert "built already" in caplog.text
         assert again.uns["ragst"]["fit"]["method"] == "knn"
         assert (folder / "reference.card" / "README.md").exists()
+
+    def test_the_card_is_that_of_the_last_recipe(self, folder):
+        """Same tissue and so the same content hash, under other terms."""
+        page = folder / "reference.card" / "README.md"
+        build(folder, RECIPE)
+        old = page.read_text()
+        text = RECIPE.replace("CC-BY-4.0", "CC-BY-NC-4.0").replace("Nobody (2020)", "Somebody (2021)")
+        reference = build(folder, text, overwrite=True)
+        new = page.read_text()
+        assert content_hash(reference) in old and content_hash(reference) in new
+        for gone, there in (("CC-BY-4.0", "CC-BY-NC-4.0"), ("Nobody (2020)", "Somebody (2021)")):
+            assert gone in old and gone not in new and there in new
+        # A build that was killed between reference and card.
+        page.write_text(old)
+        build(folder, text)
+        assert page.read_text() == new
+
+    def test_other_names_of_genes_are_other_parts(self, folder, caplog):
+        caplog.set_level(logging.INFO, "ragst_sd")
+        one = "    samples: [donor1]\n    tissue"
+        text = RECIPE.replace("    tissue", one)
+        build(folder, text)
+        for naming in ("{harmonize: true}", "{orthologues_to: mouse}"):
+            caplog.clear()
+            with contextlib.suppress(ValueError):  # these genes are of no species
+                build(folder, f"{text}reference: {naming}\n", overwrite=True)
+            assert "embedded before" not in caplog.text
+            assert "Section 1 of 1" in caplog.text
 
     def test_one_more_section_embeds_that_section_only(self, folder, caplog):
         caplog.set_level(logging.INFO, "ragst_sd")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ragst_sd.image.encoders import Encoder
 
 # Raised when a part holds something else than before, so that older ones are not taken for it.
-PART_VERSION = 1
+PART_VERSION = 2
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
@@ -38,6 +38,10 @@ def plain(value: Any) -> Any:
 
 def _versioned(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {**facts, "part_version": PART_VERSION, "schema_version": _keys.REFERENCE_VERSION}
+
+
+def _naming(plan: Recipe) -> list[Any]:
+    return [plan.reference["harmonize"], plan.reference.get("orthologues_to")]
 
 
 def part_facts(section: Planned, plan: Recipe, encoder: Encoder) -> dict[str, Any]:
@@ -67,6 +71,8 @@ def part_facts(section: Planned, plan: Recipe, encoder: Encoder) -> dict[str, An
             },
             "layer": plan.reference.get("layer"),
             "unit": plan.reference["unit"],
+            # Decides which spots have counts at all, and so which of them are kept.
+            "naming": _naming(plan),
             "obs": sorted(plan.reference.get("obs", ())),
             "thumbnails": plan.reference["thumbnails"],
         }
@@ -82,7 +88,7 @@ def recipe_key(plan: Recipe, sections: Sequence[Planned], keys: Mapping[str, str
                 "details": {one.sample: [one.source.details.get(name) for name in DETAILS] for one in sections},
                 "genes": sorted(plan.genes) if isinstance(plan.genes, list) else plan.genes,
                 "standardize": plan.reference["standardize"],
-                "naming": [plan.reference["harmonize"], plan.reference.get("orthologues_to")],
+                "naming": _naming(plan),
                 "fit": plan.fit,
                 "seed": plan.seed,
             }
