@@ -53,3 +53,14 @@ def test_bad_input(bank, arguments, error, message):
     with pytest.raises(error, match=message):
         rg.tl.fit(bank, **({"method": "knn"} | arguments))
     assert "fit" not in bank.uns["ragst"]
+
+
+@pytest.mark.parametrize("method", ["rag", "mean"])
+def test_a_reference_of_one_perturbation_has_its_mean(method, caplog):
+    screen, embedding = planted_screen()
+    screen = screen[screen.obs["perturbation"].isin(["control", "P3"])].copy()
+    reference = rg.tl.build_perturbation_reference(screen, embedding=embedding, unit="log1p_cp10k")
+    rg.tl.fit(reference, method=method)
+    table = rg.tl.perturb(screen[:3].copy(), reference, perturbations="P5", unit="log1p_cp10k")
+    np.testing.assert_allclose(table.layers["response"][0], np.asarray(reference.X)[0], atol=1e-5)
+    assert ("nothing can be held out to choose on" in caplog.text) == (method == "rag")

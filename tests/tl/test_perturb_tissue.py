@@ -399,6 +399,29 @@ class TestPredictedTissue:
         np.testing.assert_allclose(out.X - out.layers["lower"], np.sqrt(below**2 + error**2), atol=2e-4)
         assert (out.layers["upper"] > out.X).all()
 
+    def test_genes_from_single_cells_stay_marked(self, predicted, screen_reference):
+        """They are perturbed like the others, but say nothing of the state or the depth of a spot."""
+        table = predicted.tables["predicted"]
+        kinds = np.array(["spots"] * table.n_vars, dtype=object)
+        kinds[-30:] = "scRNA-seq"
+        table.var["evidence"] = pd.Categorical(kinds)
+        plain = rg.tl.perturb(predicted, screen_reference, perturbations="A", table_key="predicted", inplace=False)
+        table.X[:, -30:] += 3
+        out = rg.tl.perturb(predicted, screen_reference, perturbations="A", table_key="predicted", inplace=False)
+        assert list(out.var["evidence"]) == list(kinds)
+        assert out.uns["retrieval"]["prediction"]["genes_from_scrna"] == 30
+        np.testing.assert_array_equal(out.obs["state_distance"], plain.obs["state_distance"])
+        np.testing.assert_allclose(out.X[:, :-30], plain.X[:, :-30], atol=1e-6)
+        assert (out.X[:, -30:] > plain.X[:, -30:]).all()
+        some = rg.tl.perturb(
+            predicted, screen_reference, perturbations="A", table_key="predicted", inplace=False,
+            genes=[table.var_names[-1], table.var_names[0]],
+        )  # fmt: skip
+        assert list(some.var["evidence"]) == ["scRNA-seq", "spots"]
+        table.var["evidence"] = pd.Categorical(["scRNA-seq"] * table.n_vars)
+        with pytest.raises(ValueError, match="come from single cells, which say nothing of the state"):
+            rg.tl.perturb(predicted, screen_reference, perturbations="A", table_key="predicted")
+
     def test_measured_tables_are_meant_first(self, predicted, screen_reference):
         rg.tl.perturb(predicted, screen_reference, perturbations="A")
         assert predicted.tables["perturbed"].uns["retrieval"]["table_key"] == "table"
@@ -435,6 +458,37 @@ def test_niches_and_contexts():
     assert list(contexts) == ["x", "y", "y", "z"]
     same = niches(np.zeros((5, 2)), np.array(list("edcba")), 2)
     assert (same.diagonal() > 0).all() and (same.getnnz(axis=1) == 3).all()
+
+
+@pytest.mark.parametrize(("method", "asked"), [("same_perturbation", "P3"), ("additive", "P1+P8")])
+def test_chunks_of_spots_that_cite_differently_many_rows(tissue, bank, monkeypatch, method, asked):
+    tissue.tables["table"].obs["half"] = tissue.tables["table"].obs["half"].astype(str).replace("b", "new")
+    rg.tl.fit(bank, method=method)
+    ask = {"perturbations": asked, "context_key": "half", "n_permutations": 3, "inplace": False, **LOGS}
+    whole = rg.tl.perturb(tissue, bank, **ask)
+    monkeypatch.setattr("ragst_sd.tl._tissue_responses._AT_ONCE", 1)
+    parts = rg.tl.perturb(tissue, bank, **ask)
+    assert len(set((whole.obsm["retrieval_rows"] >= 0).sum(axis=1))) == 2
+    for name in ("retrieval_rows", "retrieval_weights", "retrieval_distances"):
+        np.testing.assert_array_equal(parts.obsm[name], whole.obsm[name])
+    np.testing.assert_array_equal(parts.X, whole.X)
+
+
+def test_sets_of_cells_go_through_the_network_together(tissue, bank, monkeypatch):
+    from ragst_sd.retrieval.pt_rag_model import PtRag
+
+    from ..screens import QUICK
+
+    rg.tl.fit(bank, method="pt_rag", options=QUICK["pt_rag"])
+    calls, forward = [], PtRag.forward
+    monkeypatch.setattr(PtRag, "forward", lambda self, x, *a, **k: (calls.append(len(x)), forward(self, x, *a, **k))[1])
+    ask = {"perturbations": "P3", "context_key": "half", "n_permutations": 1, "inplace": False, **LOGS}
+    together = rg.tl.perturb(tissue, bank, **ask)
+    assert len(calls) <= 12 and max(calls) == 64
+    monkeypatch.setattr("ragst_sd.retrieval.pt_rag._AT_ONCE", 1)
+    alone = rg.tl.perturb(tissue, bank, **ask)
+    np.testing.assert_array_equal(together.obsm["retrieval_rows"], alone.obsm["retrieval_rows"])
+    np.testing.assert_allclose(together.X, alone.X, atol=1e-5)
 
 
 def test_learned_retrieval(tissue, bank):

@@ -43,6 +43,8 @@ PT_RAG_OPTIONS: dict[str, Any] = {
 _EVERY = 25
 _HELD_OUT = 5
 _CLIP = 10.0
+# Sets that go through the network together.
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -175,10 +177,11 @@ def respond_pt_rag(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: i
     n = len(asked.key)
     response, weights = np.zeros((n, bank.values.shape[1])), np.zeros(found.rows.shape)
     states = asked.states(bank)
-    for i in range(n):
-        cells = torch.as_tensor(_set_of(parameters, bank, int(asked.contexts[i]), states[i]))
-        predicted, chosen = predict_set(net, parameters, cells, bank, asked.key[i], found.rows[i], k)
-        response[i], weights[i] = predicted.mean(axis=0), chosen.mean(axis=0)
+    for start in range(0, n, _AT_ONCE):
+        here = slice(start, start + _AT_ONCE)
+        cells = torch.as_tensor(_sets_of(parameters, bank, asked.contexts[here], states[here]))
+        predicted, chosen = predict_sets(net, parameters, cells, bank, asked.key[here], found.rows[here], k)
+        response[here], weights[here] = predicted.mean(axis=1), chosen.mean(axis=1)
     total = weights.sum(axis=1, keepdims=True)
     share = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
     order = np.argsort(-share, axis=1, kind="stable")[:, :k]
@@ -190,32 +193,32 @@ def respond_pt_rag(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: i
     return Answer(rows, share, distances, evidence, response - evidence)
 
 
-def predict_set(
+def predict_sets(
     net: PtRag, parameters: Mapping[str, Any], cells: Tensor, bank: Bank, key: np.ndarray, rows: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(S, g) responses of the cells of a set, relative to the centre, and (S or 1, K) choices, `k` candidates at most."""
-    e = torch.as_tensor(_place(parameters, key[None]), dtype=torch.float32)
-    others = torch.as_tensor(_place(parameters, bank.key[np.maximum(rows, 0)]), dtype=torch.float32)[None]
-    absent = torch.as_tensor(rows < 0)[None]
+    """(B, S, g) responses of the cells of sets (B, S, g), and (B, S or 1, K) choices, `k` candidates at most."""
+    e = torch.as_tensor(_place(parameters, key), dtype=torch.float32)
+    others = torch.as_tensor(_place(parameters, bank.key), dtype=torch.float32)[torch.as_tensor(np.maximum(rows, 0))]
+    absent = torch.as_tensor(rows < 0)
     with torch.no_grad():
-        response, chosen, logits = net(cells[None], e, others, absent)
+        response, chosen, logits = net(cells, e, others, absent)
         if k < chosen.shape[2]:
             last = logits.sort(dim=2, descending=True).indices[..., k:]
             chosen = chosen.scatter(2, last, 0.0)
-            response, chosen, _ = net(cells[None], e, others, absent, kept=chosen)
-    return response[0].double().numpy(), chosen[0].double().numpy()
+            response, chosen, _ = net(cells, e, others, absent, kept=chosen)
+    return response.double().numpy(), chosen.double().numpy()
 
 
-def _set_of(parameters: Mapping[str, Any], bank: Bank, context: int, state: np.ndarray) -> np.ndarray:
-    """(S, g) controls of a context, or of all for a new one, moved so that their mean is the state asked about."""
-    own = bank.cells.contexts == context
-    cells = _even(
-        torch.as_tensor(bank.cells.controls[own if own.any() else slice(None)]), 2 * int(parameters["set_size"])
-    )
-    cells = cells.numpy()
-    mean = cells.mean(axis=0)
-    moved = cells + np.where(np.isnan(state), 0.0, state - mean)
-    return (moved - parameters["centre"]).astype(np.float32)
+def _sets_of(parameters: Mapping[str, Any], bank: Bank, contexts: np.ndarray, states: np.ndarray) -> np.ndarray:
+    """(B, S, g) controls of each context, or of all for a new one, moved so that their mean is the state asked about."""
+    out = np.empty((len(contexts), 2 * int(parameters["set_size"]), states.shape[1]), dtype=np.float32)
+    for context in np.unique(contexts):
+        own, here = bank.cells.contexts == context, contexts == context
+        chosen = bank.cells.controls[own if own.any() else slice(None)]
+        cells = _even(torch.as_tensor(chosen), out.shape[1]).numpy()
+        shift = np.where(np.isnan(states[here]), 0.0, states[here] - cells.mean(axis=0))
+        out[here] = cells + shift[:, None] - parameters["centre"]
+    return out
 
 
 def _lessons(bank: Bank, space: Mapping[str, Any], n_candidates: int) -> tuple[_Lessons, np.ndarray]:

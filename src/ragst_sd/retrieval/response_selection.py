@@ -14,7 +14,7 @@ from ragst_sd.retrieval.response_rag import Gate, find_hood, retrieved, weigh
 from ragst_sd.retrieval.response_regression import bilinear
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from ragst_sd.retrieval.responses import Bank
     from ragst_sd.retrieval.training import Run
@@ -50,10 +50,17 @@ def fit_rag(bank: Bank, options: Mapping[str, Any], run: Run) -> dict[str, Any]:
     -------
     Axes of embeddings and states; `gates`, one line each: kind of query (0 without, 1 with measured relatives), the
     fields of a `Gate`, trust in `bilinear` and in retrieval, share; its `rank` and `alpha`; `inner_gain` of either kind, the gain
-    in held-out correlation over the mean of the others, and its `inner_error`.
+    in held-out correlation over the mean of the others, and its `inner_error`. Of a single perturbation it is the mean.
     """
     space = fit_space(bank, int(options["n_components"]))
     gates = grid(options)
+    if closed_rows(bank).all():
+        # Nothing is held out where nothing is left to answer from: no gate has shown that it gains anything.
+        logger.warning(
+            "rag: the responses are all of one perturbation, so that nothing can be held out to choose on; it is the mean."
+        )
+        mean = [(code, *gates[0], *TRUST[0], 1.0) for code in range(len(_KINDS))]
+        return _parameters(space, options, run, mean, [0.0] * len(_KINDS), [np.nan] * len(_KINDS))
     correlation, rows, kind = held_out_correlations(bank, options, run, space)
     weight = np.ones(len(rows)) if bank.reliability is None else np.clip(bank.reliability[rows], _LEAST_WEIGHT, 1)
     lines, gains, errors = [], [], []
@@ -70,6 +77,17 @@ def fit_rag(bank: Bank, options: Mapping[str, Any], run: Run) -> dict[str, Any]:
             "the mean of the others on held-out ones.",
             name, *(float(shares @ [line[i] for line in chosen]) for i in (4, 5)), gain, error,
         )  # fmt: skip
+    return _parameters(space, options, run, lines, gains, errors)
+
+
+def _parameters(
+    space: Mapping[str, Any],
+    options: Mapping[str, Any],
+    run: Run,
+    lines: Sequence[tuple[float, ...]],
+    gains: Sequence[float],
+    errors: Sequence[float],
+) -> dict[str, Any]:
     return {
         **space,
         "rank": int(options["rank"]),

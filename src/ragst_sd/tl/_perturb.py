@@ -141,7 +141,8 @@ def perturb(
         nobody is cited. It says how well the responses were measured, not whether they hold in tissue.
     `.layers["lower"]`, `["upper"]`
         Where the table was predicted with intervals: these, moved by the response and widened by its standard error at the
-        same level. `.var["cv_pearson"]`, `["noise_ceiling"]` and `.obs["out_of_reference"]` of the prediction go along.
+        same level. `.var["cv_pearson"]`, `["noise_ceiling"]`, `["evidence"]` and `.obs["out_of_reference"]` of the prediction go
+        along; genes from single cells (`"scRNA-seq"`) do not count in the state and depth of a spot.
     `.obs["response_magnitude"]`
         Root mean square of the response over genes; the mean over spots for all where the response does not vary more than
         by chance.

@@ -78,9 +78,10 @@ def perturb_tissue(
     own = _contexts(source, context_key, header)
     sets = niches(source.xy, np.asarray(source.table.obs_names), int(n_around))
     contexts = main_context(sets, own)
-    at = reference.var_names.get_indexer(source.genes)
+    told = source.told
+    at, shown = reference.var_names.get_indexer(source.genes)[told], source.values[:, told]
     far = remoteness(
-        mean_states(sets, source.values), int(n_around) + 1, at, header, np.random.default_rng(rng)
+        mean_states(sets, shown), int(n_around) + 1, at, header, np.random.default_rng(rng)
     )  # as they are: centring would hide how far they lie
     states = States(
         at=at,
@@ -101,7 +102,7 @@ def perturb_tissue(
         "rng": int(rng),
         **_picture(sdata, source),
     }
-    of_spots = states.of(sets, source.values, contexts)
+    of_spots = states.of(sets, shown, contexts)
     tables = {}
     for name in names:
         known = canonical(name, control)
@@ -116,7 +117,7 @@ def perturb_tissue(
             )  # fmt: skip
             responded, error = responder.respond(contexts, of_spots)
             varies = variation(
-                responder, responded.response, sets, source.values, own, states, int(n_permutations),
+                responder, responded.response, sets, shown, own, states, int(n_permutations),
                 np.random.default_rng(rng),
             )  # fmt: skip
         tables[keys[name]] = tissue_table(
@@ -205,7 +206,8 @@ def _wanted(source: TissueSource, genes: Sequence[str] | None) -> TissueSource:
     limits = source.limits
     if limits is not None:
         limits = replace(limits, lower=limits.lower[:, at], upper=limits.upper[:, at])
-    return replace(source, values=source.values[:, at], genes=wanted, limits=limits)
+    evidence = None if source.evidence is None else source.evidence[at]
+    return replace(source, values=source.values[:, at], genes=wanted, limits=limits, evidence=evidence)
 
 
 def _unchanged(n: int, n_genes: int) -> tuple[Responded, np.ndarray]:

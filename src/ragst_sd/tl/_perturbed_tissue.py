@@ -119,7 +119,7 @@ def tissue_table(
 
 
 def _genes(source: TissueSource) -> Any:
-    """Genes, and how far those of a prediction can be trusted."""
+    """Genes, and how far those of a prediction can be trusted and what they were predicted from."""
     import pandas as pd
 
     var = pd.DataFrame(index=pd.Index(source.genes, name="gene"))
@@ -127,4 +127,6 @@ def _genes(source: TissueSource) -> Any:
     for column in (_keys.CV_PEARSON, _keys.NOISE_CEILING):
         if source.prediction and column in own:
             var[column] = own[column].reindex(source.genes).to_numpy(float)
+    if source.evidence is not None:
+        var[_keys.EVIDENCE] = pd.Categorical(source.evidence.astype(str))
     return var

@@ -15,6 +15,8 @@ from ragst_sd.tl._respond import require_rows
 from ragst_sd.tl._tissue_state import main_context, spread_over_spots
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import scipy.sparse as sp
     from anndata import AnnData
 
@@ -83,8 +85,10 @@ class Responder:
                     error,
                 )
             )
-        *columns, error = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return Responded(*columns), error
+        rows, weights, distances, *columns, error = zip(*parts, strict=True)
+        # A method may cite as many rows as the query with most of them has, so that chunks differ in width.
+        cited = (_stacked(part, missing) for part, missing in ((rows, -1), (weights, 0.0), (distances, np.nan)))
+        return Responded(*cited, *(np.concatenate(part) for part in columns)), np.concatenate(error)
 
     def response(self, contexts: np.ndarray, states: np.ndarray) -> np.ndarray:
         """(n, g) responses alone."""
@@ -106,6 +110,14 @@ class Responder:
             eligible=one.eligible[line],
             state=states,
         )
+
+
+def _stacked(parts: Sequence[np.ndarray], missing: float) -> np.ndarray:
+    """(n, k) parts one after another, filled up to the widest one."""
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate(
+        [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=missing) for part in parts]
+    )
 
 
 def make_responder(

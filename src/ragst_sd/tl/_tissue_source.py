@@ -11,6 +11,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted, resolve_table, rows_in_order, single_region
+from ragst_sd._cell_types import is_scrna
 from ragst_sd._elements import resolve_shapes
 from ragst_sd._labels import label, labels
 from ragst_sd._results import MIN_CV_PEARSON, holds_responses, predicted
@@ -56,6 +57,14 @@ class TissueSource:
     limits: Limits | None
     prediction: dict[str, Any]
     """What was predicted how, if this is no measurement; empty otherwise."""
+    evidence: np.ndarray | None = None
+    """(g,) what each gene was predicted from; `None` where that is not said."""
+
+    @property
+    def told(self) -> np.ndarray:
+        """(g,) genes that say something of the state of a spot: not those that come from single cells."""
+        every = np.ones(len(self.genes), dtype=bool)
+        return every if self.evidence is None else self.evidence != _keys.SCRNA
 
 
 def read_source(
@@ -112,7 +121,10 @@ def read_source(
         raise ValueError(msg)
     if lost:
         logger.warning("%d of %d spots have no expression of the screen's genes and are left out.", lost, len(rows))
-    return TissueSource(table_key, table[kept], region, xy[kept], values, shared, limits, prediction)
+    evidence = None
+    if from_image and _keys.EVIDENCE in table.var:
+        evidence = labels(table.var[_keys.EVIDENCE])[[own.index(gene) for gene in shared]]
+    return TissueSource(table_key, table[kept], region, xy[kept], values, shared, limits, prediction, evidence)
 
 
 def chosen_spots(table: AnnData, spots: Mapping[str, Any] | Sequence[Any] | None, where: str) -> np.ndarray:
@@ -191,8 +203,15 @@ def _predicted(
     values = dense(table.X).astype(np.float64)[rows]
     kept = np.isfinite(values).any(axis=1)
     rows, values = rows[kept], values[kept]
-    scale = _scale(values, own, str(header["unit"]), normalization, table_key)
     at = [own.index(gene) for gene in shared]
+    scrna = is_scrna(table, np.arange(table.n_vars))
+    if scrna[at].all():
+        msg = (
+            f"All {len(at)} genes that `sdata.tables[{table_key!r}]` shares with the screen come from single cells, which say "
+            "nothing of the state of a spot. Predict genes that spots measured."
+        )
+        raise ValueError(msg)
+    scale = _scale(values, own, scrna, str(header["unit"]), normalization, table_key)
     limits = None
     if _keys.LOWER in table.layers and _keys.UPPER in table.layers:
         lower, upper = (dense(table.layers[name]).astype(np.float64)[rows] for name in (_keys.LOWER, _keys.UPPER))
@@ -211,12 +230,13 @@ def _predicted(
         "interval_unit": str(header.get(_keys.INTERVAL_UNIT, "")),
         "genes_not_assessed": int(np.isnan(trust).sum()),
         "genes_not_to_be_trusted": int((trust < MIN_CV_PEARSON).sum()),
+        "genes_from_scrna": int(scrna[at].sum()),
     }
     return rows, _rescaled(values[:, at], scale), limits, about
 
 
 def _scale(
-    values: np.ndarray, own: list[str], unit: str, normalization: Mapping[str, Any], table_key: str
+    values: np.ndarray, own: list[str], scrna: np.ndarray, unit: str, normalization: Mapping[str, Any], table_key: str
 ) -> np.ndarray | None:
     """What the counts of each spot are multiplied by to reach the target of the screen; nothing if it is reached."""
     basis = {str(gene) for gene in normalization["size_factor_genes"]}
@@ -225,7 +245,7 @@ def _scale(
             msg = f"The prediction is in {unit}, the screen in {normalization['unit']} of genes that it does not name. Build the reference of responses from counts."
             raise ValueError(msg)
         return None
-    columns = np.array([gene in basis for gene in own])
+    columns = np.array([gene in basis for gene in own]) & ~scrna
     if columns.sum() < MIN_SHARED_GENES:
         msg = (
             f"`sdata.tables[{table_key!r}]` predicts {int(columns.sum())} genes that the size factors of the screen rest on; at "
