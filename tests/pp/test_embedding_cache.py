@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
+import dask.array as da
 import numpy as np
 import pytest
 
@@ -87,6 +89,46 @@ def test_another_encoder_or_image_finds_nothing(section, tmp_path):
     same = Named()
     embed(changed, same, cache=tmp_path)
     assert same.seen == N
+
+
+@pytest.mark.parametrize(("first", "second"), [((240, 16), (16, 320)), ((64, 64), (240, 32))])
+def test_an_image_in_other_chunks_is_never_given_tiles_of_other_places(tmp_path, monkeypatch, first, second):
+    # Chunks of a unit each, as in an image that is much larger.
+    monkeypatch.setattr("ragst_sd.image.sweep._UNIT_PX", 1)
+    xy = np.random.default_rng(0).uniform(10, 200, (N, 2))
+    expected = embed(section_of(xy), Named())
+    for chunks in (first, second, first):
+        image = da.from_array(painted(), chunks=(3, *chunks))
+        np.testing.assert_array_equal(embed(section_of(xy, image=image), Named(), cache=tmp_path), expected)
+    assert len(list(tmp_path.iterdir())) == 2
+    again = Named()
+    embed(section_of(xy, image=da.from_array(painted(), chunks=(3, *first))), again, cache=tmp_path)
+    assert again.seen == 0
+
+
+def test_two_runs_at_once_do_not_get_into_each_others_way(section, tmp_path):
+    expected = embed(section, Named()).copy()
+    sections = [section_of(section.shapes["spots"].geometry.get_coordinates().to_numpy()) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda own: embed(own, Named(), cache=tmp_path), sections):
+            np.testing.assert_array_equal(found, expected)
+    assert list(tmp_path.rglob(".*")) == []
+
+
+def test_writers_of_one_process_use_names_of_their_own(tmp_path, monkeypatch):
+    from ragst_sd.pp._embedding_cache import EmbeddingCache
+
+    real, values = np.save, np.zeros((3, 2), np.float32)
+    caches = [EmbeddingCache(tmp_path, {}, []) for _ in range(2)]
+
+    def meanwhile(file, array, **kwargs):
+        monkeypatch.setattr(np, "save", real)
+        caches[1].write(0, values + 1)
+        real(file, array, **kwargs)
+
+    monkeypatch.setattr(np, "save", meanwhile)
+    caches[0].write(0, values)
+    np.testing.assert_array_equal(caches[1].read(0, 3), values)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "rows", "nan", "dtype", "pickle", "lying"])

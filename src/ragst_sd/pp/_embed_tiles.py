@@ -254,7 +254,7 @@ def embed_tiles(
                 options=options,
                 batch_size=batch_size,
                 num_workers=num_workers,
-                cache=kept,
+                open_cache=kept,
                 advance=bar.update,
             )
     finite = embedding[inside].astype(np.float64)

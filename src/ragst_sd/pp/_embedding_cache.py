@@ -6,35 +6,37 @@ import hashlib
 import json
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ragst_sd._replacing import replace_text, replaced_file
 from ragst_sd._validate import require_type
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from ragst_sd.image.encoder import Encoder
+    from ragst_sd.image.parts import Part
 
 logger = logging.getLogger(__name__)
 
 
 class EmbeddingCache:
-    """Finished parts of one run as `.npy` files, in a folder named by a hash of the run's header.
+    """Finished parts of one run as `.npy` files, in a folder named by a hash of the run's header and of its plan.
 
     One cache serves many images and encoders: what was made in another way lies in another folder. Every file is
     written beside its place and moved there, so it is whole or absent.
     """
 
-    def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any], batch_size: int) -> None:
-        described = {key: np.asarray(value).tolist() for key, value in sorted(header.items())}
-        # Batches may show in the last bits of an embedding.
-        text = json.dumps({**described, "batch_size": batch_size}, indent=1)
+    def __init__(self, path: str | os.PathLike[str], run: Mapping[str, Any], parts: Sequence[Part]) -> None:
+        # Parts are kept by position, and which tiles a position holds follows from the chunks of the image.
+        text = json.dumps({**run, "plan": plan_hash(parts)}, indent=1)
         self.folder = Path(path) / hashlib.sha256(text.encode()).hexdigest()[:24]
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._put("run.json", text.encode())
+        replace_text(self.folder / "run.json", text)
 
     def read(self, position: int, n_rows: int) -> np.ndarray | None:
         """Embeddings of a part, or `None` if they are not there or not whole."""
@@ -58,21 +60,8 @@ class EmbeddingCache:
 
     def write(self, position: int, values: np.ndarray) -> None:
         """Keep the embeddings of a part."""
-        beside = self.folder / f".{self._name(position)}.{os.getpid()}"
-        try:
-            with beside.open("wb") as file:
-                np.save(file, values, allow_pickle=False)
-            beside.replace(self.folder / self._name(position))
-        finally:
-            beside.unlink(missing_ok=True)
-
-    def _put(self, name: str, data: bytes) -> None:
-        beside = self.folder / f".{name}.{os.getpid()}"
-        try:
-            beside.write_bytes(data)
-            beside.replace(self.folder / name)
-        finally:
-            beside.unlink(missing_ok=True)
+        with replaced_file(self.folder / self._name(position)) as beside, beside.open("wb") as file:
+            np.save(file, values, allow_pickle=False)
 
     @staticmethod
     def _name(position: int) -> str:
@@ -81,8 +70,8 @@ class EmbeddingCache:
 
 def open_cache(
     path: str | os.PathLike[str] | None, *, header: Mapping[str, Any], batch_size: int, encoder: Encoder
-) -> EmbeddingCache | None:
-    """The cache at `path` for one run; `None` without a path.
+) -> Callable[[Sequence[Part]], EmbeddingCache] | None:
+    """What opens the cache at `path` for the parts of one run; `None` without a path.
 
     Raises
     ------
@@ -103,4 +92,15 @@ def open_cache(
             "the model a string attribute `name`, different for different weights, or leave out `cache`."
         )
         raise ValueError(msg)
-    return EmbeddingCache(path, header, batch_size)
+    described = {key: np.asarray(value).tolist() for key, value in sorted(header.items())}
+    # Batches may show in the last bits of an embedding.
+    return partial(EmbeddingCache, path, {**described, "batch_size": batch_size})
+
+
+def plan_hash(parts: Sequence[Part]) -> str:
+    """sha256 over which tiles every part holds, and in which order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.array([part.field, len(part.rows)], dtype="<i8").tobytes())
+        digest.update(part.rows.astype("<i8").tobytes())
+    return digest.hexdigest()

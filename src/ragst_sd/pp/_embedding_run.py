@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ragst_sd.image.embedding import Pyramid
     from ragst_sd.image.encoder import Encoder
     from ragst_sd.image.frames import FieldOfView
+    from ragst_sd.image.parts import Part
     from ragst_sd.pp._embedding_cache import EmbeddingCache
 
 logger = logging.getLogger(__name__)
@@ -32,16 +33,18 @@ def run_embedding(
     options: Mapping[str, Any],
     batch_size: int,
     num_workers: int,
-    cache: EmbeddingCache | None,
+    open_cache: Callable[[Sequence[Part]], EmbeddingCache] | None,
     advance: Callable[[int], object],
 ) -> np.ndarray:
     """Embed the tiles around `xy`: float32 (n, d * fields), NaN off the image.
 
-    `model` and `options` are what the encoder was made of, from which workers make theirs.
+    `model` and `options` are what the encoder was made of, from which workers make theirs; `open_cache` opens the cache for
+    the parts of this run.
     """
     from ragst_sd.image.parts import collect_parts, embed_parts, plan_parts
 
     parts = plan_parts(pyramid, xy, fields, batch_size=batch_size)
+    cache = None if open_cache is None else open_cache(parts)
     done: dict[int, np.ndarray] = {}
     if cache is not None:
         for position, part in enumerate(parts):
