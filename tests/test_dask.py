@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from types import SimpleNamespace
 
 import dask
@@ -197,6 +198,29 @@ def client():
         # On a busy machine the processes may take longer to go than the cluster waits for them.
         with suppress(TimeoutError):
             cluster.close(timeout=60)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_stores_that_a_worker_does_not_see_are_no_black_tiles(tmp_path, monkeypatch, plain):
+    import pickle
+    import shutil
+
+    import zarr
+
+    from ragst_sd._elements import image_pyramid
+
+    stored = zarr.create_array(tmp_path / "a", shape=(3, 240, 320), chunks=(3, 100, 100), dtype=np.uint8)
+    stored[:] = painted()
+    pyramid = image_pyramid(section(da.from_zarr(stored)), "he")
+    if plain:
+        # As a temporary store of huge chunks is handed out.
+        pyramid = replace(pyramid, levels=(stored,))
+    sent = pickle.dumps(pyramid)
+    _dask._require_stores(pickle.loads(sent))
+    shutil.rmtree(tmp_path / "a")
+    job = SimpleNamespace(pyramid=pickle.loads(sent))
+    with pytest.raises(FileNotFoundError, match=r"which the worker on .* does not see.*TMPDIR"):
+        _dask._embed_part(job, None)
 
 
 class TestCluster:

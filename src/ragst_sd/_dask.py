@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -222,6 +223,7 @@ def _receive(job: Job) -> Job:
 def _embed_part(job: Job, part: Part) -> np.ndarray:
     from ragst_sd.image.parts import embed_parts
 
+    _require_stores(job.pyramid)
     pyramid = read_in_calling_thread(job.pyramid, always=True)
     (values,) = embed_parts(
         pyramid,
@@ -233,6 +235,33 @@ def _embed_part(job: Job, part: Part) -> np.ndarray:
         num_workers=job.num_workers,
     )
     return values
+
+
+def _require_stores(pyramid: Pyramid) -> None:
+    """Refuse levels that lie in folders which this machine does not see: zarr would read them as black, without an error.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a folder is missing.
+    """
+    import zarr
+    from zarr.storage import LocalStore
+
+    for level in pyramid.levels:
+        held = dict(level.dask).values() if hasattr(level, "dask") else [level]
+        for value in held:
+            array = getattr(value, "value", value)
+            if not isinstance(array, zarr.Array) or not isinstance(array.store, LocalStore):
+                continue
+            folder = array.store.root / array.store_path.path
+            if not folder.is_dir():
+                msg = (
+                    f"The image lies in {str(folder)!r}, which the worker on {socket.gethostname()!r} does not see. Write it to a "
+                    "disk that all machines share. Images of one huge chunk are decoded into a temporary folder: set TMPDIR to "
+                    "one that all machines share before Python starts, or write the image with smaller chunks."
+                )
+                raise FileNotFoundError(msg)
 
 
 def _encoder_of(job: Job) -> Encoder:
