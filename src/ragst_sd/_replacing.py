@@ -21,9 +21,16 @@ _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, err
 _AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
 
 
+def followed(path: Path) -> Path:
+    """Where a symbolic link leads, and any other path as it is: both names then share a lock, and the link stays."""
+    return path.resolve() if path.is_symlink() else path
+
+
 @contextmanager
 def alone(path: Path, doing: str = "written") -> Iterator[None]:
     """Hold a place for this writer; the lock of a process that was killed is gone with it.
+
+    Whoever replaces what lies there has to give the path that :func:`followed` gives here, too.
 
     Raises
     ------
@@ -32,6 +39,7 @@ def alone(path: Path, doing: str = "written") -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    path = followed(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     try:
@@ -76,7 +84,15 @@ def move_in(fresh: Path, path: Path) -> None:
         fresh.rename(path)
         # Under this name it can no longer be taken for a version to go back to, however little of it is left.
         old.rename(fresh)
-    shutil.rmtree(fresh)
+    _remove(fresh)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder; of a link, the link and not what it leads to."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -105,6 +121,7 @@ def left_behind(path: Path, suffix: str = _NEW) -> list[Path]:
 
 def standing(path: Path) -> Path:
     """Where the version that holds lies: `path`, but for the moment between two renames."""
+    path = path if path.exists() else followed(path)
     if not path.exists():
         for old in left_behind(path, _OLD):
             return old
@@ -115,16 +132,17 @@ def put_right(path: Path) -> None:
     """Bring back the version that a stopped writer moved away, and remove what it had not finished."""
     for old in left_behind(path, _OLD):
         if path.exists():
-            shutil.rmtree(old)
+            _remove(old)
         else:
             old.rename(path)
     for fresh in left_behind(path):
-        shutil.rmtree(fresh)
+        _remove(fresh)
 
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
     """A name beside a file for its next version, which takes its place when the block ends well: nobody reads half of it."""
+    path = followed(path)
     beside = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
         yield beside
@@ -139,7 +157,10 @@ def replace_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
-def version_of(path: Path) -> tuple[int, int, int]:
-    """What tells one version of a folder from the next: a folder that was replaced is another folder."""
+def version_of(path: Path) -> tuple[int, int]:
+    """What tells one version of a folder from the next: a folder that was replaced is another folder.
+
+    The number of the device is left out: machines that share a disk give it different ones.
+    """
     found = path.stat()
-    return found.st_dev, found.st_ino, found.st_mtime_ns
+    return found.st_ino, found.st_mtime_ns

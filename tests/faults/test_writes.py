@@ -136,6 +136,47 @@ def test_the_second_writer_is_told(versions, store, tmp_path):
     rg.io.write_reference(versions[1], path, overwrite=True)
 
 
+@BOTH_WAYS
+def test_a_link_is_followed_and_stays(versions, store, tmp_path, two_renames):
+    target, _ = store
+    home = tmp_path / "home"
+    home.mkdir()
+    link = home / "link.zarr"
+    link.symlink_to(target)
+    for version in versions[::-1]:
+        rg.io.write_reference(version, link, overwrite=True)
+        assert link.is_symlink() and not target.is_symlink()
+        assert is_one_of(rg.io.read_reference(target), versions) == version.n_obs
+    with _replacing.alone(target), pytest.raises(BlockingIOError, match="is being written"):
+        rg.io.write_reference(versions[1], link, overwrite=True)
+    # The old version of this package could leave a link behind, which then kept every writer out.
+    (tmp_path / ".r.zarr.01234567.new").symlink_to(home)
+    rg.io.write_reference(versions[1], target, overwrite=True)
+    assert seen(home) == ["link.zarr"] and seen(tmp_path) == ["home", "r.zarr"]
+
+
+@pytest.mark.parametrize("two_renames", [True], indirect=True)
+def test_the_gap_is_seen_through_behind_a_link(versions, store, tmp_path, two_renames):
+    path, _ = store
+    (tmp_path / "home").mkdir()
+    link = tmp_path / "home" / "link.zarr"
+    link.symlink_to(path)
+    work = _dies_in_the_gap(lambda: rg.io.write_reference(versions[1], link, overwrite=True))
+    assert Child(work, tmp_path / "child.log").wait() == 9
+    assert not link.exists()
+    assert is_one_of(rg.io.read_reference(link), versions) == versions[0].n_obs
+    rg.io.write_reference(versions[1], link, overwrite=True)
+    assert is_one_of(rg.io.read_reference(link), versions) == versions[1].n_obs
+
+
+def test_pages_behind_links_are_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    page, link = tmp_path / "disk" / "page.html", tmp_path / "link.html"
+    link.symlink_to(page)
+    _replacing.replace_text(link, "new")
+    assert link.is_symlink() and page.read_text() == "new"
+
+
 def _on_a_full_disk(work, most_bytes):
     """`work`, where no file can grow beyond some size."""
 

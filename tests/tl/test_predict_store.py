@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 from contextlib import suppress
 
@@ -37,6 +38,10 @@ def assert_same(stored, expected):
     assert stored.uns["retrieval"]["fit_hash"] == expected.uns["retrieval"]["fit_hash"]
 
 
+def seen(folder):
+    return sorted(one.name for one in folder.iterdir() if not one.name.endswith(".lock"))
+
+
 @pytest.mark.parametrize("method", ["rag", "ridge_residual", "ridge"])
 def test_a_store_holds_what_memory_would(query, reference, quick, method, tmp_path):
     rg.tl.fit(reference, method=method, n_neighbors=10, options=quick(method))
@@ -51,7 +56,7 @@ def test_a_store_holds_what_memory_would(query, reference, quick, method, tmp_pa
     assert_same(stored, expected)
     assert np.isnan(np.asarray(stored.X)[3]).all()
     assert_same(ad.read_zarr(tmp_path / "predicted.zarr"), expected)
-    assert sorted(one.name for one in tmp_path.iterdir() if not one.name.endswith(".lock")) == ["predicted.zarr"]
+    assert seen(tmp_path) == ["predicted.zarr"]
 
 
 def test_intervals_and_lazy_references_in_a_store(query, reference, tmp_path):
@@ -90,6 +95,32 @@ def test_a_store_is_replaced_only_when_the_new_one_is_complete(query, fitted, tm
     zarr.open_group(tmp_path / "mine.zarr", mode="w")
     with pytest.raises(FileExistsError, match=r"mine\.zarr exists and is not a table that `rg\.tl\.predict` wrote"):
         rg.tl.predict(query, fitted, store=tmp_path / "mine.zarr")
+
+
+def test_a_table_that_is_held_never_shows_the_values_of_the_next_one(query, fitted, tmp_path, monkeypatch):
+    path = tmp_path / "p.zarr"
+    monkeypatch.chdir(tmp_path)
+    held = rg.tl.predict(query, fitted, store="p.zarr", inplace=False)
+    monkeypatch.chdir(tmp_path.parent)
+    before = np.asarray(held.X)
+    genes = list(fitted.var_names)
+    other = rg.tl.predict(query, fitted, genes=genes[5:] + genes[:5], store=path, inplace=False)
+    for values in (held.X, pickle.loads(pickle.dumps(held.layers["evidence"]))):
+        with pytest.raises(RuntimeError, match=r"was replaced .*rg\.tl\.predict\(store=.*Call `rg\.tl\.predict` again"):
+            np.asarray(values)
+    np.testing.assert_array_equal(np.asarray(other[:, genes].X), before)
+
+
+def test_a_link_in_place_of_a_store_is_followed(query, fitted, tmp_path):
+    (tmp_path / "disk").mkdir()
+    link, target = tmp_path / "p.zarr", tmp_path / "disk" / "real.zarr"
+    link.symlink_to(target)
+    for k in (4, 3):
+        rg.tl.predict(query, fitted, n_neighbors=k, store=link)
+        assert link.is_symlink() and not target.is_symlink()
+        assert ad.read_zarr(target).obsm["retrieval_rows"].shape[1] == k
+        assert query.tables["predicted"].X.compute().shape == query.tables["predicted"].shape
+    assert seen(tmp_path) == ["disk", "p.zarr"] and seen(tmp_path / "disk") == ["real.zarr"]
 
 
 def test_the_same_under_every_scheduler_of_dask(query, fitted, tmp_path):

@@ -18,14 +18,21 @@ class PinnedStore(LocalStore):
     """A read-only folder that refuses to give out chunks of another version than it was opened on."""
 
     def __init__(
-        self, root: Path | str, *, read_only: bool = True, version: tuple[int, int, int] | None = None
+        self,
+        root: Path | str,
+        *,
+        read_only: bool = True,
+        version: tuple[int, int] | None = None,
+        opened_with: str = "lazy=True",
+        again: str = "Read it again with `rg.io.read_reference`",
     ) -> None:
         super().__init__(root, read_only=True)
+        self.opened_with, self.again = opened_with, again
         self.version = version_of(Path(root)) if version is None else version
 
     def with_read_only(self, read_only: bool = True) -> PinnedStore:  # noqa: FBT001, FBT002
         """The same store; it can never be written to."""
-        return type(self)(self.root, version=self.version)
+        return type(self)(self.root, version=self.version, opened_with=self.opened_with, again=self.again)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PinnedStore) and (self.root, self.version) == (other.root, other.version)
@@ -34,10 +41,11 @@ class PinnedStore(LocalStore):
         return hash((self.root, self.version))
 
     def __getstate__(self) -> Any:
-        return self.root, self.version
+        return self.root, self.version, self.opened_with, self.again
 
     def __setstate__(self, state: Any) -> None:
-        self.__init__(state[0], version=state[1])  # type: ignore[misc]
+        root, version, opened_with, again = state
+        self.__init__(root, version=version, opened_with=opened_with, again=again)  # type: ignore[misc]
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
@@ -50,9 +58,6 @@ class PinnedStore(LocalStore):
         except FileNotFoundError:
             same = False
         if not same:
-            msg = (
-                f"{self.root} was replaced or changed after it was opened with `lazy=True`. Read it again with "
-                "`rg.io.read_reference`."
-            )
+            msg = f"{self.root} was replaced or changed after it was opened with `{self.opened_with}`. {self.again}."
             raise RuntimeError(msg)
         return found

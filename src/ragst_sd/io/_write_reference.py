@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ragst_sd import _keys
 from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
 from ragst_sd._reference import annotations_hash, require_in_memory
-from ragst_sd._replacing import alone, fresh_folder, put_right
+from ragst_sd._replacing import alone, followed, fresh_folder, put_right
 from ragst_sd.io._sharded_store import write_sharded
 from ragst_sd.io._store_seal import seal
 
@@ -26,7 +26,8 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
 
     The store is written beside `path` and moved there when it is complete, so that `path` holds the old version or the new one
     at every moment, whether the process is killed, the disk is full or somebody reads meanwhile. Checksums of all its parts
-    are written with it. A hidden file `.<name>.lock` beside `path` keeps two writers apart; it may be deleted when none runs.
+    are written with it. A hidden file `.<name>.lock` beside `path` keeps two writers apart; it may be deleted when none runs. Where `path` is a symbolic
+    link, what it leads to is written and replaced.
 
     A reference that was changed since (a subset of its rows, say) is written with its new hash and without its fit,
     which no longer holds.
@@ -68,7 +69,7 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
     """
     any_header(reference)
     require_in_memory(reference)
-    path = Path(path)
+    path = followed(Path(path))
     _refuse_existing(path, overwrite=overwrite)
     with alone(path):
         # What another writer moved away, and was stopped before it put the new version there, is a version to keep.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragst_sd._elements import require_sdata
-from ragst_sd._replacing import alone, fresh_place, left_behind, move_in
+from ragst_sd._replacing import alone, followed, fresh_place, left_behind, move_in
 from ragst_sd._validate import require_key
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def write_table(sdata: SpatialData, name: str) -> None:
     if not sdata.is_backed():
         msg = "`sdata` has no store yet. Write it once with `sdata.write(path)`."
         raise ValueError(msg)
-    store = Path(sdata.path)
+    store = followed(Path(sdata.path))
     with alone(store):
         _put_right(store)
         place = store / _TABLES / name

@@ -12,6 +12,7 @@ from ragst_sd._annotation import is_predicted
 from ragst_sd._elements import require_sdata
 from ragst_sd._labels import labels
 from ragst_sd._reference import reference_fit, reference_header
+from ragst_sd._replacing import version_of
 from ragst_sd._settings import resolve_device
 from ragst_sd._validate import listing, require_choice, require_key, require_positive
 from ragst_sd.tl._eligibility import eligible_rows, recorded_where, refuse_seen_rows
@@ -99,7 +100,8 @@ def predict(
     store
         Zarr folder into which the table is written block by block of spots, for more spots than fit into memory: the same
         values, bit for bit. The table then holds dask arrays that lie there. A table that `predict` wrote there before is
-        replaced when the new one is complete; anything else is not. Genes from cell types cannot be asked for.
+        replaced when the new one is complete, and reading it on raises `RuntimeError`; anything else is not replaced. Genes from
+        cell types cannot be asked for.
     device
         Torch device of the search; the setting if left out.
     inplace
@@ -245,7 +247,8 @@ def predict(
         with new_store(store, len(chosen.rows), len(bank.genes), intervals=rule is not None) as place:
             found = fill(place, bank, chosen, query.finite, rule)
             finish(place, finished(found, None if rule is None else stored_intervals(place, rule)))
-        table = opened(store)
+            version = version_of(place)
+        table = opened(store, version)
     outside = int((~query.finite).sum())
     if outside:
         logger.info("%d spots without an embedding (outside the image) get NaN.", outside)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._replacing import alone, fresh_folder, put_right
+from ragst_sd._replacing import alone, followed, fresh_folder, put_right
 from ragst_sd._workers import spread_over_workers
 from ragst_sd.tl._intervals import Intervals, limits_around
 from ragst_sd.tl._retrieve import Chosen, Retrieved, with_share
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # A chunk holds all spots of a block, so that no two blocks, and no two workers, write to the same one.
 _CHUNK_GENES = 4096
+_AGAIN = "Call `rg.tl.predict` again, with another `store` if both tables are wanted"
 _LAYERS = (_keys.EVIDENCE, _keys.DISAGREEMENT)
 
 
@@ -47,7 +48,7 @@ def new_store(path: str | os.PathLike[str], n: int, n_genes: int, *, intervals: 
     """
     import zarr
 
-    path = Path(path)
+    path = followed(Path(path))
     with alone(path, "predicted into"):
         put_right(path)
         if path.exists() and not (path / "uns" / _keys.RETRIEVAL).is_dir():
@@ -138,12 +139,16 @@ def finish(place: Path, table: AnnData) -> None:
     zarr.consolidate_metadata(group.store)
 
 
-def opened(path: str | os.PathLike[str]) -> AnnData:
-    """A stored table whose spots x genes arrays stay on disk."""
+def opened(path: str | os.PathLike[str], version: tuple[int, int]) -> AnnData:
+    """A stored table whose spots x genes arrays stay on disk; reading them after they were replaced is an error."""
     import anndata as ad
     import zarr
 
-    group: Any = zarr.open_group(path, mode="r")
+    from ragst_sd.io._pinned_store import PinnedStore
+
+    # Absolute, so that the table outlives a change of the working directory.
+    store = PinnedStore(Path(path).resolve(), version=version, opened_with="rg.tl.predict(store=...)", again=_AGAIN)
+    group: Any = zarr.open_group(store, mode="r")
     read = ad.io.read_elem
     return ad.AnnData(
         ad.experimental.read_elem_lazy(group["X"]),
