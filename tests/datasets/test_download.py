@@ -77,6 +77,44 @@ class TestResume:
         server.add("a.bin", CONTENT[::-1])
         assert get(file, tmp_path).read_bytes() == CONTENT[::-1]
 
+    @pytest.mark.parametrize("last_modified", [None, "Wed, 01 Jan 2020 00:00:00 GMT"])
+    def test_without_a_tag_the_date_decides_and_without_both_it_begins_anew(self, server, tmp_path, last_modified):
+        """The same length both times, so that nothing else tells the versions apart."""
+        server.etag, server.last_modified = False, last_modified
+        file = server.add("a.bin", CONTENT) | {"size": None, "sha256": None}
+        server.cut_after = [100_000, *[0] * 10]
+        kept = "goes on from there" if last_modified else "begins anew, as the server does not say"
+        with pytest.raises(ConnectionError, match=kept):
+            get(file, tmp_path)
+        server.cut_after, server.asked, server.conditions = [200_000], [], []
+        server.add("a.bin", CONTENT[::-1])
+        if last_modified:
+            server.last_modified = "Thu, 02 Jan 2020 00:00:00 GMT"
+        assert get(file, tmp_path).read_bytes() == CONTENT[::-1]
+        if last_modified:
+            assert server.conditions == [last_modified, server.last_modified]
+            assert [span for _, span in server.asked] == ["bytes=100000-", "bytes=200000-"]
+        else:
+            assert [span for _, span in server.asked] == [None, None]
+
+    def test_a_date_is_enough_to_go_on(self, server, tmp_path):
+        server.etag, server.last_modified = False, "Wed, 01 Jan 2020 00:00:00 GMT"
+        file = server.add("a.bin", CONTENT) | {"size": None, "sha256": None}
+        server.cut_after = [100_000]
+        assert get(file, tmp_path).read_bytes() == CONTENT
+        assert [span for _, span in server.asked] == [None, "bytes=100000-"]
+
+    def test_file_of_another_length_is_begun_anew(self, server, tmp_path):
+        """A server that goes on with whatever it has now."""
+        server.heeds_if_range = False
+        file = server.add("a.bin", CONTENT) | {"size": None, "sha256": None}
+        server.cut_after = [100_000, *[0] * 10]
+        with pytest.raises(ConnectionError):
+            get(file, tmp_path)
+        server.cut_after = []
+        server.add("a.bin", CONTENT[::-1] + b"more")
+        assert get(file, tmp_path).read_bytes() == CONTENT[::-1] + b"more"
+
     def test_part_of_another_file_is_found_out_by_the_checksum(self, server, tmp_path):
         file = server.add("a.bin", CONTENT)
         (tmp_path / "a.bin.part").write_bytes(b"x" * 1000)

@@ -112,22 +112,24 @@ def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> N
     if not re.match(r"https?://", file.url):
         msg = f"{file.url!r} is no address that starts with http:// or https://."
         raise ValueError(msg)
-    failures = 0
+    failures, furthest = 0, _size(part)
     shown = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "desc": file.name, "disable": not progress}
     with tqdm(total=file.size, initial=_size(part), **shown) as bar:
         while True:
-            before = _size(part)
             try:
                 return _stream(file, part, bar.update, advice=advice)
             except _BrokenError as error:
                 # As long as something arrives a bad line may take as many attempts as it needs.
-                failures = 1 if _size(part) > before else failures + 1
+                kept = _size(part)
+                failures = 1 if kept > furthest else failures + 1
+                furthest = max(furthest, kept)
                 if failures >= _ATTEMPTS:
-                    kept = _size(part)
-                    msg = (
-                        f"{file.url} could not be downloaded: {error}. Tried {_ATTEMPTS} times; {kept} bytes are kept in "
-                        f"{str(part)!r}, and the next call goes on from there. {advice}"
-                    )
+                    left = f"{kept} bytes are kept in {str(part)!r}, and the next call goes on from there"
+                    if furthest and not _may_go_on(file, part):
+                        left = (
+                            "the next call begins anew, as the server does not say whether the file is still the same"
+                        )
+                    msg = f"{file.url} could not be downloaded: {error}. Tried {_ATTEMPTS} times; {left}. {advice}"
                     raise ConnectionError(msg) from error
                 wait = min(2.0**failures, _LONGEST_WAIT_S)
                 logger.info("%s: %s; trying again in %.0f s.", file.url, error, wait)
@@ -136,27 +138,35 @@ def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> N
 
 def _stream(file: RemoteFile, part: Path, advance: Callable[[int], object], *, advice: str) -> None:
     """One request that goes on from what is there."""
-    have, mark = _size(part), part.with_name(f".{part.name}.etag")
+    have, mark = _size(part), _mark_of(part)
     if file.size is not None and have == file.size:
         return
     from ragst_sd import __version__
 
     headers = {"User-Agent": f"ragst_sd/{__version__}", "Accept-Encoding": "identity"}
+    validator, first_total = _read_mark(mark)
+    if not _may_go_on(file, part):
+        have = 0
     if have:
         headers["Range"] = f"bytes={have}-"
-        if mark.is_file():
-            headers["If-Range"] = mark.read_text()
+        if validator:
+            headers["If-Range"] = validator
     try:
         with urlopen(Request(file.url, headers=headers), timeout=_TIMEOUT_S) as response:
-            if have and not _goes_on(response, have):
+            if have and response.status != 206:
                 have = 0
+            if have and not _goes_on(response, have, first_total):
+                part.unlink()
+                msg = "what the server goes on with does not fit what had arrived earlier"
+                raise _BrokenError(msg)
             length = response.headers.get("Content-Length")
             total = file.size if length is None else have + int(length)
             _require_space(part, file.name, total, have)
             if not have:
                 mark.unlink(missing_ok=True)
-                if response.headers.get("ETag", "W/").startswith('"'):
-                    mark.write_text(response.headers["ETag"])
+                validator = _validator(response)
+                if validator:
+                    mark.write_text(f"{validator}\n{length or ''}", encoding="utf-8")
             _write(response, part, have, total, advance, file.name)
     except HTTPError as error:
         _refused(error, file, part, advice)
@@ -167,8 +177,34 @@ def _stream(file: RemoteFile, part: Path, advance: Callable[[int], object], *, a
     mark.unlink(missing_ok=True)
 
 
-def _goes_on(response: HTTPResponse, have: int) -> bool:
-    return response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+def _mark_of(part: Path) -> Path:
+    """Where it is noted of which version of the file a part is."""
+    return part.with_name(f".{part.name}.etag")
+
+
+def _read_mark(mark: Path) -> tuple[str, str]:
+    """Validator and size of the version whose first bytes arrived; empty where they are not known."""
+    lines = mark.read_text(encoding="utf-8").splitlines() if mark.is_file() else []
+    return (lines[0] if lines else "", lines[1] if len(lines) > 1 else "")
+
+
+def _may_go_on(file: RemoteFile, part: Path) -> bool:
+    """Whether a mixture of two versions of the file would be found out: by the server, or by the checksum at the end."""
+    return file.sha256 is not None or bool(_read_mark(_mark_of(part))[0])
+
+
+def _validator(response: HTTPResponse) -> str:
+    """What names this version of the file: its tag (a weak one does not stand for its bytes), else its date."""
+    tag = response.headers.get("ETag", "")
+    return tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
+
+
+def _goes_on(response: HTTPResponse, have: int, first_total: str) -> bool:
+    """Whether a partial answer begins where the part ends, and is of a file as long as at first."""
+    found = re.match(r"bytes (\d+)-\d*/(\d+|\*)$", response.headers.get("Content-Range", ""))
+    if found is None or int(found[1]) != have:
+        return False
+    return not first_total or found[2] in ("*", first_total)
 
 
 def _write(
