@@ -67,19 +67,18 @@ def model_url(model_id: str) -> str:
 
 def _retell(error: Exception, model_id: str, url: str, local_advice: str, what: str) -> OSError | None:
     names = _class_names(error)
+    page = ' See "Gated models" in the documentation.' if what == WEIGHTS else ""
     if "GatedRepoError" in names:
         return PermissionError(
             f"{model_id!r} is gated: its owners ask every user to accept their terms. Accept the licence at {url}, "
-            f"run `hf auth login` with a token of that account, and try again; or {local_advice}. "
-            'See "Gated models" in the documentation.'
+            f"run `hf auth login` with a token of that account, and try again; or {local_advice}.{page}"
         )
     if "OfflineModeIsEnabled" in names:
         return _unreachable(model_id, url, "offline mode is set (`HF_HUB_OFFLINE`)", local_advice, what)
     if "RepositoryNotFoundError" in names:
         return FileNotFoundError(
             f"{model_id!r} was not found on the hub, or it is private or gated and you are not logged in. Check the "
-            f"name at {url}; if it asks to accept terms, do so and run `hf auth login`; or {local_advice}. "
-            'See "Gated models" in the documentation.'
+            f"name at {url}; if it asks to accept terms, do so and run `hf auth login`; or {local_advice}.{page}"
         )
     if "RevisionNotFoundError" in names:
         return FileNotFoundError(
