@@ -247,3 +247,60 @@ class TestBadInput:
     def test_genes_that_nobody_has(self, fitted, query):
         with pytest.raises(ValueError, match=r"can be given from single cells: `rg\.tl\.add_cell_types`"):
             rg.tl.predict(query, fitted, genes=[EXTRA[0]])
+
+
+class TestMerging:
+    """`rg.tl.merge_references` keeps the cell types of parts of one reference, and tells where it cannot."""
+
+    def merge(self, caplog, *references):
+        caplog.clear()
+        merged = rg.tl.merge_references(list(references))
+        return merged, "cell types" in caplog.text
+
+    def test_parts_of_one_reference_keep_theirs(self, paired, caplog, tmp_path):
+        halves = [paired[paired.obs["sample"] == name].copy() for name in sorted(set(paired.obs["sample"]))]
+        rg.io.write_reference(halves[0], tmp_path / "half.zarr")
+        halves[0] = rg.io.read_reference(tmp_path / "half.zarr")
+        merged, warned = self.merge(caplog, *halves[::-1])
+        assert not warned
+        assert merged.obs_names.tolist() != paired.obs_names.tolist()
+        assert cell_types_hash(merged) == cell_types_hash(paired)
+        np.testing.assert_array_equal(merged.obs["cell_type_fit"], paired.obs.loc[merged.obs_names, "cell_type_fit"])
+        one, warned = self.merge(caplog, halves[0])
+        assert not warned
+        np.testing.assert_array_equal(one.obsm["cell_type_fraction"], paired[one.obs_names].obsm["cell_type_fraction"])
+
+    def test_only_effects_of_remaining_panels_stay(self, sections, cells, caplog):
+        sections = {name: sections[name] for name in ("donor1", "donor2")}
+        sources = {name: {"panel": f"probes of {name}"} for name in sections}
+        both = rg.tl.build_reference(sections, use_rep="X_colour", sources=sources)
+        rg.tl.add_cell_types(both, cells, cell_type_key="type")
+        last, warned = self.merge(caplog, both[both.obs["donor"] == "donor2"])
+        assert not warned
+        old, new = (one.uns["ragst"]["cell_types"]["platform_effects"] for one in (both, last))
+        at = list(both.uns["ragst"]["panels"]).index("probes of donor2")
+        np.testing.assert_array_equal(new, old[:, [at]])
+        assert old.shape[1] == 2 and not np.array_equal(old[:, 0], old[:, 1])
+
+    def test_others_lose_them_with_a_warning(self, paired, cells, caplog):
+        names = sorted(set(paired.obs["sample"]))
+        first, second = (paired[paired.obs["sample"] == name].copy() for name in names[:2])
+        bare = rg.tl.merge_references(second)
+        for key in (bare.uns["ragst"].pop("cell_types"), bare.obsm.pop("cell_type_fraction")):
+            assert key is not None
+        merged, _ = self.merge(caplog, first, bare)
+        assert "references[1]" in caplog.text and "of 2 references has no cell types" in caplog.text
+        assert "Run `rg.tl.add_cell_types` on it again" in caplog.text
+        rg.tl.add_cell_types(second, cells[cells.obs["type"] != "B"], cell_type_key="type")
+        merged, _ = self.merge(caplog, first, second)
+        assert "references[0] and 'references[1]' have different cell types" in caplog.text
+        assert "cell_types" not in merged.uns["ragst"] and "cell_type_fraction" not in merged.obsm
+
+    def test_rows_on_another_scale_lose_them(self, sections, cells, caplog):
+        table = sections["donor3"].tables["table"]
+        sections["donor3"].tables["table"] = table[:, 20:].copy()
+        everything = rg.tl.build_reference(sections, use_rep="X_colour")
+        rg.tl.add_cell_types(everything, cells, cell_type_key="type")
+        rest, _ = self.merge(caplog, everything[everything.obs["donor"] != "donor3"])
+        assert "normalised anew, and the signatures of its cell types are on the old scale" in caplog.text
+        assert "cell_types" not in rest.uns["ragst"]

@@ -12,14 +12,13 @@ from ragst_sd import _keys
 from ragst_sd._labels import labels
 from ragst_sd._reference import reference_hash, reference_header, require_in_memory
 from ragst_sd._validate import listing, require_choice
-from ragst_sd.reference.current_names import CURRENT
 from ragst_sd.reference.duplicates import Fingerprint, fingerprint
 from ragst_sd.reference.genes import take_genes
-from ragst_sd.reference.merging import Part, Plan, differing_columns, plan_merge
+from ragst_sd.reference.merging import Part, Plan, plan_merge
 from ragst_sd.reference.normalize import as_csr, log_normalize, size_factors
-from ragst_sd.reference.schema import differing_fields
 from ragst_sd.retrieval.projection import standardize
-from ragst_sd.tl._gene_names import check_one_species_of
+from ragst_sd.tl._mergeable import check_alike, check_samples
+from ragst_sd.tl._merged_cell_types import carry_cell_types
 from ragst_sd.tl._same_tissue import ON_DUPLICATE, report_duplicates
 
 if TYPE_CHECKING:
@@ -59,7 +58,9 @@ def merge_references(
     Returns
     -------
     A new, unfitted reference with the fields of :func:`ragst_sd.tl.build_reference`. `.layers["counts"]` is there if all
-    have it, and so is `.obsm["thumbnail"]`. Fits, calibrations and other fields are left out.
+    have it, and so is `.obsm["thumbnail"]`. Cell types (see :func:`ragst_sd.tl.add_cell_types`) are kept if all have the same
+    signatures and platform effects, as subsets of one reference have, and no row is normalised anew; else a warning names
+    those that differ. Fits, calibrations and other fields are left out.
 
     Raises
     ------
@@ -87,8 +88,8 @@ def merge_references(
     require_choice(on_duplicate, ON_DUPLICATE, "on_duplicate")
     named = _named(references)
     headers = {name: _pruned(reference_header(reference), reference, name) for name, reference in named.items()}
-    _check_alike(named, headers)
-    _check_samples(headers)
+    check_alike(named, headers)
+    check_samples(headers)
     plan = plan_merge({name: _part(reference, headers[name]) for name, reference in named.items()})
     logged = next(iter(headers.values()))["normalization"]["given"] != "counts"
     if logged and len(plan.panels) > 1:
@@ -102,6 +103,7 @@ def merge_references(
         for (name, reference), panel_of in zip(named.items(), plan.panel_of, strict=True)
     ]
     merged = _assemble(pieces, list(headers.values()), plan)
+    carry_cell_types(merged, named, [piece["obs"].index for piece in pieces], plan)
     _log_common_donors(named)
     report_duplicates(_fingerprints(merged), on_duplicate)
     return merged
@@ -135,56 +137,6 @@ def _pruned(header: dict[str, Any], reference: AnnData, name: str) -> dict[str, 
     keep = np.array([sample in present for sample in known])
     sections = {field: np.asarray(values)[keep] for field, values in header["sections"].items()}
     return {**header, "sections": sections, "sources": header["sources"].loc[np.asarray(known)[keep]]}
-
-
-def _check_alike(named: Mapping[str, AnnData], headers: Mapping[str, dict[str, Any]]) -> None:
-    first_name, first = next(iter(headers.items()))
-    for name, header in headers.items():
-        clauses = differing_fields(first["encoder"], header["encoder"])
-        for field in ("task", "use_rep", "standardize"):
-            if first[field] != header[field]:
-                clauses.append(f"{field}: {first[field]} against {header[field]}")
-        if not clauses:
-            widths = [named[one].obsm[str(header["use_rep"])].shape[1] for one in (first_name, name)]
-            clauses += [f"width: {widths[0]} against {widths[1]}"] * (widths[0] != widths[1])
-        for field in ("naming", "given", "target_sum", "unit"):
-            a, b = first["normalization"][field], header["normalization"][field]
-            if a != b:
-                clauses.append(f"{field} of the expression: {a} against {b}")
-        if clauses:
-            msg = (
-                f"{first_name} and {name} were made differently ({'; '.join(clauses)}), so their rows cannot be compared. Build "
-                "both with the same embedding, settings and naming of genes."
-            )
-            raise ValueError(msg)
-    if first["normalization"]["naming"] not in CURRENT.values():
-        species = [
-            (sample, one)
-            for header in headers.values()
-            for sample, one in zip(header["sections"]["sample"], header["sections"]["species"], strict=True)
-        ]
-        check_one_species_of({str(sample): str(one) for sample, one in species}, "Sections of the references")
-    missing = differing_columns({name: list(map(str, header["obs"])) for name, header in headers.items()})
-    if missing:
-        msg = f"The references keep different columns of `obs` ({missing}). Build them with the same `obs=`."
-        raise ValueError(msg)
-
-
-def _check_samples(headers: Mapping[str, dict[str, Any]]) -> None:
-    owner: dict[str, str] = {}
-    twice = {}
-    for name, header in headers.items():
-        for sample in map(str, header["sections"]["sample"]):
-            if owner.setdefault(sample, name) != name:
-                twice[sample] = (owner[sample], name)
-    if twice:
-        sample, (first, second) = next(iter(twice.items()))
-        msg = (
-            f"{len(twice)} samples are in more than one reference: {listing(twice)} ({sample!r} in {first} and {second}). If it is "
-            f"the same section, leave it out of one: `reference[reference.obs['sample'] != {sample!r}].copy()`; else build one "
-            "of them with another sample name."
-        )
-        raise ValueError(msg)
 
 
 def _part(reference: AnnData, header: dict[str, Any]) -> Part:
