@@ -120,7 +120,7 @@ def test_pages_that_messages_lead_to_are_there():
         if line.startswith("#")
     }
     sources = [path.read_text(encoding="utf-8") for path in Path(rg.__file__).parent.rglob("*.py")]
-    named = {name for text in sources for name in re.findall(r'See "([^"{]+)" in the documentation', text)}
+    named = {name for text in sources for name in re.findall(r"See `([^`{]+)` in the documentation", text)}
     assert {"Resolution of an image", "Outputs and key naming", "Gated models"} <= named
     assert named - headings == set()
 
@@ -130,15 +130,15 @@ def test_errors_of_the_first_minutes_lead_to_a_page(query, fitted):
 
     query.attrs.clear()
     for call in (rg.pp.embed_tiles, rg.pp.tile_grid):
-        with pytest.raises(ValueError, match='See "Resolution of an image" in the documentation'):
+        with pytest.raises(ValueError, match="See `Resolution of an image` in the documentation"):
             call(query, image_key="he")
-    with pytest.raises(KeyError, match='See "Outputs and key naming" in the documentation'):
+    with pytest.raises(KeyError, match="See `Outputs and key naming` in the documentation"):
         rg.pp.embed_tiles(query, image_key="HE")
-    with pytest.raises(KeyError, match='See "Outputs and key naming" in the documentation'):
+    with pytest.raises(KeyError, match="See `Outputs and key naming` in the documentation"):
         rg.get.neighbors(query)
 
     class GatedRepoError(OSError):
         """As the hub names it."""
 
-    with pytest.raises(PermissionError, match='See "Gated models" in the documentation'), hub_errors("owner/model"):
+    with pytest.raises(PermissionError, match="See `Gated models` in the documentation"), hub_errors("owner/model"):
         raise GatedRepoError

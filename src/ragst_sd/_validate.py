@@ -35,7 +35,7 @@ def require_key(key: str, container: Mapping[str, Any] | Iterable[str], where: s
     if key not in names:
         msg = f"Key {key!r} not found in `{where}`. Available: {listing(names)}.{hint(key, names)}"
         # What an object holds is a question of names, which one page answers.
-        page = 'See "Outputs and key naming" in the documentation.' if where.startswith("sdata.") else ""
+        page = "See `Outputs and key naming` in the documentation." if where.startswith("sdata.") else ""
         raise KeyError(" ".join(part for part in (msg, todo, page) if part))
 
 

@@ -67,7 +67,7 @@ def model_url(model_id: str) -> str:
 
 def _retell(error: Exception, model_id: str, url: str, local_advice: str, what: str) -> OSError | None:
     names = _class_names(error)
-    page = ' See "Gated models" in the documentation.' if what == WEIGHTS else ""
+    page = " See `Gated models` in the documentation." if what == WEIGHTS else ""
     if "GatedRepoError" in names:
         return PermissionError(
             f"{model_id!r} is gated: its owners ask every user to accept their terms. Accept the licence at {url}, "

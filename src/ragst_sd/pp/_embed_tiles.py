@@ -181,7 +181,7 @@ def embed_tiles(
             f"Tiles of {mpp} microns per pixel were asked for, but the resolution of image {image_key!r} is unknown. "
             "Give it with `image_mpp=`, or once with `rg.pp.set_image_mpp(sdata, image_key=..., mpp=...)` "
             "(or `shapes_key=`, to derive it from the spot pitch); `mpp=None` takes the image's own pixels. "
-            'See "Resolution of an image" in the documentation.'
+            "See `Resolution of an image` in the documentation."
         )
         raise ValueError(msg)
 

@@ -102,7 +102,7 @@ def tile_grid(
             msg = (
                 f"Tiles of {mpp} microns per pixel were asked for, but the resolution of image {image_key!r} is unknown. "
                 "Give it with `image_mpp=` or `rg.pp.set_image_mpp`; `mpp=None` takes the image's own pixels. "
-                'See "Resolution of an image" in the documentation.'
+                "See `Resolution of an image` in the documentation."
             )
             raise ValueError(msg)
         native = mpp / image_mpp
