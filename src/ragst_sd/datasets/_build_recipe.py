@@ -97,8 +97,9 @@ def build_recipe(
     -----
     The content hash (`uns["ragst"]["content_hash"]`) does not depend on the order of sources, sections or genes in the recipe.
     It holds for one kind of device: encoders round differently on CPU and GPU, and across releases of torch. A part is named
-    by a hash of all that decides what is in it: the hashes of its files, donor, filters, encoder and its weights, tiles, kind of
-    device. Licence, citation, tissue, technology, panel and genes are no part of that: they change without embedding again.
+    by a hash of all that decides what is in it: the hashes of its files, donor, filters, naming of genes, encoder and its weights,
+    tiles, kind of device. Licence, citation, tissue, technology, panel and genes are no part of that: they change without
+    embedding again.
 
     Examples
     --------
