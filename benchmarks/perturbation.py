@@ -24,7 +24,7 @@ from real_sections import write_between_markers
 
 import ragst_sd as rg
 
-METHODS = ("rag", "none", "mean", "knn", "naive_rag", "random_rag", "ridge", "bilinear", "additive")
+METHODS = ("rag", "pt_rag", "none", "mean", "knn", "naive_rag", "random_rag", "ridge", "bilinear", "additive")
 METRICS = ("pearson_delta", "mse", "discrimination_score_l1", "pearson_delta_centroid")
 ARGUMENTS = {"naive_rag": {"n_candidates": 16}, "random_rag": {"n_candidates": 16}}
 MIN_RELIABILITY = 0.5

@@ -79,6 +79,7 @@ N_CELLS = "n_cells"
 N_CONTROLS = "n_controls"
 RELIABILITY = "reliability"
 STANDARD_ERROR = "standard_error"
+LEARNED_FROM = "learned_from"
 RESPONSE_HALVES = ("response_half1", "response_half2")
 PERTURBATION_EMBEDDING = "perturbation_embedding"
 RESPONSE = "response"

@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 import ragst_sd as rg
 from ragst_sd.pl import _style
 
-from ..screens import planted_screen, planted_tissue
+from ..screens import QUICK, planted_screen, planted_tissue
 
 LOGS = {"unit": "log1p_cp10k"}
 
@@ -63,10 +63,13 @@ def note(ax):
 def test_predicted_against_measured(bank, table):
     axes = rg.pl.perturbation(table, bank, perturbation="P3", context="b", return_ax=True)
     points = drawn(axes["response"], "genes").get_offsets()
-    measured = np.asarray(bank["b:P3"].X).ravel()
     own = table[(table.obs["perturbation"] == "P3") & (table.obs["context"] == "b")]
-    np.testing.assert_allclose(points[:, 0], measured, rtol=1e-5)
-    np.testing.assert_allclose(points[:, 1], own.layers["response"][0], rtol=1e-5)
+    np.testing.assert_allclose(points[:, 0], bank["b:P3"].layers["response_half2"].ravel(), rtol=1e-5)
+    cited = table.uns["retrieval"]["cited"]["reference"].to_numpy()[own.obsm["retrieval_rows"][0]]
+    again = own.obsm["retrieval_weights"][0] @ bank[cited].layers["response_half1"]
+    np.testing.assert_allclose(points[:, 1], again, atol=1e-5)
+    assert np.abs(again - own.layers["response"][0]).max() > 1e-3
+    assert axes["response"].get_xlabel() == "measured (one half of the controls)"
     r = np.corrcoef(points.T)[0, 1]
     assert axes["response"].get_title(loc="left") == f"P3 in b, r = {r:.2f}"
     row = bank["b:P3"].obs.iloc[0]
@@ -84,6 +87,11 @@ def test_another_truth(bank, table):
     """Measured elsewhere: drawn as it is, also without the reference."""
     other = bank[["a:P3", "b:P8"]].copy()
     other.X = other.X * 2
+    with pytest.raises(
+        ValueError, match="`truth` was measured against 240 of the controls that the prediction rests on"
+    ):
+        rg.pl.perturbation(table, truth=other, perturbation="P3", context="a")
+    other.uns["ragst"]["control_cells"] = np.array(["other0", "other1"])
     axes = rg.pl.perturbation(table, truth=other, perturbation="P3", context="a", return_ax=True)
     points = drawn(axes["response"], "genes").get_offsets()
     np.testing.assert_allclose(points[:, 0], 2 * np.asarray(bank["a:P3"].X).ravel(), rtol=1e-5)
@@ -104,8 +112,12 @@ def test_retrieved_perturbations_beside_it(bank, table):
     np.testing.assert_allclose([one.get_width() for one in axes["retrieved"].patches], lines["weight"], rtol=1e-5)
     assert words(axes, "weight") == [f"{one:.0%}".replace("%", " %") for one in lines["weight"]]
     assert words(axes, "reliability") == [f"{one:.2f}" for one in lines["reliability"]]
-    measured = np.asarray(bank["a:P3"].X).ravel()
-    expected = [np.corrcoef(np.asarray(bank[one].X).ravel(), measured)[0, 1] for one in lines["reference"]]
+    halves = [bank.to_df(layer=f"response_half{i}").to_numpy() for i in (1, 2)]
+    at = bank.obs_names.get_loc("a:P3")
+    expected = [
+        np.mean([np.corrcoef(a[bank.obs_names.get_loc(one)], b[at])[0, 1] for a, b in (halves, halves[::-1])])
+        for one in lines["reference"]
+    ]
     assert words(axes, "r measured") == [f"{one:.2f}" for one in expected]
 
 
@@ -124,6 +136,42 @@ def test_weights_by_state(bank, table):
     one = table[table.obs["context"] == "a"].copy()
     assert set(rg.pl.perturbation(one, bank, perturbation="P3", return_ax=True)) == {"response", "retrieved"}
     assert set(rg.pl.perturbation(one, perturbation="P3", return_ax=True)) == {"retrieved"}
+
+
+def test_nothing_agrees_where_there_is_nothing():
+    """Labels without effect: what is drawn as a prediction shares no noise with what is drawn as the truth."""
+    generator = np.random.default_rng(0)
+    screen, embedding = planted_screen(effect=0, n_controls=60, contexts=("a",))
+    screen.obs_names = [f"{i}" for i in generator.permutation(screen.n_obs)]
+    drawn_r, shared, columns = [], [], []
+    for seed in range(3):
+        reference = rg.tl.build_perturbation_reference(screen, embedding=embedding, rng=seed, **LOGS)
+        rg.tl.fit(reference, method="knn", n_neighbors=6)
+        controls = screen[screen.obs["perturbation"] == "control"][:2].copy()
+        names = list(embedding.index[::2])
+        table = rg.tl.perturb(controls, reference, perturbations=names, **LOGS)
+        for name in names:
+            axes = rg.pl.perturbation(table, reference, perturbation=name, return_ax=True)
+            drawn_r.append(float(axes["response"].get_title(loc="left").split("r = ")[1].replace("−", "-")))
+            columns += [float(one.replace("−", "-")) for one in words(axes, "r measured")]
+            own = table[table.obs["perturbation"] == name].layers["response"][0]
+            shared.append(np.corrcoef(own, np.asarray(reference[f"all:{name}"].X).ravel())[0, 1])
+            plt.close("all")
+    assert np.mean(shared) > 0.3
+    assert abs(np.mean(drawn_r)) < 0.15 and abs(np.mean(columns)) < 0.15
+
+
+def test_what_a_network_was_trained_on_is_no_truth(made):
+    screen, _ = planted_screen()
+    reference = made[0].copy()
+    rg.tl.fit(reference, method="pt_rag", options=QUICK["pt_rag"])
+    table = rg.tl.perturb(screen[:3].copy(), reference, perturbations="P3", context_key="cell_type", **LOGS)
+    axes = rg.pl.perturbation(table, reference, return_ax=True)
+    assert "response" not in axes and words(axes, "r measured") == []
+    other = reference[["a:P3"]].copy()
+    other.uns["ragst"]["control_cells"] = np.array(["other0"])
+    axes = rg.pl.perturbation(table, truth=other, return_ax=True)
+    assert axes["response"].get_xlabel() == "measured, which pt_rag learned from"
 
 
 def test_more_rows_than_shown(bank, table):

@@ -296,3 +296,33 @@ def test_state_of_the_reference_is_checked(bank, controls, reference, caplog):
     with caplog.at_level(logging.WARNING):
         rg.tl.perturb(controls, bank, perturbations=["P3"], exclude=(), **ASK)
     assert "`exclude` is empty" in caplog.text
+
+
+def test_learning_from_what_is_left_out_is_said(screen, embedding, caplog):
+    """A row that may not be cited has still taught the network: the header says so, and an evaluation refuses it."""
+    kept = np.ones(screen.n_obs, dtype=bool)
+    kept[np.flatnonzero(screen.obs["perturbation"] == "control")[1::2]] = False
+    reference = rg.tl.build_perturbation_reference(screen[kept].copy(), embedding=embedding, **BUILD)
+    source = screen[kept & (screen.obs["perturbation"] == "control").to_numpy()][::10].copy()
+    for method, what in (("pt_rag", "responses"), ("rag", "settings"), ("ridge", "settings"), ("knn", "")):
+        caplog.clear()
+        rg.tl.fit(reference, method=method, options=QUICK.get(method))
+        table = rg.tl.perturb(source, reference, perturbations=["P3", "P0+P9", "control"], **ASK)
+        learned = table.uns["retrieval"]["learned_from"]
+        assert str(learned["what"]) == what
+        pairs = list(zip(learned["perturbation"], learned["context"], strict=True))
+        assert pairs == ([("P3", "a"), ("P3", "b")] if what else [])
+        assert ("was trained on the measured responses to 'P3 in a', 'P3 in b'" in caplog.text) == (method == "pt_rag")
+        evaluate = {"metrics": ["pearson_delta"], **BUILD}
+        if what == "responses":
+            with pytest.raises(
+                ValueError, match="'pt_rag' was trained on the measured responses to 'P3 in a', 'P3 in b'"
+            ):
+                rg.tl.evaluate_perturbation(table, screen, **evaluate)
+        else:
+            assert len(rg.tl.evaluate_perturbation(table, screen, **evaluate))
+    without = reference[~reference.obs["perturbation"].isin(["P3"])].copy()
+    rg.tl.fit(without, method="pt_rag", options=QUICK["pt_rag"])
+    table = rg.tl.perturb(source, without, perturbations="P3", **ASK)
+    assert not len(table.uns["retrieval"]["learned_from"]["perturbation"])
+    assert len(rg.tl.evaluate_perturbation(table, screen, **evaluate))

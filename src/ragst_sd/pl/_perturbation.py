@@ -53,8 +53,12 @@ def perturbation(
     """Draw a predicted response to a perturbation: against the measured one, with what it rests on, and on the tissue.
 
     Predicted against measured response by gene, where the reference is given and measured the very perturbation in this
-    context (which the prediction leaves out); bars show the standard error of the measurement. The retrieved perturbations with
-    their weights, beside the reliability of each and its own correlation with the measured response. A heat map of the weights by
+    context, and the prediction left it out. Both share no controls, whose noise would count as agreement: the prediction is
+    made once more from responses against one half of the controls, and drawn against what was measured against the other
+    one. Bars show the standard error of the measurement (against all controls). There is no such panel without `truth`
+    where each spot has a response of its own, and for `"pt_rag"`, whose network has learned from all controls, and from the
+    very response if the reference holds it. The retrieved perturbations with their weights, beside the reliability of each
+    and its own correlation with the measured response, from the two halves likewise (the mean of both ways). A heat map of the weights by
     cell state, unless all states share them. Of a SpatialData a map of the size of the response; where it does not vary over
     the tissue more than by chance the map has one colour and says so, and spots far from the screen's cells are ringed.
 
@@ -72,7 +76,8 @@ def perturbation(
     context
         Context of response and weights; the first by name if left out.
     truth
-        Another reference of measured responses to compare with, for instance of the perturbations that were held out.
+        Another reference of measured responses to compare with, for instance of the perturbations that were held out,
+        measured against controls that the prediction has not seen.
     group_by
         Column of `.obs` whose groups are the columns of the heat map. Where there is one group only and weights
         differ, each column is a spot (or cell).
@@ -106,7 +111,8 @@ def perturbation(
     KeyError
         If the table, the perturbation, the context or a column does not exist.
     ValueError
-        If the table holds no responses or several perturbations, or the reference is another one.
+        If the table holds no responses or several perturbations, the reference is another one, or `truth` shares controls
+        with it.
 
     Examples
     --------

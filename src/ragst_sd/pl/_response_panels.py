@@ -26,8 +26,8 @@ _MOST_STATES = 12
 def scatter(stage: Stage, shown: Shown, measured: Measured, left: float, top: float, n_genes: int) -> Axes:
     """Predicted response of each gene against the measured one, with its standard error."""
     ax = stage.axes(left + LEFT, top + HEAD, SCATTER - LEFT, SCATTER - LEFT, "response")
-    low = min(measured.values.min(), shown.response.min(), 0)
-    high = max(measured.values.max(), shown.response.max(), 0)
+    low = min(measured.values.min(), measured.predicted.min(), 0)
+    high = max(measured.values.max(), measured.predicted.max(), 0)
     air = 0.06 * (high - low or 1.0)
     low, high = low - air, high + air
     ax.plot([low, high], [low, high], color="0.75", lw=stage.points(0.8), zorder=1, label="equal")
@@ -35,7 +35,7 @@ def scatter(stage: Stage, shown: Shown, measured: Measured, left: float, top: fl
         line(0, color="0.88", lw=stage.points(0.8), zorder=0)
     ax.errorbar(
         measured.values,
-        shown.response,
+        measured.predicted,
         xerr=measured.error,
         fmt="none",
         ecolor="0.7",
@@ -43,17 +43,17 @@ def scatter(stage: Stage, shown: Shown, measured: Measured, left: float, top: fl
         zorder=2,
     )
     ax.scatter(
-        measured.values, shown.response, s=stage.points(12), color=_style.EVIDENCE, linewidths=0, alpha=0.8, zorder=3,
+        measured.values, measured.predicted, s=stage.points(12), color=_style.EVIDENCE, linewidths=0, alpha=0.8, zorder=3,
         label="genes",
     )  # fmt: skip
     _name_genes(ax, stage, shown, measured, n_genes, high - low)
     ax.set(xlim=(low, high), ylim=(low, high))
-    ax.set_xlabel("measured response", fontsize=stage.points(9.5))
-    ax.set_ylabel("predicted response", fontsize=stage.points(9.5))
+    ax.set_xlabel(measured.labels[0], fontsize=stage.points(9.5))
+    ax.set_ylabel(measured.labels[1], fontsize=stage.points(9.5))
     ax.tick_params(labelsize=stage.points(8.5))
     ax.spines[["top", "right"]].set_visible(False)
     where = "" if shown.context == _keys.ALL_CONTEXTS else f" in {_style.shorten(shown.context, 14)}"
-    agreement = correlation(shown.response, measured.values)
+    agreement = correlation(measured.predicted, measured.values)
     text = _style.number(agreement, 2) if np.isfinite(agreement) else "n/a"
     _heading(ax, stage, f"{shown.perturbation}{where}, r = {text}",
              f"{measured.n_cells:,} cells measured, reliability {_style.number(measured.reliability, 2)}")  # fmt: skip
@@ -62,10 +62,10 @@ def scatter(stage: Stage, shown: Shown, measured: Measured, left: float, top: fl
 
 def _name_genes(ax: Axes, stage: Stage, shown: Shown, measured: Measured, n_genes: int, size: float) -> None:
     """Names of the genes that respond most, as far as they have room."""
-    strongest = np.argsort(-np.maximum(np.abs(measured.values), np.abs(shown.response)), kind="stable")[:n_genes]
+    strongest = np.argsort(-np.maximum(np.abs(measured.values), np.abs(measured.predicted)), kind="stable")[:n_genes]
     taken: list[tuple[float, float]] = []
     for gene in strongest:
-        x, y = float(measured.values[gene]), float(shown.response[gene])
+        x, y = float(measured.values[gene]), float(measured.predicted[gene])
         if any(abs(x - a) < 0.28 * size and abs(y - b) < 0.045 * size for a, b in taken):
             continue
         taken.append((x, y))

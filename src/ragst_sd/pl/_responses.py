@@ -14,6 +14,8 @@ from ragst_sd._results import holds_responses, matching_reference, predicted
 from ragst_sd._validate import hint, listing, require_key
 from ragst_sd.reference.perturbations import canonical
 from ragst_sd.retrieval.training import dense
+from ragst_sd.tl._perturbed_table import remembered
+from ragst_sd.tl._respond_half import response_from_half
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,12 +28,15 @@ _SAME = 1e-4
 
 @dataclass(frozen=True)
 class Measured:
-    """The measured response of the perturbation, in one context."""
+    """The measured response of the perturbation, in one context, beside a prediction that shares no controls with it."""
 
+    predicted: np.ndarray
     values: np.ndarray
     error: np.ndarray
     n_cells: int
     reliability: float
+    labels: tuple[str, str]
+    """What both axes hold."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Shown:
     cited: pd.DataFrame
     """Cited rows by falling weight, with a column `weight` (mean over the rows of the context)."""
     agreement: np.ndarray
-    """Correlation of each cited response with the measured one; NaN where nothing is known."""
+    """Correlation of each cited response with the measured one, against other controls; NaN where nothing is known."""
     measured: Measured | None
     weights: np.ndarray
     """(cited, states) weights, in the order of `cited`; no columns where all states share them."""
@@ -85,19 +90,25 @@ def read_responses(
     chosen = sorted(set(contexts))[0] if context is None else _one_of(contexts, context, "context")
     here = contexts == chosen
     require_key(group_by, list(part.obs.columns), "table.obs")
-    measured, found = None, None
+    genes = list(table.var_names)
+    response = dense(part.layers[_keys.RESPONSE][here]).astype(np.float64).mean(axis=0)
+    learned = (canonical(name, str(header["control"])), chosen) in remembered(header)
+    measured, found, row = None, None, None
     if reference is not None:
         found = matching_reference(reference, header)
-        if truth is None and not {_keys.PERTURBATION, _keys.CONTEXT} - {
-            str(one) for one in np.atleast_1d(header["exclude"])
-        }:
-            measured = _measured(found, header, name, chosen, list(table.var_names))
+        excluded = {str(one) for one in np.atleast_1d(header["exclude"])}
+        if truth is None and {_keys.PERTURBATION, _keys.CONTEXT} <= excluded and not learned:
+            row = _row(found, header, name, chosen, genes)
+        if row is not None:
+            measured = _from_halves(found, header, part[here], row, response)
     if truth is not None:
-        measured = _measured(_checked(truth, header, table), header, name, chosen, list(table.var_names))
-        if measured is None:
+        row = _row(_checked(truth, header, table), header, name, chosen, genes)
+        if row is None:
             has = sorted(set(labels(truth.obs[_keys.PERTURBATION])))
             msg = f"`truth` did not measure {name!r} in context {chosen!r}; it measured {listing(has)}."
             raise ValueError(msg)
+        what = f"measured, which {header['method']} learned from" if learned else "measured (other controls)"
+        measured = _facts(row, response, dense(row.X), (what, "predicted response"))
     weights = _by_row(part, len(header[_keys.CITED]))
     mean = weights[here].mean(axis=0)
     order = np.argsort(-mean, kind="stable")
@@ -110,9 +121,9 @@ def read_responses(
         header=header,
         perturbation=name,
         context=chosen,
-        response=dense(part.layers[_keys.RESPONSE][here]).astype(np.float64).mean(axis=0),
+        response=response,
         cited=cited,
-        agreement=_agreement(cited, found, measured, list(table.var_names)),
+        agreement=_agreement(cited, found, row, against_halves=truth is None),
         measured=measured,
         weights=groups,
         states=names,
@@ -132,25 +143,55 @@ def _one_of(present: np.ndarray, asked: str | None, argument: str) -> str:
     return asked
 
 
-def _measured(reference: AnnData, header: dict[str, Any], name: str, context: str, genes: list[str]) -> Measured | None:
+def _row(reference: AnnData, header: dict[str, Any], name: str, context: str, genes: list[str]) -> AnnData | None:
     """The row of the very perturbation and context, which the prediction did not use."""
     control = str(header["control"])
     same = np.array([canonical(one, control) for one in labels(reference.obs[_keys.PERTURBATION])], dtype=object)
     rows = np.flatnonzero((same == canonical(name, control)) & (labels(reference.obs[_keys.CONTEXT]) == context))
     if len(rows) != 1:
         return None
-    row = reference[rows[0], genes]
+    return reference[rows[0], genes]
+
+
+def _from_halves(
+    reference: AnnData, header: dict[str, Any], shown: AnnData, row: AnnData, response: np.ndarray
+) -> Measured | None:
+    """The row against one half of the controls, beside the prediction made from the other half; nothing if that cannot be made."""
+    state = None
+    if str(header.get("resolution", "")) != "spot":
+        state = dense(shown.X).astype(np.float64).mean(axis=0) - response
+    name, context = (str(row.obs[column].iloc[0]) for column in (_keys.PERTURBATION, _keys.CONTEXT))
+    again = response_from_half(reference, header, name, context, response, list(row.var_names), state)
+    if again is None:
+        return None
+    values = dense(row.layers[_keys.RESPONSE_HALVES[1]])
+    return _facts(row, again, values, ("measured (one half of the controls)", "predicted (other half)"))
+
+
+def _facts(row: AnnData, predicted: np.ndarray, values: np.ndarray, names: tuple[str, str]) -> Measured:
     return Measured(
-        dense(row.X).astype(np.float64).ravel(),
+        predicted,
+        values.astype(np.float64).ravel(),
         dense(row.layers[_keys.STANDARD_ERROR]).astype(np.float64).ravel(),
         int(row.obs[_keys.N_CELLS].iloc[0]),
         float(row.obs[_keys.RELIABILITY].iloc[0]),
+        names,
     )
 
 
 def _checked(truth: AnnData, header: dict[str, Any], table: AnnData) -> AnnData:
     """A reference of measured responses in the unit and of the genes of the prediction."""
-    own = perturbation_header(truth)["normalization"]
+    about = perturbation_header(truth)
+    shared = set(np.asarray(about[_keys.CONTROL_CELLS]).astype(str)) & set(
+        np.asarray(header[_keys.CONTROL_CELLS]).astype(str)
+    )
+    if shared:
+        msg = (
+            f"`truth` was measured against {len(shared)} of the controls that the prediction rests on, whose noise would count as agreement. "
+            "Build it on the cells 'test' and 'control_test' of `rg.tl.perturbation_folds`."
+        )
+        raise ValueError(msg)
+    own = about["normalization"]
     if str(own["unit"]) != str(header["unit"]):
         msg = f"`truth` is in {own['unit']}, the prediction in {header['unit']}. Build it with the `target_sum` of the reference."
         raise ValueError(msg)
@@ -184,12 +225,22 @@ def _states(weights: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, list[s
 
 
 def _agreement(
-    cited: pd.DataFrame, reference: AnnData | None, measured: Measured | None, genes: list[str]
+    cited: pd.DataFrame, reference: AnnData | None, row: AnnData | None, *, against_halves: bool
 ) -> np.ndarray:
-    if reference is None or measured is None or not len(cited):
+    if reference is None or row is None or not len(cited):
         return np.full(len(cited), np.nan)
-    values = dense(reference[cited["reference"].to_numpy(), genes].X).astype(np.float64)
-    return np.array([correlation(row, measured.values) for row in values])
+    others = reference[cited["reference"].to_numpy(), row.var_names]
+    if not against_halves:
+        return _correlations(dense(others.X), dense(row.X))
+    # Both ways round: what is cited against one half of the controls, the truth against the other.
+    one, other = _keys.RESPONSE_HALVES
+    both = [_correlations(dense(others.layers[a]), dense(row.layers[b])) for a, b in ((one, other), (other, one))]
+    return np.mean(both, axis=0)
+
+
+def _correlations(values: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    truth = truth.astype(np.float64).ravel()
+    return np.array([correlation(row, truth) for row in values.astype(np.float64)])
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:

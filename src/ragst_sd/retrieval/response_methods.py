@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -70,8 +70,9 @@ class ResponseMethod:
     """Whether weights may all be zero although rows may be used: then the prediction is the one without retrieval."""
     needs_cells: bool = False
     """Whether it works on cells, not on mean responses alone."""
-    learns: bool = False
-    """Whether fitting looks at the responses of all rows, those that a query may not use among them."""
+    learns: Literal["", "settings", "responses"] = ""
+    """What fitting takes from the responses of all rows, those that a query may not use among them: nothing, a few settings
+    that are chosen on rows held out in turn, or the responses themselves, which a network remembers."""
 
 
 _ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 3, 16))
@@ -87,7 +88,7 @@ RESPONSE_METHODS: dict[str, ResponseMethod] = {
         n_neighbors=16,
         n_candidates=128,
         may_cite_nobody=True,
-        learns=True,
+        learns="settings",
     ),
     "pt_rag": ResponseMethod(
         respond_pt_rag,
@@ -98,7 +99,7 @@ RESPONSE_METHODS: dict[str, ResponseMethod] = {
         n_candidates=16,
         may_cite_nobody=True,
         needs_cells=True,
-        learns=True,
+        learns="responses",
     ),
     "none": ResponseMethod(_none, cites=False, options={}),
     "mean": ResponseMethod(_mean, cites=False, options={}),
@@ -113,6 +114,7 @@ RESPONSE_METHODS: dict[str, ResponseMethod] = {
         cites=False,
         options={"alphas": _ALPHAS},
         fit=lambda bank, options, run: {"alpha": choose_alpha(bank, options["alphas"])},
+        learns="settings",
     ),
     "bilinear": ResponseMethod(bilinear, cites=False, options={"rank": 10, "alpha": 0.1}),
 }

@@ -13,6 +13,7 @@ from ragst_sd._validate import hint, listing, require_positive
 from ragst_sd.reference.perturbation_schema import TASK
 from ragst_sd.tl._measured_responses import Measured, genes_of_both, measured_responses, predicted_lines
 from ragst_sd.tl._perturbation_metrics import ceiling
+from ragst_sd.tl._perturbed_table import remembered
 from ragst_sd.tl._response_scores import CHOICES, DEFAULT_METRICS, cell_scores, mean_scores
 
 if TYPE_CHECKING:
@@ -107,8 +108,9 @@ def evaluate_perturbation(
     KeyError
         If a column or layer does not exist.
     ValueError
-        If `data` was not made by `rg.tl.perturb`, no controls are left for the truth, nothing predicted was measured, or
-        values are not what `unit` says.
+        If `data` was not made by `rg.tl.perturb`, no controls are left for the truth, nothing predicted was measured,
+        values are not what `unit` says, or the network of `pt_rag` was trained on a response that it is compared with
+        (`uns["retrieval"]["learned_from"]`).
 
     References
     ----------
@@ -148,6 +150,7 @@ def evaluate_perturbation(
     for method, whole in tables.items():
         table, generator = whole[:, genes], np.random.default_rng(rng)
         pairs = predicted_lines(table, truth, str(header["control"]))
+        _require_unseen(whole.uns[_keys.RETRIEVAL], [truth.names[line] for line, _ in pairs])
         scores = mean_scores(table, truth, pairs, chosen, str(header["control"]), generator)
         scores |= cell_scores(table, truth, pairs, chosen, int(n_components), int(max_cells), generator)
         scores = {name: scores[name] for name in chosen}
@@ -157,6 +160,19 @@ def evaluate_perturbation(
             part.insert(0, "method", method)
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
+
+
+def _require_unseen(header: dict[str, Any], compared: list[tuple[str, str]]) -> None:
+    """Raise a `ValueError` if a method was trained on the responses that it is compared with."""
+    learned = remembered(header)
+    known = [f"{name} in {context}" for context, name in compared if (name, context) in learned]
+    if known:
+        msg = (
+            f"Method {str(header['method'])!r} was trained on the measured responses to {listing(known)}, although they were left out of what "
+            "it may cite: agreement with them is memory, not accuracy. Fit a reference without them, on the cells 'train' and 'control_train' "
+            "of `rg.tl.perturbation_folds`."
+        )
+        raise ValueError(msg)
 
 
 def _tables(data: AnnData | Mapping[str, AnnData]) -> tuple[dict[str, AnnData], dict[str, Any]]:

@@ -97,7 +97,10 @@ def perturb(
         Rows that may be used: a mapping from column of `reference.obs` to allowed value(s), or a mask over its rows.
     exclude
         A row that agrees with the query in all of these columns is not used: by default the perturbation itself in its
-        own context. `("perturbation",)` leaves it out in every context, `()` switches exclusion off.
+        own context. `("perturbation",)` leaves it out in every context, `()` switches exclusion off. What is left out is not
+        cited, but a method has been fitted on all rows of the reference: the network of `"pt_rag"` was trained on the response itself, which
+        is warned of and written into `learned_from`; `"rag"` and `"ridge"` chose a few settings with it. For a test of a method
+        fit a reference without the perturbation (:func:`ragst_sd.tl.perturbation_folds`).
     n_around
         Of a SpatialData: spots around each that make up its population with it.
     center_states
@@ -130,7 +133,8 @@ def perturb(
         was selected: the prediction is exactly the one without retrieval), and distances between embeddings.
     `.uns["retrieval"]`
         Provenance: hashes of reference and fit, method, parameters, unit, sources, `gene_overlap` (share of the
-        reference's genes in `data`), `control_cells` that the reference was measured against, and `cited`: one line per cited row (reference, perturbation, context, perturbation_type,
+        reference's genes in `data`), `control_cells` that the reference was measured against, `learned_from` (left-out responses that the method
+        learned from: `perturbation`, `context`, and `what` it took, `"settings"` or `"responses"`), and `cited`: one line per cited row (reference, perturbation, context, perturbation_type,
         n_cells, reliability).
 
     Of a SpatialData `sdata.tables[key_added]` annotates the same shapes, one row per spot under its own name, with the same

@@ -16,7 +16,7 @@ from ragst_sd.reference.perturbations import canonical
 from ragst_sd.tl._eligibility import allowed_rows, recorded_where
 from ragst_sd.tl._gene_embedding import embed, lookup
 from ragst_sd.tl._perturbation_cells import column
-from ragst_sd.tl._perturbed_table import Responded
+from ragst_sd.tl._perturbed_table import Responded, pairs_learned
 from ragst_sd.tl._perturbed_tissue import tissue_table
 from ragst_sd.tl._tissue_responses import LEVEL, Variation, make_responder, variation
 from ragst_sd.tl._tissue_source import read_source
@@ -108,7 +108,7 @@ def perturb_tissue(
         known = canonical(name, control)
         if known == control:
             responded, error = _unchanged(len(source.xy), len(kept.genes))
-            varies = Variation(0.0, np.zeros(0), 1.0, constant=True)
+            varies, learned = Variation(0.0, np.zeros(0), 1.0, constant=True), pairs_learned("", [])
         else:
             every = sorted(set(contexts) | set(own))
             responder = make_responder(
@@ -116,13 +116,14 @@ def perturb_tissue(
                 n_neighbors=n_neighbors, exclude=exclude, allowed=allowed_rows(reference, where),
             )  # fmt: skip
             responded, error = responder.respond(contexts, of_spots)
+            learned = responder.learned_from
             varies = variation(
                 responder, responded.response, sets, shown, own, states, int(n_permutations),
                 np.random.default_rng(rng),
             )  # fmt: skip
         tables[keys[name]] = tissue_table(
             kept, reference, header, fit, responded, error,
-            name=name, contexts=contexts, far=far, varies=varies, settings=settings,
+            name=name, contexts=contexts, far=far, varies=varies, settings={**settings, _keys.LEARNED_FROM: learned},
         )  # fmt: skip
         _log(name, tables[keys[name]])
     return tables

@@ -13,6 +13,8 @@ from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._predicted_table import software
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
     import scipy.sparse as sp
     from anndata import AnnData
@@ -31,6 +33,8 @@ class Responded:
     response: np.ndarray
     effective_n: np.ndarray
     evidence_share: np.ndarray
+    learned_from: dict[str, Any] | None = None
+    """Perturbations and contexts whose left-out response the method has learned from."""
 
 
 def perturbed_table(
@@ -107,7 +111,24 @@ def perturbed_table(
         },
     )
     table.uns[_keys.RETRIEVAL] = response_header(header, fit, cited) | settings
+    known = None if responded is None else responded.learned_from
+    table.uns[_keys.RETRIEVAL][_keys.LEARNED_FROM] = pairs_learned("", []) if known is None else known
     return table
+
+
+def pairs_learned(what: str, pairs: list[tuple[str, str]]) -> dict[str, Any]:
+    """How `learned_from` is written: what was learned from the left-out responses, and of which perturbations and contexts."""
+    names, contexts = (np.asarray([pair[i] for pair in pairs], dtype=str) for i in (0, 1))
+    return {"what": what if pairs else "", _keys.PERTURBATION: names, _keys.CONTEXT: contexts}
+
+
+def remembered(header: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Perturbations and contexts whose left-out response a network was trained on: no test of the method."""
+    known = header.get(_keys.LEARNED_FROM)
+    if known is None or str(known["what"]) != "responses":
+        return set()
+    names, contexts = (np.atleast_1d(known[name]).astype(str).tolist() for name in (_keys.PERTURBATION, _keys.CONTEXT))
+    return set(zip(names, contexts, strict=True))
 
 
 def cite_rows(reference: AnnData, rows: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd._validate import listing
-from ragst_sd.tl._perturbed_table import Responded
+from ragst_sd.tl._perturbed_table import Responded, pairs_learned
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from ragst_sd.retrieval.responses import Asked, Bank
+
+
+logger = logging.getLogger(__name__)
 
 
 def respond(
@@ -59,7 +63,25 @@ def respond(
         response=answer.evidence + answer.adjustment,
         effective_n=effective_n(answer.weights),
         evidence_share=evidence_share(answer.evidence, answer.adjustment, bank.values.mean(axis=0)),
+        learned_from=learned_from(bank, asked, pairs, method, str(fit["method"])),
     )
+
+
+def learned_from(bank: Bank, asked: Asked, pairs: list[tuple[str, str]], method: Any, name: str) -> dict[str, Any]:
+    """The queries whose own perturbation was left out of what may be used, although the method was fitted on it."""
+    own = np.array([[mine == other for other in bank.genes] for mine in asked.genes], dtype=bool)
+    hit = own & ~asked.eligible
+    if method.needs_cells and bank.cells is not None:
+        # Rows with a single cell do not teach.
+        hit &= np.bincount(bank.cells.rows, minlength=len(bank.key)) > 1
+    found = [pair for pair, learned in zip(pairs, hit.any(axis=1), strict=True) if learned] if method.learns else []
+    if found and method.learns == "responses":
+        logger.warning(
+            "%r was trained on the measured responses to %s: leaving them out (`exclude`, `where`) keeps them from being cited, not from "
+            "having been learned. This is no test of the method; for one, fit a reference without them (`rg.tl.perturbation_folds`).",
+            name, listing(f"{p} in {c}" for p, c in found),
+        )  # fmt: skip
+    return pairs_learned(method.learns, found)
 
 
 def require_rows(

@@ -11,7 +11,7 @@ from ragst_sd import _keys
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._gene_embedding import embed, lookup
 from ragst_sd.tl._perturbed_table import Responded
-from ragst_sd.tl._respond import require_rows
+from ragst_sd.tl._respond import learned_from, require_rows
 from ragst_sd.tl._tissue_state import main_context, spread_over_spots
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class Responder:
     """Places of the genes that are predicted."""
     chunk: int
     """Spots to answer for at once."""
+    learned_from: dict[str, Any]
+    """As in the header of the table."""
 
     def respond(self, contexts: np.ndarray, states: np.ndarray) -> tuple[Responded, np.ndarray]:
         """Answers for spots, of the predicted genes only, and the standard error of the evidence."""
@@ -87,8 +89,10 @@ class Responder:
             )
         rows, weights, distances, *columns, error = zip(*parts, strict=True)
         # A method may cite as many rows as the query with most of them has, so that chunks differ in width.
-        cited = (_stacked(part, missing) for part, missing in ((rows, -1), (weights, 0.0), (distances, np.nan)))
-        return Responded(*cited, *(np.concatenate(part) for part in columns)), np.concatenate(error)
+        padded = ((rows, -1), (weights, 0.0), (distances, np.nan))
+        cited: list[Any] = [_stacked(part, missing) for part, missing in padded]
+        others: list[Any] = [np.concatenate(part) for part in columns]
+        return Responded(*cited, *others), np.concatenate(error)
 
     def response(self, contexts: np.ndarray, states: np.ndarray) -> np.ndarray:
         """(n, g) responses alone."""
@@ -158,6 +162,7 @@ def make_responder(
         errors=np.nan_to_num(dense(ordered.layers[_keys.STANDARD_ERROR]).astype(np.float64)),
         at=reference.var_names.get_indexer(genes),
         chunk=max(1, int(_AT_ONCE / (min(int(fit["n_candidates"]), reference.n_obs) * reference.n_vars))),
+        learned_from=learned_from(bank, asked, pairs, method, str(fit["method"])),
     )
 
 
