@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
 import shutil
 import struct
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import numcodecs
@@ -17,6 +19,7 @@ import zarr
 from google_crc32c import value as crc32c
 
 import ragst_sd as rg
+from ragst_sd.io._chunk_sizes import _zstd_size
 from ragst_sd.io._store_check import check_store
 
 SECRET = "the neighbour's secret"
@@ -202,6 +205,99 @@ def test_compression_bombs_in_a_chunk_of_text(store):
 def test_a_chunk_that_does_not_tell_its_size(store):
     (store / "obs" / "_index" / "c" / "0").write_bytes(b"\x28\xb5\x2f\xfd\x00\x58" + bytes(40))
     refused(store, "obs/_index/c/0 unpacks to an unknown number of bytes")
+
+
+@pytest.mark.parametrize(
+    "skipped", [b"", struct.pack("<2I", 0x184D2A50, 3) + b"abc"], ids=["next", "after a skipped one"]
+)
+def test_a_bomb_behind_a_small_frame(store, skipped):
+    chunk = bytes(numcodecs.Zstd(level=1).encode(bytes(100))) + skipped + bomb(300_000_000)
+    (store / "obs" / "_index" / "c" / "0").write_bytes(chunk)
+    refused(store, "obs/_index/c/0 unpacks to an unknown number of bytes")
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+def test_the_end_of_one_frame_is_found(checksum):
+    values = np.random.default_rng(0)
+    parts = [bytes(0), bytes(200), values.bytes(300), values.bytes(300_000), bytes(400_000), b"ab" * 100_000]
+    for part in (*parts, b"".join(parts)):
+        frame = bytes(numcodecs.Zstd(level=3, checksum=checksum).encode(part))
+        for chunk, size in (
+            (frame, len(part)),
+            (frame[:-1], None),
+            (frame + bytes(4), len(part)),
+            (frame + frame, None),
+        ):
+            assert _zstd_size(io.BytesIO(b"before" + chunk), 6, len(chunk)) == size
+
+
+def test_an_array_that_is_packed_twice(store):
+    edit(store, "obs/_index", lambda array: array["codecs"].append({"name": "zstd", "configuration": {}}))
+    refused(store, "obs/_index", "packed more than once")
+
+
+def consolidated(group):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        zarr.consolidate_metadata(group)
+
+
+def test_metadata_in_one_place_is_not_read(store, versions):
+    """What the root says of its arrays is not what lies there: a shape that would take 24 GB, and a codec that runs code."""
+    consolidated(store)
+
+    def change(root):
+        found = root["consolidated_metadata"]["metadata"]
+        found["obs/x_um"]["shape"] = [3 * 10**9]
+        found["obs/donor/codes"]["codecs"].append({"name": "os.system", "configuration": {}})
+
+    edit(store, "", change)
+    tracemalloc.start()
+    read = [rg.io.read_reference(store, lazy=lazy) for lazy in (False, True)]
+    assert tracemalloc.get_traced_memory()[1] < 60e6
+    tracemalloc.stop()
+    for one in read:
+        np.testing.assert_array_equal(one.obs["x_um"], versions[0].obs["x_um"])
+
+
+def test_metadata_in_one_place_below_the_root_is_refused(store):
+    consolidated(store / "obs")
+    refused(store, "obs/zarr.json tells of other metadata in its place")
+
+
+def led_astray(store, path, matrix, part, at, value):
+    shutil.copytree(store, path)
+    if matrix != "X":
+        shutil.copytree(path / "X", path / matrix)
+    array = zarr.open_group(path, mode="r+")[matrix][part]
+    values = array[:]
+    values[at] = value
+    array[:] = values
+    return path
+
+
+_ASTRAY = [("indices", -1, 10**6), ("indices", 0, -(10**6)), ("indptr", 1, 10**6), ("indptr", 3, -5)]
+
+
+@pytest.mark.parametrize(("part", "at", "value"), _ASTRAY)
+def test_a_sparse_matrix_that_leads_out_of_itself(store, tmp_path, part, at, value):
+    """A stranger can write hashes that fit; the matrix is refused before anything is made of it, hashes included."""
+    path = led_astray(store, tmp_path / "x.zarr", "X", part, at, value)
+    with pytest.raises(ValueError, match=r"x\.zarr: X points outside of itself"):
+        rg.io.read_reference(path)
+    if part == "indices":
+        values = rg.io.read_reference(path, lazy=True).X
+        for taken in (values, values[:, :3], values[[0, 39]]):
+            with pytest.raises(ValueError, match=r"x\.zarr: X points outside of itself"):
+                taken.compute(scheduler="synchronous")
+
+
+def test_sparse_matrices_beside_the_expression(store, tmp_path):
+    for k, matrix in enumerate(("uns/ragst/extra", "obsm/extra")):
+        path = led_astray(store, tmp_path / f"{k}.zarr", matrix, "indices", -1, 10**6)
+        for lazy in (False, True):
+            with pytest.raises(ValueError, match=f"{matrix} points outside of itself"):
+                rg.io.read_reference(path, lazy=lazy)
 
 
 @pytest.mark.parametrize("name", ["../../../secret", "/etc", "..", "c/../../x_um", "a\\..\\..\\b"])

@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from ragst_sd.retrieval import evidence as evidence_module
+from ragst_sd.retrieval import sparse_product
 from ragst_sd.retrieval.evidence import disagreement, effective_n, evidence_share, weighted_average
 
 
@@ -108,3 +109,36 @@ def test_disagreement_is_the_weighted_spread_of_what_rows_bring(rng, sparse, shi
             expected = np.sqrt(np.average((brought - mean) ** 2, weights=weight))
             assert found[i, j] == pytest.approx(expected, abs=2e-3)
     assert np.isnan(found).any()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(("part", "at", "value"), [("indices", 5, 10**6), ("indices", 5, -(10**6)), ("indptr", 7, 10**6), ("indptr", 7, -9), ("rows", 0, 50)])  # fmt: skip
+def test_a_matrix_that_leads_out_of_itself_is_not_followed(part, at, value, compiled, monkeypatch):
+    """Compiled code would read and write elsewhere in memory."""
+    if compiled:
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.setattr(sparse_product, "_kernel", lambda: None)
+        monkeypatch.setattr(sparse_product, "_squares_kernel", lambda: None)
+    values = sp.random(50, 40, 0.2, format="csr", dtype=np.float32, random_state=0)
+    rows = np.tile(np.arange(50), (3, 1))
+    weights = np.full(rows.shape, 0.02, dtype=np.float32)
+    if part == "rows":
+        rows[at, 0] = value
+    else:
+        getattr(values, part)[at] = value
+    shifted = np.zeros(50, dtype=np.int64), np.zeros((1, 40))
+    with pytest.raises(ValueError, match="points outside of itself"):
+        sparse_product.sparse_product(rows, weights, values)
+    for one in (None, shifted):
+        with pytest.raises(ValueError, match="points outside of itself"):
+            sparse_product.sparse_squares(rows, weights, values, one)
+
+
+def test_sections_that_have_no_shift_are_not_looked_up():
+    pytest.importorskip("numba")
+    values = sp.random(50, 40, 0.2, format="csr", dtype=np.float32, random_state=0)
+    rows, weights = np.tile(np.arange(50), (3, 1)), np.full((3, 50), 0.02, dtype=np.float32)
+    for sections, shape in ((np.full(50, 10**6), (1, 40)), (np.full(50, -(10**6)), (1, 40)), (np.zeros(50), (1, 30))):
+        with pytest.raises(ValueError, match="points outside of itself"):
+            sparse_product.sparse_squares(rows, weights, values, (sections.astype(np.int64), np.zeros(shape)))

@@ -1,4 +1,4 @@
-"""How large the chunks of an array are when they are unpacked, read from their own first bytes without unpacking them."""
+"""How large the chunks of an array are when they are unpacked, read from their own headers without unpacking them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 _METADATA = {"zarr.json", ".zarray", ".zattrs"}
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_HEAD_BYTES = 18
+_ZSTD_HEAD_BYTES = 18
+_BLOSC_HEAD_BYTES = 16
+# A checksum that zarr adds after a frame; no further frame is as short.
+_MOST_AFTER_FRAME = 4
+_RLE, _RESERVED = 1, 3
 _ABSENT = 2**64 - 1
 _INDEX_CHECKSUM_BYTES = 4
 
@@ -33,9 +37,11 @@ def unpacked_sizes(array: StoredArray) -> Iterator[tuple[Path, int | None]]:
                 if not array.packing:
                     yield file, length
                     continue
+                if array.packing == "zstd":
+                    yield file, _zstd_size(handle, start, length)
+                    continue
                 handle.seek(start)
-                head = handle.read(min(_HEAD_BYTES, length))
-                yield file, _blosc_size(head) if array.packing == "blosc" else _zstd_size(head)
+                yield file, _blosc_size(handle.read(min(_BLOSC_HEAD_BYTES, length)))
 
 
 def _places(handle: BinaryIO, size: int, array: StoredArray) -> list[tuple[int, int]]:
@@ -53,8 +59,13 @@ def _places(handle: BinaryIO, size: int, array: StoredArray) -> list[tuple[int, 
     return [pair for pair in zip(numbers[::2], numbers[1::2], strict=True) if pair != (_ABSENT, _ABSENT)]
 
 
-def _zstd_size(head: bytes) -> int | None:
-    """Content size in the header of a zstd frame (RFC 8878, section 3.1.1.1)."""
+def _zstd_size(handle: BinaryIO, place: int, length: int) -> int | None:
+    """Content size that a chunk of one zstd frame tells (RFC 8878, section 3.1.1).
+
+    A frame ends where its blocks do. What follows would be unpacked too, to a size that the first frame does not tell.
+    """
+    handle.seek(place)
+    head = handle.read(min(_ZSTD_HEAD_BYTES, length))
     if len(head) < 6 or head[:4] != _ZSTD_MAGIC:
         return None
     flags = head[4]
@@ -63,6 +74,21 @@ def _zstd_size(head: bytes) -> int | None:
     start = 5 + (not single_segment) + dictionary
     field = head[start : start + width]
     if not width or len(field) < width:
+        return None
+    end = start + width
+    last = False
+    while not last:
+        handle.seek(place + end)
+        block = handle.read(3)
+        if end + 3 > length or len(block) < 3:
+            return None
+        number = int.from_bytes(block, "little")
+        last, kind = bool(number & 1), (number >> 1) & 3
+        if kind == _RESERVED:
+            return None
+        end += 3 + (1 if kind == _RLE else number >> 3)
+    end += 4 if flags & 0x04 else 0
+    if not end <= length <= end + _MOST_AFTER_FRAME:
         return None
     return int.from_bytes(field, "little") + (256 if width == 2 else 0)
 

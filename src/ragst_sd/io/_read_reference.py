@@ -11,6 +11,7 @@ from ragst_sd import _keys
 from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
 from ragst_sd._reference import ROW_BLOCK, annotations_hash, reference_header
 from ragst_sd._replacing import standing, version_of
+from ragst_sd.io._sparse_check import check_sparse, checked_blocks
 from ragst_sd.io._store_check import check_store, require_memory
 from ragst_sd.io._store_seal import SMALL, broken_parts
 from ragst_sd.reference.migration import migrated
@@ -105,6 +106,7 @@ def _read(path: Path, *, lazy: bool) -> AnnData:
         )
         raise ValueError(msg)
     reference = _told(path, lambda place: _up_to_date(_open(place) if lazy else _load(place)))
+    check_sparse(reference, path)
     header = reference_header(reference) if lazy else any_header(reference)
     current = annotations_hash(reference) if lazy else any_hash(reference)
     expected = header.get(_keys.ANNOTATIONS_HASH) if lazy else header["content_hash"]
@@ -139,8 +141,10 @@ def _told(path: Path, read: Callable[[Path], AnnData]) -> AnnData:
 
 def _load(path: Path) -> AnnData:
     import anndata as ad
+    import zarr
 
-    return ad.read_zarr(path)
+    # Metadata that was collected in one place is not what was looked at, and may tell something else.
+    return ad.read_zarr(zarr.open_group(path, mode="r", use_consolidated=False))
 
 
 def _open(path: Path) -> AnnData:
@@ -155,10 +159,13 @@ def _open(path: Path) -> AnnData:
     n_vars = int(group["varm"][_keys.MEASURED].shape[0])
     blocks = (ROW_BLOCK, n_vars)
     return ad.AnnData(
-        read_lazy(group["X"], chunks=blocks),
+        checked_blocks(read_lazy(group["X"], chunks=blocks), "X", path),
         obs=read(group["obs"]),
         var=read(group["var"]),
-        layers={name: read_lazy(group["layers"][name], chunks=blocks) for name in group["layers"]},
+        layers={
+            name: checked_blocks(read_lazy(group["layers"][name], chunks=blocks), f"layers/{name}", path)
+            for name in group["layers"]
+        },
         obsm={name: _lazy_rows(group["obsm"][name]) for name in group["obsm"]},
         varm={name: read(group["varm"][name]) for name in group["varm"]},
         uns={name: read(group["uns"][name]) for name in group["uns"]},

@@ -74,6 +74,12 @@ def check_store(folder: Path) -> list[StoredArray]:
         metadata = {name for name, _ in files} & {"zarr.json", ".zarray"}
         for name in sorted(metadata):
             found = _read_metadata(place / name, folder)
+            # That of the root is not read; below it zarr would use it, and it may tell something else than what is looked at here.
+            if place != folder and found.get("consolidated_metadata") is not None:
+                msg = (
+                    f"{folder}: {(place / name).relative_to(folder)} tells of other metadata in its place. {_STRANGER}"
+                )
+                raise ValueError(msg)
             if name == ".zarray" or found.get("node_type") == "array":
                 with _understood(place / name, folder):
                     arrays.append(_array_v2(place, found) if name == ".zarray" else _array_v3(place, found))
@@ -186,7 +192,7 @@ def _array_v3(place: Path, found: dict[str, Any]) -> StoredArray:
     if len(chunk) != len(shape) or len(shard) != len(shape) or not all((*chunk, *shard)):
         msg = f"chunks {chunk} and {shard} do not fit the shape {shape}"
         raise ValueError(msg)
-    packing = next((name for name in names if name in ("zstd", "blosc")), "")
+    packing = _packing(names)
     return StoredArray(place, shape, chunk, _itemsize_v3(found["data_type"]), packing, sharded=sharded, shard=shard)
 
 
@@ -222,10 +228,19 @@ def _array_v2(place: Path, found: dict[str, Any]) -> StoredArray:
     if kind == "|O" and not {"vlen-utf8", "vlen-bytes"} & set(names):
         msg = "its values are Python objects."
         raise _RefusedError(msg)
-    packing = next((name for name in names if name in ("zstd", "blosc")), "")
+    packing = _packing(names)
     return StoredArray(
         place, shape, chunk, 0 if kind == "|O" else np.dtype(kind).itemsize, packing, sharded=False, shard=chunk
     )
+
+
+def _packing(names: list[str]) -> str:
+    """What chunks are packed with; packed twice, only the outer size would be known."""
+    packings = [name for name in names if name in ("zstd", "blosc")]
+    if len(packings) > 1:
+        msg = f"it is packed more than once, with {packings}."
+        raise _RefusedError(msg)
+    return packings[0] if packings else ""
 
 
 def _refuse_codecs(names: list[str], known: set[str]) -> None:

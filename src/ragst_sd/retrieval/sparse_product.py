@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _QUERIES_PER_CALL = 64
+_OUTSIDE = (
+    "The sparse matrix of the reference points outside of itself: rows, columns or sections that it does not have are named. "
+    "It is damaged; build or read the reference again."
+)
 
 
 def sparse_product(rows: np.ndarray, weights: np.ndarray, values: Any) -> np.ndarray:
@@ -32,10 +36,17 @@ def sparse_product(rows: np.ndarray, weights: np.ndarray, values: Any) -> np.nda
         (n, k) float32, zero for none.
     values
         (m, g) CSR.
+
+    Raises
+    ------
+    ValueError
+        If a row that is cited, or a column of its values, is not one of the matrix.
     """
     n, k = rows.shape
     kernel = _kernel()
+    _require_rows(rows, values)
     if kernel is None:
+        _require_whole(values)
         cited, local = np.unique(np.maximum(rows, 0), return_inverse=True)
         return _scipy_product(local.reshape(n, k), weights, values[cited].astype(np.float32, copy=False))
     values = values.tocsr()
@@ -44,7 +55,8 @@ def sparse_product(rows: np.ndarray, weights: np.ndarray, values: Any) -> np.nda
 
     def some(start: int) -> None:
         part = slice(start, start + _QUERIES_PER_CALL)
-        kernel(rows[part], weights[part], values.indptr, values.indices, values.data, out[part])
+        if not kernel(rows[part], weights[part], values.indptr, values.indices, values.data, out[part]):
+            raise ValueError(_OUTSIDE)
 
     over_threads(some, range(0, n, _QUERIES_PER_CALL))
     return out
@@ -63,6 +75,11 @@ def sparse_squares(
         (m, g), CSR or dense.
     shifted
         (m,) section of each row and (sections, g) shift :math:`\delta` of each section; zero if left out.
+
+    Raises
+    ------
+    ValueError
+        If a row that is cited, a column of its values, or its section is not there.
     """
     sections, shifts = (np.zeros(1, dtype=np.int64), np.zeros((0, 0))) if shifted is None else shifted
     if not hasattr(values, "tocsr"):
@@ -73,6 +90,9 @@ def sparse_squares(
         np.add.at(left, (np.repeat(np.arange(len(rows)), rows.shape[1]), local.ravel()), weights.ravel())
         return left @ own
     kernel = _squares_kernel()
+    _require_rows(rows, values)
+    if kernel is None:
+        _require_whole(values)
     values = values.tocsr()
     if kernel is None:
         cited, local = np.unique(np.maximum(rows, 0), return_inverse=True)
@@ -83,13 +103,36 @@ def sparse_squares(
     out = np.zeros((len(rows), values.shape[1]))
     rows, weights = np.ascontiguousarray(rows, dtype=np.int64), np.ascontiguousarray(weights, dtype=np.float64)
     sections, shifts = np.ascontiguousarray(sections, dtype=np.int64), np.ascontiguousarray(shifts, dtype=np.float64)
+    if shifted is not None and (len(sections) < values.shape[0] or shifts.shape[1] < values.shape[1]):
+        raise ValueError(_OUTSIDE)
 
     def some(start: int) -> None:
         part = slice(start, start + _QUERIES_PER_CALL)
-        kernel(rows[part], weights[part], values.indptr, values.indices, values.data, sections, shifts, out[part])
+        inside = kernel(
+            rows[part], weights[part], values.indptr, values.indices, values.data, sections, shifts, out[part]
+        )
+        if not inside:
+            raise ValueError(_OUTSIDE)
 
     over_threads(some, range(0, len(rows), _QUERIES_PER_CALL))
     return out
+
+
+def _require_rows(rows: np.ndarray, values: Any) -> None:
+    """Neither numba nor scipy looks whether a row is there before it reads it."""
+    if rows.size and rows.max() >= values.shape[0]:
+        raise ValueError(_OUTSIDE)
+
+
+def _require_whole(values: Any) -> None:
+    """Scipy's products take the columns as they are; numba's look at them one by one."""
+    try:
+        values.check_format(full_check=True)
+    except ValueError as error:
+        raise ValueError(_OUTSIDE) from error
+    if np.any(values.indptr[1:] < values.indptr[:-1]):
+        # Not looked at by scipy where the last one says that there are no values.
+        raise ValueError(_OUTSIDE)
 
 
 def _scipy_product(local: np.ndarray, weights: np.ndarray, values: Any) -> np.ndarray:
@@ -113,13 +156,15 @@ def over_threads(function: Callable[[int], None], starts: range) -> None:
 
 
 @cache
-def _kernel() -> Callable[..., None] | None:
+def _kernel() -> Callable[..., bool] | None:
     try:
         from numba import njit
     except ImportError:
         return None
 
+    # Compiled code looks at no bounds, and a matrix may come from a stranger: `False` is told for one that leads out of itself.
     def add_up(rows, weights, indptr, indices, data, out):
+        n_values, n_columns = min(indices.size, data.size), np.int64(out.shape[1])
         for i in range(rows.shape[0]):
             total = out[i]
             for j in range(rows.shape[1]):
@@ -127,32 +172,50 @@ def _kernel() -> Callable[..., None] | None:
                 weight = weights[i, j]
                 if row < 0 or weight == 0:
                     continue
-                own, values = indices[indptr[row] : indptr[row + 1]], data[indptr[row] : indptr[row + 1]]
+                first, last = indptr[row], indptr[row + 1]
+                if first < 0 or last > n_values:
+                    return False
+                own, values = indices[first:last], data[first:last]
+                # Looked at in a loop of their own, which the compiler does many at a time.
+                largest = np.uint32(0)
+                for p in range(own.size):
+                    largest = max(largest, np.uint32(own[p]))
+                if own.size and largest >= n_columns:
+                    return False
                 for p in range(own.size):
                     # Unsigned, so that no index is taken to count from the end.
                     total[np.uint32(own[p])] += weight * np.float32(values[p])
+        return True
 
     return njit(nogil=True)(add_up)
 
 
 @cache
-def _squares_kernel() -> Callable[..., None] | None:
+def _squares_kernel() -> Callable[..., bool] | None:
     try:
         from numba import njit
     except ImportError:
         return None
 
     def add_up(rows, weights, indptr, indices, data, sections, shifts, out):
+        n_values, n_columns = min(indices.size, data.size), out.shape[1]
         for i in range(rows.shape[0]):
             for j in range(rows.shape[1]):
                 row = rows[i, j]
                 weight = weights[i, j]
                 if row < 0 or weight == 0:
                     continue
-                for p in range(indptr[row], indptr[row + 1]):
+                first, last = indptr[row], indptr[row + 1]
+                section = sections[row] if shifts.shape[0] else 0
+                if first < 0 or last > n_values or section < 0 or section > max(0, shifts.shape[0] - 1):
+                    return False
+                for p in range(first, last):
                     gene = indices[p]
+                    if gene < 0 or gene >= n_columns:
+                        return False
                     value = np.float64(data[p])
-                    double_shift = 2 * shifts[sections[row], gene] if shifts.shape[0] else 0.0
+                    double_shift = 2 * shifts[section, gene] if shifts.shape[0] else 0.0
                     out[i, gene] += weight * (value * (value - double_shift))
+        return True
 
     return njit(nogil=True)(add_up)
