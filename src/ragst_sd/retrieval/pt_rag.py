@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ragst_sd.retrieval.responses import Asked, Bank
+    from ragst_sd.retrieval.responses import Asked, Bank, Cells
     from ragst_sd.retrieval.training import Run
 
 logger = logging.getLogger(__name__)
@@ -209,12 +209,20 @@ def predict_sets(
     return response.double().numpy(), chosen.double().numpy()
 
 
+def _cells_of(bank: Bank) -> Cells:
+    if bank.cells is None:
+        msg = "The reference holds no cells, which `pt_rag` learns from: build it again with `rg.tl.build_perturbation_reference`."
+        raise ValueError(msg)
+    return bank.cells
+
+
 def _sets_of(parameters: Mapping[str, Any], bank: Bank, contexts: np.ndarray, states: np.ndarray) -> np.ndarray:
     """(B, S, g) controls of each context, or of all for a new one, moved so that their mean is the state asked about."""
+    of_bank = _cells_of(bank)
     out = np.empty((len(contexts), 2 * int(parameters["set_size"]), states.shape[1]), dtype=np.float32)
     for context in np.unique(contexts):
-        own, here = bank.cells.contexts == context, contexts == context
-        chosen = bank.cells.controls[own if own.any() else slice(None)]
+        own, here = of_bank.contexts == context, contexts == context
+        chosen = of_bank.controls[own if own.any() else slice(None)]
         cells = _even(torch.as_tensor(chosen), out.shape[1]).numpy()
         shift = np.where(np.isnan(states[here]), 0.0, states[here] - cells.mean(axis=0))
         out[here] = cells + shift[:, None] - parameters["centre"]
@@ -222,7 +230,7 @@ def _sets_of(parameters: Mapping[str, Any], bank: Bank, contexts: np.ndarray, st
 
 
 def _lessons(bank: Bank, space: Mapping[str, Any], n_candidates: int) -> tuple[_Lessons, np.ndarray]:
-    closed = closed_rows(bank)
+    closed, of_bank = closed_rows(bank), _cells_of(bank)
     asked = ask_rows(bank, np.arange(len(bank.key)), closed)
     found = candidates(bank, asked, asked.pool(bank), min(n_candidates, len(bank.key)))
     names, contexts = np.unique(bank.contexts, return_inverse=True)
@@ -234,8 +242,8 @@ def _lessons(bank: Bank, space: Mapping[str, Any], n_candidates: int) -> tuple[_
         key=tensor(_place(space, bank.key)),
         found=torch.as_tensor(np.maximum(found.rows, 0)),
         absent=torch.as_tensor(found.rows < 0),
-        controls=[tensor(bank.cells.controls[bank.cells.contexts == name] - space["centre"]) for name in names],
-        treated=[tensor(bank.cells.treated[bank.cells.rows == i] - space["centre"]) for i in range(len(bank.key))],
+        controls=[tensor(of_bank.controls[of_bank.contexts == name] - space["centre"]) for name in names],
+        treated=[tensor(of_bank.treated[of_bank.rows == i] - space["centre"]) for i in range(len(bank.key))],
         contexts=contexts,
         delta=tensor(bank.values),
     )

@@ -149,7 +149,7 @@ def choose(
     nearest = nearby.rows[:, :n_neighbors]
     distance = distance_in_phi(fit, nearby.distances, eligibility)
     level_rows, level_of = np.zeros((0, 0), dtype=np.int64), np.zeros(len(phi), dtype=np.int64)
-    if method.cites:
+    if method.cites and method.gate is not None:
         # Only rows that may be cited are looked at, so that a reference on disk need not be read as a whole.
         near = np.unique(found.rows[found.rows >= 0])
         key = np.asarray(take_rows(reference.obsm[_keys.RETRIEVAL_KEY], near))

@@ -116,7 +116,7 @@ def values_of(bank: Bank, chosen: Chosen, *, with_disagreement: bool) -> Values:
     if method.cites:
         average = weighted_average(rows, chosen.weights, bank.values, **of_panels)
         evidence = average
-        if bank.shifts is not None:
+        if bank.shifts is not None and bank.sections is not None and bank.level is not None:
             evidence = average - weighted_shift(rows, chosen.weights, bank.sections, bank.shifts, **of_panels)
             evidence = (evidence + bank.level[chosen.level_of]).astype(np.float32)
     else:
