@@ -226,7 +226,7 @@ def test_sections_of_two_species_make_no_reference_without_orthologues(sections,
     sections["donor1"].tables["table"].var_names = list(paired.index)
     sections["donor2"].tables["table"].var_names = list(paired["gene"])
     both = {name: sections[name] for name in ("donor1", "donor2")}
-    with pytest.raises(ValueError, match=r"share 0 genes.*one species"):
+    with pytest.raises(ValueError, match="Sections are of two species"):
         rg.tl.build_reference(both, use_rep="X_colour", thumbnails=False)
     for sdata in both.values():
         rg.pp.harmonize_genes(sdata, orthologues_to="human")
