@@ -172,7 +172,8 @@ def _score(net: PtRag, lessons: _Lessons, rows: np.ndarray, absent: Tensor, opti
 
 def respond_pt_rag(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int) -> Answer:
     """Mean response of a set of controls of the query's context, moved to the mean of the cells asked about."""
-    net = net_from_arrays(parameters)
+    # In float64, so that what is asked for beside it moves no digit that is kept.
+    net = net_from_arrays(parameters).double()
     found = candidates(bank, asked, asked.pool(bank), min(int(parameters["n_candidates"]), len(bank.key)))
     n = len(asked.key)
     response, weights = np.zeros((n, bank.values.shape[1])), np.zeros(found.rows.shape)
@@ -197,10 +198,12 @@ def predict_sets(
     net: PtRag, parameters: Mapping[str, Any], cells: Tensor, bank: Bank, key: np.ndarray, rows: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(B, S, g) responses of the cells of sets (B, S, g), and (B, S or 1, K) choices, `k` candidates at most."""
-    e = torch.as_tensor(_place(parameters, key), dtype=torch.float32)
-    others = torch.as_tensor(_place(parameters, bank.key), dtype=torch.float32)[torch.as_tensor(np.maximum(rows, 0))]
+    dtype = next(net.parameters()).dtype
+    e = torch.as_tensor(_place(parameters, key), dtype=dtype)
+    others = torch.as_tensor(_place(parameters, bank.key), dtype=dtype)[torch.as_tensor(np.maximum(rows, 0))]
     absent = torch.as_tensor(rows < 0)
     with torch.no_grad():
+        cells = cells.to(dtype)
         response, chosen, logits = net(cells, e, others, absent)
         if k < chosen.shape[2]:
             last = logits.sort(dim=2, descending=True).indices[..., k:]
@@ -219,7 +222,7 @@ def _cells_of(bank: Bank) -> Cells:
 def _sets_of(parameters: Mapping[str, Any], bank: Bank, contexts: np.ndarray, states: np.ndarray) -> np.ndarray:
     """(B, S, g) controls of each context, or of all for a new one, moved so that their mean is the state asked about."""
     of_bank = _cells_of(bank)
-    out = np.empty((len(contexts), 2 * int(parameters["set_size"]), states.shape[1]), dtype=np.float32)
+    out = np.empty((len(contexts), 2 * int(parameters["set_size"]), states.shape[1]))
     for context in np.unique(contexts):
         own, here = of_bank.contexts == context, contexts == context
         chosen = of_bank.controls[own if own.any() else slice(None)]
