@@ -124,6 +124,18 @@ def test_a_lazy_reference_notices_a_changed_chunk(versions, store, query):
         rg.io.read_reference(path)
 
 
+@pytest.mark.parametrize("left", [None, 0.5])
+def test_a_lazy_reference_notices_a_chunk_that_is_gone_or_cut(store, left):
+    """Zarr reads zeros where a chunk is not there."""
+    chunk = store[0] / "X" / "indices" / "c" / "0"
+    content = chunk.read_bytes()
+    chunk.unlink()
+    if left:
+        chunk.write_bytes(content[: int(left * len(content))])
+    with pytest.raises(ValueError, match="X do not match the hash|X/indices.*is not read"):
+        rg.io.read_reference(store[0], lazy=True)
+
+
 def test_the_second_writer_is_told(versions, store, tmp_path):
     path, _ = store
     with _replacing.alone(path):

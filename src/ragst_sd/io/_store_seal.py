@@ -33,7 +33,7 @@ def broken_parts(folder: Path, *, only: Collection[str] | None = None) -> list[s
     folder
         The store.
     only
-        Parts to read through; of the others only the metadata is looked at.
+        Parts to read through; of the others only the metadata, and names and sizes of files, are looked at.
     """
     if not (folder / ROOT).is_file():
         return []
@@ -60,17 +60,19 @@ def _root_digest(root: dict[str, Any]) -> str:
 
 
 def _digest(folder: Path, *, whole: bool = True) -> dict[str, str]:
-    """Checksum of the metadata below a folder, and of all that lies there."""
-    metadata, content = hashlib.sha256(), hashlib.sha256()
+    """Checksum of the metadata below a folder, of which files of which size lie there, and of all that they hold."""
+    metadata, files, content = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
     for file in sorted(one for one in folder.rglob("*") if one.is_file()):
-        name = file.relative_to(folder).as_posix().encode()
+        name = file.relative_to(folder).as_posix().encode() + b"\x1f"
+        # A chunk that is gone reads as zeros, without an error.
+        files.update(name + str(file.stat().st_size).encode() + b"\x1f")
         is_metadata = file.name == ROOT
         if not (whole or is_metadata):
             continue
         with file.open("rb") as handle:
-            line = name + b"\x1f" + hashlib.file_digest(handle, "sha256").digest()
+            line = name + hashlib.file_digest(handle, "sha256").digest()
         content.update(line)
         if is_metadata:
             metadata.update(line)
-    found = {"metadata": metadata.hexdigest()}
+    found = {"metadata": metadata.hexdigest(), "files": files.hexdigest()}
     return found | {"content": content.hexdigest()} if whole else found
