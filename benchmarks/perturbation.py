@@ -1,10 +1,13 @@
-"""Held-out perturbations on two real screens: every method beside the ceiling of each perturbation.
+"""Held-out perturbations on planted and on two real screens: every method beside the ceiling of each perturbation.
 
 Each perturbation is predicted from a reference of all others, measured against one half of the controls; the truth is
 measured against the other half. Repeated with other halves, and averaged. Papalexi: THP-1 cells, 24 knock-outs. K562:
-single genes and combinations, CRISPRa.
+single genes and combinations, CRISPRa. Planted: made up, 40 perturbations of two cell states, a fifth of them held out at a time; another
+screen with each halving.
 
-    python benchmarks/perturbation.py --data "$RAGST_SD_TEST_DATA" --write docs/benchmarks.md
+    python benchmarks/perturbation.py --data "$RAGST_SD_TEST_DATA" --jobs 2 --write docs/benchmarks.md
+
+`--ablation` adds `pt_rag` trained and asked with random candidates and with none.
 
 `--permuted` shows what the protocol gives where there is nothing to be found, each seed with another permutation.
 """
@@ -14,65 +17,104 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+import torch
+from joblib import Parallel, delayed
 from real_sections import write_between_markers
 
 import ragst_sd as rg
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.screens import two_state_screen
+
+SCREENS = ("Planted", "Papalexi", "K562")
 METHODS = ("rag", "pt_rag", "none", "mean", "knn", "naive_rag", "random_rag", "ridge", "bilinear", "additive")
 METRICS = ("pearson_delta", "mse", "discrimination_score_l1", "pearson_delta_centroid")
 ARGUMENTS = {"naive_rag": {"n_candidates": 16}, "random_rag": {"n_candidates": 16}}
+ABLATION = {
+    f"pt_rag, {label} candidates": {"method": "pt_rag", "options": {"candidates": how}}
+    for how, label in (("random", "random"), ("none", "no"))
+}
 MIN_RELIABILITY = 0.5
+INTERFERON = ("IFNGR1", "IFNGR2", "JAK2", "STAT1")
 GENE_SETS = "embeddings/GO_Biological_Process_2021.gmt"
 
 
-def screens(folder: Path) -> dict[str, tuple[ad.AnnData, dict, dict]]:
-    """Cells of each screen, arguments that say how to read them, and those of the reference."""
-    papalexi = ad.read_h5ad(folder / "expression/papalexi2021_thp1_sceptre.h5ad")
-    devel = ad.read_h5ad(folder / "expression/perturbench_devel.h5ad")
-    # 299 genes were kept of this screen, so that 10,000 counts per cell would be fifty times what was counted.
-    counts = {"target_sum": None}
-    return {
-        "Papalexi": (papalexi, {"unit": "counts", "batch_key": "bio_rep"}, counts),
-        "K562": (devel[devel.obs["cell_type"] == "k562"].copy(), {"unit": "log1p_cp10k"}, {}),
-    }
+class Screen(NamedTuple):
+    """A screen, and how it is read and cut."""
+
+    adata: ad.AnnData
+    embedding: pd.DataFrame
+    read: dict
+    """Arguments that say what its columns and values are."""
+    build: dict
+    """More of them for the reference."""
+    n_folds: int | None = None
+    """One for every perturbation if left out."""
 
 
-def embedded(adata: ad.AnnData, embedding: pd.DataFrame) -> list[str]:
+def screen(name: str, folder: Path, seed: int) -> Screen:
+    """One of `SCREENS`."""
+    if name == "Planted":
+        adata, embedding = two_state_screen(rng=seed)
+        return Screen(
+            adata, embedding, {"unit": "log1p_cp10k", "context_key": "cell_type", "batch_key": "batch"}, {}, n_folds=5
+        )
+    embedding = rg.tl.embed_genes(folder / GENE_SETS, min_terms=1)
+    if name == "Papalexi":
+        cells = ad.read_h5ad(folder / "expression/papalexi2021_thp1_sceptre.h5ad")
+        # 299 genes were kept of this screen, so that 10,000 counts per cell would be fifty times what was counted.
+        return Screen(cells, embedding, {"unit": "counts", "batch_key": "bio_rep"}, {"target_sum": None})
+    cells = ad.read_h5ad(folder / "expression/perturbench_devel.h5ad")
+    return Screen(cells[cells.obs["cell_type"] == "k562"].copy(), embedding, {"unit": "log1p_cp10k"}, {})
+
+
+def embedded(one: Screen) -> list[str]:
     """Perturbations all of whose genes have an embedding."""
-    names = sorted(set(adata.obs["perturbation"].astype(str)) - {"control"})
-    return [name for name in names if set(name.split("+")) <= set(embedding.index)]
+    names = sorted(set(one.adata.obs["perturbation"].astype(str)) - {"control"})
+    return [name for name in names if set(name.split("+")) <= set(one.embedding.index)]
 
 
-def leave_one_out(
-    adata: ad.AnnData, read: dict, build: dict, embedding: pd.DataFrame, methods: dict[str, dict], seed: int
-) -> pd.DataFrame:
+def hold_out(one: Screen, methods: dict[str, dict], seed: int, jobs: int = 1) -> pd.DataFrame:
     """Scores of every perturbation, held out in turn, by method."""
-    batch = {name: value for name, value in read.items() if name == "batch_key"}
-    folds = rg.tl.perturbation_folds(adata, rng=seed, **batch)
-    unit = {"unit": read["unit"]}
+    columns = {name: one.read[name] for name in ("batch_key", "context_key") if name in one.read}
+    folds = rg.tl.perturbation_folds(one.adata, n_folds=one.n_folds, rng=seed, **columns)
+    known = set(embedded(one))
+    label = one.adata.obs["perturbation"].astype(str)
     parts = []
-    for name in embedded(adata, embedding):
-        role = folds["+".join(sorted(name.split("+")))]
-        training = adata[role.isin(["train", "control_train"])].copy()
-        reference = rg.tl.build_perturbation_reference(training, embedding=embedding, rng=seed, **read, **build)
-        source = adata[role == "control_train"].copy()
-        tables = {}
-        for label, arguments in methods.items():
-            rg.tl.fit(reference, **arguments)
-            try:
-                tables[label] = rg.tl.perturb(source, reference, perturbations=[name], **unit)
-            except ValueError as error:
-                if "nothing to answer from" not in str(error):
-                    raise
-        scores = rg.tl.evaluate_perturbation(tables, adata, metrics=METRICS, rng=seed, **read)
-        parts.append(scores[scores["subset"] == "each"].assign(seed=seed))
-    return pd.concat(parts, ignore_index=True)
+    for name in folds:
+        held = sorted(set(label[folds[name] == "test"]) & known)
+        if held:
+            parts.append(delayed(predict_fold)(one, folds[name], held, methods, seed))
+    return pd.concat(Parallel(n_jobs=jobs)(parts), ignore_index=True)
+
+
+def predict_fold(one: Screen, role: pd.Series, held: list[str], methods: dict[str, dict], seed: int) -> pd.DataFrame:
+    """Scores of the perturbations of one fold."""
+    logging.getLogger("ragst_sd").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    training = one.adata[role.isin(["train", "control_train"])].copy()
+    reference = rg.tl.build_perturbation_reference(training, embedding=one.embedding, rng=seed, **one.read, **one.build)
+    source = one.adata[role == "control_train"].copy()
+    asked = {name: value for name, value in one.read.items() if name != "batch_key"}
+    tables = {}
+    for label, arguments in methods.items():
+        rg.tl.fit(reference, **arguments)
+        try:
+            tables[label] = rg.tl.perturb(source, reference, perturbations=held, **asked)
+        except ValueError as error:
+            if "nothing to answer from" not in str(error):
+                raise
+    scores = rg.tl.evaluate_perturbation(tables, one.adata, metrics=METRICS, rng=seed, **one.read)
+    return scores[scores["subset"] == "each"].assign(seed=seed)
 
 
 def by_perturbation(scores: pd.DataFrame) -> pd.DataFrame:
@@ -98,7 +140,10 @@ def groups(wide: pd.DataFrame) -> dict[str, pd.Series]:
             out[f"{screen}, combinations of measured singles"] = here & wide["perturbation"].isin(summed)
         else:
             out[f"{screen}, all"] = here
-            out[f"{screen}, reliable"] = here & reliable
+            if not reliable[here].all():
+                out[f"{screen}, reliable"] = here & reliable
+            if (pathway := here & wide["perturbation"].isin(INTERFERON)).any():
+                out[f"{screen}, {', '.join(INTERFERON)}"] = pathway
     return out
 
 
@@ -143,11 +188,13 @@ def main() -> None:
     """Run the protocol and print or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("RAGST_SD_TEST_DATA"), help="folder of test data")
-    parser.add_argument("--screens", nargs="+", default=["Papalexi", "K562"])
+    parser.add_argument("--screens", nargs="+", choices=SCREENS, default=list(SCREENS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument(
         "--permuted", action="store_true", help="permute the labels of the cells: nothing is to be found"
     )
+    parser.add_argument("--ablation", action="store_true", help="also pt_rag without what it retrieves")
+    parser.add_argument("--jobs", type=int, default=1, help="perturbations held out at a time, each in a process")
     parser.add_argument("--seeds", type=int, default=4, help="how many times the controls are halved")
     parser.add_argument("--scores", type=Path, help="csv file for the scores of every perturbation")
     parser.add_argument("--write", type=Path, help="page whose marked table is replaced")
@@ -157,22 +204,18 @@ def main() -> None:
     logging.getLogger("ragst_sd").setLevel(logging.ERROR)
     folder = args.data / "perturb"
     methods = {name: {"method": name} | ARGUMENTS.get(name, {}) for name in args.methods}
-    embedding = rg.tl.embed_genes(folder / GENE_SETS, min_terms=1)
+    methods |= ABLATION if args.ablation else {}
     parts = []
-    available = screens(folder)
-    for screen in args.screens:
+    for name in args.screens:
         for seed in range(args.seeds):
             start = time.perf_counter()
-            adata, read, build = available[screen]
+            one = screen(name, folder, seed)
             if args.permuted:
                 # One draw of few controls is far from all others or near: only the mean over several draws is zero.
-                adata = adata.copy()
-                names = adata.obs["perturbation"].astype(str).to_numpy()
-                adata.obs["perturbation"] = np.random.default_rng(seed).permutation(names)
-            parts.append(leave_one_out(adata, read, build, embedding, methods, seed).assign(screen=screen))
-            print(
-                f"{screen}, controls halved for the {seed + 1}. time: {time.perf_counter() - start:.0f} s", flush=True
-            )
+                labels = one.adata.obs["perturbation"].astype(str).to_numpy()
+                one.adata.obs["perturbation"] = np.random.default_rng(seed).permutation(labels)
+            parts.append(hold_out(one, methods, seed, args.jobs).assign(screen=name))
+            print(f"{name}, controls halved for the {seed + 1}. time: {time.perf_counter() - start:.0f} s", flush=True)
     scores = pd.concat(parts, ignore_index=True)
     if args.scores:
         scores.to_csv(args.scores, index=False)
@@ -180,7 +223,10 @@ def main() -> None:
     # Methods in the order in which they were asked for.
     wide["method"] = pd.Categorical(wide["method"], categories=list(methods))
     wide = wide.sort_values(["screen", "method", "perturbation"]).astype({"method": str})
-    tables = [summary_table(wide), *(detail_table(wide, screen, list(methods)) for screen in args.screens)]
+    tables = [
+        summary_table(wide),
+        *(detail_table(wide, name, list(methods)) for name in args.screens if name != "Planted"),
+    ]
     text = "\n\n".join(tables)
     print(text)
     if args.write and not args.permuted:

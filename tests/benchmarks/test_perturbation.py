@@ -28,7 +28,8 @@ def test_every_perturbation_is_held_out(script):
     )
     methods = {"mean": {"method": "mean"}, "knn": {"method": "knn"}, "additive": {"method": "additive"}}
     read = {"unit": "log1p_cp10k", "batch_key": "batch"}
-    scores = script.leave_one_out(adata, read, {}, embedding.drop(index="P5"), methods, 0).assign(screen="made up")
+    one = script.Screen(adata, embedding.drop(index="P5"), read, {})
+    scores = script.hold_out(one, methods, 0).assign(screen="made up")
     # without an embedding of P5 neither it nor its combination is predicted
     assert set(scores["perturbation"]) == {"P0", "P1", "P2", "P3", "P4", "P0+P1"}
     wide = script.by_perturbation(scores)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ragst_sd.retrieval.pt_rag import stage_one
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS, resolve_response_options
-from ragst_sd.retrieval.responses import Asked, Bank, Cells
+from ragst_sd.retrieval.responses import Asked, Bank, Cells, candidates
 from ragst_sd.retrieval.training import Run
 
 from ..screens import QUICK
@@ -229,6 +230,22 @@ def test_penalty_follows_the_signal(rng):
     fit = RESPONSE_METHODS["ridge"].fit
     options = resolve_response_options("ridge", None)
     assert fit(strong, options, Run())["alpha"] < 1 < fit(empty, options, Run())["alpha"]
+
+
+def test_what_retrieval_is_worth_to_pt_rag_can_be_asked(bank):
+    """Candidates of stage 1 are the nearest, as many random ones of the same pool, or nobody."""
+    asked = ask(bank, [0, 3, 9])
+    near, random, again, nobody = (
+        stage_one(bank, asked, K, how).rows for how in ("nearest", "random", "random", "none")
+    )
+    np.testing.assert_array_equal(near, candidates(bank, asked, asked.pool(bank), K).rows)
+    np.testing.assert_array_equal(random, again)
+    assert (random != near).any() and np.take_along_axis(asked.pool(bank), random, axis=1).all()
+    assert (nobody == -1).all() and nobody.shape == near.shape
+    alone = answer(bank, asked, "pt_rag", candidates="none")
+    assert (alone.rows == -1).all() and not alone.weights.any() and not alone.adjustment.any() and alone.evidence.any()
+    with pytest.raises(ValueError, match="`candidates` is 'far'; for method 'pt_rag' it must be one of 'nearest'"):
+        resolve_response_options("pt_rag", {"candidates": "far"})
 
 
 def test_unknown_methods_and_options():

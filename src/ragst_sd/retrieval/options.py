@@ -30,6 +30,7 @@ _NOT_NEGATIVE = ("sparsity", "correlation", "weight_decay", "pseudobulk")
 _CHOICES = {
     "gate": tuple(GATES),
     "scope": ("set", "cell"),
+    "candidates": ("nearest", "random", "none"),
     "weighting": ("distance", "uniform"),
     "center_sections": (True, False),
     "cell_types": (True, False),

@@ -14,6 +14,7 @@ from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.retrieval.pt_rag_model import PtRag, energy_distance, net_arrays, net_from_arrays
 from ragst_sd.retrieval.response_episodes import ask_rows, closed_rows
 from ragst_sd.retrieval.responses import Answer, candidates, distances_to
+from ragst_sd.retrieval.search import Candidates
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +32,7 @@ PT_RAG_OPTIONS: dict[str, Any] = {
     "layers": 2,
     "heads": 4,
     "scope": "set",
+    "candidates": "nearest",
     "temperature": 0.5,
     "sparsity": 0.1,
     "pseudobulk": 1.0,
@@ -82,7 +84,7 @@ def fit_pt_rag(bank: Bank, options: Mapping[str, Any], run: Run) -> dict[str, An
     mean, axes = fit_pca(unit, int(options["n_components"]))
     spread = float(np.sqrt((((unit - mean) @ axes) ** 2).mean())) if axes.shape[1] else 1.0
     space = {"projection_mean": mean, "projection": axes / (spread or 1.0), "centre": bank.cells.controls.mean(axis=0)}
-    lessons, closed = _lessons(bank, space, run.n_candidates)
+    lessons, closed = _lessons(bank, space, run.n_candidates, str(options["candidates"]))
     taught = np.array([len(cells) > 1 for cells in lessons.treated])
     groups = np.unique(bank.folds)
     held = np.isin(bank.folds, groups[:: max(2, min(_HELD_OUT, len(groups)))]) & taught
@@ -101,6 +103,7 @@ def fit_pt_rag(bank: Bank, options: Mapping[str, Any], run: Run) -> dict[str, An
         "per_cell": options["scope"] == "cell",
         "set_size": int(options["set_size"]),
         "n_candidates": run.n_candidates,
+        "candidates": options["candidates"],
         "training_steps": best,
         "inner_score": inner,
         "interrupted": bool(history.interrupted),
@@ -174,7 +177,7 @@ def respond_pt_rag(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: i
     """Mean response of a set of controls of the query's context, moved to the mean of the cells asked about."""
     # In float64, so that what is asked for beside it moves no digit that is kept.
     net = net_from_arrays(parameters).double()
-    found = candidates(bank, asked, asked.pool(bank), min(int(parameters["n_candidates"]), len(bank.key)))
+    found = stage_one(bank, asked, int(parameters["n_candidates"]), str(parameters["candidates"]))
     n = len(asked.key)
     response, weights = np.zeros((n, bank.values.shape[1])), np.zeros(found.rows.shape)
     states = asked.states(bank)
@@ -232,10 +235,18 @@ def _sets_of(parameters: Mapping[str, Any], bank: Bank, contexts: np.ndarray, st
     return out
 
 
-def _lessons(bank: Bank, space: Mapping[str, Any], n_candidates: int) -> tuple[_Lessons, np.ndarray]:
+def stage_one(bank: Bank, asked: Asked, n: int, how: str) -> Candidates:
+    """The nearest rows of each query's pool, as many random ones, or none: to see what retrieval is worth."""
+    n = min(n, len(bank.key))
+    if how == "none":
+        return Candidates(np.full((len(asked.key), n), -1), np.full((len(asked.key), n), np.nan))
+    return candidates(bank, asked, asked.pool(bank), n, how=how)
+
+
+def _lessons(bank: Bank, space: Mapping[str, Any], n_candidates: int, how: str) -> tuple[_Lessons, np.ndarray]:
     closed, of_bank = closed_rows(bank), _cells_of(bank)
     asked = ask_rows(bank, np.arange(len(bank.key)), closed)
-    found = candidates(bank, asked, asked.pool(bank), min(n_candidates, len(bank.key)))
+    found = stage_one(bank, asked, n_candidates, how)
     names, contexts = np.unique(bank.contexts, return_inverse=True)
 
     def tensor(x: np.ndarray) -> Tensor:

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd.retrieval.projection import fit_pca
+from ragst_sd.retrieval.responses import patterns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ragst_sd.retrieval.responses import Bank
+    from ragst_sd.retrieval.responses import Asked, Bank
 
 _MAX_STATES = 4
+_RIDGE = 0.1
 
 
 def fit_space(bank: Bank, n_components: int) -> dict[str, np.ndarray]:
@@ -83,6 +85,26 @@ def learned_places(
         scale = scale if scale > 0 else 1.0
         out.append((queries @ coefficients / scale, learned / scale))
     return out
+
+
+def explained(bank: Bank, asked: Asked) -> np.ndarray:
+    r"""(q,) share of each query's embedding that the rows of its pool span, from 0 to 1.
+
+    .. math:: \frac{k^\top (K + \lambda I)^{-1} k}{\|u - \bar u\|^2}, \qquad k_j = (u - \bar u) \cdot (u_j - \bar u)
+
+    with u embeddings of unit length, K their products, and :math:`\lambda` a tenth of its mean diagonal.
+    """
+    rows_at, queries_at = _unit(bank.key), _unit(asked.key)
+    out = np.zeros(len(queries_at))
+    for queries, rows in patterns(asked.pool(bank)):
+        centre = rows_at[rows].mean(axis=0)
+        x, q = rows_at[rows] - centre, queries_at[queries] - centre
+        kernel, own = x @ x.T, x @ q.T
+        kernel += (_RIDGE * np.trace(kernel) / len(rows) + 1e-12) * np.eye(len(rows))
+        size = (q**2).sum(axis=1)
+        found = (own * np.linalg.solve(kernel, own)).sum(axis=0)
+        out[queries] = np.divide(found, size, out=np.zeros_like(size), where=size > 0)
+    return np.clip(out, 0.0, 1.0)
 
 
 def _unit(key: np.ndarray) -> np.ndarray:

@@ -1,10 +1,11 @@
 r"""Learned retrieval of responses, trusted as far as held-out perturbations allow.
 
-.. math:: \Delta(p, c) = f + \sum_j u_j (\kappa_j \Delta_j - \bar\Delta_{c(j)}), \qquad u_j = \sum_g \pi_g t_g w_{gj}, \qquad
-          f = \bar\Delta_c + b\,(\text{bilinear}(p, c) - \bar\Delta_c)
+.. math:: \Delta(p, c) = f + \sum_j u_j (\kappa_j \Delta_j - \bar\Delta_{c(j)}), \qquad u_j = r_p \sum_g \pi_g t_g w_{gj}, \qquad
+          f = \bar\Delta_c + r_p b\,(\text{bilinear}(p, c) - \bar\Delta_c)
 
 with weights w of the 1.5-entmax of :math:`-s_g \|\phi_g(p) - \phi_g(j)\|^2` over the candidates and a null slot, of several gates g with
-shares pi and trust t, :math:`\kappa_j` the number of genes perturbed in p over that in j, and :math:`\bar\Delta` the mean of a context. f is the
+shares pi and trust t, :math:`r_p` the share of the embedding of p that the rows it may use span
+(:func:`ragst_sd.retrieval.response_phi.explained`), :math:`\kappa_j` the number of genes perturbed in p over that in j, and :math:`\bar\Delta` the mean of a context. f is the
 prediction without retrieval; cited are the rows with u above zero, with the weights u over their sum.
 """
 
@@ -18,7 +19,7 @@ import torch
 
 from ragst_sd.retrieval.gate import entmax
 from ragst_sd.retrieval.response_episodes import familiar
-from ragst_sd.retrieval.response_phi import doses, learned_places, place
+from ragst_sd.retrieval.response_phi import doses, explained, learned_places, place
 from ragst_sd.retrieval.response_regression import bilinear
 from ragst_sd.retrieval.responses import Answer, candidates, distances_to, patterns, pool_mean
 
@@ -56,6 +57,8 @@ class Hood:
     """(q, g) mean response of the query's pool."""
     relative: np.ndarray
     """(q, K, g) responses of the candidates on the dose of the query, relative to the means of their contexts."""
+    explained: np.ndarray
+    """(q, 1) share of each query's embedding that the rows it may use span: how far anything but their mean is trusted."""
 
 
 def find_hood(
@@ -94,6 +97,7 @@ def find_hood(
         learned=learned,
         level=level,
         relative=bank.values[rows] * dose[..., None] - _centres(bank, asked, rows, level),
+        explained=explained(bank, asked)[:, None],
     )
 
 
@@ -133,12 +137,12 @@ def respond_rag(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int)
         base, trust_line = hood.level, sum(share * line_share for _, line_share, _, share in gates)
         if trust_line:
             line = bilinear(parameters, bank, part, k)
-            base = base + trust_line * (line.evidence + line.adjustment - base)
+            base = base + trust_line * hood.explained * (line.evidence + line.adjustment - base)
         trusted = np.zeros(hood.rows.shape)
         for gate, _, trust, share in gates:
             if trust:
                 trusted += share * trust * weigh(hood, gate, k)
-        trusted = _best(trusted, k)
+        trusted = hood.explained * _best(trusted, k)
         total = trusted.sum(axis=1, keepdims=True)
         cited = np.divide(trusted, total, out=np.zeros_like(trusted), where=total > 0)
         rows[at], weights[at] = np.where(cited > 0, hood.rows, -1), cited

@@ -165,9 +165,10 @@ def held_out_correlations(
         truth = other.values[rows]
         hood = find_hood(space, one, asked, run.n_candidates, tuple(options["penalties"]), teach)
         line = bilinear(options, one, asked, 0)
-        slope = line.evidence + line.adjustment - hood.level
+        slope = hood.explained * (line.evidence + line.adjustment - hood.level)
         for i, gate in enumerate(gates):
-            parts = np.stack([hood.level, slope, retrieved(hood, weigh(hood, gate, run.n_neighbors))], axis=1)
+            found = retrieved(hood, hood.explained * weigh(hood, gate, run.n_neighbors))
+            parts = np.stack([hood.level, slope, found], axis=1)
             total[i] += _correlations(parts, truth, mix)
     return total / 2, rows, familiar(bank, asked)
 

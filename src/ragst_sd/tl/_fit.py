@@ -146,14 +146,15 @@ def fit(
     **Responses to perturbations**, :math:`\Delta(p, c)` of perturbation p in context c, from the rows that a query may use
     (see :func:`ragst_sd.tl.perturb`). The default, `rag`, learns where to look and how far to trust what it finds:
 
-    .. math:: \Delta(p, c) = f + \sum_j u_j (\kappa_j \Delta_j - \bar\Delta_{c(j)}), \qquad
-              f = \bar\Delta_c + b\,(\mathrm{bilinear}(p, c) - \bar\Delta_c), \qquad
+    .. math:: \Delta(p, c) = f + r_p \sum_j u_j (\kappa_j \Delta_j - \bar\Delta_{c(j)}), \qquad
+              f = \bar\Delta_c + r_p b\,(\mathrm{bilinear}(p, c) - \bar\Delta_c), \qquad
               \phi(e, z) = \big[(1 - \rho)\, e,\; \rho\, (B_0 + \textstyle\sum_l z_l B_l)\, e\big]
 
     with e the embedding of a perturbation, z the state of the cells (principal components of the contexts' controls), B the ridge
     regression of measured responses on e and z e, and :math:`\kappa_j` the number of genes perturbed in p over that in j. u adds up
     gates of different :math:`\rho`, penalty of B and sharpness s, each the 1.5-entmax of :math:`-s\,\|\phi(p) - \phi(j)\|^2` over the
-    candidates and a null slot, times its trust. Trust, b and the shares of the gates are chosen on held-out
+    candidates and a null slot, times its trust. :math:`r_p` is the share of the embedding of p that the rows it may use span, so that a
+    perturbation unlike all of them has their mean. Trust, b and the shares of the gates are chosen on held-out
     perturbations, one half of the controls teaching and the other being the truth, by the gain in correlation over the mean of the others
     less its standard error; where nothing gains, f is the mean and nothing is cited. Perturbations that share a gene with a
     measured row (combinations) have shares of their own. f is the prediction without retrieval; the weights reported are u over their sum.
@@ -177,7 +178,7 @@ def fit(
     principal components of the genes, `Ahlmann-Eltze et al. 2025 <https://doi.org/10.1038/s41592-025-02772-6>`__). A context
     without rows takes those of all contexts. Options: rag: `n_components` (64) of the embedding, `penalties` of B and `sharpnesses` to
     choose from, `rank` and `alpha` of its bilinear part; pt_rag: `n_components`, `width` (64), `layers` (2), `heads` (4), `scope` (`"set"`
-    or `"cell"`: what the choice depends on), `temperature` (0.5), `sparsity` (0.1), `pseudobulk` (1, weight of the mean response),
+    or `"cell"`: what the choice depends on), `candidates` (`"nearest"`; `"random"` or `"none"` show what retrieval is worth), `temperature` (0.5), `sparsity` (0.1), `pseudobulk` (1, weight of the mean response),
     `batch_size` (16 sets), `set_size` (16 cells), `max_steps` (200), `learning_rate`, `weight_decay`; knn: `weighting`, `sharpness`, `within_context` (True: neighbours of the
     query's context only, where it has any); naive_rag, random_rag: `weighting`, `within_context`; ridge: `alphas` to choose
     from, on held-out perturbations and the other half of the controls; bilinear: `rank` (10), `alpha` (0.1). `n_neighbors` is 3 and

@@ -1,0 +1,69 @@
+"""How much of an embedding the rows of a bank span, and what `rag` makes of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ragst_sd.retrieval.response_methods import RESPONSE_METHODS, resolve_response_options
+from ragst_sd.retrieval.response_phi import explained
+from ragst_sd.retrieval.responses import Asked, Bank
+from ragst_sd.retrieval.training import Run
+
+
+@pytest.fixture
+def bank():
+    """Ten rows in the first four of six dimensions, whose responses are linear in the embedding."""
+    generator = np.random.default_rng(0)
+    key = np.concatenate([generator.normal(size=(10, 4)), np.zeros((10, 2))], axis=1)
+    values = key[:, :4] @ generator.normal(size=(4, 15)) + generator.normal(size=15)
+    return Bank(
+        key=key, values=values, halves=(values, values), genes=tuple((f"P{i}",) for i in range(10)), contexts=np.zeros(10, int),
+        folds=np.arange(10), order=np.arange(10),
+    )  # fmt: skip
+
+
+def ask(bank, key):
+    key = np.atleast_2d(key)
+    return Asked(
+        key, tuple((f"Q{i}",) for i in range(len(key))), np.zeros(len(key), int), np.ones((len(key), 10), bool)
+    )
+
+
+def test_share_by_brute_force(bank):
+    key = np.random.default_rng(1).normal(size=(3, 6))
+    asked = ask(bank, key)
+    asked.eligible[1, :4] = False
+    for i, found in enumerate(explained(bank, asked)):
+        rows = np.flatnonzero(asked.eligible[i])
+        unit = bank.key[rows] / np.linalg.norm(bank.key[rows], axis=1, keepdims=True)
+        x, q = unit - unit.mean(axis=0), key[i] / np.linalg.norm(key[i]) - unit.mean(axis=0)
+        penalty = 0.1 * (x**2).sum(axis=1).mean()
+        # Ridge regression of the query on the rows, seen from the components.
+        expected = q @ np.linalg.solve(x.T @ x + penalty * np.eye(6), x.T @ x) @ q / (q @ q)
+        assert found == pytest.approx(expected, abs=1e-9)
+        assert 0 < found < 1
+
+
+def test_a_perturbation_unlike_all_others_has_their_mean(bank):
+    one = RESPONSE_METHODS["rag"]
+    fit = one.fit(bank, resolve_response_options("rag", None), Run(n_neighbors=8, n_candidates=10))
+    assert (np.atleast_2d(fit["gates"])[:, -3:-1].sum(axis=1) > 0).any(), (
+        "nothing is trusted, so that nothing is tested"
+    )
+    unit = bank.key / np.linalg.norm(bank.key, axis=1, keepdims=True)
+    # Seen from the mean of the rows it lies at a right angle to all of them.
+    strange = unit.mean(axis=0) + np.array([0, 0, 0, 0, 1.0, 0]) * np.sqrt(1 - (unit.mean(axis=0) ** 2).sum())
+    related = unit[0] + 0.1 * unit[1]
+    found = one.respond(fit, bank, ask(bank, [strange, related]), 8)
+    response = found.evidence + found.adjustment
+    np.testing.assert_allclose(response[0], bank.values.mean(axis=0), atol=1e-9)
+    assert found.weights[0].sum() == pytest.approx(0, abs=1e-9) and (found.rows[0] == -1).all()
+    assert np.abs(response[1] - bank.values.mean(axis=0)).max() > 0.1 and found.weights[1].sum() == pytest.approx(1)
+
+
+def test_one_row_spans_nothing(bank):
+    asked = ask(bank, bank.key[:1])
+    asked.eligible[:] = False
+    asked.eligible[0, 3] = True
+    assert explained(bank, asked)[0] == 0
