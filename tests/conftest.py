@@ -70,6 +70,29 @@ def _sections():
     return make_sections()
 
 
+@pytest.fixture(scope="session")
+def _reference(_sections):
+    import ragst_sd as rg
+
+    return rg.tl.build_reference({name: _sections[name] for name in ("donor1", "donor2")}, use_rep="X_colour")
+
+
+@pytest.fixture(scope="session")
+def _fitted(_reference):
+    import ragst_sd as rg
+
+    fitted = _reference.copy()
+    rg.tl.fit(fitted, method="knn", n_neighbors=10)
+    return fitted
+
+
+@pytest.fixture(scope="session")
+def _predicted(_sections, _fitted):
+    import ragst_sd as rg
+
+    return rg.tl.predict(_sections["donor3"], _fitted, inplace=False)
+
+
 @pytest.fixture
 def sections(_sections):
     """Three embedded sections of three donors; every test gets its own copy."""
@@ -79,34 +102,31 @@ def sections(_sections):
 
 
 @pytest.fixture
-def query(sections):
-    """The section of the third donor."""
-    return sections["donor3"]
+def query(request, _sections):
+    """The section of the third donor; the very one of `sections` for a test that takes both."""
+    from spatialdata import deepcopy
+
+    if "sections" in request.fixturenames:
+        return request.getfixturevalue("sections")["donor3"]
+    return deepcopy(_sections["donor3"])
 
 
 @pytest.fixture
-def reference(sections):
+def reference(_reference):
     """Unfitted reference of the first two donors."""
-    import ragst_sd as rg
-
-    return rg.tl.build_reference({name: sections[name] for name in ("donor1", "donor2")}, use_rep="X_colour")
+    return _reference.copy()
 
 
 @pytest.fixture
-def fitted(reference):
+def fitted(_fitted):
     """The same reference, fitted with knn."""
-    import ragst_sd as rg
-
-    rg.tl.fit(reference, method="knn", n_neighbors=10)
-    return reference
+    return _fitted.copy()
 
 
 @pytest.fixture
-def predicted(query, fitted):
+def predicted(query, _predicted):
     """The query with its predicted table."""
-    import ragst_sd as rg
-
-    rg.tl.predict(query, fitted)
+    query.tables["predicted"] = _predicted.copy()
     return query
 
 

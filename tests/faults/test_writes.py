@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -32,14 +33,20 @@ def for_ever(write, versions):
         write(version)
 
 
-@pytest.fixture
-def store(versions, tmp_path):
-    """A written reference, and the seconds that took."""
-    path = tmp_path / "r.zarr"
+@pytest.fixture(scope="module")
+def _store(versions, tmp_path_factory):
+    path = tmp_path_factory.mktemp("store") / "r.zarr"
     rg.io.write_reference(versions[0], path)
     started = time.perf_counter()
     rg.io.write_reference(versions[0], path, overwrite=True)
     return path, time.perf_counter() - started
+
+
+@pytest.fixture
+def store(_store, tmp_path):
+    """A written reference, and the seconds that took; every test gets its own copy."""
+    written, seconds = _store
+    return Path(shutil.copytree(written, tmp_path / "r.zarr")), seconds
 
 
 @BOTH_WAYS
@@ -212,14 +219,24 @@ def test_a_full_disk_leaves_the_old_reference(versions, store, tmp_path, most_by
     assert seen(tmp_path) == ["r.zarr"]
 
 
-@pytest.fixture
-def section(query, versions, tmp_path):
-    """A section in a store with two versions of its prediction."""
-    rg.tl.predict(query, versions[0])
-    tables = [query.tables["predicted"], rg.tl.predict(query, versions[1], inplace=False)]
-    path = tmp_path / "s.zarr"
+@pytest.fixture(scope="module")
+def _section(_sections, versions, tmp_path_factory):
+    tables = [rg.tl.predict(_sections["donor3"], version, inplace=False) for version in versions]
+    query = sd.deepcopy(_sections["donor3"])
+    query.tables["predicted"] = tables[0]
+    path = tmp_path_factory.mktemp("section") / "s.zarr"
     query.write(path)
-    return query, path, tables
+    return path, tables
+
+
+@pytest.fixture
+def section(_section, query, tmp_path):
+    """A section in a store with two versions of its prediction; every test gets its own copy."""
+    written, tables = _section
+    tables = [table.copy() for table in tables]
+    query.tables["predicted"] = tables[0]
+    query.path = Path(shutil.copytree(written, tmp_path / "s.zarr"))
+    return query, query.path, tables
 
 
 def write_version(sdata, table):
