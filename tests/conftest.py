@@ -87,6 +87,15 @@ def _fitted(_reference):
 
 
 @pytest.fixture(scope="session")
+def _fitted_store(_fitted, tmp_path_factory):
+    import ragst_sd as rg
+
+    path = tmp_path_factory.mktemp("fitted") / "r.zarr"
+    rg.io.write_reference(_fitted, path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def _predicted(_sections, _fitted):
     import ragst_sd as rg
 

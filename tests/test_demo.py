@@ -12,13 +12,20 @@ from ragst_sd._demo import read_folder, run_demo
 
 
 @pytest.fixture
-def small(monkeypatch):
-    """Smaller synthetic tissue, so that the demo takes seconds."""
+def small(monkeypatch, quick):
+    """Smaller synthetic tissue and shorter training, so that the demo takes seconds."""
     from ragst_sd.datasets import _synthetic
 
     original = _synthetic.synthetic
     monkeypatch.setattr(
         rg.datasets, "synthetic", lambda n_donors: original(n_donors=n_donors, image_px=700, n_genes=260), raising=False
+    )
+    fit = rg.tl.fit
+    monkeypatch.setattr(
+        rg.tl,
+        "fit",
+        lambda reference, *, method, **kwargs: fit(reference, method=method, options=quick(method), **kwargs),
+        raising=False,
     )
 
 

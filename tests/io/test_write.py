@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
+import shutil
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -21,18 +21,25 @@ def seen(folder):
     return sorted(one.name for one in folder.iterdir() if not one.name.endswith(".lock"))
 
 
-def test_reference_round_trip_predicts_the_same_in_a_new_process(query, fitted, tmp_path):
-    rg.io.write_reference(fitted, tmp_path / "reference.zarr")
-    query.write(tmp_path / "query.zarr")
-    code = (
-        "import ragst_sd as rg, spatialdata as sd, numpy as np, sys; "
-        "q = sd.read_zarr(sys.argv[1]); r = rg.io.read_reference(sys.argv[2]); "
-        "np.save(sys.argv[3], rg.tl.predict(q, r, inplace=False).X)"
-    )
-    paths = [str(tmp_path / name) for name in ("query.zarr", "reference.zarr", "out.npy")]
-    subprocess.run([sys.executable, "-c", code, *paths], check=True)
-    expected = rg.tl.predict(query, fitted, inplace=False).X
-    np.testing.assert_array_equal(np.load(paths[2]), expected)
+@pytest.fixture
+def path(_fitted_store, tmp_path):
+    """Where `fitted` was written."""
+    return Path(shutil.copytree(_fitted_store, tmp_path / "r.zarr"))
+
+
+@pytest.fixture(scope="module")
+def _predicted_store(_sections, _predicted, tmp_path_factory):
+    query = sd.deepcopy(_sections["donor3"])
+    query.tables["predicted"] = _predicted.copy()
+    query.write(tmp_path_factory.mktemp("section") / "s.zarr")
+    return query.path
+
+
+@pytest.fixture
+def stored(_predicted_store, predicted, tmp_path):
+    """`predicted`, written to `s.zarr`."""
+    predicted.path = Path(shutil.copytree(_predicted_store, tmp_path / "s.zarr"))
+    return predicted
 
 
 @pytest.mark.parametrize("method", ["knn", "ridge", "mean"])
@@ -45,9 +52,7 @@ def test_every_fit_survives_the_round_trip(reference, method, tmp_path, query):
     np.testing.assert_array_equal(first.X, second.X)
 
 
-def test_reference_is_replaced_only_when_asked(fitted, tmp_path):
-    path = tmp_path / "r.zarr"
-    rg.io.write_reference(fitted, path)
+def test_reference_is_replaced_only_when_asked(fitted, path, tmp_path):
     with pytest.raises(FileExistsError, match="overwrite=True"):
         rg.io.write_reference(fitted, path)
     rg.io.write_reference(fitted, path, overwrite=True)
@@ -60,10 +65,7 @@ def test_reference_is_replaced_only_when_asked(fitted, tmp_path):
     assert (other / "thesis.txt").exists()
 
 
-def test_failed_write_leaves_the_old_version(fitted, tmp_path, monkeypatch):
-    path = tmp_path / "r.zarr"
-    rg.io.write_reference(fitted, path)
-
+def test_failed_write_leaves_the_old_version(fitted, path, tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise OSError(FULL)
 
@@ -75,7 +77,7 @@ def test_failed_write_leaves_the_old_version(fitted, tmp_path, monkeypatch):
     assert seen(tmp_path) == ["r.zarr"]
 
 
-def test_read_refuses_what_is_no_reference(fitted, tmp_path):
+def test_read_refuses_what_is_no_reference(path, tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         rg.io.read_reference(tmp_path / "nothing.zarr")
     ad.AnnData(np.ones((2, 2), dtype=np.float32)).write_zarr(tmp_path / "other.zarr")
@@ -83,11 +85,10 @@ def test_read_refuses_what_is_no_reference(fitted, tmp_path):
         rg.io.read_reference(tmp_path / "other.zarr")
     import zarr
 
-    rg.io.write_reference(fitted, tmp_path / "changed.zarr")
-    store = zarr.open(tmp_path / "changed.zarr", mode="r+")
+    store = zarr.open(path, mode="r+")
     store["X/data"][:] = store["X/data"][:] * 2
     with pytest.raises(ValueError, match="does not match its hash"):
-        rg.io.read_reference(tmp_path / "changed.zarr")
+        rg.io.read_reference(path)
 
 
 def test_a_subset_is_written_without_its_fit(fitted, tmp_path, caplog):
@@ -120,10 +121,9 @@ def test_rows_lie_in_sharded_chunks(fitted, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def lazy(fitted, tmp_path):
+def lazy(path):
     """The fitted reference, its rows on disk."""
-    rg.io.write_reference(fitted, tmp_path / "lazy.zarr")
-    return rg.io.read_reference(tmp_path / "lazy.zarr", lazy=True)
+    return rg.io.read_reference(path, lazy=True)
 
 
 def test_a_lazy_reference_leaves_its_rows_on_disk(fitted, lazy):
@@ -194,14 +194,13 @@ def test_changes_to_a_lazy_reference_are_noticed(lazy, query):
         rg.tl.predict(query, lazy)
 
 
-def test_labels_changed_on_disk_are_noticed_when_it_is_opened(fitted, tmp_path):
+def test_labels_changed_on_disk_are_noticed_when_it_is_opened(path):
     import zarr
 
-    rg.io.write_reference(fitted, tmp_path / "r.zarr")
-    group = zarr.open_group(tmp_path / "r.zarr", mode="r+")
+    group = zarr.open_group(path, mode="r+")
     group["obs/donor/codes"][:] = 0
     with pytest.raises(ValueError, match="do not match the hash"):
-        rg.io.read_reference(tmp_path / "r.zarr", lazy=True)
+        rg.io.read_reference(path, lazy=True)
 
 
 def test_write_table_adds_and_replaces(predicted, fitted, tmp_path):
@@ -221,9 +220,8 @@ def test_write_table_adds_and_replaces(predicted, fitted, tmp_path):
     assert back.attrs["ragst"]["image_mpp"]["he"] == 1.0
 
 
-def test_write_table_keeps_a_complete_table_when_it_fails(predicted, tmp_path, monkeypatch):
-    path = tmp_path / "s.zarr"
-    predicted.write(path)
+def test_write_table_keeps_a_complete_table_when_it_fails(stored, monkeypatch):
+    predicted, path = stored, stored.path
     before = predicted.tables["predicted"].X.copy()
 
     def broken(self, path, **kwargs):
@@ -251,9 +249,8 @@ def test_write_table_touches_no_other_table(predicted, tmp_path):
     assert sorted(sd.read_zarr(path).tables) == sorted(predicted.tables) == ["predicted", "predicted.new", "table"]
 
 
-def test_leftovers_of_an_interrupted_call_are_cleared(predicted, tmp_path):
-    path = tmp_path / "s.zarr"
-    predicted.write(path)
+def test_leftovers_of_an_interrupted_call_are_cleared(stored, tmp_path):
+    predicted, path = stored, stored.path
     (tmp_path / ".s.zarr.0123abcd.new" / "tables" / "predicted").mkdir(parents=True)
     rg.io.write_table(predicted, "predicted")
     assert sorted(sd.read_zarr(path).tables) == sorted(predicted.tables) == ["predicted", "table"]

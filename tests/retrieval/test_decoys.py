@@ -63,7 +63,7 @@ def fit_on_arrays(method, data, options, n_candidates=CITED):
 
 @pytest.fixture(scope="module")
 def data():
-    return tissue(0)
+    return tissue(0, pairs=24)
 
 
 @pytest.mark.parametrize("gate", list(GATES))
