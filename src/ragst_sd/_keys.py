@@ -80,10 +80,12 @@ N_CONTROLS = "n_controls"
 RELIABILITY = "reliability"
 STANDARD_ERROR = "standard_error"
 LEARNED_FROM = "learned_from"
+STARTS_FROM = "starts_from"
 RESPONSE_HALVES = ("response_half1", "response_half2")
 PERTURBATION_EMBEDDING = "perturbation_embedding"
 RESPONSE = "response"
 CITED_RELIABILITY = "cited_reliability"
+EMBEDDING_SHARE = "embedding_share"
 # of tissue only
 RESPONSE_MAGNITUDE = "response_magnitude"
 STATE_DISTANCE = "state_distance"

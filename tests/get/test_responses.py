@@ -120,7 +120,12 @@ def test_contributions_add_up_and_values_are_measured(screen, bank, controls, me
         cited = part.iloc[1:-1]
         nobody = (one.obsm["retrieval_rows"] < 0).all()
         if one.obs["perturbation"].iloc[0] == "control" or nobody:
-            assert names == ["source", "evidence", "adjustment"] and cited["weight"].isna().all()
+            said = (
+                "control: no response"
+                if one.obs["perturbation"].iloc[0] == "control"
+                else f"nothing cited: {table.uns['retrieval']['starts_from']}"
+            )
+            assert names == ["source", said, "adjustment"] and cited["weight"].isna().all()
             assert cited["contribution"].item() == pytest.approx(one.layers["evidence"].item(), abs=1e-6)
             continue
         assert cited["weight"].is_monotonic_decreasing and cited["weight"].sum() == pytest.approx(1, abs=1e-5)
@@ -135,6 +140,32 @@ def test_control_is_the_cell_as_it_was(bank, table, controls):
     cell, gene = table.obs_names[-1], table.var_names[2]
     part = rg.get.explain(table, bank, obs_name=cell, gene=gene)
     assert list(part["contribution"]) == pytest.approx([controls[-1, gene].X.item(), 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("mean", "nothing cited: mean of the screen's responses"),
+        ("ridge", "nothing cited: mean of the screen's responses, and an adjustment"),
+        ("none", "nothing cited: no response"),
+    ],
+)
+def test_that_nothing_is_cited_is_said(bank, controls, method, said):
+    rg.tl.fit(bank, method=method)
+    table = rg.tl.perturb(controls, bank, perturbations=["P3", "control"], **ASK)
+    frame = rg.get.neighbors(table)
+    perturbed = table.obs_names[table.obs["perturbation"] == "P3"]
+    assert list(frame["query"]) == list(perturbed) and set(frame["reference"]) == {said}
+    assert (frame["rank"] == 0).all() and (frame["weight"] == 0).all() and frame["distance"].isna().all()
+    assert rg.get.neighbors(table, obs_names=table.obs_names[-1]).empty
+
+
+def test_lines_of_cells_that_cite_stand_among_those_that_do_not(bank, table):
+    table.obsm["retrieval_rows"][1], table.obsm["retrieval_weights"][1] = -1, 0
+    frame = rg.get.neighbors(table)
+    assert list(dict.fromkeys(frame["query"])) == list(table.obs_names[table.obs["perturbation"] != "control"])
+    assert list(frame["rank"].iloc[:6]) == [1, 2, 3, 4, 0, 1]
+    assert frame["n_cells"].dtype == np.int64 and frame["reference"].iloc[4].startswith("nothing cited: ")
 
 
 def test_cells_that_rest_on_a_response(bank, table):

@@ -326,3 +326,21 @@ def test_learning_from_what_is_left_out_is_said(screen, embedding, caplog):
     table = rg.tl.perturb(source, without, perturbations="P3", **ASK)
     assert not len(table.uns["retrieval"]["learned_from"]["perturbation"])
     assert len(rg.tl.evaluate_perturbation(table, screen, **evaluate))
+
+
+@pytest.mark.parametrize("method", ["rag", "same_perturbation"])
+def test_many_perturbations_are_answered_in_parts(bank, controls, method, capsys, monkeypatch):
+    """Also by a method that cites as many rows as the query with most of them has; the bar counts all."""
+    rg.tl.fit(bank, method=method)
+    controls.obs["cell_type"] = controls.obs["cell_type"].astype(str).replace("b", "new")
+    ask = {"perturbations": ["P3", "P19", "P8"], **ASK}
+    whole = rg.tl.perturb(controls, bank, progress=True, **ask)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("ragst_sd.tl._respond._AT_ONCE", 1)
+    monkeypatch.setattr("ragst_sd.tl._respond.BAR_AFTER", 0)
+    parts = rg.tl.perturb(controls, bank, progress=True, **ask)
+    assert "6/6" in capsys.readouterr().err
+    for name in whole.obsm:
+        np.testing.assert_allclose(parts.obsm[name], whole.obsm[name], atol=1e-6)
+    np.testing.assert_allclose(parts.X, whole.X, atol=1e-6)
+    assert ("embedding_share" in whole.obs) == (method == "rag")

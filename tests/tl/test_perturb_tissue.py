@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import ragst_sd as rg
 from ragst_sd.retrieval import response_methods
 from ragst_sd.retrieval.response_methods import ResponseMethod
 from ragst_sd.retrieval.responses import Candidates, cite, distances_to
+from ragst_sd.tl._tissue_responses import Responder
 from ragst_sd.tl._tissue_state import main_context, mean_states, niches
 
 from ..screens import planted_screen, planted_tissue
@@ -399,6 +401,24 @@ class TestPredictedTissue:
         np.testing.assert_allclose(out.X - out.layers["lower"], np.sqrt(below**2 + error**2), atol=2e-4)
         assert (out.layers["upper"] > out.X).all()
 
+    def test_trust_in_genes_goes_by_place(self, predicted, screen_reference):
+        """The table names its genes by Ensembl ids, two of them with one symbol, and the screen by symbols, some of which it lacks."""
+        table = predicted.tables["predicted"]
+        symbols = list(table.var_names)
+        table.var["cv_pearson"] = np.linspace(-0.1, 0.6, table.n_vars)
+        table.var["noise_ceiling"] = np.linspace(0.9, 0.4, table.n_vars)
+        symbols[5], symbols[9], symbols[2] = "ABSENT1", "ABSENT2", symbols[1]
+        table.var["gene_symbols"] = symbols
+        table.var_names = [f"ENSG{i:011d}" for i in range(table.n_vars)]
+        for ask in ({}, {"genes": [symbols[7], symbols[3], symbols[-1]]}):
+            out = rg.tl.perturb(
+                predicted, screen_reference, perturbations="A", table_key="predicted", inplace=False, **ask
+            )
+            at = [symbols.index(gene) for gene in out.var_names]
+            assert len(at) == (3 if ask else len(symbols) - 3)
+            for name in ("cv_pearson", "noise_ceiling"):
+                np.testing.assert_array_equal(out.var[name], table.var[name].to_numpy()[at])
+
     def test_genes_from_single_cells_stay_marked(self, predicted, screen_reference):
         """They are perturbed like the others, but say nothing of the state or the depth of a spot."""
         table = predicted.tables["predicted"]
@@ -466,7 +486,7 @@ def test_chunks_of_spots_that_cite_differently_many_rows(tissue, bank, monkeypat
     rg.tl.fit(bank, method=method)
     ask = {"perturbations": asked, "context_key": "half", "n_permutations": 3, "inplace": False, **LOGS}
     whole = rg.tl.perturb(tissue, bank, **ask)
-    monkeypatch.setattr("ragst_sd.tl._tissue_responses._AT_ONCE", 1)
+    monkeypatch.setattr("ragst_sd.tl._respond._AT_ONCE", 1)
     parts = rg.tl.perturb(tissue, bank, **ask)
     assert len(set((whole.obsm["retrieval_rows"] >= 0).sum(axis=1))) == 2
     for name in ("retrieval_rows", "retrieval_weights", "retrieval_distances"):
@@ -507,3 +527,96 @@ def test_learned_retrieval(tissue, bank):
             np.testing.assert_allclose(table.layers["evidence"][i], weights[weights > 0] @ measured, atol=1e-4)
     measured = np.asarray(bank["a:P3"].X).ravel()
     assert np.corrcoef(table.layers["response"].mean(axis=0), measured)[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("context_key", [None, "half"])
+@pytest.mark.parametrize("center_states", [True, False])
+def test_what_is_done_once_is_as_if_done_for_each_spot(tissue, bank, monkeypatch, context_key, center_states):
+    rg.tl.fit(bank, method="rag")
+    ask = {
+        "perturbations": "P3", "context_key": context_key, "center_states": center_states, "n_permutations": 4,
+        "inplace": False, "genes": [f"GENE{i}" for i in (3, 1, 20, 7)], **LOGS,
+    }  # fmt: skip
+    seen = {}
+
+    def keep(self, contexts, states, respond=Responder.respond):
+        seen["responded"], seen["error"] = respond(self, contexts, states)
+        return seen["responded"], seen["error"]
+
+    monkeypatch.setattr(Responder, "respond", keep)
+    once = rg.tl.perturb(tissue, bank, **ask)
+    first = seen.copy()
+    each = replace(response_methods.RESPONSE_METHODS["rag"], prepare=None)
+    monkeypatch.setitem(response_methods.RESPONSE_METHODS, "rag", each)
+    alone = rg.tl.perturb(tissue, bank, **ask)
+    for name, values in vars(first["responded"]).items():
+        if isinstance(values, np.ndarray):
+            np.testing.assert_allclose(values, getattr(seen["responded"], name), rtol=0, atol=1e-10, err_msg=name)
+    np.testing.assert_allclose(first["error"], seen["error"], rtol=0, atol=1e-10)
+    np.testing.assert_array_equal(once.obsm["retrieval_rows"], alone.obsm["retrieval_rows"])
+    shuffled = once.uns["retrieval"]["variance_shuffled"]
+    assert len(shuffled) == 4 and shuffled.min() > 1e-9
+    np.testing.assert_allclose(shuffled, alone.uns["retrieval"]["variance_shuffled"], rtol=1e-8, atol=0)
+
+
+def test_share_of_the_embedding_that_is_spanned(tissue, bank):
+    rg.tl.fit(bank, method="rag")
+    table = rg.tl.perturb(tissue, bank, perturbations="P3", context_key="half", n_permutations=1, inplace=False, **LOGS)
+    share = table.obs["embedding_share"].to_numpy()
+    assert (share > 0.5).all() and (share < 1).all()
+    half = tissue.tables["table"].obs["half"].to_numpy()
+    vectors = np.asarray(bank.obsm["perturbation_embedding"], dtype=float)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for context in "ab":
+        # Ridge regression of the embedding on those of the same context without the perturbation itself.
+        used = (bank.obs["context"] == context).to_numpy() & (bank.obs["perturbation"] != "P3").to_numpy()
+        x, q = (
+            unit[used] - unit[used].mean(axis=0),
+            unit[bank.obs_names.get_loc(f"{context}:P3")] - unit[used].mean(axis=0),
+        )
+        gram = x.T @ x
+        expected = q @ np.linalg.solve(gram + 0.1 * np.trace(gram) / used.sum() * np.eye(len(q)), gram @ q) / (q @ q)
+        inner = [i for i, name in enumerate(table.obs["context"]) if name == context and half[i] == context]
+        np.testing.assert_allclose(share[inner], expected, atol=1e-9)
+    rg.tl.fit(bank, method="knn")
+    assert "embedding_share" not in rg.tl.perturb(tissue, bank, perturbations="P3", inplace=False, **LOGS).obs
+
+
+def test_nothing_is_cited_for_what_resembles_nothing(made, tissue):
+    """An embedding at a right angle to all others: the mean of the screen, and every call says so."""
+    vectors = np.pad(made[1].to_numpy(), ((0, 0), (0, 1)))
+    embedding = pd.DataFrame(vectors, index=made[1].index)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    bank = rg.tl.build_perturbation_reference(made[0], embedding=embedding, **BUILD)
+    combination = vectors[[0, 7]].sum(axis=0)
+    centre = np.concatenate([unit, [combination / np.linalg.norm(combination)]]).mean(axis=0)
+    strange = centre.copy()
+    strange[-1] = np.sqrt(1 - (centre**2).sum())
+    embedding.loc["STRANGE"] = strange
+    bank = rg.tl.build_perturbation_reference(made[0], embedding=embedding, **BUILD)
+    rg.tl.fit(bank, method="rag")
+    rg.tl.perturb(tissue, bank, perturbations="STRANGE", **LOGS)
+    table = tissue.tables["perturbed"]
+    assert (table.obs["embedding_share"] == 0).all() and (table.obsm["retrieval_rows"] == -1).all()
+    np.testing.assert_allclose(table.layers["response"][5], np.asarray(bank.X).mean(axis=0), atol=1e-5)
+    said = "nothing cited: mean of the screen's responses"
+    lines = rg.get.neighbors(tissue, prediction_key="perturbed", obs_names=["spot5", "spot9"])
+    assert list(lines["query"]) == ["spot5", "spot9"] and set(lines["reference"]) == {said}
+    parts = rg.get.explain(tissue, bank, obs_name="spot5", gene="GENE4", prediction_key="perturbed")
+    assert list(parts["reference"]) == ["source", said, "adjustment"]
+    assert parts["contribution"].iloc[2] == pytest.approx(0, abs=1e-6)
+    assert parts["contribution"].iloc[1] == pytest.approx(float(bank[:, "GENE4"].X.mean()), abs=1e-5)
+
+
+def test_a_bar_where_it_takes_long(tissue, steered, capsys, monkeypatch):
+    ask = {"perturbations": ["P3", "control", "P8"], "n_permutations": 4, "inplace": False, **LOGS}
+    rg.tl.perturb(tissue, steered, progress=True, **ask)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("ragst_sd.tl._perturb_tissue.BAR_AFTER", 0)
+    with rg.settings.override(progress=True):
+        rg.tl.perturb(tissue, steered, **ask)
+    assert "10/10" in capsys.readouterr().err
+    rg.tl.perturb(tissue, steered, progress=False, **ask)
+    with rg.settings.override(progress=False):
+        rg.tl.perturb(tissue, steered, **ask)
+    assert capsys.readouterr().err == ""

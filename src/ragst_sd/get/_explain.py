@@ -67,8 +67,8 @@ def explain(
 
     Of predicted responses, `perturbation` and `context` stand in place of `donor` and `sample`, and there is no
     `correction`. The first line `source` is the cell as it was, the cited rows by falling weight bring their measured
-    responses, and `adjustment` is last. Where nobody is cited one line `evidence` holds what the method starts from (no
-    change, for a control). Contributions add up to the predicted expression, and all but the first to the response.
+    responses, and `adjustment` is last. Where nobody is cited one line such as `nothing cited: mean of the screen's responses` holds
+    what the method starts from (`control: no response`, for a control). Contributions add up to the predicted expression, and all but the first to the response.
 
     Measured values are read from the reference, which the table only points to; `.X`, `.layers["evidence"]`, `.layers["response"]` (of responses),
     `.obsm["retrieval_rows"]`, `["retrieval_weights"]` and `.uns["retrieval"]` from the table;

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._labels import labels
 from ragst_sd._results import holds_responses, predicted, spot_index
+from ragst_sd.get._response_parts import nothing_cited
+from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +59,9 @@ def neighbors(
 
     Of predicted responses one line per cell and cited row, with `perturbation`, `context`, `perturbation_type`, `n_cells`
     (cells that the response was measured on) and `reliability` (agreement of two halves of them) in place of what says where
-    a spot lies; `technology` is that of the screen. Controls rest on nothing and have no line.
+    a spot lies; `technology` is that of the screen. A cell or spot whose prediction cites nobody has one line of rank 0 and weight 0,
+    whose `reference` says what the prediction is instead, such as `nothing cited: mean of the screen's responses`. Controls have
+    no line.
 
     Read from `.obsm["retrieval_rows"]`, `["retrieval_weights"]`, `["retrieval_distances"]` and
     `.uns["retrieval"]`.
@@ -107,4 +112,39 @@ def neighbors(
         ["spot", "weight", "distance", "reference"], ascending=[True, False, True, True], ignore_index=True
     )
     frame.insert(1, "rank", frame.groupby("spot").cumcount() + 1)
+    if holds_responses(header):
+        frame = _with_those_that_cite_nobody(frame, table, header, which)
     return frame.drop(columns="spot")
+
+
+def _with_those_that_cite_nobody(
+    frame: pd.DataFrame, table: AnnData, header: dict[str, Any], which: np.ndarray
+) -> pd.DataFrame:
+    """A line that says so for each query that cites nobody, controls aside."""
+    import pandas as pd
+
+    bare = np.ones(len(which), dtype=bool)
+    bare[frame["spot"].unique()] = False
+    bare &= labels(table.obs[_keys.PERTURBATION])[which] != str(header["control"])
+    if not bare.any():
+        return frame
+    rows = which[bare]
+    response, evidence = (dense(table.layers[name][rows]) for name in (_keys.RESPONSE, _keys.EVIDENCE))
+    moved = ~np.isclose(response, evidence, atol=1e-6).all(axis=1)
+    said = nothing_cited(header)
+    lines = pd.DataFrame(
+        {
+            "query": table.obs_names.to_numpy()[rows],
+            "rank": 0,
+            "reference": np.where(moved, f"{said}, and an adjustment", said).astype(object),
+            **dict.fromkeys((_keys.PERTURBATION, _keys.CONTEXT, _keys.PERTURBATION_TYPE), ""),
+            _keys.N_CELLS: 0,
+            _keys.RELIABILITY: np.nan,
+            "distance": np.nan,
+            "weight": 0.0,
+            **dict.fromkeys((_keys.TECHNOLOGY, "license", "citation"), ""),
+            "spot": np.flatnonzero(bare),
+        }
+    )
+    both = lines if frame.empty else pd.concat([frame, lines], ignore_index=True)
+    return both.sort_values("spot", kind="stable", ignore_index=True)[list(frame.columns)]

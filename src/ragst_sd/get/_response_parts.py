@@ -7,13 +7,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._labels import labels
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
     from anndata import AnnData
 
 _ABOUT = (_keys.PERTURBATION, _keys.CONTEXT)
+
+
+def nothing_cited(header: Mapping[str, Any]) -> str:
+    """What stands in for cited rows where a prediction cites none."""
+    return f"nothing cited: {header.get(_keys.STARTS_FROM, 'prediction without retrieval')}"
 
 
 def response_parts(
@@ -41,6 +49,8 @@ def response_parts(
     keep[..., 1 : k + 1], keep[..., k + 1] = cites[:, None, :], ~cites.any(axis=1, keepdims=True)
     line = np.empty(shape, dtype=np.int64)
     line[..., 0], line[..., 1 : k + 1], line[..., k + 1 :] = len(bank), rows[:, None, :], len(bank) + np.array([1, 2])
+    control = labels(table.obs[_keys.PERTURBATION])[cells] == str(header["control"])
+    line[control, :, k + 1] = len(bank) + 3
     weight, value, contribution = (np.full(shape, np.nan) for _ in range(3))
     weight[..., 1 : k + 1] = weights
     value[..., 0], value[..., k + 1] = source, evidence
@@ -55,8 +65,10 @@ def response_parts(
     cell, gene, _ = np.nonzero(keep)
     line = line[keep]
     names = {
-        "reference": np.array([*bank["reference"], "source", "evidence", "adjustment"], dtype=object),
-        **{name: np.array([*bank[name].astype(str), "", "", ""], dtype=object) for name in _ABOUT},
+        "reference": np.array(
+            [*bank["reference"], "source", nothing_cited(header), "adjustment", "control: no response"], dtype=object
+        ),
+        **{name: np.array([*bank[name].astype(str), "", "", "", ""], dtype=object) for name in _ABOUT},
     }
     return pd.DataFrame(
         {

@@ -19,7 +19,7 @@ from ragst_sd.retrieval.response_neighbors import (
     nearest,
     same_perturbation,
 )
-from ragst_sd.retrieval.response_rag import respond_rag
+from ragst_sd.retrieval.response_rag import prepare_rag, respond_rag
 from ragst_sd.retrieval.response_regression import bilinear, choose_alpha, ridge
 from ragst_sd.retrieval.response_selection import RAG_OPTIONS, fit_rag
 from ragst_sd.retrieval.responses import cite_nobody, pool_mean
@@ -27,6 +27,7 @@ from ragst_sd.retrieval.responses import cite_nobody, pool_mean
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from ragst_sd.retrieval.response_rag import ReadyRag
     from ragst_sd.retrieval.responses import Answer, Asked, Bank
     from ragst_sd.retrieval.training import Run
 
@@ -68,6 +69,10 @@ class ResponseMethod:
     """Rows compared, if left out."""
     may_cite_nobody: bool = False
     """Whether weights may all be zero although rows may be used: then the prediction is the one without retrieval."""
+    starts_from: str = "mean of the screen's responses"
+    """What evidence is where nobody is cited."""
+    prepare: Callable[[Parameters, Bank, Asked, int], ReadyRag] | None = None
+    """As `respond`, for queries that are asked again and again in other states."""
     needs_cells: bool = False
     """Whether it works on cells, not on mean responses alone."""
     learns: Literal["", "settings", "responses"] = ""
@@ -88,6 +93,7 @@ RESPONSE_METHODS: dict[str, ResponseMethod] = {
         n_neighbors=16,
         n_candidates=128,
         may_cite_nobody=True,
+        prepare=prepare_rag,
         learns="settings",
     ),
     "pt_rag": ResponseMethod(
@@ -98,10 +104,11 @@ RESPONSE_METHODS: dict[str, ResponseMethod] = {
         n_neighbors=16,
         n_candidates=16,
         may_cite_nobody=True,
+        starts_from="prediction without retrieval",
         needs_cells=True,
         learns="responses",
     ),
-    "none": ResponseMethod(_none, cites=False, options={}),
+    "none": ResponseMethod(_none, cites=False, options={}, starts_from="no response"),
     "mean": ResponseMethod(_mean, cites=False, options={}),
     "additive": ResponseMethod(additive, cites=True, options={}, lacks=lacks_singles),
     "context_additive": ResponseMethod(context_additive, cites=True, options={}, lacks=lacks_context_additive),

@@ -8,7 +8,7 @@ responses, each relative to the mean of its context and divided by the number of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _MAX_STATES = 4
 _RIDGE = 0.1
+_LEAST_SHARE = 1e-12
 
 
 def fit_space(bank: Bank, n_components: int) -> dict[str, np.ndarray]:
@@ -44,15 +45,60 @@ def fit_space(bank: Bank, n_components: int) -> dict[str, np.ndarray]:
     }
 
 
-def place(parameters: Mapping[str, Any], key: np.ndarray, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, p) embeddings of unit length on average and (n, (1 + l) p) the same beside their products with the state.
+def place(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
+    """(n, p) embeddings of unit length on average."""
+    return (_unit(key) - parameters["projection_mean"]) @ parameters["projection"]
 
-    The states of the screen lie between -1 and 1 on every axis; farther ones are taken to the rim. Genes without a value
+
+def place_states(parameters: Mapping[str, Any], states: np.ndarray) -> np.ndarray:
+    """(n, l) states along their axes.
+
+    Those of the screen lie between -1 and 1 on every axis; farther ones are taken to the rim. Genes without a value
     (NaN) say nothing of the state.
     """
-    x = (_unit(key) - parameters["projection_mean"]) @ parameters["projection"]
-    z = np.clip(np.nan_to_num(states - parameters["state_mean"]) @ parameters["state_axes"], -1, 1)
-    return x, np.concatenate([x, *(z[:, [i]] * x for i in range(z.shape[1]))], axis=1)
+    return clip_states(np.nan_to_num(states - parameters["state_mean"]) @ parameters["state_axes"])
+
+
+def clip_states(along: np.ndarray) -> np.ndarray:
+    """States along their axes, taken to the rim of what the screen has shown."""
+    return np.clip(along, -1, 1)
+
+
+class Bend(NamedTuple):
+    r"""How squared distances of q queries to their K candidates depend on the state z of the query.
+
+    .. math:: \|a_0 + \sum_l z_l a_l - b_j\|^2 = \|a_0 - b_j\|^2 + 2 \sum_l z_l a_l \cdot (a_0 - b_j) + \sum_{lm} z_l z_m a_l \cdot a_m
+    """
+
+    constant: np.ndarray
+    """(q, K)."""
+    slope: np.ndarray
+    """(q, l, K)."""
+    curve: np.ndarray
+    """(q, l, l)."""
+
+    def at(self, line: np.ndarray, z: np.ndarray) -> np.ndarray:
+        """(n, K) squared distances of queries `line` in states (n, l)."""
+        out = self.constant[line]
+        # Term by term, so that candidates at one place stay equally far.
+        for i in range(z.shape[1]):
+            bent = (self.curve[line, i] * z).sum(axis=1)
+            out += z[:, [i]] * (self.slope[line, i] + bent[:, None])
+        return np.maximum(out, 0)
+
+
+def no_bend(q: int, k: int, n_axes: int) -> Bend:
+    """All candidates at the place of the query."""
+    return Bend(np.zeros((q, k)), np.zeros((q, n_axes, k)), np.zeros((q, n_axes, n_axes)))
+
+
+def bend(blocks: np.ndarray, candidates: np.ndarray) -> Bend:
+    """Of (q, 1 + l, r) places of queries, without a state and by each axis of it, and (q, K, r) places of candidates."""
+    gap, axes = blocks[:, 0, None] - candidates, blocks[:, 1:]
+    slope = np.zeros((len(blocks), axes.shape[1], candidates.shape[1]))
+    for i in range(axes.shape[1]):
+        slope[:, i] = 2 * (axes[:, i, None] * gap).sum(axis=2)
+    return Bend((gap**2).sum(axis=2), slope, axes @ axes.transpose(0, 2, 1))
 
 
 def doses(genes: tuple[tuple[str, ...], ...]) -> np.ndarray:
@@ -61,18 +107,19 @@ def doses(genes: tuple[tuple[str, ...], ...]) -> np.ndarray:
 
 
 def learned_places(
-    bank: Bank, features: np.ndarray, queries: np.ndarray, rows: np.ndarray, alphas: tuple[float, ...]
+    bank: Bank, x: np.ndarray, z: np.ndarray, queries: np.ndarray, rows: np.ndarray, alphas: tuple[float, ...]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each penalty B applied to (q, f) queries and to (m, f) all rows, learned on `rows`, in units of its spread.
+    """For each penalty B applied to (q, p) queries and to all rows (m, p) in states (m, l), learned on `rows`, in units of its spread.
 
-    Returned on the axes of what was learned from, of which there are as many as `rows` at most.
+    Returned on the axes of what was learned from, of which there are r, as many as `rows` at most: (q, 1 + l, r) of queries by what
+    their state is multiplied with, and (m, r).
     """
-    codes = bank.contexts[rows]
-    x, y = features[rows].copy(), bank.values[rows] / doses(tuple(bank.genes[row] for row in rows))[:, None]
+    codes, features = bank.contexts[rows], np.concatenate([x, *(z[:, [i]] * x for i in range(z.shape[1]))], axis=1)
+    e, y = features[rows].copy(), bank.values[rows] / doses(tuple(bank.genes[row] for row in rows))[:, None]
     for code in np.unique(codes):
-        x[codes == code] -= x[codes == code].mean(axis=0)
+        e[codes == code] -= e[codes == code].mean(axis=0)
         y[codes == code] -= y[codes == code].mean(axis=0)
-    left, size, axes = np.linalg.svd(x, full_matrices=False)
+    left, size, axes = np.linalg.svd(e, full_matrices=False)
     rotated = left.T @ y
     # Distances are all that matters, so the responses are written in the rows' own axes.
     _, spread, genes = np.linalg.svd(rotated, full_matrices=False)
@@ -83,7 +130,8 @@ def learned_places(
         learned = features @ coefficients
         scale = float(np.sqrt(((learned[rows] - learned[rows].mean(axis=0)) ** 2).sum(axis=1).mean()))
         scale = scale if scale > 0 else 1.0
-        out.append((queries @ coefficients / scale, learned / scale))
+        blocks = coefficients.reshape(1 + z.shape[1], x.shape[1], coefficients.shape[1])
+        out.append(((queries @ blocks).transpose(1, 0, 2) / scale, learned / scale))
     return out
 
 
@@ -104,7 +152,8 @@ def explained(bank: Bank, asked: Asked) -> np.ndarray:
         size = (q**2).sum(axis=1)
         found = (own * np.linalg.solve(kernel, own)).sum(axis=0)
         out[queries] = np.divide(found, size, out=np.zeros_like(size), where=size > 0)
-    return np.clip(out, 0.0, 1.0)
+    # What rounding leaves is nothing: nobody is to be cited for it.
+    return np.where(out < _LEAST_SHARE, 0.0, np.minimum(out, 1.0))
 
 
 def _unit(key: np.ndarray) -> np.ndarray:

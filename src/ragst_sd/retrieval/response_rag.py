@@ -6,12 +6,13 @@ r"""Learned retrieval of responses, trusted as far as held-out perturbations all
 with weights w of the 1.5-entmax of :math:`-s_g \|\phi_g(p) - \phi_g(j)\|^2` over the candidates and a null slot, of several gates g with
 shares pi and trust t, :math:`r_p` the share of the embedding of p that the rows it may use span
 (:func:`ragst_sd.retrieval.response_phi.explained`), :math:`\kappa_j` the number of genes perturbed in p over that in j, and :math:`\bar\Delta` the mean of a context. f is the
-prediction without retrieval; cited are the rows with u above zero, with the weights u over their sum.
+prediction without retrieval; cited are the rows with u above zero, with the weights u over their sum. Where none is, evidence is
+:math:`\bar\Delta_c`, and the rest of f the adjustment.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,9 +20,19 @@ import torch
 
 from ragst_sd.retrieval.gate import entmax
 from ragst_sd.retrieval.response_episodes import familiar
-from ragst_sd.retrieval.response_phi import doses, explained, learned_places, place
+from ragst_sd.retrieval.response_phi import (
+    Bend,
+    bend,
+    clip_states,
+    doses,
+    explained,
+    learned_places,
+    no_bend,
+    place,
+    place_states,
+)
 from ragst_sd.retrieval.response_regression import bilinear
-from ragst_sd.retrieval.responses import Answer, candidates, distances_to, patterns, pool_mean
+from ragst_sd.retrieval.responses import Answer, candidates, distances_to, patterns, pool_mean, take_queries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,14 +56,14 @@ class Gate(NamedTuple):
 
 @dataclass(frozen=True)
 class Hood:
-    """Candidates of each query, and what the weights are made from and applied to."""
+    """Candidates of each query, and what the weights are made from and applied to, for any state of its cells."""
 
     rows: np.ndarray
     """(q, K), -1 for none."""
     distance: np.ndarray
     """(q, K) squared distances of embeddings."""
-    learned: dict[float, np.ndarray]
-    """(q, K) squared distances of what B makes of them, by penalty."""
+    learned: dict[float, Bend]
+    """Squared distances of what B makes of them, by penalty."""
     level: np.ndarray
     """(q, g) mean response of the query's pool."""
     relative: np.ndarray
@@ -78,16 +89,16 @@ def find_hood(
     teach
         (q, m) rows that B is learned from for each query; those it may use if left out.
     """
-    states = _states(bank, asked)
-    x, features = place(parameters, bank.key, _states_of_rows(bank))
-    query, query_features = place(parameters, asked.key, states)
+    x, query = place(parameters, bank.key), place(parameters, asked.key)
+    z = place_states(parameters, _states_of_rows(bank))
     found = candidates(bank, asked, asked.pool(bank), min(n_candidates, len(bank.key)))
     rows = np.maximum(found.rows, 0)
-    learned = {penalty: np.zeros(rows.shape) for penalty in penalties}
+    learned = {penalty: no_bend(*rows.shape, z.shape[1]) for penalty in penalties}
     for queries, taught in patterns(asked.eligible if teach is None else teach):
-        places = learned_places(bank, features, query_features[queries], taught, penalties) if penalties else []
+        places = learned_places(bank, x, z, query[queries], taught, penalties) if penalties else []
         for penalty, (mine, theirs) in zip(penalties, places, strict=True):
-            learned[penalty][queries] = ((mine[:, None, :] - theirs[rows[queries]]) ** 2).sum(axis=2)
+            for whole, part in zip(learned[penalty], bend(mine, theirs[rows[queries]]), strict=True):
+                whole[queries] = part
     level = pool_mean(bank, asked)
     # Perturbed genes of the query over those of the row: two genes are expected to do twice what one does.
     dose = doses(asked.genes)[:, None] / doses(bank.genes)[rows]
@@ -101,21 +112,29 @@ def find_hood(
     )
 
 
-def weigh(hood: Hood, gate: Gate, n_neighbors: int) -> np.ndarray:
-    """(q, K) weights of the candidates; what they lack to one is what the null slot took."""
-    squared = (1 - gate.learned) ** 2 * hood.distance
+def weigh(hood: Hood, gate: Gate, n_neighbors: int, line: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """(n, K) weights of the candidates of queries `line` in states (n, l); what they lack to one is what the null slot took."""
+    squared = (1 - gate.learned) ** 2 * hood.distance[line]
     if gate.learned > 0:
-        squared = squared + gate.learned**2 * hood.learned[gate.penalty]
-    logits = np.where(hood.rows >= 0, -gate.sharpness * squared, -np.inf)
+        squared = squared + gate.learned**2 * hood.learned[gate.penalty].at(line, z)
+    logits = np.where(hood.rows[line] >= 0, -gate.sharpness * squared, -np.inf)
+    taken = None
     if n_neighbors < logits.shape[1]:
-        last = -np.sort(-logits, axis=1)[:, [n_neighbors - 1]]
+        last = -np.partition(-logits, n_neighbors - 1, axis=1)[:, [n_neighbors - 1]]
         # Ties at the last place: the rows nearer in the embedding, which come first.
         kept = logits > last
         ties = (logits == last) & (np.cumsum(logits == last, axis=1) + kept.sum(axis=1, keepdims=True) <= n_neighbors)
         logits = np.where(kept | ties, logits, -np.inf)
+        taken = np.argpartition(-logits, n_neighbors - 1, axis=1)[:, :n_neighbors]
+        logits = np.take_along_axis(logits, taken, axis=1)
     null = -gate.sharpness * gate.reach if np.isfinite(gate.reach) else _NOBODY
     with_null = np.concatenate([logits, np.full((len(logits), 1), null)], axis=1)
-    return entmax(torch.as_tensor(with_null))[:, :-1].numpy()
+    weights = entmax(torch.as_tensor(with_null))[:, :-1].numpy()
+    if taken is None:
+        return weights
+    out = np.zeros((len(weights), hood.rows.shape[1]))
+    np.put_along_axis(out, taken, weights, axis=1)
+    return out
 
 
 def retrieved(hood: Hood, weights: np.ndarray) -> np.ndarray:
@@ -125,32 +144,90 @@ def retrieved(hood: Hood, weights: np.ndarray) -> np.ndarray:
 
 def respond_rag(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int) -> Answer:
     """Answer with the gates chosen for perturbations with and without measured relatives."""
+    return prepare_rag(parameters, bank, asked, k).respond(
+        np.arange(len(asked.key)), states_of_queries(parameters, bank, asked)
+    )
+
+
+def prepare_rag(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int) -> ReadyRag:
+    """Everything that does not depend on the states of the cells."""
     kind = familiar(bank, asked).astype(int)
-    n, width = len(asked.key), min(int(parameters["n_candidates"]), len(bank.key))
-    rows, weights = np.full((n, width), -1), np.zeros((n, width))
-    evidence, response = (np.zeros((n, bank.values.shape[1])) for _ in range(2))
-    for code in np.unique(kind):
-        at = np.flatnonzero(kind == code)
-        part, gates = _part(asked, at), _gates(parameters, code)
-        penalties = tuple(sorted({gate.penalty for gate, *_ in gates if gate.learned > 0}))
-        hood = find_hood(parameters, bank, part, width, penalties)
-        base, trust_line = hood.level, sum(share * line_share for _, line_share, _, share in gates)
+    gates = {int(code): _gates(parameters, code) for code in np.unique(kind)}
+    penalties = tuple(sorted({gate.penalty for own in gates.values() for gate, *_ in own if gate.learned > 0}))
+    hood = find_hood(parameters, bank, asked, min(int(parameters["n_candidates"]), len(bank.key)), penalties)
+    base = hood.level.copy()
+    for code, own in gates.items():
+        trust_line, at = sum(share * line_share for _, line_share, _, share in own), np.flatnonzero(kind == code)
         if trust_line:
-            line = bilinear(parameters, bank, part, k)
-            base = base + trust_line * hood.explained * (line.evidence + line.adjustment - base)
-        trusted = np.zeros(hood.rows.shape)
-        for gate, _, trust, share in gates:
-            if trust:
-                trusted += share * trust * weigh(hood, gate, k)
-        trusted = hood.explained * _best(trusted, k)
+            line = bilinear(parameters, bank, take_queries(asked, at), k)
+            base[at] += trust_line * hood.explained[at] * (line.evidence + line.adjustment - base[at])
+    distances = np.where(hood.rows >= 0, distances_to(bank, asked, hood.rows), np.nan)
+    return ReadyRag(parameters, hood, kind, gates, base, bank.values, distances, k)
+
+
+@dataclass(frozen=True)
+class ReadyRag:
+    """`rag` for some queries, each of which may be asked in many states."""
+
+    parameters: Mapping[str, Any]
+    hood: Hood
+    kind: np.ndarray
+    """(q,) 1 for queries with measured relatives."""
+    gates: dict[int, list[tuple[Gate, float, float, float]]]
+    base: np.ndarray
+    """(q, g) prediction without retrieval."""
+    values: np.ndarray
+    """(m, g) measured responses."""
+    distances: np.ndarray
+    """(q, K) distances of embeddings."""
+    k: int
+
+    def place(self, states: np.ndarray) -> np.ndarray:
+        """(n, l) what is read of states (n, g)."""
+        return place_states(self.parameters, states)
+
+    @property
+    def axes(self) -> tuple[np.ndarray, np.ndarray]:
+        """(g,) origin and (g, l) axes along which states are read."""
+        return self.parameters["state_mean"], self.parameters["state_axes"]
+
+    def respond(self, line: np.ndarray, z: np.ndarray) -> Answer:
+        """Answer to queries `line` in states (n, l)."""
+        hood, trusted = self.hood, self._trusted(line, z)
         total = trusted.sum(axis=1, keepdims=True)
         cited = np.divide(trusted, total, out=np.zeros_like(trusted), where=total > 0)
-        rows[at], weights[at] = np.where(cited > 0, hood.rows, -1), cited
-        response[at] = base + retrieved(hood, trusted)
-        measured = np.einsum("qk,qkg->qg", cited, bank.values[np.maximum(hood.rows, 0)])
-        evidence[at] = np.where(total > 0, measured, base)
-    distances = np.where(rows >= 0, distances_to(bank, asked, rows), np.nan)
-    return _shortened(Answer(rows, weights, distances, evidence, response - evidence), k)
+        response, evidence = self.base[line], hood.level[line]
+        for one in np.unique(line):
+            own = np.flatnonzero(line == one)
+            response[own] += trusted[own] @ hood.relative[one]
+            own = own[total[own, 0] > 0]
+            evidence[own] = cited[own] @ self.values[np.maximum(hood.rows[one], 0)]
+        rows = np.where(cited > 0, hood.rows[line], -1)
+        distances = np.where(rows >= 0, self.distances[line], np.nan)
+        answer = Answer(rows, cited, distances, evidence, response - evidence, hood.explained[line, 0])
+        return _shortened(answer, self.k)
+
+    def mixture(self, line: np.ndarray, z: np.ndarray) -> np.ndarray:
+        """(n, q + q K) shares of the rows of `parts` that responses are made of; states (n, l) may lie off the rim."""
+        trusted, n, q = self._trusted(line, clip_states(z)), len(line), len(self.base)
+        out = np.zeros((n, q + q * trusted.shape[1]))
+        out[np.arange(n), line] = 1
+        np.put_along_axis(out, q + line[:, None] * trusted.shape[1] + np.arange(trusted.shape[1]), trusted, axis=1)
+        return out
+
+    def parts(self) -> np.ndarray:
+        """(q + q K, g) predictions without retrieval, and what each candidate adds."""
+        return np.concatenate([self.base, self.hood.relative.reshape(-1, self.base.shape[1])])
+
+    def _trusted(self, line: np.ndarray, z: np.ndarray) -> np.ndarray:
+        """(n, K) how much of each candidate is added."""
+        trusted = np.zeros((len(line), self.hood.rows.shape[1]))
+        for code, gates in self.gates.items():
+            at = np.flatnonzero(self.kind[line] == code)
+            for gate, _, trust, share in gates:
+                if trust and len(at):
+                    trusted[at] += share * trust * weigh(self.hood, gate, self.k, line[at], z[at])
+        return self.hood.explained[line] * _best(trusted, self.k)
 
 
 def _gates(parameters: Mapping[str, Any], kind: int) -> list[tuple[Gate, float, float, float]]:
@@ -172,26 +249,20 @@ def _shortened(answer: Answer, k: int) -> Answer:
     """Cited rows first, at most `k` of them."""
     order = np.argsort(-answer.weights, axis=1, kind="stable")[:, :k]
     rows, weights, distances = (np.take_along_axis(part, order, axis=1) for part in answer[:3])
-    return Answer(rows, weights, distances, answer.evidence, answer.adjustment)
+    return Answer(rows, weights, distances, *answer[3:])
 
 
-def _part(asked: Asked, at: np.ndarray) -> Asked:
-    return replace(
-        asked,
-        key=asked.key[at],
-        genes=tuple(asked.genes[i] for i in at),
-        contexts=asked.contexts[at],
-        eligible=asked.eligible[at],
-        state=None if asked.state is None else asked.state[at],
-    )
+def states_of_queries(parameters: Mapping[str, Any], bank: Bank, asked: Asked) -> np.ndarray:
+    """(q, l) what is read of the state of each query."""
+    return place_states(parameters, _no_states(len(asked.key)) if bank.state is None else asked.states(bank))
 
 
-def _states(bank: Bank, asked: Asked) -> np.ndarray:
-    return np.zeros((len(asked.key), 1)) if bank.state is None else asked.states(bank)
+def _no_states(n: int) -> np.ndarray:
+    return np.zeros((n, 1))
 
 
 def _states_of_rows(bank: Bank) -> np.ndarray:
-    return np.zeros((len(bank.key), 1)) if bank.state is None else bank.state[bank.contexts]
+    return _no_states(len(bank.key)) if bank.state is None else bank.state[bank.contexts]
 
 
 def _centres(bank: Bank, asked: Asked, rows: np.ndarray, level: np.ndarray) -> np.ndarray:

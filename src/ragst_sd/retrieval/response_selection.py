@@ -10,7 +10,7 @@ import numpy as np
 
 from ragst_sd.retrieval.response_episodes import ask_rows, closed_rows, familiar, shape_halves
 from ragst_sd.retrieval.response_phi import fit_space
-from ragst_sd.retrieval.response_rag import Gate, find_hood, retrieved, weigh
+from ragst_sd.retrieval.response_rag import Gate, find_hood, retrieved, states_of_queries, weigh
 from ragst_sd.retrieval.response_regression import bilinear
 
 if TYPE_CHECKING:
@@ -157,17 +157,18 @@ def held_out_correlations(
     fold = fold % min(_MAX_FOLDS, len(groups))
     teach = ~np.array([closed[rows[fold == one]].any(axis=0) for one in fold])
     teach[~teach.any(axis=1)] = asked.eligible[~teach.any(axis=1)]
-    gates = grid(options)
+    gates, every = grid(options), np.arange(len(rows))
     total = np.zeros((len(gates), len(TRUST), len(rows)))
     shaped = shape_halves(bank)
     mix = np.array([(1.0, *trust) for trust in TRUST])
     for one, other in (shaped, shaped[::-1]):
         truth = other.values[rows]
         hood = find_hood(space, one, asked, run.n_candidates, tuple(options["penalties"]), teach)
+        z = states_of_queries(space, one, asked)
         line = bilinear(options, one, asked, 0)
         slope = hood.explained * (line.evidence + line.adjustment - hood.level)
         for i, gate in enumerate(gates):
-            found = retrieved(hood, hood.explained * weigh(hood, gate, run.n_neighbors))
+            found = retrieved(hood, hood.explained * weigh(hood, gate, run.n_neighbors, every, z))
             parts = np.stack([hood.level, slope, found], axis=1)
             total[i] += _correlations(parts, truth, mix)
     return total / 2, rows, familiar(bank, asked)

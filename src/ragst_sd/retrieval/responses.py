@@ -7,7 +7,7 @@ with :math:`\Delta_j` the measured responses of cited rows. Weights sum to one, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -107,6 +107,20 @@ class Answer(NamedTuple):
     """(q, g) weighted mean of the cited responses; where nobody is cited what the method starts from."""
     adjustment: np.ndarray
     """(q, g) what is added to it."""
+    explained: np.ndarray | None = None
+    """(q,) share of the embedding that the usable rows span, by which all beside the mean is scaled; `None` if the method does not."""
+
+
+def take_queries(asked: Asked, at: np.ndarray) -> Asked:
+    """Some of the queries."""
+    return replace(
+        asked,
+        key=asked.key[at],
+        genes=tuple(asked.genes[i] for i in at),
+        contexts=asked.contexts[at],
+        eligible=asked.eligible[at],
+        state=None if asked.state is None else asked.state[at],
+    )
 
 
 def patterns(masks: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -10,6 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
 from ragst_sd._perturbation_reference import perturbation_fit, perturbation_header
+from ragst_sd._settings import settings
 from ragst_sd._validate import hint, listing, require_positive, require_type
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.perturbations import canonical
@@ -53,6 +54,7 @@ def perturb(
     n_permutations: int = 50,
     key_added: str = "perturbed",
     inplace: bool = True,
+    progress: bool | None = None,
     rng: int = 0,
 ) -> AnnData | dict[str, AnnData] | None:
     r"""Predict how cells, or the spots of a tissue, respond to perturbations, from measured responses to related ones.
@@ -113,6 +115,9 @@ def perturb(
         Of a SpatialData: name of the new table; of several perturbations `<key_added>_<perturbation>`, one table each.
     inplace
         Of a SpatialData: `False` returns the table, or a dictionary of several, and leaves `data` as it is.
+    progress
+        Show a progress bar where it takes longer than a second: of many perturbations, and of the shuffled spots of a tissue; the
+        setting if left out.
     rng
         Of a SpatialData: seed of the permutations and of the draw of controls.
 
@@ -127,13 +132,14 @@ def perturb(
         The predicted response, and the weighted mean of measured responses in it; their difference is the adjustment.
     `.obs`
         `perturbation` (as asked for), `context`, `source` (name of the cell), `effective_n` (rows cited, one over the sum of squared weights), `evidence_share`, `cited_reliability` (weighted mean
-        of the cited rows).
+        of the cited rows). With `"rag"` also `embedding_share`: how much of the perturbation's embedding the rows that may be used span, from 0 to 1. All that it
+        adds to their mean is multiplied with it, so that near 0 the prediction is the mean of the screen's responses.
     `.obsm["retrieval_rows"]`, `["retrieval_weights"]`, `["retrieval_distances"]`
         (n, k) pointers into `.uns["retrieval"]["cited"]` (-1 padded), weights that sum to one or are all zero (nothing
         was selected: the prediction is exactly the one without retrieval), and distances between embeddings.
     `.uns["retrieval"]`
         Provenance: hashes of reference and fit, method, parameters, unit, sources, `gene_overlap` (share of the
-        reference's genes in `data`), `control_cells` that the reference was measured against, `learned_from` (left-out responses that the method
+        reference's genes in `data`), `control_cells` that the reference was measured against, `starts_from` (what evidence is where nobody is cited), `learned_from` (left-out responses that the method
         learned from: `perturbation`, `context`, and `what` it took, `"settings"` or `"responses"`), and `cited`: one line per cited row (reference, perturbation, context, perturbation_type,
         n_cells, reliability).
 
@@ -192,12 +198,13 @@ def perturb(
     names = as_names(perturbations)
     exclude = as_names(exclude)
     _check(names, exclude, n_neighbors, fit)
+    show = settings.progress if progress is None else progress
     if isinstance(data, SpatialData):
         tables = perturb_tissue(
             data, reference, header, fit, names,
             table_key=table_key, spots=spots, n_around=n_around, center_states=center_states,
             n_permutations=n_permutations, key_added=key_added, rng=rng, context_key=context_key, layer=layer, unit=unit,
-            genes=genes, n_neighbors=n_neighbors, where=where, exclude=exclude,
+            genes=genes, n_neighbors=n_neighbors, where=where, exclude=exclude, progress=show,
         )  # fmt: skip
         if not inplace:
             return next(iter(tables.values())) if len(tables) == 1 else tables
@@ -228,6 +235,7 @@ def perturb(
         exclude=exclude,
         allowed=allowed_rows(reference, where),
         states=states_of_contexts(header, expression, list(reference.var_names), contexts),
+        progress=show,
     )
     return perturbed_table(
         reference, header, fit, responded,

@@ -18,6 +18,7 @@ from ragst_sd.tl._gene_embedding import embed, lookup
 from ragst_sd.tl._perturbation_cells import column
 from ragst_sd.tl._perturbed_table import Responded, pairs_learned
 from ragst_sd.tl._perturbed_tissue import tissue_table
+from ragst_sd.tl._respond import BAR_AFTER
 from ragst_sd.tl._tissue_responses import LEVEL, Variation, make_responder, variation
 from ragst_sd.tl._tissue_source import read_source
 from ragst_sd.tl._tissue_state import States, main_context, mean_states, niches, remoteness
@@ -54,8 +55,11 @@ def perturb_tissue(
     n_neighbors: int | None,
     where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None,
     exclude: list[str],
+    progress: bool,
 ) -> dict[str, AnnData]:
     """Tables by name, one for each perturbation; see :func:`ragst_sd.tl.perturb`. Nothing is written."""
+    from tqdm.auto import tqdm
+
     for name, value in (("n_around", n_around), ("n_permutations", n_permutations)):
         require_positive(value, name, whole=True)
     if 1 / (1 + n_permutations) > LEVEL:
@@ -104,28 +108,32 @@ def perturb_tissue(
     }
     of_spots = states.of(sets, shown, contexts)
     tables = {}
-    for name in names:
-        known = canonical(name, control)
-        if known == control:
-            responded, error = _unchanged(len(source.xy), len(kept.genes))
-            varies, learned = Variation(0.0, np.zeros(0), 1.0, constant=True), pairs_learned("", [])
-        else:
-            every = sorted(set(contexts) | set(own))
-            responder = make_responder(
-                reference, header, fit, known, every, kept.genes,
-                n_neighbors=n_neighbors, exclude=exclude, allowed=allowed_rows(reference, where),
+    n_asked = sum(canonical(name, control) != control for name in names)
+    total = n_asked * (1 + int(n_permutations))
+    with tqdm(total=total, unit="state", delay=BAR_AFTER, disable=not progress) as bar:
+        for name in names:
+            known = canonical(name, control)
+            if known == control:
+                responded, error = _unchanged(len(source.xy), len(kept.genes))
+                varies, learned = Variation(0.0, np.zeros(0), 1.0, constant=True), pairs_learned("", [])
+            else:
+                every = sorted(set(contexts) | set(own))
+                responder = make_responder(
+                    reference, header, fit, known, every, kept.genes,
+                    n_neighbors=n_neighbors, exclude=exclude, allowed=allowed_rows(reference, where),
+                )  # fmt: skip
+                responded, error = responder.respond(contexts, of_spots)
+                learned = responder.learned_from
+                bar.update(1)
+                varies = variation(
+                    responder, responded.response, sets, shown, own, states, int(n_permutations),
+                    np.random.default_rng(rng), bar.update,
+                )  # fmt: skip
+            tables[keys[name]] = tissue_table(
+                kept, reference, header, fit, responded, error,
+                name=name, contexts=contexts, far=far, varies=varies, settings={**settings, _keys.LEARNED_FROM: learned},
             )  # fmt: skip
-            responded, error = responder.respond(contexts, of_spots)
-            learned = responder.learned_from
-            varies = variation(
-                responder, responded.response, sets, shown, own, states, int(n_permutations),
-                np.random.default_rng(rng),
-            )  # fmt: skip
-        tables[keys[name]] = tissue_table(
-            kept, reference, header, fit, responded, error,
-            name=name, contexts=contexts, far=far, varies=varies, settings={**settings, _keys.LEARNED_FROM: learned},
-        )  # fmt: skip
-        _log(name, tables[keys[name]])
+            _log(name, tables[keys[name]])
     return tables
 
 
@@ -208,7 +216,8 @@ def _wanted(source: TissueSource, genes: Sequence[str] | None) -> TissueSource:
     if limits is not None:
         limits = replace(limits, lower=limits.lower[:, at], upper=limits.upper[:, at])
     evidence = None if source.evidence is None else source.evidence[at]
-    return replace(source, values=source.values[:, at], genes=wanted, limits=limits, evidence=evidence)
+    trust = {name: values[at] for name, values in source.trust.items()}
+    return replace(source, values=source.values[:, at], genes=wanted, limits=limits, evidence=evidence, trust=trust)
 
 
 def _unchanged(n: int, n_genes: int) -> tuple[Responded, np.ndarray]:

@@ -33,6 +33,8 @@ class Responded:
     response: np.ndarray
     effective_n: np.ndarray
     evidence_share: np.ndarray
+    embedding_share: np.ndarray | None = None
+    """Of methods that have one: how much of the embedding the usable rows span."""
     learned_from: dict[str, Any] | None = None
     """Perturbations and contexts whose left-out response the method has learned from."""
 
@@ -99,6 +101,8 @@ def perturbed_table(
         },
         index=[f"{cell}:{name}" for cell, name in zip(repeated, asked, strict=True)],
     )
+    if part.get("embedding_share") is not None:
+        obs[_keys.EMBEDDING_SHARE] = spread(part["embedding_share"], np.nan, (), np.float64)
     table = ad.AnnData(
         source + response,
         obs=obs,
@@ -157,12 +161,15 @@ def cited_reliability(weights: np.ndarray, cited: pd.DataFrame, pointers: np.nda
 
 def response_header(header: dict[str, Any], fit: dict[str, Any], cited: pd.DataFrame) -> dict[str, Any]:
     """Provenance of predicted responses, whatever they were predicted for."""
+    from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
+
     return {
         "schema_version": _keys.SCHEMA_VERSION,
         "task": TASK,
         "software": software(),
         "method": fit["method"],
         "metric": fit["metric"],
+        _keys.STARTS_FROM: RESPONSE_METHODS[str(fit["method"])].starts_from,
         "unit": header["normalization"]["unit"],
         "naming": header["normalization"]["naming"],
         "normalization": dict(header["normalization"]),

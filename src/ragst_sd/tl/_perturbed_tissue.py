@@ -66,6 +66,8 @@ def tissue_table(
         _keys.STATE_PERCENTILE: far.percentile,
         _keys.FAR_FROM_SCREEN: far.distance > 1,
     }
+    if responded.embedding_share is not None:
+        columns[_keys.EMBEDDING_SHARE] = responded.embedding_share
     for column, values in columns.items():
         obs[column] = values
     layers = {
@@ -123,10 +125,8 @@ def _genes(source: TissueSource) -> Any:
     import pandas as pd
 
     var = pd.DataFrame(index=pd.Index(source.genes, name="gene"))
-    own = source.table.var
-    for column in (_keys.CV_PEARSON, _keys.NOISE_CEILING):
-        if source.prediction and column in own:
-            var[column] = own[column].reindex(source.genes).to_numpy(float)
+    for column, values in source.trust.items():
+        var[column] = values
     if source.evidence is not None:
         var[_keys.EVIDENCE] = pd.Categorical(source.evidence.astype(str))
     return var

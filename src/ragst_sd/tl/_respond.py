@@ -11,14 +11,19 @@ from ragst_sd._validate import listing
 from ragst_sd.tl._perturbed_table import Responded, pairs_learned
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
 
-    from ragst_sd.retrieval.responses import Asked, Bank
+    from ragst_sd.retrieval.responses import Answer, Asked, Bank
 
 
 logger = logging.getLogger(__name__)
+
+# Seconds after which a progress bar appears: most calls are over by then.
+BAR_AFTER = 1.0
+# Numbers held at once: queries x candidates x genes.
+_AT_ONCE = 3e7
 
 
 def respond(
@@ -32,13 +37,17 @@ def respond(
     exclude: list[str],
     allowed: np.ndarray,
     states: Mapping[str, np.ndarray],
+    progress: bool,
 ) -> Responded | None:
     """Answers for pairs of perturbation and context; nothing if only the control was asked for.
 
     `states` is the mean expression (g,) of the cells of each context, on the genes of the reference.
     """
+    from tqdm.auto import tqdm
+
     from ragst_sd.retrieval.evidence import effective_n, evidence_share
     from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
+    from ragst_sd.retrieval.responses import take_queries
     from ragst_sd.tl._response_bank import asked_of, response_bank
 
     if not pairs:
@@ -54,7 +63,14 @@ def respond(
     )  # fmt: skip
     require_rows(bank, asked, pairs, method, str(fit["method"]), n_neighbors)
     cited = int(fit["n_candidates"] if method.cites_candidates else fit["n_neighbors"])
-    answer = method.respond(fit["parameters"], bank, asked, cited if n_neighbors is None else int(n_neighbors))
+    k, parts = cited if n_neighbors is None else int(n_neighbors), []
+    chunk = at_once(fit, reference)
+    with tqdm(total=len(pairs), unit="response", delay=BAR_AFTER, disable=not progress) as bar:
+        for start in range(0, len(pairs), chunk):
+            part = take_queries(asked, np.arange(start, min(start + chunk, len(pairs))))
+            parts.append(method.respond(fit["parameters"], bank, part, k))
+            bar.update(len(part.key))
+    answer = stacked(parts)
     return Responded(
         rows=np.where(answer.rows >= 0, order[np.maximum(answer.rows, 0)], -1),
         weights=answer.weights,
@@ -63,8 +79,30 @@ def respond(
         response=answer.evidence + answer.adjustment,
         effective_n=effective_n(answer.weights),
         evidence_share=evidence_share(answer.evidence, answer.adjustment, bank.values.mean(axis=0)),
+        embedding_share=answer.explained,
         learned_from=learned_from(bank, asked, pairs, method, str(fit["method"])),
     )
+
+
+def at_once(fit: Mapping[str, Any], reference: AnnData) -> int:
+    """Queries to answer together: each is compared with its candidates over all genes."""
+    return max(1, int(_AT_ONCE / (min(int(fit["n_candidates"]), reference.n_obs) * reference.n_vars)))
+
+
+def stacked(parts: Sequence[Answer]) -> Answer:
+    """One answer of several; a method may cite as many rows as the query with most of them has, so that they differ in width."""
+    width = max(part.rows.shape[1] for part in parts)
+
+    def wide(arrays: Sequence[np.ndarray], missing: float) -> np.ndarray:
+        return np.concatenate(
+            [np.pad(one, ((0, 0), (0, width - one.shape[1])), constant_values=missing) for one in arrays]
+        )
+
+    rows, weights, distances, evidence, adjustment, explained = zip(*parts, strict=True)
+    return type(parts[0])(
+        wide(rows, -1), wide(weights, 0.0), wide(distances, np.nan), np.concatenate(evidence), np.concatenate(adjustment),
+        None if explained[0] is None else np.concatenate(explained),
+    )  # fmt: skip
 
 
 def learned_from(bank: Bank, asked: Asked, pairs: list[tuple[str, str]], method: Any, name: str) -> dict[str, Any]:

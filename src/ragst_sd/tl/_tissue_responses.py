@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 
 from ragst_sd import _keys
+from ragst_sd.retrieval.responses import take_queries
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._gene_embedding import embed, lookup
 from ragst_sd.tl._perturbed_table import Responded
-from ragst_sd.tl._respond import learned_from, require_rows
-from ragst_sd.tl._tissue_state import main_context, spread_over_spots
+from ragst_sd.tl._respond import at_once, learned_from, require_rows, stacked
+from ragst_sd.tl._tissue_state import StatesOfSpots, main_context, spread_over_spots
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator
 
-    import scipy.sparse as sp
     from anndata import AnnData
 
-    from ragst_sd.retrieval.responses import Asked, Bank
+    from ragst_sd.retrieval.responses import Answer, Asked, Bank
     from ragst_sd.tl._tissue_state import States
 
 # A map shows something if fewer than one in twenty shufflings vary as much.
 LEVEL = 0.05
 _NOTHING = 1e-10
-# Numbers held at once: spots x candidates x genes.
-_AT_ONCE = 3e7
+# Responses held at once, in numbers: spots x genes.
+_NUMBERS = 4e6
 
 
 class Variation(NamedTuple):
@@ -62,66 +64,69 @@ class Responder:
     learned_from: dict[str, Any]
     """As in the header of the table."""
 
+    ready: Any = None
+    """The method with all that does not depend on the state done, of methods that can be prepared."""
+
     def respond(self, contexts: np.ndarray, states: np.ndarray) -> tuple[Responded, np.ndarray]:
         """Answers for spots, of the predicted genes only, and the standard error of the evidence."""
         from ragst_sd.retrieval.evidence import effective_n, evidence_share
 
-        line = np.array([self.contexts.index(str(name)) for name in contexts])
-        centre = self.bank.values.mean(axis=0)
-        parts = []
-        for start in range(0, len(line), self.chunk):
-            here = slice(start, start + self.chunk)
-            answer = self.method.respond(self.parameters, self.bank, self._asked(line[here], states[here]), self.cited)
-            # Responses against the same controls share their noise, so that errors may add up and do not cancel.
-            error = np.einsum("qk,qkg->qg", answer.weights, self.errors[np.maximum(answer.rows, 0)][..., self.at])
-            error[answer.weights.sum(axis=1) <= 0] = np.nan
-            parts.append(
-                (
-                    np.where(answer.rows >= 0, self.order[np.maximum(answer.rows, 0)], -1),
-                    answer.weights,
-                    answer.distances,
-                    answer.evidence[:, self.at],
-                    (answer.evidence + answer.adjustment)[:, self.at],
-                    effective_n(answer.weights),
-                    evidence_share(answer.evidence, answer.adjustment, centre),
-                    error,
-                )
+        answers, shares, errors = [], [], []
+        centre, of_rows = self.bank.values.mean(axis=0), self.errors[:, self.at]
+        for answer in self._answers(contexts, states):
+            cites = answer.rows >= 0
+            weights = sp.csr_matrix(
+                (answer.weights[cites], (np.nonzero(cites)[0], answer.rows[cites])), (len(cites), len(of_rows))
             )
-        rows, weights, distances, *columns, error = zip(*parts, strict=True)
-        # A method may cite as many rows as the query with most of them has, so that chunks differ in width.
-        padded = ((rows, -1), (weights, 0.0), (distances, np.nan))
-        cited: list[Any] = [_stacked(part, missing) for part, missing in padded]
-        others: list[Any] = [np.concatenate(part) for part in columns]
-        return Responded(*cited, *others), np.concatenate(error)
+            # Responses against the same controls share their noise, so that errors may add up and do not cancel.
+            error = weights @ of_rows
+            error[answer.weights.sum(axis=1) <= 0] = np.nan
+            errors.append(error)
+            shares.append(evidence_share(answer.evidence, answer.adjustment, centre))
+            answers.append(
+                answer._replace(evidence=answer.evidence[:, self.at], adjustment=answer.adjustment[:, self.at])
+            )
+        answer = stacked(answers)
+        responded = Responded(
+            rows=np.where(answer.rows >= 0, self.order[np.maximum(answer.rows, 0)], -1),
+            weights=answer.weights,
+            distances=answer.distances,
+            evidence=answer.evidence,
+            response=answer.evidence + answer.adjustment,
+            effective_n=effective_n(answer.weights),
+            evidence_share=np.concatenate(shares),
+            embedding_share=answer.explained,
+        )
+        return responded, np.concatenate(errors)
 
-    def response(self, contexts: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """(n, g) responses alone."""
-        line = np.array([self.contexts.index(str(name)) for name in contexts])
-        out = np.empty((len(line), len(self.at)))
+    def spread(self, sets: sp.csr_matrix, contexts: np.ndarray, states: StatesOfSpots) -> float:
+        """Variance of the responses alone, averaged over sets of spots."""
+        if self.ready is None:
+            parts = [(one.evidence + one.adjustment)[:, self.at] for one in self._answers(contexts, states.whole())]
+            return spread_over_spots(sets @ np.concatenate(parts))
+        # All responses are mixtures of few parts, so that sums over genes can be done once.
+        mixture = sets @ self.ready.mixture(self._lines(contexts), states.along(*self.ready.axes))
+        mixture -= mixture.mean(axis=0)
+        return float(((mixture.T @ mixture) * self.products).sum() / (len(mixture) * len(self.at)))
+
+    @cached_property
+    def products(self) -> np.ndarray:
+        """Inner products over the predicted genes of the parts that responses are mixtures of."""
+        parts = self.ready.parts()[:, self.at]
+        return parts @ parts.T
+
+    def _lines(self, contexts: np.ndarray) -> np.ndarray:
+        return np.array([self.contexts.index(str(name)) for name in contexts])
+
+    def _answers(self, contexts: np.ndarray, states: np.ndarray) -> Iterator[Answer]:
+        line = self._lines(contexts)
         for start in range(0, len(line), self.chunk):
             here = slice(start, start + self.chunk)
-            answer = self.method.respond(self.parameters, self.bank, self._asked(line[here], states[here]), self.cited)
-            out[here] = (answer.evidence + answer.adjustment)[:, self.at]
-        return out
-
-    def _asked(self, line: np.ndarray, states: np.ndarray) -> Asked:
-        one = self.asked
-        return replace(
-            one,
-            key=one.key[line],
-            genes=tuple(one.genes[i] for i in line),
-            contexts=one.contexts[line],
-            eligible=one.eligible[line],
-            state=states,
-        )
-
-
-def _stacked(parts: Sequence[np.ndarray], missing: float) -> np.ndarray:
-    """(n, k) parts one after another, filled up to the widest one."""
-    width = max(part.shape[1] for part in parts)
-    return np.concatenate(
-        [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=missing) for part in parts]
-    )
+            if self.ready is None:
+                asked = replace(take_queries(self.asked, line[here]), state=states[here])
+                yield self.method.respond(self.parameters, self.bank, asked, self.cited)
+            else:
+                yield self.ready.respond(line[here], self.ready.place(states[here]))
 
 
 def make_responder(
@@ -150,19 +155,24 @@ def make_responder(
         ordered, header, [perturbation] * len(contexts), contexts, key, allowed=allowed[order], exclude=exclude
     )
     require_rows(bank, asked, pairs, method, str(fit["method"]), n_neighbors)
+    parameters, ready = fit["parameters"], None
     cited = int(fit["n_candidates"] if method.cites_candidates else fit["n_neighbors"])
+    cited = cited if n_neighbors is None else int(n_neighbors)
+    if method.prepare is not None:
+        ready = method.prepare(parameters, bank, asked, cited)
     return Responder(
         method=method,
-        parameters=fit["parameters"],
+        parameters=parameters,
         bank=bank,
         asked=asked,
         contexts=contexts,
-        cited=cited if n_neighbors is None else int(n_neighbors),
+        cited=cited,
         order=order,
         errors=np.nan_to_num(dense(ordered.layers[_keys.STANDARD_ERROR]).astype(np.float64)),
         at=reference.var_names.get_indexer(genes),
-        chunk=max(1, int(_AT_ONCE / (min(int(fit["n_candidates"]), reference.n_obs) * reference.n_vars))),
+        chunk=at_once(fit, reference) if ready is None else max(1, int(_NUMBERS / reference.n_vars)),
         learned_from=learned_from(bank, asked, pairs, method, str(fit["method"])),
+        ready=ready,
     )
 
 
@@ -175,6 +185,7 @@ def variation(
     states: States,
     n_permutations: int,
     rng: np.random.Generator,
+    advance: Callable[[int], Any] = lambda n: None,
 ) -> Variation:
     r"""Whether the response varies over the tissue more than by the chance of which spots stand together.
 
@@ -187,11 +198,13 @@ def variation(
     """
     observed = spread_over_spots(sets @ response)
     if spread_over_spots(response) <= _NOTHING * max(float((response**2).mean()), _NOTHING):
+        advance(n_permutations)
         return Variation(observed, np.zeros(0), 1.0, constant=True)
     shuffled = np.empty(n_permutations)
     for i in range(n_permutations):
         turned = rng.permutation(len(values))
         own = main_context(sets, contexts[turned])
-        shuffled[i] = spread_over_spots(sets @ responder.response(own, states.of(sets, values[turned], own)))
+        shuffled[i] = responder.spread(sets, own, StatesOfSpots(states, sets, values, turned, own))
+        advance(1)
     p_value = (1 + int((shuffled >= observed * (1 - 1e-9)).sum())) / (1 + n_permutations)
     return Variation(observed, shuffled, float(p_value), constant=p_value > LEVEL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,6 +59,8 @@ class TissueSource:
     """What was predicted how, if this is no measurement; empty otherwise."""
     evidence: np.ndarray | None = None
     """(g,) what each gene was predicted from; `None` where that is not said."""
+    trust: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """(g,) columns that say how far a predicted gene can be trusted, by name."""
 
     @property
     def told(self) -> np.ndarray:
@@ -121,10 +123,14 @@ def read_source(
         raise ValueError(msg)
     if lost:
         logger.warning("%d of %d spots have no expression of the screen's genes and are left out.", lost, len(rows))
-    evidence = None
+    # By place: the screen may name genes otherwise than the table does.
+    at = [own.index(gene) for gene in shared]
+    evidence, trust = None, {}
     if from_image and _keys.EVIDENCE in table.var:
-        evidence = labels(table.var[_keys.EVIDENCE])[[own.index(gene) for gene in shared]]
-    return TissueSource(table_key, table[kept], region, xy[kept], values, shared, limits, prediction, evidence)
+        evidence = labels(table.var[_keys.EVIDENCE])[at]
+    if from_image:
+        trust = {name: table.var[name].to_numpy(float)[at] for name in _OF_GENES if name in table.var}
+    return TissueSource(table_key, table[kept], region, xy[kept], values, shared, limits, prediction, evidence, trust)
 
 
 def chosen_spots(table: AnnData, spots: Mapping[str, Any] | Sequence[Any] | None, where: str) -> np.ndarray:

@@ -78,7 +78,7 @@ class States:
         contexts
             (n,) context of each spot; one that the screen does not know is compared with the mean of all.
         """
-        base = np.array([self._base(name) for name in np.unique(contexts.astype(str))])
+        base = np.array([self.base(name) for name in np.unique(contexts.astype(str))])
         codes = np.unique(contexts.astype(str), return_inverse=True)[1]
         own = mean_states(sets, values)
         if self.center:
@@ -90,8 +90,41 @@ class States:
         out[:, self.at] = np.where(np.isfinite(own), own, out[:, self.at])
         return out
 
-    def _base(self, name: str) -> np.ndarray:
+    def base(self, name: str) -> np.ndarray:
+        """(genes of the screen) mean of the controls of a context, of all contexts for a new one."""
         return self.means[self.names.index(name)] if name in self.names else self.means.mean(axis=0)
+
+
+@dataclass(frozen=True)
+class StatesOfSpots:
+    """States of spots that changed places, worked out as far as a method reads them."""
+
+    states: States
+    sets: sp.csr_matrix
+    values: np.ndarray
+    """(n, g) expression of the spots at their own places."""
+    turned: np.ndarray
+    """(n,) spot that stands at each place."""
+    contexts: np.ndarray
+    """(n,) context of each place."""
+
+    def whole(self) -> np.ndarray:
+        """(n, genes of the screen) states."""
+        return self.states.of(self.sets, self.values[self.turned], self.contexts)
+
+    def along(self, origin: np.ndarray, axes: np.ndarray) -> np.ndarray:
+        """(n, l) states less an origin, along axes (genes of the screen, l): from spots on these axes, if all values are known."""
+        if not np.isfinite(self.values).all():
+            return np.nan_to_num(self.whole() - origin) @ axes
+        names, codes = np.unique(self.contexts.astype(str), return_inverse=True)
+        base, at = np.array([self.states.base(name) for name in names]), self.states.at
+        placed = (self.values @ axes[at])[self.turned]
+        out = self.sets @ placed
+        if self.states.center:
+            level = np.array([placed[codes == code].mean(axis=0) for code in range(len(names))])
+            return out + ((base - origin) @ axes - level)[codes]
+        base[:, at] = 0
+        return out + ((base - origin) @ axes)[codes]
 
 
 class Remoteness(NamedTuple):
