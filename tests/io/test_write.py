@@ -241,10 +241,10 @@ def test_unknown_table(predicted):
         rg.io.write_table(predicted, "predictd")
 
 
-def test_write_table_touches_no_other_table(predicted, tmp_path):
+def test_write_table_touches_no_other_table(stored):
+    predicted, path = stored, stored.path
     predicted.tables["predicted.new"] = predicted.tables["table"].copy()
-    path = tmp_path / "s.zarr"
-    predicted.write(path)
+    predicted.write_element("predicted.new")
     rg.io.write_table(predicted, "predicted")
     assert sorted(sd.read_zarr(path).tables) == sorted(predicted.tables) == ["predicted", "predicted.new", "table"]
 
