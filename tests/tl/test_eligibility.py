@@ -35,14 +35,28 @@ def test_a_mapping_is_kept_by_meaning(reference):
     assert where_of(reference, recorded_where(reference, None)) is None
 
 
-@pytest.mark.parametrize("kind", ["mask", "mapping", "nothing"])
-def test_where_outlives_zarr_and_a_new_order(query, reference, shuffled, kind, tmp_path):
-    mask = (reference.obs["donor"] == "donor2").to_numpy()
-    where = {"mask": mask, "mapping": {"donor": ["donor2"]}, "nothing": None}[kind]
+EXCLUDED = [(), ("donor",), ("donor", "tissue")]
+
+
+@pytest.fixture(scope="module")
+def read_back(_sections, _reference, tmp_path_factory):
+    """A section with a prediction for every way to restrict the rows, from disk."""
+    query, reference = sd.deepcopy(_sections["donor3"]), _reference.copy()
+    query.tables["table"].obs["tissue"] = "elsewhere"
     rg.tl.fit(reference, method="knn", n_neighbors=5)
-    rg.tl.predict(query, reference, where=where)
-    query.write(tmp_path / "s.zarr")
-    table = sd.read_zarr(tmp_path / "s.zarr").tables["predicted"]
+    mask = (reference.obs["donor"] == "donor2").to_numpy()
+    for kind, where in {"mask": mask, "mapping": {"donor": ["donor2"]}, "nothing": None}.items():
+        rg.tl.predict(query, reference, where=where, key_added=kind)
+    for exclude in EXCLUDED:
+        rg.tl.predict(query, reference, exclude=exclude, key_added="_".join(["without", *exclude]))
+    path = tmp_path_factory.mktemp("eligible") / "s.zarr"
+    query.write(path)
+    return sd.read_zarr(path)
+
+
+@pytest.mark.parametrize("kind", ["mask", "mapping", "nothing"])
+def test_where_outlives_zarr_and_a_new_order(read_back, query, shuffled, kind):
+    table = read_back.tables[kind]
     found = where_of(shuffled, table.uns["retrieval"])
     rg.tl.fit(shuffled, method="knn", n_neighbors=5)
     again = rg.tl.predict(query, shuffled, where=found, inplace=False)
@@ -52,13 +66,10 @@ def test_where_outlives_zarr_and_a_new_order(query, reference, shuffled, kind, t
         np.testing.assert_array_equal(found, (shuffled.obs["donor"] == "donor2").to_numpy())
 
 
-@pytest.mark.parametrize("exclude", [(), ("donor",), ("donor", "tissue")])
-def test_exclude_outlives_zarr(query, reference, exclude, tmp_path):
-    query.tables["table"].obs["tissue"] = "elsewhere"
+@pytest.mark.parametrize("exclude", EXCLUDED)
+def test_exclude_outlives_zarr(read_back, reference, exclude):
+    key = "_".join(["without", *exclude])
     rg.tl.fit(reference, method="knn", n_neighbors=5)
-    rg.tl.predict(query, reference, exclude=exclude)
-    query.write(tmp_path / "s.zarr")
-    back = sd.read_zarr(tmp_path / "s.zarr")
-    assert [str(one) for one in np.atleast_1d(back.tables["predicted"].uns["retrieval"]["exclude"])] == list(exclude)
-    frame = rg.get.influence(back, reference, progress=False)
+    assert [str(one) for one in np.atleast_1d(read_back.tables[key].uns["retrieval"]["exclude"])] == list(exclude)
+    frame = rg.get.influence(read_back, reference, prediction_key=key, progress=False)
     assert set(frame["group"]) == {"donor1", "donor2"}
