@@ -2,6 +2,7 @@
 
 python docs/make_figures.py --data "$RAGST_SD_TEST_DATA"
 python docs/make_figures.py --data "$RAGST_SD_TEST_DATA" --only gallery   # what is in the gallery and nowhere else
+python docs/make_figures.py --only perturbation   # made-up screen and tissue, no data needed
 
 The picture of the viewer needs playwright and a chromium on the path; without them it is left as it is.
 """
@@ -16,14 +17,19 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anndata as ad
+import geopandas as gpd
 import numpy as np
+import pandas as pd
+import shapely
+from spatialdata import SpatialData
+from spatialdata.models import ShapesModel, TableModel
 
 import ragst_sd as rg
 from ragst_sd._demo import read_folder, variable_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from spatialdata import SpatialData
 
 HELD_OUT = "rep01"
 GENES = ["Cck", "Penk", "Doc2g"]
@@ -44,11 +50,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("RAGST_SD_TEST_DATA"), help="folder with histology/")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "_static")
-    parser.add_argument("--only", choices=["gallery"], help="draw only these")
+    parser.add_argument("--only", choices=["gallery", "perturbation"], help="draw only these")
     args = parser.parse_args()
+    args.out.mkdir(exist_ok=True)
+    if args.only == "perturbation":
+        draw_perturbation(args.out / "gallery_perturbation.png")
+        return
     if not args.data:
         parser.error("name the folder of real sections with --data or RAGST_SD_TEST_DATA")
-    args.out.mkdir(exist_ok=True)
     if args.only == "gallery":
         draw_gallery(Path(args.data) / "histology" / "mob2k", args.out)
         return
@@ -74,6 +83,7 @@ def main() -> None:
     draw_benchmark(Path(args.data) / "histology" / "mob2k", args.out / "benchmark.png")
     write_synthetic_viewer(args.out / "viewer_synthetic.html")
     draw_gallery(Path(args.data) / "histology" / "mob2k", args.out)
+    draw_perturbation(args.out / "gallery_perturbation.png")
 
 
 def draw_gallery(folder: Path, out: Path) -> None:
@@ -187,6 +197,81 @@ def write_synthetic_viewer(path: Path) -> None:
     genes = list(query.tables["predicted"].var.sort_values("cv_pearson").index)
     genes = [*genes[-35:], *genes[:5]]
     rg.pl.viewer(query, reference, genes=genes, truth_key="table", title="Synthetic tissue, donor 4", path=path)
+
+
+def draw_perturbation(path: Path) -> None:
+    """A held-out perturbation of a made-up screen in two states, on a made-up tissue that holds both."""
+    keys = {"context_key": "cell_type", "batch_key": "batch"}
+    screen, embedding = made_up_screen()
+    held_out = "P12"
+    role = rg.tl.perturbation_folds(screen, **keys)[held_out]
+    build = {"embedding": embedding, "unit": "log1p_cp10k", **keys}
+    reference = rg.tl.build_perturbation_reference(screen[role.isin(["train", "control_train"])].copy(), **build)
+    truth = rg.tl.build_perturbation_reference(screen[role.isin(["test", "control_test"])].copy(), **build)
+    rg.tl.fit(reference, method="rag", progress=False)
+    tissue = made_up_tissue(reference)
+    rg.tl.perturb(tissue, reference, perturbations=held_out, context_key="state", unit="log1p_cp10k", progress=False)
+    rg.pl.perturbation(tissue, reference, truth=truth, context="tumour", n_shown=5, save=path, show=False, dpi=130)
+
+
+def made_up_screen(n_genes: int = 80) -> tuple[AnnData, pd.DataFrame]:
+    """Cells in two states, and an embedding that names the programme of each perturbation in either state and a group that means nothing."""
+    generator = np.random.default_rng(1)
+    n, groups = 40, 8
+    programme = {"tumour": np.arange(n) % groups, "stroma": generator.permutation(n) % groups}
+    strength = {"tumour": 0.9, "stroma": 0.45}
+    directions = generator.normal(size=(groups, n_genes)) * (generator.random((groups, n_genes)) < 0.3)
+    eye = np.eye(groups)
+    vectors = [eye[programme["tumour"]], eye[programme["stroma"]], 1.5 * eye[generator.permutation(n) % groups]]
+    names = [f"P{i}" for i in range(n)]
+    embedding = pd.DataFrame(
+        np.concatenate(vectors, axis=1) + 0.15 * generator.normal(size=(n, 3 * groups)), index=names
+    )
+    parts = []
+    for state, own in programme.items():
+        base = generator.uniform(1.5, 3.0, size=n_genes)
+        for i, name in enumerate([*names, "control"]):
+            response = 0 if name == "control" else directions[own[i]] + 0.15 * generator.normal(size=n_genes)
+            values = (
+                base
+                + strength[state] * response
+                + 0.4 * generator.normal(size=(80 if name == "control" else 24, n_genes))
+            )
+            cells = ad.AnnData(np.maximum(values, 0).astype(np.float32))
+            cells.obs = pd.DataFrame(
+                {"perturbation": name, "cell_type": state, "batch": "1"},
+                index=[f"{state}{name}-{j}" for j in range(len(values))],
+            )
+            parts.append(cells)
+    screen = ad.concat(parts)
+    screen.var_names = [f"GENE{i}" for i in range(n_genes)]
+    return screen, embedding
+
+
+def made_up_tissue(reference: AnnData) -> SpatialData:
+    """Spots on a hexagonal grid, nests of one state within the other."""
+    generator = np.random.default_rng(0)
+    contexts = reference.uns["ragst"]["contexts"]
+    means = dict(zip(contexts["context"], np.asarray(contexts["mean"], dtype=float), strict=True))
+    row, column = (axis.ravel() for axis in np.mgrid[:46, :40])
+    xy = np.column_stack([(column + 0.5 * (row % 2)) * 100.0, row * 86.6])
+    place = (xy - xy.mean(axis=0)) / (xy.max(axis=0) / 2)
+    angle, distance = np.arctan2(place[:, 1], place[:, 0]), np.hypot(*place.T)
+    inside = distance < 0.88 + 0.07 * np.sin(3 * angle) + 0.04 * np.sin(7 * angle + 1)
+    xy, place = xy[inside], place[inside]
+    nests = [((-0.35, -0.3), 0.33), ((0.42, 0.05), 0.3), ((-0.25, 0.5), 0.22), ((0.3, -0.58), 0.16)]
+    depth = np.max([1 - np.hypot(*(place - centre).T) / size for centre, size in nests], axis=0)
+    state = np.where(depth + 0.1 * np.sin(9 * place[:, 0]) * np.cos(8 * place[:, 1]) > 0, "tumour", "stroma")
+    values = np.array([means[one] for one in state]) + 0.32 * generator.normal(size=(len(xy), reference.n_vars))
+    obs = pd.DataFrame(
+        {"state": state, "region": pd.Categorical(["spots"] * len(xy)), "instance_id": np.arange(len(xy))},
+        index=[f"spot{i}" for i in range(len(xy))],
+    )
+    table = ad.AnnData(np.maximum(values, 0).astype(np.float32), obs=obs, var=pd.DataFrame(index=reference.var_names))
+    table.obsm["spatial"] = xy
+    shapes = gpd.GeoDataFrame({"geometry": shapely.points(xy), "radius": 46.0})
+    table = TableModel.parse(table, region="spots", region_key="region", instance_key="instance_id")
+    return SpatialData(shapes={"spots": ShapesModel.parse(shapes)}, tables={"table": table})
 
 
 def draw_benchmark(folder: Path, path: Path) -> None:
