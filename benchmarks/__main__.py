@@ -1,7 +1,7 @@
 """Run every benchmark that has a target and print one table: `python -m benchmarks [--only NAME ...] [--quick]`.
 
 A script of this folder takes part if it has a function `results()` that returns lines with `name`, `value`, `target`, `unit` and
-`passed`. Each runs in a process of its own, so that neither memory nor threads of one are seen by another. `--quick` takes small
+`passed`; those for a GPU only where there is one. Each runs in a process of its own, so that neither memory nor threads of one are seen by another. `--quick` takes small
 sizes, which show that the scripts run; their figures say little.
 """
 
@@ -15,12 +15,16 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from lines import reached, shown  # noqa: E402
+
 # Smaller sizes, by script. A script that is not named here is too long for a quick run.
 QUICK = {
     "tiles": {"edge": 3000, "tiles": 300, "subset": 100, "repeats": 1},
-    "texture": {},
-    "overlap": {},
     "search": {"queries": 100, "rows": 20_000, "real_rows": 0, "repeats": 1},
     "prediction": {"spots": 32, "rows": 200, "genes": 1000, "sizes": [64, 128]},
 }
@@ -29,9 +33,8 @@ CODE = "import json, sys; sys.path.insert(0, {folder!r}); import {name} as m; pr
 
 def scripts() -> list[str]:
     """Names of the scripts that have results."""
-    return sorted(
-        path.stem for path in HERE.glob("*.py") if path != Path(__file__) and "\ndef results(" in path.read_text()
-    )
+    names = [path.stem for path in HERE.glob("*.py") if path != Path(__file__) and "\ndef results(" in path.read_text()]
+    return sorted(name for name in names if not name.startswith("gpu_") or torch.cuda.is_available())
 
 
 def run(name: str, *, quick: bool, limit: float | None) -> list[dict]:
@@ -52,16 +55,10 @@ def failure(name: str, why: str) -> dict:
     return {"script": name, "name": f"failed: {why}", "value": float("nan"), "target": "", "unit": "", "passed": False}
 
 
-def table(lines: list[dict]) -> str:
+def table(found: list[dict]) -> str:
     """The lines as Markdown; a reader sees at once what was missed."""
-    reached = {True: "yes", False: "NO", None: ""}
     out = ["| script | what | value | target | reached |", "|---|---|---|---|---|"]
-    for line in lines:
-        value = (
-            "" if line["value"] is None or line["value"] != line["value"] else f"{line['value']:,.3g} {line['unit']}"
-        )
-        target = "" if line["target"] in (None, "") else line["target"]
-        out.append(f"| {line['script']} | {line['name']} | {value} | {target} | {reached[line['passed']]} |")
+    out += [f"| {r['script']} | {r['name']} | {shown(r)} | {r['target']} | {reached(r)} |" for r in found]
     return "\n".join(out)
 
 
@@ -87,7 +84,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     print(table(lines))
     if args.write:
-        sys.path.insert(0, str(HERE))
         from real_sections import write_between_markers
 
         write_between_markers(args.write, "all", table(lines))

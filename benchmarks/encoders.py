@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from gpu_embed import tissue_like
-from tiles import IMAGE, SHAPES, TILE_PX, as_table, make, read_ours, row
+from lines import as_table, row
+from tiles import IMAGE, SHAPES, TILE_PX, make, read_ours
 
 NETWORKS = ("mobilenetv2_100", "vit_small_patch16_224")
 MOBILENET = Path("weights") / "mobilenetv2_100_tf.safetensors"
@@ -109,13 +110,14 @@ def measure_overlap(model: str, model_kwargs: dict, *, edge: int, n: int, folder
 
 def results(
     *, texture_tiles: int = 512, network_tiles: int = 32, overlap_tiles: int = 512, edge: int = 4096,
-    networks: tuple[str, ...] = NETWORKS, overlap: str = "vit_small_patch16_224", repeats: int = 3, data: Path | None = None,
+    networks: tuple[str, ...] = NETWORKS, overlap: str = "mobilenetv2_100", repeats: int = 3, data: Path | None = None,
 ) -> list[dict]:  # fmt: skip
     """Rows name, value, target, unit, passed."""
     rows = [measure_texture(texture_tiles, repeats)]
     for name in networks:
         rows += measure_formats(name, network_tiles, repeats)
-    weights = None if data is None else data / MOBILENET
+    data = data or os.environ.get("RAGST_SD_TEST_DATA")
+    weights = Path(data) / MOBILENET if data else None
     found = weights is not None and weights.is_file() and overlap == "mobilenetv2_100"
     kwargs = {"checkpoint_path": str(weights)} if found else {"pretrained": False}
     with tempfile.TemporaryDirectory() as folder:
@@ -128,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("RAGST_SD_TEST_DATA"))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--overlap", default="vit_small_patch16_224", help="network of the comparison with embed_tiles")
+    parser.add_argument("--overlap", default="mobilenetv2_100", help="network of the comparison with embed_tiles")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--write", type=Path, help="page whose marked table is replaced")
     parser.add_argument("--json", type=Path, help="file for the rows")

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from lines import row
 from real_sections import write_between_markers
 
 import ragst_sd as rg
@@ -28,6 +29,7 @@ from ragst_sd.retrieval.methods import phi_of
 N_DONORS, N_GENES, IMAGE_PX = 4, 300, 1000
 METHOD, N_NEIGHBORS = "knn", 50
 BLOCK = 100_000
+PRINTED = ("opened", "busy", "to_open", "predicted", "peak", "spots")
 
 
 def small(folder: Path):
@@ -101,6 +103,30 @@ def child(folder: Path, store: Path, *, lazy: bool) -> None:
     print(f"{opened:.2f} {busy:.2f} {after_opening - before:.0f} {predicted:.1f} {peak() - before:.0f} {table.n_obs}")
 
 
+def measured(folder: Path, n_rows: int, mode: str) -> dict[str, float]:
+    """What a process of its own that opens the reference and predicts from it prints; the store is made if it is not there."""
+    store = folder / f"rows{n_rows}.zarr"
+    if not store.exists():
+        rg.io.write_reference(enlarge(small(folder), n_rows), store)
+    command = [sys.executable, __file__, "--child", mode, "--folder", str(folder), "--store", str(store)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-len(PRINTED) :]
+    size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file()) / 1e6
+    return {"size": size, **dict(zip(PRINTED, map(float, out), strict=True))}
+
+
+def results(*, rows: int = 1_000_000, folder: Path | None = None) -> list[dict]:
+    """Rows name, value, target, unit, passed."""
+    with tempfile.TemporaryDirectory() as name:
+        at = folder or Path(name)
+        small(at)
+        found = measured(at, rows, "lazy")
+    return [
+        row(f"opening a reference of {rows:,} rows lazily", found["opened"], 2, "s"),
+        row(f"predicting {found['spots']:.0f} spots from it", found["predicted"], None, "s"),
+        row("memory of opening and predicting", found["peak"], None, "MB"),
+    ]
+
+
 def main() -> None:
     """Make the references that are not there, run them as asked for, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -121,18 +147,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = args.folder or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
-        reference = small(folder)
+        small(folder)
         for n_rows in args.rows:
-            store = folder / f"rows{n_rows}.zarr"
-            if not store.exists():
-                rg.io.write_reference(enlarge(reference, n_rows), store)
-            size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file()) / 1e6
             for mode in args.modes:
-                command = [sys.executable, __file__, "--child", mode, "--folder", str(folder), "--store", str(store)]
-                out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                opened, busy, to_open, predicted, peak, spots = out.split()[-6:]
+                found = measured(folder, n_rows, mode)
                 lines.append(
-                    f"| {n_rows:,} | {size:,.0f} | {mode} | {opened} | {busy} | {to_open} | {predicted} | {spots} | {peak} |"
+                    f"| {n_rows:,} | {found['size']:,.0f} | {mode} | {found['opened']:.2f} | {found['busy']:.2f} | "
+                    f"{found['to_open']:.0f} | {found['predicted']:.1f} | {found['spots']:.0f} | {found['peak']:.0f} |"
                 )
                 print(lines[-1], flush=True)
     if args.write:

@@ -17,8 +17,9 @@ import numpy as np
 import scipy.sparse as sp
 import search
 import torch
+from lines import as_table, row
 from real_sections import write_between_markers
-from search import CLOCKS, as_table, best_of, peak_megabytes, row
+from search import CLOCKS, best_of, peak_megabytes
 
 from ragst_sd.retrieval.evidence import weighted_average
 from ragst_sd.tl._predict_store import fill, new_store

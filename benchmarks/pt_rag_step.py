@@ -9,13 +9,15 @@ import time
 
 import numpy as np
 import torch
+from lines import as_table, row
 
 from ragst_sd.retrieval.pt_rag_model import PtRag, energy_distance
 
 
-def main(sets: int = 16, cells: int = 32, genes: int = 500, candidates: int = 16, width: int = 64) -> None:
-    """Print the median of twenty steps."""
-    torch.set_num_threads(2)
+def results(
+    *, sets: int = 16, cells: int = 32, genes: int = 500, candidates: int = 16, width: int = 64, steps: int = 20
+) -> list[dict]:
+    """Rows name, value, target, unit, passed: the median of some steps."""
     torch.manual_seed(0)
     net = PtRag(genes, width, width, 2, 4, per_cell=False)
     optimiser = torch.optim.AdamW(net.parameters())
@@ -23,15 +25,17 @@ def main(sets: int = 16, cells: int = 32, genes: int = 500, candidates: int = 16
     e, others = torch.randn(sets, width), torch.randn(sets, candidates, width)
     absent = torch.zeros(sets, candidates, dtype=torch.bool)
     taken = []
-    for _ in range(20):
+    for _ in range(steps):
         start = time.perf_counter()
         optimiser.zero_grad()
         response, chosen, _ = net(x, e, others, absent, 0.5)
         (energy_distance(x + response, y).mean() + 0.1 * chosen.mean()).backward()
         optimiser.step()
         taken.append(time.perf_counter() - start)
-    print(f"{sets} sets x {cells} cells x {genes} genes, K = {candidates}: {1e3 * np.median(taken):.1f} ms a step")
+    size = f"{sets} sets x {cells} cells x {genes} genes, K = {candidates}, {torch.get_num_threads()} threads"
+    return [row(f"training step of pt_rag, {size}", 1e3 * float(np.median(taken)), 100, "ms")]
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(2)
+    print(as_table(results()))

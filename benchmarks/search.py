@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lines import as_table, row
 from real_sections import write_between_markers
 
 from ragst_sd.retrieval.search import Eligibility, search
@@ -142,8 +143,8 @@ def approximate(embeddings: np.ndarray, n: int) -> list[dict]:
     rng = np.random.default_rng(0)
     held = rng.permutation(len(embeddings))
     queries, bank = embeddings[held[:n]], embeddings[held[n:]]
-    # Compiling is no cost of the search.
-    search(queries[:64], bank[:2000], K, backend="pynndescent")
+    # Compiling is no cost of the search, and what is compiled depends on the size.
+    search(queries[: n // 10], bank, K, backend="pynndescent")
     search(queries[:64], bank, K, backend="exact")
     of_exact, truth = best_of(1, lambda: search(queries, bank, K, backend="exact"))
     few, _ = best_of(1, lambda: search(queries[: n // 10], bank, K, backend="pynndescent"))
@@ -163,29 +164,8 @@ def approximate(embeddings: np.ndarray, n: int) -> list[dict]:
     ]
 
 
-def row(name: str, value: float, target: float | None, unit: str, *, at_least: bool = False) -> dict:
-    """One line of the table of all benchmarks."""
-    passed = None if target is None else bool(value >= target if at_least else value <= target)
-    sign = "" if target is None else "at least " if at_least else "at most "
-    return {
-        "name": name,
-        "value": float(value),
-        "target": "" if target is None else f"{sign}{target:g}",
-        "unit": unit,
-        "passed": passed,
-    }
-
-
-def as_table(rows: list[dict]) -> str:
-    """Markdown of such lines."""
-    lines = ["| what | value | target | reached |", "|---|---|---|---|"]
-    reached = {True: "yes", False: "**no**", None: ""}
-    lines += [f"| {r['name']} | {r['value']:,.3g} {r['unit']} | {r['target']} | {reached[r['passed']]} |" for r in rows]
-    return "\n".join(lines)
-
-
 def results(
-    *, queries: int = 2000, rows: int = 1_000_000, real_rows: int = 100_000, real_queries: int = 2000, repeats: int = 2
+    *, queries: int = 2000, rows: int = 1_000_000, real_rows: int = 100_000, real_queries: int = 20_000, repeats: int = 2
 ) -> list[dict]:
     """Rows name, value, target, unit, passed."""
     out = exact(queries, rows, repeats) if rows else []
@@ -201,7 +181,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=2000)
     parser.add_argument("--rows", type=int, default=1_000_000, help="0 leaves exact search out")
     parser.add_argument("--real-rows", type=int, default=100_000, help="0 leaves the graph out")
-    parser.add_argument("--real-queries", type=int, default=2000)
+    parser.add_argument("--real-queries", type=int, default=20_000)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
