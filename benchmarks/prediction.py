@@ -59,7 +59,7 @@ def kernels(n: int, m: int, genes: int, share: float, repeats: int) -> list[dict
     weighted_average(rows[:2], weights[:2], bank)
     ours, out = best_of(repeats, lambda: weighted_average(rows, weights, bank))
     by_numpy, expected = best_of(
-        1,
+        repeats,
         lambda: np.concatenate([(dense[rows[i : i + 16]] * held[i : i + 16, :, None]).sum(1) for i in range(0, n, 16)]),
     )
     np.testing.assert_allclose(out, expected, atol=1e-4)

@@ -120,6 +120,7 @@ def test_a_matrix_that_leads_out_of_itself_is_not_followed(part, at, value, comp
     else:
         monkeypatch.setattr(sparse_product, "_kernel", lambda: None)
         monkeypatch.setattr(sparse_product, "_squares_kernel", lambda: None)
+        monkeypatch.setattr(sparse_product, "_check", lambda: None)
     values = sp.random(50, 40, 0.2, format="csr", dtype=np.float32, random_state=0)
     rows = np.tile(np.arange(50), (3, 1))
     weights = np.full(rows.shape, 0.02, dtype=np.float32)

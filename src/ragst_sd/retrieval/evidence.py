@@ -15,8 +15,6 @@ import torch
 from ragst_sd.retrieval.sparse_product import sparse_product, sparse_squares
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ragst_sd.retrieval.search import Candidates
 
 _BLOCK_VALUES = 2**24
@@ -50,32 +48,22 @@ def weighted_average(
     -------
     float32 (n, g).
     """
-    out = np.empty((len(rows), values.shape[1]), dtype=np.float32)
-    for part, block in iter_weighted_average(rows, weights, values, panels=panels, measured=measured):
-        out[part] = block
-    return out
-
-
-def iter_weighted_average(
-    rows: np.ndarray,
-    weights: np.ndarray,
-    values: Any,
-    *,
-    panels: np.ndarray | None = None,
-    measured: np.ndarray | None = None,
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield the result of :func:`weighted_average` block by block of queries.
-
-    Each block is one sparse product of (queries x cited rows) with (cited rows x genes), so a dense array of
-    (queries, k, genes) never exists.
-    """
-    n, genes = len(rows), values.shape[1]
     weights = np.where(rows >= 0, weights, 0.0).astype(np.float32)
-    step = max(1, min(n, _BLOCK_VALUES // max(1, genes)))
+
+    def average(part: slice) -> np.ndarray:
+        total = _product(rows[part], weights[part], values)
+        return _per_vote(total, rows[part], weights[part], panels, measured).astype(np.float32, copy=False)
+
+    # Block by block of queries: a dense array of (queries, k, genes) never exists.
+    n, genes = len(rows), values.shape[1]
+    step = max(1, _BLOCK_VALUES // max(1, genes))
+    if n <= step:
+        return average(slice(n))
+    out = np.empty((n, genes), dtype=np.float32)
     for start in range(0, n, step):
         part = slice(start, min(n, start + step))
-        block = _product(rows[part], weights[part], values)
-        yield part, _per_vote(block, rows[part], weights[part], panels, measured).astype(np.float32, copy=False)
+        out[part] = average(part)
+    return out
 
 
 def _per_vote(

@@ -44,9 +44,8 @@ def sparse_product(rows: np.ndarray, weights: np.ndarray, values: Any) -> np.nda
     """
     n, k = rows.shape
     kernel = _kernel()
-    _require_rows(rows, values)
+    _require_inside(rows, values)
     if kernel is None:
-        _require_whole(values)
         cited, local = np.unique(np.maximum(rows, 0), return_inverse=True)
         return _scipy_product(local.reshape(n, k), weights, values[cited].astype(np.float32, copy=False))
     values = values.tocsr()
@@ -55,8 +54,7 @@ def sparse_product(rows: np.ndarray, weights: np.ndarray, values: Any) -> np.nda
 
     def some(start: int) -> None:
         part = slice(start, start + _QUERIES_PER_CALL)
-        if not kernel(rows[part], weights[part], values.indptr, values.indices, values.data, out[part]):
-            raise ValueError(_OUTSIDE)
+        kernel(rows[part], weights[part], values.indptr, _unsigned(values.indices), values.data, out[part])
 
     over_threads(some, range(0, n, _QUERIES_PER_CALL))
     return out
@@ -90,9 +88,7 @@ def sparse_squares(
         np.add.at(left, (np.repeat(np.arange(len(rows)), rows.shape[1]), local.ravel()), weights.ravel())
         return left @ own
     kernel = _squares_kernel()
-    _require_rows(rows, values)
-    if kernel is None:
-        _require_whole(values)
+    _require_inside(rows, values)
     values = values.tocsr()
     if kernel is None:
         cited, local = np.unique(np.maximum(rows, 0), return_inverse=True)
@@ -103,29 +99,50 @@ def sparse_squares(
     out = np.zeros((len(rows), values.shape[1]))
     rows, weights = np.ascontiguousarray(rows, dtype=np.int64), np.ascontiguousarray(weights, dtype=np.float64)
     sections, shifts = np.ascontiguousarray(sections, dtype=np.int64), np.ascontiguousarray(shifts, dtype=np.float64)
-    if shifted is not None and (len(sections) < values.shape[0] or shifts.shape[1] < values.shape[1]):
-        raise ValueError(_OUTSIDE)
+    if shifted is not None:
+        named = sections[rows[rows >= 0]] if len(sections) >= values.shape[0] else np.array([-1])
+        if shifts.shape[1] < values.shape[1] or np.any((named < 0) | (named >= len(shifts))):
+            raise ValueError(_OUTSIDE)
 
     def some(start: int) -> None:
         part = slice(start, start + _QUERIES_PER_CALL)
-        inside = kernel(
-            rows[part], weights[part], values.indptr, values.indices, values.data, sections, shifts, out[part]
+        kernel(
+            rows[part],
+            weights[part],
+            values.indptr,
+            _unsigned(values.indices),
+            values.data,
+            sections,
+            shifts,
+            out[part],
         )
-        if not inside:
-            raise ValueError(_OUTSIDE)
 
     over_threads(some, range(0, len(rows), _QUERIES_PER_CALL))
     return out
 
 
-def _require_rows(rows: np.ndarray, values: Any) -> None:
-    """Neither numba nor scipy looks whether a row is there before it reads it."""
+def _require_inside(rows: np.ndarray, values: Any) -> None:
+    """Neither compiled code nor scipy looks whether a row or a column is there before it reads it, and a matrix may come from a stranger."""
     if rows.size and rows.max() >= values.shape[0]:
+        raise ValueError(_OUTSIDE)
+    check = _check()
+    if check is None:
+        _require_whole(values)
+        return
+    values = values.tocsr()
+    cited = np.zeros(values.shape[0], dtype=bool)
+    cited[rows[rows >= 0]] = True
+    whole = min(values.indices.size, values.data.size)
+    if not check(np.flatnonzero(cited), values.indptr, _unsigned(values.indices), whole, values.shape[1]):
         raise ValueError(_OUTSIDE)
 
 
+def _unsigned(indices: np.ndarray) -> np.ndarray:
+    """The same columns, of which none counts from the end: negative ones are too large."""
+    return indices.view(f"u{indices.itemsize}")
+
+
 def _require_whole(values: Any) -> None:
-    """Scipy's products take the columns as they are; numba's look at them one by one."""
     try:
         values.check_format(full_check=True)
     except ValueError as error:
@@ -156,15 +173,34 @@ def over_threads(function: Callable[[int], None], starts: range) -> None:
 
 
 @cache
-def _kernel() -> Callable[..., bool] | None:
+def _check() -> Callable[..., bool] | None:
+    """Whether the rows of a CSR matrix lie within its values, and their columns within its columns."""
     try:
         from numba import njit
     except ImportError:
         return None
 
-    # Compiled code looks at no bounds, and a matrix may come from a stranger: `False` is told for one that leads out of itself.
+    def inside(rows, indptr, indices, n_values, n_columns):
+        for i in range(rows.size):
+            first, last = indptr[rows[i]], indptr[rows[i] + 1]
+            if first < 0 or last < first or last > n_values:
+                return False
+            own = indices[first:last]
+            if own.size and own.max() >= n_columns:
+                return False
+        return True
+
+    return njit(nogil=True)(inside)
+
+
+@cache
+def _kernel() -> Callable[..., None] | None:
+    try:
+        from numba import njit
+    except ImportError:
+        return None
+
     def add_up(rows, weights, indptr, indices, data, out):
-        n_values, n_columns = min(indices.size, data.size), np.int64(out.shape[1])
         for i in range(rows.shape[0]):
             total = out[i]
             for j in range(rows.shape[1]):
@@ -173,49 +209,33 @@ def _kernel() -> Callable[..., bool] | None:
                 if row < 0 or weight == 0:
                     continue
                 first, last = indptr[row], indptr[row + 1]
-                if first < 0 or last > n_values:
-                    return False
                 own, values = indices[first:last], data[first:last]
-                # Looked at in a loop of their own, which the compiler does many at a time.
-                largest = np.uint32(0)
                 for p in range(own.size):
-                    largest = max(largest, np.uint32(own[p]))
-                if own.size and largest >= n_columns:
-                    return False
-                for p in range(own.size):
-                    # Unsigned, so that no index is taken to count from the end.
-                    total[np.uint32(own[p])] += weight * np.float32(values[p])
-        return True
+                    total[own[p]] += weight * np.float32(values[p])
 
     return njit(nogil=True)(add_up)
 
 
 @cache
-def _squares_kernel() -> Callable[..., bool] | None:
+def _squares_kernel() -> Callable[..., None] | None:
     try:
         from numba import njit
     except ImportError:
         return None
 
     def add_up(rows, weights, indptr, indices, data, sections, shifts, out):
-        n_values, n_columns = min(indices.size, data.size), out.shape[1]
         for i in range(rows.shape[0]):
+            total = out[i]
             for j in range(rows.shape[1]):
                 row = rows[i, j]
                 weight = weights[i, j]
                 if row < 0 or weight == 0:
                     continue
-                first, last = indptr[row], indptr[row + 1]
                 section = sections[row] if shifts.shape[0] else 0
-                if first < 0 or last > n_values or section < 0 or section > max(0, shifts.shape[0] - 1):
-                    return False
-                for p in range(first, last):
+                for p in range(indptr[row], indptr[row + 1]):
                     gene = indices[p]
-                    if gene < 0 or gene >= n_columns:
-                        return False
                     value = np.float64(data[p])
                     double_shift = 2 * shifts[section, gene] if shifts.shape[0] else 0.0
-                    out[i, gene] += weight * (value * (value - double_shift))
-        return True
+                    total[gene] += weight * (value * (value - double_shift))
 
     return njit(nogil=True)(add_up)
