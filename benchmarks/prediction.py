@@ -127,21 +127,30 @@ def into_store(sizes: list[int], m: int, genes: int, share: float, folder: Path 
 
 
 def results(
-    *, spots: int = 512, rows: int = 4000, genes: int = GENES, sizes: tuple[int, ...] = (1024, 2048, 4096), repeats: int = 2,
+    *, spots: int = 512, rows: int = 4000, genes: int = GENES, sizes: tuple[int, ...] = (1024, 2048, 4096), repeats: int = 5,
     folder: Path | None = None,
 ) -> list[dict]:  # fmt: skip
     """Rows name, value, target, unit, passed."""
     share = density()
-    return kernels(spots, rows, genes, share, repeats) + into_store(list(sizes), rows, genes, share, folder)
+    sums = kernels(spots, rows, genes, share, repeats) if spots else []
+    return sums + (into_store(list(sizes), rows, genes, share, folder) if sizes else [])
 
 
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--spots", type=int, default=512, help="of the comparison with numpy and torch")
+    parser.add_argument(
+        "--spots", type=int, default=512, help="of the comparison with numpy and torch; 0 leaves it out"
+    )
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--genes", type=int, default=GENES)
-    parser.add_argument("--sizes", type=int, nargs="+", default=(1024, 2048, 4096), help="spots predicted into a store")
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="*",
+        default=(1024, 2048, 4096),
+        help="spots predicted into a store; none leaves it out",
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument("--folder", type=Path, help="where the store lies; a temporary folder if left out")
@@ -152,7 +161,7 @@ def main() -> None:
     found = results(spots=args.spots, rows=args.rows, genes=args.genes, sizes=tuple(args.sizes), folder=args.folder)
     print(as_table(found))
     if args.write:
-        write_between_markers(args.write, "prediction", as_table(found))
+        write_between_markers(args.write, "prediction" if args.spots else "prediction_store", as_table(found))
 
 
 if __name__ == "__main__":
