@@ -117,6 +117,22 @@ def predict_fold(one: Screen, role: pd.Series, held: list[str], methods: dict[st
     return scores[scores["subset"] == "each"].assign(seed=seed)
 
 
+def predict_screens(args: argparse.Namespace, folder: Path, methods: dict[str, dict]) -> pd.DataFrame:
+    """Scores of all screens, with every halving of the controls."""
+    parts = []
+    for name in args.screens:
+        for seed in range(args.seeds):
+            start = time.perf_counter()
+            one = screen(name, folder, seed)
+            if args.permuted:
+                # One draw of few controls is far from all others or near: only the mean over several draws is zero.
+                labels = one.adata.obs["perturbation"].astype(str).to_numpy()
+                one.adata.obs["perturbation"] = np.random.default_rng(seed).permutation(labels)
+            parts.append(hold_out(one, methods, seed, args.jobs).assign(screen=name))
+            print(f"{name}, controls halved for the {seed + 1}. time: {time.perf_counter() - start:.0f} s", flush=True)
+    return pd.concat(parts, ignore_index=True)
+
+
 def by_perturbation(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean over the seeds: one line per perturbation and method, metrics as columns."""
     keys = ["screen", "perturbation", "method"]
@@ -197,6 +213,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="perturbations held out at a time, each in a process")
     parser.add_argument("--seeds", type=int, default=4, help="how many times the controls are halved")
     parser.add_argument("--scores", type=Path, help="csv file for the scores of every perturbation")
+    parser.add_argument("--read", type=Path, nargs="+", help="such files, made before: nothing is predicted")
     parser.add_argument("--write", type=Path, help="page whose marked table is replaced")
     args = parser.parse_args()
     if args.data is None:
@@ -205,24 +222,14 @@ def main() -> None:
     folder = args.data / "perturb"
     methods = {name: {"method": name} | ARGUMENTS.get(name, {}) for name in args.methods}
     methods |= ABLATION if args.ablation else {}
-    parts = []
-    for name in args.screens:
-        for seed in range(args.seeds):
-            start = time.perf_counter()
-            one = screen(name, folder, seed)
-            if args.permuted:
-                # One draw of few controls is far from all others or near: only the mean over several draws is zero.
-                labels = one.adata.obs["perturbation"].astype(str).to_numpy()
-                one.adata.obs["perturbation"] = np.random.default_rng(seed).permutation(labels)
-            parts.append(hold_out(one, methods, seed, args.jobs).assign(screen=name))
-            print(f"{name}, controls halved for the {seed + 1}. time: {time.perf_counter() - start:.0f} s", flush=True)
-    scores = pd.concat(parts, ignore_index=True)
+    scores = pd.concat(map(pd.read_csv, args.read)) if args.read else predict_screens(args, folder, methods)
     if args.scores:
         scores.to_csv(args.scores, index=False)
     wide = by_perturbation(scores)
-    # Methods in the order in which they were asked for.
-    wide["method"] = pd.Categorical(wide["method"], categories=list(methods))
-    wide = wide.sort_values(["screen", "method", "perturbation"]).astype({"method": str})
+    # Methods and screens in the order in which they were asked for.
+    for column, order in (("method", list(methods)), ("screen", args.screens)):
+        wide[column] = pd.Categorical(wide[column], categories=order)
+    wide = wide.sort_values(["screen", "method", "perturbation"]).astype({"method": str, "screen": str})
     tables = [
         summary_table(wide),
         *(detail_table(wide, name, list(methods)) for name in args.screens if name != "Planted"),
@@ -230,7 +237,7 @@ def main() -> None:
     text = "\n\n".join(tables)
     print(text)
     if args.write and not args.permuted:
-        write_between_markers(args.write, "perturbation", text)
+        write_between_markers(args.write, "pt_rag_ablation" if args.ablation else "perturbation", text)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,13 @@ PANELS = (
     ("evidence", "genes", f"genes\n{SPOTS} spots, {K} neighbours"),
     ("evidence", "neighbours", f"neighbours\nevidence, {GENES:,} genes"),
 )
-COLOURS = {OURS: "#0072b2", "faiss, flat": "#e69f00", f"{OURS}, reading": "#0072b2", f"{OURS}, texture": "#cc79a7", "LazySlide, reading": "#e69f00"}
+COLOURS = {
+    OURS: "#0072b2",
+    "faiss, flat": "#e69f00",
+    f"{OURS}, reading": "#0072b2",
+    f"{OURS}, texture": "#cc79a7",
+    "LazySlide, reading": "#e69f00",
+}
 
 
 def draw(lines: list[dict], path: Path) -> None:
