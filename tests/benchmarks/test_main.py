@@ -32,7 +32,7 @@ def test_one_table_of_a_quick_run():
     )  # fmt: skip
     assert "| script | what | value | target | reached |" in done.stdout, done.stderr
     assert "torch gather and batched product over ours" in done.stdout and "failed" not in done.stdout
-    assert done.returncode == int("| NO |" in done.stdout)
+    assert done.returncode == int("| **no** |" in done.stdout)
 
 
 def test_a_script_that_fails_is_a_line_and_a_bad_exit(benchmarks, monkeypatch, capsys):
