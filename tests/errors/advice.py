@@ -89,6 +89,8 @@ ADVICE: dict[str, tuple[str, str, str]] = {
     "table-of-no-store": ("The section has not been written", "A table is written into the store of its section, and there is none yet.", "Write the section once with `sdata.write(path)`."),
     "no-such-table": ("Writing a table that is not there", "See above.", "Use a name that the message lists."),
     "no-counts-file": ("No file of counts", "There is nothing at that path.", "Check the path; relative ones start from the working directory."),
+    "counts-that-lead-out": ("A file of counts that leads out of itself", "An HDF5 file can name other files, of which its reader then reads: what a stranger made could copy what lies on your disk into a result.", "Copy the content into one file, if you know what is linked; else do not use it."),
+    "counts-that-lie": ("A file of counts that cannot be as large as it says", "A file of a few bytes can say that it holds as much as no memory takes.", "Download or write it again. Arrays that were never filled are to be left out."),
     "no-hest-sample": ("No such sample of HEST", "The folder holds no files of that sample.", "Check the name and the folder, which must have `st/` and `wsis/` in it."),
     "no-slide": ("No such slide", "There is nothing at that path.", "Check the path."),
     "no-embeddings": ("No file of embeddings", "There is nothing at that path.", "Check the path."),

@@ -199,6 +199,8 @@ TOPICS: dict[str, list[Case]] = {
         Case("table-of-no-store", "io.write_table", ValueError, ("no store", "sdata.write(path)"), lambda w: rg.io.write_table(w.query, "predicted")),
         Case("no-such-table", "io.write_table", KeyError, ("'predictd'", "'predicted'"), lambda w: rg.io.write_table(w.query, "predictd")),
         Case("no-counts-file", "io.read_st", FileNotFoundError, ("counts.h5ad",), lambda w: rg.io.read_st(w.folder / "counts.h5ad", w.folder / "he.png")),
+        Case("counts-that-lead-out", "io.read_st", ValueError, ("'/layers/raw' is a link", "'/home/neighbour/patients.h5'", "expand_external"), lambda w: rg.io.read_st(w.folder / "linked.h5ad", w.folder / "he.png")),
+        Case("counts-that-lie", "io.read_st", ValueError, ("'/X' says that its shape is (1000000000, 20000)", "0 bytes lie on disk"), lambda w: rg.io.read_st(w.folder / "huge.h5ad", w.folder / "he.png")),
         Case("no-hest-sample", "io.read_hest", KeyError, ("'TENX1'", "Available"), lambda w: rg.io.read_hest(w.folder, sample="TENX1")),
         Case("no-slide", "io.read_slide", FileNotFoundError, ("slide.svs",), lambda w: rg.io.read_slide(w.folder / "slide.svs")),
         Case("no-embeddings", "io.read_embeddings", FileNotFoundError, ("features.h5",), lambda w: rg.io.read_embeddings(w.query, w.folder / "features.h5")),

@@ -19,7 +19,7 @@ import zarr
 from google_crc32c import value as crc32c
 
 import ragst_sd as rg
-from ragst_sd.io._chunk_sizes import _zstd_size
+from ragst_sd.io._chunk_sizes import zstd_size
 from ragst_sd.io._store_check import check_store
 
 SECRET = "the neighbour's secret"
@@ -233,7 +233,7 @@ def test_the_end_of_one_frame_is_found(checksum):
             (frame + bytes(4), len(part)),
             (frame + frame, None),
         ):
-            assert _zstd_size(io.BytesIO(b"before" + chunk), 6, len(chunk)) == size
+            assert zstd_size(io.BytesIO(b"before" + chunk), 6, len(chunk)) == size
 
 
 def test_an_array_that_is_packed_twice(store):

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ragst_sd import _keys
+from ragst_sd.io._hdf5_check import check_hdf5
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -55,6 +56,7 @@ def read_h5ad_sample(sample: Sample) -> SpatialData:
     from spatialdata import SpatialData
     from spatialdata.models import TableModel
 
+    check_hdf5(sample.path("counts"))
     table = read_h5ad(sample.path("counts"))
     table.uns.pop(TableModel.ATTRS_KEY, None)
     table.obs[_keys.SAMPLE] = sample.name

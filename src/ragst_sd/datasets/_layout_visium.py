@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ragst_sd.io._hdf5_check import check_hdf5
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._section import assemble
 from ragst_sd.io._slide_file import open_slide
@@ -96,6 +97,7 @@ def read_10x(path: Path) -> AnnData:
     """Counts of genes, spots x genes; symbols made unique, Ensembl ids in `var["gene_ids"]`."""
     import scanpy as sc
 
+    check_hdf5(path)
     table = sc.read_10x_h5(path, gex_only=True)
     table.var_names_make_unique()
     return read_counts(table, None)

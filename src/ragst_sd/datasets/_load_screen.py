@@ -15,6 +15,7 @@ from ragst_sd._validate import require_positive, require_type
 from ragst_sd.datasets._catalog_entries import catalog_entry, citation_text
 from ragst_sd.datasets._layout_screen import CONTROL, LAYOUTS, screen_obs
 from ragst_sd.datasets._sample_files import Shelf
+from ragst_sd.io._hdf5_check import check_hdf5
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -133,6 +134,7 @@ def _read(file: Path, name: str, context: str, max_cells: int | None, rng: np.ra
     import anndata as ad
 
     try:
+        check_hdf5(file, in_memory=max_cells is None)
         backed = ad.read_h5ad(file, backed="r")
     except (OSError, KeyError) as error:
         msg = f"{str(file)!r} cannot be read as h5ad: it is damaged or incomplete, or another kind of file ({error})."

@@ -38,10 +38,10 @@ def unpacked_sizes(array: StoredArray) -> Iterator[tuple[Path, int | None]]:
                     yield file, length
                     continue
                 if array.packing == "zstd":
-                    yield file, _zstd_size(handle, start, length)
+                    yield file, zstd_size(handle, start, length)
                     continue
                 handle.seek(start)
-                yield file, _blosc_size(handle.read(min(_BLOSC_HEAD_BYTES, length)))
+                yield file, blosc_size(handle.read(min(_BLOSC_HEAD_BYTES, length)))
 
 
 def _places(handle: BinaryIO, size: int, array: StoredArray) -> list[tuple[int, int]]:
@@ -59,7 +59,7 @@ def _places(handle: BinaryIO, size: int, array: StoredArray) -> list[tuple[int, 
     return [pair for pair in zip(numbers[::2], numbers[1::2], strict=True) if pair != (_ABSENT, _ABSENT)]
 
 
-def _zstd_size(handle: BinaryIO, place: int, length: int) -> int | None:
+def zstd_size(handle: BinaryIO, place: int, length: int) -> int | None:
     """Content size that a chunk of one zstd frame tells (RFC 8878, section 3.1.1).
 
     A frame ends where its blocks do. What follows would be unpacked too, to a size that the first frame does not tell.
@@ -93,6 +93,6 @@ def _zstd_size(handle: BinaryIO, place: int, length: int) -> int | None:
     return int.from_bytes(field, "little") + (256 if width == 2 else 0)
 
 
-def _blosc_size(head: bytes) -> int | None:
+def blosc_size(head: bytes) -> int | None:
     """Uncompressed size in the header of a blosc chunk."""
     return int.from_bytes(head[4:8], "little") if len(head) >= 16 else None

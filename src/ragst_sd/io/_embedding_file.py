@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd._validate import listing
+from ragst_sd.io._hdf5_check import check_hdf5
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,6 +50,7 @@ def read_embedding_file(path: Path) -> EmbeddingFile:
     import h5py
 
     try:
+        check_hdf5(path)
         with h5py.File(path) as file:
             content = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
             key = next((name for name in _VECTORS if name in content), None)

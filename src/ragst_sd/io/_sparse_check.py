@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+# Values of a file that are looked at together.
+_AT_ONCE = 2**22
+
 
 def check_sparse(reference: AnnData, path: Path) -> None:
     """Raise a `ValueError` if a sparse matrix that is in memory names rows or columns that it does not have."""
@@ -33,6 +36,43 @@ def checked_blocks(array: Any, name: str, path: Path) -> Any:
     if not hasattr(array._meta, "indptr"):
         return array
     return array.map_blocks(_check_block, part=name, path=str(path), dtype=array.dtype, meta=array._meta)
+
+
+def check_stored_sparse(group: Any, path: Path, place: str) -> None:
+    """Raise a `ValueError` if a group of an HDF5 file is a sparse matrix that names rows or columns that it does not have.
+
+    Of a file, as some readers take rows and columns out of a matrix before anybody else sees it.
+    """
+    if not {"data", "indices", "indptr"} <= set(group):
+        return
+    shape = group.attrs.get("shape", group.attrs.get("h5sparse_shape", group.get("shape")))
+    if shape is None:
+        return
+    n_rows, n_columns = (int(size) for size in np.asarray(shape))
+    starts, indices = group["indptr"][()], group["indices"]
+    encoding = group.attrs.get("encoding-type", group.attrs.get("h5sparse_format", "csc"))
+    lines, most = (n_rows, n_columns) if "csr" in str(encoding) else (n_columns, n_rows)
+    sound = (
+        starts.ndim == indices.ndim == group["data"].ndim == 1
+        and {starts.dtype.kind, indices.dtype.kind} <= {"i", "u"}
+        and len(starts) == lines + 1
+        and starts[0] == 0
+        and bool(np.all(starts[1:] >= starts[:-1]))
+        and starts[-1] <= len(indices) == len(group["data"])
+        and all(
+            part.min() >= 0 and part.max() < most
+            for part in (indices[at : at + _AT_ONCE] for at in range(0, len(indices), _AT_ONCE))
+        )
+    )
+    if not sound:
+        raise ValueError(_astray(path, place))
+
+
+def _astray(path: object, part: str) -> str:
+    return (
+        f"{path}: {part} points outside of itself: it names rows or columns that it does not have. It is damaged, or made to "
+        "reach into memory; it is not read."
+    )
 
 
 def _check_all(value: Any, name: str, path: Path) -> None:
@@ -60,9 +100,5 @@ def _check_block(block: Any, *, part: str, path: str) -> Any:
         and (not len(indices) or (indices.min() >= 0 and indices.max() < most))
     )
     if not sound:
-        msg = (
-            f"{path}: {part} points outside of itself: it names rows or columns that it does not have. It is damaged, or made to "
-            "reach into memory; it is not read."
-        )
-        raise ValueError(msg)
+        raise ValueError(_astray(path, part))
     return block

@@ -13,6 +13,7 @@ import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_key, require_type
+from ragst_sd.io._hdf5_check import check_hdf5
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -37,7 +38,11 @@ def read_counts(counts: AnnData | pd.DataFrame | str | PathLike[str], layer: str
         found = _from_table(counts, "`counts`")
     else:
         path = existing_file(counts, "counts", (".h5ad", *_TABLES))
-        found = read_h5ad(path) if path.suffix.lower() == ".h5ad" else _from_table(_read_table(path), repr(path.name))
+        if path.suffix.lower() == ".h5ad":
+            check_hdf5(path)
+            found = read_h5ad(path)
+        else:
+            found = _from_table(_read_table(path), repr(path.name))
     if layer is not None:
         require_key(layer, _layers(found), "counts.layers")
         found.X = found.layers.pop(layer)

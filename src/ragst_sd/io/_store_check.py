@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 _CODECS = {"bytes", "zstd", "blosc", "crc32c", "vlen-utf8", "vlen-bytes", "sharding_indexed", "transpose"}
 _V2_CODECS = {"blosc", "zstd", "vlen-utf8", "vlen-bytes"}
 # Compressed images and counts shrink 2 to 50 times; constant columns more, but they are small.
-_MOST_EXPANSION = 1000
-_FREE_BYTES = 2**28
-_MOST_CHUNK_BYTES = 2**30
+MOST_EXPANSION = 1000
+FREE_BYTES = 2**28
+MOST_CHUNK_BYTES = 2**30
 _MOST_METADATA_BYTES = 2**26
-_MOST_NODES = 100_000
+MOST_NODES = 100_000
 
 
 class StoredArray(NamedTuple):
@@ -76,28 +76,24 @@ def check_store(folder: Path) -> list[StoredArray]:
             found = _read_metadata(place / name, folder)
             # That of the root is not read; below it zarr would use it, and it may tell something else than what is looked at here.
             if place != folder and found.get("consolidated_metadata") is not None:
-                msg = (
-                    f"{folder}: {(place / name).relative_to(folder)} tells of other metadata in its place. {_STRANGER}"
-                )
+                msg = f"{folder}: {(place / name).relative_to(folder)} tells of other metadata in its place. {STRANGER}"
                 raise ValueError(msg)
             if name == ".zarray" or found.get("node_type") == "array":
                 with _understood(place / name, folder):
                     arrays.append(_array_v2(place, found) if name == ".zarray" else _array_v3(place, found))
     for array in arrays:
         _check_array(array, folder, on_disk[array.folder])
-    total, most = sum(array.nbytes for array in arrays), max(_FREE_BYTES, _MOST_EXPANSION * on_disk[folder])
+    total, most = sum(array.nbytes for array in arrays), max(FREE_BYTES, MOST_EXPANSION * on_disk[folder])
     if total > most:
-        msg = f"{folder}: its arrays together say that they hold {total:,} bytes, which the files cannot account for. {_STRANGER}"
+        msg = f"{folder}: its arrays together say that they hold {total:,} bytes, which the files cannot account for. {STRANGER}"
         raise ValueError(msg)
     return arrays
 
 
 def require_memory(folder: Path, arrays: list[StoredArray]) -> None:
     """Raise a `MemoryError` if arrays that are to be read are larger than the memory of this machine."""
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return
-    memory, total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), sum(array.nbytes for array in arrays)
-    if total > memory > 0:
+    memory, total = memory_bytes(), sum(array.nbytes for array in arrays)
+    if total > memory:
         msg = (
             f"{folder} holds {total / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB of memory. Read it with `lazy=True`, "
             "which leaves its rows on disk."
@@ -105,7 +101,15 @@ def require_memory(folder: Path, arrays: list[StoredArray]) -> None:
         raise MemoryError(msg)
 
 
-_STRANGER = "It is damaged, or made to exhaust memory; it is not read."
+def memory_bytes() -> float:
+    """Memory of this machine; infinite where the system does not tell."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return math.inf
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return found if found > 0 else math.inf
+
+
+STRANGER = "It is damaged, or made to exhaust memory; it is not read."
 
 
 def _walk(folder: Path) -> Any:
@@ -125,15 +129,15 @@ def _walk(folder: Path) -> Any:
                 raise ValueError(msg)
             if stat.S_ISREG(found.st_mode):
                 sizes.append((name, found.st_size))
-        if n_nodes > _MOST_NODES:
-            msg = f"{folder} holds more than {_MOST_NODES:,} files. {_STRANGER}"
+        if n_nodes > MOST_NODES:
+            msg = f"{folder} holds more than {MOST_NODES:,} files. {STRANGER}"
             raise ValueError(msg)
         yield Path(place), folders, sizes
 
 
 def _read_metadata(path: Path, folder: Path) -> dict[str, Any]:
     if path.stat().st_size > _MOST_METADATA_BYTES:
-        msg = f"{folder}: {path.relative_to(folder)} has {path.stat().st_size:,} bytes of metadata. {_STRANGER}"
+        msg = f"{folder}: {path.relative_to(folder)} has {path.stat().st_size:,} bytes of metadata. {STRANGER}"
         raise ValueError(msg)
     with _understood(path, folder):
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -252,18 +256,18 @@ def _refuse_codecs(names: list[str], known: set[str]) -> None:
 
 def _check_array(array: StoredArray, folder: Path, on_disk: int) -> None:
     name = array.folder.relative_to(folder)
-    if array.chunk_bytes > max(_MOST_CHUNK_BYTES, array.nbytes if array.nbytes <= _FREE_BYTES else 0):
-        msg = f"{folder}: {name} says that one of its chunks holds {array.chunk_bytes:,} bytes. {_STRANGER}"
+    if array.chunk_bytes > max(MOST_CHUNK_BYTES, array.nbytes if array.nbytes <= FREE_BYTES else 0):
+        msg = f"{folder}: {name} says that one of its chunks holds {array.chunk_bytes:,} bytes. {STRANGER}"
         raise ValueError(msg)
-    if array.nbytes > max(_FREE_BYTES, _MOST_EXPANSION * on_disk):
+    if array.nbytes > max(FREE_BYTES, MOST_EXPANSION * on_disk):
         msg = (
             f"{folder}: {name} says that its shape is {array.shape}, {array.nbytes:,} bytes, but {on_disk:,} bytes lie on disk. "
-            f"{_STRANGER}"
+            f"{STRANGER}"
         )
         raise ValueError(msg)
     for file, size in unpacked_sizes(array):
-        most = array.chunk_bytes if array.itemsize else max(_FREE_BYTES // 4, _MOST_EXPANSION * on_disk)
+        most = array.chunk_bytes if array.itemsize else max(FREE_BYTES // 4, MOST_EXPANSION * on_disk)
         if size is None or size > most:
             held = "an unknown number of" if size is None else f"{size:,}"
-            msg = f"{folder}: a chunk in {file.relative_to(folder)} unpacks to {held} bytes, where {most:,} are expected. {_STRANGER}"
+            msg = f"{folder}: a chunk in {file.relative_to(folder)} unpacks to {held} bytes, where {most:,} are expected. {STRANGER}"
             raise ValueError(msg)
