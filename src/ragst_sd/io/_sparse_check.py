@@ -48,7 +48,10 @@ def check_stored_sparse(group: Any, path: Path, place: str) -> None:
     shape = group.attrs.get("shape", group.attrs.get("h5sparse_shape", group.get("shape")))
     if shape is None:
         return
-    n_rows, n_columns = (int(size) for size in np.asarray(shape))
+    sizes = np.asarray(shape)
+    if sizes.shape != (2,) or sizes.dtype.kind not in "iu":
+        raise ValueError(_astray(path, place))
+    n_rows, n_columns = (int(size) for size in sizes)
     starts, indices = group["indptr"][()], group["indices"]
     encoding = group.attrs.get("encoding-type", group.attrs.get("h5sparse_format", "csc"))
     lines, most = (n_rows, n_columns) if "csr" in str(encoding) else (n_columns, n_rows)
