@@ -6,14 +6,14 @@ import logging
 import re
 import socket
 import sys
-import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ragst_sd._temporary import temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -129,10 +129,10 @@ def without_huge_chunks(pyramid: Pyramid, used: Iterable[int]) -> Iterator[Pyram
     import dask.array as da
     import zarr
 
-    with tempfile.TemporaryDirectory(prefix="ragst_sd_") as folder:
+    with temporary_folder() as folder:
         stored: dict[int, Any] = {
             k: zarr.create_array(
-                Path(folder) / str(k),
+                folder / str(k),
                 shape=pyramid.levels[k].shape,
                 dtype=pyramid.levels[k].dtype,
                 chunks=(pyramid.levels[k].shape[0], *(min(_STORED_CHUNK_PX, size) for size in pyramid.shapes[k])),
@@ -141,7 +141,7 @@ def without_huge_chunks(pyramid: Pyramid, used: Iterable[int]) -> Iterator[Pyram
         }
         logger.info(
             "The image is stored in chunks of up to %.0f MB, which would be decoded again and again: it is decoded once "
-            "into a temporary store in %r (up to %.0f MB). Write it with smaller chunks "
+            "into a temporary store in '%s' (up to %.0f MB). Write it with smaller chunks "
             "(`sdata.write` after `Image2DModel.parse(..., chunks=(3, 1024, 1024))`) to spare this.",
             max(_chunk_bytes(pyramid.levels[k]) for k in levels) / 1e6,
             folder,

@@ -8,7 +8,8 @@ import os
 import re
 import shutil
 import sys
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _NEW, _OLD = ".new", ".new.old"
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV)
+# What is older was left behind: a file is written in seconds.
+_LEFT_SECONDS = 3600
 _AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
 
 
@@ -151,8 +154,24 @@ def replaced_file(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def clear_unfinished_files(folder: Path, name: str = r".+") -> None:
+    """Remove what writers of :func:`replaced_file` who were killed have left of files that are called like `name`.
+
+    Of a live writer such a file is a moment old.
+    """
+    ours, before = re.compile(rf"\.{name}\.[0-9a-f]{{8}}"), time.time() - _LEFT_SECONDS
+    for one in folder.iterdir():
+        if ours.fullmatch(one.name) and one.is_file():
+            # Another writer may remove it at the same time.
+            with suppress(FileNotFoundError):
+                if one.stat().st_mtime < before:
+                    one.unlink()
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a file of text as one."""
+    path = followed(path)
+    clear_unfinished_files(path.parent, re.escape(path.name))
     with replaced_file(path) as beside:
         beside.write_text(text, encoding="utf-8")
 

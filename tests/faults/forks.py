@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import dask
 import numpy as np
 
 THOROUGH = os.environ.get("RAGST_SD_THOROUGH") == "1"
@@ -25,6 +26,8 @@ class Child:
         if self.pid == 0:
             code = FAILED
             try:
+                # The threads of dask's pool do not live on here, and would be waited for.
+                dask.config.set(scheduler="synchronous")
                 work()
                 code = 0
             except BaseException:  # noqa: BLE001
