@@ -11,10 +11,12 @@ from pathlib import Path
 
 import dask
 import numpy as np
+import torch
 
 THOROUGH = os.environ.get("RAGST_SD_THOROUGH") == "1"
 N_KILLS = 20 if THOROUGH else 3
 FAILED = 3
+_MOST_SECONDS = 120
 
 
 class Child:
@@ -26,8 +28,9 @@ class Child:
         if self.pid == 0:
             code = FAILED
             try:
-                # The threads of dask's pool do not live on here, and would be waited for.
+                # The threads of the pools of dask and torch do not live on here, and would be waited for.
                 dask.config.set(scheduler="synchronous")
+                torch.set_num_threads(1)
                 work()
                 code = 0
             except BaseException:  # noqa: BLE001
@@ -37,7 +40,16 @@ class Child:
 
     def wait(self) -> int:
         """Its exit status; negative for the signal that ended it."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        deadline = time.monotonic() + _MOST_SECONDS
+        while time.monotonic() < deadline:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.01)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        msg = f"The process was still running after {_MOST_SECONDS} s."
+        raise TimeoutError(msg)
 
     def kill(self, after: float) -> int:
         time.sleep(after)
