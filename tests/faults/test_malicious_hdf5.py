@@ -284,6 +284,134 @@ def test_sparse_matrices_that_lead_out_of_themselves(deposit, part, at, value, e
             read_10x(path)
 
 
+def unlinked(path, addr):
+    """Take the name of an array away and leave the array: its entry in the group is made to lead to another one."""
+    content, start = path.read_bytes(), 0
+    with h5py.File(path) as file:
+        other = h5py.h5o.get_info(file["obsm/spatial"].id).addr
+    while (start := content.find(addr.to_bytes(8, "little"), start + 1)) > 0:
+        path.write_bytes(content[:start] + other.to_bytes(8, "little") + content[start + 8 :])
+        with contextlib.suppress(KeyError), h5py.File(path) as file:
+            if file["evil"] == file["obsm/spatial"]:
+                return
+    raise AssertionError
+
+
+@pytest.mark.parametrize("kind", ["attribute", "region", "several", "columns"])
+def test_references_to_what_has_no_name(deposit, kind, monkeypatch):
+    """Readers follow them where no link leads: here to values in another file."""
+    addr = []
+
+    def refer(file):
+        evil = file.create_dataset("evil", (N,), "u1", external=[("secret.txt", 0, h5py.h5f.UNLIMITED)])
+        addr.append(h5py.h5o.get_info(evil.id).addr)
+        ref, about = evil.ref, file["obsm/spatial"].attrs
+        if kind == "attribute":
+            about["categories"] = ref
+        elif kind == "region":
+            about["categories"] = evil.regionref[:3]
+        elif kind == "several":
+            about.create("categories", [file["X"].ref, ref], dtype=h5py.ref_dtype)
+        else:
+            columns = np.dtype([("a", h5py.ref_dtype), ("b", "i4")])
+            about["categories"] = np.array([(ref, 1)], dtype=columns)
+
+    path = changed(deposit, refer)
+    unlinked(path, addr[0])
+    monkeypatch.chdir(deposit)
+    with h5py.File(path) as file:
+        assert not file["evil"].id.get_create_plist().get_external_count()
+        if kind == "attribute":
+            assert bytes(file[file["obsm/spatial"].attrs["categories"]][:]) == SECRET
+    refused(path, "@categories' refers to something in the file that has no name")
+
+
+def test_arrays_of_references(deposit):
+    path = changed(deposit, lambda file: file["uns"].create_dataset("a", data=[file["X"].ref], dtype=h5py.ref_dtype))
+    refused(path, "'/uns/a' refers to something in the file that has no name, or is an array of references")
+
+
+def test_references_to_what_has_a_name_are_no_harm(deposit):
+    """As old h5ad files say where categories lie, and dimension scales belong together."""
+
+    def refer(file):
+        file["obsm/spatial"].attrs["categories"] = file["obs/donor/categories"].ref
+        file["uns/scale"] = np.arange(N)
+        file["uns/scale"].make_scale("spots")
+        file["obsm/spatial"].dims[0].attach_scale(file["uns/scale"])
+        file["uns/scale"].attrs["none"] = h5py.Reference()
+
+    check_hdf5(changed(deposit, refer))
+
+
+@pytest.mark.parametrize("how", ["attribute", "deeper", "old"])
+def test_matrices_of_10x_that_are_told_twice(deposit, how):
+    """What one reader believes, the check must not see otherwise: the reader takes the last `indices` and the array `shape`."""
+    path = of_10x(deposit / "counts.h5")
+    with h5py.File(path, "r+") as file:
+        matrix = file["matrix"]
+        indices = matrix["indices"][:]
+        indices[0] = 50_000_000
+        if how == "attribute":
+            matrix["indices"][:] = indices
+            matrix.attrs["shape"] = [10**8, N]
+        else:
+            del matrix["indices"]
+            matrix["zz/indices"] = indices
+        if how == "old":
+            matrix["genes"], matrix["gene_names"] = matrix["features/id"][:], matrix["features/name"][:]
+            file.move("matrix", "GRCh38")
+    with pytest.raises(
+        ValueError, match="says twice which shape" if how == "attribute" else "zz/indices' is part of a matrix"
+    ):
+        read_10x(path)
+
+
+def test_matrices_of_10x_are_looked_at_again_before_genes_are_chosen(deposit, monkeypatch):
+    path = of_10x(deposit / "counts.h5")
+    with h5py.File(path, "r+") as file:
+        kinds = file["matrix/features/feature_type"][:].astype("S20")
+        kinds[:2] = b"Antibody Capture"
+        del file["matrix/features/feature_type"]
+        file["matrix/features/feature_type"] = kinds
+    assert read_10x(path).shape == (N, G - 2)
+    with h5py.File(path, "r+") as file:
+        file["matrix/indices"][0] = 10**6
+    monkeypatch.setattr("ragst_sd.datasets._layout_visium.check_hdf5", lambda path: None)
+    with pytest.raises(ValueError, match="X points outside of itself"):
+        read_10x(path)
+
+
+@pytest.mark.parametrize("key", ["h5sparse_format", "h5sparse_shape"])
+def test_matrices_of_h5ad_that_are_told_twice(deposit, key):
+    path = changed(deposit, lambda file: file["X"].attrs.update({key: "csc" if key.endswith("format") else [10**8, G]}))
+    refused(path, "/X says twice which shape or format it has")
+
+
+def test_matrices_of_h5ad_are_looked_at_again_in_memory(deposit, monkeypatch):
+    def lead_out(file):
+        file["X/indices"][0] = 10**6
+
+    path = changed(deposit, lead_out)
+    for module in ("io._st_counts", "datasets._layout_other"):
+        monkeypatch.setattr(f"ragst_sd.{module}.check_hdf5", lambda path: None)
+    of_sections, _, of_samples, *_ = every_reader(deposit, path)
+    for read in (of_sections, of_samples):
+        with pytest.raises(ValueError, match="X points outside of itself"):
+            read()
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_the_largest_array_under_two_names_is_no_harm(tmp_path, kind):
+    """It lies on disk once."""
+    path = tmp_path / "a.h5ad"
+    ad.AnnData(np.random.default_rng(0).random((200, 2000), dtype="f4")).write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        file["layers/counts"] = h5py.SoftLink("/X") if kind == "soft" else file["X"]
+    check_hdf5(path)
+    assert (ad.read_h5ad(path).layers["counts"] > 0).any()
+
+
 def test_files_larger_than_the_memory_are_told_before_they_are_read(deposit, monkeypatch):
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 100}.__getitem__)
     refused(deposit / "counts.h5ad", "this machine has 0.0 GB of memory", error=MemoryError)

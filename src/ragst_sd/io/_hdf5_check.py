@@ -1,6 +1,7 @@
 """What an HDF5 file from a stranger may hold: looked at before any of its arrays is read.
 
-No link leads out of it, no array lies in another file, and none is larger than what lies on disk can account for.
+No link leads out of it, no reference to what has no name, no array lies in another file, and none is larger than what lies on
+disk can account for.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ragst_sd.io._chunk_sizes import blosc_size, zstd_size
-from ragst_sd.io._sparse_check import check_stored_sparse
+from ragst_sd.io._hdf5_references import stray_reference
+from ragst_sd.io._sparse_check import check_stored_sparse, hidden_part_of_10x
 from ragst_sd.io._store_check import FREE_BYTES, MOST_CHUNK_BYTES, MOST_EXPANSION, MOST_NODES, STRANGER, memory_bytes
 
 if TYPE_CHECKING:
@@ -46,8 +48,9 @@ def check_hdf5(path: Path, *, in_memory: bool = True) -> None:
     OSError
         If it is no HDF5 file.
     ValueError
-        If it holds links that lead out of it or nowhere, arrays that lie elsewhere, filters that are not known to be harmless,
-        arrays that unpack to far more than lies on disk, or sparse matrices that point outside of themselves.
+        If it holds links that lead out of it or nowhere, references to what no name leads to, arrays that lie elsewhere, filters
+        that are not known to be harmless, arrays that unpack to far more than lies on disk, or sparse matrices that point
+        outside of themselves or can be understood in two ways.
     """
     import h5py
 
@@ -55,11 +58,15 @@ def check_hdf5(path: Path, *, in_memory: bool = True) -> None:
     with h5py.File(path, "r") as file:
         with _understood(path, "/"):
             arrays, groups = _walk(file, path)
+            _check_places(file, arrays, groups)
         total = stored = 0
+        once: set[Any] = set()
         for place, array in arrays.items():
             with _understood(path, place):
                 total += _check_array(array, path, place, on_disk)
-                stored += int(array.id.get_storage_size())
+                # Every name is read, but an array lies on disk once.
+                stored += 0 if array in once else int(array.id.get_storage_size())
+                once.add(array)
         if total > max(FREE_BYTES, MOST_EXPANSION * on_disk) or stored > on_disk:
             msg = f"{path}: its arrays together say that they hold {total:,} bytes, which a file of {on_disk:,} cannot account for. {STRANGER}"
             raise ValueError(msg)
@@ -140,6 +147,21 @@ def _walk(file: Any, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise _Refused(msg)
         arrays[place] = found
     return arrays, groups
+
+
+def _check_places(file: Any, arrays: dict[str, Any], groups: dict[str, Any]) -> None:
+    """Everything that a reader may find has been looked at, and is found in one place."""
+    stray = stray_reference(file, groups | arrays)
+    if stray is not None:
+        msg = (
+            f"{stray!r} refers to something in the file that has no name, or is an array of references. Only what can be found by "
+            "its name is looked at; it is not read. Write it with a present version of anndata, if it is yours."
+        )
+        raise _Refused(msg)
+    hidden = hidden_part_of_10x(list(file), list(arrays))
+    if hidden is not None:
+        msg = f"{hidden!r} is part of a matrix, but lies in a group within it, where some readers look and others do not. {STRANGER}"
+        raise _Refused(msg)
 
 
 def _leads_out(group: Any, name: bytes, place: str) -> str:

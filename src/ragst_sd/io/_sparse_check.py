@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Values of a file that are looked at together.
 _AT_ONCE = 2**22
+_PARTS = {"data", "indices", "indptr", "shape"}
 
 
 def check_sparse(reference: AnnData, path: Path) -> None:
@@ -45,15 +46,22 @@ def check_stored_sparse(group: Any, path: Path, place: str) -> None:
     """
     if not {"data", "indices", "indptr"} <= set(group):
         return
-    shape = group.attrs.get("shape", group.attrs.get("h5sparse_shape", group.get("shape")))
-    if shape is None:
+    about = group.attrs
+    # Of two shapes or formats, one reader believes the first and another the second.
+    shapes = [
+        where[name] for where, name in ((about, "shape"), (about, "h5sparse_shape"), (group, "shape")) if name in where
+    ]
+    if len(shapes) > 1 or {"encoding-type", "h5sparse_format"} <= set(about):
+        msg = f"{path}: {place} says twice which shape or format it has. It is damaged, or made to reach into memory; it is not read."
+        raise ValueError(msg)
+    if not shapes:
         return
-    sizes = np.asarray(shape)
+    sizes = np.asarray(shapes[0])
     if sizes.shape != (2,) or sizes.dtype.kind not in "iu":
         raise ValueError(_astray(path, place))
     n_rows, n_columns = (int(size) for size in sizes)
     starts, indices = group["indptr"][()], group["indices"]
-    encoding = group.attrs.get("encoding-type", group.attrs.get("h5sparse_format", "csc"))
+    encoding = about.get("encoding-type", about.get("h5sparse_format", "csc"))
     lines, most = (n_rows, n_columns) if "csr" in str(encoding) else (n_columns, n_rows)
     sound = (
         starts.ndim == indices.ndim == group["data"].ndim == 1
@@ -69,6 +77,19 @@ def check_stored_sparse(group: Any, path: Path, place: str) -> None:
     )
     if not sound:
         raise ValueError(_astray(path, place))
+
+
+def hidden_part_of_10x(top: list[str], arrays: list[str]) -> str | None:
+    """A part of the matrix of a 10x file that lies deeper than the others; `None` if there is none.
+
+    Readers of these files take arrays by their last name from any depth: from `matrix`, and from the only group in old files.
+    """
+    roots = {"matrix"} & set(top) or (set(top) if len(top) == 1 else set())
+    for place in arrays:
+        steps = place.strip("/").split("/")
+        if len(steps) > 2 and steps[0] in roots and steps[-1] in _PARTS:
+            return place
+    return None
 
 
 def _astray(path: object, part: str) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_key, require_type
 from ragst_sd.io._hdf5_check import check_hdf5
+from ragst_sd.io._sparse_check import check_sparse
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -41,6 +42,7 @@ def read_counts(counts: AnnData | pd.DataFrame | str | PathLike[str], layer: str
         if path.suffix.lower() == ".h5ad":
             check_hdf5(path)
             found = read_h5ad(path)
+            check_sparse(found, path)
         else:
             found = _from_table(_read_table(path), repr(path.name))
     if layer is not None:
