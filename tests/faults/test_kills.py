@@ -329,4 +329,60 @@ def test_a_temporary_store_goes_with_the_next_one_when_its_process_was_killed(tm
     with temporary_folder() as mine:
         assert left() == {mine.name}
     assert not left()
+    assert not list(tmp_path.glob("*.lock"))
     assert (tmp_path / "ragst_sd_elsewhere_abc").exists()
+
+
+def test_processes_that_make_temporary_folders_at_once_leave_each_other_alone(tmp_path, monkeypatch):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(shared))
+
+    def work():
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            with temporary_folder() as folder:
+                (folder / "pixels").write_bytes(b"1")
+                time.sleep(0.002)
+                assert (folder / "pixels").exists()
+
+    children = [Child(work, tmp_path / f"{k}.log") for k in range(4)]
+    ends = [child.wait() for child in children]
+    assert ends == [0] * 4, [child.log.read_text() for child in children if child.log.exists()]
+    assert not list(shared.iterdir())
+
+
+def test_an_error_inside_leaves_no_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def interrupted():
+        with temporary_folder() as folder:
+            (folder / "pixels").write_bytes(b"1")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not list(tmp_path.iterdir())
+
+
+def test_temporary_folders_of_another_user_are_left_to_him(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def killed():
+        with temporary_folder() as folder:
+            folder.chmod(0)
+            os._exit(0)
+
+    assert Child(killed, tmp_path / "log").wait() == 0
+    before = sorted(tmp_path.iterdir())
+    assert [one.suffix for one in before] == ["", ".lock"]
+    me = os.geteuid()
+    with monkeypatch.context() as other:
+        other.setattr(os, "geteuid", lambda: me + 1)
+        with temporary_folder():
+            pass
+    assert sorted(tmp_path.iterdir()) == before
+    before[0].chmod(0o700)
+    with temporary_folder():
+        pass
+    assert not list(tmp_path.iterdir())
