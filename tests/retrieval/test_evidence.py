@@ -112,8 +112,18 @@ def test_disagreement_is_the_weighted_spread_of_what_rows_bring(rng, sparse, shi
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-@pytest.mark.parametrize(("part", "at", "value"), [("indices", 5, 10**6), ("indices", 5, -(10**6)), ("indptr", 7, 10**6), ("indptr", 7, -9), ("rows", 0, 50)])  # fmt: skip
-def test_a_matrix_that_leads_out_of_itself_is_not_followed(part, at, value, compiled, monkeypatch):
+@pytest.mark.parametrize(
+    ("format", "part", "at", "value"),
+    [
+        *[(format, "indices", 5, value) for format in ("csr", "csc") for value in (10**6, -(10**6))],
+        *[(format, "indptr", 7, value) for format in ("csr", "csc") for value in (10**6, -9)],
+        *[("coo", part, 5, value) for part in ("row", "col") for value in (10**6, -1)],
+        *[(format, "rows", 0, 50) for format in ("csr", "csc", "coo")],
+        *[(format, "shorter indptr", slice(-1), None) for format in ("csr", "csc")],
+        *[(format, "longer indptr", [*range(41), *[40] * 20], None) for format in ("csr", "csc")],
+    ],
+)
+def test_a_matrix_that_leads_out_of_itself_is_not_followed(format, part, at, value, compiled, monkeypatch):
     """Compiled code would read and write elsewhere in memory."""
     if compiled:
         pytest.importorskip("numba")
@@ -121,11 +131,13 @@ def test_a_matrix_that_leads_out_of_itself_is_not_followed(part, at, value, comp
         monkeypatch.setattr(sparse_product, "_kernel", lambda: None)
         monkeypatch.setattr(sparse_product, "_squares_kernel", lambda: None)
         monkeypatch.setattr(sparse_product, "_check", lambda: None)
-    values = sp.random(50, 40, 0.2, format="csr", dtype=np.float32, random_state=0)
+    values = sp.random(50, 40, 0.2, format=format, dtype=np.float32, random_state=0)
     rows = np.tile(np.arange(50), (3, 1))
     weights = np.full(rows.shape, 0.02, dtype=np.float32)
     if part == "rows":
         rows[at, 0] = value
+    elif part.endswith("indptr") and value is None:
+        values.indptr = values.indptr[at]
     else:
         getattr(values, part)[at] = value
     shifted = np.zeros(50, dtype=np.int64), np.zeros((1, 40))
@@ -134,6 +146,24 @@ def test_a_matrix_that_leads_out_of_itself_is_not_followed(part, at, value, comp
     for one in (None, shifted):
         with pytest.raises(ValueError, match="points outside of itself"):
             sparse_product.sparse_squares(rows, weights, values, one)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("format", ["csr", "csc", "coo", "bsr", "lil", "dok"])
+def test_a_whole_matrix_of_any_format_gives_the_same(format, compiled, monkeypatch):
+    if compiled:
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.setattr(sparse_product, "_kernel", lambda: None)
+        monkeypatch.setattr(sparse_product, "_squares_kernel", lambda: None)
+        monkeypatch.setattr(sparse_product, "_check", lambda: None)
+    values = sp.random(50, 40, 0.2, format=format, dtype=np.float32, random_state=0)
+    rows, weights = np.array([[3, 49, -1], [0, 7, 8]]), np.array([[0.5, 0.5, 0], [0.2, 0.3, 0.5]], dtype=np.float32)
+    cited = values.toarray()[np.maximum(rows, 0)]
+    sums = sparse_product.sparse_product(rows, weights, values)
+    squares = sparse_product.sparse_squares(rows, weights, values, None)
+    np.testing.assert_allclose(sums, np.einsum("nk,nkg->ng", weights, cited), atol=1e-6)
+    np.testing.assert_allclose(squares, np.einsum("nk,nkg->ng", weights, cited**2), atol=1e-6)
 
 
 def test_sections_that_have_no_shift_are_not_looked_up():

@@ -45,10 +45,10 @@ def sparse_product(rows: np.ndarray, weights: np.ndarray, values: Any) -> np.nda
     n, k = rows.shape
     kernel = _kernel()
     _require_inside(rows, values)
+    values = values.tocsr()
     if kernel is None:
         cited, local = np.unique(np.maximum(rows, 0), return_inverse=True)
         return _scipy_product(local.reshape(n, k), weights, values[cited].astype(np.float32, copy=False))
-    values = values.tocsr()
     out = np.zeros((n, values.shape[1]), dtype=np.float32)
     rows, weights = np.ascontiguousarray(rows, dtype=np.int64), np.ascontiguousarray(weights, dtype=np.float32)
 
@@ -126,10 +126,12 @@ def _require_inside(rows: np.ndarray, values: Any) -> None:
     if rows.size and rows.max() >= values.shape[0]:
         raise ValueError(_OUTSIDE)
     check = _check()
-    if check is None:
+    # Of a CSR matrix only the cited rows are read; another format is read whole when it is made one.
+    if check is None or values.format != "csr":
         _require_whole(values)
         return
-    values = values.tocsr()
+    if len(values.indptr) != values.shape[0] + 1:
+        raise ValueError(_OUTSIDE)
     cited = np.zeros(values.shape[0], dtype=bool)
     cited[rows[rows >= 0]] = True
     whole = min(values.indices.size, values.data.size)
@@ -143,7 +145,14 @@ def _unsigned(indices: np.ndarray) -> np.ndarray:
 
 
 def _require_whole(values: Any) -> None:
+    from scipy.sparse import coo_matrix
+
     try:
+        if not hasattr(values, "check_format"):
+            # A matrix of coordinates, or one without compiled code on the way to it, looks at them when it is made.
+            every = values.tocoo(copy=False)
+            coo_matrix((every.data, (every.row, every.col)), shape=values.shape)
+            return
         values.check_format(full_check=True)
     except ValueError as error:
         raise ValueError(_OUTSIDE) from error
