@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ import ragst_sd as rg
 from ragst_sd.retrieval import response_methods
 from ragst_sd.retrieval.response_methods import ResponseMethod
 from ragst_sd.retrieval.responses import Candidates, cite, distances_to
+from ragst_sd.tl import _tissue_source
 from ragst_sd.tl._tissue_responses import Responder
 from ragst_sd.tl._tissue_state import main_context, mean_states, niches
 
@@ -418,6 +420,23 @@ class TestPredictedTissue:
             assert len(at) == (3 if ask else len(symbols) - 3)
             for name in ("cv_pearson", "noise_ceiling"):
                 np.testing.assert_array_equal(out.var[name], table.var[name].to_numpy()[at])
+
+    def test_genes_are_looked_up_at_once_and_only_where_they_are_predicted(
+        self, predicted, screen_reference, monkeypatch
+    ):
+        own = [f"g{i % 700}" for i in range(1000)]
+        shared = own[650:50:-1]
+        assert _tissue_source._places(own, shared) == [own.index(gene) for gene in shared]
+        asked, places = [], _tissue_source._places
+        monkeypatch.setattr(_tissue_source, "_places", lambda *names: asked.append(len(names[0])) or places(*names))
+        rg.tl.perturb(predicted, screen_reference, perturbations="A", table_key="table", inplace=False)
+        assert not asked
+        rg.tl.perturb(predicted, screen_reference, perturbations="A", table_key="predicted", inplace=False)
+        assert asked
+        # One by one, 30,000 names took seconds.
+        start, own = time.perf_counter(), [f"g{i}" for i in range(30_000)]
+        assert places(own, own) == list(range(30_000))
+        assert time.perf_counter() - start < 1
 
     def test_genes_from_single_cells_stay_marked(self, predicted, screen_reference):
         """They are perturbed like the others, but say nothing of the state or the depth of a spot."""

@@ -123,12 +123,11 @@ def read_source(
         raise ValueError(msg)
     if lost:
         logger.warning("%d of %d spots have no expression of the screen's genes and are left out.", lost, len(rows))
-    # By place: the screen may name genes otherwise than the table does.
-    at = [own.index(gene) for gene in shared]
     evidence, trust = None, {}
-    if from_image and _keys.EVIDENCE in table.var:
-        evidence = labels(table.var[_keys.EVIDENCE])[at]
     if from_image:
+        at = _places(own, shared)
+        if _keys.EVIDENCE in table.var:
+            evidence = labels(table.var[_keys.EVIDENCE])[at]
         trust = {name: table.var[name].to_numpy(float)[at] for name in _OF_GENES if name in table.var}
     return TissueSource(table_key, table[kept], region, xy[kept], values, shared, limits, prediction, evidence, trust)
 
@@ -209,7 +208,7 @@ def _predicted(
     values = dense(table.X).astype(np.float64)[rows]
     kept = np.isfinite(values).any(axis=1)
     rows, values = rows[kept], values[kept]
-    at = [own.index(gene) for gene in shared]
+    at = _places(own, shared)
     scrna = is_scrna(table, np.arange(table.n_vars))
     if scrna[at].all():
         msg = (
@@ -239,6 +238,14 @@ def _predicted(
         "genes_from_scrna": int(scrna[at].sum()),
     }
     return rows, _rescaled(values[:, at], scale), limits, about
+
+
+def _places(own: list[str], shared: list[str]) -> list[int]:
+    """Where each shared gene is first in the table, which the screen may name otherwise than its `var_names`."""
+    first: dict[str, int] = {}
+    for place, gene in enumerate(own):
+        first.setdefault(gene, place)
+    return [first[gene] for gene in shared]
 
 
 def _scale(
