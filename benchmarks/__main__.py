@@ -27,6 +27,16 @@ QUICK = {
     "tiles": {"edge": 3000, "tiles": 300, "subset": 100, "repeats": 1},
     "search": {"queries": 100, "rows": 20_000, "real_rows": 0, "repeats": 1},
     "prediction": {"spots": 32, "rows": 200, "genes": 1000, "sizes": [64, 128]},
+    "encoders": {
+        "texture_tiles": 16,
+        "network_tiles": 4,
+        "overlap_tiles": 32,
+        "edge": 1024,
+        "networks": ["mobilenetv2_100"],
+        "repeats": 1,
+    },
+    "large_reference": {"rows": 2000},
+    "pt_rag_step": {"steps": 3},
 }
 CODE = "import json, sys; sys.path.insert(0, {folder!r}); import {name} as m; print('\\n@' + json.dumps(m.results(**json.loads({given!r}))))"
 
