@@ -36,7 +36,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.screens import two_state_screen
 
 SCREENS = ("Planted", "Papalexi", "K562")
-METHODS = ("rag", "pt_rag", "none", "mean", "knn", "naive_rag", "random_rag", "ridge", "bilinear", "additive")
+# Regression learns one map for all states; by name it can be had for each state alone, where a screen has several.
+EACH_STATE = {f"{name}, each state": {"method": name} for name in ("ridge", "bilinear")}
+METHODS = (
+    "rag",
+    "pt_rag",
+    "none",
+    "mean",
+    "knn",
+    "naive_rag",
+    "random_rag",
+    "ridge",
+    "bilinear",
+    *EACH_STATE,
+    "additive",
+)
 METRICS = ("pearson_delta", "mse", "discrimination_score_l1", "pearson_delta_centroid")
 ARGUMENTS = {"naive_rag": {"n_candidates": 16}, "random_rag": {"n_candidates": 16}}
 ABLATION = {
@@ -101,6 +115,19 @@ def predict_fold(one: Screen, role: pd.Series, held: list[str], methods: dict[st
     """Scores of the perturbations of one fold."""
     logging.getLogger("ragst_sd").setLevel(logging.ERROR)
     torch.set_num_threads(1)
+    together = {name: arguments for name, arguments in methods.items() if name not in EACH_STATE}
+    apart = {name: arguments for name, arguments in methods.items() if name in EACH_STATE}
+    parts = [predict_cells(one, role, held, together, seed)] if together else []
+    if apart and "context_key" in one.read:
+        states = one.adata.obs[one.read["context_key"]].astype(str)
+        for state in states.unique():
+            own = (states == state).to_numpy()
+            parts.append(predict_cells(one._replace(adata=one.adata[own].copy()), role[own], held, apart, seed))
+    return pd.concat(parts, ignore_index=True)
+
+
+def predict_cells(one: Screen, role: pd.Series, held: list[str], methods: dict[str, dict], seed: int) -> pd.DataFrame:
+    """Scores of some methods that see these cells."""
     training = one.adata[role.isin(["train", "control_train"])].copy()
     reference = rg.tl.build_perturbation_reference(training, embedding=one.embedding, rng=seed, **one.read, **one.build)
     source = one.adata[role == "control_train"].copy()
@@ -187,7 +214,7 @@ def summary_table(wide: pd.DataFrame) -> str:
 def detail_table(wide: pd.DataFrame, screen: str, methods: list[str]) -> str:
     """`pearson_delta` of each perturbation of a screen, the most reliable ones first."""
     part = wide[wide["screen"] == screen]
-    columns = [name for name in methods if name not in ("none", "additive")]
+    columns = [name for name in methods if name not in ("none", "additive") and (part["method"] == name).any()]
     lines = [
         f"| {screen} | reliability | ceiling | " + " | ".join(columns) + " |",
         "|---" * (3 + len(columns)) + "|",
@@ -220,7 +247,7 @@ def main() -> None:
         parser.error("give --data or set RAGST_SD_TEST_DATA")
     logging.getLogger("ragst_sd").setLevel(logging.ERROR)
     folder = args.data / "perturb"
-    methods = {name: {"method": name} | ARGUMENTS.get(name, {}) for name in args.methods}
+    methods = {name: EACH_STATE.get(name, {"method": name}) | ARGUMENTS.get(name, {}) for name in args.methods}
     methods |= ABLATION if args.ablation else {}
     scores = pd.concat(map(pd.read_csv, args.read)) if args.read else predict_screens(args, folder, methods)
     if args.scores:

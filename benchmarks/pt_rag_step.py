@@ -19,6 +19,7 @@ def results(
 ) -> list[dict]:
     """Rows name, value, target, unit, passed: the median of some steps."""
     torch.manual_seed(0)
+    torch.set_num_threads(min(2, torch.get_num_threads()))
     net = PtRag(genes, width, width, 2, 4, per_cell=False)
     optimiser = torch.optim.AdamW(net.parameters())
     x, y = torch.randn(sets, cells, genes), torch.randn(sets, cells, genes)
@@ -37,5 +38,4 @@ def results(
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
     print(as_table(results()))

@@ -145,8 +145,8 @@ def test_control_is_the_cell_as_it_was(bank, table, controls):
 @pytest.mark.parametrize(
     ("method", "said"),
     [
-        ("mean", "nothing cited: mean of the screen's responses"),
-        ("ridge", "nothing cited: mean of the screen's responses, and an adjustment"),
+        ("mean", "nothing cited: mean of the responses that may be used"),
+        ("ridge", "nothing cited: mean of the responses that may be used, and an adjustment"),
         ("none", "nothing cited: no response"),
     ],
 )

@@ -62,8 +62,13 @@ def test_a_perturbation_unlike_all_others_has_their_mean(bank):
     assert np.abs(response[1] - bank.values.mean(axis=0)).max() > 0.1 and found.weights[1].sum() == pytest.approx(1)
 
 
-def test_one_row_spans_nothing(bank):
+def test_a_single_row_is_its_own_mean_and_is_cited(bank):
     asked = ask(bank, bank.key[:1])
     asked.eligible[:] = False
     asked.eligible[0, 3] = True
-    assert explained(bank, asked)[0] == 0
+    assert explained(bank, asked)[0] == 1
+    one = RESPONSE_METHODS["rag"]
+    fit = one.fit(bank, resolve_response_options("rag", None), Run(n_neighbors=8, n_candidates=10))
+    found = one.respond(fit, bank, asked, 8)
+    assert found.rows[0, 0] == 3 and found.weights[0].sum() == pytest.approx(1)
+    np.testing.assert_allclose(found.evidence[0] + found.adjustment[0], bank.values[3], atol=1e-9)

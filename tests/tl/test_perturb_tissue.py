@@ -618,7 +618,7 @@ def test_nothing_is_cited_for_what_resembles_nothing(made, tissue):
     table = tissue.tables["perturbed"]
     assert (table.obs["embedding_share"] == 0).all() and (table.obsm["retrieval_rows"] == -1).all()
     np.testing.assert_allclose(table.layers["response"][5], np.asarray(bank.X).mean(axis=0), atol=1e-5)
-    said = "nothing cited: mean of the screen's responses"
+    said = "nothing cited: mean of the responses that may be used"
     lines = rg.get.neighbors(tissue, prediction_key="perturbed", obs_names=["spot5", "spot9"])
     assert list(lines["query"]) == ["spot5", "spot9"] and set(lines["reference"]) == {said}
     parts = rg.get.explain(tissue, bank, obs_name="spot5", gene="GENE4", prediction_key="perturbed")

@@ -67,7 +67,7 @@ def explain(
 
     Of predicted responses, `perturbation` and `context` stand in place of `donor` and `sample`, and there is no
     `correction`. The first line `source` is the cell as it was, the cited rows by falling weight bring their measured
-    responses, and `adjustment` is last. Where nobody is cited one line such as `nothing cited: mean of the screen's responses` holds
+    responses, and `adjustment` is last. Where nobody is cited one line such as `nothing cited: mean of the responses that may be used` holds
     what the method starts from (`control: no response`, for a control). Contributions add up to the predicted expression, and all but the first to the response.
 
     Measured values are read from the reference, which the table only points to; `.X`, `.layers["evidence"]`, `.layers["response"]` (of responses),

@@ -69,7 +69,7 @@ class ResponseMethod:
     """Rows compared, if left out."""
     may_cite_nobody: bool = False
     """Whether weights may all be zero although rows may be used: then the prediction is the one without retrieval."""
-    starts_from: str = "mean of the screen's responses"
+    starts_from: str = "mean of the responses that may be used"
     """What evidence is where nobody is cited."""
     prepare: Callable[[Parameters, Bank, Asked, int], ReadyRag] | None = None
     """As `respond`, for queries that are asked again and again in other states."""

@@ -140,11 +140,15 @@ def explained(bank: Bank, asked: Asked) -> np.ndarray:
 
     .. math:: \frac{k^\top (K + \lambda I)^{-1} k}{\|u - \bar u\|^2}, \qquad k_j = (u - \bar u) \cdot (u_j - \bar u)
 
-    with u embeddings of unit length, K their products, and :math:`\lambda` a tenth of its mean diagonal.
+    with u embeddings of unit length, K their products, and :math:`\lambda` a tenth of its mean diagonal. A single row is its own
+    mean, from which nothing departs: its share is one.
     """
     rows_at, queries_at = _unit(bank.key), _unit(asked.key)
     out = np.zeros(len(queries_at))
     for queries, rows in patterns(asked.pool(bank)):
+        if len(rows) == 1:
+            out[queries] = 1.0
+            continue
         centre = rows_at[rows].mean(axis=0)
         x, q = rows_at[rows] - centre, queries_at[queries] - centre
         kernel, own = x @ x.T, x @ q.T

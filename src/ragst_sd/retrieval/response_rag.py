@@ -93,7 +93,7 @@ def find_hood(
     z = place_states(parameters, _states_of_rows(bank))
     found = candidates(bank, asked, asked.pool(bank), min(n_candidates, len(bank.key)))
     rows = np.maximum(found.rows, 0)
-    learned = {penalty: no_bend(*rows.shape, z.shape[1]) for penalty in penalties}
+    learned = {penalty: no_bend(rows.shape[0], rows.shape[1], z.shape[1]) for penalty in penalties}
     for queries, taught in patterns(asked.eligible if teach is None else teach):
         places = learned_places(bank, x, z, query[queries], taught, penalties) if penalties else []
         for penalty, (mine, theirs) in zip(penalties, places, strict=True):

@@ -133,7 +133,7 @@ def perturb(
     `.obs`
         `perturbation` (as asked for), `context`, `source` (name of the cell), `effective_n` (rows cited, one over the sum of squared weights), `evidence_share`, `cited_reliability` (weighted mean
         of the cited rows). With `"rag"` also `embedding_share`: how much of the perturbation's embedding the rows that may be used span, from 0 to 1. All that it
-        adds to their mean is multiplied with it, so that near 0 the prediction is the mean of the screen's responses.
+        adds to their mean is multiplied with it, so that near 0 the prediction is the mean of the responses that may be used.
     `.obsm["retrieval_rows"]`, `["retrieval_weights"]`, `["retrieval_distances"]`
         (n, k) pointers into `.uns["retrieval"]["cited"]` (-1 padded), weights that sum to one or are all zero (nothing
         was selected: the prediction is exactly the one without retrieval), and distances between embeddings.
