@@ -19,11 +19,14 @@ def test_tiles(monkeypatch, tmp_path):
     tiles = importlib.import_module("tiles")
     rows = tiles.results(edge=700, chunk=128, tiles=30, subset=3, repeats=1, folder=tmp_path, memory=False)
     assert all(set(row) == FIELDS and row["value"] > 0 for row in rows)
-    targets = {row["name"]: row["target"] for row in rows if row["target"] is not None}
-    assert targets == {"time against zarr alone": 1.3, "speed against ImageTilesDataset": 8.0}
+    targets = {row["name"]: row["target"] for row in rows if row["target"]}
+    assert targets == {
+        "time against zarr alone, one reading thread each": "at most 1.3",
+        "speed against ImageTilesDataset": "at least 8",
+    }
     store = next(tmp_path.glob("*.zarr"))
     pyramid, centers = tiles.opened(store)
-    assert tiles.read_ours(pyramid, centers) == 30
+    assert tiles.read_ours(pyramid, centers) == tiles.read_ours(pyramid, centers, 2) == 30
     _, regions = tiles.touched_chunks(store, centers)
     assert 0 < len(regions) <= 36
     assert tiles.as_table(rows).count("\n") == len(rows) + 1
@@ -38,5 +41,5 @@ def test_encoders(monkeypatch):
         repeats=1,
     )  # fmt: skip
     assert all(set(row) == FIELDS and row["value"] > 0 for row in rows)
-    assert {row["target"] for row in rows} == {None, 200.0, 1.1}
+    assert {row["target"] for row in rows} == {"", "at least 200", "at most 1.1"}
     assert sum("mobilenetv2_050, bfloat16" in row["name"] for row in rows) == 2
