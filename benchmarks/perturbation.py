@@ -108,13 +108,18 @@ def hold_out(one: Screen, methods: dict[str, dict], seed: int, jobs: int = 1) ->
         held = sorted(set(label[folds[name] == "test"]) & known)
         if held:
             parts.append(delayed(predict_fold)(one, folds[name], held, methods, seed))
-    return pd.concat(Parallel(n_jobs=jobs)(parts), ignore_index=True)
+    with Parallel(n_jobs=jobs, initializer=be_quiet if jobs > 1 else None) as pool:
+        return pd.concat(pool(parts), ignore_index=True)
+
+
+def be_quiet() -> None:
+    """Processes that share the cores take one thread each, and say nothing."""
+    logging.getLogger("ragst_sd").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
 
 
 def predict_fold(one: Screen, role: pd.Series, held: list[str], methods: dict[str, dict], seed: int) -> pd.DataFrame:
     """Scores of the perturbations of one fold."""
-    logging.getLogger("ragst_sd").setLevel(logging.ERROR)
-    torch.set_num_threads(1)
     together = {name: arguments for name, arguments in methods.items() if name not in EACH_STATE}
     apart = {name: arguments for name, arguments in methods.items() if name in EACH_STATE}
     parts = [predict_cells(one, role, held, together, seed)] if together else []
