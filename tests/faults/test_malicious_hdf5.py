@@ -18,6 +18,7 @@ import scipy.sparse as sp
 import ragst_sd as rg
 from ragst_sd.datasets._layout_visium import read_10x
 from ragst_sd.io._hdf5_check import check_hdf5
+from ragst_sd.io._hdf5_texts import bytes_of_texts
 
 SECRET = b"the neighbour's secret, of forty letters"
 N, G = 40, 12
@@ -410,6 +411,136 @@ def test_the_largest_array_under_two_names_is_no_harm(tmp_path, kind):
         file["layers/counts"] = h5py.SoftLink("/X") if kind == "soft" else file["X"]
     check_hdf5(path)
     assert (ad.read_h5ad(path).layers["counts"] > 0).any()
+
+
+WORDS = ["", "a", "of forty letters, or nearly as many, here", "ä", "beside it"] * 9
+TEXT = h5py.string_dtype()
+COLUMNS = np.dtype([("n", "i2"), ("text", TEXT), ("x", "f8"), ("lists", h5py.vlen_dtype("i4"), (2,)), ("last", TEXT)])
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {},
+        {"chunks": (7,)},
+        {"chunks": (7,), "compression": "gzip"},
+        {"chunks": (45,), "compression": "lzf", "shuffle": True},
+        {"chunks": (7,), "compression": "lzf"},
+    ],
+)
+@pytest.mark.parametrize("before", [0, 512])
+def test_lengths_of_texts_are_told_without_reading_them(tmp_path, layout, before):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", userblock_size=before) as file:
+        file.create_dataset("texts", data=WORDS, dtype=TEXT, **layout)
+        lists = file.create_dataset("lists", (45,), h5py.vlen_dtype("f8"), **layout)
+        columns = file.create_dataset("columns", (45,), COLUMNS, **layout)
+        for k in range(45):
+            lists[k] = np.zeros(k)
+        values = np.zeros(45, dtype=COLUMNS)
+        for k in range(45):
+            values[k] = (k, WORDS[k], 0.5, [np.zeros(k, "i4"), np.zeros(3, "i4")], "end")
+        columns[:] = values
+        file.create_dataset("few", (45,), TEXT, maxshape=(None,), chunks=(7,))[:3] = "ab"
+        file.create_dataset("filled", (45,), TEXT, fillvalue="ab")
+        file["none"], file["numbers"], file["one"] = h5py.Empty(TEXT), np.arange(45), "word"
+        file.create_dataset(
+            "square", data=np.array(WORDS, dtype=object).reshape(5, 9), dtype=TEXT, chunks=(2, 4), compression="gzip"
+        )
+        head = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        head.set_layout(h5py.h5d.COMPACT)
+        kind, space = h5py.h5t.py_create(TEXT, logical=True), h5py.h5s.create_simple((45,))
+        h5py.Dataset(h5py.h5d.create(file.id, b"head", kind, space, head))[:] = WORDS
+    words = sum(len(word.encode()) for word in WORDS)
+    expected = {
+        "texts": words,
+        "square": words,
+        "head": words,
+        "lists": 8 * 990,
+        "columns": words + 4 * (990 + 135) + 135,
+    }
+    expected |= {"few": 6, "filled": 90, "none": 0, "numbers": 0, "one": 4}
+    with h5py.File(path) as file:
+        assert {name: bytes_of_texts(file[name], path, 10**9) for name in file} == expected
+    check_hdf5(path)
+
+
+def test_lengths_of_texts_that_older_libraries_have_shuffled(tmp_path):
+    """Later ones leave this filter out where there are texts, unless they are told the width."""
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_chunk((9,))
+    layout.set_filter(h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FLAG_OPTIONAL, (16,))
+    layout.set_filter(h5py.h5z.FILTER_DEFLATE, h5py.h5z.FLAG_OPTIONAL, (4,))
+    layout.set_filter(h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FLAG_OPTIONAL, ())
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        kind, space = h5py.h5t.py_create(TEXT, logical=True), h5py.h5s.create_simple((45,))
+        array = h5py.Dataset(h5py.h5d.create(file.id, b"a", kind, space, layout))
+        array[:] = WORDS
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file["a"].id.get_chunk_info(0).filter_mask == 0
+        assert list(file["a"].asstr()) == WORDS
+        assert bytes_of_texts(file["a"], tmp_path / "a.h5", 10**9) == sum(len(word.encode()) for word in WORDS)
+
+
+@pytest.mark.parametrize("packing", ["gzip", None, "contiguous"])
+@pytest.mark.parametrize(
+    ("kind", "large"),
+    [
+        (TEXT, "x" * 10**6),
+        (h5py.vlen_dtype("f8"), np.zeros(125_000)),
+        (np.dtype([("n", "i4"), ("text", TEXT)]), "x" * 10**6),
+    ],
+)
+def test_many_texts_in_one_place(tmp_path, packing, kind, large):
+    """A file of 2 MB that would take 20 GB."""
+    path, n = tmp_path / "a.h5", 20_000
+    with h5py.File(path, "w") as file:
+        chunks = {} if packing == "contiguous" else {"chunks": (n,), "compression": packing}
+        array = file.create_dataset("a", (n,), kind, **chunks)
+        array[0] = np.array((0, large), dtype=kind) if kind.names else large
+        file.flush()
+        size = 20 if kind.names else 16
+        if packing == "contiguous":
+            at = array.id.get_offset()
+            stored = path.read_bytes()[at : at + size]
+        else:
+            stored = array.id.read_direct_chunk((0,))[1]
+            stored = (zlib.decompress(stored) if packing else stored)[:size]
+            array.id.write_direct_chunk((0,), zlib.compress(stored * n) if packing else stored * n)
+    if packing == "contiguous":
+        content = path.read_bytes()
+        path.write_bytes(content[:at] + stored * n + content[at + size * n :])
+    with h5py.File(path) as file:
+        # The last one is there as well.
+        assert len(file["a"][-1]["text"] if kind.names else file["a"][-1]) == len(large)
+    assert path.stat().st_size < 4e6
+    with pytest.raises(ValueError, match=r"its arrays together say that they hold 20,0"):
+        check_hdf5(path)
+
+
+def test_texts_that_stand_for_what_is_not_stored(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("a", (30_000_000,), TEXT, chunks=(1000,), fillvalue="x" * 50_000)
+    with pytest.raises(ValueError, match="its arrays together say that they hold 1,500,2"):
+        check_hdf5(tmp_path / "a.h5")
+
+
+def test_large_chunks_of_texts_are_no_bombs(tmp_path):
+    """What is stored of a text is larger than its pointer in memory."""
+    names = [f"cell-{k * 7919 % 10**6}" for k in range(150_000)]
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("a", data=names, dtype=TEXT, chunks=(150_000,), compression="gzip")
+        assert file["a"].id.get_chunk_info(0).size > 2**28 / 1032
+    check_hdf5(tmp_path / "a.h5")
+
+
+def test_lists_of_references_that_may_lie_in_one_place(deposit):
+    def refer(file):
+        lists = np.empty(50, dtype=object)
+        lists[:] = [np.array([file["X"].ref], dtype=h5py.ref_dtype) for _ in range(50)]
+        file["obsm/spatial"].attrs.create("a", lists, dtype=h5py.vlen_dtype(h5py.ref_dtype))
+
+    refused(changed(deposit, refer), "'/obsm/spatial@a' refers to")
 
 
 def test_files_larger_than_the_memory_are_told_before_they_are_read(deposit, monkeypatch):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragst_sd.io._chunk_sizes import blosc_size, zstd_size
 from ragst_sd.io._hdf5_references import stray_reference
+from ragst_sd.io._hdf5_texts import bytes_of_texts, stored_item
 from ragst_sd.io._sparse_check import check_stored_sparse, hidden_part_of_10x
 from ragst_sd.io._store_check import FREE_BYTES, MOST_CHUNK_BYTES, MOST_EXPANSION, MOST_NODES, STRANGER, memory_bytes
 
@@ -60,13 +61,15 @@ def check_hdf5(path: Path, *, in_memory: bool = True) -> None:
             arrays, groups = _walk(file, path)
             _check_places(file, arrays, groups)
         total = stored = 0
-        once: set[Any] = set()
+        texts: dict[Any, int] = {}
         for place, array in arrays.items():
             with _understood(path, place):
-                total += _check_array(array, path, place, on_disk)
-                # Every name is read, but an array lies on disk once.
-                stored += 0 if array in once else int(array.id.get_storage_size())
-                once.add(array)
+                total += _check_array(array, place, on_disk)
+                # Every name is read, but an array lies on disk once, and its texts beside it as they are.
+                if array not in texts:
+                    texts[array] = bytes_of_texts(array, path, on_disk)
+                    stored += int(array.id.get_storage_size()) + texts[array]
+                total += texts[array]
         if total > max(FREE_BYTES, MOST_EXPANSION * on_disk) or stored > on_disk:
             msg = f"{path}: its arrays together say that they hold {total:,} bytes, which a file of {on_disk:,} cannot account for. {STRANGER}"
             raise ValueError(msg)
@@ -177,8 +180,8 @@ def _leads_out(group: Any, name: bytes, place: str) -> str:
     )
 
 
-def _check_array(array: Any, path: Path, place: str, on_disk: int) -> int:
-    """Bytes of an array in memory; a text counts as its pointer."""
+def _check_array(array: Any, place: str, on_disk: int) -> int:
+    """Bytes of an array in memory; a text counts as its pointer, and by its length elsewhere."""
     import h5py
 
     layout = array.id.get_create_plist()
@@ -199,7 +202,8 @@ def _check_array(array: Any, path: Path, place: str, on_disk: int) -> int:
         )
         raise _Refused(msg)
     if layout.get_layout() == h5py.h5d.CHUNKED:
-        _check_chunks(array, layout, place, math.prod(layout.get_chunk()) * itemsize)
+        on_disk_itemsize, _ = stored_item(array.id.get_type(), 8 + int(array.file.id.get_create_plist().get_sizes()[0]))
+        _check_chunks(array, layout, place, math.prod(layout.get_chunk()) * on_disk_itemsize)
     return nbytes
 
 

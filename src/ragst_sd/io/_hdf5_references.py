@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# Dimension scales keep one list for each dimension. More of them might all lie in one place, and take memory for each.
+_MOST_LISTS = 32
 
 
 def stray_reference(file: Any, objects: dict[str, Any]) -> str | None:
@@ -23,8 +27,11 @@ def stray_reference(file: Any, objects: dict[str, Any]) -> str | None:
         if isinstance(one, h5py.Dataset) and one.id.get_type().detect_class(h5py.h5t.REFERENCE):
             return place
         for name in one.attrs:
-            if not one.attrs.get_id(name).get_type().detect_class(h5py.h5t.REFERENCE):
+            about = one.attrs.get_id(name)
+            if not about.get_type().detect_class(h5py.h5t.REFERENCE):
                 continue
+            if about.get_type().detect_class(h5py.h5t.VLEN) and math.prod(about.shape) > _MOST_LISTS:
+                return f"{place}@{name}"
             if not all(_leads_into(known, file, reference) for reference in _references(one.attrs[name])):
                 return f"{place}@{name}"
     return None
