@@ -1,7 +1,7 @@
 """What an HDF5 file from a stranger may hold: looked at before any of its arrays is read.
 
 No link leads out of it, no reference to what has no name, no array lies in another file, and none is larger than what lies on
-disk can account for.
+disk can account for. Texts in attributes are not counted.
 """
 
 from __future__ import annotations
