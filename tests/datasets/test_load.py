@@ -8,6 +8,7 @@ import logging
 import shutil
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import anndata as ad
@@ -464,6 +465,18 @@ class TestArchives:
             with pytest.raises(PermissionError, match=r"is encrypted, and `password=`.*https://example\.org/readme"):
                 rg.datasets.load(name, password=password)
         assert set(rg.datasets.load(name, password="open sesame")) == {"A"}
+
+    @pytest.mark.parametrize("decoder_says", [EOFError("Already at end of stream"), zlib.error("invalid block type")])
+    def test_wrong_password_of_7z_in_whatever_way_it_shows(self, offer, slide, monkeypatch, decoder_says):
+        py7zr = pytest.importorskip("py7zr")
+        name = self.offered(offer, "all.7z", sevenzipped(slide, password="open sesame"), "7z")
+
+        def extract(*_: object, **__: object) -> None:
+            raise decoder_says
+
+        monkeypatch.setattr(py7zr.SevenZipFile, "extract", extract)
+        with pytest.raises(PermissionError, match="is encrypted, and `password=`"):
+            rg.datasets.load(name, password="wrong")
 
     def test_encrypted_zip(self, offer, slide):
         content = bytearray(zipped(slide))

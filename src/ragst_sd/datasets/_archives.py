@@ -144,8 +144,8 @@ def _from_7z(archive: Path, patterns: Sequence[str], folder: Path, password: str
     except py7zr.exceptions.PasswordRequired as error:
         msg = "encrypted"
         raise _PasswordError(msg) from error
-    except (py7zr.exceptions.ArchiveError, _lzma_error()) as error:
-        # A wrong password shows as content that cannot be decoded.
+    except (py7zr.exceptions.ArchiveError, _lzma_error(), zlib.error, EOFError) as error:
+        # A wrong password shows as content that cannot be decoded, in one way or another.
         if password is not None:
             msg = "wrong"
             raise _PasswordError(msg) from error
