@@ -21,6 +21,7 @@ _NEW, _OLD = ".new", ".new.old"
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV)
 # What is older was left behind: a file is written in seconds.
 _LEFT_SECONDS = 3600
+_ATTEMPTS, _PAUSE_SECONDS = 40, 0.05
 _AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
 
 
@@ -64,12 +65,21 @@ def fresh_folder(path: Path) -> Iterator[Path]:
         yield fresh
         move_in(fresh, path)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        give_up(fresh)
 
 
 def fresh_place(path: Path) -> Path:
     """A name beside `path`, on the same disk, for something that is not whole yet."""
     return path.with_name(f".{path.name}.{uuid4().hex[:8]}{_NEW}")
+
+
+def give_up(fresh: Path) -> None:
+    """Remove what was not finished, if it is there; threads of a write that failed may go on for a moment and make it again."""
+    for _ in range(_ATTEMPTS):
+        if not fresh.exists():
+            return
+        shutil.rmtree(fresh, ignore_errors=True)
+        time.sleep(_PAUSE_SECONDS)
 
 
 def move_in(fresh: Path, path: Path) -> None:

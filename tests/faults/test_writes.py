@@ -9,7 +9,9 @@ import resource
 import shutil
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -217,6 +219,28 @@ def test_a_full_disk_leaves_the_old_reference(versions, store, tmp_path, most_by
     assert Child(work, tmp_path / "child.log").wait() == 10
     assert is_one_of(rg.io.read_reference(path), versions) == versions[0].n_obs
     assert seen(tmp_path) == ["r.zarr"]
+
+
+def test_threads_that_go_on_after_a_failed_write_leave_nothing(tmp_path):
+    def go_on(fresh: Path) -> None:
+        for i in range(20):
+            fresh.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                (fresh / str(i)).write_text("late")
+            time.sleep(0.01)
+
+    def fail() -> None:
+        with _replacing.fresh_folder(tmp_path / "r.zarr") as fresh:
+            fresh.mkdir()
+            threads.append(Thread(target=go_on, args=(fresh,)))
+            threads[0].start()
+            raise OSError(errno.EFBIG, "disk full")
+
+    threads: list[Thread] = []
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    threads[0].join()
+    assert seen(tmp_path) == []
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragst_sd._elements import require_sdata
-from ragst_sd._replacing import alone, followed, fresh_place, left_behind, move_in
+from ragst_sd._replacing import alone, followed, fresh_place, give_up, left_behind, move_in
 from ragst_sd._validate import require_key
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def write_table(sdata: SpatialData, name: str) -> None:
         finally:
             # A table that was moved away, and nothing put in its place, is brought back by the next call.
             if place.exists():
-                shutil.rmtree(fresh, ignore_errors=True)
+                give_up(fresh)
         if sdata.has_consolidated_metadata():
             sdata.write_consolidated_metadata()
         sdata.write_attrs()
