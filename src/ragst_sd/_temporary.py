@@ -61,7 +61,8 @@ def _clear(prefix: str) -> None:
             with FileLock(_lock(folder), timeout=0):
                 shutil.rmtree(folder, ignore_errors=True)
         except (OSError, NotImplementedError):
-            # It is locked, so its process lives, or has gone meanwhile.
+            # It is locked (a timeout is an `OSError`), so its process lives; it has gone meanwhile; or this disk knows no locks, which
+            # filelock tells as not implemented, and nobody can say whether its process lives.
             continue
         _drop_lock(folder)
 

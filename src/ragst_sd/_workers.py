@@ -24,7 +24,7 @@ _AHEAD = 3
 def spread_over_workers(function: Callable[[S, T], R], items: Iterable[T], shared: S) -> Iterator[R]:
     """Yield `function(shared, item)` for each item, in their order.
 
-    With a client, what is shared travels to each worker once, and not through the scheduler. Pieces of a worker that dies are
+    With a client, what is shared goes to the workers directly, and not through the scheduler. Pieces of a worker that dies are
     done again on another; what an item gives does not depend on where it is done. Leaving early cancels what is left.
     """
     client = active_client()

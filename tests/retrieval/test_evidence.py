@@ -111,7 +111,17 @@ def test_disagreement_is_the_weighted_spread_of_what_rows_bring(rng, sparse, shi
     assert np.isnan(found).any()
 
 
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.fixture(params=["numba", "scipy"])
+def compiled_or_not(request, monkeypatch):
+    """Sums by compiled code, and by scipy as where numba is not installed."""
+    if request.param == "numba":
+        pytest.importorskip("numba")
+        return
+    for name in ("_kernel", "_squares_kernel", "_check"):
+        monkeypatch.setattr(sparse_product, name, lambda: None)
+
+
+@pytest.mark.usefixtures("compiled_or_not")
 @pytest.mark.parametrize(
     ("format", "part", "at", "value"),
     [
@@ -123,14 +133,8 @@ def test_disagreement_is_the_weighted_spread_of_what_rows_bring(rng, sparse, shi
         *[(format, "longer indptr", [*range(41), *[40] * 20], None) for format in ("csr", "csc")],
     ],
 )
-def test_a_matrix_that_leads_out_of_itself_is_not_followed(format, part, at, value, compiled, monkeypatch):
+def test_a_matrix_that_leads_out_of_itself_is_not_followed(format, part, at, value):
     """Compiled code would read and write elsewhere in memory."""
-    if compiled:
-        pytest.importorskip("numba")
-    else:
-        monkeypatch.setattr(sparse_product, "_kernel", lambda: None)
-        monkeypatch.setattr(sparse_product, "_squares_kernel", lambda: None)
-        monkeypatch.setattr(sparse_product, "_check", lambda: None)
     values = sp.random(50, 40, 0.2, format=format, dtype=np.float32, random_state=0)
     rows = np.tile(np.arange(50), (3, 1))
     weights = np.full(rows.shape, 0.02, dtype=np.float32)
@@ -148,15 +152,9 @@ def test_a_matrix_that_leads_out_of_itself_is_not_followed(format, part, at, val
             sparse_product.sparse_squares(rows, weights, values, one)
 
 
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.usefixtures("compiled_or_not")
 @pytest.mark.parametrize("format", ["csr", "csc", "coo", "bsr", "lil", "dok"])
-def test_a_whole_matrix_of_any_format_gives_the_same(format, compiled, monkeypatch):
-    if compiled:
-        pytest.importorskip("numba")
-    else:
-        monkeypatch.setattr(sparse_product, "_kernel", lambda: None)
-        monkeypatch.setattr(sparse_product, "_squares_kernel", lambda: None)
-        monkeypatch.setattr(sparse_product, "_check", lambda: None)
+def test_a_whole_matrix_of_any_format_gives_the_same(format):
     values = sp.random(50, 40, 0.2, format=format, dtype=np.float32, random_state=0)
     rows, weights = np.array([[3, 49, -1], [0, 7, 8]]), np.array([[0.5, 0.5, 0], [0.2, 0.3, 0.5]], dtype=np.float32)
     cited = values.toarray()[np.maximum(rows, 0)]
