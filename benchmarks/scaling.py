@@ -136,7 +136,7 @@ def draw(lines: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     panels = [panel for panel in PANELS if any(line["step"] == panel[0] for line in lines)]
-    figure, axes = plt.subplots(2, len(panels), figsize=(3.1 * len(panels), 5.4), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(2, len(panels), figsize=(2.5 * len(panels), 5.0), layout="constrained", squeeze=False)
     for column, (step, against, label) in enumerate(panels):
         own = [line for line in lines if (line["step"], line["against"]) == (step, against)]
         for ax, field in zip(axes[:, column], ("seconds", "megabytes"), strict=True):
@@ -155,8 +155,8 @@ def draw(lines: list[dict], path: Path) -> None:
             ax.spines[["top", "right"]].set_visible(False)
             ax.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
         axes[1, column].set_xlabel(label)
-        axes[0, column].legend(frameon=False, fontsize=8, loc="upper left")
-    axes[0, 0].set_ylabel("seconds of one thread")
+        axes[0, column].legend(frameon=False, fontsize=9, loc="upper left")
+    axes[0, 0].set_ylabel("seconds")
     axes[1, 0].set_ylabel("memory taken, MB")
     figure.savefig(path, dpi=150)
     plt.close(figure)

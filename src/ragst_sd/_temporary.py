@@ -62,7 +62,7 @@ def _clear(prefix: str) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
         except (OSError, NotImplementedError):
             # It is locked (a timeout is an `OSError`), so its process lives; it has gone meanwhile; or this disk knows no locks, which
-            # filelock tells as not implemented, and nobody can say whether its process lives.
+            # older releases of filelock tell as not implemented, and nobody can say whether its process lives.
             continue
         _drop_lock(folder)
 
