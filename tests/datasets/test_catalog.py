@@ -9,13 +9,14 @@ import yaml
 import ragst_sd as rg
 from ragst_sd.datasets._catalog_entries import (
     CATALOG,
+    as_list,
     catalog_entries,
     catalog_entry,
     citation_bibtex,
     citation_text,
-    read_catalog,
 )
-from ragst_sd.datasets._catalog_schema import FIELDS, LAYOUTS, LOADERS, as_list, catalog_faults, check_catalog
+
+from .catalog_schema import FIELDS, LAYOUTS, LOADERS, catalog_faults, check_catalog
 
 SHIPPED = catalog_entries()
 
@@ -150,15 +151,6 @@ def test_names_are_unique_and_sorted():
 def test_what_is_no_list_of_entries_is_refused(entries):
     with pytest.raises(ValueError, match=r"must be a mapping|is a list"):
         check_catalog(entries)
-
-
-def test_a_file_is_checked_when_it_is_read(tmp_path):
-    path = tmp_path / "catalog.yaml"
-    path.write_text(yaml.safe_dump([entry()]), encoding="utf-8")
-    assert read_catalog(path) == {"some_set": entry()}
-    path.write_text(yaml.safe_dump([without("license")]), encoding="utf-8")
-    with pytest.raises(ValueError, match="'some_set': `license` is missing"):
-        read_catalog(path)
 
 
 class TestShipped:

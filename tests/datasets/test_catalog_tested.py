@@ -16,8 +16,8 @@ import ragst_sd as rg
 from ragst_sd._elements import centers_in_pixels
 from ragst_sd.datasets import _load
 from ragst_sd.datasets._catalog_entries import catalog_entries
-from ragst_sd.datasets._catalog_schema import LOADERS
 
+from .catalog_schema import LOADERS
 from .deposited import MADE_MPP, Deposits
 
 # What `rg.datasets.load` reads. Queries of the Census and screens have functions of their own: test_load_census.py, test_load_screen.py.

@@ -20,11 +20,11 @@ from scipy.sparse import csr_matrix
 import ragst_sd as rg
 from ragst_sd._elements import centers_in_pixels
 from ragst_sd.datasets import _load
-from ragst_sd.datasets._catalog_schema import FIELDS, catalog_faults
 
 from ..io import layouts
 from ..io.painting import GENES, Tissue
 from ..io.slides import HEST_MPP, paint, write_hest, write_pyramid
+from .catalog_schema import FIELDS, catalog_faults
 
 CITATION = {"author": "Painter, A.", "title": "Drawn tissue", "year": 2020, "doi": "10.1000/drawn"}
 
@@ -669,7 +669,7 @@ def test_licence_and_citation_are_logged(slides, caplog):
 
 
 def test_every_loader_of_the_catalogue_has_a_reader():
-    from ragst_sd.datasets._catalog_schema import LOADERS
+    from .catalog_schema import LOADERS
 
     assert set(_load._READERS) == set(LOADERS) - {"census", "screen"} | {"picture"}
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ragst_sd._validate import require_choice
-from ragst_sd.datasets._catalog_entries import catalog_entries, citation_bibtex, citation_text
-from ragst_sd.datasets._catalog_schema import COUNTS, LABELS, as_list
+from ragst_sd.datasets._catalog_entries import COUNTS, LABELS, as_list, catalog_entries, citation_bibtex, citation_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

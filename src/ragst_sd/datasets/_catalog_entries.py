@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragst_sd._validate import require_key
-from ragst_sd.datasets._catalog_schema import check_catalog
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+# Fields that hold nothing, one text or several, and those that hold a number.
+LABELS = ("organ", "species", "disease", "technology")
+COUNTS = ("donors", "sections", "spots", "genes")
 CATALOG = Path(__file__).with_name("catalog.yaml")
-
-
-def read_catalog(path: Path) -> dict[str, dict[str, Any]]:
-    """Entries of a catalogue file by name, checked."""
-    import yaml
-
-    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    check_catalog(entries)
-    return {entry["name"]: entry for entry in entries}
 
 
 @cache
 def _shipped() -> dict[str, dict[str, Any]]:
-    return read_catalog(CATALOG)
+    import yaml
+
+    return {entry["name"]: entry for entry in yaml.safe_load(CATALOG.read_text(encoding="utf-8"))}
 
 
 def catalog_entries() -> dict[str, dict[str, Any]]:
@@ -39,6 +35,13 @@ def catalog_entry(name: str) -> dict[str, Any]:
     """One entry that ships with the package; a name that it does not know is a `KeyError` that lists them."""
     require_key(name, _shipped(), "rg.datasets.catalog()", "Look through `rg.datasets.catalog()`.")
     return deepcopy(_shipped()[name])
+
+
+def as_list(value: Any) -> list[Any]:
+    """A field that holds nothing, one value or several, as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
 
 
 def citation_text(entry: Mapping[str, Any]) -> str:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ragst_sd import _keys
 from ragst_sd._settings import settings
 from ragst_sd._validate import hint, listing, require_positive, require_type
-from ragst_sd.datasets._catalog_entries import catalog_entry, citation_text
-from ragst_sd.datasets._catalog_schema import as_list
+from ragst_sd.datasets._catalog_entries import as_list, catalog_entry, citation_text
 from ragst_sd.datasets._layout_other import read_h5ad_sample, read_hest_sample, read_slide_sample
 from ragst_sd.datasets._layout_st import read_picture, read_st_h5ad, read_st_tsv
 from ragst_sd.datasets._layout_visium import read_visium, read_visium_hd

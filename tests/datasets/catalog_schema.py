@@ -1,13 +1,14 @@
-"""What an entry of the catalogue holds, and what can be wrong with it. Plain mappings only."""
+"""What an entry of the catalogue must hold: the catalogue ships with the package, so it is checked here and not when it is read."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
 from ragst_sd._validate import hint, listing
+from ragst_sd.datasets._catalog_entries import COUNTS, LABELS, as_list
 
 KINDS = ("spatial", "collection", "scrna", "slide", "screen")
 LAYOUTS = ("st_tsv", "st_h5ad", "visium", "visium_hd", "xenium", "hest", "slide", "h5ad", "census", "screen", "other")
@@ -17,8 +18,6 @@ SPECIES = ("Homo sapiens", "Mus musculus")
 ARCHIVES = ("zip", "tar", "tar.gz", "7z")
 NONE_STATED, UNKNOWN = "none stated", "unknown"
 
-LABELS = ("organ", "species", "disease", "technology")
-COUNTS = ("donors", "sections", "spots", "genes")
 FIELDS = (
     *("name", "title", "kind", *LABELS, "accession", "doi", "url", *COUNTS, "image_mpp"),
     *("license", "redistribution", "commercial_use", "gated", "citation", "layout", "loader", "um_between_centers"),
@@ -221,13 +220,6 @@ def _unverified_faults(entry: Mapping[str, Any]) -> Iterator[str]:
             yield f"`unverified` names {field!r}, which is no field that can be.{hint(str(field), FIELDS)}"
         elif _empty(entry[field]):
             yield f"`unverified` names `{field}`, which is empty."
-
-
-def as_list(value: Any) -> list[Any]:
-    """A field that holds nothing, one value or several, as a list."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
 
 
 def _empty(value: Any) -> bool:
