@@ -21,9 +21,9 @@ import pytest
 import ragst_sd as rg
 from ragst_sd._settings import Settings
 
-from .datasets.deposit import deposit
-from .datasets.hub_server import TOKEN, serve_hub
+from .io.hub_server import TOKEN, serve_hub
 from .io.layouts import write_st
+from .io.recipes import deposit
 from .io.slides import paint, write_hest, write_pyramid
 
 if TYPE_CHECKING:

@@ -46,7 +46,7 @@ def _uploaded():
 def shared(hub, free, _uploaded):
     """The commit of `free` in a private repository of the hub."""
     if not _uploaded:
-        rg.datasets.upload_reference(free, REPOSITORY, name='A "bulb": small')
+        rg.io.upload_reference(free, REPOSITORY, name='A "bulb": small')
         _uploaded.update({name: deepcopy(getattr(hub, name)) for name in ("commits", "heads", "private")})
         hub.asked.clear()
     for name, kept in _uploaded.items():
@@ -61,14 +61,14 @@ def content_hash(reference):
 @pytest.mark.parametrize("lazy", [False, True])
 def test_what_is_uploaded_comes_back(hub, shared, free, query, lazy):
     assert hub.private[REPOSITORY]
-    found = rg.datasets.download_reference(REPOSITORY, content_hash=content_hash(free), lazy=lazy)
+    found = rg.io.download_reference(REPOSITORY, content_hash=content_hash(free), lazy=lazy)
     assert content_hash(found) == content_hash(free)
     assert hasattr(found.X, "dask") == lazy
     expected, again = (rg.tl.predict(query, one, inplace=False) for one in (free, found))
     np.testing.assert_array_equal(again.X, expected.X)
     # by its commit it is read from disk: nothing is asked
     n = len(hub.asked)
-    rg.datasets.download_reference(REPOSITORY, revision=shared, lazy=lazy)
+    rg.io.download_reference(REPOSITORY, revision=shared, lazy=lazy)
     assert len(hub.asked) == n
 
 
@@ -85,17 +85,17 @@ def test_a_new_version_replaces_the_old_one_as_a_whole(hub, shared, free, refere
     assert any("retrieval_key" in name for name in hub.files(REPOSITORY))
     reference.uns["ragst"]["sources"]["license"] = "MIT"
     smaller = rg.tl.merge_references(reference[reference.obs["donor"] == "donor1"].copy())
-    second = rg.datasets.upload_reference(smaller, REPOSITORY)
+    second = rg.io.upload_reference(smaller, REPOSITORY)
     assert not any("retrieval_key" in name for name in hub.files(REPOSITORY))
-    assert content_hash(rg.datasets.download_reference(REPOSITORY)) == content_hash(smaller)
-    assert content_hash(rg.datasets.download_reference(REPOSITORY, revision=shared)) == content_hash(free)
+    assert content_hash(rg.io.download_reference(REPOSITORY)) == content_hash(smaller)
+    assert content_hash(rg.io.download_reference(REPOSITORY, revision=shared)) == content_hash(free)
     assert second == hub.heads[REPOSITORY] != shared
 
 
 def test_the_token_is_sent_and_kept_nowhere(hub, free, tmp_path, caplog):
     with caplog.at_level(logging.DEBUG):
-        rg.datasets.upload_reference(free, REPOSITORY)
-        rg.datasets.download_reference(REPOSITORY, path=tmp_path / "own")
+        rg.io.upload_reference(free, REPOSITORY)
+        rg.io.download_reference(REPOSITORY, path=tmp_path / "own")
     assert {token for _, path, token in hub.asked if "/commit/" in path} == {TOKEN}
     assert TOKEN not in caplog.text
     assert all(TOKEN.encode() not in content for content in hub.files(REPOSITORY).values())
@@ -108,7 +108,7 @@ def test_the_token_is_sent_and_kept_nowhere(hub, free, tmp_path, caplog):
 def test_an_account_that_may_not_write(hub, free, monkeypatch, token):
     monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(PermissionError, match=r"hf auth login.*HF_TOKEN") as caught:
-        rg.datasets.upload_reference(free, REPOSITORY)
+        rg.io.upload_reference(free, REPOSITORY)
     assert caught.value.__cause__ is None
     assert str(token) not in str(caught.value)
     assert hub.commits == {}
@@ -117,13 +117,13 @@ def test_an_account_that_may_not_write(hub, free, monkeypatch, token):
 def test_a_private_repository_is_not_shown_to_others(shared, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(FileNotFoundError, match=r"private or gated and you are not logged in.*hf auth login"):
-        rg.datasets.download_reference(REPOSITORY)
+        rg.io.download_reference(REPOSITORY)
 
 
 def test_a_commit_that_is_refused_changes_nothing(hub, shared, free):
     hub.fail = 422
     with pytest.raises(ConnectionError, match="did not take the files"):
-        rg.datasets.upload_reference(free, REPOSITORY)
+        rg.io.upload_reference(free, REPOSITORY)
     assert hub.heads[REPOSITORY] == shared
 
 
@@ -132,15 +132,15 @@ def test_a_hub_that_is_not_there(free, monkeypatch, hub):
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
     with pytest.raises(ConnectionError, match="cannot be reached"):
-        rg.datasets.upload_reference(free, REPOSITORY)
+        rg.io.upload_reference(free, REPOSITORY)
     with pytest.raises(ConnectionError, match=r"download failed|cannot be reached"):
-        rg.datasets.download_reference(REPOSITORY)
+        rg.io.download_reference(REPOSITORY)
 
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_another_content_is_refused(hub, shared, free, tmp_path, lazy):
     with pytest.raises(ValueError, match="`content_hash` says 0000"):
-        rg.datasets.download_reference(REPOSITORY, content_hash="0000", lazy=lazy)
+        rg.io.download_reference(REPOSITORY, content_hash="0000", lazy=lazy)
     # someone changes values in the repository: another embedding under the old header
     files = hub.files(REPOSITORY, shared)
     other = free.copy()
@@ -150,21 +150,21 @@ def test_another_content_is_refused(hub, shared, free, tmp_path, lazy):
         if path.is_file():
             files[f"reference.zarr/{path.relative_to(tmp_path / 'other.zarr')}"] = path.read_bytes()
     with pytest.raises(ValueError, match=r"does not match its hash|its own header says"):
-        rg.datasets.download_reference(REPOSITORY, revision=shared, lazy=lazy)
+        rg.io.download_reference(REPOSITORY, revision=shared, lazy=lazy)
     assert not list((tmp_path / "cache" / "references").rglob("zarr.json")), "nothing of it is kept"
 
 
 def test_repositories_without_a_reference(hub, shared, free):
     with pytest.raises(ValueError, match=r"`repository` is 'bulb'; it must be 'owner/name'"):
-        rg.datasets.upload_reference(free, "bulb")
+        rg.io.upload_reference(free, "bulb")
     with pytest.raises(FileNotFoundError, match="was not found on the hub"):
-        rg.datasets.download_reference("lab/none")
+        rg.io.download_reference("lab/none")
     with pytest.raises(FileNotFoundError, match="a revision that the hub does not have"):
-        rg.datasets.download_reference(REPOSITORY, revision="v9")
+        rg.io.download_reference(REPOSITORY, revision="v9")
     hub.private["lab/empty"] = False
     hub.commit("lab/empty", [])
     with pytest.raises(FileNotFoundError, match=r"holds no 'reference\.zarr'"):
-        rg.datasets.download_reference("lab/empty")
+        rg.io.download_reference("lab/empty")
 
 
 def test_what_may_not_be_passed_on_stays(hub, free):
@@ -172,7 +172,7 @@ def test_what_may_not_be_passed_on_stays(hub, free):
     with pytest.raises(
         ValueError, match=r"'CC-BY-ND-4\.0' \(.*\): 'donor1'; 'unknown' \(.*\): 'donor2'.*accept_terms=True"
     ):
-        rg.datasets.upload_reference(free, REPOSITORY)
+        rg.io.upload_reference(free, REPOSITORY)
     assert hub.asked == []
-    commit = rg.datasets.upload_reference(free, REPOSITORY, accept_terms=True)
+    commit = rg.io.upload_reference(free, REPOSITORY, accept_terms=True)
     assert b'license: "other"' in hub.files(REPOSITORY, commit)["README.md"]
