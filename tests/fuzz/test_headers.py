@@ -41,7 +41,7 @@ def store(_sections, tmp_path_factory):
 
     small.uns["ragst"]["content_hash"] = reference_hash(small)
     rg.tl.fit(small, method="knn", n_neighbors=4)
-    path = tmp_path_factory.mktemp("fuzz") / "r.zarr"
+    path = tmp_path_factory.mktemp("fuzz") / "r.zarr.zip"
     rg.io.write_reference(small, path)
     return path, rg.io.read_reference(path)
 
