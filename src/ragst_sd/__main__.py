@@ -32,8 +32,8 @@ An h5ad holds counts, pixel coordinates in obsm["spatial"] and the donor in obs[
 """,
     "build": """\
 examples:
-  ragst-sd build bulb.yaml --out bulb.zarr
-  ragst-sd build bulb.yaml --out bulb.zarr --device cuda --workers 4
+  ragst-sd build bulb.yaml --out bulb.zarr.zip
+  ragst-sd build bulb.yaml --out bulb.zarr.zip --device cuda --workers 4
 
 the least that a recipe holds:
   version: 1
@@ -43,8 +43,8 @@ the least that a recipe holds:
 """,
     "inspect": """\
 examples:
-  ragst-sd inspect bulb.zarr
-  ragst-sd inspect bulb.zarr --out bulb_card  the card with its pictures, as files
+  ragst-sd inspect bulb.zarr.zip
+  ragst-sd inspect bulb.zarr.zip --out bulb_card  the card with its pictures, as files
 """,
 }
 
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Build a reference from a recipe (YAML). Stopped at any moment, it goes on when it is called again.",
     )
     build.add_argument("recipe", type=Path, help="the recipe, a YAML file")
-    build.add_argument("--out", type=Path, required=True, help="where the reference is written, such as reference.zarr")
+    build.add_argument("--out", type=Path, required=True, help="where the reference is written, such as reference.zarr.zip")
     build.add_argument("--overwrite", action="store_true", help="replace a reference of another recipe")
     build.add_argument("--drop-parts", action="store_true", help="remove the embedded sections when all is done")
     build.add_argument("--device", help="torch device of the encoder, such as cpu or cuda")

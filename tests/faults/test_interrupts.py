@@ -127,7 +127,7 @@ def test_a_write_leaves_the_old_version(fitted, tmp_path, monkeypatch):
     path = tmp_path / "r.zarr.zip"
     rg.io.write_reference(fitted, path)
     expected = fitted.uns["ragst"]["content_hash"]
-    interrupts(monkeypatch, _write_reference, "seal")
+    interrupts(monkeypatch, _write_reference, "_pack")
     with pytest.raises(KeyboardInterrupt):
         rg.io.write_reference(fitted[:-1].copy(), path, overwrite=True)
     assert rg.io.read_reference(path).uns["ragst"]["content_hash"] == expected

@@ -97,7 +97,7 @@ def _read(path: Path, *, lazy: bool) -> AnnData:
     try:
         require_complete(path)
         if lazy:
-            return _with_rows_on_disk(zarr.open_group(PinnedStore(path), mode="r", use_consolidated=False))
+            return _with_rows_on_disk(zarr.open_group(PinnedStore(path.absolute()), mode="r", use_consolidated=False))
         # What is open already is read to its end, whether or not somebody replaces the file meanwhile.
         with LocalStore(path, read_only=True) if path.is_dir() else ZipStore(path) as store:
             group = zarr.open_group(store, mode="r", use_consolidated=False)
