@@ -42,8 +42,8 @@ def test_build_and_inspect_a_real_folder(data_dir, tmp_path, capsys, monkeypatch
 
 
 def test_inspect_any_reference(reference, tmp_path, capsys):
-    rg.io.write_reference(reference, tmp_path / "own.zarr")
-    assert main(["inspect", str(tmp_path / "own.zarr")]) == 0
+    rg.io.write_reference(reference, tmp_path / "own.zarr.zip")
+    assert main(["inspect", str(tmp_path / "own.zarr.zip")]) == 0
     assert capsys.readouterr().out == rg.datasets.data_card(reference)
 
 
@@ -52,7 +52,7 @@ def test_errors_are_one_line(tmp_path, capsys):
     for arguments, told in (
         (["build", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "x.zarr")], "none.yaml does not exist"),
         (["build", str(tmp_path / "bad.yaml"), "--out", str(tmp_path / "x.zarr")], "Did you mean 'sources'?"),
-        (["inspect", str(tmp_path / "none.zarr")], "none.zarr does not exist"),
+        (["inspect", str(tmp_path / "none.zarr.zip")], "none.zarr.zip does not exist"),
         (["inspect", str(tmp_path)], "is not a reference"),
     ):
         assert main(arguments) == 1

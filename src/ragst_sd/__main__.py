@@ -44,7 +44,7 @@ the least that a recipe holds:
     "inspect": """\
 examples:
   ragst-sd inspect bulb.zarr.zip
-  ragst-sd inspect bulb.zarr.zip --out bulb_card   the card with its pictures, as files
+  ragst-sd inspect bulb.zarr.zip --out bulb_card  the card with its pictures, as files
 """,
 }
 

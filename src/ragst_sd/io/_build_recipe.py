@@ -15,11 +15,12 @@ from ragst_sd import _keys
 from ragst_sd._replacing import alone
 from ragst_sd._settings import resolve_device
 from ragst_sd._validate import require_choice
-from ragst_sd.datasets._data_card import card_folder, check_card_folder, data_card
+from ragst_sd.datasets._data_card import check_card_folder, data_card
 from ragst_sd.io._read_reference import read_reference
 from ragst_sd.io._recipe import read_recipe
 from ragst_sd.io._recipe_sections import TABLE, embedded_section, planned_sections
-from ragst_sd.io._write_reference import write_reference
+from ragst_sd.io._reference_file import SUFFIX
+from ragst_sd.io._write_reference import require_place, write_reference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -90,11 +91,12 @@ def build_recipe(
     FileNotFoundError
         If the recipe, a folder or a file does not exist.
     ValueError
-        If the recipe is not right; the message names file, line and field. If a section cannot be used.
+        If the recipe is not right (the message names file, line and field), a section cannot be used, or `path` does not end in
+        `.zarr.zip`.
     KeyError
         If there is no such data set, sample or column.
     FileExistsError
-        If `path` holds something else, and `overwrite` is not set or it is not a reference.
+        If `path` holds a reference of another recipe and `overwrite` is not set, or something that is not a reference.
     BlockingIOError
         If another process is building at the same place.
 
@@ -120,7 +122,8 @@ def build_recipe(
     """
     plan, text, place = read_recipe(recipe)
     path = Path(path).expanduser().resolve()
-    card, cache = card_folder(path), path.with_name(f"{path.name}.parts")
+    require_place(path, overwrite=True)
+    card, cache = path.with_name(path.name.removesuffix(SUFFIX) + ".card"), path.with_name(f"{path.name}.parts")
     if plan.fit is not None and plan.fit.method is not None:
         from ragst_sd.retrieval.methods import METHODS
 
@@ -189,7 +192,7 @@ def _existing(path: Path, key: str, *, overwrite: bool) -> AnnData | None:
     try:
         reference = read_reference(path)
     except ValueError:
-        # A reference that is damaged, or that this installation cannot read, may be replaced.
+        # It is damaged, or this installation cannot read it.
         if overwrite:
             return None
         raise

@@ -56,9 +56,7 @@ def _mpp(value: Any, place: Place) -> float | None:
     return None if value == "native" else _value(float, value, place)
 
 
-def _read_by(read: Callable[[Any, Place], Any], default: Any) -> Any:
-    """A field that its type alone does not describe."""
-    return field(default=default, metadata={"read": read})
+# Fields that their type alone does not describe name the function that reads them.
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ class Tiles:
     """The tiles that are embedded, as `rg.pp.embed_tiles` takes them."""
 
     tile_px: int = 224
-    mpp: float | None = _read_by(_mpp, 0.5)
+    mpp: float | None = field(default=0.5, metadata={"read": _mpp})
     context: list[float] | None = None
 
 
@@ -156,7 +154,7 @@ class Recipe:
     filters: Filters = field(default_factory=Filters)
     encoder: Model = field(default_factory=Model)
     tiles: Tiles = field(default_factory=Tiles)
-    genes: list[str] | int | None = _read_by(_genes, None)
+    genes: list[str] | int | None = field(default=None, metadata={"read": _genes})
     """Names, the number of most variable ones, or all."""
     reference: Merging = field(default_factory=Merging)
     fit: Fit | None = None
@@ -204,10 +202,10 @@ def _checked(source: Source, common: Filters, place: Place) -> Source:
         "folder": ("path", "bin_um"),
         "image_mpp": ("um_between_centers",),
     }
-    for field, others in excluded.items():
+    for given, others in excluded.items():
         for name in others:
-            if getattr(source, field) is not None and getattr(source, name) is not None:
-                msg = f"{place / name} does not go with `{field}:`."
+            if getattr(source, given) is not None and getattr(source, name) is not None:
+                msg = f"{place / name} does not go with `{given}:`."
                 raise ValueError(msg)
     own = {name: value for name, value in vars(source.filters).items() if value is not None}
     return replace(source, filters=replace(common, **own))

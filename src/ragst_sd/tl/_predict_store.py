@@ -139,7 +139,7 @@ def finish(place: Path, table: AnnData) -> None:
     zarr.consolidate_metadata(group.store)
 
 
-def opened(path: str | os.PathLike[str], version: tuple[int, int]) -> AnnData:
+def opened(path: str | os.PathLike[str], version: tuple[int, int, int]) -> AnnData:
     """A stored table whose spots x genes arrays stay on disk; reading them after they were replaced is an error."""
     import anndata as ad
     import zarr
