@@ -35,7 +35,7 @@ PUBLIC = [f"{submodule}.{name}" for submodule in SUBMODULES for name in import_m
 # These draw and embed for themselves: it is what they show.
 FROM_SCRATCH = {"pp.embed_tiles", "datasets.synthetic"}
 # These talk to a hub.
-SHARED = {"datasets.upload_reference", "datasets.download_reference"}
+SHARED = {"io.upload_reference", "io.download_reference"}
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.FAIL_FAST
 
 

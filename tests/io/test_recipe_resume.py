@@ -45,7 +45,7 @@ def content_hash(reference):
 
 def embeddings(out):
     """When each file of embeddings was written."""
-    return {path: path.stat().st_mtime_ns for path in out.with_name(f"{out.name}.parts").glob("*/part-*.npy")}
+    return {path: path.stat().st_mtime_ns for path in out.with_name(f"{out.name}.parts").glob("*/*/part-*.npy")}
 
 
 def check_whole(out, expected):

@@ -104,8 +104,8 @@ def build_recipe(
     -----
     The content hash (`uns["ragst"]["content_hash"]`) does not depend on the order of sources, sections or genes in the recipe.
     It holds for one kind of device: encoders round differently on CPU and GPU, and across releases of torch. An embedding is
-    made again if the picture, the spots that are kept, the encoder with its weights, the tiles or the kind of device change, and
-    for no other reason.
+    made again if the files of its section, the spots that are kept, the encoder with its weights, the tiles or the kind of device
+    change, and for no other reason.
 
     Examples
     --------
@@ -136,10 +136,8 @@ def build_recipe(
         key = _key(plan, sections, encoder)
         reference = _existing(path, key, overwrite=overwrite)
         if reference is None:
-            embedding = {
-                "model": encoder, "key_added": use_rep, "cache": cache, "num_workers": num_workers, "progress": progress,
-            }  # fmt: skip
-            reference = _built(plan, sections, embedding)
+            embedding = {"model": encoder, "key_added": use_rep, "num_workers": num_workers, "progress": progress}
+            reference = _built(plan, sections, cache, embedding)
             _warn_shared_donors(sections, reference)
             reference.uns[_keys.ATTRS]["recipe"] = {"name": plan.name, "text": text, "key": key}
             if plan.fit is not None:
@@ -181,7 +179,7 @@ def _key(plan: Recipe, sections: Sequence[PlannedSection], encoder: Encoder) -> 
         source = replace(section.source, folder=None, path=None, samples=None, prefix="", donor=None, donors={})
         sample = section.sample
         facts = (sample.donor, dict(sample.details), sample.image_mpp, sample.um_between_centers, sample.bin_um)
-        described.append(repr((section.name, source, facts, section.hashes())))
+        described.append(repr((section.name, source, facts, section.digest())))
     return hashlib.sha256("\n".join(described).encode()).hexdigest()[:24]
 
 
@@ -207,16 +205,18 @@ def _existing(path: Path, key: str, *, overwrite: bool) -> AnnData | None:
     return None
 
 
-def _built(plan: Recipe, sections: Sequence[PlannedSection], embedding: Mapping[str, Any]) -> AnnData:
+def _built(plan: Recipe, sections: Sequence[PlannedSection], cache: Path, embedding: Mapping[str, Any]) -> AnnData:
     """One reference of all sections, which are opened one after the other."""
     from ragst_sd._demo import variable_genes
     from ragst_sd._reference import reference_hash
     from ragst_sd.tl import build_reference
 
-    readers = {
-        section.name: partial(_opened, section, plan, f"Section {i + 1} of {len(sections)}: {section.name}", embedding)
-        for i, section in enumerate(sections)
-    }
+    readers = {}
+    for i, section in enumerate(sections):
+        label = f"Section {i + 1} of {len(sections)}: {section.name}"
+        # The cache compares the coarsest pixels of a picture, and not the kind of device.
+        own = cache / f"{embedding['model'].device.type}-{section.digest()}"
+        readers[section.name] = partial(_opened, section, plan, label, {**embedding, "cache": own})
     reference = build_reference(
         readers,
         use_rep=str(embedding["key_added"]),

@@ -40,9 +40,10 @@ class PlannedSection:
     sample: Sample
     """How it is read, with the donor that the recipe names."""
 
-    def hashes(self) -> list[str]:
-        """Hashes of the content of all files that it is read from, downloaded if need be."""
-        return [_hash_of(path) for path in _files_of(self.sample)]
+    def digest(self) -> str:
+        """Hash of the content of all files that it is read from, which are downloaded if need be."""
+        hashes = [_hash_of(path) for path in _files_of(self.sample)]
+        return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:24]
 
 
 def planned_sections(recipe: Recipe, place: Place, *, progress: bool | None) -> list[PlannedSection]:

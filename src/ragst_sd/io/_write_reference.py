@@ -78,13 +78,7 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
     any_header(reference)
     require_in_memory(reference)
     path = followed(Path(path))
-    if not path.name.endswith(SUFFIX):
-        named = path.with_name(path.name.removesuffix(".zip").removesuffix(".zarr") + SUFFIX)
-        msg = (
-            f"`path` is {str(path)!r}. A reference is one file, a zarr store in a zip archive: name it {str(named)!r}."
-        )
-        raise ValueError(msg)
-    _refuse_existing(path, overwrite=overwrite)
+    require_place(path, overwrite=overwrite)
     with alone(path):
         require_place(path, overwrite=overwrite)
         put_right(path)
