@@ -9,7 +9,6 @@ from ragst_sd._lazy import lazy_functions
 if TYPE_CHECKING:
     from ragst_sd.datasets._build_recipe import build_recipe
     from ragst_sd.datasets._catalog import catalog
-    from ragst_sd.datasets._data_card import data_card
     from ragst_sd.datasets._download_reference import download_reference
     from ragst_sd.datasets._load import load
     from ragst_sd.datasets._load_census import load_census
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = [
     "build_recipe",
     "catalog",
-    "data_card",
     "download_reference",
     "load",
     "load_census",

@@ -11,13 +11,13 @@ from ragst_sd import _keys
 from ragst_sd._replacing import alone
 from ragst_sd._settings import resolve_device
 from ragst_sd._validate import require_choice
-from ragst_sd.datasets._data_card import card_folder, check_card_folder, data_card
 from ragst_sd.datasets._recipe import read_recipe
 from ragst_sd.datasets._recipe_keys import key_of, part_facts, recipe_key
 from ragst_sd.datasets._recipe_output import existing, put, recover
 from ragst_sd.datasets._recipe_parts import Parts
 from ragst_sd.datasets._recipe_reference import assembled, embedded_section
 from ragst_sd.datasets._recipe_sections import planned_sections
+from ragst_sd.io._data_card import card_folder, check_card_folder, data_card
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,7 +76,7 @@ def build_recipe(
     `<path>`
         The reference.
     `<path without suffix>.card/`
-        Its data card, see :func:`ragst_sd.datasets.data_card`.
+        Its data card, see :func:`ragst_sd.io.data_card`.
     `<path>.parts/`
         The embedded sections; may be deleted at any time but during a build.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ragst_sd._lazy import lazy_functions
 
 if TYPE_CHECKING:
+    from ragst_sd.io._data_card import data_card
     from ragst_sd.io._read_embeddings import read_embeddings
     from ragst_sd.io._read_hest import read_hest
     from ragst_sd.io._read_reference import read_reference
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ragst_sd.io._write_table import write_table
 
 __all__ = [
+    "data_card",
     "read_embeddings",
     "read_hest",
     "read_reference",
