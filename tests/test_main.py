@@ -44,7 +44,7 @@ def test_build_and_inspect_a_real_folder(data_dir, tmp_path, capsys, monkeypatch
 def test_inspect_any_reference(reference, tmp_path, capsys):
     rg.io.write_reference(reference, tmp_path / "own.zarr.zip")
     assert main(["inspect", str(tmp_path / "own.zarr.zip")]) == 0
-    assert capsys.readouterr().out == rg.datasets.data_card(reference)
+    assert capsys.readouterr().out == rg.io.data_card(reference)
 
 
 def test_errors_are_one_line(tmp_path, capsys):

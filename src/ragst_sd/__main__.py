@@ -122,8 +122,7 @@ def _build(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    from ragst_sd.datasets import data_card
-    from ragst_sd.io import read_reference
+    from ragst_sd.io import data_card, read_reference
 
     print(data_card(read_reference(args.reference), path=args.out), end="")
 

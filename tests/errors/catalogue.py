@@ -149,7 +149,7 @@ TOPICS: dict[str, list[Case]] = {
         Case("merge-on-duplicate", "tl.merge_references", ValueError, ("'ignore'", "'warn'"), lambda w: rg.tl.merge_references([w.unfitted], on_duplicate="ignore")),
         Case("no-cell-types", "tl.add_cell_types", ValueError, ("Neither single cells nor fractions",), lambda w: rg.tl.add_cell_types(w.unfitted)),
         Case("cell-type-column", "tl.add_cell_types", KeyError, ("'type'", "'cell_type'"), lambda w: rg.tl.add_cell_types(w.unfitted, w.screen, cell_type_key="type")),
-        Case("card-of-no-reference", "datasets.data_card", ValueError, ("build_reference",), lambda w: rg.datasets.data_card(w.query.tables["table"])),
+        Case("card-of-no-reference", "io.data_card", ValueError, ("build_reference",), lambda w: rg.io.data_card(w.query.tables["table"])),
     ],
     "Predictions": [
         Case("wrong-gene-asked", "tl.predict", ValueError, ("'EPCAMM'", "'EPCAM'"), lambda w: predict(w, genes=["EPCAMM"])),

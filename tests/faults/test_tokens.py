@@ -38,7 +38,7 @@ CODE = """
     rg.pp.embed_tiles(sections["donor1"], tile_px=64, mpp=1.0, context=(1,), progress=False)
     reference = rg.tl.build_reference(sections, use_rep="X_texture")
     rg.io.write_reference(reference, folder / "r.zarr.zip")
-    print(rg.datasets.data_card(reference), reference.uns)
+    print(rg.io.data_card(reference), reference.uns)
     print("FINISHED")
 """
 

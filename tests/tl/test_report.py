@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -20,37 +19,8 @@ from ragst_sd._licenses import (
     UNRECOGNISED,
     terms_of,
 )
-from ragst_sd.tl._report_page import Bullets, Page, Section, Table, to_html, to_markdown
 
-VOID = {"meta", "img", "br"}
-
-
-class Reader(HTMLParser):
-    """Text of a page and of its sections, the files it names, and whether its tags match."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.sources, self.text, self.hidden = [], [], [], [], 0
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.sources += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text.append(data)
-
-    @property
-    def prose(self):
-        return " ".join("".join(self.text).split())
+from ..html_reader import Reader
 
 
 def write(tmp_path, *args, **kwargs):
@@ -406,20 +376,3 @@ def test_terms_of_licences(license, terms):
 def test_terms_are_ordered_by_what_they_ask():
     order = [PUBLIC_DOMAIN, PERMISSIVE, SHARE_ALIKE, NON_COMMERCIAL, NO_DERIVATIVES, UNRECOGNISED, UNKNOWN]
     assert sorted(order) == order and len({terms.rank for terms in order}) == len(order)
-
-
-def test_the_page_as_markdown_and_html():
-    table = Table(["name", "n"], [["a|b", "`x|y`"], ["", "1 < 2"]], ["n"])
-    sections = [Section("One `two`", ["a *b* `c*d` <e>", Bullets(["f `g"]), table], notice=True)]
-    page = Page("T & U", "s", [("label", "value", "")], sections, "end")
-    lines = to_markdown(page).splitlines()
-    for line in (
-        r"# T \& U", "## One `two`", r"a \*b\* `c*d` \<e\>", r"- f \`g", "| name | n |", "|---|---:|", r"| a\|b | `x/y` |",
-        r"|   | 1 \< 2 |", "| label | value |",
-    ):  # fmt: skip
-        assert line in lines, line
-    html = to_html(page)
-    reader = Reader(html)
-    assert "a *b* c*d <e>" in reader.prose and "a|b" in reader.prose and "x|y" in reader.prose
-    assert "<code>c*d</code> &lt;e&gt;" in html and '<section class="notice">' in html and "f `g" in html
-    assert html.startswith("<!DOCTYPE html>") and '<td class="number">1 &lt; 2</td>' in html

@@ -8,7 +8,6 @@ from ragst_sd._lazy import lazy_functions
 
 if TYPE_CHECKING:
     from ragst_sd.datasets._catalog import catalog
-    from ragst_sd.datasets._data_card import data_card
     from ragst_sd.datasets._load import load
     from ragst_sd.datasets._load_census import load_census
     from ragst_sd.datasets._load_screen import load_screen
@@ -16,13 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "catalog",
-    "data_card",
     "load",
     "load_census",
     "load_screen",
     "synthetic",
 ]
 
-_MOVED = {name: f"rg.io.{name}" for name in ("build_recipe", "download_reference", "upload_reference")}
+_MOVED = {name: f"rg.io.{name}" for name in ("build_recipe", "data_card", "download_reference", "upload_reference")}
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__, moved=_MOVED)

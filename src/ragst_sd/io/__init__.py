@@ -8,6 +8,7 @@ from ragst_sd._lazy import lazy_functions
 
 if TYPE_CHECKING:
     from ragst_sd.io._build_recipe import build_recipe
+    from ragst_sd.io._data_card import data_card
     from ragst_sd.io._download_reference import download_reference
     from ragst_sd.io._read_embeddings import read_embeddings
     from ragst_sd.io._read_hest import read_hest
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "build_recipe",
+    "data_card",
     "download_reference",
     "read_embeddings",
     "read_hest",

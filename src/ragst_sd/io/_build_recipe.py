@@ -15,7 +15,7 @@ from ragst_sd import _keys
 from ragst_sd._replacing import alone
 from ragst_sd._settings import resolve_device
 from ragst_sd._validate import require_choice
-from ragst_sd.datasets._data_card import check_card_folder, data_card
+from ragst_sd.io._data_card import check_card_folder, data_card
 from ragst_sd.io._read_reference import read_reference
 from ragst_sd.io._recipe import read_recipe
 from ragst_sd.io._recipe_sections import TABLE, embedded_section, planned_sections

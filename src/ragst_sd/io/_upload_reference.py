@@ -92,8 +92,8 @@ def upload_reference(
     """
     from huggingface_hub import HfApi
 
-    from ragst_sd.datasets._data_card import data_card
     from ragst_sd.io import write_reference
+    from ragst_sd.io._data_card import data_card
 
     header = reference_header(reference)
     check_repository(repository)

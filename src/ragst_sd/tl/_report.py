@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from ragst_sd import _keys
 from ragst_sd._annotation import single_region
+from ragst_sd._page import bears, to_html, to_markdown
 from ragst_sd._replacing import replace_text
 from ragst_sd._results import OBS_COLUMNS, VAR_COLUMNS, matching_reference, predicted, require_columns
 from ragst_sd.tl._report_facts import gather
-from ragst_sd.tl._report_page import MADE_BY, to_html, to_markdown
-from ragst_sd.tl._report_pictures import draw_maps
-from ragst_sd.tl._report_sections import page_of
+from ragst_sd.tl._report_maps import draw_maps
+from ragst_sd.tl._report_sections import MADE_BY, page_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".md", ".html")
-_HEAD_BYTES = 4096
 
 
 def report(
@@ -139,17 +138,10 @@ def _paths(path: str | os.PathLike[str], *, overwrite: bool) -> tuple[Path, Path
         raise FileNotFoundError(msg)
     markdown, page = (base.with_name(base.name + suffix) for suffix in _SUFFIXES)
     for file in (markdown, page):
-        if file.exists() and not overwrite and not _is_ours(file):
+        if file.exists() and not overwrite and not bears(file, MADE_BY):
             msg = f"{file} exists and was not written by `rg.tl.report`. Choose another `path`, or replace it with `overwrite=True`."
             raise FileExistsError(msg)
     return markdown, page
-
-
-def _is_ours(file: Path) -> bool:
-    if not file.is_file():
-        return False
-    with file.open("rb") as handle:
-        return MADE_BY.encode() in handle.read(_HEAD_BYTES)
 
 
 def _agreement(
