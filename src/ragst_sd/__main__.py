@@ -82,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Build a reference from a recipe (YAML). Stopped at any moment, it goes on when it is called again.",
     )
     build.add_argument("recipe", type=Path, help="the recipe, a YAML file")
-    build.add_argument("--out", type=Path, required=True, help="where the reference is written, such as reference.zarr.zip")
+    build.add_argument(
+        "--out", type=Path, required=True, help="where the reference is written, such as reference.zarr.zip"
+    )
     build.add_argument("--overwrite", action="store_true", help="replace a reference of another recipe")
     build.add_argument("--drop-parts", action="store_true", help="remove the embedded sections when all is done")
     build.add_argument("--device", help="torch device of the encoder, such as cpu or cuda")
