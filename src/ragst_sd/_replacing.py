@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 import shutil
 import time
@@ -91,10 +92,7 @@ def move_in(fresh: Path, path: Path, *, old: Path) -> None:
 
 def left_behind(path: Path, suffix: str = _NEW) -> list[Path]:
     """What a stopped writer has left beside `path`."""
-    if not path.parent.is_dir():
-        return []
-    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(suffix)}")
-    return sorted(file for file in path.parent.iterdir() if ours.fullmatch(file.name))
+    return sorted(path.parent.glob(f".{glob.escape(path.name)}.????????{suffix}"))
 
 
 def put_right(path: Path) -> None:

@@ -17,27 +17,17 @@ if TYPE_CHECKING:
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A folder that is deleted on leaving; those of processes of this machine that were killed are deleted first."""
+    import psutil
+
     # Several machines may share the folder for temporary files.
     prefix = f"ragst_sd_{socket.gethostname()}_"
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        if not _runs(left.name.removeprefix(prefix).split("_")[0]):
-            # Another user's folder cannot be deleted, and stays.
+        pid = left.name.removeprefix(prefix).split("_")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            # A folder of another user cannot be deleted, and stays.
             shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}_"))
     try:
         yield folder
     finally:
         shutil.rmtree(folder)
-
-
-def _runs(pid: str) -> bool:
-    """Whether a process runs; `True` where the system cannot tell."""
-    if os.name != "posix" or not pid.isdigit():
-        return True
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

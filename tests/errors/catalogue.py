@@ -197,7 +197,7 @@ TOPICS: dict[str, list[Case]] = {
         Case("reference-exists", "io.write_reference", FileExistsError, ("overwrite=True",), lambda w: rg.io.write_reference(w.unfitted, w.folder / "mine.zarr.zip")),
         Case("reference-over-mine", "io.write_reference", FileExistsError, ("is not a reference", "not replaced"), lambda w: rg.io.write_reference(w.unfitted, w.folder / "mine.zarr.zip", overwrite=True)),
         Case("reference-as-a-folder", "io.write_reference", ValueError, ("one file", "r.zarr.zip"), lambda w: rg.io.write_reference(w.unfitted, w.folder / "r.zarr")),
-        Case("half-a-reference", "io.read_reference", ValueError, ("not the whole of one", "download it again"), lambda w: rg.io.read_reference(w.folder / "mine.zarr.zip")),
+        Case("half-a-reference", "io.read_reference", ValueError, ("not the whole of one", "downloaded, do that again"), lambda w: rg.io.read_reference(w.folder / "mine.zarr.zip")),
         Case("table-of-no-store", "io.write_table", ValueError, ("no store", "sdata.write(path)"), lambda w: rg.io.write_table(w.query, "predicted")),
         Case("no-such-table", "io.write_table", KeyError, ("'predictd'", "'predicted'"), lambda w: rg.io.write_table(w.query, "predictd")),
         Case("no-counts-file", "io.read_st", FileNotFoundError, ("counts.h5ad",), lambda w: rg.io.read_st(w.folder / "counts.h5ad", w.folder / "he.png")),

@@ -9,15 +9,14 @@ import pytest
 import zarr
 
 import ragst_sd as rg
-from ragst_sd.io._write_reference import _current
 
 from .older_layout import SEAL, write_folder
 
 
 @pytest.fixture
-def folder(fitted, tmp_path):
-    """A fitted reference as a folder of sharded arrays."""
-    write_folder(_current(fitted), tmp_path / "r.zarr", chunk_bytes=4096, chunks_per_shard=3)
+def folder(_fitted_store, tmp_path):
+    """The reference of `fitted` as a folder of sharded arrays."""
+    write_folder(rg.io.read_reference(_fitted_store), tmp_path / "r.zarr", chunk_bytes=4096, chunks_per_shard=3)
     return tmp_path / "r.zarr"
 
 

@@ -12,6 +12,9 @@ from zarr.storage import LocalStore, WrapperStore, ZipStore
 from ragst_sd._replacing import version_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from anndata import AnnData
     from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype
 
@@ -44,16 +47,6 @@ class PinnedStore(WrapperStore):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PinnedStore) and (self.path, self.version) == (other.path, other.version)
-
-    def __hash__(self) -> int:
-        return hash((self.path, self.version))
-
-    def with_read_only(self, read_only: bool = True) -> PinnedStore:  # noqa: FBT001, FBT002
-        """The same store, which can never be written to."""
-        return type(self)(**self.__getstate__())
-
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """The bytes under a key, of the version that was opened."""
         if self._process != os.getpid():
@@ -77,3 +70,25 @@ class PinnedStore(WrapperStore):
         if not same:
             msg = f"{self.path} was replaced or changed after it was opened with `{self.opened_with}`. {self.again}."
             raise RuntimeError(msg)
+
+
+def opened_lazily(store: PinnedStore, *, parts: Collection[str], block_rows: int | None = None) -> AnnData:
+    """A table whose arrays stay on disk in `parts`, of `X`, `layers` and `obsm`; everything else is read."""
+    import anndata as ad
+    import zarr
+
+    group: Any = zarr.open_group(store, mode="r", use_consolidated=False)
+    obs, var = ad.io.read_elem(group["obs"]), ad.io.read_elem(group["var"])
+
+    def read(elem: Any, part: str) -> Any:
+        # Data frames and sparse matrices beside the expression are small.
+        if part not in parts or (part == "obsm" and isinstance(elem, zarr.Group)):
+            return ad.io.read_elem(elem)
+        blocks = None if block_rows is None or part == "obsm" else (block_rows, len(var))
+        return ad.experimental.read_elem_lazy(elem, chunks=blocks)
+
+    mappings = {
+        part: {name: read(elem, part) for name, elem in group[part].members()}
+        for part in ("layers", "obsm", "varm", "uns")
+    }
+    return ad.AnnData(read(group["X"], "X"), obs=obs, var=var, **mappings)

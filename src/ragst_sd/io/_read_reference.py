@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from ragst_sd import _keys
 from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
 from ragst_sd._reference import ROW_BLOCK, annotations_hash, reference_header
-from ragst_sd.io._reference_file import require_complete, require_reference
+from ragst_sd.io._reference_file import is_reference, require_complete
 from ragst_sd.reference.migration import migrated
 
 if TYPE_CHECKING:
+    import os
+
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,12 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
     if not path.exists():
         msg = f"{path} does not exist. Write a reference with `rg.io.write_reference`."
         raise FileNotFoundError(msg)
-    require_reference(path)
+    if not is_reference(path):
+        msg = (
+            f"{path} is not a reference written by `rg.io.write_reference`, or not the whole of one (it has no `uns/{_keys.ATTRS}`). "
+            "If it was copied or downloaded, do that again."
+        )
+        raise ValueError(msg)
     reference = _up_to_date(_read(path, lazy=lazy))
     header = reference_header(reference) if lazy else any_header(reference)
     current = annotations_hash(reference) if lazy else any_hash(reference)
@@ -92,12 +98,12 @@ def _read(path: Path, *, lazy: bool) -> AnnData:
     import zarr
     from zarr.storage import LocalStore, ZipStore
 
-    from ragst_sd.io._pinned_store import PinnedStore
+    from ragst_sd.io._pinned_store import PinnedStore, opened_lazily
 
     try:
         require_complete(path)
         if lazy:
-            return _with_rows_on_disk(zarr.open_group(PinnedStore(path.absolute()), mode="r", use_consolidated=False))
+            return opened_lazily(PinnedStore(path.absolute()), parts=("X", "layers", "obsm"), block_rows=ROW_BLOCK)
         # What is open already is read to its end, whether or not somebody replaces the file meanwhile.
         with LocalStore(path, read_only=True) if path.is_dir() else ZipStore(path) as store:
             group = zarr.open_group(store, mode="r", use_consolidated=False)
@@ -111,30 +117,13 @@ def _read(path: Path, *, lazy: bool) -> AnnData:
         raise ValueError(msg) from error
 
 
-def _with_rows_on_disk(group: Any) -> AnnData:
-    import anndata as ad
-
-    read, read_lazy = ad.io.read_elem, ad.experimental.read_elem_lazy
-    blocks = (ROW_BLOCK, int(group["varm"][_keys.MEASURED].shape[0]))
-    return ad.AnnData(
-        read_lazy(group["X"], chunks=blocks),
-        obs=read(group["obs"]),
-        var=read(group["var"]),
-        layers={name: read_lazy(group["layers"][name], chunks=blocks) for name in group["layers"]},
-        # A data frame of a few columns is read.
-        obsm={name: (read_lazy if hasattr(rows, "shape") else read)(rows) for name, rows in group["obsm"].members()},
-        varm={name: read(group["varm"][name]) for name in group["varm"]},
-        uns={name: read(group["uns"][name]) for name in group["uns"]},
-    )
-
-
 def _require_memory(path: Path, group: Any) -> None:
-    """Raise a `MemoryError` if the arrays are larger than the memory of this machine, where the system tells."""
-    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):
-        return
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Raise a `MemoryError` if the arrays are larger than the memory of this machine."""
+    import psutil
+
+    memory = psutil.virtual_memory().total
     total = sum(array.nbytes for _, array in group.members(max_depth=None) if hasattr(array, "nbytes"))
-    if total > memory > 0:
+    if total > memory:
         msg = (
             f"{path} holds {total / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB of memory. Read it with `lazy=True`, "
             "which leaves its rows on disk."

@@ -17,32 +17,14 @@ _SEAL = b"ragst_sd_sha256"
 
 
 def is_reference(path: Path) -> bool:
-    """Whether a file or folder is a reference, as far as its names tell.
-
-    Raises
-    ------
-    zipfile.BadZipFile
-        If it is a file that is no zip file, or not the whole of one.
-    """
+    """Whether a file or folder is the whole of a reference, as far as its list of parts tells."""
     if path.is_dir():
         return (path / "uns" / _keys.ATTRS).is_dir()
-    with ZipFile(path) as archive:
-        return f"uns/{_keys.ATTRS}/zarr.json" in archive.namelist()
-
-
-def require_reference(path: Path) -> None:
-    """Raise a `ValueError` if a file or folder is not a reference."""
     try:
-        known = is_reference(path)
-    except BadZipFile as error:
-        msg = (
-            f"{path} is not a reference, or not the whole of one ({error}). A reference is a zip file, `name{SUFFIX}`: copy or "
-            "download it again."
-        )
-        raise ValueError(msg) from error
-    if not known:
-        msg = f"{path} is not a reference written by `rg.io.write_reference` (it has no `uns/{_keys.ATTRS}`)."
-        raise ValueError(msg)
+        with ZipFile(path) as archive:
+            return f"uns/{_keys.ATTRS}/zarr.json" in archive.namelist()
+    except BadZipFile:
+        return False
 
 
 def require_complete(path: Path) -> None:
@@ -50,15 +32,14 @@ def require_complete(path: Path) -> None:
 
     The comment of a zip file holds a digest of its list of parts; the root of a folder, digests of names and sizes of files.
     """
+    broken: list[str] = []
     if path.is_file():
         with ZipFile(path) as archive:
-            whole = not archive.comment.startswith(_SEAL) or archive.comment == parts_digest(archive)
-        broken = [] if whole else ["the list of parts"]
+            if archive.comment.startswith(_SEAL) and archive.comment != parts_digest(archive):
+                broken = ["the list of parts"]
     elif (path / "zarr.json").is_file():
         noted = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"].get(_SEAL.decode(), {})
         broken = [part for part in noted if part and noted[part]["files"] != _files_digest(path / part)]
-    else:
-        broken = []
     if broken:
         msg = f"{', '.join(broken)} does not match what was written"
         raise ValueError(msg)

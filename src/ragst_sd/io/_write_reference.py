@@ -6,7 +6,7 @@ import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import ZipFile, is_zipfile
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -108,7 +108,7 @@ def require_place(path: Path, *, overwrite: bool) -> None:
     if not overwrite:
         msg = f"{path} exists. Pass `overwrite=True` to replace it, or choose another path."
         raise FileExistsError(msg)
-    if not (is_zipfile(path) and is_reference(path)):
+    if path.is_dir() or not is_reference(path):
         msg = f"{path} exists and is not a reference; it is not replaced. Choose another path."
         raise FileExistsError(msg)
 
@@ -122,13 +122,17 @@ def write_store(reference: AnnData, folder: Path) -> None:
     # A lazy reader notices by this checksum that a chunk was damaged.
     packing = {"compressors": (ZstdCodec(level=0, checksum=True),)}
 
+    current = _current_parts(reference)
+
     def write(write_func: Any, store: Any, key: str, elem: Any, *, dataset_kwargs: Mapping[str, Any], **_: Any) -> None:
+        if store.path == "":
+            elem = current.get(key, elem)
         chunks = _chunks(elem)
         layout = {"chunks": chunks, **packing} if chunks else {}
         write_func(store, key, elem, dataset_kwargs={**dataset_kwargs, "shards": None, **layout})
 
     group = zarr.open_group(folder, mode="w", zarr_format=3)
-    ad.experimental.write_dispatched(group, "/", _current(reference), write)
+    ad.experimental.write_dispatched(group, "/", reference, write)
 
 
 def _chunks(elem: Any) -> tuple[int, ...] | None:
@@ -154,36 +158,19 @@ def _pack(folder: Path, packed: Path) -> Path:
     return packed
 
 
-def _current(reference: AnnData) -> AnnData:
-    """The reference with a hash that fits its content."""
-    header = any_header(reference)
+def _current_parts(reference: AnnData) -> dict[str, dict[str, Any]]:
+    """`uns` and `obsm` with a hash that fits the content; the reference itself is left alone."""
+    header, obsm = any_header(reference), dict(reference.obsm)
     current = any_hash(reference)
     if not is_perturbation(reference):
         # Lets a lazy reference be checked without reading its values.
         header[_keys.ANNOTATIONS_HASH] = annotations_hash(reference)
-    if current == header["content_hash"]:
-        return _with_header(reference, header)
-    fitted = header.pop(_keys.FIT, None) is not None
-    logger.warning(
-        "The reference changed after it was built%s.", "; it is written without its fit: run `rg.tl.fit` again" * fitted
-    )
-    changed = _with_header(reference, {**header, "content_hash": current})
-    changed.obsm.pop(_keys.RETRIEVAL_KEY, None)
-    return changed
-
-
-def _with_header(reference: AnnData, header: dict[str, Any]) -> AnnData:
-    """The same arrays under another header; the reference itself is left alone."""
-    import anndata as ad
-
-    return ad.AnnData(
-        reference.X,
-        obs=reference.obs,
-        var=reference.var,
-        layers={name: values for name, values in reference.layers.items() if name is not None},
-        obsm=dict(reference.obsm),
-        varm=dict(reference.varm),
-        obsp=dict(reference.obsp),
-        varp=dict(reference.varp),
-        uns={**reference.uns, _keys.ATTRS: header},
-    )
+    if current != header["content_hash"]:
+        header["content_hash"] = current
+        obsm.pop(_keys.RETRIEVAL_KEY, None)
+        fitted = header.pop(_keys.FIT, None) is not None
+        logger.warning(
+            "The reference changed after it was built%s.",
+            "; it is written without its fit: run `rg.tl.fit` again" * fitted,
+        )
+    return {"uns": {**reference.uns, _keys.ATTRS: header}, "obsm": obsm}
