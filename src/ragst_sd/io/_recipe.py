@@ -302,21 +302,19 @@ def _value(kind: Any, value: Any, place: Place) -> Any:
         return _path(_value(str, value, place), place)
     if outer in (list, tuple):
         return outer(_members(inner[0], value, place, repeated=outer is tuple))
-    if outer is dict and isinstance(value, Mapping):
-        return {str(name): _value(inner[1], member, place / str(name)) for name, member in value.items()}
-    if outer is Literal and value in inner:
-        return value
     if outer is dict:
-        wanted = "a mapping, one `name: value` per line"
+        fits, wanted = isinstance(value, Mapping), "a mapping, one `name: value` per line"
     elif outer is Literal:
-        wanted = f"one of {listing(inner)}"
+        fits, wanted = value in inner, f"one of {listing(inner)}"
     else:
-        fits, wanted = _PLAIN[kind]
-        if isinstance(value, bool) == (kind is bool) and fits(value):
-            return value.strip() if isinstance(value, str) else kind(value)
-    clause = hint(str(value), inner) if outer is Literal else ""
-    msg = f"{place} is {_shown(value)}; it must be {wanted}.{clause}"
-    raise ValueError(msg)
+        check, wanted = _PLAIN[kind]
+        fits = isinstance(value, bool) == (kind is bool) and check(value)
+    if not fits:
+        msg = f"{place} is {_shown(value)}; it must be {wanted}.{hint(str(value), inner) if outer is Literal else ''}"
+        raise ValueError(msg)
+    if outer is dict:
+        return {str(name): _value(inner[1], member, place / str(name)) for name, member in value.items()}
+    return value if outer is Literal else str(value).strip() if kind is str else kind(value)
 
 
 def _members(kind: Any, value: Any, place: Place, *, repeated: bool) -> list[Any]:
