@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from ragst_sd._page import count, number, percent, plain
+from ragst_sd._page import Markdown, environment, read_text
 from ragst_sd._results import MIN_CV_PEARSON, MOST_UNLIKE
-from ragst_sd._validate import listing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,24 +15,21 @@ if TYPE_CHECKING:
 
 # With fewer, accuracy on a new donor is hardly known.
 FEW_DONORS = 5
+_LIMITS = {"few_donors": FEW_DONORS, "min_cv_pearson": MIN_CV_PEARSON, "most_unlike": MOST_UNLIKE}
 
 
-def sentences(topic: str, facts: Mapping[str, Any]) -> list[str]:
+def sentences(topic: str, facts: Mapping[str, Any]) -> list[Markdown]:
     """The sentences of a topic whose conditions hold for the facts."""
-    return [sentence.render(facts) for holds, sentence in _lines(topic) if holds(facts)]
+    known = {**_LIMITS, **facts}
+    return [Markdown(sentence.render(known)) for holds, sentence in _lines(topic) if holds(known)]
 
 
 @cache
 def _lines(topic: str) -> list[tuple[Callable[[Mapping[str, Any]], Any], Template]]:
     import yaml
-    from jinja2 import Environment, StrictUndefined
 
-    # What is filled in may be written by users, so it holds no code.
-    env = Environment(undefined=StrictUndefined, finalize=plain)
-    env.filters |= {"count": count, "listing": listing, "number": number, "percent": percent}
-    env.globals |= {"few_donors": FEW_DONORS, "min_cv_pearson": MIN_CV_PEARSON, "most_unlike": MOST_UNLIKE}
-    lines = yaml.safe_load(resources.files("ragst_sd").joinpath("_caveats.yaml").read_text(encoding="utf-8"))
+    env, lines = environment(), yaml.safe_load(read_text("_caveats.yaml"))[topic]
     return [
         (env.compile_expression(str(line["when"]), undefined_to_none=False), env.from_string(line["say"]))
-        for line in lines[topic]
+        for line in lines
     ]

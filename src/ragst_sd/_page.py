@@ -1,7 +1,6 @@
-"""A page of prose, tables and pictures, as Markdown and as HTML that needs no other file: for the data card and the report.
+"""Pages of prose, tables and pictures from templates: as Markdown, and as HTML that needs no other file.
 
-In texts, what stands between backticks is code. Everything else is taken letter by letter: names and citations of users cannot
-change the page.
+A template is Markdown. What it fills in is taken letter by letter: names and citations of users cannot change the page.
 """
 
 from __future__ import annotations
@@ -9,66 +8,39 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
-from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ragst_sd._validate import listing
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
-    from markupsafe import Markup
+    from jinja2 import Environment
 
 MISSING = "not assessed"
 _HEAD_BYTES = 4096
-_NO_NUMBER = {"", MISSING, "not known"}
+
+
+class Markdown(str):
+    """Text that is Markdown already."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture. HTML holds it; Markdown shows `file`, which lies beside the page, or else says where it is."""
+    """A picture of a page."""
 
+    file: str
+    """Name by which the page calls it."""
     png: bytes
     caption: str
-    file: str = ""
-
-
-@dataclass(frozen=True)
-class Code:
-    """Lines that are shown as they are."""
-
-    text: str
-    language: str
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading and what stands under it: paragraphs (str), lists, tables (DataFrame), pictures and code."""
-
-    title: str
-    blocks: Sequence[Any]
-    notice: bool = False
-    """Whether HTML sets it apart, to be read first."""
-    level: int = 2
-
-
-@dataclass(frozen=True)
-class Page:
-    """The whole page."""
-
-    generator: str
-    """A comment at its top, by which :func:`bears` knows the page again."""
-    title: str
-    subtitle: str
-    glance: Sequence[tuple[str, str, str]]
-    """Label, value and remark of what is told first."""
-    sections: Sequence[Section]
-    lead: str = ""
-    """In bold before the subtitle."""
-    footer: str = ""
 
 
 def bears(path: Path, mark: str) -> bool:
@@ -79,105 +51,99 @@ def bears(path: Path, mark: str) -> bool:
         return mark.encode() in file.read(_HEAD_BYTES)
 
 
-def to_html(page: Page) -> str:
-    """The page as one HTML file."""
+def read_text(file: str) -> str:
+    """A file of the package."""
+    return resources.files("ragst_sd").joinpath(file).read_text(encoding="utf-8")
+
+
+@cache
+def environment() -> Environment:
+    """What reads templates; a name that they use and nobody has given is an error."""
+    from jinja2 import Environment, StrictUndefined
+
+    env = Environment(undefined=StrictUndefined, finalize=escaped, trim_blocks=True, lstrip_blocks=True)
+    env.filters |= {
+        "bullets": bullets,
+        "code": code,
+        "count": count,
+        "fenced": fenced,
+        "listing": listing,
+        "number": number,
+        "percent": percent,
+        "quartiles": quartiles,
+        "table": table,
+    }
+    return env
+
+
+def to_markdown(template: str, facts: Mapping[str, Any]) -> str:
+    """The page that a template of the package makes of the facts."""
+    return environment().from_string(read_text(template)).render(facts).strip() + "\n"
+
+
+def to_html(markdown: str, *, title: str, pictures: Sequence[Picture] = ()) -> str:
+    """A page that begins with a comment as one HTML file, with the pictures in it."""
     from jinja2 import Environment
+    from markdown_it import MarkdownIt
+    from markupsafe import Markup
 
-    env = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    env.filters |= {"base64": lambda png: b64encode(png).decode(), "cell": _cell, "rich": _html}
-    template = resources.files("ragst_sd").joinpath("_page.html").read_text(encoding="utf-8")
-    return env.from_string(template).render(page=page, flush_right=_flush_right).strip() + "\n"
-
-
-def to_markdown(page: Page) -> str:
-    """The page as Markdown, without the bytes of its pictures."""
-    import pandas as pd
-
-    lead = f"**{_md(page.lead)}**" if page.lead else ""
-    glance = [[label, f"{value} ({remark})" if remark else value] for label, value, remark in page.glance]
-    parts = [
-        f"<!-- {page.generator} -->",
-        f"# {_md(page.title)}",
-        lead + _md(page.subtitle),
-        _md_block(pd.DataFrame(glance, columns=["At a glance", ""])),
-    ]
-    for section in page.sections:
-        parts += [f"{'#' * section.level} {_md(section.title)}", *map(_md_block, section.blocks)]
-    if page.footer:
-        parts += ["---", _md(page.footer)]
-    return "\n\n".join(parts) + "\n"
+    mark, _, text = markdown.partition("\n")
+    body = MarkdownIt("commonmark", {"html": False, "xhtmlOut": False}).enable("table").render(text)
+    for picture in pictures:
+        data = f"data:image/png;base64,{b64encode(picture.png).decode()}"
+        body = body.replace(f'src="{picture.file}"', f'src="{data}"')
+    frame = Environment(autoescape=True).from_string(read_text("_page.html"))
+    return frame.render(title=title, mark=Markup(mark), body=Markup(body))
 
 
-def _md_block(block: Any) -> str:
-    if isinstance(block, str):
-        return _md(block)
-    if isinstance(block, list):
-        return "\n".join(f"- {_md(item)}" for item in block)
-    if isinstance(block, Code):
-        # Nothing in it may end the block.
-        return f"```{block.language}\n{block.text.replace('```', chr(39) * 3)}\n```"
-    if isinstance(block, Picture):
-        caption = _md(block.caption)
-        return f"![{caption}]({block.file})\n\n*{caption}*" if block.file else f"(Picture in the HTML page: {caption})"
-    rule = ["---:" if right else "---" for right in _flush_right(block)]
-    head, *rows = (
-        f"| {' | '.join(_md_cell(cell) for cell in row)} |"
-        for row in (block.columns, *block.itertuples(index=False, name=None))
-    )
-    return "\n".join([head, f"|{'|'.join(rule)}|", *rows])
+def escaped(value: Any) -> str:
+    """Text that Markdown shows letter by letter, in one line."""
+    if isinstance(value, Markdown):
+        return value
+    text = re.sub(r"([\\*_\[\]<>|#`~&])", r"\\\1", " ".join(str(value).split()))
+    # What would begin a list or underline a heading.
+    return re.sub(r"^(\d*)([-+=.)])(?=\s|$)", r"\1\\\2", text)
 
 
-def _md_cell(value: Any) -> str:
-    text = _cell(value)
-    # A bar inside code would end the cell.
-    return _md(text.replace("|", "/") if "`" in text else text) or " "
+def code(value: object) -> Markdown:
+    """A name set as code, in which a backtick or bar would end it."""
+    text = " ".join(str(value).replace("`", "'").replace("|", "/").split())
+    return Markdown(f"`{text}`")
 
 
-def _md(text: str) -> str:
-    parts = (f"`{part}`" if code else re.sub(r"([\\*_\[\]<>|#`~&])", r"\\\1", part) for part, code in _spans(text))
-    return " ".join("".join(parts).split())
+def fenced(text: str, language: str) -> Markdown:
+    """Lines of code, which cannot end their block."""
+    return Markdown(f"```{language}\n{text.replace('```', chr(39) * 3)}\n```")
 
 
-def _html(text: str) -> Markup:
-    from markupsafe import Markup, escape
-
-    parts = (Markup("<code>{}</code>").format(part) if code else escape(part) for part, code in _spans(text))
-    return Markup("").join(parts)
+def bullets(items: Iterable[Any]) -> Markdown:
+    """A list."""
+    return Markdown("\n".join(f"- {escaped(item)}" for item in items))
 
 
-def _spans(text: str) -> Iterator[tuple[str, bool]]:
-    """The parts of a text and whether each is code; a last backtick without a partner is a letter."""
-    parts = text.split("`")
-    if len(parts) % 2 == 0:
-        parts[-2:] = ["`".join(parts[-2:])]
-    return zip(parts, cycle([False, True]), strict=False)
+def table(frame: pd.DataFrame) -> Markdown:
+    """A table without its index, numbers flush right."""
+
+    def line(cells: Iterable[Any]) -> str:
+        return f"| {' | '.join(escaped(_cell(cell)) or ' ' for cell in cells)} |"
+
+    rule = ["---:" if right else "---" for right in _flush_right(frame)]
+    lines = [line(row) for row in frame.itertuples(index=False, name=None)]
+    return Markdown("\n".join([line(frame.columns), f"|{'|'.join(rule)}|", *lines]))
 
 
-def _cell(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int | np.integer) else str(value)
+def _cell(value: Any) -> Any:
+    return f"{value:,}" if isinstance(value, int | np.integer) else value
 
 
 def _flush_right(frame: pd.DataFrame) -> list[bool]:
     """Which columns hold numbers; the first never, since it names the lines."""
-    columns = [{_cell(value) for value in frame.iloc[:, i]} - _NO_NUMBER for i in range(frame.shape[1])]
+    columns = [{str(_cell(value)) for value in frame.iloc[:, i]} for i in range(frame.shape[1])]
+    numbers = [cells - {"", MISSING, "not known"} for cells in columns]
     return [
         i > 0 and bool(cells) and all(re.match(r"[-\N{MINUS SIGN}]?\d", cell) for cell in cells)
-        for i, cells in enumerate(columns)
+        for i, cells in enumerate(numbers)
     ]
-
-
-def plain(value: object) -> str:
-    """A name or text of a user, which cannot hold code."""
-    return " ".join(str(value).replace("`", "'").split())
-
-
-def table_of_texts(frame: pd.DataFrame, index: str) -> pd.DataFrame:
-    """A table for a page whose texts may be written by users; `index` heads the names of its lines."""
-    from pandas.api.types import is_numeric_dtype
-
-    return frame.reset_index(names=index).apply(
-        lambda values: values if is_numeric_dtype(values) else values.map(plain)
-    )
 
 
 def number(value: float, digits: int = 2) -> str:

@@ -8,7 +8,7 @@ import pytest
 import ragst_sd as rg
 from ragst_sd.datasets._catalog_entries import catalog_entry, citation_text
 from ragst_sd.io._card_pictures import draw_composition, draw_pictures
-from ragst_sd.io._data_card import bibtex_of, gaps, gather_facts
+from ragst_sd.io._data_card import bibtex_of, composition, gather_facts
 
 
 @pytest.fixture
@@ -35,14 +35,14 @@ def test_the_most_restrictive_licence_stands_on_top(mixed, reference):
 
 def test_numbers_are_those_of_the_reference(mixed):
     facts = gather_facts(mixed)
-    by_organ = facts.composition("tissue")
+    by_organ = composition(facts["rows"], "tissue")
     for organ, line in by_organ.iterrows():
         rows = mixed.obs[mixed.obs["tissue"] == organ]
         assert line["spots"] == len(rows)
         assert line["sections"] == rows["sample"].nunique()
         assert line["donors"] == rows["donor"].nunique()
     assert list(by_organ["spots"]) == sorted(by_organ["spots"], reverse=True)
-    for sample, line in facts.sections.iterrows():
+    for sample, line in facts["sections"].iterrows():
         counts = mixed[mixed.obs["sample"] == sample].layers["counts"].toarray().sum(axis=1)
         assert line["spots"] == len(counts)
         assert line["median_counts"] == np.median(counts)
@@ -61,23 +61,23 @@ def test_citations(mixed):
 
 
 def test_gaps_follow_the_facts(mixed, sections):
-    found = "\n".join(gaps(gather_facts(mixed)))
+    found = "\n".join(gather_facts(mixed)["gaps"])
     assert "Few donors (3)" in found
     assert "Only one donor of organ 'liver'" in found
     assert "One organ" not in found
     assert "Some terms forbid commercial use" in found
     one = rg.tl.build_reference({"donor1": sections["donor1"]}, use_rep="X_colour")
-    found = "\n".join(gaps(gather_facts(one)))
+    found = "\n".join(gather_facts(one)["gaps"])
     assert "One donor." in found
     assert "The organ of" in found
     sections["donor2"].tables["table"].X = sections["donor2"].tables["table"].X.multiply(0.1).ceil().tocsr()
     shallow = rg.tl.build_reference({name: sections[name] for name in ("donor1", "donor2")}, use_rep="X_colour")
-    medians = gather_facts(shallow).sections["median_counts"]
+    medians = gather_facts(shallow)["sections"]["median_counts"]
     listed = ", ".join(repr(name) for name in medians.index[medians < 1000])
     assert listed
-    assert f"in the genes kept): {listed}." in "\n".join(gaps(gather_facts(shallow)))
+    assert f"in the genes kept): {listed}." in "\n".join(gather_facts(shallow)["gaps"])
     twice = rg.tl.build_reference({"a": sections["donor1"], "b": sections["donor1"]}, use_rep="X_colour")
-    assert "The same picture under several names: 'a', 'b'" in "\n".join(gaps(gather_facts(twice)))
+    assert "The same picture under several names: 'a', 'b'" in "\n".join(gather_facts(twice)["gaps"])
 
 
 def test_written_beside_pictures(mixed, tmp_path):
@@ -101,17 +101,17 @@ def test_written_beside_pictures(mixed, tmp_path):
 
 def test_pictures_show_the_numbers(mixed):
     facts = gather_facts(mixed)
-    axes = draw_composition(facts).axes
+    axes = draw_composition(facts["compositions"]).axes
     assert [ax.get_title(loc="left") for ax in axes] == ["Organ", "Technology", "Donor"]
     widths = [bar.get_width() for bar in axes[2].patches]
-    assert widths == list(facts.composition("donor")["spots"])
+    assert widths == list(composition(mixed.obs.astype(str), "donor")["spots"])
     assert [label.get_text() for label in axes[0].get_yticklabels()] == ["breast", "liver"]
 
 
 def test_many_donors_fold_into_one_bar(mixed):
     names = [f"d{i % 40}" for i in range(mixed.n_obs)]
     mixed.obs["donor"] = names
-    figure = draw_composition(gather_facts(mixed))
+    figure = draw_composition(gather_facts(mixed)["compositions"])
     labels = [label.get_text() for label in figure.axes[2].get_yticklabels()]
     assert len(labels) == 16
     assert labels[-1] == "25 others"
@@ -134,7 +134,7 @@ def test_a_log_scale_has_no_depth(sections):
     reference = rg.tl.build_reference(sections, use_rep="X_colour", unit="log1p_cp10k")
     facts = gather_facts(reference)
     assert [picture.file for picture in draw_pictures(facts)] == ["composition.png"]
-    assert "The depth of the sections is not known" in "\n".join(gaps(facts))
+    assert "The depth of the sections is not known" in "\n".join(facts["gaps"])
 
 
 def test_not_a_reference(query):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ragst_sd import _keys
 from ragst_sd._page import Picture
@@ -14,40 +14,38 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ragst_sd.io._data_card import CardFacts
-
 _MOST_BARS = 15
 _LONGEST_NAME = 30
 
 
-def draw_pictures(facts: CardFacts) -> list[Picture]:
+def draw_pictures(facts: dict[str, Any]) -> list[Picture]:
     """Composition, and depth where there are counts."""
     caption = "Spots by organ, technology and donor; behind each bar the number of spots."
-    pictures = [Picture(_png(draw_composition(facts)), caption, "composition.png")]
-    if facts.counts is not None:
+    pictures = [Picture("composition.png", _png(draw_composition(facts["compositions"])), caption)]
+    if facts["counts"] is not None:
         caption = (
-            f"Counts per spot in the {facts.n_genes:,} genes kept: median (dot), middle half (thick line), 5 to 95 % (thin line) "
+            f"Counts per spot in the {facts['n_genes']:,} genes kept: median (dot), middle half (thick line), 5 to 95 % (thin line) "
             "of each section."
         )
-        pictures.append(Picture(_png(draw_depth(facts.counts, facts.rows[_keys.SAMPLE])), caption, "depth.png"))
+        figure = draw_depth(facts["counts"], facts["rows"][_keys.SAMPLE])
+        pictures.append(Picture("depth.png", _png(figure), caption))
     return pictures
 
 
-def draw_composition(facts: CardFacts) -> Figure:
+def draw_composition(compositions: dict[str, pd.DataFrame]) -> Figure:
     """Bars of spots by organ, technology and donor; the groups that find no room are one bar."""
     from matplotlib.figure import Figure
 
-    columns = {"Organ": _keys.TISSUE, "Technology": _keys.TECHNOLOGY, "Donor": _keys.DONOR}
-    bars = {title: _folded(facts.composition(column)["spots"]) for title, column in columns.items()}
+    bars = {name: _folded(table["spots"]) for name, table in compositions.items()}
     heights = [len(spots) + 0.6 for spots in bars.values()]
     figure = Figure(figsize=(7.6, 0.34 * sum(heights) + 1.8), dpi=150, layout="constrained")
     axes = figure.subplots(3, 1, sharex=True, height_ratios=heights)
-    for ax, (title, spots) in zip(axes, bars.items(), strict=True):
+    for ax, (name, spots) in zip(axes, bars.items(), strict=True):
         drawn = ax.barh(range(len(spots)), spots, height=0.68, color=EVIDENCE)
-        if len(spots) < len(facts.composition(columns[title])):
+        if len(spots) < len(compositions[name]):
             drawn[-1].set_color(OTHER_GROUPS)
         ax.bar_label(drawn, fmt="{:,.0f}", padding=4, fontsize=9, color=MUTED)
-        _name_lines(ax, title, list(spots.index))
+        _name_lines(ax, name.capitalize(), list(spots.index))
     for ax in axes[:-1]:
         ax.spines["bottom"].set_visible(False)
         ax.tick_params(axis="x", length=0)

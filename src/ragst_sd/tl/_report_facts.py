@@ -2,146 +2,95 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._encoder_facts import encoder_facts
-from ragst_sd._licenses import NO_DERIVATIVES, NON_COMMERCIAL, UNKNOWN, UNRECOGNISED, Terms, ranked, terms_of
+from ragst_sd._licenses import NO_DERIVATIVES, NON_COMMERCIAL, UNKNOWN, UNRECOGNISED, ranked, terms_of
+from ragst_sd._page import number
 from ragst_sd._results import MIN_CV_PEARSON, unlike_share
+from ragst_sd.retrieval.grounding import FLAGGED
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
 
-@dataclass(frozen=True)
-class Facts:
-    """A prediction and its reference in numbers; the sentences of `_caveats.yaml` name them as they are called here."""
-
-    name: str
-    """Of the predicted table."""
-    table: AnnData
-    header: dict[str, Any]
-    method: str
-    cites: bool
-    fit: dict[str, Any] | None
-    """The fit that made the prediction; `None` if the reference was fitted anew since."""
-    encoder: dict[str, Any]
-    measured: pd.DataFrame | None
-    """Agreement with measured values of this section, one line per gene, if a truth was given."""
-    has_truth: bool
-
-    sources: pd.DataFrame
-    """One line per section of the reference: donors, tissue, technology, license, citation, rows, cited, weight."""
-    n_sections: int
-    n_rows: int
-    n_donors: int
-    held_out: str
-    """What could be held out of the reference to assess it: donor, section or block."""
-    own_donor_used: bool
-    """Whether rows of the section's own donor could be used."""
-    licenses: list[tuple[Terms, str, int]]
-    """Terms, name and number of sections of each, the most restrictive first."""
-    unclear_terms: bool
-    restricted_terms: bool
-    """Of the sources or of the encoder."""
-    n_unlicensed: int
-    n_uncited: int
-    unknown_tissue: bool
-
-    score: np.ndarray
-    """(genes,) correlation on what was held out."""
-    assessed: bool
-    """Whether any gene was cross-validated."""
-    n_genes: int
-    n_assessed: int
-    n_not_assessed: int
-    n_low: int
-    """Genes that are not to be trusted."""
-    has_noise_ceiling: bool
-
-    predicted_spots: np.ndarray
-    """(spots,) which have a prediction."""
-    n_out: int
-    out_share: float
-    """Of the spots, out of reference."""
-    unlike_share: float | None
-    """Of the spots that look unlike every section of the reference; `None` where that could not be told."""
-    effective_n: float
-    evidence_share: float
-    """Medians over spots."""
-    interval_unit: str
-    """Unit of exchange of the intervals, empty without intervals."""
-    interval_level: float
-
-
 def gather(
     name: str, table: AnnData, header: dict[str, Any], reference: AnnData, measured: pd.DataFrame | None
-) -> Facts:
-    """Read the facts from a predicted table and the reference that it was made from."""
+) -> dict[str, Any]:
+    """The facts of a prediction, under the names that `_report.md.jinja` and `_caveats.yaml` have for them.
+
+    `measured` is the agreement with measured values of the section, one line per gene, or `None`.
+    """
     from ragst_sd.retrieval.methods import METHODS
 
-    obs, method = table.obs, str(header["method"])
-    fit = reference.uns[_keys.ATTRS].get(_keys.FIT)
-    encoder = encoder_facts(header["encoder"])
-    sources = _sources(table, header, reference)
-    n_donors = reference.obs[_keys.DONOR].astype(str).nunique()
-    licenses = ranked(sources["license"])
+    obs, var, method = table.obs, table.var, str(header["method"])
+    encoder, sources = encoder_facts(header["encoder"]), _sources(table, header, reference)
+    licenses, n_donors = ranked(sources["license"]), reference.obs[_keys.DONOR].astype(str).nunique()
     terms = {terms for terms, _, _ in licenses}
-    score = table.var[_keys.CV_PEARSON].to_numpy(float)
+    score = var[_keys.CV_PEARSON].to_numpy(float)
     has_distance = np.isfinite(obs[_keys.DISTANCE_PERCENTILE].to_numpy(float))
     out = obs[_keys.OUT_OF_REFERENCE].to_numpy(bool)
     unlike = unlike_share(obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))
-    has_intervals = _keys.LOWER in table.layers and _keys.UPPER in table.layers
-    return Facts(
-        name=name,
-        table=table,
-        header=header,
-        method=method,
-        cites=METHODS[method].cites if method in METHODS else bool(len(header[_keys.CITED])),
-        fit=fit if fit is not None and str(fit["fit_hash"]) == str(header["fit_hash"]) else None,
-        encoder=encoder,
-        measured=measured,
-        has_truth=measured is not None,
-        sources=sources,
-        n_sections=len(sources),
-        n_rows=reference.n_obs,
-        n_donors=n_donors,
-        held_out="donor" if n_donors > 1 else "section" if len(sources) > 1 else "block",
-        own_donor_used=_keys.DONOR not in [str(column) for column in np.atleast_1d(header["exclude"])],
-        licenses=licenses,
-        unclear_terms=bool({UNKNOWN, UNRECOGNISED} & terms),
-        restricted_terms=bool({NON_COMMERCIAL, NO_DERIVATIVES} & {*terms, terms_of(encoder["license"])}),
-        n_unlicensed=sum(n for one, _, n in licenses if one is UNKNOWN),
-        n_uncited=int((sources["citation"] == _keys.UNKNOWN).sum()),
-        unknown_tissue=bool((sources["tissue"] == _keys.UNKNOWN).any()),
-        score=score,
-        assessed=bool(np.isfinite(score).any()),
-        n_genes=table.n_vars,
-        n_assessed=int(np.isfinite(score).sum()),
-        n_not_assessed=int(np.isnan(score).sum()),
-        n_low=int((score < MIN_CV_PEARSON).sum()),
-        has_noise_ceiling=bool(table.var[_keys.NOISE_CEILING].notna().any()),
-        predicted_spots=has_distance if has_distance.any() else np.isfinite(np.asarray(table.X)).any(axis=1),
-        n_out=int(out.sum()),
-        out_share=float(out.mean()),
-        unlike_share=unlike if np.isfinite(unlike) else None,
-        effective_n=_median(obs[_keys.EFFECTIVE_N]),
-        evidence_share=_median(obs[_keys.EVIDENCE_SHARE]),
-        interval_unit=str(header.get(_keys.INTERVAL_UNIT, _keys.UNKNOWN)) if has_intervals else "",
-        interval_level=float(header.get(_keys.INTERVAL_LEVEL, np.nan)),
-    )
+    facts = {
+        "name": name,
+        "table": table,
+        "header": header,
+        "method": method,
+        "cites": METHODS[method].cites if method in METHODS else bool(len(header[_keys.CITED])),
+        "section_donors": list(obs[header["donor_key"]].astype(str).unique()) if header["donor_key"] in obs else [],
+        "embeddings": f"tables[{header['table_key']!r}].obsm[{header['use_rep']!r}]",
+        "encoder": encoder,
+        "measured": measured,
+        # Of the reference.
+        "sources": sources,
+        "n_sections": len(sources),
+        "n_rows": reference.n_obs,
+        "n_donors": n_donors,
+        "held_out": "donor" if n_donors > 1 else "section" if len(sources) > 1 else "block",
+        "own_donor_used": _keys.DONOR not in [str(column) for column in np.atleast_1d(header["exclude"])],
+        "licenses": licenses,
+        "unclear_terms": bool({UNKNOWN, UNRECOGNISED} & terms),
+        "restricted_terms": bool({NON_COMMERCIAL, NO_DERIVATIVES} & {*terms, terms_of(encoder["license"])}),
+        "n_unlicensed": int((sources["license"].map(terms_of) == UNKNOWN).sum()),
+        "n_uncited": int((sources["citation"] == _keys.UNKNOWN).sum()),
+        "unknown_tissue": bool((sources["tissue"] == _keys.UNKNOWN).any()),
+        # Of genes.
+        "score": score,
+        "genes": _assessed_genes(var),
+        "n_genes": table.n_vars,
+        "assessed": bool(np.isfinite(score).any()),
+        "n_assessed": int(np.isfinite(score).sum()),
+        "n_low": int((score < MIN_CV_PEARSON).sum()),
+        "median_score": median(score),
+        "has_noise_ceiling": bool(var[_keys.NOISE_CEILING].notna().any()),
+        "dropped": _dropped(header),
+        # Of spots.
+        "predicted_spots": has_distance if has_distance.any() else np.isfinite(np.asarray(table.X)).any(axis=1),
+        "n_out": int(out.sum()),
+        "out_share": float(out.mean()),
+        "flagged": FLAGGED,
+        "unlike_share": unlike if np.isfinite(unlike) else None,
+        "effective_n": median(obs[_keys.EFFECTIVE_N]),
+        "evidence_share": median(obs[_keys.EVIDENCE_SHARE]),
+        **_fit(header, reference),
+    }
+    facts |= _intervals(table, header, facts["predicted_spots"])
+    return facts
 
 
-def _median(values: pd.Series) -> float:
-    known = values.to_numpy(float)[values.notna()]
+def median(values: Any) -> float:
+    """The median of what is known."""
+    known = np.asarray(values, dtype=float)
+    known = known[np.isfinite(known)]
     return float(np.median(known)) if len(known) else np.nan
 
 
 def _sources(table: AnnData, header: dict[str, Any], reference: AnnData) -> pd.DataFrame:
+    """One line per section of the reference: donors, tissue, technology, license, citation, rows, cited, weight."""
     import pandas as pd
 
     rows, weights = np.asarray(table.obsm[_keys.ROWS]), np.asarray(table.obsm[_keys.WEIGHTS], dtype=float)
@@ -156,3 +105,54 @@ def _sources(table: AnnData, header: dict[str, Any], reference: AnnData) -> pd.D
     frame["cited"] = by_sample["row"].nunique().reindex(frame.index, fill_value=0)
     frame["weight"] = by_sample["weight"].sum().reindex(frame.index, fill_value=0.0) / cited["weight"].sum()
     return frame
+
+
+def _assessed_genes(var: pd.DataFrame) -> pd.DataFrame:
+    """The genes that were assessed, the best first."""
+    import pandas as pd
+
+    var = var[var[_keys.CV_PEARSON].notna()].sort_values(_keys.CV_PEARSON, ascending=False, kind="stable")
+    columns = {
+        "gene": var.index,
+        "correlation": var[_keys.CV_PEARSON].map(number),
+        "noise ceiling": var[_keys.NOISE_CEILING].map(number),
+        "measured in spots": var[_keys.N_MEASURED].astype(int),
+        "evidence": var[_keys.EVIDENCE].astype(str),
+    }
+    return pd.DataFrame(columns)
+
+
+def _dropped(header: dict[str, Any]) -> dict[str, Any] | None:
+    """What `rg.pp.filter_predicted` has left out before."""
+    if "filter" not in header:
+        return None
+    # A store gives the names back in any order.
+    reasons = [f"{int(n)} by {name}" for name, n in sorted(header["filter"]["dropped"].items()) if int(n)]
+    return {"n_genes": int(header["filter"]["n_genes"]), "reasons": ", ".join(reasons)}
+
+
+def _fit(header: dict[str, Any], reference: AnnData) -> dict[str, Any]:
+    """The fit that made the prediction; `None` if the reference was fitted anew since."""
+    fit = reference.uns[_keys.ATTRS].get(_keys.FIT)
+    if fit is None or str(fit["fit_hash"]) != str(header["fit_hash"]):
+        return {"fit": None}
+    # A store gives the names back in any order; of many values the first and the last are told.
+    options = sorted(fit["options"].items())
+    ends = [(name, np.ravel(value)[[0, -1]].tolist() if np.size(value) > 4 else value) for name, value in options]
+    return {
+        "fit": fit,
+        "options": ", ".join(f"{name} {value}" for name, value in ends),
+        "no_adjustment": not np.isfinite(float(fit["parameters"].get("adjustment_alpha", np.nan))),
+    }
+
+
+def _intervals(table: AnnData, header: dict[str, Any], predicted_spots: np.ndarray) -> dict[str, Any]:
+    if _keys.LOWER not in table.layers or _keys.UPPER not in table.layers:
+        return {"interval_unit": ""}
+    width = np.asarray(table.layers[_keys.UPPER], dtype=float) - np.asarray(table.layers[_keys.LOWER], dtype=float)
+    return {
+        "interval_unit": str(header.get(_keys.INTERVAL_UNIT, _keys.UNKNOWN)),
+        "interval_level": float(header.get(_keys.INTERVAL_LEVEL, np.nan)),
+        "interval_width": width,
+        "n_without_interval": int(np.isnan(width[predicted_spots]).all(axis=0).sum()),
+    }

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._page import Picture, number, plain
+from ragst_sd._page import Picture, number
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
-
-    from ragst_sd.tl._report_facts import Facts
 
 _DPI = 110
 _PANEL_IN, _BAR_IN = 4.2, 1.1
@@ -23,40 +21,44 @@ _GROUNDEDNESS = (
 )
 
 
-def draw_maps(sdata: SpatialData, facts: Facts, *, prediction_key: str, truth_key: str | None) -> list[Picture]:
+def draw_maps(
+    sdata: SpatialData, facts: dict[str, Any], *, prediction_key: str, truth_key: str | None
+) -> list[Picture]:
     """The best-trusted gene as predicted (and measured), and how well grounded each spot is."""
     import ragst_sd.pl as pl
 
     pictures = []
-    values = np.asarray(facts.table.X)
+    table, score = facts["table"], facts["score"]
+    values = np.asarray(table.X)
     allowed = np.isfinite(values).any(axis=0)
     beside = "predicted"
     if truth_key is not None:
-        allowed &= facts.table.var_names.isin(sdata.tables[truth_key].var_names)
+        allowed &= table.var_names.isin(sdata.tables[truth_key].var_names)
         beside = "measured, predicted and their difference"
     if allowed.any():
-        score = np.where(allowed, facts.score, np.nan)
+        score = np.where(allowed, score, np.nan)
         if np.isfinite(score).any():
             best = np.nanargmax(score)
-            why = f"the gene that is predicted best on held-out {facts.held_out}s (r = {number(score[best])})"
+            why = f"the gene that is predicted best on held-out {facts['held_out']}s (r = {number(score[best])})"
         else:
             best = np.flatnonzero(allowed)[np.nanvar(values[:, allowed], axis=0).argmax()]
             why = "the gene whose prediction varies most; how well it is predicted was not assessed"
-        gene, png = str(facts.table.var_names[best]), BytesIO()
+        gene, png = str(table.var_names[best]), BytesIO()
         pl.prediction(sdata, gene=gene, prediction_key=prediction_key, truth_key=truth_key, save=png, dpi=_DPI)
-        pictures.append(Picture(png.getvalue(), f"{plain(gene)}, {beside}: {why}."))
-    return [*pictures, Picture(_groundedness(sdata, facts, prediction_key), _GROUNDEDNESS)]
+        pictures.append(Picture("gene.png", png.getvalue(), f"{gene}, {beside}: {why}."))
+    return [*pictures, Picture("groundedness.png", _groundedness(sdata, facts, prediction_key), _GROUNDEDNESS)]
 
 
-def _groundedness(sdata: SpatialData, facts: Facts, prediction_key: str) -> bytes:
+def _groundedness(sdata: SpatialData, facts: dict[str, Any], prediction_key: str) -> bytes:
     from matplotlib.figure import Figure
 
     from ragst_sd.pl import _style
     from ragst_sd.pl._section import corner_is_free, draw_image, draw_spots, extent_of, read_section, spot_reach
 
-    section = read_section(sdata, facts.table, facts.header, prediction_key)
-    percentile = facts.table.obs[_keys.DISTANCE_PERCENTILE].to_numpy(float)
-    out, known = facts.table.obs[_keys.OUT_OF_REFERENCE].to_numpy(bool), facts.predicted_spots
+    table, known = facts["table"], facts["predicted_spots"]
+    section = read_section(sdata, table, facts["header"], prediction_key)
+    percentile = table.obs[_keys.DISTANCE_PERCENTILE].to_numpy(float)
+    out = table.obs[_keys.OUT_OF_REFERENCE].to_numpy(bool)
     box = extent_of(section, spot_reach(section))
     width, height = np.array([box[1] - box[0], box[3] - box[2]]) * _PANEL_IN / max(box[1] - box[0], box[3] - box[2])
     figure = Figure(figsize=(width + _BAR_IN, height + 0.5), layout="constrained")
