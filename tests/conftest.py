@@ -90,7 +90,7 @@ def _fitted(_reference):
 def _fitted_store(_fitted, tmp_path_factory):
     import ragst_sd as rg
 
-    path = tmp_path_factory.mktemp("fitted") / "r.zarr"
+    path = tmp_path_factory.mktemp("fitted") / "r.zarr.zip"
     rg.io.write_reference(_fitted, path)
     return path
 

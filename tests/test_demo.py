@@ -36,7 +36,14 @@ def test_demo_writes_what_it_says(small, tmp_path, monkeypatch):
     knn = metrics.set_index("method").loc["knn"]
     assert knn["pearson"] > 0.2
     assert 1 <= knn["effective_n"] <= 50
-    for name in ("metrics.csv", "prediction.png", "retrieval.png", "explanation.csv", "donor3.zarr", "reference.zarr"):
+    for name in (
+        "metrics.csv",
+        "prediction.png",
+        "retrieval.png",
+        "explanation.csv",
+        "donor3.zarr",
+        "reference.zarr.zip",
+    ):
         assert (tmp_path / "out" / name).exists()
         assert any(name in line for line in said)
     assert any(str(tmp_path / "out") in line for line in said)

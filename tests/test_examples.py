@@ -21,9 +21,9 @@ import pytest
 import ragst_sd as rg
 from ragst_sd._settings import Settings
 
-from .datasets.deposit import deposit
-from .datasets.hub_server import TOKEN, serve_hub
+from .io.hub_server import TOKEN, serve_hub
 from .io.layouts import write_st
+from .io.recipes import deposit
 from .io.slides import paint, write_hest, write_pyramid
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ PUBLIC = [f"{submodule}.{name}" for submodule in SUBMODULES for name in import_m
 # These draw and embed for themselves: it is what they show.
 FROM_SCRATCH = {"pp.embed_tiles", "datasets.synthetic"}
 # These talk to a hub.
-SHARED = {"datasets.upload_reference", "datasets.download_reference"}
+SHARED = {"io.upload_reference", "io.download_reference"}
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.FAIL_FAST
 
 

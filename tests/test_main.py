@@ -10,7 +10,7 @@ import pytest
 
 import ragst_sd as rg
 from ragst_sd.__main__ import _EXAMPLES, _parser, main
-from ragst_sd.datasets._recipe import read_recipe
+from ragst_sd.io._recipe import read_recipe
 
 
 def test_build_and_inspect_a_real_folder(data_dir, tmp_path, capsys, monkeypatch):
@@ -20,7 +20,7 @@ def test_build_and_inspect_a_real_folder(data_dir, tmp_path, capsys, monkeypatch
         "version: 1\nname: Bulb\nsources:\n  - folder: $RAGST_SD_TEST_DATA/histology/mob2k\n    samples: [MOB1, MOB3]\n"
         "    license: MIT\ntiles: {tile_px: 64, mpp: native, context: 1}\n"
     )
-    out = tmp_path / "bulb.zarr"
+    out = tmp_path / "bulb.zarr.zip"
     with rg.settings.override(progress=False):
         assert main(["build", str(recipe), "--out", str(out), "--drop-parts"]) == 0
     told = capsys.readouterr().out
@@ -28,8 +28,8 @@ def test_build_and_inspect_a_real_folder(data_dir, tmp_path, capsys, monkeypatch
     assert "Section 2 of 2: MOB3, 438 spots" in told
     assert f"content hash {reference.uns['ragst']['content_hash']}" in told
     assert set(reference.obs["donor"]) == {"ind1", "ind2"}
-    assert not (tmp_path / "bulb.zarr.parts").exists()
-    assert not logging.getLogger("ragst_sd.datasets._build_recipe").handlers
+    assert not (tmp_path / "bulb.zarr.zip.parts").exists()
+    assert not logging.getLogger("ragst_sd.io._build_recipe").handlers
 
     assert main(["inspect", str(out)]) == 0
     card = capsys.readouterr().out
@@ -42,9 +42,9 @@ def test_build_and_inspect_a_real_folder(data_dir, tmp_path, capsys, monkeypatch
 
 
 def test_inspect_any_reference(reference, tmp_path, capsys):
-    rg.io.write_reference(reference, tmp_path / "own.zarr")
-    assert main(["inspect", str(tmp_path / "own.zarr")]) == 0
-    assert capsys.readouterr().out == rg.datasets.data_card(reference)
+    rg.io.write_reference(reference, tmp_path / "own.zarr.zip")
+    assert main(["inspect", str(tmp_path / "own.zarr.zip")]) == 0
+    assert capsys.readouterr().out == rg.io.data_card(reference)
 
 
 def test_errors_are_one_line(tmp_path, capsys):
@@ -52,7 +52,7 @@ def test_errors_are_one_line(tmp_path, capsys):
     for arguments, told in (
         (["build", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "x.zarr")], "none.yaml does not exist"),
         (["build", str(tmp_path / "bad.yaml"), "--out", str(tmp_path / "x.zarr")], "Did you mean 'sources'?"),
-        (["inspect", str(tmp_path / "none.zarr")], "none.zarr does not exist"),
+        (["inspect", str(tmp_path / "none.zarr.zip")], "none.zarr.zip does not exist"),
         (["inspect", str(tmp_path)], "is not a reference"),
     ):
         assert main(arguments) == 1
@@ -93,5 +93,5 @@ def test_help_names_every_command_and_first_steps(capsys):
 def test_recipe_of_the_help_is_one(tmp_path):
     text = textwrap.dedent(_EXAMPLES["build"].partition("the least that a recipe holds:\n")[2])
     (tmp_path / "recipe.yaml").write_text(text)
-    recipe = read_recipe(tmp_path / "recipe.yaml")
+    recipe, _, _ = read_recipe(tmp_path / "recipe.yaml")
     assert len(recipe.sources) == 2

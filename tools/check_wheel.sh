@@ -34,8 +34,8 @@ case $(basename "$wheel") in
 esac
 "$work/env/bin/ragst-sd" --version
 MPLBACKEND=Agg "$work/env/bin/ragst-sd" demo --out "$work/demo"
-for file in metrics.csv prediction.png retrieval.png explanation.csv reference.zarr donor3.zarr; do
+for file in metrics.csv prediction.png retrieval.png explanation.csv reference.zarr.zip donor3.zarr; do
   [ -e "$work/demo/$file" ] || { echo "the demo has not written $file"; exit 1; }
 done
-"$work/env/bin/ragst-sd" inspect "$work/demo/reference.zarr" >/dev/null
+"$work/env/bin/ragst-sd" inspect "$work/demo/reference.zarr.zip" >/dev/null
 echo "wheel of $version: built, checked, installed and run"

@@ -96,8 +96,8 @@ rg.tl.predict(slide, reference, table_key="tiles_table")
 ## Keep a reference
 
 ```python
-rg.io.write_reference(reference, "reference.zarr", overwrite=True)
-reference = rg.io.read_reference("reference.zarr")  # lazy=True leaves it on disk
+rg.io.write_reference(reference, "reference.zarr.zip", overwrite=True)
+reference = rg.io.read_reference("reference.zarr.zip")  # lazy=True leaves it on disk
 ```
 
 ## How cells respond to a gene perturbation

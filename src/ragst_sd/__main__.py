@@ -32,8 +32,8 @@ An h5ad holds counts, pixel coordinates in obsm["spatial"] and the donor in obs[
 """,
     "build": """\
 examples:
-  ragst-sd build bulb.yaml --out bulb.zarr
-  ragst-sd build bulb.yaml --out bulb.zarr --device cuda --workers 4
+  ragst-sd build bulb.yaml --out bulb.zarr.zip
+  ragst-sd build bulb.yaml --out bulb.zarr.zip --device cuda --workers 4
 
 the least that a recipe holds:
   version: 1
@@ -43,8 +43,8 @@ the least that a recipe holds:
 """,
     "inspect": """\
 examples:
-  ragst-sd inspect bulb.zarr
-  ragst-sd inspect bulb.zarr --out bulb_card  the card with its pictures, as files
+  ragst-sd inspect bulb.zarr.zip
+  ragst-sd inspect bulb.zarr.zip --out bulb_card  the card with its pictures, as files
 """,
 }
 
@@ -82,9 +82,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Build a reference from a recipe (YAML). Stopped at any moment, it goes on when it is called again.",
     )
     build.add_argument("recipe", type=Path, help="the recipe, a YAML file")
-    build.add_argument("--out", type=Path, required=True, help="where the reference is written, such as reference.zarr")
+    build.add_argument(
+        "--out", type=Path, required=True, help="where the reference is written, such as reference.zarr.zip"
+    )
     build.add_argument("--overwrite", action="store_true", help="replace a reference of another recipe")
-    build.add_argument("--drop-parts", action="store_true", help="remove the embedded sections when all is done")
+    build.add_argument("--drop-parts", action="store_true", help="remove the kept embeddings when all is done")
     build.add_argument("--device", help="torch device of the encoder, such as cpu or cuda")
     build.add_argument("--workers", type=int, default=0, help="threads that read pictures ahead (%(default)s)")
     inspect = commands.add_parser(
@@ -106,9 +108,9 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _build(args: argparse.Namespace) -> None:
-    from ragst_sd.datasets import build_recipe
+    from ragst_sd.io import build_recipe
 
-    with _told("ragst_sd.datasets._build_recipe"):
+    with _told("ragst_sd.io._build_recipe"):
         build_recipe(
             args.recipe,
             path=args.out,
@@ -120,8 +122,7 @@ def _build(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    from ragst_sd.datasets import data_card
-    from ragst_sd.io import read_reference
+    from ragst_sd.io import data_card, read_reference
 
     print(data_card(read_reference(args.reference), path=args.out), end="")
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ragst_sd import _keys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _UNKNOWN = {
     "", _keys.UNKNOWN, "none stated", "not stated", "none", "nan", "null", "na", "n a", "not known", "not specified", "unspecified",
@@ -78,3 +83,9 @@ def terms_of(license: str) -> Terms:
     if permissive:
         return PERMISSIVE
     return PUBLIC_DOMAIN if public else UNRECOGNISED
+
+
+def ranked(licenses: Iterable[object]) -> list[tuple[Terms, str, int]]:
+    """Terms, name and number of each licence, the most restrictive first."""
+    counted = Counter(map(str, licenses))
+    return sorted(((terms_of(name), name, n) for name, n in counted.items()), key=lambda line: (-line[0].rank, line[1]))

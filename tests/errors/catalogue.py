@@ -149,7 +149,7 @@ TOPICS: dict[str, list[Case]] = {
         Case("merge-on-duplicate", "tl.merge_references", ValueError, ("'ignore'", "'warn'"), lambda w: rg.tl.merge_references([w.unfitted], on_duplicate="ignore")),
         Case("no-cell-types", "tl.add_cell_types", ValueError, ("Neither single cells nor fractions",), lambda w: rg.tl.add_cell_types(w.unfitted)),
         Case("cell-type-column", "tl.add_cell_types", KeyError, ("'type'", "'cell_type'"), lambda w: rg.tl.add_cell_types(w.unfitted, w.screen, cell_type_key="type")),
-        Case("card-of-no-reference", "datasets.data_card", ValueError, ("build_reference",), lambda w: rg.datasets.data_card(w.query.tables["table"])),
+        Case("card-of-no-reference", "io.data_card", ValueError, ("build_reference",), lambda w: rg.io.data_card(w.query.tables["table"])),
     ],
     "Predictions": [
         Case("wrong-gene-asked", "tl.predict", ValueError, ("'EPCAMM'", "'EPCAM'"), lambda w: predict(w, genes=["EPCAMM"])),
@@ -192,10 +192,12 @@ TOPICS: dict[str, list[Case]] = {
         Case("viewer-file", "pl.viewer", FileExistsError, ("is no viewer page",), lambda w: rg.pl.viewer(w.query, w.reference, path=w.folder / "mine.html")),
     ],
     "Files": [
-        Case("no-reference-file", "io.read_reference", FileNotFoundError, ("does not exist", "write_reference"), lambda w: rg.io.read_reference(w.folder / "nothing.zarr")),
+        Case("no-reference-file", "io.read_reference", FileNotFoundError, ("does not exist", "write_reference"), lambda w: rg.io.read_reference(w.folder / "nothing.zarr.zip")),
         Case("not-a-reference-file", "io.read_reference", ValueError, ("is not a reference",), lambda w: rg.io.read_reference(w.folder / "mine")),
-        Case("reference-exists", "io.write_reference", FileExistsError, ("overwrite=True",), lambda w: rg.io.write_reference(w.unfitted, w.folder / "mine")),
-        Case("reference-over-mine", "io.write_reference", FileExistsError, ("is not a reference", "not replaced"), lambda w: rg.io.write_reference(w.unfitted, w.folder / "mine", overwrite=True)),
+        Case("reference-exists", "io.write_reference", FileExistsError, ("overwrite=True",), lambda w: rg.io.write_reference(w.unfitted, w.folder / "mine.zarr.zip")),
+        Case("reference-over-mine", "io.write_reference", FileExistsError, ("is not a reference", "not replaced"), lambda w: rg.io.write_reference(w.unfitted, w.folder / "mine.zarr.zip", overwrite=True)),
+        Case("reference-as-a-folder", "io.write_reference", ValueError, ("one file", "r.zarr.zip"), lambda w: rg.io.write_reference(w.unfitted, w.folder / "r.zarr")),
+        Case("half-a-reference", "io.read_reference", ValueError, ("not the whole of one", "downloaded, do that again"), lambda w: rg.io.read_reference(w.folder / "mine.zarr.zip")),
         Case("table-of-no-store", "io.write_table", ValueError, ("no store", "sdata.write(path)"), lambda w: rg.io.write_table(w.query, "predicted")),
         Case("no-such-table", "io.write_table", KeyError, ("'predictd'", "'predicted'"), lambda w: rg.io.write_table(w.query, "predictd")),
         Case("no-counts-file", "io.read_st", FileNotFoundError, ("counts.h5ad",), lambda w: rg.io.read_st(w.folder / "counts.h5ad", w.folder / "he.png")),
@@ -209,9 +211,9 @@ TOPICS: dict[str, list[Case]] = {
     "Public data sets": [
         Case("no-such-data-set", "datasets.load", KeyError, ("'her2stt'", "'her2st'"), lambda w: rg.datasets.load("her2stt")),
         Case("catalogue-kind", "datasets.catalog", TypeError, ("catalog",), lambda w: rg.datasets.catalog("breast")),
-        Case("terms-of-upload", "datasets.upload_reference", ValueError, ("'unknown'", "sources="), lambda w: rg.datasets.upload_reference(w.reference, "lab/mine")),
-        Case("no-recipe", "datasets.build_recipe", FileNotFoundError, ("recipe.yaml",), lambda w: rg.datasets.build_recipe(w.folder / "recipe.yaml", path=w.folder / "r.zarr")),
-        Case("recipe-field", "datasets.build_recipe", ValueError, ("`source`", "'sources'"), lambda w: rg.datasets.build_recipe({"version": 1, "source": []}, path=w.folder / "r.zarr")),
+        Case("terms-of-upload", "io.upload_reference", ValueError, ("'unknown'", "sources="), lambda w: rg.io.upload_reference(w.reference, "lab/mine")),
+        Case("no-recipe", "io.build_recipe", FileNotFoundError, ("recipe.yaml",), lambda w: rg.io.build_recipe(w.folder / "recipe.yaml", path=w.folder / "r.zarr")),
+        Case("recipe-field", "io.build_recipe", ValueError, ("`source`", "'sources'"), lambda w: rg.io.build_recipe({"version": 1, "source": []}, path=w.folder / "r.zarr")),
         Case("no-such-screen", "datasets.load_screen", KeyError, ("'norman19'",), lambda w: rg.datasets.load_screen("norman19")),
     ],
     "Perturbations": [

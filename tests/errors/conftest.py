@@ -31,6 +31,7 @@ def world(_sections, tmp_path_factory):
     scores = rg.tl.cross_validate(unfitted, methods=["mean"], n_genes=20, progress=False, inplace=False)
     folder = tmp_path_factory.mktemp("files")
     (folder / "mine").mkdir()
+    (folder / "mine.zarr.zip").write_text("my own file")
     with h5py.File(folder / "linked.h5ad", "w") as file:
         file["layers/raw"] = h5py.ExternalLink("/home/neighbour/patients.h5", "/X")
     with h5py.File(folder / "huge.h5ad", "w") as file:

@@ -82,6 +82,6 @@ def test_every_public_function_has_a_case():
         for name in importlib.import_module(f"ragst_sd.{module}").__all__
     }
     named = {case.function for case in CASES.values()}
-    # These two need a server; their cases stand in tests/datasets/test_load_census.py and test_share_reference.py.
-    assert public - named <= {"datasets.load_census", "datasets.download_reference"}, public - named
+    # These two need a server; their cases stand in tests/datasets/test_load_census.py and tests/io/test_share_reference.py.
+    assert public - named <= {"datasets.load_census", "io.download_reference"}, public - named
     assert named <= public

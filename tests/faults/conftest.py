@@ -34,16 +34,6 @@ def _hash(reference):
     return reference_hash(reference)
 
 
-@pytest.fixture
-def two_renames(request, monkeypatch):
-    """With `True`, a system that cannot exchange two folders in one step."""
-    if request.param:
-        from ragst_sd import _replacing
-
-        monkeypatch.setattr(_replacing, "_exchange", lambda first, second: False)
-    return request.param
-
-
 def is_one_of(found, versions):
     """Which version a store holds; it must be the whole of one."""
     (same,) = [one for one in versions if one.n_obs == found.n_obs]

@@ -124,14 +124,14 @@ def test_build_leaves_the_sections(sections, monkeypatch):
 def test_a_write_leaves_the_old_version(fitted, tmp_path, monkeypatch):
     from ragst_sd.io import _write_reference
 
-    path = tmp_path / "r.zarr"
+    path = tmp_path / "r.zarr.zip"
     rg.io.write_reference(fitted, path)
     expected = fitted.uns["ragst"]["content_hash"]
-    interrupts(monkeypatch, _write_reference, "seal")
+    interrupts(monkeypatch, _write_reference, "_pack")
     with pytest.raises(KeyboardInterrupt):
         rg.io.write_reference(fitted[:-1].copy(), path, overwrite=True)
     assert rg.io.read_reference(path).uns["ragst"]["content_hash"] == expected
-    assert [one.name for one in tmp_path.iterdir() if not one.name.endswith(".lock")] == ["r.zarr"]
+    assert [one.name for one in tmp_path.iterdir() if not one.name.endswith(".lock")] == ["r.zarr.zip"]
     monkeypatch.undo()
     rg.io.write_reference(fitted[:-1].copy(), path, overwrite=True)
     assert rg.io.read_reference(path).n_obs == fitted.n_obs - 1

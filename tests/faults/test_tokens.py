@@ -37,8 +37,8 @@ CODE = """
     sections = rg.datasets.synthetic(n_donors=1, n_genes=210, image_px=400, mpp=1.0)
     rg.pp.embed_tiles(sections["donor1"], tile_px=64, mpp=1.0, context=(1,), progress=False)
     reference = rg.tl.build_reference(sections, use_rep="X_texture")
-    rg.io.write_reference(reference, folder / "r.zarr")
-    print(rg.datasets.data_card(reference), reference.uns)
+    rg.io.write_reference(reference, folder / "r.zarr.zip")
+    print(rg.io.data_card(reference), reference.uns)
     print("FINISHED")
 """
 

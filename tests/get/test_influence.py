@@ -209,8 +209,8 @@ def test_a_part_of_the_table(predicted, fitted):
 def test_object_read_back(predicted, fitted, tmp_path):
     expected = influence(predicted, fitted)
     predicted.write(tmp_path / "s.zarr")
-    rg.io.write_reference(fitted, tmp_path / "r.zarr")
-    back = influence(sd.read_zarr(tmp_path / "s.zarr"), rg.io.read_reference(tmp_path / "r.zarr"))
+    rg.io.write_reference(fitted, tmp_path / "r.zarr.zip")
+    back = influence(sd.read_zarr(tmp_path / "s.zarr"), rg.io.read_reference(tmp_path / "r.zarr.zip"))
     pd.testing.assert_frame_equal(back, expected)
 
 

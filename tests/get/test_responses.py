@@ -207,14 +207,14 @@ try:
     rg.get.explain(table, None, **names)
 except ValueError as error:
     print(error)
-bank = rg.io.read_reference(sys.argv[1] + "/bank.zarr")
+bank = rg.io.read_reference(sys.argv[1] + "/bank.zarr.zip")
 rg.get.explain(table, bank, **names).to_csv(sys.argv[1] + "/parts.csv", index=False)
 """
 
 
 def test_a_table_read_back_in_a_new_process(bank, table, tmp_path):
     table.write_zarr(tmp_path / "table.zarr")
-    rg.io.write_reference(bank, tmp_path / "bank.zarr")
+    rg.io.write_reference(bank, tmp_path / "bank.zarr.zip")
     row = rg.get.neighbors(table)["reference"].iloc[0]
     path = os.pathsep.join([str(Path(rg.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(

@@ -9,19 +9,72 @@ import pytest
 import zarr
 
 import ragst_sd as rg
-from ragst_sd.io._store_seal import _SEAL
+
+from .older_layout import SEAL, write_folder
 
 
 @pytest.fixture
-def older(fitted, tmp_path):
-    """A fitted reference as version 1 of the schema laid it out: sections without species, no `donor_key`, no `obs`, no checksums."""
-    path = tmp_path / "older.zarr"
-    rg.io.write_reference(fitted, path)
+def folder(_fitted_store, tmp_path):
+    """The reference of `fitted` as a folder of sharded arrays."""
+    write_folder(rg.io.read_reference(_fitted_store), tmp_path / "r.zarr", chunk_bytes=4096, chunks_per_shard=3)
+    return tmp_path / "r.zarr"
+
+
+@pytest.fixture
+def older(folder):
+    """The same as version 1 of the schema laid it out: sections without species, no `donor_key`, no `obs`, no checksums."""
     for member in ("sections/species", "donor_key", "obs", "annotations_hash"):
-        shutil.rmtree(path / "uns" / "ragst" / member)
-    zarr.open_group(path / "uns" / "ragst", mode="r+")["schema_version"][...] = 1
-    zarr.open_group(path, mode="r+").attrs.pop(_SEAL)
-    return path
+        shutil.rmtree(folder / "uns" / "ragst" / member)
+    zarr.open_group(folder / "uns" / "ragst", mode="r+")["schema_version"][...] = 1
+    zarr.open_group(folder, mode="r+").attrs.pop(SEAL)
+    return folder
+
+
+def test_a_folder_is_read_and_left_on_disk_as_a_file_would_be(folder, fitted, query):
+    assert zarr.open_group(folder, mode="r")["X/data"].shards is not None
+    expected = rg.tl.predict(query, fitted, inplace=False)
+    for lazy in (False, True):
+        found = rg.io.read_reference(folder, lazy=lazy)
+        assert found.uns["ragst"]["content_hash"] == fitted.uns["ragst"]["content_hash"]
+        np.testing.assert_array_equal(rg.tl.predict(query, found, inplace=False).X, expected.X)
+
+
+def test_a_folder_that_was_replaced_is_noticed_by_a_lazy_reference(folder, query):
+    lazy = rg.io.read_reference(folder, lazy=True)
+    folder.rename(folder.with_name("moved.zarr"))
+    with pytest.raises(RuntimeError, match="was replaced or changed after it was opened"):
+        rg.tl.predict(query, lazy, inplace=False)
+    shutil.copytree(folder.with_name("moved.zarr"), folder)
+    with pytest.raises(RuntimeError, match="was replaced or changed after it was opened"):
+        rg.tl.predict(query, lazy, inplace=False)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("kept", [None, 0.5])
+def test_a_folder_with_a_chunk_that_is_gone_or_cut_is_refused(folder, lazy, kept):
+    """Zarr reads zeros where a chunk is not there."""
+    chunk = folder / "X" / "indices" / "c" / "0"
+    content = chunk.read_bytes()
+    chunk.unlink()
+    if kept:
+        chunk.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ValueError, match=r"cannot be read .*X does not match what was written\)\. It is damaged"):
+        rg.io.read_reference(folder, lazy=lazy)
+
+
+def test_a_folder_with_other_values_is_refused(folder):
+    values = zarr.open_group(folder, mode="r+")["X/data"]
+    values[:] = values[:] * 2
+    with pytest.raises(ValueError, match=r"X does not match what was written|does not match its hash"):
+        rg.io.read_reference(folder)
+
+
+def test_a_folder_with_other_labels_is_not_opened_lazily(folder):
+    group = zarr.open_group(folder, mode="r+")
+    group.attrs.pop(SEAL)
+    group["obs/donor/codes"][:] = 0
+    with pytest.raises(ValueError, match="do not match the hash"):
+        rg.io.read_reference(folder, lazy=True)
 
 
 def test_it_is_read_as_the_present_version_and_predicts_the_same(older, fitted, query, caplog):
@@ -35,8 +88,8 @@ def test_it_is_read_as_the_present_version_and_predicts_the_same(older, fitted, 
 
 
 def test_written_again_it_is_of_the_present_version_and_opens_lazily(older, fitted, tmp_path):
-    rg.io.write_reference(rg.io.read_reference(older), tmp_path / "new.zarr")
-    lazy = rg.io.read_reference(tmp_path / "new.zarr", lazy=True)
+    rg.io.write_reference(rg.io.read_reference(older), tmp_path / "new.zarr.zip")
+    lazy = rg.io.read_reference(tmp_path / "new.zarr.zip", lazy=True)
     assert int(lazy.uns["ragst"]["schema_version"]) == 2
     assert lazy.uns["ragst"]["fit"]["fit_hash"] == fitted.uns["ragst"]["fit"]["fit_hash"]
 

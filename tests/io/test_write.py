@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
+import pickle
 import shutil
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata as ad
+import dask
 import numpy as np
+import psutil
 import pytest
 import spatialdata as sd
 
@@ -24,7 +30,7 @@ def seen(folder):
 @pytest.fixture
 def path(_fitted_store, tmp_path):
     """Where `fitted` was written."""
-    return Path(shutil.copytree(_fitted_store, tmp_path / "r.zarr"))
+    return Path(shutil.copy(_fitted_store, tmp_path / "r.zarr.zip"))
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +51,8 @@ def stored(_predicted_store, predicted, tmp_path):
 @pytest.mark.parametrize("method", ["knn", "ridge", "mean"])
 def test_every_fit_survives_the_round_trip(reference, method, tmp_path, query):
     rg.tl.fit(reference, method=method, n_neighbors=10)
-    rg.io.write_reference(reference, tmp_path / "r.zarr")
-    back = rg.io.read_reference(tmp_path / "r.zarr")
+    rg.io.write_reference(reference, tmp_path / "r.zarr.zip")
+    back = rg.io.read_reference(tmp_path / "r.zarr.zip")
     np.testing.assert_array_equal(back.obsm["thumbnail"], reference.obsm["thumbnail"])
     first, second = (rg.tl.predict(query, one, inplace=False) for one in (reference, back))
     np.testing.assert_array_equal(first.X, second.X)
@@ -56,13 +62,33 @@ def test_reference_is_replaced_only_when_asked(fitted, path, tmp_path):
     with pytest.raises(FileExistsError, match="overwrite=True"):
         rg.io.write_reference(fitted, path)
     rg.io.write_reference(fitted, path, overwrite=True)
-    assert seen(tmp_path) == ["r.zarr"]
-    other = tmp_path / "mine"
-    other.mkdir()
-    (other / "thesis.txt").write_text("important")
+    assert seen(tmp_path) == ["r.zarr.zip"]
+    other = tmp_path / "mine.zarr.zip"
+    other.write_text("important")
     with pytest.raises(FileExistsError, match="not a reference"):
         rg.io.write_reference(fitted, other, overwrite=True)
-    assert (other / "thesis.txt").exists()
+    assert other.read_text() == "important"
+    other.unlink()
+    other.mkdir()
+    with pytest.raises(FileExistsError, match="not a reference"):
+        rg.io.write_reference(fitted, other, overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["r.zarr", "r.zip", "r"])
+def test_the_name_of_a_file_is_told(fitted, tmp_path, name):
+    with pytest.raises(ValueError, match=r"A reference is one file.* name it '.*/r\.zarr\.zip'"):
+        rg.io.write_reference(fitted, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_plain_anndata_reads_the_file(fitted, path):
+    import zarr
+
+    found = ad.read_zarr(zarr.storage.ZipStore(path))
+    np.testing.assert_array_equal(found.X.toarray(), fitted.X.toarray())
+    np.testing.assert_array_equal(found.obsm["retrieval_key"], fitted.obsm["retrieval_key"])
+    assert list(found.obs_names) == list(fitted.obs_names)
+    assert found.uns["ragst"]["content_hash"] == fitted.uns["ragst"]["content_hash"]
 
 
 def test_failed_write_leaves_the_old_version(fitted, path, tmp_path, monkeypatch):
@@ -74,50 +100,121 @@ def test_failed_write_leaves_the_old_version(fitted, path, tmp_path, monkeypatch
         rg.io.write_reference(fitted, path, overwrite=True)
     monkeypatch.undo()
     assert rg.io.read_reference(path).shape == fitted.shape
-    assert seen(tmp_path) == ["r.zarr"]
+    assert seen(tmp_path) == ["r.zarr.zip"]
 
 
 def test_read_refuses_what_is_no_reference(path, tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        rg.io.read_reference(tmp_path / "nothing.zarr")
+        rg.io.read_reference(tmp_path / "nothing.zarr.zip")
     ad.AnnData(np.ones((2, 2), dtype=np.float32)).write_zarr(tmp_path / "other.zarr")
     with pytest.raises(ValueError, match="not a reference"):
         rg.io.read_reference(tmp_path / "other.zarr")
+    other = ad.read_zarr(tmp_path / "other.zarr")
+    other.write_zarr(tmp_path / "folder")
+    packed(tmp_path / "folder", tmp_path / "other.zarr.zip")
+    with pytest.raises(ValueError, match="not a reference"):
+        rg.io.read_reference(tmp_path / "other.zarr.zip")
+
+
+def packed(folder, path):
+    """A folder as a zip file."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            archive.write(file, file.relative_to(folder))
+    return path
+
+
+@pytest.fixture
+def unpacked(path, tmp_path):
+    """The parts of the file as a folder."""
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path / "unpacked.zarr")
+    return tmp_path / "unpacked.zarr"
+
+
+def test_a_file_that_was_unpacked_or_packed_again_is_read(unpacked, fitted, tmp_path):
+    for place in (unpacked, packed(unpacked, tmp_path / "again.zarr.zip")):
+        for lazy in (False, True):
+            assert rg.io.read_reference(place, lazy=lazy).shape == fitted.shape
+
+
+def test_other_values_and_other_labels_are_noticed(unpacked, tmp_path):
     import zarr
 
-    store = zarr.open(path, mode="r+")
-    store["X/data"][:] = store["X/data"][:] * 2
+    group = zarr.open_group(unpacked, mode="r+")
+    group["X/data"][:] = group["X/data"][:] * 2
     with pytest.raises(ValueError, match="does not match its hash"):
+        rg.io.read_reference(packed(unpacked, tmp_path / "values.zarr.zip"))
+    group["obs/donor/codes"][:] = 0
+    with pytest.raises(ValueError, match="do not match the hash"):
+        rg.io.read_reference(packed(unpacked, tmp_path / "labels.zarr.zip"), lazy=True)
+
+
+def damaged(path, part):
+    """Change one byte in the middle of a part of a file."""
+    with zipfile.ZipFile(path) as archive:
+        place = archive.getinfo(part)
+        start = place.header_offset + 30 + len(part) + place.file_size // 2
+    content = bytearray(path.read_bytes())
+    content[start] ^= 0xFF
+    path.write_bytes(content)
+
+
+def test_a_damaged_part_is_noticed(path, query):
+    damaged(path, "X/data/c/0")
+    with pytest.raises(ValueError, match=r"r\.zarr\.zip cannot be read .*X/data/c/0.* It is damaged"):
+        rg.io.read_reference(path)
+    lazy = rg.io.read_reference(path, lazy=True)
+    with pytest.raises(RuntimeError, match=r"r\.zarr\.zip is damaged .*X/data/c/0"):
+        rg.tl.predict(query, lazy, inplace=False)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_file_that_was_cut_or_lost_a_part_is_refused(path, lazy):
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"X/data/c/0", b"X/data/c/9"))
+    with pytest.raises(ValueError, match=r"the list of parts does not match what was written\)\. It is damaged"):
+        rg.io.read_reference(path, lazy=lazy)
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"not the whole of one .*If it was copied or downloaded, do that again"):
+        rg.io.read_reference(path, lazy=lazy)
+
+
+def test_a_reference_larger_than_the_memory_is_refused_before_it_is_read(path, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=40960))
+    with pytest.raises(MemoryError, match=r"this machine has 0\.0 GB of memory.*`lazy=True`"):
         rg.io.read_reference(path)
 
 
 def test_a_subset_is_written_without_its_fit(fitted, tmp_path, caplog):
     part = fitted[5:].copy()
     with caplog.at_level(logging.WARNING, logger="ragst_sd"):
-        rg.io.write_reference(part, tmp_path / "part.zarr")
+        rg.io.write_reference(part, tmp_path / "part.zarr.zip")
     assert "written without its fit" in caplog.text
-    back = rg.io.read_reference(tmp_path / "part.zarr")
+    back = rg.io.read_reference(tmp_path / "part.zarr.zip")
     assert back.n_obs == fitted.n_obs - 5
     assert "fit" not in back.uns["ragst"]
     assert "fit" in part.uns["ragst"]
 
 
-def test_rows_lie_in_sharded_chunks(fitted, tmp_path, monkeypatch):
+def test_rows_lie_in_chunks(fitted, tmp_path, monkeypatch):
     import zarr
 
-    from ragst_sd.io import _sharded_store
+    from ragst_sd.io import _write_reference
 
-    monkeypatch.setattr(_sharded_store, "_CHUNK_BYTES", 4096)
-    monkeypatch.setattr(_sharded_store, "_CHUNKS_PER_SHARD", 3)
-    rg.io.write_reference(fitted, tmp_path / "r.zarr")
-    group = zarr.open_group(tmp_path / "r.zarr", mode="r")
+    monkeypatch.setattr(_write_reference, "_CHUNK_BYTES", 4096)
+    rg.io.write_reference(fitted, tmp_path / "r.zarr.zip")
+    with zipfile.ZipFile(tmp_path / "r.zarr.zip") as archive:
+        assert {part.compress_type for part in archive.infolist()} == {zipfile.ZIP_STORED}
+        assert len(set(archive.namelist())) == len(archive.namelist())
+    group = zarr.open_group(zarr.storage.ZipStore(tmp_path / "r.zarr.zip"), mode="r")
     assert group.metadata.zarr_format == 3
     for name in ("X/data", "X/indices", "layers/counts/data", "obsm/thumbnail", "obsm/X_colour", "obsm/retrieval_key"):
         array = group[name]
+        assert array.shards is None
         assert array.chunks[1:] == array.shape[1:]
         assert array.chunks[0] < array.shape[0]
-        assert array.shards[0] in (2 * array.chunks[0], 3 * array.chunks[0])
-    np.testing.assert_array_equal(rg.io.read_reference(tmp_path / "r.zarr").X.toarray(), fitted.X.toarray())
+    np.testing.assert_array_equal(rg.io.read_reference(tmp_path / "r.zarr.zip").X.toarray(), fitted.X.toarray())
 
 
 @pytest.fixture
@@ -144,15 +241,15 @@ def test_a_lazy_reference_leaves_its_rows_on_disk(fitted, lazy):
 @pytest.mark.parametrize("method", ["knn", "ridge_residual", "ridge", "mean"])
 def test_a_lazy_reference_predicts_the_same(reference, method, query, tmp_path, monkeypatch):
     """Blocks far smaller than the reference, so that rows of several of them are cited for one spot."""
-    from ragst_sd.io import _read_reference, _sharded_store
+    from ragst_sd.io import _read_reference, _write_reference
     from ragst_sd.retrieval import block_search
 
     monkeypatch.setattr(_read_reference, "ROW_BLOCK", 16)
-    monkeypatch.setattr(_sharded_store, "_CHUNK_BYTES", 4096)
+    monkeypatch.setattr(_write_reference, "_CHUNK_BYTES", 4096)
     monkeypatch.setattr(block_search.search_in_blocks, "__kwdefaults__", {"metric": "euclidean", "block_rows": 20})
     rg.tl.fit(reference, method=method, n_neighbors=10)
-    rg.io.write_reference(reference, tmp_path / "r.zarr")
-    lazy = rg.io.read_reference(tmp_path / "r.zarr", lazy=True)
+    rg.io.write_reference(reference, tmp_path / "r.zarr.zip")
+    lazy = rg.io.read_reference(tmp_path / "r.zarr.zip", lazy=True)
     assert lazy.X.numblocks[0] > 3
     expected, got = (rg.tl.predict(query, one, inplace=False) for one in (reference, lazy))
     np.testing.assert_array_equal(got.X, expected.X)
@@ -174,15 +271,15 @@ def test_what_a_lazy_reference_cannot_do_is_refused(lazy, reference, query, tmp_
     with pytest.raises(ValueError, match=r"is lazy.*to_memory"):
         rg.tl.fit(lazy, method="knn", n_neighbors=10)
     with pytest.raises(ValueError, match=r"is lazy.*to_memory"):
-        rg.io.write_reference(lazy, tmp_path / "again.zarr")
+        rg.io.write_reference(lazy, tmp_path / "again.zarr.zip")
     with pytest.raises(ValueError, match="needs all of its rows"):
         rg.tl.predict(query, lazy, backend="pynndescent")
     with pytest.raises(ValueError, match="lazy"):
         rg.tl.merge_references([lazy])
     rg.tl.fit(reference, method="random_rag", n_neighbors=10, options=quick("random_rag"))
-    rg.io.write_reference(reference, tmp_path / "random.zarr")
+    rg.io.write_reference(reference, tmp_path / "random.zarr.zip")
     with pytest.raises(ValueError, match="'random_rag' needs all of its rows"):
-        rg.tl.predict(query, rg.io.read_reference(tmp_path / "random.zarr", lazy=True))
+        rg.tl.predict(query, rg.io.read_reference(tmp_path / "random.zarr.zip", lazy=True))
 
 
 def test_changes_to_a_lazy_reference_are_noticed(lazy, query):
@@ -194,13 +291,32 @@ def test_changes_to_a_lazy_reference_are_noticed(lazy, query):
         rg.tl.predict(query, lazy)
 
 
-def test_labels_changed_on_disk_are_noticed_when_it_is_opened(path):
-    import zarr
+def test_a_lazy_reference_is_read_in_a_fork_and_where_it_was_pickled_to(lazy, fitted):
+    expected = fitted.X.toarray()
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(lazy.X)).compute().toarray(), expected)
+    with dask.config.set(scheduler="synchronous"):
+        for _ in range(3):
+            pid = os.fork()
+            if pid == 0:
+                same = False
+                try:
+                    same = np.array_equal(lazy.X.compute().toarray(), expected)
+                finally:
+                    os._exit(0 if same else 1)
+            # Both read at the same time.
+            assert np.array_equal(lazy.X.compute().toarray(), expected)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
-    group = zarr.open_group(path, mode="r+")
-    group["obs/donor/codes"][:] = 0
-    with pytest.raises(ValueError, match="do not match the hash"):
-        rg.io.read_reference(path, lazy=True)
+
+def test_a_lazy_reference_notices_that_its_file_was_replaced(lazy, fitted, path):
+    pickled = pickle.dumps(lazy.X)
+    rg.io.write_reference(fitted, path, overwrite=True)
+    for values in (lazy.X, pickle.loads(pickled)):
+        with pytest.raises(RuntimeError, match="was replaced or changed after it was opened"):
+            values.compute()
+    path.unlink()
+    with pytest.raises(RuntimeError, match="was replaced or changed after it was opened"):
+        pickle.loads(pickled).compute()
 
 
 def test_write_table_adds_and_replaces(predicted, fitted, tmp_path):

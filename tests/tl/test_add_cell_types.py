@@ -174,8 +174,8 @@ def test_methods_that_cite_nobody_leave_no_fractions(reference, cells, query):
 def test_survives_the_disk(paired, query, tmp_path):
     import spatialdata as sd
 
-    rg.io.write_reference(paired, tmp_path / "reference.zarr")
-    again = rg.io.read_reference(tmp_path / "reference.zarr")
+    rg.io.write_reference(paired, tmp_path / "reference.zarr.zip")
+    again = rg.io.read_reference(tmp_path / "reference.zarr.zip")
     asked = [EXTRA[0], paired.var_names[0]]
     rg.tl.predict(query, paired, genes=asked)
     query.write(tmp_path / "query.zarr")
@@ -259,8 +259,8 @@ class TestMerging:
 
     def test_parts_of_one_reference_keep_theirs(self, paired, caplog, tmp_path):
         halves = [paired[paired.obs["sample"] == name].copy() for name in sorted(set(paired.obs["sample"]))]
-        rg.io.write_reference(halves[0], tmp_path / "half.zarr")
-        halves[0] = rg.io.read_reference(tmp_path / "half.zarr")
+        rg.io.write_reference(halves[0], tmp_path / "half.zarr.zip")
+        halves[0] = rg.io.read_reference(tmp_path / "half.zarr.zip")
         merged, warned = self.merge(caplog, *halves[::-1])
         assert not warned
         assert merged.obs_names.tolist() != paired.obs_names.tolist()

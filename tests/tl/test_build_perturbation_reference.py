@@ -102,18 +102,18 @@ def test_written_and_read(screen, built, tmp_path):
     reference = rg.tl.build_perturbation_reference(
         adata, embedding=embedding.drop(index="P1"), sources=sources, min_cells=20, **LOGS
     )
-    rg.io.write_reference(reference, tmp_path / "screen.zarr")
-    read = rg.io.read_reference(tmp_path / "screen.zarr")
+    rg.io.write_reference(reference, tmp_path / "screen.zarr.zip")
+    read = rg.io.read_reference(tmp_path / "screen.zarr.zip")
     assert read.uns["ragst"]["content_hash"] == reference.uns["ragst"]["content_hash"]
     assert read.uns["ragst"]["sources"].loc["a", "license"] == "CC BY 4.0"
     assert read.uns["ragst"]["sources"].loc["b", "license"] == "unknown"
     pd.testing.assert_frame_equal(read.uns["ragst"]["dropped"], reference.uns["ragst"]["dropped"], check_dtype=False)
-    rg.io.write_reference(built[:10].copy(), tmp_path / "part.zarr")
-    assert rg.io.read_reference(tmp_path / "part.zarr").n_obs == 10
+    rg.io.write_reference(built[:10].copy(), tmp_path / "part.zarr.zip")
+    assert rg.io.read_reference(tmp_path / "part.zarr.zip").n_obs == 10
     damaged = reference.copy()
     del damaged.layers["response_half1"]
     with pytest.raises(ValueError, match=r"lacks layers\['response_half1'\]"):
-        rg.io.write_reference(damaged, tmp_path / "damaged.zarr")
+        rg.io.write_reference(damaged, tmp_path / "damaged.zarr.zip")
 
 
 def test_counts_are_normalised_by_a_named_rule():

@@ -86,8 +86,8 @@ class TestQuantiles:
 
     def test_the_same_after_a_round_trip(self, three, tmp_path):
         rg.tl.fit(three, method="ridge_residual", n_neighbors=10)
-        rg.io.write_reference(three, tmp_path / "r.zarr")
-        back = rg.io.read_reference(tmp_path / "r.zarr")
+        rg.io.write_reference(three, tmp_path / "r.zarr.zip")
+        back = rg.io.read_reference(tmp_path / "r.zarr.zip")
         for reference in (three, back):
             rg.tl.calibrate(reference, levels=[0.5], **QUIET)
         np.testing.assert_array_equal(*(one.uns["ragst"]["calibration"]["quantiles"] for one in (three, back)))
@@ -226,8 +226,8 @@ class TestRecord:
 
     def test_survives_being_written(self, fitted, tmp_path):
         rg.tl.calibrate(fitted, levels=[0.5, 0.9], **QUIET)
-        rg.io.write_reference(fitted, tmp_path / "r.zarr")
-        back = rg.io.read_reference(tmp_path / "r.zarr").uns["ragst"]["calibration"]
+        rg.io.write_reference(fitted, tmp_path / "r.zarr.zip")
+        back = rg.io.read_reference(tmp_path / "r.zarr.zip").uns["ragst"]["calibration"]
         kept = fitted.uns["ragst"]["calibration"]
         assert set(back) == set(kept)
         for name, value in kept.items():
@@ -235,10 +235,10 @@ class TestRecord:
 
     def test_serves_a_reference_read_back(self, fitted, query, tmp_path):
         rg.tl.calibrate(fitted, levels=[0.5, 0.9], **QUIET)
-        rg.io.write_reference(fitted, tmp_path / "r.zarr")
+        rg.io.write_reference(fitted, tmp_path / "r.zarr.zip")
         tables = [
             rg.tl.predict(query, one, intervals=0.9, inplace=False)
-            for one in (fitted, rg.io.read_reference(tmp_path / "r.zarr"))
+            for one in (fitted, rg.io.read_reference(tmp_path / "r.zarr.zip"))
         ]
         np.testing.assert_array_equal(*(table.layers["upper"] for table in tables))
         assert [table.uns["retrieval"]["interval_unit"] for table in tables] == ["spot", "spot"]

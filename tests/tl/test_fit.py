@@ -172,8 +172,8 @@ def test_an_interrupted_fit_keeps_its_best_state(query, reference, calls, when, 
     assert "best state so far is kept" in caplog.text
     assert fit["parameters"]["interrupted"]
     first = assert_predicts(query, reference)
-    rg.io.write_reference(reference, tmp_path / "r.zarr")
-    back = rg.io.read_reference(tmp_path / "r.zarr")
+    rg.io.write_reference(reference, tmp_path / "r.zarr.zip")
+    back = rg.io.read_reference(tmp_path / "r.zarr.zip")
     assert back.uns["ragst"]["fit"]["parameters"]["interrupted"]
     np.testing.assert_array_equal(rg.tl.predict(query, back, inplace=False).X, first.X)
 

@@ -103,8 +103,8 @@ def test_the_hash_does_not_depend_on_the_order_of_the_rows(reference, rng):
 def test_the_result_is_written_read_fitted_and_predicts(sections, query, tmp_path):
     merged = rg.tl.merge_references([build(sections, ["donor1"]), build(sections, ["donor2"])])
     rg.tl.fit(merged, method="knn", n_neighbors=10)
-    rg.io.write_reference(merged, tmp_path / "r.zarr")
-    back = rg.io.read_reference(tmp_path / "r.zarr")
+    rg.io.write_reference(merged, tmp_path / "r.zarr.zip")
+    back = rg.io.read_reference(tmp_path / "r.zarr.zip")
     at_once = build(sections, ["donor1", "donor2"])
     rg.tl.fit(at_once, method="knn", n_neighbors=10)
     first, second = (rg.tl.predict(query, one, inplace=False) for one in (back, at_once))
@@ -113,8 +113,8 @@ def test_the_result_is_written_read_fitted_and_predicts(sections, query, tmp_pat
 
 def test_references_read_from_disk_are_merged(sections, tmp_path):
     everything = build(sections, sections)
-    rg.io.write_reference(everything, tmp_path / "r.zarr")
-    back = rg.io.read_reference(tmp_path / "r.zarr")
+    rg.io.write_reference(everything, tmp_path / "r.zarr.zip")
+    back = rg.io.read_reference(tmp_path / "r.zarr.zip")
     kept = rg.tl.merge_references(back[back.obs["donor"] != "donor1"])
     same_content(kept, build(sections, [name for name in sections if name != "donor1"]))
 

@@ -344,7 +344,7 @@ def test_a_new_process_predicts_the_same_bit_for_bit(bench, tmp_path):
         "folder, kinds = sys.argv[1], json.loads(sys.argv[2])\n"
         "query, out = sd.read_zarr(f'{folder}/query.zarr'), {}\n"
         "for i, kind in enumerate(kinds):\n"
-        "    table = rg.tl.predict(query, rg.io.read_reference(f'{folder}/{i}.zarr'), inplace=False)\n"
+        "    table = rg.tl.predict(query, rg.io.read_reference(f'{folder}/{i}.zarr.zip'), inplace=False)\n"
         "    out |= {f'{i}-X': table.X, f'{i}-evidence': table.layers['evidence']}\n"
         "    out |= {f'{i}-{key}': table.obsm[key] for key in table.obsm if key.startswith('retrieval')}\n"
         "np.savez(f'{folder}/out.npz', **out)\n"
@@ -352,7 +352,7 @@ def test_a_new_process_predicts_the_same_bit_for_bit(bench, tmp_path):
     kinds = [(name, "two panels") for name in VARIANTS]
     bench.query.write(tmp_path / "query.zarr")
     for i, (name, kind) in enumerate(kinds):
-        rg.io.write_reference(bench.fitted(name, kind), tmp_path / f"{i}.zarr")
+        rg.io.write_reference(bench.fitted(name, kind), tmp_path / f"{i}.zarr.zip")
     subprocess.run([sys.executable, "-c", code, str(tmp_path), json.dumps(kinds)], check=True)
     found = np.load(tmp_path / "out.npz")
     for i, (name, kind) in enumerate(kinds):

@@ -109,8 +109,8 @@ def test_a_reference_reads_back_with_its_fit(bank, controls, tmp_path):
     for method in ("rag", "pt_rag", "knn", "ridge", "mean"):
         rg.tl.fit(bank, method=method, options=QUICK.get(method))
         before = rg.tl.perturb(controls, bank, perturbations=["P3"], **ASK)
-        rg.io.write_reference(bank, tmp_path / "bank.zarr", overwrite=True)
-        after = rg.tl.perturb(controls, rg.io.read_reference(tmp_path / "bank.zarr"), perturbations=["P3"], **ASK)
+        rg.io.write_reference(bank, tmp_path / "bank.zarr.zip", overwrite=True)
+        after = rg.tl.perturb(controls, rg.io.read_reference(tmp_path / "bank.zarr.zip"), perturbations=["P3"], **ASK)
         np.testing.assert_array_equal(after.X, before.X)
         assert after.uns["retrieval"]["fit_hash"] == before.uns["retrieval"]["fit_hash"]
 

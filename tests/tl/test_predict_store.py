@@ -63,8 +63,8 @@ def test_intervals_and_lazy_references_in_a_store(query, reference, tmp_path):
     rg.tl.fit(reference, method="knn", n_neighbors=10)
     rg.tl.calibrate(reference, levels=[0.8], progress=False)
     expected = rg.tl.predict(query, reference, intervals=0.8, inplace=False)
-    rg.io.write_reference(reference, tmp_path / "reference.zarr")
-    lazy = rg.io.read_reference(tmp_path / "reference.zarr", lazy=True)
+    rg.io.write_reference(reference, tmp_path / "reference.zarr.zip")
+    lazy = rg.io.read_reference(tmp_path / "reference.zarr.zip", lazy=True)
     stored = rg.tl.predict(query, lazy, intervals=0.8, store=tmp_path / "p.zarr", inplace=False)
     assert_same(stored, expected)
     np.testing.assert_array_equal(stored.varm["interval_quantiles"], expected.varm["interval_quantiles"])
@@ -127,8 +127,8 @@ def test_the_same_under_every_scheduler_of_dask(query, fitted, tmp_path):
     import dask
 
     expected = rg.tl.predict(query, fitted, inplace=False)
-    rg.io.write_reference(fitted, tmp_path / "reference.zarr")
-    lazy = rg.io.read_reference(tmp_path / "reference.zarr", lazy=True)
+    rg.io.write_reference(fitted, tmp_path / "reference.zarr.zip")
+    lazy = rg.io.read_reference(tmp_path / "reference.zarr.zip", lazy=True)
     for scheduler in ("threads", "synchronous"):
         with dask.config.set(scheduler=scheduler):
             assert_same(rg.tl.predict(query, lazy, inplace=False), expected)

@@ -1,63 +1,94 @@
-"""A store on disk of which one version is read, or none."""
+"""A file or folder on disk of which one version is read, or none."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, WrapperStore, ZipStore
 
 from ragst_sd._replacing import version_of
 
 if TYPE_CHECKING:
-    from zarr.abc.store import ByteRequest
+    from collections.abc import Collection
+
+    from anndata import AnnData
+    from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype
 
 
-class PinnedStore(LocalStore):
-    """A read-only folder that refuses to give out chunks of another version than it was opened on."""
+class PinnedStore(WrapperStore):
+    """A read-only zip file or folder that raises once it is not the version that was opened.
+
+    It can be pickled, and opens the file again in a forked process.
+    """
 
     def __init__(
         self,
-        root: Path | str,
+        path: Path,
         *,
-        read_only: bool = True,
-        version: tuple[int, int] | None = None,
+        version: tuple[int, int, int] | None = None,
         opened_with: str = "lazy=True",
         again: str = "Read it again with `rg.io.read_reference`",
     ) -> None:
-        super().__init__(root, read_only=True)
-        self.opened_with, self.again = opened_with, again
-        self.version = version_of(Path(root)) if version is None else version
+        self.path, self.opened_with, self.again = path, opened_with, again
+        self.version = version_of(path) if version is None else version
+        super().__init__(self._opened())
 
-    def with_read_only(self, read_only: bool = True) -> PinnedStore:  # noqa: FBT001, FBT002
-        """The same store; it can never be written to."""
-        return type(self)(self.root, version=self.version, opened_with=self.opened_with, again=self.again)
+    def _opened(self) -> Store:
+        self._process = os.getpid()
+        return ZipStore(self.path, mode="r") if self.path.is_file() else LocalStore(self.path, read_only=True)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PinnedStore) and (self.root, self.version) == (other.root, other.version)
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "version": self.version, "opened_with": self.opened_with, "again": self.again}
 
-    def __hash__(self) -> int:
-        return hash((self.root, self.version))
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
-    def __getstate__(self) -> Any:
-        return self.root, self.version, self.opened_with, self.again
-
-    def __setstate__(self, state: Any) -> None:
-        root, version, opened_with, again = state
-        self.__init__(root, version=version, opened_with=opened_with, again=again)  # type: ignore[misc]
-
-    async def get(
-        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """The bytes under a key, of the version that was opened."""
-        found = await super().get(key, prototype, byte_range)
-        # Looked at afterwards: what was read before a swap is of the old version.
+        if self._process != os.getpid():
+            # A process shares its place in an open file, and the locks of threads that are gone, with the one that it was forked from.
+            self._store = self._opened()
         try:
-            same = version_of(self.root) == self.version
+            await self._store._ensure_open()
+            return await self._store.get(key, prototype, byte_range)
+        except BadZipFile as error:
+            msg = f"{self.path} is damaged ({error}). Copy it again, or write it again from a reference that is whole."
+            raise RuntimeError(msg) from error
+        finally:
+            # Looked at afterwards: what was read before the file was replaced is of the old version.
+            self._require_same()
+
+    def _require_same(self) -> None:
+        try:
+            same = version_of(self.path) == self.version
         except FileNotFoundError:
             same = False
         if not same:
-            msg = f"{self.root} was replaced or changed after it was opened with `{self.opened_with}`. {self.again}."
+            msg = f"{self.path} was replaced or changed after it was opened with `{self.opened_with}`. {self.again}."
             raise RuntimeError(msg)
-        return found
+
+
+def opened_lazily(store: PinnedStore, *, parts: Collection[str], block_rows: int | None = None) -> AnnData:
+    """A table whose arrays stay on disk in `parts`, of `X`, `layers` and `obsm`; everything else is read."""
+    import anndata as ad
+    import zarr
+
+    group: Any = zarr.open_group(store, mode="r", use_consolidated=False)
+    obs, var = ad.io.read_elem(group["obs"]), ad.io.read_elem(group["var"])
+
+    def read(elem: Any, part: str) -> Any:
+        # Data frames and sparse matrices beside the expression are small.
+        if part not in parts or (part == "obsm" and isinstance(elem, zarr.Group)):
+            return ad.io.read_elem(elem)
+        blocks = None if block_rows is None or part == "obsm" else (block_rows, len(var))
+        return ad.experimental.read_elem_lazy(elem, chunks=blocks)
+
+    mappings = {
+        part: {name: read(elem, part) for name, elem in group[part].members()}
+        for part in ("layers", "obsm", "varm", "uns")
+    }
+    return ad.AnnData(read(group["X"], "X"), obs=obs, var=var, **mappings)

@@ -10,21 +10,15 @@ from typing import TYPE_CHECKING, Any
 from ragst_sd import _keys
 from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
 from ragst_sd._reference import ROW_BLOCK, annotations_hash, reference_header
-from ragst_sd._replacing import standing, version_of
-from ragst_sd.io._sparse_check import check_sparse, checked_blocks
-from ragst_sd.io._store_check import check_store, require_memory
-from ragst_sd.io._store_seal import SMALL, broken_parts
+from ragst_sd.io._reference_file import is_reference, require_complete
 from ragst_sd.reference.migration import migrated
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
 
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
-
-_ATTEMPTS = 5
 
 
 def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnData:
@@ -33,7 +27,7 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
     Parameters
     ----------
     path
-        The zarr store.
+        The file, `name.zarr.zip`, or the folder that an earlier release wrote.
     lazy
         Leave expression, embeddings, thumbnails and the rows in phi-space on disk, as dask arrays; `obs`, `var`, `varm` and the
         header are read. :func:`ragst_sd.tl.predict` then reads what it needs block by block, and gives the same values. To fit,
@@ -41,72 +35,46 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
 
     Returns
     -------
-    The reference. A header that an earlier release wrote is brought to the present schema, with hash and fit unchanged. It is
-    checked, and the content against the hash that was written with it. Of a lazy one only what
-    is in memory is checked (ids, genes, labels, mask); values that were changed on disk are noticed when they are read, by the
-    checksum of their chunk, and once the store is replaced the lazy reference has to be read again.
-    Nothing in a store is run, links in it are refused, and an array that says it is larger than its files can account for is
-    refused before memory is taken for it.
+    The reference. A header that an earlier release wrote is brought to the present schema, with hash and fit unchanged. The
+    header is checked, and the content against the hash that was written with it. Of a lazy reference only what is in memory is
+    checked (ids, genes, labels, mask). Rows that were damaged on disk are noticed when they are read, by the checksum of their
+    chunk. Once the file is replaced or changed, the lazy reference raises `RuntimeError` and has to be read again.
 
     Raises
     ------
     FileNotFoundError
         If there is nothing at `path`.
     ValueError
-        If it is not a reference, has an unknown schema version, holds links, codecs or sizes that are not trusted, or its content
-        does not match its hash.
+        If it is not a reference, is damaged or not complete, has an unknown schema version, or its content does not match its
+        hash.
     MemoryError
         If it is larger than the memory of this machine.
-    BlockingIOError
-        If it is replaced again and again while it is read.
 
     Examples
     --------
     >>> import ragst_sd as rg
     >>> sections = rg.datasets.synthetic(n_donors=1, image_px=500)
     >>> rg.pp.embed_tiles(sections["donor1"], progress=False)
-    >>> rg.io.write_reference(rg.tl.build_reference(sections, use_rep="X_texture"), "reference.zarr", overwrite=True)
-    >>> reference = rg.io.read_reference("reference.zarr")
+    >>> rg.io.write_reference(
+    ...     rg.tl.build_reference(sections, use_rep="X_texture"), "reference.zarr.zip", overwrite=True
+    ... )
+    >>> reference = rg.io.read_reference("reference.zarr.zip")
     >>> list(reference.obs["donor"].unique())
     ['donor1']
-    >>> rg.io.read_reference("reference.zarr", lazy=True).shape == reference.shape
+    >>> rg.io.read_reference("reference.zarr.zip", lazy=True).shape == reference.shape
     True
     """
     path = Path(path)
-    for _ in range(_ATTEMPTS):
-        place = standing(path)
-        if not place.exists():
-            msg = f"{path} does not exist. Write a reference with `rg.io.write_reference`."
-            raise FileNotFoundError(msg)
-        version = None
-        try:
-            version = version_of(place)
-            return _read(place, lazy=lazy)
-        except (ValueError, RuntimeError, OSError):
-            # A writer has put another version there meanwhile: that one is read.
-            if place.exists() and version_of(place) == version:
-                raise
-    msg = f"{path} was replaced {_ATTEMPTS} times while it was read. Wait until its writer is done."
-    raise BlockingIOError(msg)
-
-
-def _read(path: Path, *, lazy: bool) -> AnnData:
-    version = version_of(path)
-    if not (path / "uns" / _keys.ATTRS).is_dir():
-        msg = f"{path} is not a reference written by `rg.io.write_reference` (it has no `uns/{_keys.ATTRS}`)."
-        raise ValueError(msg)
-    arrays = check_store(path)
-    if not lazy:
-        require_memory(path, arrays)
-    broken = broken_parts(path, only=SMALL if lazy else None)
-    if broken:
+    if not path.exists():
+        msg = f"{path} does not exist. Write a reference with `rg.io.write_reference`."
+        raise FileNotFoundError(msg)
+    if not is_reference(path):
         msg = (
-            f"{path}: the content does not match its hash: {', '.join(broken)} do not match the hash that was written with them. "
-            "It was changed or damaged after it was written: copy it again, or write it again from a reference that is whole."
+            f"{path} is not a reference written by `rg.io.write_reference`, or not the whole of one (it has no `uns/{_keys.ATTRS}`). "
+            "If it was copied or downloaded, do that again."
         )
         raise ValueError(msg)
-    reference = _told(path, lambda place: _up_to_date(_open(place) if lazy else _load(place)))
-    check_sparse(reference, path)
+    reference = _up_to_date(_read(path, lazy=lazy))
     header = reference_header(reference) if lazy else any_header(reference)
     current = annotations_hash(reference) if lazy else any_hash(reference)
     expected = header.get(_keys.ANNOTATIONS_HASH) if lazy else header["content_hash"]
@@ -122,54 +90,45 @@ def _read(path: Path, *, lazy: bool) -> AnnData:
             "after it was written."
         )
         raise ValueError(msg)
-    if version_of(path) != version:
-        msg = f"{path} was replaced while it was read."
-        raise RuntimeError(msg)
     return reference
 
 
-def _told(path: Path, read: Callable[[Path], AnnData]) -> AnnData:
-    """What zarr and anndata make of bytes that nobody wrote, of which there is no list, as one kind of error."""
+def _read(path: Path, *, lazy: bool) -> AnnData:
+    import anndata as ad
+    import zarr
+    from zarr.storage import LocalStore, ZipStore
+
+    from ragst_sd.io._pinned_store import PinnedStore, opened_lazily
+
     try:
-        return read(path)
+        require_complete(path)
+        if lazy:
+            return opened_lazily(PinnedStore(path.absolute()), parts=("X", "layers", "obsm"), block_rows=ROW_BLOCK)
+        # What is open already is read to its end, whether or not somebody replaces the file meanwhile.
+        with LocalStore(path, read_only=True) if path.is_dir() else ZipStore(path) as store:
+            group = zarr.open_group(store, mode="r", use_consolidated=False)
+            _require_memory(path, group)
+            return ad.read_zarr(group)
     except MemoryError:
         raise
     except Exception as error:
+        # There is no list of what zarr and anndata raise on bytes that nobody wrote.
         msg = f"{path} cannot be read ({type(error).__name__}: {error}). It is damaged, or was written by another program."
         raise ValueError(msg) from error
 
 
-def _load(path: Path) -> AnnData:
-    import anndata as ad
-    import zarr
+def _require_memory(path: Path, group: Any) -> None:
+    """Raise a `MemoryError` if the arrays are larger than the memory of this machine."""
+    import psutil
 
-    # Metadata that was collected in one place is not what was looked at, and may tell something else.
-    return ad.read_zarr(zarr.open_group(path, mode="r", use_consolidated=False))
-
-
-def _open(path: Path) -> AnnData:
-    """The reference with its large arrays left on disk."""
-    import anndata as ad
-    import zarr
-
-    from ragst_sd.io._pinned_store import PinnedStore
-
-    group: Any = zarr.open_group(PinnedStore(path), mode="r", use_consolidated=False)
-    read, read_lazy = ad.io.read_elem, ad.experimental.read_elem_lazy
-    n_vars = int(group["varm"][_keys.MEASURED].shape[0])
-    blocks = (ROW_BLOCK, n_vars)
-    return ad.AnnData(
-        checked_blocks(read_lazy(group["X"], chunks=blocks), "X", path),
-        obs=read(group["obs"]),
-        var=read(group["var"]),
-        layers={
-            name: checked_blocks(read_lazy(group["layers"][name], chunks=blocks), f"layers/{name}", path)
-            for name in group["layers"]
-        },
-        obsm={name: _lazy_rows(group["obsm"][name]) for name in group["obsm"]},
-        varm={name: read(group["varm"][name]) for name in group["varm"]},
-        uns={name: read(group["uns"][name]) for name in group["uns"]},
-    )
+    memory = psutil.virtual_memory().total
+    total = sum(array.nbytes for _, array in group.members(max_depth=None) if hasattr(array, "nbytes"))
+    if total > memory:
+        msg = (
+            f"{path} holds {total / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB of memory. Read it with `lazy=True`, "
+            "which leaves its rows on disk."
+        )
+        raise MemoryError(msg)
 
 
 def _up_to_date(reference: AnnData) -> AnnData:
@@ -185,10 +144,3 @@ def _up_to_date(reference: AnnData) -> AnnData:
         )  # fmt: skip
     reference.uns[_keys.ATTRS] = header
     return reference
-
-
-def _lazy_rows(elem: Any) -> Any:
-    """An array on disk; a data frame of a few columns is read."""
-    import anndata as ad
-
-    return ad.experimental.read_elem_lazy(elem) if hasattr(elem, "shape") else ad.io.read_elem(elem)

@@ -3,50 +3,58 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
+
+import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
 from ragst_sd._reference import annotations_hash, require_in_memory
-from ragst_sd._replacing import alone, followed, fresh_folder, put_right
-from ragst_sd.io._sharded_store import write_sharded
-from ragst_sd.io._store_seal import seal
+from ragst_sd._replacing import alone, followed, place_beside, put_right
+from ragst_sd.io._reference_file import SUFFIX, is_reference, parts_digest
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
+# What is decompressed at once.
+_CHUNK_BYTES = 2**22
+
 
 def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write a reference, fitted or not, to a zarr store.
+    """Write a reference, fitted or not, to one file.
 
-    The store is written beside `path` and moved there when it is complete, so that `path` holds the old version or the new one
-    at every moment, whether the process is killed, the disk is full or somebody reads meanwhile. Checksums of all its parts
-    are written with it. A hidden file `.<name>.lock` beside `path` keeps two writers apart; it may be deleted when none runs. Where `path` is a symbolic
-    link, what it leads to is written and replaced.
+    The file is written beside `path` and moved there when it is complete, so that `path` holds the old version or the new one
+    at every moment, whether the process is killed, the disk is full or somebody reads meanwhile. A hidden file
+    `.<name>.lock` beside `path` keeps two writers apart; it may be deleted when none runs. Where `path` is a symbolic link, its
+    target is written and replaced.
 
     A reference that was changed since (a subset of its rows, say) is written with its new hash and without its fit,
     which no longer holds.
 
-    The store is zarr format 3, sharded: expression, embeddings, thumbnails and the rows in phi-space are arrays of their own,
-    in chunks of whole rows, so that :func:`ragst_sd.io.read_reference` can leave them on disk with `lazy=True`.
+    The file is a zarr store (format 3) in a zip archive without compression. Expression, embeddings, thumbnails and the rows in
+    phi-space lie in chunks of whole rows, so that :func:`ragst_sd.io.read_reference` can leave them on disk with `lazy=True`.
+    `anndata.read_zarr(zarr.storage.ZipStore(path))` reads it without this package.
 
     Parameters
     ----------
     reference
         Made by :func:`ragst_sd.tl.build_reference` or :func:`ragst_sd.tl.build_perturbation_reference`.
     path
-        Folder to write, for instance `reference.zarr`.
+        File to write, for instance `reference.zarr.zip`; the name ends in `.zarr.zip`.
     overwrite
         Replace an existing reference. Anything else at `path` is never replaced.
 
     Returns
     -------
-    `None`. On disk `path` is a zarr store that :func:`ragst_sd.io.read_reference` reads.
+    `None`. On disk `path` is a zip file that :func:`ragst_sd.io.read_reference` reads.
 
     Raises
     ------
@@ -55,7 +63,7 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
     BlockingIOError
         If another process or thread is writing the same reference.
     ValueError
-        If `reference` is not a reference, or is lazy.
+        If `reference` is not a reference, or is lazy, or the name of the file does not end in `.zarr.zip`.
 
     Examples
     --------
@@ -63,69 +71,106 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
     >>> sections = rg.datasets.synthetic(n_donors=1, image_px=500)
     >>> rg.pp.embed_tiles(sections["donor1"], progress=False)
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
-    >>> rg.io.write_reference(reference, "reference.zarr")
-    >>> rg.io.read_reference("reference.zarr").shape == reference.shape
+    >>> rg.io.write_reference(reference, "reference.zarr.zip")
+    >>> rg.io.read_reference("reference.zarr.zip").shape == reference.shape
     True
     """
     any_header(reference)
     require_in_memory(reference)
     path = followed(Path(path))
-    _refuse_existing(path, overwrite=overwrite)
+    require_place(path, overwrite=overwrite)
     with alone(path):
-        # What another writer moved away, and was stopped before it put the new version there, is a version to keep.
+        require_place(path, overwrite=overwrite)
         put_right(path)
-        _refuse_existing(path, overwrite=overwrite)
-        with fresh_folder(path) as fresh:
-            write_store(reference, fresh)
+        with place_beside(path) as place:
+            write_store(reference, place / "store")
+            _pack(place / "store", place / "file").replace(path)
 
 
-def _refuse_existing(path: Path, *, overwrite: bool) -> None:
+def require_place(path: Path, *, overwrite: bool) -> None:
+    """Raise an error if a reference cannot be written to `path`: its name is wrong, or something else is there.
+
+    Raises
+    ------
+    ValueError
+        If the name does not end in `.zarr.zip`.
+    FileExistsError
+        If `path` exists and `overwrite` is not set, or it is not a reference.
+    """
+    if not path.name.endswith(SUFFIX):
+        named = path.with_name(path.name.removesuffix(".zip").removesuffix(".zarr") + SUFFIX)
+        msg = (
+            f"`path` is {str(path)!r}. A reference is one file, a zarr store in a zip archive: name it {str(named)!r}."
+        )
+        raise ValueError(msg)
     if not path.exists():
         return
     if not overwrite:
         msg = f"{path} exists. Pass `overwrite=True` to replace it, or choose another path."
         raise FileExistsError(msg)
-    if not (path / "uns" / _keys.ATTRS).is_dir():
+    if path.is_dir() or not is_reference(path):
         msg = f"{path} exists and is not a reference; it is not replaced. Choose another path."
         raise FileExistsError(msg)
 
 
 def write_store(reference: AnnData, folder: Path) -> None:
-    """Write a reference to a place that nobody reads yet."""
-    write_sharded(_current(reference), folder)
-    seal(folder)
+    """Write a reference to a new folder, with its large arrays in chunks of whole rows."""
+    import anndata as ad
+    import zarr
+    from zarr.codecs import ZstdCodec
+
+    # A lazy reader notices by this checksum that a chunk was damaged.
+    packing = {"compressors": (ZstdCodec(level=0, checksum=True),)}
+
+    current = _current_parts(reference)
+
+    def write(write_func: Any, store: Any, key: str, elem: Any, *, dataset_kwargs: Mapping[str, Any], **_: Any) -> None:
+        if store.path == "":
+            elem = current.get(key, elem)
+        chunks = _chunks(elem)
+        layout = {"chunks": chunks, **packing} if chunks else {}
+        write_func(store, key, elem, dataset_kwargs={**dataset_kwargs, "shards": None, **layout})
+
+    group = zarr.open_group(folder, mode="w", zarr_format=3)
+    ad.experimental.write_dispatched(group, "/", reference, write)
 
 
-def _current(reference: AnnData) -> AnnData:
-    """The reference with a hash that fits its content."""
-    header = any_header(reference)
+def _chunks(elem: Any) -> tuple[int, ...] | None:
+    """Whole rows of a dense array, or a part of the values and columns of a sparse matrix; `None` for anything else."""
+    if hasattr(elem, "indptr"):
+        shape, itemsize = (int(elem.nnz),), int(elem.indices.dtype.itemsize)
+    elif isinstance(elem, np.ndarray) and elem.ndim and elem.dtype.kind in "fiub":
+        shape, itemsize = elem.shape, elem.dtype.itemsize
+    else:
+        return None
+    if not all(shape):
+        return None
+    return max(1, min(shape[0], _CHUNK_BYTES // (itemsize * math.prod(shape[1:])))), *shape[1:]
+
+
+def _pack(folder: Path, packed: Path) -> Path:
+    """Move the files of a folder into a zip archive; each is gone when the next comes, so that the disk holds them once."""
+    with ZipFile(packed, "w") as archive:
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            archive.write(file, file.relative_to(folder).as_posix())
+            file.unlink()
+        archive.comment = parts_digest(archive)
+    return packed
+
+
+def _current_parts(reference: AnnData) -> dict[str, dict[str, Any]]:
+    """`uns` and `obsm` with a hash that fits the content; the reference itself is left alone."""
+    header, obsm = any_header(reference), dict(reference.obsm)
     current = any_hash(reference)
     if not is_perturbation(reference):
         # Lets a lazy reference be checked without reading its values.
         header[_keys.ANNOTATIONS_HASH] = annotations_hash(reference)
-    if current == header["content_hash"]:
-        return _with_header(reference, header)
-    fitted = header.pop(_keys.FIT, None) is not None
-    logger.warning(
-        "The reference changed after it was built%s.", "; it is written without its fit: run `rg.tl.fit` again" * fitted
-    )
-    changed = _with_header(reference, {**header, "content_hash": current})
-    changed.obsm.pop(_keys.RETRIEVAL_KEY, None)
-    return changed
-
-
-def _with_header(reference: AnnData, header: dict[str, Any]) -> AnnData:
-    """The same arrays under another header; the reference itself is left alone."""
-    import anndata as ad
-
-    return ad.AnnData(
-        reference.X,
-        obs=reference.obs,
-        var=reference.var,
-        layers={name: values for name, values in reference.layers.items() if name is not None},
-        obsm=dict(reference.obsm),
-        varm=dict(reference.varm),
-        obsp=dict(reference.obsp),
-        varp=dict(reference.varp),
-        uns={**reference.uns, _keys.ATTRS: header},
-    )
+    if current != header["content_hash"]:
+        header["content_hash"] = current
+        obsm.pop(_keys.RETRIEVAL_KEY, None)
+        fitted = header.pop(_keys.FIT, None) is not None
+        logger.warning(
+            "The reference changed after it was built%s.",
+            "; it is written without its fit: run `rg.tl.fit` again" * fitted,
+        )
+    return {"uns": {**reference.uns, _keys.ATTRS: header}, "obsm": obsm}

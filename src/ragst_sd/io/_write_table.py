@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragst_sd._elements import require_sdata
-from ragst_sd._replacing import alone, followed, fresh_place, give_up, left_behind, move_in
+from ragst_sd._replacing import alone, followed, left_behind, move_in, place_beside
 from ragst_sd._validate import require_key
 
 if TYPE_CHECKING:
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_TABLES = "tables"
+_TABLES, _OLD = "tables", "old"
 
 
 def write_table(sdata: SpatialData, name: str) -> None:
     """Write a table into the store of its object, replacing an older version safely.
 
-    The new version is written beside the store and then put in the place of the old one, in one step where the system can
-    exchange two folders (Linux and macOS; elsewhere in two renames, and a call that was stopped between them is put right by
-    the next). So the store holds the old table or the new one at every moment, whether the process is killed or the disk is
-    full. A hidden file `.<store>.lock` beside it keeps two writers apart. `sdata` must have been written or read before (`sdata.write(path)`).
+    The new version is written beside the store and then put in the place of the old one by two renames. If the process is killed
+    between them, the next call for this store brings the old table back; so none is lost, also where the disk is full. A hidden
+    file `.<store>.lock` beside the store keeps two writers apart. `sdata` must have been written or read before
+    (`sdata.write(path)`).
 
     Parameters
     ----------
@@ -73,16 +73,12 @@ def write_table(sdata: SpatialData, name: str) -> None:
         if not place.exists() and name in {path.rsplit("/", 1)[-1] for path in sdata.elements_paths_on_disk()}:
             msg = f"The store {store} has another element named {name!r}. Choose another name for the table."
             raise ValueError(msg)
-        fresh = fresh_place(store)
-        try:
+        with place_beside(store) as fresh:
             _write_alone(sdata.tables[name], name, fresh)
+            (fresh / _OLD).mkdir()
             if not (store / _TABLES).exists():
                 zarr.open_group(store, mode="r+", use_consolidated=False).require_group(_TABLES)
-            move_in(fresh / _TABLES / name, place)
-        finally:
-            # A table that was moved away, and nothing put in its place, is brought back by the next call.
-            if place.exists():
-                give_up(fresh)
+            move_in(fresh / _TABLES / name, place, old=fresh / _OLD / name)
         if sdata.has_consolidated_metadata():
             sdata.write_consolidated_metadata()
         sdata.write_attrs()
@@ -101,8 +97,7 @@ def _write_alone(table: AnnData, name: str, fresh: Path) -> None:
 def _put_right(store: Path) -> None:
     """Bring back tables that a stopped writer moved away, and remove what it had not finished."""
     for fresh in left_behind(store):
-        for old in (fresh / _TABLES).glob("*.new.old"):
-            place = store / _TABLES / old.name.removesuffix(".new.old")
-            if not place.exists():
-                old.rename(place)
+        for old in (fresh / _OLD).glob("*"):
+            if not (store / _TABLES / old.name).exists():
+                old.rename(store / _TABLES / old.name)
         shutil.rmtree(fresh)

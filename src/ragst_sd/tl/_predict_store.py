@@ -139,23 +139,10 @@ def finish(place: Path, table: AnnData) -> None:
     zarr.consolidate_metadata(group.store)
 
 
-def opened(path: str | os.PathLike[str], version: tuple[int, int]) -> AnnData:
+def opened(path: str | os.PathLike[str], version: tuple[int, int, int]) -> AnnData:
     """A stored table whose spots x genes arrays stay on disk; reading them after they were replaced is an error."""
-    import anndata as ad
-    import zarr
-
-    from ragst_sd.io._pinned_store import PinnedStore
+    from ragst_sd.io._pinned_store import PinnedStore, opened_lazily
 
     # Absolute, so that the table outlives a change of the working directory.
     store = PinnedStore(Path(path).resolve(), version=version, opened_with="rg.tl.predict(store=...)", again=_AGAIN)
-    group: Any = zarr.open_group(store, mode="r")
-    read = ad.io.read_elem
-    return ad.AnnData(
-        ad.experimental.read_elem_lazy(group["X"]),
-        obs=read(group["obs"]),
-        var=read(group["var"]),
-        layers={name: ad.experimental.read_elem_lazy(group["layers"][name]) for name in group["layers"]},
-        obsm=read(group["obsm"]),
-        varm=read(group["varm"]),
-        uns=read(group["uns"]),
-    )
+    return opened_lazily(store, parts=("X", "layers"))

@@ -9,24 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from ragst_sd import _keys
 from ragst_sd._annotation import single_region
+from ragst_sd._caveats import sentences
+from ragst_sd._page import bears, to_html, to_markdown
 from ragst_sd._replacing import replace_text
-from ragst_sd._results import OBS_COLUMNS, VAR_COLUMNS, matching_reference, predicted, require_columns
+from ragst_sd._results import MIN_CV_PEARSON, OBS_COLUMNS, VAR_COLUMNS, matching_reference, predicted, require_columns
 from ragst_sd.tl._report_facts import gather
-from ragst_sd.tl._report_page import MADE_BY, to_html, to_markdown
-from ragst_sd.tl._report_pictures import draw_maps
-from ragst_sd.tl._report_sections import page_of
+from ragst_sd.tl._report_maps import draw_maps
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from ragst_sd.tl._report_facts import Facts
-
 logger = logging.getLogger(__name__)
 
+_MADE_BY = "made by rg.tl.report"
+_TEMPLATE = "tl/_report.md.jinja"
 _SUFFIXES = (".md", ".html")
-_HEAD_BYTES = 4096
 
 
 def report(
@@ -119,11 +118,14 @@ def report(
     if truth_key is not None:
         measured = _agreement(sdata, table, header, prediction_key, truth_key=truth_key, layer=layer, unit=unit)
     facts = gather(prediction_key, table, header, reference, measured)
-    why_none = _why_no_maps(sdata, facts, pictures=pictures)
+    why_none = _why_no_maps(sdata, table, header, pictures=pictures)
     truth_to_draw = truth_key if layer is None and unit == "counts" else None
     maps = [] if why_none else draw_maps(sdata, facts, prediction_key=prediction_key, truth_key=truth_to_draw)
-    page = page_of(facts, maps, why_none)
-    for file, text in zip(paths, (to_markdown(page), to_html(page)), strict=True):
+    facts |= {topic: sentences(topic, facts) for topic in ("not_assessed", "not_to_conclude")}
+    facts |= {"pictures": maps, "why_no_pictures": why_none, "min_cv_pearson": MIN_CV_PEARSON}
+    markdown, illustrated = (to_markdown(_TEMPLATE, {**facts, "as_html": as_html}) for as_html in (False, True))
+    page = to_html(illustrated, title=f"Prediction card: {prediction_key}", pictures=maps)
+    for file, text in zip(paths, (markdown, page), strict=True):
         replace_text(file, text)
     logger.info("Wrote %s and %s.", *paths)
     return paths
@@ -139,17 +141,10 @@ def _paths(path: str | os.PathLike[str], *, overwrite: bool) -> tuple[Path, Path
         raise FileNotFoundError(msg)
     markdown, page = (base.with_name(base.name + suffix) for suffix in _SUFFIXES)
     for file in (markdown, page):
-        if file.exists() and not overwrite and not _is_ours(file):
+        if file.exists() and not overwrite and not bears(file, _MADE_BY):
             msg = f"{file} exists and was not written by `rg.tl.report`. Choose another `path`, or replace it with `overwrite=True`."
             raise FileExistsError(msg)
     return markdown, page
-
-
-def _is_ours(file: Path) -> bool:
-    if not file.is_file():
-        return False
-    with file.open("rb") as handle:
-        return MADE_BY.encode() in handle.read(_HEAD_BYTES)
 
 
 def _agreement(
@@ -174,7 +169,7 @@ def _agreement(
     return wide.rename(columns={"coverage": "inside the interval"})
 
 
-def _why_no_maps(sdata: SpatialData | AnnData, facts: Facts, *, pictures: bool) -> str:
+def _why_no_maps(sdata: SpatialData | AnnData, table: AnnData, header: dict[str, Any], *, pictures: bool) -> str:
     """Why nothing can be drawn; empty if it can."""
     from anndata import AnnData
 
@@ -182,8 +177,8 @@ def _why_no_maps(sdata: SpatialData | AnnData, facts: Facts, *, pictures: bool) 
         return "they were not asked for."
     if isinstance(sdata, AnnData):
         return "the report was written from a bare table, without its image."
-    image = str(facts.header["image_key"])
+    image = str(header["image_key"])
     if image not in sdata.images:
         return f"image `{image}` is not in the object."
-    region = single_region(facts.table)
+    region = single_region(table)
     return "" if region in sdata.shapes or region in sdata.points else f"`{region}` is not in the object."

@@ -2,186 +2,157 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._licenses import terms_of
-from ragst_sd.tl._report_page import plain
+from ragst_sd._encoder_facts import encoder_facts
+from ragst_sd._licenses import NO_DERIVATIVES, NON_COMMERCIAL, UNKNOWN, UNRECOGNISED, ranked, terms_of
+from ragst_sd._page import number
+from ragst_sd._results import MIN_CV_PEARSON, unlike_share
+from ragst_sd.retrieval.grounding import FLAGGED
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from ragst_sd._licenses import Terms
-
-MISSING = "not assessed"
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Everything that the sections of a report are written from."""
-
-    name: str
-    """Of the predicted table."""
-    table: AnnData
-    header: dict[str, Any]
-    fit: dict[str, Any] | None
-    """The fit that made the prediction; `None` if the reference was fitted anew since."""
-    sources: pd.DataFrame
-    """One line per section of the reference: donors, tissue, technology, license, citation, rows, cited, weight."""
-    n_rows: int
-    n_donors: int
-    """Of the reference."""
-    encoder: dict[str, Any]
-    """Name, licence (`None` if not known) and what else the registry knows."""
-    cites: bool
-    measured: pd.DataFrame | None
-    """Agreement with measured values of this section, one line per gene, if a truth was given."""
-
-    @property
-    def predicted_spots(self) -> np.ndarray:
-        """(spots,) which spots have a prediction."""
-        distance = self.table.obs[_keys.DISTANCE_PERCENTILE].to_numpy(float)
-        return (
-            np.isfinite(distance) if np.isfinite(distance).any() else np.isfinite(np.asarray(self.table.X)).any(axis=1)
-        )
-
-    @property
-    def out_share(self) -> float:
-        """Share of spots out of reference."""
-        return float(self.table.obs[_keys.OUT_OF_REFERENCE].to_numpy(bool).mean())
-
-    @property
-    def cv_pearson(self) -> np.ndarray:
-        """(genes,) accuracy on what was held out."""
-        return self.table.var[_keys.CV_PEARSON].to_numpy(float)
-
-    @property
-    def assessed(self) -> bool:
-        """Whether any gene was cross-validated."""
-        return bool(np.isfinite(self.cv_pearson).any())
-
-    @property
-    def held_out(self) -> str:
-        """What could be held out of the reference to assess it."""
-        if self.n_donors > 1:
-            return "donor"
-        return "section" if len(self.sources) > 1 else "block"
-
-    @property
-    def interval_unit(self) -> str | None:
-        """Unit of exchange of the intervals, `None` without intervals."""
-        if _keys.LOWER not in self.table.layers or _keys.UPPER not in self.table.layers:
-            return None
-        return str(self.header.get(_keys.INTERVAL_UNIT, _keys.UNKNOWN))
-
-    @property
-    def licenses(self) -> list[tuple[Terms, str, int]]:
-        """Terms, name and number of sections of each licence, the most restrictive first."""
-        count = self.sources["license"].value_counts()
-        return sorted(((terms_of(name), str(name), int(n)) for name, n in count.items()), key=lambda one: -one[0].rank)
-
 
 def gather(
-    name: str,
-    table: AnnData,
-    header: dict[str, Any],
-    reference: AnnData,
-    measured: pd.DataFrame | None,
-) -> Facts:
-    """Read the facts from a predicted table and the reference that it was made from."""
+    name: str, table: AnnData, header: dict[str, Any], reference: AnnData, measured: pd.DataFrame | None
+) -> dict[str, Any]:
+    """The facts of a prediction, under the names that `_report.md.jinja` and `_caveats.yaml` have for them.
+
+    `measured` is the agreement with measured values of the section, one line per gene, or `None`.
+    """
     from ragst_sd.retrieval.methods import METHODS
 
-    fit = reference.uns[_keys.ATTRS].get(_keys.FIT)
-    own = fit is not None and str(fit["fit_hash"]) == str(header["fit_hash"])
-    return Facts(
-        name=name,
-        table=table,
-        header=header,
-        fit=dict(fit) if own else None,
-        sources=_sources(table, header, reference),
-        n_rows=reference.n_obs,
-        n_donors=int(reference.obs[_keys.DONOR].astype(str).nunique()),
-        encoder=_encoder(header["encoder"]),
-        cites=METHODS[str(header["method"])].cites
-        if str(header["method"]) in METHODS
-        else bool(len(header[_keys.CITED])),
-        measured=measured,
-    )
+    obs, var, method = table.obs, table.var, str(header["method"])
+    encoder, sources = encoder_facts(header["encoder"]), _sources(table, header, reference)
+    licenses, n_donors = ranked(sources["license"]), reference.obs[_keys.DONOR].astype(str).nunique()
+    terms = {terms for terms, _, _ in licenses}
+    score = var[_keys.CV_PEARSON].to_numpy(float)
+    has_distance = np.isfinite(obs[_keys.DISTANCE_PERCENTILE].to_numpy(float))
+    out = obs[_keys.OUT_OF_REFERENCE].to_numpy(bool)
+    unlike = unlike_share(obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))
+    facts = {
+        "name": name,
+        "table": table,
+        "header": header,
+        "method": method,
+        "cites": METHODS[method].cites if method in METHODS else bool(len(header[_keys.CITED])),
+        "section_donors": list(obs[header["donor_key"]].astype(str).unique()) if header["donor_key"] in obs else [],
+        "embeddings": f"tables[{header['table_key']!r}].obsm[{header['use_rep']!r}]",
+        "encoder": encoder,
+        "measured": measured,
+        # Of the reference.
+        "sources": sources,
+        "n_sections": len(sources),
+        "n_rows": reference.n_obs,
+        "n_donors": n_donors,
+        "held_out": "donor" if n_donors > 1 else "section" if len(sources) > 1 else "block",
+        "own_donor_used": _keys.DONOR not in [str(column) for column in np.atleast_1d(header["exclude"])],
+        "licenses": licenses,
+        "unclear_terms": bool({UNKNOWN, UNRECOGNISED} & terms),
+        "restricted_terms": bool({NON_COMMERCIAL, NO_DERIVATIVES} & {*terms, terms_of(encoder["license"])}),
+        "n_unlicensed": int((sources["license"].map(terms_of) == UNKNOWN).sum()),
+        "n_uncited": int((sources["citation"] == _keys.UNKNOWN).sum()),
+        "unknown_tissue": bool((sources["tissue"] == _keys.UNKNOWN).any()),
+        # Of genes.
+        "score": score,
+        "genes": _assessed_genes(var),
+        "n_genes": table.n_vars,
+        "assessed": bool(np.isfinite(score).any()),
+        "n_assessed": int(np.isfinite(score).sum()),
+        "n_low": int((score < MIN_CV_PEARSON).sum()),
+        "median_score": median(score),
+        "has_noise_ceiling": bool(var[_keys.NOISE_CEILING].notna().any()),
+        "dropped": _dropped(header),
+        # Of spots.
+        "predicted_spots": has_distance if has_distance.any() else np.isfinite(np.asarray(table.X)).any(axis=1),
+        "n_out": int(out.sum()),
+        "out_share": float(out.mean()),
+        "flagged": FLAGGED,
+        "unlike_share": unlike if np.isfinite(unlike) else None,
+        "effective_n": median(obs[_keys.EFFECTIVE_N]),
+        "evidence_share": median(obs[_keys.EVIDENCE_SHARE]),
+        **_fit(header, reference),
+    }
+    facts |= _intervals(table, header, facts["predicted_spots"])
+    return facts
+
+
+def median(values: Any) -> float:
+    """The median of what is known."""
+    known = np.asarray(values, dtype=float)
+    known = known[np.isfinite(known)]
+    return float(np.median(known)) if len(known) else np.nan
 
 
 def _sources(table: AnnData, header: dict[str, Any], reference: AnnData) -> pd.DataFrame:
+    """One line per section of the reference: donors, tissue, technology, license, citation, rows, cited, weight."""
+    import pandas as pd
+
     rows, weights = np.asarray(table.obsm[_keys.ROWS]), np.asarray(table.obsm[_keys.WEIGHTS], dtype=float)
-    cited = header[_keys.CITED]
-    of_row = cited[_keys.SAMPLE].astype(str).to_numpy()
     used = (rows >= 0) & (weights > 0)
-    frame = header["sources"].copy()
-    frame.index = frame.index.astype(str)
-    samples = reference.obs[_keys.SAMPLE].astype(str).to_numpy()
-    donors = reference.obs[_keys.DONOR].astype(str)
-    named = of_row[rows[used]] if used.any() else np.zeros(0, dtype=str)
-    total = weights[used].sum()
-    frame["donors"] = [", ".join(sorted(donors[samples == one].unique())) for one in frame.index]
-    frame["rows"] = [int((samples == one).sum()) for one in frame.index]
-    frame["cited"] = [len(np.unique(rows[used][named == one])) for one in frame.index]
-    frame["weight"] = [weights[used][named == one].sum() / total if total > 0 else np.nan for one in frame.index]
+    cited = pd.DataFrame({"row": rows[used], "weight": weights[used]})
+    cited["sample"] = header[_keys.CITED][_keys.SAMPLE].astype(str).to_numpy()[cited["row"]]
+    by_sample = cited.groupby("sample")
+    donors = reference.obs[[_keys.SAMPLE, _keys.DONOR]].astype(str).groupby(_keys.SAMPLE)[_keys.DONOR]
+    frame = header["sources"].set_axis(header["sources"].index.astype(str))
+    frame["donors"] = donors.agg(lambda names: ", ".join(sorted(set(names)))).reindex(frame.index, fill_value="")
+    frame["rows"] = donors.size().reindex(frame.index, fill_value=0)
+    frame["cited"] = by_sample["row"].nunique().reindex(frame.index, fill_value=0)
+    frame["weight"] = by_sample["weight"].sum().reindex(frame.index, fill_value=0.0) / cited["weight"].sum()
     return frame
 
 
-def _encoder(header: dict[str, Any]) -> dict[str, Any]:
-    """Name and terms of the encoder, as far as :func:`ragst_sd.pp.encoders` knows it."""
+def _assessed_genes(var: pd.DataFrame) -> pd.DataFrame:
+    """The genes that were assessed, the best first."""
     import pandas as pd
 
-    from ragst_sd.pp._encoders import encoders
-
-    known = encoders()
-    name = str(header["encoder"])
-    line = known[(known.index == name) | ((known["source"] == name) & known["source"].str.startswith("hf-hub:"))]
-    out: dict[str, Any] = {
-        "name": plain(name) or "an encoder without a name",
-        "license": None,
-        "citation": "",
-        "commercial_use": None,
+    var = var[var[_keys.CV_PEARSON].notna()].sort_values(_keys.CV_PEARSON, ascending=False, kind="stable")
+    columns = {
+        "gene": var.index,
+        "correlation": var[_keys.CV_PEARSON].map(number),
+        "noise ceiling": var[_keys.NOISE_CEILING].map(number),
+        "measured in spots": var[_keys.N_MEASURED].astype(int),
+        "evidence": var[_keys.EVIDENCE].astype(str),
     }
-    if len(line):
-        row = line.iloc[0]
-        out |= {"license": str(row["license"]), "citation": str(row["citation"])}
-        out["commercial_use"] = None if pd.isna(row["commercial_use"]) else bool(row["commercial_use"])
-    return out
+    return pd.DataFrame(columns)
 
 
-def number(value: float, digits: int = 2) -> str:
-    """A number with a true minus sign, or that it is not known."""
-    if value is None or not np.isfinite(value):
-        return MISSING
-    rounded = round(float(value), digits) + 0.0
-    return f"{rounded:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+def _dropped(header: dict[str, Any]) -> dict[str, Any] | None:
+    """What `rg.pp.filter_predicted` has left out before."""
+    if "filter" not in header:
+        return None
+    # A store gives the names back in any order.
+    reasons = [f"{int(n)} by {name}" for name, n in sorted(header["filter"]["dropped"].items()) if int(n)]
+    return {"n_genes": int(header["filter"]["n_genes"]), "reasons": ", ".join(reasons)}
 
 
-def percent(share: float) -> str:
-    """A share as a percentage; what is not quite none or all does not become it."""
-    if not np.isfinite(share):
-        return MISSING
-    if 0 < share < 0.005:
-        return "under 1 %"
-    if 0.995 < share < 1:
-        return "over 99 %"
-    return f"{100 * share:.0f} %"
+def _fit(header: dict[str, Any], reference: AnnData) -> dict[str, Any]:
+    """The fit that made the prediction; `None` if the reference was fitted anew since."""
+    fit = reference.uns[_keys.ATTRS].get(_keys.FIT)
+    if fit is None or str(fit["fit_hash"]) != str(header["fit_hash"]):
+        return {"fit": None}
+    # A store gives the names back in any order; of many values the first and the last are told.
+    options = sorted(fit["options"].items())
+    ends = [(name, np.ravel(value)[[0, -1]].tolist() if np.size(value) > 4 else value) for name, value in options]
+    return {
+        "fit": fit,
+        "options": ", ".join(f"{name} {value}" for name, value in ends),
+        "no_adjustment": not np.isfinite(float(fit["parameters"].get("adjustment_alpha", np.nan))),
+    }
 
 
-def count(n: int, what: str) -> str:
-    """A number of things, in the singular for one."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
-def quartiles(values: np.ndarray, digits: int = 2) -> str:
-    """Median with quartiles."""
-    finite = np.asarray(values, dtype=float)
-    finite = finite[np.isfinite(finite)]
-    if not len(finite):
-        return MISSING
-    low, middle, high = np.quantile(finite, [0.25, 0.5, 0.75])
-    return f"{number(middle, digits)} ({number(low, digits)} to {number(high, digits)})"
+def _intervals(table: AnnData, header: dict[str, Any], predicted_spots: np.ndarray) -> dict[str, Any]:
+    if _keys.LOWER not in table.layers or _keys.UPPER not in table.layers:
+        return {"interval_unit": ""}
+    width = np.asarray(table.layers[_keys.UPPER], dtype=float) - np.asarray(table.layers[_keys.LOWER], dtype=float)
+    return {
+        "interval_unit": str(header.get(_keys.INTERVAL_UNIT, _keys.UNKNOWN)),
+        "interval_level": float(header.get(_keys.INTERVAL_LEVEL, np.nan)),
+        "interval_width": width,
+        "n_without_interval": int(np.isnan(width[predicted_spots]).all(axis=0).sum()),
+    }

@@ -7,9 +7,8 @@ import pytest
 
 import ragst_sd as rg
 from ragst_sd.datasets._catalog_entries import catalog_entry, citation_text
-from ragst_sd.datasets._data_card_facts import bibtex_of, gather_facts
-from ragst_sd.datasets._data_card_gaps import gaps
-from ragst_sd.datasets._data_card_pictures import draw_pictures
+from ragst_sd.io._card_pictures import draw_composition, draw_pictures
+from ragst_sd.io._data_card import bibtex_of, composition, gather_facts
 
 
 @pytest.fixture
@@ -25,10 +24,10 @@ def mixed(sections):
 
 
 def test_the_most_restrictive_licence_stands_on_top(mixed, reference):
-    top = rg.datasets.data_card(mixed).splitlines()[4]
+    top = rg.io.data_card(mixed).splitlines()[4]
     assert top.startswith("**Licence: CC-BY-NC-4.0**, the most restrictive of the 3 licences of its sections.")
     assert "no commercial use" in top
-    unknown = rg.datasets.data_card(reference)
+    unknown = rg.io.data_card(reference)
     assert unknown.splitlines()[4].startswith("**Licence: not known**, that of all sections.")
     assert "No licence is known of 'donor1', 'donor2'" in unknown
     assert "No citation is known." in unknown
@@ -36,56 +35,56 @@ def test_the_most_restrictive_licence_stands_on_top(mixed, reference):
 
 def test_numbers_are_those_of_the_reference(mixed):
     facts = gather_facts(mixed)
-    by_organ = facts.composition("tissue")
+    by_organ = composition(facts["rows"], "tissue")
     for organ, line in by_organ.iterrows():
         rows = mixed.obs[mixed.obs["tissue"] == organ]
         assert line["spots"] == len(rows)
         assert line["sections"] == rows["sample"].nunique()
         assert line["donors"] == rows["donor"].nunique()
     assert list(by_organ["spots"]) == sorted(by_organ["spots"], reverse=True)
-    for sample, line in facts.sections.iterrows():
+    for sample, line in facts["sections"].iterrows():
         counts = mixed[mixed.obs["sample"] == sample].layers["counts"].toarray().sum(axis=1)
         assert line["spots"] == len(counts)
         assert line["median_counts"] == np.median(counts)
-    card = rg.datasets.data_card(mixed)
+    card = rg.io.data_card(mixed)
     assert f"| Spots | {mixed.n_obs:,} |" in card
     assert "| Organs | breast, liver |" in card
     assert mixed.uns["ragst"]["content_hash"] in card
-    assert "| Name | colour |" in card
+    assert "| name | colour |" in card
 
 
 def test_citations(mixed):
-    card = rg.datasets.data_card(mixed)
+    card = rg.io.data_card(mixed)
     assert card.count("@article{her2st,") == 1
     assert "@misc{source1,\n  note = {Ours (2020)},\n}" in card
     assert bibtex_of(["@book{a,\n  title = {b},\n}", "unknown"]) == ["@book{a,\n  title = {b},\n}"]
 
 
 def test_gaps_follow_the_facts(mixed, sections):
-    found = "\n".join(gaps(gather_facts(mixed)))
+    found = "\n".join(gather_facts(mixed)["gaps"])
     assert "Few donors (3)" in found
     assert "Only one donor of organ 'liver'" in found
     assert "One organ" not in found
     assert "Some terms forbid commercial use" in found
     one = rg.tl.build_reference({"donor1": sections["donor1"]}, use_rep="X_colour")
-    found = "\n".join(gaps(gather_facts(one)))
+    found = "\n".join(gather_facts(one)["gaps"])
     assert "One donor." in found
     assert "The organ of" in found
     sections["donor2"].tables["table"].X = sections["donor2"].tables["table"].X.multiply(0.1).ceil().tocsr()
     shallow = rg.tl.build_reference({name: sections[name] for name in ("donor1", "donor2")}, use_rep="X_colour")
-    medians = gather_facts(shallow).sections["median_counts"]
+    medians = gather_facts(shallow)["sections"]["median_counts"]
     listed = ", ".join(repr(name) for name in medians.index[medians < 1000])
     assert listed
-    assert f"in the genes kept): {listed}." in "\n".join(gaps(gather_facts(shallow)))
+    assert f"in the genes kept): {listed}." in "\n".join(gather_facts(shallow)["gaps"])
     twice = rg.tl.build_reference({"a": sections["donor1"], "b": sections["donor1"]}, use_rep="X_colour")
-    assert "The same picture under several names: 'a', 'b'" in "\n".join(gaps(gather_facts(twice)))
+    assert "The same picture under several names: 'a', 'b'" in "\n".join(gather_facts(twice)["gaps"])
 
 
 def test_written_beside_pictures(mixed, tmp_path):
     from skimage.io import imread
 
     folder = tmp_path / "mixed.card"
-    text = rg.datasets.data_card(mixed, path=folder, name="Mixed *tissue*")
+    text = rg.io.data_card(mixed, path=folder, name="Mixed *tissue*")
     assert (folder / "README.md").read_text() == text
     assert "# Mixed \\*tissue\\*" in text
     assert {path.name for path in folder.iterdir()} == {"README.md", "composition.png", "depth.png"}
@@ -93,27 +92,26 @@ def test_written_beside_pictures(mixed, tmp_path):
         assert f"]({name})" in text
         assert imread(folder / name).std() > 5
     (folder / "notes.txt").write_text("mine")
-    rg.datasets.data_card(mixed, path=folder)
+    rg.io.data_card(mixed, path=folder)
     assert (folder / "notes.txt").read_text() == "mine"
     (folder / "README.md").write_text("mine")
     with pytest.raises(FileExistsError, match="not a data card"):
-        rg.datasets.data_card(mixed, path=folder)
+        rg.io.data_card(mixed, path=folder)
 
 
 def test_pictures_show_the_numbers(mixed):
     facts = gather_facts(mixed)
-    drawn = {name: figure for name, _, figure in draw_pictures(facts)}
-    axes = drawn["composition.png"].axes
+    axes = draw_composition(facts["compositions"]).axes
     assert [ax.get_title(loc="left") for ax in axes] == ["Organ", "Technology", "Donor"]
     widths = [bar.get_width() for bar in axes[2].patches]
-    assert widths == list(facts.composition("donor")["spots"])
+    assert widths == list(composition(mixed.obs.astype(str), "donor")["spots"])
     assert [label.get_text() for label in axes[0].get_yticklabels()] == ["breast", "liver"]
 
 
 def test_many_donors_fold_into_one_bar(mixed):
     names = [f"d{i % 40}" for i in range(mixed.n_obs)]
     mixed.obs["donor"] = names
-    figure = next(iter(draw_pictures(gather_facts(mixed))))[2]
+    figure = draw_composition(gather_facts(mixed)["compositions"])
     labels = [label.get_text() for label in figure.axes[2].get_yticklabels()]
     assert len(labels) == 16
     assert labels[-1] == "25 others"
@@ -123,7 +121,7 @@ def test_many_donors_fold_into_one_bar(mixed):
 def test_names_cannot_change_the_page(sections):
     sources = {"donor1": {"license": "MIT | x", "citation": "```\n# Mine", "tissue": "<script>"}}
     reference = rg.tl.build_reference({"donor1": sections["donor1"]}, use_rep="X_colour", sources=sources)
-    card = rg.datasets.data_card(reference)
+    card = rg.io.data_card(reference)
     assert "<script>" not in card
     assert "MIT \\| x" in card
     assert card.count("```") == 2
@@ -135,10 +133,10 @@ def test_a_log_scale_has_no_depth(sections):
         table.X = table.X.multiply(1e4 / table.X.sum(axis=1)).tocsr().log1p()
     reference = rg.tl.build_reference(sections, use_rep="X_colour", unit="log1p_cp10k")
     facts = gather_facts(reference)
-    assert [name for name, _, _ in draw_pictures(facts)] == ["composition.png"]
-    assert "The depth of the sections is not known" in "\n".join(gaps(facts))
+    assert [picture.file for picture in draw_pictures(facts)] == ["composition.png"]
+    assert "The depth of the sections is not known" in "\n".join(facts["gaps"])
 
 
 def test_not_a_reference(query):
     with pytest.raises(ValueError, match="build_reference"):
-        rg.datasets.data_card(query.tables["table"])
+        rg.io.data_card(query.tables["table"])

@@ -1,7 +1,8 @@
-"""`rg.datasets.upload_reference`."""
+"""`rg.io.upload_reference`."""
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from pathlib import Path
@@ -12,12 +13,22 @@ from ragst_sd._licenses import NO_DERIVATIVES, terms_of
 from ragst_sd._reference import reference_header
 from ragst_sd._validate import listing, require_type
 from ragst_sd.datasets._hub import check_repository, hub_endpoint, upload_errors
-from ragst_sd.datasets._shared_layout import CARD, STORE, card_with_metadata
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
+
+STORE, CARD = "reference.zarr.zip", "README.md"
+# What earlier releases uploaded: a folder of many files.
+FOLDER_STORE = "reference.zarr"
+# As the hub calls them; any other licence is "other", with its name beside it.
+_HUB_LICENSES = {
+    *("mit", "apache-2.0", "bsd-3-clause", "bsd-2-clause", "cc0-1.0", "odbl", "pddl", "gpl-3.0", "lgpl-3.0"),
+    *("cc-by-4.0", "cc-by-3.0", "cc-by-sa-4.0", "cc-by-sa-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0"),
+}
 
 
 def upload_reference(
@@ -53,7 +64,7 @@ def upload_reference(
     Returns
     -------
     The hash of the commit, by which :func:`download_reference` gets this very reference again. The repository then holds
-    `reference.zarr` (an earlier one is replaced as a whole, in the same commit) and the data card `README.md` with its pictures.
+    one file, `reference.zarr.zip` (an earlier one is replaced), and the data card `README.md` with its pictures.
 
     Raises
     ------
@@ -75,14 +86,14 @@ def upload_reference(
     >>> rg.pp.embed_tiles(sections["donor1"], progress=False)
     >>> sources = {"donor1": {"license": "CC0-1.0", "citation": "Drawn by ragst_sd"}}
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture", sources=sources)
-    >>> commit = rg.datasets.upload_reference(reference, "my-lab/drawn-tissue")
+    >>> commit = rg.io.upload_reference(reference, "my-lab/drawn-tissue")
     >>> len(commit)
     40
     """
     from huggingface_hub import HfApi
 
-    from ragst_sd.datasets._data_card import data_card
     from ragst_sd.io import write_reference
+    from ragst_sd.io._data_card import data_card
 
     header = reference_header(reference)
     check_repository(repository)
@@ -94,7 +105,7 @@ def upload_reference(
         write_reference(reference, folder / STORE)
         text = data_card(reference, path=folder, name=name)
         licenses = [str(one) for one in header["sources"]["license"]]
-        (folder / CARD).write_text(card_with_metadata(text, licenses, repository), encoding="utf-8")
+        (folder / CARD).write_text(_hub_metadata(text, licenses, repository) + text, encoding="utf-8")
         api = HfApi(endpoint=hub_endpoint())
         with upload_errors(repository):
             api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
@@ -104,8 +115,7 @@ def upload_reference(
                 folder_path=folder,
                 revision=revision,
                 commit_message=f"Reference {header['content_hash'][:12]}",
-                # Chunks of an earlier reference must not be taken for chunks of this one.
-                delete_patterns=[f"{STORE}/*"],
+                delete_patterns=[f"{FOLDER_STORE}/*"],
             )
     logger.info(
         "Reference %s is at %s/datasets/%s, commit %s.",
@@ -116,16 +126,33 @@ def upload_reference(
 
 def _check_terms(licenses: dict[str, str]) -> None:
     """Refuse to pass on what a licence keeps from being passed on, or might."""
-    held = {sample: license for sample, license in licenses.items() if terms_of(license).rank >= NO_DERIVATIVES.rank}
-    if held:
-        found = "; ".join(
-            f"{license!r} ({terms_of(license).meaning}): {listing([s for s, own in held.items() if own == license])}"
-            for license in dict.fromkeys(held.values())
+    refused = {sample: name for sample, name in licenses.items() if terms_of(name).rank >= NO_DERIVATIVES.rank}
+    if refused:
+        reasons = "; ".join(
+            f"{name!r} ({terms_of(name).meaning}): {listing([sample for sample in refused if refused[sample] == name])}"
+            for name in dict.fromkeys(refused.values())
         )
         msg = (
-            f"A reference is derived from its sections, and of {len(held)} of them the licence does not say that it may be passed "
-            f"on: {found}. Name the licences with `sources=` where you know them, leave these sections out with "
+            f"A reference is derived from its sections, and of {len(refused)} of them the licence does not say that it may be "
+            f"passed on: {reasons}. Name the licences with `sources=` where you know them, leave these sections out with "
             f"`rg.tl.merge_references(reference[~reference.obs['{_keys.SAMPLE}'].isin([...])])`, or pass `accept_terms=True` if you "
             "have a permission."
         )
         raise ValueError(msg)
+
+
+def _hub_metadata(card: str, licenses: Sequence[str], repository: str) -> str:
+    """The block of fields before a data card that the hub reads: the most restrictive licences, a title, tags."""
+    most = max(terms_of(name).rank for name in licenses)
+    license = ", ".join(sorted({name for name in licenses if terms_of(name).rank == most}))
+    known = license.strip().lower().replace(" ", "-")
+    fields = {
+        "license": known if known in _HUB_LICENSES else "other",
+        "pretty_name": next((line[2:] for line in card.splitlines() if line.startswith("# ")), repository),
+        "tags": ["ragst-sd", "spatial-transcriptomics", "histology", "gene-expression"],
+    }
+    if fields["license"] == "other":
+        fields["license_name"] = license
+    # JSON is YAML, and quotes whatever a name may hold.
+    lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items()]
+    return "\n".join(["---", *lines, "---", "", ""])

@@ -67,12 +67,8 @@ import ragst_sd.image.texture, ragst_sd.image.encoders, ragst_sd.reference.symbo
 for species in ragst_sd.reference.symbols.SPECIES:
     ragst_sd.reference.symbols.known_names(species)
 
-def arm(step, made_room):
-    # The process dies at the step-th event: before or after a call that changes the disk, or with half a file written.
-    # With `made_room`, when a folder of that name has been moved away and nothing has taken its place.
-    # The system is one that cannot exchange folders in one step, so that there is a gap to die in.
-    from ragst_sd import _replacing
-    _replacing._exchange = lambda first, second: False
+def arm(step):
+    # The process dies at the step-th event: before or after a file takes the place that it was written for.
     passed = 0
     def event():
         nonlocal passed
@@ -82,24 +78,13 @@ def arm(step, made_room):
         passed += 1
         if passed == step:
             os._exit(9)
-    def wrap(owner, name):
-        original = getattr(owner, name)
-        def wrapped(self, *args, **kwargs):
-            event()
-            out = original(self, *args, **kwargs)
-            if name == "rename" and self.name == made_room:
-                os._exit(9)
-            if name == "write_h5ad":
-                size = os.path.getsize(args[0])
-                if passed + 1 == step:
-                    os.truncate(args[0], size // 2)
-                event()
-            event()
-            return out
-        setattr(owner, name, wrapped)
-    for owner, name in ((Path, "rename"), (Path, "replace"), (Path, "write_text"), (anndata.AnnData, "write_h5ad"),
-                        (anndata.AnnData, "write_zarr")):
-        wrap(owner, name)
+    original = Path.replace
+    def replace(self, target):
+        event()
+        out = original(self, target)
+        event()
+        return out
+    Path.replace = replace
 
 print("ready", flush=True)
 for line in sys.stdin:
@@ -109,8 +94,8 @@ for line in sys.stdin:
         out = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1), os.dup2(out, 2)
         torch.set_num_threads(1)
-        if job["step"] or job["made_room"]:
-            arm(job["step"], job["made_room"])
+        if job["step"]:
+            arm(job["step"])
         code = main(["build", *job["arguments"]])
         sys.stdout.flush()
         os._exit(code)
@@ -134,12 +119,9 @@ class Nursery:
         )
         assert self.process.stdout.readline().strip() == "ready"
 
-    def build(self, *arguments: str | Path, step: int = 0, made_room: str = "", kill_after: float | None = None) -> int:
-        """Exit status of a build (negative: the signal that ended it).
-
-        It is killed after some seconds, at some step, or when what lay at the place `made_room` has been moved away.
-        """
-        job = {"arguments": [str(one) for one in arguments], "step": step, "made_room": made_room, "log": str(self.log)}
+    def build(self, *arguments: str | Path, step: int = 0, kill_after: float | None = None) -> int:
+        """Exit status of a build (negative: the signal that ended it), which is killed after some seconds or at some step."""
+        job = {"arguments": [str(one) for one in arguments], "step": step, "log": str(self.log)}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         pid = int(self.process.stdout.readline())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 
@@ -11,7 +10,7 @@ import pytest
 
 import ragst_sd as rg
 
-from .deposit import RECIPE, Nursery, deposit
+from .recipes import RECIPE, Nursery, deposit
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="builds are forked")
 
@@ -34,7 +33,7 @@ def recipe(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(nursery, recipe, tmp_path_factory):
     """The reference of a build that nobody disturbs, and the seconds it takes."""
-    out = tmp_path_factory.mktemp("undisturbed") / "reference.zarr"
+    out = tmp_path_factory.mktemp("undisturbed") / "reference.zarr.zip"
     started = time.perf_counter()
     assert nursery.build(recipe, "--out", out) == 0, nursery.log.read_text()
     return rg.io.read_reference(out), time.perf_counter() - started
@@ -42,6 +41,11 @@ def undisturbed(nursery, recipe, tmp_path_factory):
 
 def content_hash(reference):
     return reference.uns["ragst"]["content_hash"]
+
+
+def embeddings(out):
+    """When each file of embeddings was written."""
+    return {path: path.stat().st_mtime_ns for path in out.with_name(f"{out.name}.parts").glob("*/*/part-*.npy")}
 
 
 def check_whole(out, expected):
@@ -53,10 +57,8 @@ def check_whole(out, expected):
     np.testing.assert_array_equal(found.obsm["thumbnail"], expected.obsm["thumbnail"])
     assert content_hash(expected) in (out.parent / "reference.card" / "README.md").read_text()
     names = {path.name for path in out.parent.iterdir()}
-    assert names == {"reference.zarr", "reference.zarr.parts", "reference.card", ".reference.zarr.lock"}
-    parts = sorted((out.parent / "reference.zarr.parts").iterdir())
-    assert len(parts) == 4
-    assert all({file.name for file in part.iterdir()} == {"table.h5ad", "part.json"} for part in parts)
+    assert names == {out.name, f"{out.name}.parts", "reference.card", f".{out.name}.lock"}
+    assert len(list((out.parent / f"{out.name}.parts").iterdir())) == 4
     assert {file.name for file in (out.parent / "reference.card").iterdir()} == {
         "README.md",
         "composition.png",
@@ -67,7 +69,7 @@ def check_whole(out, expected):
 def test_killed_at_random_moments(nursery, recipe, undisturbed, tmp_path):
     expected, seconds = undisturbed
     rng = np.random.default_rng()
-    out = tmp_path / "reference.zarr"
+    out = tmp_path / "reference.zarr.zip"
     killed = 0
     for attempt in range(12):
         after = float(rng.uniform(0.05, 0.8) * seconds)
@@ -75,7 +77,7 @@ def test_killed_at_random_moments(nursery, recipe, undisturbed, tmp_path):
         killed += status == -9
         if status == 0:
             check_whole(out, expected)
-            out = tmp_path / f"again{attempt}" / "reference.zarr"
+            out = tmp_path / f"again{attempt}" / "reference.zarr.zip"
         if killed >= 3:
             break
     assert killed >= 3
@@ -83,91 +85,74 @@ def test_killed_at_random_moments(nursery, recipe, undisturbed, tmp_path):
     check_whole(out, expected)
 
 
-# 4 parts of 7 events each (h5ad 3, note 2, rename 2), then the store, its places, pictures and page of the card
-STEPS_OF_A_PART = 7
+# Of each of the 4 sections, two files are moved to their places, and each move is two events: a note, and the embeddings.
+STEPS_OF_A_SECTION = 4
 
 
 def test_killed_at_every_kind_of_step(nursery, recipe, undisturbed, tmp_path):
-    """One build, killed in a part, at its note, between parts, in the store, when it is moved, and at the card."""
-    out = tmp_path / "reference.zarr"
-    parts = out.parent / "reference.zarr.parts"
+    """One build, killed at a note, and before and after embeddings are moved to their place."""
+    out = tmp_path / "reference.zarr.zip"
     kept = {}
-    for step, expected in ((2, 0), (6, 0), (16, 2), (16, 4), (5, 4), (6, 4)):
+    # Of a section that was embedded before, the note alone is moved.
+    for step, expected in ((1, 0), (3, 0), (4, 1), (5, 1), (6, 2)):
         assert nursery.build(recipe, "--out", out, step=step) == 9, nursery.log.read_text()
-        whole = {part.name: part / "table.h5ad" for part in parts.iterdir() if "." not in part.name}
-        assert len(whole) == expected
-        written = {name: path.stat().st_mtime_ns for name, path in whole.items()}
-        assert kept.items() <= written.items(), "a part was made again"
+        written = embeddings(out)
+        assert len(written) == expected
+        assert kept.items() <= written.items(), "embedded again"
+        assert not out.exists()
         kept = written
     assert nursery.build(recipe, "--out", out) == 0, nursery.log.read_text()
     check_whole(out, undisturbed[0])
-    assert {name: (parts / name / "table.h5ad").stat().st_mtime_ns for name in kept} == kept
+    assert kept.items() <= embeddings(out).items(), "embedded again"
 
 
 @pytest.mark.skipif(os.environ.get("RAGST_SD_THOROUGH") != "1", reason="each step by itself: RAGST_SD_THOROUGH=1")
-@pytest.mark.parametrize("step", range(1, 41))
+@pytest.mark.parametrize("step", range(1, 4 * STEPS_OF_A_SECTION + 3))
 def test_killed_at_each_step(nursery, recipe, undisturbed, tmp_path, step):
-    out = tmp_path / "reference.zarr"
+    out = tmp_path / "reference.zarr.zip"
     assert nursery.build(recipe, "--out", out, step=step) == 9
-    parts = out.parent / "reference.zarr.parts"
-    whole = {part.name for part in parts.iterdir() if "." not in part.name}
-    assert len(whole) == min(4, step // STEPS_OF_A_PART)
+    assert len(embeddings(out)) == min(4, step // STEPS_OF_A_SECTION)
     assert nursery.build(recipe, "--out", out) == 0, nursery.log.read_text()
     check_whole(out, undisturbed[0])
 
 
-def test_damaged_parts_are_made_again(nursery, recipe, undisturbed, tmp_path, caplog):
-    out = tmp_path / "reference.zarr"
-    assert nursery.build(recipe, "--out", out, step=29) == 9
-    half, changed, unnoted, _ = sorted((tmp_path / "reference.zarr.parts").glob("*/table.h5ad"))
+def test_damaged_embeddings_are_made_again(nursery, recipe, undisturbed, tmp_path, caplog):
+    out = tmp_path / "reference.zarr.zip"
+    assert nursery.build(recipe, "--out", out, step=4 * STEPS_OF_A_SECTION) == 9
+    half, empty, other, _ = sorted(embeddings(out))
     half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
-    data = bytearray(changed.read_bytes())
-    data[len(data) // 2] ^= 1
-    changed.write_bytes(bytes(data))
-    (unnoted.parent / "part.json").unlink()
+    empty.write_bytes(b"")
+    np.save(other, np.full((3, 2), np.nan))
     with rg.settings.override(progress=False):
-        rg.datasets.build_recipe(recipe, path=out)
-    assert caplog.text.count("is damaged") == 3
+        rg.io.build_recipe(recipe, path=out)
+    assert caplog.text.count("it is embedded again") == 3
     check_whole(out, undisturbed[0])
 
 
 def test_two_builds_do_not_meet(nursery, recipe, tmp_path):
     from filelock import FileLock
 
-    out = tmp_path / "reference.zarr"
-    with FileLock(tmp_path / ".reference.zarr.lock"):
+    out = tmp_path / "reference.zarr.zip"
+    with FileLock(tmp_path / ".reference.zarr.zip.lock"):
         assert nursery.build(recipe, "--out", out) == 1
         with pytest.raises(BlockingIOError, match="is being built by another process"):
-            rg.datasets.build_recipe(recipe, path=out)
+            rg.io.build_recipe(recipe, path=out)
     assert not out.exists()
     assert "is being built by another process" in nursery.log.read_text().splitlines()[-1]
 
 
 def test_a_replaced_reference_is_not_lost(nursery, recipe, undisturbed, tmp_path):
-    out = tmp_path / "reference.zarr"
+    out = tmp_path / "reference.zarr.zip"
     assert nursery.build(recipe, "--out", out) == 0
     smaller = recipe.with_name("smaller.yaml")
     smaller.write_text(RECIPE.replace("folder: sections\n", "folder: sections\n    samples: [donor1_section1]\n"))
     assert nursery.build(smaller, "--out", out) == 1
     assert "another recipe" in nursery.log.read_text().splitlines()[-1]
-    assert nursery.build(smaller, "--out", out, "--overwrite", made_room=out.name) == 9
-    assert not out.exists(), "the old one has made room, the new one is not there yet"
-    assert nursery.build(recipe, "--out", out) == 0
-    check_whole(out, undisturbed[0])
-    assert nursery.build(smaller, "--out", out, "--overwrite", made_room=out.name) == 9
-    assert not out.exists(), "the old one has made room, the new one is not there yet"
+    # The note of the one section is moved first, and then the reference.
+    assert nursery.build(smaller, "--out", out, "--overwrite", step=3) == 9
+    assert content_hash(rg.io.read_reference(out)) == content_hash(undisturbed[0])
     assert nursery.build(smaller, "--out", out, "--overwrite") == 0
     assert set(rg.io.read_reference(out).obs["sample"]) == {"donor1_section1"}
-
-
-def test_a_note_tells_what_a_part_is(recipe, nursery, tmp_path):
-    out = tmp_path / "reference.zarr"
-    assert nursery.build(recipe, "--out", out, step=8) == 9
-    (note,) = (tmp_path / "reference.zarr.parts").glob("*/part.json")
-    facts = json.loads(note.read_text())["facts"]
-    assert facts["sample"] == "donor1_section1"
-    assert len(facts["inputs"]) == 2
-    assert str(tmp_path) not in note.read_text() and str(recipe.parent) not in note.read_text()
 
 
 REAL = """\
@@ -191,10 +176,10 @@ def test_real_sections_killed_three_times(nursery, data_dir, tmp_path):
     recipe = tmp_path / "bulb.yaml"
     recipe.write_text(text)
     n_parts = 4 if thorough else 2
-    alone, out = tmp_path / "alone" / "reference.zarr", tmp_path / "killed" / "reference.zarr"
+    alone, out = tmp_path / "alone" / "reference.zarr.zip", tmp_path / "killed" / "reference.zarr.zip"
     assert nursery.build(recipe, "--out", alone) == 0, nursery.log.read_text()
-    # in the first part; in the last one; while the reference is written
-    for step in (2, STEPS_OF_A_PART * (n_parts - 1) + 3, STEPS_OF_A_PART + 2):
+    # In the first section, in the second one, and while the reference is written.
+    for step in (2, STEPS_OF_A_SECTION + 3, 2 * n_parts + 3):
         assert nursery.build(recipe, "--out", out, step=step) == 9, nursery.log.read_text()
         assert not out.exists()
     assert nursery.build(recipe, "--out", out) == 0, nursery.log.read_text()

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 import ragst_sd as rg
-from ragst_sd.datasets._recipe import read_recipe
+from ragst_sd.io._recipe import Tiles, read_recipe
 
-from .deposit import RECIPE, deposit
+from .recipes import RECIPE, deposit
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,9 @@ def _silent():
         yield
 
 
-def build(folder, text, name="reference.zarr", **kwargs):
+def build(folder, text, name="reference.zarr.zip", **kwargs):
     (folder / "own.yaml").write_text(text)
-    return rg.datasets.build_recipe(folder / "own.yaml", path=folder / name, **kwargs)
+    return rg.io.build_recipe(folder / "own.yaml", path=folder / name, **kwargs)
 
 
 def content_hash(reference):
@@ -54,7 +54,7 @@ def with_sources(*sources, **more):
 
 class TestBuilding:
     def test_is_what_the_functions_make(self, folder):
-        built = rg.datasets.build_recipe(folder / "small.yaml", path=folder / "reference.zarr")
+        built = rg.io.build_recipe(folder / "small.yaml", path=folder / "reference.zarr.zip")
         details = yaml.safe_load(RECIPE)["sources"][0]
         sections = {}
         for donor in ("donor1", "donor2", "donor3"):
@@ -73,26 +73,26 @@ class TestBuilding:
             np.testing.assert_array_equal(built.uns["ragst"]["sections"][name], values)
 
     def test_twice_and_in_another_order(self, folder):
-        first = build(folder, with_sources({"folder": "sections"}), "first.zarr")
-        again = build(folder, with_sources({"folder": "sections"}), "again.zarr")
+        first = build(folder, with_sources({"folder": "sections"}), "first.zarr.zip")
+        again = build(folder, with_sources({"folder": "sections"}), "again.zarr.zip")
         other = build(
             folder,
             with_sources(
                 {"folder": "sections", "samples": ["donor3"]}, {"folder": "sections", "samples": ["donor2", "donor1"]}
             ),
-            "other.zarr",
+            "other.zarr.zip",
         )
         assert content_hash(first) == content_hash(again) == content_hash(other)
-        assert content_hash(rg.io.read_reference(folder / "other.zarr")) == content_hash(first)
+        assert content_hash(rg.io.read_reference(folder / "other.zarr.zip")) == content_hash(first)
 
     def test_what_is_built_stays(self, folder, caplog):
         caplog.set_level(logging.INFO, "ragst_sd")
-        path = folder / "reference.zarr"
-        first = rg.datasets.build_recipe(folder / "small.yaml", path=path)
+        path = folder / "reference.zarr.zip"
+        first = rg.io.build_recipe(folder / "small.yaml", path=path)
         rg.tl.fit(first, method="knn", n_neighbors=5, progress=False)
         rg.io.write_reference(first, path, overwrite=True)
         shutil.rmtree(folder / "reference.card")
-        again = rg.datasets.build_recipe(folder / "small.yaml", path=path)
+        again = rg.io.build_recipe(folder / "small.yaml", path=path)
         assert "built already" in caplog.text
         assert again.uns["ragst"]["fit"]["method"] == "knn"
         assert (folder / "reference.card" / "README.md").exists()
@@ -113,7 +113,7 @@ class TestBuilding:
         build(folder, text)
         assert page.read_text() == new
 
-    def test_other_names_of_genes_are_other_parts(self, folder, caplog):
+    def test_other_names_of_genes_embed_nothing_anew(self, folder, caplog):
         caplog.set_level(logging.INFO, "ragst_sd")
         one = "    samples: [donor1]\n    tissue"
         text = RECIPE.replace("    tissue", one)
@@ -122,8 +122,7 @@ class TestBuilding:
             caplog.clear()
             with contextlib.suppress(ValueError):  # these genes are of no species
                 build(folder, f"{text}reference: {naming}\n", overwrite=True)
-            assert "embedded before" not in caplog.text
-            assert "Section 1 of 1" in caplog.text
+            assert caplog.text.count("Going on from") == 1
 
     def test_one_more_section_embeds_that_section_only(self, folder, caplog):
         caplog.set_level(logging.INFO, "ragst_sd")
@@ -133,30 +132,30 @@ class TestBuilding:
         with pytest.raises(FileExistsError, match="another recipe"):
             build(folder, text)
         reference = build(folder, text, overwrite=True)
-        assert caplog.text.count("embedded before") == 2
+        assert caplog.text.count("Going on from") == 2
         assert set(reference.uns["ragst"]["sources"]["license"]) == {"MIT"}
         assert reference.obs["sample"].nunique() == 3
 
-    def test_other_files_or_settings_are_other_parts(self, folder, caplog):
+    def test_other_files_or_settings_are_embedded_again(self, folder, caplog):
+        import anndata as ad
+
         caplog.set_level(logging.INFO, "ragst_sd")
         first = build(folder, RECIPE)
         source = folder / "sections" / "donor2.h5ad"
-        import anndata as ad
-
         changed = ad.read_h5ad(source)
         changed.X[0, 0] += 1
         changed.write_h5ad(source)
         caplog.clear()
         second = build(folder, RECIPE, overwrite=True)
-        assert caplog.text.count("embedded before") == 2
+        assert caplog.text.count("Going on from") == 2
         assert content_hash(second) != content_hash(first)
         caplog.clear()
         build(folder, RECIPE.replace("tile_px: 64", "tile_px: 70"), overwrite=True)
-        assert "embedded before" not in caplog.text
+        assert "Going on from" not in caplog.text
 
     def test_parts_go_if_asked(self, folder):
         build(folder, RECIPE, keep_parts=False)
-        assert not (folder / "reference.zarr.parts").exists()
+        assert not (folder / "reference.zarr.zip.parts").exists()
 
     def test_filters(self, folder):
         text = with_sources(
@@ -181,16 +180,18 @@ class TestBuilding:
             assert list(reference.obs_names[reference.obs["sample"] == donor]) == wanted
 
     def test_genes(self, folder):
-        whole = build(folder, RECIPE, "whole.zarr")
+        whole = build(folder, RECIPE, "whole.zarr.zip")
         names = list(whole.var_names[[7, 3, 5]])
-        few = build(folder, RECIPE + f"genes: {names}\n", "few.zarr")
-        swapped = build(folder, RECIPE + f"genes: {names[::-1]}\n", "swapped.zarr")
+        few = build(folder, RECIPE + f"genes: {names}\n", "few.zarr.zip")
+        swapped = build(folder, RECIPE + f"genes: {names[::-1]}\n", "swapped.zarr.zip")
         assert list(few.var_names) == sorted(names)
         assert content_hash(few) == content_hash(swapped)
         np.testing.assert_array_equal(few.X.toarray(), whole[:, sorted(names)].X.toarray())
-        variable = build(folder, RECIPE + "genes: {most_variable: 20}\n", "variable.zarr")
+        variable = build(folder, RECIPE + "genes: {most_variable: 20}\n", "variable.zarr.zip")
         spread = np.var(whole.X.toarray(), axis=0)
         assert set(variable.var_names) == set(whole.var_names[np.argsort(-spread)[:20]])
+        same = build(folder, RECIPE + f"genes: {list(variable.var_names)}\n", "same.zarr.zip")
+        assert content_hash(same) == content_hash(variable)
 
     def test_donors_and_prefix(self, folder, caplog):
         text = with_sources(
@@ -204,8 +205,8 @@ class TestBuilding:
 
     def test_fit(self, folder):
         reference = build(folder, RECIPE + "fit: {method: knn, n_neighbors: 5}\nseed: 3\n")
-        assert rg.io.read_reference(folder / "reference.zarr").uns["ragst"]["fit"]["method"] == "knn"
-        assert content_hash(reference) == content_hash(build(folder, RECIPE, "plain.zarr"))
+        assert rg.io.read_reference(folder / "reference.zarr.zip").uns["ragst"]["fit"]["method"] == "knn"
+        assert content_hash(reference) == content_hash(build(folder, RECIPE, "plain.zarr.zip"))
 
     def test_environment_variables(self, folder, monkeypatch):
         monkeypatch.setenv("DEPOSIT_OF_TEST", str(folder))
@@ -218,19 +219,18 @@ class TestBuilding:
 
     def test_a_mapping(self, folder, monkeypatch):
         monkeypatch.chdir(folder)
-        reference = rg.datasets.build_recipe(yaml.safe_load(RECIPE), path="mapped.zarr")
+        reference = rg.io.build_recipe(yaml.safe_load(RECIPE), path="mapped.zarr.zip")
         assert content_hash(reference) == content_hash(build(folder, RECIPE))
 
     def test_never_replaces_what_is_not_a_reference(self, folder):
-        (folder / "reference.zarr").mkdir()
-        (folder / "reference.zarr" / "thesis.txt").write_text("mine")
+        (folder / "reference.zarr.zip").write_text("mine")
         with pytest.raises(FileExistsError, match="not a reference"):
             build(folder, RECIPE, overwrite=True)
         (folder / "other.card").mkdir()
         (folder / "other.card" / "README.md").write_text("mine")
         with pytest.raises(FileExistsError, match="not a data card"):
-            build(folder, RECIPE, "other.zarr")
-        assert not (folder / "other.zarr").exists()
+            build(folder, RECIPE, "other.zarr.zip")
+        assert not (folder / "other.zarr.zip").exists()
 
 
 BAD = {
@@ -265,7 +265,7 @@ BAD = {
     "small tiles": (RECIPE.replace("tile_px: 64", "tile_px: 16"), r"section 'donor1': Texture needs tiles"),
     "layer": (RECIPE + "reference: {layer: raw}\n", r"section 'donor1': there is no layer 'raw'"),
     "missing gene": (RECIPE + "genes: [NOSUCHGENE]\n", r"no section measured 'NOSUCHGENE'"),
-    "sample": (RECIPE.replace("tissue: made", "samples: [donor9]\n    tissue: made"), r"no section 'donor9'. Available: 'donor1'"),
+    "sample": (RECIPE.replace("tissue: made", "samples: [donor9]\n    tissue: made"), r"no sample 'donor9'. Available: 'donor1'"),
     "same name": (with_sources({"folder": "sections"}, {"folder": "sections"}), r"section named 'donor1' comes from .*prefix"),
     "data set": (with_sources({"dataset": "her2sst"}), r"`sources\[0\]`: .*Did you mean 'her2st'"),
     "method argument": (RECIPE + "fit: {neighbours: 3}\n", r"line 11: `fit\.neighbours`.*Did you mean 'n_neighbors'"),
@@ -277,16 +277,16 @@ def test_bad_recipes_are_refused_by_name(folder, case):
     text, message = BAD[case]
     with pytest.raises((ValueError, KeyError), match=message):
         build(folder, text)
-    assert not (folder / "reference.zarr").exists()
+    assert not (folder / "reference.zarr.zip").exists()
 
 
 def test_missing_files(folder):
     with pytest.raises(FileNotFoundError, match=r"none\.yaml does not exist"):
-        rg.datasets.build_recipe(folder / "none.yaml", path=folder / "reference.zarr")
+        rg.io.build_recipe(folder / "none.yaml", path=folder / "reference.zarr.zip")
     with pytest.raises(FileNotFoundError, match=r"line 4: `sources\[0\]\.folder`.*holds no pair"):
         build(folder, RECIPE.replace("folder: sections", "folder: nowhere"))
     with pytest.raises(TypeError, match="`recipe` is a int"):
-        rg.datasets.build_recipe(3, path=folder / "reference.zarr")
+        rg.io.build_recipe(3, path=folder / "reference.zarr.zip")
 
 
 def test_a_donor_must_be_known(folder):
@@ -304,13 +304,13 @@ def test_a_donor_must_be_known(folder):
 
 def test_defaults(folder):
     (folder / "least.yaml").write_text("version: 1\nsources: [{folder: sections}]\n")
-    recipe = read_recipe(folder / "least.yaml")
+    recipe, _, _ = read_recipe(folder / "least.yaml")
     assert recipe.name == "least"
-    assert recipe.encoder["model"] == "texture"
-    assert recipe.tiles == {"tile_px": 224, "mpp": 0.5}
+    assert recipe.encoder.model == "texture"
+    assert recipe.tiles == Tiles(tile_px=224, mpp=0.5, context=None)
     assert recipe.genes is None and recipe.fit is None and recipe.seed == 0
     (folder / "least.yaml").write_text("version: 1\nsources: [{folder: sections}]\ntiles: {mpp: native}\n")
-    assert read_recipe(folder / "least.yaml").tiles["mpp"] is None
+    assert read_recipe(folder / "least.yaml")[0].tiles.mpp is None
 
 
 def test_the_catalogue(tmp_path, data_dir, monkeypatch):
@@ -344,4 +344,4 @@ def test_the_catalogue(tmp_path, data_dir, monkeypatch):
     assert set(reference.uns["ragst"]["sources"]["license"]) == {"CC-BY-4.0"}
     card = (tmp_path / "reference.card" / "README.md").read_text()
     assert "@article{her2st," in card
-    assert content_hash(build(tmp_path, text, "again.zarr")) == content_hash(reference)
+    assert content_hash(build(tmp_path, text, "again.zarr.zip")) == content_hash(reference)

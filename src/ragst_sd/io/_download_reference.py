@@ -1,4 +1,4 @@
-"""`rg.datasets.download_reference`."""
+"""`rg.io.download_reference`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from ragst_sd._settings import settings
 from ragst_sd._validate import require_type
 from ragst_sd.datasets._hub import check_repository, hub_endpoint, quiet_hub
-from ragst_sd.datasets._shared_layout import CARD, STORE
 from ragst_sd.image.hub import hub_errors
+from ragst_sd.io._upload_reference import CARD, FOLDER_STORE, STORE
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -78,8 +78,8 @@ def download_reference(
     >>> rg.pp.embed_tiles(sections["donor1"], progress=False)
     >>> sources = {"donor1": {"license": "CC0-1.0", "citation": "Drawn by ragst_sd"}}
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture", sources=sources)
-    >>> commit = rg.datasets.upload_reference(reference, "my-lab/drawn-tissue")
-    >>> again = rg.datasets.download_reference("my-lab/drawn-tissue", revision=commit)
+    >>> commit = rg.io.upload_reference(reference, "my-lab/drawn-tissue")
+    >>> again = rg.io.download_reference("my-lab/drawn-tissue", revision=commit)
     >>> again.uns["ragst"]["content_hash"] == reference.uns["ragst"]["content_hash"]
     True
     """
@@ -87,56 +87,45 @@ def download_reference(
     for value, argument in ((revision, "revision"), (content_hash, "content_hash")):
         if value is not None:
             require_type(value, str, argument)
-    cache = settings.cache_dir / "references" / repository.replace("/", "--")
     given = None if path is None else Path(path).expanduser()
-    if given is None and revision is not None and _COMMIT.fullmatch(revision) and _complete(cache / revision):
-        folder = cache / revision
-    else:
-        folder = _fetch(
-            repository, revision, given, cache, progress=settings.progress if progress is None else progress
-        )
+    store = _fetch(repository, revision, given, progress=settings.progress if progress is None else progress)
     try:
-        return _checked(folder / STORE, content_hash, repository, lazy=lazy)
+        return _checked(store, content_hash, repository, lazy=lazy)
     except ValueError:
         if given is None:
-            shutil.rmtree(folder)
+            shutil.rmtree(store.parent)
         raise
 
 
-def _complete(folder: Path) -> bool:
-    return (folder / _DONE).is_file()
-
-
-# Written when all files of a commit are there.
-_DONE = ".complete"
-
-
-def _fetch(repository: str, revision: str | None, given: Path | None, cache: Path, *, progress: bool) -> Path:
-    from filelock import FileLock
+def _fetch(repository: str, revision: str | None, given: Path | None, *, progress: bool) -> Path:
+    """The store of a reference on this disk, downloaded if need be."""
     from huggingface_hub import HfApi, snapshot_download
 
+    cache = settings.cache_dir / "references" / repository.replace("/", "--")
+    if given is None and _COMMIT.fullmatch(str(revision)) and (cache / str(revision) / STORE).is_file():
+        return cache / str(revision) / STORE
     endpoint = hub_endpoint()
     page = f"{endpoint}/datasets/{repository}"
     advice = "read a copy that you have with `rg.io.read_reference`"
     with hub_errors(repository, url=page, local_advice=advice, what="files"), quiet_hub(quiet=not progress):
         info = HfApi(endpoint=endpoint).dataset_info(repository, revision=revision)
-        if not any(file.rfilename.startswith(f"{STORE}/") for file in info.siblings or ()):
+        # A file, or the folder that an earlier release uploaded.
+        there = {file.rfilename.split("/")[0] for file in info.siblings or ()}
+        name = next((name for name in (STORE, FOLDER_STORE) if name in there), None)
+        if name is None:
             msg = f"{repository!r} holds no {STORE!r} at revision {revision or 'main'!r}. Its files: {page}/tree/main."
             raise FileNotFoundError(msg)
         folder = cache / str(info.sha) if given is None else given
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            snapshot_download(
-                repository,
-                repo_type="dataset",
-                revision=str(info.sha),
-                local_dir=folder,
-                endpoint=endpoint,
-                allow_patterns=[f"{STORE}/*", CARD, "*.png"],
-            )
-            (folder / _DONE).touch()
+        snapshot_download(
+            repository,
+            repo_type="dataset",
+            revision=str(info.sha),
+            local_dir=folder,
+            endpoint=endpoint,
+            allow_patterns=[name, f"{name}/*", CARD, "*.png"],
+        )
     logger.info("Reference of %s, commit %s, is in %s.", repository, info.sha, folder)
-    return folder
+    return folder / name
 
 
 def _checked(store: Path, content_hash: str | None, repository: str, *, lazy: bool) -> AnnData:
@@ -145,11 +134,11 @@ def _checked(store: Path, content_hash: str | None, repository: str, *, lazy: bo
     from ragst_sd.io import read_reference
 
     reference = read_reference(store, lazy=lazy)
-    known = str(any_header(reference)["content_hash"])
-    # What lies on disk is taken on trust by a lazy reference: not what has just come over a network.
-    found = reference_hash(reference) if lazy else known
-    for expected, whose in ((known, "its own header"), (content_hash, "`content_hash`")):
-        if expected is not None and found != expected:
-            msg = f"The reference of {repository!r} has the content hash {found}, and {whose} says {expected}: it is not that reference."
+    stated = str(any_header(reference)["content_hash"])
+    # A lazy reference trusts what lies on disk, which has just come over a network.
+    current = reference_hash(reference) if lazy else stated
+    for expected, whose in ((stated, "its own header"), (content_hash, "`content_hash`")):
+        if expected is not None and current != expected:
+            msg = f"The reference of {repository!r} has the content hash {current}, and {whose} says {expected}: it is not that reference."
             raise ValueError(msg)
     return reference

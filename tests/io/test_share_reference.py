@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import logging
 import socket
 from copy import deepcopy
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ import pytest
 import ragst_sd as rg
 
 from .hub_server import TOKEN, serve_hub
+from .older_layout import write_folder
 
 REPOSITORY = "lab/bulb"
 
@@ -46,7 +50,7 @@ def _uploaded():
 def shared(hub, free, _uploaded):
     """The commit of `free` in a private repository of the hub."""
     if not _uploaded:
-        rg.datasets.upload_reference(free, REPOSITORY, name='A "bulb": small')
+        rg.io.upload_reference(free, REPOSITORY, name='A "bulb": small')
         _uploaded.update({name: deepcopy(getattr(hub, name)) for name in ("commits", "heads", "private")})
         hub.asked.clear()
     for name, kept in _uploaded.items():
@@ -61,14 +65,14 @@ def content_hash(reference):
 @pytest.mark.parametrize("lazy", [False, True])
 def test_what_is_uploaded_comes_back(hub, shared, free, query, lazy):
     assert hub.private[REPOSITORY]
-    found = rg.datasets.download_reference(REPOSITORY, content_hash=content_hash(free), lazy=lazy)
+    found = rg.io.download_reference(REPOSITORY, content_hash=content_hash(free), lazy=lazy)
     assert content_hash(found) == content_hash(free)
     assert hasattr(found.X, "dask") == lazy
     expected, again = (rg.tl.predict(query, one, inplace=False) for one in (free, found))
     np.testing.assert_array_equal(again.X, expected.X)
     # by its commit it is read from disk: nothing is asked
     n = len(hub.asked)
-    rg.datasets.download_reference(REPOSITORY, revision=shared, lazy=lazy)
+    rg.io.download_reference(REPOSITORY, revision=shared, lazy=lazy)
     assert len(hub.asked) == n
 
 
@@ -78,29 +82,51 @@ def test_the_card_goes_along(hub, shared, free):
     assert card.startswith('---\nlicense: "cc-by-sa-4.0"\npretty_name: "A \\"bulb\\": small"\ntags: ["ragst-sd"')
     assert '# A "bulb": small' in card
     assert content_hash(free) in card
-    assert {"composition.png", "reference.zarr/zarr.json"} <= set(files)
+    assert {"README.md", "composition.png", "reference.zarr.zip"} <= set(files) - {".gitattributes"}
+    assert not any(name.startswith("reference.zarr/") for name in files)
 
 
-def test_a_new_version_replaces_the_old_one_as_a_whole(hub, shared, free, reference):
-    assert any("retrieval_key" in name for name in hub.files(REPOSITORY))
+def test_a_new_version_replaces_the_old_one(hub, shared, free, reference):
     reference.uns["ragst"]["sources"]["license"] = "MIT"
     smaller = rg.tl.merge_references(reference[reference.obs["donor"] == "donor1"].copy())
-    second = rg.datasets.upload_reference(smaller, REPOSITORY)
-    assert not any("retrieval_key" in name for name in hub.files(REPOSITORY))
-    assert content_hash(rg.datasets.download_reference(REPOSITORY)) == content_hash(smaller)
-    assert content_hash(rg.datasets.download_reference(REPOSITORY, revision=shared)) == content_hash(free)
+    second = rg.io.upload_reference(smaller, REPOSITORY)
+    assert content_hash(rg.io.download_reference(REPOSITORY)) == content_hash(smaller)
+    assert content_hash(rg.io.download_reference(REPOSITORY, revision=shared)) == content_hash(free)
     assert second == hub.heads[REPOSITORY] != shared
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_folder_that_an_earlier_release_uploaded(hub, free, tmp_path, lazy):
+    rg.io.write_reference(free, tmp_path / "free.zarr.zip")
+    write_folder(rg.io.read_reference(tmp_path / "free.zarr.zip"), tmp_path / "reference.zarr")
+    hub.private[REPOSITORY] = True
+    files = {
+        str(file.relative_to(tmp_path)): file for file in (tmp_path / "reference.zarr").rglob("*") if file.is_file()
+    }
+    first = hub.commit(
+        REPOSITORY,
+        [
+            {"key": "file", "value": {"path": name, "content": base64.b64encode(file.read_bytes()).decode()}}
+            for name, file in files.items()
+        ],
+    )
+    assert content_hash(rg.io.download_reference(REPOSITORY, lazy=lazy)) == content_hash(free)
+    second = rg.io.upload_reference(free, REPOSITORY)
+    assert not any(name in hub.files(REPOSITORY) for name in files), "the folder makes room for the file"
+    for commit in (first, second):
+        found = rg.io.download_reference(REPOSITORY, revision=commit, path=tmp_path / "own", lazy=lazy)
+        assert content_hash(found) == content_hash(free)
 
 
 def test_the_token_is_sent_and_kept_nowhere(hub, free, tmp_path, caplog):
     with caplog.at_level(logging.DEBUG):
-        rg.datasets.upload_reference(free, REPOSITORY)
-        rg.datasets.download_reference(REPOSITORY, path=tmp_path / "own")
+        rg.io.upload_reference(free, REPOSITORY)
+        rg.io.download_reference(REPOSITORY, path=tmp_path / "own")
     assert {token for _, path, token in hub.asked if "/commit/" in path} == {TOKEN}
     assert TOKEN not in caplog.text
     assert all(TOKEN.encode() not in content for content in hub.files(REPOSITORY).values())
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(kept) > 20
+    assert len(kept) > 5
     assert all(TOKEN.encode() not in path.read_bytes() for path in kept)
 
 
@@ -108,7 +134,7 @@ def test_the_token_is_sent_and_kept_nowhere(hub, free, tmp_path, caplog):
 def test_an_account_that_may_not_write(hub, free, monkeypatch, token):
     monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(PermissionError, match=r"hf auth login.*HF_TOKEN") as caught:
-        rg.datasets.upload_reference(free, REPOSITORY)
+        rg.io.upload_reference(free, REPOSITORY)
     assert caught.value.__cause__ is None
     assert str(token) not in str(caught.value)
     assert hub.commits == {}
@@ -117,13 +143,13 @@ def test_an_account_that_may_not_write(hub, free, monkeypatch, token):
 def test_a_private_repository_is_not_shown_to_others(shared, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(FileNotFoundError, match=r"private or gated and you are not logged in.*hf auth login"):
-        rg.datasets.download_reference(REPOSITORY)
+        rg.io.download_reference(REPOSITORY)
 
 
 def test_a_commit_that_is_refused_changes_nothing(hub, shared, free):
     hub.fail = 422
     with pytest.raises(ConnectionError, match="did not take the files"):
-        rg.datasets.upload_reference(free, REPOSITORY)
+        rg.io.upload_reference(free, REPOSITORY)
     assert hub.heads[REPOSITORY] == shared
 
 
@@ -132,39 +158,45 @@ def test_a_hub_that_is_not_there(free, monkeypatch, hub):
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
     with pytest.raises(ConnectionError, match="cannot be reached"):
-        rg.datasets.upload_reference(free, REPOSITORY)
+        rg.io.upload_reference(free, REPOSITORY)
     with pytest.raises(ConnectionError, match=r"download failed|cannot be reached"):
-        rg.datasets.download_reference(REPOSITORY)
+        rg.io.download_reference(REPOSITORY)
 
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_another_content_is_refused(hub, shared, free, tmp_path, lazy):
     with pytest.raises(ValueError, match="`content_hash` says 0000"):
-        rg.datasets.download_reference(REPOSITORY, content_hash="0000", lazy=lazy)
+        rg.io.download_reference(REPOSITORY, content_hash="0000", lazy=lazy)
     # someone changes values in the repository: another embedding under the old header
     files = hub.files(REPOSITORY, shared)
     other = free.copy()
     other.obsm["X_colour"][3] += 1
-    rg.io.write_reference(other, tmp_path / "other.zarr")
-    for path in (tmp_path / "other.zarr" / "obsm" / "X_colour").rglob("*"):
-        if path.is_file():
-            files[f"reference.zarr/{path.relative_to(tmp_path / 'other.zarr')}"] = path.read_bytes()
+    rg.io.write_reference(other, tmp_path / "other.zarr.zip")
+    changed = io.BytesIO()
+    with (
+        ZipFile(io.BytesIO(files["reference.zarr.zip"])) as true,
+        ZipFile(tmp_path / "other.zarr.zip") as false,
+        ZipFile(changed, "w") as out,
+    ):
+        for name in true.namelist():
+            out.writestr(name, (false if name.startswith("obsm/X_colour/") else true).read(name))
+    files["reference.zarr.zip"] = changed.getvalue()
     with pytest.raises(ValueError, match=r"does not match its hash|its own header says"):
-        rg.datasets.download_reference(REPOSITORY, revision=shared, lazy=lazy)
-    assert not list((tmp_path / "cache" / "references").rglob("zarr.json")), "nothing of it is kept"
+        rg.io.download_reference(REPOSITORY, revision=shared, lazy=lazy)
+    assert not list((tmp_path / "cache" / "references").rglob("*.zip")), "nothing of it is kept"
 
 
 def test_repositories_without_a_reference(hub, shared, free):
     with pytest.raises(ValueError, match=r"`repository` is 'bulb'; it must be 'owner/name'"):
-        rg.datasets.upload_reference(free, "bulb")
+        rg.io.upload_reference(free, "bulb")
     with pytest.raises(FileNotFoundError, match="was not found on the hub"):
-        rg.datasets.download_reference("lab/none")
+        rg.io.download_reference("lab/none")
     with pytest.raises(FileNotFoundError, match="a revision that the hub does not have"):
-        rg.datasets.download_reference(REPOSITORY, revision="v9")
+        rg.io.download_reference(REPOSITORY, revision="v9")
     hub.private["lab/empty"] = False
     hub.commit("lab/empty", [])
-    with pytest.raises(FileNotFoundError, match=r"holds no 'reference\.zarr'"):
-        rg.datasets.download_reference("lab/empty")
+    with pytest.raises(FileNotFoundError, match=r"holds no 'reference\.zarr\.zip'"):
+        rg.io.download_reference("lab/empty")
 
 
 def test_what_may_not_be_passed_on_stays(hub, free):
@@ -172,7 +204,7 @@ def test_what_may_not_be_passed_on_stays(hub, free):
     with pytest.raises(
         ValueError, match=r"'CC-BY-ND-4\.0' \(.*\): 'donor1'; 'unknown' \(.*\): 'donor2'.*accept_terms=True"
     ):
-        rg.datasets.upload_reference(free, REPOSITORY)
+        rg.io.upload_reference(free, REPOSITORY)
     assert hub.asked == []
-    commit = rg.datasets.upload_reference(free, REPOSITORY, accept_terms=True)
+    commit = rg.io.upload_reference(free, REPOSITORY, accept_terms=True)
     assert b'license: "other"' in hub.files(REPOSITORY, commit)["README.md"]

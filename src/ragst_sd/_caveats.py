@@ -1,0 +1,35 @@
+"""What is said of a reference or of a prediction, and when: the lines of `_caveats.yaml`."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from ragst_sd._page import Markdown, environment, read_text
+from ragst_sd._results import MIN_CV_PEARSON, MOST_UNLIKE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from jinja2 import Template
+
+# With fewer, accuracy on a new donor is hardly known.
+FEW_DONORS = 5
+_LIMITS = {"few_donors": FEW_DONORS, "min_cv_pearson": MIN_CV_PEARSON, "most_unlike": MOST_UNLIKE}
+
+
+def sentences(topic: str, facts: Mapping[str, Any]) -> list[Markdown]:
+    """The sentences of a topic whose conditions hold for the facts."""
+    known = {**_LIMITS, **facts}
+    return [Markdown(sentence.render(known)) for holds, sentence in _lines(topic) if holds(known)]
+
+
+@cache
+def _lines(topic: str) -> list[tuple[Callable[[Mapping[str, Any]], Any], Template]]:
+    import yaml
+
+    env, lines = environment(), yaml.safe_load(read_text("_caveats.yaml"))[topic]
+    return [
+        (env.compile_expression(str(line["when"]), undefined_to_none=False), env.from_string(line["say"]))
+        for line in lines
+    ]

@@ -1,0 +1,232 @@
+"""`rg.io.data_card`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._caveats import sentences
+from ragst_sd._encoder_facts import encoder_facts
+from ragst_sd._licenses import NO_DERIVATIVES, NON_COMMERCIAL, UNKNOWN, UNRECOGNISED, ranked, terms_of
+from ragst_sd._page import bears, to_markdown
+from ragst_sd._reference import reference_header
+from ragst_sd._replacing import replace_text, replaced_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from os import PathLike
+
+    import pandas as pd
+    from anndata import AnnData
+
+
+PAGE = "README.md"
+_TEMPLATE = "io/_data_card.md.jinja"
+# At the top of a card, also of those that `rg.datasets.data_card` wrote.
+_MARK = ".data_card -->"
+
+# Below this, most genes of a whole transcriptome are seen in a minority of spots.
+_SHALLOW = 1000
+_FEW_SPOTS = 100
+_LARGE_SHARE = 0.5
+# ... and this many times what it were if all groups had the same number of spots.
+_MUCH_LARGER = 1.5
+_ENLARGED = 1.25
+# A prediction warns from here on, too.
+_DIFFERENT_RESOLUTION = 2.0
+
+
+def data_card(reference: AnnData, *, path: str | PathLike[str] | None = None, name: str | None = None) -> str:
+    """Describe a reference: what is in it, under which terms, whom to cite, and what is missing.
+
+    Everything is read from the reference itself; nothing is asked of the data it was built from.
+
+    Parameters
+    ----------
+    reference
+        Made by :func:`ragst_sd.tl.build_reference` or :func:`build_recipe`.
+    path
+        Folder to write the card and its pictures into; made if it does not exist. An earlier card in it is replaced, other
+        files stay.
+    name
+        Title; that of the recipe if left out.
+
+    Returns
+    -------
+    The card as Markdown. With `path`, `README.md`, `composition.png` (spots by organ, technology and donor) and `depth.png`
+    (counts per spot by section, where the reference has counts) are written, and the card shows the pictures.
+
+    The card tells first the most restrictive licence among the sources; then numbers, encoder, composition by organ,
+    technology, donor and section, genes and panels, all licences, citations as BibTeX, and gaps and biases that the facts
+    show. A citation is turned into the BibTeX of the catalogue where it is one of the catalogue's.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `reference` is not a reference.
+    FileExistsError
+        If `path` is a file, or holds a `README.md` that is not a data card.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sections = rg.datasets.synthetic(n_donors=2, image_px=500)
+    >>> for sdata in sections.values():
+    ...     rg.pp.embed_tiles(sdata, progress=False)
+    >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
+    >>> print(rg.io.data_card(reference, name="Synthetic tissue").splitlines()[2])
+    # Synthetic tissue
+    """
+    facts = gather_facts(reference)
+    facts["title"] = name or facts["recipe"]["name"] or "Reference"
+    if path is None:
+        return to_markdown(_TEMPLATE, facts)
+    from ragst_sd.io._card_pictures import draw_pictures
+
+    folder = Path(path)
+    check_card_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    facts["pictures"] = draw_pictures(facts)
+    for picture in facts["pictures"]:
+        with replaced_file(folder / picture.file) as beside:
+            beside.write_bytes(picture.png)
+    text = to_markdown(_TEMPLATE, facts)
+    # Last, so that a page never names pictures that are not there.
+    replace_text(folder / PAGE, text)
+    return text
+
+
+def check_card_folder(folder: Path) -> None:
+    """Raise a `FileExistsError` if a card cannot be written here without replacing something else."""
+    page = folder / PAGE
+    if folder.exists() and not folder.is_dir():
+        msg = f"{folder} is a file; the data card needs a folder of this name. Move it away."
+        raise FileExistsError(msg)
+    if page.exists() and not bears(page, _MARK):
+        msg = f"{page} exists and is not a data card; it is not replaced. Move it away, or choose another folder."
+        raise FileExistsError(msg)
+
+
+def gather_facts(reference: AnnData) -> dict[str, Any]:
+    """The facts of a reference, under the names that `_data_card.md.jinja` and `_caveats.yaml` have for them."""
+    import pandas as pd
+
+    header = reference_header(reference)
+    columns = [_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY, _keys.PANEL]
+    rows = reference.obs[columns].astype(str).reset_index(drop=True)
+    counts = None
+    if _keys.COUNTS in reference.layers:
+        counts = pd.Series(np.asarray(reference.layers[_keys.COUNTS].sum(axis=1), dtype=float).ravel())
+    sections = _sections(header, rows, counts)
+    measured = np.asarray(reference.varm[_keys.MEASURED], dtype=bool)
+    panels = pd.DataFrame({"panel": np.atleast_1d(header["panels"]), "genes": measured.sum(axis=0)})
+    panels["spots"] = rows[_keys.PANEL].value_counts().reindex(panels["panel"], fill_value=0).to_numpy()
+    citations = "\n\n".join(bibtex_of(sections["citation"]))
+    facts = {
+        "pictures": [],
+        "header": header,
+        "recipe": {"name": "", "text": "", "key": "", **header.get("recipe", {})},
+        "encoder": encoder_facts(header["encoder"]),
+        "rows": rows,
+        "sections": sections,
+        "counts": counts,
+        "panels": panels,
+        "compositions": {
+            "organ": composition(rows, _keys.TISSUE),
+            "technology": composition(rows, _keys.TECHNOLOGY),
+            "donor": composition(rows, _keys.DONOR).drop(columns="donors"),
+        },
+        "n_donors": rows[_keys.DONOR].nunique(),
+        "n_genes": reference.n_vars,
+        "n_shared_genes": int(measured.all(axis=1).sum()),
+        "n_size_factor_genes": len(np.atleast_1d(header["normalization"]["size_factor_genes"])),
+        "licenses": ranked(sections["license"]),
+        "bibtex": citations,
+    }
+    facts |= _gaps(facts)
+    return facts | {"gaps": sentences("gaps", facts)}
+
+
+def composition(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Spots, sections and donors of each value of a column, the most spots first."""
+    samples, donors = (_keys.SAMPLE, "nunique"), (_keys.DONOR, "nunique")
+    table = rows.groupby(column).agg(spots=(column, "size"), sections=samples, donors=donors)
+    return table.sort_values("spots", ascending=False, kind="stable")
+
+
+def _sections(header: dict[str, Any], rows: pd.DataFrame, counts: pd.Series | None) -> pd.DataFrame:
+    """One line per section: what it is, spots, median_counts, image_mpp, upsampling, image_hash, license, citation."""
+    import pandas as pd
+
+    grouped = rows.groupby(_keys.SAMPLE)
+    sections = grouped.agg(lambda values: ", ".join(sorted(set(values))))
+    sections["spots"] = grouped.size()
+    sections["median_counts"] = np.nan if counts is None else counts.groupby(rows[_keys.SAMPLE]).median()
+    statistics = {name: header["sections"][name] for name in ("sample", "image_mpp", "upsampling", "image_hash")}
+    known = pd.DataFrame(statistics).astype({"sample": str}).drop_duplicates("sample").set_index("sample")
+    sources = header["sources"][["license", "citation"]].astype(str)
+    sections = sections.join(known).join(sources.set_axis(sources.index.astype(str)))
+    return sections.fillna({"license": _keys.UNKNOWN, "citation": _keys.UNKNOWN, "image_hash": ""})
+
+
+def _gaps(facts: dict[str, Any]) -> dict[str, Any]:
+    """What may be missing or out of balance."""
+    sections, resolution = facts["sections"], facts["sections"]["upsampling"]
+    tables = {column: composition(facts["rows"], column) for column in (_keys.DONOR, _keys.TISSUE, _keys.TECHNOLOGY)}
+    tissues, terms, cited = tables[_keys.TISSUE], sections["license"].map(terms_of), sections["citation"]
+    pictured = sections[sections["image_hash"].astype(str) != ""]
+    by_picture = [list(group.index) for _, group in pictured.groupby("image_hash")]
+
+    def where(mask: Any) -> list[str]:
+        return list(sections.index[mask])
+
+    return {
+        "lone_tissues": list(tissues.index[tissues["donors"] == 1]),
+        "most": {column: _dominant(table) for column, table in tables.items()},
+        "only": {column: table.index[0] if len(table) == 1 else "" for column, table in tables.items()},
+        "unknown": {column: int(table["spots"].get(_keys.UNKNOWN, 0)) for column, table in tables.items()},
+        "one_publication": cited.nunique() == 1 and cited.iloc[0] != _keys.UNKNOWN,
+        "shallow_counts": _SHALLOW,
+        "shallow": where(sections["median_counts"] < _SHALLOW),
+        "few_spots": _FEW_SPOTS,
+        "small": where(sections["spots"] < _FEW_SPOTS),
+        "largest_upsampling": resolution.max(),
+        "enlarged": where(resolution > _ENLARGED),
+        "resolutions_differ": resolution.max() / resolution.min() > _DIFFERENT_RESOLUTION,
+        "without_mpp": where(sections["image_mpp"].isna()),
+        "same_pictures": [names for names in by_picture if len(names) > 1],
+        "unlicensed": where(terms == UNKNOWN),
+        "unrecognised_terms": UNRECOGNISED in set(terms),
+        "unclear_terms": bool({UNKNOWN, UNRECOGNISED} & set(terms)),
+        "restricted_terms": bool({NON_COMMERCIAL, NO_DERIVATIVES} & set(terms)),
+        "uncited": where(cited == _keys.UNKNOWN),
+    }
+
+
+def _dominant(groups: pd.DataFrame) -> tuple[str, float] | None:
+    """The largest of several groups and its share of the spots, if that is far more than an equal one."""
+    share = groups["spots"].iloc[0] / groups["spots"].sum()
+    large = len(groups) > 1 and share > max(_LARGE_SHARE, _MUCH_LARGER / len(groups))
+    return (groups.index[0], share) if large else None
+
+
+def bibtex_of(citations: Iterable[str]) -> list[str]:
+    """Each citation as BibTeX: the entry of the catalogue that is cited so, else what was written, as a note."""
+    from ragst_sd.datasets._catalog_entries import catalog_entries, citation_bibtex, citation_text
+
+    known = {citation_text(entry): citation_bibtex(entry) for entry in catalog_entries().values()}
+    entries, n_notes = [], 0
+    for citation in sorted(set(citations) - {_keys.UNKNOWN}):
+        if citation in known:
+            entries.append(known[citation])
+        elif citation.lstrip().startswith("@"):
+            entries.append(citation.strip())
+        else:
+            n_notes += 1
+            # Braces of its own would end the field.
+            text = " ".join(citation.replace("{", "(").replace("}", ")").split())
+            entries.append(f"@misc{{source{n_notes},\n  note = {{{text}}},\n}}")
+    return entries

@@ -1,0 +1,206 @@
+"""The sections that a recipe asks for: where each comes from, and how it is read, filtered and embedded."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._validate import hint, listing
+from ragst_sd.datasets._checksum import sha256_of
+from ragst_sd.datasets._load import find_samples, read_sample
+from ragst_sd.datasets._pairs import own_samples, section_files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from spatialdata import SpatialData
+
+    from ragst_sd.datasets._sample_files import Sample
+    from ragst_sd.io._recipe import Filters, Place, Recipe, Source
+
+logger = logging.getLogger(__name__)
+
+IMAGE, SHAPES, TABLE = "he", "spots", "table"
+
+
+@dataclass(frozen=True)
+class PlannedSection:
+    """One section that a recipe asks for."""
+
+    name: str
+    """Its name in the reference."""
+    source: Source
+    place: Place
+    """Where the recipe names its source."""
+    sample: Sample
+    """How it is read, with the donor that the recipe names."""
+
+    def digest(self) -> str:
+        """Hash of the content of all files that it is read from, which are downloaded if need be."""
+        hashes = [_hash_of(path) for path in _files_of(self.sample)]
+        return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:24]
+
+
+def planned_sections(recipe: Recipe, place: Place, *, progress: bool | None) -> list[PlannedSection]:
+    """All sections, in the order of their names; nothing is read yet.
+
+    Raises
+    ------
+    KeyError
+        If a data set of the catalogue, or a sample, does not exist.
+    ValueError
+        If two sections have one name, or `donors` names samples that are not there.
+    FileNotFoundError
+        If a folder does not exist or holds no sections.
+    """
+    planned: dict[str, PlannedSection] = {}
+    for i, source in enumerate(recipe.sources):
+        where = place / "sources" / i
+        samples = _samples(source, where, progress=progress)
+        for name in source.donors:
+            if name not in samples:
+                msg = (
+                    f"{where / 'donors' / name}: this source has no sample {name!r}. Available: {listing(samples)}."
+                    f"{hint(name, samples)}"
+                )
+                raise ValueError(msg)
+        for key, sample in samples.items():
+            name, donor = source.prefix + key, source.donors.get(key, source.donor)
+            if name in planned:
+                msg = (
+                    f"{where}: a section named {name!r} comes from {planned[name].place}, too. "
+                    "If they are different sections, give one source a `prefix:`."
+                )
+                raise ValueError(msg)
+            planned[name] = PlannedSection(
+                name, source, where, sample if donor is None else replace(sample, donor=donor)
+            )
+    return [planned[name] for name in sorted(planned)]
+
+
+def _samples(source: Source, place: Place, *, progress: bool | None) -> dict[str, Sample]:
+    """What a source holds, by the name of the section."""
+    try:
+        if source.folder is None:
+            return find_samples(
+                str(source.dataset), samples=source.samples, path=source.path, bin_um=source.bin_um, progress=progress
+            )
+        place = place / "folder"
+        samples = own_samples(str(source.folder), source.folder, source.samples or list(section_files(source.folder)))
+    except (KeyError, FileNotFoundError) as error:
+        msg = f"{place}: {error.args[0]}"
+        raise type(error)(msg) from error
+    resolution = {"image_mpp": source.image_mpp, "um_between_centers": source.um_between_centers}
+    return {name: replace(sample, **resolution) for name, sample in samples.items()}
+
+
+def _files_of(sample: Sample) -> list[Path]:
+    """Every file or archive of a section, by role."""
+    files = []
+    for role, named in sorted(sample.roles.items()):
+        archive = next((one for one in sample.shelf.files if named == one or named.startswith(f"{one}/")), named)
+        try:
+            files.append(sample.shelf.get(archive))
+        except FileNotFoundError:
+            # A user's folder may hold what was in the archive instead of the archive.
+            files.append(sample.path(role))
+    return files
+
+
+def _hash_of(path: Path) -> str:
+    if path.is_file():
+        return sha256_of(path)
+    digest = hashlib.sha256()
+    for file in sorted(one for one in path.rglob("*") if one.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()}\x1f{sha256_of(file)}\x1f".encode())
+    return digest.hexdigest()
+
+
+def embedded_section(section: PlannedSection, recipe: Recipe, **embedding: Any) -> SpatialData:
+    """Read, filter and embed a section; `embedding` are arguments of `rg.pp.embed_tiles` that are the same for all.
+
+    Raises
+    ------
+    ValueError, KeyError
+        What reading, filters and embedding refuse, with the name of the section.
+    """
+    from ragst_sd.pp import embed_tiles
+
+    try:
+        sdata = read_sample(section.sample)
+        _check_content(sdata, section.sample.donor, recipe.reference.layer)
+        keep_spots(sdata, section.source.filters, layer=recipe.reference.layer)
+        embed_tiles(
+            sdata,
+            image_key=IMAGE,
+            shapes_key=SHAPES,
+            table_key=TABLE,
+            image_mpp=section.source.image_mpp,
+            tile_px=recipe.tiles.tile_px,
+            mpp=recipe.tiles.mpp,
+            context=recipe.tiles.context,
+            batch_size=recipe.encoder.batch_size,
+            **embedding,
+        )
+    except (KeyError, ValueError) as error:
+        msg = f"{section.place}, section {section.name!r}: {error.args[0] if error.args else error}"
+        raise type(error)(msg) from error
+    return sdata
+
+
+def _check_content(sdata: SpatialData, donor: str | None, layer: str | None) -> None:
+    """Refuse what is no section of a reference, and write the donor that the recipe names."""
+    parts = (("picture", sdata.images), ("spots", sdata.shapes), (TABLE, sdata.tables))
+    missing = [kind for kind, elements in parts if not elements]
+    if missing:
+        msg = f"it has no {' and no '.join(missing)}; a reference needs a picture and expression measured in spots."
+        raise ValueError(msg)
+    table = sdata.tables[TABLE]
+    if donor is not None:
+        table.obs[_keys.DONOR] = donor
+    if layer is not None and layer not in table.layers:
+        msg = f"there is no layer {layer!r}. Available: {listing(name for name in table.layers if name is not None)}."
+        raise KeyError(msg)
+    if _keys.DONOR not in table.obs:
+        msg = "its donor is not known. Name the patient or animal in the recipe, with `donor:` or `donors:`."
+        raise ValueError(msg)
+
+
+def keep_spots(sdata: SpatialData, filters: Filters, *, layer: str | None) -> None:
+    """Leave out the spots that the filters of a recipe reject.
+
+    Raises
+    ------
+    KeyError
+        If a column of `obs` does not exist.
+    ValueError
+        If no spot is left, or no spot has a value that is asked for.
+    """
+    table = sdata.tables[TABLE]
+    counts = table.X if layer is None else table.layers[layer]
+    keep = np.ones(table.n_obs, dtype=bool)
+    if filters.min_counts is not None:
+        keep &= np.asarray(counts.sum(axis=1)).ravel() >= filters.min_counts
+    if filters.min_genes is not None:
+        keep &= np.asarray((counts > 0).sum(axis=1)).ravel() >= filters.min_genes
+    wanted = dict(filters.obs or {}) | ({"in_tissue": ["1", "True"]} if filters.in_tissue else {})
+    for column, values in wanted.items():
+        if column not in table.obs:
+            msg = f"the filters name the column {column!r}, which `obs` does not have. Available: {listing(table.obs)}."
+            raise KeyError(msg)
+        present = table.obs[column].astype(str)
+        if not present.isin(values).any():
+            msg = f"no spot has {listing(values)} in column {column!r}; its values are {listing(sorted(present.unique()))}."
+            raise ValueError(msg)
+        keep &= present.isin(values).to_numpy()
+    if not keep.any():
+        msg = f"the filters leave none of {table.n_obs} spots. Relax them, or leave the section out."
+        raise ValueError(msg)
+    if not keep.all():
+        logger.info("%d of %d spots are left out by the filters.", int((~keep).sum()), table.n_obs)
+        sdata.tables[TABLE] = table[keep].copy()
