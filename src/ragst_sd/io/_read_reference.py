@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,10 @@ from ragst_sd import _keys
 from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
 from ragst_sd._reference import ROW_BLOCK, annotations_hash, reference_header
 from ragst_sd._replacing import standing, version_of
-from ragst_sd.io._sparse_check import check_sparse, checked_blocks
-from ragst_sd.io._store_check import check_store, require_memory
 from ragst_sd.io._store_seal import SMALL, broken_parts
 from ragst_sd.reference.migration import migrated
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
     from anndata import AnnData
@@ -45,16 +43,13 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
     checked, and the content against the hash that was written with it. Of a lazy one only what
     is in memory is checked (ids, genes, labels, mask); values that were changed on disk are noticed when they are read, by the
     checksum of their chunk, and once the store is replaced the lazy reference has to be read again.
-    Nothing in a store is run, links in it are refused, and an array that says it is larger than its files can account for is
-    refused before memory is taken for it.
 
     Raises
     ------
     FileNotFoundError
         If there is nothing at `path`.
     ValueError
-        If it is not a reference, has an unknown schema version, holds links, codecs or sizes that are not trusted, or its content
-        does not match its hash.
+        If it is not a reference, is damaged, has an unknown schema version, or its content does not match its hash.
     MemoryError
         If it is larger than the memory of this machine.
     BlockingIOError
@@ -95,9 +90,6 @@ def _read(path: Path, *, lazy: bool) -> AnnData:
     if not (path / "uns" / _keys.ATTRS).is_dir():
         msg = f"{path} is not a reference written by `rg.io.write_reference` (it has no `uns/{_keys.ATTRS}`)."
         raise ValueError(msg)
-    arrays = check_store(path)
-    if not lazy:
-        require_memory(path, arrays)
     broken = broken_parts(path, only=SMALL if lazy else None)
     if broken:
         msg = (
@@ -106,7 +98,6 @@ def _read(path: Path, *, lazy: bool) -> AnnData:
         )
         raise ValueError(msg)
     reference = _told(path, lambda place: _up_to_date(_open(place) if lazy else _load(place)))
-    check_sparse(reference, path)
     header = reference_header(reference) if lazy else any_header(reference)
     current = annotations_hash(reference) if lazy else any_hash(reference)
     expected = header.get(_keys.ANNOTATIONS_HASH) if lazy else header["content_hash"]
@@ -143,8 +134,23 @@ def _load(path: Path) -> AnnData:
     import anndata as ad
     import zarr
 
-    # Metadata that was collected in one place is not what was looked at, and may tell something else.
-    return ad.read_zarr(zarr.open_group(path, mode="r", use_consolidated=False))
+    group = zarr.open_group(path, mode="r", use_consolidated=False)
+    _require_memory(path, group)
+    return ad.read_zarr(group)
+
+
+def _require_memory(path: Path, group: Any) -> None:
+    """Raise a `MemoryError` if the arrays are larger than the memory of this machine, where the system tells."""
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", ()):
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total = sum(array.nbytes for _, array in group.members(max_depth=None) if hasattr(array, "nbytes"))
+    if total > memory > 0:
+        msg = (
+            f"{path} holds {total / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB of memory. Read it with `lazy=True`, "
+            "which leaves its rows on disk."
+        )
+        raise MemoryError(msg)
 
 
 def _open(path: Path) -> AnnData:
@@ -159,13 +165,10 @@ def _open(path: Path) -> AnnData:
     n_vars = int(group["varm"][_keys.MEASURED].shape[0])
     blocks = (ROW_BLOCK, n_vars)
     return ad.AnnData(
-        checked_blocks(read_lazy(group["X"], chunks=blocks), "X", path),
+        read_lazy(group["X"], chunks=blocks),
         obs=read(group["obs"]),
         var=read(group["var"]),
-        layers={
-            name: checked_blocks(read_lazy(group["layers"][name], chunks=blocks), f"layers/{name}", path)
-            for name in group["layers"]
-        },
+        layers={name: read_lazy(group["layers"][name], chunks=blocks) for name in group["layers"]},
         obsm={name: _lazy_rows(group["obsm"][name]) for name in group["obsm"]},
         varm={name: read(group["varm"][name]) for name in group["varm"]},
         uns={name: read(group["uns"][name]) for name in group["uns"]},
