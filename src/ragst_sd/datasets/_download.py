@@ -108,8 +108,8 @@ def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> N
         try:
             return _request(file, part, progress=progress)
         except requests.HTTPError as error:
-            status = error.response.status_code
-            reason = f"the server answers {status} ({error.response.reason})"
+            answer: Any = error.response
+            status, reason = answer.status_code, f"the server answers {answer.status_code} ({answer.reason})"
             if status not in _TEMPORARY:
                 raise _refusal(file.url, status, reason, advice) from None
             if status == 416:
@@ -128,9 +128,10 @@ def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> N
             raise OSError(errno.ENOSPC, msg) from error
         failures = 1 if _size(part) > furthest else failures + 1
         furthest = max(furthest, _size(part))
-        wait = min(2.0**failures, _LONGEST_WAIT_S)
-        logger.info("%s: %s; trying again in %.0f s.", file.url, reason, wait)
-        time.sleep(wait)
+        if failures < _ATTEMPTS:
+            wait = min(2.0**failures, _LONGEST_WAIT_S)
+            logger.info("%s: %s; trying again in %.0f s.", file.url, reason, wait)
+            time.sleep(wait)
     msg = (
         f"{file.url} could not be downloaded: {reason}. Tried {_ATTEMPTS} times; {_size(part)} bytes are kept in {str(part)!r}, and the "
         f"next call goes on from there if the server says that the file is still the same. You can also {advice}."
@@ -179,7 +180,7 @@ def _request(file: RemoteFile, part: Path, *, progress: bool) -> None:
             progressbar=bar, chunk_size=_BLOCK, timeout=_TIMEOUT_S, headers=headers, hooks={"response": begin}
         )
         download(file.url, out, None)
-    mark.unlink()
+    mark.unlink(missing_ok=True)
 
 
 def _version(response: Response) -> str:

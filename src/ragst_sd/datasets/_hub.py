@@ -94,20 +94,15 @@ def upload_errors(repository: str) -> Iterator[None]:
             )
         else:
             failure = ConnectionError(f"The hub did not take the files for {page} (status {status}). Try again later.")
-    except OSError as error:
-        failure = _unreachable(page, error)
     except Exception as error:
         # The client passes on what its HTTP library raises, which is another one in each of its releases.
-        if not any(word in type(error).__name__ for word in ("Connect", "Timeout", "Network", "Protocol")):
+        words = ("Connect", "Timeout", "Network", "Protocol")
+        if not isinstance(error, OSError) and not any(word in type(error).__name__ for word in words):
             raise
-        failure = _unreachable(page, error)
+        failure = ConnectionError(
+            f"The hub cannot be reached for {page} ({type(error).__name__}). Nothing was changed there; try again."
+        )
     raise failure from None
-
-
-def _unreachable(page: str, error: Exception) -> OSError:
-    return ConnectionError(
-        f"The hub cannot be reached for {page} ({type(error).__name__}). Nothing was changed there; try again."
-    )
 
 
 def fetch_from_hub(place: HubFile, folder: Path, *, progress: bool, advice: str) -> Path:
