@@ -15,7 +15,7 @@ LAYOUTS = ("st_tsv", "st_h5ad", "visium", "visium_hd", "xenium", "hest", "slide"
 LOADERS = LAYOUTS[:-1]
 STATUSES = ("tested", "listed")
 SPECIES = ("Homo sapiens", "Mus musculus")
-ARCHIVES = ("zip", "tar", "tar.gz", "7z")
+ARCHIVES = ("zip", "tar", "tar.gz")
 NONE_STATED, UNKNOWN = "none stated", "unknown"
 
 FIELDS = (

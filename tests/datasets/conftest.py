@@ -26,6 +26,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(_download.time, "sleep", lambda seconds: None)
+    # What has arrived of a block is lost when the connection breaks.
+    monkeypatch.setattr(_download, "_BLOCK", 1000)
     with serve() as running:
         yield running
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import h5py
 import pytest
 from spatialdata import deepcopy
 
@@ -31,10 +30,6 @@ def world(_sections, tmp_path_factory):
     scores = rg.tl.cross_validate(unfitted, methods=["mean"], n_genes=20, progress=False, inplace=False)
     folder = tmp_path_factory.mktemp("files")
     (folder / "mine").mkdir()
-    (folder / "mine.zarr.zip").write_text("my own file")
-    with h5py.File(folder / "linked.h5ad", "w") as file:
-        file["layers/raw"] = h5py.ExternalLink("/home/neighbour/patients.h5", "/X")
-    with h5py.File(folder / "huge.h5ad", "w") as file:
-        file.create_dataset("X", (10**9, 20_000), "f4", chunks=(1000, 1000))
+    (folder / "broken.h5ad").write_bytes(b"the first bytes of a download")
     (folder / "mine.html").write_text("<p>my own page</p>")
     return World(query, bare, sections, reference, unfitted, screen, embedding, bank, perturbed, scores, folder)

@@ -19,8 +19,7 @@ CODE = """
     import numpy as np
     from pathlib import Path
     import ragst_sd as rg
-    from ragst_sd.datasets._download import RemoteFile
-    from ragst_sd.datasets._hub import HubFile, fetch_from_hub
+    from ragst_sd.datasets._download import RemoteFile, fetch
     from ragst_sd.image.encoders import resolve_encoder
     folder = Path(sys.argv[1])
     for model in ("hf-hub:lab/tiny", "uni", "virchow2"):
@@ -30,7 +29,7 @@ CODE = """
             traceback.print_exc()
     try:
         file = RemoteFile("st/a.h5ad", "https://huggingface.co/datasets/lab/data/resolve/main/st/a.h5ad")
-        fetch_from_hub(file, HubFile("lab/data", "main", "st/a.h5ad"), folder / "data", progress=False, advice="Log in.")
+        fetch(file, folder / "data", progress=False, advice="log in")
     except Exception:
         traceback.print_exc()
     print(rg.settings)

@@ -186,6 +186,15 @@ def test_another_content_is_refused(hub, shared, free, tmp_path, lazy):
     assert not list((tmp_path / "cache" / "references").rglob("*.zip")), "nothing of it is kept"
 
 
+def test_code_in_place_of_values_is_refused(hub, shared, tmp_path):
+    files = hub.files(REPOSITORY, shared)
+    name = "reference.zarr/obsm/X_colour/zarr.json"
+    files[name] = files[name].replace(b'"name": "bytes"', b'"name": "numcodecs.pickle"')
+    with pytest.raises(ValueError, match=r"was downloaded and is not read: .*'numcodecs\.pickle'"):
+        rg.datasets.download_reference(REPOSITORY, revision=shared)
+    assert not list((tmp_path / "cache" / "references").rglob("zarr.json")), "nothing of it is kept"
+
+
 def test_repositories_without_a_reference(hub, shared, free):
     with pytest.raises(ValueError, match=r"`repository` is 'bulb'; it must be 'owner/name'"):
         rg.io.upload_reference(free, "bulb")

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import re
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ragst_sd._validate import require_type
-from ragst_sd.datasets._checksum import note_new, whats_wrong
 from ragst_sd.image.hub import hub_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
-
-    from ragst_sd.datasets._download import RemoteFile
 
 _ADDRESS = re.compile(r"https?://(?:www\.)?huggingface\.co/datasets/([^/]+/[^/]+)/resolve/([^/]+)/([^?#]+)")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -97,24 +94,19 @@ def upload_errors(repository: str) -> Iterator[None]:
             )
         else:
             failure = ConnectionError(f"The hub did not take the files for {page} (status {status}). Try again later.")
-    except OSError as error:
-        failure = _unreachable(page, error)
     except Exception as error:
         # The client passes on what its HTTP library raises, which is another one in each of its releases.
-        if not any(word in type(error).__name__ for word in ("Connect", "Timeout", "Network", "Protocol")):
+        words = ("Connect", "Timeout", "Network", "Protocol")
+        if not isinstance(error, OSError) and not any(word in type(error).__name__ for word in words):
             raise
-        failure = _unreachable(page, error)
+        failure = ConnectionError(
+            f"The hub cannot be reached for {page} ({type(error).__name__}). Nothing was changed there; try again."
+        )
     raise failure from None
 
 
-def _unreachable(page: str, error: Exception) -> OSError:
-    return ConnectionError(
-        f"The hub cannot be reached for {page} ({type(error).__name__}). Nothing was changed there; try again."
-    )
-
-
-def fetch_from_hub(file: RemoteFile, place: HubFile, folder: Path, *, progress: bool, advice: str) -> Path:
-    """Path of the file below `folder`, downloaded by the hub's client (which resumes, and knows the user's token).
+def fetch_from_hub(place: HubFile, folder: Path, *, progress: bool, advice: str) -> Path:
+    """Path of a file that the hub's client, which resumes and knows the user's token, has put below `folder` for the moment.
 
     Raises
     ------
@@ -124,39 +116,18 @@ def fetch_from_hub(file: RemoteFile, place: HubFile, folder: Path, *, progress: 
         If repository or file do not exist.
     ConnectionError
         If the hub cannot be reached.
-    ValueError
-        If the file is not what the catalogue states.
     """
-    from filelock import FileLock
     from huggingface_hub import hf_hub_download
 
-    target = folder / file.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{target.name}.lock")):
-        there = target.is_file()
-        if there and whats_wrong(target, size=file.size, sha256=file.sha256) is None:
-            return target
-        page = f"{hub_endpoint()}/datasets/{place.repository}"
-        with (
-            quiet_hub(quiet=not progress),
-            hub_errors(place.repository, url=page, local_advice=advice, what="files"),
-        ):
-            # The folder mirrors the repository, so that its own readers find what they expect.
-            hf_hub_download(
-                place.repository,
-                place.path,
-                repo_type="dataset",
-                revision=place.revision,
-                local_dir=folder,
-                endpoint=hub_endpoint(),
-                force_download=there,
-            )
-        if place.path != file.name:
-            (folder / place.path).replace(target)
-        wrong = whats_wrong(target, size=file.size, sha256=file.sha256)
-        if wrong is not None:
-            target.unlink()
-            msg = f"{file.url} is not the file that was expected: {wrong}. It was not kept. {advice}"
-            raise ValueError(msg)
-        note_new(target, known=file.sha256 is not None)
-    return target
+    page = f"{hub_endpoint()}/datasets/{place.repository}"
+    advice = f"{advice}. A token can also be given as the environment variable HF_TOKEN"
+    with quiet_hub(quiet=not progress), hub_errors(place.repository, url=page, local_advice=advice, what="files"):
+        arrived = hf_hub_download(
+            place.repository,
+            place.path,
+            repo_type="dataset",
+            revision=place.revision,
+            local_dir=folder / ".hub",
+            endpoint=hub_endpoint(),
+        )
+    return Path(arrived)

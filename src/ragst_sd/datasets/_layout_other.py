@@ -6,8 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ragst_sd import _keys
-from ragst_sd.io._hdf5_check import check_hdf5
-from ragst_sd.io._sparse_check import check_sparse
+from ragst_sd.io._readable import readable
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -57,9 +56,8 @@ def read_h5ad_sample(sample: Sample) -> SpatialData:
     from spatialdata import SpatialData
     from spatialdata.models import TableModel
 
-    check_hdf5(sample.path("counts"))
-    table = read_h5ad(sample.path("counts"))
-    check_sparse(table, sample.path("counts"))
+    with readable(sample.path("counts"), "h5ad"):
+        table = read_h5ad(sample.path("counts"))
     table.uns.pop(TableModel.ATTRS_KEY, None)
     table.obs[_keys.SAMPLE] = sample.name
     if _keys.DONOR not in table.obs:

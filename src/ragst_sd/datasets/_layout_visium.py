@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ragst_sd.io._hdf5_check import check_hdf5
 from ragst_sd.io._read_slide import pyramid_element
+from ragst_sd.io._readable import readable
 from ragst_sd.io._section import assemble
 from ragst_sd.io._slide_file import open_slide
-from ragst_sd.io._sparse_check import check_sparse
 from ragst_sd.io._st_counts import read_counts
 from ragst_sd.io._st_geometry import check_inside
 from ragst_sd.io._st_image import image_element, read_rgb
@@ -98,12 +97,8 @@ def read_10x(path: Path) -> AnnData:
     """Counts of genes, spots x genes; symbols made unique, Ensembl ids in `var["gene_ids"]`."""
     import scanpy as sc
 
-    check_hdf5(path)
-    # All kinds of features: genes are chosen once it is known that the matrix stays inside of itself.
-    table = sc.read_10x_h5(path, gex_only=False)
-    check_sparse(table, path)
-    if "feature_types" in table.var:
-        table = table[:, table.var["feature_types"] == "Gene Expression"].copy()
+    with readable(path, "an h5 file of 10x"):
+        table = sc.read_10x_h5(path)
     table.var_names_make_unique()
     return read_counts(table, None)
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd.io._hdf5_check import check_hdf5
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._section import IMAGE, SHAPES, TABLE
 from ragst_sd.io._slide_file import open_slide
@@ -39,9 +38,6 @@ def read_xenium(sample: Sample) -> SpatialData:
 
     experiment = sample.find("bundle", *_BUNDLE)
     folder = next(path.parent for path in experiment if path.name == "experiment.xenium")
-    for path in experiment:
-        if path.suffix == ".h5":
-            check_hdf5(path)
     pixel_um = float(json.loads((folder / "experiment.xenium").read_text())["pixel_size"])
     image_file, alignment_file = _picture(sample)
     to_global = np.loadtxt(alignment_file, delimiter=",").reshape(3, 3)

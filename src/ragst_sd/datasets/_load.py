@@ -89,7 +89,8 @@ def load(
     KeyError
         If there is no such data set or sample.
     ValueError
-        If the data set has no loader, or a file is not the one that the catalogue states.
+        If the data set has no loader, if a file is not the one that the catalogue states or is damaged, or if a downloaded file holds
+        Python objects, leads to other files or says that it is larger than it can be.
     PermissionError
         If its owners ask to accept terms, or an archive is encrypted.
     ConnectionError, FileNotFoundError, OSError
@@ -162,7 +163,6 @@ def find_samples(
         given=given,
         cache=settings.cache_dir / "datasets" / name,
         page=entry.get("url"),
-        gated=bool(entry.get("gated")),
         password=password,
         progress=settings.progress if progress is None else progress,
     )

@@ -15,7 +15,7 @@ from ragst_sd._validate import require_positive, require_type
 from ragst_sd.datasets._catalog_entries import catalog_entry, citation_text
 from ragst_sd.datasets._layout_screen import CONTROL, LAYOUTS, screen_obs
 from ragst_sd.datasets._sample_files import Shelf
-from ragst_sd.io._hdf5_check import check_hdf5
+from ragst_sd.io._readable import readable
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -112,7 +112,6 @@ def load_screen(
             given=given,
             cache=settings.cache_dir / "datasets" / name,
             page=entry.get("url"),
-            gated=bool(entry.get("gated")),
             password=None,
             progress=settings.progress if progress is None else progress,
         )
@@ -133,12 +132,8 @@ def _read(file: Path, name: str, context: str, max_cells: int | None, rng: np.ra
     """Cells with the labels of the house; the file stays on disk until it is known which ones are wanted."""
     import anndata as ad
 
-    try:
-        check_hdf5(file, in_memory=max_cells is None)
+    with readable(file, "h5ad"):
         backed = ad.read_h5ad(file, backed="r")
-    except (OSError, KeyError) as error:
-        msg = f"{str(file)!r} cannot be read as h5ad: it is damaged or incomplete, or another kind of file ({error})."
-        raise ValueError(msg) from error
     try:
         obs, labelled = screen_obs(backed.obs, LAYOUTS[name], context)
         kept = np.flatnonzero(labelled)

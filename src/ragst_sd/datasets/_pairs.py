@@ -72,9 +72,7 @@ def own_samples(name: str, folder: Path, samples: str | Sequence[str] | None) ->
     if unknown or not wanted:
         msg = f"The folder of {name!r} has no sample {listing(unknown)}. Available: {listing(pictures)}."
         raise KeyError(msg + (hint(str(unknown[0]), pictures) if unknown else ""))
-    bare = Shelf(
-        dataset=name, files={}, given=folder, cache=folder, page=None, gated=False, password=None, progress=False
-    )
+    bare = Shelf(dataset=name, files={}, given=folder, cache=folder, page=None, password=None, progress=False)
     empty = Sample(name="", donor=None, roles={}, shelf=bare, details={})
     return {one: _as_pair(replace(empty, name=one), folder, pictures[one]) for one in wanted}
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragst_sd._validate import listing, require_key
-from ragst_sd.datasets._archives import archive_kind, extract, matching
-from ragst_sd.datasets._checksum import sha256_of
+from ragst_sd.datasets._archives import SUFFIXES, extract, matching
+from ragst_sd.datasets._checksum import whats_wrong
 from ragst_sd.datasets._download import RemoteFile, fetch
-from ragst_sd.datasets._hub import fetch_from_hub, on_hub
+from ragst_sd.io._gate import check_downloaded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +37,6 @@ class Shelf:
     """Folder of this data set in the cache."""
     page: str | None
     """Where the data set is described."""
-    gated: bool
     password: str | None
     progress: bool
 
@@ -49,7 +48,8 @@ class Shelf:
         FileNotFoundError
             If it is not in the user's folder, or no address is known.
         ValueError
-            If a file of the mirror is not what the catalogue states.
+            If a file of the mirror is not what the catalogue states, or one that was downloaded holds what
+            :func:`check_downloaded` refuses.
         """
         about = self.files[name]
         if self.given is not None:
@@ -66,41 +66,23 @@ class Shelf:
             logger.warning("%s names %r, which is no folder: there is no mirror.", MIRROR, mirror)
         found = _at(Path(mirror).expanduser() / self.dataset, name) if mirror else None
         if found is not None:
-            self._check_mirrored(found, about)
+            wrong = whats_wrong(found, size=about.get("size"), sha256=about.get("sha256")) if found.is_file() else None
+            if wrong is not None:
+                msg = f"{str(found)!r} in the mirror ({MIRROR}) is not the file of the catalogue: {wrong}. Replace or remove it."
+                raise ValueError(msg)
             return found
+        page = f" (see {self.page})" if self.page else ""
+        advice = (
+            f"put the file{page} at <folder>/{self.dataset}/{name} and set {MIRROR}=<folder>, or pass the folder that holds it with "
+            "`path=`"
+        )
         if about.get("url") is None:
-            msg = f"No address is known for {name!r} of data set {self.dataset!r}. {self._advice(name)}"
+            msg = f"No address is known for {name!r} of data set {self.dataset!r}. You can {advice}."
             raise FileNotFoundError(msg)
         file = RemoteFile(name, about["url"], about.get("size"), about.get("sha256"))
-        place = on_hub(file.url)
-        if place is not None:
-            return fetch_from_hub(file, place, self.cache, progress=self.progress, advice=self._hub_advice(name))
-        return fetch(file, self.cache, progress=self.progress, advice=self._advice(name))
-
-    def _check_mirrored(self, path: Path, about: Mapping[str, Any]) -> None:
-        # No note can be written beside a file that is not ours.
-        wrong = None
-        if path.is_file() and about.get("size") is not None and path.stat().st_size != about["size"]:
-            wrong = f"{path.stat().st_size} bytes, expected {about['size']}"
-        elif path.is_file() and about.get("sha256") is not None and sha256_of(path) != about["sha256"]:
-            wrong = f"sha256 {sha256_of(path)}, expected {about['sha256']}"
-        if wrong is not None:
-            msg = f"{str(path)!r} in the mirror ({MIRROR}) is not the file of the catalogue: {wrong}. Replace or remove it."
-            raise ValueError(msg)
-
-    def _advice(self, name: str) -> str:
-        terms = f"Terms have to be accepted first at {self.page}. " if self.gated else ""
-        page = f"See {self.page}. " if self.page and not self.gated else ""
-        return (
-            f"{terms}{page}If you have the file, put it at <folder>/{self.dataset}/{name} and set {MIRROR}=<folder>, or pass "
-            "the folder that holds it with `path=`."
-        )
-
-    def _hub_advice(self, name: str) -> str:
-        return (
-            f"put the file at <folder>/{self.dataset}/{name} and set {MIRROR}=<folder>. A token can also be given as the "
-            "environment variable HF_TOKEN"
-        )
+        path = fetch(file, self.cache, progress=self.progress, advice=advice)
+        check_downloaded(path)
+        return path
 
 
 @dataclass(frozen=True)
@@ -173,25 +155,22 @@ class Sample:
             return sorted(
                 one for one in path.rglob("*") if one.is_file() and matching(str(one.relative_to(path)), patterns)
             )
-        about = self.shelf.files[archive]
         status = path.stat()
         # A new version of an archive is unpacked beside the old one.
         version = hashlib.sha256(f"{path} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:12]
         folder = self.shelf.cache / "unpacked" / f"{path.name}-{version}"
-        return extract(
-            path,
-            patterns,
-            folder,
-            kind=about.get("archive") or archive_kind(archive) or "zip",
-            password=self.shelf.password,
-            published_at=about.get("password_published_at"),
-        )
+        published_at = self.shelf.files[archive].get("password_published_at")
+        found = extract(path, patterns, folder, password=self.shelf.password, published_at=published_at)
+        if path.is_relative_to(self.shelf.cache):
+            for member in found:
+                check_downloaded(member)
+        return found
 
 
 def _at(folder: Path, name: str) -> Path | None:
     """A file by its path or its bare name, or the folder that an archive of this name was unpacked into."""
     candidates = [folder / name, folder / Path(name).name]
-    suffix = next((end for end in (".tar.gz", ".tgz", ".tar", ".zip", ".7z") if name.lower().endswith(end)), None)
+    suffix = next((end for end in SUFFIXES if name.lower().endswith(end)), None)
     if suffix is not None:
         candidates.append(folder / Path(name).name[: -len(suffix)])
     return next((one for one in candidates if one.exists()), None)

@@ -12,6 +12,7 @@ from ragst_sd._settings import settings
 from ragst_sd._validate import require_type
 from ragst_sd.datasets._hub import check_repository, hub_endpoint, quiet_hub
 from ragst_sd.image.hub import hub_errors
+from ragst_sd.io._gate import check_downloaded
 from ragst_sd.io._upload_reference import CARD, FOLDER_STORE, STORE
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def download_reference(
     ConnectionError
         If the hub cannot be reached.
     ValueError
-        If `repository` is not `owner/name`, or the content is not what its hash or `content_hash` says. What was downloaded into the cache is removed then.
+        If `repository` is not `owner/name`, if the content is not what its hash or `content_hash` says, or if the files hold Python
+        objects, lead elsewhere or say that they are larger than they can be. What was downloaded into the cache is removed then.
 
     Examples
     --------
@@ -90,6 +92,7 @@ def download_reference(
     given = None if path is None else Path(path).expanduser()
     store = _fetch(repository, revision, given, progress=settings.progress if progress is None else progress)
     try:
+        check_downloaded(store)
         return _checked(store, content_hash, repository, lazy=lazy)
     except ValueError:
         if given is None:

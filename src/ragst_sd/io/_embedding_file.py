@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd._validate import listing
-from ragst_sd.io._hdf5_check import check_hdf5
+from ragst_sd.io._readable import readable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,25 +49,18 @@ def read_embedding_file(path: Path) -> EmbeddingFile:
     """
     import h5py
 
-    try:
-        check_hdf5(path)
-        with h5py.File(path) as file:
-            content = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
-            key = next((name for name in _VECTORS if name in content), None)
-            if key is None:
-                msg = (
-                    f"{path.name!r} holds the datasets {listing(content)}; expected 'features' (TRIDENT, CLAM) or "
-                    "'embeddings' (HEST)."
-                )
-                raise ValueError(msg)
-            vectors = np.asarray(content[key], dtype=np.float32)
-            corners = np.asarray(content["coords"], dtype=float) if "coords" in content else None
-            barcodes = next((np.asarray(content[name]) for name in _BARCODES if name in content), None)
-            about = dict(content["coords"].attrs) if "coords" in content else {}
-            encoder = _text(content[key].attrs.get("encoder"))
-    except OSError as error:
-        msg = f"{str(path)!r} cannot be read as h5 ({error}). It may be incomplete: copy or download it again."
-        raise ValueError(msg) from error
+    with readable(path, "h5"), h5py.File(path) as file:
+        content = {name: item[()] for name, item in file.items() if isinstance(item, h5py.Dataset)}
+        attributes = {name: dict(file[name].attrs) for name in content}
+    key = next((name for name in _VECTORS if name in content), None)
+    if key is None:
+        msg = f"{path.name!r} holds the datasets {listing(content)}; expected 'features' (TRIDENT, CLAM) or 'embeddings' (HEST)."
+        raise ValueError(msg)
+    vectors = np.asarray(content[key], dtype=np.float32)
+    corners = np.asarray(content["coords"], dtype=float) if "coords" in content else None
+    barcodes = next((np.asarray(content[name]) for name in _BARCODES if name in content), None)
+    about = attributes.get("coords", {})
+    encoder = _text(attributes[key].get("encoder"))
     # Some writers keep a leading axis for the slide.
     vectors = vectors[0] if vectors.ndim == 3 and len(vectors) == 1 else vectors
     corners = corners[0] if corners is not None and corners.ndim == 3 and len(corners) == 1 else corners

@@ -13,8 +13,7 @@ import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_key, require_type
-from ragst_sd.io._hdf5_check import check_hdf5
-from ragst_sd.io._sparse_check import check_sparse
+from ragst_sd.io._readable import readable
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -40,9 +39,8 @@ def read_counts(counts: AnnData | pd.DataFrame | str | PathLike[str], layer: str
     else:
         path = existing_file(counts, "counts", (".h5ad", *_TABLES))
         if path.suffix.lower() == ".h5ad":
-            check_hdf5(path)
-            found = read_h5ad(path)
-            check_sparse(found, path)
+            with readable(path, "h5ad"):
+                found = read_h5ad(path)
         else:
             found = _from_table(_read_table(path), repr(path.name))
     if layer is not None:

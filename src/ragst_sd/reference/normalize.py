@@ -30,6 +30,9 @@ def as_csr(matrix: object) -> sp.csr_matrix:
     for load in ("compute", "to_memory"):
         # Lazy matrices: dask arrays, and those of an AnnData that is backed by a file.
         matrix = getattr(matrix, load)() if hasattr(matrix, load) else matrix
+    if hasattr(matrix, "check_format"):
+        # Compiled code reads and writes wherever the indices lead, also outside of the matrix.
+        matrix.check_format(full_check=True)
     csr = sp.csr_matrix(matrix, dtype=np.float32, copy=True)
     csr.sum_duplicates()
     csr.sort_indices()

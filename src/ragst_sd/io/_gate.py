@@ -1,0 +1,164 @@
+"""What a file that was downloaded may hold: no code, nothing that lies elsewhere, no sizes that the file cannot account for.
+
+Files that a user opens are not looked at here: they are read as anndata and zarr read them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+# What anndata, Xenium and zarr write. Codecs of Python objects, which run code when they are read, are among what is left out.
+_CODECS = {"bytes", "transpose", "shuffle", "delta", "fixedscaleoffset", "vlen-utf8", "vlen-bytes", "sharding_indexed"}
+_CODECS |= {"blosc", "gzip", "lz4", "zlib", "zstd", "crc32c"}
+_METADATA = ("zarr.json", ".zarray", ".zmetadata")
+# Compressed images and counts shrink 2 to 50 times; constant columns more, but they are small.
+_MOST_EXPANSION = 1000
+_FREE_BYTES = 2**28
+
+
+def check_downloaded(path: Path) -> None:
+    """Look at the links, codecs and sizes in an HDF5 file, or in a zarr store that is a folder or a zip file.
+
+    Other files are left alone. How far a single chunk unpacks is not looked at.
+
+    Raises
+    ------
+    ValueError
+        If something in it lies in another file, is made of Python objects or is packed by a codec that is not known to be harmless,
+        if it says that it holds more than its bytes can account for, or if it is damaged.
+    """
+    import h5py
+
+    try:
+        if path.is_dir():
+            _check_store(_folder_sizes(path), lambda name: (path / name).read_bytes())
+        elif path.name.endswith(".zarr.zip"):
+            with ZipFile(path) as file:
+                _check_store(_zip_sizes(file), file.read)
+        elif path.suffix in (".h5", ".h5ad", ".hdf5"):
+            with h5py.File(path, "r") as file:
+                _check_hdf5(file, path.stat().st_size)
+    except _Refused as error:
+        msg = f"{path} was downloaded and is not read: {error}. If you trust whoever made it, open it yourself, for instance with anndata."
+        raise ValueError(msg) from None
+    except Exception as error:
+        # There is no list of what h5py, zipfile and json raise on bytes that nobody wrote.
+        msg = f"{path} was downloaded and is damaged ({type(error).__name__}: {error}). Delete it to have it downloaded again."
+        raise ValueError(msg) from error
+
+
+class _Refused(Exception):
+    """Something that is understood, and not wanted."""
+
+
+def _require_sizes(name: str, nbytes: int, stored: int) -> None:
+    if nbytes > max(_FREE_BYTES, _MOST_EXPANSION * stored):
+        msg = f"{name!r} says that it holds {nbytes:,} bytes, of which {stored:,} are stored"
+        raise _Refused(msg)
+
+
+def _check_hdf5(file: Any, on_disk: int) -> None:
+    import h5py
+
+    links: list[tuple[str, Any]] = []
+    file.visititems_links(lambda name, link: links.append((name, link)))
+    sizes = {}
+    for name, link in links:
+        if isinstance(link, h5py.ExternalLink):
+            msg = f"{name!r} is a link to {link.path!r} in another file, {link.filename!r}"
+            raise _Refused(msg)
+        array = file[name] if isinstance(link, h5py.HardLink) else None
+        if not isinstance(array, h5py.Dataset):
+            continue
+        if array.is_virtual or array.external:
+            msg = f"the values of {name!r} lie in another file"
+            raise _Refused(msg)
+        if any(array.id.get_type().detect_class(kind) for kind in (h5py.h5t.REFERENCE, h5py.h5t.VLEN)):
+            msg = f"{name!r} is made of objects"
+            raise _Refused(msg)
+        sizes[array.id] = int(array.nbytes)
+        _require_sizes(name, sizes[array.id], min(array.id.get_storage_size(), on_disk))
+    _require_sizes("/", sum(sizes.values()), on_disk)
+
+
+def _folder_sizes(folder: Path) -> dict[str, int]:
+    sizes = {}
+    for path in folder.rglob("*"):
+        about = path.lstat()
+        name = path.relative_to(folder).as_posix()
+        if not stat.S_ISDIR(about.st_mode) and not stat.S_ISREG(about.st_mode):
+            msg = f"{name!r} is a link, or neither a file nor a folder"
+            raise _Refused(msg)
+        if stat.S_ISREG(about.st_mode):
+            sizes[name] = about.st_size
+    return sizes
+
+
+def _zip_sizes(file: ZipFile) -> dict[str, int]:
+    for entry in file.infolist():
+        if (
+            stat.S_ISLNK(entry.external_attr >> 16)
+            or entry.filename.startswith("/")
+            or ".." in entry.filename.split("/")
+        ):
+            msg = f"{entry.filename!r} leads out of the file"
+            raise _Refused(msg)
+        _require_sizes(entry.filename, entry.file_size, entry.compress_size)
+    return {entry.filename: entry.compress_size for entry in file.infolist()}
+
+
+def _check_store(sizes: Mapping[str, int], read: Callable[[str], bytes]) -> None:
+    total = 0
+    for name in sizes:
+        folder, _, file = name.rpartition("/")
+        if file not in _METADATA:
+            continue
+        arrays = list(_arrays(json.loads(read(name))))
+        foreign = sorted({codec for array in arrays for codec in _codecs(array)} - _CODECS)
+        if foreign:
+            msg = f"{name!r} names the codecs {foreign}; known to be harmless are {sorted(_CODECS)}"
+            raise _Refused(msg)
+        stored = sum(size for other, size in sizes.items() if not folder or other.startswith(f"{folder}/"))
+        nbytes = sum(map(_bytes_of, arrays))
+        _require_sizes(folder, nbytes, stored)
+        total += nbytes
+    _require_sizes("/", total, sum(sizes.values()))
+
+
+def _arrays(about: Any) -> Iterator[Mapping[str, Any]]:
+    """The arrays that metadata tell of: their own, or those of the whole store in one place."""
+    if isinstance(about, dict):
+        if "shape" in about and ("chunks" in about or "chunk_grid" in about):
+            yield about
+        for value in about.values():
+            yield from _arrays(value)
+
+
+def _codecs(about: Any) -> Iterator[str]:
+    """Names of all codecs of an array, also of those within others."""
+    for key in ("codecs", "index_codecs", "filters", "compressor", "storage_transformers"):
+        listed = about.get(key) or []
+        for codec in listed if isinstance(listed, list) else [listed]:
+            yield str(codec.get("name", codec.get("id")))
+            yield from _codecs(codec.get("configuration", {}))
+
+
+def _bytes_of(about: Mapping[str, Any]) -> int:
+    """Bytes of an array, or of one of its chunks where these are larger; a text counts as its pointer."""
+    kind = about.get("dtype", about.get("data_type"))
+    if isinstance(kind, dict):
+        itemsize = int(kind["configuration"].get("length_bytes", 8))
+    else:
+        itemsize = 8 if kind in ("string", "variable_length_bytes") else np.dtype(kind).itemsize
+    chunk = about["chunks"] if "chunks" in about else about["chunk_grid"]["configuration"]["chunk_shape"]
+    return max(math.prod(map(int, about["shape"])), math.prod(map(int, chunk))) * itemsize
