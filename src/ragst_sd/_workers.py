@@ -192,7 +192,7 @@ def without_huge_chunks(pyramid: Pyramid, used: Iterable[int]) -> Iterator[Pyram
     import zarr
 
     with temporary_folder() as folder:
-        stored = {}
+        stored: dict[int, Any] = {}
         for k, level in levels.items():
             chunks = (level.shape[0], *(min(_STORED_CHUNK_PX, size) for size in pyramid.shapes[k]))
             stored[k] = zarr.create_array(folder / str(k), shape=level.shape, dtype=level.dtype, chunks=chunks)

@@ -180,7 +180,7 @@ def draw_nuclei(rng: np.random.Generator, tissue: Tissue) -> pd.DataFrame:
 
     def add(xy: np.ndarray, size: tuple[float, float], angle: ArrayLike, dye: ArrayLike, *, lymphoid: bool) -> None:
         n = len(xy)
-        axes = size * rng.normal(1, 0.1, (n, 2)).clip(0.7, 1.3)
+        axes = np.multiply(size, rng.normal(1, 0.1, (n, 2)).clip(0.7, 1.3))
         columns = {"x": xy[:, 0], "y": xy[:, 1], "long": axes[:, 0], "short": axes[:, 1]}
         dye = np.multiply(dye, rng.normal(1, 0.1, n))
         parts.append(pd.DataFrame(columns | {"angle": angle, "dye": dye, "lymphoid": lymphoid}))
@@ -228,7 +228,7 @@ def render(rng: np.random.Generator, tissue: Tissue, nuclei: pd.DataFrame, donor
     blue = 0.06 + 0.02 * grain
     pink = (0.56 + 0.2 * fibre + 0.06 * cloud) * (1 - 0.62 * _ramp(0.35 * thickness - 0.1 - fibre, 0.95, 1.7))
 
-    def paint(cover: np.ndarray, new_blue: ArrayLike, new_pink: ArrayLike) -> None:
+    def paint(cover: np.ndarray, new_blue: float | np.ndarray, new_pink: float | np.ndarray) -> None:
         for layer, new in ((blue, new_blue), (pink, new_pink)):
             layer += cover * (new - layer)
 
