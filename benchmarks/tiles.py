@@ -60,8 +60,8 @@ def opened(store: Path):
     """The pyramid as `embed_tiles` sees it, and the centres."""
     import spatialdata as sd
 
-    from ragst_sd._dask import read_in_calling_thread
     from ragst_sd._elements import image_pyramid
+    from ragst_sd._workers import read_in_calling_thread
 
     sdata = sd.read_zarr(store)
     centroids = sdata.shapes[SHAPES].geometry.centroid

@@ -7,7 +7,7 @@ import logging
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,10 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ragst-sd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
-    demo = commands.add_parser(
+
+    def add_command(name: str, **texts: Any) -> argparse.ArgumentParser:
+        layout = argparse.RawDescriptionHelpFormatter
+        return commands.add_parser(name, formatter_class=layout, epilog=_EXAMPLES[name], **texts)
+
+    demo = add_command(
         "demo",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_EXAMPLES["demo"],
         help="run the whole path on embedded synthetic tissue, offline",
         description="Hold one donor out, predict it from the others, and write the object, metrics and pictures.",
     )
@@ -74,10 +77,8 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of real sections, <section>.h5ad and <section>.jpg, instead of synthetic tissue",
     )
     demo.add_argument("--donors", type=int, default=3, help="donors of the synthetic tissue (%(default)s)")
-    build = commands.add_parser(
+    build = add_command(
         "build",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_EXAMPLES["build"],
         help="build the reference that a recipe describes",
         description="Build a reference from a recipe (YAML). Stopped at any moment, it goes on when it is called again.",
     )
@@ -89,10 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--drop-parts", action="store_true", help="remove the kept embeddings when all is done")
     build.add_argument("--device", help="torch device of the encoder, such as cpu or cuda")
     build.add_argument("--workers", type=int, default=0, help="threads that read pictures ahead (%(default)s)")
-    inspect = commands.add_parser(
+    inspect = add_command(
         "inspect",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_EXAMPLES["inspect"],
         help="print the data card of a reference",
         description="Print the data card of a reference as Markdown: composition, licences, citations, gaps.",
     )
@@ -110,7 +109,7 @@ def _demo(args: argparse.Namespace) -> None:
 def _build(args: argparse.Namespace) -> None:
     from ragst_sd.io import build_recipe
 
-    with _told("ragst_sd.io._build_recipe"):
+    with _printed("ragst_sd.io._build_recipe"):
         build_recipe(
             args.recipe,
             path=args.out,
@@ -128,7 +127,7 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
+def _printed(name: str) -> Iterator[None]:
     """Print what a logger tells, line by line."""
     logger, handler = logging.getLogger(name), logging.StreamHandler(sys.stdout)
     level = logger.level
@@ -151,8 +150,8 @@ def main(arguments: list[str] | None = None) -> int:
         _COMMANDS[args.command](args)
     except (OSError, ImportError, KeyError, TypeError, ValueError) as error:
         # An error of the system has a number as its first argument.
-        told = error if isinstance(error, OSError) and error.errno is not None else (error.args or [error])[0]
-        print(f"ragst-sd {args.command}: {told}", file=sys.stderr)
+        message = error if isinstance(error, OSError) and error.errno is not None else (error.args or [error])[0]
+        print(f"ragst-sd {args.command}: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"ragst-sd {args.command}: stopped.", file=sys.stderr)

@@ -1,15 +1,28 @@
-"""Work in pieces: one after the other, or on the workers of a `dask.distributed` client where one is active."""
+"""All that is known of dask: work in pieces, here or on the workers of a cluster, and images that are read through it."""
 
 from __future__ import annotations
 
 import logging
+import re
+import socket
+import sys
 from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ragst_sd._dask import active_client
+import numpy as np
+
+from ragst_sd._temporary import temporary_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+
+    from ragst_sd.image.embedding import Pyramid
+    from ragst_sd.image.encoder import Encoder
+    from ragst_sd.image.frames import FieldOfView
+    from ragst_sd.image.parts import Part
 
 logger = logging.getLogger(__name__)
 
@@ -19,12 +32,39 @@ R = TypeVar("R")
 
 # Pieces that wait for each thread of the cluster: more would pile up results that nobody has taken yet.
 _AHEAD = 3
+# A chunk this large takes seconds to decode, and more than one of them does not fit beside the rest.
+_HUGE_BYTES = 2**27
+_STORED_CHUNK_PX = 1024
+_LOCK = Lock()
+# The encoder that this process used last, by the key of its job: one is enough, and two may not fit on a GPU.
+_ENCODERS: dict[str, Encoder] = {}
 
 
-def spread_over_workers(function: Callable[[S, T], R], items: Iterable[T], shared: S) -> Iterator[R]:
+def active_client() -> Any:
+    """The `dask.distributed` client of this session; `None` without one, and inside a task of a worker."""
+    # Whoever has a client has imported the package; importing it takes a while.
+    distributed = sys.modules.get("distributed")
+    if distributed is None or _this_worker() is not None:
+        return None
+    try:
+        return distributed.default_client()
+    except ValueError:
+        return None
+
+
+def _this_worker() -> Any:
+    """The worker in whose task this runs; `None` outside of tasks."""
+    distributed = sys.modules.get("distributed")
+    try:
+        return None if distributed is None else distributed.get_worker()
+    except ValueError:
+        return None
+
+
+def spread_over_workers(function: Callable[[S, T], R], items: Iterable[T], shared: S) -> Generator[R, None, None]:
     """Yield `function(shared, item)` for each item, in their order.
 
-    With a client, what is shared goes to the workers directly, and not through the scheduler. Pieces of a worker that dies are
+    With a client, what is shared goes to each worker once, and not through the scheduler. Pieces of a worker that dies are
     done again on another; what an item gives does not depend on where it is done. Leaving early cancels what is left.
     """
     client = active_client()
@@ -34,39 +74,35 @@ def spread_over_workers(function: Callable[[S, T], R], items: Iterable[T], share
         return
     from distributed import CancelledError
 
-    held = scattered = _scattered(client, shared)
-    ahead = _AHEAD * max(1, sum(client.nthreads().values()))
-    waiting: deque[tuple[T, Any, Any]] = deque()
+    copies = scattered = _scattered(client, shared)
+    waiting: deque[tuple[T, Any]] = deque()
 
-    def handed_out(item: T) -> tuple[T, Any, Any]:
-        return item, held, client.submit(function, held, item, pure=False)
+    def submit(item: T) -> Any:
+        return client.submit(function, copies, item, pure=False)
 
-    def taken() -> R:
-        nonlocal held
-        item, own, future = waiting[0]
+    def next_result() -> R:
+        nonlocal copies
+        item, future = waiting[0]
         try:
             result: R = future.result()
         except CancelledError:
-            # What workers held was lost, or results that cannot be made again without it.
-            if own is not scattered:
-                raise
-            if held is scattered:
-                logger.info("All workers that held what the pieces share were lost: the scheduler keeps it now.")
-                held = _through_scheduler(client, shared)
-            waiting[0] = handed_out(item)
-            result = waiting[0][2].result()
+            # All workers that held a copy were lost, or results that cannot be made again without one.
+            if copies is scattered:
+                copies = _through_scheduler(client, shared)
+            waiting[0] = item, submit(item)
+            result = waiting[0][1].result()
         waiting.popleft()
         return result
 
     try:
         for item in items:
-            waiting.append(handed_out(item))
-            if len(waiting) > ahead:
-                yield taken()
+            waiting.append((item, submit(item)))
+            if len(waiting) > _AHEAD * max(1, sum(client.nthreads().values())):
+                yield next_result()
         while waiting:
-            yield taken()
+            yield next_result()
     finally:
-        client.cancel([*(future for _, _, future in waiting), held, scattered])
+        client.cancel([*(future for _, future in waiting), copies, scattered])
 
 
 def _scattered(client: Any, shared: Any) -> Any:
@@ -88,3 +124,203 @@ def _through_scheduler(client: Any, shared: Any) -> Any:
 
 def _received(shared: S) -> S:
     return shared
+
+
+class _Slices:
+    """A dask array of which every piece is computed in the thread that asks for it.
+
+    The threads that read ahead are ours: dask's own would come on top of them, at some milliseconds for every piece.
+    """
+
+    def __init__(self, array: Any) -> None:
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        return np.asarray(self.array[key].compute(scheduler="synchronous"))
+
+
+def read_in_calling_thread(pyramid: Pyramid, *, always: bool = False) -> Pyramid:
+    """The pyramid with dask levels that compute a piece in the thread that asks for it.
+
+    The arrays are left to dask where the user chose a scheduler, unless `always`.
+    """
+    from dask.base import get_scheduler
+
+    if not always and get_scheduler() is not None:
+        return pyramid
+
+    def direct(level: Any) -> Any:
+        if not hasattr(level, "dask"):
+            return level
+        stored = _zarr_behind(level)
+        return _Slices(level) if stored is None else stored
+
+    return replace(pyramid, levels=tuple(map(direct, pyramid.levels)))
+
+
+def _zarr_behind(array: Any) -> Any:
+    """The zarr array that a dask array reads and passes on as it is; `None` where anything else is done.
+
+    Building and running a graph for every piece takes longer than decompressing it.
+    """
+    import zarr
+
+    # `dask.array.from_zarr` gives this name; whatever is done with the array afterwards gives another.
+    held = _held(array) if array.name.startswith("from-zarr-") else []
+    return next((value for value in held if isinstance(value, zarr.Array)), None)
+
+
+def _held(level: Any) -> list[Any]:
+    """The arrays and tasks in the graph of a level; the level itself where it has no graph."""
+    graph = dict(level.dask).values() if hasattr(level, "dask") else [level]
+    return [getattr(value, "value", value) for value in graph]
+
+
+@contextmanager
+def without_huge_chunks(pyramid: Pyramid, used: Iterable[int]) -> Iterator[Pyramid]:
+    """The pyramid for reading in pieces.
+
+    Where one of the levels in `used` is decoded in chunks of more than 128 MB (a TIFF in one strip, say), all of them
+    are decoded once, together, into a temporary zarr store, which is deleted on leaving.
+    """
+    levels = {k: pyramid.levels[k] for k in sorted(set(used))}
+    huge = max(map(_decoded_bytes, levels.values()))
+    if huge <= _HUGE_BYTES:
+        yield pyramid
+        return
+    import dask.array as da
+    import zarr
+
+    with temporary_folder() as folder:
+        stored: dict[int, Any] = {}
+        for k, level in levels.items():
+            chunks = (level.shape[0], *(min(_STORED_CHUNK_PX, size) for size in pyramid.shapes[k]))
+            stored[k] = zarr.create_array(folder / str(k), shape=level.shape, dtype=level.dtype, chunks=chunks)
+        logger.info(
+            "The image is stored in chunks of up to %.0f MB, which would be decoded again and again: it is decoded once "
+            "into a temporary store in '%s' (up to %.0f MB). Write it with smaller chunks "
+            "(`sdata.write` after `Image2DModel.parse(..., chunks=(3, 1024, 1024))`) to spare this.",
+            huge / 1e6,
+            folder,
+            sum(array.nbytes for array in stored.values()) / 1e6,
+        )
+        # One call, so that levels that are computed from the same pixels share their decoding.
+        sources = [da.asarray(level).rechunk(stored[k].chunks) for k, level in levels.items()]
+        da.store(sources, list(stored.values()), lock=False)
+        yield replace(
+            pyramid,
+            levels=tuple(stored.get(k, level) for k, level in enumerate(pyramid.levels)),
+            chunks=tuple(stored[k].chunks[1:] if k in stored else chunk for k, chunk in enumerate(pyramid.chunks)),
+        )
+
+
+def _decoded_bytes(level: Any) -> float:
+    """Bytes of the largest chunk that is decoded whole; 0 for pixels that lie in memory, which are only looked at."""
+    if not hasattr(level, "dask"):
+        return 0.0
+    in_memory = sum(value.nbytes for value in _held(level) if isinstance(value, np.ndarray))
+    return 0.0 if in_memory >= level.nbytes else float(np.prod(level.chunksize)) * level.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class EmbeddingJob:
+    """What a worker has to know to embed a part."""
+
+    key: str
+    """Names the job; workers keep its encoder under this name."""
+    pyramid: Pyramid
+    centers: np.ndarray
+    fields: tuple[FieldOfView, ...]
+    batch_size: int
+    num_workers: int
+    model: Any
+    """Name or object, as the user gave it."""
+    options: Mapping[str, Any]
+    """Further arguments of `resolve_encoder`; without a device each worker takes its own."""
+    weights_hash: str
+    """Of the encoder here; workers must find the same."""
+
+
+def embed_part(job: EmbeddingJob, part: Part) -> np.ndarray:
+    """Embed one part, on a worker."""
+    from ragst_sd.image.parts import embed_parts
+
+    _require_stores(job.pyramid)
+    (values,) = embed_parts(
+        read_in_calling_thread(job.pyramid, always=True),
+        job.centers,
+        job.fields,
+        [part],
+        _encoder_of(job),
+        batch_size=job.batch_size,
+        num_workers=job.num_workers,
+    )
+    return values
+
+
+def _require_stores(pyramid: Pyramid) -> None:
+    """Refuse levels that lie in folders which this machine does not see: zarr would read them as black, without an error.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a folder is missing.
+    """
+    import zarr
+    from zarr.storage import LocalStore
+
+    arrays = (value for level in pyramid.levels for value in _held(level) if isinstance(value, zarr.Array))
+    for array in arrays:
+        folder = array.store.root / array.store_path.path if isinstance(array.store, LocalStore) else None
+        if folder is not None and not folder.is_dir():
+            msg = (
+                f"The image lies in {str(folder)!r}, which the worker on {socket.gethostname()!r} does not see. Write it to a "
+                "disk that all machines share. Images of one huge chunk are decoded into a temporary folder: set TMPDIR to "
+                "one that all machines share before Python starts, or write the image with smaller chunks."
+            )
+            raise FileNotFoundError(msg)
+
+
+def _encoder_of(job: EmbeddingJob) -> Encoder:
+    from ragst_sd.image.encoders import resolve_encoder
+
+    with _LOCK:
+        if job.key not in _ENCODERS:
+            _ENCODERS.clear()
+            encoder = resolve_encoder(job.model, **{**job.options, "device": job.options.get("device") or own_device()})
+            if encoder.weights_hash != job.weights_hash:
+                msg = (
+                    f"The weights of {encoder.name!r} on this worker are not those of the session that asked for them. "
+                    "Give all machines the same file (`model_kwargs={'checkpoint_path': ...}`); random weights "
+                    "(`{'pretrained': False}`) differ everywhere: build the network once and pass the module."
+                )
+                raise ValueError(msg)
+            _ENCODERS[job.key] = encoder
+        return _ENCODERS[job.key]
+
+
+def own_device() -> str | None:
+    """The device of the settings; inside a task of a worker that has none set, the worker's own GPU."""
+    from ragst_sd._settings import settings
+
+    worker = _this_worker()
+    if settings.device is not None or worker is None:
+        return settings.device
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    index = gpu_of_worker(str(worker.name), torch.cuda.device_count(), one_worker_per_gpu="dask_cuda" in sys.modules)
+    return f"cuda:{index}"
+
+
+def gpu_of_worker(name: str, n_visible: int, *, one_worker_per_gpu: bool) -> int:
+    """Index of the GPU that a worker uses, among those it sees.
+
+    dask-cuda puts each worker's own GPU first. Elsewhere workers of one machine see the same GPUs and are told apart by the
+    number at the end of their names (`LocalCluster`: 0, 1, ...; dask-jobqueue: `SLURMCluster-3-0`, `SLURMCluster-3-1`).
+    """
+    if one_worker_per_gpu:
+        return 0
+    number = re.search(r"\d+$", name)
+    return int(number.group()) % n_visible if number else 0

@@ -1,4 +1,4 @@
-"""What the documentation says about each error of the catalogue: a title, why it comes, and what to do."""
+"""What each error of the catalogue is about: a title, why it comes, and what to do."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What goes wrong, as one table: the call, the error, and what a reader of the documentation is told.
-
-The tests run every case, and make the page "Errors and what to do" from the same lines.
-"""
+"""What goes wrong, as one table: the call, the error, and what its message must say."""
 
 from __future__ import annotations
 
@@ -52,7 +49,7 @@ class Case(NamedTuple):
     """One error."""
 
     key: str
-    """Its anchor on the page."""
+    """Its name, and its anchor where `docs/errors.md` quotes it."""
     function: str
     """As it is called, without `rg.`."""
     error: type[Exception]

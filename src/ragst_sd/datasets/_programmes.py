@@ -95,11 +95,6 @@ def draw_programmes(rng: np.random.Generator, n_genes: int) -> Programmes:
     return Programmes(genes, kind, tissue, loadings / loadings.sum(0), effects, dispersion)
 
 
-def draw_donor_shift(rng: np.random.Generator, n_genes: int, spread: float) -> np.ndarray:
-    """Log-scale shift of every gene in one donor: most move a little, a few a lot."""
-    return rng.standard_t(5, n_genes) * spread
-
-
 def expected_counts(
     programmes: Programmes, fractions: np.ndarray, gradients: np.ndarray, shift: np.ndarray, depth: np.ndarray
 ) -> np.ndarray:

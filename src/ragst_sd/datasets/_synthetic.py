@@ -5,16 +5,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy.sparse import csr_matrix
+from scipy.spatial import cKDTree
 
-from ragst_sd.datasets._programmes import draw_donor_shift, draw_programmes, minimum_genes
-from ragst_sd.datasets._spots import DIAMETER_UM, measure
-from ragst_sd.datasets._staining import draw_stain, render
-from ragst_sd.datasets._tissue import Composition, Tissue, draw_tissue
+from ragst_sd.datasets._programmes import (
+    GRADIENTS,
+    Programmes,
+    draw_counts,
+    draw_programmes,
+    expected_counts,
+    minimum_genes,
+)
+from ragst_sd.datasets._tissue import TISSUES, Tissue, draw_donor, draw_nuclei, draw_tissue, hexagonal, render
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
 
+_DIAMETER_UM, _PITCH_UM = 55.0, 100.0
+_MIN_TISSUE = 0.5
+_MEAN_CELLULARITY = 10.0
 _LABEL_UM = 4.0
 # Streams of randomness below one seed: what donors share, and one stream per donor.
 _SHARED, _DONOR = 0, 1
@@ -87,51 +98,6 @@ def synthetic(
     >>> list(donors)
     ['donor1', 'donor2']
     """
-    _check(
-        n_donors=n_donors,
-        n_sections=n_sections,
-        n_spots=n_spots,
-        n_genes=n_genes,
-        image_px=image_px,
-        mpp=mpp,
-        depth=depth,
-        donor_effect=donor_effect,
-    )
-    seed = int(np.random.default_rng(rng).integers(2**63))
-    programmes = draw_programmes(_stream(seed, _SHARED), n_genes)
-    sections = {}
-    for i in range(n_donors):
-        donor_rng = _stream(seed, _DONOR, i)
-        stain = draw_stain(donor_rng)
-        composition = Composition(
-            adipose=donor_rng.uniform(0.10, 0.18),
-            epithelium=donor_rng.uniform(0.42, 0.6),
-            aggregates_per_mm2=donor_rng.uniform(3.2, 4.6),
-        )
-        shift = draw_donor_shift(donor_rng, n_genes, donor_effect)
-        for j in range(n_sections):
-            sample_name = f"donor{i + 1}" + (f"_section{j + 1}" if n_sections > 1 else "")
-            section_rng = _stream(seed, _DONOR, i, j)
-            tissue = draw_tissue(section_rng, image_px, mpp, composition)
-            image = render(section_rng, tissue, stain)
-            table = measure(section_rng, tissue, programmes, shift, depth=depth, n_spots=n_spots)
-            table.obs["donor"] = f"donor{i + 1}"
-            table.obs["sample"] = sample_name
-            sections[sample_name] = _assemble(image, tissue, table)
-    return sections
-
-
-def _check(
-    *,
-    n_donors: int,
-    n_sections: int,
-    n_spots: int | None,
-    n_genes: int,
-    image_px: int,
-    mpp: float,
-    depth: float,
-    donor_effect: float,
-) -> None:
     for name, value in {"n_donors": n_donors, "n_sections": n_sections, "n_spots": n_spots}.items():
         if value is not None and value < 1:
             msg = f"{name} must be at least 1, found {value}."
@@ -151,10 +117,96 @@ def _check(
             f"too little for spots 100 microns apart: give at least image_px={int(np.ceil(300 / mpp))}."
         )
         raise ValueError(msg)
+    seed = int(np.random.default_rng(rng).integers(2**63))
+    programmes = draw_programmes(_stream(seed, _SHARED), n_genes)
+    sections = {}
+    for i in range(n_donors):
+        donor_rng = _stream(seed, _DONOR, i)
+        donor = draw_donor(donor_rng)
+        # Most genes move a little, a few a lot.
+        shift = donor_rng.standard_t(5, n_genes) * donor_effect
+        for j in range(n_sections):
+            sample_name = f"donor{i + 1}" + (f"_section{j + 1}" if n_sections > 1 else "")
+            section_rng = _stream(seed, _DONOR, i, j)
+            tissue = draw_tissue(section_rng, image_px, mpp, donor)
+            nuclei = draw_nuclei(section_rng, tissue)
+            image = render(section_rng, tissue, nuclei, donor)
+            table = _measure(section_rng, tissue, nuclei, programmes, shift, depth=depth, n_spots=n_spots)
+            table.obs["donor"] = f"donor{i + 1}"
+            table.obs["sample"] = sample_name
+            sections[sample_name] = _assemble(image, tissue, table)
+    return sections
 
 
 def _stream(seed: int, *path: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=path))
+
+
+def _measure(
+    rng: np.random.Generator,
+    tissue: Tissue,
+    nuclei: pd.DataFrame,
+    programmes: Programmes,
+    shift: np.ndarray,
+    *,
+    depth: float,
+    n_spots: int | None,
+) -> AnnData:
+    """Lay spots over the tissue and count."""
+    edge, radius = len(tissue.classes) * tissue.mpp, _DIAMETER_UM / 2
+    # Half a micron of slack keeps the circles off the border.
+    xy, grid = hexagonal(edge, _PITCH_UM, margin=radius + 0.5)
+    fractions = _fractions(tissue, xy, radius)
+    chosen = np.flatnonzero(fractions.sum(1) >= _MIN_TISSUE)
+    from_middle = np.hypot(*(xy[chosen] - edge / 2).T)
+    chosen = np.sort(chosen[np.argsort(from_middle, kind="stable")[:n_spots]])
+    xy, grid, fractions = xy[chosen], grid[chosen], fractions[chosen]
+
+    def nuclei_under_spots(nuclei: pd.DataFrame) -> np.ndarray:
+        return cKDTree(nuclei[["x", "y"]].to_numpy()).query_ball_point(xy, radius, return_length=True)
+
+    n_nuclei = nuclei_under_spots(nuclei)
+    # A lymphocyte holds about a third of the RNA of other cells.
+    cellularity = 4 + n_nuclei - 0.67 * nuclei_under_spots(nuclei[nuclei["lymphoid"]])
+    interferon = np.exp(-np.maximum(tissue.at(tissue.aggregate, xy), 0) / 120)
+    gradients = np.column_stack([interferon, tissue.at(tissue.proliferation, xy)])
+    depths = depth * (cellularity / _MEAN_CELLULARITY) ** 0.8 * rng.lognormal(0, 0.2, len(xy))
+    expected = expected_counts(programmes, fractions, gradients, shift, depths)
+    counts = draw_counts(rng, expected, programmes.dispersion)
+
+    label = pd.Categorical.from_codes(fractions.argmax(1), list(TISSUES))
+    obs = {"label": label, "n_nuclei": n_nuclei, "array_row": grid[:, 0], "array_col": grid[:, 1]}
+    var = {"kind": pd.Categorical(programmes.kind), "marks": pd.Categorical(programmes.tissue)}
+    return AnnData(
+        csr_matrix(counts.astype(np.float32)),
+        obs=pd.DataFrame(obs, index=[f"{col}x{row}" for row, col in grid]),
+        var=pd.DataFrame(var, index=programmes.genes),
+        layers={"expected": expected.astype(np.float32)},
+        obsm={
+            "spatial": xy / tissue.mpp,
+            "tissue_fraction": fractions.astype(np.float32),
+            "gradients": gradients.astype(np.float32),
+        },
+        varm={
+            "programmes": programmes.loadings.astype(np.float32),
+            "effects": programmes.effects.astype(np.float32),
+        },
+        uns={
+            "truth": {
+                "tissues": np.array(TISSUES),
+                "gradients": np.array(list(GRADIENTS)),
+                "donor_shift": shift.astype(np.float32),
+            }
+        },
+    )
+
+
+def _fractions(tissue: Tissue, xy: np.ndarray, radius: float) -> np.ndarray:
+    """Share of each tissue in the disc under each spot; glass makes up the rest."""
+    offsets = np.mgrid[-14:15, -14:15].reshape(2, -1).T * radius / 14
+    disc = offsets[np.hypot(*offsets.T) <= radius]
+    under = tissue.at(tissue.classes, (xy[:, None] + disc).reshape(-1, 2)).reshape(len(xy), len(disc))
+    return np.stack([(under == i + 1).mean(1) for i in range(len(TISSUES))], axis=1)
 
 
 def _assemble(image: np.ndarray, tissue: Tissue, table: AnnData) -> SpatialData:
@@ -163,8 +215,7 @@ def _assemble(image: np.ndarray, tissue: Tissue, table: AnnData) -> SpatialData:
     from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
     from spatialdata.transformations import Identity, Scale
 
-    n, mpp = table.n_obs, tissue.mpp
-    edge = image.shape[1]
+    n, mpp, edge = table.n_obs, tissue.mpp, image.shape[1]
     levels = [2] * max(0, min(3, int(np.log2(edge / 250))))
     he = Image2DModel.parse(
         image,
@@ -184,7 +235,7 @@ def _assemble(image: np.ndarray, tissue: Tissue, table: AnnData) -> SpatialData:
     spots = ShapesModel.parse(
         np.asarray(table.obsm["spatial"]),
         geometry=0,
-        radius=DIAMETER_UM / 2 / mpp,
+        radius=_DIAMETER_UM / 2 / mpp,
         index=np.arange(n),
         transformations={"global": Identity()},
     )

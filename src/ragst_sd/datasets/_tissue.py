@@ -1,221 +1,297 @@
-"""Anatomy of a synthetic section: where tissue, glands, lymphoid aggregates and fat lie. Arrays only."""
+"""A drawn section: where its tissues and nuclei lie, and the stained picture of them. Arrays only; lengths are in microns."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
-from ragst_sd.datasets._fields import coarse_shape, enlarge, jittered, sample, scatter, smooth_noise
-from ragst_sd.datasets._nuclei import Nuclei, draw_nuclei
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 TISSUES = ("stroma", "epithelium", "immune", "adipose")
 """Tissue classes; value ``i + 1`` of the label image is the ``i``-th, 0 is glass."""
 
+# Everything smooth is computed on a grid of this step, and enlarged.
 _STEP_UM = 4.0
-_FAT_CELL_UM = 62.0
-_GLAND_PITCH_UM = 116.0
-_CELL_HEIGHT_UM = 25.0
+_FIBRES_PX = 512
+
+
+@dataclass(frozen=True)
+class Donor:
+    """What the sections of one donor share."""
+
+    stains: np.ndarray
+    """Absorbance of haematoxylin and of eosin in red, green and blue."""
+    light: np.ndarray
+    """Colour of the empty slide, 0 to 1."""
+    fat: float
+    glands: float
+    """Share of the places for fat cells, and of those for glands, that are taken."""
+    aggregates_per_mm2: float
 
 
 @dataclass(frozen=True)
 class Tissue:
-    """Drawn anatomy of one section. Distances are in microns, negative inside."""
+    """Anatomy of one section. Distances are signed, negative inside."""
 
     mpp: float
+    classes: np.ndarray
+    """Tissue class per pixel, see ``TISSUES``."""
     outside: np.ndarray
     """Distance to the edge of the section."""
-    gland: np.ndarray
-    """Distance to the basal membrane of the nearest gland."""
     aggregate: np.ndarray
     """Distance to the nearest lymphoid aggregate."""
     fat: np.ndarray
-    """Distance to the wall of the fat cell; 0 outside fat."""
-    fibre_along: np.ndarray
-    fibre_across: np.ndarray
-    """Coordinates along and across the collagen fibres, in microns."""
-    cell_height: np.ndarray
-    """Height of the gland epithelium."""
+    """Distance to the wall of the nearest fat cell."""
+    gland: np.ndarray
+    """Distance to the basal membrane of the nearest gland."""
     proliferation: np.ndarray
     """Proliferative activity, 0 to 1."""
-    nuclei: Nuclei
-    classes: np.ndarray
-    """Tissue class per pixel, see ``TISSUES``."""
+    along: np.ndarray
+    across: np.ndarray
+    """Coordinates along and across the collagen fibres."""
+
+    def at(self, field: np.ndarray, xy: np.ndarray) -> np.ndarray:
+        """Values of a field at points."""
+        return sample(field, xy, self.mpp)
+
+    def uphill(self, field: np.ndarray, xy: np.ndarray) -> np.ndarray:
+        """Angle of the steepest ascent of a field at points."""
+        rise = [self.at(field, xy + step) - self.at(field, xy - step) for step in 4 * np.eye(2)]
+        return np.arctan2(rise[1], rise[0])
 
 
-@dataclass(frozen=True)
-class Composition:
-    """How much of a section each tissue takes."""
-
-    adipose: float = 0.15
-    epithelium: float = 0.5
-    aggregates_per_mm2: float = 3.5
+def sample(field: np.ndarray, xy: np.ndarray, step: float) -> np.ndarray:
+    """Values at points of a field whose pixels measure ``step``."""
+    cols, rows = np.clip((xy.T / step).astype(int), 0, len(field) - 1)
+    return field[rows, cols]
 
 
-def draw_tissue(rng: np.random.Generator, image_px: int, mpp: float, composition: Composition) -> Tissue:
-    """Draw the anatomy of one section.
+def hexagonal(edge: float, pitch: float, margin: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Points (x, y) of a hexagonal lattice in the middle of a square, and their (row, column) as on Visium arrays."""
+    rise = pitch * np.sqrt(0.75)
+    n_rows, n_cols = (int((edge - 2 * margin) / step) + 1 for step in (rise, pitch))
+    row, col = np.mgrid[:n_rows, :n_cols].reshape(2, -1)
+    xy = np.column_stack([(col + row % 2 / 2) * pitch, row * rise])
+    xy += (edge - xy.max(0)) / 2
+    inside = (np.abs(xy - edge / 2) <= edge / 2 - margin + 1e-6).all(1)
+    return xy[inside], np.column_stack([row, 2 * col + row % 2])[inside]
 
-    Parameters
-    ----------
-    rng
-        Source of randomness.
-    image_px
-        Edge of the square picture.
-    mpp
-        Microns per pixel.
-    composition
-        How much of the section each tissue takes.
-    """
-    shape = (image_px, image_px)
-    step = max(1.0, _STEP_UM / mpp)
-    grid = coarse_shape(shape, step)
-    um = mpp * step  # microns per cell of the coarse grid, on which everything smooth is computed
-    y, x = (np.mgrid[: grid[0], : grid[1]].astype(np.float32) + 0.5) * um
-    outside = _outline(rng, x, y, image_px * mpp, um)
-    aggregate = _aggregates(rng, x, y, outside, um, composition.aggregates_per_mm2)
-    spare = (outside < -10) & (aggregate > 45)
+
+def noise(rng: np.random.Generator, n: int, sigma: float) -> np.ndarray:
+    """Square Gaussian random field of ``n`` pixels, mean 0 and variance 1, correlated over about ``sigma`` pixels."""
+    coarse = max(2, min(n, round(2.5 * n / sigma)))
+    sigma = max(0.6, sigma * coarse / n)
+    field = gaussian_filter(rng.standard_normal((coarse, coarse), dtype=np.float32), sigma, mode="wrap", truncate=3)
+    field *= 2 * math.sqrt(math.pi) * sigma
+    return field if coarse == n else enlarge(field, n)
+
+
+def enlarge(field: np.ndarray, n: int) -> np.ndarray:
+    """A square field on a grid of ``n`` pixels, by linear interpolation."""
+    at = np.clip((np.arange(n) + 0.5) * len(field) / n - 0.5, 0, len(field) - 1)
+    low = np.minimum(at.astype(int), len(field) - 2)
+    weight = (at - low).astype(np.float32)
+    rows = (field[low] + weight[:, None] * np.diff(field, axis=0)[low]).astype(np.float32)
+    return rows.take(low, axis=1) + weight * np.diff(rows, axis=1).take(low, axis=1)
+
+
+def draw_donor(rng: np.random.Generator) -> Donor:
+    """A laboratory's stain and light, and what the donor's tissue is made of."""
+    stains = np.array([[0.61, 0.72, 0.34], [0.16, 0.86, 0.44]]) * rng.normal(1, [0.12, 0.05, 0.16], (2, 3))
+    stains *= rng.uniform([[0.8], [0.72]], [[1.25], [1.28]]) / np.linalg.norm(stains, axis=1, keepdims=True)
+    light = np.clip(rng.uniform(0.925, 0.985) + rng.normal(0, 0.008, 3), 0.88, 0.995)
+    return Donor(stains, light, rng.uniform(0.1, 0.2), rng.uniform(0.45, 0.65), rng.uniform(1.8, 2.6))
+
+
+def draw_tissue(rng: np.random.Generator, image_px: int, mpp: float, donor: Donor) -> Tissue:
+    """Draw the anatomy of one section of a donor."""
+    edge = image_px * mpp
+    n = round(edge / max(_STEP_UM, mpp))
+    step = edge / n
+    points = (np.mgrid[:n, :n][::-1].transpose(1, 2, 0) + 0.5) * step
+    # Small pictures hold small structures, so that they show every tissue.
+    small = min(1.0, edge / 1000)
+
+    def field(sigma: float) -> np.ndarray:
+        return noise(rng, n, sigma / step)
+
+    def at(values: np.ndarray, xy: np.ndarray) -> np.ndarray:
+        return sample(values, xy, step)
+
+    def cells(centres: np.ndarray, radius: ArrayLike, gap: float, uneven: float, sigma: float) -> np.ndarray:
+        """Distance to the nearest of roundish cells with an uneven edge; cells that meet keep a gap between them."""
+        # Two cells far away stand in where there are none.
+        tree = cKDTree(np.vstack([centres, np.full((2, 2), -1e5)]))
+        warped = points + uneven * np.stack([field(sigma), field(sigma)], axis=-1)
+        distance, nearest = tree.query(warped, k=2)
+        radius = np.append(np.broadcast_to(radius, len(centres)), [1, 1])[nearest[..., 0]]
+        return np.maximum(distance[..., 0] - radius, (distance[..., 0] - distance[..., 1]) / 2 + gap)
+
+    def best(xy: np.ndarray, liking: np.ndarray, share: float) -> np.ndarray:
+        return xy[np.argsort(-at(liking, xy))[: round(share * len(xy))]]
+
+    rim = min(1.0, edge / 1500) * (42 * field(110) + 6 * field(18))
+    from_middle = (np.abs(points - edge / 2) ** 2.8).sum(-1) ** (1 / 2.8)
+    outside = from_middle - rng.uniform(0.465, 0.495) * edge + rim
+
+    xy = _jittered(rng, edge, 330 * small, 0.2)
+    xy = rng.permutation(xy[at(outside, xy) < -120 * small])
+    xy = xy[: max(1, round(donor.aggregates_per_mm2 * edge**2 / 1e6))]
+    aggregate = cells(xy, rng.uniform(70, 150, len(xy)) * small, 12, 18 * small, 40)
+
+    xy = _jittered(rng, edge, 62, 0.25)
+    xy = xy[(at(outside, xy) < -25) & (at(aggregate, xy) > 40)]
     # Fat likes the rim of a section.
-    fat_field = smooth_noise(rng, grid, 140 / um) + 0.6 * np.clip(1 + outside / 250, 0, 1)
-    fat_field = np.where(spare, fat_field, -np.inf)
-    fat = fat_field > _quantile(fat_field[spare], 1 - composition.adipose)
-    spare &= ~fat
-    gland_field = smooth_noise(rng, grid, 170 / um)
-    glandular = spare & (gland_field > _quantile(gland_field[spare], 1 - composition.epithelium))
-    proliferation = 1 / (1 + np.exp(-2.2 * smooth_noise(rng, grid, 150 / um)))
+    fat = cells(best(xy, field(140) + 0.6 * np.clip(1 + outside / 250, 0, 1), donor.fat), 38, 1.5, 3, 20)
 
-    fat, wall = _fat_cells(rng, fat, x, y, outside)
-    outside, aggregate, proliferation = (enlarge(f, step, shape) for f in (outside, aggregate, proliferation))
-    gland, cell_height = _glands(rng, glandular & ~fat, outside, aggregate, proliferation, mpp, step)
-    fat_full = enlarge(fat.astype(np.float32), step, shape) > 0.5
-    fat_full &= gland > 3
-    wall = np.where(fat_full, enlarge(wall, step, shape), 0).astype(np.float32)
-    along, across = _fibres(rng, shape, mpp)
+    xy = _jittered(rng, edge, 116, 0.2)
+    xy = xy[(at(outside, xy) < -45) & (at(aggregate, xy) > 40) & (at(fat, xy) > 25)]
+    xy = best(xy, field(170), donor.glands)
+    gland = cells(xy, rng.uniform(42, 60, len(xy)), 3.5, 9, 26)
 
-    classes = np.ones(shape, np.uint8)
-    classes[fat_full] = 4
+    proliferation = 1 / (1 + np.exp(-2.2 * field(150)))
+    enlarged = (enlarge(part, image_px) for part in (outside, aggregate, fat, gland, proliferation))
+    outside, aggregate, fat, gland, proliferation = enlarged
+    classes = np.ones((image_px, image_px), np.uint8)
+    classes[(fat < 2) & (gland > 3)] = 4
     classes[aggregate < 0] = 3
     classes[gland < 0] = 2
     classes[outside > 0] = 0
-    parts = (outside, gland, aggregate, wall, along, across, cell_height, proliferation)
-    nuclei = draw_nuclei(rng, classes, outside, gland, aggregate, wall, across, proliferation, mpp=mpp)
-    return Tissue(mpp, *parts, nuclei, classes)
+
+    turn = float(rng.uniform(0, np.pi))
+    y, x = (mpp * grid.astype(np.float32) for grid in np.ogrid[:image_px, :image_px])
+    bend, shift, crimp = (noise(rng, image_px, sigma / mpp) for sigma in (130, 150, 28))
+    along = math.cos(turn) * x + math.sin(turn) * y + 60 * bend
+    across = math.cos(turn) * y - math.sin(turn) * x + 95 * shift + 9 * crimp
+    return Tissue(mpp, classes, outside, aggregate, fat, gland, proliferation, along, across)
 
 
-def _quantile(values: np.ndarray, q: float) -> float:
-    return float(np.quantile(values, np.clip(q, 0, 1))) if values.size else np.inf
+def draw_nuclei(rng: np.random.Generator, tissue: Tissue) -> pd.DataFrame:
+    """Nuclei of a section, one per row: centre, half axes, direction, amount of haematoxylin, whether of a lymphocyte."""
+    edge, at = len(tissue.classes) * tissue.mpp, tissue.at
+    parts = []
+
+    def add(xy: np.ndarray, size: tuple[float, float], angle: ArrayLike, dye: ArrayLike, *, lymphoid: bool) -> None:
+        n = len(xy)
+        axes = np.multiply(size, rng.normal(1, 0.1, (n, 2)).clip(0.7, 1.3))
+        columns = {"x": xy[:, 0], "y": xy[:, 1], "long": axes[:, 0], "short": axes[:, 1]}
+        dye = np.multiply(dye, rng.normal(1, 0.1, n))
+        parts.append(pd.DataFrame(columns | {"angle": angle, "dye": dye, "lymphoid": lymphoid}))
+
+    # Glands: a basal row, which is jumbled and dark where cells divide.
+    xy = _jittered(rng, edge, 7.7, 0.25)
+    xy = xy[(at(tissue.classes, xy) == 2) & (np.abs(at(tissue.gland, xy) + 9) < 4.5)]
+    active, angle = at(tissue.proliferation, xy), tissue.uphill(tissue.gland, xy)
+    inwards = at(tissue.gland, xy) + 8.5 + 4 * active + rng.normal(0, 0.6 + 2.5 * active)
+    xy = xy - inwards[:, None] * np.column_stack([np.cos(angle), np.sin(angle)])
+    add(xy, (4.3, 2.75), angle + rng.normal(0, 0.15, len(xy)), 0.85 + 0.45 * active, lymphoid=False)
+
+    # Aggregates: packed small dark nuclei, paler and looser in the middle of large ones.
+    xy = _jittered(rng, edge, 7.0, 0.25)
+    xy = xy[at(tissue.classes, xy) == 3]
+    centre = 1 / (1 + np.exp((at(tissue.aggregate, xy) + 62) / 8))
+    there = rng.random(len(xy)) > 0.1 + 0.3 * centre
+    xy, centre = xy[there], centre[there]
+    add(xy, (3.1, 2.8), rng.uniform(0, np.pi, len(xy)), 1.5 - 0.5 * centre, lymphoid=True)
+
+    def in_stroma(xy: np.ndarray) -> np.ndarray:
+        return (at(tissue.classes, xy) == 1) & (at(tissue.gland, xy) > 3) & (at(tissue.outside, xy) < -4)
+
+    # Lymphocytes stray from the aggregates into the stroma.
+    xy = _jittered(rng, edge, 13, 0.5)
+    stray = 0.02 + 0.65 * np.exp(-np.maximum(at(tissue.aggregate, xy), 0) / 45)
+    xy = xy[(rng.random(len(xy)) < stray) & in_stroma(xy)]
+    add(xy, (3.0, 2.7), rng.uniform(0, np.pi, len(xy)), 1.4, lymphoid=True)
+
+    # Fibroblasts lie along the fibres.
+    xy = _jittered(rng, edge, 23, 0.5)
+    xy = xy[in_stroma(xy)]
+    angle = tissue.uphill(tissue.across, xy) + np.pi / 2 + rng.normal(0, 0.15, len(xy))
+    add(xy, (5.6, 1.6), angle, 1.1, lymphoid=False)
+    return pd.concat(parts, ignore_index=True)
 
 
-def _outline(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, edge: float, um: float) -> np.ndarray:
-    """A rounded section with an uneven rim."""
-    half = edge / 2 * rng.uniform(0.96, 1.02, 2)
-    u, v = (x - edge / 2) / half[0], (y - edge / 2) / half[1]
-    turn = rng.uniform(-0.3, 0.3)
-    u, v = u * np.cos(turn) - v * np.sin(turn), u * np.sin(turn) + v * np.cos(turn)
-    radius = (np.abs(u) ** 2.8 + np.abs(v) ** 2.8) ** (1 / 2.8)
-    rough = min(1.0, edge / 1500)
-    rim = 42 * rough * smooth_noise(rng, x.shape, 110 / um) + 6 * rough * smooth_noise(rng, x.shape, 18 / um)
-    return ((radius - 0.97) * half.mean() + rim).astype(np.float32)
+def render(rng: np.random.Generator, tissue: Tissue, nuclei: pd.DataFrame, donor: Donor) -> np.ndarray:
+    """Picture (3, height, width) uint8 of a section, by the law of Beer and Lambert."""
+    px, mpp = len(tissue.classes), tissue.mpp
+    grain, cloud, thickness = (noise(rng, px, sigma / mpp) for sigma in (0.9, 9, 110))
+
+    # Collagen bundles with pale clefts between them, looser where the section is thick.
+    fibre = _collagen(rng, tissue)
+    blue = 0.06 + 0.02 * grain
+    pink = (0.56 + 0.2 * fibre + 0.06 * cloud) * (1 - 0.62 * _ramp(0.35 * thickness - 0.1 - fibre, 0.95, 1.7))
+
+    def paint(cover: np.ndarray, new_blue: float | np.ndarray, new_pink: float | np.ndarray) -> None:
+        for layer, new in ((blue, new_blue), (pink, new_pink)):
+            layer += cover * (new - layer)
+
+    paint(_ramp(-tissue.aggregate, -10, 8), 0.24 + 0.06 * cloud, 0.27 + 0.07 * grain)
+    wall = _ramp(tissue.fat, -1.8, 0)
+    paint(tissue.classes == 4, 0.01 + 0.05 * wall, 0.015 + wall * (0.42 + 0.1 * cloud))
+    depth, height = -tissue.gland, 21 + 9 * tissue.proliferation + 2.2 * cloud
+    apical = _ramp(depth / height, 0.45, 0.95)
+    cytoplasm = 0.2 - 0.13 * apical + 0.16 * tissue.proliferation + 0.05 * cloud
+    paint(_ramp(depth, -1.5, 1), cytoplasm, 0.52 - 0.16 * apical + 0.07 * grain)
+    paint(_ramp(depth, height - 1.2, height + 1.2), 0.02, 0.03)
+    glass = _ramp(-tissue.outside - 2 * cloud, -1, 2.5 * max(1, mpp))
+    blue *= glass
+    pink *= glass
+
+    dye = _stamp(nuclei, px, mpp)
+    paint(np.minimum(dye, 1), 1.25 * dye * (1 + 0.18 * grain), 0.45 * pink)
+    layers = gaussian_filter(np.stack([blue, pink]), (0, 0.55 / mpp, 0.55 / mpp))
+    absorbance = np.tensordot(donor.stains.T.astype(np.float32), layers * (1 + 0.06 * thickness), axes=1)
+    image = 255 * donor.light[:, None, None].astype(np.float32) * np.exp(-absorbance)
+    image += 2.3 * rng.standard_normal((px, px), dtype=np.float32)
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def _aggregates(
-    rng: np.random.Generator, x: np.ndarray, y: np.ndarray, outside: np.ndarray, um: float, per_mm2: float
-) -> np.ndarray:
-    """Distance to the nearest of a few roundish lymphoid aggregates."""
-    inner = outside < min(-60.0, 0.4 * float(outside.min()))
-    inner = inner if inner.any() else outside <= outside.min()
-    n = max(1, round(inner.sum() * um**2 / 1e6 * per_mm2))
-    radius = np.clip(rng.lognormal(np.log(105), 0.35, n), 60, 180) * min(1.0, len(x) * um / 1000)
-    centres = scatter(rng, inner, um, 2.4 * radius.mean(), density=6.0)[:n]
-    distance = np.full(x.shape, np.inf, np.float32)
-    for (cx, cy), r in zip(centres, radius, strict=False):
-        ratio, turn = rng.uniform(0.7, 1.0), rng.uniform(0, np.pi)
-        u = (x - cx) * np.cos(turn) + (y - cy) * np.sin(turn)
-        v = (y - cy) * np.cos(turn) - (x - cx) * np.sin(turn)
-        distance = np.minimum(distance, np.hypot(u, v / ratio) - r)
-    return (distance + 14 * smooth_noise(rng, x.shape, 26 / um)).astype(np.float32)
+def _jittered(rng: np.random.Generator, edge: float, pitch: float, jitter: float) -> np.ndarray:
+    """Points of a hexagonal lattice that each moved by up to ``jitter`` pitches."""
+    xy, _ = hexagonal(edge, pitch)
+    return np.clip(xy + rng.uniform(-jitter, jitter, xy.shape) * pitch, 0, np.nextafter(edge, 0))
 
 
-def _fat_cells(
-    rng: np.random.Generator, fat: np.ndarray, x: np.ndarray, y: np.ndarray, outside: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Whole fat cells whose centres lie in the fat, and the distance to their walls."""
-    um = float(x[0, 1] - x[0, 0])
-    seeds = jittered(rng, (x.shape[0] * um, x.shape[1] * um), _FAT_CELL_UM, 0.32)
-    member = sample(fat, seeds, um) & (sample(outside, seeds, um) < 0)
-    cells = np.zeros(fat.shape, bool)
-    wall = np.zeros(fat.shape, np.float32)
-    near = cKDTree(seeds[member]).query(seeds, distance_upper_bound=2.2 * _FAT_CELL_UM)[0] if member.any() else None
-    if near is None:
-        return cells, wall
-    seeds, member = seeds[np.isfinite(near)], member[np.isfinite(near)]
-    reach = cKDTree(seeds[member])
-    points = np.column_stack([x.ravel(), y.ravel()])
-    candidate = np.flatnonzero(outside.ravel() < 12)
-    # Only pixels near a fat cell are worth the search for three neighbours.
-    close = reach.query(points[candidate], distance_upper_bound=0.9 * _FAT_CELL_UM)[0]
-    candidate = candidate[np.isfinite(close)]
-    if candidate.size == 0 or len(seeds) < 3:
-        return cells, wall
-    d, which = cKDTree(seeds).query(points[candidate], k=3)
-    hit = member[which[:, 0]]
-    # Two half distances to the bisectors, joined so that corners come out round.
-    gap = np.maximum(np.stack([d[:, 1] - d[:, 0], d[:, 2] - d[:, 0]]) / 2, 1e-3)
-    cells.ravel()[candidate[hit]] = True
-    rim = np.maximum(-outside.ravel()[candidate], 0.01)
-    wall.ravel()[candidate[hit]] = np.minimum(1 / np.sqrt((1 / gap**2).sum(0)), rim)[hit]
-    return cells, wall
+def _ramp(values: np.ndarray, low: float | np.ndarray, high: float | np.ndarray) -> np.ndarray:
+    """0 below ``low``, 1 above ``high``, a straight line between."""
+    return np.clip((values - low) / (high - low), 0, 1)
 
 
-def _glands(
-    rng: np.random.Generator,
-    region: np.ndarray,
-    outside: np.ndarray,
-    aggregate: np.ndarray,
-    proliferation: np.ndarray,
-    mpp: float,
-    step: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to the basal membrane of the nearest gland, and the height of its cells."""
-    shape = outside.shape
-    centres = jittered(rng, shape, _GLAND_PITCH_UM / mpp, 0.2)
-    radius = rng.uniform(44, 60, len(centres))
-    keep = sample(region, centres, step) & (sample(outside, centres) < -0.9 * radius)
-    keep &= sample(aggregate, centres) > 0.7 * radius
-    centres, radius = centres[keep], radius[keep]
-    warp_x, warp_y = (7 * smooth_noise(rng, shape, 24 / mpp) for _ in range(2))
-    nearest, second = np.full(shape, 1e3, np.float32), np.full(shape, 1e3, np.float32)
-    height = np.full(shape, _CELL_HEIGHT_UM, np.float32)
-    for (cx, cy), r in zip(centres, radius, strict=True):
-        ratio, turn, bulge = rng.uniform(0.75, 1.35), rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
-        activity = float(sample(proliferation, np.array([[cx, cy]]))[0])
-        reach = int(1.8 * r / mpp) + 2
-        top, left = max(0, int(cy) - reach), max(0, int(cx) - reach)
-        window = np.s_[top : int(cy) + reach, left : int(cx) + reach]
-        wx, wy = warp_x[window], warp_y[window]
-        x = (np.arange(left, left + wx.shape[1], dtype=np.float32)[None] - np.float32(cx)) * mpp + wx
-        y = (np.arange(top, top + wx.shape[0], dtype=np.float32)[:, None] - np.float32(cy)) * mpp + wy
-        u = (x * np.cos(turn) + y * np.sin(turn)) / np.sqrt(ratio)
-        v = (y * np.cos(turn) - x * np.sin(turn)) * np.sqrt(ratio)
+def _collagen(rng: np.random.Generator, tissue: Tissue) -> np.ndarray:
+    """Unit-variance texture drawn out along the fibres."""
+    white = rng.standard_normal((2, _FIBRES_PX, _FIBRES_PX), dtype=np.float32)
+    table = gaussian_filter(white[0], (2, 1.5), mode="wrap") + 1.5 * gaussian_filter(white[1], (6.5, 3), mode="wrap")
+    across = tissue.across + 2.4 * np.sin(tissue.along * (2 * math.pi / 38) + 0.05 * tissue.across)
+    rows, cols = (1.6 * across).astype(np.int32) % _FIBRES_PX, (0.53 * tissue.along).astype(np.int32) % _FIBRES_PX
+    return table[rows, cols] / table.std()
+
+
+def _stamp(nuclei: pd.DataFrame, px: int, mpp: float) -> np.ndarray:
+    """Amount of haematoxylin per pixel; where nuclei overlap, the darkest."""
+    dye = np.zeros((px, px), np.float32)
+    # Long nuclei need a wide stamp; most are short, so they are stamped by size.
+    nuclei = nuclei.sort_values("long", kind="stable")
+    for start in range(0, len(nuclei), 2000):
+        part = nuclei.iloc[start : start + 2000].to_dict("series")
+        x, y, long, short, angle, amount = (
+            part[key].to_numpy(np.float32)[:, None] for key in ("x", "y", "long", "short", "angle", "dye")
+        )
+        reach = int(np.ceil(long.max() / mpp)) + 1
+        rows, cols = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, 1, -1)
+        rows, cols = rows + (y / mpp).astype(int), cols + (x / mpp).astype(int)
+        right, down = (cols + np.float32(0.5)) * mpp - x, (rows + np.float32(0.5)) * mpp - y
+        u = (right * np.cos(angle) + down * np.sin(angle)) / long
+        # A little taper makes them less like coins.
+        v = (down * np.cos(angle) - right * np.sin(angle)) / short * (1 + 0.18 * u)
         distance = np.hypot(u, v)
-        distance += 0.07 * r * np.sin(3 * np.arctan2(v, u) + bulge) - r
-        one, two, tall = nearest[window], second[window], height[window]
-        closer = distance < one
-        np.minimum(two, np.where(closer, one, distance), out=two)
-        one[closer] = distance[closer]
-        tall[closer] = _CELL_HEIGHT_UM + 9 * (activity - 0.4)
-    # Glands that meet keep a thin septum between them.
-    return np.maximum(nearest, (nearest - second) / 2 + 3.5), height
-
-
-def _fibres(rng: np.random.Generator, shape: tuple[int, int], mpp: float) -> tuple[np.ndarray, np.ndarray]:
-    """Bent and crimped coordinates along and across the collagen."""
-    turn = rng.uniform(0, np.pi)
-    y = np.arange(shape[0], dtype=np.float32)[:, None] * mpp
-    x = np.arange(shape[1], dtype=np.float32)[None] * mpp
-    along = np.float32(np.cos(turn)) * x + np.float32(np.sin(turn)) * y
-    across = np.float32(np.cos(turn)) * y - np.float32(np.sin(turn)) * x
-    along += 60 * smooth_noise(rng, shape, 130 / mpp)
-    across += 95 * smooth_noise(rng, shape, 150 / mpp)
-    across += 9 * smooth_noise(rng, shape, 28 / mpp)
-    return along, across
+        cover = np.clip((1 - distance) * short / mpp + 0.5, 0, 1) * amount * (0.85 + 0.2 * distance)
+        drawn = (cover > 0) & (rows >= 0) & (cols >= 0) & (rows < px) & (cols < px)
+        np.maximum.at(dye, (rows[drawn], cols[drawn]), cover[drawn])
+    return dye

@@ -14,7 +14,7 @@ from ragst_sd.image.streaming import embed_batches, pin
 from ragst_sd.image.tiles import iter_tiles, storage_order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
 
     import torch
 
@@ -77,7 +77,7 @@ def embed_parts(
     batch_size: int,
     num_workers: int = 0,
     advance: Callable[[int], object] | None = None,
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray, None, None]:
     """Embed parts of `plan_parts`, in order; one part's tiles after the other.
 
     Parameters

@@ -10,10 +10,10 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, resolve_annotation, rows_in_order
-from ragst_sd._dask import own_device, without_huge_chunks
 from ragst_sd._elements import centers_in_pixels, image_mpp_of, image_pyramid, require_sdata, resolve_image
 from ragst_sd._settings import settings
 from ragst_sd._validate import require_positive
+from ragst_sd._workers import own_device, without_huge_chunks
 from ragst_sd.pp._embedding_cache import open_cache
 from ragst_sd.pp._embedding_header import (
     default_key,

@@ -7,10 +7,16 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from ragst_sd._dask import Job, active_client, embed_on_workers, read_in_calling_thread
+from ragst_sd._workers import (
+    EmbeddingJob,
+    active_client,
+    embed_part,
+    read_in_calling_thread,
+    spread_over_workers,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
@@ -57,22 +63,20 @@ def run_embedding(
     missing = [position for position in range(len(parts)) if position not in done]
     todo = [parts[position] for position in missing]
 
-    def here() -> Generator[tuple[int, np.ndarray], None, None]:
-        yield from enumerate(
-            embed_parts(
-                read_in_calling_thread(pyramid),
-                xy,
-                fields,
-                todo,
-                encoder,
-                batch_size=batch_size,
-                num_workers=num_workers,
-                advance=advance,
-            )
+    on_workers = bool(todo) and active_client() is not None
+    if not on_workers:
+        results = embed_parts(
+            read_in_calling_thread(pyramid),
+            xy,
+            fields,
+            todo,
+            encoder,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            advance=advance,
         )
-
-    def there(client: Any) -> Generator[tuple[int, np.ndarray], None, None]:
-        job = Job(
+    else:
+        job = EmbeddingJob(
             key=uuid4().hex,
             pyramid=pyramid,
             centers=xy,
@@ -83,14 +87,13 @@ def run_embedding(
             options=dict(options),
             weights_hash=encoder.weights_hash,
         )
-        for position, values in embed_on_workers(client, job, todo):
-            advance(len(values))
-            yield position, values
-
-    client = active_client() if todo else None
-    with closing(here() if client is None else there(client)) as results:
-        for position, values in results:
-            done[missing[position]] = values
+        logger.info("Embedding %d parts on the workers of the active client.", len(todo))
+        results = spread_over_workers(embed_part, todo, job)
+    with closing(results):
+        for position, values in zip(missing, results, strict=True):
+            done[position] = values
+            if on_workers:
+                advance(len(values))
             if cache is not None:
-                cache.write(missing[position], values)
+                cache.write(position, values)
     return collect_parts(len(xy), len(fields), parts, [done[position] for position in range(len(parts))])
