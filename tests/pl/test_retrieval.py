@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
 import ragst_sd as rg
 
@@ -26,13 +27,8 @@ def gene(predicted):
     return table.var_names[int(np.argmax(np.asarray(table.X).var(axis=0)))]
 
 
-def place_of(axes):
-    """The invisible axes that hold all others."""
-    return next(ax for ax in axes["section"].figure.axes if axes["section"] in ax.child_axes)
-
-
 def texts(axes):
-    return [text.get_text() for text in place_of(axes).texts]
+    return [line for text in axes["section"].figure.findobj(Text) for line in text.get_text().split("\n")]
 
 
 def heights(axes):
@@ -225,24 +221,22 @@ def test_save_writes_a_file_and_leaves_no_figure(predicted, fitted, spot, gene, 
     path = tmp_path / "retrieval.png"
     assert rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, save=path, dpi=50) is None
     height, width, _ = plt.imread(path).shape
-    assert (height, round(width / height, 1)) == (300, 2.2)
+    assert (height, width) == (300, 705)
     assert not plt.get_fignums()
 
 
 def test_picture_stays_inside_the_given_axes(predicted, fitted, spot, gene, monkeypatch):
     monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("shown"))
     monkeypatch.setattr(mpl, "get_backend", lambda: "qtagg")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(16, 5))
+    figure, (_, right) = plt.subplots(1, 2, figsize=(16, 5))
     axes = rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, ax=right, show=True, return_ax=True)
     assert plt.get_fignums() == [figure.number]
     figure.canvas.draw()
     place = right.get_window_extent()
     for ax in [axes["section"], axes["tile"], axes["contributions"], *axes["neighbors"]]:
-        assert ax in right.child_axes
         box = ax.get_window_extent()
         assert place.x0 - 1 <= box.x0 < box.x1 <= place.x1 + 1
         assert place.y0 - 1 <= box.y0 < box.y1 <= place.y1 + 1
-    assert not left.child_axes
     with pytest.raises(ValueError, match="`figsize` is for a new figure"):
         rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, ax=right, figsize=(3, 3))
 
@@ -271,7 +265,7 @@ def test_global_settings_of_matplotlib_are_left_alone(predicted, fitted, spot, g
 
 def test_others_are_shown_in_small(predicted, fitted, spot, gene):
     axes = rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, n_shown=6, return_ax=True)
-    others = next(ax for ax in place_of(axes).child_axes if ax.get_label() == "others")
+    others = next(ax for ax in axes["section"].figure.findobj(plt.Axes) if ax.get_label() == "others")
     canvas = np.asarray(others.images[0].get_array())
     parts = rg.get.explain(predicted, fitted, obs_name=spot, gene=gene).iloc[6:-1]
     thumbnails = fitted.obsm["thumbnail"][fitted.obs_names.get_indexer(parts["reference"])]
@@ -305,12 +299,14 @@ def test_several_spots_are_rows_on_one_scale(predicted, fitted, gene):
         assert one["section"].get_title(loc="left") == f"spot {name}"
         assert f"{gene} predicted {total:.2f}" in texts(one)
     assert len({one["contributions"].get_ylim() for one in axes.values()}) == 1
+    axes[names[0]]["section"].figure.canvas.draw()
     places = [one["contributions"].get_position() for one in axes.values()]
     assert places[0].y0 > places[1].y1 and places[1].y0 > places[2].y1
     for one in axes.values():
         assert one["tile"].get_position().x0 > one["section"].get_position().x1
     again = rg.pl.retrieval(predicted, fitted, obs_name=names[:1] * 2, gene=gene, return_ax=True)
     assert list(again) == names[:1]
+    again[names[0]]["tile"].figure.canvas.draw()
     assert again[names[0]]["tile"].get_position().y1 < again[names[0]]["section"].get_position().y0
 
 
@@ -330,8 +326,8 @@ def test_lines_to_the_tile_keep_clear_of_the_scale_bar(predicted, fitted, gene, 
         figure = axes["section"].figure
         figure.canvas.draw()
         bar = next(one for one in axes["section"].patches if one.get_gid() == "scale bar").get_window_extent()
-        lines = [one for one in place_of(axes).get_children() if isinstance(one, ConnectionPatch)]
-        assert len(lines) == (8 if several else 2)
+        lines = [one for one in axes["section"].get_children() if isinstance(one, ConnectionPatch)]
+        assert len(lines) == 2
         for line in lines:
             path = line.get_path().transformed(line.get_transform())
             assert not path.intersects_bbox(bar, filled=False)

@@ -10,19 +10,17 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_choice, require_type
 from ragst_sd.pl import _style
-from ragst_sd.pl._figure import finish, open_stage
+from ragst_sd.pl._figure import describe_figure_parameters, picture
 
 if TYPE_CHECKING:
     import os
 
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
 
-    from ragst_sd.pl._figure import Stage
-
-# The design, in inches.
-_ROW, _TOP, _BOTTOM, _LEGEND, _MARGIN = 0.42, 0.72, 0.62, 0.34, 0.15
-_PLOT, _LETTER, _MEAN, _DIFFERENCE, _EFFECTIVE = 4.6, 0.098, 0.75, 1.75, 0.95
+# Inches.
+_ROW, _ABOVE_BELOW, _WIDTH, _COLUMN = 0.42, 1.7, 7.0, 1.4
 _LONGEST_NAME = 22
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _LOWER_IS_BETTER = ("rmse",)
@@ -44,6 +42,7 @@ class _Rows:
     """Noise ceiling of each group; empty if not known."""
 
 
+@describe_figure_parameters
 def benchmark(
     scores: pd.DataFrame,
     *,
@@ -75,16 +74,7 @@ def benchmark(
         Which of the units in `scores` to draw; the first if left out.
     baseline
         Method to compare with.
-    figsize, dpi
-        Size of a new figure in inches, and its resolution; `dpi` also holds for `save`.
-    ax
-        Axes whose place the picture fills with axes of its own; a new figure is made if left out.
-    show
-        Show a new figure; by default if it is neither saved nor returned.
-    save
-        File to write.
-    return_ax
-        Return the axes.
+    {figure_parameters}
 
     Returns
     -------
@@ -106,39 +96,23 @@ def benchmark(
     >>> scores = rg.tl.cross_validate(reference, methods=["ridge", "knn"], n_genes=50, progress=False)
     >>> rg.pl.benchmark(scores, baseline="ridge", show=False)
     """
-    from matplotlib.transforms import blended_transform_factory
-
     unit = _check(scores, unit)
     rows = _rows(scores[scores["unit"] == unit], metric, baseline)
-    names = [_style.shorten(name, _LONGEST_NAME) for name in rows.methods]
-    left = _MARGIN + 0.25 + _LETTER * max(len(name) for name in names)
-    tables = _columns(rows)
-    height = _ROW * len(names)
-    stage = open_stage(
-        left + _PLOT + sum(width for width, *_ in tables) + 2 * _MARGIN, _TOP + height + _BOTTOM + _LEGEND,
-        ax=ax, figsize=figsize, dpi=dpi,
-    )  # fmt: skip
-    panel = stage.axes(left, _TOP, _PLOT, height, "benchmark")
-    _draw(stage, panel, rows)
-    panel.set_yticks(range(len(names)), names, fontsize=stage.points(10.5))
-    for label, cites in zip(panel.get_yticklabels(), np.isfinite(rows.effective_n), strict=True):
-        label.set_color(_style.EVIDENCE if cites else "black")
-    panel.set_xlabel(f"{_title(metric)}, {unit}", fontsize=stage.points(10))
-    stage.text(left, 0.3, "Accuracy on held-out donors" if metric == "pearson" else _title(metric).capitalize(),
-               size=12, va="center", ha="left")  # fmt: skip
-
-    middle = blended_transform_factory(stage.place.transAxes, panel.transData)
-    edge = left + _PLOT
-    for width, title, texts in tables:
-        edge += width
-        head = stage.text(edge, _TOP - 0.1, title, size=8.5, ha="right", va="bottom", color=_style.MUTED)
-        for i, text in enumerate(texts):
-            stage.place.text(
-                head.get_position()[0], i, text, transform=middle, ha="right", va="center",
-                fontsize=stage.points(10), gid=title.replace("\n", " "),
-            )  # fmt: skip
-    _legend(stage, rows, left, _TOP + height + _BOTTOM)
-    return finish(stage, panel, show=show, save=save, return_ax=return_ax, dpi=dpi)
+    columns = _columns(rows)
+    width, height = _WIDTH + _COLUMN * (len(columns) - 1), _ABOVE_BELOW + _ROW * len(rows.methods)
+    with picture(width, height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
+        panel = figure.subplots()
+        _draw(panel, rows)
+        panel.set_yticks(range(len(rows.methods)), [_style.shorten(name, _LONGEST_NAME) for name in rows.methods])
+        panel.tick_params(axis="y", length=0, labelsize="medium")
+        for label, cites in zip(panel.get_yticklabels(), np.isfinite(rows.effective_n), strict=True):
+            label.set_color(_style.EVIDENCE if cites else "black")
+        panel.set(xlabel=f"{_title(metric)}, {unit}", label="benchmark")
+        title = "Accuracy on held-out donors" if metric == "pearson" else _title(metric).capitalize()
+        panel.set_title(title, fontsize="large", pad=22)
+        _style.write_columns(panel, columns)
+        _legend(figure, rows)
+    return panel if return_ax else None
 
 
 def _check(scores: pd.DataFrame, unit: str | None) -> str:
@@ -199,86 +173,58 @@ def _interval(line: Any) -> str:
     return f"{text} ({_style.number(line.low, 3)} to {_style.number(line.high, 3)})"
 
 
-def _columns(rows: _Rows) -> list[tuple[float, str, list[str]]]:
-    """Width, title and texts of each column of numbers."""
-    means = np.nanmean(rows.values, axis=1)
-    columns = [(_MEAN, "mean", [_style.number(value, 3) for value in means])]
+def _columns(rows: _Rows) -> dict[str, list[str]]:
+    """Numbers beside the rows, by the title of their column."""
+    columns = {"mean": [_style.number(value, 3) for value in np.nanmean(rows.values, axis=1)]}
     if rows.differences:
-        wide = any("(" in text for text in rows.differences)
-        title = "difference\n(95 % interval)" if wide else "difference"
-        columns.append((_DIFFERENCE + 0.35 if wide else _DIFFERENCE / 2, title, rows.differences))
+        with_interval = any("(" in text for text in rows.differences)
+        columns["difference\n(95 % interval)" if with_interval else "difference"] = rows.differences
     if np.isfinite(rows.effective_n).any():
         texts = [_style.number(n, 0) if np.isfinite(n) else "none" for n in rows.effective_n]
-        columns.append((_EFFECTIVE, "rows cited\n(effective)", texts))
+        columns["rows cited\n(effective)"] = texts
     return columns
 
 
-def _draw(stage: Stage, ax: Axes, rows: _Rows) -> None:
+def _draw(ax: Axes, rows: _Rows) -> None:
     place = np.arange(len(rows.methods))
     if len(rows.ceiling):
-        mean = float(rows.ceiling.mean())
-        ax.axvspan(rows.ceiling.min(), rows.ceiling.max(), color="0.92", lw=0, zorder=0, gid="noise ceiling")
-        ax.axvline(mean, color=_style.MUTED, lw=stage.points(1), ls=(0, (4, 3)), zorder=1, gid="noise ceiling")
+        mean, highest = float(rows.ceiling.mean()), float(rows.ceiling.max())
+        ax.axvspan(rows.ceiling.min(), highest, color="0.92", lw=0, zorder=0, gid="noise ceiling")
+        ax.axvline(mean, color=_style.MUTED, lw=1, ls=(0, (4, 3)), zorder=1, gid="noise ceiling")
         # Flush right, so that the words keep clear of the numbers beside the plot.
-        ax.annotate(
-            f"noise ceiling {_style.number(mean, 2)}", (max(mean, rows.ceiling.max()), 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, stage.points(4)), textcoords="offset points", ha="right", va="bottom",
-            fontsize=stage.points(8.5), color=_style.MUTED, annotation_clip=False,
-        )  # fmt: skip
+        words, coords = f"noise ceiling {_style.number(mean, 2)}", ("data", "axes fraction")
+        _style.beside(ax, words, (highest, 1), (0, 4), coords, ha="right", fontsize="small", color=_style.MUTED)
     for j, group in enumerate(rows.groups):
-        ax.plot(rows.values[:, j], place, color="0.75", lw=stage.points(0.9), zorder=2, gid=group)
-    colors = [_style.EVIDENCE if np.isfinite(n) else _style.MUTED for n in rows.effective_n]
-    for i, color in enumerate(colors):
-        mean = float(np.nanmean(rows.values[i]))
-        ax.plot(
-            [mean, mean], [i - 0.3, i + 0.3], color=color, lw=stage.points(3.2), solid_capstyle="butt", zorder=3,
-            gid="mean",
-        )  # fmt: skip
-        for j in range(len(rows.groups)):
-            ax.plot(
-                rows.values[i, j], i, marker=_marker(rows, j), ms=stage.points(6.5), mfc=color, mec="white",
-                mew=stage.points(0.8), ls="none", zorder=4, gid="donor",
-            )  # fmt: skip
+        ax.plot(rows.values[:, j], place, color="0.75", lw=0.9, zorder=2, gid=group)
+    for i, (values, cited) in enumerate(zip(rows.values, rows.effective_n, strict=True)):
+        color, mean = _style.EVIDENCE if np.isfinite(cited) else _style.MUTED, float(np.nanmean(values))
+        ax.plot([mean, mean], [i - 0.3, i + 0.3], color=color, lw=3.2, solid_capstyle="butt", zorder=3, gid="mean")
+        for j, value in enumerate(values):
+            ax.plot(value, i, _marker(rows, j), ms=6.5, mfc=color, mec="white", mew=0.8, zorder=4, gid="donor")
     ax.set_ylim(len(rows.methods) - 0.45, -0.55)
     ax.margins(x=0.05)
-    for side in ("top", "right", "left"):
-        ax.spines[side].set_visible(False)
-    ax.spines["bottom"].set_color("0.6")
-    ax.tick_params(axis="y", length=0)
-    ax.tick_params(axis="x", labelsize=stage.points(9), color="0.6")
-    ax.grid(axis="x", color="0.93", lw=stage.points(0.8), zorder=0)
-    ax.set_axisbelow(True)
+    ax.spines["left"].set_visible(False)
+    ax.grid(axis="x")
 
 
 def _marker(rows: _Rows, group: int) -> str:
     return _MARKERS[group] if len(rows.groups) <= len(_MARKERS) else "o"
 
 
-def _legend(stage: Stage, rows: _Rows, left: float, top: float) -> None:
+def _legend(figure: FigureBase, rows: _Rows) -> None:
     """Donors by the shape of their marks, or their number where there are more than shapes; colours of methods."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    style: dict[str, Any] = {"color": _style.MUTED, "ls": "none", "mec": "white", "ms": stage.points(6.5)}
-    if len(rows.groups) > len(_MARKERS):
-        handles: list[Any] = [Line2D([], [], marker="o", label=f"one of {len(rows.groups)} held-out donors", **style)]
-    else:
-        handles = [
-            Line2D([], [], marker=_marker(rows, j), label=_style.shorten(group, 14), **style)
-            for j, group in enumerate(rows.groups)
-        ]
+    n = len(rows.groups)
+    names = [f"one of {n} held-out donors"] if n > len(_MARKERS) else [_style.shorten(name, 14) for name in rows.groups]
+    style: dict[str, Any] = {"color": _style.MUTED, "ls": "none", "mec": "white", "ms": 6.5}
+    handles: list[Any] = [Line2D([], [], marker=_marker(rows, j), label=name, **style) for j, name in enumerate(names)]
     if np.isfinite(rows.effective_n).any():
-        handles += [
-            Patch(color=_style.EVIDENCE, label="cites measured spots"),
-            Patch(color=_style.MUTED, label="cites none"),
-        ]
-    x, y = stage._at(left, top)
-    stage.place.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(x, y), bbox_transform=stage.place.transAxes,
-        ncols=len(handles), frameon=False, fontsize=stage.points(9), borderpad=0, borderaxespad=0, handletextpad=0.4,
-        columnspacing=1.2, handlelength=1.0, handleheight=0.8,
-    )  # fmt: skip
+        colors = {"cites measured spots": _style.EVIDENCE, "cites none": _style.MUTED}
+        handles += [Patch(color=color, label=name) for name, color in colors.items()]
+    spacing = {"handletextpad": 0.4, "columnspacing": 1.2, "handlelength": 1.0, "handleheight": 0.8}
+    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), **spacing)
 
 
 def _title(metric: str) -> str:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-    from ragst_sd.pl._figure import Stage
     from ragst_sd.pl._trust import Intervals
 
 # Share of the genes that the band of the calibration curve holds; single genes reach far beyond.
@@ -97,73 +96,52 @@ def coverage(
     return Coverage(levels[order], (inside[with_any] / count[with_any, None])[:, order], units[order])
 
 
-def draw_calibration(stage: Stage, ax: Axes, found: Coverage, intervals: Intervals) -> None:
+def draw_calibration(ax: Axes, share_inside: Coverage, intervals: Intervals) -> None:
     """Draw coverage against level; perfect intervals lie on the diagonal."""
-    low, high = found.band
-    ax.plot([0, 1], [0, 1], color=_style.MUTED, lw=stage.points(1), ls=(0, (4, 3)), zorder=1, gid="diagonal")
-    n_genes = len(found.by_gene)
+    levels, mean, (low, high) = share_inside.levels, share_inside.mean, share_inside.band
+    ax.plot([0, 1], [0, 1], color=_style.MUTED, lw=1, ls=(0, (4, 3)), zorder=1, gid="diagonal")
+    n_genes = len(share_inside.by_gene)
+    words = "one gene"
     if n_genes > 1:
-        ax.fill_between(
-            found.levels, low, high, facecolor=_style.BAND, edgecolor="0.5", hatch=intervals.hatch, lw=0, zorder=0.5,
-            gid="range of genes",
-        )  # fmt: skip
-    ax.plot(found.levels, found.mean, color=_style.EVIDENCE, lw=stage.points(2), zorder=3, gid="coverage")
-    for level, share, unit in zip(found.levels, found.mean, found.units, strict=True):
-        ax.plot(
-            level, share, marker="o", ms=stage.points(6), ls="none", mew=stage.points(1.6), mec=_style.EVIDENCE,
-            mfc=_style.EVIDENCE if unit == _keys.DONOR else "white", zorder=4, gid=unit,
-        )  # fmt: skip
-    worst = min(found.levels.min(), low.min(), found.mean.min())
+        band = {"facecolor": _style.BAND, "edgecolor": "0.5", "lw": 0, "zorder": 0.5}
+        ax.fill_between(levels, low, high, hatch=intervals.hatch, gid="range of genes", **band)
+        words = f"mean of {n_genes} genes, band: {_style.percent(BAND)} of them"
+    ax.plot(levels, mean, color=_style.EVIDENCE, lw=2, zorder=3, gid="coverage")
+    for level, share, unit in zip(levels, mean, share_inside.units, strict=True):
+        fill = _style.EVIDENCE if unit == _keys.DONOR else "white"
+        ax.plot(level, share, "o", ms=6, mew=1.6, mec=_style.EVIDENCE, mfc=fill, zorder=4, gid=unit)
+    worst = min(levels.min(), low.min(), mean.min())
     start = max(0.0, np.floor(10 * (worst - 0.03)) / 10)
-    ax.set(xlim=(start, 1), ylim=(start, 1))
-    _plain(stage, ax, "nominal level of the interval", "share of truth inside")
-    words = f"mean of {n_genes} genes, band: {BAND:.0%} of them".replace("%", " %") if n_genes > 1 else "one gene"
-    others = sorted(set(found.units) - {_keys.DONOR})
-    caveat = f"open: calibrated over {' or '.join(f'{unit}s' for unit in others)}, not donors" if others else ""
-    _titled(stage, ax, "Calibration", "\n".join(part for part in (words, caveat) if part))
+    ax.set(xlim=(start, 1), ylim=(start, 1), xlabel="nominal level of the interval", ylabel="share of truth inside")
+    others = sorted(set(share_inside.units) - {_keys.DONOR})
+    if others:
+        words += f"\nopen: calibrated over {' or '.join(f'{unit}s' for unit in others)}, not donors"
+    _finish(ax, "calibration", "Calibration", words)
 
 
-def draw_risk(stage: Stage, ax: Axes, frame: pd.DataFrame) -> None:
+def draw_risk(ax: Axes, frame: pd.DataFrame) -> None:
     """Draw one metric against the share of spots kept, best grounded first, one line per order."""
     styles = zip(_style.PALETTE * len(_LINES), _LINES * len(_style.PALETTE), strict=False)
     for name, line in frame.groupby("by", sort=False):
         line = line.sort_values("share")
         yardstick = _YARDSTICKS.get(str(name))
         color, dashes = (_style.MUTED, yardstick) if yardstick else next(styles)
-        ax.plot(
-            line["share"], line["value"], color=color, ls=dashes, lw=stage.points(1.3 if yardstick else 2),
-            label=str(name).replace("_", " "), gid=str(name),
-        )  # fmt: skip
-    ax.set_xlim(0, 1)
-    ax.margins(y=0.12)
+        label, width = str(name).replace("_", " "), 1.3 if yardstick else 2
+        ax.plot(line["share"], line["value"], color=color, ls=dashes, lw=width, label=label, gid=str(name))
     metric = str(frame["metric"].iloc[0])
-    _plain(stage, ax, "share of spots kept, best grounded first", _TITLES.get(metric, metric.replace("_", " ")))
-    _titled(stage, ax, "Risk and coverage", "accuracy on the spots that are kept")
-    legend = ax.legend(
-        loc="upper left", bbox_to_anchor=(1.06, 1.0), frameon=False, fontsize=stage.points(9), handlelength=2.6,
-        borderpad=0, borderaxespad=0, title="spots ranked by", title_fontsize=stage.points(9), alignment="left",
-    )  # fmt: skip
-    legend.get_title().set_color(_style.MUTED)
+    ax.margins(y=0.12)
+    ax.set(xlim=(0, 1), xlabel="share of spots kept, best grounded first")
+    ax.set_ylabel(_TITLES.get(metric, metric.replace("_", " ")))
+    ax.legend(loc="upper left", bbox_to_anchor=(1.04, 1.0), handlelength=2.6, title="spots ranked by", alignment="left")
+    _finish(ax, "risk_coverage", "Risk and coverage", "accuracy on the spots that are kept")
 
 
-def _plain(stage: Stage, ax: Axes, xlabel: str, ylabel: str) -> None:
+def _finish(ax: Axes, name: str, title: str, words: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    ax.set_xlabel(xlabel, fontsize=stage.points(9.5))
-    ax.set_ylabel(ylabel, fontsize=stage.points(9.5))
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    ax.tick_params(labelsize=stage.points(9), color="0.6")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color("0.6")
-    ax.grid(color="0.93", lw=stage.points(0.8), zorder=0)
-    ax.set_axisbelow(True)
-
-
-def _titled(stage: Stage, ax: Axes, title: str, words: str) -> None:
-    n_lines = words.count("\n") + 1
-    ax.set_title(title, fontsize=stage.points(11), loc="left", pad=stage.points(7 + 11.5 * n_lines))
-    ax.annotate(
-        words, (0, 1), xycoords="axes fraction", xytext=(0, stage.points(5)), textcoords="offset points", ha="left",
-        va="bottom", fontsize=stage.points(9), color=_style.MUTED, annotation_clip=False, gid="note",
-    )  # fmt: skip
+    ax.grid()
+    ax.set_box_aspect(1)
+    ax.set(label=name, anchor="W")
+    _style.set_title(ax, title, words)

@@ -11,11 +11,11 @@ from ragst_sd._cell_types import is_scrna
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
 from ragst_sd._validate import require_choice, require_positive, require_type
 from ragst_sd.pl import _style
-from ragst_sd.pl._figure import finish, open_stage
+from ragst_sd.pl._figure import describe_figure_parameters, picture
 from ragst_sd.pl._maps import gene_list
 from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._trust import distrust, has_intervals, intervals_of
-from ragst_sd.pl._waterfall import Line, Waterfall, draw_waterfall, waterfall_size
+from ragst_sd.pl._waterfall import FOOT, HEAD, ROW, Line, Waterfall, draw_waterfall
 
 if TYPE_CHECKING:
     import os
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 _GROUPS = ("reference", _keys.DONOR, _keys.SAMPLE)
 _PER_ROW = 2
 _LONGEST_LABEL = 30
+_WIDTH = 8.0
 
 
+@describe_figure_parameters
 def explain(
     sdata: SpatialData | AnnData,
     reference: AnnData,
@@ -83,16 +85,7 @@ def explain(
     min_cv_pearson
         A gene whose `var["cv_pearson"]` is lower is drawn in grey and named as not to be trusted; one that was not
         assessed is left as it is.
-    figsize, dpi
-        Size of a new figure in inches, and its resolution; `dpi` also holds for `save`.
-    ax
-        Axes whose place the picture fills with axes of its own; a new figure is made if left out.
-    show
-        Show a new figure; by default if it is neither saved nor returned.
-    save
-        File to write.
-    return_ax
-        Return the axes.
+    {figure_parameters}
 
     Returns
     -------
@@ -153,7 +146,7 @@ def explain(
                 lines=_lines(lines, "reference" if scrna else group_by, int(n_shown), scrna=scrna),
                 total=totals[j],
                 truth=float(truth[j]),
-                interval=None if intervals is None else (intervals.lower[spot, j], intervals.upper[spot, j]),
+                interval=(np.nan,) * 2 if intervals is None else (intervals.lower[spot, j], intervals.upper[spot, j]),
                 interval_text="" if intervals is None else intervals.name,
                 caveat="" if intervals is None else intervals.caveat,
                 hatch=None if intervals is None else intervals.hatch,
@@ -162,13 +155,18 @@ def explain(
             )
         )
     per_row = min(_PER_ROW, len(falls))
-    width, height = np.max([waterfall_size(fall) for fall in falls], axis=0)
-    stage = open_stage(per_row * width, -(-len(falls) // per_row) * height, ax=ax, figsize=figsize, dpi=dpi)
-    axes = {
-        one: draw_waterfall(stage, fall, (i % per_row) * width, (i // per_row) * height)
-        for i, (one, fall) in enumerate(zip(genes, falls, strict=True))
-    }
-    return finish(stage, axes, show=show, save=save, return_ax=return_ax, dpi=dpi)
+    n_rows = -(-len(falls) // per_row)
+    height = HEAD + (max(len(fall.lines) for fall in falls) + 1) * ROW + FOOT
+    with picture(
+        per_row * _WIDTH, n_rows * height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax
+    ) as figure:
+        places = figure.subplots(n_rows, per_row, squeeze=False).ravel()
+        axes = dict(zip(genes, places, strict=False))
+        for place in places[len(falls) :]:
+            place.remove()
+        for place, fall in zip(places, falls, strict=False):
+            draw_waterfall(place, fall)
+    return axes if return_ax else None
 
 
 def _require_values(spot: str, genes: list[str], totals: np.ndarray) -> None:

@@ -2,76 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import inspect
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
 from ragst_sd._validate import require_positive, require_type
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable, Iterator
+    from typing import TypeVar
 
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
+
+    F = TypeVar("F", bound=Callable[..., Any])
 
 _SILENT_BACKENDS = {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}
-# Letters neither vanish nor shout when a picture is drawn much smaller or larger than designed.
-_SMALLEST, _LARGEST = 0.55, 1.6
+# Letters follow the size of the picture, so that columns of text keep clear of each other; up to a point.
+_SMALLEST, _LARGEST = 0.3, 1.6
+# Inches around each panel.
+_PADS = {"w_pad": 0.08, "h_pad": 0.08}
+_FIGURE_PARAMETERS = """\
+figsize, dpi
+    Size of a new figure in inches, and its resolution; `dpi` also holds for `save`.
+ax
+    Axes whose place the picture fills with axes of its own; a new figure is made if left out.
+show
+    Show a new figure; by default if it is neither saved nor returned.
+save
+    File to write.
+return_ax
+    Return the axes."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """The place that a picture fills. Layouts are written in inches of the design and scaled to fit the place."""
-
-    figure: Figure
-    place: Axes
-    """Invisible axes; the picture's own axes are laid inside."""
-    own: bool
-    """Whether the figure was made here."""
-    width: float
-    """Width of the design in inches."""
-    height: float
-    """Height of the design in inches."""
-    scale: float
-    """Real inches per inch of the design."""
-    margin: tuple[float, float]
-    """Left and bottom margin around the design, as fractions of the place."""
-    down: float = 0.0
-    """Inches of the design by which everything lies lower: pictures are made of blocks on top of each other."""
-
-    def lowered(self, inches: float) -> Stage:
-        """The same stage, seen from a block that starts lower."""
-        return replace(self, down=self.down + inches)
-
-    def axes(self, left: float, top: float, width: float, height: float, label: str = "") -> Axes:
-        """Axes whose upper left corner lies `left` and `top` inches from that of the design."""
-        ax = self.place.inset_axes((*self._at(left, top + height), *self._size(width, height)))
-        ax.set_label(label)
-        return ax
-
-    def text(self, left: float, top: float, text: str, *, size: float, **style: Any) -> Any:
-        """Text at a point of the design; `size` in points of the design."""
-        where = self.place.transAxes
-        return self.place.text(*self._at(left, top), text, fontsize=self.points(size), transform=where, **style)
-
-    def points(self, size: float) -> float:
-        """Points of the design in real points."""
-        return size * min(max(self.scale, _SMALLEST), _LARGEST)
-
-    def _size(self, width: float, height: float) -> tuple[float, float]:
-        return (
-            width / self.width * (1 - 2 * self.margin[0]),
-            height / self.height * (1 - 2 * self.margin[1]),
-        )
-
-    def _at(self, left: float, top: float) -> tuple[float, float]:
-        x, y = self._size(left, self.height - top - self.down)
-        return x + self.margin[0], y + self.margin[1]
+def describe_figure_parameters(function: F) -> F:
+    """Fill the place `{figure_parameters}` of a docstring with what all pictures share."""
+    if function.__doc__:
+        function.__doc__ = inspect.cleandoc(function.__doc__).replace("{figure_parameters}", _FIGURE_PARAMETERS)
+    return function
 
 
-def open_stage(
-    width: float, height: float, *, ax: Axes | None, figsize: tuple[float, float] | None, dpi: float | None
-) -> Stage:
-    """A stage for a design of `width` x `height` inches: in the place of `ax`, or in a new figure.
+@contextmanager
+def picture(
+    width: float,
+    height: float,
+    *,
+    ax: Axes | None,
+    figsize: tuple[float, float] | None,
+    dpi: float | None,
+    show: bool | None,
+    save: str | os.PathLike[str] | IO[bytes] | None,
+    return_ax: bool,
+) -> Iterator[FigureBase]:
+    """A figure to draw into, as large as designed or in the place of `ax`; saved, shown and closed as asked afterwards.
+
+    A picture inside the caller's axes is never shown. A new figure is shown if `show` is true, or if it is `None` and
+    the picture is neither saved nor returned; never by a backend that cannot show anything. A new figure that was saved
+    and is neither shown nor returned is closed.
 
     Raises
     ------
@@ -80,7 +68,10 @@ def open_stage(
     ValueError
         If `figsize` is given along with `ax`, or is not two numbers above zero.
     """
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
     from matplotlib.axes import Axes
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     if dpi is not None:
         require_positive(dpi, "dpi")
@@ -89,51 +80,73 @@ def open_stage(
         if figsize is not None:
             msg = "`figsize` is for a new figure; `ax` has its size already. Give one of them."
             raise ValueError(msg)
-        figure, place, own = ax.figure.figure, ax, False
-        extent = ax.get_window_extent()
-        real: tuple[float, ...] = (extent.width / figure.dpi, extent.height / figure.dpi)
+        others = [artist for artist in ax.figure.figure.get_children() if artist.get_in_layout()]
+        figure = _figure_in(ax)
     else:
-        import matplotlib.pyplot as plt
-
-        real = (width, height) if figsize is None else tuple(figsize)
-        if len(real) != 2:
+        size = (width, height) if figsize is None else tuple(figsize)
+        if len(size) != 2:
             msg = f"`figsize` is {figsize!r}; it must be (width, height) in inches."
             raise ValueError(msg)
-        for edge in real:
+        for edge in size:
             require_positive(edge, "figsize")
-        figure = plt.figure(figsize=real, dpi=dpi)
-        place, own = figure.add_axes((0, 0, 1, 1)), True
-    place.set_axis_off()
-    scale = min(float(real[0]) / width, float(real[1]) / height)
-    margin = (0.5 - 0.5 * scale * width / float(real[0]), 0.5 - 0.5 * scale * height / float(real[1]))
-    return Stage(figure, place, own, width, height, scale, margin)
-
-
-def finish(
-    stage: Stage,
-    axes: Any,
-    *,
-    show: bool | None,
-    save: str | os.PathLike[str] | IO[bytes] | None,
-    return_ax: bool,
-    dpi: float | None,
-) -> Any:
-    """Save, show and return a picture as asked.
-
-    A picture inside the caller's axes is never shown. A new figure is shown if `show` is true, or if it is `None` and
-    the picture is neither saved nor returned; never by a backend that cannot show anything. A new figure that was saved
-    and is neither shown nor returned is closed.
-    """
+        figure = plt.figure(figsize=size, dpi=dpi, layout=ConstrainedLayoutEngine(**_PADS))
+    root: Any = figure.figure
+    scale = min(figure.bbox.width / root.dpi / width, figure.bbox.height / root.dpi / height)
+    with mpl.rc_context(_style(min(max(scale, _SMALLEST), _LARGEST))):
+        yield figure
+    if ax is not None:
+        _lay_out(root, others)
     if save is not None:
-        stage.figure.savefig(save, dpi="figure" if dpi is None else dpi)
-    if stage.own:
-        import matplotlib as mpl
-        import matplotlib.pyplot as plt
-
+        root.savefig(save, dpi="figure" if dpi is None else dpi)
+    if ax is None:
         wanted = (save is None and not return_ax) if show is None else show
-        shown = wanted and mpl.get_backend().lower() not in _SILENT_BACKENDS
-        if shown:
+        if wanted and mpl.get_backend().lower() not in _SILENT_BACKENDS:
             plt.show()
         elif save is not None and not return_ax:
-            plt.close(stage.figure)
-    return axes if return_ax else None
+            plt.close(root)
+
+
+def _style(scale: float) -> dict[str, Any]:
+    sizes = {"font.size": 10, "axes.titlesize": 11, "axes.labelsize": 9, "legend.fontsize": 9}
+    sizes |= {"xtick.labelsize": 8.5, "ytick.labelsize": 8.5}
+    return {name: size * scale for name, size in sizes.items()} | {
+        "axes.titlelocation": "left",
+        "axes.edgecolor": "0.6",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "grid.color": "0.93",
+        "legend.frameon": False,
+        "legend.borderpad": 0,
+        "xtick.color": "0.6",
+        "ytick.color": "0.6",
+        "xtick.labelcolor": "black",
+        "ytick.labelcolor": "black",
+    }
+
+
+def _figure_in(ax: Axes) -> FigureBase:
+    """A figure inside the caller's figure, in the place of axes that become invisible."""
+    from matplotlib.gridspec import GridSpec
+
+    ax.set_axis_off()
+    parent: Any = ax.figure
+    place = ax.get_subplotspec()
+    if place is None or parent.get_layout_engine() is None:
+        box = ax.get_position()
+        widths, heights = (box.x0, box.width, 1 - box.x1), (1 - box.y1, box.height, box.y0)
+        place = GridSpec(3, 3, parent, width_ratios=widths, height_ratios=heights)[1, 1]
+    return parent.add_subfigure(place)
+
+
+def _lay_out(root: Any, others: list[Any]) -> None:
+    """Lay out a picture inside a figure that has no layout of its own; what the caller drew stays where it is."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    if root.get_layout_engine() is not None:
+        return
+    for artist in others:
+        artist.set_in_layout(False)
+    ConstrainedLayoutEngine(**_PADS).execute(root)
+    for artist in others:
+        artist.set_in_layout(True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,17 +17,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
 
-    from ragst_sd.pl._figure import Stage
     from ragst_sd.pl._section import Section
 
-# Inches of the design.
-PANEL, TITLE, NOTE, MARGIN, BAR, BAR_ROOM, BETWEEN = 3.2, 0.38, 0.17, 0.12, 0.12, 0.95, 0.15
-_LETTER = 0.066
+# Inches that a figure holds for a title, a line of small words, and a colour bar with its label.
+TITLE, NOTE, BAR = 0.4, 0.17, 1.0
+# Letters of small words that fit an inch.
+LETTERS = 14
 _IMAGE_PX = 900
 # A few extreme spots would otherwise take the whole colour scale.
 _TAILS = (0.01, 0.99)
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -41,10 +38,12 @@ class Map:
     limits: tuple[float, float]
     cmap: str | Colormap
     label: str
-    """Of the colour bar; empty if the next map shares it."""
+    """Of the colour bar; empty if there is none."""
     note: str = ""
     """Small words below the title."""
     hatch: str | None = None
+    on_scale: np.ndarray | None = None
+    """All values that share the colour bar, where the map shares it."""
 
 
 def require_fade(image_fade: float) -> None:
@@ -65,11 +64,11 @@ def gene_list(gene: str | Sequence[str]) -> list[str]:
     return genes
 
 
-def map_size(section: Section, edge: float = PANEL) -> tuple[Box, tuple[float, float]]:
-    """The part of the section to draw, and the width and height in inches of a map whose longer edge is given."""
-    box = extent_of(section, spot_reach(section))
-    shrink = edge / max(box[1] - box[0], box[3] - box[2])
-    return box, ((box[1] - box[0]) * shrink, (box[3] - box[2]) * shrink)
+def map_size(section: Section, edge: float) -> tuple[float, float]:
+    """Width and height in inches of a map whose longer edge is given."""
+    left, right, top, bottom = extent_of(section, spot_reach(section))
+    shrink = edge / max(right - left, bottom - top)
+    return (right - left) * shrink, (bottom - top) * shrink
 
 
 def limits_of(values: np.ndarray, vmin: float | None = None, vmax: float | None = None) -> tuple[float, float]:
@@ -91,78 +90,54 @@ def limits_of(values: np.ndarray, vmin: float | None = None, vmax: float | None 
     return (low - 0.5, high + 0.5) if low == high else (low, high)
 
 
-def wrapped(note: str, width: float) -> list[str]:
-    """Small words in lines that fit a width in inches."""
-    return wrap(note, max(16, int(width / _LETTER)))
+def draw_section(
+    ax: Axes, section: Section, has_value: np.ndarray, *, fade: float, edge_px: int = _IMAGE_PX, scale_bar: bool = True
+) -> None:
+    """Draw the picture of a section with hollow spots where there is no value, and a scale bar."""
+    box = extent_of(section, spot_reach(section))
+    draw_image(ax, section.pyramid, box, edge_px=edge_px, fade=fade)
+    if not has_value.all():
+        style = {"facecolors": "none", "edgecolors": _style.NO_VALUE, "linewidths": 0.9, "zorder": 2}
+        draw_spots(ax, section, np.flatnonzero(~has_value), label="no value", **style)
+    if scale_bar:
+        _style.scale_bar(ax, section.mpp, right=corner_is_free(section, box))
+    _style.frame(ax)
 
 
-def draw_map(
-    stage: Stage, section: Section, panel: Map, box: Box, place: tuple[float, float, float, float], *, fade: float,
-    scale_bar: bool, note_width: float | None = None,
-) -> tuple[Axes, Any]:  # fmt: skip
-    """Draw a map at `place` (left, top, width, height) of the design; its axes and its coloured spots."""
-    ax = stage.axes(*place, panel.kind)
-    draw_image(ax, section.pyramid, box, edge_px=_IMAGE_PX, fade=fade)
+def draw_map(ax: Axes, section: Section, panel: Map, *, fade: float, letters: int, scale_bar: bool = True) -> Any:
+    """Draw a map with its title and colour bar; its coloured spots. Words below the title have lines of `letters`."""
+    ax.set_label(panel.kind)
     has = np.isfinite(panel.values)
-    if not has.all():
-        draw_spots(
-            ax, section, np.flatnonzero(~has), facecolors="none", edgecolors=_style.NO_VALUE,
-            linewidths=stage.points(0.9), zorder=2, label="no value",
-        )  # fmt: skip
+    draw_section(ax, section, has, fade=fade, scale_bar=scale_bar)
     spots = draw_spots(ax, section, np.flatnonzero(has), cmap=panel.cmap, linewidths=0, zorder=3, label=panel.kind)
-    spots.set_array(panel.values[has])
-    spots.set_clim(*panel.limits)
+    spots.set(array=panel.values[has], clim=panel.limits)
     if panel.hatch:
         # Behind the spots: lines across them would hide the colours of small ones.
-        ax.add_patch(_hatched((box[0], box[2]), box[1] - box[0], box[3] - box[2], panel.hatch, zorder=1.5))
-    lines = wrapped(panel.note, place[2] if note_width is None else note_width)
-    pad = stage.points(4) + len(lines) * NOTE * 72 * stage.scale
-    ax.set_title(panel.title, fontsize=stage.points(11), loc="left", pad=pad)
-    if lines:
-        ax.annotate(
-            "\n".join(lines), (0, 1), xycoords="axes fraction", xytext=(0, stage.points(3.5)),
-            textcoords="offset points", ha="left", va="bottom", fontsize=stage.points(9), color=_style.MUTED,
-            annotation_clip=False, gid="note",
-        )  # fmt: skip
-    if scale_bar:
-        _style.scale_bar(ax, section.mpp, stage.points(9), right=corner_is_free(section, box))
-    _style.frame(ax)
-    return ax, spots
+        _hatch(ax, panel.hatch, zorder=1.5)
+    _style.set_title(ax, panel.title, panel.note, letters)
+    if panel.label:
+        draw_bar(ax, spots, panel.label, panel.values if panel.on_scale is None else panel.on_scale, hatch=panel.hatch)
+    return spots
 
 
-def draw_bar(
-    stage: Stage,
-    spots: Any,
-    label: str,
-    limits: tuple[float, float],
-    values: np.ndarray,
-    left: float,
-    top: float,
-    height: float,
-    *,
-    hatch: str | None = None,
-) -> None:
-    """Draw the colour bar of a map; its ends are pointed where values lie beyond."""
+def draw_bar(ax: Axes, spots: Any, label: str, values: np.ndarray, *, hatch: str | None = None) -> None:
+    """Draw a colour bar right of a map; its ends are pointed where values lie beyond."""
     from matplotlib.ticker import MaxNLocator
 
-    low, high = limits
+    low, high = spots.get_clim()
     under, over = bool((values < low).any()), bool((values > high).any())
     extend = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}[under, over]
-    length = 0.8 * height
-    cax = stage.axes(left, top + (height - length) / 2, BAR, length, "colorbar")
+    cax = ax.inset_axes((1.03, 0.1, 0.04, 0.8), label="colorbar")
     whole = bool((values[np.isfinite(values)] % 1 == 0).all())
     ticks = MaxNLocator(5, steps=[1, 2, 5, 10], integer=whole)
-    bar = stage.figure.colorbar(spots, cax=cax, extend=extend, ticks=ticks)
+    bar = ax.figure.colorbar(spots, cax=cax, extend=extend, ticks=ticks, label=label)
     bar.outline.set_linewidth(0)
-    bar.ax.tick_params(labelsize=stage.points(8.5))
     if hatch:
-        cax.add_patch(_hatched((0, 0), 1, 1, hatch, transform=cax.transAxes, zorder=3))
-    bar.set_label(label, fontsize=stage.points(9))
+        _hatch(cax, hatch, zorder=3)
 
 
-def _hatched(corner: tuple[float, float], width: float, height: float, hatch: str, **style: Any) -> Any:
+def _hatch(ax: Axes, hatch: str, **style: Any) -> None:
     from matplotlib.patches import Rectangle
 
-    return Rectangle(
-        corner, width, height, facecolor="none", edgecolor="0.72", linewidth=0, hatch=hatch, gid="hatch", **style
-    )
+    look = {"facecolor": "none", "edgecolor": "0.72", "linewidth": 0, "hatch": hatch, "gid": "hatch"}
+    ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, **look, **style))

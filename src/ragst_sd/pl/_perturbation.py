@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from ragst_sd._validate import require_positive
 from ragst_sd.pl import _style
-from ragst_sd.pl._figure import finish, open_stage
-from ragst_sd.pl._maps import BAR_ROOM, MARGIN, NOTE, TITLE, draw_bar, draw_map, map_size, require_fade, wrapped
+from ragst_sd.pl._figure import describe_figure_parameters, picture
+from ragst_sd.pl._maps import BAR, LETTERS, NOTE, TITLE, draw_map, map_size, require_fade
 from ragst_sd.pl._response_map import response_map, response_section, ring_far_spots
-from ragst_sd.pl._response_panels import BELOW, SCATTER, bars, bars_size, heat, heat_size, scatter
+from ragst_sd.pl._response_panels import bar_rows, bars, heat, scatter
 from ragst_sd.pl._responses import read_responses
 
 if TYPE_CHECKING:
@@ -20,13 +21,15 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from spatialdata import SpatialData
 
-_GAP = 0.45
+# Inches.
+_MAP, _SCATTER, _SIDE, _ROW, _HEAD, _STATES = 3.9, 3.6, 5.4, 0.3, 0.6, 0.6
 _SCOPE = (
     "Direct response of the cells of each spot, predicted from a screen of other cells. Nothing is said about effects on "
     "neighbours or about causes, and no measurement in tissue stands behind it."
 )
 
 
+@describe_figure_parameters
 def perturbation(
     data: SpatialData | AnnData,
     reference: AnnData | None = None,
@@ -91,16 +94,7 @@ def perturbation(
         Limits of the colour scale of the map.
     image_fade
         How far the picture of the tissue is mixed with white, from 0 to 1.
-    figsize, dpi
-        Size of a new figure in inches, and its resolution; `dpi` also holds for `save`.
-    ax
-        Axes whose place the picture fills with axes of its own; a new figure is made if left out.
-    show
-        Show a new figure; by default if it is neither saved nor returned.
-    save
-        File to write.
-    return_ax
-        Return the axes.
+    {figure_parameters}
 
     Returns
     -------
@@ -138,50 +132,41 @@ def perturbation(
         data, prediction_key=prediction_key, perturbation=perturbation, context=context, reference=reference,
         truth=truth, group_by=group_by,
     )  # fmt: skip
-    panel = section = None
-    if isinstance(data, SpatialData):
+    n_shown, on_tissue, has_states = int(n_shown), isinstance(data, SpatialData), bool(shown.weights.shape[1])
+    side = [_HEAD + bar_rows(shown, n_shown) * _ROW]
+    if has_states:
+        side.append(_HEAD + min(n_shown, len(shown.cited)) * _ROW + _STATES)
+    widths, height, letters = [_SIDE], sum(side), 0
+    if shown.measured is not None:
+        widths, height = [_SCATTER, *widths], max(height, _SCATTER + TITLE)
+    if on_tissue:
         section = response_section(data, shown.table, shown.header, prediction_key)
         panel = response_map(shown.table, shown.header, shown.perturbation, cmap, vmin, vmax)
-        box, size = map_size(section, 3.9)
-        room = size[0] + (BAR_ROOM if panel.label else 0)
-        title = TITLE + NOTE * len(wrapped(panel.note, room))
-    list_size, grid = bars_size(shown, int(n_shown)), heat_size(shown, int(n_shown))
-    left_width = 0.0 if panel is None else room
-    left_height = 0.0 if panel is None else title + size[1]
-    middle = 0.0 if shown.measured is None else SCATTER
-    side = max(list_size[0], grid[0])
-    widths = [one for one in (left_width, middle, side) if one]
-    width = sum(widths) + _GAP * (len(widths) - 1) + 2 * MARGIN
-    height = max(left_height, 0.0 if not middle else SCATTER + BELOW, list_size[1] + grid[1])
-    scope = [] if panel is None else wrapped(_SCOPE, width - 2 * MARGIN)
-    stage = open_stage(
-        width, height + 2 * MARGIN + NOTE * len(scope) + (0.1 if scope else 0), ax=ax, figsize=figsize, dpi=dpi
-    )
-    axes, left = {}, MARGIN
-    if panel is not None and section is not None:
-        top = MARGIN + title - 0.05
-        axes["map"], spots = draw_map(
-            stage, section, panel, box, (left, top, *size), fade=image_fade, scale_bar=True, note_width=room
-        )
-        ring_far_spots(axes["map"], stage, section, shown.table)
-        if panel.label:
-            draw_bar(stage, spots, panel.label, panel.limits, panel.values, left + size[0] + 0.08, top, size[1])
-        left += left_width + _GAP
-    if shown.measured is not None:
-        axes["response"] = scatter(stage, shown, shown.measured, left, MARGIN, int(n_genes))
-        left += SCATTER + _GAP
-    axes["retrieved"] = bars(stage, shown, left, MARGIN, int(n_shown))
-    if grid[1]:
-        axes["weights"] = heat(stage, shown, left, MARGIN + list_size[1], int(n_shown), group_by, cmap_weights)
-    if scope:
-        stage.text(
-            MARGIN,
-            MARGIN + height + 0.1,
-            "\n".join(scope),
-            size=9,
-            ha="left",
-            va="top",
-            color=_style.MUTED,
-            gid="scope",
-        )
-    return finish(stage, axes, show=show, save=save, return_ax=return_ax, dpi=dpi)
+        size = map_size(section, _MAP)
+        letters = int(LETTERS * size[0])
+        widths = [size[0] + BAR * bool(panel.label), *widths]
+        height = max(height, size[1] + TITLE + NOTE * (1 + len(panel.note) // letters))
+    with picture(
+        sum(widths), height + 2 * NOTE * on_tissue,
+        ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax,
+    ) as figure:  # fmt: skip
+        # Each panel in a grid of its own: its words then count as part of its width.
+        grid = figure.add_gridspec(1, len(widths), width_ratios=widths)
+        axes = {}
+        if on_tissue:
+            axes["map"] = figure.add_subplot(grid[0].subgridspec(1, 1)[0])
+            draw_map(axes["map"], section, panel, fade=image_fade, letters=letters)
+            ring_far_spots(axes["map"], section, shown.table)
+            scope = {"x": 0.01, "ha": "left", "fontsize": "small", "color": _style.MUTED, "gid": "scope"}
+            figure.supxlabel(fill(_SCOPE, int(1.1 * LETTERS * sum(widths))), **scope)
+        if shown.measured is not None:
+            axes["response"] = figure.add_subplot(grid[-2].subgridspec(1, 1)[0])
+            scatter(axes["response"], shown, shown.measured, int(n_genes))
+        # The last row stays empty, so that bars are as thick beside a high map as beside a low one.
+        cells = grid[-1].subgridspec(len(side) + 1, 1, height_ratios=[*side, max(height - sum(side), 1e-3)])
+        axes["retrieved"] = figure.add_subplot(cells[0])
+        bars(axes["retrieved"], shown, n_shown)
+        if has_states:
+            axes["weights"] = figure.add_subplot(cells[1])
+            heat(axes["weights"], shown, n_shown, group_by, cmap_weights)
+    return axes if return_ax else None

@@ -9,22 +9,8 @@ import numpy as np
 from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
 from ragst_sd.pl import _style
-from ragst_sd.pl._figure import finish, open_stage
-from ragst_sd.pl._maps import (
-    BAR_ROOM,
-    BETWEEN,
-    MARGIN,
-    NOTE,
-    TITLE,
-    Map,
-    draw_bar,
-    draw_map,
-    gene_list,
-    limits_of,
-    map_size,
-    require_fade,
-    wrapped,
-)
+from ragst_sd.pl._figure import describe_figure_parameters, picture
+from ragst_sd.pl._maps import BAR, LETTERS, NOTE, TITLE, Map, draw_map, gene_list, limits_of, map_size, require_fade
 from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._section import read_section
 from ragst_sd.pl._trust import distrust, greys, intervals_of
@@ -38,14 +24,13 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from spatialdata import SpatialData
 
-    from ragst_sd.pl._figure import Stage
-    from ragst_sd.pl._maps import Box
-    from ragst_sd.pl._section import Section
     from ragst_sd.pl._trust import Intervals
 
 _PER_ROW = 3
+_MAP = 3.2
 
 
+@describe_figure_parameters
 def prediction(
     sdata: SpatialData,
     *,
@@ -101,16 +86,7 @@ def prediction(
         Limits of the colour scale of values.
     image_fade
         How far the picture of the tissue is mixed with white, from 0 to 1.
-    figsize, dpi
-        Size of a new figure in inches, and its resolution; `dpi` also holds for `save`.
-    ax
-        Axes whose place the picture fills with axes of its own; a new figure is made if left out.
-    show
-        Show a new figure; by default if it is neither saved nor returned.
-    save
-        File to write.
-    return_ax
-        Return the axes.
+    {figure_parameters}
 
     Returns
     -------
@@ -154,28 +130,34 @@ def prediction(
     intervals = intervals_of(table, header, columns) if interval else None
     section = read_section(sdata, table, header, prediction_key)
     rows = []
-    for j, (one, note) in enumerate(zip(genes, notes, strict=True)):
+    for j, (name, note) in enumerate(zip(genes, notes, strict=True)):
         maps = _value_maps(
-            one, values[:, j], None if measured is None else measured[:, j], note=note,
+            name, values[:, j], None if measured is None else measured[:, j], note=note,
             cmap=greys() if note else cmap, cmap_difference=cmap_difference, vmin=vmin, vmax=vmax,
             unit=str(header["unit"]),
         )  # fmt: skip
         rows.append(maps if intervals is None else [*maps, _interval_map(intervals, j, cmap_interval)])
 
-    box, size = map_size(section)
-    per_row = 1 if len(rows[0]) > 1 else min(_PER_ROW, len(rows))
-    block = sum(_room(one, size[0]) for one in rows[0])
-    title = TITLE + NOTE * max(
-        len(wrapped(one.note, _note_width(row, i, size[0]))) for row in rows for i, one in enumerate(row)
-    )
-    height = -(-len(rows) // per_row) * (title + size[1]) + 2 * MARGIN
-    stage = open_stage(per_row * block + 2 * MARGIN, height, ax=ax, figsize=figsize, dpi=dpi)
-    axes = {}
-    for i, (one, row) in enumerate(zip(genes, rows, strict=True)):
-        left = MARGIN + (i % per_row) * block
-        top = MARGIN + (i // per_row) * (title + size[1]) + title - 0.05
-        axes[one] = _draw_row(stage, section, row, box, (left, top, *size), image_fade)
-    return finish(stage, axes, show=show, save=save, return_ax=return_ax, dpi=dpi)
+    width, height = map_size(section, _MAP)
+    per_row = len(rows[0]) if len(rows[0]) > 1 else min(_PER_ROW, len(rows))
+    panels = [panel for row in rows for panel in row]
+    n_rows = -(-len(panels) // per_row)
+    letters = int(LETTERS * (width + BAR))
+    notes_height = NOTE * max(-(-len(panel.note) // letters) for panel in panels)
+    n_bars = sum(bool(panel.label) for panel in panels[:per_row])
+    with picture(
+        per_row * width + n_bars * BAR + 0.2, n_rows * (height + TITLE + notes_height),
+        ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax,
+    ) as figure:  # fmt: skip
+        places = figure.subplots(n_rows, per_row, squeeze=False).ravel()
+        for place in places[len(panels) :]:
+            place.remove()
+        for i, (place, panel) in enumerate(zip(places, panels, strict=False)):
+            first = i % len(rows[0]) == 0
+            draw_map(place, section, panel, fade=image_fade, letters=letters, scale_bar=first)
+    drawn = iter(places)
+    axes = {name: {panel.kind: next(drawn) for panel in row} for name, row in zip(genes, rows, strict=True)}
+    return axes if return_ax else None
 
 
 def _value_maps(
@@ -192,12 +174,14 @@ def _value_maps(
 ) -> list[Map]:
     if measured is None:
         return [Map("predicted", f"{gene} predicted", values, limits_of(values, vmin, vmax), cmap, unit, note)]
-    limits = limits_of(np.concatenate([values, measured]), vmin, vmax)
+    both = np.concatenate([values, measured])
+    limits = limits_of(both, vmin, vmax)
     difference = values - measured
     furthest = max(map(abs, limits_of(difference)))
+    title = f"predicted, r = {_correlation(values, measured)}"
     return [
         Map("measured", f"{gene} measured", measured, limits, cmap, ""),
-        Map("predicted", f"predicted, r = {_correlation(values, measured)}", values, limits, cmap, unit, note),
+        Map("predicted", title, values, limits, cmap, unit, note, on_scale=both),
         Map("difference", f"predicted {_style.MINUS} measured", difference, (-furthest, furthest), cmap_difference,
             "difference"),
     ]  # fmt: skip
@@ -217,39 +201,3 @@ def _correlation(values: np.ndarray, measured: np.ndarray) -> str:
     both = np.isfinite(values) & np.isfinite(measured)
     score = pearson(values[both, None], measured[both, None])[0] if both.sum() > 1 else np.nan
     return _style.number(score, 2) if np.isfinite(score) else "n/a"
-
-
-def _room(panel: Map, width: float) -> float:
-    """Width of a map with its colour bar."""
-    return width + (BAR_ROOM if panel.label else BETWEEN)
-
-
-def _note_width(row: list[Map], place: int, width: float) -> float:
-    """Words below a title may run over the colour bar, as far as the next map."""
-    return _room(row[place], width) - BETWEEN
-
-
-def _draw_row(
-    stage: Stage,
-    section: Section,
-    row: list[Map],
-    box: Box,
-    place: tuple[float, float, float, float],
-    fade: float,
-) -> dict[str, Axes]:
-    left, top, width, height = place
-    axes = {}
-    for i, panel in enumerate(row):
-        ax, spots = draw_map(
-            stage, section, panel, box, (left, top, width, height), fade=fade, scale_bar=i == 0,
-            note_width=_note_width(row, i, width),
-        )  # fmt: skip
-        axes[panel.kind] = ax
-        if panel.label:
-            shown = [other.values for other in row if other.limits == panel.limits]
-            draw_bar(
-                stage, spots, panel.label, panel.limits, np.concatenate(shown), left + width + 0.08, top, height,
-                hatch=panel.hatch,
-            )  # fmt: skip
-        left += _room(panel, width)
-    return axes

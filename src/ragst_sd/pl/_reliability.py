@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,21 +13,8 @@ from ragst_sd._results import MIN_CV_PEARSON, MORE_IS_BETTER, gene_index, predic
 from ragst_sd._validate import listing, require_choice
 from ragst_sd.pl import _style
 from ragst_sd.pl._curves import coverage, draw_calibration, draw_risk
-from ragst_sd.pl._figure import finish, open_stage
-from ragst_sd.pl._maps import (
-    BAR_ROOM,
-    MARGIN,
-    NOTE,
-    TITLE,
-    Map,
-    draw_bar,
-    draw_map,
-    gene_list,
-    limits_of,
-    map_size,
-    require_fade,
-    wrapped,
-)
+from ragst_sd.pl._figure import describe_figure_parameters, picture
+from ragst_sd.pl._maps import BAR, LETTERS, NOTE, TITLE, Map, draw_map, gene_list, limits_of, map_size, require_fade
 from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._section import draw_spots, read_section
 from ragst_sd.pl._trust import distrust, greys, has_intervals, intervals_of
@@ -35,15 +22,12 @@ from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
-    from ragst_sd.pl._curves import Coverage
-    from ragst_sd.pl._figure import Stage
     from ragst_sd.pl._trust import Intervals
 
 _WIDTH = "interval_width"
@@ -60,17 +44,11 @@ _MAPS = {
 }
 _FIXED = {_keys.DISTANCE_PERCENTILE: (0.0, 100.0), _keys.EVIDENCE_SHARE: (0.0, 1.0)}
 _PER_ROW = 4
-
-# The design, in inches.
-_MAP, _CURVE, _CURVE_TOP, _CURVE_BOTTOM, _CURVE_LEFT, _LEGEND = 2.6, 2.6, 0.8, 0.6, 0.65, 1.9
-
-
-@dataclass(frozen=True)
-class _Curves:
-    calibration: Coverage | None
-    risk: pd.DataFrame
+# Inches.
+_MAP, _CURVE = 2.6, (4.0, 3.9)
 
 
+@describe_figure_parameters
 def reliability(
     sdata: SpatialData,
     *,
@@ -87,7 +65,7 @@ def reliability(
     dpi: float | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
+    save: str | os.PathLike[str] | IO[bytes] | None = None,
     return_ax: bool = False,
 ) -> dict[str, Axes] | None:
     """Draw where a prediction is well grounded, and with a truth whether it knows how well.
@@ -122,16 +100,7 @@ def reliability(
         If `gene` is one gene whose `var["cv_pearson"]` is lower, its maps are grey and say that it is not to be trusted.
     image_fade
         How far the picture of the tissue is mixed with white, from 0 to 1.
-    figsize, dpi
-        Size of a new figure in inches, and its resolution; `dpi` also holds for `save`.
-    ax
-        Axes whose place the picture fills with axes of its own; a new figure is made if left out.
-    show
-        Show a new figure; by default if it is neither saved nor returned.
-    save
-        File to write.
-    return_ax
-        Return the axes.
+    {figure_parameters}
 
     Returns
     -------
@@ -182,48 +151,45 @@ def reliability(
     about = "" if genes is None else f", {genes[0]}" if len(genes) == 1 else f", {len(genes)} genes"
     panels = [_map(table, name, columns, intervals, about, notes[0]) for name in names]
     section = read_section(sdata, table, header, prediction_key)
-    curves = None
+    curves: dict[str, Callable[[Axes], None]] = {}
     if truth_key is not None:
         truth: dict[str, Any] = {"truth_key": truth_key, "layer": layer, "unit": unit, "genes": genes}
         risk = get.risk_coverage(sdata, prediction_key=prediction_key, by=names, **truth)
         require_choice(metric, list(dict.fromkeys(risk["metric"])), "metric")
-        calibration = None if intervals is None else _calibration(sdata, table, header, **truth)
-        curves = _Curves(calibration, risk[risk["metric"] == metric])
+        if intervals is not None:
+            measured, shared = measured_values(sdata, table, header, **truth)
+            columns = gene_index(table, shared)
+            share_inside = coverage(table, header, columns, intervals_of(table, header, columns), measured)
+            if share_inside is not None:
+                curves["calibration"] = partial(draw_calibration, share_inside=share_inside, intervals=intervals)
+        curves["risk_coverage"] = partial(draw_risk, frame=risk[risk["metric"] == metric])
 
-    box, size = map_size(section, _MAP)
+    width, height = map_size(section, _MAP)
     per_row = min(_PER_ROW, len(panels))
-    block = size[0] + BAR_ROOM
-    room = TITLE + NOTE * max(len(wrapped(panel.note, block - 0.1)) for panel in panels)
-    maps_height = -(-len(panels) // per_row) * (room + size[1]) + MARGIN
-    width = max(per_row * block, _curves_width(curves)) + 2 * MARGIN
-    height = maps_height + (0 if curves is None else _CURVE_TOP + _CURVE + _CURVE_BOTTOM) + MARGIN
-    stage = open_stage(width, height, ax=ax, figsize=figsize, dpi=dpi)
-    axes = {}
-    for i, panel in enumerate(panels):
-        left, top = MARGIN + (i % per_row) * block, MARGIN + (i // per_row) * (room + size[1]) + room - 0.05
-        drawn, spots = draw_map(
-            stage, section, panel, box, (left, top, *size), fade=image_fade, scale_bar=i == 0, note_width=block - 0.1
-        )
-        if panel.kind == _keys.DISTANCE_PERCENTILE:
-            draw_spots(
-                drawn, section, np.flatnonzero(table.obs[_keys.OUT_OF_REFERENCE].to_numpy(bool)), facecolors="none",
-                edgecolors=_style.ADJUSTMENT, linewidths=stage.points(1.6), zorder=4, label=_keys.OUT_OF_REFERENCE,
-            )  # fmt: skip
-        draw_bar(
-            stage,
-            spots,
-            panel.label,
-            panel.limits,
-            panel.values,
-            left + size[0] + 0.08,
-            top,
-            size[1],
-            hatch=panel.hatch,
-        )
-        axes[panel.kind] = drawn
-    if curves is not None:
-        axes |= _draw_curves(stage, curves, intervals, maps_height)
-    return finish(stage, axes, show=show, save=save, return_ax=return_ax, dpi=dpi)
+    n_rows = -(-len(panels) // per_row)
+    letters = int(LETTERS * (width + BAR))
+    notes_height = NOTE * max(-(-len(panel.note) // letters) for panel in panels)
+    maps_height = n_rows * (height + TITLE + notes_height)
+    heights = [maps_height, _CURVE[1]] if curves else [maps_height]
+    with picture(
+        max(per_row * (width + BAR), _CURVE[0] * len(curves) + 1.9 * bool(curves)), sum(heights),
+        ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax,
+    ) as figure:  # fmt: skip
+        grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+        places = grid[0].subgridspec(n_rows, per_row).subplots(squeeze=False).ravel()
+        axes = dict(zip(names, places, strict=False))
+        for place in places[len(panels) :]:
+            place.remove()
+        for place, panel in zip(places, panels, strict=False):
+            draw_map(place, section, panel, fade=image_fade, letters=letters, scale_bar=place is places[0])
+        if _keys.DISTANCE_PERCENTILE in axes:
+            outside = np.flatnonzero(table.obs[_keys.OUT_OF_REFERENCE].to_numpy(bool))
+            rim = {"facecolors": "none", "edgecolors": _style.ADJUSTMENT, "linewidths": 1.6, "zorder": 4}
+            draw_spots(axes[_keys.DISTANCE_PERCENTILE], section, outside, label=_keys.OUT_OF_REFERENCE, **rim)
+        for i, (name, draw) in enumerate(curves.items()):
+            axes[name] = figure.add_subplot(grid[1].subgridspec(1, len(curves))[i])
+            draw(axes[name])
+    return axes if return_ax else None
 
 
 def _chosen(table: AnnData, intervals: Intervals | None, maps: Sequence[str] | None) -> list[str]:
@@ -296,38 +262,3 @@ def _mean(values: np.ndarray) -> np.ndarray:
     count = has.sum(axis=1)
     total = np.where(has, values, 0.0).sum(axis=1, dtype=float)
     return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
-
-
-def _calibration(
-    sdata: SpatialData,
-    table: AnnData,
-    header: dict[str, Any],
-    *,
-    truth_key: str,
-    layer: str | None,
-    unit: str,
-    genes: list[str] | None,
-) -> Coverage | None:
-    measured, shared = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)
-    columns = gene_index(table, shared)
-    return coverage(table, header, columns, intervals_of(table, header, columns), measured)
-
-
-def _curves_width(curves: _Curves | None) -> float:
-    if curves is None:
-        return 0.0
-    one = _CURVE_LEFT + _CURVE
-    return one + _LEGEND + (0.0 if curves.calibration is None else one + 0.35)
-
-
-def _draw_curves(stage: Stage, curves: _Curves, intervals: Intervals | None, top: float) -> dict[str, Axes]:
-    axes, left = {}, MARGIN + _CURVE_LEFT
-    if curves.calibration is not None and intervals is not None:
-        ax = stage.axes(left, top + _CURVE_TOP, _CURVE, _CURVE, "calibration")
-        draw_calibration(stage, ax, curves.calibration, intervals)
-        axes["calibration"] = ax
-        left += _CURVE + _CURVE_LEFT + 0.35
-    ax = stage.axes(left, top + _CURVE_TOP, _CURVE, _CURVE, "risk_coverage")
-    draw_risk(stage, ax, curves.risk)
-    axes["risk_coverage"] = ax
-    return axes

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from spatialdata import SpatialData
 
-    from ragst_sd.pl._figure import Stage
-
 _AIR = 1.0
 
 
@@ -64,38 +62,32 @@ def response_map(
     from matplotlib.colors import ListedColormap
 
     values = table.obs[_keys.RESPONSE_MAGNITUDE].to_numpy(float)
-    constant = bool(header["constant"])
-    far = float(header["far_from_screen"])
-    notes = []
-    if constant:
-        notes.append(
-            f"constant ({_style.number(values[0], 3)}): no more variation over the tissue than among shuffled spots"
-            if len(np.atleast_1d(header["variance_shuffled"]))
-            else f"constant ({_style.number(values[0], 3)}): the same response for every state"
-        )
+    constant, far = bool(header["constant"]), float(header["far_from_screen"])
+    if constant and len(np.atleast_1d(header["variance_shuffled"])):
+        words = "no more variation over the tissue than among shuffled spots"
     else:
-        notes.append(
-            f"varies more than among shuffled spots (p = {_style.number(float(header['variance_p_value']), 2)})"
-        )
+        words = "the same response for every state"
+    note = f"constant ({_style.number(values[0], 3)}): {words}"
+    if not constant:
+        p_value = _style.number(float(header["variance_p_value"]), 2)
+        note = f"varies more than among shuffled spots (p = {p_value})"
     if far > 0:
-        notes.append(f"ringed: far from the screen's cells ({far:.0%} of spots)".replace("%", " %", 1))
-    limits = limits_of(values, vmin, vmax)
+        note += f". ringed: far from the screen's cells ({_style.percent(far)} of spots)"
+    one_colour = ListedColormap([_style.OTHERS])
     return Map(
         "map",
         f"Response to {perturbation}",
         values,
-        limits,
-        ListedColormap([_style.OTHERS]) if constant else cmap,
+        limits_of(values, vmin, vmax),
+        one_colour if constant else cmap,
         "" if constant else "root mean square response",
-        ". ".join(notes),
+        note,
     )
 
 
-def ring_far_spots(ax: Axes, stage: Stage, section: Section, table: AnnData) -> None:
+def ring_far_spots(ax: Axes, section: Section, table: AnnData) -> None:
     """Draw a ring around spots that the screen holds no cells like."""
     far = np.flatnonzero(table.obs[_keys.FAR_FROM_SCREEN].to_numpy(bool))
     if len(far):
-        draw_spots(
-            ax, section, far, facecolors="none", edgecolors="0.15", linewidths=stage.points(0.8), zorder=4,
-            label="far from the screen",
-        )  # fmt: skip
+        style = {"facecolors": "none", "edgecolors": "0.15", "linewidths": 0.8, "zorder": 4}
+        draw_spots(ax, section, far, label="far from the screen", **style)

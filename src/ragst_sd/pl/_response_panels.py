@@ -13,54 +13,32 @@ from ragst_sd.pl._responses import correlation
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ragst_sd.pl._figure import Stage
     from ragst_sd.pl._responses import Measured, Shown
 
-# Inches of the design.
-SCATTER, HEAD, LEFT, BELOW = 3.3, 0.62, 0.72, 0.55
-LINE, BARS, COLUMN, HEAT_TOP = 0.3, 1.4, 0.84, 0.62
-_LETTER, _LONGEST, _CELL, _SPOTS = 0.085, 24, 0.62, 2.6
+_LONGEST = 24
 _MOST_STATES = 12
 
 
-def scatter(stage: Stage, shown: Shown, measured: Measured, left: float, top: float, n_genes: int) -> Axes:
+def scatter(ax: Axes, shown: Shown, measured: Measured, n_genes: int) -> None:
     """Predicted response of each gene against the measured one, with its standard error."""
-    ax = stage.axes(left + LEFT, top + HEAD, SCATTER - LEFT, SCATTER - LEFT, "response")
-    low = min(measured.values.min(), measured.predicted.min(), 0)
-    high = max(measured.values.max(), measured.predicted.max(), 0)
+    x, y = measured.values, measured.predicted
+    low, high = min(x.min(), y.min(), 0), max(x.max(), y.max(), 0)
     air = 0.06 * (high - low or 1.0)
     low, high = low - air, high + air
-    ax.plot([low, high], [low, high], color="0.75", lw=stage.points(0.8), zorder=1, label="equal")
+    ax.plot([low, high], [low, high], color="0.75", lw=0.8, zorder=1, label="equal")
     for line in (ax.axhline, ax.axvline):
-        line(0, color="0.88", lw=stage.points(0.8), zorder=0)
-    ax.errorbar(
-        measured.values,
-        measured.predicted,
-        xerr=measured.error,
-        fmt="none",
-        ecolor="0.7",
-        elinewidth=stage.points(0.5),
-        zorder=2,
-    )
-    ax.scatter(
-        measured.values, measured.predicted, s=stage.points(12), color=_style.EVIDENCE, linewidths=0, alpha=0.8, zorder=3,
-        label="genes",
-    )  # fmt: skip
-    _name_genes(ax, stage, shown, measured, n_genes, high - low)
-    ax.set(xlim=(low, high), ylim=(low, high))
-    ax.set_xlabel(measured.labels[0], fontsize=stage.points(9.5))
-    ax.set_ylabel(measured.labels[1], fontsize=stage.points(9.5))
-    ax.tick_params(labelsize=stage.points(8.5))
-    ax.spines[["top", "right"]].set_visible(False)
+        line(0, color="0.88", lw=0.8, zorder=0)
+    ax.errorbar(x, y, xerr=measured.error, fmt="none", ecolor="0.7", elinewidth=0.5, zorder=2)
+    ax.scatter(x, y, s=12, color=_style.EVIDENCE, linewidths=0, alpha=0.8, zorder=3, label="genes")
+    _name_genes(ax, shown, measured, n_genes, high - low)
+    ax.set(xlim=(low, high), ylim=(low, high), xlabel=measured.labels[0], ylabel=measured.labels[1])
+    ax.set(box_aspect=1, anchor="NW", label="response")
     where = "" if shown.context == _keys.ALL_CONTEXTS else f" in {_style.shorten(shown.context, 14)}"
-    agreement = correlation(measured.predicted, measured.values)
-    text = _style.number(agreement, 2) if np.isfinite(agreement) else "n/a"
-    _heading(ax, stage, f"{shown.perturbation}{where}, r = {text}",
-             f"{measured.n_cells:,} cells measured, reliability {_style.number(measured.reliability, 2)}")  # fmt: skip
-    return ax
+    note = f"{measured.n_cells:,} cells measured, reliability {_style.number(measured.reliability, 2)}"
+    _style.set_title(ax, f"{shown.perturbation}{where}, r = {_number(correlation(y, x))}", note)
 
 
-def _name_genes(ax: Axes, stage: Stage, shown: Shown, measured: Measured, n_genes: int, size: float) -> None:
+def _name_genes(ax: Axes, shown: Shown, measured: Measured, n_genes: int, size: float) -> None:
     """Names of the genes that respond most, as far as they have room."""
     strongest = np.argsort(-np.maximum(np.abs(measured.values), np.abs(measured.predicted)), kind="stable")[:n_genes]
     taken: list[tuple[float, float]] = []
@@ -69,33 +47,22 @@ def _name_genes(ax: Axes, stage: Stage, shown: Shown, measured: Measured, n_gene
         if any(abs(x - a) < 0.28 * size and abs(y - b) < 0.045 * size for a, b in taken):
             continue
         taken.append((x, y))
-        right = x > 0.5 * (measured.values.min() + measured.values.max())
-        ax.annotate(
-            str(shown.table.var_names[gene]), (x, y), xytext=(-3 if right else 3, 0), textcoords="offset points",
-            fontsize=stage.points(8), ha="right" if right else "left", va="center", zorder=4, path_effects=_style.halo(1.5),
-            gid="gene",
-        )  # fmt: skip
+        shift, align = (-3, "right") if x > 0.5 * (measured.values.min() + measured.values.max()) else (3, "left")
+        style = {"fontsize": "small", "zorder": 4, "path_effects": _style.halo(1.5), "gid": "gene"}
+        _style.beside(ax, str(shown.table.var_names[gene]), (x, y), (shift, 0), "data", ha=align, va="center", **style)
 
 
-def bars_size(shown: Shown, n_shown: int) -> tuple[float, float]:
-    """Width and height of the list of retrieved perturbations."""
-    columns = 3 if np.isfinite(shown.agreement).any() else 2
-    n = max(1, min(n_shown, used_here(shown)))
-    more = 1 if used_here(shown) > n_shown else 0
-    return names_width(shown) + BARS + columns * COLUMN, HEAD + (n + more) * LINE + 0.25
-
-
-def names_width(shown: Shown) -> float:
-    """Room for the names of retrieved perturbations."""
-    return _LETTER * max([14, *(len(one) for one in row_names(shown))]) + 0.1
-
-
-def row_names(shown: Shown) -> list[str]:
-    """Perturbation of each cited row, with its context where that is not the one shown."""
+def _row_names(shown: Shown, n: int) -> list[str]:
+    """Perturbation of the first cited rows, with their contexts where those are not the one shown."""
     contexts = shown.cited[_keys.CONTEXT].astype(str)
-    named = contexts.nunique() > 1 or not set(contexts) <= {shown.context, _keys.ALL_CONTEXTS}
+    with_context = contexts.nunique() > 1 or not set(contexts) <= {shown.context, _keys.ALL_CONTEXTS}
     names = shown.cited[_keys.PERTURBATION].astype(str)
-    return [_style.shorten(one, _LONGEST) for one in (names + " in " + contexts if named else names)]
+    return [_style.shorten(name, _LONGEST) for name in (names + " in " + contexts if with_context else names)][:n]
+
+
+def bar_rows(shown: Shown, n_shown: int) -> int:
+    """Rows of the list of retrieved perturbations."""
+    return min(max(1, used_here(shown)), n_shown + 1)
 
 
 def used_here(shown: Shown) -> int:
@@ -103,108 +70,59 @@ def used_here(shown: Shown) -> int:
     return int((shown.cited["weight"] > 0).sum())
 
 
-def bars(stage: Stage, shown: Shown, left: float, top: float, n_shown: int) -> Axes:
+def bars(ax: Axes, shown: Shown, n_shown: int) -> None:
     """Weights of the retrieved perturbations, with how reliable each is and how it agrees with the measured response."""
-    n = min(n_shown, used_here(shown))
-    start = left + names_width(shown)
-    ax = stage.axes(start, top + HEAD, BARS, max(1, n) * LINE, "retrieved")
+    n, title = min(n_shown, used_here(shown)), "Retrieved perturbations"
+    ax.set(ylim=(bar_rows(shown, n_shown) - 0.5, -0.5), label="retrieved")
     ax.set_axis_off()
-    stage.text(left, top + 0.24, "Retrieved perturbations", size=11, ha="left", va="center")
     if not n:
-        what = "no response: this is the control" if shown.perturbation == shown.header["control"] else (
-            f"{shown.header['method']!r} cites no measured response"
-        )  # fmt: skip
-        stage.text(left, top + HEAD, what, size=9.5, ha="left", va="center", color=_style.MUTED, gid="nobody")
-        return ax
+        cites_none = f"{shown.header['method']!r} cites no measured response"
+        is_control = shown.perturbation == shown.header["control"]
+        _style.set_title(ax, title)
+        words = "no response: this is the control" if is_control else cites_none
+        _style.beside(ax, words, (0, 1), (0, -0.5 * _style.em()), va="top", color=_style.MUTED, gid="nobody")
+        return
     weights = shown.cited["weight"].to_numpy()
     ax.barh(np.arange(n), weights[:n], height=0.66, color=_style.EVIDENCE)
-    ax.set(xlim=(0, max(weights.max(), 1e-9)), ylim=(n - 0.5, -0.5))
-    texts = {
-        "weight": [f"{weight:.0%}".replace("%", " %") for weight in weights[:n]],
-        "reliability": [_number(one) for one in shown.cited[_keys.RELIABILITY][:n]],
+    ax.set_xlim(0, max(weights.max(), 1e-9))
+    columns = {
+        "weight": [_style.percent(weight) for weight in weights[:n]],
+        "reliability": [_number(value) for value in shown.cited[_keys.RELIABILITY][:n]],
     }
     if np.isfinite(shown.agreement).any():
-        texts["r measured"] = [_number(one) for one in shown.agreement[:n]]
-    for j, (head, column) in enumerate(texts.items()):
-        at = start + BARS + (j + 1) * COLUMN
-        stage.text(at, top + HEAD - 0.08, head, size=8.5, ha="right", va="bottom", color=_style.MUTED)
-        for i, text in enumerate(column):
-            stage.text(at, top + HEAD + (i + 0.5) * LINE, text, size=9.5, ha="right", va="center", gid=head)
-    for i, name in enumerate(row_names(shown)[:n]):
-        stage.text(left, top + HEAD + (i + 0.5) * LINE, name, size=10, ha="left", va="center", gid="perturbation")
+        columns["r measured"] = [_number(value) for value in shown.agreement[:n]]
+    _style.write_columns(ax, columns)
     rest = used_here(shown) - n
+    reach = _style.write_columns(ax, {"perturbation": _row_names(shown, n)}, before=True)
     if rest > 0:
-        share = f"{weights[n:].sum():.0%}".replace("%", " %")
-        stage.text(
-            left, top + HEAD + (n + 0.5) * LINE, f"{rest} more, {share}", size=9, ha="left", va="center",
-            color=_style.MUTED, gid="more",
-        )  # fmt: skip
-    return ax
+        words, coords = f"{rest} more, {_style.percent(weights[n:].sum())}", ("axes fraction", "data")
+        _style.beside(ax, words, (0, n), (-reach, 0), coords, va="center", color=_style.MUTED, gid="more")
+    _style.beside(ax, title, (0, 1), (-reach, 2 * _style.em()), fontsize=1.1 * _style.em())
 
 
-def heat_size(shown: Shown, n_shown: int) -> tuple[float, float]:
-    """Width and height of the heat map; nothing where all states share their weights."""
-    if not shown.weights.shape[1]:
-        return 0.0, 0.0
-    n = min(n_shown, len(shown.cited))
-    width = _SPOTS if not shown.states else _CELL * min(len(shown.states), _MOST_STATES)
-    return names_width(shown) + width + 0.75, HEAT_TOP + n * LINE + (0.4 if not shown.states else _names_height(shown))
-
-
-def _names_height(shown: Shown) -> float:
-    return 0.15 + 0.07 * max(len(_style.shorten(name, 16)) for name in shown.states)
-
-
-def heat(stage: Stage, shown: Shown, left: float, top: float, n_shown: int, group_by: str, cmap: Any) -> Axes:
+def heat(ax: Axes, shown: Shown, n_shown: int, group_by: str, cmap: Any) -> None:
     """Weights of the retrieved perturbations by the state of the cells."""
-    n = min(n_shown, len(shown.cited))
-    states = shown.states[:_MOST_STATES]
-    width = _SPOTS if not states else _CELL * len(states)
+    n, states = min(n_shown, len(shown.cited)), shown.states[:_MOST_STATES]
     values = shown.weights[:n, : len(states)] if states else shown.weights[:n]
-    start = left + names_width(shown)
-    ax = stage.axes(start, top + HEAT_TOP, width, n * LINE, "weights")
-    picture = ax.imshow(
-        values, aspect="auto", cmap=cmap, vmin=0, vmax=max(float(values.max()), 1e-9), interpolation="nearest"
-    )
-    ax.set_yticks([])
-    for i, name in enumerate(row_names(shown)[:n]):
-        stage.text(left, top + HEAT_TOP + (i + 0.5) * LINE, name, size=10, ha="left", va="center", gid="row")
+    highest = float(values.max())
+    picture = ax.imshow(values, aspect="auto", cmap=cmap, vmin=0, vmax=max(highest, 1e-9), interpolation="nearest")
+    ax.set(xticks=[], yticks=[], label="weights")
+    ax.spines[:].set_visible(False)
+    note = "each column a spot and its neighbours"
     if states:
-        ax.set_xticks(
-            range(len(states)),
-            [_style.shorten(one, 16) for one in states],
-            rotation=60,
-            ha="right",
-            rotation_mode="anchor",
-        )
-        ax.tick_params(axis="x", labelsize=stage.points(8.5), length=0)
+        names = [_style.shorten(state, 16) for state in states]
+        ax.set_xticks(range(len(states)), names, rotation=60, ha="right", rotation_mode="anchor")
+        ax.tick_params(axis="x", length=0)
+        hidden = len(shown.states) - len(states)
+        note = f"by {group_by}" + (f", {hidden} more not shown" if hidden > 0 else "")
     else:
-        ax.set_xticks([])
-        ax.set_xlabel(f"{values.shape[1]:,} spots, ordered by their weights", fontsize=stage.points(9))
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-    hidden = len(shown.states) - len(states)
-    stage.text(left, top + 0.16, "Weight by cell state", size=11, ha="left", va="center")
-    note = (
-        f"by {group_by}" + (f", {hidden} more not shown" if hidden > 0 else "")
-        if states
-        else "each column a spot and its neighbours"
-    )
-    stage.text(left, top + 0.38, note, size=9, ha="left", va="center", color=_style.MUTED)
-    cax = stage.axes(start + width + 0.1, top + HEAT_TOP, 0.1, n * LINE, "colorbar")
-    bar = stage.figure.colorbar(picture, cax=cax, ticks=[0, float(values.max())])
+        ax.set_xlabel(f"{values.shape[1]:,} spots, ordered by their weights")
+    reach = _style.write_columns(ax, {note: _row_names(shown, n)}, before=True)
+    _style.beside(ax, "Weight by cell state", (0, 1), (-reach, 2 * _style.em()), fontsize=1.1 * _style.em())
+    bar = ax.figure.colorbar(picture, cax=ax.inset_axes((1.04, 0, 0.06, 1), label="colorbar"), ticks=[0, highest])
     bar.outline.set_linewidth(0)
-    bar.ax.set_yticklabels(["0", _style.number(float(values.max()), 2)])
-    bar.ax.tick_params(labelsize=stage.points(8.5), length=0)
-    return ax
-
-
-def _heading(ax: Axes, stage: Stage, title: str, note: str) -> None:
-    ax.set_title(title, fontsize=stage.points(11), loc="left", pad=stage.points(18))
-    ax.annotate(
-        note, (0, 1), xycoords="axes fraction", xytext=(0, stage.points(5)), textcoords="offset points", ha="left",
-        va="bottom", fontsize=stage.points(9), color=_style.MUTED, annotation_clip=False, gid="note",
-    )  # fmt: skip
+    bar.ax.set_yticklabels(["0", _style.number(highest, 2)])
+    bar.ax.tick_params(length=0)
 
 
 def _number(value: float) -> str:

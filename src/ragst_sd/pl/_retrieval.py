@@ -13,20 +13,16 @@ from ragst_sd._reference import reference_header
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
 from ragst_sd._validate import require_positive, require_type
 from ragst_sd.pl import _style
-from ragst_sd.pl._figure import finish, open_stage
+from ragst_sd.pl._figure import describe_figure_parameters, picture
 from ragst_sd.pl._retrieval_panels import (
-    ROW,
-    SINGLE,
     Evidence,
     connect,
-    design_size,
     draw_bars,
     draw_neighbors,
     draw_overview,
-    draw_query_column,
+    draw_query,
     draw_tile,
-    shared_scale,
-    write_title,
+    shared_limits,
 )
 from ragst_sd.pl._section import read_section
 from ragst_sd.pl._trust import distrust
@@ -37,12 +33,18 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
+    from matplotlib.gridspec import SubplotSpec
     from spatialdata import SpatialData
 
     from ragst_sd.image.frames import FieldOfView
     from ragst_sd.pl._section import Section
 
+# Inches: height of one spot and of one of several, of its title, width left of the cited spots, and of a cited spot.
+_ALONE, _ROW, _TITLE, _LEFT, _LEFT_ROW, _COLUMN = 6.0, 3.75, 0.45, 3.6, 5.2, 1.05
 
+
+@describe_figure_parameters
 def retrieval(
     sdata: SpatialData,
     reference: AnnData,
@@ -83,16 +85,7 @@ def retrieval(
     min_cv_pearson
         A gene whose `var["cv_pearson"]` is lower is drawn in grey and named as not to be trusted; one that was not
         assessed is left as it is.
-    figsize, dpi
-        Size of a new figure in inches, and its resolution; `dpi` also holds for `save`.
-    ax
-        Axes whose place the picture fills with axes of its own; a new figure is made if left out.
-    show
-        Show a new figure; by default if it is neither saved nor returned.
-    save
-        File to write.
-    return_ax
-        Return the axes.
+    {figure_parameters}
 
     Returns
     -------
@@ -138,23 +131,82 @@ def retrieval(
     section = read_section(sdata, table, header, prediction_key)
     fields = _fields(section, header)
 
-    layout = SINGLE if len(spots) == 1 else ROW
-    scale = shared_scale(evidence, layout)
-    stage = open_stage(*design_size(evidence, layout), ax=ax, figsize=figsize, dpi=dpi)
+    alone = len(spots) == 1
+    limits = shared_limits(evidence, low_axis=not alone)
+    numbers = [value for part in evidence for value in (*np.diff(part.levels), part.total)]
+    decimals = _style.decimals_for(numbers)
+    left, height = (_LEFT, _ALONE) if alone else (_LEFT_ROW, _ROW)
+    columns = max(part.n_columns for part in evidence)
     axes = {}
-    for i, (name, spot, one) in enumerate(zip(names, spots, evidence, strict=True)):
-        block = stage.lowered(i * layout.height)
-        write_title(block, layout, table, header, spot, gene, one, scale.decimals)
-        overview = draw_overview(block, layout, section, spot, fields, _style.shorten(f"spot {name}", 34))
-        pixels = _tile_pixels(section, spot, fields[0])
-        tile = draw_tile(block, layout, section, spot, fields[0], pixels)
-        connect(block, layout, overview, tile, section.centers[spot], fields[0])
-        neighbors = draw_neighbors(block, layout, one, reference, gene)
-        bars = draw_bars(block, layout, one, str(header["unit"]), scale)
-        draw_query_column(block, layout, one, pixels)
-        axes[name] = {"section": overview, "tile": tile, "neighbors": neighbors, "contributions": bars}
-    drawn = axes[names[0]] if isinstance(obs_name, str) else axes
-    return finish(stage, drawn, show=show, save=save, return_ax=return_ax, dpi=dpi)
+    with picture(
+        left + columns * _COLUMN,
+        height * len(spots),
+        ax=ax,
+        figsize=figsize,
+        dpi=dpi,
+        show=show,
+        save=save,
+        return_ax=return_ax,
+    ) as figure:
+        heights = [_TITLE, height - _TITLE] * len(spots)
+        grid = figure.add_gridspec(len(heights), 2, height_ratios=heights, width_ratios=(left, columns * _COLUMN))
+        for i, (name, spot, part) in enumerate(zip(names, spots, evidence, strict=True)):
+            total = _style.number(part.total, decimals)
+            style = {"fontsize": "x-large", "fontweight": "bold", "color": _style.MUTED if part.distrust else "black"}
+            _write(figure, grid[2 * i, 0], f"{gene} predicted {total}", **style)
+            if part.distrust:
+                _write(figure, grid[2 * i, 0], part.distrust, color=_style.MUTED, va="top", fontsize="small")
+            unlike = bool(table.obs[_keys.OUT_OF_REFERENCE].iloc[spot])
+            color = _style.ADJUSTMENT if unlike else _style.MUTED
+            _write(figure, grid[2 * i, 1], _facts(table, header, spot, part), color=color)
+
+            overview, tile = _draw_spot(figure, grid[2 * i + 1, 0], section, spot, fields, beside=not alone)
+            overview.set_title(_style.shorten(f"spot {name}", 34), fontsize="medium")
+            cell = grid[2 * i + 1, 1].subgridspec(2, 1, height_ratios=(0.85, 3.2 if alone else 1.2))
+            strip, bars = cell.subplots()
+            draw_bars(bars, part, str(header["unit"]), decimals, limits, columns, low_axis=not alone)
+            strip.set_axis_off()
+            neighbors = draw_neighbors(strip, part, reference, gene, columns)
+            draw_query(strip, part, np.asarray(tile.images[0].get_array()), columns)
+            axes[name] = {"section": overview, "tile": tile, "neighbors": neighbors, "contributions": bars}
+    if not return_ax:
+        return None
+    return axes[names[0]] if isinstance(obs_name, str) else axes
+
+
+def _write(figure: FigureBase, cell: SubplotSpec, text: str, va: str = "baseline", **style: Any) -> None:
+    ax = figure.add_subplot(cell, label="words")
+    ax.set_axis_off()
+    # Words may run beyond their cell.
+    ax.text(0, 0.45 if va == "baseline" else 0.25, text, va=va, **style).set_in_layout(False)
+
+
+def _facts(table: AnnData, header: dict[str, Any], spot: int, evidence: Evidence) -> str:
+    obs = table.obs.iloc[spot]
+    n_rows, donors = len(evidence.shown) + len(evidence.others), int(obs[_keys.N_DONORS])
+    facts = [
+        f"{header['method']}: {n_rows} measured spots of {donors} {'donor' if donors == 1 else 'donors'}",
+        f"effective number {float(obs[_keys.EFFECTIVE_N]):.1f}",
+    ]
+    if bool(obs[_keys.OUT_OF_REFERENCE]):
+        facts.append("unlike any tissue of the reference")
+    return "  ·  ".join(facts)
+
+
+def _draw_spot(
+    figure: FigureBase, cell: SubplotSpec, section: Section, spot: int, fields: list[FieldOfView], *, beside: bool
+) -> tuple[Axes, Axes]:
+    """The section and the tile of a spot, beside each other or one below the other."""
+    parts = (
+        cell.subgridspec(1, 2, width_ratios=(2.5, 1.5)) if beside else cell.subgridspec(2, 1, height_ratios=(1.2, 1))
+    )
+    overview, tile = (
+        figure.add_subplot(part, label=name) for part, name in zip(parts, ("section", "tile"), strict=True)
+    )
+    draw_overview(overview, section, spot, fields, beside=beside)
+    draw_tile(tile, section, section.centers[spot], fields[0], _tile_pixels(section, spot, fields[0]))
+    connect(overview, tile, section.centers[spot], fields[0], beside=beside)
+    return overview, tile
 
 
 def _spot_names(obs_name: str | Sequence[str]) -> list[str]:

@@ -106,15 +106,13 @@ def draw_image(
 
     The axes are left in level-0 pixels. `fade` mixes the picture with white.
     """
-    ax.set(xlim=box[:2], ylim=(box[3], box[2]), aspect="equal")
     found = read_picture(pyramid, box, edge_px=edge_px)
-    if found is None:
-        return
-    pixels, (left, right, top, bottom) = found
-    if fade:
-        pixels = np.rint(255 * fade + pixels * (1 - fade)).astype(np.uint8)
-    ax.imshow(pixels, extent=(left, right, bottom, top), interpolation="antialiased")
-    ax.set(xlim=box[:2], ylim=(box[3], box[2]), aspect="equal")
+    if found is not None:
+        pixels, (left, right, top, bottom) = found
+        if fade:
+            pixels = np.rint(255 * fade + pixels * (1 - fade)).astype(np.uint8)
+        ax.imshow(pixels, extent=(left, right, bottom, top), interpolation="antialiased")
+    ax.set(xlim=box[:2], ylim=(box[3], box[2]), aspect="equal", anchor="NW")
 
 
 def read_picture(
@@ -158,7 +156,7 @@ def spot_reach(section: Section) -> float:
 
 def draw_spots(ax: Axes, section: Section, rows: np.ndarray, **style: Any) -> Collection:
     """Draw spots in true size: circles by their radius, everything else by its outline."""
-    from matplotlib.collections import EllipseCollection, PathCollection
+    from matplotlib.collections import PathCollection
 
     if section.element is not None and "radius" not in section.element:
         paths = [_outline(shape, section.affine) for shape in section.element.geometry.iloc[rows]]
@@ -167,11 +165,17 @@ def draw_spots(ax: Axes, section: Section, rows: np.ndarray, **style: Any) -> Co
         diameter = np.full(len(rows), 2 * _point_radius(section.centers))
     else:
         diameter = 2 * section.element["radius"].to_numpy(float)[rows] * similarity_scale(section.affine)
-    circles = EllipseCollection(
-        diameter, diameter, np.zeros(len(rows)),
-        units="xy", offsets=section.centers[rows], offset_transform=ax.transData, **style,
-    )  # fmt: skip
-    return ax.add_collection(circles, autolim=False)
+    return draw_discs(ax, section.centers[rows], diameter, **style)
+
+
+def draw_discs(ax: Axes, centers: np.ndarray, diameter: np.ndarray, **style: Any) -> Collection:
+    """Draw discs whose diameter is given in pixels of the image."""
+    from matplotlib.collections import EllipseCollection
+
+    discs = EllipseCollection(
+        diameter, diameter, np.zeros(len(diameter)), units="xy", offsets=centers, offset_transform=ax.transData, **style
+    )
+    return ax.add_collection(discs, autolim=False)
 
 
 def _point_radius(centers: np.ndarray) -> float:

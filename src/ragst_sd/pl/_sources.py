@@ -13,9 +13,9 @@ from ragst_sd._pitch import spot_pitch
 from ragst_sd._results import predicted
 from ragst_sd._validate import require_choice, require_positive
 from ragst_sd.pl import _style
-from ragst_sd.pl._figure import finish, open_stage
-from ragst_sd.pl._maps import MARGIN, draw_bar, map_size, require_fade
-from ragst_sd.pl._section import corner_is_free, draw_image, draw_spots, read_section, spot_reach
+from ragst_sd.pl._figure import describe_figure_parameters, picture
+from ragst_sd.pl._maps import BAR, draw_bar, draw_section, map_size, require_fade
+from ragst_sd.pl._section import draw_discs, read_section, spot_reach
 
 if TYPE_CHECKING:
     import os
@@ -24,20 +24,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
-    from ragst_sd.pl._figure import Stage
-    from ragst_sd.pl._maps import Box
     from ragst_sd.pl._section import Section
 
 _GROUPS = (_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY, "license", "citation")
 # Discs of neighbouring spots do not touch even where one group has all the weight.
 _DISC = 0.9
 _KEY = (0.25, 0.5, 1.0)
-_IMAGE_PX = 900
-
-# The design, in inches.
-_MAP, _HEAD, _SMALL, _SMALL_HEAD, _PER_ROW = 3.9, 0.55, 1.75, 0.3, 4
-_GAP, _BARS, _SHARE, _ROWS, _LINE = 0.35, 1.9, 0.55, 0.85, 0.3
-_LETTER, _LONGEST_NAME = 0.088, 34
+# Inches.
+_MAP, _SMALL, _AROUND, _TABLE, _ROW = 3.9, 1.75, 1.0, 5.2, 0.3
+_PER_ROW = 4
+_LONGEST_NAME = 34
+_SMALL_PX = 450
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,7 @@ class _Sources:
         return np.isfinite(self.shares).all(axis=1)
 
 
+@describe_figure_parameters
 def sources(
     sdata: SpatialData,
     *,
@@ -98,16 +96,7 @@ def sources(
         takes the place of the others.
     image_fade
         How far the picture of the tissue is mixed with white, from 0 to 1.
-    figsize, dpi
-        Size of a new figure in inches, and its resolution; `dpi` also holds for `save`.
-    ax
-        Axes whose place the picture fills with axes of its own; a new figure is made if left out.
-    show
-        Show a new figure; by default if it is neither saved nor returned.
-    save
-        File to write.
-    return_ax
-        Return the axes.
+    {figure_parameters}
 
     Returns
     -------
@@ -159,24 +148,27 @@ def sources(
             'show. Fit a method that cites, for instance `rg.tl.fit(reference, method="knn")`, and predict again.'
         )
         raise ValueError(msg)
-    found = _sources(cited, table.obs_names, group_by, int(n_shown))
+    shown = _sources(cited, table.obs_names, group_by, int(n_shown))
     section = read_section(sdata, table, header, prediction_key)
 
-    box, size = map_size(section, _MAP)
-    _, small = map_size(section, _SMALL)
-    n_small = len(found.names) if len(found.names) > 1 else 0
-    n_across = max(_PER_ROW, int((size[0] + _GAP + _table_width(found)) // (small[0] + 0.15)))
-    n_down = -(-n_small // n_across)
-    upper = _HEAD + max(size[1], 0.28 + (len(found.names) + 2.2) * _LINE) + 0.12
-    width = max(size[0] + _GAP + _table_width(found), min(n_small, n_across) * (small[0] + 0.15) + 0.85) + 2 * MARGIN
-    height = upper + n_down * (small[1] + _SMALL_HEAD) + (0.3 if n_down else 0) + 2 * MARGIN
-    stage = open_stage(width, height, ax=ax, figsize=figsize, dpi=dpi)
-    drawn = _draw_discs(stage, section, found, box, size, image_fade, f"{group_by} that leads")
-    disc = _DISC * _spacing(section) / (box[1] - box[0]) * size[0]
-    bars = _draw_weights(stage, found, MARGIN + size[0] + _GAP, group_by, disc)
-    groups = _draw_groups(stage, section, found, box, small, upper + MARGIN, n_across, image_fade)
-    axes = {"section": drawn, "weights": bars, "groups": groups}
-    return finish(stage, axes, show=show, save=save, return_ax=return_ax, dpi=dpi)
+    size, small = map_size(section, _MAP), map_size(section, _SMALL)
+    n_maps = len(shown.names) if len(shown.names) > 1 else 0
+    n_rows = -(-n_maps // _PER_ROW)
+    heights = [size[1] + _AROUND, n_rows * (small[1] + 0.35)][: 1 + bool(n_maps)]
+    width = max(size[0] + _TABLE, _PER_ROW * small[0] + BAR)
+    with picture(
+        width, sum(heights), ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax
+    ) as figure:
+        grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+        drawn, bars = grid[0].subgridspec(1, 2, width_ratios=(size[0], 1.9)).subplots()
+        _draw_leaders(drawn, section, shown, image_fade, f"{group_by} that leads")
+        _draw_weights(bars, shown, group_by, max(len(shown.names), size[1] / _ROW))
+        groups = {}
+        if n_maps:
+            places = grid[1].subgridspec(n_rows, _PER_ROW).subplots(squeeze=False).ravel()
+            groups = dict(zip(shown.names, places, strict=False))
+            _draw_groups(list(places), section, shown, image_fade)
+    return {"section": drawn, "weights": bars, "groups": groups} if return_ax else None
 
 
 def _sources(cited: pd.DataFrame, spots: pd.Index, group_by: str, n_shown: int) -> _Sources:
@@ -196,14 +188,6 @@ def _sources(cited: pd.DataFrame, spots: pd.Index, group_by: str, n_shown: int) 
     return _Sources(names, values, np.minimum(leader, len(names) - 1), leads_by, counts, colors)
 
 
-def _name_width(found: _Sources) -> float:
-    return _LETTER * max(8, *(len(_style.shorten(name, _LONGEST_NAME)) for name in found.names)) + 0.1
-
-
-def _table_width(found: _Sources) -> float:
-    return _name_width(found) + _BARS + _SHARE + _ROWS
-
-
 def _spacing(section: Section) -> float:
     """Distance between neighbouring spots in pixels."""
     if len(np.unique(section.centers, axis=0)) < 2:
@@ -211,113 +195,56 @@ def _spacing(section: Section) -> float:
     return spot_pitch(section.centers)
 
 
-def _draw_discs(
-    stage: Stage, section: Section, found: _Sources, box: Box, size: tuple[float, float], fade: float, title: str
-) -> Axes:
-    ax = stage.axes(MARGIN, MARGIN + _HEAD, *size, "section")
-    draw_image(ax, section.pyramid, box, edge_px=_IMAGE_PX, fade=fade)
-    has = found.has
-    if not has.all():
-        draw_spots(
-            ax, section, np.flatnonzero(~has), facecolors="none", edgecolors=_style.NO_VALUE,
-            linewidths=stage.points(0.9), zorder=2, label="no value",
-        )  # fmt: skip
-    diameter = _DISC * _spacing(section) * np.sqrt(found.leads_by[has])
-    _add_discs(
-        ax, diameter, section.centers[has], facecolors=[found.colors[group] for group in found.leader[has]],
-        edgecolors="0.25", linewidths=stage.points(0.3), label="leading group",
-    )  # fmt: skip
-    _style.scale_bar(ax, section.mpp, stage.points(9), right=corner_is_free(section, box))
-    _style.frame(ax)
-    ax.set_title(title[0].upper() + title[1:], fontsize=stage.points(12), loc="left", pad=stage.points(18))
-    ax.annotate(
-        "area: its share of the spot's weight", (0, 1), xycoords="axes fraction", xytext=(0, stage.points(4)),
-        textcoords="offset points", ha="left", va="bottom", fontsize=stage.points(9), color=_style.MUTED,
-        annotation_clip=False,
-    )  # fmt: skip
-    return ax
+def _draw_leaders(ax: Axes, section: Section, shown: _Sources, fade: float, title: str) -> None:
+    """Discs in the colour of the group that leads, and below them what their area says."""
+    has = shown.has
+    draw_section(ax, section, has, fade=fade)
+    style = {"edgecolors": "0.25", "linewidths": 0.3, "zorder": 3}
+    largest = _DISC * _spacing(section)
+    colors = [shown.colors[group] for group in shown.leader[has]]
+    diameter = largest * np.sqrt(shown.leads_by[has])
+    draw_discs(ax, section.centers[has], diameter, facecolors=colors, label="leading group", **style)
+    ax.set_label("section")
+    _style.set_title(ax, title[0].upper() + title[1:], "area: its share of the spot's weight")
+
+    # As wide as the section in the same units, so that discs are as large as those above.
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    width, height = right - left, bottom - top
+    share = max(0.06, 1.1 * largest / height)
+    key = ax.inset_axes((0, -share - 0.02, 1, share), label="key")
+    key.set(xlim=(0, width), ylim=(-share * height / 2, share * height / 2))
+    key.set_axis_off()
+    x = largest / 2 + np.arange(len(_KEY)) * (0.26 * width + largest)
+    draw_discs(key, np.column_stack([x, 0 * x]), largest * np.sqrt(_KEY), facecolors="0.6", **style)
+    for place, part in zip(x, _KEY, strict=True):
+        _style.beside(key, _style.percent(part), (place + largest / 2, 0), (3, 0), "data", va="center")
 
 
-def _add_discs(ax: Axes, diameter: np.ndarray, centers: np.ndarray, **style: Any) -> Any:
-    from matplotlib.collections import EllipseCollection
-
-    discs = EllipseCollection(
-        diameter, diameter, np.zeros(len(diameter)), units="xy", offsets=centers, offset_transform=ax.transData,
-        zorder=3, **style,
-    )  # fmt: skip
-    return ax.add_collection(discs, autolim=False)
-
-
-def _draw_weights(stage: Stage, found: _Sources, left: float, group_by: str, disc: float) -> Axes:
+def _draw_weights(ax: Axes, shown: _Sources, group_by: str, n_rows: float) -> None:
     """Bars of total weight, with names and numbers as columns of text."""
-    top, n = MARGIN + _HEAD + 0.28, len(found.names)
-    ax = stage.axes(left + _name_width(found), top, _BARS, n * _LINE, "weights")
-    ax.barh(np.arange(n), found.total, height=0.66, color=found.colors, edgecolor="0.25", lw=stage.points(0.5))
-    ax.set(xlim=(0, max(found.total.max(), 1e-9)), ylim=(n - 0.5, -0.5))
+    n = len(shown.names)
+    ax.barh(np.arange(n), shown.total, height=0.66, color=shown.colors, edgecolor="0.25", lw=0.5)
+    ax.set(xlim=(0, max(shown.total.max(), 1e-9)), ylim=(n_rows - 0.5, -0.5), label="weights")
     ax.set_axis_off()
-    share, rows = left + _name_width(found) + _BARS + _SHARE, left + _table_width(found)
-    for x, align, words in (
-        (left, "left", group_by),
-        (share, "right", "weight"),
-        (rows, "right", "rows cited"),
-    ):
-        stage.text(x, top - 0.06, words, size=9, ha=align, va="bottom", color=_style.MUTED)
-    for i, (name, total, count) in enumerate(zip(found.names, found.total, found.n_rows, strict=True)):
-        middle = top + (i + 0.5) * _LINE
-        stage.text(left, middle, _style.shorten(name, _LONGEST_NAME), size=10, ha="left", va="center", gid="group")
-        stage.text(share, middle, f"{total:.0%}".replace("%", " %"), size=10, ha="right", va="center", gid="share")
-        stage.text(rows, middle, f"{int(count):,}", size=10, ha="right", va="center", gid="rows")
-    _draw_key(stage, left, top + (n + 0.6) * _LINE, disc)
-    return ax
+    names = [_style.shorten(name, _LONGEST_NAME) for name in shown.names]
+    _style.write_columns(ax, {group_by: names}, before=True)
+    rows = [f"{int(count):,}" for count in shown.n_rows]
+    _style.write_columns(ax, {"weight": [_style.percent(total) for total in shown.total], "rows cited": rows})
 
 
-def _draw_key(stage: Stage, left: float, top: float, disc: float) -> None:
-    """Discs of known shares, as large as on the section."""
-    step, height = max(0.85, disc + 0.6), max(disc, 0.2)
-    ax = stage.axes(left, top, step * len(_KEY), height, "key")
-    ax.set(xlim=(0, step * len(_KEY)), ylim=(0, height))
-    ax.set_axis_off()
-    diameter = np.sqrt(_KEY) * disc
-    middles = step * np.arange(len(_KEY)) + disc / 2
-    centers = np.column_stack([middles, np.full(len(_KEY), height / 2)])
-    _add_discs(ax, diameter, centers, facecolors="0.6", edgecolors="0.25", linewidths=stage.points(0.3))
-    for middle, share in zip(middles, _KEY, strict=True):
-        ax.text(
-            middle + disc / 2 + 0.06,
-            height / 2,
-            f"{share:.0%}".replace("%", " %"),
-            fontsize=stage.points(9),
-            va="center",
-        )
-
-
-def _draw_groups(
-    stage: Stage,
-    section: Section,
-    found: _Sources,
-    box: Box,
-    size: tuple[float, float],
-    top: float,
-    n_across: int,
-    fade: float,
-) -> dict[str, Axes]:
-    if len(found.names) < 2:
-        return {}
+def _draw_groups(places: list[Axes], section: Section, shown: _Sources, fade: float) -> None:
+    """A map of the share of each group, on one scale."""
     # Groups that were lumped give more together than one does, and would darken the maps of all others.
-    single = found.shares[:, : -1 if found.colors[-1] == _style.OTHER_GROUPS else None]
-    limits = (0.0, float(np.nanmax(single)))
-    has, diameter = found.has, np.full(found.has.sum(), _DISC * _spacing(section))
-    axes = {}
-    for i, name in enumerate(found.names):
-        left = MARGIN + (i % n_across) * (size[0] + 0.15)
-        ax = stage.axes(left, top + (i // n_across) * (size[1] + _SMALL_HEAD) + _SMALL_HEAD, *size, name)
-        draw_image(ax, section.pyramid, box, edge_px=_IMAGE_PX // 2, fade=(1 + fade) / 2)
-        discs = _add_discs(ax, diameter, section.centers[has], cmap=_style.SHARE, linewidths=0, label="share of weight")
-        discs.set_array(found.shares[has, i])
-        discs.set_clim(*limits)
-        ax.set_title(_style.shorten(name, 24), fontsize=stage.points(9.5), loc="left", pad=stage.points(3))
-        _style.frame(ax)
-        axes[name] = ax
-    last = MARGIN + min(len(found.names), n_across) * (size[0] + 0.15) - 0.05
-    draw_bar(stage, discs, "share of weight", limits, found.shares[has], last, top + _SMALL_HEAD, size[1])
-    return axes
+    single = shown.shares[:, : -1 if shown.colors[-1] == _style.OTHER_GROUPS else None]
+    has = shown.has
+    diameter = np.full(has.sum(), _DISC * _spacing(section))
+    style = {"cmap": _style.SHARE, "clim": (0.0, float(np.nanmax(single))), "linewidths": 0, "zorder": 3}
+    for i, (ax, name) in enumerate(zip(places, shown.names, strict=False)):
+        draw_section(ax, section, np.ones_like(has), fade=(1 + fade) / 2, edge_px=_SMALL_PX, scale_bar=False)
+        shares = shown.shares[has, i]
+        discs = draw_discs(ax, section.centers[has], diameter, array=shares, label="share of weight", **style)
+        ax.set_title(_style.shorten(name, 22), fontsize="medium")
+        if i == min(_PER_ROW, len(shown.names)) - 1:
+            draw_bar(ax, discs, "share of weight", shown.shares[has])
+    for ax in places[len(shown.names) :]:
+        ax.remove()

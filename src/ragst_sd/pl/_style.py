@@ -1,7 +1,8 @@
-"""Colours, letters and scale bars that all pictures share; nothing here touches matplotlib's global settings."""
+"""Colours, letters, columns of text and scale bars that all pictures share; nothing here touches matplotlib's global settings."""
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,7 +71,7 @@ def bar_length(width_um: float) -> float:
     return float(max(step * power for step in _NICE if step * power <= longest))
 
 
-def scale_bar(ax: Axes, mpp: float | None, fontsize: float, *, right: bool = False, upper: bool = False) -> None:
+def scale_bar(ax: Axes, mpp: float | None, *, right: bool = False, upper: bool = False) -> None:
     """Draw a scale bar in a corner of axes in image pixels; nothing if the resolution is unknown."""
     from matplotlib.patches import Rectangle
 
@@ -82,19 +83,69 @@ def scale_bar(ax: Axes, mpp: float | None, fontsize: float, *, right: bool = Fal
     label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
     low, thick = bottom + (0.87 if upper else 0.05) * height, np.sign(height) * 0.014 * abs(width)
     left = x1 - 0.05 * width - length / mpp if right else x0 + 0.05 * width
-    bar = Rectangle((left, low), length / mpp, thick, facecolor="black", edgecolor="none", zorder=5)
+    bar = Rectangle((left, low), length / mpp, thick, facecolor="black", edgecolor="none", zorder=5, gid="scale bar")
     bar.set_path_effects(halo(2.0))
-    bar.set_gid("scale bar")
     ax.add_patch(bar)
-    ax.text(
-        left + (length / mpp if right else 0), low + 1.8 * thick, label,
-        ha="right" if right else "left", va="bottom", fontsize=fontsize, color="black", zorder=5, path_effects=halo(),
-    )  # fmt: skip
+    align, end = ("right", length / mpp) if right else ("left", 0)
+    ax.text(left + end, low + 1.8 * thick, label, ha=align, fontsize="small", zorder=5, path_effects=halo())
 
 
 def frame(ax: Axes, color: str = "0.6", width: float = 0.8) -> None:
     """Axes that show a picture: no ticks, a thin rim."""
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for spine in ax.spines.values():
-        spine.set(visible=True, edgecolor=color, linewidth=width)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set(visible=True, edgecolor=color, linewidth=width)
+
+
+def em() -> float:
+    """Points of the letters of the picture that is drawn."""
+    import matplotlib as mpl
+
+    return float(mpl.rcParams["font.size"])
+
+
+def set_title(ax: Axes, title: str, note: str = "", letters: int = 80) -> None:
+    """A title above axes, and below it small words in lines of so many letters."""
+    lines = [line for part in note.split("\n") for line in wrap(part, letters)]
+    line_height = 1.15 * em()
+    ax.set_title(title, pad=4 + line_height * len(lines))
+    if lines:
+        beside(ax, "\n".join(lines), (0, 1), (0, 3), va="bottom", fontsize="small", color=MUTED, gid="note")
+
+
+def beside(
+    ax: Axes,
+    text: str,
+    point: tuple[float, float],
+    shift: tuple[float, float],
+    coords: Any = "axes fraction",
+    **style: Any,
+) -> Any:
+    """Text whose place is a point of axes, shifted by points of type."""
+    return ax.annotate(text, point, shift, xycoords=coords, textcoords="offset points", **style)
+
+
+def write_columns(ax: Axes, columns: dict[str, list[str]], *, before: bool = False, bold: int | None = None) -> float:
+    """Write columns of text behind the rows 0, 1, ... of axes, or before them with the first column flush left.
+
+    Each text has its title as `gid`. Returned is how far the columns reach, in points; the row `bold` stands out.
+    """
+    widths = np.zeros(len(columns))
+    for j, (title, texts) in enumerate(columns.items()):
+        # What stands flush left may run over what follows: nothing else is as high as its title.
+        lines = "\n".join(texts if before and j == 0 else [title, *texts]).split("\n")
+        widths[j] = em() * (0.6 * max(map(len, lines)) + 1.0)
+    reach = float(widths.sum())
+    edges = np.cumsum(widths) - (reach + 0.6 * em() if before else 0)
+    for j, (title, texts) in enumerate(columns.items()):
+        x, align = (-reach, "left") if before and j == 0 else (edges[j], "right")
+        head = {"fontsize": "small", "color": MUTED, "va": "bottom", "ha": align}
+        beside(ax, title, (float(not before), 1), (x, 0.4 * em()), **head)
+        for i, text in enumerate(texts):
+            style = {"ha": align, "va": "center", "fontweight": "bold" if i == bold else "normal"}
+            place = (float(not before), i)
+            beside(ax, text, place, (x, 0), ("axes fraction", "data"), gid=title.replace("\n", " "), **style)
+    return reach
+
+
+def percent(share: float, decimals: int = 0) -> str:
+    return f"{100 * share:.{decimals}f} %"
