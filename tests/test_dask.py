@@ -224,6 +224,7 @@ def test_stores_that_a_worker_does_not_see_are_no_black_tiles(tmp_path, monkeypa
 
 
 class TestCluster:
+    @pytest.mark.slow
     def test_a_killed_worker_changes_nothing(self, client, tmp_path):
         import torch
 

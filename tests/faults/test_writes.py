@@ -23,6 +23,8 @@ from ragst_sd import _replacing
 from .conftest import is_one_of
 from .forks import FAILED, N_KILLS, Child, killed_at_random
 
+pytestmark = pytest.mark.slow
+
 BOTH_WAYS = pytest.mark.parametrize("two_renames", [False, True], indirect=True, ids=["exchange", "two renames"])
 
 

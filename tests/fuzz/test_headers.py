@@ -16,10 +16,11 @@ import pytest
 
 import ragst_sd as rg
 
-THOROUGH = os.environ.get("RAGST_SD_THOROUGH") == "1"
-N_MUTATIONS = int(os.environ.get("RAGST_SD_MUTATIONS", "2000" if THOROUGH else "50"))
+pytestmark = pytest.mark.slow
+
+N_MUTATIONS = int(os.environ.get("RAGST_SD_MUTATIONS", "2000"))
 # Parts that run side by side.
-N_PARTS = 10 if THOROUGH else 1
+N_PARTS = 10
 SEAL = "ragst_sd_sha256"
 
 VALUES = [

@@ -12,7 +12,13 @@ import spatialdata as sd
 import ragst_sd as rg
 from ragst_sd.retrieval.methods import METHODS
 
-CITING = [name for name, method in METHODS.items() if method.cites]
+# One that only cites and one that learns; the others take long.
+QUICK = ("knn", "rag")
+CITING = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name, method in METHODS.items()
+    if method.cites
+]
 COLUMNS = ["n_rows", "n_spots", "weight", "lost", "mean_change", "mean_abs_change", "max_abs_change", "pearson"]
 
 
@@ -252,6 +258,7 @@ def test_a_table_that_lost_its_queries_still_answers(predicted):
     assert rg.get.influence(predicted.tables["predicted"][others].copy(), rows=row).empty
 
 
+@pytest.mark.slow
 def test_real_sections(data_dir, embed):
     """Olfactory bulb of two mice: what each section of the one does to a section of the other."""
     folder = data_dir / "histology" / "mob2k"

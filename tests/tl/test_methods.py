@@ -338,6 +338,7 @@ def test_a_spot_outside_the_image_gets_nan(bench, partly_outside, name):
     assert table.obs[["effective_n", "distance_percentile", "evidence_share"]][lost].isna().all(axis=None)
 
 
+@pytest.mark.slow
 def test_a_new_process_predicts_the_same_bit_for_bit(bench, tmp_path):
     code = (
         "import json, sys, numpy as np, spatialdata as sd, ragst_sd as rg\n"

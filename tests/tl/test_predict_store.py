@@ -149,6 +149,7 @@ def _die_once(flag):
     return values_of
 
 
+@pytest.mark.slow
 def test_blocks_of_a_worker_that_is_killed_are_done_again(sections, query, fitted, tmp_path, monkeypatch):
     functions = {}
     for name in ("donor1", "donor2"):

@@ -1,6 +1,6 @@
-"""The notebooks of `tutorials/`: committed with their output, and, where asked for, run with `fast`.
+"""The notebooks of `tutorials/`: committed with their output, and, among the slow tests, run with `fast`.
 
-RAGST_SD_THOROUGH=1 RAGST_SD_TEST_DATA=<folder> pytest tests/tutorials
+RAGST_SD_TEST_DATA=<folder> pytest -m slow tests/tutorials
 
 Those that need real tissue find it as a reader does, through `rg.datasets.load` and a mirror (RAGST_SD_DATA_DIR), here a folder
 of links into the test data.
@@ -18,7 +18,6 @@ nbformat = pytest.importorskip("nbformat")
 
 FOLDER = Path(__file__).parents[2] / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-THOROUGH = os.environ.get("RAGST_SD_THOROUGH") == "1"
 # Data set as `rg.datasets.load` calls it -> folder of the test data.
 MIRRORED = {
     "mob_stutility": "histology/mob2k",
@@ -87,7 +86,7 @@ class TestCommitted:
         assert f"tutorials/{path.stem}" in (FOLDER.parent / "docs" / "index.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(not THOROUGH, reason="set RAGST_SD_THOROUGH=1 to run the tutorials")
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
 def test_runs_fast(path, tmp_path, monkeypatch):
     client = pytest.importorskip("nbclient")
