@@ -13,7 +13,7 @@ import dask
 import numpy as np
 import torch
 
-N_KILLS = 20
+N_KILLS = int(os.environ.get("RAGST_SD_KILLS", "10"))
 FAILED = 3
 _MOST_SECONDS = 120
 

@@ -18,7 +18,7 @@ import ragst_sd as rg
 
 pytestmark = pytest.mark.slow
 
-N_MUTATIONS = int(os.environ.get("RAGST_SD_MUTATIONS", "2000"))
+N_MUTATIONS = int(os.environ.get("RAGST_SD_MUTATIONS", "1000"))
 # Parts that run side by side.
 N_PARTS = 10
 SEAL = "ragst_sd_sha256"
