@@ -37,6 +37,7 @@ def test_without_a_client_nothing_travels(tmp_path):
     assert not (tmp_path / "log").exists()
 
 
+@pytest.mark.slow
 def test_what_is_shared_travels_once_to_each_worker_and_is_sent_again_when_lost(tmp_path):
     distributed = pytest.importorskip("distributed")
     log = tmp_path / "log"

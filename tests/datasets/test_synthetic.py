@@ -48,6 +48,7 @@ def donors(timed):
     return timed[0]
 
 
+@pytest.mark.slow
 def test_three_donors_take_less_than_ten_seconds(timed):
     assert timed[1] < 10
 

@@ -212,6 +212,7 @@ def test_a_part_of_the_table(predicted, fitted):
     pd.testing.assert_frame_equal(influence(predicted, fitted, genes=genes), expected)
 
 
+@pytest.mark.slow
 def test_object_read_back(predicted, fitted, tmp_path):
     expected = influence(predicted, fitted)
     predicted.write(tmp_path / "s.zarr")

@@ -130,6 +130,7 @@ def test_metrics_of_cells_and_genes(fold):
     assert values["knn"]["de_direction_match"] > 0.8 and values["none"]["overlap_at_N"] == 0
 
 
+@pytest.mark.slow
 def test_accuracy_and_its_ceiling_on_a_planted_screen(screen):
     adata, embedding = screen
     scores = all_scores(adata, embedding, ["none", "mean", "knn", "ridge", "random_rag"], n_folds=5)
@@ -139,6 +140,7 @@ def test_accuracy_and_its_ceiling_on_a_planted_screen(screen):
     assert means["knn"] > means["mean"] + 0.3 and means["knn"] > means["random_rag"] + 0.3
 
 
+@pytest.mark.slow
 def test_held_out_contexts_on_a_planted_screen(screen):
     adata, embedding = screen
     scores = all_scores(adata, embedding, [*CONTEXTUAL, "mean"], split="context")
