@@ -12,13 +12,9 @@ import spatialdata as sd
 import ragst_sd as rg
 from ragst_sd.retrieval.methods import METHODS
 
-# One that only cites and one that learns; the others take long.
-QUICK = ("knn", "rag")
-CITING = [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-    for name, method in METHODS.items()
-    if method.cites
-]
+from ..methods import marked
+
+CITING = [name for name, method in METHODS.items() if method.cites]
 COLUMNS = ["n_rows", "n_spots", "weight", "lost", "mean_change", "mean_abs_change", "max_abs_change", "pearson"]
 
 
@@ -52,7 +48,7 @@ def three(sections, _fourth):
     return rg.tl.build_reference(sections, use_rep="X_colour", sources=sources), more
 
 
-@pytest.mark.parametrize("method", CITING)
+@pytest.mark.parametrize("method", marked(CITING))
 def test_a_group_less_is_a_prediction_without_it(three, method, quick):
     reference, query = three
     rg.tl.fit(reference, method=method, n_neighbors=10, options=quick(method), progress=False)
