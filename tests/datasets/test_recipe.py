@@ -72,6 +72,7 @@ class TestBuilding:
         for name, values in by_hand.uns["ragst"]["sections"].items():
             np.testing.assert_array_equal(built.uns["ragst"]["sections"][name], values)
 
+    @pytest.mark.slow
     def test_twice_and_in_another_order(self, folder):
         first = build(folder, with_sources({"folder": "sections"}), "first.zarr")
         again = build(folder, with_sources({"folder": "sections"}), "again.zarr")
@@ -85,6 +86,7 @@ class TestBuilding:
         assert content_hash(first) == content_hash(again) == content_hash(other)
         assert content_hash(rg.io.read_reference(folder / "other.zarr")) == content_hash(first)
 
+    @pytest.mark.slow
     def test_what_is_built_stays(self, folder, caplog):
         caplog.set_level(logging.INFO, "ragst_sd")
         path = folder / "reference.zarr"
@@ -97,6 +99,7 @@ class TestBuilding:
         assert again.uns["ragst"]["fit"]["method"] == "knn"
         assert (folder / "reference.card" / "README.md").exists()
 
+    @pytest.mark.slow
     def test_the_card_is_that_of_the_last_recipe(self, folder):
         """Same tissue and so the same content hash, under other terms."""
         page = folder / "reference.card" / "README.md"
@@ -113,6 +116,7 @@ class TestBuilding:
         build(folder, text)
         assert page.read_text() == new
 
+    @pytest.mark.slow
     def test_other_names_of_genes_are_other_parts(self, folder, caplog):
         caplog.set_level(logging.INFO, "ragst_sd")
         one = "    samples: [donor1]\n    tissue"
@@ -125,6 +129,7 @@ class TestBuilding:
             assert "embedded before" not in caplog.text
             assert "Section 1 of 1" in caplog.text
 
+    @pytest.mark.slow
     def test_one_more_section_embeds_that_section_only(self, folder, caplog):
         caplog.set_level(logging.INFO, "ragst_sd")
         build(folder, with_sources({"folder": "sections", "samples": ["donor1", "donor2"]}))
@@ -137,6 +142,7 @@ class TestBuilding:
         assert set(reference.uns["ragst"]["sources"]["license"]) == {"MIT"}
         assert reference.obs["sample"].nunique() == 3
 
+    @pytest.mark.slow
     def test_other_files_or_settings_are_other_parts(self, folder, caplog):
         caplog.set_level(logging.INFO, "ragst_sd")
         first = build(folder, RECIPE)
@@ -180,6 +186,7 @@ class TestBuilding:
             wanted = [f"{donor}:{name}" for name in table.obs_names[keep]]
             assert list(reference.obs_names[reference.obs["sample"] == donor]) == wanted
 
+    @pytest.mark.slow
     def test_genes(self, folder):
         whole = build(folder, RECIPE, "whole.zarr")
         names = list(whole.var_names[[7, 3, 5]])
@@ -202,6 +209,7 @@ class TestBuilding:
         assert set(reference.obs["donor"]) == {"anna"}
         assert "Donor 'anna' is named by" in caplog.text
 
+    @pytest.mark.slow
     def test_fit(self, folder):
         reference = build(folder, RECIPE + "fit: {method: knn, n_neighbors: 5}\nseed: 3\n")
         assert rg.io.read_reference(folder / "reference.zarr").uns["ragst"]["fit"]["method"] == "knn"
@@ -216,6 +224,7 @@ class TestBuilding:
         with pytest.raises(ValueError, match=r"own\.yaml, line 4: `sources\[0\]\.folder`.*DEPOSIT_OF_TEST is not set"):
             build(folder, text)
 
+    @pytest.mark.slow
     def test_a_mapping(self, folder, monkeypatch):
         monkeypatch.chdir(folder)
         reference = rg.datasets.build_recipe(yaml.safe_load(RECIPE), path="mapped.zarr")
@@ -313,6 +322,7 @@ def test_defaults(folder):
     assert read_recipe(folder / "least.yaml").tiles["mpp"] is None
 
 
+@pytest.mark.slow
 def test_the_catalogue(tmp_path, data_dir, monkeypatch):
     """A section of the catalogue, in a mirror made of real files: counts as a table, picture, coordinates."""
     import anndata as ad

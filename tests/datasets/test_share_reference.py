@@ -81,6 +81,7 @@ def test_the_card_goes_along(hub, shared, free):
     assert {"composition.png", "reference.zarr/zarr.json"} <= set(files)
 
 
+@pytest.mark.slow
 def test_a_new_version_replaces_the_old_one_as_a_whole(hub, shared, free, reference):
     assert any("retrieval_key" in name for name in hub.files(REPOSITORY))
     reference.uns["ragst"]["sources"]["license"] = "MIT"
@@ -92,6 +93,7 @@ def test_a_new_version_replaces_the_old_one_as_a_whole(hub, shared, free, refere
     assert second == hub.heads[REPOSITORY] != shared
 
 
+@pytest.mark.slow
 def test_the_token_is_sent_and_kept_nowhere(hub, free, tmp_path, caplog):
     with caplog.at_level(logging.DEBUG):
         rg.datasets.upload_reference(free, REPOSITORY)
@@ -104,6 +106,7 @@ def test_the_token_is_sent_and_kept_nowhere(hub, free, tmp_path, caplog):
     assert all(TOKEN.encode() not in path.read_bytes() for path in kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token", [None, "hf_onlyreads"])
 def test_an_account_that_may_not_write(hub, free, monkeypatch, token):
     monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
@@ -120,6 +123,7 @@ def test_a_private_repository_is_not_shown_to_others(shared, monkeypatch):
         rg.datasets.download_reference(REPOSITORY)
 
 
+@pytest.mark.slow
 def test_a_commit_that_is_refused_changes_nothing(hub, shared, free):
     hub.fail = 422
     with pytest.raises(ConnectionError, match="did not take the files"):
@@ -137,6 +141,7 @@ def test_a_hub_that_is_not_there(free, monkeypatch, hub):
         rg.datasets.download_reference(REPOSITORY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lazy", [False, True])
 def test_another_content_is_refused(hub, shared, free, tmp_path, lazy):
     with pytest.raises(ValueError, match="`content_hash` says 0000"):
@@ -167,6 +172,7 @@ def test_repositories_without_a_reference(hub, shared, free):
         rg.datasets.download_reference("lab/empty")
 
 
+@pytest.mark.slow
 def test_what_may_not_be_passed_on_stays(hub, free):
     free.uns["ragst"]["sources"]["license"] = ["CC-BY-ND-4.0", "unknown"]
     with pytest.raises(
