@@ -116,7 +116,6 @@ class TestBuilding:
         build(folder, text)
         assert page.read_text() == new
 
-    @pytest.mark.slow
     def test_other_names_of_genes_are_other_parts(self, folder, caplog):
         caplog.set_level(logging.INFO, "ragst_sd")
         one = "    samples: [donor1]\n    tissue"
@@ -142,7 +141,6 @@ class TestBuilding:
         assert set(reference.uns["ragst"]["sources"]["license"]) == {"MIT"}
         assert reference.obs["sample"].nunique() == 3
 
-    @pytest.mark.slow
     def test_other_files_or_settings_are_other_parts(self, folder, caplog):
         caplog.set_level(logging.INFO, "ragst_sd")
         first = build(folder, RECIPE)

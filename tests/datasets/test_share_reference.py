@@ -81,7 +81,6 @@ def test_the_card_goes_along(hub, shared, free):
     assert {"composition.png", "reference.zarr/zarr.json"} <= set(files)
 
 
-@pytest.mark.slow
 def test_a_new_version_replaces_the_old_one_as_a_whole(hub, shared, free, reference):
     assert any("retrieval_key" in name for name in hub.files(REPOSITORY))
     reference.uns["ragst"]["sources"]["license"] = "MIT"
