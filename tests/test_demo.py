@@ -29,6 +29,7 @@ def small(monkeypatch, quick):
     )
 
 
+@pytest.mark.slow
 def test_demo_writes_what_it_says(small, tmp_path, monkeypatch):
     said = []
     metrics = run_demo(tmp_path / "out", n_donors=3, say=said.append)

@@ -182,6 +182,7 @@ def test_example_of_settings_runs():
     run("settings", Settings)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / "docs" / "llms.txt").exists(), reason="no documentation beside the tests")
 def test_code_that_assistants_read_runs(workplace, drawn, monkeypatch):
     import matplotlib.pyplot as plt

@@ -13,6 +13,7 @@ from ragst_sd.__main__ import _EXAMPLES, _parser, main
 from ragst_sd.io._recipe import read_recipe
 
 
+@pytest.mark.slow
 def test_build_and_inspect_a_real_folder(data_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RAGST_SD_TEST_DATA", str(data_dir))
     recipe = tmp_path / "bulb.yaml"

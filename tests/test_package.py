@@ -7,6 +7,7 @@ import inspect
 import os
 import subprocess
 import sys
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -47,11 +48,17 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imports_of(path: Path) -> set[str]:
     """Full names of the modules (and names in them) that a file imports, anywhere in it."""
     package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -131,8 +138,8 @@ def test_nothing_is_pickled():
     forbidden = {f"{module}.{name}" for module in ("pickle", "joblib") for name in ("load", "loads", "dump", "dumps")}
     found = []
     for path in FILES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | imports_of(path)
+        used = {ast.unparse(node) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute)}
+        used |= imports_of(path)
         found += [f"{path.relative_to(ROOT)}: {name}" for name in used & forbidden]
         names = {name.split(".")[0] for name in imports_of(path)}
         found += [f"{path.relative_to(ROOT)}: {name}" for name in names & {"cloudpickle", "dill", "shelve", "marshal"}]

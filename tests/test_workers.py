@@ -248,6 +248,7 @@ def test_stores_that_a_worker_does_not_see_are_no_black_tiles(tmp_path, monkeypa
         _workers.embed_part(job, None)
 
 
+@pytest.mark.slow
 class TestCluster:
     def test_a_killed_worker_changes_nothing(self, client, tmp_path):
         import torch
@@ -303,6 +304,7 @@ class TestCluster:
         assert client.submit(task, pure=False).result()
 
 
+@pytest.mark.slow
 def test_what_is_shared_travels_once_to_each_worker_and_is_sent_again_when_lost(tmp_path):
     distributed = pytest.importorskip("distributed")
     log = tmp_path / "log"

@@ -25,6 +25,7 @@ def test_scripts_with_results_are_found(benchmarks):
     assert "real_sections" not in benchmarks.scripts()
 
 
+@pytest.mark.slow
 def test_one_table_of_a_quick_run():
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--only", "prediction", "--quick", "--threads", "1"],

@@ -66,6 +66,7 @@ def test_cells_are_drawn_by_line_and_perturbation(script, file):
         script.read_cells(file, keys=KEYS, control="NT", max_cells=12, rng=0)
 
 
+@pytest.mark.slow
 def test_both_protocols(script, file, embedding):
     cells = script.read_cells(file, keys=KEYS, control="non-targeting", max_cells=24, rng=0)
     methods = ["mean", "same_perturbation", "knn"]

@@ -83,6 +83,7 @@ def test_folds_name_what_may_be_known(run, data, tmp_path):
     assert set(fold["genes"]) == set(names[np.argsort(-both.var(axis=0))[:250]])
 
 
+@pytest.mark.slow
 def test_the_truth_scores_one(run, data, tmp_path):
     write(data, tmp_path / "p")
     out = run("--predictions", tmp_path / "p", "--name", "oracle", "--csv", tmp_path / "scores.csv")
@@ -93,6 +94,7 @@ def test_the_truth_scores_one(run, data, tmp_path):
     assert set(scores.loc[scores["method"] == "", "metric"]) == {"noise_ceiling"}
 
 
+@pytest.mark.slow
 def test_the_other_unit(run, data, tmp_path):
     def raw(table, raw):
         table.X = raw

@@ -32,6 +32,7 @@ def test_tiles(monkeypatch, tmp_path):
     assert tiles.as_table(rows).count("\n") == len(rows) + 1
 
 
+@pytest.mark.slow
 def test_encoders(monkeypatch):
     pytest.importorskip("timm")
     monkeypatch.syspath_prepend(SCRIPTS)

@@ -10,6 +10,8 @@ from PIL import Image
 
 import ragst_sd as rg
 
+pytestmark = pytest.mark.slow
+
 MINUS = "\N{MINUS SIGN}"
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 

@@ -12,6 +12,8 @@ import scipy.sparse as sp
 import ragst_sd as rg
 from ragst_sd._reference import reference_hash
 
+pytestmark = pytest.mark.slow
+
 N_SPOTS, N_GENES, N_ROWS, N_CITED = 20_000, 200, 12_000, 50
 SPACING = 20
 

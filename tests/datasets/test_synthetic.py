@@ -48,6 +48,7 @@ def donors(timed):
     return timed[0]
 
 
+@pytest.mark.slow
 def test_three_donors_take_less_than_ten_seconds(timed):
     assert timed[1] < 10
 
@@ -197,6 +198,7 @@ def test_donors_differ_in_stain_more_than_sections_of_a_donor():
     np.testing.assert_array_equal(shifts[0], shifts[1])
 
 
+@pytest.mark.slow
 def test_same_seed_same_tissue_in_another_process():
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import test_synthetic as t;"

@@ -27,7 +27,7 @@ QUICK = {
     "rg.tl.fit(reference)": 'rg.tl.fit(reference, method="knn", n_neighbors=20)',
 }
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def blocks(page: str) -> list[str]:

@@ -13,8 +13,7 @@ import dask
 import numpy as np
 import torch
 
-THOROUGH = os.environ.get("RAGST_SD_THOROUGH") == "1"
-N_KILLS = 20 if THOROUGH else 3
+N_KILLS = int(os.environ.get("RAGST_SD_KILLS", "10"))
 FAILED = 3
 _MOST_SECONDS = 120
 

@@ -121,6 +121,7 @@ def test_build_leaves_the_sections(sections, monkeypatch):
     assert rg.tl.build_reference(sections, use_rep="X_colour").n_obs
 
 
+@pytest.mark.slow
 def test_a_write_leaves_the_old_version(fitted, tmp_path, monkeypatch):
     from ragst_sd.io import _write_reference
 

@@ -24,6 +24,8 @@ from ..sections import mean_colour
 from ..sections import section as section_of
 from .forks import N_KILLS, Child, killed_at_random
 
+pytestmark = pytest.mark.slow
+
 N, PART = 100, 8 * 4
 
 

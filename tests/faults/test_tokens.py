@@ -8,6 +8,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 import ragst_sd
 
 TOKEN = "hf_" + "FakeTokenThatMustNotAppear".ljust(34, "0")
@@ -42,6 +44,7 @@ CODE = """
 """
 
 
+@pytest.mark.slow
 def test_the_token_is_nowhere(tmp_path):
     env = {key: value for key, value in os.environ.items() if not key.upper().startswith("HF_")}
     env |= {

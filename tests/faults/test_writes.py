@@ -24,6 +24,8 @@ from ragst_sd import _replacing
 from .conftest import is_one_of
 from .forks import FAILED, N_KILLS, Child, killed_at_random
 
+pytestmark = pytest.mark.slow
+
 
 def seen(folder):
     return sorted(one.name for one in folder.iterdir() if not one.name.endswith((".lock", ".log")))

@@ -6,16 +6,14 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-THOROUGH = os.environ.get("RAGST_SD_THOROUGH") == "1"
 
-
-def examples(few: int, many: int) -> settings:
-    """The same examples in every run, unless a seed asks for others; `many` of them when asked to be thorough.
+def examples(number: int) -> settings:
+    """The same examples in every run, unless a seed asks for others.
 
     Which others they are is chosen by `--hypothesis-seed`.
     """
     return settings(
-        max_examples=many if THOROUGH else few,
+        max_examples=number,
         deadline=None,
         derandomize="RAGST_SD_SEED" not in os.environ,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

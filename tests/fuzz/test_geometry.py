@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pytest
 from anndata import AnnData
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,8 @@ from spatialdata.transformations import Affine, set_transformation
 import ragst_sd as rg
 
 from .examples import examples
+
+pytestmark = pytest.mark.slow
 
 PAD = 128
 
@@ -87,7 +90,7 @@ def embedded(sdata, **kwargs):
     return table.obsm["X"], table.obs["tile_padded_fraction"].to_numpy()
 
 
-@examples(25, 400)
+@examples(400)
 @given(scene=scenes(), tile_px=st.integers(1, 40), batch_size=st.integers(1, 5), num_workers=st.sampled_from([0, 2]))
 def test_a_tile_is_the_window_on_the_axes_of_the_image(scene, tile_px, batch_size, num_workers):
     found, padded = embedded(section(scene), tile_px=tile_px, batch_size=batch_size, num_workers=num_workers)
@@ -109,7 +112,7 @@ def test_a_tile_is_the_window_on_the_axes_of_the_image(scene, tile_px, batch_siz
         assert abs(share - (1 - inside / tile_px**2)) < 1e-6
 
 
-@examples(15, 200)
+@examples(200)
 @given(scene=scenes(), tile_px=st.integers(2, 12), zoom=st.floats(0.4, 4.0), image_mpp=st.floats(0.1, 5))
 def test_a_resampled_tile_has_the_colour_of_its_place(scene, tile_px, zoom, image_mpp):
     """On a ramp the mean of a tile is the colour at its middle."""

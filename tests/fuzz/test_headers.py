@@ -18,10 +18,11 @@ import pytest
 
 import ragst_sd as rg
 
-THOROUGH = os.environ.get("RAGST_SD_THOROUGH") == "1"
-N_MUTATIONS = int(os.environ.get("RAGST_SD_MUTATIONS", "2000" if THOROUGH else "50"))
+pytestmark = pytest.mark.slow
+
+N_MUTATIONS = int(os.environ.get("RAGST_SD_MUTATIONS", "1000"))
 # Parts that run side by side.
-N_PARTS = 10 if THOROUGH else 1
+N_PARTS = 10
 
 VALUES = [
     None, True, False, -1, 0, 1, 2, 87, 2**31, 2**63, 10**30, 0.5, -1e308, "", "x", "float32", "string", "int8", "zstd", "..",

@@ -16,6 +16,8 @@ from ragst_sd.retrieval.evidence import weighted_average
 
 from .examples import examples
 
+pytestmark = pytest.mark.slow
+
 
 @st.composite
 def cited(draw):
@@ -33,7 +35,7 @@ def cited(draw):
     return rows, np.divide(weights, total, out=np.zeros_like(weights), where=total > 0), values, panels, measured
 
 
-@examples(60, 1500)
+@examples(1500)
 @given(case=cited(), sparse=st.booleans())
 def test_evidence_is_the_masked_average(case, sparse):
     rows, weights, values, panels, measured = case
@@ -106,7 +108,7 @@ def with_panels(bank, case, rng):
     return reference, donors, measured[:, panel].T
 
 
-@examples(6, 100)
+@examples(100)
 @given(case=tissues())
 def test_predictions_of_random_donors_and_panels(bank, case):
     from spatialdata import deepcopy

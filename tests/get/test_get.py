@@ -8,6 +8,8 @@ import pytest
 import ragst_sd as rg
 from ragst_sd.retrieval.methods import METHODS
 
+from ..methods import marked
+
 
 def test_neighbors_are_ranked_and_complete(predicted):
     frame = rg.get.neighbors(predicted)
@@ -45,7 +47,7 @@ def test_positions_are_those_of_the_cited_spots(sections, predicted):
     np.testing.assert_allclose([line["x_um"], line["y_um"]], xy * 1.0)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", marked(METHODS))
 def test_contributions_add_up_and_values_are_measured(sections, query, reference, method, quick):
     rg.tl.fit(reference, method=method, n_neighbors=10, options=quick(method))
     rg.tl.predict(query, reference)

@@ -12,6 +12,8 @@ import spatialdata as sd
 import ragst_sd as rg
 from ragst_sd.retrieval.methods import METHODS
 
+from ..methods import marked
+
 CITING = [name for name, method in METHODS.items() if method.cites]
 COLUMNS = ["n_rows", "n_spots", "weight", "lost", "mean_change", "mean_abs_change", "max_abs_change", "pearson"]
 
@@ -46,7 +48,7 @@ def three(sections, _fourth):
     return rg.tl.build_reference(sections, use_rep="X_colour", sources=sources), more
 
 
-@pytest.mark.parametrize("method", CITING)
+@pytest.mark.parametrize("method", marked(CITING))
 def test_a_group_less_is_a_prediction_without_it(three, method, quick):
     reference, query = three
     rg.tl.fit(reference, method=method, n_neighbors=10, options=quick(method), progress=False)
@@ -206,6 +208,7 @@ def test_a_part_of_the_table(predicted, fitted):
     pd.testing.assert_frame_equal(influence(predicted, fitted, genes=genes), expected)
 
 
+@pytest.mark.slow
 def test_object_read_back(predicted, fitted, tmp_path):
     expected = influence(predicted, fitted)
     predicted.write(tmp_path / "s.zarr")

@@ -31,6 +31,7 @@ for what, call in {
 """
 
 
+@pytest.mark.slow
 def test_only_values_need_the_reference(predicted, tmp_path):
     predicted.write(tmp_path / "s.zarr")
     row = rg.get.neighbors(predicted)["reference"].iloc[0]

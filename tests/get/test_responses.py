@@ -212,6 +212,7 @@ rg.get.explain(table, bank, **names).to_csv(sys.argv[1] + "/parts.csv", index=Fa
 """
 
 
+@pytest.mark.slow
 def test_a_table_read_back_in_a_new_process(bank, table, tmp_path):
     table.write_zarr(tmp_path / "table.zarr")
     rg.io.write_reference(bank, tmp_path / "bank.zarr.zip")

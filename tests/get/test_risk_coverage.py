@@ -116,6 +116,7 @@ def test_interval_width_orders_too(query, fitted):
     assert np.isfinite(frame["value"]).all()
 
 
+@pytest.mark.slow
 def test_disagreement_finds_the_errors_of_a_held_out_donor(data_dir):
     sections = {}
     for name in ("MOB1", "MOB2", "MOB3", "MOB4"):

@@ -180,6 +180,7 @@ def test_repository_that_is_no_timm_model(answers) -> None:
     assert_clean(found)
 
 
+@pytest.mark.slow
 def test_offline_uses_the_cache_and_else_says_so(answers, cache) -> None:
     cached, other, registered, plain = resolve_in_subprocess(
         "http://127.0.0.1:9", cache, "hf-hub:lab/tiny", "hf-hub:lab/new", "uni", "resnet10t", HF_HUB_OFFLINE="1"
@@ -194,6 +195,7 @@ def test_offline_uses_the_cache_and_else_says_so(answers, cache) -> None:
     assert "'checkpoint_path'" in plain["message"]
 
 
+@pytest.mark.slow
 def test_unreachable_hub(tmp_path) -> None:
     (found,) = resolve_in_subprocess("http://127.0.0.1:9", tmp_path, "hf-hub:lab/tiny")
     assert found["error"] == "ConnectionError"

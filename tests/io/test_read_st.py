@@ -222,6 +222,7 @@ def test_compressed_tables_of_both_kinds(counts, adata, picture, tmp_path):
         assert set(table.obs["sample"]) == {"a"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("RAGST_SD_TEST_DATA" not in os.environ, reason="needs RAGST_SD_TEST_DATA: real sections")
 @pytest.mark.parametrize(
     ("section", "donor", "n_spots", "pitch"), [("her2st/C2", "C", 187, 200.0), ("mob2k/MOB3", "ind2", 438, 141.4)]

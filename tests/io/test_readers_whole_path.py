@@ -65,7 +65,11 @@ def _named(keys: Keys, name: str) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(params=list(CASES))
+# One section read by ourselves and one read by spatialdata-io; the others take long.
+QUICK = ("st", "visium")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES])
 def keys(request) -> Keys:
     return CASES[request.param]
 

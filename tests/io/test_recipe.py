@@ -72,6 +72,7 @@ class TestBuilding:
         for name, values in by_hand.uns["ragst"]["sections"].items():
             np.testing.assert_array_equal(built.uns["ragst"]["sections"][name], values)
 
+    @pytest.mark.slow
     def test_twice_and_in_another_order(self, folder):
         first = build(folder, with_sources({"folder": "sections"}), "first.zarr.zip")
         again = build(folder, with_sources({"folder": "sections"}), "again.zarr.zip")
@@ -85,6 +86,7 @@ class TestBuilding:
         assert content_hash(first) == content_hash(again) == content_hash(other)
         assert content_hash(rg.io.read_reference(folder / "other.zarr.zip")) == content_hash(first)
 
+    @pytest.mark.slow
     def test_what_is_built_stays(self, folder, caplog):
         caplog.set_level(logging.INFO, "ragst_sd")
         path = folder / "reference.zarr.zip"
@@ -97,6 +99,7 @@ class TestBuilding:
         assert again.uns["ragst"]["fit"]["method"] == "knn"
         assert (folder / "reference.card" / "README.md").exists()
 
+    @pytest.mark.slow
     def test_the_card_is_that_of_the_last_recipe(self, folder):
         """Same tissue and so the same content hash, under other terms."""
         page = folder / "reference.card" / "README.md"
@@ -124,6 +127,7 @@ class TestBuilding:
                 build(folder, f"{text}reference: {naming}\n", overwrite=True)
             assert caplog.text.count("Going on from") == 1
 
+    @pytest.mark.slow
     def test_one_more_section_embeds_that_section_only(self, folder, caplog):
         caplog.set_level(logging.INFO, "ragst_sd")
         build(folder, with_sources({"folder": "sections", "samples": ["donor1", "donor2"]}))
@@ -179,6 +183,7 @@ class TestBuilding:
             wanted = [f"{donor}:{name}" for name in table.obs_names[keep]]
             assert list(reference.obs_names[reference.obs["sample"] == donor]) == wanted
 
+    @pytest.mark.slow
     def test_genes(self, folder):
         whole = build(folder, RECIPE, "whole.zarr.zip")
         names = list(whole.var_names[[7, 3, 5]])
@@ -203,6 +208,7 @@ class TestBuilding:
         assert set(reference.obs["donor"]) == {"anna"}
         assert "Donor 'anna' is named by" in caplog.text
 
+    @pytest.mark.slow
     def test_fit(self, folder):
         reference = build(folder, RECIPE + "fit: {method: knn, n_neighbors: 5}\nseed: 3\n")
         assert rg.io.read_reference(folder / "reference.zarr.zip").uns["ragst"]["fit"]["method"] == "knn"
@@ -217,6 +223,7 @@ class TestBuilding:
         with pytest.raises(ValueError, match=r"own\.yaml, line 4: `sources\[0\]\.folder`.*DEPOSIT_OF_TEST is not set"):
             build(folder, text)
 
+    @pytest.mark.slow
     def test_a_mapping(self, folder, monkeypatch):
         monkeypatch.chdir(folder)
         reference = rg.io.build_recipe(yaml.safe_load(RECIPE), path="mapped.zarr.zip")
@@ -313,6 +320,7 @@ def test_defaults(folder):
     assert read_recipe(folder / "least.yaml")[0].tiles.mpp is None
 
 
+@pytest.mark.slow
 def test_the_catalogue(tmp_path, data_dir, monkeypatch):
     """A section of the catalogue, in a mirror made of real files: counts as a table, picture, coordinates."""
     import anndata as ad

@@ -12,7 +12,7 @@ import ragst_sd as rg
 
 from .recipes import RECIPE, Nursery, deposit
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="builds are forked")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="builds are forked")]
 
 
 @pytest.fixture(scope="module")

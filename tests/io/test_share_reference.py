@@ -118,6 +118,7 @@ def test_a_folder_that_an_earlier_release_uploaded(hub, free, tmp_path, lazy):
         assert content_hash(found) == content_hash(free)
 
 
+@pytest.mark.slow
 def test_the_token_is_sent_and_kept_nowhere(hub, free, tmp_path, caplog):
     with caplog.at_level(logging.DEBUG):
         rg.io.upload_reference(free, REPOSITORY)
@@ -130,6 +131,7 @@ def test_the_token_is_sent_and_kept_nowhere(hub, free, tmp_path, caplog):
     assert all(TOKEN.encode() not in path.read_bytes() for path in kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token", [None, "hf_onlyreads"])
 def test_an_account_that_may_not_write(hub, free, monkeypatch, token):
     monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
@@ -146,6 +148,7 @@ def test_a_private_repository_is_not_shown_to_others(shared, monkeypatch):
         rg.io.download_reference(REPOSITORY)
 
 
+@pytest.mark.slow
 def test_a_commit_that_is_refused_changes_nothing(hub, shared, free):
     hub.fail = 422
     with pytest.raises(ConnectionError, match="did not take the files"):
@@ -163,6 +166,7 @@ def test_a_hub_that_is_not_there(free, monkeypatch, hub):
         rg.io.download_reference(REPOSITORY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lazy", [False, True])
 def test_another_content_is_refused(hub, shared, free, tmp_path, lazy):
     with pytest.raises(ValueError, match="`content_hash` says 0000"):
@@ -208,6 +212,7 @@ def test_repositories_without_a_reference(hub, shared, free):
         rg.io.download_reference("lab/empty")
 
 
+@pytest.mark.slow
 def test_what_may_not_be_passed_on_stays(hub, free):
     free.uns["ragst"]["sources"]["license"] = ["CC-BY-ND-4.0", "unknown"]
     with pytest.raises(

@@ -357,6 +357,7 @@ def test_unknown_table(predicted):
         rg.io.write_table(predicted, "predictd")
 
 
+@pytest.mark.slow
 def test_write_table_touches_no_other_table(stored):
     predicted, path = stored, stored.path
     predicted.tables["predicted.new"] = predicted.tables["table"].copy()

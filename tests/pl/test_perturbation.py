@@ -137,6 +137,7 @@ def test_weights_by_state(bank, table):
     assert set(rg.pl.perturbation(one, perturbation="P3", return_ax=True)) == {"retrieved"}
 
 
+@pytest.mark.slow
 def test_nothing_agrees_where_there_is_nothing():
     """Labels without effect: what is drawn as a prediction shares no noise with what is drawn as the truth."""
     generator = np.random.default_rng(0)

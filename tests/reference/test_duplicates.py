@@ -105,6 +105,7 @@ def copy_of(source, folder, *, scale, share, rng):
     return folder / "copy.h5ad", folder / "copy.jpg"
 
 
+@pytest.mark.slow
 def test_a_real_section_published_twice(data_dir, tmp_path, rng):
     """Serial sections raise no alarm; a copy does, by its counts, or without them by its picture."""
     import ragst_sd as rg

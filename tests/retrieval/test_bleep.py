@@ -64,6 +64,7 @@ def test_loss_by_hand(rng):
     assert float(got) == pytest.approx((spots + images) / 2)
 
 
+@pytest.mark.slow
 def test_parameters_are_plain_and_the_same_twice(training, fitted):
     again = fit_bleep(training, training.embedding, OPTIONS, Run(rng=1))
     for name, value in fitted.items():

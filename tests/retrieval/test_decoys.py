@@ -13,6 +13,8 @@ from ragst_sd.retrieval.methods import METHODS, fit_method, phi_of, resolve_opti
 from ragst_sd.retrieval.search import Eligibility, find_candidates
 from ragst_sd.retrieval.training import Neighbourhood, Run, Training
 
+pytestmark = pytest.mark.slow
+
 CITED = 20
 # Context is a small part of the distance at first: phi has far to go, in larger steps than the default's.
 FAR = {"n_seeds": 1, "learning_rate": 1e-2}

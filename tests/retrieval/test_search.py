@@ -101,6 +101,7 @@ def test_result_does_not_depend_on_company_or_order(data):
     np.testing.assert_array_equal(shuffle[shuffled.rows], together.rows)
 
 
+@pytest.mark.slow
 def test_pynndescent_candidates_are_ranked_exactly_and_masked(data):
     queries, bank, groups, tie_order = data
     found = search(queries, bank, 5, eligibility=groups, tie_order=tie_order, backend="pynndescent")

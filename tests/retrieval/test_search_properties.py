@@ -168,6 +168,7 @@ def test_impossible_requests(change, message):
         search(given["queries"], given["bank"], given["k"])
 
 
+@pytest.mark.slow
 def test_a_graph_leaves_queries_with_few_eligible_rows_to_exact_search():
     rng = np.random.default_rng(0)
     bank, queries = rng.normal(size=(600, 4)), rng.normal(size=(30, 4))

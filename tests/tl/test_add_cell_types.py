@@ -171,6 +171,7 @@ def test_methods_that_cite_nobody_leave_no_fractions(reference, cells, query):
         rg.tl.predict(query, reference, genes=[EXTRA[0]])
 
 
+@pytest.mark.slow
 def test_survives_the_disk(paired, query, tmp_path):
     import spatialdata as sd
 

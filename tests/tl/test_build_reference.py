@@ -258,6 +258,7 @@ def many_samples(template, n, *, spots=60, n_genes=1500):
     return {f"s{i}": lambda i=i: make(i) for i in range(n)}, opened
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_result_and_of_one_section(sections, monkeypatch):
     """Samples are opened one after the other; what is needed beside the result does not grow with their number."""
     import tracemalloc

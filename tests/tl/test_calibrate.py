@@ -84,6 +84,7 @@ class TestQuantiles:
         calibration = calibrated(three, method, quick(method), levels=[0.5])
         assert np.isfinite(calibration["quantiles"]).all()
 
+    @pytest.mark.slow
     def test_the_same_after_a_round_trip(self, three, tmp_path):
         rg.tl.fit(three, method="ridge_residual", n_neighbors=10)
         rg.io.write_reference(three, tmp_path / "r.zarr.zip")
@@ -224,6 +225,7 @@ class TestRecord:
         rg.tl.fit(fitted, method="knn", n_neighbors=5)
         assert "calibration" not in fitted.uns["ragst"]
 
+    @pytest.mark.slow
     def test_survives_being_written(self, fitted, tmp_path):
         rg.tl.calibrate(fitted, levels=[0.5, 0.9], **QUIET)
         rg.io.write_reference(fitted, tmp_path / "r.zarr.zip")

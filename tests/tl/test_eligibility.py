@@ -54,6 +54,7 @@ def read_back(_sections, _reference, tmp_path_factory):
     return sd.read_zarr(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mask", "mapping", "nothing"])
 def test_where_outlives_zarr_and_a_new_order(read_back, query, shuffled, kind):
     table = read_back.tables[kind]
@@ -66,6 +67,7 @@ def test_where_outlives_zarr_and_a_new_order(read_back, query, shuffled, kind):
         np.testing.assert_array_equal(found, (shuffled.obs["donor"] == "donor2").to_numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exclude", EXCLUDED)
 def test_exclude_outlives_zarr(read_back, reference, exclude):
     key = "_".join(["without", *exclude])

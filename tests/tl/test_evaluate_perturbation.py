@@ -130,6 +130,7 @@ def test_metrics_of_cells_and_genes(fold):
     assert values["knn"]["de_direction_match"] > 0.8 and values["none"]["overlap_at_N"] == 0
 
 
+@pytest.mark.slow
 def test_accuracy_and_its_ceiling_on_a_planted_screen(screen):
     adata, embedding = screen
     scores = all_scores(adata, embedding, ["none", "mean", "knn", "ridge", "random_rag"], n_folds=5)
@@ -139,6 +140,7 @@ def test_accuracy_and_its_ceiling_on_a_planted_screen(screen):
     assert means["knn"] > means["mean"] + 0.3 and means["knn"] > means["random_rag"] + 0.3
 
 
+@pytest.mark.slow
 def test_held_out_contexts_on_a_planted_screen(screen):
     adata, embedding = screen
     scores = all_scores(adata, embedding, [*CONTEXTUAL, "mean"], split="context")
@@ -146,6 +148,7 @@ def test_held_out_contexts_on_a_planted_screen(screen):
     assert scores["context_additive"].mean() > scores["mean"].mean() + 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("methods", "split"), [(ALWAYS, {"n_folds": 2}), (CONTEXTUAL, {"split": "context"})])
 def test_without_any_effect_no_method_scores(methods, split):
     """Labels permuted over all cells, controls included; prediction and truth have disjoint halves of the controls.
@@ -221,6 +224,7 @@ def test_bad_tables(fold, predicted):
     assert set(DEFAULT_METRICS) < set(CHOICES)
 
 
+@pytest.mark.slow
 def test_a_held_out_gene_of_a_real_screen(data_dir):
     """Interferon gamma receptor 1, by its partners in the pathway."""
     adata = ad.read_h5ad(data_dir / "perturb/expression/papalexi2021_thp1_sceptre.h5ad")

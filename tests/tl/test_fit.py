@@ -11,6 +11,8 @@ import ragst_sd as rg
 from ragst_sd.retrieval.episodes import Episodes
 from ragst_sd.retrieval.methods import METHODS
 
+from ..methods import marked
+
 
 def test_fields_written(reference):
     rg.tl.fit(reference, method="knn", n_neighbors=7, n_candidates=12, options={"n_components": 5})
@@ -94,7 +96,7 @@ def assert_predicts(query, reference):
     return table
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", marked(METHODS))
 @pytest.mark.parametrize(("n_sections", "expected"), [(2, "sample"), (1, "spatial blocks")])
 def test_one_donor_is_announced_and_its_parts_are_held_out(
     query, reference, method, n_sections, expected, quick, caplog
@@ -130,7 +132,7 @@ def test_blocks_take_the_place_of_donors_in_episodes(reference, quick, monkeypat
     assert set(seen) == {(1, 4)}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", marked(METHODS))
 def test_a_donor_with_two_spots_is_no_obstacle(sections, method, quick):
     reference = rg.tl.build_reference(sections, use_rep="X_colour")
     donor = reference.obs["donor"].to_numpy()
@@ -143,7 +145,7 @@ def test_a_donor_with_two_spots_is_no_obstacle(sections, method, quick):
         np.testing.assert_allclose(table.obsm["retrieval_weights"].sum(axis=1), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", marked(METHODS))
 def test_genes_without_variance_are_predicted_as_they_are(query, reference, method, quick):
     values = reference.X.toarray()
     values[:, 3], values[:, 7] = 0, 2

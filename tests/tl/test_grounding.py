@@ -138,6 +138,7 @@ def test_the_check_changes_with_its_fit_only(donors):
         predicted_obs(donors["donor5"], reference)
 
 
+@pytest.mark.slow
 def test_colon_is_out_of_a_bulb_reference_and_held_out_bulbs_are_not(data_dir):
     how = {"model": "texture", "context": (1,), "key_added": "X", "progress": False}
 

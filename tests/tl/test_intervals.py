@@ -162,6 +162,7 @@ class TestLimits:
         assert "interval_unit" not in table.uns["retrieval"]
         assert "interval_quantiles" not in table.varm
 
+    @pytest.mark.slow
     def test_survive_being_written(self, query, calibrated, tmp_path):
         rg.tl.predict(query, calibrated, intervals=0.5)
         query.write(tmp_path / "q.zarr")

@@ -13,6 +13,8 @@ from spatialdata import deepcopy
 import ragst_sd as rg
 from ragst_sd.retrieval.methods import METHODS
 
+from ..methods import marked
+
 N_NEIGHBORS, N_CANDIDATES = 10, 15
 VARIANTS = {
     **{method: (method, {}) for method in METHODS},
@@ -105,7 +107,7 @@ def assert_same(first, second, atol=1e-6):
         np.testing.assert_array_equal(first.obs[column], second.obs[column])
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", marked(VARIANTS))
 def test_shapes_and_dtypes(bench, name):
     reference, table = bench.fitted(name), bench.predicted(name)
     n = bench.query.tables["table"].n_obs
@@ -135,7 +137,7 @@ def test_shapes_and_dtypes(bench, name):
     assert header["fit_hash"] == reference.uns["ragst"]["fit"]["fit_hash"]
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", marked(VARIANTS))
 def test_weights(bench, name):
     table = bench.predicted(name)
     rows, weights, distances = (table.obsm[f"retrieval_{key}"] for key in ("rows", "weights", "distances"))
@@ -153,7 +155,7 @@ def test_weights(bench, name):
     np.testing.assert_allclose(table.obs["effective_n"], 1 / (weights.astype(float) ** 2).sum(axis=1), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", CITING)
+@pytest.mark.parametrize("name", marked(CITING))
 def test_fewer_neighbours_may_be_asked_for(bench, name):
     whole = bench.predicted(name)
     table = rg.tl.predict(bench.query, bench.fitted(name), n_neighbors=3, inplace=False)
@@ -162,7 +164,7 @@ def test_fewer_neighbours_may_be_asked_for(bench, name):
     assert np.isfinite(table.X).all()
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", marked(VARIANTS))
 def test_the_same_seed_gives_the_same_fit(bench, name):
     first, again = (bench.fitted(name, kind) for kind in ("plain", "again"))
     assert first is not again
@@ -172,7 +174,7 @@ def test_the_same_seed_gives_the_same_fit(bench, name):
     np.testing.assert_array_equal(cited_ids(bench.predicted(name)), cited_ids(bench.predicted(name, "again")))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", marked(VARIANTS))
 def test_another_seed_matters_only_to_methods_that_draw(bench, name):
     first, other = bench.predicted(name), bench.predicted(name, "other rng")
     if VARIANTS[name][0] in DRAWING:
@@ -192,19 +194,19 @@ def test_fit_and_prediction_leave_the_global_random_state_alone(bench):
     assert torch.equal(torch.get_rng_state(), torch_state)
 
 
-@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("name", marked(LEARNING))
 def test_methods_that_learn_refuse_a_donor_they_saw(bench, name):
     with pytest.raises(ValueError, match="was fitted on donor 'donor3', which the query holds too"):
         rg.tl.predict(bench.query, bench.fitted(name, "everybody"), inplace=False)
 
 
-@pytest.mark.parametrize("name", ONLY_CITING)
+@pytest.mark.parametrize("name", marked(ONLY_CITING))
 def test_methods_that_only_cite_leave_the_own_donor_out(bench, name):
     table = bench.predicted(name, "everybody")
     assert set(table.uns["retrieval"]["cited"]["donor"]) == {"donor1", "donor2"}
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", marked(VARIANTS))
 def test_the_expression_of_the_query_changes_nothing(bench, name):
     query = deepcopy(bench.query)
     table = query.tables["table"]
@@ -219,7 +221,7 @@ def test_the_expression_of_the_query_changes_nothing(bench, name):
         True,
     ],
 )
-@pytest.mark.parametrize("name", ONLY_CITING)
+@pytest.mark.parametrize("name", marked(ONLY_CITING))
 def test_the_own_donors_expression_in_the_reference_changes_nothing(bench, name, centred):
     references = [bench.unfitted["everybody"].copy() for _ in range(2)]
     values = references[1].X.toarray()
@@ -237,7 +239,7 @@ def test_the_own_donors_expression_in_the_reference_changes_nothing(bench, name,
     assert_same(*(rg.tl.predict(bench.query, reference, inplace=False) for reference in references))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", marked(VARIANTS))
 def test_a_prediction_does_not_depend_on_company(bench, name):
     reference, whole = bench.fitted(name), bench.predicted(name)
     assert_same(rg.tl.predict(bench.query, reference, inplace=False), whole, atol=0)
@@ -249,7 +251,7 @@ def test_a_prediction_does_not_depend_on_company(bench, name):
         assert_same(rg.tl.predict(query, reference, table_key="part", inplace=False), whole[part])
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", marked(VARIANTS))
 def test_a_subset_of_genes_gets_the_same_values(bench, name):
     for kind in ("plain", "two panels"):
         whole = bench.predicted(name, kind)
@@ -260,7 +262,7 @@ def test_a_subset_of_genes_gets_the_same_values(bench, name):
         np.testing.assert_array_equal(cited_ids(part), cited_ids(whole))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", marked(VARIANTS))
 def test_the_row_order_of_the_reference_does_not_matter(bench, name):
     assert_same(bench.predicted(name), bench.predicted(name, "shuffled"))
 
@@ -291,7 +293,7 @@ def masked_average(reference, table):
     return out
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", marked(VARIANTS))
 def test_genes_that_some_or_all_rows_did_not_measure(bench, name):
     reference, table = bench.fitted(name, "two panels"), bench.predicted(name, "two panels")
     genes = bench.query.tables["table"].var_names
@@ -323,7 +325,7 @@ def partly_outside(bench):
     return query, query.tables["table"].obs["spot_id"].to_numpy() == shapes.index[0]
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", marked(VARIANTS))
 def test_a_spot_outside_the_image_gets_nan(bench, partly_outside, name):
     query, lost = partly_outside
     table = rg.tl.predict(query, bench.fitted(name), inplace=False)
@@ -338,6 +340,7 @@ def test_a_spot_outside_the_image_gets_nan(bench, partly_outside, name):
     assert table.obs[["effective_n", "distance_percentile", "evidence_share"]][lost].isna().all(axis=None)
 
 
+@pytest.mark.slow
 def test_a_new_process_predicts_the_same_bit_for_bit(bench, tmp_path):
     code = (
         "import json, sys, numpy as np, spatialdata as sd, ragst_sd as rg\n"

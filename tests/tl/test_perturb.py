@@ -105,8 +105,11 @@ def test_table_is_written_and_read(fitted, controls, tmp_path):
     assert list(read.uns["retrieval"]["cited"]["reference"]) == list(table.uns["retrieval"]["cited"]["reference"])
 
 
-def test_a_reference_reads_back_with_its_fit(bank, controls, tmp_path):
-    for method in ("rag", "pt_rag", "knn", "ridge", "mean"):
+@pytest.mark.parametrize(
+    "methods", [("rag",), pytest.param(("pt_rag", "knn", "ridge", "mean"), marks=pytest.mark.slow)]
+)
+def test_a_reference_reads_back_with_its_fit(bank, controls, tmp_path, methods):
+    for method in methods:
         rg.tl.fit(bank, method=method, options=QUICK.get(method))
         before = rg.tl.perturb(controls, bank, perturbations=["P3"], **ASK)
         rg.io.write_reference(bank, tmp_path / "bank.zarr.zip", overwrite=True)

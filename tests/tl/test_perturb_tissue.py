@@ -247,6 +247,7 @@ def test_rerun_replaces_our_own_table_only(tissue, bank):
     pd.testing.assert_frame_equal(tissue.tables["table"].obs, before.obs)
 
 
+@pytest.mark.slow
 def test_zarr_round_trip(tissue, steered, tmp_path):
     rg.tl.perturb(tissue, steered, perturbations="P3", **LOGS)
     tissue.write(tmp_path / "tissue.zarr")
@@ -513,6 +514,7 @@ def test_chunks_of_spots_that_cite_differently_many_rows(tissue, bank, monkeypat
     np.testing.assert_array_equal(parts.X, whole.X)
 
 
+@pytest.mark.slow
 def test_sets_of_cells_go_through_the_network_together(tissue, bank, monkeypatch):
     from ragst_sd.retrieval.pt_rag_model import PtRag
 
@@ -548,6 +550,7 @@ def test_learned_retrieval(tissue, bank):
     assert np.corrcoef(table.layers["response"].mean(axis=0), measured)[0, 1] > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context_key", [None, "half"])
 @pytest.mark.parametrize("center_states", [True, False])
 def test_what_is_done_once_is_as_if_done_for_each_spot(tissue, bank, monkeypatch, context_key, center_states):

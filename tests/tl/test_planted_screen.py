@@ -9,6 +9,8 @@ import ragst_sd as rg
 
 from ..screens import two_state_screen
 
+pytestmark = pytest.mark.slow
+
 LOGS = {"unit": "log1p_cp10k", "context_key": "cell_type"}
 BATCH = {**LOGS, "batch_key": "batch"}
 LEARNED = ["rag", "pt_rag"]

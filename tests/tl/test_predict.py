@@ -242,6 +242,7 @@ def test_provenance_survives_subset_crop_and_zarr(predicted, fitted, tmp_path):
     check(sd.read_zarr(tmp_path / "s.zarr").tables["predicted"])
 
 
+@pytest.mark.slow
 def test_squidpy_runs_on_the_table_read_back(predicted, tmp_path):
     import squidpy as sq
 

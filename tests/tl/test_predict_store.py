@@ -97,6 +97,7 @@ def test_a_store_is_replaced_only_when_the_new_one_is_complete(query, fitted, tm
         rg.tl.predict(query, fitted, store=tmp_path / "mine.zarr")
 
 
+@pytest.mark.slow
 def test_a_table_that_is_held_never_shows_the_values_of_the_next_one(query, fitted, tmp_path, monkeypatch):
     path = tmp_path / "p.zarr"
     monkeypatch.chdir(tmp_path)
@@ -111,6 +112,7 @@ def test_a_table_that_is_held_never_shows_the_values_of_the_next_one(query, fitt
     np.testing.assert_array_equal(np.asarray(other[:, genes].X), before)
 
 
+@pytest.mark.slow
 def test_a_link_in_place_of_a_store_is_followed(query, fitted, tmp_path):
     (tmp_path / "disk").mkdir()
     link, target = tmp_path / "p.zarr", tmp_path / "disk" / "real.zarr"
@@ -149,6 +151,7 @@ def _die_once(flag):
     return values_of
 
 
+@pytest.mark.slow
 def test_blocks_of_a_worker_that_is_killed_are_done_again(sections, query, fitted, tmp_path, monkeypatch):
     functions = {}
     for name in ("donor1", "donor2"):

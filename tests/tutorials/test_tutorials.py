@@ -1,6 +1,6 @@
-"""The notebooks of `tutorials/`: committed with their output, and, where asked for, run with `fast`.
+"""The notebooks of `tutorials/`: committed with their output, and, among the slow tests, run with `fast`.
 
-RAGST_SD_THOROUGH=1 RAGST_SD_TEST_DATA=<folder> pytest tests/tutorials
+RAGST_SD_TEST_DATA=<folder> pytest -m slow tests/tutorials
 
 Those that need real tissue find it as a reader does, through `rg.datasets.load` and a mirror (RAGST_SD_DATA_DIR), here a folder
 of links into the test data.
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import re
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,6 @@ nbformat = pytest.importorskip("nbformat")
 
 FOLDER = Path(__file__).parents[2] / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-THOROUGH = os.environ.get("RAGST_SD_THOROUGH") == "1"
 # Data set as `rg.datasets.load` calls it -> folder of the test data.
 MIRRORED = {
     "mob_stutility": "histology/mob2k",
@@ -32,7 +33,8 @@ OPTIONAL = ("lazyslide", "spatialdata_plot")
 SECONDS = 300
 
 
-def read(path: Path):
+@cache
+def committed(path: Path):
     return nbformat.read(path, as_version=4)
 
 
@@ -60,21 +62,21 @@ def test_there_are_tutorials():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
 class TestCommitted:
     def test_is_executed_without_errors(self, path):
-        cells = [cell for cell in read(path).cells if cell.cell_type == "code" and cell.source.strip()]
+        cells = [cell for cell in committed(path).cells if cell.cell_type == "code" and cell.source.strip()]
         assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), "run it again from the top"
         outputs = [output for cell in cells for output in cell.outputs]
         assert not [output for output in outputs if output.output_type == "error"]
         assert any("image/png" in output.get("data", {}) for output in outputs), "no picture is committed"
 
     def test_has_a_parameter_fast_that_is_off(self, path):
-        tagged = parameters(read(path))
+        tagged = parameters(committed(path))
         assert len(tagged) == 1
         scope: dict[str, object] = {}
         exec(tagged[0].source, scope)
         assert scope["fast"] is False
 
     def test_begins_with_a_title_and_says_what_it_asks(self, path):
-        first = read(path).cells[0]
+        first = committed(path).cells[0]
         assert first.cell_type == "markdown" and first.source.startswith("# ")
         assert len(first.source.split("\n\n")) > 1
 
@@ -87,11 +89,11 @@ class TestCommitted:
         assert f"tutorials/{path.stem}" in (FOLDER.parent / "docs" / "index.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(not THOROUGH, reason="set RAGST_SD_THOROUGH=1 to run the tutorials")
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
 def test_runs_fast(path, tmp_path, monkeypatch):
     client = pytest.importorskip("nbclient")
-    notebook = read(path)
+    notebook = deepcopy(committed(path))
     for module in OPTIONAL:
         if f"import {module}" in code(notebook):
             pytest.importorskip(module, reason=f"{path.stem} needs {module}, which is not installed")
