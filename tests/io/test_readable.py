@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import zarr
 
 import ragst_sd as rg
 from ragst_sd.datasets._layout_visium import read_10x
@@ -68,3 +69,14 @@ def test_a_sparse_matrix_that_points_outside_of_itself_does_not_reach_compiled_c
     getattr(matrix, part)[at] = value
     with pytest.raises(ValueError, match=r"ind"):
         as_csr(matrix)
+
+
+def test_a_reference_larger_than_the_memory_is_told_before_it_is_read(reference, tmp_path, monkeypatch):
+    path = tmp_path / "r.zarr.zip"
+    rg.io.write_reference(reference, path)
+    monkeypatch.setattr(zarr.Array, "nbytes", 10**15)
+    with pytest.raises(
+        MemoryError, match=r"r\.zarr\.zip holds \d+\.0 GB, this machine has .* GB of memory.*`lazy=True`"
+    ):
+        rg.io.read_reference(path)
+    assert rg.io.read_reference(path, lazy=True).shape == reference.shape
