@@ -95,8 +95,10 @@ def _samples(source: Source, place: Place, *, progress: bool | None) -> dict[str
     except (KeyError, FileNotFoundError) as error:
         msg = f"{place}: {error.args[0]}"
         raise type(error)(msg) from error
-    resolution = {"image_mpp": source.image_mpp, "um_between_centers": source.um_between_centers}
-    return {name: replace(sample, **resolution) for name, sample in samples.items()}
+    return {
+        name: replace(sample, image_mpp=source.image_mpp, um_between_centers=source.um_between_centers)
+        for name, sample in samples.items()
+    }
 
 
 def _files_of(sample: Sample) -> list[Path]:
