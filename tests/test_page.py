@@ -33,7 +33,12 @@ def page(monkeypatch):
     frame = pd.DataFrame(
         {"name": ["1", NASTY], "n": [1234, 5], "share": ["12 %", "not assessed"], "why": ["", "5 < 6 "]}
     )
-    facts = {"name": NASTY, "items": ["1. one", "- two", "+", NASTY], "frame": frame, "lines": "x: <y>\n```\n# z"}
+    facts = {
+        "name": NASTY,
+        "items": ["1. one", "- two", "+", "---", NASTY],
+        "frame": frame,
+        "lines": "x: <y>\n```\n# z",
+    }
     facts["pictures"] = [Picture("a.png", b"png", "A *picture*")]
     real = _page.read_text
     monkeypatch.setattr(_page, "read_text", lambda file: TEMPLATE if file == "test" else real(file))
@@ -49,7 +54,7 @@ def test_what_is_filled_in_is_text(markdown):
     written = r"\<b\>\*x\*\</b\> \| \`y\` \& \[c\](d) \# 1. \_e\_"
     lines = markdown.splitlines()
     for line in (
-        "<!-- made by a test -->", f"# T & {written}", r"- 1\. one", r"- \- two", r"- \+", f"- {written}", "| name | n | share | why |",
+        "<!-- made by a test -->", f"# T & {written}", r"- 1\. one", r"- \- two", r"- \+", r"- \---", f"- {written}", "| name | n | share | why |",
         "|---|---:|---:|---:|", "| 1 | 1,234 | 12 % |   |", f"| {written} | 5 | not assessed | 5 \\< 6 |", r"![A \*picture\*](a.png)",
         "`<b>*x*</b> / 'y' & [c](d) # 1. _e_` 2 lines", "```yaml", "x: <y>", "'''", "# z",
     ):  # fmt: skip
@@ -60,7 +65,7 @@ def test_html_shows_the_same(page, markdown):
     html = to_html(markdown, title=NASTY, pictures=page["pictures"])
     reader = Reader(html)
     assert html.startswith("<!DOCTYPE html>") and "<!-- made by a test -->" in html
-    assert not {"b", "em", "a", "ol"} & set(reader.tags)
+    assert not {"b", "em", "a", "ol", "hr"} & set(reader.tags)
     assert reader.sources == ["data:image/png;base64,cG5n"]
     shown = "<b>*x*</b> | `y` & [c](d) # 1. _e_"
     for text in (f"T & {shown}", "1. one", "- two", f"{shown} 5 not assessed 5 < 6", "x: <y> ''' # z"):

@@ -102,7 +102,7 @@ def escaped(value: Any) -> str:
         return value
     text = re.sub(r"([\\*_\[\]<>|#`~&])", r"\\\1", " ".join(str(value).split()))
     # What would begin a list or underline a heading.
-    return re.sub(r"^(\d*)([-+=.)])(?=\s|$)", r"\1\\\2", text)
+    return re.sub(r"^(?:(\d+)(?=[.)](?:\s|$))|(?=[-+=]))", r"\1\\", text)
 
 
 def code(value: object) -> Markdown:

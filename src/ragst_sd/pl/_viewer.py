@@ -10,6 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._annotation import single_region
 from ragst_sd._elements import require_sdata
+from ragst_sd._page import bears
 from ragst_sd._replacing import replace_text
 from ragst_sd._results import (
     MIN_CV_PEARSON,
@@ -197,12 +198,9 @@ def _page(
 
 
 def _target(path: Path) -> Path:
-    if path.exists():
-        with path.open("rb") as file:
-            ours = MARK.encode() in file.read(2000)
-        if not ours:
-            msg = f"`path` {str(path)!r} exists and is no viewer page; it is not replaced. Choose another name."
-            raise FileExistsError(msg)
+    if path.exists() and not bears(path, MARK):
+        msg = f"`path` {str(path)!r} exists and is no viewer page; it is not replaced. Choose another name."
+        raise FileExistsError(msg)
     return path
 
 

@@ -9,10 +9,11 @@ import html
 import json
 import re
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ragst_sd._page import read_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,9 +68,8 @@ def assemble(numbers: Numbers, pictures: Pictures, facts: dict[str, Any], title:
 
 
 def _fill(head: dict[str, Any], blocks: dict[str, str], pictures: dict[str, list[bytes]], title: str) -> str:
-    folder = resources.files("ragst_sd.pl") / "viewer_page"
-    template, style = ((folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css"))
-    script = "\n".join((folder / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    template, style = (read_text(f"pl/viewer_page/{name}") for name in ("page.html", "page.css"))
+    script = "\n".join(read_text(f"pl/viewer_page/{name}") for name in _SCRIPTS)
     data = [_data("numbers", name, text) for name, text in blocks.items()]
     for name, files in pictures.items():
         data += [_data(name, str(i), base64.b64encode(file).decode()) for i, file in enumerate(files)]
