@@ -8,6 +8,7 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that each start as many threads as there are cores are slower than one alone.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import matplotlib as mpl
 import numpy as np

@@ -15,6 +15,8 @@ from ragst_sd.retrieval.training import Run, Training, within_section_pearson
 
 OPTIONS = {**BLEEP_OPTIONS, "width": 24, "max_steps": 40, "batch_size": 64, "n_train_genes": 10}
 
+pytestmark = pytest.mark.slow
+
 
 def planted(rng, noise=0.3):
     """Half of the embedding says nothing about expression; sections differ in level; panel 1 lacks gene 2."""
@@ -64,7 +66,6 @@ def test_loss_by_hand(rng):
     assert float(got) == pytest.approx((spots + images) / 2)
 
 
-@pytest.mark.slow
 def test_parameters_are_plain_and_the_same_twice(training, fitted):
     again = fit_bleep(training, training.embedding, OPTIONS, Run(rng=1))
     for name, value in fitted.items():
