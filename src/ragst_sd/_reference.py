@@ -60,11 +60,14 @@ def reference_fit(reference: AnnData) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If the reference is not fitted, or rows, values or annotations changed after fitting.
+        If the reference is not fitted, its method is not registered, or rows, values or annotations changed after fitting.
     """
+    from ragst_sd.retrieval.methods import method_of_fit
+
     header = reference_header(reference)
     check_fit(header.get(_keys.FIT))
     fit = dict(header[_keys.FIT])
+    method_of_fit(fit["method"])
     current = current_hash(reference)
     if current != fit["reference_hash"] or _keys.RETRIEVAL_KEY not in reference.obsm:
         msg = (

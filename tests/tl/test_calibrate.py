@@ -85,7 +85,7 @@ class TestQuantiles:
         assert np.isfinite(calibration["quantiles"]).all()
 
     def test_the_same_after_a_round_trip(self, three, tmp_path):
-        rg.tl.fit(three, method="ridge_residual", n_neighbors=10)
+        rg.tl.fit(three, method="knn_supervised", n_neighbors=10)
         rg.io.write_reference(three, tmp_path / "r.zarr")
         back = rg.io.read_reference(tmp_path / "r.zarr")
         for reference in (three, back):

@@ -207,7 +207,8 @@ def cross_validate(
 def _check_methods(
     methods: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None
 ) -> tuple[list[str], dict[str, Mapping[str, Any]]]:
-    from ragst_sd.retrieval.methods import METHODS, resolve_options
+    from ragst_sd.retrieval.methods import METHODS
+    from ragst_sd.retrieval.options import resolve_options
 
     names, given = as_names(methods), dict(options or {})
     if not names:
@@ -218,7 +219,7 @@ def _check_methods(
         msg = f"`options` names {listing(stray)}, not among `methods` ({listing(names)})."
         raise ValueError(msg)
     for name in names:
-        resolve_options(name, given.get(name))
+        resolve_options(METHODS, name, given.get(name))
     return names, {name: given.get(name, {}) for name in names}
 
 

@@ -62,19 +62,19 @@ def fit(
     `rag`              rows    learned                              learned gate       T, learned
     `knn`              rows    principal components                 fall with distance none
     `knn_supervised`   rows    what ridge predicts                  fall with distance none
-    `ridge_residual`   rows    principal components                 fall with distance ridge, less that of cited rows
-    `bleep`            rows    contrastive heads, image, expression equal              none
     `random_rag`       rows    learned; random candidates, control  learned gate       T, learned
     `ridge`, `mlp`     nobody  none                                 none               regression
     `mean`             nobody  none                                 none               none
     ================== ======= ==================================== ================== ==============================
+
+    Methods of one's own are made known with :func:`ragst_sd.tl.register_method`.
 
     Parameters
     ----------
     reference
         Made by :func:`ragst_sd.tl.build_reference` or :func:`ragst_sd.tl.build_perturbation_reference`.
     method
-        One of the table; for a reference of perturbations see the methods of responses in the Notes.
+        One of the table, or one that was registered; for a reference of perturbations see the methods of responses in the Notes.
     n_neighbors
         Rows cited per spot at most; 50, or all rows of a smaller reference, if left out (perturbations: see Notes).
     n_candidates
@@ -90,7 +90,7 @@ def fit(
     rng
         Seed of all that is drawn. On the CPU the same seed and number of threads give the same fit.
     device
-        Where `rag`, `random_rag`, `bleep` and `mlp` train, for instance `"cuda"`; the setting if left out, and the CPU if
+        Where `rag`, `random_rag` and `mlp` train, for instance `"cuda"`; the setting if left out, and the CPU if
         that is not set either.
     amp
         Whether `rag` and `random_rag` may take the products of phi in bfloat16 while they train.
@@ -136,12 +136,11 @@ def fit(
     relative to their section's mean and put on the mean of the reference). rag, random_rag: `n_latent` (64), `hidden` (0: phi is
     linear; else units of a hidden layer), `gate` (`"softmax"`), `gate_hidden` (0), `cell_types` (False), `sharpness` (2, the start of s), `dropout` (0.1), `correlation` (1, its
     weight in the loss), `sparsity` (0, penalty on the effective number of rows), `n_train_genes` (250), `n_seeds` (3),
-    `max_steps` (120), `learning_rate`, `weight_decay`, `adjustment_rank` (16, 0 is no adjustment). knn, knn_supervised,
-    ridge_residual: `weighting` (`"distance"` or `"uniform"`), `sharpness` (2; weights are
-    :math:`w_j \propto \exp(-s\,d_j^2/d_K^2)`). ridge, knn_supervised, ridge_residual: `alphas` to choose from, of
+    `max_steps` (120), `learning_rate`, `weight_decay`, `adjustment_rank` (16, 0 is no adjustment). knn,
+    knn_supervised: `weighting` (`"distance"` or `"uniform"`), `sharpness` (2; weights are
+    :math:`w_j \propto \exp(-s\,d_j^2/d_K^2)`). ridge, knn_supervised: `alphas` to choose from, of
     :math:`(K^\top K + \alpha m I) B = K^\top Y` on the m rows K. mlp: `hidden` (64), `dropout`, `learning_rate`, `weight_decay`,
-    `max_steps`, `n_seeds`. bleep: `width` of the projections, `temperature`, `dropout`, `learning_rate`, `weight_decay`, `max_steps`
-    (`Xie et al. 2023 <https://arxiv.org/abs/2306.01859>`__).
+    `max_steps`, `n_seeds`.
 
     **Responses to perturbations**, :math:`\Delta(p, c)` of perturbation p in context c, from the rows that a query may use
     (see :func:`ragst_sd.tl.perturb`). The default, `rag`, learns where to look and how far to trust what it finds:
@@ -194,7 +193,8 @@ def fit(
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rg.tl.fit(reference, method="knn", n_neighbors=20)
     """
-    from ragst_sd.retrieval.methods import METHODS, fit_method, resolve_options
+    from ragst_sd.retrieval.methods import METHODS, fit_method
+    from ragst_sd.retrieval.options import resolve_options
     from ragst_sd.retrieval.training import Run, Training
 
     if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
@@ -208,7 +208,7 @@ def fit(
         )  # fmt: skip
         return
     header = reference_header(reference)
-    options = resolve_options(method, options)
+    options = resolve_options(METHODS, method, options)
     metric = "euclidean" if metric is None else metric
     require_choice(metric, METRICS, "metric")
     if metric != "euclidean" and METHODS[method].phi is not None:

@@ -37,12 +37,13 @@ def fit_perturbation(
     run: Run,
 ) -> None:
     """Fit `method` and write `.obsm["retrieval_key"]` and `.uns["ragst"]["fit"]`; see :func:`ragst_sd.tl.fit`."""
-    from ragst_sd.retrieval.response_methods import RESPONSE_METHODS, resolve_response_options
+    from ragst_sd.retrieval.options import resolve_options
+    from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
     from ragst_sd.tl._groups import group_codes
     from ragst_sd.tl._response_bank import response_bank
 
     header = perturbation_header(reference)
-    options = resolve_response_options(method, options)
+    options = resolve_options(RESPONSE_METHODS, method, options, available="for a reference of perturbations available")
     metric = METRICS[0] if metric is None else metric
     require_choice(metric, METRICS, "metric")
     n_neighbors, n_candidates = _counts(reference.n_obs, n_neighbors, n_candidates, RESPONSE_METHODS[method])
