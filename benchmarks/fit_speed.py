@@ -11,10 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from methods import register
 from real_sections import write_between_markers
 
-from ragst_sd.retrieval.methods import METHODS, fit_method, resolve_options
+from ragst_sd.retrieval.methods import METHODS, fit_method
+from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.training import Run, Training
+
+register()
 
 N_FEATURES, N_DONORS, N_SECTIONS = 462, 4, 8
 TARGET = "rag"
@@ -50,7 +54,7 @@ def main() -> None:
     ]
     for name in args.methods:
         start = time.perf_counter()
-        fit_method(name, training, resolve_options(name, None), Run(device=args.device))
+        fit_method(name, training, resolve_options(METHODS, name, None), Run(device=args.device))
         lines.append(f"| {name} | {time.perf_counter() - start:.1f} |")
         print(lines[-1], flush=True)
     if args.write:

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from ragst_sd.retrieval.evidence import select_cited, weighted_average
-from ragst_sd.retrieval.methods import METHODS, fit_method, phi_of, resolve_options
+from ragst_sd.retrieval.methods import METHODS, fit_method, phi_of
+from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.search import Eligibility, search
 from ragst_sd.retrieval.training import Neighbourhood, Run, Training
 
@@ -180,7 +181,7 @@ def measure_fit(args: argparse.Namespace, device: torch.device) -> dict:
         whole.embedding[rows], whole.values[rows], whole.panels[rows], whole.measured, whole.folds[rows],
         whole.sections[rows], whole.donors[rows],
     )  # fmt: skip
-    options = resolve_options("rag", None)
+    options = resolve_options(METHODS, "rag", None)
     out = {"rows": len(rows), "genes": args.genes, "held_out_rows": len(held), "steps": int(options["max_steps"])}
     predictions = {}
     for where in dict.fromkeys((str(device), "cpu")):

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from methods import register
 
 import ragst_sd as rg
 from ragst_sd import _keys
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from anndata import AnnData
+
+register()
 
 SETS = ("mob", "mob2k", "her2st")
 METHODS = ("mean", "ridge", "knn", "rag")

@@ -13,6 +13,7 @@ import argparse
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -280,6 +281,10 @@ def draw_benchmark(folder: Path, path: Path) -> None:
     for sdata in sections.values():
         rg.pp.embed_tiles(sdata)
     reference = rg.tl.build_reference(sections, use_rep="X_texture", thumbnails=False)
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    from methods import register
+
+    register()
     scores = rg.tl.cross_validate(reference, methods=COMPARED, cited=(), inplace=False)
     rg.pl.benchmark(scores, baseline="ridge", save=path, show=False)
 

@@ -496,7 +496,7 @@ CASES: dict[str, Case] = {
             ValueError,
             [f"'{method}' has nothing to learn", "varies within a section"],
         )
-        for method in ("rag", "mlp", "bleep")
+        for method in ("rag", "mlp")
     },
     # options of the default method
     "unknown option of rag": (fit_rag(gates="softmax"), ValueError, ["'rag' has no option 'gates'", "'gate'"]),

@@ -20,6 +20,7 @@ import pytest
 
 import ragst_sd as rg
 from ragst_sd._settings import Settings
+from ragst_sd.retrieval import methods
 
 from .io.hub_server import TOKEN, serve_hub
 from .io.layouts import write_st
@@ -172,6 +173,8 @@ def test_example_runs(name, workplace, drawn, monkeypatch, request):
     described = getattr(getattr(rg, submodule), function)
     if name not in FROM_SCRATCH:
         monkeypatch.setattr(rg.datasets, "synthetic", drawn)
+    # What an example registers goes with it.
+    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
     try:
         run(name, described)
     finally:

@@ -15,6 +15,7 @@ from ragst_sd.image.frames import apply_affine, similarity_scale
 
 if TYPE_CHECKING:
     import pandas as pd
+    from geopandas import GeoDataFrame
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
@@ -130,13 +131,31 @@ def centers_in_pixels(sdata: SpatialData, *, shapes_key: str, image_key: str, co
     affine = to_pixels @ np.asarray(from_shapes, dtype=float)
     similarity_scale(affine)
     if hasattr(element, "compute"):
-        element = element[["x", "y"]].compute()
-        xy = element.to_numpy(float)
-    else:
-        # Not `spatialdata.get_centroids`: it warns about every index of strings that is not sorted.
-        centroids = element.geometry.centroid
-        xy = np.column_stack([centroids.x, centroids.y])
-    return Centers(apply_affine(affine, xy), element.index, affine, frame)
+        element = element.compute()
+    return Centers(apply_affine(affine, element_centers(element)), element.index, affine, frame)
+
+
+def element_centers(element: Any) -> np.ndarray:
+    """(n, 2) centroids of shapes or points, in their own frame."""
+    if hasattr(element, "compute"):
+        element = element.compute()
+    if "geometry" not in element:
+        return element[["x", "y"]].to_numpy(float)
+    # Not `spatialdata.get_centroids`: it warns about every index of strings that is not sorted.
+    centroids = element.geometry.centroid
+    return np.column_stack([centroids.x, centroids.y])
+
+
+def squares_on_image(sdata: SpatialData, image_key: str, lows: np.ndarray, edge: Any) -> GeoDataFrame:
+    """Squares from their corners (n, 2) and edges, in pixels of an image and in all frames of it."""
+    import geopandas as gpd
+    import shapely
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import get_transformation
+
+    (x, y), frames = lows.T, get_transformation(sdata.images[image_key], get_all=True)
+    frame = gpd.GeoDataFrame(geometry=shapely.box(x, y, x + edge, y + edge))
+    return ShapesModel.parse(frame, transformations=dict(frames))
 
 
 def image_pyramid(sdata: SpatialData, image_key: str) -> Pyramid:

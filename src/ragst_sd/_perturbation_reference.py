@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
-from ragst_sd._reference import reference_hash, reference_header
+from ragst_sd._reference import check_hashes, reference_hash, reference_header
 from ragst_sd._validate import require_type
 from ragst_sd.reference.hashing import content_hash, parameters_hash
 from ragst_sd.reference.normalize import as_csr
@@ -92,16 +93,7 @@ def perturbation_fit(reference: AnnData) -> dict[str, Any]:
     header = perturbation_header(reference)
     check_fit(header.get(_keys.FIT), task=TASK)
     fit = dict(header[_keys.FIT])
-    current = perturbation_hash(reference)
-    if current != fit["reference_hash"] or _keys.RETRIEVAL_KEY not in reference.obsm:
-        msg = (
-            "The reference changed after it was fitted (rows, responses, embedding or annotations): "
-            f"hash {current[:12]} against {fit['reference_hash'][:12]}. Run `rg.tl.fit` again."
-        )
-        raise ValueError(msg)
-    if perturbation_fit_hash(reference, fit) != fit["fit_hash"]:
-        msg = "The fit does not match its hash: its parameters or `obsm['retrieval_key']` changed after `rg.tl.fit`. Fit again."
-        raise ValueError(msg)
+    check_hashes(reference, fit, perturbation_hash(reference), partial(perturbation_fit_hash, reference, fit))
     return fit
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from ragst_sd.reference.normalize import as_csr
 from ragst_sd.reference.schema import check_fit, check_reference_header
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anndata import AnnData
 
 # Rows that are looked at together where all rows are gone through.
@@ -60,25 +63,33 @@ def reference_fit(reference: AnnData) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If the reference is not fitted, or rows, values or annotations changed after fitting.
+        If the reference is not fitted, its method is not registered, or rows, values or annotations changed after fitting.
     """
+    from ragst_sd.retrieval.methods import method_of_fit
+
     header = reference_header(reference)
     check_fit(header.get(_keys.FIT))
     fit = dict(header[_keys.FIT])
-    current = current_hash(reference)
+    method_of_fit(fit["method"])
+    own_hash = None if is_lazy(reference) else partial(fit_hash, reference, header, fit)
+    check_hashes(reference, fit, current_hash(reference), own_hash)
+    return fit
+
+
+def check_hashes(reference: AnnData, fit: dict[str, Any], current: str, own_hash: Callable[[], str] | None) -> None:
+    """Raise a `ValueError` if a reference, of content hash `current`, or its fit changed after fitting."""
     if current != fit["reference_hash"] or _keys.RETRIEVAL_KEY not in reference.obsm:
         msg = (
-            "The reference changed after it was fitted (rows, expression, embeddings or annotations): "
+            "The reference changed after it was fitted (rows, values, embeddings or annotations): "
             f"hash {current[:12]} against {fit['reference_hash'][:12]}. Run `rg.tl.fit` again."
         )
         raise ValueError(msg)
-    if not is_lazy(reference) and fit_hash(reference, header, fit) != fit["fit_hash"]:
+    if own_hash is not None and own_hash() != fit["fit_hash"]:
         msg = (
             "The fit does not match its hash: its parameters, `obsm['retrieval_key']`, or the statistics of the sections "
             "changed after `rg.tl.fit`. Fit again."
         )
         raise ValueError(msg)
-    return fit
 
 
 def fit_hash(reference: AnnData, header: dict[str, Any], fit: dict[str, Any], key: np.ndarray | None = None) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
 from ragst_sd._reference import current_hash
-from ragst_sd._validate import hint, listing, require_key, require_type
+from ragst_sd._validate import require_key, require_known, require_type
 from ragst_sd.reference.perturbation_schema import TASK
 
 if TYPE_CHECKING:
@@ -63,6 +63,30 @@ def unlike_share(appearance_distance: np.ndarray) -> float:
 def holds_responses(header: Any) -> bool:
     """Whether a provenance header is that of predicted responses to perturbations; of tissue otherwise."""
     return hasattr(header, "get") and header.get("task") == TASK
+
+
+def check_key_added(sdata: SpatialData, key_added: str, *, responses: bool = False) -> None:
+    """Raise a `ValueError` for a name that is not legal, or that anything but an earlier prediction has."""
+    from spatialdata import sanitize_name
+
+    from ragst_sd._annotation import is_predicted
+
+    if sanitize_name(key_added) != key_added:
+        msg = f"`key_added` {key_added!r} is not a legal element name; for instance {sanitize_name(key_added)!r} is."
+        raise ValueError(msg)
+    if key_added in sdata.tables:
+        table = sdata.tables[key_added]
+        if not is_predicted(table) or (responses and not holds_responses(table.uns[_keys.RETRIEVAL])):
+            msg = (
+                f"`sdata.tables[{key_added!r}]` exists and was not made by `rg.tl.{'perturb' if responses else 'predict'}`; it is "
+                "not replaced. Choose another name with `key_added=`."
+            )
+            raise ValueError(msg)
+        return
+    taken = [name for _, name, _ in sdata.gen_elements() if name.lower() == key_added.lower()]
+    if taken:
+        msg = f"`key_added` {key_added!r}: the name is taken by element {taken[0]!r}. Choose another one."
+        raise ValueError(msg)
 
 
 def require_tissue(header: Any) -> None:
@@ -185,9 +209,5 @@ def gene_index(table: AnnData, genes: str | Sequence[str], argument: str = "gene
 
 def _positions(names: pd.Index, wanted: str | Sequence[str], argument: str, what: str) -> np.ndarray:
     wanted = [str(wanted)] if np.ndim(wanted) == 0 else [str(one) for one in wanted]
-    found = names.get_indexer(wanted)
-    if (found < 0).any():
-        missing = [one for one, i in zip(wanted, found, strict=True) if i < 0]
-        msg = f"`{argument}`: the table has no {what} {listing(missing)}; it has {listing(names)}.{hint(missing[0], names)}"
-        raise KeyError(msg)
-    return found
+    require_known(wanted, names, argument, f": the table has no {what}", KeyError)
+    return names.get_indexer(wanted)

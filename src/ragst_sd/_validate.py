@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 _LISTED = 12
 
@@ -37,6 +37,45 @@ def require_key(key: str, container: Mapping[str, Any] | Iterable[str], where: s
         # What an object holds is a question of names, which one page answers.
         page = "See `Outputs and key naming` in the documentation." if where.startswith("sdata.") else ""
         raise KeyError(" ".join(part for part in (msg, todo, page) if part))
+
+
+def require_some(values: Collection[Any], argument: str, todo: str = "Name at least one.") -> None:
+    """Raise a `ValueError` if there is nothing in a list or mapping."""
+    if not len(values):
+        msg = f"`{argument}` is empty. {todo}"
+        raise ValueError(msg)
+
+
+def require_known(
+    names: Iterable[str],
+    available: Collection[Any],
+    argument: str,
+    lacking: str = " has",
+    error: type[Exception] = ValueError,
+) -> None:
+    """Raise an error if one of `names` is not `available`; `lacking` leads from the argument to the names."""
+    known = {str(name) for name in available}
+    missing = [name for name in names if name not in known]
+    if missing:
+        near = hint(missing[0], available)
+        msg = f"`{argument}`{lacking} {listing(missing)}; available: {listing(available)}.{near}"
+        raise error(msg)
+
+
+def names_among(
+    asked: str | Sequence[str],
+    available: Collection[Any],
+    argument: str,
+    lacking: str = " has",
+    error: type[Exception] = ValueError,
+) -> list[str]:
+    """The names asked for, without repeats: at least one, and all of them available."""
+    from ragst_sd._labels import as_names
+
+    names = as_names(asked)
+    require_some(names, argument)
+    require_known(names, available, argument, lacking, error)
+    return names
 
 
 def require_choice(value: Any, choices: Iterable[Any], argument: str) -> None:

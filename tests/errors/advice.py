@@ -36,6 +36,7 @@ ADVICE: dict[str, tuple[str, str, str]] = {
     "sources-field": ("An unknown field of sources", "Only fields that are carried into every prediction are taken.", "Use a field that the message lists."),
     "wrong-method": ("An unknown method", "Methods are known by name.", "Leave `method` out, or use a name that the message lists."),
     "wrong-option": ("An option that the method does not have", "Each method has options of its own.", "Use those that the message lists; the docstring of `rg.tl.fit` explains them."),
+    "method-taken": ("A method under a name that is taken", "Fits know their method by its name, so that a name stands for one method.", "Register it under another name."),
     "too-many-neighbours": ("More neighbours than rows", "A spot cannot rest on more measured spots than there are.", "Ask for fewer, or leave `n_neighbors` out."),
     "one-group": ("Nothing can be held out", "Learning and calibrating hold out whole groups, and there is one only.", "Hold out another column, or add a donor."),
     "levels": ("Levels of intervals", "A level is a share: 0.9 means nine of ten.", "Write 0.9, not 90."),

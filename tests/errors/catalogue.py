@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
 import ragst_sd as rg
+from ragst_sd.retrieval.methods import Method
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,6 +136,7 @@ TOPICS: dict[str, list[Case]] = {
         Case("sources-field", "tl.build_reference", ValueError, ("'licence'", "'license'"), lambda w: build(w, sources={"donor1": {"licence": "MIT"}})),
         Case("wrong-method", "tl.fit", ValueError, ("'knnn'", "'knn'"), lambda w: rg.tl.fit(w.unfitted, method="knnn")),
         Case("wrong-option", "tl.fit", ValueError, ("'k'", "'n_components'"), lambda w: rg.tl.fit(w.unfitted, method="knn", options={"k": 3})),
+        Case("method-taken", "tl.register_method", ValueError, ("'rag'", "taken"), lambda w: rg.tl.register_method("rag", Method(cites=False, learns_expression=False, options={}, fit=lambda *_: {}))),
         Case("too-many-neighbours", "tl.fit", ValueError, ("10000", "rows of the reference"), lambda w: rg.tl.fit(w.unfitted, method="knn", n_neighbors=10_000)),
         Case("one-group", "tl.fit", ValueError, ("one group only",), lambda w: rg.tl.fit(w.unfitted, method="knn", group_key="tissue")),
         Case("levels", "tl.calibrate", ValueError, ("`levels` is", "above 0 and below 1"), lambda w: rg.tl.calibrate(w.reference, levels=[90])),

@@ -255,7 +255,7 @@ def test_a_table_that_lost_its_queries_still_answers(predicted):
     assert rg.get.influence(predicted.tables["predicted"][others].copy(), rows=row).empty
 
 
-def test_real_sections(data_dir, embed):
+def test_real_sections(data_dir, embed, quick):
     """Olfactory bulb of two mice: what each section of the one does to a section of the other."""
     folder = data_dir / "histology" / "mob2k"
     names = ("MOB1", "MOB2", "MOB3")
@@ -264,7 +264,7 @@ def test_real_sections(data_dir, embed):
         rg.pp.embed_tiles(sdata, **{**embed, "mpp": 4.5})
     query = sections.pop("MOB3")
     reference = rg.tl.build_reference(sections, use_rep="X_colour", thumbnails=False)
-    rg.tl.fit(reference, method="ridge_residual", n_neighbors=20, progress=False)
+    rg.tl.fit(reference, method="rag", n_neighbors=20, options=quick("rag"), progress=False)
     rg.tl.predict(query, reference)
     table = query.tables["predicted"]
     frame = influence(query, reference, group_key="sample").set_index("group")

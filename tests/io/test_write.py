@@ -238,7 +238,7 @@ def test_a_lazy_reference_leaves_its_rows_on_disk(fitted, lazy):
     np.testing.assert_array_equal(whole.obsm["retrieval_key"], fitted.obsm["retrieval_key"])
 
 
-@pytest.mark.parametrize("method", ["knn", "ridge_residual", "ridge", "mean"])
+@pytest.mark.parametrize("method", ["knn", "ridge", "mean"])
 def test_a_lazy_reference_predicts_the_same(reference, method, query, tmp_path, monkeypatch):
     """Blocks far smaller than the reference, so that rows of several of them are cited for one spot."""
     from ragst_sd.io import _read_reference, _write_reference

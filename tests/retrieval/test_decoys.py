@@ -9,7 +9,8 @@ import pytest
 import ragst_sd as rg
 from ragst_sd.retrieval.evidence import select_cited
 from ragst_sd.retrieval.gate import GATES
-from ragst_sd.retrieval.methods import METHODS, fit_method, phi_of, resolve_options
+from ragst_sd.retrieval.methods import METHODS, fit_method, phi_of
+from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.search import Eligibility, find_candidates
 from ragst_sd.retrieval.training import Neighbourhood, Run, Training
 
@@ -51,7 +52,7 @@ def fit_on_arrays(method, data, options, n_candidates=CITED):
         donors[seen], donors[seen], donors[seen], state[seen],
     )  # fmt: skip
     run = Run(n_neighbors=CITED, n_candidates=n_candidates)
-    parameters, bank, _ = fit_method(method, training, resolve_options(method, options), run)
+    parameters, bank, _ = fit_method(method, training, resolve_options(METHODS, method, options), run)
     phi = phi_of(method, parameters, x[query])
     found = find_candidates(phi, bank, n_candidates, eligibility=Eligibility.everything(len(phi), n))
 

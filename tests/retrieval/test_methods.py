@@ -8,7 +8,8 @@ import scipy.sparse as sp
 
 from ragst_sd.retrieval.baselines import fit_ridge, ridge_adjustment
 from ragst_sd.retrieval.gate import distance_gate, uniform_gate
-from ragst_sd.retrieval.methods import METHODS, fit_method, resolve_options
+from ragst_sd.retrieval.methods import METHODS, fit_method
+from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.projection import fit_pca, project, standardize
 from ragst_sd.retrieval.training import Run, Training, reference_mean, variable_genes, within_section_pearson
 
@@ -136,7 +137,7 @@ def test_within_section_pearson_ignores_differences_between_sections(rng):
 def test_every_method_gives_plain_parameters_and_the_same_twice(training, name):
     small = {"n_components": 4, "max_steps": 20, "n_seeds": 2}
     known = METHODS[name].options
-    options = resolve_options(name, {option: value for option, value in small.items() if option in known})
+    options = resolve_options(METHODS, name, {option: value for option, value in small.items() if option in known})
     first, key = fit_method(name, training, options, Run(n_neighbors=10, n_candidates=10))[:2]
     second, again = fit_method(name, training, options, Run(n_neighbors=10, n_candidates=10))[:2]
     np.testing.assert_array_equal(key, again)

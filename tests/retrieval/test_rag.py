@@ -11,7 +11,8 @@ import pytest
 from ragst_sd.retrieval import rag as module
 from ragst_sd.retrieval.evidence import select_cited, weighted_average
 from ragst_sd.retrieval.gate import GATES
-from ragst_sd.retrieval.methods import METHODS, fit_method, phi_of, resolve_options
+from ragst_sd.retrieval.methods import METHODS, fit_method, phi_of
+from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.search import Eligibility, find_candidates
 from ragst_sd.retrieval.training import Neighbourhood, Run, Training, within_section_pearson
 
@@ -38,7 +39,7 @@ def held_out(method, training, options, run=RUN, donor=3):
     """Pearson of the evidence within a donor that the fit has not seen."""
     seen = training.folds != donor
     inner, query = part(training, seen), part(training, ~seen)
-    parameters, bank, _ = fit_method(method, inner, resolve_options(method, options), run)
+    parameters, bank, _ = fit_method(method, inner, resolve_options(METHODS, method, options), run)
     phi = phi_of(method, parameters, query.embedding)
     everyone = Eligibility.everything(len(phi), len(bank))
     found = find_candidates(phi, bank, run.n_candidates, eligibility=everyone, how=METHODS[method].candidates)
@@ -75,7 +76,7 @@ def test_random_candidates_are_worse(training):
 
 
 def fit(training, run=RUN, **options):
-    return fit_method("rag", training, resolve_options("rag", {**QUICK, "max_steps": 20, **options}), run)[0]
+    return fit_method("rag", training, resolve_options(METHODS, "rag", {**QUICK, "max_steps": 20, **options}), run)[0]
 
 
 def test_one_seed_one_fit(training):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.pt_rag import stage_one
-from ragst_sd.retrieval.response_methods import RESPONSE_METHODS, resolve_response_options
+from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 from ragst_sd.retrieval.responses import Asked, Bank, Cells, candidates
 from ragst_sd.retrieval.training import Run
 
@@ -57,7 +58,7 @@ def ask(bank, rows, contexts=None):
 
 def answer(bank, asked, method, k=K, **options):
     one = RESPONSE_METHODS[method]
-    parameters = one.fit(bank, resolve_response_options(method, {**QUICK.get(method, {}), **options}), Run())
+    parameters = one.fit(bank, resolve_options(RESPONSE_METHODS, method, {**QUICK.get(method, {}), **options}), Run())
     return one.respond(parameters, bank, asked, k)
 
 
@@ -92,7 +93,9 @@ def test_every_method_keeps_its_promises(bank, method):
 def test_rows_that_may_not_be_used_change_nothing(bank, method):
     """The value of the own row is replaced by nonsense: nobody may have looked at it."""
     one, asked = RESPONSE_METHODS[method], ask(bank, [5])
-    parameters = one.fit(bank, resolve_response_options(method, QUICK.get(method)), Run(n_neighbors=K, n_candidates=16))
+    parameters = one.fit(
+        bank, resolve_options(RESPONSE_METHODS, method, QUICK.get(method)), Run(n_neighbors=K, n_candidates=16)
+    )
     before = one.respond(parameters, bank, asked, K)
     values = bank.values.copy()
     values[5] = 1e3
@@ -228,7 +231,7 @@ def test_penalty_follows_the_signal(rng):
     strong = Bank(values=signal, halves=(signal + 0.1 * noise[0], signal + 0.1 * noise[1]), **shared)
     empty = Bank(values=noise[0], halves=(noise[0], noise[1]), **shared)
     fit = RESPONSE_METHODS["ridge"].fit
-    options = resolve_response_options("ridge", None)
+    options = resolve_options(RESPONSE_METHODS, "ridge", None)
     assert fit(strong, options, Run())["alpha"] < 1 < fit(empty, options, Run())["alpha"]
 
 
@@ -245,17 +248,15 @@ def test_what_retrieval_is_worth_to_pt_rag_can_be_asked(bank):
     alone = answer(bank, asked, "pt_rag", candidates="none")
     assert (alone.rows == -1).all() and not alone.weights.any() and not alone.adjustment.any() and alone.evidence.any()
     with pytest.raises(ValueError, match="`candidates` is 'far'; for method 'pt_rag' it must be one of 'nearest'"):
-        resolve_response_options("pt_rag", {"candidates": "far"})
+        resolve_options(RESPONSE_METHODS, "pt_rag", {"candidates": "far"})
 
 
 def test_unknown_methods_and_options():
-    with pytest.raises(
-        ValueError, match="`method` is 'rags'; for a reference of perturbations available: 'rag', 'pt_rag', 'none'"
-    ):
-        resolve_response_options("rags", None)
+    with pytest.raises(ValueError, match="`method` is 'rags'; available: 'rag', 'pt_rag', 'none'"):
+        resolve_options(RESPONSE_METHODS, "rags", None)
     with pytest.raises(ValueError, match="has no option 'gate'; it has none"):
-        resolve_response_options("mean", {"gate": "softmax"})
+        resolve_options(RESPONSE_METHODS, "mean", {"gate": "softmax"})
     with pytest.raises(ValueError, match="`rank` is 0"):
-        resolve_response_options("bilinear", {"rank": 0})
+        resolve_options(RESPONSE_METHODS, "bilinear", {"rank": 0})
     with pytest.raises(ValueError, match="`within_context` is 'yes'"):
-        resolve_response_options("knn", {"within_context": "yes"})
+        resolve_options(RESPONSE_METHODS, "knn", {"within_context": "yes"})

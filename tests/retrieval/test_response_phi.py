@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ragst_sd.retrieval.response_methods import RESPONSE_METHODS, resolve_response_options
+from ragst_sd.retrieval.options import resolve_options
+from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 from ragst_sd.retrieval.response_phi import explained
 from ragst_sd.retrieval.responses import Asked, Bank
 from ragst_sd.retrieval.training import Run
@@ -47,7 +48,7 @@ def test_share_by_brute_force(bank):
 
 def test_a_perturbation_unlike_all_others_has_their_mean(bank):
     one = RESPONSE_METHODS["rag"]
-    fit = one.fit(bank, resolve_response_options("rag", None), Run(n_neighbors=8, n_candidates=10))
+    fit = one.fit(bank, resolve_options(RESPONSE_METHODS, "rag", None), Run(n_neighbors=8, n_candidates=10))
     assert (np.atleast_2d(fit["gates"])[:, -3:-1].sum(axis=1) > 0).any(), (
         "nothing is trusted, so that nothing is tested"
     )
@@ -68,7 +69,7 @@ def test_a_single_row_is_its_own_mean_and_is_cited(bank):
     asked.eligible[0, 3] = True
     assert explained(bank, asked)[0] == 1
     one = RESPONSE_METHODS["rag"]
-    fit = one.fit(bank, resolve_response_options("rag", None), Run(n_neighbors=8, n_candidates=10))
+    fit = one.fit(bank, resolve_options(RESPONSE_METHODS, "rag", None), Run(n_neighbors=8, n_candidates=10))
     found = one.respond(fit, bank, asked, 8)
     assert found.rows[0, 0] == 3 and found.weights[0].sum() == pytest.approx(1)
     np.testing.assert_allclose(found.evidence[0] + found.adjustment[0], bank.values[3], atol=1e-9)

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ragst_sd.retrieval.methods import fit_method, phi_of, resolve_options
+from ragst_sd.retrieval.methods import METHODS, fit_method, phi_of
+from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.training import Run, Training
 from ragst_sd.retrieval.type_filter import fit_types, typed_queries
 
@@ -88,7 +89,7 @@ def evidence(training, options, rng):
         },
     )
     run = Run(n_neighbors=20, n_candidates=20)
-    parameters, bank, _ = fit_method("rag", inner, resolve_options("rag", {**QUICK, **options}), run)
+    parameters, bank, _ = fit_method("rag", inner, resolve_options(METHODS, "rag", {**QUICK, **options}), run)
     phi = phi_of("rag", parameters, training.embedding[held])
     squared = ((phi[:, None] - bank[None]) ** 2).sum(axis=2)
     near = np.argsort(squared, axis=1)[:, :20]
@@ -111,4 +112,4 @@ def test_without_types_they_cannot_count(training):
     with pytest.raises(ValueError, match="the rows have none"):
         fit_types(replace(training, types=None), training.embedding)
     with pytest.raises(ValueError, match="`cell_types` is 'yes'"):
-        resolve_options("rag", {"cell_types": "yes"})
+        resolve_options(METHODS, "rag", {"cell_types": "yes"})

@@ -86,7 +86,7 @@ class TestQuantiles:
 
     @pytest.mark.slow
     def test_the_same_after_a_round_trip(self, three, tmp_path):
-        rg.tl.fit(three, method="ridge_residual", n_neighbors=10)
+        rg.tl.fit(three, method="knn_supervised", n_neighbors=10)
         rg.io.write_reference(three, tmp_path / "r.zarr.zip")
         back = rg.io.read_reference(tmp_path / "r.zarr.zip")
         for reference in (three, back):

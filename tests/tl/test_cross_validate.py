@@ -281,7 +281,7 @@ def test_fewer_genes_than_asked_for(three, caplog):
     [
         ({"methods": ["kn"]}, ValueError, "'kn'"),
         ({"methods": []}, ValueError, "`methods` is empty"),
-        ({"options": {"rigde": {}}}, ValueError, "not among `methods`"),
+        ({"options": {"rigde": {}}}, ValueError, "beside `methods`, 'rigde'"),
         ({"options": {"ridge": {"alpha": 1}}}, ValueError, "no option 'alpha'"),
         ({"group_key": "patient"}, KeyError, "'patient' not found"),
         ({"group_key": "tissue"}, ValueError, "one group only"),

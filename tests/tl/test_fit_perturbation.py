@@ -36,7 +36,7 @@ def test_fit_follows_the_task_of_the_reference(bank, method):
     ("arguments", "error", "message"),
     [
         (
-            {"method": "bleep"},
+            {"method": "knn_supervised"},
             ValueError,
             "for a reference of perturbations available: 'rag', 'pt_rag', 'none', 'mean'",
         ),

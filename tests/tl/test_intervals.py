@@ -10,7 +10,7 @@ import pytest
 import spatialdata as sd
 
 import ragst_sd as rg
-from ragst_sd.tl._intervals import make_intervals
+from ragst_sd.tl._intervals import interval_rule, limits_of
 
 KNN = {"method": "knn", "n_neighbors": 10, "progress": False}
 
@@ -186,7 +186,7 @@ class TestLimits:
             distance=np.zeros(n),
             obs={"appearance_distance": np.array([0.5, 2.0, np.nan])},
         )
-        limits = make_intervals(header, found, 0, np.arange(g), as_calibrated=True)
+        limits = limits_of(interval_rule(header, 0, np.arange(g), as_calibrated=True), found)
         half = limits.upper - found.prediction
         np.testing.assert_allclose(half[1], 2 * half[0], rtol=1e-5)
         np.testing.assert_array_equal(half[2], half[0])

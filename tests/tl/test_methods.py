@@ -24,7 +24,7 @@ VARIANTS = {
 CITING = [name for name, (method, _) in VARIANTS.items() if METHODS[method].cites]
 LEARNING = [name for name, (method, _) in VARIANTS.items() if METHODS[method].learns_expression]
 ONLY_CITING = [name for name in VARIANTS if name not in LEARNING]
-DRAWING = {"rag", "random_rag", "mlp", "bleep"}
+DRAWING = {"rag", "random_rag", "mlp"}
 FEW_PANEL, NO_PANEL = slice(10, 14), slice(14, 17)
 
 
@@ -187,7 +187,7 @@ def test_fit_and_prediction_leave_the_global_random_state_alone(bench):
     import torch
 
     numpy_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
-    for name in ("rag", "mlp", "bleep", "random_rag"):
+    for name in ("rag", "mlp", "random_rag"):
         reference = bench.fit(name, bench.unfitted["plain"].copy())
         rg.tl.predict(bench.query, reference, inplace=False)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002

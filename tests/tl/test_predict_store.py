@@ -42,7 +42,7 @@ def seen(folder):
     return sorted(one.name for one in folder.iterdir() if not one.name.endswith(".lock"))
 
 
-@pytest.mark.parametrize("method", ["rag", "ridge_residual", "ridge"])
+@pytest.mark.parametrize("method", ["rag", "ridge"])
 def test_a_store_holds_what_memory_would(query, reference, quick, method, tmp_path):
     rg.tl.fit(reference, method=method, n_neighbors=10, options=quick(method))
     outside = query.tables["table"].obsm["X_colour"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from ragst_sd._labels import as_names, labels
 from ragst_sd._reference import reference_header
 from ragst_sd._results import gene_index, holds_responses, matching_reference, predicted, spot_index
 from ragst_sd._settings import settings
-from ragst_sd._validate import hint, listing, require_key
+from ragst_sd._validate import hint, listing, require_key, require_some
 from ragst_sd.get._neighbors import neighbors
 from ragst_sd.get._rerun import Rerun
 from ragst_sd.tl._metrics import pearson, score
@@ -136,9 +136,7 @@ def influence(
     reference = matching_reference(reference, header)
     groups = _groups(reference, group_key)
     columns = np.arange(table.n_vars) if genes is None else gene_index(table, as_names(genes), "genes")
-    if not len(columns):
-        msg = "`genes` is empty; name at least one gene, or leave it out for all."
-        raise ValueError(msg)
+    require_some(columns, "genes", "Name at least one gene, or leave it out for all.")
     rerun = Rerun(sdata, reference, table, header, spots=spot_index(table, obs_names), genes=columns)
     show = settings.progress if progress is None else progress
     lines = []
@@ -177,30 +175,19 @@ def _changes(before: np.ndarray, after: np.ndarray) -> tuple[dict[str, float], p
     """What became of (spots, genes) predictions: over all of them, and gene by gene."""
     import pandas as pd
 
-    had, both = np.isfinite(before), np.isfinite(before) & np.isfinite(after)
-    change = np.where(both, after - before, 0.0)
-    size, count = np.abs(change), both.sum(axis=0)
-
-    def mean(total: Any, number: Any) -> Any:
-        return np.divide(total, number, out=np.full(np.shape(total), np.nan), where=number > 0)
-
-    by_gene = pd.DataFrame(
-        {
-            "lost": mean((had & ~both).sum(axis=0), had.sum(axis=0)),
-            "mean_change": mean(change.sum(axis=0), count),
-            "mean_abs_change": mean(size.sum(axis=0), count),
-            "max_abs_change": np.where(count > 0, size.max(axis=0, initial=0.0), np.nan),
-            "pearson": score(pearson, after, before, both),
-        }
-    )
-    overall = {
-        "lost": float(mean((had & ~both).sum(), had.sum())),
-        "mean_change": float(mean(change.sum(), count.sum())),
-        "mean_abs_change": float(mean(size.sum(), count.sum())),
-        "max_abs_change": float(size.max()) if count.any() else np.nan,
-        "pearson": float(by_gene["pearson"].mean()),
+    had = np.isfinite(before)
+    change = pd.DataFrame(np.where(had & np.isfinite(after), after - before, np.nan))
+    lost = pd.DataFrame(np.where(had, change.isna(), np.nan))
+    parts = {
+        "lost": (lost, "mean"),
+        "mean_change": (change, "mean"),
+        "mean_abs_change": (change.abs(), "mean"),
+        "max_abs_change": (change.abs(), "max"),
     }
-    return overall, by_gene
+    by_gene = pd.DataFrame({name: values.agg(how) for name, (values, how) in parts.items()})
+    by_gene["pearson"] = score(pearson, after, before, change.notna().to_numpy())
+    overall = {name: float(values.melt()["value"].agg(how)) for name, (values, how) in parts.items()}
+    return {**overall, "pearson": float(by_gene["pearson"].mean())}, by_gene
 
 
 def _citing(
@@ -214,9 +201,7 @@ def _citing(
     import pandas as pd
 
     _, header = predicted(sdata, prediction_key, any_task=True)
-    if not rows:
-        msg = "`rows` is empty; name at least one row of the reference."
-        raise ValueError(msg)
+    require_some(rows, "rows", "Name at least one row of the reference.")
     known = pd.Index(header[_keys.CITED]["reference"])
     if reference is not None:
         matching_reference(reference, header)

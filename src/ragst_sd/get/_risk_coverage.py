@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._results import MORE_IS_BETTER, gene_index, predicted
+from ragst_sd._results import MORE_IS_BETTER, predicted
 from ragst_sd._validate import hint, listing, require_key
-from ragst_sd.reference.genes import take_genes
 from ragst_sd.tl._metrics import METRICS, score
-from ragst_sd.tl._truth import normalized_truth, shared_genes, shared_spots, truth_table
+from ragst_sd.tl._truth import compare, truth_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,28 +117,16 @@ def risk_coverage(
     for name in orders:
         _check_order(table, name)
     measured = truth_table(sdata, truth_key, truth)
-    matrix, names, counted = normalized_truth(measured, header, layer, unit)
-    shared = shared_genes(table, names, genes)
-    ours, theirs = shared_spots(table, measured, counted)
-    columns = gene_index(table, shared)
-    expected_all = take_genes(matrix, names, shared)
-    samples = np.full(len(theirs), "sample1")
-    if sample_key in measured.obs:
-        samples = measured.obs[sample_key].astype(str).to_numpy()[theirs]
+    compared = compare(table, header, measured, layer=layer, unit=unit, genes=genes, sample_key=sample_key)
     draw = np.random.default_rng(rng)
     parts = []
-    for sample in dict.fromkeys(samples):
-        own = samples == sample
-        rows = ours[own]
-        values = np.asarray(table.X[rows][:, columns], dtype=np.float64)
-        spots = np.isfinite(values).any(axis=1)
-        rows, values = rows[spots], values[spots]
-        expected = expected_all[theirs[own][spots]].toarray().astype(np.float64)
+    for section in compared.sections:
+        values, expected = section.values, section.expected
         center, spread = expected.mean(axis=0), expected.std(axis=0)
         spread[spread == 0] = np.nan
-        risks = {name: _ordered(table, name, rows, columns) for name in orders}
+        risks = {name: _ordered(table, name, section.rows, compared.columns) for name in orders}
         if baselines:
-            risks |= {f"random {i}": draw.random(len(rows)) for i in range(_RANDOM_ORDERS)}
+            risks |= {f"random {i}": draw.random(len(values)) for i in range(_RANDOM_ORDERS)}
             risks["oracle"] = _mean(((values - expected) / spread) ** 2, axis=1)
         for name, risk in risks.items():
             # Spots of which nothing is known go first.
@@ -155,7 +142,7 @@ def risk_coverage(
                             "n_spots": len(kept),
                             "metric": list(lines),
                             "value": list(lines.values()),
-                            "sample": sample,
+                            "sample": section.sample,
                         }
                     )
                 )

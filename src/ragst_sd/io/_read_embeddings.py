@@ -12,10 +12,24 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, resolve_table, rows_in_order, single_region
-from ragst_sd._elements import centers_in_pixels, image_mpp_of, image_pyramid, require_sdata, resolve_image
+from ragst_sd._elements import (
+    centers_in_pixels,
+    image_mpp_of,
+    image_pyramid,
+    require_sdata,
+    resolve_image,
+    squares_on_image,
+)
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.io._embedding_file import read_embedding_file
-from ragst_sd.pp._embedding_header import default_key, embedding_header, image_fingerprint, image_hash, shapes_hash
+from ragst_sd.pp._embedding_header import (
+    add_embedding,
+    default_key,
+    embedding_header,
+    image_fingerprint,
+    image_hash,
+    shapes_hash,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -180,15 +194,7 @@ def read_embeddings(
         precision=_keys.UNKNOWN,
         origin=path.name,
     )
-    finite = embedding[~lost].astype(np.float64)
-    header["section_mean"], header["section_std"] = finite.mean(axis=0), finite.std(axis=0)
-    header["n_spots"], header["n_outside"] = len(finite), int(lost.sum())
-    table.obsm[key_added] = embedding
-    if _keys.SPATIAL not in table.obsm:
-        table.obsm[_keys.SPATIAL] = xy
-    owned = dict(table.uns.get(_keys.ATTRS, {}))
-    owned[_keys.EMBEDDINGS] = {**owned.get(_keys.EMBEDDINGS, {}), key_added: header}
-    table.uns[_keys.ATTRS] = owned
+    add_embedding(table, key_added, embedding, header, xy=xy, inside=~lost)
     if shapes is not None:
         sdata.shapes[shapes_key], sdata.tables[table_key] = shapes, table
         logger.info("Adding `sdata.shapes[%r]` and `sdata.tables[%r]`: %d tiles.", shapes_key, table_key, len(xy))
@@ -274,9 +280,6 @@ def _tiles(
     sdata: SpatialData, squares: np.ndarray, image_key: str, coordinate_system: str | None, name: str
 ) -> tuple[GeoDataFrame, str]:
     """Shapes for the tiles of the file, and the frame of the image that is meant."""
-    import geopandas as gpd
-    import shapely
-    from spatialdata.models import ShapesModel
     from spatialdata.transformations import get_transformation
 
     taken = [own for _, own, _ in sdata.gen_elements() if own.lower() in (_TILES, _TILES_TABLE)]
@@ -292,6 +295,4 @@ def _tiles(
     if coordinate_system is None or coordinate_system not in frames:
         msg = f"Say with `coordinate_system=` which frame of image {image_key!r} is meant: {listing(frames)}."
         raise ValueError(msg)
-    x, y, edge = squares.T
-    shapes = gpd.GeoDataFrame(geometry=shapely.box(x, y, x + edge, y + edge))
-    return ShapesModel.parse(shapes, transformations=frames), coordinate_system
+    return squares_on_image(sdata, image_key, squares[:, :2], squares[:, 2]), coordinate_system

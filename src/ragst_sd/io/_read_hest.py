@@ -13,7 +13,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._validate import hint, listing, require_positive, require_type
 from ragst_sd.io._read_slide import pyramid_element
-from ragst_sd.io._section import SOURCE_FIELDS, assemble, checked_source
+from ragst_sd.io._section import SOURCE_FIELDS, assemble, checked_source, stored_diameter
 from ragst_sd.io._slide_file import open_slide
 from ragst_sd.io._st_counts import locate, read_counts
 from ragst_sd.io._st_geometry import check_inside
@@ -191,11 +191,9 @@ def _resolution(meta: Mapping[str, Any], stated: tuple[float, float] | None, sam
 
 
 def _diameter(found: AnnData, meta: Mapping[str, Any], mpp: float, sample: str) -> float:
-    for library in dict(found.uns.get(_keys.SPATIAL, {})).values():
-        stored = library.get("scalefactors", {}).get("spot_diameter_fullres")
-        if stored is not None:
-            require_positive(stored, "spot_diameter_fullres")
-            return float(stored)
+    stored = next(filter(None, map(stored_diameter, dict(found.uns.get(_keys.SPATIAL, {})).values())), None)
+    if stored is not None:
+        return stored
     if "spot_diameter" not in meta:
         msg = (
             f"The diameter of spots of section {sample!r} is in neither `uns['spatial']` of its h5ad nor `spot_diameter` "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ragst_sd import _keys
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import require_positive
-from ragst_sd.io._section import SOURCE_FIELDS, assemble, checked_source
+from ragst_sd.io._section import SOURCE_FIELDS, assemble, checked_source, stored_diameter
 from ragst_sd.io._st_counts import locate, read_counts
 from ragst_sd.io._st_geometry import check_inside
 from ragst_sd.io._st_image import image_element, read_rgb
@@ -210,10 +210,9 @@ def _diameter(found: AnnData, sample: str, pitch: float | None) -> float:
     libraries = found.uns.get(_keys.SPATIAL)
     libraries = libraries if isinstance(libraries, Mapping) else {}
     library = libraries.get(sample, next(iter(libraries.values())) if len(libraries) == 1 else {})
-    stored = library.get("scalefactors", {}).get("spot_diameter_fullres")
+    stored = stored_diameter(library)
     if stored is not None:
-        require_positive(stored, "spot_diameter_fullres")
-        return float(stored)
+        return stored
     if not pitch:
         msg = "The diameter of spots cannot be derived from a single spot. Pass `spot_diameter_px=`."
         raise ValueError(msg)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ragst_sd import _keys
-from ragst_sd._validate import listing, require_type
+from ragst_sd._validate import require_known, require_positive, require_type
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,13 +83,19 @@ def assemble(
     return sdata
 
 
+def stored_diameter(library: Mapping[str, Any]) -> float | None:
+    """Diameter of spots in pixels, where an entry of `uns["spatial"]` states it."""
+    stored = library.get("scalefactors", {}).get("spot_diameter_fullres")
+    if stored is None:
+        return None
+    require_positive(stored, "spot_diameter_fullres")
+    return float(stored)
+
+
 def checked_source(source: Mapping[str, str] | None) -> dict[str, str]:
     """Where data are from, with no fields but those that are kept."""
     if source is None:
         return {}
     require_type(source, Mapping, "source")
-    unknown = sorted(set(source) - set(SOURCE_FIELDS))
-    if unknown:
-        msg = f"`source` has the unknown fields {listing(unknown)}; it may name {listing(SOURCE_FIELDS)}."
-        raise ValueError(msg)
+    require_known(source, SOURCE_FIELDS, "source", " has unknown fields")
     return {name: str(value) for name, value in source.items() if value is not None}

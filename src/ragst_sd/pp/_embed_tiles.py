@@ -6,16 +6,15 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, resolve_annotation, rows_in_order
 from ragst_sd._elements import centers_in_pixels, image_mpp_of, image_pyramid, require_sdata, resolve_image
 from ragst_sd._settings import settings
-from ragst_sd._validate import require_positive
+from ragst_sd._validate import require_positive, require_some
 from ragst_sd._workers import own_device, without_huge_chunks
 from ragst_sd.pp._embedding_cache import open_cache
 from ragst_sd.pp._embedding_header import (
+    add_embedding,
     default_key,
     embedding_header,
     image_fingerprint,
@@ -257,20 +256,12 @@ def embed_tiles(
                 open_cache=kept,
                 advance=bar.update,
             )
-    finite = embedding[inside].astype(np.float64)
-    header["section_mean"], header["section_std"] = finite.mean(axis=0), finite.std(axis=0)
-    header["n_spots"], header["n_outside"] = len(finite), int((~inside).sum())
     if not inside.all():
         logger.warning("%d of %d spots lie outside image %r: NaN.", int((~inside).sum()), len(xy), image_key)
 
     target = table if inplace else table.copy()
-    target.obsm[key_added] = embedding
+    add_embedding(target, key_added, embedding, header, xy=xy, inside=inside)
     target.obs[_keys.PADDED] = tile_padding(pyramid, xy, finest)
-    if _keys.SPATIAL not in target.obsm:
-        target.obsm[_keys.SPATIAL] = xy
-    owned = dict(target.uns.get(_keys.ATTRS, {}))
-    owned[_keys.EMBEDDINGS] = {**owned.get(_keys.EMBEDDINGS, {}), key_added: header}
-    target.uns[_keys.ATTRS] = owned
     if not inplace:
         return target
     if table_key not in sdata.tables:
@@ -282,9 +273,7 @@ def embed_tiles(
 
 def _check_context(context: Sequence[float]) -> tuple[float, ...]:
     values = (context,) if isinstance(context, int | float) else tuple(context)
-    if not values:
-        msg = "`context` is empty; give at least one field of view, for instance `(1,)`."
-        raise ValueError(msg)
+    require_some(values, "context", "Give at least one field of view, for instance `(1,)`.")
     for value in values:
         require_positive(value, "context")
     return tuple(float(value) for value in values)

@@ -12,6 +12,8 @@ from ragst_sd import _keys
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from anndata import AnnData
+
     from ragst_sd.image.embedding import Pyramid
     from ragst_sd.image.encoders import Encoder
 
@@ -50,6 +52,21 @@ def embedding_header(
         "context": numbers(context),
         **geometry,
     }
+
+
+def add_embedding(
+    table: AnnData, key_added: str, embedding: np.ndarray, header: dict[str, Any], *, xy: np.ndarray, inside: np.ndarray
+) -> None:
+    """Write an embedding, its header with the statistics of the spots inside, and the centres where there are none."""
+    finite = embedding[inside].astype(np.float64)
+    header["section_mean"], header["section_std"] = finite.mean(axis=0), finite.std(axis=0)
+    header["n_spots"], header["n_outside"] = len(finite), int((~inside).sum())
+    table.obsm[key_added] = embedding
+    if _keys.SPATIAL not in table.obsm:
+        table.obsm[_keys.SPATIAL] = xy
+    owned = dict(table.uns.get(_keys.ATTRS, {}))
+    owned[_keys.EMBEDDINGS] = {**owned.get(_keys.EMBEDDINGS, {}), key_added: header}
+    table.uns[_keys.ATTRS] = owned
 
 
 def same_header(stored: Mapping[str, Any] | None, header: Mapping[str, Any]) -> bool:

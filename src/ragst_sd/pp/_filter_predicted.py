@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._annotation import is_predicted
-from ragst_sd._results import predicted
+from ragst_sd._results import check_key_added, predicted
 from ragst_sd._validate import require_key, require_positive
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def filter_predicted(
         )
         raise ValueError(msg)
     if not bare and inplace and key_added is not None:
-        _check_name(sdata, key_added)
+        check_key_added(sdata, key_added)
     thresholds = {
         "min_cv_pearson": min_cv_pearson,
         "min_share_of_ceiling": min_share_of_ceiling,
@@ -146,21 +145,6 @@ def _record(
     for name, number in dropped.items():
         total[name] = total.get(name, 0) + number
     return {**earlier, **strictest, "n_genes": int(before["n_genes"]), "dropped": total}
-
-
-def _check_name(sdata: SpatialData, key_added: str) -> None:
-    """Refuse a name that is illegal or that something else has."""
-    from spatialdata import sanitize_name
-
-    if sanitize_name(key_added) != key_added:
-        msg = f"`key_added` {key_added!r} is not a legal element name; for instance {sanitize_name(key_added)!r} is."
-        raise ValueError(msg)
-    if key_added in sdata.tables and is_predicted(sdata.tables[key_added]):
-        return
-    taken = [name for _, name, _ in sdata.gen_elements() if name.lower() == key_added.lower()]
-    if taken:
-        msg = f"`key_added` {key_added!r}: element {taken[0]!r} was not made by ragst_sd and is not replaced. Choose another name."
-        raise ValueError(msg)
 
 
 def _judge(table: AnnData, thresholds: dict[str, Any]) -> tuple[np.ndarray, dict[str, int]]:

@@ -9,11 +9,10 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, single_region
-from ragst_sd._elements import image_mpp_of, image_pyramid, require_sdata, resolve_image
+from ragst_sd._elements import image_mpp_of, image_pyramid, require_sdata, resolve_image, squares_on_image
 from ragst_sd._validate import listing, require_positive
 
 if TYPE_CHECKING:
-    from geopandas import GeoDataFrame
     from spatialdata import SpatialData
 
     from ragst_sd.image.embedding import Pyramid
@@ -132,8 +131,13 @@ def tile_grid(
         centers = centers[keep]
         annotations = {name: values[keep] for name, values in {**annotations, "tissue_fraction": fraction}.items()}
     _check_dependents(sdata, key_added, table_key, centers)
-    shapes = _squares(sdata, image_key, centers, edge)
-    _add(sdata, shapes, centers, annotations, key_added, table_key)
+    sdata.shapes[key_added] = squares_on_image(sdata, image_key, centers - edge / 2, edge)
+    table = empty_table(sdata.shapes[key_added].index, key_added)
+    for name, values in annotations.items():
+        table.obs[name] = values
+    table.obsm[_keys.SPATIAL] = centers
+    table.uns[_keys.ATTRS] = {_keys.TILE_GRID: True}
+    sdata.tables[table_key] = table
     logger.info("Adding `sdata.shapes[%r]` and `sdata.tables[%r]`: %d tiles.", key_added, table_key, len(centers))
 
 
@@ -189,32 +193,3 @@ def _check_dependents(sdata: SpatialData, key_added: str, table_key: str, center
             "`table_key`."
         )
         raise ValueError(msg)
-
-
-def _squares(sdata: SpatialData, image_key: str, centers: np.ndarray, edge: float) -> GeoDataFrame:
-    import geopandas as gpd
-    import shapely
-    from spatialdata.models import ShapesModel
-    from spatialdata.transformations import get_transformation
-
-    corners = np.hstack([centers - edge / 2, centers + edge / 2])
-    frame = gpd.GeoDataFrame(geometry=shapely.box(*corners.T))
-    transformations = get_transformation(sdata.images[image_key], get_all=True)
-    return ShapesModel.parse(frame, transformations=dict(transformations))
-
-
-def _add(
-    sdata: SpatialData,
-    shapes: GeoDataFrame,
-    centers: np.ndarray,
-    annotations: dict[str, np.ndarray],
-    key_added: str,
-    table_key: str,
-) -> None:
-    table = empty_table(shapes.index, key_added)
-    for name, values in annotations.items():
-        table.obs[name] = values
-    table.obsm[_keys.SPATIAL] = centers
-    table.uns[_keys.ATTRS] = {_keys.TILE_GRID: True}
-    sdata.shapes[key_added] = shapes
-    sdata.tables[table_key] = table

@@ -11,7 +11,7 @@ from ragst_sd.reference.symbols import (
     SPECIES,
     UNKNOWN,
     check_one_species,
-    current_share,
+    current_shares,
     guess_species,
     load_table,
     look_up,
@@ -46,9 +46,8 @@ def species_of(offered: Mapping[str, Sequence[str]]) -> str:
         If names of both species are mixed.
     """
     names = _leading(offered)
-    share = {species: current_share(names, species) for species in SPECIES}
-    species = max(SPECIES, key=share.__getitem__)
-    if share[species] < _KNOWN_SHARE:
+    species, share = next(iter(current_shares(names).items()))
+    if share < _KNOWN_SHARE:
         return UNKNOWN
     check_one_species(names, species)
     return species

@@ -128,20 +128,14 @@ def _matches(small: np.ndarray, large: np.ndarray, ratio: float) -> tuple[np.nda
     if len(small) < _FEWEST:
         nothing = np.zeros(0, dtype=np.int64)
         return nothing, nothing, np.zeros(1, dtype=bool)
+    from scipy.spatial.distance import cdist
+
     probes = np.sort(np.random.default_rng(0).permutation(len(small))[:_PROBES])
-    across, own = _squared(small[probes], large), _squared(small[probes], small)
+    across, own = (cdist(small[probes], rows, "sqeuclidean") for rows in (large, small))
     own[np.arange(len(probes)), probes] = np.inf
     nearest = across.argmin(axis=1)
     # Identical rows within a section have no distance to compare with.
     return probes, nearest, across.min(axis=1) < ratio**2 * own.min(axis=1)
-
-
-def _squared(queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    queries, rows = queries.astype(np.float64), rows.astype(np.float64)
-    centre = rows.mean(axis=0)
-    queries, rows = queries - centre, rows - centre
-    squared = (queries**2).sum(axis=1)[:, None] + (rows**2).sum(axis=1) - 2 * queries @ rows.T
-    return np.maximum(squared, 0.0)
 
 
 def _same_place(first: np.ndarray, second: np.ndarray) -> bool:

@@ -16,7 +16,7 @@ from ragst_sd.reference.schema import REFERENCE_VERSION
 from ragst_sd.reference.symbols import UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 
 def migrated(header: Any, genes: Sequence[str]) -> Any:
@@ -33,19 +33,9 @@ def migrated(header: Any, genes: Sequence[str]) -> Any:
     """
     if not isinstance(header, Mapping):
         return header
-    header, version = dict(header), _version(header)
-    while version in _STEPS and version < REFERENCE_VERSION:
-        header, version = _STEPS[version](header, genes), version + 1
-        header["schema_version"] = version
-    return header
-
-
-def _version(header: Mapping[str, Any]) -> int:
-    return int(header.get("schema_version", REFERENCE_VERSION))
-
-
-def _from_1(header: dict[str, Any], genes: Sequence[str]) -> dict[str, Any]:
-    """Species of the sections, told from the genes; `donor_key` and `obs`, which the first files lack."""
+    if int(header.get("schema_version", REFERENCE_VERSION)) != 1:
+        return dict(header)
+    # Species of the sections, told from the genes; `donor_key` and `obs`, which the first files lack.
     sections = header.get("sections")
     if isinstance(sections, Mapping) and "sample" in sections and "species" not in sections:
         naming = str(header.get("normalization", {}).get("naming", SYMBOL))
@@ -56,7 +46,5 @@ def _from_1(header: dict[str, Any], genes: Sequence[str]) -> dict[str, Any]:
             # Names of both species in one table: version 1 took them, and no section can be told to be of one.
             species = UNKNOWN
         sections = {**sections, "species": np.full(len(sections["sample"]), species)}
-    return {"donor_key": "donor", "obs": np.array([], dtype=str), **header, "sections": sections}
-
-
-_STEPS: dict[int, Callable[[dict[str, Any], Sequence[str]], dict[str, Any]]] = {1: _from_1}
+    added = {"donor_key": "donor", "obs": np.array([], dtype=str)}
+    return {**added, **header, "sections": sections, "schema_version": REFERENCE_VERSION}

@@ -131,11 +131,11 @@ def guess_species(names: Sequence[str]) -> Guess:
     ValueError
         If fewer than half of the names are known in either species, or if names of both are mixed.
     """
-    plain, known = _known(names)
-    share = {species: len(found) / max(1, len(plain)) for species, found in known.items()}
-    species = max(SPECIES, key=share.__getitem__)
+    share = current_shares(names)
+    species = next(iter(share))
     other_share = check_one_species(names, species)
     if share[species] < _MOSTLY:
+        plain = _known(names)[0]
         shares = ", ".join(f"{one} {value:.0%}" for one, value in share.items())
         msg = (
             f"The species cannot be told from {len(plain)} gene names (for instance {plain[:_SHOWN]}): too few are current "
@@ -167,10 +167,10 @@ def check_one_species(names: Sequence[str], species: str) -> float:
     return share
 
 
-def current_share(names: Sequence[str], species: str) -> float:
-    """Share of the names that are current symbols or Ensembl ids of a species."""
-    known = known_names(species)
-    return sum(name in known for name in strip_version([str(name) for name in names])) / max(1, len(names))
+def current_shares(names: Sequence[str]) -> dict[str, float]:
+    """Share of the names that are current symbols or Ensembl ids, by species, the largest first."""
+    share = {species: len(found) / max(1, len(names)) for species, found in _known(names)[1].items()}
+    return dict(sorted(share.items(), key=lambda item: -item[1]))
 
 
 def _known(names: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:

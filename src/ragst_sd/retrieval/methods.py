@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd.retrieval.adjustment import apply_adjustment
 from ragst_sd.retrieval.baselines import fit_ridge, ridge_adjustment
-from ragst_sd.retrieval.bleep import BLEEP_OPTIONS, bleep_bank, bleep_phi, fit_bleep
 from ragst_sd.retrieval.centering import section_shifts
 from ragst_sd.retrieval.gate import distance_gate, uniform_gate
 from ragst_sd.retrieval.mlp import MLP_OPTIONS, fit_mlp, mlp_adjustment
-from ragst_sd.retrieval.options import check_options
 from ragst_sd.retrieval.projection import fit_pca, project
 from ragst_sd.retrieval.rag import RAG_OPTIONS, fit_rag, rag_bank, rag_gate, rag_phi
-from ragst_sd.retrieval.residual import fit_residual, residual_adjustment
 from ragst_sd.retrieval.supervised import fit_supervised, supervised_phi
 from ragst_sd.retrieval.training import reference_mean
 
@@ -28,6 +25,8 @@ if TYPE_CHECKING:
 Parameters = dict[str, Any]
 
 _ALPHAS = tuple(float(alpha) for alpha in np.logspace(-3, 4, 22))
+# Methods of earlier releases that are kept beside the tables in which they are compared.
+_IN_BENCHMARKS = ("ridge_residual", "bleep")
 _WEIGHTING = {"weighting": "distance", "sharpness": 2.0}
 
 
@@ -40,7 +39,7 @@ class Method:
     learns_expression: bool
     """Whether fitting uses the expression of the rows, so that their donors count as seen."""
     options: Mapping[str, Any]
-    """Options and their defaults."""
+    """Options and their defaults; every method has `n_components`, 64 unless it says otherwise."""
     fit: Callable[[Training, np.ndarray, Mapping[str, Any], Run], Parameters]
     """(training, principal components of its rows, options, run) -> plain parameters."""
     phi: Callable[[Parameters, np.ndarray], np.ndarray] | None = None
@@ -57,8 +56,9 @@ class Method:
     """Parameters whose first axis is the rows of the reference."""
     candidates: str = "nearest"
     """How stage 1 finds candidates: `"nearest"`, or `"random"` for a control."""
-    shared: Mapping[str, Any] = field(default_factory=lambda: {"n_components": 64})
-    """Options of every method."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", {"n_components": 64, **self.options})
 
 
 def _knn_gate(parameters: Parameters, hood: Neighbourhood) -> np.ndarray:
@@ -73,11 +73,6 @@ def _fit_knn(training: Training, key: np.ndarray, options: Mapping[str, Any], ru
 
 def _fit_knn_supervised(training: Training, key: np.ndarray, options: Mapping[str, Any], run: Run) -> Parameters:
     return {**_fit_knn(training, key, options, run), **fit_supervised(training, key, alphas=options["alphas"])}
-
-
-def _fit_ridge_residual(training: Training, key: np.ndarray, options: Mapping[str, Any], run: Run) -> Parameters:
-    fitted = fit_residual(training, key, alphas=options["alphas"], centred=bool(options["center_sections"]))
-    return {**_fit_knn(training, key, options, run), **fitted}
 
 
 _RAG = Method(
@@ -109,25 +104,6 @@ METHODS: dict[str, Method] = {
         phi=supervised_phi,
         gate=_knn_gate,
     ),
-    "ridge_residual": Method(
-        cites=True,
-        learns_expression=True,
-        options={"center_sections": True, **_WEIGHTING, "alphas": _ALPHAS},
-        fit=_fit_ridge_residual,
-        gate=_knn_gate,
-        adjustment=residual_adjustment,
-        per_gene=("coefficients", "intercept", "fold_coefficients", "fold_intercept", "measured"),
-        per_row=("folds", "panels"),
-    ),
-    "bleep": Method(
-        cites=True,
-        learns_expression=True,
-        options={"center_sections": True, **BLEEP_OPTIONS},
-        fit=fit_bleep,
-        phi=bleep_phi,
-        bank=bleep_bank,
-        gate=lambda parameters, hood: uniform_gate(hood.distances),
-    ),
     "random_rag": replace(
         _RAG,
         fit=lambda training, key, options, run: fit_rag(training, key, options, run, candidates="random"),
@@ -153,25 +129,25 @@ METHODS: dict[str, Method] = {
 }
 
 
-def resolve_options(name: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Defaults of a method with the given options laid over them.
+def method_of_fit(name: str) -> Method:
+    """The method that a fit was made with.
 
     Raises
     ------
     ValueError
-        If the method or an option does not exist, or an option has a value that makes no sense.
+        If it is not registered, or no longer part of the package.
     """
-    if name not in METHODS:
-        msg = f"`method` is {name!r}; available: {', '.join(map(repr, METHODS))}."
-        raise ValueError(msg)
-    defaults = {**METHODS[name].shared, **METHODS[name].options}
-    unknown = sorted(set(given or {}) - set(defaults))
-    if unknown:
-        msg = f"Method {name!r} has no option {', '.join(map(repr, unknown))}; it has {', '.join(map(repr, defaults))}."
-        raise ValueError(msg)
-    options = {**defaults, **(given or {})}
-    check_options(name, options)
-    return options
+    if name in METHODS:
+        return METHODS[name]
+    where = (
+        f" It is in `benchmarks/methods/{name}.py` of the repository, as `METHOD`." if name in _IN_BENCHMARKS else ""
+    )
+    msg = (
+        f"The reference was fitted with method {name!r}, which is not registered here (there are "
+        f"{', '.join(map(repr, METHODS))}).{where} Register it with `rg.tl.register_method({name!r}, ...)`, or fit "
+        "another method."
+    )
+    raise ValueError(msg)
 
 
 def fit_method(

@@ -38,17 +38,36 @@ _CHOICES = {
 }
 
 
-def check_options(method: str, options: Mapping[str, Any]) -> None:
-    """Raise a `ValueError` that names the first option with a value that makes no sense."""
-    for name, value in options.items():
-        wanted = _complaint(method, name, value)
+def resolve_options(
+    methods: Mapping[str, Any], name: str, given: Mapping[str, Any] | None, *, available: str = "available"
+) -> dict[str, Any]:
+    """Defaults of the method with this name, one of `methods`, with the given options laid over them.
+
+    Raises
+    ------
+    ValueError
+        If the method or an option does not exist, or an option has a value that makes no sense.
+    """
+    if name not in methods:
+        msg = f"`method` is {name!r}; {available}: {', '.join(map(repr, methods))}."
+        raise ValueError(msg)
+    defaults = methods[name].options
+    unknown = sorted(set(given or {}) - set(defaults))
+    if unknown:
+        has = ", ".join(map(repr, defaults)) or "none"
+        msg = f"Method {name!r} has no option {', '.join(map(repr, unknown))}; it has {has}."
+        raise ValueError(msg)
+    options = {**defaults, **(given or {})}
+    for option, value in options.items():
+        wanted = _complaint(name, option, value)
         if wanted:
-            msg = f"`{name}` is {value!r}; for method {method!r} it must be {wanted}."
+            msg = f"`{option}` is {value!r}; for method {name!r} it must be {wanted}."
             raise ValueError(msg)
+    return options
 
 
 def _complaint(method: str, name: str, value: Any) -> str:
-    """What the value should have been; empty if it is fine."""
+    """What the value should have been; empty if it is fine, or if only the method itself knows the option."""
     if name in _CHOICES:
         known = any(value is one or (isinstance(value, str) and value == one) for one in _CHOICES[name])
         return "" if known or isinstance(value, np.bool_) else f"one of {', '.join(map(repr, _CHOICES[name]))}"
@@ -60,10 +79,12 @@ def _complaint(method: str, name: str, value: Any) -> str:
         least = 1 if name in _COUNTS or method == "mlp" else 0
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
         return "" if whole and value >= least else f"a whole number, at least {least}"
+    if name not in (*_POSITIVE, *_NOT_NEGATIVE, "dropout"):
+        return ""
     if not isinstance(value, int | float | np.number) or isinstance(value, bool) or not np.isfinite(value):
         return "a number"
     if name == "dropout":
         return "" if 0 <= value < 1 else "at least 0 and below 1"
     if name in _POSITIVE:
         return "" if value > 0 else "above 0"
-    return "" if name not in _NOT_NEGATIVE or value >= 0 else "at least 0"
+    return "" if value >= 0 else "at least 0"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ragst_sd.retrieval.options import check_options
 from ragst_sd.retrieval.pt_rag import PT_RAG_OPTIONS, fit_pt_rag, respond_pt_rag
 from ragst_sd.retrieval.response_neighbors import (
     additive,
@@ -125,26 +124,3 @@ RESPONSE_METHODS: dict[str, ResponseMethod] = {
     ),
     "bilinear": ResponseMethod(bilinear, cites=False, options={"rank": 10, "alpha": 0.1}),
 }
-
-
-def resolve_response_options(name: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Defaults of a method with the given options laid over them.
-
-    Raises
-    ------
-    ValueError
-        If the method or an option does not exist, or an option has a value that makes no sense.
-    """
-    if name not in RESPONSE_METHODS:
-        known = ", ".join(map(repr, RESPONSE_METHODS))
-        msg = f"`method` is {name!r}; for a reference of perturbations available: {known}."
-        raise ValueError(msg)
-    defaults = RESPONSE_METHODS[name].options
-    unknown = sorted(set(given or {}) - set(defaults))
-    if unknown:
-        has = ", ".join(map(repr, defaults)) or "none"
-        msg = f"Method {name!r} has no option {', '.join(map(repr, unknown))}; it has {has}."
-        raise ValueError(msg)
-    options = {**defaults, **(given or {})}
-    check_options(name, options)
-    return options

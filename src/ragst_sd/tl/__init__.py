@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ragst_sd.tl._perturb import perturb
     from ragst_sd.tl._perturbation_folds import perturbation_folds
     from ragst_sd.tl._predict import predict
+    from ragst_sd.tl._register_method import register_method
     from ragst_sd.tl._report import report
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "perturb",
     "perturbation_folds",
     "predict",
+    "register_method",
     "report",
 ]
 

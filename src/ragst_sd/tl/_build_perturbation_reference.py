@@ -10,7 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
 from ragst_sd._perturbation_reference import perturbation_hash
-from ragst_sd._validate import hint, listing, require_choice, require_positive
+from ragst_sd._validate import hint, listing, names_among, require_choice, require_known, require_positive
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import TARGET_SUM
 from ragst_sd.reference.perturbation_schema import TASK
@@ -160,7 +160,7 @@ def build_perturbation_reference(
     _require_controls(labels, used)
     vectors = lookup(table)
     embedded = _embedded(labels, used, control, vectors, on_missing)
-    kept = _select(expression.genes, genes)
+    kept = expression.genes if genes is None else names_among(genes, expression.genes, "genes", ": the cells have no")
     # Cells in the order of their names: neither sums nor draws depend on the order in which they came.
     order = np.argsort(np.asarray(adata.obs_names, dtype=str), kind="stable")
     screen = Screen(
@@ -228,7 +228,7 @@ def _assemble(
         "embedding": table,
         "contexts": contexts,
         "controls": controls,
-        "treated": sample_treated(screen, rows.obs, max_cells, np.random.default_rng(rng)),
+        "treated": sample_treated(screen, rows, max_cells, np.random.default_rng(rng)),
         _keys.CONTROL_CELLS: screen.cells[screen.control & screen.used],
         "dropped": dropped,
         "sources": sources,
@@ -256,10 +256,7 @@ def _of_types(labels: Labels, asked: str | Sequence[str] | None) -> np.ndarray:
             raise ValueError(msg)
         return ~labels.control
     wanted = as_names(asked)
-    unknown = [kind for kind in wanted if kind not in kinds]
-    if unknown:
-        msg = f"`perturbation_type`: no perturbed cell is of type {listing(unknown)}; there are {listing(kinds)}.{hint(unknown[0], kinds)}"
-        raise ValueError(msg)
+    require_known(wanted, kinds, "perturbation_type", ": no perturbed cell is of type")
     return ~labels.control & np.isin(labels.kind, wanted)
 
 
@@ -295,15 +292,3 @@ def _embedded(
         raise ValueError(msg)
     logger.info("The embedding covers %d of %d perturbations.", found, len(names))
     return ~np.isin(labels.perturbation, list(lacking))
-
-
-def _select(available: list[str], genes: Sequence[str] | None) -> list[str]:
-    if genes is None:
-        return list(available)
-    wanted = as_names(genes)
-    missing = [gene for gene in wanted if gene not in set(available)]
-    if missing or not wanted:
-        close = hint(missing[0], available) if missing else ""
-        msg = f"`genes`: the cells have no {listing(missing) if missing else 'gene for an empty list'}.{close}"
-        raise ValueError(msg)
-    return wanted

@@ -11,7 +11,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
 from ragst_sd._reference import reference_hash
-from ragst_sd._validate import hint, listing, require_choice
+from ragst_sd._validate import listing, names_among, require_choice, require_known
 from ragst_sd._workers import spread_over_workers
 from ragst_sd.reference.duplicates import fingerprint
 from ragst_sd.reference.genes import sum_duplicates, take_genes
@@ -161,10 +161,7 @@ def build_reference(
     named = named_sections(sdatas, table_key)
     obs = as_names(obs)
     _check_columns(obs)
-    unknown = sorted(set(sources or {}) - set(named))
-    if unknown:
-        msg = f"`sources` names samples that are not in `sdatas`: {listing(unknown)}. Available: {listing(named)}."
-        raise ValueError(msg)
+    require_known(sources or {}, named, "sources", " names samples")
     sections: list[Section] = []
     how = {
         "use_rep": use_rep, "table_key": table_key, "donor_key": donor_key, "layer": layer, "unit": unit, "obs": obs,
@@ -205,7 +202,8 @@ def build_reference(
             "their values do not mean the same. Give counts with `layer=`, or build one reference per panel."
         )
         raise ValueError(msg)
-    kept = _select(sorted(set.union(*panels.values())), genes)
+    kept = sorted(set.union(*panels.values()))
+    kept = kept if genes is None else names_among(genes, kept, "genes", ": no section measured")
     factors, prints = [], []
     for section in sections:
         own, recognised = _normalize(section, section.names[naming], shared, kept, unit)
@@ -283,10 +281,7 @@ def _check_columns(obs: Sequence[str]) -> None:
 
 def _source(sources: Mapping[str, Mapping[str, Any]] | None, sample: str) -> Mapping[str, Any]:
     given = (sources or {}).get(sample, {})
-    unknown = sorted(set(given) - set(SOURCE_FIELDS))
-    if unknown:
-        msg = f"`sources[{sample!r}]` has unknown fields {listing(unknown)}; it takes {listing(SOURCE_FIELDS)}."
-        raise ValueError(msg)
+    require_known(given, SOURCE_FIELDS, f"sources[{sample!r}]", " has unknown fields")
     return given
 
 
@@ -330,16 +325,3 @@ def _normalize(
     section.expression = take_genes(section.expression, names, kept)
     section.expression.sort_indices()
     return factors, recognised
-
-
-def _select(all_genes: list[str], genes: Sequence[str] | None) -> list[str]:
-    if genes is None:
-        return all_genes
-    wanted = as_names(genes)
-    available = set(all_genes)
-    missing = [gene for gene in wanted if gene not in available]
-    if missing or not wanted:
-        close = hint(missing[0], all_genes) if missing else ""
-        msg = f"`genes`: no section measured {listing(missing) if missing else 'an empty list'}.{close}"
-        raise ValueError(msg)
-    return wanted

@@ -9,7 +9,15 @@ from ragst_sd import _keys
 from ragst_sd._labels import as_names
 from ragst_sd._reference import reference_header, standardized_embedding
 from ragst_sd._settings import settings
-from ragst_sd._validate import hint, listing, require_choice, require_key, require_positive
+from ragst_sd._validate import (
+    listing,
+    names_among,
+    require_choice,
+    require_key,
+    require_known,
+    require_positive,
+    require_some,
+)
 from ragst_sd.tl._fit import fit
 from ragst_sd.tl._fold_scores import (
     FEWEST_SPOTS,
@@ -207,18 +215,14 @@ def cross_validate(
 def _check_methods(
     methods: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None
 ) -> tuple[list[str], dict[str, Mapping[str, Any]]]:
-    from ragst_sd.retrieval.methods import METHODS, resolve_options
+    from ragst_sd.retrieval.methods import METHODS
+    from ragst_sd.retrieval.options import resolve_options
 
     names, given = as_names(methods), dict(options or {})
-    if not names:
-        msg = f"`methods` is empty; name some of {listing(METHODS)}."
-        raise ValueError(msg)
-    stray = [name for name in given if name not in names]
-    if stray:
-        msg = f"`options` names {listing(stray)}, not among `methods` ({listing(names)})."
-        raise ValueError(msg)
+    require_some(names, "methods", f"Name some of {listing(METHODS)}.")
+    require_known(given, names, "options", " names, beside `methods`,")
     for name in names:
-        resolve_options(name, given.get(name))
+        resolve_options(METHODS, name, given.get(name))
     return names, {name: given.get(name, {}) for name in names}
 
 
@@ -235,14 +239,7 @@ def _check_genes(reference: AnnData, genes: Sequence[str] | str | None) -> list[
         return None
     if isinstance(genes, str) and genes == "all":
         return list(reference.var_names)
-    wanted = as_names(genes)
-    missing = [gene for gene in wanted if gene not in reference.var_names]
-    if missing or not wanted:
-        found = f"the reference has no {listing(missing)}" if missing else "the list is empty"
-        close = hint(missing[0], reference.var_names) if missing else ""
-        msg = f"`genes`: {found}; name some of its {reference.n_vars} genes, or 'all'.{close}"
-        raise KeyError(msg) if missing else ValueError(msg)
-    return wanted
+    return names_among(genes, reference.var_names, "genes", ": the reference has no", KeyError)
 
 
 def _check_sizes(reference: AnnData, folds: list[Fold], asked: Mapping[str, int | None]) -> None:

@@ -114,9 +114,8 @@ def refuse_seen_rows(
 
 def allowed_rows(reference: AnnData, where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None) -> np.ndarray:
     """(rows,) mask of the rows of a reference that `where` lets through."""
-    allowed = np.ones(reference.n_obs, dtype=bool)
     if where is None:
-        return allowed
+        return np.ones(reference.n_obs, dtype=bool)
     if not isinstance(where, Mapping):
         mask = np.asarray(where)
         if mask.dtype != bool or mask.shape != (reference.n_obs,):
@@ -126,15 +125,21 @@ def allowed_rows(reference: AnnData, where: Mapping[str, Any] | Sequence[bool] |
             )
             raise ValueError(msg)
         return mask.copy()
+    return rows_with(reference, where, "reference", "`where`: no row has")
+
+
+def rows_with(table: AnnData, where: Mapping[str, Any], name: str, nobody: str) -> np.ndarray:
+    """(rows,) mask of the rows whose columns hold the wanted values; a `ValueError` that begins with `nobody` if none does."""
+    found = np.ones(table.n_obs, dtype=bool)
     for column, values in where.items():
-        require_key(column, reference.obs, "reference.obs")
+        require_key(column, list(table.obs.columns), f"{name}.obs")
         wanted = {label(value) for value in ([values] if np.ndim(values) == 0 else values)}
-        present = labels(reference.obs[column])
+        present = labels(table.obs[column])
         if not wanted & set(present):
-            msg = f"`where`: no row has {column} {listing(sorted(wanted))}; there are {listing(sorted(set(present)))}."
+            msg = f"{nobody} {column} {listing(sorted(wanted))}; there are {listing(sorted(set(present)))}."
             raise ValueError(msg)
-        allowed &= np.isin(present, list(wanted))
-    return allowed
+        found &= np.isin(present, list(wanted))
+    return found
 
 
 def _query_codes(query: Query, column: str, donor_key: str, names: np.ndarray) -> np.ndarray:
@@ -169,6 +174,14 @@ def donors_of_same_image(reference: AnnData, header: dict[str, Any], query: Quer
             listing(samples), listing(unexpected),
         )  # fmt: skip
     return np.isin(donors, unexpected)
+
+
+def eligible_counts(eligibility: Eligibility, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(patterns, groups) eligible rows of each group, for queries with the same ones, and the pattern of each query."""
+    _, first, inverse = np.unique(eligibility.query_groups, axis=0, return_index=True, return_inverse=True)
+    masks = (eligibility.mask(np.array([i]), slice(None))[0] for i in first)
+    rows = np.stack([np.bincount(codes[mask], minlength=codes.max() + 1) for mask in masks])
+    return rows, inverse.ravel()
 
 
 def recorded_where(reference: AnnData, where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None) -> dict[str, Any]:

@@ -7,20 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._results import gene_index, predicted, require_columns
-from ragst_sd._validate import hint, listing, require_key
-from ragst_sd.reference.genes import take_genes
+from ragst_sd._labels import as_names
+from ragst_sd._results import predicted, require_columns
+from ragst_sd._validate import listing, require_key, require_known
 from ragst_sd.reference.noise_ceiling import noise_ceiling
 from ragst_sd.tl._metrics import METRICS, score
 from ragst_sd.tl._section_metrics import SECTION_METRICS, section_metrics
-from ragst_sd.tl._truth import (
-    normalized_truth,
-    shared_genes,
-    shared_spots,
-    size_factor_genes,
-    truth_counts,
-    truth_table,
-)
+from ragst_sd.tl._truth import compare, size_factor_genes, truth_counts, truth_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,52 +144,39 @@ def evaluate(
     chosen = _chosen_metrics(metrics)
     if set(chosen) & set(INTERVAL_METRICS):
         require_key(_keys.LOWER, table.layers, "the predicted table's layers", "Predict with `intervals=`.")
-    matrix, names, counted = normalized_truth(measured, header, layer, unit)
+    compared = compare(table, header, measured, layer=layer, unit=unit, genes=genes, sample_key=sample_key)
     places, labels = _places_and_labels(chosen, table, measured, label_key)
     counts = _counts(measured, header, layer, unit) if set(chosen) & set(CEILING_METRICS) else None
-    basis = np.isin(names, size_factor_genes(header))
-    shared = shared_genes(table, names, genes)
-    ours, theirs = shared_spots(table, measured, counted)
-    columns = gene_index(table, shared)
-    truth_values, truth_columns = take_genes(matrix, names, shared), pd.Index(names).get_indexer(shared)
-    samples = (
-        measured.obs[sample_key].astype(str).to_numpy()[theirs]
-        if sample_key in measured.obs
-        else np.full(len(theirs), "sample1")
-    )
+    basis = np.isin(compared.names, size_factor_genes(header))
+    truth_columns = pd.Index(compared.names).get_indexer(compared.genes)
     parts = []
-    for sample in pd.unique(samples):
-        in_sample = samples == sample
-        rows = ours[in_sample]
-        values = np.asarray(table.X[rows][:, columns], dtype=np.float64)
-        spots = np.isfinite(values).any(axis=1)
-        values, truth_rows = values[spots], theirs[in_sample][spots]
-        expected = truth_values[truth_rows].toarray().astype(np.float64)
+    for section in compared.sections:
+        sample, rows, values, expected = section.sample, section.rows, section.values, section.expected
         finite = np.isfinite(values)
         scores = {name: score(METRICS[name], values, expected, finite) for name in chosen if name in METRICS}
         if set(chosen) & set(INTERVAL_METRICS):
             sides = (_keys.LOWER, _keys.UPPER)
-            lower, upper = (np.asarray(table.layers[side])[rows][:, columns][spots] for side in sides)
+            lower, upper = (np.asarray(table.layers[side])[rows][:, compared.columns] for side in sides)
             scores |= _interval_metrics(lower, upper, expected)
         if counts is not None:
-            ceiling = noise_ceiling(counts[truth_rows], basis, rng=rng)[truth_columns]
+            ceiling = noise_ceiling(counts[section.truth_rows], basis, rng=rng)[truth_columns]
             correlation = score(METRICS["pearson"], values, expected, finite)
             scores["noise_ceiling"] = ceiling
             scores["share_of_ceiling"] = correlation / np.where(ceiling >= MIN_CEILING, ceiling, np.nan)
         parts += [
-            pd.DataFrame({"gene": shared, "sample": sample, "metric": name, "value": scores[name]})
+            pd.DataFrame({"gene": compared.genes, "sample": sample, "metric": name, "value": scores[name]})
             for name in chosen
             if name in scores
         ]
-        of_spots = {name: table.obs[name].to_numpy(float)[rows] for name in SPOT_METRICS}
+        of_spots = {name: table.obs[name].to_numpy(float)[section.every] for name in SPOT_METRICS}
         summary = {name: float(np.nanmean(v)) if np.isfinite(v).any() else np.nan for name, v in of_spots.items()}
-        summary["n_spots"] = float(spots.sum())
+        summary["n_spots"] = float(len(rows))
         if set(chosen) & set(SECTION_METRICS):
             of_section = section_metrics(
                 values,
                 expected,
-                positions=None if places is None else places[rows][spots],
-                labels=None if labels is None else labels[truth_rows],
+                positions=None if places is None else places[rows],
+                labels=None if labels is None else labels[section.truth_rows],
                 rng=rng,
             )
             summary |= {name: of_section[name] for name in chosen if name in of_section}
@@ -250,9 +230,6 @@ def _places_and_labels(
 
 
 def _chosen_metrics(metrics: Sequence[str] | None) -> list[str]:
-    chosen = list(METRICS) if metrics is None else ([metrics] if isinstance(metrics, str) else list(metrics))
-    unknown = [name for name in chosen if name not in CHOICES]
-    if unknown:
-        msg = f"`metrics` has {listing(unknown)}; available: {listing(CHOICES)}.{hint(unknown[0], CHOICES)}"
-        raise ValueError(msg)
+    chosen = as_names(METRICS if metrics is None else metrics)
+    require_known(chosen, CHOICES, "metrics")
     return chosen

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._labels import as_names
 from ragst_sd._results import predicted
-from ragst_sd._validate import hint, listing, require_positive
+from ragst_sd._validate import listing, require_known, require_positive, require_some
 from ragst_sd.reference.perturbation_schema import TASK
 from ragst_sd.tl._measured_responses import Measured, genes_of_both, measured_responses, predicted_lines
 from ragst_sd.tl._perturbation_metrics import ceiling
@@ -177,9 +178,8 @@ def _require_unseen(header: dict[str, Any], compared: list[tuple[str, str]]) -> 
 
 def _tables(data: AnnData | Mapping[str, AnnData]) -> tuple[dict[str, AnnData], dict[str, Any]]:
     """Predicted tables by method, and what their headers say of unit and controls."""
-    if isinstance(data, Mapping) and not data:
-        msg = "`data` is empty. Give a table made by `rg.tl.perturb`, or a mapping from method to such tables."
-        raise ValueError(msg)
+    if isinstance(data, Mapping):
+        require_some(data, "data", "Give a table made by `rg.tl.perturb`, or a mapping from method to such tables.")
     given = {str(name): table for name, table in data.items()} if isinstance(data, Mapping) else {"": data}
     headers = {}
     for name, table in given.items():
@@ -203,11 +203,8 @@ def _tables(data: AnnData | Mapping[str, AnnData]) -> tuple[dict[str, AnnData], 
 
 
 def _chosen(metrics: Sequence[str] | None) -> list[str]:
-    chosen = list(DEFAULT_METRICS) if metrics is None else [metrics] if isinstance(metrics, str) else list(metrics)
-    unknown = [name for name in chosen if name not in CHOICES]
-    if unknown:
-        msg = f"`metrics` has {listing(unknown)}; available: {listing(CHOICES)}.{hint(unknown[0], CHOICES)}"
-        raise ValueError(msg)
+    chosen = as_names(DEFAULT_METRICS if metrics is None else metrics)
+    require_known(chosen, CHOICES, "metrics")
     return chosen
 
 

@@ -20,8 +20,9 @@ from ragst_sd._reference import (
     standardized_embedding,
 )
 from ragst_sd._settings import resolve_device, settings
-from ragst_sd._validate import require_choice, require_positive
+from ragst_sd._validate import require_choice
 from ragst_sd.tl._fit_perturbation import fit_perturbation
+from ragst_sd.tl._fit_record import neighbor_counts, storable, write_fit
 from ragst_sd.tl._grounding import calibrate_grounding, calibrate_raw
 from ragst_sd.tl._groups import group_codes, inner_folds
 from ragst_sd.tl._state import fit_state, state_of
@@ -62,19 +63,19 @@ def fit(
     `rag`              rows    learned                              learned gate       T, learned
     `knn`              rows    principal components                 fall with distance none
     `knn_supervised`   rows    what ridge predicts                  fall with distance none
-    `ridge_residual`   rows    principal components                 fall with distance ridge, less that of cited rows
-    `bleep`            rows    contrastive heads, image, expression equal              none
     `random_rag`       rows    learned; random candidates, control  learned gate       T, learned
     `ridge`, `mlp`     nobody  none                                 none               regression
     `mean`             nobody  none                                 none               none
     ================== ======= ==================================== ================== ==============================
+
+    Methods of one's own are made known with :func:`ragst_sd.tl.register_method`.
 
     Parameters
     ----------
     reference
         Made by :func:`ragst_sd.tl.build_reference` or :func:`ragst_sd.tl.build_perturbation_reference`.
     method
-        One of the table; for a reference of perturbations see the methods of responses in the Notes.
+        One of the table, or one that was registered; for a reference of perturbations see the methods of responses in the Notes.
     n_neighbors
         Rows cited per spot at most; 50, or all rows of a smaller reference, if left out (perturbations: see Notes).
     n_candidates
@@ -90,7 +91,7 @@ def fit(
     rng
         Seed of all that is drawn. On the CPU the same seed and number of threads give the same fit.
     device
-        Where `rag`, `random_rag`, `bleep` and `mlp` train, for instance `"cuda"`; the setting if left out, and the CPU if
+        Where `rag`, `random_rag` and `mlp` train, for instance `"cuda"`; the setting if left out, and the CPU if
         that is not set either.
     amp
         Whether `rag` and `random_rag` may take the products of phi in bfloat16 while they train.
@@ -136,12 +137,11 @@ def fit(
     relative to their section's mean and put on the mean of the reference). rag, random_rag: `n_latent` (64), `hidden` (0: phi is
     linear; else units of a hidden layer), `gate` (`"softmax"`), `gate_hidden` (0), `cell_types` (False), `sharpness` (2, the start of s), `dropout` (0.1), `correlation` (1, its
     weight in the loss), `sparsity` (0, penalty on the effective number of rows), `n_train_genes` (250), `n_seeds` (3),
-    `max_steps` (120), `learning_rate`, `weight_decay`, `adjustment_rank` (16, 0 is no adjustment). knn, knn_supervised,
-    ridge_residual: `weighting` (`"distance"` or `"uniform"`), `sharpness` (2; weights are
-    :math:`w_j \propto \exp(-s\,d_j^2/d_K^2)`). ridge, knn_supervised, ridge_residual: `alphas` to choose from, of
+    `max_steps` (120), `learning_rate`, `weight_decay`, `adjustment_rank` (16, 0 is no adjustment). knn,
+    knn_supervised: `weighting` (`"distance"` or `"uniform"`), `sharpness` (2; weights are
+    :math:`w_j \propto \exp(-s\,d_j^2/d_K^2)`). ridge, knn_supervised: `alphas` to choose from, of
     :math:`(K^\top K + \alpha m I) B = K^\top Y` on the m rows K. mlp: `hidden` (64), `dropout`, `learning_rate`, `weight_decay`,
-    `max_steps`, `n_seeds`. bleep: `width` of the projections, `temperature`, `dropout`, `learning_rate`, `weight_decay`, `max_steps`
-    (`Xie et al. 2023 <https://arxiv.org/abs/2306.01859>`__).
+    `max_steps`, `n_seeds`.
 
     **Responses to perturbations**, :math:`\Delta(p, c)` of perturbation p in context c, from the rows that a query may use
     (see :func:`ragst_sd.tl.perturb`). The default, `rag`, learns where to look and how far to trust what it finds:
@@ -194,27 +194,29 @@ def fit(
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rg.tl.fit(reference, method="knn", n_neighbors=20)
     """
-    from ragst_sd.retrieval.methods import METHODS, fit_method, resolve_options
+    from ragst_sd.retrieval.methods import METHODS, fit_method
+    from ragst_sd.retrieval.options import resolve_options
     from ragst_sd.retrieval.training import Run, Training
 
     if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
         msg = f"`rng` is {rng!r}; it must be a whole number, at least 0."
         raise ValueError(msg)
+    show = bool(settings.progress if progress is None else progress)
     if is_perturbation(reference):
-        run = Run(int(rng), _device(device), amp, bool(settings.progress if progress is None else progress))
+        run = Run(int(rng), _device(device), amp, show)
         fit_perturbation(
             reference, method, n_neighbors=n_neighbors, n_candidates=n_candidates, group_key=group_key, metric=metric,
             options=options, run=run,
         )  # fmt: skip
         return
     header = reference_header(reference)
-    options = resolve_options(method, options)
+    options = resolve_options(METHODS, method, options)
     metric = "euclidean" if metric is None else metric
     require_choice(metric, METRICS, "metric")
     if metric != "euclidean" and METHODS[method].phi is not None:
         msg = f"`metric` is {metric!r}, but method {method!r} learns a space with euclidean distances. Leave it out."
         raise ValueError(msg)
-    n_neighbors, n_candidates = _counts(reference.n_obs, n_neighbors, n_candidates)
+    n_neighbors, n_candidates = neighbor_counts(reference.n_obs, n_neighbors, n_candidates, cited=DEFAULT_NEIGHBORS)
     folds, inner_groups = inner_folds(reference, group_key)
     # Sums and batches follow the ids, so that the order of the rows changes nothing.
     order = np.argsort(id_order(reference))
@@ -235,14 +237,7 @@ def fit(
         state=state_of(state, obs, embedding),
         types=_types(reference)[order] if options.get("cell_types") else None,
     )
-    run = Run(
-        rng=int(rng),
-        device=_device(device),
-        amp=amp,
-        progress=bool(settings.progress if progress is None else progress),
-        n_neighbors=n_neighbors,
-        n_candidates=n_candidates,
-    )
+    run = Run(int(rng), _device(device), amp, show, n_neighbors, n_candidates)
     parameters, key, queries = fit_method(method, training, options, run)
     calibration = calibrate_grounding(queries, key, training.groups, n_neighbors, metric)
     raw = np.asarray(reference.obsm[header["use_rep"]], dtype=np.float64)[order]
@@ -259,7 +254,7 @@ def fit(
         # A store keeps no None; no column has an empty name.
         "group_key": "" if group_key is None else str(group_key),
         "rng": int(rng),
-        "options": {name: np.asarray(value) if isinstance(value, tuple) else value for name, value in options.items()},
+        "options": storable(options),
         "parameters": {**state, **parameters},
         **calibration,
         "appearance": appearance,
@@ -268,15 +263,7 @@ def fit(
     if not np.isfinite(calibration["distance_threshold"]):
         logger.warning("No distances between groups could be calibrated: no spot will be called out of reference.")
     record["fit_hash"] = fit_hash(reference, header, record, key[back])
-    owned = dict(reference.uns[_keys.ATTRS])
-    owned["content_hash"] = record["reference_hash"]
-    owned[_keys.FIT] = record
-    # Intervals hold for one fit.
-    if owned.pop(_keys.CALIBRATION, None) is not None:
-        logger.info("The calibration of the earlier fit is dropped; `rg.tl.calibrate` makes one of this fit.")
-    # Only now, together: what is interrupted before leaves the earlier fit whole.
-    reference.obsm[_keys.RETRIEVAL_KEY] = key[back]
-    reference.uns[_keys.ATTRS] = owned
+    write_fit(reference, record, key[back])
     logger.info(
         "Fitted %r on %d rows: %d neighbours of %d candidates, %d components, %s held out to choose and calibrate.",
         method, reference.n_obs, n_neighbors, n_candidates, key.shape[1], inner_groups,
@@ -289,24 +276,6 @@ def _types(reference: AnnData) -> np.ndarray:
         msg = "`cell_types` is True, but the reference has no cell types. Run `rg.tl.add_cell_types` first."
         raise ValueError(msg)
     return np.asarray(reference.obsm[_keys.CELL_TYPE_FRACTION], dtype=np.float64)
-
-
-def _counts(n_rows: int, n_neighbors: int | None, n_candidates: int | None) -> tuple[int, int]:
-    if n_neighbors is None:
-        n_neighbors = min(DEFAULT_NEIGHBORS, n_rows)
-        logger.info("`n_neighbors` is %d.", n_neighbors)
-    require_positive(n_neighbors, "n_neighbors", whole=True)
-    if n_candidates is None:
-        n_candidates = n_neighbors
-    require_positive(n_candidates, "n_candidates", whole=True)
-    for name, value in (("n_neighbors", n_neighbors), ("n_candidates", n_candidates)):
-        if value > n_rows:
-            msg = f"`{name}` is {value}, more than the {n_rows} rows of the reference. Ask for {n_rows} at most."
-            raise ValueError(msg)
-    if n_candidates < n_neighbors:
-        msg = f"`n_candidates` is {n_candidates}, fewer than `n_neighbors` ({n_neighbors}) that are chosen from them."
-        raise ValueError(msg)
-    return int(n_neighbors), int(n_candidates)
 
 
 def _device(asked: str | None) -> str:

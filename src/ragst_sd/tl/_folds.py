@@ -194,9 +194,7 @@ def group_means(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     return of_sections.groupby(level=keys, sort=False).mean().reset_index()
 
 
-def by_donor(
-    scores: pd.DataFrame, metric: str = "pearson", *, baseline: str | None = None, level: float = 0.95
-) -> pd.DataFrame:
+def by_donor(scores: pd.DataFrame, metric: str = "pearson", *, baseline: str | None = None) -> pd.DataFrame:
     """Summary of a metric with held-out groups (donors) as the unit.
 
     Parameters
@@ -207,16 +205,15 @@ def by_donor(
         Metric to summarise; see `group_means`.
     baseline
         Method to compare with.
-    level
-        Coverage of the intervals.
 
     Returns
     -------
     One line per unit and method: `mean` over groups, its standard error `se`, their number `n`, and with a baseline
     `difference`, the mean of the differences to it within groups, with the limits `low` and `high` of Student's
-    t-interval over groups. Below three groups there is no interval (NaN), below two no standard error.
+    t-interval at 95 % over groups. Below three groups there is no interval (NaN), below two no standard error.
     """
     import pandas as pd
+    from scipy.stats import t
 
     means = group_means(scores, metric)
     if baseline is not None:
@@ -224,29 +221,12 @@ def by_donor(
     lines = []
     for (unit, method), own in means.groupby(["unit", "method"], sort=False):
         values = own.set_index("fold")["value"].dropna()
-        line: dict[str, Any] = {"unit": unit, "method": method, **_summary(values)}
+        line = {"unit": unit, "method": method, "mean": values.mean(), "se": values.sem(), "n": len(values)}
         if baseline is not None:
             other = means[(means["unit"] == unit) & (means["method"] == baseline)].set_index("fold")["value"]
-            line |= _interval((values - other.reindex(values.index)).dropna().to_numpy(), level)
+            differences = (values - other.reindex(values.index)).dropna()
+            mean, n = differences.mean(), len(differences)
+            half = t.ppf(0.975, n - 1) * differences.sem() if n > 2 else np.nan
+            line |= {"difference": mean, "low": mean - half, "high": mean + half}
         lines.append(line)
     return pd.DataFrame(lines)
-
-
-def _summary(values: pd.Series) -> dict[str, Any]:
-    n = len(values)
-    return {
-        "mean": float(values.mean()) if n else np.nan,
-        "se": float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan,
-        "n": n,
-    }
-
-
-def _interval(differences: np.ndarray, level: float) -> dict[str, float]:
-    from scipy.stats import t
-
-    n = len(differences)
-    mean = float(differences.mean()) if n else np.nan
-    if n < 3:
-        return {"difference": mean, "low": np.nan, "high": np.nan}
-    half = float(t.ppf(0.5 + level / 2, n - 1) * differences.std(ddof=1) / np.sqrt(n))
-    return {"difference": mean, "low": mean - half, "high": mean + half}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ragst_sd._validate import listing
-from ragst_sd.reference.genes import ENSEMBL, available_names
+from ragst_sd.reference.genes import ENSEMBL
+from ragst_sd.tl._stored_expression import offered_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +26,7 @@ def genes_by_naming(table: AnnData, naming: str, where: str) -> list[str]:
     ValueError
         If the table offers another naming only.
     """
-    offered = available_names(list(table.var_names), {name: table.var[name].astype(str) for name in table.var})
+    offered = offered_names(table)
     if naming not in offered:
         has = next(iter(offered))
         msg = (

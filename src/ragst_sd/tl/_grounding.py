@@ -10,6 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._reference import section_codes
 from ragst_sd._results import MOST_UNLIKE, unlike_share
+from ragst_sd.tl._eligibility import eligible_counts
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -88,7 +89,8 @@ def groundedness(
     }
     if raw is not None:
         look = fit["appearance"]
-        sections = _eligible_sections(eligibility, section_codes(reference))
+        rows, pattern = eligible_counts(eligibility, section_codes(reference))
+        sections = (rows > 0)[pattern]
         ratio = appearance_distance(raw, np.asarray(look["means"]), look, sections) / float(look["threshold"])
         columns[_keys.APPEARANCE_DISTANCE] = ratio
         columns[_keys.OUT_OF_REFERENCE] = out | (ratio > 1)
@@ -110,14 +112,6 @@ def section_grounding(header: dict[str, Any], query: Query, obs: dict[str, np.nd
             int((distance > 1).sum()), len(distance),
         )  # fmt: skip
     return {"section_distance": own, "section_distance_reference": among}
-
-
-def _eligible_sections(eligibility: Eligibility, sections: np.ndarray) -> np.ndarray:
-    """(n, sections) whether each query may use any row of each section."""
-    _, first, inverse = np.unique(eligibility.query_groups, axis=0, return_index=True, return_inverse=True)
-    masks = (eligibility.mask(np.array([i]), slice(None))[0] for i in first)
-    rows = np.stack([np.bincount(sections[mask], minlength=sections.max() + 1) for mask in masks])
-    return rows[inverse.ravel()] > 0
 
 
 def _distinct(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -171,20 +171,6 @@ def check_level(header: dict[str, Any], fit: dict[str, Any], level: float) -> in
     return int(place[0])
 
 
-def make_intervals(
-    header: dict[str, Any],
-    found: Retrieved,
-    place: int,
-    gene_index: np.ndarray,
-    *,
-    as_calibrated: bool,
-    calibrated_on: Sequence[str] = (),
-) -> Intervals:
-    """Limits at a calibrated level; see :func:`interval_rule`."""
-    rule = interval_rule(header, place, gene_index, as_calibrated=as_calibrated, calibrated_on=calibrated_on)
-    return limits_of(rule, found)
-
-
 def interval_rule(
     header: dict[str, Any],
     place: int,

@@ -10,10 +10,11 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing
-from ragst_sd.reference.genes import available_names, take_genes
+from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.perturbations import canonical
 from ragst_sd.reference.responses import CONTROL, mean_responses, split_half_reliability
 from ragst_sd.tl._perturbation_cells import read_expression, read_labels
+from ragst_sd.tl._stored_expression import offered_names
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -92,16 +93,19 @@ def measured_responses(
             "`rg.tl.perturbation_folds` and build the reference on the cells 'train' and 'control_train'."
         )
         raise ValueError(msg)
-    names, row, stratum = _lines(labels, held_out, min_cells)
-    names_all, row_all, stratum_all = _lines(labels, labels.control, min_cells)
-    row, stratum, row_all, stratum_all = (codes[order] for codes in (row, stratum, row_all, stratum_all))
-    used = row >= CONTROL
-    compact = np.unique(stratum[used], return_inverse=True)[1]
-    found = mean_responses(values[used], row[used], compact, len(names))
-    own = split_half_reliability(values[used], row[used], compact, len(names), rng=rng)
-    used_all = row_all >= CONTROL
-    compact = np.unique(stratum_all[used_all], return_inverse=True)[1]
-    whole = split_half_reliability(values[used_all], row_all[used_all], compact, len(names_all), rng=rng)
+
+    def lines(
+        controls: np.ndarray,
+    ) -> tuple[list[tuple[str, str]], np.ndarray, tuple[Any, np.ndarray, np.ndarray, int]]:
+        names, row, stratum = _lines(labels, controls, min_cells)
+        row, stratum = row[order], stratum[order]
+        used = row >= CONTROL
+        return names, row, (values[used], row[used], np.unique(stratum[used], return_inverse=True)[1], len(names))
+
+    names, row, cells = lines(held_out)
+    names_all, _, cells_all = lines(labels.control)
+    found, own = mean_responses(*cells), split_half_reliability(*cells, rng=rng)
+    whole = split_half_reliability(*cells_all, rng=rng)
     place = {name: i for i, name in enumerate(names_all)}
     profile = np.array([np.asarray(values[row == line].mean(axis=0)).ravel() for line in range(len(names))])
     return Measured(
@@ -144,8 +148,7 @@ def _lines(
 
 def genes_of_both(table: AnnData, adata: AnnData, header: dict[str, Any]) -> list[str]:
     """Genes of a predicted table that `adata` measured, in the table's order."""
-    offered = available_names(list(adata.var_names), {name: adata.var[name].astype(str) for name in adata.var})
-    measured = set(offered.get(str(header["naming"]), []))
+    measured = set(offered_names(adata).get(str(header["naming"]), []))
     shared = [gene for gene in table.var_names if gene in measured]
     if not shared:
         msg = f"Prediction and `adata` share no genes: {listing(table.var_names[:5])} against {listing(adata.var_names[:5])}."

@@ -11,10 +11,11 @@ from ragst_sd import _keys
 from ragst_sd._labels import as_names
 from ragst_sd._perturbation_reference import perturbation_fit, perturbation_header
 from ragst_sd._settings import settings
-from ragst_sd._validate import hint, listing, require_positive, require_type
+from ragst_sd._validate import listing, names_among, require_known, require_some, require_type
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.perturbations import canonical
 from ragst_sd.tl._eligibility import allowed_rows, recorded_where
+from ragst_sd.tl._fit_record import check_fewer
 from ragst_sd.tl._gene_embedding import embed, lookup
 from ragst_sd.tl._perturb_tissue import perturb_tissue
 from ragst_sd.tl._perturbation_cells import column, read_expression
@@ -252,23 +253,11 @@ def perturb(
 
 
 def _check(names: list[str], exclude: list[str], n_neighbors: int | None, fit: dict[str, Any]) -> None:
-    if not names:
-        msg = "`perturbations` is empty. Name genes, combinations `A+B`, or the control."
-        raise ValueError(msg)
-    wrong = [name for name in exclude if name not in _EXCLUDABLE]
-    if wrong:
-        msg = f"`exclude` names {listing(wrong)}; it takes {listing(_EXCLUDABLE)}."
-        raise ValueError(msg)
+    require_some(names, "perturbations", "Name genes, combinations `A+B`, or the control.")
+    require_known(exclude, _EXCLUDABLE, "exclude", " names")
     if not exclude:
         logger.warning("`exclude` is empty: measured responses to the very perturbation may be used.")
-    if n_neighbors is not None:
-        require_positive(n_neighbors, "n_neighbors", whole=True)
-        if n_neighbors > int(fit["n_neighbors"]):
-            msg = (
-                f"`n_neighbors` is {n_neighbors}, but the reference was fitted with {fit['n_neighbors']}. Ask for fewer, or "
-                "fit again with more."
-            )
-            raise ValueError(msg)
+    check_fewer(n_neighbors, fit)
 
 
 def _shared_genes(of_reference: list[str], of_data: list[str], asked: Sequence[str] | None) -> list[str]:
@@ -282,15 +271,7 @@ def _shared_genes(of_reference: list[str], of_data: list[str], asked: Sequence[s
         raise ValueError(msg)
     if len(shared) < _FEW_GENES * len(of_reference):
         logger.warning("Only %d of the reference's %d genes are in the data.", len(shared), len(of_reference))
-    if asked is None:
-        return shared
-    wanted = as_names(asked)
-    missing = [gene for gene in wanted if gene not in set(shared)]
-    if missing or not wanted:
-        close = hint(missing[0], shared) if missing else ""
-        msg = f"`genes`: reference and data do not share {listing(missing) if missing else 'an empty list'}.{close}"
-        raise ValueError(msg)
-    return wanted
+    return shared if asked is None else names_among(asked, shared, "genes", ": reference and data do not share")
 
 
 def _contexts(data: AnnData, context_key: str | None, header: dict[str, Any]) -> np.ndarray:

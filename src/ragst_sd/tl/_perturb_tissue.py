@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._annotation import is_predicted
 from ragst_sd._elements import image_mpp_of, shared_coordinate_system
-from ragst_sd._results import holds_responses
-from ragst_sd._validate import hint, listing, require_positive
+from ragst_sd._results import check_key_added
+from ragst_sd._validate import listing, names_among, require_positive
 from ragst_sd.reference.perturbations import canonical
 from ragst_sd.tl._eligibility import allowed_rows, recorded_where
 from ragst_sd.tl._gene_embedding import embed, lookup
 from ragst_sd.tl._perturbation_cells import column
-from ragst_sd.tl._perturbed_table import Responded, pairs_learned
+from ragst_sd.tl._perturbed_table import no_response
 from ragst_sd.tl._perturbed_tissue import tissue_table
 from ragst_sd.tl._respond import BAR_AFTER
 from ragst_sd.tl._tissue_responses import LEVEL, Variation, make_responder, variation
@@ -114,8 +114,9 @@ def perturb_tissue(
         for name in names:
             known = canonical(name, control)
             if known == control:
-                responded, error = _unchanged(len(source.xy), len(kept.genes))
-                varies, learned = Variation(0.0, np.zeros(0), 1.0, constant=True), pairs_learned("", [])
+                responded = no_response(len(source.xy), len(kept.genes))
+                error = np.full(kept.values.shape, np.nan)
+                varies = Variation(0.0, np.zeros(0), 1.0, constant=True)
             else:
                 every = sorted(set(contexts) | set(own))
                 responder = make_responder(
@@ -123,7 +124,6 @@ def perturb_tissue(
                     n_neighbors=n_neighbors, exclude=exclude, allowed=allowed_rows(reference, where),
                 )  # fmt: skip
                 responded, error = responder.respond(contexts, of_spots)
-                learned = responder.learned_from
                 bar.update(1)
                 varies = variation(
                     responder, responded.response, sets, shown, own, states, int(n_permutations),
@@ -131,7 +131,7 @@ def perturb_tissue(
                 )  # fmt: skip
             tables[keys[name]] = tissue_table(
                 kept, reference, header, fit, responded, error,
-                name=name, contexts=contexts, far=far, varies=varies, settings={**settings, _keys.LEARNED_FROM: learned},
+                name=name, contexts=contexts, far=far, varies=varies, settings={**settings, _keys.LEARNED_FROM: responded.learned_from},
             )  # fmt: skip
             _log(name, tables[keys[name]])
     return tables
@@ -164,24 +164,8 @@ def _keys_added(sdata: SpatialData, names: list[str], key_added: str) -> dict[st
     if len({key.lower() for key in keys.values()}) < len(keys):
         msg = f"Tables of several perturbations would have one name: {listing(keys.values())}. Ask for them one by one, each with its `key_added`."
         raise ValueError(msg)
-    elements = [name for _, name, _ in sdata.gen_elements()]
     for key in keys.values():
-        if sanitize_name(key) != key:
-            msg = f"`key_added` {key!r} is not a legal element name; for instance {sanitize_name(key)!r} is."
-            raise ValueError(msg)
-        if key in sdata.tables:
-            own = sdata.tables[key]
-            if not (is_predicted(own) and holds_responses(own.uns[_keys.RETRIEVAL])):
-                msg = (
-                    f"`sdata.tables[{key!r}]` exists and was not made by `rg.tl.perturb`; it is not replaced. Choose another name "
-                    "with `key_added=`."
-                )
-                raise ValueError(msg)
-            continue
-        taken = [name for name in elements if name.lower() == key.lower()]
-        if taken:
-            msg = f"`key_added` {key!r}: the name is taken by element {taken[0]!r}. Choose another one."
-            raise ValueError(msg)
+        check_key_added(sdata, key, responses=True)
     return keys
 
 
@@ -199,18 +183,9 @@ def _contexts(source: TissueSource, context_key: str | None, header: dict[str, A
 
 def _wanted(source: TissueSource, genes: Sequence[str] | None) -> TissueSource:
     """The source with the genes that are asked for; states rest on all that are shared."""
-    from dataclasses import replace
-
-    from ragst_sd._labels import as_names
-
     if genes is None:
         return source
-    wanted = as_names(genes)
-    missing = [gene for gene in wanted if gene not in set(source.genes)]
-    if missing or not wanted:
-        close = hint(missing[0], source.genes) if missing else ""
-        msg = f"`genes`: screen and tissue do not share {listing(missing) if missing else 'an empty list'}.{close}"
-        raise ValueError(msg)
+    wanted = names_among(genes, source.genes, "genes", ": screen and tissue do not share")
     at = [source.genes.index(gene) for gene in wanted]
     limits = source.limits
     if limits is not None:
@@ -218,17 +193,6 @@ def _wanted(source: TissueSource, genes: Sequence[str] | None) -> TissueSource:
     evidence = None if source.evidence is None else source.evidence[at]
     trust = {name: values[at] for name, values in source.trust.items()}
     return replace(source, values=source.values[:, at], genes=wanted, limits=limits, evidence=evidence, trust=trust)
-
-
-def _unchanged(n: int, n_genes: int) -> tuple[Responded, np.ndarray]:
-    """No response, resting on nobody."""
-    nothing = np.zeros((n, n_genes))
-    none = np.full((n, 1), -1, dtype=np.int64)
-    unknown = np.full(n, np.nan)
-    responded = Responded(
-        none, np.zeros((n, 1)), np.full((n, 1), np.nan), nothing, nothing.copy(), unknown, unknown.copy()
-    )
-    return responded, np.full((n, n_genes), np.nan)
 
 
 def _picture(sdata: SpatialData, source: TissueSource) -> dict[str, Any]:

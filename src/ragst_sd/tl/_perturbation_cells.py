@@ -11,16 +11,16 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._labels import labels
 from ragst_sd._validate import listing, require_choice, require_key, require_type
-from ragst_sd.reference.genes import SYMBOL, available_names, duplicates, sum_duplicates, take_genes
+from ragst_sd.reference.genes import SYMBOL, duplicates, sum_duplicates, take_genes
 from ragst_sd.reference.normalize import (
     MIN_SHARED_GENES,
     UNITS,
-    as_csr,
     check_counts,
     check_log_normalized,
     log_normalize,
 )
 from ragst_sd.reference.perturbations import canonical
+from ragst_sd.tl._stored_expression import offered_names, stored_expression
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,14 +70,9 @@ def read_expression(
         # Controls that were used once are known by their names.
         msg = f"`{where}` has names of cells more than once. Make them unique: `{where}.obs_names_make_unique()`."
         raise ValueError(msg)
-    if layer is not None:
-        require_key(layer, adata.layers, f"{where}.layers")
-    elif adata.X is None or adata.n_vars == 0:
-        msg = f"`{where}` has no expression (X is empty). Name the layer with `layer=`."
-        raise ValueError(msg)
+    matrix = stored_expression(adata, layer, where, "Name the layer with `layer=`.")
     place = f"`{where}.X`" if layer is None else f"`{where}.layers[{layer!r}]`"
-    matrix = as_csr(adata.X if layer is None else adata.layers[layer])
-    offered = available_names(list(adata.var_names), {name: adata.var[name].astype(str) for name in adata.var})
+    offered = offered_names(adata)
     naming = str(like["naming"]) if like else (SYMBOL if SYMBOL in offered else next(iter(offered)))
     if naming not in offered:
         msg = (

@@ -56,12 +56,10 @@ def discrimination_score(
 
 
 def _distances(one: np.ndarray, others: np.ndarray, metric: str) -> np.ndarray:
-    if metric == "l1":
-        return np.abs(others - one).sum(axis=1)
-    if metric == "l2":
-        return np.sqrt(((others - one) ** 2).sum(axis=1))
-    scale = np.linalg.norm(others, axis=1) * np.linalg.norm(one)
-    return 1 - np.divide(others @ one, scale, out=np.zeros(len(others)), where=scale > 0)
+    if metric == "cosine":
+        scale = np.linalg.norm(others, axis=1) * np.linalg.norm(one)
+        return 1 - np.divide(others @ one, scale, out=np.zeros(len(others)), where=scale > 0)
+    return np.linalg.norm(others - one, ord=int(metric[1]), axis=1)
 
 
 def differential_expression(cells: np.ndarray, controls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

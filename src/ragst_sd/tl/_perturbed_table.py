@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd.reference.perturbation_schema import TASK
 from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._predicted_table import software
+from ragst_sd.tl._predicted_table import cite_rows, software
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _CITED = (_keys.PERTURBATION, _keys.CONTEXT, _keys.PERTURBATION_TYPE)
+_CITED_NUMBERS = {_keys.N_CELLS: np.int64, _keys.RELIABILITY: np.float64}
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,21 @@ class Responded:
     evidence_share: np.ndarray
     embedding_share: np.ndarray | None = None
     """Of methods that have one: how much of the embedding the usable rows span."""
-    learned_from: dict[str, Any] | None = None
+    learned_from: dict[str, Any] = field(default_factory=lambda: pairs_learned("", []))
     """Perturbations and contexts whose left-out response the method has learned from."""
+
+
+def no_response(n: int, n_genes: int) -> Responded:
+    """No response, resting on nobody."""
+    rows, nothing, unknown = np.full((n, 1), -1), np.zeros((n, n_genes)), np.full(n, np.nan)
+    return Responded(rows, np.zeros((n, 1)), np.full((n, 1), np.nan), nothing, nothing, unknown, unknown)
 
 
 def perturbed_table(
     reference: AnnData,
     header: dict[str, Any],
     fit: dict[str, Any],
-    responded: Responded | None,
+    responded: Responded,
     *,
     values: sp.csr_matrix,
     genes: list[str],
@@ -73,20 +80,14 @@ def perturbed_table(
         [[line_of.get((one, context), len(pairs)) for context in contexts] for one in names.values()]
     ).astype(np.int64)
     at = reference.var_names.get_indexer(genes)
-    width = 1 if responded is None else responded.rows.shape[1]
-    lines = len(pairs)
 
-    def spread(part: np.ndarray | None, missing: float, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-        out: np.ndarray = np.full((lines + 1, *shape), missing, dtype=dtype)
-        if part is not None:
-            out[:-1] = part
+    def spread(part: np.ndarray, missing: float, dtype: type = np.float32) -> np.ndarray:
+        out = np.full((len(pairs) + 1, *part.shape[1:]), missing, dtype=dtype)
+        out[:-1] = part
         return out[line]
 
-    part = {} if responded is None else vars(responded)
-    response = spread(None if responded is None else part["response"][:, at], 0, (len(genes),), np.float32)
-    evidence = spread(None if responded is None else part["evidence"][:, at], 0, (len(genes),), np.float32)
-    pointers, cited = cite_rows(reference, np.full((0, width), -1) if responded is None else part["rows"])
-    reliability = None if responded is None else cited_reliability(responded.weights, cited, pointers)
+    response, evidence = (spread(part[:, at], 0) for part in (responded.response, responded.evidence))
+    pointers, cited = cite_responses(reference, responded.rows)
     source = np.tile(dense(values).astype(np.float32), (len(names), 1))
     asked = np.repeat(np.asarray(list(names), dtype=object), len(cells))
     repeated = np.tile(cells.astype(object), len(names))
@@ -95,28 +96,27 @@ def perturbed_table(
             _keys.PERTURBATION: pd.Categorical(asked),
             _keys.CONTEXT: pd.Categorical(np.tile(contexts, len(names))),
             _keys.SOURCE: repeated,
-            _keys.EFFECTIVE_N: spread(part.get("effective_n"), np.nan, (), np.float64),
-            _keys.EVIDENCE_SHARE: spread(part.get("evidence_share"), np.nan, (), np.float64),
-            _keys.CITED_RELIABILITY: spread(reliability, np.nan, (), np.float64),
+            _keys.EFFECTIVE_N: spread(responded.effective_n, np.nan, np.float64),
+            _keys.EVIDENCE_SHARE: spread(responded.evidence_share, np.nan, np.float64),
+            _keys.CITED_RELIABILITY: spread(cited_reliability(responded.weights, cited, pointers), np.nan, np.float64),
         },
         index=[f"{cell}:{name}" for cell, name in zip(repeated, asked, strict=True)],
     )
-    if part.get("embedding_share") is not None:
-        obs[_keys.EMBEDDING_SHARE] = spread(part["embedding_share"], np.nan, (), np.float64)
+    if responded.embedding_share is not None:
+        obs[_keys.EMBEDDING_SHARE] = spread(responded.embedding_share, np.nan, np.float64)
     table = ad.AnnData(
         source + response,
         obs=obs,
         var=pd.DataFrame(index=pd.Index(genes, name="gene")),
         layers={_keys.RESPONSE: response, _keys.EVIDENCE: evidence},
         obsm={
-            _keys.ROWS: spread(pointers if len(pointers) else None, -1, (width,), np.int32),
-            _keys.WEIGHTS: spread(part.get("weights"), 0, (width,), np.float32),
-            _keys.DISTANCES: spread(part.get("distances"), np.nan, (width,), np.float32),
+            _keys.ROWS: spread(pointers, -1, np.int32),
+            _keys.WEIGHTS: spread(responded.weights, 0),
+            _keys.DISTANCES: spread(responded.distances, np.nan),
         },
     )
-    table.uns[_keys.RETRIEVAL] = response_header(header, fit, cited) | settings
-    known = None if responded is None else responded.learned_from
-    table.uns[_keys.RETRIEVAL][_keys.LEARNED_FROM] = pairs_learned("", []) if known is None else known
+    learned = {_keys.LEARNED_FROM: responded.learned_from}
+    table.uns[_keys.RETRIEVAL] = response_header(header, fit, cited) | settings | learned
     return table
 
 
@@ -135,25 +135,15 @@ def remembered(header: Mapping[str, Any]) -> set[tuple[str, str]]:
     return set(zip(names, contexts, strict=True))
 
 
-def cite_rows(reference: AnnData, rows: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:
-    """Pointers into the cited rows, and one line for each of them, ordered by reference id."""
-    cited = np.unique(rows[rows >= 0])
-    cited = np.asarray(sorted(cited, key=lambda row: str(reference.obs_names[row])), dtype=np.int64)
-    place = np.full(reference.n_obs + 1, -1, dtype=np.int32)
-    place[cited] = np.arange(len(cited), dtype=np.int32)
-    lines = reference.obs.iloc[cited][list(_CITED)].astype(str)
-    lines.insert(0, "reference", reference.obs_names[cited].astype(str))
-    lines[_keys.N_CELLS] = reference.obs[_keys.N_CELLS].to_numpy(np.int64)[cited]
-    lines[_keys.RELIABILITY] = reference.obs[_keys.RELIABILITY].to_numpy(float)[cited]
-    lines.index = lines.index.astype(str)
-    lines.index.name = None
-    return place[rows], lines
+def cite_responses(reference: AnnData, rows: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:
+    """Pointers into the cited rows, and one line for each of them."""
+    return cite_rows(reference, rows, _CITED, _CITED_NUMBERS)
 
 
-def cited_reliability(weights: np.ndarray, cited: pd.DataFrame, pointers: np.ndarray) -> np.ndarray | None:
+def cited_reliability(weights: np.ndarray, cited: pd.DataFrame, pointers: np.ndarray) -> np.ndarray:
     """Weighted mean reliability of the cited rows of each line; NaN where nothing is cited."""
     if not len(cited):
-        return None
+        return np.full(len(weights), np.nan)
     own = np.where(pointers >= 0, cited[_keys.RELIABILITY].to_numpy()[np.maximum(pointers, 0)], 0.0)
     total = weights.sum(axis=1)
     return np.divide((weights * own).sum(axis=1), total, out=np.full(len(total), np.nan), where=total > 0)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._annotation import table_attrs
-from ragst_sd.tl._perturbed_table import cite_rows, cited_reliability, response_header
+from ragst_sd.tl._perturbed_table import cite_responses, cited_reliability, response_header
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -45,7 +45,7 @@ def tissue_table(
     from spatialdata.models import TableModel
 
     attrs = table_attrs(source.table)
-    pointers, cited = cite_rows(reference, responded.rows)
+    pointers, cited = cite_responses(reference, responded.rows)
     n, n_genes = source.values.shape
     reliability = cited_reliability(responded.weights, cited, pointers)
     magnitude = np.sqrt((responded.response**2).mean(axis=1))
@@ -59,7 +59,7 @@ def tissue_table(
         _keys.SOURCE: names,
         _keys.EFFECTIVE_N: responded.effective_n,
         _keys.EVIDENCE_SHARE: responded.evidence_share,
-        _keys.CITED_RELIABILITY: np.full(n, np.nan) if reliability is None else reliability,
+        _keys.CITED_RELIABILITY: reliability,
         # Where spots do not differ more than by chance every tool shall draw them alike.
         _keys.RESPONSE_MAGNITUDE: np.full(n, magnitude.mean()) if varies.constant else magnitude,
         _keys.STATE_DISTANCE: far.distance,

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._annotation import is_predicted
 from ragst_sd._elements import require_sdata
 from ragst_sd._labels import labels
 from ragst_sd._reference import reference_fit, reference_header
 from ragst_sd._replacing import version_of
+from ragst_sd._results import check_key_added
 from ragst_sd._settings import resolve_device
-from ragst_sd._validate import listing, require_choice, require_key, require_positive
+from ragst_sd._validate import listing, require_choice, require_key
 from ragst_sd.tl._eligibility import eligible_rows, recorded_where, refuse_seen_rows
+from ragst_sd.tl._fit_record import check_fewer
 from ragst_sd.tl._grounding import section_grounding
 from ragst_sd.tl._intervals import Intervals, check_level, interval_rule, limits_of
 from ragst_sd.tl._predict_store import fill, finish, new_store, opened, stored_intervals
@@ -181,7 +182,7 @@ def predict(
     header, fit = reference_header(reference), reference_fit(reference)
     require_choice(backend, BACKENDS, "backend")
     level = None if intervals is None else check_level(header, fit, intervals)
-    _check_name(sdata, key_added)
+    check_key_added(sdata, key_added)
     use_rep = str(header["use_rep"]) if use_rep is None else use_rep
     query = read_query(sdata, header, table_key=table_key, use_rep=use_rep)
     wanted = wanted_genes(reference, fit, genes)
@@ -191,15 +192,7 @@ def predict(
             "memory only. Leave them out, or predict without `store`."
         )
         raise ValueError(msg)
-    if n_neighbors is not None:
-        require_positive(n_neighbors, "n_neighbors", whole=True)
-        if n_neighbors > fit["n_neighbors"]:
-            msg = (
-                f"`n_neighbors` is {n_neighbors}, but the reference was fitted with {fit['n_neighbors']}. "
-                "Ask for fewer, or fit again with more."
-            )
-            raise ValueError(msg)
-
+    check_fewer(n_neighbors, fit)
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     donor_key = _donor_column(query.table, donor_key, str(header["donor_key"]))
     refuse_seen_rows(reference, header, fit, query, donor_key=donor_key, where=where, exclude=exclude)
@@ -257,26 +250,6 @@ def predict(
     sdata.tables[key_added] = table
     logger.info("Adding `sdata.tables[%r]`: %d spots x %d genes.", key_added, *table.shape)
     return None
-
-
-def _check_name(sdata: SpatialData, key_added: str) -> None:
-    from spatialdata import sanitize_name
-
-    if sanitize_name(key_added) != key_added:
-        msg = f"`key_added` {key_added!r} is not a legal element name; for instance {sanitize_name(key_added)!r} is."
-        raise ValueError(msg)
-    if key_added in sdata.tables:
-        if not is_predicted(sdata.tables[key_added]):
-            msg = (
-                f"`sdata.tables[{key_added!r}]` exists and was not made by `rg.tl.predict`; it is not replaced. "
-                "Choose another name with `key_added=`."
-            )
-            raise ValueError(msg)
-        return
-    taken = [name for _, name, _ in sdata.gen_elements() if name.lower() == key_added.lower()]
-    if taken:
-        msg = f"`key_added` {key_added!r}: the name is taken by element {taken[0]!r}. Choose another one."
-        raise ValueError(msg)
 
 
 def _affordable(eligible: np.ndarray, asked: int | None, fitted: int) -> int:

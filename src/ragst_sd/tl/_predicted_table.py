@@ -14,6 +14,8 @@ from ragst_sd._annotation import single_region, table_attrs
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import pandas as pd
     from anndata import AnnData
 
@@ -50,7 +52,8 @@ def predicted_table(
         # What lies on disk was written so.
         if isinstance(values, np.ndarray):
             values[outside] = np.nan
-    pointers, cited = _cite(reference, rows)
+    places = dict.fromkeys((_keys.X_UM, _keys.Y_UM), np.float64)
+    pointers, cited = cite_rows(reference, rows, (_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY), places)
 
     attrs = table_attrs(query.table)
     kept = [attrs["region_key"], attrs["instance_key"]]
@@ -112,17 +115,21 @@ def predicted_table(
     )
 
 
-def _cite(reference: AnnData, rows: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:
-    """Pointers into the cited rows, and one line for each of them, ordered by reference id."""
+def cite_rows(
+    reference: AnnData, rows: np.ndarray, names: Sequence[str], numbers: Mapping[str, type]
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Pointers into the cited rows, and one line for each of them, ordered by reference id.
+
+    A line holds the columns `names` of the reference as text, and `numbers` in their types.
+    """
     cited = np.unique(rows[rows >= 0])
     cited = np.asarray(sorted(cited, key=lambda row: str(reference.obs_names[row])), dtype=np.int64)
     place = np.full(reference.n_obs + 1, -1, dtype=np.int32)
     place[cited] = np.arange(len(cited), dtype=np.int32)
-    columns = [_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY]
-    lines = reference.obs.iloc[cited][columns].astype(str)
+    lines = reference.obs.iloc[cited][list(names)].astype(str)
     lines.insert(0, "reference", reference.obs_names[cited].astype(str))
-    for name in (_keys.X_UM, _keys.Y_UM):
-        lines[name] = reference.obs[name].to_numpy(float)[cited]
+    for name, kind in numbers.items():
+        lines[name] = reference.obs[name].to_numpy(kind)[cited]
     lines.index = lines.index.astype(str)
     lines.index.name = None
     return place[rows], lines
@@ -155,8 +162,8 @@ def _assessed(reference: AnnData, fit: dict[str, Any]) -> bool:
 
 
 def _rows_per_panel(reference: AnnData) -> np.ndarray:
-    counts = reference.obs[_keys.PANEL].astype(str).value_counts()
-    return np.array([int(counts.get(str(panel), 0)) for panel in reference.uns[_keys.ATTRS]["panels"]])
+    panels = reference.uns[_keys.ATTRS]["panels"]
+    return reference.obs[_keys.PANEL].astype(str).value_counts().reindex(panels.astype(str), fill_value=0).to_numpy()
 
 
 def _masked(values: np.ndarray, outside: np.ndarray, name: str) -> np.ndarray:

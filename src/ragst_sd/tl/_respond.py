@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd._validate import listing
-from ragst_sd.tl._perturbed_table import Responded, pairs_learned
+from ragst_sd.tl._perturbed_table import Responded, no_response, pairs_learned
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,50 +39,102 @@ def respond(
     allowed: np.ndarray,
     states: Mapping[str, np.ndarray],
     progress: bool,
-) -> Responded | None:
-    """Answers for pairs of perturbation and context; nothing if only the control was asked for.
+) -> Responded:
+    """Answers for pairs of perturbation and context; none of them if only the control was asked for.
 
     `states` is the mean expression (g,) of the cells of each context, on the genes of the reference.
     """
     from tqdm.auto import tqdm
 
-    from ragst_sd.retrieval.evidence import effective_n, evidence_share
-    from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
+    from ragst_sd.retrieval.evidence import evidence_share
     from ragst_sd.retrieval.responses import take_queries
-    from ragst_sd.tl._response_bank import asked_of, response_bank
 
     if not pairs:
-        return None
-    # Rows in the order of their names, so that sums do not depend on the order in the reference.
-    order = np.argsort(np.asarray(reference.obs_names, dtype=str))
-    ordered, method = reference[order], RESPONSE_METHODS[str(fit["method"])]
-    bank = response_bank(ordered, header, metric=str(fit["metric"]), cells=method.needs_cells)
-    perturbations, contexts = ([pair[i] for pair in pairs] for i in (0, 1))
-    asked = asked_of(
-        ordered, header, perturbations, contexts, key, allowed=allowed[order], exclude=exclude,
-        state=np.array([states[context] for context in contexts]),
+        return no_response(0, reference.n_vars)
+    ready = prepare(
+        reference, header, fit, pairs, key, n_neighbors=n_neighbors, exclude=exclude, allowed=allowed,
+        state=np.array([states[context] for _, context in pairs]),
     )  # fmt: skip
-    require_rows(bank, asked, pairs, method, str(fit["method"]), n_neighbors)
-    cited = int(fit["n_candidates"] if method.cites_candidates else fit["n_neighbors"])
-    k, parts = cited if n_neighbors is None else int(n_neighbors), []
-    chunk = at_once(fit, reference)
+    chunk, parts = at_once(fit, reference), []
     with tqdm(total=len(pairs), unit="response", delay=BAR_AFTER, disable=not progress) as bar:
         for start in range(0, len(pairs), chunk):
-            part = take_queries(asked, np.arange(start, min(start + chunk, len(pairs))))
-            parts.append(method.respond(fit["parameters"], bank, part, k))
+            part = take_queries(ready.asked, np.arange(start, min(start + chunk, len(pairs))))
+            parts.append(ready.answer(part))
             bar.update(len(part.key))
     answer = stacked(parts)
-    return Responded(
-        rows=np.where(answer.rows >= 0, order[np.maximum(answer.rows, 0)], -1),
-        weights=answer.weights,
-        distances=answer.distances,
-        evidence=answer.evidence,
-        response=answer.evidence + answer.adjustment,
-        effective_n=effective_n(answer.weights),
-        evidence_share=evidence_share(answer.evidence, answer.adjustment, bank.values.mean(axis=0)),
-        embedding_share=answer.explained,
-        learned_from=learned_from(bank, asked, pairs, method, str(fit["method"])),
-    )
+    return ready.responded(answer, evidence_share(answer.evidence, answer.adjustment, ready.bank.values.mean(axis=0)))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A fitted method with its bank and what is asked of it."""
+
+    method: Any
+    parameters: dict[str, Any]
+    bank: Bank
+    asked: Asked
+    cited: int
+    """Rows that are cited at most."""
+    order: np.ndarray
+    """Rows of the bank in the reference."""
+    learned_from: dict[str, Any]
+    """As in the header of the table."""
+
+    def answer(self, asked: Asked) -> Answer:
+        """What the method answers."""
+        answer: Answer = self.method.respond(self.parameters, self.bank, asked, self.cited)
+        return answer
+
+    def responded(self, answer: Answer, share: np.ndarray) -> Responded:
+        """Answers by the rows of the reference, with the share of the evidence in each."""
+        from ragst_sd.retrieval.evidence import effective_n
+
+        return Responded(
+            rows=np.where(answer.rows >= 0, self.order[np.maximum(answer.rows, 0)], -1),
+            weights=answer.weights,
+            distances=answer.distances,
+            evidence=answer.evidence,
+            response=answer.evidence + answer.adjustment,
+            effective_n=effective_n(answer.weights),
+            evidence_share=share,
+            embedding_share=answer.explained,
+            learned_from=self.learned_from,
+        )
+
+
+def prepare(
+    reference: AnnData,
+    header: dict[str, Any],
+    fit: dict[str, Any],
+    pairs: list[tuple[str, str]],
+    key: np.ndarray,
+    *,
+    n_neighbors: int | None,
+    exclude: list[str],
+    allowed: np.ndarray,
+    state: np.ndarray | None = None,
+) -> Prepared:
+    """Make the fitted method ready for pairs of perturbation and context.
+
+    Raises
+    ------
+    ValueError
+        If a pair has no row to answer from, or fewer than are to be cited.
+    """
+    from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
+    from ragst_sd.tl._response_bank import asked_of, response_bank
+
+    # Rows in the order of their names, so that sums do not depend on the order in the reference.
+    order = np.argsort(np.asarray(reference.obs_names, dtype=str))
+    name = str(fit["method"])
+    ordered, method = reference[order], RESPONSE_METHODS[name]
+    bank = response_bank(ordered, header, metric=str(fit["metric"]), cells=method.needs_cells)
+    asked = asked_of(ordered, header, pairs, key, allowed[order], exclude, state)
+    _require_rows(bank, asked, pairs, method, name, n_neighbors)
+    cited = int(fit["n_candidates"] if method.cites_candidates else fit["n_neighbors"])
+    cited = cited if n_neighbors is None else int(n_neighbors)
+    learned = _learned_from(bank, asked, pairs, method, name)
+    return Prepared(method, fit["parameters"], bank, asked, cited, order, learned)
 
 
 def at_once(fit: Mapping[str, Any], reference: AnnData) -> int:
@@ -105,7 +158,7 @@ def stacked(parts: Sequence[Answer]) -> Answer:
     )  # fmt: skip
 
 
-def learned_from(bank: Bank, asked: Asked, pairs: list[tuple[str, str]], method: Any, name: str) -> dict[str, Any]:
+def _learned_from(bank: Bank, asked: Asked, pairs: list[tuple[str, str]], method: Any, name: str) -> dict[str, Any]:
     """The queries whose own perturbation was left out of what may be used, although the method was fitted on it."""
     own = np.array([[mine == other for other in bank.genes] for mine in asked.genes], dtype=bool)
     hit = own & ~asked.eligible
@@ -122,7 +175,7 @@ def learned_from(bank: Bank, asked: Asked, pairs: list[tuple[str, str]], method:
     return pairs_learned(method.learns, found)
 
 
-def require_rows(
+def _require_rows(
     bank: Bank, asked: Asked, pairs: list[tuple[str, str]], method: Any, name: str, n_neighbors: int | None
 ) -> None:
     """Raise a `ValueError` if a query has no row to answer from, or fewer than are to be cited."""

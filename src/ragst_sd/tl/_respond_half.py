@@ -11,6 +11,7 @@ from ragst_sd import _keys
 from ragst_sd._perturbation_reference import perturbation_fit, perturbation_header
 from ragst_sd.tl._eligibility import allowed_rows, where_of
 from ragst_sd.tl._gene_embedding import embed, lookup
+from ragst_sd.tl._respond import prepare
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -43,35 +44,31 @@ def response_from_half(
         (g,) mean expression of the cells asked about; that of the context if left out.
     """
     from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
-    from ragst_sd.tl._response_bank import asked_of, response_bank
 
     own = perturbation_header(reference)
     if _keys.FIT not in reference.uns[_keys.ATTRS]:
         return None
     fit = perturbation_fit(reference)
-    method = RESPONSE_METHODS[str(fit["method"])]
+    method, n_neighbors = RESPONSE_METHODS[str(fit["method"])], int(header["n_neighbors"])
     if str(fit["fit_hash"]) != str(header["fit_hash"]) or method.learns == "responses":
         return None
-    order = np.argsort(np.asarray(reference.obs_names, dtype=str))
-    ordered, at = reference[order], reference.var_names.get_indexer(genes)
-    bank = response_bank(ordered, own, metric=str(fit["metric"]), cells=method.needs_cells)
-    whole = None
+    at, whole = reference.var_names.get_indexer(genes), None
     if state is not None:
         whole = np.full((1, reference.n_vars), np.nan)
         whole[0, at] = state
-    asked = asked_of(
-        ordered, own, [perturbation], [context], embed([perturbation], str(own["control"]), lookup(own["embedding"])),
-        allowed=allowed_rows(reference, where_of(reference, header))[order],
-        exclude=[str(one) for one in np.atleast_1d(header["exclude"])], state=whole,
-    )  # fmt: skip
-    n_neighbors = int(header["n_neighbors"])
     everybody = method.cites_candidates and n_neighbors == int(fit["n_neighbors"])
-    k = int(fit["n_candidates"]) if everybody else n_neighbors
+    ready = prepare(
+        reference, own, fit, [(perturbation, context)],
+        embed([perturbation], str(own["control"]), lookup(own["embedding"])),
+        n_neighbors=None if everybody else n_neighbors,
+        exclude=[str(one) for one in np.atleast_1d(header["exclude"])],
+        allowed=allowed_rows(reference, where_of(reference, header)), state=whole,
+    )  # fmt: skip
 
     def answer(values: np.ndarray) -> np.ndarray:
-        found = method.respond(fit["parameters"], replace(bank, values=values), asked, k)
+        found = replace(ready, bank=replace(ready.bank, values=values)).answer(ready.asked)
         return np.asarray((found.evidence + found.adjustment)[0, at])
 
-    if np.abs(answer(bank.values) - response).max() > _SAME * np.abs(response).max() + 1e-6:
+    if np.abs(answer(ready.bank.values) - response).max() > _SAME * np.abs(response).max() + 1e-6:
         return None
-    return answer(bank.halves[0])
+    return answer(ready.bank.halves[0])

@@ -82,29 +82,28 @@ def states_of_contexts(
 def asked_of(
     reference: AnnData,
     header: dict[str, Any],
-    perturbations: Sequence[str],
-    contexts: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
     key: np.ndarray,
-    *,
     allowed: np.ndarray,
     exclude: Sequence[str],
-    state: np.ndarray | None = None,
+    state: np.ndarray | None,
 ) -> Asked:
     """Queries, each with the rows that it may use: those that differ from it in one of the columns of `exclude`.
 
     `state` is the (q, g) mean expression of the cells asked about; left out, that of their context in the reference.
     """
-    eligible = np.broadcast_to(allowed, (len(perturbations), reference.n_obs)).copy()
+    perturbations, contexts = (np.array([pair[i] for pair in pairs], dtype=object) for i in (0, 1))
+    eligible = np.broadcast_to(allowed, (len(pairs), reference.n_obs)).copy()
     if exclude:
         same = np.ones_like(eligible)
         own = {_keys.PERTURBATION: perturbations, _keys.CONTEXT: contexts}
         for name in exclude:
-            same &= np.asarray(own[name], dtype=object)[:, None] == labels(reference.obs[name])[None, :]
+            same &= own[name][:, None] == labels(reference.obs[name])[None, :]
         eligible &= ~same
     return Asked(
         key=key,
         genes=tuple(components(name, str(header["control"])) for name in perturbations),
-        contexts=context_codes(np.asarray(contexts, dtype=object), header),
+        contexts=context_codes(contexts, header),
         eligible=eligible,
         state=state,
     )

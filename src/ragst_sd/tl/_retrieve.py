@@ -11,6 +11,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._reference import id_order, is_lazy, level_groups, take_rows
 from ragst_sd._workers import spread_over_workers
+from ragst_sd.tl._eligibility import eligible_counts
 from ragst_sd.tl._grounding import distance_in_phi, groundedness
 from ragst_sd.tl._state import state_of
 from ragst_sd.tl._values import blocks_of_spots, make_bank, places, values_of
@@ -156,7 +157,7 @@ def choose(
         hood = Neighbourhood(phi, places(near, found.rows), found.distances, key, state_of(parameters, obs, embedding))
         rows, weights, distances = select_cited(found, method.gate(parameters, hood), n_neighbors)
         if "section_shifts" in parameters:
-            level_rows, level_of = _eligible_patterns(reference, header, eligibility)
+            level_rows, level_of = eligible_counts(eligibility, level_groups(reference, header)[0])
     else:
         rows, weights = np.full_like(nearest, -1), np.zeros(nearest.shape)
         distances = np.full(nearest.shape, np.nan)
@@ -207,14 +208,3 @@ def _candidates(
         raise ValueError(msg)
     nearby = search_in_blocks(phi, key, n_candidates, **how)
     return nearby, nearby
-
-
-def _eligible_patterns(
-    reference: AnnData, header: dict[str, Any], eligibility: Eligibility
-) -> tuple[np.ndarray, np.ndarray]:
-    """Number of eligible rows of each section and panel for each set of queries with the same ones, and each query's set."""
-    codes, groups = level_groups(reference, header)
-    _, first, inverse = np.unique(eligibility.query_groups, axis=0, return_index=True, return_inverse=True)
-    eligible = [eligibility.mask(np.array([i]), slice(None))[0] for i in first]
-    rows = np.stack([np.bincount(codes[mask], minlength=len(groups)) for mask in eligible])
-    return rows, inverse.ravel()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._validate import listing
+from ragst_sd._validate import listing, require_known
 from ragst_sd.reference.responses import CONTROL, halves, mean_responses, split_half_reliability
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ class Rows:
     error: np.ndarray
     halves: tuple[np.ndarray, np.ndarray]
     """Responses against one half of the controls each."""
+    cells: np.ndarray
+    """(n,) row that each cell of the screen belongs to, -1 for none."""
 
 
 def measure(screen: Screen, *, min_cells: int, rng: np.random.Generator) -> tuple[Rows, Dropped]:
@@ -91,10 +93,11 @@ def measure(screen: Screen, *, min_cells: int, rng: np.random.Generator) -> tupl
         raise ValueError(msg)
     place = {name: i for i, name in enumerate(kept)}
     row = np.array([place.get(str(name), CONTROL) for name in names])
-    row[screen.control] = CONTROL
+    row[~treated] = CONTROL
+    of_cell = row
 
     used = np.flatnonzero(screen.used)
-    values, row, stratum = screen.values[used], row[used], _compact(stratum[used])
+    values, row, stratum = screen.values[used], row[used], np.unique(stratum[used], return_inverse=True)[1]
     found = mean_responses(values, row, stratum, len(kept))
     # All cells of a row, but one half of the controls each.
     first = halves(np.where(row == CONTROL, stratum, stratum.max() + 1), rng)
@@ -119,7 +122,7 @@ def measure(screen: Screen, *, min_cells: int, rng: np.random.Generator) -> tupl
     obs.index = [
         ":".join((c, p, k) if several else (c, p)) for c, p, k in zip(context, perturbation, kind, strict=True)
     ]
-    return Rows(obs, found.mean, found.error, (one, other)), dropped
+    return Rows(obs, found.mean, found.error, (one, other), of_cell), dropped
 
 
 def sample_controls(
@@ -149,27 +152,16 @@ def sample_controls(
     return state, drawn
 
 
-def sample_treated(screen: Screen, obs: pd.DataFrame, max_cells: int, rng: np.random.Generator) -> dict[str, Any]:
+def sample_treated(screen: Screen, rows: Rows, max_cells: int, rng: np.random.Generator) -> dict[str, Any]:
     """A sample of the perturbed cells of every row."""
-    names = [_keys.CONTEXT, _keys.PERTURBATION, _keys.PERTURBATION_TYPE]
-    rows = {tuple(line): str(name) for name, line in zip(obs.index, obs[names].astype(str).to_numpy(), strict=True)}
-    treated = np.flatnonzero(screen.used & ~screen.control)
-    labels = np.array(
-        [
-            rows[str(c), str(p), str(k)]
-            for c, p, k in zip(screen.context[treated], screen.perturbation[treated], screen.kind[treated], strict=True)
-        ],
-        dtype=str,
-    )
     chosen = [np.zeros(0, dtype=np.int64)]
-    for name in sorted(rows.values()):
-        own = treated[labels == name]
+    for row in np.argsort(rows.obs.index.to_numpy(str)):
+        own = np.flatnonzero(rows.cells == row)
         chosen.append(np.sort(rng.choice(own, min(max_cells, len(own)), replace=False)))
     at = np.concatenate(chosen)
-    row_of = dict(zip(treated.tolist(), labels.tolist(), strict=True))
     return {
         "cell": screen.cells[at].astype(str),
-        "row": np.array([row_of[cell] for cell in at.tolist()], dtype=str),
+        "row": rows.obs.index.to_numpy(str)[rows.cells[at]],
         "values": screen.values[at],
     }
 
@@ -187,15 +179,9 @@ def sources_frame(sources: Mapping[str, Mapping[str, str]] | None, contexts: lis
     import pandas as pd
 
     given = dict(sources or {})
-    unknown = sorted(set(given) - set(contexts))
-    if unknown:
-        msg = f"`sources` names contexts that are not there: {listing(unknown)}. Available: {listing(contexts)}."
-        raise ValueError(msg)
+    require_known(given, contexts, "sources", " names contexts")
     for context, fields in given.items():
-        wrong = sorted(set(fields) - set(_SOURCE_FIELDS))
-        if wrong:
-            msg = f"`sources[{context!r}]` has unknown fields {listing(wrong)}; it takes {listing(_SOURCE_FIELDS)}."
-            raise ValueError(msg)
+        require_known(fields, _SOURCE_FIELDS, f"sources[{context!r}]", " has unknown fields")
     rows = [[str(given.get(c, {}).get(field) or _keys.UNKNOWN) for field in _SOURCE_FIELDS] for c in contexts]
     return pd.DataFrame(rows, columns=list(_SOURCE_FIELDS), index=pd.Index(contexts, name=_keys.CONTEXT))
 
@@ -203,10 +189,6 @@ def sources_frame(sources: Mapping[str, Mapping[str, str]] | None, contexts: lis
 def _codes(*columns: np.ndarray) -> np.ndarray:
     joined = np.array(["\x1f".join(parts) for parts in zip(*columns, strict=True)])
     return np.unique(joined, return_inverse=True)[1]
-
-
-def _compact(codes: np.ndarray) -> np.ndarray:
-    return np.unique(codes, return_inverse=True)[1]
 
 
 def _count(screen: Screen, cells: np.ndarray, reason: str) -> Dropped:

@@ -14,10 +14,11 @@ from ragst_sd import _keys
 from ragst_sd._annotation import embedded_rows, is_predicted, spot_centers
 from ragst_sd._elements import require_sdata
 from ragst_sd._labels import labels
-from ragst_sd._validate import listing, require_choice, require_key
-from ragst_sd.reference.genes import available_names, duplicates
-from ragst_sd.reference.normalize import UNITS, as_csr, check_counts, check_log_normalized
+from ragst_sd._validate import listing, require_choice, require_key, require_some
+from ragst_sd.reference.genes import duplicates
+from ragst_sd.reference.normalize import UNITS, check_counts, check_log_normalized
 from ragst_sd.reference.schema import check_embedding_header
+from ragst_sd.tl._stored_expression import offered_names, stored_expression
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,9 +80,7 @@ def named_sections(sdatas: Any, table_key: str) -> dict[str, SpatialData | Calla
             raise ValueError(msg)
         free = (name for i in count(1) if (name := f"sample{i}") not in own)
         named = {name or next(free): sdata for name, sdata in zip(own, members, strict=True)}
-    if not named:
-        msg = "`sdatas` is empty: a reference needs at least one section."
-        raise ValueError(msg)
+    require_some(named, "sdatas", "A reference needs at least one section.")
     for sdata in named.values():
         if not callable(sdata):
             require_sdata(sdata)
@@ -128,10 +127,11 @@ def read_section(
         raise ValueError(msg)
     header = table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {}).get(use_rep)
     check_embedding_header(header, f"`obsm[{use_rep!r}]` of {where}")
-    matrix = as_csr(_layer(table, layer, f"{where}.tables[{table_key!r}]"))
+    todo = "Name the table that holds counts with `table_key=`."
+    matrix = stored_expression(table, layer, f"{where}.tables[{table_key!r}]", todo)
     expression_name = f"{where}: {'X' if layer is None else f'layers[{layer!r}]'}"
     (check_counts if unit == "counts" else check_log_normalized)(matrix, expression_name)
-    names = available_names(list(table.var_names), {column: table.var[column].astype(str) for column in table.var})
+    names = offered_names(table)
     if unit != "counts":
         for kind, listed in names.items():
             if duplicates(listed):
@@ -168,16 +168,6 @@ def _centers(sdata: SpatialData, table: AnnData, table_key: str, header: Mapping
     return spot_centers(
         sdata, table, table_key=table_key, image_key=image_key, coordinate_system=str(header["coordinate_system"])
     )
-
-
-def _layer(table: AnnData, layer: str | None, where: str) -> Any:
-    if layer is None:
-        if table.X is None or table.n_vars == 0:
-            msg = f"{where} has no expression (X is empty). Name the table that holds counts with `table_key=`."
-            raise ValueError(msg)
-        return table.X
-    require_key(layer, table.layers, f"{where}.layers", "Leave `layer` out to take X.")
-    return table.layers[layer]
 
 
 def _usable_rows(

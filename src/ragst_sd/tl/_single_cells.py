@@ -10,8 +10,9 @@ import numpy as np
 from ragst_sd._labels import labels
 from ragst_sd._validate import listing, require_key, require_type
 from ragst_sd.reference.current_names import names_by
-from ragst_sd.reference.genes import ENSEMBL, available_names, sum_duplicates
+from ragst_sd.reference.genes import ENSEMBL, sum_duplicates
 from ragst_sd.reference.normalize import TARGET_SUM, as_csr, check_counts
+from ragst_sd.tl._stored_expression import offered_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +67,7 @@ def read_single_cells(
     counts = as_csr(values)
     _refuse_mixed(counts, where)
     check_counts(counts, where)
-    named = available_names(list(adata_sc.var_names), {name: adata_sc.var[name].astype(str) for name in adata_sc.var})
+    named = offered_names(adata_sc)
     names_of_genes = names_by(naming, named)
     if names_of_genes is None:
         msg = (

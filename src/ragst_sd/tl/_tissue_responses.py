@@ -13,8 +13,7 @@ from ragst_sd import _keys
 from ragst_sd.retrieval.responses import take_queries
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._gene_embedding import embed, lookup
-from ragst_sd.tl._perturbed_table import Responded
-from ragst_sd.tl._respond import at_once, learned_from, require_rows, stacked
+from ragst_sd.tl._respond import at_once, prepare, stacked
 from ragst_sd.tl._tissue_state import StatesOfSpots, main_context, spread_over_spots
 
 if TYPE_CHECKING:
@@ -22,7 +21,9 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from ragst_sd.retrieval.responses import Answer, Asked, Bank
+    from ragst_sd.retrieval.responses import Answer
+    from ragst_sd.tl._perturbed_table import Responded
+    from ragst_sd.tl._respond import Prepared
     from ragst_sd.tl._tissue_state import States
 
 # A map shows something if fewer than one in twenty shufflings vary as much.
@@ -46,33 +47,24 @@ class Variation(NamedTuple):
 class Responder:
     """The fitted method, ready to answer for spots."""
 
-    method: Any
-    parameters: dict[str, Any]
-    bank: Bank
-    asked: Asked
+    prepared: Prepared
     """One query per context."""
     contexts: list[str]
-    cited: int
-    order: np.ndarray
-    """Rows of the bank in the reference."""
     errors: np.ndarray
     """(m, g) standard errors of the bank's rows."""
     at: np.ndarray
     """Places of the genes that are predicted."""
     chunk: int
     """Spots to answer for at once."""
-    learned_from: dict[str, Any]
-    """As in the header of the table."""
-
     ready: Any = None
     """The method with all that does not depend on the state done, of methods that can be prepared."""
 
     def respond(self, contexts: np.ndarray, states: np.ndarray) -> tuple[Responded, np.ndarray]:
         """Answers for spots, of the predicted genes only, and the standard error of the evidence."""
-        from ragst_sd.retrieval.evidence import effective_n, evidence_share
+        from ragst_sd.retrieval.evidence import evidence_share
 
         answers, shares, errors = [], [], []
-        centre, of_rows = self.bank.values.mean(axis=0), self.errors[:, self.at]
+        centre, of_rows = self.prepared.bank.values.mean(axis=0), self.errors[:, self.at]
         for answer in self._answers(contexts, states):
             cites = answer.rows >= 0
             weights = sp.csr_matrix(
@@ -86,18 +78,7 @@ class Responder:
             answers.append(
                 answer._replace(evidence=answer.evidence[:, self.at], adjustment=answer.adjustment[:, self.at])
             )
-        answer = stacked(answers)
-        responded = Responded(
-            rows=np.where(answer.rows >= 0, self.order[np.maximum(answer.rows, 0)], -1),
-            weights=answer.weights,
-            distances=answer.distances,
-            evidence=answer.evidence,
-            response=answer.evidence + answer.adjustment,
-            effective_n=effective_n(answer.weights),
-            evidence_share=np.concatenate(shares),
-            embedding_share=answer.explained,
-        )
-        return responded, np.concatenate(errors)
+        return self.prepared.responded(stacked(answers), np.concatenate(shares)), np.concatenate(errors)
 
     def spread(self, sets: sp.csr_matrix, contexts: np.ndarray, states: StatesOfSpots) -> float:
         """Variance of the responses alone, averaged over sets of spots."""
@@ -123,8 +104,7 @@ class Responder:
         for start in range(0, len(line), self.chunk):
             here = slice(start, start + self.chunk)
             if self.ready is None:
-                asked = replace(take_queries(self.asked, line[here]), state=states[here])
-                yield self.method.respond(self.parameters, self.bank, asked, self.cited)
+                yield self.prepared.answer(replace(take_queries(self.prepared.asked, line[here]), state=states[here]))
             else:
                 yield self.ready.respond(line[here], self.ready.place(states[here]))
 
@@ -142,36 +122,20 @@ def make_responder(
     allowed: np.ndarray,
 ) -> Responder:
     """Prepare the fitted method for one perturbation in some contexts."""
-    from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
-    from ragst_sd.tl._response_bank import asked_of, response_bank
-
-    # Rows in the order of their names, so that sums do not depend on the order in the reference.
-    order = np.argsort(np.asarray(reference.obs_names, dtype=str))
-    ordered, method = reference[order], RESPONSE_METHODS[str(fit["method"])]
-    bank = response_bank(ordered, header, metric=str(fit["metric"]), cells=method.needs_cells)
-    pairs = [(perturbation, context) for context in contexts]
     key = embed([perturbation] * len(contexts), str(header["control"]), lookup(header["embedding"]))
-    asked = asked_of(
-        ordered, header, [perturbation] * len(contexts), contexts, key, allowed=allowed[order], exclude=exclude
-    )
-    require_rows(bank, asked, pairs, method, str(fit["method"]), n_neighbors)
-    parameters, ready = fit["parameters"], None
-    cited = int(fit["n_candidates"] if method.cites_candidates else fit["n_neighbors"])
-    cited = cited if n_neighbors is None else int(n_neighbors)
+    pairs = [(perturbation, context) for context in contexts]
+    prepared = prepare(reference, header, fit, pairs, key, n_neighbors=n_neighbors, exclude=exclude, allowed=allowed)
+    method = prepared.method
+    ready = None
     if method.prepare is not None:
-        ready = method.prepare(parameters, bank, asked, cited)
+        ready = method.prepare(prepared.parameters, prepared.bank, prepared.asked, prepared.cited)
+    errors = dense(reference.layers[_keys.STANDARD_ERROR]).astype(np.float64)[prepared.order]
     return Responder(
-        method=method,
-        parameters=parameters,
-        bank=bank,
-        asked=asked,
+        prepared=prepared,
         contexts=contexts,
-        cited=cited,
-        order=order,
-        errors=np.nan_to_num(dense(ordered.layers[_keys.STANDARD_ERROR]).astype(np.float64)),
+        errors=np.nan_to_num(errors),
         at=reference.var_names.get_indexer(genes),
         chunk=at_once(fit, reference) if ready is None else max(1, int(_NUMBERS / reference.n_vars)),
-        learned_from=learned_from(bank, asked, pairs, method, str(fit["method"])),
         ready=ready,
     )
 

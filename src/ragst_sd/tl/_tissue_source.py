@@ -12,13 +12,14 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted, resolve_table, rows_in_order, single_region
 from ragst_sd._cell_types import is_scrna
-from ragst_sd._elements import resolve_shapes
-from ragst_sd._labels import label, labels
+from ragst_sd._elements import element_centers, resolve_shapes
+from ragst_sd._labels import labels
 from ragst_sd._results import MIN_CV_PEARSON, holds_responses, predicted
-from ragst_sd._validate import hint, listing, require_key
+from ragst_sd._validate import listing, require_key, require_known
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import MIN_SHARED_GENES, as_csr
 from ragst_sd.retrieval.training import dense
+from ragst_sd.tl._eligibility import rows_with
 from ragst_sd.tl._gene_overlap import genes_by_naming, shared_genes
 from ragst_sd.tl._perturbation_cells import read_expression
 
@@ -104,7 +105,7 @@ def read_source(
     if names.has_duplicates:
         msg = f"`{where}` has names of spots more than once: {listing(names[names.duplicated()].unique())}."
         raise ValueError(msg)
-    xy = _centers(sdata, region)[rows_in_order(table, table_key, region, sdata[region].index)]
+    xy = element_centers(sdata[region])[rows_in_order(table, table_key, region, sdata[region].index)]
     from_image = is_predicted(table)
     if from_image and (layer is not None or unit != "counts"):
         msg = f"`{where}` was predicted by `rg.tl.predict`, which says its unit itself. Leave `layer` and `unit` out."
@@ -113,10 +114,13 @@ def read_source(
     own = genes_by_naming(table, naming, f"`{where}`")
     shared = shared_genes(of_screen, own, f"`{where}`")
     rows = chosen_spots(table, spots, where)
-    read = _predicted if from_image else _measured
-    kept, values, limits, prediction = read(
-        table, table_key, rows, own, shared, header["normalization"], layer=layer, unit=unit
-    )
+    how = header["normalization"]
+    limits: Limits | None = None
+    prediction: dict[str, Any] = {}
+    if from_image:
+        kept, values, limits, prediction = _predicted(table, table_key, rows, own, shared, how)
+    else:
+        kept, values = _measured(table, where, rows, own, shared, how, layer, unit)
     lost = len(rows) - len(kept)
     if not len(kept):
         msg = f"None of the {len(rows)} spots of `{where}` has expression of the screen's genes."
@@ -137,30 +141,17 @@ def chosen_spots(table: AnnData, spots: Mapping[str, Any] | Sequence[Any] | None
     if spots is None:
         return np.arange(table.n_obs)
     if isinstance(spots, Mapping):
-        mask = np.ones(table.n_obs, dtype=bool)
-        for name, values in spots.items():
-            require_key(name, list(table.obs.columns), f"{where}.obs")
-            wanted = {label(value) for value in ([values] if np.ndim(values) == 0 else values)}
-            present = labels(table.obs[name])
-            if not wanted & set(present):
-                msg = (
-                    f"`spots`: no spot has {name} {listing(sorted(wanted))}; there are {listing(sorted(set(present)))}."
-                )
-                raise ValueError(msg)
-            mask &= np.isin(present, list(wanted))
+        mask = rows_with(table, spots, where, "`spots`: no spot has")
     else:
         given = np.asarray([spots] if isinstance(spots, str) else spots)
-        if given.dtype == bool:
-            if given.shape != (table.n_obs,):
-                msg = f"`spots` is a mask of shape {given.shape}; `{where}` has {table.n_obs} spots."
-                raise ValueError(msg)
-            mask = given
-        else:
-            unknown = [str(name) for name in given if str(name) not in table.obs_names]
-            if unknown:
-                msg = f"`spots`: `{where}` has no {listing(unknown)}; it has {listing(table.obs_names)}.{hint(unknown[0], table.obs_names)}"
-                raise KeyError(msg)
-            mask = np.isin(np.asarray(table.obs_names, dtype=str), [str(name) for name in given])
+        if given.dtype != bool:
+            names = [str(name) for name in given]
+            require_known(names, table.obs_names, "spots", f": `{where}` has no", KeyError)
+            given = table.obs_names.isin(names)
+        elif given.shape != (table.n_obs,):
+            msg = f"`spots` is a mask of shape {given.shape}; `{where}` has {table.n_obs} spots."
+            raise ValueError(msg)
+        mask = given
     if not mask.any():
         msg = "`spots` leaves no spot. Relax it."
         raise ValueError(msg)
@@ -169,16 +160,14 @@ def chosen_spots(table: AnnData, spots: Mapping[str, Any] | Sequence[Any] | None
 
 def _measured(
     table: AnnData,
-    table_key: str,
+    where: str,
     rows: np.ndarray,
     own: list[str],
     shared: list[str],
     normalization: Mapping[str, Any],
-    *,
     layer: str | None,
     unit: str,
-) -> tuple[np.ndarray, np.ndarray, None, dict[str, Any]]:
-    where = f"sdata.tables[{table_key!r}]"
+) -> tuple[np.ndarray, np.ndarray]:
     if layer is not None:
         require_key(layer, table.layers, f"{where}.layers")
     part = table[rows]
@@ -188,9 +177,9 @@ def _measured(
     depth = np.asarray(as_csr(part.X if layer is None else part.layers[layer])[:, columns].sum(axis=1)).ravel()
     kept = rows[depth > 0]
     if not len(kept):
-        return kept, np.zeros((0, len(shared))), None, {}
+        return kept, np.zeros((0, len(shared)))
     found = read_expression(table[kept], layer=layer, unit=unit, like=normalization, where=where)
-    return kept, dense(take_genes(found.values, found.genes, shared)).astype(np.float64), None, {}
+    return kept, dense(take_genes(found.values, found.genes, shared)).astype(np.float64)
 
 
 def _predicted(
@@ -200,9 +189,6 @@ def _predicted(
     own: list[str],
     shared: list[str],
     normalization: Mapping[str, Any],
-    *,
-    layer: str | None,
-    unit: str,
 ) -> tuple[np.ndarray, np.ndarray, Limits | None, dict[str, Any]]:
     _, header = predicted(table, table_key)
     values = dense(table.X).astype(np.float64)[rows]
@@ -242,9 +228,7 @@ def _predicted(
 
 def _places(own: list[str], shared: list[str]) -> list[int]:
     """Where each shared gene is first in the table, which the screen may name otherwise than its `var_names`."""
-    first: dict[str, int] = {}
-    for place, gene in enumerate(own):
-        first.setdefault(gene, place)
+    first = {gene: place for place, gene in reversed(list(enumerate(own)))}
     return [first[gene] for gene in shared]
 
 
@@ -273,11 +257,3 @@ def _scale(
 def _rescaled(values: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
     # Predictions of linear methods can fall below zero, which no count does.
     return values if scale is None else np.log1p(np.expm1(np.maximum(values, 0)) * scale[:, None])
-
-
-def _centers(sdata: SpatialData, region: str) -> np.ndarray:
-    element = sdata[region]
-    if hasattr(element, "compute"):
-        return element[["x", "y"]].compute().to_numpy(float)
-    centroids = element.geometry.centroid
-    return np.column_stack([centroids.x, centroids.y])

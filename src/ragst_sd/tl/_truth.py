@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,21 +11,21 @@ import numpy as np
 from ragst_sd._annotation import is_predicted
 from ragst_sd._labels import as_names
 from ragst_sd._results import gene_index
-from ragst_sd._validate import hint, listing, require_choice, require_key, require_type
+from ragst_sd._validate import listing, require_choice, require_key, require_known, require_type
 from ragst_sd.reference.current_names import names_by
-from ragst_sd.reference.genes import available_names, duplicates, sum_duplicates
+from ragst_sd.reference.genes import duplicates, sum_duplicates, take_genes
 from ragst_sd.reference.normalize import (
     MIN_SHARED_GENES,
     UNITS,
-    as_csr,
     check_counts,
     check_log_normalized,
     log_normalize,
     size_factors,
 )
+from ragst_sd.tl._stored_expression import offered_names, stored_expression
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import pandas as pd
     import scipy.sparse as sp
@@ -102,14 +103,8 @@ def size_factor_genes(header: dict[str, Any]) -> list[str]:
 
 def _named_values(measured: AnnData, header: dict[str, Any], layer: str | None) -> tuple[sp.csr_matrix, list[str]]:
     """What was measured, as it is stored, and the names of its columns in the prediction's naming."""
-    if layer is not None:
-        require_key(layer, measured.layers, "truth.layers")
-    elif measured.X is None or measured.n_vars == 0:
-        msg = "The measured table has no expression (X is empty). Name another table with `truth_key=`."
-        raise ValueError(msg)
-    matrix = as_csr(measured.X if layer is None else measured.layers[layer])
-    offered = available_names(list(measured.var_names), {name: measured.var[name].astype(str) for name in measured.var})
-    naming = str(header["naming"])
+    matrix = stored_expression(measured, layer, "truth", "Name another table with `truth_key=`.")
+    naming, offered = str(header["naming"]), offered_names(measured)
     names = names_by(naming, offered)
     if names is None:
         msg = (
@@ -134,10 +129,7 @@ def shared_genes(table: AnnData, names: list[str], genes: Sequence[str] | None) 
         return shared
     wanted = as_names(genes)
     gene_index(table, wanted)
-    missing = [gene for gene in wanted if gene not in available]
-    if missing:
-        msg = f"`genes`: the measured table has no {listing(missing)}.{hint(missing[0], names)}"
-        raise KeyError(msg)
+    require_known(wanted, names, "genes", ": the measured table has no", KeyError)
     return wanted
 
 
@@ -156,6 +148,65 @@ def shared_spots(table: AnnData, measured: AnnData, counted: np.ndarray) -> tupl
     if len(ours) < table.n_obs:
         logger.info("%d of %d predicted spots were measured.", len(ours), table.n_obs)
     return ours, place[ours]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Spots of one section that were predicted and measured."""
+
+    sample: str
+    every: np.ndarray
+    """Their rows in the predicted table, of all of them."""
+    rows: np.ndarray
+    """Of those with a prediction."""
+    truth_rows: np.ndarray
+    """The same spots in the measured table."""
+    values: np.ndarray
+    """float64 (n, genes) prediction."""
+    expected: np.ndarray
+    """float64 (n, genes) truth."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A predicted table beside the measured one."""
+
+    genes: list[str]
+    columns: np.ndarray
+    """Of these genes in the predicted table."""
+    names: list[str]
+    """Genes of the measured table, in the naming of the prediction."""
+    sections: Iterator[Section]
+
+
+def compare(
+    table: AnnData,
+    header: dict[str, Any],
+    measured: AnnData,
+    *,
+    layer: str | None,
+    unit: str,
+    genes: Sequence[str] | None,
+    sample_key: str,
+) -> Comparison:
+    """Genes and spots that both tables have, section by section, in the unit of the prediction."""
+    matrix, names, counted = normalized_truth(measured, header, layer, unit)
+    shared = shared_genes(table, names, genes)
+    ours, theirs = shared_spots(table, measured, counted)
+    columns, truth = gene_index(table, shared), take_genes(matrix, names, shared)
+    samples = np.full(len(theirs), "sample1")
+    if sample_key in measured.obs:
+        samples = measured.obs[sample_key].astype(str).to_numpy()[theirs]
+
+    def sections() -> Iterator[Section]:
+        for sample in dict.fromkeys(samples):
+            every, truth_rows = ours[samples == sample], theirs[samples == sample]
+            values = np.asarray(table.X[every][:, columns], dtype=np.float64)
+            spots = np.isfinite(values).any(axis=1)
+            expected = truth[truth_rows[spots]].toarray().astype(np.float64)
+            yield Section(sample, every, every[spots], truth_rows[spots], values[spots], expected)
+
+    return Comparison(shared, columns, names, sections())
 
 
 def _spot_ids(table: AnnData, other: AnnData) -> pd.Index:

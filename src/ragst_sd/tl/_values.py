@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from ragst_sd.reference.normalize import as_csr
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from ragst_sd.retrieval.methods import Method
     from ragst_sd.tl._retrieve import Chosen
 
 # Values of one block of spots; some six arrays of that size exist at once, in float64.
@@ -36,7 +37,8 @@ class Values(NamedTuple):
 class Bank:
     """What the values of any spot need of a reference, for some genes; arrays only, so that it can be sent to another process."""
 
-    method: str
+    method: Method
+    """The method itself: another process may not know it by name."""
     values: Any
     """(rows, genes) CSR or dense; of a lazy reference its (rows, all genes) on disk."""
     key: Any
@@ -81,7 +83,7 @@ def make_bank(
         **{name: np.asarray(parameters[name])[..., gene_index] for name in method.per_gene},
     }  # fmt: skip
     return Bank(
-        method=str(fit["method"]),
+        method=method,
         values=values,
         key=key,
         lazy=lazy,
@@ -106,10 +108,9 @@ def values_of(bank: Bank, chosen: Chosen, *, with_disagreement: bool) -> Values:
     """Values of the chosen spots, whose number decides the memory that is taken."""
     from ragst_sd.retrieval.centering import weighted_shift
     from ragst_sd.retrieval.evidence import disagreement, evidence_share, weighted_average
-    from ragst_sd.retrieval.methods import METHODS
     from ragst_sd.retrieval.training import Cited
 
-    method = METHODS[bank.method]
+    method = bank.method
     rows, nearest, bank = _brought_near(bank, chosen)
     of_panels = {"panels": bank.panels, "measured": bank.measured}
     average = None
@@ -137,10 +138,6 @@ def values_of(bank: Bank, chosen: Chosen, *, with_disagreement: bool) -> Values:
 
 def _brought_near(bank: Bank, chosen: Chosen) -> tuple[np.ndarray, np.ndarray, Bank]:
     """Cited and nearest rows, and the bank that they point into: of a reference on disk only the rows that are needed."""
-    from dataclasses import replace
-
-    from ragst_sd.retrieval.methods import METHODS
-
     if not bank.lazy:
         return chosen.rows, chosen.nearest, bank
     near = np.unique(np.concatenate([chosen.rows.ravel(), chosen.nearest.ravel()]))
@@ -153,7 +150,7 @@ def _brought_near(bank: Bank, chosen: Chosen) -> tuple[np.ndarray, np.ndarray, B
         sections=None if bank.sections is None else bank.sections[near],
         parameters={
             **bank.parameters,
-            **{name: np.asarray(bank.parameters[name])[near] for name in METHODS[bank.method].per_row},
+            **{name: np.asarray(bank.parameters[name])[near] for name in bank.method.per_row},
         },
     )
     return places(near, chosen.rows), places(near, chosen.nearest), small

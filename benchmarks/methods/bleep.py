@@ -8,6 +8,8 @@ between the two kinds should be those within each kind:
     L = \tfrac12 \bigl(\mathrm{CE}(P, T) + \mathrm{CE}(P^\top, T^\top)\bigr)
 
 A query is its image projection, the bank are expression projections, and the nearest by cosine are averaged.
+
+    rg.tl.register_method("bleep", METHOD)
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ import torch
 from torch import nn
 
 from ragst_sd.retrieval.blocks import gelu, in_blocks
+from ragst_sd.retrieval.gate import uniform_gate
 from ragst_sd.retrieval.loop import History, optimise, seeded
+from ragst_sd.retrieval.methods import Method
 from ragst_sd.retrieval.targets import best_step, centred_within_sections, held_out_splits, standardised_targets
 from ragst_sd.retrieval.training import dense, within_section_pearson
 
@@ -211,3 +215,14 @@ def _held_out_score(
         return within_section_pearson((weights @ bank_values).cpu().numpy().astype(np.float64), truth, sections)
 
     return score
+
+
+METHOD = Method(
+    cites=True,
+    learns_expression=True,
+    options={"center_sections": True, **BLEEP_OPTIONS},
+    fit=fit_bleep,
+    phi=bleep_phi,
+    bank=bleep_bank,
+    gate=lambda parameters, hood: uniform_gate(hood.distances),
+)

@@ -5,6 +5,8 @@ r"""Ridge plus what it missed at the neighbours.
 with :math:`f_{-c}` ridge fitted without group c: a neighbour's residual is what ridge misses on a donor that it has not
 seen, as it has not seen the query's. As evidence plus adjustment, the adjustment is
 :math:`f(x) - \sum_j w_j f_{-c(j)}(x_j)`.
+
+    rg.tl.register_method("ridge_residual", METHOD)
 """
 
 from __future__ import annotations
@@ -14,15 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd.retrieval.baselines import fit_ridge
+from ragst_sd.retrieval.methods import METHODS, Method
 from ragst_sd.retrieval.projection import project
 from ragst_sd.retrieval.targets import one_group
 from ragst_sd.retrieval.training import reference_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from ragst_sd.retrieval.training import Cited, Training
+    from ragst_sd.retrieval.training import Cited, Run, Training
 
+_KNN, _SUPERVISED = METHODS["knn"], METHODS["knn_supervised"]
 _GATHERED_VALUES = 2**24
 
 
@@ -110,3 +114,20 @@ def _sums_by_fold(parameters: dict[str, Any], cited: Cited, weights: np.ndarray)
         shares[part] = by_fold.sum(axis=2)
         moments[part] = by_fold @ cited.bank[rows]
     return shares, moments.reshape(n, n_folds * width)
+
+
+def _fit(training: Training, key: np.ndarray, options: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    fitted = fit_residual(training, key, alphas=options["alphas"], centred=bool(options["center_sections"]))
+    return {**_KNN.fit(training, key, options, run), **fitted}
+
+
+METHOD = Method(
+    cites=True,
+    learns_expression=True,
+    options=_SUPERVISED.options,
+    fit=_fit,
+    gate=_KNN.gate,
+    adjustment=residual_adjustment,
+    per_gene=("coefficients", "intercept", "fold_coefficients", "fold_intercept", "measured"),
+    per_row=("folds", "panels"),
+)

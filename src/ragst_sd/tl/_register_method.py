@@ -1,0 +1,69 @@
+"""`rg.tl.register_method`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ragst_sd._validate import listing, require_type
+
+if TYPE_CHECKING:
+    from ragst_sd.retrieval.methods import Method
+
+
+def register_method(name: str, method: Method) -> None:
+    """Make a method of one's own known to :func:`ragst_sd.tl.fit` and to all that works with its fits.
+
+    A method predicts expression as evidence (a weighted average of measured rows) plus an adjustment. It is registered
+    for the running process: a program that opens its fits later registers it first. Methods of responses to
+    perturbations cannot be registered.
+
+    Parameters
+    ----------
+    name
+        Name for `method=`. The names of the package's methods are taken.
+    method
+        A `ragst_sd.retrieval.methods.Method`, which holds functions on arrays: how to fit, where rows and queries lie
+        (`phi`, `bank`), how candidates are weighted (`gate`), and what is added to the evidence (`adjustment`).
+
+    Returns
+    -------
+    `None`. Registering the same method again changes nothing.
+
+    Raises
+    ------
+    TypeError
+        If `name` is not a text or `method` not a `Method`.
+    ValueError
+        If the name is empty or taken by another method.
+
+    Examples
+    --------
+    All weight on the nearest row:
+
+    >>> import numpy as np
+    >>> import ragst_sd as rg
+    >>> from ragst_sd.retrieval.methods import Method
+    >>> def nearest_gate(parameters, neighbourhood):
+    ...     weights = np.zeros(neighbourhood.distances.shape)
+    ...     weights[np.isfinite(neighbourhood.distances[:, 0]), 0] = 1.0
+    ...     return weights
+    >>> nearest = Method(
+    ...     cites=True,
+    ...     learns_expression=False,
+    ...     options={"center_sections": True},
+    ...     fit=lambda training, key, options, run: {},
+    ...     gate=nearest_gate,
+    ... )
+    >>> rg.tl.register_method("nearest", nearest)
+
+    `rg.tl.fit(reference, method="nearest")` works with that, and all that comes after it: prediction, explanation,
+    intervals and cross-validation.
+    """
+    from ragst_sd.retrieval.methods import METHODS, Method
+
+    require_type(name, str, "name")
+    require_type(method, Method, "method", "Make one with `ragst_sd.retrieval.methods.Method`.")
+    if not name or METHODS.get(name, method) is not method:
+        msg = f"`name` is {name!r}, which is {'taken' if name else 'empty'}; choose another than {listing(METHODS)}."
+        raise ValueError(msg)
+    METHODS[name] = method
