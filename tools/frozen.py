@@ -33,7 +33,12 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-FOLDER = Path(__file__).parents[1] / "tests" / "frozen"
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from methods import register  # noqa: E402
+
+FOLDER = ROOT / "tests" / "frozen"
 TOLERANCE = 1e-6
 N_SAMPLED = 60
 N_GENES = 220
@@ -129,6 +134,7 @@ def response_values(reference: AnnData, cells: AnnData) -> dict[str, np.ndarray]
 
 def cases(data: Path) -> Iterator[tuple[str, str, AnnData, Any]]:
     """Each case's name, its method, a reference of its own, and what is asked."""
+    register()
     for name in SETS:
         reference, section = tissue(data, name)
         for method in METHODS:

@@ -44,8 +44,8 @@ def test_fit_predict_explain(query, reference, tmp_path):
     spot, gene = table.obs_names[0], table.var_names[0]
     parts = rg.get.explain(query, reference, obs_name=spot, gene=gene)
     assert parts["contribution"].sum() == pytest.approx(table[spot, gene].X.item(), abs=1e-5)
-    rg.io.write_reference(reference, tmp_path / "r.zarr")
-    lazy = rg.io.read_reference(tmp_path / "r.zarr", lazy=True)
+    rg.io.write_reference(reference, tmp_path / "r.zarr.zip")
+    lazy = rg.io.read_reference(tmp_path / "r.zarr.zip", lazy=True)
     np.testing.assert_array_equal(rg.tl.predict(query, lazy, inplace=False).X, table.X)
 
 
@@ -58,9 +58,9 @@ def test_cross_validated_beside_the_others(reference):
 @pytest.mark.usefixtures("nearest")
 def test_a_fit_opens_where_its_method_is_unknown(query, reference, tmp_path):
     rg.tl.fit(reference, method="nearest", n_neighbors=5)
-    rg.io.write_reference(reference, tmp_path / "r.zarr")
+    rg.io.write_reference(reference, tmp_path / "r.zarr.zip")
     del METHODS["nearest"]
-    back = rg.io.read_reference(tmp_path / "r.zarr")
+    back = rg.io.read_reference(tmp_path / "r.zarr.zip")
     with pytest.raises(ValueError, match=r"method 'nearest', which is not registered here.*register_method\('nearest'"):
         rg.tl.predict(query, back)
     assert "predicted" not in query.tables
