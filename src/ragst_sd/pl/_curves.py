@@ -103,7 +103,7 @@ def draw_calibration(ax: Axes, share_inside: Coverage, intervals: Intervals) -> 
     n_genes = len(share_inside.by_gene)
     words = "one gene"
     if n_genes > 1:
-        band = {"facecolor": _style.BAND, "edgecolor": "0.5", "lw": 0, "zorder": 0.5}
+        band: dict[str, Any] = {"facecolor": _style.BAND, "edgecolor": "0.5", "lw": 0, "zorder": 0.5}
         ax.fill_between(levels, low, high, hatch=intervals.hatch, gid="range of genes", **band)
         words = f"mean of {n_genes} genes, band: {_style.percent(BAND)} of them"
     ax.plot(levels, mean, color=_style.EVIDENCE, lw=2, zorder=3, gid="coverage")

@@ -12,7 +12,7 @@ from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_col
 from ragst_sd._validate import require_choice, require_positive, require_type
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import describe_figure_parameters, picture
-from ragst_sd.pl._maps import gene_list
+from ragst_sd.pl._maps import axes_in_rows, name_list
 from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._trust import distrust, has_intervals, intervals_of
 from ragst_sd.pl._waterfall import FOOT, HEAD, ROW, Line, Waterfall, draw_waterfall
@@ -122,7 +122,7 @@ def explain(
     require_type(obs_name, str, "obs_name", "This picture takes one.")
     require_positive(n_shown, "n_shown", whole=True)
     require_choice(group_by, _GROUPS, "group_by")
-    genes = gene_list(gene)
+    genes = name_list(gene)
     table, header = predicted(sdata, prediction_key)
     require_columns(table, (_keys.N_DONORS, _keys.OUT_OF_REFERENCE))
     spot, columns = int(spot_index(table, obs_name, "obs_name")[0]), gene_index(table, genes)
@@ -135,36 +135,28 @@ def explain(
         truth = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)[0][spot]
     intervals = intervals_of(table, header, columns) if has_intervals(table) else None
 
-    falls = []
-    for j, (one, scrna) in enumerate(zip(genes, is_scrna(table, columns), strict=True)):
-        lines = parts[parts["gene"] == one]
-        falls.append(
-            Waterfall(
-                title=f"{one} predicted",
-                note=notes[j],
-                facts=_facts(obs_name, table, header, spot, lines, scrna=scrna),
-                lines=_lines(lines, "reference" if scrna else group_by, int(n_shown), scrna=scrna),
-                total=totals[j],
-                truth=float(truth[j]),
-                interval=(np.nan,) * 2 if intervals is None else (intervals.lower[spot, j], intervals.upper[spot, j]),
-                interval_text="" if intervals is None else intervals.name,
-                caveat="" if intervals is None else intervals.caveat,
-                hatch=None if intervals is None else intervals.hatch,
-                kind="cell type" if scrna else {"reference": "measured spot"}.get(group_by, group_by),
-                unit=str(header["unit"]),
-            )
+    falls = [
+        Waterfall(
+            title=f"{name} predicted",
+            note=notes[j],
+            facts=_facts(obs_name, table, header, spot, lines, scrna=scrna),
+            lines=_lines(lines, "reference" if scrna else group_by, int(n_shown), scrna=scrna),
+            total=totals[j],
+            truth=float(truth[j]),
+            intervals=intervals,
+            interval=(np.nan, np.nan) if intervals is None else (intervals.lower[spot, j], intervals.upper[spot, j]),
+            kind="cell type" if scrna else {"reference": "measured spot"}.get(group_by, group_by),
+            unit=str(header["unit"]),
         )
+        for j, (name, scrna) in enumerate(zip(genes, is_scrna(table, columns), strict=True))
+        for lines in [parts[parts["gene"] == name]]
+    ]
     per_row = min(_PER_ROW, len(falls))
-    n_rows = -(-len(falls) // per_row)
     height = HEAD + (max(len(fall.lines) for fall in falls) + 1) * ROW + FOOT
-    with picture(
-        per_row * _WIDTH, n_rows * height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax
-    ) as figure:
-        places = figure.subplots(n_rows, per_row, squeeze=False).ravel()
-        axes = dict(zip(genes, places, strict=False))
-        for place in places[len(falls) :]:
-            place.remove()
-        for place, fall in zip(places, falls, strict=False):
+    width, height = per_row * _WIDTH, -(-len(falls) // per_row) * height
+    with picture(width, height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
+        axes = dict(zip(genes, axes_in_rows(figure, len(falls), per_row), strict=True))
+        for place, fall in zip(axes.values(), falls, strict=True):
             draw_waterfall(place, fall)
     return axes if return_ax else None
 

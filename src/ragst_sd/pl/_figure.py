@@ -22,7 +22,7 @@ _SILENT_BACKENDS = {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}
 # Letters follow the size of the picture, so that columns of text keep clear of each other; up to a point.
 _SMALLEST, _LARGEST = 0.3, 1.6
 # Inches around each panel.
-_PADS = {"w_pad": 0.08, "h_pad": 0.08}
+_PADS: dict[str, Any] = {"w_pad": 0.08, "h_pad": 0.08}
 _FIGURE_PARAMETERS = """\
 figsize, dpi
     Size of a new figure in inches, and its resolution; `dpi` also holds for `save`.
@@ -80,8 +80,9 @@ def picture(
         if figsize is not None:
             msg = "`figsize` is for a new figure; `ax` has its size already. Give one of them."
             raise ValueError(msg)
-        others = [artist for artist in ax.figure.figure.get_children() if artist.get_in_layout()]
-        figure = _figure_in(ax)
+        parent: Any = ax.figure.figure
+        others = [artist for artist in (*parent.axes, *parent.texts, *parent.legends) if artist.get_in_layout()]
+        figure: Any = _figure_in(ax)
     else:
         size = (width, height) if figsize is None else tuple(figsize)
         if len(size) != 2:
@@ -106,8 +107,8 @@ def picture(
             plt.close(root)
 
 
-def _style(scale: float) -> dict[str, Any]:
-    sizes = {"font.size": 10, "axes.titlesize": 11, "axes.labelsize": 9, "legend.fontsize": 9}
+def _style(scale: float) -> Any:
+    sizes: dict[str, float] = {"font.size": 10, "axes.titlesize": 11, "axes.labelsize": 9, "legend.fontsize": 9}
     sizes |= {"xtick.labelsize": 8.5, "ytick.labelsize": 8.5}
     return {name: size * scale for name, size in sizes.items()} | {
         "axes.titlelocation": "left",

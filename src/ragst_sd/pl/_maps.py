@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
+    from matplotlib.figure import FigureBase
+    from matplotlib.gridspec import SubplotSpec
 
     from ragst_sd.pl._section import Section
 
@@ -53,15 +55,15 @@ def require_fade(image_fade: float) -> None:
         raise ValueError(msg)
 
 
-def gene_list(gene: str | Sequence[str]) -> list[str]:
-    """Names of genes, each once."""
-    genes = [gene] if isinstance(gene, str) else list(dict.fromkeys(gene))
-    for one in genes:
-        require_type(one, str, "gene", "Give a name or a list of names.")
-    if not genes:
-        msg = "`gene` is empty; name at least one gene."
+def name_list(names: str | Sequence[str], argument: str = "gene", what: str = "gene") -> list[str]:
+    """Names of genes or spots, each once."""
+    each = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    for name in each:
+        require_type(name, str, argument, "Give a name or a list of names.")
+    if not each:
+        msg = f"`{argument}` is empty; name at least one {what}."
         raise ValueError(msg)
-    return genes
+    return each
 
 
 def map_size(section: Section, edge: float) -> tuple[float, float]:
@@ -69,6 +71,20 @@ def map_size(section: Section, edge: float) -> tuple[float, float]:
     left, right, top, bottom = extent_of(section, spot_reach(section))
     shrink = edge / max(right - left, bottom - top)
     return (right - left) * shrink, (bottom - top) * shrink
+
+
+def size_with_words(section: Section, edge: float, panels: list[Map]) -> tuple[float, float, int]:
+    """Width in inches of a map without its colour bar, height with its words, and letters in a line of small words."""
+    width, height = map_size(section, edge)
+    letters = int(LETTERS * (width + BAR))
+    return width, height + TITLE + NOTE * max(-(-len(panel.note) // letters) for panel in panels), letters
+
+
+def axes_in_rows(figure: FigureBase, n: int, per_row: int, cell: SubplotSpec | None = None) -> list[Axes]:
+    """Axes side by side, so many in a row, in a figure or a cell of its grid."""
+    shape = (-(-n // per_row), per_row)
+    grid = figure.add_gridspec(*shape) if cell is None else cell.subgridspec(*shape)
+    return [figure.add_subplot(grid[i // per_row, i % per_row]) for i in range(n)]
 
 
 def limits_of(values: np.ndarray, vmin: float | None = None, vmax: float | None = None) -> tuple[float, float]:
@@ -97,7 +113,7 @@ def draw_section(
     box = extent_of(section, spot_reach(section))
     draw_image(ax, section.pyramid, box, edge_px=edge_px, fade=fade)
     if not has_value.all():
-        style = {"facecolors": "none", "edgecolors": _style.NO_VALUE, "linewidths": 0.9, "zorder": 2}
+        style: dict[str, Any] = {"facecolors": "none", "edgecolors": _style.NO_VALUE, "linewidths": 0.9, "zorder": 2}
         draw_spots(ax, section, np.flatnonzero(~has_value), label="no value", **style)
     if scale_bar:
         _style.scale_bar(ax, section.mpp, right=corner_is_free(section, box))
@@ -139,5 +155,5 @@ def draw_bar(ax: Axes, spots: Any, label: str, values: np.ndarray, *, hatch: str
 def _hatch(ax: Axes, hatch: str, **style: Any) -> None:
     from matplotlib.patches import Rectangle
 
-    look = {"facecolor": "none", "edgecolor": "0.72", "linewidth": 0, "hatch": hatch, "gid": "hatch"}
+    look: dict[str, Any] = {"facecolor": "none", "edgecolor": "0.72", "linewidth": 0, "hatch": hatch, "gid": "hatch"}
     ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, **look, **style))

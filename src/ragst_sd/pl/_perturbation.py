@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ragst_sd._validate import require_positive
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import describe_figure_parameters, picture
 from ragst_sd.pl._maps import BAR, LETTERS, NOTE, TITLE, draw_map, map_size, require_fade
-from ragst_sd.pl._response_map import response_map, response_section, ring_far_spots
-from ragst_sd.pl._response_panels import bar_rows, bars, heat, scatter
+from ragst_sd.pl._response_panels import (
+    bar_rows,
+    bars,
+    heat,
+    response_map,
+    response_section,
+    ring_far_spots,
+    scatter,
+)
 from ragst_sd.pl._responses import read_responses
 
 if TYPE_CHECKING:
@@ -146,10 +153,8 @@ def perturbation(
         letters = int(LETTERS * size[0])
         widths = [size[0] + BAR * bool(panel.label), *widths]
         height = max(height, size[1] + TITLE + NOTE * (1 + len(panel.note) // letters))
-    with picture(
-        sum(widths), height + 2 * NOTE * on_tissue,
-        ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax,
-    ) as figure:  # fmt: skip
+    width, total = sum(widths), height + 2 * NOTE * on_tissue
+    with picture(width, total, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
         # Each panel in a grid of its own: its words then count as part of its width.
         grid = figure.add_gridspec(1, len(widths), width_ratios=widths)
         axes = {}
@@ -157,7 +162,13 @@ def perturbation(
             axes["map"] = figure.add_subplot(grid[0].subgridspec(1, 1)[0])
             draw_map(axes["map"], section, panel, fade=image_fade, letters=letters)
             ring_far_spots(axes["map"], section, shown.table)
-            scope = {"x": 0.01, "ha": "left", "fontsize": "small", "color": _style.MUTED, "gid": "scope"}
+            scope: dict[str, Any] = {
+                "x": 0.01,
+                "ha": "left",
+                "fontsize": "small",
+                "color": _style.MUTED,
+                "gid": "scope",
+            }
             figure.supxlabel(fill(_SCOPE, int(1.1 * LETTERS * sum(widths))), **scope)
         if shown.measured is not None:
             axes["response"] = figure.add_subplot(grid[-2].subgridspec(1, 1)[0])

@@ -10,7 +10,7 @@ from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import describe_figure_parameters, picture
-from ragst_sd.pl._maps import BAR, LETTERS, NOTE, TITLE, Map, draw_map, gene_list, limits_of, map_size, require_fade
+from ragst_sd.pl._maps import BAR, Map, axes_in_rows, draw_map, limits_of, name_list, require_fade, size_with_words
 from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._section import read_section
 from ragst_sd.pl._trust import distrust, greys, intervals_of
@@ -118,7 +118,7 @@ def prediction(
     ['measured', 'predicted', 'difference']
     """
     require_sdata(sdata)
-    genes = gene_list(gene)
+    genes = name_list(gene)
     require_fade(image_fade)
     table, header = predicted(sdata, prediction_key)
     columns = gene_index(table, genes)
@@ -138,21 +138,14 @@ def prediction(
         )  # fmt: skip
         rows.append(maps if intervals is None else [*maps, _interval_map(intervals, j, cmap_interval)])
 
-    width, height = map_size(section, _MAP)
-    per_row = len(rows[0]) if len(rows[0]) > 1 else min(_PER_ROW, len(rows))
     panels = [panel for row in rows for panel in row]
-    n_rows = -(-len(panels) // per_row)
-    letters = int(LETTERS * (width + BAR))
-    notes_height = NOTE * max(-(-len(panel.note) // letters) for panel in panels)
-    n_bars = sum(bool(panel.label) for panel in panels[:per_row])
-    with picture(
-        per_row * width + n_bars * BAR + 0.2, n_rows * (height + TITLE + notes_height),
-        ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax,
-    ) as figure:  # fmt: skip
-        places = figure.subplots(n_rows, per_row, squeeze=False).ravel()
-        for place in places[len(panels) :]:
-            place.remove()
-        for i, (place, panel) in enumerate(zip(places, panels, strict=False)):
+    per_row = len(rows[0]) if len(rows[0]) > 1 else min(_PER_ROW, len(rows))
+    width, height, letters = size_with_words(section, _MAP, panels)
+    width = per_row * width + BAR * sum(bool(panel.label) for panel in panels[:per_row]) + 0.2
+    height *= -(-len(panels) // per_row)
+    with picture(width, height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
+        places = axes_in_rows(figure, len(panels), per_row)
+        for i, (place, panel) in enumerate(zip(places, panels, strict=True)):
             first = i % len(rows[0]) == 0
             draw_map(place, section, panel, fade=image_fade, letters=letters, scale_bar=first)
     drawn = iter(places)

@@ -14,7 +14,7 @@ from ragst_sd._validate import listing, require_choice
 from ragst_sd.pl import _style
 from ragst_sd.pl._curves import coverage, draw_calibration, draw_risk
 from ragst_sd.pl._figure import describe_figure_parameters, picture
-from ragst_sd.pl._maps import BAR, LETTERS, NOTE, TITLE, Map, draw_map, gene_list, limits_of, map_size, require_fade
+from ragst_sd.pl._maps import BAR, Map, axes_in_rows, draw_map, limits_of, name_list, require_fade, size_with_words
 from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._section import draw_spots, read_section
 from ragst_sd.pl._trust import distrust, greys, has_intervals, intervals_of
@@ -143,7 +143,7 @@ def reliability(
     require_sdata(sdata)
     require_fade(image_fade)
     table, header = predicted(sdata, prediction_key)
-    genes = None if gene is None else gene_list(gene)
+    genes = None if gene is None else name_list(gene)
     columns = np.arange(table.n_vars) if genes is None else gene_index(table, genes)
     notes = [""] if genes is None or len(genes) > 1 else distrust(table, genes, min_cv_pearson)
     intervals = intervals_of(table, header, columns) if has_intervals(table) else None
@@ -164,30 +164,27 @@ def reliability(
                 curves["calibration"] = partial(draw_calibration, share_inside=share_inside, intervals=intervals)
         curves["risk_coverage"] = partial(draw_risk, frame=risk[risk["metric"] == metric])
 
-    width, height = map_size(section, _MAP)
     per_row = min(_PER_ROW, len(panels))
-    n_rows = -(-len(panels) // per_row)
-    letters = int(LETTERS * (width + BAR))
-    notes_height = NOTE * max(-(-len(panel.note) // letters) for panel in panels)
-    maps_height = n_rows * (height + TITLE + notes_height)
-    heights = [maps_height, _CURVE[1]] if curves else [maps_height]
-    with picture(
-        max(per_row * (width + BAR), _CURVE[0] * len(curves) + 1.9 * bool(curves)), sum(heights),
-        ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax,
-    ) as figure:  # fmt: skip
+    width, height, letters = size_with_words(section, _MAP, panels)
+    heights = [-(-len(panels) // per_row) * height, _CURVE[1]][: 1 + bool(curves)]
+    width, height = max(per_row * (width + BAR), _CURVE[0] * len(curves) + 1.9 * bool(curves)), sum(heights)
+    with picture(width, height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
         grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
-        places = grid[0].subgridspec(n_rows, per_row).subplots(squeeze=False).ravel()
-        axes = dict(zip(names, places, strict=False))
-        for place in places[len(panels) :]:
-            place.remove()
-        for place, panel in zip(places, panels, strict=False):
-            draw_map(place, section, panel, fade=image_fade, letters=letters, scale_bar=place is places[0])
+        axes = dict(zip(names, axes_in_rows(figure, len(panels), per_row, grid[0]), strict=True))
+        for name, panel in zip(names, panels, strict=True):
+            draw_map(axes[name], section, panel, fade=image_fade, letters=letters, scale_bar=name == names[0])
         if _keys.DISTANCE_PERCENTILE in axes:
             outside = np.flatnonzero(table.obs[_keys.OUT_OF_REFERENCE].to_numpy(bool))
-            rim = {"facecolors": "none", "edgecolors": _style.ADJUSTMENT, "linewidths": 1.6, "zorder": 4}
+            rim: dict[str, Any] = {
+                "facecolors": "none",
+                "edgecolors": _style.ADJUSTMENT,
+                "linewidths": 1.6,
+                "zorder": 4,
+            }
             draw_spots(axes[_keys.DISTANCE_PERCENTILE], section, outside, label=_keys.OUT_OF_REFERENCE, **rim)
-        for i, (name, draw) in enumerate(curves.items()):
-            axes[name] = figure.add_subplot(grid[1].subgridspec(1, len(curves))[i])
+        if curves:
+            axes |= dict(zip(curves, axes_in_rows(figure, len(curves), len(curves), grid[1]), strict=True))
+        for name, draw in curves.items():
             draw(axes[name])
     return axes if return_ax else None
 

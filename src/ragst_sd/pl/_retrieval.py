@@ -14,6 +14,7 @@ from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_col
 from ragst_sd._validate import require_positive, require_type
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import describe_figure_parameters, picture
+from ragst_sd.pl._maps import name_list
 from ragst_sd.pl._retrieval_panels import (
     Evidence,
     connect,
@@ -120,7 +121,7 @@ def retrieval(
     require_sdata(sdata)
     require_positive(n_shown, "n_shown", whole=True)
     require_type(gene, str, "gene", "This picture takes one.")
-    names = _spot_names(obs_name)
+    names = name_list(obs_name, "obs_name", "spot")
     table, header = predicted(sdata, prediction_key)
     require_columns(table, (_keys.N_DONORS, _keys.EFFECTIVE_N, _keys.OUT_OF_REFERENCE))
     spots = [int(spot) for spot in spot_index(table, names, "obs_name")]
@@ -135,24 +136,20 @@ def retrieval(
     limits = shared_limits(evidence, low_axis=not alone)
     numbers = [value for part in evidence for value in (*np.diff(part.levels), part.total)]
     decimals = _style.decimals_for(numbers)
-    left, height = (_LEFT, _ALONE) if alone else (_LEFT_ROW, _ROW)
+    left, row_height = (_LEFT, _ALONE) if alone else (_LEFT_ROW, _ROW)
     columns = max(part.n_columns for part in evidence)
     axes = {}
-    with picture(
-        left + columns * _COLUMN,
-        height * len(spots),
-        ax=ax,
-        figsize=figsize,
-        dpi=dpi,
-        show=show,
-        save=save,
-        return_ax=return_ax,
-    ) as figure:
-        heights = [_TITLE, height - _TITLE] * len(spots)
+    width, height = left + columns * _COLUMN, row_height * len(spots)
+    with picture(width, height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
+        heights = [_TITLE, row_height - _TITLE] * len(spots)
         grid = figure.add_gridspec(len(heights), 2, height_ratios=heights, width_ratios=(left, columns * _COLUMN))
         for i, (name, spot, part) in enumerate(zip(names, spots, evidence, strict=True)):
             total = _style.number(part.total, decimals)
-            style = {"fontsize": "x-large", "fontweight": "bold", "color": _style.MUTED if part.distrust else "black"}
+            style: dict[str, Any] = {
+                "fontsize": "x-large",
+                "fontweight": "bold",
+                "color": _style.MUTED if part.distrust else "black",
+            }
             _write(figure, grid[2 * i, 0], f"{gene} predicted {total}", **style)
             if part.distrust:
                 _write(figure, grid[2 * i, 0], part.distrust, color=_style.MUTED, va="top", fontsize="small")
@@ -163,7 +160,7 @@ def retrieval(
             overview, tile = _draw_spot(figure, grid[2 * i + 1, 0], section, spot, fields, beside=not alone)
             overview.set_title(_style.shorten(f"spot {name}", 34), fontsize="medium")
             cell = grid[2 * i + 1, 1].subgridspec(2, 1, height_ratios=(0.85, 3.2 if alone else 1.2))
-            strip, bars = cell.subplots()
+            strip, bars = figure.add_subplot(cell[0]), figure.add_subplot(cell[1])
             draw_bars(bars, part, str(header["unit"]), decimals, limits, columns, low_axis=not alone)
             strip.set_axis_off()
             neighbors = draw_neighbors(strip, part, reference, gene, columns)
@@ -197,26 +194,14 @@ def _draw_spot(
     figure: FigureBase, cell: SubplotSpec, section: Section, spot: int, fields: list[FieldOfView], *, beside: bool
 ) -> tuple[Axes, Axes]:
     """The section and the tile of a spot, beside each other or one below the other."""
-    parts = (
-        cell.subgridspec(1, 2, width_ratios=(2.5, 1.5)) if beside else cell.subgridspec(2, 1, height_ratios=(1.2, 1))
-    )
-    overview, tile = (
-        figure.add_subplot(part, label=name) for part, name in zip(parts, ("section", "tile"), strict=True)
-    )
+    shape: tuple[int, int] = (1, 2) if beside else (2, 1)
+    ratios: dict[str, Any] = {"width_ratios": (2.5, 1.5)} if beside else {"height_ratios": (1.2, 1)}
+    parts = cell.subgridspec(*shape, **ratios)
+    overview, tile = figure.add_subplot(parts[0], label="section"), figure.add_subplot(parts[1], label="tile")
     draw_overview(overview, section, spot, fields, beside=beside)
     draw_tile(tile, section, section.centers[spot], fields[0], _tile_pixels(section, spot, fields[0]))
     connect(overview, tile, section.centers[spot], fields[0], beside=beside)
     return overview, tile
-
-
-def _spot_names(obs_name: str | Sequence[str]) -> list[str]:
-    names = [obs_name] if isinstance(obs_name, str) else list(dict.fromkeys(obs_name))
-    for one in names:
-        require_type(one, str, "obs_name", "Give a name or a list of names.")
-    if not names:
-        msg = "`obs_name` is empty; name at least one spot."
-        raise ValueError(msg)
-    return names
 
 
 def _evidence(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from textwrap import wrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -110,7 +110,7 @@ def connect(overview: Axes, tile: Axes, center: np.ndarray, field: FieldOfView, 
         start = (half, side * half) if beside else (side * half, half)
         end = (0.0, 0.5 - side / 2) if beside else (0.5 + side / 2, 1.0)
         line = ConnectionPatch(
-            center + start, end, overview.transData, tile.transAxes, color=_style.QUERY, alpha=0.8, zorder=6
+            tuple(center + start), end, overview.transData, tile.transAxes, color=_style.QUERY, alpha=0.8, zorder=6
         )
         line.set_in_layout(False)
         overview.add_artist(line).set_clip_on(False)
@@ -151,7 +151,7 @@ def draw_query(strip: Axes, evidence: Evidence, pixels: np.ndarray, n_columns: i
 def _thumbnail(strip: Axes, label: str, column: int, n_columns: int, names: list[str], numbers: list[str]) -> Axes:
     """Axes above a bar, with names above and numbers below."""
     ax = strip.inset_axes(((column + 0.06) / n_columns, 0, 0.88 / n_columns, 1), label=label)
-    style = {"ha": "center", "fontsize": "small"}
+    style: dict[str, Any] = {"ha": "center", "fontsize": "small"}
     line = 1.15 * _style.em() * (len(names) > 1)
     _style.beside(ax, names[0], (0.5, 1), (0, 3 + line), ha="center", fontweight="bold")
     for text, place, shift, va in ((names[1:], 1, 3, "baseline"), (numbers, 0, -3, "top")):

@@ -14,7 +14,7 @@ from ragst_sd._results import predicted
 from ragst_sd._validate import require_choice, require_positive
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import describe_figure_parameters, picture
-from ragst_sd.pl._maps import BAR, draw_bar, draw_section, map_size, require_fade
+from ragst_sd.pl._maps import BAR, axes_in_rows, draw_bar, draw_section, map_size, require_fade
 from ragst_sd.pl._section import draw_discs, read_section, spot_reach
 
 if TYPE_CHECKING:
@@ -153,21 +153,18 @@ def sources(
 
     size, small = map_size(section, _MAP), map_size(section, _SMALL)
     n_maps = len(shown.names) if len(shown.names) > 1 else 0
-    n_rows = -(-n_maps // _PER_ROW)
-    heights = [size[1] + _AROUND, n_rows * (small[1] + 0.35)][: 1 + bool(n_maps)]
-    width = max(size[0] + _TABLE, _PER_ROW * small[0] + BAR)
-    with picture(
-        width, sum(heights), ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax
-    ) as figure:
+    heights = [size[1] + _AROUND, -(-n_maps // _PER_ROW) * (small[1] + 0.35)][: 1 + bool(n_maps)]
+    width, height = max(size[0] + _TABLE, _PER_ROW * small[0] + BAR), sum(heights)
+    with picture(width, height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
         grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
-        drawn, bars = grid[0].subgridspec(1, 2, width_ratios=(size[0], 1.9)).subplots()
+        upper = grid[0].subgridspec(1, 2, width_ratios=(size[0], 1.9))
+        drawn, bars = figure.add_subplot(upper[0]), figure.add_subplot(upper[1])
         _draw_leaders(drawn, section, shown, image_fade, f"{group_by} that leads")
         _draw_weights(bars, shown, group_by, max(len(shown.names), size[1] / _ROW))
         groups = {}
         if n_maps:
-            places = grid[1].subgridspec(n_rows, _PER_ROW).subplots(squeeze=False).ravel()
-            groups = dict(zip(shown.names, places, strict=False))
-            _draw_groups(list(places), section, shown, image_fade)
+            groups = dict(zip(shown.names, axes_in_rows(figure, n_maps, _PER_ROW, grid[1]), strict=True))
+            _draw_groups(groups, section, shown, image_fade)
     return {"section": drawn, "weights": bars, "groups": groups} if return_ax else None
 
 
@@ -199,7 +196,7 @@ def _draw_leaders(ax: Axes, section: Section, shown: _Sources, fade: float, titl
     """Discs in the colour of the group that leads, and below them what their area says."""
     has = shown.has
     draw_section(ax, section, has, fade=fade)
-    style = {"edgecolors": "0.25", "linewidths": 0.3, "zorder": 3}
+    style: dict[str, Any] = {"edgecolors": "0.25", "linewidths": 0.3, "zorder": 3}
     largest = _DISC * _spacing(section)
     colors = [shown.colors[group] for group in shown.leader[has]]
     diameter = largest * np.sqrt(shown.leads_by[has])
@@ -232,19 +229,22 @@ def _draw_weights(ax: Axes, shown: _Sources, group_by: str, n_rows: float) -> No
     _style.write_columns(ax, {"weight": [_style.percent(total) for total in shown.total], "rows cited": rows})
 
 
-def _draw_groups(places: list[Axes], section: Section, shown: _Sources, fade: float) -> None:
+def _draw_groups(groups: dict[str, Axes], section: Section, shown: _Sources, fade: float) -> None:
     """A map of the share of each group, on one scale."""
     # Groups that were lumped give more together than one does, and would darken the maps of all others.
     single = shown.shares[:, : -1 if shown.colors[-1] == _style.OTHER_GROUPS else None]
     has = shown.has
     diameter = np.full(has.sum(), _DISC * _spacing(section))
-    style = {"cmap": _style.SHARE, "clim": (0.0, float(np.nanmax(single))), "linewidths": 0, "zorder": 3}
-    for i, (ax, name) in enumerate(zip(places, shown.names, strict=False)):
+    style: dict[str, Any] = {
+        "cmap": _style.SHARE,
+        "clim": (0.0, float(np.nanmax(single))),
+        "linewidths": 0,
+        "zorder": 3,
+    }
+    for i, (name, ax) in enumerate(groups.items()):
         draw_section(ax, section, np.ones_like(has), fade=(1 + fade) / 2, edge_px=_SMALL_PX, scale_bar=False)
         shares = shown.shares[has, i]
         discs = draw_discs(ax, section.centers[has], diameter, array=shares, label="share of weight", **style)
         ax.set_title(_style.shorten(name, 22), fontsize="medium")
         if i == min(_PER_ROW, len(shown.names)) - 1:
             draw_bar(ax, discs, "share of weight", shown.shares[has])
-    for ax in places[len(shown.names) :]:
-        ax.remove()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from ragst_sd.pl import _style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from ragst_sd.pl._trust import Intervals
 
 # Inches.
 ROW, HEAD, FOOT, _BARS = 0.25, 1.1, 0.65, 3.1
@@ -43,11 +45,9 @@ class Waterfall:
     total: float
     truth: float
     """Measured value; NaN if not known."""
+    intervals: Intervals | None
     interval: tuple[float, float]
     """NaN if not known."""
-    interval_text: str
-    caveat: str
-    hatch: str | None
     kind: str
     unit: str
 
@@ -80,15 +80,16 @@ def draw_waterfall(ax: Axes, fall: Waterfall) -> None:
     }
     left, em = -_style.write_columns(ax, columns, before=True, bold=n), _style.em()
     color = _style.MUTED if fall.note else "black"
-    title = {"fontsize": "x-large", "fontweight": "bold", "color": color}
+    title: dict[str, Any] = {"fontsize": "x-large", "fontweight": "bold", "color": color}
     _style.beside(ax, f"{fall.title} {total}", (0, 1), (left, 4.4 * em), **title)
     words = "  ·  ".join(part for part in (fall.facts, fall.note) if part)
     _style.beside(ax, words, (0, 1), (left, 2.8 * em), color=_style.MUTED, gid="facts")
-    if fall.has_interval:
+    if fall.intervals is not None and fall.has_interval:
         low, high = (_style.number(end, decimals) for end in fall.interval)
-        _style.beside(ax, f"{fall.interval_text}: {low} to {high}", (0, 0), (left, -1.4 * em), gid="interval text")
-    if fall.has_interval and fall.caveat:
-        _style.beside(ax, fall.caveat, (0, 0), (left, -2.8 * em), fontsize="small", color=_style.MUTED, gid="caveat")
+        words, caveat = f"{fall.intervals.name}: {low} to {high}", fall.intervals.caveat
+        _style.beside(ax, words, (0, 0), (left, -1.4 * em), gid="interval text")
+        if caveat:
+            _style.beside(ax, caveat, (0, 0), (left, -2.8 * em), fontsize="small", color=_style.MUTED, gid="caveat")
 
 
 def _draw_bars(ax: Axes, fall: Waterfall) -> None:
@@ -103,8 +104,8 @@ def _draw_bars(ax: Axes, fall: Waterfall) -> None:
     ax.vlines(ends, np.arange(n) + _HALF, np.arange(n) + 1 - _HALF, color=_style.MUTED, lw=0.8, zorder=1)
     ax.axvline(0, color=_style.MUTED, lw=0.8, zorder=1)
     shown = [0.0, *ends, fall.total]
-    if fall.has_interval:
-        _draw_interval(ax, *fall.interval, n, fall.hatch)
+    if fall.intervals is not None and fall.has_interval:
+        _draw_interval(ax, *fall.interval, n, fall.intervals.hatch)
         shown += fall.interval
     if np.isfinite(fall.truth):
         ax.axvline(fall.truth, color="black", lw=1.4, ls=(0, (4, 2)), zorder=4, gid="truth")
@@ -124,6 +125,7 @@ def _draw_bars(ax: Axes, fall: Waterfall) -> None:
 
 def _draw_interval(ax: Axes, low: float, high: float, row: int, hatch: str | None) -> None:
     """A bracket on the prediction: a line with caps, or a hatched box where it must not be read as one for new donors."""
+    style: dict[str, Any]
     if hatch:
         style = {"facecolor": "white", "edgecolor": "black", "lw": 1.0, "hatch": hatch, "zorder": 3, "gid": "interval"}
         ax.barh(row, high - low, left=low, height=2 * _BRACKET, **style)
