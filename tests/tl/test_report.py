@@ -175,7 +175,9 @@ def test_caveats_follow_the_facts(assessed, tmp_path):
             "out_of_reference", np.arange(table.n_obs) % 4 == 0
         ),
         "Do not use the prediction for the section": lambda: table.obs.__setitem__("out_of_reference", True),
-        "1 spot (2 %) out of reference": lambda: table.obs.__setitem__("out_of_reference", np.arange(table.n_obs) == 0),
+        f"1 spot ({100 / table.n_obs:.0f} %) out of reference": lambda: table.obs.__setitem__(
+            "out_of_reference", np.arange(table.n_obs) == 0
+        ),
         "100 % of the spots look unlike": lambda: table.obs.__setitem__("appearance_distance", 1.5),
         "is measured evidence; the rest is a learned adjustment": lambda: table.obs.__setitem__("evidence_share", 0.3),
         "own donor could be used": lambda: table.uns["retrieval"].__setitem__("exclude", np.array([], dtype=str)),
