@@ -23,7 +23,7 @@ def test_recipes_are_plain_values(tmp_path):
     recipe = tmp_path / "evil.yaml"
     recipe.write_text(f"version: 1\nname: !!python/object/apply:os.mknod ['{tmp_path / 'ran'}']\nsources: []\n")
     with pytest.raises(ValueError, match=r"evil\.yaml, line 2: this is not YAML"):
-        rg.datasets.build_recipe(recipe, path=tmp_path / "r.zarr")
+        rg.io.build_recipe(recipe, path=tmp_path / "r.zarr.zip")
     assert not (tmp_path / "ran").exists()
 
 

@@ -116,6 +116,7 @@ class TestBuilding:
         build(folder, text)
         assert page.read_text() == new
 
+    @pytest.mark.slow
     def test_other_names_of_genes_embed_nothing_anew(self, folder, caplog):
         caplog.set_level(logging.INFO, "ragst_sd")
         one = "    samples: [donor1]\n    tissue"

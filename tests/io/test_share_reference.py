@@ -86,6 +86,7 @@ def test_the_card_goes_along(hub, shared, free):
     assert not any(name.startswith("reference.zarr/") for name in files)
 
 
+@pytest.mark.slow
 def test_a_new_version_replaces_the_old_one(hub, shared, free, reference):
     reference.uns["ragst"]["sources"]["license"] = "MIT"
     smaller = rg.tl.merge_references(reference[reference.obs["donor"] == "donor1"].copy())
@@ -95,6 +96,7 @@ def test_a_new_version_replaces_the_old_one(hub, shared, free, reference):
     assert second == hub.heads[REPOSITORY] != shared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lazy", [False, True])
 def test_a_folder_that_an_earlier_release_uploaded(hub, free, tmp_path, lazy):
     rg.io.write_reference(free, tmp_path / "free.zarr.zip")
@@ -195,7 +197,7 @@ def test_files_are_looked_at_before_they_are_read(hub, shared, tmp_path):
     for name, content in files.items():
         files[name] = content.replace(b'"name": "bytes"', b'"name": "evil!"')
     with pytest.raises(ValueError, match=r"was downloaded and is (not read: .*'evil!'|damaged)"):
-        rg.datasets.download_reference(REPOSITORY, revision=shared)
+        rg.io.download_reference(REPOSITORY, revision=shared)
     assert not list((tmp_path / "cache" / "references").rglob("reference.zarr*")), "nothing of it is kept"
 
 
