@@ -96,7 +96,7 @@ def build_screen(w: World, **kwargs: Any) -> Any:
     return rg.tl.build_perturbation_reference(w.screen, **options)
 
 
-# Topic, then the cases under it. Titles and advice stand in `advice.py` under the same keys.
+# Topic, then the cases under it.
 TOPICS: dict[str, list[Case]] = {
     "The first ten minutes": [
         Case("no-mpp", "pp.embed_tiles", ValueError, ("'he'", "set_image_mpp", "mpp=None"), lambda w: rg.pp.embed_tiles(w.bare, image_key="he", progress=False)),
