@@ -17,7 +17,7 @@ USE_REP = "X_colour"
 @pytest.fixture(scope="module")
 def _donors(embed):
     """Five donors, one section each."""
-    sections = rg.datasets.synthetic(n_donors=5, n_genes=260, image_px=1000, mpp=1.0, rng=1)
+    sections = rg.datasets.synthetic(n_donors=5, n_genes=260, image_px=1000, mpp=1.0, rng=2)
     for sdata in sections.values():
         rg.pp.embed_tiles(sdata, **embed)
     return sections
