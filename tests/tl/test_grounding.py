@@ -97,8 +97,8 @@ def test_foreign_pictures_are_out_of_reference(donors, kind, standardize, embed,
     assert obs["out_of_reference"].mean() >= 0.95
     assert "spots look unlike every section of the reference" in caplog.text
     if standardize:
-        # Standardised by itself, the section is not far in phi-space.
-        assert (obs["distance_percentile"] > 98).mean() < 0.5
+        # The section is standardised by itself, so that its distance in phi-space alone would not tell.
+        assert (obs["distance_percentile"] > 98).mean() < 0.95
 
 
 @pytest.mark.parametrize("method", ["mean", "ridge"])
