@@ -18,8 +18,6 @@ from ragst_sd.retrieval.methods import METHODS, fit_method
 from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.training import Run, Training
 
-register()
-
 N_FEATURES, N_DONORS, N_SECTIONS = 462, 4, 8
 TARGET = "rag"
 
@@ -38,6 +36,7 @@ def planted(rows: int, genes: int) -> Training:
 
 def main() -> None:
     """Time the fits."""
+    register()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--genes", type=int, default=250)

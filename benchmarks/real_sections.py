@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-register()
 
 SETS = ("mob", "mob2k", "her2st")
 METHODS = ("mean", "ridge", "knn", "rag")
@@ -187,6 +186,7 @@ def write_between_markers(path: Path, marker: str, text: str) -> None:
 
 def main() -> None:
     """Run the benchmark."""
+    register()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("RAGST_SD_TEST_DATA"), help="folder with histology/, weights/")
     parser.add_argument("--sets", nargs="+", default=SETS)

@@ -39,8 +39,8 @@ def test_explained_and_the_same_from_a_store_and_in_another_order(query, referen
     shuffled = reference[np.random.default_rng(0).permutation(reference.n_obs)].copy()
     fit(reference, name)
     fit(shuffled, name)
-    rg.io.write_reference(reference, tmp_path / "r.zarr")
-    back, lazy = (rg.io.read_reference(tmp_path / "r.zarr", lazy=lazy) for lazy in (False, True))
+    rg.io.write_reference(reference, tmp_path / "r.zarr.zip")
+    back, lazy = (rg.io.read_reference(tmp_path / "r.zarr.zip", lazy=lazy) for lazy in (False, True))
     rg.tl.predict(query, reference)
     table = query.tables["predicted"]
     for other in (back, lazy):
@@ -78,9 +78,9 @@ def test_ridge_residual_is_ridge_less_its_value_at_neighbours(query, reference):
 @pytest.mark.parametrize("name", QUICK)
 def test_a_fit_of_a_method_that_is_not_registered(query, reference, name, tmp_path, monkeypatch):
     fit(reference, name)
-    rg.io.write_reference(reference, tmp_path / "r.zarr")
+    rg.io.write_reference(reference, tmp_path / "r.zarr.zip")
     monkeypatch.delitem(METHODS, name)
-    back = rg.io.read_reference(tmp_path / "r.zarr")
+    back = rg.io.read_reference(tmp_path / "r.zarr.zip")
     assert back.uns["ragst"]["fit"]["method"] == name
     with pytest.raises(ValueError, match=rf"method '{name}'.*benchmarks/methods/{name}\.py.*register_method\('{name}'"):
         rg.tl.predict(query, back)

@@ -30,6 +30,7 @@ def world(_sections, tmp_path_factory):
     scores = rg.tl.cross_validate(unfitted, methods=["mean"], n_genes=20, progress=False, inplace=False)
     folder = tmp_path_factory.mktemp("files")
     (folder / "mine").mkdir()
+    (folder / "mine.zarr.zip").write_text("my own file")
     (folder / "broken.h5ad").write_bytes(b"the first bytes of a download")
     (folder / "mine.html").write_text("<p>my own page</p>")
     return World(query, bare, sections, reference, unfitted, screen, embedding, bank, perturbed, scores, folder)

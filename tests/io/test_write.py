@@ -202,7 +202,7 @@ def test_rows_lie_in_chunks(fitted, tmp_path, monkeypatch):
 
     from ragst_sd.io import _write_reference
 
-    monkeypatch.setattr(_write_reference, "_CHUNK_BYTES", 4096)
+    monkeypatch.setattr(_write_reference, "_CHUNK_BYTES", 2048)
     rg.io.write_reference(fitted, tmp_path / "r.zarr.zip")
     with zipfile.ZipFile(tmp_path / "r.zarr.zip") as archive:
         assert {part.compress_type for part in archive.infolist()} == {zipfile.ZIP_STORED}
@@ -245,7 +245,7 @@ def test_a_lazy_reference_predicts_the_same(reference, method, query, tmp_path, 
     from ragst_sd.retrieval import block_search
 
     monkeypatch.setattr(_read_reference, "ROW_BLOCK", 16)
-    monkeypatch.setattr(_write_reference, "_CHUNK_BYTES", 4096)
+    monkeypatch.setattr(_write_reference, "_CHUNK_BYTES", 2048)
     monkeypatch.setattr(block_search.search_in_blocks, "__kwdefaults__", {"metric": "euclidean", "block_rows": 20})
     rg.tl.fit(reference, method=method, n_neighbors=10)
     rg.io.write_reference(reference, tmp_path / "r.zarr.zip")
