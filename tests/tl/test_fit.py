@@ -68,7 +68,8 @@ def test_held_out_rows_are_flagged_at_the_calibrated_rate(sections):
     flagged = [
         rg.tl.predict(sdata, reference, inplace=False).obs["out_of_reference"].mean() for sdata in sections.values()
     ]
-    assert np.mean(flagged) == pytest.approx(0.05, abs=0.03)
+    # What lies beyond the 98th percentile of held-out rows.
+    assert np.mean(flagged) == pytest.approx(0.02, abs=0.02)
 
 
 def test_foreign_tissue_is_far(query, fitted):
