@@ -125,9 +125,7 @@ def pyramid_element(levels: Sequence[da.Array]) -> DataTree:
 
     full = levels[0].shape[1:]
     names = ["r", "g", "b"]
-    finest = Image2DModel.parse(
-        levels[0], dims=("c", "y", "x"), c_coords=names, transformations={"global": Identity()}
-    ).rename("image")
+    finest = Image2DModel.parse(levels[0], dims=("c", "y", "x"), c_coords=names).rename("image")
     scales = {"scale0": Dataset({"image": finest})}
     for k, level in enumerate(levels[1:], start=1):
         # Centres of pixels, in pixels of the finest level.

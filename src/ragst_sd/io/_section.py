@@ -56,7 +56,6 @@ def assemble(
     """
     from spatialdata import SpatialData
     from spatialdata.models import ShapesModel, TableModel
-    from spatialdata.transformations import Identity
 
     ids = found.obs_names.astype(str).to_numpy()
     columns = {_REGION: SHAPES, _INSTANCE: ids, _keys.SAMPLE: sample}
@@ -76,7 +75,7 @@ def assemble(
         found.uns.pop(name, None)
     found.uns[_keys.ATTRS] = {_keys.SOURCE: dict(details)}
     table = TableModel.parse(found, region=SHAPES, region_key=_REGION, instance_key=_INSTANCE)
-    circles = ShapesModel.parse(xy, geometry=0, radius=radius, index=ids, transformations={"global": Identity()})
+    circles = ShapesModel.parse(xy, geometry=0, radius=radius, index=ids)
     sdata = SpatialData(images={IMAGE: image}, shapes={SHAPES: circles}, tables={TABLE: table})
     if image_mpp is not None:
         sdata.attrs[_keys.ATTRS] = {_keys.IMAGE_MPP: {IMAGE: float(image_mpp)}}

@@ -63,7 +63,6 @@ def image_element(pixels: np.ndarray) -> DataArray | DataTree:
     """
     import dask.array as da
     from spatialdata.models import Image2DModel
-    from spatialdata.transformations import Identity
 
     def lazy(level: np.ndarray) -> da.Array:
         return da.from_array(level, chunks=(3, _CHUNK_PX, _CHUNK_PX), name=False)
@@ -78,7 +77,6 @@ def image_element(pixels: np.ndarray) -> DataArray | DataTree:
         c_coords=["r", "g", "b"],
         scale_factors=[2] * (len(levels) - 1) or None,
         chunks=(3, _CHUNK_PX, _CHUNK_PX),
-        transformations={"global": Identity()},
     )
     for k, level in enumerate(levels[1:], start=1):
         element[f"scale{k}"]["image"].data = lazy(level)
