@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +21,7 @@ from ragst_sd._elements import (
 )
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.io._embedding_file import read_embedding_file
+from ragst_sd.io._readable import existing
 from ragst_sd.pp._embedding_header import (
     add_embedding,
     default_key,
@@ -141,10 +141,7 @@ def read_embeddings(
     """
     require_sdata(sdata)
     require_type(path, (str, PathLike), "path")
-    path = Path(path)
-    if not path.is_file():
-        msg = f"`path`: {str(path)!r} does not exist. Pass the h5 file of one slide."
-        raise FileNotFoundError(msg)
+    path = existing(path, "`path`:", "Pass the h5 file of one slide.")
     image_key = resolve_image(sdata, image_key)
     image_mpp = image_mpp_of(sdata, image_key, image_mpp)
     table_key = resolve_table(sdata, table_key, None)
@@ -208,7 +205,8 @@ def _stated(
     model = file.encoder if model is None else model
     tile_px = file.tile_px if tile_px is None else tile_px
     mpp = file.mpp if mpp is None else mpp
-    missing = [f"`{what}=`" for what, value in (("model", model), ("tile_px", tile_px), ("mpp", mpp)) if value is None]
+    stated = {"model": model, "tile_px": tile_px, "mpp": mpp}
+    missing = [f"`{what}=`" for what, value in stated.items() if value is None]
     if missing:
         msg = (
             f"{name!r} does not say which encoder made it of which tiles. Pass {', '.join(missing)}: embeddings can be "

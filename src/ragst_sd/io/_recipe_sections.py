@@ -104,10 +104,9 @@ def _samples(source: Source, place: Place, *, progress: bool | None) -> dict[str
 def _files_of(sample: Sample) -> list[Path]:
     """Every file or archive of a section, by role."""
     files = []
-    for role, named in sorted(sample.roles.items()):
-        archive = next((one for one in sample.shelf.files if named == one or named.startswith(f"{one}/")), named)
+    for role in sorted(sample.roles):
         try:
-            files.append(sample.shelf.get(archive))
+            files.append(sample.shelf.get(sample.file_and_member(role)[0]))
         except FileNotFoundError:
             # A user's folder may hold what was in the archive instead of the archive.
             files.append(sample.path(role))
