@@ -28,6 +28,10 @@ _ATTEMPTS = 5
 _LONGEST_WAIT_S = 30.0
 _TEMPORARY = {408, 416, 425, 429, 500, 502, 503, 504}
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSALS: dict[int, tuple[type[OSError], str]] = {
+    **dict.fromkeys((401, 403), (PermissionError, "is not given out to everybody")),
+    **dict.fromkeys((404, 410), (FileNotFoundError, "does not exist (any more)")),
+}
 
 
 @dataclass(frozen=True)
@@ -161,13 +165,12 @@ def _request(file: RemoteFile, part: Path, *, progress: bool) -> None:
         def begin(response: Response, **options: Any) -> None:
             if not response.ok or response.is_redirect:
                 return
-            found = _version(response)
-            if response.status_code != 206:
+            found, span = _version(response), response.headers.get("Content-Range", "")
+            goes_on = response.status_code == 206
+            fits = goes_on and version in ("", found) and span.startswith(f"bytes {have}-")
+            if not fits:
                 out.truncate(0)
-            elif version not in ("", found) or not response.headers.get("Content-Range", "").startswith(
-                f"bytes {have}-"
-            ):
-                out.truncate(0)
+            if goes_on and not fits:
                 msg = "what the server goes on with does not fit what had arrived earlier"
                 raise requests.ConnectionError(msg)
             mark.write_text(found, encoding="utf-8")
@@ -190,11 +193,8 @@ def _version(response: Response) -> str:
 
 
 def _refusal(url: str, status: int, reason: str, advice: str) -> OSError:
-    if status in (401, 403):
-        return PermissionError(f"{url} is not given out to everybody: {reason}. You can also {advice}.")
-    if status in (404, 410):
-        return FileNotFoundError(f"{url} does not exist (any more): {reason}. You can also {advice}.")
-    return ConnectionError(f"{url} could not be downloaded: {reason}. You can also {advice}.")
+    kind, what = _REFUSALS.get(status, (ConnectionError, "could not be downloaded"))
+    return kind(f"{url} {what}: {reason}. You can also {advice}.")
 
 
 def _size(path: Path) -> int:

@@ -23,6 +23,7 @@ from ragst_sd.pp._embedding_header import (
     shapes_hash,
 )
 from ragst_sd.pp._embedding_run import run_embedding
+from ragst_sd.pp._tile_grid import require_resolution
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -169,20 +170,11 @@ def embed_tiles(
 
     require_sdata(sdata)
     require_positive(tile_px, "tile_px", whole=True)
-    if mpp is not None:
-        require_positive(mpp, "mpp")
     image_key = resolve_image(sdata, image_key)
     table_key, shapes_key = resolve_annotation(sdata, table_key, shapes_key)
     table = sdata.tables.get(table_key, None)
     image_mpp = image_mpp_of(sdata, image_key, image_mpp)
-    if mpp is not None and image_mpp is None:
-        msg = (
-            f"Tiles of {mpp} microns per pixel were asked for, but the resolution of image {image_key!r} is unknown. "
-            "Give it with `image_mpp=`, or once with `rg.pp.set_image_mpp(sdata, image_key=..., mpp=...)` "
-            "(or `shapes_key=`, to derive it from the spot pitch); `mpp=None` takes the image's own pixels. "
-            "See `Resolution of an image` in the documentation."
-        )
-        raise ValueError(msg)
+    require_resolution(mpp, image_mpp, image_key)
 
     centers = centers_in_pixels(sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
     pyramid = image_pyramid(sdata, image_key)
