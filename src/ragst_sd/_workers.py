@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ragst_sd._temporary import temporary_folder
+from ragst_sd._replacing import temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -227,8 +227,8 @@ class EmbeddingJob:
     pyramid: Pyramid
     centers: np.ndarray
     fields: tuple[FieldOfView, ...]
-    batch_size: int
-    num_workers: int
+    reading: Mapping[str, Any]
+    """`batch_size` and `num_workers`, as `embed_parts` takes them."""
     model: Any
     """Name or object, as the user gave it."""
     options: Mapping[str, Any]
@@ -242,15 +242,8 @@ def embed_part(job: EmbeddingJob, part: Part) -> np.ndarray:
     from ragst_sd.image.parts import embed_parts
 
     _require_stores(job.pyramid)
-    (values,) = embed_parts(
-        read_in_calling_thread(job.pyramid, always=True),
-        job.centers,
-        job.fields,
-        [part],
-        _encoder_of(job),
-        batch_size=job.batch_size,
-        num_workers=job.num_workers,
-    )
+    pyramid = read_in_calling_thread(job.pyramid, always=True)
+    (values,) = embed_parts(pyramid, job.centers, job.fields, [part], _encoder_of(job), **job.reading)
     return values
 
 

@@ -15,10 +15,9 @@ import pandas as pd
 
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import readable
-from ragst_sd.io._section import assemble
+from ragst_sd.io._section import assemble, check_inside
 from ragst_sd.io._slide_file import open_slide
 from ragst_sd.io._st_counts import read_counts
-from ragst_sd.io._st_geometry import check_inside
 from ragst_sd.io._st_image import image_element, read_rgb
 
 if TYPE_CHECKING:
@@ -56,8 +55,7 @@ def read_visium(sample: Sample) -> SpatialData:
             sample.name,
         )
     table = _joined(read_10x(sample.path("counts")), read_positions(positions), sample.name)
-    pitch = _PITCH_UM if sample.um_between_centers is None else sample.um_between_centers
-    return _assembled(sample, table, image, factor=factor, diameter=scales["spot_diameter_fullres"], pitch_um=pitch)
+    return _assembled(sample, table, image, scales["spot_diameter_fullres"], factor=factor)
 
 
 def read_visium_hd(sample: Sample) -> SpatialData:
@@ -69,14 +67,8 @@ def read_visium_hd(sample: Sample) -> SpatialData:
     places = sample.find("bins", f"{at}/spatial/tissue_positions.parquet")[0]
     scales = json.loads(sample.find("bins", f"{at}/spatial/scalefactors_json.json")[0].read_text())
     table = _joined(read_10x(counts), pd.read_parquet(places).set_index("barcode"), sample.name)
-    return _assembled(
-        sample,
-        table,
-        image,
-        factor=1.0,
-        diameter=scales["spot_diameter_fullres"],
-        mpp=float(scales["microns_per_pixel"]),
-    )
+    mpp = float(scales["microns_per_pixel"])
+    return _assembled(sample, table, image, scales["spot_diameter_fullres"], mpp=mpp)
 
 
 def _spatial(sample: Sample) -> tuple[Path, Path]:
@@ -112,31 +104,23 @@ def read_positions(path: Path) -> pd.DataFrame:
 
 
 def _joined(table: AnnData, positions: pd.DataFrame, sample: str) -> AnnData:
-    place = positions.index.get_indexer(table.obs_names)
-    if (place < 0).any():
-        lost = table.obs_names[place < 0]
+    lost = table.obs_names[~table.obs_names.isin(positions.index)]
+    if len(lost):
         msg = (
             f"{len(lost)} of {table.n_obs} barcodes of section {sample!r} have no position, for example {lost[0]!r} (a "
             f"position is that of {positions.index[0]!r}). The files are not of one section."
         )
         raise ValueError(msg)
-    positions = positions.iloc[place]
-    for name in positions.columns.difference(_PIXELS):
-        table.obs[name] = positions[name].to_numpy()
+    positions = positions.loc[table.obs_names]
+    table.obs = table.obs.join(positions.drop(columns=_PIXELS))
     table.obsm["spatial"] = positions[_PIXELS].to_numpy(float)
     return table
 
 
 def _assembled(
-    sample: Sample,
-    table: AnnData,
-    image: Any,
-    *,
-    factor: float,
-    diameter: float,
-    pitch_um: float | None = None,
-    mpp: float | None = None,
+    sample: Sample, table: AnnData, image: Any, diameter: float, *, factor: float = 1.0, mpp: float | None = None
 ) -> SpatialData:
+    """Put a section together whose positions are in pixels of a picture that `image` is `factor` times as large as."""
     from spatialdata import get_pyramid_levels
     from xarray import DataArray
 
@@ -147,7 +131,8 @@ def _assembled(
     check_inside(xy, full.sizes["x"], full.sizes["y"])
     if mpp is None:
         # Spots are where the instrument put them; what a file states of its pixels may be missing or wrong.
-        mpp = float(pitch_um) / spot_pitch(xy) if len(xy) > 1 else _DIAMETER_UM / (diameter * factor)  # type: ignore[arg-type]
+        pitch_um = _PITCH_UM if sample.um_between_centers is None else sample.um_between_centers
+        mpp = pitch_um / spot_pitch(xy) if len(xy) > 1 else _DIAMETER_UM / (diameter * factor)
     return assemble(
         table,
         xy,

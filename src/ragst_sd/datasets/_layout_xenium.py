@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_LEFT_OUT = ("cells_boundaries", "nucleus_boundaries", "cells_labels", "nucleus_labels", "transcripts")
+_LEFT_OUT += ("morphology_mip", "morphology_focus", "aligned_images")
 _BUNDLE = ("experiment.xenium", "cell_feature_matrix.h5", "cells.parquet", "cells.zarr.zip")
 
 
@@ -41,18 +43,7 @@ def read_xenium(sample: Sample) -> SpatialData:
     pixel_um = float(json.loads((folder / "experiment.xenium").read_text())["pixel_size"])
     image_file, alignment_file = _picture(sample)
     to_global = np.loadtxt(alignment_file, delimiter=",").reshape(3, 3)
-    read = spatialdata_io.xenium(
-        folder,
-        cells_as_circles=True,
-        cells_boundaries=False,
-        nucleus_boundaries=False,
-        cells_labels=False,
-        nucleus_labels=False,
-        transcripts=False,
-        morphology_mip=False,
-        morphology_focus=False,
-        aligned_images=False,
-    )
+    read = spatialdata_io.xenium(folder, cells_as_circles=True, **dict.fromkeys(_LEFT_OUT, False))
     image = pyramid_element(open_slide(image_file.resolve()).levels)
     set_transformation(image, Affine(to_global, input_axes=("x", "y"), output_axes=("x", "y")), "global")
     table = read.tables["table"]
@@ -70,7 +61,9 @@ def read_xenium(sample: Sample) -> SpatialData:
 
 
 def _picture(sample: Sample) -> tuple[Path, Path]:
-    found = []
-    for role, patterns in (("image", ("*he_image.ome.tif",)), ("alignment", ("*he_imagealignment.csv",))):
-        found.append(sample.path(role) if sample.has(role) else sample.find("bundle", *patterns)[0])
-    return found[0], found[1]
+    patterns = {"image": "*he_image.ome.tif", "alignment": "*he_imagealignment.csv"}
+    image, alignment = (
+        sample.path(role) if sample.has(role) else sample.find("bundle", pattern)[0]
+        for role, pattern in patterns.items()
+    )
+    return image, alignment

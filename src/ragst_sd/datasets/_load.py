@@ -13,8 +13,14 @@ from ragst_sd._labels import as_names
 from ragst_sd._settings import settings
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.datasets._catalog_entries import as_list, catalog_entry, citation_text
-from ragst_sd.datasets._layout_other import read_h5ad_sample, read_hest_sample, read_slide_sample
-from ragst_sd.datasets._layout_st import read_picture, read_st_h5ad, read_st_tsv
+from ragst_sd.datasets._layout_other import (
+    read_h5ad_sample,
+    read_hest_sample,
+    read_picture,
+    read_slide_sample,
+    read_st_h5ad,
+    read_st_tsv,
+)
 from ragst_sd.datasets._layout_visium import read_visium, read_visium_hd
 from ragst_sd.datasets._layout_xenium import read_xenium
 from ragst_sd.datasets._pairs import converted, own_folder, own_samples, require_samples

@@ -8,16 +8,13 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ragst_sd import _keys
 from ragst_sd._validate import hint, listing, require_positive, require_type
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import existing
-from ragst_sd.io._section import SOURCE_FIELDS, assemble, checked_source, stored_diameter
+from ragst_sd.io._section import SOURCE_FIELDS, assemble, check_inside, checked_source, stored_diameter
 from ragst_sd.io._slide_file import open_slide
 from ragst_sd.io._st_counts import locate, read_counts
-from ragst_sd.io._st_geometry import check_inside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -117,7 +114,8 @@ def read_hest(
         )
         raise FileNotFoundError(msg)
     # Not strictly JSON: HEST writes NaN where a field is unknown.
-    meta = {name: value for name, value in json.loads(files["metadata"].read_text()).items() if not _unknown(value)}
+    stated = json.loads(files["metadata"].read_text(), parse_constant=lambda _: None)
+    meta = {name: value for name, value in stated.items() if value not in (None, "")}
     found = read_counts(files["st"], None)
     found, xy = locate(found, None)
     slide = open_slide(files["wsis"].resolve())
@@ -158,10 +156,6 @@ def _resolve_sample(folder: Path, sample: str | None) -> str:
         msg = f"`sample` is needed: {str(folder / 'st')!r} holds {len(present)} sections: {listing(present)}."
         raise ValueError(msg)
     return present[0]
-
-
-def _unknown(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and not np.isfinite(value))
 
 
 def _resolution(meta: Mapping[str, Any], stated: tuple[float, float] | None, sample: str) -> float:

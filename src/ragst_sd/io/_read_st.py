@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ragst_sd import _keys
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import require_positive
-from ragst_sd.io._section import SOURCE_FIELDS, assemble, checked_source, stored_diameter
+from ragst_sd.io._section import SOURCE_FIELDS, assemble, check_inside, checked_source, stored_diameter
 from ragst_sd.io._st_counts import locate, read_counts
-from ragst_sd.io._st_geometry import check_inside
 from ragst_sd.io._st_image import image_element, read_rgb
 
 if TYPE_CHECKING:

@@ -142,10 +142,8 @@ def embedded_section(section: PlannedSection, recipe: Recipe, **embedding: Any) 
             shapes_key=SHAPES,
             table_key=TABLE,
             image_mpp=section.source.image_mpp,
-            tile_px=recipe.tiles.tile_px,
-            mpp=recipe.tiles.mpp,
-            context=recipe.tiles.context,
             batch_size=recipe.encoder.batch_size,
+            **vars(recipe.tiles),
             **embedding,
         )
     except (KeyError, ValueError) as error:
@@ -156,8 +154,8 @@ def embedded_section(section: PlannedSection, recipe: Recipe, **embedding: Any) 
 
 def _check_content(sdata: SpatialData, donor: str | None, layer: str | None) -> None:
     """Refuse what is no section of a reference, and write the donor that the recipe names."""
-    parts = (("picture", sdata.images), ("spots", sdata.shapes), (TABLE, sdata.tables))
-    missing = [kind for kind, elements in parts if not elements]
+    parts = {"picture": sdata.images, "spots": sdata.shapes, TABLE: sdata.tables}
+    missing = [kind for kind, elements in parts.items() if not elements]
     if missing:
         msg = f"it has no {' and no '.join(missing)}; a reference needs a picture and expression measured in spots."
         raise ValueError(msg)

@@ -6,23 +6,16 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, resolve_annotation, rows_in_order
 from ragst_sd._elements import centers_in_pixels, image_mpp_of, image_pyramid, require_sdata, resolve_image
 from ragst_sd._settings import settings
 from ragst_sd._validate import require_positive, require_some
 from ragst_sd._workers import own_device, without_huge_chunks
-from ragst_sd.pp._embedding_cache import open_cache
-from ragst_sd.pp._embedding_header import (
-    add_embedding,
-    default_key,
-    embedding_header,
-    image_fingerprint,
-    image_hash,
-    same_header,
-    shapes_hash,
-)
-from ragst_sd.pp._embedding_run import run_embedding
+from ragst_sd.pp._embedding_header import add_embedding, default_key, embedding_header, same_header
+from ragst_sd.pp._embedding_run import open_cache, run_embedding
 from ragst_sd.pp._tile_grid import require_resolution
 
 if TYPE_CHECKING:
@@ -194,21 +187,19 @@ def embed_tiles(
 
     batch_size = settings.batch_size if batch_size is None else batch_size
     require_positive(batch_size, "batch_size", whole=True)
-    encoder = resolve_encoder(
-        model,
-        model_kwargs=model_kwargs,
-        mean=mean,
-        std=std,
-        device=own_device() if device is None else device,
-        amp=amp,
-    )
-    context = _check_context(encoder.context if context is None else context)
+    options = {"model_kwargs": model_kwargs, "mean": mean, "std": std}
+    encoder = resolve_encoder(model, **options, device=own_device() if device is None else device, amp=amp)
+    context = list(encoder.context if context is None else np.atleast_1d(context).tolist())
+    require_some(context, "context", "Give at least one field of view, for instance `(1,)`.")
+    for multiple in context:
+        require_positive(multiple, "context")
     key_added = default_key(encoder.name, model) if key_added is None else key_added
-    fields = plan_fields(pyramid, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, context=context)
-    finest = plan_fields(pyramid, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, context=(1,))[0]
+    *fields, finest = plan_fields(pyramid, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, context=(*context, 1))
     with without_huge_chunks(pyramid, [len(pyramid.levels) - 1, *(field.level for field in fields)]) as readable:
-        pixels = image_hash(readable)
         header = embedding_header(
+            readable,
+            centers.affine,
+            xy,
             encoder=encoder,
             tile_px=tile_px,
             mpp=mpp,
@@ -216,10 +207,7 @@ def embed_tiles(
             context=context,
             upsampling=max(1.0, finest.upsampling),
             image_key=image_key,
-            image_fingerprint=image_fingerprint(pyramid, centers.affine, pixels),
-            image_hash=pixels,
             shapes_key=shapes_key,
-            shapes_hash=shapes_hash(xy),
             coordinate_system=centers.coordinate_system,
         )
         if header["upsampling"] > 1.01:
@@ -233,7 +221,7 @@ def embed_tiles(
             return None if inplace else table.copy()
         kept = open_cache(cache, header=header, batch_size=batch_size, encoder=encoder)
         # Workers take a device of their own unless the call names one; precision is what the header says.
-        options = {"model_kwargs": model_kwargs, "mean": mean, "std": std, "device": device, "amp": encoder.amp}
+        options |= {"device": device, "amp": encoder.amp}
         show = settings.progress if progress is None else progress
         with tqdm(total=int(inside.sum()) * len(fields), unit="field of view", disable=not show) as bar:
             embedding = run_embedding(
@@ -243,8 +231,7 @@ def embed_tiles(
                 encoder,
                 model=model,
                 options=options,
-                batch_size=batch_size,
-                num_workers=num_workers,
+                reading={"batch_size": batch_size, "num_workers": num_workers},
                 open_cache=kept,
                 advance=bar.update,
             )
@@ -261,11 +248,3 @@ def embed_tiles(
         logger.info("Adding `sdata.tables[%r]`, annotating %r.", table_key, shapes_key)
     logger.info("Adding `sdata.tables[%r].obsm[%r]` %s.", table_key, key_added, embedding.shape)
     return None
-
-
-def _check_context(context: Sequence[float]) -> tuple[float, ...]:
-    values = (context,) if isinstance(context, int | float) else tuple(context)
-    require_some(values, "context", "Give at least one field of view, for instance `(1,)`.")
-    for value in values:
-        require_positive(value, "context")
-    return tuple(float(value) for value in values)

@@ -32,9 +32,21 @@ def default_key(name: str | None, model: object) -> str:
 
 
 def embedding_header(
-    *, encoder: Encoder, mpp: float | None, image_mpp: float | None, context: Sequence[float], **geometry: Any
+    pyramid: Pyramid,
+    affine: np.ndarray,
+    xy: np.ndarray,
+    *,
+    encoder: Encoder,
+    mpp: float | None,
+    image_mpp: float | None,
+    context: Sequence[float],
+    **geometry: Any,
 ) -> dict[str, Any]:
-    """Assemble the header; lists become arrays and unknown numbers NaN, so that it survives zarr unchanged."""
+    """Assemble the header; lists become arrays and unknown numbers NaN, so that it survives zarr unchanged.
+
+    Image, its transformation and centres of tiles are known by hashes.
+    """
+    pixels = image_hash(pyramid)
 
     def numbers(values: Sequence[float] | None) -> np.ndarray:
         return np.asarray([] if values is None else values, dtype=float)
@@ -50,6 +62,9 @@ def embedding_header(
         "mpp": np.nan if mpp is None else float(mpp),
         "image_mpp": np.nan if image_mpp is None else float(image_mpp),
         "context": numbers(context),
+        "image_fingerprint": image_fingerprint(pyramid, affine, pixels),
+        "image_hash": pixels,
+        "shapes_hash": shapes_hash(xy),
         **geometry,
     }
 
