@@ -45,14 +45,12 @@ def alone(path: Path, doing: str = "written") -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0, is_singleton=True)
     try:
-        lock.acquire()
+        held = lock.acquire()
     except Timeout as error:
         msg = f"{path} is being {doing} by another process or thread. Wait for it, or choose another path."
         raise BlockingIOError(msg) from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

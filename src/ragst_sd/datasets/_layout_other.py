@@ -24,9 +24,9 @@ def read_st_tsv(sample: Sample) -> SpatialData:
     """`counts` (spots x genes, tsv), `image`, and `coordinates` (a table) or `transformation` (array to pixels)."""
     counts: Any = sample.path("counts")
     coordinates: Any = None
-    if sample.has("coordinates"):
+    if "coordinates" in sample.roles:
         coordinates = sample.path("coordinates")
-    elif sample.has("transformation"):
+    elif "transformation" in sample.roles:
         import pandas as pd
 
         counts = pd.read_csv(counts, sep="\t", index_col=0)

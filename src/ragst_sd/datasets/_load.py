@@ -13,6 +13,7 @@ from ragst_sd._labels import as_names
 from ragst_sd._settings import settings
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.datasets._catalog_entries import as_list, catalog_entry, citation_text
+from ragst_sd.datasets._layout_10x import read_visium, read_visium_hd, read_xenium
 from ragst_sd.datasets._layout_other import (
     read_h5ad_sample,
     read_hest_sample,
@@ -21,8 +22,6 @@ from ragst_sd.datasets._layout_other import (
     read_st_h5ad,
     read_st_tsv,
 )
-from ragst_sd.datasets._layout_visium import read_visium, read_visium_hd
-from ragst_sd.datasets._layout_xenium import read_xenium
 from ragst_sd.datasets._pairs import converted, own_folder, own_samples, require_samples
 from ragst_sd.datasets._sample_files import MIRROR, Sample, Shelf
 from ragst_sd.io._readable import existing
@@ -213,19 +212,14 @@ def _folder(path: str | PathLike[str]) -> Path:
 
 def _loader(entry: Mapping[str, Any]) -> str:
     name, loader = entry["name"], entry["loader"]
-    if loader == "census":
-        msg = (
-            f"{name!r} is a query of the CELLxGENE Census, not files: `rg.datasets.load_census({name!r})` downloads it."
-        )
-        raise ValueError(msg)
-    if loader == "screen":
-        msg = f"{name!r} is a screen of perturbations, not sections: `rg.datasets.load_screen({name!r})` loads it."
-        raise ValueError(msg)
-    if loader is None:
-        msg = (
-            f"{name!r} is listed but cannot be loaded: its files have no known address or a layout of their own. See "
-            f"{entry.get('url')}; `rg.io` and spatialdata-io have readers."
-        )
+    refused = {
+        "census": f"a query of the CELLxGENE Census, not files: `rg.datasets.load_census({name!r})` downloads it.",
+        "screen": f"a screen of perturbations, not sections: `rg.datasets.load_screen({name!r})` loads it.",
+        None: "listed but cannot be loaded: its files have no known address or a layout of their own. "
+        f"See {entry.get('url')}; `rg.io` and spatialdata-io have readers.",
+    }
+    if loader in refused:
+        msg = f"{name!r} is {refused[loader]}"
         raise ValueError(msg)
     return loader
 
@@ -249,6 +243,5 @@ def _chosen(
         roles = {role: name.replace(known, sample) for role, name in about["files"].items()}
         listed[sample] = {"donor": None, "files": roles}
         for role, name in roles.items():
-            url = files[about["files"][role]]["url"].replace(known, sample)
-            files[name] = {"name": name, "url": url, "size": None, "sha256": None}
+            files[name] = {"url": files[about["files"][role]]["url"].replace(known, sample)}
     return {sample: listed[sample] for sample in wanted}, files

@@ -94,8 +94,7 @@ def converted(sample: Sample, folder: Path | None) -> Sample:
 def _as_pair(sample: Sample, folder: Path, picture: Path) -> Sample:
     counts = folder / f"{sample.name}.h5ad"
     roles = {"image": picture.name} | ({"counts": counts.name} if counts.exists() else {})
-    files = {name: {"name": name, "url": None, "size": None, "sha256": None} for name in roles.values()}
-    shelf = replace(sample.shelf, files=files, given=folder)
+    shelf = replace(sample.shelf, files={name: {} for name in roles.values()}, given=folder)
     return replace(sample, roles=roles, shelf=shelf, loader="st_h5ad" if "counts" in roles else "picture")
 
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragst_sd._validate import listing, require_key
 from ragst_sd.datasets._archives import SUFFIXES, extract, matching
-from ragst_sd.datasets._checksum import whats_wrong
-from ragst_sd.datasets._download import RemoteFile, fetch
+from ragst_sd.datasets._download import RemoteFile, fetch, whats_wrong
 from ragst_sd.io._gate import check_downloaded
 
 if TYPE_CHECKING:
@@ -107,10 +106,6 @@ class Sample:
     bin_um: int | None = None
     loader: str = ""
     """Which reader it takes; set where sections are found."""
-
-    def has(self, role: str) -> bool:
-        """Whether the section has such a file."""
-        return role in self.roles
 
     def path(self, role: str) -> Path:
         """The file of a role."""

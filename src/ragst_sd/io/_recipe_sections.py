@@ -11,7 +11,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._validate import hint, listing
-from ragst_sd.datasets._checksum import sha256_of
+from ragst_sd.datasets._download import sha256_of
 from ragst_sd.datasets._load import find_samples, read_sample
 from ragst_sd.datasets._pairs import own_samples, section_files
 

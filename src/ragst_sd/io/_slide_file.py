@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,27 +185,26 @@ def _read_tiff(path: str, stamp: int, level: int, x: int, y: int, width: int, he
     rows = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
     columns = page.tilewidth if page.is_tiled else page.imagewidth
     across, down = -(-page.imagewidth // columns), -(-page.imagelength // rows)
+    touched_rows = range(y // rows, -(-(y + height) // rows))
+    touched_columns = range(x // columns, -(-(x + width) // columns))
     # Channels lie side by side in a pixel, in planes of a page, or on pages of their own.
     planes = 3 if len(pages) > 1 or int(page.planarconfig) == _PLANES else 1
     depth = 3 // planes
     out = np.full((height, width, 3), np.iinfo(page.dtype).max, page.dtype)
     try:
         with Path(path).open("rb") as file:
-            for plane in range(planes):
+            for plane, row, column in product(range(planes), touched_rows, touched_columns):
                 offsets, sizes = pages[plane] if len(pages) > 1 else pages[0]
-                first = 0 if len(pages) > 1 else plane * across * down
-                for row in range(y // rows, -(-(y + height) // rows)):
-                    for column in range(x // columns, -(-(x + width) // columns)):
-                        index = first + row * across + column
-                        if not sizes[index]:  # a tile that was left out is background
-                            continue
-                        file.seek(offsets[index])
-                        tile, _, size = decode(file.read(sizes[index]), index)
-                        top, left = row * rows, column * columns
-                        y0, y1 = max(y, top), min(y + height, top + size[1])
-                        x0, x1 = max(x, left), min(x + width, left + size[2])
-                        pixels = tile[0, y0 - top : y1 - top, x0 - left : x1 - left]
-                        out[y0 - y : y1 - y, x0 - x : x1 - x, plane : plane + depth] = pixels[..., :depth]
+                index = (0 if len(pages) > 1 else plane * across * down) + row * across + column
+                if not sizes[index]:  # a tile that was left out is background
+                    continue
+                file.seek(offsets[index])
+                tile, _, size = decode(file.read(sizes[index]), index)
+                top, left = row * rows, column * columns
+                y0, y1 = max(y, top), min(y + height, top + size[1])
+                x0, x1 = max(x, left), min(x + width, left + size[2])
+                pixels = tile[0, y0 - top : y1 - top, x0 - left : x1 - left]
+                out[y0 - y : y1 - y, x0 - x : x1 - x, plane : plane + depth] = pixels[..., :depth]
     except (RuntimeError, ValueError, OSError) as error:  # codecs have errors of their own, all of these kinds
         raise _damaged(path, error) from error
     return out
@@ -222,10 +222,8 @@ def _tiff_mpp(tiff: Any) -> tuple[float, float] | None:
         if None not in sizes and units <= {"µm", "um", "μm"}:
             return float(sizes[0]), float(sizes[1])
     tags = tiff.pages[0].tags
-    unit = {2: _UM_PER_INCH, 3: _UM_PER_CM}.get(int(tags["ResolutionUnit"].value) if "ResolutionUnit" in tags else 1)
-    if unit is None or not {"XResolution", "YResolution"} <= {tag.name for tag in tags}:
-        return None
-    ratios = [tags[f"{axis}Resolution"].value for axis in "XY"]
-    if any(above == 0 or below == 0 for above, below in ratios):
+    unit = {2: _UM_PER_INCH, 3: _UM_PER_CM}.get(tags.valueof("ResolutionUnit", default=1))
+    ratios = [tags.valueof(f"{axis}Resolution", default=(0, 0)) for axis in "XY"]
+    if unit is None or not np.all(ratios):
         return None
     return tuple(unit * below / above for above, below in ratios)  # type: ignore[return-value]

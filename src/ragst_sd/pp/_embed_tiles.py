@@ -189,12 +189,14 @@ def embed_tiles(
     require_positive(batch_size, "batch_size", whole=True)
     options = {"model_kwargs": model_kwargs, "mean": mean, "std": std}
     encoder = resolve_encoder(model, **options, device=own_device() if device is None else device, amp=amp)
-    context = list(encoder.context if context is None else np.atleast_1d(context).tolist())
-    require_some(context, "context", "Give at least one field of view, for instance `(1,)`.")
-    for multiple in context:
+    multiples = list(encoder.context if context is None else np.atleast_1d(context).tolist())
+    require_some(multiples, "context", "Give at least one field of view, for instance `(1,)`.")
+    for multiple in multiples:
         require_positive(multiple, "context")
     key_added = default_key(encoder.name, model) if key_added is None else key_added
-    *fields, finest = plan_fields(pyramid, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, context=(*context, 1))
+    *fields, finest = plan_fields(
+        pyramid, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, context=[*map(float, multiples), 1]
+    )
     with without_huge_chunks(pyramid, [len(pyramid.levels) - 1, *(field.level for field in fields)]) as readable:
         header = embedding_header(
             readable,
@@ -204,7 +206,7 @@ def embed_tiles(
             tile_px=tile_px,
             mpp=mpp,
             image_mpp=image_mpp,
-            context=context,
+            context=multiples,
             upsampling=max(1.0, finest.upsampling),
             image_key=image_key,
             shapes_key=shapes_key,

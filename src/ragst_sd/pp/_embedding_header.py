@@ -88,8 +88,8 @@ def same_header(stored: Mapping[str, Any] | None, header: Mapping[str, Any]) -> 
     """Whether a stored embedding was made in exactly the same way from the same pixels."""
     if stored is None:
         return False
-    keys = (set(stored) | set(header)) - _STATISTICS
-    return all(key in stored and key in header and same_value(stored[key], header[key]) for key in keys)
+    keys = set(stored) - _STATISTICS
+    return keys == set(header) - _STATISTICS and all(same_value(stored[key], header[key]) for key in keys)
 
 
 def same_value(first: Any, second: Any) -> bool:

@@ -193,10 +193,10 @@ def _check_summable(table: AnnData, merged: list[str]) -> None:
     """Refuse to merge columns of anything but counts."""
     layers: Any = table.layers
     # anndata lists `.X` among the layers, under the name None.
-    matrices = {"X": table.X, **{f"layers[{name!r}]": layers[name] for name in layers if name is not None}}
+    matrices = {f"layers[{name!r}]": layers[name] for name in layers if name is not None}
+    if table.X is not None:
+        matrices = {"X": table.X, **matrices}
     for where, matrix in matrices.items():
-        if matrix is None:
-            continue
         kind, why = find_unit(as_csr(matrix))
         if kind not in ("counts", "estimated counts"):
             msg = (

@@ -88,6 +88,8 @@ def tile_grid(
     >>> len(sdata.shapes["tiles"]) == sdata.tables["tiles_table"].n_obs
     True
     """
+    import pandas as pd
+
     require_sdata(sdata)
     require_positive(tile_px, "tile_px", whole=True)
     stride_px = tile_px if stride_px is None else stride_px
@@ -109,7 +111,7 @@ def tile_grid(
         raise ValueError(msg)
     row, column = np.indices((len(ys), len(xs))).reshape(2, -1)
     centers = np.column_stack([xs[column], ys[row]])
-    annotations = {"row": row, "column": column}
+    places = pd.DataFrame({"row": row, "column": column})
     if tissue:
         fraction = tissue_fraction(pyramid, centers, edge)
         keep = fraction >= _MIN_TISSUE
@@ -119,13 +121,12 @@ def tile_grid(
                 "Check that it is H&E on a bright background, or pass `tissue=False`."
             )
             raise ValueError(msg)
-        centers = centers[keep]
-        annotations = {name: values[keep] for name, values in {**annotations, "tissue_fraction": fraction}.items()}
+        centers, places = centers[keep], places.assign(tissue_fraction=fraction)[keep]
     _check_dependents(sdata, key_added, table_key, centers)
     sdata.shapes[key_added] = squares_on_image(sdata, image_key, centers - edge / 2, edge)
     table = empty_table(sdata.shapes[key_added].index, key_added)
-    for name, values in annotations.items():
-        table.obs[name] = values
+    for name in places:
+        table.obs[name] = places[name].to_numpy()
     table.obsm[_keys.SPATIAL] = centers
     table.uns[_keys.ATTRS] = {_keys.TILE_GRID: True}
     sdata.tables[table_key] = table

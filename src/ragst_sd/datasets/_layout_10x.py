@@ -1,7 +1,7 @@
-"""Outputs of Space Ranger, Visium and Visium HD, as they are deposited: single files and archives of folders.
+"""Outputs of 10x: Visium and Visium HD as they are deposited (single files, archives of folders), bundles of Xenium.
 
-Not by the readers of spatialdata-io, which want the pipeline's whole folder under its own names (deposits rename files
-and leave some out) and give the picture as one chunk.
+Visium is not read by the readers of spatialdata-io, which want the pipeline's whole folder under its own names (deposits
+rename files and leave some out) and give the picture as one chunk.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ragst_sd import _keys
+from ragst_sd._pitch import spot_pitch
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import readable
-from ragst_sd.io._section import assemble, check_inside
+from ragst_sd.io._section import IMAGE, SHAPES, TABLE, assemble, check_inside
 from ragst_sd.io._slide_file import open_slide
 from ragst_sd.io._st_counts import read_counts
 from ragst_sd.io._st_image import image_element, read_rgb
@@ -35,6 +37,9 @@ _POSITIONS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_full
 _PIXELS = ["pxl_col_in_fullres", "pxl_row_in_fullres"]
 _DIAMETER_UM, _PITCH_UM = 55.0, 100.0
 _BIN_UM = 16
+_LEFT_OUT = ("cells_boundaries", "nucleus_boundaries", "cells_labels", "nucleus_labels", "transcripts")
+_LEFT_OUT += ("morphology_mip", "morphology_focus", "aligned_images")
+_BUNDLE = ("experiment.xenium", "cell_feature_matrix.h5", "cells.parquet", "cells.zarr.zip")
 
 
 def read_visium(sample: Sample) -> SpatialData:
@@ -44,7 +49,7 @@ def read_visium(sample: Sample) -> SpatialData:
     """
     positions, scalefactors = _spatial(sample)
     scales = json.loads(scalefactors.read_text())
-    if sample.has("image"):
+    if "image" in sample.roles:
         image, factor = _picture(sample.path("image")), 1.0
     else:
         image = image_element(read_rgb(sample.find("spatial", "tissue_hires_image.png")[0]))
@@ -73,7 +78,7 @@ def read_visium_hd(sample: Sample) -> SpatialData:
 
 def _spatial(sample: Sample) -> tuple[Path, Path]:
     """Positions and scale factors, named anew by some deposits."""
-    if not sample.has("spatial"):
+    if "spatial" not in sample.roles:
         return sample.path("positions"), sample.path("scalefactors")
     positions = sample.find("spatial", "tissue_positions.csv", "tissue_positions_list.csv")
     return positions[0], sample.find("spatial", "scalefactors_json.json")[0]
@@ -124,8 +129,6 @@ def _assembled(
     from spatialdata import get_pyramid_levels
     from xarray import DataArray
 
-    from ragst_sd._pitch import spot_pitch
-
     xy = np.asarray(table.obsm["spatial"], dtype=float) * factor
     full = image if isinstance(image, DataArray) else next(iter(get_pyramid_levels(image)))
     check_inside(xy, full.sizes["x"], full.sizes["y"])
@@ -143,3 +146,45 @@ def _assembled(
         details=sample.details,
         image_mpp=mpp,
     )
+
+
+def read_xenium(sample: Sample) -> SpatialData:
+    """`bundle` (archive of the output folder), `image` and `alignment` (csv), which may also lie in the bundle.
+
+    Cells become the spots. All lies in the frame "global", pixels of the morphology image: cells by a scale, the H&E
+    picture by its alignment.
+    """
+    import spatialdata_io
+    from spatialdata import SpatialData
+    from spatialdata.models import TableModel
+    from spatialdata.transformations import Affine, set_transformation
+
+    experiment = sample.find("bundle", *_BUNDLE)
+    folder = next(path.parent for path in experiment if path.name == "experiment.xenium")
+    pixel_um = float(json.loads((folder / "experiment.xenium").read_text())["pixel_size"])
+    image_file, alignment_file = _picture_and_alignment(sample)
+    to_global = np.loadtxt(alignment_file, delimiter=",").reshape(3, 3)
+    read = spatialdata_io.xenium(folder, cells_as_circles=True, **dict.fromkeys(_LEFT_OUT, False))
+    image = pyramid_element(open_slide(image_file.resolve()).levels)
+    set_transformation(image, Affine(to_global, input_axes=("x", "y"), output_axes=("x", "y")), "global")
+    table = read.tables["table"]
+    table.obs["region"] = SHAPES
+    table.obs["region"] = table.obs["region"].astype("category")
+    table.obs[_keys.SAMPLE] = sample.name
+    if sample.donor is not None:
+        table.obs[_keys.DONOR] = sample.donor
+    table.uns[_keys.ATTRS] = {_keys.SOURCE: dict(sample.details)}
+    table = TableModel.parse(table, region=SHAPES, region_key="region", instance_key="cell_id", overwrite_metadata=True)
+    sdata = SpatialData(images={IMAGE: image}, shapes={SHAPES: read.shapes["cell_circles"]}, tables={TABLE: table})
+    mpp = pixel_um * float(np.sqrt(abs(np.linalg.det(to_global[:2, :2]))))
+    sdata.attrs[_keys.ATTRS] = {_keys.IMAGE_MPP: {IMAGE: mpp}}
+    return sdata
+
+
+def _picture_and_alignment(sample: Sample) -> tuple[Path, Path]:
+    patterns = {"image": "*he_image.ome.tif", "alignment": "*he_imagealignment.csv"}
+    image, alignment = (
+        sample.path(role) if role in sample.roles else sample.find("bundle", pattern)[0]
+        for role, pattern in patterns.items()
+    )
+    return image, alignment
