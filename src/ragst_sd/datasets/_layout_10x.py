@@ -37,8 +37,8 @@ _POSITIONS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_full
 _PIXELS = ["pxl_col_in_fullres", "pxl_row_in_fullres"]
 _DIAMETER_UM, _PITCH_UM = 55.0, 100.0
 _BIN_UM = 16
-_LEFT_OUT = ("cells_boundaries", "nucleus_boundaries", "cells_labels", "nucleus_labels", "transcripts")
-_LEFT_OUT += ("morphology_mip", "morphology_focus", "aligned_images")
+_LEFT_OUT = ["cells_boundaries", "nucleus_boundaries", "cells_labels", "nucleus_labels", "transcripts"]
+_LEFT_OUT += ["morphology_mip", "morphology_focus", "aligned_images"]
 _BUNDLE = ("experiment.xenium", "cell_feature_matrix.h5", "cells.parquet", "cells.zarr.zip")
 
 

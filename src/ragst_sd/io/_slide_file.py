@@ -135,7 +135,8 @@ def _from_tiff(path: Path, stamp: int) -> SlideFile:
     try:
         with tifffile.TiffFile(path) as tiff:
             series = tiff.series[0]
-            axes, page, mpp = series.axes, series.keyframe, _tiff_mpp(tiff)
+            page: Any = series.keyframe
+            axes, mpp = series.axes, _tiff_mpp(tiff)
             shapes = [level.shape for level in series.levels]
             tiles = [level.keyframe.tilewidth if level.keyframe.is_tiled else 0 for level in series.levels]
             end = max(offset + size for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True))
@@ -166,7 +167,7 @@ def _opened_tiff(path: str, stamp: int) -> list[tuple[list[tuple[Any, Any]], Any
     """Per level: places of the bytes on each page, the page that describes them, how to decode them."""
     import tifffile
 
-    levels = []
+    levels: list[tuple[list[tuple[Any, Any]], Any, Callable[..., Any]]] = []
     # All that has to be read for this is read now, and the file is closed.
     with tifffile.TiffFile(path) as tiff:
         for level in tiff.series[0].levels:

@@ -187,7 +187,7 @@ def embed_tiles(
 
     batch_size = settings.batch_size if batch_size is None else batch_size
     require_positive(batch_size, "batch_size", whole=True)
-    options = {"model_kwargs": model_kwargs, "mean": mean, "std": std}
+    options: dict[str, Any] = {"model_kwargs": model_kwargs, "mean": mean, "std": std}
     encoder = resolve_encoder(model, **options, device=own_device() if device is None else device, amp=amp)
     multiples = list(encoder.context if context is None else np.atleast_1d(context).tolist())
     require_some(multiples, "context", "Give at least one field of view, for instance `(1,)`.")
