@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 import ragst_sd as rg
-from ragst_sd.__main__ import _EXAMPLES, _parser, main
+from ragst_sd.__main__ import _parser, main
 from ragst_sd.io._recipe import read_recipe
 
 
@@ -62,9 +62,13 @@ def test_errors_are_one_line(tmp_path, capsys):
         assert error.count("\n") == 1
 
 
-def examples_of(command: str) -> list[list[str]]:
+def parser_of(command: str):
+    return next(action for action in _parser()._actions if action.dest == "command").choices[command]
+
+
+def examples_of(parser) -> list[list[str]]:
     """Command lines in the examples of a help text, without what is said beside them."""
-    lines = [line.strip() for line in _EXAMPLES[command].splitlines()]
+    lines = [line.strip() for line in parser.epilog.splitlines()]
     return [re.split(r"\s{2,}", line)[0].split()[1:] for line in lines if line.startswith("ragst-sd ")]
 
 
@@ -73,14 +77,13 @@ def test_help_of_a_command_has_examples_that_it_understands(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     told = capsys.readouterr().out
-    assert _EXAMPLES[command].strip() in told
-    found = examples_of(command)
+    assert parser_of(command).epilog.strip() in told
+    found = examples_of(parser_of(command))
     assert len(found) >= 2
     for arguments in found:
         assert _parser().parse_args(arguments).command == command
     # Every option says what it does.
-    actions = next(a for a in _parser()._actions if a.dest == "command").choices[command]._actions
-    assert [action.dest for action in actions if not action.help] == []
+    assert [action.dest for action in parser_of(command)._actions if not action.help] == []
 
 
 def test_help_names_every_command_and_first_steps(capsys):
@@ -88,11 +91,11 @@ def test_help_names_every_command_and_first_steps(capsys):
         main(["--help"])
     told = capsys.readouterr().out
     assert all(command in told for command in ("demo", "build", "inspect"))
-    assert ["demo"] in examples_of("ragst-sd")
+    assert ["demo"] in examples_of(_parser())
 
 
 def test_recipe_of_the_help_is_one(tmp_path):
-    text = textwrap.dedent(_EXAMPLES["build"].partition("the least that a recipe holds:\n")[2])
+    text = textwrap.dedent(parser_of("build").epilog.partition("the least that a recipe holds:\n")[2])
     (tmp_path / "recipe.yaml").write_text(text)
     recipe, _, _ = read_recipe(tmp_path / "recipe.yaml")
     assert len(recipe.sources) == 2

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._page import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,21 +140,6 @@ def _write(
         shutil.rmtree(store)
     sdata.write(store)
     rg.io.write_reference(reference, out / "reference.zarr.zip", overwrite=True)
-    say(
-        f"Wrote to {out}:\n"
-        f"  {store.name:<18} the held-out section with its measured and its predicted table\n"
-        "  reference.zarr.zip the measured tissue that the prediction cites\n"
-        "  metrics.csv        accuracy of rag beside its baselines\n"
-        f"  prediction.png     {best}, the best predicted gene: measured, predicted, difference\n"
-        f"  retrieval.png      spot {spot}: the measured tissue behind its prediction\n"
-        "  explanation.csv    what each cited spot contributed"
-    )
-    say(
-        "What happened: every spot of the held-out section was predicted from measured spots of the other donors that look alike.\n"
-        f"Look at it: open prediction.png, then retrieval.png (does the cited tissue look like the spot?). Go on in Python, in {out}:\n"
-        "  import ragst_sd as rg, spatialdata as sd\n"
-        f'  sdata, reference = sd.read_zarr("{store.name}"), rg.io.read_reference("reference.zarr.zip")\n'
-        f'  rg.get.explain(sdata, reference, obs_name="{spot}", gene="{best}")  # adds up to the value\n'
-        '  rg.pl.viewer(sdata, reference, path="viewer.html")  # every spot, in a browser\n'
-        "Your own sections: ragst-sd demo --data FOLDER (ragst-sd demo --help says what is in it)."
-    )
+    facts = {"out": out, "store": store.name, "best": best, "spot": spot}
+    for paragraph in read_text("_demo.txt").format(**facts).rstrip().split("\n\n"):
+        say(paragraph)

@@ -26,10 +26,7 @@ def label(value: Any) -> str:
 
 def labels(values: pd.Series | Iterable[Any]) -> np.ndarray:
     """Labels of a column, as an object array of strings."""
-    found = [label(value) for value in values]
-    out = np.empty(len(found), dtype=object)
-    out[:] = found
-    return out
+    return np.array([label(value) for value in values], dtype=object)
 
 
 def as_names(names: str | Iterable[Any]) -> list[str]:

@@ -7,36 +7,17 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ragst_sd import _keys
+import yaml
+
+from ragst_sd._page import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_UNKNOWN = {
-    "", _keys.UNKNOWN, "none stated", "not stated", "none", "nan", "null", "na", "n a", "not known", "not specified", "unspecified",
-}  # fmt: skip
-_PUBLIC = {"cc0", "unlicense", "pddl", "public_domain"}
-# "as ragst_sd" is what `rg.pp.encoders` says of texture, which is part of this package.
-_PERMISSIVE = {"mit", "bsd", "0bsd", "apache", "isc", "ragst"}
-_ATTRIBUTION = {"by", "attribution"}
-_SHARE_ALIKE = {"sa", "sharealike", "gpl", "agpl", "lgpl", "gnu", "odbl", "mpl"}
-_FILLER = {
-    "licence", "license", "licensed", "under", "version", "the", "a", "and", "or", "later", "only", "clause", "new", "revised",
-    "modified", "simplified", "international", "unported", "generic", "universal", "dedication", "general", "public", "lesser",
-    "affero", "mozilla", "cc", "odc", "as", "sd",
-}  # fmt: skip
-_NO_DERIVATIVES = ("no derivatives", "noderivatives", "noderivs")
-_RESTRICTED_USE = (
-    "non commercial", "noncommercial", "no commercial", "not for commercial", "not commercial", "research use", "research only",
-    "research purpose", "academic",
-)  # fmt: skip
-# Names of several words whose parts mean something else by themselves, such as "Commons Clause".
-_NAMES = {
-    "creative commons": "cc",
-    "open data commons": "odc",
-    "public domain": "public_domain",
-    "share alike": "sharealike",
-}
+_WORDS = yaml.safe_load(read_text("_licenses.yaml"))
+_PUBLIC, _PERMISSIVE, _ATTRIBUTION, _SHARE_ALIKE, _FILLER = (
+    frozenset(_WORDS[kind]) for kind in ("public", "permissive", "attribution", "share_alike", "filler")
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -62,13 +43,13 @@ def terms_of(license: str) -> Terms:
     A licence is only called free if every word of it is understood: what is added to a free licence usually limits it.
     """
     text = " ".join(re.split(r"[\W_]+", str(license).lower())).strip()
-    if text in _UNKNOWN:
+    if text in _WORDS["unknown"]:
         return UNKNOWN
-    if any(phrase in text for phrase in _NO_DERIVATIVES) or {"by", "nd"} <= set(text.split()):
+    if any(phrase in text for phrase in _WORDS["no_derivatives"]) or {"by", "nd"} <= set(text.split()):
         return NO_DERIVATIVES
-    if any(phrase in text for phrase in _RESTRICTED_USE) or "nc" in text.split():
+    if any(phrase in text for phrase in _WORDS["restricted_use"]) or "nc" in text.split():
         return NON_COMMERCIAL
-    for name, word in _NAMES.items():
+    for name, word in _WORDS["names"].items():
         text = text.replace(name, word)
     words = {word for word in text.split() if not re.fullmatch(r"v?\d+", word)}
     versioned = {word for word in words if re.fullmatch(r"[al]?gplv?\d*", word)}

@@ -62,17 +62,8 @@ def environment() -> Environment:
     from jinja2 import Environment, StrictUndefined
 
     env = Environment(undefined=StrictUndefined, finalize=escaped, trim_blocks=True, lstrip_blocks=True)
-    env.filters |= {
-        "bullets": bullets,
-        "code": code,
-        "count": count,
-        "fenced": fenced,
-        "listing": listing,
-        "number": number,
-        "percent": percent,
-        "quartiles": quartiles,
-        "table": table,
-    }
+    filters = (bullets, code, count, fenced, listing, number, percent, quartiles, table)
+    env.filters |= {function.__name__: function for function in filters}
     return env
 
 
@@ -138,11 +129,10 @@ def _cell(value: Any) -> Any:
 
 def _flush_right(frame: pd.DataFrame) -> list[bool]:
     """Which columns hold numbers; the first never, since it names the lines."""
-    columns = [{str(_cell(value)) for value in frame.iloc[:, i]} for i in range(frame.shape[1])]
-    numbers = [cells - {"", MISSING, "not known"} for cells in columns]
+    texts = frame.map(lambda value: str(_cell(value)))
+    stated = [column[~column.isin(["", MISSING, "not known"])] for _, column in texts.items()]
     return [
-        i > 0 and bool(cells) and all(re.match(r"[-\N{MINUS SIGN}]?\d", cell) for cell in cells)
-        for i, cells in enumerate(numbers)
+        i > 0 and len(cells) > 0 and cells.str.match("[-\N{MINUS SIGN}]?[0-9]").all() for i, cells in enumerate(stated)
     ]
 
 

@@ -1,18 +1,21 @@
-"""Files and folders that are replaced as a whole: written beside their place, then renamed into it."""
+"""Files and folders that are replaced as a whole, written beside their place and renamed into it; temporary folders."""
 
 from __future__ import annotations
 
 import glob
+import os
 import re
 import shutil
+import socket
+import tempfile
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _NEW, _OLD = ".new", ".new.old"
 # A file that is older was left behind by a process that was killed: files are written in seconds.
@@ -42,14 +45,12 @@ def alone(path: Path, doing: str = "written") -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0, is_singleton=True)
     try:
-        lock.acquire()
+        held = lock.acquire()
     except Timeout as error:
         msg = f"{path} is being {doing} by another process or thread. Wait for it, or choose another path."
         raise BlockingIOError(msg) from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -144,3 +145,22 @@ def version_of(path: Path) -> tuple[int, int, int]:
     """
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is deleted on leaving; those of processes of this machine that were killed are deleted first."""
+    import psutil
+
+    # Several machines may share the folder for temporary files.
+    prefix = f"ragst_sd_{socket.gethostname()}_"
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        pid = left.name.removeprefix(prefix).split("_")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            # A folder of another user cannot be deleted, and stays.
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}_"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)

@@ -4,55 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any
 
 from ragst_sd._validate import hint, listing, require_positive, require_type
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import torch
 
-T = TypeVar("T")
-
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
-
-
-class _Setting(Generic[T]):
-    """A validated attribute: the value set, else the environment variable, else the default."""
-
-    def __init__(self, check: Callable[[Any], T], parse: Callable[[str], Any], default: Callable[[], T]) -> None:
-        self.check, self.parse, self.default = check, parse, default
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-        self.variable = f"RAGST_SD_{name.upper()}"
-
-    @overload
-    def __get__(self, instance: None, owner: type) -> _Setting[T]: ...
-
-    @overload
-    def __get__(self, instance: Settings, owner: type) -> T: ...
-
-    def __get__(self, instance: Settings | None, owner: type) -> _Setting[T] | T:
-        if instance is None:
-            return self
-        if self.name in instance._values:
-            return instance._values[self.name]
-        text = os.environ.get(self.variable, "").strip()
-        if not text:
-            return self.default()
-        try:
-            return self.check(self.parse(text))
-        except (TypeError, ValueError) as error:
-            msg = f"Environment variable {self.variable} is {text!r}: {error}"
-            raise ValueError(msg) from None
-
-    def __set__(self, instance: Settings, value: Any) -> None:
-        instance._values[self.name] = self.check(value)
 
 
 def _check_device(value: Any) -> str | None:
@@ -97,6 +62,15 @@ def _default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ragst_sd"
 
 
+# How a value is checked, how the text of its environment variable is read, and what it is by default.
+_SETTINGS: dict[str, tuple[Callable[[Any], Any], Callable[[str], Any], Callable[[], Any]]] = {
+    "device": (_check_device, _parse_device, lambda: None),
+    "batch_size": (_check_batch_size, int, lambda: 64),
+    "progress": (_check_progress, _parse_progress, lambda: True),
+    "cache_dir": (_check_cache_dir, Path, _default_cache_dir),
+}
+
+
 class Settings:
     """Defaults for arguments that a call leaves out.
 
@@ -125,26 +99,40 @@ class Settings:
     16
     """
 
-    __slots__ = ("_values",)
-    _values: dict[str, Any]
+    device: str | None
+    batch_size: int
+    progress: bool
+    cache_dir: Path
 
-    device = _Setting(_check_device, _parse_device, lambda: None)
-    batch_size = _Setting(_check_batch_size, int, lambda: 64)
-    progress = _Setting(_check_progress, _parse_progress, lambda: True)
-    cache_dir = _Setting(_check_cache_dir, Path, _default_cache_dir)
-
-    def __init__(self) -> None:
-        object.__setattr__(self, "_values", {})
+    def __getattr__(self, name: str) -> Any:
+        # Only what was not set in Python is looked for here.
+        check, parse, default = self._functions(name)
+        variable = f"RAGST_SD_{name.upper()}"
+        text = os.environ.get(variable, "").strip()
+        if not text:
+            return default()
+        try:
+            return check(parse(text))
+        except (TypeError, ValueError) as error:
+            msg = f"Environment variable {variable} is {text!r}: {error}"
+            raise ValueError(msg) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        names = self._names()
-        if name not in names:
-            msg = f"There is no setting {name!r}. Available: {listing(names)}.{hint(name, names)}"
+        check, _, _ = self._functions(name)
+        super().__setattr__(name, check(value))
+
+    @staticmethod
+    def _functions(name: str) -> tuple[Callable[[Any], Any], Callable[[str], Any], Callable[[], Any]]:
+        if name not in _SETTINGS:
+            msg = f"There is no setting {name!r}. Available: {listing(_SETTINGS)}.{hint(name, _SETTINGS)}"
             raise AttributeError(msg)
-        object.__setattr__(self, name, value)
+        return _SETTINGS[name]
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *_SETTINGS]
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._names())
+        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in _SETTINGS)
         return f"Settings({values})"
 
     @contextmanager
@@ -160,21 +148,18 @@ class Settings:
         -------
         A context manager that restores all settings on leaving the block.
         """
-        before = dict(self._values)
+        before = dict(vars(self))
         try:
             for name, value in values.items():
                 setattr(self, name, value)
             yield self
         finally:
-            object.__setattr__(self, "_values", before)
+            self.reset()
+            vars(self).update(before)
 
     def reset(self) -> None:
         """Forget the values set in Python: environment variables and defaults count again."""
-        self._values.clear()
-
-    @classmethod
-    def _names(cls) -> list[str]:
-        return [name for name, value in vars(cls).items() if isinstance(value, _Setting)]
+        vars(self).clear()
 
 
 settings = Settings()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ragst_sd._temporary import temporary_folder
+from ragst_sd._replacing import temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -119,11 +119,7 @@ def _scattered(client: Any, shared: Any) -> Any:
 
 def _through_scheduler(client: Any, shared: Any) -> Any:
     """The result of a task: should the workers that hold it die, the scheduler has it made again."""
-    return client.submit(_received, shared, pure=False)
-
-
-def _received(shared: S) -> S:
-    return shared
+    return client.submit(lambda received: received, shared, pure=False)
 
 
 class _Slices:
@@ -231,8 +227,8 @@ class EmbeddingJob:
     pyramid: Pyramid
     centers: np.ndarray
     fields: tuple[FieldOfView, ...]
-    batch_size: int
-    num_workers: int
+    reading: Mapping[str, Any]
+    """`batch_size` and `num_workers`, as `embed_parts` takes them."""
     model: Any
     """Name or object, as the user gave it."""
     options: Mapping[str, Any]
@@ -246,15 +242,8 @@ def embed_part(job: EmbeddingJob, part: Part) -> np.ndarray:
     from ragst_sd.image.parts import embed_parts
 
     _require_stores(job.pyramid)
-    (values,) = embed_parts(
-        read_in_calling_thread(job.pyramid, always=True),
-        job.centers,
-        job.fields,
-        [part],
-        _encoder_of(job),
-        batch_size=job.batch_size,
-        num_workers=job.num_workers,
-    )
+    pyramid = read_in_calling_thread(job.pyramid, always=True)
+    (values,) = embed_parts(pyramid, job.centers, job.fields, [part], _encoder_of(job), **job.reading)
     return values
 
 
@@ -269,10 +258,11 @@ def _require_stores(pyramid: Pyramid) -> None:
     import zarr
     from zarr.storage import LocalStore
 
-    arrays = (value for level in pyramid.levels for value in _held(level) if isinstance(value, zarr.Array))
-    for array in arrays:
-        folder = array.store.root / array.store_path.path if isinstance(array.store, LocalStore) else None
-        if folder is not None and not folder.is_dir():
+    for array in (value for level in pyramid.levels for value in _held(level)):
+        if not isinstance(array, zarr.Array) or not isinstance(array.store, LocalStore):
+            continue
+        folder = array.store.root / array.store_path.path
+        if not folder.is_dir():
             msg = (
                 f"The image lies in {str(folder)!r}, which the worker on {socket.gethostname()!r} does not see. Write it to a "
                 "disk that all machines share. Images of one huge chunk are decoded into a temporary folder: set TMPDIR to "
@@ -287,7 +277,8 @@ def _encoder_of(job: EmbeddingJob) -> Encoder:
     with _LOCK:
         if job.key not in _ENCODERS:
             _ENCODERS.clear()
-            encoder = resolve_encoder(job.model, **{**job.options, "device": job.options.get("device") or own_device()})
+            device = job.options.get("device") or own_device()
+            encoder = resolve_encoder(job.model, **{**job.options, "device": device})
             if encoder.weights_hash != job.weights_hash:
                 msg = (
                     f"The weights of {encoder.name!r} on this worker are not those of the session that asked for them. "

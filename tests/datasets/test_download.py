@@ -173,11 +173,9 @@ class TestChecks:
         assert server.asked == []
 
     def test_untouched_file_is_not_hashed_again(self, server, tmp_path, monkeypatch):
-        from ragst_sd.datasets import _checksum
-
         file = server.add("a.bin", CONTENT)
         get(file, tmp_path)
-        monkeypatch.setattr(_checksum, "sha256_of", lambda path: pytest.fail("hashed"))
+        monkeypatch.setattr(_download, "sha256_of", lambda path: pytest.fail("hashed"))
         get(file, tmp_path)
 
 

@@ -17,7 +17,7 @@ import pytest
 
 import ragst_sd as rg
 from ragst_sd import _replacing
-from ragst_sd._temporary import temporary_folder
+from ragst_sd._replacing import temporary_folder
 from ragst_sd.tl import _values
 
 from ..sections import mean_colour

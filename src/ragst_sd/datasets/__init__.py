@@ -13,13 +13,7 @@ if TYPE_CHECKING:
     from ragst_sd.datasets._load_screen import load_screen
     from ragst_sd.datasets._synthetic import synthetic
 
-__all__ = [
-    "catalog",
-    "load",
-    "load_census",
-    "load_screen",
-    "synthetic",
-]
+__all__ = ["catalog", "load", "load_census", "load_screen", "synthetic"]
 
 _MOVED = {name: f"rg.io.{name}" for name in ("build_recipe", "data_card", "download_reference", "upload_reference")}
 

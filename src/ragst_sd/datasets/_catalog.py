@@ -94,12 +94,11 @@ def catalog(
         "status": status,
     }
     for field, wanted in filters.items():
-        if wanted is None:
-            continue
         known = sorted({value for entry in catalog_entries().values() for value in as_list(entry[field])})
         for value in as_list(wanted):
             require_choice(value, known, field)
-        entries = {name: e for name, e in entries.items() if set(as_list(e[field])) & set(as_list(wanted))}
+        if wanted is not None:
+            entries = {name: e for name, e in entries.items() if set(as_list(e[field])) & set(as_list(wanted))}
 
     rows = []
     for entry in entries.values():

@@ -1,4 +1,4 @@
-"""Download of one file: it resumes, is checked, and appears under its name only when it is whole.
+"""Download of one file: it resumes, is checked, and appears under its name only when it is whole. Checksums of files.
 
 `pooch` begins a download anew when a connection breaks. The files here have tens of gigabytes, so the requests that go on from
 what has arrived are made here, and `pooch` carries them out.
@@ -7,14 +7,17 @@ what has arrived are made here, and `pooch` carries them out.
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import logging
 import shutil
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragst_sd.datasets._checksum import whats_wrong
+from ragst_sd._replacing import replace_text
 from ragst_sd.datasets._hub import fetch_from_hub, on_hub
 
 if TYPE_CHECKING:
@@ -28,6 +31,10 @@ _ATTEMPTS = 5
 _LONGEST_WAIT_S = 30.0
 _TEMPORARY = {408, 416, 425, 429, 500, 502, 503, 504}
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSALS: dict[int, tuple[type[OSError], str]] = {
+    **dict.fromkeys((401, 403), (PermissionError, "is not given out to everybody")),
+    **dict.fromkeys((404, 410), (FileNotFoundError, "does not exist (any more)")),
+}
 
 
 @dataclass(frozen=True)
@@ -161,13 +168,12 @@ def _request(file: RemoteFile, part: Path, *, progress: bool) -> None:
         def begin(response: Response, **options: Any) -> None:
             if not response.ok or response.is_redirect:
                 return
-            found = _version(response)
-            if response.status_code != 206:
+            found, span = _version(response), response.headers.get("Content-Range", "")
+            goes_on = response.status_code == 206
+            fits = goes_on and version in ("", found) and span.startswith(f"bytes {have}-")
+            if not fits:
                 out.truncate(0)
-            elif version not in ("", found) or not response.headers.get("Content-Range", "").startswith(
-                f"bytes {have}-"
-            ):
-                out.truncate(0)
+            if goes_on and not fits:
                 msg = "what the server goes on with does not fit what had arrived earlier"
                 raise requests.ConnectionError(msg)
             mark.write_text(found, encoding="utf-8")
@@ -190,12 +196,65 @@ def _version(response: Response) -> str:
 
 
 def _refusal(url: str, status: int, reason: str, advice: str) -> OSError:
-    if status in (401, 403):
-        return PermissionError(f"{url} is not given out to everybody: {reason}. You can also {advice}.")
-    if status in (404, 410):
-        return FileNotFoundError(f"{url} does not exist (any more): {reason}. You can also {advice}.")
-    return ConnectionError(f"{url} could not be downloaded: {reason}. You can also {advice}.")
+    kind, what = _REFUSALS.get(status, (ConnectionError, "could not be downloaded"))
+    return kind(f"{url} {what}: {reason}. You can also {advice}.")
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of the content of a file; read again only if its size or its time of change differ."""
+    status = path.stat()
+    return _hashed(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _hashed(path: Path, size: int, changed: int) -> str:
+    # Size and time are no more than part of the key: they tell a file that was replaced from what it was.
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def whats_wrong(path: Path, *, size: int | None, sha256: str | None, note: Path | None = None) -> str | None:
+    """What distinguishes a file from the one it should be, `None` if nothing does.
+
+    Parameters
+    ----------
+    path
+        The file.
+    size, sha256
+        What the catalogue states, `None` where it does not.
+    note
+        A small file that keeps the hash. So a file of many gigabytes that nobody has touched is not hashed at every call, and one
+        whose checksum the catalogue does not know is compared with what first came. It is written if nothing is wrong.
+    """
+    status = path.stat()
+    if size is not None and status.st_size != size:
+        return f"{status.st_size} bytes, expected {size}"
+    noted = {} if note is None else _read_note(note)
+    first = noted.get("sha256")
+    untouched = (noted.get("size"), noted.get("changed")) == (status.st_size, status.st_mtime_ns)
+    if (note is None and sha256 is None) or (untouched and first == (sha256 or first)):
+        return None
+    found = sha256_of(path)
+    if sha256 is not None and found != sha256:
+        return f"sha256 {found}, expected {sha256}"
+    if sha256 is None and first is not None and found != first:
+        return f"sha256 {found}, but {first} when it was first downloaded (delete {note} to accept it)"
+    if note is not None:
+        if sha256 is None and first is None:
+            name = note.name.removeprefix(".").removesuffix(".json")
+            logger.info(
+                "The catalogue knows no checksum of %s: sha256 %s is noted and compared from now on.", name, found
+            )
+        replace_text(note, json.dumps({"sha256": found, "size": status.st_size, "changed": status.st_mtime_ns}))
+    return None
+
+
+def _read_note(note: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(note.read_text())) if note.is_file() else {}
+    except ValueError:
+        return {}

@@ -6,31 +6,23 @@ import os
 import re
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ragst_sd._validate import require_type
 from ragst_sd.image.hub import hub_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _ADDRESS = re.compile(r"https?://(?:www\.)?huggingface\.co/datasets/([^/]+/[^/]+)/resolve/([^/]+)/([^?#]+)")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LOG_IN = "Run `hf auth login` with a token that may write, or set HF_TOKEN."
 
 
-class HubFile(NamedTuple):
-    """Where a file lies on the hub."""
-
-    repository: str
-    revision: str
-    path: str
-
-
-def on_hub(url: str) -> HubFile | None:
-    """The place on the hub that an address means, `None` if it means another server."""
-    found = _ADDRESS.match(url)
-    return HubFile(*found.groups()) if found else None
+def on_hub(url: str) -> tuple[str, ...] | None:
+    """Repository, revision and path on the hub that an address means, `None` if it means another server."""
+    place = _ADDRESS.match(url)
+    return place.groups() if place else None
 
 
 def hub_endpoint() -> str:
@@ -105,7 +97,7 @@ def upload_errors(repository: str) -> Iterator[None]:
     raise failure from None
 
 
-def fetch_from_hub(place: HubFile, folder: Path, *, progress: bool, advice: str) -> Path:
+def fetch_from_hub(place: Sequence[str], folder: Path, *, progress: bool, advice: str) -> Path:
     """Path of a file that the hub's client, which resumes and knows the user's token, has put below `folder` for the moment.
 
     Raises
@@ -119,14 +111,15 @@ def fetch_from_hub(place: HubFile, folder: Path, *, progress: bool, advice: str)
     """
     from huggingface_hub import hf_hub_download
 
-    page = f"{hub_endpoint()}/datasets/{place.repository}"
+    repository, revision, path = place
+    page = f"{hub_endpoint()}/datasets/{repository}"
     advice = f"{advice}. A token can also be given as the environment variable HF_TOKEN"
-    with quiet_hub(quiet=not progress), hub_errors(place.repository, url=page, local_advice=advice, what="files"):
+    with quiet_hub(quiet=not progress), hub_errors(repository, url=page, local_advice=advice, what="files"):
         arrived = hf_hub_download(
-            place.repository,
-            place.path,
+            repository,
+            path,
             repo_type="dataset",
-            revision=place.revision,
+            revision=revision,
             local_dir=folder / ".hub",
             endpoint=hub_endpoint(),
         )

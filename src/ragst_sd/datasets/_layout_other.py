@@ -1,22 +1,95 @@
-"""Sections of HEST, slides without expression, and tables without a picture."""
+"""Arrays of Spatial Transcriptomics, sections of HEST, and pictures or counts alone."""
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd.io._readable import readable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from spatialdata import SpatialData
 
     from ragst_sd.datasets._sample_files import Sample
 
-logger = logging.getLogger(__name__)
-
 # As the schema of CELLxGENE names the donor.
 _DONOR_ID = "donor_id"
+
+
+def read_st_tsv(sample: Sample) -> SpatialData:
+    """`counts` (spots x genes, tsv), `image`, and `coordinates` (a table) or `transformation` (array to pixels)."""
+    counts: Any = sample.path("counts")
+    coordinates: Any = None
+    if "coordinates" in sample.roles:
+        coordinates = sample.path("coordinates")
+    elif "transformation" in sample.roles:
+        import pandas as pd
+
+        counts = pd.read_csv(counts, sep="\t", index_col=0)
+        coordinates = array_to_pixels(list(counts.index), sample.path("transformation"))
+    return _read(sample, counts, coordinates)
+
+
+def read_st_h5ad(sample: Sample) -> SpatialData:
+    """`counts` (h5ad with `obsm["spatial"]` in pixels) and `image`."""
+    return _read(sample, sample.path("counts"), None)
+
+
+def read_picture(sample: Sample) -> SpatialData:
+    """`image`: a plain picture without counts. There are no spots, so nowhere to write a donor."""
+    from spatialdata import SpatialData
+
+    from ragst_sd.io._st_image import image_element, read_rgb
+
+    sdata = SpatialData(images={"he": image_element(read_rgb(sample.path("image")))})
+    sdata.attrs[_keys.ATTRS] = {_keys.SOURCE: dict(sample.details)}
+    if sample.image_mpp is not None:
+        sdata.attrs[_keys.ATTRS][_keys.IMAGE_MPP] = {"he": sample.image_mpp}
+    return sdata
+
+
+def _read(sample: Sample, counts: Any, coordinates: Any) -> SpatialData:
+    from ragst_sd.io import read_st
+
+    # What a donor's array measures beats a number that stands for a whole data set.
+    resolution: dict[str, Any] = {"um_between_centers": sample.um_between_centers}
+    if sample.um_between_centers is None:
+        resolution = {"image_mpp": sample.image_mpp}
+    return read_st(
+        counts,
+        sample.path("image"),
+        coordinates=coordinates,
+        sample=sample.name,
+        donor=sample.donor,
+        source=sample.details,
+        **resolution,
+    )
+
+
+def array_to_pixels(names: list[str], transformation: Path) -> np.ndarray:
+    """(n, 2) pixels (x, y) of spots named `<x>x<y>` by their places in the array.
+
+    Parameters
+    ----------
+    names
+        Names of the spots.
+    transformation
+        File of the nine numbers of a 3 x 3 matrix M, by rows: (x, y, 1) in the array times M is (x, y, 1) in pixels.
+    """
+    numbers = np.array(transformation.read_text().split(), dtype=float)
+    if len(numbers) != 9 or not np.allclose(numbers[[2, 5, 8]], (0, 0, 1)):
+        msg = f"{transformation.name!r} must hold the nine numbers of an affine matrix, ending its rows in 0, 0 and 1."
+        raise ValueError(msg)
+    try:
+        places = np.array([name.split("x") for name in names], dtype=float).reshape(-1, 2)
+    except ValueError as error:
+        msg = f"Spots must be named by their places in the array, such as '16.9x9.0'; found {names[:3]}."
+        raise ValueError(msg) from error
+    return (np.column_stack([places, np.ones(len(places))]) @ numbers.reshape(3, 3))[:, :2]
 
 
 def read_hest_sample(sample: Sample) -> SpatialData:

@@ -9,15 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragst_sd import _keys
+from ragst_sd._labels import as_names
 from ragst_sd._settings import settings
-from ragst_sd._validate import hint, listing, require_positive, require_type
+from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.datasets._catalog_entries import as_list, catalog_entry, citation_text
-from ragst_sd.datasets._layout_other import read_h5ad_sample, read_hest_sample, read_slide_sample
-from ragst_sd.datasets._layout_st import read_picture, read_st_h5ad, read_st_tsv
-from ragst_sd.datasets._layout_visium import read_visium, read_visium_hd
-from ragst_sd.datasets._layout_xenium import read_xenium
-from ragst_sd.datasets._pairs import converted, own_folder, own_samples
+from ragst_sd.datasets._layout_10x import read_visium, read_visium_hd, read_xenium
+from ragst_sd.datasets._layout_other import (
+    read_h5ad_sample,
+    read_hest_sample,
+    read_picture,
+    read_slide_sample,
+    read_st_h5ad,
+    read_st_tsv,
+)
+from ragst_sd.datasets._pairs import converted, own_folder, own_samples, require_samples
 from ragst_sd.datasets._sample_files import MIRROR, Sample, Shelf
+from ragst_sd.io._readable import existing
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -156,10 +163,10 @@ def find_samples(
         msg = f"{error.args[0]} A folder of your own is loaded with `path=`, or by its name in the folder {MIRROR}."
         raise KeyError(msg) from None
     loader = _loader(entry)
-    chosen = _chosen(entry, samples)
+    chosen, files = _chosen(entry, samples)
     shelf = Shelf(
         dataset=name,
-        files={file["name"]: file for file in entry["files"]} | _unlisted_files(entry, chosen),
+        files=files,
         given=given,
         cache=settings.cache_dir / "datasets" / name,
         page=entry.get("url"),
@@ -180,9 +187,7 @@ def find_samples(
         )
         for one, about in chosen.items()
     }
-    if loader != "st_tsv":
-        return listed
-    return {one: converted(sample, folder) for one, sample in listed.items()}
+    return {one: converted(sample, folder) for one, sample in listed.items()} if loader == "st_tsv" else listed
 
 
 def read_sample(sample: Sample) -> SpatialData:
@@ -201,68 +206,42 @@ def _details(entry: Mapping[str, Any]) -> dict[str, str]:
 
 def _folder(path: str | PathLike[str]) -> Path:
     require_type(path, (str, PathLike), "path")
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        found = "is a file" if folder.is_file() else "does not exist"
-        msg = f"`path`: {str(folder)!r} {found}. Pass the folder that holds the files of the data set."
-        raise FileNotFoundError(msg)
-    return folder
+    todo = "Pass the folder that holds the files of the data set."
+    return existing(Path(path).expanduser(), "`path`:", todo, folder=True)
 
 
 def _loader(entry: Mapping[str, Any]) -> str:
     name, loader = entry["name"], entry["loader"]
-    if loader == "census":
-        msg = (
-            f"{name!r} is a query of the CELLxGENE Census, not files: `rg.datasets.load_census({name!r})` downloads it."
-        )
-        raise ValueError(msg)
-    if loader == "screen":
-        msg = f"{name!r} is a screen of perturbations, not sections: `rg.datasets.load_screen({name!r})` loads it."
-        raise ValueError(msg)
-    if loader is None:
-        msg = (
-            f"{name!r} is listed but cannot be loaded: its files have no known address or a layout of their own. See "
-            f"{entry.get('url')}; `rg.io` and spatialdata-io have readers."
-        )
+    refused = {
+        "census": f"a query of the CELLxGENE Census, not files: `rg.datasets.load_census({name!r})` downloads it.",
+        "screen": f"a screen of perturbations, not sections: `rg.datasets.load_screen({name!r})` loads it.",
+        None: "listed but cannot be loaded: its files have no known address or a layout of their own. "
+        f"See {entry.get('url')}; `rg.io` and spatialdata-io have readers.",
+    }
+    if loader in refused:
+        msg = f"{name!r} is {refused[loader]}"
         raise ValueError(msg)
     return loader
 
 
-def _chosen(entry: Mapping[str, Any], samples: str | Sequence[str] | None) -> dict[str, Mapping[str, Any]]:
-    """Donor and files of the sections asked for."""
-    listed = entry["samples"]
-    if samples is None:
-        return dict(listed)
-    wanted = [samples] if isinstance(samples, str) else list(samples)
+def _chosen(
+    entry: Mapping[str, Any], samples: str | Sequence[str] | None
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, Mapping[str, Any]]]:
+    """Donor and files of the sections asked for, and all files of the data set by name."""
+    listed, files = dict(entry["samples"]), {file["name"]: file for file in entry["files"]}
+    wanted = list(listed) if samples is None else as_names(samples)
     if not wanted:
         msg = f"`samples` is empty. Available: {listing(listed)}."
         raise ValueError(msg)
-    if entry["loader"] == "hest":
-        return {one: listed.get(one) or _alike(listed, one) for one in wanted}
-    unknown = [one for one in wanted if one not in listed]
-    if unknown:
-        msg = (
-            f"{entry['name']!r} has no sample {listing(unknown)}. Available: {listing(listed)}."
-            f"{hint(str(unknown[0]), listed)}"
-        )
-        raise KeyError(msg)
-    return {one: listed[one] for one in wanted}
-
-
-def _alike(listed: Mapping[str, Mapping[str, Any]], sample: str) -> dict[str, Any]:
-    """A section that is not listed: files named like those of one that is; the donor stands in its metadata."""
+    if entry["loader"] != "hest":
+        require_samples(wanted, listed, repr(entry["name"]))
     known, about = next(iter(listed.items()))
-    return {"donor": None, "files": {role: file.replace(known, sample) for role, file in about["files"].items()}}
-
-
-def _unlisted_files(entry: Mapping[str, Any], chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    by_name = {file["name"]: file for file in entry["files"]}
-    found = {}
-    for sample, about in chosen.items():
-        if sample in entry["samples"]:
+    for sample in wanted:
+        if sample in listed:
             continue
-        known, alike = next(iter(entry["samples"].items()))
-        for role, name in about["files"].items():
-            url = by_name[alike["files"][role]]["url"]
-            found[name] = {"name": name, "url": url.replace(known, sample), "size": None, "sha256": None}
-    return found
+        # Its files are named like those of a section that is listed; the donor stands in its metadata.
+        roles = {role: name.replace(known, sample) for role, name in about["files"].items()}
+        listed[sample] = {"donor": None, "files": roles}
+        for role, name in roles.items():
+            files[name] = {"url": files[about["files"][role]]["url"].replace(known, sample)}
+    return {sample: listed[sample] for sample in wanted}, files

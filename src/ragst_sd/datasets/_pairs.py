@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from ragst_sd._labels import as_names
 from ragst_sd._validate import hint, listing
-from ragst_sd.datasets._sample_files import MIRROR, Sample, Shelf
+from ragst_sd.datasets._sample_files import Sample, Shelf, mirror_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
@@ -41,11 +41,10 @@ def own_folder(name: str, given: Path | None) -> Path | None:
     """Where a data set that no catalogue lists would lie: the folder given, or the one of that name in the mirror."""
     if given is not None:
         return given
-    mirror = os.environ.get(MIRROR, "").strip()
-    below = PurePosixPath(name)
-    if not mirror or not name or below.is_absolute() or ".." in below.parts:
+    mirror, below = mirror_folder(), PurePosixPath(name)
+    if mirror is None or not name or below.is_absolute() or ".." in below.parts:
         return None
-    folder = Path(mirror).expanduser() / below
+    folder = mirror / below
     return folder if folder.is_dir() else None
 
 
@@ -67,34 +66,35 @@ def own_samples(name: str, folder: Path, samples: str | Sequence[str] | None) ->
             f"{listing(found)}. Put `<section>.jpg` there, and `<section>.h5ad` beside it where there are counts."
         )
         raise FileNotFoundError(msg)
-    wanted = list(pictures) if samples is None else [samples] if isinstance(samples, str) else list(samples)
-    unknown = [one for one in wanted if one not in pictures]
-    if unknown or not wanted:
-        msg = f"The folder of {name!r} has no sample {listing(unknown)}. Available: {listing(pictures)}."
-        raise KeyError(msg + (hint(str(unknown[0]), pictures) if unknown else ""))
+    wanted = list(pictures) if samples is None else as_names(samples)
+    require_samples(wanted, pictures, f"The folder of {name!r}")
     bare = Shelf(dataset=name, files={}, given=folder, cache=folder, page=None, password=None, progress=False)
     empty = Sample(name="", donor=None, roles={}, shelf=bare, details={})
     return {one: _as_pair(replace(empty, name=one), folder, pictures[one]) for one in wanted}
 
 
+def require_samples(wanted: Sequence[str], available: Collection[str], where: str) -> None:
+    """Raise a `KeyError` that lists the available sections unless all that are asked for, at least one, are there."""
+    unknown = [name for name in wanted if name not in available]
+    if unknown or not wanted:
+        near = hint(unknown[0], available) if unknown else ""
+        msg = f"{where} has no sample {listing(unknown)}. Available: {listing(available)}.{near}"
+        raise KeyError(msg)
+
+
 def converted(sample: Sample, folder: Path | None) -> Sample:
     """The same section, read from a pair of h5ad and picture, if the folder holds one and not the files as published."""
-    if folder is None or any((folder / Path(file).name).exists() for file in _counts_of(sample)):
+    if folder is None or ("counts" in sample.roles and (folder / Path(sample.roles["counts"]).name).exists()):
         return sample
     picture = _picture(folder, sample.name)
     counts = folder / f"{sample.name}.h5ad"
     return sample if picture is None or not counts.exists() else _as_pair(sample, folder, picture)
 
 
-def _counts_of(sample: Sample) -> list[str]:
-    return [name for role, name in sample.roles.items() if role == "counts"]
-
-
 def _as_pair(sample: Sample, folder: Path, picture: Path) -> Sample:
     counts = folder / f"{sample.name}.h5ad"
     roles = {"image": picture.name} | ({"counts": counts.name} if counts.exists() else {})
-    files = {name: {"name": name, "url": None, "size": None, "sha256": None} for name in roles.values()}
-    shelf = replace(sample.shelf, files=files, given=folder)
+    shelf = replace(sample.shelf, files={name: {} for name in roles.values()}, given=folder)
     return replace(sample, roles=roles, shelf=shelf, loader="st_h5ad" if "counts" in roles else "picture")
 
 

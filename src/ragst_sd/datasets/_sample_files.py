@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ragst_sd._validate import listing, require_key
 from ragst_sd.datasets._archives import SUFFIXES, extract, matching
-from ragst_sd.datasets._checksum import whats_wrong
-from ragst_sd.datasets._download import RemoteFile, fetch
+from ragst_sd.datasets._download import RemoteFile, fetch, whats_wrong
 from ragst_sd.io._gate import check_downloaded
 
 if TYPE_CHECKING:
@@ -22,6 +21,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MIRROR = "RAGST_SD_DATA_DIR"
+
+
+def mirror_folder() -> Path | None:
+    """The folder of the user's own copies of data sets, whether or not it is there."""
+    mirror = os.environ.get(MIRROR, "").strip()
+    return Path(mirror).expanduser() if mirror else None
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,10 @@ class Shelf:
                 )
                 raise FileNotFoundError(msg)
             return found
-        mirror = os.environ.get(MIRROR, "").strip()
-        if mirror and not Path(mirror).expanduser().is_dir():
-            logger.warning("%s names %r, which is no folder: there is no mirror.", MIRROR, mirror)
-        found = _at(Path(mirror).expanduser() / self.dataset, name) if mirror else None
+        mirror = mirror_folder()
+        if mirror is not None and not mirror.is_dir():
+            logger.warning("%s names %r, which is no folder: there is no mirror.", MIRROR, str(mirror))
+        found = None if mirror is None else _at(mirror / self.dataset, name)
         if found is not None:
             wrong = whats_wrong(found, size=about.get("size"), sha256=about.get("sha256")) if found.is_file() else None
             if wrong is not None:
@@ -102,13 +107,9 @@ class Sample:
     loader: str = ""
     """Which reader it takes; set where sections are found."""
 
-    def has(self, role: str) -> bool:
-        """Whether the section has such a file."""
-        return role in self.roles
-
     def path(self, role: str) -> Path:
         """The file of a role."""
-        archive, member = self._placed(role)
+        archive, member = self.file_and_member(role)
         if not member:
             return self.shelf.get(archive)
         given = self.shelf.given
@@ -125,12 +126,12 @@ class Sample:
 
     def find(self, role: str, *patterns: str) -> list[Path]:
         """Files in the archive or folder of a role whose paths end like one of the patterns; at least one."""
-        archive, folder = self._placed(role)
+        archive, folder = self.file_and_member(role)
         if folder:
             patterns = tuple(f"{glob.escape(folder)}/{deep}{one}" for one in patterns for deep in ("", "*/"))
         return self._members(archive, *patterns)
 
-    def _placed(self, role: str) -> tuple[str, str]:
+    def file_and_member(self, role: str) -> tuple[str, str]:
         """Name of the file of a role, and the member in it, empty if the whole file is meant."""
         require_key(role, self.roles, f"files of sample {self.name!r}")
         named = self.roles[role]
@@ -143,18 +144,18 @@ class Sample:
         return archive, named.removeprefix(f"{archive}/").rstrip("/")
 
     def _members(self, archive: str, *patterns: str) -> list[Path]:
-        found = self._search(archive, patterns)
+        path = self.shelf.get(archive)
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            found = [file for file in files if matching(str(file.relative_to(path)), patterns)]
+        else:
+            found = self._extracted(path, archive, patterns)
         if not found:
             msg = f"{archive!r} of data set {self.shelf.dataset!r} holds no {listing(patterns)}."
             raise KeyError(msg)
         return found
 
-    def _search(self, archive: str, patterns: tuple[str, ...]) -> list[Path]:
-        path = self.shelf.get(archive)
-        if path.is_dir():
-            return sorted(
-                one for one in path.rglob("*") if one.is_file() and matching(str(one.relative_to(path)), patterns)
-            )
+    def _extracted(self, path: Path, archive: str, patterns: tuple[str, ...]) -> list[Path]:
         status = path.stat()
         # A new version of an archive is unpacked beside the old one.
         version = hashlib.sha256(f"{path} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:12]

@@ -162,12 +162,12 @@ def _measure(
     chosen = np.sort(chosen[np.argsort(from_middle, kind="stable")[:n_spots]])
     xy, grid, fractions = xy[chosen], grid[chosen], fractions[chosen]
 
-    def nuclei_under_spots(nuclei: pd.DataFrame) -> np.ndarray:
-        return cKDTree(nuclei[["x", "y"]].to_numpy()).query_ball_point(xy, radius, return_length=True)
-
-    n_nuclei = nuclei_under_spots(nuclei)
+    n_nuclei, n_lymphoid = (
+        cKDTree(cells[["x", "y"]].to_numpy()).query_ball_point(xy, radius, return_length=True)
+        for cells in (nuclei, nuclei[nuclei["lymphoid"]])
+    )
     # A lymphocyte holds about a third of the RNA of other cells.
-    cellularity = 4 + n_nuclei - 0.67 * nuclei_under_spots(nuclei[nuclei["lymphoid"]])
+    cellularity = 4 + n_nuclei - 0.67 * n_lymphoid
     interferon = np.exp(-np.maximum(tissue.at(tissue.aggregate, xy), 0) / 120)
     gradients = np.column_stack([interferon, tissue.at(tissue.proliferation, xy)])
     depths = depth * (cellularity / _MEAN_CELLULARITY) ** 0.8 * rng.lognormal(0, 0.2, len(xy))
@@ -177,28 +177,20 @@ def _measure(
     label = pd.Categorical.from_codes(fractions.argmax(1), list(TISSUES))
     obs = {"label": label, "n_nuclei": n_nuclei, "array_row": grid[:, 0], "array_col": grid[:, 1]}
     var = {"kind": pd.Categorical(programmes.kind), "marks": pd.Categorical(programmes.tissue)}
-    return AnnData(
+    table = AnnData(
         csr_matrix(counts.astype(np.float32)),
         obs=pd.DataFrame(obs, index=[f"{col}x{row}" for row, col in grid]),
         var=pd.DataFrame(var, index=programmes.genes),
-        layers={"expected": expected.astype(np.float32)},
-        obsm={
-            "spatial": xy / tissue.mpp,
-            "tissue_fraction": fractions.astype(np.float32),
-            "gradients": gradients.astype(np.float32),
-        },
-        varm={
-            "programmes": programmes.loadings.astype(np.float32),
-            "effects": programmes.effects.astype(np.float32),
-        },
-        uns={
-            "truth": {
-                "tissues": np.array(TISSUES),
-                "gradients": np.array(list(GRADIENTS)),
-                "donor_shift": shift.astype(np.float32),
-            }
-        },
     )
+    table.layers["expected"] = expected.astype(np.float32)
+    table.obsm["spatial"] = xy / tissue.mpp
+    table.obsm["tissue_fraction"] = fractions.astype(np.float32)
+    table.obsm["gradients"] = gradients.astype(np.float32)
+    table.varm["programmes"] = programmes.loadings.astype(np.float32)
+    table.varm["effects"] = programmes.effects.astype(np.float32)
+    names = {"tissues": np.array(TISSUES), "gradients": np.array(list(GRADIENTS))}
+    table.uns["truth"] = {**names, "donor_shift": shift.astype(np.float32)}
+    return table
 
 
 def _fractions(tissue: Tissue, xy: np.ndarray, radius: float) -> np.ndarray:
@@ -213,17 +205,13 @@ def _assemble(image: np.ndarray, tissue: Tissue, table: AnnData) -> SpatialData:
     """Wrap picture, labels, spots and counts in one object."""
     from spatialdata import SpatialData
     from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
-    from spatialdata.transformations import Identity, Scale
+    from spatialdata.transformations import Scale
 
-    n, mpp, edge = table.n_obs, tissue.mpp, image.shape[1]
+    mpp, edge = tissue.mpp, image.shape[1]
     levels = [2] * max(0, min(3, int(np.log2(edge / 250))))
+    chunks = (3, min(edge, 512), min(edge, 512))
     he = Image2DModel.parse(
-        image,
-        dims=("c", "y", "x"),
-        c_coords=["r", "g", "b"],
-        scale_factors=levels or None,
-        chunks=(3, min(edge, 512), min(edge, 512)),
-        transformations={"global": Identity()},
+        image, dims=("c", "y", "x"), c_coords=["r", "g", "b"], scale_factors=levels or None, chunks=chunks
     )
     coarse = max(1, round(_LABEL_UM / mpp))
     # The label of a cell is that of its central pixel.
@@ -232,15 +220,10 @@ def _assemble(image: np.ndarray, tissue: Tissue, table: AnnData) -> SpatialData:
         dims=("y", "x"),
         transformations={"global": Scale([coarse, coarse], axes=("x", "y"))},
     )
-    spots = ShapesModel.parse(
-        np.asarray(table.obsm["spatial"]),
-        geometry=0,
-        radius=_DIAMETER_UM / 2 / mpp,
-        index=np.arange(n),
-        transformations={"global": Identity()},
-    )
+    ids = np.arange(table.n_obs)
+    spots = ShapesModel.parse(table.obsm["spatial"], geometry=0, radius=_DIAMETER_UM / 2 / mpp, index=ids)
     table.obs["region"] = "spots"
-    table.obs["spot_id"] = np.arange(n)
+    table.obs["spot_id"] = ids
     for column in ("region", "donor", "sample"):
         table.obs[column] = table.obs[column].astype("category")
     table = TableModel.parse(table, region="spots", region_key="region", instance_key="spot_id")

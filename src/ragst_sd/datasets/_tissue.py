@@ -122,8 +122,13 @@ def draw_tissue(rng: np.random.Generator, image_px: int, mpp: float, donor: Dono
     def field(sigma: float) -> np.ndarray:
         return noise(rng, n, sigma / step)
 
-    def at(values: np.ndarray, xy: np.ndarray) -> np.ndarray:
-        return sample(values, xy, step)
+    def places(pitch: float, jitter: float, *distances: tuple[np.ndarray, float]) -> np.ndarray:
+        """Scattered points, each of whose distances is larger than a limit."""
+        xy = _jittered(rng, edge, pitch, jitter)
+        return xy[np.all([sample(distance, xy, step) > limit for distance, limit in distances], axis=0)]
+
+    def best(xy: np.ndarray, liking: np.ndarray, share: float) -> np.ndarray:
+        return xy[np.argsort(-sample(liking, xy, step))[: round(share * len(xy))]]
 
     def cells(centres: np.ndarray, radius: ArrayLike, gap: float, uneven: float, sigma: float) -> np.ndarray:
         """Distance to the nearest of roundish cells with an uneven edge; cells that meet keep a gap between them."""
@@ -134,25 +139,20 @@ def draw_tissue(rng: np.random.Generator, image_px: int, mpp: float, donor: Dono
         radius = np.append(np.broadcast_to(radius, len(centres)), [1, 1])[nearest[..., 0]]
         return np.maximum(distance[..., 0] - radius, (distance[..., 0] - distance[..., 1]) / 2 + gap)
 
-    def best(xy: np.ndarray, liking: np.ndarray, share: float) -> np.ndarray:
-        return xy[np.argsort(-at(liking, xy))[: round(share * len(xy))]]
-
     rim = min(1.0, edge / 1500) * (42 * field(110) + 6 * field(18))
     from_middle = (np.abs(points - edge / 2) ** 2.8).sum(-1) ** (1 / 2.8)
     outside = from_middle - rng.uniform(0.465, 0.495) * edge + rim
 
-    xy = _jittered(rng, edge, 330 * small, 0.2)
-    xy = rng.permutation(xy[at(outside, xy) < -120 * small])
+    xy = rng.permutation(places(330 * small, 0.2, (-outside, 120 * small)))
     xy = xy[: max(1, round(donor.aggregates_per_mm2 * edge**2 / 1e6))]
     aggregate = cells(xy, rng.uniform(70, 150, len(xy)) * small, 12, 18 * small, 40)
 
-    xy = _jittered(rng, edge, 62, 0.25)
-    xy = xy[(at(outside, xy) < -25) & (at(aggregate, xy) > 40)]
+    xy = places(62, 0.25, (-outside, 25), (aggregate, 40))
     # Fat likes the rim of a section.
-    fat = cells(best(xy, field(140) + 0.6 * np.clip(1 + outside / 250, 0, 1), donor.fat), 38, 1.5, 3, 20)
+    near_rim = 0.6 * np.clip(1 + outside / 250, 0, 1)
+    fat = cells(best(xy, field(140) + near_rim, donor.fat), 38, 1.5, 3, 20)
 
-    xy = _jittered(rng, edge, 116, 0.2)
-    xy = xy[(at(outside, xy) < -45) & (at(aggregate, xy) > 40) & (at(fat, xy) > 25)]
+    xy = places(116, 0.2, (-outside, 45), (aggregate, 40), (fat, 25))
     xy = best(xy, field(170), donor.glands)
     gland = cells(xy, rng.uniform(42, 60, len(xy)), 3.5, 9, 26)
 
@@ -179,11 +179,10 @@ def draw_nuclei(rng: np.random.Generator, tissue: Tissue) -> pd.DataFrame:
     parts = []
 
     def add(xy: np.ndarray, size: tuple[float, float], angle: ArrayLike, dye: ArrayLike, *, lymphoid: bool) -> None:
-        n = len(xy)
-        axes = np.multiply(size, rng.normal(1, 0.1, (n, 2)).clip(0.7, 1.3))
-        columns = {"x": xy[:, 0], "y": xy[:, 1], "long": axes[:, 0], "short": axes[:, 1]}
-        dye = np.multiply(dye, rng.normal(1, 0.1, n))
-        parts.append(pd.DataFrame(columns | {"angle": angle, "dye": dye, "lymphoid": lymphoid}))
+        axes = np.multiply(size, rng.normal(1, 0.1, (len(xy), 2)).clip(0.7, 1.3))
+        nuclei = pd.DataFrame(np.hstack([xy, axes]), columns=["x", "y", "long", "short"])
+        dye = np.multiply(dye, rng.normal(1, 0.1, len(xy)))
+        parts.append(nuclei.assign(angle=angle, dye=dye, lymphoid=lymphoid))
 
     # Glands: a basal row, which is jumbled and dark where cells divide.
     xy = _jittered(rng, edge, 7.7, 0.25)
@@ -201,18 +200,16 @@ def draw_nuclei(rng: np.random.Generator, tissue: Tissue) -> pd.DataFrame:
     xy, centre = xy[there], centre[there]
     add(xy, (3.1, 2.8), rng.uniform(0, np.pi, len(xy)), 1.5 - 0.5 * centre, lymphoid=True)
 
-    def in_stroma(xy: np.ndarray) -> np.ndarray:
-        return (at(tissue.classes, xy) == 1) & (at(tissue.gland, xy) > 3) & (at(tissue.outside, xy) < -4)
-
+    stroma = (tissue.classes == 1) & (tissue.gland > 3) & (tissue.outside < -4)
     # Lymphocytes stray from the aggregates into the stroma.
     xy = _jittered(rng, edge, 13, 0.5)
     stray = 0.02 + 0.65 * np.exp(-np.maximum(at(tissue.aggregate, xy), 0) / 45)
-    xy = xy[(rng.random(len(xy)) < stray) & in_stroma(xy)]
+    xy = xy[(rng.random(len(xy)) < stray) & at(stroma, xy)]
     add(xy, (3.0, 2.7), rng.uniform(0, np.pi, len(xy)), 1.4, lymphoid=True)
 
     # Fibroblasts lie along the fibres.
     xy = _jittered(rng, edge, 23, 0.5)
-    xy = xy[in_stroma(xy)]
+    xy = xy[at(stroma, xy)]
     angle = tissue.uphill(tissue.across, xy) + np.pi / 2 + rng.normal(0, 0.15, len(xy))
     add(xy, (5.6, 1.6), angle, 1.1, lymphoid=False)
     return pd.concat(parts, ignore_index=True)
@@ -278,20 +275,20 @@ def _stamp(nuclei: pd.DataFrame, px: int, mpp: float) -> np.ndarray:
     dye = np.zeros((px, px), np.float32)
     # Long nuclei need a wide stamp; most are short, so they are stamped by size.
     nuclei = nuclei.sort_values("long", kind="stable")
+    columns = nuclei[["x", "y", "long", "short", "angle", "dye"]].to_numpy(np.float32).T[..., None]
     for start in range(0, len(nuclei), 2000):
-        part = nuclei.iloc[start : start + 2000].to_dict("series")
-        x, y, long, short, angle, amount = (
-            part[key].to_numpy(np.float32)[:, None] for key in ("x", "y", "long", "short", "angle", "dye")
-        )
+        x, y, long, short, angle, amount = columns[:, start : start + 2000]
         reach = int(np.ceil(long.max() / mpp)) + 1
         rows, cols = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, 1, -1)
-        rows, cols = rows + (y / mpp).astype(int), cols + (x / mpp).astype(int)
-        right, down = (cols + np.float32(0.5)) * mpp - x, (rows + np.float32(0.5)) * mpp - y
+        rows = rows + (y / mpp).astype(int)
+        cols = cols + (x / mpp).astype(int)
+        right = (cols + np.float32(0.5)) * mpp - x
+        down = (rows + np.float32(0.5)) * mpp - y
         u = (right * np.cos(angle) + down * np.sin(angle)) / long
         # A little taper makes them less like coins.
         v = (down * np.cos(angle) - right * np.sin(angle)) / short * (1 + 0.18 * u)
         distance = np.hypot(u, v)
         cover = np.clip((1 - distance) * short / mpp + 0.5, 0, 1) * amount * (0.85 + 0.2 * distance)
-        drawn = (cover > 0) & (rows >= 0) & (cols >= 0) & (rows < px) & (cols < px)
+        drawn = (cover > 0) & (np.minimum(rows, cols) >= 0) & (np.maximum(rows, cols) < px)
         np.maximum.at(dye, (rows[drawn], cols[drawn]), cover[drawn])
     return dye

@@ -211,21 +211,20 @@ def _built(plan: Recipe, sections: Sequence[PlannedSection], cache: Path, embedd
     from ragst_sd._reference import reference_hash
     from ragst_sd.tl import build_reference
 
-    readers = {}
+    readers, sources = {}, {}
     for i, section in enumerate(sections):
         label = f"Section {i + 1} of {len(sections)}: {section.name}"
         # The cache compares the coarsest pixels of a picture, and not the kind of device.
-        own = cache / f"{embedding['model'].device.type}-{section.digest()}"
-        readers[section.name] = partial(_opened, section, plan, label, {**embedding, "cache": own})
+        folder = cache / f"{embedding['model'].device.type}-{section.digest()}"
+        readers[section.name] = partial(_opened, section, plan, label, {**embedding, "cache": folder})
+        stated = {name: getattr(section.source, name) for name in _DETAILS}
+        sources[section.name] = {name: value for name, value in stated.items() if value is not None}
     reference = build_reference(
         readers,
         use_rep=str(embedding["key_added"]),
         table_key=TABLE,
         genes=plan.genes if isinstance(plan.genes, list) else None,
-        sources={
-            section.name: {name: value for name in _DETAILS if (value := getattr(section.source, name)) is not None}
-            for section in sections
-        },
+        sources=sources,
         **vars(plan.reference),
     )
     if isinstance(plan.genes, int):

@@ -11,7 +11,6 @@ from ragst_sd._validate import listing
 from ragst_sd.io._readable import readable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 _VECTORS = ("features", "embeddings")
@@ -59,7 +58,6 @@ def read_embedding_file(path: Path) -> EmbeddingFile:
     vectors = np.asarray(content[key], dtype=np.float32)
     corners = np.asarray(content["coords"], dtype=float) if "coords" in content else None
     barcodes = next((np.asarray(content[name]) for name in _BARCODES if name in content), None)
-    about = attributes.get("coords", {})
     encoder = _text(attributes[key].get("encoder"))
     # Some writers keep a leading axis for the slide.
     vectors = vectors[0] if vectors.ndim == 3 and len(vectors) == 1 else vectors
@@ -67,7 +65,18 @@ def read_embedding_file(path: Path) -> EmbeddingFile:
     if barcodes is not None:
         barcodes = np.array([_text(name) for name in barcodes.ravel()], dtype=str)
     _check(path.name, key, vectors, corners, barcodes)
-    return EmbeddingFile(vectors, corners, barcodes, encoder, *_geometry(about))
+    about = attributes.get("coords", {})
+    tile_px, edge_px = about.get("patch_size"), about.get("patch_size_level0")
+    magnification = float(about.get("target_magnification", 0))
+    return EmbeddingFile(
+        vectors=vectors,
+        corners=corners,
+        barcodes=barcodes,
+        encoder=encoder,
+        tile_px=None if tile_px is None else int(tile_px),
+        edge_px=None if edge_px is None else float(edge_px),
+        mpp=_UM_AT_1X / magnification if magnification > 0 else None,
+    )
 
 
 def _check(name: str, key: str, vectors: np.ndarray, corners: np.ndarray | None, barcodes: np.ndarray | None) -> None:
@@ -91,18 +100,6 @@ def _check(name: str, key: str, vectors: np.ndarray, corners: np.ndarray | None,
         if (counts > 1).any():
             msg = f"{name!r} holds barcodes more than once: {listing(names[counts > 1])}."
             raise ValueError(msg)
-
-
-def _geometry(about: Mapping[str, Any]) -> tuple[int | None, float | None, float | None]:
-    tile_px, edge, magnification = (
-        about.get(name) for name in ("patch_size", "patch_size_level0", "target_magnification")
-    )
-    known = magnification is not None and float(magnification) > 0
-    return (
-        None if tile_px is None else int(tile_px),
-        None if edge is None else float(edge),
-        _UM_AT_1X / float(magnification) if known else None,  # type: ignore[arg-type]
-    )
 
 
 def _text(value: Any) -> str | None:

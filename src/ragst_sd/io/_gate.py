@@ -92,25 +92,18 @@ def _check_hdf5(file: Any, on_disk: int) -> None:
 
 
 def _folder_sizes(folder: Path) -> dict[str, int]:
-    sizes = {}
-    for path in folder.rglob("*"):
-        about = path.lstat()
-        name = path.relative_to(folder).as_posix()
-        if not stat.S_ISDIR(about.st_mode) and not stat.S_ISREG(about.st_mode):
+    about = {path.relative_to(folder).as_posix(): path.lstat() for path in folder.rglob("*")}
+    for name, status in about.items():
+        if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
             msg = f"{name!r} is a link, or neither a file nor a folder"
             raise _Refused(msg)
-        if stat.S_ISREG(about.st_mode):
-            sizes[name] = about.st_size
-    return sizes
+    return {name: status.st_size for name, status in about.items() if stat.S_ISREG(status.st_mode)}
 
 
 def _zip_sizes(file: ZipFile) -> dict[str, int]:
     for entry in file.infolist():
-        if (
-            stat.S_ISLNK(entry.external_attr >> 16)
-            or entry.filename.startswith("/")
-            or ".." in entry.filename.split("/")
-        ):
+        outside = entry.filename.startswith("/") or ".." in entry.filename.split("/")
+        if outside or stat.S_ISLNK(entry.external_attr >> 16):
             msg = f"{entry.filename!r} leads out of the file"
             raise _Refused(msg)
         _require_sizes(entry.filename, entry.file_size, entry.compress_size)

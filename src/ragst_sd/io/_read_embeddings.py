@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,14 +21,8 @@ from ragst_sd._elements import (
 )
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.io._embedding_file import read_embedding_file
-from ragst_sd.pp._embedding_header import (
-    add_embedding,
-    default_key,
-    embedding_header,
-    image_fingerprint,
-    image_hash,
-    shapes_hash,
-)
+from ragst_sd.io._readable import existing
+from ragst_sd.pp._embedding_header import add_embedding, default_key, embedding_header
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -42,17 +35,6 @@ logger = logging.getLogger(__name__)
 
 _TILES, _TILES_TABLE = "tiles", "tiles_table"
 _WIDTH_TOLERANCE = 0.1
-
-
-@dataclass(frozen=True)
-class _Elsewhere:
-    """An encoder that ran outside of this package: only its name is known."""
-
-    name: str
-    weights_hash: str
-    mean = std = ()
-    input_px = None
-    amp = False
 
 
 def read_embeddings(
@@ -141,10 +123,7 @@ def read_embeddings(
     """
     require_sdata(sdata)
     require_type(path, (str, PathLike), "path")
-    path = Path(path)
-    if not path.is_file():
-        msg = f"`path`: {str(path)!r} does not exist. Pass the h5 file of one slide."
-        raise FileNotFoundError(msg)
+    path = existing(path, "`path`:", "Pass the h5 file of one slide.")
     image_key = resolve_image(sdata, image_key)
     image_mpp = image_mpp_of(sdata, image_key, image_mpp)
     table_key = resolve_table(sdata, table_key, None)
@@ -176,20 +155,20 @@ def read_embeddings(
     embedding = np.full((table.n_obs, file.vectors.shape[1]), np.nan, np.float32)
     embedding[~lost] = file.vectors[rows[~lost]]
 
-    pyramid = image_pyramid(sdata, image_key)
-    pixels = image_hash(pyramid)
+    # It ran outside of this package: no more is known of it.
+    encoder = SimpleNamespace(name=model, weights_hash=weights_hash, mean=(), std=(), input_px=None, amp=False)
     header = embedding_header(
-        encoder=_Elsewhere(model, weights_hash),  # type: ignore[arg-type]
+        image_pyramid(sdata, image_key),
+        affine,
+        xy,
+        encoder=encoder,  # type: ignore[arg-type]
         tile_px=tile_px,
         mpp=mpp,
         image_mpp=image_mpp,
         context=(1.0,),
         upsampling=1.0 if image_mpp is None else max(1.0, image_mpp / mpp),
         image_key=image_key,
-        image_fingerprint=image_fingerprint(pyramid, affine, pixels),
-        image_hash=pixels,
         shapes_key=shapes_key,
-        shapes_hash=shapes_hash(xy),
         coordinate_system=frame,
         precision=_keys.UNKNOWN,
         origin=path.name,
@@ -208,7 +187,8 @@ def _stated(
     model = file.encoder if model is None else model
     tile_px = file.tile_px if tile_px is None else tile_px
     mpp = file.mpp if mpp is None else mpp
-    missing = [f"`{what}=`" for what, value in (("model", model), ("tile_px", tile_px), ("mpp", mpp)) if value is None]
+    stated = {"model": model, "tile_px": tile_px, "mpp": mpp}
+    missing = [f"`{what}=`" for what, value in stated.items() if value is None]
     if missing:
         msg = (
             f"{name!r} does not say which encoder made it of which tiles. Pass {', '.join(missing)}: embeddings can be "

@@ -8,15 +8,13 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ragst_sd import _keys
 from ragst_sd._validate import hint, listing, require_positive, require_type
 from ragst_sd.io._read_slide import pyramid_element
-from ragst_sd.io._section import SOURCE_FIELDS, assemble, checked_source, stored_diameter
+from ragst_sd.io._readable import existing
+from ragst_sd.io._section import SOURCE_FIELDS, assemble, check_inside, checked_source, stored_diameter
 from ragst_sd.io._slide_file import open_slide
 from ragst_sd.io._st_counts import locate, read_counts
-from ragst_sd.io._st_geometry import check_inside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,10 +104,8 @@ def read_hest(
     given = checked_source(source)
     folder = Path(path)
     sample = _resolve_sample(folder, sample)
-    files = {
-        kind: folder / kind / f"{sample}{suffix}"
-        for kind, suffix in (("st", ".h5ad"), ("wsis", ".tif"), ("metadata", ".json"))
-    }
+    suffixes = {"st": ".h5ad", "wsis": ".tif", "metadata": ".json"}
+    files = {kind: folder / kind / f"{sample}{suffix}" for kind, suffix in suffixes.items()}
     missing = [str(file.relative_to(folder)) for file in files.values() if not file.is_file()]
     if missing:
         msg = (
@@ -118,7 +114,8 @@ def read_hest(
         )
         raise FileNotFoundError(msg)
     # Not strictly JSON: HEST writes NaN where a field is unknown.
-    meta = {name: value for name, value in json.loads(files["metadata"].read_text()).items() if not _unknown(value)}
+    stated = json.loads(files["metadata"].read_text(), parse_constant=lambda _: None)
+    meta = {name: value for name, value in stated.items() if value not in (None, "")}
     found = read_counts(files["st"], None)
     found, xy = locate(found, None)
     slide = open_slide(files["wsis"].resolve())
@@ -148,10 +145,7 @@ def read_hest(
 
 
 def _resolve_sample(folder: Path, sample: str | None) -> str:
-    if not folder.is_dir():
-        found = "is a file" if folder.is_file() else "does not exist"
-        msg = f"`path`: {str(folder)!r} {found}. Pass the folder that holds st, wsis and metadata."
-        raise FileNotFoundError(msg)
+    existing(folder, "`path`:", "Pass the folder that holds st, wsis and metadata.", folder=True)
     present = sorted(file.stem for file in (folder / "st").glob("*.h5ad"))
     if sample is not None:
         if sample not in present:
@@ -164,15 +158,10 @@ def _resolve_sample(folder: Path, sample: str | None) -> str:
     return present[0]
 
 
-def _unknown(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and not np.isfinite(value))
-
-
 def _resolution(meta: Mapping[str, Any], stated: tuple[float, float] | None, sample: str) -> float:
-    of_file = None if stated is None else sum(stated) / 2
     known = {name: meta[name] for name in ("pixel_size_um_estimated", "pixel_size_um_embedded") if name in meta}
-    if of_file is not None:
-        known["the picture's file"] = of_file
+    if stated is not None:
+        known["the picture's file"] = sum(stated) / 2
     if not known:
         msg = (
             f"Microns per pixel of section {sample!r} are in neither its metadata (pixel_size_um_estimated, "

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._validate import require_positive, require_type
+from ragst_sd.io._readable import existing
 from ragst_sd.io._slide_file import open_slide
 
 if TYPE_CHECKING:
@@ -26,12 +26,7 @@ _PLAUSIBLE_UM = (0.05, 20.0)
 _ANISOTROPY = 0.01
 
 
-def read_slide(
-    path: str | PathLike[str],
-    *,
-    image_key: str = "he",
-    mpp: float | None = None,
-) -> SpatialData:
+def read_slide(path: str | PathLike[str], *, image_key: str = "he", mpp: float | None = None) -> SpatialData:
     """Read a whole-slide file lazily, with its pyramid and resolution.
 
     Parameters
@@ -90,11 +85,7 @@ def read_slide(
     require_type(image_key, str, "image_key")
     if mpp is not None:
         require_positive(mpp, "mpp")
-    path = Path(path)
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        msg = f"`path`: {str(path)!r} {found}. Pass a slide file (svs, ndpi, tif, ...)."
-        raise FileNotFoundError(msg)
+    path = existing(path, "`path`:", "Pass a slide file (svs, ndpi, tif, ...).")
     # Regions are read later, perhaps from another working directory.
     slide = open_slide(path.resolve())
     mpp = _resolution(slide.mpp, path.name) if mpp is None else float(mpp)
@@ -125,9 +116,7 @@ def pyramid_element(levels: Sequence[da.Array]) -> DataTree:
 
     full = levels[0].shape[1:]
     names = ["r", "g", "b"]
-    finest = Image2DModel.parse(
-        levels[0], dims=("c", "y", "x"), c_coords=names, transformations={"global": Identity()}
-    ).rename("image")
+    finest = Image2DModel.parse(levels[0], dims=("c", "y", "x"), c_coords=names).rename("image")
     scales = {"scale0": Dataset({"image": finest})}
     for k, level in enumerate(levels[1:], start=1):
         # Centres of pixels, in pixels of the finest level.

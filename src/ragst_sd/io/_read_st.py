@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from ragst_sd import _keys
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import require_positive
-from ragst_sd.io._section import SOURCE_FIELDS, assemble, checked_source, stored_diameter
+from ragst_sd.io._section import SOURCE_FIELDS, assemble, check_inside, checked_source, stored_diameter
 from ragst_sd.io._st_counts import locate, read_counts
-from ragst_sd.io._st_geometry import check_inside
 from ragst_sd.io._st_image import image_element, read_rgb
 
 if TYPE_CHECKING:
@@ -122,11 +121,8 @@ def read_st(
     >>> sdata.tables["table"].shape
     (2, 2)
     """
-    for value, argument in (
-        (image_mpp, "image_mpp"),
-        (um_between_centers, "um_between_centers"),
-        (spot_diameter_px, "spot_diameter_px"),
-    ):
+    lengths = {"image_mpp": image_mpp, "um_between_centers": um_between_centers, "spot_diameter_px": spot_diameter_px}
+    for argument, value in lengths.items():
         if value is not None:
             require_positive(value, argument)
     if image_mpp is not None and um_between_centers is not None:
@@ -171,13 +167,9 @@ def read_st(
         details=details,
         image_mpp=mpp,
     )
+    at = "" if mpp is None else f" at {mpp:.4g} um per px"
     logger.info(
-        "Read section %r: %d spots x %d genes, picture of %d x %d px%s.",
-        sample,
-        *found.shape,
-        width,
-        height,
-        "" if mpp is None else f" at {mpp:.4g} um per px",
+        "Read section %r: %d spots x %d genes, picture of %d x %d px%s.", sample, *found.shape, width, height, at
     )
     return sdata
 

@@ -1,13 +1,24 @@
-"""Files that cannot be read, as one kind of error."""
+"""Files that are not there or cannot be read, as one kind of error each."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+    from os import PathLike
+
+
+def existing(path: str | PathLike[str], what: str, todo: str, *, folder: bool = False) -> Path:
+    """A path that leads to a file, or to a folder; `what` begins the message of the `FileNotFoundError`, `todo` ends it."""
+    path = Path(path)
+    if not (path.is_dir() if folder else path.is_file()):
+        found = f"is a {'file' if folder else 'folder'}" if path.exists() else "does not exist"
+        msg = f"{what} {str(path)!r} {found}. {todo}"
+        raise FileNotFoundError(msg)
+    return path
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NewType, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -48,8 +49,7 @@ def _genes(value: Any, place: Place) -> list[str] | int:
     if isinstance(value, list):
         # The content hash knows the order of genes; a recipe means the set.
         return sorted(_value(list[str], value, place))
-    msg = f"{place} is {value!r}; it must be a list of names, or `most_variable:` with a number. Left out, all genes stay."
-    raise ValueError(msg)
+    raise _wrong(value, place, "a list of names, or `most_variable:` with a number", " Left out, all genes stay.")
 
 
 def _mpp(value: Any, place: Place) -> float | None:
@@ -180,16 +180,9 @@ def read_recipe(recipe: str | PathLike[str] | Mapping[str, Any]) -> tuple[Recipe
     if "checkpoint_path" in kwargs:
         where = place / "encoder" / "model_kwargs" / "checkpoint_path"
         kwargs = {**kwargs, "checkpoint_path": str(_value(Path, kwargs["checkpoint_path"], where))}
-    return (
-        replace(
-            read,
-            name=read.name or Path(place.file).stem or "reference",
-            sources=[_checked(one, read.filters, place / "sources" / i) for i, one in enumerate(read.sources)],
-            encoder=replace(read.encoder, model_kwargs=kwargs),
-        ),
-        text,
-        place,
-    )
+    sources = [_checked(source, read.filters, place / "sources" / i) for i, source in enumerate(read.sources)]
+    name = read.name or Path(place.file).stem or "reference"
+    return replace(read, name=name, sources=sources, encoder=replace(read.encoder, model_kwargs=kwargs)), text, place
 
 
 def _checked(source: Source, common: Filters, place: Place) -> Source:
@@ -258,8 +251,7 @@ def _block(kind: type[T], value: Any, place: Place) -> T:
     """A block of a recipe as the dataclass that names its fields. A field without a value counts as left out."""
     known = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
     if not isinstance(value, Mapping):
-        msg = f"{place} is {_shown(value)}; it must be a block of fields: {listing(known)}."
-        raise ValueError(msg)
+        raise _wrong(value, place, f"a block of fields: {listing(known)}")
     for name in map(str, value):
         if name not in known:
             msg = f"{place / name}: there is no such field.{hint(name, known)} It may be one of {listing(known)}."
@@ -267,7 +259,7 @@ def _block(kind: type[T], value: Any, place: Place) -> T:
     types, given = get_type_hints(kind), {}
     for name, one in known.items():
         if value.get(name) is not None:
-            read = one.metadata.get("read", lambda found, where, as_type=types[name]: _value(as_type, found, where))
+            read = one.metadata.get("read", partial(_value, types[name]))
             given[name] = read(value[name], place / name)
         elif one.default is MISSING and one.default_factory is MISSING:
             msg = f"{place / name} is missing."
@@ -291,9 +283,9 @@ _PLAIN: dict[Any, tuple[Callable[[Any], bool], str]] = {
 
 def _value(kind: Any, value: Any, place: Place) -> Any:
     """A value of a recipe as the type that its field has."""
-    if type(None) in get_args(kind):
-        kind = next(member for member in get_args(kind) if member is not type(None))
     outer, inner = get_origin(kind), get_args(kind)
+    if type(None) in inner:
+        return _value(next(member for member in inner if member is not type(None)), value, place)
     if kind is Any:
         return value
     if is_dataclass(kind):
@@ -303,18 +295,21 @@ def _value(kind: Any, value: Any, place: Place) -> Any:
     if outer in (list, tuple):
         return outer(_members(inner[0], value, place, repeated=outer is tuple))
     if outer is dict:
-        fits, wanted = isinstance(value, Mapping), "a mapping, one `name: value` per line"
-    elif outer is Literal:
-        fits, wanted = value in inner, f"one of {listing(inner)}"
-    else:
-        check, wanted = _PLAIN[kind]
-        fits = isinstance(value, bool) == (kind is bool) and check(value)
-    if not fits:
-        msg = f"{place} is {_shown(value)}; it must be {wanted}.{hint(str(value), inner) if outer is Literal else ''}"
-        raise ValueError(msg)
-    if outer is dict:
+        if not isinstance(value, Mapping):
+            raise _wrong(value, place, "a mapping, one `name: value` per line")
         return {str(name): _value(inner[1], member, place / str(name)) for name, member in value.items()}
-    return value if outer is Literal else str(value).strip() if kind is str else kind(value)
+    if outer is Literal:
+        if value not in inner:
+            raise _wrong(value, place, f"one of {listing(inner)}", hint(str(value), inner))
+        return value
+    check, wanted = _PLAIN[kind]
+    if isinstance(value, bool) != (kind is bool) or not check(value):
+        raise _wrong(value, place, wanted)
+    return str(value).strip() if kind is str else kind(value)
+
+
+def _wrong(value: Any, place: Place, wanted: str, todo: str = "") -> ValueError:
+    return ValueError(f"{place} is {_shown(value)}; it must be {wanted}.{todo}")
 
 
 def _members(kind: Any, value: Any, place: Place, *, repeated: bool) -> list[Any]:

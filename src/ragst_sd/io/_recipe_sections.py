@@ -11,7 +11,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._validate import hint, listing
-from ragst_sd.datasets._checksum import sha256_of
+from ragst_sd.datasets._download import sha256_of
 from ragst_sd.datasets._load import find_samples, read_sample
 from ragst_sd.datasets._pairs import own_samples, section_files
 
@@ -104,10 +104,9 @@ def _samples(source: Source, place: Place, *, progress: bool | None) -> dict[str
 def _files_of(sample: Sample) -> list[Path]:
     """Every file or archive of a section, by role."""
     files = []
-    for role, named in sorted(sample.roles.items()):
-        archive = next((one for one in sample.shelf.files if named == one or named.startswith(f"{one}/")), named)
+    for role in sorted(sample.roles):
         try:
-            files.append(sample.shelf.get(archive))
+            files.append(sample.shelf.get(sample.file_and_member(role)[0]))
         except FileNotFoundError:
             # A user's folder may hold what was in the archive instead of the archive.
             files.append(sample.path(role))
@@ -143,10 +142,8 @@ def embedded_section(section: PlannedSection, recipe: Recipe, **embedding: Any) 
             shapes_key=SHAPES,
             table_key=TABLE,
             image_mpp=section.source.image_mpp,
-            tile_px=recipe.tiles.tile_px,
-            mpp=recipe.tiles.mpp,
-            context=recipe.tiles.context,
             batch_size=recipe.encoder.batch_size,
+            **vars(recipe.tiles),
             **embedding,
         )
     except (KeyError, ValueError) as error:
@@ -157,8 +154,8 @@ def embedded_section(section: PlannedSection, recipe: Recipe, **embedding: Any) 
 
 def _check_content(sdata: SpatialData, donor: str | None, layer: str | None) -> None:
     """Refuse what is no section of a reference, and write the donor that the recipe names."""
-    parts = (("picture", sdata.images), ("spots", sdata.shapes), (TABLE, sdata.tables))
-    missing = [kind for kind, elements in parts if not elements]
+    parts = {"picture": sdata.images, "spots": sdata.shapes, TABLE: sdata.tables}
+    missing = [kind for kind, elements in parts.items() if not elements]
     if missing:
         msg = f"it has no {' and no '.join(missing)}; a reference needs a picture and expression measured in spots."
         raise ValueError(msg)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ragst_sd.io._st_image import on_white
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,12 +125,8 @@ def _read_openslide(path: str, stamp: int, level: int, x: int, y: int, width: in
         region = np.asarray(slide.read_region(corner, level, (width, height)))
     except openslide.OpenSlideError as error:
         raise _damaged(path, error) from error
-    opacity = region[..., 3:]
-    if opacity.min() == 255:
-        return region[..., :3]
-    share = opacity / np.float32(255)
     # Parts of a slide that were not scanned are transparent.
-    return np.rint(region[..., :3] * share + 255 * (1 - share)).astype(np.uint8)
+    return on_white(region)
 
 
 def _from_tiff(path: Path, stamp: int) -> SlideFile:
@@ -136,10 +135,10 @@ def _from_tiff(path: Path, stamp: int) -> SlideFile:
     try:
         with tifffile.TiffFile(path) as tiff:
             series = tiff.series[0]
+            page: Any = series.keyframe
+            axes, mpp = series.axes, _tiff_mpp(tiff)
             shapes = [level.shape for level in series.levels]
             tiles = [level.keyframe.tilewidth if level.keyframe.is_tiled else 0 for level in series.levels]
-            axes, dtype, mpp = series.axes, series.dtype, _tiff_mpp(tiff)
-            page = series.keyframe
             end = max(offset + size for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True))
             if end > tiff.filehandle.size:
                 raise _damaged(path, f"its pixels end at byte {end}, the file at {tiff.filehandle.size}")
@@ -149,36 +148,33 @@ def _from_tiff(path: Path, stamp: int) -> SlideFile:
             "TIFF file; plain jpg and png pictures of sections are read with `rg.io.read_st`."
         )
         raise ValueError(msg) from error
-    if axes not in ("YXS", "SYX", "CYX") or dict(zip(axes, shapes[0], strict=True))[axes.strip("YX")] not in (3, 4):
+    sizes = [dict(zip(axes, shape, strict=True)) for shape in shapes]
+    if axes not in ("YXS", "SYX", "CYX") or sizes[0][axes.strip("YX")] not in (3, 4):
         msg = (
             f"The first picture of {str(path)!r} has axes {axes} and shape {shapes[0]}; RGB is needed. Fluorescence and "
             "grey pictures cannot be embedded as H&E."
         )
         raise ValueError(msg)
     levels = []
-    for k, shape in enumerate(shapes):
-        size = dict(zip(axes, shape, strict=True))
-        pixels = LevelPixels(str(path), stamp, k, (3, size["Y"], size["X"]), dtype, _read_tiff)
+    for k, size in enumerate(sizes):
+        pixels = LevelPixels(str(path), stamp, k, (3, size["Y"], size["X"]), page.dtype, _read_tiff)
         levels.append(_lazy(pixels, tiles[k], strips=not tiles[k]))
     return SlideFile(levels, mpp, "tifffile")
 
 
 @lru_cache(maxsize=_OPEN_FILES)
-def _opened_tiff(path: str, stamp: int) -> list[tuple[list[tuple[Any, Any]], Any, Any, Any]]:
-    """Per level: places of the bytes on each page, the page that describes them, how to decode, tables of JPEG."""
+def _opened_tiff(path: str, stamp: int) -> list[tuple[list[tuple[Any, Any]], Any, Callable[..., Any]]]:
+    """Per level: places of the bytes on each page, the page that describes them, how to decode them."""
     import tifffile
 
+    levels: list[tuple[list[tuple[Any, Any]], Any, Callable[..., Any]]] = []
     # All that has to be read for this is read now, and the file is closed.
     with tifffile.TiffFile(path) as tiff:
-        return [
-            (
-                [(page.dataoffsets, page.databytecounts) for page in level.pages if page is not None],
-                level.keyframe,
-                level.keyframe.decode,
-                level.keyframe.jpegtables,
-            )
-            for level in tiff.series[0].levels
-        ]
+        for level in tiff.series[0].levels:
+            page = level.keyframe
+            places = [(page.dataoffsets, page.databytecounts) for page in level.pages if page is not None]
+            levels.append((places, page, partial(page.decode, jpegtables=page.jpegtables)))
+    return levels
 
 
 def _read_tiff(path: str, stamp: int, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
@@ -186,31 +182,30 @@ def _read_tiff(path: str, stamp: int, level: int, x: int, y: int, width: int, he
 
     Not through the zarr store of tifffile, which builds on inner parts of zarr: few releases of the two go together.
     """
-    pages, page, decode, tables = _opened_tiff(path, stamp)[level]
+    pages, page, decode = _opened_tiff(path, stamp)[level]
     rows = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
     columns = page.tilewidth if page.is_tiled else page.imagewidth
     across, down = -(-page.imagewidth // columns), -(-page.imagelength // rows)
+    touched_rows = range(y // rows, -(-(y + height) // rows))
+    touched_columns = range(x // columns, -(-(x + width) // columns))
     # Channels lie side by side in a pixel, in planes of a page, or on pages of their own.
     planes = 3 if len(pages) > 1 or int(page.planarconfig) == _PLANES else 1
+    depth = 3 // planes
     out = np.full((height, width, 3), np.iinfo(page.dtype).max, page.dtype)
     try:
         with Path(path).open("rb") as file:
-            for plane in range(planes):
+            for plane, row, column in product(range(planes), touched_rows, touched_columns):
                 offsets, sizes = pages[plane] if len(pages) > 1 else pages[0]
-                first = 0 if len(pages) > 1 else plane * across * down
-                for row in range(y // rows, -(-(y + height) // rows)):
-                    for column in range(x // columns, -(-(x + width) // columns)):
-                        index = first + row * across + column
-                        if not sizes[index]:  # a tile that was left out is background
-                            continue
-                        file.seek(offsets[index])
-                        tile, _, size = decode(file.read(sizes[index]), index, jpegtables=tables)
-                        top, left = row * rows, column * columns
-                        y0, y1 = max(y, top), min(y + height, top + size[1])
-                        x0, x1 = max(x, left), min(x + width, left + size[2])
-                        pixels = tile[0, y0 - top : y1 - top, x0 - left : x1 - left]
-                        channels = slice(0, 3) if planes == 1 else slice(plane, plane + 1)
-                        out[y0 - y : y1 - y, x0 - x : x1 - x, channels] = pixels[..., : 3 if planes == 1 else 1]
+                index = (0 if len(pages) > 1 else plane * across * down) + row * across + column
+                if not sizes[index]:  # a tile that was left out is background
+                    continue
+                file.seek(offsets[index])
+                tile, _, size = decode(file.read(sizes[index]), index)
+                top, left = row * rows, column * columns
+                y0, y1 = max(y, top), min(y + height, top + size[1])
+                x0, x1 = max(x, left), min(x + width, left + size[2])
+                pixels = tile[0, y0 - top : y1 - top, x0 - left : x1 - left]
+                out[y0 - y : y1 - y, x0 - x : x1 - x, plane : plane + depth] = pixels[..., :depth]
     except (RuntimeError, ValueError, OSError) as error:  # codecs have errors of their own, all of these kinds
         raise _damaged(path, error) from error
     return out
@@ -228,10 +223,8 @@ def _tiff_mpp(tiff: Any) -> tuple[float, float] | None:
         if None not in sizes and units <= {"µm", "um", "μm"}:
             return float(sizes[0]), float(sizes[1])
     tags = tiff.pages[0].tags
-    unit = {2: _UM_PER_INCH, 3: _UM_PER_CM}.get(int(tags["ResolutionUnit"].value) if "ResolutionUnit" in tags else 1)
-    if unit is None or not {"XResolution", "YResolution"} <= {tag.name for tag in tags}:
-        return None
-    ratios = [tags[f"{axis}Resolution"].value for axis in "XY"]
-    if any(above == 0 or below == 0 for above, below in ratios):
+    unit = {2: _UM_PER_INCH, 3: _UM_PER_CM}.get(tags.valueof("ResolutionUnit", default=1))
+    ratios = [tags.valueof(f"{axis}Resolution", default=(0, 0)) for axis in "XY"]
+    if unit is None or not np.all(ratios):
         return None
     return tuple(unit * below / above for above, below in ratios)  # type: ignore[return-value]

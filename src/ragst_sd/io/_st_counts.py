@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +12,11 @@ import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_key, require_type
-from ragst_sd.io._readable import readable
+from ragst_sd.io._readable import existing, readable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
     from scipy.sparse import csr_matrix
 
@@ -55,8 +56,8 @@ def read_counts(counts: AnnData | pd.DataFrame | str | PathLike[str], layer: str
 
 
 def _check_unique(names: pd.Index) -> None:
-    if not names.is_unique:
-        twice = names[names.duplicated()].unique()
+    twice = names[names.duplicated()].unique()
+    if len(twice):
         msg = (
             f"{len(twice)} spot names of `counts` are duplicated, for example {listing(twice[:3])}. Every row must be "
             "one spot: sum or drop the repeats, and read sections one by one."
@@ -66,11 +67,7 @@ def _check_unique(names: pd.Index) -> None:
 
 def existing_file(path: str | PathLike[str], argument: str, suffixes: tuple[str, ...]) -> Path:
     """The path of a file that exists and has one of the suffixes."""
-    path = Path(path)
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        msg = f"`{argument}`: {str(path)!r} {found}. Pass a file ({', '.join(suffixes)})."
-        raise FileNotFoundError(msg)
+    path = existing(path, f"`{argument}`:", f"Pass a file ({', '.join(suffixes)}).")
     if not path.name.lower().endswith(suffixes):
         msg = f"`{argument}`: {path.name!r} has an unsupported suffix; supported: {', '.join(suffixes)}."
         raise ValueError(msg)
@@ -190,8 +187,8 @@ def _matched(found: AnnData, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarra
         known = pd.Index([_array_name(f"{x}x{y}") for x, y in zip(table["x"], table["y"], strict=True)])
         names = pd.Index([_array_name(name) for name in names])
     for where, index in (("coordinates", known), ("counts", names)):
-        if not index.is_unique:
-            twice = index[index.duplicated()].unique()
+        twice = index[index.duplicated()].unique()
+        if len(twice):
             msg = f"{len(twice)} spots are duplicated in `{where}`, for example {listing(twice[:3])}. Keep one row of each."
             raise ValueError(msg)
     place = known.get_indexer(names)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ragst_sd._validate import require_type
+from ragst_sd.io._readable import existing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from xarray import DataArray, DataTree
 
@@ -40,16 +41,11 @@ def read_rgb(image: str | PathLike[str] | np.ndarray) -> np.ndarray:
     require_type(image, (str, PathLike, np.ndarray), "image", "Pass a path, or an array with axes y, x, c.")
     if isinstance(image, np.ndarray):
         return _to_rgb(image, "The array given as `image`")
-    path = Path(image)
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        msg = f"Image {str(path)!r} {found}. Pass the path of a picture ({', '.join(_PICTURES + _TIFFS)})."
-        raise FileNotFoundError(msg)
+    path = existing(image, "Image", f"Pass the path of a picture ({', '.join(_PICTURES + _TIFFS)}).")
     suffix = path.suffix.lower()
-    if suffix in _PICTURES:
-        return _to_rgb(_read_picture(path), f"Image {path.name!r}")
-    if suffix in _TIFFS:
-        return _to_rgb(_read_tiff(path), f"Image {path.name!r}")
+    if suffix in _PICTURES + _TIFFS:
+        read = _read_picture if suffix in _PICTURES else _read_tiff
+        return _to_rgb(read(path), f"Image {path.name!r}")
     todo = " Slide files are read with `rg.io.read_slide`." if suffix in _SLIDES else " Convert it, or pass the pixels."
     msg = f"Image {path.name!r} has the suffix {suffix!r}; read_st reads {', '.join(_PICTURES + _TIFFS)}.{todo}"
     raise ValueError(msg)
@@ -63,7 +59,6 @@ def image_element(pixels: np.ndarray) -> DataArray | DataTree:
     """
     import dask.array as da
     from spatialdata.models import Image2DModel
-    from spatialdata.transformations import Identity
 
     def lazy(level: np.ndarray) -> da.Array:
         return da.from_array(level, chunks=(3, _CHUNK_PX, _CHUNK_PX), name=False)
@@ -78,7 +73,6 @@ def image_element(pixels: np.ndarray) -> DataArray | DataTree:
         c_coords=["r", "g", "b"],
         scale_factors=[2] * (len(levels) - 1) or None,
         chunks=(3, _CHUNK_PX, _CHUNK_PX),
-        transformations={"global": Identity()},
     )
     for k, level in enumerate(levels[1:], start=1):
         element[f"scale{k}"]["image"].data = lazy(level)
@@ -88,9 +82,8 @@ def image_element(pixels: np.ndarray) -> DataArray | DataTree:
 def _halve(pixels: np.ndarray) -> np.ndarray:
     height, width = (size // 2 * 2 for size in pixels.shape[1:])
     total = np.full((pixels.shape[0], height // 2, width // 2), 2, np.uint16)
-    for row in (0, 1):
-        for column in (0, 1):
-            total += pixels[:, row:height:2, column:width:2]
+    for row, column in np.ndindex(2, 2):
+        total += pixels[:, row:height:2, column:width:2]
     return (total >> 2).astype(np.uint8)
 
 
@@ -152,10 +145,15 @@ def _to_rgb(pixels: np.ndarray, what: str) -> np.ndarray:
         msg = f"{what} is empty: its shape is {shape}."
         raise ValueError(msg)
     pixels = _to_uint8(pixels, what)
-    if pixels.shape[-1] == 4:
-        opacity = pixels[..., 3:].astype(np.float32) / 255
-        pixels = np.rint(pixels[..., :3] * opacity + 255 * (1 - opacity)).astype(np.uint8)
-    return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+    return np.ascontiguousarray(np.moveaxis(on_white(pixels), -1, 0))
+
+
+def on_white(pixels: np.ndarray) -> np.ndarray:
+    """RGB pixels as they are, RGBA pixels laid onto white; uint8, with channels on the last axis."""
+    if pixels.shape[-1] == 3 or pixels[..., 3].min() == 255:
+        return pixels[..., :3]
+    opacity = pixels[..., 3:] / np.float32(255)
+    return np.rint(pixels[..., :3] * opacity + 255 * (1 - opacity)).astype(np.uint8)
 
 
 def _to_uint8(pixels: np.ndarray, what: str) -> np.ndarray:

@@ -13,7 +13,6 @@ from ragst_sd._replacing import alone, followed, left_behind, move_in, place_bes
 from ragst_sd._validate import require_key
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
@@ -60,6 +59,7 @@ def write_table(sdata: SpatialData, name: str) -> None:
     >>> rg.io.write_table(sdata, "table")
     """
     import zarr
+    from spatialdata import SpatialData
 
     require_sdata(sdata)
     require_key(name, sdata.tables, "sdata.tables")
@@ -74,7 +74,10 @@ def write_table(sdata: SpatialData, name: str) -> None:
             msg = f"The store {store} has another element named {name!r}. Choose another name for the table."
             raise ValueError(msg)
         with place_beside(store) as fresh:
-            _write_alone(sdata.tables[name], name, fresh)
+            # A store of its own: the elements that the table annotates are not in it.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*annotat.*", category=UserWarning)
+                SpatialData(tables={name: sdata.tables[name]}).write(fresh)
             (fresh / _OLD).mkdir()
             if not (store / _TABLES).exists():
                 zarr.open_group(store, mode="r+", use_consolidated=False).require_group(_TABLES)
@@ -83,15 +86,6 @@ def write_table(sdata: SpatialData, name: str) -> None:
             sdata.write_consolidated_metadata()
         sdata.write_attrs()
     logger.info("Wrote table %r to %s.", name, sdata.path)
-
-
-def _write_alone(table: AnnData, name: str, fresh: Path) -> None:
-    """Write a table to a store of its own, beside the one that it is for."""
-    from spatialdata import SpatialData
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*annotat.*", category=UserWarning)
-        SpatialData(tables={name: table}).write(fresh)
 
 
 def _put_right(store: Path) -> None:

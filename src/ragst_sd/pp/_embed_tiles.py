@@ -6,23 +6,17 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, resolve_annotation, rows_in_order
 from ragst_sd._elements import centers_in_pixels, image_mpp_of, image_pyramid, require_sdata, resolve_image
 from ragst_sd._settings import settings
 from ragst_sd._validate import require_positive, require_some
 from ragst_sd._workers import own_device, without_huge_chunks
-from ragst_sd.pp._embedding_cache import open_cache
-from ragst_sd.pp._embedding_header import (
-    add_embedding,
-    default_key,
-    embedding_header,
-    image_fingerprint,
-    image_hash,
-    same_header,
-    shapes_hash,
-)
-from ragst_sd.pp._embedding_run import run_embedding
+from ragst_sd.pp._embedding_header import add_embedding, default_key, embedding_header, same_header
+from ragst_sd.pp._embedding_run import open_cache, run_embedding
+from ragst_sd.pp._tile_grid import require_resolution
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -169,20 +163,11 @@ def embed_tiles(
 
     require_sdata(sdata)
     require_positive(tile_px, "tile_px", whole=True)
-    if mpp is not None:
-        require_positive(mpp, "mpp")
     image_key = resolve_image(sdata, image_key)
     table_key, shapes_key = resolve_annotation(sdata, table_key, shapes_key)
     table = sdata.tables.get(table_key, None)
     image_mpp = image_mpp_of(sdata, image_key, image_mpp)
-    if mpp is not None and image_mpp is None:
-        msg = (
-            f"Tiles of {mpp} microns per pixel were asked for, but the resolution of image {image_key!r} is unknown. "
-            "Give it with `image_mpp=`, or once with `rg.pp.set_image_mpp(sdata, image_key=..., mpp=...)` "
-            "(or `shapes_key=`, to derive it from the spot pitch); `mpp=None` takes the image's own pixels. "
-            "See `Resolution of an image` in the documentation."
-        )
-        raise ValueError(msg)
+    require_resolution(mpp, image_mpp, image_key)
 
     centers = centers_in_pixels(sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
     pyramid = image_pyramid(sdata, image_key)
@@ -202,32 +187,29 @@ def embed_tiles(
 
     batch_size = settings.batch_size if batch_size is None else batch_size
     require_positive(batch_size, "batch_size", whole=True)
-    encoder = resolve_encoder(
-        model,
-        model_kwargs=model_kwargs,
-        mean=mean,
-        std=std,
-        device=own_device() if device is None else device,
-        amp=amp,
-    )
-    context = _check_context(encoder.context if context is None else context)
+    options: dict[str, Any] = {"model_kwargs": model_kwargs, "mean": mean, "std": std}
+    encoder = resolve_encoder(model, **options, device=own_device() if device is None else device, amp=amp)
+    multiples = list(encoder.context if context is None else np.atleast_1d(context).tolist())
+    require_some(multiples, "context", "Give at least one field of view, for instance `(1,)`.")
+    for multiple in multiples:
+        require_positive(multiple, "context")
     key_added = default_key(encoder.name, model) if key_added is None else key_added
-    fields = plan_fields(pyramid, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, context=context)
-    finest = plan_fields(pyramid, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, context=(1,))[0]
+    *fields, finest = plan_fields(
+        pyramid, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, context=[*map(float, multiples), 1]
+    )
     with without_huge_chunks(pyramid, [len(pyramid.levels) - 1, *(field.level for field in fields)]) as readable:
-        pixels = image_hash(readable)
         header = embedding_header(
+            readable,
+            centers.affine,
+            xy,
             encoder=encoder,
             tile_px=tile_px,
             mpp=mpp,
             image_mpp=image_mpp,
-            context=context,
+            context=multiples,
             upsampling=max(1.0, finest.upsampling),
             image_key=image_key,
-            image_fingerprint=image_fingerprint(pyramid, centers.affine, pixels),
-            image_hash=pixels,
             shapes_key=shapes_key,
-            shapes_hash=shapes_hash(xy),
             coordinate_system=centers.coordinate_system,
         )
         if header["upsampling"] > 1.01:
@@ -241,7 +223,7 @@ def embed_tiles(
             return None if inplace else table.copy()
         kept = open_cache(cache, header=header, batch_size=batch_size, encoder=encoder)
         # Workers take a device of their own unless the call names one; precision is what the header says.
-        options = {"model_kwargs": model_kwargs, "mean": mean, "std": std, "device": device, "amp": encoder.amp}
+        options |= {"device": device, "amp": encoder.amp}
         show = settings.progress if progress is None else progress
         with tqdm(total=int(inside.sum()) * len(fields), unit="field of view", disable=not show) as bar:
             embedding = run_embedding(
@@ -251,8 +233,7 @@ def embed_tiles(
                 encoder,
                 model=model,
                 options=options,
-                batch_size=batch_size,
-                num_workers=num_workers,
+                reading={"batch_size": batch_size, "num_workers": num_workers},
                 open_cache=kept,
                 advance=bar.update,
             )
@@ -269,11 +250,3 @@ def embed_tiles(
         logger.info("Adding `sdata.tables[%r]`, annotating %r.", table_key, shapes_key)
     logger.info("Adding `sdata.tables[%r].obsm[%r]` %s.", table_key, key_added, embedding.shape)
     return None
-
-
-def _check_context(context: Sequence[float]) -> tuple[float, ...]:
-    values = (context,) if isinstance(context, int | float) else tuple(context)
-    require_some(values, "context", "Give at least one field of view, for instance `(1,)`.")
-    for value in values:
-        require_positive(value, "context")
-    return tuple(float(value) for value in values)

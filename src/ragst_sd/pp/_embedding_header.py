@@ -32,9 +32,21 @@ def default_key(name: str | None, model: object) -> str:
 
 
 def embedding_header(
-    *, encoder: Encoder, mpp: float | None, image_mpp: float | None, context: Sequence[float], **geometry: Any
+    pyramid: Pyramid,
+    affine: np.ndarray,
+    xy: np.ndarray,
+    *,
+    encoder: Encoder,
+    mpp: float | None,
+    image_mpp: float | None,
+    context: Sequence[float],
+    **geometry: Any,
 ) -> dict[str, Any]:
-    """Assemble the header; lists become arrays and unknown numbers NaN, so that it survives zarr unchanged."""
+    """Assemble the header; lists become arrays and unknown numbers NaN, so that it survives zarr unchanged.
+
+    Image, its transformation and centres of tiles are known by hashes.
+    """
+    pixels = image_hash(pyramid)
 
     def numbers(values: Sequence[float] | None) -> np.ndarray:
         return np.asarray([] if values is None else values, dtype=float)
@@ -50,6 +62,9 @@ def embedding_header(
         "mpp": np.nan if mpp is None else float(mpp),
         "image_mpp": np.nan if image_mpp is None else float(image_mpp),
         "context": numbers(context),
+        "image_fingerprint": image_fingerprint(pyramid, affine, pixels),
+        "image_hash": pixels,
+        "shapes_hash": shapes_hash(xy),
         **geometry,
     }
 
@@ -73,8 +88,8 @@ def same_header(stored: Mapping[str, Any] | None, header: Mapping[str, Any]) -> 
     """Whether a stored embedding was made in exactly the same way from the same pixels."""
     if stored is None:
         return False
-    keys = (set(stored) | set(header)) - _STATISTICS
-    return all(key in stored and key in header and same_value(stored[key], header[key]) for key in keys)
+    keys = set(stored) - _STATISTICS
+    return keys == set(header) - _STATISTICS and all(same_value(stored[key], header[key]) for key in keys)
 
 
 def same_value(first: Any, second: Any) -> bool:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import os
 from contextlib import closing
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from ragst_sd._workers import (
-    EmbeddingJob,
-    active_client,
-    embed_part,
-    read_in_calling_thread,
-    spread_over_workers,
-)
+import numpy as np
+
+from ragst_sd._replacing import clear_unfinished_files, replace_text, replaced_file
+from ragst_sd._validate import require_type
+from ragst_sd._workers import EmbeddingJob, active_client, embed_part, read_in_calling_thread, spread_over_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    import numpy as np
 
     from ragst_sd.image.embedding import Pyramid
     from ragst_sd.image.encoder import Encoder
     from ragst_sd.image.frames import FieldOfView
     from ragst_sd.image.parts import Part
-    from ragst_sd.pp._embedding_cache import EmbeddingCache
 
 logger = logging.getLogger(__name__)
 
@@ -37,19 +37,18 @@ def run_embedding(
     *,
     model: Any,
     options: Mapping[str, Any],
-    batch_size: int,
-    num_workers: int,
+    reading: Mapping[str, Any],
     open_cache: Callable[[Sequence[Part]], EmbeddingCache] | None,
     advance: Callable[[int], object],
 ) -> np.ndarray:
     """Embed the tiles around `xy`: float32 (n, d * fields), NaN off the image.
 
-    `model` and `options` are what the encoder was made of, from which workers make theirs; `open_cache` opens the cache for
-    the parts of this run.
+    `model` and `options` are what the encoder was made of, from which workers make theirs; `reading` holds `batch_size` and
+    `num_workers`; `open_cache` opens the cache for the parts of this run.
     """
     from ragst_sd.image.parts import collect_parts, embed_parts, plan_parts
 
-    parts = plan_parts(pyramid, xy, fields, batch_size=batch_size)
+    parts = plan_parts(pyramid, xy, fields, batch_size=reading["batch_size"])
     cache = None if open_cache is None else open_cache(parts)
     done: dict[int, np.ndarray] = {}
     if cache is not None:
@@ -65,28 +64,10 @@ def run_embedding(
 
     on_workers = bool(todo) and active_client() is not None
     if not on_workers:
-        results = embed_parts(
-            read_in_calling_thread(pyramid),
-            xy,
-            fields,
-            todo,
-            encoder,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            advance=advance,
-        )
+        results = embed_parts(read_in_calling_thread(pyramid), xy, fields, todo, encoder, **reading, advance=advance)
     else:
-        job = EmbeddingJob(
-            key=uuid4().hex,
-            pyramid=pyramid,
-            centers=xy,
-            fields=tuple(fields),
-            batch_size=batch_size,
-            num_workers=num_workers,
-            model=model,
-            options=dict(options),
-            weights_hash=encoder.weights_hash,
-        )
+        key, weights = uuid4().hex, encoder.weights_hash
+        job = EmbeddingJob(key, pyramid, xy, tuple(fields), reading, model, dict(options), weights)
         logger.info("Embedding %d parts on the workers of the active client.", len(todo))
         results = spread_over_workers(embed_part, todo, job)
     with closing(results):
@@ -97,3 +78,82 @@ def run_embedding(
             if cache is not None:
                 cache.write(position, values)
     return collect_parts(len(xy), len(fields), parts, [done[position] for position in range(len(parts))])
+
+
+class EmbeddingCache:
+    """Finished parts of one run as `.npy` files, in a folder named by a hash of the run's header and of its plan.
+
+    One cache serves many images and encoders: what was made in another way lies in another folder. Every file is
+    written beside its place and moved there, so it is whole or absent.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], run: Mapping[str, Any], parts: Sequence[Part]) -> None:
+        # Parts are kept by position, and which tiles a position holds follows from the chunks of the image.
+        text = json.dumps({**run, "plan": plan_hash(parts)}, indent=1)
+        self.folder = Path(path) / hashlib.sha256(text.encode()).hexdigest()[:24]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        clear_unfinished_files(self.folder, r"part-\d{6}\.npy")
+        replace_text(self.folder / "run.json", text)
+
+    def read(self, position: int, n_rows: int) -> np.ndarray | None:
+        """Embeddings of a part, or `None` if they are not there or not whole."""
+        path = self.folder / f"part-{position:06d}.npy"
+        if not path.exists():
+            return None
+        try:
+            # Mapped first: a header that promises more than the file holds is refused before memory is taken.
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
+            if values.ndim != 2 or len(values) != n_rows or values.dtype != np.float32:
+                msg = f"expected {n_rows} rows of float32, found {values.dtype} {values.shape}"
+                raise ValueError(msg)
+            values = np.array(values)
+            if not np.isfinite(values).all():
+                msg = "found NaN or infinite values"
+                raise ValueError(msg)
+        except (ValueError, OSError, EOFError) as error:
+            logger.warning("Part %d in the cache %s cannot be used (%s): it is embedded again.", position, path, error)
+            return None
+        return values
+
+    def write(self, position: int, values: np.ndarray) -> None:
+        """Keep the embeddings of a part."""
+        with replaced_file(self.folder / f"part-{position:06d}.npy") as beside, beside.open("wb") as file:
+            np.save(file, values, allow_pickle=False)
+
+
+def open_cache(
+    path: str | os.PathLike[str] | None, *, header: Mapping[str, Any], batch_size: int, encoder: Encoder
+) -> Callable[[Sequence[Part]], EmbeddingCache] | None:
+    """What opens the cache at `path` for the parts of one run; `None` without a path.
+
+    Raises
+    ------
+    ValueError
+        If the encoder has no name, so that what lies in the cache could be another's.
+    NotADirectoryError
+        If `path` is a file.
+    """
+    if path is None:
+        return None
+    require_type(path, (str, os.PathLike), "cache", "It is the path of a folder.")
+    if Path(path).exists() and not Path(path).is_dir():
+        msg = f"`cache` is {str(path)!r}, which is a file. Give a folder; it is made if it does not exist."
+        raise NotADirectoryError(msg)
+    if encoder.name is None:
+        msg = (
+            "`cache` was given with a model that has no name: what is found in the cache could be another model's. Give "
+            "the model a string attribute `name`, different for different weights, or leave out `cache`."
+        )
+        raise ValueError(msg)
+    described = {key: np.asarray(value).tolist() for key, value in sorted(header.items())}
+    # Batches may show in the last bits of an embedding.
+    return partial(EmbeddingCache, path, {**described, "batch_size": batch_size})
+
+
+def plan_hash(parts: Sequence[Part]) -> str:
+    """sha256 over which tiles every part holds, and in which order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.array([part.field, len(part.rows)], dtype="<i8").tobytes())
+        digest.update(part.rows.astype("<i8").tobytes())
+    return digest.hexdigest()

@@ -53,24 +53,13 @@ def encoders() -> pd.DataFrame:
     }
     models = [
         {
-            "name": row.name,
-            "source": f"hf-hub:{row.hub_id}",
-            "width": row.width,
-            "input_px": row.input_px,
-            "mpp": row.mpp,
+            **vars(model),
+            "source": f"hf-hub:{model.hub_id}",
+            "url": model.url,
             "context": DEFAULT_CONTEXT,
-            "license": row.license,
-            "commercial_use": row.commercial_use,
-            "gated": row.gated,
-            "mean": row.mean,
-            "std": row.std,
-            "needs": row.needs,
-            "citation": row.citation,
-            "url": row.url,
-            "note": row.note,
-            "unverified": ", ".join(row.unverified),
+            "unverified": ", ".join(model.unverified),
         }
-        for row in FOUNDATION_MODELS.values()
+        for model in FOUNDATION_MODELS.values()
     ]
     rest = {
         "name": "any timm name",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,22 +106,19 @@ def filter_predicted(
         "min_share_of_ceiling": min_share_of_ceiling,
         "min_n_measured": min_n_measured,
     }
-    keep, dropped = _judge(table, {name: value for name, value in thresholds.items() if value is not None})
+    thresholds = {name: value for name, value in thresholds.items() if value is not None}
+    keep, dropped = _judge(table, thresholds)
     reasons = ", ".join(f"{number} for {name}" for name, number in dropped.items() if number)
     if not keep.any():
-        best = {
-            name: float(np.nanmax(table.var[name]))
-            for name in (_keys.CV_PEARSON, _keys.N_MEASURED)
-            if name in table.var
-        }
+        shown = [name for name in (_keys.CV_PEARSON, _keys.N_MEASURED) if name in table.var]
+        best = ", ".join(f"{name} {np.nanmax(table.var[name]):.3g}" for name in shown)
         msg = (
-            f"None of the {table.n_vars} genes passes ({reasons}). The best of them have "
-            f"{', '.join(f'{name} {value:.3g}' for name, value in best.items())}: ask for less, or do not use this prediction."
+            f"None of the {table.n_vars} genes passes ({reasons}). The best of them have {best}: ask for less, or do not "
+            "use this prediction."
         )
         raise ValueError(msg)
     logger.info("Dropping %d of %d genes (%s).", int((~keep).sum()), table.n_vars, reasons or "none fails")
-    given = {name: value for name, value in thresholds.items() if value is not None}
-    header = {**header, "filter": _record(header.get("filter"), given, table.n_vars, dropped)}
+    header = {**header, "filter": _record(header.get("filter"), thresholds, table.n_vars, dropped)}
     if bare and inplace:
         table._inplace_subset_var(keep)
         table.uns[_keys.RETRIEVAL] = header
@@ -139,12 +137,10 @@ def _record(
     """What was dropped since the prediction was made, by this call and by those before."""
     if before is None:
         return {**thresholds, "n_genes": n_genes, "dropped": dropped}
-    earlier = {name: before[name] for name in before if name not in ("n_genes", "dropped")}
-    strictest = {name: max(value, earlier.get(name, value)) for name, value in thresholds.items()}
-    total = {name: int(number) for name, number in before["dropped"].items()}
-    for name, number in dropped.items():
-        total[name] = total.get(name, 0) + number
-    return {**earlier, **strictest, "n_genes": int(before["n_genes"]), "dropped": total}
+    strictest = {name: max(value, before.get(name, value)) for name, value in thresholds.items()}
+    total = Counter({name: int(number) for name, number in before["dropped"].items()})
+    total.update(dropped)
+    return {**before, **strictest, "n_genes": int(before["n_genes"]), "dropped": dict(total)}
 
 
 def _judge(table: AnnData, thresholds: dict[str, Any]) -> tuple[np.ndarray, dict[str, int]]:

@@ -193,10 +193,10 @@ def _check_summable(table: AnnData, merged: list[str]) -> None:
     """Refuse to merge columns of anything but counts."""
     layers: Any = table.layers
     # anndata lists `.X` among the layers, under the name None.
-    matrices = {"X": table.X, **{f"layers[{name!r}]": layers[name] for name in layers if name is not None}}
+    matrices = {f"layers[{name!r}]": layers[name] for name in layers if name is not None}
+    if table.X is not None:
+        matrices = {"X": table.X, **matrices}
     for where, matrix in matrices.items():
-        if matrix is None:
-            continue
         kind, why = find_unit(as_csr(matrix))
         if kind not in ("counts", "estimated counts"):
             msg = (
@@ -216,37 +216,28 @@ def _write(table: AnnData, report: pd.DataFrame, species: str, target: str) -> N
     first = kept[np.unique(codes, return_index=True)[1]]
     var, layers = cast("Any", table.var), cast("Any", table.layers)
     before = var.get(_keys.GENE_ORIGINAL, pd.Series(table.var_names, dtype=object)).to_numpy(object)
-    columns = {_keys.GENE_ORIGINAL: before, _keys.GENE_HOW: report["how"].to_numpy(object)}
-    joined = {
-        name: pd.Series(values[kept])
-        .groupby(codes)
-        .agg(lambda group: "|".join(dict.fromkeys(map(str, group))))
-        .to_numpy(object)
-        for name, values in columns.items()
-    }
-    summed: dict[str | None, Any] = {}
-    if len(genes) < len(kept):
+    columns = pd.DataFrame({_keys.GENE_ORIGINAL: before, _keys.GENE_HOW: report["how"].to_numpy(object)})
+    joined = columns.iloc[kept].groupby(codes).agg(lambda group: "|".join(dict.fromkeys(map(str, group))))
+    summed, merging = {}, len(genes) < len(kept)
+    if merging:
         summed = {name: _add_up(layers[name], kept, codes) for name in layers if name is not None}
-        summed[None] = None if table.X is None else _add_up(table.X, kept, codes)
+    x = _add_up(table.X, kept, codes) if merging and table.X is not None else None
+    sources = [source for name in dict.fromkeys((species, target)) for source in load_table(name).sources]
     header = {
         "species": target,
         "measured_in": species,
-        "sources": np.asarray(
-            [source for one in dict.fromkeys((species, target)) for source in load_table(one).sources], dtype=str
-        ),
-        "how": {str(how): int(number) for how, number in report["how"].value_counts().items()},
-        "action": {str(action): int(number) for action, number in report["action"].value_counts().items()},
+        "sources": np.asarray(sources, dtype=str),
+        "how": report["how"].value_counts().to_dict(),
+        "action": report["action"].value_counts().to_dict(),
         "dropped": np.asarray(report.index[gene == ""], dtype=str),
     }
     table._inplace_subset_var(first)
-    for name, matrix in summed.items():
-        if name is not None:
-            table.layers[name] = matrix
-        elif matrix is not None:
-            table.X = matrix
+    table.layers.update(summed)
+    if x is not None:
+        table.X = x
     table.var_names = pd.Index(genes.astype(str))
     for name, values in joined.items():
-        table.var[name] = values
+        table.var[name] = values.to_numpy(object)
     table.uns[_keys.ATTRS] = {**table.uns.get(_keys.ATTRS, {}), _keys.GENES: header}
 
 

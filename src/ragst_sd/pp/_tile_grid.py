@@ -88,23 +88,16 @@ def tile_grid(
     >>> len(sdata.shapes["tiles"]) == sdata.tables["tiles_table"].n_obs
     True
     """
+    import pandas as pd
+
     require_sdata(sdata)
     require_positive(tile_px, "tile_px", whole=True)
     stride_px = tile_px if stride_px is None else stride_px
     require_positive(stride_px, "stride_px", whole=True)
     image_key = resolve_image(sdata, image_key)
     image_mpp = image_mpp_of(sdata, image_key, image_mpp)
-    native = 1.0
-    if mpp is not None:
-        require_positive(mpp, "mpp")
-        if image_mpp is None:
-            msg = (
-                f"Tiles of {mpp} microns per pixel were asked for, but the resolution of image {image_key!r} is unknown. "
-                "Give it with `image_mpp=` or `rg.pp.set_image_mpp`; `mpp=None` takes the image's own pixels. "
-                "See `Resolution of an image` in the documentation."
-            )
-            raise ValueError(msg)
-        native = mpp / image_mpp
+    require_resolution(mpp, image_mpp, image_key)
+    native = 1.0 if mpp is None or image_mpp is None else mpp / image_mpp
     _check_free(sdata, key_added, table_key)
     pyramid = image_pyramid(sdata, image_key)
     height, width = pyramid.shapes[0]
@@ -116,9 +109,9 @@ def tile_grid(
             "Ask for smaller `tile_px` or `mpp`."
         )
         raise ValueError(msg)
-    row, column = (grid.ravel() for grid in np.meshgrid(np.arange(len(ys)), np.arange(len(xs)), indexing="ij"))
+    row, column = np.indices((len(ys), len(xs))).reshape(2, -1)
     centers = np.column_stack([xs[column], ys[row]])
-    annotations = {"row": row, "column": column}
+    places = pd.DataFrame({"row": row, "column": column})
     if tissue:
         fraction = tissue_fraction(pyramid, centers, edge)
         keep = fraction >= _MIN_TISSUE
@@ -128,23 +121,38 @@ def tile_grid(
                 "Check that it is H&E on a bright background, or pass `tissue=False`."
             )
             raise ValueError(msg)
-        centers = centers[keep]
-        annotations = {name: values[keep] for name, values in {**annotations, "tissue_fraction": fraction}.items()}
+        centers, places = centers[keep], places.assign(tissue_fraction=fraction)[keep]
     _check_dependents(sdata, key_added, table_key, centers)
     sdata.shapes[key_added] = squares_on_image(sdata, image_key, centers - edge / 2, edge)
     table = empty_table(sdata.shapes[key_added].index, key_added)
-    for name, values in annotations.items():
-        table.obs[name] = values
+    for name in places:
+        table.obs[name] = places[name].to_numpy()
     table.obsm[_keys.SPATIAL] = centers
     table.uns[_keys.ATTRS] = {_keys.TILE_GRID: True}
     sdata.tables[table_key] = table
     logger.info("Adding `sdata.shapes[%r]` and `sdata.tables[%r]`: %d tiles.", key_added, table_key, len(centers))
 
 
+def require_resolution(mpp: float | None, image_mpp: float | None, image_key: str) -> None:
+    """Raise a `ValueError` if tiles of a resolution are asked for and that of the image is not known."""
+    if mpp is None:
+        return
+    require_positive(mpp, "mpp")
+    if image_mpp is None:
+        msg = (
+            f"Tiles of {mpp} microns per pixel were asked for, but the resolution of image {image_key!r} is unknown. "
+            "Give it with `image_mpp=`, or once with `rg.pp.set_image_mpp(sdata, image_key=..., mpp=...)` "
+            "(or `shapes_key=`, to derive it from the spot pitch); `mpp=None` takes the image's own pixels. "
+            "See `Resolution of an image` in the documentation."
+        )
+        raise ValueError(msg)
+
+
 def tissue_fraction(pyramid: Pyramid, centers: np.ndarray, edge: float) -> np.ndarray:
     """Share of tissue in squares of `edge` level-0 pixels around centres."""
     from skimage.color import rgb2hsv
     from skimage.filters import gaussian, threshold_otsu
+    from skimage.transform import integral_image, integrate
 
     from ragst_sd.image.tiles import as_rgb_uint8
 
@@ -155,13 +163,12 @@ def tissue_fraction(pyramid: Pyramid, centers: np.ndarray, edge: float) -> np.nd
     overview = as_rgb_uint8(np.asarray(pyramid.levels[level][:, ::step, ::step]), pyramid.value_max)
     saturation = gaussian(rgb2hsv(np.moveaxis(overview, 0, -1))[..., 1], sigma=2)
     mask = saturation > threshold_otsu(saturation) if np.ptp(saturation) > 0 else np.zeros(saturation.shape, bool)
-    total = np.pad(mask.astype(np.int64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
-    scale = np.array([mask.shape[1] / pyramid.shapes[0][1], mask.shape[0] / pyramid.shapes[0][0]])
-    size = np.array([mask.shape[1], mask.shape[0]])
-    low = np.clip(np.rint((centers - edge / 2) * scale).astype(int), 0, size - 1)
-    high = np.clip(np.rint((centers + edge / 2) * scale).astype(int), low + 1, size)
-    (x0, y0), (x1, y1) = low.T, high.T
-    return (total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0]) / ((x1 - x0) * (y1 - y0))
+    # Rows and columns of the overview, of which the last is a part of the square.
+    size, middle = np.array(mask.shape), centers[:, ::-1]
+    scale = size / pyramid.shapes[0]
+    first = np.clip(np.rint((middle - edge / 2) * scale).astype(int), 0, size - 1)
+    last = np.clip(np.rint((middle + edge / 2) * scale).astype(int), first + 1, size) - 1
+    return integrate(integral_image(mask), first, last) / (last - first + 1).prod(axis=1)
 
 
 def _check_free(sdata: SpatialData, key_added: str, table_key: str) -> None:

@@ -1,7 +1,7 @@
-"""Outputs of Space Ranger, Visium and Visium HD, as they are deposited: single files and archives of folders.
+"""Outputs of 10x: Visium and Visium HD as they are deposited (single files, archives of folders), bundles of Xenium.
 
-Not by the readers of spatialdata-io, which want the pipeline's whole folder under its own names (deposits rename files
-and leave some out) and give the picture as one chunk.
+Visium is not read by the readers of spatialdata-io, which want the pipeline's whole folder under its own names (deposits
+rename files and leave some out) and give the picture as one chunk.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ragst_sd import _keys
+from ragst_sd._pitch import spot_pitch
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import readable
-from ragst_sd.io._section import assemble
+from ragst_sd.io._section import IMAGE, SHAPES, TABLE, assemble, check_inside
 from ragst_sd.io._slide_file import open_slide
 from ragst_sd.io._st_counts import read_counts
-from ragst_sd.io._st_geometry import check_inside
 from ragst_sd.io._st_image import image_element, read_rgb
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ _POSITIONS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_full
 _PIXELS = ["pxl_col_in_fullres", "pxl_row_in_fullres"]
 _DIAMETER_UM, _PITCH_UM = 55.0, 100.0
 _BIN_UM = 16
+_LEFT_OUT = ["cells_boundaries", "nucleus_boundaries", "cells_labels", "nucleus_labels", "transcripts"]
+_LEFT_OUT += ["morphology_mip", "morphology_focus", "aligned_images"]
+_BUNDLE = ("experiment.xenium", "cell_feature_matrix.h5", "cells.parquet", "cells.zarr.zip")
 
 
 def read_visium(sample: Sample) -> SpatialData:
@@ -45,7 +49,7 @@ def read_visium(sample: Sample) -> SpatialData:
     """
     positions, scalefactors = _spatial(sample)
     scales = json.loads(scalefactors.read_text())
-    if sample.has("image"):
+    if "image" in sample.roles:
         image, factor = _picture(sample.path("image")), 1.0
     else:
         image = image_element(read_rgb(sample.find("spatial", "tissue_hires_image.png")[0]))
@@ -56,8 +60,7 @@ def read_visium(sample: Sample) -> SpatialData:
             sample.name,
         )
     table = _joined(read_10x(sample.path("counts")), read_positions(positions), sample.name)
-    pitch = _PITCH_UM if sample.um_between_centers is None else sample.um_between_centers
-    return _assembled(sample, table, image, factor=factor, diameter=scales["spot_diameter_fullres"], pitch_um=pitch)
+    return _assembled(sample, table, image, scales["spot_diameter_fullres"], factor=factor)
 
 
 def read_visium_hd(sample: Sample) -> SpatialData:
@@ -69,19 +72,13 @@ def read_visium_hd(sample: Sample) -> SpatialData:
     places = sample.find("bins", f"{at}/spatial/tissue_positions.parquet")[0]
     scales = json.loads(sample.find("bins", f"{at}/spatial/scalefactors_json.json")[0].read_text())
     table = _joined(read_10x(counts), pd.read_parquet(places).set_index("barcode"), sample.name)
-    return _assembled(
-        sample,
-        table,
-        image,
-        factor=1.0,
-        diameter=scales["spot_diameter_fullres"],
-        mpp=float(scales["microns_per_pixel"]),
-    )
+    mpp = float(scales["microns_per_pixel"])
+    return _assembled(sample, table, image, scales["spot_diameter_fullres"], mpp=mpp)
 
 
 def _spatial(sample: Sample) -> tuple[Path, Path]:
     """Positions and scale factors, named anew by some deposits."""
-    if not sample.has("spatial"):
+    if "spatial" not in sample.roles:
         return sample.path("positions"), sample.path("scalefactors")
     positions = sample.find("spatial", "tissue_positions.csv", "tissue_positions_list.csv")
     return positions[0], sample.find("spatial", "scalefactors_json.json")[0]
@@ -112,42 +109,33 @@ def read_positions(path: Path) -> pd.DataFrame:
 
 
 def _joined(table: AnnData, positions: pd.DataFrame, sample: str) -> AnnData:
-    place = positions.index.get_indexer(table.obs_names)
-    if (place < 0).any():
-        lost = table.obs_names[place < 0]
+    lost = table.obs_names[~table.obs_names.isin(positions.index)]
+    if len(lost):
         msg = (
             f"{len(lost)} of {table.n_obs} barcodes of section {sample!r} have no position, for example {lost[0]!r} (a "
             f"position is that of {positions.index[0]!r}). The files are not of one section."
         )
         raise ValueError(msg)
-    positions = positions.iloc[place]
-    for name in positions.columns.difference(_PIXELS):
-        table.obs[name] = positions[name].to_numpy()
+    positions = positions.loc[table.obs_names]
+    table.obs = table.obs.join(positions.drop(columns=_PIXELS))
     table.obsm["spatial"] = positions[_PIXELS].to_numpy(float)
     return table
 
 
 def _assembled(
-    sample: Sample,
-    table: AnnData,
-    image: Any,
-    *,
-    factor: float,
-    diameter: float,
-    pitch_um: float | None = None,
-    mpp: float | None = None,
+    sample: Sample, table: AnnData, image: Any, diameter: float, *, factor: float = 1.0, mpp: float | None = None
 ) -> SpatialData:
+    """Put a section together whose positions are in pixels of a picture that `image` is `factor` times as large as."""
     from spatialdata import get_pyramid_levels
     from xarray import DataArray
-
-    from ragst_sd._pitch import spot_pitch
 
     xy = np.asarray(table.obsm["spatial"], dtype=float) * factor
     full = image if isinstance(image, DataArray) else next(iter(get_pyramid_levels(image)))
     check_inside(xy, full.sizes["x"], full.sizes["y"])
     if mpp is None:
         # Spots are where the instrument put them; what a file states of its pixels may be missing or wrong.
-        mpp = float(pitch_um) / spot_pitch(xy) if len(xy) > 1 else _DIAMETER_UM / (diameter * factor)  # type: ignore[arg-type]
+        pitch_um = _PITCH_UM if sample.um_between_centers is None else sample.um_between_centers
+        mpp = pitch_um / spot_pitch(xy) if len(xy) > 1 else _DIAMETER_UM / (diameter * factor)
     return assemble(
         table,
         xy,
@@ -158,3 +146,45 @@ def _assembled(
         details=sample.details,
         image_mpp=mpp,
     )
+
+
+def read_xenium(sample: Sample) -> SpatialData:
+    """`bundle` (archive of the output folder), `image` and `alignment` (csv), which may also lie in the bundle.
+
+    Cells become the spots. All lies in the frame "global", pixels of the morphology image: cells by a scale, the H&E
+    picture by its alignment.
+    """
+    import spatialdata_io
+    from spatialdata import SpatialData
+    from spatialdata.models import TableModel
+    from spatialdata.transformations import Affine, set_transformation
+
+    experiment = sample.find("bundle", *_BUNDLE)
+    folder = next(path.parent for path in experiment if path.name == "experiment.xenium")
+    pixel_um = float(json.loads((folder / "experiment.xenium").read_text())["pixel_size"])
+    image_file, alignment_file = _picture_and_alignment(sample)
+    to_global = np.loadtxt(alignment_file, delimiter=",").reshape(3, 3)
+    read = spatialdata_io.xenium(folder, cells_as_circles=True, **dict.fromkeys(_LEFT_OUT, False))
+    image = pyramid_element(open_slide(image_file.resolve()).levels)
+    set_transformation(image, Affine(to_global, input_axes=("x", "y"), output_axes=("x", "y")), "global")
+    table = read.tables["table"]
+    table.obs["region"] = SHAPES
+    table.obs["region"] = table.obs["region"].astype("category")
+    table.obs[_keys.SAMPLE] = sample.name
+    if sample.donor is not None:
+        table.obs[_keys.DONOR] = sample.donor
+    table.uns[_keys.ATTRS] = {_keys.SOURCE: dict(sample.details)}
+    table = TableModel.parse(table, region=SHAPES, region_key="region", instance_key="cell_id", overwrite_metadata=True)
+    sdata = SpatialData(images={IMAGE: image}, shapes={SHAPES: read.shapes["cell_circles"]}, tables={TABLE: table})
+    mpp = pixel_um * float(np.sqrt(abs(np.linalg.det(to_global[:2, :2]))))
+    sdata.attrs[_keys.ATTRS] = {_keys.IMAGE_MPP: {IMAGE: mpp}}
+    return sdata
+
+
+def _picture_and_alignment(sample: Sample) -> tuple[Path, Path]:
+    patterns = {"image": "*he_image.ome.tif", "alignment": "*he_imagealignment.csv"}
+    image, alignment = (
+        sample.path(role) if role in sample.roles else sample.find("bundle", pattern)[0]
+        for role, pattern in patterns.items()
+    )
+    return image, alignment

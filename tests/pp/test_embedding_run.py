@@ -116,7 +116,7 @@ def test_two_runs_at_once_do_not_get_into_each_others_way(section, tmp_path):
 
 
 def test_writers_of_one_process_use_names_of_their_own(tmp_path, monkeypatch):
-    from ragst_sd.pp._embedding_cache import EmbeddingCache
+    from ragst_sd.pp._embedding_run import EmbeddingCache
 
     real, values = np.save, np.zeros((3, 2), np.float32)
     caches = [EmbeddingCache(tmp_path, {}, []) for _ in range(2)]
