@@ -74,7 +74,12 @@ def shortlist(
     device = torch.device(device)
     n_block, m_block = block or (_CPU_BLOCK if device.type == "cpu" else _GPU_BLOCK)
     m_block = max(_GROUP, m_block // _GROUP * _GROUP)
-    half = device.type == "cuda" and not unit and str(bank.dtype).endswith("float16") and _half_products(str(device))
+    half = (
+        device.type == "cuda"
+        and not unit
+        and str(bank.dtype) in ("float16", "torch.float16")
+        and _half_products(str(device))
+    )
     # Products of float16 rows take the rows as they are, so that queries stay where they are too.
     centre = np.zeros(queries.shape[1]) if half else as_float64(bank[:m_block], unit=unit).mean(axis=0)
     centre = centre.astype(np.float32)
