@@ -79,9 +79,18 @@ def load_timm(model: str, model_kwargs: Mapping[str, Any]) -> Loaded:
     if height != width:
         msg = f"{model!r} takes images of {height} x {width} px; tiles are square. Choose `img_size` in `model_kwargs`."
         raise ValueError(msg)
-    name = model if model.startswith("hf-hub:") else f"timm:{_bare_name(model, module)}"
+    name = model
+    if not model.startswith("hf-hub:"):
+        architecture = cast("Any", module).pretrained_cfg.get("architecture", "model") if ":" in model else model
+        name = f"timm:{architecture}"
     return Loaded(
-        name, module, module, tuple(config["mean"]), tuple(config["std"]), _edge(kwargs, width), _shaping(kwargs)
+        name=name,
+        module=module,
+        forward=module,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        input_px=_edge(kwargs, width),
+        shaped_by=_shaping(kwargs),
     )
 
 
@@ -297,12 +306,6 @@ def _existing_file(path: str | Path, label: str) -> Path:
         msg = f"`checkpoint_path` of {label!r} is {str(path)!r}, which is no file. Give one .safetensors or torch file."
         raise FileNotFoundError(msg)
     return found
-
-
-def _bare_name(model: str, module: torch.nn.Module) -> str:
-    if ":" not in model:
-        return model
-    return str(cast("Any", module).pretrained_cfg.get("architecture", "model"))
 
 
 def _edge(kwargs: Mapping[str, Any], default: int) -> int:

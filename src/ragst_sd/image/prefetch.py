@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from queue import Empty, Full, Queue
+from queue import Full, Queue
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -57,13 +57,4 @@ def in_background(items: Iterable[_Item], *, depth: int = 2) -> Generator[_Item,
             raise failure[0]
     finally:
         stopped.set()
-        _drain(queue)
         thread.join()
-
-
-def _drain(queue: Queue[Any]) -> None:
-    while True:
-        try:
-            queue.get_nowait()
-        except Empty:
-            return
