@@ -242,11 +242,7 @@ def _load_row_timm(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.
 
 
 def _load_row_transformers(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.nn.Module, Callable]:
-    try:
-        transformers = importlib.import_module("transformers")
-    except ImportError as error:
-        msg = f"{row.name!r} is built by transformers, which cannot be imported ({error}). pip install {row.needs}"
-        raise ImportError(msg) from None
+    transformers = _imported(row, "transformers", "is built by transformers")
     if row.remote_code and not kwargs.get("trust_remote_code"):
         msg = (
             f"Loading {row.name!r} runs Python code from {row.url}. Read it, and allow it with "
@@ -269,11 +265,7 @@ def _load_row_transformers(row: FoundationModel, kwargs: dict[str, Any]) -> tupl
 
 
 def _load_row_conch(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.nn.Module, Callable]:
-    try:
-        conch = importlib.import_module("conch.open_clip_custom")
-    except ImportError as error:
-        msg = f"{row.name!r} needs its authors' package, which cannot be imported ({error}). pip install {row.needs}"
-        raise ImportError(msg) from None
+    conch = _imported(row, "conch.open_clip_custom", "needs its authors' package")
     checkpoint = kwargs.pop("checkpoint_path", None)
     source = f"hf_hub:{row.hub_id}" if checkpoint is None else str(_existing_file(checkpoint, row.name))
     try:
@@ -283,6 +275,14 @@ def _load_row_conch(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch
         raise ValueError(_unreadable(row.name, source, error)) from None
     module.eval()
     return module, lambda tiles: module.encode_image(tiles, proj_contrast=False, normalize=False)
+
+
+def _imported(row: FoundationModel, package: str, why: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        msg = f"{row.name!r} {why}, which cannot be imported ({error}). pip install {row.needs}"
+        raise ImportError(msg) from None
 
 
 def _class_and_mean(tokens: torch.Tensor, n_prefix: int) -> torch.Tensor:

@@ -40,10 +40,7 @@ def fit_ridge(training: Training, key: np.ndarray, *, alphas: Sequence[float]) -
     n_genes = training.values.shape[1]
     coefficients = np.zeros((key.shape[1], n_genes))
     intercept = np.zeros(n_genes)
-    for pattern, genes in training.gene_patterns():
-        rows = training.rows_that_measured(pattern)
-        if not len(rows):
-            continue
+    for rows, genes in training.gene_patterns():
         centre = key[rows].mean(axis=0)
         solver = RidgeSolver(key[rows] - centre, training.values[rows][:, genes])
         coefficients[:, genes] = solver.coefficients(alpha)

@@ -60,11 +60,9 @@ class _Network(nn.Module):
         self.head = nn.Linear(int(options["hidden"]), n_outputs)
         self.dropout = nn.Dropout(float(options["dropout"]))
 
-    def hidden(self, x: Tensor) -> Tensor:
-        return nn.functional.gelu(self.first(x), approximate="tanh")
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.dropout(self.hidden(self.dropout(x))))
+        hidden = nn.functional.gelu(self.first(self.dropout(x)), approximate="tanh")
+        return self.head(self.dropout(hidden))
 
 
 def fit_mlp(training: Training, key: np.ndarray, options: Mapping[str, Any], run: Run) -> dict[str, Any]:
@@ -103,13 +101,12 @@ def fit_mlp(training: Training, key: np.ndarray, options: Mapping[str, Any], run
     rows = np.arange(len(x))
     targets = standardised_targets(training, rows, n_genes, "mlp")
     networks = []
-    interrupted = any(history.interrupted for history in histories)
     for i, seed in enumerate(seeds[:-1]):
         label = f"mlp, network {i + 1} of {n_seeds}"
         network, history = _train(training, x, rows, targets, options, run, seed, steps, label)
         networks.append(network)
+        histories.append(history)
         if history.interrupted:
-            interrupted = True
             break
     coefficients, intercept = _head(training, networks, _hidden(networks, x), targets, alpha)
     return {
@@ -122,7 +119,7 @@ def fit_mlp(training: Training, key: np.ndarray, options: Mapping[str, Any], run
         "steps": steps,
         "inner_score": inner_score,
         "head_alpha": alpha,
-        "interrupted": interrupted,
+        "interrupted": any(history.interrupted for history in histories),
     }
 
 
@@ -216,10 +213,8 @@ def _head(
     coefficients[:, targets.genes] = own * targets.sd
     coefficients /= np.sqrt(len(networks))
     intercept = np.zeros(coefficients.shape[1])
-    for pattern, genes in training.gene_patterns():
-        rows = training.rows_that_measured(pattern)
-        if len(rows):
-            intercept[genes] = -np.sqrt(len(networks)) * hidden[rows].mean(axis=0) @ coefficients[:, genes]
+    for rows, genes in training.gene_patterns():
+        intercept[genes] = -np.sqrt(len(networks)) * hidden[rows].mean(axis=0) @ coefficients[:, genes]
     return coefficients, intercept
 
 
