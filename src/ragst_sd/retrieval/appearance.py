@@ -48,10 +48,7 @@ def fit_appearance(embedding: np.ndarray, sections: np.ndarray) -> dict[str, np.
     varies = spread > 1e-6 * np.maximum(1e-6, np.abs(embedding).mean(axis=0))
     scale = np.where(varies, spread, 0.0)
     centred *= _inverse(scale)
-    if varies.any() and len(embedding) > 1:
-        _, axes = fit_pca(centred, _N_AXES)
-    else:
-        axes = np.zeros((len(scale), 0))
+    _, axes = fit_pca(centred, _N_AXES)
     variance = ((centred @ axes) ** 2).mean(axis=0)
     total = float(varies.sum())
     return {

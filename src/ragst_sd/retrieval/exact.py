@@ -85,15 +85,10 @@ def shortlist(
     centre = centre.astype(np.float32)
     shifted = queries - centre
     query_norm = (shifted**2).sum(axis=1)
-    parts = []
-    for of, same_rows in _chunks(eligibility, n_block):
-        part = _Part(of, shifted[of], wanted, device, same_rows=same_rows, half=half)
-        # Further away than the limit by more than rounding can be wrong, so that what is left out is out of reach.
-        with np.errstate(invalid="ignore"):
-            scores = within[of] - query_norm[of]
-            scores += 3 * _error(within[of], query_norm[of], part.rest, np.inf, queries.shape[1])
-        part.limit(np.where(np.isfinite(within[of]), scores, np.inf))
-        parts.append(part)
+    parts = [
+        _Part(of, shifted[of], within[of], wanted, device, same_rows=same_rows, half=half)
+        for of, same_rows in _chunks(eligibility, n_block)
+    ]
     largest = 0.0
     on_device = torch.from_numpy(centre).to(device, torch.float32)
     with _full_precision(), torch.no_grad():
@@ -135,7 +130,15 @@ class _Part:
     """Queries of one product, and their best rows so far."""
 
     def __init__(
-        self, queries: np.ndarray, own: np.ndarray, wanted: int, device: torch.device, *, same_rows: bool, half: bool
+        self,
+        queries: np.ndarray,
+        own: np.ndarray,
+        within: np.ndarray,
+        wanted: int,
+        device: torch.device,
+        *,
+        same_rows: bool,
+        half: bool,
     ) -> None:
         self.queries, self.same_rows, self.half, self.wanted, self.device = queries, same_rows, half, wanted, device
         self.rest = np.zeros(len(own))
@@ -147,13 +150,14 @@ class _Part:
             self.rest = np.sqrt(((own - first - second) ** 2).sum(axis=1))
             terms = [first, second] if second.any() else [first]
         self.terms = [torch.from_numpy(term).to(device) for term in terms]
-        self.best = torch.full((len(own), wanted), torch.inf, device=device)
+        # Further away than the limit by more than rounding can be wrong, so that what is left out is out of reach.
+        norm = (own**2).sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            scores = within - norm + 3 * _error(within, norm, self.rest, np.inf, own.shape[1])
+        limit = np.where(np.isfinite(within), scores, np.inf).astype(np.float32)
+        limit = torch.from_numpy(np.nextafter(limit, np.float32(np.inf))).to(device)
+        self.best = limit[:, None].repeat(1, wanted)
         self.found = torch.full((len(own), wanted), -1, dtype=torch.int64, device=device)
-
-    def limit(self, scores: np.ndarray) -> None:
-        """Take up only rows with scores below these."""
-        bound = torch.from_numpy(np.nextafter(scores.astype(np.float32), np.float32(np.inf))).to(self.device)
-        self.best = torch.minimum(self.best, bound[:, None])
 
     def worst(self) -> Tensor:
         """(n,) score of the worst row kept."""
