@@ -33,7 +33,7 @@ import ragst_sd as rg
 from ragst_sd import _keys
 from ragst_sd.image.texture import texture_names
 from ragst_sd.io import read_st
-from ragst_sd.retrieval.appearance import feature_shares
+from ragst_sd.retrieval.appearance import distance_by_feature
 from ragst_sd.retrieval.grounding import FLAGGED
 
 SETS = ("mob", "mob2k", "her2st")
@@ -171,6 +171,14 @@ def score(sections: dict, reference, encoder: str) -> dict[str, float | str]:
         share = pd.Series(feature_shares(raw, np.asarray(look["means"]), look))
         line |= share.groupby([kind(name) for _ in CONTEXT for name in texture_names()]).sum().to_dict()
     return line
+
+
+def feature_shares(embedding: np.ndarray, means: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
+    """(d,) what each feature adds to the squared distances of some tiles to their nearest section, as shares of their sum."""
+    parts = np.stack([distance_by_feature(embedding, mean, parameters) for mean in means])
+    nearest = parts.sum(axis=2).argmin(axis=0)
+    total = parts[nearest, np.arange(len(embedding))].sum(axis=0)
+    return total / total.sum()
 
 
 def kind(feature: str) -> str:

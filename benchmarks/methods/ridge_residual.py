@@ -18,13 +18,12 @@ import numpy as np
 from ragst_sd.retrieval.baselines import fit_ridge
 from ragst_sd.retrieval.methods import METHODS, Method
 from ragst_sd.retrieval.projection import project
-from ragst_sd.retrieval.targets import one_group
-from ragst_sd.retrieval.training import reference_mean
+from ragst_sd.retrieval.training import Training, reference_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ragst_sd.retrieval.training import Cited, Run, Training
+    from ragst_sd.retrieval.training import Cited, Run
 
 _KNN, _SUPERVISED = METHODS["knn"], METHODS["knn_supervised"]
 _GATHERED_VALUES = 2**24
@@ -57,7 +56,15 @@ def fit_residual(
     intercept = np.empty((len(groups), len(mean)))
     for group in range(len(groups)):
         rows = np.flatnonzero(codes != group)
-        rest = one_group(training, rows)
+        # A single group: the penalty is chosen, and nothing is held out any more.
+        rest = Training(
+            embedding=training.embedding[rows],
+            values=training.values[rows],
+            panels=training.panels[rows],
+            measured=training.measured,
+            folds=np.zeros(len(rows), dtype=int),
+            sections=training.sections[rows],
+        )
         fitted = fit_ridge(rest, key[rows], alphas=[float(full["alpha"])])
         level = reference_mean(rest)
         known = ~np.isnan(level)

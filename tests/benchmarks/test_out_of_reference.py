@@ -40,6 +40,21 @@ def test_restained_tissue_has_the_moments_asked_for(script, sections):
     assert spread.min() > 0
 
 
+def test_shares_of_features_add_up(script, rng):
+    from ragst_sd.retrieval.appearance import fit_appearance, section_means
+
+    sections = np.repeat([0, 1, 2], 100)
+    embedding = rng.normal(size=(300, 7)) @ rng.normal(size=(7, 12)) + rng.normal(size=(3, 12))[sections]
+    embedding[:, 4] = 3.0
+    parameters, means = fit_appearance(embedding, sections), section_means(embedding, sections)
+    queries = embedding[:50].copy()
+    queries[:, 2] += 30 * parameters["scale"][2]
+    share = script.feature_shares(queries, means, parameters)
+    assert share.sum() == pytest.approx(1)
+    assert share.argmax() == 2
+    assert share[4] == 0
+
+
 def test_every_texture_feature_has_a_kind(script):
     from ragst_sd.image.texture import texture_names
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ragst_sd.image.embedding import Pyramid, embed_centers, plan_fields, tile_padding
+from ragst_sd.image.embedding import Pyramid, plan_fields, tile_padding
+from ragst_sd.image.parts import collect_parts, embed_parts, plan_parts
 
 
 @pytest.fixture
@@ -14,6 +15,12 @@ def pyramid():
     image = np.random.default_rng(0).integers(0, 256, size=(3, 200, 160), dtype=np.uint8)
     levels = (image, image[:, ::2, ::2])
     return Pyramid(levels, ((64, 64), (64, 64)), 255.0)
+
+
+def embed_centers(pyramid, centers, fields, encoder, *, batch_size, **options):
+    parts = plan_parts(pyramid, centers, fields, batch_size=batch_size)
+    values = embed_parts(pyramid, centers, fields, parts, encoder, batch_size=batch_size, **options)
+    return collect_parts(len(centers), len(fields), parts, list(values))
 
 
 def channel_means(tiles: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from ragst_sd.image.prefetch import in_background
 
 
 def running() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "ragst-prefetch"]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("ragst-prefetch")]
 
 
 def test_items_come_in_order_from_another_thread():
@@ -23,7 +23,7 @@ def test_items_come_in_order_from_another_thread():
             yield i
 
     assert list(in_background(items())) == list(range(50))
-    assert names == {"ragst-prefetch"}
+    assert names == {"ragst-prefetch_0"}
     assert running() == []
 
 

@@ -246,7 +246,7 @@ def test_a_lazy_reference_predicts_the_same(reference, method, query, tmp_path, 
 
     monkeypatch.setattr(_read_reference, "ROW_BLOCK", 16)
     monkeypatch.setattr(_write_reference, "_CHUNK_BYTES", 2048)
-    monkeypatch.setattr(block_search.search_in_blocks, "__kwdefaults__", {"metric": "euclidean", "block_rows": 20})
+    monkeypatch.setattr(block_search.search_in_blocks, "__kwdefaults__", {"block_rows": 20})
     rg.tl.fit(reference, method=method, n_neighbors=10)
     rg.io.write_reference(reference, tmp_path / "r.zarr.zip")
     lazy = rg.io.read_reference(tmp_path / "r.zarr.zip", lazy=True)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from ragst_sd.reference.normalize import log_normalize
-from ragst_sd.reference.stacking import log_normalized, stack_matrices, stack_rows
+from ragst_sd.reference.stacking import stack_matrices, stack_rows
 
 
 def test_rows_are_those_of_concatenate(rng):
@@ -27,11 +26,3 @@ def test_matrices_are_those_of_vstack_and_parts_are_left_alone(rng):
     stacked.data[:] = 0
     for part, before in zip(parts, kept, strict=True):
         np.testing.assert_array_equal(part.toarray(), before.toarray())
-
-
-def test_logarithms_are_those_of_whole_sections(rng):
-    parts = [sp.csr_matrix(rng.poisson(1.0, (n, 20)).astype(np.float32)) for n in (5, 8)]
-    factors = [rng.uniform(0.1, 2, part.shape[0]) for part in parts]
-    expected = sp.vstack([log_normalize(part, own) for part, own in zip(parts, factors, strict=True)])
-    got = log_normalized(stack_matrices(parts), factors)
-    np.testing.assert_array_equal(got.toarray(), expected.toarray())

@@ -9,7 +9,6 @@ from scipy.stats import f
 from ragst_sd.retrieval.appearance import (
     appearance_distance,
     calibrate_appearance,
-    feature_shares,
     fit_appearance,
     section_means,
 )
@@ -73,17 +72,6 @@ def test_a_row_does_not_depend_on_its_company(rows):
     parameters, means = fit_appearance(embedding, sections), section_means(embedding, sections)
     whole = appearance_distance(embedding, means, parameters)
     np.testing.assert_array_equal(whole[40:43], appearance_distance(embedding[40:43], means, parameters))
-
-
-def test_shares_of_features_add_up(rows):
-    embedding, sections = rows
-    parameters, means = fit_appearance(embedding, sections), section_means(embedding, sections)
-    queries = embedding[:50].copy()
-    queries[:, 2] += 30 * parameters["scale"][2]
-    share = feature_shares(queries, means, parameters)
-    assert share.sum() == pytest.approx(1)
-    assert share.argmax() == 2
-    assert share[4] == 0
 
 
 def test_threshold_follows_from_held_out_groups_and_their_number(rows):

@@ -41,29 +41,22 @@ def cell_type_lines(
     for i, spot in enumerate(table.obs_names[spots]):
         for j, gene in enumerate(gene_names):
             known = np.isfinite(fractions[i]).all()
-            order = np.flatnonzero(fractions[i] > 0)
-            order = order[np.lexsort((order, -fractions[i, order]))] if known else order[:0]
-            amounts = fractions[i, order] * profiles[order, j]
-            share = amounts / amounts.sum() if amounts.sum() > 0 else np.zeros(len(order))
+            order = np.lexsort((np.arange(len(names)), -fractions[i]))
+            order = order[fractions[i, order] > 0] if known else order[:0]
+            share, amounts = fractions[i, order], fractions[i, order] * profiles[order, j]
+            contribution = evidence[i, j] * (amounts / amounts.sum() if amounts.sum() > 0 else np.zeros(len(order)))
             value = np.log1p(profiles[order, j])
-            first = [] if known else ["not measured"]
-            parts.append(
-                pd.DataFrame(
-                    {
-                        "query": spot,
-                        "gene": gene,
-                        "reference": np.array([*first, *names[order], "adjustment"], dtype=object),
-                        _keys.DONOR: "",
-                        _keys.SAMPLE: "",
-                        "weight": [*[np.nan] * len(first), *fractions[i, order], np.nan],
-                        "value": [*[np.nan] * len(first), *value, np.nan],
-                        "correction": [*[np.nan] * len(first), *(share * evidence[i, j] / fractions[i, order] - value), np.nan],
-                        "contribution": [
-                            *[np.nan] * len(first), *share * evidence[i, j], prediction[i, j] - evidence[i, j]
-                        ],
-                    }
-                )
-            )  # fmt: skip
+            unknown = [] if known else [np.nan]
+            lines = {
+                "reference": np.array([*(names[order] if known else ["not measured"]), "adjustment"], dtype=object),
+                _keys.DONOR: "",
+                _keys.SAMPLE: "",
+                "weight": [*unknown, *share, np.nan],
+                "value": [*unknown, *value, np.nan],
+                "correction": [*unknown, *(contribution / share - value), np.nan],
+                "contribution": [*unknown, *contribution, prediction[i, j] - evidence[i, j]],
+            }
+            parts.append(pd.DataFrame({"query": spot, "gene": gene, **lines}))
     return pd.concat(parts, ignore_index=True)
 
 

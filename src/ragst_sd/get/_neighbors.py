@@ -91,9 +91,8 @@ def neighbors(
 
     table, header = predicted(sdata, prediction_key, any_task=True)
     which = spot_index(table, obs_names)
-    rows = np.asarray(table.obsm[_keys.ROWS])[which]
-    weights = np.asarray(table.obsm[_keys.WEIGHTS])[which]
-    distances = np.asarray(table.obsm[_keys.DISTANCES])[which]
+    places = (_keys.ROWS, _keys.WEIGHTS, _keys.DISTANCES)
+    rows, weights, distances = (np.asarray(table.obsm[name])[which] for name in places)
     spot, place = np.nonzero((rows >= 0) & (weights > 0))
     cited = header[_keys.CITED].iloc[rows[spot, place]]
     first, source_key, last = _OF_RESPONSES if holds_responses(header) else _OF_SPOTS

@@ -99,10 +99,8 @@ class Rerun:
     def weight_of(self, rows: np.ndarray) -> np.ndarray:
         """(spots,) share of the weights that the rows of a mask hold; NaN for spots off the image."""
         found = self._found
-        held = np.where((found.rows >= 0) & rows[np.maximum(found.rows, 0)], found.weights, 0.0).sum(axis=1)
-        out = np.full(len(self._on_image), np.nan)
-        out[self._on_image] = held
-        return out
+        held = np.where((found.rows >= 0) & rows[np.maximum(found.rows, 0)], found.weights, 0.0)
+        return self._on_all_spots(held.sum(axis=1))
 
     def without(self, rows: np.ndarray) -> np.ndarray:
         """(spots, genes) prediction without the rows of a mask; NaN for spots that are left without any."""
@@ -133,7 +131,7 @@ class Rerun:
         )
 
     def _on_all_spots(self, values: np.ndarray) -> np.ndarray:
-        out = np.full((len(self._on_image), values.shape[1]), np.nan, dtype=np.float32)
+        out = np.full((len(self._on_image), *values.shape[1:]), np.nan, dtype=values.dtype)
         out[self._on_image] = values
         return out
 

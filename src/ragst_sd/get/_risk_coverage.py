@@ -119,7 +119,7 @@ def risk_coverage(
     measured = truth_table(sdata, truth_key, truth)
     compared = compare(table, header, measured, layer=layer, unit=unit, genes=genes, sample_key=sample_key)
     draw = np.random.default_rng(rng)
-    parts = []
+    lines: list[tuple[str, float, str, str, int, float]] = []
     for section in compared.sections:
         values, expected = section.values, section.expected
         center, spread = expected.mean(axis=0), expected.std(axis=0)
@@ -133,22 +133,12 @@ def risk_coverage(
             order = np.argsort(np.where(np.isfinite(risk), risk, np.inf), kind="stable")
             for share in kept_shares:
                 kept = order[: max(1, round(share * len(order)))]
-                lines = _errors(values[kept], expected[kept], center, spread)
-                parts.append(
-                    pd.DataFrame(
-                        {
-                            "by": name.split(" ")[0] if name.startswith("random ") else name,
-                            "share": share,
-                            "n_spots": len(kept),
-                            "metric": list(lines),
-                            "value": list(lines.values()),
-                            "sample": section.sample,
-                        }
-                    )
-                )
-    lines = pd.concat(parts, ignore_index=True)
+                by = "random" if name.startswith("random ") else name
+                errors = _errors(values[kept], expected[kept], center, spread)
+                lines += [(by, share, metric, section.sample, len(kept), value) for metric, value in errors.items()]
     keys = ["by", "share", "metric"]
-    within = lines.groupby([*keys, "sample"], sort=False).mean()
+    frame = pd.DataFrame(lines, columns=[*keys, "sample", "n_spots", "value"])
+    within = frame.groupby([*keys, "sample"], sort=False).mean()
     over = within.groupby(keys, sort=False).agg({"n_spots": "sum", "value": "mean"}).reset_index()
     over["n_spots"] = over["n_spots"].astype(int)
     return over[["by", "share", "n_spots", "metric", "value"]]

@@ -1,4 +1,4 @@
-"""Embed tiles around points of an image at one or several fields of view."""
+"""The image whose tiles are embedded, and their fields of view."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd.image.frames import FieldOfView, plan_field
-from ragst_sd.image.parts import collect_parts, embed_parts, plan_parts
 from ragst_sd.image.tiles import padded_fraction, window_starts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import torch
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)
@@ -55,48 +52,3 @@ def tile_padding(pyramid: Pyramid, centers: np.ndarray, field: FieldOfView) -> n
     inside, fraction = pyramid.inside(centers), np.ones(len(centers))
     fraction[inside] = padded_fraction(window_starts(centers[inside], field), field.window_px, height, width)
     return fraction
-
-
-def embed_centers(
-    pyramid: Pyramid,
-    centers: np.ndarray,
-    fields: Sequence[FieldOfView],
-    encoder: Callable[[torch.Tensor], torch.Tensor],
-    *,
-    batch_size: int,
-    num_workers: int = 0,
-    advance: Callable[[int], object] | None = None,
-) -> np.ndarray:
-    """Embed the tiles around `centers`, fields of view side by side.
-
-    Parameters
-    ----------
-    pyramid
-        The image.
-    centers
-        (n, 2) centres (x, y) in level-0 pixels.
-    fields
-        Fields of view; their embeddings are concatenated in this order.
-    encoder
-        Maps a uint8 tensor (b, 3, h, w) to a tensor (b, d).
-    batch_size
-        Tiles encoded at once.
-    num_workers
-        Threads that read ahead; see `embed_parts`.
-    advance
-        Called with the number of tiles done after each batch.
-
-    Returns
-    -------
-    float32 (n, d * len(fields)); rows of centres that lie outside the image are NaN.
-
-    Raises
-    ------
-    ValueError
-        If no centre lies on the image, or the encoder returns NaN or infinite values.
-    """
-    parts = plan_parts(pyramid, centers, fields, batch_size=batch_size)
-    values = embed_parts(
-        pyramid, centers, fields, parts, encoder, batch_size=batch_size, num_workers=num_workers, advance=advance
-    )
-    return collect_parts(len(centers), len(fields), parts, values)

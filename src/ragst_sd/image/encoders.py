@@ -130,11 +130,9 @@ def _load_by_name(model: str, model_kwargs: Mapping[str, Any]) -> Loaded:
     if row is not None:
         return load_foundation_model(row, model_kwargs)
     timm = import_timm()
-    if model.startswith(_SOURCES):
-        return load_timm(model.replace("hf_hub:", "hf-hub:"), model_kwargs)
-    if not timm.is_model(model):
+    if not model.startswith(_SOURCES) and not timm.is_model(model):
         raise ValueError(_unknown_name(model, timm))
-    return load_timm(model, model_kwargs)
+    return load_timm(model.replace("hf_hub:", "hf-hub:"), model_kwargs)
 
 
 def _unknown_name(model: str, timm: Any) -> str:

@@ -79,9 +79,18 @@ def load_timm(model: str, model_kwargs: Mapping[str, Any]) -> Loaded:
     if height != width:
         msg = f"{model!r} takes images of {height} x {width} px; tiles are square. Choose `img_size` in `model_kwargs`."
         raise ValueError(msg)
-    name = model if model.startswith("hf-hub:") else f"timm:{_bare_name(model, module)}"
+    name = model
+    if not model.startswith("hf-hub:"):
+        architecture = cast("Any", module).pretrained_cfg.get("architecture", "model") if ":" in model else model
+        name = f"timm:{architecture}"
     return Loaded(
-        name, module, module, tuple(config["mean"]), tuple(config["std"]), _edge(kwargs, width), _shaping(kwargs)
+        name=name,
+        module=module,
+        forward=module,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        input_px=_edge(kwargs, width),
+        shaped_by=_shaping(kwargs),
     )
 
 
@@ -233,11 +242,7 @@ def _load_row_timm(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.
 
 
 def _load_row_transformers(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.nn.Module, Callable]:
-    try:
-        transformers = importlib.import_module("transformers")
-    except ImportError as error:
-        msg = f"{row.name!r} is built by transformers, which cannot be imported ({error}). pip install {row.needs}"
-        raise ImportError(msg) from None
+    transformers = _imported(row, "transformers", "is built by transformers")
     if row.remote_code and not kwargs.get("trust_remote_code"):
         msg = (
             f"Loading {row.name!r} runs Python code from {row.url}. Read it, and allow it with "
@@ -260,11 +265,7 @@ def _load_row_transformers(row: FoundationModel, kwargs: dict[str, Any]) -> tupl
 
 
 def _load_row_conch(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.nn.Module, Callable]:
-    try:
-        conch = importlib.import_module("conch.open_clip_custom")
-    except ImportError as error:
-        msg = f"{row.name!r} needs its authors' package, which cannot be imported ({error}). pip install {row.needs}"
-        raise ImportError(msg) from None
+    conch = _imported(row, "conch.open_clip_custom", "needs its authors' package")
     checkpoint = kwargs.pop("checkpoint_path", None)
     source = f"hf_hub:{row.hub_id}" if checkpoint is None else str(_existing_file(checkpoint, row.name))
     try:
@@ -274,6 +275,14 @@ def _load_row_conch(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch
         raise ValueError(_unreadable(row.name, source, error)) from None
     module.eval()
     return module, lambda tiles: module.encode_image(tiles, proj_contrast=False, normalize=False)
+
+
+def _imported(row: FoundationModel, package: str, why: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        msg = f"{row.name!r} {why}, which cannot be imported ({error}). pip install {row.needs}"
+        raise ImportError(msg) from None
 
 
 def _class_and_mean(tokens: torch.Tensor, n_prefix: int) -> torch.Tensor:
@@ -297,12 +306,6 @@ def _existing_file(path: str | Path, label: str) -> Path:
         msg = f"`checkpoint_path` of {label!r} is {str(path)!r}, which is no file. Give one .safetensors or torch file."
         raise FileNotFoundError(msg)
     return found
-
-
-def _bare_name(model: str, module: torch.nn.Module) -> str:
-    if ":" not in model:
-        return model
-    return str(cast("Any", module).pretrained_cfg.get("architecture", "model"))
 
 
 def _edge(kwargs: Mapping[str, Any], default: int) -> int:

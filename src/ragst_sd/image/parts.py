@@ -14,7 +14,7 @@ from ragst_sd.image.streaming import embed_batches, pin
 from ragst_sd.image.tiles import iter_tiles, storage_order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     import torch
 
@@ -35,7 +35,7 @@ class Part:
 
 
 def plan_parts(pyramid: Pyramid, centers: np.ndarray, fields: Sequence[FieldOfView], *, batch_size: int) -> list[Part]:
-    """Cut the work of `embed_centers` into parts.
+    """Cut the embedding of tiles into parts.
 
     Batches are the same whether parts are embedded in one go, one by one, or somewhere else: whatever of an encoder's
     rounding depends on the company of a tile stays the same.
@@ -125,15 +125,10 @@ def embed_parts(
                     done, n_done = [], 0
 
 
-def collect_parts(n_centers: int, n_fields: int, parts: Sequence[Part], values: Iterable[np.ndarray]) -> np.ndarray:
+def collect_parts(n_centers: int, n_fields: int, parts: Sequence[Part], values: Sequence[np.ndarray]) -> np.ndarray:
     """Put the embeddings of all parts in place: float32 (n_centers, d * n_fields), NaN where there is no tile."""
-    out: np.ndarray | None = None
+    width = values[0].shape[1]
+    out = np.full((n_centers, width * n_fields), np.nan, dtype=np.float32)
     for part, rows in zip(parts, values, strict=True):
-        width = rows.shape[1]
-        if out is None:
-            out = np.full((n_centers, width * n_fields), np.nan, dtype=np.float32)
         out[part.rows, part.field * width : (part.field + 1) * width] = rows
-    if out is None:
-        msg = "There are no parts to collect."
-        raise ValueError(msg)
     return out

@@ -122,7 +122,7 @@ def gather(
     rows: tuple[int, int],
     columns: tuple[int, int],
     out: np.ndarray,
-) -> np.ndarray:
+) -> None:
     """Copy the pixels of a region (first and last-plus-one row and column) from the units it lies in to `out`."""
     height, width = sweep.unit
     for r in range(rows[0] // height, (rows[1] - 1) // height + 1):
@@ -132,7 +132,6 @@ def gather(
             out[:, top - rows[0] : bottom - rows[0], left - columns[0] : right - columns[0]] = units[r, c][
                 :, top - r * height : bottom - r * height, left - c * width : right - c * width
             ]
-    return out
 
 
 def cut(units: dict[tuple[int, int], np.ndarray], sweep: Sweep, start: Iterable[int], out: np.ndarray) -> None:

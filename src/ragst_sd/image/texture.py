@@ -53,8 +53,7 @@ def texture_features(tiles: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     tiles
-        (n, 3, h, w) RGB, uint8 or float in [0, 1]; floats are read at a precision of 8 bits. Both edges are at least
-        64 px.
+        (n, 3, h, w) RGB, uint8. Both edges are at least 64 px.
 
     Returns
     -------
@@ -63,14 +62,19 @@ def texture_features(tiles: torch.Tensor) -> torch.Tensor:
     Raises
     ------
     ValueError
-        If `tiles` has another shape or type, is too small, or holds values outside the range.
+        If the tiles are too small.
     """
-    rgb = _as_uint8(tiles)
-    if len(rgb) == 0:
-        return torch.zeros(0, len(_names()), device=rgb.device)
-    if rgb.device.type == "cpu":
-        return torch.cat(map_single_threaded(_rows, rgb.split(_CHUNK_CPU)))
-    return torch.cat([_rows(chunk) for chunk in rgb.split(_CHUNK_GPU)])
+    if min(tiles.shape[2:]) < MIN_TILE_PX:
+        msg = (
+            f"Texture needs tiles of at least {MIN_TILE_PX} x {MIN_TILE_PX} px; found {tiles.shape[2]} x "
+            f"{tiles.shape[3]}. Ask for a larger `tile_px`."
+        )
+        raise ValueError(msg)
+    if len(tiles) == 0:
+        return torch.zeros(0, len(_names()), device=tiles.device)
+    if tiles.device.type == "cpu":
+        return torch.cat(map_single_threaded(_rows, tiles.split(_CHUNK_CPU)))
+    return torch.cat([_rows(chunk) for chunk in tiles.split(_CHUNK_GPU)])
 
 
 def texture_names() -> list[str]:
@@ -84,28 +88,6 @@ def texture_names() -> list[str]:
 @lru_cache(maxsize=1)
 def _names() -> tuple[str, ...]:
     return tuple(_describe(torch.zeros(1, 3, MIN_TILE_PX, MIN_TILE_PX, dtype=torch.uint8)))
-
-
-def _as_uint8(tiles: torch.Tensor) -> torch.Tensor:
-    if tiles.ndim != 4 or tiles.shape[1] != 3:
-        msg = f"Tiles are RGB and of shape (n, 3, height, width); found {tuple(tiles.shape)}."
-        raise ValueError(msg)
-    if min(tiles.shape[2:]) < MIN_TILE_PX:
-        msg = (
-            f"Texture needs tiles of at least {MIN_TILE_PX} x {MIN_TILE_PX} px; found {tiles.shape[2]} x "
-            f"{tiles.shape[3]}. Ask for a larger `tile_px`."
-        )
-        raise ValueError(msg)
-    if tiles.dtype == torch.uint8:
-        return tiles
-    if not tiles.is_floating_point():
-        msg = f"Tiles are uint8, or float in [0, 1]; found {tiles.dtype}."
-        raise ValueError(msg)
-    low, high = (float(tiles.min()), float(tiles.max())) if len(tiles) else (0.0, 0.0)
-    if not (low >= 0 and high <= 1):
-        msg = f"Float tiles lie in [0, 1]; found values from {low:.4g} to {high:.4g}. Divide by the full brightness."
-        raise ValueError(msg)
-    return (tiles.float() * 255).round().to(torch.uint8)
 
 
 @torch.no_grad()

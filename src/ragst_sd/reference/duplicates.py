@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ragst_sd.reference.genes import take_genes
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
@@ -80,14 +82,9 @@ def fingerprint(
     xy
         (n, 2) centres.
     """
-    place = {gene: i for i, gene in enumerate(genes)}
-    known = [(row, place[gene]) for row, gene in enumerate(shared) if gene in place]
     projected = None
-    if len(known) >= _FEWEST_GENES:
-        directions = np.zeros((len(genes), _COMPONENTS), dtype=np.float32)
-        rows, columns = map(list, zip(*known, strict=True))
-        directions[columns] = _directions(len(shared))[rows]
-        projected = np.asarray(expression @ directions)
+    if len(set(genes) & set(shared)) >= _FEWEST_GENES:
+        projected = take_genes(expression, genes, shared) @ _directions(len(shared))
     picture = np.asarray(embedding, dtype=np.float32)
     if picture.shape[1] > _COMPONENTS:
         picture = picture @ _directions(picture.shape[1])

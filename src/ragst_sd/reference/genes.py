@@ -102,18 +102,11 @@ def duplicates(names: Sequence[str]) -> list[str]:
 def sum_duplicates(matrix: sp.csr_matrix, names: Sequence[str]) -> tuple[sp.csr_matrix, list[str]]:
     """Add up the columns that share a name; the order of first occurrence is kept."""
     unique = list(dict.fromkeys(names))
-    if len(unique) == len(names):
-        return matrix, unique
-    place = {name: i for i, name in enumerate(unique)}
-    columns = np.array([place[name] for name in names])
-    onto = sp.csr_matrix(
-        (np.ones(len(names), dtype=matrix.dtype), (np.arange(len(names)), columns)), shape=(len(names), len(unique))
-    )
-    return sp.csr_matrix(matrix @ onto), unique
+    return matrix if len(unique) == len(names) else take_genes(matrix, names, unique), unique
 
 
 def take_genes(matrix: sp.csr_matrix, names: Sequence[str], wanted: Sequence[str]) -> sp.csr_matrix:
-    """Columns in the order of `wanted`; absent genes are empty columns."""
+    """Columns in the order of `wanted`: absent genes are empty columns, and those that share a name are added up."""
     place = {name: i for i, name in enumerate(wanted)}
     rows = [i for i, name in enumerate(names) if name in place]
     columns = [place[names[i]] for i in rows]

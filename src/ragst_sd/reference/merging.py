@@ -72,8 +72,12 @@ def plan_merge(parts: Mapping[str, Part]) -> Plan:
     panel_of, panels = assign_panels(totals, named)
     genes = sorted(set.union(*panels.values()))
     return Plan(
-        genes, list(panels), measured_mask(genes, panels), shared_genes(panels), _by_part(parts, panel_of)
-    )  # fmt: skip
+        genes=genes,
+        panels=list(panels),
+        measured=measured_mask(genes, panels),
+        size_factor_genes=shared_genes(panels),
+        panel_of=_by_part(parts, panel_of),
+    )
 
 
 def _used(part: Part) -> list[int]:
@@ -92,7 +96,8 @@ def _of_selections(parts: Mapping[str, Part]) -> Plan:
     for name, part in parts.items():
         different = []
         if set(part.genes) != set(first.genes):
-            different.append(f"genes ({len(first.genes)} against {len(part.genes)}, {_common(first, part)} in common)")
+            common = len(set(part.genes) & set(first.genes))
+            different.append(f"genes ({len(first.genes)} against {len(part.genes)}, {common} in common)")
         if set(part.size_factor_genes) != set(first.size_factor_genes):
             different.append("the genes of their size factors")
         if different:
@@ -118,10 +123,6 @@ def _of_selections(parts: Mapping[str, Part]) -> Plan:
             panel_of[name, p] = panel
     measured = np.stack(list(columns.values()), axis=1)
     return Plan(list(first.genes), list(columns), measured, list(first.size_factor_genes), _by_part(parts, panel_of))
-
-
-def _common(first: Part, second: Part) -> int:
-    return len(set(first.genes) & set(second.genes))
 
 
 def differing_columns(columns: Mapping[str, Sequence[str]]) -> str:

@@ -23,6 +23,7 @@ _ENOUGH_VALUES = 20
 _LARGEST_SCALE = 1e6
 # Multiples of float32 values are whole to this, and in a row of true multiples nearly all of them are.
 _WHOLE, _MULTIPLES = 0.02, 0.95
+_BLOCK_ROWS = 4096
 
 
 def as_csr(matrix: object) -> sp.csr_matrix:
@@ -176,8 +177,13 @@ def log_normalize(counts: sp.csr_matrix, factors: np.ndarray) -> sp.csr_matrix:
 
     Rows without counts become NaN-free zeros; the caller decides what they mean.
     """
-    scaled = counts.astype(np.float64)
     inverse = np.divide(1.0, factors, out=np.zeros_like(factors, dtype=float), where=factors > 0)
-    scaled.data *= np.repeat(inverse, np.diff(scaled.indptr))
-    scaled.data = np.log1p(scaled.data)
-    return scaled.astype(np.float32)
+    data = np.empty(counts.nnz, dtype=np.float32)
+    # Some rows after the other: float64 takes as much memory again as the counts.
+    for start in range(0, counts.shape[0], _BLOCK_ROWS):
+        pointers = counts.indptr[start : start + _BLOCK_ROWS + 1]
+        part = slice(pointers[0], pointers[-1])
+        scaled = counts.data[part].astype(np.float64)
+        scaled *= np.repeat(inverse[start : start + _BLOCK_ROWS], np.diff(pointers))
+        data[part] = np.log1p(scaled)
+    return sp.csr_matrix((data, counts.indices.copy(), counts.indptr.copy()), shape=counts.shape)

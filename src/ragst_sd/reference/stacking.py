@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
 
 def stack_rows(parts: Iterable[np.ndarray]) -> np.ndarray:
@@ -46,27 +46,6 @@ def stack_matrices(parts: list[sp.csr_matrix]) -> sp.csr_matrix:
     indices = stack_rows(_given_away(columns)).astype(kind, copy=False)
     indptr = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(kind)
     return sp.csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, width))
-
-
-def log_normalized(counts: sp.csr_matrix, factors: Sequence[np.ndarray]) -> sp.csr_matrix:
-    r"""log1p of counts over size factors, section by section: what :func:`ragst_sd.reference.normalize.log_normalize` gives.
-
-    Parameters
-    ----------
-    counts
-        (n x genes).
-    factors
-        Size factors of the rows, all above zero, one array for each section.
-    """
-    data = np.empty(counts.nnz, dtype=np.float32)
-    start = 0
-    for own in factors:
-        pointers = counts.indptr[start : start + len(own) + 1]
-        part = slice(pointers[0], pointers[-1])
-        scaled = counts.data[part].astype(np.float64) * np.repeat(1.0 / own, np.diff(pointers))
-        data[part] = np.log1p(scaled)
-        start += len(own)
-    return sp.csr_matrix((data, counts.indices.copy(), counts.indptr.copy()), shape=counts.shape)
 
 
 def _given_away(parts: list[np.ndarray]) -> Iterable[np.ndarray]:

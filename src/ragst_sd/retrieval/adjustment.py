@@ -18,6 +18,7 @@ import numpy as np
 from ragst_sd.retrieval.centering import weighted_shift
 from ragst_sd.retrieval.evidence import select_cited, weighted_average
 from ragst_sd.retrieval.search import Eligibility, find_candidates
+from ragst_sd.retrieval.targets import held_out_splits
 from ragst_sd.retrieval.training import (
     Cited,
     Neighbourhood,
@@ -69,17 +70,14 @@ def fit_adjustment(
     # Blocks of genes are taken many times over.
     by_gene = training.values.tocsc() if hasattr(training.values, "tocsc") else training.values
 
-    def residuals(genes: np.ndarray) -> np.ndarray:
-        part = by_gene[:, genes]
+    def truth_and_missed(genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        part, moved, measured = by_gene[:, genes], shifts[:, genes], training.measured[:, genes]
         part = part.tocsr() if hasattr(part, "tocsr") else part
-        evidence = weighted_average(rows, weights, part, panels=training.panels, measured=training.measured[:, genes])
-        shift = weighted_shift(
-            rows, weights, training.sections, shifts[:, genes],
-            panels=training.panels, measured=training.measured[:, genes],
-        )  # fmt: skip
-        truth = dense(part) - shifts[:, genes][training.sections]
-        missed = truth - (evidence - shift)
-        return np.where(training.measured[:, genes][training.panels], missed, np.nan)
+        of_panels = {"panels": training.panels, "measured": measured}
+        evidence = weighted_average(rows, weights, part, **of_panels)
+        evidence = evidence - weighted_shift(rows, weights, training.sections, moved, **of_panels)
+        truth = dense(part) - moved[training.sections]
+        return truth, np.where(measured[training.panels], truth - evidence, np.nan)
 
     everywhere = np.flatnonzero(training.measured.all(axis=0))
     genes = variable_genes(training.values, np.arange(len(phi)), everywhere, _SCORED_GENES)
@@ -91,9 +89,8 @@ def fit_adjustment(
     }
     if not rank or not len(genes) or not served.any():
         return none
-    missed = residuals(genes)
+    truth, missed = truth_and_missed(genes)
     usable = served & np.isfinite(missed).all(axis=1)
-    truth = dense(by_gene[:, genes]) - shifts[:, genes][training.sections]
     scores = _score(training, offset, missed, truth, usable)
     none["adjustment_scores"] = scores
     best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0
@@ -104,14 +101,14 @@ def fit_adjustment(
     directions = _directions(offset[usable], missed[usable], alpha, rank)
     out = np.zeros((directions.shape[1], training.values.shape[1]))
     step = max(1, _BLOCK_VALUES // len(phi))
-    for start in range(0, training.values.shape[1], step):
-        block = np.arange(start, min(start + step, training.values.shape[1]))
-        part = residuals(block)
-        for pattern in np.unique(np.isfinite(part).T, axis=0):
-            columns = np.flatnonzero((pattern == np.isfinite(part).T).all(axis=1))
-            rows_ = pattern & served
-            if rows_.any():
-                out[:, block[columns]] = _ridge(offset[rows_] @ directions, part[rows_][:, columns], alpha)
+    for _, genes in training.gene_patterns():
+        for start in range(0, len(genes), step):
+            block = genes[start : start + step]
+            _, missed = truth_and_missed(block)
+            # Genes that the same panels measured lack a residual in the same rows.
+            known = served & np.isfinite(missed).all(axis=1)
+            if known.any():
+                out[:, block] = _ridge(offset[known] @ directions, missed[known], alpha)
     return {
         "adjustment_in": directions,
         "adjustment_out": out,
@@ -153,11 +150,7 @@ def _score(training: Training, u: np.ndarray, missed: np.ndarray, truth: np.ndar
     """Held-out score without adjustment and with each penalty, averaged over inner groups."""
     evidence = truth - missed
     scores = []
-    for fold in np.unique(training.folds):
-        inner = np.flatnonzero((training.folds != fold) & usable)
-        held = np.flatnonzero((training.folds == fold) & usable)
-        if len(inner) < 3 or len(held) < 3:
-            continue
+    for inner, held in held_out_splits(training.folds, None, usable):
         line = [within_section_pearson(evidence[held], truth[held], training.sections[held])]
         for alpha in _ALPHAS:
             added = u[held] @ _ridge(u[inner], missed[inner], float(alpha))

@@ -18,6 +18,7 @@ import numpy as np
 
 from ragst_sd.retrieval.blocks import in_blocks
 from ragst_sd.retrieval.projection import fit_pca
+from ragst_sd.retrieval.targets import centred_within_sections
 
 # Directions along which tiles differ more than others do; beyond these, correlations hardly change the distance.
 _N_AXES = 128
@@ -42,17 +43,12 @@ def fit_appearance(embedding: np.ndarray, sections: np.ndarray) -> dict[str, np.
     `dimension`
         Number of independent features that would be as many as these correlated ones, :math:`(\mathrm{tr}\,C)^2 / \mathrm{tr}\,C^2`.
     """
-    centred = np.asarray(embedding, dtype=np.float64).copy()
-    for section in np.unique(sections):
-        centred[sections == section] -= centred[sections == section].mean(axis=0)
+    centred = centred_within_sections(embedding, sections)
     spread = np.sqrt((centred**2).mean(axis=0))
     varies = spread > 1e-6 * np.maximum(1e-6, np.abs(embedding).mean(axis=0))
     scale = np.where(varies, spread, 0.0)
     centred *= _inverse(scale)
-    if varies.any() and len(embedding) > 1:
-        _, axes = fit_pca(centred, _N_AXES)
-    else:
-        axes = np.zeros((len(scale), 0))
+    _, axes = fit_pca(centred, _N_AXES)
     variance = ((centred @ axes) ** 2).mean(axis=0)
     total = float(varies.sum())
     return {
@@ -80,7 +76,7 @@ def appearance_distance(
     """
 
     def squared_distances(rows: np.ndarray) -> np.ndarray:
-        return np.stack([_parts(rows, mean, parameters).sum(axis=1) for mean in means], axis=1)
+        return np.stack([distance_by_feature(rows, mean, parameters).sum(axis=1) for mean in means], axis=1)
 
     squared = in_blocks(squared_distances, np.asarray(embedding, dtype=np.float64), len(means))
     if eligible is not None:
@@ -129,19 +125,11 @@ def calibrate_appearance(
     return float(np.sqrt(margin * np.mean(quantiles)))
 
 
-def feature_shares(embedding: np.ndarray, means: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
-    r"""(d,) what each feature adds to the squared distances of some tiles to their nearest section, as shares of their sum.
+def distance_by_feature(embedding: np.ndarray, mean: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
+    r"""(n, d) what each feature adds to the squared distance of each tile to one section: :math:`z_f\,[(I + C)^{-1} z]_f`.
 
-    The distance is a sum over features of :math:`z_f\,[(I + C)^{-1} z]_f`; a feature that others make up for has a share below 0.
+    A feature that others make up for adds less than nothing.
     """
-    parts = np.stack([_parts(embedding, mean, parameters) for mean in means])
-    nearest = parts.sum(axis=2).argmin(axis=0)
-    total = parts[nearest, np.arange(len(embedding))].sum(axis=0)
-    return total / total.sum()
-
-
-def _parts(embedding: np.ndarray, mean: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
-    """(n, d) what each feature adds to the squared distance of each tile to one section."""
     z = np.clip((embedding - mean) * _inverse(np.asarray(parameters["scale"])), -_CLIP, _CLIP)
     axes = np.asarray(parameters["axes"])
     return z * (z - ((z @ axes) * np.asarray(parameters["shrink"])) @ axes.T)

@@ -27,10 +27,10 @@ _QUERIES_WORTH_A_GRAPH = 100_000
 _ROWS_WORTH_A_GRAPH = 100_000
 
 
-def worth_a_graph(n: int, m: int, d: int, device: str) -> bool:
+def worth_a_graph(n: int, m: int, device: str) -> bool:
     """The rule of `backend="auto"`: whether an approximate graph is expected to take less time than exact search.
 
-    Exact search of n queries costs n m d, a graph of m rows about m, with a factor that is far larger: so the number of
+    Exact search of n queries costs n m, a graph of m rows about m, with a factor that is far larger: so the number of
     queries decides. Exact below 100,000 queries or 100,000 rows, and always on a GPU.
     """
     return device == "cpu" and n >= _QUERIES_WORTH_A_GRAPH and m >= _ROWS_WORTH_A_GRAPH

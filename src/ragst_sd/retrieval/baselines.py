@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragst_sd.retrieval.training import Training, dense, mean_over_groups, variable_genes, within_section_pearson
+from ragst_sd.retrieval.targets import held_out_splits
+from ragst_sd.retrieval.training import dense, mean_over_groups, variable_genes, within_section_pearson
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from ragst_sd.retrieval.training import Training
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +40,9 @@ def fit_ridge(training: Training, key: np.ndarray, *, alphas: Sequence[float]) -
     n_genes = training.values.shape[1]
     coefficients = np.zeros((key.shape[1], n_genes))
     intercept = np.zeros(n_genes)
-    for pattern, genes in training.gene_patterns():
-        rows = training.rows_that_measured(pattern)
-        if not len(rows):
-            continue
+    for rows, genes in training.gene_patterns():
         centre = key[rows].mean(axis=0)
-        solver = _Solver(key[rows] - centre, training.values[rows][:, genes])
+        solver = RidgeSolver(key[rows] - centre, training.values[rows][:, genes])
         coefficients[:, genes] = solver.coefficients(alpha)
         intercept[genes] = -centre @ coefficients[:, genes]
     return {"coefficients": coefficients, "intercept": intercept, "alpha": np.float64(alpha), "alpha_scores": scores}
@@ -53,35 +53,29 @@ def ridge_adjustment(parameters: dict[str, np.ndarray], key: np.ndarray) -> np.n
     return key @ parameters["coefficients"] + parameters["intercept"]
 
 
-class _Solver:
+class RidgeSolver:
     """Ridge solutions for many penalties from one eigendecomposition."""
 
-    def __init__(self, centred_key: np.ndarray, values: object) -> None:
+    def __init__(self, centred_key: np.ndarray, values: Any) -> None:
         self._m = len(centred_key)
         self._eigenvalues, self._axes = np.linalg.eigh(centred_key.T @ centred_key)
         # The key is centred, so the mean of the profiles drops out of the product.
-        cross = values.T @ centred_key  # type: ignore[attr-defined]
+        cross = values.T @ centred_key
         self._rotated = self._axes.T @ np.asarray(cross, dtype=np.float64).T
 
     def coefficients(self, alpha: float) -> np.ndarray:
+        """(p, g) ridge solution for one penalty."""
         return self._axes @ (self._rotated / (np.maximum(self._eigenvalues, 0) + alpha * self._m)[:, None])
 
 
 def _score_alphas(training: Training, key: np.ndarray, alphas: np.ndarray) -> np.ndarray:
     everywhere = np.flatnonzero(training.measured.all(axis=0))
     scores = []
-    for fold in np.unique(training.folds):
-        inner, held = np.flatnonzero(training.folds != fold), np.flatnonzero(training.folds == fold)
-        if len(inner) < 3 or len(held) < 3 or not len(everywhere):
-            continue
+    for inner, held in held_out_splits(training.folds, None) if len(everywhere) else ():
         genes = variable_genes(training.values, inner, everywhere, _SCORED_GENES)
         centre = key[inner].mean(axis=0)
-        solver = _Solver(key[inner] - centre, training.values[inner][:, genes])
+        solver = RidgeSolver(key[inner] - centre, training.values[inner][:, genes])
         truth, sections = dense(training.values[held][:, genes]), training.sections[held]
-        scores.append(
-            [
-                within_section_pearson((key[held] - centre) @ solver.coefficients(alpha), truth, sections)
-                for alpha in alphas
-            ]
-        )
+        predicted = ((key[held] - centre) @ solver.coefficients(alpha) for alpha in alphas)
+        scores.append([within_section_pearson(values, truth, sections) for values in predicted])
     return mean_over_groups(scores, len(alphas))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ragst_sd.retrieval.search import Candidates, Eligibility, search
-
-if TYPE_CHECKING:
-    import torch
 
 _BLOCK_ROWS = 65_536
 
@@ -21,9 +18,8 @@ def search_in_blocks(
     *,
     eligibility: Eligibility,
     tie_order: np.ndarray,
-    metric: str = "euclidean",
     block_rows: int = _BLOCK_ROWS,
-    device: str | torch.device = "cpu",
+    **options: Any,
 ) -> Candidates:
     """Find the `k` nearest eligible rows of each query; the same rows and distances as :func:`ragst_sd.retrieval.search.search`.
 
@@ -33,10 +29,12 @@ def search_in_blocks(
         (n, d) float array.
     bank
         (m, d), anything that gives an array for a slice of its rows.
-    eligibility, tie_order, metric, device
+    eligibility, tie_order
         As in :func:`ragst_sd.retrieval.search.search`.
     block_rows
         Rows of the bank that are in memory at once.
+    options
+        `metric` and `device` of :func:`ragst_sd.retrieval.search.search`.
     """
     rows = np.full((len(queries), k), -1, dtype=np.int64)
     distances = np.full((len(queries), k), np.inf)
@@ -48,11 +46,10 @@ def search_in_blocks(
             k,
             eligibility=eligibility.of_rows(part),
             tie_order=tie_order[part],
-            metric=metric,
             backend="exact",
-            device=device,
             # Rows farther away than the k that are known already are of no use.
             within=distances[:, -1],
+            **options,
         )
         both = np.concatenate([rows, np.where(found.rows >= 0, found.rows + start, -1)], axis=1)
         apart = np.concatenate([distances, np.where(found.rows >= 0, found.distances, np.inf)], axis=1)

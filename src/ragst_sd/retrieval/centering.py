@@ -24,11 +24,8 @@ def section_shifts(training: Training) -> np.ndarray:
     mean = reference_mean(training)
     shifts = np.zeros((int(training.sections.max()) + 1, training.values.shape[1]))
     for section in np.unique(training.sections):
-        rows = np.flatnonzero(training.sections == section)
-        own = np.asarray(training.values[rows].sum(axis=0, dtype=np.float64)).ravel()
-        count = np.bincount(training.panels[rows], minlength=len(training.measured)) @ training.measured
-        shifts[section] = np.divide(own, count, out=np.zeros(len(own)), where=count > 0) - mean
-        shifts[section][count == 0] = 0.0
+        own = reference_mean(training, np.flatnonzero(training.sections == section))
+        shifts[section] = np.nan_to_num(own - mean)
     return shifts
 
 

@@ -50,19 +50,13 @@ def weighted_average(
     """
     weights = np.where(rows >= 0, weights, 0.0).astype(np.float32)
 
-    def average(part: slice) -> np.ndarray:
-        total = _product(rows[part], weights[part], values)
-        return _per_vote(total, rows[part], weights[part], panels, measured).astype(np.float32, copy=False)
-
     # Block by block of queries: a dense array of (queries, k, genes) never exists.
-    n, genes = len(rows), values.shape[1]
-    step = max(1, _BLOCK_VALUES // max(1, genes))
-    if n <= step:
-        return average(slice(n))
-    out = np.empty((n, genes), dtype=np.float32)
-    for start in range(0, n, step):
-        part = slice(start, min(n, start + step))
-        out[part] = average(part)
+    out = np.empty((len(rows), values.shape[1]), dtype=np.float32)
+    step = max(1, _BLOCK_VALUES // max(1, values.shape[1]))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        total = _product(rows[part], weights[part], values)
+        out[part] = _per_vote(total, rows[part], weights[part], panels, measured)
     return out
 
 
@@ -71,7 +65,9 @@ def _per_vote(
 ) -> np.ndarray:
     """Weighted sums over the weights of the rows that measured each gene; NaN where none did."""
     if measured is not None and panels is not None and not measured.all():
-        votes = _votes_by_panel(rows, weights, panels, len(measured)) @ measured.astype(np.float32)
+        panel = np.where(rows >= 0, panels[np.maximum(rows, 0)], 0)
+        held = np.stack([np.where(panel == p, weights, 0).sum(axis=1) for p in range(len(measured))], axis=1)
+        votes = held @ measured.astype(np.float32)
         with np.errstate(invalid="ignore", divide="ignore"):
             total = np.where(votes > 0, total / votes, np.nan)
     total[weights.sum(axis=1) == 0] = np.nan
@@ -141,12 +137,6 @@ def _product(rows: np.ndarray, weights: np.ndarray, values: Any) -> np.ndarray:
     index = torch.from_numpy(np.stack([np.repeat(np.arange(n), k), local.ravel()]))
     left = torch.sparse_coo_tensor(index, torch.from_numpy(weights.ravel()), (n, len(cited)), check_invariants=False)
     return torch.sparse.mm(left, torch.from_numpy(np.ascontiguousarray(values[cited], dtype=np.float32))).numpy()
-
-
-def _votes_by_panel(rows: np.ndarray, weights: np.ndarray, panels: np.ndarray, n_panels: int) -> np.ndarray:
-    """(n, panels) sum of the weights that each panel's rows hold."""
-    code = np.where(rows >= 0, panels[np.maximum(rows, 0)], 0)
-    return np.stack([np.where(code == p, weights, 0).sum(axis=1) for p in range(n_panels)], axis=1)
 
 
 def select_cited(found: Candidates, weights: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

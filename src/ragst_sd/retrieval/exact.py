@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import cache
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -46,8 +45,8 @@ def shortlist(
     wanted: int,
     *,
     eligibility: Eligibility,
+    within: np.ndarray,
     unit: bool = False,
-    within: np.ndarray | None = None,
     device: str | torch.device = "cpu",
     block: tuple[int, int] | None = None,
 ) -> Shortlist:
@@ -65,30 +64,31 @@ def shortlist(
         (n, d) float64.
     bank
         (m, d) float16, float32 or float64: numpy, or a tensor on any device.
+    within
+        (n,) squared distances beyond which a query has no use for rows; infinite where it has use for all.
     unit
         Whether rows of the bank are to be scaled to length one, as the queries are.
-    within
-        (n,) squared distances beyond which a query has no use for rows.
     block
         Queries and rows of one product.
     """
     device = torch.device(device)
     n_block, m_block = block or (_CPU_BLOCK if device.type == "cpu" else _GPU_BLOCK)
     m_block = max(_GROUP, m_block // _GROUP * _GROUP)
-    half = device.type == "cuda" and not unit and _is_half(bank) and _half_products(str(device))
+    half = (
+        device.type == "cuda"
+        and not unit
+        and str(bank.dtype) in ("float16", "torch.float16")
+        and _half_products(str(device))
+    )
     # Products of float16 rows take the rows as they are, so that queries stay where they are too.
     centre = np.zeros(queries.shape[1]) if half else as_float64(bank[:m_block], unit=unit).mean(axis=0)
     centre = centre.astype(np.float32)
     shifted = queries - centre
     query_norm = (shifted**2).sum(axis=1)
-    parts = [_Part(chunk, shifted, wanted, device, half=half) for chunk in _chunks(eligibility, n_block)]
-    if within is not None:
-        for part in parts:
-            most, norms = within[part.queries], query_norm[part.queries]
-            # Further away than the limit by more than rounding can be wrong, so that what is left out is out of reach.
-            with np.errstate(invalid="ignore"):
-                scores = most - norms + 3 * _error(most, norms, part.rest, np.inf, queries.shape[1])
-            part.limit(np.where(np.isfinite(most), scores, np.inf))
+    parts = [
+        _Part(of, shifted[of], within[of], wanted, device, same_rows=same_rows, half=half)
+        for of, same_rows in _chunks(eligibility, n_block)
+    ]
     largest = 0.0
     on_device = torch.from_numpy(centre).to(device, torch.float32)
     with _full_precision(), torch.no_grad():
@@ -129,27 +129,35 @@ def _error(squared: np.ndarray, query_norm: np.ndarray, rest: np.ndarray, farthe
 class _Part:
     """Queries of one product, and their best rows so far."""
 
-    def __init__(self, chunk: _Chunk, shifted: np.ndarray, wanted: int, device: torch.device, *, half: bool) -> None:
-        self.queries, self.one_pattern = chunk
-        own = shifted[self.queries]
+    def __init__(
+        self,
+        queries: np.ndarray,
+        own: np.ndarray,
+        within: np.ndarray,
+        wanted: int,
+        device: torch.device,
+        *,
+        same_rows: bool,
+        half: bool,
+    ) -> None:
+        self.queries, self.same_rows, self.half, self.wanted, self.device = queries, same_rows, half, wanted, device
         self.rest = np.zeros(len(own))
-        self.terms = [torch.from_numpy(own).to(device, torch.float32)]
+        terms = [own.astype(np.float32)]
         if half:
             # A query is the sum of two float16 numbers and a rest that is counted as an error.
             first = own.astype(np.float16)
-            second = (own - first.astype(np.float64)).astype(np.float16)
-            self.rest = np.sqrt(((own - first.astype(np.float64) - second.astype(np.float64)) ** 2).sum(axis=1))
-            self.terms = [torch.from_numpy(term).to(device) for term in (first, second) if term.any()] or [
-                torch.from_numpy(first).to(device)
-            ]
-        self.half, self.wanted, self.device = half, wanted, device
-        self.best = torch.full((len(own), wanted), torch.inf, device=device)
+            second = (own - first).astype(np.float16)
+            self.rest = np.sqrt(((own - first - second) ** 2).sum(axis=1))
+            terms = [first, second] if second.any() else [first]
+        self.terms = [torch.from_numpy(term).to(device) for term in terms]
+        # Further away than the limit by more than rounding can be wrong, so that what is left out is out of reach.
+        norm = (own**2).sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            scores = within - norm + 3 * _error(within, norm, self.rest, np.inf, own.shape[1])
+        limit = np.where(np.isfinite(within), scores, np.inf).astype(np.float32)
+        limit = torch.from_numpy(np.nextafter(limit, np.float32(np.inf))).to(device)
+        self.best = limit[:, None].repeat(1, wanted)
         self.found = torch.full((len(own), wanted), -1, dtype=torch.int64, device=device)
-
-    def limit(self, scores: np.ndarray) -> None:
-        """Take up only rows with scores below these."""
-        bound = torch.from_numpy(np.nextafter(scores.astype(np.float32), np.float32(np.inf))).to(self.device)
-        self.best = torch.minimum(self.best, bound[:, None])
 
     def worst(self) -> Tensor:
         """(n,) score of the worst row kept."""
@@ -157,14 +165,14 @@ class _Part:
 
     def look_at(self, values: Tensor, norm: Tensor, rows: slice, eligibility: Eligibility) -> None:
         """Take up rows of one block of the bank."""
-        if self.one_pattern:
+        if self.same_rows:
             allowed = torch.from_numpy(eligibility.mask(self.queries[:1], rows)[0]).to(self.device)
             norm = norm.masked_fill(~allowed, torch.inf)
         if self.half:
             scores = norm[:, None] - 2 * sum(torch.mm(values, term.T, out_dtype=torch.float32) for term in self.terms)
         else:
             scores = torch.addmm(norm[:, None], values, self.terms[0].T, alpha=-2)
-        if not self.one_pattern:
+        if not self.same_rows:
             allowed = torch.from_numpy(eligibility.mask(self.queries, rows)).to(self.device)
             scores.masked_fill_(~allowed.T, torch.inf)
         self._take_up(scores, rows.start)
@@ -205,43 +213,21 @@ class _Part:
         values[place, column], rows[place, column] = value, row
         self._merge(values, rows, at)
 
-    def _merge(self, values: Tensor, rows: Tensor, at: Tensor | None = None) -> None:
-        best, found = (self.best, self.found) if at is None else (self.best[at], self.found[at])
+    def _merge(self, values: Tensor, rows: Tensor, at: Tensor | slice = slice(None)) -> None:
+        best, index = torch.cat([self.best[at], values], dim=1).topk(self.wanted, dim=1, largest=False)
         rows = torch.where(torch.isinf(values), -1, rows)
-        best, index = torch.cat([best, values], dim=1).topk(self.wanted, dim=1, largest=False)
-        found = torch.cat([found, rows], dim=1).gather(1, index)
-        if at is None:
-            self.best, self.found = best, found
-        else:
-            self.best[at], self.found[at] = best, found
+        self.found[at] = torch.cat([self.found[at], rows], dim=1).gather(1, index)
+        self.best[at] = best
 
 
-class _Chunk(NamedTuple):
-    queries: np.ndarray
-    one_pattern: bool
-    """Whether all of them may use the same rows."""
-
-
-def _chunks(eligibility: Eligibility, size: int) -> Iterator[_Chunk]:
-    """Queries in chunks; those that may use the same rows together, where they are many."""
+def _chunks(eligibility: Eligibility, size: int) -> Iterator[tuple[np.ndarray, bool]]:
+    """Queries in chunks, and whether all of a chunk may use the same rows; those that may go together, where they are many."""
     first, pattern = eligibility.patterns()
-    order = np.argsort(pattern, kind="stable")
-    bounds = np.searchsorted(pattern[order], np.arange(len(first) + 1))
-    few = []
-    for start, stop in pairwise(bounds):
-        own = order[start:stop]
-        if len(own) < _OWN_CHUNK and len(first) > 1:
-            few.append(own)
-            continue
-        for begin in range(0, len(own), size):
-            yield _Chunk(own[begin : begin + size], one_pattern=True)
-    mixed = np.concatenate(few) if few else np.zeros(0, dtype=np.int64)
-    for begin in range(0, len(mixed), size):
-        yield _Chunk(mixed[begin : begin + size], one_pattern=False)
-
-
-def _is_half(bank: Any) -> bool:
-    return str(bank.dtype).removeprefix("torch.") == "float16"
+    many = (np.bincount(pattern) >= _OWN_CHUNK) | (len(first) == 1)
+    groups = [(np.flatnonzero(pattern == code), True) for code in np.flatnonzero(many)]
+    for queries, same_rows in [*groups, (np.flatnonzero(~many[pattern]), False)]:
+        for begin in range(0, len(queries), size):
+            yield queries[begin : begin + size], same_rows
 
 
 def _as_tensor(values: Any) -> Tensor:

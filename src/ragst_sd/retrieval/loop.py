@@ -69,7 +69,11 @@ def optimise(
     """
     history = History()
     best = copy.deepcopy(model.state_dict())
-    bar = _bar(steps, label) if progress else None
+    bar = None
+    if progress:
+        from tqdm.auto import tqdm
+
+        bar = tqdm(total=steps, desc=label)
     taken = 0
     try:
         for i in range(steps):
@@ -107,9 +111,3 @@ def optimise(
         history.best_step = taken
     model.eval()
     return history
-
-
-def _bar(steps: int, label: str):
-    from tqdm.auto import tqdm
-
-    return tqdm(total=steps, desc=label)

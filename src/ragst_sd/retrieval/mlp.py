@@ -10,13 +10,14 @@ their h side by side.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from ragst_sd.retrieval.baselines import fit_ridge
+from ragst_sd.retrieval.baselines import RidgeSolver, fit_ridge
 from ragst_sd.retrieval.blocks import gelu, in_blocks
 from ragst_sd.retrieval.loop import History, optimise, seeded
 from ragst_sd.retrieval.losses import section_correlation, standardised_error
@@ -25,7 +26,6 @@ from ragst_sd.retrieval.targets import (
     centred_within_sections,
     held_out_splits,
     measured_everywhere,
-    one_group,
     standardised_targets,
 )
 from ragst_sd.retrieval.training import dense, mean_over_groups, variable_genes, within_section_pearson
@@ -60,11 +60,9 @@ class _Network(nn.Module):
         self.head = nn.Linear(int(options["hidden"]), n_outputs)
         self.dropout = nn.Dropout(float(options["dropout"]))
 
-    def hidden(self, x: Tensor) -> Tensor:
-        return nn.functional.gelu(self.first(x), approximate="tanh")
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.dropout(self.hidden(self.dropout(x))))
+        hidden = nn.functional.gelu(self.first(self.dropout(x)), approximate="tanh")
+        return self.head(self.dropout(hidden))
 
 
 def fit_mlp(training: Training, key: np.ndarray, options: Mapping[str, Any], run: Run) -> dict[str, Any]:
@@ -103,13 +101,12 @@ def fit_mlp(training: Training, key: np.ndarray, options: Mapping[str, Any], run
     rows = np.arange(len(x))
     targets = standardised_targets(training, rows, n_genes, "mlp")
     networks = []
-    interrupted = any(history.interrupted for history in histories)
     for i, seed in enumerate(seeds[:-1]):
         label = f"mlp, network {i + 1} of {n_seeds}"
         network, history = _train(training, x, rows, targets, options, run, seed, steps, label)
         networks.append(network)
+        histories.append(history)
         if history.interrupted:
-            interrupted = True
             break
     coefficients, intercept = _head(training, networks, _hidden(networks, x), targets, alpha)
     return {
@@ -122,7 +119,7 @@ def fit_mlp(training: Training, key: np.ndarray, options: Mapping[str, Any], run
         "steps": steps,
         "inner_score": inner_score,
         "head_alpha": alpha,
-        "interrupted": interrupted,
+        "interrupted": any(history.interrupted for history in histories),
     }
 
 
@@ -196,14 +193,11 @@ def _score_head(
     everywhere = measured_everywhere(training, "mlp")
     genes = np.setdiff1d(variable_genes(training.values, inner, everywhere, 2 * len(trained)), trained)
     genes = genes if len(genes) else trained
-    part = one_group(training, inner, genes)
     truth, sections = dense(training.values[held][:, genes]), training.sections[held]
-    centred = centred_within_sections(hidden[inner], part.sections)
-    scores = []
-    for alpha in _HEAD_ALPHAS:
-        coefficients = fit_ridge(part, centred, alphas=[alpha])["coefficients"]
-        scores.append(within_section_pearson(hidden[held] @ coefficients, truth, sections))
-    return scores
+    centred = centred_within_sections(hidden[inner], training.sections[inner])
+    solver = RidgeSolver(centred, training.values[inner][:, genes])
+    predicted = (hidden[held] @ solver.coefficients(alpha) for alpha in _HEAD_ALPHAS)
+    return [within_section_pearson(values, truth, sections) for values in predicted]
 
 
 def _head(
@@ -212,17 +206,15 @@ def _head(
     """Output layer for all genes on the hidden units of all networks; it predicts the reference mean on average."""
     # Centred activations make ridge see expression centred within sections too, without a dense copy of it.
     centred = centred_within_sections(hidden, training.sections)
-    whole = one_group(training, np.arange(len(hidden)))
+    whole = replace(training, folds=np.zeros_like(training.folds))
     coefficients = fit_ridge(whole, centred, alphas=[alpha])["coefficients"]
     # `_hidden` divides by the root of the number of networks, and their mean asks for division by the number itself.
     own = np.concatenate([_array(network.head.weight).T for network in networks]) / np.sqrt(len(networks))
     coefficients[:, targets.genes] = own * targets.sd
     coefficients /= np.sqrt(len(networks))
     intercept = np.zeros(coefficients.shape[1])
-    for pattern, genes in training.gene_patterns():
-        rows = training.rows_that_measured(pattern)
-        if len(rows):
-            intercept[genes] = -np.sqrt(len(networks)) * hidden[rows].mean(axis=0) @ coefficients[:, genes]
+    for rows, genes in training.gene_patterns():
+        intercept[genes] = -np.sqrt(len(networks)) * hidden[rows].mean(axis=0) @ coefficients[:, genes]
     return coefficients, intercept
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_BLOCK = 256
+from ragst_sd.retrieval.blocks import in_blocks
 
 
 def standardize(embedding: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
@@ -35,18 +35,15 @@ def fit_pca(embedding: np.ndarray, n_components: int) -> tuple[np.ndarray, np.nd
     order = np.argsort(values)[::-1]
     keep = order[: min(n_components, m - 1, d)]
     keep = keep[values[keep] > 1e-10 * max(values[order[0]], np.finfo(float).tiny)]
-    axes = axes[:, keep]
+    return mean, largest_positive(axes[:, keep])
+
+
+def largest_positive(axes: np.ndarray) -> np.ndarray:
+    """Columns with the sign that makes the largest entry of each positive."""
     signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
-    return mean, axes * np.where(signs == 0, 1.0, signs)
+    return axes * np.where(signs == 0, 1.0, signs)
 
 
 def project(embedding: np.ndarray, mean: np.ndarray, axes: np.ndarray) -> np.ndarray:
     """phi(x) = (x - mean) A, in blocks of one fixed shape, so that a row's result does not depend on the others."""
-    out = np.empty((len(embedding), axes.shape[1]))
-    block = np.zeros((_BLOCK, embedding.shape[1]))
-    for start in range(0, len(embedding), _BLOCK):
-        part = embedding[start : start + _BLOCK]
-        block[: len(part)] = part - mean
-        block[len(part) :] = 0
-        out[start : start + len(part)] = (block @ axes)[: len(part)]
-    return out
+    return in_blocks(lambda block: (block - mean) @ axes, embedding, axes.shape[1])

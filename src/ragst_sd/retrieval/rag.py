@@ -15,7 +15,7 @@ from ragst_sd.retrieval.episodes import Episodes
 from ragst_sd.retrieval.gate import GATES
 from ragst_sd.retrieval.loop import optimise, seeded
 from ragst_sd.retrieval.model import Member, RetrievalModel, model_from_arrays, state_to_arrays
-from ragst_sd.retrieval.targets import best_step, held_out_splits, standardised_targets
+from ragst_sd.retrieval.targets import best_step, held_out_splits, mean_curve, standardised_targets
 from ragst_sd.retrieval.type_filter import fit_types, typed_queries
 
 if TYPE_CHECKING:
@@ -149,13 +149,9 @@ def rag_gate(parameters: Mapping[str, Any], hood: Neighbourhood) -> np.ndarray:
     with torch.no_grad():
         for start in range(0, n, _BLOCK):
             part = slice(start, min(n, start + _BLOCK))
-            size = part.stop - start
-            rows = np.full((_BLOCK, k), -1)
-            rows[:size] = hood.rows[part]
-            query = np.zeros((_BLOCK, hood.phi.shape[1]))
-            query[:size] = hood.phi[part]
-            state = np.zeros((_BLOCK, hood.state.shape[1]))
-            state[:size] = hood.state[part]
+            fill = ((0, _BLOCK - (part.stop - start)), (0, 0))
+            rows = np.pad(hood.rows[part], fill, constant_values=-1)
+            query, state = np.pad(hood.phi[part], fill), np.pad(hood.state[part], fill)
             absent = rows < 0
             # A query without any candidate would divide by zero; its weights are set to zero below.
             empty = np.asarray(absent.all(axis=1))
@@ -167,7 +163,7 @@ def rag_gate(parameters: Mapping[str, Any], hood: Neighbourhood) -> np.ndarray:
             )
             weights = gate(logits, model.null).numpy()
             weights[empty] = 0
-            out[part] = weights[:size]
+            out[part] = weights[: part.stop - start]
     return out
 
 
@@ -200,9 +196,15 @@ def _steps(episodes: Episodes, training: Training, options: Mapping[str, Any], r
     histories: list[History] = []
     for i, (inner, held) in enumerate(splits):
         _, history = _train(
-            episodes, inner, options, run, seed=run.rng, steps=most, held=held,
+            episodes,
+            inner,
+            options,
+            run,
+            seed=run.rng,
+            steps=most,
+            held=held,
             label=f"inner group {i + 1} of {len(splits)}",
-        )  # fmt: skip
+        )
         histories.append(history)
         if history.interrupted:
             break
@@ -210,13 +212,11 @@ def _steps(episodes: Episodes, training: Training, options: Mapping[str, Any], r
     if not splits:
         logger.warning("No inner group of three rows or more could be held out: all %d steps are taken.", most)
     logger.info("Inner groups score best after %d of %d steps (Pearson %.3f).", steps, most, score)
-    curves = [np.asarray(history.scores) for history in histories if history.scores]
-    shortest = min(map(len, curves), default=0)
-    curve = np.mean([part[:shortest] for part in curves], axis=0) if shortest else np.zeros((1, 2))
+    curve = mean_curve(histories)
     return steps, {
         "training_steps": steps,
         "inner_score": np.float64(score),
-        "inner_curve": curve,
+        "inner_curve": curve if len(curve) else np.zeros((1, 2)),
         "interrupted": any(history.interrupted for history in histories),
     }
 

@@ -36,7 +36,7 @@ def rank(
     n, width = rows.shape
     out = np.full((n, k), -1, dtype=np.int64)
     squared_out = np.full((n, k), np.inf)
-    on_gpu = _ranks_there(bank, device, unit=unit)
+    on_gpu = torch.device(device).type != "cpu" and isinstance(bank, torch.Tensor) and not unit
     step = max(1, (_GPU_BLOCK_BYTES if on_gpu else _BLOCK_BYTES) // max(1, 8 * width * queries.shape[1]))
     for start in range(0, n, step):
         part = slice(start, min(n, start + step))
@@ -57,10 +57,6 @@ def rank(
     return out, squared_out
 
 
-def _ranks_there(bank: Any, device: str | torch.device, *, unit: bool) -> bool:
-    return torch.device(device).type != "cpu" and isinstance(bank, torch.Tensor) and not unit
-
-
 def _squared_on_device(queries: np.ndarray, bank: torch.Tensor, found: np.ndarray) -> np.ndarray:
     index = torch.from_numpy(np.maximum(found, 0)).to(bank.device)
     apart = bank[index].double() - torch.from_numpy(np.ascontiguousarray(queries)).to(bank.device)[:, None, :]
@@ -78,22 +74,10 @@ def thorough(
     device: str | torch.device = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rank every eligible row in float64, block by block, for the few queries that need it."""
-    out = np.full((len(queries), k), -1, dtype=np.int64)
-    squared_out = np.full((len(queries), k), np.inf)
-    on_gpu = _ranks_there(bank, device, unit=unit)
+    nearest, squared = np.full((len(queries), k), -1, dtype=np.int64), np.full((len(queries), k), np.inf)
     for start in range(0, len(bank), _ROWS):
-        rows = slice(start, min(len(bank), start + _ROWS))
-        order, allowed = tie_order[rows], eligibility.mask(slice(None), rows)
-        values = bank[rows].double() if on_gpu else as_float64(bank[rows], unit=unit)
-        for i, query in enumerate(queries):
-            apart = values - (torch.from_numpy(np.ascontiguousarray(query)).to(values.device) if on_gpu else query)
-            squared = (apart * apart).sum(-1)
-            squared = np.where(allowed[i], squared.cpu().numpy() if on_gpu else squared, np.inf)
-            near = np.flatnonzero((squared <= squared_out[i, -1]) & allowed[i])
-            if not len(near):
-                continue
-            ids, apart = np.concatenate([out[i], near + start]), np.concatenate([squared_out[i], squared[near]])
-            ties = np.concatenate([np.where(out[i] >= 0, tie_order[out[i]], 0), order[near]])
-            best = np.lexsort((ties, apart))[:k]
-            out[i], squared_out[i] = ids[best], apart[best]
-    return out, squared_out
+        rows = np.arange(start, min(len(bank), start + _ROWS))
+        usable = np.where(eligibility.mask(slice(None), rows), rows, -1)
+        tried = np.concatenate([nearest, usable], axis=1)
+        nearest, squared = rank(queries, bank, tried, k, tie_order, unit=unit, device=device)
+    return nearest, squared

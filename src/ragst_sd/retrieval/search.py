@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ragst_sd.retrieval.approximate import approximate_search, worth_a_graph
 from ragst_sd.retrieval.eligibility import Eligibility as Eligibility
 from ragst_sd.retrieval.exact import shortlist, unit_rows
 from ragst_sd.retrieval.ranking import rank, thorough
@@ -84,30 +85,34 @@ def search(
     ValueError
         If `metric` or `backend` is unknown, `k` is below one, or queries or bank hold NaN or infinite values.
     """
-    queries, how = _checked(queries, bank, k, metric, backend)
+    queries = _checked(queries, bank, k, metric, backend)
     unit = metric == "cosine"
     eligibility = eligibility or Eligibility.everything(len(queries), len(bank))
     tie_order = np.arange(len(bank)) if tie_order is None else np.asarray(tie_order)
     if not len(queries) or not len(bank):
         return Candidates(np.full((len(queries), k), -1, dtype=np.int64), np.full((len(queries), k), np.nan))
-    limit = (
-        None if within is None else np.asarray(within, dtype=np.float64) ** 2 if not unit else 2 * np.asarray(within)
-    )
+    limit = np.full(len(queries), np.inf) if within is None else np.asarray(within, dtype=np.float64)
+    limit = 2 * limit if unit else limit**2
 
     def exactly(of: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        own, usable = queries[of], eligibility.of_queries(of)
+        own, usable, beyond = queries[of], eligibility.of_queries(of), limit[of]
         rows, squared = np.full((len(own), k), -1, dtype=np.int64), np.full((len(own), k), np.inf)
-        beyond = None if limit is None else limit[of]
         left = np.arange(len(own))
         # Where many rows lie almost equally far, a longer shortlist can prove what a short one cannot.
         for margin in (_MARGIN, _WIDE_MARGIN):
             wanted = min(len(bank), k + margin)
             short = shortlist(
-                own[left], bank, wanted, eligibility=usable.of_queries(left), unit=unit,
-                within=None if beyond is None else beyond[left], device=device, block=block,
-            )  # fmt: skip
+                own[left],
+                bank,
+                wanted,
+                eligibility=usable.of_queries(left),
+                within=beyond[left],
+                unit=unit,
+                device=device,
+                block=block,
+            )
             rows[left], squared[left] = rank(own[left], bank, short.rows, k, tie_order, unit=unit, device=device)
-            kth = squared[left, -1] if beyond is None else np.minimum(squared[left, -1], beyond[left])
+            kth = np.minimum(squared[left, -1], beyond[left])
             # The bound is infinite where fewer rows than wanted are eligible: then all of them are candidates.
             left = left[~(np.isinf(short.bound) | (kth < short.bound))]
             if not len(left) or wanted == len(bank):
@@ -119,9 +124,7 @@ def search(
         return rows, squared
 
     recall = 1.0
-    if how == "pynndescent" or (how == "auto" and _worth_a_graph(queries, bank, device)):
-        from ragst_sd.retrieval.approximate import approximate_search
-
+    if backend == "pynndescent" or (backend == "auto" and worth_a_graph(len(queries), len(bank), str(device))):
         rows, squared, recall = approximate_search(
             queries, bank, k, eligibility=eligibility, tie_order=tie_order, rng=rng, unit=unit, exactly=exactly
         )
@@ -131,8 +134,8 @@ def search(
     return Candidates(rows, np.where(rows >= 0, distances, np.nan), recall)
 
 
-def _checked(queries: np.ndarray, bank: Any, k: int, metric: str, backend: str) -> tuple[np.ndarray, str]:
-    """Queries in float64, of length one for the cosine, and the backend."""
+def _checked(queries: np.ndarray, bank: Any, k: int, metric: str, backend: str) -> np.ndarray:
+    """Queries in float64, of length one for the cosine."""
     if metric not in ("euclidean", "cosine"):
         msg = f"`metric` is {metric!r}; it must be 'euclidean' or 'cosine'."
         raise ValueError(msg)
@@ -150,13 +153,7 @@ def _checked(queries: np.ndarray, bank: Any, k: int, metric: str, backend: str) 
     if not finite.all():
         msg = f"{int((~finite).sum())} of {len(queries)} queries hold NaN or infinite values (the first is {int(np.argmin(finite))})."
         raise ValueError(msg)
-    return unit_rows(queries) if metric == "cosine" else queries, backend
-
-
-def _worth_a_graph(queries: np.ndarray, bank: Any, device: Any) -> bool:
-    from ragst_sd.retrieval.approximate import worth_a_graph
-
-    return worth_a_graph(len(queries), len(bank), queries.shape[1], str(device))
+    return unit_rows(queries) if metric == "cosine" else queries
 
 
 def find_candidates(
@@ -167,22 +164,11 @@ def find_candidates(
     eligibility: Eligibility,
     how: str = "nearest",
     tie_order: np.ndarray | None = None,
-    metric: str = "euclidean",
-    backend: str = "auto",
-    device: str | torch.device = "cpu",
+    **options: Any,
 ) -> Candidates:
-    """Stage 1: the `"nearest"` eligible rows, or for a control as many `"random"` ones, nearest first."""
+    """Stage 1: the `"nearest"` eligible rows, by :func:`search` with these options, or for a control as many `"random"` ones, nearest first."""
     if how == "nearest":
-        return search(
-            queries,
-            bank,
-            k,
-            eligibility=eligibility,
-            tie_order=tie_order,
-            metric=metric,
-            backend=backend,
-            device=device,
-        )
+        return search(queries, bank, k, eligibility=eligibility, tie_order=tie_order, **options)
     tie_order = np.arange(len(bank)) if tie_order is None else np.asarray(tie_order)
     # Rows are drawn in the order of their ids, from a seed that is the query itself: neither its company nor the order
     # of the bank matters.

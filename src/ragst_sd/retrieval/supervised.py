@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd.retrieval.baselines import fit_ridge
-from ragst_sd.retrieval.projection import project
+from ragst_sd.retrieval.projection import largest_positive, project
 from ragst_sd.retrieval.targets import measured_everywhere
 from ragst_sd.retrieval.training import dense, variable_genes
 
@@ -62,6 +62,4 @@ def _compressed(coefficients: np.ndarray) -> np.ndarray:
         return np.zeros((len(coefficients), 0))
     left, singular, _ = np.linalg.svd(coefficients, full_matrices=False)
     keep = singular > 1e-12 * singular[0]
-    axes = left[:, keep] * singular[keep]
-    signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
-    return axes * np.where(signs == 0, 1.0, signs)
+    return largest_positive(left[:, keep] * singular[keep])

@@ -70,37 +70,40 @@ def centred_within_sections(values: Any, sections: np.ndarray) -> np.ndarray:
     return out
 
 
-def one_group(training: Training, rows: np.ndarray, genes: np.ndarray | slice = slice(None)) -> Training:
-    """Some rows and genes as a single group: for fits whose choices are made, so that nothing is held out any more."""
-    return Training(
-        embedding=training.embedding[rows],
-        values=training.values[rows][:, genes],
-        panels=training.panels[rows],
-        measured=training.measured[:, genes],
-        folds=np.zeros(len(rows), dtype=int),
-        sections=training.sections[rows],
-    )
+def held_out_splits(
+    folds: np.ndarray, at_most: int | None = 3, usable: np.ndarray | slice = slice(None)
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(rows to fit on, rows held out), one fold in turn; of many folds some that are spread evenly over their codes.
+
+    Parameters
+    ----------
+    folds
+        (m,) codes.
+    at_most
+        Folds to hold out; `None` for all.
+    usable
+        (m,) mask of the rows that may be in a split.
+    """
+    rows = np.arange(len(folds))[usable]
+    splits = [(rows[folds[rows] != fold], rows[folds[rows] == fold]) for fold in np.unique(folds)]
+    splits = [split for split in splits if min(map(len, split)) >= 3]
+    chosen = np.linspace(0, len(splits) - 1, min(at_most or len(splits), len(splits)))
+    return [splits[i] for i in np.unique(chosen.round().astype(int))]
 
 
-def held_out_splits(folds: np.ndarray, at_most: int = 3) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(rows to fit on, rows held out), one fold in turn; of many folds some that are spread evenly over their codes."""
-    splits = []
-    for fold in np.unique(folds):
-        inner, held = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        if len(inner) >= 3 and len(held) >= 3:
-            splits.append((inner, held))
-    chosen = np.unique(np.linspace(0, len(splits) - 1, min(at_most, len(splits))).round().astype(int))
-    return [splits[i] for i in chosen]
+def mean_curve(histories: Sequence[History]) -> np.ndarray:
+    """(scores, 2) steps taken and mean held-out score, as far as all runs that were scored at all were scored."""
+    curves = [np.asarray(history.scores) for history in histories if history.scores]
+    length = min(map(len, curves), default=0)
+    if not length:
+        return np.zeros((0, 2))
+    return np.stack([curves[0][:length, 0], mean_over_groups([curve[:length, 1] for curve in curves], length)], axis=1)
 
 
 def best_step(histories: Sequence[History], default: int) -> tuple[int, float]:
     """Steps at which the mean held-out score is best, and that score; `default` and NaN where nothing was scored."""
-    curves = [history.scores for history in histories if history.scores]
-    length = min((len(curve) for curve in curves), default=0)
-    if not length:
+    curve = mean_curve(histories)
+    if not np.isfinite(curve[:, 1]).any():
         return default, float("nan")
-    mean = mean_over_groups([[score for _, score in curve[:length]] for curve in curves], length)
-    if not np.isfinite(mean).any():
-        return default, float("nan")
-    best = int(np.nanargmax(mean))
-    return curves[0][best][0], float(mean[best])
+    step, score = curve[np.nanargmax(curve[:, 1])]
+    return int(step), float(score)

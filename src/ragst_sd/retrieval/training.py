@@ -83,14 +83,11 @@ class Training:
         """(m, e) codes of the groups whose rows are not neighbours of each other in training."""
         return np.stack([self.folds] if self.donors is None else [self.folds, self.donors], axis=1)
 
-    def rows_that_measured(self, gene_pattern: np.ndarray) -> np.ndarray:
-        """Rows whose panel is marked in a (panels,) pattern."""
-        return np.flatnonzero(gene_pattern[self.panels])
-
     def gene_patterns(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Genes that were measured by the same panels: (pattern over panels, gene indices)."""
+        """Genes that were measured by the same panels: (rows of these panels, gene indices). Genes of no row are left out."""
         patterns, inverse = np.unique(self.measured.T, axis=0, return_inverse=True)
-        return [(pattern, np.flatnonzero(inverse.ravel() == i)) for i, pattern in enumerate(patterns)]
+        rows = [np.flatnonzero(pattern[self.panels]) for pattern in patterns]
+        return [(own, np.flatnonzero(inverse.ravel() == i)) for i, own in enumerate(rows) if len(own)]
 
 
 def dense(values: Any) -> np.ndarray:
@@ -98,11 +95,13 @@ def dense(values: Any) -> np.ndarray:
     return np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=np.float64)
 
 
-def reference_mean(training: Training) -> np.ndarray:
-    """(g,) mean of each gene over the rows that measured it; NaN where none did."""
-    total = np.asarray(training.values.sum(axis=0, dtype=np.float64)).ravel()
-    rows_per_panel = np.bincount(training.panels, minlength=len(training.measured))
-    count = rows_per_panel @ training.measured
+def reference_mean(training: Training, rows: np.ndarray | None = None) -> np.ndarray:
+    """(g,) mean of each gene over the rows (all, or some) that measured it; NaN where none did."""
+    values, panels = training.values, training.panels
+    if rows is not None:
+        values, panels = values[rows], panels[rows]
+    total = np.asarray(values.sum(axis=0, dtype=np.float64)).ravel()
+    count = np.bincount(panels, minlength=len(training.measured)) @ training.measured
     return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
 
 

@@ -18,7 +18,7 @@ from ragst_sd.reference.genes import sum_duplicates, take_genes
 from ragst_sd.reference.normalize import TARGET_SUM, log_normalize, size_factors
 from ragst_sd.reference.panels import PANEL, assign_panels, measured_mask, shared_genes
 from ragst_sd.reference.schema import differing_fields
-from ragst_sd.reference.stacking import log_normalized, stack_matrices, stack_rows
+from ragst_sd.reference.stacking import stack_matrices, stack_rows
 from ragst_sd.reference.symbols import SPECIES
 from ragst_sd.retrieval.projection import standardize as standardize_embedding
 from ragst_sd.tl._gene_names import common_names
@@ -217,7 +217,7 @@ def build_reference(
     pictures = stack_rows(section.take("thumbnails") for section in sections) if thumbnails else None
     given = stack_matrices([section.take("expression") for section in sections])
     reference = ad.AnnData(
-        log_normalized(given, factors) if unit == "counts" else given,
+        log_normalize(given, np.concatenate(factors)) if unit == "counts" else given,
         obs=frame,
         var=pd.DataFrame(index=pd.Index(kept, name="gene")),
         layers={_keys.COUNTS: given} if unit == "counts" else None,
