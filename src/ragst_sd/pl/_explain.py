@@ -129,43 +129,42 @@ def explain(
     columns = gene_index(table, genes)
     notes = distrust(table, genes, min_cv_pearson)
     parts = parts_of(sdata, reference, obs_name=obs_name, gene=genes, prediction_key=prediction_key)
-    totals = np.asarray(table.X[spot, columns], dtype=float).ravel()
-    _require_values(obs_name, genes, totals)
+    _require_values(obs_name, genes, np.ravel(table.X[spot, columns]))
     truth = np.full(len(genes), np.nan)
     if truth_key is not None:
         truth = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)[0][spot]
     intervals = intervals_of(table, header, columns) if has_intervals(table) else None
-    scrna = is_scrna(table, columns)
-    by = ["reference" if from_cells else group_by for from_cells in scrna]
-    steps = [
-        steps_of(parts[parts["gene"] == name], by[j], int(n_shown), scrna=bool(scrna[j]))
-        for j, name in enumerate(genes)
-    ]
+    scrna = is_scrna(table, columns).tolist()
+    steps = {
+        name: steps_of(lines, "reference" if from_cells else group_by, int(n_shown), scrna=from_cells)
+        for name, from_cells in zip(genes, scrna, strict=True)
+        for lines in [parts[parts["gene"] == name]]
+    }
 
     per_row = min(2, len(genes))
     n_rows = -(-len(genes) // per_row)
     # Inches of a waterfall with its rows of text.
-    width, height = 8.0 * per_row, n_rows * (2.0 + 0.25 * max(map(len, steps)))
+    width, height = 8.0 * per_row, n_rows * (1.75 + 0.25 * max(map(len, steps.values())))
     with picture(width, height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
         axes = dict(zip(genes, axes_in_rows(figure, len(genes), per_row), strict=True))
         for j, (name, place) in enumerate(axes.items()):
-            total, decimals = totals[j], _style.decimals_for([totals[j], *steps[j]["brings"]])
-            kind = "cell type" if scrna[j] else "measured spot" if group_by == "reference" else group_by
-            left = _draw_waterfall(
-                place, steps[j], total, decimals, kind=kind, unit=str(header["unit"]), grey=bool(notes[j])
-            )
-            color = _style.MUTED if notes[j] else "black"
-            heading: dict[str, Any] = {"fontsize": "x-large", "fontweight": "bold", "color": color}
-            title = f"{name} predicted {_style.number(total, decimals)}"
-            _style.beside(place, title, (0, 1), (left, 4.4 * _style.em()), **heading)
+            decimals = _style.decimals_for(steps[name]["brings"])
             words = [_style.shorten(f"spot {obs_name}", 34), *facts(table, header, spot)]
+            kind = {"reference": "measured spot"}.get(group_by, group_by)
             if scrna[j]:
                 words.insert(1, "measured in no spot: given from single cells")
+                kind = "cell type"
+            left = _draw_waterfall(place, steps[name], decimals, kind, grey=bool(notes[j]))
+            total = _style.number(steps[name]["brings"].iloc[-1], decimals)
+            color = _style.MUTED if notes[j] else "black"
+            title: dict[str, Any] = {"fontsize": "x-large", "fontweight": "bold", "color": color}
+            _style.beside(place, f"{name} predicted {total}", (0, 1), (left, 4.4 * _style.em()), **title)
             line = "  ·  ".join([*words, notes[j]] if notes[j] else words)
             _style.beside(place, line, (0, 1), (left, 2.8 * _style.em()), color=_style.MUTED, gid="facts")
+            place.set_xlabel(str(header["unit"]))
             if intervals is not None and np.isfinite(intervals.width[spot, j]):
                 low, high = intervals.lower[spot, j], intervals.upper[spot, j]
-                _draw_interval(place, low, high, len(steps[j]), intervals)
+                _draw_interval(place, low, high, len(steps[name]) - 1, intervals)
                 _write_interval(place, low, high, intervals, left, decimals)
             if np.isfinite(truth[j]):
                 _draw_truth(place, float(truth[j]), decimals)
@@ -183,7 +182,7 @@ def _require_values(spot: str, genes: list[str], totals: np.ndarray) -> None:
 
 
 def steps_of(parts: pd.DataFrame, group_by: str, n_shown: int, *, scrna: bool = False) -> pd.DataFrame:
-    """Steps from zero to a prediction: `label`, `weight`, `value`, what each `brings`, and its `color`.
+    """Steps to a prediction, the last line: `label`, `weight`, `value`, `start`, what each `brings`, and its `color`.
 
     Cited rows bring weight times value, and what corrects their sections is one step. Cell types bring their
     contribution: what corrects the logarithm of a mixture has no meaning of its own.
@@ -231,7 +230,11 @@ def steps_of(parts: pd.DataFrame, group_by: str, n_shown: int, *, scrna: bool = 
     if correction:
         add(SECTIONS, _style.ADJUSTMENT, correction)
     add("adjustment", _style.ADJUSTMENT, float(parts["contribution"].iloc[-1]))
-    return pd.DataFrame(steps)
+    add("predicted", _style.QUERY, float(parts["contribution"].sum()))
+    out = pd.DataFrame(steps)
+    out["start"] = out["brings"].cumsum() - out["brings"]
+    out.loc[len(out) - 1, "start"] = 0.0
+    return out
 
 
 def _label(group: Any, group_by: str) -> str:
@@ -260,35 +263,37 @@ def facts(table: AnnData, header: dict[str, Any], spot: int) -> list[str]:
     return out
 
 
-def _draw_waterfall(
-    ax: Axes, steps: pd.DataFrame, total: float, decimals: int, *, kind: str, unit: str, grey: bool
-) -> float:
+def _draw_waterfall(ax: Axes, steps: pd.DataFrame, decimals: int, kind: str, *, grey: bool) -> float:
     """Draw bars that add up to a prediction, behind columns of numbers; how far those reach left, in points."""
-    n = len(steps)
-    widths = [*steps["brings"], total]
-    ends = steps["brings"].cumsum().to_numpy()
-    starts = [0.0, *ends[:-1], 0.0]
-    place = np.arange(n + 1)
-    colors = [*steps["color"], _style.QUERY]
-    ax.barh(place, widths, left=starts, height=0.72, color=_style.UNTRUSTED if grey else colors, zorder=2)
+    place = np.arange(len(steps))
+    colors = _style.UNTRUSTED if grey else steps["color"]
+    ax.barh(place, steps["brings"], left=steps["start"], height=0.72, color=colors, zorder=2)
+    ends = (steps["start"] + steps["brings"])[:-1]
     ax.vlines(ends, place[:-1] + 0.36, place[1:] - 0.36, color=_style.MUTED, lw=0.8, zorder=1)
     ax.axvline(0, color=_style.MUTED, lw=0.8, zorder=1)
     ax.use_sticky_edges = False
     ax.margins(x=0.03)
     ax.locator_params(axis="x", nbins=5, steps=[1, 2, 5, 10])
     ax.spines["left"].set_visible(False)
-    ax.set(ylim=(n + 0.5, -0.5), yticks=[], xlabel=unit, label="contributions")
-
+    ax.set(ylim=(len(steps) - 0.5, -0.5), yticks=[], label="contributions")
     cited = steps[steps["weight"].notna()]
-    values = [_style.number(value, decimals) if np.isfinite(value) else "not measured" for value in cited["value"]]
-    brings = [_style.number(value, decimals, sign=True) for value in steps["brings"]]
     columns = {
-        kind: [*steps["label"], "predicted"],
+        kind: steps["label"].to_list(),
         "weight": [_style.percent(weight, 1) for weight in cited["weight"]],
-        "value": values,
-        "contribution": [*brings, _style.number(total, decimals)],
+        "value": [value_text(value, decimals) for value in cited["value"]],
+        "contribution": brings_texts(steps, decimals),
     }
-    return -_style.write_columns(ax, columns, before=True, bold=n)
+    return -_style.write_columns(ax, columns, before=True, bold=len(steps) - 1)
+
+
+def value_text(value: float, decimals: int) -> str:
+    return _style.number(value, decimals) if np.isfinite(value) else "not measured"
+
+
+def brings_texts(steps: pd.DataFrame, decimals: int) -> list[str]:
+    """What each step brings, with its sign, and the prediction."""
+    *brings, total = steps["brings"]
+    return [*(_style.number(value, decimals, sign=True) for value in brings), _style.number(total, decimals)]
 
 
 def _draw_truth(ax: Axes, truth: float, decimals: int) -> None:

@@ -13,7 +13,7 @@ from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
 from ragst_sd._validate import require_positive, require_type
 from ragst_sd.pl import _style
-from ragst_sd.pl._explain import SECTIONS, facts, steps_of
+from ragst_sd.pl._explain import SECTIONS, brings_texts, facts, steps_of, value_text
 from ragst_sd.pl._figure import describe_figure_parameters, picture
 from ragst_sd.pl._maps import name_list, require_citations
 from ragst_sd.pl._section import draw_image, extent_of, read_section
@@ -120,8 +120,7 @@ def retrieval(
     measured_columns(reference, table.var_names[column])
     parts = explain(sdata, reference, obs_name=names, gene=gene, prediction_key=prediction_key)
     _require_pictures(reference)
-    totals = np.asarray(table.X[spots, column], dtype=float).ravel()
-    for name in np.array(names)[~np.isfinite(totals)]:
+    for name in np.array(names)[~np.isfinite(np.ravel(table.X[spots, column]))]:
         msg = f"None of the spots cited for {str(name)!r} measured {gene!r}: there is no prediction to show."
         raise ValueError(msg)
     lines = [parts[parts["query"] == name] for name in names]
@@ -129,12 +128,12 @@ def retrieval(
     section = read_section(sdata, table, header, prediction_key)
     fields = _fields_of(section, header)
 
-    levels = np.concatenate([[0.0], *(step["brings"].cumsum() for step in steps)])
+    levels = np.concatenate([step["start"] + step["brings"] for step in steps])
     decimals = _style.decimals_for(levels)
-    low, high = levels.min(), levels.max()
+    low, high = min(levels.min(), 0.0), max(levels.max(), 0.0)
     # Room for the numbers at the ends of the bars.
     room = 0.27 * ((high - low) or 1.0)
-    columns = 1 + max(map(len, steps))
+    columns = max(map(len, steps))
     # Inches.
     widths, height = (3.0, 1.9, 1.05 * columns), 3.75 * len(names)
     axes = {}
@@ -142,21 +141,22 @@ def retrieval(
         sum(widths), height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax
     ) as figure:
         grid = figure.add_gridspec(2 * len(names), 3, height_ratios=(0.85, 1.2) * len(names), width_ratios=widths)
-        for i, (name, spot, total) in enumerate(zip(names, spots, totals, strict=True)):
+        for i, (name, spot) in enumerate(zip(names, spots, strict=True)):
             overview, tile = (figure.add_subplot(grid[2 * i : 2 * i + 2, j]) for j in (0, 1))
             strip, bars = (figure.add_subplot(grid[2 * i + j, 2]) for j in (0, 1))
             pixels = _tile_pixels(section, spot, fields[0])
             _draw_spot(overview, tile, section, spot, fields, pixels)
             words = "\n".join([_style.shorten(f"spot {name}", 34), *([note] if note else [])])
-            _style.set_title(overview, f"{gene} predicted {_style.number(total, decimals)}", words)
+            total = _style.number(steps[i]["brings"].iloc[-1], decimals)
+            _style.set_title(overview, f"{gene} predicted {total}", words)
             strip.set_axis_off()
             neighbors = _draw_neighbors(strip, steps[i], lines[i]["reference"][:-1], reference, gene, decimals, columns)
-            _draw_thumbnail(strip, pixels, len(steps[i]), columns, "this spot", "", _style.QUERY)
+            _draw_thumbnail(strip, pixels, len(steps[i]) - 1, columns, "this spot", "", _style.QUERY)
             evidence = facts(table, header, spot)
             evidence.insert(1, f"effective number {table.obs[_keys.EFFECTIVE_N].iloc[spot]:.1f}")
             color = _style.ADJUSTMENT if table.obs[_keys.OUT_OF_REFERENCE].iloc[spot] else _style.MUTED
             strip.set_title("  ·  ".join(evidence), fontsize="medium", color=color, pad=3.5 * _style.em())
-            _draw_bars(bars, steps[i], total, decimals, columns, grey=bool(note))
+            _draw_bars(bars, steps[i], decimals, columns, grey=bool(note))
             bars.set(ylim=(low - room * bool(low < 0), high + room))
             bars.set_ylabel("\n".join(["contribution", *wrap(str(header["unit"]), 14)]))
             axes[name] = {"section": overview, "tile": tile, "neighbors": neighbors, "contributions": bars}
@@ -262,8 +262,7 @@ def _draw_neighbors(
     axes = []
     for column, step in enumerate(shown.itertuples()):
         donor, sample = _style.shorten(str(step.donor), 11), _style.shorten(str(step.sample), 12)
-        value = _style.number(step.value, decimals) if np.isfinite(step.value) else "not measured"
-        words = f"weight {step.weight:.1%}\n{_style.shorten(gene, 8)} {value}"
+        words = f"weight {step.weight:.1%}\n{_style.shorten(gene, 8)} {value_text(step.value, decimals)}"
         name = donor if sample == donor else f"{donor}\n{sample}"
         axes.append(_draw_thumbnail(strip, tiles[column], column, columns, name, words, _style.EVIDENCE))
     others = steps[steps["color"] == _style.OTHERS]
@@ -296,25 +295,21 @@ def _mosaic(tiles: list[np.ndarray]) -> np.ndarray:
     return grid.reshape(across * edge, across * edge, 3)[:-2, :-2]
 
 
-def _draw_bars(ax: Axes, steps: pd.DataFrame, total: float, decimals: int, columns: int, *, grey: bool) -> None:
+def _draw_bars(ax: Axes, steps: pd.DataFrame, decimals: int, columns: int, *, grey: bool) -> None:
     """Draw the steps from zero to the prediction."""
-    heights = [*steps["brings"], total]
-    ends = steps["brings"].cumsum().to_numpy()
-    starts = np.array([0.0, *ends[:-1], 0.0])
-    place = np.arange(len(heights))
-    colors = [*steps["color"], _style.QUERY]
-    ax.bar(place, heights, bottom=starts, width=0.72, color=_style.UNTRUSTED if grey else colors, zorder=2)
-    ax.hlines(ends, place[:-1] + 0.36, place[1:] - 0.36, color=_style.MUTED, lw=0.8, zorder=1)
+    place = np.arange(len(steps))
+    colors = _style.UNTRUSTED if grey else steps["color"]
+    ax.bar(place, steps["brings"], bottom=steps["start"], width=0.72, color=colors, zorder=2)
+    ends = steps["start"] + steps["brings"]
+    ax.hlines(ends[:-1], place[:-1] + 0.36, place[1:] - 0.36, color=_style.MUTED, lw=0.8, zorder=1)
     ax.axhline(0, color=_style.MUTED, lw=0.8, zorder=1)
-    numbers = [_style.number(value, decimals, sign=True) for value in steps["brings"]]
-    for x, text, top in zip(
-        place, [*numbers, _style.number(total, decimals)], starts + np.maximum(heights, 0), strict=True
-    ):
-        weight = "bold" if x == place[-1] else "normal"
-        _style.beside(ax, text, (x, top), (0, 2), "data", ha="center", fontsize="small", fontweight=weight)
+    style: dict[str, Any] = {"coords": "data", "ha": "center", "fontsize": "small"}
+    for x, text in enumerate(brings_texts(steps, decimals)):
+        top = max(steps["start"][x], ends[x])
+        _style.beside(ax, text, (x, top), (0, 2), fontweight="bold" if x == place[-1] else "normal", **style)
     n_shown = int((steps["color"] == _style.EVIDENCE).sum())
     names = steps["label"][n_shown:].replace(SECTIONS, "sections")
-    ax.set_xticks(place, [*map(str, range(1, n_shown + 1)), *names, "predicted"])
+    ax.set_xticks(place, [*map(str, range(1, n_shown + 1)), *names])
     ax.set(xlim=(-0.5, columns - 0.5), label="contributions")
     ax.tick_params(axis="x", length=0)
     ax.locator_params(axis="y", nbins=4, steps=[1, 2, 5, 10])
