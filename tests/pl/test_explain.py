@@ -119,16 +119,19 @@ def test_truth_is_a_line(predicted, fitted, spot, genes):
     assert not named(rg.pl.explain(predicted, fitted, **arguments)[genes[0]], "truth")
 
 
-def test_interval_of_donors_is_a_bracket_and_any_other_is_hatched(predicted, fitted, spot, genes, with_intervals):
+def test_interval_is_a_box_that_is_hatched_unless_calibrated_over_donors(
+    predicted, fitted, spot, genes, with_intervals
+):
     table = predicted.tables["predicted"]
     arguments = {"obs_name": spot, "gene": genes[0], "return_ax": True}
     assert not named(rg.pl.explain(predicted, fitted, **arguments)[genes[0]], "interval")
     with_intervals(table)
     low, high = (table[spot, genes[0]].layers[name].item() for name in ("lower", "upper"))
     ax = rg.pl.explain(predicted, fitted, **arguments)[genes[0]]
-    line, caps = named(ax, "interval")
-    np.testing.assert_allclose(line.get_segments(), [[(low, len(bars(ax)) - 1), (high, len(bars(ax)) - 1)]])
-    np.testing.assert_allclose([cap[0, 0] for cap in caps.get_segments()], [low, high])
+    (box,) = named(ax, "interval")
+    assert isinstance(box, Rectangle) and not box.get_hatch()
+    np.testing.assert_allclose([box.get_x(), box.get_x() + box.get_width()], [low, high])
+    np.testing.assert_allclose(box.get_y() + box.get_height() / 2, len(bars(ax)) - 1)
     assert column(ax, "interval text") == [f"90 % interval: {low:.2f} to {high:.2f}"]
     assert not column(ax, "caveat")
     assert ax.get_xlim()[1] > high

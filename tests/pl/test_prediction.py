@@ -45,8 +45,9 @@ def test_spots_are_circles_of_true_size_coloured_by_the_prediction(predicted, ge
     assert ax.get_ylim()[0] > ax.get_ylim()[1]
     assert ax.get_title(loc="left") == f"{genes[0]} predicted"
     assert [one.get_ylabel() for one in colorbars(ax)] == ["log1p(counts per 10,000)"]
-    bar = next(patch for patch in ax.patches if patch.get_gid() == "scale bar")
-    assert [text.get_text() for text in ax.texts] == [f"{bar.get_width():g} µm"]
+    (bar,) = [one for one in ax.get_children() if one.get_gid() == "scale bar"]
+    (line,) = bar.size_bar.get_children()
+    assert bar.txt_label.get_text() == f"{line.get_width():g} µm"
 
 
 def test_measured_and_predicted_share_a_scale_and_the_difference_has_its_own(predicted, genes):

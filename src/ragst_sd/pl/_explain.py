@@ -15,7 +15,6 @@ from ragst_sd.pl._figure import describe_figure_parameters, picture
 from ragst_sd.pl._maps import axes_in_rows, name_list
 from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._trust import distrust, has_intervals, intervals_of
-from ragst_sd.pl._waterfall import FOOT, HEAD, ROW, Line, Waterfall, draw_waterfall
 
 if TYPE_CHECKING:
     import os
@@ -26,10 +25,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
-_GROUPS = ("reference", _keys.DONOR, _keys.SAMPLE)
-_PER_ROW = 2
+    from ragst_sd.pl._trust import Intervals
+
+
+SECTIONS = "sections brought to one mean"
 _LONGEST_LABEL = 30
-_WIDTH = 8.0
 
 
 @describe_figure_parameters
@@ -90,8 +90,8 @@ def explain(
     Returns
     -------
     `None`, or if `return_ax` a dictionary from gene to the Axes with the bars. If the table has intervals (`layers["lower"]`
-    and `["upper"]`), the prediction carries its interval as a bracket; a hatched one was calibrated over anything but
-    donors, which the axis says.
+    and `["upper"]`), a box on the prediction shows its interval; a hatched one was calibrated over anything but
+    donors, which the words below say.
 
     Raises
     ------
@@ -121,43 +121,53 @@ def explain(
 
     require_type(obs_name, str, "obs_name", "This picture takes one.")
     require_positive(n_shown, "n_shown", whole=True)
-    require_choice(group_by, _GROUPS, "group_by")
+    require_choice(group_by, ("reference", _keys.DONOR, _keys.SAMPLE), "group_by")
     genes = name_list(gene)
     table, header = predicted(sdata, prediction_key)
     require_columns(table, (_keys.N_DONORS, _keys.OUT_OF_REFERENCE))
-    spot, columns = int(spot_index(table, obs_name, "obs_name")[0]), gene_index(table, genes)
+    spot = int(spot_index(table, obs_name, "obs_name")[0])
+    columns = gene_index(table, genes)
     notes = distrust(table, genes, min_cv_pearson)
     parts = parts_of(sdata, reference, obs_name=obs_name, gene=genes, prediction_key=prediction_key)
-    totals = np.asarray(table.X[spot, columns], dtype=float).ravel()
-    _require_values(obs_name, genes, totals)
+    _require_values(obs_name, genes, np.ravel(table.X[spot, columns]))
     truth = np.full(len(genes), np.nan)
     if truth_key is not None:
         truth = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)[0][spot]
     intervals = intervals_of(table, header, columns) if has_intervals(table) else None
-
-    falls = [
-        Waterfall(
-            title=f"{name} predicted",
-            note=notes[j],
-            facts=_facts(obs_name, table, header, spot, lines, scrna=scrna),
-            lines=_lines(lines, "reference" if scrna else group_by, int(n_shown), scrna=scrna),
-            total=totals[j],
-            truth=float(truth[j]),
-            intervals=intervals,
-            interval=(np.nan, np.nan) if intervals is None else (intervals.lower[spot, j], intervals.upper[spot, j]),
-            kind="cell type" if scrna else {"reference": "measured spot"}.get(group_by, group_by),
-            unit=str(header["unit"]),
-        )
-        for j, (name, scrna) in enumerate(zip(genes, is_scrna(table, columns), strict=True))
+    scrna = is_scrna(table, columns).tolist()
+    steps = {
+        name: steps_of(lines, "reference" if from_cells else group_by, int(n_shown), scrna=from_cells)
+        for name, from_cells in zip(genes, scrna, strict=True)
         for lines in [parts[parts["gene"] == name]]
-    ]
-    per_row = min(_PER_ROW, len(falls))
-    height = HEAD + (max(len(fall.lines) for fall in falls) + 1) * ROW + FOOT
-    width, height = per_row * _WIDTH, -(-len(falls) // per_row) * height
+    }
+
+    per_row = min(2, len(genes))
+    n_rows = -(-len(genes) // per_row)
+    # Inches of a waterfall with its rows of text.
+    width, height = 8.0 * per_row, n_rows * (1.75 + 0.25 * max(map(len, steps.values())))
     with picture(width, height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
-        axes = dict(zip(genes, axes_in_rows(figure, len(falls), per_row), strict=True))
-        for place, fall in zip(axes.values(), falls, strict=True):
-            draw_waterfall(place, fall)
+        axes = dict(zip(genes, axes_in_rows(figure, len(genes), per_row), strict=True))
+        for j, (name, place) in enumerate(axes.items()):
+            decimals = _style.decimals_for(steps[name]["brings"])
+            words = [_style.shorten(f"spot {obs_name}", 34), *facts(table, header, spot)]
+            kind = {"reference": "measured spot"}.get(group_by, group_by)
+            if scrna[j]:
+                words.insert(1, "measured in no spot: given from single cells")
+                kind = "cell type"
+            left = _draw_waterfall(place, steps[name], decimals, kind, grey=bool(notes[j]))
+            total = _style.number(steps[name]["brings"].iloc[-1], decimals)
+            color = _style.MUTED if notes[j] else "black"
+            title: dict[str, Any] = {"fontsize": "x-large", "fontweight": "bold", "color": color}
+            _style.beside(place, f"{name} predicted {total}", (0, 1), (left, 4.4 * _style.em()), **title)
+            line = "  ·  ".join([*words, notes[j]] if notes[j] else words)
+            _style.beside(place, line, (0, 1), (left, 2.8 * _style.em()), color=_style.MUTED, gid="facts")
+            place.set_xlabel(str(header["unit"]))
+            if intervals is not None and np.isfinite(intervals.width[spot, j]):
+                low, high = intervals.lower[spot, j], intervals.upper[spot, j]
+                _draw_interval(place, low, high, len(steps[name]) - 1, intervals)
+                _write_interval(place, low, high, intervals, left, decimals)
+            if np.isfinite(truth[j]):
+                _draw_truth(place, float(truth[j]), decimals)
     return axes if return_ax else None
 
 
@@ -171,77 +181,137 @@ def _require_values(spot: str, genes: list[str], totals: np.ndarray) -> None:
         raise ValueError(msg)
 
 
-def _facts(spot: str, table: AnnData, header: dict[str, Any], row: int, lines: pd.DataFrame, *, scrna: bool) -> str:
-    facts = [_style.shorten(f"spot {spot}", 34)]
-    cited = len(lines) - 1 if len(header[_keys.CITED]) else 0
-    if scrna:
-        facts.append("measured in no spot: given from single cells")
-        cited = int((np.asarray(table.obsm[_keys.ROWS])[row] >= 0).sum())
-    donors = int(table.obs[_keys.N_DONORS].iloc[row])
-    facts.append(
-        f"{header['method']}: {cited} measured spots of {donors} {'donor' if donors == 1 else 'donors'}"
-        if cited
-        else f"{header['method']}: cites no measured spots"
-    )
-    if bool(table.obs[_keys.OUT_OF_REFERENCE].iloc[row]):
-        facts.append("unlike any tissue of the reference")
-    return "  ·  ".join(facts)
+def steps_of(parts: pd.DataFrame, group_by: str, n_shown: int, *, scrna: bool = False) -> pd.DataFrame:
+    """Steps to a prediction, the last line: `label`, `weight`, `value`, `start`, what each `brings`, and its `color`.
 
+    Cited rows bring weight times value, and what corrects their sections is one step. Cell types bring their
+    contribution: what corrects the logarithm of a mixture has no meaning of its own.
 
-def _lines(parts: pd.DataFrame, group_by: str, n_shown: int, *, scrna: bool) -> list[Line]:
-    """The steps from zero to the prediction; cited rows bring weight times value, corrections are one step.
-
-    Cell types bring their contribution: what corrects the logarithm of a mixture has no meaning of its own.
+    Parameters
+    ----------
+    parts
+        What `rg.get.explain` lists for one spot and gene.
+    group_by
+        Column whose groups are steps.
+    n_shown
+        Groups of their own, by falling weight; the others are lumped.
+    scrna
+        Whether the rows are cell types.
     """
-    rows, adjustment = parts.iloc[:-1], float(parts["contribution"].iloc[-1])
-    rows = rows.assign(brings=(rows["weight"] * rows["value"]).fillna(0.0), measured=rows["value"].notna())
-    if scrna:
-        rows = rows.assign(brings=rows["contribution"], correction=0.0)
+    import pandas as pd
+
+    rows = parts.iloc[:-1]
+    weighted = (rows["weight"] * rows["value"]).fillna(0.0)
+    rows = rows.assign(brings=rows["contribution"] if scrna else weighted)
     groups = rows.groupby(group_by, sort=False).agg(
-        weight=("weight", "sum"), brings=("brings", "sum"), measured=("measured", "sum"), n=("weight", "size"),
-        donor=("donor", "first"), sample=("sample", "first"), own=("value", "first"),
-    )  # fmt: skip
+        weight=("weight", "sum"),
+        brings=("brings", "sum"),
+        n=("weight", "size"),
+        donor=("donor", "first"),
+        sample=("sample", "first"),
+        value=("value", "first"),
+    )
+    if not scrna:
+        groups["value"] = groups["brings"] / groups["weight"].where(groups["weight"] > 0)
     groups = groups.sort_values("weight", ascending=False, kind="stable")
     shown, others = groups.iloc[:n_shown], groups.iloc[n_shown:]
-    lines = [
-        Line(
-            _label(str(name), group, group_by),
-            group.weight,
-            group.own if scrna else _mean(group),
-            group.brings,
-            _style.EVIDENCE,
-        )
-        for name, group in zip(shown.index, shown.itertuples(), strict=True)
-    ]
+    labels = [_label(group, group_by) for group in shown.itertuples()]
+    steps = shown.assign(label=labels, color=_style.EVIDENCE).to_dict("records")
+
+    def add(label: str, color: str, brings: float, **numbers: float) -> None:
+        steps.append({"label": label, "color": color, "brings": brings, **numbers})
+
     if len(others):
-        lumped = others[["weight", "brings", "measured"]].sum()
-        plural = "" if group_by == "reference" else f" {group_by}s" if len(others) > 1 else f" {group_by}"
-        lines.append(
-            Line(
-                f"{len(others)} more{plural}",
-                lumped.weight,
-                np.nan if scrna else _mean(lumped),
-                lumped.brings,
-                _style.OTHERS,
-            )
-        )
-    correction = float(np.nansum(rows["weight"] * rows["correction"]))
+        kind = "" if group_by == "reference" else f" {group_by}{'s' * (len(others) > 1)}"
+        weight, brings = float(others["weight"].sum()), float(others["brings"].sum())
+        value = np.nan if scrna or weight == 0 else brings / weight
+        add(f"{len(others)} more{kind}", _style.OTHERS, brings, weight=weight, value=value)
+    correction = 0.0 if scrna else float((rows["weight"] * rows["correction"]).sum())
     if correction:
-        lines.append(Line("sections brought to one mean", np.nan, np.nan, correction, _style.ADJUSTMENT))
-    return [*lines, Line("adjustment", np.nan, np.nan, adjustment, _style.ADJUSTMENT)]
+        add(SECTIONS, _style.ADJUSTMENT, correction)
+    add("adjustment", _style.ADJUSTMENT, float(parts["contribution"].iloc[-1]))
+    add("predicted", _style.QUERY, float(parts["contribution"].sum()))
+    out = pd.DataFrame(steps)
+    out["start"] = out["brings"].cumsum() - out["brings"]
+    out.loc[len(out) - 1, "start"] = 0.0
+    return out
 
 
-def _label(name: str, group: Any, group_by: str) -> str:
-    if group_by == "reference":
-        # Rows are named `<sample>:<spot>`: no need to name a donor of the same name.
-        return _style.shorten(name if group.donor == group.sample else f"{group.donor}  {name}", _LONGEST_LABEL)
-    count = f", {group.n} {'spot' if group.n == 1 else 'spots'}"
-    donor = f" ({group.donor})" if group_by == _keys.SAMPLE and group.donor not in ("", name) else ""
+def _label(group: Any, group_by: str) -> str:
+    name, donor = str(group.Index), group.donor
     if not name:
         return "reference mean"
-    return _style.shorten(name + donor, _LONGEST_LABEL - len(count)) + count
+    if group_by == "reference":
+        # Rows are named `<sample>:<spot>`: no need to name a donor of the same name.
+        return _style.shorten(name if donor == group.sample else f"{donor}  {name}", _LONGEST_LABEL)
+    count = f", {group.n} {'spot' if group.n == 1 else 'spots'}"
+    if group_by == _keys.SAMPLE and donor not in ("", name):
+        name = f"{name} ({donor})"
+    return _style.shorten(name, _LONGEST_LABEL - len(count)) + count
 
 
-def _mean(group: Any) -> float:
-    """Weighted mean of the measured values; NaN if none was measured."""
-    return float(group.brings / group.weight) if group.measured and group.weight > 0 else np.nan
+def facts(table: AnnData, header: dict[str, Any], spot: int) -> list[str]:
+    """Words about the evidence of a predicted spot."""
+    obs = table.obs.iloc[spot]
+    rows, weights = table.obsm[_keys.ROWS][spot], table.obsm[_keys.WEIGHTS][spot]
+    n_rows, n_donors = int(((rows >= 0) & (weights > 0)).sum()), int(obs[_keys.N_DONORS])
+    donors = "donor" if n_donors == 1 else "donors"
+    cites = f"{n_rows} measured spots of {n_donors} {donors}" if n_rows else "cites no measured spots"
+    out = [f"{header['method']}: {cites}"]
+    if bool(obs[_keys.OUT_OF_REFERENCE]):
+        out.append("unlike any tissue of the reference")
+    return out
+
+
+def _draw_waterfall(ax: Axes, steps: pd.DataFrame, decimals: int, kind: str, *, grey: bool) -> float:
+    """Draw bars that add up to a prediction, behind columns of numbers; how far those reach left, in points."""
+    place = np.arange(len(steps))
+    colors = _style.UNTRUSTED if grey else steps["color"]
+    ax.barh(place, steps["brings"], left=steps["start"], height=0.72, color=colors, zorder=2)
+    ends = (steps["start"] + steps["brings"])[:-1]
+    ax.vlines(ends, place[:-1] + 0.36, place[1:] - 0.36, color=_style.MUTED, lw=0.8, zorder=1)
+    ax.axvline(0, color=_style.MUTED, lw=0.8, zorder=1)
+    ax.use_sticky_edges = False
+    ax.margins(x=0.03)
+    ax.locator_params(axis="x", nbins=5, steps=[1, 2, 5, 10])
+    ax.spines["left"].set_visible(False)
+    ax.set(ylim=(len(steps) - 0.5, -0.5), yticks=[], label="contributions")
+    cited = steps[steps["weight"].notna()]
+    columns = {
+        kind: steps["label"].to_list(),
+        "weight": [_style.percent(weight, 1) for weight in cited["weight"]],
+        "value": [value_text(value, decimals) for value in cited["value"]],
+        "contribution": brings_texts(steps, decimals),
+    }
+    return -_style.write_columns(ax, columns, before=True, bold=len(steps) - 1)
+
+
+def value_text(value: float, decimals: int) -> str:
+    return _style.number(value, decimals) if np.isfinite(value) else "not measured"
+
+
+def brings_texts(steps: pd.DataFrame, decimals: int) -> list[str]:
+    """What each step brings, with its sign, and the prediction."""
+    *brings, total = steps["brings"]
+    return [*(_style.number(value, decimals, sign=True) for value in brings), _style.number(total, decimals)]
+
+
+def _draw_truth(ax: Axes, truth: float, decimals: int) -> None:
+    """Draw a broken line where a value was measured."""
+    ax.axvline(truth, color="black", lw=1.4, ls=(0, (4, 2)), zorder=4, gid="truth")
+    words, coords = f"measured {_style.number(truth, decimals)}", ("data", "axes fraction")
+    _style.beside(ax, words, (truth, 1), (0, 3), coords, gid="measured")
+
+
+def _draw_interval(ax: Axes, low: float, high: float, row: int, intervals: Intervals) -> None:
+    """Draw a box on the prediction, hatched where it must not be read as an interval for new donors."""
+    style: dict[str, Any] = {"facecolor": "none", "edgecolor": "black", "hatch": intervals.hatch, "zorder": 3}
+    ax.barh(row, high - low, left=low, height=0.34, gid="interval", **style)
+
+
+def _write_interval(ax: Axes, low: float, high: float, intervals: Intervals, left: float, decimals: int) -> None:
+    """Write an interval, and what must be said of it, below the columns of numbers."""
+    words = f"{intervals.name}: {_style.number(low, decimals)} to {_style.number(high, decimals)}"
+    _style.beside(ax, words, (0, 0), (left, -1.4 * _style.em()), gid="interval text")
+    caveat = {"fontsize": "small", "color": _style.MUTED, "gid": "caveat"}
+    _style.beside(ax, intervals.caveat, (0, 0), (left, -2.8 * _style.em()), **caveat)

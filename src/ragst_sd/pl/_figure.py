@@ -19,8 +19,26 @@ if TYPE_CHECKING:
     F = TypeVar("F", bound=Callable[..., Any])
 
 _SILENT_BACKENDS = {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}
-# Letters follow the size of the picture, so that columns of text keep clear of each other; up to a point.
-_SMALLEST, _LARGEST = 0.3, 1.6
+_LOOK: dict[str, Any] = {
+    "font.size": 10,
+    "axes.titlesize": "medium",
+    "axes.labelsize": "small",
+    "legend.fontsize": "small",
+    "xtick.labelsize": "small",
+    "ytick.labelsize": "small",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": "0.6",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "0.93",
+    "legend.frameon": False,
+    "legend.borderpad": 0,
+    "xtick.color": "0.6",
+    "ytick.color": "0.6",
+    "xtick.labelcolor": "black",
+    "ytick.labelcolor": "black",
+}
 # Inches around each panel.
 _PADS: dict[str, Any] = {"w_pad": 0.08, "h_pad": 0.08}
 _FIGURE_PARAMETERS = """\
@@ -92,11 +110,18 @@ def picture(
             require_positive(edge, "figsize")
         figure = plt.figure(figsize=size, dpi=dpi, layout=ConstrainedLayoutEngine(**_PADS))
     root: Any = figure.figure
+    # Letters follow the size of the picture, so that columns of text keep clear of each other; up to a point.
     scale = min(figure.bbox.width / root.dpi / width, figure.bbox.height / root.dpi / height)
-    with mpl.rc_context(_style(min(max(scale, _SMALLEST), _LARGEST))):
+    letters = {"font.size": _LOOK["font.size"] * min(max(scale, 0.3), 1.6)}
+    with mpl.rc_context(_LOOK | letters):
         yield figure
-    if ax is not None:
-        _lay_out(root, others)
+    if ax is not None and root.get_layout_engine() is None:
+        # What the caller drew stays where it is.
+        for artist in others:
+            artist.set_in_layout(False)
+        ConstrainedLayoutEngine(**_PADS).execute(root)
+        for artist in others:
+            artist.set_in_layout(True)
     if save is not None:
         root.savefig(save, dpi="figure" if dpi is None else dpi)
     if ax is None:
@@ -105,25 +130,6 @@ def picture(
             plt.show()
         elif save is not None and not return_ax:
             plt.close(root)
-
-
-def _style(scale: float) -> Any:
-    sizes: dict[str, float] = {"font.size": 10, "axes.titlesize": 11, "axes.labelsize": 9, "legend.fontsize": 9}
-    sizes |= {"xtick.labelsize": 8.5, "ytick.labelsize": 8.5}
-    return {name: size * scale for name, size in sizes.items()} | {
-        "axes.titlelocation": "left",
-        "axes.edgecolor": "0.6",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "grid.color": "0.93",
-        "legend.frameon": False,
-        "legend.borderpad": 0,
-        "xtick.color": "0.6",
-        "ytick.color": "0.6",
-        "xtick.labelcolor": "black",
-        "ytick.labelcolor": "black",
-    }
 
 
 def _figure_in(ax: Axes) -> FigureBase:
@@ -138,16 +144,3 @@ def _figure_in(ax: Axes) -> FigureBase:
         widths, heights = (box.x0, box.width, 1 - box.x1), (1 - box.y1, box.height, box.y0)
         place = GridSpec(3, 3, parent, width_ratios=widths, height_ratios=heights)[1, 1]
     return parent.add_subfigure(place)
-
-
-def _lay_out(root: Any, others: list[Any]) -> None:
-    """Lay out a picture inside a figure that has no layout of its own; what the caller drew stays where it is."""
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    if root.get_layout_engine() is not None:
-        return
-    for artist in others:
-        artist.set_in_layout(False)
-    ConstrainedLayoutEngine(**_PADS).execute(root)
-    for artist in others:
-        artist.set_in_layout(True)

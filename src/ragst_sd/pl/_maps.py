@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragst_sd._validate import require_type
+from ragst_sd import _keys
+from ragst_sd._validate import require_some, require_type
 from ragst_sd.pl import _style
-from ragst_sd.pl._section import corner_is_free, draw_image, draw_spots, extent_of, spot_reach
+from ragst_sd.pl._section import draw_image, draw_rims, draw_spots, extent_of, free_corner, spot_reach
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 TITLE, NOTE, BAR = 0.4, 0.17, 1.0
 # Letters of small words that fit an inch.
 LETTERS = 14
-_IMAGE_PX = 900
-# A few extreme spots would otherwise take the whole colour scale.
-_TAILS = (0.01, 0.99)
 
 
 @dataclass(frozen=True)
@@ -55,14 +53,22 @@ def require_fade(image_fade: float) -> None:
         raise ValueError(msg)
 
 
-def name_list(names: str | Sequence[str], argument: str = "gene", what: str = "gene") -> list[str]:
+def require_citations(header: dict[str, Any]) -> None:
+    """Raise a `ValueError` if a prediction was made by a method that cites no measured spots."""
+    if not len(header[_keys.CITED]):
+        msg = (
+            f"The prediction was made by method {header['method']!r}, which cites no measured spots: there is nothing to "
+            'show. Fit a method that cites, for instance `rg.tl.fit(reference, method="knn")`, and predict again.'
+        )
+        raise ValueError(msg)
+
+
+def name_list(names: str | Sequence[str], argument: str = "gene") -> list[str]:
     """Names of genes or spots, each once."""
     each = [names] if isinstance(names, str) else list(dict.fromkeys(names))
     for name in each:
         require_type(name, str, argument, "Give a name or a list of names.")
-    if not each:
-        msg = f"`{argument}` is empty; name at least one {what}."
-        raise ValueError(msg)
+    require_some(each, argument)
     return each
 
 
@@ -96,7 +102,7 @@ def limits_of(values: np.ndarray, vmin: float | None = None, vmax: float | None 
         If the limits given leave no scale.
     """
     finite = values[np.isfinite(values)]
-    low, high = np.quantile(finite, _TAILS) if len(finite) else (0.0, 1.0)
+    low, high = np.quantile(finite, (0.01, 0.99)) if len(finite) else (0.0, 1.0)
     if low == high and len(finite):
         low, high = finite.min(), finite.max()
     low, high = float(low if vmin is None else vmin), float(high if vmax is None else vmax)
@@ -106,21 +112,18 @@ def limits_of(values: np.ndarray, vmin: float | None = None, vmax: float | None 
     return (low - 0.5, high + 0.5) if low == high else (low, high)
 
 
-def draw_section(
-    ax: Axes, section: Section, has_value: np.ndarray, *, fade: float, edge_px: int = _IMAGE_PX, scale_bar: bool = True
-) -> None:
+def draw_section(ax: Axes, section: Section, has_value: np.ndarray, *, fade: float, scale_bar: bool = True) -> None:
     """Draw the picture of a section with hollow spots where there is no value, and a scale bar."""
     box = extent_of(section, spot_reach(section))
-    draw_image(ax, section.pyramid, box, edge_px=edge_px, fade=fade)
+    draw_image(ax, section.pyramid, box, edge_px=900, fade=fade)
     if not has_value.all():
-        style: dict[str, Any] = {"facecolors": "none", "edgecolors": _style.NO_VALUE, "linewidths": 0.9, "zorder": 2}
-        draw_spots(ax, section, np.flatnonzero(~has_value), label="no value", **style)
+        draw_rims(ax, section, np.flatnonzero(~has_value), _style.NO_VALUE, 0.9, label="no value", zorder=2)
     if scale_bar:
-        _style.scale_bar(ax, section.mpp, right=corner_is_free(section, box))
+        _style.scale_bar(ax, section.mpp, free_corner(section, box))
     _style.frame(ax)
 
 
-def draw_map(ax: Axes, section: Section, panel: Map, *, fade: float, letters: int, scale_bar: bool = True) -> Any:
+def draw_map(ax: Axes, section: Section, panel: Map, *, fade: float, letters: int = 80, scale_bar: bool = True) -> Any:
     """Draw a map with its title and colour bar; its coloured spots. Words below the title have lines of `letters`."""
     ax.set_label(panel.kind)
     has = np.isfinite(panel.values)
@@ -142,7 +145,7 @@ def draw_bar(ax: Axes, spots: Any, label: str, values: np.ndarray, *, hatch: str
 
     low, high = spots.get_clim()
     under, over = bool((values < low).any()), bool((values > high).any())
-    extend = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}[under, over]
+    extend = ["neither", "max", "min", "both"][2 * under + over]
     cax = ax.inset_axes((1.03, 0.1, 0.04, 0.8), label="colorbar")
     whole = bool((values[np.isfinite(values)] % 1 == 0).all())
     ticks = MaxNLocator(5, steps=[1, 2, 5, 10], integer=whole)

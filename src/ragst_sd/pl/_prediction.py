@@ -8,9 +8,8 @@ import numpy as np
 
 from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
-from ragst_sd.pl import _style
+from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._figure import describe_figure_parameters, picture
-from ragst_sd.pl._maps import BAR, Map, axes_in_rows, draw_map, limits_of, name_list, require_fade, size_with_words
 from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._section import read_section
 from ragst_sd.pl._trust import distrust, greys, intervals_of
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from ragst_sd.pl._trust import Intervals
-
-_PER_ROW = 3
-_MAP = 3.2
 
 
 @describe_figure_parameters
@@ -118,8 +114,8 @@ def prediction(
     ['measured', 'predicted', 'difference']
     """
     require_sdata(sdata)
-    genes = name_list(gene)
-    require_fade(image_fade)
+    genes = _maps.name_list(gene)
+    _maps.require_fade(image_fade)
     table, header = predicted(sdata, prediction_key)
     columns = gene_index(table, genes)
     notes = distrust(table, genes, min_cv_pearson)
@@ -129,63 +125,48 @@ def prediction(
         measured, _ = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)
     intervals = intervals_of(table, header, columns) if interval else None
     section = read_section(sdata, table, header, prediction_key)
-    rows = []
+    maps: dict[str, list[_maps.Map]] = {}
     for j, (name, note) in enumerate(zip(genes, notes, strict=True)):
-        maps = _value_maps(
-            name, values[:, j], None if measured is None else measured[:, j], note=note,
-            cmap=greys() if note else cmap, cmap_difference=cmap_difference, vmin=vmin, vmax=vmax,
-            unit=str(header["unit"]),
-        )  # fmt: skip
-        rows.append(maps if intervals is None else [*maps, _interval_map(intervals, j, cmap_interval)])
+        shown, title = values[:, j], f"{name} predicted"
+        on_scale, colors = shown, greys() if note else cmap
+        if measured is not None:
+            truth = measured[:, j]
+            on_scale, title = np.concatenate([shown, truth]), f"predicted, r = {_correlation(shown, truth)}"
+        limits = _maps.limits_of(on_scale, vmin, vmax)
+        row = [_maps.Map("predicted", title, shown, limits, colors, str(header["unit"]), note, on_scale=on_scale)]
+        if measured is not None:
+            row.insert(0, _maps.Map("measured", f"{name} measured", truth, limits, colors, ""))
+            row.append(_difference_map(shown - truth, cmap_difference))
+        if intervals is not None:
+            row.append(_interval_map(intervals, j, cmap_interval))
+        maps[name] = row
 
-    panels = [panel for row in rows for panel in row]
-    per_row = len(rows[0]) if len(rows[0]) > 1 else min(_PER_ROW, len(rows))
-    width, height, letters = size_with_words(section, _MAP, panels)
-    width = per_row * width + BAR * sum(bool(panel.label) for panel in panels[:per_row]) + 0.2
+    panels = [panel for row in maps.values() for panel in row]
+    per_row = len(row) if len(row) > 1 else min(3, len(genes))
+    width, height, letters = _maps.size_with_words(section, 3.2, panels)
+    width = per_row * width + _maps.BAR * sum(bool(panel.label) for panel in panels[:per_row]) + 0.2
     height *= -(-len(panels) // per_row)
+    axes = {}
     with picture(width, height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
-        places = axes_in_rows(figure, len(panels), per_row)
-        for i, (place, panel) in enumerate(zip(places, panels, strict=True)):
-            first = i % len(rows[0]) == 0
-            draw_map(place, section, panel, fade=image_fade, letters=letters, scale_bar=first)
-    drawn = iter(places)
-    axes = {name: {panel.kind: next(drawn) for panel in row} for name, row in zip(genes, rows, strict=True)}
+        places = iter(_maps.axes_in_rows(figure, len(panels), per_row))
+        for name, row in maps.items():
+            axes[name] = {panel.kind: next(places) for panel in row}
+            for panel in row:
+                place, first = axes[name][panel.kind], panel is row[0]
+                _maps.draw_map(place, section, panel, fade=image_fade, letters=letters, scale_bar=first)
     return axes if return_ax else None
 
 
-def _value_maps(
-    gene: str,
-    values: np.ndarray,
-    measured: np.ndarray | None,
-    *,
-    note: str,
-    cmap: str | Colormap,
-    cmap_difference: str | Colormap,
-    vmin: float | None,
-    vmax: float | None,
-    unit: str,
-) -> list[Map]:
-    if measured is None:
-        return [Map("predicted", f"{gene} predicted", values, limits_of(values, vmin, vmax), cmap, unit, note)]
-    both = np.concatenate([values, measured])
-    limits = limits_of(both, vmin, vmax)
-    difference = values - measured
-    furthest = max(map(abs, limits_of(difference)))
-    title = f"predicted, r = {_correlation(values, measured)}"
-    return [
-        Map("measured", f"{gene} measured", measured, limits, cmap, ""),
-        Map("predicted", title, values, limits, cmap, unit, note, on_scale=both),
-        Map("difference", f"predicted {_style.MINUS} measured", difference, (-furthest, furthest), cmap_difference,
-            "difference"),
-    ]  # fmt: skip
+def _difference_map(difference: np.ndarray, cmap: str | Colormap) -> _maps.Map:
+    furthest = max(map(abs, _maps.limits_of(difference)))
+    title = f"predicted {_style.MINUS} measured"
+    return _maps.Map("difference", title, difference, (-furthest, furthest), cmap, "difference")
 
 
-def _interval_map(intervals: Intervals, column: int, cmap: str | Colormap) -> Map:
-    width = intervals.width[:, column]
-    return Map(
-        "interval", "interval width", width, limits_of(width), cmap, f"width of the {intervals.name}",
-        intervals.caveat, intervals.hatch,
-    )  # fmt: skip
+def _interval_map(intervals: Intervals, column: int, cmap: str | Colormap) -> _maps.Map:
+    width, label = intervals.width[:, column], f"width of the {intervals.name}"
+    limits = _maps.limits_of(width)
+    return _maps.Map("interval", "interval width", width, limits, cmap, label, intervals.caveat, intervals.hatch)
 
 
 def _correlation(values: np.ndarray, measured: np.ndarray) -> str:

@@ -11,12 +11,11 @@ from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, MORE_IS_BETTER, gene_index, predicted
 from ragst_sd._validate import listing, require_choice
-from ragst_sd.pl import _style
+from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._curves import coverage, draw_calibration, draw_risk
 from ragst_sd.pl._figure import describe_figure_parameters, picture
-from ragst_sd.pl._maps import BAR, Map, axes_in_rows, draw_map, limits_of, name_list, require_fade, size_with_words
 from ragst_sd.pl._measured import measured_values
-from ragst_sd.pl._section import draw_spots, read_section
+from ragst_sd.pl._section import draw_rims, read_section
 from ragst_sd.pl._trust import distrust, greys, has_intervals, intervals_of
 from ragst_sd.retrieval.training import dense
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from ragst_sd.pl._trust import Intervals
 
 _WIDTH = "interval_width"
-_OF_GENES = (_keys.DISAGREEMENT, _WIDTH)
 # Title and colour-bar label of each map, and whether high values are the weak ones: dark is weak throughout.
 _MAPS = {
     _keys.DISTANCE_PERCENTILE: ("distance to measured tissue", "percentile of held-out spots", True),
@@ -39,13 +37,10 @@ _MAPS = {
     _keys.EFFECTIVE_N: ("measured spots cited", "effective number", False),
     _keys.N_DONORS: ("donors cited", "number of donors", False),
     _keys.EVIDENCE_SHARE: ("share of evidence", "evidence, not adjustment", False),
-    _keys.DISAGREEMENT: ("disagreement of cited spots", "weighted SD", True),
-    _WIDTH: ("interval width", "width", True),
+    _keys.DISAGREEMENT: ("disagreement of cited spots", "SD", True),
+    _WIDTH: ("interval width", "", True),
 }
 _FIXED = {_keys.DISTANCE_PERCENTILE: (0.0, 100.0), _keys.EVIDENCE_SHARE: (0.0, 1.0)}
-_PER_ROW = 4
-# Inches.
-_MAP, _CURVE = 2.6, (4.0, 3.9)
 
 
 @describe_figure_parameters
@@ -141,9 +136,9 @@ def reliability(
     from ragst_sd import get
 
     require_sdata(sdata)
-    require_fade(image_fade)
+    _maps.require_fade(image_fade)
     table, header = predicted(sdata, prediction_key)
-    genes = None if gene is None else name_list(gene)
+    genes = None if gene is None else _maps.name_list(gene)
     columns = np.arange(table.n_vars) if genes is None else gene_index(table, genes)
     notes = [""] if genes is None or len(genes) > 1 else distrust(table, genes, min_cv_pearson)
     intervals = intervals_of(table, header, columns) if has_intervals(table) else None
@@ -164,28 +159,25 @@ def reliability(
                 curves["calibration"] = partial(draw_calibration, share_inside=share_inside, intervals=intervals)
         curves["risk_coverage"] = partial(draw_risk, frame=risk[risk["metric"] == metric])
 
-    per_row = min(_PER_ROW, len(panels))
-    width, height, letters = size_with_words(section, _MAP, panels)
-    heights = [-(-len(panels) // per_row) * height, _CURVE[1]][: 1 + bool(curves)]
-    width, height = max(per_row * (width + BAR), _CURVE[0] * len(curves) + 1.9 * bool(curves)), sum(heights)
+    per_row = min(4, len(panels))
+    width, height, letters = _maps.size_with_words(section, 2.6, panels)
+    # Inches of the maps and of the curves below them.
+    heights = [-(-len(panels) // per_row) * height, 3.9][: 1 + bool(curves)]
+    width, height = max(per_row * (width + _maps.BAR), 5.0 * len(curves)), sum(heights)
     with picture(width, height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
         grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
-        axes = dict(zip(names, axes_in_rows(figure, len(panels), per_row, grid[0]), strict=True))
+        axes = dict(zip(names, _maps.axes_in_rows(figure, len(panels), per_row, grid[0]), strict=True))
         for name, panel in zip(names, panels, strict=True):
-            draw_map(axes[name], section, panel, fade=image_fade, letters=letters, scale_bar=name == names[0])
+            _maps.draw_map(axes[name], section, panel, fade=image_fade, letters=letters, scale_bar=name == names[0])
         if _keys.DISTANCE_PERCENTILE in axes:
-            outside = np.flatnonzero(table.obs[_keys.OUT_OF_REFERENCE].to_numpy(bool))
-            rim: dict[str, Any] = {
-                "facecolors": "none",
-                "edgecolors": _style.ADJUSTMENT,
-                "linewidths": 1.6,
-                "zorder": 4,
-            }
-            draw_spots(axes[_keys.DISTANCE_PERCENTILE], section, outside, label=_keys.OUT_OF_REFERENCE, **rim)
+            outside = np.flatnonzero(table.obs[_keys.OUT_OF_REFERENCE])
+            place = axes[_keys.DISTANCE_PERCENTILE]
+            draw_rims(place, section, outside, _style.ADJUSTMENT, 1.6, label=_keys.OUT_OF_REFERENCE, zorder=4)
         if curves:
-            axes |= dict(zip(curves, axes_in_rows(figure, len(curves), len(curves), grid[1]), strict=True))
-        for name, draw in curves.items():
-            draw(axes[name])
+            places = _maps.axes_in_rows(figure, len(curves), len(curves), grid[1])
+            for place, (name, draw) in zip(places, curves.items(), strict=True):
+                axes[name] = place
+                draw(place)
     return axes if return_ax else None
 
 
@@ -203,59 +195,50 @@ def _chosen(table: AnnData, intervals: Intervals | None, maps: Sequence[str] | N
             msg = f"`maps` {found}. Available: {listing(has)}."
             raise KeyError(msg)
         return wanted
-    known = [name for name in (_keys.DISTANCE_PERCENTILE, _keys.EFFECTIVE_N) if name in has and _any(table, name)]
+    known = table.obs.count()
+    cited = table.obs[table.obs[_keys.EFFECTIVE_N].notna()]
+    n_values = cited.nunique()
+    chosen = [name for name in (_keys.DISTANCE_PERCENTILE, _keys.EFFECTIVE_N) if known.get(name, 0)]
     # A map of one colour says less than the next.
-    varied = [name for name in (_keys.N_DONORS, _keys.EVIDENCE_SHARE) if name in has and _varies(table, name)]
-    last = [name for name in (_WIDTH, _keys.DISAGREEMENT) if name in has]
-    chosen = [*known, *varied[:1], *last[:1]]
+    chosen += [name for name in (_keys.N_DONORS, _keys.EVIDENCE_SHARE) if n_values.get(name, 0) > 1][:1]
+    chosen += [name for name in (_WIDTH, _keys.DISAGREEMENT) if name in has][:1]
     if not chosen:
         msg = f"The table has nothing to draw: none of {listing(_MAPS)}. Predict again with `rg.tl.predict`."
         raise ValueError(msg)
     return chosen
 
 
-def _any(table: AnnData, name: str) -> bool:
-    return bool(np.isfinite(table.obs[name].to_numpy(float)).any())
-
-
-def _varies(table: AnnData, name: str) -> bool:
-    values = table.obs[name].to_numpy(float)
-    values = values[np.isfinite(values) & (table.obs[_keys.EFFECTIVE_N].notna().to_numpy())]
-    return len(values) > 0 and bool(np.ptp(values) > 0)
-
-
 def _map(
     table: AnnData, name: str, columns: np.ndarray, intervals: Intervals | None, about: str, distrusted: str
-) -> Map:
+) -> _maps.Map:
     title, label, weak_is_high = _MAPS.get(name, (name.replace("_", " "), "", name not in MORE_IS_BETTER))
     cmap: Any = f"{_style.SEQUENTIAL}_r" if weak_is_high else _style.SEQUENTIAL
-    note, hatch = "", None
-    if name in _OF_GENES:
-        many = len(columns) > 1
-        label = f"{label}, mean of {len(columns)} genes" if many else label
-        title, note = title + about, distrusted
-        cmap = greys() if distrusted else cmap
-        if name == _WIDTH and intervals is not None:
-            values, hatch = _mean(intervals.width), intervals.hatch
-            label = f"{intervals.name}{', mean over genes' if many else ''}"
-            note = "; ".join(part for part in (intervals.caveat, distrusted) if part)
-        else:
-            label = f"SD{', mean over genes' if many else ''}"
-            values = _mean(dense(table.layers[_keys.DISAGREEMENT][:, columns]))
+    notes, hatch = [""], None
+    if name == _WIDTH and intervals is not None:
+        values, hatch = _mean(intervals.width), intervals.hatch
+        label, notes = intervals.name, [intervals.caveat]
+    elif name == _keys.DISAGREEMENT:
+        values = _mean(dense(table.layers[name][:, columns]))
     else:
         values = table.obs[name].to_numpy(float)
+    if name in (_keys.DISAGREEMENT, _WIDTH):
+        title += about
+        label += ", mean over genes" * (len(columns) > 1)
+        notes.append(distrusted)
+        cmap = greys() if distrusted else cmap
     if name == _keys.N_DONORS:
         # A spot outside the image cites nobody, which is not a small number of donors.
         values = np.where(values > 0, values, np.nan)
     if name == _keys.DISTANCE_PERCENTILE:
-        outside = int(table.obs[_keys.OUT_OF_REFERENCE].to_numpy(bool).sum())
-        note = f"outlined: {outside} of {table.n_obs} spots out of reference" if outside else "no spot out of reference"
-    return Map(name, title, values, _FIXED.get(name) or limits_of(values), cmap, label, note, hatch)
+        outside = int(table.obs[_keys.OUT_OF_REFERENCE].sum())
+        some = f"outlined: {outside} of {table.n_obs} spots out of reference"
+        notes = [some if outside else "no spot out of reference"]
+    note = "; ".join(part for part in notes if part)
+    return _maps.Map(name, title, values, _FIXED.get(name) or _maps.limits_of(values), cmap, label, note, hatch)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
     """Mean over the genes that have a value; NaN for spots without any."""
-    has = np.isfinite(values)
-    count = has.sum(axis=1)
-    total = np.where(has, values, 0.0).sum(axis=1, dtype=float)
-    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+    import pandas as pd
+
+    return pd.DataFrame(values).mean(axis=1).to_numpy(float)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,40 +10,26 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._cell_types import measured_columns
 from ragst_sd._elements import require_sdata
-from ragst_sd._reference import reference_header
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
 from ragst_sd._validate import require_positive, require_type
 from ragst_sd.pl import _style
+from ragst_sd.pl._explain import SECTIONS, brings_texts, facts, steps_of, value_text
 from ragst_sd.pl._figure import describe_figure_parameters, picture
-from ragst_sd.pl._maps import name_list
-from ragst_sd.pl._retrieval_panels import (
-    Evidence,
-    connect,
-    draw_bars,
-    draw_neighbors,
-    draw_overview,
-    draw_query,
-    draw_tile,
-    shared_limits,
-)
-from ragst_sd.pl._section import read_section
+from ragst_sd.pl._maps import name_list, require_citations
+from ragst_sd.pl._section import draw_image, extent_of, read_section
 from ragst_sd.pl._trust import distrust
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
-    from matplotlib.gridspec import SubplotSpec
     from spatialdata import SpatialData
 
     from ragst_sd.image.frames import FieldOfView
     from ragst_sd.pl._section import Section
-
-# Inches: height of one spot and of one of several, of its title, width left of the cited spots, and of a cited spot.
-_ALONE, _ROW, _TITLE, _LEFT, _LEFT_ROW, _COLUMN = 6.0, 3.75, 0.45, 3.6, 5.2, 1.05
 
 
 @describe_figure_parameters
@@ -118,164 +105,212 @@ def retrieval(
     >>> sorted(axes)
     ['contributions', 'neighbors', 'section', 'tile']
     """
+    from ragst_sd.get import explain
+
     require_sdata(sdata)
     require_positive(n_shown, "n_shown", whole=True)
     require_type(gene, str, "gene", "This picture takes one.")
-    names = name_list(obs_name, "obs_name", "spot")
+    names = name_list(obs_name, "obs_name")
     table, header = predicted(sdata, prediction_key)
     require_columns(table, (_keys.N_DONORS, _keys.EFFECTIVE_N, _keys.OUT_OF_REFERENCE))
-    spots = [int(spot) for spot in spot_index(table, names, "obs_name")]
+    spots = spot_index(table, names, "obs_name")
     note = distrust(table, [gene], min_cv_pearson)[0]
-    evidence = [
-        _evidence(sdata, reference, table, header, spot, gene, prediction_key, int(n_shown), note) for spot in spots
-    ]
+    column = gene_index(table, gene)
+    _require_evidence(table, header, spots)
+    measured_columns(reference, table.var_names[column])
+    parts = explain(sdata, reference, obs_name=names, gene=gene, prediction_key=prediction_key)
+    _require_pictures(reference)
+    for name in np.array(names)[~np.isfinite(np.ravel(table.X[spots, column]))]:
+        msg = f"None of the spots cited for {str(name)!r} measured {gene!r}: there is no prediction to show."
+        raise ValueError(msg)
+    lines = [parts[parts["query"] == name] for name in names]
+    steps = [steps_of(part, "reference", int(n_shown)) for part in lines]
     section = read_section(sdata, table, header, prediction_key)
-    fields = _fields(section, header)
+    fields = _fields_of(section, header)
 
-    alone = len(spots) == 1
-    limits = shared_limits(evidence, low_axis=not alone)
-    numbers = [value for part in evidence for value in (*np.diff(part.levels), part.total)]
-    decimals = _style.decimals_for(numbers)
-    left, row_height = (_LEFT, _ALONE) if alone else (_LEFT_ROW, _ROW)
-    columns = max(part.n_columns for part in evidence)
+    levels = np.concatenate([step["start"] + step["brings"] for step in steps])
+    decimals = _style.decimals_for(levels)
+    low, high = min(levels.min(), 0.0), max(levels.max(), 0.0)
+    # Room for the numbers at the ends of the bars.
+    room = 0.27 * ((high - low) or 1.0)
+    columns = max(map(len, steps))
+    # Inches.
+    widths, height = (3.0, 1.9, 1.05 * columns), 3.75 * len(names)
     axes = {}
-    width, height = left + columns * _COLUMN, row_height * len(spots)
-    with picture(width, height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
-        heights = [_TITLE, row_height - _TITLE] * len(spots)
-        grid = figure.add_gridspec(len(heights), 2, height_ratios=heights, width_ratios=(left, columns * _COLUMN))
-        for i, (name, spot, part) in enumerate(zip(names, spots, evidence, strict=True)):
-            total = _style.number(part.total, decimals)
-            style: dict[str, Any] = {
-                "fontsize": "x-large",
-                "fontweight": "bold",
-                "color": _style.MUTED if part.distrust else "black",
-            }
-            _write(figure, grid[2 * i, 0], f"{gene} predicted {total}", **style)
-            if part.distrust:
-                _write(figure, grid[2 * i, 0], part.distrust, color=_style.MUTED, va="top", fontsize="small")
-            unlike = bool(table.obs[_keys.OUT_OF_REFERENCE].iloc[spot])
-            color = _style.ADJUSTMENT if unlike else _style.MUTED
-            _write(figure, grid[2 * i, 1], _facts(table, header, spot, part), color=color)
-
-            overview, tile = _draw_spot(figure, grid[2 * i + 1, 0], section, spot, fields, beside=not alone)
-            overview.set_title(_style.shorten(f"spot {name}", 34), fontsize="medium")
-            cell = grid[2 * i + 1, 1].subgridspec(2, 1, height_ratios=(0.85, 3.2 if alone else 1.2))
-            strip, bars = figure.add_subplot(cell[0]), figure.add_subplot(cell[1])
-            draw_bars(bars, part, str(header["unit"]), decimals, limits, columns, low_axis=not alone)
+    with picture(
+        sum(widths), height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax
+    ) as figure:
+        grid = figure.add_gridspec(2 * len(names), 3, height_ratios=(0.85, 1.2) * len(names), width_ratios=widths)
+        for i, (name, spot) in enumerate(zip(names, spots, strict=True)):
+            overview, tile = (figure.add_subplot(grid[2 * i : 2 * i + 2, j]) for j in (0, 1))
+            strip, bars = (figure.add_subplot(grid[2 * i + j, 2]) for j in (0, 1))
+            pixels = _tile_pixels(section, spot, fields[0])
+            _draw_spot(overview, tile, section, spot, fields, pixels)
+            words = "\n".join([_style.shorten(f"spot {name}", 34), *([note] if note else [])])
+            total = _style.number(steps[i]["brings"].iloc[-1], decimals)
+            _style.set_title(overview, f"{gene} predicted {total}", words)
             strip.set_axis_off()
-            neighbors = draw_neighbors(strip, part, reference, gene, columns)
-            draw_query(strip, part, np.asarray(tile.images[0].get_array()), columns)
+            neighbors = _draw_neighbors(strip, steps[i], lines[i]["reference"][:-1], reference, gene, decimals, columns)
+            _draw_thumbnail(strip, pixels, len(steps[i]) - 1, columns, "this spot", "", _style.QUERY)
+            evidence = facts(table, header, spot)
+            evidence.insert(1, f"effective number {table.obs[_keys.EFFECTIVE_N].iloc[spot]:.1f}")
+            color = _style.ADJUSTMENT if table.obs[_keys.OUT_OF_REFERENCE].iloc[spot] else _style.MUTED
+            strip.set_title("  ·  ".join(evidence), fontsize="medium", color=color, pad=3.5 * _style.em())
+            _draw_bars(bars, steps[i], decimals, columns, grey=bool(note))
+            bars.set(ylim=(low - room * bool(low < 0), high + room))
+            bars.set_ylabel("\n".join(["contribution", *wrap(str(header["unit"]), 14)]))
             axes[name] = {"section": overview, "tile": tile, "neighbors": neighbors, "contributions": bars}
     if not return_ax:
         return None
     return axes[names[0]] if isinstance(obs_name, str) else axes
 
 
-def _write(figure: FigureBase, cell: SubplotSpec, text: str, va: str = "baseline", **style: Any) -> None:
-    ax = figure.add_subplot(cell, label="words")
-    ax.set_axis_off()
-    # Words may run beyond their cell.
-    ax.text(0, 0.45 if va == "baseline" else 0.25, text, va=va, **style).set_in_layout(False)
+def _require_evidence(table: AnnData, header: dict[str, Any], spots: np.ndarray) -> None:
+    require_citations(header)
+    for spot in spots:
+        if (table.obsm[_keys.ROWS][spot] < 0).all():
+            msg = (
+                f"Spot {table.obs_names[spot]!r} has no prediction: it lies outside image {header['image_key']!r}. "
+                f"Choose one whose `obs[{_keys.EFFECTIVE_N!r}]` is not NaN."
+            )
+            raise ValueError(msg)
 
 
-def _facts(table: AnnData, header: dict[str, Any], spot: int, evidence: Evidence) -> str:
-    obs = table.obs.iloc[spot]
-    n_rows, donors = len(evidence.shown) + len(evidence.others), int(obs[_keys.N_DONORS])
-    facts = [
-        f"{header['method']}: {n_rows} measured spots of {donors} {'donor' if donors == 1 else 'donors'}",
-        f"effective number {float(obs[_keys.EFFECTIVE_N]):.1f}",
-    ]
-    if bool(obs[_keys.OUT_OF_REFERENCE]):
-        facts.append("unlike any tissue of the reference")
-    return "  ·  ".join(facts)
-
-
-def _draw_spot(
-    figure: FigureBase, cell: SubplotSpec, section: Section, spot: int, fields: list[FieldOfView], *, beside: bool
-) -> tuple[Axes, Axes]:
-    """The section and the tile of a spot, beside each other or one below the other."""
-    shape: tuple[int, int] = (1, 2) if beside else (2, 1)
-    ratios: dict[str, Any] = {"width_ratios": (2.5, 1.5)} if beside else {"height_ratios": (1.2, 1)}
-    parts = cell.subgridspec(*shape, **ratios)
-    overview, tile = figure.add_subplot(parts[0], label="section"), figure.add_subplot(parts[1], label="tile")
-    draw_overview(overview, section, spot, fields, beside=beside)
-    draw_tile(tile, section, section.centers[spot], fields[0], _tile_pixels(section, spot, fields[0]))
-    connect(overview, tile, section.centers[spot], fields[0], beside=beside)
-    return overview, tile
-
-
-def _evidence(
-    sdata: SpatialData,
-    reference: AnnData,
-    table: AnnData,
-    header: dict[str, Any],
-    spot: int,
-    gene: str,
-    prediction_key: str,
-    n_shown: int,
-    note: str,
-) -> Evidence:
-    from ragst_sd.get import explain
-
-    name, column = table.obs_names[spot], int(gene_index(table, gene)[0])
-    if str(header.get("task")) != "histology":
-        msg = f"This picture shows tissue; table {prediction_key!r} was predicted for the task {header.get('task')!r}."
-        raise ValueError(msg)
-    if not len(header[_keys.CITED]):
-        msg = (
-            f"The prediction was made by method {header['method']!r}, which cites no measured spots: there is nothing to "
-            'show. Fit a method that cites, for instance `rg.tl.fit(reference, method="knn")`, and predict again.'
-        )
-        raise ValueError(msg)
-    if (np.asarray(table.obsm[_keys.ROWS][spot]) < 0).all():
-        msg = (
-            f"Spot {name!r} has no prediction: it lies outside image {header['image_key']!r}. Choose one whose "
-            f"`obs[{_keys.EFFECTIVE_N!r}]` is not NaN."
-        )
-        raise ValueError(msg)
-    reference_header(reference)
+def _require_pictures(reference: AnnData) -> None:
     if _keys.THUMBNAIL not in reference.obsm:
         msg = (
             f"The reference has no pictures of its spots (`obsm[{_keys.THUMBNAIL!r}]`). Build it with "
             "`rg.tl.build_reference(..., thumbnails=True)`, fit it and predict again."
         )
         raise ValueError(msg)
-    measured_columns(reference, table.var_names[[column]])
-    parts = explain(sdata, reference, obs_name=name, gene=gene, prediction_key=prediction_key)
-    rows, adjustment = parts.iloc[:-1], float(parts["contribution"].iloc[-1])
-    total = float(table.X[spot, column])
-    if not np.isfinite(total):
-        msg = f"None of the spots cited for {name!r} measured {gene!r}: there is no prediction to show."
-        raise ValueError(msg)
-    correction = float(np.nansum(rows["weight"] * rows["correction"]))
-    return Evidence(rows.iloc[:n_shown], rows.iloc[n_shown:], correction, adjustment, total, note)
 
 
-def _fields(section: Section, header: dict[str, Any]) -> list[FieldOfView]:
+def _fields_of(section: Section, header: dict[str, Any]) -> list[FieldOfView]:
     """The tile, and then the wider fields of view that the encoder saw."""
     from ragst_sd.image.embedding import plan_fields
 
     geometry = header["encoder"]
     mpp = float(geometry["mpp"])
-    context = sorted({1.0, *(float(one) for one in np.ravel(geometry["context"]) if one > 1)})
+    in_pixels = np.isnan(mpp)
+    wider = {float(factor) for factor in np.ravel(geometry["context"]) if factor > 1}
     return plan_fields(
         section.pyramid,
         tile_px=int(geometry["tile_px"]),
-        mpp=None if np.isnan(mpp) else mpp,
-        image_mpp=None if np.isnan(mpp) else section.mpp,
-        context=context,
+        mpp=None if in_pixels else mpp,
+        image_mpp=None if in_pixels else section.mpp,
+        context=[1.0, *sorted(wider)],
     )
 
 
 def _tile_pixels(section: Section, spot: int, field: FieldOfView) -> np.ndarray:
+    """uint8 RGB pixels of a spot's tile, as the encoder saw them."""
     from ragst_sd.image.tiles import iter_tiles
 
+    pyramid = section.pyramid
     batches = iter_tiles(
-        section.pyramid.levels[field.level],
+        pyramid.levels[field.level],
         section.centers[[spot]],
         field,
-        chunk=section.pyramid.chunks[field.level],
-        value_max=section.pyramid.value_max,
+        chunk=pyramid.chunks[field.level],
+        value_max=pyramid.value_max,
         batch_size=1,
     )
-    return next(batches)[1][0].permute(1, 2, 0).numpy()
+    _, tiles = next(batches)
+    return tiles[0].permute(1, 2, 0).numpy()
+
+
+def _draw_spot(
+    overview: Axes, tile: Axes, section: Section, spot: int, fields: list[FieldOfView], pixels: np.ndarray
+) -> None:
+    """Draw the section with the place of a spot (solid: its tile; broken: wider fields of view), and its tile."""
+    from matplotlib.patches import ConnectionPatch, Rectangle
+
+    center = section.centers[spot]
+    edges = [field.window_px * field.downsample for field in fields]
+    half = edges[0] / 2
+    box = extent_of(section, half, on_image=True)
+    draw_image(overview, section.pyramid, box, edge_px=700)
+    for i, edge in enumerate(edges):
+        width = 1.0 if i else 2.0
+        mark = Rectangle(center - edge / 2, edge, edge, fill=False, edgecolor=_style.QUERY, zorder=4)
+        mark.set(linewidth=width, linestyle=(0, (3, 2)) if i else "solid", path_effects=_style.halo(2 * width))
+        overview.add_patch(mark)
+    # Away from the lines to the tile, which go to the right.
+    is_low = center[1] > (box[2] + box[3]) / 2
+    _style.scale_bar(overview, section.mpp, "upper left" if is_low else "lower left")
+    _style.frame(overview)
+
+    x, y = center
+    tile.imshow(pixels, extent=(x - half, x + half, y + half, y - half), interpolation="bicubic")
+    tile.set_anchor("NW")
+    _style.scale_bar(tile, section.mpp)
+    _style.frame(tile, _style.QUERY, 2.5)
+    for side in (-1, 1):
+        start, end = (x + half, y + side * half), (0.0, 0.5 - side / 2)
+        line = ConnectionPatch(start, end, overview.transData, tile.transAxes, color=_style.QUERY, alpha=0.8)
+        line.set_in_layout(False)
+        overview.add_artist(line).set_clip_on(False)
+
+
+def _draw_neighbors(
+    strip: Axes, steps: pd.DataFrame, rows: pd.Series, reference: AnnData, gene: str, decimals: int, columns: int
+) -> list[Axes]:
+    """Draw the cited spots with donor, sample, weight and measured value; the axes of those shown one by one."""
+    pictures = reference.obsm[_keys.THUMBNAIL]
+    tiles = [np.asarray(pictures[int(row)]) for row in reference.obs_names.get_indexer(rows)]
+    shown = steps[steps["color"] == _style.EVIDENCE]
+    axes = []
+    for column, step in enumerate(shown.itertuples()):
+        donor, sample = _style.shorten(str(step.donor), 11), _style.shorten(str(step.sample), 12)
+        words = f"weight {step.weight:.1%}\n{_style.shorten(gene, 8)} {value_text(step.value, decimals)}"
+        name = donor if sample == donor else f"{donor}\n{sample}"
+        axes.append(_draw_thumbnail(strip, tiles[column], column, columns, name, words, _style.EVIDENCE))
+    others = steps[steps["color"] == _style.OTHERS]
+    for step in others.itertuples():
+        words = f"weight {step.weight:.1%}"
+        if np.isfinite(step.value):
+            words += f"\nmean {_style.number(step.value, decimals)}"
+        small = _mosaic(tiles[len(shown) :][:9])
+        _draw_thumbnail(strip, small, len(shown), columns, f"and {step.label}", words, "white").set_label("others")
+    return axes
+
+
+def _draw_thumbnail(
+    strip: Axes, pixels: np.ndarray, column: int, columns: int, name: str, words: str, color: str
+) -> Axes:
+    ax = strip.inset_axes(((column + 0.06) / columns, 0, 0.88 / columns, 1))
+    ax.imshow(pixels, interpolation="antialiased")
+    ax.set_title(name, loc="center", fontsize="small", pad=3)
+    ax.set_xlabel(words, fontsize="small", labelpad=3)
+    _style.frame(ax, color, 1.5)
+    return ax
+
+
+def _mosaic(tiles: list[np.ndarray]) -> np.ndarray:
+    """Square tiles in rows, with white between them."""
+    edge, across = len(tiles[0]) + 2, int(np.ceil(np.sqrt(len(tiles))))
+    canvas = np.full((across**2, edge, edge, 3), 255, dtype=np.uint8)
+    canvas[: len(tiles), :-2, :-2] = tiles
+    grid = canvas.reshape(across, across, edge, edge, 3).swapaxes(1, 2)
+    return grid.reshape(across * edge, across * edge, 3)[:-2, :-2]
+
+
+def _draw_bars(ax: Axes, steps: pd.DataFrame, decimals: int, columns: int, *, grey: bool) -> None:
+    """Draw the steps from zero to the prediction."""
+    place = np.arange(len(steps))
+    colors = _style.UNTRUSTED if grey else steps["color"]
+    ax.bar(place, steps["brings"], bottom=steps["start"], width=0.72, color=colors, zorder=2)
+    ends = steps["start"] + steps["brings"]
+    ax.hlines(ends[:-1], place[:-1] + 0.36, place[1:] - 0.36, color=_style.MUTED, lw=0.8, zorder=1)
+    ax.axhline(0, color=_style.MUTED, lw=0.8, zorder=1)
+    style: dict[str, Any] = {"coords": "data", "ha": "center", "fontsize": "small"}
+    for x, text in enumerate(brings_texts(steps, decimals)):
+        top = max(steps["start"][x], ends[x])
+        _style.beside(ax, text, (x, top), (0, 2), fontweight="bold" if x == place[-1] else "normal", **style)
+    n_shown = int((steps["color"] == _style.EVIDENCE).sum())
+    names = steps["label"][n_shown:].replace(SECTIONS, "sections")
+    ax.set_xticks(place, [*map(str, range(1, n_shown + 1)), *names])
+    ax.set(xlim=(-0.5, columns - 0.5), label="contributions")
+    ax.tick_params(axis="x", length=0)
+    ax.locator_params(axis="y", nbins=4, steps=[1, 2, 5, 10])
+    ax.spines["bottom"].set_visible(False)

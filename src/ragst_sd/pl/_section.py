@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
     from ragst_sd.image.embedding import Pyramid
 
-# Points have no size; neighbouring circles of this share of the distance between them do not touch.
-_POINT_SHARE = 0.4
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -78,12 +77,14 @@ def read_section(sdata: SpatialData, table: AnnData, header: dict[str, Any], pre
     )
 
 
-def extent_of(section: Section, margin: float, *, on_image: bool = False) -> tuple[float, float, float, float]:
+def extent_of(section: Section, margin: float, *, on_image: bool = False) -> Box:
     """Box (left, right, top, bottom) around the spots (all, or those on the image), with a margin in pixels and some air.
 
     It ends where the image ends, unless spots lie beyond.
     """
-    centers = section.centers[section.pyramid.inside(section.centers)] if on_image else section.centers
+    centers = section.centers
+    if on_image:
+        centers = centers[section.pyramid.inside(centers)]
     low, high = centers.min(axis=0), centers.max(axis=0)
     margin += 0.03 * float((high - low).max())
     height, width = section.pyramid.shapes[0]
@@ -92,16 +93,15 @@ def extent_of(section: Section, margin: float, *, on_image: bool = False) -> tup
     return float(left), float(right), float(top), float(bottom)
 
 
-def corner_is_free(section: Section, box: tuple[float, float, float, float]) -> bool:
-    """Whether fewer spots lie in the lower right than in the lower left corner of a box, where a scale bar may go."""
-    x, y = (section.centers - [box[0], box[2]]).T / np.array([[box[1] - box[0]], [box[3] - box[2]]])
-    low = y > 0.82
-    return int((low & (x > 0.62)).sum()) < int((low & (x < 0.38)).sum())
+def free_corner(section: Section, box: Box) -> str:
+    """The lower corner of a box with fewer spots, where a scale bar may go."""
+    left, right, top, bottom = box
+    x, y = ((section.centers - [left, top]) / [right - left, bottom - top]).T
+    low = x[y > 0.82]
+    return "lower right" if (low > 0.62).sum() < (low < 0.38).sum() else "lower left"
 
 
-def draw_image(
-    ax: Axes, pyramid: Pyramid, box: tuple[float, float, float, float], *, edge_px: int, fade: float = 0.0
-) -> None:
+def draw_image(ax: Axes, pyramid: Pyramid, box: Box, *, edge_px: int, fade: float = 0.0) -> None:
     """Draw the part of an image that lies in a box, from the coarsest level whose longer edge there is `edge_px`.
 
     The axes are left in level-0 pixels. `fade` mixes the picture with white.
@@ -109,82 +109,83 @@ def draw_image(
     found = read_picture(pyramid, box, edge_px=edge_px)
     if found is not None:
         pixels, (left, right, top, bottom) = found
-        if fade:
-            pixels = np.rint(255 * fade + pixels * (1 - fade)).astype(np.uint8)
-        ax.imshow(pixels, extent=(left, right, bottom, top), interpolation="antialiased")
-    ax.set(xlim=box[:2], ylim=(box[3], box[2]), aspect="equal", anchor="NW")
+        ax.imshow(pixels, extent=(left, right, bottom, top), alpha=1 - fade)
+    ax.set(xlim=box[:2], ylim=(box[3], box[2]), aspect="equal", anchor="NW", facecolor="white")
 
 
-def read_picture(
-    pyramid: Pyramid, box: tuple[float, float, float, float], *, edge_px: int
-) -> tuple[np.ndarray, tuple[float, float, float, float]] | None:
+def read_picture(pyramid: Pyramid, box: Box, *, edge_px: int) -> tuple[np.ndarray, Box] | None:
     """uint8 RGB pixels (h, w, 3) of the part of an image in a box, and the box (left, right, top, bottom) they fill.
 
     From the coarsest level whose longer edge there is `edge_px`; `None` if the box lies outside the image.
     """
-    height, width = pyramid.shapes[0]
-    left, right = max(0, int(np.floor(box[0]))), min(width, int(np.ceil(box[1])))
-    top, bottom = max(0, int(np.floor(box[2]))), min(height, int(np.ceil(box[3])))
-    if right <= left or bottom <= top:
+    left, right, top, bottom = box
+    size = np.array(pyramid.shapes[0])
+    low, high = np.clip([(top, left), (bottom, right)], 0, size)
+    if (high <= low).any():
         return None
-    longest = max(right - left, bottom - top)
-    factors = [height / level_height for level_height, _ in pyramid.shapes]
-    fitting = [k for k, factor in enumerate(factors) if longest / factor >= edge_px]
-    level = max(fitting, key=lambda k: factors[k]) if fitting else 0
-    level_height, level_width = pyramid.shapes[level]
-    fx, fy = width / level_width, height / level_height
-    x0, x1 = int(left / fx), min(level_width, int(np.ceil(right / fx)))
-    y0, y1 = int(top / fy), min(level_height, int(np.ceil(bottom / fy)))
+    longest = (high - low).max()
+    shares = [height / size[0] for height, _ in pyramid.shapes]
+    level = max((k for k, share in enumerate(shares) if longest * share >= edge_px), default=0)
+    factor = size / pyramid.shapes[level]
+    y, x = np.floor(low / factor).astype(int)
+    y_end, x_end = np.ceil(high / factor).astype(int)
     # A large image without a pyramid is thinned out.
-    step = max(1, int(max(x1 - x0, y1 - y0) // (2 * edge_px)))
-    pixels = as_rgb_uint8(np.asarray(pyramid.levels[level][:, y0:y1:step, x0:x1:step]), pyramid.value_max)
-    pixels = np.moveaxis(pixels, 0, -1)
-    right_edge, bottom_edge = (x0 + step * pixels.shape[1]) * fx, (y0 + step * pixels.shape[0]) * fy
-    return pixels, (x0 * fx, right_edge, y0 * fy, bottom_edge)
+    step = max(1, int(max(y_end - y, x_end - x) // (2 * edge_px)))
+    pixels = np.asarray(pyramid.levels[level][:, y:y_end:step, x:x_end:step])
+    pixels = np.moveaxis(as_rgb_uint8(pixels, pyramid.value_max), 0, -1)
+    height, width = factor * step * pixels.shape[:2]
+    top, left = factor * (y, x)
+    return pixels, (left, left + width, top, top + height)
 
 
 def spot_reach(section: Section) -> float:
     """Half the size of the largest spot in pixels."""
-    if section.element is None:
-        return _point_radius(section.centers)
-    if "radius" in section.element:
-        return float(section.element["radius"].max()) * similarity_scale(section.affine)
-    bounds = section.element.geometry.bounds
+    from scipy.spatial import KDTree
+
+    element = section.element
+    if element is None:
+        points = np.unique(section.centers, axis=0)
+        if len(points) < 2:
+            return 1.0
+        # Points have no size; neighbouring circles of this size do not touch.
+        nearest = KDTree(points).query(points, k=2)[0][:, 1]
+        return 0.4 * float(np.median(nearest))
+    scale = similarity_scale(section.affine)
+    if "radius" in element:
+        return float(element["radius"].max()) * scale
+    bounds = element.geometry.bounds
     edges = np.maximum(bounds["maxx"] - bounds["minx"], bounds["maxy"] - bounds["miny"])
-    return float(edges.max()) / 2 * similarity_scale(section.affine)
+    return float(edges.max()) / 2 * scale
 
 
 def draw_spots(ax: Axes, section: Section, rows: np.ndarray, **style: Any) -> Collection:
     """Draw spots in true size: circles by their radius, everything else by its outline."""
     from matplotlib.collections import PathCollection
 
-    if section.element is not None and "radius" not in section.element:
-        paths = [_outline(shape, section.affine) for shape in section.element.geometry.iloc[rows]]
-        return ax.add_collection(PathCollection(paths, **style), autolim=False)
-    if section.element is None:
-        diameter = np.full(len(rows), 2 * _point_radius(section.centers))
+    element = section.element
+    if element is None:
+        diameter = np.full(len(rows), 2 * spot_reach(section))
+    elif "radius" in element:
+        radius = element["radius"].to_numpy(float)[rows]
+        diameter = 2 * radius * similarity_scale(section.affine)
     else:
-        diameter = 2 * section.element["radius"].to_numpy(float)[rows] * similarity_scale(section.affine)
+        paths = [_outline(shape, section.affine) for shape in element.geometry.iloc[rows]]
+        return ax.add_collection(PathCollection(paths, **style), autolim=False)
     return draw_discs(ax, section.centers[rows], diameter, **style)
+
+
+def draw_rims(ax: Axes, section: Section, rows: np.ndarray, color: str, width: float, **style: Any) -> None:
+    """Draw the outlines of spots."""
+    draw_spots(ax, section, rows, facecolors="none", edgecolors=color, linewidths=width, **style)
 
 
 def draw_discs(ax: Axes, centers: np.ndarray, diameter: np.ndarray, **style: Any) -> Collection:
     """Draw discs whose diameter is given in pixels of the image."""
     from matplotlib.collections import EllipseCollection
 
-    discs = EllipseCollection(
-        diameter, diameter, np.zeros(len(diameter)), units="xy", offsets=centers, offset_transform=ax.transData, **style
-    )
+    style |= {"units": "xy", "offsets": centers, "offset_transform": ax.transData}
+    discs = EllipseCollection(diameter, diameter, 0 * diameter, **style)
     return ax.add_collection(discs, autolim=False)
-
-
-def _point_radius(centers: np.ndarray) -> float:
-    from scipy.spatial import cKDTree
-
-    points = np.unique(centers, axis=0)
-    if len(points) < 2:
-        return 1.0
-    return _POINT_SHARE * float(np.median(cKDTree(points).query(points, k=2)[0][:, 1]))
 
 
 def _outline(shape: Any, affine: np.ndarray) -> Any:
@@ -192,9 +193,11 @@ def _outline(shape: Any, affine: np.ndarray) -> Any:
     from matplotlib.path import Path
     from shapely.geometry.polygon import orient
 
-    # Holes stay empty only where they run against their exterior.
-    polygons = [orient(polygon) for polygon in getattr(shape, "geoms", [shape])]
-    rings = [ring for polygon in polygons for ring in (polygon.exterior, *polygon.interiors)]
-    return Path.make_compound_path(
-        *(Path(apply_affine(affine, np.asarray(ring.coords)[:, :2]), closed=True) for ring in rings)
-    )
+    paths = []
+    for polygon in getattr(shape, "geoms", [shape]):
+        # Holes stay empty only where they run against their exterior.
+        oriented = orient(polygon)
+        for ring in (oriented.exterior, *oriented.interiors):
+            corners = np.asarray(ring.coords)[:, :2]
+            paths.append(Path(apply_affine(affine, corners), closed=True))
+    return Path.make_compound_path(*paths)

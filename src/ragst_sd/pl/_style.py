@@ -20,6 +20,8 @@ QUERY = "#009E73"
 BAND = "#CDE8F8"
 MUTED = "#767676"
 NO_VALUE = "#8C8C8C"
+# Bars of a gene that is not to be trusted.
+UNTRUSTED = "0.6"
 
 # For groups and lines without a meaning of their own.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -30,8 +32,6 @@ DIVERGING = "PuOr_r"
 WIDTH = "plasma"
 SHARE = "Blues"
 
-_NICE = (1.0, 2.0, 5.0)
-_BAR_SHARE = 0.3
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -57,37 +57,32 @@ def number(value: float, decimals: int, *, sign: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
-def halo(width: float = 2.5, color: str = "white") -> list[Any]:
+def halo(width: float) -> list[Any]:
     """A light rim that keeps lines and letters legible on tissue."""
     from matplotlib.patheffects import withStroke
 
-    return [withStroke(linewidth=width, foreground=color)]
+    return [withStroke(linewidth=width, foreground="white")]
 
 
-def bar_length(width_um: float) -> float:
-    """Length in microns of a scale bar for a picture that is `width_um` wide: 1, 2 or 5 times a power of ten."""
-    longest = _BAR_SHARE * width_um
-    power = 10.0 ** np.floor(np.log10(longest))
-    return float(max(step * power for step in _NICE if step * power <= longest))
-
-
-def scale_bar(ax: Axes, mpp: float | None, *, right: bool = False, upper: bool = False) -> None:
+def scale_bar(ax: Axes, mpp: float | None, loc: str = "lower left") -> None:
     """Draw a scale bar in a corner of axes in image pixels; nothing if the resolution is unknown."""
-    from matplotlib.patches import Rectangle
+    from matplotlib.font_manager import FontProperties
+    from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
     if mpp is None:
         return
-    (x0, x1), (bottom, top) = ax.get_xlim(), ax.get_ylim()
-    width, height = x1 - x0, top - bottom
-    length = bar_length(abs(width) * mpp)
+    left, right = ax.get_xlim()
+    longest = 0.3 * (right - left) * mpp
+    power = 10.0 ** np.floor(np.log10(longest))
+    length = max(step * power for step in (1, 2, 5) if step * power <= longest)
     label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
-    low, thick = bottom + (0.87 if upper else 0.05) * height, np.sign(height) * 0.014 * abs(width)
-    left = x1 - 0.05 * width - length / mpp if right else x0 + 0.05 * width
-    bar = Rectangle((left, low), length / mpp, thick, facecolor="black", edgecolor="none", zorder=5, gid="scale bar")
-    bar.set_path_effects(halo(2.0))
-    ax.add_patch(bar)
-    align, end = ("right", length / mpp) if right else ("left", 0)
-    ax.text(left + end, low + 1.8 * thick, label, ha=align, fontsize="small", zorder=5, path_effects=halo())
+    small, thick = FontProperties(size="small"), 0.014 * (right - left)
+    bar = AnchoredSizeBar(
+        ax.transData, length / mpp, label, loc, size_vertical=thick, label_top=True, borderpad=0.5, fontproperties=small
+    )
+    bar.patch.set(alpha=0.7, linewidth=0)
+    bar.set_gid("scale bar")
+    ax.add_artist(bar)
 
 
 def frame(ax: Axes, color: str = "0.6", width: float = 0.8) -> None:
