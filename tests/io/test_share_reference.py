@@ -195,7 +195,7 @@ def test_files_are_looked_at_before_they_are_read(hub, shared, tmp_path):
     for name, content in files.items():
         files[name] = content.replace(b'"name": "bytes"', b'"name": "evil!"')
     with pytest.raises(ValueError, match=r"was downloaded and is (not read: .*'evil!'|damaged)"):
-        rg.datasets.download_reference(REPOSITORY, revision=shared)
+        rg.io.download_reference(REPOSITORY, revision=shared)
     assert not list((tmp_path / "cache" / "references").rglob("reference.zarr*")), "nothing of it is kept"
 
 
