@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     F = TypeVar("F", bound=Callable[..., Any])
 
 _SILENT_BACKENDS = {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}
-_LOOK: dict[str, Any] = {
+_LOOK: Any = {
     "font.size": 10,
     "axes.titlesize": "medium",
     "axes.labelsize": "small",

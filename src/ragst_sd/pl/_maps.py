@@ -83,7 +83,8 @@ def size_with_words(section: Section, edge: float, panels: list[Map]) -> tuple[f
     """Width in inches of a map without its colour bar, height with its words, and letters in a line of small words."""
     width, height = map_size(section, edge)
     letters = int(LETTERS * (width + BAR))
-    return width, height + TITLE + NOTE * max(-(-len(panel.note) // letters) for panel in panels), letters
+    lines = max(-(-len(panel.note) // letters) for panel in panels)
+    return width, height + TITLE + NOTE * lines, letters
 
 
 def axes_in_rows(figure: FigureBase, n: int, per_row: int, cell: SubplotSpec | None = None) -> list[Axes]:
@@ -117,7 +118,8 @@ def draw_section(ax: Axes, section: Section, has_value: np.ndarray, *, fade: flo
     box = extent_of(section, spot_reach(section))
     draw_image(ax, section.pyramid, box, edge_px=900, fade=fade)
     if not has_value.all():
-        draw_rims(ax, section, np.flatnonzero(~has_value), _style.NO_VALUE, 0.9, label="no value", zorder=2)
+        without = np.flatnonzero(~has_value)
+        draw_rims(ax, section, without, _style.NO_VALUE, 0.9, label="no value", zorder=2)
     if scale_bar:
         _style.scale_bar(ax, section.mpp, free_corner(section, box))
     _style.frame(ax)
@@ -128,35 +130,36 @@ def draw_map(ax: Axes, section: Section, panel: Map, *, fade: float, letters: in
     ax.set_label(panel.kind)
     has = np.isfinite(panel.values)
     draw_section(ax, section, has, fade=fade, scale_bar=scale_bar)
-    spots = draw_spots(ax, section, np.flatnonzero(has), cmap=panel.cmap, linewidths=0, zorder=3, label=panel.kind)
-    spots.set(array=panel.values[has], clim=panel.limits)
+    spots = draw_spots(ax, section, np.flatnonzero(has), linewidths=0, zorder=3, label=panel.kind)
+    spots.set(array=panel.values[has], cmap=panel.cmap, clim=panel.limits)
     if panel.hatch:
         # Behind the spots: lines across them would hide the colours of small ones.
         _hatch(ax, panel.hatch, zorder=1.5)
     _style.set_title(ax, panel.title, panel.note, letters)
     if panel.label:
-        draw_bar(ax, spots, panel.label, panel.values if panel.on_scale is None else panel.on_scale, hatch=panel.hatch)
+        _draw_bar(ax, spots, panel)
     return spots
 
 
-def draw_bar(ax: Axes, spots: Any, label: str, values: np.ndarray, *, hatch: str | None = None) -> None:
+def _draw_bar(ax: Axes, spots: Any, panel: Map) -> None:
     """Draw a colour bar right of a map; its ends are pointed where values lie beyond."""
     from matplotlib.ticker import MaxNLocator
 
-    low, high = spots.get_clim()
+    low, high = panel.limits
+    values = panel.values if panel.on_scale is None else panel.on_scale
     under, over = bool((values < low).any()), bool((values > high).any())
     extend = ["neither", "max", "min", "both"][2 * under + over]
     cax = ax.inset_axes((1.03, 0.1, 0.04, 0.8), label="colorbar")
     whole = bool((values[np.isfinite(values)] % 1 == 0).all())
     ticks = MaxNLocator(5, steps=[1, 2, 5, 10], integer=whole)
-    bar = ax.figure.colorbar(spots, cax=cax, extend=extend, ticks=ticks, label=label)
+    bar = ax.figure.colorbar(spots, cax=cax, extend=extend, ticks=ticks, label=panel.label)
     bar.outline.set_linewidth(0)
-    if hatch:
-        _hatch(cax, hatch, zorder=3)
+    if panel.hatch:
+        _hatch(cax, panel.hatch, zorder=3)
 
 
 def _hatch(ax: Axes, hatch: str, **style: Any) -> None:
     from matplotlib.patches import Rectangle
 
-    look: dict[str, Any] = {"facecolor": "none", "edgecolor": "0.72", "linewidth": 0, "hatch": hatch, "gid": "hatch"}
-    ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, **look, **style))
+    style |= {"facecolor": "none", "edgecolor": "0.72", "linewidth": 0, "hatch": hatch}
+    ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, gid="hatch", **style))

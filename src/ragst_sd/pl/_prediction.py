@@ -131,9 +131,11 @@ def prediction(
         on_scale, colors = shown, greys() if note else cmap
         if measured is not None:
             truth = measured[:, j]
-            on_scale, title = np.concatenate([shown, truth]), f"predicted, r = {_correlation(shown, truth)}"
+            on_scale = np.concatenate([shown, truth])
+            title = f"predicted, r = {_correlation(shown, truth)}"
         limits = _maps.limits_of(on_scale, vmin, vmax)
-        row = [_maps.Map("predicted", title, shown, limits, colors, str(header["unit"]), note, on_scale=on_scale)]
+        label = str(header["unit"])
+        row = [_maps.Map("predicted", title, shown, limits, colors, label, note, on_scale=on_scale)]
         if measured is not None:
             row.insert(0, _maps.Map("measured", f"{name} measured", truth, limits, colors, ""))
             row.append(_difference_map(shown - truth, cmap_difference))

@@ -171,8 +171,8 @@ def reliability(
             _maps.draw_map(axes[name], section, panel, fade=image_fade, letters=letters, scale_bar=name == names[0])
         if _keys.DISTANCE_PERCENTILE in axes:
             outside = np.flatnonzero(table.obs[_keys.OUT_OF_REFERENCE])
-            place = axes[_keys.DISTANCE_PERCENTILE]
-            draw_rims(place, section, outside, _style.ADJUSTMENT, 1.6, label=_keys.OUT_OF_REFERENCE, zorder=4)
+            style: dict[str, Any] = {"label": _keys.OUT_OF_REFERENCE, "zorder": 4}
+            draw_rims(axes[_keys.DISTANCE_PERCENTILE], section, outside, _style.ADJUSTMENT, 1.6, **style)
         if curves:
             places = _maps.axes_in_rows(figure, len(curves), len(curves), grid[1])
             for place, (name, draw) in zip(places, curves.items(), strict=True):
@@ -185,8 +185,10 @@ def _chosen(table: AnnData, intervals: Intervals | None, maps: Sequence[str] | N
     from pandas.api.types import is_numeric_dtype
 
     has = [name for name in table.obs if is_numeric_dtype(table.obs[name])]
-    has += [_keys.DISAGREEMENT] if _keys.DISAGREEMENT in table.layers else []
-    has += [] if intervals is None else [_WIDTH]
+    if _keys.DISAGREEMENT in table.layers:
+        has.append(_keys.DISAGREEMENT)
+    if intervals is not None:
+        has.append(_WIDTH)
     if maps is not None:
         wanted = [maps] if isinstance(maps, str) else list(dict.fromkeys(maps))
         missing = [name for name in wanted if name not in has]
@@ -196,8 +198,7 @@ def _chosen(table: AnnData, intervals: Intervals | None, maps: Sequence[str] | N
             raise KeyError(msg)
         return wanted
     known = table.obs.count()
-    cited = table.obs[table.obs[_keys.EFFECTIVE_N].notna()]
-    n_values = cited.nunique()
+    n_values = table.obs[table.obs[_keys.EFFECTIVE_N].notna()].nunique()
     chosen = [name for name in (_keys.DISTANCE_PERCENTILE, _keys.EFFECTIVE_N) if known.get(name, 0)]
     # A map of one colour says less than the next.
     chosen += [name for name in (_keys.N_DONORS, _keys.EVIDENCE_SHARE) if n_values.get(name, 0) > 1][:1]
