@@ -85,13 +85,13 @@ class FoundationModel:
 
 
 def _read_models() -> dict[str, FoundationModel]:
-    rows = tomllib.loads(Path(__file__).with_name("foundation_models.toml").read_text(encoding="utf-8"))
-    # TOML has lists only.
-    frozen = {
-        name: {field: tuple(value) if isinstance(value, list) else value for field, value in row.items()}
-        for name, row in rows.items()
-    }
-    return {name: FoundationModel(name=name, **row) for name, row in frozen.items()}
+    text = Path(__file__).with_name("foundation_models.toml").read_text(encoding="utf-8")
+    models = {}
+    for name, row in tomllib.loads(text).items():
+        # TOML has lists only.
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+        models[name] = FoundationModel(name=name, **fields)
+    return models
 
 
 FOUNDATION_MODELS = _read_models()

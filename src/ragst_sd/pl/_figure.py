@@ -112,7 +112,7 @@ def picture(
     root: Any = figure.figure
     # Letters follow the size of the picture, so that columns of text keep clear of each other; up to a point.
     scale = min(figure.bbox.width / root.dpi / width, figure.bbox.height / root.dpi / height)
-    letters = {"font.size": _LOOK["font.size"] * min(max(scale, 0.3), 1.6)}
+    letters: Any = {"font.size": _LOOK["font.size"] * min(max(scale, 0.3), 1.6)}
     with mpl.rc_context(_LOOK | letters):
         yield figure
     if ax is not None and root.get_layout_engine() is None:
