@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ragst_sd import _keys
 from ragst_sd._annotation import single_region
 from ragst_sd._elements import require_sdata
@@ -24,9 +22,8 @@ from ragst_sd._results import (
 from ragst_sd._validate import require_key, require_positive
 from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._section import read_section
-from ragst_sd.pl._viewer_numbers import choose_genes, collect_numbers
-from ragst_sd.pl._viewer_page import LIMIT, MARK, Page, assemble
-from ragst_sd.pl._viewer_pictures import collect_pictures
+from ragst_sd.pl._viewer_numbers import choose_genes
+from ragst_sd.pl._viewer_page import MARK, Page, page_within_limit
 from ragst_sd.retrieval.grounding import FLAGGED
 
 if TYPE_CHECKING:
@@ -35,14 +32,6 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from spatialdata import SpatialData
-
-    from ragst_sd.pl._section import Section
-
-# Below these a spot gets a warning on the page.
-FEW_SPOTS = 5.0
-LITTLE_EVIDENCE = 0.5
-# Decimals of values; the last one is given up before the limit on the size of the page is.
-DECIMALS = (3, 2)
 
 
 def viewer(
@@ -142,7 +131,10 @@ def viewer(
     require_sdata(sdata)
     require_positive(n_shown, "n_shown", whole=True)
     require_positive(height, "height", whole=True)
-    target = None if path is None else _target(Path(path))
+    target = None if path is None else Path(path)
+    if target is not None and target.exists() and not bears(target, MARK):
+        msg = f"`path` {str(path)!r} exists and is no viewer page; it is not replaced. Choose another name."
+        raise FileExistsError(msg)
     table, header = predicted(sdata, prediction_key)
     if str(header.get("task")) != "histology":
         msg = f"This page shows tissue; table {prediction_key!r} was predicted for the task {header.get('task')!r}."
@@ -154,60 +146,21 @@ def viewer(
     section = read_section(sdata, table, header, prediction_key)
     measured = None
     if truth_key is not None:
+        names = table.var_names[chosen]
         # Genes that were not asked for by name may be missing from the truth.
-        asked = None if genes is None else list(table.var_names[chosen])
-        found, names = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=asked)
-        measured = np.full((table.n_obs, len(chosen)), np.nan)
-        place = pd.Index(names).get_indexer(table.var_names[chosen])
-        measured[:, place >= 0] = found[:, place[place >= 0]]
-    title = single_region(table) if title is None else title
-    page = _page(reference, table, header, chosen, measured, section, int(n_shown), title)
+        asked = None if genes is None else list(names)
+        values, shared = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=asked)
+        measured = pd.DataFrame(values, columns=shared).reindex(columns=names).to_numpy()
+    facts = _facts(table, header, single_region(table) if title is None else title)
+    page = page_within_limit(reference, table, header, chosen, measured, section, int(n_shown), facts)
     if target is not None:
         replace_text(target, page)
     return Page(page, target, int(height))
 
 
-def _page(
-    reference: AnnData,
-    table: AnnData,
-    header: dict[str, Any],
-    genes: np.ndarray,
-    measured: np.ndarray | None,
-    section: Section,
-    n_shown: int,
-    title: str,
-) -> str:
-    """The page with as many decimals as the limit on its size allows."""
-    facts, found, size = _facts(table, header, title), None, 0
-    for most_decimals in DECIMALS:
-        numbers = collect_numbers(reference, table, header, genes, measured, n_shown, most_decimals)
-        if found is None:
-            rows = reference.obs_names.get_indexer(numbers.names["cited"])
-            found = collect_pictures(section, header, reference, rows)
-        pictures, places = found
-        numbers.arrays.update(places)
-        page, fits = assemble(numbers, pictures, facts, title)
-        if fits:
-            return page
-        size = len(page)
-    msg = (
-        f"A page of {table.n_obs} spots and {len(genes)} genes would take {size / 1e6:.0f} MB, more than "
-        f"{LIMIT / 1e6:.0f} MB. Choose fewer genes with `genes=`, or predict part of the section."
-    )
-    raise ValueError(msg)
-
-
-def _target(path: Path) -> Path:
-    if path.exists() and not bears(path, MARK):
-        msg = f"`path` {str(path)!r} exists and is no viewer page; it is not replaced. Choose another name."
-        raise FileExistsError(msg)
-    return path
-
-
 def _facts(table: AnnData, header: dict[str, Any], title: str) -> dict[str, Any]:
     """What the page says about the whole prediction."""
     unlike = unlike_share(table.obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))
-    outside = np.asarray(table.obs[_keys.OUT_OF_REFERENCE], dtype=bool)
     return {
         "title": title,
         "method": str(header["method"]),
@@ -215,10 +168,11 @@ def _facts(table: AnnData, header: dict[str, Any], title: str) -> dict[str, Any]
         "centered": bool(header.get("center_sections", False)),
         "n_cited": len(header[_keys.CITED]),
         "donors": sorted(set(header[_keys.CITED][_keys.DONOR].astype(str))),
-        "share_outside": float(outside.mean()),
+        "share_outside": float(table.obs[_keys.OUT_OF_REFERENCE].to_numpy(bool).mean()),
         "share_unlike": round(unlike, 4) if unlike > MOST_UNLIKE else None,
         "far_percentile": 100 * (1 - FLAGGED),
-        "few_spots": FEW_SPOTS,
-        "little_evidence": LITTLE_EVIDENCE,
+        # Below these a spot gets a warning on the page.
+        "few_spots": 5.0,
+        "little_evidence": 0.5,
         "little_trust": MIN_CV_PEARSON,
     }

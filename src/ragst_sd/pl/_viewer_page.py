@@ -7,23 +7,27 @@ import gzip
 import hashlib
 import html
 import json
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd._page import read_text
+from ragst_sd.pl._viewer_numbers import collect_numbers
+from ragst_sd.pl._viewer_pictures import collect_pictures
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ragst_sd.pl._viewer_numbers import Numbers
-    from ragst_sd.pl._viewer_pictures import Pictures
+    from anndata import AnnData
+
+    from ragst_sd.pl._section import Section
 
 # The page's promise, in bytes.
 LIMIT = 30_000_000
 MARK = '<meta name="generator" content="ragst_sd viewer">'
+# Decimals of values; the last one is given up before the limit on the size of the page is.
+_DECIMALS = (3, 2)
 _QUALITIES = (85, 72, 58, 45)
 _SCRIPTS = ("decode.js", "numbers.js", "map.js", "details.js", "main.js")
 _COLORMAPS = ("viridis", "cividis", "PuOr_r")
@@ -53,55 +57,67 @@ class Page:
         return str(self.path)
 
 
-def assemble(numbers: Numbers, pictures: Pictures, facts: dict[str, Any], title: str) -> tuple[str, bool]:
-    """The page, with pictures as good as the limit on its size allows, and whether it keeps to the limit."""
-    blocks = {name: _pack(values) for name, values in numbers.arrays.items()}
-    described = {name: {"dtype": str(v.dtype), "shape": list(v.shape)} for name, v in numbers.arrays.items()}
-    blocks["names"] = _compressed(json.dumps(numbers.names).encode())
-    head = facts | numbers.facts | {"image": pictures.facts, "blocks": described, "colormaps": _colormaps()}
-    page = ""
-    for quality in _QUALITIES:
-        page = _fill(head, blocks, pictures.encode(quality), title)
-        if len(page.encode()) <= LIMIT:
-            return page, True
-    return page, False
+def page_within_limit(
+    reference: AnnData,
+    table: AnnData,
+    header: dict[str, Any],
+    genes: np.ndarray,
+    measured: np.ndarray | None,
+    section: Section,
+    n_shown: int,
+    facts: dict[str, Any],
+) -> str:
+    """The page, with decimals and pictures as good as the limit on its size allows.
+
+    Raises
+    ------
+    ValueError
+        If the page would be too large.
+    """
+    pictures = None
+    for most_decimals in _DECIMALS:
+        numbers = collect_numbers(reference, table, header, genes, measured, n_shown, most_decimals)
+        if pictures is None:
+            pictures = collect_pictures(section, header, reference, numbers.names["cited"])
+        arrays = numbers.arrays | pictures.places
+        blocks = {name: _pack(values) for name, values in arrays.items()}
+        blocks["names"] = _compressed(json.dumps(numbers.names).encode())
+        described = {name: {"dtype": str(v.dtype), "shape": list(v.shape)} for name, v in arrays.items()}
+        head = facts | numbers.facts
+        head |= {"image": pictures.facts, "blocks": described, "colormaps": _colormaps()}
+        for quality in _QUALITIES:
+            page = _fill(head, {"numbers": blocks, **pictures.encode(quality)})
+            size = len(page.encode())
+            if size <= LIMIT:
+                return page
+    msg = (
+        f"A page of {table.n_obs} spots and {len(genes)} genes would take {size / 1e6:.0f} MB, more than "
+        f"{LIMIT / 1e6:.0f} MB. Choose fewer genes with `genes=`, or predict part of the section."
+    )
+    raise ValueError(msg)
 
 
-def _fill(head: dict[str, Any], blocks: dict[str, str], pictures: dict[str, list[bytes]], title: str) -> str:
+def _fill(head: dict[str, Any], data: dict[str, dict[str, str]]) -> str:
+    """The page out of what its scripts read first, and texts that stand for bytes, by kind and name."""
+    from jinja2 import Environment
+
     template, style = (read_text(f"pl/viewer_page/{name}") for name in ("page.html", "page.css"))
     script = "\n".join(read_text(f"pl/viewer_page/{name}") for name in _SCRIPTS)
-    data = [_data("numbers", name, text) for name, text in blocks.items()]
-    for name, files in pictures.items():
-        data += [_data(name, str(i), base64.b64encode(file).decode()) for i, file in enumerate(files)]
-    policy = (
-        "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
-        f"script-src {_digest(script)}; style-src {_digest(style)}"
+    environment = Environment(autoescape=True)
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    return environment.from_string(template).render(
+        mark=MARK,
+        style=style,
+        style_digest=_digest(style),
+        script=script,
+        script_digest=_digest(script),
+        head=head,
+        data=data,
     )
-    parts = {
-        "policy": policy,
-        "mark": MARK,
-        "title": html.escape(title),
-        "style": style,
-        "script": script,
-        "head": json_for_html(head),
-        "data": "\n".join(data),
-    }
-    # One pass: what is filled in is never searched for names of parts again.
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
-
-
-def json_for_html(value: Any) -> str:
-    """JSON that cannot end the element it stands in; letters beyond ASCII are escaped by `json` itself."""
-    text = json.dumps(value, allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _digest(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _data(kind: str, name: str, text: str) -> str:
-    return f'<script type="text/plain" data-kind="{kind}" data-name="{name}">{text}</script>'
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _pack(values: np.ndarray) -> str:
@@ -121,6 +137,4 @@ def _colormaps() -> dict[str, str]:
     import matplotlib as mpl
 
     steps = np.linspace(0, 1, 256)
-    return {
-        name: np.rint(255 * mpl.colormaps[name](steps)[:, :3]).astype(np.uint8).tobytes().hex() for name in _COLORMAPS
-    }
+    return {name: mpl.colormaps[name](steps, bytes=True)[:, :3].tobytes().hex() for name in _COLORMAPS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,8 @@ from ragst_sd.image.tiles import iter_tiles
 from ragst_sd.pl._section import extent_of, read_picture, spot_reach
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from anndata import AnnData
+    from PIL.Image import Image
 
     from ragst_sd.pl._section import Section
 
@@ -30,109 +30,82 @@ _TILE_PIXELS = 21_000_000
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pixels to encode: the section, and sheets of equal square tiles, row by row."""
+    """What a page shows as pictures, and what it knows about them."""
 
-    section: np.ndarray | None
+    images: dict[str, list[Image]]
+    """The section, and sheets of equal square tiles, row by row."""
+    places: dict[str, np.ndarray]
+    """Place and size of each spot in pixels of the image, from the upper left corner of the part shown."""
     facts: dict[str, Any]
-    tiles: np.ndarray
-    """(spots, edge, edge, 3)."""
-    thumbnails: np.ndarray | None
-    """(cited rows shown, edge, edge, 3)."""
 
-    def encode(self, quality: int) -> dict[str, list[bytes]]:
-        """JPEG files by name."""
-        out = {"tiles": [_jpeg(sheet, quality) for sheet in _sheets(self.tiles)]}
-        if self.thumbnails is not None:
-            out["thumbnails"] = [_jpeg(sheet, quality) for sheet in _sheets(self.thumbnails)]
-        if self.section is not None:
-            out["section"] = [_jpeg(self.section, quality)]
-        return out
+    def encode(self, quality: int) -> dict[str, dict[str, str]]:
+        """JPEG files in base64, by kind and number."""
+        return {
+            kind: {str(i): _jpeg(image, quality) for i, image in enumerate(images)}
+            for kind, images in self.images.items()
+        }
 
 
-def collect_pictures(
-    section: Section, header: dict[str, Any], reference: AnnData, cited_rows: np.ndarray
-) -> tuple[Pictures, dict[str, np.ndarray]]:
-    """Pictures, and the place of each spot in pixels of the image, from the upper left corner of the part shown.
+def collect_pictures(section: Section, header: dict[str, Any], reference: AnnData, cited: list[str]) -> Pictures:
+    """Pictures of the section and its spots, and the thumbnails of `cited` rows of the reference."""
+    from PIL import Image
 
-    Parameters
-    ----------
-    cited_rows
-        Rows of the reference whose thumbnails are shown.
-    """
-    box = extent_of(section, spot_reach(section))
+    left, right, top, bottom = box = extent_of(section, spot_reach(section))
+    mpp, tile_px = float(header["encoder"]["mpp"]), int(header["encoder"]["tile_px"])
+    level_mpp = section.mpp if np.isnan(mpp) else mpp
+    n_spots, square = len(section.centers), _are_squares(section)
+    fitting = (e for e in _TILE_EDGES[:-1] if e <= tile_px and n_spots * e**2 <= _TILE_PIXELS)
+    edge = next(fitting, _TILE_EDGES[-1])
+    images = {"tiles": _sheets(_spot_tiles(section, tile_px, mpp, edge))}
+    facts = {
+        "corner": [left, top],
+        "width": right - left,
+        "height": bottom - top,
+        "mpp": section.mpp,
+        "tile_um": None if level_mpp is None else tile_px * level_mpp,
+        "square": square,
+        "sheet_px": _SHEET_PX,
+        "tile_px": edge,
+    }
     found = read_picture(section.pyramid, box, edge_px=_SECTION_PX)
-    edge = _tile_edge(len(section.centers), int(header["encoder"]["tile_px"]))
-    tiles = _spot_tiles(section, header, edge)
-    pictures = Pictures(
-        section=None if found is None else _shrink(found[0]),
-        facts={
-            "corner": [box[0], box[2]],
-            "width": box[1] - box[0],
-            "height": box[3] - box[2],
-            # Where the picture lies: left, top, width, height.
-            "picture": None if found is None else _relative(found[1], box),
-            "mpp": section.mpp,
-            "tile_um": _tile_um(section, header),
-            "square": _are_squares(section),
-            "sheet_px": _SHEET_PX,
-            "tile_px": edge,
-            "thumbnail_px": 0,
-        },
-        tiles=tiles,
-        thumbnails=None,
-    )
-    if _keys.THUMBNAIL in reference.obsm and len(cited_rows):
-        thumbnails = np.asarray(reference.obsm[_keys.THUMBNAIL])[cited_rows]
-        facts = pictures.facts | {"thumbnail_px": thumbnails.shape[1]}
-        pictures = Pictures(pictures.section, facts, tiles, thumbnails)
-    places = {"xy": (section.centers - [box[0], box[2]]).astype(np.float32), "radius": _radii(section)}
-    return pictures, places
+    if found is not None:
+        pixels, (x0, x1, y0, y1) = found
+        picture = Image.fromarray(pixels)
+        picture.thumbnail((_SECTION_PX, _SECTION_PX), Image.Resampling.LANCZOS)
+        images["section"] = [picture]
+        # Where the picture lies: left, top, width, height.
+        facts["picture"] = [x0 - left, y0 - top, x1 - x0, y1 - y0]
+    if _keys.THUMBNAIL in reference.obsm and cited:
+        thumbnails = np.asarray(reference.obsm[_keys.THUMBNAIL])[reference.obs_names.get_indexer(cited)]
+        images["thumbnails"] = _sheets(thumbnails)
+        facts["thumbnail_px"] = thumbnails.shape[1]
+    places = {"xy": section.centers - [left, top], "radius": _radii(section, square=square)}
+    return Pictures(images, {name: values.astype(np.float32) for name, values in places.items()}, facts)
 
 
-def _tile_edge(n_spots: int, tile_px: int) -> int:
-    fitting = [
-        edge for edge in _TILE_EDGES if edge <= max(tile_px, _TILE_EDGES[-1]) and n_spots * edge**2 <= _TILE_PIXELS
-    ]
-    return fitting[0] if fitting else _TILE_EDGES[-1]
-
-
-def _spot_tiles(section: Section, header: dict[str, Any], edge: int) -> np.ndarray:
+def _spot_tiles(section: Section, tile_px: int, mpp: float, edge: int) -> np.ndarray:
     """What the encoder's tile covers, in fewer and therefore larger pixels; white for spots that lie off the image."""
-    geometry = header["encoder"]
-    coarser, mpp = int(geometry["tile_px"]) / edge, float(geometry["mpp"])
-    native = np.isnan(mpp)
-    field = plan_fields(
-        section.pyramid,
+    pyramid, coarser, native = section.pyramid, tile_px / edge, bool(np.isnan(mpp))
+    (field,) = plan_fields(
+        pyramid,
         tile_px=edge,
         mpp=None if native else mpp * coarser,
         image_mpp=None if native else section.mpp,
         context=(coarser if native else 1.0,),
-    )[0]
+    )
     out = np.full((len(section.centers), edge, edge, 3), 255, dtype=np.uint8)
-    inside = np.flatnonzero(section.pyramid.inside(section.centers))
+    inside = np.flatnonzero(pyramid.inside(section.centers))
     batches = iter_tiles(
-        section.pyramid.levels[field.level],
+        pyramid.levels[field.level],
         section.centers[inside],
         field,
-        chunk=section.pyramid.chunks[field.level],
-        value_max=section.pyramid.value_max,
+        chunk=pyramid.chunks[field.level],
+        value_max=pyramid.value_max,
         batch_size=256,
     )
     for index, tiles in batches:
         out[inside[index]] = tiles.permute(0, 2, 3, 1).numpy()
     return out
-
-
-def _tile_um(section: Section, header: dict[str, Any]) -> float | None:
-    mpp, tile_px = float(header["encoder"]["mpp"]), int(header["encoder"]["tile_px"])
-    if np.isnan(mpp):
-        return None if section.mpp is None else tile_px * section.mpp
-    return tile_px * mpp
-
-
-def _relative(filled: tuple[float, ...], box: tuple[float, ...]) -> list[float]:
-    left, right, top, bottom = filled
-    return [left - box[0], top - box[2], right - left, bottom - top]
 
 
 def _are_squares(section: Section) -> bool:
@@ -143,40 +116,34 @@ def _are_squares(section: Section) -> bool:
     return first.geom_type == "Polygon" and len(first.exterior.coords) == 5
 
 
-def _radii(section: Section) -> np.ndarray:
+def _radii(section: Section, *, square: bool) -> np.ndarray:
     """Half the width of each spot in pixels; other outlines than discs and squares count as discs of their area."""
     if section.element is None:
-        return np.full(len(section.centers), spot_reach(section), dtype=np.float32)
-    scale = similarity_scale(section.affine)
+        return np.full(len(section.centers), spot_reach(section))
     if "radius" in section.element:
-        return (section.element["radius"].to_numpy(float) * scale).astype(np.float32)
-    area = section.element.geometry.area.to_numpy(float)
-    return (np.sqrt(area / (4.0 if _are_squares(section) else np.pi)) * scale).astype(np.float32)
+        radii = section.element["radius"].to_numpy(float)
+    else:
+        radii = np.sqrt(section.element.geometry.area.to_numpy(float) / (4.0 if square else np.pi))
+    return radii * similarity_scale(section.affine)
 
 
-def _shrink(pixels: np.ndarray) -> np.ndarray:
+def _sheets(tiles: np.ndarray) -> list[Image]:
+    """Sheets of at most `_SHEET_PX`, so that a browser decodes no more than it shows."""
     from PIL import Image
 
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((_SECTION_PX, _SECTION_PX), Image.Resampling.LANCZOS)
-    return np.asarray(picture)
-
-
-def _sheets(tiles: np.ndarray) -> Iterator[np.ndarray]:
-    """Sheets of at most `_SHEET_PX`, so that a browser decodes no more than it shows."""
-    edge = tiles.shape[1]
+    sheets, edge = [], tiles.shape[1]
     across = _SHEET_PX // edge
     for start in range(0, len(tiles), across**2):
         part = tiles[start : start + across**2]
         rows = -(-len(part) // across)
         sheet = np.full((rows * across, edge, edge, 3), 255, dtype=np.uint8)
         sheet[: len(part)] = part
-        yield sheet.reshape(rows, across, edge, edge, 3).swapaxes(1, 2).reshape(rows * edge, across * edge, 3)
+        pixels = sheet.reshape(rows, across, edge, edge, 3).swapaxes(1, 2).reshape(rows * edge, across * edge, 3)
+        sheets.append(Image.fromarray(pixels))
+    return sheets
 
 
-def _jpeg(pixels: np.ndarray, quality: int) -> bytes:
-    from PIL import Image
-
+def _jpeg(image: Image, quality: int) -> str:
     out = BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG", quality=quality, optimize=True)
-    return out.getvalue()
+    image.save(out, "JPEG", quality=quality, optimize=True)
+    return b64encode(out.getvalue()).decode()
