@@ -23,8 +23,7 @@ from search import CLOCKS, best_of, peak_megabytes
 
 from ragst_sd.retrieval.evidence import weighted_average
 from ragst_sd.tl._predict_store import fill, new_store
-from ragst_sd.tl._retrieve import Chosen
-from ragst_sd.tl._values import Bank
+from ragst_sd.tl._retrieve import Bank, Chosen
 
 K, GENES = 50, 18_000
 DENSITY = 0.18

@@ -20,10 +20,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def regions_of(table: AnnData) -> list[str]:
+    """Names of the elements that a table annotates."""
+    regions = table.uns.get("spatialdata_attrs", {}).get("region")
+    return [] if regions is None else [str(name) for name in np.atleast_1d(regions)]
+
+
 def single_region(table: AnnData) -> str:
     """The one element that a table annotates."""
-    regions = table_attrs(table)["region"]
-    regions = [regions] if isinstance(regions, str) else list(regions)
+    table_attrs(table)
+    regions = regions_of(table)
     if len(regions) != 1:
         msg = (
             f"The table annotates {len(regions)} elements: {listing(regions)}. One section per table is needed: "
@@ -31,7 +37,7 @@ def single_region(table: AnnData) -> str:
             "`spatialdata.models.TableModel.parse(..., overwrite_metadata=True)`."
         )
         raise ValueError(msg)
-    return str(regions[0])
+    return regions[0]
 
 
 def table_attrs(table: AnnData) -> dict:
@@ -54,13 +60,8 @@ def is_predicted(table: AnnData) -> bool:
 
 def annotating_tables(sdata: SpatialData, shapes_key: str) -> list[str]:
     """Names of the tables that annotate an element, those written by `predict` left out."""
-    found = []
-    for name, table in sdata.tables.items():
-        region = table.uns.get("spatialdata_attrs", {}).get("region")
-        regions = [region] if isinstance(region, str) else list(region if region is not None else [])
-        if shapes_key in regions and not is_predicted(table):
-            found.append(name)
-    return found
+    tables = sdata.tables.items()
+    return [name for name, table in tables if shapes_key in regions_of(table) and not is_predicted(table)]
 
 
 def resolve_table(sdata: SpatialData, table_key: str | None, shapes_key: str | None) -> str | None:
@@ -68,12 +69,11 @@ def resolve_table(sdata: SpatialData, table_key: str | None, shapes_key: str | N
     if table_key is not None:
         require_key(table_key, sdata.tables, "sdata.tables")
         return table_key
-    if shapes_key is None:
-        names = [name for name, table in sdata.tables.items() if not is_predicted(table)]
-    else:
-        names = annotating_tables(sdata, shapes_key)
+    names = [name for name, table in sdata.tables.items() if not is_predicted(table)]
+    what = "tables found"
+    if shapes_key is not None:
+        names, what = annotating_tables(sdata, shapes_key), f"tables annotate {shapes_key!r}"
     if len(names) > 1:
-        what = f"tables annotate {shapes_key!r}" if shapes_key else "tables found"
         msg = f"`table_key` is needed: {len(names)} {what}: {listing(names)}."
         raise ValueError(msg)
     return names[0] if names else None
@@ -90,9 +90,8 @@ def resolve_annotation(sdata: SpatialData, table_key: str | None, shapes_key: st
     if table_key is None and shapes_key is None and len(sdata.shapes) != 1:
         table_key = resolve_table(sdata, None, None)
     if table_key is not None:
-        table_key = resolve_table(sdata, table_key, None) or table_key
-        table = sdata.tables[table_key]
-        region = single_region(table)
+        require_key(table_key, sdata.tables, "sdata.tables")
+        region = single_region(sdata.tables[table_key])
         if shapes_key is not None and shapes_key != region:
             resolve_shapes(sdata, shapes_key)
             msg = (

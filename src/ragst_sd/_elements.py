@@ -14,6 +14,8 @@ from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.frames import apply_affine, similarity_scale
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
     from geopandas import GeoDataFrame
     from spatialdata import SpatialData
@@ -49,26 +51,26 @@ def require_sdata(sdata: object) -> None:
 
 def resolve_image(sdata: SpatialData, image_key: str | None) -> str:
     """Name of the image: the one asked for, or the only one there is."""
-    names = list(sdata.images)
-    if image_key is not None:
-        require_key(image_key, names, "sdata.images")
-        return image_key
-    if len(names) != 1:
-        msg = f"`image_key` is needed: found {len(names)} images in `sdata.images`: {listing(names)}."
-        raise ValueError(msg)
-    return names[0]
+    if image_key is None:
+        return _only(sdata.images, "image_key", "images in `sdata.images`")
+    require_key(image_key, sdata.images, "sdata.images")
+    return image_key
 
 
 def resolve_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
     """Name of the shapes (or points): asked for, or the only shapes there are."""
-    names = [*sdata.shapes, *sdata.points]
-    if shapes_key is not None:
-        require_key(shapes_key, names, "sdata.shapes / sdata.points")
-        return shapes_key
-    if len(sdata.shapes) != 1:
-        msg = f"`shapes_key` is needed: found {len(sdata.shapes)} elements in `sdata.shapes`: {listing(sdata.shapes)}."
+    if shapes_key is None:
+        return _only(sdata.shapes, "shapes_key", "elements in `sdata.shapes`")
+    require_key(shapes_key, [*sdata.shapes, *sdata.points], "sdata.shapes / sdata.points")
+    return shapes_key
+
+
+def _only(elements: Mapping[str, Any], argument: str, what: str) -> str:
+    """The name of the only element of a kind."""
+    if len(elements) != 1:
+        msg = f"`{argument}` is needed: found {len(elements)} {what}: {listing(elements)}."
         raise ValueError(msg)
-    return next(iter(sdata.shapes))
+    return next(iter(elements))
 
 
 def shared_coordinate_system(sdata: SpatialData, first: str, second: str, coordinate_system: str | None) -> str:
@@ -105,11 +107,11 @@ def _element(sdata: SpatialData, name: str) -> Any:
     return next(kind[name] for kind in (sdata.images, sdata.shapes, sdata.points, sdata.labels) if name in kind)
 
 
-def image_affine(sdata: SpatialData, image_key: str, coordinate_system: str) -> np.ndarray:
-    """3 x 3 affine from level-0 pixels of an image to a frame."""
+def _affine(element: Any, coordinate_system: str) -> np.ndarray:
+    """3 x 3 affine from an element, level-0 pixels of an image for instance, to a frame."""
     from spatialdata.transformations import get_transformation
 
-    transformation = get_transformation(sdata.images[image_key], to_coordinate_system=coordinate_system)
+    transformation = get_transformation(element, to_coordinate_system=coordinate_system)
     return np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")), dtype=float)
 
 
@@ -119,16 +121,12 @@ def centers_in_pixels(sdata: SpatialData, *, shapes_key: str, image_key: str, co
     The affine from the element to the image goes through the shared frame; it is refused if it shears or is not
     isotropic.
     """
-    from spatialdata.transformations import get_transformation
-
     frame = shared_coordinate_system(sdata, shapes_key, image_key, coordinate_system)
     element = sdata[shapes_key]
     if len(element) == 0:
         msg = f"{shapes_key!r} is empty: it holds no spots."
         raise ValueError(msg)
-    to_pixels = np.linalg.inv(image_affine(sdata, image_key, frame))
-    from_shapes = get_transformation(element, to_coordinate_system=frame).to_affine_matrix(("x", "y"), ("x", "y"))
-    affine = to_pixels @ np.asarray(from_shapes, dtype=float)
+    affine = np.linalg.inv(_affine(sdata.images[image_key], frame)) @ _affine(element, frame)
     similarity_scale(affine)
     if hasattr(element, "compute"):
         element = element.compute()
@@ -166,12 +164,7 @@ def image_pyramid(sdata: SpatialData, image_key: str) -> Pyramid:
     ValueError
         If the image has not 3 or 4 channels, or float pixels outside [0, 1] and [0, 255].
     """
-    from spatialdata import get_pyramid_levels
-    from xarray import DataArray
-
-    image = sdata.images[image_key]
-    found = [image] if isinstance(image, DataArray) else get_pyramid_levels(image)
-    arrays = [level.transpose("c", "y", "x") for level in found]
+    arrays = [level.transpose("c", "y", "x") for level in _levels(sdata, image_key)]
     channels = arrays[0].sizes["c"]
     names = [str(name) for name in arrays[0].coords["c"].to_numpy()] if "c" in arrays[0].coords else []
     if channels not in (3, 4):
@@ -191,17 +184,24 @@ def image_pyramid(sdata: SpatialData, image_key: str) -> Pyramid:
     return Pyramid(levels, tuple(_chunk(level) for level in levels), _value_max(levels[-1], image_key))
 
 
-def _chunk(level: object) -> tuple[int, int]:
-    chunks = getattr(level, "chunks", None)
-    if not chunks:
-        return level.shape[1:]  # type: ignore[attr-defined]
-    rows, columns = (size if isinstance(size, int) else size[0] for size in chunks[1:])
+def _levels(sdata: SpatialData, image_key: str) -> list[Any]:
+    """The arrays of an image, the finest first."""
+    from spatialdata import get_pyramid_levels
+    from xarray import DataArray
+
+    image = sdata.images[image_key]
+    return [image] if isinstance(image, DataArray) else list(get_pyramid_levels(image))
+
+
+def _chunk(level: Any) -> tuple[int, int]:
+    chunks = getattr(level, "chunks", None) or level.shape
+    rows, columns = (int(np.ravel(size)[0]) for size in chunks[1:])
     return rows, columns
 
 
-def _value_max(coarsest: object, image_key: str) -> float:
-    dtype = coarsest.dtype  # type: ignore[attr-defined]
-    if dtype.kind == "u" or dtype == np.bool_:
+def _value_max(coarsest: Any, image_key: str) -> float:
+    dtype = coarsest.dtype
+    if dtype.kind in "ub":
         return float(np.iinfo(dtype).max) if dtype.kind == "u" else 1.0
     pixels = np.asarray(coarsest)
     low, high = float(pixels.min()), float(pixels.max())
@@ -218,10 +218,9 @@ def _value_max(coarsest: object, image_key: str) -> float:
 
 def image_mpp_of(sdata: SpatialData, image_key: str, image_mpp: float | None = None) -> float | None:
     """Microns per pixel of an image: given, kept by `rg.pp.set_image_mpp` or by wsidata; `None` if unknown."""
+    kept = sdata.attrs.get(_keys.ATTRS, {}).get(_keys.IMAGE_MPP, {})
     if image_mpp is None:
-        image_mpp = sdata.attrs.get(_keys.ATTRS, {}).get(_keys.IMAGE_MPP, {}).get(image_key)
-    if image_mpp is None:
-        image_mpp = _mpp_of_wsidata(sdata, image_key)
+        image_mpp = kept.get(image_key) or _mpp_of_wsidata(sdata, image_key)
     if image_mpp is None:
         return None
     require_positive(image_mpp, "image_mpp")
@@ -230,12 +229,8 @@ def image_mpp_of(sdata: SpatialData, image_key: str, image_mpp: float | None = N
 
 def _mpp_of_wsidata(sdata: SpatialData, image_key: str) -> float | None:
     """What objects of wsidata and LazySlide know of their slide, if the image is that slide at full resolution."""
-    from spatialdata import get_pyramid_levels
-    from xarray import DataArray
-
     slide = sdata.attrs.get("slide_properties")
     if not isinstance(slide, dict) or slide.get("mpp") is None or image_key not in sdata.images:
         return None
-    image = sdata.images[image_key]
-    finest = image if isinstance(image, DataArray) else next(iter(get_pyramid_levels(image)))
+    finest = _levels(sdata, image_key)[0]
     return slide["mpp"] if list(slide.get("shape", ())) == [finest.sizes["y"], finest.sizes["x"]] else None

@@ -15,13 +15,17 @@ from ragst_sd.reference.normalize import as_csr
 from ragst_sd.reference.schema import check_fit, check_reference_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
+    import pandas as pd
+    import scipy.sparse as sp
     from anndata import AnnData
 
 # Rows that are looked at together where all rows are gone through.
 ROW_BLOCK = 8192
 HASH_BLOCK = 1024
+# Columns of `.obs` that every reference has, as labels.
+LABELS = (_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY, _keys.PANEL)
 
 
 def reference_header(reference: AnnData) -> dict[str, Any]:
@@ -39,18 +43,9 @@ def reference_header(reference: AnnData) -> dict[str, Any]:
     require_type(reference, AnnData, "reference", "Build one with `rg.tl.build_reference`.")
     header = reference.uns.get(_keys.ATTRS)
     check_reference_header(header)
-    missing = [
-        name
-        for name, present in {
-            f"obsm[{header['use_rep']!r}]": header["use_rep"] in reference.obsm,
-            f"varm[{_keys.MEASURED!r}]": _keys.MEASURED in reference.varm,
-            **{
-                f"obs[{column!r}]": column in reference.obs
-                for column in (_keys.DONOR, _keys.SAMPLE, _keys.PANEL, _keys.TISSUE, _keys.TECHNOLOGY)
-            },
-        }.items()
-        if not present
-    ]
+    missing = [f"obsm[{header['use_rep']!r}]"] if header["use_rep"] not in reference.obsm else []
+    missing += [f"varm[{_keys.MEASURED!r}]"] if _keys.MEASURED not in reference.varm else []
+    missing += [f"obs[{name!r}]" for name in LABELS if name not in reference.obs]
     if missing:
         msg = f"The reference lacks {', '.join(missing)}. Build it again with `rg.tl.build_reference`."
         raise ValueError(msg)
@@ -125,9 +120,61 @@ def reference_hash(reference: AnnData) -> str:
     return combined_hash(digests, genes=genes, columns=sorted(columns), measured=measured)
 
 
+def n_measured(reference: AnnData) -> np.ndarray:
+    """(genes,) number of rows that measured each gene."""
+    panels = [str(panel) for panel in reference.uns[_keys.ATTRS]["panels"]]
+    rows = reference.obs[_keys.PANEL].astype(str).value_counts().reindex(panels, fill_value=0)
+    return np.asarray(reference.varm[_keys.MEASURED]) @ rows.to_numpy()
+
+
+def write_header(reference: AnnData, header: Mapping[str, Any]) -> None:
+    """Write a header, with the content hash, and how many rows measured each gene."""
+    reference.uns[_keys.ATTRS] = dict(header)
+    reference.var[_keys.N_MEASURED] = n_measured(reference)
+    reference.uns[_keys.ATTRS]["content_hash"] = reference_hash(reference)
+
+
+def of_rows(header: Mapping[str, Any], obs: pd.DataFrame) -> dict[str, Any]:
+    """A header with the sections and sources of some rows only."""
+    # Not `astype`: as read from disk, names do not cast.
+    samples = np.array([str(sample) for sample in header["sections"]["sample"]])
+    kept = np.isin(samples, labels(obs[_keys.SAMPLE]).astype(str))
+    sections = {name: np.asarray(column)[kept] for name, column in header["sections"].items()}
+    return {**header, "sections": sections, "sources": header["sources"].loc[samples[kept]]}
+
+
+def new_reference(
+    header: Mapping[str, Any],
+    genes: Sequence[str],
+    *,
+    values: sp.csr_matrix,
+    counts: sp.csr_matrix | None,
+    obs: pd.DataFrame,
+    embedding: np.ndarray,
+    thumbnails: np.ndarray | None,
+    measured: np.ndarray,
+) -> AnnData:
+    """A reference of tissue from its parts and what its header says of them."""
+    import anndata as ad
+    import pandas as pd
+
+    reference = ad.AnnData(
+        values,
+        obs=obs,
+        var=pd.DataFrame(index=pd.Index(genes, name="gene")),
+        layers=None if counts is None else {_keys.COUNTS: counts},
+        obsm={header["use_rep"]: embedding},
+        varm={_keys.MEASURED: measured},
+    )
+    if thumbnails is not None:
+        reference.obsm[_keys.THUMBNAIL] = thumbnails
+    write_header(reference, {"schema_version": _keys.REFERENCE_VERSION, "task": "histology", **header})
+    return reference
+
+
 def _label_columns(reference: AnnData, header: dict[str, Any]) -> list[str]:
     # Columns that a user adds later say nothing about the data; those asked for at building do.
-    columns = [_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY, _keys.PANEL, *map(str, header["obs"])]
+    columns = [*LABELS, *map(str, header["obs"])]
     return [name for name in dict.fromkeys(columns) if name in reference.obs]
 
 
@@ -204,15 +251,15 @@ def standardized_embedding(reference: AnnData, header: dict[str, Any]) -> np.nda
     if not header["standardize"]:
         return raw
     out = np.empty_like(raw)
-    samples = reference.obs[_keys.SAMPLE].astype(str).to_numpy()
     sections = header["sections"]
     names = [str(name) for name in sections["sample"]]
-    for sample in np.unique(samples):
+    mean, std = np.asarray(sections["mean"]), np.asarray(sections["std"])
+    for sample, rows in reference.obs.groupby(reference.obs[_keys.SAMPLE].astype(str)).indices.items():
         if sample not in names:
             msg = f"Section {sample!r} has no statistics in the reference's header (it has {names}). Build it again."
             raise ValueError(msg)
-        rows, place = samples == sample, names.index(sample)
-        out[rows] = standardize(raw[rows], np.asarray(sections["mean"])[place], np.asarray(sections["std"])[place])
+        place = names.index(sample)
+        out[rows] = standardize(raw[rows], mean[place], std[place])
     return out
 
 
@@ -258,7 +305,5 @@ def mean_shift(
 
 def id_order(reference: AnnData) -> np.ndarray:
     """(rows,) rank of each reference id, which decides between equal distances."""
-    ids = np.array([str(name) for name in reference.obs_names])
-    rank = np.empty(len(ids), dtype=np.int64)
-    rank[np.argsort(ids, kind="stable")] = np.arange(len(ids))
-    return rank
+    ids = reference.obs_names.to_numpy(dtype=str)
+    return np.argsort(np.argsort(ids, kind="stable"))

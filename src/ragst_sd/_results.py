@@ -21,16 +21,8 @@ if TYPE_CHECKING:
 
 # Fields of the header without which nothing can be said about a value, whatever it was predicted from.
 COMMON_FIELDS = (
-    "schema_version",
-    "task",
-    "software",
-    "method",
-    "unit",
-    "reference_hash",
-    "fit_hash",
-    "sources",
-    _keys.CITED,
-)
+    "schema_version", "task", "software", "method", "unit", "reference_hash", "fit_hash", "sources", _keys.CITED,
+)  # fmt: skip
 # Fields that the header has besides, by the task of the prediction.
 TASK_FIELDS = {
     "histology": (
@@ -77,9 +69,10 @@ def check_key_added(sdata: SpatialData, key_added: str, *, responses: bool = Fal
     if key_added in sdata.tables:
         table = sdata.tables[key_added]
         if not is_predicted(table) or (responses and not holds_responses(table.uns[_keys.RETRIEVAL])):
+            maker = "perturb" if responses else "predict"
             msg = (
-                f"`sdata.tables[{key_added!r}]` exists and was not made by `rg.tl.{'perturb' if responses else 'predict'}`; it is "
-                "not replaced. Choose another name with `key_added=`."
+                f"`sdata.tables[{key_added!r}]` exists and was not made by `rg.tl.{maker}`; it is not replaced. "
+                "Choose another name with `key_added=`."
             )
             raise ValueError(msg)
         return
@@ -130,7 +123,8 @@ def predicted(
     if lacking:
         msg = (
             f"The table has no complete provenance: it lacks {', '.join(lacking)}. It was not made by `rg.tl.predict` "
-            "or `rg.tl.perturb`, or lost it on the way (`anndata.concat` drops `.uns`): predict again, or use the table as it was written."
+            "or `rg.tl.perturb`, or lost it on the way (`anndata.concat` drops `.uns`): predict again, or use the table "
+            "as it was written."
         )
         raise ValueError(msg)
     if int(header.get("schema_version", 0)) != _keys.SCHEMA_VERSION:
@@ -145,26 +139,18 @@ def predicted(
 def _lacking(table: AnnData, header: Any) -> list[str]:
     """Places of the provenance that are not there."""
     uns = f"uns[{_keys.RETRIEVAL!r}]"
-    if isinstance(header, dict) and any(name in header for name in COMMON_FIELDS):
-        out = [f"{uns}[{name!r}]" for name in _required_fields(header) if name not in header]
-    else:
-        out = [uns]
-    out += [f"obsm[{name!r}]" for name in (_keys.ROWS, _keys.WEIGHTS, _keys.DISTANCES) if name not in table.obsm]
-    if isinstance(header, dict) and len(header.get(_keys.LEVEL_ROWS, ())) > 1 and _keys.LEVEL not in table.obs:
-        out.append(f"obs[{_keys.LEVEL!r}]")
-    if not out and np.max(table.obsm[_keys.ROWS], initial=-1) >= len(header[_keys.CITED]):
-        out.append(f"lines of {uns}[{_keys.CITED!r}] that obsm[{_keys.ROWS!r}] points to")
-    return out
-
-
-def _required_fields(header: dict[str, Any]) -> tuple[str, ...]:
-    """Fields that the header of a prediction for such a task has."""
-    own: tuple[str, ...] = TASK_FIELDS.get(str(header.get("task")), ())
-    if str(header.get("where")) == "mask":
-        own += ("where_mask",)
-    if bool(header.get("center_sections", False)):
-        own += (_keys.LEVEL_ROWS,)
-    return COMMON_FIELDS + own
+    lacking = [f"obsm[{name!r}]" for name in (_keys.ROWS, _keys.WEIGHTS, _keys.DISTANCES) if name not in table.obsm]
+    if not isinstance(header, dict) or not any(name in header for name in COMMON_FIELDS):
+        return [uns, *lacking]
+    fields = [*COMMON_FIELDS, *TASK_FIELDS.get(str(header.get("task")), ())]
+    fields += ["where_mask"] if str(header.get("where")) == "mask" else []
+    fields += [_keys.LEVEL_ROWS] if header.get("center_sections") else []
+    lacking = [f"{uns}[{name!r}]" for name in fields if name not in header] + lacking
+    if len(header.get(_keys.LEVEL_ROWS, ())) > 1 and _keys.LEVEL not in table.obs:
+        lacking.append(f"obs[{_keys.LEVEL!r}]")
+    if not lacking and np.max(table.obsm[_keys.ROWS], initial=-1) >= len(header[_keys.CITED]):
+        lacking.append(f"lines of {uns}[{_keys.CITED!r}] that obsm[{_keys.ROWS!r}] points to")
+    return lacking
 
 
 def require_columns(table: AnnData, names: Sequence[str]) -> None:
@@ -208,6 +194,6 @@ def gene_index(table: AnnData, genes: str | Sequence[str], argument: str = "gene
 
 
 def _positions(names: pd.Index, wanted: str | Sequence[str], argument: str, what: str) -> np.ndarray:
-    wanted = [str(wanted)] if np.ndim(wanted) == 0 else [str(one) for one in wanted]
+    wanted = [str(name) for name in np.atleast_1d(np.asarray(wanted, dtype=object))]
     require_known(wanted, names, argument, f": the table has no {what}", KeyError)
     return names.get_indexer(wanted)

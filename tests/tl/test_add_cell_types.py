@@ -211,7 +211,7 @@ class TestBadInput:
 
     def test_raw_and_logged_values_mixed(self, reference, cells):
         cells.X[:50] = np.log1p(cells.X[:50] / cells.X[:50].sum(axis=1, keepdims=True) * 1e4)
-        self.refused(reference, cells, "mixes raw and logged values: 70 cells hold whole numbers .* 50 cells")
+        self.refused(reference, cells, "raw and logged values: 70 rows .* hold whole numbers .* 50 rows")
 
     def test_logged_values(self, reference, cells):
         cells.X = np.log1p(cells.X / cells.X.sum(axis=1, keepdims=True) * 1e4)
@@ -227,7 +227,7 @@ class TestBadInput:
 
     def test_ids_instead_of_symbols(self, reference, cells):
         cells.var_names = [f"ENSMUSG{i:011d}" for i in range(cells.n_vars)]
-        self.refused(reference, cells, "names genes by symbol, `adata_sc` offers 'ensembl' only")
+        self.refused(reference, cells, "names its genes by symbols, `adata_sc` by Ensembl ids")
 
     def test_one_type(self, reference, cells):
         self.refused(reference, cells, "leaves 0 cell types with 41 cells", min_cells=41)

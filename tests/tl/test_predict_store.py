@@ -14,14 +14,14 @@ import spatialdata as sd
 import zarr
 
 import ragst_sd as rg
-from ragst_sd.tl import _values
+from ragst_sd.tl import _retrieve
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks for few spots."""
-    monkeypatch.setattr(_values, "_BLOCK_VALUES", 1)
-    monkeypatch.setattr(_values, "_SPOTS", 16)
+    monkeypatch.setattr(_retrieve, "_BLOCK_VALUES", 1)
+    monkeypatch.setattr(_retrieve, "_SPOTS", 16)
 
 
 def assert_same(stored, expected):
@@ -146,7 +146,7 @@ def _die_once(flag):
             pass
         else:
             os.kill(os.getpid(), signal.SIGKILL)
-        return _values.values_of(bank, chosen, **kwargs)
+        return _retrieve.values_of(bank, chosen, **kwargs)
 
     return values_of
 

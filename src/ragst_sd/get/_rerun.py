@@ -126,7 +126,6 @@ class Rerun:
             eligibility=replace(self._eligibility, query_groups=groups, allowed=allowed),
             gene_index=self._genes,
             n_neighbors=self._n_neighbors,
-            n_candidates=max(self._n_neighbors, int(self._fit["n_candidates"])),
             backend=self._backend,
         )
 

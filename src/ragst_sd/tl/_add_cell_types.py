@@ -11,7 +11,7 @@ import pandas as pd
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
 from ragst_sd._reference import panel_codes, reference_header
-from ragst_sd._validate import hint, listing, require_positive, require_type
+from ragst_sd._validate import listing, require_known, require_positive, require_type
 from ragst_sd.reference.normalize import TARGET_SUM, as_csr
 from ragst_sd.tl._single_cells import SingleCells, read_single_cells, shared_with
 
@@ -127,12 +127,16 @@ def add_cell_types(
     about: dict[str, Any] = {"schema_version": _keys.SCHEMA_VERSION, "source": _source(adata_sc, source)}
     cells = None
     if adata_sc is not None:
-        naming = str(header["normalization"]["naming"])
         cells = read_single_cells(
-            adata_sc, cell_type_key=cell_type_key, layer=layer, naming=naming, min_cells=int(min_cells)
+            adata_sc,
+            cell_type_key=cell_type_key,
+            layer=layer,
+            naming=str(header["normalization"]["naming"]),
+            min_cells=int(min_cells),
         )
-        shared = shared_with(list(reference.var_names), cells, max(FEWEST_GENES, len(cells.names)))
-        about |= {**_signatures(reference, header, cells), "names": np.asarray(cells.names, dtype=str)}
+        needed = max(FEWEST_GENES, len(cells.names))
+        shared = shared_with(list(reference.var_names), cells, needed)
+        about |= _signatures(reference, header, cells)
     if fractions is not None:
         names, found = _given(reference, fractions, cells)
         if cells is not None:
@@ -141,26 +145,22 @@ def add_cell_types(
         about |= {"method": "given", "names": np.asarray(names, dtype=str)}
         fit = np.full(reference.n_obs, np.nan)
     else:
-        used = _chosen(shared, genes, max(FEWEST_GENES, len(about["names"])))
-        about |= {
-            "method": "nnls",
-            "genes_used": np.asarray(used, dtype=str),
-        }
-        found, fit, about["platform_effects"] = _deconvolve(reference, header, about, used, platform=platform_effects)
+        used = _chosen(shared, genes, needed)
+        about |= {"method": "nnls", "genes_used": np.asarray(used, dtype=str)}
+        found, fit, effects = _deconvolve(reference, header, about, platform=platform_effects)
+        about["platform_effects"] = effects
     reference.obsm[_keys.CELL_TYPE_FRACTION] = found.astype(np.float32)
     reference.obs[_keys.CELL_TYPE_FIT] = fit
     reference.uns[_keys.ATTRS] = {**reference.uns[_keys.ATTRS], _keys.CELL_TYPES: about}
+    n_known = int(np.isfinite(found).all(axis=1).sum())
     logger.info(
         "Adding `obsm[%r]`: %d cell types; %d of %d rows have fractions.",
-        _keys.CELL_TYPE_FRACTION, found.shape[1], int(np.isfinite(found).all(axis=1).sum()), reference.n_obs,
+        _keys.CELL_TYPE_FRACTION, found.shape[1], n_known, reference.n_obs,
     )  # fmt: skip
 
 
 def _source(adata_sc: AnnData | None, given: Mapping[str, str] | None) -> dict[str, str]:
-    unknown = sorted(set(given or {}) - set(SOURCE))
-    if unknown:
-        msg = f"`source` has unknown fields {listing(unknown)}; it takes {listing(SOURCE)}."
-        raise ValueError(msg)
+    require_known(given or {}, SOURCE, "source", " has unknown fields")
     kept = {} if adata_sc is None else adata_sc.uns.get(_keys.ATTRS, {}).get(_keys.SOURCE, {})
     return {name: str((given or {}).get(name) or kept.get(name) or _keys.UNKNOWN) for name in SOURCE}
 
@@ -169,21 +169,22 @@ def _signatures(reference: AnnData, header: dict[str, Any], cells: SingleCells) 
     """Signatures on the scale of the reference's rows."""
     from ragst_sd.reference.deconvolution import signatures
 
+    genes = np.asarray(cells.genes, dtype=str)
     summed = {str(gene) for gene in header["normalization"]["size_factor_genes"]}
-    basis = np.array([gene in summed for gene in cells.genes])
-    present = [gene for gene, counts in zip(cells.genes, basis, strict=True) if counts]
+    basis = np.isin(genes, list(summed))
+    present = genes[basis]
     profiles = signatures(cells.counts, cells.types, len(cells.names), basis)
     if len(present) < _MOST * len(summed):
-        logger.warning(
-            "The cells have %d of the %d genes that add up to 10,000 in the reference.", len(present), len(summed)
-        )
+        message = "The cells have %d of the %d genes that add up to 10,000 in the reference."
+        logger.warning(message, len(present), len(summed))
     columns = reference.var_names.get_indexer(present)
     if len(present) < len(summed) and (columns >= 0).all():
         # The rows' 10,000 counts are spread over genes that the cells do not have.
         linear = as_csr(reference.X)[:, columns].expm1()
         profiles *= linear.sum(axis=1).mean() / TARGET_SUM
     return {
-        "genes": np.asarray(cells.genes, dtype=str),
+        "names": np.asarray(cells.names, dtype=str),
+        "genes": genes,
         "signatures": profiles.astype(np.float32),
         "n_cells": np.bincount(cells.types, minlength=len(cells.names)),
     }
@@ -192,40 +193,44 @@ def _signatures(reference: AnnData, header: dict[str, Any], cells: SingleCells) 
 def _chosen(shared: list[str], genes: Sequence[str] | None, needed: int) -> list[str]:
     if genes is None:
         return shared
-    wanted, known = as_names(genes), set(shared)
-    missing = [gene for gene in wanted if gene not in known]
-    if missing or len(wanted) < needed:
+    wanted = as_names(genes)
+    require_known(wanted, shared, "genes", ": reference and cells do not both have")
+    if len(wanted) < needed:
         msg = f"`genes` names {len(wanted)} genes; at least {needed} are needed."
-        if missing:
-            msg = f"`genes`: reference and cells do not both have {listing(missing)}.{hint(missing[0], shared)}"
         raise ValueError(msg)
     return wanted
 
 
 def _deconvolve(
-    reference: AnnData, header: dict[str, Any], about: dict[str, Any], used: list[str], *, platform: bool
+    reference: AnnData, header: dict[str, Any], about: dict[str, Any], *, platform: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fractions and fit of all rows, and (genes, panels) platform effects; each panel by the genes that it measured."""
     from ragst_sd.reference.deconvolution import deconvolve
 
+    used = about["genes_used"]
     profiles = about["signatures"][:, pd.Index(about["genes"]).get_indexer(used)].astype(np.float64)
-    columns, panels = reference.var_names.get_indexer(used), panel_codes(reference, header)
+    columns = reference.var_names.get_indexer(used)
+    panels = panel_codes(reference, header)
     measured = np.asarray(reference.varm[_keys.MEASURED])[columns]
     values = as_csr(reference.X)[:, columns]
+    needed = max(FEWEST_GENES, len(profiles))
     found = np.full((reference.n_obs, len(profiles)), np.nan)
-    fit, effects = np.full(reference.n_obs, np.nan), np.full(measured.shape, np.nan)
+    fit = np.full(reference.n_obs, np.nan)
+    effects = np.full(measured.shape, np.nan)
     for panel, name in enumerate(header["panels"]):
-        own, rows = measured[:, panel], np.flatnonzero(panels == panel)
+        own = measured[:, panel]
+        rows = np.flatnonzero(panels == panel)
         if not len(rows):
             continue
-        if own.sum() < max(FEWEST_GENES, len(profiles)):
+        if own.sum() < needed:
             msg = (
-                f"Panel {str(name)!r} measured {int(own.sum())} of the {len(used)} genes; {max(FEWEST_GENES, len(profiles))} are "
-                "needed. Name other `genes`, or take the rows of this panel out of the reference."
+                f"Panel {str(name)!r} measured {int(own.sum())} of the {len(used)} genes; {needed} are needed. Name other "
+                "`genes`, or take the rows of this panel out of the reference."
             )
             raise ValueError(msg)
         result = deconvolve(values[rows][:, own], profiles[:, own], platform=platform)
-        found[rows], fit[rows], effects[own, panel] = result.fractions, result.fit, result.platform
+        found[rows], fit[rows] = result.fractions, result.fit
+        effects[own, panel] = result.platform
     return found, fit, effects
 
 
@@ -233,7 +238,8 @@ def _given(reference: AnnData, fractions: pd.DataFrame, cells: SingleCells | Non
     """Names of the types, and given fractions in the order of the reference's rows."""
     require_type(fractions, pd.DataFrame, "fractions", "Rows are reference rows by name, columns are cell types.")
     names = [str(name) for name in fractions.columns]
-    known = reference.obs_names.isin(fractions.index.astype(str))
+    fractions = fractions.set_axis(fractions.index.astype(str))
+    known = reference.obs_names.isin(fractions.index)
     if not known.any():
         msg = (
             f"`fractions` names no row of the reference: {listing(fractions.index[:3])} against "
@@ -243,14 +249,13 @@ def _given(reference: AnnData, fractions: pd.DataFrame, cells: SingleCells | Non
     if fractions.index.has_duplicates or len(set(names)) < len(names):
         msg = "`fractions` has duplicated rows or columns. Name every row and every cell type once."
         raise ValueError(msg)
-    if cells is not None and set(names) != set(cells.names):
-        odd = sorted(set(names) ^ set(cells.names))
-        msg = f"`fractions` and `adata_sc` have different cell types; only one of them has {listing(odd)}."
+    of_one = set() if cells is None else set(names) ^ set(cells.names)
+    if of_one:
+        msg = f"`fractions` and `adata_sc` have different cell types; only one of them has {listing(sorted(of_one))}."
         raise ValueError(msg)
-    values = fractions.set_axis(fractions.index.astype(str)).reindex(reference.obs_names).to_numpy(np.float64)
-    inside = values[known]
-    complete = np.isfinite(inside).all(axis=1)
-    if np.isinf(inside).any() or (inside[complete] < 0).any() or not complete.any():
+    values = fractions.reindex(reference.obs_names).to_numpy(np.float64)
+    complete = values[np.isfinite(values).all(axis=1)]
+    if np.isinf(values).any() or (complete < 0).any() or not len(complete):
         msg = "`fractions` holds negative or infinite values, or no row without NaN; give fractions or abundances."
         raise ValueError(msg)
     if not known.all():

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
-from ragst_sd._reference import reference_hash
+from ragst_sd._reference import new_reference
 from ragst_sd._validate import listing, names_among, require_choice, require_known
 from ragst_sd._workers import spread_over_workers
 from ragst_sd.reference.duplicates import fingerprint
 from ragst_sd.reference.genes import sum_duplicates, take_genes
-from ragst_sd.reference.normalize import TARGET_SUM, log_normalize, size_factors
+from ragst_sd.reference.normalize import TARGET_SUM, UNITS, log_normalize, size_factors
 from ragst_sd.reference.panels import PANEL, assign_panels, measured_mask, shared_genes
-from ragst_sd.reference.schema import differing_fields
+from ragst_sd.reference.schema import COMPARABLE, differing_fields
 from ragst_sd.reference.stacking import stack_matrices, stack_rows
 from ragst_sd.reference.symbols import SPECIES
 from ragst_sd.retrieval.projection import standardize as standardize_embedding
 from ragst_sd.tl._gene_names import common_names
-from ragst_sd.tl._same_tissue import ON_DUPLICATE, report_duplicates
-from ragst_sd.tl._section_records import encoder_of, row_annotations, section_statistics, source_table
-from ragst_sd.tl._sections import SOURCE_FIELDS, named_sections, read_section
-from ragst_sd.tl._thumbnails import thumbnails as read_thumbnails
+from ragst_sd.tl._sections import (
+    ON_DUPLICATE,
+    SOURCE_FIELDS,
+    Wanted,
+    named_sections,
+    read_section,
+    report_duplicates,
+    row_annotations,
+    section_statistics,
+    source_table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -152,47 +158,42 @@ def build_reference(
     >>> sorted(reference.obs["donor"].unique())
     ['donor1', 'donor2']
     """
-    import anndata as ad
-    import pandas as pd
-
     require_choice(on_duplicate, ON_DUPLICATE, "on_duplicate")
+    require_choice(unit, UNITS, "unit")
     if orthologues_to is not None:
         require_choice(orthologues_to, SPECIES, "orthologues_to")
     named = named_sections(sdatas, table_key)
     obs = as_names(obs)
-    _check_columns(obs)
+    taken = [name for name in obs if name in (_keys.DONOR, _keys.SAMPLE, _keys.PANEL, _keys.X_UM, _keys.Y_UM)]
+    if taken:
+        msg = f"`obs` names {listing(taken)}, which the reference fills itself. Rename your column to keep it."
+        raise ValueError(msg)
     require_known(sources or {}, named, "sources", " names samples")
+    for sample, given in (sources or {}).items():
+        require_known(given, SOURCE_FIELDS, f"sources[{sample!r}]", " has unknown fields")
     sections: list[Section] = []
-    how = {
-        "use_rep": use_rep, "table_key": table_key, "donor_key": donor_key, "layer": layer, "unit": unit, "obs": obs,
-    }  # fmt: skip
-    tasks = ((sample, sdata, _source(sources, sample)) for sample, sdata in named.items())
-    read = partial(_read, thumbnails=thumbnails)
+    wanted = Wanted(use_rep, table_key, donor_key, layer, unit, obs, thumbnails)
+    tasks = ((sample, sdata, (sources or {}).get(sample, {})) for sample, sdata in named.items())
     # Objects in memory stay here; functions are called where the files are read.
     elsewhere = all(callable(sdata) for sdata in named.values())
-    for section in spread_over_workers(read, tasks, how) if elsewhere else (read(how, task) for task in tasks):
+    read = spread_over_workers(read_section, tasks, wanted) if elsewhere else (read_section(wanted, t) for t in tasks)
+    for section in read:
         if sections:
             _check_same_embedding(sections[0], section)
         sections.append(section)
 
     naming = common_names(sections, harmonize=harmonize, orthologues_to=orthologues_to, unit=unit)
+    totals = {}
     for section in sections:
         names = section.names[naming]
         section.expression, merged = sum_duplicates(section.expression, names)
         section.names = {naming: merged}
         if len(merged) < len(names):
-            logger.info(
-                "%s: counts of %d duplicated gene names are added up.", section.sample, len(names) - len(merged)
-            )
-    panel_of, panels = assign_panels(
-        {
-            section.sample: dict(
-                zip(section.names[naming], np.asarray(section.expression.sum(axis=0)).ravel().tolist(), strict=True)
-            )
-            for section in sections
-        },
-        {section.sample: section.source[PANEL] for section in sections},
-    )
+            n_repeated = len(names) - len(merged)
+            logger.info("%s: counts of %d duplicated gene names are added up.", section.sample, n_repeated)
+        of_genes = np.asarray(section.expression.sum(axis=0)).ravel().tolist()
+        totals[section.sample] = dict(zip(merged, of_genes, strict=True))
+    panel_of, panels = assign_panels(totals, {section.sample: section.source[PANEL] for section in sections})
     if len(panels) > 1:
         logger.info("Sections by panel: %s.", {p: [s for s, own in panel_of.items() if own == p] for p in panels})
     shared = shared_genes(panels)
@@ -204,38 +205,20 @@ def build_reference(
         raise ValueError(msg)
     kept = sorted(set.union(*panels.values()))
     kept = kept if genes is None else names_among(genes, kept, "genes", ": no section measured")
-    factors, prints = [], []
-    for section in sections:
-        own, recognised = _normalize(section, section.names[naming], shared, kept, unit)
-        factors.append(own)
-        prints.append(recognised)
-    report_duplicates(prints, on_duplicate)
-    del prints
-    frame = row_annotations(sections, panel_of)
-    measured = measured_mask(kept, panels)
+    normalized = [_normalize(section, section.names[naming], shared, kept, unit) for section in sections]
+    factors = [own for own, _ in normalized]
+    report_duplicates([recognised for _, recognised in normalized], on_duplicate)
+    del normalized
+    obs_of_rows = row_annotations(sections, panel_of)
     embedding = stack_rows(section.take("embedding") for section in sections)
     pictures = stack_rows(section.take("thumbnails") for section in sections) if thumbnails else None
     given = stack_matrices([section.take("expression") for section in sections])
-    reference = ad.AnnData(
-        log_normalize(given, np.concatenate(factors)) if unit == "counts" else given,
-        obs=frame,
-        var=pd.DataFrame(index=pd.Index(kept, name="gene")),
-        layers={_keys.COUNTS: given} if unit == "counts" else None,
-        obsm={use_rep: embedding},
-        varm={_keys.MEASURED: measured},
-    )
-    if pictures is not None:
-        reference.obsm[_keys.THUMBNAIL] = pictures
-    per_panel = frame[_keys.PANEL].astype(str).value_counts()
-    reference.var[_keys.N_MEASURED] = measured @ np.array([int(per_panel.get(panel, 0)) for panel in panels])
-    reference.uns[_keys.ATTRS] = {
-        "schema_version": _keys.REFERENCE_VERSION,
-        "task": "histology",
+    header = {
         "use_rep": use_rep,
         "standardize": bool(standardize),
         "donor_key": donor_key,
         "obs": np.asarray(obs, dtype=str),
-        "encoder": encoder_of(sections[0].header),
+        "encoder": {name: sections[0].header[name] for name in (*COMPARABLE, "precision")},
         "sections": section_statistics(sections),
         "sources": source_table(sections),
         "normalization": {
@@ -246,43 +229,23 @@ def build_reference(
             "size_factor_genes": np.asarray(shared, dtype=str),
         },
         "panels": np.asarray(list(panels), dtype=str),
-        "content_hash": "",
     }
-    reference.uns[_keys.ATTRS]["content_hash"] = reference_hash(reference)
-    n_donors = frame[_keys.DONOR].nunique()
+    reference = new_reference(
+        header,
+        kept,
+        values=log_normalize(given, np.concatenate(factors)) if unit == "counts" else given,
+        counts=given if unit == "counts" else None,
+        obs=obs_of_rows,
+        embedding=embedding,
+        thumbnails=pictures,
+        measured=measured_mask(kept, panels),
+    )
+    n_donors = reference.obs[_keys.DONOR].nunique()
     logger.info(
         "Reference of %d spots, %d sections, %d donors, %d genes (%d panels, %d shared genes).",
         reference.n_obs, len(sections), n_donors, reference.n_vars, len(panels), len(shared),
     )  # fmt: skip
     return reference
-
-
-def _read(
-    how: dict[str, Any],
-    task: tuple[str, SpatialData | Callable[[], SpatialData], Mapping[str, Any]],
-    *,
-    thumbnails: bool,
-) -> Section:
-    """One section; what was opened for it is let go with the end of the call."""
-    sample, sdata, source = task
-    section, opened = read_section(sample, sdata, source=source, **how)
-    if thumbnails:
-        section.thumbnails = read_thumbnails(section, opened)
-    return section
-
-
-def _check_columns(obs: Sequence[str]) -> None:
-    """Refuse columns whose names the reference uses for something else."""
-    taken = [name for name in obs if name in (_keys.DONOR, _keys.SAMPLE, _keys.PANEL, _keys.X_UM, _keys.Y_UM)]
-    if taken:
-        msg = f"`obs` names {listing(taken)}, which the reference fills itself. Rename your column to keep it."
-        raise ValueError(msg)
-
-
-def _source(sources: Mapping[str, Mapping[str, Any]] | None, sample: str) -> Mapping[str, Any]:
-    given = (sources or {}).get(sample, {})
-    require_known(given, SOURCE_FIELDS, f"sources[{sample!r}]", " has unknown fields")
-    return given
 
 
 def _check_same_embedding(first: Section, section: Section) -> None:

@@ -23,8 +23,7 @@ from ragst_sd.tl._fold_scores import (
     predict_held,
     write_gene_trust,
 )
-from ragst_sd.tl._folds import Fold, inner_group_key, outer_folds, training_part
-from ragst_sd.tl._groups import group_codes
+from ragst_sd.tl._folds import Fold, group_codes, inner_group_key, outer_folds, training_part
 from ragst_sd.tl._intervals import far_distance, gene_floor, held_out_scores, quantiles_by_level
 
 if TYPE_CHECKING:
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from ragst_sd.tl._fold_scores import HeldSection
 
 logger = logging.getLogger(__name__)
-
-_BLOCK_GENES = 2000
 
 
 def calibrate(
@@ -131,7 +128,10 @@ def calibrate(
     from tqdm.auto import tqdm
 
     header, fitted = reference_header(reference), reference_fit(reference)
-    wanted = _check_levels(levels)
+    wanted = np.unique(np.atleast_1d(np.asarray(levels, dtype=np.float64)))
+    if not len(wanted) or not ((wanted > 0) & (wanted < 1)).all():
+        msg = f"`levels` is {listing(wanted.tolist())}; name coverages above 0 and below 1, for instance 0.9."
+        raise ValueError(msg)
     require_positive(n_folds, "n_folds", whole=True)
     if n_folds < 2:
         msg = f"`n_folds` is {n_folds}; it must be at least 2, since one fold is predicted from the others."
@@ -144,13 +144,20 @@ def calibrate(
     show = settings.progress if progress is None else progress
     for fold in tqdm(folds, unit="fit", disable=not show):
         part = training_part(reference, header, fold.training, values, str(header["normalization"]["unit"]))
-        _refit(
-            part, fitted, inner_group_key(part.obs, fitted.get("group_key") or None, fold.name), device=device, amp=amp
-        )
+        group_key = inner_group_key(part.obs, fitted.get("group_key") or None, fold.name)
+        _refit(part, fitted, group_key, device=device, amp=amp)
         for section in _sections_of(reference, header, fold, list(part.var_names)):
-            parts += about_the_data(reference, header, section, ceiling=True, rng=int(fitted["rng"]))
-            frames = _score_section(reference, part, section, embedding[section.rows], values, floor, scores)
-            parts += [one.assign(method=fitted["method"], fold=section.fold, sample=section.sample) for one in frames]
+            parts.append(about_the_data(reference, header, section, ceiling=True, rng=int(fitted["rng"])))
+            rows, columns = section.rows, reference.var_names.get_indexer(section.genes)
+            n_neighbors = int(part.uns[_keys.ATTRS][_keys.FIT]["n_neighbors"])
+            obs, genes = reference.obs.iloc[rows], section.genes
+            found = predict_held(part, embedding[rows], obs, genes, n_neighbors, with_disagreement=True)
+            truth = values[rows][:, columns]
+            far = far_distance(part.uns[_keys.ATTRS][_keys.FIT])
+            scores[np.ix_(rows, columns)] = held_out_scores(dense(truth), found, floor[columns], far)
+            if len(rows) >= FEWEST_SPOTS:
+                accuracy = gene_scores(found.prediction, truth, genes, metrics=["pearson"])
+                parts.append(accuracy.assign(method=fitted["method"], fold=section.fold, sample=section.sample))
 
     donors, sections = group_codes(reference, _keys.DONOR), section_codes(reference)
     # Groups of which one part was learned from while another was predicted are no unit.
@@ -159,8 +166,7 @@ def calibrate(
     quantiles, units, inside = quantiles_by_level(scores, wanted, groups)
     scored = np.isfinite(scores).any(axis=1)
     _report(wanted, units, inside, quantiles)
-    owned = dict(reference.uns[_keys.ATTRS])
-    owned[_keys.CALIBRATION] = {
+    calibration = {
         "schema_version": _keys.SCHEMA_VERSION,
         "fit_hash": fitted["fit_hash"],
         "levels": wanted,
@@ -173,32 +179,21 @@ def calibrate(
         "n_spots": int(scored.sum()),
         "share_inside": inside,
     }
-    reference.uns[_keys.ATTRS] = owned
+    reference.uns[_keys.ATTRS] = {**reference.uns[_keys.ATTRS], _keys.CALIBRATION: calibration}
     write_gene_trust(reference, pd.concat(parts, ignore_index=True), fitted["method"], fit_hash=fitted["fit_hash"])
-
-
-def _check_levels(levels: Sequence[float]) -> np.ndarray:
-    wanted = np.unique(np.atleast_1d(np.asarray(levels, dtype=np.float64)))
-    if not len(wanted) or not ((wanted > 0) & (wanted < 1)).all():
-        msg = f"`levels` is {listing(wanted.tolist())}; name coverages above 0 and below 1, for instance 0.9."
-        raise ValueError(msg)
-    return wanted
 
 
 def _refit(part: AnnData, fitted: dict[str, Any], group_key: str | None, *, device: str | None, amp: bool) -> None:
     """The recorded fit, on fewer rows."""
-    options = {
-        name: tuple(value.tolist()) if isinstance(value, np.ndarray) else value
-        for name, value in fitted["options"].items()
-    }
+    options = fitted["options"].items()
+    sizes = {name: min(int(fitted[name]), part.n_obs) for name in ("n_neighbors", "n_candidates")}
     fit(
         part,
         method=fitted["method"],
-        n_neighbors=min(int(fitted["n_neighbors"]), part.n_obs),
-        n_candidates=min(int(fitted["n_candidates"]), part.n_obs),
+        **sizes,
         group_key=group_key,
         metric=fitted["metric"],
-        options=options,
+        options={name: tuple(v.tolist()) if isinstance(v, np.ndarray) else v for name, v in options},
         rng=int(fitted["rng"]),
         device=device,
         amp=amp,
@@ -212,31 +207,6 @@ def _sections_of(reference: AnnData, header: dict[str, Any], fold: Fold, genes: 
     for donor in dict.fromkeys(donors):
         own = Fold(donor, fold.training, fold.held[donors == donor])
         yield from held_sections(reference, header, own, genes, set())
-
-
-def _score_section(
-    reference: AnnData,
-    part: AnnData,
-    section: HeldSection,
-    embedding: np.ndarray,
-    values: Any,
-    floor: np.ndarray,
-    scores: np.ndarray,
-) -> list[pd.DataFrame]:
-    """Fill in the scores of one section, and return the accuracy of its genes, block by block of them."""
-    fitted = part.uns[_keys.ATTRS][_keys.FIT]
-    obs, far = reference.obs.iloc[section.rows], far_distance(fitted)
-    columns = reference.var_names.get_indexer(section.genes)
-    parts = []
-    for start in range(0, len(columns), _BLOCK_GENES):
-        block = slice(start, start + _BLOCK_GENES)
-        genes = section.genes[block]
-        found = predict_held(part, embedding, obs, genes, int(fitted["n_neighbors"]), with_disagreement=True)
-        truth = values[section.rows][:, columns[block]]
-        scores[np.ix_(section.rows, columns[block])] = held_out_scores(dense(truth), found, floor[columns[block]], far)
-        if len(section.rows) >= FEWEST_SPOTS:
-            parts.append(gene_scores(found.prediction, truth, genes, metrics=["pearson"]))
-    return parts
 
 
 def _report(levels: np.ndarray, units: list[str], inside: np.ndarray, quantiles: np.ndarray) -> None:

@@ -18,6 +18,9 @@ from ragst_sd._validate import (
     require_positive,
     require_some,
 )
+from ragst_sd.reference.normalize import as_csr
+from ragst_sd.retrieval.methods import METHODS
+from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.tl._fit import fit
 from ragst_sd.tl._fold_scores import (
     FEWEST_SPOTS,
@@ -164,45 +167,41 @@ def cross_validate(
 
     header = reference_header(reference)
     methods, options = _check_methods(methods, options)
-    numbers = _check_numbers(n_genes, cited)
-    genes = _check_genes(reference, genes)
+    require_positive(n_genes, "n_genes", whole=True)
+    for number in cited:
+        require_positive(number, "cited", whole=True)
+    numbers = sorted({int(number) for number in cited})
+    if genes is not None:
+        every = reference.var_names
+        asked = list(every) if isinstance(genes, str) and genes == "all" else genes
+        genes = names_among(asked, every, "genes", ": the reference has no", KeyError)
     require_choice(library_size, LIBRARY_SIZE, "library_size")
     if label_key != LABEL:
         require_key(label_key, reference.obs, "reference.obs")
     embedding = standardized_embedding(reference, header)
     folds = outer_folds(reference, header, group_key)
-    _check_sizes(reference, folds, {"n_neighbors": n_neighbors, "n_candidates": n_candidates})
+    sizes = {"n_neighbors": n_neighbors, "n_candidates": n_candidates}
+    _check_sizes(reference, folds, sizes)
     values_of = _values_by_unit(reference, header, library_size)
 
     show = settings.progress if progress is None else progress
+    training: dict[str, Any] = {"rng": rng, "device": device, "amp": amp, "progress": False}
     parts: list[pd.DataFrame] = []
     with tqdm(total=len(folds) * len(values_of) * len(methods), unit="fit", disable=not show) as bar:
         for fold in folds:
             chosen, summarised = choose_genes(reference, header, fold, n_genes, genes)
             sections = held_sections(reference, header, fold, chosen, summarised)
-            for section in sections:
-                parts += about_the_data(reference, header, section, ceiling=library_size != "raw", rng=rng)
+            with_ceiling = library_size != "raw"
+            parts += [about_the_data(reference, header, one, ceiling=with_ceiling, rng=rng) for one in sections]
             inner = inner_group_key(reference.obs.iloc[fold.training], group_key, fold.name)
             for unit, values in values_of.items():
                 part = training_part(reference, header, fold.training, values, unit)
                 for method in methods:
                     bar.set_description(f"{fold.name}, {method}")
-                    fit(
-                        part,
-                        method=method,
-                        n_neighbors=n_neighbors,
-                        n_candidates=n_candidates,
-                        group_key=inner,
-                        options=options[method],
-                        rng=rng,
-                        device=device,
-                        amp=amp,
-                        progress=False,
-                    )
+                    fit(part, method=method, group_key=inner, options=options[method], **sizes, **training)
                     for section in sections:
-                        frame = score_section(
-                            reference, part, section, embedding[section.rows], values, numbers, label_key, rng
-                        )
+                        own = embedding[section.rows]
+                        frame = score_section(reference, part, section, own, values, numbers, label_key, rng)
                         parts.append(frame.assign(method=method, unit=unit))
                     bar.update()
     scores = pd.concat(parts, ignore_index=True)[COLUMNS]
@@ -215,31 +214,12 @@ def cross_validate(
 def _check_methods(
     methods: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None
 ) -> tuple[list[str], dict[str, Mapping[str, Any]]]:
-    from ragst_sd.retrieval.methods import METHODS
-    from ragst_sd.retrieval.options import resolve_options
-
     names, given = as_names(methods), dict(options or {})
     require_some(names, "methods", f"Name some of {listing(METHODS)}.")
     require_known(given, names, "options", " names, beside `methods`,")
     for name in names:
         resolve_options(METHODS, name, given.get(name))
     return names, {name: given.get(name, {}) for name in names}
-
-
-def _check_numbers(n_genes: int, cited: Sequence[int]) -> list[int]:
-    require_positive(n_genes, "n_genes", whole=True)
-    for number in cited:
-        require_positive(number, "cited", whole=True)
-    return sorted({int(number) for number in cited})
-
-
-def _check_genes(reference: AnnData, genes: Sequence[str] | str | None) -> list[str] | None:
-    """Genes asked for; all of them for `"all"`, `None` for the most variable ones."""
-    if genes is None:
-        return None
-    if isinstance(genes, str) and genes == "all":
-        return list(reference.var_names)
-    return names_among(genes, reference.var_names, "genes", ": the reference has no", KeyError)
 
 
 def _check_sizes(reference: AnnData, folds: list[Fold], asked: Mapping[str, int | None]) -> None:
@@ -259,8 +239,6 @@ def _check_sizes(reference: AnnData, folds: list[Fold], asked: Mapping[str, int 
 
 def _values_by_unit(reference: AnnData, header: dict[str, Any], library_size: str) -> dict[str, Any]:
     """The profiles to predict, by their unit."""
-    from ragst_sd.reference.normalize import as_csr
-
     out = {}
     if library_size != "raw":
         out[str(header["normalization"]["unit"])] = as_csr(reference.X)
@@ -283,10 +261,8 @@ def _log_summary(scores: pd.DataFrame) -> None:
 
 
 def _write(reference: AnnData, scores: pd.DataFrame, methods: list[str]) -> None:
-    from ragst_sd.retrieval.methods import METHODS
-
     scores = scores[scores["unit"] != RAW_UNIT]
-    if scores.empty or (scores["metric"] == "pearson").sum() == 0:
+    if not (scores["metric"] == "pearson").any():
         logger.info("Nothing was scored in the reference's own unit: it is left as it is.")
         return
     owned = reference.uns[_keys.ATTRS]

@@ -5,32 +5,31 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._labels import label, labels
 from ragst_sd._reference import id_order
 from ragst_sd._validate import listing, require_key
+from ragst_sd.retrieval.eligibility import Eligibility
+from ragst_sd.retrieval.methods import METHODS
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from ragst_sd.retrieval.search import Eligibility
     from ragst_sd.tl._query import Query
 
 logger = logging.getLogger(__name__)
 
+# A mapping from column to allowed value(s), or a mask over the rows.
+Where: TypeAlias = "Mapping[str, Any] | Sequence[bool] | np.ndarray | None"
+
 
 def eligible_rows(
-    reference: AnnData,
-    header: dict[str, Any],
-    query: Query,
-    *,
-    donor_key: str,
-    where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None,
-    exclude: Sequence[str],
+    reference: AnnData, header: dict[str, Any], query: Query, *, donor_key: str, where: Where, exclude: Sequence[str]
 ) -> Eligibility:
     """Rows that share none of the excluded columns with the query and that `where` allows.
 
@@ -41,8 +40,6 @@ def eligible_rows(
     ValueError
         If a spot is left without any eligible row.
     """
-    from ragst_sd.retrieval.search import Eligibility
-
     n = query.table.n_obs
     allowed = allowed_rows(reference, where)
     query_codes, bank_codes = np.zeros((n, 0), dtype=np.int64), np.zeros((reference.n_obs, 0), dtype=np.int64)
@@ -77,12 +74,10 @@ def refuse_seen_rows(
     query: Query,
     *,
     donor_key: str,
-    where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None,
+    where: Where,
     exclude: Sequence[str],
 ) -> None:
     """Raise a `ValueError` if a method that learned from rows which it may not use is asked to predict."""
-    from ragst_sd.retrieval.methods import METHODS
-
     method = fit["method"]
     if not METHODS[method].learns_expression:
         return
@@ -99,20 +94,18 @@ def refuse_seen_rows(
         )
         raise ValueError(msg)
     for column in exclude:
-        name = donor_key if column == _keys.DONOR else column
-        if column not in reference.obs or name not in query.table.obs:
-            continue
-        seen = set(labels(reference.obs[column])) & set(labels(query.table.obs[name]))
+        known = set(labels(reference.obs[column])) if column in reference.obs else set()
+        seen = sorted(known & query.labels(donor_key if column == _keys.DONOR else column))
         if seen:
             msg = (
-                f"Method {method!r} was fitted on {column} {listing(sorted(seen))}, which the query holds too. "
-                f"Fit on the others: `reference[~reference.obs[{column!r}].isin({sorted(seen)})].copy()`, then "
+                f"Method {method!r} was fitted on {column} {listing(seen)}, which the query holds too. "
+                f"Fit on the others: `reference[~reference.obs[{column!r}].isin({seen})].copy()`, then "
                 "`rg.tl.fit`. (Methods that only cite leave such rows out by themselves.)"
             )
             raise ValueError(msg)
 
 
-def allowed_rows(reference: AnnData, where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None) -> np.ndarray:
+def allowed_rows(reference: AnnData, where: Where) -> np.ndarray:
     """(rows,) mask of the rows of a reference that `where` lets through."""
     if where is None:
         return np.ones(reference.n_obs, dtype=bool)
@@ -156,8 +149,7 @@ def _query_codes(query: Query, column: str, donor_key: str, names: np.ndarray) -
             "of their own can be left out, or drop the column if all spots are new."
         )
         raise ValueError(msg)
-    place = {value: i for i, value in enumerate(names)}
-    return np.array([place.get(value, -1) for value in labels(values)])
+    return pd.Index(names).get_indexer(labels(values))
 
 
 def donors_of_same_image(reference: AnnData, header: dict[str, Any], query: Query, donor_key: str) -> np.ndarray:
@@ -166,8 +158,7 @@ def donors_of_same_image(reference: AnnData, header: dict[str, Any], query: Quer
     samples = [str(s) for s, h in zip(sections["sample"], sections["image_hash"], strict=True) if str(h) == own_hash]
     donors = labels(reference.obs[_keys.DONOR])
     same = donors[np.isin(labels(reference.obs[_keys.SAMPLE]), samples)]
-    own = set(labels(query.table.obs[donor_key])) if donor_key in query.table.obs else set()
-    unexpected = sorted(set(same) - own)
+    unexpected = sorted(set(same) - query.labels(donor_key))
     if unexpected:
         logger.warning(
             "The query's image is in the reference as %s: rows of donor %s are left out.",
@@ -178,13 +169,12 @@ def donors_of_same_image(reference: AnnData, header: dict[str, Any], query: Quer
 
 def eligible_counts(eligibility: Eligibility, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(patterns, groups) eligible rows of each group, for queries with the same ones, and the pattern of each query."""
-    _, first, inverse = np.unique(eligibility.query_groups, axis=0, return_index=True, return_inverse=True)
-    masks = (eligibility.mask(np.array([i]), slice(None))[0] for i in first)
-    rows = np.stack([np.bincount(codes[mask], minlength=codes.max() + 1) for mask in masks])
-    return rows, inverse.ravel()
+    first, pattern = eligibility.patterns()
+    counts = [np.bincount(codes[mask], minlength=codes.max() + 1) for mask in eligibility.mask(first, slice(None))]
+    return np.stack(counts), pattern
 
 
-def recorded_where(reference: AnnData, where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None) -> dict[str, Any]:
+def recorded_where(reference: AnnData, where: Where) -> dict[str, Any]:
     """What a provenance header keeps of `where`, so that the same rows can be found again: see `where_of`."""
     if where is None:
         return {"where": ""}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from ragst_sd._labels import as_names
 from ragst_sd._results import predicted, require_columns
 from ragst_sd._validate import listing, require_key, require_known
 from ragst_sd.reference.noise_ceiling import noise_ceiling
-from ragst_sd.tl._metrics import METRICS, score
+from ragst_sd.tl._metrics import METRICS, finite_mean, score
 from ragst_sd.tl._section_metrics import SECTION_METRICS, section_metrics
 from ragst_sd.tl._truth import compare, size_factor_genes, truth_counts, truth_table
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pandas as pd
-    import scipy.sparse as sp
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -141,12 +140,28 @@ def evaluate(
     table, header = predicted(sdata, prediction_key)
     require_columns(table, SPOT_METRICS)
     measured = truth_table(sdata, truth_key, truth)
-    chosen = _chosen_metrics(metrics)
-    if set(chosen) & set(INTERVAL_METRICS):
+    chosen = as_names(METRICS if metrics is None else metrics)
+    require_known(chosen, CHOICES, "metrics")
+    asked = set(chosen)
+    if asked & set(INTERVAL_METRICS):
         require_key(_keys.LOWER, table.layers, "the predicted table's layers", "Predict with `intervals=`.")
     compared = compare(table, header, measured, layer=layer, unit=unit, genes=genes, sample_key=sample_key)
-    places, labels = _places_and_labels(chosen, table, measured, label_key)
-    counts = _counts(measured, header, layer, unit) if set(chosen) & set(CEILING_METRICS) else None
+    places = labels = counts = None
+    if asked & {"moran_agreement", "svg_overlap"}:
+        require_key(_keys.SPATIAL, table.obsm, "the predicted table's obsm", "Moran's I needs positions of the spots.")
+        places = np.asarray(table.obsm[_keys.SPATIAL], dtype=np.float64)
+    if "domain_ari" in asked:
+        todo = "Name the column of labels with `label_key=`."
+        require_key(label_key, measured.obs, "the measured table's obs", todo)
+        labels = np.asarray(measured.obs[label_key], dtype=object)
+    if asked & set(CEILING_METRICS):
+        if unit != "counts":
+            msg = (
+                f"`metrics`: a noise ceiling is estimated by splitting counts, and the truth is {unit!r}. Name the layer "
+                f"with counts with `layer=` and leave `unit='counts'`, or leave {listing(CEILING_METRICS)} out."
+            )
+            raise ValueError(msg)
+        counts, _ = truth_counts(measured, header, layer)
     basis = np.isin(compared.names, size_factor_genes(header))
     truth_columns = pd.Index(compared.names).get_indexer(compared.genes)
     parts = []
@@ -154,7 +169,7 @@ def evaluate(
         sample, rows, values, expected = section.sample, section.rows, section.values, section.expected
         finite = np.isfinite(values)
         scores = {name: score(METRICS[name], values, expected, finite) for name in chosen if name in METRICS}
-        if set(chosen) & set(INTERVAL_METRICS):
+        if asked & set(INTERVAL_METRICS):
             sides = (_keys.LOWER, _keys.UPPER)
             lower, upper = (np.asarray(table.layers[side])[rows][:, compared.columns] for side in sides)
             scores |= _interval_metrics(lower, upper, expected)
@@ -168,10 +183,9 @@ def evaluate(
             for name in chosen
             if name in scores
         ]
-        of_spots = {name: table.obs[name].to_numpy(float)[section.every] for name in SPOT_METRICS}
-        summary = {name: float(np.nanmean(v)) if np.isfinite(v).any() else np.nan for name, v in of_spots.items()}
+        summary = {name: finite_mean(table.obs[name].to_numpy(float)[section.every]) for name in SPOT_METRICS}
         summary["n_spots"] = float(len(rows))
-        if set(chosen) & set(SECTION_METRICS):
+        if asked & set(SECTION_METRICS):
             of_section = section_metrics(
                 values,
                 expected,
@@ -180,56 +194,16 @@ def evaluate(
                 rng=rng,
             )
             summary |= {name: of_section[name] for name in chosen if name in of_section}
-        parts.append(
-            pd.DataFrame({"gene": "", "sample": sample, "metric": list(summary), "value": list(summary.values())})
-        )
+        lines = pd.Series(summary, name="value").rename_axis("metric").reset_index()
+        parts.append(lines.assign(gene="", sample=sample))
     return pd.concat(parts, ignore_index=True)
 
 
 def _interval_metrics(lower: np.ndarray, upper: np.ndarray, expected: np.ndarray) -> dict[str, np.ndarray]:
     """Share of the truth inside, and mean width, over the spots with an interval; NaN for genes without any."""
+    import pandas as pd
+
     known = np.isfinite(lower) & np.isfinite(upper)
-    count = known.sum(axis=0)
-    inside = (known & (lower <= expected) & (expected <= upper)).sum(axis=0)
-    width = np.where(known, upper - lower, 0.0).sum(axis=0)
-    return {
-        name: np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
-        for name, total in zip(INTERVAL_METRICS, (inside, width), strict=True)
-    }
-
-
-def _counts(measured: AnnData, header: dict[str, Any], layer: str | None, unit: str) -> sp.csr_matrix:
-    """Measured counts, in the columns of `normalized_truth`."""
-    if unit != "counts":
-        msg = (
-            f"`metrics`: a noise ceiling is estimated by splitting counts, and the truth is {unit!r}. Name the layer with "
-            f"counts with `layer=` and leave `unit='counts'`, or leave {listing(CEILING_METRICS)} out."
-        )
-        raise ValueError(msg)
-    return truth_counts(measured, header, layer)[0]
-
-
-def _places_and_labels(
-    chosen: list[str], table: AnnData, measured: AnnData, label_key: str
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Positions of predicted and labels of measured spots, where a metric needs them."""
-    places: np.ndarray | None = None
-    labels: np.ndarray | None = None
-    if {"moran_agreement", "svg_overlap"} & set(chosen):
-        require_key(_keys.SPATIAL, table.obsm, "the predicted table's obsm", "Moran's I needs positions of the spots.")
-        places = np.asarray(table.obsm[_keys.SPATIAL], dtype=np.float64)
-    if "domain_ari" in chosen:
-        require_key(
-            label_key,
-            list(measured.obs.columns),
-            "the measured table's obs",
-            "Name the column of labels with `label_key=`.",
-        )
-        labels = np.asarray(measured.obs[label_key], dtype=object)
-    return places, labels
-
-
-def _chosen_metrics(metrics: Sequence[str] | None) -> list[str]:
-    chosen = as_names(METRICS if metrics is None else metrics)
-    require_known(chosen, CHOICES, "metrics")
-    return chosen
+    inside = (lower <= expected) & (expected <= upper)
+    values = {"coverage": inside.astype(np.float64), "interval_width": (upper - lower).astype(np.float64)}
+    return {name: pd.DataFrame(of_spots).where(known).mean().to_numpy() for name, of_spots in values.items()}

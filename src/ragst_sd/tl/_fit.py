@@ -23,8 +23,8 @@ from ragst_sd._settings import resolve_device, settings
 from ragst_sd._validate import require_choice
 from ragst_sd.tl._fit_perturbation import fit_perturbation
 from ragst_sd.tl._fit_record import neighbor_counts, storable, write_fit
+from ragst_sd.tl._folds import group_codes, inner_folds
 from ragst_sd.tl._grounding import calibrate_grounding, calibrate_raw
-from ragst_sd.tl._groups import group_codes, inner_folds
 from ragst_sd.tl._state import fit_state, state_of
 
 if TYPE_CHECKING:

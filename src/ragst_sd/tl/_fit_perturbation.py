@@ -39,7 +39,7 @@ def fit_perturbation(
     """Fit `method` and write `.obsm["retrieval_key"]` and `.uns["ragst"]["fit"]`; see :func:`ragst_sd.tl.fit`."""
     from ragst_sd.retrieval.options import resolve_options
     from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
-    from ragst_sd.tl._groups import group_codes
+    from ragst_sd.tl._folds import group_codes
     from ragst_sd.tl._response_bank import response_bank
 
     header = perturbation_header(reference)

@@ -10,10 +10,16 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing
+from ragst_sd.reference.noise_ceiling import noise_ceiling
+from ragst_sd.reference.normalize import as_csr
+from ragst_sd.retrieval.eligibility import Eligibility
+from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._folds import most_variable, training_part
-from ragst_sd.tl._metrics import METRICS, score
+from ragst_sd.tl._metrics import METRICS as GENE_METRICS
+from ragst_sd.tl._metrics import finite_mean, pearson, score
 from ragst_sd.tl._retrieve import retrieve
+from ragst_sd.tl._section_metrics import label_share, section_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,8 +58,7 @@ def choose_genes(
     if genes is None:
         genes = most_variable(part, n_genes)
         return genes, set(genes)
-    known = set(part.var_names)
-    kept = [gene for gene in genes if gene in known]
+    kept = [gene for gene in genes if gene in part.var_names]
     if not kept:
         msg = f"Without {fold.name!r} no row measured any of {listing(genes)}."
         raise ValueError(msg)
@@ -71,8 +76,9 @@ def held_sections(
         rows = fold.held[samples == sample]
         panels = reference.obs[_keys.PANEL].iloc[rows].astype(str).unique()
         own = np.asarray(measured[:, [place[panel] for panel in panels]].all(axis=1))
-        genes = [gene for gene, kept in zip(chosen, own[reference.var_names.get_indexer(chosen)], strict=True) if kept]
-        out.append(HeldSection(fold.name, sample, rows, genes, np.flatnonzero([gene in summarised for gene in genes])))
+        genes = [str(gene) for gene in np.array(chosen)[own[reference.var_names.get_indexer(chosen)]]]
+        of_section = np.flatnonzero(np.isin(genes, list(summarised)))
+        out.append(HeldSection(fold.name, sample, rows, genes, of_section))
         if len(rows) < FEWEST_SPOTS:
             logger.info("%s has %d spots only: it is predicted but not scored.", sample, len(rows))
         elif len(genes) < len(chosen):
@@ -82,26 +88,18 @@ def held_sections(
 
 def about_the_data(
     reference: AnnData, header: dict[str, Any], section: HeldSection, *, ceiling: bool, rng: int
-) -> list[pd.DataFrame]:
+) -> pd.DataFrame:
     """Lines that hold for every method."""
     import pandas as pd
 
-    shared = {
-        "method": "",
-        "fold": section.fold,
-        "sample": section.sample,
-        "unit": str(header["normalization"]["unit"]),
-    }
-    out = [pd.DataFrame([{**shared, "gene": "", "metric": "n_spots", "value": float(len(section.rows))}])]
+    lines = pd.DataFrame({"gene": [""], "metric": "n_spots", "value": float(len(section.rows))})
     if ceiling and len(section.rows) >= FEWEST_SPOTS and section.genes:
-        found = section_ceiling(reference, header, section.rows, rng)
-        if found is None:
-            logger.info("No noise ceiling: the reference lacks counts of the genes that size factors rest on.")
-            found = np.full(reference.n_vars, np.nan)
-        value = found[reference.var_names.get_indexer(section.genes)]
-        lines = pd.DataFrame({"gene": section.genes, "metric": _keys.NOISE_CEILING, "value": value})
-        out.append(lines.assign(**shared))
-    return out
+        columns = reference.var_names.get_indexer(section.genes)
+        value = section_ceiling(reference, header, section.rows, rng)[columns]
+        of_genes = pd.DataFrame({"gene": section.genes, "metric": _keys.NOISE_CEILING, "value": value})
+        lines = pd.concat([lines, of_genes])
+    unit = str(header["normalization"]["unit"])
+    return lines.assign(method="", fold=section.fold, sample=section.sample, unit=unit)
 
 
 def score_section(
@@ -116,9 +114,6 @@ def score_section(
 ) -> pd.DataFrame:
     """All lines of one method on one held-out section."""
     import pandas as pd
-
-    from ragst_sd.retrieval.methods import METHODS
-    from ragst_sd.tl._section_metrics import label_share, section_metrics
 
     fitted = part.uns[_keys.ATTRS][_keys.FIT]
     cites, n_fitted = METHODS[fitted["method"]].cites, int(fitted["n_neighbors"])
@@ -164,8 +159,6 @@ def predict_held(
     with_disagreement: bool = False,
 ) -> Retrieved:
     """Predict held-out rows from the fitted reference of the others."""
-    from ragst_sd.retrieval.search import Eligibility
-
     header = part.uns[_keys.ATTRS]
     return retrieve(
         part,
@@ -177,14 +170,12 @@ def predict_held(
         eligibility=Eligibility.everything(len(embedding), part.n_obs),
         gene_index=part.var_names.get_indexer(genes),
         n_neighbors=n_neighbors,
-        n_candidates=max(n_neighbors, int(header[_keys.FIT]["n_candidates"])),
-        backend="auto",
         with_disagreement=with_disagreement,
     )
 
 
 def gene_scores(
-    predicted: np.ndarray, truth: Any, genes: Sequence[str], metrics: Sequence[str] = tuple(METRICS)
+    predicted: np.ndarray, truth: Any, genes: Sequence[str], metrics: Sequence[str] = tuple(GENE_METRICS)
 ) -> pd.DataFrame:
     """`gene`, `metric`, `value` of (spots, genes) predictions; a gene counts over the spots where it was predicted."""
     import pandas as pd
@@ -196,33 +187,22 @@ def gene_scores(
         values, expected = predicted[:, block].astype(np.float64), dense(truth[:, block])
         finite = np.isfinite(values)
         for name in metrics:
-            value = score(METRICS[name], values, expected, finite)
+            value = score(GENE_METRICS[name], values, expected, finite)
             parts.append(pd.DataFrame({"gene": list(genes[block]), "metric": name, "value": value}))
     return pd.concat(parts, ignore_index=True)
 
 
 def mean_pearson(predicted: np.ndarray, truth: np.ndarray) -> float:
     """Pearson averaged over the genes that vary."""
-    return finite_mean(score(METRICS["pearson"], predicted.astype(np.float64), truth, np.isfinite(predicted)))
+    return finite_mean(score(pearson, predicted.astype(np.float64), truth, np.isfinite(predicted)))
 
 
-def finite_mean(values: np.ndarray) -> float:
-    """Mean of the finite values; NaN if there are none."""
-    values = np.asarray(values, dtype=np.float64)
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else np.nan
-
-
-def section_ceiling(reference: AnnData, header: dict[str, Any], rows: np.ndarray, rng: int) -> np.ndarray | None:
-    """Noise ceiling of every gene in one section; `None` where counts of the genes behind the size factors are missing."""
-    from ragst_sd.reference.noise_ceiling import noise_ceiling
-    from ragst_sd.reference.normalize import as_csr
-
-    if _keys.COUNTS not in reference.layers:
-        return None
+def section_ceiling(reference: AnnData, header: dict[str, Any], rows: np.ndarray, rng: int) -> np.ndarray:
+    """Noise ceiling of every gene in one section; NaN where counts of the genes behind the size factors are missing."""
     columns = reference.var_names.get_indexer([str(gene) for gene in header["normalization"]["size_factor_genes"]])
-    if (columns < 0).any():
-        return None
+    if _keys.COUNTS not in reference.layers or (columns < 0).any():
+        logger.info("No noise ceiling: the reference lacks counts of the genes that size factors rest on.")
+        return np.full(reference.n_vars, np.nan)
     return noise_ceiling(as_csr(reference.layers[_keys.COUNTS][rows]), columns, rng=rng)
 
 
@@ -234,17 +214,14 @@ def write_gene_trust(reference: AnnData, scores: pd.DataFrame, method: str, *, f
     """
     before = reference.uns[_keys.ATTRS].get(_keys.GENE_TRUST, {})
     same = before.get("method") == method and before.get("fit_hash", "") == fit_hash
-    for column, metric, own in (
-        (_keys.CV_PEARSON, "pearson", method),
-        (_keys.NOISE_CEILING, _keys.NOISE_CEILING, ""),
-    ):
-        lines = scores[(scores["metric"] == metric) & (scores["method"] == own)]
+    measured = ((_keys.CV_PEARSON, "pearson", method), (_keys.NOISE_CEILING, _keys.NOISE_CEILING, ""))
+    for column, metric, of_method in measured:
+        lines = scores[(scores["metric"] == metric) & (scores["method"] == of_method)]
         by_group = lines.groupby(["gene", "fold"])["value"].mean()
         found = by_group.groupby(level="gene").mean().reindex(reference.var_names)
         if column in reference.var and (same or column == _keys.NOISE_CEILING):
             found = found.fillna(reference.var[column])
         reference.var[column] = found.to_numpy(float)
-    owned = dict(reference.uns[_keys.ATTRS])
-    owned[_keys.GENE_TRUST] = {"method": method, "fit_hash": fit_hash}
-    reference.uns[_keys.ATTRS] = owned
+    trust = {"method": method, "fit_hash": fit_hash}
+    reference.uns[_keys.ATTRS] = {**reference.uns[_keys.ATTRS], _keys.GENE_TRUST: trust}
     logger.info("Adding `reference.var[%r]` (of %r) and `[%r]`.", _keys.CV_PEARSON, method, _keys.NOISE_CEILING)

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._reference import reference_hash
+from ragst_sd._reference import of_rows, write_header
 from ragst_sd._validate import listing, require_choice, require_key
-from ragst_sd.tl._groups import inner_folds
+from ragst_sd.retrieval.training import variable_genes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import pandas as pd
     from anndata import AnnData
 
@@ -36,6 +34,38 @@ class Fold:
     """Rows of the reference that may be learned from and cited."""
     held: np.ndarray
     """Rows that are predicted."""
+
+
+def group_codes(reference: AnnData, column: str) -> np.ndarray:
+    """(rows,) index of each row's group, in the order of their names."""
+    return np.unique(reference.obs[column].astype(str).to_numpy(), return_inverse=True)[1]
+
+
+def inner_folds(reference: AnnData, group_key: str | None) -> tuple[np.ndarray, str]:
+    """Groups to hold out, and what they are."""
+    if group_key is not None:
+        require_key(group_key, reference.obs, "reference.obs")
+        folds = group_codes(reference, group_key)
+        if folds.max() < 1:
+            only = reference.obs[group_key].iloc[0]
+            msg = f"`group_key` {group_key!r} has one group only ({only!r}); holding it out leaves nothing."
+            raise ValueError(msg)
+        return folds, group_key
+    for column in (_keys.DONOR, _keys.SAMPLE):
+        folds = group_codes(reference, column)
+        if folds.max() >= 1:
+            if column != _keys.DONOR:
+                logger.warning("The reference has one donor only: sections are held out to choose and calibrate.")
+            return folds, column
+    logger.warning(
+        "The reference has one section only: four spatial blocks are held out to choose and calibrate. "
+        "Accuracy on other donors cannot be told from it."
+    )
+    x, y = (reference.obs[name].to_numpy(float) for name in (_keys.X_UM, _keys.Y_UM))
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        # Without positions, consecutive rows are the closest thing to neighbours on the tissue.
+        return np.arange(reference.n_obs) * 4 // reference.n_obs, "blocks of consecutive rows"
+    return 2 * (x > np.median(x)) + (y > np.median(y)), "spatial blocks"
 
 
 def outer_folds(
@@ -72,13 +102,21 @@ def outer_folds(
         twins = _same_image(header, set(samples[held]))
         training = ~held & ~np.isin(codes, codes[np.isin(samples, twins)])
         if not training.any():
-            msg = f"Holding out {what} {name!r} leaves no rows to train on: the others have the very images of its sections."
+            msg = (
+                f"Holding out {what} {name!r} leaves no rows to train on: "
+                "the others have the very images of its sections."
+            )
             raise ValueError(msg)
         if twins:
             logger.warning("%s %r: %s has the same image and is left out with it.", what, name, listing(twins))
         folds.append(Fold(name, np.flatnonzero(training), np.flatnonzero(held)))
-    if group_key is not None:
-        _warn_shared_donors(reference, folds, group_key)
+    donors = reference.obs[_keys.DONOR].astype(str).to_numpy()
+    shared = sorted(set().union(*(set(donors[fold.held]) & set(donors[fold.training]) for fold in folds)))
+    if group_key is not None and shared:
+        logger.warning(
+            "Groups of %r share donors (%s): the accuracy is that for other sections of known donors.",
+            group_key, listing(shared),
+        )  # fmt: skip
     return folds
 
 
@@ -104,16 +142,6 @@ def _same_image(header: dict[str, Any], own: set[str]) -> list[str]:
     return sorted(name for name, image in hashes.items() if name not in own and image in images)
 
 
-def _warn_shared_donors(reference: AnnData, folds: Sequence[Fold], group_key: str) -> None:
-    donors = reference.obs[_keys.DONOR].astype(str).to_numpy()
-    shared = sorted(set().union(*(set(donors[fold.held]) & set(donors[fold.training]) for fold in folds)))
-    if shared:
-        logger.warning(
-            "Groups of %r share donors (%s): the accuracy is that for other sections of known donors.",
-            group_key, listing(shared),
-        )  # fmt: skip
-
-
 def training_part(reference: AnnData, header: dict[str, Any], rows: np.ndarray, values: Any, unit: str) -> AnnData:
     """An unfitted reference of some rows, with `values` for expression, that knows of nothing else.
 
@@ -123,38 +151,21 @@ def training_part(reference: AnnData, header: dict[str, Any], rows: np.ndarray, 
     import pandas as pd
 
     obs = reference.obs.iloc[rows].copy()
-    present, samples = (set(obs[name].astype(str)) for name in (_keys.PANEL, _keys.SAMPLE))
-    kept = np.array([str(panel) in present for panel in header["panels"]])
+    panels = np.array([str(panel) for panel in header["panels"]])
+    kept = np.isin(panels, obs[_keys.PANEL].astype(str).unique())
     measured: np.ndarray = np.asarray(reference.varm[_keys.MEASURED])[:, kept]
     genes = measured.any(axis=1)
-    panels = np.asarray(header["panels"])[kept]
-    counts = obs[_keys.PANEL].astype(str).value_counts()
-    use_rep = str(header["use_rep"])
+    obsm = [name for name in (str(header["use_rep"]), _keys.CELL_TYPE_FRACTION) if name in reference.obsm]
     part = ad.AnnData(
         values[rows][:, genes],
         obs=obs,
-        var=pd.DataFrame(
-            {_keys.N_MEASURED: measured[genes] @ np.array([int(counts[str(panel)]) for panel in panels])},
-            index=reference.var_names[genes],
-        ),
-        obsm={
-            name: np.asarray(reference.obsm[name])[rows]
-            for name in (use_rep, _keys.CELL_TYPE_FRACTION)
-            if name in reference.obsm
-        },
+        var=pd.DataFrame(index=reference.var_names[genes]),
+        obsm={name: np.asarray(reference.obsm[name])[rows] for name in obsm},
         varm={_keys.MEASURED: measured[genes]},
     )
-    sections = np.array([str(name) in samples for name in header["sections"]["sample"]])
-    owned = {
-        **{name: value for name, value in header.items() if name != _keys.FIT},
-        "panels": panels,
-        "sections": {name: np.asarray(column)[sections] for name, column in header["sections"].items()},
-        "normalization": {**header["normalization"], "unit": unit},
-    }
-    if "sources" in header:
-        owned["sources"] = header["sources"][header["sources"].index.astype(str).isin(samples)]
-    part.uns[_keys.ATTRS] = owned
-    owned["content_hash"] = reference_hash(part)
+    unfitted = {name: value for name, value in of_rows(header, obs).items() if name != _keys.FIT}
+    normalization = {**header["normalization"], "unit": unit}
+    write_header(part, {**unfitted, "panels": panels[kept], "normalization": normalization})
     return part
 
 
@@ -170,8 +181,6 @@ def inner_group_key(training: pd.DataFrame, group_key: str | None, fold: str) ->
 
 def most_variable(part: AnnData, n_genes: int) -> list[str]:
     """The genes that vary most over a reference, among those that every panel measured; fewer where there are fewer."""
-    from ragst_sd.retrieval.training import variable_genes
-
     everywhere = np.flatnonzero(np.asarray(part.varm[_keys.MEASURED]).all(axis=1))
     if not len(everywhere):
         msg = "No gene was measured by every panel that is trained on. Name the genes to score with `genes=`."

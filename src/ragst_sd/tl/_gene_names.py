@@ -1,4 +1,4 @@
-"""One naming of genes for all sections of a reference, and the species they are of."""
+"""One naming of genes for several sections or tables, the species they are of, and the genes that they share."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd._validate import listing
-from ragst_sd.reference.current_names import CURRENT, current_names, species_of
-from ragst_sd.reference.genes import common_naming, duplicates
+from ragst_sd.reference.current_names import CURRENT, current_names, names_by, species_of
+from ragst_sd.reference.genes import ENSEMBL, common_naming, duplicates
 from ragst_sd.reference.symbols import SPECIES, UNKNOWN
+from ragst_sd.tl._stored_expression import offered_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
 
     from ragst_sd.tl._sections import Section
 
 logger = logging.getLogger(__name__)
+
+# Fewer genes than this, in number or as a share of those of the screen, do not show what the cells are like.
+_FEWEST, _LEAST = 20, 0.05
+_SHOWN = 3
+_TO_ONE_SPECIES = "Bring one of them to the species of the other: `rg.pp.harmonize_genes(..., orthologues_to='human')`."
 
 
 def common_names(sections: list[Section], *, harmonize: bool, orthologues_to: str | None, unit: str) -> str:
@@ -39,11 +47,13 @@ def common_names(sections: list[Section], *, harmonize: bool, orthologues_to: st
         check_one_species_of({section.sample: section.species for section in sections}, "Sections")
         if not harmonize:
             return common_naming({section.sample: section.names for section in sections})
-    unknown = [section.sample for section in sections if section.species == UNKNOWN]
+    unknown = [section for section in sections if section.species == UNKNOWN]
     if unknown:
+        first_names = next(iter(unknown[0].names.values()))[:3]
+        samples = listing(section.sample for section in unknown)
         msg = (
-            f"Genes of {listing(unknown)} cannot be brought to current symbols: fewer than half of their names are in the gene "
-            f"tables of {' or '.join(SPECIES)} (for instance {next(s for s in sections if s.sample == unknown[0]).first_names()}). "
+            f"Genes of {samples} cannot be brought to current symbols: fewer than half of their names are in the gene "
+            f"tables of {' or '.join(SPECIES)} (for instance {first_names}). "
             "Leave out `harmonize`, or name the genes by symbols or Ensembl ids."
         )
         raise ValueError(msg)
@@ -71,12 +81,68 @@ def check_one_species_of(species: Mapping[str, str], what: str) -> None:
             known.setdefault(one, []).append(name)
     if len(known) > 1:
         parts = "; ".join(f"{one}: {listing(names)}" for one, names in sorted(known.items()))
+        largest = max(known, key=lambda one: len(known[one]))
         msg = (
-            f"{what} are of two species ({parts}), whose genes are not the same even where their names are. Build one reference "
-            f"for each, or bring all to one by one-to-one orthologues: `rg.tl.build_reference(..., orthologues_to={max(known, key=lambda one: len(known[one]))!r})`."
+            f"{what} are of two species ({parts}), whose genes are not the same even where their names are. Build one "
+            "reference for each, or bring all to one by one-to-one orthologues: "
+            f"`rg.tl.build_reference(..., orthologues_to={largest!r})`."
         )
         raise ValueError(msg)
 
 
+def names_in(naming: str, table: AnnData, owner: str, where: str) -> list[str]:
+    """Names of the genes of a table in the naming of its `owner`; a `ValueError` if the table has other ones only."""
+    offered = offered_names(table)
+    names = names_by(naming, offered)
+    if names is None:
+        asked, has, column = "symbols", "Ensembl ids", "gene_symbols"
+        if naming == ENSEMBL:
+            asked, has, column = "Ensembl ids", "symbols", "gene_ids"
+        examples = next(iter(offered.values()))[:_SHOWN]
+        msg = (
+            f"{owner} names its genes by {asked}, {where} by {has} (for instance {listing(examples)}). Add the missing "
+            f"names as a column of its `var` (`{column}`), or run `rg.pp.harmonize_genes` on it."
+        )
+        raise ValueError(msg)
+    return names
+
+
 def _summary(how: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {what}" for what, number in how.items() if number) or "none"
+
+
+def shared_genes(of_screen: Sequence[str], of_tissue: Sequence[str], where: str) -> list[str]:
+    """Genes of both, in the order of the screen.
+
+    Raises
+    ------
+    ValueError
+        If these are far too few; the message says how many, and what sets the names apart.
+    """
+    available = set(of_tissue)
+    shared = [gene for gene in of_screen if gene in available]
+    needed = max(_FEWEST, round(_LEAST * len(of_screen)))
+    if len(shared) >= min(needed, len(of_screen)):
+        return shared
+    msg = (
+        f"{where} has {len(shared)} of the {len(of_screen)} genes of the screen ({len(shared) / len(of_screen):.1%}); at least "
+        f"{needed} are needed to say what its cells are like. {why_few_shared(of_screen, of_tissue, len(shared))}"
+    )
+    raise ValueError(msg)
+
+
+def why_few_shared(first: Sequence[str], second: Sequence[str], n_shared: int) -> str:
+    """What sets two lists of genes apart: their species, or all else."""
+    by_letters = {gene.upper(): gene for gene in second}
+    alike = {gene: by_letters[gene.upper()] for gene in first if gene.upper() in by_letters}
+    differing = [(gene, other) for gene, other in alike.items() if gene != other]
+    if len(differing) > n_shared:
+        example, other = differing[0]
+        return (
+            f"{len(differing)} more differ in capitals only (for instance {example!r} and {other!r}), as symbols of human "
+            f"and mouse do: the species differ. {_TO_ONE_SPECIES}"
+        )
+    prefixes = {gene.rstrip("0123456789") for gene in (first[0], second[0])}
+    if len(prefixes) > 1 and all(prefix.startswith("ENS") for prefix in prefixes):
+        return f"They are Ensembl ids of two species ({first[0]!r} and {second[0]!r}). {_TO_ONE_SPECIES}"
+    return f"Names are {listing(first[:_SHOWN])} on one side, and {listing(second[:_SHOWN])} on the other."

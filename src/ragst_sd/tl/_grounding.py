@@ -10,50 +10,44 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._reference import section_codes
 from ragst_sd._results import MOST_UNLIKE, unlike_share
+from ragst_sd.retrieval import appearance, grounding
+from ragst_sd.retrieval.search import Eligibility, search
 from ragst_sd.tl._eligibility import eligible_counts
+from ragst_sd.tl._folds import group_codes
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from ragst_sd.retrieval.search import Eligibility
     from ragst_sd.tl._query import Query
 
 logger = logging.getLogger(__name__)
 
 
 def calibrate_grounding(
-    queries: np.ndarray,
-    key: np.ndarray,
-    groups: np.ndarray,
-    n_neighbors: int,
-    metric: str,
+    queries: np.ndarray, key: np.ndarray, groups: np.ndarray, n_neighbors: int, metric: str
 ) -> dict[str, np.ndarray]:
     """Distances of every row, as a query, to its nearest rows of other groups: the same share of these as of all rows."""
-    from ragst_sd.retrieval.grounding import calibrate_distances, neighbourhood_distance, neighbours_to_compare
-    from ragst_sd.retrieval.search import Eligibility, search
-
     eligibility = Eligibility(groups, groups, np.ones(len(key), dtype=bool))
-    count = neighbours_to_compare(n_neighbors, eligibility.count(), len(key))
+    count = grounding.neighbours_to_compare(n_neighbors, eligibility.count(), len(key))
     found = search(queries, key, int(count.max()), eligibility=eligibility, metric=metric)
-    return calibrate_distances(neighbourhood_distance(found.distances, count), groups)
+    distance = grounding.neighbourhood_distance(found.distances, count)
+    return grounding.calibrate_distances(distance, groups)
 
 
 def calibrate_raw(embedding: np.ndarray, sections: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
     """What a tile's raw embedding is compared with, and the distance beyond which it looks like no section."""
-    from ragst_sd.retrieval.appearance import calibrate_appearance, fit_appearance, section_means
-
-    parameters = fit_appearance(embedding, sections)
-    threshold = calibrate_appearance(embedding, sections, groups, parameters)
-    return {**parameters, "means": section_means(embedding, sections), "threshold": np.float64(threshold)}
+    parameters = appearance.fit_appearance(embedding, sections)
+    threshold = appearance.calibrate_appearance(embedding, sections, groups, parameters)
+    means = appearance.section_means(embedding, sections)
+    return {**parameters, "means": means, "threshold": np.float64(threshold)}
 
 
 def distance_in_phi(fit: dict[str, Any], nearby: np.ndarray, eligibility: Eligibility) -> np.ndarray:
     """(n,) mean of (n, k) distances to the nearest rows, over as many as in the calibration, however many are cited."""
-    from ragst_sd.retrieval.grounding import neighbourhood_distance, neighbours_to_compare
-
     # Rows that `where` rejects are no smaller choice of the same tissue, but another reference.
-    count = neighbours_to_compare(int(fit["n_neighbors"]), eligibility.count(), int(eligibility.allowed.sum()))
-    return neighbourhood_distance(nearby, count)
+    n_allowed = int(eligibility.allowed.sum())
+    count = grounding.neighbours_to_compare(int(fit["n_neighbors"]), eligibility.count(), n_allowed)
+    return grounding.neighbourhood_distance(nearby, count)
 
 
 def groundedness(
@@ -76,22 +70,20 @@ def groundedness(
     raw
         (n, d) embeddings as they were made; without them only distances in phi-space are judged.
     """
-    from ragst_sd.retrieval.appearance import appearance_distance
-    from ragst_sd.retrieval.grounding import distance_percentile
-
-    donors = np.unique(reference.obs[_keys.DONOR].astype(str).to_numpy(), return_inverse=True)[1]
+    donors = group_codes(reference, _keys.DONOR)
     threshold = float(fit["distance_threshold"])
     out = np.isfinite(threshold) & (distance > threshold)
     columns = {
         _keys.N_DONORS: _distinct(used, donors),
-        _keys.DISTANCE_PERCENTILE: distance_percentile(distance, np.asarray(fit["distance_quantiles"])),
+        _keys.DISTANCE_PERCENTILE: grounding.distance_percentile(distance, np.asarray(fit["distance_quantiles"])),
         _keys.OUT_OF_REFERENCE: out,
     }
     if raw is not None:
         look = fit["appearance"]
         rows, pattern = eligible_counts(eligibility, section_codes(reference))
         sections = (rows > 0)[pattern]
-        ratio = appearance_distance(raw, np.asarray(look["means"]), look, sections) / float(look["threshold"])
+        far = appearance.appearance_distance(raw, np.asarray(look["means"]), look, sections)
+        ratio = far / float(look["threshold"])
         columns[_keys.APPEARANCE_DISTANCE] = ratio
         columns[_keys.OUT_OF_REFERENCE] = out | (ratio > 1)
     return columns
@@ -99,19 +91,19 @@ def groundedness(
 
 def section_grounding(header: dict[str, Any], query: Query, obs: dict[str, np.ndarray]) -> dict[str, float]:
     """How far the whole section lies from those of the reference, with a warning if most spots look like none of them."""
-    from ragst_sd.retrieval.grounding import largest_section_distance, section_distance
-
     means, stds = (np.asarray(header["sections"][name], dtype=float) for name in ("mean", "std"))
-    own = section_distance(np.asarray(query.header["section_mean"], dtype=float), means, stds)
-    among = largest_section_distance(means, stds)
+    mean = np.asarray(query.header["section_mean"], dtype=float)
     distance = obs[_keys.APPEARANCE_DISTANCE][query.finite]
     if unlike_share(distance) > MOST_UNLIKE:
         logger.warning(
-            "%d of %d spots look unlike every section of the reference: other stain, scanner or resolution, or other tissue. "
-            "They are marked in `out_of_reference`; `appearance_distance` says how far off they are.",
+            "%d of %d spots look unlike every section of the reference: other stain, scanner or resolution, or other "
+            "tissue. They are marked in `out_of_reference`; `appearance_distance` says how far off they are.",
             int((distance > 1).sum()), len(distance),
         )  # fmt: skip
-    return {"section_distance": own, "section_distance_reference": among}
+    return {
+        "section_distance": grounding.section_distance(mean, means, stds),
+        "section_distance_reference": grounding.largest_section_distance(means, stds),
+    }
 
 
 def _distinct(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
@@ -14,20 +15,14 @@ from ragst_sd._reference import level_groups
 from ragst_sd._validate import listing
 from ragst_sd.reference.normalize import as_csr
 from ragst_sd.reference.schema import check_calibration
-from ragst_sd.retrieval.conformal import (
-    UNITS,
-    attainable,
-    group_threshold,
-    interval_scale,
-    spot_threshold,
-)
+from ragst_sd.retrieval.conformal import UNITS, attainable, group_threshold, interval_scale, spot_threshold
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
 
-    from ragst_sd.tl._retrieve import Retrieved
+    from ragst_sd.tl._retrieve import Chosen, Retrieved
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +56,9 @@ def gene_floor(reference: AnnData, header: dict[str, Any]) -> np.ndarray:
     return (FLOOR * np.sqrt(variance)).astype(np.float32)
 
 
-def _spread(found: Retrieved) -> np.ndarray:
-    if found.disagreement is None:
-        msg = "Intervals need `retrieve(..., with_disagreement=True)`."
-        raise ValueError(msg)
-    return found.disagreement
-
-
 def held_out_scores(truth: np.ndarray, found: Retrieved, floor: np.ndarray, far: float) -> np.ndarray:
     """(n, genes) float32 errors in units of their scale; NaN where nothing was predicted or a gene never varies."""
-    scale = interval_scale(_spread(found), floor, found.distance, far)
+    scale = interval_scale(found.disagreement, floor, found.distance, far)
     error = np.abs(truth - found.prediction).astype(np.float32)
     return np.divide(error, scale, out=np.full(scale.shape, np.nan, dtype=np.float32), where=scale > 0)
 
@@ -98,18 +86,16 @@ def quantiles_by_level(
     out = np.full((scores.shape[1], len(levels)), np.nan, dtype=np.float32)
     step = max(1, _BLOCK_VALUES // max(1, len(scores)))
     inside = np.full(out.shape, np.nan)
-    for start in range(0, scores.shape[1], step):
+    for start in range(0, len(out), step):
         block = slice(start, start + step)
         own = scores[:, block]
         count = np.isfinite(own).sum(axis=0)
         for i, (level, unit) in enumerate(zip(levels, units, strict=True)):
             pooled = unit == UNITS[-1]
-            found = spot_threshold(own, level) if pooled else group_threshold(own, groups[unit], level)
-            out[block, i] = found
-            known = np.isfinite(found)
+            out[block, i] = spot_threshold(own, level) if pooled else group_threshold(own, groups[unit], level)
+            known = np.isfinite(out[block, i])
             inside[block, i][known] = (own <= out[block, i]).sum(axis=0)[known] / count[known]
-    covered = [float(one[np.isfinite(one)].mean()) if np.isfinite(one).any() else np.nan for one in inside.T]
-    return out, units, np.array(covered)
+    return out, units, pd.DataFrame(inside).mean().to_numpy()
 
 
 def _unit(groups: dict[str, np.ndarray], level: float) -> str:
@@ -217,21 +203,16 @@ def interval_rule(
 
 def limits_of(rule: IntervalRule, found: Retrieved) -> Intervals:
     """Limits around a prediction that is in memory."""
-    appearance = found.obs[_keys.APPEARANCE_DISTANCE]
-    return Intervals(rule, *limits_around(rule, found.prediction, _spread(found), found.distance, appearance))
+    return Intervals(rule, *limits_around(rule, found.prediction, found.disagreement, found))
 
 
 def limits_around(
-    rule: IntervalRule,
-    prediction: np.ndarray,
-    disagreement: np.ndarray,
-    distance: np.ndarray,
-    appearance_distance: np.ndarray,
+    rule: IntervalRule, prediction: np.ndarray, disagreement: np.ndarray, chosen: Chosen
 ) -> tuple[np.ndarray, np.ndarray]:
     """(n, genes) float32 lower and upper limits."""
-    scale = interval_scale(disagreement, rule.floor, distance, rule.far)
+    scale = interval_scale(disagreement, rule.floor, chosen.distance, rule.far)
     # Tissue that looks unlike every section is no better known than tissue far away in phi-space.
-    unlike = np.nan_to_num(appearance_distance, nan=1.0)
+    unlike = np.nan_to_num(chosen.obs[_keys.APPEARANCE_DISTANCE], nan=1.0)
     half = rule.quantile * scale * np.maximum(1.0, unlike)[:, None].astype(np.float32)
     prediction = prediction.astype(np.float32)
     # Expression is not negative; a prediction may be.

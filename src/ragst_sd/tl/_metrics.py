@@ -44,6 +44,13 @@ def variance_kept(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.divide(predicted.var(axis=0), spread, out=np.full(len(spread), np.nan), where=varies(truth))
 
 
+def finite_mean(values: np.ndarray) -> float:
+    """Mean of the finite values; NaN if there are none."""
+    values = np.asarray(values, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else np.nan
+
+
 METRICS = {"pearson": pearson, "spearman": spearman, "rmse": rmse, "variance_kept": variance_kept}
 
 

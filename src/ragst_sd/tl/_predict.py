@@ -19,12 +19,10 @@ from ragst_sd.tl._eligibility import eligible_rows, recorded_where, refuse_seen_
 from ragst_sd.tl._fit_record import check_fewer
 from ragst_sd.tl._grounding import section_grounding
 from ragst_sd.tl._intervals import Intervals, check_level, interval_rule, limits_of
-from ragst_sd.tl._predict_store import fill, finish, new_store, opened, stored_intervals
-from ragst_sd.tl._predicted_cell_types import wanted_genes, with_cell_types
-from ragst_sd.tl._predicted_table import predicted_table
+from ragst_sd.tl._predict_store import fill, finish, new_store, opened
+from ragst_sd.tl._predicted_table import predicted_table, wanted_genes, with_cell_types
 from ragst_sd.tl._query import read_query
-from ragst_sd.tl._retrieve import assembled, choose
-from ragst_sd.tl._values import make_bank
+from ragst_sd.tl._retrieve import assembled, choose, make_bank
 
 if TYPE_CHECKING:
     import os
@@ -206,7 +204,6 @@ def predict(
         query.table.obs,
         eligibility=eligibility,
         n_neighbors=n_neighbors,
-        n_candidates=max(n_neighbors, int(fit["n_candidates"])),
         backend=backend,
         raw=query.embedding,
         device=str(resolve_device(device)),
@@ -214,9 +211,8 @@ def predict(
     rule = None
     if level is not None:
         as_calibrated = where is None and n_neighbors == int(fit["n_neighbors"])
-        own = donor_key in query.table.obs
-        donors = set(labels(query.table.obs[donor_key])) & set(labels(reference.obs[_keys.DONOR])) if own else set()
-        rule = interval_rule(header, level, wanted.measured, as_calibrated=as_calibrated, calibrated_on=sorted(donors))
+        donors = sorted(query.labels(donor_key) & set(labels(reference.obs[_keys.DONOR])))
+        rule = interval_rule(header, level, wanted.measured, as_calibrated=as_calibrated, calibrated_on=donors)
     bank = make_bank(reference, header, fit, wanted.measured, chosen.level_rows)
     settings = {
         "n_neighbors": n_neighbors,
@@ -238,8 +234,7 @@ def predict(
         table = finished(found, None if rule is None else limits_of(rule, found))
     else:
         with new_store(store, len(chosen.rows), len(bank.genes), intervals=rule is not None) as place:
-            found = fill(place, bank, chosen, query.finite, rule)
-            finish(place, finished(found, None if rule is None else stored_intervals(place, rule)))
+            finish(place, finished(*fill(place, bank, chosen, query.finite, rule)))
             version = version_of(place)
         table = opened(store, version)
     outside = int((~query.finite).sum())

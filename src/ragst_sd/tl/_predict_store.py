@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,7 @@ from ragst_sd import _keys
 from ragst_sd._replacing import alone, followed, fresh_folder, put_right
 from ragst_sd._workers import spread_over_workers
 from ragst_sd.tl._intervals import Intervals, limits_around
-from ragst_sd.tl._retrieve import Chosen, Retrieved, with_share
-from ragst_sd.tl._values import Bank, blocks_of_spots, values_of
+from ragst_sd.tl._retrieve import Bank, Chosen, Retrieved, blocks_of_spots, values_of
 
 if TYPE_CHECKING:
     import os
@@ -27,14 +26,8 @@ if TYPE_CHECKING:
 # A chunk holds all spots of a block, so that no two blocks, and no two workers, write to the same one.
 _CHUNK_GENES = 4096
 _AGAIN = "Call `rg.tl.predict` again, with another `store` if both tables are wanted"
-_LAYERS = (_keys.EVIDENCE, _keys.DISAGREEMENT)
-
-
-@dataclass(frozen=True)
-class _Job:
-    bank: Bank
-    place: str
-    rule: IntervalRule | None
+# Of spots x genes; the last two where intervals are asked for.
+_ARRAYS = ["X", *(f"layers/{name}" for name in (_keys.EVIDENCE, _keys.DISAGREEMENT, _keys.LOWER, _keys.UPPER))]
 
 
 @contextmanager
@@ -60,7 +53,7 @@ def new_store(path: str | os.PathLike[str], n: int, n_genes: int, *, intervals: 
             layers = group.create_group("layers")
             layers.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
             rows = max(1, len(range(n)[blocks_of_spots(n, n_genes)[0]]))
-            for name in _arrays(intervals=intervals):
+            for name in _ARRAYS if intervals else _ARRAYS[:-2]:
                 array = group.create_array(
                     name, shape=(n, n_genes), chunks=(rows, min(n_genes, _CHUNK_GENES)), dtype="float32", fill_value=0.0
                 )
@@ -68,62 +61,40 @@ def new_store(path: str | os.PathLike[str], n: int, n_genes: int, *, intervals: 
             yield place
 
 
-def _arrays(*, intervals: bool) -> list[str]:
-    return ["X", *(f"layers/{name}" for name in (*_LAYERS, *((_keys.LOWER, _keys.UPPER) if intervals else ())))]
+def fill(
+    place: Path, bank: Bank, chosen: Chosen, finite: np.ndarray, rule: IntervalRule | None
+) -> tuple[Retrieved, Intervals | None]:
+    """Write all blocks, here or on the workers of a cluster, and give the table's arrays and limits as they lie on disk."""
+    import anndata as ad
+    import zarr
 
-
-def fill(place: Path, bank: Bank, chosen: Chosen, finite: np.ndarray, rule: IntervalRule | None) -> Retrieved:
-    """Write all blocks, here or on the workers of a cluster, and give the table's arrays as they lie on disk."""
     n = len(chosen.rows)
     blocks = blocks_of_spots(n, len(bank.genes))
     tasks = ((spots.start, chosen.some(spots), finite[spots]) for spots in blocks)
     share = np.empty(n)
-    job = _Job(bank, str(place.absolute()), rule)
-    for spots, own in zip(blocks, spread_over_workers(_fill_block, tasks, job), strict=True):
+    write = partial(_fill_block, str(place.absolute()), rule)
+    for spots, own in zip(blocks, spread_over_workers(write, tasks, bank), strict=True):
         share[spots] = own
-    lazy = _lazy_arrays(place, intervals=rule is not None)
-    return Retrieved(
-        lazy["X"], lazy[f"layers/{_keys.EVIDENCE}"], lazy[f"layers/{_keys.DISAGREEMENT}"], chosen.distance, chosen.rows,
-        chosen.weights.astype(np.float32), chosen.distances.astype(np.float32), with_share(chosen.obs, share),
-        chosen.level_rows, chosen.level_of, chosen.recall,
-    )  # fmt: skip
+    group = zarr.open_group(place, mode="r")
+    prediction, *layers = (ad.experimental.read_elem_lazy(group[name]) for name in _ARRAYS if name in group)
+    found = chosen.with_values(share, prediction, *layers[:2])
+    return found, None if rule is None else Intervals(rule, *layers[2:])
 
 
-def stored_intervals(place: Path, rule: IntervalRule) -> Intervals:
-    """Limits as they lie on disk."""
-    lazy = _lazy_arrays(place, intervals=True)
-    return Intervals(rule, lazy[f"layers/{_keys.LOWER}"], lazy[f"layers/{_keys.UPPER}"])
-
-
-def _fill_block(job: _Job, task: tuple[int, Chosen, np.ndarray]) -> np.ndarray:
+def _fill_block(place: str, rule: IntervalRule | None, bank: Bank, task: tuple[int, Chosen, np.ndarray]) -> np.ndarray:
     """Write one block; done twice it writes the same."""
     import zarr
 
     start, chosen, finite = task
-    values = values_of(job.bank, chosen, with_disagreement=True)
-    spread = np.asarray(values.disagreement)
-    arrays = {
-        "X": values.prediction,
-        f"layers/{_keys.EVIDENCE}": values.evidence,
-        f"layers/{_keys.DISAGREEMENT}": spread,
-    }
-    if job.rule is not None:
-        appearance = chosen.obs[_keys.APPEARANCE_DISTANCE]
-        lower, upper = limits_around(job.rule, values.prediction, spread, chosen.distance, appearance)
-        arrays |= {f"layers/{_keys.LOWER}": lower, f"layers/{_keys.UPPER}": upper}
-    group: Any = zarr.open_group(job.place, mode="r+")
-    for name, block in arrays.items():
+    values = values_of(bank, chosen, with_disagreement=True)
+    blocks = [values.prediction, values.evidence, np.asarray(values.disagreement)]
+    if rule is not None:
+        blocks += limits_around(rule, values.prediction, np.asarray(values.disagreement), chosen)
+    group: Any = zarr.open_group(place, mode="r+")
+    for name, block in zip(_ARRAYS, blocks, strict=False):
         block[~finite] = np.nan
         group[name][start : start + len(block)] = block
     return values.share
-
-
-def _lazy_arrays(place: Path, *, intervals: bool) -> dict[str, Any]:
-    import anndata as ad
-    import zarr
-
-    group = zarr.open_group(place, mode="r")
-    return {name: ad.experimental.read_elem_lazy(group[name]) for name in _arrays(intervals=intervals)}
 
 
 def finish(place: Path, table: AnnData) -> None:

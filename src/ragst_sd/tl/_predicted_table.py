@@ -1,22 +1,28 @@
-"""The table that `predict` writes, with its provenance."""
+"""The table that `predict` writes, with its provenance, and with cell types where the reference has them."""
 
 from __future__ import annotations
 
 import logging
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._annotation import single_region, table_attrs
+from ragst_sd._cell_types import cell_types, cell_types_hash, signature_genes, signatures_of, type_names
+from ragst_sd._labels import as_names
+from ragst_sd._reference import n_measured
+from ragst_sd._validate import hint, listing, require_some
+from ragst_sd.retrieval.evidence import weighted_average
+from ragst_sd.retrieval.methods import METHODS
 
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import pandas as pd
     from anndata import AnnData
 
     from ragst_sd.tl._intervals import Intervals
@@ -40,7 +46,7 @@ def predicted_table(
     from spatialdata.models import TableModel
 
     outside = ~query.finite
-    rows, weights, distances = found.rows.copy(), found.weights.copy(), found.distances.copy()
+    rows, weights, distances = found.rows.copy(), found.weights.astype(np.float32), found.distances.astype(np.float32)
     prediction, evidence = found.prediction.astype(np.float32), found.evidence.astype(np.float32)
     rows[outside], weights[outside], distances[outside] = -1, 0, np.nan
     layers = {_keys.EVIDENCE: evidence}
@@ -67,19 +73,22 @@ def predicted_table(
     )
     about_intervals = {}
     if intervals is not None:
-        table.varm[_keys.INTERVAL_QUANTILES] = intervals.rule.quantiles
+        rule = intervals.rule
+        table.varm[_keys.INTERVAL_QUANTILES] = rule.quantiles
         about_intervals = {
-            _keys.INTERVAL_LEVEL: intervals.rule.level,
-            _keys.INTERVAL_UNIT: intervals.rule.unit,
-            _keys.INTERVAL_LEVELS: intervals.rule.levels,
-            _keys.INTERVAL_UNITS: intervals.rule.units,
+            _keys.INTERVAL_LEVEL: rule.level,
+            _keys.INTERVAL_UNIT: rule.unit,
+            _keys.INTERVAL_LEVELS: rule.levels,
+            _keys.INTERVAL_UNITS: rule.units,
         }
     if _keys.SPATIAL in query.table.obsm:
         table.obsm[_keys.SPATIAL] = np.asarray(query.table.obsm[_keys.SPATIAL]).copy()
     if len(found.level_rows) > 1:
         table.obs[_keys.LEVEL] = found.level_of
+    # A spot outside the image has no neighbours and is out of reference.
+    of_outside = {_keys.OUT_OF_REFERENCE: True, _keys.N_DONORS: 0}
     for name, values in found.obs.items():
-        table.obs[name] = _masked(values, outside, name)
+        table.obs[name] = np.where(outside, of_outside.get(name, np.nan), values)
     table.uns[_keys.RETRIEVAL] = {
         "schema_version": _keys.SCHEMA_VERSION,
         "task": "histology",
@@ -123,7 +132,7 @@ def cite_rows(
     A line holds the columns `names` of the reference as text, and `numbers` in their types.
     """
     cited = np.unique(rows[rows >= 0])
-    cited = np.asarray(sorted(cited, key=lambda row: str(reference.obs_names[row])), dtype=np.int64)
+    cited = cited[np.argsort(reference.obs_names[cited].to_numpy(dtype=str), kind="stable")]
     place = np.full(reference.n_obs + 1, -1, dtype=np.int32)
     place[cited] = np.arange(len(cited), dtype=np.int32)
     lines = reference.obs.iloc[cited][list(names)].astype(str)
@@ -136,46 +145,24 @@ def cite_rows(
 
 
 def _gene_annotations(reference: AnnData, fit: dict[str, Any], gene_index: np.ndarray) -> pd.DataFrame:
-    import pandas as pd
-
     var = reference.var.iloc[gene_index]
-    if _keys.CV_PEARSON in var and not _assessed(reference, fit):
+    # The accuracy of genes is that of the fitted method, and of the very fit where one is named.
+    of = reference.uns[_keys.ATTRS].get(_keys.GENE_TRUST)
+    assessed = of is None or (of["method"] == fit["method"] and of["fit_hash"] in ("", fit["fit_hash"]))
+    if _keys.CV_PEARSON in var and not assessed:
         logger.warning(
             "`var[%r]` of the reference was found for another fit (method %r): the predicted table says nothing about how far "
             "genes can be trusted. Run `rg.tl.calibrate(reference)` and predict again.",
-            _keys.CV_PEARSON, reference.uns[_keys.ATTRS][_keys.GENE_TRUST]["method"],
+            _keys.CV_PEARSON, of["method"],
         )  # fmt: skip
         var = var.drop(columns=_keys.CV_PEARSON)
-    n_measured = np.asarray(reference.varm[_keys.MEASURED])[gene_index] @ _rows_per_panel(reference)
+    measured_in = n_measured(reference)[gene_index]
     scores = {
         name: var[name].to_numpy(float) if name in var else np.full(len(var), np.nan)
         for name in (_keys.CV_PEARSON, _keys.NOISE_CEILING)
     }
     kinds = pd.Categorical(["measured"] * len(var), categories=["measured", "scRNA-seq"])
-    return pd.DataFrame({_keys.N_MEASURED: n_measured, **scores, _keys.EVIDENCE: kinds}, index=var.index)
-
-
-def _assessed(reference: AnnData, fit: dict[str, Any]) -> bool:
-    """Whether the accuracy of genes is that of the fitted method, and of the very fit where one is named."""
-    of = reference.uns[_keys.ATTRS].get(_keys.GENE_TRUST)
-    return of is None or (of["method"] == fit["method"] and of["fit_hash"] in ("", fit["fit_hash"]))
-
-
-def _rows_per_panel(reference: AnnData) -> np.ndarray:
-    panels = reference.uns[_keys.ATTRS]["panels"]
-    return reference.obs[_keys.PANEL].astype(str).value_counts().reindex(panels.astype(str), fill_value=0).to_numpy()
-
-
-def _masked(values: np.ndarray, outside: np.ndarray, name: str) -> np.ndarray:
-    """A spot outside the image has no neighbours and is out of reference."""
-    values = values.copy()
-    if name == _keys.OUT_OF_REFERENCE:
-        values[outside] = True
-    elif name == _keys.N_DONORS:
-        values[outside] = 0
-    else:
-        values[outside] = np.nan
-    return values
+    return pd.DataFrame({_keys.N_MEASURED: measured_in, **scores, _keys.EVIDENCE: kinds}, index=var.index)
 
 
 def software() -> str:
@@ -183,3 +170,121 @@ def software() -> str:
     from ragst_sd import __version__
 
     return f"ragst-sd {__version__}"
+
+
+class Genes(NamedTuple):
+    """Genes asked for."""
+
+    measured: np.ndarray
+    """Positions in the reference."""
+    scrna: list[str]
+    """Genes that no row measured."""
+    order: list[str]
+    """All of them, as asked for."""
+
+
+def wanted_genes(reference: AnnData, fit: dict[str, Any], genes: Sequence[str] | None) -> Genes:
+    """Genes of the reference, and those that only the signatures of its cell types hold; all of the reference's if `None`.
+
+    Raises
+    ------
+    ValueError
+        If neither has a gene, or the method cites no rows whose fractions could be used.
+    """
+    if genes is None:
+        return Genes(np.arange(reference.n_vars), [], list(reference.var_names))
+    wanted = as_names(genes)
+    require_some(wanted, "genes")
+    place = reference.var_names.get_indexer(wanted)
+    others = [gene for gene, i in zip(wanted, place, strict=True) if i < 0]
+    known = signature_genes(cell_types(reference))
+    missing = [gene for gene in others if gene not in known]
+    if missing:
+        msg = (
+            f"`genes`: the reference has no {listing(missing)}; it has {reference.n_vars} genes: "
+            f"{listing(reference.var_names)}.{hint(missing[0], [*reference.var_names, *known])}"
+        )
+        if not len(known):
+            msg += " Genes that no row measured can be given from single cells: `rg.tl.add_cell_types`."
+        raise ValueError(msg)
+    if others and not METHODS[fit["method"]].cites:
+        msg = (
+            f"`genes`: no row of the reference measured {listing(others)}. They could be given from cell types, by the "
+            f"fractions of cited rows, but method {fit['method']!r} cites nobody. Fit a method that does, or leave them out."
+        )
+        raise ValueError(msg)
+    if others:
+        logger.warning(
+            "%d of %d genes were measured in no row and are given from the signatures of cell types: %s. "
+            "`var[%r]` marks them.",
+            len(others), len(wanted), listing(others), _keys.EVIDENCE,
+        )  # fmt: skip
+    return Genes(place[place >= 0], others, wanted)
+
+
+def with_cell_types(table: AnnData, reference: AnnData, found: Retrieved, genes: Genes) -> AnnData:
+    """The table with fractions, and with genes from single cells in their place; unchanged without cell types.
+
+    Methods that cite nobody leave no weights by which fractions could be averaged.
+    """
+    about = cell_types(reference)
+    if about is None or not (found.rows >= 0).any():
+        return table
+    outside = (np.asarray(table.obsm[_keys.ROWS]) < 0).all(axis=1)
+    fractions = _averaged(np.asarray(reference.obsm[_keys.CELL_TYPE_FRACTION]), found)
+    fractions[outside] = np.nan
+    if genes.scrna:
+        mixed = np.log1p(fractions.astype(np.float64) @ signatures_of(about, genes.scrna))
+        table = _with_genes(table, mixed.astype(np.float32), genes)
+    table.obsm[_keys.CELL_TYPE_FRACTION] = fractions.astype(np.float32)
+    table.uns[_keys.RETRIEVAL][_keys.CELL_TYPES] = {
+        "names": np.asarray(type_names(about), dtype=str),
+        "method": str(about["method"]),
+        "source": dict(about["source"]),
+        "hash": cell_types_hash(reference),
+    }
+    return table
+
+
+def _averaged(fractions: np.ndarray, found: Retrieved) -> np.ndarray:
+    """Fractions of the cited rows by their weights, over the rows that have fractions."""
+    known = np.isfinite(fractions).all(axis=1)
+    rows = np.where(known[found.rows], found.rows, -1)
+    weights = np.where((found.rows >= 0) & (rows >= 0), found.weights, 0.0).astype(np.float64)
+    total = weights.sum(axis=1, keepdims=True)
+    weights = np.divide(weights, total, out=weights, where=total > 0)
+    return weighted_average(rows, weights, np.where(known[:, None], fractions, 0.0))
+
+
+def _with_genes(table: AnnData, values: np.ndarray, genes: Genes) -> AnnData:
+    """The table with further genes, in the order asked for. What rests on measured values is NaN for them."""
+    import anndata as ad
+
+    var = pd.DataFrame(np.nan, index=pd.Index(genes.scrna), columns=table.var.columns)
+    var[_keys.N_MEASURED] = 0
+    var[_keys.EVIDENCE] = pd.Categorical([_keys.SCRNA] * len(var), categories=table.var[_keys.EVIDENCE].cat.categories)
+    var = pd.concat([table.var, var]).astype(table.var.dtypes).loc[genes.order]
+    place = pd.Index([*table.var_names, *genes.scrna]).get_indexer(genes.order)
+
+    def widen(old: Any, new: np.ndarray) -> np.ndarray:
+        return np.concatenate([old, new], axis=1)[:, place]
+
+    unknown = np.full_like(values, np.nan)
+    wide = ad.AnnData(
+        widen(table.X, values),
+        obs=table.obs,
+        var=var,
+        layers={
+            name: widen(layer, values if name == _keys.EVIDENCE else unknown)
+            for name, layer in table.layers.items()
+            if name is not None
+        },
+        obsm=dict(table.obsm),
+        varm={
+            name: np.concatenate([held, np.full((len(genes.scrna), *np.shape(held)[1:]), np.nan)])[place]
+            for name, held in table.varm.items()
+        },
+        uns=table.uns,
+    )
+    wide.var.index.name = table.var.index.name
+    return wide

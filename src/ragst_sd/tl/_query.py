@@ -10,6 +10,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._annotation import embedded_rows, single_region, table_attrs
+from ragst_sd._labels import labels
 from ragst_sd._validate import listing, require_key
 from ragst_sd.reference.schema import check_embedding_header, differing_fields
 from ragst_sd.retrieval.projection import standardize
@@ -39,6 +40,10 @@ class Query:
     finite: np.ndarray
     """(n,) which spots have an embedding."""
 
+    def labels(self, column: str) -> set[str]:
+        """What a column holds, of donors for instance; nothing if the table lacks it."""
+        return set(labels(self.table.obs[column])) if column in self.table.obs else set()
+
 
 def read_query(sdata: SpatialData, header: dict[str, Any], *, table_key: str | None, use_rep: str) -> Query:
     """Find the query's embedding and bring it to the reference's scale.
@@ -53,10 +58,8 @@ def read_query(sdata: SpatialData, header: dict[str, Any], *, table_key: str | N
     table_key = _table_with(sdata, table_key, use_rep)
     table = sdata.tables[table_key]
     single_region(table)
-    for what, names in (
-        ("instance ids", table.obs[table_attrs(table)["instance_key"]]),
-        ("spot names", table.obs_names),
-    ):
+    ids = table.obs[table_attrs(table)["instance_key"]]
+    for what, names in (("instance ids", ids), ("spot names", table.obs_names)):
         twice = names[names.duplicated()].unique()
         if len(twice):
             msg = f"Table {table_key!r} has duplicated {what}: {listing(twice)}. Each spot needs one row and one name."
@@ -75,16 +78,13 @@ def read_query(sdata: SpatialData, header: dict[str, Any], *, table_key: str | N
         )
         raise ValueError(msg)
     _warn_resolution(own, header)
-    kept_mpp = sdata.attrs.get(_keys.ATTRS, {}).get(_keys.IMAGE_MPP, {}).get(str(own["image_key"]))
-    if (
-        kept_mpp is not None
-        and not np.isnan(own["image_mpp"])
-        and not np.isclose(kept_mpp, own["image_mpp"], rtol=1e-3)
-    ):
+    image_key, embedded_mpp = str(own["image_key"]), float(own["image_mpp"])
+    image_mpp = sdata.attrs.get(_keys.ATTRS, {}).get(_keys.IMAGE_MPP, {}).get(image_key, np.nan)
+    if abs(image_mpp - embedded_mpp) > 1e-3 * embedded_mpp:
         logger.warning(
             "Image %r was embedded at %.4g microns per pixel, and is said to have %.4g now. Embed (and lay tiles) again "
             "if the resolution was corrected since.",
-            own["image_key"], own["image_mpp"], kept_mpp,
+            image_key, embedded_mpp, image_mpp,
         )  # fmt: skip
     precisions = {str(one) for one in header["sections"]["precision"]}
     if precisions != {str(own["precision"])}:
@@ -98,14 +98,12 @@ def read_query(sdata: SpatialData, header: dict[str, Any], *, table_key: str | N
     if not finite.any():
         msg = f"None of the {table.n_obs} spots of table {table_key!r} has an embedding."
         raise ValueError(msg)
+    embedding = np.where(finite[:, None], embedding, 0.0)
+    standardized = embedding
     if header["standardize"]:
         _check_statistics(own, table_key)
-    standardized = np.zeros_like(embedding)
-    kept = embedding[finite]
-    if header["standardize"]:
-        kept = standardize(kept, np.asarray(own["section_mean"]), np.asarray(own["section_std"]))
-    standardized[finite] = kept
-    embedding = np.where(finite[:, None], embedding, 0.0)
+        standardized = standardize(embedding, np.asarray(own["section_mean"]), np.asarray(own["section_std"]))
+        standardized[~finite] = 0.0
     return Query(table_key, table, use_rep, dict(own), embedding, standardized, finite)
 
 
@@ -153,15 +151,10 @@ def _warn_resolution(own: dict[str, Any], header: dict[str, Any]) -> None:
 
     query = float(effective(own["image_mpp"], own["upsampling"]))
     bank = effective(header["sections"]["image_mpp"], header["sections"]["upsampling"])
-    ratio = np.maximum(bank / query, query / bank)
-    if np.any(ratio > _RESOLUTION_WARNING):
-        far = [
-            str(name)
-            for name, one in zip(header["sections"]["sample"], ratio, strict=True)
-            if one > _RESOLUTION_WARNING
-        ]
+    far = np.maximum(bank / query, query / bank) > _RESOLUTION_WARNING
+    if far.any():
         logger.warning(
             "The query's tiles resolve %.3g microns per pixel; those of %s differ more than twofold (%.3g to %.3g). "
             "Predictions between such images are less reliable.",
-            query, listing(far), np.nanmin(bank), np.nanmax(bank),
+            query, listing(np.asarray(header["sections"]["sample"])[far]), np.nanmin(bank), np.nanmax(bank),
         )  # fmt: skip

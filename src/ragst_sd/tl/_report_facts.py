@@ -28,14 +28,18 @@ def gather(
     from ragst_sd.retrieval.methods import METHODS
 
     obs, var, method = table.obs, table.var, str(header["method"])
-    encoder, sources = encoder_facts(header["encoder"]), _sources(table, header, reference)
-    licenses, n_donors = ranked(sources["license"]), reference.obs[_keys.DONOR].astype(str).nunique()
+    encoder = encoder_facts(header["encoder"])
+    sources = _sources(table, header, reference)
+    licenses = ranked(sources["license"])
+    n_donors = reference.obs[_keys.DONOR].astype(str).nunique()
     terms = {terms for terms, _, _ in licenses}
     score = var[_keys.CV_PEARSON].to_numpy(float)
-    has_distance = np.isfinite(obs[_keys.DISTANCE_PERCENTILE].to_numpy(float))
+    predicted_spots = np.isfinite(obs[_keys.DISTANCE_PERCENTILE].to_numpy(float))
+    if not predicted_spots.any():
+        predicted_spots = np.isfinite(np.asarray(table.X)).any(axis=1)
     out = obs[_keys.OUT_OF_REFERENCE].to_numpy(bool)
     unlike = unlike_share(obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))
-    facts = {
+    return {
         "name": name,
         "table": table,
         "header": header,
@@ -70,7 +74,7 @@ def gather(
         "has_noise_ceiling": bool(var[_keys.NOISE_CEILING].notna().any()),
         "dropped": _dropped(header),
         # Of spots.
-        "predicted_spots": has_distance if has_distance.any() else np.isfinite(np.asarray(table.X)).any(axis=1),
+        "predicted_spots": predicted_spots,
         "n_out": int(out.sum()),
         "out_share": float(out.mean()),
         "flagged": FLAGGED,
@@ -78,9 +82,8 @@ def gather(
         "effective_n": median(obs[_keys.EFFECTIVE_N]),
         "evidence_share": median(obs[_keys.EVIDENCE_SHARE]),
         **_fit(header, reference),
+        **_intervals(table, header, predicted_spots),
     }
-    facts |= _intervals(table, header, facts["predicted_spots"])
-    return facts
 
 
 def median(values: Any) -> float:
@@ -104,7 +107,8 @@ def _sources(table: AnnData, header: dict[str, Any], reference: AnnData) -> pd.D
     frame["donors"] = donors.agg(lambda names: ", ".join(sorted(set(names)))).reindex(frame.index, fill_value="")
     frame["rows"] = donors.size().reindex(frame.index, fill_value=0)
     frame["cited"] = by_sample["row"].nunique().reindex(frame.index, fill_value=0)
-    frame["weight"] = by_sample["weight"].sum().reindex(frame.index, fill_value=0.0) / cited["weight"].sum()
+    weight = by_sample["weight"].sum().reindex(frame.index, fill_value=0.0)
+    frame["weight"] = weight / cited["weight"].sum()
     return frame
 
 
@@ -139,10 +143,10 @@ def _fit(header: dict[str, Any], reference: AnnData) -> dict[str, Any]:
         return {"fit": None}
     # A store gives the names back in any order; of many values the first and the last are told.
     options = sorted(fit["options"].items())
-    ends = [(name, np.ravel(value)[[0, -1]].tolist() if np.size(value) > 4 else value) for name, value in options]
+    shown = [(name, np.ravel(value)[[0, -1]].tolist() if np.size(value) > 4 else value) for name, value in options]
     return {
         "fit": fit,
-        "options": ", ".join(f"{name} {value}" for name, value in ends),
+        "options": ", ".join(f"{name} {value}" for name, value in shown),
         "no_adjustment": not np.isfinite(float(fit["parameters"].get("adjustment_alpha", np.nan))),
     }
 
@@ -150,7 +154,8 @@ def _fit(header: dict[str, Any], reference: AnnData) -> dict[str, Any]:
 def _intervals(table: AnnData, header: dict[str, Any], predicted_spots: np.ndarray) -> dict[str, Any]:
     if _keys.LOWER not in table.layers or _keys.UPPER not in table.layers:
         return {"interval_unit": ""}
-    width = np.asarray(table.layers[_keys.UPPER], dtype=float) - np.asarray(table.layers[_keys.LOWER], dtype=float)
+    lower, upper = (np.asarray(table.layers[name], dtype=float) for name in (_keys.LOWER, _keys.UPPER))
+    width = upper - lower
     return {
         "interval_unit": str(header.get(_keys.INTERVAL_UNIT, _keys.UNKNOWN)),
         "interval_level": float(header.get(_keys.INTERVAL_LEVEL, np.nan)),

@@ -1,4 +1,4 @@
-"""Sections of a reference: what each SpatialData brings, checked before anything is merged."""
+"""Sections of a reference: what each SpatialData brings, checked before anything is merged, and what is kept of it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._annotation import embedded_rows, is_predicted, spot_centers
-from ragst_sd._elements import require_sdata
+from ragst_sd._elements import image_pyramid, require_sdata
 from ragst_sd._labels import labels
-from ragst_sd._validate import listing, require_choice, require_key, require_some
+from ragst_sd._reference import LABELS
+from ragst_sd._validate import listing, require_key, require_some
+from ragst_sd.image.embedding import plan_fields
+from ragst_sd.image.tiles import iter_tiles
+from ragst_sd.reference.duplicates import find_duplicates
 from ragst_sd.reference.genes import duplicates
-from ragst_sd.reference.normalize import UNITS, check_counts, check_log_normalized
+from ragst_sd.reference.normalize import check_counts, check_log_normalized
+from ragst_sd.reference.panels import PANEL
 from ragst_sd.reference.schema import check_embedding_header
 from ragst_sd.tl._stored_expression import offered_names, stored_expression
 
@@ -26,9 +31,13 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+    from ragst_sd.reference.duplicates import Duplicate, Fingerprint
+
 logger = logging.getLogger(__name__)
 
 SOURCE_FIELDS = ("tissue", "technology", "license", "citation", "panel")
+THUMBNAIL_PX = 32
+ON_DUPLICATE = ("error", "warn")
 
 
 @dataclass
@@ -52,10 +61,6 @@ class Section:
         self.embedding, self.expression, self.xy = self.embedding[rows], self.expression[rows], self.xy[rows]
         if self.thumbnails is not None:
             self.thumbnails = self.thumbnails[rows]
-
-    def first_names(self) -> list[str]:
-        """Some names of its genes, for messages."""
-        return next(iter(self.names.values()))[:3]
 
     def take(self, field: str) -> Any:
         """Give an array away, so that a section does not keep what stands in the reference already."""
@@ -95,20 +100,24 @@ def _own_name(sdata: SpatialData, table_key: str) -> str | None:
     return own.pop() if len(own) == 1 else None
 
 
+class Wanted(NamedTuple):
+    """What is read of every section: arguments of `rg.tl.build_reference`."""
+
+    use_rep: str
+    table_key: str
+    donor_key: str
+    layer: str | None
+    unit: str
+    obs: Sequence[str]
+    thumbnails: bool
+
+
 def read_section(
-    sample: str,
-    given: SpatialData | Callable[[], SpatialData],
-    *,
-    use_rep: str,
-    table_key: str,
-    donor_key: str,
-    layer: str | None,
-    unit: str,
-    obs: Sequence[str],
-    source: Mapping[str, Any],
-) -> tuple[Section, SpatialData]:
-    """Open one section, check it and take out what a reference needs; the object it came from is returned beside it."""
-    require_choice(unit, UNITS, "unit")
+    wanted: Wanted, task: tuple[str, SpatialData | Callable[[], SpatialData], Mapping[str, Any]]
+) -> Section:
+    """Open a section, given with its name and source, check it and take out what a reference needs."""
+    sample, given, source = task
+    use_rep, table_key, donor_key, layer, unit, obs, with_thumbnails = wanted
     sdata = given() if callable(given) else given
     require_sdata(sdata)
     where = f"sdatas[{sample!r}]"
@@ -157,7 +166,9 @@ def read_section(
         xy=_centers(sdata, table, table_key, header)[keep],
         source={name: source.get(name, own.get(name)) for name in SOURCE_FIELDS},
     )
-    return section, sdata
+    if with_thumbnails:
+        section.thumbnails = thumbnails(section, sdata)
+    return section
 
 
 def _centers(sdata: SpatialData, table: AnnData, table_key: str, header: Mapping[str, Any]) -> np.ndarray:
@@ -183,3 +194,108 @@ def _usable_rows(
         if not mask.all():
             logger.info("%s: %d spots %s and are left out.", where, int((~mask).sum()), why)
     return finite & counted
+
+
+def row_annotations(sections: list[Section], panel_of: Mapping[str, str]) -> pd.DataFrame:
+    """One line per spot."""
+    import pandas as pd
+
+    frames = []
+    for section in sections:
+        mpp = float(section.header.get("image_mpp", np.nan))
+        frame = section.obs.copy()
+        frame.index = pd.Index([f"{section.sample}:{name}" for name in frame.index])
+        frame[_keys.SAMPLE] = section.sample
+        for name in (_keys.TISSUE, _keys.TECHNOLOGY):
+            if name not in frame or section.source[name]:
+                frame[name] = str(section.source[name] or _keys.UNKNOWN)
+        frame[_keys.X_UM], frame[_keys.Y_UM] = (section.xy * mpp).T
+        frame[_keys.PANEL] = panel_of[section.sample]
+        frames.append(frame)
+    joined = pd.concat(frames)
+    return joined.astype(dict.fromkeys(LABELS, str)).astype(dict.fromkeys(LABELS, "category"))
+
+
+def section_statistics(sections: list[Section]) -> dict[str, np.ndarray]:
+    """One entry per section, in every array."""
+
+    def column(name: str, missing: Any) -> np.ndarray:
+        return np.asarray([section.header.get(name, missing) for section in sections])
+
+    return {
+        "sample": np.asarray([section.sample for section in sections], dtype=str),
+        "mean": column("section_mean", None),
+        "std": column("section_std", None),
+        "image_mpp": column("image_mpp", np.nan).astype(float),
+        "upsampling": column("upsampling", 1.0).astype(float),
+        "image_hash": column("image_hash", "").astype(str),
+        "precision": column("precision", "float32").astype(str),
+        "species": np.asarray([section.species for section in sections], dtype=str),
+    }
+
+
+def source_table(sections: list[Section]) -> pd.DataFrame:
+    """One line per section: organ, technology, licence, citation."""
+    import pandas as pd
+
+    fields = [name for name in SOURCE_FIELDS if name != PANEL]
+    rows = [[str(section.source[name] or _keys.UNKNOWN) for name in fields] for section in sections]
+    return pd.DataFrame(
+        rows, columns=fields, index=pd.Index([section.sample for section in sections], name=_keys.SAMPLE)
+    )
+
+
+def thumbnails(section: Section, sdata: SpatialData) -> np.ndarray:
+    """(n, 32, 32, 3) uint8 pictures of the tiles that were embedded; white where the image is not at hand."""
+    header, n = section.header, len(section.obs)
+    out = np.full((n, THUMBNAIL_PX, THUMBNAIL_PX, 3), 255, dtype=np.uint8)
+    image_key = str(header["image_key"])
+    if image_key not in sdata.images:
+        logger.warning("%s: image %r is not in the object; thumbnails stay white.", section.sample, image_key)
+        return out
+    pyramid = image_pyramid(sdata, image_key)
+    # The thumbnail shows what the tile covers, in fewer and therefore larger pixels.
+    coarser = int(header["tile_px"]) / THUMBNAIL_PX
+    mpp = float(header["mpp"])
+    native = np.isnan(mpp)
+    field = plan_fields(
+        pyramid,
+        tile_px=THUMBNAIL_PX,
+        mpp=None if native else mpp * coarser,
+        image_mpp=None if native else float(header["image_mpp"]),
+        context=(coarser if native else 1.0,),
+    )[0]
+    batches = iter_tiles(
+        pyramid.levels[field.level],
+        section.xy,
+        field,
+        chunk=pyramid.chunks[field.level],
+        value_max=pyramid.value_max,
+        batch_size=256,
+    )
+    for index, tiles in batches:
+        out[index] = tiles.permute(0, 2, 3, 1).numpy()
+    return out
+
+
+def report_duplicates(prints: Sequence[Fingerprint], on_duplicate: str) -> None:
+    """Warn of every pair of sections of one tissue and different donors, or raise a `ValueError` that names them all."""
+    found = [_sentence(pair) for pair in find_duplicates(prints)]
+    if not found:
+        return
+    todo = "Give both the same donor, or leave one out: else one predicts the other, and accuracy is no evidence."
+    if on_duplicate == "error":
+        msg = f"{' '.join(found)} {todo} If they are different tissue all the same, pass `on_duplicate='warn'`."
+        raise ValueError(msg)
+    for sentence in found:
+        logger.warning("%s %s", sentence, todo)
+
+
+def _sentence(pair: Duplicate) -> str:
+    first, second = pair.first, pair.second
+    names = f"Sections {first.sample!r} and {second.sample!r}"
+    donors = f"different donors ({sorted(first.donors)}, {sorted(second.donors)})"
+    if pair.by == "images":
+        return f"{names} have identical images but {donors}: the same tissue is in twice, or one of the names is wrong."
+    what = "expression" if pair.by == "expression" else "picture"
+    return f"{names} are the same tissue, as the {what} of {pair.share:.0%} of the spots shows, but have {donors}."

@@ -9,10 +9,10 @@ import numpy as np
 
 from ragst_sd._labels import labels
 from ragst_sd._validate import listing, require_key, require_type
-from ragst_sd.reference.current_names import names_by
-from ragst_sd.reference.genes import ENSEMBL, sum_duplicates
-from ragst_sd.reference.normalize import TARGET_SUM, as_csr, check_counts
-from ragst_sd.tl._stored_expression import offered_names
+from ragst_sd.reference.genes import sum_duplicates
+from ragst_sd.reference.normalize import check_counts
+from ragst_sd.tl._gene_names import names_in, why_few_shared
+from ragst_sd.tl._stored_expression import stored_expression
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
 
 logger = logging.getLogger(__name__)
-
-# Cells with fewer genes do not tell whether their values were logged.
-_TELLING = 20
 
 
 class SingleCells(NamedTuple):
@@ -57,24 +54,10 @@ def read_single_cells(
         msg = f"`cell_type_key` is missing; name the column of `adata_sc.obs` with cell types: {listing(adata_sc.obs)}."
         raise ValueError(msg)
     require_key(cell_type_key, adata_sc.obs, "adata_sc.obs", "`cell_type_key` names the column with cell types.")
-    if layer is not None:
-        require_key(layer, adata_sc.layers, "adata_sc.layers")
-    where = "adata_sc.X" if layer is None else f"adata_sc.layers[{layer!r}]"
-    values = adata_sc.X if layer is None else adata_sc.layers[layer]
-    if values is None:
-        msg = f"{where} is empty; name a layer with counts: {listing(name for name in adata_sc.layers if name)}."
-        raise ValueError(msg)
-    counts = as_csr(values)
-    _refuse_mixed(counts, where)
-    check_counts(counts, where)
-    named = offered_names(adata_sc)
-    names_of_genes = names_by(naming, named)
-    if names_of_genes is None:
-        msg = (
-            f"The reference names genes by {naming}, `adata_sc` offers {listing(named)} only. Add a column with the other "
-            f"names to `adata_sc.var` ({'gene_ids' if naming == ENSEMBL else 'gene_symbols'!r})."
-        )
-        raise ValueError(msg)
+    layers = listing(name for name in adata_sc.layers if name)
+    counts = stored_expression(adata_sc, layer, "adata_sc", f"Name a layer with counts: {layers}.")
+    check_counts(counts, "adata_sc.X" if layer is None else f"adata_sc.layers[{layer!r}]")
+    names_of_genes = names_in(naming, adata_sc, "The reference", "`adata_sc`")
 
     column = adata_sc.obs[cell_type_key]
     found = labels(column).astype(str)
@@ -94,8 +77,7 @@ def read_single_cells(
         )
         raise ValueError(msg)
     matrix, genes = sum_duplicates(counts[keep], names_of_genes)
-    place = {name: i for i, name in enumerate(names)}
-    return SingleCells(matrix, genes, np.array([place[name] for name in found[keep].tolist()]), names)
+    return SingleCells(matrix, genes, pd.Index(names).get_indexer(found[keep]), names)
 
 
 def shared_with(reference_genes: Sequence[str], cells: SingleCells, needed: int) -> list[str]:
@@ -111,39 +93,7 @@ def shared_with(reference_genes: Sequence[str], cells: SingleCells, needed: int)
     if len(shared) >= needed:
         return shared
     msg = (
-        f"The reference and `adata_sc` share {len(shared)} genes; at least {needed} are needed to tell {len(cells.names)} cell "
-        f"types apart. Reference: {listing(reference_genes[:4])}; single cells: {listing(cells.genes[:4])}."
+        f"The reference and `adata_sc` share {len(shared)} genes; at least {needed} are needed to tell {len(cells.names)} "
+        f"cell types apart. {why_few_shared(reference_genes, cells.genes, len(shared))}"
     )
-    lower = {gene.lower() for gene in own}
-    if sum(gene.lower() in lower for gene in reference_genes) >= max(needed, 3 * len(shared)):
-        msg += " The names differ in case only, as symbols of mouse (`Actb`) and human (`ACTB`) do: the species differ."
-    elif (ours := _prefix(reference_genes)) and (theirs := _prefix(cells.genes)) and ours != theirs:
-        msg += f" Ids start with {ours!r} and {theirs!r}: the species differ."
-    msg += " Give single cells of the reference's species, with genes named alike."
     raise ValueError(msg)
-
-
-def _prefix(genes: Sequence[str]) -> str:
-    """What Ensembl ids start with, which tells the species."""
-    first = str(genes[0]) if len(genes) else ""
-    return first.rstrip("0123456789") if first.startswith("ENS") else ""
-
-
-def _refuse_mixed(matrix: sp.csr_matrix, where: str) -> None:
-    """Raise a `ValueError` if some cells hold counts and others logged values."""
-    n_values = np.diff(matrix.indptr)
-    telling = np.flatnonzero(n_values >= _TELLING)
-    if not len(telling):
-        return
-    part = matrix[telling]
-    starts = part.indptr[:-1]
-    whole = np.add.reduceat((part.data == np.rint(part.data)).astype(np.int64), starts) / n_values[telling]
-    largest = np.maximum.reduceat(part.data, starts)
-    counted, logged = whole == 1, (whole < 0.5) & (largest <= np.log1p(TARGET_SUM) * 1.01)
-    if counted.any() and logged.any():
-        msg = (
-            f"{where} mixes raw and logged values: {int(counted.sum())} cells hold whole numbers (up to "
-            f"{largest[counted].max():g}), {int(logged.sum())} cells hold fractions (up to {largest[logged].max():.3g}). Name a "
-            "layer with the counts of all cells with `layer=`, or keep the cells that have counts."
-        )
-        raise ValueError(msg)

@@ -20,7 +20,7 @@ from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import MIN_SHARED_GENES, as_csr
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._eligibility import rows_with
-from ragst_sd.tl._gene_overlap import genes_by_naming, shared_genes
+from ragst_sd.tl._gene_names import names_in, shared_genes
 from ragst_sd.tl._perturbation_cells import read_expression
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def read_source(
         msg = f"`{where}` was predicted by `rg.tl.predict`, which says its unit itself. Leave `layer` and `unit` out."
         raise ValueError(msg)
     naming = str(header["normalization"]["naming"])
-    own = genes_by_naming(table, naming, f"`{where}`")
+    own = names_in(naming, table, "The screen", f"`{where}`")
     shared = shared_genes(of_screen, own, f"`{where}`")
     rows = chosen_spots(table, spots, where)
     how = header["normalization"]

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragst_sd._annotation import is_predicted
+from ragst_sd._annotation import is_predicted, regions_of, table_attrs
 from ragst_sd._labels import as_names
 from ragst_sd._results import gene_index
 from ragst_sd._validate import listing, require_choice, require_key, require_known, require_type
-from ragst_sd.reference.current_names import names_by
 from ragst_sd.reference.genes import duplicates, sum_duplicates, take_genes
 from ragst_sd.reference.normalize import (
     MIN_SHARED_GENES,
@@ -22,7 +21,8 @@ from ragst_sd.reference.normalize import (
     log_normalize,
     size_factors,
 )
-from ragst_sd.tl._stored_expression import offered_names, stored_expression
+from ragst_sd.tl._gene_names import names_in
+from ragst_sd.tl._stored_expression import stored_expression
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -104,15 +104,7 @@ def size_factor_genes(header: dict[str, Any]) -> list[str]:
 def _named_values(measured: AnnData, header: dict[str, Any], layer: str | None) -> tuple[sp.csr_matrix, list[str]]:
     """What was measured, as it is stored, and the names of its columns in the prediction's naming."""
     matrix = stored_expression(measured, layer, "truth", "Name another table with `truth_key=`.")
-    naming, offered = str(header["naming"]), offered_names(measured)
-    names = names_by(naming, offered)
-    if names is None:
-        msg = (
-            f"The prediction names genes by {naming}, the measured table offers {listing(offered)} only. "
-            "Add the missing names as a column of its `var`."
-        )
-        raise ValueError(msg)
-    return matrix, names
+    return matrix, names_in(str(header["naming"]), measured, "The prediction", "the measured table")
 
 
 def shared_genes(table: AnnData, names: list[str], genes: Sequence[str] | None) -> list[str]:
@@ -137,8 +129,7 @@ def shared_spots(table: AnnData, measured: AnnData, counted: np.ndarray) -> tupl
     """Rows of both tables that are the same spot with counts, by instance id of one element, else by name."""
     predicted_ids, measured_ids = _spot_ids(table, measured), _spot_ids(measured, table)
     place = measured_ids.get_indexer(predicted_ids)
-    place[place >= 0] = np.where(counted[place[place >= 0]], place[place >= 0], -1)
-    ours = np.flatnonzero(place >= 0)
+    ours = np.flatnonzero((place >= 0) & counted[place])
     if not len(ours):
         msg = (
             f"The predicted and the measured table share no spots: {listing(table.obs_names[:3])} against "
@@ -219,16 +210,16 @@ def _spot_ids(table: AnnData, other: AnnData) -> pd.Index:
     """
     import pandas as pd
 
-    attrs, others = (one.uns.get("spatialdata_attrs") for one in (table, other))
-    if not attrs or not others:
+    regions, other_regions = regions_of(table), regions_of(other)
+    if not regions or not other_regions:
         return table.obs_names
-    regions, other_regions = ({str(name) for name in np.atleast_1d(one["region"])} for one in (attrs, others))
-    if not regions & other_regions:
+    if not set(regions) & set(other_regions):
         msg = (
             f"The predicted and the measured table annotate different elements: {listing(sorted(regions))} against "
             f"{listing(sorted(other_regions))}. Compare tables of the same spots."
         )
         raise ValueError(msg)
+    attrs = table_attrs(table)
     places = table.obs[[attrs["region_key"], attrs["instance_key"]]].astype(str)
     ids = pd.Index(places.agg("\x1f".join, axis=1))
     if ids.has_duplicates:
