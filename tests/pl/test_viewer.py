@@ -55,7 +55,7 @@ class Elements(HTMLParser):
 
     @property
     def names(self):
-        return json.loads(gzip.decompress(base64.b64decode(self.text["numbers", "names"])))
+        return self.head["names"]
 
 
 def explained(page, gene, spot):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,32 +13,13 @@ from ragst_sd.pl._figure import describe_figure_parameters, picture
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase
 
-# Inches.
-_ROW, _ABOVE_BELOW, _WIDTH, _COLUMN = 0.42, 1.7, 7.0, 1.4
-_LONGEST_NAME = 22
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-_LOWER_IS_BETTER = ("rmse",)
 _TITLES = {"pearson": "Pearson correlation", "spearman": "Spearman correlation", "rmse": "root mean squared error"}
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """What is drawn, best method first."""
-
-    methods: list[str]
-    values: np.ndarray
-    """(methods, groups), NaN where a method has no score."""
-    groups: list[str]
-    effective_n: np.ndarray
-    differences: list[str]
-    """Text of each row's difference to the baseline; empty without one."""
-    ceiling: np.ndarray
-    """Noise ceiling of each group; empty if not known."""
 
 
 @describe_figure_parameters
@@ -96,22 +76,40 @@ def benchmark(
     >>> scores = rg.tl.cross_validate(reference, methods=["ridge", "knn"], n_genes=50, progress=False)
     >>> rg.pl.benchmark(scores, baseline="ridge", show=False)
     """
+    from ragst_sd.tl._folds import by_donor
+
     unit = _check(scores, unit)
-    rows = _rows(scores[scores["unit"] == unit], metric, baseline)
-    columns = _columns(rows)
-    width, height = _WIDTH + _COLUMN * (len(columns) - 1), _ABOVE_BELOW + _ROW * len(rows.methods)
+    scores = scores[scores["unit"] == unit]
+    # A noise ceiling belongs to no method: its name is empty.
+    require_choice(metric, list(dict.fromkeys(scores.loc[scores["method"] != "", "metric"])), "metric")
+    summary = by_donor(scores, metric, baseline=baseline).dropna(subset="mean").set_index("method")
+    if summary.empty:
+        msg = f"`scores` has no value of {metric!r} in this unit: all are NaN."
+        raise ValueError(msg)
+    summary = summary.sort_values("mean", ascending=metric == "rmse", kind="stable")
+    values = _by_method(scores, metric).loc[summary.index]
+    effective_n = _by_method(scores, _keys.EFFECTIVE_N).mean(axis=1).reindex(values.index)
+    cites = effective_n.notna()
+    columns = {"mean": [_style.number(mean, 3) for mean in summary["mean"]]}
+    if baseline is not None:
+        columns |= _differences(summary, baseline)
+    if cites.any():
+        columns["rows cited\n(effective)"] = list(effective_n.map("{:.0f}".format).where(cites, "none"))
+    title = _TITLES.get(metric, metric.replace("_", " "))
+    heading = title.capitalize()
+
+    # Inches.
+    width, height = 7.0 + 1.4 * (len(columns) - 1), 1.7 + 0.42 * len(values)
     with picture(width, height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
         panel = figure.subplots()
-        _draw(panel, rows)
-        panel.set_yticks(range(len(rows.methods)), [_style.shorten(name, _LONGEST_NAME) for name in rows.methods])
-        panel.tick_params(axis="y", length=0, labelsize="medium")
-        for label, cites in zip(panel.get_yticklabels(), np.isfinite(rows.effective_n), strict=True):
-            label.set_color(_style.EVIDENCE if cites else "black")
-        panel.set(xlabel=f"{_title(metric)}, {unit}", label="benchmark")
-        title = "Accuracy on held-out donors" if metric == "pearson" else _title(metric).capitalize()
-        panel.set_title(title, fontsize="large", pad=22)
+        if metric == "pearson":
+            heading = "Accuracy on held-out donors"
+            _draw_ceiling(panel, _by_method(scores, _keys.NOISE_CEILING).to_numpy(float))
+        _draw(panel, values, cites)
+        panel.set(xlabel=f"{title}, {unit}", label="benchmark")
+        panel.set_title(heading, fontsize="large", pad=22)
         _style.write_columns(panel, columns)
-        _legend(figure, rows)
+        _legend(figure, values.columns, any_cites=bool(cites.any()))
     return panel if return_ax else None
 
 
@@ -131,101 +129,78 @@ def _check(scores: pd.DataFrame, unit: str | None) -> str:
     return unit
 
 
-def _rows(scores: pd.DataFrame, metric: str, baseline: str | None) -> _Rows:
-    from ragst_sd.tl._folds import by_donor, group_means
+def _by_method(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Means of a metric, one line per method and one column per donor; empty where the scores do not hold it."""
+    import pandas as pd
 
-    def table(name: str) -> pd.DataFrame:
-        found = group_means(scores, name)
-        return found.pivot_table(index="method", columns="fold", values="value", sort=False)
+    from ragst_sd.tl._folds import group_means
 
-    # A noise ceiling belongs to no method: its name is empty.
-    require_choice(metric, list(dict.fromkeys(scores.loc[scores["method"] != "", "metric"])), "metric")
-    values = table(metric)
-    if values.empty:
-        msg = f"`scores` has no value of {metric!r} in this unit: all are NaN."
-        raise ValueError(msg)
-    mean = values.mean(axis=1).sort_values(ascending=metric in _LOWER_IS_BETTER, kind="stable")
-    values = values.loc[mean.index]
-    known = set(scores["metric"])
-    effective = (
-        group_means(scores, _keys.EFFECTIVE_N).groupby("method")["value"].mean().reindex(values.index).to_numpy(float)
-        if _keys.EFFECTIVE_N in known
-        else np.full(len(values), np.nan)
-    )
-    ceiling = np.zeros(0)
-    if metric == "pearson" and _keys.NOISE_CEILING in known:
-        ceiling = group_means(scores, _keys.NOISE_CEILING)["value"].dropna().to_numpy(float)
-    texts: list[str] = []
-    if baseline is not None:
-        require_choice(baseline, list(values.index), "baseline")
-        summary = by_donor(scores, metric, baseline=baseline).set_index("method").loc[values.index]
-        texts = ["baseline" if line.Index == baseline else _interval(line) for line in summary.itertuples()]
-    return _Rows([str(name) for name in values.index], values.to_numpy(float), [str(g) for g in values.columns],
-                 effective, texts, ceiling)  # fmt: skip
+    if metric not in set(scores["metric"]):
+        return pd.DataFrame()
+    means = group_means(scores, metric)
+    return means.pivot_table(index="method", columns="fold", values="value", sort=False)
 
 
-def _interval(line: Any) -> str:
-    if not np.isfinite(line.difference):
-        return ""
-    text = _style.number(line.difference, 3, sign=True)
-    if not np.isfinite(line.low):
-        return text
-    return f"{text} ({_style.number(line.low, 3)} to {_style.number(line.high, 3)})"
+def _differences(summary: pd.DataFrame, baseline: str) -> dict[str, list[str]]:
+    """Column of the mean differences to the baseline, with intervals where there are any."""
+    texts = []
+    for method, line in summary.iterrows():
+        text = _style.number(line["difference"], 3, sign=True) if np.isfinite(line["difference"]) else ""
+        if np.isfinite(line["low"]):
+            text += f" ({_style.number(line['low'], 3)} to {_style.number(line['high'], 3)})"
+        texts.append("baseline" if method == baseline else text)
+    with_interval = any("(" in text for text in texts)
+    return {"difference\n(95 % interval)" if with_interval else "difference": texts}
 
 
-def _columns(rows: _Rows) -> dict[str, list[str]]:
-    """Numbers beside the rows, by the title of their column."""
-    columns = {"mean": [_style.number(value, 3) for value in np.nanmean(rows.values, axis=1)]}
-    if rows.differences:
-        with_interval = any("(" in text for text in rows.differences)
-        columns["difference\n(95 % interval)" if with_interval else "difference"] = rows.differences
-    if np.isfinite(rows.effective_n).any():
-        texts = [_style.number(n, 0) if np.isfinite(n) else "none" for n in rows.effective_n]
-        columns["rows cited\n(effective)"] = texts
-    return columns
+def _draw_ceiling(ax: Axes, ceiling: np.ndarray) -> None:
+    if not ceiling.size:
+        return
+    mean, highest = float(ceiling.mean()), float(ceiling.max())
+    ax.axvspan(ceiling.min(), highest, color="0.92", lw=0, zorder=0, gid="noise ceiling")
+    ax.axvline(mean, color=_style.MUTED, lw=1, ls=(0, (4, 3)), zorder=1, gid="noise ceiling")
+    # Flush right, so that the words keep clear of the numbers beside the plot.
+    words, coords = f"noise ceiling {_style.number(mean, 2)}", ("data", "axes fraction")
+    _style.beside(ax, words, (highest, 1), (0, 4), coords, ha="right", fontsize="small", color=_style.MUTED)
 
 
-def _draw(ax: Axes, rows: _Rows) -> None:
-    place = np.arange(len(rows.methods))
-    if len(rows.ceiling):
-        mean, highest = float(rows.ceiling.mean()), float(rows.ceiling.max())
-        ax.axvspan(rows.ceiling.min(), highest, color="0.92", lw=0, zorder=0, gid="noise ceiling")
-        ax.axvline(mean, color=_style.MUTED, lw=1, ls=(0, (4, 3)), zorder=1, gid="noise ceiling")
-        # Flush right, so that the words keep clear of the numbers beside the plot.
-        words, coords = f"noise ceiling {_style.number(mean, 2)}", ("data", "axes fraction")
-        _style.beside(ax, words, (highest, 1), (0, 4), coords, ha="right", fontsize="small", color=_style.MUTED)
-    for j, group in enumerate(rows.groups):
-        ax.plot(rows.values[:, j], place, color="0.75", lw=0.9, zorder=2, gid=group)
-    for i, (values, cited) in enumerate(zip(rows.values, rows.effective_n, strict=True)):
-        color, mean = _style.EVIDENCE if np.isfinite(cited) else _style.MUTED, float(np.nanmean(values))
-        ax.plot([mean, mean], [i - 0.3, i + 0.3], color=color, lw=3.2, solid_capstyle="butt", zorder=3, gid="mean")
-        for j, value in enumerate(values):
-            ax.plot(value, i, _marker(rows, j), ms=6.5, mfc=color, mec="white", mew=0.8, zorder=4, gid="donor")
-    ax.set_ylim(len(rows.methods) - 0.45, -0.55)
+def _draw(ax: Axes, values: pd.DataFrame, cites: pd.Series) -> None:
+    """A line for each donor; for each method a bar at its mean, and a mark for each donor."""
+    ax.set_yticks(range(len(values)), [_style.shorten(str(name), 22) for name in values.index])
+    ax.tick_params(axis="y", length=0, labelsize="medium")
+    for donor, accuracy in values.items():
+        ax.plot(accuracy, range(len(values)), color="0.75", lw=0.9, zorder=2, gid=donor)
+    for i, (method, accuracy) in enumerate(values.iterrows()):
+        color = _style.EVIDENCE if cites[method] else _style.MUTED
+        ax.get_yticklabels()[i].set_color(_style.EVIDENCE if cites[method] else "black")
+        ax.plot([accuracy.mean()] * 2, [i - 0.3, i + 0.3], color=color, lw=3.2, solid_capstyle="butt", gid="mean")
+        for value, marker in zip(accuracy, _markers(values.columns), strict=True):
+            ax.plot(value, i, marker, ms=6.5, mfc=color, mec="white", mew=0.8, zorder=4, gid="donor")
+    ax.set_ylim(len(values) - 0.45, -0.55)
     ax.margins(x=0.05)
     ax.spines["left"].set_visible(False)
     ax.grid(axis="x")
 
 
-def _marker(rows: _Rows, group: int) -> str:
-    return _MARKERS[group] if len(rows.groups) <= len(_MARKERS) else "o"
+def _markers(donors: pd.Index) -> Sequence[str]:
+    """A shape for each donor; one for all where there are more donors than shapes."""
+    return "os^DvP"[: len(donors)] if len(donors) <= 6 else "o" * len(donors)
 
 
-def _legend(figure: FigureBase, rows: _Rows) -> None:
+def _legend(figure: FigureBase, donors: pd.Index, *, any_cites: bool) -> None:
     """Donors by the shape of their marks, or their number where there are more than shapes; colours of methods."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    n = len(rows.groups)
-    names = [f"one of {n} held-out donors"] if n > len(_MARKERS) else [_style.shorten(name, 14) for name in rows.groups]
+    names, markers = [_style.shorten(str(donor), 14) for donor in donors], _markers(donors)
+    if len(set(markers)) < len(donors):
+        names, markers = [f"one of {len(donors)} held-out donors"], markers[:1]
     style: dict[str, Any] = {"color": _style.MUTED, "ls": "none", "mec": "white", "ms": 6.5}
-    handles: list[Any] = [Line2D([], [], marker=_marker(rows, j), label=name, **style) for j, name in enumerate(names)]
-    if np.isfinite(rows.effective_n).any():
-        colors = {"cites measured spots": _style.EVIDENCE, "cites none": _style.MUTED}
-        handles += [Patch(color=color, label=name) for name, color in colors.items()]
+    handles: list[Any] = []
+    for name, marker in zip(names, markers, strict=True):
+        handles.append(Line2D([], [], marker=marker, label=name, **style))
+    if any_cites:
+        handles.append(Patch(color=_style.EVIDENCE, label="cites measured spots"))
+        handles.append(Patch(color=_style.MUTED, label="cites none"))
     spacing = {"handletextpad": 0.4, "columnspacing": 1.2, "handlelength": 1.0, "handleheight": 0.8}
     figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), **spacing)
-
-
-def _title(metric: str) -> str:
-    return _TITLES.get(metric, metric.replace("_", " "))

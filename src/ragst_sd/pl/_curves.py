@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,13 +21,8 @@ if TYPE_CHECKING:
     from ragst_sd.pl._trust import Intervals
 
 # Share of the genes that the band of the calibration curve holds; single genes reach far beyond.
-BAND = 0.9
-_TITLES = {
-    "rmse": "RMSE",
-    "nrmse": "RMSE / SD of the gene",
-    "mae": "mean absolute error",
-    "pearson": "Pearson's r",
-}
+_BAND = 0.9
+_TITLES = {"rmse": "RMSE", "nrmse": "RMSE / SD of the gene", "mae": "mean absolute error", "pearson": "Pearson's r"}
 # Orders that say what the others could reach at worst and at best.
 _YARDSTICKS = {"random": (0, (1, 1)), "oracle": (0, (6, 2, 1, 2))}
 _LINES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
@@ -41,16 +37,6 @@ class Coverage:
     """(genes, levels); genes without any interval are left out."""
     units: np.ndarray
     """What each level was calibrated over."""
-
-    @property
-    def mean(self) -> np.ndarray:
-        return self.by_gene.mean(axis=0)
-
-    @property
-    def band(self) -> tuple[np.ndarray, np.ndarray]:
-        """Range of the genes without the outermost at either end."""
-        low, high = np.quantile(self.by_gene, [(1 - BAND) / 2, (1 + BAND) / 2], axis=0)
-        return low, high
 
 
 def coverage(
@@ -75,43 +61,43 @@ def coverage(
         )
         raise ValueError(msg)
     levels = np.asarray(header[_keys.INTERVAL_LEVELS], dtype=float)
-    own = np.flatnonzero(np.isclose(levels, intervals.level))
-    if not len(own):
+    same = np.flatnonzero(np.isclose(levels, intervals.level))
+    if not len(same):
         msg = f"The intervals have level {intervals.level:g}, which is not among those calibrated: {listing(levels)}."
         raise ValueError(msg)
     quantiles = np.asarray(table.varm[_keys.INTERVAL_QUANTILES], dtype=float)[columns]
-    prediction = dense(table.X[:, columns]).astype(float)
-    half = intervals.upper.astype(float) - prediction
-    known = np.isfinite(half) & np.isfinite(measured) & (half > 0)
-    # The error in units of the scale, so that it can be compared with the quantile of any level.
-    error = np.abs(measured - prediction) * quantiles[:, own[0]]
+    prediction = dense(table.X[:, columns])
+    half = intervals.upper - prediction
+    # The error in units of the scale, so that it can be compared with the quantile of any level; NaN where not known.
+    error = np.abs(measured - prediction) * quantiles[:, same[0]]
+    known = np.isfinite(half) & (half > 0)
     score = np.divide(error, half, out=np.full(half.shape, np.nan), where=known)
-    count = known.sum(axis=0)
-    with_any = count > 0
-    if not with_any.any():
+    count = np.isfinite(score).sum(axis=0)
+    inside = np.stack([(score <= limits).sum(axis=0) for limits in quantiles.T], axis=1)
+    counted = count > 0
+    if not counted.any():
         return None
-    inside = np.stack([(score <= quantiles[:, k]).sum(axis=0) for k in range(len(levels))], axis=1)
+    units = labels(np.atleast_1d(header[_keys.INTERVAL_UNITS]))
     order = np.argsort(levels)
-    units = labels(np.atleast_1d(header.get(_keys.INTERVAL_UNITS, [intervals.unit] * len(levels))))
-    return Coverage(levels[order], (inside[with_any] / count[with_any, None])[:, order], units[order])
+    return Coverage(levels[order], (inside[counted] / count[counted, None])[:, order], units[order])
 
 
 def draw_calibration(ax: Axes, share_inside: Coverage, intervals: Intervals) -> None:
     """Draw coverage against level; perfect intervals lie on the diagonal."""
-    levels, mean, (low, high) = share_inside.levels, share_inside.mean, share_inside.band
+    levels, by_gene = share_inside.levels, share_inside.by_gene
+    mean = by_gene.mean(axis=0)
+    low, high = np.quantile(by_gene, [(1 - _BAND) / 2, (1 + _BAND) / 2], axis=0)
     ax.plot([0, 1], [0, 1], color=_style.MUTED, lw=1, ls=(0, (4, 3)), zorder=1, gid="diagonal")
-    n_genes = len(share_inside.by_gene)
     words = "one gene"
-    if n_genes > 1:
+    if len(by_gene) > 1:
         band: dict[str, Any] = {"facecolor": _style.BAND, "edgecolor": "0.5", "lw": 0, "zorder": 0.5}
         ax.fill_between(levels, low, high, hatch=intervals.hatch, gid="range of genes", **band)
-        words = f"mean of {n_genes} genes, band: {_style.percent(BAND)} of them"
+        words = f"mean of {len(by_gene)} genes, band: {_style.percent(_BAND)} of them"
     ax.plot(levels, mean, color=_style.EVIDENCE, lw=2, zorder=3, gid="coverage")
     for level, share, unit in zip(levels, mean, share_inside.units, strict=True):
         fill = _style.EVIDENCE if unit == _keys.DONOR else "white"
         ax.plot(level, share, "o", ms=6, mew=1.6, mec=_style.EVIDENCE, mfc=fill, zorder=4, gid=unit)
-    worst = min(levels.min(), low.min(), mean.min())
-    start = max(0.0, np.floor(10 * (worst - 0.03)) / 10)
+    start = max(0.0, np.floor(10 * (min(levels.min(), low.min()) - 0.03)) / 10)
     ax.set(xlim=(start, 1), ylim=(start, 1), xlabel="nominal level of the interval", ylabel="share of truth inside")
     others = sorted(set(share_inside.units) - {_keys.DONOR})
     if others:
@@ -121,13 +107,14 @@ def draw_calibration(ax: Axes, share_inside: Coverage, intervals: Intervals) -> 
 
 def draw_risk(ax: Axes, frame: pd.DataFrame) -> None:
     """Draw one metric against the share of spots kept, best grounded first, one line per order."""
-    styles = zip(_style.PALETTE * len(_LINES), _LINES * len(_style.PALETTE), strict=False)
+    styles = zip(cycle(_style.PALETTE), cycle(_LINES), strict=False)
     for name, line in frame.groupby("by", sort=False):
         line = line.sort_values("share")
-        yardstick = _YARDSTICKS.get(str(name))
-        color, dashes = (_style.MUTED, yardstick) if yardstick else next(styles)
-        label, width = str(name).replace("_", " "), 1.3 if yardstick else 2
-        ax.plot(line["share"], line["value"], color=color, ls=dashes, lw=width, label=label, gid=str(name))
+        color, dashes, width = _style.MUTED, _YARDSTICKS.get(name), 1.3
+        if dashes is None:
+            (color, dashes), width = next(styles), 2
+        label = name.replace("_", " ")
+        ax.plot(line["share"], line["value"], color=color, ls=dashes, lw=width, label=label, gid=name)
     metric = str(frame["metric"].iloc[0])
     ax.margins(y=0.12)
     ax.set(xlim=(0, 1), xlabel="share of spots kept, best grounded first")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ragst_sd._validate import require_positive
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import describe_figure_parameters, picture
-from ragst_sd.pl._maps import BAR, LETTERS, NOTE, TITLE, draw_map, map_size, require_fade
+from ragst_sd.pl._maps import BAR, LETTERS, NOTE, TITLE, draw_map, require_fade, size_with_words
 from ragst_sd.pl._response_panels import (
     bar_rows,
     bars,
@@ -140,19 +140,17 @@ def perturbation(
         truth=truth, group_by=group_by,
     )  # fmt: skip
     n_shown, on_tissue, has_states = int(n_shown), isinstance(data, SpatialData), bool(shown.weights.shape[1])
-    side = [_HEAD + bar_rows(shown, n_shown) * _ROW]
+    side = [_HEAD + _ROW * bar_rows(shown, n_shown)]
     if has_states:
-        side.append(_HEAD + min(n_shown, len(shown.cited)) * _ROW + _STATES)
-    widths, height, letters = [_SIDE], sum(side), 0
+        side.append(_HEAD + _ROW * min(n_shown, len(shown.cited)) + _STATES)
+    widths, height = [_SIDE], sum(side)
     if shown.measured is not None:
         widths, height = [_SCATTER, *widths], max(height, _SCATTER + TITLE)
     if on_tissue:
-        section = response_section(data, shown.table, shown.header, prediction_key)
-        panel = response_map(shown.table, shown.header, shown.perturbation, cmap, vmin, vmax)
-        size = map_size(section, _MAP)
-        letters = int(LETTERS * size[0])
-        widths = [size[0] + BAR * bool(panel.label), *widths]
-        height = max(height, size[1] + TITLE + NOTE * (1 + len(panel.note) // letters))
+        section = response_section(data, shown, prediction_key)
+        panel = response_map(shown, cmap, vmin, vmax)
+        map_width, map_height, letters = size_with_words(section, _MAP, [panel])
+        widths, height = [map_width + BAR, *widths], max(height, map_height)
     width, total = sum(widths), height + 2 * NOTE * on_tissue
     with picture(width, total, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
         # Each panel in a grid of its own: its words then count as part of its width.
@@ -162,14 +160,8 @@ def perturbation(
             axes["map"] = figure.add_subplot(grid[0].subgridspec(1, 1)[0])
             draw_map(axes["map"], section, panel, fade=image_fade, letters=letters)
             ring_far_spots(axes["map"], section, shown.table)
-            scope: dict[str, Any] = {
-                "x": 0.01,
-                "ha": "left",
-                "fontsize": "small",
-                "color": _style.MUTED,
-                "gid": "scope",
-            }
-            figure.supxlabel(fill(_SCOPE, int(1.1 * LETTERS * sum(widths))), **scope)
+            scope = fill(_SCOPE, int(1.1 * LETTERS * width))
+            figure.supxlabel(scope, x=0.01, ha="left", fontsize="small", color=_style.MUTED, gid="scope")
         if shown.measured is not None:
             axes["response"] = figure.add_subplot(grid[-2].subgridspec(1, 1)[0])
             scatter(axes["response"], shown, shown.measured, int(n_genes))

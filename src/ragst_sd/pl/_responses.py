@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
 from ragst_sd._perturbation_reference import perturbation_header
 from ragst_sd._results import holds_responses, matching_reference, predicted
-from ragst_sd._validate import hint, listing, require_key
+from ragst_sd._validate import listing, require_key, require_known
 from ragst_sd.reference.perturbations import canonical
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._perturbed_table import remembered
@@ -30,11 +31,10 @@ _SAME = 1e-4
 class Measured:
     """The measured response of the perturbation, in one context, beside a prediction that shares no controls with it."""
 
-    predicted: np.ndarray
+    row: AnnData
+    """Row of the reference that measured it."""
     values: np.ndarray
-    error: np.ndarray
-    n_cells: int
-    reliability: float
+    predicted: np.ndarray
     labels: tuple[str, str]
     """What both axes hold."""
 
@@ -48,12 +48,9 @@ class Shown:
     header: dict[str, Any]
     perturbation: str
     context: str
-    response: np.ndarray
-    """(g,) mean predicted response in the context."""
     cited: pd.DataFrame
-    """Cited rows by falling weight, with a column `weight` (mean over the rows of the context)."""
-    agreement: np.ndarray
-    """Correlation of each cited response with the measured one, against other controls; NaN where nothing is known."""
+    """Cited rows by falling weight, with a column `weight` (mean over the rows of the context), and one `agreement`:
+    the correlation of the cited response with the measured one, against other controls; NaN where nothing is known."""
     measured: Measured | None
     weights: np.ndarray
     """(cited, states) weights, in the order of `cited`; no columns where all states share them."""
@@ -84,163 +81,119 @@ def read_responses(
     if not holds_responses(header):
         msg = "The table holds a prediction of tissue; `rg.pl.prediction` draws it. Responses are made by `rg.tl.perturb`."
         raise ValueError(msg)
-    name = _one_of(labels(table.obs[_keys.PERTURBATION]), perturbation, "perturbation")
-    part = table[labels(table.obs[_keys.PERTURBATION]) == name]
+    names = labels(table.obs[_keys.PERTURBATION])
+    if perturbation is None and len(set(names)) > 1:
+        msg = f"`perturbation` is needed: the table holds {listing(sorted(set(names)))}."
+        raise ValueError(msg)
+    name = names[0] if perturbation is None else perturbation
+    require_known([name], sorted(set(names)), "perturbation", ": the table has no", KeyError)
+    part = table[names == name]
     contexts = labels(part.obs[_keys.CONTEXT])
-    chosen = sorted(set(contexts))[0] if context is None else _one_of(contexts, context, "context")
+    chosen = min(contexts) if context is None else context
+    require_known([chosen], sorted(set(contexts)), "context", ": the table has no", KeyError)
     here = contexts == chosen
     require_key(group_by, list(part.obs.columns), "table.obs")
-    genes = list(table.var_names)
-    response = dense(part.layers[_keys.RESPONSE][here]).astype(np.float64).mean(axis=0)
+    response = dense(part.layers[_keys.RESPONSE][here]).mean(axis=0)
     learned = (canonical(name, str(header["control"])), chosen) in remembered(header)
-    measured, found, row = None, None, None
+    measured, row, genes = None, None, list(table.var_names)
     if reference is not None:
-        found = matching_reference(reference, header)
-        excluded = {str(one) for one in np.atleast_1d(header["exclude"])}
+        matching_reference(reference, header)
+        excluded = set(np.atleast_1d(header["exclude"]).astype(str))
         if truth is None and {_keys.PERTURBATION, _keys.CONTEXT} <= excluded and not learned:
-            row = _row(found, header, name, chosen, genes)
-        if row is not None:
-            measured = _from_halves(found, header, part[here], row, response)
+            row = _row(reference, header, name, chosen, genes)
+    if row is not None:
+        # The row against one half of the controls, beside the prediction made from the other half.
+        state = None
+        if str(header.get("resolution", "")) != "spot":
+            state = dense(part.X[here]).mean(axis=0) - response
+        named = [str(row.obs[column].iloc[0]) for column in (_keys.PERTURBATION, _keys.CONTEXT)]
+        again = response_from_half(reference, header, *named, response, genes, state)
+        if again is not None:
+            values = dense(row.layers[_keys.RESPONSE_HALVES[1]]).ravel()
+            measured = Measured(row, values, again, ("measured (one half of the controls)", "predicted (other half)"))
     if truth is not None:
-        row = _row(_checked(truth, header, table), header, name, chosen, genes)
+        _check_truth(truth, header, genes)
+        row = _row(truth, header, name, chosen, genes)
         if row is None:
             has = sorted(set(labels(truth.obs[_keys.PERTURBATION])))
             msg = f"`truth` did not measure {name!r} in context {chosen!r}; it measured {listing(has)}."
             raise ValueError(msg)
         what = f"measured, which {header['method']} learned from" if learned else "measured (other controls)"
-        measured = _facts(row, response, dense(row.X), (what, "predicted response"))
+        measured = Measured(row, dense(row.X).ravel(), response, (what, "predicted response"))
     weights = _by_row(part, len(header[_keys.CITED]))
     mean = weights[here].mean(axis=0)
     order = np.argsort(-mean, kind="stable")
-    everywhere = weights.max(axis=0)
-    order = order[everywhere[order] > 0]
-    cited = header[_keys.CITED].iloc[order].assign(weight=mean[order])
-    groups, names = _states(weights[:, order], labels(part.obs[group_by]))
-    return Shown(
-        table=part,
-        header=header,
-        perturbation=name,
-        context=chosen,
-        response=response,
-        cited=cited,
-        agreement=_agreement(cited, found, row, against_halves=truth is None),
-        measured=measured,
-        weights=groups,
-        states=names,
-    )
-
-
-def _one_of(present: np.ndarray, asked: str | None, argument: str) -> str:
-    names = sorted(set(present))
-    if asked is None:
-        if len(names) > 1:
-            msg = f"`{argument}` is needed: the table holds {listing(names)}."
-            raise ValueError(msg)
-        return names[0]
-    if asked not in names:
-        msg = f"`{argument}`: the table has no {asked!r}; it holds {listing(names)}.{hint(asked, names)}"
-        raise KeyError(msg)
-    return asked
+    order = order[weights.max(axis=0)[order] > 0]
+    cited = header[_keys.CITED].iloc[order].assign(weight=mean[order], agreement=np.nan)
+    if reference is not None and row is not None:
+        responses = reference[cited["reference"].to_numpy(), genes]
+        cited["agreement"] = _agreement(responses, row, against_halves=truth is None)
+    groups, states = _states(weights[:, order], labels(part.obs[group_by]))
+    return Shown(part, header, name, chosen, cited, measured, groups, states)
 
 
 def _row(reference: AnnData, header: dict[str, Any], name: str, context: str, genes: list[str]) -> AnnData | None:
     """The row of the very perturbation and context, which the prediction did not use."""
     control = str(header["control"])
-    same = np.array([canonical(one, control) for one in labels(reference.obs[_keys.PERTURBATION])], dtype=object)
-    rows = np.flatnonzero((same == canonical(name, control)) & (labels(reference.obs[_keys.CONTEXT]) == context))
-    if len(rows) != 1:
-        return None
-    return reference[rows[0], genes]
+    names = np.array([canonical(each, control) for each in labels(reference.obs[_keys.PERTURBATION])], dtype=object)
+    same = (names == canonical(name, control)) & (labels(reference.obs[_keys.CONTEXT]) == context)
+    return reference[same, genes] if same.sum() == 1 else None
 
 
-def _from_halves(
-    reference: AnnData, header: dict[str, Any], shown: AnnData, row: AnnData, response: np.ndarray
-) -> Measured | None:
-    """The row against one half of the controls, beside the prediction made from the other half; nothing if that cannot be made."""
-    state = None
-    if str(header.get("resolution", "")) != "spot":
-        state = dense(shown.X).astype(np.float64).mean(axis=0) - response
-    name, context = (str(row.obs[column].iloc[0]) for column in (_keys.PERTURBATION, _keys.CONTEXT))
-    again = response_from_half(reference, header, name, context, response, list(row.var_names), state)
-    if again is None:
-        return None
-    values = dense(row.layers[_keys.RESPONSE_HALVES[1]])
-    return _facts(row, again, values, ("measured (one half of the controls)", "predicted (other half)"))
-
-
-def _facts(row: AnnData, predicted: np.ndarray, values: np.ndarray, names: tuple[str, str]) -> Measured:
-    return Measured(
-        predicted,
-        values.astype(np.float64).ravel(),
-        dense(row.layers[_keys.STANDARD_ERROR]).astype(np.float64).ravel(),
-        int(row.obs[_keys.N_CELLS].iloc[0]),
-        float(row.obs[_keys.RELIABILITY].iloc[0]),
-        names,
-    )
-
-
-def _checked(truth: AnnData, header: dict[str, Any], table: AnnData) -> AnnData:
-    """A reference of measured responses in the unit and of the genes of the prediction."""
+def _check_truth(truth: AnnData, header: dict[str, Any], genes: list[str]) -> None:
+    """Raise a `ValueError` unless it holds measured responses in the unit and of the genes of the prediction."""
     about = perturbation_header(truth)
-    shared = set(np.asarray(about[_keys.CONTROL_CELLS]).astype(str)) & set(
-        np.asarray(header[_keys.CONTROL_CELLS]).astype(str)
-    )
-    if shared:
+    shared = np.intersect1d(*(np.asarray(each[_keys.CONTROL_CELLS]).astype(str) for each in (about, header)))
+    if len(shared):
         msg = (
             f"`truth` was measured against {len(shared)} of the controls that the prediction rests on, whose noise would count as agreement. "
             "Build it on the cells 'test' and 'control_test' of `rg.tl.perturbation_folds`."
         )
         raise ValueError(msg)
-    own = about["normalization"]
-    if str(own["unit"]) != str(header["unit"]):
-        msg = f"`truth` is in {own['unit']}, the prediction in {header['unit']}. Build it with the `target_sum` of the reference."
+    unit = str(about["normalization"]["unit"])
+    if unit != str(header["unit"]):
+        msg = f"`truth` is in {unit}, the prediction in {header['unit']}. Build it with the `target_sum` of the reference."
         raise ValueError(msg)
-    lacking = [gene for gene in table.var_names if gene not in truth.var_names]
+    lacking = [gene for gene in genes if gene not in truth.var_names]
     if lacking:
-        msg = f"`truth` did not measure {len(lacking)} of the {table.n_vars} genes predicted: {listing(lacking)}."
+        msg = f"`truth` did not measure {len(lacking)} of the {len(genes)} genes predicted: {listing(lacking)}."
         raise ValueError(msg)
-    return truth
 
 
 def _by_row(part: AnnData, n_cited: int) -> np.ndarray:
     """(rows, cited) weights."""
-    rows, weights = np.asarray(part.obsm[_keys.ROWS]), np.asarray(part.obsm[_keys.WEIGHTS], dtype=np.float64)
-    out = np.zeros((part.n_obs, n_cited))
+    rows, weights = (np.asarray(part.obsm[name]) for name in (_keys.ROWS, _keys.WEIGHTS))
     at, place = np.nonzero((rows >= 0) & (weights > 0))
-    np.add.at(out, (at, rows[at, place]), weights[at, place])
-    return out
+    cited = (at, rows[at, place])
+    return sp.coo_array((weights[at, place].astype(float), cited), shape=(part.n_obs, n_cited)).toarray()
 
 
 def _states(weights: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Weights by group; by row where there is one group and rows differ; nothing where all are alike."""
-    names = sorted(set(groups))
+    import pandas as pd
+    from sklearn.decomposition import PCA
+
     if not weights.size or np.ptp(weights, axis=0).max() < _SAME:
         return np.zeros((weights.shape[1], 0)), []
-    if len(names) > 1:
-        return np.stack([weights[groups == name].mean(axis=0) for name in names], axis=1), names
-    centred = weights - weights.mean(axis=0)
-    axis = np.linalg.svd(centred, full_matrices=False)[2][0]
-    place = centred @ (axis * np.sign(axis[np.argmax(np.abs(axis))]))
+    means = pd.DataFrame(weights).groupby(groups).mean()
+    if len(means) > 1:
+        return means.to_numpy().T, list(means.index)
+    place = PCA(n_components=1).fit_transform(weights)[:, 0]
     return weights[np.argsort(place, kind="stable")].T, []
 
 
-def _agreement(
-    cited: pd.DataFrame, reference: AnnData | None, row: AnnData | None, *, against_halves: bool
-) -> np.ndarray:
-    if reference is None or row is None or not len(cited):
-        return np.full(len(cited), np.nan)
-    others = reference[cited["reference"].to_numpy(), row.var_names]
-    if not against_halves:
-        return _correlations(dense(others.X), dense(row.X))
-    # Both ways round: what is cited against one half of the controls, the truth against the other.
-    one, other = _keys.RESPONSE_HALVES
-    both = [_correlations(dense(others.layers[a]), dense(row.layers[b])) for a, b in ((one, other), (other, one))]
-    return np.mean(both, axis=0)
-
-
-def _correlations(values: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    truth = truth.astype(np.float64).ravel()
-    return np.array([correlation(row, truth) for row in values.astype(np.float64)])
+def _agreement(cited: AnnData, row: AnnData, *, against_halves: bool) -> np.ndarray:
+    """Correlation of the response of each cited row with that of the measured one."""
+    pairs = [(cited.X, row.X)]
+    if against_halves:
+        # Both ways round: what is cited against one half of the controls, the truth against the other.
+        first, second = _keys.RESPONSE_HALVES
+        pairs = [(cited.layers[a], row.layers[b]) for a, b in ((first, second), (second, first))]
+    each_way = []
+    for values, truth in pairs:
+        measured = dense(truth).ravel()
+        each_way.append([correlation(response, measured) for response in dense(values)])
+    return np.mean(each_way, axis=0)
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:

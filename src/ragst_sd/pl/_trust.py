@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.colors import Colormap
 
-HATCH = "////"
-
 
 def distrust(table: AnnData, genes: Sequence[str], min_cv_pearson: float) -> list[str]:
     """For each gene the words that it is not to be trusted, or nothing.
@@ -35,14 +33,9 @@ def distrust(table: AnnData, genes: Sequence[str], min_cv_pearson: float) -> lis
     if not number or not -1 <= min_cv_pearson <= 1:
         msg = f"`min_cv_pearson` is {min_cv_pearson!r}; it must be a correlation, from -1 (trust every gene) to 1."
         raise ValueError(msg)
-    columns = gene_index(table, genes)
-    if _keys.CV_PEARSON not in table.var:
-        return [""] * len(columns)
-    scores = table.var[_keys.CV_PEARSON].to_numpy(float)[columns]
-    return [
-        f"not to be trusted (cross-validated r = {_style.number(score, 2)})" if score < min_cv_pearson else ""
-        for score in scores
-    ]
+    scores = table.var.reindex(columns=[_keys.CV_PEARSON]).iloc[gene_index(table, genes), 0]
+    words = "not to be trusted (cross-validated r = {})"
+    return [words.format(_style.number(score, 2)) if score < min_cv_pearson else "" for score in scores]
 
 
 def greys() -> Colormap:
@@ -70,7 +63,7 @@ class Intervals:
 
     @property
     def name(self) -> str:
-        return f"{self.level:.0%} interval".replace("%", " %")
+        return f"{_style.percent(self.level)} interval"
 
     @property
     def caveat(self) -> str:
@@ -79,7 +72,7 @@ class Intervals:
 
     @property
     def hatch(self) -> str | None:
-        return HATCH if self.caveat else None
+        return "////" if self.caveat else None
 
 
 def has_intervals(table: AnnData) -> bool:

@@ -136,9 +136,6 @@ def viewer(
         msg = f"`path` {str(path)!r} exists and is no viewer page; it is not replaced. Choose another name."
         raise FileExistsError(msg)
     table, header = predicted(sdata, prediction_key)
-    if str(header.get("task")) != "histology":
-        msg = f"This page shows tissue; table {prediction_key!r} was predicted for the task {header.get('task')!r}."
-        raise ValueError(msg)
     matching_reference(reference, header)
     require_columns(table, OBS_COLUMNS)
     require_key(_keys.EVIDENCE, table.layers, "table.layers", "`rg.tl.predict` writes it; predict again.")

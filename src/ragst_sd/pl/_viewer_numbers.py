@@ -7,7 +7,6 @@ a contribution is `weight * (value + correction)` as in :func:`ragst_sd.get.expl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,20 +25,9 @@ if TYPE_CHECKING:
 
     from ragst_sd.pl._trust import Intervals
 
-_N_GENES = 200
 _MISSING = -32768
 # Lower bounds that are zero, as many are, take one value, which compresses to little.
 _AT_ZERO = 32767
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """Arrays of a page, and what to know about them."""
-
-    arrays: dict[str, np.ndarray]
-    names: dict[str, list[str]]
-    """Names of spots and of cited rows: too many for the head of the page."""
-    facts: dict[str, Any]
 
 
 def choose_genes(table: AnnData, genes: str | Sequence[str] | None) -> np.ndarray:
@@ -49,8 +37,8 @@ def choose_genes(table: AnnData, genes: str | Sequence[str] | None) -> np.ndarra
     values = table.X.toarray() if hasattr(table.X, "toarray") else np.asarray(table.X)
     rows = np.isfinite(values).all(axis=1)
     spread = values[rows].var(axis=0) if rows.any() else np.zeros(table.n_vars)
-    trust = _of_genes(table, _keys.CV_PEARSON)
-    return np.lexsort((-spread, -np.where(np.isnan(trust), -np.inf, trust)))[:_N_GENES]
+    # What is not known comes last.
+    return np.lexsort((-spread, -_of_genes(table, _keys.CV_PEARSON)))[:200]
 
 
 def collect_numbers(
@@ -61,8 +49,8 @@ def collect_numbers(
     measured: np.ndarray | None,
     n_shown: int,
     most_decimals: int,
-) -> Numbers:
-    """Everything but pictures, for the given genes; `measured` is (spots, genes) or `None`."""
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays of a page, for the given genes, and what to know about them; `measured` is (spots, genes) or `None`."""
     names = table.var_names[genes]
     cited_values, was_measured, corrections = measured_values(reference, header, header[_keys.CITED], names)
     levels, level_of = level_means(reference, header, table, names)
@@ -71,28 +59,29 @@ def collect_numbers(
     intervals = intervals_of(table, header, genes) if has_intervals(table) else None
     bounds = [] if intervals is None else [intervals.lower, intervals.upper]
     decimals = _decimals([*values.values(), *bounds, cited_values], most_decimals)
-    whole = {name: _whole(each, decimals) for name, each in values.items()}
+    multiples = {name: _multiples(each, decimals) for name, each in values.items()}
     # Mostly zeros where a method has no adjustment, which compresses to nothing.
-    whole["adjustment"] = _difference(whole["prediction"], whole.pop("evidence"))
+    multiples["adjustment"] = multiples["prediction"] - multiples.pop("evidence")
     neighbours, shown = _neighbours(table, was_measured, n_shown)
     # Rows of one section share their corrections.
     different, section = np.unique(corrections[shown].astype(np.float32), axis=0, return_inverse=True)
     arrays = {
-        **whole,
-        **neighbours,
+        **{name: _int16(each) for name, each in multiples.items()},
         **{name: table.obs[name].to_numpy(np.float32) for name in OBS_COLUMNS},
+        **neighbours,
         "levels": levels.astype(np.float32),
         "level_of": level_of.astype(np.int32),
-        "cited_values": _whole(cited_values[shown], decimals),
+        "cited_values": _int16(_multiples(cited_values[shown], decimals)),
         "cited_section": section.ravel().astype(np.uint16),
         "corrections": different,
     }
     if intervals is not None:
-        arrays |= _distances(intervals, whole["prediction"], decimals)
+        arrays |= _distances(intervals, multiples["prediction"], decimals)
     cited, labels = header[_keys.CITED].iloc[shown], {}
     for name in (_keys.DONOR, _keys.SAMPLE, _keys.TISSUE):
         found, codes = np.unique(cited[name].astype(str).to_numpy(), return_inverse=True)
-        labels[name], arrays[f"cited_{name}"] = list(map(str, found)), codes.astype(np.uint16)
+        arrays[f"cited_{name}"] = codes.astype(np.uint16)
+        labels[name] = list(map(str, found))
     trust, ceiling = (_of_genes(table, name)[genes] for name in (_keys.CV_PEARSON, _keys.NOISE_CEILING))
     facts = {
         "genes": [
@@ -105,8 +94,9 @@ def collect_numbers(
         "cites": bool(len(header[_keys.CITED])),
         "labels": labels,
         "interval": None if intervals is None else {"level": intervals.level, "unit": intervals.unit},
+        "names": {"spots": list(table.obs_names), "cited": list(cited["reference"])},
     }
-    return Numbers(arrays, {"spots": list(table.obs_names), "cited": list(cited["reference"])}, facts)
+    return arrays, facts
 
 
 def _of_genes(table: AnnData, name: str) -> np.ndarray:
@@ -127,27 +117,21 @@ def _decimals(values: Sequence[np.ndarray], most: int) -> int:
     return fitting[0]
 
 
-def _whole(values: np.ndarray, decimals: int) -> np.ndarray:
-    """(genes, spots) int16 multiples of the last decimal."""
-    scaled = np.rint(values * 10.0**decimals)
-    return np.where(np.isfinite(scaled), scaled, _MISSING).astype(np.int16).T.copy()
+def _multiples(values: np.ndarray, decimals: int) -> np.ndarray:
+    """(genes, spots) multiples of the last decimal; NaN where there is no value."""
+    return np.rint(values * 10.0**decimals).T
 
 
-def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    lost = (a == _MISSING) | (b == _MISSING)
-    return np.where(lost, _MISSING, a.astype(np.int32) - b).astype(np.int16)
+def _int16(multiples: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(multiples), multiples, _MISSING).astype(np.int16)
 
 
 def _distances(intervals: Intervals, prediction: np.ndarray, decimals: int) -> dict[str, np.ndarray]:
     """Bounds with one decimal less than values, as distances from the prediction, the lower one relative to the upper."""
-    centre = np.floor((prediction.astype(np.int32) + 5) / 10).astype(np.int32)
-    lower, upper = (_whole(bound, decimals - 1) for bound in (intervals.lower, intervals.upper))
-    lost = (lower == _MISSING) | (upper == _MISSING) | (prediction == _MISSING)
+    centre = np.floor((prediction + 5) / 10)
+    lower, upper = (_multiples(bound, decimals - 1) for bound in (intervals.lower, intervals.upper))
     above, below = upper - centre, centre - lower
-    return {
-        "above": np.where(lost, _MISSING, above).astype(np.int16),
-        "skew": np.where(lost, _MISSING, np.where(lower == 0, _AT_ZERO, below - above)).astype(np.int16),
-    }
+    return {"above": _int16(above), "skew": _int16(np.where(lower == 0, _AT_ZERO, below - above))}
 
 
 def _neighbours(table: AnnData, measured: np.ndarray, n_shown: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -6,7 +6,6 @@ import base64
 import gzip
 import hashlib
 import html
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -76,15 +75,13 @@ def page_within_limit(
     """
     pictures = None
     for most_decimals in _DECIMALS:
-        numbers = collect_numbers(reference, table, header, genes, measured, n_shown, most_decimals)
+        arrays, about = collect_numbers(reference, table, header, genes, measured, n_shown, most_decimals)
         if pictures is None:
-            pictures = collect_pictures(section, header, reference, numbers.names["cited"])
-        arrays = numbers.arrays | pictures.places
+            pictures = collect_pictures(section, header, reference, about["names"]["cited"])
+        arrays |= pictures.places
         blocks = {name: _pack(values) for name, values in arrays.items()}
-        blocks["names"] = _compressed(json.dumps(numbers.names).encode())
         described = {name: {"dtype": str(v.dtype), "shape": list(v.shape)} for name, v in arrays.items()}
-        head = facts | numbers.facts
-        head |= {"image": pictures.facts, "blocks": described, "colormaps": _colormaps()}
+        head = facts | about | {"image": pictures.facts, "blocks": described, "colormaps": _colormaps()}
         for quality in _QUALITIES:
             page = _fill(head, {"numbers": blocks, **pictures.encode(quality)})
             size = len(page.encode())
@@ -124,12 +121,8 @@ def _pack(values: np.ndarray) -> str:
     """Base64 of the compressed bytes, first all first bytes, then all second ones: like stands by like."""
     little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
     planes = little.reshape(-1).view(np.uint8).reshape(-1, little.dtype.itemsize).T
-    return _compressed(planes.tobytes())
-
-
-def _compressed(raw: bytes) -> str:
     # No time stamp: the same input gives the same page.
-    return base64.b64encode(gzip.compress(raw, compresslevel=6, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(planes.tobytes(), compresslevel=6, mtime=0)).decode()
 
 
 def _colormaps() -> dict[str, str]:

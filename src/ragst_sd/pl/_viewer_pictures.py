@@ -135,11 +135,10 @@ def _sheets(tiles: np.ndarray) -> list[Image]:
     across = _SHEET_PX // edge
     for start in range(0, len(tiles), across**2):
         part = tiles[start : start + across**2]
-        rows = -(-len(part) // across)
-        sheet = np.full((rows * across, edge, edge, 3), 255, dtype=np.uint8)
-        sheet[: len(part)] = part
-        pixels = sheet.reshape(rows, across, edge, edge, 3).swapaxes(1, 2).reshape(rows * edge, across * edge, 3)
-        sheets.append(Image.fromarray(pixels))
+        sheet = Image.new("RGB", (across * edge, -(-len(part) // across) * edge), "white")
+        for i, tile in enumerate(part):
+            sheet.paste(Image.fromarray(tile), (i % across * edge, i // across * edge))
+        sheets.append(sheet)
     return sheets
 
 

@@ -43,7 +43,6 @@ async function readArray(name) {
 async function readNumbers() {
   const data = {};
   await Promise.all(Object.keys(head.blocks).map(async (name) => { data[name] = await readArray(name); }));
-  data.names = JSON.parse(new TextDecoder().decode(await unpack("names")));
   return data;
 }
 

@@ -30,7 +30,7 @@ function setUpDetails() {
 }
 
 function showDetails(gene, spot) {
-  const name = data.names.spots[spot];
+  const name = head.names.spots[spot];
   byId("hint").hidden = true;
   byId("spot").hidden = false;
   byId("spot-title").textContent = `Spot ${name}`;
@@ -118,7 +118,7 @@ function tableRow(line, span, zero) {
   if (cited) {
     const [donor, sample] = [labelOf("donor", line.row), labelOf("sample", line.row)];
     title.append(element("span", donor, { class: "donor" }));
-    const reference = data.names.cited[line.row];
+    const reference = head.names.cited[line.row];
     const rest = reference.startsWith(`${sample}:`) ? reference.slice(sample.length + 1) : reference;
     title.append(element("small", sample === donor || rest.startsWith(sample) ? rest : `${sample}: ${rest}`, { title: reference }));
   } else {
@@ -149,7 +149,7 @@ function bar(kind, [start, end], zero) {
 }
 
 function sentence(gene, spot, lines, warnings) {
-  const parts = [`Spot ${data.names.spots[spot]}.`];
+  const parts = [`Spot ${head.names.spots[spot]}.`];
   const gname = head.genes[gene].name;
   if (!lines) {
     parts.push(`${gname}: ${noValue(spot)}.`);

@@ -124,7 +124,7 @@ function hover(spot, x, y) {
   tip.hidden = spot < 0;
   if (spot < 0) return;
   const value = valueAt(spot);
-  tip.textContent = `${data.names.spots[spot]}: ${value}`;
+  tip.textContent = `${head.names.spots[spot]}: ${value}`;
   tip.style.left = `${Math.min(x + 14, stage.clientWidth - 150)}px`;
   tip.style.top = `${y < 50 ? y + 18 : y - 34}px`;
 }
@@ -193,7 +193,7 @@ function zoomAt(factor) {
 function goToSpot() {
   const wanted = byId("spot-name").value.trim().toLowerCase();
   if (!wanted) return;
-  const names = data.names.spots;
+  const names = head.names.spots;
   let spot = names.findIndex((name) => name.toLowerCase() === wanted);
   if (spot < 0) spot = names.findIndex((name) => name.toLowerCase().includes(wanted));
   byId("spot-note").textContent = spot < 0 ? "No spot of that name." : "";

@@ -1,7 +1,7 @@
 // Values of spots and genes, and what each is made of. The sums are those of rg.get.explain.
 
 const data = await readNumbers();
-const nSpots = data.names.spots.length;
+const nSpots = head.names.spots.length;
 const unitStep = 10 ** head.decimals;
 const OBS = {
   distance_percentile: { label: "Distance to measured tissue", unit: "percentile of held-out reference spots", decimals: 0 },
@@ -71,7 +71,7 @@ function explain(gene, spot) {
       const line = { kind: "neighbour", row };
       if (data.masks[data.cited_mask[row] * nGenes + gene]) {
         line.weight = data.weights[spot * nShown + j] / votes;
-        line.value = data.cited_values[gene * data.names.cited.length + row] / unitStep;
+        line.value = data.cited_values[gene * head.names.cited.length + row] / unitStep;
         line.correction = data.corrections[data.cited_section[row] * nGenes + gene] + level;
         line.contribution = line.weight * (line.value + line.correction);
       } else {
