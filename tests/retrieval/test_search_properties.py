@@ -158,16 +158,6 @@ def test_values_that_have_no_distance_are_refused(value):
         search(spoilt, points, 3)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({"k": 0}, "`k` is 0"), ({"queries": np.ones((2, 4))}, r"Queries are \(2, 4\) and the bank is \(5, 3\)")],
-)
-def test_impossible_requests(change, message):
-    given = {"queries": np.ones((2, 3)), "bank": np.ones((5, 3)), "k": 2} | change
-    with pytest.raises(ValueError, match=message):
-        search(given["queries"], given["bank"], given["k"])
-
-
 @pytest.mark.slow
 def test_a_graph_leaves_queries_with_few_eligible_rows_to_exact_search():
     rng = np.random.default_rng(0)

@@ -71,22 +71,18 @@ def texture_features(tiles: torch.Tensor) -> torch.Tensor:
         )
         raise ValueError(msg)
     if len(tiles) == 0:
-        return torch.zeros(0, len(_names()), device=tiles.device)
+        return torch.zeros(0, len(texture_names()), device=tiles.device)
     if tiles.device.type == "cpu":
         return torch.cat(map_single_threaded(_rows, tiles.split(_CHUNK_CPU)))
     return torch.cat([_rows(chunk) for chunk in tiles.split(_CHUNK_GPU)])
 
 
-def texture_names() -> list[str]:
+@lru_cache(maxsize=1)
+def texture_names() -> tuple[str, ...]:
     """Names of the columns of `texture_features`, in their order.
 
     A name reads `<statistic>_<channel>_<scale>`; the scale is the edge in px of the squares averaged before.
     """
-    return list(_names())
-
-
-@lru_cache(maxsize=1)
-def _names() -> tuple[str, ...]:
     return tuple(_describe(torch.zeros(1, 3, MIN_TILE_PX, MIN_TILE_PX, dtype=torch.uint8)))
 
 

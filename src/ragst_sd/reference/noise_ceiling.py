@@ -51,9 +51,6 @@ def noise_ceiling(
     Neufeld A et al. (2024), Inference after latent variable estimation for single-cell RNA sequencing data,
     Biostatistics 25, 270, doi:10.1093/biostatistics/kxac047.
     """
-    if n_splits < 1:
-        msg = f"`n_splits` is {n_splits}; at least 1 split is needed."
-        raise ValueError(msg)
     generator = np.random.default_rng(rng)
     basis = np.zeros(counts.shape[1])
     basis[factor_columns] = 1.0

@@ -12,23 +12,18 @@ if TYPE_CHECKING:
 
 
 def stack_rows(parts: Iterable[np.ndarray]) -> np.ndarray:
-    """Concatenate arrays along their rows.
+    """Concatenate one array or more along their rows.
 
     The result grows with every part, so that an iterable which gives its parts away needs the memory of the result and of the
     parts still to come, not of twice the result.
     """
-    out: np.ndarray | None = None
+    parts = iter(parts)
+    out = np.array(next(parts), order="C")
     for part in parts:
-        if out is None:
-            out = np.array(part, order="C")
-            continue
         n = len(out)
         # Nobody else has seen `out` yet, which is what the check would be about.
         out.resize((n + len(part), *part.shape[1:]), refcheck=False)
         out[n:] = part
-    if out is None:
-        msg = "nothing to stack"
-        raise ValueError(msg)
     return out
 
 

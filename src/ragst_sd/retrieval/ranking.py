@@ -42,7 +42,9 @@ def rank(
         part = slice(start, min(n, start + step))
         found = rows[part]
         if on_gpu:
-            squared = _squared_on_device(queries[part], bank, found)
+            index = torch.from_numpy(np.maximum(found, 0)).to(bank.device)
+            near = torch.from_numpy(np.ascontiguousarray(queries[part])).to(bank.device)
+            squared = ((bank[index].double() - near[:, None, :]) ** 2).sum(dim=2).cpu().numpy()
         else:
             apart = as_float64(bank[np.maximum(found, 0).ravel()], unit=unit).reshape(*found.shape, -1)
             apart = apart - queries[part, None, :]
@@ -55,12 +57,6 @@ def rank(
         out[part, :keep] = np.take_along_axis(found, order, axis=1)
         squared_out[part, :keep] = np.take_along_axis(squared, order, axis=1)
     return out, squared_out
-
-
-def _squared_on_device(queries: np.ndarray, bank: torch.Tensor, found: np.ndarray) -> np.ndarray:
-    index = torch.from_numpy(np.maximum(found, 0)).to(bank.device)
-    apart = bank[index].double() - torch.from_numpy(np.ascontiguousarray(queries)).to(bank.device)[:, None, :]
-    return (apart * apart).sum(dim=2).cpu().numpy()
 
 
 def thorough(

@@ -61,7 +61,7 @@ def search(
         (n, d) and (m, d) float arrays. The bank may be float16, float32 or float64, and may be a tensor on the device. Distances
         are those of the values as they are stored.
     k
-        Rows wanted; fewer come back, padded with -1, where fewer are eligible.
+        Rows wanted, at least one; fewer come back, padded with -1, where fewer are eligible.
     eligibility
         Rows that each query may use; all of them if left out.
     tie_order
@@ -83,9 +83,9 @@ def search(
     Raises
     ------
     ValueError
-        If `metric` or `backend` is unknown, `k` is below one, or queries or bank hold NaN or infinite values.
+        If `metric` or `backend` is unknown, or queries or bank hold NaN or infinite values.
     """
-    queries = _checked(queries, bank, k, metric, backend)
+    queries = _checked(queries, metric, backend)
     unit = metric == "cosine"
     eligibility = eligibility or Eligibility.everything(len(queries), len(bank))
     tie_order = np.arange(len(bank)) if tie_order is None else np.asarray(tie_order)
@@ -134,7 +134,7 @@ def search(
     return Candidates(rows, np.where(rows >= 0, distances, np.nan), recall)
 
 
-def _checked(queries: np.ndarray, bank: Any, k: int, metric: str, backend: str) -> np.ndarray:
+def _checked(queries: np.ndarray, metric: str, backend: str) -> np.ndarray:
     """Queries in float64, of length one for the cosine."""
     if metric not in ("euclidean", "cosine"):
         msg = f"`metric` is {metric!r}; it must be 'euclidean' or 'cosine'."
@@ -142,13 +142,7 @@ def _checked(queries: np.ndarray, bank: Any, k: int, metric: str, backend: str) 
     if backend not in BACKENDS:
         msg = f"`backend` is {backend!r}; it must be 'auto', 'exact' or 'pynndescent'."
         raise ValueError(msg)
-    if k < 1:
-        msg = f"`k` is {k}; at least one neighbour has to be asked for."
-        raise ValueError(msg)
     queries = np.asarray(queries, dtype=np.float64)
-    if queries.ndim != 2 or queries.shape[1] != bank.shape[1]:
-        msg = f"Queries are {queries.shape} and the bank is {tuple(bank.shape)}: both must be two-dimensional, of one width."
-        raise ValueError(msg)
     finite = np.isfinite(queries).all(axis=1)
     if not finite.all():
         msg = f"{int((~finite).sum())} of {len(queries)} queries hold NaN or infinite values (the first is {int(np.argmin(finite))})."
