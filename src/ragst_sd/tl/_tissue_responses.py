@@ -12,18 +12,14 @@ import scipy.sparse as sp
 from ragst_sd import _keys
 from ragst_sd.retrieval.responses import take_queries
 from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._gene_embedding import embed, lookup
 from ragst_sd.tl._respond import at_once, prepare, stacked
 from ragst_sd.tl._tissue_state import StatesOfSpots, main_context, spread_over_spots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from anndata import AnnData
-
     from ragst_sd.retrieval.responses import Answer
-    from ragst_sd.tl._perturbed_table import Responded
-    from ragst_sd.tl._respond import Prepared
+    from ragst_sd.tl._respond import Prepared, Responded, Task
     from ragst_sd.tl._tissue_state import States
 
 # A map shows something if fewer than one in twenty shufflings vary as much.
@@ -109,33 +105,19 @@ class Responder:
                 yield self.ready.respond(line[here], self.ready.place(states[here]))
 
 
-def make_responder(
-    reference: AnnData,
-    header: dict[str, Any],
-    fit: dict[str, Any],
-    perturbation: str,
-    contexts: list[str],
-    genes: list[str],
-    *,
-    n_neighbors: int | None,
-    exclude: list[str],
-    allowed: np.ndarray,
-) -> Responder:
+def make_responder(task: Task, perturbation: str, contexts: list[str], genes: list[str]) -> Responder:
     """Prepare the fitted method for one perturbation in some contexts."""
-    key = embed([perturbation] * len(contexts), str(header["control"]), lookup(header["embedding"]))
-    pairs = [(perturbation, context) for context in contexts]
-    prepared = prepare(reference, header, fit, pairs, key, n_neighbors=n_neighbors, exclude=exclude, allowed=allowed)
-    method = prepared.method
+    prepared, reference = prepare(task, [(perturbation, context) for context in contexts]), task.reference
     ready = None
-    if method.prepare is not None:
-        ready = method.prepare(prepared.parameters, prepared.bank, prepared.asked, prepared.cited)
+    if prepared.method.prepare is not None:
+        ready = prepared.method.prepare(prepared.parameters, prepared.bank, prepared.asked, prepared.n_cited)
     errors = dense(reference.layers[_keys.STANDARD_ERROR]).astype(np.float64)[prepared.order]
     return Responder(
         prepared=prepared,
         contexts=contexts,
         errors=np.nan_to_num(errors),
         at=reference.var_names.get_indexer(genes),
-        chunk=at_once(fit, reference) if ready is None else max(1, int(_NUMBERS / reference.n_vars)),
+        chunk=at_once(task) if ready is None else max(1, int(_NUMBERS / reference.n_vars)),
         ready=ready,
     )
 
@@ -149,7 +131,7 @@ def variation(
     states: States,
     n_permutations: int,
     rng: np.random.Generator,
-    advance: Callable[[int], Any] = lambda n: None,
+    advance: Callable[[int], Any],
 ) -> Variation:
     r"""Whether the response varies over the tissue more than by the chance of which spots stand together.
 
