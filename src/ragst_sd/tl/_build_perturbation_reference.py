@@ -140,9 +140,6 @@ def build_perturbation_reference(
     >>> list(reference.obs_names)
     ['all:JAK2', 'all:STAT1']
     """
-    import anndata as ad
-    import pandas as pd
-
     require_choice(on_missing, ("drop", "error"), "on_missing")
     for name, value in (("min_cells", min_cells), ("max_controls", max_controls)):
         require_positive(value, name, whole=True)
@@ -172,16 +169,12 @@ def build_perturbation_reference(
     # Cells in the order of their names: neither sums nor draws depend on the order in which they came.
     order = np.argsort(np.asarray(adata.obs_names, dtype=str), kind="stable")
     screen = Screen(take_genes(expression.values, expression.genes, kept)[order], cells.iloc[order].copy())
-    rows, dropped = measure(screen, min_cells=int(min_cells), rng=np.random.default_rng(rng))
+    reference, row, dropped = measure(screen, kept, min_cells=int(min_cells), rng=np.random.default_rng(rng))
+    obs = reference.obs
+    reference.obsm[_keys.PERTURBATION_EMBEDDING] = embed(obs[_keys.PERTURBATION], control, vectors).astype(np.float32)
     used = screen.cells[screen.cells["used"]]
     contexts, controls = sample_controls(screen, int(max_controls), np.random.default_rng(rng))
-    reference = ad.AnnData(
-        rows.mean.astype(np.float32),
-        obs=rows.obs,
-        var=pd.DataFrame(index=pd.Index(kept, name="gene")),
-        layers={name: values.astype(np.float32) for name, values in rows.layers.items()},
-        obsm={_keys.PERTURBATION_EMBEDDING: embed(rows.obs[_keys.PERTURBATION], control, vectors).astype(np.float32)},
-    )
+    treated = sample_treated(screen, obs.index.to_numpy(str), row, int(max_cells), np.random.default_rng(rng))
     header = {
         "schema_version": _keys.SCHEMA_VERSION,
         "task": TASK,
@@ -194,17 +187,17 @@ def build_perturbation_reference(
         "embedding": table,
         "contexts": contexts,
         "controls": controls,
-        "treated": sample_treated(screen, rows, int(max_cells), np.random.default_rng(rng)),
+        "treated": treated,
         _keys.CONTROL_CELLS: used.index[used["control"]].to_numpy(str),
         "dropped": dropped_frame([*((name, "", n, "no embedding") for name, n in lost.items()), *dropped]),
         "sources": sources_frame(sources, sorted(set(used[_keys.CONTEXT]))),
     }
     reference.uns[_keys.ATTRS] = header
     reference.uns[_keys.ATTRS]["content_hash"] = perturbation_hash(reference)
-    n_reliable = int((rows.obs[_keys.RELIABILITY] >= 0.5).sum())
+    n_reliable = int((obs[_keys.RELIABILITY] >= 0.5).sum())
     logger.info(
         "Reference of %d rows: %d perturbations in %d contexts, %d genes; reliability of .5 and above in %d rows.",
-        reference.n_obs, rows.obs[_keys.PERTURBATION].nunique(), rows.obs[_keys.CONTEXT].nunique(), reference.n_vars, n_reliable,
+        reference.n_obs, obs[_keys.PERTURBATION].nunique(), obs[_keys.CONTEXT].nunique(), reference.n_vars, n_reliable,
     )  # fmt: skip
     return reference
 

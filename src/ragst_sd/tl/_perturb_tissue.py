@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +16,17 @@ from ragst_sd.reference.perturbations import canonical
 from ragst_sd.tl._perturbation_cells import contexts_of
 from ragst_sd.tl._perturbed_table import tissue_table
 from ragst_sd.tl._respond import BAR_AFTER, no_response
-from ragst_sd.tl._tissue_responses import LEVEL, Variation, make_responder, variation
+from ragst_sd.tl._tissue_responses import (
+    LEVEL,
+    SpotStates,
+    Variation,
+    make_responder,
+    mean_states,
+    niches,
+    remoteness,
+    variation,
+)
 from ragst_sd.tl._tissue_source import read_source
-from ragst_sd.tl._tissue_state import States, main_context, mean_states, niches, remoteness
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,9 +73,7 @@ def perturb_tissue(
     known = {name: canonical(name, task.control) for name in names}
     wanted = [name for name in known.values() if name != task.control]
     task.embed(wanted)
-    source = read_source(
-        sdata, task.header, list(task.reference.var_names), table_key=table_key, spots=spots, layer=layer, unit=unit
-    )
+    source = read_source(sdata, task, table_key=table_key, spots=spots, layer=layer, unit=unit)
     if len(source.xy) <= n_around:
         msg = (
             f"{len(source.xy)} spots are left, too few for `n_around` {n_around}: each spot is taken with that many around it. "
@@ -78,12 +85,15 @@ def perturb_tissue(
     if context_key is not None:
         own = contexts_of(source.table, context_key, f"sdata.tables[{source.table_key!r}]", task.contexts)
     sets = niches(source.xy, np.asarray(source.table.obs_names), n_around)
-    contexts = main_context(sets, own)
     of_state = source.of_state
     at, values = task.reference.var_names.get_indexer(source.genes)[of_state], source.values[:, of_state]
     # States as they are: centring would hide how far they lie.
     far = remoteness(mean_states(sets, values), n_around + 1, at, task.header, np.random.default_rng(rng))
-    states = States(
+    states = SpotStates(
+        sets=sets,
+        values=values,
+        labels=own,
+        turned=np.arange(len(own)),
         at=at,
         means=np.asarray(task.header["contexts"]["mean"], dtype=np.float64),
         names=task.contexts,
@@ -99,7 +109,7 @@ def perturb_tissue(
     }
     if genes is not None:
         source = source.with_genes(names_among(genes, source.genes, "genes", ": screen and tissue do not share"))
-    of_spots = states.of(sets, values, contexts)
+    contexts, of_spots = states.contexts, states.whole()
     tables = {}
     total = len(wanted) * (1 + n_permutations)
     with tqdm(total=total, unit="state", delay=BAR_AFTER, disable=not progress) as bar:
@@ -113,9 +123,7 @@ def perturb_tissue(
                 responded, error = responder.respond(contexts, of_spots)
                 bar.update(1)
                 shuffler = np.random.default_rng(rng)
-                varies = variation(
-                    responder, responded.response, sets, values, own, states, n_permutations, shuffler, bar.update
-                )
+                varies = variation(responder, responded.response, states, n_permutations, shuffler, bar.update)
             table = tissue_table(
                 task,
                 source,
@@ -168,19 +176,14 @@ def _picture(sdata: SpatialData, source: TissueSource) -> dict[str, Any]:
     """Image that the spots lie on, for drawing; empty where there is none or several could be meant."""
     made = source.table.uns.get(_keys.RETRIEVAL, {})
     embedded = source.table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {})
-    about = [made, *embedded.values()] if "image_key" in made else list(embedded.values())
-    found = [
-        (str(one["image_key"]), str(one["coordinate_system"])) for one in about if str(one["image_key"]) in sdata.images
-    ]
-    if not found:
+    places = [(str(x.get("image_key", "")), str(x.get("coordinate_system"))) for x in (made, *embedded.values())]
+    places = [place for place in places if place[0] in sdata.images]
+    if not places:
         for image_key in sdata.images:
-            try:
-                found.append((image_key, shared_coordinate_system(sdata, source.region, image_key, None)))
-            except ValueError:
-                continue
-        found = found if len(found) == 1 else []
-    if not found:
-        return {"image_key": "", "coordinate_system": "", "image_mpp": float("nan")}
-    image_key, system = found[0]
+            with suppress(ValueError):
+                places.append((image_key, shared_coordinate_system(sdata, source.region, image_key, None)))
+        if len(places) != 1:
+            return {"image_key": "", "coordinate_system": "", "image_mpp": float("nan")}
+    image_key, system = places[0]
     mpp = image_mpp_of(sdata, image_key)
     return {"image_key": image_key, "coordinate_system": system, "image_mpp": float("nan") if mpp is None else mpp}

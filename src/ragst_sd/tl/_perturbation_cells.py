@@ -87,7 +87,7 @@ def read_expression(
         if duplicates(names):
             msg = f"{place} has duplicated gene names ({listing(duplicates(names))}); on a log scale they cannot be added."
             raise ValueError(msg)
-        return Expression(matrix, names, _header(unit, 1e4, naming, []))
+        return Expression(matrix, names, _normalization(unit, 1e4, naming, []))
     check_counts(matrix, place)
     matrix, names = sum_duplicates(matrix, names)
     wanted = [str(gene) for gene in like["size_factor_genes"]] if like else []
@@ -104,10 +104,10 @@ def read_expression(
         msg = f"{int((sums <= 0).sum())} cells of {place} have no counts. Remove them first."
         raise ValueError(msg)
     target = float(like["target_sum"]) if like else float(np.median(sums) if target_sum is None else target_sum)
-    return Expression(log_normalize(matrix, sums / target), names, _header(unit, target, naming, shared))
+    return Expression(log_normalize(matrix, sums / target), names, _normalization(unit, target, naming, shared))
 
 
-def _header(given: str, target: float, naming: str, size_factor_genes: Sequence[str]) -> dict[str, Any]:
+def _normalization(given: str, target: float, naming: str, size_factor_genes: Sequence[str]) -> dict[str, Any]:
     unit = _keys.UNIT if target == 1e4 else f"log1p(counts per {target:,.6g})"
     return {
         "unit": unit,

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from ragst_sd.tl._respond import Responded, Task
-    from ragst_sd.tl._tissue_responses import Variation
+    from ragst_sd.tl._tissue_responses import Remoteness, Variation
     from ragst_sd.tl._tissue_source import TissueSource
-    from ragst_sd.tl._tissue_state import Remoteness
 
 _CITED = (_keys.PERTURBATION, _keys.CONTEXT, _keys.PERTURBATION_TYPE)
 _CITED_NUMBERS = {_keys.N_CELLS: np.int64, _keys.RELIABILITY: np.float64}
@@ -188,17 +187,12 @@ def _assembled(task: Task, responded: Responded, values: np.ndarray, obs: pd.Dat
         "schema_version": _keys.SCHEMA_VERSION,
         "task": TASK,
         "software": software(),
-        "method": fit["method"],
-        "metric": fit["metric"],
+        **{name: fit[name] for name in ("method", "metric", "reference_hash", "fit_hash", "inner_groups")},
         _keys.STARTS_FROM: RESPONSE_METHODS[str(fit["method"])].starts_from,
-        "unit": header["normalization"]["unit"],
-        "naming": header["normalization"]["naming"],
+        **{name: header["normalization"][name] for name in ("unit", "naming")},
         "normalization": dict(header["normalization"]),
         "embedding": str(header["embedding"]["name"]),
         "control": header["control"],
-        "reference_hash": fit["reference_hash"],
-        "fit_hash": fit["fit_hash"],
-        "inner_groups": fit["inner_groups"],
         "sources": header["sources"].copy(),
         _keys.CONTROL_CELLS: np.asarray([str(cell) for cell in header[_keys.CONTROL_CELLS]], dtype=str),
         _keys.LEARNED_FROM: responded.learned_from,

@@ -194,7 +194,7 @@ def at_once(task: Task) -> int:
 def stacked(parts: Sequence[Answer]) -> Answer:
     """One answer of several; a method may cite as many rows as the query with most of them has, so that they differ in width."""
     width = max(part.rows.shape[1] for part in parts)
-    joined = []
+    joined: list[Any] = []
     for arrays, missing in zip(zip(*parts, strict=True), (-1, 0.0, np.nan, None, None, None), strict=True):
         if missing is not None:
             arrays = [np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=missing) for x in arrays]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
     import scipy.sparse as sp
+    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -36,23 +37,14 @@ class Screen:
     """Labels by name, and whether a cell is `used`: may enter the reference."""
 
 
-@dataclass
-class Rows:
-    """Rows of the reference."""
-
-    obs: pd.DataFrame
-    mean: np.ndarray
-    layers: dict[str, np.ndarray]
-    """Standard errors, and the responses against one half of the controls each."""
-    row: np.ndarray
-    """(n,) row that each cell of the screen belongs to, -1 for none."""
-
-
-def measure(screen: Screen, *, min_cells: int, rng: np.random.Generator) -> tuple[Rows, Dropped]:
-    """Responses of all perturbations with enough cells, and what is left out.
+def measure(
+    screen: Screen, genes: list[str], *, min_cells: int, rng: np.random.Generator
+) -> tuple[AnnData, np.ndarray, Dropped]:
+    """Responses of all perturbations with enough cells as rows, the row of each cell (-1 for none), and what is left out.
 
     `used` of the screen is narrowed to the cells that the rows rest on.
     """
+    import anndata as ad
     import pandas as pd
 
     cells = screen.cells
@@ -85,10 +77,11 @@ def measure(screen: Screen, *, min_cells: int, rng: np.random.Generator) -> tupl
     whole = mean_responses(values, of_cell, stratum, len(names))
     # All cells of a row, but one half of the controls each.
     treated, first = of_cell != CONTROL, halves(np.where(of_cell == CONTROL, stratum, stratum.max() + 1), rng)
-    layers = {_keys.STANDARD_ERROR: whole.error}
+    layers = {_keys.STANDARD_ERROR: whole.error.astype(np.float32)}
     for name, half in zip(_keys.RESPONSE_HALVES, (first, ~first), strict=True):
         part = treated | half
-        layers[name] = mean_responses(values[part], of_cell[part], stratum[part], len(names)).mean
+        response = mean_responses(values[part], of_cell[part], stratum[part], len(names)).mean
+        layers[name] = response.astype(np.float32)
     obs = names.to_frame(index=False)[[_keys.PERTURBATION, _keys.CONTEXT, _keys.PERTURBATION_TYPE]]
     several = obs[_keys.PERTURBATION_TYPE].nunique() > 1
     obs.index = [":".join(parts if several else parts[:2]) for parts in names]
@@ -97,7 +90,8 @@ def measure(screen: Screen, *, min_cells: int, rng: np.random.Generator) -> tupl
     controls = cells[_keys.CONTEXT][control & cells["used"]].value_counts()
     obs[_keys.N_CONTROLS] = controls[names.get_level_values(_keys.CONTEXT)].to_numpy()
     obs[_keys.RELIABILITY] = split_half_reliability(values, of_cell, stratum, len(names), rng=rng)
-    return Rows(obs, whole.mean, layers, row), dropped
+    var = pd.DataFrame(index=pd.Index(genes, name="gene"))
+    return ad.AnnData(whole.mean.astype(np.float32), obs=obs, var=var, layers=layers), row, dropped
 
 
 def sample_controls(
@@ -123,15 +117,12 @@ def sample_controls(
     }
 
 
-def sample_treated(screen: Screen, rows: Rows, max_cells: int, rng: np.random.Generator) -> dict[str, Any]:
+def sample_treated(
+    screen: Screen, names: np.ndarray, row: np.ndarray, max_cells: int, rng: np.random.Generator
+) -> dict[str, Any]:
     """A sample of the perturbed cells of every row."""
-    names = rows.obs.index.to_numpy(str)
-    at = np.concatenate([_sample(np.flatnonzero(rows.row == i), max_cells, rng) for i in np.argsort(names)])
-    return {
-        "cell": screen.cells.index[at].to_numpy(str),
-        "row": names[rows.row[at]],
-        "values": screen.values[at],
-    }
+    at = np.concatenate([_sample(np.flatnonzero(row == i), max_cells, rng) for i in np.argsort(names)])
+    return {"cell": screen.cells.index[at].to_numpy(str), "row": names[row[at]], "values": screen.values[at]}
 
 
 def _sample(cells: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:

@@ -15,18 +15,21 @@ from ragst_sd._cell_types import is_scrna
 from ragst_sd._elements import element_centers, resolve_shapes
 from ragst_sd._labels import labels
 from ragst_sd._results import MIN_CV_PEARSON, holds_responses, predicted
-from ragst_sd._validate import listing, require_key, require_known
+from ragst_sd._validate import listing, require_known
 from ragst_sd.reference.genes import take_genes
-from ragst_sd.reference.normalize import MIN_SHARED_GENES, as_csr
+from ragst_sd.reference.normalize import MIN_SHARED_GENES
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._eligibility import rows_with
 from ragst_sd.tl._gene_overlap import genes_by_naming, shared_genes
 from ragst_sd.tl._perturbation_cells import read_expression
+from ragst_sd.tl._stored_expression import stored_expression
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    from ragst_sd.tl._respond import Task
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +75,7 @@ class TissueSource:
 
 def read_source(
     sdata: SpatialData,
-    header: dict[str, Any],
-    of_screen: list[str],
+    task: Task,
     *,
     table_key: str | None,
     spots: Mapping[str, Any] | Sequence[Any] | None,
@@ -90,6 +92,8 @@ def read_source(
         If no table or several could be meant, the table holds responses itself, no spot is left, or names or values do not
         fit the screen.
     """
+    import pandas as pd
+
     table_key = resolve_table(sdata, table_key, None)
     if table_key is None:
         msg = (
@@ -110,20 +114,27 @@ def read_source(
     if from_image and (layer is not None or unit != "counts"):
         msg = f"`{where}` was predicted by `rg.tl.predict`, which says its unit itself. Leave `layer` and `unit` out."
         raise ValueError(msg)
-    how = header["normalization"]
+    how = task.header["normalization"]
     own = genes_by_naming(table, str(how["naming"]), f"`{where}`")
-    shared = shared_genes(of_screen, own, f"`{where}`")
+    shared = shared_genes(list(task.reference.var_names), own, f"`{where}`")
     rows = chosen_spots(table, spots, where)
     if from_image:
         kept, about = _predicted(table, table_key, rows, own, shared, how)
     else:
-        kept, about = _measured(table, where, rows, own, shared, how, layer, unit)
+        # A spot without a single count of the genes that size factors rest on has no library size.
+        counts = stored_expression(table, layer, where, "Name the layer with `layer=`.")[rows]
+        columns = np.isin(own, how["size_factor_genes"] if len(how["size_factor_genes"]) else own)
+        kept = rows[np.asarray(counts[:, columns].sum(axis=1)).ravel() > 0]
+        about = {"var": pd.DataFrame(index=pd.Index(shared, name="gene"))}
     if not len(kept):
         msg = f"None of the {len(rows)} spots of `{where}` has expression of the screen's genes."
         raise ValueError(msg)
     lost = len(rows) - len(kept)
     if lost:
         logger.warning("%d of %d spots have no expression of the screen's genes and are left out.", lost, len(rows))
+    if not from_image:
+        measured = read_expression(table[kept], layer=layer, unit=unit, like=how, where=where)
+        about["values"] = dense(take_genes(measured.values, measured.genes, shared)).astype(np.float64)
     return TissueSource(table_key, table[kept], region, xy[kept], **about)
 
 
@@ -147,33 +158,6 @@ def chosen_spots(table: AnnData, spots: Mapping[str, Any] | Sequence[Any] | None
         msg = "`spots` leaves no spot. Relax it."
         raise ValueError(msg)
     return np.flatnonzero(mask)
-
-
-def _measured(
-    table: AnnData,
-    where: str,
-    rows: np.ndarray,
-    own: list[str],
-    shared: list[str],
-    normalization: Mapping[str, Any],
-    layer: str | None,
-    unit: str,
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Spots with counts, and their expression."""
-    import pandas as pd
-
-    if layer is not None:
-        require_key(layer, table.layers, f"{where}.layers")
-    part = table[rows]
-    # A spot without a single count of the genes that size factors rest on has no library size.
-    columns = np.isin(own, normalization["size_factor_genes"] if len(normalization["size_factor_genes"]) else own)
-    depth = np.asarray(as_csr(part.X if layer is None else part.layers[layer])[:, columns].sum(axis=1)).ravel()
-    kept = rows[depth > 0]
-    values = np.zeros((0, len(shared)))
-    if len(kept):
-        measured = read_expression(table[kept], layer=layer, unit=unit, like=normalization, where=where)
-        values = dense(take_genes(measured.values, measured.genes, shared)).astype(np.float64)
-    return kept, {"values": values, "var": pd.DataFrame(index=pd.Index(shared, name="gene"))}
 
 
 def _predicted(
@@ -210,10 +194,7 @@ def _predicted(
     about: dict[str, Any] = {"values": _rescaled(values[:, at], scale), "var": var}
     about["prediction"] = {
         "table_key": table_key,
-        "method": str(header["method"]),
-        "unit": str(header["unit"]),
-        "reference_hash": str(header["reference_hash"]),
-        "fit_hash": str(header["fit_hash"]),
+        **{name: str(header[name]) for name in ("method", "unit", "reference_hash", "fit_hash")},
         "interval_unit": str(header.get(_keys.INTERVAL_UNIT, "")),
         "genes_not_assessed": int(trust.isna().sum()),
         "genes_not_to_be_trusted": int((trust < MIN_CV_PEARSON).sum()),
