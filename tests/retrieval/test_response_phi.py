@@ -20,7 +20,7 @@ def bank():
     values = key[:, :4] @ generator.normal(size=(4, 15)) + generator.normal(size=15)
     return Bank(
         key=key, values=values, halves=(values, values), genes=tuple((f"P{i}",) for i in range(10)), contexts=np.zeros(10, int),
-        folds=np.arange(10), order=np.arange(10),
+        folds=np.arange(10), order=np.arange(10), state=np.zeros((1, 15)), reliability=np.ones(10),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import ragst_sd as rg
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
-from ragst_sd.tl._response_scores import CHOICES, DEFAULT_METRICS
+from ragst_sd.tl._perturbation_metrics import CHOICES, DEFAULT_METRICS
 
 from ..screens import QUICK, permuted, planted_screen
 

@@ -16,8 +16,7 @@ from ragst_sd.retrieval import response_methods
 from ragst_sd.retrieval.response_methods import ResponseMethod
 from ragst_sd.retrieval.responses import Candidates, cite, distances_to
 from ragst_sd.tl import _tissue_source
-from ragst_sd.tl._tissue_responses import Responder
-from ragst_sd.tl._tissue_state import main_context, mean_states, niches
+from ragst_sd.tl._tissue_responses import Responder, main_context, mean_states, niches
 
 from ..screens import planted_screen, planted_tissue
 

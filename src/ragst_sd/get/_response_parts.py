@@ -42,25 +42,27 @@ def response_parts(
     )
     source, adjustment = prediction - response, response - evidence
 
-    # Each cell and gene has a place for the source, for each cited row, for what stands in for them, and the adjustment.
-    k = rows.shape[1]
-    shape = (len(cells), len(genes), k + 3)
-    keep = np.ones(shape, dtype=bool)
-    keep[..., 1 : k + 1], keep[..., k + 1] = cites[:, None, :], ~cites.any(axis=1, keepdims=True)
-    line = np.empty(shape, dtype=np.int64)
-    line[..., 0], line[..., 1 : k + 1], line[..., k + 1 :] = len(bank), rows[:, None, :], len(bank) + np.array([1, 2])
+    at = reference.obs_names.get_indexer(bank["reference"])
+    columns = reference.var_names.get_indexer(table.var_names[genes])
+    # The last line is that of nobody, to whom -1 points.
+    measured = np.concatenate([dense(reference.X[at][:, columns]), np.full((1, len(genes)), np.nan)])
+    measured = measured[rows].transpose(0, 2, 1)
+
+    def slots(source: Any, cited: Any, instead: Any, adjustment: Any) -> np.ndarray:
+        """(cells, genes, k + 3): places for the source, each cited row, what stands in for them, and the adjustment."""
+        widths = ((source, 1), (cited, rows.shape[1]), (instead, 1), (adjustment, 1))
+        shape = (len(cells), len(genes))
+        return np.concatenate([np.broadcast_to(part, (*shape, width)) for part, width in widths], axis=2)
+
     control = labels(table.obs[_keys.PERTURBATION])[cells] == str(header["control"])
-    line[control, :, k + 1] = len(bank) + 3
-    weight, value, contribution = (np.full(shape, np.nan) for _ in range(3))
-    weight[..., 1 : k + 1] = weights
-    value[..., 0], value[..., k + 1] = source, evidence
-    if len(bank):
-        at = reference.obs_names.get_indexer(bank["reference"])
-        measured = dense(reference.X[at][:, reference.var_names.get_indexer(table.var_names[genes])])
-        value[..., 1 : k + 1] = measured[np.maximum(rows, 0)].transpose(0, 2, 1)
-    contribution[...] = value
-    contribution[..., 1 : k + 1] *= weights
-    contribution[..., -1] = adjustment
+    instead = len(bank) + np.where(control, 3, 1)
+    uncited = ~cites.any(axis=1, keepdims=True)[..., None]
+    keep = slots(source=True, cited=cites[:, None, :], instead=uncited, adjustment=True)
+    line = slots(len(bank), rows[:, None, :], instead[:, None, None], len(bank) + 2)
+    weight = slots(np.nan, weights, np.nan, np.nan)
+    source, evidence, adjustment = (part[..., None] for part in (source, evidence, adjustment))
+    value = slots(source, measured, evidence, np.nan)
+    contribution = slots(source, measured * weights, evidence, adjustment)
 
     cell, gene, _ = np.nonzero(keep)
     line = line[keep]

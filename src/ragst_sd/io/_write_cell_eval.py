@@ -12,7 +12,6 @@ from ragst_sd import _keys
 from ragst_sd._replacing import replaced_file
 from ragst_sd._results import predicted
 from ragst_sd.reference.perturbation_schema import TASK
-from ragst_sd.reference.responses import CONTROL
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._measured_responses import genes_of_both, measured_responses, predicted_lines
 
@@ -122,27 +121,21 @@ def write_cell_eval(
         msg = f"{existing[0]} exists. Pass `overwrite=True` to replace it, or choose another folder."
         raise FileExistsError(msg)
     folder.mkdir(parents=True, exist_ok=True)
+    of_context = table.obs[_keys.CONTEXT].astype(str).to_numpy()
+    sources = table.obs[_keys.SOURCE].astype(str).to_numpy()
     for context in contexts:
-        ours, theirs, names, labels = [], [], [], []
-        for line, cells in lines:
-            if truth.names[line][0] == context:
-                name, measured = truth.names[line][1], truth.cells(line)
-                ours.append(dense(table.X[cells]))
-                theirs.append(measured)
-                names += [name] * len(cells)
-                labels += [name] * len(measured)
-        here = np.flatnonzero(table.obs[_keys.CONTEXT].astype(str).to_numpy() == context)
-        once = here[np.unique(table.obs[_keys.SOURCE].astype(str).to_numpy()[here], return_index=True)[1]]
-        ours.append(dense(table.X[once]) - dense(table.layers[_keys.RESPONSE][once]))
-        theirs.append(truth.values[(truth.row == CONTROL) & (truth.context == context)].toarray())
-        names += [control] * len(ours[-1])
-        labels += [control] * len(theirs[-1])
-        for kind, parts, column in (("pred", ours, names), ("real", theirs, labels)):
+        chosen = [(truth.names[line][1], line, cells) for line, cells in lines if truth.names[line][0] == context]
+        here = np.flatnonzero(of_context == context)
+        once = here[np.unique(sources[here], return_index=True)[1]]
+        ours = {name: dense(table.X[cells]) for name, _, cells in chosen}
+        ours[control] = dense(table.X[once]) - dense(table.layers[_keys.RESPONSE][once])
+        theirs = {name: truth.cells(line) for name, line, _ in chosen} | {control: truth.controls(context)}
+        for kind, parts in (("pred", ours), ("real", theirs)):
+            names = np.repeat(list(parts), [len(part) for part in parts.values()])
+            index = [f"{kind}{i}" for i in range(len(names))]
             written = ad.AnnData(
-                np.maximum(np.concatenate(parts), 0).astype(np.float32),
-                obs=pd.DataFrame(
-                    {_keys.PERTURBATION: pd.Categorical(column)}, index=[f"{kind}{i}" for i in range(len(column))]
-                ),
+                np.maximum(np.concatenate(list(parts.values())), 0).astype(np.float32),
+                obs=pd.DataFrame({_keys.PERTURBATION: pd.Categorical(names)}, index=index),
                 var=pd.DataFrame(index=pd.Index(genes, name="gene")),
             )
             with replaced_file(files[context, kind]) as beside:

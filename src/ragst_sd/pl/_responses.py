@@ -16,7 +16,7 @@ from ragst_sd._validate import listing, require_key, require_known
 from ragst_sd.reference.perturbations import canonical
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._perturbed_table import remembered
-from ragst_sd.tl._respond_half import response_from_half
+from ragst_sd.tl._respond import response_from_half
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,22 +11,12 @@ from ragst_sd.reference.schema import check_fields, check_task
 
 TASK = "perturbation"
 
+_NAMES = ("task", "use_rep", "perturbation_key", "control", "context_key", "batch_key", "content_hash")
 _HEADER = {
-    "task": str,
-    "use_rep": str,
-    "perturbation_key": str,
-    "control": str,
-    "context_key": str,
-    "batch_key": str,
-    "embedding": Mapping,
-    "normalization": Mapping,
-    "contexts": Mapping,
-    "controls": Mapping,
-    "treated": Mapping,
+    **dict.fromkeys(_NAMES, str),
+    **dict.fromkeys(("embedding", "normalization", "contexts", "controls", "treated"), Mapping),
     "control_cells": np.ndarray,
-    "dropped": object,
-    "sources": object,
-    "content_hash": str,
+    **dict.fromkeys(("dropped", "sources"), object),
 }
 _PARTS: dict[str, dict[str, type]] = {
     "embedding": {"name": str, "genes": np.ndarray, "values": np.ndarray},

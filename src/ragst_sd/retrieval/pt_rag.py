@@ -12,8 +12,8 @@ import torch
 from ragst_sd.retrieval.loop import optimise, seeded
 from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.retrieval.pt_rag_model import PtRag, energy_distance, net_arrays, net_from_arrays
-from ragst_sd.retrieval.response_episodes import ask_rows, closed_rows
-from ragst_sd.retrieval.responses import Answer, candidates, distances_to
+from ragst_sd.retrieval.response_phi import place, unit
+from ragst_sd.retrieval.responses import ask_rows, candidates, cite, closed_rows, shortened
 from ragst_sd.retrieval.search import Candidates
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ragst_sd.retrieval.responses import Asked, Bank, Cells
+    from ragst_sd.retrieval.responses import Answer, Asked, Bank, Cells
     from ragst_sd.retrieval.training import Run
 
 logger = logging.getLogger(__name__)
@@ -77,13 +77,10 @@ def fit_pt_rag(bank: Bank, options: Mapping[str, Any], run: Run) -> dict[str, An
     ValueError
         If the bank holds no perturbed cells.
     """
-    if bank.cells is None or not len(bank.cells.treated):
-        msg = "`pt_rag` learns from cells, of which the reference holds none. Build it with `max_cells` above 0."
-        raise ValueError(msg)
-    unit = _unit(bank.key)
-    mean, axes = fit_pca(unit, int(options["n_components"]))
-    spread = float(np.sqrt((((unit - mean) @ axes) ** 2).mean())) if axes.shape[1] else 1.0
-    space = {"projection_mean": mean, "projection": axes / (spread or 1.0), "centre": bank.cells.controls.mean(axis=0)}
+    key, cells = unit(bank.key), _cells_of(bank)
+    mean, axes = fit_pca(key, int(options["n_components"]))
+    spread = float(np.sqrt((((key - mean) @ axes) ** 2).mean())) if axes.shape[1] else 1.0
+    space = {"projection_mean": mean, "projection": axes / (spread or 1.0), "centre": cells.controls.mean(axis=0)}
     lessons, closed = _lessons(bank, space, run.n_candidates, str(options["candidates"]))
     taught = np.array([len(cells) > 1 for cells in lessons.treated])
     groups = np.unique(bank.folds)
@@ -157,11 +154,9 @@ def batch_loss(
     response, weights, _ = net(
         x, lessons.key[at], lessons.key[lessons.found[at]], absent[at], float(options["temperature"])
     )
-    loss = energy_distance(x + response, y).mean() + float(options["sparsity"]) * weights.mean()
-    if float(options["pseudobulk"]):
-        error = ((response.mean(dim=1) - lessons.delta[at]) ** 2).sum(dim=1)
-        loss = loss + float(options["pseudobulk"]) * error.mean()
-    return loss
+    error = ((response.mean(dim=1) - lessons.delta[at]) ** 2).sum(dim=1).mean()
+    penalties = float(options["sparsity"]) * weights.mean() + float(options["pseudobulk"]) * error
+    return energy_distance(x + response, y).mean() + penalties
 
 
 def _score(net: PtRag, lessons: _Lessons, rows: np.ndarray, absent: Tensor, options: Mapping[str, Any]) -> float:
@@ -188,36 +183,29 @@ def respond_pt_rag(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: i
         response[here], weights[here] = predicted.mean(axis=1), chosen.mean(axis=1)
     total = weights.sum(axis=1, keepdims=True)
     share = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
-    order = np.argsort(-share, axis=1, kind="stable")[:, :k]
-    rows, share = (np.take_along_axis(part, order, axis=1) for part in (found.rows, share))
-    rows = np.where(share > 0, rows, -1)
-    measured = np.einsum("qk,qkg->qg", share, bank.values[np.maximum(rows, 0)])
-    evidence = np.where(total > 0, measured, response)
-    distances = np.where(rows >= 0, distances_to(bank, asked, rows), np.nan)
-    return Answer(rows, share, distances, evidence, response - evidence)
+    answer = shortened(cite(bank, found, share), k)
+    evidence = np.where(total > 0, answer.evidence, response)
+    return answer._replace(evidence=evidence, adjustment=response - evidence)
 
 
 def predict_sets(
     net: PtRag, parameters: Mapping[str, Any], cells: Tensor, bank: Bank, key: np.ndarray, rows: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(B, S, g) responses of the cells of sets (B, S, g), and (B, S or 1, K) choices, `k` candidates at most."""
-    dtype = next(net.parameters()).dtype
-    e = torch.as_tensor(_place(parameters, key), dtype=dtype)
-    others = torch.as_tensor(_place(parameters, bank.key), dtype=dtype)[torch.as_tensor(np.maximum(rows, 0))]
-    absent = torch.as_tensor(rows < 0)
+    e, absent = torch.as_tensor(place(parameters, key)), torch.as_tensor(rows < 0)
+    others = torch.as_tensor(place(parameters, bank.key)[np.maximum(rows, 0)])
     with torch.no_grad():
-        cells = cells.to(dtype)
         response, chosen, logits = net(cells, e, others, absent)
         if k < chosen.shape[2]:
             last = logits.sort(dim=2, descending=True).indices[..., k:]
             chosen = chosen.scatter(2, last, 0.0)
             response, chosen, _ = net(cells, e, others, absent, kept=chosen)
-    return response.double().numpy(), chosen.double().numpy()
+    return response.numpy(), chosen.numpy()
 
 
 def _cells_of(bank: Bank) -> Cells:
-    if bank.cells is None:
-        msg = "The reference holds no cells, which `pt_rag` learns from: build it again with `rg.tl.build_perturbation_reference`."
+    if bank.cells is None or not len(bank.cells.treated):
+        msg = "`pt_rag` learns from cells, of which the reference holds none. Build it with `max_cells` above 0."
         raise ValueError(msg)
     return bank.cells
 
@@ -253,7 +241,7 @@ def _lessons(bank: Bank, space: Mapping[str, Any], n_candidates: int, how: str) 
         return torch.as_tensor(np.ascontiguousarray(x), dtype=torch.float32)
 
     lessons = _Lessons(
-        key=tensor(_place(space, bank.key)),
+        key=tensor(place(space, bank.key)),
         found=torch.as_tensor(np.maximum(found.rows, 0)),
         absent=torch.as_tensor(found.rows < 0),
         controls=[tensor(of_bank.controls[of_bank.contexts == name] - space["centre"]) for name in names],
@@ -264,15 +252,6 @@ def _lessons(bank: Bank, space: Mapping[str, Any], n_candidates: int, how: str) 
     return lessons, closed
 
 
-def _place(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
-    return (_unit(key) - parameters["projection_mean"]) @ parameters["projection"]
-
-
-def _unit(key: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(key, axis=1, keepdims=True)
-    return key / np.where(length > 0, length, 1.0)
-
-
 def _draw(cells: Tensor, size: int, random: np.random.Generator) -> Tensor:
     """`size` cells at random, with repetition only where there are fewer."""
     return cells[torch.as_tensor(random.choice(len(cells), size, replace=len(cells) < size))]
@@ -281,5 +260,5 @@ def _draw(cells: Tensor, size: int, random: np.random.Generator) -> Tensor:
 def _even(cells: Tensor, size: int) -> Tensor:
     """`size` cells spread evenly over those there are, all of fewer."""
     if len(cells) <= size:
-        return cells if len(cells) == size else cells[torch.arange(size) % len(cells)]
+        return cells[torch.arange(size) % len(cells)]
     return cells[torch.as_tensor(np.linspace(0, len(cells) - 1, size).astype(int))]

@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ragst_sd.retrieval.pt_rag import PT_RAG_OPTIONS, fit_pt_rag, respond_pt_rag
-from ragst_sd.retrieval.response_neighbors import (
+from ragst_sd.retrieval.response_baselines import (
     additive,
+    bilinear,
+    choose_alpha,
     context_additive,
     lacks_context_additive,
     lacks_same,
     lacks_singles,
+    mean,
     nearest,
+    nothing,
+    ridge,
     same_perturbation,
 )
 from ragst_sd.retrieval.response_rag import prepare_rag, respond_rag
-from ragst_sd.retrieval.response_regression import bilinear, choose_alpha, ridge
 from ragst_sd.retrieval.response_selection import RAG_OPTIONS, fit_rag
-from ragst_sd.retrieval.responses import cite_nobody, pool_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,14 +39,6 @@ Parameters = dict[str, Any]
 def _keep(bank: Bank, options: Mapping[str, Any], run: Run) -> Parameters:
     """Nothing to learn: the parameters are the options."""
     return dict(options)
-
-
-def _none(parameters: Parameters, bank: Bank, asked: Asked, k: int) -> Answer:
-    return cite_nobody(np.zeros((len(asked.key), bank.values.shape[1])))
-
-
-def _mean(parameters: Parameters, bank: Bank, asked: Asked, k: int) -> Answer:
-    return cite_nobody(pool_mean(bank, asked))
 
 
 @dataclass(frozen=True)
@@ -66,8 +61,6 @@ class ResponseMethod:
     """Rows cited at most, if left out."""
     n_candidates: int = 32
     """Rows compared, if left out."""
-    may_cite_nobody: bool = False
-    """Whether weights may all be zero although rows may be used: then the prediction is the one without retrieval."""
     starts_from: str = "mean of the responses that may be used"
     """What evidence is where nobody is cited."""
     prepare: Callable[[Parameters, Bank, Asked, int], ReadyRag] | None = None
@@ -91,7 +84,6 @@ RESPONSE_METHODS: dict[str, ResponseMethod] = {
         fit=fit_rag,
         n_neighbors=16,
         n_candidates=128,
-        may_cite_nobody=True,
         prepare=prepare_rag,
         learns="settings",
     ),
@@ -102,13 +94,12 @@ RESPONSE_METHODS: dict[str, ResponseMethod] = {
         fit=fit_pt_rag,
         n_neighbors=16,
         n_candidates=16,
-        may_cite_nobody=True,
         starts_from="prediction without retrieval",
         needs_cells=True,
         learns="responses",
     ),
-    "none": ResponseMethod(_none, cites=False, options={}, starts_from="no response"),
-    "mean": ResponseMethod(_mean, cites=False, options={}),
+    "none": ResponseMethod(nothing, cites=False, options={}, starts_from="no response"),
+    "mean": ResponseMethod(mean, cites=False, options={}),
     "additive": ResponseMethod(additive, cites=True, options={}, lacks=lacks_singles),
     "context_additive": ResponseMethod(context_additive, cites=True, options={}, lacks=lacks_context_additive),
     "same_perturbation": ResponseMethod(same_perturbation, cites=True, options={}, lacks=lacks_same),

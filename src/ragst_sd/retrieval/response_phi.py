@@ -27,11 +27,10 @@ _LEAST_SHARE = 1e-12
 
 def fit_space(bank: Bank, n_components: int) -> dict[str, np.ndarray]:
     """Axes of embeddings and of the states of the screen's contexts; responses are not looked at."""
-    unit = _unit(bank.key)
-    mean, axes = fit_pca(unit, n_components)
-    scale = float(np.sqrt((((unit - mean) @ axes) ** 2).sum(axis=1).mean())) if axes.shape[1] else 1.0
-    # A bank that knows no states has one: nothing.
-    states = np.zeros((1, 1)) if bank.state is None else bank.state[np.unique(bank.contexts)]
+    key = unit(bank.key)
+    mean, axes = fit_pca(key, n_components)
+    scale = float(np.sqrt((((key - mean) @ axes) ** 2).sum(axis=1).mean())) if axes.shape[1] else 1.0
+    states = bank.state[np.unique(bank.contexts)]
     centre = states.mean(axis=0)
     _, size, state_axes = np.linalg.svd(states - centre, full_matrices=False)
     kept = min(_MAX_STATES, int((size > 1e-6 * max(1.0, float(size[0]))).sum()))
@@ -47,7 +46,7 @@ def fit_space(bank: Bank, n_components: int) -> dict[str, np.ndarray]:
 
 def place(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
     """(n, p) embeddings of unit length on average."""
-    return (_unit(key) - parameters["projection_mean"]) @ parameters["projection"]
+    return (unit(key) - parameters["projection_mean"]) @ parameters["projection"]
 
 
 def place_states(parameters: Mapping[str, Any], states: np.ndarray) -> np.ndarray:
@@ -143,7 +142,7 @@ def explained(bank: Bank, asked: Asked) -> np.ndarray:
     with u embeddings of unit length, K their products, and :math:`\lambda` a tenth of its mean diagonal. A single row is its own
     mean, from which nothing departs: its share is one.
     """
-    rows_at, queries_at = _unit(bank.key), _unit(asked.key)
+    rows_at, queries_at = unit(bank.key), unit(asked.key)
     out = np.zeros(len(queries_at))
     for queries, rows in patterns(asked.pool(bank)):
         if len(rows) == 1:
@@ -160,6 +159,7 @@ def explained(bank: Bank, asked: Asked) -> np.ndarray:
     return np.where(out < _LEAST_SHARE, 0.0, np.minimum(out, 1.0))
 
 
-def _unit(key: np.ndarray) -> np.ndarray:
+def unit(key: np.ndarray) -> np.ndarray:
+    """Rows brought to unit length."""
     length = np.linalg.norm(key, axis=1, keepdims=True)
     return key / np.where(length > 0, length, 1.0)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ragst_sd.retrieval.gate import entmax
-from ragst_sd.retrieval.response_episodes import familiar
+from ragst_sd.retrieval.response_baselines import bilinear
 from ragst_sd.retrieval.response_phi import (
     Bend,
     bend,
@@ -31,8 +31,16 @@ from ragst_sd.retrieval.response_phi import (
     place,
     place_states,
 )
-from ragst_sd.retrieval.response_regression import bilinear
-from ragst_sd.retrieval.responses import Answer, candidates, distances_to, patterns, pool_mean, take_queries
+from ragst_sd.retrieval.responses import (
+    Answer,
+    candidates,
+    distances_to,
+    familiar,
+    patterns,
+    pool_mean,
+    shortened,
+    take_queries,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,7 +98,7 @@ def find_hood(
         (q, m) rows that B is learned from for each query; those it may use if left out.
     """
     x, query = place(parameters, bank.key), place(parameters, asked.key)
-    z = place_states(parameters, _states_of_rows(bank))
+    z = place_states(parameters, bank.state[bank.contexts])
     found = candidates(bank, asked, asked.pool(bank), min(n_candidates, len(bank.key)))
     rows = np.maximum(found.rows, 0)
     learned = {penalty: no_bend(rows.shape[0], rows.shape[1], z.shape[1]) for penalty in penalties}
@@ -118,35 +126,19 @@ def weigh(hood: Hood, gate: Gate, n_neighbors: int, line: np.ndarray, z: np.ndar
     if gate.learned > 0:
         squared = squared + gate.learned**2 * hood.learned[gate.penalty].at(line, z)
     logits = np.where(hood.rows[line] >= 0, -gate.sharpness * squared, -np.inf)
-    taken = None
-    if n_neighbors < logits.shape[1]:
-        last = -np.partition(-logits, n_neighbors - 1, axis=1)[:, [n_neighbors - 1]]
-        # Ties at the last place: the rows nearer in the embedding, which come first.
-        kept = logits > last
-        ties = (logits == last) & (np.cumsum(logits == last, axis=1) + kept.sum(axis=1, keepdims=True) <= n_neighbors)
-        logits = np.where(kept | ties, logits, -np.inf)
-        taken = np.argpartition(-logits, n_neighbors - 1, axis=1)[:, :n_neighbors]
-        logits = np.take_along_axis(logits, taken, axis=1)
+    # Of equally good ones the first are taken: the rows nearer in the embedding.
+    taken = np.argsort(-logits, axis=1, kind="stable")[:, :n_neighbors]
     null = -gate.sharpness * gate.reach if np.isfinite(gate.reach) else _NOBODY
-    with_null = np.concatenate([logits, np.full((len(logits), 1), null)], axis=1)
-    weights = entmax(torch.as_tensor(with_null))[:, :-1].numpy()
-    if taken is None:
-        return weights
-    out = np.zeros((len(weights), hood.rows.shape[1]))
-    np.put_along_axis(out, taken, weights, axis=1)
-    return out
-
-
-def retrieved(hood: Hood, weights: np.ndarray) -> np.ndarray:
-    """(q, g) what retrieval says beside the mean."""
-    return (weights[:, None, :] @ hood.relative)[:, 0]
+    with_null = np.concatenate([np.take_along_axis(logits, taken, axis=1), np.full((len(logits), 1), null)], axis=1)
+    weights = np.zeros_like(logits)
+    np.put_along_axis(weights, taken, entmax(torch.as_tensor(with_null))[:, :-1].numpy(), axis=1)
+    return weights
 
 
 def respond_rag(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int) -> Answer:
     """Answer with the gates chosen for perturbations with and without measured relatives."""
-    return prepare_rag(parameters, bank, asked, k).respond(
-        np.arange(len(asked.key)), states_of_queries(parameters, bank, asked)
-    )
+    z = place_states(parameters, asked.states(bank))
+    return prepare_rag(parameters, bank, asked, k).respond(np.arange(len(asked.key)), z)
 
 
 def prepare_rag(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int) -> ReadyRag:
@@ -161,8 +153,7 @@ def prepare_rag(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int)
         if trust_line:
             line = bilinear(parameters, bank, take_queries(asked, at), k)
             base[at] += trust_line * hood.explained[at] * (line.evidence + line.adjustment - base[at])
-    distances = np.where(hood.rows >= 0, distances_to(bank, asked, hood.rows), np.nan)
-    return ReadyRag(parameters, hood, kind, gates, base, bank.values, distances, k)
+    return ReadyRag(parameters, hood, kind, gates, base, bank.values, distances_to(bank, asked, hood.rows), k)
 
 
 @dataclass(frozen=True)
@@ -205,7 +196,7 @@ class ReadyRag:
         rows = np.where(cited > 0, hood.rows[line], -1)
         distances = np.where(rows >= 0, self.distances[line], np.nan)
         answer = Answer(rows, cited, distances, evidence, response - evidence, hood.explained[line, 0])
-        return _shortened(answer, self.k)
+        return shortened(answer, self.k)
 
     def mixture(self, line: np.ndarray, z: np.ndarray) -> np.ndarray:
         """(n, q + q K) shares of the rows of `parts` that responses are made of; states (n, l) may lie off the rim."""
@@ -243,26 +234,6 @@ def _best(weights: np.ndarray, k: int) -> np.ndarray:
     np.put_along_axis(out, order, 0.0, axis=1)
     total = out.sum(axis=1, keepdims=True)
     return out * np.divide(weights.sum(axis=1, keepdims=True), total, out=np.ones_like(total), where=total > 0)
-
-
-def _shortened(answer: Answer, k: int) -> Answer:
-    """Cited rows first, at most `k` of them."""
-    order = np.argsort(-answer.weights, axis=1, kind="stable")[:, :k]
-    rows, weights, distances = (np.take_along_axis(part, order, axis=1) for part in answer[:3])
-    return Answer(rows, weights, distances, *answer[3:])
-
-
-def states_of_queries(parameters: Mapping[str, Any], bank: Bank, asked: Asked) -> np.ndarray:
-    """(q, l) what is read of the state of each query."""
-    return place_states(parameters, _no_states(len(asked.key)) if bank.state is None else asked.states(bank))
-
-
-def _no_states(n: int) -> np.ndarray:
-    return np.zeros((n, 1))
-
-
-def _states_of_rows(bank: Bank) -> np.ndarray:
-    return _no_states(len(bank.key)) if bank.state is None else bank.state[bank.contexts]
 
 
 def _centres(bank: Bank, asked: Asked, rows: np.ndarray, level: np.ndarray) -> np.ndarray:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragst_sd.retrieval.response_episodes import ask_rows, closed_rows, familiar, shape_halves
-from ragst_sd.retrieval.response_phi import fit_space
-from ragst_sd.retrieval.response_rag import Gate, find_hood, retrieved, states_of_queries, weigh
-from ragst_sd.retrieval.response_regression import bilinear
+from ragst_sd.retrieval.response_baselines import bilinear
+from ragst_sd.retrieval.response_phi import fit_space, place_states
+from ragst_sd.retrieval.response_rag import Gate, find_hood, weigh
+from ragst_sd.retrieval.responses import ask_rows, closed_rows, familiar, shape_halves
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from ragst_sd.retrieval.responses import Bank
     from ragst_sd.retrieval.training import Run
@@ -53,17 +53,35 @@ def fit_rag(bank: Bank, options: Mapping[str, Any], run: Run) -> dict[str, Any]:
     in held-out correlation over the mean of the others, and its `inner_error`. Of a single perturbation it is the mean.
     """
     space = fit_space(bank, int(options["n_components"]))
-    gates = grid(options)
     if closed_rows(bank).all():
         # Nothing is held out where nothing is left to answer from: no gate has shown that it gains anything.
         logger.warning(
             "rag: the responses are all of one perturbation, so that nothing can be held out to choose on; it is the mean."
         )
-        mean = [(code, *gates[0], *TRUST[0], 1.0) for code in range(len(_KINDS))]
-        return _parameters(space, options, run, mean, [0.0] * len(_KINDS), [np.nan] * len(_KINDS))
+        lines: list[tuple[float, ...]] = [(code, *grid(options)[0], *TRUST[0], 1.0) for code in range(len(_KINDS))]
+        gains, errors = [0.0] * len(_KINDS), [np.nan] * len(_KINDS)
+    else:
+        lines, gains, errors = _chosen(bank, options, run, space)
+    return {
+        **space,
+        "rank": int(options["rank"]),
+        "alpha": float(options["alpha"]),
+        "n_candidates": run.n_candidates,
+        "gates": np.array(lines, dtype=np.float64),
+        "inner_gain": np.array(gains),
+        "inner_error": np.array(errors),
+    }
+
+
+def _chosen(
+    bank: Bank, options: Mapping[str, Any], run: Run, space: Mapping[str, Any]
+) -> tuple[list[tuple[float, ...]], list[float], list[float]]:
+    """Lines of `gates`, and gain and error of either kind."""
+    gates = grid(options)
     correlation, rows, kind = held_out_correlations(bank, options, run, space)
-    weight = np.ones(len(rows)) if bank.reliability is None else np.clip(bank.reliability[rows], _LEAST_WEIGHT, 1)
-    lines, gains, errors = [], [], []
+    weight = np.clip(bank.reliability[rows], _LEAST_WEIGHT, 1)
+    lines: list[tuple[float, ...]] = []
+    gains, errors = [], []
     for code, name in enumerate(_KINDS):
         own = kind == code
         own = own if own.sum() >= _MIN_KIND else np.ones_like(own)
@@ -77,26 +95,7 @@ def fit_rag(bank: Bank, options: Mapping[str, Any], run: Run) -> dict[str, Any]:
             "the mean of the others on held-out ones.",
             name, *(float(shares @ [line[i] for line in chosen]) for i in (4, 5)), gain, error,
         )  # fmt: skip
-    return _parameters(space, options, run, lines, gains, errors)
-
-
-def _parameters(
-    space: Mapping[str, Any],
-    options: Mapping[str, Any],
-    run: Run,
-    lines: Sequence[tuple[float, ...]],
-    gains: Sequence[float],
-    errors: Sequence[float],
-) -> dict[str, Any]:
-    return {
-        **space,
-        "rank": int(options["rank"]),
-        "alpha": float(options["alpha"]),
-        "n_candidates": run.n_candidates,
-        "gates": np.array(lines, dtype=np.float64),
-        "inner_gain": np.array(gains),
-        "inner_error": np.array(errors),
-    }
+    return lines, gains, errors
 
 
 def choose(correlation: np.ndarray, weight: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray, float, float]:
@@ -164,12 +163,12 @@ def held_out_correlations(
     for one, other in (shaped, shaped[::-1]):
         truth = other.values[rows]
         hood = find_hood(space, one, asked, run.n_candidates, tuple(options["penalties"]), teach)
-        z = states_of_queries(space, one, asked)
+        z = place_states(space, asked.states(one))
         line = bilinear(options, one, asked, 0)
         slope = hood.explained * (line.evidence + line.adjustment - hood.level)
         for i, gate in enumerate(gates):
-            found = retrieved(hood, hood.explained * weigh(hood, gate, run.n_neighbors, every, z))
-            parts = np.stack([hood.level, slope, found], axis=1)
+            weights = hood.explained * weigh(hood, gate, run.n_neighbors, every, z)
+            parts = np.stack([hood.level, slope, (weights[:, None, :] @ hood.relative)[:, 0]], axis=1)
             total[i] += _correlations(parts, truth, mix)
     return total / 2, rows, familiar(bank, asked)
 

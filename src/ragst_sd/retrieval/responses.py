@@ -17,6 +17,8 @@ from ragst_sd.retrieval.search import Candidates, Eligibility, find_candidates
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_MAX_COMPONENTS = 128
+
 
 @dataclass(frozen=True)
 class Cells:
@@ -50,11 +52,11 @@ class Bank:
     """(m,) groups that are held out whole when something is chosen: perturbations."""
     order: np.ndarray
     """(m,) rank of each row's name, which decides between equal distances."""
+    state: np.ndarray
+    """(contexts, g) mean expression of the controls of each context: the cell state."""
+    reliability: np.ndarray
+    """(m,) agreement of two halves of the cells."""
     metric: str = "cosine"
-    state: np.ndarray | None = None
-    """(contexts, g) mean expression of the controls of each context: the cell state. `None` where no method asks for it."""
-    reliability: np.ndarray | None = None
-    """(m,) agreement of two halves of the cells; `None` if unknown."""
     cells: Cells | None = None
     """Cells, for methods that learn from them."""
 
@@ -82,9 +84,6 @@ class Asked:
         """(q, g) cell state of each query; the mean over contexts for one that is new and of which nothing is known."""
         if self.state is not None:
             return self.state
-        if bank.state is None:
-            msg = "The bank does not know the states of its contexts."
-            raise ValueError(msg)
         known = bank.state[np.maximum(self.contexts, 0)]
         return np.where(self.contexts[:, None] >= 0, known, bank.state.mean(axis=0))
 
@@ -134,10 +133,8 @@ def candidates(bank: Bank, asked: Asked, masks: np.ndarray, k: int, *, how: str 
     """Stage 1: the `k` nearest rows of each query's mask, or as many random ones."""
     found = np.full((len(asked.key), k), -1, dtype=np.int64)
     for queries, rows in patterns(masks):
-        allowed = np.zeros(len(bank.key), dtype=bool)
-        allowed[rows] = True
-        nothing = np.zeros((len(queries), 0), dtype=np.int64)
-        eligibility = Eligibility(nothing, np.zeros((len(bank.key), 0), dtype=np.int64), allowed)
+        everything = Eligibility.everything(len(queries), len(bank.key))
+        eligibility = replace(everything, allowed=np.isin(np.arange(len(bank.key)), rows))
         part = find_candidates(
             asked.key[queries], bank.key, k,
             eligibility=eligibility, how=how, tie_order=bank.order, metric=bank.metric, backend="exact",
@@ -169,11 +166,15 @@ def cite(bank: Bank, found: Candidates, weights: np.ndarray, adjustment: np.ndar
 def cite_nobody(evidence: np.ndarray, adjustment: np.ndarray | None = None) -> Answer:
     """Answer of a method without neighbours."""
     n = len(evidence)
-    none = np.full((n, 1), -1, dtype=np.int64)
-    return Answer(
-        none, np.zeros((n, 1)), np.full((n, 1), np.nan), evidence,
-        np.zeros_like(evidence) if adjustment is None else adjustment,
-    )  # fmt: skip
+    adjustment = np.zeros_like(evidence) if adjustment is None else adjustment
+    return Answer(np.full((n, 1), -1), np.zeros((n, 1)), np.full((n, 1), np.nan), evidence, adjustment)
+
+
+def shortened(answer: Answer, k: int) -> Answer:
+    """Cited rows first, at most `k` of them."""
+    order = np.argsort(-answer.weights, axis=1, kind="stable")[:, :k]
+    rows, weights, distances = (np.take_along_axis(part, order, axis=1) for part in answer[:3])
+    return answer._replace(rows=rows, weights=weights, distances=distances)
 
 
 def pool_mean(bank: Bank, asked: Asked) -> np.ndarray:
@@ -182,3 +183,39 @@ def pool_mean(bank: Bank, asked: Asked) -> np.ndarray:
     for queries, rows in patterns(asked.pool(bank)):
         out[queries] = bank.mean_of(rows)
     return out
+
+
+def closed_rows(bank: Bank) -> np.ndarray:
+    """(m, m) rows that each row may not use: its own perturbation in any context, and combinations that hold it.
+
+    So a row is as new to the rest as a perturbation that nobody has measured. A combination may use its parts.
+    """
+    genes = [set(one) for one in bank.genes]
+    holds = np.array([[mine <= other for other in genes] for mine in genes], dtype=bool)
+    return holds | (bank.folds[:, None] == bank.folds[None, :])
+
+
+def ask_rows(bank: Bank, rows: np.ndarray, closed: np.ndarray) -> Asked:
+    """Rows of the bank as queries."""
+    return Asked(bank.key[rows], tuple(bank.genes[row] for row in rows), bank.contexts[rows], ~closed[rows])
+
+
+def shape_halves(bank: Bank) -> tuple[Bank, Bank]:
+    """The bank with the responses against either half of the controls, without their mean over genes, in few axes.
+
+    The axes keep inner products of such responses, up to what more than 128 of them would add: correlations over genes
+    are cosines among few numbers.
+    """
+    centred = [half - half.mean(axis=1, keepdims=True) for half in bank.halves]
+    _, size, axes = np.linalg.svd(np.concatenate(centred), full_matrices=False)
+    kept = max(1, int((size > 1e-9 * max(float(size[0]), 1e-300)).sum()))
+    axes = axes[: min(kept, _MAX_COMPONENTS)].T
+    values = [half @ axes for half in centred]
+    first, second = (replace(bank, values=one, halves=(values[0], values[1])) for one in values)
+    return first, second
+
+
+def familiar(bank: Bank, asked: Asked) -> np.ndarray:
+    """(q,) whether a gene of the query is perturbed in a row that it may use."""
+    shares = [[not set(genes).isdisjoint(other) for other in bank.genes] for genes in asked.genes]
+    return (np.array(shares, dtype=bool) & asked.eligible).any(axis=1)

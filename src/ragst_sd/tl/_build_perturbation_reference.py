@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from ragst_sd.tl._perturbation_cells import Labels
-
 logger = logging.getLogger(__name__)
 
 
@@ -152,101 +150,62 @@ def build_perturbation_reference(
         require_positive(target_sum, "target_sum")
     table = embedding_table(embedding)
     expression = read_expression(adata, layer=layer, unit=unit, target_sum=target_sum)
-    labels = read_labels(
-        adata, perturbation_key=perturbation_key, control=control, context_key=context_key, batch_key=batch_key,
-        type_key=type_key, perturbation_type=perturbation_type,
-    )  # fmt: skip
-    used = labels.control | _of_types(labels, perturbation_type)
-    _require_controls(labels, used)
+    cells = read_labels(
+        adata,
+        perturbation_key=perturbation_key,
+        control=control,
+        context_key=context_key,
+        batch_key=batch_key,
+        type_key=type_key,
+        perturbation_type=perturbation_type,
+    )
+    cells["used"] = cells["control"] | _of_types(cells, perturbation_type)
+    _require_controls(cells)
     vectors = lookup(table)
-    embedded = _embedded(labels, used, control, vectors, on_missing)
+    embedded = _embedded(cells, control, vectors, on_missing)
+    lost = cells[_keys.PERTURBATION][cells["used"] & ~embedded].value_counts().sort_index()
+    cells["used"] &= embedded
     kept = expression.genes if genes is None else names_among(genes, expression.genes, "genes", ": the cells have no")
     # Cells in the order of their names: neither sums nor draws depend on the order in which they came.
     order = np.argsort(np.asarray(adata.obs_names, dtype=str), kind="stable")
-    screen = Screen(
-        values=take_genes(expression.values, expression.genes, kept)[order],
-        cells=np.asarray(adata.obs_names, dtype=str)[order],
-        perturbation=labels.perturbation[order],
-        context=labels.context[order],
-        batch=labels.batch[order],
-        kind=labels.kind[order],
-        control=labels.control[order],
-        used=(used & (labels.control | embedded))[order],
-    )
-    rows, dropped = measure(screen, min_cells=int(min_cells), rng=np.random.default_rng(rng))
-    lost = sorted(set(labels.perturbation[used & ~labels.control & ~embedded]))
-    dropped = dropped_frame(
-        [*((name, "", int((labels.perturbation[used] == name).sum()), "no embedding") for name in lost), *dropped]
-    )
-    return _assemble(
-        screen, rows, kept, table, embed(list(rows.obs[_keys.PERTURBATION]), control, vectors), dropped,
-        sources=sources_frame(sources, sorted(set(screen.context[screen.used]))),
-        max_controls=int(max_controls), max_cells=int(max_cells), rng=rng,
-        header={
-            "perturbation_key": perturbation_key,
-            "control": control,
-            "context_key": context_key or "",
-            "batch_key": batch_key or "",
-            "normalization": expression.normalization,
-        },
-    )  # fmt: skip
-
-
-def _assemble(
-    screen: Screen,
-    rows: Any,
-    genes: list[str],
-    table: dict[str, Any],
-    embedded: np.ndarray,
-    dropped: pd.DataFrame,
-    *,
-    sources: pd.DataFrame,
-    max_controls: int,
-    max_cells: int,
-    rng: int,
-    header: dict[str, Any],
-) -> AnnData:
-    import anndata as ad
-    import pandas as pd
-
-    reference = ad.AnnData(
-        rows.mean.astype(np.float32),
-        obs=rows.obs,
-        var=pd.DataFrame(index=pd.Index(genes, name="gene")),
-        layers={
-            _keys.STANDARD_ERROR: rows.error.astype(np.float32),
-            **{name: half.astype(np.float32) for name, half in zip(_keys.RESPONSE_HALVES, rows.halves, strict=True)},
-        },
-        obsm={_keys.PERTURBATION_EMBEDDING: embedded.astype(np.float32)},
-    )
-    contexts, controls = sample_controls(screen, max_controls, np.random.default_rng(rng))
-    reference.uns[_keys.ATTRS] = {
+    screen = Screen(take_genes(expression.values, expression.genes, kept)[order], cells.iloc[order].copy())
+    reference, row, dropped = measure(screen, kept, min_cells=int(min_cells), rng=np.random.default_rng(rng))
+    obs = reference.obs
+    reference.obsm[_keys.PERTURBATION_EMBEDDING] = embed(obs[_keys.PERTURBATION], control, vectors).astype(np.float32)
+    used = screen.cells[screen.cells["used"]]
+    contexts, controls = sample_controls(screen, int(max_controls), np.random.default_rng(rng))
+    treated = sample_treated(screen, obs.index.to_numpy(str), row, int(max_cells), np.random.default_rng(rng))
+    header = {
         "schema_version": _keys.SCHEMA_VERSION,
         "task": TASK,
         "use_rep": _keys.PERTURBATION_EMBEDDING,
-        **header,
+        "perturbation_key": perturbation_key,
+        "control": control,
+        "context_key": context_key or "",
+        "batch_key": batch_key or "",
+        "normalization": expression.normalization,
         "embedding": table,
         "contexts": contexts,
         "controls": controls,
-        "treated": sample_treated(screen, rows, max_cells, np.random.default_rng(rng)),
-        _keys.CONTROL_CELLS: screen.cells[screen.control & screen.used],
-        "dropped": dropped,
-        "sources": sources,
-        "content_hash": "",
+        "treated": treated,
+        _keys.CONTROL_CELLS: used.index[used["control"]].to_numpy(str),
+        "dropped": dropped_frame([*((name, "", n, "no embedding") for name, n in lost.items()), *dropped]),
+        "sources": sources_frame(sources, sorted(set(used[_keys.CONTEXT]))),
     }
+    reference.uns[_keys.ATTRS] = header
     reference.uns[_keys.ATTRS]["content_hash"] = perturbation_hash(reference)
-    obs = reference.obs
+    n_reliable = int((obs[_keys.RELIABILITY] >= 0.5).sum())
     logger.info(
         "Reference of %d rows: %d perturbations in %d contexts, %d genes; reliability of .5 and above in %d rows.",
-        reference.n_obs, obs[_keys.PERTURBATION].nunique(), obs[_keys.CONTEXT].nunique(), reference.n_vars,
-        int((obs[_keys.RELIABILITY] >= 0.5).sum()),
+        reference.n_obs, obs[_keys.PERTURBATION].nunique(), obs[_keys.CONTEXT].nunique(), reference.n_vars, n_reliable,
     )  # fmt: skip
     return reference
 
 
-def _of_types(labels: Labels, asked: str | Sequence[str] | None) -> np.ndarray:
+def _of_types(cells: pd.DataFrame, asked: str | Sequence[str] | None) -> pd.Series:
     """Perturbed cells of the types asked for."""
-    kinds = sorted(set(labels.kind[~labels.control]))
+    types = cells[_keys.PERTURBATION_TYPE][~cells["control"]]
+    kinds = sorted(set(types))
     if asked is None:
         if len(kinds) > 1:
             msg = (
@@ -254,32 +213,30 @@ def _of_types(labels: Labels, asked: str | Sequence[str] | None) -> np.ndarray:
                 f"with `perturbation_type={kinds[0]!r}`, or name those to mix."
             )
             raise ValueError(msg)
-        return ~labels.control
+        return ~cells["control"]
     wanted = as_names(asked)
     require_known(wanted, kinds, "perturbation_type", ": no perturbed cell is of type")
-    return ~labels.control & np.isin(labels.kind, wanted)
+    return ~cells["control"] & cells[_keys.PERTURBATION_TYPE].isin(wanted)
 
 
-def _require_controls(labels: Labels, used: np.ndarray) -> None:
-    with_controls = set(labels.context[labels.control])
-    lacking = sorted(set(labels.context[used]) - with_controls)
-    if lacking:
-        n = int(np.isin(labels.context[used], lacking).sum())
+def _require_controls(cells: pd.DataFrame) -> None:
+    contexts = cells[_keys.CONTEXT]
+    with_controls = sorted(set(contexts[cells["control"]]))
+    lacking = contexts[cells["used"] & ~contexts.isin(with_controls)]
+    if len(lacking):
         msg = (
-            f"Contexts without control cells: {listing(lacking)} ({n} cells). Contexts with controls: "
-            f"{listing(sorted(with_controls))}. Responses are measured against controls of the same context: remove these "
+            f"Contexts without control cells: {listing(sorted(set(lacking)))} ({len(lacking)} cells). Contexts with controls: "
+            f"{listing(with_controls)}. Responses are measured against controls of the same context: remove these "
             "cells, or add their controls."
         )
         raise ValueError(msg)
 
 
-def _embedded(
-    labels: Labels, used: np.ndarray, control: str, vectors: Mapping[str, np.ndarray], on_missing: str
-) -> np.ndarray:
+def _embedded(cells: pd.DataFrame, control: str, vectors: Mapping[str, np.ndarray], on_missing: str) -> pd.Series:
     """Whether every gene of a cell's perturbation has an embedding."""
-    names = sorted(set(labels.perturbation[used & ~labels.control]))
+    names = sorted(set(cells[_keys.PERTURBATION][cells["used"] & ~cells["control"]]))
     lacking = missing_genes(names, control, vectors)
-    found = len(names) - len(lacking)
+    n_embedded = len(names) - len(lacking)
     if lacking:
         genes = sorted({gene for each in lacking.values() for gene in each})
         msg = f"`embedding` has no {listing(genes)}: {len(lacking)} of {len(names)} perturbations ({listing(lacking)})"
@@ -287,8 +244,8 @@ def _embedded(
             msg += f".{hint(genes[0], vectors)} Leave them out with `on_missing='drop'`."
             raise KeyError(msg)
         logger.warning("%s are left out.", msg)
-    if not found:
+    if not n_embedded:
         msg = f"`embedding` has no gene of any perturbation ({listing(names)}); it has {len(vectors)} genes: {listing(vectors)}."
         raise ValueError(msg)
-    logger.info("The embedding covers %d of %d perturbations.", found, len(names))
-    return ~np.isin(labels.perturbation, list(lacking))
+    logger.info("The embedding covers %d of %d perturbations.", n_embedded, len(names))
+    return ~cells[_keys.PERTURBATION].isin(list(lacking))

@@ -137,14 +137,12 @@ def _read(path: Path) -> dict[str, set[str]]:
 def _weighted(sets: Mapping[str, set[str]], min_terms: int) -> tuple[list[str], int, sp.csr_matrix]:
     """Genes in enough sets, the number of the others, and (genes, sets) inverse frequencies in rows of unit length."""
     import scipy.sparse as sp
-    from sklearn.preprocessing import normalize
+    from sklearn.preprocessing import MultiLabelBinarizer, normalize
 
-    members = {name: genes - {""} for name, genes in sorted(sets.items())}
-    everyone = sorted(set().union(*members.values()))
-    place = {gene: i for i, gene in enumerate(everyone)}
-    indices = [place[gene] for genes in members.values() for gene in sorted(genes)]
-    indptr = np.cumsum([0, *(len(genes) for genes in members.values())])
-    belongs = sp.csr_matrix((np.ones(len(indices)), indices, indptr), shape=(len(members), len(everyone))).T.tocsr()
+    members = [genes - {""} for _, genes in sorted(sets.items())]
+    binarizer = MultiLabelBinarizer(sparse_output=True)
+    belongs = sp.csr_matrix(binarizer.fit_transform(members).T, dtype=np.float64)
+    everyone = binarizer.classes_
     enough = np.asarray(belongs.sum(axis=1)).ravel() >= min_terms
     kept = belongs[enough]
     size = np.asarray(kept.sum(axis=0)).ravel()
@@ -152,7 +150,7 @@ def _weighted(sets: Mapping[str, set[str]], min_terms: int) -> tuple[list[str], 
     useful = (size > 1) & (size < kept.shape[0])
     kept, size = kept[:, useful], size[useful]
     placed = np.asarray(kept.sum(axis=1)).ravel() > 0
-    genes = [gene for gene, one in zip(np.asarray(everyone, dtype=object)[enough], placed, strict=True) if one]
+    genes = list(everyone[enough][placed])
     if not genes:
         msg = f"`gmt`: of {len(everyone)} genes in {len(members)} sets none is in {min_terms} sets that it shares with others."
         raise ValueError(msg)

@@ -13,9 +13,8 @@ from ragst_sd._results import predicted
 from ragst_sd._validate import listing, require_known, require_positive, require_some
 from ragst_sd.reference.perturbation_schema import TASK
 from ragst_sd.tl._measured_responses import Measured, genes_of_both, measured_responses, predicted_lines
-from ragst_sd.tl._perturbation_metrics import ceiling
+from ragst_sd.tl._perturbation_metrics import CHOICES, DEFAULT_METRICS, ceiling, cell_scores, mean_scores
 from ragst_sd.tl._perturbed_table import remembered
-from ragst_sd.tl._response_scores import CHOICES, DEFAULT_METRICS, cell_scores, mean_scores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,7 +135,8 @@ def evaluate_perturbation(
     """
     import pandas as pd
 
-    chosen = _chosen(metrics)
+    chosen = as_names(DEFAULT_METRICS if metrics is None else metrics)
+    require_known(chosen, CHOICES, "metrics")
     for name, value in (("min_cells", min_cells), ("n_components", n_components), ("max_cells", max_cells)):
         require_positive(value, name, whole=True)
     tables, header = _tables(data)
@@ -178,34 +178,20 @@ def _require_unseen(header: dict[str, Any], compared: list[tuple[str, str]]) -> 
 
 def _tables(data: AnnData | Mapping[str, AnnData]) -> tuple[dict[str, AnnData], dict[str, Any]]:
     """Predicted tables by method, and what their headers say of unit and controls."""
-    if isinstance(data, Mapping):
-        require_some(data, "data", "Give a table made by `rg.tl.perturb`, or a mapping from method to such tables.")
     given = {str(name): table for name, table in data.items()} if isinstance(data, Mapping) else {"": data}
-    headers = {}
-    for name, table in given.items():
-        headers[name] = predicted(table, "", any_task=True)[1]
-        if headers[name].get("task") != TASK:
-            msg = (
-                "`data` is a prediction of tissue; compare it with `rg.tl.evaluate`. Responses are predicted by "
-                "`rg.tl.perturb`."
-            )
-            raise ValueError(msg)
+    require_some(given, "data", "Give a table made by `rg.tl.perturb`, or a mapping from method to such tables.")
+    headers = {name: predicted(table, "", any_task=True)[1] for name, table in given.items()}
+    if any(header.get("task") != TASK for header in headers.values()):
+        msg = "`data` is a prediction of tissue; compare it with `rg.tl.evaluate`. Responses are predicted by `rg.tl.perturb`."
+        raise ValueError(msg)
     first = next(iter(given))
     for name, table in given.items():
-        same_unit = (
-            headers[name]["unit"] == headers[first]["unit"] and headers[name]["control"] == headers[first]["control"]
-        )
-        if not same_unit or list(table.var_names) != list(given[first].var_names):
+        alike = all(headers[name][field] == headers[first][field] for field in ("unit", "control"))
+        if not alike or list(table.var_names) != list(given[first].var_names):
             msg = f"The tables {first!r} and {name!r} differ in genes, unit or control. Compare them one by one."
             raise ValueError(msg)
-    used = np.unique(np.concatenate([np.asarray(headers[name][_keys.CONTROL_CELLS]).astype(str) for name in given]))
+    used = np.unique(np.concatenate([header[_keys.CONTROL_CELLS] for header in headers.values()]).astype(str))
     return given, {**headers[first], _keys.CONTROL_CELLS: used}
-
-
-def _chosen(metrics: Sequence[str] | None) -> list[str]:
-    chosen = as_names(DEFAULT_METRICS if metrics is None else metrics)
-    require_known(chosen, CHOICES, "metrics")
-    return chosen
 
 
 def _frame(truth: Measured, lines: list[int], scores: dict[str, np.ndarray], min_reliability: float) -> pd.DataFrame:

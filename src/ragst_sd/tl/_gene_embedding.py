@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd._validate import hint, listing
+from ragst_sd.reference.genes import duplicates
 from ragst_sd.reference.perturbations import components, embed_perturbation
 
 if TYPE_CHECKING:
@@ -46,20 +47,18 @@ def embedding_table(embedding: pd.DataFrame | Mapping[str, Any]) -> dict[str, An
     if not np.issubdtype(rows.dtype, np.number) or rows.ndim != 2 or rows.shape[1] == 0:
         msg = f"`embedding` holds no numbers (shape {rows.shape}, {rows.dtype}). Give numeric columns only, genes as index."
         raise ValueError(msg)
-    if len(set(genes)) < len(genes):
-        repeated = sorted({gene for gene in genes if genes.count(gene) > 1})
+    repeated = duplicates(genes)
+    if repeated:
         msg = f"`embedding` has genes more than once: {listing(repeated)}. Keep one row each."
         raise ValueError(msg)
     usable = np.isfinite(rows).all(axis=1) & (rows != 0).any(axis=1)
-    order = [i for i in sorted(range(len(genes)), key=genes.__getitem__) if usable[i]]
-    if not order:
+    names = np.asarray(genes, dtype=str)
+    order = np.argsort(names)
+    order = order[usable[order]]
+    if not len(order):
         msg = "`embedding` has no gene with a finite vector that is not zero."
         raise ValueError(msg)
-    return {
-        "name": name,
-        "genes": np.asarray([genes[i] for i in order], dtype=str),
-        "values": np.asarray(rows[order], dtype=np.float32),
-    }
+    return {"name": name, "genes": names[order], "values": np.asarray(rows[order], dtype=np.float32)}
 
 
 def lookup(table: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -17,10 +17,9 @@ from ragst_sd.tl._perturbation_cells import read_expression, read_labels
 from ragst_sd.tl._stored_expression import offered_names
 
 if TYPE_CHECKING:
+    import pandas as pd
     import scipy.sparse as sp
     from anndata import AnnData
-
-    from ragst_sd.tl._perturbation_cells import Labels
 
 logger = logging.getLogger(__name__)
 
@@ -83,67 +82,64 @@ def measured_responses(
         adata, perturbation_key=perturbation_key, control=control, context_key=context_key, batch_key=batch_key
     )
     order = np.argsort(np.asarray(adata.obs_names, dtype=str), kind="stable")
-    values = take_genes(expression.values, expression.genes, genes)[order]
+    values, labels = take_genes(expression.values, expression.genes, genes)[order], labels.iloc[order]
     seen = {str(cell) for cell in header[_keys.CONTROL_CELLS]} | sources
-    held_out = labels.control & ~np.isin(np.asarray(adata.obs_names, dtype=str), list(seen))
+    held_out = (labels["control"] & ~labels.index.astype(str).isin(list(seen))).to_numpy()
     if not held_out.any():
         msg = (
-            f"All {int(labels.control.sum())} controls of `adata` were used by the reference or are source cells of the "
+            f"All {int(labels['control'].sum())} controls of `adata` were used by the reference or are source cells of the "
             "prediction. The truth needs controls of its own, or noise of the controls counts as accuracy: split them with "
             "`rg.tl.perturbation_folds` and build the reference on the cells 'train' and 'control_train'."
         )
         raise ValueError(msg)
-
-    def lines(
-        controls: np.ndarray,
-    ) -> tuple[list[tuple[str, str]], np.ndarray, tuple[Any, np.ndarray, np.ndarray, int]]:
-        names, row, stratum = _lines(labels, controls, min_cells)
-        row, stratum = row[order], stratum[order]
-        used = row >= CONTROL
-        return names, row, (values[used], row[used], np.unique(stratum[used], return_inverse=True)[1], len(names))
-
-    names, row, cells = lines(held_out)
-    names_all, _, cells_all = lines(labels.control)
-    found, own = mean_responses(*cells), split_half_reliability(*cells, rng=rng)
-    whole = split_half_reliability(*cells_all, rng=rng)
-    place = {name: i for i, name in enumerate(names_all)}
-    profile = np.array([np.asarray(values[row == line].mean(axis=0)).ravel() for line in range(len(names))])
+    names, row, stratum = _lines(labels, held_out, min_cells)
+    cells = _of_lines(values, row, stratum, len(names))
+    means, own = mean_responses(*cells), split_half_reliability(*cells, rng=rng)
+    every, row_of_every, stratum = _lines(labels, labels["control"].to_numpy(), min_cells)
+    whole = split_half_reliability(*_of_lines(values, row_of_every, stratum, len(every)), rng=rng)
     return Measured(
         names=names,
         values=values,
         row=row,
-        context=labels.context[order],
-        delta=found.mean,
-        profile=profile,
-        n_cells=found.n_cells,
-        reliability=np.array([whole[place[name]] for name in names]),
+        context=labels[_keys.CONTEXT].to_numpy(),
+        delta=means.mean,
+        profile=np.array([np.asarray(values[row == line].mean(axis=0)).ravel() for line in range(len(names))]),
+        n_cells=means.n_cells,
+        reliability=whole[[every.index(name) for name in names]],
         own_reliability=own,
     )
 
 
 def _lines(
-    labels: Labels, controls: np.ndarray, min_cells: int
+    labels: pd.DataFrame, controls: np.ndarray, min_cells: int
 ) -> tuple[list[tuple[str, str]], np.ndarray, np.ndarray]:
     """Lines with enough cells beside two controls of their context and batch; -1 for controls, -2 for all else."""
-    joined = np.array(["\x1f".join(pair) for pair in zip(labels.context, labels.batch, strict=True)])
-    stratum = np.unique(joined, return_inverse=True)[1]
+    import pandas as pd
+
+    stratum = labels.groupby([_keys.CONTEXT, "batch"]).ngroup().to_numpy()
     enough = np.bincount(stratum[controls], minlength=stratum.max() + 1)[stratum] >= 2
-    treated = ~labels.control & enough
-    if not enough[~labels.control].all():
-        lost = sorted(set(joined[~labels.control & ~enough]))
+    treated = ~labels["control"].to_numpy()
+    lost = labels[treated & ~enough]
+    if len(lost):
         logger.warning(
             "Cells without two held-out controls of their context and batch are left out: %s.",
-            listing(name.replace("\x1f", ", batch ") for name in lost),
+            listing(f"{context}, batch {batch}" for context, batch in lost.groupby([_keys.CONTEXT, "batch"]).groups),
         )
-    pairs = np.array(["\x1f".join(pair) for pair in zip(labels.context, labels.perturbation, strict=True)])
-    present, counts = np.unique(pairs[treated], return_counts=True)
-    kept = [str(name) for name, n in zip(present, counts, strict=True) if n >= min_cells]
-    place = {name: i for i, name in enumerate(kept)}
-    row = np.array([place.get(str(name), -2) for name in pairs])
-    row[~treated] = -2
+    names = labels[[_keys.CONTEXT, _keys.PERTURBATION]]
+    counts = names[treated & enough].groupby([_keys.CONTEXT, _keys.PERTURBATION]).size()
+    kept = counts.index[counts >= min_cells]
+    row = kept.get_indexer(pd.MultiIndex.from_frame(names))
+    row[(row < 0) | ~treated | ~enough] = -2
     row[controls & enough] = CONTROL
-    parts = [name.partition("\x1f") for name in kept]
-    return [(context, perturbation) for context, _, perturbation in parts], row, stratum
+    return list(kept), row, stratum
+
+
+def _of_lines(
+    values: sp.csr_matrix, row: np.ndarray, stratum: np.ndarray, n_lines: int
+) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray, int]:
+    """Cells of lines and controls, as :func:`ragst_sd.reference.responses.mean_responses` takes them."""
+    used = row >= CONTROL
+    return values[used], row[used], np.unique(stratum[used], return_inverse=True)[1], n_lines
 
 
 def genes_of_both(table: AnnData, adata: AnnData, header: dict[str, Any]) -> list[str]:

@@ -14,13 +14,11 @@ from ragst_sd._settings import settings
 from ragst_sd._validate import listing, names_among, require_known, require_some, require_type
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.perturbations import canonical
-from ragst_sd.tl._eligibility import allowed_rows, recorded_where
 from ragst_sd.tl._fit_record import check_fewer
-from ragst_sd.tl._gene_embedding import embed, lookup
 from ragst_sd.tl._perturb_tissue import perturb_tissue
-from ragst_sd.tl._perturbation_cells import column, read_expression
+from ragst_sd.tl._perturbation_cells import contexts_of, read_expression
 from ragst_sd.tl._perturbed_table import perturbed_table
-from ragst_sd.tl._respond import respond
+from ragst_sd.tl._respond import Task, respond
 from ragst_sd.tl._response_bank import states_of_contexts
 
 if TYPE_CHECKING:
@@ -195,18 +193,32 @@ def perturb(
 
     require_type(data, (AnnData, SpatialData), "data")
     header, fit = perturbation_header(reference), perturbation_fit(reference)
-    control = str(header["control"])
-    names = as_names(perturbations)
-    exclude = as_names(exclude)
-    _check(names, exclude, n_neighbors, fit)
+    names, excluded = as_names(perturbations), as_names(exclude)
+    require_some(names, "perturbations", "Name genes, combinations `A+B`, or the control.")
+    require_known(excluded, _EXCLUDABLE, "exclude", " names")
+    if not excluded:
+        logger.warning("`exclude` is empty: measured responses to the very perturbation may be used.")
+    check_fewer(n_neighbors, fit)
+    task = Task(reference, header, fit, n_neighbors, excluded, where)
     show = settings.progress if progress is None else progress
     if isinstance(data, SpatialData):
         tables = perturb_tissue(
-            data, reference, header, fit, names,
-            table_key=table_key, spots=spots, n_around=n_around, center_states=center_states,
-            n_permutations=n_permutations, key_added=key_added, rng=rng, context_key=context_key, layer=layer, unit=unit,
-            genes=genes, n_neighbors=n_neighbors, where=where, exclude=exclude, progress=show,
-        )  # fmt: skip
+            data,
+            task,
+            names,
+            table_key=table_key,
+            spots=spots,
+            n_around=n_around,
+            center_states=center_states,
+            n_permutations=n_permutations,
+            key_added=key_added,
+            rng=rng,
+            context_key=context_key,
+            layer=layer,
+            unit=unit,
+            genes=genes,
+            progress=show,
+        )
         if not inplace:
             return next(iter(tables.values())) if len(tables) == 1 else tables
         for name, table in tables.items():
@@ -216,48 +228,25 @@ def perturb(
     if table_key is not None or spots is not None:
         msg = "`table_key` and `spots` choose from a SpatialData; of an AnnData pass the cells themselves: `data[mask].copy()`."
         raise ValueError(msg)
-    expression = read_expression(
-        data, layer=layer, unit=unit, like=header["normalization"], target_sum=None, where="data"
-    )
+    expression = read_expression(data, layer=layer, unit=unit, like=header["normalization"], where="data")
     shared = _shared_genes(list(reference.var_names), expression.genes, genes)
-    contexts = _contexts(data, context_key, header)
-    vectors = lookup(header["embedding"])
-    known = {name: canonical(name, control) for name in names}
-    wanted = list(dict.fromkeys(one for one in known.values() if one != control))
+    contexts = _contexts(data, context_key, task)
+    known = {name: canonical(name, task.control) for name in names}
+    wanted = dict.fromkeys(name for name in known.values() if name != task.control)
     pairs = [(name, context) for name in wanted for context in dict.fromkeys(contexts)]
-    key = embed([name for name, _ in pairs], control, vectors)
-    responded = respond(
-        reference,
-        header,
-        fit,
-        pairs,
-        key,
-        n_neighbors=n_neighbors,
-        exclude=exclude,
-        allowed=allowed_rows(reference, where),
-        states=states_of_contexts(header, expression, list(reference.var_names), contexts),
-        progress=show,
-    )
+    task.embed(list(wanted))
+    states = states_of_contexts(header, expression, list(reference.var_names), contexts)
     return perturbed_table(
-        reference, header, fit, responded,
+        task,
+        respond(task, pairs, states, progress=show),
         values=take_genes(expression.values, expression.genes, shared),
-        genes=shared, cells=np.asarray(data.obs_names, dtype=str), contexts=contexts, names=known, pairs=pairs,
-        settings={
-            "n_neighbors": int(fit["n_neighbors"] if n_neighbors is None else n_neighbors),
-            "context_key": context_key or "",
-            _keys.GENE_OVERLAP: float(reference.var_names.isin(expression.genes).mean()),
-            "exclude": np.asarray(exclude, dtype=str),
-            **recorded_where(reference, where),
-        },
-    )  # fmt: skip
-
-
-def _check(names: list[str], exclude: list[str], n_neighbors: int | None, fit: dict[str, Any]) -> None:
-    require_some(names, "perturbations", "Name genes, combinations `A+B`, or the control.")
-    require_known(exclude, _EXCLUDABLE, "exclude", " names")
-    if not exclude:
-        logger.warning("`exclude` is empty: measured responses to the very perturbation may be used.")
-    check_fewer(n_neighbors, fit)
+        genes=shared,
+        cells=np.asarray(data.obs_names, dtype=str),
+        contexts=contexts,
+        names=known,
+        pairs=pairs,
+        settings=task.settings(context_key, float(reference.var_names.isin(expression.genes).mean())),
+    )
 
 
 def _shared_genes(of_reference: list[str], of_data: list[str], asked: Sequence[str] | None) -> list[str]:
@@ -274,16 +263,11 @@ def _shared_genes(of_reference: list[str], of_data: list[str], asked: Sequence[s
     return shared if asked is None else names_among(asked, shared, "genes", ": reference and data do not share")
 
 
-def _contexts(data: AnnData, context_key: str | None, header: dict[str, Any]) -> np.ndarray:
+def _contexts(data: AnnData, context_key: str | None, task: Task) -> np.ndarray:
     """Context of each cell."""
-    known = [str(name) for name in header["contexts"]["context"]]
-    if context_key is None:
-        if not header["context_key"]:
-            return np.full(data.n_obs, _keys.ALL_CONTEXTS, dtype=object)
-        logger.warning("`context_key` is left out: the cells are of a new context, none of %s.", listing(known))
-        return np.full(data.n_obs, _keys.UNKNOWN, dtype=object)
-    found = column(data, context_key, "data")
-    new = sorted(set(found) - set(known))
-    if new:
-        logger.info("New contexts: %s. The reference has %s.", listing(new), listing(known))
-    return found
+    if context_key is not None:
+        return contexts_of(data, context_key, "data", task.contexts)
+    if not task.header["context_key"]:
+        return np.full(data.n_obs, _keys.ALL_CONTEXTS, dtype=object)
+    logger.warning("`context_key` is left out: the cells are of a new context, none of %s.", listing(task.contexts))
+    return np.full(data.n_obs, _keys.UNKNOWN, dtype=object)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,15 +13,20 @@ from ragst_sd._elements import image_mpp_of, shared_coordinate_system
 from ragst_sd._results import check_key_added
 from ragst_sd._validate import listing, names_among, require_positive
 from ragst_sd.reference.perturbations import canonical
-from ragst_sd.tl._eligibility import allowed_rows, recorded_where
-from ragst_sd.tl._gene_embedding import embed, lookup
-from ragst_sd.tl._perturbation_cells import column
-from ragst_sd.tl._perturbed_table import no_response
-from ragst_sd.tl._perturbed_tissue import tissue_table
-from ragst_sd.tl._respond import BAR_AFTER
-from ragst_sd.tl._tissue_responses import LEVEL, Variation, make_responder, variation
+from ragst_sd.tl._perturbation_cells import contexts_of
+from ragst_sd.tl._perturbed_table import tissue_table
+from ragst_sd.tl._respond import BAR_AFTER, no_response
+from ragst_sd.tl._tissue_responses import (
+    LEVEL,
+    SpotStates,
+    Variation,
+    make_responder,
+    mean_states,
+    niches,
+    remoteness,
+    variation,
+)
 from ragst_sd.tl._tissue_source import read_source
-from ragst_sd.tl._tissue_state import States, main_context, mean_states, niches, remoteness
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+    from ragst_sd.tl._respond import Task
     from ragst_sd.tl._tissue_source import TissueSource
 
 logger = logging.getLogger(__name__)
@@ -36,9 +42,7 @@ logger = logging.getLogger(__name__)
 
 def perturb_tissue(
     sdata: SpatialData,
-    reference: AnnData,
-    header: dict[str, Any],
-    fit: dict[str, Any],
+    task: Task,
     names: list[str],
     *,
     table_key: str | None,
@@ -52,9 +56,6 @@ def perturb_tissue(
     layer: str | None,
     unit: str,
     genes: Sequence[str] | None,
-    n_neighbors: int | None,
-    where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None,
-    exclude: list[str],
     progress: bool,
 ) -> dict[str, AnnData]:
     """Tables by name, one for each perturbation; see :func:`ragst_sd.tl.perturb`. Nothing is written."""
@@ -62,78 +63,80 @@ def perturb_tissue(
 
     for name, value in (("n_around", n_around), ("n_permutations", n_permutations)):
         require_positive(value, name, whole=True)
+    n_around, n_permutations = int(n_around), int(n_permutations)
     if 1 / (1 + n_permutations) > LEVEL:
         logger.warning(
             "`n_permutations` is %d: with fewer than 19 no map can be told from chance, and all are constant.",
             n_permutations,
         )
-    control = str(header["control"])
     keys = _keys_added(sdata, names, key_added)
-    embed([one for one in names if canonical(one, control) != control], control, lookup(header["embedding"]))
-    source = read_source(
-        sdata, header, list(reference.var_names), table_key=table_key, spots=spots, layer=layer, unit=unit
-    )
+    known = {name: canonical(name, task.control) for name in names}
+    wanted = [name for name in known.values() if name != task.control]
+    task.embed(wanted)
+    source = read_source(sdata, task, table_key=table_key, spots=spots, layer=layer, unit=unit)
     if len(source.xy) <= n_around:
         msg = (
             f"{len(source.xy)} spots are left, too few for `n_around` {n_around}: each spot is taken with that many around it. "
             "Take more spots, or fewer around each."
         )
         raise ValueError(msg)
-    own = _contexts(source, context_key, header)
-    sets = niches(source.xy, np.asarray(source.table.obs_names), int(n_around))
-    contexts = main_context(sets, own)
-    told = source.told
-    at, shown = reference.var_names.get_indexer(source.genes)[told], source.values[:, told]
-    far = remoteness(
-        mean_states(sets, shown), int(n_around) + 1, at, header, np.random.default_rng(rng)
-    )  # as they are: centring would hide how far they lie
-    states = States(
+    # A tissue is none of the screen's cell lines unless a column says so.
+    own = np.full(len(source.xy), _keys.UNKNOWN, dtype=object)
+    if context_key is not None:
+        own = contexts_of(source.table, context_key, f"sdata.tables[{source.table_key!r}]", task.contexts)
+    sets = niches(source.xy, np.asarray(source.table.obs_names), n_around)
+    of_state = source.of_state
+    at, values = task.reference.var_names.get_indexer(source.genes)[of_state], source.values[:, of_state]
+    # States as they are: centring would hide how far they lie.
+    far = remoteness(mean_states(sets, values), n_around + 1, at, task.header, np.random.default_rng(rng))
+    states = SpotStates(
+        sets=sets,
+        values=values,
+        labels=own,
+        turned=np.arange(len(own)),
         at=at,
-        means=np.asarray(header["contexts"]["mean"], dtype=np.float64),
-        names=[str(one) for one in header["contexts"]["context"]],
+        means=np.asarray(task.header["contexts"]["mean"], dtype=np.float64),
+        names=task.contexts,
         center=bool(center_states),
     )
-    kept = _wanted(source, genes)
     settings = {
-        "n_neighbors": int(fit["n_neighbors"] if n_neighbors is None else n_neighbors),
-        "context_key": context_key or "",
-        _keys.GENE_OVERLAP: len(source.genes) / reference.n_vars,
-        "exclude": np.asarray(exclude, dtype=str),
-        **recorded_where(reference, where),
-        "n_around": int(n_around),
+        **task.settings(context_key, len(source.genes) / task.reference.n_vars),
+        "n_around": n_around,
         "center_states": bool(center_states),
-        "n_permutations": int(n_permutations),
+        "n_permutations": n_permutations,
         "rng": int(rng),
         **_picture(sdata, source),
     }
-    of_spots = states.of(sets, shown, contexts)
+    if genes is not None:
+        source = source.with_genes(names_among(genes, source.genes, "genes", ": screen and tissue do not share"))
+    contexts, of_spots = states.contexts, states.whole()
     tables = {}
-    n_asked = sum(canonical(name, control) != control for name in names)
-    total = n_asked * (1 + int(n_permutations))
+    total = len(wanted) * (1 + n_permutations)
     with tqdm(total=total, unit="state", delay=BAR_AFTER, disable=not progress) as bar:
         for name in names:
-            known = canonical(name, control)
-            if known == control:
-                responded = no_response(len(source.xy), len(kept.genes))
-                error = np.full(kept.values.shape, np.nan)
+            if known[name] == task.control:
+                responded = no_response(*source.values.shape)
+                error = np.full(source.values.shape, np.nan)
                 varies = Variation(0.0, np.zeros(0), 1.0, constant=True)
             else:
-                every = sorted(set(contexts) | set(own))
-                responder = make_responder(
-                    reference, header, fit, known, every, kept.genes,
-                    n_neighbors=n_neighbors, exclude=exclude, allowed=allowed_rows(reference, where),
-                )  # fmt: skip
+                responder = make_responder(task, known[name], sorted(set(contexts) | set(own)), source.genes)
                 responded, error = responder.respond(contexts, of_spots)
                 bar.update(1)
-                varies = variation(
-                    responder, responded.response, sets, shown, own, states, int(n_permutations),
-                    np.random.default_rng(rng), bar.update,
-                )  # fmt: skip
-            tables[keys[name]] = tissue_table(
-                kept, reference, header, fit, responded, error,
-                name=name, contexts=contexts, far=far, varies=varies, settings={**settings, _keys.LEARNED_FROM: responded.learned_from},
-            )  # fmt: skip
-            _log(name, tables[keys[name]])
+                shuffler = np.random.default_rng(rng)
+                varies = variation(responder, responded.response, states, n_permutations, shuffler, bar.update)
+            table = tissue_table(
+                task,
+                source,
+                responded,
+                error,
+                name=name,
+                contexts=contexts,
+                far=far,
+                varies=varies,
+                settings=settings,
+            )
+            tables[keys[name]] = table
+            _log(name, table)
     return tables
 
 
@@ -169,49 +172,18 @@ def _keys_added(sdata: SpatialData, names: list[str], key_added: str) -> dict[st
     return keys
 
 
-def _contexts(source: TissueSource, context_key: str | None, header: dict[str, Any]) -> np.ndarray:
-    """Context of each spot in the terms of the screen: a tissue is none of its cell lines unless a column says so."""
-    if context_key is None:
-        return np.full(len(source.xy), _keys.UNKNOWN, dtype=object)
-    found = column(source.table, context_key, f"sdata.tables[{source.table_key!r}]")
-    known = [str(name) for name in header["contexts"]["context"]]
-    new = sorted(set(found) - set(known))
-    if new:
-        logger.info("New contexts: %s. The reference has %s.", listing(new), listing(known))
-    return found
-
-
-def _wanted(source: TissueSource, genes: Sequence[str] | None) -> TissueSource:
-    """The source with the genes that are asked for; states rest on all that are shared."""
-    if genes is None:
-        return source
-    wanted = names_among(genes, source.genes, "genes", ": screen and tissue do not share")
-    at = [source.genes.index(gene) for gene in wanted]
-    limits = source.limits
-    if limits is not None:
-        limits = replace(limits, lower=limits.lower[:, at], upper=limits.upper[:, at])
-    evidence = None if source.evidence is None else source.evidence[at]
-    trust = {name: values[at] for name, values in source.trust.items()}
-    return replace(source, values=source.values[:, at], genes=wanted, limits=limits, evidence=evidence, trust=trust)
-
-
 def _picture(sdata: SpatialData, source: TissueSource) -> dict[str, Any]:
     """Image that the spots lie on, for drawing; empty where there is none or several could be meant."""
     made = source.table.uns.get(_keys.RETRIEVAL, {})
     embedded = source.table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {})
-    about = [made, *embedded.values()] if "image_key" in made else list(embedded.values())
-    found = [
-        (str(one["image_key"]), str(one["coordinate_system"])) for one in about if str(one["image_key"]) in sdata.images
-    ]
-    if not found:
+    places = [(str(x.get("image_key", "")), str(x.get("coordinate_system"))) for x in (made, *embedded.values())]
+    places = [place for place in places if place[0] in sdata.images]
+    if not places:
         for image_key in sdata.images:
-            try:
-                found.append((image_key, shared_coordinate_system(sdata, source.region, image_key, None)))
-            except ValueError:
-                continue
-        found = found if len(found) == 1 else []
-    if not found:
-        return {"image_key": "", "coordinate_system": "", "image_mpp": float("nan")}
-    image_key, system = found[0]
+            with suppress(ValueError):
+                places.append((image_key, shared_coordinate_system(sdata, source.region, image_key, None)))
+        if len(places) != 1:
+            return {"image_key": "", "coordinate_system": "", "image_mpp": float("nan")}
+    image_key, system = places[0]
     mpp = image_mpp_of(sdata, image_key)
     return {"image_key": image_key, "coordinate_system": system, "image_mpp": float("nan") if mpp is None else mpp}

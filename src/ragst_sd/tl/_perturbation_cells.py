@@ -25,6 +25,7 @@ from ragst_sd.tl._stored_expression import offered_names, stored_expression
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import pandas as pd
     import scipy.sparse as sp
     from anndata import AnnData
 
@@ -86,7 +87,7 @@ def read_expression(
         if duplicates(names):
             msg = f"{place} has duplicated gene names ({listing(duplicates(names))}); on a log scale they cannot be added."
             raise ValueError(msg)
-        return Expression(matrix, names, _header(unit, 1e4, naming, []))
+        return Expression(matrix, names, _normalization(unit, 1e4, naming, []))
     check_counts(matrix, place)
     matrix, names = sum_duplicates(matrix, names)
     wanted = [str(gene) for gene in like["size_factor_genes"]] if like else []
@@ -103,10 +104,10 @@ def read_expression(
         msg = f"{int((sums <= 0).sum())} cells of {place} have no counts. Remove them first."
         raise ValueError(msg)
     target = float(like["target_sum"]) if like else float(np.median(sums) if target_sum is None else target_sum)
-    return Expression(log_normalize(matrix, sums / target), names, _header(unit, target, naming, shared))
+    return Expression(log_normalize(matrix, sums / target), names, _normalization(unit, target, naming, shared))
 
 
-def _header(given: str, target: float, naming: str, size_factor_genes: Sequence[str]) -> dict[str, Any]:
+def _normalization(given: str, target: float, naming: str, size_factor_genes: Sequence[str]) -> dict[str, Any]:
     unit = _keys.UNIT if target == 1e4 else f"log1p(counts per {target:,.6g})"
     return {
         "unit": unit,
@@ -115,20 +116,6 @@ def _header(given: str, target: float, naming: str, size_factor_genes: Sequence[
         "naming": naming,
         "size_factor_genes": np.asarray(size_factor_genes, dtype=str),
     }
-
-
-@dataclass
-class Labels:
-    """What was done to each cell, and where."""
-
-    perturbation: np.ndarray
-    """(n,) one spelling per perturbation; the control's name for controls."""
-    context: np.ndarray
-    batch: np.ndarray
-    kind: np.ndarray
-    """(n,) type of perturbation."""
-    control: np.ndarray
-    """(n,) whether a cell is a control."""
 
 
 def read_labels(
@@ -141,8 +128,11 @@ def read_labels(
     type_key: str | None = None,
     perturbation_type: str | Sequence[str] | None = None,
     where: str = "adata",
-) -> Labels:
-    """Labels of the cells.
+) -> pd.DataFrame:
+    """What was done to each cell, and where: one row per cell.
+
+    Columns are `perturbation` (one spelling each; the control's name for controls), `context`, `batch`, `perturbation_type`, and
+    `control`, whether a cell is a control.
 
     Raises
     ------
@@ -151,26 +141,36 @@ def read_labels(
     ValueError
         If a label is missing or no cell is a control.
     """
-    found = column(adata, perturbation_key, where)
-    names = {name: canonical(name, control) for name in set(found)}
-    perturbation = np.array([names[name] for name in found], dtype=object)
-    is_control = perturbation == control
-    if not is_control.any():
+    import pandas as pd
+
+    given = column(adata, perturbation_key, where)
+    names = {name: canonical(name, control) for name in set(given)}
+    frame = pd.DataFrame({_keys.PERTURBATION: [names[name] for name in given]}, index=adata.obs_names)
+    frame["control"] = frame[_keys.PERTURBATION] == control
+    if not frame["control"].any():
         msg = (
             f"No cell has {control!r} in `{where}.obs[{perturbation_key!r}]`; responses are measured against controls. "
-            f"There are {listing(sorted(set(found)))}. Name the controls with `control=`."
+            f"There are {listing(sorted(names))}. Name the controls with `control=`."
         )
         raise ValueError(msg)
-    everywhere = np.full(adata.n_obs, _keys.ALL_CONTEXTS, dtype=object)
-    context = everywhere if context_key is None else column(adata, context_key, where)
-    batch = everywhere if batch_key is None else column(adata, batch_key, where)
-    kind = np.full(
-        adata.n_obs, perturbation_type if isinstance(perturbation_type, str) else _keys.UNKNOWN, dtype=object
-    )
+    for name, key in ((_keys.CONTEXT, context_key), ("batch", batch_key)):
+        frame[name] = _keys.ALL_CONTEXTS if key is None else column(adata, key, where)
+    frame[_keys.PERTURBATION_TYPE] = perturbation_type if isinstance(perturbation_type, str) else _keys.UNKNOWN
     if type_key is not None or _keys.PERTURBATION_TYPE in adata.obs:
         # Controls have no type.
-        kind[~is_control] = column(adata[~is_control], type_key or _keys.PERTURBATION_TYPE, where)
-    return Labels(perturbation, context, batch, kind, is_control)
+        treated = ~frame["control"].to_numpy()
+        types = column(adata[treated], type_key or _keys.PERTURBATION_TYPE, where)
+        frame.loc[treated, _keys.PERTURBATION_TYPE] = types
+    return frame
+
+
+def contexts_of(table: AnnData, context_key: str, where: str, known: Sequence[str]) -> np.ndarray:
+    """Context of each row; contexts that the reference does not know are new ones."""
+    contexts = column(table, context_key, where)
+    new = sorted(set(contexts) - set(known))
+    if new:
+        logger.info("New contexts: %s. The reference has %s.", listing(new), listing(known))
+    return contexts
 
 
 def column(adata: AnnData, key: str, where: str) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ragst_sd import _keys
 from ragst_sd._validate import listing, require_choice, require_positive
 from ragst_sd.reference.perturbations import components
 from ragst_sd.reference.responses import halves
@@ -15,8 +16,6 @@ from ragst_sd.tl._perturbation_cells import read_labels
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
-
-    from ragst_sd.tl._perturbation_cells import Labels
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +98,10 @@ def perturbation_folds(
     generator = np.random.default_rng(rng)
     # Drawn in the order of the names of the cells, so that the order in which they come changes nothing.
     order = np.argsort(np.asarray(adata.obs_names, dtype=str), kind="stable")
-    groups = np.array(["\x1f".join(pair) for pair in zip(labels.context, labels.batch, strict=True)])
+    is_control = labels["control"].to_numpy()
+    groups = np.where(is_control, labels.groupby([_keys.CONTEXT, "batch"]).ngroup(), -1)
     first = np.empty(adata.n_obs, dtype=bool)
-    first[order] = halves(np.unique(np.where(labels.control, groups, "\x1e"), return_inverse=True)[1][order], generator)
+    first[order] = halves(groups[order], generator)
     if split == "perturbation":
         held = _perturbations(labels, control, n_folds, generator)
     else:
@@ -113,15 +113,17 @@ def perturbation_folds(
     columns = {}
     for name, (test, unused) in held.items():
         role = np.where(test, "test", np.where(unused, "unused", "train"))
-        role = np.where(labels.control, np.where(first, "control_train", "control_test"), role)
+        role = np.where(is_control, np.where(first, "control_train", "control_test"), role)
         columns[name] = pd.Categorical(role, categories=roles)
     return pd.DataFrame(columns, index=adata.obs_names)
 
 
 def _perturbations(
-    labels: Labels, control: str, n_folds: int | None, rng: np.random.Generator
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    names = sorted(set(labels.perturbation[~labels.control]))
+    labels: pd.DataFrame, control: str, n_folds: int | None, rng: np.random.Generator
+) -> dict[str, tuple[pd.Series, pd.Series]]:
+    treated = ~labels["control"].to_numpy()
+    perturbation = labels[_keys.PERTURBATION]
+    names = sorted(set(perturbation[treated]))
     if n_folds is not None:
         require_positive(n_folds, "n_folds", whole=True)
     folds = len(names) if n_folds is None else int(n_folds)
@@ -137,30 +139,26 @@ def _perturbations(
         singles = {genes[0] for name in held if len(genes := components(name, control)) == 1}
         leaking = [name for name in names if name not in held and singles & set(components(name, control))]
         label = shuffled[fold] if n_folds is None else f"fold{fold + 1}"
-        out[label] = (
-            np.isin(labels.perturbation, list(held)) & ~labels.control,
-            np.isin(labels.perturbation, leaking) & ~labels.control,
-        )
+        out[label] = (treated & perturbation.isin(held), treated & perturbation.isin(leaking))
     return out
 
 
 def _contexts(
-    labels: Labels, few_shot: float, *, everywhere: bool, rng: np.random.Generator
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    contexts = sorted(set(labels.context[~labels.control]))
+    labels: pd.DataFrame, few_shot: float, *, everywhere: bool, rng: np.random.Generator
+) -> dict[str, tuple[pd.Series, pd.Series]]:
+    contexts = sorted(set(labels[_keys.CONTEXT][~labels["control"]]))
     if len(contexts) < 2:
         msg = f"There is one context ({listing(contexts)}); holding it out leaves nothing. Name the contexts with `context_key=`."
         raise ValueError(msg)
     out = {}
     for context in contexts:
-        here = ~labels.control & (labels.context == context)
-        names = sorted(set(labels.perturbation[here]))
+        here = ~labels["control"] & (labels[_keys.CONTEXT] == context)
+        names = sorted(set(labels[_keys.PERTURBATION][here]))
         seen = round(few_shot * len(names))
         held = [names[i] for i in rng.permutation(len(names))[seen:]]
         if not held:
             msg = f"Context {context!r} has {len(names)} perturbations, all of which `few_shot` {few_shot} shows. Lower it."
             raise ValueError(msg)
-        test = here & np.isin(labels.perturbation, held)
-        unused = ~labels.control & ~test & np.isin(labels.perturbation, held) if everywhere else np.zeros_like(test)
-        out[context] = (test, unused)
+        everybody = ~labels["control"] & labels[_keys.PERTURBATION].isin(held)
+        out[context] = (everybody & here, everybody & ~here & everywhere)
     return out

@@ -1,13 +1,15 @@
-"""The table that `perturb` returns, with its provenance."""
+"""The tables that `perturb` makes, of cells and of spots, with their provenance."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import replace
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._annotation import table_attrs
 from ragst_sd.reference.perturbation_schema import TASK
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._predicted_table import cite_rows, software
@@ -19,37 +21,20 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
     from anndata import AnnData
 
+    from ragst_sd.tl._respond import Responded, Task
+    from ragst_sd.tl._tissue_responses import Remoteness, Variation
+    from ragst_sd.tl._tissue_source import TissueSource
+
 _CITED = (_keys.PERTURBATION, _keys.CONTEXT, _keys.PERTURBATION_TYPE)
 _CITED_NUMBERS = {_keys.N_CELLS: np.int64, _keys.RELIABILITY: np.float64}
-
-
-@dataclass(frozen=True)
-class Responded:
-    """Predicted responses, one line per perturbation and context; genes are those of the reference."""
-
-    rows: np.ndarray
-    weights: np.ndarray
-    distances: np.ndarray
-    evidence: np.ndarray
-    response: np.ndarray
-    effective_n: np.ndarray
-    evidence_share: np.ndarray
-    embedding_share: np.ndarray | None = None
-    """Of methods that have one: how much of the embedding the usable rows span."""
-    learned_from: dict[str, Any] = field(default_factory=lambda: pairs_learned("", []))
-    """Perturbations and contexts whose left-out response the method has learned from."""
-
-
-def no_response(n: int, n_genes: int) -> Responded:
-    """No response, resting on nobody."""
-    rows, nothing, unknown = np.full((n, 1), -1), np.zeros((n, n_genes)), np.full(n, np.nan)
-    return Responded(rows, np.zeros((n, 1)), np.full((n, 1), np.nan), nothing, nothing, unknown, unknown)
+SCOPE = (
+    "Predicted direct response of the cells of each spot, as if each were perturbed by itself. No effect on neighbouring cells "
+    "is propagated, nothing is claimed about causes, and no measurement in tissue stands behind it."
+)
 
 
 def perturbed_table(
-    reference: AnnData,
-    header: dict[str, Any],
-    fit: dict[str, Any],
+    task: Task,
     responded: Responded,
     *,
     values: sp.csr_matrix,
@@ -71,59 +56,156 @@ def perturbed_table(
     pairs
         Perturbation and context of each line of `responded`.
     """
-    import anndata as ad
     import pandas as pd
 
     line_of = {pair: i for i, pair in enumerate(pairs)}
     # The last line is the control's: no response, nothing cited.
-    line = np.concatenate(
-        [[line_of.get((one, context), len(pairs)) for context in contexts] for one in names.values()]
-    ).astype(np.int64)
-    at = reference.var_names.get_indexer(genes)
+    line = [line_of.get((name, context), len(pairs)) for name in names.values() for context in contexts]
+    at = task.reference.var_names.get_indexer(genes)
 
-    def spread(part: np.ndarray, missing: float, dtype: type = np.float32) -> np.ndarray:
-        out = np.full((len(pairs) + 1, *part.shape[1:]), missing, dtype=dtype)
-        out[:-1] = part
-        return out[line]
+    def spread(part: np.ndarray, missing: float = np.nan) -> np.ndarray:
+        return np.concatenate([part, np.full((1, *part.shape[1:]), missing, dtype=part.dtype)])[line]
 
-    response, evidence = (spread(part[:, at], 0) for part in (responded.response, responded.evidence))
-    pointers, cited = cite_responses(reference, responded.rows)
-    source = np.tile(dense(values).astype(np.float32), (len(names), 1))
-    asked = np.repeat(np.asarray(list(names), dtype=object), len(cells))
-    repeated = np.tile(cells.astype(object), len(names))
+    share = responded.embedding_share
+    responded = replace(
+        responded,
+        rows=spread(responded.rows, -1),
+        weights=spread(responded.weights, 0),
+        distances=spread(responded.distances),
+        evidence=spread(responded.evidence[:, at].astype(np.float32), 0),
+        response=spread(responded.response[:, at].astype(np.float32), 0),
+        effective_n=spread(responded.effective_n),
+        evidence_share=spread(responded.evidence_share),
+        embedding_share=None if share is None else spread(share),
+    )
+    asked, sources = np.repeat(np.asarray(list(names), dtype=object), len(cells)), np.tile(cells, len(names))
     obs = pd.DataFrame(
         {
             _keys.PERTURBATION: pd.Categorical(asked),
             _keys.CONTEXT: pd.Categorical(np.tile(contexts, len(names))),
-            _keys.SOURCE: repeated,
-            _keys.EFFECTIVE_N: spread(responded.effective_n, np.nan, np.float64),
-            _keys.EVIDENCE_SHARE: spread(responded.evidence_share, np.nan, np.float64),
-            _keys.CITED_RELIABILITY: spread(cited_reliability(responded.weights, cited, pointers), np.nan, np.float64),
+            _keys.SOURCE: sources.astype(object),
         },
-        index=[f"{cell}:{name}" for cell, name in zip(repeated, asked, strict=True)],
+        index=[f"{cell}:{name}" for cell, name in zip(sources, asked, strict=True)],
     )
-    if responded.embedding_share is not None:
-        obs[_keys.EMBEDDING_SHARE] = spread(responded.embedding_share, np.nan, np.float64)
-    table = ad.AnnData(
-        source + response,
-        obs=obs,
-        var=pd.DataFrame(index=pd.Index(genes, name="gene")),
-        layers={_keys.RESPONSE: response, _keys.EVIDENCE: evidence},
-        obsm={
-            _keys.ROWS: spread(pointers, -1, np.int32),
-            _keys.WEIGHTS: spread(responded.weights, 0),
-            _keys.DISTANCES: spread(responded.distances, np.nan),
-        },
-    )
-    learned = {_keys.LEARNED_FROM: responded.learned_from}
-    table.uns[_keys.RETRIEVAL] = response_header(header, fit, cited) | settings | learned
+    var = pd.DataFrame(index=pd.Index(genes, name="gene"))
+    table = _assembled(task, responded, np.tile(dense(values).astype(np.float32), (len(names), 1)), obs, var)
+    table.uns[_keys.RETRIEVAL] |= settings
     return table
 
 
-def pairs_learned(what: str, pairs: list[tuple[str, str]]) -> dict[str, Any]:
-    """How `learned_from` is written: what was learned from the left-out responses, and of which perturbations and contexts."""
-    names, contexts = (np.asarray([pair[i] for pair in pairs], dtype=str) for i in (0, 1))
-    return {"what": what if pairs else "", _keys.PERTURBATION: names, _keys.CONTEXT: contexts}
+def tissue_table(
+    task: Task,
+    source: TissueSource,
+    responded: Responded,
+    error: np.ndarray,
+    *,
+    name: str,
+    contexts: np.ndarray,
+    far: Remoteness,
+    varies: Variation,
+    settings: dict[str, Any],
+) -> AnnData:
+    """Assemble and validate the table of spots; see :func:`ragst_sd.tl.perturb` for its fields."""
+    import pandas as pd
+    from spatialdata.models import TableModel
+
+    attrs = table_attrs(source.table)
+    columns = [attrs["region_key"], attrs["instance_key"]]
+    columns += [x for x in (_keys.DONOR, _keys.SAMPLE, _keys.OUT_OF_REFERENCE) if x in source.table.obs]
+    obs = source.table.obs[list(dict.fromkeys(columns))].copy()
+    obs[_keys.PERTURBATION] = pd.Categorical([name] * len(obs))
+    obs[_keys.CONTEXT] = pd.Categorical(contexts.astype(str))
+    obs[_keys.SOURCE] = np.asarray(obs.index, dtype=object)
+    # Where spots do not differ more than by chance every tool shall draw them alike.
+    magnitude = np.sqrt((responded.response**2).mean(axis=1))
+    obs[_keys.RESPONSE_MAGNITUDE] = magnitude.mean() if varies.constant else magnitude
+    obs[_keys.STATE_DISTANCE] = far.distance
+    obs[_keys.STATE_PERCENTILE] = far.percentile
+    obs[_keys.FAR_FROM_SCREEN] = far.distance > 1
+    table = _assembled(task, responded, source.values, obs, source.var.copy())
+    table.layers[_keys.STANDARD_ERROR] = error.astype(np.float32)
+    header = table.uns[_keys.RETRIEVAL]
+    if source.limits is not None:
+        share = NormalDist().inv_cdf(0.5 + source.level / 2) * np.nan_to_num(error)
+        for layer, limit, sign in zip((_keys.LOWER, _keys.UPPER), source.limits, (-1, 1), strict=True):
+            reach = sign * np.sqrt((limit - source.values) ** 2 + share**2)
+            table.layers[layer] = (table.X + reach).astype(np.float32)
+        header[_keys.INTERVAL_LEVEL] = source.level
+    if _keys.SPATIAL in source.table.obsm:
+        table.obsm[_keys.SPATIAL] = np.asarray(source.table.obsm[_keys.SPATIAL]).copy()
+    if source.prediction:
+        header["prediction"] = source.prediction
+    header |= {
+        **settings,
+        "scope": SCOPE,
+        "resolution": "spot",
+        "table_key": source.table_key,
+        "n_genes": table.n_vars,
+        "variance": varies.variance,
+        "variance_shuffled": varies.shuffled,
+        "variance_p_value": varies.p_value,
+        "constant": varies.constant,
+        "far_from_screen": float((far.distance > 1).mean()),
+    }
+    return TableModel.parse(
+        table,
+        region=source.region,
+        region_key=attrs["region_key"],
+        instance_key=attrs["instance_key"],
+        overwrite_metadata=True,
+    )
+
+
+def _assembled(task: Task, responded: Responded, values: np.ndarray, obs: pd.DataFrame, var: pd.DataFrame) -> AnnData:
+    """Expression with the responses, what these rest on, and the part of the provenance that both kinds of table have."""
+    import anndata as ad
+
+    from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
+
+    pointers, cited = cite_rows(task.reference, responded.rows, _CITED, _CITED_NUMBERS)
+    obs[_keys.EFFECTIVE_N] = responded.effective_n
+    obs[_keys.EVIDENCE_SHARE] = responded.evidence_share
+    obs[_keys.CITED_RELIABILITY] = _cited_reliability(responded.weights, cited, pointers)
+    if responded.embedding_share is not None:
+        obs[_keys.EMBEDDING_SHARE] = responded.embedding_share
+    table = ad.AnnData(
+        (values + responded.response).astype(np.float32),
+        obs=obs,
+        var=var,
+        layers={
+            _keys.RESPONSE: responded.response.astype(np.float32),
+            _keys.EVIDENCE: responded.evidence.astype(np.float32),
+        },
+        obsm={
+            _keys.ROWS: pointers.astype(np.int32),
+            _keys.WEIGHTS: responded.weights.astype(np.float32),
+            _keys.DISTANCES: responded.distances.astype(np.float32),
+        },
+    )
+    header, fit = task.header, task.fit
+    table.uns[_keys.RETRIEVAL] = {
+        "schema_version": _keys.SCHEMA_VERSION,
+        "task": TASK,
+        "software": software(),
+        **{name: fit[name] for name in ("method", "metric", "reference_hash", "fit_hash", "inner_groups")},
+        _keys.STARTS_FROM: RESPONSE_METHODS[str(fit["method"])].starts_from,
+        **{name: header["normalization"][name] for name in ("unit", "naming")},
+        "normalization": dict(header["normalization"]),
+        "embedding": str(header["embedding"]["name"]),
+        "control": header["control"],
+        "sources": header["sources"].copy(),
+        _keys.CONTROL_CELLS: np.asarray([str(cell) for cell in header[_keys.CONTROL_CELLS]], dtype=str),
+        _keys.LEARNED_FROM: responded.learned_from,
+        _keys.CITED: cited,
+    }
+    return table
+
+
+def _cited_reliability(weights: np.ndarray, cited: pd.DataFrame, pointers: np.ndarray) -> np.ndarray:
+    """Weighted mean reliability of the cited rows of each line; NaN where nothing is cited."""
+    reliability = np.append(cited[_keys.RELIABILITY].to_numpy(), 0.0)[pointers]
+    total = weights.sum(axis=1)
+    return np.divide((weights * reliability).sum(axis=1), total, out=np.full(len(total), np.nan), where=total > 0)
 
 
 def remembered(header: Mapping[str, Any]) -> set[tuple[str, str]]:
@@ -133,42 +215,3 @@ def remembered(header: Mapping[str, Any]) -> set[tuple[str, str]]:
         return set()
     names, contexts = (np.atleast_1d(known[name]).astype(str).tolist() for name in (_keys.PERTURBATION, _keys.CONTEXT))
     return set(zip(names, contexts, strict=True))
-
-
-def cite_responses(reference: AnnData, rows: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:
-    """Pointers into the cited rows, and one line for each of them."""
-    return cite_rows(reference, rows, _CITED, _CITED_NUMBERS)
-
-
-def cited_reliability(weights: np.ndarray, cited: pd.DataFrame, pointers: np.ndarray) -> np.ndarray:
-    """Weighted mean reliability of the cited rows of each line; NaN where nothing is cited."""
-    if not len(cited):
-        return np.full(len(weights), np.nan)
-    own = np.where(pointers >= 0, cited[_keys.RELIABILITY].to_numpy()[np.maximum(pointers, 0)], 0.0)
-    total = weights.sum(axis=1)
-    return np.divide((weights * own).sum(axis=1), total, out=np.full(len(total), np.nan), where=total > 0)
-
-
-def response_header(header: dict[str, Any], fit: dict[str, Any], cited: pd.DataFrame) -> dict[str, Any]:
-    """Provenance of predicted responses, whatever they were predicted for."""
-    from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
-
-    return {
-        "schema_version": _keys.SCHEMA_VERSION,
-        "task": TASK,
-        "software": software(),
-        "method": fit["method"],
-        "metric": fit["metric"],
-        _keys.STARTS_FROM: RESPONSE_METHODS[str(fit["method"])].starts_from,
-        "unit": header["normalization"]["unit"],
-        "naming": header["normalization"]["naming"],
-        "normalization": dict(header["normalization"]),
-        "embedding": str(header["embedding"]["name"]),
-        "control": header["control"],
-        "reference_hash": fit["reference_hash"],
-        "fit_hash": fit["fit_hash"],
-        "inner_groups": fit["inner_groups"],
-        "sources": header["sources"].copy(),
-        _keys.CONTROL_CELLS: np.asarray([str(cell) for cell in header[_keys.CONTROL_CELLS]], dtype=str),
-        _keys.CITED: cited,
-    }

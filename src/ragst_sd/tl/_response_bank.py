@@ -9,6 +9,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._labels import labels
 from ragst_sd._reference import id_order
+from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import as_csr
 from ragst_sd.reference.perturbations import components
 from ragst_sd.retrieval.responses import Asked, Bank, Cells
@@ -69,14 +70,12 @@ def states_of_contexts(
 
     Genes that the cells lack are NaN: they say nothing of the state.
     """
-    names, cell = np.unique(np.asarray(contexts, dtype=str), return_inverse=True)
-    place = {str(gene): i for i, gene in enumerate(genes)}
-    shared = [i for i, gene in enumerate(expression.genes) if gene in place]
-    values = expression.values[:, shared].astype(np.float64)
-    states = np.full((len(names), len(genes)), np.nan)
-    for i in range(len(names)):
-        states[i, [place[expression.genes[j]] for j in shared]] = np.asarray(values[cell == i].mean(axis=0)).ravel()
-    return dict(zip(names.tolist(), states, strict=True))
+    values = take_genes(expression.values, expression.genes, genes).astype(np.float64)
+    lacking = ~np.isin(genes, expression.genes)
+    states = {}
+    for context in np.unique(np.asarray(contexts, dtype=str)).tolist():
+        states[context] = np.where(lacking, np.nan, np.asarray(values[contexts == context].mean(axis=0)).ravel())
+    return states
 
 
 def asked_of(

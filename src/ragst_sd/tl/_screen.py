@@ -1,4 +1,4 @@
-"""From the cells of a screen to rows of a reference: responses, what is left out, and the controls that are kept."""
+"""From the cells of a screen to rows of a reference: responses, what is left out, and the cells that are kept."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from ragst_sd._validate import listing, require_known
 from ragst_sd.reference.responses import CONTROL, halves, mean_responses, split_half_reliability
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     import pandas as pd
     import scipy.sparse as sp
+    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
 # Two controls of a stratum at least: one for each half.
 _MIN_CONTROLS = 2
 _SOURCE_FIELDS = ("technology", "license", "citation")
-_DROPPED = ("perturbation", "context", "n_cells", "reason")
+_OF_ROWS = [_keys.CONTEXT, _keys.PERTURBATION, _keys.PERTURBATION_TYPE]
 Dropped = list[tuple[str, str, int, str]]
 
 
@@ -32,145 +33,108 @@ class Screen:
     """Cells of a screen, in the order of their names."""
 
     values: sp.csr_matrix
-    cells: np.ndarray
-    perturbation: np.ndarray
-    context: np.ndarray
-    batch: np.ndarray
-    kind: np.ndarray
-    control: np.ndarray
-    used: np.ndarray
-    """(n,) cells that may enter the reference."""
+    cells: pd.DataFrame
+    """Labels by name, and whether a cell is `used`: may enter the reference."""
 
 
-@dataclass
-class Rows:
-    """Rows of the reference."""
+def measure(
+    screen: Screen, genes: list[str], *, min_cells: int, rng: np.random.Generator
+) -> tuple[AnnData, np.ndarray, Dropped]:
+    """Responses of all perturbations with enough cells as rows, the row of each cell (-1 for none), and what is left out.
 
-    obs: pd.DataFrame
-    mean: np.ndarray
-    error: np.ndarray
-    halves: tuple[np.ndarray, np.ndarray]
-    """Responses against one half of the controls each."""
-    cells: np.ndarray
-    """(n,) row that each cell of the screen belongs to, -1 for none."""
-
-
-def measure(screen: Screen, *, min_cells: int, rng: np.random.Generator) -> tuple[Rows, Dropped]:
-    """Responses of all perturbations with enough cells, and what is left out.
-
-    `screen.used` is narrowed to the cells that the rows rest on.
+    `used` of the screen is narrowed to the cells that the rows rest on.
     """
+    import anndata as ad
     import pandas as pd
 
+    cells = screen.cells
     dropped: Dropped = []
-    stratum = _codes(screen.context, screen.batch)
-    controls = np.bincount(stratum[screen.control & screen.used], minlength=stratum.max() + 1)
-    enough = controls[stratum] >= _MIN_CONTROLS
-    lost = screen.used & ~screen.control & ~enough
+    control = cells["control"].to_numpy()
+    stratum = cells.groupby([_keys.CONTEXT, "batch"]).ngroup().to_numpy()
+    n_controls = np.bincount(stratum[control & cells["used"]], minlength=stratum.max() + 1)
+    enough = n_controls[stratum] >= _MIN_CONTROLS
+    lost = cells["used"].to_numpy() & ~control & ~enough
     if lost.any():
-        dropped += _count(screen, lost, f"fewer than {_MIN_CONTROLS} controls in the batch")
+        dropped += _count(cells[lost], f"fewer than {_MIN_CONTROLS} controls in the batch")
         logger.warning("%d cells of batches with fewer than %d controls are left out.", int(lost.sum()), _MIN_CONTROLS)
-    screen.used = screen.used & enough
-
-    treated = screen.used & ~screen.control
-    names = np.array(
-        ["\x1f".join(parts) for parts in zip(screen.context, screen.perturbation, screen.kind, strict=True)],
-        dtype=object,
-    )
-    present, counts = np.unique(names[treated].astype(str), return_counts=True)
-    small = set(present[counts < min_cells])
-    if small:
-        few = treated & np.isin(names.astype(str), list(small))
-        dropped += _count(screen, few, f"fewer than {min_cells} cells")
-        logger.warning(
-            "Left out for fewer than %d cells: %s.", min_cells, listing(sorted(set(screen.perturbation[few])))
-        )
-        screen.used = screen.used & ~few
-        treated = screen.used & ~screen.control
-    kept = [str(name) for name, n in zip(present, counts, strict=True) if n >= min_cells]
-    if not kept:
+    used = cells["used"].to_numpy() & enough
+    counts = cells[used & ~control].groupby(_OF_ROWS).size()
+    names = counts.index[counts >= min_cells]
+    row = names.get_indexer(pd.MultiIndex.from_frame(cells[_OF_ROWS]))
+    row[~used | control] = CONTROL
+    few = used & ~control & (row == CONTROL)
+    if few.any():
+        dropped += _count(cells[few], f"fewer than {min_cells} cells")
+        small = sorted(cells[_keys.PERTURBATION][few].unique())
+        logger.warning("Left out for fewer than %d cells: %s.", min_cells, listing(small))
+    if names.empty:
         msg = f"No perturbation has {min_cells} cells beside controls of its context and batch. Lower `min_cells`, or leave `batch_key` out."
         raise ValueError(msg)
-    place = {name: i for i, name in enumerate(kept)}
-    row = np.array([place.get(str(name), CONTROL) for name in names])
-    row[~treated] = CONTROL
-    of_cell = row
+    cells["used"] = used & ~few
 
-    used = np.flatnonzero(screen.used)
-    values, row, stratum = screen.values[used], row[used], np.unique(stratum[used], return_inverse=True)[1]
-    found = mean_responses(values, row, stratum, len(kept))
+    at = np.flatnonzero(cells["used"])
+    values, of_cell, stratum = screen.values[at], row[at], np.unique(stratum[at], return_inverse=True)[1]
+    whole = mean_responses(values, of_cell, stratum, len(names))
     # All cells of a row, but one half of the controls each.
-    first = halves(np.where(row == CONTROL, stratum, stratum.max() + 1), rng)
-    one, other = (
-        mean_responses(values[part], row[part], stratum[part], len(kept)).mean
-        for part in ((row != CONTROL) | first, (row != CONTROL) | ~first)
-    )
-    reliability = split_half_reliability(values, row, stratum, len(kept), rng=rng)
-    context, perturbation, kind = (list(parts) for parts in zip(*(name.split("\x1f") for name in kept), strict=True))
-    of_context = pd.Series(screen.context[screen.control & screen.used]).value_counts()
-    obs = pd.DataFrame(
-        {
-            _keys.PERTURBATION: pd.Categorical(perturbation),
-            _keys.CONTEXT: pd.Categorical(context),
-            _keys.PERTURBATION_TYPE: pd.Categorical(kind),
-            _keys.N_CELLS: found.n_cells,
-            _keys.N_CONTROLS: [int(of_context[one]) for one in context],
-            _keys.RELIABILITY: reliability,
-        }
-    )
-    several = len(set(kind)) > 1
-    obs.index = [
-        ":".join((c, p, k) if several else (c, p)) for c, p, k in zip(context, perturbation, kind, strict=True)
-    ]
-    return Rows(obs, found.mean, found.error, (one, other), of_cell), dropped
+    treated, first = of_cell != CONTROL, halves(np.where(of_cell == CONTROL, stratum, stratum.max() + 1), rng)
+    layers = {_keys.STANDARD_ERROR: whole.error.astype(np.float32)}
+    for name, half in zip(_keys.RESPONSE_HALVES, (first, ~first), strict=True):
+        part = treated | half
+        response = mean_responses(values[part], of_cell[part], stratum[part], len(names)).mean
+        layers[name] = response.astype(np.float32)
+    obs = names.to_frame(index=False)[[_keys.PERTURBATION, _keys.CONTEXT, _keys.PERTURBATION_TYPE]]
+    several = obs[_keys.PERTURBATION_TYPE].nunique() > 1
+    obs.index = [":".join(parts if several else parts[:2]) for parts in names]
+    obs = obs.astype("category")
+    obs[_keys.N_CELLS] = whole.n_cells
+    controls = cells[_keys.CONTEXT][control & cells["used"]].value_counts()
+    obs[_keys.N_CONTROLS] = controls[names.get_level_values(_keys.CONTEXT)].to_numpy()
+    obs[_keys.RELIABILITY] = split_half_reliability(values, of_cell, stratum, len(names), rng=rng)
+    var = pd.DataFrame(index=pd.Index(genes, name="gene"))
+    return ad.AnnData(whole.mean.astype(np.float32), obs=obs, var=var, layers=layers), row, dropped
 
 
 def sample_controls(
     screen: Screen, max_controls: int, rng: np.random.Generator
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Mean and number of the controls of each context, and a sample of their cells."""
-    control = screen.control & screen.used
-    contexts = sorted(set(screen.context[control]))
-    means, numbers, chosen = [], [], []
-    for context in contexts:
-        cells = np.flatnonzero(control & (screen.context == context))
-        means.append(np.asarray(screen.values[cells].mean(axis=0)).ravel())
-        numbers.append(len(cells))
-        chosen.append(np.sort(rng.choice(cells, min(max_controls, len(cells)), replace=False)))
-    at = np.concatenate(chosen)
+    control = (screen.cells["control"] & screen.cells["used"]).to_numpy()
+    places = {name: at[control[at]] for name, at in screen.cells.groupby(_keys.CONTEXT).indices.items()}
+    places = {name: at for name, at in sorted(places.items()) if len(at)}
+    at = np.concatenate([_sample(cells, max_controls, rng) for cells in places.values()])
+    means = [np.asarray(screen.values[cells].mean(axis=0)).ravel() for cells in places.values()]
     state = {
-        "context": np.asarray(contexts, dtype=str),
+        "context": np.asarray(list(places), dtype=str),
         "mean": np.asarray(means, dtype=np.float32),
-        "n_controls": np.asarray(numbers, dtype=np.int64),
+        "n_controls": np.asarray([len(cells) for cells in places.values()], dtype=np.int64),
     }
-    drawn = {
-        "cell": screen.cells[at],
-        "context": screen.context[at].astype(str),
-        "batch": screen.batch[at].astype(str),
+    drawn = screen.cells.iloc[at]
+    return state, {
+        "cell": drawn.index.to_numpy(str),
+        "context": drawn[_keys.CONTEXT].to_numpy(str),
+        "batch": drawn["batch"].to_numpy(str),
         "values": screen.values[at],
     }
-    return state, drawn
 
 
-def sample_treated(screen: Screen, rows: Rows, max_cells: int, rng: np.random.Generator) -> dict[str, Any]:
+def sample_treated(
+    screen: Screen, names: np.ndarray, row: np.ndarray, max_cells: int, rng: np.random.Generator
+) -> dict[str, Any]:
     """A sample of the perturbed cells of every row."""
-    chosen = [np.zeros(0, dtype=np.int64)]
-    for row in np.argsort(rows.obs.index.to_numpy(str)):
-        own = np.flatnonzero(rows.cells == row)
-        chosen.append(np.sort(rng.choice(own, min(max_cells, len(own)), replace=False)))
-    at = np.concatenate(chosen)
-    return {
-        "cell": screen.cells[at].astype(str),
-        "row": rows.obs.index.to_numpy(str)[rows.cells[at]],
-        "values": screen.values[at],
-    }
+    at = np.concatenate([_sample(np.flatnonzero(row == i), max_cells, rng) for i in np.argsort(names)])
+    return {"cell": screen.cells.index[at].to_numpy(str), "row": names[row[at]], "values": screen.values[at]}
 
 
-def dropped_frame(dropped: Sequence[tuple[str, str, int, str]]) -> pd.DataFrame:
+def _sample(cells: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    return np.sort(rng.choice(cells, min(most, len(cells)), replace=False))
+
+
+def dropped_frame(dropped: Dropped) -> pd.DataFrame:
     """What was left out and why, one line each."""
     import pandas as pd
 
-    frame = pd.DataFrame(list(dropped), columns=list(_DROPPED), index=[str(i) for i in range(len(dropped))])
+    index = [str(i) for i in range(len(dropped))]
+    frame = pd.DataFrame(dropped, columns=["perturbation", "context", "n_cells", "reason"], index=index)
     return frame.astype({"perturbation": str, "context": str, "n_cells": np.int64, "reason": str})
 
 
@@ -186,15 +150,6 @@ def sources_frame(sources: Mapping[str, Mapping[str, str]] | None, contexts: lis
     return pd.DataFrame(rows, columns=list(_SOURCE_FIELDS), index=pd.Index(contexts, name=_keys.CONTEXT))
 
 
-def _codes(*columns: np.ndarray) -> np.ndarray:
-    joined = np.array(["\x1f".join(parts) for parts in zip(*columns, strict=True)])
-    return np.unique(joined, return_inverse=True)[1]
-
-
-def _count(screen: Screen, cells: np.ndarray, reason: str) -> Dropped:
-    pairs, counts = np.unique(
-        np.array([[p, c] for p, c in zip(screen.perturbation[cells], screen.context[cells], strict=True)], dtype=str),
-        axis=0,
-        return_counts=True,
-    )
-    return [(str(p), str(c), int(n), reason) for (p, c), n in zip(pairs, counts, strict=True)]
+def _count(cells: pd.DataFrame, reason: str) -> Dropped:
+    counts = cells.groupby([_keys.PERTURBATION, _keys.CONTEXT]).size()
+    return [(*names, int(n), reason) for names, n in counts.items()]

@@ -1,4 +1,7 @@
-"""Responses of sets of spots, and whether they vary over the tissue more than those of shuffled spots."""
+r"""Responses of sets of spots, how far these lie from the cells of a screen, and whether responses vary over the tissue.
+
+A spot and its spatial neighbours are its set of cells; the state is their mean expression.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +15,171 @@ import scipy.sparse as sp
 from ragst_sd import _keys
 from ragst_sd.retrieval.responses import take_queries
 from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._gene_embedding import embed, lookup
 from ragst_sd.tl._respond import at_once, prepare, stacked
-from ragst_sd.tl._tissue_state import StatesOfSpots, main_context, spread_over_spots
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from anndata import AnnData
+    from collections.abc import Callable, Iterator, Mapping
 
     from ragst_sd.retrieval.responses import Answer
-    from ragst_sd.tl._perturbed_table import Responded
-    from ragst_sd.tl._respond import Prepared
-    from ragst_sd.tl._tissue_state import States
+    from ragst_sd.tl._respond import Prepared, Responded, Task
 
 # A map shows something if fewer than one in twenty shufflings vary as much.
 LEVEL = 0.05
 _NOTHING = 1e-10
 # Responses held at once, in numbers: spots x genes.
 _NUMBERS = 4e6
+
+
+# As in the check of tissue: what no more than two in a hundred sets of the screen's own controls exceed.
+FAR_PERCENTILE = 98.0
+_DRAWS = 200
+_SPARE = 8
+_LEAST_SPREAD = 0.1
+
+
+def niches(xy: np.ndarray, names: np.ndarray, n_around: int) -> sp.csr_matrix:
+    """(n, n) matrix that averages over each spot and its `n_around` nearest; of equally distant ones the first by name."""
+    from scipy.spatial import cKDTree
+
+    n = len(xy)
+    size = min(n_around, n - 1)
+    distance, found = cKDTree(xy).query(xy, k=min(n, size + 1 + _SPARE))
+    distance, found = distance.reshape(n, -1), found.reshape(n, -1)
+    rank = np.argsort(np.argsort(names.astype(str), kind="stable"), kind="stable")
+    # Rounded, so that neighbours on a grid are equally distant; the spot itself goes first.
+    rounded = np.round(distance / max(float(np.median(distance)), 1e-12), 6)
+    rounded[found == np.arange(n)[:, None]] = -1
+    order = np.lexsort((rank[found], rounded), axis=1)[:, : size + 1]
+    members = np.take_along_axis(found, order, axis=1)
+    weights = np.full(members.size, 1 / (size + 1))
+    return sp.csr_matrix((weights, (np.repeat(np.arange(n), size + 1), members.ravel())), shape=(n, n))
+
+
+def mean_states(sets: sp.csr_matrix, values: np.ndarray) -> np.ndarray:
+    """(n, g) mean expression of each set, over the members that have a value; NaN where none has."""
+    known = np.isfinite(values)
+    if known.all():
+        return sets @ values
+    total = sets @ known.astype(np.float64)
+    return np.divide(sets @ np.where(known, values, 0.0), total, out=np.full(total.shape, np.nan), where=total > 0)
+
+
+def main_context(sets: sp.csr_matrix, contexts: np.ndarray) -> np.ndarray:
+    """Context of most members of each set; where several are as frequent, that of the spot itself, or the first by name."""
+    names, codes = np.unique(contexts.astype(str), return_inverse=True)
+    member = np.eye(len(names))[codes]
+    return names[np.argmax(np.round(sets @ member, 9) + 1e-6 * member, axis=1)].astype(object)
+
+
+@dataclass(frozen=True)
+class SpotStates:
+    """Spots, at their own places or at those of others, as states that the methods compare with those of a screen."""
+
+    sets: sp.csr_matrix
+    """(n, n) averages over each place and those around it."""
+    values: np.ndarray
+    """(n, g) expression of the spots."""
+    labels: np.ndarray
+    """(n,) context of each spot."""
+    turned: np.ndarray
+    """(n,) spot that stands at each place."""
+    at: np.ndarray
+    """(g,) places of the tissue's genes among those of the screen."""
+    means: np.ndarray
+    """(contexts, genes of the screen) mean expression of the controls."""
+    names: list[str]
+    """Names of these contexts."""
+    center: bool
+    """Whether the spots of each context are put on the mean of its controls."""
+
+    @cached_property
+    def contexts(self) -> np.ndarray:
+        """(n,) context of each place."""
+        return main_context(self.sets, self.labels[self.turned])
+
+    def whole(self) -> np.ndarray:
+        """(n, genes of the screen) states; genes that the tissue lacks are as in the controls, so that they tell nothing."""
+        base, codes = self._bases()
+        values = self.values[self.turned]
+        states = mean_states(self.sets, values)
+        if self.center:
+            for code in range(len(base)):
+                with np.errstate(invalid="ignore"):
+                    level = np.nan_to_num(np.nanmean(np.where(codes[:, None] == code, values, np.nan), axis=0))
+                states[codes == code] += base[code][self.at] - level
+        out = base[codes]
+        out[:, self.at] = np.where(np.isfinite(states), states, out[:, self.at])
+        return out
+
+    def along(self, origin: np.ndarray, axes: np.ndarray) -> np.ndarray:
+        """(n, l) states less an origin, along axes (genes of the screen, l): from spots on these axes, if all values are known."""
+        if not np.isfinite(self.values).all():
+            return np.nan_to_num(self.whole() - origin) @ axes
+        base, codes = self._bases()
+        along = (self.values @ axes[self.at])[self.turned]
+        level: Any = 0
+        if self.center:
+            level = np.array([along[codes == code].mean(axis=0) for code in range(len(base))])
+        else:
+            base[:, self.at] = 0
+        return self.sets @ along + ((base - origin) @ axes - level)[codes]
+
+    def _bases(self) -> tuple[np.ndarray, np.ndarray]:
+        """(contexts, genes of the screen) means of the controls, of all for a new context, and (n,) which one is of each place."""
+        names, codes = np.unique(self.contexts.astype(str), return_inverse=True)
+        known, everywhere = dict(zip(self.names, self.means, strict=True)), self.means.mean(axis=0)
+        return np.array([known.get(str(name), everywhere) for name in names]), codes
+
+
+class Remoteness(NamedTuple):
+    """How far spots lie from the cells of a screen."""
+
+    distance: np.ndarray
+    """(n,) over the threshold: above 1 is far."""
+    percentile: np.ndarray
+    """(n,) share of sets of controls that lie nearer, from 0 to 100."""
+
+
+def remoteness(
+    states: np.ndarray, size: int, at: np.ndarray, header: Mapping[str, Any], rng: np.random.Generator
+) -> Remoteness:
+    r"""Distance of states from the nearest context of the screen, beside that of sets of as many of its own controls.
+
+    .. math:: d(s) = \min_c \sqrt{\tfrac1G \sum_g (s_g - m_{cg})^2 / \sigma_{cg}^2}
+
+    with the mean and standard deviation of the controls of a context. The threshold is the 98th percentile of the
+    distances of random sets of controls from their own context.
+
+    Parameters
+    ----------
+    states
+        (n, g) mean expression of sets of spots, as it is; NaN is left aside.
+    size
+        Spots in a set.
+    """
+    cells = dense(header["controls"]["values"]).astype(np.float64)[:, at]
+    of_cell = np.asarray(header["controls"]["context"]).astype(str)
+    means = np.asarray(header["contexts"]["mean"], dtype=np.float64)[:, at]
+    nearest, percentile, ratio = np.full(len(states), np.inf), np.full(len(states), 100.0), np.full(len(states), np.inf)
+    for name, mean in zip(np.asarray(header["contexts"]["context"]).astype(str), means, strict=True):
+        own = cells[of_cell == name]
+        spread = own.std(axis=0)
+        spread = np.maximum(spread, max(_LEAST_SPREAD * float(np.median(spread)), 1e-6))
+        drawn = np.array(
+            [own[rng.choice(len(own), min(size, len(own)), replace=False)].mean(axis=0) for _ in range(_DRAWS)]
+        )
+        usual = np.sort(_distance(drawn, mean, spread))
+        found = _distance(states, mean, spread)
+        closer = found < nearest
+        nearest[closer] = found[closer]
+        percentile[closer] = 100 * np.searchsorted(usual, found[closer]) / _DRAWS
+        ratio[closer] = found[closer] / max(float(np.quantile(usual, FAR_PERCENTILE / 100)), 1e-12)
+    return Remoteness(ratio, percentile)
+
+
+def _distance(states: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return np.sqrt(np.nanmean(((states - mean) / spread) ** 2, axis=1))
 
 
 class Variation(NamedTuple):
@@ -80,13 +229,14 @@ class Responder:
             )
         return self.prepared.responded(stacked(answers), np.concatenate(shares)), np.concatenate(errors)
 
-    def spread(self, sets: sp.csr_matrix, contexts: np.ndarray, states: StatesOfSpots) -> float:
+    def spread(self, spots: SpotStates) -> float:
         """Variance of the responses alone, averaged over sets of spots."""
         if self.ready is None:
-            parts = [(one.evidence + one.adjustment)[:, self.at] for one in self._answers(contexts, states.whole())]
-            return spread_over_spots(sets @ np.concatenate(parts))
+            answers = self._answers(spots.contexts, spots.whole())
+            parts = [(answer.evidence + answer.adjustment)[:, self.at] for answer in answers]
+            return spread_over_spots(spots.sets @ np.concatenate(parts))
         # All responses are mixtures of few parts, so that sums over genes can be done once.
-        mixture = sets @ self.ready.mixture(self._lines(contexts), states.along(*self.ready.axes))
+        mixture = spots.sets @ self.ready.mixture(self._lines(spots.contexts), spots.along(*self.ready.axes))
         mixture -= mixture.mean(axis=0)
         return float(((mixture.T @ mixture) * self.products).sum() / (len(mixture) * len(self.at)))
 
@@ -109,33 +259,19 @@ class Responder:
                 yield self.ready.respond(line[here], self.ready.place(states[here]))
 
 
-def make_responder(
-    reference: AnnData,
-    header: dict[str, Any],
-    fit: dict[str, Any],
-    perturbation: str,
-    contexts: list[str],
-    genes: list[str],
-    *,
-    n_neighbors: int | None,
-    exclude: list[str],
-    allowed: np.ndarray,
-) -> Responder:
+def make_responder(task: Task, perturbation: str, contexts: list[str], genes: list[str]) -> Responder:
     """Prepare the fitted method for one perturbation in some contexts."""
-    key = embed([perturbation] * len(contexts), str(header["control"]), lookup(header["embedding"]))
-    pairs = [(perturbation, context) for context in contexts]
-    prepared = prepare(reference, header, fit, pairs, key, n_neighbors=n_neighbors, exclude=exclude, allowed=allowed)
-    method = prepared.method
+    prepared, reference = prepare(task, [(perturbation, context) for context in contexts]), task.reference
     ready = None
-    if method.prepare is not None:
-        ready = method.prepare(prepared.parameters, prepared.bank, prepared.asked, prepared.cited)
+    if prepared.method.prepare is not None:
+        ready = prepared.method.prepare(prepared.parameters, prepared.bank, prepared.asked, prepared.n_cited)
     errors = dense(reference.layers[_keys.STANDARD_ERROR]).astype(np.float64)[prepared.order]
     return Responder(
         prepared=prepared,
         contexts=contexts,
         errors=np.nan_to_num(errors),
         at=reference.var_names.get_indexer(genes),
-        chunk=at_once(fit, reference) if ready is None else max(1, int(_NUMBERS / reference.n_vars)),
+        chunk=at_once(task) if ready is None else max(1, int(_NUMBERS / reference.n_vars)),
         ready=ready,
     )
 
@@ -143,13 +279,10 @@ def make_responder(
 def variation(
     responder: Responder,
     response: np.ndarray,
-    sets: sp.csr_matrix,
-    values: np.ndarray,
-    contexts: np.ndarray,
-    states: States,
+    spots: SpotStates,
     n_permutations: int,
     rng: np.random.Generator,
-    advance: Callable[[int], Any] = lambda n: None,
+    advance: Callable[[int], Any],
 ) -> Variation:
     r"""Whether the response varies over the tissue more than by the chance of which spots stand together.
 
@@ -160,15 +293,18 @@ def variation(
     neighbours are alike, true sets vary more than random ones. Responses are averaged over the sets once more, because two
     kinds of response that are strewn at random vary as much from spot to spot as two that lie apart.
     """
-    observed = spread_over_spots(sets @ response)
+    observed = spread_over_spots(spots.sets @ response)
     if spread_over_spots(response) <= _NOTHING * max(float((response**2).mean()), _NOTHING):
         advance(n_permutations)
         return Variation(observed, np.zeros(0), 1.0, constant=True)
     shuffled = np.empty(n_permutations)
     for i in range(n_permutations):
-        turned = rng.permutation(len(values))
-        own = main_context(sets, contexts[turned])
-        shuffled[i] = responder.spread(sets, own, StatesOfSpots(states, sets, values, turned, own))
+        shuffled[i] = responder.spread(replace(spots, turned=rng.permutation(len(response))))
         advance(1)
     p_value = (1 + int((shuffled >= observed * (1 - 1e-9)).sum())) / (1 + n_permutations)
     return Variation(observed, shuffled, float(p_value), constant=p_value > LEVEL)
+
+
+def spread_over_spots(response: np.ndarray) -> float:
+    """Variance of the response over spots, averaged over genes."""
+    return float(((response - response.mean(axis=0)) ** 2).mean())

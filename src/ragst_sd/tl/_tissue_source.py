@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,30 +15,23 @@ from ragst_sd._cell_types import is_scrna
 from ragst_sd._elements import element_centers, resolve_shapes
 from ragst_sd._labels import labels
 from ragst_sd._results import MIN_CV_PEARSON, holds_responses, predicted
-from ragst_sd._validate import listing, require_key, require_known
+from ragst_sd._validate import listing, require_known
 from ragst_sd.reference.genes import take_genes
-from ragst_sd.reference.normalize import MIN_SHARED_GENES, as_csr
+from ragst_sd.reference.normalize import MIN_SHARED_GENES
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._eligibility import rows_with
 from ragst_sd.tl._gene_names import names_in, shared_genes
 from ragst_sd.tl._perturbation_cells import read_expression
+from ragst_sd.tl._stored_expression import stored_expression
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
+    from ragst_sd.tl._respond import Task
+
 logger = logging.getLogger(__name__)
-
-_OF_GENES = (_keys.CV_PEARSON, _keys.NOISE_CEILING)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Interval of predicted expression, in the unit of the screen."""
-
-    lower: np.ndarray
-    upper: np.ndarray
-    level: float
 
 
 @dataclass(frozen=True)
@@ -53,27 +46,36 @@ class TissueSource:
     """(n, 2) centres in the frame of their element."""
     values: np.ndarray
     """(n, g) expression in the unit of the screen, float64; NaN where nothing was predicted."""
-    genes: list[str]
-    """(g,) genes that the screen has too."""
-    limits: Limits | None
-    prediction: dict[str, Any]
+    var: pd.DataFrame
+    """(g, ...) genes that the screen has too; of a prediction how far each can be trusted, and what it was predicted from."""
+    limits: np.ndarray | None = None
+    """(2, n, g) ends of the interval of predicted expression, in the unit of the screen."""
+    level: float = float("nan")
+    """Level of the interval."""
+    prediction: dict[str, Any] = field(default_factory=dict)
     """What was predicted how, if this is no measurement; empty otherwise."""
-    evidence: np.ndarray | None = None
-    """(g,) what each gene was predicted from; `None` where that is not said."""
-    trust: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """(g,) columns that say how far a predicted gene can be trusted, by name."""
 
     @property
-    def told(self) -> np.ndarray:
+    def genes(self) -> list[str]:
+        """(g,) their names."""
+        return list(self.var.index)
+
+    @property
+    def of_state(self) -> np.ndarray:
         """(g,) genes that say something of the state of a spot: not those that come from single cells."""
-        every = np.ones(len(self.genes), dtype=bool)
-        return every if self.evidence is None else self.evidence != _keys.SCRNA
+        evidence = self.var.get(_keys.EVIDENCE)
+        return np.ones(len(self.var), dtype=bool) if evidence is None else (evidence != _keys.SCRNA).to_numpy()
+
+    def with_genes(self, genes: list[str]) -> TissueSource:
+        """The same spots with some of the genes."""
+        at = self.var.index.get_indexer(genes)
+        limits = None if self.limits is None else self.limits[..., at]
+        return replace(self, values=self.values[:, at], var=self.var.iloc[at], limits=limits)
 
 
 def read_source(
     sdata: SpatialData,
-    header: dict[str, Any],
-    of_screen: list[str],
+    task: Task,
     *,
     table_key: str | None,
     spots: Mapping[str, Any] | Sequence[Any] | None,
@@ -90,6 +92,8 @@ def read_source(
         If no table or several could be meant, the table holds responses itself, no spot is left, or names or values do not
         fit the screen.
     """
+    import pandas as pd
+
     table_key = resolve_table(sdata, table_key, None)
     if table_key is None:
         msg = (
@@ -110,30 +114,28 @@ def read_source(
     if from_image and (layer is not None or unit != "counts"):
         msg = f"`{where}` was predicted by `rg.tl.predict`, which says its unit itself. Leave `layer` and `unit` out."
         raise ValueError(msg)
-    naming = str(header["normalization"]["naming"])
-    own = names_in(naming, table, "The screen", f"`{where}`")
-    shared = shared_genes(of_screen, own, f"`{where}`")
+    how = task.header["normalization"]
+    own = names_in(str(how["naming"]), table, "The screen", f"`{where}`")
+    shared = shared_genes(list(task.reference.var_names), own, f"`{where}`")
     rows = chosen_spots(table, spots, where)
-    how = header["normalization"]
-    limits: Limits | None = None
-    prediction: dict[str, Any] = {}
     if from_image:
-        kept, values, limits, prediction = _predicted(table, table_key, rows, own, shared, how)
+        kept, about = _predicted(table, table_key, rows, own, shared, how)
     else:
-        kept, values = _measured(table, where, rows, own, shared, how, layer, unit)
-    lost = len(rows) - len(kept)
+        # A spot without a single count of the genes that size factors rest on has no library size.
+        counts = stored_expression(table, layer, where, "Name the layer with `layer=`.")[rows]
+        columns = np.isin(own, how["size_factor_genes"] if len(how["size_factor_genes"]) else own)
+        kept = rows[np.asarray(counts[:, columns].sum(axis=1)).ravel() > 0]
+        about = {"var": pd.DataFrame(index=pd.Index(shared, name="gene"))}
     if not len(kept):
         msg = f"None of the {len(rows)} spots of `{where}` has expression of the screen's genes."
         raise ValueError(msg)
+    lost = len(rows) - len(kept)
     if lost:
         logger.warning("%d of %d spots have no expression of the screen's genes and are left out.", lost, len(rows))
-    evidence, trust = None, {}
-    if from_image:
-        at = _places(own, shared)
-        if _keys.EVIDENCE in table.var:
-            evidence = labels(table.var[_keys.EVIDENCE])[at]
-        trust = {name: table.var[name].to_numpy(float)[at] for name in _OF_GENES if name in table.var}
-    return TissueSource(table_key, table[kept], region, xy[kept], values, shared, limits, prediction, evidence, trust)
+    if not from_image:
+        measured = read_expression(table[kept], layer=layer, unit=unit, like=how, where=where)
+        about["values"] = dense(take_genes(measured.values, measured.genes, shared)).astype(np.float64)
+    return TissueSource(table_key, table[kept], region, xy[kept], **about)
 
 
 def chosen_spots(table: AnnData, spots: Mapping[str, Any] | Sequence[Any] | None, where: str) -> np.ndarray:
@@ -158,30 +160,6 @@ def chosen_spots(table: AnnData, spots: Mapping[str, Any] | Sequence[Any] | None
     return np.flatnonzero(mask)
 
 
-def _measured(
-    table: AnnData,
-    where: str,
-    rows: np.ndarray,
-    own: list[str],
-    shared: list[str],
-    normalization: Mapping[str, Any],
-    layer: str | None,
-    unit: str,
-) -> tuple[np.ndarray, np.ndarray]:
-    if layer is not None:
-        require_key(layer, table.layers, f"{where}.layers")
-    part = table[rows]
-    # A spot without a single count of the genes that size factors rest on has no library size.
-    basis = {str(gene) for gene in normalization["size_factor_genes"]} or set(own)
-    columns = np.array([gene in basis for gene in own])
-    depth = np.asarray(as_csr(part.X if layer is None else part.layers[layer])[:, columns].sum(axis=1)).ravel()
-    kept = rows[depth > 0]
-    if not len(kept):
-        return kept, np.zeros((0, len(shared)))
-    found = read_expression(table[kept], layer=layer, unit=unit, like=normalization, where=where)
-    return kept, dense(take_genes(found.values, found.genes, shared)).astype(np.float64)
-
-
 def _predicted(
     table: AnnData,
     table_key: str,
@@ -189,7 +167,10 @@ def _predicted(
     own: list[str],
     shared: list[str],
     normalization: Mapping[str, Any],
-) -> tuple[np.ndarray, np.ndarray, Limits | None, dict[str, Any]]:
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Spots with a prediction, their expression and intervals, and what is known of the genes."""
+    import pandas as pd
+
     _, header = predicted(table, table_key)
     values = dense(table.X).astype(np.float64)[rows]
     kept = np.isfinite(values).any(axis=1)
@@ -203,27 +184,27 @@ def _predicted(
         )
         raise ValueError(msg)
     scale = _scale(values, own, scrna, str(header["unit"]), normalization, table_key)
-    limits = None
-    if _keys.LOWER in table.layers and _keys.UPPER in table.layers:
-        lower, upper = (dense(table.layers[name]).astype(np.float64)[rows] for name in (_keys.LOWER, _keys.UPPER))
-        limits = Limits(
-            _rescaled(lower[:, at], scale), _rescaled(upper[:, at], scale), float(header[_keys.INTERVAL_LEVEL])
-        )
-    trust = (
-        table.var[_keys.CV_PEARSON].to_numpy(float)[at] if _keys.CV_PEARSON in table.var else np.full(len(at), np.nan)
-    )
-    about = {
+    var = pd.DataFrame(index=pd.Index(shared, name="gene"))
+    for name in (_keys.CV_PEARSON, _keys.NOISE_CEILING):
+        if name in table.var:
+            var[name] = table.var[name].to_numpy(float)[at]
+    if _keys.EVIDENCE in table.var:
+        var[_keys.EVIDENCE] = pd.Categorical(labels(table.var[_keys.EVIDENCE])[at])
+    trust = var.get(_keys.CV_PEARSON, pd.Series(np.nan, var.index))
+    about: dict[str, Any] = {"values": _rescaled(values[:, at], scale), "var": var}
+    about["prediction"] = {
         "table_key": table_key,
-        "method": str(header["method"]),
-        "unit": str(header["unit"]),
-        "reference_hash": str(header["reference_hash"]),
-        "fit_hash": str(header["fit_hash"]),
+        **{name: str(header[name]) for name in ("method", "unit", "reference_hash", "fit_hash")},
         "interval_unit": str(header.get(_keys.INTERVAL_UNIT, "")),
-        "genes_not_assessed": int(np.isnan(trust).sum()),
+        "genes_not_assessed": int(trust.isna().sum()),
         "genes_not_to_be_trusted": int((trust < MIN_CV_PEARSON).sum()),
         "genes_from_scrna": int(scrna[at].sum()),
     }
-    return rows, _rescaled(values[:, at], scale), limits, about
+    ends = [table.layers[name] for name in (_keys.LOWER, _keys.UPPER) if name in table.layers]
+    if len(ends) == 2:
+        about["limits"] = np.array([_rescaled(dense(end).astype(np.float64)[rows][:, at], scale) for end in ends])
+        about["level"] = float(header[_keys.INTERVAL_LEVEL])
+    return rows, about
 
 
 def _places(own: list[str], shared: list[str]) -> list[int]:
