@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -26,7 +26,7 @@ def in_background(items: Iterable[_Item], *, depth: int = 2) -> Generator[_Item,
         try:
             while (item := waiting.popleft().result()) is not _END:
                 waiting.append(pool.submit(next, iterator, _END))
-                yield item
+                yield cast("_Item", item)
         finally:
             for future in waiting:
                 future.cancel()

@@ -110,7 +110,8 @@ def draw_risk(ax: Axes, frame: pd.DataFrame) -> None:
     styles = zip(cycle(_style.PALETTE), cycle(_LINES), strict=False)
     for name, line in frame.groupby("by", sort=False):
         line = line.sort_values("share")
-        color, dashes, width = _style.MUTED, _YARDSTICKS.get(name), 1.3
+        dashes: Any = _YARDSTICKS.get(name)
+        color, width = _style.MUTED, 1.3
         if dashes is None:
             (color, dashes), width = next(styles), 2
         label = name.replace("_", " ")

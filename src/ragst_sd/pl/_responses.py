@@ -106,8 +106,8 @@ def read_responses(
         state = None
         if str(header.get("resolution", "")) != "spot":
             state = dense(part.X[here]).mean(axis=0) - response
-        named = [str(row.obs[column].iloc[0]) for column in (_keys.PERTURBATION, _keys.CONTEXT)]
-        again = response_from_half(reference, header, *named, response, genes, state)
+        perturbation, where = (str(row.obs[column].iloc[0]) for column in (_keys.PERTURBATION, _keys.CONTEXT))
+        again = response_from_half(reference, header, perturbation, where, response, genes, state)
         if again is not None:
             values = dense(row.layers[_keys.RESPONSE_HALVES[1]]).ravel()
             measured = Measured(row, values, again, ("measured (one half of the controls)", "predicted (other half)"))
@@ -143,7 +143,8 @@ def _row(reference: AnnData, header: dict[str, Any], name: str, context: str, ge
 def _check_truth(truth: AnnData, header: dict[str, Any], genes: list[str]) -> None:
     """Raise a `ValueError` unless it holds measured responses in the unit and of the genes of the prediction."""
     about = perturbation_header(truth)
-    shared = np.intersect1d(*(np.asarray(each[_keys.CONTROL_CELLS]).astype(str) for each in (about, header)))
+    mine, theirs = (np.asarray(each[_keys.CONTROL_CELLS]).astype(str) for each in (header, about))
+    shared = np.intersect1d(mine, theirs)
     if len(shared):
         msg = (
             f"`truth` was measured against {len(shared)} of the controls that the prediction rests on, whose noise would count as agreement. "

@@ -142,7 +142,7 @@ class _Part:
     ) -> None:
         self.queries, self.same_rows, self.half, self.wanted, self.device = queries, same_rows, half, wanted, device
         self.rest = np.zeros(len(own))
-        terms = [own.astype(np.float32)]
+        terms: list[np.ndarray] = [own.astype(np.float32)]
         if half:
             # A query is the sum of two float16 numbers and a rest that is counted as an error.
             first = own.astype(np.float16)
@@ -155,8 +155,8 @@ class _Part:
         with np.errstate(invalid="ignore"):
             scores = within - norm + 3 * _error(within, norm, self.rest, np.inf, own.shape[1])
         limit = np.where(np.isfinite(within), scores, np.inf).astype(np.float32)
-        limit = torch.from_numpy(np.nextafter(limit, np.float32(np.inf))).to(device)
-        self.best = limit[:, None].repeat(1, wanted)
+        above = torch.from_numpy(np.nextafter(limit, np.float32(np.inf))).to(device)
+        self.best = above[:, None].repeat(1, wanted)
         self.found = torch.full((len(own), wanted), -1, dtype=torch.int64, device=device)
 
     def worst(self) -> Tensor:

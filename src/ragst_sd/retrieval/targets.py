@@ -97,7 +97,9 @@ def mean_curve(histories: Sequence[History]) -> np.ndarray:
     length = min(map(len, curves), default=0)
     if not length:
         return np.zeros((0, 2))
-    return np.stack([curves[0][:length, 0], mean_over_groups([curve[:length, 1] for curve in curves], length)], axis=1)
+    return np.stack(
+        [curves[0][:length, 0], mean_over_groups([curve[:length, 1].tolist() for curve in curves], length)], axis=1
+    )
 
 
 def best_step(histories: Sequence[History], default: int) -> tuple[int, float]:

@@ -185,7 +185,7 @@ def cross_validate(
     values_of = _values_by_unit(reference, header, library_size)
 
     show = settings.progress if progress is None else progress
-    training: dict[str, Any] = {"rng": rng, "device": device, "amp": amp, "progress": False}
+    training: dict[str, Any] = {**sizes, "rng": rng, "device": device, "amp": amp, "progress": False}
     parts: list[pd.DataFrame] = []
     with tqdm(total=len(folds) * len(values_of) * len(methods), unit="fit", disable=not show) as bar:
         for fold in folds:
@@ -198,7 +198,7 @@ def cross_validate(
                 part = training_part(reference, header, fold.training, values, unit)
                 for method in methods:
                     bar.set_description(f"{fold.name}, {method}")
-                    fit(part, method=method, group_key=inner, options=options[method], **sizes, **training)
+                    fit(part, method=method, group_key=inner, options=options[method], **training)
                     for section in sections:
                         own = embedding[section.rows]
                         frame = score_section(reference, part, section, own, values, numbers, label_key, rng)
