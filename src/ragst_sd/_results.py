@@ -21,21 +21,48 @@ if TYPE_CHECKING:
 
 # Fields of the header without which nothing can be said about a value, whatever it was predicted from.
 COMMON_FIELDS = (
-    "schema_version", "task", "software", "method", "unit", "reference_hash", "fit_hash", "sources", _keys.CITED,
-)  # fmt: skip
+    "schema_version",
+    "task",
+    "software",
+    "method",
+    "unit",
+    "reference_hash",
+    "fit_hash",
+    "sources",
+    _keys.CITED,
+)
 # Fields that the header has besides, by the task of the prediction.
 TASK_FIELDS = {
     "histology": (
-        "metric", "center_sections", "naming", "size_factor_genes", "inner_groups", "table_key", "use_rep", "encoder", "image_key",
-        "coordinate_system", "image_mpp", "n_neighbors", "donor_key", "exclude", "where", "backend", "section_distance",
+        "metric",
+        "center_sections",
+        "naming",
+        "size_factor_genes",
+        "inner_groups",
+        "table_key",
+        "use_rep",
+        "encoder",
+        "image_key",
+        "coordinate_system",
+        "image_mpp",
+        "n_neighbors",
+        "donor_key",
+        "exclude",
+        "where",
+        "backend",
+        "section_distance",
         "section_distance_reference",
     ),
-}  # fmt: skip
+}
 # Columns that say how well grounded a spot is, and how well a gene is predicted.
 OBS_COLUMNS = (
-    _keys.EFFECTIVE_N, _keys.N_DONORS, _keys.DISTANCE_PERCENTILE, _keys.APPEARANCE_DISTANCE, _keys.OUT_OF_REFERENCE,
+    _keys.EFFECTIVE_N,
+    _keys.N_DONORS,
+    _keys.DISTANCE_PERCENTILE,
+    _keys.APPEARANCE_DISTANCE,
+    _keys.OUT_OF_REFERENCE,
     _keys.EVIDENCE_SHARE,
-)  # fmt: skip
+)
 VAR_COLUMNS = (_keys.N_MEASURED, _keys.CV_PEARSON, _keys.NOISE_CEILING, _keys.EVIDENCE)
 
 # Below this correlation on held-out donors a gene is not to be trusted, whatever its map looks like.

@@ -156,9 +156,13 @@ def load_screen(
     names = cells.obs[_keys.PERTURBATION]
     logger.info(
         "Loaded %d cells of %d perturbations and %d controls. Licence of %r: %s. To cite: %s.",
-        int((names != CONTROL).sum()), names[names != CONTROL].nunique(), int((names == CONTROL).sum()), name, license,
+        int((names != CONTROL).sum()),
+        names[names != CONTROL].nunique(),
+        int((names == CONTROL).sum()),
+        name,
+        license,
         citation,
-    )  # fmt: skip
+    )
     return cells
 
 

@@ -250,5 +250,6 @@ def _warn_shared_donors(sections: Sequence[PlannedSection], reference: AnnData) 
         if len(places) > 1:
             logger.warning(
                 "Donor %r is named by %s: they count as one. If they are two, rename one with `donors:`.",
-                donor, " and by ".join(places),
-            )  # fmt: skip
+                donor,
+                " and by ".join(places),
+            )

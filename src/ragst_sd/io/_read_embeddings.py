@@ -150,8 +150,12 @@ def read_embeddings(
     if lost.any():
         logger.warning(
             "%d of %d spots of table %r have no tile in %r, for example %s: NaN.",
-            int(lost.sum()), len(rows), table_key, path.name, listing(table.obs_names[lost][:5]),
-        )  # fmt: skip
+            int(lost.sum()),
+            len(rows),
+            table_key,
+            path.name,
+            listing(table.obs_names[lost][:5]),
+        )
     embedding = np.full((table.n_obs, file.vectors.shape[1]), np.nan, np.float32)
     embedding[~lost] = file.vectors[rows[~lost]]
 
@@ -217,8 +221,13 @@ def _squares(file: EmbeddingFile, name: str, *, tile_px: int, mpp: float, image_
         logger.warning(
             "Tiles of %r are %.4g px wide on the slide; %d px of %.4g microns on an image of %.4g microns per pixel would "
             "be %.4g. Check that the file is of this slide, and the resolution of both.",
-            name, file.edge_px, tile_px, mpp, image_mpp, derived,
-        )  # fmt: skip
+            name,
+            file.edge_px,
+            tile_px,
+            mpp,
+            image_mpp,
+            derived,
+        )
     edge = derived if file.edge_px is None else file.edge_px
     return np.column_stack([file.corners, np.full(len(file.corners), edge)])
 

@@ -174,8 +174,10 @@ def _resolution(meta: Mapping[str, Any], stated: tuple[float, float] | None, sam
         logger.warning(
             "Section %r: HEST estimates %.4g microns per pixel from the spots, the scanner stated %.4g. The estimate is "
             "taken; pass `image_mpp=` to decide otherwise.",
-            sample, mpp, known["pixel_size_um_embedded"],
-        )  # fmt: skip
+            sample,
+            mpp,
+            known["pixel_size_um_embedded"],
+        )
     return float(mpp)
 
 
@@ -206,8 +208,9 @@ def _donor(meta: Mapping[str, Any], sample: str) -> str | None:
         logger.info(
             "The metadata of %r name no patient: all sections of the study %r count as one donor, so that none is "
             "predicted from another of the same patient. Pass `donor=` if you know better.",
-            sample, study,
-        )  # fmt: skip
+            sample,
+            study,
+        )
     return f"{study or _keys.UNKNOWN}: {patient or 'patient not stated'}"
 
 

@@ -140,7 +140,8 @@ def _up_to_date(reference: AnnData) -> AnnData:
     if header.get("schema_version") != before.get("schema_version"):
         logger.info(
             "The reference has schema version %s and is read as version %s; `rg.io.write_reference` writes that one.",
-            before.get("schema_version"), header.get("schema_version"),
-        )  # fmt: skip
+            before.get("schema_version"),
+            header.get("schema_version"),
+        )
     reference.uns[_keys.ATTRS] = header
     return reference

@@ -95,8 +95,13 @@ def read_slide(path: str | PathLike[str], *, image_key: str = "he", mpp: float |
     height, width = slide.levels[0].shape[1:]
     logger.info(
         "Slide %r by %s: %d x %d px, %d levels%s.",
-        path.name, slide.reader, width, height, len(slide.levels), "" if mpp is None else f", {mpp:.4g} um per px",
-    )  # fmt: skip
+        path.name,
+        slide.reader,
+        width,
+        height,
+        len(slide.levels),
+        "" if mpp is None else f", {mpp:.4g} um per px",
+    )
     return sdata
 
 

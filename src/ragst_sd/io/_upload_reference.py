@@ -119,8 +119,11 @@ def upload_reference(
             )
     logger.info(
         "Reference %s is at %s/datasets/%s, commit %s.",
-        header["content_hash"][:12], hub_endpoint(), repository, commit.oid,
-    )  # fmt: skip
+        header["content_hash"][:12],
+        hub_endpoint(),
+        repository,
+        commit.oid,
+    )
     return str(commit.oid)
 
 

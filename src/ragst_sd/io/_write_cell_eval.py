@@ -108,10 +108,18 @@ def write_cell_eval(
         raise ValueError(msg)
     control, genes = str(header["control"]), genes_of_both(table, adata, header)
     truth = measured_responses(
-        adata, header, genes, set(table.obs[_keys.SOURCE].astype(str)), perturbation_key=perturbation_key,
-        context_key=context_key, batch_key=None, layer=layer, unit=unit, min_cells=min_cells,
+        adata,
+        header,
+        genes,
+        set(table.obs[_keys.SOURCE].astype(str)),
+        perturbation_key=perturbation_key,
+        context_key=context_key,
+        batch_key=None,
+        layer=layer,
+        unit=unit,
+        min_cells=min_cells,
         rng=np.random.default_rng(0),
-    )  # fmt: skip
+    )
     table = table[:, genes]
     lines = predicted_lines(table, truth, control)
     folder, contexts = Path(path), list(dict.fromkeys(truth.names[line][0] for line, _ in lines))

@@ -136,9 +136,14 @@ def perturbation(
     require_positive(n_genes, "n_genes", whole=True)
     require_fade(image_fade)
     shown = read_responses(
-        data, prediction_key=prediction_key, perturbation=perturbation, context=context, reference=reference,
-        truth=truth, group_by=group_by,
-    )  # fmt: skip
+        data,
+        prediction_key=prediction_key,
+        perturbation=perturbation,
+        context=context,
+        reference=reference,
+        truth=truth,
+        group_by=group_by,
+    )
     n_shown, on_tissue, has_states = int(n_shown), isinstance(data, SpatialData), bool(shown.weights.shape[1])
     side = [_HEAD + _ROW * bar_rows(shown, n_shown)]
     if has_states:

@@ -215,8 +215,11 @@ def embed_tiles(
         if header["upsampling"] > 1.01:
             logger.warning(
                 "Image %r has %.3g microns per pixel, coarser than the %.3g asked for: tiles are enlarged %.2g times.",
-                image_key, image_mpp, mpp, header["upsampling"],
-            )  # fmt: skip
+                image_key,
+                image_mpp,
+                mpp,
+                header["upsampling"],
+            )
         stored = table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {}).get(key_added)
         if not overwrite and encoder.name is not None and key_added in table.obsm and same_header(stored, header):
             logger.info("Reusing `obsm[%r]` of table %r: same encoder, image and tiles.", key_added, table_key)

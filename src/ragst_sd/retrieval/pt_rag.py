@@ -116,9 +116,13 @@ def _train(
     absent = lessons.absent | ~torch.as_tensor(taught)[lessons.found]
     with seeded(run.rng):
         net = PtRag(
-            lessons.delta.shape[1], lessons.key.shape[1], int(options["width"]), int(options["layers"]),
-            int(options["heads"]), per_cell=options["scope"] == "cell",
-        )  # fmt: skip
+            lessons.delta.shape[1],
+            lessons.key.shape[1],
+            int(options["width"]),
+            int(options["layers"]),
+            int(options["heads"]),
+            per_cell=options["scope"] == "cell",
+        )
         optimiser = torch.optim.AdamW(
             net.parameters(), lr=float(options["learning_rate"]), weight_decay=float(options["weight_decay"])
         )
@@ -132,9 +136,15 @@ def _train(
             return batch_loss(net, lessons, random.choice(rows, int(options["batch_size"])), absent, options, random)
 
         history = optimise(
-            net, step, optimiser, steps=steps, every=_EVERY, progress=run.progress, label="pt_rag",
+            net,
+            step,
+            optimiser,
+            steps=steps,
+            every=_EVERY,
+            progress=run.progress,
+            label="pt_rag",
             score=None if held is None else lambda: _score(net, lessons, np.flatnonzero(held), absent, options),
-        )  # fmt: skip
+        )
     return net, history
 
 

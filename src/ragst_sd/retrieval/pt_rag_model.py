@@ -86,9 +86,14 @@ class PtRag(nn.Module):
         return h + q[:, None] + self.alpha * retrieved / total.clamp_min(1)
 
     def forward(
-        self, x: Tensor, e: Tensor, candidates: Tensor, absent: Tensor, temperature: float | None = None,
+        self,
+        x: Tensor,
+        e: Tensor,
+        candidates: Tensor,
+        absent: Tensor,
+        temperature: float | None = None,
         kept: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Response of every cell.
 
         Parameters
@@ -143,8 +148,12 @@ def net_from_arrays(parameters: Mapping[str, np.ndarray]) -> PtRag:
     # New modules draw weights that are replaced below; the caller's random numbers go on as if nothing had happened.
     with torch.random.fork_rng(devices=[]):
         net = PtRag(
-            n_genes, state["perturbation.weight"].shape[1], width, layers, int(parameters["heads"]),
+            n_genes,
+            state["perturbation.weight"].shape[1],
+            width,
+            layers,
+            int(parameters["heads"]),
             per_cell=bool(parameters["per_cell"]),
-        )  # fmt: skip
+        )
     net.load_state_dict({name: value.reshape(net.state_dict()[name].shape) for name, value in state.items()})
     return net.eval()

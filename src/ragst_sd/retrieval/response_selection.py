@@ -93,8 +93,11 @@ def _chosen(
         logger.info(
             "rag, perturbations %s: trust in regression %.2f, in retrieval %.2f; the best gate gains %.3f (standard error %.3f) over "
             "the mean of the others on held-out ones.",
-            name, *(float(shares @ [line[i] for line in chosen]) for i in (4, 5)), gain, error,
-        )  # fmt: skip
+            name,
+            *(float(shares @ [line[i] for line in chosen]) for i in (4, 5)),
+            gain,
+            error,
+        )
     return lines, gains, errors
 
 

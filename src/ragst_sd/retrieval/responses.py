@@ -136,9 +136,15 @@ def candidates(bank: Bank, asked: Asked, masks: np.ndarray, k: int, *, how: str 
         everything = Eligibility.everything(len(queries), len(bank.key))
         eligibility = replace(everything, allowed=np.isin(np.arange(len(bank.key)), rows))
         part = find_candidates(
-            asked.key[queries], bank.key, k,
-            eligibility=eligibility, how=how, tie_order=bank.order, metric=bank.metric, backend="exact",
-        )  # fmt: skip
+            asked.key[queries],
+            bank.key,
+            k,
+            eligibility=eligibility,
+            how=how,
+            tie_order=bank.order,
+            metric=bank.metric,
+            backend="exact",
+        )
         found[queries] = part.rows
     return Candidates(found, distances_to(bank, asked, found))
 

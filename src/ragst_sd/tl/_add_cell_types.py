@@ -155,8 +155,11 @@ def add_cell_types(
     n_known = int(np.isfinite(found).all(axis=1).sum())
     logger.info(
         "Adding `obsm[%r]`: %d cell types; %d of %d rows have fractions.",
-        _keys.CELL_TYPE_FRACTION, found.shape[1], n_known, reference.n_obs,
-    )  # fmt: skip
+        _keys.CELL_TYPE_FRACTION,
+        found.shape[1],
+        n_known,
+        reference.n_obs,
+    )
 
 
 def _source(adata_sc: AnnData | None, given: Mapping[str, str] | None) -> dict[str, str]:

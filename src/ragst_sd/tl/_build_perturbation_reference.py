@@ -197,8 +197,12 @@ def build_perturbation_reference(
     n_reliable = int((obs[_keys.RELIABILITY] >= 0.5).sum())
     logger.info(
         "Reference of %d rows: %d perturbations in %d contexts, %d genes; reliability of .5 and above in %d rows.",
-        reference.n_obs, obs[_keys.PERTURBATION].nunique(), obs[_keys.CONTEXT].nunique(), reference.n_vars, n_reliable,
-    )  # fmt: skip
+        reference.n_obs,
+        obs[_keys.PERTURBATION].nunique(),
+        obs[_keys.CONTEXT].nunique(),
+        reference.n_vars,
+        n_reliable,
+    )
     return reference
 
 

@@ -243,8 +243,13 @@ def build_reference(
     n_donors = reference.obs[_keys.DONOR].nunique()
     logger.info(
         "Reference of %d spots, %d sections, %d donors, %d genes (%d panels, %d shared genes).",
-        reference.n_obs, len(sections), n_donors, reference.n_vars, len(panels), len(shared),
-    )  # fmt: skip
+        reference.n_obs,
+        len(sections),
+        n_donors,
+        reference.n_vars,
+        len(panels),
+        len(shared),
+    )
     return reference
 
 
@@ -270,8 +275,10 @@ def _normalize(
         if not (factors > 0).all():
             logger.info(
                 "%s: %d spots have no counts in the %d genes that all panels share, and are left out.",
-                section.sample, int((factors == 0).sum()), len(shared),
-            )  # fmt: skip
+                section.sample,
+                int((factors == 0).sum()),
+                len(shared),
+            )
             section.keep_rows(factors > 0)
             factors = factors[factors > 0]
     header = section.header

@@ -218,5 +218,8 @@ def _report(levels: np.ndarray, units: list[str], inside: np.ndarray, quantiles:
         if missing:
             logger.info(
                 "%d of %d genes get no interval at %g: they never vary, or too few %ss measured them.",
-                missing, len(quantiles), level, unit,
-            )  # fmt: skip
+                missing,
+                len(quantiles),
+                level,
+                unit,
+            )

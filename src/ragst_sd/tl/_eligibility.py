@@ -162,8 +162,9 @@ def donors_of_same_image(reference: AnnData, header: dict[str, Any], query: Quer
     if unexpected:
         logger.warning(
             "The query's image is in the reference as %s: rows of donor %s are left out.",
-            listing(samples), listing(unexpected),
-        )  # fmt: skip
+            listing(samples),
+            listing(unexpected),
+        )
     return np.isin(donors, unexpected)
 
 

@@ -93,8 +93,14 @@ def embed_genes(
     logger.info(
         "Embedded %d genes by %d sets, %d components (%.0f%% of the variance); left out: %d genes in fewer than %d sets, "
         "%d that the components do not hold.",
-        int(kept.sum()), matrix.shape[1], n_components, 100 * explained, n_rare, min_terms, int((~kept).sum()),
-    )  # fmt: skip
+        int(kept.sum()),
+        matrix.shape[1],
+        n_components,
+        100 * explained,
+        n_rare,
+        min_terms,
+        int((~kept).sum()),
+    )
     frame = pd.DataFrame(
         projected[kept] / length[kept, None],
         index=pd.Index(np.asarray(genes, dtype=object)[kept], name="gene"),

@@ -144,9 +144,18 @@ def evaluate_perturbation(
     genes = genes_of_both(first, adata, header)
     sources = {str(cell) for table in tables.values() for cell in table.obs[_keys.SOURCE].unique()}
     truth = measured_responses(
-        adata, header, genes, sources, perturbation_key=perturbation_key, context_key=context_key, batch_key=batch_key,
-        layer=layer, unit=unit, min_cells=int(min_cells), rng=np.random.default_rng(rng),
-    )  # fmt: skip
+        adata,
+        header,
+        genes,
+        sources,
+        perturbation_key=perturbation_key,
+        context_key=context_key,
+        batch_key=batch_key,
+        layer=layer,
+        unit=unit,
+        min_cells=int(min_cells),
+        rng=np.random.default_rng(rng),
+    )
     parts = []
     for method, whole in tables.items():
         table, generator = whole[:, genes], np.random.default_rng(rng)

@@ -205,9 +205,15 @@ def fit(
     if is_perturbation(reference):
         run = Run(int(rng), _device(device), amp, show)
         fit_perturbation(
-            reference, method, n_neighbors=n_neighbors, n_candidates=n_candidates, group_key=group_key, metric=metric,
-            options=options, run=run,
-        )  # fmt: skip
+            reference,
+            method,
+            n_neighbors=n_neighbors,
+            n_candidates=n_candidates,
+            group_key=group_key,
+            metric=metric,
+            options=options,
+            run=run,
+        )
         return
     header = reference_header(reference)
     options = resolve_options(METHODS, method, options)
@@ -266,8 +272,13 @@ def fit(
     write_fit(reference, record, key[back])
     logger.info(
         "Fitted %r on %d rows: %d neighbours of %d candidates, %d components, %s held out to choose and calibrate.",
-        method, reference.n_obs, n_neighbors, n_candidates, key.shape[1], inner_groups,
-    )  # fmt: skip
+        method,
+        reference.n_obs,
+        n_neighbors,
+        n_candidates,
+        key.shape[1],
+        inner_groups,
+    )
 
 
 def _types(reference: AnnData) -> np.ndarray:

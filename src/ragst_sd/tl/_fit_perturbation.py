@@ -75,5 +75,8 @@ def fit_perturbation(
     write_fit(reference, record, key)
     logger.info(
         "Fitted %r on %d responses: %d neighbours of %d candidates.",
-        method, reference.n_obs, n_neighbors, n_candidates,
-    )  # fmt: skip
+        method,
+        reference.n_obs,
+        n_neighbors,
+        n_candidates,
+    )

@@ -115,8 +115,9 @@ def outer_folds(
     if group_key is not None and shared:
         logger.warning(
             "Groups of %r share donors (%s): the accuracy is that for other sections of known donors.",
-            group_key, listing(shared),
-        )  # fmt: skip
+            group_key,
+            listing(shared),
+        )
     return folds
 
 

@@ -98,8 +98,9 @@ def section_grounding(header: dict[str, Any], query: Query, obs: dict[str, np.nd
         logger.warning(
             "%d of %d spots look unlike every section of the reference: other stain, scanner or resolution, or other "
             "tissue. They are marked in `out_of_reference`; `appearance_distance` says how far off they are.",
-            int((distance > 1).sum()), len(distance),
-        )  # fmt: skip
+            int((distance > 1).sum()),
+            len(distance),
+        )
     return {
         "section_distance": grounding.section_distance(mean, means, stds),
         "section_distance_reference": grounding.largest_section_distance(means, stds),

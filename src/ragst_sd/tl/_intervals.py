@@ -184,8 +184,10 @@ def interval_rule(
         logger.warning(
             "Intervals at %g rest on %s (%d donors were calibrated on, too few for that level): their coverage on new "
             "donors is not assured.",
-            levels[place], "sections" if unit == UNITS[1] else "single spots", int(calibration["n_donors"]),
-        )  # fmt: skip
+            levels[place],
+            "sections" if unit == UNITS[1] else "single spots",
+            int(calibration["n_donors"]),
+        )
     if not as_calibrated:
         logger.warning(
             "Intervals were calibrated with all rows and neighbours; here fewer are used: coverage may differ."

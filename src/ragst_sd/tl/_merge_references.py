@@ -186,8 +186,10 @@ def _rows(name: str, reference: AnnData, header: dict[str, Any], plan: Plan, pan
         keep = factors > 0
         logger.info(
             "%s is normalised anew by the %d genes that all panels share (before: %d).",
-            name, len(plan.size_factor_genes), len(summed),
-        )  # fmt: skip
+            name,
+            len(plan.size_factor_genes),
+            len(summed),
+        )
         if not keep.all():
             logger.info("%s: %d spots have no counts in these genes and are left out.", name, int((~keep).sum()))
         counts = counts[keep]
@@ -259,8 +261,9 @@ def _log_common_donors(named: Mapping[str, AnnData]) -> None:
     if common:
         logger.warning(
             "Donors %s are in several references and count as one each: their rows never predict each other. Rename them "
-            "before merging if they are different people or animals.", listing(common),
-        )  # fmt: skip
+            "before merging if they are different people or animals.",
+            listing(common),
+        )
 
 
 def _fingerprints(merged: AnnData) -> Iterator[Fingerprint]:

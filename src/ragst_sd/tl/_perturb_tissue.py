@@ -151,10 +151,11 @@ def _log(name: str, table: AnnData) -> None:
         logger.info(
             "The response to %s does not vary over the spots more than by chance (variance %.3g, shuffled %s, p = %.3g): its map "
             "is constant.",
-            name, header["variance"],
+            name,
+            header["variance"],
             f"{np.mean(header['variance_shuffled']):.3g}" if len(header["variance_shuffled"]) else "not needed",
             header["variance_p_value"],
-        )  # fmt: skip
+        )
 
 
 def _keys_added(sdata: SpatialData, names: list[str], key_added: str) -> dict[str, str]:

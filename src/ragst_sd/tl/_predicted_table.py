@@ -153,8 +153,9 @@ def _gene_annotations(reference: AnnData, fit: dict[str, Any], gene_index: np.nd
         logger.warning(
             "`var[%r]` of the reference was found for another fit (method %r): the predicted table says nothing about how far "
             "genes can be trusted. Run `rg.tl.calibrate(reference)` and predict again.",
-            _keys.CV_PEARSON, of["method"],
-        )  # fmt: skip
+            _keys.CV_PEARSON,
+            of["method"],
+        )
         var = var.drop(columns=_keys.CV_PEARSON)
     measured_in = n_measured(reference)[gene_index]
     scores = {
@@ -217,8 +218,11 @@ def wanted_genes(reference: AnnData, fit: dict[str, Any], genes: Sequence[str] |
         logger.warning(
             "%d of %d genes were measured in no row and are given from the signatures of cell types: %s. "
             "`var[%r]` marks them.",
-            len(others), len(wanted), listing(others), _keys.EVIDENCE,
-        )  # fmt: skip
+            len(others),
+            len(wanted),
+            listing(others),
+            _keys.EVIDENCE,
+        )
     return Genes(place[place >= 0], others, wanted)
 
 

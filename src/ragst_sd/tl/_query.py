@@ -84,15 +84,18 @@ def read_query(sdata: SpatialData, header: dict[str, Any], *, table_key: str | N
         logger.warning(
             "Image %r was embedded at %.4g microns per pixel, and is said to have %.4g now. Embed (and lay tiles) again "
             "if the resolution was corrected since.",
-            image_key, embedded_mpp, image_mpp,
-        )  # fmt: skip
+            image_key,
+            embedded_mpp,
+            image_mpp,
+        )
     precisions = {str(one) for one in header["sections"]["precision"]}
     if precisions != {str(own["precision"])}:
         logger.warning(
             "The query was embedded in %s, the reference in %s: distances between them carry rounding. "
             "Embed both with the same `amp=`.",
-            own["precision"], listing(sorted(precisions)),
-        )  # fmt: skip
+            own["precision"],
+            listing(sorted(precisions)),
+        )
 
     finite = embedded_rows(table, use_rep, own, f"sdata.tables[{table_key!r}]")
     if not finite.any():
@@ -156,5 +159,8 @@ def _warn_resolution(own: dict[str, Any], header: dict[str, Any]) -> None:
         logger.warning(
             "The query's tiles resolve %.3g microns per pixel; those of %s differ more than twofold (%.3g to %.3g). "
             "Predictions between such images are less reliable.",
-            query, listing(np.asarray(header["sections"]["sample"])[far]), np.nanmin(bank), np.nanmax(bank),
-        )  # fmt: skip
+            query,
+            listing(np.asarray(header["sections"]["sample"])[far]),
+            np.nanmin(bank),
+            np.nanmax(bank),
+        )

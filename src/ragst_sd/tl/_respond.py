@@ -264,8 +264,9 @@ def _learned_from(bank: Bank, asked: Asked, pairs: list[tuple[str, str]], method
         logger.warning(
             "%r was trained on the measured responses to %s: leaving them out (`exclude`, `where`) keeps them from being cited, not from "
             "having been learned. This is no test of the method; for one, fit a reference without them (`rg.tl.perturbation_folds`).",
-            str(task.fit["method"]), listing(f"{p} in {c}" for p, c in learned),
-        )  # fmt: skip
+            str(task.fit["method"]),
+            listing(f"{p} in {c}" for p, c in learned),
+        )
     return pairs_learned(method.learns, learned)
 
 

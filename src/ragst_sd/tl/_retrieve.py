@@ -232,10 +232,14 @@ def make_bank(
         shifts = np.asarray(parameters["section_shifts"])[:, gene_index]
         level = mean_shift(reference, header, shifts, gene_index, level_rows)
     # The reference's own phi and gate have done their part.
-    of_adjustment = {} if method.adjustment is None else {
-        **{name: value for name, value in parameters.items() if name not in ("section_shifts", "reference_mean")},
-        **{name: np.asarray(parameters[name])[..., gene_index] for name in method.per_gene},
-    }  # fmt: skip
+    of_adjustment = (
+        {}
+        if method.adjustment is None
+        else {
+            **{name: value for name, value in parameters.items() if name not in ("section_shifts", "reference_mean")},
+            **{name: np.asarray(parameters[name])[..., gene_index] for name in method.per_gene},
+        }
+    )
     return Bank(
         method=method,
         values=values,

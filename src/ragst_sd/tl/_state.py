@@ -56,8 +56,9 @@ def state_of(parameters: Mapping[str, Any], obs: pd.DataFrame, standardized: np.
         if column not in obs:
             logger.warning(
                 "The gate looks at %s (it knows %s), which the query's `obs` does not give: it is taken as none of them.",
-                column, listing(names),
-            )  # fmt: skip
+                column,
+                listing(names),
+            )
         own = labels(obs[column]) if column in obs else np.full(len(standardized), "")
         parts.append((np.asarray(own)[:, None] == names[None, :]).astype(float))
     return np.concatenate(parts, axis=1)
