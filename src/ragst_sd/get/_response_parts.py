@@ -56,7 +56,7 @@ def response_parts(
 
     control = labels(table.obs[_keys.PERTURBATION])[cells] == str(header["control"])
     instead = len(bank) + np.where(control, 3, 1)
-    uncited = ~cites.any(axis=1)[:, None, None]
+    uncited = (cites.sum(axis=1) == 0)[:, None, None]
     keep = slots(source=True, cited=cites[:, None, :], instead=uncited, adjustment=True)
     line = slots(len(bank), rows[:, None, :], instead[:, None, None], len(bank) + 2)
     weight = slots(np.nan, weights, np.nan, np.nan)
