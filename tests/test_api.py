@@ -231,7 +231,7 @@ def test_table_of_names_holds_no_name_that_nothing_has():
 
 def test_settings_are_described():
     described = items_of(sections_of(Settings.__doc__)["Attributes"])
-    assert list(described) == Settings._names()
+    assert list(described) == list(Settings.__annotations__)
     for name in ("override", "reset"):
         method = getattr(Settings, name)
         sections = sections_of(method.__doc__)

@@ -92,7 +92,7 @@ def test_page(path):
     for submodule, name in re.findall(r"\brg\.(\w+)\.(\w+)", text):
         if submodule in SUBMODULES and f"{submodule}.{name}" not in PUBLIC and not name.startswith("_"):
             faults.append(f"rg.{submodule}.{name} does not exist")
-        if submodule == "settings" and not hasattr(type(rg.settings), name):
+        if submodule == "settings" and name not in dir(rg.settings):
             faults.append(f"rg.settings.{name} does not exist")
     assert sorted(set(faults)) == []
 
