@@ -34,6 +34,7 @@ def fit(reference, name):
     rg.tl.fit(reference, method=name, n_neighbors=8, options=QUICK[name], progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_explained_and_the_same_from_a_store_and_in_another_order(query, reference, name, tmp_path):
     shuffled = reference[np.random.default_rng(0).permutation(reference.n_obs)].copy()
@@ -75,6 +76,7 @@ def test_ridge_residual_is_ridge_less_its_value_at_neighbours(query, reference):
     np.testing.assert_allclose(table.X - table.layers["evidence"], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_a_fit_of_a_method_that_is_not_registered(query, reference, name, tmp_path, monkeypatch):
     fit(reference, name)

@@ -22,6 +22,7 @@ def script():
     sys.path.remove(str(SCRIPTS))
 
 
+@pytest.mark.slow
 def test_every_perturbation_is_held_out(script):
     adata, embedding = planted_screen(
         n_programmes=2, per_programme=3, contexts=("a",), n_cells=16, n_genes=30, combinations=("P1+P0", "P0+P5")

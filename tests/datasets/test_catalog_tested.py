@@ -71,6 +71,7 @@ def darkness_follows_expression(sdata) -> float:
     return float(np.corrcoef(blocks, np.asarray(table.X[:, ::3].sum(1)).ravel() / counts)[0, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TESTED)
 def test_a_section_of_every_tested_entry_is_loaded(name, served, server):
     entry, sample = served(name)

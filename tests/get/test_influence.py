@@ -255,6 +255,7 @@ def test_a_table_that_lost_its_queries_still_answers(predicted):
     assert rg.get.influence(predicted.tables["predicted"][others].copy(), rows=row).empty
 
 
+@pytest.mark.slow
 def test_real_sections(data_dir, embed, quick):
     """Olfactory bulb of two mice: what each section of the one does to a section of the other."""
     folder = data_dir / "histology" / "mob2k"

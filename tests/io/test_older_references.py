@@ -30,6 +30,7 @@ def older(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_a_folder_is_read_and_left_on_disk_as_a_file_would_be(folder, fitted, query):
     assert zarr.open_group(folder, mode="r")["X/data"].shards is not None
     expected = rg.tl.predict(query, fitted, inplace=False)

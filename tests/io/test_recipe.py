@@ -141,6 +141,7 @@ class TestBuilding:
         assert set(reference.uns["ragst"]["sources"]["license"]) == {"MIT"}
         assert reference.obs["sample"].nunique() == 3
 
+    @pytest.mark.slow
     def test_other_files_or_settings_are_embedded_again(self, folder, caplog):
         import anndata as ad
 

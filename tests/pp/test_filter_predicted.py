@@ -91,6 +91,7 @@ def test_a_second_call_keeps_what_the_first_dropped(scored, fitted, tmp_path, on
     )
 
 
+@pytest.mark.slow
 def test_provenance_outlives_it(scored, fitted, tmp_path):
     expected = rg.get.neighbors(scored)
     rg.pp.filter_predicted(scored, min_cv_pearson=0.3)

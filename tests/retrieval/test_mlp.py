@@ -108,6 +108,7 @@ def test_adjustment_does_not_depend_on_company(training, fitted):
         np.testing.assert_array_equal(mlp_adjustment(fitted, many[i : i + 1])[0], whole[i])
 
 
+@pytest.mark.slow
 def test_it_learns_what_ridge_cannot():
     everything = planted(np.random.default_rng(3), n_groups=4)
     rows, held = np.flatnonzero(everything.folds < 3), np.flatnonzero(everything.folds == 3)

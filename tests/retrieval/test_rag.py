@@ -69,6 +69,7 @@ def test_learns_where_to_look_with_every_gate(training, plain, gate):
     assert score > untrained + 0.15
 
 
+@pytest.mark.slow
 def test_random_candidates_are_worse(training):
     learned, _ = held_out("rag", training, QUICK)
     control, _ = held_out("random_rag", training, QUICK)
@@ -79,6 +80,7 @@ def fit(training, run=RUN, **options):
     return fit_method("rag", training, resolve_options(METHODS, "rag", {**QUICK, "max_steps": 20, **options}), run)[0]
 
 
+@pytest.mark.slow
 def test_one_seed_one_fit(training):
     first, second = fit(training, n_seeds=2), fit(training, n_seeds=2)
     assert first.keys() == second.keys()

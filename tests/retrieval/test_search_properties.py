@@ -54,6 +54,7 @@ def test_equals_brute_force_with_ties(problem, block):
     np.testing.assert_allclose(found.distances, distances, rtol=1e-12)
 
 
+@pytest.mark.slow
 @quick
 @given(problems(), st.randoms(use_true_random=False), st.integers(1, 70))
 def test_order_of_the_bank_company_and_blocks_change_nothing(problem, random, block_rows):

@@ -249,6 +249,7 @@ def test_references_of_other_tasks_are_refused(built, sections):
         rg.tl.predict(sections["donor1"], built)
 
 
+@pytest.mark.slow
 def test_reliability_on_a_real_screen(data_dir):
     adata = ad.read_h5ad(data_dir / "perturb/expression/papalexi2021_thp1_sceptre.h5ad")
     embedding = rg.tl.embed_genes(data_dir / "perturb/embeddings/GO_Biological_Process_2021.gmt")

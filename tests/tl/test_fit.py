@@ -158,6 +158,7 @@ def test_genes_without_variance_are_predicted_as_they_are(query, reference, meth
     np.testing.assert_allclose(table.X[:, 7], 2, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("calls", "when"), [(0, "before the first step"), (3, "inside"), (15, "in the last training")])
 def test_an_interrupted_fit_keeps_its_best_state(query, reference, calls, when, quick, monkeypatch, caplog, tmp_path):
     original, n = Episodes.loss, []

@@ -43,6 +43,7 @@ def calibrated(fitted):
     return fitted
 
 
+@pytest.mark.slow
 class TestTenDonors:
     def test_cover_a_donor_that_was_left_out(self, ten_donors):
         sections, references = ten_donors

@@ -216,6 +216,7 @@ def test_inplace_false_leaves_sdata_alone(query, fitted):
     assert table.uns["spatialdata_attrs"]["region"] == "spots"
 
 
+@pytest.mark.slow
 def test_provenance_survives_subset_crop_and_zarr(predicted, fitted, tmp_path):
     whole = rg.get.neighbors(predicted)
     spot = predicted.tables["predicted"].obs_names[3]
