@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import shutil
@@ -93,7 +92,8 @@ def move_in(fresh: Path, path: Path, *, old: Path) -> None:
 
 def left_behind(path: Path, suffix: str = _NEW) -> list[Path]:
     """What a stopped writer has left beside `path`."""
-    return sorted(path.parent.glob(f".{glob.escape(path.name)}.????????{suffix}"))
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(suffix)}")
+    return sorted(place for place in path.parent.glob(".*") if ours.fullmatch(place.name) and place.is_dir())
 
 
 def put_right(path: Path) -> None:

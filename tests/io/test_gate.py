@@ -249,3 +249,14 @@ class TestZarr:
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(ValueError, match=r"counts\.zarr\.zip was downloaded and is damaged"):
             check_downloaded(path)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_structured_arrays_with_texts_are_fine(tmp_path, zarr_format):
+    adata = ad.AnnData(np.ones((4, 3), "f4"))
+    adata.uns["rank_genes_groups"] = {"names": np.array([("g1", "g2")], dtype=[("a", "U5"), ("b", "U5")])}
+    adata.write_h5ad(tmp_path / "r.h5ad")
+    check_downloaded(tmp_path / "r.h5ad")
+    with ad.settings.override(zarr_write_format=zarr_format):
+        adata.write_zarr(tmp_path / "r.zarr")
+    check_downloaded(tmp_path / "r.zarr")

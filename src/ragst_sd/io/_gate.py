@@ -83,12 +83,29 @@ def _check_hdf5(file: Any, on_disk: int) -> None:
         if array.is_virtual or array.external:
             msg = f"the values of {name!r} lie in another file"
             raise _Refused(msg)
-        if any(array.id.get_type().detect_class(kind) for kind in (h5py.h5t.REFERENCE, h5py.h5t.VLEN)):
+        if any(map(_holds_objects, _members(array.dtype))):
             msg = f"{name!r} is made of objects"
             raise _Refused(msg)
         sizes[array.id] = int(array.nbytes)
         _require_sizes(name, sizes[array.id], min(array.id.get_storage_size(), on_disk))
     _require_sizes("/", sum(sizes.values()), on_disk)
+
+
+def _members(dtype: np.dtype) -> Iterator[np.dtype]:
+    """The types that a structured array is made of; of any other its own."""
+    if dtype.fields is None:
+        yield dtype
+        return
+    for member, *_ in dtype.fields.values():
+        yield from _members(member.base)
+
+
+def _holds_objects(dtype: np.dtype) -> bool:
+    """Whether values are references or sequences; texts of any length are neither."""
+    import h5py
+
+    sequence = h5py.check_vlen_dtype(dtype) is not None and h5py.check_string_dtype(dtype) is None
+    return sequence or h5py.check_ref_dtype(dtype) is not None
 
 
 def _folder_sizes(folder: Path) -> dict[str, int]:
@@ -152,6 +169,8 @@ def _bytes_of(about: Mapping[str, Any]) -> int:
     if isinstance(kind, dict):
         itemsize = int(kind["configuration"].get("length_bytes", 8))
     else:
+        # In JSON the fields of a structured array are lists.
+        kind = [tuple(member) for member in kind] if isinstance(kind, list) else kind
         itemsize = 8 if kind in ("string", "variable_length_bytes") else np.dtype(kind).itemsize
     chunk = about["chunks"] if "chunks" in about else about["chunk_grid"]["configuration"]["chunk_shape"]
     return max(math.prod(map(int, about["shape"])), math.prod(map(int, chunk))) * itemsize

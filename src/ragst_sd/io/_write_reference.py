@@ -109,7 +109,7 @@ def require_place(path: Path, *, overwrite: bool) -> None:
         msg = f"{path} exists. Pass `overwrite=True` to replace it, or choose another path."
         raise FileExistsError(msg)
     if path.is_dir() or not is_reference(path):
-        msg = f"{path} exists and is not a reference; it is not replaced. Choose another path."
+        msg = f"{path} exists and is not a reference, or a damaged one: it is not replaced. Delete it if it is yours, or choose another path."
         raise FileExistsError(msg)
 
 
