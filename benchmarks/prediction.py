@@ -22,6 +22,7 @@ from real_sections import write_between_markers
 from search import CLOCKS, best_of, peak_megabytes
 
 from ragst_sd.retrieval.evidence import weighted_average
+from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.tl._predict_store import fill, new_store
 from ragst_sd.tl._retrieve import Bank, Chosen
 
@@ -87,7 +88,7 @@ def into_store(sizes: list[int], m: int, genes: int, share: float, folder: Path 
     """Evidence and disagreement of a fitted-like bank, written to zarr."""
     bank_values, rows, weights = made(max(sizes), m, genes, share)
     bank = Bank(
-        method="knn", values=bank_values, key=np.zeros((m, 1)), lazy=False, genes=np.arange(genes),
+        method=METHODS["knn"], values=bank_values, key=np.zeros((m, 1)), lazy=False, genes=np.arange(genes),
         panels=np.zeros(m, dtype=int), measured=np.ones((1, genes), dtype=bool), mean=np.zeros(genes, dtype=np.float32),
         sections=np.arange(m) % 4, shifts=np.random.default_rng(0).normal(0, 0.1, (4, genes)), level=np.zeros((1, genes)),
         parameters={},

@@ -264,9 +264,11 @@ def test_memory_is_that_of_the_result_and_of_one_section(sections, monkeypatch):
     import tracemalloc
 
     from ragst_sd import _reference
+    from ragst_sd.reference import normalize
 
-    # The block in which rows are hashed, in proportion to these small sections.
+    # The blocks in which rows are hashed and take logarithms, in proportion to these small sections.
     monkeypatch.setattr(_reference, "HASH_BLOCK", 60)
+    monkeypatch.setattr(normalize, "_BLOCK_ROWS", 60)
     beside = {}
     for n in (5, 50):
         samples, opened = many_samples(sections["donor1"], n)

@@ -103,10 +103,13 @@ def _read(path: Path, *, lazy: bool) -> AnnData:
     try:
         require_complete(path)
         if lazy:
-            return opened_lazily(PinnedStore(path.absolute()), parts=("X", "layers", "obsm"), block_rows=ROW_BLOCK)
+            store = PinnedStore(path.absolute())
+            # Damaged metadata are noticed now, also those of arrays that stay on disk.
+            list(zarr.open_group(store, mode="r", use_consolidated=False).members(max_depth=None))
+            return opened_lazily(store, parts=("X", "layers", "obsm"), block_rows=ROW_BLOCK)
         # What is open already is read to its end, whether or not somebody replaces the file meanwhile.
-        with LocalStore(path, read_only=True) if path.is_dir() else ZipStore(path) as store:
-            group = zarr.open_group(store, mode="r", use_consolidated=False)
+        with LocalStore(path, read_only=True) if path.is_dir() else ZipStore(path) as opened:
+            group = zarr.open_group(opened, mode="r", use_consolidated=False)
             _require_memory(path, group)
             return ad.read_zarr(group)
     except MemoryError:
