@@ -16,7 +16,7 @@ from uuid import uuid4
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_NEW, _OLD = ".new", ".new.old"
+_NEW, OLD = ".new", ".new.old"
 # A file that is older was left behind by a process that was killed: files are written in seconds.
 _LEFT_SECONDS = 3600
 _ATTEMPTS, _PAUSE_SECONDS = 40, 0.05
@@ -72,7 +72,7 @@ def fresh_folder(path: Path) -> Iterator[Path]:
     """A place for the next version of a folder, which takes its place when the block ends well; hold :func:`alone` meanwhile."""
     with place_beside(path) as fresh:
         yield fresh
-        move_in(fresh, path, old=fresh.with_name(fresh.name.removesuffix(_NEW) + _OLD))
+        move_in(fresh, path, old=fresh.with_name(fresh.name.removesuffix(_NEW) + OLD))
 
 
 def move_in(fresh: Path, path: Path, *, old: Path) -> None:
@@ -98,7 +98,7 @@ def left_behind(path: Path, suffix: str = _NEW) -> list[Path]:
 
 def put_right(path: Path) -> None:
     """Bring back the folder that a stopped writer moved away, and remove what it had not finished."""
-    for old in left_behind(path, _OLD):
+    for old in left_behind(path, OLD):
         if path.exists():
             shutil.rmtree(old)
         else:

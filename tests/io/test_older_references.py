@@ -109,3 +109,11 @@ def test_one_in_memory_is_not_taken_for_a_present_one(fitted):
     fitted.uns["ragst"]["schema_version"] = 1
     with pytest.raises(ValueError, match=r"version 1, and this .* works with version 2\. .*`rg\.io\.read_reference`"):
         rg.tl.fit(fitted, method="knn")
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_folder_that_was_moved_away_when_its_writer_was_stopped_is_brought_back(folder, fitted, lazy):
+    folder.rename(folder.with_name(f".{folder.name}.0123abcd.new.old"))
+    found = rg.io.read_reference(folder, lazy=lazy)
+    assert found.uns["ragst"]["content_hash"] == fitted.uns["ragst"]["content_hash"]
+    assert folder.is_dir()

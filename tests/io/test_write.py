@@ -336,6 +336,16 @@ def test_write_table_adds_and_replaces(predicted, fitted, tmp_path):
     assert back.attrs["ragst"]["image_mpp"]["he"] == 1.0
 
 
+def test_write_table_brings_back_what_an_earlier_release_had_moved_away(stored):
+    predicted, path = stored, stored.path
+    left = path.with_name(f".{path.name}.0123abcd.new") / "tables"
+    left.mkdir(parents=True)
+    (path / "tables" / "table").rename(left / "table.new.old")
+    rg.io.write_table(predicted, "predicted")
+    assert (path / "tables" / "table").is_dir()
+    assert not left.exists()
+
+
 def test_write_table_keeps_a_complete_table_when_it_fails(stored, monkeypatch):
     predicted, path = stored, stored.path
     before = predicted.tables["predicted"].X.copy()

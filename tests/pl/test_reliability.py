@@ -172,6 +172,10 @@ def test_calibration_says_what_it_is_about(predicted, with_intervals, risk):
     ax = rg.pl.reliability(predicted, truth_key="table", return_ax=True)["calibration"]
     assert named(ax, "range of genes")[0].get_hatch()
     assert note(ax).endswith("calibrated over sections, not donors")
+    # Earlier releases did not write the unit of each level.
+    del table.uns["retrieval"]["interval_units"]
+    ax = rg.pl.reliability(predicted, truth_key="table", return_ax=True)["calibration"]
+    assert note(ax).endswith("calibrated over sections, not donors")
     table.varm["interval_quantiles"] = table.varm["interval_quantiles"][:, ::-1]
     table.uns["retrieval"]["interval_levels"] = np.array(LEVELS[::-1])
     again = rg.pl.reliability(predicted, truth_key="table", return_ax=True)["calibration"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragst_sd._elements import require_sdata
-from ragst_sd._replacing import alone, followed, left_behind, move_in, place_beside
+from ragst_sd._replacing import OLD, alone, followed, left_behind, move_in, place_beside
 from ragst_sd._validate import require_key
 
 if TYPE_CHECKING:
@@ -91,7 +91,9 @@ def write_table(sdata: SpatialData, name: str) -> None:
 def _put_right(store: Path) -> None:
     """Bring back tables that a stopped writer moved away, and remove what it had not finished."""
     for fresh in left_behind(store):
-        for old in (fresh / _OLD).glob("*"):
-            if not (store / _TABLES / old.name).exists():
-                old.rename(store / _TABLES / old.name)
+        # Earlier releases moved a table to the second place, under a name with a suffix.
+        for old in (*(fresh / _OLD).glob("*"), *(fresh / _TABLES).glob(f"*{OLD}")):
+            place = store / _TABLES / old.name.removesuffix(OLD)
+            if not place.exists():
+                old.rename(place)
         shutil.rmtree(fresh)

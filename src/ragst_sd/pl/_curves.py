@@ -77,7 +77,7 @@ def coverage(
     counted = count > 0
     if not counted.any():
         return None
-    units = labels(np.atleast_1d(header[_keys.INTERVAL_UNITS]))
+    units = labels(np.atleast_1d(header.get(_keys.INTERVAL_UNITS, [intervals.unit] * len(levels))))
     order = np.argsort(levels)
     return Coverage(levels[order], (inside[counted] / count[counted, None])[:, order], units[order])
 
