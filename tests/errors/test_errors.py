@@ -55,9 +55,14 @@ def message_of(case, world):
     return str(error.args[0] if isinstance(error, KeyError) else error)
 
 
+@pytest.fixture(scope="module")
+def before(world):
+    return fingerprint(world)
+
+
 @pytest.mark.parametrize("key", CASES)
-def test_error(world, key):
-    case, before = CASES[key], fingerprint(world)
+def test_error(world, before, key):
+    case = CASES[key]
     message = message_of(case, world)
     for part in case.parts:
         assert part in message, message
