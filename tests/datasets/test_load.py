@@ -516,7 +516,7 @@ class TestWhatWasDownloaded:
         (tmp_path / "own").mkdir()
         ad.AnnData(csr_matrix(np.eye(4, 3, dtype=np.float32))).write_h5ad(tmp_path / "own" / "a.h5ad")
         with h5py.File(tmp_path / "own" / "secret.h5", "w") as file:
-            file["values"] = np.arange(12.0).reshape(4, 3)
+            ad.io.write_elem(file, "values", np.arange(12.0).reshape(4, 3))
         with h5py.File(tmp_path / "own" / "a.h5ad", "r+") as file:
             file["layers/extra"] = h5py.ExternalLink("secret.h5", "values")
         return tmp_path / "own"
