@@ -18,11 +18,11 @@ from real_sections import encoders, folds, summarise, write_between_markers
 import ragst_sd as rg
 from ragst_sd import _keys
 from ragst_sd._demo import read_folder
+from ragst_sd._query import read_query
 from ragst_sd._reference import reference_fit, reference_header
 from ragst_sd.retrieval.evidence import effective_n
 from ragst_sd.retrieval.methods import phi_of
 from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._query import read_query
 from ragst_sd.tl._section_metrics import spatial_graph
 
 SET = "mob2k"

@@ -148,7 +148,7 @@ def cases(data: Path) -> Iterator[tuple[str, str, AnnData, Any]]:
 
 def fit(reference: AnnData, method: str, *, responses: bool) -> None:
     """Fit with short trainings."""
-    offered = (RESPONSE_METHODS if responses else METHODS)[method].options
+    offered = (RESPONSE_METHODS if responses else METHODS)[method].options.__dataclass_fields__
     options = {name: value for name, value in SHORT.items() if name in offered}
     if not responses:
         options["n_components"] = 24

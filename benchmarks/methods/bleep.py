@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,44 +24,50 @@ import torch
 from torch import nn
 
 from ragst_sd.retrieval.blocks import gelu, in_blocks
+from ragst_sd.retrieval.evidence import cite
 from ragst_sd.retrieval.gate import uniform_gate
 from ragst_sd.retrieval.loop import History, optimise, seeded
-from ragst_sd.retrieval.methods import Method
+from ragst_sd.retrieval.method import Method
+from ragst_sd.retrieval.options import CitingOptions, count, not_negative, positive, share
 from ragst_sd.retrieval.targets import best_step, centred_within_sections, held_out_splits, standardised_targets
 from ragst_sd.retrieval.training import dense, within_section_pearson
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from torch import Tensor
 
+    from ragst_sd.retrieval.bank import Bank, Query, Run, Selection
     from ragst_sd.retrieval.targets import Targets
-    from ragst_sd.retrieval.training import Run, Training
 
 logger = logging.getLogger(__name__)
 
-BLEEP_OPTIONS: dict[str, Any] = {
-    "n_train_genes": 250,
-    "width": 256,
-    "dropout": 0.1,
-    "temperature": 1.0,
-    "learning_rate": 1e-3,
-    "weight_decay": 1e-3,
-    "max_steps": 200,
-    "batch_size": 512,
-}
+@dataclass(frozen=True)
+class BleepOptions(CitingOptions):
+    """Options of `bleep`: genes to train on, width of the heads, and how they are trained."""
+
+    n_train_genes: int = count(250)
+    width: int = count(256)
+    dropout: float = share(0.1)
+    temperature: float = positive(1.0)
+    learning_rate: float = positive(1e-3)
+    weight_decay: float = not_negative(1e-3)
+    max_steps: int = count(200)
+    batch_size: int = count(512)
+
+
 _AVERAGED = 50
 _PARTS = ("project.weight", "project.bias", "mix.weight", "mix.bias", "norm.weight", "norm.bias")
 
 
 class _Head(nn.Module):
-    def __init__(self, n_inputs: int, options: Mapping[str, Any]) -> None:
+    def __init__(self, n_inputs: int, options: BleepOptions) -> None:
         super().__init__()
-        width = int(options["width"])
+        width = int(options.width)
         self.project = nn.Linear(n_inputs, width)
         self.mix = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(float(options["dropout"]))
+        self.dropout = nn.Dropout(float(options.dropout))
 
     def forward(self, x: Tensor) -> Tensor:
         projected = self.project(x)
@@ -69,7 +76,7 @@ class _Head(nn.Module):
 
 
 class _Heads(nn.Module):
-    def __init__(self, n_inputs: int, n_genes: int, options: Mapping[str, Any]) -> None:
+    def __init__(self, n_inputs: int, n_genes: int, options: BleepOptions) -> None:
         super().__init__()
         self.image = _Head(n_inputs, options)
         self.expression = _Head(n_genes, options)
@@ -82,7 +89,7 @@ def contrastive_loss(image: Tensor, expression: Tensor, temperature: float) -> T
     return (nn.functional.cross_entropy(logits, targets) + nn.functional.cross_entropy(logits.T, targets.T)) / 2
 
 
-def fit_bleep(training: Training, key: np.ndarray, options: Mapping[str, Any], run: Run) -> dict[str, Any]:
+def fit_bleep(training: Bank, run: Run) -> dict[str, Any]:
     """Train both heads on all rows, for as many steps as are best on held-out groups.
 
     At most three groups are held out, one at a time. Their score is the within-section Pearson of the mean of the 50
@@ -93,9 +100,10 @@ def fit_bleep(training: Training, key: np.ndarray, options: Mapping[str, Any], r
     `scale` of the key, `genes` and `sd` of the expression that goes in, `image_*` and `expression_*` weights, `steps`,
     `inner_score`, `loss`, the contrastive loss of one more batch, without dropout, and `interrupted`.
     """
+    options, key = run.options, training.key
     scale = float(np.sqrt((key**2).mean())) or 1.0
     x = key / scale
-    n_genes, max_steps = int(options["n_train_genes"]), int(options["max_steps"])
+    n_genes, max_steps = int(options.n_train_genes), int(options.max_steps)
     seeds = np.random.default_rng(run.rng).integers(2**31, size=2).tolist()
 
     histories: list[History] = []
@@ -104,7 +112,7 @@ def fit_bleep(training: Training, key: np.ndarray, options: Mapping[str, Any], r
         truth = dense(training.values[held][:, targets.genes])
         score = _held_out_score(x[inner], targets.values, x[held], truth, training.sections[held])
         label = f"bleep, group {len(histories) + 1} held out"
-        _, history, _ = _train(x[inner], targets, options, run, seeds[0], max_steps, label, score)
+        _, history, _ = _train(x[inner], targets, run, seeds[0], max_steps, label, score)
         histories.append(history)
         if history.interrupted:
             break
@@ -112,8 +120,8 @@ def fit_bleep(training: Training, key: np.ndarray, options: Mapping[str, Any], r
     logger.info("bleep: %d steps, chosen on held-out groups (within-section Pearson %.3f).", steps, inner_score)
 
     targets = standardised_targets(training, np.arange(len(x)), n_genes, "bleep")
-    heads, last, loss = _train(x, targets, options, run, seeds[1], steps, "bleep")
-    chance = math.log(min(len(x), int(options["batch_size"])))
+    heads, last, loss = _train(x, targets, run, seeds[1], steps, "bleep")
+    chance = math.log(min(len(x), int(options.batch_size)))
     if abs(loss - chance) < 0.01 * chance:
         logger.warning(
             "bleep: the contrastive loss %.3f is at chance (%.3f): images and expression were not aligned.",
@@ -138,7 +146,7 @@ def bleep_phi(parameters: dict[str, Any], key: np.ndarray) -> np.ndarray:
     return _projected(parameters, "image", key / float(parameters["scale"]))
 
 
-def bleep_bank(parameters: dict[str, Any], training: Training, key: np.ndarray) -> np.ndarray:
+def bleep_bank(parameters: dict[str, Any], training: Bank) -> np.ndarray:
     """(m, width) expression projections of the training rows, of length one."""
     values = dense(training.values[:, np.asarray(parameters["genes"])])
     centred = centred_within_sections(values, training.sections)
@@ -162,20 +170,20 @@ def _projected(parameters: dict[str, Any], head: str, rows: np.ndarray) -> np.nd
 def _train(
     x: np.ndarray,
     targets: Targets,
-    options: Mapping[str, Any],
     run: Run,
     seed: int,
     steps: int,
     label: str,
     score: Callable[[_Heads], float] | None = None,
 ) -> tuple[_Heads, History, float]:
+    options = run.options
     inputs = torch.as_tensor(x, dtype=torch.float32, device=run.device)
     values = torch.as_tensor(targets.values, dtype=torch.float32, device=run.device)
-    size, temperature = min(len(x), int(options["batch_size"])), float(options["temperature"])
+    size, temperature = min(len(x), int(options.batch_size)), float(options.temperature)
     with seeded(seed):
         heads = _Heads(x.shape[1], len(targets.genes), options).to(run.device)
         optimiser = torch.optim.AdamW(
-            heads.parameters(), lr=float(options["learning_rate"]), weight_decay=float(options["weight_decay"])
+            heads.parameters(), lr=float(options.learning_rate), weight_decay=float(options.weight_decay)
         )
 
         def loss(batch: Tensor) -> Tensor:
@@ -217,12 +225,9 @@ def _held_out_score(
     return score
 
 
-METHOD = Method(
-    cites=True,
-    learns_expression=True,
-    options={"center_sections": True, **BLEEP_OPTIONS},
-    fit=fit_bleep,
-    phi=bleep_phi,
-    bank=bleep_bank,
-    gate=lambda parameters, hood: uniform_gate(hood.distances),
-)
+def select(parameters: dict[str, Any], bank: Bank, query: Query) -> Selection:
+    """The nearest rows, weighted equally."""
+    return cite(query, uniform_gate(query.candidates.distances))
+
+
+METHOD = Method(BleepOptions, fit_bleep, select=select, place=bleep_phi, place_rows=bleep_bank, learns="values")

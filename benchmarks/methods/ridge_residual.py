@@ -11,27 +11,28 @@ seen, as it has not seen the query's. As evidence plus adjustment, the adjustmen
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragst_sd.retrieval.baselines import fit_ridge
-from ragst_sd.retrieval.methods import METHODS, Method
+from ragst_sd.retrieval.evidence import cited_mean
+from ragst_sd.retrieval.knn import SupervisedOptions, fit_knn, select
+from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.projection import project
-from ragst_sd.retrieval.training import Training, reference_mean
+from ragst_sd.retrieval.ridge import fit_ridge
+from ragst_sd.retrieval.training import reference_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from ragst_sd.retrieval.training import Cited, Run
+    from ragst_sd.retrieval.bank import Bank, Run, Selection
 
-_KNN, _SUPERVISED = METHODS["knn"], METHODS["knn_supervised"]
 _GATHERED_VALUES = 2**24
 
 
-def fit_residual(
-    training: Training, key: np.ndarray, *, alphas: Sequence[float], centred: bool = False
-) -> dict[str, Any]:
+def fit_residual(training: Bank, *, alphas: Sequence[float], centred: bool = False) -> dict[str, Any]:
     """Ridge on all rows, and once more without each group of rows, all with the penalty of the first.
 
     Parameters
@@ -49,7 +50,7 @@ def fit_residual(
     A gene that only one group measured cannot be predicted from the others: that group takes its residuals from the fit
     on all rows. They are smaller than on unseen rows, so the neighbours correct less, never more.
     """
-    full = fit_ridge(training, key, alphas=alphas)
+    full = fit_ridge(training, alphas=alphas)
     mean = reference_mean(training)
     groups, codes = np.unique(training.folds, return_inverse=True)
     coefficients = np.empty((len(groups), *full["coefficients"].shape))
@@ -57,15 +58,8 @@ def fit_residual(
     for group in range(len(groups)):
         rows = np.flatnonzero(codes != group)
         # A single group: the penalty is chosen, and nothing is held out any more.
-        rest = Training(
-            embedding=training.embedding[rows],
-            values=training.values[rows],
-            panels=training.panels[rows],
-            measured=training.measured,
-            folds=np.zeros(len(rows), dtype=int),
-            sections=training.sections[rows],
-        )
-        fitted = fit_ridge(rest, key[rows], alphas=[float(full["alpha"])])
+        rest = replace(training, folds=np.zeros_like(training.folds)).at_rows(rows)
+        fitted = fit_ridge(rest, alphas=[float(full["alpha"])])
         level = reference_mean(rest)
         known = ~np.isnan(level)
         coefficients[group] = np.where(known, fitted["coefficients"], full["coefficients"])
@@ -83,13 +77,13 @@ def fit_residual(
     }
 
 
-def residual_adjustment(parameters: dict[str, Any], phi: np.ndarray, cited: Cited) -> np.ndarray:
+def residual_adjustment(parameters: dict[str, Any], bank: Bank, cited: Selection) -> np.ndarray:
     r"""What is added to evidence: :math:`f(x) - \sum_j w_j f_{-c(j)}(x_j)`, (n, g).
 
     The sum is over the cited rows that measured the gene, their weights renormalised as in evidence. Both terms hold the
     reference mean, which drops out.
     """
-    out = project(phi, np.zeros(phi.shape[1]), parameters["coefficients"]) + parameters["intercept"]
+    out = project(cited.key, np.zeros(cited.key.shape[1]), parameters["coefficients"]) + parameters["intercept"]
     measured = np.asarray(parameters["measured"], dtype=bool)
     patterns, inverse = np.unique(measured.T, axis=0, return_inverse=True)
     for i, pattern in enumerate(patterns):
@@ -99,7 +93,7 @@ def residual_adjustment(parameters: dict[str, Any], phi: np.ndarray, cited: Cite
         if not pattern.all():
             total = weights.sum(axis=1, keepdims=True)
             weights = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
-        shares, moments = _sums_by_fold(parameters, cited, weights)
+        shares, moments = _sums_by_fold(parameters, bank.key, cited.rows, weights)
         stacked = parameters["fold_coefficients"][:, :, genes].reshape(moments.shape[1], -1)
         levels = parameters["fold_intercept"][:, genes]
         both = np.concatenate([moments, shares], axis=1)
@@ -107,34 +101,36 @@ def residual_adjustment(parameters: dict[str, Any], phi: np.ndarray, cited: Cite
     return out
 
 
-def _sums_by_fold(parameters: dict[str, Any], cited: Cited, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _sums_by_fold(
+    parameters: dict[str, Any], key: np.ndarray, cited: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Per query and fold the sums of w_j, (n, folds), and of w_j phi_j, (n, folds * q)."""
-    n, k = cited.rows.shape
+    n, k = cited.shape
     n_folds, width = parameters["fold_coefficients"].shape[:2]
     shares, moments = np.zeros((n, n_folds)), np.zeros((n, n_folds, width))
     fold_ids = np.arange(n_folds)[:, None]
     step = max(1, _GATHERED_VALUES // max(1, k * (width + n_folds)))
     for start in range(0, n, step):
         part = slice(start, start + step)
-        rows = np.maximum(cited.rows[part], 0)
+        rows = np.maximum(cited[part], 0)
         by_fold = np.where(parameters["folds"][rows][:, None, :] == fold_ids, weights[part][:, None, :], 0.0)
         shares[part] = by_fold.sum(axis=2)
-        moments[part] = by_fold @ cited.bank[rows]
+        moments[part] = by_fold @ key[rows]
     return shares, moments.reshape(n, n_folds * width)
 
 
-def _fit(training: Training, key: np.ndarray, options: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    fitted = fit_residual(training, key, alphas=options["alphas"], centred=bool(options["center_sections"]))
-    return {**_KNN.fit(training, key, options, run), **fitted}
+def _fit(training: Bank, run: Run) -> dict[str, Any]:
+    options = run.options
+    residual = fit_residual(training, alphas=options.alphas, centred=options.center_sections)
+    return {**fit_knn(training, run), **residual}
 
 
 METHOD = Method(
-    cites=True,
-    learns_expression=True,
-    options=_SUPERVISED.options,
-    fit=_fit,
-    gate=_KNN.gate,
-    adjustment=residual_adjustment,
+    SupervisedOptions,
+    _fit,
+    select=select,
+    answer=partial(cited_mean, adjustment=residual_adjustment),
     per_gene=("coefficients", "intercept", "fold_coefficients", "fold_intercept", "measured"),
     per_row=("folds", "panels"),
+    learns="values",
 )

@@ -12,7 +12,7 @@ from ragst_sd._validate import listing
 from ragst_sd.reference.hashing import parameters_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
 
@@ -40,30 +40,29 @@ def cell_types(reference: AnnData) -> dict[str, Any] | None:
     return dict(header)
 
 
-def cell_types_hash(reference: AnnData) -> str:
+def cell_types_hash(ids: np.ndarray, fractions: np.ndarray, header: Mapping[str, Any]) -> str:
     """Hash of the fractions and signatures of a reference, whatever the order of its rows.
 
     The content hash of a reference does not depend on them, so that a fit outlives them.
     """
-    header = reference.uns[_keys.ATTRS][_keys.CELL_TYPES]
-    order = np.argsort(reference.obs_names.to_numpy(dtype=str), kind="stable")
-    fractions = np.asarray(reference.obsm[_keys.CELL_TYPE_FRACTION], dtype=np.float32)
+    order = np.argsort(ids, kind="stable")
+    fractions = np.asarray(fractions, dtype=np.float32)
     parts = {name: header[name] for name in ("names", "genes", "signatures") if name in header}
     return parameters_hash({**parts, "fractions": fractions[order]})
 
 
-def type_names(header: dict[str, Any]) -> list[str]:
+def type_names(header: Mapping[str, Any]) -> list[str]:
     """Names of the cell types."""
     return [str(name) for name in header["names"]]
 
 
-def signature_genes(header: dict[str, Any] | None) -> pd.Index:
+def signature_genes(header: Mapping[str, Any] | None) -> pd.Index:
     """Genes that the signatures of cell types hold."""
     genes = [] if header is None else header.get("genes", [])
     return pd.Index([str(gene) for gene in genes], dtype=object)
 
 
-def signatures_of(header: dict[str, Any], genes: Sequence[str]) -> np.ndarray:
+def signatures_of(header: Mapping[str, Any], genes: Sequence[str]) -> np.ndarray:
     """(types, genes) signatures in counts per 10,000."""
     return np.asarray(header["signatures"])[:, signature_genes(header).get_indexer(list(genes))].astype(np.float64)
 
@@ -75,9 +74,9 @@ def is_scrna(table: AnnData, genes: np.ndarray) -> np.ndarray:
     return (table.var[_keys.EVIDENCE].astype(str) == _keys.SCRNA).to_numpy()[genes]
 
 
-def measured_columns(reference: AnnData, genes: pd.Index) -> np.ndarray:
+def measured_columns(of_reference: pd.Index, genes: pd.Index) -> np.ndarray:
     """Positions of genes among those of the reference; raise a `ValueError` for genes that come from single cells."""
-    columns = reference.var_names.get_indexer(genes)
+    columns = of_reference.get_indexer(genes)
     if (columns < 0).any():
         msg = (
             f"No row of the reference measured {listing(genes[columns < 0])}: predicted from the signatures of cell types, so "

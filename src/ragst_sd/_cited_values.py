@@ -8,16 +8,18 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import measured_columns
-from ragst_sd._reference import mean_shift, panel_codes, section_codes, take_rows
+from ragst_sd.retrieval.run import read_rows
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from ragst_sd.retrieval.bank import Bank
+
 
 def measured_values(
-    reference: AnnData, header: dict[str, Any], cited: pd.DataFrame, genes: pd.Index
+    bank: Bank, header: dict[str, Any], cited: pd.DataFrame, genes: pd.Index
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(rows, genes) measured values, which of them were measured, and what takes off the mean of the row's section.
 
@@ -26,43 +28,40 @@ def measured_values(
     cited
         Lines of `header["cited"]`.
     """
-    at, columns = reference.obs_names.get_indexer(cited["reference"]), measured_columns(reference, genes)
+    at, columns = bank.obs.index.get_indexer(cited["reference"]), measured_columns(bank.genes, genes)
     if not len(at):
         nothing = np.zeros((0, len(columns)))
         return nothing, nothing.astype(bool), nothing
-    values = dense(take_rows(reference.X, at)[:, columns])
-    panels = panel_codes(reference, reference.uns[_keys.ATTRS])[at]
-    measured = np.asarray(reference.varm[_keys.MEASURED])[columns][:, panels].T
-    shifts = _section_shifts(reference, header)
+    values = dense(read_rows(bank.values, at)[:, columns])
+    measured = bank.measured[bank.panels[at]][:, columns]
+    shifts = _section_shifts(bank, header)
     if shifts is None:
         return values, measured, np.zeros_like(values)
-    return values, measured, -shifts[section_codes(reference)[at]][:, columns]
+    return values, measured, -shifts[bank.sections[at]][:, columns]
 
 
-def level_means(
-    reference: AnnData, header: dict[str, Any], table: AnnData, genes: pd.Index
-) -> tuple[np.ndarray, np.ndarray]:
+def level_means(bank: Bank, header: dict[str, Any], table: AnnData, genes: pd.Index) -> tuple[np.ndarray, np.ndarray]:
     """(patterns, genes) means on which evidence is put back, and the pattern of each of the table's spots."""
-    columns = measured_columns(reference, genes)
-    shifts = _section_shifts(reference, header) if _keys.LEVEL_ROWS in header else None
+    columns = measured_columns(bank.genes, genes)
+    shifts = _section_shifts(bank, header) if _keys.LEVEL_ROWS in header else None
     if shifts is None:
         return np.zeros((1, len(columns))), np.zeros(table.n_obs, dtype=np.int64)
     rows = np.atleast_2d(np.asarray(header[_keys.LEVEL_ROWS]))
-    levels = mean_shift(reference, reference.uns[_keys.ATTRS], shifts[:, columns], columns, rows)
+    levels = bank.at_genes(columns).level(shifts[:, columns], rows)
     level_of = table.obs[_keys.LEVEL].to_numpy(int) if _keys.LEVEL in table.obs else np.zeros(table.n_obs, dtype=int)
     return levels, level_of
 
 
-def _section_shifts(reference: AnnData, header: dict[str, Any]) -> np.ndarray | None:
+def _section_shifts(bank: Bank, header: dict[str, Any]) -> np.ndarray | None:
     """(sections, genes) means of sections relative to that of the reference; `None` where the prediction took no notice."""
     if not bool(header["center_sections"]):
         return None
-    fit = reference.uns[_keys.ATTRS].get(_keys.FIT) or {}
-    shifts = fit.get("parameters", {}).get("section_shifts")
+    shifts = None if bank.fit is None else bank.fit.parameters.get("section_shifts")
     if shifts is None:
+        fitted = "no fit at all" if bank.fit is None else bank.fit.method
         msg = (
             f"The prediction was made by {str(header['method'])!r} with centred sections; the reference has been fitted anew "
-            f"since ({fit.get('method', 'no fit at all')!r}, without the means of its sections). Fit it as it was: "
+            f"since ({fitted!r}, without the means of its sections). Fit it as it was: "
             f"`rg.tl.fit(reference, method={str(header['method'])!r})`."
         )
         raise ValueError(msg)

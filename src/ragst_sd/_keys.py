@@ -25,6 +25,9 @@ SPATIAL = "spatial"
 # a predicted table
 RETRIEVAL = "retrieval"
 CITED = "cited"
+# of a cited row
+DIGEST = "digest"
+FRAME_HASH = "frame_hash"
 ROWS = "retrieval_rows"
 WEIGHTS = "retrieval_weights"
 DISTANCES = "retrieval_distances"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
-from ragst_sd._reference import check_hashes, reference_hash, reference_header
+from ragst_sd._reference import FIT_CHANGED, reference_hash, reference_header, require_unchanged
 from ragst_sd._validate import require_type
 from ragst_sd.reference.hashing import content_hash, parameters_hash
 from ragst_sd.reference.normalize import as_csr
@@ -93,7 +92,9 @@ def perturbation_fit(reference: AnnData) -> dict[str, Any]:
     header = perturbation_header(reference)
     check_fit(header.get(_keys.FIT), task=TASK)
     fit = dict(header[_keys.FIT])
-    check_hashes(reference, fit, perturbation_hash(reference), partial(perturbation_fit_hash, reference, fit))
+    require_unchanged(reference, fit, perturbation_hash(reference))
+    if perturbation_fit_hash(reference, fit) != fit["fit_hash"]:
+        raise ValueError(FIT_CHANGED)
     return fit
 
 

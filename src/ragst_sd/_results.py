@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._bank import open_bank
 from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
-from ragst_sd._reference import current_hash
+from ragst_sd._reference import row_hashes
 from ragst_sd._validate import require_key, require_known, require_type
 from ragst_sd.reference.perturbation_schema import TASK
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    from ragst_sd.retrieval.bank import Bank
 
 # Fields of the header without which nothing can be said about a value, whatever it was predicted from.
 COMMON_FIELDS = (
@@ -187,8 +190,43 @@ def require_columns(table: AnnData, names: Sequence[str]) -> None:
         require_key(name, columns, where, "`rg.tl.predict` writes it; predict again.")
 
 
-def matching_reference(reference: AnnData | None, header: dict[str, Any]) -> AnnData:
-    """The reference, if it is the one that the prediction was made from; else raise a `ValueError`."""
+def matching_bank(reference: AnnData | None, header: dict[str, Any], cited: pd.DataFrame | None = None) -> Bank:
+    """The opened reference of tissue, if it is the one that the prediction was made from; else raise a `ValueError`.
+
+    Only the content of cited rows is looked at, where the prediction kept their digests.
+
+    Parameters
+    ----------
+    cited
+        Lines of `header["cited"]` that are of interest; all of them if left out.
+    """
+    reference, cited = _given(reference, header), header[_keys.CITED] if cited is None else cited
+    bank = open_bank(reference, fitted=False, whole=False)
+    if _keys.DIGEST in cited:
+        at = bank.obs.index.get_indexer(cited["reference"])
+        known = bank.header.frame_hash == str(header.get(_keys.FRAME_HASH)) and (at >= 0).all()
+        if known and [digest.hex() for digest in row_hashes(reference, at)] == list(cited[_keys.DIGEST].astype(str)):
+            return bank
+    current = open_bank(reference, fitted=False).header.content_hash
+    if current != str(header["reference_hash"]):
+        raise _another(header, current)
+    return bank
+
+
+def require_matching(reference: AnnData | None, header: dict[str, Any]) -> AnnData:
+    """The reference, of either task, if it is the one that the prediction was made from; else raise a `ValueError`."""
+    reference = _given(reference, header)
+    any_header(reference)
+    if not is_perturbation(reference):
+        matching_bank(reference, header)
+        return reference
+    current = any_hash(reference)
+    if current != header["reference_hash"]:
+        raise _another(header, current)
+    return reference
+
+
+def _given(reference: AnnData | None, header: dict[str, Any]) -> AnnData:
     if reference is None:
         msg = (
             "The reference is needed: a predicted table points to measured rows and does not hold their values. Give "
@@ -196,15 +234,15 @@ def matching_reference(reference: AnnData | None, header: dict[str, Any]) -> Ann
             "`rg.get.influence(..., rows=...)` do without."
         )
         raise ValueError(msg)
-    any_header(reference)
-    current = any_hash(reference) if is_perturbation(reference) else current_hash(reference)
-    if current != header["reference_hash"]:
-        msg = (
-            f"The prediction was made from a reference with hash {str(header['reference_hash'])[:12]}; this one has "
-            f"{current[:12]}. What a value was made from needs the very reference (`rg.io.write_reference` keeps it)."
-        )
-        raise ValueError(msg)
     return reference
+
+
+def _another(header: dict[str, Any], current: str) -> ValueError:
+    msg = (
+        f"The prediction was made from a reference with hash {str(header['reference_hash'])[:12]}; this one has "
+        f"{current[:12]}. What a value was made from needs the very reference (`rg.io.write_reference` keeps it)."
+    )
+    return ValueError(msg)
 
 
 def spot_index(table: AnnData, obs_names: str | Sequence[str] | None, argument: str = "obs_names") -> np.ndarray:

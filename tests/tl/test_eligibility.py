@@ -7,7 +7,7 @@ import pytest
 import spatialdata as sd
 
 import ragst_sd as rg
-from ragst_sd.tl._eligibility import recorded_where, where_of
+from ragst_sd._eligibility import recorded_where, where_of
 
 
 @pytest.fixture

@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._cell_types import cell_types, cell_types_hash, signature_genes, signatures_of, type_names
+from ragst_sd._cell_types import cell_types_hash, signature_genes, signatures_of, type_names
 from ragst_sd._validate import require_key
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
     from anndata import AnnData
 
+    from ragst_sd.retrieval.bank import Bank
+
 
 def cell_type_lines(
-    reference: AnnData, header: dict[str, Any], table: AnnData, spots: np.ndarray, genes: np.ndarray
+    bank: Bank, header: dict[str, Any], table: AnnData, spots: np.ndarray, genes: np.ndarray
 ) -> pd.DataFrame:
     """Lines of :func:`ragst_sd.get.explain` for genes from single cells, types by falling fraction.
 
@@ -30,7 +34,7 @@ def cell_type_lines(
     """
     import pandas as pd
 
-    about = _same_cell_types(reference, header)
+    about = _same_cell_types(bank, header)
     require_key(_keys.CELL_TYPE_FRACTION, table.obsm, "table.obsm", "`rg.tl.predict` writes it; predict again.")
     names, gene_names = np.asarray(type_names(about), dtype=object), table.var_names[genes]
     fractions = np.asarray(table.obsm[_keys.CELL_TYPE_FRACTION], dtype=np.float64)[spots]
@@ -60,9 +64,9 @@ def cell_type_lines(
     return pd.concat(parts, ignore_index=True)
 
 
-def _same_cell_types(reference: AnnData, header: dict[str, Any]) -> dict[str, Any]:
-    about, made_from = cell_types(reference), header.get(_keys.CELL_TYPES) or {}
-    current = "" if about is None else cell_types_hash(reference)
+def _same_cell_types(bank: Bank, header: dict[str, Any]) -> Mapping[str, Any]:
+    about, made_from = bank.header.cell_types, header.get(_keys.CELL_TYPES) or {}
+    current = "" if about is None else cell_types_hash(bank.ids, np.asarray(bank.types), about)
     if about is None or not len(signature_genes(about)) or current != made_from.get("hash"):
         msg = (
             f"The prediction was made from cell types with hash {str(made_from.get('hash'))[:12]}; the reference has "

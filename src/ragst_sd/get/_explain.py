@@ -9,7 +9,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._cell_types import is_scrna
 from ragst_sd._cited_values import level_means, measured_values
-from ragst_sd._results import gene_index, holds_responses, matching_reference, predicted, spot_index
+from ragst_sd._results import gene_index, holds_responses, matching_bank, predicted, require_matching, spot_index
 from ragst_sd._validate import require_key
 from ragst_sd.get._cell_type_lines import cell_type_lines
 from ragst_sd.get._response_parts import response_parts
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    from ragst_sd.retrieval.bank import Bank
 
 
 def explain(
@@ -101,18 +103,18 @@ def explain(
     import pandas as pd
 
     table, header = predicted(sdata, prediction_key, any_task=True)
-    matching_reference(reference, header)
     for name in (_keys.EVIDENCE, _keys.RESPONSE) if holds_responses(header) else (_keys.EVIDENCE,):
         require_key(name, table.layers, "table.layers", "It is written with the prediction; predict again.")
     spots, genes = spot_index(table, obs_name, "obs_name"), gene_index(table, gene)
     if holds_responses(header):
-        return response_parts(reference, header, table, spots, genes)
+        return response_parts(require_matching(reference, header), header, table, spots, genes)
+    bank = matching_bank(reference, header, _cited_by(table, header, spots)[1])
     scrna = is_scrna(table, genes)
     if not scrna.any():
-        return _from_rows(reference, header, table, spots, genes)
-    parts = [cell_type_lines(reference, header, table, spots, genes[scrna])]
+        return _from_rows(bank, header, table, spots, genes)
+    parts = [cell_type_lines(bank, header, table, spots, genes[scrna])]
     if not scrna.all():
-        parts.append(_from_rows(reference, header, table, spots, genes[~scrna]))
+        parts.append(_from_rows(bank, header, table, spots, genes[~scrna]))
     both = pd.concat(parts, ignore_index=True)
     by_spot = pd.Index(table.obs_names[spots]).get_indexer(both["query"])
     by_gene = pd.Index(table.var_names[genes]).get_indexer(both["gene"])
@@ -120,14 +122,14 @@ def explain(
 
 
 def _from_rows(
-    reference: AnnData, header: dict[str, Any], table: AnnData, spots: np.ndarray, genes: np.ndarray
+    bank: Bank, header: dict[str, Any], table: AnnData, spots: np.ndarray, genes: np.ndarray
 ) -> pd.DataFrame:
     """Lines of genes that were measured."""
     import pandas as pd
 
     prediction = dense(table.X[spots][:, genes]).astype(np.float64)
     evidence = dense(table.layers[_keys.EVIDENCE][spots][:, genes]).astype(np.float64)
-    bank, found = _lines(reference, header, table, spots, genes)
+    cited, found = _lines(bank, header, table, spots, genes)
 
     # Each spot and gene has a place for what stands in for cited rows, for each cited row, and for the adjustment.
     shape = (len(spots), len(genes), found.used.shape[-1] + 2)
@@ -135,7 +137,7 @@ def _from_rows(
     keep[..., 0], keep[..., 1:-1], keep[..., -1] = ~found.served, found.used, True
     mean = ~found.served & np.isfinite(evidence) & (len(header[_keys.CITED]) == 0)
     line = np.empty(shape, dtype=np.int64)
-    line[..., 0], line[..., 1:-1], line[..., -1] = len(bank) + ~mean, found.rows, len(bank) + 2
+    line[..., 0], line[..., 1:-1], line[..., -1] = len(cited) + ~mean, found.rows, len(cited) + 2
     numbers = {
         "weight": (np.where(mean, 1.0, np.nan), found.weight, np.nan),
         "value": (np.where(mean, evidence, np.nan), found.value, np.nan),
@@ -143,15 +145,17 @@ def _from_rows(
         "contribution": (np.where(mean, evidence, np.nan), found.contribution, prediction - evidence),
     }
     columns = {}
-    for name, (first, cited, last) in numbers.items():
+    for name, (first, middle, last) in numbers.items():
         column = np.empty(shape)
-        column[..., 0], column[..., 1:-1], column[..., -1] = first, cited, last
+        column[..., 0], column[..., 1:-1], column[..., -1] = first, middle, last
         columns[name] = column[keep]
     spot, one, _ = np.nonzero(keep)
     line = line[keep]
     names = {
-        "reference": np.array([*bank["reference"], "reference mean", "not measured", "adjustment"], dtype=object),
-        **{name: np.array([*bank[name].astype(str), "", "", ""], dtype=object) for name in (_keys.DONOR, _keys.SAMPLE)},
+        "reference": np.array([*cited["reference"], "reference mean", "not measured", "adjustment"], dtype=object),
+        **{
+            name: np.array([*cited[name].astype(str), "", "", ""], dtype=object) for name in (_keys.DONOR, _keys.SAMPLE)
+        },
     }
     return pd.DataFrame(
         {
@@ -178,23 +182,29 @@ class _Lines(NamedTuple):
     contribution: np.ndarray
 
 
-def _lines(
-    reference: AnnData, header: dict[str, Any], table: AnnData, spots: np.ndarray, genes: np.ndarray
-) -> tuple[pd.DataFrame, _Lines]:
-    """The rows that the spots cite, and what each of them brings."""
+def _cited_by(table: AnnData, header: dict[str, Any], spots: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:
+    """(spots, k) lines of the rows that the spots cite, 0 for none, and these lines."""
     rows, held = (np.asarray(table.obsm[name])[spots] for name in (_keys.ROWS, _keys.WEIGHTS))
     cites = (rows >= 0) & (held > 0)
     cited = np.unique(rows[cites])
-    bank = header[_keys.CITED].iloc[cited]
-    rows = np.where(cites, np.searchsorted(cited, np.where(cites, rows, 0)), 0)
+    return np.where(cites, np.searchsorted(cited, np.where(cites, rows, 0)), 0), header[_keys.CITED].iloc[cited]
+
+
+def _lines(
+    bank: Bank, header: dict[str, Any], table: AnnData, spots: np.ndarray, genes: np.ndarray
+) -> tuple[pd.DataFrame, _Lines]:
+    """The rows that the spots cite, and what each of them brings."""
+    rows, cited = _cited_by(table, header, spots)
+    held = np.asarray(table.obsm[_keys.WEIGHTS])[spots]
+    cites = (np.asarray(table.obsm[_keys.ROWS])[spots] >= 0) & (held > 0)
     if not len(cited):
         nothing = np.zeros((len(spots), len(genes), rows.shape[1]))
         none = nothing.astype(bool)
-        return bank, _Lines(
+        return cited, _Lines(
             rows[:, None] + nothing.astype(int), none, np.zeros(none.shape[:2], dtype=bool), *[nothing] * 4
         )
-    values, measured, corrections = measured_values(reference, header, bank, table.var_names[genes])
-    levels, level_of = level_means(reference, header, table, table.var_names[genes])
+    values, measured, corrections = measured_values(bank, header, cited, table.var_names[genes])
+    levels, level_of = level_means(bank, header, table, table.var_names[genes])
     levels = levels[level_of[spots]]
 
     votes = cites[:, :, None] & measured[rows]
@@ -213,4 +223,4 @@ def _lines(
     order = np.lexsort((rows, np.where(used, -weight, np.inf)), axis=-1)
     parts = (rows, used, weight, value, correction, contribution)
     rows, used, *rest = (np.take_along_axis(part, order, axis=-1) for part in parts)
-    return bank, _Lines(rows, used, served, *rest)
+    return cited, _Lines(rows, used, served, *rest)

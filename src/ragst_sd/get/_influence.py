@@ -10,7 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._labels import as_names, labels
 from ragst_sd._reference import reference_header
-from ragst_sd._results import gene_index, holds_responses, matching_reference, predicted, spot_index
+from ragst_sd._results import gene_index, holds_responses, predicted, require_matching, spot_index
 from ragst_sd._settings import settings
 from ragst_sd._validate import hint, listing, require_key, require_some
 from ragst_sd.get._neighbors import neighbors
@@ -133,7 +133,7 @@ def influence(
     from tqdm.auto import tqdm
 
     table, header = predicted(sdata, prediction_key)
-    reference = matching_reference(reference, header)
+    reference = require_matching(reference, header)
     groups = _groups(reference, group_key)
     columns = np.arange(table.n_vars) if genes is None else gene_index(table, as_names(genes), "genes")
     require_some(columns, "genes", "Name at least one gene, or leave it out for all.")
@@ -204,7 +204,7 @@ def _citing(
     require_some(rows, "rows", "Name at least one row of the reference.")
     known = pd.Index(header[_keys.CITED]["reference"])
     if reference is not None:
-        matching_reference(reference, header)
+        require_matching(reference, header)
         known = reference.obs_names
     missing = [row for row in rows if row not in known]
     if missing:

@@ -7,16 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ragst_sd._bank import open_bank
 from ragst_sd._cell_types import measured_columns
-from ragst_sd._reference import reference_fit, reference_header
+from ragst_sd._eligibility import eligible_rows, where_of
+from ragst_sd._query import read_query
+from ragst_sd._state import state_of
 from ragst_sd._validate import listing
+from ragst_sd._workers import spread_over_workers
+from ragst_sd.retrieval.methods import METHODS
+from ragst_sd.retrieval.run import part_of, predict, select
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from ragst_sd.tl._retrieve import Retrieved
+    from ragst_sd.retrieval.bank import Bank, Selection
 
 # The unit is log1p of counts per 10,000 in float32; a prediction does not depend on the other spots beyond rounding.
 _SAME = 1e-4
@@ -45,18 +51,14 @@ class Rerun:
     ) -> None:
         from spatialdata import SpatialData
 
-        from ragst_sd.tl._eligibility import eligible_rows, where_of
-        from ragst_sd.tl._query import read_query
-
         if not isinstance(sdata, SpatialData):
             msg = (
                 "A bare predicted table has no embeddings, from which the search is made again. Give the SpatialData with table "
                 f"{str(header['table_key'])!r} and its `obsm[{str(header['use_rep'])!r}]`; `rows=` does without."
             )
             raise TypeError(msg)
-        self._reference, self._header = reference, reference_header(reference)
-        self._fit = _fit_of(reference, header)
-        query = read_query(sdata, self._header, table_key=str(header["table_key"]), use_rep=str(header["use_rep"]))
+        self._bank = _bank_of(reference, header)
+        query = read_query(sdata, self._bank.header, table_key=str(header["table_key"]), use_rep=str(header["use_rep"]))
         at = query.table.obs_names.get_indexer(table.obs_names[spots])
         if (at < 0).any():
             msg = (
@@ -73,19 +75,18 @@ class Rerun:
             )
             raise ValueError(msg)
         eligibility = eligible_rows(
-            reference,
-            self._header,
+            self._bank,
             query,
             donor_key=str(header["donor_key"]),
-            where=where_of(reference, header),
+            where=where_of(self._bank.ids, header),
             exclude=[str(column) for column in np.atleast_1d(header["exclude"])],
         )
         self._eligibility = replace(eligibility, query_groups=eligibility.query_groups[at])
         self._embedding, self._obs = query.standardized[at], query.table.obs.iloc[at]
-        self._genes = measured_columns(reference, table.var_names[genes])
+        self._genes = measured_columns(self._bank.genes, table.var_names[genes])
         self._n_neighbors, self._backend = int(header["n_neighbors"]), str(header["backend"])
-        self._found = self._retrieve(np.ones(len(at), dtype=bool), eligibility.allowed)
-        self.prediction = self._on_all_spots(self._found.prediction)
+        self._selection, prediction = self._predict(np.ones(len(at), dtype=bool), eligibility.allowed)
+        self.prediction = self._on_all_spots(prediction)
         """(spots, genes) prediction with nothing taken out; NaN for spots off the image."""
         _check_same(self.prediction, dense(table.X[spots][:, genes]), table.obs_names[spots], header)
 
@@ -98,7 +99,7 @@ class Rerun:
 
     def weight_of(self, rows: np.ndarray) -> np.ndarray:
         """(spots,) share of the weights that the rows of a mask hold; NaN for spots off the image."""
-        found = self._found
+        found = self._selection
         held = np.where((found.rows >= 0) & rows[np.maximum(found.rows, 0)], found.weights, 0.0)
         return self._on_all_spots(held.sum(axis=1))
 
@@ -110,24 +111,21 @@ class Rerun:
         served = replace(self._eligibility, allowed=allowed).count() > 0
         out = np.full((len(served), len(self._genes)), np.nan, dtype=np.float32)
         if served.any():
-            out[served] = self._retrieve(served, allowed).prediction
+            out[served] = self._predict(served, allowed)[1]
         return self._on_all_spots(out)
 
-    def _retrieve(self, spots: np.ndarray, allowed: np.ndarray) -> Retrieved:
-        from ragst_sd.tl._retrieve import retrieve
-
-        groups = self._eligibility.query_groups[spots]
-        return retrieve(
-            self._reference,
-            self._header,
-            self._fit,
-            self._embedding[spots],
-            self._obs[spots],
+    def _predict(self, spots: np.ndarray, allowed: np.ndarray) -> tuple[Selection, np.ndarray]:
+        groups, embedding = self._eligibility.query_groups[spots], self._embedding[spots]
+        selected = select(
+            self._bank,
+            embedding,
+            state=state_of(self._bank.fit.parameters, self._obs[spots], embedding),
             eligibility=replace(self._eligibility, query_groups=groups, allowed=allowed),
-            gene_index=self._genes,
             n_neighbors=self._n_neighbors,
             backend=self._backend,
         )
+        part = part_of(self._bank, self._genes, selected.level_rows, spread=False)
+        return selected.selection, predict(part, selected.selection, spread_over_workers)["prediction"]
 
     def _on_all_spots(self, values: np.ndarray) -> np.ndarray:
         out = np.full((len(self._on_image), *values.shape[1:]), np.nan, dtype=values.dtype)
@@ -135,25 +133,24 @@ class Rerun:
         return out
 
 
-def _fit_of(reference: AnnData, header: dict[str, Any]) -> dict[str, Any]:
-    """The fit that made a prediction, of a method that cites."""
-    from ragst_sd.retrieval.methods import METHODS
-
-    fit = reference_fit(reference)
-    if str(fit["fit_hash"]) != str(header["fit_hash"]):
+def _bank_of(reference: AnnData, header: dict[str, Any]) -> Bank:
+    """The opened reference with the fit that made the prediction, of a method that cites."""
+    bank = open_bank(reference)
+    fit = bank.fit
+    if fit.fit_hash != str(header["fit_hash"]):
         msg = (
             f"The prediction was made with fit {str(header['fit_hash'])[:12]} ({str(header['method'])!r}); the reference has "
-            f"been fitted anew since: {str(fit['fit_hash'])[:12]} ({fit['method']!r}). Predict again, or read the reference as "
+            f"been fitted anew since: {fit.fit_hash[:12]} ({fit.method!r}). Predict again, or read the reference as "
             "it was written then."
         )
         raise ValueError(msg)
-    if not METHODS[fit["method"]].cites:
+    if not METHODS[fit.method].cites:
         msg = (
-            f"Method {fit['method']!r} cites nobody: its predictions are in its fit, and taking rows out of the bank changes "
+            f"Method {fit.method!r} cites nobody: its predictions are in its fit, and taking rows out of the bank changes "
             "nothing. To see what a donor contributes, fit without it (`reference[mask].copy()`, then `rg.tl.fit`) and predict."
         )
         raise ValueError(msg)
-    return fit
+    return bank
 
 
 def _check_same(again: np.ndarray, stored: np.ndarray, names: Any, header: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from ragst_sd import _keys
 from ragst_sd._labels import labels
 from ragst_sd._perturbation_reference import perturbation_header
-from ragst_sd._results import holds_responses, matching_reference, predicted
+from ragst_sd._results import holds_responses, predicted, require_matching
 from ragst_sd._validate import listing, require_key, require_known
 from ragst_sd.reference.perturbations import canonical
 from ragst_sd.retrieval.training import dense
@@ -97,7 +97,7 @@ def read_responses(
     learned = (canonical(name, str(header["control"])), chosen) in remembered(header)
     measured, row, genes = None, None, list(table.var_names)
     if reference is not None:
-        matching_reference(reference, header)
+        require_matching(reference, header)
         excluded = set(np.atleast_1d(header["exclude"]).astype(str))
         if truth is None and {_keys.PERTURBATION, _keys.CONTEXT} <= excluded and not learned:
             row = _row(reference, header, name, chosen, genes)

@@ -117,7 +117,7 @@ def retrieval(
     note = distrust(table, [gene], min_cv_pearson)[0]
     column = gene_index(table, gene)
     _require_evidence(table, header, spots)
-    measured_columns(reference, table.var_names[column])
+    measured_columns(reference.var_names, table.var_names[column])
     parts = explain(sdata, reference, obs_name=names, gene=gene, prediction_key=prediction_key)
     _require_pictures(reference)
     for name in np.array(names)[~np.isfinite(np.ravel(table.X[spots, column]))]:

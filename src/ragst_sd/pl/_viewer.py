@@ -14,7 +14,7 @@ from ragst_sd._results import (
     MIN_CV_PEARSON,
     MOST_UNLIKE,
     OBS_COLUMNS,
-    matching_reference,
+    matching_bank,
     predicted,
     require_columns,
     unlike_share,
@@ -136,7 +136,7 @@ def viewer(
         msg = f"`path` {str(path)!r} exists and is no viewer page; it is not replaced. Choose another name."
         raise FileExistsError(msg)
     table, header = predicted(sdata, prediction_key)
-    matching_reference(reference, header)
+    bank = matching_bank(reference, header)
     require_columns(table, OBS_COLUMNS)
     require_key(_keys.EVIDENCE, table.layers, "table.layers", "`rg.tl.predict` writes it; predict again.")
     chosen = choose_genes(table, genes)
@@ -149,7 +149,9 @@ def viewer(
         values, shared = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=asked)
         measured = pd.DataFrame(values, columns=shared).reindex(columns=names).to_numpy()
     facts = _facts(table, header, single_region(table) if title is None else title)
-    page = page_within_limit(reference, table, header, chosen, measured, section, int(n_shown), facts)
+    page = page_within_limit(
+        bank, reference.obsm.get(_keys.THUMBNAIL), table, header, chosen, measured, section, int(n_shown), facts
+    )
     if target is not None:
         replace_text(target, page)
     return Page(page, target, int(height))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from ragst_sd.pl._trust import Intervals
+    from ragst_sd.retrieval.bank import Bank
 
 _MISSING = -32768
 # Lower bounds that are zero, as many are, take one value, which compresses to little.
@@ -42,7 +43,7 @@ def choose_genes(table: AnnData, genes: str | Sequence[str] | None) -> np.ndarra
 
 
 def collect_numbers(
-    reference: AnnData,
+    bank: Bank,
     table: AnnData,
     header: dict[str, Any],
     genes: np.ndarray,
@@ -52,8 +53,8 @@ def collect_numbers(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays of a page, for the given genes, and what to know about them; `measured` is (spots, genes) or `None`."""
     names = table.var_names[genes]
-    cited_values, was_measured, corrections = measured_values(reference, header, header[_keys.CITED], names)
-    levels, level_of = level_means(reference, header, table, names)
+    cited_values, was_measured, corrections = measured_values(bank, header, header[_keys.CITED], names)
+    levels, level_of = level_means(bank, header, table, names)
     values = {"prediction": dense(table.X[:, genes]), "evidence": dense(table.layers[_keys.EVIDENCE][:, genes])}
     values |= {} if measured is None else {"measured": measured}
     intervals = intervals_of(table, header, genes) if has_intervals(table) else None

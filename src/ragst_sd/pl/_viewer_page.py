@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from ragst_sd.pl._section import Section
+    from ragst_sd.retrieval.bank import Bank
 
 # The page's promise, in bytes.
 LIMIT = 30_000_000
@@ -57,7 +58,8 @@ class Page:
 
 
 def page_within_limit(
-    reference: AnnData,
+    bank: Bank,
+    thumbnails: Any,
     table: AnnData,
     header: dict[str, Any],
     genes: np.ndarray,
@@ -75,9 +77,11 @@ def page_within_limit(
     """
     pictures = None
     for most_decimals in _DECIMALS:
-        arrays, about = collect_numbers(reference, table, header, genes, measured, n_shown, most_decimals)
+        arrays, about = collect_numbers(bank, table, header, genes, measured, n_shown, most_decimals)
         if pictures is None:
-            pictures = collect_pictures(section, header, reference, about["names"]["cited"])
+            pictures = collect_pictures(
+                section, header, thumbnails, bank.obs.index.get_indexer(about["names"]["cited"])
+            )
         arrays |= pictures.places
         blocks = {name: _pack(values) for name, values in arrays.items()}
         described = {name: {"dtype": str(v.dtype), "shape": list(v.shape)} for name, v in arrays.items()}

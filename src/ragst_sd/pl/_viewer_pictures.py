@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragst_sd import _keys
 from ragst_sd.image.embedding import plan_fields
 from ragst_sd.image.frames import similarity_scale
 from ragst_sd.image.tiles import iter_tiles
 from ragst_sd.pl._section import extent_of, read_picture, spot_reach
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from PIL.Image import Image
 
     from ragst_sd.pl._section import Section
@@ -46,8 +44,8 @@ class Pictures:
         }
 
 
-def collect_pictures(section: Section, header: dict[str, Any], reference: AnnData, cited: list[str]) -> Pictures:
-    """Pictures of the section and its spots, and the thumbnails of `cited` rows of the reference."""
+def collect_pictures(section: Section, header: dict[str, Any], thumbnails: Any, cited: np.ndarray) -> Pictures:
+    """Pictures of the section and its spots, and the `thumbnails` of `cited` rows of the reference, by position."""
     from PIL import Image
 
     left, right, top, bottom = box = extent_of(section, spot_reach(section))
@@ -75,10 +73,10 @@ def collect_pictures(section: Section, header: dict[str, Any], reference: AnnDat
         images["section"] = [picture]
         # Where the picture lies: left, top, width, height.
         facts["picture"] = [x0 - left, y0 - top, x1 - x0, y1 - y0]
-    if _keys.THUMBNAIL in reference.obsm and cited:
-        thumbnails = np.asarray(reference.obsm[_keys.THUMBNAIL])[reference.obs_names.get_indexer(cited)]
-        images["thumbnails"] = _sheets(thumbnails)
-        facts["thumbnail_px"] = thumbnails.shape[1]
+    if thumbnails is not None and len(cited):
+        shown = np.asarray(thumbnails)[cited]
+        images["thumbnails"] = _sheets(shown)
+        facts["thumbnail_px"] = shown.shape[1]
     places = {"xy": section.centers - [left, top], "radius": _radii(section, square=square)}
     return Pictures(images, {name: values.astype(np.float32) for name, values in places.items()}, facts)
 

@@ -11,27 +11,22 @@ than no adjustment at all, T is zero.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ragst_sd.retrieval.bank import Query
 from ragst_sd.retrieval.centering import weighted_shift
-from ragst_sd.retrieval.evidence import select_cited, weighted_average
+from ragst_sd.retrieval.evidence import weighted_average
 from ragst_sd.retrieval.search import Eligibility, find_candidates
 from ragst_sd.retrieval.targets import held_out_splits
-from ragst_sd.retrieval.training import (
-    Cited,
-    Neighbourhood,
-    dense,
-    mean_over_groups,
-    variable_genes,
-    within_section_pearson,
-)
+from ragst_sd.retrieval.training import dense, mean_over_groups, variable_genes, within_section_pearson
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ragst_sd.retrieval.training import Run, Training
+    from ragst_sd.retrieval.bank import Bank, Run, Selection
 
 logger = logging.getLogger(__name__)
 
@@ -43,17 +38,17 @@ _WORTH_IT = 1e-3
 
 
 def fit_adjustment(
-    training: Training,
+    training: Bank,
     phi: np.ndarray,
-    bank: np.ndarray,
-    gate: Callable[[Neighbourhood], np.ndarray],
+    key: np.ndarray,
+    select: Callable[[Bank, Query], Selection],
     shifts: np.ndarray,
     *,
     run: Run,
     rank: int,
     candidates: str,
 ) -> dict[str, Any]:
-    """Fit T on the episodes of a trained gate; `phi` are the rows as queries, `bank` as rows that are retrieved.
+    """Fit T on the episodes of a trained gate; `phi` are the rows as queries, `key` as rows that are retrieved.
 
     Returns
     -------
@@ -61,10 +56,10 @@ def fit_adjustment(
     `adjustment_scores`: held-out score of no adjustment, then of each penalty.
     """
     eligibility = Eligibility(training.groups, training.groups, np.ones(len(phi), dtype=bool))
-    found = find_candidates(phi, bank, run.n_candidates, eligibility=eligibility, how=candidates)
-    hood = Neighbourhood(phi, found.rows, found.distances, bank, training.states)
-    rows, weights, _ = select_cited(found, gate(hood), run.n_neighbors)
-    offset = evidence_offset(phi, Cited(rows, weights, bank))
+    found = find_candidates(phi, key, run.n_candidates, eligibility=eligibility, how=candidates)
+    selection = select(replace(training, key=key), Query(phi, found, training.states, run.n_neighbors))
+    rows, weights = selection.rows, selection.weights
+    offset = evidence_offset(selection, key)
     served = weights.sum(axis=1) > 0
 
     # Blocks of genes are taken many times over.
@@ -117,20 +112,22 @@ def fit_adjustment(
     }
 
 
-def evidence_offset(phi: np.ndarray, cited: Cited) -> np.ndarray:
+def evidence_offset(selection: Selection, key: np.ndarray) -> np.ndarray:
     """What the cited rows lack, u = phi(x) - sum_j w_j phi(x_j), (n, q); zero where nothing is cited."""
-    held = np.where(cited.rows >= 0, cited.weights, 0.0)
+    rows, phi = selection.rows, selection.key
+    held = np.where(rows >= 0, selection.weights, 0.0)
     centre = np.empty_like(phi)
     step = max(1, _BLOCK_VALUES // max(1, held.shape[1] * phi.shape[1]))
     for start in range(0, len(phi), step):
         part = slice(start, start + step)
-        centre[part] = np.einsum("nk,nkq->nq", held[part], cited.bank[np.maximum(cited.rows[part], 0)])
+        centre[part] = np.einsum("nk,nkq->nq", held[part], key[np.maximum(rows[part], 0)])
     return np.where(held.sum(axis=1, keepdims=True) > 0, phi - centre, 0.0)
 
 
-def apply_adjustment(parameters: Mapping[str, Any], phi: np.ndarray, cited: Cited) -> np.ndarray:
+def apply_adjustment(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> np.ndarray:
     """T(u), (n, g)."""
-    return evidence_offset(phi, cited) @ np.asarray(parameters["adjustment_in"]) @ parameters["adjustment_out"]
+    offset = evidence_offset(selection, bank.key)
+    return offset @ np.asarray(parameters["adjustment_in"]) @ parameters["adjustment_out"]
 
 
 def _ridge(u: np.ndarray, residual: np.ndarray, alpha: float) -> np.ndarray:
@@ -146,7 +143,7 @@ def _directions(u: np.ndarray, residual: np.ndarray, alpha: float, rank: int) ->
     return solution @ axes[:keep].T
 
 
-def _score(training: Training, u: np.ndarray, missed: np.ndarray, truth: np.ndarray, usable: np.ndarray) -> np.ndarray:
+def _score(training: Bank, u: np.ndarray, missed: np.ndarray, truth: np.ndarray, usable: np.ndarray) -> np.ndarray:
     """Held-out score without adjustment and with each penalty, averaged over inner groups."""
     evidence = truth - missed
     scores = []

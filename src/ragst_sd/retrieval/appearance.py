@@ -14,6 +14,8 @@ count little, those in which they agree count in full.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ragst_sd.retrieval.blocks import in_blocks
@@ -137,3 +139,10 @@ def distance_by_feature(embedding: np.ndarray, mean: np.ndarray, parameters: dic
 
 def _inverse(scale: np.ndarray) -> np.ndarray:
     return np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
+
+
+def calibrate_raw(embedding: np.ndarray, sections: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+    """What a tile's raw embedding is compared with, and the distance beyond which it looks like no section."""
+    parameters = fit_appearance(embedding, sections)
+    threshold = calibrate_appearance(embedding, sections, groups, parameters)
+    return {**parameters, "means": section_means(embedding, sections), "threshold": np.float64(threshold)}

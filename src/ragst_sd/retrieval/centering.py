@@ -16,10 +16,10 @@ from ragst_sd.retrieval.blocks import in_blocks
 from ragst_sd.retrieval.training import reference_mean
 
 if TYPE_CHECKING:
-    from ragst_sd.retrieval.training import Training
+    from ragst_sd.retrieval.bank import Bank
 
 
-def section_shifts(training: Training) -> np.ndarray:
+def section_shifts(training: Bank) -> np.ndarray:
     """(sections, g) mean of each section minus the mean of the reference; zero where a section did not measure a gene."""
     mean = reference_mean(training)
     shifts = np.zeros((int(training.sections.max()) + 1, training.values.shape[1]))

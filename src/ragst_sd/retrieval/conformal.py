@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 UNITS = ("donor", "section", "spot")
+
+
+@dataclass(frozen=True)
+class IntervalRule:
+    """How limits around predictions at one level are made, and what the predicted table says about them."""
+
+    level: float
+    unit: str
+    levels: np.ndarray
+    units: np.ndarray
+    quantiles: np.ndarray
+    """(genes, L)"""
+    quantile: np.ndarray
+    """(genes,) of this level."""
+    floor: np.ndarray
+    """(genes,)"""
+    far: float
 
 
 def interval_scale(disagreement: np.ndarray, floor: np.ndarray, distance: np.ndarray, far: float) -> np.ndarray:
@@ -118,3 +137,21 @@ def _at_least(probability: np.ndarray, rank: np.ndarray) -> np.ndarray:
         counts[0] *= 1 - own
     tail = np.cumsum(counts[::-1], axis=0)[::-1]
     return tail[np.clip(rank, 0, k), np.arange(g)]
+
+
+def limits_around(
+    rule: IntervalRule, prediction: np.ndarray, disagreement: np.ndarray, distance: np.ndarray, unlike: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n, genes) float32 lower and upper limits around predictions.
+
+    Parameters
+    ----------
+    distance, unlike
+        (n,) distance in phi-space, and that in appearance over its threshold.
+    """
+    scale = interval_scale(disagreement, rule.floor, distance, rule.far)
+    # Tissue that looks unlike every section is no better known than tissue far away in phi-space.
+    half = rule.quantile * scale * np.maximum(1.0, np.nan_to_num(unlike, nan=1.0))[:, None].astype(np.float32)
+    prediction = prediction.astype(np.float32)
+    # Expression is not negative; a prediction may be.
+    return np.maximum(prediction - half, np.minimum(prediction, 0)), prediction + half

@@ -13,11 +13,10 @@ from ragst_sd.retrieval.losses import section_correlation, standardised_error
 from ragst_sd.retrieval.training import within_section_pearson
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
 
     from ragst_sd.retrieval.model import Member
+    from ragst_sd.retrieval.rag import RagOptions
 
 _BATCH = 1024
 _BANK = 8192
@@ -41,8 +40,10 @@ class Episodes:
     sections: Tensor
     """(m,)."""
     n_candidates: int
-    options: Mapping
+    options: RagOptions
     random: np.random.Generator
+    candidates: str = "nearest"
+    """`"nearest"`, or `"random"` for a control."""
     amp: bool = False
     bank: Tensor | None = None
     """(m, p) inputs of phi for rows that are retrieved, where they are not those of queries."""
@@ -75,7 +76,7 @@ class Episodes:
         product = phi_q @ phi_b.T
         squared = ((phi_q**2).sum(1, keepdim=True) + (phi_b**2).sum(1)[None] - 2 * product).clamp_min(0)
         k = min(self.n_candidates, len(bank))
-        if self.options["candidates"] == "random":
+        if self.candidates == "random":
             scores = torch.rand(squared.shape, device=device).masked_fill(closed, -1)
             index = scores.topk(k, dim=1).indices
         else:
@@ -87,7 +88,7 @@ class Episodes:
         # The gradient of `phi_b[index]` is summed in an order that depends on the threads; that of an embedding is not.
         candidates = torch.nn.functional.embedding(index, phi_b) if member.conditioning is not None else None
         logits = member.logits_of_distances(squared.gather(1, index), phi_q, candidates, self.state[q], absent)
-        weights = GATES[self.options["gate"]](logits, member.null, temperature).masked_fill(alone, 0.0)
+        weights = GATES[self.options.gate](logits, member.null, temperature).masked_fill(alone, 0.0)
         return self._average(weights, index, b), weights
 
     def _average(self, weights: Tensor, index: Tensor, bank: Tensor) -> Tensor:
@@ -102,15 +103,15 @@ class Episodes:
         bank = np.arange(len(groups))
         if len(bank) > _BANK:
             bank = np.sort(self.random.choice(len(groups), _BANK, replace=False))
-        temperature = _WARM + (_COLD - _WARM) * progress if self.options["gate"] == "gumbel" else None
+        temperature = _WARM + (_COLD - _WARM) * progress if self.options.gate == "gumbel" else None
         evidence, weights = self.predict(member, queries, bank, temperature)
         target, sections = self.y[torch.as_tensor(queries, device=self.y.device)], self.sections[queries]
         loss = standardised_error(evidence, target)
-        loss = loss + self.options["correlation"] * (1 - section_correlation(evidence, target, sections))
-        if self.options["sparsity"]:
+        loss = loss + self.options.correlation * (1 - section_correlation(evidence, target, sections))
+        if self.options.sparsity:
             # The effective number of rows as a share of the candidates.
             concentration = (weights**2).sum(dim=1).clamp_min(1e-6)
-            loss = loss + self.options["sparsity"] * (1 / concentration).mean() / weights.shape[1]
+            loss = loss + self.options.sparsity * (1 / concentration).mean() / weights.shape[1]
         return loss
 
     def score(self, member: Member, queries: np.ndarray, bank: np.ndarray) -> float:

@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ragst_sd.retrieval.bank import Answer, Selection
+from ragst_sd.retrieval.centering import weighted_shift
 from ragst_sd.retrieval.sparse_product import sparse_product, sparse_squares
 
 if TYPE_CHECKING:
-    from ragst_sd.retrieval.search import Candidates
+    from collections.abc import Callable, Mapping
+
+    from ragst_sd.retrieval.bank import Bank, Query
+
+    Adjustment = Callable[[Mapping[str, Any], Bank, Selection], np.ndarray]
 
 _BLOCK_VALUES = 2**24
 _GATHERED_VALUES = 2**28
@@ -107,8 +113,6 @@ def disagreement(
     -------
     float32 (n, g); NaN where no cited row measured the gene.
     """
-    from ragst_sd.retrieval.centering import weighted_shift
-
     of_panels = {"panels": panels, "measured": measured}
     if average is None:
         average = weighted_average(rows, weights, values, **of_panels)
@@ -139,18 +143,44 @@ def _product(rows: np.ndarray, weights: np.ndarray, values: Any) -> np.ndarray:
     return torch.sparse.mm(left, torch.from_numpy(np.ascontiguousarray(values[cited], dtype=np.float32))).numpy()
 
 
-def select_cited(found: Candidates, weights: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The `n_neighbors` candidates with the largest weights (nearer first among equals), weights adding up to one.
+def cite(query: Query, weights: np.ndarray) -> Selection:
+    """The `n_neighbors` candidates with the largest of (n, K) weights, nearer first among equals, weights adding up to one.
 
-    Returns
-    -------
-    Rows, weights and distances, each (n, n_neighbors); a candidate without weight is not cited: its row is -1.
+    A candidate without weight is not cited: its row is -1.
     """
-    order = np.argsort(-weights, axis=1, kind="stable")[:, :n_neighbors]
+    found = query.candidates
+    order = np.argsort(-weights, axis=1, kind="stable")[:, : query.n_neighbors]
     rows, kept, distances = (np.take_along_axis(a, order, axis=1) for a in (found.rows, weights, found.distances))
     total = kept.sum(axis=1, keepdims=True)
     kept = np.divide(kept, total, out=np.zeros_like(kept), where=total > 0)
-    return np.where(kept > 0, rows, -1), kept, np.where(kept > 0, distances, np.nan)
+    return Selection(query.key, np.where(kept > 0, rows, -1), kept, np.where(kept > 0, distances, np.nan))
+
+
+def cited_mean(
+    parameters: Mapping[str, Any], bank: Bank, selection: Selection, *, adjustment: Adjustment | None = None
+) -> Answer:
+    """The mean of the cited rows, relative to their sections where `parameters` has `section_shifts`, and an adjustment.
+
+    The mean of the rows that may be used, on which it is put back, is in `level`.
+    """
+    of_panels = {"panels": bank.panels, "measured": bank.measured}
+    average = evidence = weighted_average(selection.rows, selection.weights, bank.values, **of_panels)
+    if "section_shifts" in parameters:
+        shifts = parameters["section_shifts"]
+        moved = average - weighted_shift(selection.rows, selection.weights, bank.sections, shifts, **of_panels)
+        evidence = (moved + parameters["level"][selection.level]).astype(np.float32)
+    added = np.zeros_like(evidence) if adjustment is None else adjustment(parameters, bank, selection)
+    return Answer(evidence, added.astype(np.float32), average)
+
+
+def mean_of_reference(
+    parameters: Mapping[str, Any], bank: Bank, selection: Selection, *, adjustment: Adjustment | None = None
+) -> Answer:
+    """The per-gene mean of the reference, and what a regression adds to it."""
+    mean = np.asarray(parameters["reference_mean"]).astype(np.float32)
+    evidence = np.broadcast_to(mean, (len(selection.rows), len(mean))).copy()
+    added = np.zeros_like(evidence) if adjustment is None else adjustment(parameters, bank, selection)
+    return Answer(evidence, added.astype(np.float32))
 
 
 def effective_n(weights: np.ndarray) -> np.ndarray:

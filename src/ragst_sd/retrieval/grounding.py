@@ -2,14 +2,103 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from ragst_sd.retrieval import appearance
+from ragst_sd.retrieval.bank import eligible_counts
+from ragst_sd.retrieval.eligibility import Eligibility
+from ragst_sd.retrieval.evidence import effective_n
+from ragst_sd.retrieval.search import search
+
+if TYPE_CHECKING:
+    from ragst_sd.retrieval.bank import Bank, Selection
 
 _QUANTILES = 1001
 _CLIP = 10.0
 # Share of held-out reference rows that may be called out of reference for their distance in phi-space alone.
 FLAGGED = 0.02
+
+
+class Grounding(NamedTuple):
+    """How well grounded each query is, (n,) each."""
+
+    effective_n: np.ndarray
+    """Effective number of cited rows; NaN where none is cited."""
+    n_donors: np.ndarray
+    """Donors of the rows that the prediction rests on."""
+    distance: np.ndarray
+    """Mean distance in phi-space to the nearest rows, as many as in the calibration of distances."""
+    distance_percentile: np.ndarray
+    """Percentile of it among the held-out rows of the reference."""
+    out_of_reference: np.ndarray
+    """Whether a distance is larger than what the fit calibrated."""
+    appearance_distance: np.ndarray | None
+    """Distance of the raw embedding to the nearest section over the calibrated threshold, where raw embeddings are given."""
+
+
+def grounding_of(
+    bank: Bank,
+    selection: Selection,
+    *,
+    used: np.ndarray,
+    distance: np.ndarray,
+    eligibility: Eligibility,
+    raw: np.ndarray | None = None,
+) -> Grounding:
+    """How well grounded predictions are.
+
+    Parameters
+    ----------
+    used
+        (n, k) rows that the prediction rests on, -1 for none; for methods that cite nobody the nearest ones.
+    distance
+        (n,) of :func:`distance_in_phi`.
+    raw
+        (n, d) embeddings as they were made; without them only distances in phi-space are judged.
+    """
+    fit, far = bank.fit, None
+    threshold = float(fit.distance_threshold)
+    out = np.isfinite(threshold) & (distance > threshold)
+    if raw is not None:
+        look = fit.appearance
+        rows, pattern = eligible_counts(eligibility, bank.sections)
+        far = appearance.appearance_distance(raw, np.asarray(look["means"]), look, (rows > 0)[pattern])
+        far = far / float(look["threshold"])
+        out = out | (far > 1)
+    return Grounding(
+        effective_n=effective_n(selection.weights),
+        n_donors=_distinct(used, np.asarray(bank.donors)),
+        distance=distance,
+        distance_percentile=distance_percentile(distance, np.asarray(fit.distance_quantiles)),
+        out_of_reference=out,
+        appearance_distance=far,
+    )
+
+
+def _distinct(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Number of distinct groups among the rows of each query, -1 left out."""
+    codes = np.sort(np.where(rows >= 0, groups[np.maximum(rows, 0)], -1), axis=1)
+    new = np.diff(codes, axis=1, prepend=-1) != 0
+    return (new & (codes >= 0)).sum(axis=1)
+
+
+def distance_in_phi(fit: Any, nearby: np.ndarray, eligibility: Eligibility) -> np.ndarray:
+    """(n,) mean of (n, k) distances to the nearest rows, over as many as in the calibration, however many are cited."""
+    # Rows that `where` rejects are no smaller choice of the same tissue, but another reference.
+    n_allowed = int(eligibility.allowed.sum())
+    return neighbourhood_distance(nearby, neighbours_to_compare(fit.n_neighbors, eligibility.count(), n_allowed))
+
+
+def calibrate_grounding(
+    queries: np.ndarray, key: np.ndarray, groups: np.ndarray, n_neighbors: int, metric: str
+) -> dict[str, np.ndarray]:
+    """Distances of every row, as a query, to its nearest rows of other groups: the same share of these as of all rows."""
+    eligibility = Eligibility(groups, groups, np.ones(len(key), dtype=bool))
+    count = neighbours_to_compare(n_neighbors, eligibility.count(), len(key))
+    found = search(queries, key, int(count.max()), eligibility=eligibility, metric=metric)
+    return calibrate_distances(neighbourhood_distance(found.distances, count), groups)
 
 
 def neighbours_to_compare(n_neighbors: int, eligible: np.ndarray, n_rows: int) -> np.ndarray:

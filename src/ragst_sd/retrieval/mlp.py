@@ -10,17 +10,21 @@ their h side by side.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from ragst_sd.retrieval.baselines import RidgeSolver, fit_ridge
 from ragst_sd.retrieval.blocks import gelu, in_blocks
+from ragst_sd.retrieval.evidence import mean_of_reference
 from ragst_sd.retrieval.loop import History, optimise, seeded
 from ragst_sd.retrieval.losses import section_correlation, standardised_error
+from ragst_sd.retrieval.method import Method
+from ragst_sd.retrieval.options import Options, count, not_negative, positive, share
+from ragst_sd.retrieval.ridge import RidgeSolver, fit_ridge
 from ragst_sd.retrieval.targets import (
     best_step,
     centred_within_sections,
@@ -35,37 +39,61 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from ragst_sd.retrieval.bank import Bank, Run, Selection
     from ragst_sd.retrieval.targets import Targets
-    from ragst_sd.retrieval.training import Run, Training
 
 logger = logging.getLogger(__name__)
 
-MLP_OPTIONS: dict[str, Any] = {
-    "n_train_genes": 250,
-    "hidden": 64,
-    "dropout": 0.2,
-    "learning_rate": 1e-3,
-    "weight_decay": 1e-2,
-    "max_steps": 300,
-    "batch_size": 4096,
-    "n_seeds": 3,
-}
 _HEAD_ALPHAS = np.logspace(-3, 2, 6)
 
 
+@dataclass(frozen=True)
+class MlpOptions(Options):
+    """Options of `mlp`.
+
+    Parameters
+    ----------
+    n_components
+        Principal components of the embedding at most.
+    n_train_genes
+        Genes to train on, the most variable ones; all others are ridge regression on the hidden units.
+    hidden
+        Hidden units.
+    dropout
+        Share of inputs and of hidden units that are left out in a training step.
+    learning_rate, weight_decay
+        Of AdamW.
+    max_steps
+        Training steps at most; how many are taken is chosen on held-out groups.
+    batch_size
+        Rows of a training step at most.
+    n_seeds
+        Networks that are averaged.
+    """
+
+    n_train_genes: int = count(250)
+    hidden: int = count(64)
+    dropout: float = share(0.2)
+    learning_rate: float = positive(1e-3)
+    weight_decay: float = not_negative(1e-2)
+    max_steps: int = count(300)
+    batch_size: int = count(4096)
+    n_seeds: int = count(3)
+
+
 class _Network(nn.Module):
-    def __init__(self, n_inputs: int, n_outputs: int, options: Mapping[str, Any]) -> None:
+    def __init__(self, n_inputs: int, n_outputs: int, options: MlpOptions) -> None:
         super().__init__()
-        self.first = nn.Linear(n_inputs, int(options["hidden"]))
-        self.head = nn.Linear(int(options["hidden"]), n_outputs)
-        self.dropout = nn.Dropout(float(options["dropout"]))
+        self.first = nn.Linear(n_inputs, int(options.hidden))
+        self.head = nn.Linear(int(options.hidden), n_outputs)
+        self.dropout = nn.Dropout(float(options.dropout))
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = nn.functional.gelu(self.first(self.dropout(x)), approximate="tanh")
         return self.head(self.dropout(hidden))
 
 
-def fit_mlp(training: Training, key: np.ndarray, options: Mapping[str, Any], run: Run) -> dict[str, Any]:
+def fit_mlp(training: Bank, run: Run) -> dict[str, Any]:
     """Train networks on all rows, for as many steps as are best on held-out groups.
 
     The loss is the standardised squared error plus one minus the within-section correlation. At most three groups are held
@@ -77,9 +105,10 @@ def fit_mlp(training: Training, key: np.ndarray, options: Mapping[str, Any], run
     `scale`, `first` (p, s * hidden) and `first_bias` of the s networks side by side; `coefficients` (s * hidden, g) and
     `intercept` (g,) relative to the per-gene reference mean; `trained_genes`, `steps`, `inner_score`, `head_alpha` and `interrupted`.
     """
+    options, key = run.options, training.key
     scale = float(np.sqrt((key**2).mean())) or 1.0
     x = key / scale
-    n_genes, max_steps, n_seeds = (int(options[name]) for name in ("n_train_genes", "max_steps", "n_seeds"))
+    n_genes, max_steps, n_seeds = options.n_train_genes, options.max_steps, options.n_seeds
     seeds = np.random.default_rng(run.rng).integers(2**31, size=n_seeds + 1).tolist()
 
     histories: list[History] = []
@@ -88,7 +117,7 @@ def fit_mlp(training: Training, key: np.ndarray, options: Mapping[str, Any], run
         targets = standardised_targets(training, inner, n_genes, "mlp")
         score = _held_out_score(training, x[held], held, targets.genes)
         label = f"mlp, group {len(histories) + 1} held out"
-        network, history = _train(training, x, inner, targets, options, run, seeds[-1], max_steps, label, score)
+        network, history = _train(training, x, inner, targets, run, seeds[-1], max_steps, label, score)
         histories.append(history)
         head_scores.append(_score_head(training, _hidden([network], x), inner, held, targets.genes))
         if history.interrupted:
@@ -103,7 +132,7 @@ def fit_mlp(training: Training, key: np.ndarray, options: Mapping[str, Any], run
     networks = []
     for i, seed in enumerate(seeds[:-1]):
         label = f"mlp, network {i + 1} of {n_seeds}"
-        network, history = _train(training, x, rows, targets, options, run, seed, steps, label)
+        network, history = _train(training, x, rows, targets, run, seed, steps, label)
         networks.append(network)
         histories.append(history)
         if history.interrupted:
@@ -123,36 +152,36 @@ def fit_mlp(training: Training, key: np.ndarray, options: Mapping[str, Any], run
     }
 
 
-def mlp_adjustment(parameters: dict[str, Any], key: np.ndarray) -> np.ndarray:
+def mlp_adjustment(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> np.ndarray:
     """What the networks add to the per-gene reference mean, (n, g)."""
     first, bias, coefficients = (np.asarray(parameters[name]) for name in ("first", "first_bias", "coefficients"))
 
     def added(block: np.ndarray) -> np.ndarray:
         return gelu(block / float(parameters["scale"]) @ first + bias) @ coefficients
 
-    return in_blocks(added, key, coefficients.shape[1]) + parameters["intercept"]
+    return in_blocks(added, selection.key, coefficients.shape[1]) + parameters["intercept"]
 
 
 def _train(
-    training: Training,
+    training: Bank,
     x: np.ndarray,
     rows: np.ndarray,
     targets: Targets,
-    options: Mapping[str, Any],
     run: Run,
     seed: int,
     steps: int,
     label: str,
     score: Callable[[_Network], float] | None = None,
 ) -> tuple[_Network, History]:
+    options = run.options
     inputs = torch.as_tensor(x[rows], dtype=torch.float32, device=run.device)
     values = torch.as_tensor(targets.values, dtype=torch.float32, device=run.device)
     sections = torch.as_tensor(training.sections[rows], device=run.device)
-    size = int(options["batch_size"])
+    size = int(options.batch_size)
     with seeded(seed):
         network = _Network(x.shape[1], len(targets.genes), options).to(run.device)
         optimiser = torch.optim.AdamW(
-            network.parameters(), lr=float(options["learning_rate"]), weight_decay=float(options["weight_decay"])
+            network.parameters(), lr=float(options.learning_rate), weight_decay=float(options.weight_decay)
         )
 
         def step(i: int) -> Tensor:
@@ -173,9 +202,7 @@ def _train(
     return network, history
 
 
-def _held_out_score(
-    training: Training, x: np.ndarray, held: np.ndarray, genes: np.ndarray
-) -> Callable[[_Network], float]:
+def _held_out_score(training: Bank, x: np.ndarray, held: np.ndarray, genes: np.ndarray) -> Callable[[_Network], float]:
     truth, sections = dense(training.values[held][:, genes]), training.sections[held]
 
     def score(network: _Network) -> float:
@@ -187,7 +214,7 @@ def _held_out_score(
 
 
 def _score_head(
-    training: Training, hidden: np.ndarray, inner: np.ndarray, held: np.ndarray, trained: np.ndarray
+    training: Bank, hidden: np.ndarray, inner: np.ndarray, held: np.ndarray, trained: np.ndarray
 ) -> list[float]:
     """Held-out score of each penalty, on genes that the network was not trained on where there are any."""
     everywhere = measured_everywhere(training, "mlp")
@@ -201,13 +228,13 @@ def _score_head(
 
 
 def _head(
-    training: Training, networks: Sequence[_Network], hidden: np.ndarray, targets: Targets, alpha: float
+    training: Bank, networks: Sequence[_Network], hidden: np.ndarray, targets: Targets, alpha: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Output layer for all genes on the hidden units of all networks; it predicts the reference mean on average."""
     # Centred activations make ridge see expression centred within sections too, without a dense copy of it.
     centred = centred_within_sections(hidden, training.sections)
-    whole = replace(training, folds=np.zeros_like(training.folds))
-    coefficients = fit_ridge(whole, centred, alphas=[alpha])["coefficients"]
+    whole = replace(training, key=centred, folds=np.zeros_like(training.folds))
+    coefficients = fit_ridge(whole, alphas=[alpha])["coefficients"]
     # `_hidden` divides by the root of the number of networks, and their mean asks for division by the number itself.
     own = np.concatenate([_array(network.head.weight).T for network in networks]) / np.sqrt(len(networks))
     coefficients[:, targets.genes] = own * targets.sd
@@ -226,3 +253,12 @@ def _hidden(networks: Sequence[_Network], x: np.ndarray) -> np.ndarray:
 
 def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy().astype(np.float64)
+
+
+MLP = Method(
+    MlpOptions,
+    fit_mlp,
+    answer=partial(mean_of_reference, adjustment=mlp_adjustment),
+    per_gene=("coefficients", "intercept"),
+    learns="values",
+)

@@ -1,47 +1,123 @@
-"""Checks of the options of methods: each option means the same in every method that has it."""
+"""Options of methods: the fields of a dataclass, each of which knows what its values may be."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragst_sd.retrieval.gate import GATES
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-_COUNTS = (
-    "n_components",
-    "n_latent",
-    "n_train_genes",
-    "n_seeds",
-    "max_steps",
-    "batch_size",
-    "width",
-    "rank",
-    "layers",
-    "heads",
-    "set_size",
-)
-_COUNTS_OR_NONE = ("hidden", "gate_hidden", "adjustment_rank")
-_POSITIVE = ("sharpness", "temperature", "learning_rate", "alpha")
-_NOT_NEGATIVE = ("sparsity", "correlation", "weight_decay", "pseudobulk")
-_CHOICES = {
-    "gate": tuple(GATES),
-    "scope": ("set", "cell"),
-    "candidates": ("nearest", "random", "none"),
-    "weighting": ("distance", "uniform"),
-    "center_sections": (True, False),
-    "cell_types": (True, False),
-    "within_context": (True, False),
-}
+
+def _option(default: Any, complaint: Callable[[Any], str]) -> Any:
+    """A field with its default, and what a value should have been; empty if it is fine."""
+    return field(default=default, metadata={"complaint": complaint})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def count(default: int, least: int = 1) -> Any:
+    """A whole number, at least `least`."""
+
+    def complaint(value: Any) -> str:
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        return "" if whole and value >= least else f"a whole number, at least {least}"
+
+    return _option(default, complaint)
+
+
+def number(default: float, wanted: str, fine: Callable[[float], bool]) -> Any:
+    """A number for which `fine` holds, in the words `wanted`."""
+
+    def complaint(value: Any) -> str:
+        if not _is_number(value):
+            return "a number"
+        return "" if fine(value) else wanted
+
+    return _option(default, complaint)
+
+
+def positive(default: float) -> Any:
+    """A number above 0."""
+    return number(default, "above 0", lambda value: value > 0)
+
+
+def not_negative(default: float) -> Any:
+    """A number that is at least 0."""
+    return number(default, "at least 0", lambda value: value >= 0)
+
+
+def share(default: float) -> Any:
+    """A number from 0 to below 1."""
+    return number(default, "at least 0 and below 1", lambda value: 0 <= value < 1)
+
+
+def numbers(default: tuple[float, ...]) -> Any:
+    """A sequence of numbers above 0."""
+
+    def complaint(value: Any) -> str:
+        listed = list(value) if np.ndim(value) == 1 else []
+        fine = listed and all(_is_number(one) and one > 0 for one in listed)
+        return "" if fine else "a sequence of numbers above 0"
+
+    return _option(default, complaint)
+
+
+def choice(default: str, *allowed: str) -> Any:
+    """One of some texts."""
+
+    def complaint(value: Any) -> str:
+        known = isinstance(value, str) and value in allowed
+        return "" if known else f"one of {', '.join(map(repr, allowed))}"
+
+    return _option(default, complaint)
+
+
+def switch(*, default: bool) -> Any:
+    """True or False."""
+
+    def complaint(value: Any) -> str:
+        return "" if isinstance(value, bool | np.bool_) else "one of True, False"
+
+    return _option(default, complaint)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every method of tissue has.
+
+    Parameters
+    ----------
+    n_components
+        Principal components of the embedding at most.
+    """
+
+    n_components: int = count(64)
+
+
+@dataclass(frozen=True)
+class CitingOptions(Options):
+    """What every method of tissue that cites has.
+
+    Parameters
+    ----------
+    n_components
+        Principal components of the embedding at most.
+    center_sections
+        Take measured values relative to the mean of their section, and put them on the mean of the rows that may be used.
+    """
+
+    center_sections: bool = switch(default=True)
 
 
 def resolve_options(
     methods: Mapping[str, Any], name: str, given: Mapping[str, Any] | None, *, available: str = "available"
-) -> dict[str, Any]:
-    """Defaults of the method with this name, one of `methods`, with the given options laid over them.
+) -> Any:
+    """The options of the method with this name, one of `methods`: its defaults with the given ones laid over them.
 
     Raises
     ------
@@ -51,40 +127,16 @@ def resolve_options(
     if name not in methods:
         msg = f"`method` is {name!r}; {available}: {', '.join(map(repr, methods))}."
         raise ValueError(msg)
-    defaults = methods[name].options
-    unknown = sorted(set(given or {}) - set(defaults))
+    known = {option.name: option for option in fields(methods[name].options)}
+    unknown = sorted(set(given or {}) - set(known))
     if unknown:
-        has = ", ".join(map(repr, defaults)) or "none"
+        has = ", ".join(map(repr, known)) or "none"
         msg = f"Method {name!r} has no option {', '.join(map(repr, unknown))}; it has {has}."
         raise ValueError(msg)
-    options = {**defaults, **(given or {})}
-    for option, value in options.items():
-        wanted = _complaint(name, option, value)
+    for option, value in (given or {}).items():
+        complaint = known[option].metadata.get("complaint")
+        wanted = complaint(value) if complaint else ""
         if wanted:
             msg = f"`{option}` is {value!r}; for method {name!r} it must be {wanted}."
             raise ValueError(msg)
-    return options
-
-
-def _complaint(method: str, name: str, value: Any) -> str:
-    """What the value should have been; empty if it is fine, or if only the method itself knows the option."""
-    if name in _CHOICES:
-        known = any(value is one or (isinstance(value, str) and value == one) for one in _CHOICES[name])
-        return "" if known or isinstance(value, np.bool_) else f"one of {', '.join(map(repr, _CHOICES[name]))}"
-    if name in ("alphas", "penalties", "sharpnesses"):
-        array = np.atleast_1d(np.asarray(value))
-        fine = array.size and np.issubdtype(array.dtype, np.number) and np.isfinite(array).all() and (array > 0).all()
-        return "" if fine and np.ndim(value) == 1 else "a sequence of numbers above 0"
-    if name in (*_COUNTS, *_COUNTS_OR_NONE):
-        least = 1 if name in _COUNTS or method == "mlp" else 0
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        return "" if whole and value >= least else f"a whole number, at least {least}"
-    if name not in (*_POSITIVE, *_NOT_NEGATIVE, "dropout"):
-        return ""
-    if not isinstance(value, int | float | np.number) or isinstance(value, bool) or not np.isfinite(value):
-        return "a number"
-    if name == "dropout":
-        return "" if 0 <= value < 1 else "at least 0 and below 1"
-    if name in _POSITIVE:
-        return "" if value > 0 else "above 0"
-    return "" if value >= 0 else "at least 0"
+    return methods[name].options(**(given or {}))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ragst_sd.retrieval.loop import optimise, seeded
+from ragst_sd.retrieval.options import choice, count, not_negative, positive
 from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.retrieval.pt_rag_model import PtRag, energy_distance, net_arrays, net_from_arrays
 from ragst_sd.retrieval.response_phi import place, unit
@@ -21,27 +22,58 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from ragst_sd.retrieval.bank import Run
     from ragst_sd.retrieval.responses import Answer, Asked, Bank, Cells
-    from ragst_sd.retrieval.training import Run
 
 logger = logging.getLogger(__name__)
 
-PT_RAG_OPTIONS: dict[str, Any] = {
-    "n_components": 64,
-    "width": 64,
-    "layers": 2,
-    "heads": 4,
-    "scope": "set",
-    "candidates": "nearest",
-    "temperature": 0.5,
-    "sparsity": 0.1,
-    "pseudobulk": 1.0,
-    "batch_size": 16,
-    "set_size": 16,
-    "max_steps": 200,
-    "learning_rate": 2e-3,
-    "weight_decay": 1e-2,
-}
+
+@dataclass(frozen=True)
+class PtRagOptions:
+    """Options of `pt_rag`.
+
+    Parameters
+    ----------
+    n_components
+        Principal components of the embedding at most.
+    width, layers, heads
+        Of the transformer over the cells of a set.
+    scope
+        What the choice of candidates depends on: `"set"` or `"cell"`.
+    candidates
+        `"nearest"`; `"random"` or `"none"` show what retrieval is worth.
+    temperature
+        Of the straight-through choice in training.
+    sparsity
+        Weight of the share of candidates chosen in the loss.
+    pseudobulk
+        Weight of the error of the mean response in the loss.
+    batch_size
+        Sets of a training step.
+    set_size
+        Cells of a set.
+    max_steps
+        Training steps at most; how many are taken is chosen on held-out perturbations.
+    learning_rate, weight_decay
+        Of AdamW.
+    """
+
+    n_components: int = count(64)
+    width: int = count(64)
+    layers: int = count(2)
+    heads: int = count(4)
+    scope: str = choice("set", "set", "cell")
+    candidates: str = choice("nearest", "nearest", "random", "none")
+    temperature: float = positive(0.5)
+    sparsity: float = not_negative(0.1)
+    pseudobulk: float = not_negative(1.0)
+    batch_size: int = count(16)
+    set_size: int = count(16)
+    max_steps: int = count(200)
+    learning_rate: float = positive(2e-3)
+    weight_decay: float = not_negative(1e-2)
+
+
 _EVERY = 25
 _HELD_OUT = 5
 _CLIP = 10.0
@@ -69,7 +101,7 @@ class _Lessons:
     """(m, g) mean responses."""
 
 
-def fit_pt_rag(bank: Bank, options: Mapping[str, Any], run: Run) -> dict[str, Any]:
+def fit_pt_rag(bank: Bank, run: Run) -> dict[str, Any]:
     """Train the network on sets of cells; the number of steps is chosen on perturbations held out.
 
     Raises
@@ -77,39 +109,38 @@ def fit_pt_rag(bank: Bank, options: Mapping[str, Any], run: Run) -> dict[str, An
     ValueError
         If the bank holds no perturbed cells.
     """
-    key, cells = unit(bank.key), _cells_of(bank)
-    mean, axes = fit_pca(key, int(options["n_components"]))
+    options, key, cells = run.options, unit(bank.key), _cells_of(bank)
+    mean, axes = fit_pca(key, int(options.n_components))
     spread = float(np.sqrt((((key - mean) @ axes) ** 2).mean())) if axes.shape[1] else 1.0
     space = {"projection_mean": mean, "projection": axes / (spread or 1.0), "centre": cells.controls.mean(axis=0)}
-    lessons, closed = _lessons(bank, space, run.n_candidates, str(options["candidates"]))
+    lessons, closed = _lessons(bank, space, run.n_candidates, str(options.candidates))
     taught = np.array([len(cells) > 1 for cells in lessons.treated])
     groups = np.unique(bank.folds)
     held = np.isin(bank.folds, groups[:: max(2, min(_HELD_OUT, len(groups)))]) & taught
     # What would give a held-out perturbation away does not teach either.
     teachers = taught & ~held & ~(closed[held].any(axis=0) if held.any() else False)
-    best = int(options["max_steps"])
+    best = int(options.max_steps)
     inner = float("nan")
     if held.any() and teachers.sum() > 1:
-        _, history = _train(lessons, teachers, held, options, run, best)
+        _, history = _train(lessons, teachers, held, run, best)
         best, inner = max(1, history.best_step), history.best_score
-    net, history = _train(lessons, taught, None, options, run, best)
+    net, history = _train(lessons, taught, None, run, best)
     return {
         **space,
         **net_arrays(net),
-        "heads": int(options["heads"]),
-        "per_cell": options["scope"] == "cell",
-        "set_size": int(options["set_size"]),
+        "heads": int(options.heads),
+        "per_cell": options.scope == "cell",
+        "set_size": int(options.set_size),
         "n_candidates": run.n_candidates,
-        "candidates": options["candidates"],
+        "candidates": options.candidates,
         "training_steps": best,
         "inner_score": inner,
         "interrupted": bool(history.interrupted),
     }
 
 
-def _train(
-    lessons: _Lessons, taught: np.ndarray, held: np.ndarray | None, options: Mapping[str, Any], run: Run, steps: int
-):
+def _train(lessons: _Lessons, taught: np.ndarray, held: np.ndarray | None, run: Run, steps: int):
+    options = run.options
     rows = np.flatnonzero(taught)
     random = np.random.default_rng(run.rng)
     # Candidates that do not teach are not shown: what is held out is new in every respect.
@@ -118,13 +149,13 @@ def _train(
         net = PtRag(
             lessons.delta.shape[1],
             lessons.key.shape[1],
-            int(options["width"]),
-            int(options["layers"]),
-            int(options["heads"]),
-            per_cell=options["scope"] == "cell",
+            int(options.width),
+            int(options.layers),
+            int(options.heads),
+            per_cell=options.scope == "cell",
         )
         optimiser = torch.optim.AdamW(
-            net.parameters(), lr=float(options["learning_rate"]), weight_decay=float(options["weight_decay"])
+            net.parameters(), lr=float(options.learning_rate), weight_decay=float(options.weight_decay)
         )
 
         def clip(*_: object) -> None:
@@ -133,7 +164,7 @@ def _train(
         optimiser.register_step_pre_hook(clip)
 
         def step(i: int) -> Tensor:
-            return batch_loss(net, lessons, random.choice(rows, int(options["batch_size"])), absent, options, random)
+            return batch_loss(net, lessons, random.choice(rows, int(options.batch_size)), absent, options, random)
 
         history = optimise(
             net,
@@ -153,25 +184,25 @@ def batch_loss(
     lessons: _Lessons,
     rows: np.ndarray,
     absent: Tensor,
-    options: Mapping[str, Any],
+    options: PtRagOptions,
     random: np.random.Generator,
 ) -> Tensor:
     r"""Energy distance of predicted and measured cells, error of their mean response, and \(\lambda\) times the share of candidates taken."""
-    size = int(options["set_size"])
+    size = int(options.set_size)
     x = torch.stack([_draw(lessons.controls[lessons.contexts[row]], size, random) for row in rows])
     y = torch.stack([_draw(lessons.treated[row], size, random) for row in rows])
     at = torch.as_tensor(rows)
     response, weights, _ = net(
-        x, lessons.key[at], lessons.key[lessons.found[at]], absent[at], float(options["temperature"])
+        x, lessons.key[at], lessons.key[lessons.found[at]], absent[at], float(options.temperature)
     )
     error = ((response.mean(dim=1) - lessons.delta[at]) ** 2).sum(dim=1).mean()
-    penalties = float(options["sparsity"]) * weights.mean() + float(options["pseudobulk"]) * error
+    penalties = float(options.sparsity) * weights.mean() + float(options.pseudobulk) * error
     return energy_distance(x + response, y).mean() + penalties
 
 
-def _score(net: PtRag, lessons: _Lessons, rows: np.ndarray, absent: Tensor, options: Mapping[str, Any]) -> float:
+def _score(net: PtRag, lessons: _Lessons, rows: np.ndarray, absent: Tensor, options: PtRagOptions) -> float:
     """Mean correlation over genes of the responses of held-out rows."""
-    at, size = torch.as_tensor(rows), int(options["set_size"])
+    at, size = torch.as_tensor(rows), int(options.set_size)
     x = torch.stack([_even(lessons.controls[lessons.contexts[row]], size) for row in rows])
     response, _, _ = net(x, lessons.key[at], lessons.key[lessons.found[at]], absent[at])
     a, b = (part - part.mean(dim=1, keepdim=True) for part in (response.mean(dim=1), lessons.delta[at]))

@@ -3,54 +3,100 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ragst_sd.retrieval.adjustment import fit_adjustment
+from ragst_sd.retrieval.adjustment import apply_adjustment, fit_adjustment
 from ragst_sd.retrieval.blocks import in_blocks
 from ragst_sd.retrieval.centering import section_shifts
 from ragst_sd.retrieval.episodes import Episodes
+from ragst_sd.retrieval.evidence import cite, cited_mean
 from ragst_sd.retrieval.gate import GATES
 from ragst_sd.retrieval.loop import optimise, seeded
+from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.model import Member, RetrievalModel, model_from_arrays, state_to_arrays
+from ragst_sd.retrieval.options import CitingOptions, choice, count, not_negative, positive, share, switch
 from ragst_sd.retrieval.targets import best_step, held_out_splits, mean_curve, standardised_targets
 from ragst_sd.retrieval.type_filter import fit_types, typed_queries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ragst_sd.retrieval.bank import Bank, Query, Run, Selection
     from ragst_sd.retrieval.loop import History
-    from ragst_sd.retrieval.training import Neighbourhood, Run, Training
 
 logger = logging.getLogger(__name__)
 
-RAG_OPTIONS: dict[str, Any] = {
-    "n_latent": 64,
-    "hidden": 0,
-    "gate": "softmax",
-    "gate_hidden": 0,
-    "cell_types": False,
-    "sharpness": 2.0,
-    "dropout": 0.1,
-    "correlation": 1.0,
-    "sparsity": 0.0,
-    "n_train_genes": 250,
-    "n_seeds": 3,
-    "max_steps": 120,
-    "learning_rate": 3e-3,
-    "weight_decay": 1e-4,
-    "adjustment_rank": 16,
-}
+
+@dataclass(frozen=True)
+class RagOptions(CitingOptions):
+    r"""Options of `rag` and `random_rag` for tissue.
+
+    Parameters
+    ----------
+    n_components
+        Principal components of the embedding at most.
+    center_sections
+        Take measured values relative to the mean of their section, and put them on the mean of the rows that may be used.
+    n_latent
+        Dimensions of phi, of each of the `n_seeds` members.
+    hidden
+        Units of the hidden layer of phi; 0: phi is linear.
+    gate
+        `"softmax"`, `"entmax"` (1.5-entmax, sparse) or `"gumbel"` (rows in or out).
+    gate_hidden
+        Units of the part of the gate that looks at query, row and state; 0: it looks at distances alone.
+    cell_types
+        Let phi take in the fractions of cell types: of rows their own (see :func:`ragst_sd.tl.add_cell_types`), of a query
+        those that ridge regression predicts from its embedding. Rows of other types than the picture speaks of are then
+        passed over, as far as training finds that to help.
+    sharpness
+        Where the sharpness :math:`s` of the gate starts.
+    dropout
+        Share of the inputs of phi that are left out in a training step.
+    correlation
+        Weight of the correlation within sections in the loss.
+    sparsity
+        Penalty on the effective number of cited rows.
+    n_train_genes
+        Genes to train on, the most variable ones.
+    n_seeds
+        Members, each trained from a seed of its own.
+    max_steps
+        Training steps at most; how many are taken is chosen on held-out groups.
+    learning_rate, weight_decay
+        Of AdamW.
+    adjustment_rank
+        Rank of the regression T of what the evidence missed; 0: no adjustment.
+    """
+
+    n_latent: int = count(64)
+    hidden: int = count(0, least=0)
+    gate: str = choice("softmax", *GATES)
+    gate_hidden: int = count(0, least=0)
+    cell_types: bool = switch(default=False)
+    sharpness: float = positive(2.0)
+    dropout: float = share(0.1)
+    correlation: float = not_negative(1.0)
+    sparsity: float = not_negative(0.0)
+    n_train_genes: int = count(250)
+    n_seeds: int = count(3)
+    max_steps: int = count(120)
+    learning_rate: float = positive(3e-3)
+    weight_decay: float = not_negative(1e-4)
+    adjustment_rank: int = count(16, least=0)
+
+
 _BLOCK = 256
 _EVERY = 10
 _LANES = 8
 
 
-def fit_rag(
-    training: Training, key: np.ndarray, options: Mapping[str, Any], run: Run, *, candidates: str = "nearest"
-) -> dict[str, Any]:
+def fit_rag(training: Bank, run: Run, *, candidates: str = "nearest") -> dict[str, Any]:
     r"""Train phi and the gate on episodes, then the adjustment T in closed form.
 
     In an episode the queries retrieve from rows of other groups and donors only. The loss is the squared error of the
@@ -63,27 +109,26 @@ def fit_rag(
     `model_*`, `input_scale`, `gate`, the parameters of T, and what the training found
     (`training_steps`, `inner_score`, `inner_curve`, `interrupted`).
     """
+    options, key = run.options, training.key
     shifts = section_shifts(training)
-    if not options["center_sections"]:
+    if not options.center_sections:
         shifts = np.zeros_like(shifts)
     input_scale = float(np.sqrt((key**2).mean())) or 1.0
     types: dict[str, Any] = {}
     bank = key
-    if options["cell_types"]:
-        types, asked, own = fit_types(training, key)
+    if options.cell_types:
+        asked, own, types = fit_types(training)
         key, bank = np.concatenate([asked, key], axis=1), np.concatenate([own, key], axis=1)
-    episodes = _episodes(training, key / input_scale, options, run, candidates)
-    if options["cell_types"]:
+    episodes = _episodes(training, key / input_scale, run, candidates)
+    if options.cell_types:
         episodes.bank = torch.as_tensor(bank / input_scale, dtype=torch.float32, device=run.device)
         episodes.n_types = own.shape[1]
-    steps, found = _steps(episodes, training, options, run)
+    steps, found = _steps(episodes, training, run)
     everything = np.arange(len(key))
     members: list[Member] = []
     # Who interrupts the search for the number of steps wants an end: one member then, and no unfinished one beside it.
-    for seed in range(1 if found["interrupted"] else int(options["n_seeds"])):
-        member, history = _train(
-            episodes, everything, options, run, seed=run.rng + seed, steps=steps, label=f"rag {seed + 1}"
-        )
+    for seed in range(1 if found["interrupted"] else int(options.n_seeds)):
+        member, history = _train(episodes, everything, run, seed=run.rng + seed, steps=steps, label=f"rag {seed + 1}")
         if not (history.interrupted and members):
             members.append(member)
         if history.interrupted:
@@ -93,7 +138,7 @@ def fit_rag(
     parameters = {
         **state_to_arrays(model),
         "input_scale": np.float64(input_scale),
-        "gate": str(options["gate"]),
+        "gate": str(options.gate),
         **types,
         **found,
     }
@@ -101,10 +146,10 @@ def fit_rag(
         training,
         _placed(parameters, key),
         _placed(parameters, bank),
-        lambda hood: rag_gate(parameters, hood),
+        partial(select, parameters),
         shifts,
         run=run,
-        rank=int(options["adjustment_rank"]),
+        rank=int(options.adjustment_rank),
         candidates=candidates,
     )
     return {**parameters, **adjustment}
@@ -115,11 +160,11 @@ def rag_phi(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
     return _placed(parameters, typed_queries(parameters, key))
 
 
-def rag_bank(parameters: Mapping[str, Any], training: Training, key: np.ndarray) -> np.ndarray | None:
+def rag_bank(parameters: Mapping[str, Any], training: Bank) -> np.ndarray | None:
     """The rows in phi-space, with their own types; None where types do not count, and rows are placed as queries are."""
     if "types_map" not in parameters:
         return None
-    return _placed(parameters, np.concatenate([fit_types(training, key)[2], key], axis=1))
+    return _placed(parameters, np.concatenate([fit_types(training)[1], training.key], axis=1))
 
 
 def _placed(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
@@ -141,23 +186,28 @@ def _placed(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
     return in_blocks(forward, key / float(parameters["input_scale"]), width)
 
 
-def rag_gate(parameters: Mapping[str, Any], hood: Neighbourhood) -> np.ndarray:
+def select(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
+    """The candidates with the largest weights of the gate."""
+    return cite(query, gate_weights(parameters, bank.key, query))
+
+
+def gate_weights(parameters: Mapping[str, Any], key: np.ndarray, query: Query) -> np.ndarray:
     """(n, K) weights of the candidates, query by query in blocks of one fixed shape, without noise."""
     model, gate = model_from_arrays(parameters), GATES[str(parameters["gate"])]
-    n, k = hood.rows.shape
+    n, k = query.candidates.rows.shape
     out = np.zeros((n, k))
     with torch.no_grad():
         for start in range(0, n, _BLOCK):
             part = slice(start, min(n, start + _BLOCK))
             fill = ((0, _BLOCK - (part.stop - start)), (0, 0))
-            rows = np.pad(hood.rows[part], fill, constant_values=-1)
-            query, state = np.pad(hood.phi[part], fill), np.pad(hood.state[part], fill)
+            rows = np.pad(query.candidates.rows[part], fill, constant_values=-1)
+            asked, state = np.pad(query.key[part], fill), np.pad(query.state[part], fill)
             absent = rows < 0
             # A query without any candidate would divide by zero; its weights are set to zero below.
             empty = np.asarray(absent.all(axis=1))
             logits = model.logits(
-                torch.from_numpy(query),
-                torch.from_numpy(hood.bank[np.maximum(rows, 0)]),
+                torch.from_numpy(asked),
+                torch.from_numpy(key[np.maximum(rows, 0)]),
                 torch.from_numpy(state),
                 torch.from_numpy(absent & ~empty[:, None]),
             )
@@ -167,10 +217,11 @@ def rag_gate(parameters: Mapping[str, Any], hood: Neighbourhood) -> np.ndarray:
     return out
 
 
-def _episodes(training: Training, x: np.ndarray, options: Mapping[str, Any], run: Run, candidates: str) -> Episodes:
+def _episodes(training: Bank, x: np.ndarray, run: Run, candidates: str) -> Episodes:
+    options = run.options
     everything = np.arange(len(x))
     targets = standardised_targets(
-        training, everything, int(options["n_train_genes"]), "random_rag" if candidates == "random" else "rag"
+        training, everything, int(options.n_train_genes), "random_rag" if candidates == "random" else "rag"
     )
 
     def tensor(array: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -183,22 +234,22 @@ def _episodes(training: Training, x: np.ndarray, options: Mapping[str, Any], run
         groups=tensor(training.groups, torch.long),
         sections=tensor(training.sections, torch.long),
         n_candidates=run.n_candidates,
-        options={**options, "candidates": candidates},
+        options=options,
+        candidates=candidates,
         random=np.random.default_rng(run.rng),
         amp=run.amp,
     )
 
 
-def _steps(episodes: Episodes, training: Training, options: Mapping[str, Any], run: Run) -> tuple[int, dict[str, Any]]:
+def _steps(episodes: Episodes, training: Bank, run: Run) -> tuple[int, dict[str, Any]]:
     """Steps at which the mean inner score is best, and what was found on the way."""
     splits = held_out_splits(training.folds)
-    most = int(options["max_steps"])
+    most = int(run.options.max_steps)
     histories: list[History] = []
     for i, (inner, held) in enumerate(splits):
         _, history = _train(
             episodes,
             inner,
-            options,
             run,
             seed=run.rng,
             steps=most,
@@ -224,7 +275,6 @@ def _steps(episodes: Episodes, training: Training, options: Mapping[str, Any], r
 def _train(
     episodes: Episodes,
     rows: np.ndarray,
-    options: Mapping[str, Any],
     run: Run,
     *,
     seed: int,
@@ -233,19 +283,20 @@ def _train(
     held: np.ndarray | None = None,
 ) -> tuple[Member, History]:
     """One member, trained on queries `rows`; scored on `held` rows, which retrieve from `rows`, where they are given."""
+    options = run.options
     with seeded(seed):
         member = Member(
             episodes.x.shape[1],
             episodes.state.shape[1],
             # Types stand before the components, so that the identity that phi starts from takes all of them in.
-            n_phi=int(options["n_latent"]) + episodes.n_types,
-            hidden=int(options["hidden"]),
-            gate_hidden=int(options["gate_hidden"]),
-            dropout=float(options["dropout"]),
-            sharpness=float(options["sharpness"]),
+            n_phi=int(options.n_latent) + episodes.n_types,
+            hidden=int(options.hidden),
+            gate_hidden=int(options.gate_hidden),
+            dropout=float(options.dropout),
+            sharpness=float(options.sharpness),
         ).to(run.device)
         optimiser = torch.optim.AdamW(
-            member.parameters(), lr=float(options["learning_rate"]), weight_decay=float(options["weight_decay"])
+            member.parameters(), lr=float(options.learning_rate), weight_decay=float(options.weight_decay)
         )
         episodes.random = np.random.default_rng(seed)
         waiting: list[np.ndarray] = []
@@ -268,3 +319,16 @@ def _train(
         with torch.no_grad():
             member.scale.copy_(member(episodes.x).pow(2).sum(dim=1).mean().sqrt().clamp_min(1e-12))
     return member, done
+
+
+RAG = Method(
+    RagOptions,
+    fit_rag,
+    select=select,
+    answer=partial(cited_mean, adjustment=apply_adjustment),
+    place=rag_phi,
+    place_rows=rag_bank,
+    per_gene=("adjustment_out",),
+    learns="responses",
+)
+RANDOM_RAG = replace(RAG, fit=partial(fit_rag, candidates="random"), candidates="random")

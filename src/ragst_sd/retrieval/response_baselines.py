@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd.retrieval.gate import distance_gate, uniform_gate
+from ragst_sd.retrieval.options import choice, count, numbers, positive, switch
 from ragst_sd.retrieval.responses import candidates, cite, cite_nobody, distances_to, patterns, pool_mean
 from ragst_sd.retrieval.search import Candidates
 
@@ -16,6 +18,75 @@ if TYPE_CHECKING:
     from ragst_sd.retrieval.responses import Answer, Asked, Bank
 
 _MAX_FOLDS = 20
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A method without options."""
+
+
+@dataclass(frozen=True)
+class NearestOptions:
+    r"""Options of `knn` for responses.
+
+    Parameters
+    ----------
+    weighting
+        `"distance"`: weights fall with distance, :math:`w_j \propto \exp(-s\,d_j^2/d_K^2)`; or `"uniform"`.
+    sharpness
+        The s of it.
+    within_context
+        Take neighbours from the query's context only, where it has any.
+    """
+
+    weighting: str = choice("distance", "distance", "uniform")
+    sharpness: float = positive(2.0)
+    within_context: bool = switch(default=True)
+
+
+@dataclass(frozen=True)
+class EqualOptions:
+    """Options of `naive_rag` and `random_rag`.
+
+    Parameters
+    ----------
+    weighting
+        `"uniform"`.
+    within_context
+        Take rows from the query's context only, where it has any.
+    """
+
+    weighting: str = choice("uniform", "uniform")
+    within_context: bool = switch(default=True)
+
+
+@dataclass(frozen=True)
+class ResponseRidgeOptions:
+    """Options of `ridge` for responses.
+
+    Parameters
+    ----------
+    alphas
+        Penalties to choose from, on held-out perturbations and the other half of the controls.
+    """
+
+    alphas: tuple[float, ...] = numbers(tuple(float(alpha) for alpha in np.logspace(-2, 3, 16)))
+
+
+@dataclass(frozen=True)
+class BilinearOptions:
+    """Options of `bilinear`.
+
+    Parameters
+    ----------
+    rank
+        Principal components of the genes.
+    alpha
+        Penalty.
+    """
+
+    rank: int = count(10)
+    alpha: float = positive(0.1)
 
 
 def nothing(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int) -> Answer:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from ragst_sd.retrieval.pt_rag import PT_RAG_OPTIONS, fit_pt_rag, respond_pt_rag
+from ragst_sd.retrieval.pt_rag import PtRagOptions, fit_pt_rag, respond_pt_rag
 from ragst_sd.retrieval.response_baselines import (
+    BilinearOptions,
+    EqualOptions,
+    NearestOptions,
+    NoOptions,
+    ResponseRidgeOptions,
     additive,
     bilinear,
     choose_alpha,
@@ -24,21 +27,21 @@ from ragst_sd.retrieval.response_baselines import (
     same_perturbation,
 )
 from ragst_sd.retrieval.response_rag import prepare_rag, respond_rag
-from ragst_sd.retrieval.response_selection import RAG_OPTIONS, fit_rag
+from ragst_sd.retrieval.response_selection import ResponseRagOptions, fit_rag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
+    from ragst_sd.retrieval.bank import Run
     from ragst_sd.retrieval.response_rag import ReadyRag
     from ragst_sd.retrieval.responses import Answer, Asked, Bank
-    from ragst_sd.retrieval.training import Run
 
 Parameters = dict[str, Any]
 
 
-def _keep(bank: Bank, options: Mapping[str, Any], run: Run) -> Parameters:
+def _keep(bank: Bank, run: Run) -> Parameters:
     """Nothing to learn: the parameters are the options."""
-    return dict(options)
+    return asdict(run.options)
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,10 @@ class ResponseMethod:
     """(parameters, bank, what is asked for, rows to cite at most) -> answer. It uses eligible rows only."""
     cites: bool
     """Whether evidence is made of cited rows."""
-    options: Mapping[str, Any]
-    """Options and their defaults."""
-    fit: Callable[[Bank, Mapping[str, Any], Run], Parameters] = _keep
-    """(bank, options, run) -> plain parameters."""
+    options: type
+    """A dataclass of its options."""
+    fit: Callable[[Bank, Run], Parameters] = _keep
+    """(bank, run) -> plain parameters."""
     lacks: Callable[[Bank, Asked], list[str]] | None = None
     """Why the method cannot answer each query, empty where it can; `None` if it always can."""
     cites_candidates: bool = False
@@ -67,20 +70,16 @@ class ResponseMethod:
     """As `respond`, for queries that are asked again and again in other states."""
     needs_cells: bool = False
     """Whether it works on cells, not on mean responses alone."""
-    learns: Literal["", "settings", "responses"] = ""
+    learns: Literal["", "settings", "values"] = ""
     """What fitting takes from the responses of all rows, those that a query may not use among them: nothing, a few settings
     that are chosen on rows held out in turn, or the responses themselves, which a network remembers."""
 
-
-_ALPHAS = tuple(float(alpha) for alpha in np.logspace(-2, 3, 16))
-_NEAREST = {"weighting": "distance", "sharpness": 2.0, "within_context": True}
-_ALL_EQUAL = {"weighting": "uniform", "within_context": True}
 
 RESPONSE_METHODS: dict[str, ResponseMethod] = {
     "rag": ResponseMethod(
         respond_rag,
         cites=True,
-        options=RAG_OPTIONS,
+        options=ResponseRagOptions,
         fit=fit_rag,
         n_neighbors=16,
         n_candidates=128,
@@ -90,28 +89,30 @@ RESPONSE_METHODS: dict[str, ResponseMethod] = {
     "pt_rag": ResponseMethod(
         respond_pt_rag,
         cites=True,
-        options=PT_RAG_OPTIONS,
+        options=PtRagOptions,
         fit=fit_pt_rag,
         n_neighbors=16,
         n_candidates=16,
         starts_from="prediction without retrieval",
         needs_cells=True,
-        learns="responses",
+        learns="values",
     ),
-    "none": ResponseMethod(nothing, cites=False, options={}, starts_from="no response"),
-    "mean": ResponseMethod(mean, cites=False, options={}),
-    "additive": ResponseMethod(additive, cites=True, options={}, lacks=lacks_singles),
-    "context_additive": ResponseMethod(context_additive, cites=True, options={}, lacks=lacks_context_additive),
-    "same_perturbation": ResponseMethod(same_perturbation, cites=True, options={}, lacks=lacks_same),
-    "knn": ResponseMethod(nearest, cites=True, options=_NEAREST),
-    "naive_rag": ResponseMethod(nearest, cites=True, options=_ALL_EQUAL, cites_candidates=True),
-    "random_rag": ResponseMethod(partial(nearest, how="random"), cites=True, options=_ALL_EQUAL, cites_candidates=True),
+    "none": ResponseMethod(nothing, cites=False, options=NoOptions, starts_from="no response"),
+    "mean": ResponseMethod(mean, cites=False, options=NoOptions),
+    "additive": ResponseMethod(additive, cites=True, options=NoOptions, lacks=lacks_singles),
+    "context_additive": ResponseMethod(context_additive, cites=True, options=NoOptions, lacks=lacks_context_additive),
+    "same_perturbation": ResponseMethod(same_perturbation, cites=True, options=NoOptions, lacks=lacks_same),
+    "knn": ResponseMethod(nearest, cites=True, options=NearestOptions),
+    "naive_rag": ResponseMethod(nearest, cites=True, options=EqualOptions, cites_candidates=True),
+    "random_rag": ResponseMethod(
+        partial(nearest, how="random"), cites=True, options=EqualOptions, cites_candidates=True
+    ),
     "ridge": ResponseMethod(
         ridge,
         cites=False,
-        options={"alphas": _ALPHAS},
-        fit=lambda bank, options, run: {"alpha": choose_alpha(bank, options["alphas"])},
+        options=ResponseRidgeOptions,
+        fit=lambda bank, run: {"alpha": choose_alpha(bank, run.options.alphas)},
         learns="settings",
     ),
-    "bilinear": ResponseMethod(bilinear, cites=False, options={"rank": 10, "alpha": 0.1}),
+    "bilinear": ResponseMethod(bilinear, cites=False, options=BilinearOptions),
 }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ragst_sd.retrieval.options import count, numbers, positive
 from ragst_sd.retrieval.response_baselines import bilinear
 from ragst_sd.retrieval.response_phi import fit_space, place_states
 from ragst_sd.retrieval.response_rag import Gate, find_hood, weigh
@@ -16,18 +18,11 @@ from ragst_sd.retrieval.responses import ask_rows, closed_rows, familiar, shape_
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ragst_sd.retrieval.bank import Run
     from ragst_sd.retrieval.responses import Bank
-    from ragst_sd.retrieval.training import Run
 
 logger = logging.getLogger(__name__)
 
-RAG_OPTIONS: dict[str, Any] = {
-    "n_components": 64,
-    "penalties": (0.1, 1.0, 10.0),
-    "sharpnesses": (0.5, 1.0, 2.0, 4.0, 8.0),
-    "rank": 10,
-    "alpha": 0.1,
-}
 _LEARNED = (0.0, 0.5, 1.0)
 _REACH = (np.inf, 1.0)
 _STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -43,7 +38,30 @@ _MAX_GATES, _SOFTNESS, _LEAST_SHARE = 16, 0.02, 0.01
 _KINDS = ("without measured relatives", "with measured relatives")
 
 
-def fit_rag(bank: Bank, options: Mapping[str, Any], run: Run) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ResponseRagOptions:
+    """Options of `rag` for responses to perturbations.
+
+    Parameters
+    ----------
+    n_components
+        Principal components of the embedding at most.
+    penalties
+        Penalties of the regression B to choose from.
+    sharpnesses
+        Sharpnesses of the gate to choose from.
+    rank, alpha
+        Of its bilinear part, as for `bilinear`.
+    """
+
+    n_components: int = count(64)
+    penalties: tuple[float, ...] = numbers((0.1, 1.0, 10.0))
+    sharpnesses: tuple[float, ...] = numbers((0.5, 1.0, 2.0, 4.0, 8.0))
+    rank: int = count(10)
+    alpha: float = positive(0.1)
+
+
+def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
     """Choose the gate and how far to trust it.
 
     Returns
@@ -52,7 +70,8 @@ def fit_rag(bank: Bank, options: Mapping[str, Any], run: Run) -> dict[str, Any]:
     fields of a `Gate`, trust in `bilinear` and in retrieval, share; its `rank` and `alpha`; `inner_gain` of either kind, the gain
     in held-out correlation over the mean of the others, and its `inner_error`. Of a single perturbation it is the mean.
     """
-    space = fit_space(bank, int(options["n_components"]))
+    options = run.options
+    space = fit_space(bank, int(options.n_components))
     if closed_rows(bank).all():
         # Nothing is held out where nothing is left to answer from: no gate has shown that it gains anything.
         logger.warning(
@@ -61,11 +80,11 @@ def fit_rag(bank: Bank, options: Mapping[str, Any], run: Run) -> dict[str, Any]:
         lines: list[tuple[float, ...]] = [(code, *grid(options)[0], *TRUST[0], 1.0) for code in range(len(_KINDS))]
         gains, errors = [0.0] * len(_KINDS), [np.nan] * len(_KINDS)
     else:
-        lines, gains, errors = _chosen(bank, options, run, space)
+        lines, gains, errors = _chosen(bank, run, space)
     return {
         **space,
-        "rank": int(options["rank"]),
-        "alpha": float(options["alpha"]),
+        "rank": int(options.rank),
+        "alpha": float(options.alpha),
         "n_candidates": run.n_candidates,
         "gates": np.array(lines, dtype=np.float64),
         "inner_gain": np.array(gains),
@@ -73,12 +92,10 @@ def fit_rag(bank: Bank, options: Mapping[str, Any], run: Run) -> dict[str, Any]:
     }
 
 
-def _chosen(
-    bank: Bank, options: Mapping[str, Any], run: Run, space: Mapping[str, Any]
-) -> tuple[list[tuple[float, ...]], list[float], list[float]]:
+def _chosen(bank: Bank, run: Run, space: Mapping[str, Any]) -> tuple[list[tuple[float, ...]], list[float], list[float]]:
     """Lines of `gates`, and gain and error of either kind."""
-    gates = grid(options)
-    correlation, rows, kind = held_out_correlations(bank, options, run, space)
+    gates = grid(run.options)
+    correlation, rows, kind = held_out_correlations(bank, run, space)
     weight = np.clip(bank.reliability[rows], _LEAST_WEIGHT, 1)
     lines: list[tuple[float, ...]] = []
     gains, errors = [], []
@@ -131,18 +148,16 @@ def choose(correlation: np.ndarray, weight: np.ndarray) -> tuple[list[tuple[int,
     return places, share / share.sum(), float(mean[places[0]]), float(error[places[0]])
 
 
-def grid(options: Mapping[str, Any]) -> list[Gate]:
+def grid(options: ResponseRagOptions) -> list[Gate]:
     """Gates to choose from."""
-    spaces = [(1.0, 0.0), *product(options["penalties"], [one for one in _LEARNED if one > 0])]
+    spaces = [(1.0, 0.0), *product(options.penalties, [one for one in _LEARNED if one > 0])]
     return [
         Gate(float(penalty), float(learned), float(sharpness), float(reach))
-        for (penalty, learned), sharpness, reach in product(spaces, options["sharpnesses"], _REACH)
+        for (penalty, learned), sharpness, reach in product(spaces, options.sharpnesses, _REACH)
     ]
 
 
-def held_out_correlations(
-    bank: Bank, options: Mapping[str, Any], run: Run, space: Mapping[str, Any]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def held_out_correlations(bank: Bank, run: Run, space: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Correlation over genes of held-out responses with their truth, for every gate and every trust.
 
     Returns
@@ -150,7 +165,7 @@ def held_out_correlations(
     (gates, trusts, q) correlations, averaged over the two ways in which one half of the controls teaches and the other one is the truth; the (q,)
     rows; and whether each of them has measured relatives.
     """
-    closed = closed_rows(bank)
+    options, closed = run.options, closed_rows(bank)
     rows = np.flatnonzero((~closed).any(axis=1))
     if len(rows) > _MAX_QUERIES:
         rows = rows[np.linspace(0, len(rows) - 1, _MAX_QUERIES).astype(int)]
@@ -165,9 +180,9 @@ def held_out_correlations(
     mix = np.array([(1.0, *trust) for trust in TRUST])
     for one, other in (shaped, shaped[::-1]):
         truth = other.values[rows]
-        hood = find_hood(space, one, asked, run.n_candidates, tuple(options["penalties"]), teach)
+        hood = find_hood(space, one, asked, run.n_candidates, tuple(options.penalties), teach)
         z = place_states(space, asked.states(one))
-        line = bilinear(options, one, asked, 0)
+        line = bilinear({"rank": options.rank, "alpha": options.alpha}, one, asked, 0)
         slope = hood.explained * (line.evidence + line.adjustment - hood.level)
         for i, gate in enumerate(gates):
             weights = hood.explained * weigh(hood, gate, run.n_neighbors, every, z)

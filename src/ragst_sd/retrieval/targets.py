@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ragst_sd.retrieval.training import Training, dense, mean_over_groups, variable_genes
+from ragst_sd.retrieval.training import dense, mean_over_groups, variable_genes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ragst_sd.retrieval.bank import Bank
     from ragst_sd.retrieval.loop import History
 
 
@@ -25,7 +26,7 @@ class Targets(NamedTuple):
     """(t,) spread within sections."""
 
 
-def measured_everywhere(training: Training, method: str) -> np.ndarray:
+def measured_everywhere(training: Bank, method: str) -> np.ndarray:
     """Indices of the genes that every panel measured.
 
     Raises
@@ -43,7 +44,7 @@ def measured_everywhere(training: Training, method: str) -> np.ndarray:
     return genes
 
 
-def standardised_targets(training: Training, rows: np.ndarray, n_genes: int, method: str) -> Targets:
+def standardised_targets(training: Bank, rows: np.ndarray, n_genes: int, method: str) -> Targets:
     """The most variable genes over `rows`, centred within sections and divided by the spread that is left.
 
     Raises

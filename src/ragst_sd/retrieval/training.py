@@ -1,93 +1,15 @@
-"""What every method is fitted on, and sums over it that respect what was measured."""
+"""Sums over a bank that respect what was measured, and the score that choices are made by."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-
-@dataclass(frozen=True)
-class Run:
-    """How a fit is carried out, whatever the method."""
-
-    rng: int = 0
-    device: str = "cpu"
-    amp: bool = False
-    """Whether matrix products may be taken in bfloat16."""
-    progress: bool = False
-    n_neighbors: int = 50
-    n_candidates: int = 50
-
-
-class Neighbourhood(NamedTuple):
-    """Candidates of each query, as a gate sees them."""
-
-    phi: np.ndarray
-    """(n, q) queries in phi-space."""
-    rows: np.ndarray
-    """(n, K) rows of the bank, nearest first, -1 for none."""
-    distances: np.ndarray
-    """(n, K); NaN for none."""
-    bank: np.ndarray
-    """(m, q) rows in phi-space."""
-    state: np.ndarray
-    """(n, s) state of the queries; s may be 0."""
-
-
-class Cited(NamedTuple):
-    """Rows that a prediction rests on."""
-
-    rows: np.ndarray
-    """(n, k) rows of the bank; -1 for none, and everywhere for methods that cite nobody."""
-    weights: np.ndarray
-    """(n, k)."""
-    bank: np.ndarray
-    """(m, q) rows in phi-space."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """Rows of a reference as arrays."""
-
-    embedding: np.ndarray
-    """(m, d) standardised embeddings."""
-    values: Any
-    """(m, g) measured profiles, numpy or scipy CSR; zero where not measured."""
-    panels: np.ndarray
-    """(m,) panel of each row."""
-    measured: np.ndarray
-    """(panels, g) mask."""
-    folds: np.ndarray
-    """(m,) codes of the groups that inner cross-validation holds out (donors wherever there are two)."""
-    sections: np.ndarray
-    """(m,) codes of the sections."""
-    donors: np.ndarray | None = None
-    """(m,) codes of the donors where there are several; rows of one donor never serve each other as neighbours."""
-    state: np.ndarray | None = None
-    """(m, s) state of each row (tissue around it, organ, technology), for gates that look at it."""
-    types: np.ndarray | None = None
-    """(m, t) fractions of cell types, NaN for rows without, where they are a condition of the search."""
-
-    @property
-    def states(self) -> np.ndarray:
-        """The state of each row; (m, 0) where none was given."""
-        return np.zeros((len(self.embedding), 0)) if self.state is None else self.state
-
-    @property
-    def groups(self) -> np.ndarray:
-        """(m, e) codes of the groups whose rows are not neighbours of each other in training."""
-        return np.stack([self.folds] if self.donors is None else [self.folds, self.donors], axis=1)
-
-    def gene_patterns(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Genes that were measured by the same panels: (rows of these panels, gene indices). Genes of no row are left out."""
-        patterns, inverse = np.unique(self.measured.T, axis=0, return_inverse=True)
-        rows = [np.flatnonzero(pattern[self.panels]) for pattern in patterns]
-        return [(own, np.flatnonzero(inverse.ravel() == i)) for i, own in enumerate(rows) if len(own)]
+    from ragst_sd.retrieval.bank import Bank
 
 
 def dense(values: Any) -> np.ndarray:
@@ -95,7 +17,7 @@ def dense(values: Any) -> np.ndarray:
     return np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=np.float64)
 
 
-def reference_mean(training: Training, rows: np.ndarray | None = None) -> np.ndarray:
+def reference_mean(training: Bank, rows: np.ndarray | None = None) -> np.ndarray:
     """(g,) mean of each gene over the rows (all, or some) that measured it; NaN where none did."""
     values, panels = training.values, training.panels
     if rows is not None:

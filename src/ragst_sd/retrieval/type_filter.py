@@ -9,32 +9,31 @@ counts beside the embedding. In training a query is predicted from other groups,
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragst_sd.retrieval.baselines import fit_ridge
+from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.projection import project
+from ragst_sd.retrieval.ridge import fit_ridge
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from ragst_sd.retrieval.training import Training
 
 _ALPHAS = tuple(float(alpha) for alpha in np.logspace(-3, 3, 13))
 # Share of the squared length of an input that types make up before training.
 _SHARE = 0.2
 
 
-def fit_types(training: Training, key: np.ndarray) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+def fit_types(training: Bank) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """What predicts types from principal components, and the types of the rows as queries and as rows of the bank.
 
     Returns
     -------
-    Parameters `types_map` (p, t), `types_intercept` and `types_mean` (t,), `types_weight`; (m, t) predicted from other groups; (m, t) of
-    the rows themselves, predicted for rows without fractions.
+    (m, t) types predicted from other groups; (m, t) those of the rows themselves, predicted for rows without fractions; and parameters
+    `types_map` (p, t), `types_intercept` and `types_mean` (t,), `types_weight`.
     """
+    key = training.key
     if training.types is None:
         msg = "Cell types are to be a condition of the search, but the rows have none."
         raise ValueError(msg)
@@ -54,7 +53,7 @@ def fit_types(training: Training, key: np.ndarray) -> tuple[dict[str, Any], np.n
     length = ((bank - mean) ** 2).sum(axis=1).mean()
     weight = np.sqrt(_SHARE / (1 - _SHARE) * (key**2).sum(axis=1).mean() / max(length, 1e-12))
     parameters = {**everything, "types_mean": mean, "types_weight": np.float64(weight)}
-    return parameters, weight * (queries - mean), weight * (bank - mean)
+    return weight * (queries - mean), weight * (bank - mean), parameters
 
 
 def typed_queries(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
@@ -65,20 +64,17 @@ def typed_queries(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
     return np.concatenate([float(parameters["types_weight"]) * types, key], axis=1)
 
 
-def _regression(training: Training, key: np.ndarray, roots: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
-    part = replace(
-        training,
+def _regression(training: Bank, key: np.ndarray, roots: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
+    part = Bank(
+        embedding=key[rows],
         values=roots[rows],
         panels=np.zeros(len(rows), dtype=np.int64),
         measured=np.ones((1, roots.shape[1]), dtype=bool),
         folds=training.folds[rows],
         sections=training.sections[rows],
-        embedding=training.embedding[rows],
-        donors=None,
-        state=None,
-        types=None,
+        key=key[rows],
     )
-    fitted = fit_ridge(part, key[rows], alphas=_ALPHAS)
+    fitted = fit_ridge(part, alphas=_ALPHAS)
     # The intercept of ridge is relative to the mean of what it was fitted on.
     intercept = np.asarray(fitted["intercept"]) + part.values.mean(axis=0)
     return {"types_map": np.asarray(fitted["coefficients"]), "types_intercept": intercept}

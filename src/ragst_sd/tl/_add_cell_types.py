@@ -10,7 +10,7 @@ import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
-from ragst_sd._reference import panel_codes, reference_header
+from ragst_sd._reference import reference_header
 from ragst_sd._validate import listing, require_known, require_positive, require_type
 from ragst_sd.reference.normalize import TARGET_SUM, as_csr
 from ragst_sd.tl._single_cells import SingleCells, read_single_cells, shared_with
@@ -213,7 +213,8 @@ def _deconvolve(
     used = about["genes_used"]
     profiles = about["signatures"][:, pd.Index(about["genes"]).get_indexer(used)].astype(np.float64)
     columns = reference.var_names.get_indexer(used)
-    panels = panel_codes(reference, header)
+    names = [str(panel) for panel in header["panels"]]
+    panels = pd.Index(names).get_indexer(reference.obs[_keys.PANEL].astype(str))
     measured = np.asarray(reference.varm[_keys.MEASURED])[columns]
     values = as_csr(reference.X)[:, columns]
     needed = max(FEWEST_GENES, len(profiles))

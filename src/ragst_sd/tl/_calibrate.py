@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._reference import reference_fit, reference_header, section_codes, standardized_embedding
+from ragst_sd._bank import open_bank, standardized
 from ragst_sd._settings import settings
 from ragst_sd._validate import listing, require_positive
-from ragst_sd.reference.normalize import as_csr
+from ragst_sd.retrieval.bank import Run
 from ragst_sd.retrieval.conformal import UNITS
+from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._fit import fit
+from ragst_sd.tl._fit import train_on
+from ragst_sd.tl._fit_tissue import fit_tissue
 from ragst_sd.tl._fold_scores import (
     FEWEST_SPOTS,
     about_the_data,
+    counts_for_ceiling,
     gene_scores,
     held_sections,
     predict_held,
     write_gene_trust,
 )
-from ragst_sd.tl._folds import Fold, group_codes, inner_group_key, outer_folds, training_part
+from ragst_sd.tl._folds import Fold, inner_group_key, outer_folds, training_part
 from ragst_sd.tl._intervals import far_distance, gene_floor, held_out_scores, quantiles_by_level
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from ragst_sd.retrieval.bank import Bank
     from ragst_sd.tl._fold_scores import HeldSection
 
 logger = logging.getLogger(__name__)
@@ -127,7 +131,7 @@ def calibrate(
     import pandas as pd
     from tqdm.auto import tqdm
 
-    header, fitted = reference_header(reference), reference_fit(reference)
+    bank = open_bank(reference)
     wanted = np.unique(np.atleast_1d(np.asarray(levels, dtype=np.float64)))
     if not len(wanted) or not ((wanted > 0) & (wanted < 1)).all():
         msg = f"`levels` is {listing(wanted.tolist())}; name coverages above 0 and below 1, for instance 0.9."
@@ -136,77 +140,67 @@ def calibrate(
     if n_folds < 2:
         msg = f"`n_folds` is {n_folds}; it must be at least 2, since one fold is predicted from the others."
         raise ValueError(msg)
-    folds = outer_folds(reference, header, None, n_folds=int(n_folds))
-    embedding, values = standardized_embedding(reference, header), as_csr(reference.X)
-    floor = gene_floor(reference, header)
+    folds = outer_folds(bank, None, n_folds=int(n_folds))
+    raw, bank, fit = np.asarray(bank.embedding), standardized(reference, bank), bank.fit
+    counts, values, floor = counts_for_ceiling(reference, bank), bank.values, gene_floor(bank)
+    options = {name: tuple(x.tolist()) if isinstance(x, np.ndarray) else x for name, x in fit.options.items()}
+    run = Run(METHODS[fit.method].options(**options), int(fit.rng), train_on(device), amp)
     scores = np.full(reference.shape, np.nan, dtype=np.float32)
     parts: list[pd.DataFrame] = []
     show = settings.progress if progress is None else progress
     for fold in tqdm(folds, unit="fit", disable=not show):
-        part = training_part(reference, header, fold.training, values, str(header["normalization"]["unit"]))
-        group_key = inner_group_key(part.obs, fitted.get("group_key") or None, fold.name)
-        _refit(part, fitted, group_key, device=device, amp=amp)
-        for section in _sections_of(reference, header, fold, list(part.var_names)):
-            parts.append(about_the_data(reference, header, section, ceiling=True, rng=int(fitted["rng"])))
-            rows, columns = section.rows, reference.var_names.get_indexer(section.genes)
-            n_neighbors = int(part.uns[_keys.ATTRS][_keys.FIT]["n_neighbors"])
-            obs, genes = reference.obs.iloc[rows], section.genes
-            found = predict_held(part, embedding[rows], obs, genes, n_neighbors, with_disagreement=True)
-            truth = values[rows][:, columns]
-            far = far_distance(part.uns[_keys.ATTRS][_keys.FIT])
-            scores[np.ix_(rows, columns)] = held_out_scores(dense(truth), found, floor[columns], far)
+        part = training_part(bank, fold.training, values)
+        refitted = fit_tissue(
+            part,
+            fit.method,
+            run,
+            raw=raw[fold.training],
+            n_neighbors=min(fit.n_neighbors, len(part)),
+            n_candidates=min(fit.n_candidates, len(part)),
+            group_key=inner_group_key(part.obs, fit.group_key or None, fold.name),
+            metric=fit.metric,
+        )
+        for section in _sections_of(bank, fold, list(part.genes)):
+            parts.append(about_the_data(bank, section, counts=counts, rng=run.rng))
+            rows, genes = section.rows, section.genes
+            columns = bank.genes.get_indexer(genes)
+            selected, found = predict_held(refitted, bank.at_rows(rows), genes, with_disagreement=True)
+            truth, distance = values[rows][:, columns], selected.grounding.distance
+            of_section = held_out_scores(dense(truth), found, distance, floor[columns], far_distance(refitted.fit))
+            scores[np.ix_(rows, columns)] = of_section
             if len(rows) >= FEWEST_SPOTS:
-                accuracy = gene_scores(found.prediction, truth, genes, metrics=["pearson"])
-                parts.append(accuracy.assign(method=fitted["method"], fold=section.fold, sample=section.sample))
+                accuracy = gene_scores(found["prediction"], truth, genes, metrics=["pearson"])
+                parts.append(accuracy.assign(method=fit.method, fold=section.fold, sample=section.sample))
 
-    donors, sections = group_codes(reference, _keys.DONOR), section_codes(reference)
     # Groups of which one part was learned from while another was predicted are no unit.
-    whole = {UNITS[0]: donors, UNITS[1]: sections}
+    whole = {UNITS[0]: bank.donors, UNITS[1]: bank.sections}
     groups = {name: codes for name, codes in whole.items() if codes.max() >= 1}
     quantiles, units, inside = quantiles_by_level(scores, wanted, groups)
     scored = np.isfinite(scores).any(axis=1)
     _report(wanted, units, inside, quantiles)
     calibration = {
         "schema_version": _keys.SCHEMA_VERSION,
-        "fit_hash": fitted["fit_hash"],
+        "fit_hash": fit.fit_hash,
         "levels": wanted,
         "units": np.array(units, dtype=str),
         "quantiles": quantiles,
         "floor": floor,
-        "far_distance": far_distance(fitted),
-        "n_donors": len(np.unique(donors[scored])),
-        "n_sections": len(np.unique(sections[scored])),
+        "far_distance": far_distance(fit),
+        "n_donors": len(np.unique(bank.donors[scored])),
+        "n_sections": len(np.unique(bank.sections[scored])),
         "n_spots": int(scored.sum()),
         "share_inside": inside,
     }
     reference.uns[_keys.ATTRS] = {**reference.uns[_keys.ATTRS], _keys.CALIBRATION: calibration}
-    write_gene_trust(reference, pd.concat(parts, ignore_index=True), fitted["method"], fit_hash=fitted["fit_hash"])
+    write_gene_trust(reference, pd.concat(parts, ignore_index=True), fit.method, fit_hash=fit.fit_hash)
 
 
-def _refit(part: AnnData, fitted: dict[str, Any], group_key: str | None, *, device: str | None, amp: bool) -> None:
-    """The recorded fit, on fewer rows."""
-    options = fitted["options"].items()
-    sizes = {name: min(int(fitted[name]), part.n_obs) for name in ("n_neighbors", "n_candidates")}
-    fit(
-        part,
-        method=fitted["method"],
-        **sizes,
-        group_key=group_key,
-        metric=fitted["metric"],
-        options={name: tuple(v.tolist()) if isinstance(v, np.ndarray) else v for name, v in options},
-        rng=int(fitted["rng"]),
-        device=device,
-        amp=amp,
-        progress=False,
-    )
-
-
-def _sections_of(reference: AnnData, header: dict[str, Any], fold: Fold, genes: list[str]) -> Iterator[HeldSection]:
+def _sections_of(bank: Bank, fold: Fold, genes: list[str]) -> Iterator[HeldSection]:
     """Held-out sections, named by their donor; all genes that they and the training rows measured."""
-    donors = reference.obs[_keys.DONOR].astype(str).to_numpy()[fold.held]
+    donors = bank.obs[_keys.DONOR].astype(str).to_numpy()[fold.held]
     for donor in dict.fromkeys(donors):
         own = Fold(donor, fold.training, fold.held[donors == donor])
-        yield from held_sections(reference, header, own, genes, set())
+        yield from held_sections(bank, own, genes, set())
 
 
 def _report(levels: np.ndarray, units: list[str], inside: np.ndarray, quantiles: np.ndarray) -> None:

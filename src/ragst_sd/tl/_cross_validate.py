@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ragst_sd import _keys
+from ragst_sd._bank import open_bank, standardized
 from ragst_sd._labels import as_names
-from ragst_sd._reference import reference_header, standardized_embedding
 from ragst_sd._settings import settings
 from ragst_sd._validate import (
     listing,
@@ -19,13 +22,16 @@ from ragst_sd._validate import (
     require_some,
 )
 from ragst_sd.reference.normalize import as_csr
+from ragst_sd.retrieval.bank import Run
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.options import resolve_options
-from ragst_sd.tl._fit import fit
+from ragst_sd.tl._fit import train_on
+from ragst_sd.tl._fit_tissue import fit_tissue
 from ragst_sd.tl._fold_scores import (
     FEWEST_SPOTS,
     about_the_data,
     choose_genes,
+    counts_for_ceiling,
     held_sections,
     score_section,
     write_gene_trust,
@@ -38,6 +44,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from ragst_sd.retrieval.bank import Bank
     from ragst_sd.tl._folds import Fold
 
 logger = logging.getLogger(__name__)
@@ -165,7 +172,7 @@ def cross_validate(
     import pandas as pd
     from tqdm.auto import tqdm
 
-    header = reference_header(reference)
+    bank = open_bank(reference, fitted=False, whole=False)
     methods, options = _check_methods(methods, options)
     require_positive(n_genes, "n_genes", whole=True)
     for number in cited:
@@ -178,30 +185,30 @@ def cross_validate(
     require_choice(library_size, LIBRARY_SIZE, "library_size")
     if label_key != LABEL:
         require_key(label_key, reference.obs, "reference.obs")
-    embedding = standardized_embedding(reference, header)
-    folds = outer_folds(reference, header, group_key)
+    raw, bank = np.asarray(bank.embedding), standardized(reference, replace(bank, values=as_csr(bank.values)))
+    folds = outer_folds(bank, group_key)
     sizes = {"n_neighbors": n_neighbors, "n_candidates": n_candidates}
-    _check_sizes(reference, folds, sizes)
-    values_of = _values_by_unit(reference, header, library_size)
+    _check_sizes(bank, folds, sizes)
+    values_of = _values_by_unit(reference, bank, library_size)
 
     show = settings.progress if progress is None else progress
-    training: dict[str, Any] = {**sizes, "rng": rng, "device": device, "amp": amp, "progress": False}
+    counts = None if library_size == "raw" else counts_for_ceiling(reference, bank)
     parts: list[pd.DataFrame] = []
     with tqdm(total=len(folds) * len(values_of) * len(methods), unit="fit", disable=not show) as bar:
         for fold in folds:
-            chosen, summarised = choose_genes(reference, header, fold, n_genes, genes)
-            sections = held_sections(reference, header, fold, chosen, summarised)
-            with_ceiling = library_size != "raw"
-            parts += [about_the_data(reference, header, one, ceiling=with_ceiling, rng=rng) for one in sections]
-            inner = inner_group_key(reference.obs.iloc[fold.training], group_key, fold.name)
+            chosen, summarised = choose_genes(bank, fold, n_genes, genes)
+            sections = held_sections(bank, fold, chosen, summarised)
+            parts += [about_the_data(bank, section, counts=counts, rng=rng) for section in sections]
+            inner = inner_group_key(bank.obs.iloc[fold.training], group_key, fold.name)
             for unit, values in values_of.items():
-                part = training_part(reference, header, fold.training, values, unit)
+                part = training_part(bank, fold.training, values)
                 for method in methods:
                     bar.set_description(f"{fold.name}, {method}")
-                    fit(part, method=method, group_key=inner, options=options[method], **training)
+                    run = Run(options[method], rng, train_on(device), amp)
+                    own = raw[fold.training]
+                    fitted = fit_tissue(part, method, run, raw=own, group_key=inner, metric="euclidean", **sizes)
                     for section in sections:
-                        own = embedding[section.rows]
-                        frame = score_section(reference, part, section, own, values, numbers, label_key, rng)
+                        frame = score_section(bank, fitted, section, values, numbers, label_key, rng)
                         parts.append(frame.assign(method=method, unit=unit))
                     bar.update()
     scores = pd.concat(parts, ignore_index=True)[COLUMNS]
@@ -213,16 +220,14 @@ def cross_validate(
 
 def _check_methods(
     methods: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None
-) -> tuple[list[str], dict[str, Mapping[str, Any]]]:
+) -> tuple[list[str], dict[str, Any]]:
     names, given = as_names(methods), dict(options or {})
     require_some(names, "methods", f"Name some of {listing(METHODS)}.")
     require_known(given, names, "options", " names, beside `methods`,")
-    for name in names:
-        resolve_options(METHODS, name, given.get(name))
-    return names, {name: given.get(name, {}) for name in names}
+    return names, {name: resolve_options(METHODS, name, given.get(name)) for name in names}
 
 
-def _check_sizes(reference: AnnData, folds: list[Fold], asked: Mapping[str, int | None]) -> None:
+def _check_sizes(bank: Bank, folds: list[Fold], asked: Mapping[str, int | None]) -> None:
     smallest = min(folds, key=lambda fold: len(fold.training))
     for name, number in asked.items():
         if number is not None and number > len(smallest.training):
@@ -231,17 +236,17 @@ def _check_sizes(reference: AnnData, folds: list[Fold], asked: Mapping[str, int 
                 f"Ask for {len(smallest.training)} at most."
             )
             raise ValueError(msg)
-    sizes = reference.obs[_keys.SAMPLE].astype(str).value_counts()
+    sizes = bank.obs[_keys.SAMPLE].astype(str).value_counts()
     if sizes.max() < FEWEST_SPOTS:
         msg = f"No section has {FEWEST_SPOTS} spots (the largest has {sizes.max()}): nothing can be scored."
         raise ValueError(msg)
 
 
-def _values_by_unit(reference: AnnData, header: dict[str, Any], library_size: str) -> dict[str, Any]:
+def _values_by_unit(reference: AnnData, bank: Bank, library_size: str) -> dict[str, Any]:
     """The profiles to predict, by their unit."""
     out = {}
     if library_size != "raw":
-        out[str(header["normalization"]["unit"])] = as_csr(reference.X)
+        out[bank.header.unit] = bank.values
     if library_size != "normalized":
         if _keys.COUNTS not in reference.layers:
             msg = (

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._cell_types import cell_types
 from ragst_sd._perturbation_reference import is_perturbation
-from ragst_sd._reference import (
-    fit_hash,
-    id_order,
-    panel_codes,
-    reference_hash,
-    reference_header,
-    section_codes,
-    standardized_embedding,
-)
+from ragst_sd._reference import fit_hash
 from ragst_sd._settings import resolve_device, settings
 from ragst_sd._validate import require_choice
 from ragst_sd.tl._fit_perturbation import fit_perturbation
-from ragst_sd.tl._fit_record import neighbor_counts, storable, write_fit
-from ragst_sd.tl._folds import group_codes, inner_folds
-from ragst_sd.tl._grounding import calibrate_grounding, calibrate_raw
-from ragst_sd.tl._state import fit_state, state_of
+from ragst_sd.tl._fit_record import write_fit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_NEIGHBORS = 50
 METRICS = ("euclidean", "cosine")
 
 
@@ -194,102 +182,45 @@ def fit(
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rg.tl.fit(reference, method="knn", n_neighbors=20)
     """
-    from ragst_sd.retrieval.methods import METHODS, fit_method
+    from ragst_sd._bank import open_bank, standardized
+    from ragst_sd.retrieval.bank import Run
+    from ragst_sd.retrieval.methods import METHODS
     from ragst_sd.retrieval.options import resolve_options
-    from ragst_sd.retrieval.training import Run, Training
+    from ragst_sd.tl._fit_tissue import fit_tissue
 
     if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
         msg = f"`rng` is {rng!r}; it must be a whole number, at least 0."
         raise ValueError(msg)
     show = bool(settings.progress if progress is None else progress)
+    run = Run(None, int(rng), train_on(device), amp, show)
+    sizes = {"n_neighbors": n_neighbors, "n_candidates": n_candidates, "group_key": group_key}
     if is_perturbation(reference):
-        run = Run(int(rng), _device(device), amp, show)
-        fit_perturbation(
-            reference,
-            method,
-            n_neighbors=n_neighbors,
-            n_candidates=n_candidates,
-            group_key=group_key,
-            metric=metric,
-            options=options,
-            run=run,
-        )
+        fit_perturbation(reference, method, metric=metric, options=options, run=run, **sizes)
         return
-    header = reference_header(reference)
-    options = resolve_options(METHODS, method, options)
+    bank = open_bank(reference, fitted=False)
+    run = replace(run, options=resolve_options(METHODS, method, options))
     metric = "euclidean" if metric is None else metric
     require_choice(metric, METRICS, "metric")
-    if metric != "euclidean" and METHODS[method].phi is not None:
+    if metric != "euclidean" and METHODS[method].place is not None:
         msg = f"`metric` is {metric!r}, but method {method!r} learns a space with euclidean distances. Leave it out."
         raise ValueError(msg)
-    n_neighbors, n_candidates = neighbor_counts(reference.n_obs, n_neighbors, n_candidates, cited=DEFAULT_NEIGHBORS)
-    folds, inner_groups = inner_folds(reference, group_key)
-    # Sums and batches follow the ids, so that the order of the rows changes nothing.
-    order = np.argsort(id_order(reference))
-    embedding = standardized_embedding(reference, header)[order]
-    obs = reference.obs.iloc[order]
-    state = {}
-    if options.get("gate_hidden"):
-        state = fit_state(obs, embedding, len(np.atleast_1d(header["encoder"]["context"])))
-    donors = group_codes(reference, _keys.DONOR)[order]
-    training = Training(
-        embedding=embedding,
-        values=reference.X[order],
-        panels=panel_codes(reference, header)[order],
-        measured=np.asarray(reference.varm[_keys.MEASURED]).T,
-        folds=folds[order],
-        sections=section_codes(reference)[order],
-        donors=donors if donors.max() >= 1 else None,
-        state=state_of(state, obs, embedding),
-        types=_types(reference)[order] if options.get("cell_types") else None,
-    )
-    run = Run(int(rng), _device(device), amp, show, n_neighbors, n_candidates)
-    parameters, key, queries = fit_method(method, training, options, run)
-    calibration = calibrate_grounding(queries, key, training.groups, n_neighbors, metric)
-    raw = np.asarray(reference.obsm[header["use_rep"]], dtype=np.float64)[order]
-    appearance = calibrate_raw(raw, training.sections, training.groups)
-    back = np.argsort(order)
-    parameters |= {name: parameters[name][back] for name in METHODS[method].per_row}
-    record = {
-        "schema_version": _keys.SCHEMA_VERSION,
-        "method": method,
-        "n_neighbors": n_neighbors,
-        "n_candidates": n_candidates,
-        "metric": metric,
-        "inner_groups": inner_groups,
-        # A store keeps no None; no column has an empty name.
-        "group_key": "" if group_key is None else str(group_key),
-        "rng": int(rng),
-        "options": storable(options),
-        "parameters": {**state, **parameters},
-        **calibration,
-        "appearance": appearance,
-        "reference_hash": reference_hash(reference),
-    }
-    if not np.isfinite(calibration["distance_threshold"]):
-        logger.warning("No distances between groups could be calibrated: no spot will be called out of reference.")
-    record["fit_hash"] = fit_hash(reference, header, record, key[back])
-    write_fit(reference, record, key[back])
+    raw = bank.embedding
+    fitted = fit_tissue(standardized(reference, bank), method, run, raw=raw, metric=metric, **sizes)
+    record = replace(fitted.fit, reference_hash=bank.header.content_hash).stored()
+    record["fit_hash"] = fit_hash(reference, reference.uns[_keys.ATTRS], record, fitted.key)
+    write_fit(reference, record, fitted.key)
     logger.info(
         "Fitted %r on %d rows: %d neighbours of %d candidates, %d components, %s held out to choose and calibrate.",
         method,
         reference.n_obs,
-        n_neighbors,
-        n_candidates,
-        key.shape[1],
-        inner_groups,
+        record["n_neighbors"],
+        record["n_candidates"],
+        fitted.key.shape[1],
+        record["inner_groups"],
     )
 
 
-def _types(reference: AnnData) -> np.ndarray:
-    """Fractions of cell types; NaN for rows without."""
-    if cell_types(reference) is None:
-        msg = "`cell_types` is True, but the reference has no cell types. Run `rg.tl.add_cell_types` first."
-        raise ValueError(msg)
-    return np.asarray(reference.obsm[_keys.CELL_TYPE_FRACTION], dtype=np.float64)
-
-
-def _device(asked: str | None) -> str:
+def train_on(asked: str | None) -> str:
     """Where to train: what was asked for or set, else the CPU, on which the same seed gives the same fit everywhere."""
     wanted = settings.device if asked is None else asked
     return "cpu" if wanted is None else str(resolve_device(wanted))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from ragst_sd.retrieval.training import Run
+    from ragst_sd.retrieval.bank import Run
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def fit_perturbation(
     from ragst_sd.tl._response_bank import response_bank
 
     header = perturbation_header(reference)
-    options = resolve_options(RESPONSE_METHODS, method, options, available="for a reference of perturbations available")
+    chosen = resolve_options(RESPONSE_METHODS, method, options, available="for a reference of perturbations available")
     metric = METRICS[0] if metric is None else metric
     require_choice(metric, METRICS, "metric")
     known = RESPONSE_METHODS[method]
@@ -54,10 +54,10 @@ def fit_perturbation(
     require_key(group_key, list(reference.obs.columns), "reference.obs")
     # Sums follow the names of the rows, so that their order changes nothing.
     ordered = reference[np.argsort(np.asarray(reference.obs_names, dtype=str))]
-    folds = group_codes(ordered, group_key)
+    folds = group_codes(ordered.obs, group_key)
     bank = response_bank(ordered, header, metric=metric, folds=folds, cells=known.needs_cells)
-    run = replace(run, n_neighbors=n_neighbors, n_candidates=n_candidates)
-    parameters = known.fit(bank, options, run)
+    run = replace(run, options=chosen, n_neighbors=n_neighbors, n_candidates=n_candidates)
+    parameters = known.fit(bank, run)
     record = {
         "schema_version": _keys.SCHEMA_VERSION,
         "method": method,
@@ -66,7 +66,7 @@ def fit_perturbation(
         "metric": metric,
         "inner_groups": group_key,
         "rng": run.rng,
-        "options": storable(options),
+        "options": storable(asdict(chosen)),
         "parameters": parameters,
         "reference_hash": perturbation_hash(reference),
     }

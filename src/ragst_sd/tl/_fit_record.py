@@ -40,14 +40,14 @@ def neighbor_counts(
     return int(n_neighbors), int(n_candidates)
 
 
-def check_fewer(n_neighbors: int | None, fit: Mapping[str, Any]) -> None:
+def check_fewer(n_neighbors: int | None, fitted: int) -> None:
     """Raise a `ValueError` if more neighbours are asked for than were fitted."""
     if n_neighbors is None:
         return
     require_positive(n_neighbors, "n_neighbors", whole=True)
-    if n_neighbors > fit["n_neighbors"]:
+    if n_neighbors > fitted:
         msg = (
-            f"`n_neighbors` is {n_neighbors}, but the reference was fitted with {fit['n_neighbors']}. Ask for fewer, or fit "
+            f"`n_neighbors` is {n_neighbors}, but the reference was fitted with {fitted}. Ask for fewer, or fit "
             "again with more."
         )
         raise ValueError(msg)

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._state import state_of
 from ragst_sd._validate import listing
+from ragst_sd._workers import spread_over_workers
 from ragst_sd.reference.noise_ceiling import noise_ceiling
 from ragst_sd.reference.normalize import as_csr
 from ragst_sd.retrieval.eligibility import Eligibility
 from ragst_sd.retrieval.methods import METHODS
+from ragst_sd.retrieval.run import part_of, predict, select
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._folds import most_variable, training_part
 from ragst_sd.tl._metrics import METRICS as GENE_METRICS
 from ragst_sd.tl._metrics import finite_mean, pearson, score
-from ragst_sd.tl._retrieve import retrieve
 from ragst_sd.tl._section_metrics import label_share, section_metrics
 
 if TYPE_CHECKING:
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from ragst_sd.retrieval.bank import Bank
+    from ragst_sd.retrieval.run import Selected, Values
     from ragst_sd.tl._folds import Fold
-    from ragst_sd.tl._retrieve import Retrieved
 
 logger = logging.getLogger(__name__)
 
@@ -49,34 +52,26 @@ class HeldSection:
     """Positions among `genes` of those that describe the section as a whole."""
 
 
-def choose_genes(
-    reference: AnnData, header: dict[str, Any], fold: Fold, n_genes: int, genes: list[str] | None
-) -> tuple[list[str], set[str]]:
+def choose_genes(bank: Bank, fold: Fold, n_genes: int, genes: list[str] | None) -> tuple[list[str], set[str]]:
     """Genes to compare, and those of them that describe a section as a whole, decided on the training rows."""
-    unit = str(header["normalization"]["unit"])
-    part = training_part(reference, header, fold.training, reference.X, unit)
+    part = training_part(bank, fold.training, bank.values)
     if genes is None:
         genes = most_variable(part, n_genes)
         return genes, set(genes)
-    kept = [gene for gene in genes if gene in part.var_names]
+    kept = [gene for gene in genes if gene in part.genes]
     if not kept:
         msg = f"Without {fold.name!r} no row measured any of {listing(genes)}."
         raise ValueError(msg)
-    return kept, set(most_variable(part, n_genes)) if len(genes) == reference.n_vars else set(kept)
+    return kept, set(most_variable(part, n_genes)) if len(genes) == len(bank.genes) else set(kept)
 
 
-def held_sections(
-    reference: AnnData, header: dict[str, Any], fold: Fold, chosen: list[str], summarised: set[str]
-) -> list[HeldSection]:
-    measured: np.ndarray = np.asarray(reference.varm[_keys.MEASURED])
-    place = {str(panel): i for i, panel in enumerate(header["panels"])}
-    samples = reference.obs[_keys.SAMPLE].astype(str).to_numpy()[fold.held]
+def held_sections(bank: Bank, fold: Fold, chosen: list[str], summarised: set[str]) -> list[HeldSection]:
+    samples = bank.obs[_keys.SAMPLE].astype(str).to_numpy()[fold.held]
     out = []
     for sample in dict.fromkeys(samples):
         rows = fold.held[samples == sample]
-        panels = reference.obs[_keys.PANEL].iloc[rows].astype(str).unique()
-        own = np.asarray(measured[:, [place[panel] for panel in panels]].all(axis=1))
-        genes = [str(gene) for gene in np.array(chosen)[own[reference.var_names.get_indexer(chosen)]]]
+        own = bank.measured[np.unique(bank.panels[rows])].all(axis=0)
+        genes = [str(gene) for gene in np.array(chosen)[own[bank.genes.get_indexer(chosen)]]]
         of_section = np.flatnonzero(np.isin(genes, list(summarised)))
         out.append(HeldSection(fold.name, sample, rows, genes, of_section))
         if len(rows) < FEWEST_SPOTS:
@@ -86,27 +81,23 @@ def held_sections(
     return out
 
 
-def about_the_data(
-    reference: AnnData, header: dict[str, Any], section: HeldSection, *, ceiling: bool, rng: int
-) -> pd.DataFrame:
-    """Lines that hold for every method."""
+def about_the_data(bank: Bank, section: HeldSection, *, counts: Any, rng: int) -> pd.DataFrame:
+    """Lines that hold for every method; `None` for counts leaves the noise ceiling out."""
     import pandas as pd
 
     lines = pd.DataFrame({"gene": [""], "metric": "n_spots", "value": float(len(section.rows))})
-    if ceiling and len(section.rows) >= FEWEST_SPOTS and section.genes:
-        columns = reference.var_names.get_indexer(section.genes)
-        value = section_ceiling(reference, header, section.rows, rng)[columns]
+    if counts is not None and len(section.rows) >= FEWEST_SPOTS and section.genes:
+        basis = bank.genes.get_indexer(bank.header.size_factor_genes)
+        value = noise_ceiling(as_csr(counts[section.rows]), basis, rng=rng)[bank.genes.get_indexer(section.genes)]
         of_genes = pd.DataFrame({"gene": section.genes, "metric": _keys.NOISE_CEILING, "value": value})
         lines = pd.concat([lines, of_genes])
-    unit = str(header["normalization"]["unit"])
-    return lines.assign(method="", fold=section.fold, sample=section.sample, unit=unit)
+    return lines.assign(method="", fold=section.fold, sample=section.sample, unit=bank.header.unit)
 
 
 def score_section(
-    reference: AnnData,
-    part: AnnData,
+    bank: Bank,
+    part: Bank,
     section: HeldSection,
-    embedding: np.ndarray,
     values: Any,
     numbers: list[int],
     label_key: str,
@@ -115,63 +106,58 @@ def score_section(
     """All lines of one method on one held-out section."""
     import pandas as pd
 
-    fitted = part.uns[_keys.ATTRS][_keys.FIT]
-    cites, n_fitted = METHODS[fitted["method"]].cites, int(fitted["n_neighbors"])
-    obs = reference.obs.iloc[section.rows]
-    found = predict_held(part, embedding, obs, section.genes, n_fitted)
-    whole = {name: finite_mean(found.obs[name]) for name in (_keys.EFFECTIVE_N, _keys.EVIDENCE_SHARE)}
-    labels = reference.obs[label_key].to_numpy() if label_key in reference.obs else None
+    cites, n_fitted = METHODS[part.fit.method].cites, part.fit.n_neighbors
+    held = bank.at_rows(section.rows)
+    selected, found = predict_held(part, held, section.genes)
+    whole = {
+        _keys.EFFECTIVE_N: finite_mean(selected.grounding.effective_n),
+        _keys.EVIDENCE_SHARE: finite_mean(found["evidence_share"]),
+    }
+    labels = held.obs[label_key].to_numpy() if label_key in bank.obs else None
     parts = []
     if len(section.rows) >= FEWEST_SPOTS and section.genes:
-        truth = values[section.rows][:, reference.var_names.get_indexer(section.genes)]
-        parts.append(gene_scores(found.prediction, truth, section.genes))
+        truth = values[section.rows][:, bank.genes.get_indexer(section.genes)]
+        parts.append(gene_scores(found["prediction"], truth, section.genes))
         columns = section.summarised
         expected = dense(truth[:, columns])
         whole |= section_metrics(
-            found.prediction[:, columns],
+            found["prediction"][:, columns],
             expected,
-            positions=reference.obs[[_keys.X_UM, _keys.Y_UM]].to_numpy(float)[section.rows],
-            labels=None if labels is None else labels[section.rows],
+            positions=held.obs[[_keys.X_UM, _keys.Y_UM]].to_numpy(float),
+            labels=labels,
             rng=rng,
         )
         if cites:
-            whole["evidence_pearson"] = mean_pearson(found.evidence[:, columns], expected)
+            whole["evidence_pearson"] = mean_pearson(found["evidence"][:, columns], expected)
             names = [section.genes[i] for i in columns]
             for number in (number for number in numbers if number <= n_fitted):
-                of_few = found.prediction[:, columns]
+                of_few = found["prediction"][:, columns]
                 if number < n_fitted:
-                    of_few = predict_held(part, embedding, obs, names, number).prediction
+                    of_few = predict_held(part, held, names, number)[1]["prediction"]
                 whole[f"pearson_cited_{number}"] = mean_pearson(of_few, expected)
     if cites and labels is not None:
-        shares = label_share(found.rows, found.weights, labels[section.rows], part.obs[label_key].to_numpy())
+        cited = selected.selection
+        shares = label_share(cited.rows, cited.weights, labels, part.obs[label_key].to_numpy())
         whole["label_share"], whole["label_share_random"] = shares
     parts.append(pd.DataFrame({"gene": "", "metric": list(whole), "value": list(whole.values())}))
     return pd.concat(parts, ignore_index=True).assign(fold=section.fold, sample=section.sample)
 
 
 def predict_held(
-    part: AnnData,
-    embedding: np.ndarray,
-    obs: pd.DataFrame,
-    genes: list[str],
-    n_neighbors: int,
-    *,
-    with_disagreement: bool = False,
-) -> Retrieved:
-    """Predict held-out rows from the fitted reference of the others."""
-    header = part.uns[_keys.ATTRS]
-    return retrieve(
+    part: Bank, held: Bank, genes: list[str], n_neighbors: int | None = None, *, with_disagreement: bool = False
+) -> tuple[Selected, Values]:
+    """Predict held-out rows from the fitted bank of the others, with as many neighbours as were fitted if left out."""
+    selected = select(
         part,
-        header,
-        header[_keys.FIT],
-        embedding,
-        obs,
+        held.embedding,
+        state=state_of(part.fit.parameters, held.obs, held.embedding),
         # Nothing of the held-out group is in the bank.
-        eligibility=Eligibility.everything(len(embedding), part.n_obs),
-        gene_index=part.var_names.get_indexer(genes),
-        n_neighbors=n_neighbors,
-        with_disagreement=with_disagreement,
+        eligibility=Eligibility.everything(len(held), len(part)),
+        n_neighbors=part.fit.n_neighbors if n_neighbors is None else n_neighbors,
     )
+    places = part.genes.get_indexer(genes)
+    of_genes = part_of(part, places, selected.level_rows, spread=with_disagreement)
+    return selected, predict(of_genes, selected.selection, spread_over_workers)
 
 
 def gene_scores(
@@ -197,13 +183,13 @@ def mean_pearson(predicted: np.ndarray, truth: np.ndarray) -> float:
     return finite_mean(score(pearson, predicted.astype(np.float64), truth, np.isfinite(predicted)))
 
 
-def section_ceiling(reference: AnnData, header: dict[str, Any], rows: np.ndarray, rng: int) -> np.ndarray:
-    """Noise ceiling of every gene in one section; NaN where counts of the genes behind the size factors are missing."""
-    columns = reference.var_names.get_indexer([str(gene) for gene in header["normalization"]["size_factor_genes"]])
-    if _keys.COUNTS not in reference.layers or (columns < 0).any():
+def counts_for_ceiling(reference: AnnData, bank: Bank) -> Any:
+    """Counts that a noise ceiling is estimated from; `None` where those of the genes behind the size factors are missing."""
+    counts = reference.layers.get(_keys.COUNTS)
+    if counts is None or not np.isin(bank.header.size_factor_genes, bank.genes).all():
         logger.info("No noise ceiling: the reference lacks counts of the genes that size factors rest on.")
-        return np.full(reference.n_vars, np.nan)
-    return noise_ceiling(as_csr(reference.layers[_keys.COUNTS][rows]), columns, rng=rng)
+        return None
+    return counts
 
 
 def write_gene_trust(reference: AnnData, scores: pd.DataFrame, method: str, *, fit_hash: str = "") -> None:

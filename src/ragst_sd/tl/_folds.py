@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._reference import of_rows, write_header
 from ragst_sd._validate import listing, require_choice, require_key
 from ragst_sd.retrieval.training import variable_genes
 
 if TYPE_CHECKING:
     import pandas as pd
-    from anndata import AnnData
+
+    from ragst_sd.reference.header import Header
+    from ragst_sd.retrieval.bank import Bank
 
 logger = logging.getLogger(__name__)
 
@@ -36,23 +37,23 @@ class Fold:
     """Rows that are predicted."""
 
 
-def group_codes(reference: AnnData, column: str) -> np.ndarray:
+def group_codes(obs: pd.DataFrame, column: str) -> np.ndarray:
     """(rows,) index of each row's group, in the order of their names."""
-    return np.unique(reference.obs[column].astype(str).to_numpy(), return_inverse=True)[1]
+    return np.unique(obs[column].astype(str).to_numpy(), return_inverse=True)[1]
 
 
-def inner_folds(reference: AnnData, group_key: str | None) -> tuple[np.ndarray, str]:
+def inner_folds(bank: Bank, group_key: str | None) -> tuple[np.ndarray, str]:
     """Groups to hold out, and what they are."""
     if group_key is not None:
-        require_key(group_key, reference.obs, "reference.obs")
-        folds = group_codes(reference, group_key)
+        require_key(group_key, bank.obs, "reference.obs")
+        folds = group_codes(bank.obs, group_key)
         if folds.max() < 1:
-            only = reference.obs[group_key].iloc[0]
+            only = bank.obs[group_key].iloc[0]
             msg = f"`group_key` {group_key!r} has one group only ({only!r}); holding it out leaves nothing."
             raise ValueError(msg)
         return folds, group_key
     for column in (_keys.DONOR, _keys.SAMPLE):
-        folds = group_codes(reference, column)
+        folds = group_codes(bank.obs, column)
         if folds.max() >= 1:
             if column != _keys.DONOR:
                 logger.warning("The reference has one donor only: sections are held out to choose and calibrate.")
@@ -61,16 +62,14 @@ def inner_folds(reference: AnnData, group_key: str | None) -> tuple[np.ndarray, 
         "The reference has one section only: four spatial blocks are held out to choose and calibrate. "
         "Accuracy on other donors cannot be told from it."
     )
-    x, y = (reference.obs[name].to_numpy(float) for name in (_keys.X_UM, _keys.Y_UM))
+    x, y = (bank.obs[name].to_numpy(float) for name in (_keys.X_UM, _keys.Y_UM))
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         # Without positions, consecutive rows are the closest thing to neighbours on the tissue.
-        return np.arange(reference.n_obs) * 4 // reference.n_obs, "blocks of consecutive rows"
+        return np.arange(len(bank)) * 4 // len(bank), "blocks of consecutive rows"
     return 2 * (x > np.median(x)) + (y > np.median(y)), "spatial blocks"
 
 
-def outer_folds(
-    reference: AnnData, header: dict[str, Any], group_key: str | None, n_folds: int | None = None
-) -> list[Fold]:
+def outer_folds(bank: Bank, group_key: str | None, n_folds: int | None = None) -> list[Fold]:
     """Every group in turn against all others: donors, or what the reference offers in their place.
 
     With more groups than `n_folds`, several are held out at once, so that the folds have about as many rows each.
@@ -83,23 +82,23 @@ def outer_folds(
         If there is one group only, a row has no group, or nothing is left to train on.
     """
     if group_key is not None:
-        require_key(group_key, reference.obs, "reference.obs")
-        missing = int(reference.obs[group_key].isna().sum())
+        require_key(group_key, bank.obs, "reference.obs")
+        missing = int(bank.obs[group_key].isna().sum())
         if missing:
             msg = f"`reference.obs[{group_key!r}]` is empty in {missing} rows. Fill it in, or leave these rows out."
             raise ValueError(msg)
-    codes, what = inner_folds(reference, group_key)
+    codes, what = inner_folds(bank, group_key)
     if len(np.unique(codes)) < 2:
-        msg = f"The reference has {reference.n_obs} rows in one group ({what}): nothing is left to train on."
+        msg = f"The reference has {len(bank)} rows in one group ({what}): nothing is left to train on."
         raise ValueError(msg)
-    samples = reference.obs[_keys.SAMPLE].astype(str).to_numpy()
+    samples = bank.obs[_keys.SAMPLE].astype(str).to_numpy()
     folds = []
     for i, together in enumerate(_shared_out(codes, n_folds)):
         held = np.isin(codes, together)
         name = f"block {i + 1}"
-        if what in reference.obs:
-            name = ", ".join(dict.fromkeys(reference.obs[what].astype(str).to_numpy()[held]))
-        twins = _same_image(header, set(samples[held]))
+        if what in bank.obs:
+            name = ", ".join(dict.fromkeys(bank.obs[what].astype(str).to_numpy()[held]))
+        twins = _same_image(bank.header, set(samples[held]))
         training = ~held & ~np.isin(codes, codes[np.isin(samples, twins)])
         if not training.any():
             msg = (
@@ -110,7 +109,7 @@ def outer_folds(
         if twins:
             logger.warning("%s %r: %s has the same image and is left out with it.", what, name, listing(twins))
         folds.append(Fold(name, np.flatnonzero(training), np.flatnonzero(held)))
-    donors = reference.obs[_keys.DONOR].astype(str).to_numpy()
+    donors = bank.obs[_keys.DONOR].astype(str).to_numpy()
     shared = sorted(set().union(*(set(donors[fold.held]) & set(donors[fold.training]) for fold in folds)))
     if group_key is not None and shared:
         logger.warning(
@@ -135,39 +134,24 @@ def _shared_out(codes: np.ndarray, n_folds: int | None) -> list[np.ndarray]:
     return [np.array(fold) for fold in folds]
 
 
-def _same_image(header: dict[str, Any], own: set[str]) -> list[str]:
+def _same_image(header: Header, own: set[str]) -> list[str]:
     """Other sections with the very image of one of `own`."""
-    sections = header["sections"]
-    hashes = {str(name): str(value) for name, value in zip(sections["sample"], sections["image_hash"], strict=True)}
+    hashes = dict(zip(header.sections.sample, header.sections.image_hash, strict=True))
     images = {hashes.get(name, "") for name in own} - {""}
     return sorted(name for name, image in hashes.items() if name not in own and image in images)
 
 
-def training_part(reference: AnnData, header: dict[str, Any], rows: np.ndarray, values: Any, unit: str) -> AnnData:
-    """An unfitted reference of some rows, with `values` for expression, that knows of nothing else.
+def training_part(bank: Bank, rows: np.ndarray, values: Any) -> Bank:
+    """An unfitted bank of some rows, with `values` for expression, that knows of nothing else.
 
     Genes that none of the rows measured are absent from it. Size factors stay as they were.
     """
-    import anndata as ad
-    import pandas as pd
-
-    obs = reference.obs.iloc[rows].copy()
-    panels = np.array([str(panel) for panel in header["panels"]])
-    kept = np.isin(panels, obs[_keys.PANEL].astype(str).unique())
-    measured: np.ndarray = np.asarray(reference.varm[_keys.MEASURED])[:, kept]
-    genes = measured.any(axis=1)
-    obsm = [name for name in (str(header["use_rep"]), _keys.CELL_TYPE_FRACTION) if name in reference.obsm]
-    part = ad.AnnData(
-        values[rows][:, genes],
-        obs=obs,
-        var=pd.DataFrame(index=reference.var_names[genes]),
-        obsm={name: np.asarray(reference.obsm[name])[rows] for name in obsm},
-        varm={_keys.MEASURED: measured[genes]},
-    )
-    unfitted = {name: value for name, value in of_rows(header, obs).items() if name != _keys.FIT}
-    normalization = {**header["normalization"], "unit": unit}
-    write_header(part, {**unfitted, "panels": panels[kept], "normalization": normalization})
-    return part
+    part = replace(bank, values=values, key=None, fit=None, digests=None).at_rows(rows)
+    panels, codes = np.unique(part.panels, return_inverse=True)
+    sections, donors = (np.unique(part_codes, return_inverse=True)[1] for part_codes in (part.sections, part.donors))
+    measured = part.measured[panels]
+    part = replace(part, panels=codes, sections=sections, donors=donors, measured=measured)
+    return part.at_genes(np.flatnonzero(measured.any(axis=0)))
 
 
 def inner_group_key(training: pd.DataFrame, group_key: str | None, fold: str) -> str | None:
@@ -180,15 +164,15 @@ def inner_group_key(training: pd.DataFrame, group_key: str | None, fold: str) ->
     return None
 
 
-def most_variable(part: AnnData, n_genes: int) -> list[str]:
+def most_variable(part: Bank, n_genes: int) -> list[str]:
     """The genes that vary most over a reference, among those that every panel measured; fewer where there are fewer."""
-    everywhere = np.flatnonzero(np.asarray(part.varm[_keys.MEASURED]).all(axis=1))
+    everywhere = np.flatnonzero(part.measured.all(axis=0))
     if not len(everywhere):
         msg = "No gene was measured by every panel that is trained on. Name the genes to score with `genes=`."
         raise ValueError(msg)
     if len(everywhere) < n_genes:
         logger.info("%d genes were measured by every panel, fewer than `n_genes` (%d).", len(everywhere), n_genes)
-    return list(part.var_names[variable_genes(part.X, np.arange(part.n_obs), everywhere, n_genes)])
+    return list(part.genes[variable_genes(part.values, np.arange(len(part)), everywhere, n_genes)])
 
 
 def group_means(scores: pd.DataFrame, metric: str) -> pd.DataFrame:

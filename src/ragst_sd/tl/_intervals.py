@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from ragst_sd import _keys
 from ragst_sd._labels import labels
-from ragst_sd._reference import level_groups
 from ragst_sd._validate import listing
-from ragst_sd.reference.normalize import as_csr
 from ragst_sd.reference.schema import check_calibration
-from ragst_sd.retrieval.conformal import UNITS, attainable, group_threshold, interval_scale, spot_threshold
+from ragst_sd.retrieval.conformal import (
+    UNITS,
+    IntervalRule,
+    attainable,
+    group_threshold,
+    interval_scale,
+    spot_threshold,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from anndata import AnnData
-
-    from ragst_sd.tl._retrieve import Chosen, Retrieved
+    from ragst_sd.reference.header import Fit
+    from ragst_sd.retrieval.bank import Bank
+    from ragst_sd.retrieval.run import Values
 
 logger = logging.getLogger(__name__)
 
@@ -32,22 +35,22 @@ _BLOCK_VALUES = 20_000_000
 _FAR_PERCENTILE = 95
 
 
-def far_distance(fit: dict[str, Any]) -> float:
+def far_distance(fit: Fit) -> float:
     """Distance beyond which intervals widen: 95 % of held-out rows of the reference lie nearer. NaN if none was measured."""
-    quantiles = np.asarray(fit["distance_quantiles"], dtype=np.float64)
+    quantiles = np.asarray(fit.distance_quantiles, dtype=np.float64)
     return float(np.percentile(quantiles, _FAR_PERCENTILE)) if np.isfinite(quantiles).all() else float("nan")
 
 
-def gene_floor(reference: AnnData, header: dict[str, Any]) -> np.ndarray:
+def gene_floor(bank: Bank) -> np.ndarray:
     """(genes,) float32 smallest spread that is believed, from the spread within sections over the rows that measured a gene."""
     import scipy.sparse as sp
 
-    codes, groups = level_groups(reference, header)
-    values = as_csr(reference.X)
+    codes, groups = bank.levels
+    values = sp.csr_matrix(bank.values)
     member = sp.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
     total, squares = (np.asarray((member @ one).todense()) for one in (values, values.multiply(values).tocsr()))
     size = np.bincount(codes)[:, None]
-    measured = np.asarray(reference.varm[_keys.MEASURED])[:, groups[:, 1]].T
+    measured = bank.measured[groups[:, 1]]
     within = np.where(measured, squares - total**2 / size, 0.0).sum(axis=0)
     rows = (measured * size).sum(axis=0)
     variance = np.divide(within, rows, out=np.zeros(len(within)), where=rows > 0)
@@ -56,10 +59,12 @@ def gene_floor(reference: AnnData, header: dict[str, Any]) -> np.ndarray:
     return (FLOOR * np.sqrt(variance)).astype(np.float32)
 
 
-def held_out_scores(truth: np.ndarray, found: Retrieved, floor: np.ndarray, far: float) -> np.ndarray:
+def held_out_scores(
+    truth: np.ndarray, found: Values, distance: np.ndarray, floor: np.ndarray, far: float
+) -> np.ndarray:
     """(n, genes) float32 errors in units of their scale; NaN where nothing was predicted or a gene never varies."""
-    scale = interval_scale(found.disagreement, floor, found.distance, far)
-    error = np.abs(truth - found.prediction).astype(np.float32)
+    scale = interval_scale(found["disagreement"], floor, distance, far)
+    error = np.abs(truth - found["prediction"]).astype(np.float32)
     return np.divide(error, scale, out=np.full(scale.shape, np.nan, dtype=np.float32), where=scale > 0)
 
 
@@ -106,33 +111,7 @@ def _unit(groups: dict[str, np.ndarray], level: float) -> str:
     return UNITS[-1]
 
 
-@dataclass(frozen=True)
-class IntervalRule:
-    """How limits around predictions at one level are made, and what the predicted table says about them."""
-
-    level: float
-    unit: str
-    levels: np.ndarray
-    units: np.ndarray
-    quantiles: np.ndarray
-    """(genes, L)"""
-    quantile: np.ndarray
-    """(genes,) of this level."""
-    floor: np.ndarray
-    """(genes,)"""
-    far: float
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """Limits around a prediction, and the rule that made them."""
-
-    rule: IntervalRule
-    lower: np.ndarray
-    upper: np.ndarray
-
-
-def check_level(header: dict[str, Any], fit: dict[str, Any], level: float) -> int:
+def check_level(bank: Bank, level: float) -> int:
     """Place of a level in the calibration.
 
     Raises
@@ -145,7 +124,7 @@ def check_level(header: dict[str, Any], fit: dict[str, Any], level: float) -> in
     if isinstance(level, bool) or not isinstance(level, int | float | np.floating):
         msg = f"`intervals` is a {type(level).__name__}; it must be the wanted coverage, for instance 0.9."
         raise TypeError(msg)
-    calibration = check_calibration(header.get(_keys.CALIBRATION), fit["fit_hash"])
+    calibration = check_calibration(bank.header.calibration, bank.fit.fit_hash)
     levels = np.asarray(calibration["levels"], dtype=np.float64)
     place = np.flatnonzero(np.isclose(levels, level))
     if not len(place):
@@ -158,7 +137,7 @@ def check_level(header: dict[str, Any], fit: dict[str, Any], level: float) -> in
 
 
 def interval_rule(
-    header: dict[str, Any],
+    calibration: Mapping[str, Any],
     place: int,
     gene_index: np.ndarray,
     *,
@@ -174,7 +153,6 @@ def interval_rule(
     calibrated_on
         Donors of the query whose own measurements took part in it.
     """
-    calibration = header[_keys.CALIBRATION]
     levels = np.asarray(calibration["levels"], dtype=np.float64)
     # Strings come back from a store in another type of array.
     units = labels(np.atleast_1d(calibration["units"])).astype(str)
@@ -201,21 +179,3 @@ def interval_rule(
     floor = np.asarray(calibration["floor"], dtype=np.float32)[gene_index]
     far = float(calibration["far_distance"])
     return IntervalRule(float(levels[place]), unit, levels, units, quantiles, quantiles[:, place], floor, far)
-
-
-def limits_of(rule: IntervalRule, found: Retrieved) -> Intervals:
-    """Limits around a prediction that is in memory."""
-    return Intervals(rule, *limits_around(rule, found.prediction, found.disagreement, found))
-
-
-def limits_around(
-    rule: IntervalRule, prediction: np.ndarray, disagreement: np.ndarray, chosen: Chosen
-) -> tuple[np.ndarray, np.ndarray]:
-    """(n, genes) float32 lower and upper limits."""
-    scale = interval_scale(disagreement, rule.floor, chosen.distance, rule.far)
-    # Tissue that looks unlike every section is no better known than tissue far away in phi-space.
-    unlike = np.nan_to_num(chosen.obs[_keys.APPEARANCE_DISTANCE], nan=1.0)
-    half = rule.quantile * scale * np.maximum(1.0, unlike)[:, None].astype(np.float32)
-    prediction = prediction.astype(np.float32)
-    # Expression is not negative; a prediction may be.
-    return np.maximum(prediction - half, np.minimum(prediction, 0)), prediction + half

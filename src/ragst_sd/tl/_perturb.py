@@ -198,7 +198,7 @@ def perturb(
     require_known(excluded, _EXCLUDABLE, "exclude", " names")
     if not excluded:
         logger.warning("`exclude` is empty: measured responses to the very perturbation may be used.")
-    check_fewer(n_neighbors, fit)
+    check_fewer(n_neighbors, int(fit["n_neighbors"]))
     task = Task(reference, header, fit, n_neighbors, excluded, where)
     show = settings.progress if progress is None else progress
     if isinstance(data, SpatialData):

@@ -162,7 +162,8 @@ def _assembled(task: Task, responded: Responded, values: np.ndarray, obs: pd.Dat
 
     from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 
-    pointers, cited = cite_rows(task.reference, responded.rows, _CITED, _CITED_NUMBERS)
+    ids, obs_of_rows = task.reference.obs_names.to_numpy(str), task.reference.obs
+    pointers, cited = cite_rows(ids, obs_of_rows, responded.rows, _CITED, _CITED_NUMBERS)
     obs[_keys.EFFECTIVE_N] = responded.effective_n
     obs[_keys.EVIDENCE_SHARE] = responded.evidence_share
     obs[_keys.CITED_RELIABILITY] = _cited_reliability(responded.weights, cited, pointers)

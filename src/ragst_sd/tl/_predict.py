@@ -8,21 +8,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._bank import open_bank
 from ragst_sd._elements import require_sdata
+from ragst_sd._eligibility import eligible_rows, recorded_where, refuse_seen_rows
+from ragst_sd._fields import TISSUE, documented
 from ragst_sd._labels import labels
-from ragst_sd._reference import reference_fit, reference_header
+from ragst_sd._query import read_query, section_grounding
 from ragst_sd._replacing import version_of
 from ragst_sd._results import check_key_added
 from ragst_sd._settings import resolve_device
+from ragst_sd._state import state_of
 from ragst_sd._validate import listing, require_choice, require_key
-from ragst_sd.tl._eligibility import eligible_rows, recorded_where, refuse_seen_rows
+from ragst_sd._workers import spread_over_workers
+from ragst_sd.retrieval.run import part_of, select
+from ragst_sd.retrieval.run import predict as run
+from ragst_sd.retrieval.search import BACKENDS
 from ragst_sd.tl._fit_record import check_fewer
-from ragst_sd.tl._grounding import section_grounding
-from ragst_sd.tl._intervals import Intervals, check_level, interval_rule, limits_of
-from ragst_sd.tl._predict_store import fill, finish, new_store, opened
-from ragst_sd.tl._predicted_table import predicted_table, wanted_genes, with_cell_types
-from ragst_sd.tl._query import read_query
-from ragst_sd.tl._retrieve import assembled, choose, make_bank
+from ragst_sd.tl._intervals import check_level, interval_rule
+from ragst_sd.tl._predict_store import fill_store, finish, new_store, opened
+from ragst_sd.tl._predicted_table import predicted_table
+from ragst_sd.tl._scrna_genes import cited_fractions, wanted_genes, with_cell_types
 
 if TYPE_CHECKING:
     import os
@@ -31,13 +36,12 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from ragst_sd.tl._retrieve import Retrieved
+    from ragst_sd.retrieval.run import Values
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "exact", "pynndescent")
 
-
+@documented(TISSUE)
 def predict(
     sdata: SpatialData,
     reference: AnnData,
@@ -110,39 +114,18 @@ def predict(
     -------
     `None`, or the table if `inplace=False`. `sdata.tables[key_added]` annotates the same shapes, with
 
-    `.X`, `.layers["evidence"]`
-        Prediction and its evidence, float32 (n, genes), in the unit named in `.uns["retrieval"]["unit"]`; their
-        difference is the adjustment. NaN for spots without an embedding and genes that no cited row measured.
-    `.layers["disagreement"]`
-        float32 (n, genes), weighted standard deviation of what the cited rows bring; of the nearest rows, equally weighted,
-        for methods that cite nobody.
-    `.layers["lower"]`, `["upper"]`
-        With `intervals`: limits around `.X`, float32 (n, genes); NaN where `.X` is, and for genes without a quantile. They
-        lean on `.uns["retrieval"]["interval_unit"]` (`"donor"`, `"section"` or `"spot"`) at `["interval_level"]`.
-        `.varm["interval_quantiles"]` (genes, L) holds the quantiles of all levels, `.uns["retrieval"]["interval_levels"]`
-        and `["interval_units"]` what they are: half the width at another level is its quantile times `upper - X` over the
-        quantile of this one.
-    `.obsm["retrieval_rows"]`, `["retrieval_weights"]`, `["retrieval_distances"]`
-        (n, k) pointers into `.uns["retrieval"]["cited"]` (-1 padded), their weights before gene masking, and distances.
+    {fields}
     `.uns["retrieval"]`
-        Provenance: hashes of reference and fit, parameters, unit, sources, one line per cited row, and how far the
+        Provenance: hashes of reference and fit, parameters, unit, sources, one line per cited row (`cited`), and how far the
         section as a whole lies from those of the reference (`section_distance`, beside the largest distance among them,
         `section_distance_reference`). `search_recall` is the share of the true nearest rows that the search found: 1 if exact,
-        estimated on 200 spots otherwise.
-    `.obs["effective_n"]`, `["n_donors"]`, `["evidence_share"]`
-        How well grounded each spot is in what it cites.
-    `.obs["distance_percentile"]`, `["appearance_distance"]`, `["out_of_reference"]`
-        Distance to the nearest rows in phi-space, as a percentile (0 to 100) of that of held-out donors; distance of the raw
-        embedding to the nearest section of the reference, over the threshold that :func:`ragst_sd.tl.fit` calibrated; and
-        whether either is too large, the percentile above 98 or the ratio above 1.
-    `.var["n_measured"]`, `["cv_pearson"]`, `["noise_ceiling"]`, `["evidence"]`
-        How far each gene can be trusted; NaN where it was not assessed. `evidence` is `"measured"` or `"scRNA-seq"`. Genes
-        from single cells have `.X` and evidence of :math:`\log(1 + \sum_t f_t S_t)`, with fractions :math:`f` and signatures
-        :math:`S` in counts per 10,000; disagreement and limits are NaN.
-    `.obsm["cell_type_fraction"]`
-        After :func:`ragst_sd.tl.add_cell_types`, for methods that cite: float32 (n, types), the fractions of the cited rows by
-        the same weights, over the rows that have fractions. `.uns["retrieval"]["cell_types"]` names the types, their source
-        and their hash.
+        estimated on 200 spots otherwise. With intervals `interval_level`, `interval_levels`, and `interval_unit` and
+        `interval_units`, what they lean on: `"donor"`, `"section"` or `"spot"`. `cell_types` names the types, their source and
+        their hash.
+
+    Values are NaN for spots without an embedding and for genes that no cited row measured. Genes from single cells have `.X` and
+    evidence of :math:`\log(1 + \sum_t f_t S_t)`, with fractions :math:`f` and signatures :math:`S` in counts per 10,000;
+    disagreement and limits are NaN.
 
     Raises
     ------
@@ -177,31 +160,29 @@ def predict(
     True
     """
     require_sdata(sdata)
-    header, fit = reference_header(reference), reference_fit(reference)
+    bank = open_bank(reference)
     require_choice(backend, BACKENDS, "backend")
-    level = None if intervals is None else check_level(header, fit, intervals)
+    level = None if intervals is None else check_level(bank, intervals)
     check_key_added(sdata, key_added)
-    use_rep = str(header["use_rep"]) if use_rep is None else use_rep
-    query = read_query(sdata, header, table_key=table_key, use_rep=use_rep)
-    wanted = wanted_genes(reference, fit, genes)
+    use_rep = bank.header.use_rep if use_rep is None else use_rep
+    query = read_query(sdata, bank.header, table_key=table_key, use_rep=use_rep)
+    wanted = wanted_genes(bank, genes)
     if store is not None and wanted.scrna:
         msg = (
             f"`store` is given, and `genes` names {listing(wanted.scrna)}, which only single cells measured: these are given in "
             "memory only. Leave them out, or predict without `store`."
         )
         raise ValueError(msg)
-    check_fewer(n_neighbors, fit)
+    check_fewer(n_neighbors, bank.fit.n_neighbors)
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    donor_key = _donor_column(query.table, donor_key, str(header["donor_key"]))
-    refuse_seen_rows(reference, header, fit, query, donor_key=donor_key, where=where, exclude=exclude)
-    eligibility = eligible_rows(reference, header, query, donor_key=donor_key, where=where, exclude=exclude)
-    n_neighbors = _affordable(eligibility.count(), n_neighbors, int(fit["n_neighbors"]))
-    chosen = choose(
-        reference,
-        header,
-        fit,
+    donor_key = _donor_column(query.table, donor_key, bank.header.donor_key)
+    refuse_seen_rows(bank, query, donor_key=donor_key, where=where, exclude=exclude)
+    eligibility = eligible_rows(bank, query, donor_key=donor_key, where=where, exclude=exclude)
+    n_neighbors = _affordable(eligibility.count(), n_neighbors, bank.fit.n_neighbors)
+    selected = select(
+        bank,
         query.standardized,
-        query.table.obs,
+        state=state_of(bank.fit.parameters, query.table.obs, query.standardized),
         eligibility=eligibility,
         n_neighbors=n_neighbors,
         backend=backend,
@@ -210,31 +191,39 @@ def predict(
     )
     rule = None
     if level is not None:
-        as_calibrated = where is None and n_neighbors == int(fit["n_neighbors"])
-        donors = sorted(query.labels(donor_key) & set(labels(reference.obs[_keys.DONOR])))
-        rule = interval_rule(header, level, wanted.measured, as_calibrated=as_calibrated, calibrated_on=donors)
-    bank = make_bank(reference, header, fit, wanted.measured, chosen.level_rows)
+        as_calibrated = where is None and n_neighbors == bank.fit.n_neighbors
+        donors = sorted(query.labels(donor_key) & set(labels(bank.obs[_keys.DONOR])))
+        rule = interval_rule(
+            bank.header.calibration, level, wanted.measured, as_calibrated=as_calibrated, calibrated_on=donors
+        )
+    part = part_of(bank, wanted.measured, selected.level_rows, intervals=rule)
     settings = {
         "n_neighbors": n_neighbors,
         "donor_key": donor_key,
         "exclude": np.asarray(exclude, dtype=str),
-        **recorded_where(reference, where),
+        **recorded_where(bank.ids, where),
         "backend": backend,
-        **section_grounding(header, query, chosen.obs),
+        **section_grounding(bank.header, query, selected.grounding.appearance_distance),
     }
 
-    def finished(found: Retrieved, limits: Intervals | None) -> AnnData:
+    def finished(values: Values) -> AnnData:
         table = predicted_table(
-            reference, header, fit, query, found, gene_index=wanted.measured, settings=settings, intervals=limits
+            bank,
+            query,
+            selected,
+            values,
+            genes=wanted.measured,
+            settings=settings,
+            rule=rule,
+            fractions=cited_fractions(bank, selected),
         )
-        return with_cell_types(table, reference, found, wanted)
+        return with_cell_types(table, bank, wanted)
 
     if store is None:
-        found = assembled(bank, chosen, with_disagreement=True)
-        table = finished(found, None if rule is None else limits_of(rule, found))
+        table = finished(run(part, selected.selection, spread_over_workers))
     else:
-        with new_store(store, len(chosen.rows), len(bank.genes), intervals=rule is not None) as place:
-            finish(place, finished(*fill(place, bank, chosen, query.finite, rule)))
+        with new_store(store, query.table.n_obs, len(part.genes), intervals=rule is not None) as place:
+            finish(place, finished(fill_store(place, part, selected.selection, query.finite)))
             version = version_of(place)
         table = opened(store, version)
     outside = int((~query.finite).sum())

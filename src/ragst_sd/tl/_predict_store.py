@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._fields import TISSUE, stored_fields
 from ragst_sd._replacing import alone, followed, fresh_folder, put_right
 from ragst_sd._workers import spread_over_workers
-from ragst_sd.tl._intervals import Intervals, limits_around
-from ragst_sd.tl._retrieve import Bank, Chosen, Retrieved, blocks_of_spots, values_of
+from ragst_sd.retrieval.run import blocks_of_queries, values_of
 
 if TYPE_CHECKING:
     import os
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from ragst_sd.tl._intervals import IntervalRule
+    from ragst_sd._fields import Field
+    from ragst_sd.retrieval.bank import Selection
+    from ragst_sd.retrieval.run import Part, Values
 
 # A chunk holds all spots of a block, so that no two blocks, and no two workers, write to the same one.
 _CHUNK_GENES = 4096
 _AGAIN = "Call `rg.tl.predict` again, with another `store` if both tables are wanted"
-# Of spots x genes; the last two where intervals are asked for.
-_ARRAYS = ["X", *(f"layers/{name}" for name in (_keys.EVIDENCE, _keys.DISAGREEMENT, _keys.LOWER, _keys.UPPER))]
 
 
 @contextmanager
@@ -52,49 +52,52 @@ def new_store(path: str | os.PathLike[str], n: int, n_genes: int, *, intervals: 
             group.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
             layers = group.create_group("layers")
             layers.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
-            rows = max(1, len(range(n)[blocks_of_spots(n, n_genes)[0]]))
-            for name in _ARRAYS if intervals else _ARRAYS[:-2]:
+            rows = max(1, len(range(n)[blocks_of_queries(n, n_genes)[0]]))
+            for one in stored_fields(TISSUE, intervals=intervals):
                 array = group.create_array(
-                    name, shape=(n, n_genes), chunks=(rows, min(n_genes, _CHUNK_GENES)), dtype="float32", fill_value=0.0
+                    _path(one),
+                    shape=(n, n_genes),
+                    chunks=(rows, min(n_genes, _CHUNK_GENES)),
+                    dtype="float32",
+                    fill_value=0.0,
                 )
                 array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
             yield place
 
 
-def fill(
-    place: Path, bank: Bank, chosen: Chosen, finite: np.ndarray, rule: IntervalRule | None
-) -> tuple[Retrieved, Intervals | None]:
-    """Write all blocks, here or on the workers of a cluster, and give the table's arrays and limits as they lie on disk."""
+def fill_store(place: Path, part: Part, selection: Selection, finite: np.ndarray) -> Values:
+    """Write all blocks, here or on the workers of a cluster, and give the table's arrays as they lie on disk."""
     import anndata as ad
     import zarr
 
-    n = len(chosen.rows)
-    blocks = blocks_of_spots(n, len(bank.genes))
-    tasks = ((spots.start, chosen.some(spots), finite[spots]) for spots in blocks)
+    n = len(selection.rows)
+    blocks = blocks_of_queries(n, len(part.genes))
+    tasks = ((queries.start, selection.some(queries), finite[queries]) for queries in blocks)
     share = np.empty(n)
-    write = partial(_fill_block, str(place.absolute()), rule)
-    for spots, own in zip(blocks, spread_over_workers(write, tasks, bank), strict=True):
-        share[spots] = own
+    write = partial(_fill_block, str(place.absolute()))
+    for queries, own in zip(blocks, spread_over_workers(write, tasks, part), strict=True):
+        share[queries] = own
     group = zarr.open_group(place, mode="r")
-    prediction, *layers = (ad.experimental.read_elem_lazy(group[name]) for name in _ARRAYS if name in group)
-    found = chosen.with_values(share, prediction, *layers[:2])
-    return found, None if rule is None else Intervals(rule, *layers[2:])
+    fields = stored_fields(TISSUE, intervals=part.intervals is not None)
+    return {"evidence_share": share} | {one.name: ad.experimental.read_elem_lazy(group[_path(one)]) for one in fields}
 
 
-def _fill_block(place: str, rule: IntervalRule | None, bank: Bank, task: tuple[int, Chosen, np.ndarray]) -> np.ndarray:
+def _path(one: Field) -> str:
+    return "X" if one.place == "X" else f"layers/{one.name}"
+
+
+def _fill_block(place: str, part: Part, task: tuple[int, Selection, np.ndarray]) -> np.ndarray:
     """Write one block; done twice it writes the same."""
     import zarr
 
-    start, chosen, finite = task
-    values = values_of(bank, chosen, with_disagreement=True)
-    blocks = [values.prediction, values.evidence, np.asarray(values.disagreement)]
-    if rule is not None:
-        blocks += limits_around(rule, values.prediction, np.asarray(values.disagreement), chosen)
+    start, selection, finite = task
+    values = values_of(part, selection)
     group: Any = zarr.open_group(place, mode="r+")
-    for name, block in zip(_ARRAYS, blocks, strict=False):
-        block[~finite] = np.nan
-        group[name][start : start + len(block)] = block
-    return values.share
+    for one in stored_fields(TISSUE, intervals=part.intervals is not None):
+        block = values[one.name]
+        block[~finite] = one.outside
+        group[_path(one)][start : start + len(block)] = block
+    return values["evidence_share"]
 
 
 def finish(place: Path, table: AnnData) -> None:

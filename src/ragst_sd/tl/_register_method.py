@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ragst_sd._validate import listing, require_type
 
 if TYPE_CHECKING:
-    from ragst_sd.retrieval.methods import Method
+    from ragst_sd.retrieval.method import Method
 
 
 def register_method(name: str, method: Method) -> None:
@@ -22,8 +22,8 @@ def register_method(name: str, method: Method) -> None:
     name
         Name for `method=`. The names of the package's methods are taken.
     method
-        A `ragst_sd.retrieval.methods.Method`, which holds functions on arrays: how to fit, where rows and queries lie
-        (`phi`, `bank`), how candidates are weighted (`gate`), and what is added to the evidence (`adjustment`).
+        A :class:`ragst_sd.retrieval.method.Method`: a dataclass of options, and functions on arrays, `fit`, `select` (rows to
+        cite and their weights) and `answer` (values from these rows).
 
     Returns
     -------
@@ -42,27 +42,23 @@ def register_method(name: str, method: Method) -> None:
 
     >>> import numpy as np
     >>> import ragst_sd as rg
-    >>> from ragst_sd.retrieval.methods import Method
-    >>> def nearest_gate(parameters, neighbourhood):
-    ...     weights = np.zeros(neighbourhood.distances.shape)
-    ...     weights[np.isfinite(neighbourhood.distances[:, 0]), 0] = 1.0
-    ...     return weights
-    >>> nearest = Method(
-    ...     cites=True,
-    ...     learns_expression=False,
-    ...     options={"center_sections": True},
-    ...     fit=lambda training, key, options, run: {},
-    ...     gate=nearest_gate,
-    ... )
-    >>> rg.tl.register_method("nearest", nearest)
+    >>> from ragst_sd.retrieval.evidence import cite
+    >>> from ragst_sd.retrieval.method import Method
+    >>> from ragst_sd.retrieval.options import CitingOptions
+    >>> def select(parameters, bank, query):
+    ...     weights = np.zeros(query.candidates.rows.shape)
+    ...     weights[:, 0] = 1.0
+    ...     return cite(query, weights)
+    >>> rg.tl.register_method("nearest", Method(CitingOptions, fit=lambda bank, run: {}, select=select))
 
     `rg.tl.fit(reference, method="nearest")` works with that, and all that comes after it: prediction, explanation,
     intervals and cross-validation.
     """
-    from ragst_sd.retrieval.methods import METHODS, Method
+    from ragst_sd.retrieval.method import Method
+    from ragst_sd.retrieval.methods import METHODS
 
     require_type(name, str, "name")
-    require_type(method, Method, "method", "Make one with `ragst_sd.retrieval.methods.Method`.")
+    require_type(method, Method, "method", "Make one with `ragst_sd.retrieval.method.Method`.")
     if not name or METHODS.get(name, method) is not method:
         msg = f"`name` is {name!r}, which is {'taken' if name else 'empty'}; choose another than {listing(METHODS)}."
         raise ValueError(msg)

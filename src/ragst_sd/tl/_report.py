@@ -12,7 +12,7 @@ from ragst_sd._annotation import single_region
 from ragst_sd._caveats import sentences
 from ragst_sd._page import bears, to_html, to_markdown
 from ragst_sd._replacing import replace_text
-from ragst_sd._results import MIN_CV_PEARSON, OBS_COLUMNS, VAR_COLUMNS, matching_reference, predicted, require_columns
+from ragst_sd._results import MIN_CV_PEARSON, OBS_COLUMNS, VAR_COLUMNS, matching_bank, predicted, require_columns
 from ragst_sd.tl._report_facts import gather
 from ragst_sd.tl._report_maps import draw_maps
 
@@ -108,7 +108,7 @@ def report(
     from anndata import AnnData
 
     table, header = predicted(sdata, prediction_key)
-    matching_reference(reference, header)
+    bank = matching_bank(reference, header)
     require_columns(table, (*OBS_COLUMNS, *VAR_COLUMNS))
     paths = _paths(path, overwrite=overwrite)
     if truth_key is not None and isinstance(sdata, AnnData):
@@ -117,7 +117,7 @@ def report(
     measured = None
     if truth_key is not None:
         measured = _agreement(sdata, table, header, prediction_key, truth_key=truth_key, layer=layer, unit=unit)
-    facts = gather(prediction_key, table, header, reference, measured)
+    facts = gather(prediction_key, table, header, bank, measured)
     why_none = _why_no_maps(sdata, table, header, pictures=pictures)
     truth_to_draw = truth_key if layer is None and unit == "counts" else None
     maps = [] if why_none else draw_maps(sdata, facts, prediction_key=prediction_key, truth_key=truth_to_draw)

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from ragst_sd.retrieval.bank import Bank
+
 
 def gather(
-    name: str, table: AnnData, header: dict[str, Any], reference: AnnData, measured: pd.DataFrame | None
+    name: str, table: AnnData, header: dict[str, Any], bank: Bank, measured: pd.DataFrame | None
 ) -> dict[str, Any]:
     """The facts of a prediction, under the names that `_report.md.jinja` and `_caveats.yaml` have for them.
 
@@ -29,9 +31,9 @@ def gather(
 
     obs, var, method = table.obs, table.var, str(header["method"])
     encoder = encoder_facts(header["encoder"])
-    sources = _sources(table, header, reference)
+    sources = _sources(table, header, bank)
     licenses = ranked(sources["license"])
-    n_donors = reference.obs[_keys.DONOR].astype(str).nunique()
+    n_donors = len(np.unique(bank.donors))
     terms = {terms for terms, _, _ in licenses}
     score = var[_keys.CV_PEARSON].to_numpy(float)
     predicted_spots = np.isfinite(obs[_keys.DISTANCE_PERCENTILE].to_numpy(float))
@@ -52,7 +54,7 @@ def gather(
         # Of the reference.
         "sources": sources,
         "n_sections": len(sources),
-        "n_rows": reference.n_obs,
+        "n_rows": len(bank),
         "n_donors": n_donors,
         "held_out": "donor" if n_donors > 1 else "section" if len(sources) > 1 else "block",
         "exclude": [str(column) for column in np.atleast_1d(header["exclude"])],
@@ -81,7 +83,7 @@ def gather(
         "unlike_share": unlike if np.isfinite(unlike) else None,
         "effective_n": median(obs[_keys.EFFECTIVE_N]),
         "evidence_share": median(obs[_keys.EVIDENCE_SHARE]),
-        **_fit(header, reference),
+        **_fit(header, bank),
         **_intervals(table, header, predicted_spots),
     }
 
@@ -93,7 +95,7 @@ def median(values: Any) -> float:
     return float(np.median(known)) if len(known) else np.nan
 
 
-def _sources(table: AnnData, header: dict[str, Any], reference: AnnData) -> pd.DataFrame:
+def _sources(table: AnnData, header: dict[str, Any], bank: Bank) -> pd.DataFrame:
     """One line per section of the reference: donors, tissue, technology, license, citation, rows, cited, weight."""
     import pandas as pd
 
@@ -102,7 +104,7 @@ def _sources(table: AnnData, header: dict[str, Any], reference: AnnData) -> pd.D
     cited = pd.DataFrame({"row": rows[used], "weight": weights[used]})
     cited["sample"] = header[_keys.CITED][_keys.SAMPLE].astype(str).to_numpy()[cited["row"]]
     by_sample = cited.groupby("sample")
-    donors = reference.obs[[_keys.SAMPLE, _keys.DONOR]].astype(str).groupby(_keys.SAMPLE)[_keys.DONOR]
+    donors = bank.obs[[_keys.SAMPLE, _keys.DONOR]].astype(str).groupby(_keys.SAMPLE)[_keys.DONOR]
     frame = header["sources"].set_axis(header["sources"].index.astype(str))
     frame["donors"] = donors.agg(lambda names: ", ".join(sorted(set(names)))).reindex(frame.index, fill_value="")
     frame["rows"] = donors.size().reindex(frame.index, fill_value=0)
@@ -136,18 +138,18 @@ def _dropped(header: dict[str, Any]) -> dict[str, Any] | None:
     return {"n_genes": int(header["filter"]["n_genes"]), "reasons": ", ".join(reasons)}
 
 
-def _fit(header: dict[str, Any], reference: AnnData) -> dict[str, Any]:
+def _fit(header: dict[str, Any], bank: Bank) -> dict[str, Any]:
     """The fit that made the prediction; `None` if the reference was fitted anew since."""
-    fit = reference.uns[_keys.ATTRS].get(_keys.FIT)
-    if fit is None or str(fit["fit_hash"]) != str(header["fit_hash"]):
+    fit = bank.fit
+    if fit is None or fit.fit_hash != str(header["fit_hash"]):
         return {"fit": None}
     # A store gives the names back in any order; of many values the first and the last are told.
-    options = sorted(fit["options"].items())
+    options = sorted(fit.options.items())
     shown = [(name, np.ravel(value)[[0, -1]].tolist() if np.size(value) > 4 else value) for name, value in options]
     return {
         "fit": fit,
         "options": ", ".join(f"{name} {value}" for name, value in shown),
-        "no_adjustment": not np.isfinite(float(fit["parameters"].get("adjustment_alpha", np.nan))),
+        "no_adjustment": not np.isfinite(float(fit.parameters.get("adjustment_alpha", np.nan))),
     }
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._eligibility import allowed_rows, recorded_where, where_of
 from ragst_sd._perturbation_reference import perturbation_fit, perturbation_header
 from ragst_sd._validate import listing
-from ragst_sd.tl._eligibility import allowed_rows, recorded_where, where_of
 from ragst_sd.tl._gene_embedding import embed, lookup
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Task:
             "context_key": context_key or "",
             _keys.GENE_OVERLAP: gene_overlap,
             "exclude": np.asarray(self.exclude, dtype=str),
-            **recorded_where(self.reference, self.where),
+            **recorded_where(self.reference.obs_names.to_numpy(str), self.where),
         }
 
 
@@ -176,7 +176,7 @@ def prepare(task: Task, pairs: list[tuple[str, str]], state: np.ndarray | None =
     fit, method = task.fit, RESPONSE_METHODS[str(task.fit["method"])]
     # Rows in the order of their names, so that sums do not depend on the order in the reference.
     order = np.argsort(np.asarray(task.reference.obs_names, dtype=str))
-    ordered, allowed = task.reference[order], allowed_rows(task.reference, task.where)[order]
+    ordered, allowed = task.reference[order], allowed_rows(task.reference.obs, task.where)[order]
     bank = response_bank(ordered, task.header, metric=str(fit["metric"]), cells=method.needs_cells)
     asked = asked_of(ordered, task.header, pairs, key, allowed, task.exclude, state)
     _require_rows(bank, asked, pairs, method, task)
@@ -232,7 +232,7 @@ def response_from_half(
         return None
     fit = perturbation_fit(reference)
     method, n_neighbors = RESPONSE_METHODS[str(fit["method"])], int(header["n_neighbors"])
-    if str(fit["fit_hash"]) != str(header["fit_hash"]) or method.learns == "responses":
+    if str(fit["fit_hash"]) != str(header["fit_hash"]) or method.learns == "values":
         return None
     at, whole = reference.var_names.get_indexer(genes), None
     if state is not None:
@@ -240,7 +240,14 @@ def response_from_half(
         whole[0, at] = state
     everybody = method.cites_candidates and n_neighbors == int(fit["n_neighbors"])
     exclude = [str(name) for name in np.atleast_1d(header["exclude"])]
-    task = Task(reference, own, fit, None if everybody else n_neighbors, exclude, where_of(reference, header))
+    task = Task(
+        reference,
+        own,
+        fit,
+        None if everybody else n_neighbors,
+        exclude,
+        where_of(reference.obs_names.to_numpy(str), header),
+    )
     ready = prepare(task, [(perturbation, context)], whole)
 
     def answer(values: np.ndarray) -> np.ndarray:
@@ -260,14 +267,15 @@ def _learned_from(bank: Bank, asked: Asked, pairs: list[tuple[str, str]], method
         # Rows with a single cell do not teach.
         hit &= np.bincount(bank.cells.rows, minlength=len(bank.key)) > 1
     learned = [pair for pair, known in zip(pairs, hit.any(axis=1), strict=True) if known and method.learns]
-    if learned and method.learns == "responses":
+    if learned and method.learns == "values":
         logger.warning(
             "%r was trained on the measured responses to %s: leaving them out (`exclude`, `where`) keeps them from being cited, not from "
             "having been learned. This is no test of the method; for one, fit a reference without them (`rg.tl.perturbation_folds`).",
             str(task.fit["method"]),
             listing(f"{p} in {c}" for p, c in learned),
         )
-    return pairs_learned(method.learns, learned)
+    what = "responses" if method.learns == "values" else method.learns
+    return pairs_learned(what, learned)
 
 
 def _require_rows(bank: Bank, asked: Asked, pairs: list[tuple[str, str]], method: Any, task: Task) -> None:

@@ -13,13 +13,13 @@ from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted, resolve_table, rows_in_order, single_region
 from ragst_sd._cell_types import is_scrna
 from ragst_sd._elements import element_centers, resolve_shapes
+from ragst_sd._eligibility import rows_with
 from ragst_sd._labels import labels
 from ragst_sd._results import MIN_CV_PEARSON, holds_responses, predicted
 from ragst_sd._validate import listing, require_known
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import MIN_SHARED_GENES
 from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._eligibility import rows_with
 from ragst_sd.tl._gene_names import names_in, shared_genes
 from ragst_sd.tl._perturbation_cells import read_expression
 from ragst_sd.tl._stored_expression import stored_expression
@@ -143,7 +143,7 @@ def chosen_spots(table: AnnData, spots: Mapping[str, Any] | Sequence[Any] | None
     if spots is None:
         return np.arange(table.n_obs)
     if isinstance(spots, Mapping):
-        mask = rows_with(table, spots, where, "`spots`: no spot has")
+        mask = rows_with(table.obs, spots, where, "`spots`: no spot has")
     else:
         given = np.asarray([spots] if isinstance(spots, str) else spots)
         if given.dtype != bool:

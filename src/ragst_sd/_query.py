@@ -11,13 +11,17 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._annotation import embedded_rows, single_region, table_attrs
 from ragst_sd._labels import labels
+from ragst_sd._results import MOST_UNLIKE, unlike_share
 from ragst_sd._validate import listing, require_key
 from ragst_sd.reference.schema import check_embedding_header, differing_fields
+from ragst_sd.retrieval.grounding import largest_section_distance, section_distance
 from ragst_sd.retrieval.projection import standardize
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    from ragst_sd.reference.header import Header
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +49,7 @@ class Query:
         return set(labels(self.table.obs[column])) if column in self.table.obs else set()
 
 
-def read_query(sdata: SpatialData, header: dict[str, Any], *, table_key: str | None, use_rep: str) -> Query:
+def read_query(sdata: SpatialData, header: Header, *, table_key: str | None, use_rep: str) -> Query:
     """Find the query's embedding and bring it to the reference's scale.
 
     Raises
@@ -67,8 +71,8 @@ def read_query(sdata: SpatialData, header: dict[str, Any], *, table_key: str | N
     own = table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {}).get(use_rep)
     check_embedding_header(own, f"`sdata.tables[{table_key!r}].obsm[{use_rep!r}]`")
     embedding = np.asarray(table.obsm[use_rep], dtype=np.float64)
-    clauses = differing_fields(own, header["encoder"])
-    width = np.asarray(header["sections"]["mean"]).shape[1]
+    clauses = differing_fields(own, header.encoder)
+    width = header.sections.mean.shape[1]
     if embedding.shape[1] != width:
         clauses.append(f"width: {embedding.shape[1]} against {width}")
     if clauses:
@@ -88,7 +92,7 @@ def read_query(sdata: SpatialData, header: dict[str, Any], *, table_key: str | N
             embedded_mpp,
             image_mpp,
         )
-    precisions = {str(one) for one in header["sections"]["precision"]}
+    precisions = set(header.sections.precision)
     if precisions != {str(own["precision"])}:
         logger.warning(
             "The query was embedded in %s, the reference in %s: distances between them carry rounding. "
@@ -103,7 +107,7 @@ def read_query(sdata: SpatialData, header: dict[str, Any], *, table_key: str | N
         raise ValueError(msg)
     embedding = np.where(finite[:, None], embedding, 0.0)
     standardized = embedding
-    if header["standardize"]:
+    if header.standardize:
         _check_statistics(own, table_key)
         standardized = standardize(embedding, np.asarray(own["section_mean"]), np.asarray(own["section_std"]))
         standardized[~finite] = 0.0
@@ -143,7 +147,7 @@ def _table_with(sdata: SpatialData, table_key: str | None, use_rep: str) -> str:
     return having[0]
 
 
-def _warn_resolution(own: dict[str, Any], header: dict[str, Any]) -> None:
+def _warn_resolution(own: dict[str, Any], header: Header) -> None:
     """Warn when tiles hold detail of very different fineness although they cover the same tissue."""
 
     def effective(image_mpp: Any, upsampling: Any) -> np.ndarray:
@@ -153,14 +157,32 @@ def _warn_resolution(own: dict[str, Any], header: dict[str, Any]) -> None:
         return tile_mpp * np.maximum(1.0, np.asarray(upsampling, dtype=float))
 
     query = float(effective(own["image_mpp"], own["upsampling"]))
-    bank = effective(header["sections"]["image_mpp"], header["sections"]["upsampling"])
+    bank = effective(header.sections.image_mpp, header.sections.upsampling)
     far = np.maximum(bank / query, query / bank) > _RESOLUTION_WARNING
     if far.any():
         logger.warning(
             "The query's tiles resolve %.3g microns per pixel; those of %s differ more than twofold (%.3g to %.3g). "
             "Predictions between such images are less reliable.",
             query,
-            listing(np.asarray(header["sections"]["sample"])[far]),
+            listing(header.sections.sample[far]),
             np.nanmin(bank),
             np.nanmax(bank),
         )
+
+
+def section_grounding(header: Header, query: Query, appearance_distance: np.ndarray) -> dict[str, float]:
+    """How far the whole section lies from those of the reference, with a warning if most spots look like none of them."""
+    means, stds = header.sections.mean, header.sections.std
+    mean = np.asarray(query.header["section_mean"], dtype=float)
+    distance = appearance_distance[query.finite]
+    if unlike_share(distance) > MOST_UNLIKE:
+        logger.warning(
+            "%d of %d spots look unlike every section of the reference: other stain, scanner or resolution, or other "
+            "tissue. They are marked in `out_of_reference`; `appearance_distance` says how far off they are.",
+            int((distance > 1).sum()),
+            len(distance),
+        )
+    return {
+        "section_distance": section_distance(mean, means, stds),
+        "section_distance_reference": largest_section_distance(means, stds),
+    }

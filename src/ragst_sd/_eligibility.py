@@ -12,15 +12,13 @@ import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._labels import label, labels
-from ragst_sd._reference import id_order
 from ragst_sd._validate import listing, require_key
 from ragst_sd.retrieval.eligibility import Eligibility
 from ragst_sd.retrieval.methods import METHODS
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
-    from ragst_sd.tl._query import Query
+    from ragst_sd._query import Query
+    from ragst_sd.retrieval.bank import Bank
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +26,7 @@ logger = logging.getLogger(__name__)
 Where: TypeAlias = "Mapping[str, Any] | Sequence[bool] | np.ndarray | None"
 
 
-def eligible_rows(
-    reference: AnnData, header: dict[str, Any], query: Query, *, donor_key: str, where: Where, exclude: Sequence[str]
-) -> Eligibility:
+def eligible_rows(bank: Bank, query: Query, *, donor_key: str, where: Where, exclude: Sequence[str]) -> Eligibility:
     """Rows that share none of the excluded columns with the query and that `where` allows.
 
     Raises
@@ -41,15 +37,15 @@ def eligible_rows(
         If a spot is left without any eligible row.
     """
     n = query.table.n_obs
-    allowed = allowed_rows(reference, where)
-    query_codes, bank_codes = np.zeros((n, 0), dtype=np.int64), np.zeros((reference.n_obs, 0), dtype=np.int64)
+    allowed = allowed_rows(bank.obs, where)
+    query_codes, bank_codes = np.zeros((n, 0), dtype=np.int64), np.zeros((len(bank), 0), dtype=np.int64)
     for column in exclude:
-        require_key(column, reference.obs, "reference.obs", "`exclude` names columns of the reference.")
-        names, bank = np.unique(labels(reference.obs[column]), return_inverse=True)
-        bank_codes = np.column_stack([bank_codes, bank])
+        require_key(column, bank.obs, "reference.obs", "`exclude` names columns of the reference.")
+        names, codes = np.unique(labels(bank.obs[column]), return_inverse=True)
+        bank_codes = np.column_stack([bank_codes, codes])
         query_codes = np.column_stack([query_codes, _query_codes(query, column, donor_key, names)])
     if _keys.DONOR in exclude:
-        allowed &= ~donors_of_same_image(reference, header, query, donor_key)
+        allowed &= ~donors_of_same_image(bank, query, donor_key)
     else:
         logger.warning(
             "`exclude` is %s, without 'donor': rows of the query's own donor may be used, accuracy is then no evidence.",
@@ -57,9 +53,9 @@ def eligible_rows(
         )
     eligibility = Eligibility(query_codes, bank_codes, allowed)
     if eligibility.count().min() == 0:
-        donors = sorted(reference.obs[_keys.DONOR].astype(str).unique())
+        donors = sorted(bank.obs[_keys.DONOR].astype(str).unique())
         msg = (
-            f"No row of the reference is eligible for some spots: {int(allowed.sum())} of {reference.n_obs} rows pass "
+            f"No row of the reference is eligible for some spots: {int(allowed.sum())} of {len(bank)} rows pass "
             f"`where`, and rows that share {listing(exclude)} with the query are never used (donors in the reference: "
             f"{listing(donors)}). Add other donors to the reference or relax `where`."
         )
@@ -67,19 +63,10 @@ def eligible_rows(
     return eligibility
 
 
-def refuse_seen_rows(
-    reference: AnnData,
-    header: dict[str, Any],
-    fit: dict[str, Any],
-    query: Query,
-    *,
-    donor_key: str,
-    where: Where,
-    exclude: Sequence[str],
-) -> None:
+def refuse_seen_rows(bank: Bank, query: Query, *, donor_key: str, where: Where, exclude: Sequence[str]) -> None:
     """Raise a `ValueError` if a method that learned from rows which it may not use is asked to predict."""
-    method = fit["method"]
-    if not METHODS[method].learns_expression:
+    method = bank.fit.method
+    if METHODS[method].learns != "values":
         return
     if where is not None and not METHODS[method].cites:
         msg = (
@@ -87,14 +74,14 @@ def refuse_seen_rows(
             "the rows you want: `part = reference[mask].copy()`, then `rg.tl.fit(part, ...)`."
         )
         raise ValueError(msg)
-    if _keys.DONOR in exclude and donors_of_same_image(reference, header, query, donor_key).any():
+    if _keys.DONOR in exclude and donors_of_same_image(bank, query, donor_key).any():
         msg = (
             f"Method {method!r} was fitted on a section with the query's very image, under another donor's name. "
             "Correct the name, or fit without that donor."
         )
         raise ValueError(msg)
     for column in exclude:
-        known = set(labels(reference.obs[column])) if column in reference.obs else set()
+        known = set(labels(bank.obs[column])) if column in bank.obs else set()
         seen = sorted(known & query.labels(donor_key if column == _keys.DONOR else column))
         if seen:
             msg = (
@@ -105,29 +92,29 @@ def refuse_seen_rows(
             raise ValueError(msg)
 
 
-def allowed_rows(reference: AnnData, where: Where) -> np.ndarray:
+def allowed_rows(obs: pd.DataFrame, where: Where) -> np.ndarray:
     """(rows,) mask of the rows of a reference that `where` lets through."""
     if where is None:
-        return np.ones(reference.n_obs, dtype=bool)
+        return np.ones(len(obs), dtype=bool)
     if not isinstance(where, Mapping):
         mask = np.asarray(where)
-        if mask.dtype != bool or mask.shape != (reference.n_obs,):
+        if mask.dtype != bool or mask.shape != (len(obs),):
             msg = (
                 f"`where` is an array of {mask.dtype} with shape {mask.shape}; it must be a boolean mask over the "
-                f"{reference.n_obs} rows of the reference, or a mapping from column to allowed value(s)."
+                f"{len(obs)} rows of the reference, or a mapping from column to allowed value(s)."
             )
             raise ValueError(msg)
         return mask.copy()
-    return rows_with(reference, where, "reference", "`where`: no row has")
+    return rows_with(obs, where, "reference", "`where`: no row has")
 
 
-def rows_with(table: AnnData, where: Mapping[str, Any], name: str, nobody: str) -> np.ndarray:
+def rows_with(obs: pd.DataFrame, where: Mapping[str, Any], name: str, nobody: str) -> np.ndarray:
     """(rows,) mask of the rows whose columns hold the wanted values; a `ValueError` that begins with `nobody` if none does."""
-    found = np.ones(table.n_obs, dtype=bool)
+    found = np.ones(len(obs), dtype=bool)
     for column, values in where.items():
-        require_key(column, list(table.obs.columns), f"{name}.obs")
+        require_key(column, list(obs.columns), f"{name}.obs")
         wanted = {label(value) for value in ([values] if np.ndim(values) == 0 else values)}
-        present = labels(table.obs[column])
+        present = labels(obs[column])
         if not wanted & set(present):
             msg = f"{nobody} {column} {listing(sorted(wanted))}; there are {listing(sorted(set(present)))}."
             raise ValueError(msg)
@@ -152,12 +139,12 @@ def _query_codes(query: Query, column: str, donor_key: str, names: np.ndarray) -
     return pd.Index(names).get_indexer(labels(values))
 
 
-def donors_of_same_image(reference: AnnData, header: dict[str, Any], query: Query, donor_key: str) -> np.ndarray:
+def donors_of_same_image(bank: Bank, query: Query, donor_key: str) -> np.ndarray:
     """Rows of donors of whom the reference holds the query's very image under another name."""
-    sections, own_hash = header["sections"], str(query.header.get("image_hash"))
-    samples = [str(s) for s, h in zip(sections["sample"], sections["image_hash"], strict=True) if str(h) == own_hash]
-    donors = labels(reference.obs[_keys.DONOR])
-    same = donors[np.isin(labels(reference.obs[_keys.SAMPLE]), samples)]
+    sections = bank.header.sections
+    samples = sections.sample[sections.image_hash == str(query.header.get("image_hash"))]
+    donors = labels(bank.obs[_keys.DONOR])
+    same = donors[np.isin(labels(bank.obs[_keys.SAMPLE]), samples)]
     unexpected = sorted(set(same) - query.labels(donor_key))
     if unexpected:
         logger.warning(
@@ -168,14 +155,7 @@ def donors_of_same_image(reference: AnnData, header: dict[str, Any], query: Quer
     return np.isin(donors, unexpected)
 
 
-def eligible_counts(eligibility: Eligibility, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(patterns, groups) eligible rows of each group, for queries with the same ones, and the pattern of each query."""
-    first, pattern = eligibility.patterns()
-    counts = [np.bincount(codes[mask], minlength=codes.max() + 1) for mask in eligibility.mask(first, slice(None))]
-    return np.stack(counts), pattern
-
-
-def recorded_where(reference: AnnData, where: Where) -> dict[str, Any]:
+def recorded_where(ids: np.ndarray, where: Where) -> dict[str, Any]:
     """What a provenance header keeps of `where`, so that the same rows can be found again: see `where_of`."""
     if where is None:
         return {"where": ""}
@@ -183,14 +163,14 @@ def recorded_where(reference: AnnData, where: Where) -> dict[str, Any]:
         values = {str(c): [label(v) for v in ([one] if np.ndim(one) == 0 else one)] for c, one in where.items()}
         return {"where": json.dumps(values)}
     mask = np.asarray(where, dtype=bool)
-    return {"where": "mask", "where_mask": np.packbits(mask[np.argsort(id_order(reference))])}
+    return {"where": "mask", "where_mask": np.packbits(mask[np.argsort(ids, kind="stable")])}
 
 
-def where_of(reference: AnnData, header: Mapping[str, Any]) -> Mapping[str, Any] | np.ndarray | None:
-    """The `where` of a prediction, from its provenance header."""
+def where_of(ids: np.ndarray, header: Mapping[str, Any]) -> Mapping[str, Any] | np.ndarray | None:
+    """The `where` of a prediction, from its provenance header; `ids` are those of the rows."""
     kept = str(header["where"])
     if kept == "mask":
         # Masks are kept by reference id, since rows may lie in another order today.
-        by_id = np.unpackbits(np.asarray(header["where_mask"], dtype=np.uint8), count=reference.n_obs).astype(bool)
-        return by_id[id_order(reference)]
+        by_id = np.unpackbits(np.asarray(header["where_mask"], dtype=np.uint8), count=len(ids)).astype(bool)
+        return by_id[np.argsort(np.argsort(ids, kind="stable"))]
     return json.loads(kept) if kept else None

@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ragst_sd.retrieval.evidence import mean_of_reference
+from ragst_sd.retrieval.method import Method
+from ragst_sd.retrieval.options import Options, numbers
 from ragst_sd.retrieval.targets import held_out_splits
 from ragst_sd.retrieval.training import dense, mean_over_groups, variable_genes, within_section_pearson
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from ragst_sd.retrieval.training import Training
+    from ragst_sd.retrieval.bank import Bank, Run, Selection
 
 logger = logging.getLogger(__name__)
 
+ALPHAS = tuple(float(alpha) for alpha in np.logspace(-3, 4, 22))
 _SCORED_GENES = 250
 
 
-def fit_ridge(training: Training, key: np.ndarray, *, alphas: Sequence[float]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RidgeOptions(Options):
+    r"""Options of `ridge`.
+
+    Parameters
+    ----------
+    n_components
+        Principal components of the embedding at most.
+    alphas
+        Penalties to choose from, of :math:`(K^\top K + \alpha m I) B = K^\top Y` on the m rows K.
+    """
+
+    alphas: tuple[float, ...] = numbers(ALPHAS)
+
+
+def fit_ridge(training: Bank, *, alphas: Sequence[float]) -> dict[str, Any]:
     r"""Ridge regression of every gene on phi(x), its penalty chosen on held-out groups.
 
     .. math:: B = (K^\top K + \alpha m I)^{-1} K^\top Y
@@ -32,6 +53,7 @@ def fit_ridge(training: Training, key: np.ndarray, *, alphas: Sequence[float]) -
     -------
     `coefficients` (p, g), `intercept` (g,) relative to the per-gene reference mean, `alpha`, and `alpha_scores`.
     """
+    key = training.key
     grid = np.sort(np.asarray(alphas, dtype=np.float64))
     scores = _score_alphas(training, key, grid)
     alpha = float(grid[int(np.nanargmax(scores))]) if np.isfinite(scores).any() else float(np.median(grid))
@@ -48,9 +70,9 @@ def fit_ridge(training: Training, key: np.ndarray, *, alphas: Sequence[float]) -
     return {"coefficients": coefficients, "intercept": intercept, "alpha": np.float64(alpha), "alpha_scores": scores}
 
 
-def ridge_adjustment(parameters: dict[str, np.ndarray], key: np.ndarray) -> np.ndarray:
+def ridge_adjustment(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> np.ndarray:
     """What ridge adds to the per-gene reference mean, (n, g)."""
-    return key @ parameters["coefficients"] + parameters["intercept"]
+    return selection.key @ parameters["coefficients"] + parameters["intercept"]
 
 
 class RidgeSolver:
@@ -68,7 +90,7 @@ class RidgeSolver:
         return self._axes @ (self._rotated / (np.maximum(self._eigenvalues, 0) + alpha * self._m)[:, None])
 
 
-def _score_alphas(training: Training, key: np.ndarray, alphas: np.ndarray) -> np.ndarray:
+def _score_alphas(training: Bank, key: np.ndarray, alphas: np.ndarray) -> np.ndarray:
     everywhere = np.flatnonzero(training.measured.all(axis=0))
     scores = []
     for inner, held in held_out_splits(training.folds, None) if len(everywhere) else ():
@@ -79,3 +101,17 @@ def _score_alphas(training: Training, key: np.ndarray, alphas: np.ndarray) -> np
         predicted = ((key[held] - centre) @ solver.coefficients(alpha) for alpha in alphas)
         scores.append([within_section_pearson(values, truth, sections) for values in predicted])
     return mean_over_groups(scores, len(alphas))
+
+
+def _fit(training: Bank, run: Run) -> dict[str, Any]:
+    return fit_ridge(training, alphas=run.options.alphas)
+
+
+RIDGE = Method(
+    RidgeOptions,
+    _fit,
+    answer=partial(mean_of_reference, adjustment=ridge_adjustment),
+    per_gene=("coefficients", "intercept"),
+    learns="values",
+)
+MEAN = Method(Options, lambda training, run: {}, learns="values")

@@ -1,0 +1,148 @@
+"""A reference opened: the only place where an AnnData becomes a :class:`ragst_sd.retrieval.bank.Bank`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._cell_types import cell_types
+from ragst_sd._labels import label
+from ragst_sd._reference import (
+    FIT_CHANGED,
+    annotations_hash,
+    fit_hash,
+    is_lazy,
+    reference_header,
+    require_in_memory,
+    require_unchanged,
+    row_hashes,
+    whole_hash,
+)
+from ragst_sd.reference.header import Fit, Header
+from ragst_sd.reference.normalize import as_csr
+from ragst_sd.reference.schema import check_fit
+from ragst_sd.retrieval.bank import Bank
+from ragst_sd.retrieval.projection import standardize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pandas as pd
+    from anndata import AnnData
+
+
+def open_bank(reference: AnnData, *, fitted: bool = True, whole: bool = True) -> Bank:
+    """Check a reference of tissue once, and take it apart.
+
+    Parameters
+    ----------
+    reference
+        In memory, or with its rows on disk.
+    fitted
+        Whether it must have a fit, of the content that it has now.
+    whole
+        Whether all of its content is looked at. Of rows on disk only what is in memory is: they were checked when they were
+        written.
+
+    Raises
+    ------
+    TypeError
+        If it is not an AnnData.
+    ValueError
+        If it is no reference of tissue or damaged, is to be fitted and is not, its method is not registered, or rows, values,
+        annotations or the fit changed after fitting.
+    """
+    stored = reference_header(reference)
+    cell_types(reference)  # fractions and header go together
+    header, lazy = replace(Header.read(stored), frame_hash=whole_hash(reference, [])), is_lazy(reference)
+    digests, values = None, reference.X
+    if whole and lazy:
+        annotations = annotations_hash(reference)
+        if annotations != stored.get(_keys.ANNOTATIONS_HASH):
+            header = replace(header, content_hash=annotations)
+    elif whole:
+        digests = row_hashes(reference)
+        header = replace(header, content_hash=whole_hash(reference, digests))
+        values = as_csr(values) if hasattr(values, "tocsr") else np.asarray(values)
+    if fitted:
+        _check_fit(reference, stored, header.content_hash, whole=whole and not lazy)
+    obs, fit = reference.obs, stored.get(_keys.FIT)
+    panel = {name: i for i, name in enumerate(header.panels)}
+    panels, of_panel = _codes(obs[_keys.PANEL])
+    samples, donors = (_codes(obs[name])[1] for name in (_keys.SAMPLE, _keys.DONOR))
+    # Donors on one slide count as several sections; a donor is the same however its label is stored.
+    _, of_label = _codes(obs[_keys.DONOR], label)
+    sections = np.unique(np.stack([samples, of_label], axis=1), axis=0, return_inverse=True)[1].ravel()
+    return Bank(
+        embedding=reference.obsm[header.use_rep],
+        values=values,
+        panels=np.array([panel[name] for name in panels], dtype=np.int64)[of_panel],
+        measured=np.asarray(reference.varm[_keys.MEASURED]).T,
+        folds=None,
+        sections=sections,
+        donors=donors,
+        types=None if header.cell_types is None else reference.obsm[_keys.CELL_TYPE_FRACTION],
+        key=reference.obsm.get(_keys.RETRIEVAL_KEY),
+        ids=reference.obs_names.to_numpy(dtype=str),
+        genes=reference.var_names,
+        obs=obs,
+        var=reference.var,
+        header=header,
+        fit=Fit.read(fit) if isinstance(fit, Mapping) else None,
+        digests=digests,
+    )
+
+
+def _codes(column: pd.Series, name_of: Callable[[Any], str] = str) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct labels of a column in their order, and the code of each row."""
+    codes, values = column.factorize(use_na_sentinel=False)
+    names, place = np.unique(np.array([name_of(value) for value in values], dtype=str), return_inverse=True)
+    return names, place[codes]
+
+
+def _check_fit(reference: AnnData, stored: Mapping[str, Any], current: str, *, whole: bool) -> None:
+    """Raise a `ValueError` if there is no fit, its method is unknown, or anything changed since."""
+    from ragst_sd.retrieval.methods import method_of_fit
+
+    fit = stored.get(_keys.FIT)
+    check_fit(fit)
+    method_of_fit(fit["method"])
+    require_unchanged(reference, fit, current)
+    if whole and fit_hash(reference, stored, fit) != fit["fit_hash"]:
+        raise ValueError(FIT_CHANGED)
+
+
+def standardized(reference: AnnData, bank: Bank) -> Bank:
+    """The bank with its embeddings in memory as they are compared, float64: standardised by section where the header says so.
+
+    Raises
+    ------
+    ValueError
+        If the rows lie on disk, an embedding is NaN or infinite, or a section has no statistics.
+    """
+    require_in_memory(reference)
+    header, raw = bank.header, np.asarray(bank.embedding, dtype=np.float64)
+    bad = int((~np.isfinite(raw).all(axis=1)).sum())
+    if bad:
+        msg = f"`obsm[{header.use_rep!r}]` of the reference is NaN or infinite in {bad} rows. Drop them and fit again."
+        raise ValueError(msg)
+    if not header.standardize:
+        return replace(bank, embedding=raw)
+    out, sections = np.empty_like(raw), header.sections
+    names = list(sections.sample)
+    for sample, rows in bank.obs.groupby(bank.obs[_keys.SAMPLE].astype(str)).indices.items():
+        if sample not in names:
+            msg = f"Section {sample!r} has no statistics in the reference's header (it has {names}). Build it again."
+            raise ValueError(msg)
+        place = names.index(sample)
+        out[rows] = standardize(raw[rows], sections.mean[place], sections.std[place])
+    return replace(bank, embedding=out)
+
+
+def n_measured(bank: Bank) -> np.ndarray:
+    """(genes,) number of rows that measured each gene."""
+    return np.bincount(bank.panels, minlength=len(bank.measured)) @ bank.measured

@@ -1,0 +1,55 @@
+"""One way to predict, whatever the task: how it is fitted, which rows it selects, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ragst_sd.retrieval.evidence import cited_mean, mean_of_reference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy as np
+
+    from ragst_sd.retrieval.bank import Answer, Bank, Query, Run, Selection
+
+Parameters = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to predict, in the terms of prediction = evidence + adjustment. All functions are pure, on arrays."""
+
+    options: type
+    """A dataclass of its options, with :mod:`ragst_sd.retrieval.options` for fields; its docstring is their documentation."""
+    fit: Callable[[Bank, Run], Parameters]
+    """(bank, run) -> plain parameters. `bank.key` are principal components, `run.options` the options."""
+    select: Callable[[Mapping[str, Any], Bank, Query], Selection] | None = None
+    """(parameters, bank, query) -> rows to cite and their weights, for all queries at once; `None` cites nobody."""
+    answer: Callable[[Mapping[str, Any], Bank, Selection], Answer] | None = None
+    """(parameters, bank, selection) -> values, block by block of queries; left out: the mean of the cited rows, or of the
+    reference."""
+    place: Callable[[Mapping[str, Any], np.ndarray], np.ndarray] | None = None
+    """(parameters, principal components (n, p)) -> (n, q) places in phi-space; `None` leaves them as they are."""
+    place_rows: Callable[[Mapping[str, Any], Bank], np.ndarray | None] | None = None
+    """(parameters, bank) -> rows in phi-space, where they are not placed as queries are; else `None`."""
+    per_gene: tuple[str, ...] = ()
+    """Parameters of `answer` whose last axis is genes."""
+    per_row: tuple[str, ...] = ()
+    """Parameters of `answer` whose first axis is the rows of the reference."""
+    candidates: Literal["nearest", "random"] = "nearest"
+    """How stage 1 finds candidates; at random for a control."""
+    learns: Literal["", "settings", "values"] = ""
+    """What fitting takes from the measured values of the rows: nothing, a few settings, or the values themselves, so that their
+    donors count as seen."""
+
+    @property
+    def cites(self) -> bool:
+        """Whether evidence is made of cited rows; else it is the per-gene mean of the reference."""
+        return self.select is not None
+
+    def answers(self, parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
+        """What the method answers."""
+        answer = self.answer or (cited_mean if self.cites else mean_of_reference)
+        return answer(parameters, bank, selection)

@@ -1,0 +1,245 @@
+"""The one runner: what a fitted method says of some queries. Rows are selected for all of them, values follow block by block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ragst_sd.retrieval.bank import Bank, Query, Selection, eligible_counts
+from ragst_sd.retrieval.block_search import search_in_blocks
+from ragst_sd.retrieval.conformal import limits_around
+from ragst_sd.retrieval.evidence import disagreement, evidence_share
+from ragst_sd.retrieval.grounding import Grounding, distance_in_phi, grounding_of
+from ragst_sd.retrieval.methods import METHODS, phi_of
+from ragst_sd.retrieval.search import find_candidates
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ragst_sd.retrieval.bank import Answer
+    from ragst_sd.retrieval.conformal import IntervalRule
+    from ragst_sd.retrieval.eligibility import Eligibility
+    from ragst_sd.retrieval.method import Method
+    from ragst_sd.retrieval.search import Candidates
+
+    Spread = Callable[[Callable[[Any, Any], Any], Iterable[Any], Any], Iterable[Any]]
+
+# Values of one block of queries; some six arrays of that size exist at once, in float64.
+_BLOCK_VALUES = 2**22
+_QUERIES = 256
+
+
+class Selected(NamedTuple):
+    """What is selected for all queries, and what is known before a value is predicted."""
+
+    selection: Selection
+    grounding: Grounding
+    level_rows: np.ndarray
+    """(patterns, groups) eligible rows of each section and panel, on whose mean evidence is put back."""
+    recall: float
+    """Share of the true neighbours that the search found, estimated; 1 where it was exact."""
+
+
+# What is predicted for some queries, by name: float32 (n, genes), in memory or on disk, and (n,) `evidence_share`.
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the values of any query need of a bank, for some genes: all that is sent to another process."""
+
+    method: Method
+    """The method itself: another process may not know it by name."""
+    parameters: dict[str, Any]
+    bank: Bank
+    genes: np.ndarray
+    """Positions of the genes in the reference."""
+    spread: bool = True
+    """Whether the disagreement of the cited rows is wanted."""
+    intervals: IntervalRule | None = None
+    """How limits are made, where they are wanted."""
+
+
+def select(
+    bank: Bank,
+    embedding: np.ndarray,
+    *,
+    state: np.ndarray,
+    eligibility: Eligibility,
+    n_neighbors: int,
+    backend: str = "auto",
+    raw: np.ndarray | None = None,
+    device: str = "cpu",
+) -> Selected:
+    """Rows that the method cites, and how well grounded that is.
+
+    Parameters
+    ----------
+    embedding
+        (n, d) standardised embeddings of the queries.
+    state
+        (n, s) their state, where the gate looks at one.
+    raw
+        (n, d) embeddings as they were made; with them it is also told whether queries look like any section.
+    """
+    fit, method = bank.fit, METHODS[bank.fit.method]
+    phi = phi_of(fit.method, fit.parameters, embedding)
+    nearby, found = _candidates(bank, phi, max(n_neighbors, fit.n_candidates), eligibility, backend, device)
+    nearest, level_rows = nearby.rows[:, :n_neighbors], np.zeros((0, 0), dtype=np.int64)
+    level = np.zeros(len(phi), dtype=np.int64)
+    if method.select is not None:
+        # Only rows that may be cited are looked at, so that a reference on disk need not be read as a whole.
+        near = np.unique(found.rows[found.rows >= 0])
+        small = Query(phi, found._replace(rows=_places(near, found.rows)), state, n_neighbors)
+        selection = method.select(fit.parameters, replace(bank, key=read_rows(bank.key, near)), small)
+        selection = replace(selection, rows=np.where(selection.rows >= 0, near[selection.rows], -1))
+        if fit.cites_level:
+            level_rows, level = eligible_counts(eligibility, bank.levels[0])
+    else:
+        nobody = np.full(nearest.shape, np.nan)
+        selection = Selection(phi, np.full_like(nearest, -1), np.zeros(nearest.shape), nobody)
+    grounding = grounding_of(
+        bank,
+        selection,
+        used=np.where(selection.weights > 0, selection.rows, -1) if method.cites else nearest,
+        distance=distance_in_phi(fit, nearby.distances, eligibility),
+        eligibility=eligibility,
+        raw=raw,
+    )
+    of_spots = {"distance": grounding.distance, "unlike": grounding.appearance_distance}
+    selection = replace(selection, nearest=nearest, level=level, **of_spots)
+    return Selected(selection, grounding, level_rows, min(nearby.recall, found.recall))
+
+
+def _candidates(
+    bank: Bank, phi: np.ndarray, n_candidates: int, eligibility: Eligibility, backend: str, device: str
+) -> tuple[Candidates, Candidates]:
+    """The nearest eligible rows, and those that the method chooses from."""
+    how = METHODS[bank.fit.method].candidates
+    options = {"eligibility": eligibility, "tie_order": bank.order, "metric": bank.fit.metric, "device": device}
+    if not bank.lazy:
+        search = partial(find_candidates, phi, np.asarray(bank.key), n_candidates, backend=backend, **options)
+        nearby = search()
+        return nearby, nearby if how == "nearest" else search(how=how)
+    if how != "nearest" or backend == "pynndescent":
+        what = "`backend='pynndescent'`" if how == "nearest" else f"method {bank.fit.method!r}"
+        msg = f"The reference is lazy, and {what} needs all of its rows. Load it with `reference.to_memory()`."
+        raise ValueError(msg)
+    nearby = search_in_blocks(phi, bank.key, n_candidates, **options)
+    return nearby, nearby
+
+
+def part_of(bank: Bank, genes: np.ndarray, level_rows: np.ndarray, **wanted: Any) -> Part:
+    """What the values need, for the genes at these positions; `level_rows` as in :class:`Selected`, the rest as in :class:`Part`."""
+    method, parameters = METHODS[bank.fit.method], dict(bank.fit.parameters)
+    of_genes = ("reference_mean", "section_shifts", *method.per_gene)
+    parameters |= {name: np.asarray(parameters[name])[..., genes] for name in of_genes if name in parameters}
+    lean = dict.fromkeys(("embedding", "donors", "types", "ids", "obs", "var", "genes", "header", "fit", "digests"))
+    part = replace(bank.at_genes(genes), **lean)
+    if method.cites and "section_shifts" in parameters:
+        parameters["level"] = part.level(parameters["section_shifts"], level_rows)
+    return Part(method, parameters, part, genes, **wanted)
+
+
+def predict(part: Part, selection: Selection, spread: Spread) -> Values:
+    """All values in memory. `spread(function, items, shared)` yields `function(shared, item)` for each item, in order."""
+    n = len(selection.rows)
+    blocks = blocks_of_queries(n, len(part.genes))
+    found: Values = {}
+    items = (selection.some(queries) for queries in blocks)
+    for queries, own in zip(blocks, spread(values_of, items, part), strict=True):
+        for name, values in own.items():
+            if name not in found:
+                found[name] = np.empty((n, *values.shape[1:]), dtype=values.dtype)
+            found[name][queries] = values
+    return found
+
+
+def blocks_of_queries(n: int, n_genes: int) -> list[slice]:
+    """Queries whose values are computed together. Whole multiples of 256, so that linear algebra sees one shape."""
+    size = _QUERIES * max(1, _BLOCK_VALUES // max(1, _QUERIES * n_genes))
+    return [slice(start, min(n, start + size)) for start in range(0, n, size)]
+
+
+def values_of(part: Part, selection: Selection) -> Values:
+    """Values of the selected queries, whose number decides the memory that is taken."""
+    if part.bank.lazy:
+        part, selection = _brought_near(part, selection)
+    answer = part.method.answers(part.parameters, part.bank, selection)
+    prediction = answer.evidence + answer.adjustment
+    values: Values = {"prediction": prediction, "evidence": answer.evidence}
+    if part.spread or part.intervals is not None:
+        values["disagreement"] = _disagreement(part, selection, answer)
+    if part.intervals is not None:
+        about = (np.asarray(selection.distance), np.asarray(selection.unlike))
+        limits = limits_around(part.intervals, prediction, values["disagreement"], *about)
+        values["lower"], values["upper"] = limits
+    mean = np.asarray(part.parameters["reference_mean"]).astype(np.float32)
+    values["evidence_share"] = evidence_share(answer.evidence, answer.adjustment, mean)
+    return values
+
+
+def _disagreement(part: Part, selection: Selection, answer: Answer) -> np.ndarray:
+    """Spread of what the cited rows bring; of the nearest ones for methods that cite nobody."""
+    rows, weights, bank = selection.rows, selection.weights, part.bank
+    if not part.method.cites:
+        rows = np.asarray(selection.nearest)
+        weights = (rows >= 0).astype(np.float64)
+    shifts = part.parameters.get("section_shifts") if part.method.cites else None
+    return disagreement(
+        rows,
+        weights,
+        bank.values,
+        panels=bank.panels,
+        measured=bank.measured,
+        sections=None if shifts is None else bank.sections,
+        shifts=shifts,
+        average=answer.average,
+    )
+
+
+def _brought_near(part: Part, selection: Selection) -> tuple[Part, Selection]:
+    """The part with the rows that the selection needs in memory, and the selection by their places there."""
+    nearest = np.asarray(selection.nearest)
+    near = np.unique(np.concatenate([selection.rows.ravel(), nearest.ravel()]))
+    near = near[near >= 0]
+    bank, of_rows = part.bank, part.method.per_row
+    bank = replace(
+        bank,
+        values=read_rows(bank.values, near)[:, part.genes],
+        key=read_rows(bank.key, near),
+        panels=bank.panels[near],
+        sections=bank.sections[near],
+    )
+    parameters = part.parameters | {name: np.asarray(part.parameters[name])[near] for name in of_rows}
+    rows, nearest = _places(near, selection.rows), _places(near, nearest)
+    return replace(part, bank=bank, parameters=parameters), replace(selection, rows=rows, nearest=nearest)
+
+
+def _places(near: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Where rows of the reference stand among `near`; -1 stays -1."""
+    return np.where(rows >= 0, np.searchsorted(near, np.maximum(rows, 0)), -1)
+
+
+def read_rows(values: Any, rows: np.ndarray) -> Any:
+    """Some rows of a matrix, in memory; of one on disk block by block, one at a time."""
+    if not hasattr(values, "dask"):
+        return values[rows]
+    starts = np.concatenate([[0], np.cumsum(values.chunks[0])])
+    order = np.argsort(rows, kind="stable")
+    ascending = rows[order]
+    of_block = np.searchsorted(starts, ascending, side="right") - 1
+    parts = [
+        values.blocks[block].compute(scheduler="synchronous")[ascending[of_block == block] - starts[block]]
+        for block in np.unique(of_block)
+    ]
+    if not parts:
+        return values[:0].compute()
+    if hasattr(parts[0], "tocsr"):
+        import scipy.sparse as sp
+
+        return sp.vstack(parts, format="csr")[np.argsort(order)]
+    return np.concatenate(parts)[np.argsort(order)]

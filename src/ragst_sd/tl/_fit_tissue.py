@@ -1,0 +1,86 @@
+"""Fitting a method on the rows of a bank: the part of `rg.tl.fit` for tissue."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd._state import fit_state, state_of
+from ragst_sd.reference.header import Fit
+from ragst_sd.retrieval.appearance import calibrate_raw
+from ragst_sd.retrieval.grounding import calibrate_grounding
+from ragst_sd.retrieval.methods import METHODS, fit_method
+from ragst_sd.tl._fit_record import neighbor_counts, storable
+from ragst_sd.tl._folds import inner_folds
+
+if TYPE_CHECKING:
+    from ragst_sd.retrieval.bank import Bank, Run
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_NEIGHBORS = 50
+
+
+def fit_tissue(
+    bank: Bank,
+    method: str,
+    run: Run,
+    *,
+    raw: np.ndarray,
+    n_neighbors: int | None,
+    n_candidates: int | None,
+    group_key: str | None,
+    metric: str,
+) -> Bank:
+    """The bank with a fit and its rows in phi-space, of which no hash is known yet.
+
+    Parameters
+    ----------
+    bank
+        With standardised embeddings, in memory.
+    raw
+        (m, d) embeddings as they were made.
+    """
+    cited, compared = neighbor_counts(len(bank), n_neighbors, n_candidates, cited=DEFAULT_NEIGHBORS)
+    folds, inner_groups = inner_folds(bank, group_key)
+    # Sums and batches follow the ids, so that the order of the rows changes nothing.
+    order = np.argsort(bank.order)
+    back = np.argsort(order)
+    training = replace(bank, folds=folds).at_rows(order)
+    state: dict[str, Any] = {}
+    if getattr(run.options, "gate_hidden", 0):
+        state = fit_state(training.obs, training.embedding, len(np.atleast_1d(bank.header.encoder["context"])))
+    types = training.types if getattr(run.options, "cell_types", False) else None
+    if getattr(run.options, "cell_types", False) and types is None:
+        msg = "`cell_types` is True, but the reference has no cell types. Run `rg.tl.add_cell_types` first."
+        raise ValueError(msg)
+    training = replace(
+        training,
+        state=state_of(state, training.obs, training.embedding),
+        types=None if types is None else np.asarray(types, dtype=np.float64),
+    )
+    run = replace(run, n_neighbors=cited, n_candidates=compared)
+    parameters, key, queries = fit_method(method, training, run)
+    calibration = calibrate_grounding(queries, key, training.groups, cited, metric)
+    appearance = calibrate_raw(raw[order], training.sections, training.groups)
+    parameters |= {name: parameters[name][back] for name in METHODS[method].per_row}
+    if not np.isfinite(calibration["distance_threshold"]):
+        logger.warning("No distances between groups could be calibrated: no spot will be called out of reference.")
+    fit = Fit(
+        method=method,
+        n_neighbors=cited,
+        n_candidates=compared,
+        metric=metric,
+        inner_groups=inner_groups,
+        # A store keeps no None; no column has an empty name.
+        group_key="" if group_key is None else str(group_key),
+        rng=run.rng,
+        options=storable(asdict(run.options)),
+        parameters={**state, **parameters},
+        appearance=appearance,
+        **calibration,
+    )
+    return replace(bank, fit=fit, key=key[back])
