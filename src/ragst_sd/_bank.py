@@ -10,7 +10,13 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import cell_types
-from ragst_sd._labels import label
+from ragst_sd._labels import label, labels
+from ragst_sd._perturbation_reference import (
+    is_perturbation,
+    perturbation_fit_hash,
+    perturbation_hash,
+    perturbation_header,
+)
 from ragst_sd._reference import (
     FIT_CHANGED,
     annotations_hash,
@@ -22,11 +28,14 @@ from ragst_sd._reference import (
     row_hashes,
     whole_hash,
 )
-from ragst_sd.reference.header import Fit, Header
+from ragst_sd.reference.header import Fit, Header, ScreenHeader
 from ragst_sd.reference.normalize import as_csr
+from ragst_sd.reference.perturbation_schema import TASK
+from ragst_sd.reference.perturbations import components
 from ragst_sd.reference.schema import check_fit
-from ragst_sd.retrieval.bank import Bank
+from ragst_sd.retrieval.bank import Bank, Cells, Screen
 from ragst_sd.retrieval.projection import standardize
+from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +45,7 @@ if TYPE_CHECKING:
 
 
 def open_bank(reference: AnnData, *, fitted: bool = True, whole: bool = True) -> Bank:
-    """Check a reference of tissue once, and take it apart.
+    """Check a reference of tissue, or of responses to perturbations, once, and take it apart.
 
     Parameters
     ----------
@@ -53,9 +62,11 @@ def open_bank(reference: AnnData, *, fitted: bool = True, whole: bool = True) ->
     TypeError
         If it is not an AnnData.
     ValueError
-        If it is no reference of tissue or damaged, is to be fitted and is not, its method is not registered, or rows, values,
+        If it is no reference or damaged, is to be fitted and is not, its method is not registered, or rows, values,
         annotations or the fit changed after fitting.
     """
+    if is_perturbation(reference):
+        return _open_screen(reference, fitted=fitted)
     stored = reference_header(reference)
     cell_types(reference)  # fractions and header go together
     header, lazy = replace(Header.read(stored), frame_hash=whole_hash(reference, [])), is_lazy(reference)
@@ -95,6 +106,64 @@ def open_bank(reference: AnnData, *, fitted: bool = True, whole: bool = True) ->
         fit=Fit.read(fit) if isinstance(fit, Mapping) else None,
         digests=digests,
     )
+
+
+def _open_screen(reference: AnnData, *, fitted: bool) -> Bank:
+    """Responses in the order of the rows; cells, which few methods need, are left where they are: see `with_cells`."""
+    stored = perturbation_header(reference)
+    current = perturbation_hash(reference)
+    header, fit = replace(ScreenHeader.read(stored), content_hash=current), stored.get(_keys.FIT)
+    if fitted:
+        check_fit(fit, task=TASK)
+        require_unchanged(reference, fit, current)
+        if perturbation_fit_hash(reference, fit) != fit["fit_hash"]:
+            raise ValueError(FIT_CHANGED)
+    first, second = (dense(reference.layers[name]) for name in _keys.RESPONSE_HALVES)
+    key = np.asarray(reference.obsm[header.use_rep], dtype=np.float64)
+    names = labels(reference.obs[_keys.PERTURBATION])
+    return Bank(
+        embedding=key,
+        key=key,
+        values=dense(reference.X),
+        panels=np.zeros(reference.n_obs, dtype=np.int64),
+        measured=np.ones((1, reference.n_vars), dtype=bool),
+        folds=np.unique(names.astype(str), return_inverse=True)[1],
+        sections=context_codes(labels(reference.obs[_keys.CONTEXT]), header),
+        ids=reference.obs_names.to_numpy(dtype=str),
+        genes=reference.var_names,
+        obs=reference.obs,
+        var=reference.var,
+        header=header,
+        fit=Fit.read(fit) if isinstance(fit, Mapping) else None,
+        screen=Screen(
+            halves=(first, second),
+            perturbed=tuple(components(name, header.control) for name in names),
+            states=header.states,
+            reliability=np.nan_to_num(reference.obs[_keys.RELIABILITY].to_numpy(dtype=np.float64)),
+            metric=str(fit["metric"]) if fitted else "cosine",
+            errors=np.nan_to_num(dense(reference.layers[_keys.STANDARD_ERROR])),
+        ),
+    )
+
+
+def context_codes(contexts: np.ndarray, header: ScreenHeader) -> np.ndarray:
+    """Position of each context in the header, -1 for a new one."""
+    place = {name: i for i, name in enumerate(header.contexts)}
+    return np.array([place.get(str(name), -1) for name in contexts], dtype=np.int64)
+
+
+def with_cells(bank: Bank) -> Bank:
+    """The bank with its samples of cells, in float32; cells of rows that are no longer there are left out."""
+    header, controls, treated = bank.header, bank.header.controls, bank.header.treated
+    rows = bank.obs.index.get_indexer([str(name) for name in treated["row"]])
+    there = np.flatnonzero(rows >= 0)
+    cells = Cells(
+        controls=dense(as_csr(controls["values"])).astype(np.float32),
+        contexts=context_codes(np.array([str(one) for one in controls["context"]], dtype=object), header),
+        treated=dense(as_csr(treated["values"])[there]).astype(np.float32),
+        rows=rows[there],
+    )
+    return replace(bank, screen=replace(bank.screen, cells=cells))
 
 
 def _codes(column: pd.Series, name_of: Callable[[Any], str] = str) -> tuple[np.ndarray, np.ndarray]:

@@ -141,6 +141,72 @@ TISSUE = (
 )
 
 
+_OF_RESPONSES = (
+    Field("X", "prediction", "The source cell plus the response; not clipped, so that it can be below zero."),
+    Field("layers", _keys.RESPONSE, "The predicted response."),
+    Field(
+        "layers",
+        _keys.EVIDENCE,
+        "Weighted mean of the measured responses that are cited; the response minus this layer is the adjustment.",
+    ),
+)
+_GROUNDED = (
+    *POINTERS,
+    EFFECTIVE_N,
+    EVIDENCE_SHARE,
+    Field("obs", _keys.CITED_RELIABILITY, "Weighted mean reliability of the cited rows.", np.float64),
+    Field(
+        "obs",
+        _keys.EMBEDDING_SHARE,
+        'With `"rag"`: how much of the perturbation\'s embedding the rows that may be used span, from 0 to 1. All that it adds '
+        "to their mean is multiplied with it.",
+        np.float64,
+    ),
+)
+_ASKED = (
+    Field("obs", _keys.PERTURBATION, "As asked for.", "category"),
+    Field("obs", _keys.CONTEXT, "Context of the cell.", "category"),
+    Field("obs", _keys.SOURCE, "Name of the cell, or of the spot.", object),
+)
+# Of `rg.tl.perturb`.
+RESPONSES = (*_OF_RESPONSES, *_GROUNDED, *_ASKED)
+# Of `rg.tl.perturb_tissue`.
+TISSUE_RESPONSES = (
+    *_OF_RESPONSES,
+    Field(
+        "layers",
+        _keys.STANDARD_ERROR,
+        "Standard errors of the cited responses by their weights, an upper bound that supposes shared controls; NaN where nobody "
+        "is cited. It says how well the responses were measured, not whether they hold in tissue.",
+    ),
+    Field(
+        "layers",
+        _keys.LOWER,
+        "Where the table was predicted with intervals: these, moved by the response and widened by its standard error at the "
+        "same level.",
+    ),
+    Field("layers", _keys.UPPER, "The upper ends of them."),
+    *_GROUNDED,
+    *_ASKED,
+    Field(
+        "obs",
+        _keys.RESPONSE_MAGNITUDE,
+        "Root mean square of the response over genes; the mean over spots for all where the response does not vary more than by "
+        "chance.",
+        np.float64,
+    ),
+    Field(
+        "obs",
+        _keys.STATE_DISTANCE,
+        "Distance of the spot's state to the nearest context of the screen, over the 98th percentile of that of sets of as many "
+        "controls.",
+        np.float64,
+    ),
+    Field("obs", _keys.STATE_PERCENTILE, "Percentile of it among those.", np.float64),
+    Field("obs", _keys.FAR_FROM_SCREEN, "Whether the distance is above 1.", bool),
+)
+
+
 def fill(fields: Sequence[Field], values: Mapping[str, Any], outside: np.ndarray) -> dict[str, dict[str, Any]]:
     """Values by place and key, in their types; what is computed on disk is taken as it is.
 
@@ -156,7 +222,7 @@ def fill(fields: Sequence[Field], values: Mapping[str, Any], outside: np.ndarray
         array = values.get(one.name if one.place != "var" else f"var/{one.name}")
         if array is None:
             continue
-        if not hasattr(array, "dask") and one.dtype != "category":
+        if not hasattr(array, "dask") and not isinstance(one.dtype, str):
             array = np.array(array)
             if one.place not in ("var", "varm"):
                 array[outside] = one.outside

@@ -9,12 +9,11 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
-from ragst_sd._reference import FIT_CHANGED, reference_hash, reference_header, require_unchanged
+from ragst_sd._reference import reference_hash, reference_header
 from ragst_sd._validate import require_type
 from ragst_sd.reference.hashing import content_hash, parameters_hash
 from ragst_sd.reference.normalize import as_csr
 from ragst_sd.reference.perturbation_schema import TASK, check_perturbation_header
-from ragst_sd.reference.schema import check_fit
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -79,23 +78,6 @@ def _cells(part: dict[str, Any]) -> dict[str, np.ndarray]:
         "indices": values.indices.astype(np.int64),
         "indptr": values.indptr.astype(np.int64),
     }
-
-
-def perturbation_fit(reference: AnnData) -> dict[str, Any]:
-    """The checked fit of a perturbation reference whose content has not changed since.
-
-    Raises
-    ------
-    ValueError
-        If the reference is not fitted, or changed after fitting.
-    """
-    header = perturbation_header(reference)
-    check_fit(header.get(_keys.FIT), task=TASK)
-    fit = dict(header[_keys.FIT])
-    require_unchanged(reference, fit, perturbation_hash(reference))
-    if perturbation_fit_hash(reference, fit) != fit["fit_hash"]:
-        raise ValueError(FIT_CHANGED)
-    return fit
 
 
 def perturbation_fit_hash(reference: AnnData, fit: dict[str, Any], key: np.ndarray | None = None) -> str:

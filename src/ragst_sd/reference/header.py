@@ -1,4 +1,4 @@
-"""What a reference of tissue says of itself, and what a fit keeps, as the types that the package works with."""
+"""What a reference says of itself, and what a fit keeps, as the types that the package works with."""
 
 from __future__ import annotations
 
@@ -85,8 +85,49 @@ class Header:
 
 
 @dataclass(frozen=True)
+class ScreenHeader:
+    """The header of a reference of responses to perturbations."""
+
+    use_rep: str
+    """Place of the embeddings in `.obsm`."""
+    control: str
+    """Name of the control."""
+    context_key: str
+    """Column of contexts in the screen; empty where there was none."""
+    contexts: list[str]
+    content_hash: str
+    states: np.ndarray
+    """(contexts, g) mean expression of their controls."""
+    n_controls: np.ndarray
+    embedding: Mapping[str, Any]
+    """Name, genes and values of the embedding of genes."""
+    normalization: Mapping[str, Any]
+    controls: Mapping[str, Any]
+    """A sample of control cells."""
+    treated: Mapping[str, Any]
+    """A sample of perturbed cells."""
+    control_cells: np.ndarray
+    """Names of all control cells that responses were measured against."""
+    sources: pd.DataFrame
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> ScreenHeader:
+        """From the mapping in `.uns["ragst"]`, whose fields have been checked."""
+        of_contexts = stored["contexts"]
+        as_they_are = ("embedding", "normalization", "controls", "treated", "sources")
+        return cls(
+            **{name: str(stored[name]) for name in ("use_rep", "control", "context_key", "content_hash")},
+            **{name: stored[name] for name in as_they_are},
+            contexts=list(_texts(of_contexts["context"])),
+            states=np.asarray(of_contexts["mean"], dtype=np.float64),
+            n_controls=np.asarray(of_contexts["n_controls"]),
+            control_cells=_texts(stored["control_cells"]),
+        )
+
+
+@dataclass(frozen=True)
 class Fit:
-    """A method fitted on a reference of tissue."""
+    """A method fitted on a reference; how far queries may lie from it is known of tissue only."""
 
     method: str
     n_neighbors: int
@@ -96,16 +137,16 @@ class Fit:
     metric: str
     inner_groups: str
     """What was held out to choose and calibrate."""
-    group_key: str
-    """The column of it that was asked for; empty if none was."""
     rng: int
     options: Mapping[str, Any]
     parameters: Mapping[str, Any]
-    distance_quantiles: np.ndarray
+    group_key: str | None = None
+    """The column of tissue that was asked to be held out; empty if none was."""
+    distance_quantiles: Any = None
     """Of the distances of held-out rows in phi-space."""
-    distance_threshold: float
+    distance_threshold: Any = None
     """Distance beyond which a spot is out of reference."""
-    appearance: Mapping[str, Any]
+    appearance: Any = None
     """What the raw embedding of a spot is compared with, and the distance beyond which it looks like no section."""
     reference_hash: str = ""
     fit_hash: str = ""
@@ -114,13 +155,14 @@ class Fit:
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> Fit:
         """From the mapping in `.uns["ragst"]["fit"]`, whose fields have been checked."""
-        missing = {"group_key": "", "rng": 0, "options": {}}
+        missing: dict[str, Any] = {"group_key": "", "rng": 0, "options": {}}
         return cls(**{one.name: stored.get(one.name, missing.get(one.name)) for one in fields(cls)})
 
     def stored(self) -> dict[str, Any]:
-        """The mapping that is written, without hashes that are not known yet."""
+        """The mapping that is written, without what is not known."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {name: value for name, value in values.items() if not (name.endswith("_hash") and not value)}
+        unknown = [name for name, value in values.items() if value is None or (name.endswith("_hash") and not value)]
+        return {name: value for name, value in values.items() if name not in unknown}
 
     @property
     def cites_level(self) -> bool:

@@ -29,8 +29,59 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Cells:
+    """Samples of the cells that responses were measured from."""
+
+    controls: np.ndarray
+    """(n, g) expression."""
+    contexts: np.ndarray
+    """(n,) code of the context of each control."""
+    treated: np.ndarray
+    """(t, g) expression."""
+    rows: np.ndarray
+    """(t,) row of the bank of each perturbed cell."""
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What a bank of responses to perturbations has besides."""
+
+    halves: tuple[np.ndarray, np.ndarray]
+    """(m, g) each: the responses against one half of the controls, so that one can be predicted from the other."""
+    perturbed: tuple[tuple[str, ...], ...]
+    """Perturbed genes of each row, sorted."""
+    states: np.ndarray
+    """(contexts, g) mean expression of the controls of each context: the cell state."""
+    reliability: np.ndarray
+    """(m,) agreement of two halves of the cells."""
+    metric: str = "cosine"
+    errors: np.ndarray | None = None
+    """(m, g) standard errors."""
+    cells: Cells | None = None
+    """Cells, for methods that learn from them."""
+
+    def at_rows(self, rows: np.ndarray) -> Screen:
+        """That of some rows."""
+        first, second = (half[rows] for half in self.halves)
+        cells = self.cells
+        if cells is not None:
+            place = np.full(len(self.perturbed), -1)
+            place[rows] = np.arange(len(rows))
+            there = place[cells.rows] >= 0
+            cells = replace(cells, treated=cells.treated[there], rows=place[cells.rows[there]])
+        return replace(
+            self,
+            halves=(first, second),
+            perturbed=tuple(self.perturbed[row] for row in rows),
+            reliability=self.reliability[rows],
+            errors=None if self.errors is None else self.errors[rows],
+            cells=cells,
+        )
+
+
+@dataclass(frozen=True)
 class Bank:
-    """Measured rows of a reference as arrays.
+    """Measured rows of a reference as arrays: profiles of spots, or mean responses to a perturbation in a context.
 
     A fit needs them in the order of their ids, so that sums do not depend on the order in the reference.
     """
@@ -46,7 +97,7 @@ class Bank:
     folds: np.ndarray | None
     """(m,) codes of the groups that inner cross-validation holds out (donors wherever there are two)."""
     sections: np.ndarray
-    """(m,) codes of the sections."""
+    """(m,) codes of the sections; of the contexts of responses."""
     donors: np.ndarray | None = None
     """(m,) codes of the donors; rows of one donor never serve each other as neighbours."""
     state: np.ndarray | None = None
@@ -69,6 +120,8 @@ class Bank:
     """Its fit; `None` before."""
     digests: Any = None
     """(m,) digest of the content of each row, where all of it was read."""
+    screen: Screen | None = None
+    """Of responses only."""
 
     def __len__(self) -> int:
         return len(self.panels)
@@ -116,6 +169,8 @@ class Bank:
                 continue
             if name == "digests":
                 parts[name] = [value[row] for row in rows]
+            elif name == "screen":
+                parts[name] = value.at_rows(rows)
             else:
                 parts[name] = value.iloc[rows] if hasattr(value, "iloc") else value[rows]
         return replace(self, **parts)
@@ -153,15 +208,45 @@ class Bank:
 
 @dataclass(frozen=True)
 class Query:
-    """Queries in phi-space, the rows that stage 1 found for them, and how many of these are to be cited."""
+    """What is asked for: spots in phi-space, or perturbations, each in one context."""
 
     key: np.ndarray
-    """(n, q) queries in phi-space."""
-    candidates: Candidates
-    """Rows of the bank, nearest first."""
-    state: np.ndarray
-    """(n, s) state of the queries; s may be 0."""
+    """(n, q) queries in phi-space; embeddings of perturbations."""
+    candidates: Candidates | None = None
+    """Of spots: rows of the bank, nearest first."""
+    state: np.ndarray | None = None
+    """(n, s) state of the queries; s may be 0. Of perturbations (n, g) mean expression of the cells asked about; `None` is that
+    of their context in the bank."""
     n_neighbors: int = 50
+    """Rows to cite at most."""
+    perturbed: tuple[tuple[str, ...], ...] = ()
+    """Perturbed genes of each query, sorted."""
+    contexts: np.ndarray | None = None
+    """(n,) code of the context of each perturbation in the bank, -1 for a new one."""
+    eligible: np.ndarray | None = None
+    """(n, m) rows that each perturbation may use: never the own perturbation in its context."""
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def some(self, queries: np.ndarray) -> Query:
+        """Some of the queries."""
+        arrays = {name: getattr(self, name) for name in ("key", "state", "contexts", "eligible")}
+        parts = {name: value[queries] for name, value in arrays.items() if value is not None}
+        return replace(self, **parts, perturbed=tuple(self.perturbed[i] for i in queries if self.perturbed))
+
+    def states(self, bank: Bank) -> np.ndarray:
+        """(n, g) cell state of each perturbation; the mean over contexts for one that is new and of which nothing is known."""
+        if self.state is not None:
+            return self.state
+        of_contexts = bank.screen.states
+        known = of_contexts[np.maximum(self.contexts, 0)]
+        return np.where(self.contexts[:, None] >= 0, known, of_contexts.mean(axis=0))
+
+    def pool(self, bank: Bank) -> np.ndarray:
+        """(n, m) eligible rows of the query's own context; of all contexts where it has none."""
+        own = self.eligible & (self.contexts[:, None] == bank.sections)
+        return np.where(own.any(axis=1, keepdims=True), own, self.eligible)
 
 
 @dataclass(frozen=True)
@@ -184,11 +269,20 @@ class Selection:
     """(n,) mean distance to the nearest rows in phi-space."""
     unlike: np.ndarray | None = None
     """(n,) distance in appearance over its threshold."""
+    query: Query | None = None
+    """Of perturbations: what was asked for."""
+    strength: np.ndarray | None = None
+    """(n, 1) how much of what the cited rows say is added, for methods that trust them in part."""
+    response: np.ndarray | None = None
+    """(n, g) what selecting has already predicted, of methods that do both at once."""
 
     def some(self, queries: slice | np.ndarray) -> Selection:
         """The same for some of the queries."""
-        parts = {one.name: getattr(self, one.name) for one in fields(self)}
-        return replace(self, **{name: value[queries] for name, value in parts.items() if value is not None})
+        parts = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "query"}
+        kept = {name: value[queries] for name, value in parts.items() if value is not None}
+        if self.query is not None:
+            kept["query"] = self.query.some(np.arange(len(self.rows))[queries])
+        return replace(self, **kept)
 
 
 class Answer(NamedTuple):
@@ -198,6 +292,8 @@ class Answer(NamedTuple):
     adjustment: np.ndarray
     average: np.ndarray | None = None
     """Weighted average of the cited rows before their sections are brought to one level."""
+    explained: np.ndarray | None = None
+    """(n,) share of a perturbation's embedding that the usable rows span, by which all beside the mean is scaled."""
 
 
 def eligible_counts(eligibility: Eligibility, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

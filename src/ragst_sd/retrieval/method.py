@@ -44,6 +44,22 @@ class Method:
     """What fitting takes from the measured values of the rows: nothing, a few settings, or the values themselves, so that their
     donors count as seen."""
 
+    # Of responses to perturbations only.
+    lacks: Callable[[Bank, Query], list[str]] | None = None
+    """Why the method cannot answer each query, empty where it can; `None` if it always can."""
+    cites_candidates: bool = False
+    """Whether all candidates are cited, not only the best `n_neighbors` of them: a method without selection."""
+    n_neighbors: int = 3
+    """Rows cited at most, if left out."""
+    n_candidates: int = 32
+    """Rows compared, if left out."""
+    starts_from: str = "mean of the responses that may be used"
+    """What evidence is where nobody is cited."""
+    prepare: Callable[[Mapping[str, Any], Bank, Query], Any] | None = None
+    """As `select`, for queries that are asked again and again in other states."""
+    needs_cells: bool = False
+    """Whether it works on cells, not on mean responses alone."""
+
     @property
     def cites(self) -> bool:
         """Whether evidence is made of cited rows; else it is the per-gene mean of the reference."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from ragst_sd.retrieval.bank import Answer
 from ragst_sd.retrieval.loop import optimise, seeded
 from ragst_sd.retrieval.options import choice, count, not_negative, positive
 from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.retrieval.pt_rag_model import PtRag, energy_distance, net_arrays, net_from_arrays
 from ragst_sd.retrieval.response_phi import place, unit
-from ragst_sd.retrieval.responses import ask_rows, candidates, cite, closed_rows, shortened
+from ragst_sd.retrieval.responses import ask_rows, candidates, closed_rows, mean_response, select, shortened
 from ragst_sd.retrieval.search import Candidates
 
 if TYPE_CHECKING:
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from ragst_sd.retrieval.bank import Run
-    from ragst_sd.retrieval.responses import Answer, Asked, Bank, Cells
+    from ragst_sd.retrieval.bank import Bank, Cells, Query, Run, Selection
 
 logger = logging.getLogger(__name__)
 
@@ -209,24 +209,33 @@ def _score(net: PtRag, lessons: _Lessons, rows: np.ndarray, absent: Tensor, opti
     return float(((a * b).sum(dim=1) * ((a**2).sum(dim=1) * (b**2).sum(dim=1) + 1e-12).rsqrt()).mean())
 
 
-def respond_pt_rag(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int) -> Answer:
-    """Mean response of a set of controls of the query's context, moved to the mean of the cells asked about."""
+def select_pt_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
+    """Candidates that the network takes for a set of controls of the query's context, moved to the mean of the cells asked about.
+
+    Choosing and predicting are one pass, so that the mean response of the set is kept with the choice.
+    """
     # In float64, so that what is asked for beside it moves no digit that is kept.
     net = net_from_arrays(parameters).double()
-    found = stage_one(bank, asked, int(parameters["n_candidates"]), str(parameters["candidates"]))
-    n = len(asked.key)
+    found = stage_one(bank, query, int(parameters["n_candidates"]), str(parameters["candidates"]))
+    n, k = len(query), query.n_neighbors
     response, weights = np.zeros((n, bank.values.shape[1])), np.zeros(found.rows.shape)
-    states = asked.states(bank)
+    states = query.states(bank)
     for start in range(0, n, _AT_ONCE):
         here = slice(start, start + _AT_ONCE)
-        cells = torch.as_tensor(_sets_of(parameters, bank, asked.contexts[here], states[here]))
-        predicted, chosen = predict_sets(net, parameters, cells, bank, asked.key[here], found.rows[here], k)
+        cells = torch.as_tensor(_sets_of(parameters, bank, query.contexts[here], states[here]))
+        predicted, chosen = predict_sets(net, parameters, cells, bank, query.key[here], found.rows[here], k)
         response[here], weights[here] = predicted.mean(axis=1), chosen.mean(axis=1)
     total = weights.sum(axis=1, keepdims=True)
     share = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
-    answer = shortened(cite(bank, found, share), k)
-    evidence = np.where(total > 0, answer.evidence, response)
-    return answer._replace(evidence=evidence, adjustment=response - evidence)
+    return replace(shortened(select(query, found, share), k), response=response)
+
+
+def answer_pt_rag(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
+    """The mean response that the network predicted; evidence is that of the rows it took, or all of it where it took none."""
+    response = np.asarray(selection.response)
+    cites = selection.weights.any(axis=1, keepdims=True)
+    evidence = np.where(cites, mean_response(bank, selection), response)
+    return Answer(evidence, response - evidence)
 
 
 def predict_sets(
@@ -245,10 +254,10 @@ def predict_sets(
 
 
 def _cells_of(bank: Bank) -> Cells:
-    if bank.cells is None or not len(bank.cells.treated):
+    if bank.screen.cells is None or not len(bank.screen.cells.treated):
         msg = "`pt_rag` learns from cells, of which the reference holds none. Build it with `max_cells` above 0."
         raise ValueError(msg)
-    return bank.cells
+    return bank.screen.cells
 
 
 def _sets_of(parameters: Mapping[str, Any], bank: Bank, contexts: np.ndarray, states: np.ndarray) -> np.ndarray:
@@ -264,19 +273,19 @@ def _sets_of(parameters: Mapping[str, Any], bank: Bank, contexts: np.ndarray, st
     return out
 
 
-def stage_one(bank: Bank, asked: Asked, n: int, how: str) -> Candidates:
+def stage_one(bank: Bank, query: Query, n: int, how: str) -> Candidates:
     """The nearest rows of each query's pool, as many random ones, or none: to see what retrieval is worth."""
     n = min(n, len(bank.key))
     if how == "none":
-        return Candidates(np.full((len(asked.key), n), -1), np.full((len(asked.key), n), np.nan))
-    return candidates(bank, asked, asked.pool(bank), n, how=how)
+        return Candidates(np.full((len(query), n), -1), np.full((len(query), n), np.nan))
+    return candidates(bank, query, query.pool(bank), n, how=how)
 
 
 def _lessons(bank: Bank, space: Mapping[str, Any], n_candidates: int, how: str) -> tuple[_Lessons, np.ndarray]:
     closed, of_bank = closed_rows(bank), _cells_of(bank)
     asked = ask_rows(bank, np.arange(len(bank.key)), closed)
     found = stage_one(bank, asked, n_candidates, how)
-    names, contexts = np.unique(bank.contexts, return_inverse=True)
+    names, contexts = np.unique(bank.sections, return_inverse=True)
 
     def tensor(x: np.ndarray) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(x), dtype=torch.float32)

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ragst_sd.retrieval.bank import Answer
 from ragst_sd.retrieval.gate import distance_gate, uniform_gate
 from ragst_sd.retrieval.options import choice, count, numbers, positive, switch
-from ragst_sd.retrieval.responses import candidates, cite, cite_nobody, distances_to, patterns, pool_mean
+from ragst_sd.retrieval.responses import candidates, distances_to, mean_response, patterns, pool_mean, select
 from ragst_sd.retrieval.search import Candidates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from ragst_sd.retrieval.responses import Answer, Asked, Bank
+    from ragst_sd.retrieval.bank import Bank, Query, Selection
 
 _MAX_FOLDS = 20
 
@@ -89,111 +90,119 @@ class BilinearOptions:
     alpha: float = positive(0.1)
 
 
-def nothing(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int) -> Answer:
+def nothing(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
     """No response."""
-    return cite_nobody(np.zeros((len(asked.key), bank.values.shape[1])))
+    zero = np.zeros((len(selection.rows), bank.values.shape[1]))
+    return Answer(zero, zero.copy())
 
 
-def mean(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int) -> Answer:
+def mean(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
     """Mean of the responses that may be used."""
-    return cite_nobody(pool_mean(bank, asked))
+    level = pool_mean(bank, selection.query)
+    return Answer(level, np.zeros_like(level))
 
 
-def nearest(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int, *, how: str = "nearest") -> Answer:
-    """Weighted mean of the responses of the perturbations nearest in the embedding, or of random ones."""
-    masks = asked.pool(bank) if parameters["within_context"] else asked.eligible
-    found = candidates(bank, asked, masks, k, how=how)
+def select_nearest(parameters: Mapping[str, Any], bank: Bank, query: Query, *, how: str = "nearest") -> Selection:
+    """Perturbations nearest in the embedding, or random ones."""
+    masks = query.pool(bank) if parameters["within_context"] else query.eligible
+    found = candidates(bank, query, masks, query.n_neighbors, how=how)
     if parameters["weighting"] == "uniform":
-        return cite(bank, found, uniform_gate(found.distances))
-    return cite(bank, found, distance_gate(found.distances, float(parameters["sharpness"])))
+        return select(query, found, uniform_gate(found.distances))
+    return select(query, found, distance_gate(found.distances, float(parameters["sharpness"])))
 
 
-def same_perturbation(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int) -> Answer:
-    """Mean of the responses to the same perturbation in other contexts."""
-    return _equal(bank, asked, _own_elsewhere)
+def select_same(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
+    """The same perturbation in other contexts."""
+    return _equal(bank, query, [_own_elsewhere(bank, query, i) for i in range(len(query))])
 
 
-def lacks_same(bank: Bank, asked: Asked) -> list[str]:
+def lacks_same(bank: Bank, query: Query) -> list[str]:
     """Why a query has no response in another context; empty where it has."""
     return [
-        "" if len(_own_elsewhere(bank, asked, i)) else "no other context of the reference measured it"
-        for i in range(len(asked.key))
+        "" if len(_own_elsewhere(bank, query, i)) else "no other context of the reference measured it"
+        for i in range(len(query))
     ]
 
 
-def context_additive(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int) -> Answer:
+def context_additive(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
     r"""Mean response of the context plus the deviation of the perturbation from the mean elsewhere.
 
     .. math:: \bar\Delta_c + \frac{1}{|C|} \sum_{c' \in C} (\Delta_{pc'} - \bar\Delta_{c'})
     """
-    answer = _equal(bank, asked, _own_elsewhere)
-    for i in range(len(asked.key)):
-        here = asked.eligible[i] & (bank.contexts == asked.contexts[i])
+    query, evidence = selection.query, mean_response(bank, selection)
+    adjustment = np.zeros_like(evidence)
+    for i in range(len(query)):
+        usable = query.eligible[i]
         elsewhere = [
-            bank.mean_of(np.flatnonzero(asked.eligible[i] & (bank.contexts == bank.contexts[row])))
-            for row in _own_elsewhere(bank, asked, i)
+            bank.values[usable & (bank.sections == bank.sections[row])].mean(axis=0)
+            for row in _own_elsewhere(bank, query, i)
         ]
-        answer.adjustment[i] = bank.mean_of(np.flatnonzero(here)) - np.mean(elsewhere, axis=0)
-    return answer
+        here = bank.values[usable & (bank.sections == query.contexts[i])].mean(axis=0)
+        adjustment[i] = here - np.mean(elsewhere, axis=0)
+    return Answer(evidence, adjustment)
 
 
-def lacks_context_additive(bank: Bank, asked: Asked) -> list[str]:
+def lacks_context_additive(bank: Bank, query: Query) -> list[str]:
     """Why a query has no deviation or its context no mean; empty where both are there."""
-    reasons = lacks_same(bank, asked)
+    reasons = lacks_same(bank, query)
     for i in range(len(reasons)):
-        if not reasons[i] and not (asked.eligible[i] & (bank.contexts == asked.contexts[i])).any():
+        if not reasons[i] and not (query.eligible[i] & (bank.sections == query.contexts[i])).any():
             reasons[i] = "its context has no row that may be used"
     return reasons
 
 
-def additive(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int) -> Answer:
+def select_singles(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
+    """The responses to the genes of a combination, each gene alike."""
+    parts = [_singles(bank, query, i) for i in range(len(query))]
+    selection = _equal(bank, query, [np.concatenate(rows) for rows in parts])
+    for i, own in enumerate(parts):
+        shares = np.concatenate([np.full(len(rows), 1 / (len(own) * len(rows))) for rows in own])
+        selection.weights[i, : len(shares)] = shares
+    return selection
+
+
+def additive(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
     """Sum of the responses to the genes of a combination. Evidence is their mean, the rest adjustment."""
-    answer = _equal(bank, asked, lambda bank, asked, i: np.concatenate(_singles(bank, asked, i)))
-    for i, genes in enumerate(asked.genes):
-        parts = _singles(bank, asked, i)
-        shares = np.concatenate([np.full(len(rows), 1 / (len(parts) * len(rows))) for rows in parts])
-        answer.weights[i, : len(shares)] = shares
-        answer.evidence[i] = shares @ bank.values[answer.rows[i, : len(shares)]]
-        answer.adjustment[i] = (len(genes) - 1) * answer.evidence[i]
-    return answer
+    evidence = mean_response(bank, selection)
+    more = np.array([len(genes) - 1 for genes in selection.query.perturbed])
+    return Answer(evidence, more[:, None] * evidence)
 
 
-def lacks_singles(bank: Bank, asked: Asked) -> list[str]:
+def lacks_singles(bank: Bank, query: Query) -> list[str]:
     """Why a query is no sum of measured singles; empty where it is."""
     reasons = []
-    for i, genes in enumerate(asked.genes):
-        lacking = [gene for gene, rows in zip(genes, _singles(bank, asked, i), strict=True) if not len(rows)]
+    for i, genes in enumerate(query.perturbed):
+        lacking = [gene for gene, rows in zip(genes, _singles(bank, query, i), strict=True) if not len(rows)]
         reason = f"no row of {', '.join(map(repr, lacking))} alone may be used" if lacking else ""
         reasons.append("a single gene, so there is nothing to add up" if len(genes) < 2 else reason)
     return reasons
 
 
-def _own_elsewhere(bank: Bank, asked: Asked, i: int) -> np.ndarray:
-    same = np.array([genes == asked.genes[i] for genes in bank.genes], dtype=bool)
-    return np.flatnonzero(asked.eligible[i] & same & (bank.contexts != asked.contexts[i]))
+def _own_elsewhere(bank: Bank, query: Query, i: int) -> np.ndarray:
+    same = np.array([genes == query.perturbed[i] for genes in bank.screen.perturbed], dtype=bool)
+    return np.flatnonzero(query.eligible[i] & same & (bank.sections != query.contexts[i]))
 
 
-def _singles(bank: Bank, asked: Asked, i: int) -> list[np.ndarray]:
+def _singles(bank: Bank, query: Query, i: int) -> list[np.ndarray]:
     """Rows of each gene of a combination alone: in the query's context, or in all where it has none of its own."""
-    pool = asked.pool(bank)[i]
+    pool = query.pool(bank)[i]
     return [
-        np.flatnonzero(pool & np.array([genes == (gene,) for genes in bank.genes], dtype=bool))
-        for gene in asked.genes[i]
+        np.flatnonzero(pool & np.array([genes == (gene,) for genes in bank.screen.perturbed], dtype=bool))
+        for gene in query.perturbed[i]
     ]
 
 
-def _equal(bank: Bank, asked: Asked, rows_of: Callable[[Bank, Asked, int], np.ndarray]) -> Answer:
-    """Equal weights for the rows that `rows_of` names."""
-    each = [rows_of(bank, asked, i) for i in range(len(asked.key))]
+def _equal(bank: Bank, query: Query, each: list[np.ndarray]) -> Selection:
+    """Equal weights for the rows of each query."""
     width = max(1, *(len(rows) for rows in each)) if each else 1
     rows = np.full((len(each), width), -1, dtype=np.int64)
     for i, own in enumerate(each):
         rows[i, : len(own)] = own
-    distances = distances_to(bank, asked, rows)
-    return cite(bank, Candidates(rows, distances), uniform_gate(distances))
+    distances = distances_to(bank, query, rows)
+    return select(query, Candidates(rows, distances), uniform_gate(distances))
 
 
-def ridge(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int) -> Answer:
+def ridge(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
     r"""Ridge regression on the embedding e, within contexts.
 
     .. math:: \Delta(p, c) = \bar\Delta_c + (e_p - \bar e_c) W, \qquad W = (E^\top E + \alpha I)^{-1} E^\top Y
@@ -201,10 +210,10 @@ def ridge(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int) -> An
     with E and Y taken relative to the mean of their context. Solved for each query on the rows that it may use.
     """
     alpha = float(parameters["alpha"])
-    return _regress(bank, asked, lambda e, y: _solve(e, y, alpha))
+    return _regress(bank, selection.query, lambda e, y: _solve(e, y, alpha))
 
 
-def bilinear(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int) -> Answer:
+def bilinear(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Answer:
     r"""Bilinear regression through `rank` principal components G of the genes.
 
     .. math:: \Delta(p, c) = \bar\Delta_c + (e_p - \bar e_c) W G^\top, \qquad
@@ -217,7 +226,7 @@ def bilinear(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int) ->
         g = axes[:rank].T * s[:rank]
         return _solve(e, y, alpha) @ g @ np.linalg.solve(g.T @ g + alpha * np.eye(g.shape[1]), g.T)
 
-    return _regress(bank, asked, solution)
+    return _regress(bank, query, solution)
 
 
 def choose_alpha(bank: Bank, alphas: Sequence[float]) -> float:
@@ -232,16 +241,16 @@ def choose_alpha(bank: Bank, alphas: Sequence[float]) -> float:
     groups, folds = np.unique(bank.folds, return_inverse=True)
     folds = folds % min(len(groups), _MAX_FOLDS)
     error = np.zeros(len(grid))
-    for learned, truth in (bank.halves, bank.halves[::-1]):
+    for learned, truth in (bank.screen.halves, bank.screen.halves[::-1]):
         for fold in np.unique(folds):
             training, held = folds != fold, folds == fold
-            held &= np.isin(bank.contexts, bank.contexts[training])
+            held &= np.isin(bank.sections, bank.sections[training])
             if not held.any():
                 continue
-            e, y, means = _centred(bank.key, learned, bank.contexts, np.flatnonzero(training))
+            e, y, means = _centred(bank.key, learned, bank.sections, np.flatnonzero(training))
             left, s, axes = np.linalg.svd(e, full_matrices=False)
-            at = np.array([means[0][code] for code in bank.contexts[held].tolist()])
-            level = np.array([means[1][code] for code in bank.contexts[held].tolist()])
+            at = np.array([means[0][code] for code in bank.sections[held].tolist()])
+            level = np.array([means[1][code] for code in bank.sections[held].tolist()])
             scores, rotated = (bank.key[held] - at) @ axes.T, left.T @ y
             for i, alpha in enumerate(grid):
                 predicted = level + (scores * (s / (s**2 + alpha))) @ rotated
@@ -249,18 +258,18 @@ def choose_alpha(bank: Bank, alphas: Sequence[float]) -> float:
     return float(grid[int(np.argmin(error))])
 
 
-def _regress(bank: Bank, asked: Asked, solution: Any) -> Answer:
-    evidence = np.zeros((len(asked.key), bank.values.shape[1]))
+def _regress(bank: Bank, query: Query, solution: Any) -> Answer:
+    evidence = np.zeros((len(query), bank.values.shape[1]))
     adjustment = np.zeros_like(evidence)
-    for queries, rows in patterns(asked.eligible):
-        e, y, (keys, levels) = _centred(bank.key, bank.values, bank.contexts, rows)
+    for queries, rows in patterns(query.eligible):
+        e, y, (keys, levels) = _centred(bank.key, bank.values, bank.sections, rows)
         coefficients = solution(e, y)
         everywhere = bank.key[rows].mean(axis=0), bank.values[rows].mean(axis=0)
         for i in queries:
-            code = int(asked.contexts[i])
+            code = int(query.contexts[i])
             centre, level = (keys[code], levels[code]) if code in keys else everywhere
-            evidence[i], adjustment[i] = level, (asked.key[i] - centre) @ coefficients
-    return cite_nobody(evidence, adjustment)
+            evidence[i], adjustment[i] = level, (query.key[i] - centre) @ coefficients
+    return Answer(evidence, adjustment)
 
 
 def _centred(

@@ -1,12 +1,13 @@
-"""The registry of methods that predict responses to perturbations, all with one interface."""
+"""The methods that predict responses to perturbations, by name."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from ragst_sd.retrieval.pt_rag import PtRagOptions, fit_pt_rag, respond_pt_rag
+from ragst_sd.retrieval.method import Method
+from ragst_sd.retrieval.pt_rag import PtRagOptions, answer_pt_rag, fit_pt_rag, select_pt_rag
 from ragst_sd.retrieval.response_baselines import (
     BilinearOptions,
     EqualOptions,
@@ -21,98 +22,67 @@ from ragst_sd.retrieval.response_baselines import (
     lacks_same,
     lacks_singles,
     mean,
-    nearest,
     nothing,
     ridge,
-    same_perturbation,
+    select_nearest,
+    select_same,
+    select_singles,
 )
-from ragst_sd.retrieval.response_rag import prepare_rag, respond_rag
+from ragst_sd.retrieval.response_rag import answer_rag, prepare_rag, select_rag
 from ragst_sd.retrieval.response_selection import ResponseRagOptions, fit_rag
+from ragst_sd.retrieval.responses import cited_response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ragst_sd.retrieval.bank import Run
-    from ragst_sd.retrieval.response_rag import ReadyRag
-    from ragst_sd.retrieval.responses import Answer, Asked, Bank
-
-Parameters = dict[str, Any]
+    from ragst_sd.retrieval.bank import Bank, Run
 
 
-def _keep(bank: Bank, run: Run) -> Parameters:
+def _keep(bank: Bank, run: Run) -> dict[str, Any]:
     """Nothing to learn: the parameters are the options."""
     return asdict(run.options)
 
 
-@dataclass(frozen=True)
-class ResponseMethod:
-    """One way to predict responses, in the terms of response = evidence + adjustment."""
+_NEAREST = Method(NearestOptions, _keep, select_nearest, cited_response)
+_EQUAL = partial(Method, EqualOptions, _keep, answer=cited_response, cites_candidates=True)
 
-    respond: Callable[[Parameters, Bank, Asked, int], Answer]
-    """(parameters, bank, what is asked for, rows to cite at most) -> answer. It uses eligible rows only."""
-    cites: bool
-    """Whether evidence is made of cited rows."""
-    options: type
-    """A dataclass of its options."""
-    fit: Callable[[Bank, Run], Parameters] = _keep
-    """(bank, run) -> plain parameters."""
-    lacks: Callable[[Bank, Asked], list[str]] | None = None
-    """Why the method cannot answer each query, empty where it can; `None` if it always can."""
-    cites_candidates: bool = False
-    """Whether all candidates are cited, not only the best `n_neighbors` of them: a method without selection."""
-    n_neighbors: int = 3
-    """Rows cited at most, if left out."""
-    n_candidates: int = 32
-    """Rows compared, if left out."""
-    starts_from: str = "mean of the responses that may be used"
-    """What evidence is where nobody is cited."""
-    prepare: Callable[[Parameters, Bank, Asked, int], ReadyRag] | None = None
-    """As `respond`, for queries that are asked again and again in other states."""
-    needs_cells: bool = False
-    """Whether it works on cells, not on mean responses alone."""
-    learns: Literal["", "settings", "values"] = ""
-    """What fitting takes from the responses of all rows, those that a query may not use among them: nothing, a few settings
-    that are chosen on rows held out in turn, or the responses themselves, which a network remembers."""
-
-
-RESPONSE_METHODS: dict[str, ResponseMethod] = {
-    "rag": ResponseMethod(
-        respond_rag,
-        cites=True,
-        options=ResponseRagOptions,
-        fit=fit_rag,
+RESPONSE_METHODS: dict[str, Method] = {
+    "rag": Method(
+        ResponseRagOptions,
+        fit_rag,
+        select_rag,
+        answer_rag,
         n_neighbors=16,
         n_candidates=128,
         prepare=prepare_rag,
         learns="settings",
     ),
-    "pt_rag": ResponseMethod(
-        respond_pt_rag,
-        cites=True,
-        options=PtRagOptions,
-        fit=fit_pt_rag,
+    "pt_rag": Method(
+        PtRagOptions,
+        fit_pt_rag,
+        select_pt_rag,
+        answer_pt_rag,
         n_neighbors=16,
         n_candidates=16,
         starts_from="prediction without retrieval",
         needs_cells=True,
         learns="values",
     ),
-    "none": ResponseMethod(nothing, cites=False, options=NoOptions, starts_from="no response"),
-    "mean": ResponseMethod(mean, cites=False, options=NoOptions),
-    "additive": ResponseMethod(additive, cites=True, options=NoOptions, lacks=lacks_singles),
-    "context_additive": ResponseMethod(context_additive, cites=True, options=NoOptions, lacks=lacks_context_additive),
-    "same_perturbation": ResponseMethod(same_perturbation, cites=True, options=NoOptions, lacks=lacks_same),
-    "knn": ResponseMethod(nearest, cites=True, options=NearestOptions),
-    "naive_rag": ResponseMethod(nearest, cites=True, options=EqualOptions, cites_candidates=True),
-    "random_rag": ResponseMethod(
-        partial(nearest, how="random"), cites=True, options=EqualOptions, cites_candidates=True
-    ),
-    "ridge": ResponseMethod(
-        ridge,
-        cites=False,
-        options=ResponseRidgeOptions,
-        fit=lambda bank, run: {"alpha": choose_alpha(bank, run.options.alphas)},
+    "none": Method(NoOptions, _keep, answer=nothing, starts_from="no response"),
+    "mean": Method(NoOptions, _keep, answer=mean),
+    "additive": Method(NoOptions, _keep, select_singles, additive, lacks=lacks_singles),
+    "context_additive": Method(NoOptions, _keep, select_same, context_additive, lacks=lacks_context_additive),
+    "same_perturbation": Method(NoOptions, _keep, select_same, cited_response, lacks=lacks_same),
+    "knn": _NEAREST,
+    "naive_rag": _EQUAL(select=select_nearest),
+    "random_rag": _EQUAL(select=partial(select_nearest, how="random")),
+    "ridge": Method(
+        ResponseRidgeOptions,
+        lambda bank, run: {"alpha": choose_alpha(bank, run.options.alphas)},
+        answer=ridge,
         learns="settings",
     ),
-    "bilinear": ResponseMethod(bilinear, cites=False, options=BilinearOptions),
+    "bilinear": Method(
+        BilinearOptions,
+        _keep,
+        answer=lambda parameters, bank, selection: bilinear(parameters, bank, selection.query),
+    ),
 }

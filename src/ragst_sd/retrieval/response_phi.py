@@ -18,7 +18,7 @@ from ragst_sd.retrieval.responses import patterns
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ragst_sd.retrieval.responses import Asked, Bank
+    from ragst_sd.retrieval.bank import Bank, Query
 
 _MAX_STATES = 4
 _RIDGE = 0.1
@@ -30,7 +30,7 @@ def fit_space(bank: Bank, n_components: int) -> dict[str, np.ndarray]:
     key = unit(bank.key)
     mean, axes = fit_pca(key, n_components)
     scale = float(np.sqrt((((key - mean) @ axes) ** 2).sum(axis=1).mean())) if axes.shape[1] else 1.0
-    states = bank.state[np.unique(bank.contexts)]
+    states = bank.screen.states[np.unique(bank.sections)]
     centre = states.mean(axis=0)
     _, size, state_axes = np.linalg.svd(states - centre, full_matrices=False)
     kept = min(_MAX_STATES, int((size > 1e-6 * max(1.0, float(size[0]))).sum()))
@@ -113,8 +113,8 @@ def learned_places(
     Returned on the axes of what was learned from, of which there are r, as many as `rows` at most: (q, 1 + l, r) of queries by what
     their state is multiplied with, and (m, r).
     """
-    codes, features = bank.contexts[rows], np.concatenate([x, *(z[:, [i]] * x for i in range(z.shape[1]))], axis=1)
-    e, y = features[rows].copy(), bank.values[rows] / doses(tuple(bank.genes[row] for row in rows))[:, None]
+    codes, features = bank.sections[rows], np.concatenate([x, *(z[:, [i]] * x for i in range(z.shape[1]))], axis=1)
+    e, y = features[rows].copy(), bank.values[rows] / doses(tuple(bank.screen.perturbed[row] for row in rows))[:, None]
     for code in np.unique(codes):
         e[codes == code] -= e[codes == code].mean(axis=0)
         y[codes == code] -= y[codes == code].mean(axis=0)
@@ -134,7 +134,7 @@ def learned_places(
     return out
 
 
-def explained(bank: Bank, asked: Asked) -> np.ndarray:
+def explained(bank: Bank, query: Query) -> np.ndarray:
     r"""(q,) share of each query's embedding that the rows of its pool span, from 0 to 1.
 
     .. math:: \frac{k^\top (K + \lambda I)^{-1} k}{\|u - \bar u\|^2}, \qquad k_j = (u - \bar u) \cdot (u_j - \bar u)
@@ -142,9 +142,9 @@ def explained(bank: Bank, asked: Asked) -> np.ndarray:
     with u embeddings of unit length, K their products, and :math:`\lambda` a tenth of its mean diagonal. A single row is its own
     mean, from which nothing departs: its share is one.
     """
-    rows_at, queries_at = unit(bank.key), unit(asked.key)
+    rows_at, queries_at = unit(bank.key), unit(query.key)
     out = np.zeros(len(queries_at))
-    for queries, rows in patterns(asked.pool(bank)):
+    for queries, rows in patterns(query.pool(bank)):
         if len(rows) == 1:
             out[queries] = 1.0
             continue

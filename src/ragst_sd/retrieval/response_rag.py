@@ -13,11 +13,13 @@ prediction without retrieval; cited are the rows with u above zero, with the wei
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
+from ragst_sd.retrieval.bank import Answer, Selection
 from ragst_sd.retrieval.gate import entmax
 from ragst_sd.retrieval.response_baselines import bilinear
 from ragst_sd.retrieval.response_phi import (
@@ -32,20 +34,19 @@ from ragst_sd.retrieval.response_phi import (
     place_states,
 )
 from ragst_sd.retrieval.responses import (
-    Answer,
     candidates,
     distances_to,
     familiar,
+    mean_response,
     patterns,
     pool_mean,
     shortened,
-    take_queries,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ragst_sd.retrieval.responses import Asked, Bank
+    from ragst_sd.retrieval.bank import Bank, Query
 
 _NOBODY = -1e9
 
@@ -72,10 +73,6 @@ class Hood:
     """(q, K) squared distances of embeddings."""
     learned: dict[float, Bend]
     """Squared distances of what B makes of them, by penalty."""
-    level: np.ndarray
-    """(q, g) mean response of the query's pool."""
-    relative: np.ndarray
-    """(q, K, g) responses of the candidates on the dose of the query, relative to the means of their contexts."""
     explained: np.ndarray
     """(q, 1) share of each query's embedding that the rows it may use span: how far anything but their mean is trusted."""
 
@@ -83,7 +80,7 @@ class Hood:
 def find_hood(
     parameters: Mapping[str, Any],
     bank: Bank,
-    asked: Asked,
+    query: Query,
     n_candidates: int,
     penalties: tuple[float, ...],
     teach: np.ndarray | None = None,
@@ -97,27 +94,33 @@ def find_hood(
     teach
         (q, m) rows that B is learned from for each query; those it may use if left out.
     """
-    x, query = place(parameters, bank.key), place(parameters, asked.key)
-    z = place_states(parameters, bank.state[bank.contexts])
-    found = candidates(bank, asked, asked.pool(bank), min(n_candidates, len(bank.key)))
+    x, places = place(parameters, bank.key), place(parameters, query.key)
+    z = place_states(parameters, bank.screen.states[bank.sections])
+    found = candidates(bank, query, query.pool(bank), min(n_candidates, len(bank.key)))
     rows = np.maximum(found.rows, 0)
     learned = {penalty: no_bend(rows.shape[0], rows.shape[1], z.shape[1]) for penalty in penalties}
-    for queries, taught in patterns(asked.eligible if teach is None else teach):
-        places = learned_places(bank, x, z, query[queries], taught, penalties) if penalties else []
-        for penalty, (mine, theirs) in zip(penalties, places, strict=True):
+    for queries, taught in patterns(query.eligible if teach is None else teach):
+        learned_at = learned_places(bank, x, z, places[queries], taught, penalties) if penalties else []
+        for penalty, (mine, theirs) in zip(penalties, learned_at, strict=True):
             for whole, part in zip(learned[penalty], bend(mine, theirs[rows[queries]]), strict=True):
                 whole[queries] = part
-    level = pool_mean(bank, asked)
-    # Perturbed genes of the query over those of the row: two genes are expected to do twice what one does.
-    dose = doses(asked.genes)[:, None] / doses(bank.genes)[rows]
     return Hood(
         rows=found.rows,
-        distance=((query[:, None, :] - x[rows]) ** 2).sum(axis=2),
+        distance=((places[:, None, :] - x[rows]) ** 2).sum(axis=2),
         learned=learned,
-        level=level,
-        relative=bank.values[rows] * dose[..., None] - _centres(bank, asked, rows, level),
-        explained=explained(bank, asked)[:, None],
+        explained=explained(bank, query)[:, None],
     )
+
+
+def relative_responses(bank: Bank, query: Query, rows: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """(q, K, g) responses of rows on the dose of the query, relative to the means of their contexts.
+
+    `level` is (q, g), the mean response of each query's pool.
+    """
+    rows = np.maximum(rows, 0)
+    # Perturbed genes of the query over those of the row: two genes are expected to do twice what one does.
+    dose = doses(query.perturbed)[:, None] / doses(bank.screen.perturbed)[rows]
+    return bank.values[rows] * dose[..., None] - _centres(bank, query, rows, level)
 
 
 def weigh(hood: Hood, gate: Gate, n_neighbors: int, line: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -135,25 +138,50 @@ def weigh(hood: Hood, gate: Gate, n_neighbors: int, line: np.ndarray, z: np.ndar
     return weights
 
 
-def respond_rag(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int) -> Answer:
-    """Answer with the gates chosen for perturbations with and without measured relatives."""
-    z = place_states(parameters, asked.states(bank))
-    return prepare_rag(parameters, bank, asked, k).respond(np.arange(len(asked.key)), z)
+def select_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
+    """Rows by the gates chosen for perturbations with and without measured relatives."""
+    ready = prepare_rag(parameters, bank, query)
+    return ready.select(np.arange(len(query)), place_states(parameters, query.states(bank)))
 
 
-def prepare_rag(parameters: Mapping[str, Any], bank: Bank, asked: Asked, k: int) -> ReadyRag:
+def answer_rag(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
+    """The prediction without retrieval, and what the cited rows add to it as far as they are trusted."""
+    query = selection.query
+    level, share = pool_mean(bank, query), explained(bank, query)
+    response = _without_retrieval(parameters, bank, query, level, share)
+    relative = relative_responses(bank, query, selection.rows, level)
+    added = selection.strength * selection.weights
+    response += (added[:, None, :] @ relative)[:, 0]
+    return _answered(bank, selection, response, level, share)
+
+
+def _answered(bank: Bank, selection: Selection, response: np.ndarray, level: np.ndarray, share: np.ndarray) -> Answer:
+    """The response as evidence, the mean of the pool where nobody is cited, and the rest."""
+    cites = selection.weights.any(axis=1, keepdims=True)
+    evidence = np.where(cites, mean_response(bank, selection), level)
+    return Answer(evidence, response - evidence, explained=share)
+
+
+def _without_retrieval(
+    parameters: Mapping[str, Any], bank: Bank, query: Query, level: np.ndarray, share: np.ndarray
+) -> np.ndarray:
+    """(q, g) the mean of the pool and, as far as that is trusted, what bilinear regression adds to it."""
+    out, kind = level.copy(), familiar(bank, query).astype(int)
+    for code in np.unique(kind):
+        trust, at = sum(part * line for _, line, _, part in _gates(parameters, code)), np.flatnonzero(kind == code)
+        if trust:
+            line = bilinear(parameters, bank, query.some(at))
+            out[at] += trust * share[at, None] * (line.evidence + line.adjustment - out[at])
+    return out
+
+
+def prepare_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> ReadyRag:
     """Everything that does not depend on the states of the cells."""
-    kind = familiar(bank, asked).astype(int)
+    kind = familiar(bank, query).astype(int)
     gates = {int(code): _gates(parameters, code) for code in np.unique(kind)}
     penalties = tuple(sorted({gate.penalty for own in gates.values() for gate, *_ in own if gate.learned > 0}))
-    hood = find_hood(parameters, bank, asked, min(int(parameters["n_candidates"]), len(bank.key)), penalties)
-    base = hood.level.copy()
-    for code, own in gates.items():
-        trust_line, at = sum(share * line_share for _, line_share, _, share in own), np.flatnonzero(kind == code)
-        if trust_line:
-            line = bilinear(parameters, bank, take_queries(asked, at), k)
-            base[at] += trust_line * hood.explained[at] * (line.evidence + line.adjustment - base[at])
-    return ReadyRag(parameters, hood, kind, gates, base, bank.values, distances_to(bank, asked, hood.rows), k)
+    hood = find_hood(parameters, bank, query, min(int(parameters["n_candidates"]), len(bank.key)), penalties)
+    return ReadyRag(parameters, bank, query, hood, kind, gates, distances_to(bank, query, hood.rows))
 
 
 @dataclass(frozen=True)
@@ -161,17 +189,30 @@ class ReadyRag:
     """`rag` for some queries, each of which may be asked in many states."""
 
     parameters: Mapping[str, Any]
+    bank: Bank
+    query: Query
     hood: Hood
     kind: np.ndarray
     """(q,) 1 for queries with measured relatives."""
     gates: dict[int, list[tuple[Gate, float, float, float]]]
-    base: np.ndarray
-    """(q, g) prediction without retrieval."""
-    values: np.ndarray
-    """(m, g) measured responses."""
     distances: np.ndarray
     """(q, K) distances of embeddings."""
-    k: int
+
+    @cached_property
+    def level(self) -> np.ndarray:
+        """(q, g) mean response of each query's pool."""
+        return pool_mean(self.bank, self.query)
+
+    @cached_property
+    def base(self) -> np.ndarray:
+        """(q, g) prediction without retrieval."""
+        share = self.hood.explained[:, 0]
+        return _without_retrieval(self.parameters, self.bank, self.query, self.level, share)
+
+    @cached_property
+    def relative(self) -> np.ndarray:
+        """(q, K, g) what each candidate brings."""
+        return relative_responses(self.bank, self.query, self.hood.rows, self.level)
 
     def place(self, states: np.ndarray) -> np.ndarray:
         """(n, l) what is read of states (n, g)."""
@@ -182,21 +223,26 @@ class ReadyRag:
         """(g,) origin and (g, l) axes along which states are read."""
         return self.parameters["state_mean"], self.parameters["state_axes"]
 
-    def respond(self, line: np.ndarray, z: np.ndarray) -> Answer:
-        """Answer to queries `line` in states (n, l)."""
-        hood, trusted = self.hood, self._trusted(line, z)
+    def select(self, line: np.ndarray, z: np.ndarray) -> Selection:
+        """Rows for queries `line` in states (n, l)."""
+        trusted = self._trusted(line, z)
         total = trusted.sum(axis=1, keepdims=True)
         cited = np.divide(trusted, total, out=np.zeros_like(trusted), where=total > 0)
-        response, evidence = self.base[line], hood.level[line]
+        rows = np.where(cited > 0, self.hood.rows[line], -1)
+        distances = np.where(rows >= 0, self.distances[line], np.nan)
+        query = self.query.some(line)
+        chosen = Selection(query.key, rows, cited, distances, query=query, strength=total)
+        return shortened(chosen, self.query.n_neighbors)
+
+    def respond(self, line: np.ndarray, z: np.ndarray) -> tuple[Selection, Answer]:
+        """Rows and answer for queries `line` in states (n, l)."""
+        selection, trusted = self.select(line, z), self._trusted(line, z)
+        response = self.base[line]
         for one in np.unique(line):
             own = np.flatnonzero(line == one)
-            response[own] += trusted[own] @ hood.relative[one]
-            own = own[total[own, 0] > 0]
-            evidence[own] = cited[own] @ self.values[np.maximum(hood.rows[one], 0)]
-        rows = np.where(cited > 0, hood.rows[line], -1)
-        distances = np.where(rows >= 0, self.distances[line], np.nan)
-        answer = Answer(rows, cited, distances, evidence, response - evidence, hood.explained[line, 0])
-        return shortened(answer, self.k)
+            response[own] += trusted[own] @ self.relative[one]
+        share = self.hood.explained[line, 0]
+        return selection, _answered(self.bank, selection, response, self.level[line], share)
 
     def mixture(self, line: np.ndarray, z: np.ndarray) -> np.ndarray:
         """(n, q + q K) shares of the rows of `parts` that responses are made of; states (n, l) may lie off the rim."""
@@ -208,7 +254,7 @@ class ReadyRag:
 
     def parts(self) -> np.ndarray:
         """(q + q K, g) predictions without retrieval, and what each candidate adds."""
-        return np.concatenate([self.base, self.hood.relative.reshape(-1, self.base.shape[1])])
+        return np.concatenate([self.base, self.relative.reshape(-1, self.base.shape[1])])
 
     def _trusted(self, line: np.ndarray, z: np.ndarray) -> np.ndarray:
         """(n, K) how much of each candidate is added."""
@@ -217,8 +263,8 @@ class ReadyRag:
             at = np.flatnonzero(self.kind[line] == code)
             for gate, _, trust, share in gates:
                 if trust and len(at):
-                    trusted[at] += share * trust * weigh(self.hood, gate, self.k, line[at], z[at])
-        return self.hood.explained[line] * _best(trusted, self.k)
+                    trusted[at] += share * trust * weigh(self.hood, gate, self.query.n_neighbors, line[at], z[at])
+        return self.hood.explained[line] * _best(trusted, self.query.n_neighbors)
 
 
 def _gates(parameters: Mapping[str, Any], kind: int) -> list[tuple[Gate, float, float, float]]:
@@ -236,15 +282,15 @@ def _best(weights: np.ndarray, k: int) -> np.ndarray:
     return out * np.divide(weights.sum(axis=1, keepdims=True), total, out=np.ones_like(total), where=total > 0)
 
 
-def _centres(bank: Bank, asked: Asked, rows: np.ndarray, level: np.ndarray) -> np.ndarray:
+def _centres(bank: Bank, query: Query, rows: np.ndarray, level: np.ndarray) -> np.ndarray:
     """Mean of the context of each candidate over the rows that the query may use; the query's own level in its context."""
-    own = asked.contexts[:, None] == bank.contexts[rows]
+    own = query.contexts[:, None] == bank.sections[rows]
     if own.all():
         return level[:, None, :]
     out = np.repeat(level[:, None, :], rows.shape[1], axis=1)
-    for queries, allowed in patterns(asked.eligible):
-        for code in np.unique(bank.contexts[allowed]):
-            mean = bank.mean_of(allowed[bank.contexts[allowed] == code])
-            at, where = np.nonzero((bank.contexts[rows[queries]] == code) & ~own[queries])
+    for queries, allowed in patterns(query.eligible):
+        for code in np.unique(bank.sections[allowed]):
+            mean = bank.values[allowed[bank.sections[allowed] == code]].mean(axis=0)
+            at, where = np.nonzero((bank.sections[rows[queries]] == code) & ~own[queries])
             out[queries[at], where] = mean
     return out

@@ -12,14 +12,13 @@ import numpy as np
 from ragst_sd.retrieval.options import count, numbers, positive
 from ragst_sd.retrieval.response_baselines import bilinear
 from ragst_sd.retrieval.response_phi import fit_space, place_states
-from ragst_sd.retrieval.response_rag import Gate, find_hood, weigh
-from ragst_sd.retrieval.responses import ask_rows, closed_rows, familiar, shape_halves
+from ragst_sd.retrieval.response_rag import Gate, find_hood, relative_responses, weigh
+from ragst_sd.retrieval.responses import ask_rows, closed_rows, familiar, pool_mean, shape_halves
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ragst_sd.retrieval.bank import Run
-    from ragst_sd.retrieval.responses import Bank
+    from ragst_sd.retrieval.bank import Bank, Run
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +95,7 @@ def _chosen(bank: Bank, run: Run, space: Mapping[str, Any]) -> tuple[list[tuple[
     """Lines of `gates`, and gain and error of either kind."""
     gates = grid(run.options)
     correlation, rows, kind = held_out_correlations(bank, run, space)
-    weight = np.clip(bank.reliability[rows], _LEAST_WEIGHT, 1)
+    weight = np.clip(bank.screen.reliability[rows], _LEAST_WEIGHT, 1)
     lines: list[tuple[float, ...]] = []
     gains, errors = [], []
     for code, name in enumerate(_KINDS):
@@ -182,11 +181,13 @@ def held_out_correlations(bank: Bank, run: Run, space: Mapping[str, Any]) -> tup
         truth = other.values[rows]
         hood = find_hood(space, one, asked, run.n_candidates, tuple(options.penalties), teach)
         z = place_states(space, asked.states(one))
-        line = bilinear({"rank": options.rank, "alpha": options.alpha}, one, asked, 0)
-        slope = hood.explained * (line.evidence + line.adjustment - hood.level)
+        line = bilinear({"rank": options.rank, "alpha": options.alpha}, one, asked)
+        level = pool_mean(one, asked)
+        relative = relative_responses(one, asked, hood.rows, level)
+        slope = hood.explained * (line.evidence + line.adjustment - level)
         for i, gate in enumerate(gates):
             weights = hood.explained * weigh(hood, gate, run.n_neighbors, every, z)
-            parts = np.stack([hood.level, slope, (weights[:, None, :] @ hood.relative)[:, 0]], axis=1)
+            parts = np.stack([level, slope, (weights[:, None, :] @ relative)[:, 0]], axis=1)
             total[i] += _correlations(parts, truth, mix)
     return total / 2, rows, familiar(bank, asked)
 

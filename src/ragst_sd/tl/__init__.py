@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ragst_sd.tl._fit import fit
     from ragst_sd.tl._merge_references import merge_references
     from ragst_sd.tl._perturb import perturb
+    from ragst_sd.tl._perturb_tissue import perturb_tissue
     from ragst_sd.tl._perturbation_folds import perturbation_folds
     from ragst_sd.tl._predict import predict
     from ragst_sd.tl._register_method import register_method
@@ -35,6 +36,7 @@ __all__ = [
     "fit",
     "merge_references",
     "perturb",
+    "perturb_tissue",
     "perturbation_folds",
     "predict",
     "register_method",

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._perturbation_reference import perturbation_fit_hash, perturbation_hash, perturbation_header
+from ragst_sd._bank import open_bank, with_cells
+from ragst_sd._perturbation_reference import perturbation_fit_hash
 from ragst_sd._validate import require_choice, require_key
+from ragst_sd.reference.header import Fit
 from ragst_sd.tl._fit_record import neighbor_counts, storable, write_fit
 
 if TYPE_CHECKING:
@@ -40,43 +42,39 @@ def fit_perturbation(
     from ragst_sd.retrieval.options import resolve_options
     from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
     from ragst_sd.tl._folds import group_codes
-    from ragst_sd.tl._response_bank import response_bank
 
-    header = perturbation_header(reference)
+    bank = open_bank(reference, fitted=False)
     chosen = resolve_options(RESPONSE_METHODS, method, options, available="for a reference of perturbations available")
     metric = METRICS[0] if metric is None else metric
     require_choice(metric, METRICS, "metric")
     known = RESPONSE_METHODS[method]
-    n_neighbors, n_candidates = neighbor_counts(
-        reference.n_obs, n_neighbors, n_candidates, cited=known.n_neighbors, compared=known.n_candidates
+    cited, compared = neighbor_counts(
+        len(bank), n_neighbors, n_candidates, cited=known.n_neighbors, compared=known.n_candidates
     )
     group_key = _keys.PERTURBATION if group_key is None else group_key
     require_key(group_key, list(reference.obs.columns), "reference.obs")
+    bank = replace(bank, folds=group_codes(bank.obs, group_key), screen=replace(bank.screen, metric=metric))
+    bank = with_cells(bank) if known.needs_cells else bank
+    run = replace(run, options=chosen, n_neighbors=cited, n_candidates=compared)
     # Sums follow the names of the rows, so that their order changes nothing.
-    ordered = reference[np.argsort(np.asarray(reference.obs_names, dtype=str))]
-    folds = group_codes(ordered.obs, group_key)
-    bank = response_bank(ordered, header, metric=metric, folds=folds, cells=known.needs_cells)
-    run = replace(run, options=chosen, n_neighbors=n_neighbors, n_candidates=n_candidates)
-    parameters = known.fit(bank, run)
-    record = {
-        "schema_version": _keys.SCHEMA_VERSION,
-        "method": method,
-        "n_neighbors": n_neighbors,
-        "n_candidates": n_candidates,
-        "metric": metric,
-        "inner_groups": group_key,
-        "rng": run.rng,
-        "options": storable(asdict(chosen)),
-        "parameters": parameters,
-        "reference_hash": perturbation_hash(reference),
-    }
-    key = np.asarray(reference.obsm[header["use_rep"]], dtype=np.float64)
-    record["fit_hash"] = perturbation_fit_hash(reference, record, key)
-    write_fit(reference, record, key)
+    fit = Fit(
+        method=method,
+        n_neighbors=cited,
+        n_candidates=compared,
+        metric=metric,
+        inner_groups=group_key,
+        rng=run.rng,
+        options=storable(asdict(chosen)),
+        parameters=known.fit(bank.at_rows(np.argsort(bank.ids)), run),
+        reference_hash=bank.header.content_hash,
+    )
+    record = fit.stored()
+    record["fit_hash"] = perturbation_fit_hash(reference, record, bank.key)
+    write_fit(reference, record, bank.key)
     logger.info(
         "Fitted %r on %d responses: %d neighbours of %d candidates.",
         method,
         reference.n_obs,
-        n_neighbors,
-        n_candidates,
+        cited,
+        compared,
     )

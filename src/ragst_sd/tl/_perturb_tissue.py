@@ -1,4 +1,4 @@
-"""Responses of spots of a tissue: the part of `rg.tl.perturb` for SpatialData."""
+"""`rg.tl.perturb_tissue`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._elements import image_mpp_of, shared_coordinate_system
+from ragst_sd._elements import image_mpp_of, require_sdata, shared_coordinate_system
+from ragst_sd._fields import TISSUE_RESPONSES, documented
 from ragst_sd._results import check_key_added
+from ragst_sd._settings import settings
 from ragst_sd._validate import listing, names_among, require_positive
-from ragst_sd.reference.perturbations import canonical
 from ragst_sd.tl._perturbation_cells import contexts_of
 from ragst_sd.tl._perturbed_table import tissue_table
-from ragst_sd.tl._respond import BAR_AFTER, no_response
+from ragst_sd.tl._respond import BAR_AFTER, no_response, open_task, wanted_perturbations
 from ragst_sd.tl._tissue_responses import (
     LEVEL,
     SpotStates,
@@ -34,33 +35,104 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from ragst_sd.tl._respond import Task
     from ragst_sd.tl._tissue_source import TissueSource
 
 logger = logging.getLogger(__name__)
 
 
+@documented(TISSUE_RESPONSES)
 def perturb_tissue(
     sdata: SpatialData,
-    task: Task,
-    names: list[str],
+    reference: AnnData,
     *,
-    table_key: str | None,
-    spots: Mapping[str, Any] | Sequence[Any] | None,
-    n_around: int,
-    center_states: bool,
-    n_permutations: int,
-    key_added: str,
-    rng: int,
-    context_key: str | None,
-    layer: str | None,
-    unit: str,
-    genes: Sequence[str] | None,
-    progress: bool,
-) -> dict[str, AnnData]:
-    """Tables by name, one for each perturbation; see :func:`ragst_sd.tl.perturb`. Nothing is written."""
+    perturbations: str | Sequence[str],
+    table_key: str | None = None,
+    spots: Mapping[str, Any] | Sequence[Any] | None = None,
+    context_key: str | None = None,
+    layer: str | None = None,
+    unit: str = "counts",
+    genes: Sequence[str] | None = None,
+    n_neighbors: int | None = None,
+    where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None = None,
+    exclude: Sequence[str] = ("perturbation", "context"),
+    n_around: int = 6,
+    center_states: bool = True,
+    n_permutations: int = 50,
+    key_added: str = "perturbed",
+    inplace: bool = True,
+    progress: bool | None = None,
+    rng: int = 0,
+) -> dict[str, AnnData] | None:
+    r"""Predict how the spots of a tissue respond to perturbations, from measured responses of cells to related ones.
+
+    Each spot and the `n_around` nearest ones are taken for a population of cells, whose state is their mean expression; its
+    response is that of :func:`ragst_sd.tl.perturb`. No spot of a tissue is one of the screen's cells: states that lie far
+    from them are flagged, and whether the response varies over the tissue at all is tested by spots that change places.
+    Where it does not, its map is constant. Spots of Visium hold many cells, and the response is that of the mixture.
+
+    Parameters
+    ----------
+    sdata
+        Object whose table is measured or was predicted by :func:`ragst_sd.tl.predict`.
+    reference, perturbations, unit, n_neighbors, where, exclude
+        As in :func:`ragst_sd.tl.perturb`.
+    table_key
+        The table with expression; the only measured one if left out.
+    spots
+        The region or cell population to perturb, as a mapping from column of `.obs` to allowed value(s), a
+        mask over the rows, or names. Neighbours are looked for among these.
+    context_key
+        Column of the table's `.obs` with the context. Without it the tissue is a new context.
+    layer
+        Layer of the table; `.X` if left out.
+    genes
+        Genes to predict; all that screen and tissue share if left out.
+    n_around
+        Spots around each that make up its population with it.
+    center_states
+        Put the mean of all spots (of each context, if named) on the mean of the controls, so that only
+        differences within the tissue are read. What sets the tissue as a whole apart from the screen is platform and
+        biology in one. The flags rest on states as they are.
+    n_permutations
+        How often spots change places; 19 at least, or no map can be told from chance.
+    key_added
+        Name of the new table; of several perturbations `<key_added>_<perturbation>`, one table each.
+    inplace
+        `False` returns the tables by name and leaves `sdata` as it is.
+    progress
+        Show a progress bar where it takes longer than a second; the setting if left out.
+    rng
+        Seed of the permutations and of the draw of controls.
+
+    Returns
+    -------
+    `None`, or the tables by name if `inplace=False`. `sdata.tables[key_added]` annotates the same shapes, one row per spot
+    under its own name, with
+
+    {fields}
+    `.uns["retrieval"]`
+        As in :func:`ragst_sd.tl.perturb`; also `scope` (what the values are, in words), `variance` over the spots' neighbourhoods,
+        `variance_shuffled`, `variance_p_value` and `constant`, the share `far_from_screen`, and under `prediction` what the
+        expression was predicted with.
+
+    `.var["cv_pearson"]`, `["noise_ceiling"]`, `["evidence"]` and `.obs["out_of_reference"]` of a prediction go along; genes
+    from single cells (`"scRNA-seq"`) do not count in the state and depth of a spot.
+
+    Raises
+    ------
+    KeyError
+        If a table, column, spot or layer does not exist, or a gene has no embedding in the reference.
+    TypeError
+        If `sdata` is no SpatialData.
+    ValueError
+        If the reference is not fitted or has changed since, it shares far too few genes with the tissue, values are not what
+        `unit` says, `n_neighbors` exceeds what was fitted or may be used, the method has nothing to answer from, or a table of
+        somebody else has the name.
+    """
     from tqdm.auto import tqdm
 
+    require_sdata(sdata)
+    task = open_task(reference, exclude, n_neighbors, where)
     for name, value in (("n_around", n_around), ("n_permutations", n_permutations)):
         require_positive(value, name, whole=True)
     n_around, n_permutations = int(n_around), int(n_permutations)
@@ -69,10 +141,8 @@ def perturb_tissue(
             "`n_permutations` is %d: with fewer than 19 no map can be told from chance, and all are constant.",
             n_permutations,
         )
-    keys = _keys_added(sdata, names, key_added)
-    known = {name: canonical(name, task.control) for name in names}
-    wanted = [name for name in known.values() if name != task.control]
-    task.embed(wanted)
+    known = wanted_perturbations(task, perturbations)
+    keys = _keys_added(sdata, list(known), key_added)
     source = read_source(sdata, task, table_key=table_key, spots=spots, layer=layer, unit=unit)
     if len(source.xy) <= n_around:
         msg = (
@@ -86,21 +156,21 @@ def perturb_tissue(
         own = contexts_of(source.table, context_key, f"sdata.tables[{source.table_key!r}]", task.contexts)
     sets = niches(source.xy, np.asarray(source.table.obs_names), n_around)
     of_state = source.of_state
-    at, values = task.reference.var_names.get_indexer(source.genes)[of_state], source.values[:, of_state]
+    at, values = task.bank.genes.get_indexer(source.genes)[of_state], source.values[:, of_state]
     # States as they are: centring would hide how far they lie.
-    far = remoteness(mean_states(sets, values), n_around + 1, at, task.header, np.random.default_rng(rng))
+    far = remoteness(mean_states(sets, values), n_around + 1, at, task.bank.header, np.random.default_rng(rng))
     states = SpotStates(
         sets=sets,
         values=values,
         labels=own,
         turned=np.arange(len(own)),
         at=at,
-        means=np.asarray(task.header["contexts"]["mean"], dtype=np.float64),
+        means=task.bank.header.states,
         names=task.contexts,
         center=bool(center_states),
     )
-    settings = {
-        **task.settings(context_key, len(source.genes) / task.reference.n_vars),
+    about = {
+        **task.settings(context_key, len(source.genes) / len(task.bank.genes)),
         "n_around": n_around,
         "center_states": bool(center_states),
         "n_permutations": n_permutations,
@@ -111,15 +181,16 @@ def perturb_tissue(
         source = source.with_genes(names_among(genes, source.genes, "genes", ": screen and tissue do not share"))
     contexts, of_spots = states.contexts, states.whole()
     tables = {}
-    total = len(wanted) * (1 + n_permutations)
-    with tqdm(total=total, unit="state", delay=BAR_AFTER, disable=not progress) as bar:
-        for name in names:
-            if known[name] == task.control:
+    show = settings.progress if progress is None else progress
+    total = sum(name != task.control for name in known.values()) * (1 + n_permutations)
+    with tqdm(total=total, unit="state", delay=BAR_AFTER, disable=not show) as bar:
+        for name, spelled in known.items():
+            if spelled == task.control:
                 responded = no_response(*source.values.shape)
                 error = np.full(source.values.shape, np.nan)
                 varies = Variation(0.0, np.zeros(0), 1.0, constant=True)
             else:
-                responder = make_responder(task, known[name], sorted(set(contexts) | set(own)), source.genes)
+                responder = make_responder(task, spelled, sorted(set(contexts) | set(own)), source.genes)
                 responded, error = responder.respond(contexts, of_spots)
                 bar.update(1)
                 shuffler = np.random.default_rng(rng)
@@ -133,11 +204,16 @@ def perturb_tissue(
                 contexts=contexts,
                 far=far,
                 varies=varies,
-                settings=settings,
+                settings=about,
             )
             tables[keys[name]] = table
             _log(name, table)
-    return tables
+    if not inplace:
+        return tables
+    for name, table in tables.items():
+        sdata.tables[name] = table
+        logger.info("Adding `sdata.tables[%r]`: %d spots x %d genes.", name, *table.shape)
+    return None
 
 
 def _log(name: str, table: AnnData) -> None:

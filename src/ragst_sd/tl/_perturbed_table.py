@@ -10,6 +10,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._annotation import table_attrs
+from ragst_sd._fields import RESPONSES, fill
 from ragst_sd.reference.perturbation_schema import TASK
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._predicted_table import cite_rows, software
@@ -61,7 +62,7 @@ def perturbed_table(
     line_of = {pair: i for i, pair in enumerate(pairs)}
     # The last line is the control's: no response, nothing cited.
     line = [line_of.get((name, context), len(pairs)) for name in names.values() for context in contexts]
-    at = task.reference.var_names.get_indexer(genes)
+    at = task.bank.genes.get_indexer(genes)
 
     def spread(part: np.ndarray, missing: float = np.nan) -> np.ndarray:
         return np.concatenate([part, np.full((1, *part.shape[1:]), missing, dtype=part.dtype)])[line]
@@ -160,42 +161,41 @@ def _assembled(task: Task, responded: Responded, values: np.ndarray, obs: pd.Dat
     """Expression with the responses, what these rest on, and the part of the provenance that both kinds of table have."""
     import anndata as ad
 
-    from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
-
-    ids, obs_of_rows = task.reference.obs_names.to_numpy(str), task.reference.obs
-    pointers, cited = cite_rows(ids, obs_of_rows, responded.rows, _CITED, _CITED_NUMBERS)
-    obs[_keys.EFFECTIVE_N] = responded.effective_n
-    obs[_keys.EVIDENCE_SHARE] = responded.evidence_share
-    obs[_keys.CITED_RELIABILITY] = _cited_reliability(responded.weights, cited, pointers)
-    if responded.embedding_share is not None:
-        obs[_keys.EMBEDDING_SHARE] = responded.embedding_share
+    bank = task.bank
+    pointers, cited = cite_rows(bank.ids, bank.obs, responded.rows, _CITED, _CITED_NUMBERS)
+    values = {
+        "prediction": values + responded.response,
+        _keys.RESPONSE: responded.response,
+        _keys.EVIDENCE: responded.evidence,
+        _keys.ROWS: pointers,
+        _keys.WEIGHTS: responded.weights,
+        _keys.DISTANCES: responded.distances,
+        _keys.EFFECTIVE_N: responded.effective_n,
+        _keys.EVIDENCE_SHARE: responded.evidence_share,
+        _keys.CITED_RELIABILITY: _cited_reliability(responded.weights, cited, pointers),
+        _keys.EMBEDDING_SHARE: responded.embedding_share,
+    }
+    places = fill(RESPONSES, values, np.zeros(len(obs), dtype=bool))
     table = ad.AnnData(
-        (values + responded.response).astype(np.float32),
-        obs=obs,
+        places["X"]["prediction"],
+        obs=obs.assign(**places["obs"]),
         var=var,
-        layers={
-            _keys.RESPONSE: responded.response.astype(np.float32),
-            _keys.EVIDENCE: responded.evidence.astype(np.float32),
-        },
-        obsm={
-            _keys.ROWS: pointers.astype(np.int32),
-            _keys.WEIGHTS: responded.weights.astype(np.float32),
-            _keys.DISTANCES: responded.distances.astype(np.float32),
-        },
+        layers=places["layers"],
+        obsm=places["obsm"],
     )
-    header, fit = task.header, task.fit
+    header, fit = bank.header, bank.fit
     table.uns[_keys.RETRIEVAL] = {
         "schema_version": _keys.SCHEMA_VERSION,
         "task": TASK,
         "software": software(),
-        **{name: fit[name] for name in ("method", "metric", "reference_hash", "fit_hash", "inner_groups")},
-        _keys.STARTS_FROM: RESPONSE_METHODS[str(fit["method"])].starts_from,
-        **{name: header["normalization"][name] for name in ("unit", "naming")},
-        "normalization": dict(header["normalization"]),
-        "embedding": str(header["embedding"]["name"]),
-        "control": header["control"],
-        "sources": header["sources"].copy(),
-        _keys.CONTROL_CELLS: np.asarray([str(cell) for cell in header[_keys.CONTROL_CELLS]], dtype=str),
+        **{name: getattr(fit, name) for name in ("method", "metric", "reference_hash", "fit_hash", "inner_groups")},
+        _keys.STARTS_FROM: task.method.starts_from,
+        **{name: header.normalization[name] for name in ("unit", "naming")},
+        "normalization": dict(header.normalization),
+        "embedding": str(header.embedding["name"]),
+        "control": header.control,
+        "sources": header.sources.copy(),
+        _keys.CONTROL_CELLS: header.control_cells.astype(str),
         _keys.LEARNED_FROM: responded.learned_from,
         _keys.CITED: cited,
     }

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._bank import context_codes, open_bank, with_cells
 from ragst_sd._eligibility import allowed_rows, recorded_where, where_of
-from ragst_sd._perturbation_reference import perturbation_fit, perturbation_header
-from ragst_sd._validate import listing
+from ragst_sd._labels import as_names, labels
+from ragst_sd._perturbation_reference import perturbation_header
+from ragst_sd._validate import listing, require_known, require_some
+from ragst_sd.reference.perturbations import canonical, components
+from ragst_sd.retrieval.bank import Query
+from ragst_sd.retrieval.evidence import effective_n, evidence_share
+from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
+from ragst_sd.retrieval.responses import respond_to
+from ragst_sd.tl._fit_record import check_fewer
 from ragst_sd.tl._gene_embedding import embed, lookup
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
 
-    from ragst_sd.retrieval.responses import Answer, Asked, Bank
+    from ragst_sd.retrieval.bank import Answer, Bank, Selection
+    from ragst_sd.retrieval.method import Method
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +39,14 @@ BAR_AFTER = 1.0
 _AT_ONCE = 3e7
 # What single precision leaves of a sum over rows.
 _SAME = 1e-3
+_VALUES = ("evidence", "adjustment")
 
 
 @dataclass(frozen=True)
 class Task:
-    """A fitted reference, and what of it may be used for a prediction."""
+    """A fitted bank, and what of it may be used for a prediction."""
 
-    reference: AnnData
-    header: dict[str, Any]
-    fit: dict[str, Any]
+    bank: Bank
     n_neighbors: int | None
     """Rows to cite at most; what was fitted if `None`."""
     exclude: list[str]
@@ -46,26 +55,56 @@ class Task:
     @property
     def control(self) -> str:
         """Name of the control."""
-        return str(self.header["control"])
+        return str(self.bank.header.control)
 
     @property
     def contexts(self) -> list[str]:
         """Contexts of the reference."""
-        return [str(name) for name in self.header["contexts"]["context"]]
+        return list(self.bank.header.contexts)
+
+    @property
+    def method(self) -> Method:
+        """The method that was fitted."""
+        return RESPONSE_METHODS[self.bank.fit.method]
 
     def embed(self, perturbations: Sequence[str]) -> np.ndarray:
         """(n, d) embeddings of perturbations; a `KeyError` if a gene has none."""
-        return embed(perturbations, self.control, lookup(self.header["embedding"]))
+        return embed(perturbations, self.control, lookup(self.bank.header.embedding))
 
     def settings(self, context_key: str | None, gene_overlap: float) -> dict[str, Any]:
         """What the header of a prediction keeps of this."""
         return {
-            "n_neighbors": int(self.fit["n_neighbors"] if self.n_neighbors is None else self.n_neighbors),
+            "n_neighbors": int(self.bank.fit.n_neighbors if self.n_neighbors is None else self.n_neighbors),
             "context_key": context_key or "",
             _keys.GENE_OVERLAP: gene_overlap,
             "exclude": np.asarray(self.exclude, dtype=str),
-            **recorded_where(self.reference.obs_names.to_numpy(str), self.where),
+            **recorded_where(self.bank.ids, self.where),
         }
+
+
+def open_task(
+    reference: AnnData,
+    exclude: str | Sequence[str],
+    n_neighbors: int | None,
+    where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None,
+) -> Task:
+    """Open a fitted reference of responses, and check what may be used of it."""
+    perturbation_header(reference)
+    bank, excluded = open_bank(reference), as_names(exclude)
+    require_known(excluded, (_keys.PERTURBATION, _keys.CONTEXT), "exclude", " names")
+    if not excluded:
+        logger.warning("`exclude` is empty: measured responses to the very perturbation may be used.")
+    check_fewer(n_neighbors, bank.fit.n_neighbors)
+    return Task(bank, n_neighbors, excluded, where)
+
+
+def wanted_perturbations(task: Task, perturbations: str | Sequence[str]) -> dict[str, str]:
+    """Perturbations as they are asked for, and their one spelling; a `KeyError` if a gene has no embedding."""
+    names = as_names(perturbations)
+    require_some(names, "perturbations", "Name genes, combinations `A+B`, or the control.")
+    known = {name: canonical(name, task.control) for name in names}
+    task.embed([name for name in known.values() if name != task.control])
+    return known
 
 
 @dataclass(frozen=True)
@@ -106,61 +145,59 @@ def respond(task: Task, pairs: list[tuple[str, str]], states: Mapping[str, np.nd
     """
     from tqdm.auto import tqdm
 
-    from ragst_sd.retrieval.evidence import evidence_share
-    from ragst_sd.retrieval.responses import take_queries
-
     if not pairs:
-        return no_response(0, task.reference.n_vars)
+        return no_response(0, len(task.bank.genes))
     ready = prepare(task, pairs, np.array([states[context] for _, context in pairs]))
     chunk, parts = at_once(task), []
     with tqdm(total=len(pairs), unit="response", delay=BAR_AFTER, disable=not progress) as bar:
         for start in range(0, len(pairs), chunk):
-            part = take_queries(ready.asked, np.arange(start, min(start + chunk, len(pairs))))
+            part = ready.query.some(np.arange(start, min(start + chunk, len(pairs))))
             parts.append(ready.answer(part))
-            bar.update(len(part.key))
-    answer = stacked(parts)
-    return ready.responded(answer, evidence_share(answer.evidence, answer.adjustment, ready.bank.values.mean(axis=0)))
+            bar.update(len(part))
+    return ready.responded(parts)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A fitted method with its bank and what is asked of it."""
+    """A fitted method with its bank, in the order of the names of its rows, and what is asked of it."""
 
-    method: Any
-    parameters: dict[str, Any]
+    method: Method
     bank: Bank
-    asked: Asked
-    n_cited: int
-    """Rows that are cited at most."""
+    query: Query
     order: np.ndarray
     """Rows of the bank in the reference."""
     learned_from: dict[str, Any]
     """As in the header of the table."""
 
-    def answer(self, asked: Asked) -> Answer:
-        """What the method answers."""
-        answer: Answer = self.method.respond(self.parameters, self.bank, asked, self.n_cited)
-        return answer
+    def answer(self, query: Query) -> tuple[Selection, Answer]:
+        """What the method answers, and the rows that it rests on."""
+        return respond_to(self.method, self.bank, query)
 
-    def responded(self, answer: Answer, share: np.ndarray) -> Responded:
-        """Answers by the rows of the reference, with the share of the evidence in each."""
-        from ragst_sd.retrieval.evidence import effective_n
-
+    def responded(self, parts: Sequence[tuple[Selection, Answer]], share: np.ndarray | None = None) -> Responded:
+        """Answers by the rows of the reference, with the share of the evidence in each, which may be given."""
+        selections, answers = zip(*parts, strict=True)
+        rows, weights, distances = _stacked(selections)
+        evidence, adjustment = (np.concatenate([getattr(one, name) for one in answers]) for name in _VALUES)
+        explained = [one.explained for one in answers]
+        if share is None:
+            share = evidence_share(evidence, adjustment, self.bank.values.mean(axis=0))
         return Responded(
-            rows=np.where(answer.rows >= 0, self.order[np.maximum(answer.rows, 0)], -1),
-            weights=answer.weights,
-            distances=answer.distances,
-            evidence=answer.evidence,
-            response=answer.evidence + answer.adjustment,
-            effective_n=effective_n(answer.weights),
+            rows=np.where(rows >= 0, self.order[np.maximum(rows, 0)], -1),
+            weights=weights,
+            distances=distances,
+            evidence=evidence,
+            response=evidence + adjustment,
+            effective_n=effective_n(weights),
             evidence_share=share,
-            embedding_share=answer.explained,
+            embedding_share=None if explained[0] is None else np.concatenate(explained),
             learned_from=self.learned_from,
         )
 
 
 def prepare(task: Task, pairs: list[tuple[str, str]], state: np.ndarray | None = None) -> Prepared:
     """Make the fitted method ready for pairs of perturbation and context.
+
+    `state` is the (q, g) mean expression of the cells asked about; left out, that of their context in the reference.
 
     Raises
     ------
@@ -169,42 +206,61 @@ def prepare(task: Task, pairs: list[tuple[str, str]], state: np.ndarray | None =
     ValueError
         If a pair has no row to answer from, or fewer than are to be cited.
     """
-    from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
-    from ragst_sd.tl._response_bank import asked_of, response_bank
-
-    key = task.embed([name for name, _ in pairs])
-    fit, method = task.fit, RESPONSE_METHODS[str(task.fit["method"])]
+    method, fit = task.method, task.bank.fit
     # Rows in the order of their names, so that sums do not depend on the order in the reference.
-    order = np.argsort(np.asarray(task.reference.obs_names, dtype=str))
-    ordered, allowed = task.reference[order], allowed_rows(task.reference.obs, task.where)[order]
-    bank = response_bank(ordered, task.header, metric=str(fit["metric"]), cells=method.needs_cells)
-    asked = asked_of(ordered, task.header, pairs, key, allowed, task.exclude, state)
-    _require_rows(bank, asked, pairs, method, task)
-    n_cited = task.n_neighbors or fit["n_candidates" if method.cites_candidates else "n_neighbors"]
-    learned = _learned_from(bank, asked, pairs, method, task)
-    return Prepared(method, fit["parameters"], bank, asked, int(n_cited), order, learned)
+    order = np.argsort(task.bank.ids)
+    bank = (with_cells(task.bank) if method.needs_cells else task.bank).at_rows(order)
+    query = Query(
+        key=task.embed([name for name, _ in pairs]),
+        state=state,
+        n_neighbors=int(task.n_neighbors or (fit.n_candidates if method.cites_candidates else fit.n_neighbors)),
+        perturbed=tuple(components(name, task.control) for name, _ in pairs),
+        contexts=context_codes(np.array([context for _, context in pairs], dtype=object), bank.header),
+        eligible=_eligible(bank, pairs, allowed_rows(bank.obs, _in_order(task.where, order)), task.exclude),
+    )
+    _require_rows(bank, query, pairs, method, task)
+    return Prepared(method, bank, query, order, _learned_from(bank, query, pairs, method, task))
+
+
+def _in_order(where: Any, order: np.ndarray) -> Any:
+    """A mask over the rows in the order of their names; a mapping as it is."""
+    mask = np.asarray(where)
+    return mask[order] if not isinstance(where, Mapping) and mask.shape == order.shape else where
+
+
+def _eligible(bank: Bank, pairs: Sequence[tuple[str, str]], allowed: np.ndarray, exclude: Sequence[str]) -> np.ndarray:
+    """(q, m) rows that each pair may use: those that differ from it in one of the columns of `exclude`."""
+    eligible = np.broadcast_to(allowed, (len(pairs), len(bank))).copy()
+    if not exclude:
+        return eligible
+    same = np.ones_like(eligible)
+    for i, name in enumerate((_keys.PERTURBATION, _keys.CONTEXT)):
+        if name in exclude:
+            own = np.array([pair[i] for pair in pairs], dtype=object)
+            same &= own[:, None] == labels(bank.obs[name])[None, :]
+    return eligible & ~same
 
 
 def at_once(task: Task) -> int:
     """Queries to answer together: each is compared with its candidates over all genes."""
-    n_candidates = min(int(task.fit["n_candidates"]), task.reference.n_obs)
-    return max(1, int(_AT_ONCE / (n_candidates * task.reference.n_vars)))
+    n_candidates = min(task.bank.fit.n_candidates, len(task.bank))
+    return max(1, int(_AT_ONCE / (n_candidates * len(task.bank.genes))))
 
 
-def stacked(parts: Sequence[Answer]) -> Answer:
-    """One answer of several; a method may cite as many rows as the query with most of them has, so that they differ in width."""
-    width = max(part.rows.shape[1] for part in parts)
-    joined: list[Any] = []
-    for arrays, missing in zip(zip(*parts, strict=True), (-1, 0.0, np.nan, None, None, None), strict=True):
-        if missing is not None:
-            arrays = [np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=missing) for x in arrays]
-        joined.append(None if arrays[0] is None else np.concatenate(arrays))
-    return type(parts[0])(*joined)
+def _stacked(selections: Sequence[Selection]) -> list[np.ndarray]:
+    """Rows, weights and distances; a method may cite as many rows as the query with most of them has, so that they differ in width."""
+    width = max(one.rows.shape[1] for one in selections)
+    out = []
+    for name, missing in (("rows", -1), ("weights", 0.0), ("distances", np.nan)):
+        arrays = [getattr(one, name) for one in selections]
+        padded = [np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=missing) for x in arrays]
+        out.append(np.concatenate(padded))
+    return out
 
 
 def response_from_half(
     reference: AnnData,
-    header: dict[str, Any],
+    header: Mapping[str, Any],
     perturbation: str,
     context: str,
     response: np.ndarray,
@@ -225,62 +281,52 @@ def response_from_half(
     state
         (g,) mean expression of the cells asked about; that of the context if left out.
     """
-    from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
-
-    own = perturbation_header(reference)
-    if _keys.FIT not in own:
+    if _keys.FIT not in perturbation_header(reference):
         return None
-    fit = perturbation_fit(reference)
-    method, n_neighbors = RESPONSE_METHODS[str(fit["method"])], int(header["n_neighbors"])
-    if str(fit["fit_hash"]) != str(header["fit_hash"]) or method.learns == "values":
+    bank = open_bank(reference)
+    method, n_neighbors = RESPONSE_METHODS[bank.fit.method], int(header["n_neighbors"])
+    if bank.fit.fit_hash != str(header["fit_hash"]) or method.learns == "values":
         return None
-    at, whole = reference.var_names.get_indexer(genes), None
+    at, whole = bank.genes.get_indexer(genes), None
     if state is not None:
-        whole = np.full((1, reference.n_vars), np.nan)
+        whole = np.full((1, len(bank.genes)), np.nan)
         whole[0, at] = state
-    everybody = method.cites_candidates and n_neighbors == int(fit["n_neighbors"])
+    everybody = method.cites_candidates and n_neighbors == bank.fit.n_neighbors
     exclude = [str(name) for name in np.atleast_1d(header["exclude"])]
-    task = Task(
-        reference,
-        own,
-        fit,
-        None if everybody else n_neighbors,
-        exclude,
-        where_of(reference.obs_names.to_numpy(str), header),
-    )
+    task = Task(bank, None if everybody else n_neighbors, exclude, where_of(bank.ids, header))
     ready = prepare(task, [(perturbation, context)], whole)
 
     def answer(values: np.ndarray) -> np.ndarray:
-        again = replace(ready, bank=replace(ready.bank, values=values)).answer(ready.asked)
+        _, again = replace(ready, bank=replace(ready.bank, values=values)).answer(ready.query)
         return np.asarray((again.evidence + again.adjustment)[0, at])
 
     if np.abs(answer(ready.bank.values) - response).max() > _SAME * np.abs(response).max() + 1e-6:
         return None
-    return answer(ready.bank.halves[0])
+    return answer(ready.bank.screen.halves[0])
 
 
-def _learned_from(bank: Bank, asked: Asked, pairs: list[tuple[str, str]], method: Any, task: Task) -> dict[str, Any]:
+def _learned_from(bank: Bank, query: Query, pairs: list[tuple[str, str]], method: Method, task: Task) -> dict[str, Any]:
     """The queries whose own perturbation was left out of what may be used, although the method was fitted on it."""
-    own = np.array([[mine == other for other in bank.genes] for mine in asked.genes], dtype=bool)
-    hit = own & ~asked.eligible
-    if method.needs_cells and bank.cells is not None:
+    own = np.array([[mine == other for other in bank.screen.perturbed] for mine in query.perturbed], dtype=bool)
+    hit = own & ~query.eligible
+    if method.needs_cells and bank.screen.cells is not None:
         # Rows with a single cell do not teach.
-        hit &= np.bincount(bank.cells.rows, minlength=len(bank.key)) > 1
+        hit &= np.bincount(bank.screen.cells.rows, minlength=len(bank.key)) > 1
     learned = [pair for pair, known in zip(pairs, hit.any(axis=1), strict=True) if known and method.learns]
     if learned and method.learns == "values":
         logger.warning(
             "%r was trained on the measured responses to %s: leaving them out (`exclude`, `where`) keeps them from being cited, not from "
             "having been learned. This is no test of the method; for one, fit a reference without them (`rg.tl.perturbation_folds`).",
-            str(task.fit["method"]),
+            task.bank.fit.method,
             listing(f"{p} in {c}" for p, c in learned),
         )
     what = "responses" if method.learns == "values" else method.learns
     return pairs_learned(what, learned)
 
 
-def _require_rows(bank: Bank, asked: Asked, pairs: list[tuple[str, str]], method: Any, task: Task) -> None:
+def _require_rows(bank: Bank, query: Query, pairs: list[tuple[str, str]], method: Method, task: Task) -> None:
     """Raise a `ValueError` if a query has no row to answer from, or fewer than are to be cited."""
-    eligible, n_neighbors = asked.eligible.sum(axis=1), task.n_neighbors
+    eligible, n_neighbors = query.eligible.sum(axis=1), task.n_neighbors
     if not eligible.all():
         bad = [f"{p} in {c}" for (p, c), n in zip(pairs, eligible, strict=True) if n == 0]
         msg = (
@@ -292,8 +338,8 @@ def _require_rows(bank: Bank, asked: Asked, pairs: list[tuple[str, str]], method
         msg = f"`n_neighbors` is {n_neighbors}, but only {eligible.min()} rows may be used. Ask for {eligible.min()} at most."
         raise ValueError(msg)
     if method.lacks is not None:
-        reasons = method.lacks(bank, asked)
+        reasons = method.lacks(bank, query)
         bad = [f"{p} in {c} ({reason})" for (p, c), reason in zip(pairs, reasons, strict=True) if reason]
         if bad:
-            msg = f"Method {str(task.fit['method'])!r} has nothing to answer from for {listing(bad)}. Leave these out, or fit another method."
+            msg = f"Method {task.bank.fit.method!r} has nothing to answer from for {listing(bad)}. Leave these out, or fit another method."
             raise ValueError(msg)

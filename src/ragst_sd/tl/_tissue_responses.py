@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from ragst_sd import _keys
-from ragst_sd.retrieval.responses import take_queries
+from ragst_sd.retrieval.evidence import evidence_share
 from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._respond import at_once, prepare, stacked
+from ragst_sd.tl._respond import at_once, prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
-    from ragst_sd.retrieval.responses import Answer
+    from ragst_sd.reference.header import ScreenHeader
+    from ragst_sd.retrieval.bank import Answer, Selection
     from ragst_sd.tl._respond import Prepared, Responded, Task
 
 # A map shows something if fewer than one in twenty shufflings vary as much.
@@ -141,7 +141,7 @@ class Remoteness(NamedTuple):
 
 
 def remoteness(
-    states: np.ndarray, size: int, at: np.ndarray, header: Mapping[str, Any], rng: np.random.Generator
+    states: np.ndarray, size: int, at: np.ndarray, header: ScreenHeader, rng: np.random.Generator
 ) -> Remoteness:
     r"""Distance of states from the nearest context of the screen, beside that of sets of as many of its own controls.
 
@@ -157,11 +157,11 @@ def remoteness(
     size
         Spots in a set.
     """
-    cells = dense(header["controls"]["values"]).astype(np.float64)[:, at]
-    of_cell = np.asarray(header["controls"]["context"]).astype(str)
-    means = np.asarray(header["contexts"]["mean"], dtype=np.float64)[:, at]
+    cells = dense(header.controls["values"])[:, at]
+    of_cell = np.asarray(header.controls["context"]).astype(str)
+    means = header.states[:, at]
     nearest, percentile, ratio = np.full(len(states), np.inf), np.full(len(states), 100.0), np.full(len(states), np.inf)
-    for name, mean in zip(np.asarray(header["contexts"]["context"]).astype(str), means, strict=True):
+    for name, mean in zip(header.contexts, means, strict=True):
         own = cells[of_cell == name]
         spread = own.std(axis=0)
         spread = np.maximum(spread, max(_LEAST_SPREAD * float(np.median(spread)), 1e-6))
@@ -210,30 +210,28 @@ class Responder:
 
     def respond(self, contexts: np.ndarray, states: np.ndarray) -> tuple[Responded, np.ndarray]:
         """Answers for spots, of the predicted genes only, and the standard error of the evidence."""
-        from ragst_sd.retrieval.evidence import evidence_share
-
-        answers, shares, errors = [], [], []
+        parts, shares, errors = [], [], []
         centre, of_rows = self.prepared.bank.values.mean(axis=0), self.errors[:, self.at]
-        for answer in self._answers(contexts, states):
-            cites = answer.rows >= 0
+        for selection, answer in self._answers(contexts, states):
+            cites = selection.rows >= 0
             weights = sp.csr_matrix(
-                (answer.weights[cites], (np.nonzero(cites)[0], answer.rows[cites])), (len(cites), len(of_rows))
+                (selection.weights[cites], (np.nonzero(cites)[0], selection.rows[cites])), (len(cites), len(of_rows))
             )
             # Responses against the same controls share their noise, so that errors may add up and do not cancel.
             error = weights @ of_rows
-            error[answer.weights.sum(axis=1) <= 0] = np.nan
+            error[selection.weights.sum(axis=1) <= 0] = np.nan
             errors.append(error)
             shares.append(evidence_share(answer.evidence, answer.adjustment, centre))
-            answers.append(
-                answer._replace(evidence=answer.evidence[:, self.at], adjustment=answer.adjustment[:, self.at])
-            )
-        return self.prepared.responded(stacked(answers), np.concatenate(shares)), np.concatenate(errors)
+            of_genes = {name: getattr(answer, name)[:, self.at] for name in ("evidence", "adjustment")}
+            parts.append((selection, answer._replace(**of_genes)))
+        responded = self.prepared.responded(parts, np.concatenate(shares))
+        return responded, np.concatenate(errors)
 
     def spread(self, spots: SpotStates) -> float:
         """Variance of the responses alone, averaged over sets of spots."""
         if self.ready is None:
             answers = self._answers(spots.contexts, spots.whole())
-            parts = [(answer.evidence + answer.adjustment)[:, self.at] for answer in answers]
+            parts = [(answer.evidence + answer.adjustment)[:, self.at] for _, answer in answers]
             return spread_over_spots(spots.sets @ np.concatenate(parts))
         # All responses are mixtures of few parts, so that sums over genes can be done once.
         mixture = spots.sets @ self.ready.mixture(self._lines(spots.contexts), spots.along(*self.ready.axes))
@@ -249,29 +247,28 @@ class Responder:
     def _lines(self, contexts: np.ndarray) -> np.ndarray:
         return np.array([self.contexts.index(str(name)) for name in contexts])
 
-    def _answers(self, contexts: np.ndarray, states: np.ndarray) -> Iterator[Answer]:
+    def _answers(self, contexts: np.ndarray, states: np.ndarray) -> Iterator[tuple[Selection, Answer]]:
         line = self._lines(contexts)
         for start in range(0, len(line), self.chunk):
             here = slice(start, start + self.chunk)
             if self.ready is None:
-                yield self.prepared.answer(replace(take_queries(self.prepared.asked, line[here]), state=states[here]))
+                yield self.prepared.answer(replace(self.prepared.query.some(line[here]), state=states[here]))
             else:
                 yield self.ready.respond(line[here], self.ready.place(states[here]))
 
 
 def make_responder(task: Task, perturbation: str, contexts: list[str], genes: list[str]) -> Responder:
     """Prepare the fitted method for one perturbation in some contexts."""
-    prepared, reference = prepare(task, [(perturbation, context) for context in contexts]), task.reference
-    ready = None
+    prepared, ready = prepare(task, [(perturbation, context) for context in contexts]), None
+    bank = prepared.bank
     if prepared.method.prepare is not None:
-        ready = prepared.method.prepare(prepared.parameters, prepared.bank, prepared.asked, prepared.n_cited)
-    errors = dense(reference.layers[_keys.STANDARD_ERROR]).astype(np.float64)[prepared.order]
+        ready = prepared.method.prepare(bank.fit.parameters, bank, prepared.query)
     return Responder(
         prepared=prepared,
         contexts=contexts,
-        errors=np.nan_to_num(errors),
-        at=reference.var_names.get_indexer(genes),
-        chunk=at_once(task) if ready is None else max(1, int(_NUMBERS / reference.n_vars)),
+        errors=np.asarray(bank.screen.errors),
+        at=bank.genes.get_indexer(genes),
+        chunk=at_once(task) if ready is None else max(1, int(_NUMBERS / len(bank.genes))),
         ready=ready,
     )
 

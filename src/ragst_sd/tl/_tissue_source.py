@@ -114,9 +114,9 @@ def read_source(
     if from_image and (layer is not None or unit != "counts"):
         msg = f"`{where}` was predicted by `rg.tl.predict`, which says its unit itself. Leave `layer` and `unit` out."
         raise ValueError(msg)
-    how = task.header["normalization"]
+    how = task.bank.header.normalization
     own = names_in(str(how["naming"]), table, "The screen", f"`{where}`")
-    shared = shared_genes(list(task.reference.var_names), own, f"`{where}`")
+    shared = shared_genes(list(task.bank.genes), own, f"`{where}`")
     rows = chosen_spots(table, spots, where)
     if from_image:
         kept, about = _predicted(table, table_key, rows, own, shared, how)
