@@ -211,7 +211,7 @@ def draw_perturbation(path: Path) -> None:
     truth = rg.tl.build_perturbation_reference(screen[role.isin(["test", "control_test"])].copy(), **build)
     rg.tl.fit(reference, method="rag", progress=False)
     tissue = made_up_tissue(reference)
-    rg.tl.perturb(tissue, reference, perturbations=held_out, context_key="state", unit="log1p_cp10k", progress=False)
+    rg.tl.perturb_tissue(tissue, reference, perturbations=held_out, context_key="state", unit="log1p_cp10k", progress=False)
     rg.pl.perturbation(tissue, reference, truth=truth, context="tumour", n_shown=5, save=path, show=False, dpi=130)
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import anndata as ad
 import numpy as np
 import pandas as pd
+
+from ragst_sd.retrieval.bank import Bank, Screen
+from ragst_sd.retrieval.responses import respond_to
 
 N_PROGRAMMES, PER_PROGRAMME = 4, 5
 # Options with which methods that train are quick where accuracy is not the question.
@@ -143,3 +149,25 @@ def planted_tissue(screen: ad.AnnData, *, side: int = 12, noise: float = 0.4, rn
         {"geometry": [Point(100.0 * a, 100.0 * b) for a, b in zip(x, y, strict=True)], "radius": 40.0}
     )
     return SpatialData(shapes={"spots": ShapesModel.parse(circles)}, tables={"table": table})
+
+
+def response_bank(*, key, values, halves, genes, contexts, folds, state, reliability, cells=None):
+    """A bank of responses from arrays."""
+    screen = Screen(halves=halves, perturbed=genes, states=state, reliability=reliability, cells=cells)
+    return Bank(
+        embedding=key,
+        key=key,
+        values=values,
+        panels=np.zeros(len(key), dtype=int),
+        measured=np.ones((1, values.shape[1]), dtype=bool),
+        folds=folds,
+        sections=contexts,
+        screen=screen,
+    )
+
+
+def respond(method, parameters, bank, query, k):
+    """Rows that a fitted method of responses cites, and what it answers, under their names."""
+    fitted = replace(bank, fit=SimpleNamespace(parameters=parameters))
+    selection, answer = respond_to(method, fitted, replace(query, n_neighbors=k))
+    return SimpleNamespace(**(vars(selection) | answer._asdict()))

@@ -26,8 +26,8 @@ def made():
     controls = screen[np.flatnonzero(screen.obs["perturbation"] == "control")[::20]].copy()
     table = rg.tl.perturb(controls, reference, perturbations=["P3", "P8", "control"], context_key="cell_type", **LOGS)
     tissue = planted_tissue(screen)
-    rg.tl.perturb(tissue, reference, perturbations="P3", **LOGS)
-    rg.tl.perturb(tissue, reference, perturbations="P3", context_key="half", key_added="by_half", **LOGS)
+    rg.tl.perturb_tissue(tissue, reference, perturbations="P3", **LOGS)
+    rg.tl.perturb_tissue(tissue, reference, perturbations="P3", context_key="half", key_added="by_half", **LOGS)
     return reference, table, tissue
 
 
@@ -266,7 +266,7 @@ def test_on_the_picture_of_a_section(predicted):
     reference = rg.tl.build_perturbation_reference(cells, embedding=embedding, target_sum=None)
     rg.tl.fit(reference, method="knn", n_neighbors=2)
     for key in ("table", "predicted"):
-        rg.tl.perturb(predicted, reference, perturbations="A", table_key=key)
+        rg.tl.perturb_tissue(predicted, reference, perturbations="A", table_key=key)
         axes = rg.pl.perturbation(predicted, return_ax=True)
         assert len(axes["map"].images) == 1
         np.testing.assert_allclose(

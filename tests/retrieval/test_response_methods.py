@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from ragst_sd.retrieval.bank import Cells, Query, Run
 from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.pt_rag import stage_one
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
-from ragst_sd.retrieval.responses import Asked, Bank, Cells, candidates
-from ragst_sd.retrieval.training import Run
+from ragst_sd.retrieval.responses import candidates
 
-from ..screens import QUICK
+from ..screens import QUICK, respond, response_bank
 
 N_GENES, WIDTH, K = 12, 4, 3
 SINGLES = [f"P{i}" for i in range(8)]
@@ -26,14 +28,13 @@ def bank(rng):
     vectors = {name: rng.normal(size=WIDTH) for name in SINGLES}
     rows = [((name,), context) for context in (0, 1) for name in SINGLES] + [(("P0", "P1"), 0)]
     values = rng.normal(size=(len(rows), N_GENES)) + np.array([context for _, context in rows])[:, None]
-    return Bank(
+    return response_bank(
         key=np.array([sum(vectors[gene] for gene in genes) for genes, _ in rows]),
         values=values,
         halves=(values + 0.1 * rng.normal(size=values.shape), values + 0.1 * rng.normal(size=values.shape)),
         genes=tuple(genes for genes, _ in rows),
         contexts=np.array([context for _, context in rows]),
         folds=np.array([hash(genes) for genes, _ in rows]),
-        order=np.arange(len(rows)),
         state=np.array([[0.0], [1.0]]) + rng.normal(size=(2, N_GENES)),
         reliability=np.ones(len(rows)),
         cells=Cells(
@@ -51,23 +52,23 @@ def ask(bank, rows, contexts=None):
     eligible = np.ones((len(rows), len(bank.key)), dtype=bool)
     if contexts is None:
         eligible[np.arange(len(rows)), rows] = False
-    return Asked(
+    return Query(
         bank.key[rows],
-        tuple(bank.genes[row] for row in rows),
-        bank.contexts[rows] if contexts is None else np.asarray(contexts),
-        eligible,
+        perturbed=tuple(bank.screen.perturbed[row] for row in rows),
+        contexts=bank.sections[rows] if contexts is None else np.asarray(contexts),
+        eligible=eligible,
     )
 
 
 def answer(bank, asked, method, k=K, **options):
     one = RESPONSE_METHODS[method]
-    parameters = one.fit(bank, resolve_options(RESPONSE_METHODS, method, {**QUICK.get(method, {}), **options}), Run())
-    return one.respond(parameters, bank, asked, k)
+    parameters = one.fit(bank, Run(resolve_options(RESPONSE_METHODS, method, {**QUICK.get(method, {}), **options})))
+    return respond(one, parameters, bank, asked, k)
 
 
 def others(bank, row, context=None):
     keep = np.arange(len(bank.key)) != row
-    return np.flatnonzero(keep if context is None else keep & (bank.contexts == context))
+    return np.flatnonzero(keep if context is None else keep & (bank.sections == context))
 
 
 @pytest.mark.parametrize("method", ALWAYS)
@@ -96,13 +97,12 @@ def test_every_method_keeps_its_promises(bank, method):
 def test_rows_that_may_not_be_used_change_nothing(bank, method):
     """The value of the own row is replaced by nonsense: nobody may have looked at it."""
     one, asked = RESPONSE_METHODS[method], ask(bank, [5])
-    parameters = one.fit(
-        bank, resolve_options(RESPONSE_METHODS, method, QUICK.get(method)), Run(n_neighbors=K, n_candidates=16)
-    )
-    before = one.respond(parameters, bank, asked, K)
+    options = resolve_options(RESPONSE_METHODS, method, QUICK.get(method))
+    parameters = one.fit(bank, Run(options, n_neighbors=K, n_candidates=16))
+    before = respond(one, parameters, bank, asked, K)
     values = bank.values.copy()
     values[5] = 1e3
-    after = one.respond(parameters, Bank(**{**vars(bank), "values": values}), asked, K)
+    after = respond(one, parameters, replace(bank, values=values), asked, K)
     np.testing.assert_allclose(after.evidence + after.adjustment, before.evidence + before.adjustment, atol=1e-9)
 
 
@@ -181,7 +181,7 @@ def test_random_rows_differ_between_perturbations_but_not_between_calls(bank):
     first, again = (answer(bank, asked, "random_rag") for _ in range(2))
     np.testing.assert_array_equal(first.rows, again.rows)
     assert len({tuple(sorted(rows)) for rows in first.rows}) > 1
-    assert (bank.contexts[first.rows] == 0).all()
+    assert (bank.sections[first.rows] == 0).all()
 
 
 def test_ridge_and_bilinear_agree_with_brute_force(bank):
@@ -189,10 +189,10 @@ def test_ridge_and_bilinear_agree_with_brute_force(bank):
     rows = others(bank, row)
     keys, levels = bank.key[rows].copy(), bank.values[rows].copy()
     for context in (0, 1):
-        at = bank.contexts[rows] == context
+        at = bank.sections[rows] == context
         keys[at] -= keys[at].mean(axis=0)
         levels[at] -= levels[at].mean(axis=0)
-    here = rows[bank.contexts[rows] == 0]
+    here = rows[bank.sections[rows] == 0]
     offset = bank.key[row] - bank.key[here].mean(axis=0)
     coefficients = np.linalg.inv(keys.T @ keys + alpha * np.eye(WIDTH)) @ keys.T @ levels
     found = answer(bank, ask(bank, [row]), "ridge", alphas=(alpha,))
@@ -206,15 +206,15 @@ def test_ridge_and_bilinear_agree_with_brute_force(bank):
 
 
 def test_ridge_is_the_same_in_rows_and_in_components(bank, rng):
-    wide = Bank(**{**vars(bank), "key": rng.normal(size=(len(bank.key), 40))})
+    wide = replace(bank, key=rng.normal(size=(len(bank.key), 40)))
     found = answer(wide, ask(wide, [3]), "ridge", alphas=(1.0,))
     rows = others(wide, 3)
     keys, levels = wide.key[rows].copy(), wide.values[rows].copy()
     for context in (0, 1):
-        at = wide.contexts[rows] == context
+        at = wide.sections[rows] == context
         keys[at] -= keys[at].mean(axis=0)
         levels[at] -= levels[at].mean(axis=0)
-    here = rows[wide.contexts[rows] == 0]
+    here = rows[wide.sections[rows] == 0]
     expected = np.linalg.inv(keys.T @ keys + np.eye(40)) @ keys.T @ levels
     np.testing.assert_allclose(found.adjustment[0], (wide.key[3] - wide.key[here].mean(axis=0)) @ expected)
 
@@ -227,17 +227,16 @@ def test_penalty_follows_the_signal(rng):
         "genes": tuple((f"P{i}",) for i in range(n)),
         "contexts": np.zeros(n, dtype=int),
         "folds": np.arange(n),
-        "order": np.arange(n),
         "state": np.zeros((1, N_GENES)),
         "reliability": np.ones(n),
     }
     signal = key @ rng.normal(size=(width, N_GENES))
     noise = [rng.normal(size=signal.shape) for _ in range(2)]
-    strong = Bank(values=signal, halves=(signal + 0.1 * noise[0], signal + 0.1 * noise[1]), **shared)
-    empty = Bank(values=noise[0], halves=(noise[0], noise[1]), **shared)
+    strong = response_bank(values=signal, halves=(signal + 0.1 * noise[0], signal + 0.1 * noise[1]), **shared)
+    empty = response_bank(values=noise[0], halves=(noise[0], noise[1]), **shared)
     fit = RESPONSE_METHODS["ridge"].fit
     options = resolve_options(RESPONSE_METHODS, "ridge", None)
-    assert fit(strong, options, Run())["alpha"] < 1 < fit(empty, options, Run())["alpha"]
+    assert fit(strong, Run(options))["alpha"] < 1 < fit(empty, Run(options))["alpha"]
 
 
 def test_what_retrieval_is_worth_to_pt_rag_can_be_asked(bank):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ragst_sd.retrieval.bank import Query, Run
 from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 from ragst_sd.retrieval.response_phi import explained
-from ragst_sd.retrieval.responses import Asked, Bank
-from ragst_sd.retrieval.training import Run
+
+from ..screens import respond, response_bank
 
 
 @pytest.fixture
@@ -18,16 +19,19 @@ def bank():
     generator = np.random.default_rng(0)
     key = np.concatenate([generator.normal(size=(10, 4)), np.zeros((10, 2))], axis=1)
     values = key[:, :4] @ generator.normal(size=(4, 15)) + generator.normal(size=15)
-    return Bank(
+    return response_bank(
         key=key, values=values, halves=(values, values), genes=tuple((f"P{i}",) for i in range(10)), contexts=np.zeros(10, int),
-        folds=np.arange(10), order=np.arange(10), state=np.zeros((1, 15)), reliability=np.ones(10),
+        folds=np.arange(10), state=np.zeros((1, 15)), reliability=np.ones(10),
     )  # fmt: skip
 
 
 def ask(bank, key):
     key = np.atleast_2d(key)
-    return Asked(
-        key, tuple((f"Q{i}",) for i in range(len(key))), np.zeros(len(key), int), np.ones((len(key), 10), bool)
+    return Query(
+        key,
+        perturbed=tuple((f"Q{i}",) for i in range(len(key))),
+        contexts=np.zeros(len(key), int),
+        eligible=np.ones((len(key), 10), bool),
     )
 
 
@@ -48,7 +52,7 @@ def test_share_by_brute_force(bank):
 
 def test_a_perturbation_unlike_all_others_has_their_mean(bank):
     one = RESPONSE_METHODS["rag"]
-    fit = one.fit(bank, resolve_options(RESPONSE_METHODS, "rag", None), Run(n_neighbors=8, n_candidates=10))
+    fit = one.fit(bank, Run(resolve_options(RESPONSE_METHODS, "rag", None), n_neighbors=8, n_candidates=10))
     assert (np.atleast_2d(fit["gates"])[:, -3:-1].sum(axis=1) > 0).any(), (
         "nothing is trusted, so that nothing is tested"
     )
@@ -56,7 +60,7 @@ def test_a_perturbation_unlike_all_others_has_their_mean(bank):
     # Seen from the mean of the rows it lies at a right angle to all of them.
     strange = unit.mean(axis=0) + np.array([0, 0, 0, 0, 1.0, 0]) * np.sqrt(1 - (unit.mean(axis=0) ** 2).sum())
     related = unit[0] + 0.1 * unit[1]
-    found = one.respond(fit, bank, ask(bank, [strange, related]), 8)
+    found = respond(one, fit, bank, ask(bank, [strange, related]), 8)
     response = found.evidence + found.adjustment
     np.testing.assert_allclose(response[0], bank.values.mean(axis=0), atol=1e-9)
     assert found.weights[0].sum() == pytest.approx(0, abs=1e-9) and (found.rows[0] == -1).all()
@@ -69,7 +73,7 @@ def test_a_single_row_is_its_own_mean_and_is_cited(bank):
     asked.eligible[0, 3] = True
     assert explained(bank, asked)[0] == 1
     one = RESPONSE_METHODS["rag"]
-    fit = one.fit(bank, resolve_options(RESPONSE_METHODS, "rag", None), Run(n_neighbors=8, n_candidates=10))
-    found = one.respond(fit, bank, asked, 8)
+    fit = one.fit(bank, Run(resolve_options(RESPONSE_METHODS, "rag", None), n_neighbors=8, n_candidates=10))
+    found = respond(one, fit, bank, asked, 8)
     assert found.rows[0, 0] == 3 and found.weights[0].sum() == pytest.approx(1)
     np.testing.assert_allclose(found.evidence[0] + found.adjustment[0], bank.values[3], atol=1e-9)

@@ -13,8 +13,9 @@ import spatialdata as sd
 
 import ragst_sd as rg
 from ragst_sd.retrieval import response_methods
-from ragst_sd.retrieval.response_methods import ResponseMethod
-from ragst_sd.retrieval.responses import Candidates, cite, distances_to
+from ragst_sd.retrieval.method import Method
+from ragst_sd.retrieval.response_baselines import NoOptions
+from ragst_sd.retrieval.responses import Candidates, cited_response, distances_to, select
 from ragst_sd.tl import _tissue_source
 from ragst_sd.tl._tissue_responses import Responder, main_context, mean_states, niches
 
@@ -22,6 +23,12 @@ from ..screens import planted_screen, planted_tissue
 
 BUILD = {"unit": "log1p_cp10k", "context_key": "cell_type", "batch_key": "batch"}
 LOGS = {"unit": "log1p_cp10k"}
+
+
+def perturbed(sdata, reference, **asked):
+    """The one table that is made."""
+    (table,) = rg.tl.perturb_tissue(sdata, reference, inplace=False, **asked).values()
+    return table
 
 
 @pytest.fixture(scope="module")
@@ -46,21 +53,21 @@ def bank(made):
 def steered(monkeypatch, bank):
     """A reference fitted with a method that cites the rows of the context that the state resembles."""
 
-    def respond(parameters, bank, asked, k):
-        rows = np.tile([1, len(bank.key) - 1], (len(asked.key), 1))
-        near = np.square(asked.states(bank)[:, None, :] - bank.state[None]).sum(axis=2)
+    def choose(parameters, bank, query):
+        rows = np.tile([1, len(bank) - 1], (len(query), 1))
+        near = np.square(query.states(bank)[:, None, :] - bank.screen.states[None]).sum(axis=2)
         weights = np.exp(-(near - near.min(axis=1, keepdims=True)) / 5)
         weights /= weights.sum(axis=1, keepdims=True)
-        return cite(bank, Candidates(rows, distances_to(bank, asked, rows)), weights)
+        return select(query, Candidates(rows, distances_to(bank, query, rows)), weights)
 
-    method = ResponseMethod(respond, cites=True, options={})
+    method = Method(NoOptions, lambda bank, run: {}, choose, cited_response)
     monkeypatch.setitem(response_methods.RESPONSE_METHODS, "steered", method)
     rg.tl.fit(bank, method="steered")
     return bank
 
 
 def test_the_table_annotates_the_same_shapes(tissue, bank):
-    assert rg.tl.perturb(tissue, bank, perturbations="P3", **LOGS) is None
+    assert rg.tl.perturb_tissue(tissue, bank, perturbations="P3", **LOGS) is None
     table, measured = tissue.tables["perturbed"], tissue.tables["table"]
     assert table.uns["spatialdata_attrs"] == measured.uns["spatialdata_attrs"]
     assert list(table.obs_names) == list(measured.obs_names) == list(table.obs["source"])
@@ -77,7 +84,7 @@ def test_the_table_annotates_the_same_shapes(tissue, bank):
 
 def test_a_method_that_does_not_read_the_state_gives_a_constant_map(tissue, bank, caplog):
     with caplog.at_level(logging.INFO):
-        rg.tl.perturb(tissue, bank, perturbations="P3", **LOGS)
+        rg.tl.perturb_tissue(tissue, bank, perturbations="P3", **LOGS)
     table = tissue.tables["perturbed"]
     header = table.uns["retrieval"]
     assert header["constant"] and header["variance_p_value"] == 1 and len(header["variance_shuffled"]) == 0
@@ -87,7 +94,7 @@ def test_a_method_that_does_not_read_the_state_gives_a_constant_map(tissue, bank
 
 
 def test_response_follows_the_state_of_the_niche(tissue, steered):
-    rg.tl.perturb(tissue, steered, perturbations="P3", **LOGS)
+    rg.tl.perturb_tissue(tissue, steered, perturbations="P3", **LOGS)
     table = tissue.tables["perturbed"]
     header, half = table.uns["retrieval"], tissue.tables["table"].obs["half"].to_numpy()
     assert not header["constant"] and header["variance_p_value"] <= 0.02
@@ -105,7 +112,7 @@ def test_response_follows_the_state_of_the_niche(tissue, steered):
 
 def test_against_brute_force(tissue, steered):
     """States, responses and the statistic of the first shuffling, written out."""
-    table = rg.tl.perturb(tissue, steered, perturbations="P3", n_around=4, center_states=False, inplace=False, **LOGS)
+    table = perturbed(tissue, steered, perturbations="P3", n_around=4, center_states=False, **LOGS)
     measured = tissue.tables["table"]
     values, xy = np.asarray(measured.X, dtype=float), measured.obsm["spatial"]
     names = np.asarray(measured.obs_names)
@@ -143,7 +150,7 @@ def test_spots_without_order_give_a_constant_map(tissue, steered):
     generator = np.random.default_rng(3)
     measured = tissue.tables["table"]
     measured.X = measured.X[generator.permutation(measured.n_obs)]
-    rg.tl.perturb(tissue, steered, perturbations="P3", **LOGS)
+    rg.tl.perturb_tissue(tissue, steered, perturbations="P3", **LOGS)
     table = tissue.tables["perturbed"]
     header = table.uns["retrieval"]
     assert header["constant"] and header["variance_p_value"] > 0.05 and header["variance"] > 1e-6
@@ -153,25 +160,21 @@ def test_spots_without_order_give_a_constant_map(tissue, steered):
 
 
 def test_region_and_population(tissue, steered):
-    whole = rg.tl.perturb(tissue, steered, perturbations="P3", center_states=False, inplace=False, **LOGS)
-    part = rg.tl.perturb(
-        tissue, steered, perturbations="P3", spots={"half": "a"}, center_states=False, inplace=False, **LOGS
-    )
+    whole = perturbed(tissue, steered, perturbations="P3", center_states=False, **LOGS)
+    part = perturbed(tissue, steered, perturbations="P3", spots={"half": "a"}, center_states=False, **LOGS)
     measured = tissue.tables["table"]
     assert list(part.obs_names) == list(measured.obs_names[measured.obs["half"] == "a"])
     far_left = measured.obs_names[measured.obsm["spatial"][:, 0] < 300]
     np.testing.assert_allclose(part[far_left].X, whole[far_left].X, atol=1e-5)
     mask = (measured.obs["half"] == "a").to_numpy()
     for spots in (mask, list(measured.obs_names[mask])):
-        other = rg.tl.perturb(
-            tissue, steered, perturbations="P3", spots=spots, center_states=False, inplace=False, **LOGS
-        )
+        other = perturbed(tissue, steered, perturbations="P3", spots=spots, center_states=False, **LOGS)
         np.testing.assert_array_equal(other.X, part.X)
 
 
 def test_known_contexts(tissue, bank):
     """Where a column names contexts of the screen, their own rows are used, and the niche has that of most of its spots."""
-    table = rg.tl.perturb(tissue, bank, perturbations="P3", context_key="half", inplace=False, **LOGS)
+    table = perturbed(tissue, bank, perturbations="P3", context_key="half", **LOGS)
     cited = table.uns["retrieval"]["cited"]
     contexts = cited["context"].to_numpy()[table.obsm["retrieval_rows"]]
     assert (contexts == table.obs["context"].to_numpy()[:, None]).all()
@@ -180,32 +183,30 @@ def test_known_contexts(tissue, bank):
 
 
 def test_far_states_are_flagged(tissue, bank, caplog):
-    table = rg.tl.perturb(tissue, bank, perturbations="P3", inplace=False, **LOGS)
+    table = perturbed(tissue, bank, perturbations="P3", **LOGS)
     inner = np.abs(tissue.tables["table"].obsm["spatial"][:, 0] - 550) > 200
     assert (table.obs["state_percentile"][inner] < 98).mean() > 0.9
     assert not table.obs["far_from_screen"][inner].mean() > 0.1
     tissue.tables["table"].X[:30] += 2
-    table = rg.tl.perturb(tissue, bank, perturbations="P3", inplace=False, **LOGS)
+    table = perturbed(tissue, bank, perturbations="P3", **LOGS)
     assert table.obs["far_from_screen"][:20].all() and (table.obs["state_distance"][:20] > 2).all()
     assert table.uns["retrieval"]["far_from_screen"] == pytest.approx(table.obs["far_from_screen"].mean())
     assert "lie far from all cells of the screen" in caplog.text
 
 
 def test_standard_error_is_that_of_the_cited_rows(tissue, bank):
-    table = rg.tl.perturb(tissue, bank, perturbations="P3", inplace=False, **LOGS)
+    table = perturbed(tissue, bank, perturbations="P3", **LOGS)
     cited = table.uns["retrieval"]["cited"]["reference"].to_numpy()
     for i in (0, 7):
         rows, weights = table.obsm["retrieval_rows"][i], table.obsm["retrieval_weights"][i]
         expected = weights @ bank[cited[rows]].layers["standard_error"]
         np.testing.assert_allclose(table.layers["standard_error"][i], expected, rtol=1e-4)
     rg.tl.fit(bank, method="mean")
-    assert np.isnan(
-        rg.tl.perturb(tissue, bank, perturbations="P3", inplace=False, **LOGS).layers["standard_error"]
-    ).all()
+    assert np.isnan(perturbed(tissue, bank, perturbations="P3", **LOGS).layers["standard_error"]).all()
 
 
 def test_neighbors_and_explain(tissue, bank):
-    rg.tl.perturb(tissue, bank, perturbations="P3", **LOGS)
+    rg.tl.perturb_tissue(tissue, bank, perturbations="P3", **LOGS)
     lines = rg.get.neighbors(tissue, prediction_key="perturbed", obs_names="spot5")
     assert set(lines.columns) >= {"perturbation", "context", "reliability", "weight", "technology"}
     assert lines["weight"].sum() == pytest.approx(1, abs=1e-5) and "P3" not in set(
@@ -219,19 +220,19 @@ def test_neighbors_and_explain(tissue, bank):
 
 
 def test_control_and_several_perturbations(tissue, bank):
-    rg.tl.perturb(tissue, bank, perturbations=["P3", "P0+P9", "control"], key_added="what_if", **LOGS)
+    rg.tl.perturb_tissue(tissue, bank, perturbations=["P3", "P0+P9", "control"], key_added="what_if", **LOGS)
     assert set(tissue.tables) == {"table", "what_if_P3", "what_if_P0_P9", "what_if_control"}
     back = tissue.tables["what_if_control"]
     np.testing.assert_allclose(back.X, tissue.tables["table"].X, atol=1e-6)
     assert (back.obs["response_magnitude"] == 0).all() and back.uns["retrieval"]["constant"]
-    tables = rg.tl.perturb(tissue, bank, perturbations=["P3", "P8"], inplace=False, **LOGS)
+    tables = rg.tl.perturb_tissue(tissue, bank, perturbations=["P3", "P8"], inplace=False, **LOGS)
     assert list(tables) == ["perturbed_P3", "perturbed_P8"]
     np.testing.assert_array_equal(tables["perturbed_P3"].X, tissue.tables["what_if_P3"].X)
 
 
 def test_rerun_replaces_our_own_table_only(tissue, bank):
-    rg.tl.perturb(tissue, bank, perturbations="P3", **LOGS)
-    rg.tl.perturb(tissue, bank, perturbations="P8", **LOGS)
+    rg.tl.perturb_tissue(tissue, bank, perturbations="P3", **LOGS)
+    rg.tl.perturb_tissue(tissue, bank, perturbations="P8", **LOGS)
     assert set(tissue.tables["perturbed"].obs["perturbation"]) == {"P8"}
     before = tissue.tables["table"].copy()
     for key, message in (
@@ -240,7 +241,7 @@ def test_rerun_replaces_our_own_table_only(tissue, bank):
         ("a b", "not a legal"),
     ):
         with pytest.raises(ValueError, match=message):
-            rg.tl.perturb(tissue, bank, perturbations="P3", key_added=key, **LOGS)
+            rg.tl.perturb_tissue(tissue, bank, perturbations="P3", key_added=key, **LOGS)
     assert set(tissue.tables) == {"table", "perturbed"}
     np.testing.assert_array_equal(tissue.tables["table"].X, before.X)
     pd.testing.assert_frame_equal(tissue.tables["table"].obs, before.obs)
@@ -248,7 +249,7 @@ def test_rerun_replaces_our_own_table_only(tissue, bank):
 
 @pytest.mark.slow
 def test_zarr_round_trip(tissue, steered, tmp_path):
-    rg.tl.perturb(tissue, steered, perturbations="P3", **LOGS)
+    rg.tl.perturb_tissue(tissue, steered, perturbations="P3", **LOGS)
     tissue.write(tmp_path / "tissue.zarr")
     read = sd.read_zarr(tmp_path / "tissue.zarr")
     table, back = tissue.tables["perturbed"], read.tables["perturbed"]
@@ -257,7 +258,7 @@ def test_zarr_round_trip(tissue, steered, tmp_path):
     assert bool(back.uns["retrieval"]["constant"]) == table.uns["retrieval"]["constant"]
     first, second = (rg.get.neighbors(one, prediction_key="perturbed") for one in (tissue, read))
     pd.testing.assert_frame_equal(first, second, check_dtype=False)
-    rg.tl.perturb(read, steered, perturbations="P8", **LOGS)
+    rg.tl.perturb_tissue(read, steered, perturbations="P8", **LOGS)
     rg.io.write_table(read, "perturbed")
     assert set(sd.read_zarr(tmp_path / "tissue.zarr").tables["perturbed"].obs["perturbation"]) == {"P8"}
 
@@ -265,7 +266,7 @@ def test_zarr_round_trip(tissue, steered, tmp_path):
 def test_squidpy_reads_it(tissue, steered):
     import squidpy as sq
 
-    rg.tl.perturb(tissue, steered, perturbations="P3", **LOGS)
+    rg.tl.perturb_tissue(tissue, steered, perturbations="P3", **LOGS)
     table = tissue.tables["perturbed"]
     sq.gr.spatial_neighbors(table, n_neighs=6, coord_type="generic")
     sq.gr.spatial_autocorr(table, mode="moran", attr="obs", genes=["response_magnitude"])
@@ -273,9 +274,9 @@ def test_squidpy_reads_it(tissue, steered):
 
 
 def test_the_order_of_spots_changes_nothing(tissue, steered, caplog):
-    first = rg.tl.perturb(tissue, steered, perturbations="P3", n_permutations=3, inplace=False, **LOGS)
+    first = perturbed(tissue, steered, perturbations="P3", n_permutations=3, **LOGS)
     tissue.tables["table"] = tissue.tables["table"][np.random.default_rng(0).permutation(144)].copy()
-    second = rg.tl.perturb(tissue, steered, perturbations="P3", n_permutations=3, inplace=False, **LOGS)
+    second = perturbed(tissue, steered, perturbations="P3", n_permutations=3, **LOGS)
     np.testing.assert_allclose(second[first.obs_names].X, first.X, atol=1e-5)
     assert "with fewer than 19 no map can be told from chance" in caplog.text and first.uns["retrieval"]["constant"]
 
@@ -303,7 +304,7 @@ def rename(table, names):
 def test_genes_that_do_not_fit(tissue, bank, names, message):
     rename(tissue.tables["table"], names(60))
     with pytest.raises(ValueError, match=message):
-        rg.tl.perturb(tissue, bank, perturbations="P3", **LOGS)
+        rg.tl.perturb_tissue(tissue, bank, perturbations="P3", **LOGS)
     assert set(tissue.tables) == {"table"}
 
 
@@ -313,15 +314,15 @@ def test_ensembl_ids_of_two_species(made, tissue):
     rg.tl.fit(reference, method="mean")
     rename(tissue.tables["table"], [f"ENSMUSG{i:011d}" for i in range(60)])
     with pytest.raises(ValueError, match="Ensembl ids of two species"):
-        rg.tl.perturb(tissue, reference, perturbations="P3", **LOGS)
+        rg.tl.perturb_tissue(tissue, reference, perturbations="P3", **LOGS)
 
 
 def test_fewer_genes_are_reported(tissue, bank):
     tissue.tables["table"] = tissue.tables["table"][:, :40].copy()
-    table = rg.tl.perturb(tissue, bank, perturbations="P3", inplace=False, **LOGS)
+    table = perturbed(tissue, bank, perturbations="P3", **LOGS)
     assert table.n_vars == 40 and table.uns["retrieval"]["gene_overlap"] == pytest.approx(2 / 3)
     assert table.uns["retrieval"]["n_genes"] == 40
-    some = rg.tl.perturb(tissue, bank, perturbations="P3", genes=["GENE7", "GENE3"], inplace=False, **LOGS)
+    some = perturbed(tissue, bank, perturbations="P3", genes=["GENE7", "GENE3"], **LOGS)
     np.testing.assert_array_equal(some.X, table[:, ["GENE7", "GENE3"]].X)
 
 
@@ -347,17 +348,19 @@ def test_fewer_genes_are_reported(tissue, bank):
 def test_bad_input(tissue, bank, arguments, error, message):
     before = tissue.tables["table"].copy()
     with pytest.raises(error, match=message):
-        rg.tl.perturb(tissue, bank, **({"perturbations": "P3"} | LOGS | arguments))
+        rg.tl.perturb_tissue(tissue, bank, **({"perturbations": "P3"} | LOGS | arguments))
     assert set(tissue.tables) == {"table"}
     pd.testing.assert_frame_equal(tissue.tables["table"].obs, before.obs)
 
 
 def test_responses_are_not_perturbed_again(tissue, bank):
-    rg.tl.perturb(tissue, bank, perturbations="P3", **LOGS)
+    rg.tl.perturb_tissue(tissue, bank, perturbations="P3", **LOGS)
     with pytest.raises(ValueError, match="holds predicted responses itself"):
-        rg.tl.perturb(tissue, bank, perturbations="P8", table_key="perturbed")
-    with pytest.raises(ValueError, match="choose from a SpatialData"):
-        rg.tl.perturb(tissue.tables["table"], bank, perturbations="P8", spots=["spot1"], **LOGS)
+        rg.tl.perturb_tissue(tissue, bank, perturbations="P8", table_key="perturbed")
+    with pytest.raises(TypeError, match="SpatialData"):
+        rg.tl.perturb_tissue(tissue.tables["table"], bank, perturbations="P8", spots=["spot1"], **LOGS)
+    with pytest.raises(TypeError, match=r"rg\.tl\.perturb_tissue"):
+        rg.tl.perturb(tissue, bank, perturbations="P8", **LOGS)
 
 
 class TestPredictedTissue:
@@ -384,7 +387,7 @@ class TestPredictedTissue:
         table.layers["lower"], table.layers["upper"] = table.X - 0.2, table.X + 0.3
         table.uns["retrieval"]["interval_level"], table.uns["retrieval"]["interval_unit"] = 0.9, "donor"
         table.var["cv_pearson"] = np.linspace(-0.1, 0.6, table.n_vars)
-        rg.tl.perturb(predicted, screen_reference, perturbations="A", table_key="predicted")
+        rg.tl.perturb_tissue(predicted, screen_reference, perturbations="A", table_key="predicted")
         out = predicted.tables["perturbed"]
         header = out.uns["retrieval"]
         assert header["prediction"]["method"] == "knn" and header["prediction"]["table_key"] == "predicted"
@@ -413,9 +416,7 @@ class TestPredictedTissue:
         table.var["gene_symbols"] = symbols
         table.var_names = [f"ENSG{i:011d}" for i in range(table.n_vars)]
         for ask in ({}, {"genes": [symbols[7], symbols[3], symbols[-1]]}):
-            out = rg.tl.perturb(
-                predicted, screen_reference, perturbations="A", table_key="predicted", inplace=False, **ask
-            )
+            out = perturbed(predicted, screen_reference, perturbations="A", table_key="predicted", **ask)
             at = [symbols.index(gene) for gene in out.var_names]
             assert len(at) == (3 if ask else len(symbols) - 3)
             for name in ("cv_pearson", "noise_ceiling"):
@@ -429,9 +430,9 @@ class TestPredictedTissue:
         assert _tissue_source._places(own, shared) == [own.index(gene) for gene in shared]
         asked, places = [], _tissue_source._places
         monkeypatch.setattr(_tissue_source, "_places", lambda *names: asked.append(len(names[0])) or places(*names))
-        rg.tl.perturb(predicted, screen_reference, perturbations="A", table_key="table", inplace=False)
+        perturbed(predicted, screen_reference, perturbations="A", table_key="table")
         assert not asked
-        rg.tl.perturb(predicted, screen_reference, perturbations="A", table_key="predicted", inplace=False)
+        perturbed(predicted, screen_reference, perturbations="A", table_key="predicted")
         assert asked
         # One by one, 30,000 names took seconds.
         start, own = time.perf_counter(), [f"g{i}" for i in range(30_000)]
@@ -444,36 +445,38 @@ class TestPredictedTissue:
         kinds = np.array(["spots"] * table.n_vars, dtype=object)
         kinds[-30:] = "scRNA-seq"
         table.var["evidence"] = pd.Categorical(kinds)
-        plain = rg.tl.perturb(predicted, screen_reference, perturbations="A", table_key="predicted", inplace=False)
+        plain = perturbed(predicted, screen_reference, perturbations="A", table_key="predicted")
         table.X[:, -30:] += 3
-        out = rg.tl.perturb(predicted, screen_reference, perturbations="A", table_key="predicted", inplace=False)
+        out = perturbed(predicted, screen_reference, perturbations="A", table_key="predicted")
         assert list(out.var["evidence"]) == list(kinds)
         assert out.uns["retrieval"]["prediction"]["genes_from_scrna"] == 30
         np.testing.assert_array_equal(out.obs["state_distance"], plain.obs["state_distance"])
         np.testing.assert_allclose(out.X[:, :-30], plain.X[:, :-30], atol=1e-6)
         assert (out.X[:, -30:] > plain.X[:, -30:]).all()
-        some = rg.tl.perturb(
-            predicted, screen_reference, perturbations="A", table_key="predicted", inplace=False,
+        some = perturbed(
+            predicted, screen_reference, perturbations="A", table_key="predicted",
             genes=[table.var_names[-1], table.var_names[0]],
         )  # fmt: skip
         assert list(some.var["evidence"]) == ["scRNA-seq", "spots"]
         table.var["evidence"] = pd.Categorical(["scRNA-seq"] * table.n_vars)
         with pytest.raises(ValueError, match="come from single cells, which say nothing of the state"):
-            rg.tl.perturb(predicted, screen_reference, perturbations="A", table_key="predicted")
+            rg.tl.perturb_tissue(predicted, screen_reference, perturbations="A", table_key="predicted")
 
     def test_measured_tables_are_meant_first(self, predicted, screen_reference):
-        rg.tl.perturb(predicted, screen_reference, perturbations="A")
+        rg.tl.perturb_tissue(predicted, screen_reference, perturbations="A")
         assert predicted.tables["perturbed"].uns["retrieval"]["table_key"] == "table"
         assert "lower" not in predicted.tables["perturbed"].layers
         with pytest.raises(ValueError, match="Leave `layer` and `unit` out"):
-            rg.tl.perturb(predicted, screen_reference, perturbations="A", table_key="predicted", unit="log1p_cp10k")
+            rg.tl.perturb_tissue(
+                predicted, screen_reference, perturbations="A", table_key="predicted", unit="log1p_cp10k"
+            )
         with pytest.raises(ValueError, match=r"was not made by `rg\.tl\.perturb`"):
-            rg.tl.perturb(predicted, screen_reference, perturbations="A", key_added="predicted")
+            rg.tl.perturb_tissue(predicted, screen_reference, perturbations="A", key_added="predicted")
 
     def test_too_few_predicted_genes_for_the_unit(self, query, fitted, screen_reference):
         rg.tl.predict(query, fitted, genes=list(fitted.var_names[:100]))
         with pytest.raises(ValueError, match="predicts 100 genes that the size factors of the screen rest on"):
-            rg.tl.perturb(query, screen_reference, perturbations="A", table_key="predicted")
+            rg.tl.perturb_tissue(query, screen_reference, perturbations="A", table_key="predicted")
 
     def test_empty_spots_are_left_out(self, query, screen_reference, caplog):
         import scipy.sparse as sp
@@ -481,7 +484,7 @@ class TestPredictedTissue:
         table = query.tables["table"]
         table.X = sp.csr_matrix(table.X)
         table.X[:3] = 0
-        rg.tl.perturb(query, screen_reference, perturbations="A")
+        rg.tl.perturb_tissue(query, screen_reference, perturbations="A")
         assert query.tables["perturbed"].n_obs == table.n_obs - 3
         assert f"3 of {table.n_obs} spots have no expression" in caplog.text
 
@@ -503,10 +506,10 @@ def test_niches_and_contexts():
 def test_chunks_of_spots_that_cite_differently_many_rows(tissue, bank, monkeypatch, method, asked):
     tissue.tables["table"].obs["half"] = tissue.tables["table"].obs["half"].astype(str).replace("b", "new")
     rg.tl.fit(bank, method=method)
-    ask = {"perturbations": asked, "context_key": "half", "n_permutations": 3, "inplace": False, **LOGS}
-    whole = rg.tl.perturb(tissue, bank, **ask)
+    ask = {"perturbations": asked, "context_key": "half", "n_permutations": 3, **LOGS}
+    whole = perturbed(tissue, bank, **ask)
     monkeypatch.setattr("ragst_sd.tl._respond._AT_ONCE", 1)
-    parts = rg.tl.perturb(tissue, bank, **ask)
+    parts = perturbed(tissue, bank, **ask)
     assert len(set((whole.obsm["retrieval_rows"] >= 0).sum(axis=1))) == 2
     for name in ("retrieval_rows", "retrieval_weights", "retrieval_distances"):
         np.testing.assert_array_equal(parts.obsm[name], whole.obsm[name])
@@ -522,11 +525,11 @@ def test_sets_of_cells_go_through_the_network_together(tissue, bank, monkeypatch
     rg.tl.fit(bank, method="pt_rag", options=QUICK["pt_rag"])
     calls, forward = [], PtRag.forward
     monkeypatch.setattr(PtRag, "forward", lambda self, x, *a, **k: (calls.append(len(x)), forward(self, x, *a, **k))[1])
-    ask = {"perturbations": "P3", "context_key": "half", "n_permutations": 1, "inplace": False, **LOGS}
-    together = rg.tl.perturb(tissue, bank, **ask)
+    ask = {"perturbations": "P3", "context_key": "half", "n_permutations": 1, **LOGS}
+    together = perturbed(tissue, bank, **ask)
     assert len(calls) <= 12 and max(calls) == 64
     monkeypatch.setattr("ragst_sd.retrieval.pt_rag._AT_ONCE", 1)
-    alone = rg.tl.perturb(tissue, bank, **ask)
+    alone = perturbed(tissue, bank, **ask)
     np.testing.assert_array_equal(together.obsm["retrieval_rows"], alone.obsm["retrieval_rows"])
     np.testing.assert_allclose(together.X, alone.X, atol=1e-5)
 
@@ -534,9 +537,7 @@ def test_sets_of_cells_go_through_the_network_together(tissue, bank, monkeypatch
 def test_learned_retrieval(tissue, bank):
     """Cited rows, evidence and adjustment add up whatever the state; chunks of spots change nothing."""
     rg.tl.fit(bank, method="rag")
-    table = rg.tl.perturb(
-        tissue, bank, perturbations="P3", n_permutations=3, center_states=False, inplace=False, **LOGS
-    )
+    table = perturbed(tissue, bank, perturbations="P3", n_permutations=3, center_states=False, **LOGS)
     cited = table.uns["retrieval"]["cited"]["reference"].to_numpy()
     total = table.obsm["retrieval_weights"].sum(axis=1)
     assert (np.isclose(total, 1, atol=1e-5) | (total == 0)).all()
@@ -556,7 +557,7 @@ def test_what_is_done_once_is_as_if_done_for_each_spot(tissue, bank, monkeypatch
     rg.tl.fit(bank, method="rag")
     ask = {
         "perturbations": "P3", "context_key": context_key, "center_states": center_states, "n_permutations": 4,
-        "inplace": False, "genes": [f"GENE{i}" for i in (3, 1, 20, 7)], **LOGS,
+        "genes": [f"GENE{i}" for i in (3, 1, 20, 7)], **LOGS,
     }  # fmt: skip
     seen = {}
 
@@ -565,11 +566,11 @@ def test_what_is_done_once_is_as_if_done_for_each_spot(tissue, bank, monkeypatch
         return seen["responded"], seen["error"]
 
     monkeypatch.setattr(Responder, "respond", keep)
-    once = rg.tl.perturb(tissue, bank, **ask)
+    once = perturbed(tissue, bank, **ask)
     first = seen.copy()
     each = replace(response_methods.RESPONSE_METHODS["rag"], prepare=None)
     monkeypatch.setitem(response_methods.RESPONSE_METHODS, "rag", each)
-    alone = rg.tl.perturb(tissue, bank, **ask)
+    alone = perturbed(tissue, bank, **ask)
     for name, values in vars(first["responded"]).items():
         if isinstance(values, np.ndarray):
             np.testing.assert_allclose(values, getattr(seen["responded"], name), rtol=0, atol=1e-10, err_msg=name)
@@ -582,7 +583,7 @@ def test_what_is_done_once_is_as_if_done_for_each_spot(tissue, bank, monkeypatch
 
 def test_share_of_the_embedding_that_is_spanned(tissue, bank):
     rg.tl.fit(bank, method="rag")
-    table = rg.tl.perturb(tissue, bank, perturbations="P3", context_key="half", n_permutations=1, inplace=False, **LOGS)
+    table = perturbed(tissue, bank, perturbations="P3", context_key="half", n_permutations=1, **LOGS)
     share = table.obs["embedding_share"].to_numpy()
     assert (share > 0.5).all() and (share < 1).all()
     half = tissue.tables["table"].obs["half"].to_numpy()
@@ -600,7 +601,7 @@ def test_share_of_the_embedding_that_is_spanned(tissue, bank):
         inner = [i for i, name in enumerate(table.obs["context"]) if name == context and half[i] == context]
         np.testing.assert_allclose(share[inner], expected, atol=1e-9)
     rg.tl.fit(bank, method="knn")
-    assert "embedding_share" not in rg.tl.perturb(tissue, bank, perturbations="P3", inplace=False, **LOGS).obs
+    assert "embedding_share" not in perturbed(tissue, bank, perturbations="P3", **LOGS).obs
 
 
 def test_nothing_is_cited_for_what_resembles_nothing(made, tissue):
@@ -616,7 +617,7 @@ def test_nothing_is_cited_for_what_resembles_nothing(made, tissue):
     embedding.loc["STRANGE"] = strange
     bank = rg.tl.build_perturbation_reference(made[0], embedding=embedding, **BUILD)
     rg.tl.fit(bank, method="rag")
-    rg.tl.perturb(tissue, bank, perturbations="STRANGE", **LOGS)
+    rg.tl.perturb_tissue(tissue, bank, perturbations="STRANGE", **LOGS)
     table = tissue.tables["perturbed"]
     assert (table.obs["embedding_share"] == 0).all() and (table.obsm["retrieval_rows"] == -1).all()
     np.testing.assert_allclose(table.layers["response"][5], np.asarray(bank.X).mean(axis=0), atol=1e-5)
@@ -631,13 +632,13 @@ def test_nothing_is_cited_for_what_resembles_nothing(made, tissue):
 
 def test_a_bar_where_it_takes_long(tissue, steered, capsys, monkeypatch):
     ask = {"perturbations": ["P3", "control", "P8"], "n_permutations": 4, "inplace": False, **LOGS}
-    rg.tl.perturb(tissue, steered, progress=True, **ask)
+    rg.tl.perturb_tissue(tissue, steered, progress=True, **ask)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("ragst_sd.tl._perturb_tissue.BAR_AFTER", 0)
     with rg.settings.override(progress=True):
-        rg.tl.perturb(tissue, steered, **ask)
+        rg.tl.perturb_tissue(tissue, steered, **ask)
     assert "10/10" in capsys.readouterr().err
-    rg.tl.perturb(tissue, steered, progress=False, **ask)
+    rg.tl.perturb_tissue(tissue, steered, progress=False, **ask)
     with rg.settings.override(progress=False):
-        rg.tl.perturb(tissue, steered, **ask)
+        rg.tl.perturb_tissue(tissue, steered, **ask)
     assert capsys.readouterr().err == ""
