@@ -12,7 +12,6 @@ from ragst_sd import _keys
 from ragst_sd._cell_types import cell_types
 from ragst_sd._labels import label, labels
 from ragst_sd._perturbation_reference import (
-    is_perturbation,
     perturbation_fit_hash,
     perturbation_hash,
     perturbation_header,
@@ -44,13 +43,15 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def open_bank(reference: AnnData, *, fitted: bool = True, whole: bool = True) -> Bank:
+def open_bank(reference: AnnData, *, task: str = "histology", fitted: bool = True, whole: bool = True) -> Bank:
     """Check a reference of tissue, or of responses to perturbations, once, and take it apart.
 
     Parameters
     ----------
     reference
         In memory, or with its rows on disk.
+    task
+        What it must be for, `"histology"` or `"perturbation"`.
     fitted
         Whether it must have a fit, of the content that it has now.
     whole
@@ -65,7 +66,7 @@ def open_bank(reference: AnnData, *, fitted: bool = True, whole: bool = True) ->
         If it is no reference or damaged, is to be fitted and is not, its method is not registered, or rows, values,
         annotations or the fit changed after fitting.
     """
-    if is_perturbation(reference):
+    if task == TASK:
         return _open_screen(reference, fitted=fitted)
     stored = reference_header(reference)
     cell_types(reference)  # fractions and header go together

@@ -295,7 +295,7 @@ def test_state_of_the_reference_is_checked(bank, controls, reference, caplog):
     twice = ad.concat([controls, controls])
     with pytest.raises(ValueError, match="names of cells more than once"):
         rg.tl.perturb(twice, bank, perturbations=["P3"], **ASK)
-    with pytest.raises(TypeError, match="`data` is a dict"):
+    with pytest.raises(TypeError, match="`adata` is a dict"):
         rg.tl.perturb({}, bank, perturbations=["P3"])
     with caplog.at_level(logging.WARNING):
         rg.tl.perturb(controls, bank, perturbations=["P3"], exclude=(), **ASK)

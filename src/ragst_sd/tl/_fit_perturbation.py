@@ -13,6 +13,7 @@ from ragst_sd._bank import open_bank, with_cells
 from ragst_sd._perturbation_reference import perturbation_fit_hash
 from ragst_sd._validate import require_choice, require_key
 from ragst_sd.reference.header import Fit
+from ragst_sd.reference.perturbation_schema import TASK
 from ragst_sd.tl._fit_record import neighbor_counts, storable, write_fit
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def fit_perturbation(
     from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
     from ragst_sd.tl._folds import group_codes
 
-    bank = open_bank(reference, fitted=False)
+    bank = open_bank(reference, task=TASK, fitted=False)
     chosen = resolve_options(RESPONSE_METHODS, method, options, available="for a reference of perturbations available")
     metric = METRICS[0] if metric is None else metric
     require_choice(metric, METRICS, "metric")

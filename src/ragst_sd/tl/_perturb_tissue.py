@@ -11,6 +11,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._elements import image_mpp_of, require_sdata, shared_coordinate_system
 from ragst_sd._fields import TISSUE_RESPONSES, documented
+from ragst_sd._labels import as_names
 from ragst_sd._results import check_key_added
 from ragst_sd._settings import settings
 from ragst_sd._validate import listing, names_among, require_positive
@@ -141,8 +142,8 @@ def perturb_tissue(
             "`n_permutations` is %d: with fewer than 19 no map can be told from chance, and all are constant.",
             n_permutations,
         )
+    keys = _keys_added(sdata, as_names(perturbations), key_added)
     known = wanted_perturbations(task, perturbations)
-    keys = _keys_added(sdata, list(known), key_added)
     source = read_source(sdata, task, table_key=table_key, spots=spots, layer=layer, unit=unit)
     if len(source.xy) <= n_around:
         msg = (

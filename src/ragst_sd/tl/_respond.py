@@ -15,6 +15,7 @@ from ragst_sd._eligibility import allowed_rows, recorded_where, where_of
 from ragst_sd._labels import as_names, labels
 from ragst_sd._perturbation_reference import perturbation_header
 from ragst_sd._validate import listing, require_known, require_some
+from ragst_sd.reference.perturbation_schema import TASK
 from ragst_sd.reference.perturbations import canonical, components
 from ragst_sd.retrieval.bank import Query
 from ragst_sd.retrieval.evidence import effective_n, evidence_share
@@ -89,8 +90,7 @@ def open_task(
     where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None,
 ) -> Task:
     """Open a fitted reference of responses, and check what may be used of it."""
-    perturbation_header(reference)
-    bank, excluded = open_bank(reference), as_names(exclude)
+    bank, excluded = open_bank(reference, task=TASK), as_names(exclude)
     require_known(excluded, (_keys.PERTURBATION, _keys.CONTEXT), "exclude", " names")
     if not excluded:
         logger.warning("`exclude` is empty: measured responses to the very perturbation may be used.")
@@ -283,7 +283,7 @@ def response_from_half(
     """
     if _keys.FIT not in perturbation_header(reference):
         return None
-    bank = open_bank(reference)
+    bank = open_bank(reference, task=TASK)
     method, n_neighbors = RESPONSE_METHODS[bank.fit.method], int(header["n_neighbors"])
     if bank.fit.fit_hash != str(header["fit_hash"]) or method.learns == "values":
         return None
