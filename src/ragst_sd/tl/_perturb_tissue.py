@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._elements import image_mpp_of, shared_coordinate_system
+from ragst_sd._elements import shared_coordinate_system
+from ragst_sd._resolution import image_mpp_of
 from ragst_sd._results import check_key_added
 from ragst_sd._validate import listing, names_among, require_positive
 from ragst_sd.reference.perturbations import canonical
