@@ -61,6 +61,15 @@ def resolve_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
     """Name of the shapes (or points): asked for, or the only shapes there are."""
     if shapes_key is None:
         return _only(sdata.shapes, "shapes_key", "elements in `sdata.shapes`")
+    if shapes_key in sdata.labels:
+        circles = f"{shapes_key}_circles"
+        msg = (
+            f"{shapes_key!r} are labels; spots are shapes or points. Make circles of them, and let the table annotate these: "
+            f"`sdata.shapes[{circles!r}] = spatialdata.to_circles(sdata.labels[{shapes_key!r}])`, "
+            f"`table.obs[region_key] = pandas.Categorical([{circles!r}] * len(table))`, "
+            f"`sdata.set_table_annotates_spatialelement(table_key, region={circles!r})`."
+        )
+        raise ValueError(msg)
     require_key(shapes_key, [*sdata.shapes, *sdata.points], "sdata.shapes / sdata.points")
     return shapes_key
 
@@ -122,26 +131,56 @@ def centers_in_pixels(sdata: SpatialData, *, shapes_key: str, image_key: str, co
     isotropic.
     """
     frame = shared_coordinate_system(sdata, shapes_key, image_key, coordinate_system)
+    affine = np.linalg.inv(to_frame(sdata.images[image_key], frame)) @ to_frame(sdata[shapes_key], frame)
+    similarity_scale(affine)
+    xy, index = element_centers(sdata, shapes_key)
+    return Centers(apply_affine(affine, xy), index, affine, frame)
+
+
+def element_centers(sdata: SpatialData, shapes_key: str) -> tuple[np.ndarray, pd.Index]:
+    """(n, 2) centroids of shapes or points, in their own frame, and their instance ids."""
     element = sdata[shapes_key]
     if len(element) == 0:
         msg = f"{shapes_key!r} is empty: it holds no spots."
         raise ValueError(msg)
-    affine = np.linalg.inv(to_frame(sdata.images[image_key], frame)) @ to_frame(element, frame)
-    similarity_scale(affine)
-    if hasattr(element, "compute"):
-        element = element.compute()
-    return Centers(apply_affine(affine, element_centers(element)), element.index, affine, frame)
-
-
-def element_centers(element: Any) -> np.ndarray:
-    """(n, 2) centroids of shapes or points, in their own frame."""
-    if hasattr(element, "compute"):
-        element = element.compute()
     if "geometry" not in element:
-        return element[["x", "y"]].to_numpy(float)
+        points = element.compute()
+        return points[["x", "y"]].to_numpy(float), _numbered_through(points.index, shapes_key)
     # Not `spatialdata.get_centroids`: it warns about every index of strings that is not sorted.
-    centroids = element.geometry.centroid
-    return np.column_stack([centroids.x, centroids.y])
+    outlines = element.geometry
+    crossed = ~outlines.is_valid
+    if crossed.any():
+        logger.info(
+            "%d outlines of %r cross themselves: their centres are those of valid ones.", crossed.sum(), shapes_key
+        )
+        outlines = outlines.make_valid()
+    xy = np.column_stack([outlines.centroid.x, outlines.centroid.y])
+    low, high = np.split(outlines.bounds.to_numpy(), 2, axis=1)
+    # An outline that is empty has no centre and no bounds.
+    lost = ~((xy >= low - 1e-6) & (xy <= high + 1e-6)).all(axis=1)
+    if lost.any():
+        logger.warning(
+            "%d shapes of %r have their centre outside their own bounds, for instance %s: their outlines are empty or broken.",
+            lost.sum(),
+            shapes_key,
+            listing(element.index[lost][:3]),
+        )
+    return xy, element.index
+
+
+def _numbered_through(index: pd.Index, shapes_key: str) -> pd.Index:
+    """Ids of points; an index that starts again in every partition is counted on."""
+    import pandas as pd
+
+    values = index.to_numpy()
+    if (
+        index.is_unique
+        or values.dtype.kind not in "iu"
+        or not ((values == 0) | (np.diff(values, prepend=-1) == 1)).all()
+    ):
+        return index
+    logger.info("The index of %r starts again at 0 in every partition: its points are numbered through.", shapes_key)
+    return pd.RangeIndex(len(index))
 
 
 def squares_on_image(sdata: SpatialData, image_key: str, lows: np.ndarray, edge: Any) -> GeoDataFrame:
