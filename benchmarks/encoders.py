@@ -72,7 +72,7 @@ def measure_overlap(model: str, model_kwargs: dict, *, edge: int, n: int, folder
     import ragst_sd as rg
     from ragst_sd._elements import image_pyramid
     from ragst_sd.image.encoders import resolve_encoder
-    from ragst_sd.image.frames import FieldOfView
+    from ragst_sd.image.frames import FieldOfView, LevelGrid
     from ragst_sd.image.tiles import iter_tiles
 
     store = make(folder, edge, 1024, n)
@@ -81,7 +81,7 @@ def measure_overlap(model: str, model_kwargs: dict, *, edge: int, n: int, folder
     centroids = sdata.shapes[SHAPES].geometry.centroid
     centers = np.column_stack([centroids.x, centroids.y])
     pyramid = image_pyramid(sdata, IMAGE)
-    field = FieldOfView(level=0, downsample=1.0, window_px=TILE_PX, tile_px=TILE_PX, upsampling=1.0)
+    field = FieldOfView(level=0, grid=LevelGrid((1.0, 1.0)), window_px=TILE_PX, tile_px=TILE_PX, upsampling=1.0)
     batches = list(
         iter_tiles(pyramid.levels[0], centers, field, chunk=pyramid.chunks[0], value_max=255.0, batch_size=64)
     )

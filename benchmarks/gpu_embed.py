@@ -21,7 +21,7 @@ import torch
 
 from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.encoders import resolve_encoder
-from ragst_sd.image.frames import FieldOfView
+from ragst_sd.image.frames import FieldOfView, LevelGrid
 from ragst_sd.image.parts import embed_parts, plan_parts
 from ragst_sd.image.prefetch import in_background
 from ragst_sd.image.streaming import embed_batches, pin
@@ -98,7 +98,7 @@ def measure_network(
     picture = np.tile(tiles[0].numpy(), (1, edge // TILE_PX, edge // TILE_PX))
     centers = np.random.default_rng(0).uniform(0, edge, (len(tiles), 2))
     image = Pyramid((picture,), ((1024, 1024),), 255.0)
-    field = FieldOfView(level=0, downsample=1.0, window_px=TILE_PX, tile_px=TILE_PX, upsampling=1.0)
+    field = FieldOfView(level=0, grid=LevelGrid((1.0, 1.0)), window_px=TILE_PX, tile_px=TILE_PX, upsampling=1.0)
     parts = plan_parts(image, centers, [field], batch_size=batch_size)
     cutting = best(
         lambda: list(embed_parts(image, centers, [field], parts, encoder, batch_size=batch_size, num_workers=1)),

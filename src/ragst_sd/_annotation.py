@@ -49,7 +49,28 @@ def table_attrs(table: AnnData) -> dict:
             "`spatialdata.models.TableModel.parse(table, region=..., region_key=..., instance_key=...)`."
         )
         raise ValueError(msg)
+    _require_ids(table, attrs["instance_key"])
     return dict(attrs)
+
+
+def _require_ids(table: AnnData, instance_key: str) -> None:
+    """Raise a `ValueError` if rows have no id, or ids became floats, which neither match an index nor can be written."""
+    require_key(instance_key, table.obs, "table.obs")
+    ids, column = table.obs[instance_key], f"table.obs[{instance_key!r}]"
+    lost, values = ids.isna().to_numpy(), np.asarray(ids.dropna())
+    is_float = values.dtype.kind == "f"
+    if not lost.any() and not is_float:
+        return
+    todo = [f"drop these rows (`table = table[{column}.notna()].copy()`)"] if lost.any() else []
+    if is_float and (values == np.rint(values)).all():
+        todo.append(f"make them whole numbers (`{column} = {column}.astype(int)`)")
+    elif is_float:
+        todo.append("write the ids of the element there")
+    msg = (
+        f"`{column}`, by which rows find their shapes, holds {ids.dtype} values, {int(lost.sum())} of {len(ids)} missing; ids are "
+        f"whole numbers or texts. Please {' and '.join(todo)}, and put the table back with `sdata.tables[table_key] = table`."
+    )
+    raise ValueError(msg)
 
 
 def is_predicted(table: AnnData) -> bool:
@@ -134,12 +155,18 @@ def rows_in_order(table: AnnData, table_key: str, shapes_key: str, index: Any) -
         msg = f"Table {table_key!r} has no rows."
         raise ValueError(msg)
     position = index.get_indexer(np.asarray(ids))
+    if (position < 0).any() and (texts := index.astype(str)).is_unique:
+        # Numbers that one of the two holds as text.
+        position = texts.get_indexer(np.asarray(ids).astype(str))
     if (position < 0).any():
-        missing = list(ids[position < 0])[:5]
+        column = f"table.obs[{instance_key!r}]"
+        todo = f"Write ids of {shapes_key!r} into `{column}`."
+        if (position >= 0).any():
+            known = f"sdata[{shapes_key!r}].index.astype(str)"
+            todo = f"Keep the others with `sdata.tables[{table_key!r}] = table[{column}.astype(str).isin({known})].copy()`."
         msg = (
             f"{int((position < 0).sum())} of {table.n_obs} rows of table {table_key!r} have no shape in {shapes_key!r}, "
-            f"for instance {missing}; its index starts with {list(index[:5])}. Use "
-            "`spatialdata.match_table_to_element` to keep matching rows."
+            f"for instance {list(ids[position < 0])[:5]}; its index starts with {list(index[:5])}. {todo}"
         )
         raise ValueError(msg)
     unused = len(index) - len(position)

@@ -9,9 +9,9 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._results import require_tissue
-from ragst_sd._validate import listing, require_key, require_positive, require_type
+from ragst_sd._validate import listing, require_key, require_type
 from ragst_sd.image.embedding import Pyramid
-from ragst_sd.image.frames import apply_affine, similarity_scale
+from ragst_sd.image.frames import LevelGrid, apply_affine, similarity_scale
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,6 +61,15 @@ def resolve_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
     """Name of the shapes (or points): asked for, or the only shapes there are."""
     if shapes_key is None:
         return _only(sdata.shapes, "shapes_key", "elements in `sdata.shapes`")
+    if shapes_key in sdata.labels:
+        circles = f"{shapes_key}_circles"
+        msg = (
+            f"{shapes_key!r} are labels; spots are shapes or points. Make circles of them, and let the table annotate these: "
+            f"`sdata.shapes[{circles!r}] = spatialdata.to_circles(sdata.labels[{shapes_key!r}])`, "
+            f"`table.obs[region_key] = pandas.Categorical([{circles!r}] * len(table))`, "
+            f"`sdata.set_table_annotates_spatialelement(table_key, region={circles!r})`."
+        )
+        raise ValueError(msg)
     require_key(shapes_key, [*sdata.shapes, *sdata.points], "sdata.shapes / sdata.points")
     return shapes_key
 
@@ -107,7 +116,7 @@ def _element(sdata: SpatialData, name: str) -> Any:
     return next(kind[name] for kind in (sdata.images, sdata.shapes, sdata.points, sdata.labels) if name in kind)
 
 
-def _affine(element: Any, coordinate_system: str) -> np.ndarray:
+def to_frame(element: Any, coordinate_system: str) -> np.ndarray:
     """3 x 3 affine from an element, level-0 pixels of an image for instance, to a frame."""
     from spatialdata.transformations import get_transformation
 
@@ -122,26 +131,56 @@ def centers_in_pixels(sdata: SpatialData, *, shapes_key: str, image_key: str, co
     isotropic.
     """
     frame = shared_coordinate_system(sdata, shapes_key, image_key, coordinate_system)
+    affine = np.linalg.inv(to_frame(sdata.images[image_key], frame)) @ to_frame(sdata[shapes_key], frame)
+    similarity_scale(affine)
+    xy, index = element_centers(sdata, shapes_key)
+    return Centers(apply_affine(affine, xy), index, affine, frame)
+
+
+def element_centers(sdata: SpatialData, shapes_key: str) -> tuple[np.ndarray, pd.Index]:
+    """(n, 2) centroids of shapes or points, in their own frame, and their instance ids."""
     element = sdata[shapes_key]
     if len(element) == 0:
         msg = f"{shapes_key!r} is empty: it holds no spots."
         raise ValueError(msg)
-    affine = np.linalg.inv(_affine(sdata.images[image_key], frame)) @ _affine(element, frame)
-    similarity_scale(affine)
-    if hasattr(element, "compute"):
-        element = element.compute()
-    return Centers(apply_affine(affine, element_centers(element)), element.index, affine, frame)
-
-
-def element_centers(element: Any) -> np.ndarray:
-    """(n, 2) centroids of shapes or points, in their own frame."""
-    if hasattr(element, "compute"):
-        element = element.compute()
     if "geometry" not in element:
-        return element[["x", "y"]].to_numpy(float)
+        points = element.compute()
+        return points[["x", "y"]].to_numpy(float), _numbered_through(points.index, shapes_key)
     # Not `spatialdata.get_centroids`: it warns about every index of strings that is not sorted.
-    centroids = element.geometry.centroid
-    return np.column_stack([centroids.x, centroids.y])
+    outlines = element.geometry
+    crossed = ~outlines.is_valid
+    if crossed.any():
+        logger.info(
+            "%d outlines of %r cross themselves: their centres are those of valid ones.", crossed.sum(), shapes_key
+        )
+        outlines = outlines.make_valid()
+    xy = np.column_stack([outlines.centroid.x, outlines.centroid.y])
+    low, high = np.split(outlines.bounds.to_numpy(), 2, axis=1)
+    # An outline that is empty has no centre and no bounds.
+    lost = ~((xy >= low - 1e-6) & (xy <= high + 1e-6)).all(axis=1)
+    if lost.any():
+        logger.warning(
+            "%d shapes of %r have their centre outside their own bounds, for instance %s: their outlines are empty or broken.",
+            lost.sum(),
+            shapes_key,
+            listing(element.index[lost][:3]),
+        )
+    return xy, element.index
+
+
+def _numbered_through(index: pd.Index, shapes_key: str) -> pd.Index:
+    """Ids of points; an index that starts again in every partition is counted on."""
+    import pandas as pd
+
+    values = index.to_numpy()
+    if (
+        index.is_unique
+        or values.dtype.kind not in "iu"
+        or not ((values == 0) | (np.diff(values, prepend=-1) == 1)).all()
+    ):
+        return index
+    logger.info("The index of %r starts again at 0 in every partition: its points are numbered through.", shapes_key)
+    return pd.RangeIndex(len(index))
 
 
 def squares_on_image(sdata: SpatialData, image_key: str, lows: np.ndarray, edge: Any) -> GeoDataFrame:
@@ -164,7 +203,7 @@ def image_pyramid(sdata: SpatialData, image_key: str) -> Pyramid:
     ValueError
         If the image has not 3 or 4 channels, or float pixels outside [0, 1] and [0, 255].
     """
-    arrays = [level.transpose("c", "y", "x") for level in _levels(sdata, image_key)]
+    arrays = [level.transpose("c", "y", "x") for level in image_levels(sdata, image_key)]
     channels = arrays[0].sizes["c"]
     names = [str(name) for name in arrays[0].coords["c"].to_numpy()] if "c" in arrays[0].coords else []
     if channels not in (3, 4):
@@ -180,17 +219,58 @@ def image_pyramid(sdata: SpatialData, image_key: str) -> Pyramid:
             f"Images available: {listing(sdata.images)}."
         )
         raise ValueError(msg)
+    _require_own_coordinates(arrays[0], image_key)
     levels = tuple(level.data for level in arrays)
-    return Pyramid(levels, tuple(_chunk(level) for level in levels), _value_max(levels[-1], image_key))
+    chunks, grids = tuple(map(_chunk, levels)), tuple(_grid(level, arrays[0]) for level in arrays)
+    return Pyramid(levels, chunks, _value_max(levels[-1], image_key), grids)
 
 
-def _levels(sdata: SpatialData, image_key: str) -> list[Any]:
+def image_levels(sdata: SpatialData, image_key: str) -> list[Any]:
     """The arrays of an image, the finest first."""
     from spatialdata import get_pyramid_levels
     from xarray import DataArray
 
     image = sdata.images[image_key]
     return [image] if isinstance(image, DataArray) else list(get_pyramid_levels(image))
+
+
+def _require_own_coordinates(finest: Any, image_key: str) -> None:
+    """Refuse an image that was cut or thinned out with xarray: its coordinates say so, its transformation does not.
+
+    Raises
+    ------
+    ValueError
+        If its pixels lie elsewhere by their coordinates than by their transformation.
+    """
+    from spatialdata.transformations import Scale, get_transformation
+
+    places = [finest.coords[axis].to_numpy() for axis in "xy" if axis in finest.coords]
+    steps = [float(place[1] - place[0]) if len(place) > 1 else 1.0 for place in places]
+    begins = [float(place[0]) - step / 2 for place, step in zip(places, steps, strict=True)]
+    # A level that was taken out of a pyramid keeps the coordinates it had there, and its transformation begins with its scale.
+    scaled = [
+        getattr(transformation, "transformations", [None])[0]
+        for transformation in get_transformation(finest, get_all=True).values()
+    ]
+    is_level = all(isinstance(first, Scale) for first in scaled)
+    if np.allclose(begins, 0, atol=0.9) and (is_level or np.allclose(steps, 1)):
+        return
+    msg = (
+        f"Image {image_key!r} was cut or thinned out with xarray: by its coordinates its pixels begin at x, y = {begins} and "
+        f"are {steps} wide, which its transformation does not know. Cut with `spatialdata.bounding_box_query`, or tell where "
+        "it lies: `Image2DModel.parse(image.data, dims=image.dims, transformations={'global': Sequence([Scale(widths, "
+        "('x', 'y')), Translation(begins, ('x', 'y'))])})`."
+    )
+    raise ValueError(msg)
+
+
+def _grid(level: Any, finest: Any) -> LevelGrid:
+    """Where the pixels of a level lie, from its own transformation: crops and odd sizes leave no common factor."""
+    from spatialdata.transformations import get_transformation
+
+    frame = next(iter(get_transformation(finest, get_all=True)))
+    own = np.linalg.inv(to_frame(finest, frame)) @ to_frame(level, frame)
+    return LevelGrid((float(own[0, 0]), float(own[1, 1])), (float(own[0, 2]), float(own[1, 2])))
 
 
 def _chunk(level: Any) -> tuple[int, int]:
@@ -214,23 +294,3 @@ def _value_max(coarsest: Any, image_key: str) -> float:
         "numbers in [0, 1] or [0, 255]. Convert it to uint8 RGB first."
     )
     raise ValueError(msg)
-
-
-def image_mpp_of(sdata: SpatialData, image_key: str, image_mpp: float | None = None) -> float | None:
-    """Microns per pixel of an image: given, kept by `rg.pp.set_image_mpp` or by wsidata; `None` if unknown."""
-    kept = sdata.attrs.get(_keys.ATTRS, {}).get(_keys.IMAGE_MPP, {})
-    if image_mpp is None:
-        image_mpp = kept.get(image_key) or _mpp_of_wsidata(sdata, image_key)
-    if image_mpp is None:
-        return None
-    require_positive(image_mpp, "image_mpp")
-    return float(image_mpp)
-
-
-def _mpp_of_wsidata(sdata: SpatialData, image_key: str) -> float | None:
-    """What objects of wsidata and LazySlide know of their slide, if the image is that slide at full resolution."""
-    slide = sdata.attrs.get("slide_properties")
-    if not isinstance(slide, dict) or slide.get("mpp") is None or image_key not in sdata.images:
-        return None
-    finest = _levels(sdata, image_key)[0]
-    return slide["mpp"] if list(slide.get("shape", ())) == [finest.sizes["y"], finest.sizes["x"]] else None

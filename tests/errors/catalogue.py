@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
+from spatialdata import SpatialData, get_pyramid_levels
+from spatialdata.models import Image2DModel
+from spatialdata.transformations import Identity
+
 import ragst_sd as rg
 from ragst_sd.retrieval.methods import Method
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
-    from spatialdata import SpatialData
 
 
 @dataclass
@@ -71,6 +74,30 @@ def embed(w: World, **kwargs: Any) -> Any:
     )
 
 
+def embed_other(w: World, *, image: Any = None, obs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+    """The same spots on another picture, or with other columns."""
+    table, images = w.query.tables["table"].copy(), dict(w.query.images)
+    sdata = SpatialData(
+        images=images if image is None else {"he": image},
+        shapes=dict(w.query.shapes),
+        tables={"table": table},
+        attrs=w.query.attrs,
+    )
+    table.obs = table.obs.assign(**(obs or {}))
+    return rg.pp.embed_tiles(sdata, **({"key_added": "X_new", "progress": False} | kwargs))
+
+
+def resampled(w: World) -> Any:
+    coarse = get_pyramid_levels(w.query.images["he"], n=1)
+    return Image2DModel.parse(coarse.data, dims=coarse.dims, transformations={"small": Identity()})
+
+
+def two_sections(w: World) -> AnnData:
+    table = w.query.tables["table"].copy()
+    table.obs["library_id"] = ["A", *["B"] * (table.n_obs - 1)]
+    return table
+
+
 def gated(w: World) -> Any:
     """What timm passes on when the hub refuses an account."""
     refused = type("GatedRepoError", (OSError,), {})("403 Client Error")
@@ -119,6 +146,10 @@ TOPICS: dict[str, list[Case]] = {
         Case("tile-px", "pp.embed_tiles", ValueError, ("`tile_px` is 0",), lambda w: embed(w, tile_px=0)),
         Case("context-empty", "pp.embed_tiles", ValueError, ("`context` is empty",), lambda w: embed(w, context=())),
         Case("batch-size", "pp.embed_tiles", ValueError, ("`batch_size` is 0",), lambda w: embed(w, batch_size=0)),
+        Case("resampled-image", "pp.embed_tiles", ValueError, ("when it had 700 x 700 pixels and has 350 x 350 now", "set_image_mpp"), lambda w: embed_other(w, image=resampled(w))),
+        Case("image-cut-with-xarray", "pp.embed_tiles", ValueError, ("cut or thinned out with xarray", "[100.0, 0.0]", "bounding_box_query"), lambda w: embed_other(w, image=get_pyramid_levels(w.query.images["he"], n=0).isel(x=slice(100, None)), image_mpp=1.0)),
+        Case("labels-for-spots", "pp.embed_tiles", ValueError, ("'tissue' are labels", "to_circles"), lambda w: embed(w, shapes_key="tissue")),
+        Case("ids-became-floats", "pp.embed_tiles", ValueError, ("'spot_id'", "float64", "astype(int)"), lambda w: embed_other(w, obs={"spot_id": w.query.tables["table"].obs["spot_id"].astype(float)})),
         Case("encoders-argument", "pp.encoders", TypeError, ("encoders",), lambda w: rg.pp.encoders("uni")),
         Case("no-threshold", "pp.filter_predicted", ValueError, ("min_cv_pearson",), lambda w: rg.pp.filter_predicted(w.query)),
         Case("filter-of-no-prediction", "pp.filter_predicted", KeyError, ("'predictd'", "'predicted'"), lambda w: rg.pp.filter_predicted(w.query, min_cv_pearson=0.1, prediction_key="predictd")),
@@ -200,6 +231,7 @@ TOPICS: dict[str, list[Case]] = {
         Case("table-of-no-store", "io.write_table", ValueError, ("no store", "sdata.write(path)"), lambda w: rg.io.write_table(w.query, "predicted")),
         Case("no-such-table", "io.write_table", KeyError, ("'predictd'", "'predicted'"), lambda w: rg.io.write_table(w.query, "predictd")),
         Case("no-counts-file", "io.read_st", FileNotFoundError, ("counts.h5ad",), lambda w: rg.io.read_st(w.folder / "counts.h5ad", w.folder / "he.png")),
+        Case("several-sections", "io.read_st", ValueError, ("2 sections: 'A', 'B'", "`sample=`"), lambda w: rg.io.read_st(two_sections(w), w.folder / "he.png")),
         Case("damaged-counts", "io.read_st", ValueError, ("broken.h5ad", "cannot be read as h5ad", "damaged or incomplete"), lambda w: rg.io.read_st(w.folder / "broken.h5ad", w.folder / "he.png")),
         Case("no-hest-sample", "io.read_hest", KeyError, ("'TENX1'", "Available"), lambda w: rg.io.read_hest(w.folder, sample="TENX1")),
         Case("no-slide", "io.read_slide", FileNotFoundError, ("slide.svs",), lambda w: rg.io.read_slide(w.folder / "slide.svs")),

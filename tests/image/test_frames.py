@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ragst_sd.image.frames import apply_affine, plan_field, similarity_scale
+from ragst_sd.image.frames import LevelGrid, apply_affine, plan_field, similarity_scale
 
 
 def rotation(degrees: float) -> np.ndarray:
@@ -48,7 +48,7 @@ def test_apply_affine_is_the_matrix_product():
     np.testing.assert_allclose(apply_affine(matrix, points), expected)
 
 
-SHAPES = [(8000, 6000), (4000, 3000), (2000, 1500), (1000, 750)]
+GRIDS = [LevelGrid((factor, factor)) for factor in (1, 2, 4, 8)]
 
 
 @pytest.mark.parametrize(
@@ -67,16 +67,18 @@ SHAPES = [(8000, 6000), (4000, 3000), (2000, 1500), (1000, 750)]
     ],
 )
 def test_plan_field_takes_the_coarsest_level_that_is_fine_enough(mpp, image_mpp, multiple, level, window, upsampling):
-    field = plan_field(SHAPES, tile_px=224, mpp=mpp, image_mpp=image_mpp, multiple=multiple)
+    field = plan_field(GRIDS, tile_px=224, mpp=mpp, image_mpp=image_mpp, multiple=multiple)
     assert (field.level, field.window_px, field.tile_px) == (level, window, 224)
     assert field.upsampling == pytest.approx(upsampling)
 
 
 def test_plan_field_tolerates_odd_heights():
-    field = plan_field([(2483, 2318), (1241, 1159)], tile_px=100, mpp=1.0, image_mpp=0.5, multiple=1)
+    field = plan_field(
+        [LevelGrid((1, 1)), LevelGrid((2318 / 1159, 2483 / 1241))], tile_px=100, mpp=1.0, image_mpp=0.5, multiple=1
+    )
     assert field.level == 1
 
 
 def test_plan_field_without_resolution():
     with pytest.raises(ValueError, match="needs the microns per pixel"):
-        plan_field(SHAPES, tile_px=224, mpp=0.5, image_mpp=None, multiple=1)
+        plan_field(GRIDS, tile_px=224, mpp=0.5, image_mpp=None, multiple=1)

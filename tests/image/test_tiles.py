@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ragst_sd.image import sweep as sweep_module
-from ragst_sd.image.frames import FieldOfView, plan_field
+from ragst_sd.image.frames import FieldOfView, LevelGrid, plan_field
 from ragst_sd.image.sweep import reflect
 from ragst_sd.image.tiles import (
     as_rgb_uint8,
@@ -37,7 +37,11 @@ def image():
 
 def field_of(window, tile_px=None, downsample=1.0):
     return FieldOfView(
-        level=0, downsample=downsample, window_px=window, tile_px=tile_px or window, upsampling=1 / downsample
+        level=0,
+        grid=LevelGrid((downsample, downsample)),
+        window_px=window,
+        tile_px=tile_px or window,
+        upsampling=1 / downsample,
     )
 
 
@@ -184,7 +188,7 @@ def test_padded_fraction_counts_pixels_outside():
 
 
 def test_window_starts_centre_the_window():
-    field = plan_field([(300, 420)], tile_px=10, mpp=None, image_mpp=None, multiple=1)
+    field = plan_field([LevelGrid((1, 1))], tile_px=10, mpp=None, image_mpp=None, multiple=1)
     np.testing.assert_array_equal(window_starts(np.array([[20.0, 30.0]]), field), [[15, 25]])
 
 

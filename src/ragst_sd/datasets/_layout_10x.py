@@ -15,6 +15,7 @@ import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._pitch import spot_pitch
+from ragst_sd._resolution import keep_image_mpp
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import readable
 from ragst_sd.io._section import IMAGE, SHAPES, TABLE, assemble, check_inside
@@ -177,7 +178,7 @@ def read_xenium(sample: Sample) -> SpatialData:
     table = TableModel.parse(table, region=SHAPES, region_key="region", instance_key="cell_id", overwrite_metadata=True)
     sdata = SpatialData(images={IMAGE: image}, shapes={SHAPES: read.shapes["cell_circles"]}, tables={TABLE: table})
     mpp = pixel_um * float(np.sqrt(abs(np.linalg.det(to_global[:2, :2]))))
-    sdata.attrs[_keys.ATTRS] = {_keys.IMAGE_MPP: {IMAGE: mpp}}
+    keep_image_mpp(sdata, IMAGE, mpp)
     return sdata
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._resolution import keep_image_mpp
 from ragst_sd.io._readable import readable
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def read_picture(sample: Sample) -> SpatialData:
     sdata = SpatialData(images={"he": image_element(read_rgb(sample.path("image")))})
     sdata.attrs[_keys.ATTRS] = {_keys.SOURCE: dict(sample.details)}
     if sample.image_mpp is not None:
-        sdata.attrs[_keys.ATTRS][_keys.IMAGE_MPP] = {"he": sample.image_mpp}
+        keep_image_mpp(sdata, "he", sample.image_mpp)
     return sdata
 
 

@@ -10,6 +10,7 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
+from ragst_sd._resolution import keep_image_mpp
 from ragst_sd.datasets._programmes import (
     GRADIENTS,
     Programmes,
@@ -227,10 +228,6 @@ def _assemble(image: np.ndarray, tissue: Tissue, table: AnnData) -> SpatialData:
     for column in ("region", "donor", "sample"):
         table.obs[column] = table.obs[column].astype("category")
     table = TableModel.parse(table, region="spots", region_key="region", instance_key="spot_id")
-    return SpatialData(
-        images={"he": he},
-        labels={"tissue": labels},
-        shapes={"spots": spots},
-        tables={"table": table},
-        attrs={"ragst": {"image_mpp": {"he": float(mpp)}}},
-    )
+    sdata = SpatialData(images={"he": he}, labels={"tissue": labels}, shapes={"spots": spots}, tables={"table": table})
+    keep_image_mpp(sdata, "he", mpp)
+    return sdata

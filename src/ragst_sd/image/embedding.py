@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragst_sd.image.frames import FieldOfView, plan_field
+from ragst_sd.image.frames import FieldOfView, LevelGrid, plan_field
 from ragst_sd.image.tiles import padded_fraction, window_starts
 
 if TYPE_CHECKING:
@@ -24,6 +24,13 @@ class Pyramid:
     """Storage chunk (height, width) of each level."""
     value_max: float
     """Pixel value of full brightness."""
+    grids: tuple[LevelGrid, ...] = ()
+    """Where the pixels of each level lie; left out, all levels cover the same."""
+
+    def __post_init__(self) -> None:
+        if not self.grids:
+            height, width = self.shapes[0] if self.levels else (0, 0)
+            object.__setattr__(self, "grids", tuple(LevelGrid((width / w, height / h)) for h, w in self.shapes))
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -41,7 +48,7 @@ def plan_fields(
 ) -> list[FieldOfView]:
     """One field of view per entry of `context` (see `ragst_sd.image.frames.plan_field`)."""
     return [
-        plan_field(pyramid.shapes, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, multiple=multiple)
+        plan_field(pyramid.grids, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, multiple=multiple)
         for multiple in context
     ]
 

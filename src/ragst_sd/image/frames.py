@@ -7,7 +7,7 @@ Affines are 3 x 3 matrices that act on ``(x, y, 1)``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,14 +19,28 @@ _LEVEL_TOLERANCE = 1.01
 _MAX_ANISOTROPY = 0.01
 
 
+class LevelGrid(NamedTuple):
+    """Where the pixels of a pyramid level lie, in pixels of the finest level."""
+
+    scale: tuple[float, float]
+    """Width and height of a pixel."""
+    offset: tuple[float, float] = (0.0, 0.0)
+    """Where (x, y) the first pixel begins."""
+
+    @property
+    def is_square(self) -> bool:
+        """Whether a square window on the level is a square of the image."""
+        return abs(self.scale[0] - self.scale[1]) <= _MAX_ANISOTROPY * max(self.scale)
+
+
 @dataclass(frozen=True)
 class FieldOfView:
     """A square field of view, and where in the pyramid to read it."""
 
     level: int
     """Index of the pyramid level, 0 is the finest."""
-    downsample: float
-    """Level-0 pixels per pixel of that level."""
+    grid: LevelGrid
+    """Where the pixels of that level lie."""
     window_px: int
     """Edge of the window to read, in pixels of that level."""
     tile_px: int
@@ -83,7 +97,7 @@ def similarity_scale(matrix: np.ndarray) -> float:
 
 
 def plan_field(
-    level_shapes: Sequence[tuple[int, int]],
+    grids: Sequence[LevelGrid],
     *,
     tile_px: int,
     mpp: float | None,
@@ -93,12 +107,13 @@ def plan_field(
     """Choose the pyramid level and window for a field of view.
 
     The tile covers ``tile_px * mpp * multiple`` microns. It is read from the coarsest level that is still at least as
-    fine as the tile, so that nothing is read that resampling would throw away.
+    fine as the tile, so that nothing is read that resampling would throw away. Levels that shrink one axis more than the
+    other are passed over.
 
     Parameters
     ----------
-    level_shapes
-        (height, width) of each pyramid level, finest first.
+    grids
+        Where the pixels of each pyramid level lie, finest first.
     tile_px
         Edge of the tile in pixels.
     mpp
@@ -118,10 +133,8 @@ def plan_field(
         raise ValueError(msg)
     native = 1.0 if mpp is None or image_mpp is None else mpp / image_mpp
     wanted = native * multiple
-    downsamples = [level_shapes[0][0] / height for height, _ in level_shapes]
-    fitting = [k for k, factor in enumerate(downsamples) if factor <= wanted * _LEVEL_TOLERANCE]
-    level = max(fitting, key=lambda k: downsamples[k]) if fitting else 0
-    window = max(1, round(tile_px * wanted / downsamples[level]))
-    return FieldOfView(
-        level=level, downsample=downsamples[level], window_px=window, tile_px=tile_px, upsampling=1.0 / wanted
-    )
+    finest = wanted * _LEVEL_TOLERANCE
+    fitting = [k for k, grid in enumerate(grids) if grid.is_square and max(grid.scale) <= finest]
+    level = max(fitting, key=lambda k: grids[k].scale) if fitting else 0
+    window = max(1, round(tile_px * wanted / float(np.mean(grids[level].scale))))
+    return FieldOfView(level=level, grid=grids[level], window_px=window, tile_px=tile_px, upsampling=1.0 / wanted)

@@ -26,7 +26,8 @@ _RESIZE_BYTES = 2**26
 
 def window_starts(centers: np.ndarray, field: FieldOfView) -> np.ndarray:
     """First (x, y) pixel of each window at the field's level, for centres in level-0 pixels."""
-    return np.rint(centers / field.downsample - field.window_px / 2).astype(np.int64)
+    scale, offset = field.grid
+    return np.rint((centers - offset) / scale - field.window_px / 2).astype(np.int64)
 
 
 def padded_fraction(starts: np.ndarray, window: int, height: int, width: int) -> np.ndarray:

@@ -13,12 +13,12 @@ from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, resolve_table, rows_in_order, single_region
 from ragst_sd._elements import (
     centers_in_pixels,
-    image_mpp_of,
     image_pyramid,
     require_sdata,
     resolve_image,
     squares_on_image,
 )
+from ragst_sd._resolution import image_mpp_of
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.io._embedding_file import read_embedding_file
 from ragst_sd.io._readable import existing

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ragst_sd import _keys
+from ragst_sd._resolution import keep_image_mpp
 from ragst_sd._validate import require_positive, require_type
 from ragst_sd.io._readable import existing
 from ragst_sd.io._slide_file import open_slide
@@ -91,7 +91,7 @@ def read_slide(path: str | PathLike[str], *, image_key: str = "he", mpp: float |
     mpp = _resolution(slide.mpp, path.name) if mpp is None else float(mpp)
     sdata = SpatialData(images={image_key: pyramid_element(slide.levels)})
     if mpp is not None:
-        sdata.attrs[_keys.ATTRS] = {_keys.IMAGE_MPP: {image_key: mpp}}
+        keep_image_mpp(sdata, image_key, mpp)
     height, width = slide.levels[0].shape[1:]
     logger.info(
         "Slide %r by %s: %d x %d px, %d levels%s.",

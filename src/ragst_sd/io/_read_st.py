@@ -8,15 +8,16 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ragst_sd import _keys
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import require_positive
 from ragst_sd.io._section import SOURCE_FIELDS, assemble, check_inside, checked_source, stored_diameter
-from ragst_sd.io._st_counts import locate, read_counts
+from ragst_sd.io._st_counts import libraries_of, locate, read_counts, rows_of_section
 from ragst_sd.io._st_image import image_element, read_rgb
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -59,7 +60,8 @@ def read_st(
         Layer of an AnnData that holds the counts; `None` takes `X`.
     sample
         Name of the section; `None` takes the one that the counts name in `obs["sample"]` or `uns["meta"]`, else the
-        file's name.
+        file's name. Where the counts hold several (libraries of `uns["spatial"]`, or values of `obs["library_id"]` or
+        `obs["sample"]`), the one to read.
     donor
         Whom the section is from. `None` keeps a column `donor` of the counts or takes the patient named in the file;
         if there is none, no donor is written.
@@ -92,7 +94,7 @@ def read_st(
     FileNotFoundError
         If a file does not exist.
     ValueError
-        If counts are not counts, the picture is not RGB, spots have no coordinates or lie outside it, names do not match or are
+        If counts are not counts or of several sections, the picture is not RGB, spots have no coordinates or lie outside it, names do not match or are
         double, or a source has unknown fields.
 
     Notes
@@ -132,17 +134,20 @@ def read_st(
     found = read_counts(counts, layer)
     meta = found.uns.get("meta")
     meta = dict(meta) if isinstance(meta, Mapping) else {}
-    found, xy = locate(found, coordinates)
+    rows, library = rows_of_section(found, sample)
+    found, xy = locate(found, coordinates, rows)
     pixels = read_rgb(image)
     height, width = pixels.shape[1:]
     check_inside(xy, width, height)
 
     if sample is None:
         sample = str(_own_sample(found) or meta.get("section") or _stem(counts) or _stem(image) or _keys.SAMPLE)
+    if len(np.unique(xy, axis=0)) < len(xy):
+        logger.warning("Spots of section %r lie at the same place as others: are they of several sections?", sample)
     pitch = None if len(xy) < 2 else spot_pitch(xy)
     mpp = _microns(image_mpp, um_between_centers, pitch, meta)
     if spot_diameter_px is None:
-        spot_diameter_px = _diameter(found, sample, pitch)
+        spot_diameter_px = _diameter(found, library, pitch)
     known = {
         _keys.TISSUE: meta.get("tissue"),
         _keys.TECHNOLOGY: meta.get("technology"),
@@ -198,11 +203,8 @@ def _microns(
     return None
 
 
-def _diameter(found: AnnData, sample: str, pitch: float | None) -> float:
-    libraries = found.uns.get(_keys.SPATIAL)
-    libraries = libraries if isinstance(libraries, Mapping) else {}
-    library = libraries.get(sample, next(iter(libraries.values())) if len(libraries) == 1 else {})
-    stored = stored_diameter(library)
+def _diameter(found: AnnData, library: str | None, pitch: float | None) -> float:
+    stored = stored_diameter(libraries_of(found).get(library, {}))
     if stored is not None:
         return stored
     if not pitch:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ragst_sd import _keys
+from ragst_sd._resolution import keep_image_mpp
 from ragst_sd._validate import require_known, require_positive, require_type
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def assemble(
     circles = ShapesModel.parse(xy, geometry=0, radius=radius, index=ids)
     sdata = SpatialData(images={IMAGE: image}, shapes={SHAPES: circles}, tables={TABLE: table})
     if image_mpp is not None:
-        sdata.attrs[_keys.ATTRS] = {_keys.IMAGE_MPP: {IMAGE: float(image_mpp)}}
+        keep_image_mpp(sdata, IMAGE, image_mpp)
     return sdata
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _TABLES = (".tsv", ".csv", ".txt", ".tsv.gz", ".csv.gz", ".txt.gz")
 _PIXEL_COLUMNS = (("pixel_x", "pixel_y"), ("pxl_col_in_fullres", "pxl_row_in_fullres"), ("x", "y"))
+_LIBRARY = "library_id"
 _ARRAY_NAME = re.compile(r"(?:.*_)?([+-]?\d+(?:\.\d+)?)x([+-]?\d+(?:\.\d+)?)")
 
 
@@ -33,7 +35,6 @@ def read_counts(counts: AnnData | pd.DataFrame | str | PathLike[str], layer: str
 
     require_type(counts, (AnnData, pd.DataFrame, str, PathLike), "counts")
     if isinstance(counts, AnnData):
-        _check_unique(counts.obs_names)
         found = counts.to_memory() if counts.isbacked else counts.copy()
     elif isinstance(counts, pd.DataFrame):
         found = _from_table(counts, "`counts`")
@@ -50,7 +51,6 @@ def read_counts(counts: AnnData | pd.DataFrame | str | PathLike[str], layer: str
     if found.X is None:
         msg = f"`counts` has no X. Say which layer holds counts with `layer=`; layers: {listing(_layers(found))}."
         raise ValueError(msg)
-    _check_unique(found.obs_names)
     found.X = _checked_csr(found.X, found)
     return found
 
@@ -74,16 +74,20 @@ def existing_file(path: str | PathLike[str], argument: str, suffixes: tuple[str,
     return path
 
 
-def locate(found: AnnData, coordinates: Any) -> tuple[AnnData, np.ndarray]:
+def locate(found: AnnData, coordinates: Any, rows: np.ndarray | None = None) -> tuple[AnnData, np.ndarray]:
     """Spots that have coordinates, and their centres (x, y) in pixels.
 
     Parameters
     ----------
     found
-        Counts of the section.
+        Counts.
     coordinates
         `None` for `obsm["spatial"]`, an (n, 2) array in the order of the rows, or a table or its path.
+    rows
+        Those of the section; left out, all are.
     """
+    section = found if rows is None or len(rows) == found.n_obs else found[rows].copy()
+    _check_unique(section.obs_names)
     if coordinates is None:
         if _keys.SPATIAL not in found.obsm:
             msg = (
@@ -96,12 +100,51 @@ def locate(found: AnnData, coordinates: Any) -> tuple[AnnData, np.ndarray]:
     if isinstance(coordinates, (str, PathLike)):
         coordinates = _read_positions(existing_file(coordinates, "coordinates", _TABLES))
     elif not isinstance(coordinates, pd.DataFrame):
-        return found, _checked_xy(np.asarray(coordinates), found)
+        xy = np.asarray(coordinates)
+        return section, _checked_xy(xy[rows] if rows is not None and len(xy) == found.n_obs else xy, section)
+    found = section
     rows, positions = _matched(found, coordinates)
     if len(rows) < found.n_obs:
         logger.info("Dropped %d of %d spots of the counts: no coordinates.", found.n_obs - len(rows), found.n_obs)
     found = found[rows].copy()
     return found, _checked_xy(positions, found)
+
+
+def libraries_of(found: AnnData) -> Mapping[str, Any]:
+    """What scanpy and squidpy keep of every section in `uns["spatial"]`, by its name."""
+    libraries = found.uns.get(_keys.SPATIAL)
+    return libraries if isinstance(libraries, Mapping) else {}
+
+
+def rows_of_section(found: AnnData, sample: str | None) -> tuple[np.ndarray, str | None]:
+    """Rows of one section, and its name among the libraries; several are refused unless one of them is named.
+
+    Raises
+    ------
+    ValueError
+        If the counts are of several sections, and `sample` is none of them.
+    """
+    libraries = list(libraries_of(found))
+    columns = [name for name in (_LIBRARY, _keys.SAMPLE) if name in found.obs]
+    texts = found.obs.select_dtypes(exclude=("number", "bool"))
+    # Any column may say it, if it holds the names of the libraries.
+    saying = [name for name in dict.fromkeys((*columns, *texts)) if found.obs[name].astype(str).isin(libraries).any()]
+    own = found.obs[(saying or columns)[0]].astype(str).to_numpy() if saying or columns else None
+    names = libraries if own is None else list(dict.fromkeys(own))
+    if len(names) < 2:
+        return np.arange(found.n_obs), next(iter(libraries if len(libraries) == 1 else names), None)
+    if own is None or sample not in names:
+        asked = "" if sample is None else f", none of which is {sample!r}"
+        todo = (
+            f"Write into `obs[{_LIBRARY!r}]` which of them each spot is of"
+            if own is None
+            else "Choose one with `sample=`"
+        )
+        msg = (
+            f"`counts` holds {len(names)} sections: {listing(names)}{asked}. {todo}, and pass the picture of that one."
+        )
+        raise ValueError(msg)
+    return np.flatnonzero(own == sample), sample
 
 
 def _from_table(table: pd.DataFrame, what: str) -> AnnData:

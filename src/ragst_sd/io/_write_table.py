@@ -37,7 +37,8 @@ def write_table(sdata: SpatialData, name: str) -> None:
 
     Returns
     -------
-    `None`. On disk `<store>/tables/<name>` is the table as it is in memory.
+    `None`. On disk `<store>/tables/<name>` is the table as it is in memory, in the zarr format of the store, and
+    `sdata.attrs` are written. The store is opened once before this function returns.
 
     Raises
     ------
@@ -49,6 +50,8 @@ def write_table(sdata: SpatialData, name: str) -> None:
         If the object has no store, or the store holds another element of that name.
     BlockingIOError
         If another process or thread is writing to the same store.
+    RuntimeError
+        If the store cannot be read after the table was written.
 
     Examples
     --------
@@ -60,6 +63,7 @@ def write_table(sdata: SpatialData, name: str) -> None:
     """
     import zarr
     from spatialdata import SpatialData
+    from spatialdata._io.format import SpatialDataContainerFormats
 
     require_sdata(sdata)
     require_key(name, sdata.tables, "sdata.tables")
@@ -73,19 +77,36 @@ def write_table(sdata: SpatialData, name: str) -> None:
         if not place.exists() and name in {path.rsplit("/", 1)[-1] for path in sdata.elements_paths_on_disk()}:
             msg = f"The store {store} has another element named {name!r}. Choose another name for the table."
             raise ValueError(msg)
+        group = zarr.open_group(store, mode="r+", use_consolidated=False)
+        # Of stores written before spatialdata 0.5, all parts have to stay in zarr format 2.
+        own = next(
+            kind for kind in SpatialDataContainerFormats.values() if kind.zarr_format == group.metadata.zarr_format
+        )
         with place_beside(store) as fresh:
             # A store of its own: the elements that the table annotates are not in it.
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*annotat.*", category=UserWarning)
-                SpatialData(tables={name: sdata.tables[name]}).write(fresh)
+                SpatialData(tables={name: sdata.tables[name]}).write(fresh, sdata_formats=own)
+                SpatialData.read(fresh)
             (fresh / _OLD).mkdir()
-            if not (store / _TABLES).exists():
-                zarr.open_group(store, mode="r+", use_consolidated=False).require_group(_TABLES)
+            sdata.write_attrs(sdata_format=own)
+            group.require_group(_TABLES)
             move_in(fresh / _TABLES / name, place, old=fresh / _OLD / name)
         if sdata.has_consolidated_metadata():
             sdata.write_consolidated_metadata()
-        sdata.write_attrs()
+        _require_readable(store, name)
     logger.info("Wrote table %r to %s.", name, sdata.path)
+
+
+def _require_readable(store: Path, name: str) -> None:
+    """Open what lies beside the tables once; a `RuntimeError` if that fails."""
+    from spatialdata import SpatialData
+
+    try:
+        SpatialData.read(store, selection=("images", "labels", "points", "shapes"))
+    except Exception as error:
+        msg = f"Table {name!r} was written, but {store} cannot be read now: {error!r}. Write the object to a new store."
+        raise RuntimeError(msg) from error
 
 
 def _put_right(store: Path) -> None:

@@ -154,8 +154,9 @@ def response_section(sdata: SpatialData, shown: Shown, prediction_key: str) -> S
         return read_section(sdata, table, header, prediction_key)
     region = resolve_shapes(sdata, single_region(table))
     element = sdata[region]
-    order = rows_in_order(table, prediction_key, region, element.index)
-    centers, stated = element_centers(element)[order], float(header["image_mpp"])
+    xy, index = element_centers(sdata, region)
+    order = rows_in_order(table, prediction_key, region, index)
+    centers, stated = xy[order], float(header["image_mpp"])
     shapes = element.iloc[order] if hasattr(element, "geometry") else None
     mpp = stated if np.isfinite(stated) else None
     section = Section(Pyramid((), (), 255.0), mpp, centers, shapes, np.eye(3))

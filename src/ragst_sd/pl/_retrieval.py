@@ -226,7 +226,7 @@ def _draw_spot(
     from matplotlib.patches import ConnectionPatch, Rectangle
 
     center = section.centers[spot]
-    edges = [field.window_px * field.downsample for field in fields]
+    edges = [field.window_px * float(np.mean(field.grid.scale)) for field in fields]
     half = edges[0] / 2
     box = extent_of(section, half, on_image=True)
     draw_image(overview, section.pyramid, box, edge_px=700)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd._annotation import rows_in_order, single_region
-from ragst_sd._elements import centers_in_pixels, image_mpp_of, image_pyramid, resolve_shapes
+from ragst_sd._elements import centers_in_pixels, image_pyramid, resolve_shapes
+from ragst_sd._resolution import embedded_mpp_of
 from ragst_sd._validate import listing
 from ragst_sd.image.frames import apply_affine, similarity_scale
 from ragst_sd.image.tiles import as_rgb_uint8
@@ -67,10 +68,9 @@ def read_section(sdata: SpatialData, table: AnnData, header: dict[str, Any], pre
     )
     order = rows_in_order(table, prediction_key, shapes_key, found.index)
     element = sdata[shapes_key]
-    mpp = float(header["image_mpp"])
     return Section(
         pyramid=image_pyramid(sdata, image_key),
-        mpp=mpp if np.isfinite(mpp) else image_mpp_of(sdata, image_key),
+        mpp=embedded_mpp_of(sdata, header),
         centers=found.xy[order],
         element=element.iloc[order] if hasattr(element, "geometry") else None,
         affine=found.affine,
@@ -124,17 +124,16 @@ def read_picture(pyramid: Pyramid, box: Box, *, edge_px: int) -> tuple[np.ndarra
     if (high <= low).any():
         return None
     longest = (high - low).max()
-    shares = [height / size[0] for height, _ in pyramid.shapes]
-    level = max((k for k, share in enumerate(shares) if longest * share >= edge_px), default=0)
-    factor = size / pyramid.shapes[level]
-    y, x = np.floor(low / factor).astype(int)
-    y_end, x_end = np.ceil(high / factor).astype(int)
+    level = max((k for k, grid in enumerate(pyramid.grids) if longest / max(grid.scale) >= edge_px), default=0)
+    factor, first = (np.array(pair)[::-1] for pair in pyramid.grids[level])
+    y, x = np.maximum(np.floor((low - first) / factor).astype(int), 0)
+    y_end, x_end = np.ceil((high - first) / factor).astype(int)
     # A large image without a pyramid is thinned out.
     step = max(1, int(max(y_end - y, x_end - x) // (2 * edge_px)))
     pixels = np.asarray(pyramid.levels[level][:, y:y_end:step, x:x_end:step])
     pixels = np.moveaxis(as_rgb_uint8(pixels, pyramid.value_max), 0, -1)
     height, width = factor * step * pixels.shape[:2]
-    top, left = factor * (y, x)
+    top, left = first + factor * (y, x)
     return pixels, (left, left + width, top, top + height)
 
 

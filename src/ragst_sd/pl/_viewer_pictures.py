@@ -121,7 +121,7 @@ def _radii(section: Section, *, square: bool) -> np.ndarray:
     if "radius" in section.element:
         radii = section.element["radius"].to_numpy(float)
     else:
-        radii = np.sqrt(section.element.geometry.area.to_numpy(float) / (4.0 if square else np.pi))
+        radii = np.sqrt(section.element.geometry.make_valid().area.to_numpy(float) / (4.0 if square else np.pi))
     return radii * similarity_scale(section.affine)
 
 

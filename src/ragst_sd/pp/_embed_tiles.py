@@ -10,7 +10,8 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, resolve_annotation, rows_in_order
-from ragst_sd._elements import centers_in_pixels, image_mpp_of, image_pyramid, require_sdata, resolve_image
+from ragst_sd._elements import centers_in_pixels, image_pyramid, require_sdata, resolve_image
+from ragst_sd._resolution import image_mpp_of
 from ragst_sd._settings import settings
 from ragst_sd._validate import require_positive, require_some
 from ragst_sd._workers import own_device, without_huge_chunks

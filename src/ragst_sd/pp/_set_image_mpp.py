@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from ragst_sd import _keys
 from ragst_sd._elements import centers_in_pixels, require_sdata, resolve_image, resolve_shapes
 from ragst_sd._pitch import spot_pitch
+from ragst_sd._resolution import keep_image_mpp
 from ragst_sd._validate import listing, require_positive
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def set_image_mpp(
 
     Returns
     -------
-    `None`. Written: `sdata.attrs["ragst"]["image_mpp"][image_key]`.
+    `None`. Written: `sdata.attrs["ragst"]["image_mpp"][image_key]`, and beside it under `"image_pixels"` the size and the
+    frames of the image, by which its cut and resampled versions are told apart.
 
     Raises
     ------
@@ -81,6 +82,4 @@ def set_image_mpp(
         mpp = um_between_centers / spot_pitch(centers.xy)
         logger.info("Image %r: %.4g microns per pixel from the pitch of %r.", image_key, mpp, shapes_key)
     require_positive(mpp, "mpp")
-    owned = dict(sdata.attrs.get(_keys.ATTRS, {}))
-    owned[_keys.IMAGE_MPP] = {**owned.get(_keys.IMAGE_MPP, {}), image_key: float(mpp)}
-    sdata.attrs[_keys.ATTRS] = owned
+    keep_image_mpp(sdata, image_key, mpp)

@@ -9,7 +9,8 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, single_region
-from ragst_sd._elements import image_mpp_of, image_pyramid, require_sdata, resolve_image, squares_on_image
+from ragst_sd._elements import image_pyramid, require_sdata, resolve_image, squares_on_image
+from ragst_sd._resolution import image_mpp_of
 from ragst_sd._validate import listing, require_positive
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._elements import image_mpp_of, require_sdata, shared_coordinate_system
+from ragst_sd._elements import require_sdata, shared_coordinate_system
 from ragst_sd._fields import TISSUE_RESPONSES, documented
 from ragst_sd._labels import as_names
+from ragst_sd._resolution import image_mpp_of
 from ragst_sd._results import check_key_added
 from ragst_sd._settings import settings
 from ragst_sd._validate import listing, names_among, require_positive

@@ -15,6 +15,7 @@ from ragst_sd._annotation import embedded_rows, is_predicted, spot_centers
 from ragst_sd._elements import image_pyramid, require_sdata
 from ragst_sd._labels import labels
 from ragst_sd._reference import LABELS
+from ragst_sd._resolution import embedded_mpp_of
 from ragst_sd._validate import listing, require_key, require_some
 from ragst_sd.image.embedding import plan_fields
 from ragst_sd.image.tiles import iter_tiles
@@ -51,6 +52,7 @@ class Section:
     expression: sp.csr_matrix
     names: dict[str, list[str]]
     xy: np.ndarray
+    mpp: float
     source: dict[str, Any]
     species: str = _keys.UNKNOWN
     thumbnails: np.ndarray | None = None
@@ -164,6 +166,7 @@ def read_section(
         expression=matrix[keep],
         names=names,
         xy=_centers(sdata, table, table_key, header)[keep],
+        mpp=embedded_mpp_of(sdata, header) or np.nan,
         source={name: source.get(name, own.get(name)) for name in SOURCE_FIELDS},
     )
     if with_thumbnails:
@@ -202,14 +205,13 @@ def row_annotations(sections: list[Section], panel_of: Mapping[str, str]) -> pd.
 
     frames = []
     for section in sections:
-        mpp = float(section.header.get("image_mpp", np.nan))
         frame = section.obs.copy()
         frame.index = pd.Index([f"{section.sample}:{name}" for name in frame.index])
         frame[_keys.SAMPLE] = section.sample
         for name in (_keys.TISSUE, _keys.TECHNOLOGY):
             if name not in frame or section.source[name]:
                 frame[name] = str(section.source[name] or _keys.UNKNOWN)
-        frame[_keys.X_UM], frame[_keys.Y_UM] = (section.xy * mpp).T
+        frame[_keys.X_UM], frame[_keys.Y_UM] = (section.xy * section.mpp).T
         frame[_keys.PANEL] = panel_of[section.sample]
         frames.append(frame)
     joined = pd.concat(frames)
@@ -262,7 +264,7 @@ def thumbnails(section: Section, sdata: SpatialData) -> np.ndarray:
         pyramid,
         tile_px=THUMBNAIL_PX,
         mpp=None if native else mpp * coarser,
-        image_mpp=None if native else float(header["image_mpp"]),
+        image_mpp=None if native else section.mpp,
         context=(coarser if native else 1.0,),
     )[0]
     batches = iter_tiles(

@@ -109,7 +109,8 @@ def read_source(
     if names.has_duplicates:
         msg = f"`{where}` has names of spots more than once: {listing(names[names.duplicated()].unique())}."
         raise ValueError(msg)
-    xy = element_centers(sdata[region])[rows_in_order(table, table_key, region, sdata[region].index)]
+    xy, index = element_centers(sdata, region)
+    xy = xy[rows_in_order(table, table_key, region, index)]
     from_image = is_predicted(table)
     if from_image and (layer is not None or unit != "counts"):
         msg = f"`{where}` was predicted by `rg.tl.predict`, which says its unit itself. Leave `layer` and `unit` out."

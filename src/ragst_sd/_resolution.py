@@ -1,0 +1,116 @@
+"""Microns per pixel of an image, and how they follow it when it is cut or resampled."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._elements import image_levels, to_frame
+from ragst_sd._validate import require_positive
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+_SAME = 0.01
+
+
+def keep_image_mpp(sdata: SpatialData, image_key: str, mpp: float) -> None:
+    """Keep the microns per pixel of an image in `sdata.attrs`, and the pixels they were measured in."""
+    owned = dict(sdata.attrs.get(_keys.ATTRS, {}))
+    for name, value in ((_keys.IMAGE_MPP, float(mpp)), (_keys.IMAGE_PIXELS, _pixels(sdata, image_key))):
+        owned[name] = {**owned.get(name, {}), image_key: value}
+    # An object that was cut out of another one has the same attrs, which must not change with it.
+    sdata.attrs = {**sdata.attrs, _keys.ATTRS: owned}
+
+
+def _kept(sdata: SpatialData, what: str, image_key: str) -> Any:
+    return sdata.attrs.get(_keys.ATTRS, {}).get(what, {}).get(image_key)
+
+
+def image_mpp_of(sdata: SpatialData, image_key: str, image_mpp: float | None = None) -> float | None:
+    """Microns per pixel of an image: given, kept by `rg.pp.set_image_mpp` or by wsidata; `None` if unknown."""
+    if image_mpp is None:
+        kept = _kept(sdata, _keys.IMAGE_MPP, image_key)
+        image_mpp = kept * _growth(sdata, image_key, kept) if kept else _mpp_of_wsidata(sdata, image_key)
+    if image_mpp is None:
+        return None
+    require_positive(image_mpp, "image_mpp")
+    return float(image_mpp)
+
+
+def embedded_mpp_of(sdata: SpatialData, header: Mapping[str, Any]) -> float | None:
+    """Microns per pixel of an image that was embedded, as it lies in the object now; `None` if unknown."""
+    stated, image_key = float(header.get("image_mpp", np.nan)), str(header["image_key"])
+    if np.isnan(stated) or stated == _kept(sdata, _keys.IMAGE_MPP, image_key):
+        return image_mpp_of(sdata, image_key)
+    return stated
+
+
+def _pixels(sdata: SpatialData, image_key: str) -> dict[str, Any]:
+    """Size (x, y) of an image; of each of its frames where the image begins and how large its pixels are."""
+    from spatialdata.transformations import get_transformation
+
+    finest = image_levels(sdata, image_key)[0]
+    frames = {}
+    for name in get_transformation(finest, get_all=True):
+        affine = to_frame(finest, name)
+        frames[name] = [*affine[:2, 2].tolist(), float(np.sqrt(abs(np.linalg.det(affine[:2, :2]))))]
+    return {"size": [int(finest.sizes[axis]) for axis in "xy"], "frames": frames}
+
+
+def _growth(sdata: SpatialData, image_key: str, mpp: float) -> float:
+    """How many times larger pixels are than when the microns per pixel were kept.
+
+    Raises
+    ------
+    ValueError
+        If the image has another size, and its frames do not say whether it was cut or resampled.
+    """
+    before = _kept(sdata, _keys.IMAGE_PIXELS, image_key)
+    if before is None or image_key not in sdata.images:
+        return 1.0
+    now = _pixels(sdata, image_key)
+    if list(before["size"]) == now["size"]:
+        return 1.0
+    shrunk = np.divide(before["size"], now["size"])
+    is_whole = abs(shrunk[0] / shrunk[1] - 1) < _SAME
+    sizes = "{} x {} pixels and has {} x {} now".format(*before["size"], *now["size"])
+    for name in set(now["frames"]) & set(before["frames"]):
+        (*corner, edge), (*old_corner, old_edge) = now["frames"][name], before["frames"][name]
+        grown = edge / old_edge
+        # In a frame that has not moved, a cut leaves the size of pixels alone, and resampling what they cover.
+        if abs(grown - 1) < _SAME:
+            if is_whole and np.allclose(corner, old_corner):
+                logger.warning(
+                    "Image %r had %s: %.4g microns per pixel are right if it was cut. If it was resampled, set them again "
+                    "with `rg.pp.set_image_mpp`.",
+                    image_key,
+                    sizes,
+                    mpp,
+                )
+            return 1.0
+        if is_whole and abs(grown / shrunk[0] - 1) < _SAME:
+            logger.info("Image %r was resampled: it has %.4g microns per pixel now.", image_key, mpp * grown)
+            return grown
+    msg = (
+        f"{mpp:.4g} microns per pixel were kept for image {image_key!r} when it had {sizes}, and its frames do not say "
+        "whether it was cut or resampled. Set them again with `rg.pp.set_image_mpp(sdata, image_key=..., mpp=...)`, or give "
+        "`image_mpp=`."
+    )
+    raise ValueError(msg)
+
+
+def _mpp_of_wsidata(sdata: SpatialData, image_key: str) -> float | None:
+    """What objects of wsidata and LazySlide know of their slide, if the image is that slide at full resolution."""
+    slide = sdata.attrs.get("slide_properties")
+    if not isinstance(slide, dict) or slide.get("mpp") is None or image_key not in sdata.images:
+        return None
+    finest = image_levels(sdata, image_key)[0]
+    return slide["mpp"] if list(slide.get("shape", ())) == [finest.sizes["y"], finest.sizes["x"]] else None
