@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ragst_sd import _keys
-from ragst_sd._validate import listing
+from ragst_sd._validate import listing, require_known
 from ragst_sd.reference.hashing import parameters_hash
 
 if TYPE_CHECKING:
@@ -76,8 +76,18 @@ def is_scrna(table: AnnData, genes: np.ndarray) -> np.ndarray:
 
 
 def measured_columns(reference: AnnData, genes: pd.Index) -> np.ndarray:
-    """Positions of genes among those of the reference; raise a `ValueError` for genes that come from single cells."""
+    """Positions of genes among those of the reference.
+
+    Raises
+    ------
+    KeyError
+        If the reference does not know a gene.
+    ValueError
+        If a gene comes from single cells.
+    """
     columns = reference.var_names.get_indexer(genes)
+    known = reference.var_names.union(signature_genes(reference.uns[_keys.ATTRS].get(_keys.CELL_TYPES)), sort=False)
+    require_known(genes, known, "gene", ": the reference has no", KeyError)
     if (columns < 0).any():
         msg = (
             f"No row of the reference measured {listing(genes[columns < 0])}: predicted from the signatures of cell types, so "

@@ -12,7 +12,8 @@ from ragst_sd._labels import as_names
 from ragst_sd._perturbation_reference import perturbation_fit, perturbation_header
 from ragst_sd._settings import settings
 from ragst_sd._validate import listing, names_among, require_known, require_some, require_type
-from ragst_sd.reference.genes import take_genes
+from ragst_sd.reference.genes import changed_capitals, take_genes
+from ragst_sd.reference.perturbation_schema import control_names
 from ragst_sd.reference.perturbations import canonical
 from ragst_sd.tl._fit_record import check_fewer
 from ragst_sd.tl._perturb_tissue import perturb_tissue
@@ -231,7 +232,7 @@ def perturb(
     expression = read_expression(data, layer=layer, unit=unit, like=header["normalization"], where="data")
     shared = _shared_genes(list(reference.var_names), expression.genes, genes)
     contexts = _contexts(data, context_key, task)
-    known = {name: canonical(name, task.control) for name in names}
+    known = {name: canonical(name, control_names(header)) for name in names}
     wanted = dict.fromkeys(name for name in known.values() if name != task.control)
     pairs = [(name, context) for name in wanted for context in dict.fromkeys(contexts)]
     task.embed(list(wanted))
@@ -255,7 +256,7 @@ def _shared_genes(of_reference: list[str], of_data: list[str], asked: Sequence[s
     if not shared:
         msg = (
             f"Reference and data share no genes: {listing(of_reference[:5])} against {listing(of_data[:5])}. Name both "
-            "alike (symbols or Ensembl ids, one species)."
+            f"alike (symbols or Ensembl ids, one species).{changed_capitals(of_reference, of_data)}"
         )
         raise ValueError(msg)
     if len(shared) < _FEW_GENES * len(of_reference):

@@ -12,6 +12,7 @@ from ragst_sd import _keys
 from ragst_sd._elements import image_mpp_of, shared_coordinate_system
 from ragst_sd._results import check_key_added
 from ragst_sd._validate import listing, names_among, require_positive
+from ragst_sd.reference.perturbation_schema import control_names
 from ragst_sd.reference.perturbations import canonical
 from ragst_sd.tl._perturbation_cells import contexts_of
 from ragst_sd.tl._perturbed_table import tissue_table
@@ -70,7 +71,7 @@ def perturb_tissue(
             n_permutations,
         )
     keys = _keys_added(sdata, names, key_added)
-    known = {name: canonical(name, task.control) for name in names}
+    known = {name: canonical(name, control_names(task.header)) for name in names}
     wanted = [name for name in known.values() if name != task.control]
     task.embed(wanted)
     source = read_source(sdata, task, table_key=table_key, spots=spots, layer=layer, unit=unit)

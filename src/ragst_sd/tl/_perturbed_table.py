@@ -193,6 +193,7 @@ def _assembled(task: Task, responded: Responded, values: np.ndarray, obs: pd.Dat
         "normalization": dict(header["normalization"]),
         "embedding": str(header["embedding"]["name"]),
         "control": header["control"],
+        **{name: header[name] for name in (_keys.CONTROL_NAMES, _keys.CONTROL_PRINTS) if name in header},
         "sources": header["sources"].copy(),
         _keys.CONTROL_CELLS: np.asarray([str(cell) for cell in header[_keys.CONTROL_CELLS]], dtype=str),
         _keys.LEARNED_FROM: responded.learned_from,
