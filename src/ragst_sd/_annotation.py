@@ -175,6 +175,19 @@ def rows_in_order(table: AnnData, table_key: str, shapes_key: str, index: Any) -
     return position
 
 
+def plain_table(table: AnnData) -> AnnData:
+    """A table whose X and layers are arrays in memory, as they were predicted: the table itself, or a copy."""
+    import scipy.sparse as sp
+
+    layers = {name: values for name, values in table.layers.items() if name is not None}
+    if not table.isbacked and not any(map(sp.issparse, (table.X, *layers.values()))):
+        return table
+    table = table.to_memory()
+    table.X, *values = (m.toarray() if sp.issparse(m) else m for m in (table.X, *map(table.layers.get, layers)))
+    table.layers.update(zip(layers, values, strict=True))
+    return table
+
+
 def embedded_rows(table: AnnData, use_rep: str, header: Mapping[str, Any], where: str) -> np.ndarray:
     """Rows that have an embedding: all but the spots that lay off the image when it was made.
 
@@ -183,7 +196,7 @@ def embedded_rows(table: AnnData, use_rep: str, header: Mapping[str, Any], where
     ValueError
         If other rows are NaN or infinite.
     """
-    embedding = np.asarray(table.obsm[use_rep], dtype=np.float64)
+    embedding = np.ma.filled(np.ma.array(table.obsm[use_rep], dtype=np.float64), np.nan)
     finite = np.isfinite(embedding).all(axis=1)
     off_image = np.isnan(embedding).all(axis=1)
     n_broken = int((~finite & ~off_image).sum()) + max(0, int(off_image.sum()) - int(header["n_outside"]))

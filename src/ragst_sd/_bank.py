@@ -138,7 +138,7 @@ def _open_screen(reference: AnnData, *, fitted: bool) -> Bank:
         fit=Fit.read(fit) if isinstance(fit, Mapping) else None,
         screen=Screen(
             halves=(first, second),
-            perturbed=tuple(components(name, header.control) for name in names),
+            perturbed=tuple(components(name, header.control_names) for name in names),
             states=header.states,
             reliability=np.nan_to_num(reference.obs[_keys.RELIABILITY].to_numpy(dtype=np.float64)),
             metric=str(fit["metric"]) if fitted else "cosine",

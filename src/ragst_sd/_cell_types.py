@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ragst_sd import _keys
-from ragst_sd._validate import listing
+from ragst_sd._validate import listing, require_known
 from ragst_sd.reference.hashing import parameters_hash
 
 if TYPE_CHECKING:
@@ -74,9 +74,19 @@ def is_scrna(table: AnnData, genes: np.ndarray) -> np.ndarray:
     return (table.var[_keys.EVIDENCE].astype(str) == _keys.SCRNA).to_numpy()[genes]
 
 
-def measured_columns(of_reference: pd.Index, genes: pd.Index) -> np.ndarray:
-    """Positions of genes among those of the reference; raise a `ValueError` for genes that come from single cells."""
+def measured_columns(of_reference: pd.Index, genes: pd.Index, header: Mapping[str, Any] | None) -> np.ndarray:
+    """Positions of genes among those of the reference, whose cell types have this header.
+
+    Raises
+    ------
+    KeyError
+        If the reference does not know a gene.
+    ValueError
+        If a gene comes from single cells.
+    """
     columns = of_reference.get_indexer(genes)
+    known = of_reference.union(signature_genes(header), sort=False)
+    require_known(genes, known, "genes", ": the reference has no", KeyError)
     if (columns < 0).any():
         msg = (
             f"No row of the reference measured {listing(genes[columns < 0])}: predicted from the signatures of cell types, so "

@@ -28,7 +28,7 @@ def measured_values(
     cited
         Lines of `header["cited"]`.
     """
-    at, columns = bank.obs.index.get_indexer(cited["reference"]), measured_columns(bank.genes, genes)
+    at, columns = bank.obs.index.get_indexer(cited["reference"]), measured_columns(bank.genes, genes, bank.header.cell_types)
     if not len(at):
         nothing = np.zeros((0, len(columns)))
         return nothing, nothing.astype(bool), nothing
@@ -42,7 +42,7 @@ def measured_values(
 
 def level_means(bank: Bank, header: dict[str, Any], table: AnnData, genes: pd.Index) -> tuple[np.ndarray, np.ndarray]:
     """(patterns, genes) means on which evidence is put back, and the pattern of each of the table's spots."""
-    columns = measured_columns(bank.genes, genes)
+    columns = measured_columns(bank.genes, genes, bank.header.cell_types)
     shifts = _section_shifts(bank, header) if _keys.LEVEL_ROWS in header else None
     if shifts is None:
         return np.zeros((1, len(columns))), np.zeros(table.n_obs, dtype=np.int64)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ragst_sd import _keys
-from ragst_sd._labels import label, labels
+from ragst_sd._labels import is_missing, label, labels
 from ragst_sd._validate import listing, require_key
 from ragst_sd.retrieval.eligibility import Eligibility
 from ragst_sd.retrieval.methods import METHODS
@@ -114,9 +114,9 @@ def rows_with(obs: pd.DataFrame, where: Mapping[str, Any], name: str, nobody: st
     for column, values in where.items():
         require_key(column, list(obs.columns), f"{name}.obs")
         wanted = {label(value) for value in ([values] if np.ndim(values) == 0 else values)}
-        present = labels(obs[column])
+        present = labels(obs[column], missing="")
         if not wanted & set(present):
-            msg = f"{nobody} {column} {listing(sorted(wanted))}; there are {listing(sorted(set(present)))}."
+            msg = f"{nobody} {column} {listing(sorted(wanted))}; there are {listing(sorted(set(present) - {''}))}."
             raise ValueError(msg)
         found &= np.isin(present, list(wanted))
     return found
@@ -130,9 +130,10 @@ def _query_codes(query: Query, column: str, donor_key: str, names: np.ndarray) -
         logger.warning("The query has no `obs[%r]`: it is taken as a new donor.", name)
         return np.full(query.table.n_obs, -1)
     values = query.table.obs[name]
-    if values.isna().any():
+    n_missing = int(is_missing(values).sum())
+    if n_missing:
         msg = (
-            f"{int(values.isna().sum())} spots of the query have no {column} in `obs[{name!r}]`. Fill it in, so that rows "
+            f"{n_missing} spots of the query have no {column} in `obs[{name!r}]`. Fill it in, so that rows "
             "of their own can be left out, or drop the column if all spots are new."
         )
         raise ValueError(msg)

@@ -97,6 +97,8 @@ STATE_PERCENTILE = "state_percentile"
 FAR_FROM_SCREEN = "far_from_screen"
 GENE_OVERLAP = "gene_overlap"
 CONTROL_CELLS = "control_cells"
+CONTROL_NAMES = "control_names"
+CONTROL_PRINTS = "control_prints"
 ALL_CONTEXTS = "all"
 
 UNKNOWN = "unknown"

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     import pandas as pd
+
+# What a missing label looks like as text, after other tools have written and read it.
+_MISSING = ("", "nan", "NaN", "None", "<NA>", "NaT")
 
 
 def label(value: Any) -> str:
@@ -24,9 +27,47 @@ def label(value: Any) -> str:
     return str(value).strip()
 
 
-def labels(values: pd.Series | Iterable[Any]) -> np.ndarray:
-    """Labels of a column, as an object array of strings."""
-    return np.array([label(value) for value in values], dtype=object)
+def labels(values: pd.Series | Iterable[Any], missing: str | None = None) -> np.ndarray:
+    """Labels of a column, as an object array of strings; `missing`, if given, stands where there is none."""
+    found = np.array([label(value) for value in values], dtype=object)
+    if missing is not None:
+        found[is_missing(found)] = missing
+    return found
+
+
+def is_missing(values: pd.Series | Iterable[Any], named: Collection[str] = ()) -> np.ndarray:
+    """Which labels are missing: NaN, blank, or their text as in `"nan"`. Those that somebody has `named` are labels."""
+    return np.isin(labels(values).astype(str), [text for text in _MISSING if text not in named])
+
+
+def plain_column(values: pd.Series, where: str) -> pd.Series:
+    """A column as every version of anndata writes it: numbers, truth values, or a category of strings.
+
+    What is missing stays missing.
+
+    Raises
+    ------
+    ValueError
+        If it holds lists or other objects.
+    """
+    import pandas as pd
+
+    kind = values.dtype
+    gaps = values.isna().any()
+    if isinstance(kind, np.dtype) and kind.kind in "biuf":
+        return values
+    if pd.api.types.is_numeric_dtype(kind) and not (gaps and pd.api.types.is_bool_dtype(kind)):
+        return values.astype(float if gaps else getattr(kind, "numpy_dtype", float))
+    objects = [value for value in values if not pd.api.types.is_scalar(value)]
+    if objects:
+        found = f"{type(objects[0]).__name__} ({str(objects[0])[:40]})"
+        msg = f"`{where}` holds a {found} where a label is expected. Leave it out of `obs`."
+        raise ValueError(msg)
+    ordered = isinstance(kind, pd.CategoricalDtype) and kind.ordered
+    found = labels(values)
+    names = dict.fromkeys(labels(kind.categories) if ordered else np.sort(found))
+    names = [name for name in names if name not in _MISSING]
+    return pd.Series(pd.Categorical(found, names, ordered=ordered), index=values.index, name=values.name)
 
 
 def as_names(names: str | Iterable[Any]) -> list[str]:

@@ -96,7 +96,7 @@ def read_query(sdata: SpatialData, header: Header, *, table_key: str | None, use
     if precisions != {str(own["precision"])}:
         logger.warning(
             "The query was embedded in %s, the reference in %s: distances between them carry rounding. "
-            "Embed both with the same `amp=`.",
+            "Embed both with the same `rg.pp.embed_tiles(..., amp=...)`.",
             own["precision"],
             listing(sorted(precisions)),
         )
@@ -119,7 +119,8 @@ def _check_statistics(own: dict[str, Any], table_key: str) -> None:
     if not np.asarray(own["section_std"]).any():
         msg = (
             f"The embeddings of table {table_key!r} do not vary within the section ({own['n_spots']} spots), so they cannot "
-            "be standardised by it. Embed the whole section, or build the reference with `standardize=False`."
+            "be standardised by it. Embed the whole section, or build with "
+            "`rg.tl.build_reference(..., standardize=False)`."
         )
         raise ValueError(msg)
     if int(own["n_spots"]) < _FEW_SPOTS:

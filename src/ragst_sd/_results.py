@@ -140,12 +140,14 @@ def predicted(
     from anndata import AnnData
     from spatialdata import SpatialData
 
+    from ragst_sd._annotation import plain_table
+
     require_type(data, (SpatialData, AnnData), "sdata")
     if isinstance(data, AnnData):
-        table = data
+        table = plain_table(data)
     else:
         require_key(prediction_key, data.tables, "sdata.tables", "Run `rg.tl.predict` first.")
-        table = data.tables[prediction_key]
+        table = plain_table(data.tables[prediction_key])
     header = table.uns.get(_keys.RETRIEVAL)
     if not any_task:
         require_tissue(header)

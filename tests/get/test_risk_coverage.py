@@ -140,7 +140,7 @@ def test_disagreement_finds_the_errors_of_a_held_out_donor(data_dir):
 
 
 def test_bad_input(predicted):
-    with pytest.raises(KeyError, match="Predict with `intervals=`"):
+    with pytest.raises(KeyError, match=r"Predict with `rg.tl.predict\(..., intervals=...\)`"):
         risk_coverage(predicted, by="interval_width")
     with pytest.raises(KeyError, match=r"`by` is 'distance_percentil'.*Did you mean 'distance_percentile'"):
         risk_coverage(predicted, by="distance_percentil")

@@ -82,6 +82,14 @@ def test_predicted_against_measured(bank, table):
     assert named[0] == strongest[0] and set(named) <= set(strongest)
 
 
+def of_other_controls(reference):
+    """Say that it was measured against controls that nobody else has seen."""
+    header = reference.uns["ragst"]
+    header["control_cells"] = np.array(["other0", "other1"])
+    values = np.random.default_rng(1).gamma(2.0, size=header["control_prints"]["values"].shape)
+    header["control_prints"] = {**header["control_prints"], "values": values}
+
+
 def test_another_truth(bank, table):
     """Measured elsewhere: drawn as it is, also without the reference."""
     other = bank[["a:P3", "b:P8"]].copy()
@@ -90,7 +98,7 @@ def test_another_truth(bank, table):
         ValueError, match="`truth` was measured against 240 of the controls that the prediction rests on"
     ):
         rg.pl.perturbation(table, truth=other, perturbation="P3", context="a")
-    other.uns["ragst"]["control_cells"] = np.array(["other0", "other1"])
+    of_other_controls(other)
     axes = rg.pl.perturbation(table, truth=other, perturbation="P3", context="a", return_ax=True)
     points = drawn(axes["response"], "genes").get_offsets()
     np.testing.assert_allclose(points[:, 0], 2 * np.asarray(bank["a:P3"].X).ravel(), rtol=1e-5)
@@ -169,7 +177,7 @@ def test_what_a_network_was_trained_on_is_no_truth(made):
     axes = rg.pl.perturbation(table, reference, return_ax=True)
     assert "response" not in axes and words(axes, "r measured") == []
     other = reference[["a:P3"]].copy()
-    other.uns["ragst"]["control_cells"] = np.array(["other0"])
+    of_other_controls(other)
     axes = rg.pl.perturbation(table, truth=other, return_ax=True)
     assert axes["response"].get_xlabel() == "measured, which pt_rag learned from"
 

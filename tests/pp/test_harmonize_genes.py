@@ -166,7 +166,10 @@ def test_a_layer_of_logarithms_is_refused_too(adata, counts):
         ({"species": "rat"}, "`species` is 'rat'"),
         ({"orthologues_to": "Human"}, "Did you mean 'human'"),
         ({"unknown": "guess"}, "`unknown` is 'guess'"),
-        ({"species": "mouse"}, r"not those of mouse: 0% are names of mouse, and 43% .* Is `species='human'` meant"),
+        (
+            {"species": "mouse"},
+            r"not those of mouse: 0% are names of mouse, and 43% .* Is `rg.pp.harmonize_genes\(..., species='human'\)` meant",
+        ),
     ],
 )
 def test_bad_arguments(adata, kwargs, message):

@@ -151,7 +151,10 @@ def test_mixed_species_are_refused():
             guess_species(names)
     with pytest.raises(ValueError, match="mix species: 60% are names of human, and 40% are names of mouse only"):
         check_one_species(mixed, "human")
-    with pytest.raises(ValueError, match=r"are not those of mouse: 0% .* and 100% .* Is `species='human'` meant"):
+    with pytest.raises(
+        ValueError,
+        match=r"are not those of mouse: 0% .* and 100% .* Is `rg.pp.harmonize_genes\(..., species='human'\)` meant",
+    ):
         check_one_species(["EPCAM", "KRT8"], "mouse")
     assert check_one_species(["EPCAM", "KRT8", "gene1"], "human") == 0
 

@@ -215,7 +215,7 @@ class TestEvaluate:
         np.testing.assert_allclose(own["interval_width"][table.var_names], (upper - lower).mean(axis=0), rtol=1e-5)
 
     def test_needs_intervals(self, predicted):
-        with pytest.raises(KeyError, match="Predict with `intervals=`"):
+        with pytest.raises(KeyError, match=r"Predict with `rg.tl.predict\(..., intervals=...\)`"):
             rg.tl.evaluate(predicted, metrics=["coverage"])
 
 

@@ -164,7 +164,7 @@ def _groups(reference: AnnData, group_key: str) -> np.ndarray:
     """(rows,) group of each row of the reference, from a column of its `.obs` or of its sources."""
     sources = reference_header(reference)["sources"]
     if group_key in reference.obs:
-        return labels(reference.obs[group_key])
+        return labels(reference.obs[group_key], missing=_keys.UNKNOWN)
     require_key(
         group_key, [*reference.obs, *sources], "reference.obs and its sources", "`group_key` names one of them."
     )

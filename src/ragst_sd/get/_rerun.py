@@ -83,7 +83,7 @@ class Rerun:
         )
         self._eligibility = replace(eligibility, query_groups=eligibility.query_groups[at])
         self._embedding, self._obs = query.standardized[at], query.table.obs.iloc[at]
-        self._genes = measured_columns(self._bank.genes, table.var_names[genes])
+        self._genes = measured_columns(self._bank.genes, table.var_names[genes], self._bank.header.cell_types)
         self._n_neighbors, self._backend = int(header["n_neighbors"]), str(header["backend"])
         self._selection, prediction = self._predict(np.ones(len(at), dtype=bool), eligibility.allowed)
         self.prediction = self._on_all_spots(prediction)

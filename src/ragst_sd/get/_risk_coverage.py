@@ -180,7 +180,12 @@ def _ordered(table: AnnData, name: str, rows: np.ndarray, columns: np.ndarray) -
 
 def _check_order(table: AnnData, name: str) -> None:
     if name == WIDTH:
-        require_key(_keys.UPPER, table.layers, "the predicted table's layers", "Predict with `intervals=`.")
+        require_key(
+            _keys.UPPER,
+            table.layers,
+            "the predicted table's layers",
+            "Predict with `rg.tl.predict(..., intervals=...)`.",
+        )
     elif name == _keys.DISAGREEMENT:
         require_key(name, table.layers, "the predicted table's layers", "Predict again.")
     elif name not in table.obs or table.obs[name].dtype.kind not in "fiub":

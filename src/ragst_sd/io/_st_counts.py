@@ -49,7 +49,7 @@ def read_counts(counts: AnnData | pd.DataFrame | str | PathLike[str], layer: str
         require_key(layer, _layers(found), "counts.layers")
         found.X = found.layers.pop(layer)
     if found.X is None:
-        msg = f"`counts` has no X. Say which layer holds counts with `layer=`; layers: {listing(_layers(found))}."
+        msg = f"`counts` has no X. `rg.io.read_st(..., layer=...)` takes a layer; layers: {listing(_layers(found))}."
         raise ValueError(msg)
     found.X = _checked_csr(found.X, found)
     return found
@@ -92,8 +92,8 @@ def locate(found: AnnData, coordinates: Any, rows: np.ndarray | None = None) -> 
         if _keys.SPATIAL not in found.obsm:
             msg = (
                 f"`counts` has no coordinates: no `obsm['spatial']` (found {listing(found.obsm)}). Pass "
-                "`coordinates=`: an (n, 2) array of x, y in image pixels, a table with columns pixel_x and pixel_y, "
-                "or its path."
+                "`rg.io.read_st(..., coordinates=...)`: an (n, 2) array of x, y in image pixels, a table with columns "
+                "pixel_x and pixel_y, or its path."
             )
             raise ValueError(msg)
         coordinates = found.obsm[_keys.SPATIAL]
@@ -186,7 +186,7 @@ def _checked_csr(matrix: Any, found: AnnData) -> csr_matrix:
     if not np.isfinite(matrix.data).all():
         msg = f"`counts` holds {int((~np.isfinite(matrix.data)).sum())} values that are NaN or infinite. Remove them."
         raise ValueError(msg)
-    todo = f"Pass raw counts; `layer=` takes them from a layer (found {listing(_layers(found))})."
+    todo = f"Pass raw counts; `rg.io.read_st(..., layer=...)` takes a layer (found {listing(_layers(found))})."
     if matrix.nnz and matrix.data.min() < 0:
         msg = f"`counts` holds negative values (least: {matrix.data.min():.4g}), so these are no counts. {todo}"
         raise ValueError(msg)

@@ -137,7 +137,8 @@ def _check_terms(licenses: dict[str, str]) -> None:
         )
         msg = (
             f"A reference is derived from its sections, and of {len(refused)} of them the licence does not say that it may be "
-            f"passed on: {reasons}. Name the licences with `sources=` where you know them, leave these sections out with "
+            f"passed on: {reasons}. Name the licences with `rg.tl.build_reference(..., sources=...)` where you know them, "
+            "leave these sections out with "
             f"`rg.tl.merge_references(reference[~reference.obs['{_keys.SAMPLE}'].isin([...])])`, or pass `accept_terms=True` if you "
             "have a permission."
         )

@@ -109,9 +109,8 @@ def write_cell_eval(
     control, genes = str(header["control"]), genes_of_both(table, adata, header)
     truth = measured_responses(
         adata,
-        header,
+        [table],
         genes,
-        set(table.obs[_keys.SOURCE].astype(str)),
         perturbation_key=perturbation_key,
         context_key=context_key,
         batch_key=None,
@@ -121,7 +120,7 @@ def write_cell_eval(
         rng=np.random.default_rng(0),
     )
     table = table[:, genes]
-    lines = predicted_lines(table, truth, control)
+    lines = predicted_lines(table, truth)
     folder, contexts = Path(path), list(dict.fromkeys(truth.names[line][0] for line, _ in lines))
     files = {(c, kind): folder / f"{c.replace('/', '-')}_{kind}.h5ad" for c in contexts for kind in ("pred", "real")}
     existing = [str(file) for file in files.values() if file.exists()]

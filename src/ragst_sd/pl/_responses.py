@@ -13,6 +13,7 @@ from ragst_sd._labels import labels
 from ragst_sd._perturbation_reference import perturbation_header
 from ragst_sd._results import holds_responses, predicted, require_matching
 from ragst_sd._validate import listing, require_key, require_known
+from ragst_sd.reference.cell_prints import recognised
 from ragst_sd.reference.perturbations import canonical
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._perturbed_table import remembered
@@ -128,7 +129,7 @@ def read_responses(
     if reference is not None and row is not None:
         responses = reference[cited["reference"].to_numpy(), genes]
         cited["agreement"] = _agreement(responses, row, against_halves=truth is None)
-    groups, states = _states(weights[:, order], labels(part.obs[group_by]))
+    groups, states = _states(weights[:, order], labels(part.obs[group_by], missing=_keys.UNKNOWN))
     return Shown(part, header, name, chosen, cited, measured, groups, states)
 
 
@@ -144,11 +145,15 @@ def _check_truth(truth: AnnData, header: dict[str, Any], genes: list[str]) -> No
     """Raise a `ValueError` unless it holds measured responses in the unit and of the genes of the prediction."""
     about = perturbation_header(truth)
     mine, theirs = (np.asarray(each[_keys.CONTROL_CELLS]).astype(str) for each in (header, about))
-    shared = np.intersect1d(mine, theirs)
-    if len(shared):
+    n_shared = len(np.intersect1d(mine, theirs))
+    known, own = (each.get(_keys.CONTROL_PRINTS) for each in (header, about))
+    if known is not None and own is not None:
+        values = sp.csr_matrix(np.asarray(own["values"]))
+        n_shared = max(n_shared, int(recognised(values, own["genes"], known).sum()))
+    if n_shared:
         msg = (
-            f"`truth` was measured against {len(shared)} of the controls that the prediction rests on, whose noise would count as agreement. "
-            "Build it on the cells 'test' and 'control_test' of `rg.tl.perturbation_folds`."
+            f"`truth` was measured against {n_shared} of the controls that the prediction rests on, whose noise would count "
+            "as agreement. Build it on the cells 'test' and 'control_test' of `rg.tl.perturbation_folds`."
         )
         raise ValueError(msg)
     unit = str(about["normalization"]["unit"])

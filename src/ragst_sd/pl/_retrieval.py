@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._cell_types import measured_columns
+from ragst_sd._cell_types import cell_types, measured_columns
 from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
 from ragst_sd._validate import require_positive, require_type
@@ -117,7 +117,7 @@ def retrieval(
     note = distrust(table, [gene], min_cv_pearson)[0]
     column = gene_index(table, gene)
     _require_evidence(table, header, spots)
-    measured_columns(reference.var_names, table.var_names[column])
+    measured_columns(reference.var_names, table.var_names[column], cell_types(reference))
     parts = explain(sdata, reference, obs_name=names, gene=gene, prediction_key=prediction_key)
     _require_pictures(reference)
     for name in np.array(names)[~np.isfinite(np.ravel(table.X[spots, column]))]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
+from ragst_sd._labels import labels
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._results import predicted
 from ragst_sd._validate import require_choice, require_positive
@@ -161,7 +162,7 @@ def sources(
 
 
 def _sources(cited: pd.DataFrame, spots: pd.Index, group_by: str, n_shown: int) -> _Sources:
-    cited = cited.assign(group=cited[group_by].fillna(_keys.UNKNOWN).astype(str).replace("", _keys.UNKNOWN))
+    cited = cited.assign(group=labels(cited[group_by], missing=_keys.UNKNOWN))
     weights = cited.pivot_table(index="query", columns="group", values="weight", aggfunc="sum", fill_value=0.0)
     shares = weights.div(weights.sum(axis=1), axis=0).reindex(spots)
     shares = shares[shares.mean().sort_values(ascending=False, kind="stable").index]

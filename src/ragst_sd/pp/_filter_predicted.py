@@ -119,9 +119,10 @@ def filter_predicted(
         raise ValueError(msg)
     logger.info("Dropping %d of %d genes (%s).", int((~keep).sum()), table.n_vars, reasons or "none fails")
     header = {**header, "filter": _record(header.get("filter"), thresholds, table.n_vars, dropped)}
-    if bare and inplace:
-        table._inplace_subset_var(keep)
-        table.uns[_keys.RETRIEVAL] = header
+    if isinstance(sdata, AnnData) and inplace:
+        # Not `table`, which is a copy where values are stored as a sparse matrix.
+        sdata._inplace_subset_var(keep)
+        sdata.uns[_keys.RETRIEVAL] = header
         return None
     kept = table[:, keep].copy()
     kept.uns[_keys.RETRIEVAL] = header

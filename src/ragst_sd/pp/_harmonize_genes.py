@@ -13,6 +13,7 @@ from ragst_sd._validate import listing, require_choice, require_key, require_typ
 from ragst_sd.reference.genes import filled_names
 from ragst_sd.reference.normalize import as_csr, find_unit
 from ragst_sd.reference.symbols import FOUND, SPECIES, check_one_species, guess_species, load_table, one_to_one, resolve
+from ragst_sd.tl._stored_expression import of_rna
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KEPT, RENAMED, MERGED, DROPPED = "kept", "renamed", "merged", "dropped"
+OTHER_FEATURE = "other_feature"
 
 
 def harmonize_genes(
@@ -74,7 +76,9 @@ def harmonize_genes(
         its name from now on; empty if it was dropped
     `how`
         `symbol`, `ensembl`, `ensembl_version` (an id with a version), `previous` (a symbol of earlier days), `alias`, `repeated`
-        (`FTH1.1`, made by R or anndata of a second `FTH1`), `ambiguous`, `date` (a spreadsheet has made a date of it), `unknown`
+        (`FTH1.1`, made by R or anndata of a second `FTH1`), `ambiguous`, `date` (a spreadsheet has made a date of it),
+        `unknown`; `other_feature` where `.var["feature_types"]` does not say `Gene Expression`: these keep their names
+        and are merged with nothing
     `action`
         `kept`, `renamed`, `merged` with others that mean the same gene, `dropped`
     `candidates`
@@ -129,13 +133,16 @@ def harmonize_genes(
         require_key(gene_symbols, var, "table.var", "Leave `gene_symbols` out to take `var_names`.")
     own = [str(name) for name in table.var_names]
     names = own if gene_symbols is None else filled_names(own, var[gene_symbols].astype(str))
+    rna = of_rna(table)
+    names = [name if gene else kept for name, kept, gene in zip(names, own, rna, strict=True)]
+    of_genes = [name for name, gene in zip(names, rna, strict=True) if gene]
     if species is None:
-        guess = guess_species(names)
+        guess = guess_species(of_genes)
         species = guess.species
-        logger.info("Genes are of %s: %.1f %% of %d names are current.", species, 100 * guess.share, len(names))
+        logger.info("Genes are of %s: %.1f %% of %d names are current.", species, 100 * guess.share, len(of_genes))
     else:
-        check_one_species(names, species)
-    report = _report(resolve(names, species), species, orthologues_to or species, unknown)
+        check_one_species(of_genes, species)
+    report = _report(resolve(names, species), species, orthologues_to or species, unknown, rna)
     report.index = table.var_names.copy()
     merged = sorted(set(report["gene"][report["action"] == MERGED]))
     if merged:
@@ -167,15 +174,17 @@ def _table(sdata: SpatialData | AnnData, table_key: str) -> AnnData:
     return table
 
 
-def _report(found: pd.DataFrame, species: str, target: str, unknown: str) -> pd.DataFrame:
-    """What becomes of each gene."""
+def _report(found: pd.DataFrame, species: str, target: str, unknown: str, rna: np.ndarray) -> pd.DataFrame:
+    """What becomes of each gene; features that are not RNA are none, and keep their names."""
     report = found.rename(columns={"gene": "symbol"})
+    report.loc[~rna, ["symbol", "how", "candidates"]] = ["", OTHER_FEATURE, ""]
     known = report["how"].isin(FOUND)
     if target == species:
         gene = report["symbol"].where(known, report["name"] if unknown == "keep" else "")
     else:
         gene = report["symbol"].map(one_to_one(species, target)).fillna("")
-    repeated = gene.duplicated(keep=False) & (gene != "")
+    gene = gene.where(rna, report["name"])
+    repeated = gene.where(rna, "").duplicated(keep=False) & (gene != "") & rna
     same = gene == (report["name"])
     report["gene"] = gene
     report["action"] = np.select([gene == "", repeated, same], [DROPPED, MERGED, KEPT], RENAMED)
@@ -212,13 +221,16 @@ def _write(table: AnnData, report: pd.DataFrame, species: str, target: str) -> N
 
     gene = report["gene"].to_numpy(object)
     kept = np.flatnonzero(gene != "")
-    codes, genes = pd.factorize(gene[kept])
+    # What is not RNA is added to nothing, whatever its name.
+    alone = (report["how"] == OTHER_FEATURE).to_numpy()
+    codes = pd.factorize(np.where(alone, np.arange(len(gene)).astype(object), gene)[kept])[0]
     first = kept[np.unique(codes, return_index=True)[1]]
+    genes = gene[first]
     var, layers = cast("Any", table.var), cast("Any", table.layers)
     before = var.get(_keys.GENE_ORIGINAL, pd.Series(table.var_names, dtype=object)).to_numpy(object)
     columns = pd.DataFrame({_keys.GENE_ORIGINAL: before, _keys.GENE_HOW: report["how"].to_numpy(object)})
     joined = columns.iloc[kept].groupby(codes).agg(lambda group: "|".join(dict.fromkeys(map(str, group))))
-    summed, merging = {}, len(genes) < len(kept)
+    summed, merging = {}, len(first) < len(kept)
     if merging:
         summed = {name: _add_up(layers[name], kept, codes) for name in layers if name is not None}
     x = _add_up(table.X, kept, codes) if merging and table.X is not None else None

@@ -143,8 +143,8 @@ def require_resolution(mpp: float | None, image_mpp: float | None, image_key: st
         msg = (
             f"Tiles of {mpp} microns per pixel were asked for, but the resolution of image {image_key!r} is unknown. "
             "Give it with `image_mpp=`, or once with `rg.pp.set_image_mpp(sdata, image_key=..., mpp=...)` "
-            "(or `shapes_key=`, to derive it from the spot pitch); `mpp=None` takes the image's own pixels. "
-            "See `Resolution of an image` in the documentation."
+            "(or `rg.pp.set_image_mpp(..., shapes_key=...)`, to derive it from the spot pitch); `mpp=None` takes the image's "
+            "own pixels. See `Resolution of an image` in the documentation."
         )
         raise ValueError(msg)
 

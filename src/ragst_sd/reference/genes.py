@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 _ENSEMBL = re.compile(r"^ENS[A-Z]{0,4}G\d{11}(\.\d+)?$")
 # Above this share of Ensembl ids a list is taken as ids: real lists of symbols hold none, real lists of ids hold
@@ -92,6 +92,21 @@ def common_naming(available: Mapping[str, Mapping[str, Sequence[str]]]) -> str:
         f"`var` ({list(SYMBOL_COLUMNS)[:3]} for symbols, {list(ENSEMBL_COLUMNS)[:3]} for Ensembl ids)."
     )
     raise ValueError(msg)
+
+
+def changed_capitals(expected: Iterable[str], found: Iterable[str]) -> str:
+    """A sentence where names are the expected ones but for capitals that another tool has changed; empty otherwise."""
+    letters = {gene.casefold(): gene for gene in expected}
+    pairs = [(letters[gene.casefold()], gene) for gene in found if letters.get(gene.casefold(), gene) != gene]
+    # Symbols of human and mouse differ like this as well, and are other genes.
+    pairs = [(ours, theirs) for ours, theirs in pairs if ours.capitalize() not in (ours, theirs) or theirs.islower()]
+    if not pairs:
+        return ""
+    ours, theirs = pairs[0]
+    return (
+        f" {len(pairs)} names differ in capitals only, which another tool has changed. Did you mean {ours!r} for "
+        f"{theirs!r}? Give the genes their names back."
+    )
 
 
 def duplicates(names: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ragst_sd.reference.perturbation_schema import control_names
 from ragst_sd.reference.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ class ScreenHeader:
     """Place of the embeddings in `.obsm`."""
     control: str
     """Name of the control."""
+    control_names: list[str]
+    """What the screen calls its controls, all of which count as the first."""
     context_key: str
     """Column of contexts in the screen; empty where there was none."""
     contexts: list[str]
@@ -108,6 +111,8 @@ class ScreenHeader:
     """A sample of perturbed cells."""
     control_cells: np.ndarray
     """Names of all control cells that responses were measured against."""
+    control_prints: Any
+    """What they are recognised by, whatever their names; `None` in earlier releases."""
     sources: pd.DataFrame
 
     @classmethod
@@ -122,6 +127,8 @@ class ScreenHeader:
             states=np.asarray(of_contexts["mean"], dtype=np.float64),
             n_controls=np.asarray(of_contexts["n_controls"]),
             control_cells=_texts(stored["control_cells"]),
+            control_names=control_names(stored),
+            control_prints=stored.get("control_prints"),
         )
 
 

@@ -102,8 +102,8 @@ def _of_selections(parts: Mapping[str, Part]) -> Plan:
             different.append("the genes of their size factors")
         if different:
             msg = (
-                f"{first_name} and {name} hold selections of genes (`genes=` when they were built) and differ in "
-                f"{' and '.join(different)}: what their panels measured beyond the selection is not known. Build both "
+                f"{first_name} and {name} hold selections of genes (`rg.tl.build_reference(..., genes=...)`) and differ "
+                f"in {' and '.join(different)}: what their panels measured beyond the selection is not known. Build both "
                 "with all genes, merge, and select afterwards."
             )
             raise ValueError(msg)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 TARGET_SUM = 1e4
 UNITS = ("counts", "log1p_cp10k")
 MIN_SHARED_GENES = 200
+OR_LOGS = ", or say `unit='log1p_cp10k'` if it is log1p of counts per 10,000"
 _LOGGED_MAX = 30.0
 # log1p of counts per 10,000 gives rows whose expm1 adds up to 10,000; float32 rounding stays far below this.
 _SUM_TOLERANCE = 0.01
@@ -31,6 +32,7 @@ def as_csr(matrix: object) -> sp.csr_matrix:
     for load in ("compute", "to_memory"):
         # Lazy matrices: dask arrays, and those of an AnnData that is backed by a file.
         matrix = getattr(matrix, load)() if hasattr(matrix, load) else matrix
+    refuse_masked(matrix)
     if hasattr(matrix, "check_format"):
         # Compiled code reads and writes wherever the indices lead, also outside of the matrix.
         matrix.check_format(full_check=True)
@@ -38,6 +40,16 @@ def as_csr(matrix: object) -> sp.csr_matrix:
     csr.sum_duplicates()
     csr.sort_indices()
     return csr
+
+
+def refuse_masked(matrix: object) -> None:
+    """Raise a `TypeError` for a masked array: what lies beneath a mask is no measurement, and no zero either."""
+    if isinstance(matrix, np.ma.MaskedArray):
+        msg = (
+            f"Expression is a masked array with {np.ma.count_masked(matrix)} masked values, neither measured nor zero. "
+            "Leave these rows or genes out, or give a plain array: `.filled(0)` where they are zeros."
+        )
+        raise TypeError(msg)
 
 
 class Unit(NamedTuple):
@@ -132,8 +144,11 @@ def _scale_of_logs(matrix: sp.csr_matrix, n_values: np.ndarray) -> Unit:
     return Unit("log1p_cp10k", f"{top}, and expm1 of no row adds up to more than 10,000")
 
 
-def check_counts(matrix: sp.csr_matrix, where: str) -> None:
-    """Raise a `ValueError` that says what was found unless the values are counts, whole or estimated."""
+def check_counts(matrix: sp.csr_matrix, where: str, or_logs: str = "") -> None:
+    """Raise a `ValueError` that says what was found unless the values are counts, whole or estimated.
+
+    `or_logs` says what to do with log1p of counts per 10,000 where those are taken, too.
+    """
     kind, why = find_unit(matrix)
     if kind in ("counts", "estimated counts"):
         return
@@ -142,8 +157,7 @@ def check_counts(matrix: sp.csr_matrix, where: str) -> None:
         "negative": "Scaled or batch-corrected data? Name the layer with raw counts with `layer=`.",
         "mixed": "Bring all rows back to raw counts before they are put together.",
         "scaled counts": "Name the layer with raw counts with `layer=`.",
-        "log1p_cp10k": "It looks log-transformed already. Name the layer with raw counts with `layer=`, or say "
-        "`unit='log1p_cp10k'` if it is log1p of counts per 10,000.",
+        "log1p_cp10k": f"It looks log-transformed already. Name the layer with raw counts with `layer=`{or_logs}.",
         "logarithms": "It looks log-transformed already. Name the layer with raw counts with `layer=`.",
     }
     msg = f"{where} holds {why} where counts are expected. {todo[kind]}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from ragst_sd.reference.genes import changed_capitals
 from ragst_sd.reference.normalize import MIN_SHARED_GENES
 
 if TYPE_CHECKING:
@@ -105,9 +106,12 @@ def shared_genes(panels: Mapping[str, set[str]]) -> list[str]:
     shared = sorted(set.intersection(*panels.values()))
     if len(shared) < MIN_SHARED_GENES:
         sizes = ", ".join(f"{panel}: {len(genes)}" for panel, genes in panels.items())
+        proper, *others = sorted(panels.values(), key=lambda genes: sum(map(str.islower, genes)))
+        changed = next(filter(None, (changed_capitals(proper, sorted(genes)) for genes in others)), "")
         msg = (
             f"The panels share {len(shared)} genes ({sizes}); at least {MIN_SHARED_GENES} are needed for size factors. "
             "Check that all sections name their genes alike and are of one species, or build separate references."
+            f"{changed}"
         )
         raise ValueError(msg)
     return shared

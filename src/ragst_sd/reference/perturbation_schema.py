@@ -27,6 +27,11 @@ _PARTS: dict[str, dict[str, type]] = {
 _TODO = "Build it with `rg.tl.build_perturbation_reference`."
 
 
+def control_names(header: Mapping[str, Any]) -> list[str]:
+    """What the screen calls its controls: one name, or several that count as the first."""
+    return [str(name) for name in np.atleast_1d(header.get("control_names", header["control"]))]
+
+
 def check_perturbation_header(header: Any) -> None:
     """Raise a `ValueError` unless `header` describes a perturbation reference."""
     check_task(header, TASK)

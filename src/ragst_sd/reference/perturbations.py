@@ -7,20 +7,32 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 SEPARATOR = "+"
 
 
-def components(name: str, control: str) -> tuple[str, ...]:
-    """The genes of a perturbation, sorted; none for the control. `A+control` is `A`."""
-    parts = {part.strip() for part in str(name).split(SEPARATOR)} - {"", control}
-    return () if str(name).strip() == control else tuple(sorted(parts))
+def components(name: str, control: str | Collection[str]) -> tuple[str, ...]:
+    """The genes of a perturbation, sorted; none for the control, or one of several. `A+control` is `A`."""
+    controls = {control} if isinstance(control, str) else set(control)
+    parts = {part.strip() for part in str(name).split(SEPARATOR)} - {"", *controls}
+    return () if str(name).strip() in controls else tuple(sorted(parts))
 
 
-def canonical(name: str, control: str) -> str:
-    """One spelling of a perturbation: `B+A` is `A+B`."""
-    return SEPARATOR.join(components(name, control)) or control
+def canonical(name: str, control: str | Collection[str]) -> str:
+    """One spelling of a perturbation: `B+A` is `A+B`, and all controls go by the name of the first.
+
+    Raises
+    ------
+    ValueError
+        If the name holds neither a gene nor a control, as `""` and `"+"` do.
+    """
+    genes = components(name, control)
+    first = control if isinstance(control, str) else next(iter(control))
+    if not genes and not any(part.strip() for part in str(name).split(SEPARATOR)):
+        msg = f"{name!r} names no perturbation. Name a gene, a combination `A+B`, or the control ({first!r})."
+        raise ValueError(msg)
+    return SEPARATOR.join(genes) or first
 
 
 def embed_perturbation(genes: tuple[str, ...], table: Mapping[str, np.ndarray]) -> np.ndarray:

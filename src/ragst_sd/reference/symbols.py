@@ -139,7 +139,8 @@ def guess_species(names: Sequence[str]) -> Guess:
         shares = ", ".join(f"{one} {value:.0%}" for one, value in share.items())
         msg = (
             f"The species cannot be told from {len(plain)} gene names (for instance {plain[:_SHOWN]}): too few are current "
-            f"symbols or Ensembl ids ({shares}). Give `species=`, or name the column of `var` that holds gene names."
+            f"symbols or Ensembl ids ({shares}). Give `rg.pp.harmonize_genes(..., species=...)`, or a column of `var` with "
+            "gene names."
         )
         raise ValueError(msg)
     return Guess(species, share[species], other_share)
@@ -157,7 +158,7 @@ def check_one_species(names: Sequence[str], species: str) -> float:
         todo = (
             f"Split the table by species, and bring one to the other with `rg.pp.harmonize_genes(..., orthologues_to={species!r})`."
             if own_share >= _MIXED
-            else f"Is `species={other!r}` meant?"
+            else f"Is `rg.pp.harmonize_genes(..., species={other!r})` meant?"
         )
         msg = (
             f"Gene names {'mix species' if own_share >= _MIXED else f'are not those of {species}'}: {own_share:.0%} are names of "

@@ -11,11 +11,12 @@ from ragst_sd import _keys
 from ragst_sd._labels import as_names
 from ragst_sd._perturbation_reference import perturbation_hash
 from ragst_sd._validate import hint, listing, names_among, require_choice, require_known, require_positive
+from ragst_sd.reference.cell_prints import cell_prints
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import TARGET_SUM
 from ragst_sd.reference.perturbation_schema import TASK
-from ragst_sd.tl._gene_embedding import embed, embedding_table, lookup, missing_genes
-from ragst_sd.tl._perturbation_cells import read_expression, read_labels
+from ragst_sd.tl._gene_embedding import embed, embedding_table, lookup, missing_genes, spelling
+from ragst_sd.tl._perturbation_cells import NAME_THEM, control_labels, read_expression, read_labels
 from ragst_sd.tl._screen import Screen, dropped_frame, measure, sample_controls, sample_treated, sources_frame
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def build_perturbation_reference(
     *,
     embedding: pd.DataFrame | Mapping[str, Any],
     perturbation_key: str = "perturbation",
-    control: str = "control",
+    control: str | Sequence[str] = "control",
     context_key: str | None = None,
     batch_key: str | None = None,
     layer: str | None = None,
@@ -69,7 +70,7 @@ def build_perturbation_reference(
     perturbation_key
         Column of `.obs` with the perturbation.
     control
-        What that column says for controls, which need no embedding.
+        What that column says for controls, which need no embedding. Several names count as one control, by the first.
     context_key
         Column of `.obs` with the context (cell line, cell type, stimulus); one context, `"all"`, if left out.
     batch_key
@@ -90,7 +91,8 @@ def build_perturbation_reference(
         Type or types to keep. Several types are mixed only if they are named here. Without a column, one name for all.
     on_missing
         `"drop"` leaves out perturbations with a gene that has no embedding (or a vector of zeros or NaN), by name;
-        `"error"` stops.
+        `"error"` stops. A name that seems to be spelled otherwise only (other capitals, a guide `STAT1_g1`, a
+        combination `A_B`) is an error either way.
     min_cells
         Rows of fewer cells are left out, by name.
     max_controls
@@ -118,16 +120,19 @@ def build_perturbation_reference(
         float32 (rows, d), embedding of the perturbation.
     `.uns["ragst"]`
         Header with task `"perturbation"`: the whole `embedding`, `normalization`, `contexts` (mean and number of
-        controls), `controls` (a sample of their cells), `treated` (a sample of the cells of every row), `control_cells` (names of all controls used), `dropped` (what
-        was left out, and why), `sources`, content hash.
+        controls), `controls` (a sample of their cells), `treated` (a sample of the cells of every row),
+        `control_cells` (names of all controls used), `control_prints` (what these are recognised by under other
+        names), `control_names`, `dropped` (what was left out, and why), `sources`, content hash.
 
     Raises
     ------
     KeyError
         If a column or layer does not exist, or with `on_missing="error"` a gene has no embedding.
+    TypeError
+        If `control` is no name and no list of names.
     ValueError
-        If there are no controls, a context has none, several types would be mixed, values are not what `unit` says, or
-        no row is left.
+        If a label is missing, there are no controls, a context has none, several types would be mixed, values are not
+        what `unit` says, or no row is left.
 
     Examples
     --------
@@ -158,7 +163,10 @@ def build_perturbation_reference(
         batch_key=batch_key,
         type_key=type_key,
         perturbation_type=perturbation_type,
+        todo=NAME_THEM,
     )
+    named = control_labels(control)
+    control = named[0]
     cells["used"] = cells["control"] | _of_types(cells, perturbation_type)
     _require_controls(cells)
     vectors = lookup(table)
@@ -173,6 +181,7 @@ def build_perturbation_reference(
     obs = reference.obs
     reference.obsm[_keys.PERTURBATION_EMBEDDING] = embed(obs[_keys.PERTURBATION], control, vectors).astype(np.float32)
     used = screen.cells[screen.cells["used"]]
+    is_control = (screen.cells["used"] & screen.cells["control"]).to_numpy()
     contexts, controls = sample_controls(screen, int(max_controls), np.random.default_rng(rng))
     treated = sample_treated(screen, obs.index.to_numpy(str), row, int(max_cells), np.random.default_rng(rng))
     header = {
@@ -181,6 +190,7 @@ def build_perturbation_reference(
         "use_rep": _keys.PERTURBATION_EMBEDDING,
         "perturbation_key": perturbation_key,
         "control": control,
+        _keys.CONTROL_NAMES: np.asarray(named, dtype=str),
         "context_key": context_key or "",
         "batch_key": batch_key or "",
         "normalization": expression.normalization,
@@ -189,6 +199,7 @@ def build_perturbation_reference(
         "controls": controls,
         "treated": treated,
         _keys.CONTROL_CELLS: used.index[used["control"]].to_numpy(str),
+        _keys.CONTROL_PRINTS: cell_prints(screen.values[is_control], kept),
         "dropped": dropped_frame([*((name, "", n, "no embedding") for name, n in lost.items()), *dropped]),
         "sources": sources_frame(sources, sorted(set(used[_keys.CONTEXT]))),
     }
@@ -244,6 +255,10 @@ def _embedded(cells: pd.DataFrame, control: str, vectors: Mapping[str, np.ndarra
     if lacking:
         genes = sorted({gene for each in lacking.values() for gene in each})
         msg = f"`embedding` has no {listing(genes)}: {len(lacking)} of {len(names)} perturbations ({listing(lacking)})"
+        meant = next(filter(None, (spelling(gene, control, vectors) for gene in genes)), "")
+        if meant:
+            msg += f".{meant}"
+            raise (KeyError if on_missing == "error" else ValueError)(msg)
         if on_missing == "error":
             msg += f".{hint(genes[0], vectors)} Leave them out with `on_missing='drop'`."
             raise KeyError(msg)

@@ -144,7 +144,8 @@ def evaluate(
     require_known(chosen, CHOICES, "metrics")
     asked = set(chosen)
     if asked & set(INTERVAL_METRICS):
-        require_key(_keys.LOWER, table.layers, "the predicted table's layers", "Predict with `intervals=`.")
+        todo = "Predict with `rg.tl.predict(..., intervals=...)`."
+        require_key(_keys.LOWER, table.layers, "the predicted table's layers", todo)
     compared = compare(table, header, measured, layer=layer, unit=unit, genes=genes, sample_key=sample_key)
     places = labels = counts = None
     if asked & {"moran_agreement", "svg_overlap"}:

@@ -142,12 +142,10 @@ def evaluate_perturbation(
     tables, header = _tables(data)
     first = next(iter(tables.values()))
     genes = genes_of_both(first, adata, header)
-    sources = {str(cell) for table in tables.values() for cell in table.obs[_keys.SOURCE].unique()}
     truth = measured_responses(
         adata,
-        header,
+        list(tables.values()),
         genes,
-        sources,
         perturbation_key=perturbation_key,
         context_key=context_key,
         batch_key=batch_key,
@@ -159,7 +157,7 @@ def evaluate_perturbation(
     parts = []
     for method, whole in tables.items():
         table, generator = whole[:, genes], np.random.default_rng(rng)
-        pairs = predicted_lines(table, truth, str(header["control"]))
+        pairs = predicted_lines(table, truth)
         _require_unseen(whole.uns[_keys.RETRIEVAL], [truth.names[line] for line, _ in pairs])
         scores = mean_scores(table, truth, pairs, chosen, str(header["control"]), generator)
         scores |= cell_scores(table, truth, pairs, chosen, int(n_components), int(max_cells), generator)
@@ -199,8 +197,7 @@ def _tables(data: AnnData | Mapping[str, AnnData]) -> tuple[dict[str, AnnData], 
         if not alike or list(table.var_names) != list(given[first].var_names):
             msg = f"The tables {first!r} and {name!r} differ in genes, unit or control. Compare them one by one."
             raise ValueError(msg)
-    used = np.unique(np.concatenate([header[_keys.CONTROL_CELLS] for header in headers.values()]).astype(str))
-    return given, {**headers[first], _keys.CONTROL_CELLS: used}
+    return given, headers[first]
 
 
 def _frame(truth: Measured, lines: list[int], scores: dict[str, np.ndarray], min_reliability: float) -> pd.DataFrame:

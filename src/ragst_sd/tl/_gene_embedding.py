@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,15 @@ import numpy as np
 
 from ragst_sd._validate import hint, listing
 from ragst_sd.reference.genes import duplicates
-from ragst_sd.reference.perturbations import components, embed_perturbation
+from ragst_sd.reference.perturbations import SEPARATOR, components, embed_perturbation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pandas as pd
+
+# Between the genes of a combination, or a gene and its guide, as other tools write them. Genes hold `-` and `.` as well.
+_BREAK = re.compile(r"[\s_|:;,/&]+|[-.](?=(?:sg|g)?\d+$)", re.IGNORECASE)
 
 
 def embedding_table(embedding: pd.DataFrame | Mapping[str, Any]) -> dict[str, Any]:
@@ -72,6 +76,26 @@ def missing_genes(perturbations: Sequence[str], control: str, vectors: Mapping[s
     return {name: genes for name, genes in lacking.items() if genes}
 
 
+def spelling(name: str, control: str, vectors: Mapping[str, Any]) -> str:
+    """What a name without an embedding seems to mean, as a sentence with what to do; empty where it is like no gene."""
+    letters = {gene.casefold(): gene for gene in (*vectors, control)}
+    if name.casefold() in letters:
+        return (
+            f" Did you mean {letters[name.casefold()]!r} for {name!r}? Labels and `embedding` must write a gene alike."
+        )
+    parts = [letters.get(part.casefold()) for part in _BREAK.split(name)]
+    if len(parts) > 1 and all(parts):
+        return f" Combinations are written `A+B`: did you mean {SEPARATOR.join(map(str, parts))!r} for {name!r}?"
+    for end in reversed([found.start() for found in _BREAK.finditer(name)]):
+        gene = letters.get(name[:end].casefold())
+        if gene is not None:
+            return (
+                f" {name!r} begins with {gene!r}: if {name[end:]!r} names a guide, take it off the labels, so that the "
+                "guides of a gene are one perturbation; combinations are written `A+B`."
+            )
+    return ""
+
+
 def embed(perturbations: Sequence[str], control: str, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
     """(n, d) embeddings of perturbations.
 
@@ -85,8 +109,8 @@ def embed(perturbations: Sequence[str], control: str, vectors: Mapping[str, np.n
         genes = sorted({gene for each in lacking.values() for gene in each})
         msg = (
             f"The embedding of the reference has no {listing(genes)}, which {listing(lacking)} needs; it has "
-            f"{len(vectors)} genes.{hint(genes[0], vectors)} Ask for others, or build the reference with an embedding "
-            "that has them."
+            f"{len(vectors)} genes.{spelling(genes[0], control, vectors) or hint(genes[0], vectors)} Ask for others, or "
+            "build the reference with an embedding that has them."
         )
         raise KeyError(msg)
     width = len(next(iter(vectors.values())))

@@ -9,7 +9,7 @@ import numpy as np
 
 from ragst_sd._validate import listing
 from ragst_sd.reference.current_names import CURRENT, current_names, names_by, species_of
-from ragst_sd.reference.genes import ENSEMBL, common_naming, duplicates
+from ragst_sd.reference.genes import ENSEMBL, changed_capitals, common_naming, duplicates
 from ragst_sd.reference.symbols import SPECIES, UNKNOWN
 from ragst_sd.tl._stored_expression import offered_names
 
@@ -133,6 +133,9 @@ def shared_genes(of_screen: Sequence[str], of_tissue: Sequence[str], where: str)
 
 def why_few_shared(first: Sequence[str], second: Sequence[str], n_shared: int) -> str:
     """What sets two lists of genes apart: their species, or all else."""
+    changed = changed_capitals(first, second)
+    if changed:
+        return changed.strip()
     by_letters = {gene.upper(): gene for gene in second}
     alike = {gene: by_letters[gene.upper()] for gene in first if gene.upper() in by_letters}
     differing = [(gene, other) for gene, other in alike.items() if gene != other]

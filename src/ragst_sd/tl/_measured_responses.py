@@ -7,18 +7,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing
-from ragst_sd.reference.genes import take_genes
+from ragst_sd.reference.cell_prints import cell_prints, recognised
+from ragst_sd.reference.genes import changed_capitals, take_genes
+from ragst_sd.reference.perturbation_schema import control_names
 from ragst_sd.reference.perturbations import canonical
 from ragst_sd.reference.responses import CONTROL, mean_responses, split_half_reliability
-from ragst_sd.tl._perturbation_cells import read_expression, read_labels
+from ragst_sd.retrieval.training import dense
+from ragst_sd.tl._perturbation_cells import Expression, read_expression, read_labels
 from ragst_sd.tl._stored_expression import offered_names
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
-    import scipy.sparse as sp
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
@@ -57,9 +62,8 @@ class Measured:
 
 def measured_responses(
     adata: AnnData,
-    header: dict[str, Any],
+    tables: Sequence[AnnData],
     genes: list[str],
-    sources: set[str],
     *,
     perturbation_key: str,
     context_key: str | None,
@@ -69,29 +73,27 @@ def measured_responses(
     min_cells: int,
     rng: np.random.Generator,
 ) -> Measured:
-    """Measure the responses of a screen in the unit of a prediction.
+    """Measure the responses of a screen in the unit of the predictions.
 
     Raises
     ------
     ValueError
-        If no controls are left that neither the reference nor the prediction used.
+        If no controls are left that neither the reference nor the predictions used, under whatever name.
     """
-    control = str(header["control"])
+    header = tables[0].uns[_keys.RETRIEVAL]
     expression = read_expression(adata, layer=layer, unit=unit, like=header["normalization"], where="adata")
     labels = read_labels(
-        adata, perturbation_key=perturbation_key, control=control, context_key=context_key, batch_key=batch_key
+        adata,
+        perturbation_key=perturbation_key,
+        control=control_names(header),
+        context_key=context_key,
+        batch_key=batch_key,
+        todo="The prediction calls them so: rename the controls of `adata`.",
     )
+    labels["held_out"] = _unseen(labels, expression, tables)
     order = np.argsort(np.asarray(adata.obs_names, dtype=str), kind="stable")
     values, labels = take_genes(expression.values, expression.genes, genes)[order], labels.iloc[order]
-    seen = {str(cell) for cell in header[_keys.CONTROL_CELLS]} | sources
-    held_out = (labels["control"] & ~labels.index.astype(str).isin(list(seen))).to_numpy()
-    if not held_out.any():
-        msg = (
-            f"All {int(labels['control'].sum())} controls of `adata` were used by the reference or are source cells of the "
-            "prediction. The truth needs controls of its own, or noise of the controls counts as accuracy: split them with "
-            "`rg.tl.perturbation_folds` and build the reference on the cells 'train' and 'control_train'."
-        )
-        raise ValueError(msg)
+    held_out = labels["held_out"].to_numpy()
     names, row, stratum = _lines(labels, held_out, min_cells)
     cells = _of_lines(values, row, stratum, len(names))
     means, own = mean_responses(*cells), split_half_reliability(*cells, rng=rng)
@@ -108,6 +110,34 @@ def measured_responses(
         reliability=whole[[every.index(name) for name in names]],
         own_reliability=own,
     )
+
+
+def _unseen(labels: pd.DataFrame, expression: Expression, tables: Sequence[AnnData]) -> np.ndarray:
+    """(cells,) controls that no prediction rests on: neither by name nor, under another name, by their values."""
+    control = labels["control"].to_numpy()
+    by_name, by_values = np.zeros((2, int(control.sum())), dtype=bool)
+    names, values = labels.index[control].astype(str), expression.values[control]
+    for table in tables:
+        header = table.uns[_keys.RETRIEVAL]
+        sources, first = np.unique(table.obs[_keys.SOURCE].astype(str), return_index=True)
+        by_name |= names.isin([*map(str, header[_keys.CONTROL_CELLS]), *sources])
+        before = dense(table.X[first]) - dense(table.layers[_keys.RESPONSE][first])
+        for known in (header.get(_keys.CONTROL_PRINTS), cell_prints(sp.csr_matrix(before), table.var_names)):
+            if known is not None:
+                by_values |= recognised(values, expression.genes, known)
+    renamed = int((by_values & ~by_name).sum())
+    if (by_name | by_values).all():
+        msg = (
+            f"All {len(names)} controls of `adata` were used by the reference or are source cells of the prediction"
+            f"{f', {renamed} of them under other names' if renamed else ''}. The truth needs controls of its own, or "
+            "noise of the controls counts as accuracy: split them with `rg.tl.perturbation_folds` and build the "
+            "reference on the cells 'train' and 'control_train'."
+        )
+        raise ValueError(msg)
+    if renamed:
+        logger.warning("%d controls of `adata` were used before under other names, and are left out.", renamed)
+    control[control] = ~(by_name | by_values)
+    return control
 
 
 def _lines(
@@ -144,17 +174,21 @@ def _of_lines(
 
 def genes_of_both(table: AnnData, adata: AnnData, header: dict[str, Any]) -> list[str]:
     """Genes of a predicted table that `adata` measured, in the table's order."""
-    measured = set(offered_names(adata).get(str(header["naming"]), []))
+    measured = dict.fromkeys(offered_names(adata).get(str(header["naming"]), []))
     shared = [gene for gene in table.var_names if gene in measured]
     if not shared:
-        msg = f"Prediction and `adata` share no genes: {listing(table.var_names[:5])} against {listing(adata.var_names[:5])}."
+        msg = (
+            f"Prediction and `adata` share no genes: {listing(table.var_names[:5])} against "
+            f"{listing(adata.var_names[:5])}.{changed_capitals(table.var_names, measured)}"
+        )
         raise ValueError(msg)
     return shared
 
 
-def predicted_lines(table: AnnData, truth: Measured, control: str) -> list[tuple[int, np.ndarray]]:
+def predicted_lines(table: AnnData, truth: Measured) -> list[tuple[int, np.ndarray]]:
     """Lines of the truth that were predicted, and the predicted cells of each."""
-    names = table.obs[_keys.PERTURBATION].astype(str).map(lambda name: canonical(name, control)).to_numpy()
+    controls = control_names(table.uns[_keys.RETRIEVAL])
+    names = table.obs[_keys.PERTURBATION].astype(str).map(lambda name: canonical(name, controls)).to_numpy()
     contexts = table.obs[_keys.CONTEXT].astype(str).to_numpy()
     found = [
         (line, cells)

@@ -58,7 +58,10 @@ def check_alike(named: Mapping[str, AnnData], headers: Mapping[str, dict[str, An
         check_one_species_of(species, "Sections of the references")
     missing = differing_columns({name: list(map(str, header["obs"])) for name, header in headers.items()})
     if missing:
-        msg = f"The references keep different columns of `obs` ({missing}). Build them with the same `obs=`."
+        msg = (
+            f"The references keep different columns of `obs` ({missing}). Build them with the same "
+            "`rg.tl.build_reference(..., obs=...)`."
+        )
         raise ValueError(msg)
 
 

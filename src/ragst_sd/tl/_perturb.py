@@ -11,7 +11,7 @@ from ragst_sd import _keys
 from ragst_sd._fields import RESPONSES, documented
 from ragst_sd._settings import settings
 from ragst_sd._validate import listing, names_among, require_type
-from ragst_sd.reference.genes import take_genes
+from ragst_sd.reference.genes import changed_capitals, take_genes
 from ragst_sd.tl._perturbation_cells import contexts_of, read_expression
 from ragst_sd.tl._perturbed_table import perturbed_table
 from ragst_sd.tl._respond import Task, open_task, respond, wanted_perturbations
@@ -171,7 +171,7 @@ def _shared_genes(of_reference: list[str], of_data: list[str], asked: Sequence[s
     if not shared:
         msg = (
             f"Reference and cells share no genes: {listing(of_reference[:5])} against {listing(of_data[:5])}. Name both "
-            "alike (symbols or Ensembl ids, one species)."
+            f"alike (symbols or Ensembl ids, one species).{changed_capitals(of_reference, of_data)}"
         )
         raise ValueError(msg)
     if len(shared) < _FEW_GENES * len(of_reference):

@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._labels import labels
-from ragst_sd._validate import listing, require_choice, require_key, require_type
-from ragst_sd.reference.genes import SYMBOL, duplicates, sum_duplicates, take_genes
+from ragst_sd._labels import is_missing, labels
+from ragst_sd._validate import hint, listing, require_choice, require_key, require_type
+from ragst_sd.reference.genes import SYMBOL, changed_capitals, duplicates, sum_duplicates, take_genes
 from ragst_sd.reference.normalize import (
     MIN_SHARED_GENES,
+    OR_LOGS,
     UNITS,
     check_counts,
     check_log_normalized,
     log_normalize,
 )
-from ragst_sd.reference.perturbations import canonical
+from ragst_sd.reference.perturbations import SEPARATOR, canonical
 from ragst_sd.tl._stored_expression import offered_names, stored_expression
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Sequence
 
     import pandas as pd
     import scipy.sparse as sp
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
+
+NAME_THEM = "Name the controls with `control=`."
 
 
 @dataclass
@@ -69,7 +73,8 @@ def read_expression(
         raise ValueError(msg)
     if adata.obs_names.has_duplicates:
         # Controls that were used once are known by their names.
-        msg = f"`{where}` has names of cells more than once. Make them unique: `{where}.obs_names_make_unique()`."
+        twice = listing(adata.obs_names[adata.obs_names.duplicated()].unique())
+        msg = f"`{where}` has names of cells more than once: {twice}. `{where}.obs_names_make_unique()` makes them unique."
         raise ValueError(msg)
     matrix = stored_expression(adata, layer, where, "Name the layer with `layer=`.")
     place = f"`{where}.X`" if layer is None else f"`{where}.layers[{layer!r}]`"
@@ -88,7 +93,7 @@ def read_expression(
             msg = f"{place} has duplicated gene names ({listing(duplicates(names))}); on a log scale they cannot be added."
             raise ValueError(msg)
         return Expression(matrix, names, _normalization(unit, 1e4, naming, []))
-    check_counts(matrix, place)
+    check_counts(matrix, place, OR_LOGS)
     matrix, names = sum_duplicates(matrix, names)
     wanted = [str(gene) for gene in like["size_factor_genes"]] if like else []
     # A reference that was given logs does not say what they were scaled by: then all genes of the cells, as is usual.
@@ -97,6 +102,7 @@ def read_expression(
         msg = (
             f"{place} holds {len(shared)} genes that size factors can rest on; at least {MIN_SHARED_GENES} are needed. Give "
             "all genes that were measured, or values that are log1p of normalised counts with `unit='log1p_cp10k'`."
+            f"{changed_capitals(wanted, names)}"
         )
         raise ValueError(msg)
     sums = np.asarray(take_genes(matrix, names, shared).sum(axis=1)).ravel().astype(np.float64)
@@ -122,16 +128,18 @@ def read_labels(
     adata: AnnData,
     *,
     perturbation_key: str,
-    control: str,
+    control: str | Sequence[str],
     context_key: str | None,
     batch_key: str | None,
     type_key: str | None = None,
     perturbation_type: str | Sequence[str] | None = None,
     where: str = "adata",
+    todo: str,
 ) -> pd.DataFrame:
     """What was done to each cell, and where: one row per cell.
 
-    Columns are `perturbation` (one spelling each; the control's name for controls), `context`, `batch`, `perturbation_type`, and
+    Columns are `perturbation` (one spelling each; the first control's name for controls), `context`, `batch`,
+    `perturbation_type`, and
     `control`, whether a cell is a control.
 
     Raises
@@ -143,16 +151,20 @@ def read_labels(
     """
     import pandas as pd
 
-    given = column(adata, perturbation_key, where)
-    names = {name: canonical(name, control) for name in set(given)}
+    controls = control_labels(control)
+    given = column(adata, perturbation_key, where, named=controls, nothing=SEPARATOR)
+    names = {name: canonical(name, controls) for name in set(given)}
     frame = pd.DataFrame({_keys.PERTURBATION: [names[name] for name in given]}, index=adata.obs_names)
-    frame["control"] = frame[_keys.PERTURBATION] == control
+    frame["control"] = frame[_keys.PERTURBATION] == controls[0]
     if not frame["control"].any():
         msg = (
-            f"No cell has {control!r} in `{where}.obs[{perturbation_key!r}]`; responses are measured against controls. "
-            f"There are {listing(sorted(names))}. Name the controls with `control=`."
+            f"No cell has {listing(controls)} in `{where}.obs[{perturbation_key!r}]`; responses are measured against "
+            f"controls. There are {listing(sorted(names))}.{hint(controls[0], names)} {todo}"
         )
         raise ValueError(msg)
+    absent = [name for name in controls if name not in names]
+    if absent:
+        logger.warning("No cell is a control named %s; there are %s.", listing(absent), listing(sorted(names)))
     for name, key in ((_keys.CONTEXT, context_key), ("batch", batch_key)):
         frame[name] = _keys.ALL_CONTEXTS if key is None else column(adata, key, where)
     frame[_keys.PERTURBATION_TYPE] = perturbation_type if isinstance(perturbation_type, str) else _keys.UNKNOWN
@@ -173,11 +185,31 @@ def contexts_of(table: AnnData, context_key: str, where: str, known: Sequence[st
     return contexts
 
 
-def column(adata: AnnData, key: str, where: str) -> np.ndarray:
-    """Labels of a column without missing ones."""
+def control_labels(control: str | Sequence[str]) -> list[str]:
+    """Names of the controls, as labels."""
+    several = np.iterable(control) and not isinstance(control, str | Mapping | set)
+    given = control if several else [control] if np.isscalar(control) else []
+    controls = [name for name in dict.fromkeys(labels(given)) if name.strip(SEPARATOR)]
+    if not controls:
+        msg = f"`control` is {control!r}; give the name of the controls, or a list of names."
+        raise TypeError(msg)
+    return controls
+
+
+def column(
+    adata: AnnData, key: str, where: str, *, named: Collection[str] = (), nothing: str | None = None
+) -> np.ndarray:
+    """Labels of a column without missing ones; nor such as hold blanks and `nothing` else."""
     require_key(key, list(adata.obs.columns), f"{where}.obs")
-    missing = int(adata.obs[key].isna().sum())
-    if missing:
-        msg = f"{missing} cells have no label in `{where}.obs[{key!r}]`. Remove them, or name what they are."
+    found = labels(adata.obs[key])
+    missing = adata.obs[key].isna().to_numpy() | is_missing(found, named)
+    if nothing is not None:
+        missing |= np.array([not name.replace(nothing, "").strip() for name in found], dtype=bool)
+    if missing.any():
+        empty = listing(sorted(set(found[missing])))
+        msg = (
+            f"{int(missing.sum())} cells have no label in `{where}.obs[{key!r}]` (it says {empty}). Remove them, or "
+            "name what they are."
+        )
         raise ValueError(msg)
-    return labels(adata.obs[key])
+    return found

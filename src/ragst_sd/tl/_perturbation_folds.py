@@ -11,9 +11,11 @@ from ragst_sd import _keys
 from ragst_sd._validate import listing, require_choice, require_positive
 from ragst_sd.reference.perturbations import components
 from ragst_sd.reference.responses import halves
-from ragst_sd.tl._perturbation_cells import read_labels
+from ragst_sd.tl._perturbation_cells import NAME_THEM, control_labels, read_labels
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
     from anndata import AnnData
 
@@ -29,7 +31,7 @@ def perturbation_folds(
     n_folds: int | None = None,
     few_shot: float = 0.3,
     perturbation_key: str = "perturbation",
-    control: str = "control",
+    control: str | Sequence[str] = "control",
     context_key: str | None = None,
     batch_key: str | None = None,
     rng: int = 0,
@@ -56,7 +58,7 @@ def perturbation_folds(
     perturbation_key
         Column of `.obs` with the perturbation.
     control
-        What that column says for controls.
+        What that column says for controls; several names count as one control.
     context_key
         Column of `.obs` with the context; one context if left out.
     batch_key
@@ -93,8 +95,14 @@ def perturbation_folds(
         msg = f"`few_shot` is {few_shot!r}; it must be a number from 0 to below 1."
         raise ValueError(msg)
     labels = read_labels(
-        adata, perturbation_key=perturbation_key, control=control, context_key=context_key, batch_key=batch_key
+        adata,
+        perturbation_key=perturbation_key,
+        control=control,
+        context_key=context_key,
+        batch_key=batch_key,
+        todo=NAME_THEM,
     )
+    control = control_labels(control)[0]
     generator = np.random.default_rng(rng)
     # Drawn in the order of the names of the cells, so that the order in which they come changes nothing.
     order = np.argsort(np.asarray(adata.obs_names, dtype=str), kind="stable")

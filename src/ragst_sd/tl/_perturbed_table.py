@@ -194,6 +194,8 @@ def _assembled(task: Task, responded: Responded, values: np.ndarray, obs: pd.Dat
         "normalization": dict(header.normalization),
         "embedding": str(header.embedding["name"]),
         "control": header.control,
+        _keys.CONTROL_NAMES: np.asarray(header.control_names, dtype=str),
+        **({} if header.control_prints is None else {_keys.CONTROL_PRINTS: header.control_prints}),
         "sources": header.sources.copy(),
         _keys.CONTROL_CELLS: header.control_cells.astype(str),
         _keys.LEARNED_FROM: responded.learned_from,

@@ -102,7 +102,7 @@ def wanted_perturbations(task: Task, perturbations: str | Sequence[str]) -> dict
     """Perturbations as they are asked for, and their one spelling; a `KeyError` if a gene has no embedding."""
     names = as_names(perturbations)
     require_some(names, "perturbations", "Name genes, combinations `A+B`, or the control.")
-    known = {name: canonical(name, task.control) for name in names}
+    known = {name: canonical(name, task.bank.header.control_names) for name in names}
     task.embed([name for name in known.values() if name != task.control])
     return known
 
@@ -214,7 +214,7 @@ def prepare(task: Task, pairs: list[tuple[str, str]], state: np.ndarray | None =
         key=task.embed([name for name, _ in pairs]),
         state=state,
         n_neighbors=int(task.n_neighbors or (fit.n_candidates if method.cites_candidates else fit.n_neighbors)),
-        perturbed=tuple(components(name, task.control) for name, _ in pairs),
+        perturbed=tuple(components(name, task.bank.header.control_names) for name, _ in pairs),
         contexts=context_codes(np.array([context for _, context in pairs], dtype=object), bank.header),
         eligible=_eligible(bank, pairs, allowed_rows(bank.obs, _in_order(task.where, order)), task.exclude),
     )

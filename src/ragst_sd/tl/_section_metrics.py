@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ragst_sd._labels import label
+from ragst_sd._labels import labels as names_of
 from ragst_sd.tl._metrics import pearson, varies
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from typing import Any
-
     import scipy.sparse as sp
 
 SECTION_METRICS = ("moran_agreement", "svg_overlap", "gene_correlation_agreement", "domain_ari")
@@ -74,7 +71,7 @@ def section_metrics(
         out |= _spatial_agreement(predicted[placed], truth[placed], places[placed], n_top)
     out["gene_correlation_agreement"] = _correlation_agreement(predicted, truth)
     if labels is not None:
-        out["domain_ari"] = _domain_ari(predicted, _names(labels)[spots], rng)
+        out["domain_ari"] = _domain_ari(predicted, names_of(labels, missing="")[spots], rng)
     return out
 
 
@@ -105,7 +102,7 @@ def label_share(
     import pandas as pd
 
     rows, weights = np.asarray(rows), np.where(np.asarray(rows) >= 0, weights, 0.0)
-    bank, queries = _names(bank_labels), _names(query_labels)
+    bank, queries = (names_of(values, missing="") for values in (bank_labels, query_labels))
     names = pd.Index(np.unique(bank[bank != ""]))
     bank_codes, query_codes = names.get_indexer(bank), names.get_indexer(queries)
     cited = np.where(rows >= 0, bank_codes[rows], -1)
@@ -212,13 +209,3 @@ def _domain_ari(predicted: np.ndarray, labels: np.ndarray, rng: int | np.random.
     components = PCA(n_components, random_state=seed).fit_transform(predicted)
     clusters = KMeans(n_labels, n_init=10, random_state=seed).fit_predict(components)
     return float(adjusted_rand_score(labels, clusters))
-
-
-def _names(labels: Iterable[Any]) -> np.ndarray:
-    """Labels as strings, empty where there is none."""
-    import pandas as pd
-
-    values = list(labels)
-    out = np.empty(len(values), dtype=object)
-    out[:] = ["" if pd.isna(value) else label(value) for value in values]
-    return out

@@ -13,7 +13,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._annotation import embedded_rows, is_predicted, spot_centers
 from ragst_sd._elements import image_pyramid, require_sdata
-from ragst_sd._labels import labels
+from ragst_sd._labels import is_missing, labels, plain_column
 from ragst_sd._reference import LABELS
 from ragst_sd._resolution import embedded_mpp_of
 from ragst_sd._validate import listing, require_key, require_some
@@ -21,7 +21,7 @@ from ragst_sd.image.embedding import plan_fields
 from ragst_sd.image.tiles import iter_tiles
 from ragst_sd.reference.duplicates import find_duplicates
 from ragst_sd.reference.genes import duplicates
-from ragst_sd.reference.normalize import check_counts, check_log_normalized
+from ragst_sd.reference.normalize import OR_LOGS, check_counts, check_log_normalized
 from ragst_sd.reference.panels import PANEL
 from ragst_sd.reference.schema import check_embedding_header
 from ragst_sd.tl._stored_expression import offered_names, stored_expression
@@ -98,8 +98,8 @@ def _own_name(sdata: SpatialData, table_key: str) -> str | None:
     require_sdata(sdata)
     require_key(table_key, sdata.tables, "sdata.tables")
     obs = sdata.tables[table_key].obs
-    own = set(labels(obs[_keys.SAMPLE])) if _keys.SAMPLE in obs else set()
-    return own.pop() if len(own) == 1 else None
+    own = set(labels(obs[_keys.SAMPLE], missing="")) if _keys.SAMPLE in obs else set()
+    return (own.pop() or None) if len(own) == 1 else None
 
 
 class Wanted(NamedTuple):
@@ -133,15 +133,19 @@ def read_section(
     require_key(donor_key, table.obs, f"{where}.tables[{table_key!r}].obs", todo)
     for column in obs:
         require_key(column, table.obs, f"{where}.tables[{table_key!r}].obs")
-    if table.obs[donor_key].isna().any():
-        msg = f"{where}: {int(table.obs[donor_key].isna().sum())} rows have no donor in `obs[{donor_key!r}]`."
+    nameless = is_missing(table.obs[donor_key])
+    if nameless.any():
+        msg = f"{where}: {int(nameless.sum())} rows have no donor in `obs[{donor_key!r}]`."
         raise ValueError(msg)
     header = table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {}).get(use_rep)
     check_embedding_header(header, f"`obsm[{use_rep!r}]` of {where}")
     todo = "Name the table that holds counts with `table_key=`."
     matrix = stored_expression(table, layer, f"{where}.tables[{table_key!r}]", todo)
     expression_name = f"{where}: {'X' if layer is None else f'layers[{layer!r}]'}"
-    (check_counts if unit == "counts" else check_log_normalized)(matrix, expression_name)
+    if unit == "counts":
+        check_counts(matrix, expression_name, OR_LOGS)
+    else:
+        check_log_normalized(matrix, expression_name)
     names = offered_names(table)
     if unit != "counts":
         for kind, listed in names.items():
@@ -211,10 +215,13 @@ def row_annotations(sections: list[Section], panel_of: Mapping[str, str]) -> pd.
         for name in (_keys.TISSUE, _keys.TECHNOLOGY):
             if name not in frame or section.source[name]:
                 frame[name] = str(section.source[name] or _keys.UNKNOWN)
+            frame[name] = labels(frame[name], missing=_keys.UNKNOWN)
         frame[_keys.X_UM], frame[_keys.Y_UM] = (section.xy * section.mpp).T
         frame[_keys.PANEL] = panel_of[section.sample]
         frames.append(frame)
     joined = pd.concat(frames)
+    asked = [name for name in joined if name not in LABELS]
+    joined = joined.assign(**{name: plain_column(joined[name], f"obs[{name!r}]") for name in asked})
     return joined.astype(dict.fromkeys(LABELS, str)).astype(dict.fromkeys(LABELS, "category"))
 
 

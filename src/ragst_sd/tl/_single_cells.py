@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ragst_sd._labels import labels
+from ragst_sd._labels import is_missing, labels
 from ragst_sd._validate import listing, require_key, require_type
 from ragst_sd.reference.genes import sum_duplicates
 from ragst_sd.reference.normalize import check_counts
@@ -61,7 +61,7 @@ def read_single_cells(
 
     column = adata_sc.obs[cell_type_key]
     found = labels(column).astype(str)
-    labelled = ~pd.isna(column).to_numpy() & (found != "")
+    labelled = ~is_missing(found)
     present, n_cells = np.unique(found[labelled], return_counts=True)
     few = present[n_cells < min_cells]
     keep = labelled & ~np.isin(found, few)

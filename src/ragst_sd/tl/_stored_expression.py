@@ -2,27 +2,65 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Any
 
-from ragst_sd._validate import require_key
+import numpy as np
+
+from ragst_sd._labels import labels
+from ragst_sd._validate import listing, require_key
 from ragst_sd.reference.genes import available_names
-from ragst_sd.reference.normalize import as_csr
+from ragst_sd.reference.normalize import as_csr, refuse_masked
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
     from anndata import AnnData
 
+logger = logging.getLogger(__name__)
+
+_FEATURE_TYPES, _RNA = "feature_types", "Gene Expression"
+
+
+def of_rna(table: AnnData) -> np.ndarray:
+    """(features,) which of them are genes: antibodies, guides and control probes are counted beside RNA, and are none.
+
+    Raises
+    ------
+    ValueError
+        If `var["feature_types"]` says so of none.
+    """
+    if _FEATURE_TYPES not in table.var:
+        return np.ones(table.n_vars, dtype=bool)
+    kinds = labels(table.var[_FEATURE_TYPES])
+    rna = np.array([kind.casefold() == _RNA.casefold() for kind in kinds], dtype=bool)
+    others = [f"{kind} ({n})" for kind, n in zip(*np.unique(kinds[~rna], return_counts=True), strict=True)]
+    if len(kinds) and not rna.any():
+        msg = (
+            f"`var[{_FEATURE_TYPES!r}]` says {_RNA!r} of no feature; it says {listing(others)}. Write {_RNA!r} for those "
+            "that are RNA, or drop the column if all are."
+        )
+        raise ValueError(msg)
+    if others:
+        logger.info("Features that are not of type %r are left out: %s.", _RNA, listing(others))
+    return rna
+
 
 def stored_expression(table: AnnData, layer: str | None, where: str, todo: str) -> sp.csr_matrix:
-    """X or a layer; a `ValueError` that ends with `todo` if there is no X."""
+    """Expression of the genes in X or a layer; a `ValueError` that ends with `todo` if there is no X."""
     if layer is not None:
         require_key(layer, table.layers, f"{where}.layers", "Leave `layer` out to take X.")
     elif table.X is None or table.n_vars == 0:
         msg = f"`{where}` has no expression (X is empty). {todo}"
         raise ValueError(msg)
-    return as_csr(table.X if layer is None else table.layers[layer])
+    rna = of_rna(table)
+    # A view has lost the mask of a masked array, which is refused.
+    whole: Any = table._adata_ref if table.is_view else table
+    refuse_masked(whole.X if layer is None else whole.layers[layer])
+    matrix = as_csr(table.X if layer is None else table.layers[layer])
+    return matrix if rna.all() else matrix[:, rna]
 
 
 def offered_names(table: AnnData) -> dict[str, list[str]]:
     """Names of the genes by naming: `symbol`, `ensembl` or both."""
-    return available_names(list(table.var_names), {name: table.var[name].astype(str) for name in table.var})
+    var = table.var[of_rna(table)]
+    return available_names(list(var.index), {name: var[name].astype(str) for name in var})

@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted, regions_of, table_attrs
-from ragst_sd._labels import as_names
+from ragst_sd._labels import as_names, labels
 from ragst_sd._results import gene_index
 from ragst_sd._validate import listing, require_choice, require_key, require_known, require_type
-from ragst_sd.reference.genes import duplicates, sum_duplicates, take_genes
+from ragst_sd.reference.genes import changed_capitals, duplicates, sum_duplicates, take_genes
 from ragst_sd.reference.normalize import (
     MIN_SHARED_GENES,
+    OR_LOGS,
     UNITS,
     check_counts,
     check_log_normalized,
     log_normalize,
     size_factors,
 )
-from ragst_sd.tl._gene_names import names_in
+from ragst_sd.tl._gene_names import names_in, why_few_shared
 from ragst_sd.tl._stored_expression import stored_expression
 
 if TYPE_CHECKING:
@@ -83,14 +85,14 @@ def truth_counts(measured: AnnData, header: dict[str, Any], layer: str | None) -
         If they are not counts, or hold too few of the genes that size factors rest on.
     """
     matrix, names = _named_values(measured, header, layer)
-    check_counts(matrix, _WHERE)
+    check_counts(matrix, _WHERE, OR_LOGS)
     matrix, names = sum_duplicates(matrix, names)
     wanted = size_factor_genes(header)
     present = len(set(wanted) & set(names))
     if present < MIN_SHARED_GENES:
         msg = (
             f"{_WHERE} holds {present} of the {len(wanted)} genes that size factors rest on; at least {MIN_SHARED_GENES} "
-            "are needed to bring it to the prediction's unit."
+            f"are needed to bring it to the prediction's unit. {why_few_shared(wanted, names, present)}"
         )
         raise ValueError(msg)
     return matrix, names
@@ -115,7 +117,7 @@ def shared_genes(table: AnnData, names: list[str], genes: Sequence[str] | None) 
         if not shared:
             msg = (
                 f"The predicted and the measured table share no genes: {listing(table.var_names[:5])} against "
-                f"{listing(names[:5])}."
+                f"{listing(names[:5])}.{changed_capitals(table.var_names, names)}"
             )
             raise ValueError(msg)
         return shared
@@ -187,7 +189,7 @@ def compare(
     columns, truth = gene_index(table, shared), take_genes(matrix, names, shared)
     samples = np.full(len(theirs), "sample1")
     if sample_key in measured.obs:
-        samples = measured.obs[sample_key].astype(str).to_numpy()[theirs]
+        samples = labels(measured.obs[sample_key], missing=_keys.UNKNOWN)[theirs]
 
     def sections() -> Iterator[Section]:
         for sample in dict.fromkeys(samples):
