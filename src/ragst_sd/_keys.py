@@ -5,10 +5,11 @@ from __future__ import annotations
 from ragst_sd.reference.schema import REFERENCE_VERSION as REFERENCE_VERSION
 from ragst_sd.reference.schema import SCHEMA_VERSION as SCHEMA_VERSION
 
-# sdata.attrs[ATTRS][IMAGE_MPP][<image key>], table.uns[ATTRS][EMBEDDINGS][<obsm key>], table.uns[ATTRS][GENES],
+# sdata.attrs[ATTRS][IMAGE_MPP or VALUE_MAX][<image key>], table.uns[ATTRS][EMBEDDINGS][<obsm key>], table.uns[ATTRS][GENES],
 # reference.uns[ATTRS]
 ATTRS = "ragst"
 IMAGE_MPP = "image_mpp"
+VALUE_MAX = "value_max"
 EMBEDDINGS = "embeddings"
 SOURCE = "source"
 TILE_GRID = "tile_grid"

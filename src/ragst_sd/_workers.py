@@ -166,6 +166,11 @@ def _zarr_behind(array: Any) -> Any:
     return next((value for value in held if isinstance(value, zarr.Array)), None)
 
 
+def is_at_hand(level: Any) -> bool:
+    """Whether a level lies in memory or in a zarr store, so that looking at it computes nothing."""
+    return not _decoded_bytes(level) or _zarr_behind(level) is not None
+
+
 def _held(level: Any) -> list[Any]:
     """The arrays and tasks in the graph of a level; the level itself where it has no graph."""
     graph = dict(level.dask).values() if hasattr(level, "dask") else [level]
