@@ -208,10 +208,10 @@ def _colour_series(tiff: Any, path: Path | str) -> int:
     ]
     colour = [k for k, size in enumerate(sizes) if _channels(size) in (3, 4)]
     if not colour:
-        axes, shape = tiff.series[0].axes, tiff.series[0].shape
-        grey = " It is grey." if set(sizes[0]) <= set("YX") else ""
+        axes, shape, stored = tiff.series[0].axes, tiff.series[0].shape, tiff.series[0].keyframe.photometric.name
         msg = (
-            f"The first picture of {str(path)!r} has axes {axes} and shape {shape}; RGB is needed.{grey} Fluorescence and "
+            f"The first picture of {str(path)!r} has axes {axes}, shape {shape} and samples stored as "
+            f"{stored.lower()!r}; RGB is needed. Fluorescence and "
             "grey pictures cannot be embedded as H&E; of a stack of planes or times, write the one in focus to a file of "
             "its own."
         )
