@@ -71,6 +71,7 @@ def measure_overlap(model: str, model_kwargs: dict, *, edge: int, n: int, folder
 
     import ragst_sd as rg
     from ragst_sd._elements import image_pyramid
+    from ragst_sd.image.colours import Colours
     from ragst_sd.image.encoders import resolve_encoder
     from ragst_sd.image.frames import FieldOfView, LevelGrid
     from ragst_sd.image.tiles import iter_tiles
@@ -83,7 +84,7 @@ def measure_overlap(model: str, model_kwargs: dict, *, edge: int, n: int, folder
     pyramid = image_pyramid(sdata, IMAGE)
     field = FieldOfView(level=0, grid=LevelGrid((1.0, 1.0)), window_px=TILE_PX, tile_px=TILE_PX, upsampling=1.0)
     batches = list(
-        iter_tiles(pyramid.levels[0], centers, field, chunk=pyramid.chunks[0], value_max=255.0, batch_size=64)
+        iter_tiles(pyramid.levels[0], centers, field, chunk=pyramid.chunks[0], colours=Colours(), batch_size=64)
     )
     reading = best(lambda: read_ours(pyramid, centers), 1)
     encoder(batches[0][1])

@@ -97,7 +97,7 @@ def measure_network(
     edge = int(np.ceil(np.sqrt(len(tiles) / 2.5))) * TILE_PX
     picture = np.tile(tiles[0].numpy(), (1, edge // TILE_PX, edge // TILE_PX))
     centers = np.random.default_rng(0).uniform(0, edge, (len(tiles), 2))
-    image = Pyramid((picture,), ((1024, 1024),), 255.0)
+    image = Pyramid((picture,), ((1024, 1024),))
     field = FieldOfView(level=0, grid=LevelGrid((1.0, 1.0)), window_px=TILE_PX, tile_px=TILE_PX, upsampling=1.0)
     parts = plan_parts(image, centers, [field], batch_size=batch_size)
     cutting = best(

@@ -69,13 +69,14 @@ def opened(store: Path):
 
 
 def read_ours(pyramid, centers: np.ndarray, num_workers: int = 1) -> int:
+    from ragst_sd.image.colours import Colours
     from ragst_sd.image.frames import FieldOfView, LevelGrid
     from ragst_sd.image.tiles import iter_tiles
 
     field = FieldOfView(level=0, grid=LevelGrid((1.0, 1.0)), window_px=TILE_PX, tile_px=TILE_PX, upsampling=1.0)
     batches = iter_tiles(
         pyramid.levels[0], centers, field,
-        chunk=pyramid.chunks[0], value_max=255.0, batch_size=BATCH, num_workers=num_workers,
+        chunk=pyramid.chunks[0], colours=Colours(), batch_size=BATCH, num_workers=num_workers,
     )  # fmt: skip
     return sum(len(tiles) for _, tiles in batches)
 

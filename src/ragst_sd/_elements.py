@@ -9,7 +9,9 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._results import require_tissue
-from ragst_sd._validate import listing, require_key, require_type
+from ragst_sd._validate import listing, require_key, require_positive, require_type
+from ragst_sd._workers import is_at_hand
+from ragst_sd.image.colours import read_colours
 from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.frames import LevelGrid, apply_affine, similarity_scale
 
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
-
-_RGB_NAMES = {"r", "g", "b", "a", "red", "green", "blue", "alpha", "0", "1", "2", "3"}
 
 
 class Centers(NamedTuple):
@@ -195,34 +195,49 @@ def squares_on_image(sdata: SpatialData, image_key: str, lows: np.ndarray, edge:
     return ShapesModel.parse(frame, transformations=dict(frames))
 
 
-def image_pyramid(sdata: SpatialData, image_key: str) -> Pyramid:
-    """Pixels of an RGB or RGBA image of any integer or unit-range float type.
+def image_pyramid(sdata: SpatialData, image_key: str, value_max: float | None = None) -> Pyramid:
+    """Pixels of an image, and what they mean; `value_max` is full brightness, else what `keep_value_max` kept.
 
     Raises
     ------
     ValueError
-        If the image has not 3 or 4 channels, or float pixels outside [0, 1] and [0, 255].
+        If the image is not RGB, full brightness cannot be told, or it has several planes.
     """
-    arrays = [level.transpose("c", "y", "x") for level in image_levels(sdata, image_key)]
-    channels = arrays[0].sizes["c"]
-    names = [str(name) for name in arrays[0].coords["c"].to_numpy()] if "c" in arrays[0].coords else []
-    if channels not in (3, 4):
-        msg = (
-            f"Image {image_key!r} has {channels} channel(s) ({listing(names)}); the encoders need RGB or RGBA. "
-            f"Images available: {listing(sdata.images)}."
-        )
-        raise ValueError(msg)
-    if names and not {name.lower() for name in names} <= _RGB_NAMES:
-        msg = (
-            f"The channels of image {image_key!r} are named {listing(names)}; the encoders need red, green and blue. If "
-            "that is what they are, rename them (`spatialdata.models.Image2DModel.parse(..., c_coords=['r', 'g', 'b'])`). "
-            f"Images available: {listing(sdata.images)}."
-        )
-        raise ValueError(msg)
+    what = f"Image {image_key!r} (of {listing(sdata.images)})"
+    if value_max is None:
+        value_max = sdata.attrs.get(_keys.ATTRS, {}).get(_keys.VALUE_MAX, {}).get(image_key)
+    else:
+        require_positive(value_max, "value_max")
+    arrays = [_one_plane(level, what).transpose("c", "y", "x") for level in image_levels(sdata, image_key)]
     _require_own_coordinates(arrays[0], image_key)
+    names = arrays[0].coords["c"].to_numpy() if "c" in arrays[0].coords else []
     levels = tuple(level.data for level in arrays)
-    chunks, grids = tuple(map(_chunk, levels)), tuple(_grid(level, arrays[0]) for level in arrays)
-    return Pyramid(levels, chunks, _value_max(levels[-1], image_key), grids)
+    if value_max is None and levels[-1].dtype == np.uint8 and not is_at_hand(levels[-1]):
+        value_max = 255.0
+    colours = read_colours(levels[-1], names=list(names), value_max=value_max, what=what)
+    grids = tuple(_grid(level, arrays[0]) for level in arrays)
+    return Pyramid(levels, tuple(map(_chunk, levels)), colours, grids)
+
+
+def keep_value_max(sdata: SpatialData, image_key: str, value_max: float | None) -> None:
+    """Keep a full brightness that was given, for all that looks at the image later."""
+    if value_max is not None:
+        owned = dict(sdata.attrs.get(_keys.ATTRS, {}))
+        owned[_keys.VALUE_MAX] = {**owned.get(_keys.VALUE_MAX, {}), image_key: float(value_max)}
+        sdata.attrs[_keys.ATTRS] = owned
+
+
+def _one_plane(level: Any, what: str) -> Any:
+    """An image without its z axis, which may be of length one."""
+    planes = level.sizes.get("z", 1)
+    if planes != 1:
+        msg = (
+            f"{what} has {planes} planes along z; one is needed. Choose the one in focus and store it as an image of its "
+            "own: `sdata.images['plane'] = Image2DModel.parse(image.isel(z=k), transformations=...)`, with `image` the "
+            "finest scale."
+        )
+        raise ValueError(msg)
+    return level.isel(z=0) if "z" in level.dims else level
 
 
 def image_levels(sdata: SpatialData, image_key: str) -> list[Any]:
@@ -279,18 +294,3 @@ def _chunk(level: Any) -> tuple[int, int]:
     return rows, columns
 
 
-def _value_max(coarsest: Any, image_key: str) -> float:
-    dtype = coarsest.dtype
-    if dtype.kind in "ub":
-        return float(np.iinfo(dtype).max) if dtype.kind == "u" else 1.0
-    pixels = np.asarray(coarsest)
-    low, high = float(pixels.min()), float(pixels.max())
-    if dtype.kind == "f" and low >= 0 and high <= 1:
-        return 1.0
-    if low >= 0 and high <= 255:
-        return 255.0
-    msg = (
-        f"Image {image_key!r} holds {dtype} pixels from {low:.4g} to {high:.4g}; expected unsigned integers, or "
-        "numbers in [0, 1] or [0, 255]. Convert it to uint8 RGB first."
-    )
-    raise ValueError(msg)

@@ -166,6 +166,11 @@ def _zarr_behind(array: Any) -> Any:
     return next((value for value in held if isinstance(value, zarr.Array)), None)
 
 
+def is_at_hand(level: Any) -> bool:
+    """Whether a level lies in memory or in a zarr store, so that looking at it computes nothing."""
+    return not _decoded_bytes(level) or _zarr_behind(level) is not None
+
+
 def _held(level: Any) -> list[Any]:
     """The arrays and tasks in the graph of a level; the level itself where it has no graph."""
     graph = dict(level.dask).values() if hasattr(level, "dask") else [level]
@@ -176,13 +181,19 @@ def _held(level: Any) -> list[Any]:
 def without_huge_chunks(pyramid: Pyramid, used: Iterable[int]) -> Iterator[Pyramid]:
     """The pyramid for reading in pieces.
 
-    Where one of the levels in `used` is decoded in chunks of more than 128 MB (a TIFF in one strip, say), all of them
-    are decoded once, together, into a temporary zarr store, which is deleted on leaving.
+    Levels in `used` that are decoded in one chunk (a TIFF in one strip, say) are decoded once, into memory. Where a chunk
+    has more than 128 MB, all levels in `used` are decoded once, together, into a temporary zarr store, which is deleted on
+    leaving.
     """
+    import dask
+
     levels = {k: pyramid.levels[k] for k in sorted(set(used))}
     huge = max(map(_decoded_bytes, levels.values()))
     if huge <= _HUGE_BYTES:
-        yield pyramid
+        whole = [k for k, level in levels.items() if _decoded_bytes(level) and level.npartitions == 1]
+        pixels = dict(zip(whole, dask.compute(*(levels[k] for k in whole)), strict=True))
+        read = tuple(pixels.get(k, level) for k, level in enumerate(pyramid.levels))
+        yield replace(pyramid, levels=read) if pixels else pyramid
         return
     import dask.array as da
     import zarr

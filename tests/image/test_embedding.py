@@ -14,7 +14,7 @@ from ragst_sd.image.parts import collect_parts, embed_parts, plan_parts
 def pyramid():
     image = np.random.default_rng(0).integers(0, 256, size=(3, 200, 160), dtype=np.uint8)
     levels = (image, image[:, ::2, ::2])
-    return Pyramid(levels, ((64, 64), (64, 64)), 255.0)
+    return Pyramid(levels, ((64, 64), (64, 64)))
 
 
 def embed_centers(pyramid, centers, fields, encoder, *, batch_size, **options):

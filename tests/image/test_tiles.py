@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from ragst_sd.image import sweep as sweep_module
+from ragst_sd.image.colours import Colours
 from ragst_sd.image.frames import FieldOfView, LevelGrid, plan_field
 from ragst_sd.image.sweep import reflect
 from ragst_sd.image.tiles import (
-    as_rgb_uint8,
     iter_tiles,
     padded_fraction,
     resize_tiles,
@@ -53,7 +53,7 @@ def brute_force(image, center, window):
 
 
 def collect(image, centers, field, **kwargs):
-    options = {"chunk": (64, 64), "value_max": 255.0, "batch_size": 7} | kwargs
+    options = {"chunk": (64, 64), "colours": Colours(), "batch_size": 7} | kwargs
     out = np.zeros((len(centers), 3, field.tile_px, field.tile_px), dtype=np.uint8)
     seen = []
     for index, tiles in iter_tiles(image, centers, field, **options):
@@ -168,7 +168,7 @@ def test_an_abandoned_reader_leaves_no_thread(image):
         np.random.default_rng(1).uniform([0, 0], [420, 300], size=(50, 2)),
         field_of(16),
         chunk=(64, 64),
-        value_max=255.0,
+        colours=Colours(),
         batch_size=5,
         num_workers=2,
     )
@@ -198,14 +198,14 @@ def test_window_starts_centre_the_window():
 def test_pixels_of_any_range_become_uint8(dtype, value_max):
     grey = np.linspace(0, 255, 12).reshape(1, 3, 4).repeat(3, axis=0)
     pixels = (grey / 255 * value_max).astype(dtype)
-    assert np.abs(as_rgb_uint8(pixels, value_max).astype(int) - np.rint(grey)).max() <= 1
+    assert np.abs(Colours(value_max=value_max).to_rgb(pixels).astype(int) - np.rint(grey)).max() <= 1
 
 
 def test_transparent_pixels_are_white():
     rgba = np.zeros((4, 1, 3), dtype=np.uint8)
     rgba[0] = 200
     rgba[3] = [0, 255, 128]
-    out = as_rgb_uint8(rgba, 255.0)
+    out = Colours(alpha=3).to_rgb(rgba)
     np.testing.assert_array_equal(out[:, 0, 0], [255, 255, 255])
     np.testing.assert_array_equal(out[:, 0, 1], [200, 0, 0])
     assert 225 <= out[0, 0, 2] <= 229

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ragst_sd.image.colours import Colours, thinned
 from ragst_sd.image.frames import FieldOfView, LevelGrid, plan_field
 from ragst_sd.image.tiles import padded_fraction, window_starts
 
@@ -22,8 +23,8 @@ class Pyramid:
     """Arrays (c, y, x) that slice and turn into numpy."""
     chunks: tuple[tuple[int, int], ...]
     """Storage chunk (height, width) of each level."""
-    value_max: float
-    """Pixel value of full brightness."""
+    colours: Colours = field(default_factory=Colours)
+    """What its numbers mean."""
     grids: tuple[LevelGrid, ...] = ()
     """Where the pixels of each level lie; left out, all levels cover the same."""
 
@@ -36,6 +37,11 @@ class Pyramid:
     def shapes(self) -> list[tuple[int, int]]:
         """(height, width) of each level."""
         return [(int(level.shape[1]), int(level.shape[2])) for level in self.levels]
+
+    def overview(self, edge_px: int) -> np.ndarray:
+        """uint8 RGB (3, h, w) of at most `edge_px`: the finest level that is so small, or a thinned-out larger one."""
+        fitting = [k for k, shape in enumerate(self.shapes) if max(shape) <= edge_px]
+        return self.colours.to_rgb(thinned(self.levels[fitting[0] if fitting else -1], edge_px))
 
     def inside(self, centers: np.ndarray) -> np.ndarray:
         """Which (n, 2) centres (x, y), in level-0 pixels, lie on the image."""

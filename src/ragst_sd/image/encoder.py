@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import torch
 
@@ -19,7 +19,8 @@ class Encoder:
     Called with (n, 3, h, w) uint8 tiles it resizes them to `input_px` if they differ (bilinear, antialiased), scales
     them to [0, 1], normalises with `mean` and `std`, and runs the model in eval mode under `torch.inference_mode`.
     A module that was in training mode is put back afterwards. The output is one float32 vector per tile on the CPU;
-    a feature map (n, c, h, w) is averaged over its pixels, any other shape is refused.
+    a feature map, with channels first or last, is averaged over its pixels, any other shape is refused. A module in half
+    or double precision gets its tiles so, and runs without autocast.
 
     Attributes
     ----------
@@ -96,9 +97,11 @@ class Encoder:
         try:
             with (
                 torch.inference_mode(),
-                torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp),
+                torch.autocast(
+                    self.device.type, dtype=torch.bfloat16, enabled=self.amp and self.dtype == torch.float32
+                ),
             ):
-                output = self.forward(self.prepare(tiles))
+                output = self._run(self.prepare(tiles))
                 return _as_vectors(output, len(tiles), self._label())
         finally:
             for part in training:
@@ -114,7 +117,8 @@ class Encoder:
 
         Returns
         -------
-        (n, 3, input_px, input_px) float32 on the device, normalised; the tiles as they are where `raw`.
+        (n, 3, input_px, input_px) on the device, normalised, in the precision of the weights; the tiles as they are where
+        `raw`.
         """
         import torch
 
@@ -130,9 +134,40 @@ class Encoder:
             )
         if self.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        if self.mean is None or self.std is None:
-            return pixels
-        return (pixels - _per_channel(self.mean, self.device)) / _per_channel(self.std, self.device)
+        if self.mean is not None and self.std is not None:
+            pixels = (pixels - _per_channel(self.mean, self.device)) / _per_channel(self.std, self.device)
+        return pixels.to(self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the first weights that are numbers with a point; float32 where there are none."""
+        import torch
+
+        tensors = [] if self.module is None else self.module.parameters()
+        return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+
+    @property
+    def precision(self) -> str:
+        """In which precision it computes."""
+        own = str(self.dtype).removeprefix("torch.")
+        return "bfloat16" if self.amp and own == "float32" else own
+
+    def _run(self, pixels: torch.Tensor) -> Any:
+        import torch
+
+        expected, found = None if self.raw else expected_px(self.module), tuple(pixels.shape[-2:])
+        try:
+            return self.forward(pixels)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            if expected is None or found == expected or isinstance(error, torch.OutOfMemoryError):
+                error.add_note(f"The tiles were {found[1]} x {found[0]} px; `tile_px` sets their size.")
+                raise
+            msg = (
+                f"{self._label()} takes pictures of {expected[1]} x {expected[0]} px, and the tiles have {found[1]} x "
+                f"{found[0]} px ({error}). Pass `tile_px={expected[1]}`, or a network that takes any size (timm: "
+                "`dynamic_img_size=True`)."
+            )
+            raise ValueError(msg) from error
 
     def _label(self) -> str:
         return repr(self.name) if self.name is not None else "the given model"
@@ -159,6 +194,31 @@ def _check_tiles(tiles: torch.Tensor) -> None:
         raise ValueError(msg)
 
 
+def expected_px(module: torch.nn.Module | None) -> tuple[int, int] | None:
+    """(height, width) that a module of timm, torchvision or transformers was built for, where it says so."""
+    places = ("patch_embed.img_size", "image_size", "config.image_size", "pretrained_cfg.input_size")
+    for place in places:
+        found: Any = module
+        for name in place.split("."):
+            found = found.get(name) if isinstance(found, dict) else getattr(found, name, None)
+        numbers = list(found) if isinstance(found, (list, tuple)) else [found]
+        if numbers and all(isinstance(number, int) for number in numbers):
+            return numbers[-2:][0], numbers[-1]
+    return None
+
+
+def _pixel_axes(shape: Sequence[int], label: str) -> tuple[int, int]:
+    """The two axes of a feature map (n, c, h, w) or (n, h, w, c) that are its pixels: tiles are square, so maps are."""
+    first, second, third = shape[1:]
+    if (first == second == third != 1) or (first != second and second != third):
+        msg = (
+            f"The output of {label} has shape {tuple(shape)}, in which channels cannot be told from pixels. Pool it in a "
+            "callable around the model, for example lambda x: model(x).mean((2, 3))."
+        )
+        raise ValueError(msg)
+    return (2, 3) if second == third else (1, 2)
+
+
 def _as_vectors(output: Any, n: int, label: str) -> torch.Tensor:
     import torch
 
@@ -171,7 +231,7 @@ def _as_vectors(output: Any, n: int, label: str) -> torch.Tensor:
         )
         raise TypeError(msg) from None
     if vectors.ndim == 4:
-        vectors = vectors.mean(dim=(2, 3), dtype=torch.float32)
+        vectors = vectors.mean(dim=_pixel_axes(vectors.shape, label), dtype=torch.float32)
     if vectors.ndim != 2 or len(vectors) != n:
         msg = (
             f"The output of {label} has shape {tuple(vectors.shape)} for {n} tiles; one vector per tile, ({n}, d), is "

@@ -77,7 +77,7 @@ def wrap_object(
     if mean is not None:
         return encoder
     if callable(encode) and callable(getattr(model, "get_transform", None)):
-        return replace(encoder, forward=_with_transform(encode, model.get_transform(), where), raw=True)
+        return replace(encoder, forward=_with_transform(encode, model.get_transform(), where, encoder.dtype), raw=True)
     known = getattr(module, "pretrained_cfg", None)
     if known:
         logger.warning(
@@ -89,7 +89,7 @@ def wrap_object(
     return encoder
 
 
-def _with_transform(encode: Callable, transform: Callable | None, device: torch.device) -> Callable:
+def _with_transform(encode: Callable, transform: Callable | None, device: torch.device, dtype: torch.dtype) -> Callable:
     if transform is None:
         return encode
 
@@ -97,7 +97,8 @@ def _with_transform(encode: Callable, transform: Callable | None, device: torch.
         import torch
 
         images = tiles.permute(0, 2, 3, 1).cpu().numpy()
-        return encode(torch.stack([torch.as_tensor(transform(image)) for image in images]).to(device))
+        pixels = torch.stack([torch.as_tensor(transform(image)) for image in images])
+        return encode(pixels.to(device, dtype if pixels.is_floating_point() else None))
 
     return forward
 

@@ -105,7 +105,7 @@ def embed_parts(
             centers[np.concatenate([part.rows for part in todo])],
             field,
             chunk=pyramid.chunks[field.level],
-            value_max=pyramid.value_max,
+            colours=pyramid.colours,
             batch_size=batch_size,
             num_workers=num_workers,
         )

@@ -19,6 +19,7 @@ from ragst_sd.image.sweep import Sweep, cut
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from ragst_sd.image.colours import Colours
     from ragst_sd.image.frames import FieldOfView
 
 _RESIZE_BYTES = 2**26
@@ -35,18 +36,6 @@ def padded_fraction(starts: np.ndarray, window: int, height: int, width: int) ->
     size = np.array([width, height])
     inside = np.clip(np.minimum(starts + window, size) - np.maximum(starts, 0), 0, None)
     return 1.0 - inside.prod(axis=1) / window**2
-
-
-def as_rgb_uint8(pixels: np.ndarray, value_max: float) -> np.ndarray:
-    """RGB or RGBA pixels (c, h, w) of any range as uint8 RGB; transparent pixels are laid on white."""
-    if pixels.shape[0] == 4:
-        alpha = pixels[3:].astype(np.float32) / value_max
-        pixels = pixels[:3] * alpha + value_max * (1 - alpha)
-    else:
-        pixels = pixels[:3]
-    if pixels.dtype == np.uint8:
-        return np.ascontiguousarray(pixels)
-    return np.clip(np.rint(pixels.astype(np.float32) * (255.0 / value_max)), 0, 255).astype(np.uint8)
 
 
 def resize_tiles(windows: np.ndarray, tile_px: int) -> torch.Tensor:
@@ -87,7 +76,7 @@ def iter_tiles(
     field: FieldOfView,
     *,
     chunk: tuple[int, int],
-    value_max: float,
+    colours: Colours,
     batch_size: int,
     num_workers: int = 0,
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
@@ -103,8 +92,8 @@ def iter_tiles(
         The field of view.
     chunk
         (height, width) of the storage chunks of `level`.
-    value_max
-        Pixel value of full brightness (255, 65535 or 1).
+    colours
+        What its numbers mean.
     batch_size
         Number of tiles in a batch; the last one may have fewer.
     num_workers
@@ -123,7 +112,7 @@ def iter_tiles(
 
     def read(unit: tuple[int, int]) -> np.ndarray:
         rows, columns = sweep.pixels(unit)
-        return as_rgb_uint8(np.asarray(level[:, rows, columns]), value_max)
+        return colours.to_rgb(np.asarray(level[:, rows, columns]))
 
     held: dict[tuple[int, int], np.ndarray] = {}
     n_read = 0

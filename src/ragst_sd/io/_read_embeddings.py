@@ -160,7 +160,9 @@ def read_embeddings(
     embedding[~lost] = file.vectors[rows[~lost]]
 
     # It ran outside of this package: no more is known of it.
-    encoder = SimpleNamespace(name=model, weights_hash=weights_hash, mean=(), std=(), input_px=None, amp=False)
+    encoder = SimpleNamespace(
+        name=model, weights_hash=weights_hash, mean=(), std=(), input_px=None, precision=_keys.UNKNOWN
+    )
     header = embedding_header(
         image_pyramid(sdata, image_key),
         affine,
@@ -174,7 +176,6 @@ def read_embeddings(
         image_key=image_key,
         shapes_key=shapes_key,
         coordinate_system=frame,
-        precision=_keys.UNKNOWN,
         origin=path.name,
     )
     add_embedding(table, key_added, embedding, header, xy=xy, inside=~lost)

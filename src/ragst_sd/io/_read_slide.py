@@ -26,7 +26,9 @@ _PLAUSIBLE_UM = (0.05, 20.0)
 _ANISOTROPY = 0.01
 
 
-def read_slide(path: str | PathLike[str], *, image_key: str = "he", mpp: float | None = None) -> SpatialData:
+def read_slide(
+    path: str | PathLike[str], *, image_key: str = "he", mpp: float | None = None, value_max: float | None = None
+) -> SpatialData:
     """Read a whole-slide file lazily, with its pyramid and resolution.
 
     Parameters
@@ -40,15 +42,17 @@ def read_slide(path: str | PathLike[str], *, image_key: str = "he", mpp: float |
         Microns per pixel of the finest level; `None` takes what the file states. A value stated outside 0.05 to 20 is
         no resolution of a microscope (printing resolutions such as 72 dpi are common) and is passed over with a
         warning.
+    value_max
+        Pixel value of full brightness, of TIFFs that are not 8 bit; `None` tells it from type and values.
 
     Returns
     -------
     A SpatialData, in the frame "global" (pixels of the finest level):
 
     images[image_key]
-        RGB pixels, a pyramid of the levels that the file holds. They stay in the file and are read region by region
-        when they are needed; the file must stay where it is until the object is written. Parts that were not scanned
-        are white.
+        uint8 RGB pixels, a pyramid of the levels that the file holds; the largest colour picture of a TIFF with several.
+        They stay in the file and are read region by region when they are needed; the file must stay where it is until the
+        object is written. What is transparent or was not scanned is white.
     attrs["ragst"]["image_mpp"][image_key]
         Microns per pixel, where they are known.
 
@@ -85,9 +89,11 @@ def read_slide(path: str | PathLike[str], *, image_key: str = "he", mpp: float |
     require_type(image_key, str, "image_key")
     if mpp is not None:
         require_positive(mpp, "mpp")
+    if value_max is not None:
+        require_positive(value_max, "value_max")
     path = existing(path, "`path`:", "Pass a slide file (svs, ndpi, tif, ...).")
     # Regions are read later, perhaps from another working directory.
-    slide = open_slide(path.resolve())
+    slide = open_slide(path.resolve(), value_max)
     mpp = _resolution(slide.mpp, path.name) if mpp is None else float(mpp)
     sdata = SpatialData(images={image_key: pyramid_element(slide.levels)})
     if mpp is not None:

@@ -34,6 +34,7 @@ def read_st(
     sample: str | None = None,
     donor: str | None = None,
     image_mpp: float | None = None,
+    value_max: float | None = None,
     um_between_centers: float | None = None,
     spot_diameter_px: float | None = None,
     source: Mapping[str, str] | None = None,
@@ -67,6 +68,8 @@ def read_st(
         if there is none, no donor is written.
     image_mpp
         Microns per pixel of the picture.
+    value_max
+        Pixel value of full brightness; `None` tells it from type and values.
     um_between_centers
         Microns between the centres of neighbouring spots, to derive `image_mpp` from the array: 200 for Spatial
         Transcriptomics with 1,000 spots, 100 for Visium.
@@ -123,7 +126,12 @@ def read_st(
     >>> sdata.tables["table"].shape
     (2, 2)
     """
-    lengths = {"image_mpp": image_mpp, "um_between_centers": um_between_centers, "spot_diameter_px": spot_diameter_px}
+    lengths = {
+        "image_mpp": image_mpp,
+        "um_between_centers": um_between_centers,
+        "spot_diameter_px": spot_diameter_px,
+        "value_max": value_max,
+    }
     for argument, value in lengths.items():
         if value is not None:
             require_positive(value, argument)
@@ -136,7 +144,7 @@ def read_st(
     meta = dict(meta) if isinstance(meta, Mapping) else {}
     rows, library = rows_of_section(found, sample)
     found, xy = locate(found, coordinates, rows)
-    pixels = read_rgb(image)
+    pixels = read_rgb(image, value_max)
     height, width = pixels.shape[1:]
     check_inside(xy, width, height)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+import re
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -10,18 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragst_sd.io._st_image import on_white
+from ragst_sd.image.colours import RGBA, Colours, read_colours
+from ragst_sd.io._tiff_mpp import ome_image, tiff_mpp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import dask.array as da
 
+logger = logging.getLogger(__name__)
+
 _CHUNK_PX = 1024
-_STRIP_ROWS = 256
-_UM_PER_CM, _UM_PER_INCH = 1e4, 25_400.0
 _OPEN_FILES = 8
 _PLANES = 2
+# Pixels of 16 bit often hold fewer; smaller depths are what they say.
+_DEEP_BITS = 16
+_JPEG = (6, 7)
+_ASSOCIATED, _UNASSOCIATED = 1, 2
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class SlideFile:
 
 @dataclass(frozen=True)
 class LevelPixels:
-    """One level, (c, y, x): slicing it reads that region and nothing else.
+    """One level, RGB (3, y, x): slicing it reads that region and nothing else.
 
     Holds the path and no open file, so that it can be sent to other processes; files are opened once per process.
     """
@@ -46,20 +53,31 @@ class LevelPixels:
     path: str
     stamp: int
     level: int
-    shape: tuple[int, int, int]
-    dtype: np.dtype
+    stored_shape: tuple[int, int, int]
+    stored_dtype: np.dtype
     read: Callable[..., np.ndarray]
+    colours: Colours | None = None
+    """What the stored pixels mean; `None` leaves them as they are."""
 
     ndim = 3
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.stored_shape if self.colours is None else (3, *self.stored_shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.stored_dtype if self.colours is None else np.dtype(np.uint8)
+
     def __getitem__(self, key: tuple[slice, slice, slice]) -> np.ndarray:
         channels, rows, columns = key
-        (y0, y1, _), (x0, x1, _) = rows.indices(self.shape[1]), columns.indices(self.shape[2])
+        (y0, y1, down), (x0, x1, right) = rows.indices(self.shape[1]), columns.indices(self.shape[2])
         pixels = self.read(self.path, self.stamp, self.level, x0, y0, x1 - x0, y1 - y0)
-        return np.moveaxis(pixels, -1, 0)[channels]
+        pixels = np.moveaxis(pixels, -1, 0)[:, ::down, ::right]
+        return (pixels if self.colours is None else self.colours.to_rgb(pixels))[channels]
 
 
-def open_slide(path: Path) -> SlideFile:
+def open_slide(path: Path, value_max: float | None = None) -> SlideFile:
     """Levels and resolution of a slide file.
 
     Raises
@@ -74,7 +92,9 @@ def open_slide(path: Path) -> SlideFile:
     try:
         # OpenSlide takes an OME pyramid for a plain TIFF of one level, and its positions on coarser levels of plain TIFFs
         # are off by parts of a pixel.
-        return _from_tiff(path, stamp) if vendor in (None, "generic-tiff") else _from_openslide(path, stamp, vendor)
+        if vendor in (None, "generic-tiff"):
+            return open_tiff(path, value_max)
+        return _from_openslide(path, stamp, vendor)
     except openslide.OpenSlideError as error:
         raise _damaged(path, error) from error
 
@@ -87,24 +107,32 @@ def _from_openslide(path: Path, stamp: int, vendor: str) -> SlideFile:
     slide = _opened(str(path), stamp)
     levels = []
     for k, (width, height) in enumerate(slide.level_dimensions):
-        tile = int(slide.properties.get(f"openslide.level[{k}].tile-width", 0))
-        pixels = LevelPixels(str(path), stamp, k, (3, height, width), np.dtype(np.uint8), _read_openslide)
-        levels.append(_lazy(pixels, tile))
+        tile = [int(slide.properties.get(f"openslide.level[{k}].tile-{edge}", 0)) for edge in ("height", "width")]
+        # Parts of a slide that were not scanned are transparent.
+        colours = Colours(alpha=3)
+        pixels = LevelPixels(str(path), stamp, k, (4, height, width), np.dtype(np.uint8), _read_openslide, colours)
+        levels.append(_lazy(pixels, (tile[0], tile[1])))
     stated = [slide.properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
     mpp = None if None in stated else (float(stated[0]), float(stated[1]))
     return SlideFile(levels, mpp, f"openslide ({vendor})")
 
 
-def _lazy(pixels: LevelPixels, tile: int, *, strips: bool = False) -> da.Array:
+def _lazy(pixels: LevelPixels, segment: tuple[int, int]) -> da.Array:
+    """A level in chunks of whole tiles or strips of the file, (height, width), so that none is decoded for two chunks."""
     import dask.array as da
     from dask.base import tokenize
 
-    # Whole tiles (or strips) of the file, so that none is decoded for two chunks.
-    edge = tile * (_CHUNK_PX // tile) if 0 < tile <= _CHUNK_PX else _CHUNK_PX
-    name = f"slide-{tokenize(pixels.path, pixels.stamp, pixels.level)}"
+    area = _CHUNK_PX**2
+    height, width = (
+        min(edge, size) if edge else _CHUNK_PX for edge, size in zip(segment, pixels.shape[1:], strict=True)
+    )
+    if height < _CHUNK_PX and width < _CHUNK_PX:
+        height, width = height * (_CHUNK_PX // height), width * (_CHUNK_PX // width)
+    else:
+        height *= max(1, area // (height * width))
+    name = f"slide-{tokenize(pixels.path, pixels.stamp, pixels.level, pixels.colours)}"
     meta = np.empty((0, 0, 0), pixels.dtype)
-    window = (_STRIP_ROWS, pixels.shape[2]) if strips else (edge, edge)
-    return da.from_array(pixels, chunks=(pixels.shape[0], *window), name=name, meta=meta, fancy=False)
+    return da.from_array(pixels, chunks=(pixels.shape[0], height, width), name=name, meta=meta, fancy=False)
 
 
 # The stamp makes a file that was replaced another one.
@@ -125,41 +153,95 @@ def _read_openslide(path: str, stamp: int, level: int, x: int, y: int, width: in
         region = np.asarray(slide.read_region(corner, level, (width, height)))
     except openslide.OpenSlideError as error:
         raise _damaged(path, error) from error
-    # Parts of a slide that were not scanned are transparent.
-    return on_white(region)
+    return region
 
 
-def _from_tiff(path: Path, stamp: int) -> SlideFile:
+def open_tiff(path: Path, value_max: float | None = None) -> SlideFile:
+    """The largest colour picture of a TIFF, with its coarser levels."""
     import tifffile
 
+    stamp = path.stat().st_mtime_ns
     try:
         with tifffile.TiffFile(path) as tiff:
-            series = tiff.series[0]
+            chosen = _colour_series(tiff, path)
+            series = tiff.series[chosen]
             page: Any = series.keyframe
-            axes, mpp = series.axes, _tiff_mpp(tiff)
-            shapes = [level.shape for level in series.levels]
-            tiles = [level.keyframe.tilewidth if level.keyframe.is_tiled else 0 for level in series.levels]
+            mpp, named = tiff_mpp(tiff, chosen), _channel_names(tiff, chosen)
+            levels = [_raw_level(path, stamp, k, level) for k, level in enumerate(series.levels)]
+            others = [f"{other.name!r} {other.shape}" for k, other in enumerate(tiff.series) if k != chosen]
+            if others:
+                logger.info("%r: the largest picture, %s, is read; not %s.", path.name, series.shape, ", ".join(others))
             end = max(offset + size for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True))
             if end > tiff.filehandle.size:
                 raise _damaged(path, f"its pixels end at byte {end}, the file at {tiff.filehandle.size}")
     except (tifffile.TiffFileError, IndexError) as error:
         msg = (
-            f"{str(path)!r} is no slide that OpenSlide knows and no TIFF ({error}). Pass an svs, ndpi, mrxs, scn, bif or "
+            f"{str(path)!r} cannot be decoded: it is no slide that OpenSlide knows and no TIFF ({error}). Pass an svs, ndpi, mrxs, scn, bif or "
             "TIFF file; plain jpg and png pictures of sections are read with `rg.io.read_st`."
         )
         raise ValueError(msg) from error
-    sizes = [dict(zip(axes, shape, strict=True)) for shape in shapes]
-    if axes not in ("YXS", "SYX", "CYX") or sizes[0][axes.strip("YX")] not in (3, 4):
+    # Pixels in the YCbCr of JPEG are RGB once they are decoded.
+    photometric = page.photometric.name.lower()
+    photometric = "rgb" if photometric == "ycbcr" and page.compression in _JPEG else photometric
+    alpha = next((int(kind) for kind in page.extrasamples if kind in (_ASSOCIATED, _UNASSOCIATED)), None)
+    if photometric == "rgb":
+        named = list(RGBA) if alpha is not None else []
+    bits = page.bitspersample
+    if value_max is None and page.dtype.kind == "u" and isinstance(bits, int) and bits < _DEEP_BITS:
+        value_max = float(2**bits - 1)
+    colours = read_colours(
+        _lazy(*levels[-1]),
+        names=named,
+        photometric=photometric,
+        premultiplied=alpha == _ASSOCIATED,
+        value_max=value_max,
+        what=f"Image {path.name!r}",
+    )
+    return SlideFile([_lazy(replace(pixels, colours=colours), segment) for pixels, segment in levels], mpp, "tifffile")
+
+
+def _colour_series(tiff: Any, path: Path | str) -> int:
+    """Position of the largest picture with colour channels and no other axis."""
+    sizes = [
+        {axis: size for axis, size in zip(series.axes, series.shape, strict=True) if axis in "YX" or size > 1}
+        for series in tiff.series
+    ]
+    colour = [k for k, size in enumerate(sizes) if _channels(size) in (3, 4)]
+    if not colour:
+        axes, shape, stored = tiff.series[0].axes, tiff.series[0].shape, tiff.series[0].keyframe.photometric.name
         msg = (
-            f"The first picture of {str(path)!r} has axes {axes} and shape {shapes[0]}; RGB is needed. Fluorescence and "
-            "grey pictures cannot be embedded as H&E."
+            f"The first picture of {str(path)!r} has axes {axes}, shape {shape} and samples stored as "
+            f"{stored.lower()!r}; RGB is needed. Fluorescence and "
+            "grey pictures cannot be embedded as H&E; of a stack of planes or times, write the one in focus to a file of "
+            "its own."
         )
         raise ValueError(msg)
-    levels = []
-    for k, size in enumerate(sizes):
-        pixels = LevelPixels(str(path), stamp, k, (3, size["Y"], size["X"]), page.dtype, _read_tiff)
-        levels.append(_lazy(pixels, tiles[k], strips=not tiles[k]))
-    return SlideFile(levels, mpp, "tifffile")
+    return max(colour, key=lambda k: sizes[k]["Y"] * sizes[k]["X"])
+
+
+def _channels(size: dict[str, int]) -> int:
+    """How many channels a picture of these axes has; 0 if it has other axes than one of channels, Y and X."""
+    axes = set(size) - set("YX")
+    return size[axes.pop()] if len(size) == 3 and axes < {"S", "C"} else 0
+
+
+def _channel_names(tiff: Any, series: int) -> list[str]:
+    described = ome_image(tiff, series)
+    channels = [] if described is None else described.findall("{*}Pixels/{*}Channel")
+    names = [channel.get("Name", "") for channel in channels]
+    # "C:0", "Channel 1": numbers, which name nothing.
+    return [] if all(re.fullmatch(r"(c|ch|channel)?[\s:_-]*[\d:]*", name, re.IGNORECASE) for name in names) else names
+
+
+def _raw_level(path: Path, stamp: int, k: int, level: Any) -> tuple[LevelPixels, tuple[int, int]]:
+    """Stored pixels of a level, and the (height, width) of what is decoded at once; 0 where any part can be read."""
+    size, page = dict(zip(level.axes, level.shape, strict=True)), level.keyframe
+    shape = (size["S"] if size.get("S", 1) > 1 else size.get("C", 1), size["Y"], size["X"])
+    mapped = level.dataoffset is not None
+    pixels = LevelPixels(str(path), stamp, k, shape, page.dtype, _read_mapped if mapped else _read_tiff)
+    if mapped:
+        return pixels, (0, 0)
+    return pixels, (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
 
 
 @lru_cache(maxsize=_OPEN_FILES)
@@ -170,11 +252,31 @@ def _opened_tiff(path: str, stamp: int) -> list[tuple[list[tuple[Any, Any]], Any
     levels: list[tuple[list[tuple[Any, Any]], Any, Callable[..., Any]]] = []
     # All that has to be read for this is read now, and the file is closed.
     with tifffile.TiffFile(path) as tiff:
-        for level in tiff.series[0].levels:
+        for level in tiff.series[_colour_series(tiff, path)].levels:
             page = level.keyframe
             places = [(page.dataoffsets, page.databytecounts) for page in level.pages if page is not None]
             levels.append((places, page, partial(page.decode, jpegtables=page.jpegtables)))
     return levels
+
+
+def _read_mapped(path: str, stamp: int, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+    """A window of pixels that lie in the file as they are, one after the other: strips, stacks of ImageJ."""
+    offset, dtype, axes, shape = _mapped_place(path, stamp, level)
+    pixels = np.memmap(path, dtype, "r", offset, shape)
+    order = [axes.index(axis) for axis in "YX"]
+    rest = [k for k in range(len(axes)) if k not in order]
+    pixels = pixels.transpose(*order, *rest)[y : y + height, x : x + width]
+    # Other axes than that of the channels have length one.
+    return np.array(pixels.reshape(*pixels.shape[:2], -1), dtype.newbyteorder("="))
+
+
+@lru_cache(maxsize=_OPEN_FILES)
+def _mapped_place(path: str, stamp: int, k: int) -> tuple[int, np.dtype, str, tuple[int, ...]]:
+    import tifffile
+
+    with tifffile.TiffFile(path) as tiff:
+        level = tiff.series[_colour_series(tiff, path)].levels[k]
+        return level.dataoffset, level.dtype.newbyteorder(tiff.byteorder), level.axes, level.shape
 
 
 def _read_tiff(path: str, stamp: int, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
@@ -189,9 +291,11 @@ def _read_tiff(path: str, stamp: int, level: int, x: int, y: int, width: int, he
     touched_rows = range(y // rows, -(-(y + height) // rows))
     touched_columns = range(x // columns, -(-(x + width) // columns))
     # Channels lie side by side in a pixel, in planes of a page, or on pages of their own.
-    planes = 3 if len(pages) > 1 or int(page.planarconfig) == _PLANES else 1
-    depth = 3 // planes
-    out = np.full((height, width, 3), np.iinfo(page.dtype).max, page.dtype)
+    is_planar = int(page.planarconfig) == _PLANES
+    planes = len(pages) if len(pages) > 1 else page.samplesperpixel if is_planar else 1
+    depth = 1 if planes > 1 else page.samplesperpixel
+    white = np.iinfo(page.dtype).max if page.dtype.kind in "iu" else np.nan
+    out = np.full((height, width, planes * depth), white, page.dtype)
     try:
         with Path(path).open("rb") as file:
             for plane, row, column in product(range(planes), touched_rows, touched_columns):
@@ -209,22 +313,3 @@ def _read_tiff(path: str, stamp: int, level: int, x: int, y: int, width: int, he
     except (RuntimeError, ValueError, OSError) as error:  # codecs have errors of their own, all of these kinds
         raise _damaged(path, error) from error
     return out
-
-
-def _tiff_mpp(tiff: Any) -> tuple[float, float] | None:
-    """Microns per pixel: OME's physical size, else the resolution tags if they have a unit."""
-    import tifffile
-
-    if tiff.is_ome:
-        described = tifffile.xml2dict(tiff.ome_metadata)["OME"]["Image"]
-        pixels = (described[0] if isinstance(described, list) else described)["Pixels"]
-        sizes = [pixels.get(f"PhysicalSize{axis}") for axis in "XY"]
-        units = {pixels.get(f"PhysicalSize{axis}Unit", "µm") for axis in "XY"}
-        if None not in sizes and units <= {"µm", "um", "μm"}:
-            return float(sizes[0]), float(sizes[1])
-    tags = tiff.pages[0].tags
-    unit = {2: _UM_PER_INCH, 3: _UM_PER_CM}.get(tags.valueof("ResolutionUnit", default=1))
-    ratios = [tags.valueof(f"{axis}Resolution", default=(0, 0)) for axis in "XY"]
-    if unit is None or not np.all(ratios):
-        return None
-    return tuple(unit * below / above for above, below in ratios)  # type: ignore[return-value]

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd._validate import require_type
+from ragst_sd.image.colours import RGBA, read_colours
 from ragst_sd.io._readable import existing
+from ragst_sd.io._slide_file import open_tiff
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,29 +25,31 @@ _TIFFS = (".tif", ".tiff", ".btf")
 _SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".vsi", ".czi", ".bif")
 _SINGLE_SCALE_PX = 1500
 _CHUNK_PX = 512
-_UINT16_STEP = 257
 
 _pixel_limit = threading.Lock()
 
 
-def read_rgb(image: str | PathLike[str] | np.ndarray) -> np.ndarray:
+def read_rgb(image: str | PathLike[str] | np.ndarray, value_max: float | None = None) -> np.ndarray:
     """Pixels of a picture as a (3, height, width) uint8 array.
 
-    Transparent pixels are laid onto white; 16-bit pixels, and floats in [0, 1], are brought to 8 bit.
+    Transparent pixels are laid onto white; pixels of other depths are brought to 8 bit.
 
     Parameters
     ----------
     image
         Path of a jpg, png or tif, or an array with axes y, x, c.
+    value_max
+        Value of full brightness, where it is known.
     """
     require_type(image, (str, PathLike, np.ndarray), "image", "Pass a path, or an array with axes y, x, c.")
     if isinstance(image, np.ndarray):
-        return _to_rgb(image, "The array given as `image`")
+        return _to_rgb(image, "The array given as `image`", value_max)
     path = existing(image, "Image", f"Pass the path of a picture ({', '.join(_PICTURES + _TIFFS)}).")
     suffix = path.suffix.lower()
-    if suffix in _PICTURES + _TIFFS:
-        read = _read_picture if suffix in _PICTURES else _read_tiff
-        return _to_rgb(read(path), f"Image {path.name!r}")
+    if suffix in _TIFFS:
+        return open_tiff(path, value_max).levels[0].compute()
+    if suffix in _PICTURES:
+        return _to_rgb(_read_picture(path), f"Image {path.name!r}", value_max)
     todo = " Slide files are read with `rg.io.read_slide`." if suffix in _SLIDES else " Convert it, or pass the pixels."
     msg = f"Image {path.name!r} has the suffix {suffix!r}; read_st reads {', '.join(_PICTURES + _TIFFS)}.{todo}"
     raise ValueError(msg)
@@ -114,24 +118,7 @@ def _read_picture(path: Path) -> np.ndarray:
             raise ValueError(msg) from error
 
 
-def _read_tiff(path: Path) -> np.ndarray:
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            series = tiff.series[0]
-            pixels, axes = series.asarray(), series.axes
-    except tifffile.TiffFileError as error:
-        msg = f"Image {str(path)!r} cannot be decoded: {error}."
-        raise ValueError(msg) from error
-    # "S" are the samples of a pixel, "C" are channels stored as planes; other axes of length one carry nothing.
-    keep = [k for k, axis in enumerate(axes) if axis in "YX" or pixels.shape[k] > 1]
-    pixels, axes = pixels.squeeze(tuple(set(range(pixels.ndim)) - set(keep))), "".join(axes[k] for k in keep)
-    channels = [k for k, axis in enumerate(axes) if axis in "SC"]
-    return np.moveaxis(pixels, channels[0], -1) if len(channels) == 1 else pixels
-
-
-def _to_rgb(pixels: np.ndarray, what: str) -> np.ndarray:
+def _to_rgb(pixels: np.ndarray, what: str, value_max: float | None) -> np.ndarray:
     shape = "x".join(str(size) for size in pixels.shape)
     if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (1, 2)):
         msg = f"{what} is grey ({shape} pixels); H&E in colour is needed. Pass the RGB original of the section."
@@ -144,27 +131,5 @@ def _to_rgb(pixels: np.ndarray, what: str) -> np.ndarray:
     if 0 in pixels.shape:
         msg = f"{what} is empty: its shape is {shape}."
         raise ValueError(msg)
-    pixels = _to_uint8(pixels, what)
-    return np.ascontiguousarray(np.moveaxis(on_white(pixels), -1, 0))
-
-
-def on_white(pixels: np.ndarray) -> np.ndarray:
-    """RGB pixels as they are, RGBA pixels laid onto white; uint8, with channels on the last axis."""
-    if pixels.shape[-1] == 3 or pixels[..., 3].min() == 255:
-        return pixels[..., :3]
-    opacity = pixels[..., 3:] / np.float32(255)
-    return np.rint(pixels[..., :3] * opacity + 255 * (1 - opacity)).astype(np.uint8)
-
-
-def _to_uint8(pixels: np.ndarray, what: str) -> np.ndarray:
-    if pixels.dtype == np.uint8:
-        return pixels
-    if pixels.dtype == np.uint16:
-        return ((pixels.astype(np.uint32) + _UINT16_STEP // 2) // _UINT16_STEP).astype(np.uint8)
-    if pixels.dtype.kind == "f" and float(pixels.min()) >= 0 and float(pixels.max()) <= 1:
-        return np.rint(pixels * 255).astype(np.uint8)
-    msg = (
-        f"{what} holds {pixels.dtype} pixels from {pixels.min():.4g} to {pixels.max():.4g}; expected uint8, uint16, or "
-        "floats in [0, 1]. Convert it to uint8 RGB first."
-    )
-    raise ValueError(msg)
+    pixels = np.moveaxis(pixels, -1, 0)
+    return read_colours(pixels, names=RGBA[: len(pixels)], value_max=value_max, what=what).to_rgb(pixels)

@@ -212,7 +212,7 @@ def _tile_pixels(section: Section, spot: int, field: FieldOfView) -> np.ndarray:
         section.centers[[spot]],
         field,
         chunk=pyramid.chunks[field.level],
-        value_max=pyramid.value_max,
+        colours=pyramid.colours,
         batch_size=1,
     )
     _, tiles = next(batches)

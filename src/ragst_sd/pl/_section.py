@@ -12,7 +12,6 @@ from ragst_sd._elements import centers_in_pixels, image_pyramid, resolve_shapes
 from ragst_sd._resolution import embedded_mpp_of
 from ragst_sd._validate import listing
 from ragst_sd.image.frames import apply_affine, similarity_scale
-from ragst_sd.image.tiles import as_rgb_uint8
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -131,7 +130,7 @@ def read_picture(pyramid: Pyramid, box: Box, *, edge_px: int) -> tuple[np.ndarra
     # A large image without a pyramid is thinned out.
     step = max(1, int(max(y_end - y, x_end - x) // (2 * edge_px)))
     pixels = np.asarray(pyramid.levels[level][:, y:y_end:step, x:x_end:step])
-    pixels = np.moveaxis(as_rgb_uint8(pixels, pyramid.value_max), 0, -1)
+    pixels = np.moveaxis(pyramid.colours.to_rgb(pixels), 0, -1)
     height, width = factor * step * pixels.shape[:2]
     top, left = first + factor * (y, x)
     return pixels, (left, left + width, top, top + height)

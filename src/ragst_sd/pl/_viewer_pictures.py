@@ -98,7 +98,7 @@ def _spot_tiles(section: Section, tile_px: int, mpp: float, edge: int) -> np.nda
         section.centers[inside],
         field,
         chunk=pyramid.chunks[field.level],
-        value_max=pyramid.value_max,
+        colours=pyramid.colours,
         batch_size=256,
     )
     for index, tiles in batches:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, resolve_annotation, rows_in_order
-from ragst_sd._elements import centers_in_pixels, image_pyramid, require_sdata, resolve_image
+from ragst_sd._elements import centers_in_pixels, image_pyramid, keep_value_max, require_sdata, resolve_image
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._settings import settings
 from ragst_sd._validate import require_positive, require_some
@@ -43,6 +43,7 @@ def embed_tiles(
     tile_px: int = 224,
     mpp: float | None = 0.5,
     image_mpp: float | None = None,
+    value_max: float | None = None,
     context: Sequence[float] | None = None,
     key_added: str | None = None,
     batch_size: int | None = None,
@@ -86,6 +87,8 @@ def embed_tiles(
         Microns per pixel of a tile; `None` takes the image's own pixels.
     image_mpp
         Microns per pixel of the image; else the value kept by :func:`ragst_sd.pp.set_image_mpp` is used.
+    value_max
+        Pixel value of full brightness; else the one kept by an earlier call, or told from type and values.
     context
         Fields of view as multiples of the tile, each resized to `tile_px`. `None` is `(1, 2.5, 6)`, which predicts much
         better than the tile alone at three times the work; an encoder of your own sees the tile alone by default.
@@ -112,7 +115,8 @@ def embed_tiles(
 
     Returns
     -------
-    `None`, or the table if `inplace=False`. Fields written to the annotating table:
+    `None`, or the table if `inplace=False`. A `value_max` that was given is kept in `sdata.attrs["ragst"]["value_max"]` for
+    plots and thumbnails. Fields written to the annotating table:
 
     `.obsm[key_added]`
         float32 (n, d); NaN rows for spots outside the image.
@@ -171,7 +175,7 @@ def embed_tiles(
     require_resolution(mpp, image_mpp, image_key)
 
     centers = centers_in_pixels(sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
-    pyramid = image_pyramid(sdata, image_key)
+    pyramid = image_pyramid(sdata, image_key, value_max)
     if table is None:
         table = empty_table(centers.index, shapes_key)
     xy = centers.xy[rows_in_order(table, table_key, shapes_key, centers.index)]
@@ -224,6 +228,7 @@ def embed_tiles(
         stored = table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {}).get(key_added)
         if not overwrite and encoder.name is not None and key_added in table.obsm and same_header(stored, header):
             logger.info("Reusing `obsm[%r]` of table %r: same encoder, image and tiles.", key_added, table_key)
+            keep_value_max(sdata, image_key, value_max if inplace else None)
             return None if inplace else table.copy()
         kept = open_cache(cache, header=header, batch_size=batch_size, encoder=encoder)
         # Workers take a device of their own unless the call names one; precision is what the header says.
@@ -249,6 +254,7 @@ def embed_tiles(
     target.obs[_keys.PADDED] = tile_padding(pyramid, xy, finest)
     if not inplace:
         return target
+    keep_value_max(sdata, image_key, value_max)
     if table_key not in sdata.tables:
         sdata.tables[table_key] = target
         logger.info("Adding `sdata.tables[%r]`, annotating %r.", table_key, shapes_key)

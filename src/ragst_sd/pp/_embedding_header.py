@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd.image.colours import Colours
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,7 +59,7 @@ def embedding_header(
         "mean": numbers(encoder.mean),
         "std": numbers(encoder.std),
         "input_px": encoder.input_px or 0,
-        "precision": "bfloat16" if encoder.amp else "float32",
+        "precision": encoder.precision,
         "mpp": np.nan if mpp is None else float(mpp),
         "image_mpp": np.nan if image_mpp is None else float(image_mpp),
         "context": numbers(context),
@@ -112,6 +113,9 @@ def image_hash(pyramid: Pyramid) -> str:
     """Hash of the pixels of the coarsest level, read in strips of rows whose height does not depend on the chunks."""
     coarsest = pyramid.levels[-1]
     digest = hashlib.sha256(repr((tuple(coarsest.shape), str(coarsest.dtype))).encode())
+    if pyramid.colours != Colours():
+        # Other colours of the same numbers are another picture.
+        digest.update(repr(pyramid.colours).encode())
     for start in range(0, coarsest.shape[1], _HASH_ROWS):
         digest.update(np.ascontiguousarray(coarsest[:, start : start + _HASH_ROWS, :]).data)
     return digest.hexdigest()

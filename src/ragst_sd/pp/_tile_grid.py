@@ -9,9 +9,10 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, single_region
-from ragst_sd._elements import image_pyramid, require_sdata, resolve_image, squares_on_image
+from ragst_sd._elements import image_pyramid, keep_value_max, require_sdata, resolve_image, squares_on_image
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._validate import listing, require_positive
+from ragst_sd.image.tissue import tissue_mask
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -31,6 +32,7 @@ def tile_grid(
     tile_px: int = 224,
     mpp: float | None = 0.5,
     image_mpp: float | None = None,
+    value_max: float | None = None,
     stride_px: int | None = None,
     tissue: bool = True,
     key_added: str = "tiles",
@@ -48,11 +50,13 @@ def tile_grid(
         A tile covers `tile_px * mpp` microns; `mpp=None` takes the image's own pixels.
     image_mpp
         Microns per pixel of the image; else the value kept by :func:`ragst_sd.pp.set_image_mpp` is used.
+    value_max
+        Pixel value of full brightness; else the one kept by an earlier call, or told from type and values.
     stride_px
         Distance between tiles in tile pixels; `tile_px` (no overlap) if left out.
     tissue
-        Keep only tiles of which at least half is tissue: pixels whose saturation lies above Otsu's threshold, taken on
-        an overview of the image [Otsu1979]_.
+        Keep only tiles of which at least half is tissue: pixels with more colour than Otsu's threshold, taken on an
+        overview of the image [Otsu1979]_. Black and grey are no tissue; a field without glass is tissue all over.
     key_added
         Name of the shapes.
     table_key
@@ -67,6 +71,8 @@ def tile_grid(
     `.tables[table_key]`
         A table without genes that annotates them, for :func:`ragst_sd.pp.embed_tiles`: `.obs` region, instance_id, row,
         column, tissue_fraction (if `tissue`); `.obsm["spatial"]` centres in image pixels.
+    `.attrs["ragst"]["value_max"][image_key]`
+        `value_max`, if it was given, for all that looks at the image later.
 
     Raises
     ------
@@ -100,7 +106,7 @@ def tile_grid(
     require_resolution(mpp, image_mpp, image_key)
     native = 1.0 if mpp is None or image_mpp is None else mpp / image_mpp
     _check_free(sdata, key_added, table_key)
-    pyramid = image_pyramid(sdata, image_key)
+    pyramid = image_pyramid(sdata, image_key, value_max)
     height, width = pyramid.shapes[0]
     edge, stride = tile_px * native, stride_px * native
     xs, ys = (np.arange(edge / 2, size - edge / 2 + 1e-6, stride) for size in (width, height))
@@ -114,7 +120,7 @@ def tile_grid(
     centers = np.column_stack([xs[column], ys[row]])
     places = pd.DataFrame({"row": row, "column": column})
     if tissue:
-        fraction = tissue_fraction(pyramid, centers, edge)
+        fraction = tissue_fraction(pyramid, centers, edge, image_key)
         keep = fraction >= _MIN_TISSUE
         if not keep.any():
             msg = (
@@ -131,6 +137,7 @@ def tile_grid(
     table.obsm[_keys.SPATIAL] = centers
     table.uns[_keys.ATTRS] = {_keys.TILE_GRID: True}
     sdata.tables[table_key] = table
+    keep_value_max(sdata, image_key, value_max)
     logger.info("Adding `sdata.shapes[%r]` and `sdata.tables[%r]`: %d tiles.", key_added, table_key, len(centers))
 
 
@@ -149,21 +156,13 @@ def require_resolution(mpp: float | None, image_mpp: float | None, image_key: st
         raise ValueError(msg)
 
 
-def tissue_fraction(pyramid: Pyramid, centers: np.ndarray, edge: float) -> np.ndarray:
+def tissue_fraction(pyramid: Pyramid, centers: np.ndarray, edge: float, image_key: str) -> np.ndarray:
     """Share of tissue in squares of `edge` level-0 pixels around centres."""
-    from skimage.color import rgb2hsv
-    from skimage.filters import gaussian, threshold_otsu
     from skimage.transform import integral_image, integrate
 
-    from ragst_sd.image.tiles import as_rgb_uint8
-
-    # The finest level that still makes a small overview; a large single-scale image is thinned out by a stride.
-    fitting = [k for k, shape in enumerate(pyramid.shapes) if max(shape) <= _OVERVIEW_PX]
-    level = fitting[0] if fitting else len(pyramid.levels) - 1
-    step = max(1, -(-max(pyramid.shapes[level]) // _OVERVIEW_PX))
-    overview = as_rgb_uint8(np.asarray(pyramid.levels[level][:, ::step, ::step]), pyramid.value_max)
-    saturation = gaussian(rgb2hsv(np.moveaxis(overview, 0, -1))[..., 1], sigma=2)
-    mask = saturation > threshold_otsu(saturation) if np.ptp(saturation) > 0 else np.zeros(saturation.shape, bool)
+    mask, is_all = tissue_mask(pyramid.overview(_OVERVIEW_PX))
+    if is_all:
+        logger.info("Image %r shows no glass: all of it that has colour is taken for tissue.", image_key)
     # Rows and columns of the overview, of which the last is a part of the square.
     size, middle = np.array(mask.shape), centers[:, ::-1]
     scale = size / pyramid.shapes[0]

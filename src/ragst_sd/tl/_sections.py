@@ -279,7 +279,7 @@ def thumbnails(section: Section, sdata: SpatialData) -> np.ndarray:
         section.xy,
         field,
         chunk=pyramid.chunks[field.level],
-        value_max=pyramid.value_max,
+        colours=pyramid.colours,
         batch_size=256,
     )
     for index, tiles in batches:
