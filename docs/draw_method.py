@@ -37,7 +37,7 @@ def main() -> None:
     table = query.tables["predicted"]
     spot = table.obs_names[int(np.argmax(np.asarray(table.X).ravel()))]
     cited = rg.get.neighbors(query, obs_names=spot)
-    parts = rg.get.explain(query, reference, obs_name=spot, gene=gene).set_index("reference")
+    parts = rg.get.explain(query, reference, obs_names=spot, genes=gene).set_index("reference")
     thumbnails = dict(zip(reference.obs_names, reference.obsm["thumbnail"], strict=True))
 
     plt.rcParams.update({"font.family": "sans-serif", "font.size": 10, "text.color": INK, "svg.fonttype": "none"})

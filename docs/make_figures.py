@@ -74,13 +74,13 @@ def main() -> None:
     genes = [*dict.fromkeys([*GENES, *variable_genes(reference, 250)])]
     rg.tl.predict(query, reference, genes=genes, intervals=0.9)
 
-    rg.pl.prediction(query, gene=GENES[:2], truth_key="table", save=args.out / "prediction.png", show=False)
+    rg.pl.prediction(query, genes=GENES[:2], truth_key="table", save=args.out / "prediction.png", show=False)
     draw_reading(query, reference, args.out)
     gene = GENES[1]
     table = query.tables["predicted"]
     spot = table.obs_names[int(np.argmax(np.asarray(table[:, gene].X).ravel()))]
     query.tables["predicted"] = rg.tl.predict(query, reference, genes=[gene], n_neighbors=12, inplace=False)
-    rg.pl.retrieval(query, reference, obs_name=spot, gene=gene, save=args.out / "retrieval.png", show=False)
+    rg.pl.retrieval(query, reference, obs_names=spot, genes=gene, save=args.out / "retrieval.png", show=False)
     draw_benchmark(Path(args.data) / "histology" / "mob2k", args.out / "benchmark.png")
     write_synthetic_viewer(args.out / "viewer_synthetic.html")
     draw_gallery(Path(args.data) / "histology" / "mob2k", args.out)
@@ -101,10 +101,12 @@ def draw_gallery(folder: Path, out: Path) -> None:
     genes = ["Doc2g", "Penk", "S100a5"]
     highest = [table.obs_names[int(np.argmax(np.asarray(table[:, gene].X).ravel()))] for gene in genes]
     how = {"show": False}
-    rg.pl.prediction(query, gene=genes, truth_key="table", save=out / "gallery_genes.png", **how)
-    rg.pl.retrieval(query, reference, obs_name=highest, gene="Doc2g", n_shown=5, save=out / "gallery_spots.png", **how)
+    rg.pl.prediction(query, genes=genes, truth_key="table", save=out / "gallery_genes.png", **how)
+    rg.pl.retrieval(
+        query, reference, obs_names=highest, genes="Doc2g", n_shown=5, save=out / "gallery_spots.png", **how
+    )
     rg.pl.explain(
-        query, reference, obs_name=highest[0], gene="Doc2g", group_by="sample", truth_key="table",
+        query, reference, obs_names=highest[0], genes="Doc2g", group_by="sample", truth_key="table",
         save=out / "gallery_groups.png", **how,
     )  # fmt: skip
     rg.pl.sources(query, group_by="sample", save=out / "gallery_sources.png", **how)
@@ -149,14 +151,14 @@ def draw_reading(query: SpatialData, reference: AnnData, out: Path) -> None:
     table = query.tables["predicted"]
     gene = "Doc2g"
     spot = table.obs_names[int(np.argmax(np.asarray(table[:, gene].X).ravel()))]
-    rg.pl.retrieval(query, reference, obs_name=spot, gene=gene, save=out / "reading_retrieval.png", show=False)
+    rg.pl.retrieval(query, reference, obs_names=spot, genes=gene, save=out / "reading_retrieval.png", show=False)
     how = {"truth_key": "table", "show": False}
-    rg.pl.explain(query, reference, obs_name=spot, gene=gene, save=out / "reading_explain.png", **how)
-    rg.pl.prediction(query, gene=gene, interval=True, save=out / "reading_intervals.png", **how)
+    rg.pl.explain(query, reference, obs_names=spot, genes=gene, save=out / "reading_explain.png", **how)
+    rg.pl.prediction(query, genes=gene, interval=True, save=out / "reading_intervals.png", **how)
     rg.pl.reliability(query, save=out / "reading_reliability.png", **how)
     rg.pl.sources(query, save=out / "reading_sources.png", show=False)
     for (name, wrong), file in ((DISAGREEING, "reading_wrong.png"), (UNSEEN, "reading_unseen.png")):
-        rg.pl.explain(query, reference, obs_name=name, gene=wrong, save=out / file, **how)
+        rg.pl.explain(query, reference, obs_names=name, genes=wrong, save=out / file, **how)
     draw_viewer(query, reference, spot, gene, out / "reading_viewer.png")
 
 

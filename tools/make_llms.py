@@ -70,8 +70,8 @@ scores = rg.tl.evaluate(query, metrics=["pearson"])  # long: gene, sample, metri
 table = query.tables["predicted"]
 spot, gene = table.obs_names[0], "EPCAM"
 rg.get.neighbors(query, obs_names=spot)  # cited spots: donor, sample, distance, weight, license
-rg.get.explain(query, reference, obs_name=spot, gene=gene)  # column contribution adds up to table[spot, gene].X
-rg.pl.retrieval(query, reference, obs_name=spot, gene=gene, save="retrieval.png")
+rg.get.explain(query, reference, obs_names=spot, genes=gene)  # column contribution adds up to table[spot, gene].X
+rg.pl.retrieval(query, reference, obs_names=spot, genes=gene, save="retrieval.png")
 rg.pl.viewer(query, reference, genes=[gene], path="viewer.html")
 rg.tl.report(query, reference, path="card")  # card.md and card.html
 ```
@@ -121,8 +121,8 @@ predicted = rg.tl.perturb(controls, responses, perturbations=["STAT2"])  # X = s
 - `rg.tl.predict(query, reference, "X_texture")`: arguments after the objects go by name, `use_rep="X_texture"`.
 - `adata = rg.tl.predict(query, reference)`: it returns `None`; take `query.tables["predicted"]`, or `inplace=False`.
 - `rg.tl.build_reference([s1, s2])`: `use_rep` is required.
-- `rg.pl.prediction(query, genes=[...])`: the argument is `gene`, a name or a list.
-- `rg.get.explain(query, obs_name=...)`: the reference goes second; the table only points to it.
+- `rg.pl.prediction(query, gene="EPCAM")`: `genes=` and `obs_names=` take a name or a list, everywhere.
+- `rg.get.explain(query, obs_names=...)`: the reference goes second; the table only points to it.
 - `sc.pp.normalize_total` before `rg.tl.build_reference`: give counts, or say `unit="log1p_cp10k"`.
 
 """

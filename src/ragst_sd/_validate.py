@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 _LISTED = 12
 
@@ -62,6 +63,19 @@ def require_known(
         raise error(msg)
 
 
+def name_list(names: str | Iterable[Any], argument: str, *, most: int | None = None) -> list[str]:
+    """One name or several, each once: at least one, and no more than there is place for."""
+    from ragst_sd._labels import as_names
+
+    require_type(names, (str, Iterable), argument, "Give a name or a list of names.")
+    each = as_names(names)
+    require_some(each, argument)
+    if most is not None and len(each) > most:
+        msg = f"`{argument}` names {listing(each)}; there is place for {most}. Call once for each of the others."
+        raise ValueError(msg)
+    return each
+
+
 def names_among(
     asked: str | Sequence[str],
     available: Collection[Any],
@@ -70,10 +84,7 @@ def names_among(
     error: type[Exception] = ValueError,
 ) -> list[str]:
     """The names asked for, without repeats: at least one, and all of them available."""
-    from ragst_sd._labels import as_names
-
-    names = as_names(asked)
-    require_some(names, argument)
+    names = name_list(asked, argument)
     require_known(names, available, argument, lacking, error)
     return names
 

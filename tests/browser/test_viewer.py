@@ -71,7 +71,7 @@ def lines_of(page) -> list[dict]:
 
 def check_against_explain(page, predicted, fitted, spot: str, gene: str) -> None:
     table = predicted.tables["predicted"]
-    parts = rg.get.explain(predicted, fitted, obs_name=spot, gene=gene)
+    parts = rg.get.explain(predicted, fitted, obs_names=spot, genes=gene)
     value = table[spot, gene].X.item()
     assert page.locator("#spot-title").text_content() == f"Spot {spot}"
     assert page.locator("#predicted").text_content() == written(value)
@@ -136,7 +136,7 @@ def test_neighbours_beyond_those_shown_are_lumped(predicted, fitted, tmp_path, o
     spot, lines = page.locator("#spot-title").text_content().removeprefix("Spot "), lines_of(page)
     gene = page.locator("#gene option:checked").text_content()
     assert [line["kind"] for line in lines] == ["neighbour"] * 3 + ["others", "adjustment", "total"]
-    rest = rg.get.explain(predicted, fitted, obs_name=spot, gene=gene).iloc[3:-1]
+    rest = rg.get.explain(predicted, fitted, obs_names=spot, genes=gene).iloc[3:-1]
     assert lines[3]["weight"] == f"{100 * rest['weight'].sum():.1f} %"
     assert abs(read(lines[3]["contribution"]) - rest["contribution"].sum()) <= 0.0021
     assert page.locator("#neighbours tfoot th").first.text_content() == f"{len(rest)} more"
@@ -327,7 +327,7 @@ def test_methods_that_cite_nobody_show_the_mean_and_the_adjustment(query, refere
     page.click("#go-highest")
     spot = page.locator("#spot-title").text_content().removeprefix("Spot ")
     gene = page.locator("#gene option:checked").text_content()
-    parts = rg.get.explain(query, reference, obs_name=spot, gene=gene)
+    parts = rg.get.explain(query, reference, obs_names=spot, genes=gene)
     lines = lines_of(page)
     assert [line["kind"] for line in lines] == ["mean", "adjustment", "total"]
     assert "Method ridge cites no measured spots" in page.locator("#warnings").text_content()

@@ -121,13 +121,13 @@ def test_one_gene(predicted, with_intervals):
     table = predicted.tables["predicted"]
     gene = table.var_names[3]
     table.var.loc[gene, "cv_pearson"] = 0.02
-    ax = rg.pl.reliability(predicted, gene=gene, return_ax=True)["disagreement"]
+    ax = rg.pl.reliability(predicted, genes=gene, return_ax=True)["disagreement"]
     np.testing.assert_allclose(drawn(ax, "disagreement").get_array(), table[:, gene].layers["disagreement"].ravel())
     assert ax.get_title(loc="left") == f"disagreement of cited spots, {gene}"
     assert "cross-validated r = 0.02" in note(ax)
     assert drawn(ax, "disagreement").get_cmap().name == "distrust"
     with_intervals(table)
-    ax = rg.pl.reliability(predicted, gene=gene, min_cv_pearson=0, return_ax=True)["interval_width"]
+    ax = rg.pl.reliability(predicted, genes=gene, min_cv_pearson=0, return_ax=True)["interval_width"]
     assert note(ax) == "" and drawn(ax, "interval_width").get_cmap().name != "distrust"
 
 
@@ -182,7 +182,7 @@ def test_calibration_says_what_it_is_about(predicted, with_intervals, risk):
     np.testing.assert_allclose(
         named(again, "coverage")[0].get_xydata(), named(ax, "coverage")[0].get_xydata(), atol=1e-12
     )
-    one = rg.pl.reliability(predicted, gene=table.var_names[0], truth_key="table", return_ax=True)["calibration"]
+    one = rg.pl.reliability(predicted, genes=table.var_names[0], truth_key="table", return_ax=True)["calibration"]
     assert not named(one, "range of genes") and note(one).startswith("one gene")
 
 
@@ -234,13 +234,13 @@ def test_risk_and_coverage(predicted, risk):
     with pytest.raises(ValueError, match=r"`metric` is 'rsme'; it must be one of 'rmse', 'nrmse'\. Did you mean"):
         rg.pl.reliability(predicted, truth_key="table", metric="rsme")
     gene = predicted.tables["predicted"].var_names[0]
-    rg.pl.reliability(predicted, truth_key="table", gene=gene)
+    rg.pl.reliability(predicted, truth_key="table", genes=gene)
     assert calls[-1]["genes"] == [gene]
 
 
 def test_errors(predicted):
     with pytest.raises(KeyError, match="the table has no gene 'NOGENE'"):
-        rg.pl.reliability(predicted, gene="NOGENE")
+        rg.pl.reliability(predicted, genes="NOGENE")
     with pytest.raises(ValueError, match="`image_fade` is 2"):
         rg.pl.reliability(predicted, image_fade=2)
     with pytest.raises(TypeError, match="SpatialData"):

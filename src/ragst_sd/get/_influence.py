@@ -135,8 +135,7 @@ def influence(
     table, header = predicted(sdata, prediction_key)
     reference = matching_reference(reference, header)
     groups = _groups(reference, group_key)
-    columns = np.arange(table.n_vars) if genes is None else gene_index(table, as_names(genes), "genes")
-    require_some(columns, "genes", "Name at least one gene, or leave it out for all.")
+    columns = np.arange(table.n_vars) if genes is None else gene_index(table, genes)
     rerun = Rerun(sdata, reference, table, header, spots=spot_index(table, obs_names), genes=columns)
     show = settings.progress if progress is None else progress
     lines = []

@@ -32,7 +32,7 @@ def risk_coverage(
     truth: AnnData | None = None,
     by: str | Sequence[str] | None = None,
     shares: Sequence[float] = _SHARES,
-    genes: Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     layer: str | None = None,
     unit: str = "counts",
     sample_key: str = "sample",

@@ -8,6 +8,7 @@ import numpy as np
 
 from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
+from ragst_sd._validate import name_list
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._figure import describe_figure_parameters, picture
 from ragst_sd.pl._measured import measured_values
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 def prediction(
     sdata: SpatialData,
     *,
-    gene: str | Sequence[str],
+    genes: str | Sequence[str],
     prediction_key: str = "predicted",
     truth_key: str | None = None,
     layer: str | None = None,
@@ -61,7 +62,7 @@ def prediction(
     ----------
     sdata
         Object with the image, the shapes and a predicted table.
-    gene
+    genes
         Gene, or genes: one row each, or three in a row without `truth_key`.
     prediction_key
         Name of the predicted table.
@@ -109,12 +110,12 @@ def prediction(
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rg.tl.fit(reference, method="knn", n_neighbors=10)
     >>> rg.tl.predict(query, reference)
-    >>> axes = rg.pl.prediction(query, gene=reference.var_names[0], truth_key="table", return_ax=True)
+    >>> axes = rg.pl.prediction(query, genes=reference.var_names[0], truth_key="table", return_ax=True)
     >>> list(axes[reference.var_names[0]])
     ['measured', 'predicted', 'difference']
     """
     require_sdata(sdata)
-    genes = _maps.name_list(gene)
+    genes = name_list(genes, "genes")
     _maps.require_fade(image_fade)
     table, header = predicted(sdata, prediction_key)
     columns = gene_index(table, genes)

@@ -10,7 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, MORE_IS_BETTER, gene_index, predicted
-from ragst_sd._validate import listing, require_choice
+from ragst_sd._validate import listing, name_list, require_choice
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._curves import coverage, draw_calibration, draw_risk
 from ragst_sd.pl._figure import describe_figure_parameters, picture
@@ -48,7 +48,7 @@ def reliability(
     sdata: SpatialData,
     *,
     prediction_key: str = "predicted",
-    gene: str | Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     maps: Sequence[str] | None = None,
     truth_key: str | None = None,
     layer: str | None = None,
@@ -76,7 +76,7 @@ def reliability(
         Object with the image, the shapes and a predicted table.
     prediction_key
         Name of the predicted table.
-    gene
+    genes
         Gene or genes that disagreement, interval width and the curves are about; all if left out.
     maps
         Some of `"distance_percentile"`, `"effective_n"`, `"n_donors"`, `"evidence_share"`, `"disagreement"` (mean over
@@ -92,7 +92,7 @@ def reliability(
     metric
         Accuracy that is drawn against the share of spots kept, of those that :func:`ragst_sd.get.risk_coverage` knows.
     min_cv_pearson
-        If `gene` is one gene whose `var["cv_pearson"]` is lower, its maps are grey and say that it is not to be trusted.
+        If `genes` is one gene whose `var["cv_pearson"]` is lower, its maps are grey and say that it is not to be trusted.
     image_fade
         How far the picture of the tissue is mixed with white, from 0 to 1.
     {figure_parameters}
@@ -138,7 +138,7 @@ def reliability(
     require_sdata(sdata)
     _maps.require_fade(image_fade)
     table, header = predicted(sdata, prediction_key)
-    genes = None if gene is None else _maps.name_list(gene)
+    genes = None if genes is None else name_list(genes, "genes")
     columns = np.arange(table.n_vars) if genes is None else gene_index(table, genes)
     notes = [""] if genes is None or len(genes) > 1 else distrust(table, genes, min_cv_pearson)
     intervals = intervals_of(table, header, columns) if has_intervals(table) else None

@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 
 from ragst_sd import _keys
-from ragst_sd._labels import as_names
 from ragst_sd._reference import panel_codes, reference_header
-from ragst_sd._validate import listing, require_known, require_positive, require_type
+from ragst_sd._validate import listing, names_among, require_known, require_positive, require_type
 from ragst_sd.reference.normalize import TARGET_SUM, as_csr
 from ragst_sd.tl._single_cells import SingleCells, read_single_cells, shared_with
 
@@ -35,7 +34,7 @@ def add_cell_types(
     cell_type_key: str | None = None,
     fractions: pd.DataFrame | None = None,
     layer: str | None = None,
-    genes: Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     min_cells: int = 10,
     platform_effects: bool = True,
     source: Mapping[str, str] | None = None,
@@ -196,8 +195,7 @@ def _signatures(reference: AnnData, header: dict[str, Any], cells: SingleCells) 
 def _chosen(shared: list[str], genes: Sequence[str] | None, needed: int) -> list[str]:
     if genes is None:
         return shared
-    wanted = as_names(genes)
-    require_known(wanted, shared, "genes", ": reference and cells do not both have")
+    wanted = names_among(genes, shared, "genes", ": reference and cells do not both have")
     if len(wanted) < needed:
         msg = f"`genes` names {len(wanted)} genes; at least {needed} are needed."
         raise ValueError(msg)

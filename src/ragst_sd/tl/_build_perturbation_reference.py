@@ -38,7 +38,7 @@ def build_perturbation_reference(
     layer: str | None = None,
     unit: str = "counts",
     target_sum: float | None = TARGET_SUM,
-    genes: Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     type_key: str | None = None,
     perturbation_type: str | Sequence[str] | None = None,
     on_missing: str = "drop",

@@ -53,7 +53,7 @@ def build_reference(
     donor_key: str = "donor",
     layer: str | None = None,
     unit: str = "counts",
-    genes: Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     harmonize: bool = False,
     orthologues_to: str | None = None,
     obs: Sequence[str] = (),

@@ -53,7 +53,7 @@ def cross_validate(
     methods: Sequence[str] = ("rag", "knn", "ridge", "mean"),
     group_key: str | None = None,
     n_genes: int = 250,
-    genes: Sequence[str] | str | None = None,
+    genes: str | Sequence[str] | None = None,
     n_neighbors: int | None = None,
     n_candidates: int | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,

@@ -38,7 +38,7 @@ def evaluate(
     truth: AnnData | None = None,
     layer: str | None = None,
     unit: str = "counts",
-    genes: Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     sample_key: str = "sample",
     label_key: str = "label",
     metrics: Sequence[str] | None = None,

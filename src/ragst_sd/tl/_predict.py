@@ -44,7 +44,7 @@ def predict(
     *,
     table_key: str | None = None,
     use_rep: str | None = None,
-    genes: Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     n_neighbors: int | None = None,
     donor_key: str | None = None,
     where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None = None,

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd._annotation import is_predicted, regions_of, table_attrs
-from ragst_sd._labels import as_names
 from ragst_sd._results import gene_index
-from ragst_sd._validate import listing, require_choice, require_key, require_known, require_type
+from ragst_sd._validate import listing, name_list, require_choice, require_key, require_known, require_type
 from ragst_sd.reference.genes import duplicates, sum_duplicates, take_genes
 from ragst_sd.reference.normalize import (
     MIN_SHARED_GENES,
@@ -119,7 +118,7 @@ def shared_genes(table: AnnData, names: list[str], genes: Sequence[str] | None) 
             )
             raise ValueError(msg)
         return shared
-    wanted = as_names(genes)
+    wanted = name_list(genes, "genes")
     gene_index(table, wanted)
     require_known(wanted, names, "genes", ": the measured table has no", KeyError)
     return wanted
@@ -177,7 +176,7 @@ def compare(
     *,
     layer: str | None,
     unit: str,
-    genes: Sequence[str] | None,
+    genes: str | Sequence[str] | None,
     sample_key: str,
 ) -> Comparison:
     """Genes and spots that both tables have, section by section, in the unit of the prediction."""
