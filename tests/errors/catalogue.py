@@ -135,6 +135,7 @@ TOPICS: dict[str, list[Case]] = {
         Case("sources-of-nobody", "tl.build_reference", ValueError, ("'d9'", "'donor1'"), lambda w: build(w, sources={"d9": {}})),
         Case("sources-field", "tl.build_reference", ValueError, ("'licence'", "'license'"), lambda w: build(w, sources={"donor1": {"licence": "MIT"}})),
         Case("wrong-method", "tl.fit", ValueError, ("'knnn'", "'knn'"), lambda w: rg.tl.fit(w.unfitted, method="knnn")),
+        Case("by-position", "tl.fit", TypeError, ("'reference' by position", 'method="knn"'), lambda w: rg.tl.fit(w.unfitted, "knn")),
         Case("wrong-option", "tl.fit", ValueError, ("'k'", "'n_components'"), lambda w: rg.tl.fit(w.unfitted, method="knn", options={"k": 3})),
         Case("method-taken", "tl.register_method", ValueError, ("'rag'", "taken"), lambda w: rg.tl.register_method("rag", Method(cites=False, learns_expression=False, options={}, fit=lambda *_: {}))),
         Case("too-many-neighbours", "tl.fit", ValueError, ("10000", "rows of the reference"), lambda w: rg.tl.fit(w.unfitted, method="knn", n_neighbors=10_000)),
@@ -169,6 +170,7 @@ TOPICS: dict[str, list[Case]] = {
     "Where a value comes from": [
         Case("explain-gene", "get.explain", KeyError, ("'EPCAMM'", "'EPCAM'"), lambda w: rg.get.explain(w.query, w.reference, obs_names=w.spot, genes="EPCAMM")),
         Case("explain-spot", "get.explain", KeyError, ("`obs_names`", "'nowhere'"), lambda w: rg.get.explain(w.query, w.reference, obs_names="nowhere", genes=w.gene)),
+        Case("explain-old-name", "get.explain", TypeError, ("`gene`", 'genes="EPCAM"'), lambda w: rg.get.explain(w.query, w.reference, obs_names=w.spot, gene="EPCAM")),
         Case("explain-other-reference", "get.explain", ValueError, ("made from a reference with hash",), lambda w: rg.get.explain(w.query, w.reference[:-1].copy(), obs_names=w.spot, genes=w.gene)),
         Case("neighbours-of-nobody", "get.neighbors", KeyError, ("`obs_names`", "'nowhere'"), lambda w: rg.get.neighbors(w.query, obs_names=["nowhere"])),
         Case("not-a-prediction", "get.neighbors", ValueError, ("lacks uns['retrieval']", "predict again"), lambda w: rg.get.neighbors(w.query, prediction_key="table")),
@@ -180,6 +182,7 @@ TOPICS: dict[str, list[Case]] = {
     "Pictures and pages": [
         Case("picture-gene", "pl.retrieval", KeyError, ("'EPCAMM'",), lambda w: rg.pl.retrieval(w.query, w.reference, obs_names=w.spot, genes="EPCAMM")),
         Case("picture-spot", "pl.explain", KeyError, ("'nowhere'",), lambda w: rg.pl.explain(w.query, w.reference, obs_names="nowhere", genes=w.gene)),
+        Case("picture-spots", "pl.explain", ValueError, ("`obs_names` names", "place for 1"), lambda w: rg.pl.explain(w.query, w.reference, obs_names=[w.spot, "b"], genes=w.gene)),
         Case("map-gene", "pl.prediction", KeyError, ("'EPCAMM'",), lambda w: rg.pl.prediction(w.query, genes="EPCAMM")),
         Case("map-intervals", "pl.prediction", KeyError, ("interval",), lambda w: rg.pl.prediction(w.query, genes=w.gene, interval=True)),
         Case("reliability-map", "pl.reliability", KeyError, ("'distance'", "'distance_percentile'"), lambda w: rg.pl.reliability(w.query, maps=["distance"])),
