@@ -153,12 +153,14 @@ def draw_reading(query: SpatialData, reference: AnnData, out: Path) -> None:
     spot = table.obs_names[int(np.argmax(np.asarray(table[:, gene].X).ravel()))]
     rg.pl.retrieval(query, reference, obs_names=spot, genes=gene, save=out / "reading_retrieval.png", show=False)
     how = {"truth_key": "table", "show": False}
-    rg.pl.explain(query, reference, obs_names=spot, genes=gene, save=out / "reading_explain.png", **how)
-    rg.pl.prediction(query, genes=gene, interval=True, save=out / "reading_intervals.png", **how)
-    rg.pl.reliability(query, save=out / "reading_reliability.png", **how)
+    rg.pl.explain(
+        query, reference, obs_names=spot, genes=gene, truth_key=False, save=out / "reading_explain.png", **how
+    )
+    rg.pl.prediction(query, genes=gene, interval=True, truth_key=False, save=out / "reading_intervals.png", **how)
+    rg.pl.reliability(query, truth_key=False, save=out / "reading_reliability.png", **how)
     rg.pl.sources(query, save=out / "reading_sources.png", show=False)
     for (name, wrong), file in ((DISAGREEING, "reading_wrong.png"), (UNSEEN, "reading_unseen.png")):
-        rg.pl.explain(query, reference, obs_names=name, genes=wrong, save=out / file, **how)
+        rg.pl.explain(query, reference, obs_names=name, genes=wrong, truth_key=False, save=out / file, **how)
     draw_viewer(query, reference, spot, gene, out / "reading_viewer.png")
 
 

@@ -163,6 +163,7 @@ TOPICS: dict[str, list[Case]] = {
         Case("illegal-name", "tl.predict", ValueError, ("'a b'", "a_b"), lambda w: rg.tl.predict(w.query, w.reference, key_added="a b")),
         Case("no-intervals", "tl.predict", ValueError, ("no intervals", "rg.tl.calibrate"), lambda w: predict(w, intervals=0.9)),
         Case("wrong-truth", "tl.evaluate", KeyError, ("'truth'", "'table'"), lambda w: rg.tl.evaluate(w.query, truth_key="truth")),
+        Case("no-truth", "tl.evaluate", ValueError, ("No measured table annotates 'spots'", "'predicted'", "truth="), lambda w: rg.tl.evaluate(type(w.query)(shapes={"spots": w.query["spots"]}, tables={"predicted": w.query["predicted"]}))),
         Case("wrong-metric", "tl.evaluate", ValueError, ("'pearsn'", "'pearson'"), lambda w: rg.tl.evaluate(w.query, metrics=["pearsn"])),
         Case("report-of-no-prediction", "tl.report", KeyError, ("'predictd'", "'predicted'"), lambda w: rg.tl.report(w.query, w.reference, path=w.folder / "r", prediction_key="predictd")),
         Case("report-folder", "tl.report", FileNotFoundError, ("there is no folder", "Make it first"), lambda w: rg.tl.report(w.query, w.reference, path=w.folder / "no" / "r")),

@@ -116,7 +116,8 @@ def test_truth_is_a_line(predicted, fitted, spot, genes):
     assert line.get_linestyle() != "-"
     assert column(ax, "measured") == [f"measured {truth:.2f}"]
     assert ax.get_xlim()[0] <= truth <= ax.get_xlim()[1]
-    assert not named(rg.pl.explain(predicted, fitted, **arguments)[genes[0]], "truth")
+    assert named(rg.pl.explain(predicted, fitted, **arguments)[genes[0]], "truth")
+    assert not named(rg.pl.explain(predicted, fitted, **arguments, truth_key=False)[genes[0]], "truth")
 
 
 def test_interval_is_a_box_that_is_hatched_unless_calibrated_over_donors(

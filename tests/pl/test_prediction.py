@@ -32,7 +32,7 @@ def colorbars(ax):
 
 
 def test_spots_are_circles_of_true_size_coloured_by_the_prediction(predicted, genes):
-    axes = rg.pl.prediction(predicted, genes=genes[0], return_ax=True)
+    axes = rg.pl.prediction(predicted, genes=genes[0], truth_key=False, return_ax=True)
     assert list(axes) == genes[:1]
     assert list(axes[genes[0]]) == ["predicted"]
     ax, table = axes[genes[0]]["predicted"], predicted.tables["predicted"]
@@ -84,7 +84,7 @@ def test_limits_can_be_given_and_clipped_ends_are_pointed(predicted, genes):
 def test_constant_gene_gets_a_scale(predicted, genes):
     table = predicted.tables["predicted"]
     table.X[:, table.var_names.get_loc(genes[0])] = 2.0
-    axes = rg.pl.prediction(predicted, genes=genes[0], return_ax=True)[genes[0]]
+    axes = rg.pl.prediction(predicted, genes=genes[0], truth_key=False, return_ax=True)[genes[0]]
     assert spots(axes["predicted"], "predicted").get_clim() == (1.5, 2.5)
 
 
@@ -98,7 +98,7 @@ def test_genes_are_rows_beside_the_truth(predicted, genes):
 
 
 def test_genes_without_truth_are_wrapped(predicted, genes):
-    axes = rg.pl.prediction(predicted, genes=genes, return_ax=True)
+    axes = rg.pl.prediction(predicted, genes=genes, truth_key=False, return_ax=True)
     axes[genes[0]]["predicted"].figure.canvas.draw()
     places = [axes[gene]["predicted"].get_position() for gene in genes]
     assert places[0].y0 == pytest.approx(places[2].y0)
@@ -247,10 +247,10 @@ def test_interval_width_is_a_map_of_its_own(predicted, genes, with_intervals):
         rg.pl.prediction(predicted, genes=genes[0], interval=True)
     with_intervals(table)
     width = (table[:, genes[0]].layers["upper"] - table[:, genes[0]].layers["lower"]).ravel()
-    assert "interval" not in rg.pl.prediction(predicted, genes=genes[0], return_ax=True)[genes[0]]
+    assert "interval" not in rg.pl.prediction(predicted, genes=genes[0], truth_key=False, return_ax=True)[genes[0]]
     for unit in ("donor", "section"):
         table.uns["retrieval"]["interval_unit"] = unit
-        axes = rg.pl.prediction(predicted, genes=genes[0], interval=True, return_ax=True)[genes[0]]
+        axes = rg.pl.prediction(predicted, genes=genes[0], interval=True, truth_key=False, return_ax=True)[genes[0]]
         assert list(axes) == ["predicted", "interval"]
         ax = axes["interval"]
         np.testing.assert_allclose(spots(ax, "interval").get_array(), width, atol=1e-6)
@@ -267,7 +267,7 @@ def test_words_of_a_narrow_section_stay_off_the_next_map(predicted, genes):
     table.var.loc[genes[:2], "cv_pearson"] = 0.03
     x, y = table.obsm["spatial"].T
     predicted.tables["predicted"] = table[np.abs(x - np.median(x)) < 0.3 * (y.max() - y.min())].copy()
-    axes = rg.pl.prediction(predicted, genes=genes[:2], return_ax=True)
+    axes = rg.pl.prediction(predicted, genes=genes[:2], truth_key=False, return_ax=True)
     first, second = (axes[gene]["predicted"] for gene in genes[:2])
     figure = first.figure
     figure.canvas.draw()

@@ -28,7 +28,7 @@ def risk_coverage(
     sdata: SpatialData | AnnData,
     *,
     prediction_key: str = "predicted",
-    truth_key: str = "table",
+    truth_key: str | None = None,
     truth: AnnData | None = None,
     by: str | Sequence[str] | None = None,
     shares: Sequence[float] = _SHARES,
@@ -51,7 +51,7 @@ def risk_coverage(
     prediction_key
         Name of the predicted table.
     truth_key
-        Name of the measured table.
+        Name of the measured table; may be left out if only one annotates the same shapes.
     truth
         The measured table itself, where `sdata` is a bare predicted table.
     by
@@ -88,7 +88,7 @@ def risk_coverage(
     KeyError
         If a table, gene, layer or column does not exist, or the table has no intervals to order by.
     ValueError
-        If a share makes no sense, the tables share no spots or genes, or the truth is not counts.
+        If there is no measured table of the shapes, or several and `truth_key` is left out; a share makes no sense, the tables share no spots or genes, or the truth is not counts.
 
     References
     ----------
@@ -116,7 +116,7 @@ def risk_coverage(
     orders = [_keys.DISAGREEMENT] if by is None else [by] if isinstance(by, str) else list(by)
     for name in orders:
         _check_order(table, name)
-    measured = truth_table(sdata, truth_key, truth)
+    measured = truth_table(sdata, table, truth_key, truth)
     compared = compare(table, header, measured, layer=layer, unit=unit, genes=genes, sample_key=sample_key)
     draw = np.random.default_rng(rng)
     lines: list[tuple[str, float, str, str, int, float]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def explain(
     group_by: str = "reference",
     n_shown: int = 12,
     prediction_key: str = "predicted",
-    truth_key: str | None = None,
+    truth_key: str | Literal[False] | None = None,
     layer: str | None = None,
     unit: str = "counts",
     min_cv_pearson: float = MIN_CV_PEARSON,
@@ -77,7 +77,8 @@ def explain(
     prediction_key
         Name of the predicted table.
     truth_key
-        Measured table; the value measured at this spot becomes a broken line. It is normalised as the prediction is.
+        Measured table; the value measured at this spot becomes a broken line. It is normalised as the prediction is. The
+        only one of the same shapes if left out; `False` for none.
     layer
         Layer of the measured table; `.X` if left out.
     unit
@@ -128,8 +129,9 @@ def explain(
     parts = parts_of(sdata, reference, obs_names=name, genes=genes, prediction_key=prediction_key)
     _require_values(name, genes, np.ravel(table.X[spot, columns]))
     truth = np.full(len(genes), np.nan)
-    if truth_key is not None:
-        truth = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)[0][spot]
+    measured = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)
+    if measured is not None:
+        truth = measured[0][spot]
     intervals = intervals_of(table, header, columns) if has_intervals(table) else None
     scrna = is_scrna(table, columns).tolist()
     steps = {

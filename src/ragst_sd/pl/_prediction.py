@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def prediction(
     *,
     genes: str | Sequence[str],
     prediction_key: str = "predicted",
-    truth_key: str | None = None,
+    truth_key: str | Literal[False] | None = None,
     layer: str | None = None,
     unit: str = "counts",
     interval: bool = False,
@@ -63,11 +63,12 @@ def prediction(
     sdata
         Object with the image, the shapes and a predicted table.
     genes
-        Gene, or genes: one row each, or three in a row without `truth_key`.
+        Gene, or genes: one row each, or three in a row where nothing measured is shown.
     prediction_key
         Name of the predicted table.
     truth_key
-        Measured table to compare with; it is normalised as the prediction is.
+        Measured table to compare with; it is normalised as the prediction is. The only one of the same shapes if left
+        out; `False` for none.
     layer
         Layer of the measured table; `.X` if left out.
     unit
@@ -121,9 +122,7 @@ def prediction(
     columns = gene_index(table, genes)
     notes = distrust(table, genes, min_cv_pearson)
     values = dense(table.X[:, columns])
-    measured = None
-    if truth_key is not None:
-        measured, _ = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)
+    measured = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)
     intervals = intervals_of(table, header, columns) if interval else None
     section = read_section(sdata, table, header, prediction_key)
     maps: dict[str, list[_maps.Map]] = {}
@@ -131,7 +130,7 @@ def prediction(
         shown, title = values[:, j], f"{name} predicted"
         on_scale, colors = shown, greys() if note else cmap
         if measured is not None:
-            truth = measured[:, j]
+            truth = measured[0][:, j]
             on_scale = np.concatenate([shown, truth])
             title = f"predicted, r = {_correlation(shown, truth)}"
         limits = _maps.limits_of(on_scale, vmin, vmax)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def reliability(
     prediction_key: str = "predicted",
     genes: str | Sequence[str] | None = None,
     maps: Sequence[str] | None = None,
-    truth_key: str | None = None,
+    truth_key: str | Literal[False] | None = None,
     layer: str | None = None,
     unit: str = "counts",
     metric: str = "nrmse",
@@ -66,7 +66,7 @@ def reliability(
     """Draw where a prediction is well grounded, and with a truth whether it knows how well.
 
     Maps of the section, dark where the ground is weak. Spots that no tissue of the reference is like are outlined. With
-    `truth_key` two curves follow. Calibration: the share of measured values inside the intervals, at each level they were
+    a truth two curves follow. Calibration: the share of measured values inside the intervals, at each level they were
     calibrated for, beside the diagonal; the mean over genes, and a band that holds 90 % of them. Risk and coverage:
     accuracy when only the best grounded spots are kept, by each of the maps. Panels whose input the table lacks are left out.
 
@@ -84,7 +84,8 @@ def reliability(
         `["lower"]`), or any numeric column of the table's `.obs`. Left out: the first two; donors if their number
         varies, else the share of evidence if that varies; interval width, or disagreement if there are no intervals.
     truth_key
-        Measured table for the curves; it is normalised as the prediction is.
+        Measured table for the curves; it is normalised as the prediction is. The only one of the same shapes if left out;
+        `False` for none.
     layer
         Layer of the measured table; `.X` if left out.
     unit
@@ -147,14 +148,14 @@ def reliability(
     panels = [_map(table, name, columns, intervals, about, notes[0]) for name in names]
     section = read_section(sdata, table, header, prediction_key)
     curves: dict[str, Callable[[Axes], None]] = {}
-    if truth_key is not None:
+    measured = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)
+    if measured is not None:
         truth: dict[str, Any] = {"truth_key": truth_key, "layer": layer, "unit": unit, "genes": genes}
         risk = get.risk_coverage(sdata, prediction_key=prediction_key, by=names, **truth)
         require_choice(metric, list(dict.fromkeys(risk["metric"])), "metric")
         if intervals is not None:
-            measured, shared = measured_values(sdata, table, header, **truth)
-            columns = gene_index(table, shared)
-            share_inside = coverage(table, header, columns, intervals_of(table, header, columns), measured)
+            columns = gene_index(table, measured[1])
+            share_inside = coverage(table, header, columns, intervals_of(table, header, columns), measured[0])
             if share_inside is not None:
                 curves["calibration"] = partial(draw_calibration, share_inside=share_inside, intervals=intervals)
         curves["risk_coverage"] = partial(draw_risk, frame=risk[risk["metric"] == metric])

@@ -34,7 +34,7 @@ def evaluate(
     sdata: SpatialData | AnnData,
     *,
     prediction_key: str = "predicted",
-    truth_key: str = "table",
+    truth_key: str | None = None,
     truth: AnnData | None = None,
     layer: str | None = None,
     unit: str = "counts",
@@ -56,7 +56,7 @@ def evaluate(
     prediction_key
         Name of the predicted table.
     truth_key
-        Name of the measured table.
+        Name of the measured table; may be left out if only one annotates the same shapes.
     truth
         The measured table itself, where `sdata` is a bare predicted table.
     layer
@@ -101,7 +101,7 @@ def evaluate(
     KeyError
         If a table, gene or layer does not exist, or a metric needs positions, labels or intervals that are not there.
     ValueError
-        If the tables share no spots or genes, the truth is not counts, or it holds fewer than 200 of the genes that
+        If there is no measured table of the shapes, or several and `truth_key` is left out; the tables share no spots or genes, the truth is not counts, or it holds fewer than 200 of the genes that
         size factors rest on.
 
     Notes
@@ -139,7 +139,7 @@ def evaluate(
 
     table, header = predicted(sdata, prediction_key)
     require_columns(table, SPOT_METRICS)
-    measured = truth_table(sdata, truth_key, truth)
+    measured = truth_table(sdata, table, truth_key, truth)
     chosen = as_names(METRICS if metrics is None else metrics)
     require_known(chosen, CHOICES, "metrics")
     asked = set(chosen)
