@@ -108,6 +108,21 @@ def require_positive(value: Any, argument: str, *, whole: bool = False) -> None:
         raise ValueError(msg)
 
 
+def as_seed(rng: Any) -> int:
+    """The whole number that a header can record: `rng` itself, or one drawn from what numpy makes a generator of."""
+    import numpy as np
+
+    if isinstance(rng, int | np.integer) and not isinstance(rng, bool) and rng >= 0:
+        return int(rng)
+    if rng is None or isinstance(rng, np.random.Generator | np.random.SeedSequence | np.random.BitGenerator):
+        return int(np.random.default_rng(rng).integers(2**32))
+    msg = (
+        f"`rng` is {rng!r}; it must be a whole number, at least 0, a generator or seed sequence of numpy, or None for "
+        "another draw at each call."
+    )
+    raise ValueError(msg)
+
+
 def require_type(value: Any, kind: type | tuple[type, ...], argument: str, todo: str = "") -> None:
     """Raise a `TypeError` naming what was found if `value` is not of `kind`."""
     if not isinstance(value, kind):

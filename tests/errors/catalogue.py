@@ -138,6 +138,7 @@ TOPICS: dict[str, list[Case]] = {
         Case("by-position", "tl.fit", TypeError, ("'reference' by position", 'method="knn"'), lambda w: rg.tl.fit(w.unfitted, "knn")),
         Case("wrong-option", "tl.fit", ValueError, ("'k'", "'n_components'"), lambda w: rg.tl.fit(w.unfitted, method="knn", options={"k": 3})),
         Case("method-taken", "tl.register_method", ValueError, ("'rag'", "taken"), lambda w: rg.tl.register_method("rag", Method(cites=False, learns_expression=False, options={}, fit=lambda *_: {}))),
+        Case("wrong-rng", "tl.fit", ValueError, ("`rng` is '7'", "whole number", "generator"), lambda w: rg.tl.fit(w.unfitted, method="knn", rng="7")),
         Case("too-many-neighbours", "tl.fit", ValueError, ("10000", "rows of the reference"), lambda w: rg.tl.fit(w.unfitted, method="knn", n_neighbors=10_000)),
         Case("one-group", "tl.fit", ValueError, ("one group only",), lambda w: rg.tl.fit(w.unfitted, method="knn", group_key="tissue")),
         Case("levels", "tl.calibrate", ValueError, ("`levels` is", "above 0 and below 1"), lambda w: rg.tl.calibrate(w.reference, levels=[90])),

@@ -37,7 +37,7 @@ def risk_coverage(
     unit: str = "counts",
     sample_key: str = "sample",
     baselines: bool = True,
-    rng: int = 0,
+    rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
 ) -> pd.DataFrame:
     r"""Error of the spots that are kept when the least grounded ones are left out.
 
@@ -72,7 +72,7 @@ def risk_coverage(
         Whether to add `"random"` (mean of 5 random orders) and `"oracle"` (by the spot's true squared error over all genes;
         since metrics are means over genes, another order may be a little better).
     rng
-        Seed of the random orders.
+        Seed, generator or seed sequence of numpy, of the random orders; `None` draws anew at each call.
 
     Returns
     -------

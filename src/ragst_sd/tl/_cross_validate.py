@@ -10,6 +10,7 @@ from ragst_sd._labels import as_names
 from ragst_sd._reference import reference_header, standardized_embedding
 from ragst_sd._settings import settings
 from ragst_sd._validate import (
+    as_seed,
     listing,
     names_among,
     require_choice,
@@ -35,6 +36,7 @@ from ragst_sd.tl._folds import RAW_UNIT, group_means, inner_group_key, outer_fol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
     import pandas as pd
     from anndata import AnnData
 
@@ -60,7 +62,7 @@ def cross_validate(
     cited: Sequence[int] = (5, 10, 20, 50),
     library_size: str = "normalized",
     label_key: str = LABEL,
-    rng: int = 0,
+    rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
     device: str | None = None,
     amp: bool = False,
     progress: bool | None = None,
@@ -103,7 +105,7 @@ def cross_validate(
     label_key
         Column of `.obs` with labels of spots (layers, pathologists' regions). Left aside if `"label"` is not there.
     rng
-        Seed of everything that is random.
+        Seed, generator or seed sequence of numpy, of everything that is random; `None` draws anew at each call.
     device, amp
         As in :func:`ragst_sd.tl.fit`.
     progress
@@ -184,15 +186,15 @@ def cross_validate(
     _check_sizes(reference, folds, sizes)
     values_of = _values_by_unit(reference, header, library_size)
 
-    show = settings.progress if progress is None else progress
-    training: dict[str, Any] = {**sizes, "rng": rng, "device": device, "amp": amp, "progress": False}
+    show, seed = settings.progress if progress is None else progress, as_seed(rng)
+    training: dict[str, Any] = {**sizes, "rng": seed, "device": device, "amp": amp, "progress": False}
     parts: list[pd.DataFrame] = []
     with tqdm(total=len(folds) * len(values_of) * len(methods), unit="fit", disable=not show) as bar:
         for fold in folds:
             chosen, summarised = choose_genes(reference, header, fold, n_genes, genes)
             sections = held_sections(reference, header, fold, chosen, summarised)
             with_ceiling = library_size != "raw"
-            parts += [about_the_data(reference, header, one, ceiling=with_ceiling, rng=rng) for one in sections]
+            parts += [about_the_data(reference, header, one, ceiling=with_ceiling, rng=seed) for one in sections]
             inner = inner_group_key(reference.obs.iloc[fold.training], group_key, fold.name)
             for unit, values in values_of.items():
                 part = training_part(reference, header, fold.training, values, unit)

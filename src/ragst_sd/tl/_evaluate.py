@@ -9,7 +9,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
 from ragst_sd._results import predicted, require_columns
-from ragst_sd._validate import listing, require_key, require_known
+from ragst_sd._validate import as_seed, listing, require_key, require_known
 from ragst_sd.reference.noise_ceiling import noise_ceiling
 from ragst_sd.tl._metrics import METRICS, finite_mean, score
 from ragst_sd.tl._section_metrics import SECTION_METRICS, section_metrics
@@ -42,7 +42,7 @@ def evaluate(
     sample_key: str = "sample",
     label_key: str = "label",
     metrics: Sequence[str] | None = None,
-    rng: int = 0,
+    rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
 ) -> pd.DataFrame:
     r"""Compare a prediction with what was measured.
 
@@ -86,7 +86,7 @@ def evaluate(
         the adjusted Rand index between labels and k-means clusters of the prediction's leading principal components,
         as many as there are labels.
     rng
-        Seed of the count splits and of k-means.
+        Seed, generator or seed sequence of numpy, of the count splits and of k-means; `None` draws anew at each call.
 
     Returns
     -------
@@ -164,7 +164,7 @@ def evaluate(
         counts, _ = truth_counts(measured, header, layer)
     basis = np.isin(compared.names, size_factor_genes(header))
     truth_columns = pd.Index(compared.names).get_indexer(compared.genes)
-    parts = []
+    seed, parts = as_seed(rng), []
     for section in compared.sections:
         sample, rows, values, expected = section.sample, section.rows, section.values, section.expected
         finite = np.isfinite(values)
@@ -174,7 +174,7 @@ def evaluate(
             lower, upper = (np.asarray(table.layers[side])[rows][:, compared.columns] for side in sides)
             scores |= _interval_metrics(lower, upper, expected)
         if counts is not None:
-            ceiling = noise_ceiling(counts[section.truth_rows], basis, rng=rng)[truth_columns]
+            ceiling = noise_ceiling(counts[section.truth_rows], basis, rng=seed)[truth_columns]
             correlation = score(METRICS["pearson"], values, expected, finite)
             scores["noise_ceiling"] = ceiling
             scores["share_of_ceiling"] = correlation / np.where(ceiling >= MIN_CEILING, ceiling, np.nan)
@@ -191,7 +191,7 @@ def evaluate(
                 expected,
                 positions=None if places is None else places[rows],
                 labels=None if labels is None else labels[section.truth_rows],
-                rng=rng,
+                rng=seed,
             )
             summary |= {name: of_section[name] for name in chosen if name in of_section}
         lines = pd.Series(summary, name="value").rename_axis("metric").reset_index()

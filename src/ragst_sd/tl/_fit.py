@@ -20,7 +20,7 @@ from ragst_sd._reference import (
     standardized_embedding,
 )
 from ragst_sd._settings import resolve_device, settings
-from ragst_sd._validate import require_choice
+from ragst_sd._validate import as_seed, require_choice
 from ragst_sd.tl._fit_perturbation import fit_perturbation
 from ragst_sd.tl._fit_record import neighbor_counts, storable, write_fit
 from ragst_sd.tl._folds import group_codes, inner_folds
@@ -47,7 +47,7 @@ def fit(
     group_key: str | None = None,
     metric: str | None = None,
     options: Mapping[str, Any] | None = None,
-    rng: int = 0,
+    rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
     device: str | None = None,
     amp: bool = False,
     progress: bool | None = None,
@@ -89,7 +89,8 @@ def fit(
     options
         Options of the method, see Notes.
     rng
-        Seed of all that is drawn. On the CPU the same seed and number of threads give the same fit.
+        A seed, or a generator or seed sequence of numpy from which one is drawn, which the fit records; `None` draws a new
+        one. On the CPU the same seed and number of threads give the same fit.
     device
         Where `rag`, `random_rag` and `mlp` train, for instance `"cuda"`; the setting if left out, and the CPU if
         that is not set either.
@@ -198,12 +199,10 @@ def fit(
     from ragst_sd.retrieval.options import resolve_options
     from ragst_sd.retrieval.training import Run, Training
 
-    if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
-        msg = f"`rng` is {rng!r}; it must be a whole number, at least 0."
-        raise ValueError(msg)
+    seed = as_seed(rng)
     show = bool(settings.progress if progress is None else progress)
     if is_perturbation(reference):
-        run = Run(int(rng), _device(device), amp, show)
+        run = Run(seed, _device(device), amp, show)
         fit_perturbation(
             reference,
             method,
@@ -243,7 +242,7 @@ def fit(
         state=state_of(state, obs, embedding),
         types=_types(reference)[order] if options.get("cell_types") else None,
     )
-    run = Run(int(rng), _device(device), amp, show, n_neighbors, n_candidates)
+    run = Run(seed, _device(device), amp, show, n_neighbors, n_candidates)
     parameters, key, queries = fit_method(method, training, options, run)
     calibration = calibrate_grounding(queries, key, training.groups, n_neighbors, metric)
     raw = np.asarray(reference.obsm[header["use_rep"]], dtype=np.float64)[order]
@@ -259,7 +258,7 @@ def fit(
         "inner_groups": inner_groups,
         # A store keeps no None; no column has an empty name.
         "group_key": "" if group_key is None else str(group_key),
-        "rng": int(rng),
+        "rng": seed,
         "options": storable(options),
         "parameters": {**state, **parameters},
         **calibration,

@@ -11,7 +11,7 @@ from ragst_sd import _keys
 from ragst_sd._labels import as_names
 from ragst_sd._perturbation_reference import perturbation_fit, perturbation_header
 from ragst_sd._settings import settings
-from ragst_sd._validate import listing, names_among, require_known, require_some, require_type
+from ragst_sd._validate import as_seed, listing, names_among, require_known, require_some, require_type
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.perturbations import canonical
 from ragst_sd.tl._fit_record import check_fewer
@@ -54,7 +54,7 @@ def perturb(
     key_added: str = "perturbed",
     inplace: bool = True,
     progress: bool | None = None,
-    rng: int = 0,
+    rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
 ) -> AnnData | dict[str, AnnData] | None:
     r"""Predict how cells, or the spots of a tissue, respond to perturbations, from measured responses to related ones.
 
@@ -118,7 +118,7 @@ def perturb(
         Show a progress bar where it takes longer than a second: of many perturbations, and of the shuffled spots of a tissue; the
         setting if left out.
     rng
-        Of a SpatialData: seed of the permutations and of the draw of controls.
+        Of a SpatialData: seed, generator or seed sequence of numpy of the permutations and of the draw of controls; `None` draws anew at each call.
 
     Returns
     -------
@@ -212,7 +212,7 @@ def perturb(
             center_states=center_states,
             n_permutations=n_permutations,
             key_added=key_added,
-            rng=rng,
+            rng=as_seed(rng),
             context_key=context_key,
             layer=layer,
             unit=unit,
