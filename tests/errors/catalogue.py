@@ -109,6 +109,7 @@ TOPICS: dict[str, list[Case]] = {
         Case("not-embedded", "tl.build_reference", KeyError, ("'X_texture'", "'X_colour'"), lambda w: build(w, use_rep="X_texture")),
         Case("wrong-donor-key", "tl.build_reference", KeyError, ("'patient'", "'donor'"), lambda w: build(w, donor_key="patient")),
         Case("not-fitted", "tl.predict", ValueError, ("not fitted", "rg.tl.fit"), lambda w: rg.tl.predict(w.query, w.unfitted)),
+        Case("not-all-spatialdata", "pp.embed_tiles", TypeError, ("`sdata['scan']` is a str", "SpatialData"), lambda w: rg.pp.embed_tiles({"scan": "section.zarr"})),
         Case("not-spatialdata", "pp.embed_tiles", TypeError, ("str", "SpatialData"), lambda w: rg.pp.embed_tiles("section.zarr")),
     ],
     "Sections, pictures and spots": [
@@ -165,6 +166,7 @@ TOPICS: dict[str, list[Case]] = {
         Case("no-intervals", "tl.predict", ValueError, ("no intervals", "rg.tl.calibrate"), lambda w: predict(w, intervals=0.9)),
         Case("wrong-truth", "tl.evaluate", KeyError, ("'truth'", "'table'"), lambda w: rg.tl.evaluate(w.query, truth_key="truth")),
         Case("no-truth", "tl.evaluate", ValueError, ("No measured table annotates 'spots'", "'predicted'", "truth="), lambda w: rg.tl.evaluate(type(w.query)(shapes={"spots": w.query["spots"]}, tables={"predicted": w.query["predicted"]}))),
+        Case("truth-of-several", "tl.evaluate", ValueError, ("`truth` belongs to one section", "holds 1"), lambda w: rg.tl.evaluate([w.query], truth=w.query["table"])),
         Case("wrong-metric", "tl.evaluate", ValueError, ("'pearsn'", "'pearson'"), lambda w: rg.tl.evaluate(w.query, metrics=["pearsn"])),
         Case("report-of-no-prediction", "tl.report", KeyError, ("'predictd'", "'predicted'"), lambda w: rg.tl.report(w.query, w.reference, path=w.folder / "r", prediction_key="predictd")),
         Case("report-folder", "tl.report", FileNotFoundError, ("there is no folder", "Make it first"), lambda w: rg.tl.report(w.query, w.reference, path=w.folder / "no" / "r")),

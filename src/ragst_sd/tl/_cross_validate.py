@@ -203,7 +203,7 @@ def cross_validate(
                     fit(part, method=method, group_key=inner, options=options[method], **training)
                     for section in sections:
                         own = embedding[section.rows]
-                        frame = score_section(reference, part, section, own, values, numbers, label_key, rng)
+                        frame = score_section(reference, part, section, own, values, numbers, label_key, seed)
                         parts.append(frame.assign(method=method, unit=unit))
                     bar.update()
     scores = pd.concat(parts, ignore_index=True)[COLUMNS]

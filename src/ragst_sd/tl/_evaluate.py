@@ -9,6 +9,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
 from ragst_sd._results import predicted, require_columns
+from ragst_sd._several import over_sections
 from ragst_sd._validate import as_seed, listing, require_key, require_known
 from ragst_sd.reference.noise_ceiling import noise_ceiling
 from ragst_sd.tl._metrics import METRICS, finite_mean, score
@@ -16,7 +17,7 @@ from ragst_sd.tl._section_metrics import SECTION_METRICS, section_metrics
 from ragst_sd.tl._truth import compare, size_factor_genes, truth_counts, truth_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
     from anndata import AnnData
@@ -30,8 +31,9 @@ CHOICES = (*METRICS, *INTERVAL_METRICS, *CEILING_METRICS, *SECTION_METRICS)
 MIN_CEILING = 0.1
 
 
+@over_sections(not_with="truth")
 def evaluate(
-    sdata: SpatialData | AnnData,
+    sdata: SpatialData | AnnData | Sequence[SpatialData] | Mapping[str, SpatialData],
     *,
     prediction_key: str = "predicted",
     truth_key: str | None = None,
@@ -52,7 +54,7 @@ def evaluate(
     Parameters
     ----------
     sdata
-        Object with the predicted and the measured table, or the predicted table itself.
+        Object with the predicted and the measured table, or a list or a mapping of them; or a predicted table itself.
     prediction_key
         Name of the predicted table.
     truth_key
@@ -94,7 +96,8 @@ def evaluate(
     genes that do not vary, and 0 for a prediction that does not; `share_of_ceiling` is NaN where the ceiling is below
     0.1. Lines with an empty `gene` hold the metrics per section, the means over spots of `effective_n`,
     `evidence_share` and `out_of_reference`, and `n_spots`. Spots and genes without a prediction are left out of a
-    metric per section, which is NaN where it cannot be computed.
+    metric per section, which is NaN where it cannot be computed. For a list or a mapping there is a first column
+    `section` with the name in the mapping, or in `obs["sample"]` of the measured table.
 
     Raises
     ------
