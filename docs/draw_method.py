@@ -27,8 +27,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "_static")
     args = parser.parse_args()
     sections = rg.datasets.synthetic(n_donors=3, image_px=1200)
-    for sdata in sections.values():
-        rg.pp.embed_tiles(sdata, progress=False)
+    rg.pp.embed_tiles(sections, progress=False)
     query = sections.pop("donor3")
     reference = rg.tl.build_reference(sections, use_rep="X_texture")
     rg.tl.fit(reference, progress=False)

@@ -63,8 +63,7 @@ def main() -> None:
         draw_gallery(Path(args.data) / "histology" / "mob2k", args.out)
         return
     sections = read_folder(Path(args.data) / "histology" / "mob")
-    for sdata in sections.values():
-        rg.pp.embed_tiles(sdata)
+    rg.pp.embed_tiles(sections)
     query = sections[HELD_OUT]
     donor = query.tables["table"].obs["donor"].iloc[0]
     training = {name: s for name, s in sections.items() if s.tables["table"].obs["donor"].iloc[0] != donor}
@@ -90,8 +89,7 @@ def main() -> None:
 def draw_gallery(folder: Path, out: Path) -> None:
     """What the gallery shows and no other page: mouse olfactory bulb, example data of STUtility (MIT)."""
     sections = {name: s for name, s in read_folder(folder).items() if name != "MOB4"}
-    for sdata in sections.values():
-        rg.pp.embed_tiles(sdata)
+    rg.pp.embed_tiles(sections)
     query = sections.pop("MOB3")
     reference = rg.tl.build_reference(sections, use_rep="X_texture")
     rg.tl.fit(reference, progress=False)
@@ -192,8 +190,7 @@ def draw_viewer(query: SpatialData, reference: AnnData, spot: str, gene: str, pa
 def write_synthetic_viewer(path: Path) -> None:
     """A viewer page to try, of synthetic tissue: no page of the documentation holds measured matrices."""
     sections = rg.datasets.synthetic(n_donors=4, image_px=1200)
-    for sdata in sections.values():
-        rg.pp.embed_tiles(sdata, progress=False)
+    rg.pp.embed_tiles(sections, progress=False)
     query = sections.pop("donor4")
     reference = rg.tl.build_reference(sections, use_rep="X_texture")
     rg.tl.fit(reference, progress=False)
@@ -282,8 +279,7 @@ def made_up_tissue(reference: AnnData) -> SpatialData:
 def draw_benchmark(folder: Path, path: Path) -> None:
     """Accuracy of all methods on each donor of a set, predicted from the others."""
     sections = read_folder(folder)
-    for sdata in sections.values():
-        rg.pp.embed_tiles(sdata)
+    rg.pp.embed_tiles(sections)
     reference = rg.tl.build_reference(sections, use_rep="X_texture", thumbnails=False)
     sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     from methods import register

@@ -34,7 +34,7 @@ HEAD = """\
 
 - Data come first and by position (`sdata`, then `reference`); every other argument is given by name.
 - Functions change the object and return `None`, unless `inplace=False`. `rg.tl.build_reference` and everything in `rg.get` return something.
-- The order is: `rg.pp.embed_tiles` on EVERY section, query included, with the same arguments; `rg.tl.build_reference` on the measured
+- The order is: `rg.pp.embed_tiles` on EVERY section (it takes a mapping of them), query included, with the same arguments; `rg.tl.build_reference` on the measured
   sections; `rg.tl.fit(reference)`; `rg.tl.predict(query, reference)`. Predicting from an unfitted reference is an error.
 - A reference is a plain AnnData. There is no class to instantiate and no model object: the fit lies in `reference.uns["ragst"]["fit"]`.
 - `use_rep` is the literal key in `.obsm`: `"X_" + model`, so `"X_texture"` for `model="texture"`, unless `key_added` was given.
@@ -55,8 +55,7 @@ HEAD = """\
 import ragst_sd as rg
 
 sections = rg.datasets.synthetic(n_donors=3)  # {"donor1": SpatialData, ...}
-for sdata in sections.values():
-    rg.pp.embed_tiles(sdata, image_key="he", model="texture")  # or "uni2", any timm model name
+rg.pp.embed_tiles(sections, image_key="he", model="texture")  # or "uni2", any timm model name
 query = sections.pop("donor3")
 reference = rg.tl.build_reference(sections, use_rep="X_texture")
 rg.tl.fit(reference, method="knn")  # left out: method="rag", learned retrieval

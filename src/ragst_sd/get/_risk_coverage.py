@@ -8,12 +8,13 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._results import MORE_IS_BETTER, predicted
+from ragst_sd._several import over_sections
 from ragst_sd._validate import hint, listing, require_key
 from ragst_sd.tl._metrics import METRICS, score
 from ragst_sd.tl._truth import compare, truth_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
     from anndata import AnnData
@@ -24,8 +25,9 @@ _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 _RANDOM_ORDERS = 5
 
 
+@over_sections(not_with="truth")
 def risk_coverage(
-    sdata: SpatialData | AnnData,
+    sdata: SpatialData | AnnData | Sequence[SpatialData] | Mapping[str, SpatialData],
     *,
     prediction_key: str = "predicted",
     truth_key: str | None = None,
@@ -47,7 +49,7 @@ def risk_coverage(
     Parameters
     ----------
     sdata
-        Object with the predicted and the measured table, or the predicted table itself.
+        Object with the predicted and the measured table, or a list or a mapping of them; or a predicted table itself.
     prediction_key
         Name of the predicted table.
     truth_key
@@ -76,7 +78,8 @@ def risk_coverage(
 
     Returns
     -------
-    Long frame `by`, `share`, `n_spots` (kept), `metric`, `value`. Metrics are means over genes, then over sections:
+    Long frame `by`, `share`, `n_spots` (kept), `metric`, `value`; for a list or a mapping there is a first column `section`.
+    Metrics are means over genes, then over sections:
     `rmse` and `mae` in the unit of the prediction, `nrmse` (RMSE over the standard deviation of the gene in the whole section,
     so that every gene counts alike), `spread`, how far the measured values of the kept spots lie from the gene's mean in the whole
     section, in the same standard deviations, and `pearson` over the kept spots of a section. Where `spread` falls with the error, the
@@ -99,8 +102,7 @@ def risk_coverage(
     --------
     >>> import ragst_sd as rg
     >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
-    >>> for sdata in sections.values():
-    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> rg.pp.embed_tiles(sections, model="texture", progress=False)
     >>> query = sections.pop("donor3")
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rg.tl.fit(reference, method="knn")

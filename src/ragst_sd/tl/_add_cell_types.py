@@ -107,8 +107,7 @@ def add_cell_types(
     --------
     >>> import anndata as ad, numpy as np, pandas as pd, ragst_sd as rg
     >>> sections = rg.datasets.synthetic(n_donors=2, image_px=500)
-    >>> for sdata in sections.values():
-    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> rg.pp.embed_tiles(sections, model="texture", progress=False)
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rng = np.random.default_rng(0)
     >>> types = pd.DataFrame({"type": np.repeat(["A", "B"], 30)}, index=[f"cell{i}" for i in range(60)])

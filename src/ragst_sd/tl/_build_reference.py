@@ -155,8 +155,7 @@ def build_reference(
     --------
     >>> import ragst_sd as rg
     >>> sections = rg.datasets.synthetic(n_donors=2, image_px=500)
-    >>> for sdata in sections.values():
-    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> rg.pp.embed_tiles(sections, model="texture", progress=False)
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> sorted(reference.obs["donor"].unique())
     ['donor1', 'donor2']
