@@ -26,7 +26,8 @@ def test_a_whole_number_is_its_own_seed():
 def test_what_numpy_takes_gives_a_seed_that_repeats():
     drawn = [as_seed(np.random.default_rng(3)) for _ in range(2)]
     assert drawn[0] == drawn[1] != as_seed(np.random.default_rng(4))
-    assert as_seed(np.random.SeedSequence(3)) == as_seed(np.random.SeedSequence(3))
+    for make in (lambda: np.random.SeedSequence(3), lambda: np.random.PCG64(3), lambda: [3, 4]):
+        assert as_seed(make()) == as_seed(make())
     # A generator goes on, and nothing at all is new at each call.
     generator = np.random.default_rng(3)
     assert as_seed(generator) != as_seed(generator)
@@ -70,6 +71,15 @@ def test_the_fit_records_the_seed_that_was_drawn(reference):
     seed = reference.uns["ragst"]["fit"]["rng"]
     assert isinstance(seed, int)
     assert seed == as_seed(np.random.default_rng(5))
+
+
+def test_a_generator_compares_methods(reference):
+    def scores(rng):
+        return rg.tl.cross_validate(
+            reference, methods=["mean"], n_genes=5, cited=[5], progress=False, inplace=False, rng=rng
+        )
+
+    assert scores(np.random.default_rng(1)).equals(scores(np.random.default_rng(1)))
 
 
 def test_scores_repeat_with_the_same_generator(predicted):

@@ -114,13 +114,16 @@ def as_seed(rng: Any) -> int:
 
     if isinstance(rng, int | np.integer) and not isinstance(rng, bool) and rng >= 0:
         return int(rng)
-    if rng is None or isinstance(rng, np.random.Generator | np.random.SeedSequence | np.random.BitGenerator):
+    try:
+        if isinstance(rng, bool):
+            raise TypeError
         return int(np.random.default_rng(rng).integers(2**32))
-    msg = (
-        f"`rng` is {rng!r}; it must be a whole number, at least 0, a generator or seed sequence of numpy, or None for "
-        "another draw at each call."
-    )
-    raise ValueError(msg)
+    except (TypeError, ValueError):
+        msg = (
+            f"`rng` is {rng!r}; it must be a whole number, at least 0, a generator or seed sequence of numpy, or None for "
+            "another draw at each call."
+        )
+        raise ValueError(msg) from None
 
 
 def require_type(value: Any, kind: type | tuple[type, ...], argument: str, todo: str = "") -> None:
