@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sphinx.ext import intersphinx
 
 import ragst_sd
+from ragst_sd._renamed import SUBMODULES
 
 if TYPE_CHECKING:
     from docutils import nodes
@@ -31,6 +34,12 @@ shutil.copytree(_HERE.parent / "tutorials", _HERE / "tutorials", dirs_exist_ok=T
 
 # Without a network the inventories of other projects cannot be loaded: links into them are left out, not failed.
 OFFLINE = os.environ.get("RAGST_SD_DOCS_OFFLINE", "") not in ("", "0")
+
+# Functions as they are written: the names of types stand in their own modules, not in that of what they are wrapped in.
+for part in SUBMODULES:
+    package = import_module(f"ragst_sd.{part}")
+    for name in package.__all__:
+        setattr(package, name, inspect.unwrap(getattr(package, name)))
 
 project = "ragst_sd"
 author = "ragst_sd developers"

@@ -27,8 +27,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "_static")
     args = parser.parse_args()
     sections = rg.datasets.synthetic(n_donors=3, image_px=1200)
-    for sdata in sections.values():
-        rg.pp.embed_tiles(sdata, progress=False)
+    rg.pp.embed_tiles(sections, progress=False)
     query = sections.pop("donor3")
     reference = rg.tl.build_reference(sections, use_rep="X_texture")
     rg.tl.fit(reference, progress=False)
@@ -37,7 +36,7 @@ def main() -> None:
     table = query.tables["predicted"]
     spot = table.obs_names[int(np.argmax(np.asarray(table.X).ravel()))]
     cited = rg.get.neighbors(query, obs_names=spot)
-    parts = rg.get.explain(query, reference, obs_name=spot, gene=gene).set_index("reference")
+    parts = rg.get.explain(query, reference, obs_names=spot, genes=gene).set_index("reference")
     thumbnails = dict(zip(reference.obs_names, reference.obsm["thumbnail"], strict=True))
 
     plt.rcParams.update({"font.family": "sans-serif", "font.size": 10, "text.color": INK, "svg.fonttype": "none"})

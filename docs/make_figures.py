@@ -63,8 +63,7 @@ def main() -> None:
         draw_gallery(Path(args.data) / "histology" / "mob2k", args.out)
         return
     sections = read_folder(Path(args.data) / "histology" / "mob")
-    for sdata in sections.values():
-        rg.pp.embed_tiles(sdata)
+    rg.pp.embed_tiles(sections)
     query = sections[HELD_OUT]
     donor = query.tables["table"].obs["donor"].iloc[0]
     training = {name: s for name, s in sections.items() if s.tables["table"].obs["donor"].iloc[0] != donor}
@@ -74,13 +73,13 @@ def main() -> None:
     genes = [*dict.fromkeys([*GENES, *variable_genes(reference, 250)])]
     rg.tl.predict(query, reference, genes=genes, intervals=0.9)
 
-    rg.pl.prediction(query, gene=GENES[:2], truth_key="table", save=args.out / "prediction.png", show=False)
+    rg.pl.prediction(query, genes=GENES[:2], truth_key="table", save=args.out / "prediction.png", show=False)
     draw_reading(query, reference, args.out)
     gene = GENES[1]
     table = query.tables["predicted"]
     spot = table.obs_names[int(np.argmax(np.asarray(table[:, gene].X).ravel()))]
     query.tables["predicted"] = rg.tl.predict(query, reference, genes=[gene], n_neighbors=12, inplace=False)
-    rg.pl.retrieval(query, reference, obs_name=spot, gene=gene, save=args.out / "retrieval.png", show=False)
+    rg.pl.retrieval(query, reference, obs_names=spot, genes=gene, save=args.out / "retrieval.png", show=False)
     draw_benchmark(Path(args.data) / "histology" / "mob2k", args.out / "benchmark.png")
     write_synthetic_viewer(args.out / "viewer_synthetic.html")
     draw_gallery(Path(args.data) / "histology" / "mob2k", args.out)
@@ -90,8 +89,7 @@ def main() -> None:
 def draw_gallery(folder: Path, out: Path) -> None:
     """What the gallery shows and no other page: mouse olfactory bulb, example data of STUtility (MIT)."""
     sections = {name: s for name, s in read_folder(folder).items() if name != "MOB4"}
-    for sdata in sections.values():
-        rg.pp.embed_tiles(sdata)
+    rg.pp.embed_tiles(sections)
     query = sections.pop("MOB3")
     reference = rg.tl.build_reference(sections, use_rep="X_texture")
     rg.tl.fit(reference, progress=False)
@@ -101,10 +99,12 @@ def draw_gallery(folder: Path, out: Path) -> None:
     genes = ["Doc2g", "Penk", "S100a5"]
     highest = [table.obs_names[int(np.argmax(np.asarray(table[:, gene].X).ravel()))] for gene in genes]
     how = {"show": False}
-    rg.pl.prediction(query, gene=genes, truth_key="table", save=out / "gallery_genes.png", **how)
-    rg.pl.retrieval(query, reference, obs_name=highest, gene="Doc2g", n_shown=5, save=out / "gallery_spots.png", **how)
+    rg.pl.prediction(query, genes=genes, truth_key="table", save=out / "gallery_genes.png", **how)
+    rg.pl.retrieval(
+        query, reference, obs_names=highest, genes="Doc2g", n_shown=5, save=out / "gallery_spots.png", **how
+    )
     rg.pl.explain(
-        query, reference, obs_name=highest[0], gene="Doc2g", group_by="sample", truth_key="table",
+        query, reference, obs_names=highest[0], genes="Doc2g", group_by="sample", truth_key="table",
         save=out / "gallery_groups.png", **how,
     )  # fmt: skip
     rg.pl.sources(query, group_by="sample", save=out / "gallery_sources.png", **how)
@@ -149,14 +149,16 @@ def draw_reading(query: SpatialData, reference: AnnData, out: Path) -> None:
     table = query.tables["predicted"]
     gene = "Doc2g"
     spot = table.obs_names[int(np.argmax(np.asarray(table[:, gene].X).ravel()))]
-    rg.pl.retrieval(query, reference, obs_name=spot, gene=gene, save=out / "reading_retrieval.png", show=False)
+    rg.pl.retrieval(query, reference, obs_names=spot, genes=gene, save=out / "reading_retrieval.png", show=False)
     how = {"truth_key": "table", "show": False}
-    rg.pl.explain(query, reference, obs_name=spot, gene=gene, save=out / "reading_explain.png", **how)
-    rg.pl.prediction(query, gene=gene, interval=True, save=out / "reading_intervals.png", **how)
-    rg.pl.reliability(query, save=out / "reading_reliability.png", **how)
+    rg.pl.explain(
+        query, reference, obs_names=spot, genes=gene, truth_key=False, save=out / "reading_explain.png", **how
+    )
+    rg.pl.prediction(query, genes=gene, interval=True, truth_key=False, save=out / "reading_intervals.png", **how)
+    rg.pl.reliability(query, truth_key=False, save=out / "reading_reliability.png", **how)
     rg.pl.sources(query, save=out / "reading_sources.png", show=False)
     for (name, wrong), file in ((DISAGREEING, "reading_wrong.png"), (UNSEEN, "reading_unseen.png")):
-        rg.pl.explain(query, reference, obs_name=name, gene=wrong, save=out / file, **how)
+        rg.pl.explain(query, reference, obs_names=name, genes=wrong, truth_key=False, save=out / file, **how)
     draw_viewer(query, reference, spot, gene, out / "reading_viewer.png")
 
 
@@ -188,8 +190,7 @@ def draw_viewer(query: SpatialData, reference: AnnData, spot: str, gene: str, pa
 def write_synthetic_viewer(path: Path) -> None:
     """A viewer page to try, of synthetic tissue: no page of the documentation holds measured matrices."""
     sections = rg.datasets.synthetic(n_donors=4, image_px=1200)
-    for sdata in sections.values():
-        rg.pp.embed_tiles(sdata, progress=False)
+    rg.pp.embed_tiles(sections, progress=False)
     query = sections.pop("donor4")
     reference = rg.tl.build_reference(sections, use_rep="X_texture")
     rg.tl.fit(reference, progress=False)
@@ -211,7 +212,9 @@ def draw_perturbation(path: Path) -> None:
     truth = rg.tl.build_perturbation_reference(screen[role.isin(["test", "control_test"])].copy(), **build)
     rg.tl.fit(reference, method="rag", progress=False)
     tissue = made_up_tissue(reference)
-    rg.tl.perturb_tissue(tissue, reference, perturbations=held_out, context_key="state", unit="log1p_cp10k", progress=False)
+    rg.tl.perturb_tissue(
+        tissue, reference, perturbations=held_out, context_key="state", unit="log1p_cp10k", progress=False
+    )
     rg.pl.perturbation(tissue, reference, truth=truth, context="tumour", n_shown=5, save=path, show=False, dpi=130)
 
 
@@ -278,8 +281,7 @@ def made_up_tissue(reference: AnnData) -> SpatialData:
 def draw_benchmark(folder: Path, path: Path) -> None:
     """Accuracy of all methods on each donor of a set, predicted from the others."""
     sections = read_folder(folder)
-    for sdata in sections.values():
-        rg.pp.embed_tiles(sdata)
+    rg.pp.embed_tiles(sections)
     reference = rg.tl.build_reference(sections, use_rep="X_texture", thumbnails=False)
     sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     from methods import register

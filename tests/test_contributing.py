@@ -36,7 +36,7 @@ def test_a_method(sections, reference, monkeypatch):
     table = query.tables["predicted"]
     np.testing.assert_allclose(table.obs["effective_n"].dropna(), 1)
     spot, gene = table.obs_names[0], table.var_names[0]
-    parts = rg.get.explain(query, reference, obs_name=spot, gene=gene)
+    parts = rg.get.explain(query, reference, obs_names=spot, genes=gene)
     assert abs(parts["contribution"].sum() - table[spot, gene].X.item()) < 1e-5
 
 

@@ -201,7 +201,7 @@ def test_code_that_assistants_read_runs(workplace, drawn, monkeypatch):
             exec(compile(code, "llms.txt", "exec"), names)
     finally:
         plt.close("all")
-    parts = rg.get.explain(names["query"], names["reference"], obs_name=names["spot"], gene=names["gene"])
+    parts = rg.get.explain(names["query"], names["reference"], obs_names=names["spot"], genes=names["gene"])
     value = names["query"].tables["predicted"][names["spot"], names["gene"]].X.item()
     assert abs(parts["contribution"].sum() - value) < 1e-5
     assert (workplace / "viewer.html").exists() and (workplace / "card.html").exists()

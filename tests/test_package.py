@@ -171,15 +171,6 @@ def test_unknown_names_are_attribute_errors():
         rg.tl.predct  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["build_recipe", "data_card", "download_reference", "upload_reference"])
-def test_a_function_that_moved_names_its_new_place(name):
-    assert name in rg.io.__all__
-    with pytest.raises(
-        AttributeError, match=rf"'ragst_sd\.datasets' has no attribute '{name}': it is now `rg\.io\.{name}`"
-    ):
-        getattr(rg.datasets, name)
-
-
 def test_core_runs_where_only_numpy_and_torch_are_installed():
     modules = [module_name(path) for path in FILES if path.relative_to(ROOT).parts[0] in ("image", "retrieval")]
     out = python(f"""

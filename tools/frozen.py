@@ -71,7 +71,7 @@ def tissue_values(reference: AnnData, section: Any) -> dict[str, np.ndarray]:
     """What a fitted reference says of a section."""
     table = rg.tl.predict(section, reference, inplace=False)
     explained = rg.get.explain(
-        table, reference, obs_name=list(table.obs_names[::25]), gene=[str(gene) for gene in table.var_names[::40]]
+        table, reference, obs_names=list(table.obs_names[::25]), genes=[str(gene) for gene in table.var_names[::40]]
     )
     return {
         "prediction": np.asarray(table.X),
@@ -119,7 +119,7 @@ def response_values(reference: AnnData, cells: AnnData) -> dict[str, np.ndarray]
             values[f"{name} refused"] = np.ones(1)
             continue
         explained = rg.get.explain(
-            table, reference, obs_name=str(table.obs_names[0]), gene=[str(gene) for gene in table.var_names[::100]]
+            table, reference, obs_names=str(table.obs_names[0]), genes=[str(gene) for gene in table.var_names[::100]]
         )
         values |= {
             f"{name} prediction": np.asarray(table.X),

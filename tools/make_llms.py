@@ -34,7 +34,7 @@ HEAD = """\
 
 - Data come first and by position (`sdata`, then `reference`); every other argument is given by name.
 - Functions change the object and return `None`, unless `inplace=False`. `rg.tl.build_reference` and everything in `rg.get` return something.
-- The order is: `rg.pp.embed_tiles` on EVERY section, query included, with the same arguments; `rg.tl.build_reference` on the measured
+- The order is: `rg.pp.embed_tiles` on EVERY section (it takes a mapping of them), query included, with the same arguments; `rg.tl.build_reference` on the measured
   sections; `rg.tl.fit(reference)`; `rg.tl.predict(query, reference)`. Predicting from an unfitted reference is an error.
 - A reference is a plain AnnData. There is no class to instantiate and no model object: the fit lies in `reference.uns["ragst"]["fit"]`.
 - `use_rep` is the literal key in `.obsm`: `"X_" + model`, so `"X_texture"` for `model="texture"`, unless `key_added` was given.
@@ -55,8 +55,7 @@ HEAD = """\
 import ragst_sd as rg
 
 sections = rg.datasets.synthetic(n_donors=3)  # {"donor1": SpatialData, ...}
-for sdata in sections.values():
-    rg.pp.embed_tiles(sdata, image_key="he", model="texture")  # or "uni2", any timm model name
+rg.pp.embed_tiles(sections, image_key="he", model="texture")  # or "uni2", any timm model name
 query = sections.pop("donor3")
 reference = rg.tl.build_reference(sections, use_rep="X_texture")
 rg.tl.fit(reference, method="knn")  # left out: method="rag", learned retrieval
@@ -70,8 +69,8 @@ scores = rg.tl.evaluate(query, metrics=["pearson"])  # long: gene, sample, metri
 table = query.tables["predicted"]
 spot, gene = table.obs_names[0], "EPCAM"
 rg.get.neighbors(query, obs_names=spot)  # cited spots: donor, sample, distance, weight, license
-rg.get.explain(query, reference, obs_name=spot, gene=gene)  # column contribution adds up to table[spot, gene].X
-rg.pl.retrieval(query, reference, obs_name=spot, gene=gene, save="retrieval.png")
+rg.get.explain(query, reference, obs_names=spot, genes=gene)  # column contribution adds up to table[spot, gene].X
+rg.pl.retrieval(query, reference, obs_names=spot, genes=gene, save="retrieval.png")
 rg.pl.viewer(query, reference, genes=[gene], path="viewer.html")
 rg.tl.report(query, reference, path="card")  # card.md and card.html
 ```
@@ -121,8 +120,8 @@ predicted = rg.tl.perturb(controls, responses, perturbations=["STAT2"])  # X = s
 - `rg.tl.predict(query, reference, "X_texture")`: arguments after the objects go by name, `use_rep="X_texture"`.
 - `adata = rg.tl.predict(query, reference)`: it returns `None`; take `query.tables["predicted"]`, or `inplace=False`.
 - `rg.tl.build_reference([s1, s2])`: `use_rep` is required.
-- `rg.pl.prediction(query, genes=[...])`: the argument is `gene`, a name or a list.
-- `rg.get.explain(query, obs_name=...)`: the reference goes second; the table only points to it.
+- `rg.pl.prediction(query, gene="EPCAM")`: `genes=` and `obs_names=` take a name or a list, everywhere.
+- `rg.get.explain(query, obs_names=...)`: the reference goes second; the table only points to it.
 - `sc.pp.normalize_total` before `rg.tl.build_reference`: give counts, or say `unit="log1p_cp10k"`.
 
 """

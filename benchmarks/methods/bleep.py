@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True)
 class BleepOptions(CitingOptions):
     """Options of `bleep`: genes to train on, width of the heads, and how they are trained."""

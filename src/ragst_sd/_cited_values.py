@@ -28,7 +28,10 @@ def measured_values(
     cited
         Lines of `header["cited"]`.
     """
-    at, columns = bank.obs.index.get_indexer(cited["reference"]), measured_columns(bank.genes, genes, bank.header.cell_types)
+    at, columns = (
+        bank.obs.index.get_indexer(cited["reference"]),
+        measured_columns(bank.genes, genes, bank.header.cell_types),
+    )
     if not len(at):
         nothing = np.zeros((0, len(columns)))
         return nothing, nothing.astype(bool), nothing

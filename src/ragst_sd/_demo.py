@@ -133,9 +133,9 @@ def _write(
     scores = rg.tl.evaluate(sdata, metrics=["pearson"])
     best = scores[scores["gene"] != ""].sort_values("value", ascending=False)["gene"].iloc[0]
     spot = table.obs_names[int(np.nanargmax(np.asarray(table[:, best].X).ravel()))]
-    rg.pl.prediction(sdata, gene=best, truth_key="table", save=out / "prediction.png", show=False)
-    rg.pl.retrieval(sdata, reference, obs_name=spot, gene=best, save=out / "retrieval.png", show=False)
-    rg.get.explain(sdata, reference, obs_name=spot, gene=best).to_csv(out / "explanation.csv", index=False)
+    rg.pl.prediction(sdata, genes=best, truth_key="table", save=out / "prediction.png", show=False)
+    rg.pl.retrieval(sdata, reference, obs_names=spot, genes=best, save=out / "retrieval.png", show=False)
+    rg.get.explain(sdata, reference, obs_names=spot, genes=best).to_csv(out / "explanation.csv", index=False)
     if store.exists():
         shutil.rmtree(store)
     sdata.write(store)

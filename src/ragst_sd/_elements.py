@@ -38,8 +38,8 @@ class Centers(NamedTuple):
     """The frame that both share."""
 
 
-def require_sdata(sdata: object) -> None:
-    """Raise a `TypeError` unless `sdata` is a SpatialData; a `ValueError` if it holds responses to perturbations."""
+def require_sdata(sdata: Any) -> SpatialData:
+    """The object itself; a `TypeError` unless it is a SpatialData, a `ValueError` if it holds responses to perturbations."""
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -47,6 +47,7 @@ def require_sdata(sdata: object) -> None:
         require_tissue(sdata.uns.get(_keys.RETRIEVAL))
 
     require_type(sdata, SpatialData, "sdata", "Read sections with spatialdata-io or `rg.io.read_st`.")
+    return sdata
 
 
 def resolve_image(sdata: SpatialData, image_key: str | None) -> str:
@@ -292,5 +293,3 @@ def _chunk(level: Any) -> tuple[int, int]:
     chunks = getattr(level, "chunks", None) or level.shape
     rows, columns = (int(np.ravel(size)[0]) for size in chunks[1:])
     return rows, columns
-
-

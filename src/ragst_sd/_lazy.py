@@ -6,34 +6,35 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ragst_sd._renamed import place_of, with_names_told
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
 
-def lazy_functions(
-    package: str, names: Sequence[str], *, moved: Mapping[str, str] | None = None
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package whose function `name` lives in its private module `_name`.
-
-    `moved` names, for functions that the package had in an earlier release, where they are now.
-    """
+def lazy_functions(package: str, names: Sequence[str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package whose function `name` lives in its private module `_name`."""
 
     def load(name: str) -> Any:
-        return getattr(import_module(f"{package}._{name}"), name)
+        module = import_module(f"{package}._{name}")
+        function = with_names_told(getattr(module, name), f"{package.partition('.')[2]}.{name}")
+        # Where a pickle looks for it.
+        setattr(module, name, function)
+        return function
 
-    return lazy_attributes(package, dict.fromkeys(names, load), moved=moved)
+    return lazy_attributes(package, dict.fromkeys(names, load))
 
 
 def lazy_attributes(
-    package: str, loaders: dict[str, Callable[[str], Any]], *, moved: Mapping[str, str] | None = None
+    package: str, loaders: dict[str, Callable[[str], Any]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a package; every name is loaded once and then kept in the package."""
 
     def __getattr__(name: str) -> Any:
         if name not in loaders:
             msg = f"module {package!r} has no attribute {name!r}"
-            place = (moved or {}).get(name)
-            raise AttributeError(f"{msg}: it is now `{place}`" if place else msg, name=name, obj=sys.modules[package])
+            place = "" if name.startswith("_") else place_of(package, name)
+            raise AttributeError(f"{msg}: it is `{place}`" if place else msg, name=name, obj=sys.modules[package])
         value = loaders[name](name)
         setattr(sys.modules[package], name, value)
         return value

@@ -10,7 +10,7 @@ from ragst_sd import _keys
 from ragst_sd._bank import open_bank
 from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
 from ragst_sd._reference import row_hashes
-from ragst_sd._validate import require_key, require_known, require_type
+from ragst_sd._validate import names_among, require_key, require_type
 from ragst_sd.reference.perturbation_schema import TASK
 
 if TYPE_CHECKING:
@@ -247,20 +247,18 @@ def _another(header: dict[str, Any], current: str) -> ValueError:
     return ValueError(msg)
 
 
-def spot_index(table: AnnData, obs_names: str | Sequence[str] | None, argument: str = "obs_names") -> np.ndarray:
+def spot_index(table: AnnData, obs_names: str | Sequence[str] | None) -> np.ndarray:
     """Positions of spots (or cells) by name; all if `None`."""
     if obs_names is None:
         return np.arange(table.n_obs)
     what = "cell" if holds_responses(table.uns.get(_keys.RETRIEVAL)) else "spot"
-    return _positions(table.obs_names, obs_names, argument, what)
+    return _positions(table.obs_names, obs_names, "obs_names", what)
 
 
-def gene_index(table: AnnData, genes: str | Sequence[str], argument: str = "gene") -> np.ndarray:
+def gene_index(table: AnnData, genes: str | Sequence[str]) -> np.ndarray:
     """Positions of genes by name."""
-    return _positions(table.var_names, genes, argument, "gene")
+    return _positions(table.var_names, genes, "genes", "gene")
 
 
 def _positions(names: pd.Index, wanted: str | Sequence[str], argument: str, what: str) -> np.ndarray:
-    wanted = [str(name) for name in np.atleast_1d(np.asarray(wanted, dtype=object))]
-    require_known(wanted, names, argument, f": the table has no {what}", KeyError)
-    return names.get_indexer(wanted)
+    return names.get_indexer(names_among(wanted, names, argument, f": the table has no {what}", KeyError))

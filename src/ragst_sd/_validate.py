@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 _LISTED = 12
 
@@ -62,6 +63,19 @@ def require_known(
         raise error(msg)
 
 
+def name_list(names: str | Iterable[Any], argument: str, *, most: int | None = None) -> list[str]:
+    """One name or several, each once: at least one, and no more than there is place for."""
+    from ragst_sd._labels import as_names
+
+    require_type(names, (str, Iterable), argument, "Give a name or a list of names.")
+    each = as_names(names)
+    require_some(each, argument)
+    if most is not None and len(each) > most:
+        msg = f"`{argument}` names {listing(each)}; there is place for {most}. Call once for each of the others."
+        raise ValueError(msg)
+    return each
+
+
 def names_among(
     asked: str | Sequence[str],
     available: Collection[Any],
@@ -70,10 +84,7 @@ def names_among(
     error: type[Exception] = ValueError,
 ) -> list[str]:
     """The names asked for, without repeats: at least one, and all of them available."""
-    from ragst_sd._labels import as_names
-
-    names = as_names(asked)
-    require_some(names, argument)
+    names = name_list(asked, argument)
     require_known(names, available, argument, lacking, error)
     return names
 
@@ -95,6 +106,24 @@ def require_positive(value: Any, argument: str, *, whole: bool = False) -> None:
         kind = "a whole number" if whole else "a finite number"
         msg = f"`{argument}` is {value!r}; it must be {kind} above zero."
         raise ValueError(msg)
+
+
+def as_seed(rng: Any) -> int:
+    """The whole number that a header can record: `rng` itself, or one drawn from what numpy makes a generator of."""
+    import numpy as np
+
+    if isinstance(rng, int | np.integer) and not isinstance(rng, bool) and rng >= 0:
+        return int(rng)
+    try:
+        if isinstance(rng, bool):
+            raise TypeError
+        return int(np.random.default_rng(rng).integers(2**32))
+    except (TypeError, ValueError):
+        msg = (
+            f"`rng` is {rng!r}; it must be a whole number, at least 0, a generator or seed sequence of numpy, or None for "
+            "another draw at each call."
+        )
+        raise ValueError(msg) from None
 
 
 def require_type(value: Any, kind: type | tuple[type, ...], argument: str, todo: str = "") -> None:

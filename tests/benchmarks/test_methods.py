@@ -48,7 +48,7 @@ def test_explained_and_the_same_from_a_store_and_in_another_order(query, referen
         np.testing.assert_array_equal(rg.tl.predict(query, other, inplace=False).X, table.X)
     np.testing.assert_allclose(rg.tl.predict(query, shuffled, inplace=False).X, table.X, atol=1e-6)
     spot, gene = table.obs_names[3], table.var_names[5]
-    parts = rg.get.explain(query, reference, obs_name=spot, gene=gene)
+    parts = rg.get.explain(query, reference, obs_names=spot, genes=gene)
     assert parts["contribution"].sum() == pytest.approx(table[spot, gene].X.item(), abs=1e-5)
     genes = list(table.var_names[[20, 15, 2]])
     np.testing.assert_allclose(

@@ -71,7 +71,7 @@ def lines_of(page) -> list[dict]:
 
 def check_against_explain(page, predicted, fitted, spot: str, gene: str) -> None:
     table = predicted.tables["predicted"]
-    parts = rg.get.explain(predicted, fitted, obs_name=spot, gene=gene)
+    parts = rg.get.explain(predicted, fitted, obs_names=spot, genes=gene)
     value = table[spot, gene].X.item()
     assert page.locator("#spot-title").text_content() == f"Spot {spot}"
     assert page.locator("#predicted").text_content() == written(value)
@@ -130,13 +130,13 @@ def _measured(sdata, spot: str, gene: str) -> float:
 
 def test_neighbours_beyond_those_shown_are_lumped(predicted, fitted, tmp_path, open_page):
     path = tmp_path / "viewer.html"
-    rg.pl.viewer(predicted, fitted, n_shown=3, path=path)
+    rg.pl.viewer(predicted, fitted, n_shown=3, truth_key=False, path=path)
     page = open_page(path)
     page.click("#go-highest")
     spot, lines = page.locator("#spot-title").text_content().removeprefix("Spot "), lines_of(page)
     gene = page.locator("#gene option:checked").text_content()
     assert [line["kind"] for line in lines] == ["neighbour"] * 3 + ["others", "adjustment", "total"]
-    rest = rg.get.explain(predicted, fitted, obs_name=spot, gene=gene).iloc[3:-1]
+    rest = rg.get.explain(predicted, fitted, obs_names=spot, genes=gene).iloc[3:-1]
     assert lines[3]["weight"] == f"{100 * rest['weight'].sum():.1f} %"
     assert abs(read(lines[3]["contribution"]) - rest["contribution"].sum()) <= 0.0021
     assert page.locator("#neighbours tfoot th").first.text_content() == f"{len(rest)} more"
@@ -232,7 +232,7 @@ def test_why_a_spot_is_out_of_reference(predicted, fitted, tmp_path, open_page):
     table.obs["distance_percentile"] = np.where(far, 99.0, 50.0)
     table.obs["appearance_distance"] = np.where(unlike, 2.25, 0.5)
     path = tmp_path / "viewer.html"
-    rg.pl.viewer(predicted, fitted, genes=fitted.var_names[0], path=path)
+    rg.pl.viewer(predicted, fitted, genes=fitted.var_names[0], truth_key=False, path=path)
     page = open_page(path)
     for spot in (3, 4, 5, 6):
         page.fill("#spot-name", table.obs_names[spot])
@@ -252,7 +252,7 @@ def test_map_takes_the_colours_of_the_legend(predicted, fitted, tmp_path, open_p
     import matplotlib as mpl
 
     path = tmp_path / "viewer.html"
-    rg.pl.viewer(predicted, fitted, genes=fitted.var_names[0], path=path)
+    rg.pl.viewer(predicted, fitted, genes=fitted.var_names[0], truth_key=False, path=path)
     table = predicted.tables["predicted"]
     page = open_page(path)
     page.fill("#opacity", "100")
@@ -278,7 +278,7 @@ def test_map_takes_the_colours_of_the_legend(predicted, fitted, tmp_path, open_p
 def test_legend_of_a_constant_names_it_once(predicted, fitted, tmp_path, open_page):
     predicted.tables["predicted"].obs["n_donors"] = 2
     path = tmp_path / "viewer.html"
-    rg.pl.viewer(predicted, fitted, genes=fitted.var_names[0], path=path)
+    rg.pl.viewer(predicted, fitted, genes=fitted.var_names[0], truth_key=False, path=path)
     page = open_page(path)
     page.select_option("#colour", "n_donors")
     assert page.locator("#legend-ticks span").all_text_contents() == ["2"]
@@ -303,7 +303,7 @@ def test_narrow_page_has_everything_below_each_other(path, open_page):
 
 
 def test_page_shows_itself_in_a_notebook(predicted, fitted, tmp_path, open_page, browser):
-    made = rg.pl.viewer(predicted, fitted, path=None)
+    made = rg.pl.viewer(predicted, fitted, truth_key=False, path=None)
     notebook = tmp_path / "notebook.html"
     notebook.write_text(
         f'<!DOCTYPE html><meta charset="utf-8"><body data-ready><div style="width: 700px">{made._repr_html_()}</div></body>',
@@ -322,12 +322,12 @@ def test_methods_that_cite_nobody_show_the_mean_and_the_adjustment(query, refere
     rg.tl.fit(reference, method="ridge")
     rg.tl.predict(query, reference)
     path = tmp_path / "viewer.html"
-    rg.pl.viewer(query, reference, path=path)
+    rg.pl.viewer(query, reference, truth_key=False, path=path)
     page = open_page(path)
     page.click("#go-highest")
     spot = page.locator("#spot-title").text_content().removeprefix("Spot ")
     gene = page.locator("#gene option:checked").text_content()
-    parts = rg.get.explain(query, reference, obs_name=spot, gene=gene)
+    parts = rg.get.explain(query, reference, obs_names=spot, genes=gene)
     lines = lines_of(page)
     assert [line["kind"] for line in lines] == ["mean", "adjustment", "total"]
     assert "Method ridge cites no measured spots" in page.locator("#warnings").text_content()
@@ -346,7 +346,7 @@ def test_hostile_names_are_shown_as_text(sections, tmp_path, open_page):
     rg.tl.fit(reference, method="knn", n_neighbors=5)
     rg.tl.predict(query, reference)
     path = tmp_path / "viewer.html"
-    rg.pl.viewer(query, reference, genes=HOSTILE, title=HOSTILE, path=path)
+    rg.pl.viewer(query, reference, genes=HOSTILE, title=HOSTILE, truth_key=False, path=path)
     page = open_page(path)
     page.focus("#map")
     page.keyboard.press("ArrowRight")
@@ -368,7 +368,7 @@ def test_spot_without_a_value_says_so(predicted, fitted, tmp_path, open_page):
     table.obs["n_donors"] = np.where(np.arange(table.n_obs) == 2, 0, table.obs["n_donors"])
     table.obs["out_of_reference"] = np.arange(table.n_obs) == 2
     path = tmp_path / "viewer.html"
-    rg.pl.viewer(predicted, fitted, path=path)
+    rg.pl.viewer(predicted, fitted, truth_key=False, path=path)
     page = open_page(path)
     page.fill("#spot-name", table.obs_names[2])
     page.press("#spot-name", "Enter")

@@ -116,7 +116,7 @@ def check(sections, query, reference, method):
     assert finite.mean() > 0.9
     np.testing.assert_allclose((table.X - table.layers["evidence"])[finite], expected[:, order][finite], atol=1e-5)
 
-    frame = rg.get.explain(table, reference, obs_name=list(table.obs_names), gene=list(table.var_names[:4]))
+    frame = rg.get.explain(table, reference, obs_names=list(table.obs_names), genes=list(table.var_names[:4]))
     lines = frame[frame["reference"] == "adjustment"].set_index(["query", "gene"])["contribution"]
     for i, spot in enumerate(table.obs_names):
         for j, gene in enumerate(table.var_names[:4]):

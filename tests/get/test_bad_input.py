@@ -36,7 +36,7 @@ class World:
     def explain(self, reference="own", **kwargs):
         spot, gene = self.table.obs_names[0], self.table.var_names[0]
         given = self.reference if isinstance(reference, str) else reference
-        return rg.get.explain(self.query, given, **({"obs_name": spot, "gene": gene} | kwargs))
+        return rg.get.explain(self.query, given, **({"obs_names": spot, "genes": gene} | kwargs))
 
     def influence(self, **kwargs):
         return rg.get.influence(self.query, self.reference, progress=False, **kwargs)
@@ -170,7 +170,7 @@ def test_columns_are_missed_by_name(world, name):
     require_columns(world.table, [name])
     del columns[name]
     spot, gene = world.table.obs_names[0], world.table.var_names[0]
-    at = {"obs_name": spot, "gene": gene}
+    at = {"obs_names": spot, "genes": gene}
     calls = {"report": lambda: rg.tl.report(world.query, world.reference, path="never_written")}
     if where == "obs":
         calls["viewer"] = lambda: rg.pl.viewer(world.query, world.reference, path=None)
@@ -239,9 +239,9 @@ def drop_spots(w: World) -> None:
 
 
 CASES: dict[str, tuple[Callable[[World], object], type[Exception], list[str]]] = {
-    "explain: gene": (lambda w: w.explain(gene="EPCAMM"), KeyError, ["no gene 'EPCAMM'", "Did you mean"]),
-    "explain: some genes": (lambda w: w.explain(gene=[w.table.var_names[0], "NOPE"]), KeyError, ["no gene 'NOPE'"]),
-    "explain: spot": (lambda w: w.explain(obs_name="nowhere"), KeyError, ["`obs_name`", "no spot 'nowhere'"]),
+    "explain: gene": (lambda w: w.explain(genes="EPCAMM"), KeyError, ["no gene 'EPCAMM'", "Did you mean"]),
+    "explain: some genes": (lambda w: w.explain(genes=[w.table.var_names[0], "NOPE"]), KeyError, ["no gene 'NOPE'"]),
+    "explain: spot": (lambda w: w.explain(obs_names="nowhere"), KeyError, ["`obs_names`", "no spot 'nowhere'"]),
     "explain: no evidence": (
         lambda w: (w.table.layers.__delitem__("evidence"), w.explain()),
         KeyError,

@@ -31,7 +31,7 @@ def mixed(fitted, query):
 def test_lines_are_cell_types_and_add_up(mixed, fitted):
     table = mixed.tables["predicted"]
     spots = list(table.obs_names[[3, 0]])
-    frame = rg.get.explain(mixed, fitted, obs_name=spots, gene=[fitted.var_names[1], "extra", fitted.var_names[0]])
+    frame = rg.get.explain(mixed, fitted, obs_names=spots, genes=[fitted.var_names[1], "extra", fitted.var_names[0]])
     order = frame[["query", "gene"]].drop_duplicates().to_numpy().tolist()
     assert order == [[spot, gene] for spot in spots for gene in (fitted.var_names[1], "extra", fitted.var_names[0])]
     about = fitted.uns["ragst"]["cell_types"]
@@ -54,15 +54,15 @@ def test_lines_are_cell_types_and_add_up(mixed, fitted):
 def test_measured_genes_are_explained_as_without_cell_types(mixed, fitted):
     gene, spot = fitted.var_names[1], mixed.tables["predicted"].obs_names[0]
     alone = rg.tl.predict(mixed, fitted, genes=[gene], inplace=False)
-    whole = rg.get.explain(mixed, fitted, obs_name=spot, gene=["extra", gene])
+    whole = rg.get.explain(mixed, fitted, obs_names=spot, genes=["extra", gene])
     part = whole[whole["gene"] == gene].reset_index(drop=True)
-    pd.testing.assert_frame_equal(part, rg.get.explain(alone, fitted, obs_name=spot, gene=gene))
+    pd.testing.assert_frame_equal(part, rg.get.explain(alone, fitted, obs_names=spot, genes=gene))
 
 
 def test_a_spot_without_fractions_says_so(mixed, fitted):
     table = mixed.tables["predicted"]
     table.obsm["cell_type_fraction"][0] = np.nan
-    frame = rg.get.explain(mixed, fitted, obs_name=table.obs_names[0], gene="extra")
+    frame = rg.get.explain(mixed, fitted, obs_names=table.obs_names[0], genes="extra")
     assert list(frame["reference"]) == ["not measured", "adjustment"]
     assert np.isnan(frame["contribution"].iloc[0])
 
@@ -72,14 +72,14 @@ def test_other_cell_types_are_refused(mixed, fitted):
     fractions = pd.DataFrame(fitted.obsm["cell_type_fraction"][:, ::-1], index=fitted.obs_names, columns=TYPES)
     rg.tl.add_cell_types(fitted, fractions=fractions)
     with pytest.raises(ValueError, match="made from cell types with hash"):
-        rg.get.explain(mixed, fitted, obs_name=spot, gene="extra")
+        rg.get.explain(mixed, fitted, obs_names=spot, genes="extra")
 
 
 def test_what_needs_measured_values_refuses(mixed, fitted, tmp_path):
     spot = mixed.tables["predicted"].obs_names[0]
     calls = [
         lambda: rg.get.influence(mixed, fitted, group_key="donor", progress=False),
-        lambda: rg.pl.retrieval(mixed, fitted, obs_name=spot, gene="extra", show=False),
+        lambda: rg.pl.retrieval(mixed, fitted, obs_names=spot, genes="extra", show=False),
         lambda: rg.pl.viewer(mixed, fitted, path=tmp_path / "page.html", genes=["extra"]),
     ]
     for call in calls:
@@ -89,7 +89,7 @@ def test_what_needs_measured_values_refuses(mixed, fitted, tmp_path):
 
 def test_picture_names_cell_types(mixed, fitted):
     spot = mixed.tables["predicted"].obs_names[0]
-    axes = rg.pl.explain(mixed, fitted, obs_name=spot, gene="extra", group_by="donor", return_ax=True, show=False)
+    axes = rg.pl.explain(mixed, fitted, obs_names=spot, genes="extra", group_by="donor", return_ax=True, show=False)
     texts = {text.get_text() for ax in axes["extra"].figure.axes for text in ax.texts}
     texts |= {text.get_text() for text in axes["extra"].figure.texts}
     shown = "\n".join(texts)

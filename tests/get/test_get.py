@@ -53,7 +53,7 @@ def test_contributions_add_up_and_values_are_measured(sections, query, reference
     rg.tl.predict(query, reference)
     table = query.tables["predicted"]
     spots, genes = list(table.obs_names[[0, 4]]), list(table.var_names[[1, 9]])
-    frame = rg.get.explain(query, reference, obs_name=spots, gene=genes)
+    frame = rg.get.explain(query, reference, obs_names=spots, genes=genes)
     for (spot, gene), part in frame.groupby(["query", "gene"]):
         assert part["contribution"].sum() == pytest.approx(table[spot, gene].X.item(), abs=1e-5)
         assert list(part["reference"])[-1] == "adjustment"
@@ -82,7 +82,7 @@ def test_own_donor_in_the_reference_is_taken_off_the_level(sections, query):
     rg.tl.predict(query, reference)
     table = query.tables["predicted"]
     spot, gene = table.obs_names[0], table.var_names[3]
-    part = rg.get.explain(query, reference, obs_name=spot, gene=gene)
+    part = rg.get.explain(query, reference, obs_names=spot, genes=gene)
     assert part["contribution"].sum() == pytest.approx(table[spot, gene].X.item(), abs=1e-5)
     others = (reference.obs["donor"] != "donor3").to_numpy()
     values = reference.X[:, reference.var_names.get_loc(gene)].toarray().ravel()
@@ -107,7 +107,7 @@ def test_everything_at_once(sections, embed):
     rg.tl.predict(query, reference)
     table = query.tables["predicted"]
     chosen = [genes[4], genes[0], genes[9]]
-    frame = rg.get.explain(query, reference, obs_name=list(table.obs_names), gene=chosen)
+    frame = rg.get.explain(query, reference, obs_names=list(table.obs_names), genes=chosen)
     order = frame[["query", "gene"]].drop_duplicates()
     assert list(map(tuple, order.to_numpy())) == [(spot, gene) for spot in table.obs_names for gene in chosen]
     assert (frame.groupby(["query", "gene"], sort=False)["reference"].last() == "adjustment").all()
@@ -152,7 +152,7 @@ def test_genes_that_some_rows_did_not_measure(sections, query):
     column = table.var_names.get_loc(dropped)
     mixed = 0
     for spot in table.obs_names:
-        part = rg.get.explain(query, reference, obs_name=spot, gene=dropped)
+        part = rg.get.explain(query, reference, obs_names=spot, genes=dropped)
         value = table[spot].X[0, column]
         if np.isnan(value):
             assert "not measured" in set(part["reference"])
@@ -186,13 +186,13 @@ def test_another_reference_is_refused(predicted, fitted):
     gene, spot = fitted.var_names[0], predicted.tables["predicted"].obs_names[0]
     other = fitted[:-1].copy()
     with pytest.raises(ValueError, match="made from a reference with hash"):
-        rg.get.explain(predicted, other, obs_name=spot, gene=gene)
+        rg.get.explain(predicted, other, obs_names=spot, genes=gene)
 
 
 def test_unknown_names(predicted, fitted):
     spot = predicted.tables["predicted"].obs_names[0]
     with pytest.raises(KeyError, match="no gene 'NOPE'"):
-        rg.get.explain(predicted, fitted, obs_name=spot, gene="NOPE")
+        rg.get.explain(predicted, fitted, obs_names=spot, genes="NOPE")
     with pytest.raises(KeyError, match="no spot 'nowhere'"):
         rg.get.neighbors(predicted, obs_names="nowhere")
     with pytest.raises(KeyError, match="'predictd' not found"):

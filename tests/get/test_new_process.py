@@ -21,7 +21,7 @@ table = sd.read_zarr(sys.argv[1], selection=("tables",)).tables["predicted"]
 rg.get.neighbors(table).to_csv(sys.argv[2] + "/neighbors.csv", index=False)
 rg.get.influence(table, rows=sys.argv[3]).to_csv(sys.argv[2] + "/reverse.csv", index=False)
 for what, call in {
-    "explain": lambda: rg.get.explain(table, None, obs_name=table.obs_names[0], gene=table.var_names[0]),
+    "explain": lambda: rg.get.explain(table, None, obs_names=table.obs_names[0], genes=table.var_names[0]),
     "influence": lambda: rg.get.influence(table),
 }.items():
     try:

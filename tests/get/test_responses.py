@@ -102,7 +102,7 @@ def test_contributions_add_up_and_values_are_measured(screen, bank, controls, me
     asked = {"additive": "P0+P7", "context_additive": "P3", "same_perturbation": "P3"}.get(method, "P0+P7")
     table = rg.tl.perturb(controls, bank, perturbations=[asked, "control"], **ASK)
     cells, genes = list(table.obs_names[[0, 4, -1]]), list(table.var_names[[1, 9, 20]])
-    frame = rg.get.explain(table, bank, obs_name=cells, gene=genes)
+    frame = rg.get.explain(table, bank, obs_names=cells, genes=genes)
     assert list(frame.columns) == [
         "query", "gene", "reference", "perturbation", "context", "weight", "value", "contribution",
     ]  # fmt: skip
@@ -138,7 +138,7 @@ def test_contributions_add_up_and_values_are_measured(screen, bank, controls, me
 
 def test_control_is_the_cell_as_it_was(bank, table, controls):
     cell, gene = table.obs_names[-1], table.var_names[2]
-    part = rg.get.explain(table, bank, obs_name=cell, gene=gene)
+    part = rg.get.explain(table, bank, obs_names=cell, genes=gene)
     assert list(part["contribution"]) == pytest.approx([controls[-1, gene].X.item(), 0, 0])
 
 
@@ -182,12 +182,12 @@ def test_cells_that_rest_on_a_response(bank, table):
 
 
 def test_another_reference_is_refused(bank, table, reference):
-    names = {"obs_name": table.obs_names[0], "gene": table.var_names[0]}
+    names = {"obs_names": table.obs_names[0], "genes": table.var_names[0]}
     for other in (bank[:-1].copy(), reference):
         with pytest.raises(ValueError, match="made from a reference with hash"):
             rg.get.explain(table, other, **names)
     with pytest.raises(KeyError, match="no cell 'nowhere'"):
-        rg.get.explain(table, bank, **(names | {"obs_name": "nowhere"}))
+        rg.get.explain(table, bank, **(names | {"obs_names": "nowhere"}))
     bare = table.copy()
     del bare.layers["response"]
     with pytest.raises(KeyError, match="'response' not found"):
@@ -202,7 +202,7 @@ import ragst_sd as rg
 table = ad.read_zarr(sys.argv[1] + "/table.zarr")
 rg.get.neighbors(table).to_csv(sys.argv[1] + "/neighbors.csv", index=False)
 rg.get.influence(table, rows=sys.argv[2]).to_csv(sys.argv[1] + "/reverse.csv", index=False)
-names = {"obs_name": list(table.obs_names), "gene": list(table.var_names[:2])}
+names = {"obs_names": list(table.obs_names), "genes": list(table.var_names[:2])}
 try:
     rg.get.explain(table, None, **names)
 except ValueError as error:
@@ -228,7 +228,7 @@ def test_a_table_read_back_in_a_new_process(bank, table, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "The reference is needed" in done.stdout and table.uns["retrieval"]["reference_hash"][:12] in done.stdout
-    names = {"obs_name": list(table.obs_names), "gene": list(table.var_names[:2])}
+    names = {"obs_names": list(table.obs_names), "genes": list(table.var_names[:2])}
     for name, expected in {
         "neighbors": rg.get.neighbors(table),
         "reverse": rg.get.influence(table, rows=row),
@@ -245,9 +245,9 @@ TISSUE_ONLY = {
     "evaluate": lambda table, bank: rg.tl.evaluate(table, truth=table),
     "report": lambda table, bank: rg.tl.report(table, bank, path="nothing.md"),
     "filter_predicted": lambda table, bank: rg.pp.filter_predicted(table),
-    "prediction": lambda table, bank: rg.pl.prediction(table, gene="GENE1"),
-    "retrieval": lambda table, bank: rg.pl.retrieval(table, bank, obs_name=table.obs_names[0], gene="GENE1"),
-    "explain": lambda table, bank: rg.pl.explain(table, bank, obs_name=table.obs_names[0], gene="GENE1"),
+    "prediction": lambda table, bank: rg.pl.prediction(table, genes="GENE1"),
+    "retrieval": lambda table, bank: rg.pl.retrieval(table, bank, obs_names=table.obs_names[0], genes="GENE1"),
+    "explain": lambda table, bank: rg.pl.explain(table, bank, obs_names=table.obs_names[0], genes="GENE1"),
     "reliability": lambda table, bank: rg.pl.reliability(table),
     "sources": lambda table, bank: rg.pl.sources(table),
     "viewer": lambda table, bank: rg.pl.viewer(table, bank),

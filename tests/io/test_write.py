@@ -263,7 +263,7 @@ def test_a_lazy_reference_predicts_the_same(reference, method, query, tmp_path, 
 def test_a_lazy_reference_explains_the_same(fitted, lazy, query):
     rg.tl.predict(query, fitted)
     spot, gene = query.tables["predicted"].obs_names[3], fitted.var_names[5]
-    first, second = (rg.get.explain(query, one, obs_name=spot, gene=gene) for one in (fitted, lazy))
+    first, second = (rg.get.explain(query, one, obs_names=spot, genes=gene) for one in (fitted, lazy))
     assert first.equals(second)
 
 

@@ -41,8 +41,8 @@ def named(ax, gid):
 def test_bars_are_the_contributions_and_add_up(predicted, fitted, spot, genes):
     table = predicted.tables["predicted"]
     table.X[table.obs_names.get_loc(spot)] -= 0.75  # an adjustment, as methods with one would leave it
-    ax = rg.pl.explain(predicted, fitted, obs_name=spot, gene=genes[0], n_shown=4, return_ax=True)[genes[0]]
-    parts = rg.get.explain(predicted, fitted, obs_name=spot, gene=genes[0])
+    ax = rg.pl.explain(predicted, fitted, obs_names=spot, genes=genes[0], n_shown=4, return_ax=True)[genes[0]]
+    parts = rg.get.explain(predicted, fitted, obs_names=spot, genes=genes[0])
     measured = (parts["weight"] * parts["value"]).to_numpy()[:-1]
     corrections = (parts["weight"] * parts["correction"]).sum()
     *steps, total = [bar.get_width() for bar in bars(ax)]
@@ -56,8 +56,8 @@ def test_bars_are_the_contributions_and_add_up(predicted, fitted, spot, genes):
 
 
 def test_columns_name_spot_weight_value_and_contribution(predicted, fitted, spot, genes):
-    ax = rg.pl.explain(predicted, fitted, obs_name=spot, gene=genes[0], n_shown=4, return_ax=True)[genes[0]]
-    parts = rg.get.explain(predicted, fitted, obs_name=spot, gene=genes[0]).iloc[:-1]
+    ax = rg.pl.explain(predicted, fitted, obs_names=spot, genes=genes[0], n_shown=4, return_ax=True)[genes[0]]
+    parts = rg.get.explain(predicted, fitted, obs_names=spot, genes=genes[0]).iloc[:-1]
     rest = parts.iloc[4:]
     steps = ["6 more", "sections brought to one mean", "adjustment", "predicted"]
     assert column(ax, "measured spot") == [*parts["reference"].iloc[:4], *steps]
@@ -73,7 +73,7 @@ def test_columns_name_spot_weight_value_and_contribution(predicted, fitted, spot
 
 
 def test_all_shown_leaves_no_lump(predicted, fitted, spot, genes):
-    ax = rg.pl.explain(predicted, fitted, obs_name=spot, gene=genes[0], return_ax=True)[genes[0]]
+    ax = rg.pl.explain(predicted, fitted, obs_names=spot, genes=genes[0], return_ax=True)[genes[0]]
     assert len(bars(ax)) == 10 + 3
     assert not [label for label in column(ax, "measured spot") if "more" in label]
 
@@ -86,10 +86,10 @@ def test_groups_are_summed(sections, query, genes, group_by):
     rg.tl.predict(query, reference)
     parts = None
     for name in query.tables["predicted"].obs_names:
-        parts = rg.get.explain(query, reference, obs_name=name, gene=genes[0]).iloc[:-1]
+        parts = rg.get.explain(query, reference, obs_names=name, genes=genes[0]).iloc[:-1]
         if parts["donor"].nunique() == 2:
             break
-    ax = rg.pl.explain(query, reference, obs_name=name, gene=genes[0], group_by=group_by, return_ax=True)[genes[0]]
+    ax = rg.pl.explain(query, reference, obs_names=name, genes=genes[0], group_by=group_by, return_ax=True)[genes[0]]
     groups = parts.assign(brings=parts["weight"] * parts["value"]).groupby(group_by)
     order = groups["weight"].sum().sort_values(ascending=False).index
     np.testing.assert_allclose([bar.get_width() for bar in bars(ax)[:2]], groups["brings"].sum()[order], atol=1e-6)
@@ -100,7 +100,7 @@ def test_groups_are_summed(sections, query, genes, group_by):
         assert (f"({one.removeprefix('slide_')})" in label) == (group_by == "sample")
     assert len(bars(ax)) == 2 + 3
     lumped = rg.pl.explain(
-        query, reference, obs_name=name, gene=genes[0], group_by=group_by, n_shown=1, return_ax=True
+        query, reference, obs_names=name, genes=genes[0], group_by=group_by, n_shown=1, return_ax=True
     )[genes[0]]
     assert column(lumped, group_by)[1] == f"1 more {group_by}"
 
@@ -109,21 +109,22 @@ def test_truth_is_a_line(predicted, fitted, spot, genes):
     counts = predicted.tables["table"].X.toarray().astype(float)
     row, gene = predicted.tables["table"].obs_names.get_loc(spot), predicted.tables["table"].var_names.get_loc(genes[0])
     truth = np.log1p(counts[row, gene] / counts[row].sum() * 1e4)
-    arguments = {"obs_name": spot, "gene": genes[0], "return_ax": True}
+    arguments = {"obs_names": spot, "genes": genes[0], "return_ax": True}
     ax = rg.pl.explain(predicted, fitted, **arguments, truth_key="table")[genes[0]]
     (line,) = named(ax, "truth")
     np.testing.assert_allclose(line.get_xdata(), truth, atol=1e-5)
     assert line.get_linestyle() != "-"
     assert column(ax, "measured") == [f"measured {truth:.2f}"]
     assert ax.get_xlim()[0] <= truth <= ax.get_xlim()[1]
-    assert not named(rg.pl.explain(predicted, fitted, **arguments)[genes[0]], "truth")
+    assert named(rg.pl.explain(predicted, fitted, **arguments)[genes[0]], "truth")
+    assert not named(rg.pl.explain(predicted, fitted, **arguments, truth_key=False)[genes[0]], "truth")
 
 
 def test_interval_is_a_box_that_is_hatched_unless_calibrated_over_donors(
     predicted, fitted, spot, genes, with_intervals
 ):
     table = predicted.tables["predicted"]
-    arguments = {"obs_name": spot, "gene": genes[0], "return_ax": True}
+    arguments = {"obs_names": spot, "genes": genes[0], "return_ax": True}
     assert not named(rg.pl.explain(predicted, fitted, **arguments)[genes[0]], "interval")
     with_intervals(table)
     low, high = (table[spot, genes[0]].layers[name].item() for name in ("lower", "upper"))
@@ -148,7 +149,7 @@ def test_interval_is_a_box_that_is_hatched_unless_calibrated_over_donors(
 def test_gene_that_failed_is_grey_and_says_so(predicted, fitted, spot, genes):
     table = predicted.tables["predicted"]
     words = "not to be trusted (cross-validated r = 0.03)"
-    arguments = {"obs_name": spot, "gene": genes[0], "return_ax": True}
+    arguments = {"obs_names": spot, "genes": genes[0], "return_ax": True}
     for score, failed in ((0.03, True), (0.4, False), (np.nan, False)):
         table.var.loc[genes[0], "cv_pearson"] = score
         ax = rg.pl.explain(predicted, fitted, **arguments)[genes[0]]
@@ -162,7 +163,7 @@ def test_gene_that_failed_is_grey_and_says_so(predicted, fitted, spot, genes):
 
 
 def test_genes_are_panels_two_in_a_row(predicted, fitted, spot, genes):
-    axes = rg.pl.explain(predicted, fitted, obs_name=spot, gene=genes, return_ax=True)
+    axes = rg.pl.explain(predicted, fitted, obs_names=spot, genes=genes, return_ax=True)
     assert list(axes) == genes
     axes[genes[0]].figure.canvas.draw()
     first, second, third = (axes[gene].get_position() for gene in genes)
@@ -177,7 +178,7 @@ def test_method_that_cites_nobody(query, reference, genes):
     rg.tl.fit(reference, method="ridge")
     rg.tl.predict(query, reference)
     table = query.tables["predicted"]
-    ax = rg.pl.explain(query, reference, obs_name=table.obs_names[0], gene=genes[0], return_ax=True)[genes[0]]
+    ax = rg.pl.explain(query, reference, obs_names=table.obs_names[0], genes=genes[0], return_ax=True)[genes[0]]
     assert column(ax, "measured spot") == ["reference mean", "adjustment", "predicted"]
     assert column(ax, "facts")[0].endswith("ridge: cites no measured spots")
     *steps, total = [bar.get_width() for bar in bars(ax)]
@@ -185,32 +186,32 @@ def test_method_that_cites_nobody(query, reference, genes):
 
 
 def test_row_that_did_not_measure_the_gene_says_so(predicted, fitted, spot, genes, monkeypatch):
-    parts = rg.get.explain(predicted, fitted, obs_name=spot, gene=genes[0])
+    parts = rg.get.explain(predicted, fitted, obs_names=spot, genes=genes[0])
     parts.loc[1, ["weight", "value", "correction", "contribution"]] = [0.0, np.nan, np.nan, 0.0]
     monkeypatch.setattr(rg.get, "explain", lambda *_, **__: parts)
-    ax = rg.pl.explain(predicted, fitted, obs_name=spot, gene=genes[0], return_ax=True)[genes[0]]
+    ax = rg.pl.explain(predicted, fitted, obs_names=spot, genes=genes[0], return_ax=True)[genes[0]]
     assert column(ax, "value")[9] == "not measured"
     assert column(ax, "measured spot")[9] == parts["reference"][1]
 
 
 def test_a_bare_table_will_do(predicted, fitted, spot, genes):
     table = predicted.tables["predicted"]
-    axes = rg.pl.explain(table, fitted, obs_name=spot, gene=genes[0], return_ax=True)
+    axes = rg.pl.explain(table, fitted, obs_names=spot, genes=genes[0], return_ax=True)
     assert list(axes) == genes[:1]
     with pytest.raises(ValueError, match="bare predicted table"):
-        rg.pl.explain(table, fitted, obs_name=spot, gene=genes[0], truth_key="table")
+        rg.pl.explain(table, fitted, obs_names=spot, genes=genes[0], truth_key="table")
 
 
 def test_errors(predicted, fitted, spot, genes):
     def draw(**changed):
-        return rg.pl.explain(predicted, fitted, **({"obs_name": spot, "gene": genes[0]} | changed))
+        return rg.pl.explain(predicted, fitted, **({"obs_names": spot, "genes": genes[0]} | changed))
 
-    with pytest.raises(TypeError, match="`obs_name` is a list"):
-        draw(obs_name=[spot])
+    with pytest.raises(ValueError, match=r"`obs_names` names .* there is place for 1"):
+        draw(obs_names=list(predicted.tables["predicted"].obs_names[:2]))
     with pytest.raises(KeyError, match="the table has no spot 'nowhere'"):
-        draw(obs_name="nowhere")
+        draw(obs_names="nowhere")
     with pytest.raises(KeyError, match="the table has no gene 'NOGENE'"):
-        draw(gene="NOGENE")
+        draw(genes="NOGENE")
     with pytest.raises(ValueError, match=r"`group_by` is 'donr'.*Did you mean 'donor'"):
         draw(group_by="donr")
     with pytest.raises(ValueError, match="`n_shown` is 0"):
@@ -227,10 +228,10 @@ def test_errors(predicted, fitted, spot, genes):
 
 def test_save_and_given_axes(predicted, fitted, spot, genes, tmp_path):
     path = tmp_path / "explain.png"
-    assert rg.pl.explain(predicted, fitted, obs_name=spot, gene=genes[0], save=path, dpi=50) is None
+    assert rg.pl.explain(predicted, fitted, obs_names=spot, genes=genes[0], save=path, dpi=50) is None
     assert path.stat().st_size > 3000 and not plt.get_fignums()
     figure, (_, right) = plt.subplots(1, 2, figsize=(16, 5))
-    axes = rg.pl.explain(predicted, fitted, obs_name=spot, gene=genes[:2], ax=right, return_ax=True)
+    axes = rg.pl.explain(predicted, fitted, obs_names=spot, genes=genes[:2], ax=right, return_ax=True)
     figure.canvas.draw()
     place = right.get_window_extent()
     for ax in axes.values():
@@ -238,14 +239,16 @@ def test_save_and_given_axes(predicted, fitted, spot, genes, tmp_path):
         assert place.x0 - 1 <= box.x0 < box.x1 <= place.x1 + 1 and place.y0 - 1 <= box.y0 < box.y1 <= place.y1 + 1
     assert plt.get_fignums() == [figure.number]
     with pytest.raises(ValueError, match="`figsize` is for a new figure"):
-        rg.pl.explain(predicted, fitted, obs_name=spot, gene=genes[0], ax=right, figsize=(3, 3))
+        rg.pl.explain(predicted, fitted, obs_names=spot, genes=genes[0], ax=right, figsize=(3, 3))
 
 
 def test_picture(predicted, fitted, spot, genes, with_intervals, distance_to_baseline):
     table = predicted.tables["predicted"]
     with_intervals(table, unit="section")
     table.var.loc[genes[1], "cv_pearson"] = 0.03
-    axes = rg.pl.explain(predicted, fitted, obs_name=spot, gene=genes[:2], truth_key="table", n_shown=6, return_ax=True)
+    axes = rg.pl.explain(
+        predicted, fitted, obs_names=spot, genes=genes[:2], truth_key="table", n_shown=6, return_ax=True
+    )
     assert distance_to_baseline(axes[genes[0]].figure, "explain") < 6
     axes[genes[1]].set_visible(False)
     assert distance_to_baseline(axes[genes[0]].figure, "explain") > 8

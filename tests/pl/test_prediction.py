@@ -32,7 +32,7 @@ def colorbars(ax):
 
 
 def test_spots_are_circles_of_true_size_coloured_by_the_prediction(predicted, genes):
-    axes = rg.pl.prediction(predicted, gene=genes[0], return_ax=True)
+    axes = rg.pl.prediction(predicted, genes=genes[0], truth_key=False, return_ax=True)
     assert list(axes) == genes[:1]
     assert list(axes[genes[0]]) == ["predicted"]
     ax, table = axes[genes[0]]["predicted"], predicted.tables["predicted"]
@@ -52,7 +52,7 @@ def test_spots_are_circles_of_true_size_coloured_by_the_prediction(predicted, ge
 
 def test_measured_and_predicted_share_a_scale_and_the_difference_has_its_own(predicted, genes):
     gene = genes[0]
-    axes = rg.pl.prediction(predicted, gene=gene, truth_key="table", return_ax=True)[gene]
+    axes = rg.pl.prediction(predicted, genes=gene, truth_key="table", return_ax=True)[gene]
     assert list(axes) == ["measured", "predicted", "difference"]
     values = predicted.tables["predicted"][:, gene].X.ravel().astype(float)
     truth = normalized(predicted.tables["table"], gene)
@@ -73,23 +73,23 @@ def test_measured_and_predicted_share_a_scale_and_the_difference_has_its_own(pre
 
 def test_limits_can_be_given_and_clipped_ends_are_pointed(predicted, genes):
     gene = genes[0]
-    axes = rg.pl.prediction(predicted, gene=gene, vmin=-1, vmax=0.5, return_ax=True)[gene]
+    axes = rg.pl.prediction(predicted, genes=gene, vmin=-1, vmax=0.5, return_ax=True)[gene]
     drawn = spots(axes["predicted"], "predicted")
     assert drawn.get_clim() == (-1, 0.5)
     assert drawn.colorbar.extend == "max"
     with pytest.raises(ValueError, match=r"run from 3 to 0\.5"):
-        rg.pl.prediction(predicted, gene=gene, vmin=3, vmax=0.5)
+        rg.pl.prediction(predicted, genes=gene, vmin=3, vmax=0.5)
 
 
 def test_constant_gene_gets_a_scale(predicted, genes):
     table = predicted.tables["predicted"]
     table.X[:, table.var_names.get_loc(genes[0])] = 2.0
-    axes = rg.pl.prediction(predicted, gene=genes[0], return_ax=True)[genes[0]]
+    axes = rg.pl.prediction(predicted, genes=genes[0], truth_key=False, return_ax=True)[genes[0]]
     assert spots(axes["predicted"], "predicted").get_clim() == (1.5, 2.5)
 
 
 def test_genes_are_rows_beside_the_truth(predicted, genes):
-    axes = rg.pl.prediction(predicted, gene=genes[:2], truth_key="table", return_ax=True)
+    axes = rg.pl.prediction(predicted, genes=genes[:2], truth_key="table", return_ax=True)
     assert list(axes) == genes[:2]
     axes[genes[0]]["predicted"].figure.canvas.draw()
     first, second = (axes[gene]["predicted"].get_position() for gene in genes[:2])
@@ -98,7 +98,7 @@ def test_genes_are_rows_beside_the_truth(predicted, genes):
 
 
 def test_genes_without_truth_are_wrapped(predicted, genes):
-    axes = rg.pl.prediction(predicted, gene=genes, return_ax=True)
+    axes = rg.pl.prediction(predicted, genes=genes, truth_key=False, return_ax=True)
     axes[genes[0]]["predicted"].figure.canvas.draw()
     places = [axes[gene]["predicted"].get_position() for gene in genes]
     assert places[0].y0 == pytest.approx(places[2].y0)
@@ -110,7 +110,7 @@ def test_genes_without_truth_are_wrapped(predicted, genes):
 def test_spots_without_a_value_are_hollow(predicted, genes):
     gene, table = genes[0], predicted.tables["predicted"]
     table.X[[1, 4]] = np.nan
-    axes = rg.pl.prediction(predicted, gene=gene, truth_key="table", return_ax=True)[gene]
+    axes = rg.pl.prediction(predicted, genes=gene, truth_key="table", return_ax=True)[gene]
     for kind, n_hollow in {"measured": 0, "predicted": 2, "difference": 2}.items():
         hollow = [one for one in axes[kind].collections if one.get_label() == "no value"]
         assert sum(len(one.get_offsets()) for one in hollow) == n_hollow
@@ -125,7 +125,7 @@ def test_spots_without_a_value_are_hollow(predicted, genes):
 
 def test_spots_that_were_not_measured_are_hollow(predicted, genes):
     predicted.tables["table"] = predicted.tables["table"][3:].copy()
-    axes = rg.pl.prediction(predicted, gene=genes[0], truth_key="table", return_ax=True)[genes[0]]
+    axes = rg.pl.prediction(predicted, genes=genes[0], truth_key="table", return_ax=True)[genes[0]]
     for kind, n_hollow in {"measured": 3, "predicted": 0, "difference": 3}.items():
         hollow = [one for one in axes[kind].collections if one.get_label() == "no value"]
         assert sum(len(one.get_offsets()) for one in hollow) == n_hollow
@@ -134,7 +134,7 @@ def test_spots_that_were_not_measured_are_hollow(predicted, genes):
 def test_gene_without_any_value_is_drawn_hollow(predicted, genes):
     table = predicted.tables["predicted"]
     table.X[:, table.var_names.get_loc(genes[0])] = np.nan
-    axes = rg.pl.prediction(predicted, gene=genes[0], truth_key="table", return_ax=True)[genes[0]]
+    axes = rg.pl.prediction(predicted, genes=genes[0], truth_key="table", return_ax=True)[genes[0]]
     axes["predicted"].figure.canvas.draw()
     assert axes["predicted"].get_title(loc="left") == "predicted, r = n/a"
 
@@ -148,7 +148,7 @@ def test_tiles_are_squares_in_pixels_of_the_image(query, fitted, genes, embed):
     set_transformation(query.shapes["tiles"], Scale([2.0, 2.0], axes=("x", "y")), to_coordinate_system="global")
     rg.pp.embed_tiles(query, table_key="tiles_table", **embed)
     rg.tl.predict(query, fitted, table_key="tiles_table", key_added="on_tiles")
-    axes = rg.pl.prediction(query, gene=genes[0], prediction_key="on_tiles", return_ax=True)[genes[0]]
+    axes = rg.pl.prediction(query, genes=genes[0], prediction_key="on_tiles", return_ax=True)[genes[0]]
     drawn = spots(axes["predicted"], "predicted")
     assert isinstance(drawn, PathCollection)
     extents = np.array([path.get_extents().size for path in drawn.get_paths()])
@@ -159,7 +159,7 @@ def test_tiles_are_squares_in_pixels_of_the_image(query, fitted, genes, embed):
 
 def test_only_part_of_the_spots_was_predicted(predicted, genes):
     predicted.tables["predicted"] = predicted.tables["predicted"][::-2].copy()
-    axes = rg.pl.prediction(predicted, gene=genes[0], truth_key="table", return_ax=True)[genes[0]]
+    axes = rg.pl.prediction(predicted, genes=genes[0], truth_key="table", return_ax=True)[genes[0]]
     table = predicted.tables["predicted"]
     np.testing.assert_allclose(spots(axes["predicted"], "predicted").get_offsets(), table.obsm["spatial"])
     truth = normalized(predicted.tables["table"], genes[0])[::-2]
@@ -168,36 +168,36 @@ def test_only_part_of_the_spots_was_predicted(predicted, genes):
 
 def test_errors(predicted, genes):
     with pytest.raises(KeyError, match="the table has no gene 'NOGENE'"):
-        rg.pl.prediction(predicted, gene=[genes[0], "NOGENE"])
+        rg.pl.prediction(predicted, genes=[genes[0], "NOGENE"])
     with pytest.raises(KeyError, match=r"'other' not found in `sdata\.tables`"):
-        rg.pl.prediction(predicted, gene=genes[0], truth_key="other")
+        rg.pl.prediction(predicted, genes=genes[0], truth_key="other")
     with pytest.raises(ValueError, match="the truth must be measured"):
-        rg.pl.prediction(predicted, gene=genes[0], truth_key="predicted")
-    with pytest.raises(ValueError, match="`gene` is empty"):
-        rg.pl.prediction(predicted, gene=[])
+        rg.pl.prediction(predicted, genes=genes[0], truth_key="predicted")
+    with pytest.raises(ValueError, match="`genes` is empty"):
+        rg.pl.prediction(predicted, genes=[])
     with pytest.raises(ValueError, match="`image_fade` is 2"):
-        rg.pl.prediction(predicted, gene=genes[0], image_fade=2)
+        rg.pl.prediction(predicted, genes=genes[0], image_fade=2)
     with pytest.raises(ValueError, match="`figsize`"):
-        rg.pl.prediction(predicted, gene=genes[0], figsize=(3, 0))
+        rg.pl.prediction(predicted, genes=genes[0], figsize=(3, 0))
     del predicted.images["he"]
     with pytest.raises(ValueError, match=r"image 'he', which is not in `sdata\.images`"):
-        rg.pl.prediction(predicted, gene=genes[0])
+        rg.pl.prediction(predicted, genes=genes[0])
     assert not plt.get_fignums()
 
 
 def test_save_and_axes(predicted, genes, tmp_path):
     path = tmp_path / "prediction.svg"
-    assert rg.pl.prediction(predicted, gene=genes[0], save=path) is None
+    assert rg.pl.prediction(predicted, genes=genes[0], save=path) is None
     assert path.stat().st_size > 1000
     assert not plt.get_fignums()
     figure, ax = plt.subplots()
     before = dict(mpl.rcParams)
-    axes = rg.pl.prediction(predicted, gene=genes[0], ax=ax, return_ax=True)
+    axes = rg.pl.prediction(predicted, genes=genes[0], ax=ax, return_ax=True)
     place, inside = ax.get_window_extent(), axes[genes[0]]["predicted"].get_window_extent()
     assert place.x0 <= inside.x0 < inside.x1 <= place.x1 and place.y0 <= inside.y0 < inside.y1 <= place.y1
     assert plt.get_fignums() == [figure.number]
     assert dict(mpl.rcParams) == before
-    assert rg.pl.prediction(predicted, gene=genes[0], figsize=(4, 3)) is None
+    assert rg.pl.prediction(predicted, genes=genes[0], figsize=(4, 3)) is None
     np.testing.assert_allclose(plt.gcf().get_size_inches(), (4, 3))
 
 
@@ -210,7 +210,7 @@ def test_points_are_drawn_apart_from_each_other(query, fitted, genes, embed):
     query.points["cells"] = PointsModel.parse(xy, transformations={"global": Identity()})
     rg.pp.embed_tiles(query, shapes_key="cells", **embed)
     rg.tl.predict(query, fitted, table_key="cells_table", key_added="on_cells")
-    axes = rg.pl.prediction(query, gene=genes[0], prediction_key="on_cells", return_ax=True)[genes[0]]
+    axes = rg.pl.prediction(query, genes=genes[0], prediction_key="on_cells", return_ax=True)[genes[0]]
     drawn = spots(axes["predicted"], "predicted")
     np.testing.assert_allclose(drawn.get_offsets(), xy)
     np.testing.assert_allclose(drawn.get_widths(), 0.8 * 60)
@@ -223,7 +223,7 @@ def note(ax):
 def test_gene_that_failed_is_grey_and_says_so(predicted, genes):
     table = predicted.tables["predicted"]
     table.var.loc[genes[:3], "cv_pearson"] = [0.03, 0.4, np.nan]
-    axes = rg.pl.prediction(predicted, gene=genes[:3], truth_key="table", return_ax=True)
+    axes = rg.pl.prediction(predicted, genes=genes[:3], truth_key="table", return_ax=True)
     cmaps = {gene: {kind: spots(ax, kind).get_cmap().name for kind, ax in axes[gene].items()} for gene in genes[:3]}
     assert cmaps[genes[0]]["predicted"] == cmaps[genes[0]]["measured"] == "distrust"
     assert cmaps[genes[0]]["difference"] == cmaps[genes[1]]["difference"] != "distrust"
@@ -235,22 +235,22 @@ def test_gene_that_failed_is_grey_and_says_so(predicted, genes):
         spots(axes[genes[0]]["predicted"], "predicted").get_clim()
         == spots(axes[genes[0]]["measured"], "measured").get_clim()
     )
-    trusting = rg.pl.prediction(predicted, gene=genes[0], min_cv_pearson=-1, return_ax=True)[genes[0]]["predicted"]
+    trusting = rg.pl.prediction(predicted, genes=genes[0], min_cv_pearson=-1, return_ax=True)[genes[0]]["predicted"]
     assert note(trusting) == "" and spots(trusting, "predicted").get_cmap().name == "viridis"
     with pytest.raises(ValueError, match="`min_cv_pearson` is 7"):
-        rg.pl.prediction(predicted, gene=genes[0], min_cv_pearson=7)
+        rg.pl.prediction(predicted, genes=genes[0], min_cv_pearson=7)
 
 
 def test_interval_width_is_a_map_of_its_own(predicted, genes, with_intervals):
     table = predicted.tables["predicted"]
     with pytest.raises(KeyError, match="The table has no intervals"):
-        rg.pl.prediction(predicted, gene=genes[0], interval=True)
+        rg.pl.prediction(predicted, genes=genes[0], interval=True)
     with_intervals(table)
     width = (table[:, genes[0]].layers["upper"] - table[:, genes[0]].layers["lower"]).ravel()
-    assert "interval" not in rg.pl.prediction(predicted, gene=genes[0], return_ax=True)[genes[0]]
+    assert "interval" not in rg.pl.prediction(predicted, genes=genes[0], truth_key=False, return_ax=True)[genes[0]]
     for unit in ("donor", "section"):
         table.uns["retrieval"]["interval_unit"] = unit
-        axes = rg.pl.prediction(predicted, gene=genes[0], interval=True, return_ax=True)[genes[0]]
+        axes = rg.pl.prediction(predicted, genes=genes[0], interval=True, truth_key=False, return_ax=True)[genes[0]]
         assert list(axes) == ["predicted", "interval"]
         ax = axes["interval"]
         np.testing.assert_allclose(spots(ax, "interval").get_array(), width, atol=1e-6)
@@ -267,7 +267,7 @@ def test_words_of_a_narrow_section_stay_off_the_next_map(predicted, genes):
     table.var.loc[genes[:2], "cv_pearson"] = 0.03
     x, y = table.obsm["spatial"].T
     predicted.tables["predicted"] = table[np.abs(x - np.median(x)) < 0.3 * (y.max() - y.min())].copy()
-    axes = rg.pl.prediction(predicted, gene=genes[:2], return_ax=True)
+    axes = rg.pl.prediction(predicted, genes=genes[:2], truth_key=False, return_ax=True)
     first, second = (axes[gene]["predicted"] for gene in genes[:2])
     figure = first.figure
     figure.canvas.draw()
@@ -280,9 +280,9 @@ def test_picture(predicted, genes, with_intervals, distance_to_baseline):
     table = predicted.tables["predicted"]
     with_intervals(table, unit="section")
     table.var.loc[genes[0], "cv_pearson"] = 0.03
-    axes = rg.pl.prediction(predicted, gene=genes[0], truth_key="table", interval=True, image_fade=0.7, return_ax=True)[
-        genes[0]
-    ]
+    axes = rg.pl.prediction(
+        predicted, genes=genes[0], truth_key="table", interval=True, image_fade=0.7, return_ax=True
+    )[genes[0]]
     figure = axes["measured"].figure
     assert distance_to_baseline(figure, "prediction", dpi=27) < 6
     for ax in axes.values():

@@ -51,7 +51,7 @@ def normalized(table):
 def test_maps_show_the_columns_of_the_table(predicted):
     table = predicted.tables["predicted"]
     table.obs["n_donors"] = np.arange(table.n_obs) % 2 + 1
-    axes = rg.pl.reliability(predicted, return_ax=True)
+    axes = rg.pl.reliability(predicted, truth_key=False, return_ax=True)
     assert list(axes) == ["distance_percentile", "effective_n", "n_donors", "disagreement"]
     for name in list(axes)[:3]:
         np.testing.assert_allclose(drawn(axes[name], name).get_array(), table.obs[name].to_numpy(float))
@@ -85,13 +85,13 @@ def test_spots_out_of_reference_are_outlined(predicted):
 def test_maps_of_one_colour_and_without_input_are_left_out(predicted, query, reference):
     table = predicted.tables["predicted"]
     table.obs["n_donors"], table.obs["evidence_share"] = 1, np.linspace(0, 1, table.n_obs)
-    assert list(rg.pl.reliability(predicted, return_ax=True))[2:] == ["evidence_share", "disagreement"]
+    assert list(rg.pl.reliability(predicted, truth_key=False, return_ax=True))[2:] == ["evidence_share", "disagreement"]
     table.obs["evidence_share"] = 1.0
     del table.layers["disagreement"]
-    assert list(rg.pl.reliability(predicted, return_ax=True)) == ["distance_percentile", "effective_n"]
+    assert list(rg.pl.reliability(predicted, truth_key=False, return_ax=True)) == ["distance_percentile", "effective_n"]
     rg.tl.fit(reference, method="ridge")
     rg.tl.predict(query, reference)
-    assert "effective_n" not in rg.pl.reliability(query, return_ax=True)
+    assert "effective_n" not in rg.pl.reliability(query, truth_key=False, return_ax=True)
 
 
 def test_spot_outside_the_image_is_hollow_and_outlined(predicted):
@@ -99,10 +99,10 @@ def test_spot_outside_the_image_is_hollow_and_outlined(predicted):
     table.obs.loc[table.obs_names[2], ["distance_percentile", "effective_n"]] = np.nan
     table.obs["n_donors"] = np.where(np.arange(table.n_obs) == 2, 0, 2)
     table.obs["out_of_reference"] = np.arange(table.n_obs) == 2
-    axes = rg.pl.reliability(predicted, return_ax=True, maps=["distance_percentile", "n_donors"])
+    axes = rg.pl.reliability(predicted, truth_key=False, return_ax=True, maps=["distance_percentile", "n_donors"])
     for ax in axes.values():
         np.testing.assert_allclose(drawn(ax, "no value").get_offsets(), table.obsm["spatial"][[2]])
-    assert list(rg.pl.reliability(predicted, return_ax=True))[2] != "n_donors"
+    assert list(rg.pl.reliability(predicted, truth_key=False, return_ax=True))[2] != "n_donors"
 
 
 def test_interval_width_is_hatched_unless_calibrated_over_donors(predicted, with_intervals):
@@ -121,19 +121,19 @@ def test_one_gene(predicted, with_intervals):
     table = predicted.tables["predicted"]
     gene = table.var_names[3]
     table.var.loc[gene, "cv_pearson"] = 0.02
-    ax = rg.pl.reliability(predicted, gene=gene, return_ax=True)["disagreement"]
+    ax = rg.pl.reliability(predicted, genes=gene, return_ax=True)["disagreement"]
     np.testing.assert_allclose(drawn(ax, "disagreement").get_array(), table[:, gene].layers["disagreement"].ravel())
     assert ax.get_title(loc="left") == f"disagreement of cited spots, {gene}"
     assert "cross-validated r = 0.02" in note(ax)
     assert drawn(ax, "disagreement").get_cmap().name == "distrust"
     with_intervals(table)
-    ax = rg.pl.reliability(predicted, gene=gene, min_cv_pearson=0, return_ax=True)["interval_width"]
+    ax = rg.pl.reliability(predicted, genes=gene, min_cv_pearson=0, return_ax=True)["interval_width"]
     assert note(ax) == "" and drawn(ax, "interval_width").get_cmap().name != "distrust"
 
 
 def test_maps_can_be_chosen(predicted):
     predicted.tables["predicted"].obs["my_score"] = np.linspace(0, 1, predicted.tables["predicted"].n_obs)
-    axes = rg.pl.reliability(predicted, maps=["my_score", "evidence_share"], return_ax=True)
+    axes = rg.pl.reliability(predicted, maps=["my_score", "evidence_share"], truth_key=False, return_ax=True)
     assert list(axes) == ["my_score", "evidence_share"]
     assert axes["my_score"].get_title(loc="left") == "my score"
     with pytest.raises(
@@ -182,7 +182,7 @@ def test_calibration_says_what_it_is_about(predicted, with_intervals, risk):
     np.testing.assert_allclose(
         named(again, "coverage")[0].get_xydata(), named(ax, "coverage")[0].get_xydata(), atol=1e-12
     )
-    one = rg.pl.reliability(predicted, gene=table.var_names[0], truth_key="table", return_ax=True)["calibration"]
+    one = rg.pl.reliability(predicted, genes=table.var_names[0], truth_key="table", return_ax=True)["calibration"]
     assert not named(one, "range of genes") and note(one).startswith("one gene")
 
 
@@ -234,13 +234,13 @@ def test_risk_and_coverage(predicted, risk):
     with pytest.raises(ValueError, match=r"`metric` is 'rsme'; it must be one of 'rmse', 'nrmse'\. Did you mean"):
         rg.pl.reliability(predicted, truth_key="table", metric="rsme")
     gene = predicted.tables["predicted"].var_names[0]
-    rg.pl.reliability(predicted, truth_key="table", gene=gene)
+    rg.pl.reliability(predicted, truth_key="table", genes=gene)
     assert calls[-1]["genes"] == [gene]
 
 
 def test_errors(predicted):
     with pytest.raises(KeyError, match="the table has no gene 'NOGENE'"):
-        rg.pl.reliability(predicted, gene="NOGENE")
+        rg.pl.reliability(predicted, genes="NOGENE")
     with pytest.raises(ValueError, match="`image_fade` is 2"):
         rg.pl.reliability(predicted, image_fade=2)
     with pytest.raises(TypeError, match="SpatialData"):

@@ -40,8 +40,8 @@ def heights(axes):
 
 
 def test_neighbours_are_named_with_donor_weight_and_measured_value(predicted, fitted, spot, gene):
-    axes = rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, n_shown=4, return_ax=True)
-    parts = rg.get.explain(predicted, fitted, obs_name=spot, gene=gene).iloc[:-1]
+    axes = rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene, n_shown=4, return_ax=True)
+    parts = rg.get.explain(predicted, fitted, obs_names=spot, genes=gene).iloc[:-1]
     assert len(axes["neighbors"]) == 4
     written = texts(axes)
     for row in parts.iloc[:4].itertuples():
@@ -53,8 +53,8 @@ def test_neighbours_are_named_with_donor_weight_and_measured_value(predicted, fi
 
 
 def test_neighbours_show_the_thumbnails_of_the_cited_rows_by_weight(predicted, fitted, spot, gene):
-    axes = rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, n_shown=3, return_ax=True)
-    parts = rg.get.explain(predicted, fitted, obs_name=spot, gene=gene)
+    axes = rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene, n_shown=3, return_ax=True)
+    parts = rg.get.explain(predicted, fitted, obs_names=spot, genes=gene)
     for ax, name in zip(axes["neighbors"], parts["reference"].iloc[:3], strict=True):
         expected = fitted.obsm["thumbnail"][fitted.obs_names.get_loc(name)]
         np.testing.assert_array_equal(ax.images[0].get_array(), expected)
@@ -66,8 +66,8 @@ def test_sample_is_named_where_it_differs_from_the_donor(sections, query, gene):
     rg.tl.fit(reference, method="knn", n_neighbors=5)
     rg.tl.predict(query, reference)
     name = query.tables["predicted"].obs_names[0]
-    axes = rg.pl.retrieval(query, reference, obs_name=name, gene=gene, return_ax=True)
-    first = rg.get.explain(query, reference, obs_name=name, gene=gene).iloc[0]
+    axes = rg.pl.retrieval(query, reference, obs_names=name, genes=gene, return_ax=True)
+    first = rg.get.explain(query, reference, obs_names=name, genes=gene).iloc[0]
     assert {first["donor"], first["sample"]} <= set(texts(axes))
     assert first["donor"] != first["sample"]
 
@@ -75,8 +75,8 @@ def test_sample_is_named_where_it_differs_from_the_donor(sections, query, gene):
 def test_contributions_add_up_to_the_prediction(predicted, fitted, spot, gene):
     table = predicted.tables["predicted"]
     table.X[table.obs_names.get_loc(spot)] -= 0.75  # an adjustment, as methods with one would leave it
-    axes = rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, n_shown=4, return_ax=True)
-    parts = rg.get.explain(predicted, fitted, obs_name=spot, gene=gene)
+    axes = rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene, n_shown=4, return_ax=True)
+    parts = rg.get.explain(predicted, fitted, obs_names=spot, genes=gene)
     measured = (parts["weight"] * parts["value"]).to_numpy()[:-1]
     corrections, adjustment = (parts["weight"] * parts["correction"]).sum(), parts["contribution"].iloc[-1]
     *steps, total = heights(axes)
@@ -98,7 +98,7 @@ def test_contributions_add_up_to_the_prediction(predicted, fitted, spot, gene):
 
 
 def test_all_neighbours_shown_leaves_no_lump(predicted, fitted, spot, gene):
-    axes = rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, n_shown=99, return_ax=True)
+    axes = rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene, n_shown=99, return_ax=True)
     assert len(axes["neighbors"]) == 10
     assert len(heights(axes)) == 13
     assert not [text for text in texts(axes) if "more" in text]
@@ -108,7 +108,7 @@ def test_tile_is_read_at_the_geometry_of_the_embedding(predicted, fitted, gene):
     """32 px at 2 microns on an image of 1 micron per pixel: cut as it is from the level of 2 microns per pixel."""
     table = predicted.tables["predicted"]
     central = int(np.argmin(np.abs(table.obsm["spatial"] - 350).sum(axis=1)))
-    axes = rg.pl.retrieval(predicted, fitted, obs_name=table.obs_names[central], gene=gene, return_ax=True)
+    axes = rg.pl.retrieval(predicted, fitted, obs_names=table.obs_names[central], genes=gene, return_ax=True)
     x, y = table.obsm["spatial"][central]
     tile = axes["tile"].images[0]
     np.testing.assert_allclose(tile.get_extent(), (x - 32, x + 32, y + 32, y - 32))
@@ -121,7 +121,7 @@ def test_tile_is_read_at_the_geometry_of_the_embedding(predicted, fitted, gene):
 
 
 def test_scale_bar_has_true_length(predicted, fitted, spot, gene):
-    axes = rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, return_ax=True)
+    axes = rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene, return_ax=True)
     for ax in (axes["section"], axes["tile"]):
         (bar,) = scale_bars(ax)
         (line,) = bar.size_bar.get_children()
@@ -133,7 +133,7 @@ def test_unknown_resolution_draws_no_scale_bar(predicted, fitted, spot, gene):
     table.uns["retrieval"]["image_mpp"] = np.nan
     table.uns["retrieval"]["encoder"]["mpp"] = np.nan
     del predicted.attrs["ragst"]
-    axes = rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, return_ax=True)
+    axes = rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene, return_ax=True)
     assert not scale_bars(axes["section"]) and not scale_bars(axes["tile"])
     assert axes["tile"].images[0].get_extent()[1] - axes["tile"].images[0].get_extent()[0] == 32
 
@@ -144,7 +144,7 @@ def test_long_names_are_shortened(sections, query, gene):
     rg.tl.fit(reference, method="knn", n_neighbors=3)
     rg.tl.predict(query, reference)
     first = query.tables["predicted"].obs_names[0]
-    axes = rg.pl.retrieval(query, reference, obs_name=first, gene=gene, return_ax=True)
+    axes = rg.pl.retrieval(query, reference, obs_names=first, genes=gene, return_ax=True)
     assert name not in texts(axes)
     assert "a_very\N{HORIZONTAL ELLIPSIS}le_01" in texts(axes)
 
@@ -161,9 +161,9 @@ def test_row_that_did_not_measure_the_gene_says_so(predicted, fitted, spot, gene
     fitted.varm["measured"] = measured
     table = predicted.tables["predicted"]
     table.uns["retrieval"]["reference_hash"] = reference_hash(fitted)
-    parts = rg.get.explain(predicted, fitted, obs_name=spot, gene=gene).iloc[:-1]
+    parts = rg.get.explain(predicted, fitted, obs_names=spot, genes=gene).iloc[:-1]
     assert 0 < parts["value"].isna().sum() < len(parts)
-    axes = rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, n_shown=10, return_ax=True)
+    axes = rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene, n_shown=10, return_ax=True)
     assert texts(axes).count(f"{gene} not measured") == parts["value"].isna().sum()
 
     measured[fitted.var_names.get_loc(gene)] = False
@@ -171,7 +171,7 @@ def test_row_that_did_not_measure_the_gene_says_so(predicted, fitted, spot, gene
     table.uns["retrieval"]["reference_hash"] = reference_hash(fitted)
     table.X[:, table.var_names.get_loc(gene)] = np.nan
     with pytest.raises(ValueError, match=f"None of the spots cited for .* measured '{gene}'"):
-        rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene)
+        rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene)
 
 
 @pytest.mark.parametrize("method", ["ridge", "mean"])
@@ -180,7 +180,7 @@ def test_method_that_cites_nobody_is_refused(query, reference, gene, method):
     rg.tl.predict(query, reference)
     name = query.tables["predicted"].obs_names[0]
     with pytest.raises(ValueError, match=f"method '{method}', which cites no measured spots.*method=\"knn\""):
-        rg.pl.retrieval(query, reference, obs_name=name, gene=gene)
+        rg.pl.retrieval(query, reference, obs_names=name, genes=gene)
     assert not plt.get_fignums()
 
 
@@ -189,42 +189,42 @@ def test_reference_without_thumbnails_is_refused(sections, query, gene):
     rg.tl.fit(reference, method="knn", n_neighbors=3)
     rg.tl.predict(query, reference)
     with pytest.raises(ValueError, match="thumbnails=True"):
-        rg.pl.retrieval(query, reference, obs_name=query.tables["predicted"].obs_names[0], gene=gene)
+        rg.pl.retrieval(query, reference, obs_names=query.tables["predicted"].obs_names[0], genes=gene)
 
 
 def test_missing_image_is_refused(predicted, fitted, spot, gene):
     del predicted.images["he"]
     with pytest.raises(ValueError, match=r"image 'he', which is not in `sdata.images` \(it has none\)"):
-        rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene)
+        rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene)
 
 
 def test_spot_outside_the_image_is_refused(predicted, fitted, spot, gene):
     table = predicted.tables["predicted"]
     table.obsm["retrieval_rows"][table.obs_names.get_loc(spot)] = -1
     with pytest.raises(ValueError, match="has no prediction: it lies outside image 'he'"):
-        rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene)
+        rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene)
 
 
 def test_names_that_do_not_exist(predicted, fitted, spot, gene):
     with pytest.raises(KeyError, match="the table has no spot 'nowhere'"):
-        rg.pl.retrieval(predicted, fitted, obs_name="nowhere", gene=gene)
+        rg.pl.retrieval(predicted, fitted, obs_names="nowhere", genes=gene)
     with pytest.raises(KeyError, match="the table has no gene 'NOGENE'"):
-        rg.pl.retrieval(predicted, fitted, obs_name=spot, gene="NOGENE")
+        rg.pl.retrieval(predicted, fitted, obs_names=spot, genes="NOGENE")
     with pytest.raises(KeyError, match="the table has no spot 'nowhere'"):
-        rg.pl.retrieval(predicted, fitted, obs_name=[spot, "nowhere"], gene=gene)
-    with pytest.raises(ValueError, match="`obs_name` is empty"):
-        rg.pl.retrieval(predicted, fitted, obs_name=[], gene=gene)
-    with pytest.raises(TypeError, match="`obs_name` is a int"):
-        rg.pl.retrieval(predicted, fitted, obs_name=[3], gene=gene)
-    with pytest.raises(TypeError, match="`gene` is a list"):
-        rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=[gene])
+        rg.pl.retrieval(predicted, fitted, obs_names=[spot, "nowhere"], genes=gene)
+    with pytest.raises(ValueError, match="`obs_names` is empty"):
+        rg.pl.retrieval(predicted, fitted, obs_names=[], genes=gene)
+    with pytest.raises(TypeError, match="`obs_names` is a int"):
+        rg.pl.retrieval(predicted, fitted, obs_names=3, genes=gene)
+    with pytest.raises(ValueError, match=r"`genes` names .* there is place for 1"):
+        rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=list(fitted.var_names[:2]))
     with pytest.raises(TypeError, match="SpatialData"):
-        rg.pl.retrieval(predicted.tables["predicted"], fitted, obs_name=spot, gene=gene)
+        rg.pl.retrieval(predicted.tables["predicted"], fitted, obs_names=spot, genes=gene)
 
 
 def test_save_writes_a_file_and_leaves_no_figure(predicted, fitted, spot, gene, tmp_path):
     path = tmp_path / "retrieval.png"
-    assert rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, save=path, dpi=50) is None
+    assert rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene, save=path, dpi=50) is None
     height, width, _ = plt.imread(path).shape
     assert (height, width) == (187, 770)
     assert not plt.get_fignums()
@@ -234,7 +234,7 @@ def test_picture_stays_inside_the_given_axes(predicted, fitted, spot, gene, monk
     monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("shown"))
     monkeypatch.setattr(mpl, "get_backend", lambda: "qtagg")
     figure, (_, right) = plt.subplots(1, 2, figsize=(16, 5))
-    axes = rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, ax=right, show=True, return_ax=True)
+    axes = rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene, ax=right, show=True, return_ax=True)
     assert plt.get_fignums() == [figure.number]
     figure.canvas.draw()
     place = right.get_window_extent()
@@ -243,13 +243,13 @@ def test_picture_stays_inside_the_given_axes(predicted, fitted, spot, gene, monk
         assert place.x0 - 1 <= box.x0 < box.x1 <= place.x1 + 1
         assert place.y0 - 1 <= box.y0 < box.y1 <= place.y1 + 1
     with pytest.raises(ValueError, match="`figsize` is for a new figure"):
-        rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, ax=right, figsize=(3, 3))
+        rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene, ax=right, figsize=(3, 3))
 
 
 def test_show_follows_the_backend(predicted, fitted, spot, gene, monkeypatch):
     shown = []
     monkeypatch.setattr(plt, "show", lambda *_, **__: shown.append(1))
-    arguments = {"obs_name": spot, "gene": gene, "n_shown": 1}
+    arguments = {"obs_names": spot, "genes": gene, "n_shown": 1}
     rg.pl.retrieval(predicted, fitted, **arguments, show=True)
     assert not shown
     monkeypatch.setattr(mpl, "get_backend", lambda: "qtagg")
@@ -264,15 +264,15 @@ def test_show_follows_the_backend(predicted, fitted, spot, gene, monkeypatch):
 
 def test_global_settings_of_matplotlib_are_left_alone(predicted, fitted, spot, gene):
     before = dict(mpl.rcParams)
-    rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene)
+    rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene)
     assert dict(mpl.rcParams) == before
 
 
 def test_others_are_shown_in_small(predicted, fitted, spot, gene):
-    axes = rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, n_shown=6, return_ax=True)
+    axes = rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene, n_shown=6, return_ax=True)
     others = next(ax for ax in axes["section"].figure.findobj(plt.Axes) if ax.get_label() == "others")
     canvas = np.asarray(others.images[0].get_array())
-    parts = rg.get.explain(predicted, fitted, obs_name=spot, gene=gene).iloc[6:-1]
+    parts = rg.get.explain(predicted, fitted, obs_names=spot, genes=gene).iloc[6:-1]
     thumbnails = fitted.obsm["thumbnail"][fitted.obs_names.get_indexer(parts["reference"])]
     assert len(thumbnails) == 4
     np.testing.assert_array_equal(canvas[:32, :32, :3], thumbnails[0])
@@ -283,7 +283,7 @@ def test_spot_that_the_reference_does_not_cover_is_marked(predicted, fitted, spo
     warning = "unlike any tissue of the reference"
     for value in (False, True):
         predicted.tables["predicted"].obs["out_of_reference"] = value
-        axes = rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, return_ax=True)
+        axes = rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene, return_ax=True)
         assert any(warning in text for text in texts(axes)) == value
 
 
@@ -291,11 +291,11 @@ def test_several_spots_are_rows_on_one_scale(predicted, fitted, gene):
     table = predicted.tables["predicted"]
     order = np.argsort(np.asarray(table[:, gene].X).ravel())
     names = [str(table.obs_names[i]) for i in (order[-1], order[0], order[len(order) // 2])]
-    axes = rg.pl.retrieval(predicted, fitted, obs_name=names, gene=gene, n_shown=3, return_ax=True)
+    axes = rg.pl.retrieval(predicted, fitted, obs_names=names, genes=gene, n_shown=3, return_ax=True)
     assert list(axes) == names
     for name, one in axes.items():
         assert set(one) == {"section", "tile", "neighbors", "contributions"}
-        parts = rg.get.explain(predicted, fitted, obs_name=name, gene=gene)
+        parts = rg.get.explain(predicted, fitted, obs_names=name, genes=gene)
         *steps, total = heights(one)
         np.testing.assert_allclose(steps[:3], (parts["weight"] * parts["value"])[:3], atol=1e-6)
         np.testing.assert_allclose([sum(steps), total], parts["contribution"].sum(), atol=1e-5)
@@ -309,7 +309,7 @@ def test_several_spots_are_rows_on_one_scale(predicted, fitted, gene):
     assert places[0].y0 > places[1].y1 and places[1].y0 > places[2].y1
     for one in axes.values():
         assert one["tile"].get_position().x0 > one["section"].get_position().x1
-    again = rg.pl.retrieval(predicted, fitted, obs_name=names[:1] * 2, gene=gene, return_ax=True)
+    again = rg.pl.retrieval(predicted, fitted, obs_names=names[:1] * 2, genes=gene, return_ax=True)
     assert list(again) == names[:1]
     again[names[0]]["tile"].figure.canvas.draw()
     assert again[names[0]]["tile"].get_position().x0 > again[names[0]]["section"].get_position().x1
@@ -324,9 +324,9 @@ def test_lines_to_the_tile_keep_clear_of_the_scale_bar(predicted, fitted, gene, 
     corners = [int(np.argmax(xy @ way)) for way in ([1, 1], [1, -1], [-1, 1], [-1, -1])]
     names = [str(table.obs_names[i]) for i in corners]
     if several:
-        drawn = rg.pl.retrieval(predicted, fitted, obs_name=names, gene=gene, return_ax=True).values()
+        drawn = rg.pl.retrieval(predicted, fitted, obs_names=names, genes=gene, return_ax=True).values()
     else:
-        drawn = [rg.pl.retrieval(predicted, fitted, obs_name=name, gene=gene, return_ax=True) for name in names]
+        drawn = [rg.pl.retrieval(predicted, fitted, obs_names=name, genes=gene, return_ax=True) for name in names]
     for axes in drawn:
         figure = axes["section"].figure
         figure.canvas.draw()
@@ -343,17 +343,17 @@ def test_gene_that_failed_is_grey_and_says_so(predicted, fitted, spot, gene):
     words = "not to be trusted (cross-validated r = 0.03)"
     for score, failed in ((0.03, True), (0.4, False), (np.nan, False)):
         table.var.loc[gene, "cv_pearson"] = score
-        axes = rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, return_ax=True)
+        axes = rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene, return_ax=True)
         assert (words in texts(axes)) == failed
         assert (len({bar.get_facecolor() for bar in axes["contributions"].patches}) == 1) == failed
     table.var.loc[gene, "cv_pearson"] = 0.03
-    axes = rg.pl.retrieval(predicted, fitted, obs_name=spot, gene=gene, min_cv_pearson=0, return_ax=True)
+    axes = rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene, min_cv_pearson=0, return_ax=True)
     assert words not in texts(axes)
 
 
 def test_picture(predicted, fitted, gene, distance_to_baseline):
     names = list(predicted.tables["predicted"].obs_names[[3, 20]])
-    axes = rg.pl.retrieval(predicted, fitted, obs_name=names, gene=gene, n_shown=3, return_ax=True)
+    axes = rg.pl.retrieval(predicted, fitted, obs_names=names, genes=gene, n_shown=3, return_ax=True)
     figure = axes[names[0]]["section"].figure
     assert distance_to_baseline(figure, "retrieval", dpi=32) < 9
     for ax in (axes[names[0]]["section"], axes[names[1]]["tile"]):

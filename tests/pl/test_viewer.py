@@ -118,7 +118,7 @@ def test_decomposition_agrees_with_explain(predicted, fitted, n_shown):
     for spot in (0, 17):
         for gene in (0, 5):
             name = page.head["genes"][gene]["name"]
-            parts = rg.get.explain(predicted, fitted, obs_name=table.obs_names[spot], gene=name).iloc[:-1]
+            parts = rg.get.explain(predicted, fitted, obs_names=table.obs_names[spot], genes=name).iloc[:-1]
             lines = explained(page, gene, spot)
             assert len(lines) == min(n_shown, len(parts))
             expected = parts.iloc[: len(lines)]
@@ -140,7 +140,9 @@ def test_genes_that_a_cited_row_did_not_measure_leave_its_weight_to_others(secti
     gene = next(name for name in table.var_names if name not in few.tables["table"].var_names)
     cited = table.uns["retrieval"]["cited"]["donor"].to_numpy()[table.obsm["retrieval_rows"]]
     spot = int(np.flatnonzero((cited == "donor1").any(axis=1) & (cited == "donor2").any(axis=1))[0])
-    parts = rg.get.explain(query, reference, obs_name=table.obs_names[spot], gene=gene).iloc[:-1].set_index("reference")
+    parts = (
+        rg.get.explain(query, reference, obs_names=table.obs_names[spot], genes=gene).iloc[:-1].set_index("reference")
+    )
     lines = explained(page_of(query, reference, genes=gene), 0, spot)
     assert (parts["weight"] == 0).any()
     for name, weight, *rest in lines:
@@ -295,7 +297,7 @@ def test_bad_input_is_refused(predicted, fitted, sections):
     with pytest.raises(ValueError, match="`genes` is empty"):
         rg.pl.viewer(predicted, fitted, genes=[], path=None)
     with pytest.raises(TypeError, match="genes"):
-        rg.pl.viewer(predicted, fitted, genes=[3], path=None)
+        rg.pl.viewer(predicted, fitted, genes=3, path=None)
     with pytest.raises(ValueError, match="n_shown"):
         rg.pl.viewer(predicted, fitted, n_shown=0, path=None)
     with pytest.raises(TypeError, match="SpatialData"):

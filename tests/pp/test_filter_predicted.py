@@ -100,7 +100,7 @@ def test_provenance_outlives_it(scored, fitted, tmp_path):
     table = back.tables["predicted"]
     assert rg.get.neighbors(back).astype(str).equals(expected.astype(str))
     spot, gene = table.obs_names[2], table.var_names[-1]
-    parts = rg.get.explain(back, fitted, obs_name=spot, gene=gene)
+    parts = rg.get.explain(back, fitted, obs_names=spot, genes=gene)
     assert parts["contribution"].sum() == pytest.approx(float(table[spot, gene].X.item()), abs=1e-5)
     assert len(rg.get.influence(back, fitted, progress=False)) == 2
     assert table.uns["retrieval"]["filter"]["n_genes"] == 260

@@ -184,7 +184,7 @@ def test_survives_the_disk(paired, query, tmp_path):
     fresh = rg.tl.predict(query, again, genes=asked, inplace=False)
     np.testing.assert_array_equal(table.X, fresh.X)
     assert [str(name) for name in table.uns["retrieval"]["cell_types"]["names"]] == list(TYPES)
-    parts = rg.get.explain(table, again, obs_name=table.obs_names[0], gene=EXTRA[0])
+    parts = rg.get.explain(table, again, obs_names=table.obs_names[0], genes=EXTRA[0])
     assert parts["contribution"].sum() == pytest.approx(table[:, [EXTRA[0]]].X[0, 0], abs=1e-5)
 
 

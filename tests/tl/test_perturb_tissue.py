@@ -212,7 +212,7 @@ def test_neighbors_and_explain(tissue, bank):
     assert lines["weight"].sum() == pytest.approx(1, abs=1e-5) and "P3" not in set(
         lines["perturbation"][lines["context"] == "unknown"]
     )
-    parts = rg.get.explain(tissue, bank, obs_name="spot5", gene="GENE4", prediction_key="perturbed")
+    parts = rg.get.explain(tissue, bank, obs_names="spot5", genes="GENE4", prediction_key="perturbed")
     table = tissue.tables["perturbed"]
     assert [parts["reference"].iloc[i] for i in (0, -1)] == ["source", "adjustment"]
     assert parts["contribution"].sum() == pytest.approx(float(table["spot5", "GENE4"].X.item()), abs=1e-4)
@@ -624,7 +624,7 @@ def test_nothing_is_cited_for_what_resembles_nothing(made, tissue):
     said = "nothing cited: mean of the responses that may be used"
     lines = rg.get.neighbors(tissue, prediction_key="perturbed", obs_names=["spot5", "spot9"])
     assert list(lines["query"]) == ["spot5", "spot9"] and set(lines["reference"]) == {said}
-    parts = rg.get.explain(tissue, bank, obs_name="spot5", gene="GENE4", prediction_key="perturbed")
+    parts = rg.get.explain(tissue, bank, obs_names="spot5", genes="GENE4", prediction_key="perturbed")
     assert list(parts["reference"]) == ["source", said, "adjustment"]
     assert parts["contribution"].iloc[2] == pytest.approx(0, abs=1e-6)
     assert parts["contribution"].iloc[1] == pytest.approx(float(bank[:, "GENE4"].X.mean()), abs=1e-5)

@@ -225,7 +225,7 @@ def test_provenance_survives_subset_crop_and_zarr(predicted, fitted, tmp_path):
     def check(table):
         got = rg.get.neighbors(table, obs_names=spot).drop(columns="query").reset_index(drop=True)
         assert got.astype(str).equals(expected.astype(str))
-        parts = rg.get.explain(table, fitted, obs_name=spot, gene=fitted.var_names[0])
+        parts = rg.get.explain(table, fitted, obs_names=spot, genes=fitted.var_names[0])
         assert parts["contribution"].sum() == pytest.approx(float(table[spot, fitted.var_names[0]].X.item()), abs=1e-5)
 
     check(predicted.tables["predicted"][2:9].copy())
@@ -418,6 +418,6 @@ def test_evidence_is_put_back_on_the_mean_of_the_rows_that_may_be_used(sections,
     table = rg.tl.predict(query, reference, where={"donor": "donor1"}, inplace=False)
     assert abs(table.X.mean() - values[~lifted].mean()) < 0.3
     assert everything.X.mean() - table.X.mean() == pytest.approx(1.5, abs=0.5)
-    part = rg.get.explain(table, reference, obs_name=table.obs_names[0], gene=table.var_names[0])
+    part = rg.get.explain(table, reference, obs_names=table.obs_names[0], genes=table.var_names[0])
     assert part["contribution"].sum() == pytest.approx(float(table.X[0, 0]), abs=1e-5)
     np.testing.assert_allclose(part["correction"].iloc[:-1], 0, atol=1e-6)

@@ -42,7 +42,7 @@ def test_fit_predict_explain(query, reference, tmp_path):
     table = query.tables["predicted"]
     np.testing.assert_allclose(table.obs["effective_n"], 1)
     spot, gene = table.obs_names[0], table.var_names[0]
-    parts = rg.get.explain(query, reference, obs_name=spot, gene=gene)
+    parts = rg.get.explain(query, reference, obs_names=spot, genes=gene)
     assert parts["contribution"].sum() == pytest.approx(table[spot, gene].X.item(), abs=1e-5)
     rg.io.write_reference(reference, tmp_path / "r.zarr.zip")
     lazy = rg.io.read_reference(tmp_path / "r.zarr.zip", lazy=True)

@@ -128,7 +128,7 @@ def test_what_users_write_is_text(sections, query, tmp_path):
 
 
 def test_what_was_not_assessed_is_said(predicted, fitted, tmp_path):
-    text, _ = write(tmp_path, predicted, fitted, pictures=False)
+    text, _ = write(tmp_path, predicted, fitted, pictures=False, truth_key=False)
     missing = text.partition("## What was not assessed")[2].partition("##")[0]
     for part in (
         "no gene was cross-validated", "there are no intervals", "no measured table was given", "The terms of 2 of 2 sections",

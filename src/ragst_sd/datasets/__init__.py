@@ -15,6 +15,4 @@ if TYPE_CHECKING:
 
 __all__ = ["catalog", "load", "load_census", "load_screen", "synthetic"]
 
-_MOVED = {name: f"rg.io.{name}" for name in ("build_recipe", "data_card", "download_reference", "upload_reference")}
-
-__getattr__, __dir__ = lazy_functions(__name__, __all__, moved=_MOVED)
+__getattr__, __dir__ = lazy_functions(__name__, __all__)

@@ -27,7 +27,7 @@ def load_census(
     max_cells_per_type: int = 500,
     value_filter: str | None = None,
     census_version: str | None = None,
-    rng: int | np.random.Generator = 0,
+    rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
 ) -> AnnData:
     """Single cells of an organ from the CELLxGENE Census, for :func:`ragst_sd.tl.add_cell_types`.
 
@@ -45,7 +45,7 @@ def load_census(
     census_version
         Release, for instance `"2025-11-08"`; the catalogue's if left out.
     rng
-        Seed or generator of the draw.
+        Seed, generator or seed sequence of numpy, of the draw; `None` draws anew at each call.
 
     Returns
     -------

@@ -62,7 +62,7 @@ def load_screen(
     *,
     path: str | PathLike[str] | None = None,
     max_cells: int | None = None,
-    rng: int = 0,
+    rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
     progress: bool | None = None,
 ) -> AnnData:
     """Load a public perturbation screen of the catalogue, downloading it if need be.
@@ -81,7 +81,7 @@ def load_screen(
         Cells at most of each perturbation, and ten times as many controls, drawn at random; all if left out. Only these are
         read into memory.
     rng
-        Seed of the draw.
+        Seed, generator or seed sequence of numpy, of the draw; `None` draws anew at each call.
     progress
         Show a progress bar of the download; the setting if left out.
 

@@ -42,7 +42,7 @@ def synthetic(
     mpp: float = 1.0,
     depth: float = 4000.0,
     donor_effect: float = 0.25,
-    rng: int | np.random.Generator = 0,
+    rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
 ) -> dict[str, SpatialData]:
     """Draw donors with stained sections, spots and counts that depend on the tissue in the picture.
 
@@ -71,7 +71,7 @@ def synthetic(
     donor_effect
         Spread of the log-scale shift that each donor adds to each gene.
     rng
-        Seed or generator.
+        Seed, generator or seed sequence of numpy; `None` draws anew at each call.
 
     Returns
     -------

@@ -29,8 +29,8 @@ def explain(
     sdata: SpatialData | AnnData,
     reference: AnnData,
     *,
-    obs_name: str | Sequence[str],
-    gene: str | Sequence[str],
+    obs_names: str | Sequence[str],
+    genes: str | Sequence[str],
     prediction_key: str = "predicted",
 ) -> pd.DataFrame:
     r"""Take a predicted value apart into the measured values it was made from.
@@ -46,9 +46,9 @@ def explain(
         Object with a predicted table, or the table itself; also a table that :func:`ragst_sd.tl.perturb` returned.
     reference
         The very reference that the prediction was made from.
-    obs_name
+    obs_names
         Spot or spots (cells of predicted responses).
-    gene
+    genes
         Gene or genes.
     prediction_key
         Name of the predicted table.
@@ -95,7 +95,7 @@ def explain(
     >>> rg.tl.fit(reference, method="knn")
     >>> rg.tl.predict(query, reference)
     >>> spot, gene = query.tables["predicted"].obs_names[0], reference.var_names[0]
-    >>> parts = rg.get.explain(query, reference, obs_name=spot, gene=gene)
+    >>> parts = rg.get.explain(query, reference, obs_names=spot, genes=gene)
     >>> difference = parts["contribution"].sum() - query.tables["predicted"][spot, gene].X.item()
     >>> bool(abs(difference) < 1e-5)
     True
@@ -105,19 +105,19 @@ def explain(
     table, header = predicted(sdata, prediction_key, any_task=True)
     for name in (_keys.EVIDENCE, _keys.RESPONSE) if holds_responses(header) else (_keys.EVIDENCE,):
         require_key(name, table.layers, "table.layers", "It is written with the prediction; predict again.")
-    spots, genes = spot_index(table, obs_name, "obs_name"), gene_index(table, gene)
+    spots, columns = spot_index(table, obs_names), gene_index(table, genes)
     if holds_responses(header):
-        return response_parts(require_matching(reference, header), header, table, spots, genes)
+        return response_parts(require_matching(reference, header), header, table, spots, columns)
     bank = matching_bank(reference, header, _cited_by(table, header, spots)[1])
-    scrna = is_scrna(table, genes)
+    scrna = is_scrna(table, columns)
     if not scrna.any():
-        return _from_rows(bank, header, table, spots, genes)
-    parts = [cell_type_lines(bank, header, table, spots, genes[scrna])]
+        return _from_rows(bank, header, table, spots, columns)
+    parts = [cell_type_lines(bank, header, table, spots, columns[scrna])]
     if not scrna.all():
-        parts.append(_from_rows(bank, header, table, spots, genes[~scrna]))
+        parts.append(_from_rows(bank, header, table, spots, columns[~scrna]))
     both = pd.concat(parts, ignore_index=True)
     by_spot = pd.Index(table.obs_names[spots]).get_indexer(both["query"])
-    by_gene = pd.Index(table.var_names[genes]).get_indexer(both["gene"])
+    by_gene = pd.Index(table.var_names[columns]).get_indexer(both["gene"])
     return both.iloc[np.lexsort((by_gene, by_spot))].reset_index(drop=True)
 
 

@@ -112,8 +112,7 @@ def influence(
     --------
     >>> import ragst_sd as rg
     >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
-    >>> for sdata in sections.values():
-    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> rg.pp.embed_tiles(sections, model="texture", progress=False)
     >>> query = sections.pop("donor3")
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rg.tl.fit(reference, method="knn", n_neighbors=10)
@@ -135,8 +134,7 @@ def influence(
     table, header = predicted(sdata, prediction_key)
     reference = require_matching(reference, header)
     groups = _groups(reference, group_key)
-    columns = np.arange(table.n_vars) if genes is None else gene_index(table, as_names(genes), "genes")
-    require_some(columns, "genes", "Name at least one gene, or leave it out for all.")
+    columns = np.arange(table.n_vars) if genes is None else gene_index(table, genes)
     rerun = Rerun(sdata, reference, table, header, spots=spot_index(table, obs_names), genes=columns)
     show = settings.progress if progress is None else progress
     lines = []

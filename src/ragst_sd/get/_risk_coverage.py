@@ -8,12 +8,13 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._results import MORE_IS_BETTER, predicted
+from ragst_sd._several import over_sections
 from ragst_sd._validate import hint, listing, require_key
 from ragst_sd.tl._metrics import METRICS, score
 from ragst_sd.tl._truth import compare, truth_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
     from anndata import AnnData
@@ -24,20 +25,21 @@ _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 _RANDOM_ORDERS = 5
 
 
+@over_sections(not_with="truth")
 def risk_coverage(
-    sdata: SpatialData | AnnData,
+    sdata: SpatialData | AnnData | Sequence[SpatialData] | Mapping[str, SpatialData],
     *,
     prediction_key: str = "predicted",
-    truth_key: str = "table",
+    truth_key: str | None = None,
     truth: AnnData | None = None,
     by: str | Sequence[str] | None = None,
     shares: Sequence[float] = _SHARES,
-    genes: Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     layer: str | None = None,
     unit: str = "counts",
     sample_key: str = "sample",
     baselines: bool = True,
-    rng: int = 0,
+    rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
 ) -> pd.DataFrame:
     r"""Error of the spots that are kept when the least grounded ones are left out.
 
@@ -47,11 +49,11 @@ def risk_coverage(
     Parameters
     ----------
     sdata
-        Object with the predicted and the measured table, or the predicted table itself.
+        Object with the predicted and the measured table, or a list or a mapping of them; or a predicted table itself.
     prediction_key
         Name of the predicted table.
     truth_key
-        Name of the measured table.
+        Name of the measured table; may be left out if only one annotates the same shapes.
     truth
         The measured table itself, where `sdata` is a bare predicted table.
     by
@@ -72,11 +74,12 @@ def risk_coverage(
         Whether to add `"random"` (mean of 5 random orders) and `"oracle"` (by the spot's true squared error over all genes;
         since metrics are means over genes, another order may be a little better).
     rng
-        Seed of the random orders.
+        Seed, generator or seed sequence of numpy, of the random orders; `None` draws anew at each call.
 
     Returns
     -------
-    Long frame `by`, `share`, `n_spots` (kept), `metric`, `value`. Metrics are means over genes, then over sections:
+    Long frame `by`, `share`, `n_spots` (kept), `metric`, `value`; for a list or a mapping there is a first column `section`.
+    Metrics are means over genes, then over sections:
     `rmse` and `mae` in the unit of the prediction, `nrmse` (RMSE over the standard deviation of the gene in the whole section,
     so that every gene counts alike), `spread`, how far the measured values of the kept spots lie from the gene's mean in the whole
     section, in the same standard deviations, and `pearson` over the kept spots of a section. Where `spread` falls with the error, the
@@ -88,7 +91,7 @@ def risk_coverage(
     KeyError
         If a table, gene, layer or column does not exist, or the table has no intervals to order by.
     ValueError
-        If a share makes no sense, the tables share no spots or genes, or the truth is not counts.
+        If there is no measured table of the shapes, or several and `truth_key` is left out; a share makes no sense, the tables share no spots or genes, or the truth is not counts.
 
     References
     ----------
@@ -99,8 +102,7 @@ def risk_coverage(
     --------
     >>> import ragst_sd as rg
     >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
-    >>> for sdata in sections.values():
-    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> rg.pp.embed_tiles(sections, model="texture", progress=False)
     >>> query = sections.pop("donor3")
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rg.tl.fit(reference, method="knn")
@@ -116,7 +118,7 @@ def risk_coverage(
     orders = [_keys.DISAGREEMENT] if by is None else [by] if isinstance(by, str) else list(by)
     for name in orders:
         _check_order(table, name)
-    measured = truth_table(sdata, truth_key, truth)
+    measured = truth_table(sdata, table, truth_key, truth)
     compared = compare(table, header, measured, layer=layer, unit=unit, genes=genes, sample_key=sample_key)
     draw = np.random.default_rng(rng)
     lines: list[tuple[str, float, str, str, int, float]] = []

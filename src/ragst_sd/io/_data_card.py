@@ -74,8 +74,7 @@ def data_card(reference: AnnData, *, path: str | PathLike[str] | None = None, na
     --------
     >>> import ragst_sd as rg
     >>> sections = rg.datasets.synthetic(n_donors=2, image_px=500)
-    >>> for sdata in sections.values():
-    ...     rg.pp.embed_tiles(sdata, progress=False)
+    >>> rg.pp.embed_tiles(sections, progress=False)
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> print(rg.io.data_card(reference, name="Synthetic tissue").splitlines()[2])
     # Synthetic tissue

@@ -70,8 +70,7 @@ def benchmark(
     --------
     >>> import ragst_sd as rg
     >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
-    >>> for sdata in sections.values():
-    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> rg.pp.embed_tiles(sections, model="texture", progress=False)
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> scores = rg.tl.cross_validate(reference, methods=["ridge", "knn"], n_genes=50, progress=False)
     >>> rg.pl.benchmark(scores, baseline="ridge", show=False)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import is_scrna
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
-from ragst_sd._validate import require_choice, require_positive, require_type
+from ragst_sd._validate import name_list, require_choice, require_positive
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import describe_figure_parameters, picture
-from ragst_sd.pl._maps import axes_in_rows, name_list
+from ragst_sd.pl._maps import axes_in_rows
 from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._trust import distrust, has_intervals, intervals_of
 
@@ -37,12 +37,12 @@ def explain(
     sdata: SpatialData | AnnData,
     reference: AnnData,
     *,
-    obs_name: str,
-    gene: str | Sequence[str],
+    obs_names: str | Sequence[str],
+    genes: str | Sequence[str],
     group_by: str = "reference",
     n_shown: int = 12,
     prediction_key: str = "predicted",
-    truth_key: str | None = None,
+    truth_key: str | Literal[False] | None = None,
     layer: str | None = None,
     unit: str = "counts",
     min_cv_pearson: float = MIN_CV_PEARSON,
@@ -65,9 +65,9 @@ def explain(
         Object with a predicted table, or the table itself.
     reference
         The very reference that the prediction was made from.
-    obs_name
-        Spot.
-    gene
+    obs_names
+        Spot; there is place for one.
+    genes
         Gene, or genes: a waterfall each, two in a row.
     group_by
         What a bar stands for: `"reference"` (a cited spot), `"donor"` or `"sample"`. The value of a group is the weighted
@@ -77,7 +77,8 @@ def explain(
     prediction_key
         Name of the predicted table.
     truth_key
-        Measured table; the value measured at this spot becomes a broken line. It is normalised as the prediction is.
+        Measured table; the value measured at this spot becomes a broken line. It is normalised as the prediction is. The
+        only one of the same shapes if left out; `False` for none.
     layer
         Layer of the measured table; `.X` if left out.
     unit
@@ -97,42 +98,39 @@ def explain(
     ------
     KeyError
         If a table, spot, gene or layer does not exist, or the table lacks a column of `.obs`.
-    TypeError
-        If `obs_name` is not one name.
     ValueError
-        If the table has lost its provenance, the reference is another one, or the spot has no prediction of the gene.
+        If `obs_names` or `genes` names nothing, or `obs_names` several; the table has lost its provenance, the reference is another one, or the spot has no prediction of the gene.
 
     Examples
     --------
     >>> import ragst_sd as rg
     >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
-    >>> for sdata in sections.values():
-    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> rg.pp.embed_tiles(sections, model="texture", progress=False)
     >>> query = sections.pop("donor3")
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rg.tl.fit(reference, method="knn", n_neighbors=10)
     >>> rg.tl.predict(query, reference)
     >>> spot, gene = query.tables["predicted"].obs_names[0], reference.var_names[0]
-    >>> axes = rg.pl.explain(query, reference, obs_name=spot, gene=gene, truth_key="table", return_ax=True)
+    >>> axes = rg.pl.explain(query, reference, obs_names=spot, genes=gene, truth_key="table", return_ax=True)
     >>> axes[gene].get_xlabel()
     'log1p(counts per 10,000)'
     """
     from ragst_sd.get import explain as parts_of
 
-    require_type(obs_name, str, "obs_name", "This picture takes one.")
+    (name,), genes = name_list(obs_names, "obs_names", most=1), name_list(genes, "genes")
     require_positive(n_shown, "n_shown", whole=True)
     require_choice(group_by, ("reference", _keys.DONOR, _keys.SAMPLE), "group_by")
-    genes = name_list(gene)
     table, header = predicted(sdata, prediction_key)
     require_columns(table, (_keys.N_DONORS, _keys.OUT_OF_REFERENCE))
-    spot = int(spot_index(table, obs_name, "obs_name")[0])
+    spot = int(spot_index(table, name)[0])
     columns = gene_index(table, genes)
     notes = distrust(table, genes, min_cv_pearson)
-    parts = parts_of(sdata, reference, obs_name=obs_name, gene=genes, prediction_key=prediction_key)
-    _require_values(obs_name, genes, np.ravel(table.X[spot, columns]))
+    parts = parts_of(sdata, reference, obs_names=name, genes=genes, prediction_key=prediction_key)
+    _require_values(name, genes, np.ravel(table.X[spot, columns]))
     truth = np.full(len(genes), np.nan)
-    if truth_key is not None:
-        truth = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)[0][spot]
+    measured = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)
+    if measured is not None:
+        truth = measured[0][spot]
     intervals = intervals_of(table, header, columns) if has_intervals(table) else None
     scrna = is_scrna(table, columns).tolist()
     steps = {
@@ -149,7 +147,7 @@ def explain(
         axes = dict(zip(genes, axes_in_rows(figure, len(genes), per_row), strict=True))
         for j, (name, place) in enumerate(axes.items()):
             decimals = _style.decimals_for(steps[name]["brings"])
-            words = [_style.shorten(f"spot {obs_name}", 34), *facts(table, header, spot)]
+            words = [_style.shorten(f"spot {name}", 34), *facts(table, header, spot)]
             kind = {"reference": "measured spot"}.get(group_by, group_by)
             if scrna[j]:
                 words.insert(1, "measured in no spot: given from single cells")

@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._validate import require_some, require_type
 from ragst_sd.pl import _style
 from ragst_sd.pl._section import draw_image, draw_rims, draw_spots, extent_of, free_corner, spot_reach
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import FigureBase
@@ -61,15 +58,6 @@ def require_citations(header: dict[str, Any]) -> None:
             'show. Fit a method that cites, for instance `rg.tl.fit(reference, method="knn")`, and predict again.'
         )
         raise ValueError(msg)
-
-
-def name_list(names: str | Sequence[str], argument: str = "gene") -> list[str]:
-    """Names of genes or spots, each once."""
-    each = [names] if isinstance(names, str) else list(dict.fromkeys(names))
-    for name in each:
-        require_type(name, str, argument, "Give a name or a list of names.")
-    require_some(each, argument)
-    return each
 
 
 def map_size(section: Section, edge: float) -> tuple[float, float]:

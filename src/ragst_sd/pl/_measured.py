@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,13 +19,15 @@ def measured_values(
     sdata: SpatialData | AnnData,
     table: AnnData,
     header: dict[str, Any],
-    truth_key: str,
+    truth_key: str | Literal[False] | None,
     *,
     layer: str | None,
     unit: str,
     genes: Sequence[str] | None,
-) -> tuple[np.ndarray, list[str]]:
+) -> tuple[np.ndarray, list[str]] | None:
     """(spots, genes) measured values in the unit of the prediction, NaN for spots that were not measured; the genes.
+
+    `None` where there is nothing to compare with: no table was asked for, and none of the same shapes fits.
 
     Raises
     ------
@@ -35,12 +37,19 @@ def measured_values(
         If the truth is not measured, shares no spots or genes, or is not counts.
     """
     from ragst_sd.reference.genes import take_genes
-    from ragst_sd.tl._truth import normalized_truth, shared_genes, shared_spots, truth_table
+    from ragst_sd.tl._truth import if_it_fits, normalized_truth, shared_genes, shared_spots, shown_truth, truth_table
 
-    measured = truth_table(sdata, truth_key, None)
-    matrix, names, counted = normalized_truth(measured, header, layer, unit)
-    shared = shared_genes(table, names, genes)
-    ours, theirs = shared_spots(table, measured, counted)
-    out = np.full((table.n_obs, len(shared)), np.nan)
-    out[ours] = dense(take_genes(matrix, names, shared)[theirs])
-    return out, shared
+    key = shown_truth(sdata, table, truth_key)
+    if key is None:
+        return None
+
+    def compared() -> tuple[np.ndarray, list[str]]:
+        measured = truth_table(sdata, table, key)
+        matrix, names, counted = normalized_truth(measured, header, layer, unit)
+        shared = shared_genes(table, names, genes)
+        ours, theirs = shared_spots(table, measured, counted)
+        out = np.full((table.n_obs, len(shared)), np.nan)
+        out[ours] = dense(take_genes(matrix, names, shared)[theirs])
+        return out, shared
+
+    return if_it_fits(compared, truth_key)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
+from ragst_sd._validate import name_list
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._figure import describe_figure_parameters, picture
 from ragst_sd.pl._measured import measured_values
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 def prediction(
     sdata: SpatialData,
     *,
-    gene: str | Sequence[str],
+    genes: str | Sequence[str],
     prediction_key: str = "predicted",
-    truth_key: str | None = None,
+    truth_key: str | Literal[False] | None = None,
     layer: str | None = None,
     unit: str = "counts",
     interval: bool = False,
@@ -61,12 +62,13 @@ def prediction(
     ----------
     sdata
         Object with the image, the shapes and a predicted table.
-    gene
-        Gene, or genes: one row each, or three in a row without `truth_key`.
+    genes
+        Gene, or genes: one row each, or three in a row where nothing measured is shown.
     prediction_key
         Name of the predicted table.
     truth_key
-        Measured table to compare with; it is normalised as the prediction is.
+        Measured table to compare with; it is normalised as the prediction is. The only one of the same shapes if left
+        out; `False` for none.
     layer
         Layer of the measured table; `.X` if left out.
     unit
@@ -103,26 +105,23 @@ def prediction(
     --------
     >>> import ragst_sd as rg
     >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
-    >>> for sdata in sections.values():
-    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> rg.pp.embed_tiles(sections, model="texture", progress=False)
     >>> query = sections.pop("donor3")
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rg.tl.fit(reference, method="knn", n_neighbors=10)
     >>> rg.tl.predict(query, reference)
-    >>> axes = rg.pl.prediction(query, gene=reference.var_names[0], truth_key="table", return_ax=True)
+    >>> axes = rg.pl.prediction(query, genes=reference.var_names[0], truth_key="table", return_ax=True)
     >>> list(axes[reference.var_names[0]])
     ['measured', 'predicted', 'difference']
     """
     require_sdata(sdata)
-    genes = _maps.name_list(gene)
+    genes = name_list(genes, "genes")
     _maps.require_fade(image_fade)
     table, header = predicted(sdata, prediction_key)
     columns = gene_index(table, genes)
     notes = distrust(table, genes, min_cv_pearson)
     values = dense(table.X[:, columns])
-    measured = None
-    if truth_key is not None:
-        measured, _ = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)
+    measured = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)
     intervals = intervals_of(table, header, columns) if interval else None
     section = read_section(sdata, table, header, prediction_key)
     maps: dict[str, list[_maps.Map]] = {}
@@ -130,7 +129,7 @@ def prediction(
         shown, title = values[:, j], f"{name} predicted"
         on_scale, colors = shown, greys() if note else cmap
         if measured is not None:
-            truth = measured[:, j]
+            truth = measured[0][:, j]
             on_scale = np.concatenate([shown, truth])
             title = f"predicted, r = {_correlation(shown, truth)}"
         limits = _maps.limits_of(on_scale, vmin, vmax)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, MORE_IS_BETTER, gene_index, predicted
-from ragst_sd._validate import listing, require_choice
+from ragst_sd._validate import listing, name_list, require_choice
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._curves import coverage, draw_calibration, draw_risk
 from ragst_sd.pl._figure import describe_figure_parameters, picture
@@ -48,9 +48,9 @@ def reliability(
     sdata: SpatialData,
     *,
     prediction_key: str = "predicted",
-    gene: str | Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     maps: Sequence[str] | None = None,
-    truth_key: str | None = None,
+    truth_key: str | Literal[False] | None = None,
     layer: str | None = None,
     unit: str = "counts",
     metric: str = "nrmse",
@@ -66,7 +66,7 @@ def reliability(
     """Draw where a prediction is well grounded, and with a truth whether it knows how well.
 
     Maps of the section, dark where the ground is weak. Spots that no tissue of the reference is like are outlined. With
-    `truth_key` two curves follow. Calibration: the share of measured values inside the intervals, at each level they were
+    a truth two curves follow. Calibration: the share of measured values inside the intervals, at each level they were
     calibrated for, beside the diagonal; the mean over genes, and a band that holds 90 % of them. Risk and coverage:
     accuracy when only the best grounded spots are kept, by each of the maps. Panels whose input the table lacks are left out.
 
@@ -76,7 +76,7 @@ def reliability(
         Object with the image, the shapes and a predicted table.
     prediction_key
         Name of the predicted table.
-    gene
+    genes
         Gene or genes that disagreement, interval width and the curves are about; all if left out.
     maps
         Some of `"distance_percentile"`, `"effective_n"`, `"n_donors"`, `"evidence_share"`, `"disagreement"` (mean over
@@ -84,7 +84,8 @@ def reliability(
         `["lower"]`), or any numeric column of the table's `.obs`. Left out: the first two; donors if their number
         varies, else the share of evidence if that varies; interval width, or disagreement if there are no intervals.
     truth_key
-        Measured table for the curves; it is normalised as the prediction is.
+        Measured table for the curves; it is normalised as the prediction is. The only one of the same shapes if left out;
+        `False` for none.
     layer
         Layer of the measured table; `.X` if left out.
     unit
@@ -92,7 +93,7 @@ def reliability(
     metric
         Accuracy that is drawn against the share of spots kept, of those that :func:`ragst_sd.get.risk_coverage` knows.
     min_cv_pearson
-        If `gene` is one gene whose `var["cv_pearson"]` is lower, its maps are grey and say that it is not to be trusted.
+        If `genes` is one gene whose `var["cv_pearson"]` is lower, its maps are grey and say that it is not to be trusted.
     image_fade
         How far the picture of the tissue is mixed with white, from 0 to 1.
     {figure_parameters}
@@ -123,8 +124,7 @@ def reliability(
     --------
     >>> import ragst_sd as rg
     >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
-    >>> for sdata in sections.values():
-    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> rg.pp.embed_tiles(sections, model="texture", progress=False)
     >>> query = sections.pop("donor3")
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rg.tl.fit(reference, method="knn", n_neighbors=10)
@@ -138,7 +138,7 @@ def reliability(
     require_sdata(sdata)
     _maps.require_fade(image_fade)
     table, header = predicted(sdata, prediction_key)
-    genes = None if gene is None else _maps.name_list(gene)
+    genes = None if genes is None else name_list(genes, "genes")
     columns = np.arange(table.n_vars) if genes is None else gene_index(table, genes)
     notes = [""] if genes is None or len(genes) > 1 else distrust(table, genes, min_cv_pearson)
     intervals = intervals_of(table, header, columns) if has_intervals(table) else None
@@ -147,14 +147,14 @@ def reliability(
     panels = [_map(table, name, columns, intervals, about, notes[0]) for name in names]
     section = read_section(sdata, table, header, prediction_key)
     curves: dict[str, Callable[[Axes], None]] = {}
-    if truth_key is not None:
+    measured = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)
+    if measured is not None:
         truth: dict[str, Any] = {"truth_key": truth_key, "layer": layer, "unit": unit, "genes": genes}
         risk = get.risk_coverage(sdata, prediction_key=prediction_key, by=names, **truth)
         require_choice(metric, list(dict.fromkeys(risk["metric"])), "metric")
         if intervals is not None:
-            measured, shared = measured_values(sdata, table, header, **truth)
-            columns = gene_index(table, shared)
-            share_inside = coverage(table, header, columns, intervals_of(table, header, columns), measured)
+            columns = gene_index(table, measured[1])
+            share_inside = coverage(table, header, columns, intervals_of(table, header, columns), measured[0])
             if share_inside is not None:
                 curves["calibration"] = partial(draw_calibration, share_inside=share_inside, intervals=intervals)
         curves["risk_coverage"] = partial(draw_risk, frame=risk[risk["metric"] == metric])

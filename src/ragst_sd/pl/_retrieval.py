@@ -11,11 +11,11 @@ from ragst_sd import _keys
 from ragst_sd._cell_types import cell_types, measured_columns
 from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
-from ragst_sd._validate import require_positive, require_type
+from ragst_sd._validate import name_list, require_positive
 from ragst_sd.pl import _style
 from ragst_sd.pl._explain import SECTIONS, brings_texts, facts, steps_of, value_text
 from ragst_sd.pl._figure import describe_figure_parameters, picture
-from ragst_sd.pl._maps import name_list, require_citations
+from ragst_sd.pl._maps import require_citations
 from ragst_sd.pl._section import draw_image, extent_of, read_section
 from ragst_sd.pl._trust import distrust
 
@@ -37,8 +37,8 @@ def retrieval(
     sdata: SpatialData,
     reference: AnnData,
     *,
-    obs_name: str | Sequence[str],
-    gene: str,
+    obs_names: str | Sequence[str],
+    genes: str | Sequence[str],
     prediction_key: str = "predicted",
     n_shown: int = 6,
     min_cv_pearson: float = MIN_CV_PEARSON,
@@ -62,10 +62,10 @@ def retrieval(
         Object with the image and a predicted table.
     reference
         The very reference that the prediction was made from, built with thumbnails.
-    obs_name
+    obs_names
         Spot, or spots: one row each.
-    gene
-        Gene.
+    genes
+        Gene; there is place for one.
     prediction_key
         Name of the predicted table.
     n_shown
@@ -85,23 +85,22 @@ def retrieval(
     KeyError
         If the table, spot or gene does not exist.
     TypeError
-        If `sdata` is no SpatialData, `gene` not one name, or `obs_name` neither one nor several.
+        If `sdata` is no SpatialData.
     ValueError
-        If the method cites no spots, this spot has no prediction (it lies outside the image), no cited spot measured
+        If `genes` names several, or `obs_names` nothing; the method cites no spots, this spot has no prediction (it lies outside the image), no cited spot measured
         the gene, the reference is another one or has no thumbnails, or the image is not in the object.
 
     Examples
     --------
     >>> import ragst_sd as rg
     >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
-    >>> for sdata in sections.values():
-    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> rg.pp.embed_tiles(sections, model="texture", progress=False)
     >>> query = sections.pop("donor3")
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rg.tl.fit(reference, method="knn", n_neighbors=10)
     >>> rg.tl.predict(query, reference)
     >>> spot, gene = query.tables["predicted"].obs_names[0], reference.var_names[0]
-    >>> axes = rg.pl.retrieval(query, reference, obs_name=spot, gene=gene, return_ax=True)
+    >>> axes = rg.pl.retrieval(query, reference, obs_names=spot, genes=gene, return_ax=True)
     >>> sorted(axes)
     ['contributions', 'neighbors', 'section', 'tile']
     """
@@ -109,16 +108,15 @@ def retrieval(
 
     require_sdata(sdata)
     require_positive(n_shown, "n_shown", whole=True)
-    require_type(gene, str, "gene", "This picture takes one.")
-    names = name_list(obs_name, "obs_name")
+    (gene,), names = name_list(genes, "genes", most=1), name_list(obs_names, "obs_names")
     table, header = predicted(sdata, prediction_key)
     require_columns(table, (_keys.N_DONORS, _keys.EFFECTIVE_N, _keys.OUT_OF_REFERENCE))
-    spots = spot_index(table, names, "obs_name")
+    spots = spot_index(table, names)
     note = distrust(table, [gene], min_cv_pearson)[0]
     column = gene_index(table, gene)
     _require_evidence(table, header, spots)
     measured_columns(reference.var_names, table.var_names[column], cell_types(reference))
-    parts = explain(sdata, reference, obs_name=names, gene=gene, prediction_key=prediction_key)
+    parts = explain(sdata, reference, obs_names=names, genes=gene, prediction_key=prediction_key)
     _require_pictures(reference)
     for name in np.array(names)[~np.isfinite(np.ravel(table.X[spots, column]))]:
         msg = f"None of the spots cited for {str(name)!r} measured {gene!r}: there is no prediction to show."
@@ -162,7 +160,7 @@ def retrieval(
             axes[name] = {"section": overview, "tile": tile, "neighbors": neighbors, "contributions": bars}
     if not return_ax:
         return None
-    return axes[names[0]] if isinstance(obs_name, str) else axes
+    return axes[names[0]] if isinstance(obs_names, str) else axes
 
 
 def _require_evidence(table: AnnData, header: dict[str, Any], spots: np.ndarray) -> None:

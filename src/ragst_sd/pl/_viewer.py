@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ragst_sd import _keys
 from ragst_sd._annotation import single_region
@@ -40,7 +40,7 @@ def viewer(
     *,
     prediction_key: str = "predicted",
     genes: str | Sequence[str] | None = None,
-    truth_key: str | None = None,
+    truth_key: str | Literal[False] | None = None,
     layer: str | None = None,
     unit: str = "counts",
     n_shown: int = 12,
@@ -81,7 +81,8 @@ def viewer(
         Genes of the page; the 200 best trusted if left out: by falling `cv_pearson`, or where that was not assessed by the
         variance of the prediction.
     truth_key
-        Measured table whose values stand beside the predicted ones, normalised as the prediction is.
+        Measured table whose values stand beside the predicted ones, normalised as the prediction is. The only one of the
+        same shapes if left out; `False` for none.
     layer
         Layer of the measured table; `.X` if left out.
     unit
@@ -116,8 +117,7 @@ def viewer(
     --------
     >>> import ragst_sd as rg
     >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
-    >>> for sdata in sections.values():
-    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> rg.pp.embed_tiles(sections, model="texture", progress=False)
     >>> query = sections.pop("donor3")
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rg.tl.fit(reference, method="knn", n_neighbors=10)
@@ -141,13 +141,13 @@ def viewer(
     require_key(_keys.EVIDENCE, table.layers, "table.layers", "`rg.tl.predict` writes it; predict again.")
     chosen = choose_genes(table, genes)
     section = read_section(sdata, table, header, prediction_key)
+    names = table.var_names[chosen]
+    # Genes that were not asked for by name may be missing from the truth.
+    asked = None if genes is None else list(names)
+    truth = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=asked)
     measured = None
-    if truth_key is not None:
-        names = table.var_names[chosen]
-        # Genes that were not asked for by name may be missing from the truth.
-        asked = None if genes is None else list(names)
-        values, shared = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=asked)
-        measured = pd.DataFrame(values, columns=shared).reindex(columns=names).to_numpy()
+    if truth is not None:
+        measured = pd.DataFrame(truth[0], columns=truth[1]).reindex(columns=names).to_numpy()
     facts = _facts(table, header, single_region(table) if title is None else title)
     page = page_within_limit(
         bank, reference.obsm.get(_keys.THUMBNAIL), table, header, chosen, measured, section, int(n_shown), facts

@@ -14,7 +14,6 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._cited_values import level_means, measured_values
 from ragst_sd._results import OBS_COLUMNS, gene_index
-from ragst_sd.pl._maps import name_list
 from ragst_sd.pl._trust import has_intervals, intervals_of
 from ragst_sd.retrieval.training import dense
 
@@ -34,7 +33,7 @@ _AT_ZERO = 32767
 def choose_genes(table: AnnData, genes: str | Sequence[str] | None) -> np.ndarray:
     """Positions of the genes asked for, or of the best trusted ones: by `cv_pearson`, then by predicted variance."""
     if genes is not None:
-        return gene_index(table, name_list(genes, "genes"))
+        return gene_index(table, genes)
     values = table.X.toarray() if hasattr(table.X, "toarray") else np.asarray(table.X)
     rows = np.isfinite(values).all(axis=1)
     spread = values[rows].var(axis=0) if rows.any() else np.zeros(table.n_vars)

@@ -13,6 +13,7 @@ from ragst_sd._annotation import empty_table, resolve_annotation, rows_in_order
 from ragst_sd._elements import centers_in_pixels, image_pyramid, keep_value_max, require_sdata, resolve_image
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._settings import settings
+from ragst_sd._several import over_sections
 from ragst_sd._validate import require_positive, require_some
 from ragst_sd._workers import own_device, without_huge_chunks
 from ragst_sd.pp._embedding_header import add_embedding, default_key, embedding_header, same_header
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@over_sections()
 def embed_tiles(
-    sdata: SpatialData,
+    sdata: SpatialData | Sequence[SpatialData] | Mapping[str, SpatialData],
     *,
     image_key: str | None = None,
     shapes_key: str | None = None,
@@ -54,7 +56,7 @@ def embed_tiles(
     overwrite: bool = False,
     progress: bool | None = None,
     inplace: bool = True,
-) -> AnnData | None:
+) -> AnnData | dict[str, AnnData] | None:
     """Embed the image tile around every spot.
 
     A tile is the square of `tile_px * mpp` microns around the centroid of a spot (or cell, or tile), cut along the
@@ -64,7 +66,7 @@ def embed_tiles(
     Parameters
     ----------
     sdata
-        Object with an RGB or RGBA image, and shapes or points that a table annotates.
+        Object with an RGB or RGBA image, and shapes or points that a table annotates; or a list or a mapping of them.
     image_key
         Image in `sdata.images`; may be left out if there is only one.
     shapes_key
@@ -115,8 +117,8 @@ def embed_tiles(
 
     Returns
     -------
-    `None`, or the table if `inplace=False`. A `value_max` that was given is kept in `sdata.attrs["ragst"]["value_max"]` for
-    plots and thumbnails. Fields written to the annotating table:
+    `None`, or the table if `inplace=False`; of several sections a dictionary from name to table. A `value_max` that was given
+    is kept in `sdata.attrs["ragst"]["value_max"]` for plots and thumbnails. Fields written to the annotating table:
 
     `.obsm[key_added]`
         float32 (n, d); NaN rows for spots outside the image.
@@ -156,9 +158,10 @@ def embed_tiles(
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> sdata = rg.datasets.synthetic(n_donors=1, image_px=500)["donor1"]
-    >>> rg.pp.embed_tiles(sdata, model="texture", progress=False)
-    >>> sdata.tables["table"].obsm["X_texture"].shape[0] == sdata.tables["table"].n_obs
+    >>> sections = rg.datasets.synthetic(n_donors=2, image_px=500)
+    >>> rg.pp.embed_tiles(sections, model="texture", progress=False)
+    >>> table = sections["donor1"].tables["table"]
+    >>> table.obsm["X_texture"].shape[0] == table.n_obs
     True
     """
     from tqdm.auto import tqdm
@@ -166,7 +169,7 @@ def embed_tiles(
     from ragst_sd.image.embedding import plan_fields, tile_padding
     from ragst_sd.image.encoders import resolve_encoder
 
-    require_sdata(sdata)
+    sdata = require_sdata(sdata)
     require_positive(tile_px, "tile_px", whole=True)
     image_key = resolve_image(sdata, image_key)
     table_key, shapes_key = resolve_annotation(sdata, table_key, shapes_key)

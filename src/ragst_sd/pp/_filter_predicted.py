@@ -79,8 +79,7 @@ def filter_predicted(
     --------
     >>> import ragst_sd as rg
     >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
-    >>> for sdata in sections.values():
-    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> rg.pp.embed_tiles(sections, model="texture", progress=False)
     >>> query = sections.pop("donor3")
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> scores = rg.tl.cross_validate(reference, methods=["knn"], genes="all", progress=False)

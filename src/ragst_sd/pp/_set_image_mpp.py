@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING
 from ragst_sd._elements import centers_in_pixels, require_sdata, resolve_image, resolve_shapes
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._resolution import keep_image_mpp
+from ragst_sd._several import over_sections
 from ragst_sd._validate import listing, require_positive
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
 
+@over_sections()
 def set_image_mpp(
-    sdata: SpatialData,
+    sdata: SpatialData | Sequence[SpatialData] | Mapping[str, SpatialData],
     *,
     image_key: str | None = None,
     mpp: float | None = None,
@@ -30,7 +34,7 @@ def set_image_mpp(
     Parameters
     ----------
     sdata
-        Object with the image.
+        Object with the image, or a list or a mapping of them.
     image_key
         Image in `sdata.images`; may be left out if there is only one.
     mpp
@@ -65,7 +69,7 @@ def set_image_mpp(
     >>> round(sdata.attrs["ragst"]["image_mpp"]["he"], 2)
     1.0
     """
-    require_sdata(sdata)
+    sdata = require_sdata(sdata)
     image_key = resolve_image(sdata, image_key)
     if mpp is None:
         require_positive(um_between_centers, "um_between_centers")

@@ -11,10 +11,13 @@ from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, single_region
 from ragst_sd._elements import image_pyramid, keep_value_max, require_sdata, resolve_image, squares_on_image
 from ragst_sd._resolution import image_mpp_of
+from ragst_sd._several import over_sections
 from ragst_sd._validate import listing, require_positive
 from ragst_sd.image.tissue import tissue_mask
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from spatialdata import SpatialData
 
     from ragst_sd.image.embedding import Pyramid
@@ -25,8 +28,9 @@ _OVERVIEW_PX = 2048
 _MIN_TISSUE = 0.5
 
 
+@over_sections()
 def tile_grid(
-    sdata: SpatialData,
+    sdata: SpatialData | Sequence[SpatialData] | Mapping[str, SpatialData],
     *,
     image_key: str | None = None,
     tile_px: int = 224,
@@ -43,7 +47,7 @@ def tile_grid(
     Parameters
     ----------
     sdata
-        Object with the image.
+        Object with the image, or a list or a mapping of them.
     image_key
         Image in `sdata.images`; may be left out if there is only one.
     tile_px, mpp
@@ -97,7 +101,7 @@ def tile_grid(
     """
     import pandas as pd
 
-    require_sdata(sdata)
+    sdata = require_sdata(sdata)
     require_positive(tile_px, "tile_px", whole=True)
     stride_px = tile_px if stride_px is None else stride_px
     require_positive(stride_px, "stride_px", whole=True)

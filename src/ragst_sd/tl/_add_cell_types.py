@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 
 from ragst_sd import _keys
-from ragst_sd._labels import as_names
 from ragst_sd._reference import reference_header
-from ragst_sd._validate import listing, require_known, require_positive, require_type
+from ragst_sd._validate import listing, names_among, require_known, require_positive, require_type
 from ragst_sd.reference.normalize import TARGET_SUM, as_csr
 from ragst_sd.tl._single_cells import SingleCells, read_single_cells, shared_with
 
@@ -35,7 +34,7 @@ def add_cell_types(
     cell_type_key: str | None = None,
     fractions: pd.DataFrame | None = None,
     layer: str | None = None,
-    genes: Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     min_cells: int = 10,
     platform_effects: bool = True,
     source: Mapping[str, str] | None = None,
@@ -108,8 +107,7 @@ def add_cell_types(
     --------
     >>> import anndata as ad, numpy as np, pandas as pd, ragst_sd as rg
     >>> sections = rg.datasets.synthetic(n_donors=2, image_px=500)
-    >>> for sdata in sections.values():
-    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> rg.pp.embed_tiles(sections, model="texture", progress=False)
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rng = np.random.default_rng(0)
     >>> types = pd.DataFrame({"type": np.repeat(["A", "B"], 30)}, index=[f"cell{i}" for i in range(60)])
@@ -196,8 +194,7 @@ def _signatures(reference: AnnData, header: dict[str, Any], cells: SingleCells) 
 def _chosen(shared: list[str], genes: Sequence[str] | None, needed: int) -> list[str]:
     if genes is None:
         return shared
-    wanted = as_names(genes)
-    require_known(wanted, shared, "genes", ": reference and cells do not both have")
+    wanted = names_among(genes, shared, "genes", ": reference and cells do not both have")
     if len(wanted) < needed:
         msg = f"`genes` names {len(wanted)} genes; at least {needed} are needed."
         raise ValueError(msg)

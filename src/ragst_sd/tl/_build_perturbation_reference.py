@@ -10,7 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
 from ragst_sd._perturbation_reference import perturbation_hash
-from ragst_sd._validate import hint, listing, names_among, require_choice, require_known, require_positive
+from ragst_sd._validate import as_seed, hint, listing, names_among, require_choice, require_known, require_positive
 from ragst_sd.reference.cell_prints import cell_prints
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import TARGET_SUM
@@ -39,7 +39,7 @@ def build_perturbation_reference(
     layer: str | None = None,
     unit: str = "counts",
     target_sum: float | None = TARGET_SUM,
-    genes: Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     type_key: str | None = None,
     perturbation_type: str | Sequence[str] | None = None,
     on_missing: str = "drop",
@@ -47,7 +47,7 @@ def build_perturbation_reference(
     max_controls: int = 500,
     max_cells: int = 64,
     sources: Mapping[str, Mapping[str, str]] | None = None,
-    rng: int = 0,
+    rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
 ) -> AnnData:
     r"""Turn a perturbation screen into a reference, one row per perturbation and context.
 
@@ -102,7 +102,8 @@ def build_perturbation_reference(
     sources
         For each context a mapping with `technology`, `license`, `citation`; `"unknown"` if left out.
     rng
-        Seed of the splits and of the draw of controls.
+        Seed, generator or seed sequence of numpy, of the splits and of the draw of
+        controls; `None` draws anew at each call.
 
     Returns
     -------
@@ -177,13 +178,14 @@ def build_perturbation_reference(
     # Cells in the order of their names: neither sums nor draws depend on the order in which they came.
     order = np.argsort(np.asarray(adata.obs_names, dtype=str), kind="stable")
     screen = Screen(take_genes(expression.values, expression.genes, kept)[order], cells.iloc[order].copy())
-    reference, row, dropped = measure(screen, kept, min_cells=int(min_cells), rng=np.random.default_rng(rng))
+    seed = as_seed(rng)
+    reference, row, dropped = measure(screen, kept, min_cells=int(min_cells), rng=np.random.default_rng(seed))
     obs = reference.obs
     reference.obsm[_keys.PERTURBATION_EMBEDDING] = embed(obs[_keys.PERTURBATION], control, vectors).astype(np.float32)
     used = screen.cells[screen.cells["used"]]
     is_control = (screen.cells["used"] & screen.cells["control"]).to_numpy()
-    contexts, controls = sample_controls(screen, int(max_controls), np.random.default_rng(rng))
-    treated = sample_treated(screen, obs.index.to_numpy(str), row, int(max_cells), np.random.default_rng(rng))
+    contexts, controls = sample_controls(screen, int(max_controls), np.random.default_rng(seed))
+    treated = sample_treated(screen, obs.index.to_numpy(str), row, int(max_cells), np.random.default_rng(seed))
     header = {
         "schema_version": _keys.SCHEMA_VERSION,
         "task": TASK,

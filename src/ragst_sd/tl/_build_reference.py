@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._elements import require_sdata
 from ragst_sd._labels import as_names
 from ragst_sd._reference import new_reference
+from ragst_sd._several import named_sections
 from ragst_sd._validate import listing, names_among, require_choice, require_known
 from ragst_sd._workers import spread_over_workers
 from ragst_sd.reference.duplicates import fingerprint
@@ -25,7 +27,6 @@ from ragst_sd.tl._sections import (
     ON_DUPLICATE,
     SOURCE_FIELDS,
     Wanted,
-    named_sections,
     read_section,
     report_duplicates,
     row_annotations,
@@ -53,7 +54,7 @@ def build_reference(
     donor_key: str = "donor",
     layer: str | None = None,
     unit: str = "counts",
-    genes: Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     harmonize: bool = False,
     orthologues_to: str | None = None,
     obs: Sequence[str] = (),
@@ -133,6 +134,8 @@ def build_reference(
     ------
     KeyError
         If a table, embedding or column is missing.
+    TypeError
+        If a section is no SpatialData.
     ValueError
         If embeddings were made differently, counts are not counts, genes cannot be matched by name, sections are of two
         species, panels share fewer than 200 genes, or the same tissue is in under two donors' names.
@@ -152,8 +155,7 @@ def build_reference(
     --------
     >>> import ragst_sd as rg
     >>> sections = rg.datasets.synthetic(n_donors=2, image_px=500)
-    >>> for sdata in sections.values():
-    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> rg.pp.embed_tiles(sections, model="texture", progress=False)
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> sorted(reference.obs["donor"].unique())
     ['donor1', 'donor2']
@@ -162,7 +164,10 @@ def build_reference(
     require_choice(unit, UNITS, "unit")
     if orthologues_to is not None:
         require_choice(orthologues_to, SPECIES, "orthologues_to")
-    named = named_sections(sdatas, table_key)
+    named = named_sections(sdatas, "sdatas", table_key)
+    for member in named.values():
+        if not callable(member):
+            require_sdata(member)
     obs = as_names(obs)
     taken = [name for name in obs if name in (_keys.DONOR, _keys.SAMPLE, _keys.PANEL, _keys.X_UM, _keys.Y_UM)]
     if taken:

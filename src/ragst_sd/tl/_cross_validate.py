@@ -13,6 +13,7 @@ from ragst_sd._bank import open_bank, standardized
 from ragst_sd._labels import as_names
 from ragst_sd._settings import settings
 from ragst_sd._validate import (
+    as_seed,
     listing,
     names_among,
     require_choice,
@@ -60,14 +61,14 @@ def cross_validate(
     methods: Sequence[str] = ("rag", "knn", "ridge", "mean"),
     group_key: str | None = None,
     n_genes: int = 250,
-    genes: Sequence[str] | str | None = None,
+    genes: str | Sequence[str] | None = None,
     n_neighbors: int | None = None,
     n_candidates: int | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     cited: Sequence[int] = (5, 10, 20, 50),
     library_size: str = "normalized",
     label_key: str = LABEL,
-    rng: int = 0,
+    rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
     device: str | None = None,
     amp: bool = False,
     progress: bool | None = None,
@@ -110,7 +111,7 @@ def cross_validate(
     label_key
         Column of `.obs` with labels of spots (layers, pathologists' regions). Left aside if `"label"` is not there.
     rng
-        Seed of everything that is random.
+        Seed, generator or seed sequence of numpy, of everything that is random; `None` draws anew at each call.
     device, amp
         As in :func:`ragst_sd.tl.fit`.
     progress
@@ -191,24 +192,24 @@ def cross_validate(
     _check_sizes(bank, folds, sizes)
     values_of = _values_by_unit(reference, bank, library_size)
 
-    show = settings.progress if progress is None else progress
+    show, seed = settings.progress if progress is None else progress, as_seed(rng)
     counts = None if library_size == "raw" else counts_for_ceiling(reference, bank)
     parts: list[pd.DataFrame] = []
     with tqdm(total=len(folds) * len(values_of) * len(methods), unit="fit", disable=not show) as bar:
         for fold in folds:
             chosen, summarised = choose_genes(bank, fold, n_genes, genes)
             sections = held_sections(bank, fold, chosen, summarised)
-            parts += [about_the_data(bank, section, counts=counts, rng=rng) for section in sections]
+            parts += [about_the_data(bank, section, counts=counts, rng=seed) for section in sections]
             inner = inner_group_key(bank.obs.iloc[fold.training], group_key, fold.name)
             for unit, values in values_of.items():
                 part = training_part(bank, fold.training, values)
                 for method in methods:
                     bar.set_description(f"{fold.name}, {method}")
-                    run = Run(options[method], rng, train_on(device), amp)
+                    run = Run(options[method], seed, train_on(device), amp)
                     own = raw[fold.training]
                     fitted = fit_tissue(part, method, run, raw=own, group_key=inner, metric="euclidean", **sizes)
                     for section in sections:
-                        frame = score_section(bank, fitted, section, values, numbers, label_key, rng)
+                        frame = score_section(bank, fitted, section, values, numbers, label_key, seed)
                         parts.append(frame.assign(method=method, unit=unit))
                     bar.update()
     scores = pd.concat(parts, ignore_index=True)[COLUMNS]

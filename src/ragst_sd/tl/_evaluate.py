@@ -9,14 +9,15 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
 from ragst_sd._results import predicted, require_columns
-from ragst_sd._validate import listing, require_key, require_known
+from ragst_sd._several import over_sections
+from ragst_sd._validate import as_seed, listing, require_key, require_known
 from ragst_sd.reference.noise_ceiling import noise_ceiling
 from ragst_sd.tl._metrics import METRICS, finite_mean, score
 from ragst_sd.tl._section_metrics import SECTION_METRICS, section_metrics
 from ragst_sd.tl._truth import compare, size_factor_genes, truth_counts, truth_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
     from anndata import AnnData
@@ -30,19 +31,20 @@ CHOICES = (*METRICS, *INTERVAL_METRICS, *CEILING_METRICS, *SECTION_METRICS)
 MIN_CEILING = 0.1
 
 
+@over_sections(not_with="truth")
 def evaluate(
-    sdata: SpatialData | AnnData,
+    sdata: SpatialData | AnnData | Sequence[SpatialData] | Mapping[str, SpatialData],
     *,
     prediction_key: str = "predicted",
-    truth_key: str = "table",
+    truth_key: str | None = None,
     truth: AnnData | None = None,
     layer: str | None = None,
     unit: str = "counts",
-    genes: Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     sample_key: str = "sample",
     label_key: str = "label",
     metrics: Sequence[str] | None = None,
-    rng: int = 0,
+    rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
 ) -> pd.DataFrame:
     r"""Compare a prediction with what was measured.
 
@@ -52,11 +54,11 @@ def evaluate(
     Parameters
     ----------
     sdata
-        Object with the predicted and the measured table, or the predicted table itself.
+        Object with the predicted and the measured table, or a list or a mapping of them; or a predicted table itself.
     prediction_key
         Name of the predicted table.
     truth_key
-        Name of the measured table.
+        Name of the measured table; may be left out if only one annotates the same shapes.
     truth
         The measured table itself, where `sdata` is a bare predicted table.
     layer
@@ -86,7 +88,7 @@ def evaluate(
         the adjusted Rand index between labels and k-means clusters of the prediction's leading principal components,
         as many as there are labels.
     rng
-        Seed of the count splits and of k-means.
+        Seed, generator or seed sequence of numpy, of the count splits and of k-means; `None` draws anew at each call.
 
     Returns
     -------
@@ -94,14 +96,15 @@ def evaluate(
     genes that do not vary, and 0 for a prediction that does not; `share_of_ceiling` is NaN where the ceiling is below
     0.1. Lines with an empty `gene` hold the metrics per section, the means over spots of `effective_n`,
     `evidence_share` and `out_of_reference`, and `n_spots`. Spots and genes without a prediction are left out of a
-    metric per section, which is NaN where it cannot be computed.
+    metric per section, which is NaN where it cannot be computed. For a list or a mapping there is a first column
+    `section` with the name in the mapping, or in `obs["sample"]` of the measured table.
 
     Raises
     ------
     KeyError
         If a table, gene or layer does not exist, or a metric needs positions, labels or intervals that are not there.
     ValueError
-        If the tables share no spots or genes, the truth is not counts, or it holds fewer than 200 of the genes that
+        If there is no measured table of the shapes, or several and `truth_key` is left out; the tables share no spots or genes, the truth is not counts, or it holds fewer than 200 of the genes that
         size factors rest on.
 
     Notes
@@ -125,8 +128,7 @@ def evaluate(
     --------
     >>> import ragst_sd as rg
     >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
-    >>> for sdata in sections.values():
-    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> rg.pp.embed_tiles(sections, model="texture", progress=False)
     >>> query = sections.pop("donor3")
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rg.tl.fit(reference, method="knn")
@@ -139,7 +141,7 @@ def evaluate(
 
     table, header = predicted(sdata, prediction_key)
     require_columns(table, SPOT_METRICS)
-    measured = truth_table(sdata, truth_key, truth)
+    measured = truth_table(sdata, table, truth_key, truth)
     chosen = as_names(METRICS if metrics is None else metrics)
     require_known(chosen, CHOICES, "metrics")
     asked = set(chosen)
@@ -165,7 +167,7 @@ def evaluate(
         counts, _ = truth_counts(measured, header, layer)
     basis = np.isin(compared.names, size_factor_genes(header))
     truth_columns = pd.Index(compared.names).get_indexer(compared.genes)
-    parts = []
+    seed, parts = as_seed(rng), []
     for section in compared.sections:
         sample, rows, values, expected = section.sample, section.rows, section.values, section.expected
         finite = np.isfinite(values)
@@ -175,7 +177,7 @@ def evaluate(
             lower, upper = (np.asarray(table.layers[side])[rows][:, compared.columns] for side in sides)
             scores |= _interval_metrics(lower, upper, expected)
         if counts is not None:
-            ceiling = noise_ceiling(counts[section.truth_rows], basis, rng=rng)[truth_columns]
+            ceiling = noise_ceiling(counts[section.truth_rows], basis, rng=seed)[truth_columns]
             correlation = score(METRICS["pearson"], values, expected, finite)
             scores["noise_ceiling"] = ceiling
             scores["share_of_ceiling"] = correlation / np.where(ceiling >= MIN_CEILING, ceiling, np.nan)
@@ -192,7 +194,7 @@ def evaluate(
                 expected,
                 positions=None if places is None else places[rows],
                 labels=None if labels is None else labels[section.truth_rows],
-                rng=rng,
+                rng=seed,
             )
             summary |= {name: of_section[name] for name in chosen if name in of_section}
         lines = pd.Series(summary, name="value").rename_axis("metric").reset_index()

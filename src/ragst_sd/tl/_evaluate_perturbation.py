@@ -10,7 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
 from ragst_sd._results import predicted
-from ragst_sd._validate import listing, require_known, require_positive, require_some
+from ragst_sd._validate import as_seed, listing, require_known, require_positive, require_some
 from ragst_sd.reference.perturbation_schema import TASK
 from ragst_sd.tl._measured_responses import Measured, genes_of_both, measured_responses, predicted_lines
 from ragst_sd.tl._perturbation_metrics import CHOICES, DEFAULT_METRICS, ceiling, cell_scores, mean_scores
@@ -39,7 +39,7 @@ def evaluate_perturbation(
     min_reliability: float = 0.5,
     n_components: int = 50,
     max_cells: int = 300,
-    rng: int = 0,
+    rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
 ) -> pd.DataFrame:
     r"""Compare predicted responses with measured ones.
 
@@ -92,7 +92,7 @@ def evaluate_perturbation(
     max_cells
         Cells of each kind for distances between cells.
     rng
-        Seed of splits and draws.
+        Seed, generator or seed sequence of numpy, of splits and draws; `None` draws anew at each call.
 
     Returns
     -------
@@ -142,6 +142,7 @@ def evaluate_perturbation(
     tables, header = _tables(data)
     first = next(iter(tables.values()))
     genes = genes_of_both(first, adata, header)
+    seed = as_seed(rng)
     truth = measured_responses(
         adata,
         list(tables.values()),
@@ -152,11 +153,11 @@ def evaluate_perturbation(
         layer=layer,
         unit=unit,
         min_cells=int(min_cells),
-        rng=np.random.default_rng(rng),
+        rng=np.random.default_rng(seed),
     )
     parts = []
     for method, whole in tables.items():
-        table, generator = whole[:, genes], np.random.default_rng(rng)
+        table, generator = whole[:, genes], np.random.default_rng(seed)
         pairs = predicted_lines(table, truth)
         _require_unseen(whole.uns[_keys.RETRIEVAL], [truth.names[line] for line, _ in pairs])
         scores = mean_scores(table, truth, pairs, chosen, str(header["control"]), generator)

@@ -6,19 +6,18 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ragst_sd import _keys
 from ragst_sd._perturbation_reference import is_perturbation
 from ragst_sd._reference import fit_hash
 from ragst_sd._settings import resolve_device, settings
-from ragst_sd._validate import require_choice
+from ragst_sd._validate import as_seed, require_choice
 from ragst_sd.tl._fit_perturbation import fit_perturbation
 from ragst_sd.tl._fit_record import write_fit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ def fit(
     group_key: str | None = None,
     metric: str | None = None,
     options: Mapping[str, Any] | None = None,
-    rng: int = 0,
+    rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
     device: str | None = None,
     amp: bool = False,
     progress: bool | None = None,
@@ -77,7 +76,8 @@ def fit(
     options
         Options of the method, see Notes.
     rng
-        Seed of all that is drawn. On the CPU the same seed and number of threads give the same fit.
+        A seed, or a generator or seed sequence of numpy from which one is drawn, which the fit records; `None` draws a new
+        one. On the CPU the same seed and number of threads give the same fit.
     device
         Where `rag`, `random_rag` and `mlp` train, for instance `"cuda"`; the setting if left out, and the CPU if
         that is not set either.
@@ -188,11 +188,9 @@ def fit(
     from ragst_sd.retrieval.options import resolve_options
     from ragst_sd.tl._fit_tissue import fit_tissue
 
-    if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
-        msg = f"`rng` is {rng!r}; it must be a whole number, at least 0."
-        raise ValueError(msg)
+    seed = as_seed(rng)
     show = bool(settings.progress if progress is None else progress)
-    run = Run(None, int(rng), train_on(device), amp, show)
+    run = Run(None, seed, train_on(device), amp, show)
     sizes = {"n_neighbors": n_neighbors, "n_candidates": n_candidates, "group_key": group_key}
     if is_perturbation(reference):
         fit_perturbation(reference, method, metric=metric, options=options, run=run, **sizes)

@@ -76,8 +76,7 @@ def merge_references(
     --------
     >>> import ragst_sd as rg
     >>> sections = rg.datasets.synthetic(n_donors=2, image_px=500)
-    >>> for sdata in sections.values():
-    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> rg.pp.embed_tiles(sections, model="texture", progress=False)
     >>> first, second = (rg.tl.build_reference({name: sdata}, use_rep="X_texture") for name, sdata in sections.items())
     >>> merged = rg.tl.merge_references([first, second])
     >>> merged.uns["ragst"]["content_hash"] == rg.tl.build_reference(sections, use_rep="X_texture").uns["ragst"][

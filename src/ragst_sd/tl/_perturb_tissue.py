@@ -15,7 +15,7 @@ from ragst_sd._labels import as_names
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._results import check_key_added
 from ragst_sd._settings import settings
-from ragst_sd._validate import listing, names_among, require_positive
+from ragst_sd._validate import as_seed, listing, names_among, require_positive
 from ragst_sd.tl._perturbation_cells import contexts_of
 from ragst_sd.tl._perturbed_table import tissue_table
 from ragst_sd.tl._respond import BAR_AFTER, no_response, open_task, wanted_perturbations
@@ -63,7 +63,7 @@ def perturb_tissue(
     key_added: str = "perturbed",
     inplace: bool = True,
     progress: bool | None = None,
-    rng: int = 0,
+    rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
 ) -> dict[str, AnnData] | None:
     r"""Predict how the spots of a tissue respond to perturbations, from measured responses of cells to related ones.
 
@@ -104,7 +104,7 @@ def perturb_tissue(
     progress
         Show a progress bar where it takes longer than a second; the setting if left out.
     rng
-        Seed of the permutations and of the draw of controls.
+        Seed, generator or seed sequence of numpy of the permutations and of the draw of controls.
 
     Returns
     -------
@@ -137,7 +137,7 @@ def perturb_tissue(
     task = open_task(reference, exclude, n_neighbors, where)
     for name, value in (("n_around", n_around), ("n_permutations", n_permutations)):
         require_positive(value, name, whole=True)
-    n_around, n_permutations = int(n_around), int(n_permutations)
+    n_around, n_permutations, seed = int(n_around), int(n_permutations), as_seed(rng)
     if 1 / (1 + n_permutations) > LEVEL:
         logger.warning(
             "`n_permutations` is %d: with fewer than 19 no map can be told from chance, and all are constant.",
@@ -160,7 +160,7 @@ def perturb_tissue(
     of_state = source.of_state
     at, values = task.bank.genes.get_indexer(source.genes)[of_state], source.values[:, of_state]
     # States as they are: centring would hide how far they lie.
-    far = remoteness(mean_states(sets, values), n_around + 1, at, task.bank.header, np.random.default_rng(rng))
+    far = remoteness(mean_states(sets, values), n_around + 1, at, task.bank.header, np.random.default_rng(seed))
     states = SpotStates(
         sets=sets,
         values=values,
@@ -176,7 +176,7 @@ def perturb_tissue(
         "n_around": n_around,
         "center_states": bool(center_states),
         "n_permutations": n_permutations,
-        "rng": int(rng),
+        "rng": seed,
         **_picture(sdata, source),
     }
     if genes is not None:
@@ -195,7 +195,7 @@ def perturb_tissue(
                 responder = make_responder(task, spelled, sorted(set(contexts) | set(own)), source.genes)
                 responded, error = responder.respond(contexts, of_spots)
                 bar.update(1)
-                shuffler = np.random.default_rng(rng)
+                shuffler = np.random.default_rng(seed)
                 varies = variation(responder, responded.response, states, n_permutations, shuffler, bar.update)
             table = tissue_table(
                 task,

@@ -34,7 +34,7 @@ def perturbation_folds(
     control: str | Sequence[str] = "control",
     context_key: str | None = None,
     batch_key: str | None = None,
-    rng: int = 0,
+    rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
 ) -> pd.DataFrame:
     """Folds in which perturbations, contexts or both are held out, and the controls are split for good.
 
@@ -64,7 +64,7 @@ def perturbation_folds(
     batch_key
         Column of `.obs` with the batch.
     rng
-        Seed of what is drawn.
+        Seed, generator or seed sequence of numpy, of what is drawn; `None` draws anew at each call.
 
     Returns
     -------

@@ -17,6 +17,7 @@ from ragst_sd._query import read_query, section_grounding
 from ragst_sd._replacing import version_of
 from ragst_sd._results import check_key_added
 from ragst_sd._settings import resolve_device
+from ragst_sd._several import over_sections
 from ragst_sd._state import state_of
 from ragst_sd._validate import listing, require_choice, require_key
 from ragst_sd._workers import spread_over_workers
@@ -41,14 +42,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@over_sections(not_with="store")
 @documented(TISSUE)
 def predict(
-    sdata: SpatialData,
+    sdata: SpatialData | Sequence[SpatialData] | Mapping[str, SpatialData],
     reference: AnnData,
     *,
     table_key: str | None = None,
     use_rep: str | None = None,
-    genes: Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     n_neighbors: int | None = None,
     donor_key: str | None = None,
     where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None = None,
@@ -73,7 +75,7 @@ def predict(
     Parameters
     ----------
     sdata
-        Object whose table holds embeddings made like those of the reference.
+        Object whose table holds embeddings made like those of the reference, or a list or mapping of such objects.
     reference
         Fitted by :func:`ragst_sd.tl.fit`.
     table_key
@@ -112,7 +114,7 @@ def predict(
 
     Returns
     -------
-    `None`, or the table if `inplace=False`. `sdata.tables[key_added]` annotates the same shapes, with
+    `None`, or the table if `inplace=False`; of several sections a dictionary from name to table. `sdata.tables[key_added]` annotates the same shapes, with
 
     {fields}
     `.uns["retrieval"]`

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ragst_sd import _keys
 from ragst_sd._annotation import single_region
@@ -15,6 +16,7 @@ from ragst_sd._replacing import replace_text
 from ragst_sd._results import MIN_CV_PEARSON, OBS_COLUMNS, VAR_COLUMNS, matching_bank, predicted, require_columns
 from ragst_sd.tl._report_facts import gather
 from ragst_sd.tl._report_maps import draw_maps
+from ragst_sd.tl._truth import if_it_fits, shown_truth
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +36,7 @@ def report(
     *,
     path: str | os.PathLike[str] = "report",
     prediction_key: str = "predicted",
-    truth_key: str | None = None,
+    truth_key: str | Literal[False] | None = None,
     layer: str | None = None,
     unit: str = "counts",
     pictures: bool = True,
@@ -58,7 +60,8 @@ def report(
     prediction_key
         Name of the predicted table.
     truth_key
-        Measured table of the same section to compare with; see :func:`ragst_sd.tl.evaluate`.
+        Measured table of the same section to compare with; see :func:`ragst_sd.tl.evaluate`. The only one of the same
+        shapes if left out; `False` for none.
     layer
         Layer of the measured table; `.X` if left out.
     unit
@@ -95,8 +98,7 @@ def report(
     --------
     >>> import ragst_sd as rg
     >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
-    >>> for sdata in sections.values():
-    ...     rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> rg.pp.embed_tiles(sections, model="texture", progress=False)
     >>> query = sections.pop("donor3")
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rg.tl.fit(reference, method="knn", n_neighbors=10)
@@ -111,16 +113,17 @@ def report(
     bank = matching_bank(reference, header)
     require_columns(table, (*OBS_COLUMNS, *VAR_COLUMNS))
     paths = _paths(path, overwrite=overwrite)
-    if truth_key is not None and isinstance(sdata, AnnData):
+    if truth_key and isinstance(sdata, AnnData):
         msg = "`truth_key` names a table of a SpatialData; `sdata` is a bare table. Give the object."
         raise ValueError(msg)
-    measured = None
-    if truth_key is not None:
-        measured = _agreement(sdata, table, header, prediction_key, truth_key=truth_key, layer=layer, unit=unit)
+    truth, measured = shown_truth(sdata, table, truth_key), None
+    if truth is not None:
+        agreement = partial(_agreement, sdata, table, header, prediction_key, truth_key=truth, layer=layer, unit=unit)
+        measured = if_it_fits(agreement, truth_key)
     facts = gather(prediction_key, table, header, bank, measured)
     why_none = _why_no_maps(sdata, table, header, pictures=pictures)
-    truth_to_draw = truth_key if layer is None and unit == "counts" else None
-    maps = [] if why_none else draw_maps(sdata, facts, prediction_key=prediction_key, truth_key=truth_to_draw)
+    drawn = truth if measured is not None and layer is None and unit == "counts" else None
+    maps = [] if why_none else draw_maps(sdata, facts, prediction_key=prediction_key, truth_key=drawn)
     facts |= {topic: sentences(topic, facts) for topic in ("not_assessed", "not_to_conclude")}
     facts |= {"pictures": maps, "why_no_pictures": why_none, "min_cv_pearson": MIN_CV_PEARSON}
     markdown, illustrated = (to_markdown(_TEMPLATE, {**facts, "as_html": as_html}) for as_html in (False, True))

@@ -43,7 +43,9 @@ def draw_maps(
             best = np.flatnonzero(allowed)[np.nanvar(values[:, allowed], axis=0).argmax()]
             why = "the gene whose prediction varies most; how well it is predicted was not assessed"
         gene, png = str(table.var_names[best]), BytesIO()
-        pl.prediction(sdata, gene=gene, prediction_key=prediction_key, truth_key=truth_key, save=png, dpi=_DPI)
+        pl.prediction(
+            sdata, genes=gene, prediction_key=prediction_key, truth_key=truth_key or False, save=png, dpi=_DPI
+        )
         pictures.append(Picture("gene.png", png.getvalue(), f"{gene}, {beside}: {why}."))
     png = BytesIO()
     pl.reliability(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from ragst_sd._elements import image_pyramid, require_sdata
 from ragst_sd._labels import is_missing, labels, plain_column
 from ragst_sd._reference import LABELS
 from ragst_sd._resolution import embedded_mpp_of
-from ragst_sd._validate import listing, require_key, require_some
+from ragst_sd._validate import listing, require_key
 from ragst_sd.image.embedding import plan_fields
 from ragst_sd.image.tiles import iter_tiles
 from ragst_sd.reference.duplicates import find_duplicates
@@ -69,37 +68,6 @@ class Section:
         value = getattr(self, field)
         setattr(self, field, None)
         return value
-
-
-def named_sections(sdatas: Any, table_key: str) -> dict[str, SpatialData | Callable[[], SpatialData]]:
-    """Sample names for a SpatialData, a list, or a mapping (of functions, too); `obs["sample"]` names members of a list."""
-    if isinstance(sdatas, Mapping):
-        named = {str(name): sdata for name, sdata in sdatas.items()}
-    else:
-        members = list(sdatas) if isinstance(sdatas, Sequence) else [sdatas]
-        own = [_own_name(sdata, table_key) for sdata in members]
-        repeated = sorted({name for name in own if name is not None and own.count(name) > 1})
-        if repeated:
-            msg = (
-                f"Several sections have the same `obs['sample']`: {listing(repeated)}. Give them names of their own, or "
-                "pass a mapping from sample name to section."
-            )
-            raise ValueError(msg)
-        free = (name for i in count(1) if (name := f"sample{i}") not in own)
-        named = {name or next(free): sdata for name, sdata in zip(own, members, strict=True)}
-    require_some(named, "sdatas", "A reference needs at least one section.")
-    for sdata in named.values():
-        if not callable(sdata):
-            require_sdata(sdata)
-    return named
-
-
-def _own_name(sdata: SpatialData, table_key: str) -> str | None:
-    require_sdata(sdata)
-    require_key(table_key, sdata.tables, "sdata.tables")
-    obs = sdata.tables[table_key].obs
-    own = set(labels(obs[_keys.SAMPLE], missing="")) if _keys.SAMPLE in obs else set()
-    return (own.pop() or None) if len(own) == 1 else None
 
 
 class Wanted(NamedTuple):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._annotation import is_predicted, regions_of, table_attrs
-from ragst_sd._labels import as_names, labels
+from ragst_sd._annotation import annotating_tables, is_predicted, regions_of, table_attrs
+from ragst_sd._labels import labels
 from ragst_sd._results import gene_index
-from ragst_sd._validate import listing, require_choice, require_key, require_known, require_type
+from ragst_sd._validate import listing, name_list, require_choice, require_key, require_known, require_type
 from ragst_sd.reference.genes import changed_capitals, duplicates, sum_duplicates, take_genes
 from ragst_sd.reference.normalize import (
     MIN_SHARED_GENES,
@@ -27,7 +27,7 @@ from ragst_sd.tl._gene_names import names_in, why_few_shared
 from ragst_sd.tl._stored_expression import stored_expression
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import pandas as pd
     import scipy.sparse as sp
@@ -36,11 +36,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _WHERE = "The measured table"
 
 
-def truth_table(sdata: SpatialData | AnnData, truth_key: str, truth: AnnData | None) -> AnnData:
-    """The measured table: given, or by its name; never a predicted one."""
+def truth_table(
+    sdata: SpatialData | AnnData, table: AnnData, truth_key: str | None, truth: AnnData | None = None
+) -> AnnData:
+    """The measured table: given, by its name, or the only one of the shapes that `table` predicts; never a predicted one."""
     from anndata import AnnData
 
     if truth is not None:
@@ -49,11 +53,49 @@ def truth_table(sdata: SpatialData | AnnData, truth_key: str, truth: AnnData | N
     if isinstance(sdata, AnnData):
         msg = "A bare predicted table needs the measured one: pass it with `truth=`."
         raise ValueError(msg)
+    if truth_key is None:
+        truth_key = measured_key(sdata, table)
+    if truth_key is None:
+        msg = (
+            f"No measured table annotates {listing(regions_of(table))}, which was predicted; tables: {listing(sdata.tables)}. "
+            "Add it to `sdata.tables`, or give it with `truth=` beside the bare predicted table."
+        )
+        raise ValueError(msg)
     require_key(truth_key, sdata.tables, "sdata.tables", "Name the measured table with `truth_key=`.")
     if is_predicted(sdata.tables[truth_key]):
         msg = f"`sdata.tables[{truth_key!r}]` was predicted by `rg.tl.predict`; the truth must be measured."
         raise ValueError(msg)
     return sdata.tables[truth_key]
+
+
+def measured_key(sdata: SpatialData, table: AnnData) -> str | None:
+    """Name of the only measured table of the shapes that `table` predicts; `None` if there is none."""
+    annotating = [key for region in regions_of(table) for key in annotating_tables(sdata, region)]
+    names = [key for key in dict.fromkeys(annotating) if sdata.tables[key].n_vars]
+    if len(names) > 1:
+        msg = f"`truth_key` is needed: {len(names)} measured tables annotate {listing(regions_of(table))}: {listing(names)}."
+        raise ValueError(msg)
+    return names[0] if names else None
+
+
+def shown_truth(sdata: SpatialData | AnnData, table: AnnData, truth_key: str | Literal[False] | None) -> str | None:
+    """Name of the measured table to show beside a prediction: asked for, or the only one; `None` for none."""
+    from anndata import AnnData
+
+    if truth_key is None and not isinstance(sdata, AnnData):
+        return measured_key(sdata, table)
+    return truth_key or None
+
+
+def if_it_fits(compared: Callable[[], T], truth_key: str | Literal[False] | None) -> T | None:
+    """A comparison with the measured table; `None`, and a warning why, if it does not fit and nobody asked for it."""
+    try:
+        return compared()
+    except (KeyError, ValueError) as error:
+        if truth_key is not None:
+            raise
+        logger.warning("Nothing measured is shown: %s", error.args[0])
+        return None
 
 
 def normalized_truth(
@@ -121,7 +163,7 @@ def shared_genes(table: AnnData, names: list[str], genes: Sequence[str] | None) 
             )
             raise ValueError(msg)
         return shared
-    wanted = as_names(genes)
+    wanted = name_list(genes, "genes")
     gene_index(table, wanted)
     require_known(wanted, names, "genes", ": the measured table has no", KeyError)
     return wanted
@@ -179,7 +221,7 @@ def compare(
     *,
     layer: str | None,
     unit: str,
-    genes: Sequence[str] | None,
+    genes: str | Sequence[str] | None,
     sample_key: str,
 ) -> Comparison:
     """Genes and spots that both tables have, section by section, in the unit of the prediction."""

@@ -1,0 +1,83 @@
+"""Names that functions and arguments had in earlier releases, or have in other packages, and what is said of them."""
+
+from __future__ import annotations
+
+from functools import wraps
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ragst_sd._validate import hint, listing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+SUBMODULES = ("datasets", "pp", "tl", "get", "pl", "io")
+
+# Old names first. docs/howto/old_names.md lists them.
+FUNCTIONS = {
+    "datasets.build_recipe": "io.build_recipe",
+    "datasets.data_card": "io.data_card",
+    "datasets.download_reference": "io.download_reference",
+    "datasets.upload_reference": "io.upload_reference",
+}
+# Of every function that has the new one.
+ARGUMENTS = {
+    "gene": "genes",
+    "obs_name": "obs_names",
+    "color": "genes",
+    "k": "n_neighbors",
+    "n_jobs": "num_workers",
+    "random_state": "rng",
+    "seed": "rng",
+    "table_name": "table_key",
+}
+
+
+def place_of(package: str, name: str) -> str:
+    """Where a function is that a package has not; empty if there is none of that name."""
+    old = f"{package.partition('.')[2]}.{name}"
+    places = (f"{part}.{name}" for part in SUBMODULES if name in import_module(f"ragst_sd.{part}").__all__)
+    place = FUNCTIONS.get(old) or next(places, None)
+    return f"rg.{place}" if place else ""
+
+
+def with_names_told(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The same function; a call with names that it has not is answered with those that it has."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except TypeError:
+            msg = _misnamed(function, name, args, kwargs)
+            if not msg:
+                raise
+            raise TypeError(msg) from None
+
+    return call
+
+
+def _misnamed(function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """What is wrong with the names in a call; empty if they are right."""
+    from inspect import signature
+
+    parameters = signature(function).parameters
+    objects = [one.name for one in parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
+    by_name = [one for one in parameters if one not in objects]
+    parts, extra = [], args[len(objects) :]
+    if extra:
+        parts.append(f"`rg.{name}` takes {listing(objects)} by position, and {len(args)} were given")
+        meant = ", ".join(f"`{one}={_shown(value)}`" for one, value in zip(by_name, extra, strict=False))
+        parts[0] += f": write {meant}, or the name that is meant, of {listing(by_name)}." if meant else "."
+    for given in kwargs.keys() - parameters.keys():
+        new = ARGUMENTS.get(given)
+        todo = f"it has {listing(parameters)}.{hint(given, parameters)}"
+        if new in parameters:
+            todo = f"write `{new}={_shown(kwargs[given])}`."
+        parts.append(f"`rg.{name}` has no argument `{given}`: {todo}")
+    return " ".join(parts)
+
+
+def _shown(value: Any) -> str:
+    """A value as it is written, if it is short."""
+    return f'"{value}"' if isinstance(value, str) else repr(value) if isinstance(value, int | float) else "..."

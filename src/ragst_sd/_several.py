@@ -1,0 +1,98 @@
+"""Several sections where a function is made for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from ragst_sd import _keys
+from ragst_sd._annotation import is_predicted
+from ragst_sd._elements import require_sdata
+from ragst_sd._labels import labels
+from ragst_sd._validate import listing, require_key, require_some, require_type
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def over_sections(*, not_with: str | None = None) -> Callable[[F], F]:
+    """Let a function of one section take a list or a mapping of sections too, of which it does one after the other.
+
+    Data frames come back as one, with a column `section`; other results as a dictionary from the names of the sections.
+    `not_with` is an argument that belongs to one section.
+    """
+
+    def decorate(function: F) -> F:
+        @wraps(function)
+        def call(sdata: Any, *args: Any, **kwargs: Any) -> Any:
+            from anndata import AnnData
+            from spatialdata import SpatialData
+
+            if not isinstance(sdata, Mapping | list | tuple):
+                return function(sdata, *args, **kwargs)
+            sections = named_sections(sdata, "sdata")
+            for name, section in sections.items():
+                require_type(section, (SpatialData, AnnData), f"sdata[{name!r}]")
+            if not_with is not None and kwargs.get(not_with) is not None:
+                msg = f"`{not_with}` belongs to one section, and `sdata` holds {len(sections)}. Call once for each of them."
+                raise ValueError(msg)
+            results: dict[str, Any] = {}
+            for name, section in sections.items():
+                try:
+                    results[name] = function(section, *args, **kwargs)
+                except Exception as error:
+                    error.add_note(f"Section {name!r}; done before: {listing(results)}.")
+                    raise
+            return _together(results)
+
+        return cast("F", call)
+
+    return decorate
+
+
+def _together(results: dict[str, Any]) -> Any:
+    import pandas as pd
+
+    if all(result is None for result in results.values()):
+        return None
+    if not all(isinstance(result, pd.DataFrame) for result in results.values()):
+        return results
+    parts = [result.assign(section=name) for name, result in results.items()]
+    return pd.concat(parts, ignore_index=True)[["section", *parts[0].columns.drop("section")]]
+
+
+def named_sections(sections: Any, argument: str, table_key: str | None = None) -> dict[str, Any]:
+    """Names of a section, a list, or a mapping; those of a list stand in `obs["sample"]` of the table, or of what was measured."""
+    if isinstance(sections, Mapping):
+        named = {str(name): section for name, section in sections.items()}
+    else:
+        members = list(sections) if isinstance(sections, Sequence) else [sections]
+        own = [_own_name(section, table_key) for section in members]
+        repeated = sorted({name for name in own if name is not None and own.count(name) > 1})
+        if repeated:
+            msg = (
+                f"Several sections have the same `obs['sample']`: {listing(repeated)}. Give them names of their own, or "
+                "pass a mapping from sample name to section."
+            )
+            raise ValueError(msg)
+        free = (name for i in count(1) if (name := f"sample{i}") not in own)
+        named = {name or next(free): section for name, section in zip(own, members, strict=True)}
+    require_some(named, argument, "Give at least one section.")
+    return named
+
+
+def _own_name(section: SpatialData | AnnData, table_key: str | None) -> str | None:
+    """What all rows have in `obs["sample"]`."""
+    tables = getattr(section, "tables", {})
+    if table_key is not None:
+        require_sdata(section)
+        require_key(table_key, tables, "sdata.tables")
+        tables = {table_key: tables[table_key]}
+    columns = [table.obs.get(_keys.SAMPLE) for table in tables.values() if table_key or not is_predicted(table)]
+    own = {name for column in columns if column is not None for name in labels(column)}
+    return own.pop() if len(own) == 1 else None
