@@ -66,6 +66,12 @@ EVIDENCE_SHARE = Field(
     "How much of the departure from the average profile is evidence, not adjustment.",
     np.float64,
 )
+MARKS = (
+    Field("obs", _keys.PREDICTION_ID, 'Id of the prediction, as in `.uns["retrieval"]["prediction_id"]`.', "category"),
+    Field(
+        "obs", _keys.PREDICTION_SUM, "Sum of `.X`, by which changed values are noticed; `.var` has it too.", np.float64
+    ),
+)
 # Of `rg.tl.predict`, in the order in which they are written.
 TISSUE = (
     PREDICTION,
@@ -127,6 +133,7 @@ TISSUE = (
         np.int64,
         0,
     ),
+    *MARKS,
     Field("var", _keys.N_MEASURED, "Number of reference rows that measured the gene.", np.int64),
     Field(
         "var",
@@ -169,7 +176,7 @@ _ASKED = (
     Field("obs", _keys.SOURCE, "Name of the cell, or of the spot.", object),
 )
 # Of `rg.tl.perturb`.
-RESPONSES = (*_OF_RESPONSES, *_GROUNDED, *_ASKED)
+RESPONSES = (*_OF_RESPONSES, *_GROUNDED, *_ASKED, *MARKS)
 # Of `rg.tl.perturb_tissue`.
 TISSUE_RESPONSES = (
     *_OF_RESPONSES,
@@ -204,6 +211,7 @@ TISSUE_RESPONSES = (
     ),
     Field("obs", _keys.STATE_PERCENTILE, "Percentile of it among those.", np.float64),
     Field("obs", _keys.FAR_FROM_SCREEN, "Whether the distance is above 1.", bool),
+    *MARKS,
 )
 
 

@@ -27,6 +27,9 @@ SPATIAL = "spatial"
 # a predicted table
 RETRIEVAL = "retrieval"
 CITED = "cited"
+PREDICTION_ID = "prediction_id"
+PREDICTION_SUM = "prediction_sum"
+N_PREDICTED = "n_predicted"
 # of a cited row
 DIGEST = "digest"
 FRAME_HASH = "frame_hash"

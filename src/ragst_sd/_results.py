@@ -9,6 +9,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank
 from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
+from ragst_sd._prediction_id import check_values, require_own_rows
 from ragst_sd._reference import row_hashes
 from ragst_sd._validate import names_among, require_key, require_type
 from ragst_sd.reference.perturbation_schema import TASK
@@ -124,18 +125,18 @@ def require_tissue(header: Any) -> None:
 
 
 def predicted(
-    data: SpatialData | AnnData, prediction_key: str, *, any_task: bool = False
+    data: SpatialData | AnnData, prediction_key: str, *, any_task: bool = False, exact: bool = False
 ) -> tuple[AnnData, dict[str, Any]]:
     """A predicted table and its provenance header, from a SpatialData or from the bare table.
 
-    Predictions of tissue only, unless `any_task`.
+    Predictions of tissue only, unless `any_task`. Values that were changed since are warned of, and refused if `exact`.
 
     Raises
     ------
     KeyError
         If the table does not exist.
     ValueError
-        If the table carries no provenance or lacks part of it, or is of another task.
+        If the table carries no provenance or lacks part of it, is of another task, or has rows of other predictions.
     """
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -165,6 +166,8 @@ def predicted(
             f"{_keys.SCHEMA_VERSION}. Use a release of ragst_sd that writes that version, or predict again."
         )
         raise ValueError(msg)
+    require_own_rows(table, header)
+    check_values(table, header, refuse=exact)
     return table, header
 
 

@@ -102,7 +102,7 @@ def explain(
     """
     import pandas as pd
 
-    table, header = predicted(sdata, prediction_key, any_task=True)
+    table, header = predicted(sdata, prediction_key, any_task=True, exact=True)
     for name in (_keys.EVIDENCE, _keys.RESPONSE) if holds_responses(header) else (_keys.EVIDENCE,):
         require_key(name, table.layers, "table.layers", "It is written with the prediction; predict again.")
     spots, columns = spot_index(table, obs_names), gene_index(table, genes)

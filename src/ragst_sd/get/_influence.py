@@ -131,7 +131,7 @@ def influence(
     import pandas as pd
     from tqdm.auto import tqdm
 
-    table, header = predicted(sdata, prediction_key)
+    table, header = predicted(sdata, prediction_key, exact=True)
     reference = require_matching(reference, header)
     groups = _groups(reference, group_key)
     columns = np.arange(table.n_vars) if genes is None else gene_index(table, genes)

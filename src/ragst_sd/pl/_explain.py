@@ -120,7 +120,7 @@ def explain(
     (name,), genes = name_list(obs_names, "obs_names", most=1), name_list(genes, "genes")
     require_positive(n_shown, "n_shown", whole=True)
     require_choice(group_by, ("reference", _keys.DONOR, _keys.SAMPLE), "group_by")
-    table, header = predicted(sdata, prediction_key)
+    table, header = predicted(sdata, prediction_key, exact=True)
     require_columns(table, (_keys.N_DONORS, _keys.OUT_OF_REFERENCE))
     spot = int(spot_index(table, name)[0])
     columns = gene_index(table, genes)

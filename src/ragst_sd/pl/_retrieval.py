@@ -109,7 +109,7 @@ def retrieval(
     require_sdata(sdata)
     require_positive(n_shown, "n_shown", whole=True)
     (gene,), names = name_list(genes, "genes", most=1), name_list(obs_names, "obs_names")
-    table, header = predicted(sdata, prediction_key)
+    table, header = predicted(sdata, prediction_key, exact=True)
     require_columns(table, (_keys.N_DONORS, _keys.EFFECTIVE_N, _keys.OUT_OF_REFERENCE))
     spots = spot_index(table, names)
     note = distrust(table, [gene], min_cv_pearson)[0]

@@ -135,7 +135,7 @@ def viewer(
     if target is not None and target.exists() and not bears(target, MARK):
         msg = f"`path` {str(path)!r} exists and is no viewer page; it is not replaced. Choose another name."
         raise FileExistsError(msg)
-    table, header = predicted(sdata, prediction_key)
+    table, header = predicted(sdata, prediction_key, exact=True)
     bank = matching_bank(reference, header)
     require_columns(table, OBS_COLUMNS)
     require_key(_keys.EVIDENCE, table.layers, "table.layers", "`rg.tl.predict` writes it; predict again.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._prediction_id import write_sums
 from ragst_sd._results import check_key_added, predicted
 from ragst_sd._validate import require_key, require_positive
 
@@ -122,9 +123,11 @@ def filter_predicted(
         # Not `table`, which is a copy where values are stored as a sparse matrix.
         sdata._inplace_subset_var(keep)
         sdata.uns[_keys.RETRIEVAL] = header
+        write_sums(sdata)
         return None
     kept = table[:, keep].copy()
     kept.uns[_keys.RETRIEVAL] = header
+    write_sums(kept)
     if not inplace:
         return kept
     sdata.tables[key_added or prediction_key] = kept

@@ -11,6 +11,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._annotation import table_attrs
 from ragst_sd._fields import RESPONSES, fill
+from ragst_sd._prediction_id import mark
 from ragst_sd.reference.perturbation_schema import TASK
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._predicted_table import cite_rows, software
@@ -91,6 +92,7 @@ def perturbed_table(
     var = pd.DataFrame(index=pd.Index(genes, name="gene"))
     table = _assembled(task, responded, np.tile(dense(values).astype(np.float32), (len(names), 1)), obs, var)
     table.uns[_keys.RETRIEVAL] |= settings
+    mark(table)
     return table
 
 
@@ -148,6 +150,7 @@ def tissue_table(
         "constant": varies.constant,
         "far_from_screen": float((far.distance > 1).mean()),
     }
+    mark(table)
     return TableModel.parse(
         table,
         region=source.region,

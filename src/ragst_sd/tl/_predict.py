@@ -13,6 +13,7 @@ from ragst_sd._elements import require_sdata
 from ragst_sd._eligibility import eligible_rows, recorded_where, refuse_seen_rows
 from ragst_sd._fields import TISSUE, documented
 from ragst_sd._labels import labels
+from ragst_sd._prediction_id import mark
 from ragst_sd._query import read_query, section_grounding
 from ragst_sd._replacing import version_of
 from ragst_sd._results import check_key_added
@@ -219,7 +220,9 @@ def predict(
             rule=rule,
             fractions=cited_fractions(bank, selected),
         )
-        return with_cell_types(table, bank, wanted)
+        table = with_cell_types(table, bank, wanted)
+        mark(table)
+        return table
 
     if store is None:
         table = finished(run(part, selected.selection, spread_over_workers))

@@ -109,7 +109,7 @@ def report(
     """
     from anndata import AnnData
 
-    table, header = predicted(sdata, prediction_key)
+    table, header = predicted(sdata, prediction_key, exact=True)
     bank = matching_bank(reference, header)
     require_columns(table, (*OBS_COLUMNS, *VAR_COLUMNS))
     paths = _paths(path, overwrite=overwrite)
