@@ -73,6 +73,7 @@ def test_the_fit_records_the_seed_that_was_drawn(reference):
     assert seed == as_seed(np.random.default_rng(5))
 
 
+@pytest.mark.slow
 def test_a_generator_compares_methods(reference):
     def scores(rng):
         return rg.tl.cross_validate(
