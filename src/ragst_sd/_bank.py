@@ -113,7 +113,8 @@ def _open_screen(reference: AnnData, *, fitted: bool) -> Bank:
     """Responses in the order of the rows; cells, which few methods need, are left where they are: see `with_cells`."""
     stored = perturbation_header(reference)
     current = perturbation_hash(reference)
-    header, fit = replace(ScreenHeader.read(stored), content_hash=current), stored.get(_keys.FIT)
+    header = replace(ScreenHeader.read(stored), content_hash=current)
+    fit: Any = stored.get(_keys.FIT)
     if fitted:
         check_fit(fit, task=TASK)
         require_unchanged(reference, fit, current)
@@ -174,11 +175,11 @@ def _codes(column: pd.Series, name_of: Callable[[Any], str] = str) -> tuple[np.n
     return names, place[codes]
 
 
-def _check_fit(reference: AnnData, stored: Mapping[str, Any], current: str, *, whole: bool) -> None:
+def _check_fit(reference: AnnData, stored: dict[str, Any], current: str, *, whole: bool) -> None:
     """Raise a `ValueError` if there is no fit, its method is unknown, or anything changed since."""
     from ragst_sd.retrieval.methods import method_of_fit
 
-    fit = stored.get(_keys.FIT)
+    fit: Any = stored.get(_keys.FIT)
     check_fit(fit)
     method_of_fit(fit["method"])
     require_unchanged(reference, fit, current)

@@ -60,13 +60,13 @@ def plain_column(values: pd.Series, where: str) -> pd.Series:
         return values.astype(float if gaps else getattr(kind, "numpy_dtype", float))
     objects = [value for value in values if not pd.api.types.is_scalar(value)]
     if objects:
-        found = f"{type(objects[0]).__name__} ({str(objects[0])[:40]})"
-        msg = f"`{where}` holds a {found} where a label is expected. Leave it out of `obs`."
+        what = f"{type(objects[0]).__name__} ({str(objects[0])[:40]})"
+        msg = f"`{where}` holds a {what} where a label is expected. Leave it out of `obs`."
         raise ValueError(msg)
     ordered = isinstance(kind, pd.CategoricalDtype) and kind.ordered
     found = labels(values)
-    names = dict.fromkeys(labels(kind.categories) if ordered else np.sort(found))
-    names = [name for name in names if name not in _MISSING]
+    distinct = dict.fromkeys(labels(kind.categories) if ordered else np.sort(found))
+    names = [name for name in distinct if name not in _MISSING]
     return pd.Series(pd.Categorical(found, names, ordered=ordered), index=values.index, name=values.name)
 
 

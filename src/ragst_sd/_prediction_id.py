@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Sums of float32 values, taken in another order or read from a store.
-_TOLERANCE = {"rtol": 1e-4, "atol": 1e-2}
+_RELATIVE, _ABSOLUTE = 1e-4, 1e-2
 
 
 def mark(table: AnnData) -> None:
@@ -73,7 +73,8 @@ def check_values(table: AnnData, header: Mapping[str, Any], *, refuse: bool) -> 
     frame, axis = (table.obs, 1) if table.n_vars == n_genes else (table.var, 0)
     if _keys.PREDICTION_SUM not in frame or (axis == 0 and table.n_obs != n_spots):
         return
-    same = np.isclose(_sums(table.X, axis=axis), frame[_keys.PREDICTION_SUM].to_numpy(float), **_TOLERANCE)
+    sums = frame[_keys.PREDICTION_SUM].to_numpy(float)
+    same = np.isclose(_sums(table.X, axis=axis), sums, rtol=_RELATIVE, atol=_ABSOLUTE)
     if same.all():
         return
     what = "spots" if axis else "genes"
@@ -95,4 +96,4 @@ def _sums(values: Any, axis: int) -> np.ndarray:
         return np.asarray(da.nansum(values, axis=axis, dtype=np.float64))
     if hasattr(values, "tocsr"):
         return np.asarray(values.sum(axis=axis, dtype=np.float64)).ravel()
-    return np.nansum(values, axis=axis, dtype=np.float64)
+    return np.asarray(np.nansum(values, axis=axis, dtype=np.float64))

@@ -262,7 +262,7 @@ def _opened_tiff(path: str, stamp: int) -> list[tuple[list[tuple[Any, Any]], Any
 def _read_mapped(path: str, stamp: int, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
     """A window of pixels that lie in the file as they are, one after the other: strips, stacks of ImageJ."""
     offset, dtype, axes, shape = _mapped_place(path, stamp, level)
-    pixels = np.memmap(path, dtype, "r", offset, shape)
+    pixels: np.ndarray = np.memmap(path, dtype, "r", offset, shape)
     order = [axes.index(axis) for axis in "YX"]
     rest = [k for k in range(len(axes)) if k not in order]
     pixels = pixels.transpose(*order, *rest)[y : y + height, x : x + width]
@@ -276,7 +276,7 @@ def _mapped_place(path: str, stamp: int, k: int) -> tuple[int, np.dtype, str, tu
 
     with tifffile.TiffFile(path) as tiff:
         level = tiff.series[_colour_series(tiff, path)].levels[k]
-        return level.dataoffset, level.dtype.newbyteorder(tiff.byteorder), level.axes, level.shape
+        return int(level.dataoffset or 0), level.dtype.newbyteorder(tiff.byteorder), level.axes, level.shape
 
 
 def _read_tiff(path: str, stamp: int, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:

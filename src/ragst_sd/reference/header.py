@@ -120,8 +120,9 @@ class ScreenHeader:
         """From the mapping in `.uns["ragst"]`, whose fields have been checked."""
         of_contexts = stored["contexts"]
         as_they_are = ("embedding", "normalization", "controls", "treated", "sources")
+        texts: dict[str, Any] = {n: str(stored[n]) for n in ("use_rep", "control", "context_key", "content_hash")}
         return cls(
-            **{name: str(stored[name]) for name in ("use_rep", "control", "context_key", "content_hash")},
+            **texts,
             **{name: stored[name] for name in as_they_are},
             contexts=list(_texts(of_contexts["context"])),
             states=np.asarray(of_contexts["mean"], dtype=np.float64),

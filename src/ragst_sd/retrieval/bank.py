@@ -10,7 +10,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from ragst_sd.retrieval.eligibility import Eligibility
-    from ragst_sd.retrieval.search import Candidates
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,9 @@ class Screen:
     reliability: np.ndarray
     """(m,) agreement of two halves of the cells."""
     metric: str = "cosine"
-    errors: np.ndarray | None = None
+    errors: Any = None
     """(m, g) standard errors."""
-    cells: Cells | None = None
+    cells: Any = None
     """Cells, for methods that learn from them."""
 
     def at_rows(self, rows: np.ndarray) -> Screen:
@@ -94,11 +93,11 @@ class Bank:
     """(m,) panel of each row."""
     measured: np.ndarray
     """(panels, g) mask."""
-    folds: np.ndarray | None
+    folds: Any
     """(m,) codes of the groups that inner cross-validation holds out (donors wherever there are two)."""
     sections: np.ndarray
     """(m,) codes of the sections; of the contexts of responses."""
-    donors: np.ndarray | None = None
+    donors: Any = None
     """(m,) codes of the donors; rows of one donor never serve each other as neighbours."""
     state: np.ndarray | None = None
     """(m, s) state of each row (tissue around it, organ, technology), for gates that look at it."""
@@ -106,7 +105,7 @@ class Bank:
     """(m, t) fractions of cell types, NaN for rows without."""
     key: Any = None
     """(m, q) rows as they are compared: principal components while a method is fitted, then rows in phi-space."""
-    ids: np.ndarray | None = None
+    ids: Any = None
     """(m,) names, which decide between equal distances."""
     genes: Any = None
     """(g,) names, a pandas index."""
@@ -120,7 +119,7 @@ class Bank:
     """Its fit; `None` before."""
     digests: Any = None
     """(m,) digest of the content of each row, where all of it was read."""
-    screen: Screen | None = None
+    screen: Any = None
     """Of responses only."""
 
     def __len__(self) -> int:
@@ -212,18 +211,18 @@ class Query:
 
     key: np.ndarray
     """(n, q) queries in phi-space; embeddings of perturbations."""
-    candidates: Candidates | None = None
+    candidates: Any = None
     """Of spots: rows of the bank, nearest first."""
-    state: np.ndarray | None = None
+    state: Any = None
     """(n, s) state of the queries; s may be 0. Of perturbations (n, g) mean expression of the cells asked about; `None` is that
     of their context in the bank."""
     n_neighbors: int = 50
     """Rows to cite at most."""
     perturbed: tuple[tuple[str, ...], ...] = ()
     """Perturbed genes of each query, sorted."""
-    contexts: np.ndarray | None = None
+    contexts: Any = None
     """(n,) code of the context of each perturbation in the bank, -1 for a new one."""
-    eligible: np.ndarray | None = None
+    eligible: Any = None
     """(n, m) rows that each perturbation may use: never the own perturbation in its context."""
 
     def __len__(self) -> int:
@@ -238,7 +237,7 @@ class Query:
     def states(self, bank: Bank) -> np.ndarray:
         """(n, g) cell state of each perturbation; the mean over contexts for one that is new and of which nothing is known."""
         if self.state is not None:
-            return self.state
+            return np.asarray(self.state)
         of_contexts = bank.screen.states
         known = of_contexts[np.maximum(self.contexts, 0)]
         return np.where(self.contexts[:, None] >= 0, known, of_contexts.mean(axis=0))
@@ -246,7 +245,7 @@ class Query:
     def pool(self, bank: Bank) -> np.ndarray:
         """(n, m) eligible rows of the query's own context; of all contexts where it has none."""
         own = self.eligible & (self.contexts[:, None] == bank.sections)
-        return np.where(own.any(axis=1, keepdims=True), own, self.eligible)
+        return np.asarray(np.where(own.any(axis=1, keepdims=True), own, self.eligible))
 
 
 @dataclass(frozen=True)
@@ -261,19 +260,19 @@ class Selection:
     """(n, k), which add up to one, or are all zero."""
     distances: np.ndarray
     """(n, k); NaN for none."""
-    nearest: np.ndarray | None = None
+    nearest: Any = None
     """(n, k) nearest rows, cited or not."""
-    level: np.ndarray | None = None
+    level: Any = None
     """(n,) queries with the same code may use the same rows."""
-    distance: np.ndarray | None = None
+    distance: Any = None
     """(n,) mean distance to the nearest rows in phi-space."""
-    unlike: np.ndarray | None = None
+    unlike: Any = None
     """(n,) distance in appearance over its threshold."""
-    query: Query | None = None
+    query: Any = None
     """Of perturbations: what was asked for."""
-    strength: np.ndarray | None = None
+    strength: Any = None
     """(n, 1) how much of what the cited rows say is added, for methods that trust them in part."""
-    response: np.ndarray | None = None
+    response: Any = None
     """(n, g) what selecting has already predicted, of methods that do both at once."""
 
     def some(self, queries: slice | np.ndarray) -> Selection:

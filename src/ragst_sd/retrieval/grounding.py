@@ -34,7 +34,7 @@ class Grounding(NamedTuple):
     """Percentile of it among the held-out rows of the reference."""
     out_of_reference: np.ndarray
     """Whether a distance is larger than what the fit calibrated."""
-    appearance_distance: np.ndarray | None
+    appearance_distance: Any
     """Distance of the raw embedding to the nearest section over the calibrated threshold, where raw embeddings are given."""
 
 
@@ -93,7 +93,7 @@ def distance_in_phi(fit: Any, nearby: np.ndarray, eligibility: Eligibility) -> n
 
 def calibrate_grounding(
     queries: np.ndarray, key: np.ndarray, groups: np.ndarray, n_neighbors: int, metric: str
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """Distances of every row, as a query, to its nearest rows of other groups: the same share of these as of all rows."""
     eligibility = Eligibility(groups, groups, np.ones(len(key), dtype=bool))
     count = neighbours_to_compare(n_neighbors, eligibility.count(), len(key))

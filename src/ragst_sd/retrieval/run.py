@@ -109,7 +109,7 @@ def select(
         eligibility=eligibility,
         raw=raw,
     )
-    of_spots = {"distance": grounding.distance, "unlike": grounding.appearance_distance}
+    of_spots: dict[str, Any] = {"distance": grounding.distance, "unlike": grounding.appearance_distance}
     selection = replace(selection, nearest=nearest, level=level, **of_spots)
     return Selected(selection, grounding, level_rows, min(nearby.recall, found.recall))
 
@@ -137,7 +137,9 @@ def part_of(bank: Bank, genes: np.ndarray, level_rows: np.ndarray, **wanted: Any
     method, parameters = METHODS[bank.fit.method], dict(bank.fit.parameters)
     of_genes = ("reference_mean", "section_shifts", *method.per_gene)
     parameters |= {name: np.asarray(parameters[name])[..., genes] for name in of_genes if name in parameters}
-    lean = dict.fromkeys(("embedding", "donors", "types", "ids", "obs", "var", "genes", "header", "fit", "digests"))
+    lean: dict[str, Any] = dict.fromkeys(
+        ("embedding", "donors", "types", "ids", "obs", "var", "genes", "header", "fit", "digests")
+    )
     part = replace(bank.at_genes(genes), **lean)
     if method.cites and "section_shifts" in parameters:
         parameters["level"] = part.level(parameters["section_shifts"], level_rows)

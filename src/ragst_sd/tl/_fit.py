@@ -191,7 +191,7 @@ def fit(
     seed = as_seed(rng)
     show = bool(settings.progress if progress is None else progress)
     run = Run(None, seed, train_on(device), amp, show)
-    sizes = {"n_neighbors": n_neighbors, "n_candidates": n_candidates, "group_key": group_key}
+    sizes: dict[str, Any] = {"n_neighbors": n_neighbors, "n_candidates": n_candidates, "group_key": group_key}
     if is_perturbation(reference):
         fit_perturbation(reference, method, metric=metric, options=options, run=run, **sizes)
         return

@@ -64,7 +64,7 @@ def fit_tissue(
     )
     run = replace(run, n_neighbors=cited, n_candidates=compared)
     parameters, key, queries = fit_method(method, training, run)
-    calibration = calibrate_grounding(queries, key, training.groups, cited, metric)
+    calibration: dict[str, Any] = calibrate_grounding(queries, key, training.groups, cited, metric)
     appearance = calibrate_raw(raw[order], training.sections, training.groups)
     parameters |= {name: parameters[name][back] for name in METHODS[method].per_row}
     if not np.isfinite(calibration["distance_threshold"]):

@@ -166,7 +166,7 @@ def _assembled(task: Task, responded: Responded, values: np.ndarray, obs: pd.Dat
 
     bank = task.bank
     pointers, cited = cite_rows(bank.ids, bank.obs, responded.rows, _CITED, _CITED_NUMBERS)
-    values = {
+    predicted = {
         "prediction": values + responded.response,
         _keys.RESPONSE: responded.response,
         _keys.EVIDENCE: responded.evidence,
@@ -178,7 +178,7 @@ def _assembled(task: Task, responded: Responded, values: np.ndarray, obs: pd.Dat
         _keys.CITED_RELIABILITY: _cited_reliability(responded.weights, cited, pointers),
         _keys.EMBEDDING_SHARE: responded.embedding_share,
     }
-    places = fill(RESPONSES, values, np.zeros(len(obs), dtype=bool))
+    places = fill(RESPONSES, predicted, np.zeros(len(obs), dtype=bool))
     table = ad.AnnData(
         places["X"]["prediction"],
         obs=obs.assign(**places["obs"]),

@@ -62,7 +62,7 @@ def predict(
     store: str | os.PathLike[str] | None = None,
     device: str | None = None,
     inplace: bool = True,
-) -> AnnData | None:
+) -> AnnData | dict[str, AnnData] | None:
     r"""Predict expression for every spot, from measured tissue that looks alike.
 
     .. math:: \hat y(x) = \sum_j w_j(x)\, (y_j - \bar y_{s(j)} + \bar y)
@@ -162,7 +162,7 @@ def predict(
     >>> query.tables["predicted"].shape == (query.tables["table"].n_obs, reference.n_vars)
     True
     """
-    require_sdata(sdata)
+    sdata = require_sdata(sdata)
     bank = open_bank(reference)
     require_choice(backend, BACKENDS, "backend")
     level = None if intervals is None else check_level(bank, intervals)
