@@ -36,12 +36,12 @@ from real_sections import N_GENES, SETS, markdown, summarise
 import ragst_sd as rg
 from ragst_sd import _keys
 from ragst_sd._demo import read_folder, variable_genes
+from ragst_sd._metrics import METRICS
 from ragst_sd._validate import listing
 from ragst_sd.reference.normalize import as_csr
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._fold_scores import gene_scores
 from ragst_sd.tl._folds import RAW_UNIT
-from ragst_sd.tl._metrics import METRICS
 from ragst_sd.tl._section_metrics import SECTION_METRICS
 
 USE_REP = "X_mean_colour"

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._labels import is_missing, label, labels
-from ragst_sd._validate import listing, require_key
+from ragst_sd._validate import listing, require_key, require_positive
 from ragst_sd.retrieval.eligibility import Eligibility
 from ragst_sd.retrieval.methods import METHODS
 
@@ -175,3 +175,16 @@ def where_of(ids: np.ndarray, header: Mapping[str, Any]) -> Mapping[str, Any] | 
         by_id = np.unpackbits(np.asarray(header["where_mask"], dtype=np.uint8), count=len(ids)).astype(bool)
         return by_id[np.argsort(np.argsort(ids, kind="stable"))]
     return json.loads(kept) if kept else None
+
+
+def check_fewer(n_neighbors: int | None, fitted: int) -> None:
+    """Raise a `ValueError` if more neighbours are asked for than were fitted."""
+    if n_neighbors is None:
+        return
+    require_positive(n_neighbors, "n_neighbors", whole=True)
+    if n_neighbors > fitted:
+        msg = (
+            f"`n_neighbors` is {n_neighbors}, but the reference was fitted with {fitted}. Ask for fewer, or fit "
+            "again with more."
+        )
+        raise ValueError(msg)

@@ -15,7 +15,7 @@ from ragst_sd._validate import names_among, require_key, require_type
 from ragst_sd.reference.perturbation_schema import TASK
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
     from anndata import AnnData
@@ -71,6 +71,8 @@ VAR_COLUMNS = (_keys.N_MEASURED, _keys.CV_PEARSON, _keys.NOISE_CEILING, _keys.EV
 
 # Below this correlation on held-out donors a gene is not to be trusted, whatever its map looks like.
 MIN_CV_PEARSON = 0.1
+# Below this ceiling a gene is noise, and a share of it says nothing.
+MIN_CEILING = 0.1
 # Columns of `.obs` that say how well grounded a spot is, of which more is better; of all others less is.
 MORE_IS_BETTER = (_keys.EFFECTIVE_N, _keys.N_DONORS, _keys.EVIDENCE_SHARE)
 # Above this share of spots that look unlike every section of the reference, the section as a whole is called unlike.
@@ -265,3 +267,12 @@ def gene_index(table: AnnData, genes: str | Sequence[str]) -> np.ndarray:
 
 def _positions(names: pd.Index, wanted: str | Sequence[str], argument: str, what: str) -> np.ndarray:
     return names.get_indexer(names_among(wanted, names, argument, f": the table has no {what}", KeyError))
+
+
+def remembered(header: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Perturbations and contexts whose left-out response a network was trained on: no test of the method."""
+    known = header.get(_keys.LEARNED_FROM)
+    if known is None or str(known["what"]) != "responses":
+        return set()
+    names, contexts = (np.atleast_1d(known[name]).astype(str).tolist() for name in (_keys.PERTURBATION, _keys.CONTEXT))
+    return set(zip(names, contexts, strict=True))

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ragst_sd._metrics import by_donor, group_means
 from ragst_sd.pl import _style
 from ragst_sd.pl._benchmark import benchmark
-from ragst_sd.tl._folds import by_donor, group_means
 
 UNIT = "log1p(counts per 10,000)"
 ACCURACY = {"mean": 0.0, "knn": 0.42, "ridge": 0.44, "rag": 0.46}

@@ -10,9 +10,10 @@ import pytest
 
 import ragst_sd as rg
 from ragst_sd._demo import variable_genes
+from ragst_sd._metrics import by_donor, group_means
 from ragst_sd._reference import reference_fit, reference_hash
 from ragst_sd.tl._cross_validate import cross_validate
-from ragst_sd.tl._folds import by_donor, group_means, outer_folds, training_part
+from ragst_sd.tl._folds import outer_folds, training_part
 
 FAST = {"n_genes": 20, "n_neighbors": 10, "progress": False}
 

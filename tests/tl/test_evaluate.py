@@ -7,9 +7,9 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 
 import ragst_sd as rg
+from ragst_sd._metrics import pearson, spearman, variance_kept
 from ragst_sd.reference.noise_ceiling import noise_ceiling
 from ragst_sd.reference.normalize import as_csr
-from ragst_sd.tl._metrics import pearson, spearman, variance_kept
 from ragst_sd.tl._section_metrics import SECTION_METRICS, section_metrics
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
 
-from ragst_sd.tl._metrics import METRICS, pearson, rmse, spearman, variance_kept, varies
+from ragst_sd._metrics import METRICS, pearson, rmse, spearman, variance_kept, varies
 
 
 @pytest.fixture

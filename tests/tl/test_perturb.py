@@ -340,8 +340,8 @@ def test_many_perturbations_are_answered_in_parts(bank, controls, method, capsys
     ask = {"perturbations": ["P3", "P19", "P8"], **ASK}
     whole = rg.tl.perturb(controls, bank, progress=True, **ask)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("ragst_sd.tl._respond._AT_ONCE", 1)
-    monkeypatch.setattr("ragst_sd.tl._respond.BAR_AFTER", 0)
+    monkeypatch.setattr("ragst_sd._respond._AT_ONCE", 1)
+    monkeypatch.setattr("ragst_sd._respond.BAR_AFTER", 0)
     parts = rg.tl.perturb(controls, bank, progress=True, **ask)
     assert "6/6" in capsys.readouterr().err
     for name in whole.obsm:

@@ -9,13 +9,13 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._labels import as_names, labels
+from ragst_sd._metrics import pearson, score
 from ragst_sd._reference import reference_header
 from ragst_sd._results import gene_index, holds_responses, predicted, require_matching, spot_index
 from ragst_sd._settings import settings
 from ragst_sd._validate import hint, listing, require_key, require_some
 from ragst_sd.get._neighbors import neighbors
 from ragst_sd.get._rerun import Rerun
-from ragst_sd.tl._metrics import pearson, score
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

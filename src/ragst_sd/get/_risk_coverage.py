@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._metrics import METRICS, score
 from ragst_sd._results import MORE_IS_BETTER, predicted
 from ragst_sd._several import over_sections
+from ragst_sd._truth import compare, truth_table
 from ragst_sd._validate import hint, listing, require_key
-from ragst_sd.tl._metrics import METRICS, score
-from ragst_sd.tl._truth import compare, truth_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -75,7 +75,7 @@ def benchmark(
     >>> scores = rg.tl.cross_validate(reference, methods=["ridge", "knn"], n_genes=50, progress=False)
     >>> rg.pl.benchmark(scores, baseline="ridge", show=False)
     """
-    from ragst_sd.tl._folds import by_donor
+    from ragst_sd._metrics import by_donor
 
     unit = _check(scores, unit)
     scores = scores[scores["unit"] == unit]
@@ -132,7 +132,7 @@ def _by_method(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Means of a metric, one line per method and one column per donor; empty where the scores do not hold it."""
     import pandas as pd
 
-    from ragst_sd.tl._folds import group_means
+    from ragst_sd._metrics import group_means
 
     if metric not in set(scores["metric"]):
         return pd.DataFrame()

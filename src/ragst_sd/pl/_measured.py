@@ -36,8 +36,8 @@ def measured_values(
     ValueError
         If the truth is not measured, shares no spots or genes, or is not counts.
     """
+    from ragst_sd._truth import if_it_fits, normalized_truth, shared_genes, shared_spots, shown_truth, truth_table
     from ragst_sd.reference.genes import take_genes
-    from ragst_sd.tl._truth import if_it_fits, normalized_truth, shared_genes, shared_spots, shown_truth, truth_table
 
     key = shown_truth(sdata, table, truth_key)
     if key is None:

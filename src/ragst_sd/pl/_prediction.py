@@ -171,7 +171,7 @@ def _interval_map(intervals: Intervals, column: int, cmap: str | Colormap) -> _m
 
 
 def _correlation(values: np.ndarray, measured: np.ndarray) -> str:
-    from ragst_sd.tl._metrics import pearson
+    from ragst_sd._metrics import pearson
 
     both = np.isfinite(values) & np.isfinite(measured)
     score = pearson(values[both, None], measured[both, None])[0] if both.sum() > 1 else np.nan

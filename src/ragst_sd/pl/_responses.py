@@ -11,13 +11,12 @@ import scipy.sparse as sp
 from ragst_sd import _keys
 from ragst_sd._labels import labels
 from ragst_sd._perturbation_reference import perturbation_header
-from ragst_sd._results import holds_responses, predicted, require_matching
+from ragst_sd._respond import response_from_half
+from ragst_sd._results import holds_responses, predicted, remembered, require_matching
 from ragst_sd._validate import listing, require_key, require_known
 from ragst_sd.reference.cell_prints import recognised
 from ragst_sd.reference.perturbations import canonical
 from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._perturbed_table import remembered
-from ragst_sd.tl._respond import response_from_half
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._prediction_id import write_sums
-from ragst_sd._results import check_key_added, predicted
+from ragst_sd._results import MIN_CEILING, check_key_added, predicted
 from ragst_sd._validate import require_key, require_positive
 
 if TYPE_CHECKING:
@@ -148,8 +148,6 @@ def _record(
 
 def _judge(table: AnnData, thresholds: dict[str, Any]) -> tuple[np.ndarray, dict[str, int]]:
     """Genes that pass, and how many fail for which reason."""
-    from ragst_sd.tl._evaluate import MIN_CEILING
-
     if not thresholds:
         msg = (
             "No threshold is given. Ask for at least one of `min_cv_pearson`, `min_share_of_ceiling`, `min_n_measured`."

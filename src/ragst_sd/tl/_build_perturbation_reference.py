@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._gene_embedding import embed, embedding_table, lookup, missing_genes, spelling
 from ragst_sd._labels import as_names
 from ragst_sd._perturbation_reference import perturbation_hash
 from ragst_sd._validate import as_seed, hint, listing, names_among, require_choice, require_known, require_positive
@@ -15,7 +16,6 @@ from ragst_sd.reference.cell_prints import cell_prints
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import TARGET_SUM
 from ragst_sd.reference.perturbation_schema import TASK
-from ragst_sd.tl._gene_embedding import embed, embedding_table, lookup, missing_genes, spelling
 from ragst_sd.tl._perturbation_cells import NAME_THEM, control_labels, read_expression, read_labels
 from ragst_sd.tl._screen import Screen, dropped_frame, measure, sample_controls, sample_treated, sources_frame
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
+from ragst_sd._gene_names import common_names
 from ragst_sd._labels import as_names
 from ragst_sd._reference import new_reference
 from ragst_sd._several import named_sections
@@ -22,7 +23,6 @@ from ragst_sd.reference.schema import COMPARABLE, differing_fields
 from ragst_sd.reference.stacking import stack_matrices, stack_rows
 from ragst_sd.reference.symbols import SPECIES
 from ragst_sd.retrieval.projection import standardize as standardize_embedding
-from ragst_sd.tl._gene_names import common_names
 from ragst_sd.tl._sections import (
     ON_DUPLICATE,
     SOURCE_FIELDS,

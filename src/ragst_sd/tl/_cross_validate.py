@@ -11,6 +11,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank, standardized
 from ragst_sd._labels import as_names
+from ragst_sd._metrics import group_means
 from ragst_sd._settings import settings
 from ragst_sd._validate import (
     as_seed,
@@ -37,7 +38,7 @@ from ragst_sd.tl._fold_scores import (
     score_section,
     write_gene_trust,
 )
-from ragst_sd.tl._folds import RAW_UNIT, group_means, inner_group_key, outer_folds, training_part
+from ragst_sd.tl._folds import RAW_UNIT, inner_group_key, outer_folds, training_part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,13 +8,13 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
-from ragst_sd._results import predicted, require_columns
+from ragst_sd._metrics import METRICS, finite_mean, score
+from ragst_sd._results import MIN_CEILING, predicted, require_columns
 from ragst_sd._several import over_sections
+from ragst_sd._truth import compare, size_factor_genes, truth_counts, truth_table
 from ragst_sd._validate import as_seed, listing, require_key, require_known
 from ragst_sd.reference.noise_ceiling import noise_ceiling
-from ragst_sd.tl._metrics import METRICS, finite_mean, score
 from ragst_sd.tl._section_metrics import SECTION_METRICS, section_metrics
-from ragst_sd.tl._truth import compare, size_factor_genes, truth_counts, truth_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,8 +27,6 @@ SPOT_METRICS = (_keys.EFFECTIVE_N, _keys.EVIDENCE_SHARE, _keys.OUT_OF_REFERENCE)
 CEILING_METRICS = ("noise_ceiling", "share_of_ceiling")
 INTERVAL_METRICS = ("coverage", "interval_width")
 CHOICES = (*METRICS, *INTERVAL_METRICS, *CEILING_METRICS, *SECTION_METRICS)
-# Below this ceiling a gene is noise, and a share of it says nothing.
-MIN_CEILING = 0.1
 
 
 @over_sections(not_with="truth")

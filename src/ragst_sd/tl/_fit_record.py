@@ -40,19 +40,6 @@ def neighbor_counts(
     return int(n_neighbors), int(n_candidates)
 
 
-def check_fewer(n_neighbors: int | None, fitted: int) -> None:
-    """Raise a `ValueError` if more neighbours are asked for than were fitted."""
-    if n_neighbors is None:
-        return
-    require_positive(n_neighbors, "n_neighbors", whole=True)
-    if n_neighbors > fitted:
-        msg = (
-            f"`n_neighbors` is {n_neighbors}, but the reference was fitted with {fitted}. Ask for fewer, or fit "
-            "again with more."
-        )
-        raise ValueError(msg)
-
-
 def storable(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as a store keeps them."""
     return {name: np.asarray(value) if isinstance(value, tuple) else value for name, value in options.items()}

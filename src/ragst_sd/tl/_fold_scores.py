@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._metrics import METRICS as GENE_METRICS
+from ragst_sd._metrics import finite_mean, pearson, score
 from ragst_sd._state import state_of
 from ragst_sd._validate import listing
 from ragst_sd._workers import spread_over_workers
@@ -19,8 +21,6 @@ from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.run import part_of, predict, select
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._folds import most_variable, training_part
-from ragst_sd.tl._metrics import METRICS as GENE_METRICS
-from ragst_sd.tl._metrics import finite_mean, pearson, score
 from ragst_sd.tl._section_metrics import label_share, section_metrics
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._validate import listing, require_choice, require_key
+from ragst_sd._validate import listing, require_key
 from ragst_sd.retrieval.training import variable_genes
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RAW_UNIT = "log1p(counts)"
-# Ratios: one gene that hardly varies in the truth would outweigh all others in a mean.
-_MEDIAN = ("variance_kept",)
 
 
 @dataclass(frozen=True)
@@ -173,54 +171,3 @@ def most_variable(part: Bank, n_genes: int) -> list[str]:
     if len(everywhere) < n_genes:
         logger.info("%d genes were measured by every panel, fewer than `n_genes` (%d).", len(everywhere), n_genes)
     return list(part.genes[variable_genes(part.values, np.arange(len(part)), everywhere, n_genes)])
-
-
-def group_means(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One number per unit, method and held-out group: over genes, then over the sections of the group.
-
-    Genes are averaged (`variance_kept`: their median), without those where the metric is not defined.
-    """
-    require_choice(metric, list(dict.fromkeys(scores["metric"])), "metric")
-    own = scores[scores["metric"] == metric]
-    keys = ["unit", "method", "fold"]
-    sections = own.groupby([*keys, "sample"], sort=False)["value"]
-    of_sections = sections.median() if metric in _MEDIAN else sections.mean()
-    return of_sections.groupby(level=keys, sort=False).mean().reset_index()
-
-
-def by_donor(scores: pd.DataFrame, metric: str = "pearson", *, baseline: str | None = None) -> pd.DataFrame:
-    """Summary of a metric with held-out groups (donors) as the unit.
-
-    Parameters
-    ----------
-    scores
-        Made by :func:`ragst_sd.tl.cross_validate`.
-    metric
-        Metric to summarise; see `group_means`.
-    baseline
-        Method to compare with.
-
-    Returns
-    -------
-    One line per unit and method: `mean` over groups, its standard error `se`, their number `n`, and with a baseline
-    `difference`, the mean of the differences to it within groups, with the limits `low` and `high` of Student's
-    t-interval at 95 % over groups. Below three groups there is no interval (NaN), below two no standard error.
-    """
-    import pandas as pd
-    from scipy.stats import t
-
-    means = group_means(scores, metric)
-    if baseline is not None:
-        require_choice(baseline, list(dict.fromkeys(means["method"])), "baseline")
-    lines = []
-    for (unit, method), own in means.groupby(["unit", "method"], sort=False):
-        values = own.set_index("fold")["value"].dropna()
-        line = {"unit": unit, "method": method, "mean": values.mean(), "se": values.sem(), "n": len(values)}
-        if baseline is not None:
-            other = means[(means["unit"] == unit) & (means["method"] == baseline)].set_index("fold")["value"]
-            differences = (values - other.reindex(values.index)).dropna()
-            mean, n = differences.mean(), len(differences)
-            half = t.ppf(0.975, n - 1) * differences.sem() if n > 2 else np.nan
-            line |= {"difference": mean, "low": mean - half, "high": mean + half}
-        lines.append(line)
-    return pd.DataFrame(lines)

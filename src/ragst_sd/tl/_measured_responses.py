@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ragst_sd import _keys
+from ragst_sd._stored_expression import offered_names
 from ragst_sd._validate import listing
 from ragst_sd.reference.cell_prints import cell_prints, recognised
 from ragst_sd.reference.genes import changed_capitals, take_genes
@@ -18,7 +19,6 @@ from ragst_sd.reference.perturbations import canonical
 from ragst_sd.reference.responses import CONTROL, mean_responses, split_half_reliability
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._perturbation_cells import Expression, read_expression, read_labels
-from ragst_sd.tl._stored_expression import offered_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

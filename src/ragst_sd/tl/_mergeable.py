@@ -9,12 +9,12 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import cell_types
+from ragst_sd._gene_names import check_one_species_of
 from ragst_sd._validate import listing
 from ragst_sd.reference.current_names import CURRENT
 from ragst_sd.reference.hashing import parameters_hash
 from ragst_sd.reference.merging import differing_columns
 from ragst_sd.reference.schema import differing_fields
-from ragst_sd.tl._gene_names import check_one_species_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

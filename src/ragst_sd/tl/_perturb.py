@@ -9,12 +9,12 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._fields import RESPONSES, documented
+from ragst_sd._respond import Task, open_task, respond, wanted_perturbations
 from ragst_sd._settings import settings
 from ragst_sd._validate import listing, names_among, require_type
 from ragst_sd.reference.genes import changed_capitals, take_genes
 from ragst_sd.tl._perturbation_cells import contexts_of, read_expression
 from ragst_sd.tl._perturbed_table import perturbed_table
-from ragst_sd.tl._respond import Task, open_task, respond, wanted_perturbations
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

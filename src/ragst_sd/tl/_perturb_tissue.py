@@ -13,12 +13,12 @@ from ragst_sd._elements import require_sdata, shared_coordinate_system
 from ragst_sd._fields import TISSUE_RESPONSES, documented
 from ragst_sd._labels import as_names
 from ragst_sd._resolution import image_mpp_of
+from ragst_sd._respond import BAR_AFTER, no_response, open_task, wanted_perturbations
 from ragst_sd._results import check_key_added
 from ragst_sd._settings import settings
 from ragst_sd._validate import as_seed, listing, names_among, require_positive
 from ragst_sd.tl._perturbation_cells import contexts_of
 from ragst_sd.tl._perturbed_table import tissue_table
-from ragst_sd.tl._respond import BAR_AFTER, no_response, open_task, wanted_perturbations
 from ragst_sd.tl._tissue_responses import (
     LEVEL,
     SpotStates,

@@ -11,6 +11,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._labels import is_missing, labels
+from ragst_sd._stored_expression import offered_names, stored_expression
 from ragst_sd._validate import hint, listing, require_choice, require_key, require_type
 from ragst_sd.reference.genes import SYMBOL, changed_capitals, duplicates, sum_duplicates, take_genes
 from ragst_sd.reference.normalize import (
@@ -22,7 +23,6 @@ from ragst_sd.reference.normalize import (
     log_normalize,
 )
 from ragst_sd.reference.perturbations import SEPARATOR, canonical
-from ragst_sd.tl._stored_expression import offered_names, stored_expression
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -17,13 +17,11 @@ from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._predicted_table import cite_rows, software
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import pandas as pd
     import scipy.sparse as sp
     from anndata import AnnData
 
-    from ragst_sd.tl._respond import Responded, Task
+    from ragst_sd._respond import Responded, Task
     from ragst_sd.tl._tissue_responses import Remoteness, Variation
     from ragst_sd.tl._tissue_source import TissueSource
 
@@ -212,12 +210,3 @@ def _cited_reliability(weights: np.ndarray, cited: pd.DataFrame, pointers: np.nd
     reliability = np.append(cited[_keys.RELIABILITY].to_numpy(), 0.0)[pointers]
     total = weights.sum(axis=1)
     return np.divide((weights * reliability).sum(axis=1), total, out=np.full(len(total), np.nan), where=total > 0)
-
-
-def remembered(header: Mapping[str, Any]) -> set[tuple[str, str]]:
-    """Perturbations and contexts whose left-out response a network was trained on: no test of the method."""
-    known = header.get(_keys.LEARNED_FROM)
-    if known is None or str(known["what"]) != "responses":
-        return set()
-    names, contexts = (np.atleast_1d(known[name]).astype(str).tolist() for name in (_keys.PERTURBATION, _keys.CONTEXT))
-    return set(zip(names, contexts, strict=True))

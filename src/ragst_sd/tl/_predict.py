@@ -10,7 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank
 from ragst_sd._elements import require_sdata
-from ragst_sd._eligibility import eligible_rows, recorded_where, refuse_seen_rows
+from ragst_sd._eligibility import check_fewer, eligible_rows, recorded_where, refuse_seen_rows
 from ragst_sd._fields import TISSUE, documented
 from ragst_sd._labels import labels
 from ragst_sd._prediction_id import mark
@@ -25,7 +25,6 @@ from ragst_sd._workers import spread_over_workers
 from ragst_sd.retrieval.run import part_of, select
 from ragst_sd.retrieval.run import predict as run
 from ragst_sd.retrieval.search import BACKENDS
-from ragst_sd.tl._fit_record import check_fewer
 from ragst_sd.tl._intervals import check_level, interval_rule
 from ragst_sd.tl._predict_store import fill_store, finish, new_store, opened
 from ragst_sd.tl._predicted_table import predicted_table

@@ -14,9 +14,9 @@ from ragst_sd._caveats import sentences
 from ragst_sd._page import bears, to_html, to_markdown
 from ragst_sd._replacing import replace_text
 from ragst_sd._results import MIN_CV_PEARSON, OBS_COLUMNS, VAR_COLUMNS, matching_bank, predicted, require_columns
+from ragst_sd._truth import if_it_fits, shown_truth
 from ragst_sd.tl._report_facts import gather
 from ragst_sd.tl._report_maps import draw_maps
-from ragst_sd.tl._truth import if_it_fits, shown_truth
 
 if TYPE_CHECKING:
     import pandas as pd

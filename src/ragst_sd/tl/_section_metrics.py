@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd._labels import labels as names_of
-from ragst_sd.tl._metrics import pearson, varies
+from ragst_sd._metrics import pearson, varies
 
 if TYPE_CHECKING:
     import scipy.sparse as sp

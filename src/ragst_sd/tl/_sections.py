@@ -15,6 +15,7 @@ from ragst_sd._elements import image_pyramid, require_sdata
 from ragst_sd._labels import is_missing, labels, plain_column
 from ragst_sd._reference import LABELS
 from ragst_sd._resolution import embedded_mpp_of
+from ragst_sd._stored_expression import offered_names, stored_expression
 from ragst_sd._validate import listing, require_key
 from ragst_sd.image.embedding import plan_fields
 from ragst_sd.image.tiles import iter_tiles
@@ -23,7 +24,6 @@ from ragst_sd.reference.genes import duplicates
 from ragst_sd.reference.normalize import OR_LOGS, check_counts, check_log_normalized
 from ragst_sd.reference.panels import PANEL
 from ragst_sd.reference.schema import check_embedding_header
-from ragst_sd.tl._stored_expression import offered_names, stored_expression
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ragst_sd._gene_names import names_in, why_few_shared
 from ragst_sd._labels import is_missing, labels
+from ragst_sd._stored_expression import stored_expression
 from ragst_sd._validate import listing, require_key, require_type
 from ragst_sd.reference.genes import sum_duplicates
 from ragst_sd.reference.normalize import check_counts
-from ragst_sd.tl._gene_names import names_in, why_few_shared
-from ragst_sd.tl._stored_expression import stored_expression
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

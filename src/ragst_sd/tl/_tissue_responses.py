@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
+from ragst_sd._respond import at_once, prepare
 from ragst_sd.retrieval.evidence import evidence_share
 from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._respond import at_once, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ragst_sd._respond import Prepared, Responded, Task
     from ragst_sd.reference.header import ScreenHeader
     from ragst_sd.retrieval.bank import Answer, Selection
-    from ragst_sd.tl._respond import Prepared, Responded, Task
 
 # A map shows something if fewer than one in twenty shufflings vary as much.
 LEVEL = 0.05

@@ -14,22 +14,22 @@ from ragst_sd._annotation import is_predicted, resolve_table, rows_in_order, sin
 from ragst_sd._cell_types import is_scrna
 from ragst_sd._elements import element_centers, resolve_shapes
 from ragst_sd._eligibility import rows_with
+from ragst_sd._gene_names import names_in, shared_genes
 from ragst_sd._labels import labels
 from ragst_sd._results import MIN_CV_PEARSON, holds_responses, predicted
+from ragst_sd._stored_expression import stored_expression
 from ragst_sd._validate import listing, require_known
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import MIN_SHARED_GENES
 from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._gene_names import names_in, shared_genes
 from ragst_sd.tl._perturbation_cells import read_expression
-from ragst_sd.tl._stored_expression import stored_expression
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from ragst_sd.tl._respond import Task
+    from ragst_sd._respond import Task
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._bank import context_codes, open_bank, with_cells
-from ragst_sd._eligibility import allowed_rows, recorded_where, where_of
+from ragst_sd._eligibility import allowed_rows, check_fewer, recorded_where, where_of
+from ragst_sd._gene_embedding import embed, lookup
 from ragst_sd._labels import as_names, labels
 from ragst_sd._perturbation_reference import perturbation_header
 from ragst_sd._validate import listing, require_known, require_some
@@ -21,8 +22,6 @@ from ragst_sd.retrieval.bank import Query
 from ragst_sd.retrieval.evidence import effective_n, evidence_share
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 from ragst_sd.retrieval.responses import respond_to
-from ragst_sd.tl._fit_record import check_fewer
-from ragst_sd.tl._gene_embedding import embed, lookup
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

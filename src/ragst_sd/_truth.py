@@ -10,8 +10,10 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._annotation import annotating_tables, is_predicted, regions_of, table_attrs
+from ragst_sd._gene_names import names_in, why_few_shared
 from ragst_sd._labels import labels
 from ragst_sd._results import gene_index
+from ragst_sd._stored_expression import stored_expression
 from ragst_sd._validate import listing, name_list, require_choice, require_key, require_known, require_type
 from ragst_sd.reference.genes import changed_capitals, duplicates, sum_duplicates, take_genes
 from ragst_sd.reference.normalize import (
@@ -23,8 +25,6 @@ from ragst_sd.reference.normalize import (
     log_normalize,
     size_factors,
 )
-from ragst_sd.tl._gene_names import names_in, why_few_shared
-from ragst_sd.tl._stored_expression import stored_expression
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

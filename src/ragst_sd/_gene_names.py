@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ragst_sd._stored_expression import offered_names
 from ragst_sd._validate import listing
 from ragst_sd.reference.current_names import CURRENT, current_names, names_by, species_of
 from ragst_sd.reference.genes import ENSEMBL, changed_capitals, common_naming, duplicates
 from ragst_sd.reference.symbols import SPECIES, UNKNOWN
-from ragst_sd.tl._stored_expression import offered_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
