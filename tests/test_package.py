@@ -117,6 +117,10 @@ def test_image_and_retrieval_never_import_each_other():
     assert violations("retrieval", ("image", "reference")) == []
 
 
+def test_results_are_read_and_drawn_without_tl():
+    assert violations("get", ("tl",)) == violations("pl", ("tl",)) == []
+
+
 def test_core_knows_no_spatialdata():
     heavy = {"spatialdata", "spatialdata_io", "squidpy", "scanpy", "geopandas", "matplotlib"}
     found = [

@@ -13,7 +13,8 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import Identity
 
 import ragst_sd as rg
-from ragst_sd.retrieval.methods import Method
+from ragst_sd.retrieval.method import Method
+from ragst_sd.retrieval.options import Options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -169,7 +170,7 @@ TOPICS: dict[str, list[Case]] = {
         Case("wrong-method", "tl.fit", ValueError, ("'knnn'", "'knn'"), lambda w: rg.tl.fit(w.unfitted, method="knnn")),
         Case("by-position", "tl.fit", TypeError, ("'reference' by position", 'method="knn"'), lambda w: rg.tl.fit(w.unfitted, "knn")),
         Case("wrong-option", "tl.fit", ValueError, ("'k'", "'n_components'"), lambda w: rg.tl.fit(w.unfitted, method="knn", options={"k": 3})),
-        Case("method-taken", "tl.register_method", ValueError, ("'rag'", "taken"), lambda w: rg.tl.register_method("rag", Method(cites=False, learns_expression=False, options={}, fit=lambda *_: {}))),
+        Case("method-taken", "tl.register_method", ValueError, ("'rag'", "taken"), lambda w: rg.tl.register_method("rag", Method(Options, fit=lambda *_: {}))),
         Case("wrong-rng", "tl.fit", ValueError, ("`rng` is '7'", "whole number", "generator"), lambda w: rg.tl.fit(w.unfitted, method="knn", rng="7")),
         Case("too-many-neighbours", "tl.fit", ValueError, ("10000", "rows of the reference"), lambda w: rg.tl.fit(w.unfitted, method="knn", n_neighbors=10_000)),
         Case("one-group", "tl.fit", ValueError, ("one group only",), lambda w: rg.tl.fit(w.unfitted, method="knn", group_key="tissue")),
