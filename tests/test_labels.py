@@ -9,7 +9,7 @@ import pytest
 from ragst_sd._labels import as_names, is_missing, label, labels, plain_column
 
 
-@pytest.mark.parametrize("value", [1, 1.0, "1", " 1 ", np.int8(1), np.float32(1)])
+@pytest.mark.parametrize("value", [1, 1.0, "1", " 1 ", b"1", np.int8(1), np.float32(1)])
 def test_one_is_one(value):
     assert label(value) == "1"
 

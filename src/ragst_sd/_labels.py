@@ -22,6 +22,8 @@ def label(value: Any) -> str:
     """
     if hasattr(value, "item"):
         value = value.item()
+    if isinstance(value, bytes):
+        value = value.decode()
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip()
@@ -71,6 +73,7 @@ def plain_column(values: pd.Series, where: str) -> pd.Series:
     else:
         found, ordered = labels(values), False
     names = [name for name in dict.fromkeys(own if ordered else np.sort(found)) if name not in _MISSING]
+    found[is_missing(found)] = None
     return pd.Series(pd.Categorical(found, names, ordered=ordered), index=values.index, name=values.name)
 
 

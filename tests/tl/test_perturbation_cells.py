@@ -110,6 +110,9 @@ class TestSeveralControls:
 
     def test_a_name_that_nobody_has_is_told(self, screen, caplog):
         adata, embedding = screen
+        adata.obs["perturbation"] = [f"{name}+control" for name in adata.obs["perturbation"]]
+        rg.tl.build_perturbation_reference(adata, embedding=embedding, **LOGS)
+        assert "No cell is a control" not in caplog.text
         rg.tl.build_perturbation_reference(adata, embedding=embedding, control=["control", "ctrl"], **LOGS)
         assert "No cell is a control named 'ctrl'" in caplog.text
 

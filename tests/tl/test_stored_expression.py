@@ -86,10 +86,11 @@ def test_a_screen_holds_no_guides():
 def test_names_are_not_merged_across_types():
     table = counted()[:, :2].copy()
     both = with_proteins(table)
-    both.var_names = ["CD3E.1", "CD3E", "CD326", *table.var_names]
+    both.var_names = ["CD3E.1", "CD3E", "CD326", "EPCAM", "ENSG00000198851"]
     report = rg.pp.harmonize_genes(both, species="human", unknown="drop")
     assert list(report["how"][:3]) == ["other_feature"] * 3
-    assert list(both.var_names) == ["CD3E.1", "CD3E", "CD326", "EPCAM", "CD3E"]
+    assert list(report["action"]) == ["kept", "renamed", "kept", "kept", "renamed"]
+    assert list(both.var_names) == ["CD3E.1", "CD3E (Antibody Capture)", "CD326", "EPCAM", "CD3E"]
     np.testing.assert_array_equal(both.X[:, 3:], table.X)
 
 
