@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ragst_sd._labels import as_names, label, labels
+from ragst_sd._labels import as_names, is_missing, label, labels, plain_column
 
 
-@pytest.mark.parametrize("value", [1, 1.0, "1", " 1 ", np.int8(1), np.float32(1)])
+@pytest.mark.parametrize("value", [1, 1.0, "1", " 1 ", b"1", np.int8(1), np.float32(1)])
 def test_one_is_one(value):
     assert label(value) == "1"
 
@@ -27,3 +27,63 @@ def test_columns_of_any_dtype():
 def test_as_names():
     assert as_names("EPCAM") == ["EPCAM"]
     assert as_names(["b", "a", "b"]) == ["b", "a"]
+
+
+MISSING = [None, np.nan, pd.NA, pd.NaT, "", "  ", "nan", "NaN", "None", "<NA>"]
+
+
+@pytest.mark.parametrize("value", MISSING, ids=repr)
+def test_missing(value):
+    column = pd.Series(["a", value, "b"], dtype=object)
+    assert list(is_missing(column)) == [False, True, False]
+    assert list(labels(column, missing="?")) == ["a", "?", "b"]
+    assert list(plain_column(column, "obs").cat.categories) == ["a", "b"]
+
+
+def test_a_name_that_was_given_is_a_label():
+    assert list(is_missing(["None", "nan"], named=["None"])) == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pd.array(["b", None, "a"], dtype="string"), ["b", None, "a"]),
+        (pd.Categorical(["b", None, "a"]), ["b", None, "a"]),
+        (pd.array([True, None, False], dtype="boolean"), ["True", None, "False"]),
+        (pd.DatetimeIndex(["2020-01-02", None, "2021-01-01"]), ["2020-01-02 00:00:00", None, "2021-01-01 00:00:00"]),
+        (pd.cut([0.5, np.nan, 1.5], [0, 1, 2]), ["(0, 1]", None, "(1, 2]"]),
+        (np.array([1, None, "1"], dtype=object), ["1", None, "1"]),
+        (np.array([1j, 2j, 1j]), ["1j", "2j", "1j"]),
+    ],
+)
+def test_columns_that_become_categories(column, expected):
+    found = plain_column(pd.Series(column), "obs")
+    assert isinstance(found.dtype, pd.CategoricalDtype)
+    assert [None if pd.isna(value) else value for value in found] == expected
+    assert all(type(name) is str for name in found.cat.categories)
+
+
+@pytest.mark.parametrize(
+    ("column", "dtype"),
+    [
+        (pd.array([1, 2], dtype="Int64"), "int64"),
+        (pd.array([1, None], dtype="Int64"), "float64"),
+        (pd.array([True, False], dtype="boolean"), "bool"),
+        (pd.arrays.SparseArray([0.0, 1.5]), "float64"),
+        (np.array([0.5, np.nan], dtype=np.float32), "float32"),
+    ],
+)
+def test_numbers_stay_numbers(column, dtype):
+    found = plain_column(pd.Series(column), "obs")
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found.to_numpy(float), pd.Series(column).to_numpy(float, na_value=np.nan))
+
+
+def test_ordered_categories_keep_their_order():
+    found = plain_column(pd.Series(pd.Categorical(["low", "high"], ["low", "mid", "high"], ordered=True)), "obs")
+    assert found.cat.ordered and list(found.cat.categories) == ["low", "mid", "high"]
+
+
+def test_objects_are_no_labels():
+    with pytest.raises(ValueError, match=r"`obs\['x'\]` holds a list \(\[1, 2\]\) where a label is expected"):
+        plain_column(pd.Series([[1, 2], None]), "obs['x']")

@@ -22,6 +22,8 @@ def label(value: Any) -> str:
     """
     if hasattr(value, "item"):
         value = value.item()
+    if isinstance(value, bytes):
+        value = value.decode()
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip()
@@ -54,19 +56,24 @@ def plain_column(values: pd.Series, where: str) -> pd.Series:
 
     kind = values.dtype
     gaps = values.isna().any()
-    if isinstance(kind, np.dtype) and kind.kind in "biuf":
-        return values
-    if pd.api.types.is_numeric_dtype(kind) and not (gaps and pd.api.types.is_bool_dtype(kind)):
+    if isinstance(kind, np.dtype):
+        if kind.kind in "biuf":
+            return values
+    elif pd.api.types.is_numeric_dtype(kind) and not (gaps and pd.api.types.is_bool_dtype(kind)):
         return values.astype(float if gaps else getattr(kind, "numpy_dtype", float))
     objects = [value for value in values if not pd.api.types.is_scalar(value)]
     if objects:
         what = f"{type(objects[0]).__name__} ({str(objects[0])[:40]})"
         msg = f"`{where}` holds a {what} where a label is expected. Leave it out of `obs`."
         raise ValueError(msg)
-    ordered = isinstance(kind, pd.CategoricalDtype) and kind.ordered
-    found = labels(values)
-    distinct = dict.fromkeys(labels(kind.categories) if ordered else np.sort(found))
-    names = [name for name in distinct if name not in _MISSING]
+    if isinstance(kind, pd.CategoricalDtype):
+        # Not the values: beside missing ones, intervals of whole numbers come as those of floats.
+        own, ordered = labels(kind.categories), bool(kind.ordered)
+        found = np.append(own, "")[values.cat.codes]
+    else:
+        found, ordered = labels(values), False
+    names = [name for name in dict.fromkeys(own if ordered else np.sort(found)) if name not in _MISSING]
+    found[is_missing(found)] = None
     return pd.Series(pd.Categorical(found, names, ordered=ordered), index=values.index, name=values.name)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
+import numpy as np
 from spatialdata import SpatialData, get_pyramid_levels
 from spatialdata.models import Image2DModel
 from spatialdata.transformations import Identity
@@ -119,9 +120,29 @@ def perturb(w: World, **kwargs: Any) -> Any:
     return rg.tl.perturb(cells, w.bank, **({"perturbations": ["P3"], "context_key": "cell_type"} | LOGS | kwargs))
 
 
-def build_screen(w: World, **kwargs: Any) -> Any:
+def build_screen(w: World, adata: AnnData | None = None, **kwargs: Any) -> Any:
     options = {"embedding": w.embedding} | SCREEN | LOGS | kwargs
-    return rg.tl.build_perturbation_reference(w.screen, **options)
+    return rg.tl.build_perturbation_reference(w.screen if adata is None else adata, **options)
+
+
+def changed(w: World, change: Callable[[AnnData], Any]) -> AnnData:
+    """The screen after a change."""
+    adata = w.screen.copy()
+    change(adata)
+    return adata
+
+
+def relabel(label: str) -> Callable[[AnnData], Any]:
+    """Another label for the last cell."""
+    return lambda adata: adata.obs.__setitem__("perturbation", [*adata.obs["perturbation"][:-1], label])
+
+
+def mask(adata: AnnData) -> None:
+    adata.X = np.ma.masked_array(adata.X, mask=np.arange(adata.X.size).reshape(adata.shape) == 7)
+
+
+def rename(adata: AnnData) -> None:
+    adata.obs_names = [f"{name}-0" for name in adata.obs_names]
 
 
 # Topic, then the cases under it.
@@ -259,6 +280,13 @@ TOPICS: dict[str, list[Case]] = {
         Case("gmt-components", "tl.embed_genes", ValueError, ("`n_components` is 0", "above zero"), lambda w: rg.tl.embed_genes({"a": ["A", "B"], "b": ["A", "B"]}, n_components=0)),
         Case("perturbation-column", "tl.build_perturbation_reference", KeyError, ("'guide'", "'perturbation'"), lambda w: build_screen(w, perturbation_key="guide")),
         Case("no-control", "tl.build_perturbation_reference", ValueError, ("'NT'", "control"), lambda w: build_screen(w, control="NT")),
+        Case("control-is-no-name", "tl.build_perturbation_reference", TypeError, ("`control` is None", "list of names"), lambda w: build_screen(w, control=None)),
+        Case("missing-label", "tl.build_perturbation_reference", ValueError, ("1 cells have no label", "Remove them"), lambda w: build_screen(w, adata=changed(w, relabel("+")))),
+        Case("guide-label", "tl.build_perturbation_reference", ValueError, ("begins with 'P3'", "guide", "`A+B`"), lambda w: build_screen(w, adata=changed(w, relabel("P3_g1")))),
+        Case("nothing-asked", "tl.perturb", ValueError, ("'+' names no perturbation", "'control'"), lambda w: perturb(w, perturbations=["+"])),
+        Case("renamed-controls", "tl.evaluate_perturbation", ValueError, ("under other names", "rg.tl.perturbation_folds"), lambda w: rg.tl.evaluate_perturbation(w.perturbed, changed(w, rename), **SCREEN, **LOGS)),
+        Case("masked", "tl.build_perturbation_reference", TypeError, ("masked array with 1 masked values", "`.filled(0)`"), lambda w: build_screen(w, adata=changed(w, mask))),
+        Case("no-rna", "tl.build_perturbation_reference", ValueError, ("'Gene Expression' of no feature", "'GEX"), lambda w: build_screen(w, adata=changed(w, lambda adata: adata.var.insert(0, "feature_types", "GEX")))),
         Case("on-missing", "tl.build_perturbation_reference", ValueError, ("'skip'", "'drop'"), lambda w: build_screen(w, on_missing="skip")),
         Case("unknown-perturbation", "tl.perturb", KeyError, ("'P99'",), lambda w: perturb(w, perturbations=["P99"])),
         Case("perturb-with-tissue", "tl.perturb", ValueError, ("'histology'", "rg.tl.predict"), lambda w: rg.tl.perturb(w.screen, w.reference, perturbations=["P3"], **LOGS)),

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from ragst_sd.reference.genes import available_names, common_naming, naming, strip_version, sum_duplicates, take_genes
+from ragst_sd.reference.genes import (
+    available_names,
+    changed_capitals,
+    common_naming,
+    naming,
+    strip_version,
+    sum_duplicates,
+    take_genes,
+)
 
 
 def test_naming():
@@ -60,3 +70,17 @@ def test_genes_without_a_symbol_keep_their_id():
     symbols = [f"S{i}" for i in range(38)] + ["nan", ""]
     found = available_names(ids, {"gene_symbols": symbols})
     assert found["symbol"] == [*symbols[:38], *ids[38:]]
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (["epcam", "cd3e"], "2 names differ in capitals only.* Did you mean 'EPCAM' for 'epcam'"),
+        (["ePcAm"], "Did you mean 'EPCAM' for 'ePcAm'"),
+        (["EPCAM", "other"], "^$"),
+        (["Epcam", "Cd3e"], "^$"),
+    ],
+)
+def test_capitals_that_another_tool_has_changed(found, message):
+    """Symbols of the mouse are other genes, not changed names."""
+    assert re.search(message, changed_capitals(["EPCAM", "CD3E"], found))

@@ -116,6 +116,7 @@ def require_place(path: Path, *, overwrite: bool) -> None:
 def write_store(reference: AnnData, folder: Path) -> None:
     """Write a reference to a new folder, with its large arrays in chunks of whole rows."""
     import anndata as ad
+    import pandas as pd
     import zarr
     from zarr.codecs import ZstdCodec
 
@@ -127,9 +128,12 @@ def write_store(reference: AnnData, folder: Path) -> None:
     def write(write_func: Any, store: Any, key: str, elem: Any, *, dataset_kwargs: Mapping[str, Any], **_: Any) -> None:
         if store.path == "":
             elem = current.get(key, elem)
+        if isinstance(getattr(elem, "dtype", None), pd.StringDtype) and not elem.isna().any():
+            # Names as pandas holds them with `future.infer_string`, in the form that every anndata reads.
+            return ad.io.write_elem(store, key, np.asarray(elem, dtype=object), dataset_kwargs=dataset_kwargs)
         chunks = _chunks(elem)
         layout = {"chunks": chunks, **packing} if chunks else {}
-        write_func(store, key, elem, dataset_kwargs={**dataset_kwargs, "shards": None, **layout})
+        return write_func(store, key, elem, dataset_kwargs={**dataset_kwargs, "shards": None, **layout})
 
     group = zarr.open_group(folder, mode="w", zarr_format=3)
     ad.experimental.write_dispatched(group, "/", reference, write)

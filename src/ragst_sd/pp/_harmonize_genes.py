@@ -77,8 +77,8 @@ def harmonize_genes(
     `how`
         `symbol`, `ensembl`, `ensembl_version` (an id with a version), `previous` (a symbol of earlier days), `alias`, `repeated`
         (`FTH1.1`, made by R or anndata of a second `FTH1`), `ambiguous`, `date` (a spreadsheet has made a date of it),
-        `unknown`; `other_feature` where `.var["feature_types"]` does not say `Gene Expression`: these keep their names
-        and are merged with nothing
+        `unknown`; `other_feature` where `.var["feature_types"]` does not say `Gene Expression`: these are merged with
+        nothing and keep their names, with the type behind it where a gene has the same
     `action`
         `kept`, `renamed`, `merged` with others that mean the same gene, `dropped`
     `candidates`
@@ -143,6 +143,11 @@ def harmonize_genes(
     else:
         check_one_species(of_genes, species)
     report = _report(resolve(names, species), species, orthologues_to or species, unknown, rna)
+    # A name that a gene has is the gene's: what else was counted under it is told by its type.
+    taken = (~rna & report["gene"].isin(report["gene"][rna])).to_numpy()
+    if taken.any():
+        report.loc[taken, "gene"] += [f" ({kind})" for kind in var["feature_types"][taken]]
+        report.loc[taken, "action"] = RENAMED
     report.index = table.var_names.copy()
     merged = sorted(set(report["gene"][report["action"] == MERGED]))
     if merged:

@@ -115,6 +115,7 @@ def measured_responses(
 def _unseen(labels: pd.DataFrame, expression: Expression, tables: Sequence[AnnData]) -> np.ndarray:
     """(cells,) controls that no prediction rests on: neither by name nor, under another name, by their values."""
     control = labels["control"].to_numpy()
+    unseen = control.copy()
     by_name, by_values = np.zeros((2, int(control.sum())), dtype=bool)
     names, values = labels.index[control].astype(str), expression.values[control]
     for table in tables:
@@ -136,8 +137,8 @@ def _unseen(labels: pd.DataFrame, expression: Expression, tables: Sequence[AnnDa
         raise ValueError(msg)
     if renamed:
         logger.warning("%d controls of `adata` were used before under other names, and are left out.", renamed)
-    control[control] = ~(by_name | by_values)
-    return control
+    unseen[control] = ~(by_name | by_values)
+    return unseen
 
 
 def _lines(

@@ -162,7 +162,8 @@ def read_labels(
             f"controls. There are {listing(sorted(names))}.{hint(controls[0], names)} {todo}"
         )
         raise ValueError(msg)
-    absent = [name for name in controls if name not in names]
+    said = {part.strip() for name in names for part in name.split(SEPARATOR)}
+    absent = [name for name in controls if name not in said]
     if absent:
         logger.warning("No cell is a control named %s; there are %s.", listing(absent), listing(sorted(names)))
     for name, key in ((_keys.CONTEXT, context_key), ("batch", batch_key)):
