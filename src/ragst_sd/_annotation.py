@@ -142,20 +142,33 @@ def empty_table(index: Any, shapes_key: str) -> AnnData:
 
 def rows_in_order(table: AnnData, table_key: str, shapes_key: str, index: Any) -> np.ndarray:
     """Position of each row of the table in the element's index."""
-    instance_key = table_attrs(table)["instance_key"]
+    attrs = table_attrs(table)
+    instance_key, regions = attrs["instance_key"], table.obs[attrs["region_key"]].astype(str)
     ids = table.obs[instance_key]
+    if (regions != shapes_key).any():
+        elsewhere = regions[regions != shapes_key]
+        msg = (
+            f"{len(elsewhere)} of {table.n_obs} rows of table {table_key!r} lie in {listing(elsewhere.unique())} by "
+            f"`obs[{attrs['region_key']!r}]`, not in {shapes_key!r}. Take the rows of one element: `sdata.tables[{table_key!r}] "
+            f"= table[table.obs[{attrs['region_key']!r}] == {shapes_key!r}].copy()`."
+        )
+        raise ValueError(msg)
     if ids.duplicated().any():
         twice = list(ids[ids.duplicated()].unique())[:5]
         msg = f"Table {table_key!r} has duplicated instance ids in `obs[{instance_key!r}]`: {twice}. Each spot needs one row."
         raise ValueError(msg)
     if index.has_duplicates:
-        msg = f"The index of {shapes_key!r} has duplicates: {list(index[index.duplicated()][:5])}. Each spot needs its own."
+        msg = (
+            f"The index of {shapes_key!r} has duplicates: {list(index[index.duplicated()][:5])}. Each spot needs its own: number "
+            f"them (`sdata[{shapes_key!r}] = sdata[{shapes_key!r}].reset_index(drop=True)`), and write the numbers into "
+            f"`table.obs[{instance_key!r}]`."
+        )
         raise ValueError(msg)
     if table.n_obs == 0:
         msg = f"Table {table_key!r} has no rows."
         raise ValueError(msg)
     position = index.get_indexer(np.asarray(ids))
-    if (position < 0).any() and (texts := index.astype(str)).is_unique:
+    if (position < 0).any() and (texts := index.map(_text)).is_unique:
         # Numbers that one of the two holds as text.
         position = texts.get_indexer(np.asarray(ids).astype(str))
     if (position < 0).any():
@@ -173,6 +186,10 @@ def rows_in_order(table: AnnData, table_key: str, shapes_key: str, index: Any) -
     if unused:
         logger.info("%d shapes of %r have no row in table %r and are ignored.", unused, shapes_key, table_key)
     return position
+
+
+def _text(name: Any) -> str:
+    return str(int(name)) if isinstance(name, float) and name.is_integer() else str(name)
 
 
 def embedded_rows(table: AnnData, use_rep: str, header: Mapping[str, Any], where: str) -> np.ndarray:
