@@ -204,7 +204,7 @@ def _microns(
 
 
 def _diameter(found: AnnData, library: str | None, pitch: float | None) -> float:
-    stored = stored_diameter(libraries_of(found).get(library, {}))
+    stored = stored_diameter(libraries_of(found).get(library or "", {}))
     if stored is not None:
         return stored
     if not pitch:
