@@ -5,7 +5,8 @@ from __future__ import annotations
 from ragst_sd.reference.schema import REFERENCE_VERSION as REFERENCE_VERSION
 from ragst_sd.reference.schema import SCHEMA_VERSION as SCHEMA_VERSION
 
-# sdata.attrs[ATTRS][IMAGE_MPP or IMAGE_PIXELS][<image key>], table.uns[ATTRS][EMBEDDINGS][<obsm key>], table.uns[ATTRS][GENES],
+# sdata.attrs[ATTRS][IMAGE_MPP or IMAGE_PIXELS][<image key>], table.uns[ATTRS][EMBEDDINGS][<obsm key>],
+# table.uns[ATTRS][GENES],
 # reference.uns[ATTRS]
 ATTRS = "ragst"
 IMAGE_MPP = "image_mpp"
