@@ -93,3 +93,25 @@ def test_fractions_are_not_made_whole(slide):
     table.obs["spot"] = table.obs["spot"] + 0.5
     with pytest.raises(ValueError, match="write the ids of the element there"):
         rows_in_order(table, "table", "spots", slide.shapes["spots"].index)
+
+
+def test_an_index_of_floats_is_read_as_whole_numbers(slide):
+    with_ids(slide, ["2", "0", "3", "1"], index=[0.0, 1.0, 2.0, 3.0])
+    np.testing.assert_allclose(colours(slide), COLOURS[[2, 0, 3, 1]], atol=3)
+
+
+def test_rows_of_another_element_are_refused_and_the_advice_works(slide):
+    slide.tables["table"].obs["region"] = pd.Categorical(["spots", "others", "spots", "spots"])
+    with pytest.raises(ValueError, match=r"1 of 4 rows of table 'table' lie in 'others'") as caught:
+        colours(slide)
+    run(re.findall(r"`([^`]*)`", str(caught.value))[-1:], slide)
+    np.testing.assert_allclose(colours(slide), COLOURS[[0, 2, 3]], atol=3)
+
+
+def test_shapes_with_one_id_twice_are_refused_and_the_advice_works(slide):
+    slide.shapes["spots"].index = [0, 1, 1, 2]
+    with pytest.raises(ValueError, match=r"has duplicates: \[1\]") as caught:
+        colours(slide)
+    run(re.findall(r"`([^`]*)`", str(caught.value))[:1], slide)
+    slide.tables["table"].obs["spot"] = [3, 1, 2, 0]
+    np.testing.assert_allclose(colours(slide), COLOURS[[3, 1, 2, 0]], atol=3)

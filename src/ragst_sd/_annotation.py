@@ -54,7 +54,7 @@ def table_attrs(table: AnnData) -> dict:
 
 
 def _require_ids(table: AnnData, instance_key: str) -> None:
-    """Raise a `ValueError` if rows have no id, or ids became floats, which neither match an index nor can be written."""
+    """Raise a `ValueError` if rows have no id, or ids became floats, which cannot be written."""
     require_key(instance_key, table.obs, "table.obs")
     ids, column = table.obs[instance_key], f"table.obs[{instance_key!r}]"
     lost, values = ids.isna().to_numpy(), np.asarray(ids.dropna())
@@ -67,8 +67,9 @@ def _require_ids(table: AnnData, instance_key: str) -> None:
     elif is_float:
         todo.append("write the ids of the element there")
     msg = (
-        f"`{column}`, by which rows find their shapes, holds {ids.dtype} values, {int(lost.sum())} of {len(ids)} missing; ids are "
-        f"whole numbers or texts. Please {' and '.join(todo)}, and put the table back with `sdata.tables[table_key] = table`."
+        f"`{column}`, by which rows find their shapes, holds {ids.dtype} values, {int(lost.sum())} of {len(ids)} "
+        f"missing; ids are whole numbers or texts. Please {' and '.join(todo)}, and put the table back with "
+        "`sdata.tables[table_key] = table`."
     )
     raise ValueError(msg)
 
@@ -142,28 +143,41 @@ def empty_table(index: Any, shapes_key: str) -> AnnData:
 
 def rows_in_order(table: AnnData, table_key: str, shapes_key: str, index: Any) -> np.ndarray:
     """Position of each row of the table in the element's index."""
-    instance_key = table_attrs(table)["instance_key"]
+    attrs = table_attrs(table)
+    instance_key, regions = attrs["instance_key"], table.obs[attrs["region_key"]].astype(str)
     ids = table.obs[instance_key]
+    if (regions != shapes_key).any():
+        elsewhere = regions[regions != shapes_key]
+        msg = (
+            f"{len(elsewhere)} of {table.n_obs} rows of table {table_key!r} lie in {listing(elsewhere.unique())} by "
+            f"`obs[{attrs['region_key']!r}]`, not in {shapes_key!r}. Take the rows of one element: "
+            f"`sdata.tables[{table_key!r}] = table[table.obs[{attrs['region_key']!r}] == {shapes_key!r}].copy()`."
+        )
+        raise ValueError(msg)
     if ids.duplicated().any():
         twice = list(ids[ids.duplicated()].unique())[:5]
         msg = f"Table {table_key!r} has duplicated instance ids in `obs[{instance_key!r}]`: {twice}. Each spot needs one row."
         raise ValueError(msg)
     if index.has_duplicates:
-        msg = f"The index of {shapes_key!r} has duplicates: {list(index[index.duplicated()][:5])}. Each spot needs its own."
+        msg = (
+            f"The index of {shapes_key!r} has duplicates: {list(index[index.duplicated()][:5])}. Each spot needs its "
+            f"own: number them (`sdata[{shapes_key!r}] = sdata[{shapes_key!r}].reset_index(drop=True)`), and write the "
+            f"numbers into `table.obs[{instance_key!r}]`."
+        )
         raise ValueError(msg)
     if table.n_obs == 0:
         msg = f"Table {table_key!r} has no rows."
         raise ValueError(msg)
     position = index.get_indexer(np.asarray(ids))
-    if (position < 0).any() and (texts := index.astype(str)).is_unique:
+    if (position < 0).any() and (texts := index.map(_text)).is_unique:
         # Numbers that one of the two holds as text.
         position = texts.get_indexer(np.asarray(ids).astype(str))
     if (position < 0).any():
         column = f"table.obs[{instance_key!r}]"
         todo = f"Write ids of {shapes_key!r} into `{column}`."
         if (position >= 0).any():
-            known = f"sdata[{shapes_key!r}].index.astype(str)"
-            todo = f"Keep the others with `sdata.tables[{table_key!r}] = table[{column}.astype(str).isin({known})].copy()`."
+            known = f"{column}.astype(str).isin(sdata[{shapes_key!r}].index.astype(str))"
+            todo = f"Keep the others with `sdata.tables[{table_key!r}] = table[{known}].copy()`."
         msg = (
             f"{int((position < 0).sum())} of {table.n_obs} rows of table {table_key!r} have no shape in {shapes_key!r}, "
             f"for instance {list(ids[position < 0])[:5]}; its index starts with {list(index[:5])}. {todo}"
@@ -186,6 +200,10 @@ def plain_table(table: AnnData) -> AnnData:
     table.X, *values = (m.toarray() if sp.issparse(m) else m for m in (table.X, *map(table.layers.get, layers)))
     table.layers.update(zip(layers, values, strict=True))
     return table
+
+
+def _text(name: Any) -> str:
+    return str(int(name)) if isinstance(name, float) and name.is_integer() else str(name)
 
 
 def embedded_rows(table: AnnData, use_rep: str, header: Mapping[str, Any], where: str) -> np.ndarray:

@@ -65,8 +65,8 @@ def resolve_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
     if shapes_key in sdata.labels:
         circles = f"{shapes_key}_circles"
         msg = (
-            f"{shapes_key!r} are labels; spots are shapes or points. Make circles of them, and let the table annotate these: "
-            f"`sdata.shapes[{circles!r}] = spatialdata.to_circles(sdata.labels[{shapes_key!r}])`, "
+            f"{shapes_key!r} are labels; spots are shapes or points. Make circles of them, and let the table "
+            f"annotate these: `sdata.shapes[{circles!r}] = spatialdata.to_circles(sdata.labels[{shapes_key!r}])`, "
             f"`table.obs[region_key] = pandas.Categorical([{circles!r}] * len(table))`, "
             f"`sdata.set_table_annotates_spatialelement(table_key, region={circles!r})`."
         )
@@ -161,7 +161,8 @@ def element_centers(sdata: SpatialData, shapes_key: str) -> tuple[np.ndarray, pd
     lost = ~((xy >= low - 1e-6) & (xy <= high + 1e-6)).all(axis=1)
     if lost.any():
         logger.warning(
-            "%d shapes of %r have their centre outside their own bounds, for instance %s: their outlines are empty or broken.",
+            "%d shapes of %r have their centre outside their own bounds, for instance %s: their outlines are empty or "
+            "broken.",
             lost.sum(),
             shapes_key,
             listing(element.index[lost][:3]),
@@ -263,7 +264,7 @@ def _require_own_coordinates(finest: Any, image_key: str) -> None:
     places = [finest.coords[axis].to_numpy() for axis in "xy" if axis in finest.coords]
     steps = [float(place[1] - place[0]) if len(place) > 1 else 1.0 for place in places]
     begins = [float(place[0]) - step / 2 for place, step in zip(places, steps, strict=True)]
-    # A level that was taken out of a pyramid keeps the coordinates it had there, and its transformation begins with its scale.
+    # A level that was taken out of a pyramid keeps its coordinates, and its transformation begins with its scale.
     scaled = [
         getattr(transformation, "transformations", [None])[0]
         for transformation in get_transformation(finest, get_all=True).values()
@@ -272,10 +273,10 @@ def _require_own_coordinates(finest: Any, image_key: str) -> None:
     if np.allclose(begins, 0, atol=0.9) and (is_level or np.allclose(steps, 1)):
         return
     msg = (
-        f"Image {image_key!r} was cut or thinned out with xarray: by its coordinates its pixels begin at x, y = {begins} and "
-        f"are {steps} wide, which its transformation does not know. Cut with `spatialdata.bounding_box_query`, or tell where "
-        "it lies: `Image2DModel.parse(image.data, dims=image.dims, transformations={'global': Sequence([Scale(widths, "
-        "('x', 'y')), Translation(begins, ('x', 'y'))])})`."
+        f"Image {image_key!r} was cut or thinned out with xarray: by its coordinates its pixels begin at x, y = "
+        f"{begins} and are {steps} wide, which its transformation does not know. Cut with "
+        "`spatialdata.bounding_box_query`, or tell where it lies: `Image2DModel.parse(image.data, dims=image.dims, "
+        "transformations={'global': Sequence([Scale(widths, ('x', 'y')), Translation(begins, ('x', 'y'))])})`."
     )
     raise ValueError(msg)
 

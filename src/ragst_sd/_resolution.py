@@ -89,8 +89,8 @@ def _growth(sdata: SpatialData, image_key: str, mpp: float) -> float:
         if abs(grown - 1) < _SAME:
             if is_whole and np.allclose(corner, old_corner):
                 logger.warning(
-                    "Image %r had %s: %.4g microns per pixel are right if it was cut. If it was resampled, set them again "
-                    "with `rg.pp.set_image_mpp`.",
+                    "Image %r had %s: %.4g microns per pixel are right if it was cut. If it was resampled, set them "
+                    "again with `rg.pp.set_image_mpp`.",
                     image_key,
                     sizes,
                     mpp,
@@ -101,8 +101,8 @@ def _growth(sdata: SpatialData, image_key: str, mpp: float) -> float:
             return grown
     msg = (
         f"{mpp:.4g} microns per pixel were kept for image {image_key!r} when it had {sizes}, and its frames do not say "
-        "whether it was cut or resampled. Set them again with `rg.pp.set_image_mpp(sdata, image_key=..., mpp=...)`, or give "
-        "`image_mpp=`."
+        "whether it was cut or resampled. Set them again with `rg.pp.set_image_mpp(sdata, image_key=..., mpp=...)`, or "
+        "give `image_mpp=`."
     )
     raise ValueError(msg)
 

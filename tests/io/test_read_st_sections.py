@@ -58,6 +58,13 @@ def test_sections_are_named_where_none_of_them_is_chosen(sample, index_unique):
         read(both, sample=sample)
 
 
+def test_a_section_of_a_file_is_read(tmp_path):
+    both, parts = joined(index_unique=None)
+    both.write_h5ad(tmp_path / "both.h5ad")
+    sdata = read(tmp_path / "both.h5ad", sample="right")
+    np.testing.assert_array_equal(sdata["table"].X.toarray(), parts[1].X)
+
+
 def test_without_uns_the_column_is_enough():
     both, _ = joined(uns_merge=None)
     with pytest.raises(ValueError, match="holds 2 sections"):

@@ -48,8 +48,11 @@ def test_attrs_that_cannot_be_written_leave_the_table(stored):
     assert sd.read_zarr(stored.path).tables["table"].X[0, 0] == 1
 
 
-def test_a_store_that_cannot_be_read_is_told(stored):
-    (picture,) = (stored.path / "images" / "he").glob(".zattrs" if stored.zarr_format == 2 else "zarr.json")
-    picture.write_text(picture.read_text().replace('"multiscales"', '"scales"'))
+@pytest.mark.parametrize("part", ["images/he", "tables/other"])
+def test_a_store_that_cannot_be_read_is_told(stored, part):
+    stored.tables["other"] = stored.tables["table"].copy()
+    rg.io.write_table(stored, "other")
+    meta = stored.path / part / (".zattrs" if stored.zarr_format == 2 else "zarr.json")
+    meta.write_text(meta.read_text().replace('"multiscales"', '"scales"').replace('"version"', '"edition"'))
     with pytest.raises(RuntimeError, match=r"Table 'table' was written, but .*s\.zarr cannot be read now"):
         rg.io.write_table(stored, "table")

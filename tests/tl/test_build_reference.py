@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pandas as pd
 import pytest
+from spatialdata.transformations import Scale, set_transformation
 
 import ragst_sd as rg
 
@@ -33,6 +34,19 @@ def test_thumbnails_show_the_tiles(sections, reference):
     assert reference.obsm["thumbnail"].dtype == np.uint8
     means = reference.obsm["thumbnail"].reshape(reference.n_obs, -1, 3).mean(axis=1)
     np.testing.assert_allclose(means, reference.obsm["X_colour"][:, :3] * 255, atol=2)
+
+
+def test_places_and_thumbnails_follow_an_image_that_was_resampled(sections, reference):
+    sdata = sections["donor1"]
+    for name in ("he", "spots"):
+        set_transformation(sdata[name], Scale([0.5, 0.5], ("x", "y")), "half")
+    small = sdata.subset(["he", "spots", "table"]).transform_to_coordinate_system("half", maintain_positioning=True)
+    found = rg.tl.build_reference({"donor1": small}, use_rep="X_colour")
+    rows = reference[found.obs_names]
+    np.testing.assert_allclose(found.obs[["x_um", "y_um"]], rows.obs[["x_um", "y_um"]], atol=1)
+    # The same field of view, at half the resolution.
+    means = [table.obsm["thumbnail"].astype(float).mean(axis=(1, 2)) for table in (found, rows)]
+    assert abs(means[0] - means[1]).mean() < 3
 
 
 def test_list_mapping_and_single_section(sections):

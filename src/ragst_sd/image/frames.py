@@ -107,8 +107,8 @@ def plan_field(
     """Choose the pyramid level and window for a field of view.
 
     The tile covers ``tile_px * mpp * multiple`` microns. It is read from the coarsest level that is still at least as
-    fine as the tile, so that nothing is read that resampling would throw away. Levels that shrink one axis more than the
-    other are passed over.
+    fine as the tile, so that nothing is read that resampling would throw away. Levels that shrink one axis more
+    than the other are passed over.
 
     Parameters
     ----------

@@ -97,8 +97,8 @@ def read_st(
     FileNotFoundError
         If a file does not exist.
     ValueError
-        If counts are not counts or of several sections, the picture is not RGB, spots have no coordinates or lie outside it, names do not match or are
-        double, or a source has unknown fields.
+        If counts are not counts or of several sections, the picture is not RGB, spots have no coordinates or lie
+        outside it, names do not match or are double, or a source has unknown fields.
 
     Notes
     -----
@@ -212,7 +212,7 @@ def _microns(
 
 
 def _diameter(found: AnnData, library: str | None, pitch: float | None) -> float:
-    stored = stored_diameter(libraries_of(found).get(str(library), {}))
+    stored = stored_diameter(libraries_of(found).get(library or "", {}))
     if stored is not None:
         return stored
     if not pitch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -31,20 +32,18 @@ _ARRAY_NAME = re.compile(r"(?:.*_)?([+-]?\d+(?:\.\d+)?)x([+-]?\d+(?:\.\d+)?)")
 
 def read_counts(counts: AnnData | pd.DataFrame | str | PathLike[str], layer: str | None) -> AnnData:
     """Counts as an AnnData of its own, X a CSR matrix of float32."""
-    from anndata import AnnData, read_h5ad
+    from anndata import AnnData
 
     require_type(counts, (AnnData, pd.DataFrame, str, PathLike), "counts")
-    if isinstance(counts, AnnData):
-        found = counts.to_memory() if counts.isbacked else counts.copy()
-    elif isinstance(counts, pd.DataFrame):
-        found = _from_table(counts, "`counts`")
-    else:
-        path = existing_file(counts, "counts", (".h5ad", *_TABLES))
-        if path.suffix.lower() == ".h5ad":
-            with readable(path, "h5ad"):
-                found = read_h5ad(path)
+    with warnings.catch_warnings():
+        # Sections may share names of spots; those of one section are looked at in `locate`.
+        warnings.filterwarnings("ignore", message="Observation names are not unique")
+        if isinstance(counts, AnnData):
+            found = counts.to_memory() if counts.isbacked else counts.copy()
+        elif isinstance(counts, pd.DataFrame):
+            found = _from_table(counts, "`counts`")
         else:
-            found = _from_table(_read_table(path), repr(path.name))
+            found = _from_file(existing_file(counts, "counts", (".h5ad", *_TABLES)))
     if layer is not None:
         require_key(layer, _layers(found), "counts.layers")
         found.X = found.layers.pop(layer)
@@ -53,6 +52,15 @@ def read_counts(counts: AnnData | pd.DataFrame | str | PathLike[str], layer: str
         raise ValueError(msg)
     found.X = _checked_csr(found.X, found)
     return found
+
+
+def _from_file(path: Path) -> AnnData:
+    from anndata import read_h5ad
+
+    if path.suffix.lower() != ".h5ad":
+        return _from_table(_read_table(path), repr(path.name))
+    with readable(path, "h5ad"):
+        return read_h5ad(path)
 
 
 def _check_unique(names: pd.Index) -> None:

@@ -49,8 +49,8 @@ def set_image_mpp(
 
     Returns
     -------
-    `None`. Written: `sdata.attrs["ragst"]["image_mpp"][image_key]`, and beside it under `"image_pixels"` the size and the
-    frames of the image, by which its cut and resampled versions are told apart.
+    `None`. Written: `sdata.attrs["ragst"]["image_mpp"][image_key]`, and beside it under `"image_pixels"` the size and
+    the frames of the image, by which its cut and resampled versions are told apart.
 
     Raises
     ------
