@@ -128,6 +128,15 @@ def test_others_are_refused_by_name(read, pixels, tmp_path, kind):
         read(tmp_path / "a.tif")
 
 
+def test_tiles_that_were_left_out_say_nothing_of_full_brightness(read, pixels, tmp_path):
+    tile = np.full((64, 64, 3), (210, 90, 160), np.uint16)
+    tiles = (None if k == 1 else tile for k in range(4))
+    tifffile.imwrite(tmp_path / "a.tif", tiles, shape=(128, 128, 3), dtype=np.uint16, photometric="rgb", tile=(64, 64))
+    found = read(tmp_path / "a.tif")
+    assert (found[:64, 64:] == 255).all()
+    np.testing.assert_array_equal(found[64:, 64:], tile)
+
+
 def test_full_brightness_may_be_given(read, pixels, tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", pixels.astype(np.uint16) * 4, photometric="rgb", **TILED)
     np.testing.assert_array_equal(read(tmp_path / "a.tif", value_max=1020), pixels)

@@ -172,12 +172,13 @@ def open_tiff(path: Path, value_max: float | None = None) -> SlideFile:
             if others:
                 logger.info("%r: the largest picture, %s, is read; not %s.", path.name, series.shape, ", ".join(others))
             end = max(offset + size for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True))
+            has_gaps = 0 in series.levels[-1].keyframe.databytecounts
             if end > tiff.filehandle.size:
                 raise _damaged(path, f"its pixels end at byte {end}, the file at {tiff.filehandle.size}")
     except (tifffile.TiffFileError, IndexError) as error:
         msg = (
-            f"{str(path)!r} cannot be decoded: it is no slide that OpenSlide knows and no TIFF ({error}). Pass an svs, ndpi, mrxs, scn, bif or "
-            "TIFF file; plain jpg and png pictures of sections are read with `rg.io.read_st`."
+            f"{str(path)!r} cannot be decoded: it is no slide that OpenSlide knows and no TIFF ({error}). Pass an svs, "
+            "ndpi, mrxs, scn, bif or TIFF file; plain jpg and png pictures of sections are read with `rg.io.read_st`."
         )
         raise ValueError(msg) from error
     # Pixels in the YCbCr of JPEG are RGB once they are decoded.
@@ -189,8 +190,12 @@ def open_tiff(path: Path, value_max: float | None = None) -> SlideFile:
     bits = page.bitspersample
     if value_max is None and page.dtype.kind == "u" and isinstance(bits, int) and bits < _DEEP_BITS:
         value_max = float(2**bits - 1)
+    coarsest = _lazy(*levels[-1])
+    if has_gaps and page.dtype.kind in "ui":
+        # White where a tile was left out, which says nothing of the others.
+        coarsest = coarsest * (coarsest != np.iinfo(page.dtype).max)
     colours = read_colours(
-        _lazy(*levels[-1]),
+        coarsest,
         names=named,
         photometric=photometric,
         premultiplied=alpha == _ASSOCIATED,
@@ -262,7 +267,7 @@ def _opened_tiff(path: str, stamp: int) -> list[tuple[list[tuple[Any, Any]], Any
 def _read_mapped(path: str, stamp: int, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
     """A window of pixels that lie in the file as they are, one after the other: strips, stacks of ImageJ."""
     offset, dtype, axes, shape = _mapped_place(path, stamp, level)
-    pixels = np.memmap(path, dtype, "r", offset, shape)
+    pixels: np.ndarray = np.memmap(path, dtype, "r", offset, shape)
     order = [axes.index(axis) for axis in "YX"]
     rest = [k for k in range(len(axes)) if k not in order]
     pixels = pixels.transpose(*order, *rest)[y : y + height, x : x + width]
@@ -271,7 +276,7 @@ def _read_mapped(path: str, stamp: int, level: int, x: int, y: int, width: int, 
 
 
 @lru_cache(maxsize=_OPEN_FILES)
-def _mapped_place(path: str, stamp: int, k: int) -> tuple[int, np.dtype, str, tuple[int, ...]]:
+def _mapped_place(path: str, stamp: int, k: int) -> tuple[Any, np.dtype, str, tuple[int, ...]]:
     import tifffile
 
     with tifffile.TiffFile(path) as tiff:

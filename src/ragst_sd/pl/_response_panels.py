@@ -158,7 +158,7 @@ def response_section(sdata: SpatialData, shown: Shown, prediction_key: str) -> S
     centers, stated = element_centers(element)[order], float(header["image_mpp"])
     shapes = element.iloc[order] if hasattr(element, "geometry") else None
     mpp = stated if np.isfinite(stated) else None
-    section = Section(Pyramid((), (), 255.0), mpp, centers, shapes, np.eye(3))
+    section = Section(Pyramid((), ()), mpp, centers, shapes, np.eye(3))
     # More than is shown around the spots, whatever frame they lie in.
     size = np.ptp(centers, axis=0)
     rim = size.max() + 2 * spot_reach(section)
@@ -167,7 +167,7 @@ def response_section(sdata: SpatialData, shown: Shown, prediction_key: str) -> S
     width, height = np.ceil(size + 2 * rim).astype(int)
     # Takes no memory, whatever the units of the element are.
     white = np.broadcast_to(np.uint8(255), (3, height, width))
-    pyramid = Pyramid((white,), ((height, width),), 255.0)
+    pyramid = Pyramid((white,), ((height, width),))
     return replace(section, pyramid=pyramid, centers=centers + affine[:2, 2], affine=affine)
 
 
