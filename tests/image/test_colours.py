@@ -55,7 +55,7 @@ class TestFullBrightness:
         [
             lambda p: p.astype(np.uint16) * 4, lambda p: p.astype(np.uint16) * 100, lambda p: p / 255 * 2 - 1,
             lambda p: p / 65535, lambda p: -2 * np.log(p / 255 + 1e-3), lambda p: (p > 100).astype(np.uint8),
-            lambda p: p.astype(np.int8), lambda p: p.astype(np.uint32) * 2**20, lambda p: p.astype(complex),
+            lambda p: p.astype(np.int8), lambda p: np.maximum(p, 200).astype(np.int8), lambda p: p.astype(np.uint32) * 2**20, lambda p: p.astype(complex),
             lambda p: np.full(p.shape, np.nan),
         ],
     )  # fmt: skip

@@ -77,8 +77,9 @@ def test_a_timm_network_with_channels_last() -> None:
     maps.load_state_dict(pooled.state_dict())
     tiles = make_tiles(edge=32)
     torch.testing.assert_close(resolve(maps)(tiles), resolve(pooled)(tiles))
-    with pytest.raises(ValueError, match=r"takes pictures of 32 x 32 px.*16 x 16 px.*`tile_px=32`"):
-        resolve(pooled)(make_tiles(edge=16))
+    for model in (pooled, torch.nn.Sequential(pooled, torch.nn.Identity())):
+        with pytest.raises(ValueError, match=r"takes pictures of 32 x 32 px.*16 x 16 px.*`tile_px=32`"):
+            resolve(model)(make_tiles(edge=16))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -187,6 +187,8 @@ def open_tiff(path: Path, value_max: float | None = None) -> SlideFile:
     alpha = next((int(kind) for kind in page.extrasamples if kind in (_ASSOCIATED, _UNASSOCIATED)), None)
     if photometric == "rgb":
         named = list(RGBA) if alpha is not None else []
+    elif len(named) != levels[0][0].shape[0]:
+        named = []
     bits = page.bitspersample
     if value_max is None and page.dtype.kind == "u" and isinstance(bits, int) and bits < _DEEP_BITS:
         value_max = float(2**bits - 1)
