@@ -137,6 +137,25 @@ def test_tiles_that_were_left_out_say_nothing_of_full_brightness(read, pixels, t
     np.testing.assert_array_equal(found[64:, 64:], tile)
 
 
+def test_channels_in_several_files_are_refused(read, tmp_path):
+    ids = [f"urn:uuid:0000000{k}-0000-0000-0000-000000000000" for k in range(3)]
+    places = "".join(
+        f"<TiffData IFD='0' PlaneCount='1' FirstC='{k}'><UUID FileName='{k}.ome.tif'>{one}</UUID></TiffData>"
+        for k, one in enumerate(ids)
+    )
+    channels = "".join(f"<Channel ID='Channel:0:{k}' SamplesPerPixel='1'/>" for k in range(3))
+    sizes = "DimensionOrder='XYCZT' Type='uint8' SizeX='48' SizeY='32' SizeC='3' SizeZ='1' SizeT='1'"
+    for k, one in enumerate(ids):
+        xml = (
+            f"<?xml version='1.0' encoding='UTF-8'?><OME xmlns='http://www.openmicroscopy.org/Schemas/OME/2016-06' "
+            f"UUID='{one}'><Image ID='Image:0'><Pixels ID='Pixels:0' {sizes}>{channels}{places}</Pixels></Image></OME>"
+        )
+        grey = np.full((32, 48), 70 * (k + 1), np.uint8)
+        tifffile.imwrite(tmp_path / f"{k}.ome.tif", grey, photometric="minisblack", description=xml, metadata=None)
+    with pytest.raises(ValueError, match="lie in several files"):
+        read(tmp_path / "0.ome.tif")
+
+
 def test_full_brightness_may_be_given(read, pixels, tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", pixels.astype(np.uint16) * 4, photometric="rgb", **TILED)
     np.testing.assert_array_equal(read(tmp_path / "a.tif", value_max=1020), pixels)
