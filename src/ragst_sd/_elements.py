@@ -205,7 +205,7 @@ def image_pyramid(sdata: SpatialData, image_key: str, value_max: float | None = 
     ValueError
         If the image is not RGB, full brightness cannot be told, or it has several planes.
     """
-    what = f"Image {image_key!r} (of {listing(sdata.images)})"
+    what = f"Image {image_key!r}" + (f" (of {listing(sdata.images)})" if len(sdata.images) > 1 else "")
     if value_max is None:
         value_max = sdata.attrs.get(_keys.ATTRS, {}).get(_keys.VALUE_MAX, {}).get(image_key)
     else:

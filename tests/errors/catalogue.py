@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
 import numpy as np
+import torch
 from spatialdata import SpatialData, get_pyramid_levels
-from spatialdata.models import Image2DModel
+from spatialdata.models import Image2DModel, Image3DModel, ShapesModel
 from spatialdata.transformations import Identity
 
 import ragst_sd as rg
@@ -100,6 +101,29 @@ def two_sections(w: World) -> AnnData:
     return table
 
 
+def shown(pixels: np.ndarray, names: list[str] | None = None) -> SpatialData:
+    """A section of one spot in a picture (c, y, x) or (c, z, y, x)."""
+    model = Image2DModel if pixels.ndim == 3 else Image3DModel
+    image = model.parse(pixels, dims=("c", "y", "x") if pixels.ndim == 3 else ("c", "z", "y", "x"), c_coords=names)
+    spots = ShapesModel.parse(np.array([[32.0, 32.0]]), geometry=0, radius=3)
+    return SpatialData(images={"he": image}, shapes={"spots": spots})
+
+
+def embed_shown(pixels: np.ndarray, names: list[str] | None = None, **kwargs: Any) -> Any:
+    options = {"model": lambda tiles: tiles.mean((2, 3)), "tile_px": 8, "mpp": None, "progress": False} | kwargs
+    return rg.pp.embed_tiles(shown(pixels, names), **options)
+
+
+class OfOneSize(torch.nn.Module):
+    """What networks with learned positions say of tiles of another size."""
+
+    image_size = 32
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        torch._assert(tiles.shape[-1] == self.image_size, "wrong height")
+        return tiles.mean((2, 3))
+
+
 def gated(w: World) -> Any:
     """What timm passes on when the hub refuses an account."""
     refused = type("GatedRepoError", (OSError,), {})("403 Client Error")
@@ -167,6 +191,14 @@ TOPICS: dict[str, list[Case]] = {
         Case("grid-of-no-image", "pp.tile_grid", KeyError, ("'slide'", "'he'"), lambda w: rg.pp.tile_grid(w.query, image_key="slide")),
         Case("tile-too-large", "pp.tile_grid", ValueError, ("No tile fits", "700"), lambda w: rg.pp.tile_grid(w.query, tile_px=9000, mpp=1.0)),
         Case("tile-px", "pp.embed_tiles", ValueError, ("`tile_px` is 0",), lambda w: embed(w, tile_px=0)),
+        Case("full-brightness", "pp.embed_tiles", ValueError, ("'he'", "uint16", "from 700 to 700", "`value_max=`"), lambda w: embed_shown(np.full((3, 64, 64), 700, np.uint16))),
+        Case("full-brightness-of-grid", "pp.tile_grid", ValueError, ("'he'", "float64", "`value_max=`"), lambda w: rg.pp.tile_grid(shown(np.full((3, 64, 64), -3.0)), tile_px=8, mpp=None)),
+        Case("value-max", "pp.embed_tiles", ValueError, ("`value_max` is -1",), lambda w: embed_shown(np.ones((3, 64, 64)), value_max=-1)),
+        Case("stains", "pp.embed_tiles", ValueError, ("'he'", "'DAPI'", "red, green and blue"), lambda w: embed_shown(np.ones((3, 64, 64)), ["DAPI", "CD3", "CD8"])),
+        Case("four-channels", "pp.embed_tiles", ValueError, ("'he'", "four channels without names", "c_coords"), lambda w: embed_shown(np.linspace(0, 1, 4 * 4096).reshape(4, 64, 64))),
+        Case("nothing-opaque", "pp.embed_tiles", ValueError, ("'he'", "0 everywhere", "Leave it out"), lambda w: embed_shown(np.eye(4)[:3].sum(0)[:, None, None] * np.ones((4, 64, 64)), list("rgba"))),
+        Case("planes", "pp.embed_tiles", ValueError, ("'he'", "5 planes along z", "isel(z=k)"), lambda w: embed_shown(np.ones((3, 5, 64, 64)))),
+        Case("size-of-tiles", "pp.embed_tiles", ValueError, ("32 x 32 px", "8 x 8 px", "tile_px=32"), lambda w: embed_shown(np.ones((3, 64, 64)), model=OfOneSize())),
         Case("context-empty", "pp.embed_tiles", ValueError, ("`context` is empty",), lambda w: embed(w, context=())),
         Case("batch-size", "pp.embed_tiles", ValueError, ("`batch_size` is 0",), lambda w: embed(w, batch_size=0)),
         Case("resampled-image", "pp.embed_tiles", ValueError, ("when it had 700 x 700 pixels and has 350 x 350 now", "set_image_mpp"), lambda w: embed_other(w, image=resampled(w))),

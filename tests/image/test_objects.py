@@ -54,6 +54,67 @@ def test_feature_maps_are_averaged() -> None:
     torch.testing.assert_close(resolve(net)(make_tiles()), expected)
 
 
+def test_feature_maps_with_channels_last_are_averaged_too() -> None:
+    net = make_net(pool=False).eval()
+    last = resolve(lambda x: net(x).permute(0, 2, 3, 1))
+    with torch.no_grad():
+        torch.testing.assert_close(last(make_tiles()), net(make_tiles().float() / 255).mean(dim=(2, 3)))
+    assert resolve(lambda x: x.mean((2, 3), keepdim=True))(make_tiles()).shape == (5, 3)
+    assert resolve(lambda x: x.mean((2, 3))[:, None, None])(make_tiles()).shape == (5, 3)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 3, 3), (5, 7, 6, 3)])
+def test_maps_whose_channels_cannot_be_told_are_refused(shape) -> None:
+    with pytest.raises(ValueError, match=r"channels cannot be told from pixels"):
+        resolve(lambda x: torch.zeros(shape))(make_tiles())
+
+
+def test_a_timm_network_with_channels_last() -> None:
+    timm = pytest.importorskip("timm")
+    sizes = {"img_size": 32, "window_size": 4, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "num_classes": 0}
+    pooled = timm.models.swin_transformer.SwinTransformer(**sizes).eval()
+    maps = timm.models.swin_transformer.SwinTransformer(**sizes, global_pool="").eval()
+    maps.load_state_dict(pooled.state_dict())
+    tiles = make_tiles(edge=32)
+    torch.testing.assert_close(resolve(maps)(tiles), resolve(pooled)(tiles))
+    for model in (pooled, torch.nn.Sequential(pooled, torch.nn.Identity())):
+        with pytest.raises(ValueError, match=r"takes pictures of 32 x 32 px.*16 x 16 px.*`tile_px=32`"):
+            resolve(model)(make_tiles(edge=16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("mean", [None, (0.5, 0.5, 0.5)])
+def test_a_module_gets_tiles_in_its_own_precision(dtype, mean) -> None:
+    expected = resolve(make_net().eval(), mean=mean, std=mean)(make_tiles())
+    for amp in (False, True):
+        encoder = resolve_encoder(make_net().eval().to(dtype), mean=mean, std=mean, device="cpu", amp=amp)
+        found = encoder(make_tiles())
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, atol=0.01, rtol=0.01)
+        assert encoder.precision == str(dtype).removeprefix("torch.")
+
+
+def test_an_encode_image_gets_what_its_transform_gives_in_its_own_precision() -> None:
+    class Half:
+        model = make_net().eval().half()
+
+        def get_transform(self):
+            return lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+        def encode_image(self, pixels):
+            return self.model(pixels)
+
+    expected = resolve(make_net().eval())(make_tiles())
+    torch.testing.assert_close(resolve(Half())(make_tiles()), expected, atol=0.01, rtol=0.01)
+
+
+def test_an_error_of_a_network_of_unknown_size_tells_that_of_the_tiles() -> None:
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
+    with pytest.raises(RuntimeError) as caught:
+        resolve(net)(make_tiles())
+    assert "16 x 16 px" in caught.value.__notes__[0]
+
+
 @pytest.mark.parametrize(
     "function",
     [

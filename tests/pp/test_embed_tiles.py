@@ -10,7 +10,7 @@ import pytest
 import shapely
 import torch
 from spatialdata import SpatialData
-from spatialdata.models import Image2DModel, PointsModel, ShapesModel
+from spatialdata.models import Image2DModel, Image3DModel, PointsModel, ShapesModel
 from spatialdata.transformations import Affine, Identity, Scale, Sequence, set_transformation
 
 import ragst_sd as rg
@@ -131,6 +131,50 @@ def test_rgba_and_channel_order():
 def test_other_pixel_types(dtype, value_max):
     image = (painted().astype(float) / 255 * value_max).astype(dtype)
     np.testing.assert_allclose(embed(section(XY, image=image)), expected(XY), atol=0.005)
+
+
+def test_channels_are_found_by_name():
+    image = np.concatenate([np.full_like(painted()[:1], 255), painted()[::-1]])
+    sdata = section(XY, image=image, c_coords=["alpha", "blue", "green", "red"])
+    np.testing.assert_allclose(embed(sdata), expected(XY), atol=1e-6)
+
+
+def test_full_brightness_that_was_given_is_kept_for_plots_and_grids():
+    sdata = section(XY, image=painted().astype(np.uint16) * 3)
+    with pytest.raises(ValueError, match=r"Image 'he'.*uint16.*`value_max=`"):
+        embed(sdata)
+    assert not sdata.attrs
+    rg.pp.embed_tiles(sdata, model=mean_colour, mpp=None, value_max=765, progress=False, inplace=False)
+    assert not sdata.attrs
+    np.testing.assert_allclose(embed(sdata, value_max=765), expected(XY), atol=1e-6)
+    assert sdata.attrs["ragst"]["value_max"] == {"he": 765.0}
+    rg.pp.tile_grid(sdata, tile_px=16, mpp=None, tissue=False)
+    np.testing.assert_allclose(
+        embed(sdata, shapes_key="spots", table_key="table", overwrite=True), expected(XY), atol=1e-6
+    )
+
+
+def test_another_full_brightness_is_another_picture():
+    sdata, hashes = section(XY, image=painted().astype(np.uint16) * 3), []
+    for value_max in (765, 1000):
+        embed(sdata, value_max=value_max, model=Named())
+        hashes.append(sdata.tables["table"].uns["ragst"]["embeddings"]["X"]["image_hash"])
+    assert hashes[0] != hashes[1]
+
+
+@pytest.mark.parametrize("scale_factors", [None, [{"y": 2, "x": 2, "z": 1}]])
+def test_a_single_plane_is_read_and_of_several_none(scale_factors):
+    for planes in (1, 3):
+        sdata = section(XY)
+        stack = np.repeat(painted()[:, None], planes, axis=1)
+        sdata.images["he"] = Image3DModel.parse(stack, dims=("c", "z", "y", "x"), scale_factors=scale_factors)
+        if planes == 1:
+            np.testing.assert_allclose(embed(sdata), expected(XY), atol=1e-6)
+            rg.pp.tile_grid(sdata, tile_px=40, mpp=None, tissue=False)
+            continue
+        for call in (embed, lambda s: rg.pp.tile_grid(s, mpp=None)):
+            with pytest.raises(ValueError, match=r"Image 'he'.*3 planes along z"):
+                call(sdata)
 
 
 def test_edge_tiles_are_mirrored_and_flagged():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 import spatialdata as sd
@@ -36,6 +38,30 @@ def test_tiles_cover_the_tissue_and_nothing_else(slide):
     assert (table.obs["tissue_fraction"] >= 0.5).all()
     np.testing.assert_allclose(slide.shapes["tiles"].geometry.area, 1600)
     np.testing.assert_allclose(slide.shapes["tiles"].geometry.centroid.x, xy[:, 0])
+
+
+def test_black_that_was_not_scanned_holds_no_tiles(slide):
+    pixels = np.asarray(slide["he"].data).copy()
+    noise = np.random.default_rng(1).normal(0, 12, pixels[:, :, 560:].shape)
+    pixels[:, :, 560:] = np.clip(noise, 0, 255)
+    del slide.images["he"]
+    slide.images["he"] = Image2DModel.parse(pixels, dims=("c", "y", "x"))
+    rg.pp.tile_grid(slide, tile_px=40, mpp=1.0)
+    xy = slide.tables["tiles_table"].obsm["spatial"]
+    assert np.linalg.norm(xy - 300, axis=1).max() < 200 + 20
+    assert len(xy) == pytest.approx(np.pi * 200**2 / 40**2, rel=0.1)
+
+
+def test_a_field_that_is_all_tissue_keeps_all_tiles_and_says_so(caplog):
+    rng = np.random.default_rng(2)
+    image = np.empty((3, 200, 320))
+    image[:, :, :160], image[:, :, 160:] = np.array([[[226]], [[190]], [[212]]]), np.array([[[140]], [[80]], [[150]]])
+    image = np.clip(image + rng.normal(0, 10, image.shape), 0, 255).astype(np.uint8)
+    sdata = sd.SpatialData(images={"he": Image2DModel.parse(image, dims=("c", "y", "x"))})
+    with caplog.at_level(logging.INFO, logger="ragst_sd"):
+        rg.pp.tile_grid(sdata, tile_px=40, mpp=None)
+    assert sdata.tables["tiles_table"].n_obs == 5 * 8
+    assert "Image 'he' shows no glass" in caplog.text
 
 
 def test_stride_mpp_and_whole_image(slide):

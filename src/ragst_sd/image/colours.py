@@ -138,7 +138,9 @@ def _full_brightness(values: np.ndarray, what: str) -> float:
         return 1.0 if kind == "b" else 255.0
     if values.dtype == np.uint8 and high > 1:
         return 255.0
-    for least, most, full in _RANGES["floats" if kind == "f" else "integers"]:
+    # Bytes with a sign cannot hold what is bright: it has become negative.
+    ranges = () if values.dtype == np.int8 else _RANGES["floats" if kind == "f" else "integers"]
+    for least, most, full in ranges:
         if least <= high <= most and low >= -_MAY_UNDERSHOOT * full:
             return full
     msg = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -155,10 +156,10 @@ class Encoder:
     def _run(self, pixels: torch.Tensor) -> Any:
         import torch
 
-        expected, found = None if self.raw else expected_px(self.module), tuple(pixels.shape[-2:])
         try:
             return self.forward(pixels)
         except (AssertionError, RuntimeError, ValueError) as error:
+            expected, found = None if self.raw else expected_px(self.module), tuple(pixels.shape[-2:])
             if expected is None or found == expected or isinstance(error, torch.OutOfMemoryError):
                 error.add_note(f"The tiles were {found[1]} x {found[0]} px; `tile_px` sets their size.")
                 raise
@@ -195,10 +196,11 @@ def _check_tiles(tiles: torch.Tensor) -> None:
 
 
 def expected_px(module: torch.nn.Module | None) -> tuple[int, int] | None:
-    """(height, width) that a module of timm, torchvision or transformers was built for, where it says so."""
-    places = ("patch_embed.img_size", "image_size", "config.image_size", "pretrained_cfg.input_size")
-    for place in places:
-        found: Any = module
+    """(height, width) that a module of timm, torchvision or transformers was built for, where it or a part of it says so."""
+    parts = [] if module is None else list(module.modules())
+    places = ("img_size", "image_size", "config.image_size", "pretrained_cfg.input_size")
+    for place, part in product(places, parts):
+        found: Any = part
         for name in place.split("."):
             found = found.get(name) if isinstance(found, dict) else getattr(found, name, None)
         numbers = list(found) if isinstance(found, (list, tuple)) else [found]

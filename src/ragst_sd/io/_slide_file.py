@@ -172,25 +172,33 @@ def open_tiff(path: Path, value_max: float | None = None) -> SlideFile:
             if others:
                 logger.info("%r: the largest picture, %s, is read; not %s.", path.name, series.shape, ", ".join(others))
             end = max(offset + size for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True))
+            if any(page.parent is not tiff for level in series.levels for page in level.pages if page is not None):
+                msg = f"The channels of {str(path)!r} lie in several files. Write them to one, as RGB."
+                raise ValueError(msg)
+            has_gaps = 0 in series.levels[-1].keyframe.databytecounts
             if end > tiff.filehandle.size:
                 raise _damaged(path, f"its pixels end at byte {end}, the file at {tiff.filehandle.size}")
     except (tifffile.TiffFileError, IndexError) as error:
         msg = (
-            f"{str(path)!r} cannot be decoded: it is no slide that OpenSlide knows and no TIFF ({error}). Pass an svs, ndpi, mrxs, scn, bif or "
-            "TIFF file; plain jpg and png pictures of sections are read with `rg.io.read_st`."
+            f"{str(path)!r} cannot be decoded: it is no slide that OpenSlide knows and no TIFF ({error}). Pass an svs, "
+            "ndpi, mrxs, scn, bif or TIFF file; plain jpg and png pictures of sections are read with `rg.io.read_st`."
         )
         raise ValueError(msg) from error
-    # Pixels in the YCbCr of JPEG are RGB once they are decoded.
-    photometric = page.photometric.name.lower()
-    photometric = "rgb" if photometric == "ycbcr" and page.compression in _JPEG else photometric
+    photometric = _photometric(page)
     alpha = next((int(kind) for kind in page.extrasamples if kind in (_ASSOCIATED, _UNASSOCIATED)), None)
     if photometric == "rgb":
         named = list(RGBA) if alpha is not None else []
+    elif len(named) != levels[0][0].shape[0]:
+        named = []
     bits = page.bitspersample
     if value_max is None and page.dtype.kind == "u" and isinstance(bits, int) and bits < _DEEP_BITS:
         value_max = float(2**bits - 1)
+    coarsest = _lazy(*levels[-1])
+    if has_gaps and page.dtype.kind in "ui":
+        # White where a tile was left out, which says nothing of the others.
+        coarsest = coarsest * (coarsest != np.iinfo(page.dtype).max)
     colours = read_colours(
-        _lazy(*levels[-1]),
+        coarsest,
         names=named,
         photometric=photometric,
         premultiplied=alpha == _ASSOCIATED,
@@ -208,12 +216,11 @@ def _colour_series(tiff: Any, path: Path | str) -> int:
     ]
     colour = [k for k, size in enumerate(sizes) if _channels(size) in (3, 4)]
     if not colour:
-        axes, shape, stored = tiff.series[0].axes, tiff.series[0].shape, tiff.series[0].keyframe.photometric.name
+        axes, shape, stored = tiff.series[0].axes, tiff.series[0].shape, _photometric(tiff.series[0].keyframe)
         msg = (
             f"The first picture of {str(path)!r} has axes {axes}, shape {shape} and samples stored as "
-            f"{stored.lower()!r}; RGB is needed. Fluorescence and "
-            "grey pictures cannot be embedded as H&E; of a stack of planes or times, write the one in focus to a file of "
-            "its own."
+            f"{stored!r}; RGB is needed. Fluorescence and grey pictures cannot be embedded as H&E; of a stack of planes "
+            "or times, write the one in focus to a file of its own."
         )
         raise ValueError(msg)
     return max(colour, key=lambda k: sizes[k]["Y"] * sizes[k]["X"])
@@ -223,6 +230,12 @@ def _channels(size: dict[str, int]) -> int:
     """How many channels a picture of these axes has; 0 if it has other axes than one of channels, Y and X."""
     axes = set(size) - set("YX")
     return size[axes.pop()] if len(size) == 3 and axes < {"S", "C"} else 0
+
+
+def _photometric(page: Any) -> str:
+    """What the samples of a page are once they are decoded: JPEG stores RGB as YCbCr."""
+    stored = str(getattr(page.photometric, "name", page.photometric)).lower()
+    return "rgb" if stored == "ycbcr" and page.compression in _JPEG else stored
 
 
 def _channel_names(tiff: Any, series: int) -> list[str]:
@@ -271,7 +284,7 @@ def _read_mapped(path: str, stamp: int, level: int, x: int, y: int, width: int, 
 
 
 @lru_cache(maxsize=_OPEN_FILES)
-def _mapped_place(path: str, stamp: int, k: int) -> tuple[int, np.dtype, str, tuple[int, ...]]:
+def _mapped_place(path: str, stamp: int, k: int) -> tuple[Any, np.dtype, str, tuple[int, ...]]:
     import tifffile
 
     with tifffile.TiffFile(path) as tiff:
