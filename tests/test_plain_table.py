@@ -56,7 +56,7 @@ def test_the_same_answers(predicted, sparse, fitted, call):
 
 def test_pictures(predicted, sparse, fitted):
     predicted.tables["predicted"] = sparse
-    rg.pl.prediction(predicted, gene="EPCAM")
+    rg.pl.prediction(predicted, genes="EPCAM")
     rg.pl.reliability(predicted)
 
 

@@ -76,8 +76,10 @@ def perturb_tissue(
     ----------
     sdata
         Object whose table is measured or was predicted by :func:`ragst_sd.tl.predict`.
-    reference, perturbations, unit, n_neighbors, where, exclude
-        As in :func:`ragst_sd.tl.perturb`.
+    reference
+        Made by :func:`ragst_sd.tl.build_perturbation_reference` and fitted by :func:`ragst_sd.tl.fit`.
+    perturbations
+        Genes, and combinations written `A+B`; the control's name gives the spots back as they are.
     table_key
         The table with expression; the only measured one if left out.
     spots
@@ -87,8 +89,12 @@ def perturb_tissue(
         Column of the table's `.obs` with the context. Without it the tissue is a new context.
     layer
         Layer of the table; `.X` if left out.
+    unit
+        `"counts"`, or `"log1p_cp10k"` for values on the scale of the reference already.
     genes
         Genes to predict; all that screen and tissue share if left out.
+    n_neighbors, where, exclude
+        As in :func:`ragst_sd.tl.perturb`.
     n_around
         Spots around each that make up its population with it.
     center_states
@@ -104,7 +110,8 @@ def perturb_tissue(
     progress
         Show a progress bar where it takes longer than a second; the setting if left out.
     rng
-        Seed, generator or seed sequence of numpy of the permutations and of the draw of controls.
+        Seed, generator or seed sequence of numpy of the permutations and of the draw of controls; `None` draws anew at
+        each call.
 
     Returns
     -------
@@ -130,6 +137,19 @@ def perturb_tissue(
         If the reference is not fitted or has changed since, it shares far too few genes with the tissue, values are not what
         `unit` says, `n_neighbors` exceeds what was fitted or may be used, the method has nothing to answer from, or a table of
         somebody else has the name.
+
+    Examples
+    --------
+    >>> import numpy as np, ragst_sd as rg
+    >>> sdata = rg.datasets.synthetic(n_donors=1, n_genes=220, image_px=700)["donor1"]
+    >>> screen = sdata.tables["table"].copy()
+    >>> screen.obs["perturbation"] = np.resize(["control", "STAT1", "JAK2"], screen.n_obs)
+    >>> embedding = {"STAT1": [1.0, 0.2], "JAK2": [0.9, 0.4], "STAT2": [1.0, 0.1]}
+    >>> reference = rg.tl.build_perturbation_reference(screen, embedding=embedding, min_cells=5)
+    >>> rg.tl.fit(reference, method="knn", n_neighbors=2)
+    >>> rg.tl.perturb_tissue(sdata, reference, perturbations="STAT2", n_permutations=19, progress=False)
+    >>> "response" in sdata.tables["perturbed"].layers
+    True
     """
     from tqdm.auto import tqdm
 
