@@ -53,7 +53,7 @@ def perturb_tissue(
     context_key: str | None = None,
     layer: str | None = None,
     unit: str = "counts",
-    genes: Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     n_neighbors: int | None = None,
     where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None = None,
     exclude: Sequence[str] = ("perturbation", "context"),
