@@ -26,8 +26,8 @@ RECIPE = {"io.build_recipe": {"model", "model_kwargs", "password"}}
 NEVER = {
     ("_elements.shared_coordinate_system", "coordinate_system"): FRAME,
     ("image.hub.LOCAL_ADVICE", "model_kwargs"): "what is no encoder comes with an advice of its own",
-    ("tl._retrieve._candidates", "backend"): "only who asks for a graph is told that it does not go",
-    ("tl._truth.truth_table", "truth"): "pictures take a SpatialData only",
+    ("retrieval.run._candidates", "backend"): "only who asks for a graph is told that it does not go",
+    ("_truth.truth_table", "truth"): "pictures take a SpatialData only",
 }
 
 

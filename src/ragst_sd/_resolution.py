@@ -102,7 +102,7 @@ def _growth(sdata: SpatialData, image_key: str, mpp: float) -> float:
     msg = (
         f"{mpp:.4g} microns per pixel were kept for image {image_key!r} when it had {sizes}, and its frames do not say "
         "whether it was cut or resampled. Set them again with `rg.pp.set_image_mpp(sdata, image_key=..., mpp=...)`, or "
-        "give `image_mpp=`."
+        "with `rg.pp.embed_tiles(..., image_mpp=...)`."
     )
     raise ValueError(msg)
 

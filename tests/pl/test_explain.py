@@ -9,6 +9,7 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 import ragst_sd as rg
+from ragst_sd._prediction_id import write_sums
 from ragst_sd.pl import _style
 
 MINUS = "\N{MINUS SIGN}"
@@ -41,6 +42,7 @@ def named(ax, gid):
 def test_bars_are_the_contributions_and_add_up(predicted, fitted, spot, genes):
     table = predicted.tables["predicted"]
     table.X[table.obs_names.get_loc(spot)] -= 0.75  # an adjustment, as methods with one would leave it
+    write_sums(table)
     ax = rg.pl.explain(predicted, fitted, obs_names=spot, genes=genes[0], n_shown=4, return_ax=True)[genes[0]]
     parts = rg.get.explain(predicted, fitted, obs_names=spot, genes=genes[0])
     measured = (parts["weight"] * parts["value"]).to_numpy()[:-1]
@@ -221,6 +223,7 @@ def test_errors(predicted, fitted, spot, genes):
     with pytest.raises(KeyError, match=r"'other' not found in `sdata\.tables`"):
         draw(truth_key="other")
     predicted.tables["predicted"].X[5] = np.nan
+    write_sums(predicted.tables["predicted"])
     with pytest.raises(ValueError, match=f"Spot '{spot}' has no prediction of '{genes[0]}'"):
         draw()
     assert not plt.get_fignums()

@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 import ragst_sd as rg
+from ragst_sd._prediction_id import write_sums
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -75,6 +76,7 @@ def test_sample_is_named_where_it_differs_from_the_donor(sections, query, gene):
 def test_contributions_add_up_to_the_prediction(predicted, fitted, spot, gene):
     table = predicted.tables["predicted"]
     table.X[table.obs_names.get_loc(spot)] -= 0.75  # an adjustment, as methods with one would leave it
+    write_sums(table)
     axes = rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene, n_shown=4, return_ax=True)
     parts = rg.get.explain(predicted, fitted, obs_names=spot, genes=gene)
     measured = (parts["weight"] * parts["value"]).to_numpy()[:-1]
@@ -170,6 +172,7 @@ def test_row_that_did_not_measure_the_gene_says_so(predicted, fitted, spot, gene
     fitted.varm["measured"] = measured
     table.uns["retrieval"]["reference_hash"] = reference_hash(fitted)
     table.X[:, table.var_names.get_loc(gene)] = np.nan
+    write_sums(table)
     with pytest.raises(ValueError, match=f"None of the spots cited for .* measured '{gene}'"):
         rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene)
 

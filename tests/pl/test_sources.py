@@ -117,7 +117,7 @@ def test_licences_and_citations_come_from_the_sources(predicted):
     axes = rg.pl.sources(predicted, group_by="license", return_ax=True)
     assert set(axes["groups"]) == {"CC0", "unknown"}
     axes = rg.pl.sources(predicted, group_by="citation", return_ax=True)
-    assert "A very long citation " * 5 in axes["groups"]
+    assert ("A very long citation " * 5).strip() in axes["groups"]
     assert max(len(text) for text in column(axes, "citation")) <= 34
 
 

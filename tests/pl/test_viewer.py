@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import ragst_sd as rg
+from ragst_sd._prediction_id import write_sums
 
 DTYPES = {"int16": 2, "int32": 4, "uint8": 1, "uint16": 2, "float32": 4}
 HOSTILE = '</script><script>alert("&amp;")</script><img src=x onerror=alert(1)>'
@@ -188,6 +189,7 @@ def test_spots_outside_the_image_have_no_value(predicted, fitted):
     table = predicted.tables["predicted"]
     for values in (table.X, table.layers["evidence"]):
         values[2] = np.nan
+    write_sums(table)
     table.obsm["retrieval_rows"][2], table.obsm["retrieval_weights"][2] = -1, 0
     page = page_of(predicted, fitted)
     assert (page.array("prediction")[:, 2] == page.head["missing"]).all()

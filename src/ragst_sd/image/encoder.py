@@ -165,8 +165,8 @@ class Encoder:
                 raise
             msg = (
                 f"{self._label()} takes pictures of {expected[1]} x {expected[0]} px, and the tiles have {found[1]} x "
-                f"{found[0]} px ({error}). Pass `tile_px={expected[1]}`, or a network that takes any size (timm: "
-                "`dynamic_img_size=True`)."
+                f"{found[0]} px ({error}). Pass `tile_px={expected[1]}`, or a network that takes any size ("
+                "`timm.create_model(..., dynamic_img_size=True)`)."
             )
             raise ValueError(msg) from error
 
