@@ -61,7 +61,8 @@ def test_table_has_every_documented_field(predicted, fitted):
     assert header["unit"] == "log1p(counts per 10,000)"
     assert header["reference_hash"] == fitted.uns["ragst"]["content_hash"]
     assert header["fit_hash"] == fitted.uns["ragst"]["fit"]["fit_hash"]
-    assert list(header["cited"].columns) == ["reference", "donor", "sample", "tissue", "technology", "x_um", "y_um"]
+    described = ["reference", "donor", "sample", "tissue", "technology", "x_um", "y_um"]
+    assert list(header["cited"].columns) == [*described, "digest"]
     assert table.uns["spatialdata_attrs"]["region"] == "spots"
 
 
