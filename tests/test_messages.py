@@ -22,7 +22,7 @@ PUBLIC = {
 # Messages that a function calls for, in the code, and never reaches.
 FRAME = "tables and predictions name their coordinate system themselves"
 # A recipe holds arguments of these calls under their names.
-RECIPE = {"io.build_recipe": {"model", "model_kwargs", "password"}}
+RECIPE = {"io.build_recipe": {"model", "model_kwargs", "password", "tile_px"}}
 NEVER = {
     ("_elements.shared_coordinate_system", "coordinate_system"): FRAME,
     ("image.hub.LOCAL_ADVICE", "model_kwargs"): "what is no encoder comes with an advice of its own",

@@ -60,7 +60,7 @@ class TestFullBrightness:
         ],
     )  # fmt: skip
     def test_that_cannot_be_told_is_refused(self, rgb, change):
-        with pytest.raises(ValueError, match=r"Scan holds .* pixels from .*`value_max=`.*embed_tiles.*read_st"):
+        with pytest.raises(ValueError, match=r"Scan holds .* pixels from .*embed_tiles.*value_max=.*read_st"):
             read_colours(change(rgb), what="Scan")
 
     def test_may_be_given(self, rgb):

@@ -115,7 +115,7 @@ REFUSED = {
         lambda p: (np.stack([p, p]), {"imagej": True, "metadata": {"axes": "ZYXS"}}),
         r"axes ZYXS, shape \(2, .*in focus",
     ),
-    "10 bit": (lambda p: (p.astype(np.uint16) * 4, {"photometric": "rgb"}), "holds uint16 pixels.*`value_max=`"),
+    "10 bit": (lambda p: (p.astype(np.uint16) * 4, {"photometric": "rgb"}), "holds uint16 pixels.*value_max="),
 }
 
 
