@@ -14,15 +14,15 @@ import torch
 from methods import register
 from real_sections import write_between_markers
 
+from ragst_sd.retrieval.bank import Bank, Run
 from ragst_sd.retrieval.methods import METHODS, fit_method
 from ragst_sd.retrieval.options import resolve_options
-from ragst_sd.retrieval.training import Run, Training
 
 N_FEATURES, N_DONORS, N_SECTIONS = 462, 4, 8
 TARGET = "rag"
 
 
-def planted(rows: int, genes: int) -> Training:
+def planted(rows: int, genes: int) -> Bank:
     """Embeddings of which a few directions say something about expression."""
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(rows, 12))
@@ -31,7 +31,7 @@ def planted(rows: int, genes: int) -> Training:
     sections = np.arange(rows) * N_SECTIONS // rows
     donors = sections * N_DONORS // N_SECTIONS
     measured = np.ones((1, genes), dtype=bool)
-    return Training(embedding, values, np.zeros(rows, dtype=int), measured, donors, sections, donors)
+    return Bank(embedding, values, np.zeros(rows, dtype=int), measured, donors, sections, donors)
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
     ]
     for name in args.methods:
         start = time.perf_counter()
-        fit_method(name, training, resolve_options(METHODS, name, None), Run(device=args.device))
+        fit_method(name, training, Run(resolve_options(METHODS, name, None), device=args.device))
         lines.append(f"| {name} | {time.perf_counter() - start:.1f} |")
         print(lines[-1], flush=True)
     if args.write:

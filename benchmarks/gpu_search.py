@@ -13,16 +13,17 @@ import json
 import logging
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ragst_sd.retrieval.evidence import select_cited, weighted_average
+from ragst_sd.retrieval.bank import Bank, Run
+from ragst_sd.retrieval.evidence import weighted_average
 from ragst_sd.retrieval.methods import METHODS, fit_method, phi_of
 from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.search import Eligibility, search
-from ragst_sd.retrieval.training import Neighbourhood, Run, Training
 
 K = 50
 CHECKED = 20
@@ -161,7 +162,7 @@ def measure_search(args: argparse.Namespace, device: torch.device) -> dict:
     return out
 
 
-def planted(rows: int, genes: int) -> Training:
+def planted(rows: int, genes: int) -> Bank:
     """Embeddings of which a few directions say something about expression."""
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(rows, 12))
@@ -169,7 +170,7 @@ def planted(rows: int, genes: int) -> Training:
     values = np.maximum(hidden @ rng.normal(size=(12, genes)) + 2 * rng.normal(size=(rows, genes)) + 2, 0)
     donors = np.arange(rows) * DONORS // rows
     measured = np.ones((1, genes), dtype=bool)
-    return Training(embedding, values, np.zeros(rows, dtype=int), measured, donors, donors, donors)
+    return Bank(embedding, values, np.zeros(rows, dtype=int), measured, donors, donors, donors)
 
 
 def measure_fit(args: argparse.Namespace, device: torch.device) -> dict:
@@ -177,25 +178,22 @@ def measure_fit(args: argparse.Namespace, device: torch.device) -> dict:
     whole = planted(args.fit_rows + args.fit_rows // DONORS, args.genes)
     last = whole.donors == DONORS - 1
     rows, held = np.flatnonzero(~last), np.flatnonzero(last)
-    training = Training(
-        whole.embedding[rows], whole.values[rows], whole.panels[rows], whole.measured, whole.folds[rows],
-        whole.sections[rows], whole.donors[rows],
-    )  # fmt: skip
+    training = whole.at_rows(rows)
     options = resolve_options(METHODS, "rag", None)
-    out = {"rows": len(rows), "genes": args.genes, "held_out_rows": len(held), "steps": int(options["max_steps"])}
+    out = {"rows": len(rows), "genes": args.genes, "held_out_rows": len(held), "steps": options.max_steps}
     predictions = {}
     for where in dict.fromkeys((str(device), "cpu")):
         wait(device)
         start = time.perf_counter()
-        parameters, bank, _ = fit_method("rag", training, options, Run(device=where))
+        parameters, bank, _ = fit_method("rag", training, Run(options, device=where))
         wait(device)
         name = torch.device(where).type
         out[f"fit_{name}_s"] = time.perf_counter() - start
         phi = phi_of("rag", parameters, whole.embedding[held])
         found = search(phi, bank, K, backend="exact")
-        hood = Neighbourhood(phi, found.rows, found.distances, bank, np.zeros((len(held), 0)))
-        cited, weights, _ = select_cited(found, METHODS["rag"].gate(parameters, hood), K)
-        predictions[name] = weighted_average(cited, weights, training.values)
+        asked = Query(phi, found, np.zeros((len(held), 0)), K)
+        cited = METHODS["rag"].select(parameters, replace(training, key=bank), asked)
+        predictions[name] = weighted_average(cited.rows, cited.weights, training.values)
         out[f"held_out_pearson_{name}"] = pearson(predictions[name], whole.values[held])
     if len(predictions) == 2:
         a, b = predictions.values()

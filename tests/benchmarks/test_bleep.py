@@ -11,7 +11,8 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from ragst_sd.retrieval.training import Run, Training, within_section_pearson
+from ragst_sd.retrieval.bank import Bank, Run
+from ragst_sd.retrieval.training import within_section_pearson
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 if not SCRIPTS.is_dir():
@@ -19,9 +20,9 @@ if not SCRIPTS.is_dir():
 sys.path.insert(0, str(SCRIPTS))
 
 from methods import bleep  # noqa: E402
-from methods.bleep import BLEEP_OPTIONS, bleep_bank, bleep_phi, contrastive_loss, fit_bleep  # noqa: E402
+from methods.bleep import BleepOptions, bleep_bank, bleep_phi, contrastive_loss, fit_bleep  # noqa: E402
 
-OPTIONS = {**BLEEP_OPTIONS, "width": 24, "max_steps": 40, "batch_size": 64, "n_train_genes": 10}
+OPTIONS = BleepOptions(width=24, max_steps=40, batch_size=64, n_train_genes=10)
 
 pytestmark = pytest.mark.slow
 
@@ -35,18 +36,7 @@ def planted(rng, noise=0.3):
     panels = (groups == 1).astype(int)
     measured = np.ones((2, 12), dtype=bool)
     measured[1, 2] = False
-    return Training(key, sp.csr_matrix(values * measured[panels]), panels, measured, groups, groups)
-
-
-def subset(training, rows):
-    return replace(
-        training,
-        embedding=training.embedding[rows],
-        values=training.values[rows],
-        panels=training.panels[rows],
-        folds=training.folds[rows],
-        sections=training.sections[rows],
-    )
+    return Bank(key, sp.csr_matrix(values * measured[panels]), panels, measured, groups, groups, key=key)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +46,7 @@ def training():
 
 @pytest.fixture(scope="module")
 def fitted(training):
-    return fit_bleep(training, training.embedding, OPTIONS, Run(rng=1))
+    return fit_bleep(training, Run(OPTIONS, rng=1))
 
 
 def test_loss_by_hand(rng):
@@ -75,7 +65,7 @@ def test_loss_by_hand(rng):
 
 
 def test_parameters_are_plain_and_the_same_twice(training, fitted):
-    again = fit_bleep(training, training.embedding, OPTIONS, Run(rng=1))
+    again = fit_bleep(training, Run(OPTIONS, rng=1))
     for name, value in fitted.items():
         assert isinstance(value, np.ndarray | int | float)
         np.testing.assert_array_equal(value, again[name])
@@ -91,7 +81,7 @@ def test_projections_are_those_of_the_trained_heads(training, monkeypatch):
         return result
 
     monkeypatch.setattr(bleep, "_train", keep)
-    fitted = fit_bleep(training, training.embedding, OPTIONS, Run())
+    fitted = fit_bleep(training, Run(OPTIONS))
     values = training.values.toarray()[:, fitted["genes"]]
     for section in range(3):
         values[training.sections == section] -= values[training.sections == section].mean(axis=0)
@@ -100,7 +90,7 @@ def test_projections_are_those_of_the_trained_heads(training, monkeypatch):
         expression = kept[-1].expression(torch.as_tensor(values / fitted["sd"]).float())
     for got, expected in (
         (bleep_phi(fitted, training.embedding), image),
-        (bleep_bank(fitted, training, training.embedding), expression),
+        (bleep_bank(fitted, training), expression),
     ):
         assert got.shape == (180, 24)
         np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1)
@@ -111,8 +101,8 @@ def test_bank_ignores_genes_that_a_panel_lacks_and_levels_of_sections(training, 
     changed = training.values.toarray()
     changed[training.panels == 0, 2] += 7
     changed += 3 * training.sections[:, None]
-    got = bleep_bank(fitted, replace(training, values=sp.csr_matrix(changed)), training.embedding)
-    np.testing.assert_allclose(got, bleep_bank(fitted, training, training.embedding), atol=1e-10)
+    got = bleep_bank(fitted, replace(training, values=sp.csr_matrix(changed)))
+    np.testing.assert_allclose(got, bleep_bank(fitted, training), atol=1e-10)
 
 
 def test_phi_does_not_depend_on_company(training, fitted):
@@ -124,9 +114,9 @@ def test_phi_does_not_depend_on_company(training, fitted):
 
 def test_neighbours_across_kinds_predict_an_unseen_group(training):
     rows, held = np.flatnonzero(training.folds < 2), np.flatnonzero(training.folds == 2)
-    part = subset(training, rows)
-    fitted = fit_bleep(part, part.embedding, OPTIONS, Run())
-    queries, bank = bleep_phi(fitted, training.embedding[held]), bleep_bank(fitted, part, part.embedding)
+    part = training.at_rows(rows)
+    fitted = fit_bleep(part, Run(OPTIONS))
+    queries, bank = bleep_phi(fitted, training.embedding[held]), bleep_bank(fitted, part)
     nearest = np.argsort(((queries[:, None] - bank[None]) ** 2).sum(axis=2), axis=1)[:, :10]
     np.testing.assert_array_equal(nearest[:, 0], (queries @ bank.T).argmax(axis=1))
     values = training.values.toarray()
@@ -147,7 +137,7 @@ def test_held_out_groups_take_no_part(training, monkeypatch):
         return real(x, *args, **kwargs)
 
     monkeypatch.setattr(bleep, "_train", keep)
-    fitted = fit_bleep(training, training.embedding, {**OPTIONS, "max_steps": 2}, Run())
+    fitted = fit_bleep(training, Run(replace(OPTIONS, max_steps=2)))
     for fold, x in enumerate(seen[:3]):
         np.testing.assert_array_equal(x, training.embedding[training.folds != fold] / fitted["scale"])
     assert len(seen) == 4
@@ -155,8 +145,8 @@ def test_held_out_groups_take_no_part(training, monkeypatch):
 
 
 def test_a_loss_at_chance_is_a_warning(training, caplog):
-    fit_bleep(training, training.embedding, OPTIONS, Run())
+    fit_bleep(training, Run(OPTIONS))
     assert "at chance" not in caplog.text
     # Logits flattened by a huge temperature cannot tell spots apart, whatever the heads do.
-    fit_bleep(training, training.embedding, {**OPTIONS, "temperature": 1e6, "max_steps": 2, "learning_rate": 0}, Run())
+    fit_bleep(training, Run(replace(OPTIONS, temperature=1e6, max_steps=2, learning_rate=0)))
     assert "the contrastive loss" in caplog.text and "at chance" in caplog.text

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import ragst_sd as rg
-from ragst_sd.retrieval.evidence import select_cited
+from ragst_sd.retrieval.bank import Bank, Query, Run
 from ragst_sd.retrieval.gate import GATES
 from ragst_sd.retrieval.methods import METHODS, fit_method, phi_of
 from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.search import Eligibility, find_candidates
-from ragst_sd.retrieval.training import Neighbourhood, Run, Training
 
 pytestmark = pytest.mark.slow
 
@@ -47,19 +48,20 @@ def fit_on_arrays(method, data, options, n_candidates=CITED):
     query = donors == donors.max()
     seen = ~query
     n = int(seen.sum())
-    training = Training(
+    training = Bank(
         x[seen], values[seen], np.zeros(n, int), np.ones((1, values.shape[1]), bool),
         donors[seen], donors[seen], donors[seen], state[seen],
     )  # fmt: skip
-    run = Run(n_neighbors=CITED, n_candidates=n_candidates)
-    parameters, bank, _ = fit_method(method, training, resolve_options(METHODS, method, options), run)
+    run = Run(resolve_options(METHODS, method, options), n_neighbors=CITED, n_candidates=n_candidates)
+    parameters, bank, _ = fit_method(method, training, run)
     phi = phi_of(method, parameters, x[query])
     found = find_candidates(phi, bank, n_candidates, eligibility=Eligibility.everything(len(phi), n))
 
     def share(sign=1):
-        hood = Neighbourhood(phi, found.rows, found.distances, bank, sign * state[query])
-        rows, weights, _ = select_cited(found, METHODS[method].gate(parameters, hood), CITED)
-        return float((weights * (side[seen][rows] == side[query][:, None]) * (rows >= 0)).sum(axis=1).mean())
+        asked = Query(phi, found, sign * state[query], CITED)
+        cited = METHODS[method].select(parameters, replace(training, key=bank), asked)
+        true = side[seen][cited.rows] == side[query][:, None]
+        return float((cited.weights * true * (cited.rows >= 0)).sum(axis=1).mean())
 
     return share
 

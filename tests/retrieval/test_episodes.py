@@ -13,9 +13,10 @@ from ragst_sd.retrieval.episodes import Episodes
 from ragst_sd.retrieval.gate import GATES
 from ragst_sd.retrieval.loop import seeded
 from ragst_sd.retrieval.model import Member
+from ragst_sd.retrieval.rag import RagOptions
 from ragst_sd.retrieval.training import within_section_pearson
 
-N, OPTIONS = 90, {"gate": "softmax", "candidates": "nearest", "correlation": 1.0, "sparsity": 0.0}
+N, OPTIONS = 90, RagOptions(gate="softmax", correlation=1.0, sparsity=0.0)
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def spread_weights(episodes, member, queries, bank):
 @pytest.mark.parametrize("candidates", ["nearest", "random"])
 @pytest.mark.parametrize("gate", list(GATES))
 def test_no_weight_on_rows_of_the_own_group_or_donor(episodes, candidates, gate):
-    episodes.options = {**OPTIONS, "gate": gate, "candidates": candidates}
+    episodes.options, episodes.candidates = replace(OPTIONS, gate=gate), candidates
     # More candidates than some queries have eligible rows.
     episodes.n_candidates = 50
     with seeded(0):
@@ -121,7 +122,7 @@ def test_score_is_that_of_all_queries_at_once(episodes, monkeypatch):
 
 def test_loss_written_out(episodes):
     member, queries = member_of(), np.arange(N)
-    episodes.options = {**OPTIONS, "correlation": 0.7, "sparsity": 0.3}
+    episodes.options = replace(OPTIONS, correlation=0.7, sparsity=0.3)
     with torch.no_grad():
         evidence, weights = (t.numpy() for t in episodes.predict(member, queries, queries))
         got = float(episodes.loss(member, queries, 0.0))
@@ -133,7 +134,7 @@ def test_loss_written_out(episodes):
 
 @pytest.mark.parametrize("gate", list(GATES))
 def test_gradients_reach_phi_and_gate(episodes, gate):
-    episodes.options = {**OPTIONS, "gate": gate}
+    episodes.options = replace(OPTIONS, gate=gate)
     member = member_of(4)
     with seeded(0):
         episodes.loss(member, np.arange(N), 0.5).backward()

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from ragst_sd.retrieval.baselines import fit_ridge, ridge_adjustment
+from ragst_sd.retrieval.bank import Bank, Run, Selection
 from ragst_sd.retrieval.gate import distance_gate, uniform_gate
 from ragst_sd.retrieval.methods import METHODS, fit_method
 from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.projection import fit_pca, project, standardize
-from ragst_sd.retrieval.training import Run, Training, reference_mean, variable_genes, within_section_pearson
+from ragst_sd.retrieval.ridge import fit_ridge
+from ragst_sd.retrieval.training import reference_mean, variable_genes, within_section_pearson
 
 
 @pytest.fixture
@@ -24,7 +25,13 @@ def training(rng):
     measured[:, 14] = False
     values = truth * measured[panels]
     folds = np.repeat([0, 1, 2], 30)
-    return Training(key, sp.csr_matrix(values), panels, measured, folds, folds)
+    return Bank(key, sp.csr_matrix(values), panels, measured, folds, folds, key=key)
+
+
+def nobody(key):
+    """Queries for whom nobody is cited."""
+    nothing = np.zeros((len(key), 1))
+    return Selection(key, np.full((len(key), 1), -1), nothing, nothing)
 
 
 @pytest.mark.parametrize("shape", [(50, 8), (12, 30)])
@@ -75,39 +82,44 @@ def test_distance_gate_ignores_the_unit_of_distance():
 def test_ridge_equals_scikit_learn(training):
     from sklearn.linear_model import Ridge
 
-    fitted = fit_ridge(training, training.embedding, alphas=[0.1])
+    fitted = fit_ridge(training, alphas=[0.1])
     mean = reference_mean(training)
-    got = ridge_adjustment(fitted, training.embedding) + mean
+    cited = METHODS["mean"].answers({"reference_mean": mean}, training, nobody(training.embedding))
+    added = METHODS["ridge"].answers({**fitted, "reference_mean": mean}, training, nobody(training.embedding))
+    np.testing.assert_array_equal(added.evidence, cited.evidence)
+    got = added.adjustment + mean
     values = training.values.toarray()
     for genes, rows in ((np.r_[0:3, 5:14], np.arange(90)), (np.r_[3:5], np.arange(60))):
         model = Ridge(alpha=0.1 * len(rows)).fit(training.embedding[rows], values[rows][:, genes])
-        np.testing.assert_allclose(got[:, genes], model.predict(training.embedding), atol=1e-8)
+        np.testing.assert_allclose(got[:, genes], model.predict(training.embedding), atol=1e-5)
     assert np.isnan(got[:, 14]).all()
 
 
 def test_ridge_chooses_alpha_on_held_out_groups(rng):
     key = rng.normal(size=(120, 40))
-    noise_only = Training(
+    noise_only = Bank(
         key,
         rng.normal(size=(120, 6)),
         np.zeros(120, int),
         np.ones((1, 6), bool),
         np.repeat([0, 1, 2], 40),
         np.repeat([0, 1, 2], 40),
+        key=key,
     )
-    signal = Training(
+    signal = Bank(
         key,
         key @ rng.normal(size=(40, 6)),
         np.zeros(120, int),
         np.ones((1, 6), bool),
         noise_only.folds,
         noise_only.sections,
+        key=key,
     )
     alphas = [1e-4, 1.0, 1e4]
-    assert fit_ridge(signal, key, alphas=alphas)["alpha"] == 1e-4
-    scores = fit_ridge(signal, key, alphas=alphas)["alpha_scores"]
+    assert fit_ridge(signal, alphas=alphas)["alpha"] == 1e-4
+    scores = fit_ridge(signal, alphas=alphas)["alpha_scores"]
     assert scores[0] > 0.99
-    assert abs(fit_ridge(noise_only, key, alphas=alphas)["alpha_scores"]).max() < 0.3
+    assert abs(fit_ridge(noise_only, alphas=alphas)["alpha_scores"]).max() < 0.3
 
 
 def test_reference_mean_counts_only_rows_that_measured(training):
@@ -136,10 +148,10 @@ def test_within_section_pearson_ignores_differences_between_sections(rng):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_gives_plain_parameters_and_the_same_twice(training, name):
     small = {"n_components": 4, "max_steps": 20, "n_seeds": 2}
-    known = METHODS[name].options
+    known = METHODS[name].options.__dataclass_fields__
     options = resolve_options(METHODS, name, {option: value for option, value in small.items() if option in known})
-    first, key = fit_method(name, training, options, Run(n_neighbors=10, n_candidates=10))[:2]
-    second, again = fit_method(name, training, options, Run(n_neighbors=10, n_candidates=10))[:2]
+    first, key = fit_method(name, training, Run(options, n_neighbors=10, n_candidates=10))[:2]
+    second, again = fit_method(name, training, Run(options, n_neighbors=10, n_candidates=10))[:2]
     np.testing.assert_array_equal(key, again)
     assert key.shape[0] == 90
     assert np.isfinite(key).all()

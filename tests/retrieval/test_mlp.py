@@ -10,13 +10,14 @@ import scipy.sparse as sp
 import torch
 
 from ragst_sd.retrieval import mlp
-from ragst_sd.retrieval.baselines import fit_ridge, ridge_adjustment
+from ragst_sd.retrieval.bank import Bank, Run, Selection
 from ragst_sd.retrieval.loop import History
-from ragst_sd.retrieval.mlp import MLP_OPTIONS, fit_mlp, mlp_adjustment
+from ragst_sd.retrieval.mlp import MlpOptions, fit_mlp, mlp_adjustment
+from ragst_sd.retrieval.ridge import fit_ridge, ridge_adjustment
 from ragst_sd.retrieval.targets import best_step, held_out_splits, standardised_targets
-from ragst_sd.retrieval.training import Run, Training, within_section_pearson
+from ragst_sd.retrieval.training import within_section_pearson
 
-OPTIONS = {**MLP_OPTIONS, "n_train_genes": 8, "hidden": 16, "max_steps": 60, "n_seeds": 2, "learning_rate": 1e-2}
+OPTIONS = MlpOptions(n_train_genes=8, hidden=16, max_steps=60, n_seeds=2, learning_rate=1e-2)
 
 
 def planted(rng, n_groups=3, n=50):
@@ -30,7 +31,13 @@ def planted(rng, n_groups=3, n=50):
     measured[1, 3] = False
     measured[:, 11] = False
     values = sp.csr_matrix(values * measured[panels])
-    return Training(key, values, panels, measured, groups, groups)
+    return Bank(key, values, panels, measured, groups, groups, key=key)
+
+
+def added(adjustment, fitted, key):
+    """What a regression adds for queries at these places."""
+    nothing = np.zeros((len(key), 1))
+    return adjustment(fitted, None, Selection(key, np.full((len(key), 1), -1), nothing, nothing))
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +47,15 @@ def training():
 
 @pytest.fixture(scope="module")
 def fitted(training):
-    return fit_mlp(training, training.embedding, OPTIONS, Run(rng=1))
+    return fit_mlp(training, Run(OPTIONS, rng=1))
 
 
 def test_parameters_are_plain_and_the_same_twice(training, fitted):
-    again = fit_mlp(training, training.embedding, OPTIONS, Run(rng=1))
+    again = fit_mlp(training, Run(OPTIONS, rng=1))
     for name, value in fitted.items():
         assert isinstance(value, np.ndarray | int | float)
         np.testing.assert_array_equal(value, again[name])
-    other = fit_mlp(training, training.embedding, OPTIONS, Run(rng=2))
+    other = fit_mlp(training, Run(OPTIONS, rng=2))
     assert not np.array_equal(fitted["first"], other["first"])
     assert fitted["first"].shape == (4, 32)
     assert 1 <= fitted["steps"] <= 60
@@ -58,7 +65,7 @@ def test_fitting_leaves_the_callers_random_numbers_alone(training):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    fit_mlp(training, training.embedding, {**OPTIONS, "max_steps": 2, "n_seeds": 1}, Run())
+    fit_mlp(training, Run(replace(OPTIONS, max_steps=2, n_seeds=1)))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -71,20 +78,20 @@ def test_adjustment_is_the_mean_of_the_networks(training, monkeypatch):
         return result
 
     monkeypatch.setattr(mlp, "_train", keep)
-    fitted = fit_mlp(training, training.embedding, OPTIONS, Run())
+    fitted = fit_mlp(training, Run(OPTIONS))
     x = torch.as_tensor(training.embedding / fitted["scale"]).float()
     targets = standardised_targets(training, np.arange(150), 8, "mlp")
     np.testing.assert_array_equal(fitted["trained_genes"], targets.genes)
     with torch.no_grad():
         expected = np.mean([network(x).double().numpy() for network in networks[-2:]], axis=0) * targets.sd
-    got = mlp_adjustment(fitted, training.embedding)[:, targets.genes]
+    got = added(mlp_adjustment, fitted, training.embedding)[:, targets.genes]
     np.testing.assert_allclose(got, expected - expected.mean(axis=0), atol=1e-4)
 
 
 def test_other_genes_are_ridge_on_the_hidden_units(training, fitted):
     units = mlp.gelu(training.embedding / fitted["scale"] @ fitted["first"] + fitted["first_bias"])
     values = training.values.toarray()
-    got = mlp_adjustment(fitted, training.embedding)
+    got = added(mlp_adjustment, fitted, training.embedding)
     others = np.setdiff1d(np.arange(11), fitted["trained_genes"])
     assert 3 in others
     for gene in others:
@@ -103,29 +110,22 @@ def test_other_genes_are_ridge_on_the_hidden_units(training, fitted):
 
 def test_adjustment_does_not_depend_on_company(training, fitted):
     many = np.tile(training.embedding, (2, 1))
-    whole = mlp_adjustment(fitted, many)
+    whole = added(mlp_adjustment, fitted, many)
     for i in (0, 255, 256, 299):
-        np.testing.assert_array_equal(mlp_adjustment(fitted, many[i : i + 1])[0], whole[i])
+        np.testing.assert_array_equal(added(mlp_adjustment, fitted, many[i : i + 1])[0], whole[i])
 
 
 @pytest.mark.slow
 def test_it_learns_what_ridge_cannot():
     everything = planted(np.random.default_rng(3), n_groups=4)
     rows, held = np.flatnonzero(everything.folds < 3), np.flatnonzero(everything.folds == 3)
-    part = replace(
-        everything,
-        embedding=everything.embedding[rows],
-        values=everything.values[rows],
-        panels=everything.panels[rows],
-        folds=everything.folds[rows],
-        sections=everything.sections[rows],
-    )
-    network = fit_mlp(part, part.embedding, {**OPTIONS, "max_steps": 150}, Run())
-    ridge = fit_ridge(part, part.embedding, alphas=np.logspace(-3, 2, 6))
+    part = everything.at_rows(rows)
+    network = fit_mlp(part, Run(replace(OPTIONS, max_steps=150)))
+    ridge = fit_ridge(part, alphas=np.logspace(-3, 2, 6))
     key, truth = everything.embedding[held], everything.values.toarray()[held][:, :11]
     score, linear = (
-        within_section_pearson(added[:, :11], truth, everything.sections[held])
-        for added in (mlp_adjustment(network, key), ridge_adjustment(ridge, key))
+        within_section_pearson(more[:, :11], truth, everything.sections[held])
+        for more in (added(mlp_adjustment, network, key), added(ridge_adjustment, ridge, key))
     )
     assert score > linear + 0.1
     assert network["inner_score"] == pytest.approx(score, abs=0.15)
@@ -139,7 +139,7 @@ def test_held_out_groups_take_no_part(training, monkeypatch):
         return real(training, x, rows, *args, **kwargs)
 
     monkeypatch.setattr(mlp, "_train", keep)
-    fit_mlp(training, training.embedding, {**OPTIONS, "max_steps": 2, "n_seeds": 1}, Run())
+    fit_mlp(training, Run(replace(OPTIONS, max_steps=2, n_seeds=1)))
     assert [sorted(set(training.folds[rows])) for rows in seen] == [[1, 2], [0, 2], [0, 1], [0, 1, 2]]
 
 
@@ -153,7 +153,7 @@ def test_an_interrupt_ends_a_stage_and_keeps_what_there_is(training, monkeypatch
         return real(*args)
 
     monkeypatch.setattr(mlp, "section_correlation", interrupted)
-    fitted = fit_mlp(training, training.embedding, OPTIONS, Run())
+    fitted = fit_mlp(training, Run(OPTIONS))
     # The first held-out group ends after 24 steps, and the first of the two networks after 14 more.
     assert calls == [100] * 25 + [150] * 15
     assert fitted["steps"] in (10, 20)
@@ -164,13 +164,13 @@ def test_an_interrupt_ends_a_stage_and_keeps_what_there_is(training, monkeypatch
 
 def test_one_group_takes_half_of_the_steps(training):
     single = replace(training, folds=np.zeros(150, int))
-    fitted = fit_mlp(single, training.embedding, {**OPTIONS, "max_steps": 8}, Run())
+    fitted = fit_mlp(single, Run(replace(OPTIONS, max_steps=8)))
     assert fitted["steps"] == 4
     assert np.isnan(fitted["inner_score"])
 
 
 def test_batches_of_rows(training):
-    fitted = fit_mlp(training, training.embedding, {**OPTIONS, "batch_size": 40, "n_seeds": 1}, Run())
+    fitted = fit_mlp(training, Run(replace(OPTIONS, batch_size=40, n_seeds=1)))
     assert fitted["inner_score"] > 0.3
 
 
@@ -187,4 +187,4 @@ def test_splits_and_steps():
 def test_nothing_that_varies_is_an_error(training):
     flat = replace(training, values=np.ones((150, 12)), measured=np.ones((2, 12), dtype=bool))
     with pytest.raises(ValueError, match="none of the 8 genes tried varies"):
-        fit_mlp(flat, flat.embedding, OPTIONS, Run())
+        fit_mlp(flat, Run(OPTIONS))

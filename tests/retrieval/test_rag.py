@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from ragst_sd.retrieval import rag as module
-from ragst_sd.retrieval.evidence import select_cited, weighted_average
+from ragst_sd.retrieval.bank import Bank, Query, Run
+from ragst_sd.retrieval.evidence import weighted_average
 from ragst_sd.retrieval.gate import GATES
 from ragst_sd.retrieval.methods import METHODS, fit_method, phi_of
 from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.search import Eligibility, find_candidates
-from ragst_sd.retrieval.training import Neighbourhood, Run, Training, within_section_pearson
+from ragst_sd.retrieval.training import within_section_pearson
 
 RUN = Run(n_neighbors=12, n_candidates=12)
 QUICK = {"n_seeds": 1, "max_steps": 60, "learning_rate": 1e-2, "dropout": 0.0}
@@ -27,25 +28,20 @@ def planted(rng, donors=4, rows=50, informative=3, noisy=15, genes=20):
     values = np.tanh(key[:, :informative] @ rng.normal(size=(informative, genes)))
     folds = np.repeat(np.arange(donors), rows)
     values = values + rng.normal(size=(donors, genes))[folds]
-    return Training(key, values, np.zeros(n, int), np.ones((1, genes), bool), folds, folds, folds)
-
-
-def part(training, rows):
-    names = ("embedding", "values", "panels", "folds", "sections", "donors")
-    return replace(training, **{name: getattr(training, name)[rows] for name in names})
+    return Bank(key, values, np.zeros(n, int), np.ones((1, genes), bool), folds, folds, folds)
 
 
 def held_out(method, training, options, run=RUN, donor=3):
     """Pearson of the evidence within a donor that the fit has not seen."""
     seen = training.folds != donor
-    inner, query = part(training, seen), part(training, ~seen)
-    parameters, bank, _ = fit_method(method, inner, resolve_options(METHODS, method, options), run)
+    inner, query = training.at_rows(seen), training.at_rows(~seen)
+    parameters, bank, _ = fit_method(method, inner, replace(run, options=resolve_options(METHODS, method, options)))
     phi = phi_of(method, parameters, query.embedding)
     everyone = Eligibility.everything(len(phi), len(bank))
     found = find_candidates(phi, bank, run.n_candidates, eligibility=everyone, how=METHODS[method].candidates)
-    hood = Neighbourhood(phi, found.rows, found.distances, bank, query.states)
-    rows, weights, _ = select_cited(found, METHODS[method].gate(parameters, hood), run.n_neighbors)
-    evidence = weighted_average(rows, weights, inner.values - parameters["section_shifts"][inner.sections])
+    asked = Query(phi, found, query.states, run.n_neighbors)
+    cited = METHODS[method].select(parameters, replace(inner, key=bank), asked)
+    evidence = weighted_average(cited.rows, cited.weights, inner.values - parameters["section_shifts"][inner.sections])
     return within_section_pearson(evidence.astype(float), query.values, query.sections), parameters
 
 
@@ -77,7 +73,8 @@ def test_random_candidates_are_worse(training):
 
 
 def fit(training, run=RUN, **options):
-    return fit_method("rag", training, resolve_options(METHODS, "rag", {**QUICK, "max_steps": 20, **options}), run)[0]
+    given = resolve_options(METHODS, "rag", {**QUICK, "max_steps": 20, **options})
+    return fit_method("rag", training, replace(run, options=given))[0]
 
 
 @pytest.mark.slow
@@ -101,12 +98,12 @@ def test_steps_are_chosen_on_held_out_groups_only(training, monkeypatch):
     calls = []
     train = module._train
 
-    def watched(episodes, rows, options, run, **kwargs):
+    def watched(episodes, rows, run, **kwargs):
         calls.append((rows, kwargs.get("held"), kwargs["steps"]))
-        return train(episodes, rows, options, run, **kwargs)
+        return train(episodes, rows, run, **kwargs)
 
     monkeypatch.setattr(module, "_train", watched)
-    three = part(training, training.folds != 3)
+    three = training.at_rows(training.folds != 3)
     parameters = fit(three)
     *inner, (everything, held, steps) = calls
     assert len(inner) == 3

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ragst_sd.retrieval.bank import Bank, Run
 from ragst_sd.retrieval.methods import METHODS, fit_method, phi_of
 from ragst_sd.retrieval.options import resolve_options
-from ragst_sd.retrieval.training import Run, Training
 from ragst_sd.retrieval.type_filter import fit_types, typed_queries
 
 N, P, T, G = 240, 12, 3, 30
@@ -24,8 +24,9 @@ def training(rng):
     embedding[:, :T] = 2 * np.sqrt(types) + 0.5 * rng.normal(size=(N, T))
     profiles = rng.gamma(1.0, size=(T, G))
     donors = np.repeat(np.arange(4), N // 4)
-    return Training(
+    return Bank(
         embedding=embedding,
+        key=embedding - embedding.mean(axis=0),
         values=np.log1p(types @ profiles * 10) + 0.1 * rng.normal(size=(N, G)),
         panels=np.zeros(N, dtype=np.int64),
         measured=np.ones((1, G), dtype=bool),
@@ -38,12 +39,11 @@ def training(rng):
 
 def test_queries_are_predicted_from_other_groups(training, rng):
     """Shuffling the types of a group changes what its own rows carry as rows, not what they carry as queries."""
-    key = training.embedding - training.embedding.mean(axis=0)
-    parameters, queries, bank = fit_types(training, key)
+    queries, bank, parameters = fit_types(training)
     shuffled = training.types.copy()
     own = training.folds == 2
     shuffled[own] = rng.permutation(shuffled[own])
-    other, again, rows = fit_types(replace(training, types=shuffled), key)
+    again, rows, other = fit_types(replace(training, types=shuffled))
     plain = [q / p["types_weight"] + p["types_mean"] for p, q in ((parameters, queries), (other, again))]
     np.testing.assert_allclose(plain[1][own], plain[0][own], atol=1e-9)
     assert not np.allclose(plain[1][~own], plain[0][~own], atol=1e-3)
@@ -54,8 +54,8 @@ def test_queries_are_predicted_from_other_groups(training, rng):
 
 def test_prediction_against_plain_least_squares(training):
     """With hardly any penalty, what a query carries is the least-squares prediction of the roots."""
-    key = training.embedding - training.embedding.mean(axis=0)
-    parameters, _, _ = fit_types(training, key)
+    key = training.key
+    _, _, parameters = fit_types(training)
     alpha = 1e-3
     roots = np.sqrt(training.types)
     best = None
@@ -71,25 +71,19 @@ def test_prediction_against_plain_least_squares(training):
 
 
 def test_rows_without_fractions_carry_what_is_predicted(training):
-    key = training.embedding - training.embedding.mean(axis=0)
+    key = training.key
     types = training.types.copy()
     types[::7] = np.nan
-    parameters, _, bank = fit_types(replace(training, types=types), key)
+    _, bank, parameters = fit_types(replace(training, types=types))
     np.testing.assert_allclose(bank[::7], typed_queries(parameters, key)[::7, :T], atol=1e-9)
 
 
 def evidence(training, options, rng):
     """Mean correlation of genes on a fifth donor, by the weights of the rows nearest in phi-space."""
     held = training.folds == 3
-    inner = replace(
-        training,
-        **{
-            name: getattr(training, name)[~held]
-            for name in ("embedding", "values", "panels", "folds", "sections", "donors", "types")
-        },
-    )
-    run = Run(n_neighbors=20, n_candidates=20)
-    parameters, bank, _ = fit_method("rag", inner, resolve_options(METHODS, "rag", {**QUICK, **options}), run)
+    inner = training.at_rows(~held)
+    given = resolve_options(METHODS, "rag", {**QUICK, **options})
+    parameters, bank, _ = fit_method("rag", inner, Run(given, n_neighbors=20, n_candidates=20))
     phi = phi_of("rag", parameters, training.embedding[held])
     squared = ((phi[:, None] - bank[None]) ** 2).sum(axis=2)
     near = np.argsort(squared, axis=1)[:, :20]
@@ -110,6 +104,6 @@ def test_types_that_mean_nothing_do_little_harm(training, rng):
 
 def test_without_types_they_cannot_count(training):
     with pytest.raises(ValueError, match="the rows have none"):
-        fit_types(replace(training, types=None), training.embedding)
+        fit_types(replace(training, types=None))
     with pytest.raises(ValueError, match="`cell_types` is 'yes'"):
         resolve_options(METHODS, "rag", {"cell_types": "yes"})
