@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ragst_sd.retrieval.bank import Bank, Run
+from ragst_sd.retrieval.bank import Bank, Query, Run
 from ragst_sd.retrieval.evidence import weighted_average
 from ragst_sd.retrieval.methods import METHODS, fit_method, phi_of
 from ragst_sd.retrieval.options import resolve_options

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from functools import cache
+from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 
@@ -54,11 +55,14 @@ def tree_of(path: Path) -> ast.Module:
 
 
 @cache
-def imports_of(path: Path) -> set[str]:
-    """Full names of the modules (and names in them) that a file imports, anywhere in it."""
+def imports_of(path: Path, *, typing: bool = True) -> set[str]:
+    """Full names of the modules (and names in them) that a file imports, anywhere in it, for its types only or not."""
+    blocks = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.If)]
+    of_types = [block for block in blocks if ast.unparse(block.test) == "TYPE_CHECKING" and not typing]
+    skipped = {node for block in of_types for node in ast.walk(block)}
     package = module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
     found = set()
-    for node in ast.walk(tree_of(path)):
+    for node in set(ast.walk(tree_of(path))) - skipped:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -104,6 +108,9 @@ def test_imports_are_read_in_every_form(tmp_path, monkeypatch):
         "import ragst_sd.tl as t\ndef f():\n    from ..pp import a\n    from ragst_sd import get\n    from . import b\n"
     )
     assert imports_of(file) >= {"ragst_sd.tl", "ragst_sd.pp", "ragst_sd.pp.a", "ragst_sd.get", "ragst_sd.image.b"}
+    other = file.with_name("stain.py")
+    other.write_text("import ragst_sd.tl\nif TYPE_CHECKING:\n    from ragst_sd import get\n")
+    assert imports_of(other) - imports_of(other, typing=False) >= {"ragst_sd.get"}
 
 
 @pytest.mark.parametrize("core", CORE)
@@ -119,6 +126,33 @@ def test_image_and_retrieval_never_import_each_other():
 
 def test_results_are_read_and_drawn_without_tl():
     assert violations("get", ("tl",)) == violations("pl", ("tl",)) == []
+
+
+@pytest.mark.parametrize("core", CORE)
+def test_core_imports_in_one_direction(core):
+    """A method knows neither the table of methods nor the runner, which know it."""
+    paths = {module_name(path): path for path in FILES if path.relative_to(ROOT).parts[0] == core}
+    graph = {name: (imports_of(path, typing=False) & set(paths)) - {name} for name, path in paths.items()}
+    assert set(TopologicalSorter(graph).static_order()) == set(paths)
+
+
+def test_what_all_share_imports_no_step_of_the_analysis():
+    shared = [path for path in FILES if path.parent == ROOT and path.name != "__init__.py"]
+    found = {
+        path.name for path in shared for name in imports_of(path) if name.split(".")[1:2] in (["tl"], ["get"], ["pl"])
+    }
+    assert found == set()
+
+
+def test_tools_never_import_what_reads_their_results():
+    assert violations("tl", ("get",)) == []
+
+
+def test_a_reference_is_opened_in_one_place():
+    """Only there does an AnnData become a bank; the core makes banks of arrays."""
+    calls = [(path, node) for path in FILES for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+    makers = {path.relative_to(ROOT) for path, node in calls if ast.unparse(node.func).split(".")[-1] == "Bank"}
+    assert {path.as_posix() for path in makers if path.parts[0] != "retrieval"} == {"_bank.py"}
 
 
 def test_core_knows_no_spatialdata():

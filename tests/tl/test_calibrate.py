@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import ragst_sd as rg
-from ragst_sd._reference import reference_fit, reference_hash
+from ragst_sd._bank import open_bank
+from ragst_sd._reference import reference_hash
 from ragst_sd.retrieval.conformal import group_threshold
 from ragst_sd.tl._calibrate import calibrate
 from ragst_sd.tl._folds import outer_folds
@@ -130,7 +132,7 @@ class TestUnit:
 class TestFolds:
     def test_more_donors_than_folds_are_held_out_together(self, three):
         reference = shared_out(three, 10)
-        folds = outer_folds(reference, reference.uns["ragst"], None, n_folds=4)
+        folds = outer_folds(open_bank(reference, fitted=False), None, n_folds=4)
         assert len(folds) == 4
         donors = reference.obs["donor"].astype(str).to_numpy()
         assert sorted(np.concatenate([fold.held for fold in folds])) == list(range(reference.n_obs))
@@ -162,11 +164,13 @@ class TestFolds:
         refits = []
         from ragst_sd.tl import _calibrate
 
-        def spy(part, **kwargs):
-            refits.append(kwargs)
-            rg.tl.fit(part, **kwargs)
+        original = _calibrate.fit_tissue
 
-        monkeypatch.setattr(_calibrate, "fit", spy)
+        def spy(part, method, run, **kwargs):
+            refits.append({"method": method, "rng": run.rng, "options": asdict(run.options), **kwargs})
+            return original(part, method, run, **kwargs)
+
+        monkeypatch.setattr(_calibrate, "fit_tissue", spy)
         calibrate(three, levels=[0.5], **QUIET)
         assert len(refits) == 3
         for one in refits:
@@ -217,7 +221,7 @@ class TestRecord:
         before, fit = reference_hash(fitted), dict(fitted.uns["ragst"]["fit"])
         rg.tl.calibrate(fitted, levels=[0.5], **QUIET)
         assert reference_hash(fitted) == before
-        assert reference_fit(fitted)["fit_hash"] == fit["fit_hash"]
+        assert open_bank(fitted).fit.fit_hash == fit["fit_hash"]
         assert fitted.uns["ragst"]["calibration"]["fit_hash"] == fit["fit_hash"]
 
     def test_a_new_fit_drops_it(self, fitted):

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 
 import ragst_sd as rg
+from ragst_sd._bank import open_bank
 from ragst_sd._demo import variable_genes
 from ragst_sd._metrics import by_donor, group_means
-from ragst_sd._reference import reference_fit, reference_hash
+from ragst_sd._reference import reference_hash
 from ragst_sd.tl._cross_validate import cross_validate
 from ragst_sd.tl._folds import outer_folds, training_part
 
@@ -110,7 +111,7 @@ def test_what_is_written(scored):
     np.testing.assert_allclose(reference.var["cv_pearson"].dropna().sort_index(), expected.sort_index())
     assert set(reference.var.index[reference.var["noise_ceiling"].notna()]) == set(expected.index)
     # Still fitted, and what was found comes out with predictions.
-    assert reference_fit(reference)["n_neighbors"] == 10
+    assert open_bank(reference).fit.n_neighbors == 10
 
 
 def test_written_scores_reach_predictions(scored, query):
@@ -196,14 +197,12 @@ def test_panels_of_held_out_sections_vanish(three, caplog):
     expression = three.X.toarray()
     expression[np.ix_(panels == "small", ~in_small)] = 0
     three.X = type(three.X)(expression)
-    header = dict(three.uns["ragst"])
-    rows = np.flatnonzero(panels == "large")
-    part = training_part(three, header, rows, three.X, "u")
-    assert list(part.uns["ragst"]["panels"]) == ["large"]
-    assert list(part.uns["ragst"]["sections"]["sample"]) == ["donor1", "donor2"]
-    assert part.varm["measured"].shape == (three.n_vars, 1)
-    assert training_part(three, header, np.flatnonzero(panels == "small"), three.X, "u").n_vars == in_small.sum()
-    assert list(header["panels"]) == ["large", "small"]
+    bank = open_bank(three, fitted=False)
+    large, small = (training_part(bank, np.flatnonzero(panels == name), bank.values) for name in ("large", "small"))
+    assert large.measured.shape == (1, three.n_vars) and set(large.panels) == {0}
+    assert set(large.sections) == {0, 1} and set(large.obs["sample"]) == {"donor1", "donor2"}
+    assert list(small.genes) == list(three.var_names[in_small]) and small.values.shape[1] == in_small.sum()
+    assert len(bank.measured) == 2 and list(three.uns["ragst"]["panels"]) == ["large", "small"]
     with caplog.at_level(logging.INFO, logger="ragst_sd"):
         scores = cross_validate(three, methods="knn", genes="all", **FAST)
     # Genes that the held-out panel lacks are no zeros to be predicted: they are not scored there.
@@ -257,7 +256,7 @@ def test_sections_with_the_same_image_are_left_out_together(three, caplog):
     hashes = three.uns["ragst"]["sections"]["image_hash"]
     three.uns["ragst"]["sections"]["image_hash"] = np.array([hashes[0], hashes[0], hashes[2]])
     with caplog.at_level(logging.WARNING, logger="ragst_sd"):
-        folds = {fold.name: fold for fold in outer_folds(three, three.uns["ragst"], None)}
+        folds = {fold.name: fold for fold in outer_folds(open_bank(three, fitted=False), None)}
     donors = three.obs["donor"].astype(str).to_numpy()
     assert set(donors[folds["donor1"].training]) == {"donor3"}
     assert set(donors[folds["donor3"].training]) == {"donor1", "donor2"}

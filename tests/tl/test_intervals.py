@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import spatialdata as sd
 
 import ragst_sd as rg
-from ragst_sd.tl._intervals import interval_rule, limits_of
+from ragst_sd.retrieval.conformal import limits_around
+from ragst_sd.tl._intervals import interval_rule
 
 KNN = {"method": "knn", "n_neighbors": 10, "progress": False}
 
@@ -180,15 +180,12 @@ class TestLimits:
         assert "calibrated on what was measured in 'donor1' too" in caplog.text
 
     def test_widen_on_spots_that_look_unlike_the_reference(self, calibrated):
-        header, n, g = calibrated.uns["ragst"], 3, calibrated.n_vars
-        found = SimpleNamespace(
-            prediction=np.ones((n, g), dtype=np.float32),
-            disagreement=np.ones((n, g), dtype=np.float32),
-            distance=np.zeros(n),
-            obs={"appearance_distance": np.array([0.5, 2.0, np.nan])},
-        )
-        limits = limits_of(interval_rule(header, 0, np.arange(g), as_calibrated=True), found)
-        half = limits.upper - found.prediction
+        calibration, n, g = calibrated.uns["ragst"]["calibration"], 3, calibrated.n_vars
+        prediction = disagreement = np.ones((n, g), dtype=np.float32)
+        rule = interval_rule(calibration, 0, np.arange(g), as_calibrated=True)
+        unlike = np.array([0.5, 2.0, np.nan])
+        _, upper = limits_around(rule, prediction, disagreement, np.zeros(n), unlike)
+        half = upper - prediction
         np.testing.assert_allclose(half[1], 2 * half[0], rtol=1e-5)
         np.testing.assert_array_equal(half[2], half[0])
 
