@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
 from ragst_sd.retrieval.adjustment import apply_adjustment, evidence_offset, fit_adjustment
+from ragst_sd.retrieval.bank import Bank, Run, Selection
 from ragst_sd.retrieval.centering import section_shifts
+from ragst_sd.retrieval.evidence import cite
 from ragst_sd.retrieval.gate import distance_gate
-from ragst_sd.retrieval.training import Cited, Run, Training
 
 RUN = Run(n_neighbors=8, n_candidates=12)
 
 
-def gate(hood):
-    return distance_gate(hood.distances, 2.0)
+def select(bank, query):
+    return cite(query, distance_gate(query.candidates.distances, 2.0))
+
+
+def applied(parameters, phi, rows, bank):
+    """T for queries that cite these rows alike."""
+    weights = np.full(rows.shape, 1 / rows.shape[1])
+    training = replace(made(bank, bank, np.zeros(len(bank), int)), key=bank)
+    return apply_adjustment(parameters, training, Selection(phi, rows, weights, weights))
 
 
 def made(phi, values, folds, measured=None, panels=None):
     panels = np.zeros(len(phi), int) if panels is None else panels
     measured = np.ones((panels.max() + 1, values.shape[1]), bool) if measured is None else measured
-    return Training(phi, values * measured[panels], panels, measured, folds, folds)
+    return Bank(phi, values * measured[panels], panels, measured, folds, folds)
 
 
 def fitted(training, rank=50, run=RUN):
     shifts = section_shifts(training)
     return fit_adjustment(
-        training, training.embedding, training.embedding, gate, shifts, run=run, rank=rank, candidates="nearest"
+        training, training.embedding, training.embedding, select, shifts, run=run, rank=rank, candidates="nearest"
     ), shifts
 
 
@@ -87,10 +97,9 @@ def test_helps_where_the_truth_is_linear_beyond_the_bank(beyond):
     got, _ = fitted(training)
     bank = phi[seen]
     rows = np.argsort(((phi[~seen][:, None] - bank[None]) ** 2).sum(axis=2), axis=1)[:, :8]
-    cited = Cited(rows, np.full(rows.shape, 1 / 8), bank)
     evidence = values[seen][rows].mean(axis=1)
     error = ((evidence - values[~seen]) ** 2).mean()
-    adjusted = ((evidence + apply_adjustment(got, phi[~seen], cited) - values[~seen]) ** 2).mean()
+    adjusted = ((evidence + applied(got, phi[~seen], rows, bank) - values[~seen]) ** 2).mean()
     assert adjusted < 0.3 * error
     assert got["adjustment_scores"][1:].max() > got["adjustment_scores"][0] + 0.01
 
@@ -116,8 +125,7 @@ def test_is_zero_where_it_does_not_help(rng):
     got, _ = fitted(made(phi, rng.normal(size=(150, 9)), folds))
     assert np.isinf(got["adjustment_alpha"])
     rows = np.arange(24).reshape(3, 8)
-    added = apply_adjustment(got, phi[:3], Cited(rows, np.full((3, 8), 1 / 8), phi))
-    np.testing.assert_array_equal(added, np.zeros((3, 9)))
+    np.testing.assert_array_equal(applied(got, phi[:3], rows, phi), np.zeros((3, 9)))
 
 
 def test_rank_zero_is_no_adjustment(beyond):
@@ -140,7 +148,7 @@ def test_genes_of_one_panel_are_fitted_on_its_rows(beyond):
     training = made(phi, values, folds, measured, panels)
     got, shifts = fitted(training)
     dense = {name: np.asarray(value) for name, value in got.items()}
-    sparse, _ = fitted(Training(**{**vars(training), "values": sp.csr_matrix(training.values)}))
+    sparse, _ = fitted(replace(training, values=sp.csr_matrix(training.values)))
     np.testing.assert_allclose(sparse["adjustment_out"], dense["adjustment_out"], atol=1e-6)
     offset, missed = by_hand(training, shifts)
     alpha = float(got["adjustment_alpha"])
@@ -156,4 +164,4 @@ def test_offset_written_out(rng):
     rows = np.array([[0, 1], [2, -1], [-1, -1], [5, 5]])
     weights = np.array([[0.3, 0.7], [1, 0], [0, 0], [0.5, 0.5]])
     expected = [phi[0] - 0.3 * bank[0] - 0.7 * bank[1], phi[1] - bank[2], np.zeros(3), phi[3] - bank[5]]
-    np.testing.assert_allclose(evidence_offset(phi, Cited(rows, weights, bank)), expected)
+    np.testing.assert_allclose(evidence_offset(Selection(phi, rows, weights, weights), bank), expected)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from ragst_sd.retrieval.bank import Bank, Query
 from ragst_sd.retrieval.centering import section_shifts, weighted_shift
-from ragst_sd.retrieval.evidence import select_cited, weighted_average
+from ragst_sd.retrieval.evidence import cite, weighted_average
 from ragst_sd.retrieval.search import Candidates
-from ragst_sd.retrieval.training import Training, reference_mean
+from ragst_sd.retrieval.training import reference_mean
 
 PANELS = np.repeat([0, 1, 0], [10, 8, 6])
 SECTIONS = np.repeat([0, 1, 2], [14, 4, 6])
@@ -21,14 +24,12 @@ def training(rng):
     measured[:, 0], measured[:, 1] = True, False
     measured[:, 2] = [True, False]
     values = rng.normal(size=(24, 7)) * measured[PANELS]
-    return Training(rng.normal(size=(24, 2)), values, PANELS, measured, SECTIONS, SECTIONS)
+    return Bank(rng.normal(size=(24, 2)), values, PANELS, measured, SECTIONS, SECTIONS)
 
 
 def test_shifts(training):
     got = section_shifts(training)
-    np.testing.assert_allclose(
-        got, section_shifts(Training(**{**vars(training), "values": sp.csr_matrix(training.values)}))
-    )
+    np.testing.assert_allclose(got, section_shifts(replace(training, values=sp.csr_matrix(training.values))))
     for section in range(3):
         for gene in range(7):
             rows = training.measured[PANELS, gene]
@@ -70,13 +71,14 @@ def test_centred_sections_share_the_mean_of_the_reference(training):
             assert (training.values[own, gene] - shifts[section, gene]).mean() == pytest.approx(mean[gene])
 
 
-def test_select_cited(rng):
+def test_the_best_candidates_are_cited(rng):
     weights = rng.random(size=(30, 8))
     weights[0, 1:], weights[1] = 0, 0
     weights[2] = 0.125
     rows = np.stack([rng.permutation(50)[:8] for _ in range(30)])
     distances = np.sort(rng.random(size=(30, 8)), axis=1)
-    got_rows, got_weights, got_distances = select_cited(Candidates(rows, distances), weights, 3)
+    got = cite(Query(np.zeros((30, 2)), Candidates(rows, distances), n_neighbors=3), weights)
+    got_rows, got_weights, got_distances = got.rows, got.weights, got.distances
     for i in range(30):
         order = sorted(range(8), key=lambda j: (-weights[i, j], j))[:3]
         total = weights[i, order].sum()

@@ -329,6 +329,6 @@ RAG = Method(
     place=rag_phi,
     place_rows=rag_bank,
     per_gene=("adjustment_out",),
-    learns="responses",
+    learns="values",
 )
 RANDOM_RAG = replace(RAG, fit=partial(fit_rag, candidates="random"), candidates="random")
