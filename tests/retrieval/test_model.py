@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from ragst_sd.retrieval.bank import Query
 from ragst_sd.retrieval.gate import GATES
 from ragst_sd.retrieval.loop import seeded
 from ragst_sd.retrieval.model import Member, Projection, RetrievalModel, model_from_arrays, state_to_arrays
-from ragst_sd.retrieval.rag import rag_gate, rag_phi
-from ragst_sd.retrieval.training import Neighbourhood
+from ragst_sd.retrieval.rag import gate_weights, rag_phi
+from ragst_sd.retrieval.search import Candidates
 
 N_IN, N_PHI, N_STATE = 8, 4, 3
 
@@ -129,7 +132,7 @@ def hood(rng):
         rows = np.stack([rng.permutation(40)[:k] for _ in range(n)])
         rows[1, 3:], rows[2, 1:], rows[3] = -1, -1, -1
         distances = np.where(rows >= 0, np.linalg.norm(phi[:, None] - bank[rows], axis=2), np.nan)
-        return parameters, key, Neighbourhood(phi, rows, distances, bank, rng.normal(size=(n, N_STATE)))
+        return parameters, key, bank, Query(phi, Candidates(rows, distances), rng.normal(size=(n, N_STATE)))
 
     return make
 
@@ -137,20 +140,22 @@ def hood(rng):
 @pytest.mark.parametrize("gate", list(GATES))
 @pytest.mark.parametrize(("hidden", "gate_hidden"), [(0, 0), (6, 6)])
 def test_a_row_alone_is_the_row_in_a_batch(rng, hood, gate, hidden, gate_hidden):
-    parameters, key, many = hood(build(hidden, gate_hidden))
+    parameters, key, bank, many = hood(build(hidden, gate_hidden))
     parameters["gate"] = gate
-    weights = rag_gate(parameters, many)
-    np.testing.assert_array_equal(weights, rag_gate(parameters, many))
+    weights = gate_weights(parameters, bank, many)
+    np.testing.assert_array_equal(weights, gate_weights(parameters, bank, many))
     order = rng.permutation(len(key))
-    np.testing.assert_array_equal(rag_phi(parameters, key[order]), many.phi[order])
+    np.testing.assert_array_equal(rag_phi(parameters, key[order]), many.key[order])
+    rows, distances, _ = many.candidates
     for i in (0, 1, 2, 3, 255, 256, 299):
-        np.testing.assert_array_equal(rag_phi(parameters, key[i : i + 1])[0], many.phi[i])
-        one = Neighbourhood(many.phi[[i]], many.rows[[i]], many.distances[[i]], many.bank, many.state[[i]])
-        np.testing.assert_array_equal(rag_gate(parameters, one)[0], weights[i])
+        np.testing.assert_array_equal(rag_phi(parameters, key[i : i + 1])[0], many.key[i])
+        one = Query(many.key[[i]], Candidates(rows[[i]], distances[[i]]), many.state[[i]])
+        np.testing.assert_array_equal(gate_weights(parameters, bank, one)[0], weights[i])
     # The order of the bank does not matter either.
     place = rng.permutation(40)
-    moved = np.where(many.rows >= 0, np.argsort(place)[np.maximum(many.rows, 0)], -1)
-    np.testing.assert_array_equal(rag_gate(parameters, many._replace(rows=moved, bank=many.bank[place])), weights)
+    moved = np.where(rows >= 0, np.argsort(place)[np.maximum(rows, 0)], -1)
+    moved = replace(many, candidates=Candidates(moved, distances))
+    np.testing.assert_array_equal(gate_weights(parameters, bank[place], moved), weights)
 
 
 @pytest.mark.parametrize("n_in", [1, 5, 7, 8, 15, 50, 64])
@@ -163,9 +168,9 @@ def test_phi_does_not_depend_on_the_place_in_a_block(rng, n_in):
 
 @pytest.mark.parametrize("gate", list(GATES))
 def test_gate_gives_absent_candidates_nothing(hood, gate):
-    parameters, _, many = hood(build(0, 6))
-    weights = rag_gate({**parameters, "gate": gate}, many)
-    assert (weights[many.rows < 0] == 0).all()
+    parameters, _, bank, many = hood(build(0, 6))
+    weights = gate_weights({**parameters, "gate": gate}, bank, many)
+    assert (weights[many.candidates.rows < 0] == 0).all()
     assert weights[2, 0] == 1
     assert not weights[3].any()
     np.testing.assert_allclose(np.delete(weights, 3, axis=0).sum(axis=1), 1)
@@ -173,12 +178,14 @@ def test_gate_gives_absent_candidates_nothing(hood, gate):
 
 def test_gate_is_the_models_logits(hood):
     model = build(6, 6)
-    parameters, key, many = hood(model, n=10)
+    parameters, key, bank, many = hood(model, n=10)
     phi = np.concatenate([[phi_by_hand(weights_of(model, m), x / 1.7) for x in key] for m in range(2)], axis=1)
-    np.testing.assert_allclose(many.phi, phi)
+    np.testing.assert_allclose(many.key, phi)
     with torch.no_grad():
         logits = model.logits(
-            torch.from_numpy(many.phi), torch.from_numpy(many.bank[many.rows]), torch.from_numpy(many.state)
+            torch.from_numpy(many.key), torch.from_numpy(bank[many.candidates.rows]), torch.from_numpy(many.state)
         )
     expected = torch.softmax(logits, dim=1).numpy()
-    np.testing.assert_allclose(rag_gate({**parameters, "gate": "softmax"}, many)[4:], expected[4:], atol=1e-12)
+    np.testing.assert_allclose(
+        gate_weights({**parameters, "gate": "softmax"}, bank, many)[4:], expected[4:], atol=1e-12
+    )
