@@ -27,6 +27,7 @@ def test_every_line_that_is_broken_occurs_once(tool):
     }
     assert len({mutation.name for mutation in tool.MUTATIONS}) == len(tool.MUTATIONS) == 40
     assert all(mutation.old != mutation.new for mutation in tool.MUTATIONS)
+    assert all((tool.ROOT / tool.tests_of(mutation)[0]).exists() for mutation in tool.MUTATIONS)
 
 
 def test_a_seed_draws_the_same_and_a_word_chooses(tool):

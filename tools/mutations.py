@@ -198,7 +198,7 @@ MUTATIONS = (
     Mutation(
         "the worst state is kept", "loop.py", "if now > history.best_score", "if now < history.best_score", "loop"
     ),
-    Mutation("genes on no common scale", "knn.py", "/ sd[varies]", "* sd[varies]", "supervised"),
+    Mutation("genes on no common scale", "knn.py", "/ sd[varies]", "* sd[varies]", "knn"),
     Mutation(
         "zeros of panels that did not measure",
         "training.py",
@@ -284,10 +284,14 @@ def occurrences(mutation: Mutation) -> int:
     return (PACKAGE / "retrieval" / mutation.file).read_text(encoding="utf-8").count(mutation.old)
 
 
+def tests_of(mutation: Mutation) -> list[str]:
+    """Arguments of pytest, the first of which is a file."""
+    one = shlex.split(mutation.tests)
+    return one if one[0].startswith("tests/") else [f"tests/retrieval/test_{name}.py" for name in one]
+
+
 def caught_by(mutation: Mutation) -> str:
     """The test that notices; empty if none does."""
-    one = shlex.split(mutation.tests)
-    tests = one if one[0].startswith("tests/") else [f"tests/retrieval/test_{name}.py" for name in one]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / PACKAGE.name
         # With what is compiled already, which the broken file is too new for.
@@ -297,7 +301,7 @@ def caught_by(mutation: Mutation) -> str:
         broken.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
         alone = {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
         run = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
+            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests_of(mutation)],
             cwd=ROOT,
             env={**os.environ, **alone},
             capture_output=True,
