@@ -143,13 +143,11 @@ def predicted(query, _predicted):
 @pytest.fixture(scope="session")
 def quick():
     """Options with which a method that trains is fitted in a second."""
-    from dataclasses import fields
-
     from ragst_sd.retrieval.methods import METHODS
 
     small = {"max_steps": 6, "n_seeds": 2, "n_train_genes": 60}
     return lambda method: {
-        option.name: small[option.name] for option in fields(METHODS[method].options) if option.name in small
+        name: value for name, value in small.items() if name in METHODS[method].options.__dataclass_fields__
     }
 
 
