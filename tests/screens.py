@@ -9,7 +9,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from ragst_sd.retrieval.bank import Bank, Screen
+from ragst_sd.retrieval.bank import Bank, Cells, Screen
 from ragst_sd.retrieval.responses import respond_to
 
 N_PROGRAMMES, PER_PROGRAMME = 4, 5
@@ -163,6 +163,30 @@ def response_bank(*, key, values, halves, genes, contexts, folds, state, reliabi
         folds=folds,
         sections=contexts,
         screen=screen,
+    )
+
+
+def small_response_bank(rng, n_genes=12, width=4):
+    """Eight singles in two contexts, then one combination in the first."""
+    singles = [f"P{i}" for i in range(8)]
+    vectors = {name: rng.normal(size=width) for name in singles}
+    rows = [((name,), context) for context in (0, 1) for name in singles] + [(("P0", "P1"), 0)]
+    values = rng.normal(size=(len(rows), n_genes)) + np.array([context for _, context in rows])[:, None]
+    return response_bank(
+        key=np.array([sum(vectors[gene] for gene in genes) for genes, _ in rows]),
+        values=values,
+        halves=(values + 0.1 * rng.normal(size=values.shape), values + 0.1 * rng.normal(size=values.shape)),
+        genes=tuple(genes for genes, _ in rows),
+        contexts=np.array([context for _, context in rows]),
+        folds=np.unique(["+".join(genes) for genes, _ in rows], return_inverse=True)[1],
+        state=np.array([[0.0], [1.0]]) + rng.normal(size=(2, n_genes)),
+        reliability=np.ones(len(rows)),
+        cells=Cells(
+            controls=rng.normal(size=(24, n_genes)).astype(np.float32),
+            contexts=np.repeat([0, 1], 12),
+            treated=np.repeat(values, 6, axis=0).astype(np.float32),
+            rows=np.repeat(np.arange(len(rows)), 6),
+        ),
     )
 
 

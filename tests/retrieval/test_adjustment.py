@@ -21,8 +21,11 @@ def select(bank, query):
     return cite(query, distance_gate(query.candidates.distances, 2.0))
 
 
-def selected(phi, rows, weights):
-    return Selection(phi, rows, weights, np.zeros(rows.shape))
+def applied(parameters, phi, rows, bank):
+    """T for queries that cite these rows alike."""
+    weights = np.full(rows.shape, 1 / rows.shape[1])
+    training = replace(made(bank, bank, np.zeros(len(bank), int)), key=bank)
+    return apply_adjustment(parameters, training, Selection(phi, rows, weights, weights))
 
 
 def made(phi, values, folds, measured=None, panels=None):
@@ -94,10 +97,9 @@ def test_helps_where_the_truth_is_linear_beyond_the_bank(beyond):
     got, _ = fitted(training)
     bank = phi[seen]
     rows = np.argsort(((phi[~seen][:, None] - bank[None]) ** 2).sum(axis=2), axis=1)[:, :8]
-    cited, seen_rows = selected(phi[~seen], rows, np.full(rows.shape, 1 / 8)), replace(training, key=bank)
     evidence = values[seen][rows].mean(axis=1)
     error = ((evidence - values[~seen]) ** 2).mean()
-    adjusted = ((evidence + apply_adjustment(got, seen_rows, cited) - values[~seen]) ** 2).mean()
+    adjusted = ((evidence + applied(got, phi[~seen], rows, bank) - values[~seen]) ** 2).mean()
     assert adjusted < 0.3 * error
     assert got["adjustment_scores"][1:].max() > got["adjustment_scores"][0] + 0.01
 
@@ -120,12 +122,10 @@ def test_scores_are_those_of_held_out_groups(beyond):
 
 def test_is_zero_where_it_does_not_help(rng):
     phi, folds = rng.normal(size=(150, 5)), np.repeat([0, 1, 2], 50)
-    training = made(phi, rng.normal(size=(150, 9)), folds)
-    got, _ = fitted(training)
+    got, _ = fitted(made(phi, rng.normal(size=(150, 9)), folds))
     assert np.isinf(got["adjustment_alpha"])
     rows = np.arange(24).reshape(3, 8)
-    added = apply_adjustment(got, replace(training, key=phi), selected(phi[:3], rows, np.full((3, 8), 1 / 8)))
-    np.testing.assert_array_equal(added, np.zeros((3, 9)))
+    np.testing.assert_array_equal(applied(got, phi[:3], rows, phi), np.zeros((3, 9)))
 
 
 def test_rank_zero_is_no_adjustment(beyond):
@@ -164,4 +164,4 @@ def test_offset_written_out(rng):
     rows = np.array([[0, 1], [2, -1], [-1, -1], [5, 5]])
     weights = np.array([[0.3, 0.7], [1, 0], [0, 0], [0.5, 0.5]])
     expected = [phi[0] - 0.3 * bank[0] - 0.7 * bank[1], phi[1] - bank[2], np.zeros(3), phi[3] - bank[5]]
-    np.testing.assert_allclose(evidence_offset(selected(phi, rows, weights), bank), expected)
+    np.testing.assert_allclose(evidence_offset(Selection(phi, rows, weights, weights), bank), expected)

@@ -71,7 +71,7 @@ def test_centred_sections_share_the_mean_of_the_reference(training):
             assert (training.values[own, gene] - shifts[section, gene]).mean() == pytest.approx(mean[gene])
 
 
-def test_cite(rng):
+def test_the_best_candidates_are_cited(rng):
     weights = rng.random(size=(30, 8))
     weights[0, 1:], weights[1] = 0, 0
     weights[2] = 0.125

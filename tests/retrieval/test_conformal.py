@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from ragst_sd.retrieval.conformal import (
+    IntervalRule,
     attainable,
     group_threshold,
     interval_scale,
+    limits_around,
     rank_of,
     spot_threshold,
 )
@@ -158,3 +160,15 @@ class TestScale:
         found = interval_scale(np.array([[np.nan, 1.0]]), np.ones(2), np.ones(1), 1.0)
         assert np.isnan(found[0, 0])
         assert np.isfinite(found[0, 1])
+
+
+def test_limits_widen_far_away_and_where_tissue_looks_unlike():
+    rule = IntervalRule(0.9, "donor", np.array([0.9]), np.array(["donor"]), None, np.array([2.0]), np.zeros(1), 1.0)
+    prediction, spread = np.full((5, 1), 9.0), np.ones((5, 1))
+    distance, unlike = np.array([0.5, 2.0, 0.5, 2.0, 0.5]), np.array([0.5, 0.5, 1.5, 1.5, np.nan])
+    lower, upper = limits_around(rule, prediction, spread, distance, unlike)
+    np.testing.assert_allclose(upper[:, 0] - 9, [2, 4, 3, 6, 2])
+    np.testing.assert_allclose(9 - lower[:, 0], [2, 4, 3, 6, 2])
+    # Expression is not negative; a prediction that is stays inside its interval.
+    lower, _ = limits_around(rule, np.array([[1.0], [-1.0]]), spread[:2], distance[:2], unlike[:2])
+    np.testing.assert_array_equal(lower[:, 0], [0, -1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy.stats import f
@@ -12,10 +14,13 @@ from ragst_sd.retrieval.appearance import (
     fit_appearance,
     section_means,
 )
+from ragst_sd.retrieval.bank import Bank, Selection
+from ragst_sd.retrieval.eligibility import Eligibility
 from ragst_sd.retrieval.grounding import (
     FLAGGED,
     calibrate_distances,
     distance_percentile,
+    grounding_of,
     largest_section_distance,
     neighbourhood_distance,
     neighbours_to_compare,
@@ -169,3 +174,21 @@ def test_largest_section_distance():
     means, stds = np.array([[0.0], [0.0], [6.0]]), np.ones((3, 1))
     assert largest_section_distance(means, stds) == pytest.approx(6)
     assert np.isnan(largest_section_distance(means[:1], stds[:1]))
+
+
+def test_donors_of_the_rows_that_are_used():
+    donors, used = np.array([0, 0, 1, 2]), np.array([[0, 1, 3], [2, -1, -1], [-1, -1, -1], [3, 2, 0]])
+    fit = SimpleNamespace(distance_threshold=1.0, distance_quantiles=np.linspace(0, 2, 5))
+    bank = Bank(None, None, np.zeros(4, int), np.ones((1, 1), bool), None, donors, donors=donors, fit=fit)
+    weights = np.array([[0.5, 0.25, 0.25], [1, 0, 0], [0, 0, 0], [0.5, 0.5, 0]])
+    found = grounding_of(
+        bank,
+        Selection(np.zeros((4, 1)), used, weights, weights),
+        used=used,
+        distance=np.array([0.5, 1.0, 1.5, np.nan]),
+        eligibility=Eligibility.everything(4, 4),
+    )
+    np.testing.assert_array_equal(found.n_donors, [2, 1, 0, 3])
+    np.testing.assert_array_equal(found.out_of_reference, [False, False, True, False])
+    np.testing.assert_allclose(found.effective_n, [1 / 0.375, 1, np.nan, 2])
+    np.testing.assert_allclose(found.distance_percentile, [40, 60, 80, np.nan])

@@ -146,17 +146,16 @@ def test_a_row_alone_is_the_row_in_a_batch(rng, hood, gate, hidden, gate_hidden)
     np.testing.assert_array_equal(weights, gate_weights(parameters, bank, many))
     order = rng.permutation(len(key))
     np.testing.assert_array_equal(rag_phi(parameters, key[order]), many.key[order])
+    rows, distances, _ = many.candidates
     for i in (0, 1, 2, 3, 255, 256, 299):
         np.testing.assert_array_equal(rag_phi(parameters, key[i : i + 1])[0], many.key[i])
-        found = Candidates(many.candidates.rows[[i]], many.candidates.distances[[i]])
-        one = Query(many.key[[i]], found, many.state[[i]])
+        one = Query(many.key[[i]], Candidates(rows[[i]], distances[[i]]), many.state[[i]])
         np.testing.assert_array_equal(gate_weights(parameters, bank, one)[0], weights[i])
     # The order of the bank does not matter either.
     place = rng.permutation(40)
-    moved = np.where(many.candidates.rows >= 0, np.argsort(place)[np.maximum(many.candidates.rows, 0)], -1)
-    np.testing.assert_array_equal(
-        gate_weights(parameters, bank[place], replace(many, candidates=many.candidates._replace(rows=moved))), weights
-    )
+    moved = np.where(rows >= 0, np.argsort(place)[np.maximum(rows, 0)], -1)
+    moved = replace(many, candidates=Candidates(moved, distances))
+    np.testing.assert_array_equal(gate_weights(parameters, bank[place], moved), weights)
 
 
 @pytest.mark.parametrize("n_in", [1, 5, 7, 8, 15, 50, 64])

@@ -137,3 +137,12 @@ def test_no_limit_is_no_reason_to_search_again(rng, monkeypatch):
     monkeypatch.setattr(module, "thorough", lambda *args, **kwargs: pytest.fail("nothing is doubtful"))
     limited = module.search(queries, bank, 10, backend="exact", within=np.full(5, np.inf))
     np.testing.assert_array_equal(limited.rows, module.search(queries, bank, 10, backend="exact").rows)
+
+
+def test_the_last_rows_of_a_block_are_looked_at(rng):
+    """All of the second block lies far away, but for the rows that are left of its groups."""
+    bank, queries = rng.normal(size=(200, 5)), rng.normal(size=(4, 5))
+    bank[128:] += 1000
+    bank[-4:] = queries
+    found = search(queries, bank, 3, backend="exact", block=(4, 128))
+    np.testing.assert_array_equal(found.rows[:, 0], np.arange(196, 200))
