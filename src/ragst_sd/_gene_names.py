@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from ragst_sd.tl._sections import Section
-
 logger = logging.getLogger(__name__)
 
 # Fewer genes than this, in number or as a share of those of the screen, do not show what the cells are like.
@@ -28,7 +26,7 @@ _SHOWN = 3
 _TO_ONE_SPECIES = "Bring one of them to the species of the other: `rg.pp.harmonize_genes(..., orthologues_to='human')`."
 
 
-def common_names(sections: list[Section], *, harmonize: bool, orthologues_to: str | None, unit: str) -> str:
+def common_names(sections: Sequence[Any], *, harmonize: bool, orthologues_to: str | None, unit: str) -> str:
     """Bring all sections to one naming, in place, and return it: `symbol`, `ensembl`, or current symbols of a species.
 
     Raises
