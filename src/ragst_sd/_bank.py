@@ -88,7 +88,7 @@ def open_bank(reference: AnnData, *, task: str = "histology", fitted: bool = Tru
     samples, donors = (_codes(obs[name])[1] for name in (_keys.SAMPLE, _keys.DONOR))
     # Donors on one slide count as several sections; a donor is the same however its label is stored.
     _, of_label = _codes(obs[_keys.DONOR], label)
-    sections = np.unique(np.stack([samples, of_label], axis=1), axis=0, return_inverse=True)[1].ravel()
+    sections = np.unique(samples * (of_label.max(initial=0) + 1) + of_label, return_inverse=True)[1]
     return Bank(
         embedding=reference.obsm[header.use_rep],
         values=values,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def level_means(bank: Bank, header: dict[str, Any], table: AnnData, genes: pd.In
     if shifts is None:
         return np.zeros((1, len(columns))), np.zeros(table.n_obs, dtype=np.int64)
     rows = np.atleast_2d(np.asarray(header[_keys.LEVEL_ROWS]))
-    levels = bank.at_genes(columns).level(shifts[:, columns], rows)
+    levels = replace(bank, measured=bank.measured[:, columns]).level(shifts[:, columns], rows)
     level_of = table.obs[_keys.LEVEL].to_numpy(int) if _keys.LEVEL in table.obs else np.zeros(table.n_obs, dtype=int)
     return levels, level_of
 

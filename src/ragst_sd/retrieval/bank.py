@@ -149,9 +149,9 @@ class Bank:
     @cached_property
     def levels(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows of one section and panel: the code of each row's group, and (groups, 2) section and panel of each group."""
-        pairs = np.stack([self.sections, self.panels], axis=1)
-        groups, codes = np.unique(pairs, axis=0, return_inverse=True)
-        return codes.ravel(), groups
+        n_panels = len(self.measured)
+        groups, codes = np.unique(self.sections * n_panels + self.panels, return_inverse=True)
+        return codes, np.stack(np.divmod(groups, n_panels), axis=1)
 
     def gene_patterns(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Genes that were measured by the same panels: (rows of these panels, gene indices). Genes of no row are left out."""
