@@ -146,7 +146,9 @@ def quick():
     from ragst_sd.retrieval.methods import METHODS
 
     small = {"max_steps": 6, "n_seeds": 2, "n_train_genes": 60}
-    return lambda method: {name: value for name, value in small.items() if name in METHODS[method].options}
+    return lambda method: {
+        name: value for name, value in small.items() if name in METHODS[method].options.__dataclass_fields__
+    }
 
 
 @pytest.fixture
