@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ import pytest
 import torch
 
 import ragst_sd as rg
-from ragst_sd.retrieval import options
+from ragst_sd.retrieval.evidence import cite
 from ragst_sd.retrieval.gate import GATES
-from ragst_sd.retrieval.methods import METHODS, Method
+from ragst_sd.retrieval.method import Method
+from ragst_sd.retrieval.methods import METHODS
+from ragst_sd.retrieval.options import CitingOptions, choice
+from ragst_sd.retrieval.rag import RagOptions
 
 GUIDE = Path(__file__).parents[1] / "docs" / "contributing.md"
 
@@ -29,7 +33,8 @@ def test_a_method(sections, reference, monkeypatch):
     # What is set here is taken back after the test, and with it what the example registers.
     monkeypatch.setitem(METHODS, "nearest", None)
     del METHODS["nearest"]
-    exec(example("Add a method"), {"np": np, "rg": rg, "Method": Method})
+    names = {"np": np, "rg": rg, "cite": cite, "CitingOptions": CitingOptions, "Method": Method}
+    exec(example("Add a method"), names)
     rg.tl.fit(reference, method="nearest", n_neighbors=5)
     query = sections["donor3"]
     rg.tl.predict(query, reference)
@@ -47,8 +52,13 @@ def test_a_gate(sections, reference, monkeypatch, quick):
     weights = GATES["best_two"](logits)
     np.testing.assert_allclose(weights.sum(dim=1), 1)
     assert float(weights[0, 1]) > float(weights[0, 0]) > 0
-    # What the registry's module reads when it is imported.
-    monkeypatch.setitem(options._CHOICES, "gate", tuple(GATES))
+
+    # What the options say when they are imported after the gate was added.
+    @dataclass(frozen=True)
+    class Options(RagOptions):
+        gate: str = choice("softmax", *GATES)
+
+    monkeypatch.setitem(METHODS, "rag", replace(METHODS["rag"], options=Options))
     rg.tl.fit(reference, method="rag", n_neighbors=5, options=quick("rag") | {"gate": "best_two"}, progress=False)
     rg.tl.predict(sections["donor3"], reference)
     cited = sections["donor3"].tables["predicted"].obsm["retrieval_rows"] >= 0
