@@ -70,7 +70,7 @@ def open_bank(reference: AnnData, *, task: str = "histology", fitted: bool = Tru
         return _open_screen(reference, fitted=fitted)
     stored = reference_header(reference)
     cell_types(reference)  # fractions and header go together
-    header, lazy = replace(Header.read(stored), frame_hash=whole_hash(reference, [])), is_lazy(reference)
+    header, lazy = Header.read(stored), is_lazy(reference)
     digests, values = None, reference.X
     if whole and lazy:
         annotations = annotations_hash(reference)
@@ -84,15 +84,19 @@ def open_bank(reference: AnnData, *, task: str = "histology", fitted: bool = Tru
         _check_fit(reference, stored, header.content_hash, whole=whole and not lazy)
     obs, fit = reference.obs, stored.get(_keys.FIT)
     panel = {name: i for i, name in enumerate(header.panels)}
-    panels, of_panel = _codes(obs[_keys.PANEL])
+    panel_names, of_name = _codes(obs[_keys.PANEL])
+    panels = np.array([panel[name] for name in panel_names], dtype=np.int64)[of_name]
     samples, donors = (_codes(obs[name])[1] for name in (_keys.SAMPLE, _keys.DONOR))
     # Donors on one slide count as several sections; a donor is the same however its label is stored.
     _, of_label = _codes(obs[_keys.DONOR], label)
     sections = np.unique(samples * (of_label.max(initial=0) + 1) + of_label, return_inverse=True)[1]
+    # Numbers of rows too: without a section, the codes of the others would stand for the means of other sections.
+    sizes = np.bincount(sections * len(panel) + panels)
+    header = replace(header, frame_hash=whole_hash(reference, [sizes.tobytes()]))
     return Bank(
         embedding=reference.obsm[header.use_rep],
         values=values,
-        panels=np.array([panel[name] for name in panels], dtype=np.int64)[of_panel],
+        panels=panels,
         measured=np.asarray(reference.varm[_keys.MEASURED]).T,
         folds=None,
         sections=sections,

@@ -100,7 +100,7 @@ def row_hashes(reference: AnnData, rows: np.ndarray | None = None) -> list[bytes
 
 
 def whole_hash(reference: AnnData, digests: Sequence[bytes]) -> str:
-    """Content hash from the digests of all rows, whatever their order; of no rows, that of genes, columns and mask alone."""
+    """Content hash from the digests of all rows, whatever their order."""
     columns = _label_columns(reference, reference.uns[_keys.ATTRS])
     genes, measured = list(reference.var_names), np.asarray(reference.varm[_keys.MEASURED])
     return combined_hash(digests, genes=genes, columns=sorted(columns), measured=measured)

@@ -182,11 +182,13 @@ def test_lost_provenance_is_named(predicted):
         rg.get.neighbors(table)
 
 
-def test_another_reference_is_refused(predicted, fitted):
-    gene, spot = fitted.var_names[0], predicted.tables["predicted"].obs_names[0]
-    other = fitted[:-1].copy()
-    with pytest.raises(ValueError, match="made from a reference with hash"):
-        rg.get.explain(predicted, other, obs_names=spot, genes=gene)
+def test_another_reference_is_refused(query, fitted):
+    """Also where all cited rows are as they were: a reference without a section has others' means in its place."""
+    rg.tl.predict(query, fitted, where={"donor": "donor2"})
+    gene, spot = fitted.var_names[0], query.tables["predicted"].obs_names[0]
+    for other in (fitted[1:].copy(), fitted[(fitted.obs["donor"] == "donor2").to_numpy()].copy()):
+        with pytest.raises(ValueError, match="made from a reference with hash"):
+            rg.get.explain(query, other, obs_names=spot, genes=gene)
 
 
 def test_unknown_names(predicted, fitted):

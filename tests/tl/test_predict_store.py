@@ -14,14 +14,14 @@ import spatialdata as sd
 import zarr
 
 import ragst_sd as rg
-from ragst_sd.tl import _retrieve
+from ragst_sd.retrieval import run
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks for few spots."""
-    monkeypatch.setattr(_retrieve, "_BLOCK_VALUES", 1)
-    monkeypatch.setattr(_retrieve, "_SPOTS", 16)
+    monkeypatch.setattr(run, "_BLOCK_VALUES", 1)
+    monkeypatch.setattr(run, "_QUERIES", 16)
 
 
 def assert_same(stored, expected):
@@ -139,14 +139,14 @@ def test_the_same_under_every_scheduler_of_dask(query, fitted, tmp_path):
 def _die_once(flag):
     """A wrapper for the values of a block that kills the first worker that takes one up."""
 
-    def values_of(bank, chosen, **kwargs):
+    def values_of(part, selection):
         try:
             flag.touch(exist_ok=False)
         except FileExistsError:
             pass
         else:
             os.kill(os.getpid(), signal.SIGKILL)
-        return _retrieve.values_of(bank, chosen, **kwargs)
+        return run.values_of(part, selection)
 
     return values_of
 
@@ -160,10 +160,8 @@ def test_blocks_of_a_worker_that_is_killed_are_done_again(sections, query, fitte
         functions[name] = lambda path=tmp_path / f"{name}.zarr": sd.read_zarr(path)
     distributed = pytest.importorskip("distributed")
     expected = rg.tl.predict(query, fitted, inplace=False)
-    from ragst_sd.tl import _retrieve
-
     # The wrapper is made here, so it travels to the workers by value.
-    monkeypatch.setattr(_retrieve, "values_of", _die_once(tmp_path / "died"))
+    monkeypatch.setattr(run, "values_of", _die_once(tmp_path / "died"))
     cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=None)
     try:
         with distributed.Client(cluster):

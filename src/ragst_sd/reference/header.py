@@ -59,7 +59,7 @@ class Header:
     cell_types: Mapping[str, Any] | None = None
     """What :func:`ragst_sd.tl.add_cell_types` found."""
     frame_hash: str = ""
-    """Hash of genes, label columns and mask: what all rows have in common."""
+    """Hash of genes, label columns, mask, and the number of rows of each section and panel."""
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> Header:
