@@ -17,9 +17,9 @@ from real_sections import encoders, folds, summarise, write_between_markers
 
 import ragst_sd as rg
 from ragst_sd import _keys
+from ragst_sd._bank import open_bank
 from ragst_sd._demo import read_folder
 from ragst_sd._query import read_query
-from ragst_sd._reference import reference_fit, reference_header
 from ragst_sd.retrieval.evidence import effective_n
 from ragst_sd.retrieval.methods import phi_of
 from ragst_sd.retrieval.training import dense
@@ -89,16 +89,16 @@ def main() -> None:
 
 def ideas(sdata, reference, table) -> list[tuple[str, np.ndarray, float]]:
     """Other ways to use the same fit: prediction of the section, and effective number of rows."""
-    fit, header = reference_fit(reference), reference_header(reference)
-    query = read_query(sdata, header, table_key="table", use_rep=str(header["use_rep"]))
-    bank = np.asarray(reference.obsm[_keys.RETRIEVAL_KEY])
-    phi = phi_of(fit["method"], fit["parameters"], query.standardized)
+    opened = open_bank(reference)
+    fit, header, bank = opened.fit, opened.header, np.asarray(opened.key)
+    query = read_query(sdata, header, table_key="table", use_rep=header.use_rep)
+    phi = phi_of(fit.method, fit.parameters, query.standardized)
     samples = reference.obs[_keys.SAMPLE].astype(str).to_numpy()
     columns = reference.var_names.get_indexer(table.var_names)
     values = dense(reference.X[:, columns])
     for sample in np.unique(samples):
         values[samples == sample] -= values[samples == sample].mean(axis=0)
-    k = int(fit["n_neighbors"])
+    k = fit.n_neighbors
     across, within = squared(phi, bank), squared(bank, bank)
     within[samples[:, None] == samples[None, :]] = np.inf
 

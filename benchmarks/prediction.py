@@ -21,10 +21,11 @@ from lines import as_table, row
 from real_sections import write_between_markers
 from search import CLOCKS, best_of, peak_megabytes
 
+from ragst_sd.retrieval.bank import Bank, Selection
 from ragst_sd.retrieval.evidence import weighted_average
 from ragst_sd.retrieval.methods import METHODS
-from ragst_sd.tl._predict_store import fill, new_store
-from ragst_sd.tl._retrieve import Bank, Chosen
+from ragst_sd.retrieval.run import Part
+from ragst_sd.tl._predict_store import fill_store, new_store
 
 K, GENES = 50, 18_000
 DENSITY = 0.18
@@ -88,25 +89,25 @@ def into_store(sizes: list[int], m: int, genes: int, share: float, folder: Path 
     """Evidence and disagreement of a fitted-like bank, written to zarr."""
     bank_values, rows, weights = made(max(sizes), m, genes, share)
     bank = Bank(
-        method=METHODS["knn"], values=bank_values, key=np.zeros((m, 1)), lazy=False, genes=np.arange(genes),
-        panels=np.zeros(m, dtype=int), measured=np.ones((1, genes), dtype=bool), mean=np.zeros(genes, dtype=np.float32),
-        sections=np.arange(m) % 4, shifts=np.random.default_rng(0).normal(0, 0.1, (4, genes)), level=np.zeros((1, genes)),
-        parameters={},
+        embedding=None, values=bank_values, panels=np.zeros(m, dtype=int), measured=np.ones((1, genes), dtype=bool),
+        folds=None, sections=np.arange(m) % 4, key=np.zeros((m, 1)),
     )  # fmt: skip
+    shifts = np.random.default_rng(0).normal(0, 0.1, (4, genes))
+    parameters = {"reference_mean": np.zeros(genes), "section_shifts": shifts, "level": np.zeros((1, genes))}
+    part = Part(METHODS["knn"], parameters, bank, np.arange(genes))
     seconds, peaks = [], []
     for n in [16, *sizes]:
-        chosen = Chosen(
-            phi=np.zeros((n, 1)), rows=rows[:n], weights=weights[:n], distances=np.zeros((n, K)), nearest=rows[:n],
-            distance=np.zeros(n), level_rows=np.zeros((1, 4), dtype=int), level_of=np.zeros(n, dtype=int),
-            obs={"effective_n": np.ones(n)}, recall=1.0,
+        selection = Selection(
+            key=np.zeros((n, 1)), rows=rows[:n], weights=weights[:n], distances=np.zeros((n, K)), nearest=rows[:n],
+            level=np.zeros(n, dtype=int), distance=np.zeros(n),
         )  # fmt: skip
 
-        def write(chosen=chosen, n=n) -> None:
+        def write(selection=selection, n=n) -> None:
             with (
                 tempfile.TemporaryDirectory(dir=folder) as place,
                 new_store(Path(place) / "p.zarr", n, genes, intervals=False) as store,
             ):
-                fill(store, bank, chosen, np.ones(n, dtype=bool), None)
+                fill_store(store, part, selection, np.ones(n, dtype=bool))
 
         def timed(write=write) -> None:
             seconds.append(best_of(1, write)[0])

@@ -93,7 +93,7 @@ def test_fit_leaves_the_earlier_fit(fitted, monkeypatch, query):
     assert fitted.uns["ragst"]["fit"]["n_neighbors"] == 4
 
 
-@pytest.mark.parametrize("name", ["choose", "predicted_table"])
+@pytest.mark.parametrize("name", ["select", "predicted_table"])
 def test_predict_leaves_the_section(query, fitted, monkeypatch, name):
     from ragst_sd.tl import _predict
 

@@ -18,7 +18,7 @@ import pytest
 import ragst_sd as rg
 from ragst_sd import _replacing
 from ragst_sd._replacing import temporary_folder
-from ragst_sd.tl import _retrieve
+from ragst_sd.retrieval import run as runner
 
 from ..sections import mean_colour
 from ..sections import section as section_of
@@ -40,8 +40,8 @@ def contents(folder):
 
 @pytest.fixture
 def several_blocks(monkeypatch):
-    monkeypatch.setattr(_retrieve, "_BLOCK_VALUES", 1)
-    monkeypatch.setattr(_retrieve, "_SPOTS", 16)
+    monkeypatch.setattr(runner, "_BLOCK_VALUES", 1)
+    monkeypatch.setattr(runner, "_QUERIES", 16)
 
 
 def same_table(found, expected):

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 import ragst_sd as rg
-from ragst_sd.retrieval.methods import METHODS, Method
+from ragst_sd.retrieval.evidence import cite
+from ragst_sd.retrieval.method import Method
+from ragst_sd.retrieval.methods import METHODS
+from ragst_sd.retrieval.options import CitingOptions
 
 
-def nearest_gate(parameters, neighbourhood):
-    weights = np.zeros(neighbourhood.distances.shape)
-    weights[np.isfinite(neighbourhood.distances[:, 0]), 0] = 1.0
-    return weights
+@dataclass(frozen=True)
+class NearestOptions(CitingOptions):
+    flavour: str = "plain"
 
 
-NEAREST = Method(
-    cites=True,
-    learns_expression=False,
-    options={"center_sections": True, "flavour": "plain"},
-    fit=lambda training, key, options, run: {},
-    gate=nearest_gate,
-)
+def select_nearest(parameters, bank, query):
+    distances = query.candidates.distances
+    weights = np.zeros(distances.shape)
+    weights[np.isfinite(distances[:, 0]), 0] = 1.0
+    return cite(query, weights)
+
+
+NEAREST = Method(NearestOptions, fit=lambda bank, run: {}, select=select_nearest)
 
 
 @pytest.fixture
@@ -76,4 +79,4 @@ def test_names_that_are_taken():
     with pytest.raises(ValueError, match="which is empty"):
         rg.tl.register_method("", NEAREST)
     with pytest.raises(TypeError, match="`method` is a function"):
-        rg.tl.register_method("other", nearest_gate)
+        rg.tl.register_method("other", select_nearest)
