@@ -22,16 +22,16 @@ _LEFT_SECONDS = 3600
 _ATTEMPTS, _PAUSE_SECONDS = 40, 0.05
 
 
-def followed(path: Path) -> Path:
+def link_target(path: Path) -> Path:
     """The target of a symbolic link, and any other path as it is: both names then share a lock, and the link stays."""
     return path.resolve() if path.is_symlink() else path
 
 
 @contextmanager
-def alone(path: Path, doing: str = "written") -> Iterator[None]:
+def locked(path: Path, doing: str = "written") -> Iterator[None]:
     """Let no other process or thread write to `path`; the lock of a process that was killed is free again.
 
-    The same thread may ask for the same lock again. Pass the path that :func:`followed` returns to everything that writes.
+    The same thread may ask for the same lock again. Pass the path that :func:`link_target` returns to everything that writes.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def alone(path: Path, doing: str = "written") -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    path = followed(path)
+    path = link_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0, is_singleton=True)
     try:
@@ -69,7 +69,7 @@ def place_beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def fresh_folder(path: Path) -> Iterator[Path]:
-    """A place for the next version of a folder, which takes its place when the block ends well; hold :func:`alone` meanwhile."""
+    """A place for the next version of a folder, which takes its place when the block ends well; hold :func:`locked` meanwhile."""
     with place_beside(path) as fresh:
         yield fresh
         move_in(fresh, path, old=fresh.with_name(fresh.name.removesuffix(_NEW) + OLD))
@@ -90,27 +90,27 @@ def move_in(fresh: Path, path: Path, *, old: Path) -> None:
         shutil.rmtree(fresh)
 
 
-def left_behind(path: Path, suffix: str = _NEW) -> list[Path]:
+def leftovers(path: Path, suffix: str = _NEW) -> list[Path]:
     """What a stopped writer has left beside `path`."""
     ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(suffix)}")
     return sorted(place for place in path.parent.glob(".*") if ours.fullmatch(place.name) and place.is_dir())
 
 
-def put_right(path: Path) -> None:
+def recover(path: Path) -> None:
     """Bring back the folder that a stopped writer moved away, and remove what it had not finished."""
-    for old in left_behind(path, OLD):
+    for old in leftovers(path, OLD):
         if path.exists():
             shutil.rmtree(old)
         else:
             old.rename(path)
-    for fresh in left_behind(path):
+    for fresh in leftovers(path):
         shutil.rmtree(fresh)
 
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
     """A name for the next version of a file, which takes its place when the block ends well."""
-    path = followed(path)
+    path = link_target(path)
     beside = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
         yield beside
@@ -132,7 +132,7 @@ def clear_unfinished_files(folder: Path, name: str = r".+") -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a text file as a whole."""
-    path = followed(path)
+    path = link_target(path)
     clear_unfinished_files(path.parent, re.escape(path.name))
     with replaced_file(path) as beside:
         beside.write_text(text, encoding="utf-8")

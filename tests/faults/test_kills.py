@@ -88,7 +88,7 @@ def test_a_prediction_into_a_store_that_is_killed(versions, query, tmp_path, fir
 
     def check():
         # As the next prediction into this place begins.
-        _replacing.put_right(path)
+        _replacing.recover(path)
         if path.exists():
             one_of(path, tables)
             if first:

@@ -37,7 +37,7 @@ def held(path):
     ready, done = Event(), Event()
 
     def hold():
-        with _replacing.alone(path):
+        with _replacing.locked(path):
             ready.set()
             done.wait()
 
@@ -116,7 +116,7 @@ def test_the_second_writer_is_told(versions, store, tmp_path):
         assert Child(write, tmp_path / "child.log").wait() == FAILED
         assert "BlockingIOError" in (tmp_path / "child.log").read_text()
     assert is_one_of(rg.io.read_reference(path), versions) == versions[0].n_obs
-    with _replacing.alone(path):
+    with _replacing.locked(path):
         write()
     assert is_one_of(rg.io.read_reference(path), versions) == versions[1].n_obs
 
@@ -148,7 +148,7 @@ def test_a_folder_that_was_moved_away_is_brought_back(tmp_path):
     write("second")
     assert Child(_dies_in_the_gap(lambda: write("third")), tmp_path / "child.log").wait() == 9
     assert not path.exists()
-    _replacing.put_right(path)
+    _replacing.recover(path)
     assert (path / "values").read_text() == "second" and seen(tmp_path) == ["p.zarr"]
 
 

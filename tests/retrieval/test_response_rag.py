@@ -12,7 +12,7 @@ from ragst_sd.retrieval.bank import Query, Run
 from ragst_sd.retrieval.gate import entmax
 from ragst_sd.retrieval.response_baselines import choose_alpha
 from ragst_sd.retrieval.response_phi import bend, fit_space, no_bend
-from ragst_sd.retrieval.response_rag import Gate, Hood, _best, relative_responses, weigh
+from ragst_sd.retrieval.response_rag import Gate, Neighbors, _best, relative_responses, weigh
 from ragst_sd.retrieval.response_selection import TRUST, ResponseRagOptions, choose, held_out_correlations
 from ragst_sd.retrieval.responses import closed_rows, pool_mean
 
@@ -43,8 +43,8 @@ def test_candidates_are_weighed_against_a_null_slot(rng):
     rows = np.array([[4, 2, 9, 7, 1], [3, 5, 6, -1, -1]])
     distance = rng.random((2, 5))
     distance[0, 3] = distance[0, 0]
-    hood = Hood(rows, distance, {1.0: no_bend(2, 5, 1)}, np.ones((2, 1)))
-    found = weigh(hood, Gate(1.0, 0.0, 2.0, 0.4), 3, np.array([1, 0]), np.zeros((2, 1)))
+    neighbors = Neighbors(rows, distance, {1.0: no_bend(2, 5, 1)}, np.ones((2, 1)))
+    found = weigh(neighbors, Gate(1.0, 0.0, 2.0, 0.4), 3, np.array([1, 0]), np.zeros((2, 1)))
     for line, query in enumerate((1, 0)):
         logits = np.where(rows[query] >= 0, -2.0 * distance[query], -np.inf)
         taken = sorted(range(5), key=lambda j: (-logits[j], j))[:3]

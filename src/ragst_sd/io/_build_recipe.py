@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragst_sd import _keys
-from ragst_sd._replacing import alone
+from ragst_sd._replacing import locked
 from ragst_sd._settings import resolve_device
 from ragst_sd._validate import require_choice
 from ragst_sd.io._data_card import check_card_folder, data_card
@@ -128,7 +128,7 @@ def build_recipe(
         from ragst_sd.retrieval.methods import METHODS
 
         require_choice(plan.fit.method, METHODS, str(place / "fit" / "method").replace("`", ""))
-    with alone(path, "built"):
+    with locked(path, "built"):
         check_card_folder(card)
         sections = planned_sections(plan, place, progress=progress)
         encoder, use_rep = _encoder(plan, place, device)

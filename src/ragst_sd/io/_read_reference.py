@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ragst_sd import _keys
 from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
 from ragst_sd._reference import ROW_BLOCK, annotations_hash, reference_header
-from ragst_sd._replacing import OLD, alone, left_behind, put_right
+from ragst_sd._replacing import OLD, leftovers, locked, recover
 from ragst_sd.io._reference_file import is_reference, require_complete
 from ragst_sd.reference.migration import migrated
 
@@ -66,10 +66,10 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
     True
     """
     path = Path(path)
-    if not path.exists() and left_behind(path, OLD):
+    if not path.exists() and leftovers(path, OLD):
         # An earlier release, which wrote folders, was stopped between two renames.
-        with alone(path, "put right"):
-            put_right(path)
+        with locked(path, "recovered"):
+            recover(path)
     if not path.exists():
         msg = f"{path} does not exist. Write a reference with `rg.io.write_reference`."
         raise FileNotFoundError(msg)

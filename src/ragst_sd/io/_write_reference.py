@@ -13,7 +13,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
 from ragst_sd._reference import annotations_hash, require_in_memory
-from ragst_sd._replacing import alone, followed, place_beside, put_right
+from ragst_sd._replacing import link_target, locked, place_beside, recover
 from ragst_sd.io._reference_file import SUFFIX, is_reference, parts_digest
 
 if TYPE_CHECKING:
@@ -77,11 +77,11 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
     """
     any_header(reference)
     require_in_memory(reference)
-    path = followed(Path(path))
+    path = link_target(Path(path))
     require_place(path, overwrite=overwrite)
-    with alone(path):
+    with locked(path):
         require_place(path, overwrite=overwrite)
-        put_right(path)
+        recover(path)
         with place_beside(path) as place:
             write_store(reference, place / "store")
             _pack(place / "store", place / "file").replace(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragst_sd._elements import require_sdata
-from ragst_sd._replacing import OLD, alone, followed, left_behind, move_in, place_beside
+from ragst_sd._replacing import OLD, leftovers, link_target, locked, move_in, place_beside
 from ragst_sd._validate import require_key
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ def write_table(sdata: SpatialData, name: str) -> None:
     if not sdata.is_backed():
         msg = "`sdata` has no store yet. Write it once with `sdata.write(path)`."
         raise ValueError(msg)
-    store = followed(Path(sdata.path))
-    with alone(store):
-        _put_right(store)
+    store = link_target(Path(sdata.path))
+    with locked(store):
+        _recover(store)
         place = store / _TABLES / name
         if not place.exists() and name in {path.rsplit("/", 1)[-1] for path in sdata.elements_paths_on_disk()}:
             msg = f"The store {store} has another element named {name!r}. Choose another name for the table."
@@ -111,9 +111,9 @@ def _require_readable(store: Path, name: str) -> None:
         raise RuntimeError(msg) from error
 
 
-def _put_right(store: Path) -> None:
+def _recover(store: Path) -> None:
     """Bring back tables that a stopped writer moved away, and remove what it had not finished."""
-    for fresh in left_behind(store):
+    for fresh in leftovers(store):
         # Earlier releases moved a table to the second place, under a name with a suffix.
         for old in (*(fresh / _OLD).glob("*"), *(fresh / _TABLES).glob(f"*{OLD}")):
             place = store / _TABLES / old.name.removesuffix(OLD)

@@ -64,7 +64,7 @@ class Gate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Hood:
+class Neighbors:
     """Candidates of each query, and what the weights are made from and applied to, for any state of its cells."""
 
     rows: np.ndarray
@@ -77,14 +77,14 @@ class Hood:
     """(q, 1) share of each query's embedding that the rows it may use span: how far anything but their mean is trusted."""
 
 
-def find_hood(
+def find_neighbors(
     parameters: Mapping[str, Any],
     bank: Bank,
     query: Query,
     n_candidates: int,
     penalties: tuple[float, ...],
     teach: np.ndarray | None = None,
-) -> Hood:
+) -> Neighbors:
     """Stage 1, and the distances that stage 2 weighs.
 
     Parameters
@@ -104,7 +104,7 @@ def find_hood(
         for penalty, (mine, theirs) in zip(penalties, learned_at, strict=True):
             for whole, part in zip(learned[penalty], bend(mine, theirs[rows[queries]]), strict=True):
                 whole[queries] = part
-    return Hood(
+    return Neighbors(
         rows=found.rows,
         distance=((places[:, None, :] - x[rows]) ** 2).sum(axis=2),
         learned=learned,
@@ -123,12 +123,12 @@ def relative_responses(bank: Bank, query: Query, rows: np.ndarray, level: np.nda
     return bank.values[rows] * dose[..., None] - _centres(bank, query, rows, level)
 
 
-def weigh(hood: Hood, gate: Gate, n_neighbors: int, line: np.ndarray, z: np.ndarray) -> np.ndarray:
+def weigh(neighbors: Neighbors, gate: Gate, n_neighbors: int, line: np.ndarray, z: np.ndarray) -> np.ndarray:
     """(n, K) weights of the candidates of queries `line` in states (n, l); what they lack to one is what the null slot took."""
-    squared = (1 - gate.learned) ** 2 * hood.distance[line]
+    squared = (1 - gate.learned) ** 2 * neighbors.distance[line]
     if gate.learned > 0:
-        squared = squared + gate.learned**2 * hood.learned[gate.penalty].at(line, z)
-    logits = np.where(hood.rows[line] >= 0, -gate.sharpness * squared, -np.inf)
+        squared = squared + gate.learned**2 * neighbors.learned[gate.penalty].at(line, z)
+    logits = np.where(neighbors.rows[line] >= 0, -gate.sharpness * squared, -np.inf)
     # Of equally good ones the first are taken: the rows nearer in the embedding.
     taken = np.argsort(-logits, axis=1, kind="stable")[:, :n_neighbors]
     null = -gate.sharpness * gate.reach if np.isfinite(gate.reach) else _NOBODY
@@ -180,8 +180,8 @@ def prepare_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Read
     kind = familiar(bank, query).astype(int)
     gates = {int(code): _gates(parameters, code) for code in np.unique(kind)}
     penalties = tuple(sorted({gate.penalty for own in gates.values() for gate, *_ in own if gate.learned > 0}))
-    hood = find_hood(parameters, bank, query, min(int(parameters["n_candidates"]), len(bank.key)), penalties)
-    return ReadyRag(parameters, bank, query, hood, kind, gates, distances_to(bank, query, hood.rows))
+    neighbors = find_neighbors(parameters, bank, query, min(int(parameters["n_candidates"]), len(bank.key)), penalties)
+    return ReadyRag(parameters, bank, query, neighbors, kind, gates, distances_to(bank, query, neighbors.rows))
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class ReadyRag:
     parameters: Mapping[str, Any]
     bank: Bank
     query: Query
-    hood: Hood
+    neighbors: Neighbors
     kind: np.ndarray
     """(q,) 1 for queries with measured relatives."""
     gates: dict[int, list[tuple[Gate, float, float, float]]]
@@ -206,13 +206,13 @@ class ReadyRag:
     @cached_property
     def base(self) -> np.ndarray:
         """(q, g) prediction without retrieval."""
-        share = self.hood.explained[:, 0]
+        share = self.neighbors.explained[:, 0]
         return _without_retrieval(self.parameters, self.bank, self.query, self.level, share)
 
     @cached_property
     def relative(self) -> np.ndarray:
         """(q, K, g) what each candidate brings."""
-        return relative_responses(self.bank, self.query, self.hood.rows, self.level)
+        return relative_responses(self.bank, self.query, self.neighbors.rows, self.level)
 
     def place(self, states: np.ndarray) -> np.ndarray:
         """(n, l) what is read of states (n, g)."""
@@ -228,7 +228,7 @@ class ReadyRag:
         trusted = self._trusted(line, z)
         total = trusted.sum(axis=1, keepdims=True)
         cited = np.divide(trusted, total, out=np.zeros_like(trusted), where=total > 0)
-        rows = np.where(cited > 0, self.hood.rows[line], -1)
+        rows = np.where(cited > 0, self.neighbors.rows[line], -1)
         distances = np.where(rows >= 0, self.distances[line], np.nan)
         query = self.query.some(line)
         chosen = Selection(query.key, rows, cited, distances, query=query, strength=total)
@@ -241,7 +241,7 @@ class ReadyRag:
         for one in np.unique(line):
             own = np.flatnonzero(line == one)
             response[own] += trusted[own] @ self.relative[one]
-        share = self.hood.explained[line, 0]
+        share = self.neighbors.explained[line, 0]
         return selection, _answered(self.bank, selection, response, self.level[line], share)
 
     def mixture(self, line: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -258,13 +258,13 @@ class ReadyRag:
 
     def _trusted(self, line: np.ndarray, z: np.ndarray) -> np.ndarray:
         """(n, K) how much of each candidate is added."""
-        trusted = np.zeros((len(line), self.hood.rows.shape[1]))
+        trusted = np.zeros((len(line), self.neighbors.rows.shape[1]))
         for code, gates in self.gates.items():
             at = np.flatnonzero(self.kind[line] == code)
             for gate, _, trust, share in gates:
                 if trust and len(at):
-                    trusted[at] += share * trust * weigh(self.hood, gate, self.query.n_neighbors, line[at], z[at])
-        return self.hood.explained[line] * _best(trusted, self.query.n_neighbors)
+                    trusted[at] += share * trust * weigh(self.neighbors, gate, self.query.n_neighbors, line[at], z[at])
+        return self.neighbors.explained[line] * _best(trusted, self.query.n_neighbors)
 
 
 def _gates(parameters: Mapping[str, Any], kind: int) -> list[tuple[Gate, float, float, float]]:

@@ -12,7 +12,7 @@ import numpy as np
 from ragst_sd.retrieval.options import count, numbers, positive
 from ragst_sd.retrieval.response_baselines import bilinear
 from ragst_sd.retrieval.response_phi import fit_space, place_states
-from ragst_sd.retrieval.response_rag import Gate, find_hood, relative_responses, weigh
+from ragst_sd.retrieval.response_rag import Gate, find_neighbors, relative_responses, weigh
 from ragst_sd.retrieval.responses import ask_rows, closed_rows, familiar, pool_mean, shape_halves
 
 if TYPE_CHECKING:
@@ -179,14 +179,14 @@ def held_out_correlations(bank: Bank, run: Run, space: Mapping[str, Any]) -> tup
     mix = np.array([(1.0, *trust) for trust in TRUST])
     for one, other in (shaped, shaped[::-1]):
         truth = other.values[rows]
-        hood = find_hood(space, one, asked, run.n_candidates, tuple(options.penalties), teach)
+        neighbors = find_neighbors(space, one, asked, run.n_candidates, tuple(options.penalties), teach)
         z = place_states(space, asked.states(one))
         line = bilinear({"rank": options.rank, "alpha": options.alpha}, one, asked)
         level = pool_mean(one, asked)
-        relative = relative_responses(one, asked, hood.rows, level)
-        slope = hood.explained * (line.evidence + line.adjustment - level)
+        relative = relative_responses(one, asked, neighbors.rows, level)
+        slope = neighbors.explained * (line.evidence + line.adjustment - level)
         for i, gate in enumerate(gates):
-            weights = hood.explained * weigh(hood, gate, run.n_neighbors, every, z)
+            weights = neighbors.explained * weigh(neighbors, gate, run.n_neighbors, every, z)
             parts = np.stack([level, slope, (weights[:, None, :] @ relative)[:, 0]], axis=1)
             total[i] += _correlations(parts, truth, mix)
     return total / 2, rows, familiar(bank, asked)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._fields import TISSUE, stored_fields
-from ragst_sd._replacing import alone, followed, fresh_folder, put_right
+from ragst_sd._replacing import fresh_folder, link_target, locked, recover
 from ragst_sd._workers import spread_over_workers
 from ragst_sd.retrieval.run import blocks_of_queries, values_of
 
@@ -41,9 +41,9 @@ def new_store(path: str | os.PathLike[str], n: int, n_genes: int, *, intervals: 
     """
     import zarr
 
-    path = followed(Path(path))
-    with alone(path, "predicted into"):
-        put_right(path)
+    path = link_target(Path(path))
+    with locked(path, "predicted into"):
+        recover(path)
         if path.exists() and not (path / "uns" / _keys.RETRIEVAL).is_dir():
             msg = f"{path} exists and is not a table that `rg.tl.predict` wrote; it is not replaced. Choose another `store`."
             raise FileExistsError(msg)
