@@ -21,7 +21,10 @@ __all__ = ["__version__", "datasets", "get", "io", "pl", "pp", "settings", "tl"]
 
 
 def _version() -> str:
-    """The version that was installed: it is written at one place, the tag. A tree of files that was not installed has none."""
+    """The version that was installed: it is written at one place, the tag.
+
+    A tree of files that was not installed has none.
+    """
     from importlib.metadata import PackageNotFoundError, version
 
     try:

@@ -73,7 +73,8 @@ def _demo(args: argparse.Namespace) -> None:
       ragst-sd demo --donors 5 --out demo5        with more donors to learn from
       ragst-sd demo --data my_sections            on your own: B1.h5ad beside B1.jpg, B2.h5ad beside B2.jpg, ...
 
-    An h5ad holds counts, pixel coordinates in obsm["spatial"] and the donor in obs["donor"] (or uns["meta"]["patient"]); two donors at least.
+    An h5ad holds counts, pixel coordinates in obsm["spatial"] and the donor in obs["donor"] (or
+    uns["meta"]["patient"]); two donors at least.
     """
     from ragst_sd._demo import run_demo
 

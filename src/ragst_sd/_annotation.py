@@ -156,7 +156,10 @@ def rows_in_order(table: AnnData, table_key: str, shapes_key: str, index: Any) -
         raise ValueError(msg)
     if ids.duplicated().any():
         twice = list(ids[ids.duplicated()].unique())[:5]
-        msg = f"Table {table_key!r} has duplicated instance ids in `obs[{instance_key!r}]`: {twice}. Each spot needs one row."
+        msg = (
+            f"Table {table_key!r} has duplicated instance ids in `obs[{instance_key!r}]`: {twice}. Each spot needs "
+            "one row."
+        )
         raise ValueError(msg)
     if index.has_duplicates:
         msg = (
@@ -179,8 +182,9 @@ def rows_in_order(table: AnnData, table_key: str, shapes_key: str, index: Any) -
             known = f"{column}.astype(str).isin(sdata[{shapes_key!r}].index.astype(str))"
             todo = f"Keep the others with `sdata.tables[{table_key!r}] = table[{known}].copy()`."
         msg = (
-            f"{int((position < 0).sum())} of {table.n_obs} rows of table {table_key!r} have no shape in {shapes_key!r}, "
-            f"for instance {list(ids[position < 0])[:5]}; its index starts with {list(index[:5])}. {todo}"
+            f"{int((position < 0).sum())} of {table.n_obs} rows of table {table_key!r} have no shape in "
+            f"{shapes_key!r}, for instance {list(ids[position < 0])[:5]}; its index starts with {list(index[:5])}. "
+            f"{todo}"
         )
         raise ValueError(msg)
     unused = len(index) - len(position)

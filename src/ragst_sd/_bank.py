@@ -55,8 +55,8 @@ def open_bank(reference: AnnData, *, task: str = "histology", fitted: bool = Tru
     fitted
         Whether it must have a fit, of the content that it has now.
     whole
-        Whether all of its content is looked at. Of rows on disk only what is in memory is: they were checked when they were
-        written.
+        Whether all of its content is looked at. Of rows on disk only what is in memory is: they were checked when they
+        were written.
 
     Raises
     ------

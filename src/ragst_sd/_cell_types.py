@@ -89,9 +89,9 @@ def measured_columns(of_reference: pd.Index, genes: pd.Index, header: Mapping[st
     require_known(genes, known, "genes", ": the reference has no", KeyError)
     if (columns < 0).any():
         msg = (
-            f"No row of the reference measured {listing(genes[columns < 0])}: predicted from the signatures of cell types, so "
-            "that there are no measured values to go back to. `rg.get.explain` tells the cell types; leave these genes "
-            f"out here (`var[{_keys.EVIDENCE!r}]` marks them)."
+            f"No row of the reference measured {listing(genes[columns < 0])}: predicted from the signatures of cell "
+            "types, so that there are no measured values to go back to. `rg.get.explain` tells the cell types; leave "
+            f"these genes out here (`var[{_keys.EVIDENCE!r}]` marks them)."
         )
         raise ValueError(msg)
     return columns

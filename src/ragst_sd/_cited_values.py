@@ -57,15 +57,18 @@ def level_means(bank: Bank, header: dict[str, Any], table: AnnData, genes: pd.In
 
 
 def _section_shifts(bank: Bank, header: dict[str, Any]) -> np.ndarray | None:
-    """(sections, genes) means of sections relative to that of the reference; `None` where the prediction took no notice."""
+    """(sections, genes) means of sections relative to that of the reference.
+
+    `None` where the prediction took no notice.
+    """
     if not bool(header["center_sections"]):
         return None
     shifts = None if bank.fit is None else bank.fit.parameters.get("section_shifts")
     if shifts is None:
         fitted = "no fit at all" if bank.fit is None else bank.fit.method
         msg = (
-            f"The prediction was made by {str(header['method'])!r} with centred sections; the reference has been fitted anew "
-            f"since ({fitted!r}, without the means of its sections). Fit it as it was: "
+            f"The prediction was made by {str(header['method'])!r} with centred sections; the reference has been "
+            f"fitted anew since ({fitted!r}, without the means of its sections). Fit it as it was: "
             f"`rg.tl.fit(reference, method={str(header['method'])!r})`."
         )
         raise ValueError(msg)

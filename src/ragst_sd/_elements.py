@@ -39,7 +39,10 @@ class Centers(NamedTuple):
 
 
 def require_sdata(sdata: Any) -> SpatialData:
-    """The object itself; a `TypeError` unless it is a SpatialData, a `ValueError` if it holds responses to perturbations."""
+    """The object itself.
+
+    A `TypeError` unless it is a SpatialData, a `ValueError` if it holds responses to perturbations.
+    """
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -234,9 +237,9 @@ def _one_plane(level: Any, what: str) -> Any:
     planes = level.sizes.get("z", 1)
     if planes != 1:
         msg = (
-            f"{what} has {planes} planes along z; one is needed. Choose the one in focus and store it as an image of its "
-            "own: `sdata.images['plane'] = Image2DModel.parse(image.isel(z=k), transformations=...)`, with `image` the "
-            "finest scale."
+            f"{what} has {planes} planes along z; one is needed. Choose the one in focus and store it as an image of "
+            "its own: `sdata.images['plane'] = Image2DModel.parse(image.isel(z=k), transformations=...)`, with "
+            "`image` the finest scale."
         )
         raise ValueError(msg)
     return level.isel(z=0) if "z" in level.dims else level

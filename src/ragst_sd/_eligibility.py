@@ -48,7 +48,8 @@ def eligible_rows(bank: Bank, query: Query, *, donor_key: str, where: Where, exc
         allowed &= ~donors_of_same_image(bank, query, donor_key)
     else:
         logger.warning(
-            "`exclude` is %s, without 'donor': rows of the query's own donor may be used, accuracy is then no evidence.",
+            "`exclude` is %s, without 'donor': rows of the query's own donor may be used, accuracy is then no "
+            "evidence.",
             tuple(exclude) or "empty",
         )
     eligibility = Eligibility(query_codes, bank_codes, allowed)
@@ -109,7 +110,10 @@ def allowed_rows(obs: pd.DataFrame, where: Where) -> np.ndarray:
 
 
 def rows_with(obs: pd.DataFrame, where: Mapping[str, Any], name: str, nobody: str) -> np.ndarray:
-    """(rows,) mask of the rows whose columns hold the wanted values; a `ValueError` that begins with `nobody` if none does."""
+    """(rows,) mask of the rows whose columns hold the wanted values.
+
+    A `ValueError` that begins with `nobody` if none does.
+    """
     found = np.ones(len(obs), dtype=bool)
     for column, values in where.items():
         require_key(column, list(obs.columns), f"{name}.obs")

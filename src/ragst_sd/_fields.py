@@ -41,8 +41,8 @@ PREDICTION = Field("X", "prediction", 'The prediction, in the unit named by `.un
 EVIDENCE = Field(
     "layers",
     _keys.EVIDENCE,
-    "What the cited rows say: the weighted average of measured profiles, each relative to the mean of its section and put back "
-    "on the mean of the rows that may be used. `.X` minus this layer is the adjustment.",
+    "What the cited rows say: the weighted average of measured profiles, each relative to the mean of its section "
+    "and put back on the mean of the rows that may be used. `.X` minus this layer is the adjustment.",
 )
 POINTERS = (
     Field(
@@ -79,8 +79,8 @@ TISSUE = (
     Field(
         "layers",
         _keys.DISAGREEMENT,
-        "Weighted standard deviation of what the cited rows bring; of the nearest rows, equally weighted, for methods that cite "
-        "nobody.",
+        "Weighted standard deviation of what the cited rows bring; of the nearest rows, equally weighted, for "
+        "methods that cite nobody.",
     ),
     Field("layers", _keys.LOWER, "With `intervals`: lower limit; not below zero unless `.X` is."),
     Field("layers", _keys.UPPER, "With `intervals`: upper limit. NaN for genes without a quantile."),
@@ -88,14 +88,14 @@ TISSUE = (
     Field(
         "obsm",
         _keys.CELL_TYPE_FRACTION,
-        "(spots, types) if the reference has cell types and the method cites: fractions of the cited rows by the same weights, "
-        "over the rows that have fractions.",
+        "(spots, types) if the reference has cell types and the method cites: fractions of the cited rows by the "
+        "same weights, over the rows that have fractions.",
     ),
     Field(
         "varm",
         _keys.INTERVAL_QUANTILES,
-        "(genes, levels) half widths of all calibrated levels, in units of the spot's scale: that of another level is its "
-        "quantile times `upper - X` over the quantile of this one.",
+        "(genes, levels) half widths of all calibrated levels, in units of the spot's scale: that of another level "
+        "is its quantile times `upper - X` over the quantile of this one.",
     ),
     EFFECTIVE_N,
     Field(
@@ -109,14 +109,15 @@ TISSUE = (
     Field(
         "obs",
         _keys.DISTANCE_PERCENTILE,
-        "How far the nearest measured tissue is in phi-space, as a percentile (0 to 100) among held-out donors of the reference.",
+        "How far the nearest measured tissue is in phi-space, as a percentile (0 to 100) among held-out donors of "
+        "the reference.",
         np.float64,
     ),
     Field(
         "obs",
         _keys.APPEARANCE_DISTANCE,
-        "Distance of the raw embedding to the nearest section of the reference, over the threshold that `fit` calibrated on "
-        "held-out donors.",
+        "Distance of the raw embedding to the nearest section of the reference, over the threshold that `fit` "
+        "calibrated on held-out donors.",
         np.float64,
     ),
     Field(
@@ -138,7 +139,8 @@ TISSUE = (
     Field(
         "var",
         _keys.CV_PEARSON,
-        "Accuracy of the fitted method on held-out donors; NaN if it was not assessed, or if what is known is of another fit.",
+        "Accuracy of the fitted method on held-out donors; NaN if it was not assessed, or if what is known is of "
+        "another fit.",
         np.float64,
     ),
     Field("var", _keys.NOISE_CEILING, "The most that the noise of the counts allows.", np.float64),
@@ -165,7 +167,8 @@ _GROUNDED = (
     Field(
         "obs",
         _keys.EMBEDDING_SHARE,
-        'With `"rag"`: how much of the perturbation\'s embedding the rows that may be used span, from 0 to 1. All that it adds '
+        'With `"rag"`: how much of the perturbation\'s embedding the rows that may be used span, from 0 to 1. All '
+        "that it adds "
         "to their mean is multiplied with it.",
         np.float64,
     ),
@@ -183,14 +186,14 @@ TISSUE_RESPONSES = (
     Field(
         "layers",
         _keys.STANDARD_ERROR,
-        "Standard errors of the cited responses by their weights, an upper bound that supposes shared controls; NaN where nobody "
-        "is cited. It says how well the responses were measured, not whether they hold in tissue.",
+        "Standard errors of the cited responses by their weights, an upper bound that supposes shared controls; NaN "
+        "where nobody is cited. It says how well the responses were measured, not whether they hold in tissue.",
     ),
     Field(
         "layers",
         _keys.LOWER,
-        "Where the table was predicted with intervals: these, moved by the response and widened by its standard error at the "
-        "same level.",
+        "Where the table was predicted with intervals: these, moved by the response and widened by its standard "
+        "error at the same level.",
     ),
     Field("layers", _keys.UPPER, "The upper ends of them."),
     *_GROUNDED,
@@ -198,15 +201,15 @@ TISSUE_RESPONSES = (
     Field(
         "obs",
         _keys.RESPONSE_MAGNITUDE,
-        "Root mean square of the response over genes; the mean over spots for all where the response does not vary more than by "
-        "chance.",
+        "Root mean square of the response over genes; the mean over spots for all where the response does not vary "
+        "more than by chance.",
         np.float64,
     ),
     Field(
         "obs",
         _keys.STATE_DISTANCE,
-        "Distance of the spot's state to the nearest context of the screen, over the 98th percentile of that of sets of as many "
-        "controls.",
+        "Distance of the spot's state to the nearest context of the screen, over the 98th percentile of that of sets "
+        "of as many controls.",
         np.float64,
     ),
     Field("obs", _keys.STATE_PERCENTILE, "Percentile of it among those.", np.float64),

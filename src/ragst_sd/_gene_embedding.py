@@ -46,10 +46,17 @@ def embedding_table(embedding: pd.DataFrame | Mapping[str, Any]) -> dict[str, An
             raise ValueError(msg)
         rows = np.asarray(vectors)
     else:
-        msg = f"`embedding` is a {type(embedding).__name__}; give a data frame (genes as index) or a mapping from gene to vector."
+        msg = (
+            f"`embedding` is a {type(embedding).__name__}; give a data frame (genes as index) or a mapping from "
+            "gene "
+            "to vector."
+        )
         raise TypeError(msg)
     if not np.issubdtype(rows.dtype, np.number) or rows.ndim != 2 or rows.shape[1] == 0:
-        msg = f"`embedding` holds no numbers (shape {rows.shape}, {rows.dtype}). Give numeric columns only, genes as index."
+        msg = (
+            f"`embedding` holds no numbers (shape {rows.shape}, {rows.dtype}). Give numeric columns only, genes as "
+            "index."
+        )
         raise ValueError(msg)
     repeated = duplicates(genes)
     if repeated:
@@ -109,8 +116,8 @@ def embed(perturbations: Sequence[str], control: str, vectors: Mapping[str, np.n
         genes = sorted({gene for each in lacking.values() for gene in each})
         msg = (
             f"The embedding of the reference has no {listing(genes)}, which {listing(lacking)} needs; it has "
-            f"{len(vectors)} genes.{spelling(genes[0], control, vectors) or hint(genes[0], vectors)} Ask for others, or "
-            "build the reference with an embedding that has them."
+            f"{len(vectors)} genes.{spelling(genes[0], control, vectors) or hint(genes[0], vectors)} Ask for others, "
+            "or build the reference with an embedding that has them."
         )
         raise KeyError(msg)
     width = len(next(iter(vectors.values())))

@@ -32,8 +32,9 @@ def common_names(sections: Sequence[Any], *, harmonize: bool, orthologues_to: st
     Raises
     ------
     ValueError
-        If sections are of two species and `orthologues_to` is left out, a section mixes species, the species of a section
-        cannot be told where it has to be, there is no common naming, or values on a log scale would have to be added up.
+        If sections are of two species and `orthologues_to` is left out, a section mixes species, the species of a
+        section cannot be told where it has to be, there is no common naming, or values on a log scale would have to be
+        added up.
     """
     for section in sections:
         try:
@@ -63,8 +64,8 @@ def common_names(sections: Sequence[Any], *, harmonize: bool, orthologues_to: st
         names = [name for name in found.names if name]
         if unit != "counts" and duplicates(names):
             msg = (
-                f"sdatas[{section.sample!r}]: several names mean one gene ({listing(duplicates(names))}), and values on a log "
-                "scale cannot be added up. Give counts with `layer=`."
+                f"sdatas[{section.sample!r}]: several names mean one gene ({listing(duplicates(names))}), and values "
+                "on a log scale cannot be added up. Give counts with `layer=`."
             )
             raise ValueError(msg)
         section.expression, section.names = section.expression[:, kept], {naming: names}
@@ -123,8 +124,9 @@ def shared_genes(of_screen: Sequence[str], of_tissue: Sequence[str], where: str)
     if len(shared) >= min(needed, len(of_screen)):
         return shared
     msg = (
-        f"{where} has {len(shared)} of the {len(of_screen)} genes of the screen ({len(shared) / len(of_screen):.1%}); at least "
-        f"{needed} are needed to say what its cells are like. {why_few_shared(of_screen, of_tissue, len(shared))}"
+        f"{where} has {len(shared)} of the {len(of_screen)} genes of the screen "
+        f"({len(shared) / len(of_screen):.1%}); at least {needed} are needed to say what its cells are like. "
+        f"{why_few_shared(of_screen, of_tissue, len(shared))}"
     )
     raise ValueError(msg)
 
@@ -140,8 +142,8 @@ def why_few_shared(first: Sequence[str], second: Sequence[str], n_shared: int) -
     if len(differing) > n_shared:
         example, other = differing[0]
         return (
-            f"{len(differing)} more differ in capitals only (for instance {example!r} and {other!r}), as symbols of human "
-            f"and mouse do: the species differ. {_TO_ONE_SPECIES}"
+            f"{len(differing)} more differ in capitals only (for instance {example!r} and {other!r}), as symbols of "
+            f"human and mouse do: the species differ. {_TO_ONE_SPECIES}"
         )
     prefixes = {gene.rstrip("0123456789") for gene in (first[0], second[0])}
     if len(prefixes) > 1 and all(prefix.startswith("ENS") for prefix in prefixes):

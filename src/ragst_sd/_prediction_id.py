@@ -55,9 +55,9 @@ def require_own_rows(table: AnnData, header: Mapping[str, Any]) -> None:
     others = sorted(found - {str(own)})
     if others:
         msg = (
-            f"The table has rows of other predictions ({listing(others)}) than its `uns[{_keys.RETRIEVAL!r}]` ({str(own)!r}): "
-            "it was concatenated, or has the `.uns` of another table, so that its citations would point at other tissue. "
-            "Read each prediction on its own."
+            f"The table has rows of other predictions ({listing(others)}) than its `uns[{_keys.RETRIEVAL!r}]` "
+            f"({str(own)!r}): it was concatenated, or has the `.uns` of another table, so that its citations would "
+            "point at other tissue. Read each prediction on its own."
         )
         raise ValueError(msg)
 
@@ -65,7 +65,8 @@ def require_own_rows(table: AnnData, header: Mapping[str, Any]) -> None:
 def check_values(table: AnnData, header: Mapping[str, Any], *, refuse: bool) -> None:
     """Warn, or raise a `ValueError`, if `.X` is not what was predicted.
 
-    Sums are known of whole rows and of whole columns: a table that was cut both ways cannot be checked, nor are values on disk.
+    Sums are known of whole rows and of whole columns: a table that was cut both ways cannot be checked, nor are values
+    on disk.
     """
     if _keys.N_PREDICTED not in header or hasattr(table.X, "dask"):
         return
@@ -79,9 +80,9 @@ def check_values(table: AnnData, header: Mapping[str, Any], *, refuse: bool) -> 
         return
     what = "spots" if axis else "genes"
     msg = (
-        f"`.X` of the predicted table was changed after the prediction, in {int((~same).sum())} of {len(same)} {what} (first: "
-        f"{frame.index[~same][0]!r}): it is no longer in {str(header['unit'])!r}. Keep the prediction in `.X` and what you make "
-        "of it in a layer, or predict again."
+        f"`.X` of the predicted table was changed after the prediction, in {int((~same).sum())} of {len(same)} "
+        f"{what} (first: {frame.index[~same][0]!r}): it is no longer in {str(header['unit'])!r}. Keep the prediction "
+        "in `.X` and what you make of it in a layer, or predict again."
     )
     if refuse:
         raise ValueError(msg)

@@ -86,8 +86,8 @@ def read_query(sdata: SpatialData, header: Header, *, table_key: str | None, use
     image_mpp = sdata.attrs.get(_keys.ATTRS, {}).get(_keys.IMAGE_MPP, {}).get(image_key, np.nan)
     if abs(image_mpp - embedded_mpp) > 1e-3 * embedded_mpp:
         logger.warning(
-            "Image %r was embedded at %.4g microns per pixel, and is said to have %.4g now. Embed (and lay tiles) again "
-            "if the resolution was corrected since.",
+            "Image %r was embedded at %.4g microns per pixel, and is said to have %.4g now. Embed (and lay tiles) "
+            "again if the resolution was corrected since.",
             image_key,
             embedded_mpp,
             image_mpp,
@@ -118,8 +118,8 @@ def _check_statistics(own: dict[str, Any], table_key: str) -> None:
     """Few spots make poor section statistics, and a single one makes none."""
     if not np.asarray(own["section_std"]).any():
         msg = (
-            f"The embeddings of table {table_key!r} do not vary within the section ({own['n_spots']} spots), so they cannot "
-            "be standardised by it. Embed the whole section, or build with "
+            f"The embeddings of table {table_key!r} do not vary within the section ({own['n_spots']} spots), so they "
+            "cannot be standardised by it. Embed the whole section, or build with "
             "`rg.tl.build_reference(..., standardize=False)`."
         )
         raise ValueError(msg)

@@ -82,7 +82,10 @@ def fit_hash(reference: AnnData, header: dict[str, Any], fit: dict[str, Any], ke
 
 
 def row_hashes(reference: AnnData, rows: np.ndarray | None = None) -> list[bytes]:
-    """One digest for the content of each row, or of some; in blocks, so that a lazy reference need not fit into memory."""
+    """One digest for the content of each row, or of some.
+
+    In blocks, so that a lazy reference need not fit into memory.
+    """
     header = reference.uns[_keys.ATTRS]
     rows = np.arange(reference.n_obs) if rows is None else rows
     own = {name: labels(reference.obs[name].iloc[rows]) for name in _label_columns(reference, header)}
@@ -191,7 +194,10 @@ def is_lazy(reference: AnnData) -> bool:
 def require_in_memory(reference: AnnData, what: str = "The reference is") -> None:
     """Raise a `ValueError` if the rows of a reference lie on disk."""
     if is_lazy(reference):
-        msg = f"{what} lazy: its rows lie on disk, which is enough to predict. Load it with `reference.to_memory()` first."
+        msg = (
+            f"{what} lazy: its rows lie on disk, which is enough to predict. Load it with `reference.to_memory()` "
+            "first."
+        )
         raise ValueError(msg)
 
 

@@ -31,7 +31,8 @@ def link_target(path: Path) -> Path:
 def locked(path: Path, doing: str = "written") -> Iterator[None]:
     """Let no other process or thread write to `path`; the lock of a process that was killed is free again.
 
-    The same thread may ask for the same lock again. Pass the path that :func:`link_target` returns to everything that writes.
+    The same thread may ask for the same lock again. Pass the path that :func:`link_target` returns to everything that
+    writes.
 
     Raises
     ------
@@ -69,7 +70,10 @@ def place_beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def fresh_folder(path: Path) -> Iterator[Path]:
-    """A place for the next version of a folder, which takes its place when the block ends well; hold :func:`locked` meanwhile."""
+    """A place for the next version of a folder, which takes its place when the block ends well.
+
+    Hold :func:`locked` meanwhile.
+    """
     with place_beside(path) as fresh:
         yield fresh
         move_in(fresh, path, old=fresh.with_name(fresh.name.removesuffix(_NEW) + OLD))
@@ -120,7 +124,10 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 
 def clear_unfinished_files(folder: Path, name: str = r".+") -> None:
-    """Remove files that killed writers of :func:`replaced_file` left an hour ago or more; `name` is a regular expression."""
+    """Remove files that killed writers of :func:`replaced_file` left an hour ago or more.
+
+    `name` is a regular expression.
+    """
     ours, before = re.compile(rf"\.{name}\.[0-9a-f]{{8}}"), time.time() - _LEFT_SECONDS
     for file in folder.iterdir():
         if ours.fullmatch(file.name) and file.is_file():

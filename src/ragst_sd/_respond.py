@@ -247,7 +247,10 @@ def at_once(task: Task) -> int:
 
 
 def _stacked(selections: Sequence[Selection]) -> list[np.ndarray]:
-    """Rows, weights and distances; a method may cite as many rows as the query with most of them has, so that they differ in width."""
+    """Rows, weights and distances.
+
+    A method may cite as many rows as the query with most of them has, so that they differ in width.
+    """
     width = max(one.rows.shape[1] for one in selections)
     out = []
     for name, missing in (("rows", -1), ("weights", 0.0), ("distances", np.nan)):
@@ -268,8 +271,9 @@ def response_from_half(
 ) -> np.ndarray | None:
     """(g,) response that the fitted method predicts where every measured response is the one against half 1 of the controls.
 
-    What was measured against half 2 shares no controls with it. Nothing, if the prediction at hand cannot be made again:
-    the reference was fitted anew since, each spot has a response of its own, or a network has learned from all controls.
+    What was measured against half 2 shares no controls with it. Nothing, if the prediction at hand cannot be made
+    again: the reference was fitted anew since, each spot has a response of its own, or a network has learned from all
+    controls.
 
     Parameters
     ----------
@@ -314,8 +318,9 @@ def _learned_from(bank: Bank, query: Query, pairs: list[tuple[str, str]], method
     learned = [pair for pair, known in zip(pairs, hit.any(axis=1), strict=True) if known and method.learns]
     if learned and method.learns == "values":
         logger.warning(
-            "%r was trained on the measured responses to %s: leaving them out (`exclude`, `where`) keeps them from being cited, not from "
-            "having been learned. This is no test of the method; for one, fit a reference without them (`rg.tl.perturbation_folds`).",
+            "%r was trained on the measured responses to %s: leaving them out (`exclude`, `where`) keeps them from "
+            "being cited, not from having been learned. This is no test of the method; for one, fit a reference "
+            "without them (`rg.tl.perturbation_folds`).",
             task.bank.fit.method,
             listing(f"{p} in {c}" for p, c in learned),
         )
@@ -329,16 +334,23 @@ def _require_rows(bank: Bank, query: Query, pairs: list[tuple[str, str]], method
     if not eligible.all():
         bad = [f"{p} in {c}" for (p, c), n in zip(pairs, eligible, strict=True) if n == 0]
         msg = (
-            f"No row of the reference may be used for {listing(bad)}: the own perturbation in its context is left out, and "
-            "`where` may reject rows. Relax it, or add perturbations to the reference."
+            f"No row of the reference may be used for {listing(bad)}: the own perturbation in its context is left "
+            "out, and `where` may reject rows. Relax it, or add perturbations to the reference."
         )
         raise ValueError(msg)
     if n_neighbors is not None and method.cites and n_neighbors > eligible.min():
-        msg = f"`n_neighbors` is {n_neighbors}, but only {eligible.min()} rows may be used. Ask for {eligible.min()} at most."
+        msg = (
+            f"`n_neighbors` is {n_neighbors}, but only {eligible.min()} rows may be used. Ask for {eligible.min()} "
+            "at most."
+        )
         raise ValueError(msg)
     if method.lacks is not None:
         reasons = method.lacks(bank, query)
         bad = [f"{p} in {c} ({reason})" for (p, c), reason in zip(pairs, reasons, strict=True) if reason]
         if bad:
-            msg = f"Method {task.bank.fit.method!r} has nothing to answer from for {listing(bad)}. Leave these out, or fit another method."
+            msg = (
+                f"Method {task.bank.fit.method!r} has nothing to answer from for {listing(bad)}. Leave these out, "
+                "or "
+                "fit another method."
+            )
             raise ValueError(msg)

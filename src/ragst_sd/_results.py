@@ -119,8 +119,8 @@ def require_tissue(header: Any) -> None:
     """Raise a `ValueError` if the provenance is that of predicted responses to perturbations."""
     if holds_responses(header):
         msg = (
-            f"The table holds predicted responses (task {TASK!r}, made by `rg.tl.perturb`); this needs a prediction of tissue "
-            "by `rg.tl.predict`. For responses there are `rg.get.neighbors`, `rg.get.explain`, "
+            f"The table holds predicted responses (task {TASK!r}, made by `rg.tl.perturb`); this needs a prediction "
+            "of tissue by `rg.tl.predict`. For responses there are `rg.get.neighbors`, `rg.get.explain`, "
             "`rg.get.influence(..., rows=...)`, `rg.tl.evaluate_perturbation` and `rg.io.write_cell_eval`."
         )
         raise ValueError(msg)
@@ -158,8 +158,8 @@ def predicted(
     if lacking:
         msg = (
             f"The table has no complete provenance: it lacks {', '.join(lacking)}. It was not made by `rg.tl.predict` "
-            "or `rg.tl.perturb`, or lost it on the way (`anndata.concat` drops `.uns`): predict again, or use the table "
-            "as it was written."
+            "or `rg.tl.perturb`, or lost it on the way (`anndata.concat` drops `.uns`): predict again, or use the "
+            "table as it was written."
         )
         raise ValueError(msg)
     if int(header.get("schema_version", 0)) != _keys.SCHEMA_VERSION:

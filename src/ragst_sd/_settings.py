@@ -74,8 +74,8 @@ _SETTINGS: dict[str, tuple[Callable[[Any], Any], Callable[[str], Any], Callable[
 class Settings:
     """Defaults for arguments that a call leaves out.
 
-    Each can also be given by an environment variable, `RAGST_SD_<NAME>`, which is read when the value is needed; a value
-    set in Python wins over it.
+    Each can also be given by an environment variable, `RAGST_SD_<NAME>`, which is read when the value is needed; a
+    value set in Python wins over it.
 
     Attributes
     ----------

@@ -39,7 +39,11 @@ def over_sections(*, not_with: str | None = None) -> Callable[[F], F]:
             for name, section in sections.items():
                 require_type(section, (SpatialData, AnnData), f"sdata[{name!r}]")
             if not_with is not None and kwargs.get(not_with) is not None:
-                msg = f"`{not_with}` belongs to one section, and `sdata` holds {len(sections)}. Call once for each of them."
+                msg = (
+                    f"`{not_with}` belongs to one section, and `sdata` holds {len(sections)}. Call once for each "
+                    "of "
+                    "them."
+                )
                 raise ValueError(msg)
             results: dict[str, Any] = {}
             for name, section in sections.items():
@@ -67,7 +71,10 @@ def _together(results: dict[str, Any]) -> Any:
 
 
 def named_sections(sections: Any, argument: str, table_key: str | None = None) -> dict[str, Any]:
-    """Names of a section, a list, or a mapping; those of a list stand in `obs["sample"]` of the table, or of what was measured."""
+    """Names of a section, a list, or a mapping.
+
+    Those of a list stand in `obs["sample"]` of the table, or of what was measured.
+    """
     if isinstance(sections, Mapping):
         named = {str(name): section for name, section in sections.items()}
     else:
@@ -76,8 +83,8 @@ def named_sections(sections: Any, argument: str, table_key: str | None = None) -
         repeated = sorted({name for name in own if name is not None and own.count(name) > 1})
         if repeated:
             msg = (
-                f"Several sections have the same `obs['sample']`: {listing(repeated)}. Give them names of their own, or "
-                "pass a mapping from sample name to section."
+                f"Several sections have the same `obs['sample']`: {listing(repeated)}. Give them names of their own, "
+                "or pass a mapping from sample name to section."
             )
             raise ValueError(msg)
         free = (name for i in count(1) if (name := f"sample{i}") not in own)

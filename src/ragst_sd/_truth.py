@@ -44,7 +44,10 @@ _WHERE = "The measured table"
 def truth_table(
     sdata: SpatialData | AnnData, table: AnnData, truth_key: str | None, truth: AnnData | None = None
 ) -> AnnData:
-    """The measured table: given, by its name, or the only one of the shapes that `table` predicts; never a predicted one."""
+    """The measured table: given, by its name, or the only one of the shapes that `table` predicts.
+
+    Never a predicted one.
+    """
     from anndata import AnnData
 
     if truth is not None:
@@ -57,8 +60,9 @@ def truth_table(
         truth_key = measured_key(sdata, table)
     if truth_key is None:
         msg = (
-            f"No measured table annotates {listing(regions_of(table))}, which was predicted; tables: {listing(sdata.tables)}. "
-            "Add it to `sdata.tables`, or give it with `truth=` beside the bare predicted table."
+            f"No measured table annotates {listing(regions_of(table))}, which was predicted; tables: "
+            f"{listing(sdata.tables)}. Add it to `sdata.tables`, or give it with `truth=` beside the bare predicted "
+            "table."
         )
         raise ValueError(msg)
     require_key(truth_key, sdata.tables, "sdata.tables", "Name the measured table with `truth_key=`.")
@@ -73,7 +77,10 @@ def measured_key(sdata: SpatialData, table: AnnData) -> str | None:
     annotating = [key for region in regions_of(table) for key in annotating_tables(sdata, region)]
     names = [key for key in dict.fromkeys(annotating) if sdata.tables[key].n_vars]
     if len(names) > 1:
-        msg = f"`truth_key` is needed: {len(names)} measured tables annotate {listing(regions_of(table))}: {listing(names)}."
+        msg = (
+            f"`truth_key` is needed: {len(names)} measured tables annotate {listing(regions_of(table))}: "
+            f"{listing(names)}."
+        )
         raise ValueError(msg)
     return names[0] if names else None
 
@@ -133,8 +140,9 @@ def truth_counts(measured: AnnData, header: dict[str, Any], layer: str | None) -
     present = len(set(wanted) & set(names))
     if present < MIN_SHARED_GENES:
         msg = (
-            f"{_WHERE} holds {present} of the {len(wanted)} genes that size factors rest on; at least {MIN_SHARED_GENES} "
-            f"are needed to bring it to the prediction's unit. {why_few_shared(wanted, names, present)}"
+            f"{_WHERE} holds {present} of the {len(wanted)} genes that size factors rest on; at least "
+            f"{MIN_SHARED_GENES} are needed to bring it to the prediction's unit. "
+            f"{why_few_shared(wanted, names, present)}"
         )
         raise ValueError(msg)
     return matrix, names

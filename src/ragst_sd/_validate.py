@@ -120,8 +120,8 @@ def as_seed(rng: Any) -> int:
         return int(np.random.default_rng(rng).integers(2**32))
     except (TypeError, ValueError):
         msg = (
-            f"`rng` is {rng!r}; it must be a whole number, at least 0, a generator or seed sequence of numpy, or None for "
-            "another draw at each call."
+            f"`rng` is {rng!r}; it must be a whole number, at least 0, a generator or seed sequence of numpy, or "
+            "None for another draw at each call."
         )
         raise ValueError(msg) from None
 

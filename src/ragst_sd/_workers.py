@@ -64,8 +64,9 @@ def _this_worker() -> Any:
 def spread_over_workers(function: Callable[[S, T], R], items: Iterable[T], shared: S) -> Generator[R, None, None]:
     """Yield `function(shared, item)` for each item, in their order.
 
-    With a client, what is shared goes to each worker once, and not through the scheduler. Pieces of a worker that dies are
-    done again on another; what an item gives does not depend on where it is done. Leaving early cancels what is left.
+    With a client, what is shared goes to each worker once, and not through the scheduler. Pieces of a worker that dies
+    are done again on another; what an item gives does not depend on where it is done. Leaving early cancels what is
+    left.
     """
     client = active_client()
     if client is None:
@@ -181,9 +182,9 @@ def _held(level: Any) -> list[Any]:
 def without_huge_chunks(pyramid: Pyramid, used: Iterable[int]) -> Iterator[Pyramid]:
     """The pyramid for reading in pieces.
 
-    Levels in `used` that are decoded in one chunk (a TIFF in one strip, say) are decoded once, into memory. Where a chunk
-    has more than 128 MB, all levels in `used` are decoded once, together, into a temporary zarr store, which is deleted on
-    leaving.
+    Levels in `used` that are decoded in one chunk (a TIFF in one strip, say) are decoded once, into memory. Where a
+    chunk has more than 128 MB, all levels in `used` are decoded once, together, into a temporary zarr store, which is
+    deleted on leaving.
     """
     import dask
 
@@ -204,8 +205,8 @@ def without_huge_chunks(pyramid: Pyramid, used: Iterable[int]) -> Iterator[Pyram
             chunks = (level.shape[0], *(min(_STORED_CHUNK_PX, size) for size in pyramid.shapes[k]))
             stored[k] = zarr.create_array(folder / str(k), shape=level.shape, dtype=level.dtype, chunks=chunks)
         logger.info(
-            "The image is stored in chunks of up to %.0f MB, which would be decoded again and again: it is decoded once "
-            "into a temporary store in '%s' (up to %.0f MB). Write it with smaller chunks "
+            "The image is stored in chunks of up to %.0f MB, which would be decoded again and again: it is decoded "
+            "once into a temporary store in '%s' (up to %.0f MB). Write it with smaller chunks "
             "(`sdata.write` after `Image2DModel.parse(..., chunks=(3, 1024, 1024))`) to spare this.",
             huge / 1e6,
             folder,
@@ -275,9 +276,10 @@ def _require_stores(pyramid: Pyramid) -> None:
         folder = array.store.root / array.store_path.path
         if not folder.is_dir():
             msg = (
-                f"The image lies in {str(folder)!r}, which the worker on {socket.gethostname()!r} does not see. Write it to a "
-                "disk that all machines share. Images of one huge chunk are decoded into a temporary folder: set TMPDIR to "
-                "one that all machines share before Python starts, or write the image with smaller chunks."
+                f"The image lies in {str(folder)!r}, which the worker on {socket.gethostname()!r} does not see. "
+                "Write it to a disk that all machines share. Images of one huge chunk are decoded into a temporary "
+                "folder: set TMPDIR to one that all machines share before Python starts, or write the image with "
+                "smaller chunks."
             )
             raise FileNotFoundError(msg)
 
@@ -319,8 +321,9 @@ def own_device() -> str | None:
 def gpu_of_worker(name: str, n_visible: int, *, one_worker_per_gpu: bool) -> int:
     """Index of the GPU that a worker uses, among those it sees.
 
-    dask-cuda puts each worker's own GPU first. Elsewhere workers of one machine see the same GPUs and are told apart by the
-    number at the end of their names (`LocalCluster`: 0, 1, ...; dask-jobqueue: `SLURMCluster-3-0`, `SLURMCluster-3-1`).
+    dask-cuda puts each worker's own GPU first. Elsewhere workers of one machine see the same GPUs and are told apart
+    by the number at the end of their names (`LocalCluster`: 0, 1, ...; dask-jobqueue: `SLURMCluster-3-0`,
+    `SLURMCluster-3-1`).
     """
     if one_worker_per_gpu:
         return 0

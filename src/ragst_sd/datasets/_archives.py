@@ -105,7 +105,10 @@ def _inside(folder: Path, name: str, archive: Path) -> Path:
     parts = PurePosixPath(name.replace("\\", "/")).parts
     target = folder.joinpath(*parts)
     if not parts or ".." in parts or not target.resolve().is_relative_to(folder.resolve()):
-        msg = f"Archive {archive.name!r} holds {name!r}, which would be written outside of its folder. It was not unpacked."
+        msg = (
+            f"Archive {archive.name!r} holds {name!r}, which would be written outside of its folder. It was not "
+            "unpacked."
+        )
         raise ValueError(msg)
     return target
 
@@ -117,8 +120,8 @@ def _archive_errors(archive: Path, password: str | None, published_at: str | Non
         yield
     except NotImplementedError as error:
         msg = (
-            f"Archive {archive.name!r} is packed in a way that cannot be read here ({error}).{where} Unpack it yourself and pass the "
-            "folder with `path=`."
+            f"Archive {archive.name!r} is packed in a way that cannot be read here ({error}).{where} Unpack it "
+            "yourself and pass the folder with `path=`."
         )
         raise ValueError(msg) from error
     except RuntimeError as error:

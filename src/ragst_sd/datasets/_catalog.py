@@ -49,9 +49,9 @@ def catalog(
     license
         SPDX identifiers, "none stated" or "unknown".
     status
-        "tested": :func:`ragst_sd.datasets.load` is run on the entry by the tests of the package, on small made files in the layout,
-        under the names and at the addresses that the entry gives; "listed": nothing is run. Neither says that an address still
-        answers.
+        "tested": :func:`ragst_sd.datasets.load` is run on the entry by the tests of the package, on small made files
+        in the layout, under the names and at the addresses that the entry gives; "listed": nothing is run. Neither
+        says that an address still answers.
 
     Returns
     -------
@@ -64,12 +64,12 @@ def catalog(
       could not be confirmed: ask the owner;
     - `gated`: terms have to be accepted with an account before a download;
     - `status`, `loader`, `layout`: which loader reads it, and how its files are laid out;
-    - `samples`, `files`, `size`: how many sections can be loaded, from how many files, and the bytes of all files, missing
-      unless all are known;
+    - `samples`, `files`, `size`: how many sections can be loaded, from how many files, and the bytes of all files,
+      missing unless all are known;
     - `accession`, `doi`, `url`, `query` (the filter of a CELLxGENE Census query);
     - `citation`, `bibtex`: what to cite;
-    - `unverified`: which of the fields were written down without a source that was read; `checked`: what was read for the
-      others; `notes`.
+    - `unverified`: which of the fields were written down without a source that was read; `checked`: what was read for
+      the others; `notes`.
 
     Raises
     ------

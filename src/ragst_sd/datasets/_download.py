@@ -100,14 +100,17 @@ def fetch(file: RemoteFile, folder: Path, *, progress: bool, advice: str) -> Pat
             if not resumed:
                 break
     msg = (
-        f"{file.url} is not the file that was expected: {wrong}. It was not kept. Try again; if it stays so, the owner has changed "
-        f"the file. You can also {advice}."
+        f"{file.url} is not the file that was expected: {wrong}. It was not kept. Try again; if it stays so, the "
+        f"owner has changed the file. You can also {advice}."
     )
     raise ValueError(msg)
 
 
 def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> None:
-    """Ask for a file until all of it is there; a bad line may take as many attempts as it needs while something arrives."""
+    """Ask for a file until all of it is there.
+
+    A bad line may take as many attempts as it needs while something arrives.
+    """
     import requests
 
     failures, furthest = 0, _size(part)
@@ -129,8 +132,9 @@ def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> N
                 raise
             free = shutil.disk_usage(part.parent).free / 1e9
             msg = (
-                f"No space for {file.name!r} in {str(part.parent)!r} ({free:.2f} GB are free). Make space, or choose another cache folder "
-                "(`rg.settings.cache_dir`, RAGST_SD_CACHE_DIR); what has arrived is kept and gone on from."
+                f"No space for {file.name!r} in {str(part.parent)!r} ({free:.2f} GB are free). Make space, or choose "
+                "another cache folder (`rg.settings.cache_dir`, RAGST_SD_CACHE_DIR); what has arrived is kept and "
+                "gone on from."
             )
             raise OSError(errno.ENOSPC, msg) from error
         failures = 1 if _size(part) > furthest else failures + 1
@@ -140,8 +144,9 @@ def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> N
             logger.info("%s: %s; trying again in %.0f s.", file.url, reason, wait)
             time.sleep(wait)
     msg = (
-        f"{file.url} could not be downloaded: {reason}. Tried {_ATTEMPTS} times; {_size(part)} bytes are kept in {str(part)!r}, and the "
-        f"next call goes on from there if the server says that the file is still the same. You can also {advice}."
+        f"{file.url} could not be downloaded: {reason}. Tried {_ATTEMPTS} times; {_size(part)} bytes are kept in "
+        f"{str(part)!r}, and the next call goes on from there if the server says that the file is still the same. "
+        f"You can also {advice}."
     )
     raise ConnectionError(msg)
 
@@ -227,8 +232,9 @@ def whats_wrong(path: Path, *, size: int | None, sha256: str | None, note: Path 
     size, sha256
         What the catalogue states, `None` where it does not.
     note
-        A small file that keeps the hash. So a file of many gigabytes that nobody has touched is not hashed at every call, and one
-        whose checksum the catalogue does not know is compared with what first came. It is written if nothing is wrong.
+        A small file that keeps the hash. So a file of many gigabytes that nobody has touched is not hashed at every
+        call, and one whose checksum the catalogue does not know is compared with what first came. It is written if
+        nothing is wrong.
     """
     status = path.stat()
     if size is not None and status.st_size != size:

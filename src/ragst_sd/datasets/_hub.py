@@ -81,8 +81,8 @@ def upload_errors(repository: str) -> Iterator[None]:
         status = error.response.status_code if error.response is not None else None
         if status in (401, 403, 404):
             failure = PermissionError(
-                f"The hub does not let this account write to {page} (status {status}): nobody is logged in, the token may only "
-                f"read, or the repository belongs to others. {_LOG_IN}"
+                f"The hub does not let this account write to {page} (status {status}): nobody is logged in, the "
+                f"token may only read, or the repository belongs to others. {_LOG_IN}"
             )
         else:
             failure = ConnectionError(f"The hub did not take the files for {page} (status {status}). Try again later.")

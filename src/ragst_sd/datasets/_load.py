@@ -96,8 +96,8 @@ def load(
     KeyError
         If there is no such data set or sample.
     ValueError
-        If the data set has no loader, if a file is not the one that the catalogue states or is damaged, or if a downloaded file holds
-        Python objects, leads to other files or says that it is larger than it can be.
+        If the data set has no loader, if a file is not the one that the catalogue states or is damaged, or if a
+        downloaded file holds Python objects, leads to other files or says that it is larger than it can be.
     PermissionError
         If its owners ask to accept terms, or an archive is encrypted.
     ConnectionError, FileNotFoundError, OSError
@@ -105,15 +105,16 @@ def load(
 
     Notes
     -----
-    Files are looked for in `path`, if given; else in the mirror `<RAGST_SD_DATA_DIR>/<name>/<file>`, which is only read;
-    else in the cache `<rg.settings.cache_dir>/datasets/<name>/<file>`, into which they are downloaded. A download that
-    breaks goes on where it stopped, in the same call or the next, and a file appears under its name only when it is
-    whole. Checksums are compared where the catalogue knows them; else with the one that the file had when it first came.
-    Pictures stay in their files and are read region by region: keep the files while you use the object, or write it.
+    Files are looked for in `path`, if given; else in the mirror `<RAGST_SD_DATA_DIR>/<name>/<file>`, which is only
+    read; else in the cache `<rg.settings.cache_dir>/datasets/<name>/<file>`, into which they are downloaded. A
+    download that breaks goes on where it stopped, in the same call or the next, and a file appears under its name only
+    when it is whole. Checksums are compared where the catalogue knows them; else with the one that the file had when
+    it first came. Pictures stay in their files and are read region by region: keep the files while you use the object,
+    or write it.
 
     Sections of arrays of Spatial Transcriptomics may lie in `path` or the mirror as `<section>.h5ad` beside
-    `<section>.jpg` instead, with counts in `X` and pixels in `obsm["spatial"]`, as :func:`ragst_sd.io.read_st` reads them.
-    So do all sections of a folder of your own, in which a picture without counts comes as the image alone.
+    `<section>.jpg` instead, with counts in `X` and pixels in `obsm["spatial"]`, as :func:`ragst_sd.io.read_st` reads
+    them. So do all sections of a folder of your own, in which a picture without counts comes as the image alone.
 
     Examples
     --------

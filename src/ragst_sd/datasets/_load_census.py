@@ -95,7 +95,10 @@ def load_census(
             census, entry["species"], value_filter=query, column_names=["soma_joinid", "cell_type"]
         )
         if not len(listed):
-            msg = f"No cell of Census {version} fulfils {query!r}. Relax `value_filter`, or name another `census_version`."
+            msg = (
+                f"No cell of Census {version} fulfils {query!r}. Relax `value_filter`, or name another "
+                "`census_version`."
+            )
             raise ValueError(msg)
         drawn = _draw(listed, int(max_cells_per_type), generator)
         logger.info("Census %s: downloading %d of %d cells.", version, len(drawn), len(listed))

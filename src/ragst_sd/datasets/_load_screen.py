@@ -67,8 +67,8 @@ def load_screen(
 ) -> AnnData:
     """Load a public perturbation screen of the catalogue, downloading it if need be.
 
-    The cells come with the labels that :func:`ragst_sd.tl.build_perturbation_reference` expects: guides are brought to their
-    genes, combinations are written `A+B`, controls are called `control`. Cells without a label are left out.
+    The cells come with the labels that :func:`ragst_sd.tl.build_perturbation_reference` expects: guides are brought to
+    their genes, combinations are written `A+B`, controls are called `control`. Cells without a label are left out.
 
     Parameters
     ----------
@@ -78,8 +78,8 @@ def load_screen(
         The h5ad file if you have it already, for instance from pertpy, or a folder that holds it under the name of the
         catalogue. Nothing is downloaded then.
     max_cells
-        Cells at most of each perturbation, and ten times as many controls, drawn at random; all if left out. Only these are
-        read into memory.
+        Cells at most of each perturbation, and ten times as many controls, drawn at random; all if left out. Only
+        these are read into memory.
     rng
         Seed, generator or seed sequence of numpy, of the draw; `None` draws anew at each call.
     progress
@@ -120,7 +120,8 @@ def load_screen(
     >>> sorted(screen.obs["perturbation"].unique())[-2:]
     ['STAT1', 'control']
 
-    It goes into `rg.tl.build_perturbation_reference(screen, embedding=embedding, context_key="context", batch_key="batch")`.
+    It goes into `rg.tl.build_perturbation_reference(screen, embedding=embedding, context_key="context",
+    batch_key="batch")`.
     """
     require_type(name, str, "name")
     if max_cells is not None:
@@ -128,8 +129,8 @@ def load_screen(
     entry = catalog_entry(name)
     if entry["loader"] != "screen":
         msg = (
-            f"{name!r} is no screen of perturbations (its kind is {entry['kind']!r}). `rg.datasets.catalog(kind='screen')` "
-            f"lists them; `rg.datasets.load({name!r})` loads sections."
+            f"{name!r} is no screen of perturbations (its kind is {entry['kind']!r}). "
+            f"`rg.datasets.catalog(kind='screen')` lists them; `rg.datasets.load({name!r})` loads sections."
         )
         raise ValueError(msg)
     given = None if path is None else Path(path).expanduser()
@@ -220,7 +221,10 @@ def screen_obs(obs: pd.DataFrame, layout: ScreenLayout, context: str) -> tuple[p
         )
         raise ValueError(msg)
     if column is None:
-        msg = f"The file has no column of perturbations: one of {listing(_PERTURBATION)} was expected, it has {listing(obs.columns)}."
+        msg = (
+            f"The file has no column of perturbations: one of {listing(_PERTURBATION)} was expected, it has "
+            f"{listing(obs.columns)}."
+        )
         raise ValueError(msg)
     given = obs[column].astype(object)
     labelled = (given.notna() & ~given.astype(str).str.strip().isin(["", "*", "nan", "None", "unassigned"])).to_numpy()
@@ -230,7 +234,10 @@ def screen_obs(obs: pd.DataFrame, layout: ScreenLayout, context: str) -> tuple[p
     out[_keys.PERTURBATION] = pd.Categorical(names.map(spelled))
     if not (out[_keys.PERTURBATION][labelled] == CONTROL).any():
         shown = sorted(set(names[labelled]))
-        msg = f"No cell of `obs[{column!r}]` is a control; it has {listing(shown)}, and controls are called {listing(_CONTROLS)}."
+        msg = (
+            f"No cell of `obs[{column!r}]` is a control; it has {listing(shown)}, and controls are called "
+            f"{listing(_CONTROLS)}."
+        )
         raise ValueError(msg)
     own = next((name for name in _CONTEXT if name in obs and obs[name].notna().all()), None)
     # One name for one line, whatever the deposit calls it; several lines keep their own.

@@ -73,13 +73,17 @@ class Shelf:
         if found is not None:
             wrong = whats_wrong(found, size=about.get("size"), sha256=about.get("sha256")) if found.is_file() else None
             if wrong is not None:
-                msg = f"{str(found)!r} in the mirror ({MIRROR}) is not the file of the catalogue: {wrong}. Replace or remove it."
+                msg = (
+                    f"{str(found)!r} in the mirror ({MIRROR}) is not the file of the catalogue: {wrong}. Replace "
+                    "or "
+                    "remove it."
+                )
                 raise ValueError(msg)
             return found
         page = f" (see {self.page})" if self.page else ""
         advice = (
-            f"put the file{page} at <folder>/{self.dataset}/{name} and set {MIRROR}=<folder>, or pass the folder that holds it with "
-            "`path=`"
+            f"put the file{page} at <folder>/{self.dataset}/{name} and set {MIRROR}=<folder>, or pass the folder "
+            "that holds it with `path=`"
         )
         if about.get("url") is None:
             msg = f"No address is known for {name!r} of data set {self.dataset!r}. You can {advice}."

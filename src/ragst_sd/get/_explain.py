@@ -37,8 +37,8 @@ def explain(
 
     .. math:: \hat y_g(x) = \sum_j w_{jg}\, (y_{jg} + c_{jg}) + a_g(x)
 
-    with one line for each cited row j: its `weight` w among the cited rows that measured gene g, its measured `value` y, the
-    `correction` c of its section, and their product, the `contribution`; the last line is the `adjustment` a.
+    with one line for each cited row j: its `weight` w among the cited rows that measured gene g, its measured `value`
+    y, the `correction` c of its section, and their product, the `contribution`; the last line is the `adjustment` a.
 
     Parameters
     ----------
@@ -56,33 +56,35 @@ def explain(
     Returns
     -------
     For each spot and gene one line per cited row by falling weight, and a last line `adjustment`: `query`, `gene`,
-    `reference`, `donor`, `sample`, `weight`, `value` (measured, in the unit of the prediction), `correction` (what brings
-    the row's section to the mean of the reference; 0 where sections were not centred), `contribution` (weight times the
-    sum of value and correction). Contributions add up to the prediction. Rows that did not measure the gene have weight 0
-    and value NaN, and the others share their weight. Methods that cite nobody give `reference mean` and `adjustment`. A
-    spot without an embedding, or a gene that no cited row measured, gives a line `not measured` with NaN.
+    `reference`, `donor`, `sample`, `weight`, `value` (measured, in the unit of the prediction), `correction` (what
+    brings the row's section to the mean of the reference; 0 where sections were not centred), `contribution` (weight
+    times the sum of value and correction). Contributions add up to the prediction. Rows that did not measure the gene
+    have weight 0 and value NaN, and the others share their weight. Methods that cite nobody give `reference mean` and
+    `adjustment`. A spot without an embedding, or a gene that no cited row measured, gives a line `not measured` with
+    NaN.
 
-    Lines of a gene from single cells (`.var["evidence"]` is `"scRNA-seq"`) are cell types: `reference` is the type, `weight`
-    its predicted fraction, `value` log1p of its signature. Fractions mix counts and not their logarithms, so that
-    `contribution` is the type's share of the mixture, times the prediction; these too add up to the prediction, and
-    `correction` is what makes it weight times the sum of value and correction.
+    Lines of a gene from single cells (`.var["evidence"]` is `"scRNA-seq"`) are cell types: `reference` is the type,
+    `weight` its predicted fraction, `value` log1p of its signature. Fractions mix counts and not their logarithms, so
+    that `contribution` is the type's share of the mixture, times the prediction; these too add up to the prediction,
+    and `correction` is what makes it weight times the sum of value and correction.
 
     Of predicted responses, `perturbation` and `context` stand in place of `donor` and `sample`, and there is no
     `correction`. The first line `source` is the cell as it was, the cited rows by falling weight bring their measured
-    responses, and `adjustment` is last. Where nobody is cited one line such as `nothing cited: mean of the responses that may be used` holds
-    what the method starts from (`control: no response`, for a control). Contributions add up to the predicted expression, and all but the first to the response.
+    responses, and `adjustment` is last. Where nobody is cited one line such as `nothing cited: mean of the responses
+    that may be used` holds what the method starts from (`control: no response`, for a control). Contributions add up
+    to the predicted expression, and all but the first to the response.
 
-    Measured values are read from the reference, which the table only points to; `.X`, `.layers["evidence"]`, `.layers["response"]` (of responses),
-    `.obsm["retrieval_rows"]`, `["retrieval_weights"]` and `.uns["retrieval"]` from the table;
-    signatures from the reference, fractions from `.obsm["cell_type_fraction"]` of the table.
+    Measured values are read from the reference, which the table only points to; `.X`, `.layers["evidence"]`,
+    `.layers["response"]` (of responses), `.obsm["retrieval_rows"]`, `["retrieval_weights"]` and `.uns["retrieval"]`
+    from the table; signatures from the reference, fractions from `.obsm["cell_type_fraction"]` of the table.
 
     Raises
     ------
     KeyError
         If the table, its evidence, a spot or a gene does not exist.
     ValueError
-        If the table has lost its provenance, or the reference is missing, is another one, or was fitted anew without the
-        means of its sections; or its cell types are others than those of the prediction.
+        If the table has lost its provenance, or the reference is missing, is another one, or was fitted anew without
+        the means of its sections; or its cell types are others than those of the prediction.
 
     Examples
     --------

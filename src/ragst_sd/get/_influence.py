@@ -47,15 +47,15 @@ def influence(
 
     .. math:: \Delta_{ig} = \hat y_{ig}^{(-c)} - \hat y_{ig}
 
-    for spot i, gene g and group c. Where sections are centred it includes the change of the level, the mean of the rows that
-    are left. The fit stays as it is: phi, the gate and T have learned from the group's rows and keep what they learned. So
-    this tells what the rows of a group do as evidence, not what a reference without them would have become; for that, fit
-    `reference[mask].copy()` and predict again. Rows of the query's own donor stay out, and so does what `where`
-    rejected.
+    for spot i, gene g and group c. Where sections are centred it includes the change of the level, the mean of the
+    rows that are left. The fit stays as it is: phi, the gate and T have learned from the group's rows and keep what
+    they learned. So this tells what the rows of a group do as evidence, not what a reference without them would have
+    become; for that, fit `reference[mask].copy()` and predict again. Rows of the query's own donor stay out, and so
+    does what `where` rejected.
 
     With `rows`, the provenance is read backwards: all spots that cite these reference rows. That needs neither the
-    reference nor the embeddings, and works on predicted responses (:func:`ragst_sd.tl.perturb`) as well, where it gives the
-    cells whose response rests on a measured one.
+    reference nor the embeddings, and works on predicted responses (:func:`ragst_sd.tl.perturb`) as well, where it
+    gives the cells whose response rests on a measured one.
 
     Parameters
     ----------
@@ -65,10 +65,11 @@ def influence(
     reference
         The very reference that the prediction was made from, fitted as it was then. Not needed with `rows`.
     group_key
-        Column of `reference.obs` (`"donor"`, `"sample"`, `"tissue"`, `"technology"`, ...), or of its sources (`"license"`,
-        `"citation"`).
+        Column of `reference.obs` (`"donor"`, `"sample"`, `"tissue"`, `"technology"`, ...), or of its sources
+        (`"license"`, `"citation"`).
     rows
-        Reference id or ids, `<sample>:<spot>` (`<context>:<perturbation>`), as :func:`ragst_sd.get.neighbors` gives them.
+        Reference id or ids, `<sample>:<spot>` (`<context>:<perturbation>`), as :func:`ragst_sd.get.neighbors` gives
+        them.
     prediction_key
         Name of the predicted table.
     obs_names
@@ -85,28 +86,30 @@ def influence(
     - `group`, and `gene` if `genes` are given;
     - `n_rows`: its rows in the reference that could be used by some spot; 0 for the query's own donor;
     - `n_spots`, `weight`: spots that cite it, and the mean share of the weights that it holds;
-    - `lost`: share of the predicted values that cannot be predicted without it, because no row is left that may be used or
-      has measured the gene. If all are lost, the columns below are NaN, which is logged;
-    - `mean_change`, `mean_abs_change`, `max_abs_change`: mean, mean size and largest size of the change over spots (and genes),
-      in the unit of the prediction;
+    - `lost`: share of the predicted values that cannot be predicted without it, because no row is left that may be
+      used or has measured the gene. If all are lost, the columns below are NaN, which is logged;
+    - `mean_change`, `mean_abs_change`, `max_abs_change`: mean, mean size and largest size of the change over spots
+      (and genes), in the unit of the prediction;
     - `pearson`: correlation over spots between the predictions without and with the group, averaged over genes; NaN for
       genes that do not vary.
 
-    With `rows` one line per row and spot that cites it, by falling weight: `reference`, `query`, `rank` (place of the row
-    among those that the spot cites), `distance`, `weight` (before genes that a row did not measure are left out).
+    With `rows` one line per row and spot that cites it, by falling weight: `reference`, `query`, `rank` (place of the
+    row among those that the spot cites), `distance`, `weight` (before genes that a row did not measure are left out).
 
-    Read from `.X`, `.obsm["retrieval_rows"]`, `["retrieval_weights"]`, `["retrieval_distances"]` and `.uns["retrieval"]`.
+    Read from `.X`, `.obsm["retrieval_rows"]`, `["retrieval_weights"]`, `["retrieval_distances"]` and
+    `.uns["retrieval"]`.
 
     Raises
     ------
     KeyError
-        If the table, a spot, a gene or the column does not exist, or no spot cites a row that is asked for and it is not in the
-        reference either.
+        If the table, a spot, a gene or the column does not exist, or no spot cites a row that is asked for and it is
+        not in the reference either.
     TypeError
         If a bare table is given without `rows`: it has no embeddings.
     ValueError
-        If the table has lost its provenance; the reference is missing, is another one or was fitted anew; the method cites
-        nobody; no spot lies on the image; or the prediction cannot be reproduced, because embeddings changed since.
+        If the table has lost its provenance; the reference is missing, is another one or was fitted anew; the method
+        cites nobody; no spot lies on the image; or the prediction cannot be reproduced, because embeddings changed
+        since.
 
     Examples
     --------

@@ -36,7 +36,8 @@ class Rerun:
     TypeError
         If a bare table is given, which has no embeddings.
     ValueError
-        If the fit is another one, the method cites nobody, spots are gone or off the image, or the result is not the stored prediction.
+        If the fit is another one, the method cites nobody, spots are gone or off the image, or the result is not the
+        stored prediction.
     """
 
     def __init__(
@@ -53,8 +54,9 @@ class Rerun:
 
         if not isinstance(sdata, SpatialData):
             msg = (
-                "A bare predicted table has no embeddings, from which the search is made again. Give the SpatialData with table "
-                f"{str(header['table_key'])!r} and its `obsm[{str(header['use_rep'])!r}]`; `rows=` does without."
+                "A bare predicted table has no embeddings, from which the search is made again. Give the SpatialData "
+                f"with table {str(header['table_key'])!r} and its `obsm[{str(header['use_rep'])!r}]`; `rows=` does "
+                "without."
             )
             raise TypeError(msg)
         self._bank = _bank_of(reference, header)
@@ -139,15 +141,16 @@ def _bank_of(reference: AnnData, header: dict[str, Any]) -> Bank:
     fit = bank.fit
     if fit.fit_hash != str(header["fit_hash"]):
         msg = (
-            f"The prediction was made with fit {str(header['fit_hash'])[:12]} ({str(header['method'])!r}); the reference has "
-            f"been fitted anew since: {fit.fit_hash[:12]} ({fit.method!r}). Predict again, or read the reference as "
-            "it was written then."
+            f"The prediction was made with fit {str(header['fit_hash'])[:12]} ({str(header['method'])!r}); the "
+            f"reference has been fitted anew since: {fit.fit_hash[:12]} ({fit.method!r}). Predict again, or read the "
+            "reference as it was written then."
         )
         raise ValueError(msg)
     if not METHODS[fit.method].cites:
         msg = (
-            f"Method {fit.method!r} cites nobody: its predictions are in its fit, and taking rows out of the bank changes "
-            "nothing. To see what a donor contributes, fit without it (`reference[mask].copy()`, then `rg.tl.fit`) and predict."
+            f"Method {fit.method!r} cites nobody: its predictions are in its fit, and taking rows out of the bank "
+            "changes nothing. To see what a donor contributes, fit without it (`reference[mask].copy()`, then "
+            "`rg.tl.fit`) and predict."
         )
         raise ValueError(msg)
     return bank
@@ -160,8 +163,9 @@ def _check_same(again: np.ndarray, stored: np.ndarray, names: Any, header: dict[
         return
     changed = ~same.all(axis=1)
     msg = (
-        f"The stored prediction is not what its provenance gives today: {int(changed.sum())} of {len(changed)} spots differ "
-        f"(first: {names[changed][0]!r}). `tables[{str(header['table_key'])!r}].obsm[{str(header['use_rep'])!r}]`, its header, "
-        "the donors of the spots, or the predicted values changed since. Predict again, and then ask what they rest on."
+        f"The stored prediction is not what its provenance gives today: {int(changed.sum())} of {len(changed)} spots "
+        f"differ (first: {names[changed][0]!r}). "
+        f"`tables[{str(header['table_key'])!r}].obsm[{str(header['use_rep'])!r}]`, its header, the donors of the "
+        "spots, or the predicted values changed since. Predict again, and then ask what they rest on."
     )
     raise ValueError(msg)

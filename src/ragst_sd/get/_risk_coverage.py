@@ -43,8 +43,8 @@ def risk_coverage(
 ) -> pd.DataFrame:
     r"""Error of the spots that are kept when the least grounded ones are left out.
 
-    An order that knows where predictions fail makes the error fall as the share of spots that are kept falls. Orders know
-    nothing of the truth, but for `"oracle"`.
+    An order that knows where predictions fail makes the error fall as the share of spots that are kept falls. Orders
+    know nothing of the truth, but for `"oracle"`.
 
     Parameters
     ----------
@@ -57,9 +57,10 @@ def risk_coverage(
     truth
         The measured table itself, where `sdata` is a bare predicted table.
     by
-        What orders the spots, one or several: `"disagreement"` (mean over genes of `.layers["disagreement"]` over the gene's own mean),
-        `"interval_width"` (the same of `upper - lower`), or a column of the predicted table's `.obs`. Small values are
-        kept, but of `effective_n`, `n_donors` and `evidence_share` large ones. `"disagreement"` if left out.
+        What orders the spots, one or several: `"disagreement"` (mean over genes of `.layers["disagreement"]` over the
+        gene's own mean), `"interval_width"` (the same of `upper - lower`), or a column of the predicted table's
+        `.obs`. Small values are kept, but of `effective_n`, `n_donors` and `evidence_share` large ones.
+        `"disagreement"` if left out.
     shares
         Shares of the spots to keep, above 0 and at most 1.
     genes
@@ -71,32 +72,33 @@ def risk_coverage(
     sample_key
         Column of the measured table's `.obs` that names the sections; one section if it is not there.
     baselines
-        Whether to add `"random"` (mean of 5 random orders) and `"oracle"` (by the spot's true squared error over all genes;
-        since metrics are means over genes, another order may be a little better).
+        Whether to add `"random"` (mean of 5 random orders) and `"oracle"` (by the spot's true squared error over all
+        genes; since metrics are means over genes, another order may be a little better).
     rng
         Seed, generator or seed sequence of numpy, of the random orders; `None` draws anew at each call.
 
     Returns
     -------
-    Long frame `by`, `share`, `n_spots` (kept), `metric`, `value`; for a list or a mapping there is a first column `section`.
-    Metrics are means over genes, then over sections:
-    `rmse` and `mae` in the unit of the prediction, `nrmse` (RMSE over the standard deviation of the gene in the whole section,
-    so that every gene counts alike), `spread`, how far the measured values of the kept spots lie from the gene's mean in the whole
-    section, in the same standard deviations, and `pearson` over the kept spots of a section. Where `spread` falls with the error, the
-    order keeps spots that are plain, not only spots that are predicted well; `pearson` then falls too. Spots without a
-    prediction take no part.
+    Long frame `by`, `share`, `n_spots` (kept), `metric`, `value`; for a list or a mapping there is a first column
+    `section`. Metrics are means over genes, then over sections:
+    `rmse` and `mae` in the unit of the prediction, `nrmse` (RMSE over the standard deviation of the gene in the whole
+    section, so that every gene counts alike), `spread`, how far the measured values of the kept spots lie from the
+    gene's mean in the whole section, in the same standard deviations, and `pearson` over the kept spots of a section.
+    Where `spread` falls with the error, the order keeps spots that are plain, not only spots that are predicted well;
+    `pearson` then falls too. Spots without a prediction take no part.
 
     Raises
     ------
     KeyError
         If a table, gene, layer or column does not exist, or the table has no intervals to order by.
     ValueError
-        If there is no measured table of the shapes, or several and `truth_key` is left out; a share makes no sense, the tables share no spots or genes, or the truth is not counts.
+        If there is no measured table of the shapes, or several and `truth_key` is left out; a share makes no sense,
+        the tables share no spots or genes, or the truth is not counts.
 
     References
     ----------
-    El-Yaniv & Wiener (2010), On the foundations of noise-free selective classification, J. Mach. Learn. Res. 11, 1605, for
-    risk as a function of coverage.
+    El-Yaniv & Wiener (2010), On the foundations of noise-free selective classification, J. Mach. Learn. Res. 11, 1605,
+    for risk as a function of coverage.
 
     Examples
     --------

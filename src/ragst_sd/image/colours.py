@@ -76,7 +76,8 @@ def read_colours(
     level
         Its coarsest level, an array (c, y, x). Values are looked at where type and names do not tell.
     names
-        Of the channels: red, green, blue and alpha, or their initials, in any order; numbers or nothing if they have none.
+        Of the channels: red, green, blue and alpha, or their initials, in any order; numbers or nothing if they have
+        none.
     photometric
         What its file says the samples are: `"rgb"`, or `"minisblack"` for channels that are stored as grey planes.
     premultiplied
@@ -104,8 +105,8 @@ def read_colours(
         given = f" named {', '.join(map(repr, map(str, names)))}" if names else ""
         msg = (
             f"{what} has {n} channel(s){given}; RGB is needed: red, green and blue, and alpha if there is a fourth. If "
-            "that is what they are, rename them (`spatialdata.models.Image2DModel.parse(..., c_coords=['r', 'g', 'b'])`). "
-            "Fluorescence, stains and grey pictures cannot be embedded as H&E."
+            "that is what they are, rename them (`spatialdata.models.Image2DModel.parse(..., c_coords=['r', 'g', "
+            "'b'])`). Fluorescence, stains and grey pictures cannot be embedded as H&E."
         )
         raise ValueError(msg)
     order = [named.index(name) for name in RGBA[:n]] if named else list(range(n))
@@ -146,8 +147,8 @@ def _full_brightness(values: np.ndarray, what: str) -> float:
     msg = (
         f"{what} holds {values.dtype} pixels from {low:.4g} to {high:.4g}, from which full brightness cannot be told. "
         "Say it with `rg.pp.embed_tiles(..., value_max=...)` (255 for 8 bit, 4095 for 12 bit, 65535 for 16 bit, 1 for "
-        "floats in [0, 1]), which `rg.pp.tile_grid`, `rg.io.read_slide` and `rg.io.read_st` take as well, or convert the "
-        "picture to uint8 RGB first."
+        "floats in [0, 1]), which `rg.pp.tile_grid`, `rg.io.read_slide` and `rg.io.read_st` take as well, or convert "
+        "the picture to uint8 RGB first."
     )
     raise ValueError(msg)
 
@@ -159,14 +160,14 @@ def _full_opacity(alpha: np.ndarray, value_max: float, what: str, *, is_named: b
     opaque = float((alpha >= full).mean())
     if high <= 0:
         msg = (
-            f"The fourth channel of {what} is 0 everywhere: as alpha it makes the whole picture transparent. Leave it out "
-            "if it is unused, and pass red, green and blue alone."
+            f"The fourth channel of {what} is 0 everywhere: as alpha it makes the whole picture transparent. Leave "
+            "it out if it is unused, and pass red, green and blue alone."
         )
         raise ValueError(msg)
     if not is_named and opaque < _OPAQUE_SHARE:
         msg = (
-            f"{what} has four channels without names, of which the last would leave {opaque:.0%} of the picture opaque as "
-            "alpha: they may be stains. RGB is needed: leave the fourth out, or name it "
+            f"{what} has four channels without names, of which the last would leave {opaque:.0%} of the picture "
+            "opaque as alpha: they may be stains. RGB is needed: leave the fourth out, or name it "
             "(`spatialdata.models.Image2DModel.parse(..., c_coords=['r', 'g', 'b', 'a'])`)."
         )
         raise ValueError(msg)

@@ -20,8 +20,8 @@ class Encoder:
     Called with (n, 3, h, w) uint8 tiles it resizes them to `input_px` if they differ (bilinear, antialiased), scales
     them to [0, 1], normalises with `mean` and `std`, and runs the model in eval mode under `torch.inference_mode`.
     A module that was in training mode is put back afterwards. The output is one float32 vector per tile on the CPU;
-    a feature map, with channels first or last, is averaged over its pixels, any other shape is refused. A module in half
-    or double precision gets its tiles so, and runs without autocast.
+    a feature map, with channels first or last, is averaged over its pixels, any other shape is refused. A module in
+    half or double precision gets its tiles so, and runs without autocast.
 
     Attributes
     ----------
@@ -118,8 +118,8 @@ class Encoder:
 
         Returns
         -------
-        (n, 3, input_px, input_px) on the device, normalised, in the precision of the weights; the tiles as they are where
-        `raw`.
+        (n, 3, input_px, input_px) on the device, normalised, in the precision of the weights; the tiles as they are
+        where `raw`.
         """
         import torch
 
@@ -214,8 +214,8 @@ def _pixel_axes(shape: Sequence[int], label: str) -> tuple[int, int]:
     first, second, third = shape[1:]
     if (first == second == third != 1) or (first != second and second != third):
         msg = (
-            f"The output of {label} has shape {tuple(shape)}, in which channels cannot be told from pixels. Pool it in a "
-            "callable around the model, for example lambda x: model(x).mean((2, 3))."
+            f"The output of {label} has shape {tuple(shape)}, in which channels cannot be told from pixels. Pool it "
+            "in a callable around the model, for example lambda x: model(x).mean((2, 3))."
         )
         raise ValueError(msg)
     return (2, 3) if second == third else (1, 2)

@@ -119,7 +119,10 @@ def resolve_encoder(
 
 
 def is_convolutional(module: torch.nn.Module) -> bool:
-    """Whether a network is made of convolutions, for which channels last are faster; transformers have one or a few at most."""
+    """Whether a network is made of convolutions, for which channels last are faster.
+
+    Transformers have one or a few at most.
+    """
     import torch
 
     return sum(isinstance(part, torch.nn.Conv2d) for part in module.modules()) > _FEW_CONVOLUTIONS

@@ -14,9 +14,9 @@ _BLACK = 0.2
 def tissue_mask(overview: np.ndarray) -> tuple[np.ndarray, bool]:
     """Which pixels are tissue.
 
-    Its saturation lies above Otsu's threshold over all that was scanned. Colours are smoothed first, in which noise cancels
-    out; what is black or grey even so is no tissue, whatever its saturation, which there is the noise itself. Where the
-    part below the threshold is no glass, there is none in the picture: all that has colour is tissue.
+    Its saturation lies above Otsu's threshold over all that was scanned. Colours are smoothed first, in which noise
+    cancels out; what is black or grey even so is no tissue, whatever its saturation, which there is the noise itself.
+    Where the part below the threshold is no glass, there is none in the picture: all that has colour is tissue.
 
     Parameters
     ----------

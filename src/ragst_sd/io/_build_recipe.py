@@ -51,8 +51,9 @@ def build_recipe(
 ) -> AnnData:
     """Build the reference that a recipe describes, the same every time.
 
-    Sections are read, filtered and embedded one after the other. Embeddings are kept beside the reference as they are made, so
-    that a build that was stopped, at whatever moment, goes on with the next call: what was embedded is not embedded again.
+    Sections are read, filtered and embedded one after the other. Embeddings are kept beside the reference as they are
+    made, so that a build that was stopped, at whatever moment, goes on with the next call: what was embedded is not
+    embedded again.
 
     Parameters
     ----------
@@ -62,10 +63,11 @@ def build_recipe(
     path
         Where the reference is written, for instance `reference.zarr.zip`.
     overwrite
-        Replace a reference at `path` that another recipe, or other files, have made. Anything that is not a reference is
-        never replaced.
+        Replace a reference at `path` that another recipe, or other files, have made. Anything that is not a reference
+        is never replaced.
     keep_parts
-        Keep the embeddings when the reference is written, so that a recipe with one more section embeds that section only.
+        Keep the embeddings when the reference is written, so that a recipe with one more section embeds that section
+        only.
     device
         Torch device of the encoder; the setting if left out.
     num_workers
@@ -84,15 +86,16 @@ def build_recipe(
     `<path without .zarr.zip>.card/`
         Its data card, see :func:`ragst_sd.io.data_card`.
     `<path>.parts/`
-        Embeddings of the sections, see `cache` of :func:`ragst_sd.pp.embed_tiles`; may be deleted when no build is running.
+        Embeddings of the sections, see `cache` of :func:`ragst_sd.pp.embed_tiles`; may be deleted when no build is
+        running.
 
     Raises
     ------
     FileNotFoundError
         If the recipe, a folder or a file does not exist.
     ValueError
-        If the recipe is not right (the message names file, line and field), a section cannot be used, or `path` does not end in
-        `.zarr.zip`.
+        If the recipe is not right (the message names file, line and field), a section cannot be used, or `path` does
+        not end in `.zarr.zip`.
     KeyError
         If there is no such data set, sample or column.
     FileExistsError
@@ -102,10 +105,10 @@ def build_recipe(
 
     Notes
     -----
-    The content hash (`uns["ragst"]["content_hash"]`) does not depend on the order of sources, sections or genes in the recipe.
-    It holds for one kind of device: encoders round differently on CPU and GPU, and across releases of torch. An embedding is
-    made again if the files of its section, the spots that are kept, the encoder with its weights, the tiles or the kind of device
-    change, and for no other reason.
+    The content hash (`uns["ragst"]["content_hash"]`) does not depend on the order of sources, sections or genes in the
+    recipe. It holds for one kind of device: encoders round differently on CPU and GPU, and across releases of torch.
+    An embedding is made again if the files of its section, the spots that are kept, the encoder with its weights, the
+    tiles or the kind of device change, and for no other reason.
 
     Examples
     --------
@@ -198,8 +201,8 @@ def _existing(path: Path, key: str, *, overwrite: bool) -> AnnData | None:
         return reference
     if not overwrite:
         msg = (
-            f"{path} is a reference that another recipe, or other files, have made. Choose another path, or have it replaced "
-            "(`overwrite=True`, `--overwrite`)."
+            f"{path} is a reference that another recipe, or other files, have made. Choose another path, or have it "
+            "replaced (`overwrite=True`, `--overwrite`)."
         )
         raise FileExistsError(msg)
     return None

@@ -24,8 +24,8 @@ def draw_pictures(facts: dict[str, Any]) -> list[Picture]:
     pictures = [Picture("composition.png", _png(draw_composition(facts["compositions"])), caption)]
     if facts["counts"] is not None:
         caption = (
-            f"Counts per spot in the {facts['n_genes']:,} genes kept: median (dot), middle half (thick line), 5 to 95 % (thin line) "
-            "of each section."
+            f"Counts per spot in the {facts['n_genes']:,} genes kept: median (dot), middle half (thick line), 5 to "
+            "95 % (thin line) of each section."
         )
         figure = draw_depth(facts["counts"], facts["rows"][_keys.SAMPLE])
         pictures.append(Picture("depth.png", _png(figure), caption))

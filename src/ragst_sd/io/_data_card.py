@@ -49,19 +49,20 @@ def data_card(reference: AnnData, *, path: str | PathLike[str] | None = None, na
     reference
         Made by :func:`ragst_sd.tl.build_reference` or :func:`build_recipe`.
     path
-        Folder to write the card and its pictures into; made if it does not exist. An earlier card in it is replaced, other
-        files stay.
+        Folder to write the card and its pictures into; made if it does not exist. An earlier card in it is replaced,
+        other files stay.
     name
         Title; that of the recipe if left out.
 
     Returns
     -------
-    The card as Markdown. With `path`, `README.md`, `composition.png` (spots by organ, technology and donor) and `depth.png`
-    (counts per spot by section, where the reference has counts) are written, and the card shows the pictures.
+    The card as Markdown. With `path`, `README.md`, `composition.png` (spots by organ, technology and donor) and
+    `depth.png` (counts per spot by section, where the reference has counts) are written, and the card shows the
+    pictures.
 
     The card tells first the most restrictive licence among the sources; then numbers, encoder, composition by organ,
-    technology, donor and section, genes and panels, all licences, citations as BibTeX, and gaps and biases that the facts
-    show. A citation is turned into the BibTeX of the catalogue where it is one of the catalogue's.
+    technology, donor and section, genes and panels, all licences, citations as BibTeX, and gaps and biases that the
+    facts show. A citation is turned into the BibTeX of the catalogue where it is one of the catalogue's.
 
     Raises
     ------

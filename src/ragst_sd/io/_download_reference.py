@@ -36,22 +36,24 @@ def download_reference(
 ) -> AnnData:
     """Get a reference that :func:`upload_reference` has put on the Hugging Face hub.
 
-    What comes is compared with its content hash, whoever keeps it. A private or gated repository needs an account: `hf auth login`,
-    or the environment variable `HF_TOKEN`; a token is never an argument here.
+    What comes is compared with its content hash, whoever keeps it. A private or gated repository needs an account: `hf
+    auth login`, or the environment variable `HF_TOKEN`; a token is never an argument here.
 
     Parameters
     ----------
     repository
         `owner/name` on the hub.
     revision
-        Commit, tag or branch; the newest of the main branch if left out. Name the commit to get the same reference every time; it is
-        then read from disk, without a network, where it is there already.
+        Commit, tag or branch; the newest of the main branch if left out. Name the commit to get the same reference
+        every time; it is then read from disk, without a network, where it is there already.
     content_hash
         `uns["ragst"]["content_hash"]` that the reference must have.
     path
-        Folder for the files, made if it does not exist; `<rg.settings.cache_dir>/references/<owner>--<name>/<commit>` if left out.
+        Folder for the files, made if it does not exist; `<rg.settings.cache_dir>/references/<owner>--<name>/<commit>`
+        if left out.
     lazy
-        Leave the rows on disk, see :func:`ragst_sd.io.read_reference`. The content hash is computed once all the same, block by block.
+        Leave the rows on disk, see :func:`ragst_sd.io.read_reference`. The content hash is computed once all the same,
+        block by block.
     progress
         Show progress bars; the setting if left out.
 
@@ -70,8 +72,9 @@ def download_reference(
     ConnectionError
         If the hub cannot be reached.
     ValueError
-        If `repository` is not `owner/name`, if the content is not what its hash or `content_hash` says, or if the files hold Python
-        objects, lead elsewhere or say that they are larger than they can be. What was downloaded into the cache is removed then.
+        If `repository` is not `owner/name`, if the content is not what its hash or `content_hash` says, or if the
+        files hold Python objects, lead elsewhere or say that they are larger than they can be. What was downloaded
+        into the cache is removed then.
 
     Examples
     --------
@@ -142,6 +145,10 @@ def _checked(store: Path, content_hash: str | None, repository: str, *, lazy: bo
     current = reference_hash(reference) if lazy else stated
     for expected, whose in ((stated, "its own header"), (content_hash, "`content_hash`")):
         if expected is not None and current != expected:
-            msg = f"The reference of {repository!r} has the content hash {current}, and {whose} says {expected}: it is not that reference."
+            msg = (
+                f"The reference of {repository!r} has the content hash {current}, and {whose} says {expected}: it "
+                "is "
+                "not that reference."
+            )
             raise ValueError(msg)
     return reference

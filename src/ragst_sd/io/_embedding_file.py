@@ -53,7 +53,10 @@ def read_embedding_file(path: Path) -> EmbeddingFile:
         attributes = {name: dict(file[name].attrs) for name in content}
     key = next((name for name in _VECTORS if name in content), None)
     if key is None:
-        msg = f"{path.name!r} holds the datasets {listing(content)}; expected 'features' (TRIDENT, CLAM) or 'embeddings' (HEST)."
+        msg = (
+            f"{path.name!r} holds the datasets {listing(content)}; expected 'features' (TRIDENT, CLAM) or "
+            "'embeddings' (HEST)."
+        )
         raise ValueError(msg)
     vectors = np.asarray(content[key], dtype=np.float32)
     corners = np.asarray(content["coords"], dtype=float) if "coords" in content else None
@@ -90,7 +93,10 @@ def _check(name: str, key: str, vectors: np.ndarray, corners: np.ndarray | None,
         msg = f"{name!r} holds neither 'coords' nor 'barcodes': its {len(vectors)} vectors cannot be placed."
         raise ValueError(msg)
     if corners is not None and corners.shape != (len(vectors), 2):
-        msg = f"'coords' in {name!r} has the shape {corners.shape}; expected ({len(vectors)}, 2). Is this of a whole slide?"
+        msg = (
+            f"'coords' in {name!r} has the shape {corners.shape}; expected ({len(vectors)}, 2). Is this of a whole "
+            "slide?"
+        )
         raise ValueError(msg)
     if barcodes is not None:
         if len(barcodes) != len(vectors):

@@ -34,8 +34,8 @@ def check_downloaded(path: Path) -> None:
     Raises
     ------
     ValueError
-        If something in it lies in another file, is made of Python objects or is packed by a codec that is not known to be harmless,
-        if it says that it holds more than its bytes can account for, or if it is damaged.
+        If something in it lies in another file, is made of Python objects or is packed by a codec that is not known to
+        be harmless, if it says that it holds more than its bytes can account for, or if it is damaged.
     """
     import h5py
 
@@ -49,11 +49,17 @@ def check_downloaded(path: Path) -> None:
             with h5py.File(path, "r") as file:
                 _check_hdf5(file, path.stat().st_size)
     except _Refused as error:
-        msg = f"{path} was downloaded and is not read: {error}. If you trust whoever made it, open it yourself, for instance with anndata."
+        msg = (
+            f"{path} was downloaded and is not read: {error}. If you trust whoever made it, open it yourself, for "
+            "instance with anndata."
+        )
         raise ValueError(msg) from None
     except Exception as error:
         # There is no list of what h5py, zipfile and json raise on bytes that nobody wrote.
-        msg = f"{path} was downloaded and is damaged ({type(error).__name__}: {error}). Delete it to have it downloaded again."
+        msg = (
+            f"{path} was downloaded and is damaged ({type(error).__name__}: {error}). Delete it to have it "
+            "downloaded again."
+        )
         raise ValueError(msg) from error
 
 

@@ -103,15 +103,15 @@ def read_embeddings(
     TypeError
         If `sdata` is no SpatialData, `path` no path or `model` no name.
     ValueError
-        If the file is damaged or lacks what it takes, no spot belongs to a tile, or encoder, tile size or resolution are
-        neither in the file nor given.
+        If the file is damaged or lacks what it takes, no spot belongs to a tile, or encoder, tile size or resolution
+        are neither in the file nor given.
 
     Notes
     -----
-    The files are those of TRIDENT (https://github.com/mahmoodlab/TRIDENT), CLAM (https://github.com/mahmoodlab/CLAM) and
-    HEST (https://github.com/mahmoodlab/HEST). Barcodes, if the file holds them, decide which vector belongs to which spot. Else `coords` do: they are the top left
-    corners of tiles in pixels of the finest level, and a spot takes the nearest tile of those whose centre lies within
-    half a tile of its own.
+    The files are those of TRIDENT (https://github.com/mahmoodlab/TRIDENT), CLAM (https://github.com/mahmoodlab/CLAM)
+    and HEST (https://github.com/mahmoodlab/HEST). Barcodes, if the file holds them, decide which vector belongs to
+    which spot. Else `coords` do: they are the top left corners of tiles in pixels of the finest level, and a spot
+    takes the nearest tile of those whose centre lies within half a tile of its own.
 
     Examples
     --------
@@ -220,8 +220,8 @@ def _squares(file: EmbeddingFile, name: str, *, tile_px: int, mpp: float, image_
         raise ValueError(msg)
     if file.edge_px is not None and derived is not None and abs(file.edge_px / derived - 1) > _WIDTH_TOLERANCE:
         logger.warning(
-            "Tiles of %r are %.4g px wide on the slide; %d px of %.4g microns on an image of %.4g microns per pixel would "
-            "be %.4g. Check that the file is of this slide, and the resolution of both.",
+            "Tiles of %r are %.4g px wide on the slide; %d px of %.4g microns on an image of %.4g microns per pixel "
+            "would be %.4g. Check that the file is of this slide, and the resolution of both.",
             name,
             file.edge_px,
             tile_px,
@@ -259,8 +259,8 @@ def _rows_by_place(squares: np.ndarray, xy: np.ndarray, name: str) -> np.ndarray
         msg = (
             f"No spot lies in a tile of {name!r}: centres of tiles cover x {centers[:, 0].min():.0f} to "
             f"{centers[:, 0].max():.0f} and y {centers[:, 1].min():.0f} to {centers[:, 1].max():.0f}, spots x "
-            f"{xy[:, 0].min():.0f} to {xy[:, 0].max():.0f} and y {xy[:, 1].min():.0f} to {xy[:, 1].max():.0f}, in pixels "
-            "of the finest level. Check that both are of one image at one resolution."
+            f"{xy[:, 0].min():.0f} to {xy[:, 0].max():.0f} and y {xy[:, 1].min():.0f} to {xy[:, 1].max():.0f}, in "
+            "pixels of the finest level. Check that both are of one image at one resolution."
         )
         raise ValueError(msg)
     return rows

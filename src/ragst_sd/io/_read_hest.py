@@ -83,8 +83,8 @@ def read_hest(
 
     Notes
     -----
-    HEST-1k is licensed CC BY-NC-SA 4.0, and its owners ask users to accept terms; `rg.datasets.load("hest_1k", ...)` says
-    how. Sections of Xenium are binned into pseudo-spots by HEST.
+    HEST-1k is licensed CC BY-NC-SA 4.0, and its owners ask users to accept terms; `rg.datasets.load("hest_1k", ...)`
+    says how. Sections of Xenium are binned into pseudo-spots by HEST.
 
     References
     ----------
@@ -109,7 +109,8 @@ def read_hest(
     missing = [str(file.relative_to(folder)) for file in files.values() if not file.is_file()]
     if missing:
         msg = (
-            f"{listing(missing)} of section {sample!r} not found in {str(folder)!r}. A section of HEST needs three files: "
+            f"{listing(missing)} of section {sample!r} not found in {str(folder)!r}. A section of HEST needs three "
+            "files: "
             f'counts, picture and metadata. `rg.datasets.load("hest_1k", samples=[{sample!r}])` downloads them.'
         )
         raise FileNotFoundError(msg)
@@ -149,7 +150,10 @@ def _resolve_sample(folder: Path, sample: str | None) -> str:
     present = sorted(file.stem for file in (folder / "st").glob("*.h5ad"))
     if sample is not None:
         if sample not in present:
-            msg = f"No section {sample!r} in {str(folder / 'st')!r}. Available: {listing(present)}.{hint(sample, present)}"
+            msg = (
+                f"No section {sample!r} in {str(folder / 'st')!r}. Available: "
+                f"{listing(present)}.{hint(sample, present)}"
+            )
             raise KeyError(msg)
         return sample
     if len(present) != 1:
@@ -172,8 +176,8 @@ def _resolution(meta: Mapping[str, Any], stated: tuple[float, float] | None, sam
     require_positive(mpp, name)
     if "pixel_size_um_embedded" in known and abs(known["pixel_size_um_embedded"] / mpp - 1) > _MPP_TOLERANCE:
         logger.warning(
-            "Section %r: HEST estimates %.4g microns per pixel from the spots, the scanner stated %.4g. The estimate is "
-            "taken; pass `image_mpp=` to decide otherwise.",
+            "Section %r: HEST estimates %.4g microns per pixel from the spots, the scanner stated %.4g. The estimate "
+            "is taken; pass `image_mpp=` to decide otherwise.",
             sample,
             mpp,
             known["pixel_size_um_embedded"],
@@ -187,8 +191,8 @@ def _diameter(found: AnnData, meta: Mapping[str, Any], mpp: float, sample: str) 
         return stored
     if "spot_diameter" not in meta:
         msg = (
-            f"The diameter of spots of section {sample!r} is in neither `uns['spatial']` of its h5ad nor `spot_diameter` "
-            "of its metadata. Write it (microns) into the metadata."
+            f"The diameter of spots of section {sample!r} is in neither `uns['spatial']` of its h5ad nor "
+            "`spot_diameter` of its metadata. Write it (microns) into the metadata."
         )
         raise ValueError(msg)
     require_positive(meta["spot_diameter"], "spot_diameter")

@@ -30,24 +30,25 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
     path
         The file, `name.zarr.zip`, or the folder that an earlier release wrote.
     lazy
-        Leave expression, embeddings, thumbnails and the rows in phi-space on disk, as dask arrays; `obs`, `var`, `varm` and the
-        header are read. :func:`ragst_sd.tl.predict` then reads what it needs block by block, and gives the same values. To fit,
-        calibrate or cross-validate load it with `reference.to_memory()`.
+        Leave expression, embeddings, thumbnails and the rows in phi-space on disk, as dask arrays; `obs`, `var`,
+        `varm` and the header are read. :func:`ragst_sd.tl.predict` then reads what it needs block by block, and gives
+        the same values. To fit, calibrate or cross-validate load it with `reference.to_memory()`.
 
     Returns
     -------
-    The reference. A header that an earlier release wrote is brought to the present schema, with hash and fit unchanged. The
-    header is checked, and the content against the hash that was written with it. Of a lazy reference only what is in memory is
-    checked (ids, genes, labels, mask). Rows that were damaged on disk are noticed when they are read, by the checksum of their
-    chunk. Once the file is replaced or changed, the lazy reference raises `RuntimeError` and has to be read again.
+    The reference. A header that an earlier release wrote is brought to the present schema, with hash and fit
+    unchanged. The header is checked, and the content against the hash that was written with it. Of a lazy reference
+    only what is in memory is checked (ids, genes, labels, mask). Rows that were damaged on disk are noticed when they
+    are read, by the checksum of their chunk. Once the file is replaced or changed, the lazy reference raises
+    `RuntimeError` and has to be read again.
 
     Raises
     ------
     FileNotFoundError
         If there is nothing at `path`.
     ValueError
-        If it is not a reference, is damaged or not complete, has an unknown schema version, or its content does not match its
-        hash.
+        If it is not a reference, is damaged or not complete, has an unknown schema version, or its content does not
+        match its hash.
     MemoryError
         If it is larger than the memory of this machine.
 
@@ -75,8 +76,8 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
         raise FileNotFoundError(msg)
     if not is_reference(path):
         msg = (
-            f"{path} is not a reference written by `rg.io.write_reference`, or not the whole of one (it has no `uns/{_keys.ATTRS}`). "
-            "If it was copied or downloaded, do that again."
+            f"{path} is not a reference written by `rg.io.write_reference`, or not the whole of one (it has no "
+            f"`uns/{_keys.ATTRS}`). If it was copied or downloaded, do that again."
         )
         raise ValueError(msg)
     reference = _up_to_date(_read(path, lazy=lazy))
@@ -85,14 +86,14 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
     expected = header.get(_keys.ANNOTATIONS_HASH) if lazy else header["content_hash"]
     if lazy and current != expected:
         msg = (
-            f"{path}: ids, genes or labels do not match the hash that was written with them, or it was written by a version "
-            "without one. Read it with `lazy=False`, which checks everything, and write it again."
+            f"{path}: ids, genes or labels do not match the hash that was written with them, or it was written by a "
+            "version without one. Read it with `lazy=False`, which checks everything, and write it again."
         )
         raise ValueError(msg)
     if current != expected:
         msg = (
-            f"{path}: the content does not match its hash ({current[:12]} against {str(expected)[:12]}); it was changed or damaged "
-            "after it was written."
+            f"{path}: the content does not match its hash ({current[:12]} against {str(expected)[:12]}); it was "
+            "changed or damaged after it was written."
         )
         raise ValueError(msg)
     return reference
@@ -121,7 +122,10 @@ def _read(path: Path, *, lazy: bool) -> AnnData:
         raise
     except Exception as error:
         # There is no list of what zarr and anndata raise on bytes that nobody wrote.
-        msg = f"{path} cannot be read ({type(error).__name__}: {error}). It is damaged, or was written by another program."
+        msg = (
+            f"{path} cannot be read ({type(error).__name__}: {error}). It is damaged, or was written by another "
+            "program."
+        )
         raise ValueError(msg) from error
 
 
@@ -133,8 +137,8 @@ def _require_memory(path: Path, group: Any) -> None:
     total = sum(array.nbytes for _, array in group.members(max_depth=None) if hasattr(array, "nbytes"))
     if total > memory:
         msg = (
-            f"{path} holds {total / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB of memory. Read it with `lazy=True`, "
-            "which leaves its rows on disk."
+            f"{path} holds {total / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB of memory. Read it with "
+            "`lazy=True`, which leaves its rows on disk."
         )
         raise MemoryError(msg)
 

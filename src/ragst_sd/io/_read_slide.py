@@ -50,9 +50,9 @@ def read_slide(
     A SpatialData, in the frame "global" (pixels of the finest level):
 
     images[image_key]
-        uint8 RGB pixels, a pyramid of the levels that the file holds; the largest colour picture of a TIFF with several.
-        They stay in the file and are read region by region when they are needed; the file must stay where it is until the
-        object is written. What is transparent or was not scanned is white.
+        uint8 RGB pixels, a pyramid of the levels that the file holds; the largest colour picture of a TIFF with
+        several. They stay in the file and are read region by region when they are needed; the file must stay where it
+        is until the object is written. What is transparent or was not scanned is white.
     attrs["ragst"]["image_mpp"][image_key]
         Microns per pixel, where they are known.
 
@@ -157,8 +157,8 @@ def _resolution(stated: tuple[float, float] | None, name: str) -> float | None:
     x, y = stated
     if abs(x - y) > _ANISOTROPY * max(x, y):
         msg = (
-            f"The pixels of slide {name!r} are not square: {x:.4g} x {y:.4g} microns. Tiles would be stretched: resample "
-            "the slide, or pass `mpp=` if the file is wrong."
+            f"The pixels of slide {name!r} are not square: {x:.4g} x {y:.4g} microns. Tiles would be stretched: "
+            "resample the slide, or pass `mpp=` if the file is wrong."
         )
         raise ValueError(msg)
     return (x + y) / 2

@@ -167,7 +167,8 @@ def read_st(
         donor = meta.get("patient")
         if donor is None:
             logger.info(
-                "No donor is known for section %r, so `obs` has no column 'donor'. Pass `donor=`: a reference needs it.",
+                "No donor is known for section %r, so `obs` has no column 'donor'. Pass `donor=`: a reference needs "
+                "it.",
                 sample,
             )
     sdata = assemble(

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def existing(path: str | PathLike[str], what: str, todo: str, *, folder: bool = False) -> Path:
-    """A path that leads to a file, or to a folder; `what` begins the message of the `FileNotFoundError`, `todo` ends it."""
+    """A path that leads to a file, or to a folder.
+
+    `what` begins the message of the `FileNotFoundError`, `todo` ends it.
+    """
     path = Path(path)
     if not (path.is_dir() if folder else path.is_file()):
         found = f"is a {'file' if folder else 'folder'}" if path.exists() else "does not exist"

@@ -241,7 +241,10 @@ def _note_lines(node: Any, at: Steps, lines: dict[Steps, int], file: str) -> Non
             line = key.start_mark.line + 1
             if step in lines:
                 # YAML would take the later one in silence.
-                msg = f"{Place(file, lines={step: line}, path=step)} stands here again; it is on line {lines[step]} already."
+                msg = (
+                    f"{Place(file, lines={step: line}, path=step)} stands here again; it is on line {lines[step]} "
+                    "already."
+                )
                 raise ValueError(msg)
             lines[step] = line
             _note_lines(child, step, lines, file)

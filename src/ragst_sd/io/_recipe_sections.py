@@ -194,7 +194,10 @@ def keep_spots(sdata: SpatialData, filters: Filters, *, layer: str | None) -> No
             raise KeyError(msg)
         present = table.obs[column].astype(str)
         if not present.isin(values).any():
-            msg = f"no spot has {listing(values)} in column {column!r}; its values are {listing(sorted(present.unique()))}."
+            msg = (
+                f"no spot has {listing(values)} in column {column!r}; its values are "
+                f"{listing(sorted(present.unique()))}."
+            )
             raise ValueError(msg)
         keep &= present.isin(values).to_numpy()
     if not keep.any():

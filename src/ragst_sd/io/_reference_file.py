@@ -31,7 +31,8 @@ def is_reference(path: Path) -> bool:
 def require_complete(path: Path) -> None:
     """Raise a `ValueError` if parts are missing, which zarr would read as zeros.
 
-    The comment of a zip file holds a digest of its list of parts; the root of a folder, digests of names and sizes of files.
+    The comment of a zip file holds a digest of its list of parts; the root of a folder, digests of names and sizes of
+    files.
     """
     broken: list[str] = []
     if path.is_file():

@@ -219,8 +219,8 @@ def _colour_series(tiff: Any, path: Path | str) -> int:
         axes, shape, stored = tiff.series[0].axes, tiff.series[0].shape, _photometric(tiff.series[0].keyframe)
         msg = (
             f"The first picture of {str(path)!r} has axes {axes}, shape {shape} and samples stored as "
-            f"{stored!r}; RGB is needed. Fluorescence and grey pictures cannot be embedded as H&E; of a stack of planes "
-            "or times, write the one in focus to a file of its own."
+            f"{stored!r}; RGB is needed. Fluorescence and grey pictures cannot be embedded as H&E; of a stack of "
+            "planes or times, write the one in focus to a file of its own."
         )
         raise ValueError(msg)
     return max(colour, key=lambda k: sizes[k]["Y"] * sizes[k]["X"])

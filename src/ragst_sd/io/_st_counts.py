@@ -240,7 +240,11 @@ def _matched(found: AnnData, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarra
     for where, index in (("coordinates", known), ("counts", names)):
         twice = index[index.duplicated()].unique()
         if len(twice):
-            msg = f"{len(twice)} spots are duplicated in `{where}`, for example {listing(twice[:3])}. Keep one row of each."
+            msg = (
+                f"{len(twice)} spots are duplicated in `{where}`, for example {listing(twice[:3])}. Keep one row "
+                "of "
+                "each."
+            )
             raise ValueError(msg)
     place = known.get_indexer(names)
     rows = np.flatnonzero(place >= 0)

@@ -42,8 +42,8 @@ def upload_reference(
 ) -> str:
     """Share a reference through a data set repository of the Hugging Face hub, with its data card.
 
-    The account is the one that the hub's own client knows: from `hf auth login`, or the environment variable `HF_TOKEN`. A token
-    is never an argument here, and nothing of it is written or logged.
+    The account is the one that the hub's own client knows: from `hf auth login`, or the environment variable
+    `HF_TOKEN`. A token is never an argument here, and nothing of it is written or logged.
 
     Parameters
     ----------
@@ -58,13 +58,13 @@ def upload_reference(
     revision
         Branch that the commit goes to.
     accept_terms
-        Upload although the licence of a source forbids to pass on what is derived from it, or is unknown or not understood.
-        You may hold a permission that the reference does not know of.
+        Upload although the licence of a source forbids to pass on what is derived from it, or is unknown or not
+        understood. You may hold a permission that the reference does not know of.
 
     Returns
     -------
-    The hash of the commit, by which :func:`download_reference` gets this very reference again. The repository then holds
-    one file, `reference.zarr.zip` (an earlier one is replaced), and the data card `README.md` with its pictures.
+    The hash of the commit, by which :func:`download_reference` gets this very reference again. The repository then
+    holds one file, `reference.zarr.zip` (an earlier one is replaced), and the data card `README.md` with its pictures.
 
     Raises
     ------
@@ -136,11 +136,11 @@ def _check_terms(licenses: dict[str, str]) -> None:
             for name in dict.fromkeys(refused.values())
         )
         msg = (
-            f"A reference is derived from its sections, and of {len(refused)} of them the licence does not say that it may be "
-            f"passed on: {reasons}. Name the licences with `rg.tl.build_reference(..., sources=...)` where you know them, "
-            "leave these sections out with "
-            f"`rg.tl.merge_references(reference[~reference.obs['{_keys.SAMPLE}'].isin([...])])`, or pass `accept_terms=True` if you "
-            "have a permission."
+            f"A reference is derived from its sections, and of {len(refused)} of them the licence does not say that "
+            f"it may be passed on: {reasons}. Name the licences with `rg.tl.build_reference(..., sources=...)` where "
+            "you know them, leave these sections out with "
+            f"`rg.tl.merge_references(reference[~reference.obs['{_keys.SAMPLE}'].isin([...])])`, or pass "
+            "`accept_terms=True` if you have a permission."
         )
         raise ValueError(msg)
 

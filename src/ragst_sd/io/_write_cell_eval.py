@@ -37,10 +37,10 @@ def write_cell_eval(
 ) -> None:
     """Write predicted and measured cells as pairs of files that cell-eval reads.
 
-    For every context two h5ad files of the same genes and perturbations, on one log scale: `<context>_pred.h5ad` with the
-    predicted cells and, as controls, their source cells; `<context>_real.h5ad` with the measured cells and the controls
-    that neither reference nor prediction has seen. So prediction and truth have controls of their own. Values below zero
-    in predicted cells, which a log of counts cannot have, become zero.
+    For every context two h5ad files of the same genes and perturbations, on one log scale: `<context>_pred.h5ad` with
+    the predicted cells and, as controls, their source cells; `<context>_real.h5ad` with the measured cells and the
+    controls that neither reference nor prediction has seen. So prediction and truth have controls of their own. Values
+    below zero in predicted cells, which a log of counts cannot have, become zero.
 
     Parameters
     ----------
@@ -73,14 +73,15 @@ def write_cell_eval(
     FileExistsError
         If a file exists and `overwrite` is not set.
     ValueError
-        If `data` was not made by `rg.tl.perturb`, no controls are left for the truth, or nothing predicted was measured.
+        If `data` was not made by `rg.tl.perturb`, no controls are left for the truth, or nothing predicted was
+        measured.
 
     Notes
     -----
     `cell_eval.MetricsEvaluator(pred, real, control_pert="control", pert_col="perturbation")` takes such a pair
-    (https://github.com/ArcInstitute/cell-eval), the control being named as in the screen. Checked with cell-eval 0.8.2 on a made-up screen:
-    `pearson_delta`, `mae`, `mse` and their deltas are those of :func:`ragst_sd.tl.evaluate_perturbation` within 1e-7, and within .002
-    where values below zero became zero. Discrimination scores are higher there, since each prediction is compared with the
+    (https://github.com/ArcInstitute/cell-eval), the control being named as in the screen. Checked with cell-eval 0.8.2
+    on a made-up screen: `pearson_delta`, `mae`, `mse` and their deltas are those of
+    :func:`ragst_sd.tl.evaluate_perturbation` within 1e-7, and within .002 where values below zero became zero. Discrimination scores are higher there, since each prediction is compared with the
     perturbations of the pair only, here with all that were measured in the context.
 
     Examples

@@ -31,17 +31,17 @@ _CHUNK_BYTES = 2**22
 def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write a reference, fitted or not, to one file.
 
-    The file is written beside `path` and moved there when it is complete, so that `path` holds the old version or the new one
-    at every moment, whether the process is killed, the disk is full or somebody reads meanwhile. A hidden file
-    `.<name>.lock` beside `path` keeps two writers apart; it may be deleted when none runs. Where `path` is a symbolic link, its
-    target is written and replaced.
+    The file is written beside `path` and moved there when it is complete, so that `path` holds the old version or the
+    new one at every moment, whether the process is killed, the disk is full or somebody reads meanwhile. A hidden file
+    `.<name>.lock` beside `path` keeps two writers apart; it may be deleted when none runs. Where `path` is a symbolic
+    link, its target is written and replaced.
 
     A reference that was changed since (a subset of its rows, say) is written with its new hash and without its fit,
     which no longer holds.
 
-    The file is a zarr store (format 3) in a zip archive without compression. Expression, embeddings, thumbnails and the rows in
-    phi-space lie in chunks of whole rows, so that :func:`ragst_sd.io.read_reference` can leave them on disk with `lazy=True`.
-    `anndata.read_zarr(zarr.storage.ZipStore(path))` reads it without this package.
+    The file is a zarr store (format 3) in a zip archive without compression. Expression, embeddings, thumbnails and
+    the rows in phi-space lie in chunks of whole rows, so that :func:`ragst_sd.io.read_reference` can leave them on
+    disk with `lazy=True`. `anndata.read_zarr(zarr.storage.ZipStore(path))` reads it without this package.
 
     Parameters
     ----------
@@ -109,7 +109,11 @@ def require_place(path: Path, *, overwrite: bool) -> None:
         msg = f"{path} exists. Pass `overwrite=True` to replace it, or choose another path."
         raise FileExistsError(msg)
     if path.is_dir() or not is_reference(path):
-        msg = f"{path} exists and is not a reference, or a damaged one: it is not replaced. Delete it if it is yours, or choose another path."
+        msg = (
+            f"{path} exists and is not a reference, or a damaged one: it is not replaced. Delete it if it is "
+            "yours, "
+            "or choose another path."
+        )
         raise FileExistsError(msg)
 
 
@@ -153,7 +157,10 @@ def _chunks(elem: Any) -> tuple[int, ...] | None:
 
 
 def _pack(folder: Path, packed: Path) -> Path:
-    """Move the files of a folder into a zip archive; each is gone when the next comes, so that the disk holds them once."""
+    """Move the files of a folder into a zip archive.
+
+    Each is gone when the next comes, so that the disk holds them once.
+    """
     with ZipFile(packed, "w") as archive:
         for file in sorted(file for file in folder.rglob("*") if file.is_file()):
             archive.write(file, file.relative_to(folder).as_posix())

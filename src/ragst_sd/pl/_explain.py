@@ -56,8 +56,8 @@ def explain(
     """Draw what each measured spot brought to a predicted value.
 
     A waterfall from zero to the prediction, one bar per cited spot (or donor, or sample) by falling weight, with its
-    weight, the value measured there and their product. The rest is lumped. Then come what brings the sections of the cited
-    spots to the mean of the reference, and the adjustment. All numbers are those of :func:`ragst_sd.get.explain`.
+    weight, the value measured there and their product. The rest is lumped. Then come what brings the sections of the
+    cited spots to the mean of the reference, and the adjustment. All numbers are those of :func:`ragst_sd.get.explain`.
 
     Parameters
     ----------
@@ -70,15 +70,15 @@ def explain(
     genes
         Gene, or genes: a waterfall each, two in a row.
     group_by
-        What a bar stands for: `"reference"` (a cited spot), `"donor"` or `"sample"`. The value of a group is the weighted
-        mean of what was measured in its cited spots. Bars of a gene from single cells are always cell types.
+        What a bar stands for: `"reference"` (a cited spot), `"donor"` or `"sample"`. The value of a group is the
+        weighted mean of what was measured in its cited spots. Bars of a gene from single cells are always cell types.
     n_shown
         Bars before the rest is lumped.
     prediction_key
         Name of the predicted table.
     truth_key
-        Measured table; the value measured at this spot becomes a broken line. It is normalised as the prediction is. The
-        only one of the same shapes if left out; `False` for none.
+        Measured table; the value measured at this spot becomes a broken line. It is normalised as the prediction is.
+        The only one of the same shapes if left out; `False` for none.
     layer
         Layer of the measured table; `.X` if left out.
     unit
@@ -90,16 +90,17 @@ def explain(
 
     Returns
     -------
-    `None`, or if `return_ax` a dictionary from gene to the Axes with the bars. If the table has intervals (`layers["lower"]`
-    and `["upper"]`), a box on the prediction shows its interval; a hatched one was calibrated over anything but
-    donors, which the words below say.
+    `None`, or if `return_ax` a dictionary from gene to the Axes with the bars. If the table has intervals
+    (`layers["lower"]` and `["upper"]`), a box on the prediction shows its interval; a hatched one was calibrated over
+    anything but donors, which the words below say.
 
     Raises
     ------
     KeyError
         If a table, spot, gene or layer does not exist, or the table lacks a column of `.obs`.
     ValueError
-        If `obs_names` or `genes` names nothing, or `obs_names` several; the table has lost its provenance, the reference is another one, or the spot has no prediction of the gene.
+        If `obs_names` or `genes` names nothing, or `obs_names` several; the table has lost its provenance, the
+        reference is another one, or the spot has no prediction of the gene.
 
     Examples
     --------
@@ -173,8 +174,8 @@ def _require_values(spot: str, genes: list[str], totals: np.ndarray) -> None:
     missing = [gene for gene, total in zip(genes, totals, strict=True) if not np.isfinite(total)]
     if missing:
         msg = (
-            f"Spot {spot!r} has no prediction of {', '.join(map(repr, missing))}: it lies outside the image, or no cited "
-            "spot measured the gene. Choose another spot or gene."
+            f"Spot {spot!r} has no prediction of {', '.join(map(repr, missing))}: it lies outside the image, or no "
+            "cited spot measured the gene. Choose another spot or gene."
         )
         raise ValueError(msg)
 

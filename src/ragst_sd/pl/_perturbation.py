@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 # Inches.
 _MAP, _SCATTER, _SIDE, _ROW, _HEAD, _STATES = 3.9, 3.6, 5.4, 0.3, 0.6, 0.6
 _SCOPE = (
-    "Direct response of the cells of each spot, predicted from a screen of other cells. Nothing is said about effects on "
-    "neighbours or about causes, and no measurement in tissue stands behind it."
+    "Direct response of the cells of each spot, predicted from a screen of other cells. Nothing is said about "
+    "effects on neighbours or about causes, and no measurement in tissue stands behind it."
 )
 
 
@@ -63,22 +63,23 @@ def perturbation(
     """Draw a predicted response to a perturbation: against the measured one, with what it rests on, and on the tissue.
 
     Predicted against measured response by gene, where the reference is given and measured the very perturbation in this
-    context, and the prediction left it out. Both share no controls, whose noise would count as agreement: the prediction is
-    made once more from responses against one half of the controls, and drawn against what was measured against the other
-    one. Bars show the standard error of the measurement (against all controls). There is no such panel without `truth`
-    where each spot has a response of its own, and for `"pt_rag"`, whose network has learned from all controls, and from the
-    very response if the reference holds it. The retrieved perturbations with their weights, beside the reliability of each
-    and its own correlation with the measured response, from the two halves likewise (the mean of both ways). A heat map of the weights by
-    cell state, unless all states share them. Of a SpatialData a map of the size of the response; where it does not vary over
-    the tissue more than by chance the map has one colour and says so, and spots far from the screen's cells are ringed.
+    context, and the prediction left it out. Both share no controls, whose noise would count as agreement: the
+    prediction is made once more from responses against one half of the controls, and drawn against what was measured
+    against the other one. Bars show the standard error of the measurement (against all controls). There is no such
+    panel without `truth` where each spot has a response of its own, and for `"pt_rag"`, whose network has learned from
+    all controls, and from the very response if the reference holds it. The retrieved perturbations with their weights,
+    beside the reliability of each and its own correlation with the measured response, from the two halves likewise
+    (the mean of both ways). A heat map of the weights by cell state, unless all states share them. Of a SpatialData a
+    map of the size of the response; where it does not vary over the tissue more than by chance the map has one colour
+    and says so, and spots far from the screen's cells are ringed.
 
     Parameters
     ----------
     data
         Table that :func:`ragst_sd.tl.perturb` returned, or a SpatialData with the table that it wrote.
     reference
-        The very reference that the prediction was made from. If it measured the perturbation itself, in the context shown,
-        that is drawn, and the correlation of each retrieved response with it.
+        The very reference that the prediction was made from. If it measured the perturbation itself, in the context
+        shown, that is drawn, and the correlation of each retrieved response with it.
     prediction_key
         Name of the predicted table of a SpatialData.
     perturbation
@@ -105,15 +106,16 @@ def perturbation(
 
     Returns
     -------
-    `None`, or if `return_ax` a dictionary with the Axes that are drawn: `"map"`, `"response"`, `"retrieved"`, `"weights"`.
+    `None`, or if `return_ax` a dictionary with the Axes that are drawn: `"map"`, `"response"`, `"retrieved"`,
+    `"weights"`.
 
     Raises
     ------
     KeyError
         If the table, the perturbation, the context or a column does not exist.
     ValueError
-        If the table holds no responses or several perturbations, the reference is another one, or `truth` shares controls
-        with it.
+        If the table holds no responses or several perturbations, the reference is another one, or `truth` shares
+        controls with it.
 
     Examples
     --------

@@ -77,7 +77,8 @@ def prediction(
         Add a map of the width of the prediction interval, which the table has if it was predicted with
         `intervals=`. It is hatched if the intervals were calibrated over anything but donors.
     min_cv_pearson
-        Genes whose `var["cv_pearson"]` is lower are not to be trusted. Genes that were not assessed are left as they are.
+        Genes whose `var["cv_pearson"]` is lower are not to be trusted. Genes that were not assessed are left as they
+        are.
     cmap, cmap_difference, cmap_interval
         Colour maps of values, of differences and of interval widths.
     vmin, vmax
@@ -89,8 +90,8 @@ def prediction(
     Returns
     -------
     `None`, or if `return_ax` a dictionary from gene to a dictionary with the Axes `"predicted"` and, with a truth,
-    `"measured"` and `"difference"`, and with `interval` also `"interval"`. With a truth the title of `"predicted"` names
-    Pearson's r over the spots.
+    `"measured"` and `"difference"`, and with `interval` also `"interval"`. With a truth the title of `"predicted"`
+    names Pearson's r over the spots.
 
     Raises
     ------

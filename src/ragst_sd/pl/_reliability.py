@@ -68,7 +68,8 @@ def reliability(
     Maps of the section, dark where the ground is weak. Spots that no tissue of the reference is like are outlined. With
     a truth two curves follow. Calibration: the share of measured values inside the intervals, at each level they were
     calibrated for, beside the diagonal; the mean over genes, and a band that holds 90 % of them. Risk and coverage:
-    accuracy when only the best grounded spots are kept, by each of the maps. Panels whose input the table lacks are left out.
+    accuracy when only the best grounded spots are kept, by each of the maps. Panels whose input the table lacks are
+    left out.
 
     Parameters
     ----------
@@ -84,8 +85,8 @@ def reliability(
         `["lower"]`), or any numeric column of the table's `.obs`. Left out: the first two; donors if their number
         varies, else the share of evidence if that varies; interval width, or disagreement if there are no intervals.
     truth_key
-        Measured table for the curves; it is normalised as the prediction is. The only one of the same shapes if left out;
-        `False` for none.
+        Measured table for the curves; it is normalised as the prediction is. The only one of the same shapes if left
+        out; `False` for none.
     layer
         Layer of the measured table; `.X` if left out.
     unit
@@ -93,15 +94,16 @@ def reliability(
     metric
         Accuracy that is drawn against the share of spots kept, of those that :func:`ragst_sd.get.risk_coverage` knows.
     min_cv_pearson
-        If `genes` is one gene whose `var["cv_pearson"]` is lower, its maps are grey and say that it is not to be trusted.
+        If `genes` is one gene whose `var["cv_pearson"]` is lower, its maps are grey and say that it is not to be
+        trusted.
     image_fade
         How far the picture of the tissue is mixed with white, from 0 to 1.
     {figure_parameters}
 
     Returns
     -------
-    `None`, or if `return_ax` a dictionary of Axes: one per map under its name in `maps`, `"calibration"` (with a truth and
-    intervals) and `"risk_coverage"` (with a truth).
+    `None`, or if `return_ax` a dictionary of Axes: one per map under its name in `maps`, `"calibration"` (with a truth
+    and intervals) and `"risk_coverage"` (with a truth).
 
     Raises
     ------
@@ -116,9 +118,9 @@ def reliability(
     Notes
     -----
     The half-width at a level is its quantile (`varm["interval_quantiles"]`, levels in
-    `uns["retrieval"]["interval_levels"]`) times the scale of the spot and gene, which is (upper - X) over the quantile of
-    the level that the table was predicted with. Intervals that were calibrated over anything but donors are hatched: their
-    level need not hold for a new donor.
+    `uns["retrieval"]["interval_levels"]`) times the scale of the spot and gene, which is (upper - X) over the quantile
+    of the level that the table was predicted with. Intervals that were calibrated over anything but donors are
+    hatched: their level need not hold for a new donor.
 
     Examples
     --------

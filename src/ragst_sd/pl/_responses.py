@@ -79,7 +79,10 @@ def read_responses(
     """
     table, header = predicted(data, prediction_key, any_task=True)
     if not holds_responses(header):
-        msg = "The table holds a prediction of tissue; `rg.pl.prediction` draws it. Responses are made by `rg.tl.perturb`."
+        msg = (
+            "The table holds a prediction of tissue; `rg.pl.prediction` draws it. Responses are made by "
+            "`rg.tl.perturb`."
+        )
         raise ValueError(msg)
     names = labels(table.obs[_keys.PERTURBATION])
     if perturbation is None and len(set(names)) > 1:
@@ -151,13 +154,16 @@ def _check_truth(truth: AnnData, header: dict[str, Any], genes: list[str]) -> No
         n_shared = max(n_shared, int(recognised(values, own["genes"], known).sum()))
     if n_shared:
         msg = (
-            f"`truth` was measured against {n_shared} of the controls that the prediction rests on, whose noise would count "
-            "as agreement. Build it on the cells 'test' and 'control_test' of `rg.tl.perturbation_folds`."
+            f"`truth` was measured against {n_shared} of the controls that the prediction rests on, whose noise "
+            "would count as agreement. Build it on the cells 'test' and 'control_test' of `rg.tl.perturbation_folds`."
         )
         raise ValueError(msg)
     unit = str(about["normalization"]["unit"])
     if unit != str(header["unit"]):
-        msg = f"`truth` is in {unit}, the prediction in {header['unit']}. Build it with the `target_sum` of the reference."
+        msg = (
+            f"`truth` is in {unit}, the prediction in {header['unit']}. Build it with the `target_sum` of the "
+            "reference."
+        )
         raise ValueError(msg)
     lacking = [gene for gene in genes if gene not in truth.var_names]
     if lacking:

@@ -53,8 +53,8 @@ def retrieval(
 
     Left the section, with the place of the spot (solid: the tile; dashed: wider fields of view of the encoder), and its
     tile. Right the cited spots by falling weight, with donor, sample, weight and the value measured there, and below
-    each what it contributed; the remaining cited spots are lumped. The steps add up to the prediction. Several spots are
-    drawn below each other, on one scale.
+    each what it contributed; the remaining cited spots are lumped. The steps add up to the prediction. Several spots
+    are drawn below each other, on one scale.
 
     Parameters
     ----------
@@ -87,8 +87,9 @@ def retrieval(
     TypeError
         If `sdata` is no SpatialData.
     ValueError
-        If `genes` names several, or `obs_names` nothing; the method cites no spots, this spot has no prediction (it lies outside the image), no cited spot measured
-        the gene, the reference is another one or has no thumbnails, or the image is not in the object.
+        If `genes` names several, or `obs_names` nothing; the method cites no spots, this spot has no prediction (it
+        lies outside the image), no cited spot measured the gene, the reference is another one or has no thumbnails, or
+        the image is not in the object.
 
     Examples
     --------

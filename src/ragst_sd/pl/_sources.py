@@ -68,9 +68,9 @@ def sources(
     """Draw which donors, organs or sources feed which region of a prediction.
 
     On the section each spot is a disc in the colour of the group that most of its weight comes from; the area is the
-    share of that group, so that spots fed by many groups alike are small. Beside it each group's share of all weight, and
-    how many of its measured spots are cited. Below one map per group of its share in every spot, which needs no colours to
-    be told apart. Works from the provenance in the table alone, without the reference.
+    share of that group, so that spots fed by many groups alike are small. Beside it each group's share of all weight,
+    and how many of its measured spots are cited. Below one map per group of its share in every spot, which needs no
+    colours to be told apart. Works from the provenance in the table alone, without the reference.
 
     Parameters
     ----------
@@ -99,12 +99,13 @@ def sources(
     TypeError
         If `sdata` is no SpatialData.
     ValueError
-        If the method cites no spots, the image or the shapes are not in the object, or the table has lost its provenance.
+        If the method cites no spots, the image or the shapes are not in the object, or the table has lost its
+        provenance.
 
     Notes
     -----
-    The share of group g in spot i is the sum of `obsm["retrieval_weights"]` over the cited rows of g, over their sum over
-    all cited rows.
+    The share of group g in spot i is the sum of `obsm["retrieval_weights"]` over the cited rows of g, over their sum
+    over all cited rows.
 
     Examples
     --------

@@ -50,22 +50,24 @@ def viewer(
 ) -> Page:
     r"""Write one HTML page in which every predicted value can be traced to the measured spots it came from.
 
-    The page needs no network and no server: open it in a browser of 2023 or later, send it by mail, or let a notebook show
-    it. Spots are coloured by a gene or by how well grounded they are. A click on a spot (or its name, or the arrow keys on the
-    map) shows its tile, the thumbnails of its neighbours with donor, weight, measured value and contribution, what the
-    other neighbours and the adjustment add, and warnings. Contributions add up to the prediction:
+    The page needs no network and no server: open it in a browser of 2023 or later, send it by mail, or let a notebook
+    show it. Spots are coloured by a gene or by how well grounded they are. A click on a spot (or its name, or the
+    arrow keys on the map) shows its tile, the thumbnails of its neighbours with donor, weight, measured value and
+    contribution, what the other neighbours and the adjustment add, and warnings. Contributions add up to the
+    prediction:
 
     .. math:: \hat y = \sum_j w_j (y_j + c_j) + \text{adjustment}
 
     Predictions, evidence and measured values are shown with three decimals as the table has them, bounds of intervals
-    with two; with one decimal less where the page would otherwise exceed 30 MB. Contributions are computed in the page from
-    values of as many decimals, so their last digit may be off by one.
+    with two; with one decimal less where the page would otherwise exceed 30 MB. Contributions are computed in the page
+    from values of as many decimals, so their last digit may be off by one.
     Spots have their true size; outlines other than discs and squares are drawn as discs of the same area.
 
-    A spot is warned of if it is out of reference (far from measured tissue in the space of search, or unlike every section
-    of the reference, as `.obs["appearance_distance"]` says; both are named), if its neighbours are few (`effective_n` below 5) or of one donor, if
-    less than half of its departure from the mean is evidence, if the method cites nobody, and if intervals hold for new spots or sections but not for new
-    donors. A gene is greyed, with the reason, if `cv_pearson` is below 0.1 or not known.
+    A spot is warned of if it is out of reference (far from measured tissue in the space of search, or unlike every
+    section of the reference, as `.obs["appearance_distance"]` says; both are named), if its neighbours are few
+    (`effective_n` below 5) or of one donor, if less than half of its departure from the mean is evidence, if the
+    method cites nobody, and if intervals hold for new spots or sections but not for new donors. A gene is greyed, with
+    the reason, if `cv_pearson` is below 0.1 or not known.
 
     Parameters
     ----------
@@ -75,14 +77,14 @@ def viewer(
         The very reference that the prediction was made from. Built with thumbnails, the neighbours have pictures.
     prediction_key
         Name of the predicted table. Read are `.X`, `.layers["evidence"]`, where present `.layers["lower"]` and
-        `["upper"]`, `.obsm["retrieval_rows"]` and `["retrieval_weights"]`, the columns of `.obs` that say how well grounded a
-        spot is, `.var["cv_pearson"]` and `["noise_ceiling"]`, and `.uns["retrieval"]`.
+        `["upper"]`, `.obsm["retrieval_rows"]` and `["retrieval_weights"]`, the columns of `.obs` that say how well
+        grounded a spot is, `.var["cv_pearson"]` and `["noise_ceiling"]`, and `.uns["retrieval"]`.
     genes
-        Genes of the page; the 200 best trusted if left out: by falling `cv_pearson`, or where that was not assessed by the
-        variance of the prediction.
+        Genes of the page; the 200 best trusted if left out: by falling `cv_pearson`, or where that was not assessed by
+        the variance of the prediction.
     truth_key
-        Measured table whose values stand beside the predicted ones, normalised as the prediction is. The only one of the
-        same shapes if left out; `False` for none.
+        Measured table whose values stand beside the predicted ones, normalised as the prediction is. The only one of
+        the same shapes if left out; `False` for none.
     layer
         Layer of the measured table; `.X` if left out.
     unit
@@ -98,8 +100,9 @@ def viewer(
 
     Returns
     -------
-    The page: shown by a notebook where it is the last line of a cell, with the text in `.html` and the file in `.path`. It
-    never exceeds 30 MB: pictures of large sections are compressed more, and then the third decimal is left out.
+    The page: shown by a notebook where it is the last line of a cell, with the text in `.html` and the file in
+    `.path`. It never exceeds 30 MB: pictures of large sections are compressed more, and then the third decimal is left
+    out.
 
     Raises
     ------
@@ -110,8 +113,8 @@ def viewer(
     TypeError
         If `sdata` is no SpatialData.
     ValueError
-        If the table has lost its provenance, the image or the shapes are not in the object, the reference is another one, the truth shares no spots or is not
-        counts, or the page would be larger than 30 MB.
+        If the table has lost its provenance, the image or the shapes are not in the object, the reference is another
+        one, the truth shares no spots or is not counts, or the page would be larger than 30 MB.
 
     Examples
     --------

@@ -60,8 +60,8 @@ def embed_tiles(
     """Embed the image tile around every spot.
 
     A tile is the square of `tile_px * mpp` microns around the centroid of a spot (or cell, or tile), cut along the
-    image's own pixel axes. It is read from the coarsest pyramid level that is at least as fine as `mpp`, and mirrored at
-    the edge of the image. With several fields of view in `context`, the embeddings are concatenated.
+    image's own pixel axes. It is read from the coarsest pyramid level that is at least as fine as `mpp`, and mirrored
+    at the edge of the image. With several fields of view in `context`, the embeddings are concatenated.
 
     Parameters
     ----------
@@ -117,8 +117,9 @@ def embed_tiles(
 
     Returns
     -------
-    `None`, or the table if `inplace=False`; of several sections a dictionary from name to table. A `value_max` that was given
-    is kept in `sdata.attrs["ragst"]["value_max"]` for plots and thumbnails. Fields written to the annotating table:
+    `None`, or the table if `inplace=False`; of several sections a dictionary from name to table. A `value_max` that
+    was given is kept in `sdata.attrs["ragst"]["value_max"]` for plots and thumbnails. Fields written to the annotating
+    table:
 
     `.obsm[key_added]`
         float32 (n, d); NaN rows for spots outside the image.
@@ -145,14 +146,14 @@ def embed_tiles(
     The embedding is kept in memory; :func:`ragst_sd.io.write_table` stores it. A rerun with the same header reuses the
     stored embedding. Callables and modules without a `name` cannot be recognised and are always run again.
 
-    Where a `dask.distributed` client is active, tiles are embedded on its workers, each with an encoder of its own on its
-    own GPU if there is one; what a lost worker had not finished is done by another. Batches are the same as here, so that
-    workers like this machine return the same bits. The image has to be where the workers can read it.
+    Where a `dask.distributed` client is active, tiles are embedded on its workers, each with an encoder of its own on
+    its own GPU if there is one; what a lost worker had not finished is done by another. Batches are the same as here,
+    so that workers like this machine return the same bits. The image has to be where the workers can read it.
 
     References
     ----------
-    `"texture"` uses the stain separation of Ruifrok & Johnston (2001), Anal. Quant. Cytol. Histol. 23, 291; local binary
-    patterns of Ojala et al. (2002), doi:10.1109/TPAMI.2002.1017623; and co-occurrence of Haralick et al. (1973),
+    `"texture"` uses the stain separation of Ruifrok & Johnston (2001), Anal. Quant. Cytol. Histol. 23, 291; local
+    binary patterns of Ojala et al. (2002), doi:10.1109/TPAMI.2002.1017623; and co-occurrence of Haralick et al. (1973),
     doi:10.1109/TSMC.1973.4309314. :func:`ragst_sd.pp.encoders` cites the others.
 
     Examples

@@ -43,8 +43,8 @@ def run_embedding(
 ) -> np.ndarray:
     """Embed the tiles around `xy`: float32 (n, d * fields), NaN off the image.
 
-    `model` and `options` are what the encoder was made of, from which workers make theirs; `reading` holds `batch_size` and
-    `num_workers`; `open_cache` opens the cache for the parts of this run.
+    `model` and `options` are what the encoder was made of, from which workers make theirs; `reading` holds
+    `batch_size` and `num_workers`; `open_cache` opens the cache for the parts of this run.
     """
     from ragst_sd.image.parts import collect_parts, embed_parts, plan_parts
 
@@ -141,8 +141,8 @@ def open_cache(
         raise NotADirectoryError(msg)
     if encoder.name is None:
         msg = (
-            "`cache` was given with a model that has no name: what is found in the cache could be another model's. Give "
-            "the model a string attribute `name`, different for different weights, or leave out `cache`."
+            "`cache` was given with a model that has no name: what is found in the cache could be another model's. "
+            "Give the model a string attribute `name`, different for different weights, or leave out `cache`."
         )
         raise ValueError(msg)
     described = {key: np.asarray(value).tolist() for key, value in sorted(header.items())}

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TODO = (
-    'Run `rg.tl.cross_validate(reference, genes="all")` or `rg.tl.calibrate(reference)`, and then `rg.tl.predict` again: it '
+    'Run `rg.tl.cross_validate(reference, genes="all")` or `rg.tl.calibrate(reference)`, and then `rg.tl.predict` '
+    "again: it "
     "copies what they found."
 )
 
@@ -37,8 +38,8 @@ def filter_predicted(
 ) -> AnnData | None:
     """Keep the genes whose prediction can be trusted.
 
-    Trust is what was found on held-out donors, for each gene by itself. It holds for tissue like theirs. A gene that was
-    not assessed is dropped, as nothing speaks for it.
+    Trust is what was found on held-out donors, for each gene by itself. It holds for tissue like theirs. A gene that
+    was not assessed is dropped, as nothing speaks for it.
 
     Parameters
     ----------
@@ -62,10 +63,10 @@ def filter_predicted(
     -------
     `None`, or the table if `inplace=False`. It has the genes that pass in their order, and all else as it was: layers,
     spots, provenance. :func:`ragst_sd.get.neighbors`, :func:`ragst_sd.get.explain` and :func:`ragst_sd.get.influence`
-    work as before. `.uns["retrieval"]["filter"]` holds the thresholds, `n_genes` before, and how many genes were dropped for which
-    reason: `not_assessed`, `cv_pearson`, `share_of_ceiling`, `n_measured`, each gene counted under the first that applies. For a
-    table that was filtered before, `n_genes` is that of the whole prediction, the counts of all calls are added up, and of each
-    threshold the strictest is kept.
+    work as before. `.uns["retrieval"]["filter"]` holds the thresholds, `n_genes` before, and how many genes were
+    dropped for which reason: `not_assessed`, `cv_pearson`, `share_of_ceiling`, `n_measured`, each gene counted under
+    the first that applies. For a table that was filtered before, `n_genes` is that of the whole prediction, the counts
+    of all calls are added up, and of each threshold the strictest is kept.
     `.obs["evidence_share"]` and the other columns that describe spots stay those over all genes.
 
     Raises
@@ -73,8 +74,8 @@ def filter_predicted(
     KeyError
         If the table does not exist or lacks a column.
     ValueError
-        If no threshold is given or one makes no sense; no gene was assessed; no gene passes; the table has lost its provenance;
-        or another table has the name `key_added`.
+        If no threshold is given or one makes no sense; no gene was assessed; no gene passes; the table has lost its
+        provenance; or another table has the name `key_added`.
 
     Examples
     --------
@@ -113,8 +114,8 @@ def filter_predicted(
         shown = [name for name in (_keys.CV_PEARSON, _keys.N_MEASURED) if name in table.var]
         best = ", ".join(f"{name} {np.nanmax(table.var[name]):.3g}" for name in shown)
         msg = (
-            f"None of the {table.n_vars} genes passes ({reasons}). The best of them have {best}: ask for less, or do not "
-            "use this prediction."
+            f"None of the {table.n_vars} genes passes ({reasons}). The best of them have {best}: ask for less, or do "
+            "not use this prediction."
         )
         raise ValueError(msg)
     logger.info("Dropping %d of %d genes (%s).", int((~keep).sum()), table.n_vars, reasons or "none fails")
@@ -188,7 +189,11 @@ def _column(table: AnnData, name: str) -> np.ndarray:
     require_key(name, table.var, "table.var", "`rg.tl.predict` writes it; predict again.")
     values = table.var[name].to_numpy(float)
     if np.isnan(values).all():
-        msg = f"`var[{name!r}]` is NaN for all {table.n_vars} genes: it was not assessed when the prediction was made. {_TODO}"
+        msg = (
+            f"`var[{name!r}]` is NaN for all {table.n_vars} genes: it was not assessed when the prediction was "
+            "made. "
+            f"{_TODO}"
+        )
         if name == _keys.NOISE_CEILING:
             msg += " A noise ceiling needs counts in the reference."
         raise ValueError(msg)

@@ -38,27 +38,29 @@ def harmonize_genes(
 ) -> pd.DataFrame:
     """Bring the gene names of a table to current symbols, and report what became of each.
 
-    Sections that were counted against annotations of different years name the same gene differently; a reference of them
-    would take those for different genes. Names are looked up in tables of human and mouse that ship with the package
-    (`GENCODE <https://www.gencodegenes.org>`__, `HGNC <https://www.genenames.org>`__,
-    `MGI <https://www.informatics.jax.org>`__). A current symbol is kept. Ensembl ids, symbols that a gene had before, and aliases become the current
-    symbol (the Ensembl id where a gene has no symbol). A symbol of earlier days goes before an alias, because counting writes
-    the symbols of its time. Nothing is guessed: names that stand for several genes are ambiguous and treated like unknown ones.
+    Sections that were counted against annotations of different years name the same gene differently; a reference of
+    them would take those for different genes. Names are looked up in tables of human and mouse that ship with the
+    package (`GENCODE <https://www.gencodegenes.org>`__, `HGNC <https://www.genenames.org>`__,
+    `MGI <https://www.informatics.jax.org>`__). A current symbol is kept. Ensembl ids, symbols that a gene had before,
+    and aliases become the current symbol (the Ensembl id where a gene has no symbol). A symbol of earlier days goes
+    before an alias, because counting writes the symbols of its time. Nothing is guessed: names that stand for several
+    genes are ambiguous and treated like unknown ones.
 
     Parameters
     ----------
     sdata
-        Object with a table of measured expression, or the table itself. Run this before :func:`ragst_sd.tl.build_reference`.
+        Object with a table of measured expression, or the table itself. Run this before
+        :func:`ragst_sd.tl.build_reference`.
     species
-        `"human"` or `"mouse"`. Left out, it is the one whose current symbols and Ensembl ids at least half of the names are; its share is
-        logged.
+        `"human"` or `"mouse"`. Left out, it is the one whose current symbols and Ensembl ids at least half of the
+        names are; its share is logged.
     table_key
         Table with expression.
     gene_symbols
         Column of `.var` with gene names; `.var_names` if left out.
     orthologues_to
-        Also bring the names to this species (`"human"` or `"mouse"`), by one-to-one orthologues of Ensembl. All other genes
-        are dropped. A table of that species stays one.
+        Also bring the names to this species (`"human"` or `"mouse"`), by one-to-one orthologues of Ensembl. All other
+        genes are dropped. A table of that species stays one.
     unknown
         `"keep"` leaves names that were not found as they are, `"drop"` drops these genes.
     inplace
@@ -71,14 +73,15 @@ def harmonize_genes(
     `name`
         what was looked up
     `symbol`
-        the gene that it means (current symbol, or Ensembl id of a gene without one), in the table's own species; empty if none was found
+        the gene that it means (current symbol, or Ensembl id of a gene without one), in the table's own species; empty
+        if none was found
     `gene`
         its name from now on; empty if it was dropped
     `how`
-        `symbol`, `ensembl`, `ensembl_version` (an id with a version), `previous` (a symbol of earlier days), `alias`, `repeated`
-        (`FTH1.1`, made by R or anndata of a second `FTH1`), `ambiguous`, `date` (a spreadsheet has made a date of it),
-        `unknown`; `other_feature` where `.var["feature_types"]` does not say `Gene Expression`: these are merged with
-        nothing and keep their names, with the type behind it where a gene has the same
+        `symbol`, `ensembl`, `ensembl_version` (an id with a version), `previous` (a symbol of earlier days), `alias`,
+        `repeated` (`FTH1.1`, made by R or anndata of a second `FTH1`), `ambiguous`, `date` (a spreadsheet has made a
+        date of it), `unknown`; `other_feature` where `.var["feature_types"]` does not say `Gene Expression`: these are
+        merged with nothing and keep their names, with the type behind it where a gene has the same
     `action`
         `kept`, `renamed`, `merged` with others that mean the same gene, `dropped`
     `candidates`
@@ -87,22 +90,22 @@ def harmonize_genes(
     With `inplace=True` the table in memory gets
 
     `.var_names`
-        the new names. Counts of merged genes are added up in `.X` and all layers; the rest of `.var`, `.varm` and `.varp` is that
-        of the first of them, and `.raw` stays as it is.
+        the new names. Counts of merged genes are added up in `.X` and all layers; the rest of `.var`, `.varm` and
+        `.varp` is that of the first of them, and `.raw` stays as it is.
     `.var["gene_original"]`, `.var["gene_how"]`
         names as they came, and how they were found, those of merged genes separated by `|`
     `.uns["ragst"]["genes"]`
-        `species`, `measured_in` (the species before orthologues), `sources` (of the gene tables, with date and licence), numbers of genes by
-        `how` and by `action`, and the names of those `dropped`.
+        `species`, `measured_in` (the species before orthologues), `sources` (of the gene tables, with date and
+        licence), numbers of genes by `how` and by `action`, and the names of those `dropped`.
 
     Raises
     ------
     KeyError
         If the table or column does not exist.
     ValueError
-        If the species cannot be told, names of two species are mixed, fewer than a tenth of the names is in the table of the species,
-        no gene is left; names would have to be merged but values are not counts (logarithms cannot be added up); or the table is a predicted one,
-        a reference, or backed by a file.
+        If the species cannot be told, names of two species are mixed, fewer than a tenth of the names is in the table
+        of the species, no gene is left; names would have to be merged but values are not counts (logarithms cannot be
+        added up); or the table is a predicted one, a reference, or backed by a file.
 
     Examples
     --------
@@ -171,10 +174,16 @@ def _table(sdata: SpatialData | AnnData, table_key: str) -> AnnData:
     table = sdata if isinstance(sdata, AnnData) else sdata.tables[table_key]
     if is_predicted(table) or _keys.MEASURED in table.varm:
         kind = "was predicted by `rg.tl.predict`" if is_predicted(table) else "is a reference"
-        msg = f"The table {kind}; its genes are those of the sections. Harmonise the sections before `rg.tl.build_reference`."
+        msg = (
+            f"The table {kind}; its genes are those of the sections. Harmonise the sections before "
+            "`rg.tl.build_reference`."
+        )
         raise ValueError(msg)
     if table.isbacked:
-        msg = f"The table is backed by {table.filename}, which is never rewritten. Take it into memory with `.to_memory()`."
+        msg = (
+            f"The table is backed by {table.filename}, which is never rewritten. Take it into memory with "
+            "`.to_memory()`."
+        )
         raise ValueError(msg)
     return table
 
@@ -214,8 +223,8 @@ def _check_summable(table: AnnData, merged: list[str]) -> None:
         kind, why = find_unit(as_csr(matrix))
         if kind not in ("counts", "estimated counts"):
             msg = (
-                f"Several names mean one gene ({listing(merged)}), and only counts can be added up: {where} holds {why}. "
-                "Harmonise genes on raw counts before normalising, and leave out layers of other values."
+                f"Several names mean one gene ({listing(merged)}), and only counts can be added up: {where} holds "
+                f"{why}. Harmonise genes on raw counts before normalising, and leave out layers of other values."
             )
             raise ValueError(msg)
 

@@ -128,8 +128,8 @@ def tile_grid(
         keep = fraction >= _MIN_TISSUE
         if not keep.any():
             msg = (
-                f"No tissue found in {len(keep)} tiles of image {image_key!r} (the fullest holds {fraction.max():.0%}). "
-                "Check that it is H&E on a bright background, or pass `tissue=False`."
+                f"No tissue found in {len(keep)} tiles of image {image_key!r} (the fullest holds "
+                f"{fraction.max():.0%}). Check that it is H&E on a bright background, or pass `tissue=False`."
             )
             raise ValueError(msg)
         centers, places = centers[keep], places.assign(tissue_fraction=fraction)[keep]
@@ -154,8 +154,8 @@ def require_resolution(mpp: float | None, image_mpp: float | None, image_key: st
         msg = (
             f"Tiles of {mpp} microns per pixel were asked for, but the resolution of image {image_key!r} is unknown. "
             "Give it with `image_mpp=`, or once with `rg.pp.set_image_mpp(sdata, image_key=..., mpp=...)` "
-            "(or `rg.pp.set_image_mpp(..., shapes_key=...)`, to derive it from the spot pitch); `mpp=None` takes the image's "
-            "own pixels. See `Resolution of an image` in the documentation."
+            "(or `rg.pp.set_image_mpp(..., shapes_key=...)`, to derive it from the spot pitch); `mpp=None` takes the "
+            "image's own pixels. See `Resolution of an image` in the documentation."
         )
         raise ValueError(msg)
 
@@ -199,8 +199,8 @@ def _check_dependents(sdata: SpatialData, key_added: str, table_key: str, center
     ]
     if dependents and not np.array_equal(old, centers):
         msg = (
-            f"Tables {listing(dependents)} annotate the {len(old)} tiles of {key_added!r}; with {len(centers)} other tiles "
-            "they would point to wrong places. Delete them (`del sdata.tables[...]`), or choose another `key_added` and "
-            "`table_key`."
+            f"Tables {listing(dependents)} annotate the {len(old)} tiles of {key_added!r}; with {len(centers)} other "
+            "tiles they would point to wrong places. Delete them (`del sdata.tables[...]`), or choose another "
+            "`key_added` and `table_key`."
         )
         raise ValueError(msg)

@@ -59,7 +59,8 @@ def current_names(offered: Mapping[str, Sequence[str]], *, orthologues_to: str |
     Parameters
     ----------
     offered
-        Names of the genes, by naming (`symbol`, `ensembl`), as :func:`ragst_sd.reference.genes.available_names` finds them.
+        Names of the genes, by naming (`symbol`, `ensembl`), as :func:`ragst_sd.reference.genes.available_names` finds
+        them.
     orthologues_to
         Species to which genes of the other one are brought by one-to-one orthologues; others are dropped.
 

@@ -35,8 +35,8 @@ def signatures(counts: sp.csr_matrix, types: np.ndarray, n_types: int, basis: np
 
     .. math:: S_{tg} = 10^4 \sum_{c \in t} c_{cg} \Big/ \sum_{c \in t} \sum_{h \in B} c_{ch}
 
-    Cells of a type are pooled, so that a deep cell counts for more than a shallow one: the estimate of largest likelihood
-    where counts are Poisson. A fraction then is a share of the RNA, not of the cells.
+    Cells of a type are pooled, so that a deep cell counts for more than a shallow one: the estimate of largest
+    likelihood where counts are Poisson. A fraction then is a share of the RNA, not of the cells.
 
     Parameters
     ----------
@@ -80,9 +80,9 @@ def deconvolve(values: sp.csr_matrix, profiles: np.ndarray, *, platform: bool = 
 
     .. math:: \hat f_i = \arg\min_{f \ge 0} \sum_g w_g \Big(y_{ig} - r_g \sum_t f_t S_{tg}\Big)^2
 
-    scaled to add up to one, with the weights of :func:`gene_weights`. Platform effects :math:`r_g`, an idea of RCTD, are
-    estimated from many rows together: what they show of a gene over what their fractions make of it, in turns with the
-    fractions.
+    scaled to add up to one, with the weights of :func:`gene_weights`. Platform effects :math:`r_g`, an idea of RCTD,
+    are estimated from many rows together: what they show of a gene over what their fractions make of it, in turns with
+    the fractions.
 
     Parameters
     ----------
@@ -96,8 +96,8 @@ def deconvolve(values: sp.csr_matrix, profiles: np.ndarray, *, platform: bool = 
     References
     ----------
     Lawson CL, Hanson RJ (1974), Solving Least Squares Problems.
-    Cable DM et al. (2022), Robust decomposition of cell type mixtures in spatial transcriptomics, Nature Biotechnology 40, 517,
-    doi:10.1038/s41587-021-00830-w.
+    Cable DM et al. (2022), Robust decomposition of cell type mixtures in spatial transcriptomics, Nature Biotechnology
+    40, 517, doi:10.1038/s41587-021-00830-w.
     """
     weights = gene_weights(profiles)
     effects = np.ones(profiles.shape[1])

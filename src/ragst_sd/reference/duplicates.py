@@ -136,7 +136,10 @@ def _matches(small: np.ndarray, large: np.ndarray, ratio: float) -> tuple[np.nda
 
 
 def _same_place(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether spots on one picture lie where those of the other section lie; so they are taken to, if either is not known."""
+    """Whether spots on one picture lie where those of the other section lie.
+
+    So they are taken to, if either is not known.
+    """
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         return True
     small, large = sorted((first, second), key=len)

@@ -88,8 +88,8 @@ def common_naming(available: Mapping[str, Mapping[str, Sequence[str]]]) -> str:
             return kind
     by_sample = "; ".join(f"{sample}: {' and '.join(offered)}" for sample, offered in available.items())
     msg = (
-        f"Sections name their genes differently and share no naming ({by_sample}). Add the missing names as a column of "
-        f"`var` ({list(SYMBOL_COLUMNS)[:3]} for symbols, {list(ENSEMBL_COLUMNS)[:3]} for Ensembl ids)."
+        f"Sections name their genes differently and share no naming ({by_sample}). Add the missing names as a column "
+        f"of `var` ({list(SYMBOL_COLUMNS)[:3]} for symbols, {list(ENSEMBL_COLUMNS)[:3]} for Ensembl ids)."
     )
     raise ValueError(msg)
 

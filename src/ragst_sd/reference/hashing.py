@@ -46,7 +46,10 @@ def content_hash(
 def row_digests(
     *, ids: Sequence[str], expression: sp.csr_matrix, embedding: np.ndarray, labels: Mapping[str, Sequence[Any]]
 ) -> list[bytes]:
-    """One digest for each row, so that a reference can be hashed block by block; arguments as in :func:`content_hash`."""
+    """One digest for each row, so that a reference can be hashed block by block.
+
+    Arguments as in :func:`content_hash`.
+    """
     embedding = np.ascontiguousarray(embedding, dtype=np.float32)
     columns = {name: [str(value) for value in values] for name, values in sorted(labels.items())}
     rows = []

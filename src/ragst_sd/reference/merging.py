@@ -102,9 +102,9 @@ def _of_selections(parts: Mapping[str, Part]) -> Plan:
             different.append("the genes of their size factors")
         if different:
             msg = (
-                f"{first_name} and {name} hold selections of genes (`rg.tl.build_reference(..., genes=...)`) and differ "
-                f"in {' and '.join(different)}: what their panels measured beyond the selection is not known. Build both "
-                "with all genes, merge, and select afterwards."
+                f"{first_name} and {name} hold selections of genes (`rg.tl.build_reference(..., genes=...)`) and "
+                f"differ in {' and '.join(different)}: what their panels measured beyond the selection is not known. "
+                "Build both with all genes, merge, and select afterwards."
             )
             raise ValueError(msg)
     columns: dict[str, np.ndarray] = {}
@@ -116,8 +116,8 @@ def _of_selections(parts: Mapping[str, Part]) -> Plan:
             panel, mask = part.panels[p], part.measured[order, p]
             if not np.array_equal(columns.setdefault(panel, mask), mask):
                 msg = (
-                    f"Panel {panel!r} of {name} measured other genes than the panel of that name in the references before "
-                    "it. They hold selections of genes: build both with all genes, merge, and select afterwards."
+                    f"Panel {panel!r} of {name} measured other genes than the panel of that name in the references "
+                    "before it. They hold selections of genes: build both with all genes, merge, and select afterwards."
                 )
                 raise ValueError(msg)
             panel_of[name, p] = panel

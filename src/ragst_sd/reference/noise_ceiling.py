@@ -47,8 +47,8 @@ def noise_ceiling(
     References
     ----------
     Spearman C (1910), Correlation calculated from faulty data, British Journal of Psychology 3, 271.
-    Brown W (1910), Some experimental results in the correlation of mental abilities, British Journal of Psychology 3, 296.
-    Neufeld A et al. (2024), Inference after latent variable estimation for single-cell RNA sequencing data,
+    Brown W (1910), Some experimental results in the correlation of mental abilities, British Journal of Psychology 3,
+    296. Neufeld A et al. (2024), Inference after latent variable estimation for single-cell RNA sequencing data,
     Biostatistics 25, 270, doi:10.1093/biostatistics/kxac047.
     """
     generator = np.random.default_rng(rng)

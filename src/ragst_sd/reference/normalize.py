@@ -64,11 +64,12 @@ class Unit(NamedTuple):
 def find_unit(matrix: sp.csr_matrix) -> Unit:
     """What the values are, judged by row.
 
-    - Whole numbers are `counts`. Fractions above what logarithms reach are `estimated counts`, unless all rows add up to one
-      number, or the values of each row are whole multiples of its smallest one: those are `scaled counts` (counts per
-      10,000, say).
-    - Rows of fractions below 30 are logarithms: `log1p_cp10k` if `expm1` of each row adds up to at most 10,000 (less where
-      genes were left out), `logarithms` otherwise. Rows that add up to one other number are logarithms of that scale.
+    - Whole numbers are `counts`. Fractions above what logarithms reach are `estimated counts`, unless all rows add up
+      to one number, or the values of each row are whole multiples of its smallest one: those are `scaled counts`
+      (counts per 10,000, say).
+    - Rows of fractions below 30 are logarithms: `log1p_cp10k` if `expm1` of each row adds up to at most 10,000 (less
+      where genes were left out), `logarithms` otherwise. Rows that add up to one other number are logarithms of that
+      scale.
     - Some rows of whole numbers among rows of logarithms are `mixed`.
     """
     values = matrix.data
@@ -85,9 +86,9 @@ def find_unit(matrix: sp.csr_matrix) -> Unit:
     if whole.any() and logged.any():
         return Unit(
             "mixed",
-            f"raw and logged values: {int(whole.sum())} rows (the first is row {int(np.argmax(whole))}) hold whole numbers up to "
-            f"{top[whole].max():.4g} as counts do, and {int(logged.sum())} rows (the first is row {int(np.argmax(logged))}) hold "
-            f"fractions up to {top[logged].max():.3g} as logarithms do",
+            f"raw and logged values: {int(whole.sum())} rows (the first is row {int(np.argmax(whole))}) hold whole "
+            f"numbers up to {top[whole].max():.4g} as counts do, and {int(logged.sum())} rows (the first is row "
+            f"{int(np.argmax(logged))}) hold fractions up to {top[logged].max():.3g} as logarithms do",
         )
     share = fraction.sum() / max(1, (values > 0).sum())
     if share <= 0.5:
@@ -172,7 +173,8 @@ def check_log_normalized(matrix: sp.csr_matrix, where: str) -> None:
     todo = {
         "mixed": "Bring all rows to one unit before they are put together.",
         "not finite": "Remove or impute these spots first.",
-        "negative": "Scaled or batch-corrected data have lost the unit. Give raw counts with `layer=` and leave `unit='counts'`.",
+        "negative": "Scaled or batch-corrected data have lost the unit. Give raw counts with `layer=` and leave "
+        "`unit='counts'`.",
     }
     counts = "Give raw counts with `layer=` and leave `unit='counts'`."
     msg = f"{where} holds {why}: not log1p of counts per 10,000. {todo.get(kind, counts)}"

@@ -62,14 +62,15 @@ def check_fields(header: Any, fields: Mapping[str, Any], what: str, todo: str, *
     version = int(header.get("schema_version", known))
     if version > known:
         msg = (
-            f"{what} has schema version {version}, and this installation of ragst_sd reads versions up to {known}. Install a "
-            f"release that reads version {version} (`pip install --upgrade ragst-sd`), or make it again with this one."
+            f"{what} has schema version {version}, and this installation of ragst_sd reads versions up to {known}. "
+            f"Install a release that reads version {version} (`pip install --upgrade ragst-sd`), or make it again "
+            "with this one."
         )
         raise ValueError(msg)
     if version < known:
         msg = (
-            f"{what} has schema version {version}, and this installation of ragst_sd works with version {known}. A reference "
-            f"on disk is brought to it by `rg.io.read_reference`; anything else has to be made again."
+            f"{what} has schema version {version}, and this installation of ragst_sd works with version {known}. A "
+            f"reference on disk is brought to it by `rg.io.read_reference`; anything else has to be made again."
         )
         raise ValueError(msg)
     missing = [name for name in fields if name not in header]
@@ -96,7 +97,10 @@ def check_task(header: Any, task: str) -> None:
     found = header.get("task", task) if isinstance(header, Mapping) else task
     if found != task:
         use = {"histology": "rg.tl.predict", "perturbation": "rg.tl.perturb"}
-        msg = f"The reference is for the task {str(found)!r}, not {task!r}. Use `{use.get(str(found), 'its own functions')}`."
+        msg = (
+            f"The reference is for the task {str(found)!r}, not {task!r}. Use "
+            f"`{use.get(str(found), 'its own functions')}`."
+        )
         raise ValueError(msg)
 
 
@@ -117,7 +121,11 @@ def check_calibration(calibration: Any, fit_hash: str) -> Mapping[str, Any]:
     todo = "Run `rg.tl.calibrate` again."
     check_fields(calibration, _CALIBRATION, "The reference's calibration `uns['ragst']['calibration']`", todo)
     if calibration["fit_hash"] != fit_hash:
-        msg = f"The calibration belongs to another fit (hash {calibration['fit_hash'][:12]} against {fit_hash[:12]}). {todo}"
+        msg = (
+            f"The calibration belongs to another fit (hash {calibration['fit_hash'][:12]} against "
+            f"{fit_hash[:12]}). "
+            f"{todo}"
+        )
         raise ValueError(msg)
     return calibration
 

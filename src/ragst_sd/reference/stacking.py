@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def stack_rows(parts: Iterable[np.ndarray]) -> np.ndarray:
     """Concatenate one array or more along their rows.
 
-    The result grows with every part, so that an iterable which gives its parts away needs the memory of the result and of the
-    parts still to come, not of twice the result.
+    The result grows with every part, so that an iterable which gives its parts away needs the memory of the result and
+    of the parts still to come, not of twice the result.
     """
     parts = iter(parts)
     out = np.array(next(parts), order="C")

@@ -41,7 +41,10 @@ _DATE = re.compile(rf"^(\d{{1,2}}-{_MONTH}|{_MONTH}-\d{{1,2}})$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class GeneTable:
-    """Names of the genes of one species. A gene is called by its current symbol, or by its Ensembl id if it has none."""
+    """Names of the genes of one species.
+
+    A gene is called by its current symbol, or by its Ensembl id if it has none.
+    """
 
     species: str
     sources: tuple[str, ...]
@@ -138,9 +141,9 @@ def guess_species(names: Sequence[str]) -> Guess:
         plain = _known(names)[0]
         shares = ", ".join(f"{one} {value:.0%}" for one, value in share.items())
         msg = (
-            f"The species cannot be told from {len(plain)} gene names (for instance {plain[:_SHOWN]}): too few are current "
-            f"symbols or Ensembl ids ({shares}). Give `rg.pp.harmonize_genes(..., species=...)`, or a column of `var` with "
-            "gene names."
+            f"The species cannot be told from {len(plain)} gene names (for instance {plain[:_SHOWN]}): too few are "
+            f"current symbols or Ensembl ids ({shares}). Give `rg.pp.harmonize_genes(..., species=...)`, or a column "
+            "of `var` with gene names."
         )
         raise ValueError(msg)
     return Guess(species, share[species], other_share)
@@ -156,13 +159,15 @@ def check_one_species(names: Sequence[str], species: str) -> float:
     if share >= _MIXED:
         own_share = len(known[species]) / len(plain)
         todo = (
-            f"Split the table by species, and bring one to the other with `rg.pp.harmonize_genes(..., orthologues_to={species!r})`."
+            "Split the table by species, and bring one to the other with `rg.pp.harmonize_genes(..., "
+            f"orthologues_to={species!r})`."
             if own_share >= _MIXED
             else f"Is `rg.pp.harmonize_genes(..., species={other!r})` meant?"
         )
         msg = (
-            f"Gene names {'mix species' if own_share >= _MIXED else f'are not those of {species}'}: {own_share:.0%} are names of "
-            f"{species}, and {share:.0%} are names of {other} only (for instance {foreign[:_SHOWN]}). {todo}"
+            f"Gene names {'mix species' if own_share >= _MIXED else f'are not those of {species}'}: {own_share:.0%} "
+            f"are names of {species}, and {share:.0%} are names of {other} only (for instance {foreign[:_SHOWN]}). "
+            f"{todo}"
         )
         raise ValueError(msg)
     return share
@@ -183,10 +188,10 @@ def _known(names: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
 def resolve(names: Sequence[str], species: str) -> pd.DataFrame:
     """The gene that each name means.
 
-    A current symbol is that gene, whatever else the name stood for earlier; then Ensembl ids, with or without version; then
-    symbols that one gene had before; then aliases of one gene. Symbols go before aliases, because counting writes the symbols
-    of its time and never aliases. Nothing is guessed: a name that stands for several genes is ambiguous. What a name means
-    does not depend on the rest of the list, so that it means the same in every section.
+    A current symbol is that gene, whatever else the name stood for earlier; then Ensembl ids, with or without version;
+    then symbols that one gene had before; then aliases of one gene. Symbols go before aliases, because counting writes
+    the symbols of its time and never aliases. Nothing is guessed: a name that stands for several genes is ambiguous.
+    What a name means does not depend on the rest of the list, so that it means the same in every section.
 
     Parameters
     ----------
@@ -197,10 +202,11 @@ def resolve(names: Sequence[str], species: str) -> pd.DataFrame:
 
     Returns
     -------
-    One row per name, in order: `name`, `gene` (current symbol, or Ensembl id of a gene without one; empty where there is
-    none), `how` (`symbol`, `ensembl`, `ensembl_version`, `previous`, `alias`, `repeated` for the second one of a symbol with
-    a number added to make it unique, `ambiguous`, `date` for names that a spreadsheet has turned into dates, `unknown`) and
-    `candidates` (all genes that the name has stood for, separated by `|`, where there are several).
+    One row per name, in order: `name`, `gene` (current symbol, or Ensembl id of a gene without one; empty where there
+    is none), `how` (`symbol`, `ensembl`, `ensembl_version`, `previous`, `alias`, `repeated` for the second one of a
+    symbol with a number added to make it unique, `ambiguous`, `date` for names that a spreadsheet has turned into
+    dates, `unknown`) and `candidates` (all genes that the name has stood for, separated by `|`, where there are
+    several).
 
     Raises
     ------

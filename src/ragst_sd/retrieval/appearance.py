@@ -94,11 +94,11 @@ def calibrate_appearance(
 
     .. math:: \theta^2 = F_{0.9}\big(\nu,\, \nu (G - 1)\big)\; \frac{1}{G} \sum_g q_g
 
-    with the 95th percentile :math:`q_g` of the squared distances of the tiles of group g to the sections of the G - 1 other
-    groups, and the 90th percentile of Fisher's distribution. Donors are the unit, not tiles: they differ in stain, in sharpness
-    and in how mixed their tissue is. A squared distance is a sum of squares over :math:`\nu` independent directions
-    (`dimension`, 4 at most); if those of donors were normal and alike, that of a new donor over the average of G known ones would
-    follow F. So the fewer donors are known, the wider the margin.
+    with the 95th percentile :math:`q_g` of the squared distances of the tiles of group g to the sections of the G - 1
+    other groups, and the 90th percentile of Fisher's distribution. Donors are the unit, not tiles: they differ in
+    stain, in sharpness and in how mixed their tissue is. A squared distance is a sum of squares over :math:`\nu` independent directions
+    (`dimension`, 4 at most); if those of donors were normal and alike, that of a new donor over the average of G known
+    ones would follow F. So the fewer donors are known, the wider the margin.
 
     Parameters
     ----------

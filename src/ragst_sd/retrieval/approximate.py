@@ -49,7 +49,8 @@ def approximate_search(
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Nearest eligible rows by a graph over the rows that `eligibility` allows, built in the order of `tie_order`.
 
-    Queries that may use less than half of these rows, and those for which the graph gives fewer than `k`, are searched exactly.
+    Queries that may use less than half of these rows, and those for which the graph gives fewer than `k`, are searched
+    exactly.
 
     Parameters
     ----------

@@ -154,7 +154,10 @@ class Bank:
         return codes, np.stack(np.divmod(groups, n_panels), axis=1)
 
     def gene_patterns(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Genes that were measured by the same panels: (rows of these panels, gene indices). Genes of no row are left out."""
+        """Genes that were measured by the same panels: (rows of these panels, gene indices).
+
+        Genes of no row are left out.
+        """
         patterns, inverse = np.unique(self.measured.T, axis=0, return_inverse=True)
         rows = [np.flatnonzero(pattern[self.panels]) for pattern in patterns]
         return [(own, np.flatnonzero(inverse.ravel() == i)) for i, own in enumerate(rows) if len(own)]
@@ -189,8 +192,8 @@ class Bank:
     def level(self, shifts: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(patterns, genes) mean shift over the rows that may be used, of those that measured each gene.
 
-        Evidence is put back on the mean of these rows. The mean of the whole reference would bring in what must stay out:
-        the query's own donor, or rows that `where` rejects.
+        Evidence is put back on the mean of these rows. The mean of the whole reference would bring in what must stay
+        out: the query's own donor, or rows that `where` rejects.
 
         Parameters
         ----------
@@ -235,7 +238,10 @@ class Query:
         return replace(self, **parts, perturbed=tuple(self.perturbed[i] for i in queries if self.perturbed))
 
     def states(self, bank: Bank) -> np.ndarray:
-        """(n, g) cell state of each perturbation; the mean over contexts for one that is new and of which nothing is known."""
+        """(n, g) cell state of each perturbation.
+
+        The mean over contexts for one that is new and of which nothing is known.
+        """
         if self.state is not None:
             return np.asarray(self.state)
         of_contexts = bank.screen.states

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def section_shifts(training: Bank) -> np.ndarray:
-    """(sections, g) mean of each section minus the mean of the reference; zero where a section did not measure a gene."""
+    """(sections, g) mean of each section minus the mean of the reference.
+
+    Zero where a section did not measure a gene.
+    """
     mean = reference_mean(training)
     shifts = np.zeros((int(training.sections.max()) + 1, training.values.shape[1]))
     for section in np.unique(training.sections):

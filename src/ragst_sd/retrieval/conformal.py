@@ -40,7 +40,8 @@ def interval_scale(disagreement: np.ndarray, floor: np.ndarray, distance: np.nda
     distance
         (n,) distance d to the nearest rows.
     far
-        Distance :math:`d_0` beyond which a spot is further away than held-out rows are; without one (NaN) no interval widens.
+        Distance :math:`d_0` beyond which a spot is further away than held-out rows are; without one (NaN) no interval
+        widens.
 
     Returns
     -------
@@ -75,18 +76,18 @@ def spot_threshold(scores: np.ndarray, level: float) -> np.ndarray:
 def group_threshold(scores: np.ndarray, groups: np.ndarray, level: float) -> np.ndarray:
     r"""Quantile of scores that spots of a new group stay below, where groups are exchangeable and spots within them are not.
 
-    Draw one spot from each of the K groups. The r-th smallest of their scores, r = ceil((K + 1) level), is above the score
-    of a spot of a further group with probability r / (K + 1), at least `level`, exactly and for any K that allows
-    it (Lee, Barber & Willett 2023; Dunn, Wasserman & Ramdas 2022). To depend on no draw, the threshold is one quantile of that
-    r-th smallest score over all draws, in closed form: the smallest t with
+    Draw one spot from each of the K groups. The r-th smallest of their scores, r = ceil((K + 1) level), is above the
+    score of a spot of a further group with probability r / (K + 1), at least `level`, exactly and for any K that allows
+    it (Lee, Barber & Willett 2023; Dunn, Wasserman & Ramdas 2022). To depend on no draw, the threshold is one quantile
+    of that r-th smallest score over all draws, in closed form: the smallest t with
 
     .. math:: P\Big(\sum_k B_k \ge r\Big) \ge q, \qquad B_k \sim \mathrm{Bernoulli}(F_k(t)),
               \qquad q = P(\mathrm{Binomial}(K, \mathit{level}) \ge r)
 
-    with the share :math:`F_k(t)` of the scores of group k that are at most t. This q gives `level` where groups do not differ
-    (then t is the quantile of all scores), and r / (K + 1) where they differ by so much that spots within a group are one;
-    the median over draws, q = 1/2, gives more than was asked for (0.926 for 0.9 and nine groups that do not differ). For
-    any groups between, Markov's inequality leaves a coverage of 1 - (1 - r / (K + 1)) / q.
+    with the share :math:`F_k(t)` of the scores of group k that are at most t. This q gives `level` where groups do not
+    differ (then t is the quantile of all scores), and r / (K + 1) where they differ by so much that spots within a
+    group are one; the median over draws, q = 1/2, gives more than was asked for (0.926 for 0.9 and nine groups that do
+    not differ). For any groups between, Markov's inequality leaves a coverage of 1 - (1 - r / (K + 1)) / q.
 
     Parameters
     ----------

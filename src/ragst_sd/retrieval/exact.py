@@ -55,8 +55,8 @@ def shortlist(
     .. math:: \|q - x\|^2 = \|q\|^2 + (\|x\|^2 - 2\, q \cdot x)
 
     Rounding moves a squared distance by at most :math:`4 (d + 8)\, \epsilon\, (\|q\| + \|x\|)^2`, both taken from a common
-    centre. A row farther from the centre than the query and its nearest rows together cannot be one of them, so the bound
-    counts norms up to there only.
+    centre. A row farther from the centre than the query and its nearest rows together cannot be one of them, so the
+    bound counts norms up to there only.
 
     Parameters
     ----------
@@ -100,8 +100,8 @@ def shortlist(
             farthest = float(norm.max())
             if not np.isfinite(farthest):
                 msg = (
-                    f"Rows {rows.start} to {rows.stop - 1} of the bank hold NaN, infinite or very large values: distances to "
-                    "them cannot be told. Drop or mend these rows."
+                    f"Rows {rows.start} to {rows.stop - 1} of the bank hold NaN, infinite or very large values: "
+                    "distances to them cannot be told. Drop or mend these rows."
                 )
                 raise ValueError(msg)
             largest = max(largest, farthest)
@@ -221,7 +221,10 @@ class _Part:
 
 
 def _chunks(eligibility: Eligibility, size: int) -> Iterator[tuple[np.ndarray, bool]]:
-    """Queries in chunks, and whether all of a chunk may use the same rows; those that may go together, where they are many."""
+    """Queries in chunks, and whether all of a chunk may use the same rows.
+
+    Those that may go together, where they are many.
+    """
     first, pattern = eligibility.patterns()
     many = (np.bincount(pattern) >= _OWN_CHUNK) | (len(first) == 1)
     groups = [(np.flatnonzero(pattern == code), True) for code in np.flatnonzero(many)]

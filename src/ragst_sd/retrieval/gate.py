@@ -43,15 +43,18 @@ def _normalised(raw: np.ndarray) -> np.ndarray:
 
 
 def softmax(logits: Tensor, null: Tensor | None = None, temperature: float | None = None) -> Tensor:
-    r"""Weights :math:`w_j \propto \exp(a_j)`, (n, K). A null slot takes nothing: weights are shared among candidates."""
+    r"""Weights :math:`w_j \propto \exp(a_j)`, (n, K).
+
+    A null slot takes nothing: weights are shared among candidates.
+    """
     return torch.softmax(logits, dim=1)
 
 
 def entmax(logits: Tensor, null: Tensor | None = None, temperature: float | None = None) -> Tensor:
     r"""Sparse weights: :math:`w_j = [a_j / 2 - \tau]_+^2` with :math:`\tau` such that they add up to one (1.5-entmax).
 
-    Candidates far below the best get exactly none. Peters, Niculae and Martins (2019), https://doi.org/10.18653/v1/P19-1146;
-    the threshold is found exactly, by sorting.
+    Candidates far below the best get exactly none. Peters, Niculae and Martins (2019),
+    https://doi.org/10.18653/v1/P19-1146; the threshold is found exactly, by sorting.
     """
     scaled = (logits - logits.max(dim=1, keepdim=True).values) / 2
     ordered = scaled.sort(dim=1, descending=True).values
@@ -99,4 +102,7 @@ def include(margin: Tensor, temperature: float | None = None) -> Tensor:
 
 
 GATES: dict[str, Callable[..., Tensor]] = {"softmax": softmax, "entmax": entmax, "gumbel": gumbel}
-"""By name: (logits (n, K), -inf for absent candidates; null (n, 1) or `None`; temperature, `None` at prediction) -> weights."""
+"""By name: (logits (n, K), -inf for absent candidates; null (n, 1) or `None`.
+
+Temperature, `None` at prediction) -> weights.
+"""

@@ -36,7 +36,8 @@ class KnnOptions(CitingOptions):
     n_components
         Principal components of the embedding at most.
     center_sections
-        Take measured values relative to the mean of their section, and put them on the mean of the rows that may be used.
+        Take measured values relative to the mean of their section, and put them on the mean of the rows that may be
+        used.
     weighting
         `"distance"`: :math:`w_j \propto \exp(-s\,d_j^2/d_K^2)` with the distance :math:`d_K` of the farthest candidate; or
         `"uniform"`.

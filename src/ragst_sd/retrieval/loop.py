@@ -32,7 +32,10 @@ class History:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's random numbers follow `seed` inside; the caller's stream goes on afterwards as if nothing had happened."""
+    """Torch's random numbers follow `seed` inside.
+
+    The caller's stream goes on afterwards as if nothing had happened.
+    """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
@@ -81,7 +84,10 @@ def optimise(
             optimiser.zero_grad(set_to_none=True)
             loss = step(i)
             if not torch.isfinite(loss):
-                msg = f"{label}: the loss is {float(loss.detach())} after {taken} steps. Choose a smaller `learning_rate`."
+                msg = (
+                    f"{label}: the loss is {float(loss.detach())} after {taken} steps. Choose a smaller "
+                    "`learning_rate`."
+                )
                 raise ValueError(msg)
             loss.backward()
             optimiser.step()

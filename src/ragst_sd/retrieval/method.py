@@ -22,7 +22,10 @@ class Method:
     """One way to predict, in the terms of prediction = evidence + adjustment. All functions are pure, on arrays."""
 
     options: type
-    """A dataclass of its options, with :mod:`ragst_sd.retrieval.options` for fields; its docstring is their documentation."""
+    """A dataclass of its options, with :mod:`ragst_sd.retrieval.options` for fields.
+
+    Its docstring is their documentation.
+    """
     fit: Callable[[Bank, Run], Parameters]
     """(bank, run) -> plain parameters. `bank.key` are principal components, `run.options` the options."""
     select: Callable[[Mapping[str, Any], Bank, Query], Selection] | None = None

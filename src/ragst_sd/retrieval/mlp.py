@@ -96,14 +96,16 @@ class _Network(nn.Module):
 def fit_mlp(training: Bank, run: Run) -> dict[str, Any]:
     """Train networks on all rows, for as many steps as are best on held-out groups.
 
-    The loss is the standardised squared error plus one minus the within-section correlation. At most three groups are held
-    out, one at a time; they choose the number of steps, by within-section Pearson, and the penalty of the other genes. Ctrl-C
-    ends the stage that it falls into: what was scored so far chooses the steps, and the networks trained so far are used.
+    The loss is the standardised squared error plus one minus the within-section correlation. At most three groups are
+    held out, one at a time; they choose the number of steps, by within-section Pearson, and the penalty of the other
+    genes. Ctrl-C ends the stage that it falls into: what was scored so far chooses the steps, and the networks trained
+    so far are used.
 
     Returns
     -------
     `scale`, `first` (p, s * hidden) and `first_bias` of the s networks side by side; `coefficients` (s * hidden, g) and
-    `intercept` (g,) relative to the per-gene reference mean; `trained_genes`, `steps`, `inner_score`, `head_alpha` and `interrupted`.
+    `intercept` (g,) relative to the per-gene reference mean; `trained_genes`, `steps`, `inner_score`, `head_alpha` and
+    `interrupted`.
     """
     options, key = run.options, training.key
     scale = float(np.sqrt((key**2).mean())) or 1.0

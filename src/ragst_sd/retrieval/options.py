@@ -108,7 +108,8 @@ class CitingOptions(Options):
     n_components
         Principal components of the embedding at most.
     center_sections
-        Take measured values relative to the mean of their section, and put them on the mean of the rows that may be used.
+        Take measured values relative to the mean of their section, and put them on the mean of the rows that may be
+        used.
     """
 
     center_sections: bool = switch(default=True)

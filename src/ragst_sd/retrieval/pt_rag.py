@@ -231,7 +231,10 @@ def select_pt_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Se
 
 
 def answer_pt_rag(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
-    """The mean response that the network predicted; evidence is that of the rows it took, or all of it where it took none."""
+    """The mean response that the network predicted.
+
+    Evidence is that of the rows it took, or all of it where it took none.
+    """
     response = np.asarray(selection.response)
     cites = selection.weights.any(axis=1, keepdims=True)
     evidence = np.where(cites, mean_response(bank, selection), response)

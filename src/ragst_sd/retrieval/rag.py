@@ -41,7 +41,8 @@ class RagOptions(CitingOptions):
     n_components
         Principal components of the embedding at most.
     center_sections
-        Take measured values relative to the mean of their section, and put them on the mean of the rows that may be used.
+        Take measured values relative to the mean of their section, and put them on the mean of the rows that may be
+        used.
     n_latent
         Dimensions of phi, of each of the `n_seeds` members.
     hidden
@@ -51,9 +52,9 @@ class RagOptions(CitingOptions):
     gate_hidden
         Units of the part of the gate that looks at query, row and state; 0: it looks at distances alone.
     cell_types
-        Let phi take in the fractions of cell types: of rows their own (see :func:`ragst_sd.tl.add_cell_types`), of a query
-        those that ridge regression predicts from its embedding. Rows of other types than the picture speaks of are then
-        passed over, as far as training finds that to help.
+        Let phi take in the fractions of cell types: of rows their own (see :func:`ragst_sd.tl.add_cell_types`), of a
+        query those that ridge regression predicts from its embedding. Rows of other types than the picture speaks of
+        are then passed over, as far as training finds that to help.
     sharpness
         Where the sharpness :math:`s` of the gate starts.
     dropout
@@ -161,7 +162,10 @@ def rag_phi(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
 
 
 def rag_bank(parameters: Mapping[str, Any], training: Bank) -> np.ndarray | None:
-    """The rows in phi-space, with their own types; None where types do not count, and rows are placed as queries are."""
+    """The rows in phi-space, with their own types.
+
+    None where types do not count, and rows are placed as queries are.
+    """
     if "types_map" not in parameters:
         return None
     return _placed(parameters, np.concatenate([fit_types(training)[1], training.key], axis=1))
@@ -282,7 +286,10 @@ def _train(
     label: str,
     held: np.ndarray | None = None,
 ) -> tuple[Member, History]:
-    """One member, trained on queries `rows`; scored on `held` rows, which retrieve from `rows`, where they are given."""
+    """One member, trained on queries `rows`.
+
+    Scored on `held` rows, which retrieve from `rows`, where they are given.
+    """
     options = run.options
     with seeded(seed):
         member = Member(

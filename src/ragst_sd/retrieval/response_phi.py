@@ -110,8 +110,8 @@ def learned_places(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each penalty B applied to (q, p) queries and to all rows (m, p) in states (m, l), learned on `rows`, in units of its spread.
 
-    Returned on the axes of what was learned from, of which there are r, as many as `rows` at most: (q, 1 + l, r) of queries by what
-    their state is multiplied with, and (m, r).
+    Returned on the axes of what was learned from, of which there are r, as many as `rows` at most: (q, 1 + l, r) of
+    queries by what their state is multiplied with, and (m, r).
     """
     codes, features = bank.sections[rows], np.concatenate([x, *(z[:, [i]] * x for i in range(z.shape[1]))], axis=1)
     e, y = features[rows].copy(), bank.values[rows] / doses(tuple(bank.screen.perturbed[row] for row in rows))[:, None]

@@ -124,7 +124,10 @@ def relative_responses(bank: Bank, query: Query, rows: np.ndarray, level: np.nda
 
 
 def weigh(neighbors: Neighbors, gate: Gate, n_neighbors: int, line: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """(n, K) weights of the candidates of queries `line` in states (n, l); what they lack to one is what the null slot took."""
+    """(n, K) weights of the candidates of queries `line` in states (n, l).
+
+    What they lack to one is what the null slot took.
+    """
     squared = (1 - gate.learned) ** 2 * neighbors.distance[line]
     if gate.learned > 0:
         squared = squared + gate.learned**2 * neighbors.learned[gate.penalty].at(line, z)
@@ -283,7 +286,10 @@ def _best(weights: np.ndarray, k: int) -> np.ndarray:
 
 
 def _centres(bank: Bank, query: Query, rows: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """Mean of the context of each candidate over the rows that the query may use; the query's own level in its context."""
+    """Mean of the context of each candidate over the rows that the query may use.
+
+    The query's own level in its context.
+    """
     own = query.contexts[:, None] == bank.sections[rows]
     if own.all():
         return level[:, None, :]

@@ -66,15 +66,17 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
     Returns
     -------
     Axes of embeddings and states; `gates`, one line each: kind of query (0 without, 1 with measured relatives), the
-    fields of a `Gate`, trust in `bilinear` and in retrieval, share; its `rank` and `alpha`; `inner_gain` of either kind, the gain
-    in held-out correlation over the mean of the others, and its `inner_error`. Of a single perturbation it is the mean.
+    fields of a `Gate`, trust in `bilinear` and in retrieval, share; its `rank` and `alpha`; `inner_gain` of either
+    kind, the gain in held-out correlation over the mean of the others, and its `inner_error`. Of a single perturbation
+    it is the mean.
     """
     options = run.options
     space = fit_space(bank, int(options.n_components))
     if closed_rows(bank).all():
         # Nothing is held out where nothing is left to answer from: no gate has shown that it gains anything.
         logger.warning(
-            "rag: the responses are all of one perturbation, so that nothing can be held out to choose on; it is the mean."
+            "rag: the responses are all of one perturbation, so that nothing can be held out to choose on; it is the "
+            "mean."
         )
         lines: list[tuple[float, ...]] = [(code, *grid(options)[0], *TRUST[0], 1.0) for code in range(len(_KINDS))]
         gains, errors = [0.0] * len(_KINDS), [np.nan] * len(_KINDS)
@@ -107,8 +109,8 @@ def _chosen(bank: Bank, run: Run, space: Mapping[str, Any]) -> tuple[list[tuple[
         gains.append(gain)
         errors.append(error)
         logger.info(
-            "rag, perturbations %s: trust in regression %.2f, in retrieval %.2f; the best gate gains %.3f (standard error %.3f) over "
-            "the mean of the others on held-out ones.",
+            "rag, perturbations %s: trust in regression %.2f, in retrieval %.2f; the best gate gains %.3f (standard "
+            "error %.3f) over the mean of the others on held-out ones.",
             name,
             *(float(shares @ [line[i] for line in chosen]) for i in (4, 5)),
             gain,
@@ -120,7 +122,8 @@ def _chosen(bank: Bank, run: Run, space: Mapping[str, Any]) -> tuple[list[tuple[
 def choose(correlation: np.ndarray, weight: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray, float, float]:
     r"""Gates and trusts by their gain over the mean of the others, less one standard error, and their shares.
 
-    The mean itself gains nothing and has no error: where nothing is above its own error, it has the largest share. Shares are
+    The mean itself gains nothing and has no error: where nothing is above its own error, it has the largest share.
+    Shares are
     :math:`\pi \propto \exp(l / 0.02)` with l the gain less its error; the 16 largest count.
 
     Parameters
@@ -161,8 +164,8 @@ def held_out_correlations(bank: Bank, run: Run, space: Mapping[str, Any]) -> tup
 
     Returns
     -------
-    (gates, trusts, q) correlations, averaged over the two ways in which one half of the controls teaches and the other one is the truth; the (q,)
-    rows; and whether each of them has measured relatives.
+    (gates, trusts, q) correlations, averaged over the two ways in which one half of the controls teaches and the other
+    one is the truth; the (q,) rows; and whether each of them has measured relatives.
     """
     options, closed = run.options, closed_rows(bank)
     rows = np.flatnonzero((~closed).any(axis=1))

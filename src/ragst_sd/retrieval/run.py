@@ -133,7 +133,10 @@ def _candidates(
 
 
 def part_of(bank: Bank, genes: np.ndarray, level_rows: np.ndarray, **wanted: Any) -> Part:
-    """What the values need, for the genes at these positions; `level_rows` as in :class:`Selected`, the rest as in :class:`Part`."""
+    """What the values need, for the genes at these positions.
+
+    `level_rows` as in :class:`Selected`, the rest as in :class:`Part`.
+    """
     method, parameters = METHODS[bank.fit.method], dict(bank.fit.parameters)
     of_genes = ("reference_mean", "section_shifts", *method.per_gene)
     parameters |= {name: np.asarray(parameters[name])[..., genes] for name in of_genes if name in parameters}
@@ -147,7 +150,10 @@ def part_of(bank: Bank, genes: np.ndarray, level_rows: np.ndarray, **wanted: Any
 
 
 def predict(part: Part, selection: Selection, spread: Spread) -> Values:
-    """All values in memory. `spread(function, items, shared)` yields `function(shared, item)` for each item, in order."""
+    """All values in memory.
+
+    `spread(function, items, shared)` yields `function(shared, item)` for each item, in order.
+    """
     n = len(selection.rows)
     blocks = blocks_of_queries(n, len(part.genes))
     found: Values = {}

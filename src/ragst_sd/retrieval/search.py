@@ -58,8 +58,8 @@ def search(
     Parameters
     ----------
     queries, bank
-        (n, d) and (m, d) float arrays. The bank may be float16, float32 or float64, and may be a tensor on the device. Distances
-        are those of the values as they are stored.
+        (n, d) and (m, d) float arrays. The bank may be float16, float32 or float64, and may be a tensor on the device.
+        Distances are those of the values as they are stored.
     k
         Rows wanted, at least one; fewer come back, padded with -1, where fewer are eligible.
     eligibility
@@ -145,7 +145,10 @@ def _checked(queries: np.ndarray, metric: str, backend: str) -> np.ndarray:
     queries = np.asarray(queries, dtype=np.float64)
     finite = np.isfinite(queries).all(axis=1)
     if not finite.all():
-        msg = f"{int((~finite).sum())} of {len(queries)} queries hold NaN or infinite values (the first is {int(np.argmin(finite))})."
+        msg = (
+            f"{int((~finite).sum())} of {len(queries)} queries hold NaN or infinite values (the first is "
+            f"{int(np.argmin(finite))})."
+        )
         raise ValueError(msg)
     return unit_rows(queries) if metric == "cosine" else queries
 

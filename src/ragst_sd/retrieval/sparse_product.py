@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 _QUERIES_PER_CALL = 64
 _OUTSIDE = (
-    "The sparse matrix of the reference points outside of itself: rows, columns or sections that it does not have are named. "
-    "It is damaged; build or read the reference again."
+    "The sparse matrix of the reference points outside of itself: rows, columns or sections that it does not have "
+    "are named. It is damaged; build or read the reference again."
 )
 
 

@@ -37,8 +37,8 @@ def measured_everywhere(training: Bank, method: str) -> np.ndarray:
     genes = np.flatnonzero(training.measured.all(axis=0))
     if not len(genes):
         msg = (
-            f"Method {method!r} learns from genes that every panel measured, and the {len(training.measured)} panels of "
-            "this reference share none. Use method='knn', or leave out the panel that differs."
+            f"Method {method!r} learns from genes that every panel measured, and the {len(training.measured)} panels "
+            "of this reference share none. Use method='knn', or leave out the panel that differs."
         )
         raise ValueError(msg)
     return genes

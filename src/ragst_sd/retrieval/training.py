@@ -38,7 +38,10 @@ def variable_genes(values: Any, rows: np.ndarray, genes: np.ndarray, n: int) -> 
 
 
 def mean_over_groups(scores: Sequence[Sequence[float]], width: int) -> np.ndarray:
-    """(width,) mean over held-out groups; a group on which nothing can be scored does not count. NaN where none is left."""
+    """(width,) mean over held-out groups; a group on which nothing can be scored does not count.
+
+    NaN where none is left.
+    """
     lines = np.asarray(scores, dtype=np.float64).reshape(-1, width)
     finite = np.isfinite(lines)
     total = np.where(finite, lines, 0.0).sum(axis=0)

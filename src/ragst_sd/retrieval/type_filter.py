@@ -30,8 +30,8 @@ def fit_types(training: Bank) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
 
     Returns
     -------
-    (m, t) types predicted from other groups; (m, t) those of the rows themselves, predicted for rows without fractions; and parameters
-    `types_map` (p, t), `types_intercept` and `types_mean` (t,), `types_weight`.
+    (m, t) types predicted from other groups; (m, t) those of the rows themselves, predicted for rows without
+    fractions; and parameters `types_map` (p, t), `types_intercept` and `types_mean` (t,), `types_weight`.
     """
     key = training.key
     if training.types is None:

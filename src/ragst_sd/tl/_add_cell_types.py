@@ -43,10 +43,12 @@ def add_cell_types(
 
     .. math:: \hat f_i = \arg\min_{f \ge 0} \sum_g w_g \Big(y_{ig} - r_g \sum_t f_t S_{tg}\Big)^2
 
-    with the row :math:`y_i` in counts per 10,000, the signatures :math:`S_t` (pooled counts of the cells of a type), weights
+    with the row :math:`y_i` in counts per 10,000, the signatures :math:`S_t` (pooled counts of the cells of a type),
+    weights
     :math:`w_g` of one over the signatures' mean, and platform effects :math:`r_g` estimated from all rows that one panel
     measured. Fractions are scaled to add up to one: they are shares of the RNA, not of the cells. Predictions made
-    afterwards carry fractions by the weights of the rows that they cite, and can be asked for genes that no row measured.
+    afterwards carry fractions by the weights of the rows that they cite, and can be asked for genes that no row
+    measured.
 
     Parameters
     ----------
@@ -81,9 +83,9 @@ def add_cell_types(
     `.obs["cell_type_fit"]`
         Pearson correlation over genes of measured and fitted values, both as log1p; NaN for given fractions.
     `.uns["ragst"]["cell_types"]`
-        `names` of the types, `method` (`"nnls"` or `"given"`), `source`, and with single cells `n_cells` (types,), `genes`,
-        `signatures` (types, genes; counts per 10,000, float32), `genes_used` and `platform_effects` (genes used, panels;
-        NaN where a panel did not measure the gene).
+        `names` of the types, `method` (`"nnls"` or `"given"`), `source`, and with single cells `n_cells` (types,),
+        `genes`, `signatures` (types, genes; counts per 10,000, float32), `genes_used` and `platform_effects` (genes
+        used, panels; NaN where a panel did not measure the gene).
 
     The content hash does not change. A prediction records a hash of fractions and signatures of its own.
 
@@ -95,13 +97,14 @@ def add_cell_types(
         If an argument is of the wrong kind.
     ValueError
         If neither cells nor fractions are given; counts are not counts, or mixed with logged values; genes are named
-        differently, or fewer than 50 (or than types) are shared, as between species; fractions are negative or infinite, or
-        name no row of the reference.
+        differently, or fewer than 50 (or than types) are shared, as between species; fractions are negative or
+        infinite, or name no row of the reference.
 
     References
     ----------
-    Cable DM et al. (2022), Robust decomposition of cell type mixtures in spatial transcriptomics, Nature Biotechnology 40, 517,
-    doi:10.1038/s41587-021-00830-w, for platform effects; non-negative least squares of :func:`scipy.optimize.nnls`.
+    Cable DM et al. (2022), Robust decomposition of cell type mixtures in spatial transcriptomics, Nature Biotechnology
+    40, 517, doi:10.1038/s41587-021-00830-w, for platform effects; non-negative least squares of
+    :func:`scipy.optimize.nnls`.
 
     Examples
     --------
@@ -225,8 +228,8 @@ def _deconvolve(
             continue
         if own.sum() < needed:
             msg = (
-                f"Panel {str(name)!r} measured {int(own.sum())} of the {len(used)} genes; {needed} are needed. Name other "
-                "`genes`, or take the rows of this panel out of the reference."
+                f"Panel {str(name)!r} measured {int(own.sum())} of the {len(used)} genes; {needed} are needed. Name "
+                "other `genes`, or take the rows of this panel out of the reference."
             )
             raise ValueError(msg)
         result = deconvolve(values[rows][:, own], profiles[:, own], platform=platform)

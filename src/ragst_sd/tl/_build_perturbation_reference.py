@@ -226,8 +226,8 @@ def _of_types(cells: pd.DataFrame, asked: str | Sequence[str] | None) -> pd.Seri
     if asked is None:
         if len(kinds) > 1:
             msg = (
-                f"The cells hold perturbations of several types ({listing(kinds)}), which are not mixed unasked. Choose one "
-                f"with `perturbation_type={kinds[0]!r}`, or name those to mix."
+                f"The cells hold perturbations of several types ({listing(kinds)}), which are not mixed unasked. "
+                f"Choose one with `perturbation_type={kinds[0]!r}`, or name those to mix."
             )
             raise ValueError(msg)
         return ~cells["control"]
@@ -242,9 +242,9 @@ def _require_controls(cells: pd.DataFrame) -> None:
     lacking = contexts[cells["used"] & ~contexts.isin(with_controls)]
     if len(lacking):
         msg = (
-            f"Contexts without control cells: {listing(sorted(set(lacking)))} ({len(lacking)} cells). Contexts with controls: "
-            f"{listing(with_controls)}. Responses are measured against controls of the same context: remove these "
-            "cells, or add their controls."
+            f"Contexts without control cells: {listing(sorted(set(lacking)))} ({len(lacking)} cells). Contexts with "
+            f"controls: {listing(with_controls)}. Responses are measured against controls of the same context: "
+            "remove these cells, or add their controls."
         )
         raise ValueError(msg)
 
@@ -266,7 +266,10 @@ def _embedded(cells: pd.DataFrame, control: str, vectors: Mapping[str, np.ndarra
             raise KeyError(msg)
         logger.warning("%s are left out.", msg)
     if not n_embedded:
-        msg = f"`embedding` has no gene of any perturbation ({listing(names)}); it has {len(vectors)} genes: {listing(vectors)}."
+        msg = (
+            f"`embedding` has no gene of any perturbation ({listing(names)}); it has {len(vectors)} genes: "
+            f"{listing(vectors)}."
+        )
         raise ValueError(msg)
     logger.info("The embedding covers %d of %d perturbations.", n_embedded, len(names))
     return ~cells[_keys.PERTURBATION].isin(list(lacking))

@@ -69,16 +69,16 @@ def build_reference(
 
     .. math:: y_{ig} = \log\Big(1 + 10^4 \frac{c_{ig}}{\sum_{h \in S} c_{ih}}\Big)
 
-    with counts :math:`c_{ig}` of gene g in spot i, and size factors from the genes :math:`S` that all panels share. What each
-    panel measured is kept, so that a gene that was not measured is never taken for zero.
+    with counts :math:`c_{ig}` of gene g in spot i, and size factors from the genes :math:`S` that all panels share.
+    What each panel measured is kept, so that a gene that was not measured is never taken for zero.
 
     Parameters
     ----------
     sdatas
         A section, a list of sections, or a mapping from sample name to section. Members of a list are named by
-        `obs["sample"]`, else `sample1`, `sample2`, ... Of many sections, a mapping may hold functions without arguments that
-        return each: they are called one after the other, and never is more than one section open; with an active
-        `dask.distributed` client on its workers, several at a time.
+        `obs["sample"]`, else `sample1`, `sample2`, ... Of many sections, a mapping may hold functions without
+        arguments that return each: they are called one after the other, and never is more than one section open; with
+        an active `dask.distributed` client on its workers, several at a time.
     use_rep
         Embedding in `.obsm` of the table, made by :func:`ragst_sd.pp.embed_tiles`.
     table_key
@@ -92,26 +92,27 @@ def build_reference(
     genes
         Keep these genes only; all if left out. Size factors use all genes either way.
     harmonize
-        Name genes by the current symbols of their species, as :func:`ragst_sd.pp.harmonize_genes` does, by Ensembl ids where the
-        sections have them. Counts of several names of one gene are added up; names that are not found stay as they are. Sections
-        that were counted against annotations of different years then share more genes.
+        Name genes by the current symbols of their species, as :func:`ragst_sd.pp.harmonize_genes` does, by Ensembl ids
+        where the sections have them. Counts of several names of one gene are added up; names that are not found stay
+        as they are. Sections that were counted against annotations of different years then share more genes.
     orthologues_to
-        `"human"` or `"mouse"`: also bring sections of the other species to this one, by one-to-one orthologues, and drop
-        their other genes. Without it, sections of two species are refused.
+        `"human"` or `"mouse"`: also bring sections of the other species to this one, by one-to-one orthologues, and
+        drop their other genes. Without it, sections of two species are refused.
     obs
         Further columns of `.obs` to keep, for `where=` and for reading. `tissue` and `technology` may vary within a
         section this way; `sources` overrides them.
     sources
-        For each sample a mapping with `tissue`, `technology`, `license`, `citation`, and `panel` if it has a name. What is
-        not given is taken from the section, else `"unknown"`. Sections of one panel measured the union of the genes
-        that they list. Without a name, whole transcriptomes (10,000 genes and more) counted against the same
+        For each sample a mapping with `tissue`, `technology`, `license`, `citation`, and `panel` if it has a name.
+        What is not given is taken from the section, else `"unknown"`. Sections of one panel measured the union of the
+        genes that they list. Without a name, whole transcriptomes (10,000 genes and more) counted against the same
         annotation are one panel, and targeted sections that list the same genes.
     standardize
         Compare embeddings after removing each section's own mean and scale, which takes out stain and scanner.
     thumbnails
         Keep a 32 px picture of every spot, for :func:`ragst_sd.pl.retrieval`.
     on_duplicate
-        What happens if the same tissue is found under two donors' names: `"error"`, or `"warn"` to build all the same. See Notes.
+        What happens if the same tissue is found under two donors' names: `"error"`, or `"warn"` to build all the same.
+        See Notes.
 
     Returns
     -------
@@ -127,8 +128,8 @@ def build_reference(
     `.varm["measured"]`
         (genes, panels) which panel measured what; `.var["n_measured"]` the number of rows.
     `.uns["ragst"]`
-        Header: encoder, statistics and species of the sections, sources, normalisation (`naming` says how genes are named),
-        panels, content hash.
+        Header: encoder, statistics and species of the sections, sources, normalisation (`naming` says how genes are
+        named), panels, content hash.
 
     Raises
     ------
@@ -142,14 +143,15 @@ def build_reference(
 
     Notes
     -----
-    Memory: beside the reference itself, one section and some 2 kB per spot; with `genes`, the counts of all genes until the
-    last section is read.
+    Memory: beside the reference itself, one section and some 2 kB per spot; with `genes`, the counts of all genes
+    until the last section is read.
 
-    The same section published twice, under two donors' names, is a leak: one predicts the other. It is found by identical
-    pixels where spots lie on the same places (donors may share a slide); by the noise of the counts (at least 20 % of the spots are twice as near to a spot of the other section as to any of
-    their own, over 64 random directions of the genes that all panels share), however the picture was cropped or scaled; and
-    by the embeddings (at least 30 % of the spots, 0.8 times as near, and the matched spots lie in the same pattern). Spots that
-    were placed anew on another copy of the picture, with other counts, are not found.
+    The same section published twice, under two donors' names, is a leak: one predicts the other. It is found by
+    identical pixels where spots lie on the same places (donors may share a slide); by the noise of the counts (at
+    least 20 % of the spots are twice as near to a spot of the other section as to any of their own, over 64 random
+    directions of the genes that all panels share), however the picture was cropped or scaled; and by the embeddings
+    (at least 30 % of the spots, 0.8 times as near, and the matched spots lie in the same pattern). Spots that were
+    placed anew on another copy of the picture, with other counts, are not found.
 
     Examples
     --------
@@ -204,8 +206,8 @@ def build_reference(
     shared = shared_genes(panels)
     if unit != "counts" and len(panels) > 1:
         msg = (
-            f"Sections of {len(panels)} panels ({listing(panels)}) on a log scale: each was scaled by its own genes, so "
-            "their values do not mean the same. Give counts with `layer=`, or build one reference per panel."
+            f"Sections of {len(panels)} panels ({listing(panels)}) on a log scale: each was scaled by its own genes, "
+            "so their values do not mean the same. Give counts with `layer=`, or build one reference per panel."
         )
         raise ValueError(msg)
     kept = sorted(set.union(*panels.values()))
@@ -273,7 +275,10 @@ def _check_same_embedding(first: Section, section: Section) -> None:
 def _normalize(
     section: Section, names: list[str], shared: list[str], kept: list[str], unit: str
 ) -> tuple[np.ndarray, Fingerprint]:
-    """Limit a section to rows with a size factor and to the genes kept; its size factors, and what it is recognised by."""
+    """Limit a section to rows with a size factor and to the genes kept.
+
+    Its size factors, and what it is recognised by.
+    """
     factors = np.ones(len(section.obs))
     if unit == "counts":
         factors = size_factors(section.expression, names, shared)

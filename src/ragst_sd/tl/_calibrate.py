@@ -52,21 +52,23 @@ def calibrate(
 ) -> None:
     r"""Learn from held-out donors how wide the intervals of a fitted reference must be, and how far each gene can be trusted.
 
-    The fit is repeated without each donor in turn (without several at once, if there are more than `n_folds`), and the donor's
-    spots are predicted from the others. An error counts in units of how much the cited rows differ among themselves:
+    The fit is repeated without each donor in turn (without several at once, if there are more than `n_folds`), and the
+    donor's spots are predicted from the others. An error counts in units of how much the cited rows differ among
+    themselves:
 
     .. math:: e_{ig} = \frac{|y_{ig} - \hat y_{ig}|}{\sigma_{ig}}, \qquad
               \sigma_{ig} = \sqrt{s_{ig}^2 + f_g^2}\; \max(1, d_i / d_0)
 
-    with the `disagreement` s, a floor f of half the gene's standard deviation within sections, and the distance d of the spot to its
-    nearest rows, of which :math:`d_0` is the 95th percentile over held-out rows. The interval of a gene is prediction
+    with the `disagreement` s, a floor f of half the gene's standard deviation within sections, and the distance d of
+    the spot to its nearest rows, of which :math:`d_0` is the 95th percentile over held-out rows. The interval of a
+    gene is prediction
     :math:`\pm\, t_g \sigma_{ig}`; :func:`ragst_sd.tl.predict` widens it further, by `appearance_distance`, on spots that look unlike
     every section of the reference.
 
-    Spots of one donor err together, so donors are the unit: :math:`t_g` is what one spot drawn from a new donor stays below, given
-    one spot drawn from each donor that was held out, without dependence on the draw (see Notes). A level 1 - alpha needs
-    ceil(1/alpha) - 1 donors, nine for 0.9. With fewer donors sections are the unit by the same rule, and else single spots,
-    whose intervals are too narrow for a donor that differs.
+    Spots of one donor err together, so donors are the unit: :math:`t_g` is what one spot drawn from a new donor stays
+    below, given one spot drawn from each donor that was held out, without dependence on the draw (see Notes). A level
+    1 - alpha needs ceil(1/alpha) - 1 donors, nine for 0.9. With fewer donors sections are the unit by the same rule,
+    and else single spots, whose intervals are too narrow for a donor that differs.
 
     Parameters
     ----------
@@ -86,15 +88,16 @@ def calibrate(
     `None`. Fields written to the reference; its fit and its hashes stay as they are:
 
     `.uns["ragst"]["calibration"]`
-        `levels` (L,), `units` (L,) (`"donor"`, `"section"` or `"spot"`), `quantiles` float32 (genes, L) (NaN for genes that never vary or
-        that too few groups measured), `floor` (genes,), `far_distance` (:math:`d_0`), `n_donors`, `n_sections`, `n_spots`
-        that were held out and predicted, `share_inside` (L,), the share of these very spots inside their intervals (not a
-        test: the intervals were made from them), `fit_hash`, `schema_version`. :func:`ragst_sd.tl.fit` drops it.
+        `levels` (L,), `units` (L,) (`"donor"`, `"section"` or `"spot"`), `quantiles` float32 (genes, L) (NaN for genes
+        that never vary or that too few groups measured), `floor` (genes,), `far_distance` (:math:`d_0`), `n_donors`,
+        `n_sections`, `n_spots` that were held out and predicted, `share_inside` (L,), the share of these very spots
+        inside their intervals (not a test: the intervals were made from them), `fit_hash`, `schema_version`.
+        :func:`ragst_sd.tl.fit` drops it.
     `.uns["ragst"]["gene_trust"]`
         Method and hash of the fit that `cv_pearson` is of.
     `.var["cv_pearson"]`, `["noise_ceiling"]`
-        For all genes: Pearson on held-out donors, and the most that the noise of counting allows; means over the sections of a
-        donor, then over donors. NaN where it cannot be told.
+        For all genes: Pearson on held-out donors, and the most that the noise of counting allows; means over the
+        sections of a donor, then over donors. NaN where it cannot be told.
 
     Raises
     ------
@@ -103,14 +106,14 @@ def calibrate(
 
     Notes
     -----
-    Of K donors draw one spot each; the r-th smallest of their errors, r = ceil((K + 1)(1 - alpha)), is above that of a spot of a
-    further donor with probability r / (K + 1), at least 1 - alpha, if donors are exchangeable
+    Of K donors draw one spot each; the r-th smallest of their errors, r = ceil((K + 1)(1 - alpha)), is above that of a
+    spot of a further donor with probability r / (K + 1), at least 1 - alpha, if donors are exchangeable
     (`Lee, Barber & Willett 2023 <https://arxiv.org/abs/2306.06342>`__,
-    `Dunn, Wasserman & Ramdas 2022 <https://arxiv.org/abs/1809.07441>`__). :math:`t_g` is that quantile of it over all draws
-    which keeps the level where donors do not differ: the smallest t with P(at least r of K draws are below t) at least
-    P(Binomial(K, 1 - alpha) is at least r). In simulations this keeps the level however much donors differ; what is proven for
-    it is less, 1 - (1 - r / (K + 1)) / P(Binomial(K, 1 - alpha) is at least r), 0.74 for nine donors at 0.9. Coverage is an
-    average over donors, spots and draws of donors, of each gene; a single donor may have less.
+    `Dunn, Wasserman & Ramdas 2022 <https://arxiv.org/abs/1809.07441>`__). :math:`t_g` is that quantile of it over all
+    draws which keeps the level where donors do not differ: the smallest t with P(at least r of K draws are below t) at
+    least P(Binomial(K, 1 - alpha) is at least r). In simulations this keeps the level however much donors differ; what
+    is proven for it is less, 1 - (1 - r / (K + 1)) / P(Binomial(K, 1 - alpha) is at least r), 0.74 for nine donors at
+    0.9. Coverage is an average over donors, spots and draws of donors, of each gene; a single donor may have less.
 
     The scores of all held-out rows are held in memory, rows x genes x 4 bytes.
 

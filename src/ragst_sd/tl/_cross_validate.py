@@ -80,7 +80,8 @@ def cross_validate(
     Every donor in turn is held out whole. Methods are fitted on the rows of the other donors, which also decide which
     genes are compared and, with groups held out among themselves, every penalty and every stopping point. Nothing is
     chosen on the donor that is predicted. Its sections are predicted one by one and compared with what was measured
-    there, without smoothing. Size factors stay those of the reference, which rest on the genes that all its panels list.
+    there, without smoothing. Size factors stay those of the reference, which rest on the genes that all its panels
+    list.
 
     Sections of one donor resemble each other and spots do more so: intervals and tests belong over donors
     (:func:`ragst_sd.pl.benchmark` draws them so).
@@ -107,8 +108,8 @@ def cross_validate(
     cited
         Numbers of rows to which the citing methods are restricted in turn, up to `n_neighbors`.
     library_size
-        `"normalized"` predicts and scores `.X`, `"raw"` log1p of the counts as they are, `"both"` both of them. The genes
-        are the same.
+        `"normalized"` predicts and scores `.X`, `"raw"` log1p of the counts as they are, `"both"` both of them. The
+        genes are the same.
     label_key
         Column of `.obs` with labels of spots (layers, pathologists' regions). Left aside if `"label"` is not there.
     rng
@@ -123,22 +124,22 @@ def cross_validate(
     Returns
     -------
     Long frame with `method`, `fold` (the group held out), `sample`, `gene`, `unit` (of the values compared), `metric`,
-    `value`. Lines with a gene hold `pearson`, `spearman`, `rmse`, `variance_kept` of the gene in a section, and under an
-    empty `method` its `noise_ceiling`, the Pearson correlation that counting noise allows (NaN without counts of the
+    `value`. Lines with a gene hold `pearson`, `spearman`, `rmse`, `variance_kept` of the gene in a section, and under
+    an empty `method` its `noise_ceiling`, the Pearson correlation that counting noise allows (NaN without counts of the
     genes behind the size factors; normalised unit only). Lines with an empty `gene` describe a section:
     `effective_n` and `evidence_share` (means over spots), `moran_agreement`, `svg_overlap`,
-    `gene_correlation_agreement`, `domain_ari` (NaN without labels), and for methods that cite `evidence_pearson` (of the
-    evidence alone), `pearson_cited_<k>` (with k rows cited at most), `label_share` and `label_share_random` (weight on
-    rows of the spot's own label, and what random rows would get). Under an empty `method` there is `n_spots`.
-    Sections with fewer than 3 spots are predicted but not scored.
+    `gene_correlation_agreement`, `domain_ari` (NaN without labels), and for methods that cite `evidence_pearson` (of
+    the evidence alone), `pearson_cited_<k>` (with k rows cited at most), `label_share` and `label_share_random`
+    (weight on rows of the spot's own label, and what random rows would get). Under an empty `method` there is
+    `n_spots`. Sections with fewer than 3 spots are predicted but not scored.
 
     With `inplace`, and unless `library_size="raw"`, these are written to the reference; its fit and its content hash
     stay as they are:
 
     `.var["cv_pearson"]`
-        Pearson of the fitted method if it is among `methods`, else of the first one that cites (of the first one if none
-        does), averaged over the sections of a group, then over groups. NaN for genes that were not compared: `genes="all"`
-        leaves none out.
+        Pearson of the fitted method if it is among `methods`, else of the first one that cites (of the first one if
+        none does), averaged over the sections of a group, then over groups. NaN for genes that were not compared:
+        `genes="all"` leaves none out.
     `.var["noise_ceiling"]`
         The noise ceiling, averaged in the same way.
     `.uns["ragst"]["gene_trust"]`
@@ -156,7 +157,8 @@ def cross_validate(
 
     References
     ----------
-    Noise ceilings follow the count splitting of Neufeld et al. (2024), doi:10.1093/biostatistics/kxac047; metrics are those of
+    Noise ceilings follow the count splitting of Neufeld et al. (2024), doi:10.1093/biostatistics/kxac047; metrics are
+    those of
     :func:`ragst_sd.tl.evaluate`.
 
     Examples
@@ -252,8 +254,8 @@ def _values_by_unit(reference: AnnData, bank: Bank, library_size: str) -> dict[s
     if library_size != "normalized":
         if _keys.COUNTS not in reference.layers:
             msg = (
-                f"`library_size` is {library_size!r}, but the reference has no `layers[{_keys.COUNTS!r}]`: it was built "
-                "from values on a log scale. Build it from counts, or leave 'normalized'."
+                f"`library_size` is {library_size!r}, but the reference has no `layers[{_keys.COUNTS!r}]`: it was "
+                "built from values on a log scale. Build it from counts, or leave 'normalized'."
             )
             raise ValueError(msg)
         out[RAW_UNIT] = as_csr(reference.layers[_keys.COUNTS]).log1p()

@@ -33,8 +33,9 @@ def embed_genes(
 
     with :math:`m_{gt}` one where gene g is in set t, n the number of genes and :math:`n_t` the size of the set. So
     small sets count more than large ones, and genes of the same sets point in the same direction: latent semantic
-    analysis (Deerwester et al. 1990, doi:10.1002/(SICI)1097-4571(199009)41:6<391::AID-ASI1>3.0.CO;2-9) of gene sets, by `sklearn.decomposition.TruncatedSVD`. The result depends neither
-    on the order of the lines nor on that of the genes.
+    analysis (Deerwester et al. 1990, doi:10.1002/(SICI)1097-4571(199009)41:6<391::AID-ASI1>3.0.CO;2-9) of gene sets,
+    by `sklearn.decomposition.TruncatedSVD`. The result depends neither on the order of the lines nor on that of the
+    genes.
 
     Parameters
     ----------
@@ -49,7 +50,8 @@ def embed_genes(
     Returns
     -------
     Data frame with one row of unit length per gene, sorted by name, and float64 columns `svd1`, `svd2`, ...;
-    `.attrs["name"]` says where it comes from, `.attrs["explained_variance"]` how much of the sets it keeps. It goes into
+    `.attrs["name"]` says where it comes from, `.attrs["explained_variance"]` how much of the sets it keeps. It goes
+    into
     :func:`ragst_sd.tl.build_perturbation_reference` as `embedding`.
 
     Raises
@@ -81,8 +83,8 @@ def embed_genes(
     genes, n_rare, matrix = _weighted(sets, int(min_terms))
     if n_components >= min(matrix.shape):
         msg = (
-            f"`n_components` is {n_components}; {matrix.shape[0]} genes in {matrix.shape[1]} sets of two or more of them "
-            f"allow {min(matrix.shape) - 1} at most."
+            f"`n_components` is {n_components}; {matrix.shape[0]} genes in {matrix.shape[1]} sets of two or more of "
+            f"them allow {min(matrix.shape) - 1} at most."
         )
         raise ValueError(msg)
     svd = TruncatedSVD(n_components=int(n_components), n_iter=10, random_state=0)
@@ -91,8 +93,8 @@ def embed_genes(
     kept = length > _MIN_LENGTH
     explained = float(svd.explained_variance_ratio_.sum())
     logger.info(
-        "Embedded %d genes by %d sets, %d components (%.0f%% of the variance); left out: %d genes in fewer than %d sets, "
-        "%d that the components do not hold.",
+        "Embedded %d genes by %d sets, %d components (%.0f%% of the variance); left out: %d genes in fewer than %d "
+        "sets, %d that the components do not hold.",
         int(kept.sum()),
         matrix.shape[1],
         n_components,
@@ -131,8 +133,8 @@ def _read(path: Path) -> dict[str, set[str]]:
             fields = line.rstrip("\r\n").split("\t")
             if len(fields) < 3:
                 msg = (
-                    f"{path}, line {number}: {len(fields)} fields, but a line of a GMT file has a name, a description and "
-                    f"genes, separated by tabs (found {line.strip()[:60]!r})."
+                    f"{path}, line {number}: {len(fields)} fields, but a line of a GMT file has a name, a "
+                    f"description and genes, separated by tabs (found {line.strip()[:60]!r})."
                 )
                 raise ValueError(msg)
             genes = {field.split(",")[0].strip() for field in fields[2:]}
@@ -158,7 +160,11 @@ def _weighted(sets: Mapping[str, set[str]], min_terms: int) -> tuple[list[str], 
     placed = np.asarray(kept.sum(axis=1)).ravel() > 0
     genes = list(everyone[enough][placed])
     if not genes:
-        msg = f"`gmt`: of {len(everyone)} genes in {len(members)} sets none is in {min_terms} sets that it shares with others."
+        msg = (
+            f"`gmt`: of {len(everyone)} genes in {len(members)} sets none is in {min_terms} sets that it shares "
+            "with "
+            "others."
+        )
         raise ValueError(msg)
     weighted = kept[placed] @ sp.diags(np.log(len(genes) / size))
     return genes, len(everyone) - len(genes), normalize(sp.csr_matrix(weighted))

@@ -75,9 +75,9 @@ def evaluate(
 
         Per gene: `"pearson"`, `"spearman"`, `"rmse"` and `"variance_kept"` (variance of the prediction over that of
         the truth). `"noise_ceiling"` is the largest Pearson correlation that the noise of counting allows, from
-        binomial halves of the counts, and `"share_of_ceiling"` is `"pearson"` over it; both need counts. `"coverage"` is the
-        share of spots whose measured value lies between `.layers["lower"]` and `["upper"]`, limits included, and `"interval_width"` the
-        mean distance between these, in the unit of the prediction.
+        binomial halves of the counts, and `"share_of_ceiling"` is `"pearson"` over it; both need counts. `"coverage"`
+        is the share of spots whose measured value lies between `.layers["lower"]` and `["upper"]`, limits included,
+        and `"interval_width"` the mean distance between these, in the unit of the prediction.
 
         Per section, over genes: `"moran_agreement"` is the Pearson correlation between Moran's I of the prediction and
         of the truth, on a graph of the 6 nearest spots; `"svg_overlap"` the share of the 20 most spatially variable
@@ -102,8 +102,8 @@ def evaluate(
     KeyError
         If a table, gene or layer does not exist, or a metric needs positions, labels or intervals that are not there.
     ValueError
-        If there is no measured table of the shapes, or several and `truth_key` is left out; the tables share no spots or genes, the truth is not counts, or it holds fewer than 200 of the genes that
-        size factors rest on.
+        If there is no measured table of the shapes, or several and `truth_key` is left out; the tables share no spots
+        or genes, the truth is not counts, or it holds fewer than 200 of the genes that size factors rest on.
 
     Notes
     -----
@@ -119,8 +119,8 @@ def evaluate(
     References
     ----------
     Moran (1950), doi:10.1093/biomet/37.1-2.17, by :func:`scanpy.metrics.morans_i`; the noise ceiling after the
-    count splitting of Neufeld et al. (2024), doi:10.1093/biostatistics/kxac047; the adjusted Rand index of Hubert & Arabie
-    (1985), doi:10.1007/BF01908075.
+    count splitting of Neufeld et al. (2024), doi:10.1093/biostatistics/kxac047; the adjusted Rand index of Hubert &
+    Arabie (1985), doi:10.1007/BF01908075.
 
     Examples
     --------
@@ -158,8 +158,8 @@ def evaluate(
     if asked & set(CEILING_METRICS):
         if unit != "counts":
             msg = (
-                f"`metrics`: a noise ceiling is estimated by splitting counts, and the truth is {unit!r}. Name the layer "
-                f"with counts with `layer=` and leave `unit='counts'`, or leave {listing(CEILING_METRICS)} out."
+                f"`metrics`: a noise ceiling is estimated by splitting counts, and the truth is {unit!r}. Name the "
+                f"layer with counts with `layer=` and leave `unit='counts'`, or leave {listing(CEILING_METRICS)} out."
             )
             raise ValueError(msg)
         counts, _ = truth_counts(measured, header, layer)

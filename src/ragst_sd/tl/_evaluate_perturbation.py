@@ -49,8 +49,8 @@ def evaluate_perturbation(
     Parameters
     ----------
     data
-        Made by :func:`ragst_sd.tl.perturb`; or a mapping from method to such tables of the same genes and unit, which are
-        then compared with the very same truth.
+        Made by :func:`ragst_sd.tl.perturb`; or a mapping from method to such tables of the same genes and unit, which
+        are then compared with the very same truth.
     adata
         Measured cells: the perturbed ones, and controls of which some were kept out of the reference and of `data`, as
         :func:`ragst_sd.tl.perturbation_folds` arranges.
@@ -95,12 +95,12 @@ def evaluate_perturbation(
 
     Returns
     -------
-    Long data frame: `context`, `perturbation`, `subset`, `metric`, `value`, `n_cells` (measured), `reliability` (Pearson
-    correlation of the responses of two halves of the screen that share neither cells nor controls). Beside the metrics
-    asked for, `ceiling` is the largest `pearson_delta` that the noise of the truth allows, from its reliability r against
-    held-out controls: :math:`\sqrt{2r/(1+r)}`. Lines of `subset` `"each"` hold one perturbation; those of `"all"` and
-    `"reliable"`, with an empty `perturbation`, the means of a context. `pearson_delta` of a prediction of no change is 0.
-    With a mapping a first column `method`.
+    Long data frame: `context`, `perturbation`, `subset`, `metric`, `value`, `n_cells` (measured), `reliability`
+    (Pearson correlation of the responses of two halves of the screen that share neither cells nor controls). Beside
+    the metrics asked for, `ceiling` is the largest `pearson_delta` that the noise of the truth allows, from its
+    reliability r against held-out controls: :math:`\sqrt{2r/(1+r)}`. Lines of `subset` `"each"` hold one perturbation; those of `"all"` and
+    `"reliable"`, with an empty `perturbation`, the means of a context. `pearson_delta` of a prediction of no change is
+    0. With a mapping a first column `method`.
 
     Raises
     ------
@@ -113,8 +113,8 @@ def evaluate_perturbation(
 
     References
     ----------
-    Metrics are named as in `cell-eval <https://github.com/ArcInstitute/cell-eval>`__; for the centroid of perturbed cells see
-    Viñas Torné et al. (2025), Systema, doi:10.1038/s41587-025-02777-8.
+    Metrics are named as in `cell-eval <https://github.com/ArcInstitute/cell-eval>`__; for the centroid of perturbed
+    cells see Viñas Torné et al. (2025), Systema, doi:10.1038/s41587-025-02777-8.
 
     Examples
     --------
@@ -176,9 +176,9 @@ def _require_unseen(header: dict[str, Any], compared: list[tuple[str, str]]) -> 
     known = [f"{name} in {context}" for context, name in compared if (name, context) in learned]
     if known:
         msg = (
-            f"Method {str(header['method'])!r} was trained on the measured responses to {listing(known)}, although they were left out of what "
-            "it may cite: agreement with them is memory, not accuracy. Fit a reference without them, on the cells 'train' and 'control_train' "
-            "of `rg.tl.perturbation_folds`."
+            f"Method {str(header['method'])!r} was trained on the measured responses to {listing(known)}, although "
+            "they were left out of what it may cite: agreement with them is memory, not accuracy. Fit a reference "
+            "without them, on the cells 'train' and 'control_train' of `rg.tl.perturbation_folds`."
         )
         raise ValueError(msg)
 
@@ -189,7 +189,10 @@ def _tables(data: AnnData | Mapping[str, AnnData]) -> tuple[dict[str, AnnData], 
     require_some(given, "data", "Give a table made by `rg.tl.perturb`, or a mapping from method to such tables.")
     headers = {name: predicted(table, "", any_task=True)[1] for name, table in given.items()}
     if any(header.get("task") != TASK for header in headers.values()):
-        msg = "`data` is a prediction of tissue; compare it with `rg.tl.evaluate`. Responses are predicted by `rg.tl.perturb`."
+        msg = (
+            "`data` is a prediction of tissue; compare it with `rg.tl.evaluate`. Responses are predicted by "
+            "`rg.tl.perturb`."
+        )
         raise ValueError(msg)
     first = next(iter(given))
     for name, table in given.items():

@@ -41,8 +41,8 @@ def fit(
 ) -> None:
     r"""Fit a method on a reference.
 
-    Every method starts from the principal components of the (standardised) embeddings. `"rag"` learns where to search and
-    how to weigh what it finds; the others are baselines of the same standing.
+    Every method starts from the principal components of the (standardised) embeddings. `"rag"` learns where to search
+    and how to weigh what it finds; the others are baselines of the same standing.
 
     ================== ======= ==================================== ================== ==============================
     method             cites   phi                                  weights            adjustment
@@ -65,7 +65,8 @@ def fit(
         One of the table, or one that was registered. For a reference of perturbations `rag`, `pt_rag`, `none`, `mean`,
         `additive`, `same_perturbation`, `context_additive`, `knn`, `naive_rag`, `random_rag`, `ridge` or `bilinear`.
     n_neighbors
-        Rows cited per spot at most; 50, or all rows of a smaller reference, if left out. Perturbations: 3 (`rag`, `pt_rag`: 16).
+        Rows cited per spot at most; 50, or all rows of a smaller reference, if left out. Perturbations: 3 (`rag`,
+        `pt_rag`: 16).
     n_candidates
         Rows compared per spot, of which the best are cited; `n_neighbors` if left out.
     group_key
@@ -75,11 +76,11 @@ def fit(
         `"euclidean"` or `"cosine"` distance in phi-space; methods that learn phi are euclidean. Left out: euclidean for
         tissue, cosine for perturbations.
     options
-        Options of the method: fields of its class, for instance :class:`ragst_sd.retrieval.rag.RagOptions`. The page "The
-        method" lists all of them.
+        Options of the method: fields of its class, for instance :class:`ragst_sd.retrieval.rag.RagOptions`. The page
+        "The method" lists all of them.
     rng
-        A seed, or a generator or seed sequence of numpy from which one is drawn, which the fit records; `None` draws a new
-        one. On the CPU the same seed and number of threads give the same fit.
+        A seed, or a generator or seed sequence of numpy from which one is drawn, which the fit records; `None` draws a
+        new one. On the CPU the same seed and number of threads give the same fit.
     device
         Where `rag`, `random_rag` and `mlp` train, for instance `"cuda"`; the setting if left out, and the CPU if
         that is not set either.
@@ -97,8 +98,8 @@ def fit(
         float64 (n, p), the rows in phi-space.
     `.uns["ragst"]["fit"]`
         Method, parameters as plain arrays, hashes of reference and fit, and what tells a spot that is out of reference:
-        `distance_quantiles` and `distance_threshold` of held-out groups in phi-space, and `appearance` (spread, axes and
-        means of the raw embeddings by section, and the `threshold` of the distance to them). Replaces an earlier
+        `distance_quantiles` and `distance_threshold` of held-out groups in phi-space, and `appearance` (spread, axes
+        and means of the raw embeddings by section, and the `threshold` of the distance to them). Replaces an earlier
         fit, and drops the intervals that :func:`ragst_sd.tl.calibrate` made of it.
 
     Raises

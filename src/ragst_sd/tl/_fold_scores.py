@@ -184,7 +184,10 @@ def mean_pearson(predicted: np.ndarray, truth: np.ndarray) -> float:
 
 
 def counts_for_ceiling(reference: AnnData, bank: Bank) -> Any:
-    """Counts that a noise ceiling is estimated from; `None` where those of the genes behind the size factors are missing."""
+    """Counts that a noise ceiling is estimated from.
+
+    `None` where those of the genes behind the size factors are missing.
+    """
     counts = reference.layers.get(_keys.COUNTS)
     if counts is None or not np.isin(bank.header.size_factor_genes, bank.genes).all():
         logger.info("No noise ceiling: the reference lacks counts of the genes that size factors rest on.")

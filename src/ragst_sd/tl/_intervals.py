@@ -36,7 +36,10 @@ _FAR_PERCENTILE = 95
 
 
 def far_distance(fit: Fit) -> float:
-    """Distance beyond which intervals widen: 95 % of held-out rows of the reference lie nearer. NaN if none was measured."""
+    """Distance beyond which intervals widen: 95 % of held-out rows of the reference lie nearer.
+
+    NaN if none was measured.
+    """
     quantiles = np.asarray(fit.distance_quantiles, dtype=np.float64)
     return float(np.percentile(quantiles, _FAR_PERCENTILE)) if np.isfinite(quantiles).all() else float("nan")
 
@@ -172,8 +175,8 @@ def interval_rule(
         )
     if calibrated_on:
         logger.warning(
-            "The intervals were calibrated on what was measured in %s too, among others: how many values of these donors lie "
-            "inside is no evidence of coverage.",
+            "The intervals were calibrated on what was measured in %s too, among others: how many values of these "
+            "donors lie inside is no evidence of coverage.",
             listing(list(calibrated_on)),
         )
     floor = np.asarray(calibration["floor"], dtype=np.float32)[gene_index]

@@ -199,8 +199,8 @@ def predicted_lines(table: AnnData, truth: Measured) -> list[tuple[int, np.ndarr
     if not found:
         was = sorted(set(zip(contexts, names, strict=True)))
         msg = (
-            f"Nothing that was predicted was measured, with enough cells: predicted (context, perturbation) {listing(was)}, "
-            f"measured {listing(truth.names)}. Contexts of both must be named alike."
+            "Nothing that was predicted was measured, with enough cells: predicted (context, perturbation) "
+            f"{listing(was)}, measured {listing(truth.names)}. Contexts of both must be named alike."
         )
         raise ValueError(msg)
     return found

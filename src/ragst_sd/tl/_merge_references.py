@@ -38,39 +38,39 @@ def merge_references(
 ) -> AnnData:
     """Put references together, without building any of them again.
 
-    The result is what :func:`ragst_sd.tl.build_reference` would give for all their sections at once, with the same content
-    hash. Where the merged panels share other genes than those of a single reference, its size factors change, and its rows are
-    normalised anew from their counts.
+    The result is what :func:`ragst_sd.tl.build_reference` would give for all their sections at once, with the same
+    content hash. Where the merged panels share other genes than those of a single reference, its size factors change,
+    and its rows are normalised anew from their counts.
 
-    To append, merge the old reference with one that holds the new sections. To remove a source or to keep one organ, merge a
-    subset: `merge_references(reference[reference.obs["tissue"] == "colon"])` drops what only the other rows needed
-    (sections, sources, panels, genes) and normalises the rest by the genes that its own panels share. The plain subset
-    `reference[mask].copy()` is a valid reference, too; it keeps all of these.
+    To append, merge the old reference with one that holds the new sections. To remove a source or to keep one organ,
+    merge a subset: `merge_references(reference[reference.obs["tissue"] == "colon"])` drops what only the other rows
+    needed (sections, sources, panels, genes) and normalises the rest by the genes that its own panels share. The plain
+    subset `reference[mask].copy()` is a valid reference, too; it keeps all of these.
 
     Parameters
     ----------
     references
         One reference, a list of them, or a mapping from a name, used in messages, to each.
     on_duplicate
-        What happens if the same tissue is found under two donors' names, see :func:`ragst_sd.tl.build_reference`: `"error"`,
-        or `"warn"`.
+        What happens if the same tissue is found under two donors' names, see :func:`ragst_sd.tl.build_reference`:
+        `"error"`, or `"warn"`.
 
     Returns
     -------
-    A new, unfitted reference with the fields of :func:`ragst_sd.tl.build_reference`. `.layers["counts"]` is there if all
-    have it, and so is `.obsm["thumbnail"]`. Cell types (see :func:`ragst_sd.tl.add_cell_types`) are kept if all have the same
-    signatures and platform effects, as subsets of one reference have, and no row is normalised anew; else a warning names
-    those that differ. Fits, calibrations and other fields are left out.
+    A new, unfitted reference with the fields of :func:`ragst_sd.tl.build_reference`. `.layers["counts"]` is there if
+    all have it, and so is `.obsm["thumbnail"]`. Cell types (see :func:`ragst_sd.tl.add_cell_types`) are kept if all
+    have the same signatures and platform effects, as subsets of one reference have, and no row is normalised anew;
+    else a warning names those that differ. Fits, calibrations and other fields are left out.
 
     Raises
     ------
     TypeError
         If a member is not an AnnData.
     ValueError
-        If the references have another encoder, tile geometry, standardisation or naming of genes (one harmonised, one not);
-        if they are of two species; if a sample is in two of
-        them; if columns of `obs` are not in all; if they share fewer than 200 genes; if values have to be normalised anew and
-        there are no counts; or if the same tissue is in under two donors' names.
+        If the references have another encoder, tile geometry, standardisation or naming of genes (one harmonised, one
+        not); if they are of two species; if a sample is in two of
+        them; if columns of `obs` are not in all; if they share fewer than 200 genes; if values have to be normalised
+        anew and there are no counts; or if the same tissue is in under two donors' names.
 
     Examples
     --------
@@ -93,8 +93,9 @@ def merge_references(
     logged = next(iter(headers.values()))["normalization"]["given"] != "counts"
     if logged and len(plan.panels) > 1:
         msg = (
-            f"The references hold {len(plan.panels)} panels ({listing(plan.panels)}) on a log scale: each was scaled by "
-            "its own genes, so their values do not mean the same. Build them from counts, or keep one reference per panel."
+            f"The references hold {len(plan.panels)} panels ({listing(plan.panels)}) on a log scale: each was scaled "
+            "by its own genes, so their values do not mean the same. Build them from counts, or keep one reference "
+            "per panel."
         )
         raise ValueError(msg)
     pieces = [
@@ -259,8 +260,8 @@ def _log_common_donors(named: Mapping[str, AnnData]) -> None:
     common = sorted(donor for donor, n_references in donors.items() if n_references > 1)
     if common:
         logger.warning(
-            "Donors %s are in several references and count as one each: their rows never predict each other. Rename them "
-            "before merging if they are different people or animals.",
+            "Donors %s are in several references and count as one each: their rows never predict each other. Rename "
+            "them before merging if they are different people or animals.",
             listing(common),
         )
 

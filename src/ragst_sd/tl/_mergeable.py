@@ -47,8 +47,8 @@ def check_alike(named: Mapping[str, AnnData], headers: Mapping[str, dict[str, An
                 clauses.append(f"{field} of the expression: {a} against {b}")
         if clauses:
             msg = (
-                f"{first_name} and {name} were made differently ({'; '.join(clauses)}), so their rows cannot be compared. Build "
-                "both with the same embedding, settings and naming of genes."
+                f"{first_name} and {name} were made differently ({'; '.join(clauses)}), so their rows cannot be "
+                "compared. Build both with the same embedding, settings and naming of genes."
             )
             raise ValueError(msg)
     if first["normalization"]["naming"] not in CURRENT.values():
@@ -76,9 +76,10 @@ def check_samples(headers: Mapping[str, dict[str, Any]]) -> None:
         sample = twice[0]
         first, second, *_ = owners[sample]
         msg = (
-            f"{len(twice)} samples are in more than one reference: {listing(twice)} ({sample!r} in {first} and {second}). "
-            "If it is the same section, leave it out of one: "
-            f"`reference[reference.obs['sample'] != {sample!r}].copy()`; else build one of them with another sample name."
+            f"{len(twice)} samples are in more than one reference: {listing(twice)} ({sample!r} in {first} and "
+            f"{second}). If it is the same section, leave it out of one: "
+            f"`reference[reference.obs['sample'] != {sample!r}].copy()`; else build one of them with another sample "
+            "name."
         )
         raise ValueError(msg)
 

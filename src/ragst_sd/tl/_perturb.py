@@ -49,7 +49,8 @@ def perturb(
     .. math:: \hat y_i(p) = y_i + \underbrace{\sum_j w_j \Delta_j}_{\text{evidence}} + \text{adjustment}
 
     The response is that of the population in its context: direct and cell-autonomous. Nothing is said about how cells
-    act on their neighbours, or that the measured effect was caused by the gene alone. For the spots of a tissue there is
+    act on their neighbours, or that the measured effect was caused by the gene alone. For the spots of a tissue there
+    is
     :func:`ragst_sd.tl.perturb_tissue`.
 
     Parameters
@@ -76,10 +77,11 @@ def perturb(
         Rows that may be used: a mapping from column of `reference.obs` to allowed value(s), or a mask over its rows.
     exclude
         A row that agrees with the query in all of these columns is not used: by default the perturbation itself in its
-        own context. `("perturbation",)` leaves it out in every context, `()` switches exclusion off. What is left out is not
-        cited, but a method has been fitted on all rows of the reference: the network of `"pt_rag"` was trained on the response itself, which
-        is warned of and written into `learned_from`; `"rag"` and `"ridge"` chose a few settings with it. For a test of a method
-        fit a reference without the perturbation (:func:`ragst_sd.tl.perturbation_folds`).
+        own context. `("perturbation",)` leaves it out in every context, `()` switches exclusion off. What is left out
+        is not cited, but a method has been fitted on all rows of the reference: the network of `"pt_rag"` was trained
+        on the response itself, which is warned of and written into `learned_from`; `"rag"` and `"ridge"` chose a few
+        settings with it. For a test of a method fit a reference without the perturbation
+        (:func:`ragst_sd.tl.perturbation_folds`).
     progress
         Show a progress bar where many perturbations take longer than a second; the setting if left out.
 
@@ -90,9 +92,10 @@ def perturb(
     {fields}
     `.uns["retrieval"]`
         Provenance: hashes of reference and fit, method, parameters, unit, sources, `gene_overlap` (share of the
-        reference's genes in `adata`), `control_cells` that the reference was measured against, `starts_from` (what evidence is where nobody is cited), `learned_from` (left-out responses that the method
-        learned from: `perturbation`, `context`, and `what` it took, `"settings"` or `"responses"`), and `cited`: one line per cited row (reference, perturbation, context, perturbation_type,
-        n_cells, reliability).
+        reference's genes in `adata`), `control_cells` that the reference was measured against, `starts_from` (what
+        evidence is where nobody is cited), `learned_from` (left-out responses that the method learned from:
+        `perturbation`, `context`, and `what` it took, `"settings"` or `"responses"`), and `cited`: one line per cited
+        row (reference, perturbation, context, perturbation_type, n_cells, reliability).
 
     Raises
     ------
@@ -123,7 +126,10 @@ def perturb(
     from spatialdata import SpatialData
 
     if isinstance(adata, SpatialData):
-        msg = "`adata` is a SpatialData. For the spots of a tissue call `rg.tl.perturb_tissue`; for cells pass an AnnData."
+        msg = (
+            "`adata` is a SpatialData. For the spots of a tissue call `rg.tl.perturb_tissue`; for cells pass an "
+            "AnnData."
+        )
         raise TypeError(msg)
     require_type(adata, AnnData, "adata", "For the spots of a tissue there is `rg.tl.perturb_tissue`.")
     task = open_task(reference, exclude, n_neighbors, where)
@@ -170,8 +176,8 @@ def _shared_genes(of_reference: list[str], of_data: list[str], asked: Sequence[s
     shared = [gene for gene in of_reference if gene in available]
     if not shared:
         msg = (
-            f"Reference and cells share no genes: {listing(of_reference[:5])} against {listing(of_data[:5])}. Name both "
-            f"alike (symbols or Ensembl ids, one species).{changed_capitals(of_reference, of_data)}"
+            f"Reference and cells share no genes: {listing(of_reference[:5])} against {listing(of_data[:5])}. Name "
+            f"both alike (symbols or Ensembl ids, one species).{changed_capitals(of_reference, of_data)}"
         )
         raise ValueError(msg)
     if len(shared) < _FEW_GENES * len(of_reference):

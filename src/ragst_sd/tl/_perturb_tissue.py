@@ -67,10 +67,11 @@ def perturb_tissue(
 ) -> dict[str, AnnData] | None:
     r"""Predict how the spots of a tissue respond to perturbations, from measured responses of cells to related ones.
 
-    Each spot and the `n_around` nearest ones are taken for a population of cells, whose state is their mean expression; its
-    response is that of :func:`ragst_sd.tl.perturb`. No spot of a tissue is one of the screen's cells: states that lie far
-    from them are flagged, and whether the response varies over the tissue at all is tested by spots that change places.
-    Where it does not, its map is constant. Spots of Visium hold many cells, and the response is that of the mixture.
+    Each spot and the `n_around` nearest ones are taken for a population of cells, whose state is their mean
+    expression; its response is that of :func:`ragst_sd.tl.perturb`. No spot of a tissue is one of the screen's cells:
+    states that lie far from them are flagged, and whether the response varies over the tissue at all is tested by
+    spots that change places. Where it does not, its map is constant. Spots of Visium hold many cells, and the response
+    is that of the mixture.
 
     Parameters
     ----------
@@ -115,17 +116,17 @@ def perturb_tissue(
 
     Returns
     -------
-    `None`, or the tables by name if `inplace=False`. `sdata.tables[key_added]` annotates the same shapes, one row per spot
-    under its own name, with
+    `None`, or the tables by name if `inplace=False`. `sdata.tables[key_added]` annotates the same shapes, one row per
+    spot under its own name, with
 
     {fields}
     `.uns["retrieval"]`
-        As in :func:`ragst_sd.tl.perturb`; also `scope` (what the values are, in words), `variance` over the spots' neighbourhoods,
-        `variance_shuffled`, `variance_p_value` and `constant`, the share `far_from_screen`, and under `prediction` what the
-        expression was predicted with.
+        As in :func:`ragst_sd.tl.perturb`; also `scope` (what the values are, in words), `variance` over the spots'
+        neighbourhoods, `variance_shuffled`, `variance_p_value` and `constant`, the share `far_from_screen`, and under
+        `prediction` what the expression was predicted with.
 
-    `.var["cv_pearson"]`, `["noise_ceiling"]`, `["evidence"]` and `.obs["out_of_reference"]` of a prediction go along; genes
-    from single cells (`"scRNA-seq"`) do not count in the state and depth of a spot.
+    `.var["cv_pearson"]`, `["noise_ceiling"]`, `["evidence"]` and `.obs["out_of_reference"]` of a prediction go along;
+    genes from single cells (`"scRNA-seq"`) do not count in the state and depth of a spot.
 
     Raises
     ------
@@ -134,9 +135,9 @@ def perturb_tissue(
     TypeError
         If `sdata` is no SpatialData.
     ValueError
-        If the reference is not fitted or has changed since, it shares far too few genes with the tissue, values are not what
-        `unit` says, `n_neighbors` exceeds what was fitted or may be used, the method has nothing to answer from, or a table of
-        somebody else has the name.
+        If the reference is not fitted or has changed since, it shares far too few genes with the tissue, values are
+        not what `unit` says, `n_neighbors` exceeds what was fitted or may be used, the method has nothing to answer
+        from, or a table of somebody else has the name.
 
     Examples
     --------
@@ -168,8 +169,8 @@ def perturb_tissue(
     source = read_source(sdata, task, table_key=table_key, spots=spots, layer=layer, unit=unit)
     if len(source.xy) <= n_around:
         msg = (
-            f"{len(source.xy)} spots are left, too few for `n_around` {n_around}: each spot is taken with that many around it. "
-            "Take more spots, or fewer around each."
+            f"{len(source.xy)} spots are left, too few for `n_around` {n_around}: each spot is taken with that many "
+            "around it. Take more spots, or fewer around each."
         )
         raise ValueError(msg)
     # A tissue is none of the screen's cell lines unless a column says so.
@@ -247,8 +248,8 @@ def _log(name: str, table: AnnData) -> None:
         )
     if header["constant"] and name != header["control"]:
         logger.info(
-            "The response to %s does not vary over the spots more than by chance (variance %.3g, shuffled %s, p = %.3g): its map "
-            "is constant.",
+            "The response to %s does not vary over the spots more than by chance (variance %.3g, shuffled %s, p = "
+            "%.3g): its map is constant.",
             name,
             header["variance"],
             f"{np.mean(header['variance_shuffled']):.3g}" if len(header["variance_shuffled"]) else "not needed",
@@ -264,7 +265,10 @@ def _keys_added(sdata: SpatialData, names: list[str], key_added: str) -> dict[st
         name: key_added if len(names) == 1 else sanitize_name(f"{key_added}_{name.replace('+', '_')}") for name in names
     }
     if len({key.lower() for key in keys.values()}) < len(keys):
-        msg = f"Tables of several perturbations would have one name: {listing(keys.values())}. Ask for them one by one, each with its `key_added`."
+        msg = (
+            f"Tables of several perturbations would have one name: {listing(keys.values())}. Ask for them one by "
+            "one, each with its `key_added`."
+        )
         raise ValueError(msg)
     for key in keys.values():
         check_key_added(sdata, key, responses=True)

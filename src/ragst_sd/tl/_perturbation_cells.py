@@ -74,7 +74,10 @@ def read_expression(
     if adata.obs_names.has_duplicates:
         # Controls that were used once are known by their names.
         twice = listing(adata.obs_names[adata.obs_names.duplicated()].unique())
-        msg = f"`{where}` has names of cells more than once: {twice}. `{where}.obs_names_make_unique()` makes them unique."
+        msg = (
+            f"`{where}` has names of cells more than once: {twice}. `{where}.obs_names_make_unique()` makes them "
+            "unique."
+        )
         raise ValueError(msg)
     matrix = stored_expression(adata, layer, where, "Name the layer with `layer=`.")
     place = f"`{where}.X`" if layer is None else f"`{where}.layers[{layer!r}]`"
@@ -82,15 +85,18 @@ def read_expression(
     naming = str(like["naming"]) if like else (SYMBOL if SYMBOL in offered else next(iter(offered)))
     if naming not in offered:
         msg = (
-            f"The reference names genes by {naming}, `{where}` offers {listing(offered)} only. Add the missing names as a "
-            "column of its `var`."
+            f"The reference names genes by {naming}, `{where}` offers {listing(offered)} only. Add the missing names "
+            "as a column of its `var`."
         )
         raise ValueError(msg)
     names = offered[naming]
     if unit != "counts":
         check_log_normalized(matrix, place)
         if duplicates(names):
-            msg = f"{place} has duplicated gene names ({listing(duplicates(names))}); on a log scale they cannot be added."
+            msg = (
+                f"{place} has duplicated gene names ({listing(duplicates(names))}); on a log scale they cannot be "
+                "added."
+            )
             raise ValueError(msg)
         return Expression(matrix, names, _normalization(unit, 1e4, naming, []))
     check_counts(matrix, place, OR_LOGS)
@@ -100,9 +106,9 @@ def read_expression(
     shared = [gene for gene in names if gene in set(wanted)] if wanted else names
     if len(shared) < MIN_SHARED_GENES:
         msg = (
-            f"{place} holds {len(shared)} genes that size factors can rest on; at least {MIN_SHARED_GENES} are needed. Give "
-            "all genes that were measured, or values that are log1p of normalised counts with `unit='log1p_cp10k'`."
-            f"{changed_capitals(wanted, names)}"
+            f"{place} holds {len(shared)} genes that size factors can rest on; at least {MIN_SHARED_GENES} are "
+            "needed. Give all genes that were measured, or values that are log1p of normalised counts with "
+            f"`unit='log1p_cp10k'`.{changed_capitals(wanted, names)}"
         )
         raise ValueError(msg)
     sums = np.asarray(take_genes(matrix, names, shared).sum(axis=1)).ravel().astype(np.float64)

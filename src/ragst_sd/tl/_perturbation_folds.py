@@ -47,8 +47,8 @@ def perturbation_folds(
     adata
         Cells of a screen.
     split
-        `"perturbation"` holds perturbations out, in all contexts. With a single gene the combinations that hold it leave
-        the training; with a combination its singles stay. `"context"` holds a context out, in which a share of
+        `"perturbation"` holds perturbations out, in all contexts. With a single gene the combinations that hold it
+        leave the training; with a combination its singles stay. `"context"` holds a context out, in which a share of
         `few_shot` of the perturbations is seen. `"both"` does so and takes the held-out perturbations out of the other
         contexts as well.
     n_folds
@@ -68,9 +68,10 @@ def perturbation_folds(
 
     Returns
     -------
-    Data frame with one row per cell (its index is `obs_names`) and one categorical column per fold, named by what is held
-    out: `"train"`, `"test"`, `"control_train"`, `"control_test"`, or `"unused"`. Build the reference on the first and third, predict from
-    the third, and compare with the second and fourth: see :func:`ragst_sd.tl.evaluate_perturbation`.
+    Data frame with one row per cell (its index is `obs_names`) and one categorical column per fold, named by what is
+    held out: `"train"`, `"test"`, `"control_train"`, `"control_test"`, or `"unused"`. Build the reference on the first
+    and third, predict from the third, and compare with the second and fourth: see
+    :func:`ragst_sd.tl.evaluate_perturbation`.
 
     Raises
     ------
@@ -156,7 +157,10 @@ def _contexts(
 ) -> dict[str, tuple[pd.Series, pd.Series]]:
     contexts = sorted(set(labels[_keys.CONTEXT][~labels["control"]]))
     if len(contexts) < 2:
-        msg = f"There is one context ({listing(contexts)}); holding it out leaves nothing. Name the contexts with `context_key=`."
+        msg = (
+            f"There is one context ({listing(contexts)}); holding it out leaves nothing. Name the contexts with "
+            "`context_key=`."
+        )
         raise ValueError(msg)
     out = {}
     for context in contexts:
@@ -165,7 +169,10 @@ def _contexts(
         seen = round(few_shot * len(names))
         held = [names[i] for i in rng.permutation(len(names))[seen:]]
         if not held:
-            msg = f"Context {context!r} has {len(names)} perturbations, all of which `few_shot` {few_shot} shows. Lower it."
+            msg = (
+                f"Context {context!r} has {len(names)} perturbations, all of which `few_shot` {few_shot} shows. "
+                "Lower it."
+            )
             raise ValueError(msg)
         everybody = ~labels["control"] & labels[_keys.PERTURBATION].isin(held)
         out[context] = (everybody & here, everybody & ~here & everywhere)

@@ -197,8 +197,8 @@ def overlap(predicted: tuple[np.ndarray, np.ndarray], measured: tuple[np.ndarray
     """Share of differentially expressed genes found in both.
 
     Genes with a false discovery rate under 5 % are ranked by the absolute difference of means. `overlap_at_k` asks how
-    many of the k first measured ones are among the k first predicted ones; `precision_at_k` the other way round. k is at
-    most the number of measured (overlap) or predicted (precision) genes, and all of them for N.
+    many of the k first measured ones are among the k first predicted ones; `precision_at_k` the other way round. k is
+    at most the number of measured (overlap) or predicted (precision) genes, and all of them for N.
     """
     kind, _, k = name.partition("_at_")
     ranked = []
@@ -211,7 +211,10 @@ def overlap(predicted: tuple[np.ndarray, np.ndarray], measured: tuple[np.ndarray
 
 
 def direction_match(predicted: np.ndarray, measured: tuple[np.ndarray, np.ndarray]) -> float:
-    """Share of the measured differentially expressed genes whose predicted difference has the same sign; NaN without any."""
+    """Share of the measured differentially expressed genes whose predicted difference has the same sign.
+
+    NaN without any.
+    """
     difference, fdr = measured
     significant = fdr < FALSE_DISCOVERY_RATE
     if not significant.any():

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _CITED = (_keys.PERTURBATION, _keys.CONTEXT, _keys.PERTURBATION_TYPE)
 _CITED_NUMBERS = {_keys.N_CELLS: np.int64, _keys.RELIABILITY: np.float64}
 SCOPE = (
-    "Predicted direct response of the cells of each spot, as if each were perturbed by itself. No effect on neighbouring cells "
-    "is propagated, nothing is claimed about causes, and no measurement in tissue stands behind it."
+    "Predicted direct response of the cells of each spot, as if each were perturbed by itself. No effect on "
+    "neighbouring cells is propagated, nothing is claimed about causes, and no measurement in tissue stands behind it."
 )
 
 

@@ -67,10 +67,10 @@ def predict(
     .. math:: \hat y(x) = \sum_j w_j(x)\, (y_j - \bar y_{s(j)} + \bar y)
               + T\Big(\phi(x) - \sum_j w_j \phi(x_j)\Big)
 
-    The sum over cited rows is the evidence, the rest the adjustment. Measured values :math:`y_j` are taken relative to the mean of
-    their section and put back on the mean of the rows that may be used, unless the fit says `center_sections=False`. So
-    the level of a prediction is that of the rows that may be used: in a reference of several organs choose them with `where`.
-    Rows of the query's own donor are never used.
+    The sum over cited rows is the evidence, the rest the adjustment. Measured values :math:`y_j` are taken relative to
+    the mean of their section and put back on the mean of the rows that may be used, unless the fit says
+    `center_sections=False`. So the level of a prediction is that of the rows that may be used: in a reference of
+    several organs choose them with `where`. Rows of the query's own donor are never used.
 
     Parameters
     ----------
@@ -96,17 +96,18 @@ def predict(
     exclude
         Columns in which a row must differ from the query to be used. `()` switches exclusion off.
     backend
-        `"exact"`, `"pynndescent"` (an approximate graph over the rows, its candidates ranked exactly), or `"auto"`: the graph only
-        on a CPU, for 100,000 spots and rows or more, where building it is expected to cost less than exact search.
+        `"exact"`, `"pynndescent"` (an approximate graph over the rows, its candidates ranked exactly), or `"auto"`:
+        the graph only on a CPU, for 100,000 spots and rows or more, where building it is expected to cost less than
+        exact search.
     intervals
         Wanted coverage of intervals, one of the levels of :func:`ragst_sd.tl.calibrate`; none if left out.
     key_added
         Name of the new table.
     store
-        Zarr folder into which the table is written block by block of spots, for more spots than fit into memory: the same
-        values, bit for bit. The table then holds dask arrays that lie there. A table that `predict` wrote there before is
-        replaced when the new one is complete, and reading it on raises `RuntimeError`; anything else is not replaced. Genes from
-        cell types cannot be asked for.
+        Zarr folder into which the table is written block by block of spots, for more spots than fit into memory: the
+        same values, bit for bit. The table then holds dask arrays that lie there. A table that `predict` wrote there
+        before is replaced when the new one is complete, and reading it on raises `RuntimeError`; anything else is not
+        replaced. Genes from cell types cannot be asked for.
     device
         Torch device of the search; the setting if left out.
     inplace
@@ -114,19 +115,20 @@ def predict(
 
     Returns
     -------
-    `None`, or the table if `inplace=False`; of several sections a dictionary from name to table. `sdata.tables[key_added]` annotates the same shapes, with
+    `None`, or the table if `inplace=False`; of several sections a dictionary from name to table.
+    `sdata.tables[key_added]` annotates the same shapes, with
 
     {fields}
     `.uns["retrieval"]`
-        Provenance: hashes of reference and fit, parameters, unit, sources, one line per cited row (`cited`), and how far the
-        section as a whole lies from those of the reference (`section_distance`, beside the largest distance among them,
-        `section_distance_reference`). `search_recall` is the share of the true nearest rows that the search found: 1 if exact,
-        estimated on 200 spots otherwise. With intervals `interval_level`, `interval_levels`, and `interval_unit` and
-        `interval_units`, what they lean on: `"donor"`, `"section"` or `"spot"`. `cell_types` names the types, their source and
-        their hash.
+        Provenance: hashes of reference and fit, parameters, unit, sources, one line per cited row (`cited`), and how
+        far the section as a whole lies from those of the reference (`section_distance`, beside the largest distance
+        among them, `section_distance_reference`). `search_recall` is the share of the true nearest rows that the
+        search found: 1 if exact, estimated on 200 spots otherwise. With intervals `interval_level`, `interval_levels`,
+        and `interval_unit` and `interval_units`, what they lean on: `"donor"`, `"section"` or `"spot"`. `cell_types`
+        names the types, their source and their hash.
 
-    Values are NaN for spots without an embedding and for genes that no cited row measured. Genes from single cells have `.X` and
-    evidence of :math:`\log(1 + \sum_t f_t S_t)`, with fractions :math:`f` and signatures :math:`S` in counts per 10,000;
+    Values are NaN for spots without an embedding and for genes that no cited row measured. Genes from single cells
+    have `.X` and evidence of :math:`\log(1 + \sum_t f_t S_t)`, with fractions :math:`f` and signatures :math:`S` in counts per 10,000;
     disagreement and limits are NaN.
 
     Raises
@@ -138,15 +140,15 @@ def predict(
     TypeError
         If `sdata` is no SpatialData.
     ValueError
-        If the reference is not fitted or has changed since, embeddings were made differently, no row is eligible, a gene is
-        known to neither rows nor single cells, or to single cells only and the method cites nobody,
-        `n_neighbors` exceeds what was fitted or is eligible, another table has the name `key_added`, or intervals are asked
-        for that :func:`ragst_sd.tl.calibrate` did not prepare for this fit.
+        If the reference is not fitted or has changed since, embeddings were made differently, no row is eligible, a
+        gene is known to neither rows nor single cells, or to single cells only and the method cites nobody,
+        `n_neighbors` exceeds what was fitted or is eligible, another table has the name `key_added`, or intervals are
+        asked for that :func:`ragst_sd.tl.calibrate` did not prepare for this fit.
 
     Notes
     -----
-    With an active `dask.distributed` client the blocks of spots are spread over its workers, with `store` into a folder that all of
-    them see; what a worker that dies was doing is done again.
+    With an active `dask.distributed` client the blocks of spots are spread over its workers, with `store` into a
+    folder that all of them see; what a worker that dies was doing is done again.
 
     Examples
     --------
@@ -171,8 +173,8 @@ def predict(
     wanted = wanted_genes(bank, genes)
     if store is not None and wanted.scrna:
         msg = (
-            f"`store` is given, and `genes` names {listing(wanted.scrna)}, which only single cells measured: these are given in "
-            "memory only. Leave them out, or predict without `store`."
+            f"`store` is given, and `genes` names {listing(wanted.scrna)}, which only single cells measured: these "
+            "are given in memory only. Leave them out, or predict without `store`."
         )
         raise ValueError(msg)
     check_fewer(n_neighbors, bank.fit.n_neighbors)

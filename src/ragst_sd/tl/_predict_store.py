@@ -45,7 +45,10 @@ def new_store(path: str | os.PathLike[str], n: int, n_genes: int, *, intervals: 
     with locked(path, "predicted into"):
         recover(path)
         if path.exists() and not (path / "uns" / _keys.RETRIEVAL).is_dir():
-            msg = f"{path} exists and is not a table that `rg.tl.predict` wrote; it is not replaced. Choose another `store`."
+            msg = (
+                f"{path} exists and is not a table that `rg.tl.predict` wrote; it is not replaced. Choose another "
+                "`store`."
+            )
             raise FileExistsError(msg)
         with fresh_folder(path) as place:
             group = zarr.open_group(place, mode="w", zarr_format=3)

@@ -137,8 +137,8 @@ def cite_rows(
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Pointers into the cited rows, and one line for each of them, ordered by reference id.
 
-    A line holds the columns `names` of the reference as text, `numbers` in their types, and the digest of the row's content
-    where it is known.
+    A line holds the columns `names` of the reference as text, `numbers` in their types, and the digest of the row's
+    content where it is known.
     """
     cited = np.unique(rows[rows >= 0])
     cited = cited[np.argsort(ids[cited], kind="stable")]
@@ -161,8 +161,8 @@ def _about_genes(bank: Bank, genes: np.ndarray) -> dict[str, Any]:
     assessed = of is None or (of["method"] == fit.method and of["fit_hash"] in ("", fit.fit_hash))
     if _keys.CV_PEARSON in var and not assessed:
         logger.warning(
-            "`var[%r]` of the reference was found for another fit (method %r): the predicted table says nothing about how far "
-            "genes can be trusted. Run `rg.tl.calibrate(reference)` and predict again.",
+            "`var[%r]` of the reference was found for another fit (method %r): the predicted table says nothing "
+            "about how far genes can be trusted. Run `rg.tl.calibrate(reference)` and predict again.",
             _keys.CV_PEARSON,
             of["method"],
         )

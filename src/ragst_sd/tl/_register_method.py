@@ -22,8 +22,8 @@ def register_method(name: str, method: Method) -> None:
     name
         Name for `method=`. The names of the package's methods are taken.
     method
-        A :class:`ragst_sd.retrieval.method.Method`: a dataclass of options, and functions on arrays, `fit`, `select` (rows to
-        cite and their weights) and `answer` (values from these rows).
+        A :class:`ragst_sd.retrieval.method.Method`: a dataclass of options, and functions on arrays, `fit`, `select`
+        (rows to cite and their weights) and `answer` (values from these rows).
 
     Returns
     -------

@@ -73,15 +73,15 @@ def report(
 
     Returns
     -------
-    Paths of the Markdown and of the HTML page. The HTML page needs no other file; pictures are in it. Both are complete before
-    they take their names.
+    Paths of the Markdown and of the HTML page. The HTML page needs no other file; pictures are in it. Both are
+    complete before they take their names.
 
-    On the page: the most restrictive licence; what not to conclude; what was not assessed; maps of the gene that is predicted best on
-    held-out donors and of how well grounded the spots are; sections of the reference with donors, licences, citations
-    and their share of the prediction; accuracy on held-out donors and genes by trust (`.var["cv_pearson"]`,
-    `["noise_ceiling"]`); agreement with the measured table, if there is one; spots out of reference, effective number of measured
-    spots and share of evidence (`.obs`); intervals with their level and unit; encoder, fit, hashes and versions
-    (`.uns["retrieval"]`).
+    On the page: the most restrictive licence; what not to conclude; what was not assessed; maps of the gene that is
+    predicted best on held-out donors and of how well grounded the spots are; sections of the reference with donors,
+    licences, citations and their share of the prediction; accuracy on held-out donors and genes by trust
+    (`.var["cv_pearson"]`, `["noise_ceiling"]`); agreement with the measured table, if there is one; spots out of
+    reference, effective number of measured spots and share of evidence (`.obs`); intervals with their level and unit;
+    encoder, fit, hashes and versions (`.uns["retrieval"]`).
 
     Raises
     ------
@@ -92,7 +92,8 @@ def report(
     KeyError
         If a table, layer or column does not exist.
     ValueError
-        If the table has lost its provenance, the reference is missing or another one, or the measured table cannot be compared.
+        If the table has lost its provenance, the reference is missing or another one, or the measured table cannot be
+        compared.
 
     Examples
     --------
@@ -145,7 +146,10 @@ def _paths(path: str | os.PathLike[str], *, overwrite: bool) -> tuple[Path, Path
     markdown, page = (base.with_name(base.name + suffix) for suffix in _SUFFIXES)
     for file in (markdown, page):
         if file.exists() and not overwrite and not bears(file, _MADE_BY):
-            msg = f"{file} exists and was not written by `rg.tl.report`. Choose another `path`, or replace it with `overwrite=True`."
+            msg = (
+                f"{file} exists and was not written by `rg.tl.report`. Choose another `path`, or replace it with "
+                "`overwrite=True`."
+            )
             raise FileExistsError(msg)
     return markdown, page
 

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 _DPI = 110
 _GROUNDEDNESS = (
-    "How well grounded the spots are: distance to the nearest measured tissue, as a percentile of that of held-out spots of the "
-    "reference (0 is nearest). Spots with an orange rim are out of reference; hollow spots have no prediction."
+    "How well grounded the spots are: distance to the nearest measured tissue, as a percentile of that of held-out "
+    "spots of the reference (0 is nearest). Spots with an orange rim are out of reference; hollow spots have no "
+    "prediction."
 )
 
 

@@ -68,7 +68,11 @@ def measure(
         small = sorted(cells[_keys.PERTURBATION][few].unique())
         logger.warning("Left out for fewer than %d cells: %s.", min_cells, listing(small))
     if names.empty:
-        msg = f"No perturbation has {min_cells} cells beside controls of its context and batch. Lower `min_cells`, or leave `batch_key` out."
+        msg = (
+            f"No perturbation has {min_cells} cells beside controls of its context and batch. Lower `min_cells`, "
+            "or "
+            "leave `batch_key` out."
+        )
         raise ValueError(msg)
     cells["used"] = used & ~few
 

@@ -64,7 +64,8 @@ def wanted_genes(bank: Bank, genes: Sequence[str] | None) -> Genes:
     if others and not METHODS[bank.fit.method].cites:
         msg = (
             f"`genes`: no row of the reference measured {listing(others)}. They could be given from cell types, by the "
-            f"fractions of cited rows, but method {bank.fit.method!r} cites nobody. Fit a method that does, or leave them out."
+            f"fractions of cited rows, but method {bank.fit.method!r} cites nobody. Fit a method that does, or leave "
+            "them out."
         )
         raise ValueError(msg)
     if others:
@@ -96,7 +97,10 @@ def cited_fractions(bank: Bank, selected: Selected) -> np.ndarray | None:
 
 
 def with_cell_types(table: AnnData, bank: Bank, genes: Genes) -> AnnData:
-    """The table with genes from single cells in their place, and what its cell types are; unchanged without cell types."""
+    """The table with genes from single cells in their place, and what its cell types are.
+
+    Unchanged without cell types.
+    """
     if _keys.CELL_TYPE_FRACTION not in table.obsm:
         return table
     about = bank.header.cell_types

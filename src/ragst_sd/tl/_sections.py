@@ -119,8 +119,8 @@ def read_section(
         for kind, listed in names.items():
             if duplicates(listed):
                 msg = (
-                    f"{where}: {kind} names are not unique ({listing(duplicates(listed))}). Values on a log scale cannot "
-                    "be added up: give counts with `layer=`, or make the names unique."
+                    f"{where}: {kind} names are not unique ({listing(duplicates(listed))}). Values on a log scale "
+                    "cannot be added up: give counts with `layer=`, or make the names unique."
                 )
                 raise ValueError(msg)
 

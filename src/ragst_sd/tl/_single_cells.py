@@ -44,7 +44,8 @@ def read_single_cells(
     TypeError
         If it is not an AnnData.
     ValueError
-        If values are no counts, or some of them are logged; genes are named differently; or fewer than two types are left.
+        If values are no counts, or some of them are logged; genes are named differently; or fewer than two types are
+        left.
     """
     import pandas as pd
     from anndata import AnnData
@@ -72,8 +73,8 @@ def read_single_cells(
     names = [str(name) for name in present[n_cells >= min_cells]]
     if len(names) < 2:
         msg = (
-            f"`adata_sc.obs[{cell_type_key!r}]` leaves {len(names)} cell types with {min_cells} cells or more; at least 2 are "
-            f"needed. Found: {listing(f'{name} ({n})' for name, n in zip(present, n_cells, strict=True))}."
+            f"`adata_sc.obs[{cell_type_key!r}]` leaves {len(names)} cell types with {min_cells} cells or more; at "
+            f"least 2 are needed. Found: {listing(f'{name} ({n})' for name, n in zip(present, n_cells, strict=True))}."
         )
         raise ValueError(msg)
     matrix, genes = sum_duplicates(counts[keep], names_of_genes)
@@ -93,7 +94,7 @@ def shared_with(reference_genes: Sequence[str], cells: SingleCells, needed: int)
     if len(shared) >= needed:
         return shared
     msg = (
-        f"The reference and `adata_sc` share {len(shared)} genes; at least {needed} are needed to tell {len(cells.names)} "
-        f"cell types apart. {why_few_shared(reference_genes, cells.genes, len(shared))}"
+        f"The reference and `adata_sc` share {len(shared)} genes; at least {needed} are needed to tell "
+        f"{len(cells.names)} cell types apart. {why_few_shared(reference_genes, cells.genes, len(shared))}"
     )
     raise ValueError(msg)

@@ -38,7 +38,10 @@ _LEAST_SPREAD = 0.1
 
 
 def niches(xy: np.ndarray, names: np.ndarray, n_around: int) -> sp.csr_matrix:
-    """(n, n) matrix that averages over each spot and its `n_around` nearest; of equally distant ones the first by name."""
+    """(n, n) matrix that averages over each spot and its `n_around` nearest.
+
+    Of equally distant ones the first by name.
+    """
     from scipy.spatial import cKDTree
 
     n = len(xy)
@@ -65,7 +68,10 @@ def mean_states(sets: sp.csr_matrix, values: np.ndarray) -> np.ndarray:
 
 
 def main_context(sets: sp.csr_matrix, contexts: np.ndarray) -> np.ndarray:
-    """Context of most members of each set; where several are as frequent, that of the spot itself, or the first by name."""
+    """Context of most members of each set.
+
+    Where several are as frequent, that of the spot itself, or the first by name.
+    """
     names, codes = np.unique(contexts.astype(str), return_inverse=True)
     member = np.eye(len(names))[codes]
     return names[np.argmax(np.round(sets @ member, 9) + 1e-6 * member, axis=1)].astype(object)
@@ -98,7 +104,10 @@ class SpotStates:
         return main_context(self.sets, self.labels[self.turned])
 
     def whole(self) -> np.ndarray:
-        """(n, genes of the screen) states; genes that the tissue lacks are as in the controls, so that they tell nothing."""
+        """(n, genes of the screen) states.
+
+        Genes that the tissue lacks are as in the controls, so that they tell nothing.
+        """
         base, codes = self._bases()
         values = self.values[self.turned]
         states = mean_states(self.sets, values)
@@ -287,8 +296,8 @@ def variation(
               p = \frac{1 + \#\{V_\pi \ge V\}}{1 + P}
 
     Spots keep their expression and change places, so that a spot and its neighbours :math:`S_i` are a random set. Where
-    neighbours are alike, true sets vary more than random ones. Responses are averaged over the sets once more, because two
-    kinds of response that are strewn at random vary as much from spot to spot as two that lie apart.
+    neighbours are alike, true sets vary more than random ones. Responses are averaged over the sets once more, because
+    two kinds of response that are strewn at random vary as much from spot to spot as two that lie apart.
     """
     observed = spread_over_spots(spots.sets @ response)
     if spread_over_spots(response) <= _NOTHING * max(float((response**2).mean()), _NOTHING):

@@ -47,7 +47,10 @@ class TissueSource:
     values: np.ndarray
     """(n, g) expression in the unit of the screen, float64; NaN where nothing was predicted."""
     var: pd.DataFrame
-    """(g, ...) genes that the screen has too; of a prediction how far each can be trusted, and what it was predicted from."""
+    """(g, ...) genes that the screen has too.
+
+    Of a prediction how far each can be trusted, and what it was predicted from.
+    """
     limits: np.ndarray | None = None
     """(2, n, g) ends of the interval of predicted expression, in the unit of the screen."""
     level: float = float("nan")
@@ -89,8 +92,8 @@ def read_source(
     KeyError
         If the table, a column, a spot or a layer does not exist.
     ValueError
-        If no table or several could be meant, the table holds responses itself, no spot is left, or names or values do not
-        fit the screen.
+        If no table or several could be meant, the table holds responses itself, no spot is left, or names or values do
+        not fit the screen.
     """
     import pandas as pd
 
@@ -180,8 +183,8 @@ def _predicted(
     scrna = is_scrna(table, np.arange(table.n_vars))
     if scrna[at].all():
         msg = (
-            f"All {len(at)} genes that `sdata.tables[{table_key!r}]` shares with the screen come from single cells, which say "
-            "nothing of the state of a spot. Predict genes that spots measured."
+            f"All {len(at)} genes that `sdata.tables[{table_key!r}]` shares with the screen come from single cells, "
+            "which say nothing of the state of a spot. Predict genes that spots measured."
         )
         raise ValueError(msg)
     scale = _scale(values, own, scrna, str(header["unit"]), normalization, table_key)
@@ -221,15 +224,19 @@ def _scale(
     basis = {str(gene) for gene in normalization["size_factor_genes"]}
     if not basis:
         if unit != str(normalization["unit"]):
-            msg = f"The prediction is in {unit}, the screen in {normalization['unit']} of genes that it does not name. Build the reference of responses from counts."
+            msg = (
+                f"The prediction is in {unit}, the screen in {normalization['unit']} of genes that it does not "
+                "name. "
+                "Build the reference of responses from counts."
+            )
             raise ValueError(msg)
         return None
     columns = np.array([gene in basis for gene in own]) & ~scrna
     if columns.sum() < MIN_SHARED_GENES:
         msg = (
-            f"`sdata.tables[{table_key!r}]` predicts {int(columns.sum())} genes that the size factors of the screen rest on; at "
-            f"least {MIN_SHARED_GENES} are needed to bring it to the screen's unit. Predict more genes, or build the reference "
-            "of responses with `unit='log1p_cp10k'`."
+            f"`sdata.tables[{table_key!r}]` predicts {int(columns.sum())} genes that the size factors of the screen "
+            f"rest on; at least {MIN_SHARED_GENES} are needed to bring it to the screen's unit. Predict more genes, "
+            "or build the reference of responses with `unit='log1p_cp10k'`."
         )
         raise ValueError(msg)
     sums = np.nansum(np.expm1(np.maximum(values[:, columns], 0)), axis=1)
