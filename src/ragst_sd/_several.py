@@ -101,5 +101,5 @@ def _own_name(section: SpatialData | AnnData, table_key: str | None) -> str | No
         require_key(table_key, tables, "sdata.tables")
         tables = {table_key: tables[table_key]}
     columns = [table.obs.get(_keys.SAMPLE) for table in tables.values() if table_key or not is_predicted(table)]
-    own = {name for column in columns if column is not None for name in labels(column)}
-    return own.pop() if len(own) == 1 else None
+    own = {name for column in columns if column is not None for name in labels(column, missing="")}
+    return (own.pop() or None) if len(own) == 1 else None

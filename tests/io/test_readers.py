@@ -130,7 +130,7 @@ class TestXenium:
         path = section_files("xenium", 1)
         unasked = xenium(path, transcripts=False, morphology_focus=False, aligned_images=False)
         assert _link(unasked["table"]) == ("cell_labels", "region", "cell_labels")
-        with pytest.raises(KeyError, match=r"'cell_labels' not found in `sdata.shapes"):
+        with pytest.raises(ValueError, match=r"'cell_labels' are labels; spots are shapes or points"):
             resolve_shapes(unasked, single_region(unasked["table"]))
 
     def test_shapes_are_in_microns_and_the_frame_in_pixels(self, sdata):

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from ragst_sd.tl._stored_expression import offered_names, stored_expression
 
 import ragst_sd as rg
+from ragst_sd._stored_expression import offered_names, stored_expression
 
 PROTEINS = ["EPCAM", "CD3E", "ENSG00000000001"]
 EMBEDDING = {"STAT1": [1.0, 0.2], "JAK2": [0.9, 0.4]}
