@@ -1,7 +1,8 @@
 """Gene expression from H&E by retrieval of measured tissue that looks alike, on SpatialData objects.
 
-Submodules are imported on first use: `pp` (tiles and embeddings), `tl` (reference, fit, prediction, evaluation), `get` (neighbours and
-explanations), `pl` (pictures), `io` (reading and writing), `datasets` (tissue to try it on), and the object `settings`.
+Submodules are imported on first use: `pp` (tiles and embeddings), `tl` (reference, fit, prediction, evaluation),
+`get` (neighbours and explanations), `pl` (pictures), `io` (reading and writing), `datasets` (tissue to try it on),
+and the object `settings`.
 """
 
 from __future__ import annotations

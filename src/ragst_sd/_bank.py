@@ -192,7 +192,7 @@ def _check_fit(reference: AnnData, stored: dict[str, Any], current: str, *, whol
 
 
 def standardized(reference: AnnData, bank: Bank) -> Bank:
-    """The bank with its embeddings in memory as they are compared, float64: standardised by section where the header says so.
+    """The bank with its embeddings in memory as compared: float64, standardised by section where the header says so.
 
     Raises
     ------

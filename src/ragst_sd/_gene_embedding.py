@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-# Between the genes of a combination, or a gene and its guide, as other tools write them. Genes hold `-` and `.` as well.
+# Between the genes of a combination, or a gene and its guide, as tools write them. Genes hold `-` and `.` as well.
 _BREAK = re.compile(r"[\s_|:;,/&]+|[-.](?=(?:sg|g)?\d+$)", re.IGNORECASE)
 
 

@@ -1,4 +1,4 @@
-"""Where results are written: every key of `.obs`, `.var`, `.obsm`, `.layers`, `.uns` and `.attrs` that this package owns."""
+"""Every key of `.obs`, `.var`, `.obsm`, `.layers`, `.uns` and `.attrs` that this package owns and writes results to."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def _cells(part: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def perturbation_fit_hash(reference: AnnData, fit: dict[str, Any], key: np.ndarray | None = None) -> str:
-    """Hash of all that a prediction depends on beside the content of the reference, with `key` for its rows in phi-space."""
+    """Hash of all that a prediction depends on beside the reference's content, with `key` for its rows in phi-space."""
     parts = {name: value for name, value in fit.items() if name != "fit_hash"}
     rows = reference.obsm[_keys.RETRIEVAL_KEY] if key is None else key
     return parameters_hash({"fit": parts, "key": np.asarray(rows)})

@@ -1,7 +1,7 @@
 """Whether the rows and values of a predicted table are still those of the prediction that its header is of.
 
-Every row carries the id of its prediction, and rows and genes the sum of their values: enough to notice tables that were
-concatenated, that got another's `.uns`, or whose `.X` was transformed.
+Every row carries the id of its prediction, and rows and genes the sum of their values: enough to notice tables that
+were concatenated, that got another's `.uns`, or whose `.X` was transformed.
 """
 
 from __future__ import annotations

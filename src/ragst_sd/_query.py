@@ -172,7 +172,7 @@ def _warn_resolution(own: dict[str, Any], header: Header) -> None:
 
 
 def section_grounding(header: Header, query: Query, appearance_distance: np.ndarray) -> dict[str, float]:
-    """How far the whole section lies from those of the reference, with a warning if most spots look like none of them."""
+    """How far the whole section lies from those of the reference; a warning if most spots look like none of them."""
     means, stds = header.sections.mean, header.sections.std
     mean = np.asarray(query.header["section_mean"], dtype=float)
     distance = appearance_distance[query.finite]

@@ -68,7 +68,7 @@ def require_unchanged(reference: AnnData, fit: Mapping[str, Any], current: str) 
 
 
 def fit_hash(reference: AnnData, header: dict[str, Any], fit: dict[str, Any], key: np.ndarray | None = None) -> str:
-    """Hash of all that a prediction depends on beside the content of the reference, with `key` for its rows in phi-space."""
+    """Hash of all that a prediction depends on beside the reference's content, with `key` for its rows in phi-space."""
     parts = {name: value for name, value in fit.items() if name != "fit_hash"}
     return parameters_hash(
         {
@@ -187,7 +187,7 @@ def annotations_hash(reference: AnnData) -> str:
 
 
 def is_lazy(reference: AnnData) -> bool:
-    """Whether the rows of a reference lie on disk, as :func:`ragst_sd.io.read_reference` leaves them with `lazy=True`."""
+    """Whether a reference's rows lie on disk, as :func:`ragst_sd.io.read_reference` leaves them with `lazy=True`."""
     return hasattr(reference.X, "dask")
 
 

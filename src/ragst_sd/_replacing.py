@@ -80,7 +80,7 @@ def fresh_folder(path: Path) -> Iterator[Path]:
 
 
 def move_in(fresh: Path, path: Path, *, old: Path) -> None:
-    """Put a complete folder in the place of another one, which is called `old` between the two renames, and remove that."""
+    """Put a complete folder in the place of another one, called `old` between the two renames, and remove that."""
     try:
         if path.exists():
             path.rename(old)

@@ -132,7 +132,7 @@ def no_response(n: int, n_genes: int) -> Responded:
 
 
 def pairs_learned(what: str, pairs: list[tuple[str, str]]) -> dict[str, Any]:
-    """How `learned_from` is written: what was learned from the left-out responses, and of which perturbations and contexts."""
+    """How `learned_from` is written: what was learned from left-out responses, of which perturbations and contexts."""
     names, contexts = (np.asarray([pair[i] for pair in pairs], dtype=str) for i in (0, 1))
     return {"what": what if pairs else "", _keys.PERTURBATION: names, _keys.CONTEXT: contexts}
 
@@ -269,7 +269,7 @@ def response_from_half(
     genes: list[str],
     state: np.ndarray | None,
 ) -> np.ndarray | None:
-    """(g,) response that the fitted method predicts where every measured response is the one against half 1 of the controls.
+    """(g,) response that the fitted method predicts if all measured responses are against half 1 of the controls.
 
     What was measured against half 2 shares no controls with it. Nothing, if the prediction at hand cannot be made
     again: the reference was fitted anew since, each spot has a response of its own, or a network has learned from all

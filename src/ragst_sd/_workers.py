@@ -1,4 +1,4 @@
-"""All that is known of dask: work in pieces, here or on the workers of a cluster, and images that are read through it."""
+"""All that is known of dask: work in pieces, here or on a cluster's workers, and images that are read through it."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ def embed_part(job: EmbeddingJob, part: Part) -> np.ndarray:
 
 
 def _require_stores(pyramid: Pyramid) -> None:
-    """Refuse levels that lie in folders which this machine does not see: zarr would read them as black, without an error.
+    """Refuse levels in folders that this machine does not see: zarr would read them as black, without an error.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Download of one file: it resumes, is checked, and appears under its name only when it is whole. Checksums of files.
 
-`pooch` begins a download anew when a connection breaks. The files here have tens of gigabytes, so the requests that go on from
-what has arrived are made here, and `pooch` carries them out.
+`pooch` begins a download anew when a connection breaks. The files here have tens of gigabytes, so the requests that go
+on from what has arrived are made here, and `pooch` carries them out.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _request(file: RemoteFile, part: Path, *, progress: bool) -> None:
 
     from ragst_sd import __version__
 
-    # Which version of the file the part is of: a mixture of two is found out by the server, or by the checksum at the end.
+    # Which version of the file the part is of: a mixture of two is found by the server, or by the checksum at the end.
     mark, have = part.with_name(f".{part.name}.etag"), _size(part)
     version = mark.read_text(encoding="utf-8") if mark.is_file() else ""
     headers = {"User-Agent": f"ragst_sd/{__version__}", "Accept-Encoding": "identity"}

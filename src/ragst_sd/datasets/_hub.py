@@ -55,7 +55,7 @@ def quiet_hub(*, quiet: bool) -> Iterator[None]:
 
 @contextmanager
 def upload_errors(repository: str) -> Iterator[None]:
-    """Retell the errors of an upload as builtin ones that say what to do. The request, and the token in it, is not told.
+    """Retell the errors of an upload as builtin ones that say what to do, without the request and the token in it.
 
     Raises
     ------
@@ -98,7 +98,7 @@ def upload_errors(repository: str) -> Iterator[None]:
 
 
 def fetch_from_hub(place: Sequence[str], folder: Path, *, progress: bool, advice: str) -> Path:
-    """Path of a file that the hub's client, which resumes and knows the user's token, has put below `folder` for the moment.
+    """Path of a file that the hub's client, which resumes and knows the user's token, has put below `folder` for now.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Outputs of 10x: Visium and Visium HD as they are deposited (single files, archives of folders), bundles of Xenium.
 
-Visium is not read by the readers of spatialdata-io, which want the pipeline's whole folder under its own names (deposits
-rename files and leave some out) and give the picture as one chunk.
+Visium is not read by the readers of spatialdata-io, which want the pipeline's whole folder under its own names
+(deposits rename files and leave some out) and give the picture as one chunk.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sections that lie side by side as `<section>.h5ad` and `<section>.jpg`: a folder of one's own, or a converted data set."""
+"""Sections that lie side by side as `<section>.h5ad` and `<section>.jpg`: one's own folder, or a converted data set."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def require_samples(wanted: Sequence[str], available: Collection[str], where: st
 
 
 def converted(sample: Sample, folder: Path | None) -> Sample:
-    """The same section, read from a pair of h5ad and picture, if the folder holds one and not the files as published."""
+    """The same section, read from a pair of h5ad and picture if the folder holds one and not the files as published."""
     if folder is None or ("counts" in sample.roles and (folder / Path(sample.roles["counts"]).name).exists()):
         return sample
     picture = _picture(folder, sample.name)

@@ -1,4 +1,4 @@
-"""A drawn section: where its tissues and nuclei lie, and the stained picture of them. Arrays only; lengths are in microns."""
+"""A drawn section: where its tissues and nuclei lie, and its stained picture. Arrays only; lengths are in microns."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def draw_tissue(rng: np.random.Generator, image_px: int, mpp: float, donor: Dono
 
 
 def draw_nuclei(rng: np.random.Generator, tissue: Tissue) -> pd.DataFrame:
-    """Nuclei of a section, one per row: centre, half axes, direction, amount of haematoxylin, whether of a lymphocyte."""
+    """Nuclei of a section, one per row: centre, half axes, angle, amount of haematoxylin, whether of a lymphocyte."""
     edge, at = len(tissue.classes) * tissue.mpp, tissue.at
     parts = []
 

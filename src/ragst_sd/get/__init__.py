@@ -1,4 +1,4 @@
-"""Results as data frames: which measured spots a prediction came from, what each contributed, and how far to trust it."""
+"""Results as data frames: which measured spots a prediction came from, what each contributed, how far to trust it."""
 
 from __future__ import annotations
 

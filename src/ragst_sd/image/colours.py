@@ -1,4 +1,4 @@
-"""What the numbers of a picture mean: which channels are red, green and blue, what is transparent, what is full brightness.
+"""What a picture's numbers mean: which channels are red, green and blue, what is transparent, what is full brightness.
 
 It is decided here alone, once and before the first pixel is used, from what the rim knows of a picture: its values, the
 names of its channels, and what its file says of its colours.
@@ -22,8 +22,8 @@ RGBA = (_RED, _GREEN, _BLUE, _ALPHA)
 _OVERVIEW_PX = 2048
 _OPAQUE_SHARE = 0.95
 # Where the brightest pixel of a picture may lie, and what full brightness then is. 8 bit and floats leave room for what
-# resampling adds at edges. H&E has bright glass in it: 12 and 16 bit that stay below the middle could as well be another
-# depth, and are refused.
+# resampling adds at edges. H&E has bright glass in it: 12 and 16 bit that stay below the middle could as well be
+# another depth, and are refused.
 _DEEP = ((2048, 4095, 4095.0), (32768, 65535, 65535.0))
 _RANGES = {
     "integers": ((2, 318, 255.0), *_DEEP),

@@ -196,7 +196,7 @@ def _check_tiles(tiles: torch.Tensor) -> None:
 
 
 def expected_px(module: torch.nn.Module | None) -> tuple[int, int] | None:
-    """(height, width) that a module of timm, torchvision or transformers was built for, where it or a part of it says so."""
+    """(height, width) that a module of timm, torchvision or transformers was built for, where it or a part says so."""
     parts = [] if module is None else list(module.modules())
     places = ("img_size", "image_size", "config.image_size", "pretrained_cfg.input_size")
     for place, part in product(places, parts):

@@ -19,8 +19,8 @@ def unmixing() -> tuple[tuple[float, ...], ...]:
 
 @lru_cache(maxsize=16)
 def _density_table(device: torch.device) -> torch.Tensor:
-    # A table makes equal pixels equal to the last bit wherever they lie in a batch. It is made on the processor for every
-    # device, and kept because copying it to a GPU waits for all that it has been given to do.
+    # A table makes equal pixels equal to the last bit wherever they lie in a batch. It is made on the processor for
+    # every device, and kept because copying it to a GPU waits for all that it has been given to do.
     with torch.inference_mode(mode=False):
         table = -torch.log(torch.arange(256, dtype=torch.float64).clamp(min=1) / 255)
         return table.float().to(device)

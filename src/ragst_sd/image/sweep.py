@@ -1,8 +1,8 @@
 """The order in which tiles are cut: a sweep over the storage chunks that reads each of them once.
 
-Chunks are joined to units of about a megapixel. The image is cut into bands of unit columns, so narrow that the rows of units
-which a window spans fit into memory; each band is swept from top to bottom, tiles sorted by the lowest row of units that
-they touch. A unit is read when the first tile needs it and dropped after the last one.
+Chunks are joined to units of about a megapixel. The image is cut into bands of unit columns, so narrow that the rows of
+units which a window spans fit into memory; each band is swept from top to bottom, tiles sorted by the lowest row of
+units that they touch. A unit is read when the first tile needs it and dropped after the last one.
 """
 
 from __future__ import annotations

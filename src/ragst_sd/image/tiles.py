@@ -1,7 +1,7 @@
 """Square tiles out of large images: windows, reflection at the edge, and a reader that goes chunk by chunk.
 
-Tiles are cut in a sweep over the storage chunks (`ragst_sd.image.sweep`): each chunk is read once, so the cost follows the area
-that is read and hardly the number of tiles, and memory is bounded by the chunks that one row of windows spans.
+Tiles are cut in a sweep over the storage chunks (`ragst_sd.image.sweep`): each chunk is read once, so the cost follows
+the area that is read and hardly the number of tiles, and memory is bounded by the chunks that one row of windows spans.
 """
 
 from __future__ import annotations

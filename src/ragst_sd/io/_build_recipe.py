@@ -245,7 +245,7 @@ def _opened(section: PlannedSection, plan: Recipe, label: str, embedding: Mappin
 
 
 def _warn_shared_donors(sections: Sequence[PlannedSection], reference: AnnData) -> None:
-    """Warn where sources share a donor's name: within a folder and in the catalogue a name is one person, elsewhere not."""
+    """Warn where sources share a donor's name: in a folder and in the catalogue a name is one person, elsewhere not."""
     named_by = {section.name: "the catalogue" if section.source.dataset else str(section.place) for section in sections}
     samples = reference.obs.groupby(_keys.DONOR, observed=True)[_keys.SAMPLE].unique()
     for donor, names in samples.items():

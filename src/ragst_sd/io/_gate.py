@@ -1,4 +1,4 @@
-"""What a file that was downloaded may hold: no code, nothing that lies elsewhere, no sizes that the file cannot account for.
+"""What a downloaded file may hold: no code, nothing that lies elsewhere, no sizes that the file cannot account for.
 
 Files that a user opens are not looked at here: they are read as anndata and zarr read them.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-# What anndata, Xenium and zarr write. Codecs of Python objects, which run code when they are read, are among what is left out.
+# What anndata, Xenium and zarr write. Left out are, among others, codecs of Python objects, which run code when read.
 _CODECS = {"bytes", "transpose", "shuffle", "delta", "fixedscaleoffset", "vlen-utf8", "vlen-bytes", "sharding_indexed"}
 _CODECS |= {"blosc", "gzip", "lz4", "zlib", "zstd", "crc32c"}
 _METADATA = ("zarr.json", ".zarray", ".zmetadata")

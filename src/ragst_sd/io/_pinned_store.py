@@ -50,7 +50,8 @@ class PinnedStore(WrapperStore):
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """The bytes under a key, of the version that was opened."""
         if self._process != os.getpid():
-            # A process shares its place in an open file, and the locks of threads that are gone, with the one that it was forked from.
+            # A process shares its place in an open file, and the locks of threads that are gone, with the one
+            # that it was forked from.
             self._store = self._opened()
         try:
             await self._store._ensure_open()

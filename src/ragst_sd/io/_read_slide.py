@@ -72,8 +72,8 @@ def read_slide(
 
     References
     ----------
-    .. [Goode2013] Goode et al., OpenSlide: a vendor-neutral software foundation for digital pathology, J. Pathol. Inform.
-       4 (2013).
+    .. [Goode2013] Goode et al., OpenSlide: a vendor-neutral software foundation for digital pathology,
+       J. Pathol. Inform. 4 (2013).
 
     Examples
     --------

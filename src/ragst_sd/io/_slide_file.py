@@ -90,8 +90,8 @@ def open_slide(path: Path, value_max: float | None = None) -> SlideFile:
     stamp = path.stat().st_mtime_ns
     vendor = openslide.OpenSlide.detect_format(str(path))
     try:
-        # OpenSlide takes an OME pyramid for a plain TIFF of one level, and its positions on coarser levels of plain TIFFs
-        # are off by parts of a pixel.
+        # OpenSlide takes an OME pyramid for a plain TIFF of one level, and its positions on coarser levels of plain
+        # TIFFs are off by parts of a pixel.
         if vendor in (None, "generic-tiff"):
             return open_tiff(path, value_max)
         return _from_openslide(path, stamp, vendor)
@@ -118,7 +118,7 @@ def _from_openslide(path: Path, stamp: int, vendor: str) -> SlideFile:
 
 
 def _lazy(pixels: LevelPixels, segment: tuple[int, int]) -> da.Array:
-    """A level in chunks of whole tiles or strips of the file, (height, width), so that none is decoded for two chunks."""
+    """A level in chunks of whole tiles or strips of the file, (height, width), so that none is decoded twice."""
     import dask.array as da
     from dask.base import tokenize
 

@@ -81,8 +81,9 @@ def write_cell_eval(
     `cell_eval.MetricsEvaluator(pred, real, control_pert="control", pert_col="perturbation")` takes such a pair
     (https://github.com/ArcInstitute/cell-eval), the control being named as in the screen. Checked with cell-eval 0.8.2
     on a made-up screen: `pearson_delta`, `mae`, `mse` and their deltas are those of
-    :func:`ragst_sd.tl.evaluate_perturbation` within 1e-7, and within .002 where values below zero became zero. Discrimination scores are higher there, since each prediction is compared with the
-    perturbations of the pair only, here with all that were measured in the context.
+    :func:`ragst_sd.tl.evaluate_perturbation` within 1e-7, and within .002 where values below zero became zero.
+    Discrimination scores are higher there, since each prediction is compared with the perturbations of the pair only,
+    here with all that were measured in the context.
 
     Examples
     --------

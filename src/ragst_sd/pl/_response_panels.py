@@ -1,4 +1,4 @@
-"""Panels of `rg.pl.perturbation`: the map, predicted against measured, retrieved perturbations, weights by cell state."""
+"""Panels of `rg.pl.perturbation`: map, predicted against measured, retrieved perturbations, weights by cell state."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _used_here(shown: Shown) -> int:
 
 
 def bars(ax: Axes, shown: Shown, n_shown: int) -> None:
-    """Weights of the retrieved perturbations, with how reliable each is and how it agrees with the measured response."""
+    """Weights of the retrieved perturbations, how reliable each is, and how it agrees with the measured response."""
     n, title = min(n_shown, _used_here(shown)), "Retrieved perturbations"
     ax.set(ylim=(bar_rows(shown, n_shown) - 0.5, -0.5), label="retrieved")
     ax.set_axis_off()

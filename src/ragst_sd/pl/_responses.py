@@ -1,4 +1,4 @@
-"""What a picture of predicted responses shows: the response of one population, what it rests on, and weights by cell state."""
+"""What a picture of predicted responses shows: one population's response, what it rests on, weights by cell state."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SAME = 1e-4
 
 @dataclass(frozen=True)
 class Measured:
-    """The measured response of the perturbation, in one context, beside a prediction that shares no controls with it."""
+    """The perturbation's measured response, in one context, beside a prediction that shares no controls with it."""
 
     row: AnnData
     """Row of the reference that measured it."""

@@ -77,7 +77,7 @@ def read_section(sdata: SpatialData, table: AnnData, header: dict[str, Any], pre
 
 
 def extent_of(section: Section, margin: float, *, on_image: bool = False) -> Box:
-    """Box (left, right, top, bottom) around the spots (all, or those on the image), with a margin in pixels and some air.
+    """Box (left, right, top, bottom) around all spots, or those on the image, with a margin in pixels and some air.
 
     It ends where the image ends, unless spots lie beyond.
     """

@@ -1,4 +1,4 @@
-"""Colours, letters, columns of text and scale bars that all pictures share; nothing here touches matplotlib's global settings."""
+"""Colours, letters, columns of text and scale bars of all pictures; matplotlib's global settings are not touched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a picture may claim: genes that failed cross-validation are drawn grey, intervals that do not cover new donors hatched."""
+"""What a picture may claim: genes that failed cross-validation are grey, intervals not covering new donors hatched."""
 
 from __future__ import annotations
 

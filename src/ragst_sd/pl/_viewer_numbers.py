@@ -1,8 +1,8 @@
 """The numbers of a viewer page: what is predicted, and what it is made of, small enough to travel with the page.
 
 Values are kept as whole multiples of the last decimal that the page shows, so that predictions, evidence, measured
-values and intervals are shown as exactly as if they were printed from the table. The page multiplies and adds by itself:
-a contribution is `weight * (value + correction)` as in :func:`ragst_sd.get.explain`.
+values and intervals are shown as exactly as if they were printed from the table. The page multiplies and adds by
+itself: a contribution is `weight * (value + correction)` as in :func:`ragst_sd.get.explain`.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _int16(multiples: np.ndarray) -> np.ndarray:
 
 
 def _distances(intervals: Intervals, prediction: np.ndarray, decimals: int) -> dict[str, np.ndarray]:
-    """Bounds with one decimal less than values, as distances from the prediction, the lower one relative to the upper."""
+    """Bounds with one decimal less than values, as distances from the prediction, the lower relative to the upper."""
     centre = np.floor((prediction + 5) / 10)
     lower, upper = (_multiples(bound, decimals - 1) for bound in (intervals.lower, intervals.upper))
     above, below = upper - centre, centre - lower

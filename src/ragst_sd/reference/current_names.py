@@ -34,7 +34,7 @@ class Current(NamedTuple):
     species: str
     """Species of the table itself."""
     how: dict[str, int]
-    """Genes `kept`, `renamed`, `merged` with another name of the same gene, `dropped`, and `unknown` (kept as they came)."""
+    """Genes `kept`, `renamed`, `merged` with another name of the gene, `dropped`, and `unknown` (kept as they came)."""
 
 
 def species_of(offered: Mapping[str, Sequence[str]]) -> str:

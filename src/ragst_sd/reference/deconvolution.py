@@ -9,8 +9,8 @@ import scipy.sparse as sp
 
 from ragst_sd.reference.normalize import TARGET_SUM
 
-# On made mixtures with strong platform effects each doubling of the turns still raised the correlation of fractions with
-# the truth, to .96 after twelve from .77 after one.
+# On made mixtures with strong platform effects each doubling of the turns still raised the correlation of fractions
+# with the truth, to .96 after twelve from .77 after one.
 _ROUNDS = 12
 # So many rows tell a factor per gene well enough, however large the reference is.
 _ENOUGH_ROWS = 2000
@@ -64,9 +64,9 @@ def gene_weights(profiles: np.ndarray) -> np.ndarray:
 
     .. math:: w_g = 1 / (\bar S_g + \epsilon)
 
-    The variance of a count is its mean, here the mean :math:`\bar S_g` over types, so that markers that few types express
-    weigh more than genes that all express. The median mean :math:`\epsilon` of expressed genes keeps genes that hardly
-    occur from deciding.
+    The variance of a count is its mean, here the mean :math:`\bar S_g` over types, so that markers that few types
+    express weigh more than genes that all express. The median mean :math:`\epsilon` of expressed genes keeps genes that
+    hardly occur from deciding.
     """
     mean = profiles.mean(axis=0)
     expressed = mean > 0

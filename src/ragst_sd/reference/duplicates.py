@@ -20,15 +20,15 @@ _PROBES = 100
 _FEWEST = 10
 _FEWEST_GENES = 50
 # A spot and its copy are nearer than `ratio` times the spot and its nearest neighbour in its own section, for at least
-# `share` of the spots. Serial sections of one animal give ratios of 0.8 and more for expression; spots of a copy that lost
-# 5 % of its counts give 0.2 and less.
+# `share` of the spots. Serial sections of one animal give ratios of 0.8 and more for expression; spots of a copy that
+# lost 5 % of its counts give 0.2 and less.
 _EXPRESSION = (0.5, 0.2)
-# A picture in another size and compression gives ratios around 0.75, serial sections around 1. The fewer features, the more
-# often chance gives as small ones, so the matched spots must also lie in the same pattern.
+# A picture in another size and compression gives ratios around 0.75, serial sections around 1. The fewer features, the
+# more often chance gives as small ones, so the matched spots must also lie in the same pattern.
 _PICTURE = (0.8, 0.3)
 _SAME_PATTERN = 0.98
-# Several donors lie on one slide, and share its picture: their spots do not. On one picture, the spots of a section and of a
-# copy are nearer than half a pitch.
+# Several donors lie on one slide, and share its picture: their spots do not. On one picture, the spots of a section and
+# of a copy are nearer than half a pitch.
 _ON_ONE_PICTURE = (0.5, 0.2)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def migrated(header: Any, genes: Sequence[str]) -> Any:
-    """The header in the present version, a copy; what is no header, or of a later version, is left to the check of the schema.
+    """The header in the present version, a copy; no header, or one of a later version, is left to the schema's check.
 
     Content hash and fit stay valid: no version changes what a reference says, or what a fit rests on.
 

@@ -56,7 +56,7 @@ class Unit(NamedTuple):
     """What the values of a matrix are."""
 
     kind: str
-    """`counts`, `estimated counts`, `scaled counts`, `log1p_cp10k`, `logarithms`, `mixed`, `negative` or `not finite`."""
+    """`counts`, `estimated counts`, `scaled counts`, `log1p_cp10k`, `logarithms`, `mixed`, `negative`, `not finite`."""
     why: str
     """What was found, for an error message."""
 
@@ -166,7 +166,7 @@ def check_counts(matrix: sp.csr_matrix, where: str, or_logs: str = "") -> None:
 
 
 def check_log_normalized(matrix: sp.csr_matrix, where: str) -> None:
-    """Raise a `ValueError` that says what was found unless rows can be log1p of counts per 10,000 (of all genes or of some)."""
+    """Raise a `ValueError` with what was found unless rows can be log1p of counts per 10,000 (of all or some genes)."""
     kind, why = find_unit(matrix)
     if kind == "log1p_cp10k" or not matrix.data.any():
         return

@@ -55,7 +55,7 @@ _EMBEDDING = {
 
 
 def check_fields(header: Any, fields: Mapping[str, Any], what: str, todo: str, *, known: int = SCHEMA_VERSION) -> None:
-    """Raise a `ValueError` unless `header` has all `fields`, of their types, in the version `known` that is read here."""
+    """Raise a `ValueError` unless `header` has all `fields`, of their types, in version `known`, the one read here."""
     if not isinstance(header, Mapping):
         msg = f"{what} is missing or not a mapping (found {type(header).__name__}). {todo}"
         raise ValueError(msg)

@@ -97,7 +97,7 @@ def load_table(species: str) -> GeneTable:
 
 @lru_cache
 def known_names(species: str) -> frozenset[str]:
-    """Current symbols and Ensembl ids of `"human"` or `"mouse"`: all that telling a species needs, sooner than the table."""
+    """Current symbols and Ensembl ids of `"human"` or `"mouse"`: enough to tell a species, faster than the table."""
     _, rows = _table_lines(species)
     names: set[str] = set()
     for line in rows:

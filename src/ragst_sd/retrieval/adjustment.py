@@ -2,10 +2,10 @@ r"""The adjustment T: what the evidence misses, as far as it follows from where 
 
 .. math:: T(u) = u L C, \qquad u = \phi(x) - \sum_j w_j \phi(x_j)
 
-The rows of a reference retrieve from other groups and donors, and the residuals of their evidence are regressed on u by ridge
-regression. L keeps the leading directions (reduced rank), found on the most variable genes; C is then the ridge
-solution for every gene. The penalty is the one with which held-out groups are predicted best; where no penalty does better
-than no adjustment at all, T is zero.
+The rows of a reference retrieve from other groups and donors, and the residuals of their evidence are regressed on u by
+ridge regression. L keeps the leading directions (reduced rank), found on the most variable genes; C is then the ridge
+solution for every gene. The penalty is the one with which held-out groups are predicted best; where no penalty does
+better than no adjustment at all, T is zero.
 """
 
 from __future__ import annotations

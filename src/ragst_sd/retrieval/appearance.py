@@ -6,8 +6,8 @@ apart. Here embeddings are compared as they are, in units of the spread within t
 .. math:: D^2(x) = \min_s\; z_s^\top (I + C)^{-1} z_s, \qquad z_s = (x - \mu_s) / \sigma
 
 with the mean :math:`\mu_s` of section s, the pooled spread within sections :math:`\sigma` of each feature, and the
-correlation C of the features within sections. This is half the squared Mahalanobis distance
-(as `Lee et al. 2018 <https://arxiv.org/abs/1807.03888>`__ use it) with a covariance that is shrunk halfway to its diagonal
+correlation C of the features within sections. This is half the squared Mahalanobis distance (as
+`Lee et al. 2018 <https://arxiv.org/abs/1807.03888>`__ use it) with a covariance that is shrunk halfway to its diagonal
 (`Friedman 1989 <https://doi.org/10.1080/01621459.1989.10478752>`__): directions in which the tiles of a section differ
 count little, those in which they agree count in full.
 """
@@ -43,7 +43,8 @@ def fit_appearance(embedding: np.ndarray, sections: np.ndarray) -> dict[str, np.
     `axes`, `shrink`
         (d, p) and (p,): directions in which tiles of one section differ together, and how much less each counts.
     `dimension`
-        Number of independent features that would be as many as these correlated ones, :math:`(\mathrm{tr}\,C)^2 / \mathrm{tr}\,C^2`.
+        Number of independent features that would be as many as these correlated ones,
+        :math:`(\mathrm{tr}\,C)^2 / \mathrm{tr}\,C^2`.
     """
     centred = centred_within_sections(embedding, sections)
     spread = np.sqrt((centred**2).mean(axis=0))
@@ -96,9 +97,9 @@ def calibrate_appearance(
 
     with the 95th percentile :math:`q_g` of the squared distances of the tiles of group g to the sections of the G - 1
     other groups, and the 90th percentile of Fisher's distribution. Donors are the unit, not tiles: they differ in
-    stain, in sharpness and in how mixed their tissue is. A squared distance is a sum of squares over :math:`\nu` independent directions
-    (`dimension`, 4 at most); if those of donors were normal and alike, that of a new donor over the average of G known
-    ones would follow F. So the fewer donors are known, the wider the margin.
+    stain, in sharpness and in how mixed their tissue is. A squared distance is a sum of squares over :math:`\nu`
+    independent directions (`dimension`, 4 at most); if those of donors were normal and alike, that of a new donor over
+    the average of G known ones would follow F. So the fewer donors are known, the wider the margin.
 
     Parameters
     ----------
@@ -128,7 +129,7 @@ def calibrate_appearance(
 
 
 def distance_by_feature(embedding: np.ndarray, mean: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
-    r"""(n, d) what each feature adds to the squared distance of each tile to one section: :math:`z_f\,[(I + C)^{-1} z]_f`.
+    r"""(n, d) what each feature adds to the squared distance of a tile to one section: :math:`z_f\,[(I + C)^{-1} z]_f`.
 
     A feature that others make up for adds less than nothing.
     """

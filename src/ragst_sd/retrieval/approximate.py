@@ -1,4 +1,4 @@
-"""Candidates from an approximate neighbour graph (pynndescent), where so many queries are asked that building it pays."""
+"""Candidates from an approximate neighbour graph (pynndescent), for so many queries that building it pays."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ _SAMPLE = 200
 _COPIED = 65_536
 # Below this share of eligible rows a graph returns too few of them, and exact search looks at few rows anyway.
 _FEW_ELIGIBLE = 0.5
-# benchmarks/search.py, 80,000 real embeddings on two cores: faster from 10,600 queries on, or from 128,000 where compiling counts, 40 s once in
-# a process. By these costs even the first graph of a process is from 83,000 queries on where there are 100,000 rows.
+# benchmarks/search.py, 80,000 real embeddings on two cores: faster from 10,600 queries on, or from 128,000 where
+# compiling counts, 40 s once in a process. By these costs even the first graph of a process is from 83,000 queries on
+# where there are 100,000 rows.
 _QUERIES_WORTH_A_GRAPH = 100_000
 _ROWS_WORTH_A_GRAPH = 100_000
 

@@ -148,7 +148,7 @@ class Bank:
 
     @cached_property
     def levels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of one section and panel: the code of each row's group, and (groups, 2) section and panel of each group."""
+        """Rows of one section and panel: the code of each row's group, and (groups, 2) section and panel of each."""
         n_panels = len(self.measured)
         groups, codes = np.unique(self.sections * n_panels + self.panels, return_inverse=True)
         return codes, np.stack(np.divmod(groups, n_panels), axis=1)
@@ -217,8 +217,8 @@ class Query:
     candidates: Any = None
     """Of spots: rows of the bank, nearest first."""
     state: Any = None
-    """(n, s) state of the queries; s may be 0. Of perturbations (n, g) mean expression of the cells asked about; `None` is that
-    of their context in the bank."""
+    """(n, s) state of the queries; s may be 0. Of perturbations (n, g) mean expression of the cells asked about;
+    `None` is that of their context in the bank."""
     n_neighbors: int = 50
     """Rows to cite at most."""
     perturbed: tuple[tuple[str, ...], ...] = ()

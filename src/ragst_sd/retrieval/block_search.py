@@ -21,7 +21,9 @@ def search_in_blocks(
     block_rows: int = _BLOCK_ROWS,
     **options: Any,
 ) -> Candidates:
-    """Find the `k` nearest eligible rows of each query; the same rows and distances as :func:`ragst_sd.retrieval.search.search`.
+    """Find the `k` nearest eligible rows of each query.
+
+    Rows and distances are the same as those of :func:`ragst_sd.retrieval.search.search`.
 
     Parameters
     ----------

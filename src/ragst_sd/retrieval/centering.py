@@ -2,8 +2,9 @@ r"""Sections compared within themselves: measured values relative to the mean of
 
 .. math:: e_i = \sum_j w_{ij} \bigl(y_j - \delta_{s(j)}\bigr), \qquad \delta_s = \bar y_s - \bar y
 
-with :math:`\bar y_s` the mean of section s and :math:`\bar y` the mean over the reference. Depth, staining and handling move
-whole sections; without the correction a spot's prediction would move with the sections that its neighbours come from.
+with :math:`\bar y_s` the mean of section s and :math:`\bar y` the mean over the reference. Depth, staining
+and handling move whole sections; without the correction a spot's prediction would move with the sections that
+its neighbours come from.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def spot_threshold(scores: np.ndarray, level: float) -> np.ndarray:
 
 
 def group_threshold(scores: np.ndarray, groups: np.ndarray, level: float) -> np.ndarray:
-    r"""Quantile of scores that spots of a new group stay below, where groups are exchangeable and spots within them are not.
+    r"""Quantile of scores that spots of a new group stay below, if groups are exchangeable and spots in them are not.
 
     Draw one spot from each of the K groups. The r-th smallest of their scores, r = ceil((K + 1) level), is above the
     score of a spot of a further group with probability r / (K + 1), at least `level`, exactly and for any K that allows

@@ -144,7 +144,7 @@ def _product(rows: np.ndarray, weights: np.ndarray, values: Any) -> np.ndarray:
 
 
 def cite(query: Query, weights: np.ndarray) -> Selection:
-    """The `n_neighbors` candidates with the largest of (n, K) weights, nearer first among equals, weights adding up to one.
+    """The `n_neighbors` candidates with the largest of (n, K) weights, nearer first among equals; weights sum to one.
 
     A candidate without weight is not cited: its row is -1.
     """
@@ -159,7 +159,7 @@ def cite(query: Query, weights: np.ndarray) -> Selection:
 def cited_mean(
     parameters: Mapping[str, Any], bank: Bank, selection: Selection, *, adjustment: Adjustment | None = None
 ) -> Answer:
-    """The mean of the cited rows, relative to their sections where `parameters` has `section_shifts`, and an adjustment.
+    """The mean of the cited rows, relative to their sections if `parameters` has `section_shifts`, and an adjustment.
 
     The mean of the rows that may be used, on which it is put back, is in `level`.
     """

@@ -1,7 +1,8 @@
 """The float32 pass of exact search: for each query the rows that may be among its nearest, block by block of the bank.
 
-A block is one matrix product. Of a product only the smallest score of every 64 rows is looked at; rows are taken up only
-where that beats the worst candidate kept so far, which after the first blocks is rare. Memory is that of one block.
+A block is one matrix product. Of a product only the smallest score of every 64 rows is looked at; rows are
+taken up only where that beats the worst candidate kept so far, which after the first blocks is rare.
+Memory is that of one block.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ def shortlist(
 
     .. math:: \|q - x\|^2 = \|q\|^2 + (\|x\|^2 - 2\, q \cdot x)
 
-    Rounding moves a squared distance by at most :math:`4 (d + 8)\, \epsilon\, (\|q\| + \|x\|)^2`, both taken from a common
-    centre. A row farther from the centre than the query and its nearest rows together cannot be one of them, so the
-    bound counts norms up to there only.
+    Rounding moves a squared distance by at most :math:`4 (d + 8)\, \epsilon\, (\|q\| + \|x\|)^2`, both taken from a
+    common centre. A row farther from the centre than the query and its nearest rows together cannot be one of them, so
+    the bound counts norms up to there only.
 
     Parameters
     ----------
@@ -117,7 +118,7 @@ def shortlist(
 
 
 def _error(squared: np.ndarray, query_norm: np.ndarray, rest: np.ndarray, farthest: float, d: int) -> np.ndarray:
-    """By how much rounding moves squared distances of rows that lie nearer than `squared`, none farther than `farthest` out."""
+    """How much rounding moves squared distances of rows nearer than `squared`, none farther than `farthest` out."""
     own = np.sqrt(query_norm)
     with np.errstate(invalid="ignore"):
         reach = np.minimum(farthest, 1.01 * (own + np.sqrt(np.maximum(squared, 0.0))))

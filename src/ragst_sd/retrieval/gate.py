@@ -75,9 +75,9 @@ def gumbel(logits: Tensor, null: Tensor | None = None, temperature: float | None
     r"""Candidates are taken in or left out one by one, and those taken share the weight equally.
 
     Candidate j is in if :math:`a_j - a_0 > 0`, with :math:`a_0` the logit of a null slot (0 if left out). In training
-    (with a `temperature` :math:`\tau`) logistic noise L, the difference of two Gumbel variables, is added, and the gradient
-    passes straight through the hard choice to :math:`\sigma((a_j - a_0 + L) / \tau)`. Without a temperature there is no noise. The
-    best candidate is always in. Jang, Gu and Poole (2017), https://arxiv.org/abs/1611.01144.
+    (with a `temperature` :math:`\tau`) logistic noise L, the difference of two Gumbel variables, is added, and the
+    gradient passes straight through the hard choice to :math:`\sigma((a_j - a_0 + L) / \tau)`. Without a temperature
+    there is no noise. The best candidate is always in. Jang, Gu and Poole (2017), https://arxiv.org/abs/1611.01144.
     """
     margin = logits if null is None else logits - null
     chosen = include(margin, temperature)
@@ -90,8 +90,9 @@ def gumbel(logits: Tensor, null: Tensor | None = None, temperature: float | None
 def include(margin: Tensor, temperature: float | None = None) -> Tensor:
     r"""One where a margin is above zero, else zero; straight through in training.
 
-    With a `temperature` :math:`\tau` logistic noise L, the difference of two Gumbel variables, is added to the margin a, and the
-    gradient is that of :math:`\sigma((a + L) / \tau)`. Without one there is no noise. Minus infinity is never chosen.
+    With a `temperature` :math:`\tau` logistic noise L, the difference of two Gumbel variables, is added to the
+    margin a, and the gradient is that of :math:`\sigma((a + L) / \tau)`. Without one there is no noise. Minus
+    infinity is never chosen.
     """
     if temperature is None:
         return (margin > 0).to(margin.dtype)

@@ -35,7 +35,7 @@ class Grounding(NamedTuple):
     out_of_reference: np.ndarray
     """Whether a distance is larger than what the fit calibrated."""
     appearance_distance: Any
-    """Distance of the raw embedding to the nearest section over the calibrated threshold, where raw embeddings are given."""
+    """Distance of the raw embedding, where given, to the nearest section over the calibrated threshold."""
 
 
 def grounding_of(
@@ -94,7 +94,7 @@ def distance_in_phi(fit: Any, nearby: np.ndarray, eligibility: Eligibility) -> n
 def calibrate_grounding(
     queries: np.ndarray, key: np.ndarray, groups: np.ndarray, n_neighbors: int, metric: str
 ) -> dict[str, Any]:
-    """Distances of every row, as a query, to its nearest rows of other groups: the same share of these as of all rows."""
+    """Distances of rows, as queries, to their nearest rows of other groups: the same share of these as of all rows."""
     eligibility = Eligibility(groups, groups, np.ones(len(key), dtype=bool))
     count = neighbours_to_compare(n_neighbors, eligibility.count(), len(key))
     found = search(queries, key, int(count.max()), eligibility=eligibility, metric=metric)
@@ -118,7 +118,7 @@ def neighbourhood_distance(distances: np.ndarray, count: np.ndarray) -> np.ndarr
 
 
 def calibrate_distances(held_out: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    """Quantiles of the distances of held-out rows, every group counting alike, and the threshold for rows out of reference."""
+    """Quantiles of held-out rows' distances, each group counting alike, and the threshold for rows out of reference."""
     finite = np.isfinite(held_out)
     if not finite.any():
         return {"distance_quantiles": np.full(_QUANTILES, np.nan), "distance_threshold": np.float64(np.nan)}

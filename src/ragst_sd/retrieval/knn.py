@@ -39,8 +39,8 @@ class KnnOptions(CitingOptions):
         Take measured values relative to the mean of their section, and put them on the mean of the rows that may be
         used.
     weighting
-        `"distance"`: :math:`w_j \propto \exp(-s\,d_j^2/d_K^2)` with the distance :math:`d_K` of the farthest candidate; or
-        `"uniform"`.
+        `"distance"`: :math:`w_j \propto \exp(-s\,d_j^2/d_K^2)` with the distance :math:`d_K` of the
+        farthest candidate; or `"uniform"`.
     sharpness
         The s of it.
     """

@@ -18,7 +18,7 @@ def standardised_error(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def section_correlation(pred: Tensor, target: Tensor, sections: Tensor) -> Tensor:
-    """Pearson of each gene within each section, averaged over genes that vary, then over sections of three rows or more.
+    """Pearson of each gene in each section, averaged over genes that vary, then over sections of three rows or more.
 
     Parameters
     ----------

@@ -31,8 +31,7 @@ class Method:
     select: Callable[[Mapping[str, Any], Bank, Query], Selection] | None = None
     """(parameters, bank, query) -> rows to cite and their weights, for all queries at once; `None` cites nobody."""
     answer: Callable[[Mapping[str, Any], Bank, Selection], Answer] | None = None
-    """(parameters, bank, selection) -> values, block by block of queries; left out: the mean of the cited rows, or of the
-    reference."""
+    """(parameters, bank, selection) -> values by blocks of queries; `None`: mean of cited rows, or of the reference."""
     place: Callable[[Mapping[str, Any], np.ndarray], np.ndarray] | None = None
     """(parameters, principal components (n, p)) -> (n, q) places in phi-space; `None` leaves them as they are."""
     place_rows: Callable[[Mapping[str, Any], Bank], np.ndarray | None] | None = None
@@ -44,8 +43,8 @@ class Method:
     candidates: Literal["nearest", "random"] = "nearest"
     """How stage 1 finds candidates; at random for a control."""
     learns: Literal["", "settings", "values"] = ""
-    """What fitting takes from the measured values of the rows: nothing, a few settings, or the values themselves, so that their
-    donors count as seen."""
+    """What fitting takes from the measured values of the rows: nothing, a few settings, or the values themselves, so
+    that their donors count as seen."""
 
     # Of responses to perturbations only.
     lacks: Callable[[Bank, Query], list[str]] | None = None

@@ -3,8 +3,8 @@ r"""A small network from embedding to expression, the non-linear baseline withou
 .. math:: h(x) = \mathrm{GELU}(A x / c + a), \qquad \hat y(x) = \bar y + W^\top h(x) + b
 
 with c the root mean square of the key. A and a are learned on the most variable genes; their columns of W are the
-network's own output layer, those of all other genes are ridge regression on h. Several networks are averaged, by setting
-their h side by side.
+network's own output layer, those of all other genes are ridge regression on h. Several networks are averaged, by
+setting their h side by side.
 """
 
 from __future__ import annotations

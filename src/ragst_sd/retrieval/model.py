@@ -4,7 +4,8 @@ r"""The retrieval model as torch modules: the projection phi, and logits that sa
           a_j = -s\, \frac{\|\phi(x) - \phi(x_j)\|^2}{d_K^2} + g\bigl(\phi(x), \phi(x_j), \phi(x) - \phi(x_j), c\bigr)
 
 A starts as the identity, B and the last layer of g at zero: the model starts as nearest neighbours among the principal
-components, and departs from them where that helps. Several members, trained from different seeds, are searched side by side, their logits averaged.
+components, and departs from them where that helps. Several members, trained from different seeds, are searched side by
+side, their logits averaged.
 """
 
 from __future__ import annotations

@@ -187,7 +187,10 @@ def batch_loss(
     options: PtRagOptions,
     random: np.random.Generator,
 ) -> Tensor:
-    r"""Energy distance of predicted and measured cells, error of their mean response, and \(\lambda\) times the share of candidates taken."""
+    r"""Energy distance of predicted and measured cells, error of their mean response, and a cost of candidates.
+
+    The cost is \(\lambda\) times the share of candidates taken.
+    """
     size = int(options.set_size)
     x = torch.stack([_draw(lessons.controls[lessons.contexts[row]], size, random) for row in rows])
     y = torch.stack([_draw(lessons.treated[row], size, random) for row in rows])
@@ -210,7 +213,7 @@ def _score(net: PtRag, lessons: _Lessons, rows: np.ndarray, absent: Tensor, opti
 
 
 def select_pt_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
-    """Candidates that the network takes for a set of controls of the query's context, moved to the mean of the cells asked about.
+    """Candidates the network takes for a set of the context's controls, moved to the mean of the cells asked about.
 
     Choosing and predicting are one pass, so that the mean response of the set is kept with the choice.
     """
@@ -264,7 +267,7 @@ def _cells_of(bank: Bank) -> Cells:
 
 
 def _sets_of(parameters: Mapping[str, Any], bank: Bank, contexts: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """(B, S, g) controls of each context, or of all for a new one, moved so that their mean is the state asked about."""
+    """(B, S, g) controls of each context, of all for a new one, moved so that their mean is the state asked about."""
     of_bank = _cells_of(bank)
     out = np.empty((len(contexts), 2 * int(parameters["set_size"]), states.shape[1]))
     for context in np.unique(contexts):

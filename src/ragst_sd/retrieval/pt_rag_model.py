@@ -3,11 +3,13 @@ r"""The network of `pt_rag`: two-stage retrieval of perturbations for a set of c
 .. math:: h_i = W_x x_i, \quad q = W_p e, \quad u_k = W_p e_k, \quad c_{ik} = \mathrm{LN}[h_i; q; u_k], \quad
           w_{ik} = 1[a(c_{ik}) > 0]
 
-.. math:: z_i = h_i + q + \alpha\,\frac{\sum_k w_{ik} W_f c_{ik}}{\max(1, \sum_k w_{ik})}, \qquad \hat y_i = x_i + W_o\,T(z)_i
+.. math:: z_i = h_i + q + \alpha\,\frac{\sum_k w_{ik} W_f c_{ik}}{\max(1, \sum_k w_{ik})}, \qquad
+          \hat y_i = x_i + W_o\,T(z)_i
 
-with x the cells of a set, e and e_k the embeddings of the perturbation asked about and of the candidates, T a transformer over the
-cells of the set without positions, in which all see all, and alpha zero at the start. After Di Francesco et al. 2026 (PT-RAG,
-https://arxiv.org/abs/2603.07233), with a normalised sum, a residual path, and no noise and no statistics of the batch in prediction.
+with x the cells of a set, e and e_k the embeddings of the perturbation asked about and of the candidates, T a
+transformer over the cells of the set without positions, in which all see all, and alpha zero at the start. After Di
+Francesco et al. 2026 (PT-RAG, https://arxiv.org/abs/2603.07233), with a normalised sum, a residual path, and no noise
+and no statistics of the batch in prediction.
 """
 
 from __future__ import annotations

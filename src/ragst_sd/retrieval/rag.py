@@ -157,7 +157,7 @@ def fit_rag(training: Bank, run: Run, *, candidates: str = "nearest") -> dict[st
 
 
 def rag_phi(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
-    """Place principal components in phi-space, (n, members * n_latent), with the types that they speak of where those count."""
+    """Place principal components in phi-space, (n, members * n_latent), with the types they speak of if those count."""
     return _placed(parameters, typed_queries(parameters, key))
 
 

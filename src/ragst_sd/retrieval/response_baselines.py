@@ -1,4 +1,4 @@
-"""Methods that others are compared with: means of near, random, own or single perturbations, and regressions on the embedding."""
+"""Methods to compare others with: means of near, random, own or single perturbations, regressions on the embedding."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@ r"""Where `rag` looks for related perturbations: a space that depends on the sta
 
 .. math:: \phi(e, z) = \big[\, (1 - \rho)\, e,\; \rho\, (B_0 + \sum_l z_l B_l)\, e \,\big]
 
-with e the embedding of a perturbation (unit length, principal components) and z the state of the cells. B is the ridge regression of measured
-responses, each relative to the mean of its context and divided by the number of perturbed genes, on e and on z e.
+with e the embedding of a perturbation (unit length, principal components) and z the state of the cells. B is the ridge
+regression of measured responses, each relative to the mean of its context and divided by the number of perturbed
+genes, on e and on z e.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def clip_states(along: np.ndarray) -> np.ndarray:
 class Bend(NamedTuple):
     r"""How squared distances of q queries to their K candidates depend on the state z of the query.
 
-    .. math:: \|a_0 + \sum_l z_l a_l - b_j\|^2 = \|a_0 - b_j\|^2 + 2 \sum_l z_l a_l \cdot (a_0 - b_j) + \sum_{lm} z_l z_m a_l \cdot a_m
+    .. math:: \|a_0 + \sum_l z_l a_l - b_j\|^2 = \|a_0 - b_j\|^2 + 2 \sum_l z_l a_l \cdot (a_0 - b_j)
+              + \sum_{lm} z_l z_m a_l \cdot a_m
     """
 
     constant: np.ndarray
@@ -92,7 +94,7 @@ def no_bend(q: int, k: int, n_axes: int) -> Bend:
 
 
 def bend(blocks: np.ndarray, candidates: np.ndarray) -> Bend:
-    """Of (q, 1 + l, r) places of queries, without a state and by each axis of it, and (q, K, r) places of candidates."""
+    """Of (q, 1 + l, r) places of queries, without a state and by each axis of it, and (q, K, r) of candidates."""
     gap, axes = blocks[:, 0, None] - candidates, blocks[:, 1:]
     slope = np.zeros((len(blocks), axes.shape[1], candidates.shape[1]))
     for i in range(axes.shape[1]):
@@ -108,10 +110,10 @@ def doses(genes: tuple[tuple[str, ...], ...]) -> np.ndarray:
 def learned_places(
     bank: Bank, x: np.ndarray, z: np.ndarray, queries: np.ndarray, rows: np.ndarray, alphas: tuple[float, ...]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each penalty B applied to (q, p) queries and to all rows (m, p) in states (m, l), learned on `rows`, in units of its spread.
+    """For each penalty B, learned on `rows`, applied to (q, p) queries and to all rows (m, p) in states (m, l).
 
-    Returned on the axes of what was learned from, of which there are r, as many as `rows` at most: (q, 1 + l, r) of
-    queries by what their state is multiplied with, and (m, r).
+    Returned in units of its spread, on the axes of what was learned from, of which there are r, as many as `rows` at
+    most: (q, 1 + l, r) of queries by what their state is multiplied with, and (m, r).
     """
     codes, features = bank.sections[rows], np.concatenate([x, *(z[:, [i]] * x for i in range(z.shape[1]))], axis=1)
     e, y = features[rows].copy(), bank.values[rows] / doses(tuple(bank.screen.perturbed[row] for row in rows))[:, None]
@@ -139,8 +141,8 @@ def explained(bank: Bank, query: Query) -> np.ndarray:
 
     .. math:: \frac{k^\top (K + \lambda I)^{-1} k}{\|u - \bar u\|^2}, \qquad k_j = (u - \bar u) \cdot (u_j - \bar u)
 
-    with u embeddings of unit length, K their products, and :math:`\lambda` a tenth of its mean diagonal. A single row is its own
-    mean, from which nothing departs: its share is one.
+    with u embeddings of unit length, K their products, and :math:`\lambda` a tenth of its mean diagonal. A single row
+    is its own mean, from which nothing departs: its share is one.
     """
     rows_at, queries_at = unit(bank.key), unit(query.key)
     out = np.zeros(len(queries_at))

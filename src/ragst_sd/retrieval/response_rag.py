@@ -1,13 +1,15 @@
 r"""Learned retrieval of responses, trusted as far as held-out perturbations allow.
 
-.. math:: \Delta(p, c) = f + \sum_j u_j (\kappa_j \Delta_j - \bar\Delta_{c(j)}), \qquad u_j = r_p \sum_g \pi_g t_g w_{gj}, \qquad
+.. math:: \Delta(p, c) = f + \sum_j u_j (\kappa_j \Delta_j - \bar\Delta_{c(j)}), \qquad
+          u_j = r_p \sum_g \pi_g t_g w_{gj}, \qquad
           f = \bar\Delta_c + r_p b\,(\text{bilinear}(p, c) - \bar\Delta_c)
 
-with weights w of the 1.5-entmax of :math:`-s_g \|\phi_g(p) - \phi_g(j)\|^2` over the candidates and a null slot, of several gates g with
-shares pi and trust t, :math:`r_p` the share of the embedding of p that the rows it may use span
-(:func:`ragst_sd.retrieval.response_phi.explained`), :math:`\kappa_j` the number of genes perturbed in p over that in j, and :math:`\bar\Delta` the mean of a context. f is the
-prediction without retrieval; cited are the rows with u above zero, with the weights u over their sum. Where none is, evidence is
-:math:`\bar\Delta_c`, and the rest of f the adjustment.
+with weights w of the 1.5-entmax of :math:`-s_g \|\phi_g(p) - \phi_g(j)\|^2` over the candidates and a null slot,
+of several gates g with shares pi and trust t, :math:`r_p` the share of the embedding of p that the rows it may
+use span (:func:`ragst_sd.retrieval.response_phi.explained`), :math:`\kappa_j` the number of genes perturbed in p
+over that in j, and :math:`\bar\Delta` the mean of a context. f is the prediction without retrieval; cited are the
+rows with u above zero, with the weights u over their sum. Where none is, evidence is :math:`\bar\Delta_c`, and
+the rest of f the adjustment.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ class Neighbors:
     learned: dict[float, Bend]
     """Squared distances of what B makes of them, by penalty."""
     explained: np.ndarray
-    """(q, 1) share of each query's embedding that the rows it may use span: how far anything but their mean is trusted."""
+    """(q, 1) share of each query's embedding that the rows it may use span: how far all but their mean is trusted."""
 
 
 def find_neighbors(

@@ -1,4 +1,4 @@
-"""How far `rag` trusts what it retrieves: chosen on perturbations held out, with controls of their own for the truth."""
+"""How far `rag` trusts what it retrieves: chosen on held-out perturbations, with their own controls for the truth."""
 
 from __future__ import annotations
 

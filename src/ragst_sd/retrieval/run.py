@@ -1,4 +1,4 @@
-"""The one runner: what a fitted method says of some queries. Rows are selected for all of them, values follow block by block."""
+"""The one runner: what a fitted method says of some queries. Rows are selected for all, values follow by blocks."""
 
 from __future__ import annotations
 

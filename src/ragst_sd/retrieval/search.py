@@ -1,8 +1,9 @@
 """Stage 1: the nearest eligible rows of the reference, exact by default.
 
-Candidates come from a float32 pass over the bank (`exact`), or from an approximate graph (`approximate`), and are ranked in
-float64, so that the rows found depend neither on the other queries of a batch, nor on the order of the bank, nor on the sizes
-of blocks or the number of threads. A query whose candidates cannot be proven to hold its true neighbours is searched again in float64.
+Candidates come from a float32 pass over the bank (`exact`), or from an approximate graph (`approximate`), and are
+ranked in float64, so that the rows found depend neither on the other queries of a batch, nor on the order of the bank,
+nor on the sizes of blocks or the number of threads. A query whose candidates cannot be proven to hold its true
+neighbours is searched again in float64.
 """
 
 from __future__ import annotations
@@ -163,7 +164,10 @@ def find_candidates(
     tie_order: np.ndarray | None = None,
     **options: Any,
 ) -> Candidates:
-    """Stage 1: the `"nearest"` eligible rows, by :func:`search` with these options, or for a control as many `"random"` ones, nearest first."""
+    """Stage 1: the `"nearest"` eligible rows, or for a control as many `"random"` ones, nearest first.
+
+    The nearest ones are found by :func:`search` with these options.
+    """
     if how == "nearest":
         return search(queries, bank, k, eligibility=eligibility, tie_order=tie_order, **options)
     tie_order = np.arange(len(bank)) if tie_order is None else np.asarray(tie_order)

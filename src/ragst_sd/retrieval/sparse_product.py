@@ -1,7 +1,7 @@
 """Weighted sums of rows of a sparse bank, query by query, without a dense copy of any row.
 
-A query adds its rows up one after the other, in the order in which they are cited. So its sum depends neither on the other queries,
-nor on threads, nor on the order of the bank.
+A query adds its rows up one after the other, in the order in which they are cited. So its sum depends neither on the
+other queries, nor on threads, nor on the order of the bank.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def sparse_squares(
 
 
 def weights_of_cited(rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, csr_matrix]:
-    """The rows of the bank that are cited, and the (queries, cited rows) weights that they have, in the order of citation."""
+    """The rows of the bank that are cited, and their (queries, cited rows) weights, in the order of citation."""
     from scipy.sparse import csr_matrix
 
     n, k = rows.shape
@@ -129,7 +129,7 @@ def _over_queries(
 
 
 def _require_inside(rows: np.ndarray, values: Any) -> None:
-    """Neither compiled code nor scipy looks whether a row or a column is there before it reads it, and a matrix may come from a stranger."""
+    """Neither compiled code nor scipy checks that a row or column is there, and a matrix may come from a stranger."""
     if rows.size and rows.max() >= values.shape[0]:
         raise ValueError(_OUTSIDE)
     inside = _compiled(_inside)

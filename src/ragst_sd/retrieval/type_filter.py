@@ -2,9 +2,10 @@ r"""Cell types as a condition of the search: spots are compared with what their 
 
 .. math:: \phi(x) = A\,[w\,(\hat t(x) - \bar t),\; x], \qquad \phi(x_j) = A\,[w\,(\sqrt{c_j} - \bar t),\; x_j]
 
-A query x carries the square roots of fractions that ridge regression predicts from its embedding, :math:`\hat t`; a row of the
-reference those of its own fractions :math:`c_j`. Their distance is that of Hellinger, and A, learned with the rest, decides how much it
-counts beside the embedding. In training a query is predicted from other groups, as it will be at prediction.
+A query x carries the square roots of fractions that ridge regression predicts from its embedding, :math:`\hat t`; a
+row of the reference those of its own fractions :math:`c_j`. Their distance is that of Hellinger, and A, learned with
+the rest, decides how much it counts beside the embedding. In training a query is predicted from other groups, as it
+will be at prediction.
 """
 
 from __future__ import annotations

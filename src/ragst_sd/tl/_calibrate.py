@@ -50,7 +50,7 @@ def calibrate(
     amp: bool = False,
     progress: bool | None = None,
 ) -> None:
-    r"""Learn from held-out donors how wide the intervals of a fitted reference must be, and how far each gene can be trusted.
+    r"""Learn from held-out donors how wide the intervals of a fitted reference must be, and how far to trust each gene.
 
     The fit is repeated without each donor in turn (without several at once, if there are more than `n_folds`), and the
     donor's spots are predicted from the others. An error counts in units of how much the cited rows differ among
@@ -60,10 +60,9 @@ def calibrate(
               \sigma_{ig} = \sqrt{s_{ig}^2 + f_g^2}\; \max(1, d_i / d_0)
 
     with the `disagreement` s, a floor f of half the gene's standard deviation within sections, and the distance d of
-    the spot to its nearest rows, of which :math:`d_0` is the 95th percentile over held-out rows. The interval of a
-    gene is prediction
-    :math:`\pm\, t_g \sigma_{ig}`; :func:`ragst_sd.tl.predict` widens it further, by `appearance_distance`, on spots that look unlike
-    every section of the reference.
+    the spot to its nearest rows, of which :math:`d_0` is the 95th percentile over held-out rows. The interval of a gene
+    is prediction :math:`\pm\, t_g \sigma_{ig}`; :func:`ragst_sd.tl.predict` widens it further, by
+    `appearance_distance`, on spots that look unlike every section of the reference.
 
     Spots of one donor err together, so donors are the unit: :math:`t_g` is what one spot drawn from a new donor stays
     below, given one spot drawn from each donor that was held out, without dependence on the draw (see Notes). A level

@@ -96,11 +96,11 @@ def evaluate_perturbation(
     Returns
     -------
     Long data frame: `context`, `perturbation`, `subset`, `metric`, `value`, `n_cells` (measured), `reliability`
-    (Pearson correlation of the responses of two halves of the screen that share neither cells nor controls). Beside
-    the metrics asked for, `ceiling` is the largest `pearson_delta` that the noise of the truth allows, from its
-    reliability r against held-out controls: :math:`\sqrt{2r/(1+r)}`. Lines of `subset` `"each"` hold one perturbation; those of `"all"` and
-    `"reliable"`, with an empty `perturbation`, the means of a context. `pearson_delta` of a prediction of no change is
-    0. With a mapping a first column `method`.
+    (Pearson correlation of the responses of two halves of the screen that share neither cells nor controls). Beside the
+    metrics asked for, `ceiling` is the largest `pearson_delta` that the noise of the truth allows, from its reliability
+    r against held-out controls: :math:`\sqrt{2r/(1+r)}`. Lines of `subset` `"each"` hold one perturbation; those of
+    `"all"` and `"reliable"`, with an empty `perturbation`, the means of a context. `pearson_delta` of a prediction of
+    no change is 0. With a mapping a first column `method`.
 
     Raises
     ------

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 def neighbor_counts(
     n_rows: int, n_neighbors: int | None, n_candidates: int | None, *, cited: int, compared: int = 1
 ) -> tuple[int, int]:
-    """Rows that are cited and rows that are compared, which are `cited` and `compared` where a reference has as many."""
+    """Rows that are cited and rows that are compared: `cited` and `compared` where a reference has as many."""
     for name, value in (("n_neighbors", n_neighbors), ("n_candidates", n_candidates)):
         if value is None:
             continue

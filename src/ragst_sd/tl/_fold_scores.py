@@ -196,7 +196,7 @@ def counts_for_ceiling(reference: AnnData, bank: Bank) -> Any:
 
 
 def write_gene_trust(reference: AnnData, scores: pd.DataFrame, method: str, *, fit_hash: str = "") -> None:
-    """Write into `.var` how well a method predicts each gene, and its noise ceiling: means over sections, then over groups.
+    """Write into `.var` how well a method predicts each gene, and its noise ceiling: means over sections, then groups.
 
     Genes that were not scored keep what the same method was found to reach before. `fit_hash` names the very fit, if it
     was one.

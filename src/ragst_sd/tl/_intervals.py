@@ -45,7 +45,7 @@ def far_distance(fit: Fit) -> float:
 
 
 def gene_floor(bank: Bank) -> np.ndarray:
-    """(genes,) float32 smallest spread that is believed, from the spread within sections over the rows that measured a gene."""
+    """(genes,) float32 smallest spread that is believed, from that within sections over rows that measured a gene."""
     import scipy.sparse as sp
 
     codes, groups = bank.levels

@@ -30,7 +30,7 @@ _EFFECTS = "platform_effects"
 
 
 def check_alike(named: Mapping[str, AnnData], headers: Mapping[str, dict[str, Any]]) -> None:
-    """Raise a `ValueError` if references differ in embedding, scale of expression, naming of genes, species or columns."""
+    """Raise a `ValueError` if references differ in embedding, expression scale, gene naming, species or columns."""
     first_name, first = next(iter(headers.items()))
     for name, header in headers.items():
         clauses = differing_fields(first["encoder"], header["encoder"])

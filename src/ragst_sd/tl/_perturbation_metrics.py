@@ -1,4 +1,4 @@
-"""Metrics of predicted responses, named as in cell-eval where it has them, and their values for the predictions of one method."""
+"""Metrics of predicted responses, named as in cell-eval where it has them, and values for a method's predictions."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def mean_scores(
 def _centroid_correlation(
     profile: np.ndarray, truth: Measured, lines: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Correlation of differences from the mean of all other perturbations, disjoint halves of whose cells serve each side."""
+    """Correlation of differences from the mean of all other perturbations, one half of their cells for each side."""
     first = halves(truth.row, rng)
     sides = []
     for part in (first, ~first):
@@ -137,7 +137,7 @@ def mean_metrics(
     predicted_delta: np.ndarray,
     measured_delta: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Errors of mean profiles and of mean responses, and the correlation of responses, one value per line of (n, g) arrays."""
+    """Errors of mean profiles and mean responses, and correlation of responses, one value per line of (n, g) arrays."""
     return {
         "pearson_delta": row_correlation(predicted_delta, measured_delta),
         "mae": np.abs(predicted - measured).mean(axis=1),

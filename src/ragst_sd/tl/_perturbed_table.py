@@ -159,7 +159,7 @@ def tissue_table(
 
 
 def _assembled(task: Task, responded: Responded, values: np.ndarray, obs: pd.DataFrame, var: pd.DataFrame) -> AnnData:
-    """Expression with the responses, what these rest on, and the part of the provenance that both kinds of table have."""
+    """Expression with the responses, what these rest on, and the provenance that both kinds of table share."""
     import anndata as ad
 
     bank = task.bank

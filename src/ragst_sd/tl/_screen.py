@@ -40,7 +40,7 @@ class Screen:
 def measure(
     screen: Screen, genes: list[str], *, min_cells: int, rng: np.random.Generator
 ) -> tuple[AnnData, np.ndarray, Dropped]:
-    """Responses of all perturbations with enough cells as rows, the row of each cell (-1 for none), and what is left out.
+    """Responses of all perturbations with enough cells as rows, each cell's row (-1 for none), and what is left out.
 
     `used` of the screen is narrowed to the cells that the rows rest on.
     """

@@ -1,4 +1,4 @@
-"""Genes that are asked for, and those among them that only single cells measured: given from cell types of the cited rows."""
+"""Genes asked for, and those among them that only single cells measured: given from cell types of the cited rows."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Genes(NamedTuple):
 
 
 def wanted_genes(bank: Bank, genes: Sequence[str] | None) -> Genes:
-    """Genes of the reference, and those that only the signatures of its cell types hold; all of the reference's if `None`.
+    """Genes of the reference, and those that only its cell types' signatures hold; all of the reference's if `None`.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def wanted_genes(bank: Bank, genes: Sequence[str] | None) -> Genes:
 
 
 def cited_fractions(bank: Bank, selected: Selected) -> np.ndarray | None:
-    """(n, types) cell types of the cited rows by their weights, over the rows that have fractions; `None` without cell types.
+    """(n, types) cell types of the cited rows by weight, over rows that have fractions; `None` without cell types.
 
     Methods that cite nobody leave no weights by which fractions could be averaged.
     """

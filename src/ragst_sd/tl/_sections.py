@@ -256,7 +256,7 @@ def thumbnails(section: Section, sdata: SpatialData) -> np.ndarray:
 
 
 def report_duplicates(prints: Sequence[Fingerprint], on_duplicate: str) -> None:
-    """Warn of every pair of sections of one tissue and different donors, or raise a `ValueError` that names them all."""
+    """Warn of each pair of sections of one tissue and different donors, or raise a `ValueError` that names them all."""
     found = [_sentence(pair) for pair in find_duplicates(prints)]
     if not found:
         return

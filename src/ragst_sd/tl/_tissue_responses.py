@@ -1,4 +1,4 @@
-r"""Responses of sets of spots, how far these lie from the cells of a screen, and whether responses vary over the tissue.
+r"""Responses of sets of spots, how far these lie from a screen's cells, and whether responses vary over the tissue.
 
 A spot and its spatial neighbours are its set of cells; the state is their mean expression.
 """
@@ -121,7 +121,10 @@ class SpotStates:
         return out
 
     def along(self, origin: np.ndarray, axes: np.ndarray) -> np.ndarray:
-        """(n, l) states less an origin, along axes (genes of the screen, l): from spots on these axes, if all values are known."""
+        """(n, l) states less an origin, along axes (genes of the screen, l).
+
+        They come from spots on these axes, if all values are known.
+        """
         if not np.isfinite(self.values).all():
             return np.nan_to_num(self.whole() - origin) @ axes
         base, codes = self._bases()
@@ -134,7 +137,7 @@ class SpotStates:
         return self.sets @ along + ((base - origin) @ axes - level)[codes]
 
     def _bases(self) -> tuple[np.ndarray, np.ndarray]:
-        """(contexts, genes of the screen) means of the controls, of all for a new context, and (n,) which one is of each place."""
+        """(contexts, genes of the screen) means of controls, of all for a new context, and (n,) each place's row."""
         names, codes = np.unique(self.contexts.astype(str), return_inverse=True)
         known, everywhere = dict(zip(self.names, self.means, strict=True)), self.means.mean(axis=0)
         return np.array([known.get(str(name), everywhere) for name in names]), codes
