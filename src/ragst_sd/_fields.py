@@ -168,8 +168,7 @@ _GROUNDED = (
         "obs",
         _keys.EMBEDDING_SHARE,
         'With `"rag"`: how much of the perturbation\'s embedding the rows that may be used span, from 0 to 1. All '
-        "that it adds "
-        "to their mean is multiplied with it.",
+        "that it adds to their mean is multiplied with it.",
         np.float64,
     ),
 )

@@ -48,8 +48,7 @@ def embedding_table(embedding: pd.DataFrame | Mapping[str, Any]) -> dict[str, An
     else:
         msg = (
             f"`embedding` is a {type(embedding).__name__}; give a data frame (genes as index) or a mapping from "
-            "gene "
-            "to vector."
+            "gene to vector."
         )
         raise TypeError(msg)
     if not np.issubdtype(rows.dtype, np.number) or rows.ndim != 2 or rows.shape[1] == 0:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._bank import context_codes, open_bank, with_cells
-from ragst_sd._eligibility import allowed_rows, check_fewer, recorded_where, where_of
+from ragst_sd._eligibility import allowed_rows, check_fewer, recorded_where
 from ragst_sd._gene_embedding import embed, lookup
 from ragst_sd._labels import as_names, labels
-from ragst_sd._perturbation_reference import perturbation_header
 from ragst_sd._validate import listing, require_known, require_some
 from ragst_sd.reference.perturbation_schema import TASK
 from ragst_sd.reference.perturbations import canonical, components
@@ -37,8 +36,6 @@ logger = logging.getLogger(__name__)
 BAR_AFTER = 1.0
 # Numbers held at once: queries x candidates x genes.
 _AT_ONCE = 3e7
-# What single precision leaves of a sum over rows.
-_SAME = 1e-3
 _VALUES = ("evidence", "adjustment")
 
 
@@ -260,54 +257,6 @@ def _stacked(selections: Sequence[Selection]) -> list[np.ndarray]:
     return out
 
 
-def response_from_half(
-    reference: AnnData,
-    header: Mapping[str, Any],
-    perturbation: str,
-    context: str,
-    response: np.ndarray,
-    genes: list[str],
-    state: np.ndarray | None,
-) -> np.ndarray | None:
-    """(g,) response that the fitted method predicts if all measured responses are against half 1 of the controls.
-
-    What was measured against half 2 shares no controls with it. Nothing, if the prediction at hand cannot be made
-    again: the reference was fitted anew since, each spot has a response of its own, or a network has learned from all
-    controls.
-
-    Parameters
-    ----------
-    header
-        Of the prediction.
-    response
-        (g,) the prediction at hand.
-    state
-        (g,) mean expression of the cells asked about; that of the context if left out.
-    """
-    if _keys.FIT not in perturbation_header(reference):
-        return None
-    bank = open_bank(reference, task=TASK)
-    method, n_neighbors = RESPONSE_METHODS[bank.fit.method], int(header["n_neighbors"])
-    if bank.fit.fit_hash != str(header["fit_hash"]) or method.learns == "values":
-        return None
-    at, whole = bank.genes.get_indexer(genes), None
-    if state is not None:
-        whole = np.full((1, len(bank.genes)), np.nan)
-        whole[0, at] = state
-    everybody = method.cites_candidates and n_neighbors == bank.fit.n_neighbors
-    exclude = [str(name) for name in np.atleast_1d(header["exclude"])]
-    task = Task(bank, None if everybody else n_neighbors, exclude, where_of(bank.ids, header))
-    ready = prepare(task, [(perturbation, context)], whole)
-
-    def answer(values: np.ndarray) -> np.ndarray:
-        _, again = replace(ready, bank=replace(ready.bank, values=values)).answer(ready.query)
-        return np.asarray((again.evidence + again.adjustment)[0, at])
-
-    if np.abs(answer(ready.bank.values) - response).max() > _SAME * np.abs(response).max() + 1e-6:
-        return None
-    return answer(ready.bank.screen.halves[0])
-
-
 def _learned_from(bank: Bank, query: Query, pairs: list[tuple[str, str]], method: Method, task: Task) -> dict[str, Any]:
     """The queries whose own perturbation was left out of what may be used, although the method was fitted on it."""
     own = np.array([[mine == other for other in bank.screen.perturbed] for mine in query.perturbed], dtype=bool)
@@ -340,8 +289,8 @@ def _require_rows(bank: Bank, query: Query, pairs: list[tuple[str, str]], method
         raise ValueError(msg)
     if n_neighbors is not None and method.cites and n_neighbors > eligible.min():
         msg = (
-            f"`n_neighbors` is {n_neighbors}, but only {eligible.min()} rows may be used. Ask for {eligible.min()} "
-            "at most."
+            f"`n_neighbors` is {n_neighbors}, but only {eligible.min()} rows may be used. "
+            f"Ask for {eligible.min()} at most."
         )
         raise ValueError(msg)
     if method.lacks is not None:
@@ -349,8 +298,7 @@ def _require_rows(bank: Bank, query: Query, pairs: list[tuple[str, str]], method
         bad = [f"{p} in {c} ({reason})" for (p, c), reason in zip(pairs, reasons, strict=True) if reason]
         if bad:
             msg = (
-                f"Method {task.bank.fit.method!r} has nothing to answer from for {listing(bad)}. Leave these out, "
-                "or "
+                f"Method {task.bank.fit.method!r} has nothing to answer from for {listing(bad)}. Leave these out, or "
                 "fit another method."
             )
             raise ValueError(msg)

@@ -41,8 +41,7 @@ def over_sections(*, not_with: str | None = None) -> Callable[[F], F]:
             if not_with is not None and kwargs.get(not_with) is not None:
                 msg = (
                     f"`{not_with}` belongs to one section, and `sdata` holds {len(sections)}. Call once for each "
-                    "of "
-                    "them."
+                    "of them."
                 )
                 raise ValueError(msg)
             results: dict[str, Any] = {}

@@ -75,8 +75,7 @@ class Shelf:
             if wrong is not None:
                 msg = (
                     f"{str(found)!r} in the mirror ({MIRROR}) is not the file of the catalogue: {wrong}. Replace "
-                    "or "
-                    "remove it."
+                    "or remove it."
                 )
                 raise ValueError(msg)
             return found

@@ -147,8 +147,7 @@ def _checked(store: Path, content_hash: str | None, repository: str, *, lazy: bo
         if expected is not None and current != expected:
             msg = (
                 f"The reference of {repository!r} has the content hash {current}, and {whose} says {expected}: it "
-                "is "
-                "not that reference."
+                "is not that reference."
             )
             raise ValueError(msg)
     return reference

@@ -242,8 +242,7 @@ def _matched(found: AnnData, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarra
         if len(twice):
             msg = (
                 f"{len(twice)} spots are duplicated in `{where}`, for example {listing(twice[:3])}. Keep one row "
-                "of "
-                "each."
+                "of each."
             )
             raise ValueError(msg)
     place = known.get_indexer(names)

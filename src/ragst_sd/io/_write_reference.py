@@ -111,8 +111,7 @@ def require_place(path: Path, *, overwrite: bool) -> None:
     if path.is_dir() or not is_reference(path):
         msg = (
             f"{path} exists and is not a reference, or a damaged one: it is not replaced. Delete it if it is "
-            "yours, "
-            "or choose another path."
+            "yours, or choose another path."
         )
         raise FileExistsError(msg)
 

@@ -21,8 +21,7 @@ logger = logging.getLogger(__name__)
 
 _TODO = (
     'Run `rg.tl.cross_validate(reference, genes="all")` or `rg.tl.calibrate(reference)`, and then `rg.tl.predict` '
-    "again: it "
-    "copies what they found."
+    "again: it copies what they found."
 )
 
 
@@ -191,8 +190,7 @@ def _column(table: AnnData, name: str) -> np.ndarray:
     if np.isnan(values).all():
         msg = (
             f"`var[{name!r}]` is NaN for all {table.n_vars} genes: it was not assessed when the prediction was "
-            "made. "
-            f"{_TODO}"
+            f"made. {_TODO}"
         )
         if name == _keys.NOISE_CEILING:
             msg += " A noise ceiling needs counts in the reference."

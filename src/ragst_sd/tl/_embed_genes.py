@@ -162,8 +162,7 @@ def _weighted(sets: Mapping[str, set[str]], min_terms: int) -> tuple[list[str], 
     if not genes:
         msg = (
             f"`gmt`: of {len(everyone)} genes in {len(members)} sets none is in {min_terms} sets that it shares "
-            "with "
-            "others."
+            "with others."
         )
         raise ValueError(msg)
     weighted = kept[placed] @ sp.diags(np.log(len(genes) / size))

@@ -110,8 +110,8 @@ def fit(
 
     Notes
     -----
-    A prediction is :math:`\sum_j w_j y_j + T(x)`, evidence of the cited rows and an adjustment. The page "The method" has
-    the equations and options of all methods. `pt_rag` is that of `PT-RAG <https://arxiv.org/abs/2603.07233>`__.
+    A prediction is :math:`\sum_j w_j y_j + T(x)`, evidence of the cited rows and an adjustment. The page "The method"
+    has the equations and options of all methods. `pt_rag` is that of `PT-RAG <https://arxiv.org/abs/2603.07233>`__.
 
     Examples
     --------

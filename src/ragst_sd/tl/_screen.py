@@ -70,8 +70,7 @@ def measure(
     if names.empty:
         msg = (
             f"No perturbation has {min_cells} cells beside controls of its context and batch. Lower `min_cells`, "
-            "or "
-            "leave `batch_key` out."
+            "or leave `batch_key` out."
         )
         raise ValueError(msg)
     cells["used"] = used & ~few

@@ -226,8 +226,7 @@ def _scale(
         if unit != str(normalization["unit"]):
             msg = (
                 f"The prediction is in {unit}, the screen in {normalization['unit']} of genes that it does not "
-                "name. "
-                "Build the reference of responses from counts."
+                "name. Build the reference of responses from counts."
             )
             raise ValueError(msg)
         return None
