@@ -84,3 +84,24 @@ def test_seeded_repeats_itself_and_leaves_the_callers_stream_alone():
             drawn.append(torch.rand(4))
     assert torch.equal(*drawn)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("allowed", [1, 2])
+def test_trains_on_one_thread_and_gives_the_others_back(allowed):
+    before, seen = torch.get_num_threads(), []
+    model = Counter()
+
+    def step(i):
+        seen.append(torch.get_num_threads())
+        if i == 2:
+            raise ZeroDivisionError
+        return model.weight.sum()
+
+    torch.set_num_threads(allowed)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            optimise(model, step, torch.optim.SGD(model.parameters(), lr=1.0), steps=5)
+        assert seen == [1, 1, 1]
+        assert torch.get_num_threads() == allowed
+    finally:
+        torch.set_num_threads(before)

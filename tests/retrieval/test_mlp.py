@@ -61,6 +61,17 @@ def test_parameters_are_plain_and_the_same_twice(training, fitted):
     assert 1 <= fitted["steps"] <= 60
 
 
+def test_the_number_of_threads_changes_nothing(training, fitted):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        again = fit_mlp(training, Run(OPTIONS, rng=1))
+    finally:
+        torch.set_num_threads(before)
+    for name, value in fitted.items():
+        np.testing.assert_array_equal(value, again[name])
+
+
 def test_fitting_leaves_the_callers_random_numbers_alone(training):
     torch.manual_seed(5)
     expected = torch.rand(3)

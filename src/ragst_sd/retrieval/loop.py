@@ -41,6 +41,22 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Operators of torch run on one thread inside.
+
+    Each step of a training is many products of small matrices. Threads that share one of them wait for one another:
+    beside other programs ten times as long as one thread takes. Sums also round alike on every machine then.
+    """
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+@one_thread()
 def optimise(
     model: nn.Module,
     step: Callable[[int], Tensor],
