@@ -25,6 +25,8 @@ class Run:
     progress: bool = False
     n_neighbors: int = 50
     n_candidates: int = 50
+    held_out: str = "group"
+    """What a group of rows is that is held out to choose settings, for instance a donor: said while it is."""
 
 
 @dataclass(frozen=True)

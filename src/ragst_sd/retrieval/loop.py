@@ -117,7 +117,7 @@ def optimise(
                 now = score()
             history.scores.append((taken, now))
             if bar is not None:
-                bar.set_postfix(inner=f"{now:.3f}")
+                bar.set_postfix_str(f"held-out score {now:.3f}")
             if now > history.best_score or history.best_score != history.best_score:
                 history.best_step, history.best_score = taken, now
                 best = copy.deepcopy(model.state_dict())

@@ -115,10 +115,11 @@ def fit_mlp(training: Bank, run: Run) -> dict[str, Any]:
 
     histories: list[History] = []
     head_scores: list[list[float]] = []
-    for inner, held in held_out_splits(training.folds):
+    splits = held_out_splits(training.folds)
+    for inner, held in splits:
         targets = standardised_targets(training, inner, n_genes, "mlp")
         score = _held_out_score(training, x[held], held, targets.genes)
-        label = f"mlp, group {len(histories) + 1} held out"
+        label = f"{run.held_out} held out: {len(histories) + 1} of {len(splits)}"
         network, history = _train(training, x, inner, targets, run, seeds[-1], max_steps, label, score)
         histories.append(history)
         head_scores.append(_score_head(training, _hidden([network], x), inner, held, targets.genes))
@@ -133,7 +134,7 @@ def fit_mlp(training: Bank, run: Run) -> dict[str, Any]:
     targets = standardised_targets(training, rows, n_genes, "mlp")
     networks = []
     for i, seed in enumerate(seeds[:-1]):
-        label = f"mlp, network {i + 1} of {n_seeds}"
+        label = f"training {i + 1} of {n_seeds}"
         network, history = _train(training, x, rows, targets, run, seed, steps, label)
         networks.append(network)
         histories.append(history)

@@ -128,8 +128,10 @@ def fit_rag(training: Bank, run: Run, *, candidates: str = "nearest") -> dict[st
     everything = np.arange(len(key))
     members: list[Member] = []
     # Who interrupts the search for the number of steps wants an end: one member then, and no unfinished one beside it.
-    for seed in range(1 if found["interrupted"] else int(options.n_seeds)):
-        member, history = _train(episodes, everything, run, seed=run.rng + seed, steps=steps, label=f"rag {seed + 1}")
+    n_seeds = 1 if found["interrupted"] else int(options.n_seeds)
+    for seed in range(n_seeds):
+        label = f"training {seed + 1} of {n_seeds}"
+        member, history = _train(episodes, everything, run, seed=run.rng + seed, steps=steps, label=label)
         if not (history.interrupted and members):
             members.append(member)
         if history.interrupted:
@@ -258,7 +260,7 @@ def _steps(episodes: Episodes, training: Bank, run: Run) -> tuple[int, dict[str,
             seed=run.rng,
             steps=most,
             held=held,
-            label=f"inner group {i + 1} of {len(splits)}",
+            label=f"{run.held_out} held out: {i + 1} of {len(splits)}",
         )
         histories.append(history)
         if history.interrupted:

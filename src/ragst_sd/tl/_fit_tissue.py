@@ -62,7 +62,7 @@ def fit_tissue(
         state=state_of(state, training.obs, training.embedding),
         types=None if types is None else np.asarray(types, dtype=np.float64),
     )
-    run = replace(run, n_neighbors=cited, n_candidates=compared)
+    run = replace(run, n_neighbors=cited, n_candidates=compared, held_out=inner_groups)
     parameters, key, queries = fit_method(method, training, run)
     calibration: dict[str, Any] = calibrate_grounding(queries, key, training.groups, cited, metric)
     appearance = calibrate_raw(raw[order], training.sections, training.groups)
