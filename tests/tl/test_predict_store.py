@@ -70,6 +70,16 @@ def test_intervals_and_lazy_references_in_a_store(query, reference, tmp_path):
     np.testing.assert_array_equal(stored.varm["interval_quantiles"], expected.varm["interval_quantiles"])
 
 
+@pytest.mark.parametrize("place", ["section.zarr/tables/predicted", "section.zarr/mine.zarr"])
+def test_a_store_inside_another_one_is_refused(query, fitted, tmp_path, place):
+    query.write(tmp_path / "section.zarr")
+    before = sorted((tmp_path / "section.zarr").rglob("*"))
+    with pytest.raises(ValueError, match=r"lies inside the store .*section\.zarr, .*`rg\.io\.write_table`"):
+        rg.tl.predict(query, fitted, store=tmp_path / place)
+    assert "predicted" not in query.tables
+    assert sorted((tmp_path / "section.zarr").rglob("*")) == before
+
+
 def test_a_store_is_replaced_only_when_the_new_one_is_complete(query, fitted, tmp_path, monkeypatch):
     path = tmp_path / "predicted.zarr"
     rg.tl.predict(query, fitted, store=path)

@@ -143,7 +143,7 @@ def predict(
         If the reference is not fitted or has changed since, embeddings were made differently, no row is eligible, a
         gene is known to neither rows nor single cells, or to single cells only and the method cites nobody,
         `n_neighbors` exceeds what was fitted or is eligible, another table has the name `key_added`, or intervals are
-        asked for that :func:`ragst_sd.tl.calibrate` did not prepare for this fit.
+        asked for that :func:`ragst_sd.tl.calibrate` did not prepare for this fit. If `store` lies inside another store.
 
     Notes
     -----

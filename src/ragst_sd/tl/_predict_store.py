@@ -38,10 +38,19 @@ def new_store(path: str | os.PathLike[str], n: int, n_genes: int, *, intervals: 
     ------
     FileExistsError
         If `path` holds anything but a predicted table.
+    ValueError
+        If `path` lies inside another store, which cannot be read with a folder in it that it does not know of.
     """
     import zarr
 
     path = link_target(Path(path))
+    outer = [one for one in path.absolute().parents if (one / "zarr.json").exists() or (one / ".zgroup").exists()]
+    if outer:
+        msg = (
+            f"{path} lies inside the store {outer[-1]}, which cannot be read any more with a table that it does not "
+            "know of. Choose a `store` beside it, or predict without `store` and call `rg.io.write_table`."
+        )
+        raise ValueError(msg)
     with locked(path, "predicted into"):
         recover(path)
         if path.exists() and not (path / "uns" / _keys.RETRIEVAL).is_dir():
