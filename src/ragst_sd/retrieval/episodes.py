@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,7 +73,9 @@ class Episodes:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp):
             phi_q, phi_b = member(self.x[q]), member((self.x if self.bank is None else self.bank)[b])
         phi_q, phi_b = phi_q.float(), phi_b.float()
-        closed = (self.groups[q][:, None, :] == self.groups[b][None, :, :]).any(dim=2)
+        # Column by column: a reduction over an axis of one or two takes longer than the comparison.
+        columns = zip(self.groups[q].T, self.groups[b].T, strict=True)
+        closed = reduce(torch.logical_or, (of_query[:, None] == of_bank for of_query, of_bank in columns))
         product = phi_q @ phi_b.T
         squared = ((phi_q**2).sum(1, keepdim=True) + (phi_b**2).sum(1)[None] - 2 * product).clamp_min(0)
         k = min(self.n_candidates, len(bank))
