@@ -131,8 +131,12 @@ def apply_adjustment(parameters: Mapping[str, Any], bank: Bank, selection: Selec
 
 
 def _ridge(u: np.ndarray, residual: np.ndarray, alpha: float) -> np.ndarray:
-    scale = np.trace(u.T @ u) / u.shape[1]
-    return np.linalg.solve(u.T @ u + alpha * (scale + 1e-300) * np.eye(u.shape[1]), u.T @ residual)
+    return _solve(u.T @ u, u.T @ residual, alpha)
+
+
+def _solve(gram: np.ndarray, moment: np.ndarray, alpha: float) -> np.ndarray:
+    scale = np.trace(gram) / len(gram)
+    return np.linalg.solve(gram + alpha * (scale + 1e-300) * np.eye(len(gram)), moment)
 
 
 def _directions(u: np.ndarray, residual: np.ndarray, alpha: float, rank: int) -> np.ndarray:
@@ -149,8 +153,10 @@ def _score(training: Bank, u: np.ndarray, missed: np.ndarray, truth: np.ndarray,
     scores = []
     for inner, held in held_out_splits(training.folds, None, usable):
         line = [within_section_pearson(evidence[held], truth[held], training.sections[held])]
+        of_inner, of_held = u[inner], u[held]
+        gram, moment = of_inner.T @ of_inner, of_inner.T @ missed[inner]
         for alpha in _ALPHAS:
-            added = u[held] @ _ridge(u[inner], missed[inner], float(alpha))
+            added = of_held @ _solve(gram, moment, float(alpha))
             line.append(within_section_pearson(evidence[held] + added, truth[held], training.sections[held]))
         scores.append(line)
     return mean_over_groups(scores, 1 + len(_ALPHAS))
