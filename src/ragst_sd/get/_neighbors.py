@@ -60,8 +60,8 @@ def neighbors(
     Of predicted responses one line per cell and cited row, with `perturbation`, `context`, `perturbation_type`,
     `n_cells` (cells that the response was measured on) and `reliability` (agreement of two halves of them) in place of
     what says where a spot lies; `technology` is that of the screen. A cell or spot whose prediction cites nobody has
-    one line of rank 0 and weight 0, whose `reference` says what the prediction is instead, such as `nothing cited:
-    mean of the responses that may be used`. Controls have no line.
+    one line of rank 0 and weight 0, whose `reference` says what the prediction is instead, such as
+    `nothing cited: mean of the responses that may be used`. Controls have no line.
 
     Read from `.obsm["retrieval_rows"]`, `["retrieval_weights"]`, `["retrieval_distances"]` and
     `.uns["retrieval"]`.
