@@ -119,8 +119,8 @@ MUTATIONS = (
     Mutation(
         "own donor teaches",
         "episodes.py",
-        "self.groups[b][None, :, :]).any(dim=2)",
-        "self.groups[b][None, :, :]).all(dim=2)",
+        "reduce(torch.logical_or, (of_query",
+        "reduce(torch.logical_and, (of_query",
         "episodes",
     ),
     Mutation(
