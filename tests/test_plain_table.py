@@ -39,19 +39,21 @@ CALLS = {
     "risk_coverage": lambda sdata, reference: rg.get.risk_coverage(sdata),
     "neighbors": lambda sdata, reference: rg.get.neighbors(sdata),
     "influence": lambda sdata, reference: rg.get.influence(sdata, reference, group_key="donor"),
-    "report": lambda sdata, reference: rg.tl.report(sdata, reference),
+    "report": lambda sdata, reference: rg.tl.report(sdata, reference, pictures=False)[0].read_text(encoding="utf-8"),
 }
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_the_same_answers(predicted, sparse, fitted, call):
+def test_the_same_answers(predicted, sparse, fitted, call, tmp_path, monkeypatch):
+    # Where a report lands whose place is left out.
+    monkeypatch.chdir(tmp_path)
     expected = CALLS[call](predicted, fitted)
     predicted.tables["predicted"] = sparse
     found = CALLS[call](predicted, fitted)
     if isinstance(found, pd.DataFrame):
         pd.testing.assert_frame_equal(found, expected)
     else:
-        assert str(found) == str(expected)
+        assert found == expected and len(found) > 1000
 
 
 def test_pictures(predicted, sparse, fitted):
