@@ -109,9 +109,8 @@ def read_hest(
     missing = [str(file.relative_to(folder)) for file in files.values() if not file.is_file()]
     if missing:
         msg = (
-            f"{listing(missing)} of section {sample!r} not found in {str(folder)!r}. A section of HEST needs three "
-            "files: "
-            f'counts, picture and metadata. `rg.datasets.load("hest_1k", samples=[{sample!r}])` downloads them.'
+            f"{listing(missing)} of section {sample!r} not found in {str(folder)!r}. A section of HEST needs "
+            f'three files: counts, picture and metadata. `rg.datasets.load("hest_1k", samples=[{sample!r}])` downloads them.'
         )
         raise FileNotFoundError(msg)
     # Not strictly JSON: HEST writes NaN where a field is unknown.
