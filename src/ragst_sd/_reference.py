@@ -199,9 +199,3 @@ def require_in_memory(reference: AnnData, what: str = "The reference is") -> Non
             "first."
         )
         raise ValueError(msg)
-
-
-def id_order(reference: AnnData) -> np.ndarray:
-    """(rows,) rank of each reference id, which decides between equal distances."""
-    ids = reference.obs_names.to_numpy(dtype=str)
-    return np.argsort(np.argsort(ids, kind="stable"))

@@ -110,7 +110,8 @@ def read_hest(
     if missing:
         msg = (
             f"{listing(missing)} of section {sample!r} not found in {str(folder)!r}. A section of HEST needs "
-            f'three files: counts, picture and metadata. `rg.datasets.load("hest_1k", samples=[{sample!r}])` downloads them.'
+            "three files: counts, picture and metadata. "
+            f'`rg.datasets.load("hest_1k", samples=[{sample!r}])` downloads them.'
         )
         raise FileNotFoundError(msg)
     # Not strictly JSON: HEST writes NaN where a field is unknown.
