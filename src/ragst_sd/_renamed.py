@@ -42,7 +42,7 @@ def place_of(package: str, name: str) -> str:
 
 
 def with_names_told(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """The same function; a call with names that it has not is answered with those that it has."""
+    """The same function; a call with a name that it does not have gets an error that says the right one."""
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -45,8 +45,8 @@ def seeded(seed: int) -> Iterator[None]:
 def one_thread() -> Iterator[None]:
     """Operators of torch run on one thread inside.
 
-    Each step of a training is many products of small matrices. Threads that share one of them wait for one another:
-    beside other programs ten times as long as one thread takes. Sums also round alike on every machine then.
+    Each step of a training is many products of small matrices. Threads that share one of them wait for one another,
+    beside other programs for much longer than one thread takes. Sums then round alike whatever the number of threads.
     """
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
