@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import ragst_sd as rg
+from ragst_sd._prediction_id import write_sums
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +35,7 @@ def path(predicted, fitted, tmp_path):
     """A page with truth, intervals of spots, trust in genes and an adjustment."""
     table = predicted.tables["predicted"]
     table.X += np.linspace(-0.2, 0.3, table.n_vars, dtype=np.float32)
+    write_sums(table)
     table.layers["lower"], table.layers["upper"] = table.X - 0.25, table.X + 0.5
     table.uns["retrieval"] |= {"interval_level": 0.9, "interval_unit": "spot"}
     table.var["cv_pearson"] = np.linspace(0.9, -0.2, table.n_vars)
@@ -364,6 +366,7 @@ def test_spot_without_a_value_says_so(predicted, fitted, tmp_path, open_page):
     table = predicted.tables["predicted"]
     for values in (table.X, table.layers["evidence"]):
         values[2] = np.nan
+    write_sums(table)
     table.obsm["retrieval_rows"][2], table.obsm["retrieval_weights"][2] = -1, 0
     table.obs["n_donors"] = np.where(np.arange(table.n_obs) == 2, 0, table.obs["n_donors"])
     table.obs["out_of_reference"] = np.arange(table.n_obs) == 2
