@@ -103,6 +103,7 @@ def open_bank(reference: AnnData, *, task: str = "histology", fitted: bool = Tru
         donors=donors,
         types=None if header.cell_types is None else reference.obsm[_keys.CELL_TYPE_FRACTION],
         key=reference.obsm.get(_keys.RETRIEVAL_KEY),
+        regression_key=reference.obsm.get(_keys.REGRESSION_KEY),
         ids=reference.obs_names.to_numpy(dtype=str),
         genes=reference.var_names,
         obs=obs,

@@ -42,7 +42,8 @@ EVIDENCE = Field(
     "layers",
     _keys.EVIDENCE,
     "What the cited rows say: the weighted average of measured profiles, each relative to the mean of its section "
-    "and put back on the mean of the rows that may be used. `.X` minus this layer is the adjustment.",
+    'and put back on the mean of the rows that may be used; with `rag`, by its share `.var["retrieval_share"]`. `.X` '
+    "minus this layer is the adjustment.",
 )
 POINTERS = (
     Field(
@@ -85,6 +86,12 @@ TISSUE = (
     Field("layers", _keys.LOWER, "With `intervals`: lower limit; not below zero unless `.X` is."),
     Field("layers", _keys.UPPER, "With `intervals`: upper limit. NaN for genes without a quantile."),
     *POINTERS,
+    Field(
+        "obsm",
+        _keys.REGRESSION_KEY,
+        "With `rag`: (spots, q) the spots as its regression takes them, from which :func:`ragst_sd.get.explain` resolves "
+        "it into rows.",
+    ),
     Field(
         "obsm",
         _keys.CELL_TYPE_FRACTION,
@@ -144,6 +151,13 @@ TISSUE = (
         np.float64,
     ),
     Field("var", _keys.NOISE_CEILING, "The most that the noise of the counts allows.", np.float64),
+    Field(
+        "var",
+        _keys.RETRIEVAL_SHARE,
+        "Share of the cited rows in the prediction, from 0 to 1, as held-out groups decided; the rest is that of a "
+        "regression. 1 for other methods that cite, else 0.",
+        np.float64,
+    ),
     Field(
         "var", _keys.EVIDENCE, 'Whether the gene was `"measured"` in tissue or comes from `"scRNA-seq"`.', "category"
     ),

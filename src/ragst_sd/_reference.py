@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
     from anndata import AnnData
 
+    from ragst_sd.retrieval.bank import Bank
+
 # Rows that are looked at together where all rows are gone through.
 ROW_BLOCK = 8192
 HASH_BLOCK = 1024
@@ -67,13 +69,18 @@ def require_unchanged(reference: AnnData, fit: Mapping[str, Any], current: str) 
         raise ValueError(msg)
 
 
-def fit_hash(reference: AnnData, header: dict[str, Any], fit: dict[str, Any], key: np.ndarray | None = None) -> str:
-    """Hash of all that a prediction depends on beside the reference's content, with `key` for its rows in phi-space."""
+def fit_hash(reference: AnnData, header: dict[str, Any], fit: dict[str, Any], bank: Bank | None = None) -> str:
+    """Hash of all that a prediction depends on beside the reference's content; of `bank`, rows as a new fit has them."""
+    obsm = (
+        reference.obsm if bank is None else {_keys.RETRIEVAL_KEY: bank.key, _keys.REGRESSION_KEY: bank.regression_key}
+    )
+    regression = obsm.get(_keys.REGRESSION_KEY)
     parts = {name: value for name, value in fit.items() if name != "fit_hash"}
     return parameters_hash(
         {
             "fit": parts,
-            "key": np.asarray(reference.obsm[_keys.RETRIEVAL_KEY] if key is None else key),
+            "key": np.asarray(obsm[_keys.RETRIEVAL_KEY]),
+            **({} if regression is None else {"regression_key": np.asarray(regression)}),
             "standardize": bool(header["standardize"]),
             # The species names genes and weighs nothing; fits of references without it stay valid.
             "sections": {name: np.asarray(v) for name, v in header["sections"].items() if name != "species"},

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._cell_types import is_scrna
+from ragst_sd._cell_types import is_scrna, measured_columns
 from ragst_sd._cited_values import level_means, measured_values
 from ragst_sd._results import gene_index, holds_responses, matching_bank, predicted, require_matching, spot_index
-from ragst_sd._validate import require_key
+from ragst_sd._validate import require_choice, require_key
 from ragst_sd.get._cell_type_lines import cell_type_lines
+from ragst_sd.get._regression_lines import regression_lines
 from ragst_sd.get._response_parts import response_parts
 from ragst_sd.retrieval.training import dense
 
@@ -32,13 +33,17 @@ def explain(
     obs_names: str | Sequence[str],
     genes: str | Sequence[str],
     prediction_key: str = "predicted",
+    terms: str = "cited",
 ) -> pd.DataFrame:
     r"""Take a predicted value apart into the measured values it was made from.
 
-    .. math:: \hat y_g(x) = \sum_j w_{jg}\, (y_{jg} + c_{jg}) + a_g(x)
+    .. math:: \hat y_g(x) = a_g \sum_j w_{jg}\, (y_{jg} + c_{jg}) + (1 - a_g)\, m_g
+              + (1 - a_g) \sum_j H_j (y_{jg} - m_{s(j)g})
 
-    with one line for each cited row j: its `weight` w among the cited rows that measured gene g, its measured `value`
-    y, the `correction` c of its section, and their product, the `contribution`; the last line is the `adjustment` a.
+    with one line for each cited row j: its `weight`, the share a of retrieval times w among the cited rows that
+    measured gene g, its measured `value` y, the `correction` c of its section, and their product, the `contribution`.
+    Then come the mean m by what is left of the share, and the regression H of `rag`. Methods without a regression
+    have a = 1 and a last line `adjustment`.
 
     Parameters
     ----------
@@ -52,6 +57,8 @@ def explain(
         Gene or genes.
     prediction_key
         Name of the predicted table.
+    terms
+        `"cited"` sums the regression of `rag` up by section; `"all"` gives it row by row, over all rows that were used.
 
     Returns
     -------
@@ -60,7 +67,9 @@ def explain(
     brings the row's section to the mean of the reference; 0 where sections were not centred), `contribution` (weight
     times the sum of value and correction). Contributions add up to the prediction. Rows that did not measure the gene
     have weight 0 and value NaN, and the others share their weight. Methods that cite nobody give `reference mean` and
-    `adjustment`. A spot without an embedding, or a gene that no cited row measured, gives a line `not measured` with
+    `adjustment`. Where the regression of `rag` takes part, `reference mean` holds what is left of the weight, and in
+    place of `adjustment` there is a line `regression` for each section, or one line named by each row, with signed
+    weights; of a reference on disk, whose rows are not read for it, a single one. A spot without an embedding, or a gene that no cited row measured, gives a line `not measured` with
     NaN.
 
     Lines of a gene from single cells (`.var["evidence"]` is `"scRNA-seq"`) are cell types: `reference` is the type,
@@ -76,14 +85,14 @@ def explain(
 
     Measured values are read from the reference, which the table only points to; `.X`, `.layers["evidence"]`,
     `.layers["response"]` (of responses), `.obsm["retrieval_rows"]`, `["retrieval_weights"]` and `.uns["retrieval"]`
-    from the table; signatures from the reference, fractions from `.obsm["cell_type_fraction"]` of the table.
+    from the table, with `rag` also `.obsm["regression_key"]` and `.var["retrieval_share"]`; signatures from the reference, fractions from `.obsm["cell_type_fraction"]` of the table.
 
     Raises
     ------
     KeyError
         If the table, its evidence, a spot or a gene does not exist.
     ValueError
-        If the table has lost its provenance, or the reference is missing, is another one, or was fitted anew without
+        If `terms` is neither, the table has lost its provenance, or the reference is missing, is another one, or was fitted anew without
         the means of its sections; or its cell types are others than those of the prediction.
 
     Examples
@@ -104,6 +113,8 @@ def explain(
     """
     import pandas as pd
 
+    require_choice(terms, ("cited", "all"), "terms")
+    by_row = terms == "all"
     table, header = predicted(sdata, prediction_key, any_task=True, exact=True)
     for name in (_keys.EVIDENCE, _keys.RESPONSE) if holds_responses(header) else (_keys.EVIDENCE,):
         require_key(name, table.layers, "table.layers", "It is written with the prediction; predict again.")
@@ -113,10 +124,10 @@ def explain(
     bank = matching_bank(reference, header, _cited_by(table, header, spots)[1])
     scrna = is_scrna(table, columns)
     if not scrna.any():
-        return _from_rows(bank, header, table, spots, columns)
+        return _from_rows(bank, header, table, spots, columns, by_row=by_row)
     parts = [cell_type_lines(bank, header, table, spots, columns[scrna])]
     if not scrna.all():
-        parts.append(_from_rows(bank, header, table, spots, columns[~scrna]))
+        parts.append(_from_rows(bank, header, table, spots, columns[~scrna], by_row=by_row))
     both = pd.concat(parts, ignore_index=True)
     by_spot = pd.Index(table.obs_names[spots]).get_indexer(both["query"])
     by_gene = pd.Index(table.var_names[columns]).get_indexer(both["gene"])
@@ -124,7 +135,7 @@ def explain(
 
 
 def _from_rows(
-    bank: Bank, header: dict[str, Any], table: AnnData, spots: np.ndarray, genes: np.ndarray
+    bank: Bank, header: dict[str, Any], table: AnnData, spots: np.ndarray, genes: np.ndarray, *, by_row: bool
 ) -> pd.DataFrame:
     """Lines of genes that were measured."""
     import pandas as pd
@@ -132,41 +143,69 @@ def _from_rows(
     prediction = dense(table.X[spots][:, genes]).astype(np.float64)
     evidence = dense(table.layers[_keys.EVIDENCE][spots][:, genes]).astype(np.float64)
     cited, found = _lines(bank, header, table, spots, genes)
+    stack = _keys.REGRESSION_KEY in table.obsm
+    # What retrieval says by its share; where no cited row measured a gene, nothing.
+    share = np.where(found.served, _share(table, genes) if stack else 1.0, 0.0)
+    mean = ~found.served & np.isfinite(evidence)
+    level = evidence
+    if stack:
+        levels, level_of = level_means(bank, header, table, table.var_names[genes])
+        columns = measured_columns(bank.genes, table.var_names[genes], bank.header.cell_types)
+        level = np.asarray(bank.fit.parameters["reference_mean"])[columns] + levels[level_of[spots]]
+        mean |= np.isfinite(evidence) & (share < 1)
+    rest = regression_lines(
+        bank,
+        header,
+        table,
+        spots,
+        genes,
+        share=np.where(np.isfinite(evidence), 1 - share, 0.0) if stack else np.zeros(evidence.shape),
+        total=prediction - evidence,
+        by_row=by_row,
+    )
 
-    # Each spot and gene has a place for what stands in for cited rows, for each cited row, and for the adjustment.
-    shape = (len(spots), len(genes), found.used.shape[-1] + 2)
-    keep = np.zeros(shape, dtype=bool)
-    keep[..., 0], keep[..., 1:-1], keep[..., -1] = ~found.served, found.used, True
-    mean = ~found.served & np.isfinite(evidence) & (len(header[_keys.CITED]) == 0)
-    line = np.empty(shape, dtype=np.int64)
-    line[..., 0], line[..., 1:-1], line[..., -1] = len(cited) + ~mean, found.rows, len(cited) + 2
+    # Each spot and gene has a place for each cited row, for the mean that stands in for them, and for the rest.
+    n_rest = len(rest.reference)
+    keep = np.concatenate(
+        [found.used, (~found.served | mean)[..., None], np.ones((*evidence.shape, n_rest), dtype=bool)], axis=2
+    )
+    if n_rest > 1:
+        keep[..., -n_rest:] &= (rest.weight != 0) | (rest.contribution != 0)
+    place = np.broadcast_to(len(cited) + 2 + np.arange(n_rest), (*evidence.shape, n_rest))
+    line = np.concatenate([found.rows, (len(cited) + ~mean)[..., None], place], axis=2)
     numbers = {
-        "weight": (np.where(mean, 1.0, np.nan), found.weight, np.nan),
-        "value": (np.where(mean, evidence, np.nan), found.value, np.nan),
-        "correction": (np.where(mean, 0.0, np.nan), found.correction, np.nan),
-        "contribution": (np.where(mean, evidence, np.nan), found.contribution, prediction - evidence),
+        "weight": (found.weight * share[..., None], np.where(mean, 1 - share, np.nan), rest.weight),
+        "value": (found.value, np.where(mean, level, np.nan), rest.value),
+        "correction": (found.correction, np.where(mean, 0.0, np.nan), rest.correction),
+        "contribution": (
+            found.contribution * share[..., None],
+            np.where(mean, (1 - share) * level, np.nan),
+            rest.contribution,
+        ),
     }
-    columns = {}
-    for name, (first, middle, last) in numbers.items():
-        column = np.empty(shape)
-        column[..., 0], column[..., 1:-1], column[..., -1] = first, middle, last
-        columns[name] = column[keep]
+    filled = {
+        name: np.concatenate([first, middle[..., None], last], axis=2)[keep]
+        for name, (first, middle, last) in numbers.items()
+    }
     spot, one, _ = np.nonzero(keep)
     line = line[keep]
     names = {
-        "reference": np.array([*cited["reference"], "reference mean", "not measured", "adjustment"], dtype=object),
-        **{
-            name: np.array([*cited[name].astype(str), "", "", ""], dtype=object) for name in (_keys.DONOR, _keys.SAMPLE)
-        },
+        "reference": np.array([*cited["reference"], "reference mean", "not measured", *rest.reference], dtype=object),
+        _keys.DONOR: np.array([*cited[_keys.DONOR].astype(str), "", "", *rest.donor], dtype=object),
+        _keys.SAMPLE: np.array([*cited[_keys.SAMPLE].astype(str), "", "", *rest.sample], dtype=object),
     }
     return pd.DataFrame(
         {
             "query": table.obs_names.to_numpy(dtype=object)[spots][spot],
             "gene": table.var_names.to_numpy(dtype=object)[genes][one],
             **{name: values[line] for name, values in names.items()},
-            **columns,
+            **filled,
         }
     )
+
+
+def _share(table: AnnData, genes: np.ndarray) -> np.ndarray:
+    return table.var[_keys.RETRIEVAL_SHARE].to_numpy(np.float64)[genes]
 
 
 class _Lines(NamedTuple):

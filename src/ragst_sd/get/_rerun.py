@@ -126,7 +126,7 @@ class Rerun:
             n_neighbors=self._n_neighbors,
             backend=self._backend,
         )
-        part = part_of(self._bank, self._genes, selected.level_rows, spread=False)
+        part = part_of(self._bank, self._genes, selected, spread=False)
         return selected.selection, predict(part, selected.selection, spread_over_workers)["prediction"]
 
     def _on_all_spots(self, values: np.ndarray) -> np.ndarray:

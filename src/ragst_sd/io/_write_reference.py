@@ -177,7 +177,8 @@ def _current_parts(reference: AnnData) -> dict[str, dict[str, Any]]:
         header[_keys.ANNOTATIONS_HASH] = annotations_hash(reference)
     if current != header["content_hash"]:
         header["content_hash"] = current
-        obsm.pop(_keys.RETRIEVAL_KEY, None)
+        for name in (_keys.RETRIEVAL_KEY, _keys.REGRESSION_KEY):
+            obsm.pop(name, None)
         fitted = header.pop(_keys.FIT, None) is not None
         logger.warning(
             "The reference changed after it was built%s.",

@@ -107,6 +107,8 @@ class Bank:
     """(m, t) fractions of cell types, NaN for rows without."""
     key: Any = None
     """(m, q) rows as they are compared: principal components while a method is fitted, then rows in phi-space."""
+    regression_key: Any = None
+    """(m, q) features of the rows in the regression of a stack."""
     ids: Any = None
     """(m,) names, which decide between equal distances."""
     genes: Any = None
@@ -272,6 +274,8 @@ class Selection:
     """(n, k) nearest rows, cited or not."""
     level: Any = None
     """(n,) queries with the same code may use the same rows."""
+    features: Any = None
+    """(n, q) features of the queries in the regression of a stack."""
     distance: Any = None
     """(n,) mean distance to the nearest rows in phi-space."""
     unlike: Any = None

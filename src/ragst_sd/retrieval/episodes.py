@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from ragst_sd.retrieval.model import Member
     from ragst_sd.retrieval.rag import RagOptions
 
-_BATCH = 1024
-_BANK = 8192
+_BATCH = 256
+_BANK = 4096
+_SCORED = 1024
 # Below this many rows a dense product of weights and profiles is faster than gathering the profiles of each candidate.
 _DENSE_BANK = 4096
 _WARM, _COLD = 1.0, 0.2
@@ -117,10 +118,16 @@ class Episodes:
             loss = loss + self.options.sparsity * (1 / concentration).mean() / weights.shape[1]
         return loss
 
+    def evidence(self, member: Member, queries: np.ndarray, bank: np.ndarray) -> np.ndarray:
+        """(n, g) evidence of held-out queries from the bank, without gradients."""
+        with torch.no_grad():
+            parts = [self.predict(member, queries[i : i + _SCORED], bank)[0] for i in range(0, len(queries), _SCORED)]
+        return torch.cat(parts).cpu().numpy().astype(np.float64)
+
     def score(self, member: Member, queries: np.ndarray, bank: np.ndarray) -> float:
-        """Within-section Pearson of the evidence of held-out queries, over the training genes."""
-        parts = [self.predict(member, queries[i : i + _BATCH], bank)[0] for i in range(0, len(queries), _BATCH)]
+        """Within-section Pearson of the evidence of held-out queries, of some where there are many."""
+        queries = queries[:: -(-len(queries) // _SCORED)]
         index = torch.as_tensor(queries, device=self.y.device)
         return within_section_pearson(
-            torch.cat(parts).cpu().numpy(), self.y[index].cpu().numpy(), self.sections[index].cpu().numpy()
+            self.evidence(member, queries, bank), self.y[index].cpu().numpy(), self.sections[index].cpu().numpy()
         )

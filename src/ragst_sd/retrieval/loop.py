@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# A score that rises by less is as good as before.
+_RISES = 1e-3
+
 
 @dataclass
 class History:
@@ -65,6 +68,7 @@ def optimise(
     steps: int,
     score: Callable[[], float] | None = None,
     every: int = 5,
+    patience: int | None = None,
     progress: bool = False,
     label: str = "",
 ) -> History:
@@ -76,6 +80,8 @@ def optimise(
         Loss of the i-th step.
     score
         Called every `every` steps in eval mode without gradients; larger is better. Without it the last state counts.
+    patience
+        Number of scores over which the best one has to rise, or training ends; `None`: it takes all steps.
 
     Raises
     ------
@@ -121,6 +127,10 @@ def optimise(
             if now > history.best_score or history.best_score != history.best_score:
                 history.best_step, history.best_score = taken, now
                 best = copy.deepcopy(model.state_dict())
+            if patience is not None and len(history.scores) > patience:
+                before = max(then for _, then in history.scores[:-patience])
+                if not history.best_score > before + _RISES:
+                    break
     except KeyboardInterrupt:
         history.interrupted = True
         logger.warning("%s was interrupted after %d of %d steps; the best state so far is kept.", label, taken, steps)

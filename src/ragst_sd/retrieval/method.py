@@ -36,6 +36,8 @@ class Method:
     """(parameters, principal components (n, p)) -> (n, q) places in phi-space; `None` leaves them as they are."""
     place_rows: Callable[[Mapping[str, Any], Bank], np.ndarray | None] | None = None
     """(parameters, bank) -> rows in phi-space, where they are not placed as queries are; else `None`."""
+    regress: Callable[[Mapping[str, Any], np.ndarray], np.ndarray] | None = None
+    """(parameters, principal components (n, p)) -> (n, q) features of the regression of a stack; else `None`."""
     per_gene: tuple[str, ...] = ()
     """Parameters of `answer` whose last axis is genes."""
     per_row: tuple[str, ...] = ()

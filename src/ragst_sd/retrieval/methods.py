@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from ragst_sd.retrieval.knn import KNN, KNN_SUPERVISED
 from ragst_sd.retrieval.mlp import MLP
 from ragst_sd.retrieval.projection import fit_pca, project
 from ragst_sd.retrieval.rag import RAG, RANDOM_RAG
+from ragst_sd.retrieval.regression import REGRESSION
 from ragst_sd.retrieval.ridge import MEAN, RIDGE
 from ragst_sd.retrieval.training import reference_mean
 
@@ -56,14 +57,21 @@ def method_of_fit(name: str) -> Method:
     raise ValueError(msg)
 
 
-def fit_method(name: str, training: Bank, run: Run) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """Fit the principal components of (standardised) embeddings, and the method on top of them.
+class Fitted(NamedTuple):
+    """What a method learned, and where it places the rows of the reference."""
 
-    Returns
-    -------
-    Plain parameters (the components, the per-gene reference mean, shifts of sections, and the method's own), the rows
-    in phi-space as a bank, and as queries.
-    """
+    parameters: dict[str, Any]
+    """Plain: the components, the per-gene reference mean, shifts of sections, and the method's own."""
+    key: np.ndarray
+    """Rows in phi-space, as they are searched."""
+    queries: np.ndarray
+    """The same rows, placed as queries are."""
+    features: np.ndarray | None
+    """Rows as the regression of a stack takes them."""
+
+
+def fit_method(name: str, training: Bank, run: Run) -> Fitted:
+    """Fit the principal components of (standardised) embeddings, and the method on top of them."""
     mean, axes = fit_pca(training.embedding, int(run.options.n_components))
     if axes.shape[1] == 0:
         msg = "The embeddings do not vary between the rows of the reference: nothing can be searched."
@@ -80,11 +88,25 @@ def fit_method(name: str, training: Bank, run: Run) -> tuple[dict[str, Any], np.
         parameters["section_shifts"] = section_shifts(training)
     phi = training.key if method.place is None else method.place(parameters, training.key)
     placed = None if method.place_rows is None else method.place_rows(parameters, training)
-    return parameters, phi if placed is None else placed, phi
+    features = _features(method, parameters, training.key)
+    return Fitted(parameters, phi if placed is None else placed, phi, features)
 
 
 def phi_of(name: str, parameters: Mapping[str, Any], embedding: np.ndarray) -> np.ndarray:
     """Place standardised embeddings (n, d) in phi-space."""
-    key = project(embedding, np.asarray(parameters["projection_mean"]), np.asarray(parameters["projection"]))
-    place = METHODS[name].place
+    place, key = METHODS[name].place, _components(parameters, embedding)
     return key if place is None else place(parameters, key)
+
+
+def features_of(name: str, parameters: Mapping[str, Any], embedding: np.ndarray) -> np.ndarray | None:
+    """Features of standardised embeddings (n, d) in the regression of a stack; `None` where there is none."""
+    return _features(METHODS[name], parameters, _components(parameters, embedding))
+
+
+def _components(parameters: Mapping[str, Any], embedding: np.ndarray) -> np.ndarray:
+    return project(embedding, np.asarray(parameters["projection_mean"]), np.asarray(parameters["projection"]))
+
+
+def _features(method: Method, parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray | None:
+    # A fit may have left the regression out.
+    return None if method.regress is None or REGRESSION not in parameters else method.regress(parameters, key)

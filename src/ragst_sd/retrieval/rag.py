@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ragst_sd.retrieval.adjustment import apply_adjustment, fit_adjustment
 from ragst_sd.retrieval.blocks import in_blocks
 from ragst_sd.retrieval.centering import section_shifts
 from ragst_sd.retrieval.episodes import Episodes
-from ragst_sd.retrieval.evidence import cite, cited_mean
+from ragst_sd.retrieval.evidence import cite
 from ragst_sd.retrieval.gate import GATES
 from ragst_sd.retrieval.loop import optimise, seeded
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.model import Member, RetrievalModel, model_from_arrays, state_to_arrays
 from ragst_sd.retrieval.options import CitingOptions, choice, count, not_negative, positive, share, switch
+from ragst_sd.retrieval.regression import fit_regression, regression_features
+from ragst_sd.retrieval.stack import nothing_cited, stacked
 from ragst_sd.retrieval.targets import best_step, held_out_splits, mean_curve, standardised_targets
 from ragst_sd.retrieval.type_filter import fit_types, typed_queries
 
@@ -68,11 +69,13 @@ class RagOptions(CitingOptions):
     n_seeds
         Members, each trained from a seed of its own.
     max_steps
-        Training steps at most; how many are taken is chosen on held-out groups.
+        Training steps at most; how many are taken is chosen on held-out groups. Training ends earlier where their
+        score no longer rises.
     learning_rate, weight_decay
         Of AdamW.
-    adjustment_rank
-        Rank of the regression T of what the evidence missed; 0: no adjustment.
+    regression
+        Let the regression H take part, as far as held-out groups are predicted better with it. `random_rag`, which is
+        a control of retrieval, does without.
     """
 
     n_latent: int = count(64)
@@ -86,19 +89,21 @@ class RagOptions(CitingOptions):
     sparsity: float = not_negative(0.0)
     n_train_genes: int = count(250)
     n_seeds: int = count(3)
-    max_steps: int = count(120)
-    learning_rate: float = positive(3e-3)
+    max_steps: int = count(240)
+    learning_rate: float = positive(6e-3)
     weight_decay: float = not_negative(1e-4)
-    adjustment_rank: int = count(16, least=0)
+    regression: bool = switch(default=True)
 
 
 _BLOCK = 256
 _EVERY = 10
+# Scores over which the best one has to rise, or training ends.
+_PATIENCE = 3
 _LANES = 8
 
 
 def fit_rag(training: Bank, run: Run, *, candidates: str = "nearest") -> dict[str, Any]:
-    r"""Train phi and the gate on episodes, then the adjustment T in closed form.
+    r"""Train phi and the gate on episodes, then the regression H and the share of retrieval in closed form.
 
     In an episode the queries retrieve from rows of other groups and donors only. The loss is the squared error of the
     evidence in standard deviations of each gene, plus one minus its correlation within sections, plus a penalty on the
@@ -107,13 +112,10 @@ def fit_rag(training: Bank, run: Run, *, candidates: str = "nearest") -> dict[st
 
     Returns
     -------
-    `model_*`, `input_scale`, `gate`, the parameters of T, and what the training found
-    (`training_steps`, `inner_score`, `inner_curve`, `interrupted`).
+    `model_*`, `input_scale`, `gate`, those of :func:`ragst_sd.retrieval.regression.fit_regression`, and what the
+    training found (`training_steps`, `inner_score`, `inner_curve`, `interrupted`).
     """
     options, key = run.options, training.key
-    shifts = section_shifts(training)
-    if not options.center_sections:
-        shifts = np.zeros_like(shifts)
     input_scale = float(np.sqrt((key**2).mean())) or 1.0
     types: dict[str, Any] = {}
     bank = key
@@ -124,7 +126,7 @@ def fit_rag(training: Bank, run: Run, *, candidates: str = "nearest") -> dict[st
     if options.cell_types:
         episodes.bank = torch.as_tensor(bank / input_scale, dtype=torch.float32, device=run.device)
         episodes.n_types = own.shape[1]
-    steps, found = _steps(episodes, training, run)
+    steps, found, splits, evidence = _steps(episodes, training, run)
     everything = np.arange(len(key))
     members: list[Member] = []
     # Who interrupts the search for the number of steps wants an end: one member then, and no unfinished one beside it.
@@ -138,24 +140,20 @@ def fit_rag(training: Bank, run: Run, *, candidates: str = "nearest") -> dict[st
             found["interrupted"] = True
             break
     model = RetrievalModel(members).cpu()
-    parameters = {
+    parameters: dict[str, Any] = {
         **state_to_arrays(model),
         "input_scale": np.float64(input_scale),
         "gate": str(options.gate),
         **types,
         **found,
     }
-    adjustment = fit_adjustment(
-        training,
-        _placed(parameters, key),
-        _placed(parameters, bank),
-        partial(select, parameters),
-        shifts,
-        run=run,
-        rank=int(options.adjustment_rank),
-        candidates=candidates,
-    )
-    return {**parameters, **adjustment}
+    if not options.regression:
+        return parameters
+    shifts = section_shifts(training)
+    if not options.center_sections:
+        shifts = np.zeros_like(shifts)
+    targets = episodes.y.cpu().numpy().astype(np.float64)
+    return {**parameters, **fit_regression(training, targets, splits, evidence, shifts, rng=run.rng)}
 
 
 def rag_phi(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
@@ -193,7 +191,9 @@ def _placed(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
 
 
 def select(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
-    """The candidates with the largest weights of the gate."""
+    """The candidates with the largest weights of the gate; none where the regression says all."""
+    if not np.any(parameters.get("retrieval_share", 1)):
+        return nothing_cited(query)
     return cite(query, gate_weights(parameters, bank.key, query))
 
 
@@ -247,13 +247,16 @@ def _episodes(training: Bank, x: np.ndarray, run: Run, candidates: str) -> Episo
     )
 
 
-def _steps(episodes: Episodes, training: Bank, run: Run) -> tuple[int, dict[str, Any]]:
-    """Steps at which the mean inner score is best, and what was found on the way."""
+def _steps(
+    episodes: Episodes, training: Bank, run: Run
+) -> tuple[int, dict[str, Any], list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
+    """Steps at which the mean inner score is best, what was found on the way, and the held-out rows with evidence."""
     splits = held_out_splits(training.folds)
     most = int(run.options.max_steps)
     histories: list[History] = []
+    evidence: list[np.ndarray] = []
     for i, (inner, held) in enumerate(splits):
-        _, history = _train(
+        member, history = _train(
             episodes,
             inner,
             run,
@@ -263,6 +266,7 @@ def _steps(episodes: Episodes, training: Bank, run: Run) -> tuple[int, dict[str,
             label=f"{run.held_out} held out: {i + 1} of {len(splits)}",
         )
         histories.append(history)
+        evidence.append(episodes.evidence(member, held, inner))
         if history.interrupted:
             break
     steps, score = best_step(histories, most)
@@ -270,12 +274,13 @@ def _steps(episodes: Episodes, training: Bank, run: Run) -> tuple[int, dict[str,
         logger.warning("No inner group of three rows or more could be held out: all %d steps are taken.", most)
     logger.info("Inner groups score best after %d of %d steps (Pearson %.3f).", steps, most, score)
     curve = mean_curve(histories)
-    return steps, {
+    found = {
         "training_steps": steps,
         "inner_score": np.float64(score),
         "inner_curve": curve if len(curve) else np.zeros((1, 2)),
         "interrupted": any(history.interrupted for history in histories),
     }
+    return steps, found, splits[: len(evidence)], evidence
 
 
 def _train(
@@ -322,6 +327,7 @@ def _train(
             steps=steps,
             score=None if held is None else lambda: episodes.score(member, held, rows),
             every=_EVERY,
+            patience=_PATIENCE,
             progress=run.progress,
             label=label,
         )
@@ -334,10 +340,20 @@ RAG = Method(
     RagOptions,
     fit_rag,
     select=select,
-    answer=partial(cited_mean, adjustment=apply_adjustment),
+    answer=stacked,
     place=rag_phi,
     place_rows=rag_bank,
-    per_gene=("adjustment_out",),
+    regress=regression_features,
+    per_gene=("retrieval_share", "regression_coefficients", "regression_intercept", "adjustment_out"),
     learns="values",
 )
-RANDOM_RAG = replace(RAG, fit=partial(fit_rag, candidates="random"), candidates="random")
+
+
+@dataclass(frozen=True)
+class RandomRagOptions(RagOptions):
+    """Options of `random_rag`: those of `rag`."""
+
+    regression: bool = switch(default=False)
+
+
+RANDOM_RAG = replace(RAG, options=RandomRagOptions, fit=partial(fit_rag, candidates="random"), candidates="random")

@@ -13,8 +13,10 @@ from ragst_sd.retrieval.block_search import search_in_blocks
 from ragst_sd.retrieval.conformal import limits_around
 from ragst_sd.retrieval.evidence import disagreement, evidence_share
 from ragst_sd.retrieval.grounding import Grounding, distance_in_phi, grounding_of
-from ragst_sd.retrieval.methods import METHODS, phi_of
+from ragst_sd.retrieval.methods import METHODS, features_of, phi_of
+from ragst_sd.retrieval.regression import REGRESSION, solve_regression
 from ragst_sd.retrieval.search import find_candidates
+from ragst_sd.retrieval.stack import nothing_cited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -41,6 +43,8 @@ class Selected(NamedTuple):
     """(patterns, groups) eligible rows of each section and panel, on whose mean evidence is put back."""
     recall: float
     """Share of the true neighbours that the search found, estimated; 1 where it was exact."""
+    eligible: np.ndarray | None = None
+    """(patterns, m) rows that may be used, where the regression of a stack has to be solved on a part of them."""
 
 
 # What is predicted for some queries, by name: float32 (n, genes), in memory or on disk, and (n,) `evidence_share`.
@@ -99,19 +103,31 @@ def select(
         if fit.cites_level:
             level_rows, level = eligible_counts(eligibility, bank.levels[0])
     else:
-        nobody = np.full(nearest.shape, np.nan)
-        selection = Selection(phi, np.full_like(nearest, -1), np.zeros(nearest.shape), nobody)
+        selection = nothing_cited(Query(phi, n_neighbors=nearest.shape[1]))
+    features, eligible = features_of(fit.method, fit.parameters, embedding), None
+    if features is not None:
+        first, level = eligibility.patterns()
+        eligible = eligibility.mask(first, slice(None))
+        eligible = None if eligible.all() else eligible
+        if eligible is not None and bank.lazy:
+            msg = (
+                f"The reference is lazy, and some of its rows may not be used: method {fit.method!r} solves its "
+                "regression again on the others, which needs all of them. Load it with `reference.to_memory()`, or fit "
+                "on the rows you want: `part = reference[mask].to_memory()`, then `rg.tl.fit(part)`."
+            )
+            raise ValueError(msg)
+    cites = (selection.weights > 0).any(axis=1, keepdims=True)
     grounding = grounding_of(
         bank,
         selection,
-        used=np.where(selection.weights > 0, selection.rows, -1) if method.cites else nearest,
+        used=np.where(cites, np.where(selection.weights > 0, selection.rows, -1), nearest),
         distance=distance_in_phi(fit, nearby.distances, eligibility),
         eligibility=eligibility,
         raw=raw,
     )
     of_spots: dict[str, Any] = {"distance": grounding.distance, "unlike": grounding.appearance_distance}
-    selection = replace(selection, nearest=nearest, level=level, **of_spots)
-    return Selected(selection, grounding, level_rows, min(nearby.recall, found.recall))
+    selection = replace(selection, nearest=nearest, level=level, features=features, **of_spots)
+    return Selected(selection, grounding, level_rows, min(nearby.recall, found.recall), eligible)
 
 
 def _candidates(
@@ -132,20 +148,23 @@ def _candidates(
     return nearby, nearby
 
 
-def part_of(bank: Bank, genes: np.ndarray, level_rows: np.ndarray, **wanted: Any) -> Part:
-    """What the values need, for the genes at these positions.
-
-    `level_rows` as in :class:`Selected`, the rest as in :class:`Part`.
-    """
+def part_of(bank: Bank, genes: np.ndarray, selected: Selected, **wanted: Any) -> Part:
+    """What the values of the selected queries need, for the genes at these positions; `wanted` as in :class:`Part`."""
     method, parameters = METHODS[bank.fit.method], dict(bank.fit.parameters)
     of_genes = ("reference_mean", "section_shifts", *method.per_gene)
     parameters |= {name: np.asarray(parameters[name])[..., genes] for name in of_genes if name in parameters}
     lean: dict[str, Any] = dict.fromkeys(
-        ("embedding", "donors", "types", "ids", "obs", "var", "genes", "header", "fit", "digests")
+        ("embedding", "regression_key", "donors", "types", "ids", "obs", "var", "genes", "header", "fit", "digests")
     )
     part = replace(bank.at_genes(genes), **lean)
     if method.cites and "section_shifts" in parameters:
-        parameters["level"] = part.level(parameters["section_shifts"], level_rows)
+        parameters["level"] = part.level(parameters["section_shifts"], selected.level_rows)
+    if selected.eligible is not None:
+        shifts = parameters.get("section_shifts", np.zeros((bank.sections.max() + 1, len(genes))))
+        solved = [
+            solve_regression(parameters, part, bank.regression_key, shifts, allowed) for allowed in selected.eligible
+        ]
+        parameters[REGRESSION], parameters["regression_intercept"] = map(np.stack, zip(*solved, strict=True))
     return Part(method, parameters, part, genes, **wanted)
 
 
@@ -191,10 +210,10 @@ def values_of(part: Part, selection: Selection) -> Values:
 
 
 def _disagreement(part: Part, selection: Selection, answer: Answer) -> np.ndarray:
-    """Spread of what the cited rows bring; of the nearest ones for methods that cite nobody."""
-    rows, weights, bank = selection.rows, selection.weights, part.bank
-    if not part.method.cites:
-        rows = np.asarray(selection.nearest)
+    """Spread of what the cited rows bring; of the nearest ones where nobody is cited."""
+    rows, weights, bank, average = selection.rows, selection.weights, part.bank, answer.average
+    if not weights.any():
+        rows, average = np.asarray(selection.nearest), None
         weights = (rows >= 0).astype(np.float64)
     shifts = part.parameters.get("section_shifts") if part.method.cites else None
     return disagreement(
@@ -205,7 +224,7 @@ def _disagreement(part: Part, selection: Selection, answer: Answer) -> np.ndarra
         measured=bank.measured,
         sections=None if shifts is None else bank.sections,
         shifts=shifts,
-        average=answer.average,
+        average=average,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -145,8 +146,11 @@ def calibrate(
     folds = outer_folds(bank, None, n_folds=int(n_folds))
     raw, bank, fit = np.asarray(bank.embedding), standardized(reference, bank), bank.fit
     counts, values, floor = counts_for_ceiling(reference, bank), bank.values, gene_floor(bank)
+    kind = METHODS[fit.method].options
     options = {name: tuple(x.tolist()) if isinstance(x, np.ndarray) else x for name, x in fit.options.items()}
-    run = Run(METHODS[fit.method].options(**options), int(fit.rng), train_on(device), amp)
+    # A fit of an earlier release may have options that are gone.
+    known = {one.name: options[one.name] for one in fields(kind) if one.name in options}
+    run = Run(kind(**known), int(fit.rng), train_on(device), amp)
     scores = np.full(reference.shape, np.nan, dtype=np.float32)
     parts: list[pd.DataFrame] = []
     show = settings.progress if progress is None else progress

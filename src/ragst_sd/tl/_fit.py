@@ -47,10 +47,10 @@ def fit(
     ================== ======= ==================================== ================== ==============================
     method             cites   phi                                  weights            adjustment
     ================== ======= ==================================== ================== ==============================
-    `rag`              rows    learned                              learned gate       T, learned
+    `rag`              rows    learned                              learned gate       kernel ridge, by its share
     `knn`              rows    principal components                 fall with distance none
     `knn_supervised`   rows    what ridge predicts                  fall with distance none
-    `random_rag`       rows    learned; random candidates, control  learned gate       T, learned
+    `random_rag`       rows    learned; random candidates, control  learned gate       none
     `ridge`, `mlp`     nobody  none                                 none               regression
     `mean`             nobody  none                                 none               none
     ================== ======= ==================================== ================== ==============================
@@ -96,6 +96,8 @@ def fit(
 
     `.obsm["retrieval_key"]`
         float64 (n, p), the rows in phi-space.
+    `.obsm["regression_key"]`
+        float32 (n, q), the rows as the regression of `rag` takes them; dropped by methods without.
     `.uns["ragst"]["fit"]`
         Method, parameters as plain arrays, hashes of reference and fit, and what tells a spot that is out of reference:
         `distance_quantiles` and `distance_threshold` of held-out groups in phi-space, and `appearance` (spread, axes
@@ -110,8 +112,9 @@ def fit(
 
     Notes
     -----
-    A prediction is :math:`\sum_j w_j y_j + T(x)`, evidence of the cited rows and an adjustment. The page "The method"
-    has the equations and options of all methods. `pt_rag` is that of `PT-RAG <https://arxiv.org/abs/2603.07233>`__.
+    A prediction is evidence of the cited rows plus an adjustment. That of `rag` is the share of a regression, which is
+    a sum over measured rows as well; held-out groups decide how large it is. The page "The method" has the equations
+    and options of all methods. `pt_rag` is that of `PT-RAG <https://arxiv.org/abs/2603.07233>`__.
 
     Examples
     --------
@@ -145,8 +148,8 @@ def fit(
     raw = bank.embedding
     fitted = fit_tissue(standardized(reference, bank), method, run, raw=raw, metric=metric, **sizes)
     record = replace(fitted.fit, reference_hash=bank.header.content_hash).stored()
-    record["fit_hash"] = fit_hash(reference, reference.uns[_keys.ATTRS], record, fitted.key)
-    write_fit(reference, record, fitted.key)
+    record["fit_hash"] = fit_hash(reference, reference.uns[_keys.ATTRS], record, fitted)
+    write_fit(reference, record, fitted)
     logger.info(
         "Fitted %r on %d rows: %d neighbours of %d candidates, %d components, %s held out to choose and calibrate.",
         method,

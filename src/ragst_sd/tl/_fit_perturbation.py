@@ -71,7 +71,7 @@ def fit_perturbation(
     )
     record = fit.stored()
     record["fit_hash"] = perturbation_fit_hash(reference, record, bank.key)
-    write_fit(reference, record, bank.key)
+    write_fit(reference, record, replace(bank, regression_key=None))
     logger.info(
         "Fitted %r on %d responses: %d neighbours of %d candidates.",
         method,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    from ragst_sd.retrieval.bank import Bank
+
 logger = logging.getLogger(__name__)
 
 
@@ -45,13 +47,16 @@ def storable(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: np.asarray(value) if isinstance(value, tuple) else value for name, value in options.items()}
 
 
-def write_fit(reference: AnnData, record: dict[str, Any], key: np.ndarray) -> None:
-    """Write a fit and the rows in phi-space, together: what is interrupted before leaves the earlier fit whole."""
+def write_fit(reference: AnnData, record: dict[str, Any], bank: Bank) -> None:
+    """Write a fit and the rows of its bank, together: what is interrupted before leaves the earlier fit whole."""
     owned = dict(reference.uns[_keys.ATTRS])
     owned["content_hash"] = record["reference_hash"]
     owned[_keys.FIT] = record
     # Intervals hold for one fit.
     if owned.pop(_keys.CALIBRATION, None) is not None:
         logger.info("The calibration of the earlier fit is dropped; `rg.tl.calibrate` makes one of this fit.")
-    reference.obsm[_keys.RETRIEVAL_KEY] = key
+    reference.obsm[_keys.RETRIEVAL_KEY] = bank.key
+    reference.obsm.pop(_keys.REGRESSION_KEY, None)
+    if bank.regression_key is not None:
+        reference.obsm[_keys.REGRESSION_KEY] = bank.regression_key
     reference.uns[_keys.ATTRS] = owned

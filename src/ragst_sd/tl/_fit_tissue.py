@@ -63,7 +63,7 @@ def fit_tissue(
         types=None if types is None else np.asarray(types, dtype=np.float64),
     )
     run = replace(run, n_neighbors=cited, n_candidates=compared, held_out=inner_groups)
-    parameters, key, queries = fit_method(method, training, run)
+    parameters, key, queries, features = fit_method(method, training, run)
     calibration: dict[str, Any] = calibrate_grounding(queries, key, training.groups, cited, metric)
     appearance = calibrate_raw(raw[order], training.sections, training.groups)
     parameters |= {name: parameters[name][back] for name in METHODS[method].per_row}
@@ -83,4 +83,4 @@ def fit_tissue(
         appearance=appearance,
         **calibration,
     )
-    return replace(bank, fit=fit, key=key[back])
+    return replace(bank, fit=fit, key=key[back], regression_key=None if features is None else features[back])

@@ -156,7 +156,7 @@ def predict_held(
         n_neighbors=part.fit.n_neighbors if n_neighbors is None else n_neighbors,
     )
     places = part.genes.get_indexer(genes)
-    of_genes = part_of(part, places, selected.level_rows, spread=with_disagreement)
+    of_genes = part_of(part, places, selected, spread=with_disagreement)
     return selected, predict(of_genes, selected.selection, spread_over_workers)
 
 

@@ -200,7 +200,7 @@ def predict(
         rule = interval_rule(
             bank.header.calibration, level, wanted.measured, as_calibrated=as_calibrated, calibrated_on=donors
         )
-    part = part_of(bank, wanted.measured, selected.level_rows, intervals=rule)
+    part = part_of(bank, wanted.measured, selected, intervals=rule)
     settings = {
         "n_neighbors": n_neighbors,
         "donor_key": donor_key,

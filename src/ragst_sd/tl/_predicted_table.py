@@ -13,6 +13,7 @@ from ragst_sd import _keys
 from ragst_sd._annotation import single_region, table_attrs
 from ragst_sd._bank import n_measured
 from ragst_sd._fields import TISSUE, fill
+from ragst_sd.retrieval.methods import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,7 +57,8 @@ def predicted_table(
             _keys.ROWS: pointers,
             _keys.WEIGHTS: selection.weights,
             _keys.DISTANCES: selection.distances,
-            _keys.LEVEL: selection.level if len(selected.level_rows) > 1 else None,
+            _keys.LEVEL: selection.level if selection.level.any() else None,
+            _keys.REGRESSION_KEY: selection.features,
             _keys.CELL_TYPE_FRACTION: fractions,
             _keys.INTERVAL_QUANTILES: None if rule is None else rule.quantiles,
             **{f"var/{name}": column for name, column in _about_genes(bank, genes).items()},
@@ -79,6 +81,7 @@ def predicted_table(
         "task": "histology",
         **_made_with(bank),
         **({_keys.LEVEL_ROWS: selected.level_rows} if selected.level_rows.size else {}),
+        **({} if selected.eligible is None else {_keys.REGRESSION_ROWS: _packed(selected.eligible, bank.ids)}),
         "table_key": query.table_key,
         "use_rep": query.use_rep,
         "image_key": query.header["image_key"],
@@ -155,6 +158,11 @@ def cite_rows(
     return place[rows], lines
 
 
+def _packed(eligible: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Masks of rows by bits, in the order of their ids: rows may lie in another order when they are asked for."""
+    return np.packbits(eligible[:, np.argsort(ids, kind="stable")], axis=1)
+
+
 def _about_genes(bank: Bank, genes: np.ndarray) -> dict[str, Any]:
     """How far each gene can be trusted; NaN where it was not assessed, or for another fit."""
     var, fit, of = bank.var.iloc[genes], bank.fit, bank.header.gene_trust
@@ -168,7 +176,9 @@ def _about_genes(bank: Bank, genes: np.ndarray) -> dict[str, Any]:
         )
         var = var.drop(columns=_keys.CV_PEARSON)
     scores = (_keys.CV_PEARSON, _keys.NOISE_CEILING)
+    share = fit.parameters.get(_keys.RETRIEVAL_SHARE, np.full(len(bank.genes), float(METHODS[fit.method].cites)))
     return {
+        _keys.RETRIEVAL_SHARE: np.asarray(share)[genes],
         _keys.N_MEASURED: n_measured(bank)[genes],
         **{name: var[name].to_numpy(float) if name in var else np.full(len(var), np.nan) for name in scores},
         _keys.EVIDENCE: pd.Categorical(["measured"] * len(var), categories=["measured", _keys.SCRNA]),

@@ -1,0 +1,118 @@
+"""The regression of a stack, resolved into measured rows: the last lines of :func:`ragst_sd.get.explain`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._cell_types import measured_columns
+from ragst_sd.retrieval.regression import row_weights
+from ragst_sd.retrieval.training import dense
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from ragst_sd.retrieval.bank import Bank
+
+# Predictions are float32, and the sum runs over all rows.
+_SAME = 1e-4
+
+
+class RegressionLines(NamedTuple):
+    """What the regression rests on: names (lines,), and numbers (spots, genes, lines)."""
+
+    reference: np.ndarray
+    donor: np.ndarray
+    sample: np.ndarray
+    weight: np.ndarray
+    value: np.ndarray
+    correction: np.ndarray
+    contribution: np.ndarray
+
+
+def regression_lines(
+    bank: Bank,
+    header: dict[str, Any],
+    table: AnnData,
+    spots: np.ndarray,
+    genes: np.ndarray,
+    *,
+    share: np.ndarray,
+    total: np.ndarray,
+    by_row: bool,
+) -> RegressionLines:
+    """Lines by section, or by row; of a reference on disk, whose rows are not read, a single one.
+
+    Parameters
+    ----------
+    share
+        (spots, genes) share of the regression in each value.
+    total
+        (spots, genes) what the regression added, as it is stored.
+
+    Raises
+    ------
+    ValueError
+        If the lines do not add up to it: the reference, or the table, changed.
+    """
+    if bank.lazy or not share.any():
+        nothing, name = np.full((*total.shape, 1), np.nan), "regression" if share.any() else "adjustment"
+        text = np.array([""], dtype=object)
+        return RegressionLines(np.array([name], dtype=object), text, text, nothing, nothing, nothing, total[..., None])
+    columns = measured_columns(bank.genes, table.var_names[genes], bank.header.cell_types)
+    parameters = bank.fit.parameters
+    shifts = parameters.get("section_shifts", np.zeros((bank.sections.max() + 1, len(bank.genes))))
+    means = np.asarray(parameters["reference_mean"])[columns] + np.asarray(shifts)[:, columns]
+    values, measured = dense(bank.values[:, columns]), bank.measured[:, columns][bank.panels]
+    asked = np.asarray(table.obsm[_keys.REGRESSION_KEY], dtype=np.float64)[spots]
+    eligible, pattern = _eligible(bank, header, table, spots)
+
+    sections, first = np.unique(bank.sections, return_index=True)
+    lines = np.arange(len(bank)) if by_row else first
+    shape = (len(spots), len(genes), len(lines))
+    weight, contribution = np.zeros(shape), np.zeros(shape)
+    patterns, of_gene = np.unique(measured, axis=1, return_inverse=True)
+    for p, e in np.ndindex(patterns.shape[1], len(eligible)):
+        rows = np.flatnonzero(patterns[:, p] & eligible[e])
+        place = np.ix_(np.flatnonzero(pattern == e), np.flatnonzero(of_gene.ravel() == p))
+        if not len(rows) or not len(place[0]):
+            continue
+        h = row_weights(parameters, bank.regression_key, asked[pattern == e], rows)
+        residual = values[rows][:, place[1][0]] - means[bank.sections[rows]][:, place[1][0]]
+        if by_row:
+            at = (place[0][..., None], place[1][..., None], rows[None, None])
+            weight[at], contribution[at] = h[:, None], h[:, None] * residual.T[None]
+            continue
+        for i, section in enumerate(sections):
+            own = bank.sections[rows] == section
+            weight[(*place, i)] = h[:, own].sum(axis=1)[:, None]
+            contribution[(*place, i)] = h[:, own] @ residual[own]
+    weight, contribution = weight * share[..., None], contribution * share[..., None]
+    difference = np.abs(contribution.sum(axis=2) - total)
+    if (difference > _SAME * (1 + np.abs(contribution).sum(axis=2))).any():
+        msg = (
+            f"The regression over the rows of this reference gives another value than the table holds (by "
+            f"{difference.max():.3g}): rows that the spots do not cite changed since. Predict again, or give the "
+            "reference as it was."
+        )
+        raise ValueError(msg)
+    nothing = np.full(shape, np.nan)
+    value = np.broadcast_to(values.T[None], shape) if by_row else nothing
+    correction = np.broadcast_to(-means[bank.sections].T[None], shape) if by_row else nothing
+    names = bank.ids[lines].astype(object) if by_row else np.full(len(lines), "regression", dtype=object)
+    obs = bank.obs.iloc[lines]
+    donor, sample = (obs[name].astype(str).to_numpy(dtype=object) for name in (_keys.DONOR, _keys.SAMPLE))
+    return RegressionLines(names, donor, sample, weight, value, correction, contribution)
+
+
+def _eligible(bank: Bank, header: dict[str, Any], table: AnnData, spots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(patterns, rows) rows that the regression was solved on, and the pattern of each spot."""
+    if _keys.REGRESSION_ROWS not in header:
+        return np.ones((1, len(bank)), dtype=bool), np.zeros(len(spots), dtype=np.int64)
+    packed = np.atleast_2d(np.asarray(header[_keys.REGRESSION_ROWS], dtype=np.uint8))
+    by_id = np.unpackbits(packed, axis=1, count=len(bank)).astype(bool)
+    eligible = by_id[:, np.argsort(np.argsort(bank.ids, kind="stable"))]
+    level = table.obs[_keys.LEVEL].to_numpy(int) if _keys.LEVEL in table.obs else np.zeros(table.n_obs, dtype=int)
+    return eligible, level[spots]

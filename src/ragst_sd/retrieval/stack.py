@@ -1,0 +1,67 @@
+"""The stack: what the cited rows say and what the regression says, each by its share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd.retrieval.adjustment import apply_adjustment
+from ragst_sd.retrieval.bank import Answer, Selection
+from ragst_sd.retrieval.blocks import in_blocks
+from ragst_sd.retrieval.evidence import cited_mean
+from ragst_sd.retrieval.regression import REGRESSION
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ragst_sd.retrieval.bank import Bank, Query
+
+
+def stacked(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
+    r"""Evidence and adjustment of a stack.
+
+    .. math:: m_g + a_g \sum_j W_j (y_{jg} - \bar y_{s(j)g}), \qquad (1 - a_g) H_g(x)
+
+    with m the mean of the rows that may be used. Where no cited row measured a gene, a is zero.
+    """
+    answer = cited_mean(parameters, bank, selection)
+    if "adjustment_in" in parameters:  # fits of earlier releases
+        return answer._replace(adjustment=apply_adjustment(parameters, bank, selection).astype(np.float32))
+    if REGRESSION not in parameters:
+        return answer
+    mean = mean_of_eligible(parameters, selection.level)
+    share = np.where(np.isnan(answer.evidence), 0.0, parameters["retrieval_share"])
+    with_mean = mean + share * (answer.evidence - mean)
+    evidence = np.where(share == 1, answer.evidence, np.where(share == 0, mean, with_mean)).astype(np.float32)
+    added = (1 - share) * _regression(parameters, selection)
+    # Where retrieval says all, a gene that the regression does not know is none of its business.
+    return answer._replace(evidence=evidence, adjustment=np.where(share == 1, 0.0, added).astype(np.float32))
+
+
+def mean_of_eligible(parameters: Mapping[str, Any], level: np.ndarray) -> np.ndarray:
+    """(n, g) mean of each gene over the rows that each query may use."""
+    mean = np.asarray(parameters["reference_mean"], dtype=np.float64)
+    if "level" in parameters:
+        return np.asarray(mean + parameters["level"][level])
+    return np.broadcast_to(mean, (len(level), len(mean)))
+
+
+def nothing_cited(query: Query) -> Selection:
+    """A selection that cites nobody."""
+    shape = (len(query.key), query.n_neighbors)
+    return Selection(query.key, np.full(shape, -1), np.zeros(shape), np.full(shape, np.nan))
+
+
+def _regression(parameters: Mapping[str, Any], selection: Selection) -> np.ndarray:
+    """(n, g) regression of the queries, on the rows that each of them may use."""
+    coefficients, intercept = np.asarray(parameters[REGRESSION]), np.asarray(parameters["regression_intercept"])
+    features = np.asarray(selection.features, dtype=np.float64)
+    if coefficients.ndim == 2:
+        return in_blocks(lambda block: block @ coefficients, features, len(intercept)) + intercept
+    out = np.empty((len(features), coefficients.shape[2]))
+    for pattern, (of_pattern, level) in enumerate(zip(coefficients, intercept, strict=True)):
+        asked = selection.level == pattern
+        product = in_blocks(lambda block, by=of_pattern: block @ by, features[asked], len(level))
+        out[asked] = product + level
+    return out
