@@ -185,7 +185,7 @@ def measure_fit(args: argparse.Namespace, device: torch.device) -> dict:
     for where in dict.fromkeys((str(device), "cpu")):
         wait(device)
         start = time.perf_counter()
-        parameters, bank, _ = fit_method("rag", training, Run(options, device=where))
+        parameters, bank, *_ = fit_method("rag", training, Run(options, device=where))
         wait(device)
         name = torch.device(where).type
         out[f"fit_{name}_s"] = time.perf_counter() - start

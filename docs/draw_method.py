@@ -134,9 +134,9 @@ def draw_cited(ax: Axes, cited: pd.DataFrame, thumbnails: dict[str, np.ndarray],
 
 def draw_sum(ax: Axes, parts: pd.DataFrame, gene: str) -> None:
     """What adds up to the prediction."""
-    heading(ax, 97, 4, "Add", "evidence, somebody's\nmeasurement, plus a learned\nadjustment, zero if of no use")
-    evidence = parts["contribution"].drop("adjustment")
-    adjustment = parts.loc["adjustment", "contribution"]
+    heading(ax, 97, 4, "Add", "evidence, somebody's\nmeasurement, plus the share\nof a regression over all rows")
+    rest = parts.index.isin(["adjustment", "regression"])
+    evidence, adjustment = parts["contribution"][~rest], parts["contribution"][rest].sum()
     total = float(parts["contribution"].sum())
     scale, base, bottom = 27 / max(total, 1e-9), 101.0, 6.0
     for value in evidence:

@@ -505,7 +505,6 @@ CASES: dict[str, Case] = {
     "dropout of everything": (fit_rag(dropout=1), ValueError, ["`dropout` is 1", "below 1"]),
     "no steps": (fit_rag(max_steps=0), ValueError, ["`max_steps` is 0", "at least 1"]),
     "no seeds": (fit_rag(n_seeds=0), ValueError, ["`n_seeds` is 0", "at least 1"]),
-    "negative rank": (fit_rag(adjustment_rank=-1), ValueError, ["`adjustment_rank` is -1", "at least 0"]),
     "no sharpness": (fit_rag(sharpness=0), ValueError, ["`sharpness` is 0", "above 0"]),
     "no components": (fit_rag(n_components=0), ValueError, ["`n_components` is 0", "at least 1"]),
     "negative dropout of mlp": (

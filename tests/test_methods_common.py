@@ -70,7 +70,7 @@ class Tissue:
     """Ten spots, the first four of a donor whom the bank holds too."""
 
     methods, atol = METHODS, 1e-5
-    small = {"max_steps": 6, "n_seeds": 2, "n_train_genes": 5, "n_latent": 4, "adjustment_rank": 2}  # noqa: RUF012
+    small = {"max_steps": 6, "n_seeds": 2, "n_train_genes": 5, "n_latent": 4}  # noqa: RUF012
 
     def __init__(self):
         rng = np.random.default_rng(1)
@@ -93,7 +93,7 @@ class Tissue:
         asked = runner.select(
             bank, self.embedding[queries], state=state, eligibility=eligibility, n_neighbors=K, backend="exact"
         )
-        return asked.selection, runner.part_of(bank, np.arange(9), asked.level_rows)
+        return asked.selection, runner.part_of(bank, np.arange(9), asked)
 
     def answer(self, name, bank, queries, step=None):
         selection, part = self.ask(name, bank, queries)

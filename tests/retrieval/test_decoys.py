@@ -53,7 +53,7 @@ def fit_on_arrays(method, data, options, n_candidates=CITED):
         donors[seen], donors[seen], donors[seen], state[seen],
     )  # fmt: skip
     run = Run(resolve_options(METHODS, method, options), n_neighbors=CITED, n_candidates=n_candidates)
-    parameters, bank, _ = fit_method(method, training, run)
+    parameters, bank, *_ = fit_method(method, training, run)
     phi = phi_of(method, parameters, x[query])
     found = find_candidates(phi, bank, n_candidates, eligibility=Eligibility.everything(len(phi), n))
 

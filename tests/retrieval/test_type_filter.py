@@ -13,7 +13,7 @@ from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.type_filter import fit_types, typed_queries
 
 N, P, T, G = 240, 12, 3, 30
-QUICK = {"n_components": P, "n_latent": P, "max_steps": 10, "n_seeds": 1, "adjustment_rank": 0}
+QUICK = {"n_components": P, "n_latent": P, "max_steps": 10, "n_seeds": 1, "regression": False}
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def evidence(training, options, rng):
     held = training.folds == 3
     inner = training.at_rows(~held)
     given = resolve_options(METHODS, "rag", {**QUICK, **options})
-    parameters, bank, _ = fit_method("rag", inner, Run(given, n_neighbors=20, n_candidates=20))
+    parameters, bank, *_ = fit_method("rag", inner, Run(given, n_neighbors=20, n_candidates=20))
     phi = phi_of("rag", parameters, training.embedding[held])
     squared = ((phi[:, None] - bank[None]) ** 2).sum(axis=2)
     near = np.argsort(squared, axis=1)[:, :20]

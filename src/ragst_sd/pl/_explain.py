@@ -199,7 +199,7 @@ def steps_of(parts: pd.DataFrame, group_by: str, n_shown: int, *, scrna: bool = 
     """
     import pandas as pd
 
-    rows = parts.iloc[:-1]
+    rows, mean, rest = split_lines(parts)
     weighted = (rows["weight"] * rows["value"]).fillna(0.0)
     rows = rows.assign(brings=rows["contribution"] if scrna else weighted)
     groups = rows.groupby(group_by, sort=False).agg(
@@ -228,12 +228,23 @@ def steps_of(parts: pd.DataFrame, group_by: str, n_shown: int, *, scrna: bool = 
     correction = 0.0 if scrna else float((rows["weight"] * rows["correction"]).sum())
     if correction:
         add(SECTIONS, _style.ADJUSTMENT, correction)
-    add("adjustment", _style.ADJUSTMENT, float(parts["contribution"].iloc[-1]))
+    if len(mean):
+        add("reference mean", _style.ADJUSTMENT, float(mean["contribution"].sum()), weight=float(mean["weight"].sum()))
+    add(str(rest["reference"].iloc[0]), _style.ADJUSTMENT, float(rest["contribution"].sum()))
     add("predicted", _style.QUERY, float(parts["contribution"].sum()))
     out = pd.DataFrame(steps)
     out["start"] = out["brings"].cumsum() - out["brings"]
     out.loc[len(out) - 1, "start"] = 0.0
     return out
+
+
+def split_lines(parts: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Lines of one spot and gene: rows (the reference mean, if nobody is cited), mean beside cited rows, and the rest."""
+    rest = parts["reference"].isin(["regression", "adjustment"])
+    mean = (parts["reference"] == "reference mean") & ~rest
+    if (mean | rest).all():
+        mean &= False
+    return parts[~mean & ~rest], parts[mean], parts[rest]
 
 
 def _label(group: Any, group_by: str) -> str:

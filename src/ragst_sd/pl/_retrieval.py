@@ -13,7 +13,7 @@ from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
 from ragst_sd._validate import name_list, require_positive
 from ragst_sd.pl import _style
-from ragst_sd.pl._explain import SECTIONS, brings_texts, facts, steps_of, value_text
+from ragst_sd.pl._explain import SECTIONS, brings_texts, facts, split_lines, steps_of, value_text
 from ragst_sd.pl._figure import describe_figure_parameters, picture
 from ragst_sd.pl._maps import require_citations
 from ragst_sd.pl._section import draw_image, extent_of, read_section
@@ -149,7 +149,8 @@ def retrieval(
             total = _style.number(steps[i]["brings"].iloc[-1], decimals)
             _style.set_title(overview, f"{gene} predicted {total}", words)
             strip.set_axis_off()
-            neighbors = _draw_neighbors(strip, steps[i], lines[i]["reference"][:-1], reference, gene, decimals, columns)
+            rows = split_lines(lines[i])[0]["reference"]
+            neighbors = _draw_neighbors(strip, steps[i], rows, reference, gene, decimals, columns)
             _draw_thumbnail(strip, pixels, len(steps[i]) - 1, columns, "this spot", "", _style.QUERY)
             evidence = facts(table, header, spot)
             evidence.insert(1, f"effective number {table.obs[_keys.EFFECTIVE_N].iloc[spot]:.1f}")

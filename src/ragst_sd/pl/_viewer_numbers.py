@@ -2,7 +2,7 @@
 
 Values are kept as whole multiples of the last decimal that the page shows, so that predictions, evidence, measured
 values and intervals are shown as exactly as if they were printed from the table. The page multiplies and adds by
-itself: a contribution is `weight * (value + correction)` as in :func:`ragst_sd.get.explain`.
+itself: a contribution is `share * weight * (value + correction)` as in :func:`ragst_sd.get.explain`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._cell_types import measured_columns
 from ragst_sd._cited_values import level_means, measured_values
 from ragst_sd._results import OBS_COLUMNS, gene_index
 from ragst_sd.pl._trust import has_intervals, intervals_of
@@ -70,6 +71,7 @@ def collect_numbers(
         **{name: table.obs[name].to_numpy(np.float32) for name in OBS_COLUMNS},
         **neighbours,
         "levels": levels.astype(np.float32),
+        "means": _means(bank, table, genes).astype(np.float32),
         "level_of": level_of.astype(np.int32),
         "cited_values": _int16(_multiples(cited_values[shown], decimals)),
         "cited_section": section.ravel().astype(np.uint16),
@@ -85,8 +87,8 @@ def collect_numbers(
     trust, ceiling = (_of_genes(table, name)[genes] for name in (_keys.CV_PEARSON, _keys.NOISE_CEILING))
     facts = {
         "genes": [
-            {"name": name, "trust": _number(r), "ceiling": _number(highest)}
-            for name, r, highest in zip(names, trust, ceiling, strict=True)
+            {"name": name, "trust": _number(r), "ceiling": _number(highest), "share": _number(own)}
+            for name, r, highest, own in zip(names, trust, ceiling, _shares(table)[genes], strict=True)
         ],
         "decimals": decimals,
         "missing": _MISSING,
@@ -101,6 +103,20 @@ def collect_numbers(
 
 def _of_genes(table: AnnData, name: str) -> np.ndarray:
     return table.var[name].to_numpy(float) if name in table.var else np.full(table.n_vars, np.nan)
+
+
+def _shares(table: AnnData) -> np.ndarray:
+    """Share of retrieval in each gene, one where there is no regression beside it."""
+    shares = _of_genes(table, _keys.RETRIEVAL_SHARE)
+    return shares if _keys.REGRESSION_KEY in table.obsm else np.ones_like(shares)
+
+
+def _means(bank: Bank, table: AnnData, genes: np.ndarray) -> np.ndarray:
+    """Mean of each gene in the reference, which stands for what is left of the share; zero without a regression."""
+    if _keys.REGRESSION_KEY not in table.obsm:
+        return np.zeros(len(genes))
+    columns = measured_columns(bank.genes, table.var_names[genes], bank.header.cell_types)
+    return np.asarray(bank.fit.parameters["reference_mean"])[columns]
 
 
 def _number(value: float) -> float | None:

@@ -64,11 +64,11 @@ def predict(
 ) -> AnnData | dict[str, AnnData] | None:
     r"""Predict expression for every spot, from measured tissue that looks alike.
 
-    .. math:: \hat y(x) = \sum_j w_j(x)\, (y_j - \bar y_{s(j)} + \bar y)
-              + T\Big(\phi(x) - \sum_j w_j \phi(x_j)\Big)
+    .. math:: \hat y(x) = m + a \sum_j w_j(x)\, (y_j - m_{s(j)}) + (1 - a) \sum_j H_j(x)\, (y_j - m_{s(j)})
 
-    The sum over cited rows is the evidence, the rest the adjustment. Measured values :math:`y_j` are taken relative to
-    the mean of their section and put back on the mean of the rows that may be used, unless the fit says
+    The mean m and the first sum, over cited rows, are the evidence; the second, the regression of `rag`, is the
+    adjustment. Other methods have a = 1, or another adjustment. Measured values :math:`y_j` are taken relative to
+    the mean of their section and put back on the mean m of the rows that may be used, unless the fit says
     `center_sections=False`. So the level of a prediction is that of the rows that may be used: in a reference of
     several organs choose them with `where`. Rows of the query's own donor are never used.
 
@@ -92,7 +92,8 @@ def predict(
         such a column the query is taken as a new donor, with a warning.
     where
         Rows that may be used: a mapping from column of `reference.obs` to allowed value(s), or a mask over its rows.
-        Only methods that cite can be restricted.
+        Only methods that cite can be restricted. The regression of `rag` is solved again on these rows, for which the
+        reference has to be in memory; its penalty and the share of retrieval stay.
     exclude
         Columns in which a row must differ from the query to be used. `()` switches exclusion off.
     backend

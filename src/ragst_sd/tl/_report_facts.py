@@ -149,7 +149,7 @@ def _fit(header: dict[str, Any], bank: Bank) -> dict[str, Any]:
     return {
         "fit": fit,
         "options": ", ".join(f"{name} {value}" for name, value in shown),
-        "no_adjustment": not np.isfinite(float(fit.parameters.get("adjustment_alpha", np.nan))),
+        "share": float(np.mean(fit.parameters.get(_keys.RETRIEVAL_SHARE, np.nan))),
     }
 
 

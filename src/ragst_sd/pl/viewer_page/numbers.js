@@ -64,13 +64,16 @@ function explain(gene, spot) {
       if (data.masks[p * nGenes + gene]) votes += data.votes[p * nSpots + spot];
     }
     const level = data.levels[data.level_of[spot] * nGenes + gene];
-    let [weight, contribution] = [1, evidence];
+    // What retrieval says counts by its share; the mean of the reference holds the rest of it.
+    const share = votes > 0 ? head.genes[gene].share : 0;
+    const mean = (1 - share) * (data.means[gene] + level);
+    let [weight, contribution] = [share, evidence - mean];
     for (let j = 0; j < nShown; j++) {
       const row = data.neighbours[spot * nShown + j];
       if (row < 0) break;
       const line = { kind: "neighbour", row };
       if (data.masks[data.cited_mask[row] * nGenes + gene]) {
-        line.weight = data.weights[spot * nShown + j] / votes;
+        line.weight = (share * data.weights[spot * nShown + j]) / votes;
         line.value = data.cited_values[gene * head.names.cited.length + row] / unitStep;
         line.correction = data.corrections[data.cited_section[row] * nGenes + gene] + level;
         line.contribution = line.weight * (line.value + line.correction);
@@ -84,6 +87,7 @@ function explain(gene, spot) {
     lines.sort((one, other) => other.weight - one.weight);
     const count = data.n_cited[spot] - lines.length;
     if (count > 0) lines.push({ kind: "others", count, weight: Math.max(0, weight), contribution });
+    if (share < 1) lines.push({ kind: "mean", weight: 1 - share, contribution: mean });
   }
   lines.push({ kind: "adjustment", contribution: adjustmentOf(gene, spot) });
   lines.push({ kind: "total", contribution: prediction });

@@ -1,0 +1,113 @@
+"""The regression of the stack against kernel ridge written out row by row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from ragst_sd.retrieval.bank import Bank
+from ragst_sd.retrieval.centering import section_shifts
+from ragst_sd.retrieval.regression import fit_regression, regression_features, row_weights, solve_regression
+from ragst_sd.retrieval.targets import centred_within_sections, held_out_splits
+
+LINEAR = {"regression_landmarks": np.zeros((0, 5)), "regression_alpha": 0.3}
+
+
+def made(seed=0, n=90, genes=7, donors=3, panels=1):
+    random = np.random.default_rng(seed)
+    key, folds = random.normal(size=(n, 5)), np.repeat(np.arange(donors), n // donors)
+    values = np.tanh(key @ random.normal(size=(5, genes))) + random.normal(size=(donors, genes))[folds]
+    measured = np.ones((panels, genes), dtype=bool)
+    if panels == 2:
+        measured[1, :2], measured[:, 2] = False, False
+    of_row = np.resize(np.arange(panels), n)
+    return Bank(key, values * measured[of_row], of_row, measured, folds, folds, folds, key=key)
+
+
+def by_hand(bank, z, asked, gene, shifts, alpha, allowed):
+    """The prediction of one gene, and the weight of each row."""
+    z = z.astype(np.float32).astype(float)
+    rows = np.flatnonzero(allowed & bank.measured[bank.panels, gene])
+    centred = z[rows] - z[rows].mean(axis=0)
+    gram = centred.T @ centred
+    penalised = gram + alpha * np.trace(gram) / len(gram) * np.eye(len(gram))
+    weights = (asked - z[rows].mean(axis=0)) @ np.linalg.solve(penalised, centred.T)
+    return weights @ (bank.values[rows, gene] - shifts[bank.sections[rows], gene]), rows, weights
+
+
+@pytest.mark.parametrize("panels", [1, 2])
+@pytest.mark.parametrize("part", [False, True])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_coefficients_are_a_sum_over_the_rows_that_may_be_used(panels, part, sparse):
+    bank = made(panels=panels)
+    allowed = np.arange(len(bank)) % 4 > 0 if part else np.ones(len(bank), dtype=bool)
+    shifts, z = section_shifts(bank), regression_features(LINEAR, bank.key)
+    given = replace(bank, values=sp.csr_matrix(bank.values)) if sparse else bank
+    coefficients, intercept = solve_regression(LINEAR, given, z, shifts, allowed if part else None)
+    asked = np.random.default_rng(9).normal(size=(4, 5))
+    for gene in range(7):
+        if not bank.measured[:, gene].any():
+            assert np.isnan(intercept[gene])
+            continue
+        expected, rows, weights = by_hand(bank, z, asked, gene, shifts, 0.3, allowed)
+        np.testing.assert_allclose(asked @ coefficients[:, gene] + intercept[gene], expected, atol=1e-10)
+        np.testing.assert_allclose(row_weights(LINEAR, z, asked, rows), weights, atol=1e-10)
+
+
+def fitted(bank, evidence_of, **changed):
+    bank = replace(bank, **changed)
+    targets = centred_within_sections(bank.values, bank.sections)
+    splits = held_out_splits(bank.folds)
+    evidence = [evidence_of(targets[held]) for _, held in splits]
+    return fit_regression(bank, targets / targets.std(axis=0), splits, evidence, section_shifts(bank), rng=0)
+
+
+def noise(truth):
+    return np.random.default_rng(3).normal(size=truth.shape)
+
+
+def test_share_follows_held_out_groups():
+    bank = made(n=240)
+    perfect, useless = fitted(bank, lambda truth: truth), fitted(bank, noise)
+    assert perfect["retrieval_share"].min() > 0.5
+    assert useless["retrieval_share"].max() == 0
+    assert useless["regression_scores"][1] == useless["regression_scores"][2] > 0.5
+    assert perfect["regression_scores"][0] == pytest.approx(1)
+
+
+def test_one_donor_leans_on_the_regression():
+    bank = made(n=240)
+
+    def close(truth):
+        return truth + 0.3 * np.random.default_rng(4).normal(size=truth.shape) * truth.std()
+
+    several, one = fitted(bank, close), fitted(bank, close, donors=np.zeros(len(bank), dtype=int))
+    assert one["retrieval_share"][0] < several["retrieval_share"][0]
+
+
+def test_without_groups_retrieval_says_all():
+    bank = made()
+    targets = centred_within_sections(bank.values, bank.sections)
+    parameters = fit_regression(bank, targets, [], [], section_shifts(bank), rng=0)
+    assert (parameters["retrieval_share"] == 1).all()
+    assert np.isnan(parameters["regression_scores"]).all()
+
+
+def test_gaussian_features_where_the_surface_bends():
+    random = np.random.default_rng(1)
+    key, folds = random.normal(size=(300, 2)), np.repeat(np.arange(3), 100)
+    values = np.stack([np.cos(3 * key[:, 0]), np.sin(2 * key[:, 1]) ** 2], axis=1) + 0.05 * random.normal(size=(300, 2))
+    bank = Bank(key, values, np.zeros(300, int), np.ones((1, 2), bool), folds, folds, folds, key=key)
+    parameters = fitted(bank, noise)
+    assert len(parameters["regression_landmarks"]) == 300
+    assert parameters["regression_scores"][1] > 0.7
+    z = regression_features(parameters, key)
+    squared = ((key[:, None] - parameters["regression_landmarks"]) ** 2).sum(axis=2)
+    similar = np.exp(-squared / parameters["regression_width"])
+    # Features stand for the kernel: their products are its values.
+    np.testing.assert_allclose(z @ z.T, similar, atol=2e-3)
+    alone = regression_features(parameters, key[:1])
+    np.testing.assert_array_equal(alone, z[:1])
