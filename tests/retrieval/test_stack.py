@@ -33,10 +33,8 @@ def asked(share, measured=None):
 def test_shares_by_hand():
     answer = stacked(*asked(0.6))
     mean = np.array([4.25, 3.5])
-    cited = np.array([
-        [0.25 * (1 + 1) + 0.75 * (8 - 2), 0.25 * (2 - 0.5) + 0.75 * (1 + 1)],
-        [3 + 1, 5 - 0.5],
-    ]) + [0.25, 0.5]  # fmt: skip
+    first = [0.25 * (1 + 1) + 0.75 * (8 - 2), 0.25 * (2 - 0.5) + 0.75 * (1 + 1)]
+    cited = np.array([first, [3 + 1, 5 - 0.5]]) + np.array([0.25, 0.5])
     h = np.array([[2.1, -0.8], [-3.9, 2.2]])
     np.testing.assert_allclose(answer.evidence, mean + 0.6 * (cited - mean), rtol=1e-6)
     np.testing.assert_allclose(answer.adjustment, 0.4 * h, rtol=1e-6)

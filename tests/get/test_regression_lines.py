@@ -1,0 +1,125 @@
+"""The regression of `rag`, resolved into sections and rows: lines add up however the rows were restricted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import ragst_sd as rg
+from ragst_sd._reference import fit_hash
+
+GENES = 3
+
+
+def change_fit(reference, **parameters):
+    """The fit with other parameters, as if held-out donors had asked for them."""
+    header = reference.uns["ragst"]
+    header["fit"]["parameters"] |= parameters
+    header["fit"]["fit_hash"] = fit_hash(reference, header, header["fit"])
+
+
+@pytest.fixture(scope="module")
+def _stack(_reference, quick):
+    stack = _reference.copy()
+    rg.tl.fit(stack, n_neighbors=8, options=quick("rag"), progress=False)
+    change_fit(stack, retrieval_share=np.linspace(0.3, 0.8, stack.n_vars))
+    return stack
+
+
+@pytest.fixture
+def stack(_stack):
+    return _stack.copy()
+
+
+def lines_of(query, reference, **kwargs):
+    table = query.tables["predicted"]
+    spots, genes = list(table.obs_names[:4]), list(table.var_names[:GENES])
+    frame = rg.get.explain(query, reference, obs_names=spots, genes=genes, **kwargs)
+    total = frame.groupby(["query", "gene"])["contribution"].sum().unstack().loc[spots, genes]
+    np.testing.assert_allclose(total, table[spots, genes].X, atol=1e-5)
+    return frame
+
+
+@pytest.mark.parametrize(
+    "restricted",
+    [
+        {},
+        {"where": {"donor": ["donor1"]}},
+        {"where": "half"},
+        {"exclude": ()},
+        {"n_neighbors": 3},
+    ],
+)
+def test_lines_add_up(query, stack, restricted):
+    if restricted.get("where") == "half":
+        restricted = {"where": np.arange(stack.n_obs) % 2 == 0}
+    rg.tl.predict(query, stack, **restricted)
+    by_section, by_row = lines_of(query, stack), lines_of(query, stack, terms="all")
+    # Rows may lie in another order than when the table was predicted.
+    shuffled = stack[np.random.default_rng(0).permutation(stack.n_obs)].copy()
+    lines_of(query, shuffled, terms="all")
+
+    names = stack.obs_names
+    spot, gene = query.tables["predicted"].obs_names[0], stack.var_names[1]
+    share = np.linspace(0.3, 0.8, stack.n_vars)[1]
+    cited = by_section[(by_section["query"] == spot) & (by_section["gene"] == gene)]
+    weights = cited.set_index("reference")["weight"]
+    assert weights[weights.index.isin(names)].sum() == pytest.approx(share)
+    assert weights["reference mean"] == pytest.approx(1 - share)
+    assert set(cited["reference"]) - set(names) == {"reference mean", "regression"}
+
+    rows = by_row[(by_row["query"] == spot) & (by_row["gene"] == gene)]
+    rows = rows.iloc[list(rows["reference"]).index("reference mean") + 1 :]
+    allowed = np.ones(stack.n_obs, dtype=bool)
+    if isinstance(restricted.get("where"), np.ndarray):
+        allowed = restricted["where"]
+    elif "where" in restricted:
+        allowed = (stack.obs["donor"] == "donor1").to_numpy()
+    assert set(rows["reference"]) <= set(names[allowed])
+    np.testing.assert_allclose(rows["weight"] * (rows["value"] + rows["correction"]), rows["contribution"])
+    np.testing.assert_allclose(rows["value"], stack[rows["reference"].to_numpy(), gene].X.toarray().ravel())
+
+
+def test_nothing_is_cited_where_the_regression_says_all(query, stack):
+    change_fit(stack, retrieval_share=np.zeros(stack.n_vars))
+    rg.tl.predict(query, stack)
+    table = query.tables["predicted"]
+    assert (table.obsm["retrieval_rows"] == -1).all()
+    assert (table.obsm["retrieval_weights"] == 0).all()
+    assert table.obs["effective_n"].isna().all()
+    assert table.obs["n_donors"].min() >= 1
+    assert np.isfinite(table.layers["disagreement"]).all()
+    frame = lines_of(query, stack)
+    assert set(frame["reference"]) == {"reference mean", "regression"}
+    assert (frame.loc[frame["reference"] == "reference mean", "weight"] == 1).all()
+
+
+def test_lazy_reference(query, stack, tmp_path):
+    rg.io.write_reference(stack, tmp_path / "r.zarr.zip")
+    lazy = rg.io.read_reference(tmp_path / "r.zarr.zip", lazy=True)
+    rg.tl.predict(query, stack, key_added="whole")
+    rg.tl.predict(query, lazy)
+    np.testing.assert_array_equal(query.tables["predicted"].X, query.tables["whole"].X)
+    frame = lines_of(query, lazy)
+    assert (frame["reference"] == "regression").sum() == 4 * GENES
+    with pytest.raises(ValueError, match=r"to_memory\(\)"):
+        rg.tl.predict(query, lazy, where={"donor": ["donor1"]})
+
+
+def test_uncited_rows_that_changed_are_noticed(query, stack):
+    rg.tl.predict(query, stack)
+    table = query.tables["predicted"]
+    spot, gene = table.obs_names[0], table.var_names[0]
+    cited = set(rg.get.neighbors(query, obs_names=spot)["reference"])
+    row = next(name for name in stack.obs_names if name not in cited)
+    changed = stack.copy()
+    changed.X = changed.X.toarray()
+    changed.X[changed.obs_names.get_loc(row), changed.var_names.get_loc(gene)] = 90.0
+    with pytest.raises(ValueError, match=r"do not cite changed|changed"):
+        rg.get.explain(query, changed, obs_names=spot, genes=gene)
+
+
+def test_terms_is_one_of_two(query, stack):
+    rg.tl.predict(query, stack)
+    with pytest.raises(ValueError, match="`terms` is 'rows'"):
+        rg.get.explain(query, stack, obs_names=query.tables["predicted"].obs_names[0], genes=GENES, terms="rows")
