@@ -11,11 +11,13 @@ import torch
 
 from ragst_sd.retrieval.gate import GATES
 from ragst_sd.retrieval.losses import section_correlation, standardised_error
+from ragst_sd.retrieval.targets import standardised_targets
 from ragst_sd.retrieval.training import within_section_pearson
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ragst_sd.retrieval.bank import Bank, Run
     from ragst_sd.retrieval.model import Member
     from ragst_sd.retrieval.rag import RagOptions
 
@@ -51,6 +53,32 @@ class Episodes:
     """(m, p) inputs of phi for rows that are retrieved, where they are not those of queries."""
     n_types: int = 0
     """Inputs that speak of cell types, the first ones."""
+
+    @classmethod
+    def of(cls, training: Bank, x: np.ndarray, run: Run, candidates: str) -> Episodes:
+        """Episodes of the rows of a bank, whose inputs of phi are `x`."""
+        targets = standardised_targets(
+            training,
+            np.arange(len(x)),
+            int(run.options.n_train_genes),
+            "random_rag" if candidates == "random" else "rag",
+        )
+
+        def tensor(array: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.as_tensor(np.ascontiguousarray(array), dtype=dtype, device=run.device)
+
+        return cls(
+            x=tensor(x),
+            y=tensor(targets.values),
+            state=tensor(training.states),
+            groups=tensor(training.groups, torch.long),
+            sections=tensor(training.sections, torch.long),
+            n_candidates=run.n_candidates,
+            options=run.options,
+            candidates=candidates,
+            random=np.random.default_rng(run.rng),
+            amp=run.amp,
+        )
 
     def batches(self, rows: np.ndarray) -> list[np.ndarray]:
         """Rows in random order of sections, whole sections together, so that correlations within them can be taken."""

@@ -21,7 +21,7 @@ from ragst_sd.retrieval.model import Member, RetrievalModel, model_from_arrays, 
 from ragst_sd.retrieval.options import CitingOptions, choice, count, not_negative, positive, share, switch
 from ragst_sd.retrieval.regression import fit_regression, regression_features
 from ragst_sd.retrieval.stack import nothing_cited, stacked
-from ragst_sd.retrieval.targets import best_step, held_out_splits, mean_curve, standardised_targets
+from ragst_sd.retrieval.targets import best_step, held_out_splits, mean_curve
 from ragst_sd.retrieval.type_filter import fit_types, typed_queries
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def fit_rag(training: Bank, run: Run, *, candidates: str = "nearest") -> dict[st
     if options.cell_types:
         asked, own, types = fit_types(training)
         key, bank = np.concatenate([asked, key], axis=1), np.concatenate([own, key], axis=1)
-    episodes = _episodes(training, key / input_scale, run, candidates)
+    episodes = Episodes.of(training, key / input_scale, run, candidates)
     if options.cell_types:
         episodes.bank = torch.as_tensor(bank / input_scale, dtype=torch.float32, device=run.device)
         episodes.n_types = own.shape[1]
@@ -223,30 +223,6 @@ def gate_weights(parameters: Mapping[str, Any], key: np.ndarray, query: Query) -
     return out
 
 
-def _episodes(training: Bank, x: np.ndarray, run: Run, candidates: str) -> Episodes:
-    options = run.options
-    everything = np.arange(len(x))
-    targets = standardised_targets(
-        training, everything, int(options.n_train_genes), "random_rag" if candidates == "random" else "rag"
-    )
-
-    def tensor(array: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.as_tensor(np.ascontiguousarray(array), dtype=dtype, device=run.device)
-
-    return Episodes(
-        x=tensor(x),
-        y=tensor(targets.values),
-        state=tensor(training.states),
-        groups=tensor(training.groups, torch.long),
-        sections=tensor(training.sections, torch.long),
-        n_candidates=run.n_candidates,
-        options=options,
-        candidates=candidates,
-        random=np.random.default_rng(run.rng),
-        amp=run.amp,
-    )
-
-
 def _steps(
     episodes: Episodes, training: Bank, run: Run
 ) -> tuple[int, dict[str, Any], list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
@@ -266,7 +242,8 @@ def _steps(
             label=f"{run.held_out} held out: {i + 1} of {len(splits)}",
         )
         histories.append(history)
-        evidence.append(episodes.evidence(member, held, inner))
+        with seeded(run.rng):
+            evidence.append(episodes.evidence(member, held, inner))
         if history.interrupted:
             break
     steps, score = best_step(histories, most)

@@ -33,9 +33,11 @@ _ALPHAS = np.logspace(-3, 3, 13)
 _SHARES = np.linspace(0, 1, 21)
 _LANDMARKS = 512
 _FEATURES = 256
-# What the simpler choice may lose, over the number of donors held out: linear rather than Gaussian features, and
-# regression rather than retrieval. Both travel better to a donor unlike those that the choice was made on.
-_PRIOR = 0.02
+# A held-out gain below this is noise.
+_NOISE = 1e-3
+# Sections and blocks of a single donor flatter what is close to them. There linear features and the regression, which
+# carry over better to another donor, are preferred as long as they lose no more than this.
+_ONE_DONOR = 0.02
 
 
 def fit_regression(
@@ -72,8 +74,9 @@ def fit_regression(
         for kernel in kernels:
             z = regression_features(kernel, training.key).astype(np.float64)
             curves.append(_score_alphas(z, targets, splits, training.sections))
-        prior = _PRIOR / (1 if training.donors is not None and training.donors.max(initial=0) == 0 else len(splits))
-        best = int(np.nanmax(curves[1]) > np.nanmax(curves[0]) + prior)
+        one_donor = training.donors is not None and training.donors.max(initial=0) == 0
+        margin = _ONE_DONOR if one_donor else _NOISE
+        best = int(np.nanmax(curves[1]) > np.nanmax(curves[0]) + margin)
         chosen, alpha = kernels[best], float(_ALPHAS[int(np.nanargmax(curves[best]))])
         z = regression_features(chosen, training.key).astype(np.float64)
         mixed = []
@@ -82,8 +85,8 @@ def fit_regression(
             truth, sections = targets[held], training.sections[held]
             mixed.append([within_section_pearson(a * cited + (1 - a) * smooth, truth, sections) for a in _SHARES])
         curve = mean_over_groups(mixed, len(_SHARES))
-        least = int(np.flatnonzero(curve >= np.nanmax(curve) - prior)[0])
-        share, scores = float(_SHARES[least]), curve[[-1, 0, least]]
+        place = int(np.flatnonzero(curve >= np.nanmax(curve) - margin)[0 if one_donor else -1])
+        share, scores = float(_SHARES[place]), curve[[-1, 0, place]]
         logger.info(
             "Held-out groups: retrieval scores %.3f, regression %.3f, %.0f %% retrieval with regression %.3f.",
             scores[0],

@@ -112,8 +112,9 @@ def fit(
 
     Notes
     -----
-    A prediction is evidence of the cited rows plus an adjustment. That of `rag` is the share of a regression, which is
-    a sum over measured rows as well; held-out groups decide how large it is. The page "The method" has the equations
+    A prediction is evidence plus an adjustment. With `rag` these are :math:`m + a \sum_j W_j (y_j - m_{s(j)})` over
+    the cited rows, and the share :math:`1 - a` of a regression :math:`\sum_j H_j (y_j - m_{s(j)})` over all rows; a is
+    chosen on held-out groups. The page "The method" has the equations
     and options of all methods. `pt_rag` is that of `PT-RAG <https://arxiv.org/abs/2603.07233>`__.
 
     Examples
