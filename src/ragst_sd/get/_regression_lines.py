@@ -61,11 +61,11 @@ def regression_lines(
         nothing, name = np.full((*total.shape, 1), np.nan), "regression" if share.any() else "adjustment"
         text = np.array([""], dtype=object)
         return RegressionLines(np.array([name], dtype=object), text, text, nothing, nothing, nothing, total[..., None])
-    columns = measured_columns(bank.genes, table.var_names[genes], bank.header.cell_types)
+    of_bank = measured_columns(bank.genes, table.var_names[genes], bank.header.cell_types)
     parameters = bank.fit.parameters
     shifts = parameters.get("section_shifts", np.zeros((bank.sections.max() + 1, len(bank.genes))))
-    means = np.asarray(parameters["reference_mean"])[columns] + np.asarray(shifts)[:, columns]
-    values, measured = dense(bank.values[:, columns]), bank.measured[:, columns][bank.panels]
+    means = np.asarray(parameters["reference_mean"])[of_bank] + np.asarray(shifts)[:, of_bank]
+    values, measured = dense(bank.values[:, of_bank]), bank.measured[:, of_bank][bank.panels]
     asked = np.asarray(table.obsm[_keys.REGRESSION_KEY], dtype=np.float64)[spots]
     eligible, pattern = _eligible(bank, header, table, spots)
 
@@ -76,19 +76,20 @@ def regression_lines(
     patterns, of_gene = np.unique(measured, axis=1, return_inverse=True)
     for p, e in np.ndindex(patterns.shape[1], len(eligible)):
         rows = np.flatnonzero(patterns[:, p] & eligible[e])
-        place = np.ix_(np.flatnonzero(pattern == e), np.flatnonzero(of_gene.ravel() == p))
-        if not len(rows) or not len(place[0]):
+        of_pattern, columns = np.flatnonzero(pattern == e), np.flatnonzero(of_gene.ravel() == p)
+        if not len(rows) or not len(of_pattern):
             continue
-        h = row_weights(parameters, bank.regression_key, asked[pattern == e], rows)
-        residual = values[rows][:, place[1][0]] - means[bank.sections[rows]][:, place[1][0]]
+        h = row_weights(parameters, bank.regression_key, asked[of_pattern], rows)
+        residual = values[rows][:, columns] - means[bank.sections[rows]][:, columns]
         if by_row:
-            at = (place[0][..., None], place[1][..., None], rows[None, None])
-            weight[at], contribution[at] = h[:, None], h[:, None] * residual.T[None]
+            at = np.ix_(of_pattern, columns, rows)
+            weight[at], contribution[at] = h[:, None], h[:, None] * residual.T
             continue
         for i, section in enumerate(sections):
-            own = bank.sections[rows] == section
-            weight[(*place, i)] = h[:, own].sum(axis=1)[:, None]
-            contribution[(*place, i)] = h[:, own] @ residual[own]
+            inside = bank.sections[rows] == section
+            at = np.ix_(of_pattern, columns, [i])
+            weight[at] = h[:, inside].sum(axis=1)[:, None, None]
+            contribution[at] = (h[:, inside] @ residual[inside])[..., None]
     weight, contribution = weight * share[..., None], contribution * share[..., None]
     difference = np.abs(contribution.sum(axis=2) - total)
     if (difference > _SAME * (1 + np.abs(contribution).sum(axis=2))).any():

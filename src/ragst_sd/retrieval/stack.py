@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,10 +59,14 @@ def _regression(parameters: Mapping[str, Any], selection: Selection) -> np.ndarr
     coefficients, intercept = np.asarray(parameters[REGRESSION]), np.asarray(parameters["regression_intercept"])
     features = np.asarray(selection.features, dtype=np.float64)
     if coefficients.ndim == 2:
-        return in_blocks(lambda block: block @ coefficients, features, len(intercept)) + intercept
+        return in_blocks(partial(_times, coefficients), features, len(intercept)) + intercept
     out = np.empty((len(features), coefficients.shape[2]))
     for pattern, (of_pattern, level) in enumerate(zip(coefficients, intercept, strict=True)):
         asked = selection.level == pattern
-        product = in_blocks(lambda block, by=of_pattern: block @ by, features[asked], len(level))
+        product = in_blocks(partial(_times, of_pattern), features[asked], len(level))
         out[asked] = product + level
     return out
+
+
+def _times(coefficients: np.ndarray, features: np.ndarray) -> np.ndarray:
+    return features @ coefficients
