@@ -34,6 +34,7 @@ PUBLISHED = {
     "tl.evaluate_perturbation",
     "get.risk_coverage",
     "io.read_hest",
+    "io.read_patches",
     "io.read_embeddings",
     "io.read_slide",
     "io.write_cell_eval",

@@ -25,7 +25,7 @@ from ragst_sd.retrieval import methods
 from .io.hub_server import TOKEN, serve_hub
 from .io.layouts import write_st
 from .io.recipes import deposit
-from .io.slides import paint, write_hest, write_pyramid
+from .io.slides import paint, write_patches, write_pyramid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,7 @@ def deposits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small files under the names that examples use."""
     folder = tmp_path_factory.mktemp("deposits")
     write_st(folder / "ST", seed=1)
-    write_hest(folder / "hest_data", "TENX95")
+    write_patches(folder / "hest_data", "TENX95", edge=6)
     write_pyramid(folder / "slide.tif", paint(1, 512, 512))
     (folder / "features_uni_v1").mkdir()
     with h5py.File(folder / "features_uni_v1" / "slide.h5", "w") as file:

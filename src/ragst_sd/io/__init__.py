@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ragst_sd.io._download_reference import download_reference
     from ragst_sd.io._read_embeddings import read_embeddings
     from ragst_sd.io._read_hest import read_hest
+    from ragst_sd.io._read_patches import read_patches
     from ragst_sd.io._read_reference import read_reference
     from ragst_sd.io._read_slide import read_slide
     from ragst_sd.io._read_st import read_st
@@ -26,6 +27,7 @@ __all__ = [
     "download_reference",
     "read_embeddings",
     "read_hest",
+    "read_patches",
     "read_reference",
     "read_slide",
     "read_st",
