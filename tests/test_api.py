@@ -35,6 +35,8 @@ PUBLISHED = {
     "get.risk_coverage",
     "io.read_hest",
     "io.read_patches",
+    "io.read_annotations",
+    "io.write_geojson",
     "io.read_embeddings",
     "io.read_slide",
     "io.write_cell_eval",

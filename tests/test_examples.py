@@ -25,7 +25,7 @@ from ragst_sd.retrieval import methods
 from .io.hub_server import TOKEN, serve_hub
 from .io.layouts import write_st
 from .io.recipes import deposit
-from .io.slides import paint, write_patches, write_pyramid
+from .io.slides import paint, write_geojson, write_patches, write_pyramid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +66,7 @@ def deposits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_st(folder / "ST", seed=1)
     write_patches(folder / "hest_data", "TENX95", edge=6)
     write_pyramid(folder / "slide.tif", paint(1, 512, 512))
+    write_geojson(folder / "slide.geojson", {"Tumor": (100, 50, 300, 400), "Stroma": (300, 50, 450, 400)})
     (folder / "features_uni_v1").mkdir()
     with h5py.File(folder / "features_uni_v1" / "slide.h5", "w") as file:
         y, x = np.mgrid[0:512:128, 0:512:128]

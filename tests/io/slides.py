@@ -107,3 +107,22 @@ def write_patches(
         file["coords"] = corners
         file["barcode"] = np.array(table.obs_names[rows], dtype="S")[:, None]
     return folder
+
+
+def write_geojson(path: Path, boxes: dict[str, tuple[float, float, float, float]]) -> Path:
+    """Rectangles (left, top, right, bottom) by class, as QuPath exports annotations."""
+    features = [
+        {
+            "type": "Feature",
+            "id": f"00000000-0000-0000-0000-{k:012d}",
+            "geometry": {"type": "Polygon", "coordinates": [[[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]]},
+            "properties": {
+                "objectType": "annotation",
+                "classification": {"name": name, "color": [200, 0, 0]},
+                "isLocked": True,
+            },
+        }
+        for k, (name, (x0, y0, x1, y1)) in enumerate(boxes.items())
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path
