@@ -133,7 +133,7 @@ def census_of_cells() -> SimpleNamespace:
 def workplace(deposits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory of an example: the files that it reads lie there, and what it writes goes there."""
     for source in deposits.iterdir():
-        if source.name in ("sections", "ST", "hest_data", "features_uni_v1", "slide.tif"):
+        if source.name in ("sections", "ST", "hest_data", "features_uni_v1", "slide.tif", "slide.geojson"):
             (tmp_path / source.name).symlink_to(source, target_is_directory=source.is_dir())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAGST_SD_DATA_DIR", str(deposits / "mirror"))
