@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ragst_sd._elements import shared_coordinate_system, to_frame
+from ragst_sd._elements import element_of, shared_coordinate_system, to_frame
 from ragst_sd._validate import listing, require_key
 
 if TYPE_CHECKING:
@@ -42,10 +42,30 @@ def areas_in_frame_of(sdata: SpatialData, annotation_key: str, other: str, coord
     todo = "Read one with `rg.io.read_annotations`."
     require_key(annotation_key, sdata.shapes, "sdata.shapes", todo)
     shapes = require_areas(sdata.shapes[annotation_key], annotation_key)
-    frame = shared_coordinate_system(sdata, annotation_key, other, coordinate_system)
-    affine = np.linalg.inv(to_frame(sdata[other], frame)) @ to_frame(shapes, frame)
+    affine = _affine_between(sdata, annotation_key, other, coordinate_system)
     (a, b, x), (c, d, y) = affine[:2]
     return made_valid(shapes.geometry.affine_transform([a, b, c, d, x, y]), repr(annotation_key))
+
+
+def _affine_between(sdata: SpatialData, first: str, other: str, coordinate_system: str | None) -> np.ndarray:
+    """3 x 3 affine from one element to another; an annotation has all frames of its image, and any of them will do."""
+    from spatialdata.transformations import get_transformation
+
+    elements = element_of(sdata, first), element_of(sdata, other)
+    shared = set.intersection(*(set(get_transformation(element, get_all=True)) for element in elements))
+    if coordinate_system is not None or not shared:
+        shared = {shared_coordinate_system(sdata, first, other, coordinate_system)}
+    affines = {
+        name: np.linalg.inv(to_frame(elements[1], name)) @ to_frame(elements[0], name) for name in sorted(shared)
+    }
+    affine = next(iter(affines.values()))
+    if not all(np.allclose(affine, each, rtol=1e-3) for each in affines.values()):
+        msg = (
+            f"{first!r} and {other!r} lie differently to each other in the frames that they share, {listing(affines)}. "
+            f"Leave {first!r} the right one only: `spatialdata.transformations.remove_transformation`."
+        )
+        raise ValueError(msg)
+    return affine
 
 
 def require_areas(shapes: GeoDataFrame, annotation_key: str) -> GeoDataFrame:

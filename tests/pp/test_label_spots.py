@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import shapely
 from spatialdata.models import ShapesModel
-from spatialdata.transformations import Identity, Scale
+from spatialdata.transformations import Identity, Scale, set_transformation
 
 import ragst_sd as rg
 
@@ -107,6 +107,27 @@ def test_no_common_frame():
     sdata = annotated(["Tumor"], [shapely.box(0, 0, 50, 50)], frame="elsewhere")
     with pytest.raises(ValueError, match="share no coordinate system"):
         rg.pp.label_spots(sdata)
+
+
+class TestSeveralFrames:
+    def in_two(self, scale):
+        sdata = annotated(["Tumor"], [shapely.box(0, 0, 50, 50)])
+        for name, second in (("spots", 3.0), ("annotations", scale)):
+            set_transformation(sdata[name], Scale([second, second], ("x", "y")), "second")
+        return sdata
+
+    def test_that_agree(self):
+        sdata = self.in_two(3.0)
+        rg.pp.label_spots(sdata)
+        assert labels(sdata) == ["Tumor", None, None, None, None]
+
+    def test_that_do_not(self):
+        sdata = self.in_two(6.0)
+        with pytest.raises(ValueError, match=r"lie differently to each other in the frames .* 'global', 'second'"):
+            rg.pp.label_spots(sdata)
+        assert "label" not in sdata.tables["table"].obs
+        rg.pp.label_spots(sdata, coordinate_system="second")
+        assert labels(sdata) == ["Tumor", "Tumor", None, None, None]
 
 
 def test_labels_serve_the_evaluation():
