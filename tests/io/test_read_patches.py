@@ -83,6 +83,12 @@ def test_embeds_like_the_slide(files):
     assert headers[0]["image_key"] == "patches"
 
 
+def test_own_pixels_have_a_known_size(files):
+    sdata = read(files)
+    rg.pp.embed_tiles(sdata, **(EMBED | {"mpp": None}))
+    assert sdata.tables["table"].uns["ragst"]["embeddings"]["X_colour"]["mpp"] == HEST_MPP
+
+
 def test_middle_of_pictures_is_embedded_where_less_is_asked_for(files):
     sdata, whole = read(files), rg.io.read_hest(files.folder, sample="DRAWN1")
     small = EMBED | {"tile_px": PX // 2, "context": (1, 2)}

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import shapely
-from spatialdata.transformations import Scale, set_transformation
+from spatialdata import SpatialData, deepcopy
+from spatialdata.models import PointsModel
+from spatialdata.transformations import Scale, get_transformation, set_transformation
 
 import ragst_sd as rg
 
@@ -56,8 +59,6 @@ def test_what_is_written_is_read(predicted, tmp_path):
 
 
 def test_pixels_of_the_image_in_any_frame(predicted, tmp_path):
-    from spatialdata import deepcopy
-
     sdata = deepcopy(predicted)
     gene = sdata.tables["predicted"].var_names[0]
     rg.io.write_geojson(sdata, tmp_path / "before.geojson", genes=gene)
@@ -74,13 +75,24 @@ def test_pixels_of_the_image_in_any_frame(predicted, tmp_path):
     np.testing.assert_allclose(finer.bounds, 2 * np.array(first.bounds), atol=0.05)
 
 
+def test_points_become_small_circles(predicted, tmp_path):
+    circles = predicted["spots"]
+    places = pd.DataFrame({"x": circles.geometry.x, "y": circles.geometry.y}, index=circles.index)
+    points = PointsModel.parse(places, transformations=get_transformation(circles, get_all=True))
+    tables = {"predicted": predicted.tables["predicted"].copy()}
+    sdata = SpatialData(images=dict(predicted.images), points={"spots": points}, tables=tables)
+    rg.io.write_geojson(sdata, tmp_path / "out.geojson", genes=tables["predicted"].var_names[0])
+    outlines = [shapely.geometry.shape(one["geometry"]) for one in read(tmp_path / "out.geojson")]
+    centers = np.array([outline.centroid.coords[0] for outline in outlines])
+    np.testing.assert_allclose(centers, tables["predicted"].obsm["spatial"], atol=0.02)
+    assert not any(one.intersects(other) for k, one in enumerate(outlines) for other in outlines[:k])
+
+
 def test_spots_without_prediction_are_left_out(predicted, tmp_path, caplog):
     sdata = predicted
     table = sdata.tables["predicted"].copy()
     bare = table[:4].copy()
     bare.X[1] = np.nan
-    from spatialdata import SpatialData
-
     part = SpatialData(images=dict(sdata.images), shapes=dict(sdata.shapes), tables={"predicted": bare})
     with caplog.at_level("INFO"):
         rg.io.write_geojson(part, tmp_path / "out.geojson", genes=list(bare.var_names[:2]))

@@ -91,7 +91,8 @@ def embed_tiles(
     mpp
         Microns per pixel of a tile; `None` takes the image's own pixels.
     image_mpp
-        Microns per pixel of the image; else the value kept by :func:`ragst_sd.pp.set_image_mpp` is used.
+        Microns per pixel of the image; else the value kept by :func:`ragst_sd.pp.set_image_mpp` is used. Of pictures of
+        spots, else the `mpp` that they were read with.
     value_max
         Pixel value of full brightness; else the one kept by an earlier call, or told from type and values.
     context
@@ -184,6 +185,7 @@ def embed_tiles(
     pixel_mpp = frame_mpp
     if by_patch:
         pixel_mpp = patch_mpp(table, table_key) if image_mpp is None else image_mpp
+        mpp = pixel_mpp if mpp is None else mpp
     require_resolution(mpp, pixel_mpp, image_key)
 
     # `xy` are the spots in their frame, `at` the middles of their tiles in the pixels that are read.
