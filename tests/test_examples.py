@@ -25,7 +25,7 @@ from ragst_sd.retrieval import methods
 from .io.hub_server import TOKEN, serve_hub
 from .io.layouts import write_st
 from .io.recipes import deposit
-from .io.slides import paint, write_hest, write_pyramid
+from .io.slides import paint, write_geojson, write_patches, write_pyramid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,8 +64,9 @@ def deposits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small files under the names that examples use."""
     folder = tmp_path_factory.mktemp("deposits")
     write_st(folder / "ST", seed=1)
-    write_hest(folder / "hest_data", "TENX95")
+    write_patches(folder / "hest_data", "TENX95", edge=6)
     write_pyramid(folder / "slide.tif", paint(1, 512, 512))
+    write_geojson(folder / "slide.geojson", {"Tumor": (100, 50, 300, 400), "Stroma": (300, 50, 450, 400)})
     (folder / "features_uni_v1").mkdir()
     with h5py.File(folder / "features_uni_v1" / "slide.h5", "w") as file:
         y, x = np.mgrid[0:512:128, 0:512:128]
@@ -132,7 +133,7 @@ def census_of_cells() -> SimpleNamespace:
 def workplace(deposits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory of an example: the files that it reads lie there, and what it writes goes there."""
     for source in deposits.iterdir():
-        if source.name in ("sections", "ST", "hest_data", "features_uni_v1", "slide.tif"):
+        if source.name in ("sections", "ST", "hest_data", "features_uni_v1", "slide.tif", "slide.geojson"):
             (tmp_path / source.name).symlink_to(source, target_is_directory=source.is_dir())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAGST_SD_DATA_DIR", str(deposits / "mirror"))

@@ -33,6 +33,7 @@ DATA_ARGUMENTS = {
     "adata_sc",
     "gmt",
     "counts",
+    "patches",
     "image",
     "path",
     "name",

@@ -90,7 +90,7 @@ def shared_coordinate_system(sdata: SpatialData, first: str, second: str, coordi
     """The frame that two elements share; an error lists them if there is none or more than one."""
     from spatialdata.transformations import get_transformation
 
-    systems = [set(get_transformation(_element(sdata, name), get_all=True)) for name in (first, second)]
+    systems = [set(get_transformation(element_of(sdata, name), get_all=True)) for name in (first, second)]
     shared = sorted(systems[0] & systems[1])
     if coordinate_system is not None:
         if coordinate_system not in shared:
@@ -115,7 +115,7 @@ def shared_coordinate_system(sdata: SpatialData, first: str, second: str, coordi
     return shared[0]
 
 
-def _element(sdata: SpatialData, name: str) -> Any:
+def element_of(sdata: SpatialData, name: str) -> Any:
     # Not `sdata[name]`: objects of wsidata do not find the picture of their slide that way.
     return next(kind[name] for kind in (sdata.images, sdata.shapes, sdata.points, sdata.labels) if name in kind)
 

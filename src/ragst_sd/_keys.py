@@ -14,6 +14,8 @@ VALUE_MAX = "value_max"
 EMBEDDINGS = "embeddings"
 SOURCE = "source"
 TILE_GRID = "tile_grid"
+# pictures of spots in a table's obsm, uns[ATTRS][PATCHES]["mpp"] of them; stands for the image in headers
+PATCHES = "patches"
 GENES = "genes"
 
 # a table whose genes were harmonised

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
+import h5py
 import matplotlib as mpl
+import numpy as np
 import pytest
 
 import ragst_sd as rg
 
 from ..io import layouts
-from ..io.slides import paint, write_pyramid
+from ..io.slides import paint, write_geojson, write_patches, write_pyramid
 
 DOCS = Path(__file__).parents[2] / "docs"
 # Not installed along: what needs them is run by hand.
@@ -105,6 +108,32 @@ def test_own_slide(drawn, workplace):
     pixels = paint(3, 1500, 1500)
     write_pyramid(workplace / "slide.svs", pixels)
     run("howto/own_slide.md", {"section_a": drawn["donor1"], "section_b": drawn["donor2"], "pixels": pixels})
+
+
+def test_annotations(drawn, workplace):
+    write_pyramid(workplace / "slide.svs", paint(3, 1500, 1500))
+    write_geojson(workplace / "slide.geojson", {"Tumor": (300, 200, 900, 1200), "Stroma": (900, 200, 1400, 1200)})
+    reference = rg.tl.build_reference({name: drawn[name] for name in ("donor1", "donor2")}, use_rep="X_texture")
+    rg.tl.fit(reference, method="knn", n_neighbors=20)
+    scope: dict[str, object] = {"reference": reference}
+    run("howto/annotations.md", scope)
+    labels = scope["sdata"].tables["tiles_table"].obs["label"]
+    assert set(labels.dropna()) == {"Tumor"}
+    written = json.loads((workplace / "predicted.geojson").read_text())["features"]
+    assert len(written) == len(labels)
+
+
+def test_benchmark_files(workplace):
+    for k, sample in enumerate(("TENX95", "TENX99")):
+        folder = write_patches(workplace / "hest_data", sample, seed=k, edge=6, meta={"patient": sample})
+    (folder / "features").mkdir()
+    with h5py.File(folder / "patches" / "TENX95.h5") as file:
+        barcodes = file["barcode"][()]
+    with h5py.File(folder / "features" / "TENX95.h5", "w") as file:
+        file["embeddings"], file["barcodes"] = np.ones((len(barcodes), 4), np.float32), barcodes
+    scope: dict[str, object] = {}
+    run("howto/benchmark_files.md", scope)
+    assert "predicted" in scope["query"].tables
 
 
 @pytest.mark.parametrize("page", ["howto/going_on.md", "howto/report_honestly.md"])

@@ -297,6 +297,10 @@ TOPICS: dict[str, list[Case]] = {
         Case("no-hest-sample", "io.read_hest", KeyError, ("'TENX1'", "Available"), lambda w: rg.io.read_hest(w.folder, sample="TENX1")),
         Case("no-slide", "io.read_slide", FileNotFoundError, ("slide.svs",), lambda w: rg.io.read_slide(w.folder / "slide.svs")),
         Case("no-embeddings", "io.read_embeddings", FileNotFoundError, ("features.h5",), lambda w: rg.io.read_embeddings(w.query, w.folder / "features.h5")),
+        Case("no-patches", "io.read_patches", FileNotFoundError, ("TENX95.h5", "pictures"), lambda w: rg.io.read_patches(w.folder / "TENX95.h5", w.folder / "broken.h5ad")),
+        Case("damaged-annotations", "io.read_annotations", ValueError, ("mine.html", "cannot be read as GeoJSON"), lambda w: rg.io.read_annotations(w.query, w.folder / "mine.html")),
+        Case("no-annotation", "pp.label_spots", KeyError, ("'annotations'", "'spots'", "rg.io.read_annotations"), lambda w: rg.pp.label_spots(w.query)),
+        Case("geojson-exists", "io.write_geojson", FileExistsError, ("mine.html", "`overwrite=True`"), lambda w: rg.io.write_geojson(w.query, w.folder / "mine.html", genes=w.gene)),
         Case("cell-eval-of-tissue", "io.write_cell_eval", ValueError, ("prediction of tissue", "rg.tl.perturb"), lambda w: rg.io.write_cell_eval(w.query.tables["predicted"], w.screen, w.folder / "out")),
     ],
     "Public data sets": [

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import tifffile
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 MPP = 0.5
 HEST_MPP = 2.0
 HEST_PITCH_UM, HEST_DIAMETER_UM = 100.0, 55.0
+PATCH_UM = 112.0
 
 
 def write_pyramid(
@@ -83,3 +85,44 @@ def write_hest(
     }
     (folder / "metadata" / f"{sample}.json").write_text(json.dumps(known | (meta or {})))
     return folder
+
+
+def write_patches(
+    folder: Path, sample: str, *, seed: int = 1, edge: int = 10, meta: dict | None = None, enlarged: int = 4
+) -> Path:
+    """`patches/<sample>.h5` of a section that `write_hest` writes, in another order than `st/`.
+
+    Pictures of 112 microns; with `enlarged` 4 they have 224 pixels of 0.5 microns, as those of HEST.
+    """
+    write_hest(folder, sample, seed=seed, edge=edge, meta=meta)
+    table = ad.read_h5ad(folder / "st" / f"{sample}.h5ad")
+    slide = tifffile.imread(folder / "wsis" / f"{sample}.tif")
+    rows = np.random.default_rng(seed).permutation(table.n_obs)
+    px = int(PATCH_UM / HEST_MPP)
+    corners = table.obsm["spatial"][rows].astype(int) - px // 2
+    pictures = np.stack([slide[y : y + px, x : x + px] for x, y in corners])
+    (folder / "patches").mkdir(exist_ok=True)
+    with h5py.File(folder / "patches" / f"{sample}.h5", "w") as file:
+        file["img"] = pictures.repeat(enlarged, axis=1).repeat(enlarged, axis=2)
+        file["coords"] = corners
+        file["barcode"] = np.array(table.obs_names[rows], dtype="S")[:, None]
+    return folder
+
+
+def write_geojson(path: Path, boxes: dict[str, tuple[float, float, float, float]]) -> Path:
+    """Rectangles (left, top, right, bottom) by class, as QuPath exports annotations."""
+    features = [
+        {
+            "type": "Feature",
+            "id": f"00000000-0000-0000-0000-{k:012d}",
+            "geometry": {"type": "Polygon", "coordinates": [[[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]]},
+            "properties": {
+                "objectType": "annotation",
+                "classification": {"name": name, "color": [200, 0, 0]},
+                "isLocked": True,
+            },
+        }
+        for k, (name, (x0, y0, x1, y1)) in enumerate(boxes.items())
+    ]
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 
+import geopandas as gpd
 import numpy as np
 import pytest
+import shapely
 import spatialdata as sd
-from spatialdata.models import Image2DModel
+from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import Scale, get_transformation
 
 import ragst_sd as rg
@@ -121,3 +123,41 @@ def test_tiles_are_not_moved_from_under_a_prediction(slide, fitted, embed):
     del slide.tables["predicted"]
     rg.pp.tile_grid(slide, tile_px=32, mpp=2.0, stride_px=16)
     assert slide.tables["tiles_table"].n_obs > before
+
+
+def annotate(slide, *outlines, scale=2.0, name="annotations"):
+    """Outlines in pixels of the slide."""
+    frames = {"um": Scale([scale, scale], ("x", "y"))}
+    slide.shapes[name] = ShapesModel.parse(gpd.GeoDataFrame(geometry=list(outlines)), transformations=frames)
+
+
+class TestAnnotation:
+    def test_tiles_lie_in_it_by_half(self, slide):
+        ring = shapely.Point(300, 300).buffer(150) - shapely.Point(300, 300).buffer(60)
+        annotate(slide, ring, shapely.box(600, 100, 700, 300), shapely.box(650, 100, 720, 300))
+        rg.pp.tile_grid(slide, tile_px=40, mpp=1.0, tissue="annotations")
+        union = shapely.union_all(slide.shapes["annotations"].geometry.to_numpy())
+        corners = np.stack(np.meshgrid(np.arange(0, 800, 40), np.arange(0, 600, 40)), axis=-1).reshape(-1, 2)
+        shares = np.array([shapely.box(x, y, x + 40, y + 40).intersection(union).area / 1600 for x, y in corners])
+        table = slide.tables["tiles_table"]
+        np.testing.assert_array_equal(table.obsm["spatial"] - 20, corners[shares >= 0.5])
+        np.testing.assert_allclose(table.obs["tissue_fraction"], shares[shares >= 0.5])
+
+    def test_frame_of_the_annotation(self, slide):
+        annotate(slide, shapely.box(0, 0, 200, 100), scale=4.0)
+        rg.pp.tile_grid(slide, tile_px=40, mpp=1.0, tissue="annotations")
+        assert slide.tables["tiles_table"].obsm["spatial"].max(axis=0).tolist() == [380, 180]
+
+    @pytest.mark.parametrize(
+        ("tissue", "error", "found"),
+        [
+            ("other", KeyError, "other.*rg.io.read_annotations"),
+            ("small", ValueError, r"None of 300 tiles of 40 pixels lies in 'small' by half \(the fullest by 6%\)"),
+            (1, TypeError, "`tissue` is a int.*the name of shapes"),
+        ],
+    )
+    def test_bad_input(self, slide, tissue, error, found):
+        annotate(slide, shapely.box(10, 10, 20, 20), name="small")
+        with pytest.raises(error, match=found):
+            rg.pp.tile_grid(slide, tile_px=40, mpp=1.0, tissue=tissue)
+        assert set(slide.shapes) == {"small"}

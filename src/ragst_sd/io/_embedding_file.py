@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _VECTORS = ("features", "embeddings")
-_BARCODES = ("barcodes", "barcode")
+BARCODES = ("barcodes", "barcode")
 # TRIDENT cuts tiles at 10 / magnification microns per pixel.
 _UM_AT_1X = 10.0
 
@@ -60,14 +60,14 @@ def read_embedding_file(path: Path) -> EmbeddingFile:
         raise ValueError(msg)
     vectors = np.asarray(content[key], dtype=np.float32)
     corners = np.asarray(content["coords"], dtype=float) if "coords" in content else None
-    barcodes = next((np.asarray(content[name]) for name in _BARCODES if name in content), None)
+    barcodes = next((np.asarray(content[name]) for name in BARCODES if name in content), None)
     encoder = _text(attributes[key].get("encoder"))
     # Some writers keep a leading axis for the slide.
     vectors = vectors[0] if vectors.ndim == 3 and len(vectors) == 1 else vectors
     corners = corners[0] if corners is not None and corners.ndim == 3 and len(corners) == 1 else corners
     if barcodes is not None:
-        barcodes = np.array([_text(name) for name in barcodes.ravel()], dtype=str)
-    _check(path.name, key, vectors, corners, barcodes)
+        barcodes = names_of_spots(barcodes, len(vectors), path.name, "vectors")
+    _check(path.name, key, vectors, corners, is_named=barcodes is not None)
     about = attributes.get("coords", {})
     tile_px, edge_px = about.get("patch_size"), about.get("patch_size_level0")
     magnification = float(about.get("target_magnification", 0))
@@ -82,14 +82,33 @@ def read_embedding_file(path: Path) -> EmbeddingFile:
     )
 
 
-def _check(name: str, key: str, vectors: np.ndarray, corners: np.ndarray | None, barcodes: np.ndarray | None) -> None:
+def names_of_spots(stored: np.ndarray, n: int, name: str, what: str) -> np.ndarray:
+    """Barcodes as texts, one for each of the `n` vectors or pictures that a file holds.
+
+    Raises
+    ------
+    ValueError
+        If there are more or fewer, or some come twice.
+    """
+    barcodes = np.array([_text(barcode) for barcode in np.ravel(stored)], dtype=str)
+    if len(barcodes) != n:
+        msg = f"{name!r} holds {len(barcodes)} barcodes for {n} {what}."
+        raise ValueError(msg)
+    names, counts = np.unique(barcodes, return_counts=True)
+    if (counts > 1).any():
+        msg = f"{name!r} holds barcodes more than once: {listing(names[counts > 1])}."
+        raise ValueError(msg)
+    return barcodes
+
+
+def _check(name: str, key: str, vectors: np.ndarray, corners: np.ndarray | None, *, is_named: bool) -> None:
     if vectors.ndim != 2:
         msg = f"{key!r} in {name!r} has the shape {vectors.shape}; expected one vector per tile. Pass tile embeddings."
         raise ValueError(msg)
     if not np.isfinite(vectors).all():
         msg = f"{key!r} in {name!r} is NaN or infinite in {int((~np.isfinite(vectors)).any(axis=1).sum())} tiles."
         raise ValueError(msg)
-    if corners is None and barcodes is None:
+    if corners is None and not is_named:
         msg = f"{name!r} holds neither 'coords' nor 'barcodes': its {len(vectors)} vectors cannot be placed."
         raise ValueError(msg)
     if corners is not None and corners.shape != (len(vectors), 2):
@@ -98,14 +117,6 @@ def _check(name: str, key: str, vectors: np.ndarray, corners: np.ndarray | None,
             "slide?"
         )
         raise ValueError(msg)
-    if barcodes is not None:
-        if len(barcodes) != len(vectors):
-            msg = f"{name!r} holds {len(barcodes)} barcodes for {len(vectors)} vectors."
-            raise ValueError(msg)
-        names, counts = np.unique(barcodes, return_counts=True)
-        if (counts > 1).any():
-            msg = f"{name!r} holds barcodes more than once: {listing(names[counts > 1])}."
-            raise ValueError(msg)
 
 
 def _text(value: Any) -> str | None:

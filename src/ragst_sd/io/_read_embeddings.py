@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from os import PathLike
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from geopandas import GeoDataFrame
     from spatialdata import SpatialData
 
+    from ragst_sd.image.embedding import Pyramid
     from ragst_sd.io._embedding_file import EmbeddingFile
 
 logger = logging.getLogger(__name__)
@@ -145,7 +146,52 @@ def read_embeddings(
             sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system
         )
         xy = all_xy[rows_in_order(table, table_key, shapes_key, index)]
-        rows = _rows_by_place(squares, xy, path.name) if by_place else _rows_by_name(file, table, path.name)
+        rows = rows_by_place(squares, xy, path.name) if by_place else rows_by_name(file, table, path.name)
+    add_features(
+        table,
+        key_added,
+        file,
+        rows,
+        name=path.name,
+        table_key=table_key,
+        pyramid=image_pyramid(sdata, image_key),
+        affine=affine,
+        xy=xy,
+        model=model,
+        weights_hash=weights_hash,
+        tile_px=tile_px,
+        mpp=mpp,
+        image_mpp=image_mpp,
+        upsampling=1.0 if image_mpp is None else max(1.0, image_mpp / mpp),
+        image_key=image_key,
+        shapes_key=shapes_key,
+        coordinate_system=frame,
+    )
+    if shapes is not None:
+        sdata.shapes[shapes_key], sdata.tables[table_key] = shapes, table
+        logger.info("Adding `sdata.shapes[%r]` and `sdata.tables[%r]`: %d tiles.", shapes_key, table_key, len(xy))
+    logger.info("Adding `sdata.tables[%r].obsm[%r]` %s.", table_key, key_added, table.obsm[key_added].shape)
+
+
+def add_features(
+    table: AnnData,
+    key_added: str,
+    file: EmbeddingFile,
+    rows: np.ndarray,
+    *,
+    name: str,
+    table_key: str,
+    pyramid: Pyramid,
+    affine: np.ndarray,
+    xy: np.ndarray,
+    model: str,
+    weights_hash: str,
+    **geometry: Any,
+) -> None:
+    """Write vectors of a file, and the header of an embedding of which no more is known, to a table.
+
+    `rows` are those of the file, -1 where a spot has none, which becomes NaN.
+    """
     lost = rows < 0
     if lost.any():
         logger.warning(
@@ -153,36 +199,24 @@ def read_embeddings(
             int(lost.sum()),
             len(rows),
             table_key,
-            path.name,
+            name,
             listing(table.obs_names[lost][:5]),
         )
     embedding = np.full((table.n_obs, file.vectors.shape[1]), np.nan, np.float32)
     embedding[~lost] = file.vectors[rows[~lost]]
-
-    # It ran outside of this package: no more is known of it.
     encoder = SimpleNamespace(
         name=model, weights_hash=weights_hash, mean=(), std=(), input_px=None, precision=_keys.UNKNOWN
     )
     header = embedding_header(
-        image_pyramid(sdata, image_key),
+        pyramid,
         affine,
         xy,
         encoder=encoder,  # type: ignore[arg-type]
-        tile_px=tile_px,
-        mpp=mpp,
-        image_mpp=image_mpp,
         context=(1.0,),
-        upsampling=1.0 if image_mpp is None else max(1.0, image_mpp / mpp),
-        image_key=image_key,
-        shapes_key=shapes_key,
-        coordinate_system=frame,
-        origin=path.name,
+        origin=name,
+        **geometry,
     )
     add_embedding(table, key_added, embedding, header, xy=xy, inside=~lost)
-    if shapes is not None:
-        sdata.shapes[shapes_key], sdata.tables[table_key] = shapes, table
-        logger.info("Adding `sdata.shapes[%r]` and `sdata.tables[%r]`: %d tiles.", shapes_key, table_key, len(xy))
-    logger.info("Adding `sdata.tables[%r].obsm[%r]` %s.", table_key, key_added, embedding.shape)
 
 
 def _stated(
@@ -233,7 +267,7 @@ def _squares(file: EmbeddingFile, name: str, *, tile_px: int, mpp: float, image_
     return np.column_stack([file.corners, np.full(len(file.corners), edge)])
 
 
-def _rows_by_name(file: EmbeddingFile, table: AnnData, name: str) -> np.ndarray:
+def rows_by_name(file: EmbeddingFile, table: AnnData, name: str) -> np.ndarray:
     """Row of the file for each spot, -1 where there is none."""
     import pandas as pd
 
@@ -247,7 +281,7 @@ def _rows_by_name(file: EmbeddingFile, table: AnnData, name: str) -> np.ndarray:
     return rows
 
 
-def _rows_by_place(squares: np.ndarray, xy: np.ndarray, name: str) -> np.ndarray:
+def rows_by_place(squares: np.ndarray, xy: np.ndarray, name: str) -> np.ndarray:
     """Row of the nearest tile for each spot, -1 where its centre is farther than half a tile, in x or y."""
     from scipy.spatial import KDTree
 

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ragst_sd import _keys
 from ragst_sd._validate import hint, listing, require_positive, require_type
+from ragst_sd.io._hest_metadata import donor_of, pixel_size, read_metadata, source_details, spot_diameter
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import existing
-from ragst_sd.io._section import SOURCE_FIELDS, assemble, check_inside, checked_source, stored_diameter
+from ragst_sd.io._section import SOURCE_FIELDS, assemble, check_inside, checked_source
 from ragst_sd.io._slide_file import open_slide
 from ragst_sd.io._st_counts import locate, read_counts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from anndata import AnnData
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
-
-_LICENSE = "CC BY-NC-SA 4.0 (HEST-1k)"
-_MPP_TOLERANCE = 0.05
 
 
 def read_hest(
@@ -114,28 +110,34 @@ def read_hest(
             f'`rg.datasets.load("hest_1k", samples=[{sample!r}])` downloads them.'
         )
         raise FileNotFoundError(msg)
-    # Not strictly JSON: HEST writes NaN where a field is unknown.
-    stated = json.loads(files["metadata"].read_text(), parse_constant=lambda _: None)
-    meta = {name: value for name, value in stated.items() if value not in (None, "")}
+    meta = read_metadata(files["metadata"], sample)
     found = read_counts(files["st"], None)
     found, xy = locate(found, None)
     slide = open_slide(files["wsis"].resolve())
     height, width = slide.levels[0].shape[1:]
     check_inside(xy, width, height)
-    mpp = _resolution(meta, slide.mpp, sample) if image_mpp is None else float(image_mpp)
-    details = {
-        _keys.TISSUE: meta.get("organ", meta.get("tissue")),
-        _keys.TECHNOLOGY: meta.get("st_technology"),
-        "license": f"{_LICENSE}; original: {meta['license']}" if "license" in meta else _LICENSE,
-        "citation": _citation(meta),
-    }
+    mpp = pixel_size(meta, slide.mpp, sample) if image_mpp is None else float(image_mpp)
+    if mpp is None:
+        msg = (
+            f"Microns per pixel of section {sample!r} are in neither its metadata (pixel_size_um_estimated, "
+            "pixel_size_um_embedded) nor its picture. Pass `image_mpp=`."
+        )
+        raise ValueError(msg)
+    diameter = spot_diameter(found, meta, mpp)
+    if diameter is None:
+        msg = (
+            f"The diameter of spots of section {sample!r} is in neither `uns['spatial']` of its h5ad nor "
+            "`spot_diameter` of its metadata. Write it (microns) into the metadata."
+        )
+        raise ValueError(msg)
+    details = source_details(meta)
     sdata = assemble(
         found,
         xy,
         pyramid_element(slide.levels),
-        radius=_diameter(found, meta, mpp, sample) / 2,
+        radius=diameter / 2,
         sample=sample,
-        donor=_donor(meta, sample) if donor is None else donor,
+        donor=donor_of(meta, sample) if donor is None else donor,
         details={name: given.get(name) or str(details[name] or _keys.UNKNOWN) for name in SOURCE_FIELDS},
         image_mpp=mpp,
     )
@@ -160,64 +162,3 @@ def _resolve_sample(folder: Path, sample: str | None) -> str:
         msg = f"`sample` is needed: {str(folder / 'st')!r} holds {len(present)} sections: {listing(present)}."
         raise ValueError(msg)
     return present[0]
-
-
-def _resolution(meta: Mapping[str, Any], stated: tuple[float, float] | None, sample: str) -> float:
-    known = {name: meta[name] for name in ("pixel_size_um_estimated", "pixel_size_um_embedded") if name in meta}
-    if stated is not None:
-        known["the picture's file"] = sum(stated) / 2
-    if not known:
-        msg = (
-            f"Microns per pixel of section {sample!r} are in neither its metadata (pixel_size_um_estimated, "
-            "pixel_size_um_embedded) nor its picture. Pass `image_mpp=`."
-        )
-        raise ValueError(msg)
-    name, mpp = next(iter(known.items()))
-    require_positive(mpp, name)
-    if "pixel_size_um_embedded" in known and abs(known["pixel_size_um_embedded"] / mpp - 1) > _MPP_TOLERANCE:
-        logger.warning(
-            "Section %r: HEST estimates %.4g microns per pixel from the spots, the scanner stated %.4g. The estimate "
-            "is taken; pass `image_mpp=` to decide otherwise.",
-            sample,
-            mpp,
-            known["pixel_size_um_embedded"],
-        )
-    return float(mpp)
-
-
-def _diameter(found: AnnData, meta: Mapping[str, Any], mpp: float, sample: str) -> float:
-    stored = next(filter(None, map(stored_diameter, dict(found.uns.get(_keys.SPATIAL, {})).values())), None)
-    if stored is not None:
-        return stored
-    if "spot_diameter" not in meta:
-        msg = (
-            f"The diameter of spots of section {sample!r} is in neither `uns['spatial']` of its h5ad nor "
-            "`spot_diameter` of its metadata. Write it (microns) into the metadata."
-        )
-        raise ValueError(msg)
-    require_positive(meta["spot_diameter"], "spot_diameter")
-    return float(meta["spot_diameter"]) / mpp
-
-
-def _donor(meta: Mapping[str, Any], sample: str) -> str | None:
-    study, patient = meta.get("dataset_title"), meta.get("patient")
-    if study is None and patient is None:
-        logger.info(
-            "The metadata of %r name neither study nor patient, so `obs` has no column 'donor'. Pass `donor=`: a "
-            "reference needs it.",
-            sample,
-        )
-        return None
-    if patient is None:
-        logger.info(
-            "The metadata of %r name no patient: all sections of the study %r count as one donor, so that none is "
-            "predicted from another of the same patient. Pass `donor=` if you know better.",
-            sample,
-            study,
-        )
-    return f"{study or _keys.UNKNOWN}: {patient or 'patient not stated'}"
-
-
-def _citation(meta: Mapping[str, Any]) -> str:
-    study = ", ".join(str(meta[name]) for name in ("dataset_title", "study_link") if name in meta)
-    return f"{study}; in HEST-1k (Jaume et al. 2024)" if study else "HEST-1k (Jaume et al. 2024)"

@@ -27,7 +27,7 @@ _REGION, _INSTANCE = "region", "spot_id"
 def assemble(
     found: AnnData,
     xy: np.ndarray,
-    image: DataArray | DataTree,
+    image: DataArray | DataTree | None,
     *,
     radius: float,
     sample: str,
@@ -45,7 +45,7 @@ def assemble(
     xy
         (n, 2) centres (x, y) in pixels of the image.
     image
-        SpatialData image in the frame "global".
+        SpatialData image in the frame "global"; `None` if there is none.
     radius
         Of the spots, in pixels.
     sample, donor
@@ -77,8 +77,9 @@ def assemble(
     found.uns[_keys.ATTRS] = {_keys.SOURCE: dict(details)}
     table = TableModel.parse(found, region=SHAPES, region_key=_REGION, instance_key=_INSTANCE)
     circles = ShapesModel.parse(xy, geometry=0, radius=radius, index=ids)
-    sdata = SpatialData(images={IMAGE: image}, shapes={SHAPES: circles}, tables={TABLE: table})
-    if image_mpp is not None:
+    images = {} if image is None else {IMAGE: image}
+    sdata = SpatialData(images=images, shapes={SHAPES: circles}, tables={TABLE: table})
+    if image is not None and image_mpp is not None:
         keep_image_mpp(sdata, IMAGE, image_mpp)
     return sdata
 

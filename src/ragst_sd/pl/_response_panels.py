@@ -14,7 +14,7 @@ from ragst_sd.image.embedding import Pyramid
 from ragst_sd.pl import _style
 from ragst_sd.pl._maps import Map, limits_of
 from ragst_sd.pl._responses import correlation
-from ragst_sd.pl._section import Section, draw_spots, read_section, spot_reach
+from ragst_sd.pl._section import Section, draw_spots, is_drawn_from_thumbnails, read_section, spot_reach
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _number(value: float) -> str:
 def response_section(sdata: SpatialData, shown: Shown, prediction_key: str) -> Section:
     """The spots on their picture; on white where the object has none."""
     table, header = shown.table, shown.header
-    if str(header["image_key"]) in sdata.images:
+    if str(header["image_key"]) in sdata.images or is_drawn_from_thumbnails(sdata, header):
         return read_section(sdata, table, header, prediction_key)
     region = resolve_shapes(sdata, single_region(table))
     element = sdata[region]

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ragst_sd import _keys
 from ragst_sd._annotation import rows_in_order, single_region
-from ragst_sd._elements import centers_in_pixels, image_pyramid, resolve_shapes
+from ragst_sd._elements import centers_in_pixels, element_centers, image_pyramid, resolve_shapes
+from ragst_sd._patches import patch_edge, shrunk
 from ragst_sd._resolution import embedded_mpp_of
 from ragst_sd._validate import listing
+from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.frames import apply_affine, similarity_scale
 
 if TYPE_CHECKING:
@@ -19,9 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.collections import Collection
     from spatialdata import SpatialData
 
-    from ragst_sd.image.embedding import Pyramid
-
 Box = tuple[float, float, float, float]
+
+_CANVAS_PX = 6000
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ def read_section(sdata: SpatialData, table: AnnData, header: dict[str, Any], pre
         If the image or the shapes are not in the object.
     """
     image_key = str(header["image_key"])
-    if image_key not in sdata.images:
+    by_patch = is_drawn_from_thumbnails(sdata, header)
+    if image_key not in sdata.images and not by_patch:
         msg = (
             f"The prediction was made from image {image_key!r}, which is not in `sdata.images` (it has "
             f"{listing(sdata.images)}). Add it, or read the object with its images."
@@ -62,6 +66,8 @@ def read_section(sdata: SpatialData, table: AnnData, header: dict[str, Any], pre
         )
         raise ValueError(msg)
     shapes_key = resolve_shapes(sdata, region)
+    if by_patch:
+        return _on_thumbnails(sdata, table, header, shapes_key, prediction_key)
     found = centers_in_pixels(
         sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=str(header["coordinate_system"])
     )
@@ -73,6 +79,47 @@ def read_section(sdata: SpatialData, table: AnnData, header: dict[str, Any], pre
         centers=found.xy[order],
         element=element.iloc[order] if hasattr(element, "geometry") else None,
         affine=found.affine,
+    )
+
+
+def is_drawn_from_thumbnails(sdata: SpatialData, header: dict[str, Any]) -> bool:
+    """Whether a section came without a slide, with small pictures of its spots instead."""
+    key = str(header.get("table_key"))
+    return (
+        header["image_key"] == _keys.PATCHES
+        and _keys.PATCHES not in sdata.images
+        and key in sdata.tables
+        and _keys.THUMBNAIL in sdata.tables[key].obsm
+    )
+
+
+def _on_thumbnails(
+    sdata: SpatialData, table: AnnData, header: dict[str, Any], shapes_key: str, prediction_key: str
+) -> Section:
+    """Spots on the small pictures that they came with, each laid where its spot is."""
+    own = sdata.tables[str(header["table_key"])]
+    pictures = np.asarray(own.obsm[_keys.THUMBNAIL])[own.obs_names.get_indexer(table.obs_names)]
+    xy, index = element_centers(sdata, shapes_key)
+    order = rows_in_order(table, prediction_key, shapes_key, index)
+    mpp = embedded_mpp_of(sdata, header)
+    edge = patch_edge(own, mpp, xy)
+    low = xy[order].min(axis=0) - edge / 2
+    size = np.ptp(xy[order], axis=0) + edge
+    px = max(1, min(pictures.shape[1], int(_CANVAS_PX * edge / size.max())))
+    scale = px / edge
+    affine = np.array([[scale, 0, -scale * low[0]], [0, scale, -scale * low[1]], [0, 0, 1]])
+    centers = apply_affine(affine, xy[order])
+    width, height = np.ceil(size * scale).astype(int) + 1
+    canvas = np.full((3, height, width), 255, np.uint8)
+    corners = np.rint(centers - px / 2).astype(int)
+    for (x, y), picture in zip(corners, shrunk(pictures, px), strict=True):
+        canvas[:, y : y + px, x : x + px] = np.moveaxis(picture, -1, 0)
+    return Section(
+        pyramid=Pyramid((canvas,), ((height, width),)),
+        mpp=None if mpp is None else mpp / scale,
+        centers=centers,
+        element=sdata[shapes_key].iloc[order],
+        affine=affine,
     )
 
 

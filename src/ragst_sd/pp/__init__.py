@@ -11,9 +11,18 @@ if TYPE_CHECKING:
     from ragst_sd.pp._encoders import encoders
     from ragst_sd.pp._filter_predicted import filter_predicted
     from ragst_sd.pp._harmonize_genes import harmonize_genes
+    from ragst_sd.pp._label_spots import label_spots
     from ragst_sd.pp._set_image_mpp import set_image_mpp
     from ragst_sd.pp._tile_grid import tile_grid
 
-__all__ = ["embed_tiles", "encoders", "filter_predicted", "harmonize_genes", "set_image_mpp", "tile_grid"]
+__all__ = [
+    "embed_tiles",
+    "encoders",
+    "filter_predicted",
+    "harmonize_genes",
+    "label_spots",
+    "set_image_mpp",
+    "tile_grid",
+]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)

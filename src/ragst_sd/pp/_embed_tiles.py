@@ -11,6 +11,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, resolve_annotation, rows_in_order
 from ragst_sd._elements import centers_in_pixels, image_pyramid, keep_value_max, require_sdata, resolve_image
+from ragst_sd._patches import holds_patches, own_frame, patch_mpp, patch_pyramid, require_shown
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._settings import settings
 from ragst_sd._several import over_sections
@@ -67,6 +68,8 @@ def embed_tiles(
     ----------
     sdata
         Object with an RGB or RGBA image, and shapes or points that a table annotates; or a list or a mapping of them.
+        An object without images, of :func:`ragst_sd.io.read_patches`, has a picture of every spot in
+        `.obsm["patches"]` instead, of which the tiles are cut.
     image_key
         Image in `sdata.images`; may be left out if there is only one.
     shapes_key
@@ -88,12 +91,14 @@ def embed_tiles(
     mpp
         Microns per pixel of a tile; `None` takes the image's own pixels.
     image_mpp
-        Microns per pixel of the image; else the value kept by :func:`ragst_sd.pp.set_image_mpp` is used.
+        Microns per pixel of the image; else the value kept by :func:`ragst_sd.pp.set_image_mpp` is used. Of pictures of
+        spots, else the `mpp` that they were read with.
     value_max
         Pixel value of full brightness; else the one kept by an earlier call, or told from type and values.
     context
         Fields of view as multiples of the tile, each resized to `tile_px`. `None` is `(1, 2.5, 6)`, which predicts much
-        better than the tile alone at three times the work; an encoder of your own sees the tile alone by default.
+        better than the tile alone at three times the work; an encoder of your own sees the tile alone by default, and
+        so does every encoder where there are only pictures of spots.
     key_added
         Key of `.obsm`; `X_<model>`, made legal, if left out.
     batch_size
@@ -139,7 +144,7 @@ def embed_tiles(
         If `sdata` is no SpatialData.
     ValueError
         If image and shapes share no frame or several, `mpp` is asked for and the image's is unknown, the image is not
-        RGB, all spots lie outside it, or the encoder returns NaN.
+        RGB, all spots lie outside it, the encoder returns NaN, or pictures of spots show less than is asked for.
 
     Notes
     -----
@@ -172,25 +177,37 @@ def embed_tiles(
 
     sdata = require_sdata(sdata)
     require_positive(tile_px, "tile_px", whole=True)
-    image_key = resolve_image(sdata, image_key)
+    by_patch = holds_patches(sdata, image_key)
+    image_key = _keys.PATCHES if by_patch else resolve_image(sdata, image_key)
     table_key, shapes_key = resolve_annotation(sdata, table_key, shapes_key)
     table = sdata.tables.get(table_key, None)
-    image_mpp = image_mpp_of(sdata, image_key, image_mpp)
-    require_resolution(mpp, image_mpp, image_key)
+    frame_mpp = image_mpp_of(sdata, image_key, None if by_patch else image_mpp)
+    pixel_mpp = frame_mpp
+    if by_patch:
+        pixel_mpp = patch_mpp(table, table_key) if image_mpp is None else image_mpp
+        mpp = pixel_mpp if mpp is None else mpp
+    require_resolution(mpp, pixel_mpp, image_key)
 
-    centers = centers_in_pixels(sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
-    pyramid = image_pyramid(sdata, image_key, value_max)
-    if table is None:
-        table = empty_table(centers.index, shapes_key)
-    xy = centers.xy[rows_in_order(table, table_key, shapes_key, centers.index)]
-    inside = pyramid.inside(xy)
+    # `xy` are the spots in their frame, `at` the middles of their tiles in the pixels that are read.
+    if by_patch:
+        pyramid, at = patch_pyramid(table)
+        xy, affine, frame = np.asarray(table.obsm[_keys.SPATIAL], dtype=float), np.eye(3), own_frame(sdata, shapes_key)
+    else:
+        _, index, affine, frame = centers = centers_in_pixels(
+            sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system
+        )
+        pyramid = image_pyramid(sdata, image_key, value_max)
+        if table is None:
+            table = empty_table(index, shapes_key)
+        xy = at = centers.xy[rows_in_order(table, table_key, shapes_key, index)]
+    inside = pyramid.inside(at)
     if not inside.any():
         height, width = pyramid.shapes[0]
         msg = (
             f"All {len(xy)} centres of {shapes_key!r} lie outside image {image_key!r}: the image covers x 0 to {width} "
             f"and y 0 to {height}, the centres x {xy[:, 0].min():.0f} to {xy[:, 0].max():.0f} and "
             f"y {xy[:, 1].min():.0f} to {xy[:, 1].max():.0f} in its pixels. Check the transformations in "
-            f"{centers.coordinate_system!r}."
+            f"{frame!r}."
         )
         raise ValueError(msg)
 
@@ -198,34 +215,37 @@ def embed_tiles(
     require_positive(batch_size, "batch_size", whole=True)
     options: dict[str, Any] = {"model_kwargs": model_kwargs, "mean": mean, "std": std}
     encoder = resolve_encoder(model, **options, device=own_device() if device is None else device, amp=amp)
-    multiples = list(encoder.context if context is None else np.atleast_1d(context).tolist())
+    default = (1.0,) if by_patch else encoder.context
+    multiples = list(default if context is None else np.atleast_1d(context).tolist())
     require_some(multiples, "context", "Give at least one field of view, for instance `(1,)`.")
     for multiple in multiples:
         require_positive(multiple, "context")
+    if by_patch:
+        require_shown(table, tile_px=tile_px, mpp=mpp, pixel_mpp=pixel_mpp, context=multiples)  # type: ignore[arg-type]
     key_added = default_key(encoder.name, model) if key_added is None else key_added
     *fields, finest = plan_fields(
-        pyramid, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, context=[*map(float, multiples), 1]
+        pyramid, tile_px=tile_px, mpp=mpp, image_mpp=pixel_mpp, context=[*map(float, multiples), 1]
     )
     with without_huge_chunks(pyramid, [len(pyramid.levels) - 1, *(field.level for field in fields)]) as readable:
         header = embedding_header(
             readable,
-            centers.affine,
+            affine,
             xy,
             encoder=encoder,
             tile_px=tile_px,
             mpp=mpp,
-            image_mpp=image_mpp,
+            image_mpp=frame_mpp,
             context=multiples,
             upsampling=max(1.0, finest.upsampling),
             image_key=image_key,
             shapes_key=shapes_key,
-            coordinate_system=centers.coordinate_system,
+            coordinate_system=frame,
         )
         if header["upsampling"] > 1.01:
             logger.warning(
                 "Image %r has %.3g microns per pixel, coarser than the %.3g asked for: tiles are enlarged %.2g times.",
                 image_key,
-                image_mpp,
+                pixel_mpp,
                 mpp,
                 header["upsampling"],
             )
@@ -241,7 +261,7 @@ def embed_tiles(
         with tqdm(total=int(inside.sum()) * len(fields), unit="field of view", disable=not show) as bar:
             embedding = run_embedding(
                 readable,
-                xy,
+                at,
                 fields,
                 encoder,
                 model=model,
@@ -255,7 +275,7 @@ def embed_tiles(
 
     target = table if inplace else table.copy()
     add_embedding(target, key_added, embedding, header, xy=xy, inside=inside)
-    target.obs[_keys.PADDED] = tile_padding(pyramid, xy, finest)
+    target.obs[_keys.PADDED] = tile_padding(pyramid, at, finest)
     if not inplace:
         return target
     keep_value_max(sdata, image_key, value_max)

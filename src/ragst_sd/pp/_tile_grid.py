@@ -10,9 +10,10 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, single_region
 from ragst_sd._elements import image_pyramid, keep_value_max, require_sdata, resolve_image, squares_on_image
+from ragst_sd._outlines import areas_in_frame_of
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._several import over_sections
-from ragst_sd._validate import listing, require_positive
+from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.image.tissue import tissue_mask
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def tile_grid(
     image_mpp: float | None = None,
     value_max: float | None = None,
     stride_px: int | None = None,
-    tissue: bool = True,
+    tissue: bool | str = True,
     key_added: str = "tiles",
     table_key: str = "tiles_table",
 ) -> None:
@@ -60,7 +61,9 @@ def tile_grid(
         Distance between tiles in tile pixels; `tile_px` (no overlap) if left out.
     tissue
         Keep only tiles of which at least half is tissue: pixels with more colour than Otsu's threshold, taken on an
-        overview of the image [Otsu1979]_. Black and grey are no tissue; a field without glass is tissue all over.
+        overview of the image [Otsu1979]_. Black and grey are no tissue; a field without glass is tissue all over. The
+        name of shapes, such as :func:`ragst_sd.io.read_annotations` adds, keeps tiles of which at least half lies in
+        them.
     key_added
         Name of the shapes.
     table_key
@@ -81,9 +84,9 @@ def tile_grid(
     Raises
     ------
     KeyError
-        If the image does not exist.
+        If the image, or the shapes named by `tissue`, do not exist.
     TypeError
-        If `sdata` is no SpatialData.
+        If `sdata` is no SpatialData, or `tissue` neither bool nor name.
     ValueError
         If `mpp` is asked for and the image's is unknown, no tile fits or none holds tissue, or a name is taken.
 
@@ -103,6 +106,7 @@ def tile_grid(
 
     sdata = require_sdata(sdata)
     require_positive(tile_px, "tile_px", whole=True)
+    require_type(tissue, (bool, str), "tissue", "Give True, False or the name of shapes.")
     stride_px = tile_px if stride_px is None else stride_px
     require_positive(stride_px, "stride_px", whole=True)
     image_key = resolve_image(sdata, image_key)
@@ -124,8 +128,18 @@ def tile_grid(
     centers = np.column_stack([xs[column], ys[row]])
     places = pd.DataFrame({"row": row, "column": column})
     if tissue:
-        fraction = tissue_fraction(pyramid, centers, edge, image_key)
+        if isinstance(tissue, str):
+            fraction = _annotated_fraction(sdata, tissue, image_key, centers, edge)
+        else:
+            fraction = tissue_fraction(pyramid, centers, edge, image_key)
         keep = fraction >= _MIN_TISSUE
+        if not keep.any() and isinstance(tissue, str):
+            msg = (
+                f"None of {len(keep)} tiles of {edge:.0f} pixels lies in {tissue!r} by half (the fullest by "
+                f"{fraction.max():.0%}). Check that the annotation is of image {image_key!r}, or ask for smaller "
+                "`tile_px` or `mpp`."
+            )
+            raise ValueError(msg)
         if not keep.any():
             msg = (
                 f"No tissue found in {len(keep)} tiles of image {image_key!r} (the fullest holds "
@@ -173,6 +187,23 @@ def tissue_fraction(pyramid: Pyramid, centers: np.ndarray, edge: float, image_ke
     first = np.clip(np.rint((middle - edge / 2) * scale).astype(int), 0, size - 1)
     last = np.clip(np.rint((middle + edge / 2) * scale).astype(int), first + 1, size) - 1
     return integrate(integral_image(mask), first, last) / (last - first + 1).prod(axis=1)
+
+
+def _annotated_fraction(
+    sdata: SpatialData, annotation_key: str, image_key: str, centers: np.ndarray, edge: float
+) -> np.ndarray:
+    """Share of squares of `edge` level-0 pixels around centres that lies in the polygons of an annotation."""
+    import shapely
+
+    union = shapely.union_all(areas_in_frame_of(sdata, annotation_key, image_key, None).to_numpy())
+    shapely.prepare(union)
+    (x, y), half = centers.T, edge / 2
+    squares = shapely.box(x - half, y - half, x + half, y + half)
+    fraction = shapely.covers(union, squares).astype(float)
+    # Few squares lie on the rim, and only of these a part has to be cut out.
+    rim = (fraction == 0) & shapely.intersects(union, squares)
+    fraction[rim] = shapely.area(shapely.intersection(squares[rim], union)) / edge**2
+    return fraction
 
 
 def _check_free(sdata: SpatialData, key_added: str, table_key: str) -> None:

@@ -185,7 +185,7 @@ def _why_no_maps(sdata: SpatialData | AnnData, table: AnnData, header: dict[str,
     if isinstance(sdata, AnnData):
         return "the report was written from a bare table, without its image."
     image = str(header["image_key"])
-    if image not in sdata.images:
+    if image not in sdata.images and image != _keys.PATCHES:
         return f"image `{image}` is not in the object."
     region = single_region(table)
     return "" if region in sdata.shapes or region in sdata.points else f"`{region}` is not in the object."

@@ -13,6 +13,7 @@ from ragst_sd import _keys
 from ragst_sd._annotation import embedded_rows, is_predicted, spot_centers
 from ragst_sd._elements import image_pyramid, require_sdata
 from ragst_sd._labels import is_missing, labels, plain_column
+from ragst_sd._patches import shrunk
 from ragst_sd._reference import LABELS
 from ragst_sd._resolution import embedded_mpp_of
 from ragst_sd._stored_expression import offered_names, stored_expression
@@ -141,7 +142,9 @@ def read_section(
         mpp=embedded_mpp_of(sdata, header) or np.nan,
         source={name: source.get(name, own.get(name)) for name in SOURCE_FIELDS},
     )
-    if with_thumbnails:
+    if with_thumbnails and str(header["image_key"]) == _keys.PATCHES and _keys.THUMBNAIL in table.obsm:
+        section.thumbnails = shrunk(table.obsm[_keys.THUMBNAIL][keep], THUMBNAIL_PX)
+    elif with_thumbnails:
         section.thumbnails = thumbnails(section, sdata)
     return section
 
@@ -150,7 +153,9 @@ def _centers(sdata: SpatialData, table: AnnData, table_key: str, header: Mapping
     """Centres on the embedded image; NaN where the object has come without it."""
     image_key = str(header["image_key"])
     if image_key not in sdata.images:
-        return np.full((table.n_obs, 2), np.nan)
+        # Spots that came with pictures of their own lie in pixels of the slide that these were cut of.
+        known = image_key == _keys.PATCHES and _keys.SPATIAL in table.obsm
+        return np.asarray(table.obsm[_keys.SPATIAL], dtype=float) if known else np.full((table.n_obs, 2), np.nan)
     return spot_centers(
         sdata, table, table_key=table_key, image_key=image_key, coordinate_system=str(header["coordinate_system"])
     )

@@ -1,0 +1,83 @@
+"""Outlines of an annotation, in the frame where they are asked about."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ragst_sd._elements import element_of, shared_coordinate_system, to_frame
+from ragst_sd._validate import listing, require_key
+
+if TYPE_CHECKING:
+    from geopandas import GeoDataFrame, GeoSeries
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+AREAS = ("Polygon", "MultiPolygon")
+
+
+def made_valid(outlines: GeoSeries, what: str) -> GeoSeries:
+    """Outlines whose rings cross are made valid, and counted in a log line; what is left of them are areas."""
+    crossed = ~outlines.is_valid
+    if not crossed.any():
+        return outlines
+    logger.info("%d of %d outlines of %s cross themselves: they are made valid.", crossed.sum(), len(outlines), what)
+    # Lines that a ring leaves where it runs back on itself have no area.
+    return outlines.where(~crossed, outlines[crossed].make_valid().buffer(0))
+
+
+def areas_in_frame_of(sdata: SpatialData, annotation_key: str, other: str, coordinate_system: str | None) -> GeoSeries:
+    """Outlines of an annotation in the own units of another element, pixels of an image for instance.
+
+    Raises
+    ------
+    KeyError
+        If there are no such shapes.
+    ValueError
+        If they are no areas, or the two share no frame.
+    """
+    todo = "Read one with `rg.io.read_annotations`."
+    require_key(annotation_key, sdata.shapes, "sdata.shapes", todo)
+    shapes = require_areas(sdata.shapes[annotation_key], annotation_key)
+    affine = _affine_between(sdata, annotation_key, other, coordinate_system)
+    (a, b, x), (c, d, y) = affine[:2]
+    return made_valid(shapes.geometry.affine_transform([a, b, c, d, x, y]), repr(annotation_key))
+
+
+def _affine_between(sdata: SpatialData, first: str, other: str, coordinate_system: str | None) -> np.ndarray:
+    """3 x 3 affine from one element to another; an annotation has all frames of its image, and any of them will do."""
+    from spatialdata.transformations import get_transformation
+
+    elements = element_of(sdata, first), element_of(sdata, other)
+    shared = set.intersection(*(set(get_transformation(element, get_all=True)) for element in elements))
+    if coordinate_system is not None or not shared:
+        shared = {shared_coordinate_system(sdata, first, other, coordinate_system)}
+    affines = {
+        name: np.linalg.inv(to_frame(elements[1], name)) @ to_frame(elements[0], name) for name in sorted(shared)
+    }
+    affine = next(iter(affines.values()))
+    if not all(np.allclose(affine, each, rtol=1e-3) for each in affines.values()):
+        msg = (
+            f"{first!r} and {other!r} lie differently to each other in the frames that they share, {listing(affines)}. "
+            f"Leave {first!r} the right one only: `spatialdata.transformations.remove_transformation`."
+        )
+        raise ValueError(msg)
+    return affine
+
+
+def require_areas(shapes: GeoDataFrame, annotation_key: str) -> GeoDataFrame:
+    """Shapes that are polygons, all of them; a `ValueError` if others are among them."""
+    kinds = sorted(set(shapes.geometry.geom_type) - set(AREAS))
+    if kinds or not len(shapes):
+        found = f"holds {listing(kinds)}" if kinds else "is empty"
+        msg = f"`sdata.shapes[{annotation_key!r}]` {found}; an annotation is made of polygons."
+        raise ValueError(msg)
+    return shapes
+
+
+def extent_of(low: np.ndarray, high: np.ndarray) -> str:
+    """From where to where something reaches, for a message."""
+    return f"x {low[0]:.0f} to {high[0]:.0f} and y {low[1]:.0f} to {high[1]:.0f}"

@@ -1,0 +1,254 @@
+"""`rg.io.read_annotations`."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd._elements import image_pyramid, require_sdata, resolve_image
+from ragst_sd._outlines import AREAS, extent_of, made_valid
+from ragst_sd._resolution import image_mpp_of
+from ragst_sd._validate import listing, require_positive, require_type
+from ragst_sd.image.tissue import tissue_mask
+from ragst_sd.io._readable import existing, readable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from geopandas import GeoDataFrame, GeoSeries
+    from spatialdata import SpatialData
+
+    from ragst_sd.image.embedding import Pyramid
+
+logger = logging.getLogger(__name__)
+
+UNCLASSIFIED = "unclassified"
+_OVERVIEW_PX = 512
+_ON_GLASS, _ON_TISSUE = 0.1, 0.5
+
+
+def read_annotations(
+    sdata: SpatialData,
+    path: str | PathLike[str],
+    *,
+    image_key: str | None = None,
+    mpp: float | None = None,
+    key_added: str = "annotations",
+    overwrite: bool = False,
+) -> None:
+    """Read outlines that were drawn in QuPath, or found by TRIDENT, as shapes.
+
+    Parameters
+    ----------
+    sdata
+        Object with the image that was annotated.
+    path
+        GeoJSON file (`.gz` too): a collection of features, a list of them, or a single one.
+    image_key
+        The image in `sdata.images`; may be left out if there is only one.
+    mpp
+        Microns per unit of the file's coordinates, where they are no pixels of the full resolution: 1 if they are
+        microns. `None` takes them for pixels, as QuPath and TRIDENT write them.
+    key_added
+        Name of the shapes.
+    overwrite
+        Replace shapes of this name.
+
+    Returns
+    -------
+    `None`. Added to `sdata`:
+
+    `.shapes[key_added]`
+        Polygons and multipolygons in pixels of the image and in all of its frames, with the columns `classification`
+        (names of QuPath's classes, "unclassified" where there is none) and `name`. Points and lines, which have no
+        area, are left out and counted in a log line; outlines that cross themselves are made valid.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    KeyError
+        If the image does not exist.
+    TypeError
+        If `sdata` is no SpatialData or `path` no path.
+    ValueError
+        If the file is damaged, no GeoJSON, or without polygons; all of them lie outside the image; they lie beside the
+        tissue, but on it if their coordinates are microns; or the name is taken.
+
+    Notes
+    -----
+    QuPath and TRIDENT write pixels of the full resolution, from the upper left corner of the slide [QuPath]_
+    [TRIDENT]_. So the image has to be the one that was annotated, at full resolution and uncut. QuPath leaves out
+    the empty rim of some slides (mrxs) that OpenSlide reads, unless it is told not to crop.
+
+    References
+    ----------
+    .. [QuPath] Bankhead et al., QuPath: open source software for digital pathology image analysis, Sci. Rep. 7 (2017).
+    .. [TRIDENT] TRIDENT, https://github.com/mahmoodlab/TRIDENT.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sdata = rg.io.read_slide("slide.tif", mpp=0.5)
+    >>> rg.io.read_annotations(sdata, "slide.geojson")
+    >>> list(sdata.shapes["annotations"]["classification"])
+    ['Tumor', 'Stroma']
+    """
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import get_transformation
+
+    require_sdata(sdata)
+    require_type(path, (str, PathLike), "path")
+    require_type(key_added, str, "key_added")
+    path = existing(path, "`path`:", "Pass a GeoJSON file.")
+    image_key = resolve_image(sdata, image_key)
+    image_mpp = image_mpp_of(sdata, image_key)
+    if mpp is not None:
+        require_positive(mpp, "mpp")
+        if image_mpp is None:
+            msg = (
+                f"`mpp` was given, but the resolution of image {image_key!r} is unknown. Give it with "
+                "`rg.pp.set_image_mpp` first."
+            )
+            raise ValueError(msg)
+    _check_free(sdata, key_added, overwrite=overwrite)
+    found = _areas(_features(path), path.name)
+    if mpp is not None:
+        found = found.set_geometry(_scaled(found.geometry, mpp / image_mpp))  # type: ignore[operator]
+    pyramid = image_pyramid(sdata, image_key)
+    _check_inside(found, pyramid, image_key, path.name)
+    if mpp is None and image_mpp is not None:
+        _check_unit(found.geometry, pyramid, image_mpp, path.name)
+    frames = dict(get_transformation(sdata.images[image_key], get_all=True))
+    if key_added in sdata.shapes:
+        del sdata.shapes[key_added]
+    sdata.shapes[key_added] = ShapesModel.parse(found, transformations=frames)
+    logger.info(
+        "Adding `sdata.shapes[%r]`: %d outlines, of %s.",
+        key_added,
+        len(found),
+        listing(sorted(set(found.classification))),
+    )
+
+
+def _features(path: Path) -> list[Any]:
+    """Features of the file, whichever way they are packed."""
+    with readable(path, "GeoJSON"):
+        text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = json.loads(text)
+    features = content.get("features", [content]) if isinstance(content, dict) else content
+    if not isinstance(features, list) or not all(isinstance(one, dict) and "geometry" in one for one in features):
+        kind = f"an object with {listing(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        msg = f"{path.name!r} holds {kind}; expected GeoJSON features, as QuPath exports them ('Export as GeoJSON')."
+        raise ValueError(msg)
+    return features
+
+
+def _areas(features: list[Any], name: str) -> GeoDataFrame:
+    """Polygons of the features, valid ones, with the names that were given to them."""
+    import geopandas as gpd
+    import shapely
+
+    with_shape = [one for one in features if one["geometry"]]
+    about = [one.get("properties") or {} for one in with_shape]
+    try:
+        outlines = gpd.GeoSeries([shapely.geometry.shape(one["geometry"]) for one in with_shape])
+    except (ValueError, TypeError, KeyError, AttributeError, shapely.errors.ShapelyError) as error:
+        msg = f"{name!r} holds geometries that cannot be read ({type(error).__name__}: {error}). Export it again."
+        raise ValueError(msg) from error
+    # `buffer` of what is made valid would hide that it never was an area.
+    is_area = outlines.geom_type.isin(AREAS).to_numpy() & ~outlines.is_empty.to_numpy()
+    left_out = [outline.geom_type for outline in outlines[~is_area]]
+    if left_out:
+        logger.info("%d features of %r have no area and are left out: %s.", len(left_out), name, listing(set(left_out)))
+    if not is_area.any():
+        msg = (
+            f"{name!r} holds no polygons: {len(features)} features, of {listing(sorted(set(left_out))) or 'none'}. "
+            "Draw areas, or export annotations and not points."
+        )
+        raise ValueError(msg)
+    kept = np.flatnonzero(is_area)
+    columns = {
+        "classification": [_class_name(about[k].get("classification")) for k in kept],
+        "name": [str(about[k].get("name") or "") for k in kept],
+    }
+    flat = gpd.GeoSeries(shapely.force_2d(outlines[is_area].to_numpy()))
+    frame = gpd.GeoDataFrame(columns, geometry=made_valid(flat, repr(name)))
+    return frame[~frame.geometry.is_empty].reset_index(drop=True)
+
+
+def _class_name(classification: Any) -> str:
+    """The name of a class, which QuPath writes alone or as a list of what it is derived from."""
+    if isinstance(classification, dict):
+        classification = classification.get("name") or ": ".join(map(str, classification.get("names") or ()))
+    return str(classification or UNCLASSIFIED)
+
+
+def _scaled(outlines: GeoSeries, factor: float) -> GeoSeries:
+    return outlines.scale(factor, factor, origin=(0, 0))
+
+
+def _check_free(sdata: SpatialData, key_added: str, *, overwrite: bool) -> None:
+    taken = [(kind, own) for kind, own, _ in sdata.gen_elements() if own.lower() == key_added.lower()]
+    if taken and not (overwrite and taken == [("shapes", key_added)]):
+        todo = "Choose another `key_added`" + (", or pass `overwrite=True`." if taken[0][0] == "shapes" else ".")
+        msg = f"The name {key_added!r} is taken by {taken[0][0]} {taken[0][1]!r}. {todo}"
+        raise ValueError(msg)
+
+
+def _check_inside(found: GeoDataFrame, pyramid: Pyramid, image_key: str, name: str) -> None:
+    """Refuse outlines that all lie outside the image, and warn of some that do."""
+    height, width = pyramid.shapes[0]
+    bounds = found.geometry.bounds.to_numpy()
+    low, high = bounds[:, :2], bounds[:, 2:]
+    outside = ((high <= 0) | (low >= (width, height))).any(axis=1)
+    if not outside.any():
+        return
+    extent = extent_of(low.min(axis=0), high.max(axis=0))
+    size = f"image {image_key!r} has {width} x {height} pixels"
+    if outside.all():
+        factor = float((high.max(axis=0) / (width, height)).max())
+        larger = f" They look like pixels of an image at least {factor:.1f} times as large." if factor > 1 else ""
+        msg = (
+            f"All {len(found)} outlines of {name!r} lie outside the image: they cover {extent}, {size}.{larger} Read "
+            "the image that was annotated, at full resolution and uncut, or give the microns per unit of the file with "
+            "`mpp=`."
+        )
+        raise ValueError(msg)
+    logger.warning(
+        "%d of %d outlines of %r lie outside: they cover %s, %s.", outside.sum(), len(found), name, extent, size
+    )
+
+
+def _check_unit(outlines: GeoSeries, pyramid: Pyramid, image_mpp: float, name: str) -> None:
+    """Refuse outlines that lie on glass as pixels and on tissue as microns."""
+    overview = pyramid.overview(_OVERVIEW_PX)
+    mask, is_all = tissue_mask(overview)
+    if is_all:
+        return
+    as_pixels, as_microns = (_tissue_share(_scaled(outlines, by), mask, pyramid) for by in (1.0, 1 / image_mpp))
+    if as_pixels < _ON_GLASS and as_microns > _ON_TISSUE:
+        msg = (
+            f"{name!r} looks as if it were in microns: taken as pixels, {as_pixels:.0%} of what it outlines is tissue; "
+            f"as microns (of {image_mpp:.4g} per pixel), {as_microns:.0%}. Pass `mpp=1` if it is. Outlines in another "
+            "unit need `mpp=` as well."
+        )
+        raise ValueError(msg)
+    logger.info("%.0f%% of what %r outlines is tissue.", 100 * as_pixels, name)
+
+
+def _tissue_share(outlines: GeoSeries, mask: np.ndarray, pyramid: Pyramid) -> float:
+    """Share of tissue among the pixels of an overview that lie in outlines; 0 if they lie beside the image."""
+    import shapely
+
+    (height, width), (rows, columns) = pyramid.shapes[0], mask.shape
+    y, x = np.mgrid[:rows, :columns] + 0.5
+    union = shapely.union_all(outlines.to_numpy())
+    shapely.prepare(union)
+    inside = shapely.contains_xy(union, x * width / columns, y * height / rows)
+    return float(mask[inside].mean()) if inside.any() else 0.0

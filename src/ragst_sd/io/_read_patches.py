@@ -1,0 +1,270 @@
+"""`rg.io.read_patches`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._patches import own_frame, patch_pyramid, shrunk
+from ragst_sd._pitch import spot_pitch
+from ragst_sd._validate import listing, require_positive, require_type
+from ragst_sd.io._embedding_file import read_embedding_file
+from ragst_sd.io._hest_metadata import (
+    donor_of,
+    known_fields,
+    pixel_size,
+    read_metadata,
+    source_details,
+    spot_diameter,
+)
+from ragst_sd.io._patch_file import read_patch_file
+from ragst_sd.io._read_embeddings import add_features, rows_by_name, rows_by_place
+from ragst_sd.io._readable import existing
+from ragst_sd.io._section import SHAPES, SOURCE_FIELDS, TABLE, assemble
+from ragst_sd.io._st_counts import locate, read_counts
+from ragst_sd.pp._embedding_header import default_key
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+    from ragst_sd.io._patch_file import PatchFile
+
+logger = logging.getLogger(__name__)
+
+_THUMBNAIL_PX = 64
+_MOST = 0.5
+
+
+def read_patches(
+    patches: str | PathLike[str],
+    counts: AnnData | pd.DataFrame | str | PathLike[str],
+    *,
+    embeddings: Mapping[str, str | PathLike[str]] | None = None,
+    metadata: str | PathLike[str] | Mapping[str, Any] | None = None,
+    sample: str | None = None,
+    donor: str | None = None,
+    mpp: float = 0.5,
+    image_mpp: float | None = None,
+) -> SpatialData:
+    """Read a section of a benchmark that holds no slide: a picture of every spot, and counts.
+
+    These are the files of HEST-1k and HEST-Bench [HEST2024]_ and of STP-Bench [STPBench]_.
+
+    Parameters
+    ----------
+    patches
+        h5 file with pictures (`img`, square uint8 RGB), `barcode` and, if there are any, `coords`, the top left corners
+        in pixels of the slide.
+    counts
+        h5ad file (or AnnData, or table) with counts of the same spots; matched to the pictures by barcode, never by
+        position.
+    embeddings
+        Features that exist already, by name of the encoder: h5 files that :func:`ragst_sd.io.read_embeddings` knows.
+    metadata
+        `metadata/<sample>.json` of HEST, its table of all sections (csv), or a mapping of the same fields, of which
+        patient, dataset_title, organ, st_technology, license, citation, pixel_size_um_estimated and spot_diameter are
+        used.
+    sample
+        Name of the section; that of the file of pictures if left out.
+    donor
+        Whom the section is from. `None` joins `dataset_title` and `patient` of the metadata, as patients are numbered
+        anew in every study.
+    mpp
+        Microns per pixel of the pictures; HEST and STP-Bench cut them at 0.5.
+    image_mpp
+        Microns per pixel of the slide they were cut of, in whose pixels the coordinates are; `None` takes
+        `pixel_size_um_estimated` of the metadata, else `pixel_size_um_embedded`.
+
+    Returns
+    -------
+    A SpatialData without images:
+
+    shapes["spots"]
+        Circles, indexed by barcode, in the frame "global", which are pixels of the slide. Their diameter is the one
+        that counts or metadata state, else half the distance between spots.
+    tables["table"]
+        A row for each picture whose barcode has counts, in the order of the pictures. Counts in `X` (CSR, float32);
+        `region`, `spot_id`, `sample`, `donor` in `obs`; tissue, technology, license and citation in
+        `uns["ragst"]["source"]`; `mpp` and `edge_px` of the pictures in `uns["ragst"]["patches"]`.
+    tables["table"].obsm["patches"]
+        The pictures (n, edge, edge, 3), uint8, which stay in their file (dask) until they are needed or written.
+        :func:`ragst_sd.pp.embed_tiles` takes tiles from them.
+    tables["table"].obsm["thumbnail"]
+        The same, small: (n, 64, 64, 3). Figures and references show them, so that `obsm["patches"]` may be deleted once
+        all is embedded.
+    tables["table"].obsm["spatial"]
+        Centres (x, y) of the counts, else top left corners of the pictures, in pixels of the slide.
+    tables["table"].obsm["X_<encoder>"]
+        The given features, with the header that :func:`ragst_sd.io.read_embeddings` writes.
+    attrs["ragst"]["image_mpp"]["patches"]
+        Microns per pixel of the slide, where they are known; without them a reference has no `x_um` and `y_um`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    TypeError
+        If an argument is of another kind.
+    ValueError
+        If a file is damaged, pictures have no barcodes, no barcode has counts, counts of other spots were given, or
+        features cannot be told to belong to the pictures.
+
+    Notes
+    -----
+    HEST-1k is licensed CC BY-NC-SA 4.0, and its owners ask users to accept terms. A metadata file counts as one of
+    HEST's, so its licence is the section's; a mapping states its own.
+
+    Barcodes of Visium are the same on every slide. Counts of another section are noticed by their coordinates, if both
+    files have them.
+
+    References
+    ----------
+    .. [HEST2024] Jaume et al., HEST-1k: a dataset for spatial transcriptomics and histology image analysis, NeurIPS
+       Datasets and Benchmarks (2024).
+    .. [STPBench] STP-Bench, https://github.com/NEXGEM/STP-Bench.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sdata = rg.io.read_patches(
+    ...     "hest_data/patches/TENX95.h5", "hest_data/st/TENX95.h5ad", metadata="hest_data/metadata/TENX95.json"
+    ... )
+    >>> rg.pp.embed_tiles(sdata, model="texture", progress=False)
+    >>> sorted(sdata.tables["table"].obsm)
+    ['X_texture', 'patches', 'spatial', 'thumbnail']
+    """
+    require_type(patches, (str, PathLike), "patches")
+    require_type(embeddings, (Mapping, type(None)), "embeddings", "Give `{name of the encoder: path}`.")
+    require_type(metadata, (str, PathLike, Mapping, type(None)), "metadata")
+    require_positive(mpp, "mpp")
+    if image_mpp is not None:
+        require_positive(image_mpp, "image_mpp")
+    path = existing(patches, "`patches`:", "Pass the h5 file of pictures of one section.")
+    sample = path.stem.removesuffix("_patches") if sample is None else str(sample)
+    file = read_patch_file(path)
+    features = {
+        name: read_embedding_file(existing(given, f"`embeddings[{name!r}]`:", "Pass the h5 file of one section."))
+        for name, given in (embeddings or {}).items()
+    }
+    is_file = isinstance(metadata, (str, PathLike))
+    meta = read_metadata(metadata, sample) if is_file else known_fields(metadata or {})  # type: ignore[arg-type]
+    image_mpp = pixel_size(meta, None, sample) if image_mpp is None else float(image_mpp)
+
+    found, rows = _matched(read_counts(counts, None), file, path.name)
+    corners = None if file.corners is None else file.corners[rows]
+    if _keys.SPATIAL in found.obsm or corners is None:
+        found, xy = locate(found, None)
+    else:
+        xy = corners
+    edge = file.pictures.shape[1] * mpp / image_mpp if image_mpp else None
+    if corners is not None:
+        _check_places(xy, corners, edge, path.name)
+    pictures = file.pictures if len(rows) == len(file.barcodes) else file.pictures[rows]
+    details = source_details(meta, is_hest=is_file)
+    diameter = spot_diameter(found, meta, image_mpp)
+    sdata = assemble(
+        found,
+        xy,
+        None,
+        radius=(spot_pitch(xy) / 2 if diameter is None else diameter) / 2,
+        sample=sample,
+        donor=donor_of(meta, sample) if donor is None else donor,
+        details={name: str(details[name] or _keys.UNKNOWN) for name in SOURCE_FIELDS},
+        image_mpp=None,
+    )
+    table = sdata.tables[TABLE]
+    table.obsm[_keys.PATCHES], table.obsm[_keys.THUMBNAIL] = pictures, shrunk(pictures, _THUMBNAIL_PX)
+    table.uns[_keys.ATTRS][_keys.PATCHES] = {"mpp": float(mpp), "edge_px": int(pictures.shape[1])}
+    if image_mpp is not None:
+        sdata.attrs[_keys.ATTRS] = {_keys.IMAGE_MPP: {_keys.PATCHES: image_mpp}}
+    for name, features_file in features.items():
+        origin = str(embeddings[name])  # type: ignore[index]
+        if features_file.barcodes is not None:
+            belongs = rows_by_name(features_file, table, origin)
+        elif corners is not None:
+            # Corners of the same pictures are the same numbers; a pixel is left to rounding.
+            edges = np.full(len(features_file.vectors), 2.0)
+            squares = np.column_stack([features_file.corners, edges])  # type: ignore[list-item]
+            belongs = rows_by_place(squares, corners + 1, origin)
+        else:
+            msg = f"{origin!r} holds no barcodes, and {path.name!r} no 'coords': the features cannot be placed."
+            raise ValueError(msg)
+        add_features(
+            table,
+            default_key(name, None),
+            features_file,
+            belongs,
+            name=origin,
+            table_key=TABLE,
+            pyramid=patch_pyramid(table)[0],
+            affine=np.eye(3),
+            xy=xy,
+            model=name,
+            weights_hash=_keys.UNKNOWN,
+            tile_px=int(pictures.shape[1]),
+            mpp=float(mpp),
+            image_mpp=image_mpp,
+            upsampling=1.0,
+            image_key=_keys.PATCHES,
+            shapes_key=SHAPES,
+            coordinate_system=own_frame(sdata, SHAPES),
+        )
+    logger.info("Read section %r: %d pictures of %d px x %d genes.", sample, len(rows), pictures.shape[1], found.n_vars)
+    return sdata
+
+
+def _matched(found: AnnData, file: PatchFile, name: str) -> tuple[AnnData, np.ndarray]:
+    """Counts of the spots that have a picture, in the order of the pictures, and which pictures these are."""
+    twice = found.obs_names[found.obs_names.duplicated()].unique()
+    if len(twice):
+        msg = (
+            f"{len(twice)} spot names of `counts` are duplicated, for example {listing(twice[:3])}, so pictures cannot "
+            "be matched to them. Pass the counts of one section, one row per spot."
+        )
+        raise ValueError(msg)
+    place = found.obs_names.astype(str).get_indexer(file.barcodes)
+    rows = np.flatnonzero(place >= 0)
+    if len(rows) == 0:
+        msg = (
+            f"No spot of `counts` (for example {listing(found.obs_names[:3])}) is among the {len(place)} barcodes of "
+            f"{name!r} (for example {listing(file.barcodes[:3])}). Check that both are of one section."
+        )
+        raise ValueError(msg)
+    if len(rows) < len(place):
+        without = file.barcodes[place < 0]
+        logger.warning(
+            "%d of %d pictures of %r have no counts and are left out, for example %s.",
+            len(without),
+            len(place),
+            name,
+            listing(without[:3]),
+        )
+    if len(rows) < found.n_obs:
+        logger.info("%d of %d spots of the counts have no picture in %r.", found.n_obs - len(rows), found.n_obs, name)
+    return found[place[rows]].copy(), rows
+
+
+def _check_places(xy: np.ndarray, corners: np.ndarray, edge: float | None, name: str) -> None:
+    """Refuse counts whose spots lie elsewhere than the pictures of the same barcodes: they are of another section."""
+    if len(xy) < 2:
+        return
+    reach = spot_pitch(xy) if edge is None else edge
+    offset = xy - corners
+    # Centres lie half a picture from its corner, or on it: the unknown part is one and the same for all.
+    expected = np.median(offset, axis=0) if edge is None else np.full(2, edge / 2)
+    beside = (np.abs(offset - expected) > reach).any(axis=1)
+    if beside.mean() > _MOST:
+        low, high = (f"x {x:.0f}, y {y:.0f}" for x, y in (offset.min(axis=0), offset.max(axis=0)))
+        msg = (
+            f"Barcodes of `counts` and of {name!r} are the same, as they are on every slide of one kind, but "
+            f"{int(beside.sum())} of {len(xy)} spots lie elsewhere than their pictures (by {low} to {high} px of the "
+            "slide). Pass the counts of the section that the pictures are of."
+        )
+        raise ValueError(msg)
