@@ -20,6 +20,7 @@ from ragst_sd._annotation import resolve_annotation
 from ragst_sd._bank import open_bank
 from ragst_sd._elements import image_pyramid, resolve_image
 from ragst_sd._replacing import fresh_folder, locked, recover
+from ragst_sd._resolution import image_mpp_of
 from ragst_sd._validate import told
 from ragst_sd._workers import own_device
 from ragst_sd.io._readable import readable
@@ -124,35 +125,36 @@ def predict_files(
     adata = rg.io.read_reference(reference)
     bank = open_bank(adata)
     made, use_rep = bank.header.encoder, bank.header.use_rep
-    tiles: dict[str, Any] = {
-        **{name: tuple(map(float, made[name])) or None for name in ("mean", "std", "context")},
-        "tile_px": int(made["tile_px"]),
-        "mpp": None if np.isnan(made["mpp"]) else float(made["mpp"]),
-        "key_added": use_rep,
-    }
 
     @cache
-    def encoder() -> Encoder:
-        name = str(made["encoder"])
+    def embedding() -> tuple[Encoder, dict[str, Any]]:
+        """The encoder and the tiles of the reference."""
+        name = str(made.get("encoder", ""))
         if model is None and (not name or name.startswith("onnx:")):
             what = f"the ONNX file {name.removeprefix('onnx:')!r}" if name else "a model without a name"
             msg = f"{reference} was embedded by {what}. Give the file: `--model FILE.onnx`."
             raise ValueError(msg)
-        found = _encoder(model or name.removeprefix("timm:"), model_kwargs, tiles, batch)
-        if found.weights_hash != made["weights_hash"]:
+        tiles: dict[str, Any] = {
+            **{part: tuple(map(float, made[part])) or None for part in ("mean", "std", "context")},
+            "tile_px": int(made["tile_px"]),
+            "mpp": None if np.isnan(made["mpp"]) else float(made["mpp"]),
+            "key_added": use_rep,
+        }
+        encoder = _encoder(model or name.removeprefix("timm:"), model_kwargs, tiles, batch)
+        if encoder.weights_hash != made["weights_hash"]:
             msg = (
                 f"{reference} was embedded by {name!r} with weights {made['weights_hash'][:12]}; those of "
-                f"{model or name!r} here are {found.weights_hash[:12]}. Give the same ones, for instance by "
+                f"{model or name!r} here are {encoder.weights_hash[:12]}. Give the same ones, for instance by "
                 "`--model-kwargs checkpoint_path=FILE`."
             )
             raise ValueError(msg)
-        return found
+        return encoder, tiles
 
     def make(path: Path, parts: Path) -> tuple[SpatialData, str]:
         sdata, table_key = _opened(path, batch), batch.table_key
         holding = [key for key, table in sdata.tables.items() if use_rep in table.obsm]
         if not holding:
-            table_key = _embedded(sdata, encoder(), tiles, parts, batch)
+            table_key = _embedded(sdata, *embedding(), parts, batch)
         elif len(holding) == 1:
             table_key = holding[0]
         if donor is not None and table_key is not None:
@@ -168,7 +170,7 @@ def predict_files(
 
     if not all(map(_is_store, find_inputs(batch).values())):
         # What is wrong with it is said once, before the first slide is opened.
-        encoder()
+        embedding()
     return _each(batch, ("predict", bank.header.content_hash, bank.fit.fit_hash, repr((donor, dict(options)))), make)
 
 
@@ -295,7 +297,10 @@ def _encoder(model: str, model_kwargs: Mapping[str, Any], tiles: Mapping[str, An
 
 def _embedded(sdata: SpatialData, encoder: Encoder, tiles: Mapping[str, Any], parts: Path, batch: Batch) -> str:
     """Embed the spots of an object, or tiles over its tissue where it has none; the table that holds the embedding."""
-    image: dict[str, Any] = {"image_key": batch.image_key, "image_mpp": batch.image_mpp}
+    image: dict[str, Any] = {"image_key": resolve_image(sdata, batch.image_key), "image_mpp": batch.image_mpp}
+    if tiles["mpp"] is not None and image_mpp_of(sdata, **image) is None:
+        msg = f"The microns per pixel of image {image['image_key']!r} are not known. Give them: `--image-mpp 0.25`."
+        raise ValueError(msg)
     if not any((sdata.shapes, sdata.points, sdata.tables)):
         rg.pp.tile_grid(sdata, **image, tile_px=tiles["tile_px"], mpp=tiles["mpp"])
     table_key, shapes_key = resolve_annotation(sdata, batch.table_key, None)
