@@ -140,7 +140,8 @@ def test_one_damaged_slide_does_not_stop_the_others(drawn, tmp_path, capsys):
     (slides / "b.svs").write_bytes((slides / "a.svs").read_bytes()[:5000])
     (slides / "c.zarr").mkdir()
     write_pyramid(slides / "e.tif", paint(1, 500, 500), mpp=None)
-    (slides / "notes.txt").write_text("not a slide")
+    for name in ("notes.txt", "._a.svs"):
+        (slides / name).write_text("not a slide")
     out = tmp_path / "out"
     code, lines = shell(capsys, "embed", slides, "--out", out, *TILES)
     assert code == 1 and len(lines) == 6

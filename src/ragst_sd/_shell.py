@@ -191,7 +191,9 @@ def find_inputs(batch: Batch) -> dict[str, Path]:
             raise FileNotFoundError(msg)
         inside = [path]
         if path.is_dir() and not _is_store(path):
-            inside = sorted(one for one in path.iterdir() if _is_store(one) or one.suffix.lower() in SLIDES)
+            # Hidden ones are what a stopped run, or another system, has left.
+            seen = (one for one in path.iterdir() if not one.name.startswith("."))
+            inside = sorted(one for one in seen if _is_store(one) or one.suffix.lower() in SLIDES)
             if not inside:
                 msg = f"{path} holds no store (*{_STORE}) and no slide ({', '.join(f'*{end}' for end in SLIDES)})."
                 raise FileNotFoundError(msg)
