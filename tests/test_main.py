@@ -1,4 +1,4 @@
-"""The commands `build` and `inspect`; `demo` is in test_demo.py."""
+"""The command line as a whole, `build` and `inspect`; the other commands have files of their own."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def examples_of(parser) -> list[list[str]]:
     return [re.split(r"\s{2,}", line)[0].split()[1:] for line in lines if line.startswith("ragst-sd ")]
 
 
-@pytest.mark.parametrize("command", ["demo", "build", "inspect"])
+@pytest.mark.parametrize("command", ["demo", "build", "inspect", "embed", "predict", "doctor"])
 def test_help_of_a_command_has_examples_that_it_understands(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
@@ -90,7 +90,7 @@ def test_help_names_every_command_and_first_steps(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     told = capsys.readouterr().out
-    assert all(command in told for command in ("demo", "build", "inspect"))
+    assert all(command in told for command in ("demo", "build", "inspect", "embed", "predict", "doctor"))
     assert ["demo"] in examples_of(_parser())
 
 

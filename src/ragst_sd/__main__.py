@@ -2,6 +2,7 @@
 
 first steps:
   ragst-sd demo                               the whole path on drawn tissue, about a minute, no network
+  ragst-sd doctor                             what is installed, what can run here, what is missing
   ragst-sd COMMAND --help                     what a command takes, with examples
   python -c "import ragst_sd as rg; help(rg.tl.predict)"
 
@@ -17,10 +18,14 @@ import logging
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ragst_sd._validate import told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from ragst_sd._shell import Batch
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -30,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ragst-sd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
 
-    def add_command(run: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
+    def add_command(run: Callable[[argparse.Namespace], int | None], help: str) -> argparse.ArgumentParser:
         command = _described(commands.add_parser, str(inspect.getdoc(run)), name=run.__name__.strip("_"), help=help)
         command.set_defaults(run=run)
         return command
@@ -55,7 +60,48 @@ def _parser() -> argparse.ArgumentParser:
     inspection = add_command(_inspect, "print the data card of a reference")
     inspection.add_argument("reference", type=Path, help="a reference, as `rg.io.write_reference` writes it")
     inspection.add_argument("--out", type=Path, help="also write the card, with pictures, into this folder")
+    embed = add_command(_embed, "embed slides and stores, each into a store of its own")
+    _add_batch(embed)
+    embed.add_argument("--model", default="texture", help="encoder: a name, or the path of an ONNX file (%(default)s)")
+    embed.add_argument("--mean", type=float, nargs=3, help="mean of the encoder's input, for red, green and blue")
+    embed.add_argument("--std", type=float, nargs=3, help="spread of the encoder's input")
+    embed.add_argument("--tile-px", type=int, default=224, help="edge of a tile in pixels (%(default)s)")
+    embed.add_argument("--mpp", type=float, default=0.5, help="microns per pixel of a tile (%(default)s)")
+    embed.add_argument(
+        "--context", type=float, nargs="+", help="fields of view, in tiles; the encoder's own if left out"
+    )
+    predict = add_command(_predict, "predict slides and stores from a reference, each into a store of its own")
+    _add_batch(predict)
+    predict.add_argument("--reference", type=Path, required=True, help="a fitted reference")
+    predict.add_argument(
+        "--model", help="where the encoder of the reference is, if its name does not tell: an ONNX file"
+    )
+    predict.add_argument("--donor", help="donor of all inputs, whose own rows are left out; a new one if left out")
+    predict.add_argument("--genes", nargs="+", help="genes to predict; all if left out")
+    predict.add_argument("--n-neighbors", type=int, help="rows cited per spot; what was fitted if left out")
+    predict.add_argument("--intervals", type=float, help="coverage of intervals, such as 0.8; none if left out")
+    check = add_command(_doctor, "say what is installed, which encoders can run here, and what is missing")
+    check.add_argument("--model", help="load this encoder and embed one tile, downloading its weights if need be")
     return parser
+
+
+def _add_batch(command: argparse.ArgumentParser) -> None:
+    """What `embed` and `predict` share."""
+    command.add_argument("inputs", type=Path, nargs="+", help="slides, SpatialData stores, and folders of them")
+    command.add_argument("--out", type=Path, required=True, help="folder of the new stores")
+    command.add_argument("--image-mpp", type=float, help="microns per pixel of the images, if they do not state it")
+    command.add_argument("--image-key", help="image of stores that have several")
+    command.add_argument("--table-key", help="table of stores that have several")
+    command.add_argument("--keep-pixels", action="store_true", help="copy a slide's pixels, instead of an overview")
+    command.add_argument(
+        "--model-kwargs",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="arguments of the encoder, such as checkpoint_path=FILE, or output=NAME of an ONNX file",
+    )
+    command.add_argument("--device", help="torch device, such as cpu or cuda")
+    command.add_argument("--workers", type=int, default=1, help="threads that read pictures ahead (%(default)s)")
 
 
 def _described(make: Callable[..., argparse.ArgumentParser], text: str, **options: str) -> argparse.ArgumentParser:
@@ -119,6 +165,78 @@ def _inspect(args: argparse.Namespace) -> None:
     print(data_card(read_reference(args.reference), path=args.out), end="")
 
 
+def _embed(args: argparse.Namespace) -> int:
+    """Embed slides and stores, each into a store of its own. What is done and unchanged is skipped.
+
+    for example:
+      ragst-sd embed slides --out embedded
+      ragst-sd embed a.svs b.zarr --out embedded --model uni2 --device cuda
+      ragst-sd embed slides --out embedded --model own.onnx --model-kwargs output=features
+
+    A slide gets tiles over its tissue; the spots of a store are embedded as they are. An input is one line:
+    what was done, or why it failed. The others go on, and the exit code is 1 if one failed.
+    """
+    from ragst_sd._shell import embed_files
+
+    tiles = {name: getattr(args, name) for name in ("mean", "std", "tile_px", "mpp", "context")}
+    return embed_files(_batch(args), model=args.model, model_kwargs=_named(args.model_kwargs), tiles=tiles)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    """Predict slides and stores from a reference, each into a store of its own. What is done and unchanged is skipped.
+
+    for example:
+      ragst-sd predict slide.svs --reference bulb.zarr.zip --out predicted
+      ragst-sd predict embedded --reference bulb.zarr.zip --out predicted --genes EPCAM KRT8 --intervals 0.8
+
+    Tiles are laid and embedded as the reference was; stores of `ragst-sd embed` are not embedded again. The result is
+    the table "predicted" of each store. The exit code is 1 if an input failed.
+    """
+    from ragst_sd._shell import predict_files
+
+    return predict_files(
+        _batch(args),
+        reference=args.reference,
+        model=args.model,
+        model_kwargs=_named(args.model_kwargs),
+        donor=args.donor,
+        options={name: getattr(args, name) for name in ("genes", "n_neighbors", "intervals")},
+    )
+
+
+def _batch(args: argparse.Namespace) -> Batch:
+    from ragst_sd._shell import Batch
+
+    names = ("out", "image_key", "table_key", "image_mpp", "keep_pixels", "device")
+    own = {name: getattr(args, name) for name in names}
+    return Batch(tuple(args.inputs), **own, num_workers=args.workers, say=lambda line: print(line, flush=True))
+
+
+def _named(pairs: list[str]) -> dict[str, Any]:
+    """`NAME=VALUE` as YAML reads values: numbers, true and false, texts."""
+    import yaml
+
+    wrong = [pair for pair in pairs if not pair.partition("=")[0] or "=" not in pair]
+    if wrong:
+        msg = f"`--model-kwargs` are written NAME=VALUE; found {', '.join(map(repr, wrong))}."
+        raise ValueError(msg)
+    return {name: yaml.safe_load(value) for name, _, value in (pair.partition("=") for pair in pairs)}
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    """Say what is installed, which encoders can run here, how much of this machine may be used, and what is missing.
+
+    for example:
+      ragst-sd doctor
+      ragst-sd doctor --model uni2                does this encoder run here?
+    """
+    from ragst_sd._doctor import doctor, try_encoder
+
+    lines, code = (try_encoder(args.model), 0) if args.model else doctor()
+    print("\n".join(lines))
+    return code
+
+
 @contextmanager
 def _printed(name: str) -> Iterator[None]:
     """Print what a logger tells, line by line."""
@@ -137,16 +255,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input is told in one line, without a traceback."""
     args = _parser().parse_args(arguments)
     try:
-        args.run(args)
-    except (OSError, ImportError, KeyError, TypeError, ValueError) as error:
-        # An error of the system has a number as its first argument.
-        message = error if isinstance(error, OSError) and error.errno is not None else (error.args or [error])[0]
-        print(f"ragst-sd {args.command}: {message}", file=sys.stderr)
+        return args.run(args) or 0
+    except (OSError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        print(f"ragst-sd {args.command}: {told(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"ragst-sd {args.command}: stopped.", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ragst_sd.reference.schema import REFERENCE_VERSION as REFERENCE_VERSION
 from ragst_sd.reference.schema import SCHEMA_VERSION as SCHEMA_VERSION
 
-# sdata.attrs[ATTRS][IMAGE_MPP, IMAGE_PIXELS or VALUE_MAX][<image key>], table.uns[ATTRS][EMBEDDINGS][<obsm key>],
+# sdata.attrs[ATTRS][IMAGE_MPP, IMAGE_PIXELS or VALUE_MAX][<image key>], sdata.attrs[ATTRS][MADE_OF],
+# table.uns[ATTRS][EMBEDDINGS][<obsm key>],
 # table.uns[ATTRS][GENES], reference.uns[ATTRS]
 ATTRS = "ragst"
 IMAGE_MPP = "image_mpp"
@@ -13,6 +14,7 @@ IMAGE_PIXELS = "image_pixels"
 VALUE_MAX = "value_max"
 EMBEDDINGS = "embeddings"
 SOURCE = "source"
+MADE_OF = "made_of"
 TILE_GRID = "tile_grid"
 # pictures of spots in a table's obsm, uns[ATTRS][PATCHES]["mpp"] of them; stands for the image in headers
 PATCHES = "patches"

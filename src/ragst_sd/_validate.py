@@ -133,3 +133,10 @@ def require_type(value: Any, kind: type | tuple[type, ...], argument: str, todo:
         wanted = " or ".join(one.__name__ for one in kinds)
         msg = f"`{argument}` is a {type(value).__name__}; it must be {wanted}. {todo}".rstrip()
         raise TypeError(msg)
+
+
+def told(error: BaseException) -> str:
+    """What an error says, in one line."""
+    # An error of the system has a number as its first argument.
+    plain = isinstance(error, OSError) and error.errno is not None
+    return " ".join(str(error if plain else (error.args or [error])[0]).split()) or type(error).__name__

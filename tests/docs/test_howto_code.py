@@ -136,6 +136,17 @@ def test_benchmark_files(workplace):
     assert "predicted" in scope["query"].tables
 
 
+def test_an_onnx_file(drawn, workplace):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from ..onnx_files import write
+
+    write(workplace / "model.onnx", outputs=("map", "vector"))
+    (code,) = (block for block in blocks("howto/embeddings.md") if ".onnx" in block)
+    exec(code.replace('"features"', '"vector"'), {"rg": rg, "sdata": drawn["donor1"]})
+    assert drawn["donor1"].tables["table"].obsm.pop("X_onnx_model").shape[1] == 18
+
+
 @pytest.mark.parametrize("page", ["howto/going_on.md", "howto/report_honestly.md"])
 def test_pages_that_begin_with_a_prediction(drawn, page):
     sections = dict(drawn)

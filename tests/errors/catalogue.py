@@ -177,6 +177,7 @@ TOPICS: dict[str, list[Case]] = {
         Case("wrong-shapes-key", "pp.embed_tiles", KeyError, ("'spot'", "'spots'"), lambda w: embed(w, shapes_key="spot")),
         Case("wrong-table-key", "pp.embed_tiles", KeyError, ("'tabel'", "'table'"), lambda w: embed(w, table_key="tabel")),
         Case("unknown-model", "pp.embed_tiles", ValueError, ("'zzz'", "texture"), lambda w: embed(w, model="zzz")),
+        Case("no-onnx-file", "pp.embed_tiles", FileNotFoundError, ("'nowhere.onnx'", "no file"), lambda w: embed(w, model="nowhere.onnx")),
         Case("gated-model", "pp.embed_tiles", PermissionError, ("'uni'", "is gated", "hf auth login", "checkpoint_path"), gated),
         Case("wrong-frame", "pp.embed_tiles", ValueError, ("'visium'", "'global'"), lambda w: embed(w, coordinate_system="visium")),
         Case("not-embedded", "tl.build_reference", KeyError, ("'X_texture'", "'X_colour'"), lambda w: build(w, use_rep="X_texture")),

@@ -12,7 +12,7 @@ import pytest
 from ragst_sd.image.registry import FOUNDATION_MODELS, FoundationModel, find_foundation_model
 
 ROWS = list(FOUNDATION_MODELS.values())
-TIMM_ROWS = [row for row in ROWS if row.loader == "timm"]
+TIMM_ROWS = [row for row in ROWS if row.loader == "timm" and not row.weights_file]
 
 
 def make_tiles(n: int = 2, edge: int = 224):
@@ -21,8 +21,10 @@ def make_tiles(n: int = 2, edge: int = 224):
 
 
 def test_names() -> None:
-    asked = "uni uni2 virchow2 h-optimus-0 h-optimus-1 gigapath phikon-v2 hibou-b conch"
-    assert set(FOUNDATION_MODELS) == set(asked.split())
+    gated = "uni uni2 virchow2 h-optimus-0 h-optimus-1 h0-mini gigapath hibou-b hibou-l conch"
+    free = "phikon phikon-v2 midnight kaiko-vits16 kaiko-vits8 kaiko-vitb16 kaiko-vitb8 kaiko-vitl14 lunit-vits16 lunit-vits8 gpfm"
+    assert set(FOUNDATION_MODELS) == {*gated.split(), *free.split()}
+    assert {name for name, row in FOUNDATION_MODELS.items() if row.gated is False} == set(free.split())
     assert all(name == row.name for name, row in FOUNDATION_MODELS.items())
 
 
@@ -58,6 +60,12 @@ def test_lookup() -> None:
         ("h-optimus-0", 1134.8, 5),
         ("h-optimus-1", 1134.8, 5),
         ("gigapath", 1135.0, 1),
+        ("h0-mini", 85.7, 5),
+        ("gpfm", 303.2, 1),
+        ("lunit-vits8", 21.7, 1),
+        ("kaiko-vits16", 21.7, 1),
+        ("kaiko-vitb8", 85.8, 1),
+        ("kaiko-vitl14", 304.4, 5),
     ],
 )
 def test_architectures_have_the_published_size(name, millions, n_prefix) -> None:
@@ -104,7 +112,7 @@ def test_hub_call_has_the_arguments_of_the_model_card(small_vit, row, caplog) ->
     with caplog.at_level("INFO", logger="ragst_sd"):
         encoder = resolve_encoder(row.name, device="cpu", amp=False)
     assert (small_vit["model_name"], small_vit["pretrained"]) == (f"hf-hub:{row.hub_id}", True)
-    assert set(small_vit["kwargs"]) == {*row.timm_kwargs, "num_classes"}
+    assert set(small_vit["kwargs"]) == {*row.hub_kwargs, "num_classes"}
     assert not any(isinstance(value, str) and ":" in value for value in small_vit["kwargs"].values())
     assert (encoder.name, encoder.mean, encoder.std) == (f"hf-hub:{row.hub_id}", row.mean, row.std)
     assert encoder.input_px == 224
@@ -137,6 +145,28 @@ def test_local_file_needs_no_hub(small_vit, tmp_path) -> None:
     )
     assert (small_vit["model_name"], small_vit["pretrained"]) == ("vit_giant_patch14_224", False)
     assert first == second
+    assert torch.equal(first(make_tiles()), second(make_tiles()))
+
+
+def test_a_file_of_weights_is_taken_from_a_repository_that_timm_cannot_load(small_vit, tmp_path, monkeypatch) -> None:
+    torch = pytest.importorskip("torch")
+    import huggingface_hub
+
+    from ragst_sd.image.encoders import resolve_encoder
+
+    first = resolve_encoder("gpfm", model_kwargs={"pretrained": False}, device="cpu", amp=False)
+    torch.save(first.module.state_dict(), tmp_path / "GPFM.pth")
+    asked = []
+
+    def download(*names):
+        asked.append(names)
+        return str(tmp_path / "GPFM.pth")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    second = resolve_encoder("gpfm", device="cpu", amp=False)
+    assert asked == [("majiabo/GPFM", "GPFM.pth")]
+    assert (small_vit["model_name"], small_vit["pretrained"]) == ("vit_large_patch14_dinov2", False)
+    assert second == first
     assert torch.equal(first(make_tiles()), second(make_tiles()))
 
 
@@ -194,23 +224,33 @@ def fake_transformers(monkeypatch):
     return calls, model, module
 
 
-@pytest.mark.parametrize(("name", "key"), [("phikon-v2", "last_hidden_state"), ("hibou-b", "pooler_output")])
-def test_transformers_models_are_pooled_by_their_rule(fake_transformers, tmp_path, name, key) -> None:
+@pytest.mark.parametrize("name", ["phikon", "phikon-v2", "hibou-b", "midnight"])
+def test_transformers_models_are_pooled_by_their_rule(fake_transformers, tmp_path, name) -> None:
     torch = pytest.importorskip("torch")
     from ragst_sd.image.encoders import resolve_encoder
 
     calls, model, _ = fake_transformers
-    allowed = {"trust_remote_code": True} if FOUNDATION_MODELS[name].remote_code else {}
+    row = FOUNDATION_MODELS[name]
+    allowed = {"trust_remote_code": True} if row.remote_code else {}
+    passed = {**row.hub_kwargs, **allowed}
+    # Without it the pooling layer has random weights, and so another hash each time.
+    assert (name == "phikon") is (passed.get("add_pooling_layer") is False)
     encoder = resolve_encoder(name, model_kwargs=allowed, device="cpu", amp=False)
-    assert calls == [(FOUNDATION_MODELS[name].hub_id, allowed)]
+    assert calls == [(row.hub_id, passed)]
     with torch.no_grad():
-        output = getattr(model(encoder.prepare(make_tiles())), key)
-    torch.testing.assert_close(encoder(make_tiles()), output[:, 0] if key == "last_hidden_state" else output)
+        output = model(encoder.prepare(make_tiles()))
+    tokens = output.last_hidden_state
+    expected = {
+        "cls": tokens[:, 0],
+        "pooler": output.pooler_output,
+        "cls_mean": torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1),
+    }
+    torch.testing.assert_close(encoder(make_tiles()), expected[row.pooling])
     with pytest.raises(FileNotFoundError, match=r"a folder with config\.json"):
         resolve_encoder(name, model_kwargs={"checkpoint_path": tmp_path, **allowed}, device="cpu")
     (tmp_path / "config.json").touch()
     resolve_encoder(name, model_kwargs={"checkpoint_path": tmp_path, **allowed}, device="cpu")
-    assert calls[-1] == (str(tmp_path), allowed)
+    assert calls[-1] == (str(tmp_path), passed)
 
 
 def test_code_from_the_hub_runs_only_when_allowed(fake_transformers) -> None:

@@ -322,6 +322,14 @@ def test_defaults(folder):
     assert read_recipe(folder / "least.yaml")[0].tiles.mpp is None
 
 
+def test_files_of_the_encoder_lie_beside_the_recipe(folder):
+    (folder / "own.yaml").write_text(
+        "version: 1\nsources: [{folder: sections}]\nencoder: {model: own.onnx, model_kwargs: {output: map}}\n"
+    )
+    encoder = read_recipe(folder / "own.yaml")[0].encoder
+    assert (encoder.model, encoder.model_kwargs) == (str(folder / "own.onnx"), {"output": "map"})
+
+
 @pytest.mark.slow
 def test_the_catalogue(tmp_path, data_dir, monkeypatch):
     """A section of the catalogue, in a mirror made of real files: counts as a table, picture, coordinates."""

@@ -233,6 +233,30 @@ def test_rerun_reuses_unless_something_changed(tmp_path):
     assert Named.calls > before
 
 
+def test_an_onnx_file_is_an_encoder_and_its_embedding_is_reused(tmp_path, caplog):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from ..onnx_files import network, write
+
+    sdata, path = section(XY), write(tmp_path / "tiny.onnx")
+    options = {"tile_px": 16, "mpp": None, "context": (1,), "progress": False}
+    rg.pp.embed_tiles(sdata, model=str(path), **options)
+    table = sdata.tables["table"]
+    with torch.no_grad():
+        net = network()
+        direct = embed(sdata, model=lambda tiles: net(tiles).mean((2, 3)), context=(1,))
+    np.testing.assert_allclose(table.obsm["X_onnx_tiny"], direct, atol=1e-5)
+    header = table.uns["ragst"]["embeddings"]["X_onnx_tiny"]
+    assert (header["encoder"], len(header["weights_hash"])) == ("onnx:tiny", 64)
+    with caplog.at_level(logging.INFO, logger="ragst_sd"):
+        rg.pp.embed_tiles(sdata, model=path, **options)
+        assert "Reusing" in caplog.text
+        caplog.clear()
+        write(path, seed=1)
+        rg.pp.embed_tiles(sdata, model=path, **options)
+        assert "Reusing" not in caplog.text
+
+
 def test_anonymous_callables_are_never_reused():
     sdata, calls = section(XY), []
 

@@ -15,7 +15,7 @@ from ragst_sd.pp._encoders import encoders
 def test_one_row_per_name() -> None:
     table = encoders()
     assert table.index.name == "name"
-    assert list(table.index) == ["texture", *FOUNDATION_MODELS, "any timm name"]
+    assert list(table.index) == ["texture", *FOUNDATION_MODELS, "any timm name", "any .onnx file"]
 
 
 def test_terms_are_told_apart() -> None:

@@ -9,6 +9,7 @@ from ragst_sd.image.amp import resolve_amp, resolve_device
 from ragst_sd.image.encoder import Encoder
 from ragst_sd.image.loaders import Loaded, import_timm, load_foundation_model, load_timm
 from ragst_sd.image.objects import wrap_object
+from ragst_sd.image.onnx_file import is_onnx_file, load_onnx_file
 from ragst_sd.image.registry import FOUNDATION_MODELS, find_foundation_model
 from ragst_sd.image.weights import hash_weights
 
@@ -44,6 +45,7 @@ def resolve_encoder(
         - `"texture"`: colour and texture statistics, no weights;
         - a short name of a pathology foundation model (`ragst_sd.image.registry`), or its `hf-hub:` id;
         - any timm name, `hf-hub:org/name`, or `local-dir:/path` (a folder with config.json and weights);
+        - the path of an ONNX file, `"model.onnx"` (`ragst_sd.image.onnx_file`);
         - a `torch.nn.Module`, or a callable on (n, 3, h, w) float tensors;
         - an object with `encode_image`, and optionally `get_transform()`, `to(device)` and `name`. A transform is
           applied to each tile as an (h, w, 3) uint8 array; `get_transform()` that returns `None` means that
@@ -53,13 +55,14 @@ def resolve_encoder(
     model_kwargs
         For models by name: arguments of the loader. `checkpoint_path` names a local file (.safetensors, or a torch
         file, read with `weights_only=True`) and nothing is downloaded; for transformers models it is a folder.
-        Without it pretrained weights are loaded; `{"pretrained": False}` asks for random ones.
+        Without it pretrained weights are loaded; `{"pretrained": False}` asks for random ones. For an ONNX file
+        `output` names what to take of several outputs, and `pooling` (`"cls"` or `"mean"`) makes tokens one vector.
     mean, std
-        Normalisation of RGB in [0, 1] in place of the model's own; three numbers each. Objects need both or neither.
+        Normalisation of RGB in [0, 1] in place of the model's own; three numbers each. Objects and ONNX files need both or neither.
     device
         Where to run; `None` is the device a module is on, else a GPU if there is one. A module is moved in place.
     amp
-        bfloat16 autocast; `None` where the device does it in hardware. Texture never uses it.
+        bfloat16 autocast; `None` where the device does it in hardware. Texture and ONNX files never use it.
 
     Returns
     -------
@@ -76,13 +79,22 @@ def resolve_encoder(
     PermissionError
         The model is gated, or loading it runs code from the hub and that was not allowed.
     FileNotFoundError
-        No such local file or hub repository.
+        No such local file, ONNX file or hub repository.
     ConnectionError
         The hub cannot be reached and the model is not in the cache.
     """
     if isinstance(model, Encoder):
         return model
     own_mean, own_std = _triple(mean, "mean"), _triple(std, "std")
+    if is_onnx_file(model):
+        return load_onnx_file(
+            model,
+            model_kwargs=model_kwargs or {},
+            mean=own_mean,
+            std=own_std,
+            context=DEFAULT_CONTEXT,
+            device=device,
+        )
     if not isinstance(model, str):
         if model_kwargs:
             msg = "`model_kwargs` build models by name; `model` is an object already. Build it with them, then pass it."
@@ -146,7 +158,7 @@ def _unknown_name(model: str, timm: Any) -> str:
     hub = f"A hub model is written 'hf-hub:{model}'. " if model.count("/") == 1 else ""
     return (
         f"Unknown model {model!r}. {hint}{hub}Available: {', '.join(own)}, every name of timm.list_models(), "
-        "'hf-hub:org/name', 'local-dir:/path', or a torch module or callable of yours."
+        "'hf-hub:org/name', 'local-dir:/path', the path of an .onnx file, or a torch module or callable of yours."
     )
 
 

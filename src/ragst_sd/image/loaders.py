@@ -230,8 +230,13 @@ def _no_code_from_weights() -> Iterator[None]:
 
 def _load_row_timm(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.nn.Module, Callable]:
     local = kwargs.get("checkpoint_path") is not None or kwargs.get("pretrained") is False
+    if row.weights_file and not local:
+        from huggingface_hub import hf_hub_download
+
+        with hub_errors(row.hub_id, url=row.url):
+            kwargs["checkpoint_path"], local = hf_hub_download(row.hub_id, row.weights_file), True
     source = row.architecture if local else f"hf-hub:{row.hub_id}"
-    preset = row.architecture_kwargs if local else row.timm_kwargs
+    preset = row.architecture_kwargs if local else row.hub_kwargs
     import_timm()
     kwargs = {**_with_classes(preset), **kwargs}
     module = _create_timm(source, kwargs, label=row.name, url=row.url)
@@ -258,9 +263,11 @@ def _load_row_transformers(row: FoundationModel, kwargs: dict[str, Any]) -> tupl
         raise FileNotFoundError(msg)
     advice = "pass the folder with config.json and the weights: `model_kwargs={'checkpoint_path': '/path/to/folder'}`"
     with hub_errors(row.hub_id, url=row.url, local_advice=advice), _no_code_from_weights():
-        module = transformers.AutoModel.from_pretrained(str(source), **kwargs).eval()
+        module = transformers.AutoModel.from_pretrained(str(source), **{**row.hub_kwargs, **kwargs}).eval()
     if row.pooling == "pooler":
         return module, lambda tiles: module(pixel_values=tiles).pooler_output
+    if row.pooling == "cls_mean":
+        return module, lambda tiles: _class_and_mean(module(pixel_values=tiles).last_hidden_state, 1)
     return module, lambda tiles: module(pixel_values=tiles).last_hidden_state[:, 0]
 
 

@@ -39,9 +39,11 @@ class FoundationModel:
         Whether the terms must be accepted at the model page before download; `None` where not confirmed.
     citation
         The paper or model page to cite.
-    timm_kwargs
-        Arguments that timm needs on top of the hub's configuration. A string `"layer:SwiGLUPacked"` names a class of
-        `timm.layers`, `"nn:SiLU"` one of `torch.nn`: this module imports neither.
+    hub_kwargs
+        Arguments that timm or transformers needs on top of the hub's configuration. A string `"layer:SwiGLUPacked"`
+        names a class of `timm.layers`, `"nn:SiLU"` one of `torch.nn`: this module imports neither.
+    weights_file
+        File of weights in the repository, where the repository is none that timm loads by itself.
     architecture, architecture_kwargs
         The same network without the hub, for a local file of weights.
     pooling
@@ -69,7 +71,8 @@ class FoundationModel:
     citation: str
     commercial_use: bool | None = None
     gated: bool | None = None
-    timm_kwargs: dict[str, Any] = field(default_factory=dict)
+    hub_kwargs: dict[str, Any] = field(default_factory=dict)
+    weights_file: str = ""
     architecture: str = ""
     architecture_kwargs: dict[str, Any] = field(default_factory=dict)
     pooling: str = ""

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ragst_sd import _keys
 from ragst_sd._replacing import locked
-from ragst_sd._settings import resolve_device
 from ragst_sd._validate import require_choice
+from ragst_sd._workers import own_device
+from ragst_sd.image.onnx_file import is_onnx_file
 from ragst_sd.io._data_card import check_card_folder, data_card
 from ragst_sd.io._read_reference import read_reference
 from ragst_sd.io._recipe import read_recipe
@@ -167,7 +168,7 @@ def _encoder(plan: Recipe, place: Place, device: str | None) -> tuple[Encoder, s
 
     given = {name: value for name, value in vars(plan.encoder).items() if name != "batch_size"}
     try:
-        encoder = resolve_encoder(**given, device=resolve_device(device))
+        encoder = resolve_encoder(**given, device=own_device() if device is None else device)
     except ValueError as error:
         msg = f"{place / 'encoder'}: {error}"
         raise ValueError(msg) from error
@@ -177,7 +178,10 @@ def _encoder(plan: Recipe, place: Place, device: str | None) -> tuple[Encoder, s
 def _key(plan: Recipe, sections: Sequence[PlannedSection], encoder: Encoder) -> str:
     """Hash of all that decides what the reference holds; no path is a part of it, nor the order of sources."""
     described = [repr((_keys.REFERENCE_VERSION, encoder.weights_hash, encoder.device.type))]
-    described.append(repr(replace(plan, name="", sources=[], encoder=replace(plan.encoder, model_kwargs={}))))
+    # The path of an ONNX file is none of it.
+    model = encoder.name if is_onnx_file(plan.encoder.model) else plan.encoder.model
+    named = replace(plan.encoder, model=str(model), model_kwargs={})
+    described.append(repr(replace(plan, name="", sources=[], encoder=named)))
     for section in sections:
         source = replace(section.source, folder=None, path=None, samples=None, prefix="", donor=None, donors={})
         sample = section.sample

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NewType, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from ragst_sd._validate import hint, listing, require_type
+from ragst_sd.image.onnx_file import is_onnx_file
 
 T = TypeVar("T")
 Seed = NewType("Seed", int)
@@ -176,13 +177,16 @@ def read_recipe(recipe: str | PathLike[str] | Mapping[str, Any]) -> tuple[Recipe
     if read.version != VERSION:
         msg = f"{place / 'version'} is {read.version}; this installation reads recipes of version {VERSION}."
         raise ValueError(msg)
-    kwargs = read.encoder.model_kwargs
+    where, model, kwargs = place / "encoder", read.encoder.model, read.encoder.model_kwargs
+    if is_onnx_file(model):
+        model = str(_value(Path, model, where / "model"))
     if "checkpoint_path" in kwargs:
-        where = place / "encoder" / "model_kwargs" / "checkpoint_path"
-        kwargs = {**kwargs, "checkpoint_path": str(_value(Path, kwargs["checkpoint_path"], where))}
+        file = _value(Path, kwargs["checkpoint_path"], where / "model_kwargs" / "checkpoint_path")
+        kwargs = {**kwargs, "checkpoint_path": str(file)}
+    encoder = replace(read.encoder, model=model, model_kwargs=kwargs)
     sources = [_checked(source, read.filters, place / "sources" / i) for i, source in enumerate(read.sources)]
     name = read.name or Path(place.file).stem or "reference"
-    return replace(read, name=name, sources=sources, encoder=replace(read.encoder, model_kwargs=kwargs)), text, place
+    return replace(read, name=name, sources=sources, encoder=encoder), text, place
 
 
 def _checked(source: Source, common: Filters, place: Place) -> Source:

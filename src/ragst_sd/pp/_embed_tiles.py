@@ -80,12 +80,14 @@ def embed_tiles(
         The frame that image and shapes share; may be left out if they share just one.
     model
         `"texture"` (colour, stain and texture statistics, no weights), a name from :func:`ragst_sd.pp.encoders`, any
-        timm model name or `hf-hub:` id, a `torch.nn.Module`, a callable on (n, 3, h, w) float tensors in [0, 1], or an
-        object with `encode_image`.
+        timm model name or `hf-hub:` id, the path of an ONNX file (`"model.onnx"`), a `torch.nn.Module`, a callable on
+        (n, 3, h, w) float tensors in [0, 1], or an object with `encode_image`.
     model_kwargs
-        Passed to the model's constructor, for instance `{"checkpoint_path": ...}` for local weights.
+        Passed to the model's constructor, for instance `{"checkpoint_path": ...}` for local weights. Of an ONNX file
+        `{"output": ...}` names the output to take, and `{"pooling": "cls"}` or `"mean"` makes tokens one vector.
     mean, std
-        Normalisation of the input per channel; the model's own if left out.
+        Normalisation of the input per channel; the model's own if left out. An ONNX file does not state its own: give
+        both if it was trained with them and does not apply them itself.
     tile_px
         Edge of a tile in pixels.
     mpp

@@ -26,7 +26,7 @@ def encoders() -> pd.DataFrame:
     - `citation`, `url`, `note`;
     - `unverified`: which of these could not be confirmed at the source.
 
-    The last row stands for every other timm model and hub id.
+    The last two rows stand for every other timm model and hub id, and for every ONNX file.
 
     Examples
     --------
@@ -70,9 +70,17 @@ def encoders() -> pd.DataFrame:
         "url": "https://huggingface.co/timm",
         "note": "Every name of timm.list_models(), and 'hf-hub:org/name', with its own mean, std and input size.",
     }
+    files = {
+        "name": "any .onnx file",
+        "source": "a file",
+        "context": DEFAULT_CONTEXT,
+        "license": "of the file",
+        "needs": "ragst-sd[onnx]",
+        "note": "Input size, layout and outputs are read from the file; mean and std are yours to give.",
+    }
     columns = ["source", "width", "input_px", "mpp", "context", "license", "commercial_use", "gated", "mean", "std"]
     columns += ["needs", "citation", "url", "note", "unverified"]
-    table = pd.DataFrame([texture, *models, rest]).set_index("name")[columns]
+    table = pd.DataFrame([texture, *models, rest, files]).set_index("name")[columns]
     texts = ["citation", "url", "note", "unverified"]
     table[texts] = table[texts].fillna("")
     return table.astype({"width": "Int64", "input_px": "Int64", "commercial_use": "boolean", "gated": "boolean"})

@@ -1,0 +1,332 @@
+"""What `ragst-sd embed` and `ragst-sd predict` do: slides and stores in, stores out, one after the other."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import time
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import ragst_sd as rg
+from ragst_sd import _keys
+from ragst_sd._annotation import resolve_annotation
+from ragst_sd._bank import open_bank
+from ragst_sd._elements import image_pyramid, resolve_image
+from ragst_sd._replacing import fresh_folder, locked, recover
+from ragst_sd._resolution import image_mpp_of
+from ragst_sd._validate import told
+from ragst_sd._workers import own_device
+from ragst_sd.io._readable import readable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from spatialdata import SpatialData
+
+    from ragst_sd.image.encoder import Encoder
+
+logger = logging.getLogger(__name__)
+
+SLIDES = (".svs", ".tif", ".tiff", ".btf", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm")
+_STORE = ".zarr"
+_OVERVIEW_PX = 2048
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What goes in, where it goes, and how it is read."""
+
+    paths: tuple[Path, ...]
+    """Slide files, SpatialData stores, and folders of them."""
+    out: Path
+    """Folder of the new stores."""
+    image_key: str | None = None
+    table_key: str | None = None
+    """Of stores that have several."""
+    image_mpp: float | None = None
+    """Microns per pixel of all images; what they state if left out."""
+    keep_pixels: bool = False
+    """Whether the store of a slide holds all its pixels, in place of an overview."""
+    device: str | None = None
+    num_workers: int = 1
+    say: Callable[[str], object] = logger.info
+    """Takes one line per input."""
+
+    @property
+    def decisive(self) -> tuple[object, ...]:
+        """What a result depends on."""
+        return self.image_key, self.table_key, self.image_mpp, self.keep_pixels
+
+
+def embed_files(batch: Batch, *, model: str, model_kwargs: Mapping[str, Any], tiles: Mapping[str, Any]) -> int:
+    """Embed slides and stores, each into a store of its own.
+
+    Parameters
+    ----------
+    batch
+        The inputs.
+    model, model_kwargs, tiles
+        Encoder, and `mean`, `std`, `tile_px`, `mpp` and `context`, as :func:`ragst_sd.pp.embed_tiles` takes them.
+
+    Returns
+    -------
+    The exit code: 0, or 1 if an input failed.
+    """
+    encoder = _encoder(model, model_kwargs, tiles, batch)
+
+    def make(path: Path, parts: Path) -> tuple[SpatialData, str]:
+        sdata = _opened(path, batch)
+        table = sdata.tables[_embedded(sdata, encoder, tiles, parts, batch)]
+        return sdata, f"{table.n_obs} spots"
+
+    return _each(batch, ("embed", encoder.weights_hash, repr(dict(tiles))), make)
+
+
+def predict_files(
+    batch: Batch,
+    *,
+    reference: Path,
+    model: str | None,
+    model_kwargs: Mapping[str, Any],
+    donor: str | None,
+    options: Mapping[str, Any],
+) -> int:
+    """Predict slides and stores from a reference, each into a store of its own.
+
+    Parameters
+    ----------
+    batch
+        The inputs. A store that holds the embedding of the reference is not embedded again.
+    reference
+        A fitted reference.
+    model, model_kwargs
+        Where the encoder of the reference is found; by its name if left out.
+    donor
+        Donor of all inputs; the column of the reference, or a new donor, if left out.
+    options
+        `genes`, `n_neighbors` and `intervals` of :func:`ragst_sd.tl.predict`.
+
+    Returns
+    -------
+    The exit code: 0, or 1 if an input failed.
+
+    Raises
+    ------
+    ValueError
+        If the reference is not fitted, or the encoder cannot be made or is another one than that of the reference.
+    """
+    adata = rg.io.read_reference(reference)
+    bank = open_bank(adata)
+    made, use_rep = bank.header.encoder, bank.header.use_rep
+
+    @cache
+    def embedding() -> tuple[Encoder, dict[str, Any]]:
+        """The encoder and the tiles of the reference."""
+        name = str(made.get("encoder", ""))
+        if model is None and (not name or name.startswith("onnx:")):
+            what = f"the ONNX file {name.removeprefix('onnx:')!r}" if name else "a model without a name"
+            msg = f"{reference} was embedded by {what}. Give the file: `--model FILE.onnx`."
+            raise ValueError(msg)
+        tiles: dict[str, Any] = {
+            **{part: tuple(map(float, made[part])) or None for part in ("mean", "std", "context")},
+            "tile_px": int(made["tile_px"]),
+            "mpp": None if np.isnan(made["mpp"]) else float(made["mpp"]),
+            "key_added": use_rep,
+        }
+        encoder = _encoder(model or name.removeprefix("timm:"), model_kwargs, tiles, batch)
+        if encoder.weights_hash != made["weights_hash"]:
+            msg = (
+                f"{reference} was embedded by {name!r} with weights {made['weights_hash'][:12]}; those of "
+                f"{model or name!r} here are {encoder.weights_hash[:12]}. Give the same ones, for instance by "
+                "`--model-kwargs checkpoint_path=FILE`."
+            )
+            raise ValueError(msg)
+        return encoder, tiles
+
+    def make(path: Path, parts: Path) -> tuple[SpatialData, str]:
+        sdata, table_key = _opened(path, batch), batch.table_key
+        holding = [key for key, table in sdata.tables.items() if use_rep in table.obsm]
+        if not holding:
+            table_key = _embedded(sdata, *embedding(), parts, batch)
+        elif len(holding) == 1:
+            table_key = holding[0]
+        if donor is not None and table_key is not None:
+            sdata.tables[table_key].obs[_keys.DONOR] = donor
+        own: dict[str, Any] = {
+            "table_key": table_key,
+            "donor_key": None if donor is None else _keys.DONOR,
+            "device": batch.device,
+        }
+        rg.tl.predict(sdata, adata, **own, **options)
+        table = sdata.tables["predicted"]
+        return sdata, f"{table.n_obs} spots, {table.obs[_keys.OUT_OF_REFERENCE].mean():.0%} of them out of reference"
+
+    if not all(map(_is_store, find_inputs(batch).values())):
+        # What is wrong with it is said once, before the first slide is opened.
+        embedding()
+    return _each(batch, ("predict", bank.header.content_hash, bank.fit.fit_hash, repr((donor, dict(options)))), make)
+
+
+def find_inputs(batch: Batch) -> dict[str, Path]:
+    """Slides and stores by the name of their result; of folders all that they hold, not what their folders hold.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a path does not exist, or a folder holds neither.
+    ValueError
+        If two have the same name, or results would lie among the inputs.
+    """
+    found: dict[str, Path] = {}
+    for path in batch.paths:
+        if not path.exists():
+            msg = f"{path} does not exist. Give slide files, SpatialData stores, or folders of them."
+            raise FileNotFoundError(msg)
+        inside = [path]
+        if path.is_dir() and not _is_store(path):
+            # Hidden ones are what a stopped run, or another system, has left.
+            seen = (one for one in path.iterdir() if not one.name.startswith("."))
+            inside = sorted(one for one in seen if _is_store(one) or one.suffix.lower() in SLIDES)
+            if not inside:
+                msg = f"{path} holds no store (*{_STORE}) and no slide ({', '.join(f'*{end}' for end in SLIDES)})."
+                raise FileNotFoundError(msg)
+        for one in inside:
+            name = one.stem
+            if one.parent.resolve() == batch.out.resolve():
+                msg = f"{one} lies in the folder of the results. Choose another `--out`."
+                raise ValueError(msg)
+            if found.setdefault(name, one) != one:
+                msg = (
+                    f"{found[name]} and {one} would both be written to {batch.out / name}{_STORE}. Rename one of them."
+                )
+                raise ValueError(msg)
+    return found
+
+
+def _each(batch: Batch, made_of: tuple[str, ...], make: Callable[[Path, Path], tuple[SpatialData, str]]) -> int:
+    """Make the store of every input that has none of the same making; one that fails does not stop the others."""
+    counts = {"done": 0, "unchanged": 0, "failed": 0}
+    inputs = find_inputs(batch)
+    for name, path in inputs.items():
+        started, place = time.perf_counter(), batch.out / f"{name}{_STORE}"
+        try:
+            # Libraries below warn about each other.
+            with warnings.catch_warnings(), locked(place):
+                warnings.simplefilter("ignore")
+                recover(place)
+                key = hashlib.sha256(repr((*made_of, *batch.decisive, *_version(path))).encode()).hexdigest()
+                if _made_of(place) == key:
+                    counts["unchanged"] += 1
+                    batch.say(f"{name}: unchanged, {place}")
+                    continue
+                parts = place.with_name(f".{name}.parts")
+                sdata, what = make(path, parts)
+                if not _is_store(path) and not batch.keep_pixels:
+                    _keep_overview(sdata)
+                owned = {**sdata.attrs.get(_keys.ATTRS, {}), _keys.MADE_OF: key}
+                sdata.attrs = {**sdata.attrs, _keys.ATTRS: owned}
+                with fresh_folder(place) as fresh:
+                    sdata.write(fresh)
+                shutil.rmtree(parts, ignore_errors=True)
+        except Exception as error:
+            logger.debug("%s failed.", path, exc_info=True)
+            counts["failed"] += 1
+            batch.say(f"{name}: failed. {told(error)}")
+        else:
+            counts["done"] += 1
+            batch.say(f"{name}: {what}, {time.perf_counter() - started:.1f} s, {place}")
+    batch.say(", ".join(f"{number} {what}" for what, number in counts.items()))
+    return int(counts["failed"] > 0)
+
+
+def _made_of(place: Path) -> str | None:
+    """What a result was made of; `None` where there is none.
+
+    Raises
+    ------
+    FileExistsError
+        If something else lies there.
+    """
+    import zarr
+
+    if not place.exists():
+        return None
+    whole = (place / "zarr.json").is_file()
+    attrs: dict[str, Any] = zarr.open_group(place, mode="r").attrs.asdict() if whole else {}
+    owned = attrs.get(_keys.ATTRS, {})
+    if _keys.MADE_OF not in owned:
+        msg = f"{place} exists and was not made by this command; it is not replaced. Choose another `--out`."
+        raise FileExistsError(msg)
+    return str(owned[_keys.MADE_OF])
+
+
+def _version(path: Path) -> list[str]:
+    """Names, sizes and times of what an input consists of."""
+    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    stats = ((one.relative_to(path.parent), one.stat()) for one in files)
+    return [f"{name.as_posix()} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
+
+
+def _is_store(path: Path) -> bool:
+    # A folder of that name without what a store begins with is a damaged one.
+    return path.is_dir() and (
+        path.suffix == _STORE or any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
+    )
+
+
+def _opened(path: Path, batch: Batch) -> SpatialData:
+    if not _is_store(path):
+        return rg.io.read_slide(path, mpp=batch.image_mpp)
+    from spatialdata import SpatialData
+
+    with readable(path, "a SpatialData store"):
+        return SpatialData.read(path)
+
+
+def _encoder(model: str, model_kwargs: Mapping[str, Any], tiles: Mapping[str, Any], batch: Batch) -> Encoder:
+    from ragst_sd.image.encoders import resolve_encoder
+
+    device = own_device() if batch.device is None else batch.device
+    return resolve_encoder(model, model_kwargs=model_kwargs, mean=tiles["mean"], std=tiles["std"], device=device)
+
+
+def _embedded(sdata: SpatialData, encoder: Encoder, tiles: Mapping[str, Any], parts: Path, batch: Batch) -> str:
+    """Embed the spots of an object, or tiles over its tissue where it has none; the table that holds the embedding."""
+    image: dict[str, Any] = {"image_key": resolve_image(sdata, batch.image_key), "image_mpp": batch.image_mpp}
+    if tiles["mpp"] is not None and image_mpp_of(sdata, **image) is None:
+        msg = f"The microns per pixel of image {image['image_key']!r} are not known. Give them: `--image-mpp 0.25`."
+        raise ValueError(msg)
+    if not any((sdata.shapes, sdata.points, sdata.tables)):
+        rg.pp.tile_grid(sdata, **image, tile_px=tiles["tile_px"], mpp=tiles["mpp"])
+    table_key, shapes_key = resolve_annotation(sdata, batch.table_key, None)
+    geometry = {name: value for name, value in tiles.items() if name not in ("mean", "std")}
+    own: dict[str, Any] = {
+        "table_key": table_key,
+        "shapes_key": shapes_key,
+        "num_workers": batch.num_workers,
+        "cache": parts,
+    }
+    rg.pp.embed_tiles(sdata, **image, model=encoder, **geometry, **own)
+    return table_key
+
+
+def _keep_overview(sdata: SpatialData) -> None:
+    """Put a picture of at most 2,048 px, in the same place, into the stead of a slide that stays in its file."""
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Scale
+
+    image_key = resolve_image(sdata, None)
+    pyramid = image_pyramid(sdata, image_key)
+    pixels = pyramid.overview(_OVERVIEW_PX)
+    scale = [size / small for size, small in zip(pyramid.shapes[0], pixels.shape[1:], strict=True)]
+    moved = {"global": Scale(scale, axes=("y", "x"))}
+    sdata.images[image_key] = Image2DModel.parse(
+        pixels, dims=("c", "y", "x"), c_coords=["r", "g", "b"], transformations=moved
+    )

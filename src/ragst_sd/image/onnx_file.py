@@ -1,0 +1,244 @@
+"""ONNX files as encoders, run by onnxruntime."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd.image.amp import resolve_device
+from ragst_sd.image.encoder import Encoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import torch
+
+logger = logging.getLogger(__name__)
+
+SUFFIX = ".onnx"
+# A protobuf entry of tensors whose values lie in another file: the key "location", the length of a path, the path.
+_LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f])", re.DOTALL)
+_NUMPY = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+}
+_POOLING = ("cls", "mean")
+_OPTIONS = ("output", "pooling")
+
+
+def is_onnx_file(model: Any) -> bool:
+    """Whether `model` names an ONNX file."""
+    return isinstance(model, (str, os.PathLike)) and os.fspath(model).lower().endswith(SUFFIX)
+
+
+def load_onnx_file(
+    path: str | os.PathLike[str],
+    *,
+    model_kwargs: Mapping[str, Any],
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    context: tuple[float, ...],
+    device: str | torch.device | None,
+) -> Encoder:
+    """Make an encoder of an ONNX file; the size, layout and type of its input are read from the file.
+
+    Parameters
+    ----------
+    path
+        The file. Weights that it keeps in other files are looked for beside it.
+    model_kwargs
+        `output` names the output to take, which may be left out where there is one only. `pooling` is for an output
+        of tokens (n, t, d): `"cls"` takes the first, `"mean"` averages all. A map (n, d, h, w) or (n, h, w, d) is
+        averaged over its pixels.
+    mean, std
+        Normalisation of RGB in [0, 1], both or neither; pixels of 8 bits have none.
+    context
+        Fields of view that it is used with by default.
+    device
+        Where to run; `None` is a GPU where onnxruntime has one, else the CPU, with as many threads as torch may use.
+
+    Returns
+    -------
+    The encoder, named `onnx:<name of the file>`. Its hash is that of the files and of `model_kwargs`.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ImportError
+        onnxruntime is missing.
+    ValueError
+        The file cannot be read, takes something else than RGB tiles, or has several outputs of which none is named.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        msg = f"`model` is {str(path)!r}, which is no file. Give the path of an ONNX file that is there."
+        raise FileNotFoundError(msg)
+    if (mean is None) != (std is None):
+        msg = f"`mean` and `std` of an ONNX file go together; found mean={mean!r}, std={std!r}."
+        raise ValueError(msg)
+    unknown = sorted(set(model_kwargs) - set(_OPTIONS))
+    if unknown:
+        msg = f"`model_kwargs` of an ONNX file are {list(_OPTIONS)}; found {unknown}."
+        raise ValueError(msg)
+    where, session = _open_session(path, device)
+    name, layout, dtype, batch, edge = _read_input(session.get_inputs(), path)
+    if dtype == np.uint8 and mean is not None:
+        msg = f"{path.name} takes pixels of 8 bits as they are: leave out `mean` and `std`."
+        raise ValueError(msg)
+    output = _chosen_output(session.get_outputs(), model_kwargs.get("output"), path)
+    pool = _pooling(model_kwargs.get("pooling"), output, path)
+
+    def forward(pixels: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        array = pixels.cpu().numpy()
+        array = np.rint(255 * array).astype(np.uint8) if dtype == np.uint8 else array.astype(dtype, copy=False)
+        if layout == "NHWC":
+            array = np.ascontiguousarray(array.transpose(0, 2, 3, 1))
+        size = batch or len(array)
+        found = []
+        for start in range(0, len(array), size):
+            part = array[start : start + size]
+            # A batch of fixed size is filled up; what comes of the filling is cut off below.
+            filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+            try:
+                (values,) = session.run([output.name], {name: filled})
+            except Exception as error:
+                msg = f"{path.name} did not run on tiles of {pixels.shape[-1]} px, which `tile_px` sets. {_said(error)}"
+                raise ValueError(msg) from error
+            found.append(pool(values)[: len(part)])
+        return torch.from_numpy(np.concatenate(found))
+
+    logger.info(
+        "%s: input %s of %s px as %s, output %s.",
+        path.name,
+        layout,
+        edge or "any number of",
+        dtype.__name__,
+        output.name,
+    )
+    return Encoder(
+        name=f"onnx:{path.stem}",
+        weights_hash=_hash_files(path, model_kwargs),
+        mean=mean,
+        std=std,
+        input_px=edge,
+        context=context,
+        device=where,
+        forward=forward,
+    )
+
+
+def import_onnxruntime() -> Any:
+    """Import onnxruntime, or say what is missing."""
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        msg = (
+            f'ONNX files need onnxruntime, which cannot be imported ({error}). Install it: pip install "ragst-sd[onnx]"'
+        )
+        raise ImportError(msg) from None
+
+
+def _open_session(path: Path, device: str | torch.device | None) -> tuple[torch.device, Any]:
+    import torch
+
+    runtime = import_onnxruntime()
+    where, has_cuda = resolve_device(device), "CUDAExecutionProvider" in runtime.get_available_providers()
+    if where.type != "cpu" and not (where.type == "cuda" and has_cuda):
+        if device is not None:
+            msg = (
+                f"`device={str(device)!r}` was asked for, but this onnxruntime ({runtime.__version__}) runs on "
+                f"{', '.join(runtime.get_available_providers())}. Use `device='cpu'`, or install onnxruntime-gpu."
+            )
+            raise ValueError(msg)
+        logger.info("This onnxruntime has no support for %s: %s runs on the CPU.", where.type, path.name)
+        where = torch.device("cpu")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if where.type == "cuda":
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": where.index or 0}))
+    try:
+        return where, runtime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:
+        msg = (
+            f"{str(path)!r} cannot be read as an ONNX file: it is damaged, weights that it keeps in another file are "
+            f"missing, or it needs another onnxruntime than {runtime.__version__}. {_said(error)}"
+        )
+        raise ValueError(msg) from error
+
+
+def _said(error: Exception) -> str:
+    return f"onnxruntime says: {' '.join(str(error).split())[:300]}"
+
+
+def _read_input(inputs: Sequence[Any], path: Path) -> tuple[str, str, type, int | None, int | None]:
+    """Name, layout, type, size of a batch and edge of the tiles; `None` where the file leaves a size open."""
+    first, described = inputs[0], "; ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
+    sizes = [size if isinstance(size, int) and size > 0 else None for size in first.shape]
+    layouts = [key for key, channel in (("NCHW", 1), ("NHWC", 3)) if len(sizes) == 4 and sizes[channel] == 3]
+    if len(inputs) != 1 or first.type not in _NUMPY or len(layouts) != 1:
+        msg = (
+            f"{path.name} takes {described}. An encoder takes one tensor of RGB tiles, (n, 3, h, w) or (n, h, w, 3), of "
+            "floats or 8 bit. Export it so, with 3 channels fixed, or pass a callable around it as `model`."
+        )
+        raise ValueError(msg)
+    height, width = sizes[2:] if layouts == ["NCHW"] else sizes[1:3]
+    if height != width:
+        msg = f"{path.name} takes pictures of {first.shape}; tiles are square. Export it for squares, or for any size."
+        raise ValueError(msg)
+    return first.name, layouts[0], _NUMPY[first.type], sizes[0], height
+
+
+def _chosen_output(outputs: Sequence[Any], wanted: str | None, path: Path) -> Any:
+    named = {output.name: output for output in outputs}
+    if wanted is None and len(named) == 1:
+        return outputs[0]
+    if wanted not in named:
+        described = ", ".join(f"{output.name!r} {output.shape}" for output in outputs)
+        found = "has several outputs" if wanted is None else f"has no output {wanted!r}"
+        msg = f"{path.name} {found}. Choose one by `model_kwargs={{'output': ...}}`: {described}."
+        raise ValueError(msg)
+    return named[wanted]
+
+
+def _pooling(pooling: str | None, output: Any, path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    is_tokens = len(output.shape) == 3
+    if pooling not in (_POOLING if is_tokens else (None,)):
+        msg = f"The output {output.name!r} of {path.name} has shape {output.shape}: "
+        msg += (
+            f"tokens, of which `model_kwargs={{'pooling': ...}}` makes one vector, by 'cls' or 'mean'; found {pooling!r}."
+            if is_tokens
+            else f"`pooling` is for tokens (n, t, d); found {pooling!r}. Leave it out."
+        )
+        raise ValueError(msg)
+    return {None: lambda values: values, "cls": lambda values: values[:, 0], "mean": _mean_of_tokens}[pooling]
+
+
+def _mean_of_tokens(values: np.ndarray) -> np.ndarray:
+    return values.mean(axis=1, dtype=np.float32)
+
+
+def _hash_files(path: Path, model_kwargs: Mapping[str, Any]) -> str:
+    """sha256 of the file, of the files beside it that hold its weights, and of what else decides what comes out."""
+    content = path.read_bytes()
+    digest = hashlib.sha256(content)
+    names = {content[at.end() : at.end() + at.group(1)[0]] for at in _LOCATION.finditer(content)}
+    for place in sorted(path.parent / os.fsdecode(name) for name in names):
+        if place.is_file():
+            with place.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    digest.update(repr(sorted(model_kwargs.items())).encode())
+    return digest.hexdigest()
