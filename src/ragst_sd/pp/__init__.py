@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from ragst_sd.pp._harmonize_genes import harmonize_genes
     from ragst_sd.pp._set_image_mpp import set_image_mpp
     from ragst_sd.pp._tile_grid import tile_grid
+    from ragst_sd.pp._use_features import use_features
 
-__all__ = ["embed_tiles", "encoders", "filter_predicted", "harmonize_genes", "set_image_mpp", "tile_grid"]
+__all__ = [
+    "embed_tiles",
+    "encoders",
+    "filter_predicted",
+    "harmonize_genes",
+    "set_image_mpp",
+    "tile_grid",
+    "use_features",
+]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)
