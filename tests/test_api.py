@@ -177,7 +177,17 @@ class TestFunction:
         assert [p for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)] == []
         # Options have defaults; what must be given by name is rare and has one name everywhere.
         required = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
-        known = {"image_key", "use_rep", "embedding", "perturbations", "obs_names", "genes", "features", "path", "species"}
+        known = {
+            "image_key",
+            "use_rep",
+            "embedding",
+            "perturbations",
+            "obs_names",
+            "genes",
+            "features",
+            "path",
+            "species",
+        }
         assert required <= known
 
     def test_arguments_have_the_names_of_the_guide(self, name):

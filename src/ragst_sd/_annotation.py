@@ -12,7 +12,6 @@ from ragst_sd._elements import centers_in_pixels, resolve_shapes
 from ragst_sd._validate import listing, require_key
 
 if TYPE_CHECKING:
-
     from anndata import AnnData
     from spatialdata import SpatialData
 

@@ -283,6 +283,17 @@ def other_spots(query):
     return {"features": AnnData(np.ones((3, 2), np.float32), obs=pd.DataFrame(index=["x", "y", "z"])), **STATED}
 
 
+def names_twice(query):
+    names = [query.tables["table"].obs_names[0]] * 2
+    return {"features": AnnData(np.ones((2, 2), np.float32), obs=pd.DataFrame(index=names)), **STATED}
+
+
+def obsm_of_other_shapes(query):
+    add_squidpy(query)
+    add_lazyslide(query)
+    return {"features": "img_features", "shapes_key": "tiles", **STATED}
+
+
 def without_values(query):
     add_lazyslide(query)
     table = query.tables["uni2_tiles"]
@@ -325,8 +336,10 @@ def two_images(query):
         (all_nan, ValueError, r"table 'uni2_tiles' holds no features: all \d+ rows are NaN"),
         (elsewhere, ValueError, r"No spot lies in a tile of table 'uni2_tiles': centres of tiles cover x 100\d\d to"),
         (other_frame, ValueError, r"share no coordinate system: 'slide' against 'global'\. Align them with"),
-        (missing_tiles, ValueError, r"rows of table .*have no shape in 'tiles'"),
+        (missing_tiles, ValueError, r"rows of table 'uni2_tiles' have no shape in 'tiles'"),
         (other_spots, ValueError, r"No spot of the table.*is among the names of `features` \(for example 'x'"),
+        (names_twice, ValueError, r"`features` has several rows of one name"),
+        (obsm_of_other_shapes, ValueError, r"Table 'table' annotates 'spots', not 'tiles'"),
         (without_values, ValueError, r"table 'uni2_tiles' has no X.*its `.obsm` has 'inside'"),
         (half_a_tile, ValueError, r"`context` has 0.5.*Ask for 1 and more"),
         (wider_without_a_size, ValueError, r"does not say how wide its tiles are.*set_image_mpp"),

@@ -156,10 +156,10 @@ def _target(
     sdata: SpatialData, found: TileFeatures, table_key: str | None, shapes_key: str | None
 ) -> tuple[str, str] | None:
     """Names of table and shapes that take the features; `None` for a slide without a table, whose tiles do."""
+    if table_key is None and found.table is None:
+        table_key = found.rows_of
     if table_key is None and shapes_key is None:
-        if found.rows_of is not None and found.table is None:
-            table_key = found.rows_of
-        elif found.table is None:
+        if found.table is None:
             table_key = resolve_table(sdata, None, None)
             if table_key is None and found.corners is not None:
                 return None
@@ -221,22 +221,19 @@ def _new_spots(
 
 
 def _tiles_of_table(sdata: SpatialData, found: TileFeatures, onto: str, frame: str) -> tuple[np.ndarray, float | None]:
-    """(m, 2) centres of the tiles that a table annotates, and their edge; points have none."""
+    """(m, 2) centres of the tiles that a table annotates, and their edge if they are squares."""
     from spatialdata.transformations import get_transformation
 
     shapes_key = resolve_shapes(sdata, found.shapes_key)
     shared = frame if frame in get_transformation(sdata[shapes_key], get_all=True) else None
     centers = centers_in_pixels(sdata, shapes_key=shapes_key, image_key=onto, coordinate_system=shared)
-    rows = rows_in_order(found.table, found.what, shapes_key, centers.index)  # type: ignore[arg-type]
+    rows = rows_in_order(found.table, found.rows_of or "features", shapes_key, centers.index)  # type: ignore[arg-type]
     element = sdata[shapes_key]
-    if "radius" in element:
-        widths = 2 * element["radius"].to_numpy(float)
-    elif "geometry" in element:
-        low, high = np.split(element.geometry.bounds.to_numpy(), 2, axis=1)
-        widths = np.sqrt((high - low).prod(axis=1))
-    else:
+    # Outlines of spots and cells are not what the encoder saw.
+    if "geometry" not in element or not (element.geometry.count_coordinates() == 5).all():
         return centers.xy[rows], None
-    return centers.xy[rows], float(np.median(widths[rows])) * similarity_scale(centers.affine)
+    edge = float(np.median(np.sqrt(element.geometry.area.to_numpy()[rows])))
+    return centers.xy[rows], edge * similarity_scale(centers.affine)
 
 
 def _rows_of(found: TileFeatures, spots: _Spots) -> np.ndarray | None:

@@ -122,6 +122,10 @@ def _of_table(sdata: SpatialData, table: AnnData, what: str, name: str | None) -
     vectors = _vectors(table.X, what)
     region = next(iter(regions_of(table)), None)
     if region is None or (name is None and region not in [*sdata.shapes, *sdata.points, *sdata.labels]):
+        twice = table.obs_names[table.obs_names.duplicated()]
+        if len(twice):
+            msg = f"{what} has several rows of one name: {listing(twice.unique())}. Each spot has one vector."
+            raise ValueError(msg)
         return TileFeatures(what, vectors, names=table.obs_names.to_numpy(dtype=str))
     region = single_region(table)
     name = next((key for key, own in sdata.tables.items() if own is table), None)
