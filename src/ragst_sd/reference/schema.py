@@ -132,7 +132,8 @@ def check_calibration(calibration: Any, fit_hash: str) -> Mapping[str, Any]:
 
 def knows_tiles(header: Mapping[str, Any]) -> bool:
     """Whether a header says of which tiles an embedding was made; that of one of unknown origin does not."""
-    return int(header["tile_px"]) > 0
+    tile_px = header.get("tile_px", 0)
+    return bool(np.ndim(tile_px) or tile_px != 0)
 
 
 def differing_fields(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
