@@ -43,6 +43,7 @@ PUBLISHED = {
 }
 # Functions that compute something: their docstring gives the formula.
 COMPUTED = {
+    "pp.use_features",
     "tl.fit",
     "tl.predict",
     "tl.calibrate",
@@ -179,7 +180,17 @@ class TestFunction:
         assert [p for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)] == []
         # Options have defaults; what must be given by name is rare and has one name everywhere.
         required = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
-        known = {"image_key", "use_rep", "embedding", "perturbations", "obs_names", "genes", "path", "species"}
+        known = {
+            "image_key",
+            "use_rep",
+            "embedding",
+            "perturbations",
+            "obs_names",
+            "genes",
+            "features",
+            "path",
+            "species",
+        }
         assert required <= known
 
     def test_arguments_have_the_names_of_the_guide(self, name):

@@ -324,8 +324,9 @@ def case_two_tables(world: World) -> None:
 
 
 def case_no_header(world: World) -> None:
-    world.table.obsm["X_mine"] = np.ones((world.table.n_obs, 4), dtype=np.float32)
-    rg.tl.build_reference({"a": world.query}, use_rep="X_mine")
+    reference = world.fitted()
+    del world.table.uns["ragst"]["embeddings"]["X_colour"]
+    rg.tl.predict(world.query, reference)
 
 
 def case_missing_donor(world: World) -> None:
@@ -444,7 +445,7 @@ CASES: dict[str, Case] = {
     "duplicated instance ids": (case_duplicated_ids, ValueError, ["duplicated instance ids", "spot_id"]),
     "table of two regions": (case_two_regions, ValueError, ["2 elements", "'more'"]),
     "missing donor": (case_missing_donor, ValueError, ["1 rows have no donor"]),
-    "embedding without header": (case_no_header, ValueError, ["X_mine", "embed_tiles"]),
+    "embedding without header": (case_no_header, ValueError, ["origin: unknown against encoder colour", "use_features"]),
     # embeddings
     "NaN from the encoder": (case_nan_encoder, ValueError, ["NaN or infinite", "amp=False"]),
     "NaN in the reference": (case_nan_reference, ValueError, ["sdatas['donor2']", "NaN or infinite in 1 rows"]),

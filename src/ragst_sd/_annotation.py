@@ -12,8 +12,6 @@ from ragst_sd._elements import centers_in_pixels, resolve_shapes
 from ragst_sd._validate import listing, require_key
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -208,28 +206,6 @@ def plain_table(table: AnnData) -> AnnData:
 
 def _text(name: Any) -> str:
     return str(int(name)) if isinstance(name, float) and name.is_integer() else str(name)
-
-
-def embedded_rows(table: AnnData, use_rep: str, header: Mapping[str, Any], where: str) -> np.ndarray:
-    """Rows that have an embedding: all but the spots that lay off the image when it was made.
-
-    Raises
-    ------
-    ValueError
-        If other rows are NaN or infinite.
-    """
-    embedding = np.ma.filled(np.ma.array(table.obsm[use_rep], dtype=np.float64), np.nan)
-    finite = np.isfinite(embedding).all(axis=1)
-    off_image = np.isnan(embedding).all(axis=1)
-    n_broken = int((~finite & ~off_image).sum()) + max(0, int(off_image.sum()) - int(header["n_outside"]))
-    if n_broken:
-        first = table.obs_names[~finite][0]
-        msg = (
-            f"{where}: `obsm[{use_rep!r}]` is NaN or infinite in {n_broken} rows whose spots lie on the image "
-            f"(first: {first!r}). Embed again with `rg.pp.embed_tiles(..., overwrite=True)`."
-        )
-        raise ValueError(msg)
-    return np.asarray(finite)
 
 
 def spot_centers(

@@ -129,13 +129,13 @@ def to_frame(element: Any, coordinate_system: str) -> np.ndarray:
 
 
 def centers_in_pixels(sdata: SpatialData, *, shapes_key: str, image_key: str, coordinate_system: str | None) -> Centers:
-    """Centroids of shapes or points in level-0 pixels of an image.
+    """Centroids of shapes or points in level-0 pixels of an image, or in the units of another element.
 
     The affine from the element to the image goes through the shared frame; it is refused if it shears or is not
     isotropic.
     """
     frame = shared_coordinate_system(sdata, shapes_key, image_key, coordinate_system)
-    affine = np.linalg.inv(to_frame(sdata.images[image_key], frame)) @ to_frame(sdata[shapes_key], frame)
+    affine = np.linalg.inv(to_frame(element_of(sdata, image_key), frame)) @ to_frame(sdata[shapes_key], frame)
     similarity_scale(affine)
     xy, index = element_centers(sdata, shapes_key)
     return Centers(apply_affine(affine, xy), index, affine, frame)

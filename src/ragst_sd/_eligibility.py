@@ -146,8 +146,8 @@ def _query_codes(query: Query, column: str, donor_key: str, names: np.ndarray) -
 
 def donors_of_same_image(bank: Bank, query: Query, donor_key: str) -> np.ndarray:
     """Rows of donors of whom the reference holds the query's very image under another name."""
-    sections = bank.header.sections
-    samples = sections.sample[sections.image_hash == str(query.header.get("image_hash"))]
+    sections, own = bank.header.sections, str(query.header.get("image_hash", ""))
+    samples = sections.sample[(sections.image_hash == own) & (own != "")]
     donors = labels(bank.obs[_keys.DONOR])
     same = donors[np.isin(labels(bank.obs[_keys.SAMPLE]), samples)]
     unexpected = sorted(set(same) - query.labels(donor_key))

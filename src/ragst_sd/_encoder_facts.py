@@ -8,6 +8,7 @@ import numpy as np
 
 from ragst_sd._licenses import UNKNOWN, terms_of
 from ragst_sd._page import code
+from ragst_sd.reference.schema import knows_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,13 +31,17 @@ def encoder_facts(header: Mapping[str, Any]) -> dict[str, Any]:
     license = "" if terms_of(row["license"]) is UNKNOWN else row["license"]
     meaning, name = terms_of(license).meaning, name or "an encoder without a name"
     tile_px, mpp = int(header["tile_px"]), float(header["mpp"])
+    tile = f"{tile_px} px, " + (f"{tile_px * mpp:g} µm at {mpp:g} µm per pixel" if mpp > 0 else "native pixels")
+    fields = f"{', '.join(f'{view:g}' for view in np.atleast_1d(header['context']))} times the tile"
+    if not knows_tiles(header):
+        name, tile, fields = f"an embedding of unknown origin, {name}", "", ""
     lines = {
         "name": name,
         "licence": f"{license}: {meaning}" if license else "not known here; see its own page",
         "citation": row["citation"],
         "weights": code(str(header["weights_hash"])[:_SHORT_HASH]) if header["weights_hash"] else "none",
-        "tile": f"{tile_px} px, " + (f"{tile_px * mpp:g} µm at {mpp:g} µm per pixel" if mpp > 0 else "native pixels"),
-        "fields of view": f"{', '.join(f'{view:g}' for view in np.atleast_1d(header['context']))} times the tile",
+        "tile": tile,
+        "fields of view": fields,
     }
     return {
         "name": name,

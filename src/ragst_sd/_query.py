@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._annotation import embedded_rows, single_region, table_attrs
+from ragst_sd._annotation import single_region, table_attrs
+from ragst_sd._embedding import read_embedding
 from ragst_sd._labels import labels
 from ragst_sd._results import MOST_UNLIKE, unlike_share
 from ragst_sd._validate import listing, require_key
-from ragst_sd.reference.schema import check_embedding_header, differing_fields
+from ragst_sd.reference.schema import differing_fields, embed_alike
 from ragst_sd.retrieval.grounding import largest_section_distance, section_distance
 from ragst_sd.retrieval.projection import standardize
 
@@ -57,7 +58,8 @@ def read_query(sdata: SpatialData, header: Header, *, table_key: str | None, use
     KeyError
         If the table or the embedding does not exist.
     ValueError
-        If the embedding was made with another encoder or geometry, has another width, or is NaN on the image.
+        If the embedding was made with another encoder or geometry, has another name or width, or is NaN where it
+        should not be.
     """
     table_key = _table_with(sdata, table_key, use_rep)
     table = sdata.tables[table_key]
@@ -68,9 +70,7 @@ def read_query(sdata: SpatialData, header: Header, *, table_key: str | None, use
         if len(twice):
             msg = f"Table {table_key!r} has duplicated {what}: {listing(twice)}. Each spot needs one row and one name."
             raise ValueError(msg)
-    own = table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {}).get(use_rep)
-    check_embedding_header(own, f"`sdata.tables[{table_key!r}].obsm[{use_rep!r}]`")
-    embedding = np.asarray(table.obsm[use_rep], dtype=np.float64)
+    embedding, finite, own = read_embedding(sdata, table, use_rep, f"sdata.tables[{table_key!r}]")
     clauses = differing_fields(own, header.encoder)
     width = header.sections.mean.shape[1]
     if embedding.shape[1] != width:
@@ -78,8 +78,11 @@ def read_query(sdata: SpatialData, header: Header, *, table_key: str | None, use
     if clauses:
         msg = (
             f"The embedding {use_rep!r} of the query and of the reference were made differently "
-            f"({'; '.join(clauses)}). Embed the query as the reference was embedded."
+            f"({'; '.join(clauses)}). {embed_alike(own, header.encoder)}"
         )
+        raise ValueError(msg)
+    if not finite.any():
+        msg = f"None of the {table.n_obs} spots of table {table_key!r} has an embedding."
         raise ValueError(msg)
     _warn_resolution(own, header)
     image_key, embedded_mpp = str(own["image_key"]), float(own["image_mpp"])
@@ -101,17 +104,13 @@ def read_query(sdata: SpatialData, header: Header, *, table_key: str | None, use
             listing(sorted(precisions)),
         )
 
-    finite = embedded_rows(table, use_rep, own, f"sdata.tables[{table_key!r}]")
-    if not finite.any():
-        msg = f"None of the {table.n_obs} spots of table {table_key!r} has an embedding."
-        raise ValueError(msg)
     embedding = np.where(finite[:, None], embedding, 0.0)
     standardized = embedding
     if header.standardize:
         _check_statistics(own, table_key)
         standardized = standardize(embedding, np.asarray(own["section_mean"]), np.asarray(own["section_std"]))
         standardized[~finite] = 0.0
-    return Query(table_key, table, use_rep, dict(own), embedding, standardized, finite)
+    return Query(table_key, table, use_rep, own, embedding, standardized, finite)
 
 
 def _check_statistics(own: dict[str, Any], table_key: str) -> None:
@@ -132,7 +131,7 @@ def _check_statistics(own: dict[str, Any], table_key: str) -> None:
 
 
 def _table_with(sdata: SpatialData, table_key: str | None, use_rep: str) -> str:
-    todo = "Run `rg.pp.embed_tiles` on the query first."
+    todo = "Run `rg.pp.embed_tiles` on the query first, or `rg.pp.use_features` with features that are there already."
     if table_key is not None:
         require_key(table_key, sdata.tables, "sdata.tables")
         require_key(use_rep, sdata.tables[table_key].obsm, f"sdata.tables[{table_key!r}].obsm", todo)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from itertools import count
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ragst_sd import _keys
@@ -20,11 +21,16 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def over_sections(*, not_with: str | None = None) -> Callable[[F], F]:
+def over_sections(
+    *,
+    not_with: str | None = None,
+    each: Mapping[str, Callable[[Any, list[str]], dict[str, Any]]] = MappingProxyType({}),
+) -> Callable[[F], F]:
     """Let a function of one section take a list or a mapping of sections too, of which it does one after the other.
 
     Data frames come back as one, with a column `section`; other results as a dictionary from the names of the sections.
-    `not_with` is an argument that belongs to one section.
+    `not_with` is an argument that belongs to one section; `each` names arguments and what makes of such a value, and of
+    the names of the sections, one value for each of them.
     """
 
     def decorate(function: F) -> F:
@@ -44,10 +50,12 @@ def over_sections(*, not_with: str | None = None) -> Callable[[F], F]:
                     "of them."
                 )
                 raise ValueError(msg)
+            spread = {one: to_each(kwargs[one], list(sections)) for one, to_each in each.items() if one in kwargs}
             results: dict[str, Any] = {}
             for name, section in sections.items():
+                own = {one: values[name] for one, values in spread.items()}
                 try:
-                    results[name] = function(section, *args, **kwargs)
+                    results[name] = function(section, *args, **kwargs | own)
                 except Exception as error:
                     error.add_note(f"Section {name!r}; done before: {listing(results)}.")
                     raise

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,10 +19,12 @@ import ragst_sd as rg
 
 from ..io import layouts
 from ..io.slides import paint, write_geojson, write_patches, write_pyramid
+from ..pp import foreign
+from ..sections import mean_colour
 
 DOCS = Path(__file__).parents[2] / "docs"
 # Not installed along: what needs them is run by hand.
-OPTIONAL = ("napari_spatialdata", "wsidata", "vitessce")
+OPTIONAL = ("napari_spatialdata", "lazyslide", "vitessce")
 # As printed, pages compare methods and fit learned retrieval; unless asked to be thorough, plain neighbours stand in, to be quick.
 THOROUGH = os.environ.get("RAGST_SD_THOROUGH") == "1"
 QUICK = {
@@ -34,8 +37,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def blocks(page: str) -> list[str]:
-    """Fenced python of a page, in order."""
+    """Fenced python of a page, in order; of one section, if its title stands behind a `#`."""
+    page, _, title = page.partition("#")
     text = (DOCS / page).read_text(encoding="utf-8")
+    if title:
+        text = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     found = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     assert found, page
     return found
@@ -53,6 +59,13 @@ def run(page: str, scope: dict[str, object], **changes: str) -> None:
         except Exception as error:
             error.add_note(f"in {page}:\n{code}")
             raise
+
+
+def as_tensor(tile):
+    """What `zs.tl.feature_extraction` hands to an encoder."""
+    import torch
+
+    return torch.from_numpy(np.array(tile)).permute(2, 0, 1) / 255
 
 
 @pytest.fixture(autouse=True)
@@ -106,8 +119,30 @@ def test_build_reference(drawn):
 
 def test_own_slide(drawn, workplace):
     pixels = paint(3, 1500, 1500)
-    write_pyramid(workplace / "slide.svs", pixels)
-    run("howto/own_slide.md", {"section_a": drawn["donor1"], "section_b": drawn["donor2"], "pixels": pixels})
+    write_pyramid(workplace / "slide.svs", pixels, mpp=0.5)
+    scope: dict[str, object] = {"section_a": drawn["donor1"], "section_b": drawn["donor2"], "pixels": pixels}
+    # The encoder that the page names asks for a login.
+    stand_in = 'zs.tl.feature_extraction(wsi, zs_encoder, transform=zs_transform, model_name="uni2", pbar=False)'
+    scope |= {"zs_encoder": mean_colour, "zs_transform": as_tensor}
+    run("howto/own_slide.md", scope, **{'zs.tl.feature_extraction(wsi, "uni2")': stand_in})
+    if find_spec("lazyslide") is not None:
+        assert scope["wsi"].tables["uni2_tiles"].obsm["X_uni2"].shape[1] == 9
+
+
+def test_features_made_elsewhere(drawn, workplace):
+    sections = deepcopy(dict(drawn))
+    for sdata in sections.values():
+        foreign.add_lazyslide(sdata)
+        foreign.add_squidpy(sdata)
+        sdata.tables["table"].obsm["X_mine"] = sdata.tables["table"].obsm["img_features"]
+    query, slide = sections.pop("donor3"), deepcopy(drawn["donor3"])
+    (workplace / "features_uni_v1").mkdir()
+    foreign.write_trident(workplace / "features_uni_v1" / "slide.h5", slide)
+    scope = {"sdata": query, "slide": slide, "sections": sections, "query": query, "rg": rg}
+    run("howto/embeddings.md#Embeddings made elsewhere", scope)
+    assert {"X_uni2", "X_summary"} < set(query.tables["table"].obsm)
+    assert "X_uni_v1" in slide.tables["table"].obsm
+    assert "predicted" in query.tables
 
 
 def test_annotations(drawn, workplace):

@@ -87,7 +87,7 @@ def regression_lines(
             continue
         for i, section in enumerate(sections):
             inside = bank.sections[rows] == section
-            at = np.ix_(of_pattern, columns, [i])
+            at = np.ix_(of_pattern, columns, np.array([i]))
             weight[at] = h[:, inside].sum(axis=1)[:, None, None]
             contribution[at] = (h[:, inside] @ residual[inside])[..., None]
     weight, contribution = weight * share[..., None], contribution * share[..., None]

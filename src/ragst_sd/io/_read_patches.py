@@ -22,8 +22,8 @@ from ragst_sd.io._hest_metadata import (
     source_details,
     spot_diameter,
 )
+from ragst_sd.io._patch_features import add_features, rows_by_name, rows_by_place
 from ragst_sd.io._patch_file import read_patch_file
-from ragst_sd.io._read_embeddings import add_features, rows_by_name, rows_by_place
 from ragst_sd.io._readable import existing
 from ragst_sd.io._section import SHAPES, SOURCE_FIELDS, TABLE, assemble
 from ragst_sd.io._st_counts import locate, read_counts

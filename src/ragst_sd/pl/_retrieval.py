@@ -18,6 +18,7 @@ from ragst_sd.pl._figure import describe_figure_parameters, picture
 from ragst_sd.pl._maps import require_citations
 from ragst_sd.pl._section import draw_image, extent_of, read_section
 from ragst_sd.pl._trust import distrust
+from ragst_sd.reference.schema import knows_tiles
 
 if TYPE_CHECKING:
     import os
@@ -116,6 +117,7 @@ def retrieval(
     note = distrust(table, [gene], min_cv_pearson)[0]
     column = gene_index(table, gene)
     _require_evidence(table, header, spots)
+    _require_tiles(header)
     measured_columns(reference.var_names, table.var_names[column], cell_types(reference))
     parts = explain(sdata, reference, obs_names=names, genes=gene, prediction_key=prediction_key)
     _require_pictures(reference)
@@ -174,6 +176,16 @@ def _require_evidence(table: AnnData, header: dict[str, Any], spots: np.ndarray)
                 f"Choose one whose `obs[{_keys.EFFECTIVE_N!r}]` is not NaN."
             )
             raise ValueError(msg)
+
+
+def _require_tiles(header: dict[str, Any]) -> None:
+    if not knows_tiles(header["encoder"]):
+        msg = (
+            f"The embedding {str(header['use_rep'])!r} is of unknown origin: it does not say of which tiles it was "
+            "made, which this picture shows. State it with `rg.pp.use_features(..., model=..., tile_px=..., mpp=...)` "
+            "for the sections of the reference and the query, build, fit and predict again."
+        )
+        raise ValueError(msg)
 
 
 def _require_pictures(reference: AnnData) -> None:

@@ -52,6 +52,13 @@ def read_section(sdata: SpatialData, table: AnnData, header: dict[str, Any], pre
     """
     image_key = str(header["image_key"])
     by_patch = is_drawn_from_thumbnails(sdata, header)
+    if not image_key:
+        msg = (
+            f"The embedding {str(header['use_rep'])!r} does not say on which image its spots lie (`sdata.images` has "
+            f"{listing(sdata.images)}). Name it with `rg.pp.use_features(sdata, features={str(header['use_rep'])!r}, "
+            "image_key=...)` and predict again."
+        )
+        raise ValueError(msg)
     if image_key not in sdata.images and not by_patch:
         msg = (
             f"The prediction was made from image {image_key!r}, which is not in `sdata.images` (it has "

@@ -13,6 +13,7 @@ from ragst_sd.image.embedding import plan_fields
 from ragst_sd.image.frames import similarity_scale
 from ragst_sd.image.tiles import iter_tiles
 from ragst_sd.pl._section import extent_of, read_picture, spot_reach
+from ragst_sd.reference.schema import knows_tiles
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,6 +51,9 @@ def collect_pictures(section: Section, header: dict[str, Any], thumbnails: Any, 
 
     left, right, top, bottom = box = extent_of(section, spot_reach(section))
     mpp, tile_px = float(header["encoder"]["mpp"]), int(header["encoder"]["tile_px"])
+    if not knows_tiles(header["encoder"]):
+        # Of unknown origin: what a spot covers is shown.
+        tile_px = max(1, round(2 * spot_reach(section)))
     level_mpp = section.mpp if np.isnan(mpp) else mpp
     n_spots, square = len(section.centers), _are_squares(section)
     fitting = (e for e in _TILE_EDGES[:-1] if e <= tile_px and n_spots * e**2 <= _TILE_PIXELS)

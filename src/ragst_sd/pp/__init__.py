@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ragst_sd.pp._label_spots import label_spots
     from ragst_sd.pp._set_image_mpp import set_image_mpp
     from ragst_sd.pp._tile_grid import tile_grid
+    from ragst_sd.pp._use_features import use_features
 
 __all__ = [
     "embed_tiles",
@@ -23,6 +24,7 @@ __all__ = [
     "label_spots",
     "set_image_mpp",
     "tile_grid",
+    "use_features",
 ]
 
 __getattr__, __dir__ = lazy_functions(__name__, __all__)

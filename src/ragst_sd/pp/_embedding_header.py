@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._embedding import statistics
 from ragst_sd.image.colours import Colours
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def default_key(name: str | None, model: object) -> str:
 
 
 def embedding_header(
-    pyramid: Pyramid,
+    pyramid: Pyramid | None,
     affine: np.ndarray,
     xy: np.ndarray,
     *,
@@ -45,9 +46,9 @@ def embedding_header(
 ) -> dict[str, Any]:
     """Assemble the header; lists become arrays and unknown numbers NaN, so that it survives zarr unchanged.
 
-    Image, its transformation and centres of tiles are known by hashes.
+    Image, its transformation and centres of tiles are known by hashes, which are empty without an image.
     """
-    pixels = image_hash(pyramid)
+    pixels = "" if pyramid is None else image_hash(pyramid)
 
     def numbers(values: Sequence[float] | None) -> np.ndarray:
         return np.asarray([] if values is None else values, dtype=float)
@@ -63,7 +64,7 @@ def embedding_header(
         "mpp": np.nan if mpp is None else float(mpp),
         "image_mpp": np.nan if image_mpp is None else float(image_mpp),
         "context": numbers(context),
-        "image_fingerprint": image_fingerprint(pyramid, affine, pixels),
+        "image_fingerprint": "" if pyramid is None else image_fingerprint(pyramid, affine, pixels),
         "image_hash": pixels,
         "shapes_hash": shapes_hash(xy),
         **geometry,
@@ -74,9 +75,7 @@ def add_embedding(
     table: AnnData, key_added: str, embedding: np.ndarray, header: dict[str, Any], *, xy: np.ndarray, inside: np.ndarray
 ) -> None:
     """Write an embedding, its header with the statistics of the spots inside, and the centres where there are none."""
-    finite = embedding[inside].astype(np.float64)
-    header["section_mean"], header["section_std"] = finite.mean(axis=0), finite.std(axis=0)
-    header["n_spots"], header["n_outside"] = len(finite), int((~inside).sum())
+    header |= statistics(embedding, inside)
     table.obsm[key_added] = embedding
     if _keys.SPATIAL not in table.obsm:
         table.obsm[_keys.SPATIAL] = xy

@@ -130,8 +130,19 @@ def check_calibration(calibration: Any, fit_hash: str) -> Mapping[str, Any]:
     return calibration
 
 
+def knows_tiles(header: Mapping[str, Any]) -> bool:
+    """Whether a header says of which tiles an embedding was made; that of one of unknown origin does not."""
+    tile_px = header.get("tile_px", 0)
+    return bool(np.ndim(tile_px) or tile_px != 0)
+
+
 def differing_fields(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Encoder settings in which two embedding headers differ, as readable clauses."""
+    """Encoder settings in which two embedding headers differ, as readable clauses.
+
+    Embeddings of unknown origin differ by their names; from all that say where they come from they differ.
+    """
+    if knows_tiles(first) != knows_tiles(second):
+        return [f"origin: {' against '.join(_origin(header) for header in (first, second))}"]
     clauses = []
     for name in COMPARABLE:
         a, b = first.get(name), second.get(name)
@@ -141,8 +152,23 @@ def differing_fields(first: Mapping[str, Any], second: Mapping[str, Any]) -> lis
             a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
             same = a.shape == b.shape and bool(np.array_equal(a, b, equal_nan=True))
         if not same:
-            clauses.append(f"{name}: {_short(first.get(name))} against {_short(second.get(name))}")
+            what = name if knows_tiles(first) else "name"
+            clauses.append(f"{what}: {_short(first.get(name))} against {_short(second.get(name))}")
     return clauses
+
+
+def embed_alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """What to do about embeddings that differ."""
+    if knows_tiles(first) and knows_tiles(second):
+        return "Embed both with the same call of `rg.pp.embed_tiles`."
+    return (
+        "Embed both with the same call of `rg.pp.embed_tiles`, or, of features from elsewhere, state the origin of "
+        "both alike with `rg.pp.use_features`, or keep both without a header under one name."
+    )
+
+
+def _origin(header: Mapping[str, Any]) -> str:
+    return f"encoder {_short(header['encoder'])}" if knows_tiles(header) else "unknown"
 
 
 def _short(value: Any) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
+from ragst_sd._embedding import log_unknown_origin
 from ragst_sd._gene_names import common_names
 from ragst_sd._labels import as_names
 from ragst_sd._reference import new_reference
@@ -19,7 +20,7 @@ from ragst_sd.reference.duplicates import fingerprint
 from ragst_sd.reference.genes import sum_duplicates, take_genes
 from ragst_sd.reference.normalize import TARGET_SUM, UNITS, log_normalize, size_factors
 from ragst_sd.reference.panels import PANEL, assign_panels, measured_mask, shared_genes
-from ragst_sd.reference.schema import COMPARABLE, differing_fields
+from ragst_sd.reference.schema import COMPARABLE, differing_fields, embed_alike, knows_tiles
 from ragst_sd.reference.stacking import stack_matrices, stack_rows
 from ragst_sd.reference.symbols import SPECIES
 from ragst_sd.retrieval.projection import standardize as standardize_embedding
@@ -80,7 +81,9 @@ def build_reference(
         arguments that return each: they are called one after the other, and never is more than one section open; with
         an active `dask.distributed` client on its workers, several at a time.
     use_rep
-        Embedding in `.obsm` of the table, made by :func:`ragst_sd.pp.embed_tiles`.
+        Embedding in `.obsm` of the table: made by :func:`ragst_sd.pp.embed_tiles` or taken by
+        :func:`ragst_sd.pp.use_features`, or any other (array, sparse matrix or data frame; spots without features are
+        NaN throughout). One without a header is of unknown origin: it is compared by name and width only.
     table_key
         Table with expression and embedding.
     donor_key
@@ -109,7 +112,7 @@ def build_reference(
     standardize
         Compare embeddings after removing each section's own mean and scale, which takes out stain and scanner.
     thumbnails
-        Keep a 32 px picture of every spot, for :func:`ragst_sd.pl.retrieval`.
+        Keep a 32 px picture of every spot, for :func:`ragst_sd.pl.retrieval`; of embeddings of unknown origin none is.
     on_duplicate
         What happens if the same tissue is found under two donors' names: `"error"`, or `"warn"` to build all the same.
         See Notes.
@@ -121,7 +124,7 @@ def build_reference(
     `.X`
         log1p of counts per 10,000, CSR float32; `.layers["counts"]` the counts, where given.
     `.obsm[use_rep]`
-        Raw embeddings; `.obsm["thumbnail"]` (n, 32, 32, 3) uint8.
+        Raw embeddings; `.obsm["thumbnail"]` (n, 32, 32, 3) uint8, where kept.
     `.obs`
         donor, sample, tissue, technology, x_um, y_um (on the section's image), panel, and `obs`. Names are
         `<sample>:<spot>`.
@@ -188,6 +191,8 @@ def build_reference(
         if sections:
             _check_same_embedding(sections[0], section)
         sections.append(section)
+    log_unknown_origin(sections[0].header)
+    thumbnails = thumbnails and knows_tiles(sections[0].header)
 
     naming = common_names(sections, harmonize=harmonize, orthologues_to=orthologues_to, unit=unit)
     totals = {}
@@ -267,7 +272,7 @@ def _check_same_embedding(first: Section, section: Section) -> None:
     if clauses:
         msg = (
             f"Embeddings of {first.sample!r} and {section.sample!r} were made differently "
-            f"({'; '.join(clauses)}). Embed all sections with the same call of `rg.pp.embed_tiles`."
+            f"({'; '.join(clauses)}). {embed_alike(first.header, section.header)}"
         )
         raise ValueError(msg)
 

@@ -11,6 +11,7 @@ from ragst_sd import _keys
 from ragst_sd._bank import open_bank
 from ragst_sd._elements import require_sdata
 from ragst_sd._eligibility import check_fewer, eligible_rows, recorded_where, refuse_seen_rows
+from ragst_sd._embedding import log_unknown_origin
 from ragst_sd._fields import TISSUE, documented
 from ragst_sd._labels import labels
 from ragst_sd._prediction_id import mark
@@ -81,7 +82,8 @@ def predict(
     table_key
         Table with the embeddings; may be left out if only one table has them.
     use_rep
-        Embedding in `.obsm`; the reference's if left out.
+        Embedding in `.obsm`; the reference's if left out. One without a header is of unknown origin: it compares with
+        another of unknown origin, of the same name and width.
     genes
         Genes to predict; all of the reference's if left out. A gene that no row measured, but that the single cells of
         :func:`ragst_sd.tl.add_cell_types` have, is given from cell types if it is named here, with a warning.
@@ -171,6 +173,7 @@ def predict(
     check_key_added(sdata, key_added)
     use_rep = bank.header.use_rep if use_rep is None else use_rep
     query = read_query(sdata, bank.header, table_key=table_key, use_rep=use_rep)
+    log_unknown_origin(query.header)
     wanted = wanted_genes(bank, genes)
     if store is not None and wanted.scrna:
         msg = (
@@ -235,7 +238,7 @@ def predict(
         table = opened(store, version)
     outside = int((~query.finite).sum())
     if outside:
-        logger.info("%d spots without an embedding (outside the image) get NaN.", outside)
+        logger.info("%d spots without an embedding get NaN.", outside)
     if not inplace:
         return table
     sdata.tables[key_added] = table

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._annotation import embedded_rows, is_predicted, spot_centers
+from ragst_sd._annotation import is_predicted, spot_centers
 from ragst_sd._elements import image_pyramid, require_sdata
+from ragst_sd._embedding import read_embedding
 from ragst_sd._labels import is_missing, labels, plain_column
 from ragst_sd._patches import shrunk
 from ragst_sd._reference import LABELS
@@ -24,7 +25,7 @@ from ragst_sd.reference.duplicates import find_duplicates
 from ragst_sd.reference.genes import duplicates
 from ragst_sd.reference.normalize import OR_LOGS, check_counts, check_log_normalized
 from ragst_sd.reference.panels import PANEL
-from ragst_sd.reference.schema import check_embedding_header
+from ragst_sd.reference.schema import knows_tiles
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +98,8 @@ def read_section(
     if is_predicted(table):
         msg = f"{where}: table {table_key!r} was predicted by `rg.tl.predict`; a reference holds measured tissue only."
         raise ValueError(msg)
-    require_key(use_rep, table.obsm, f"{where}.tables[{table_key!r}].obsm", "Run `rg.pp.embed_tiles` first.")
+    todo = "Run `rg.pp.embed_tiles` first, or `rg.pp.use_features` with features that are there already."
+    require_key(use_rep, table.obsm, f"{where}.tables[{table_key!r}].obsm", todo)
     todo = "Write the patient or animal into `obs['donor']`, or name the column that holds it with `donor_key=`."
     require_key(donor_key, table.obs, f"{where}.tables[{table_key!r}].obs", todo)
     for column in obs:
@@ -106,8 +108,7 @@ def read_section(
     if nameless.any():
         msg = f"{where}: {int(nameless.sum())} rows have no donor in `obs[{donor_key!r}]`."
         raise ValueError(msg)
-    header = table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {}).get(use_rep)
-    check_embedding_header(header, f"`obsm[{use_rep!r}]` of {where}")
+    embedding, finite, header = read_embedding(sdata, table, use_rep, where)
     todo = "Name the table that holds counts with `table_key=`."
     matrix = stored_expression(table, layer, f"{where}.tables[{table_key!r}]", todo)
     expression_name = f"{where}: {'X' if layer is None else f'layers[{layer!r}]'}"
@@ -128,23 +129,23 @@ def read_section(
     if table.obs_names.has_duplicates:
         msg = f"{where}: spot names are not unique: {listing(table.obs_names[table.obs_names.duplicated()].unique())}."
         raise ValueError(msg)
-    keep = _usable_rows(table, use_rep, matrix, header, where)
+    keep = _usable_rows(finite, matrix, where)
     own = table.uns.get(_keys.ATTRS, {}).get(_keys.SOURCE, {})
     kept = table.obs.loc[keep]
     section = Section(
         sample=sample,
         obs=kept.assign(**{_keys.DONOR: labels(kept[donor_key])})[list(dict.fromkeys([_keys.DONOR, *obs]))],
-        embedding=np.asarray(table.obsm[use_rep], dtype=np.float32)[keep],
-        header=dict(header),
+        embedding=embedding[keep].astype(np.float32),
+        header=header,
         expression=matrix[keep],
         names=names,
         xy=_centers(sdata, table, table_key, header)[keep],
         mpp=embedded_mpp_of(sdata, header) or np.nan,
         source={name: source.get(name, own.get(name)) for name in SOURCE_FIELDS},
     )
-    if with_thumbnails and str(header["image_key"]) == _keys.PATCHES and _keys.THUMBNAIL in table.obsm:
+    if with_thumbnails and str(header.get("image_key")) == _keys.PATCHES and _keys.THUMBNAIL in table.obsm:
         section.thumbnails = shrunk(table.obsm[_keys.THUMBNAIL][keep], THUMBNAIL_PX)
-    elif with_thumbnails:
+    elif with_thumbnails and knows_tiles(header):
         section.thumbnails = thumbnails(section, sdata)
     return section
 
@@ -161,16 +162,13 @@ def _centers(sdata: SpatialData, table: AnnData, table_key: str, header: Mapping
     )
 
 
-def _usable_rows(
-    table: AnnData, use_rep: str, matrix: sp.csr_matrix, header: Mapping[str, Any], where: str
-) -> np.ndarray:
+def _usable_rows(finite: np.ndarray, matrix: sp.csr_matrix, where: str) -> np.ndarray:
     """Rows with an embedding and with counts."""
-    finite = embedded_rows(table, use_rep, header, where)
     counted = np.asarray(matrix.sum(axis=1)).ravel() > 0
     if not (finite & counted).any():
         msg = f"{where}: no spot has both an embedding and counts."
         raise ValueError(msg)
-    for mask, why in ((finite, "lie outside the image"), (counted, "have no counts")):
+    for mask, why in ((finite, "have no embedding"), (counted, "have no counts")):
         if not mask.all():
             logger.info("%s: %d spots %s and are left out.", where, int((~mask).sum()), why)
     return finite & counted

@@ -1,0 +1,67 @@
+"""Vectors of tiles, averaged over fields of view around other places."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_BLOCK = 4096
+
+
+def pool_tiles(
+    vectors: np.ndarray, tiles: np.ndarray, places: np.ndarray, *, edge: float, context: Sequence[float]
+) -> np.ndarray:
+    """Mean of the tiles in each field of view around each place, weighted by area.
+
+    A tile stands for the square of edge `h` around its centre, the smaller of its own edge and the distance to the next
+    tile, so that overlapping tiles do not count twice and a tile that lies on a place is taken alone. Field of view `f`
+    is the square of edge `(f - 1) * edge + h`: what tiles within it have seen is `f * edge` wide.
+
+    Parameters
+    ----------
+    vectors
+        (m, d) float32.
+    tiles
+        (m, 2) their centres.
+    places
+        (n, 2) in the same unit.
+    edge
+        Of a tile.
+    context
+        Fields of view as multiples of the tile, 1 or larger.
+
+    Returns
+    -------
+    (n, d * fields) float32; NaN where no tile covers the place.
+    """
+    from scipy.sparse import csr_array
+    from scipy.spatial import KDTree
+
+    tree = KDTree(tiles)
+    # In this metric "within half an edge" is the tile itself.
+    distance, nearest = tree.query(places, p=np.inf)
+    apart = tree.query(tiles, k=2, p=np.inf)[0][:, -1] if len(tiles) > 1 else np.array([np.inf])
+    apart = apart[apart > 0]
+    step = min(edge, float(np.median(apart))) if len(apart) else edge
+    pooled = np.full((len(places), len(context) * vectors.shape[1]), np.nan, np.float32)
+    covered = np.flatnonzero(distance <= edge / 2 + 1e-6 * edge)
+    for rows in np.split(covered, range(_BLOCK, len(covered), _BLOCK)):
+        around, parts = KDTree(places[rows]), []
+        for field in context:
+            width = (field - 1) * edge + step
+            pairs = around.sparse_distance_matrix(tree, (width + step) / 2, p=np.inf, output_type="ndarray")
+            i, k = pairs["i"], pairs["j"]
+            apart = np.abs(places[rows[i]] - tiles[k])
+            area = np.clip((width + step) / 2 - apart, 0, step).prod(axis=1) / step**2
+            total = np.bincount(i, area, minlength=len(rows))
+            # Between overlapping tiles at the rim, where none of these squares reaches.
+            lone = np.flatnonzero(total < 1e-6)
+            i, k = np.append(i, lone), np.append(k, nearest[rows[lone]])
+            weights = np.append(area / np.maximum(total[pairs["i"]], 1e-6), np.ones(len(lone), np.float32))
+            parts.append(csr_array((weights.astype(np.float32), (i, k)), shape=(len(rows), len(tiles))) @ vectors)
+        pooled[rows] = np.concatenate(parts, axis=1)
+    return pooled

@@ -1,0 +1,337 @@
+"""The run behind `rg.pp.use_features` and `rg.io.read_embeddings`: features of tiles become an embedding of spots."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._annotation import (
+    empty_table,
+    is_predicted,
+    regions_of,
+    resolve_annotation,
+    resolve_table,
+    rows_in_order,
+    table_attrs,
+)
+from ragst_sd._elements import centers_in_pixels, image_pyramid, resolve_image, resolve_shapes, squares_on_image
+from ragst_sd._resolution import image_mpp_of
+from ragst_sd._validate import listing, require_positive, require_type
+from ragst_sd.image.frames import similarity_scale
+from ragst_sd.image.pooling import pool_tiles
+from ragst_sd.pp._embedding_header import add_embedding, default_key, embedding_header
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from geopandas import GeoDataFrame
+    from spatialdata import SpatialData
+
+    from ragst_sd.pp._tile_features import TileFeatures
+
+logger = logging.getLogger(__name__)
+
+_TILES, _TILES_TABLE = "tiles", "tiles_table"
+_WIDTH_TOLERANCE = 0.1
+
+
+class _Spots(NamedTuple):
+    """The spots that take the features."""
+
+    table_key: str
+    table: AnnData
+    shapes_key: str
+    xy: np.ndarray
+    """(n, 2) centres in pixels of the image; in units of their own element without one."""
+    affine: np.ndarray
+    frame: str
+    shapes: GeoDataFrame | None = None
+    """Where they are not in the object yet: the tiles of a file, on a slide without spots."""
+
+
+class _Stated(NamedTuple):
+    model: str
+    tile_px: int
+    mpp: float
+
+
+def take_features(
+    sdata: SpatialData,
+    found: TileFeatures,
+    *,
+    image_key: str | None,
+    shapes_key: str | None,
+    table_key: str | None,
+    coordinate_system: str | None,
+    image_mpp: float | None,
+    weights_hash: str,
+    context: Sequence[float],
+    key_added: str | None,
+    **given: Any,
+) -> None:
+    """Write features of tiles as an embedding of spots; `given` holds `model`, `tile_px` and `mpp`.
+
+    An image is needed for tiles that are known by their corners in its pixels, and else used where there is one.
+    """
+    for field in context:
+        require_positive(field, "context")
+        if field < 1:
+            msg = f"`context` has {field:g}: features of whole tiles cannot be divided. Ask for 1 and more."
+            raise ValueError(msg)
+    if image_key is not None or found.corners is not None or len(sdata.images):
+        image_key = resolve_image(sdata, image_key)
+        image_mpp = image_mpp_of(sdata, image_key, image_mpp)
+    target = _target(sdata, found, table_key, shapes_key)
+    spots = None if target is None else _spots(sdata, *target, image_key, coordinate_system)
+    tiles, edge = None, found.edge_px
+    if spots is not None and found.table is not None:
+        tiles, edge = _tiles_of_table(sdata, found, image_key or spots.shapes_key, spots.frame)
+    stated = _stated(found, edge, image_mpp, **given)
+    edge = _edge(found, edge, stated, image_mpp)
+    if found.corners is not None and edge is not None:
+        tiles = found.corners + edge / 2
+    if spots is None:
+        spots = _new_spots(sdata, found, tiles, edge, str(image_key), coordinate_system)
+
+    rows = _rows_of(found, spots)
+    known = np.isfinite(found.vectors).all(axis=1)
+    if rows is None:
+        vectors, tiles = found.vectors[known], _needed(tiles, found)[known]
+    else:
+        own = np.flatnonzero((rows >= 0) & known[rows])
+        vectors, tiles = found.vectors[rows[own]], spots.xy[own]
+    if rows is not None and tuple(context) == (1,):
+        embedding = np.full((len(rows), vectors.shape[1]), np.nan, np.float32)
+        embedding[own] = vectors
+    else:
+        embedding = pool_tiles(vectors, tiles, spots.xy, edge=float(_needed(edge, found)), context=context)
+    lost = np.asarray(np.isnan(embedding).any(axis=1))
+    if lost.all():
+        raise ValueError(_apart(found, tiles, spots.xy))
+    if lost.any():
+        logger.warning(
+            "%d of %d spots of table %r have no tile in %s, for example %s: NaN, and no prediction there.",
+            int(lost.sum()),
+            len(lost),
+            spots.table_key,
+            found.what,
+            listing(spots.table.obs_names[lost][:5]),
+        )
+
+    # It ran outside of this package: no more is known of it.
+    encoder = SimpleNamespace(
+        name=stated.model, weights_hash=weights_hash, mean=(), std=(), input_px=None, precision=_keys.UNKNOWN
+    )
+    header = embedding_header(
+        None if image_key is None else image_pyramid(sdata, image_key),
+        spots.affine,
+        spots.xy,
+        encoder=encoder,  # type: ignore[arg-type]
+        tile_px=stated.tile_px,
+        mpp=stated.mpp,
+        image_mpp=image_mpp,
+        context=context,
+        upsampling=1.0 if image_mpp is None else max(1.0, image_mpp / stated.mpp),
+        image_key=image_key or "",
+        shapes_key=spots.shapes_key,
+        coordinate_system=spots.frame,
+        origin=found.what,
+    )
+    key_added = default_key(stated.model, None) if key_added is None else key_added
+    add_embedding(spots.table, key_added, embedding, header, xy=spots.xy, inside=~lost)
+    if spots.shapes is not None:
+        sdata.shapes[spots.shapes_key] = spots.shapes
+    if spots.table_key not in sdata.tables:
+        sdata.tables[spots.table_key] = spots.table
+        logger.info("Adding `sdata.tables[%r]`, annotating %r.", spots.table_key, spots.shapes_key)
+    logger.info("Adding `sdata.tables[%r].obsm[%r]` %s.", spots.table_key, key_added, embedding.shape)
+
+
+def _target(
+    sdata: SpatialData, found: TileFeatures, table_key: str | None, shapes_key: str | None
+) -> tuple[str, str] | None:
+    """Names of table and shapes that take the features; `None` for a slide without a table, whose tiles do."""
+    if table_key is None and found.table is None:
+        table_key = found.rows_of
+    if table_key is None and shapes_key is None:
+        if found.table is None:
+            table_key = resolve_table(sdata, None, None)
+            if table_key is None and found.corners is not None:
+                return None
+        else:
+            # The spots are what another table annotates, or the tiles themselves.
+            others = [
+                name
+                for name, table in sdata.tables.items()
+                if not is_predicted(table) and regions_of(table) not in ([], [found.shapes_key])
+            ]
+            if len(others) > 1:
+                msg = f"`table_key` is needed: {len(others)} tables could take {found.what}: {listing(others)}."
+                raise ValueError(msg)
+            table_key, shapes_key = (others[0], None) if others else (found.rows_of, found.shapes_key)
+    elif table_key is None and shapes_key == found.shapes_key:
+        table_key = found.rows_of
+    return resolve_annotation(sdata, table_key, shapes_key)
+
+
+def _spots(
+    sdata: SpatialData, table_key: str, shapes_key: str, image_key: str | None, coordinate_system: str | None
+) -> _Spots:
+    centers = centers_in_pixels(
+        sdata, shapes_key=shapes_key, image_key=image_key or shapes_key, coordinate_system=coordinate_system
+    )
+    table = sdata.tables[table_key] if table_key in sdata.tables else empty_table(centers.index, shapes_key)
+    xy = centers.xy[rows_in_order(table, table_key, shapes_key, centers.index)]
+    return _Spots(table_key, table, shapes_key, xy, centers.affine, centers.coordinate_system)
+
+
+def _new_spots(
+    sdata: SpatialData,
+    found: TileFeatures,
+    tiles: np.ndarray | None,
+    edge: float | None,
+    image_key: str,
+    coordinate_system: str | None,
+) -> _Spots:
+    """The tiles of a file as shapes, and a table for them, in the frame of the image that is meant."""
+    from spatialdata.transformations import get_transformation
+
+    taken = [own for _, own, _ in sdata.gen_elements() if own.lower() in (_TILES, _TILES_TABLE)]
+    if taken:
+        msg = (
+            f"The object has no table, so the tiles of {found.what} would become one, but the name {taken[0]!r} is "
+            "taken. Give the shapes that are there a table (`rg.pp.embed_tiles` does), or remove them."
+        )
+        raise ValueError(msg)
+    frames = dict(get_transformation(sdata.images[image_key], get_all=True))
+    if coordinate_system is None and len(frames) == 1:
+        coordinate_system = next(iter(frames))
+    if coordinate_system is None or coordinate_system not in frames:
+        msg = f"Say with `coordinate_system=` which frame of image {image_key!r} is meant: {listing(frames)}."
+        raise ValueError(msg)
+    xy, width = _needed(tiles, found), float(_needed(edge, found))
+    shapes = squares_on_image(sdata, image_key, xy - width / 2, width)
+    table = empty_table(shapes.index, _TILES)
+    return _Spots(_TILES_TABLE, table, _TILES, xy, np.eye(3), coordinate_system, shapes)
+
+
+def _tiles_of_table(sdata: SpatialData, found: TileFeatures, onto: str, frame: str) -> tuple[np.ndarray, float | None]:
+    """(m, 2) centres of the tiles that a table annotates, and their edge if they are squares."""
+    from spatialdata.transformations import get_transformation
+
+    shapes_key = resolve_shapes(sdata, found.shapes_key)
+    shared = frame if frame in get_transformation(sdata[shapes_key], get_all=True) else None
+    centers = centers_in_pixels(sdata, shapes_key=shapes_key, image_key=onto, coordinate_system=shared)
+    rows = rows_in_order(found.table, found.rows_of or "features", shapes_key, centers.index)  # type: ignore[arg-type]
+    element = sdata[shapes_key]
+    # Outlines of spots and cells are not what the encoder saw.
+    if "geometry" not in element or not (element.geometry.count_coordinates() == 5).all():
+        return centers.xy[rows], None
+    edge = float(np.median(np.sqrt(element.geometry.area.to_numpy()[rows])))
+    return centers.xy[rows], edge * similarity_scale(centers.affine)
+
+
+def _rows_of(found: TileFeatures, spots: _Spots) -> np.ndarray | None:
+    """Row of the features for each spot, -1 where there is none; `None` where tiles are found by place."""
+    import pandas as pd
+
+    if spots.shapes is not None or found.rows_of == spots.table_key:
+        return np.arange(len(spots.xy))
+    if found.table is not None:
+        if found.shapes_key != spots.shapes_key:
+            return None
+        ids, own = (pd.Index(table.obs[table_attrs(table)["instance_key"]]) for table in (spots.table, found.table))
+        return own.get_indexer(ids)
+    if found.names is None:
+        return None
+    rows = pd.Index(found.names).get_indexer(spots.table.obs_names.astype(str))
+    if (rows < 0).all():
+        msg = (
+            f"No spot of the table (for example {listing(spots.table.obs_names[:3])}) is among the names of "
+            f"{found.what} (for example {listing(found.names[:3])}). Check that both are of one section."
+        )
+        raise ValueError(msg)
+    return rows
+
+
+def _stated(
+    found: TileFeatures,
+    edge: float | None,
+    image_mpp: float | None,
+    *,
+    model: str | None,
+    tile_px: int | None,
+    mpp: float | None,
+) -> _Stated:
+    """Encoder, tile size and resolution: given, else as the features say."""
+    given = {"model": model, "tile_px": tile_px, "mpp": mpp}
+    stated = {what: getattr(found, what) if value is None else value for what, value in given.items()}
+    missing = [f"`{what}=`" for what, value in stated.items() if value is None]
+    if missing:
+        wide = "" if edge is None or image_mpp is None else f" (they are {edge * image_mpp:.4g} microns wide)"
+        msg = (
+            f"{found.what} does not say which encoder made it of which tiles{wide}. Pass {', '.join(missing)}: "
+            "embeddings can be compared only if these are the same."
+        )
+        raise ValueError(msg)
+    require_type(stated["model"], str, "model")
+    require_positive(stated["tile_px"], "tile_px", whole=True)
+    require_positive(stated["mpp"], "mpp")
+    other = [what for what, value in given.items() if value is not None and getattr(found, what) not in (None, value)]
+    if other:
+        logger.warning(
+            "%s says %s; what was given is written: %s.",
+            found.what,
+            ", ".join(f"{what} {getattr(found, what)}" for what in other),
+            ", ".join(f"{what} {stated[what]}" for what in other),
+        )
+    return _Stated(str(stated["model"]), int(stated["tile_px"]), float(stated["mpp"]))
+
+
+def _edge(found: TileFeatures, edge: float | None, stated: _Stated, image_mpp: float | None) -> float | None:
+    """Edge of a tile in pixels of the image: as it lies there, else by the resolution of the image."""
+    derived = None if image_mpp is None else stated.tile_px * stated.mpp / image_mpp
+    if edge is None or derived is None:
+        return derived if edge is None else edge
+    if abs(edge / derived - 1) > _WIDTH_TOLERANCE:
+        logger.warning(
+            "Tiles of %s are %.4g px wide on the slide; %d px of %.4g microns on an image of %.4g microns per pixel "
+            "would be %.4g. Check that the features are of this slide, and the resolution of both.",
+            found.what,
+            edge,
+            stated.tile_px,
+            stated.mpp,
+            image_mpp,
+            derived,
+        )
+    return edge
+
+
+def _needed(geometry: Any, found: TileFeatures) -> Any:
+    """Places or edge of the tiles, if they are known."""
+    if geometry is None and found.corners is None and found.names is not None and found.table is None:
+        msg = f"{found.what} holds barcodes but no 'coords', and the object has no table to match them with."
+        raise ValueError(msg)
+    if geometry is None:
+        msg = (
+            f"{found.what} does not say how wide its tiles are on the slide. Give the resolution of the image with "
+            "`rg.pp.set_image_mpp`."
+        )
+        raise ValueError(msg)
+    return geometry
+
+
+def _apart(found: TileFeatures, tiles: np.ndarray, xy: np.ndarray) -> str:
+    def extent(places: np.ndarray) -> str:
+        (x0, y0), (x1, y1) = places.min(axis=0), places.max(axis=0)
+        return f"x {x0:.0f} to {x1:.0f} and y {y0:.0f} to {y1:.0f}"
+
+    return (
+        f"No spot lies in a tile of {found.what}: centres of tiles cover {extent(tiles)}, spots {extent(xy)}, in pixels "
+        "of the image. Check that both are of one image at one resolution."
+    )

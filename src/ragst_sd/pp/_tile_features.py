@@ -1,0 +1,175 @@
+"""Features of tiles as other tools leave them: tables, `.obsm`, files; whose they are, and what is said of them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd._annotation import is_predicted, regions_of, single_region
+from ragst_sd._embedding import dense
+from ragst_sd._validate import hint, listing, require_type
+from ragst_sd.io._embedding_file import read_embedding_file
+from ragst_sd.io._readable import existing
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+logger = logging.getLogger(__name__)
+
+# TRIDENT and sopa cut tiles at 10 / magnification microns per pixel.
+_UM_AT_1X = 10.0
+_TODO = "Pass the name of a table or of an `.obsm`, an AnnData, or the path of an h5 file of one slide."
+
+
+@dataclass(frozen=True)
+class TileFeatures:
+    """Vectors, one per tile; what is not stated is `None`."""
+
+    what: str
+    """As messages call it."""
+    vectors: np.ndarray
+    """(m, d) float32."""
+    rows_of: str | None = None
+    """Name of the table whose rows they are of."""
+    table: AnnData | None = None
+    """Table whose X they are, of tiles in the element `shapes_key`."""
+    shapes_key: str | None = None
+    corners: np.ndarray | None = None
+    """(m, 2) top left corners (x, y) of the tiles, in pixels of the finest level."""
+    edge_px: float | None = None
+    """Edge of these tiles, alike."""
+    names: np.ndarray | None = None
+    """(m,) names of spots."""
+    model: str | None = None
+    tile_px: int | None = None
+    mpp: float | None = None
+
+
+def find_features(sdata: SpatialData, features: Any, *, table_key: str | None) -> TileFeatures:
+    """Features by the name of a table or of an `.obsm`, from an AnnData, or from a file.
+
+    Raises
+    ------
+    KeyError
+        If nothing has the name.
+    FileNotFoundError
+        If there is no such file.
+    TypeError
+        If it is nothing of that kind.
+    ValueError
+        If several have the name, or values are missing or no numbers.
+    """
+    from anndata import AnnData
+
+    require_type(features, (str, PathLike, AnnData), "features", _TODO)
+    if isinstance(features, AnnData):
+        return _of_table(sdata, features, "`features`", None)
+    if not isinstance(features, str):
+        return of_file(features, "features")
+    own = {name: table for name, table in sdata.tables.items() if not is_predicted(table)}
+    having = [name for name in own if features in own[name].obsm and table_key in (None, name)]
+    if features in own and having:
+        msg = (
+            f"{features!r} is both a table and an `.obsm` of {listing(having)}. Pass the one that is meant: "
+            f"`sdata.tables[{features!r}]`, or the `.obsm` under another name."
+        )
+        raise ValueError(msg)
+    if len(having) > 1:
+        msg = f"`table_key` is needed: {len(having)} tables have `obsm[{features!r}]`: {listing(having)}."
+        raise ValueError(msg)
+    if features in own:
+        return _of_table(sdata, own[features], f"table {features!r}", features)
+    if having:
+        what = f"`tables[{having[0]!r}].obsm[{features!r}]`"
+        return TileFeatures(what, _vectors(own[having[0]].obsm[features], what), rows_of=having[0])
+    if not Path(features).exists() and Path(features).suffix not in (".h5", ".hdf5"):
+        names = [*own, *dict.fromkeys(key for table in own.values() for key in table.obsm)]
+        msg = (
+            f"`features` {features!r} is no table of `sdata` ({listing(own)}), no `.obsm` of one "
+            f"({listing(names[len(own) :])}), and no file.{hint(features, names)} {_TODO}"
+        )
+        raise KeyError(msg)
+    return of_file(features, "features")
+
+
+def of_file(path: str | PathLike[str], argument: str) -> TileFeatures:
+    """Features in a file of TRIDENT, CLAM or HEST."""
+    place = existing(path, f"`{argument}`:", "Pass the h5 file of one slide.")
+    file = read_embedding_file(place)
+    return TileFeatures(
+        repr(place.name),
+        file.vectors,
+        corners=file.corners,
+        edge_px=file.edge_px,
+        names=file.barcodes,
+        model=file.encoder,
+        tile_px=file.tile_px,
+        mpp=file.mpp,
+    )
+
+
+def _of_table(sdata: SpatialData, table: AnnData, what: str, name: str | None) -> TileFeatures:
+    """Features in the X of a table: of tiles that it annotates, or of spots by their names."""
+    if table.X is None or not table.n_vars:
+        msg = f"{what} has no X, which would hold the features; its `.obsm` has {listing(table.obsm)}. {_TODO}"
+        raise ValueError(msg)
+    vectors = _vectors(table.X, what)
+    region = next(iter(regions_of(table)), None)
+    if region is None or (name is None and region not in [*sdata.shapes, *sdata.points, *sdata.labels]):
+        twice = table.obs_names[table.obs_names.duplicated()]
+        if len(twice):
+            msg = f"{what} has several rows of one name: {listing(twice.unique())}. Each spot has one vector."
+            raise ValueError(msg)
+        return TileFeatures(what, vectors, names=table.obs_names.to_numpy(dtype=str))
+    region = single_region(table)
+    name = next((key for key, own in sdata.tables.items() if own is table), None)
+    # What LazySlide and sopa keep beside their tables.
+    spec = _mapping(sdata.attrs.get("tile_spec")).get(region)
+    tile_px, mpp = (_field(spec, field) for field in ("width", "mpp"))
+    model = name.removesuffix(f"_{region}") if name is not None and spec is not None else None
+    config = _mapping(table.uns.get("embedding_config"))
+    if config:
+        model, tile_px = config.get("model_name"), config.get("patch_width")
+        mpp = _UM_AT_1X / config["magnification"] if config.get("magnification") else None
+    return TileFeatures(
+        what,
+        vectors,
+        rows_of=name,
+        table=table,
+        shapes_key=region,
+        model=None if model is None else str(model),
+        tile_px=None if tile_px is None else int(tile_px),
+        mpp=None if mpp is None else float(mpp),
+    )
+
+
+def _mapping(value: Any) -> Any:
+    return value if hasattr(value, "get") else {}
+
+
+def _field(spec: Any, name: str) -> Any:
+    """A field of a specification, which is a mapping on disk and may be an object in memory."""
+    return spec.get(name) if hasattr(spec, "get") else getattr(spec, name, None)
+
+
+def _vectors(values: Any, what: str) -> np.ndarray:
+    """(m, d) float32, NaN throughout where there is no vector."""
+    vectors = dense(values, what).astype(np.float32)
+    broken = ~np.isfinite(vectors).all(axis=1) & ~np.isnan(vectors).all(axis=1)
+    if broken.any():
+        msg = (
+            f"{what} is NaN or infinite in {int(broken.sum())} of {len(vectors)} rows (first: row "
+            f"{int(np.flatnonzero(broken)[0])}). A tile without features is NaN in every column; fill or drop the "
+            "others."
+        )
+        raise ValueError(msg)
+    if np.isnan(vectors).all():
+        msg = f"{what} holds no features: all {len(vectors)} rows are NaN."
+        raise ValueError(msg)
+    return vectors
