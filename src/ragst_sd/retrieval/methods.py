@@ -56,15 +56,17 @@ def method_of_fit(name: str) -> Method:
     raise ValueError(msg)
 
 
-def fit_method(name: str, training: Bank, run: Run) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """Fit the principal components of (standardised) embeddings, and the method on top of them.
+def fit_method(
+    name: str, training: Bank, run: Run, *, components: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """Fit the principal components of (standardised) embeddings, unless they are given, and the method on top of them.
 
     Returns
     -------
     Plain parameters (the components, the per-gene reference mean, shifts of sections, and the method's own), the rows
     in phi-space as a bank, and as queries.
     """
-    mean, axes = fit_pca(training.embedding, int(run.options.n_components))
+    mean, axes = fit_pca(training.embedding, int(run.options.n_components)) if components is None else components
     if axes.shape[1] == 0:
         msg = "The embeddings do not vary between the rows of the reference: nothing can be searched."
         raise ValueError(msg)

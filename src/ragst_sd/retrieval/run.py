@@ -206,6 +206,7 @@ def _disagreement(part: Part, selection: Selection, answer: Answer) -> np.ndarra
         sections=None if shifts is None else bank.sections,
         shifts=shifts,
         average=answer.average,
+        shift=answer.shift,
     )
 
 

@@ -204,13 +204,16 @@ def cross_validate(
             sections = held_sections(bank, fold, chosen, summarised)
             parts += [about_the_data(bank, section, counts=counts, rng=seed) for section in sections]
             inner = inner_group_key(bank.obs.iloc[fold.training], group_key, fold.name)
+            shared: dict[str, Any] = {}
             for unit, values in values_of.items():
                 part = training_part(bank, fold.training, values)
                 for method in methods:
                     bar.set_description(f"{fold.name}, {method}")
                     run = Run(options[method], seed, train_on(device), amp)
                     own = raw[fold.training]
-                    fitted = fit_tissue(part, method, run, raw=own, group_key=inner, metric="euclidean", **sizes)
+                    fitted = fit_tissue(
+                        part, method, run, raw=own, group_key=inner, metric="euclidean", shared=shared, **sizes
+                    )
                     for section in sections:
                         frame = score_section(bank, fitted, section, values, numbers, label_key, seed)
                         parts.append(frame.assign(method=method, unit=unit))
