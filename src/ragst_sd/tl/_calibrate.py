@@ -54,7 +54,7 @@ def calibrate(
     r"""Learn from held-out donors how wide the intervals of a fitted reference must be, and how far to trust each gene.
 
     The fit is repeated without each donor in turn (without several at once, if there are more than `n_folds`), and the
-    donor's spots are predicted from the others. An error counts in units of how much the cited rows differ among
+    donor's spots are predicted from the others: the cost is that of as many fits. An error counts in units of how much the cited rows differ among
     themselves:
 
     .. math:: e_{ig} = \frac{|y_{ig} - \hat y_{ig}|}{\sigma_{ig}}, \qquad

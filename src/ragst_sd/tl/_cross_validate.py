@@ -84,6 +84,9 @@ def cross_validate(
     there, without smoothing. Size factors stay those of the reference, which rest on the genes that all its panels
     list.
 
+    The cost is one fit of each method for each donor, and as many again with `library_size="both"`; the methods share
+    what is the same for all of them.
+
     Sections of one donor resemble each other and spots do more so: intervals and tests belong over donors
     (:func:`ragst_sd.pl.benchmark` draws them so).
 

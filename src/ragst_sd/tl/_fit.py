@@ -42,7 +42,9 @@ def fit(
     r"""Fit a method on a reference.
 
     Every method starts from the principal components of the (standardised) embeddings. `"rag"` learns where to search
-    and how to weigh what it finds; the others are baselines of the same standing.
+    and how to weigh what it finds; the others are baselines of the same standing. `rag` and `mlp` train, which takes
+    minutes for some thousand rows; the others take seconds (see "How time and memory grow"). A fit that is expected to
+    take over a minute says so before it starts.
 
     ================== ======= ==================================== ================== ==============================
     method             cites   phi                                  weights            adjustment
