@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 FEATURES, GENES, FEWEST_GENES, SPOTS = 1536, 18_000, 600, 2000
 COUNT = "while True: pass"
+GRAPH = "tl.predict, pynndescent"
 
 
 class Case(NamedTuple):
@@ -199,7 +200,7 @@ def first_calls() -> dict[str, float]:
         "get.risk_coverage": lambda: rg.get.risk_coverage(query),
         "tl.cross_validate": lambda: rg.tl.cross_validate(made["reference"], methods=["knn"], progress=False),
         "tl.calibrate": lambda: rg.tl.calibrate(made["reference"], levels=[0.5], progress=False),
-        "tl.predict, pynndescent": lambda: rg.tl.predict(query, made["reference"], backend="pynndescent"),
+        GRAPH: lambda: rg.tl.predict(query, made["reference"], backend="pynndescent"),
     }
     longer = {}
     for name, call in calls.items():
@@ -264,13 +265,18 @@ def results(*, only: list[str] | None = None, busy: int = 0, scale: float = 1.0)
 
 
 def of_first_calls() -> list[dict]:
-    """The public function whose first call takes longest over the second: where nothing is compiled yet, and after."""
+    """The public function whose first call takes longest over the second: where nothing is compiled yet, and after.
+
+    An approximate graph is a line of its own: what it compiles is not ours.
+    """
     out = []
     with tempfile.TemporaryDirectory() as folder:
         for when in ("where nothing was compiled before", "in a new process"):
             found = in_a_process("--child", "first_calls", environment={"NUMBA_CACHE_DIR": folder})
+            graph = found.pop(GRAPH)
             name = max(found, key=lambda one: found[one])
             out.append(row(f"longest wait for a first call {when} (`{name}`)", found[name], 5, "s"))
+            out.append(row(f"wait for the first call of `{GRAPH}` {when}", graph, 5, "s"))
     return out
 
 

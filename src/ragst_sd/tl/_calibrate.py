@@ -151,7 +151,7 @@ def calibrate(
     parts: list[pd.DataFrame] = []
     show = bool(settings.progress if progress is None else progress)
     seconds = sum(expected_seconds([fit.method], len(fold.training)) for fold in folds)
-    quicker = "Fewer `n_folds`, or a reference fitted with `method='knn'`, take less."
+    quicker = "Fewer `n_folds`, or a reference fitted with 'knn', take less."
     say_if_long(seconds, f"Fitting {fit.method!r} again {len(folds)} times", quicker)
     with in_parts(len(folds), show=show) as fits:
         for i, fold in enumerate(folds):
