@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 FEATURES, GENES, FEWEST_GENES, SPOTS = 1536, 18_000, 600, 2000
-COUNT = "while True: pass"
+# Until the process that started it is gone, however that came about.
+COUNT = "import os; parent = os.getppid()\nwhile os.getppid() == parent: sum(range(10**6))"
 GRAPH = "tl.predict, pynndescent"
 
 
