@@ -1,5 +1,7 @@
 """Run every benchmark that has a target and print one table: `python -m benchmarks [--only NAME ...] [--quick]`.
 
+    python -m benchmarks --only seconds --set busy=2 --write docs/scaling.md
+
 A script of this folder takes part if it has a function `results()` that returns lines with `name`, `value`, `target`, `unit` and
 `passed`; those for a GPU only where there is one. Each runs in a process of its own, so that neither memory nor threads of one are seen by another. `--quick` takes small
 sizes, which show that the scripts run; their figures say little.
@@ -36,7 +38,7 @@ QUICK = {
         "repeats": 1,
     },
     "large_reference": {"rows": 2000},
-    "pt_rag_step": {"steps": 3},
+    "seconds": {"scale": 0.02, "only": ["fit_small", "evaluate", "predict", "explain"]},
 }
 CODE = "import json, sys; sys.path.insert(0, {folder!r}); import {name} as m; print('\\n@' + json.dumps(m.results(**json.loads({given!r}))))"
 
@@ -47,9 +49,9 @@ def scripts() -> list[str]:
     return sorted(name for name in names if not name.startswith("gpu_") or torch.cuda.is_available())
 
 
-def run(name: str, *, quick: bool, limit: float | None) -> list[dict]:
+def run(name: str, *, quick: bool, limit: float | None, asked: dict | None = None) -> list[dict]:
     """Lines of one script; one line that says so if it fails."""
-    given = QUICK.get(name, {}) if quick else {}
+    given = (QUICK.get(name, {}) if quick else {}) | (asked or {})
     code = CODE.format(folder=str(HERE), name=name, given=json.dumps(given))
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=limit, check=False)
@@ -83,20 +85,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--threads", type=int, help="threads of each script; as many as there are processors if left out"
     )
-    parser.add_argument("--write", type=Path, help="page whose marked table is replaced")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="arguments of `results` of the scripts, as JSON"
+    )
+    parser.add_argument(
+        "--write", type=Path, help="page whose table is replaced: that of the script, if only one is named, or `all`"
+    )
     args = parser.parse_args(arguments)
+    asked = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in args.set)}
     os.environ["OMP_NUM_THREADS"] = str(args.threads or os.cpu_count() or 1)
     names = args.only or [name for name in scripts() if not args.quick or name in QUICK]
     lines: list[dict] = []
     for name in names:
         start = time.perf_counter()
-        lines += run(name, quick=args.quick, limit=args.limit)
+        lines += run(name, quick=args.quick, limit=args.limit, asked=asked)
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     print(table(lines))
     if args.write:
         from real_sections import write_between_markers
 
-        write_between_markers(args.write, "all", table(lines))
+        write_between_markers(args.write, names[0] if len(names) == 1 else "all", table(lines))
     return int(any(line["passed"] is False for line in lines))
 
 

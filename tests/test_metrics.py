@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 from scipy.stats import pearsonr, spearmanr
 
-from ragst_sd._metrics import METRICS, pearson, rmse, spearman, variance_kept, varies
+from ragst_sd._metrics import METRICS, by_genes, pearson, rmse, score_genes, spearman, variance_kept, varies
 
 
 @pytest.fixture
@@ -41,3 +42,30 @@ def test_a_constant_does_not_vary(constant, pair):
     np.testing.assert_array_equal(pearson(flat, pair[1]), 0)
     for name in ("pearson", "spearman", "variance_kept"):
         assert np.isnan(METRICS[name](pair[0], flat)).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_genes_are_scored_block_by_block_as_one_by_one(monkeypatch, rng, threads):
+    monkeypatch.setattr("ragst_sd._metrics._BLOCK_GENES", 3)
+    monkeypatch.setattr("ragst_sd.retrieval.threads.n_threads", lambda: threads)
+    truth = np.where(rng.random((30, 10)) < 0.4, rng.normal(size=(30, 10)), 0.0).astype(np.float32)
+    predicted = (truth + rng.normal(size=truth.shape)).astype(np.float32)
+    predicted[:5, 4] = np.nan
+    predicted[:, 7] = np.nan
+    predicted[1:, 9] = np.nan
+    got = score_genes(METRICS, predicted, csr_matrix(truth))
+    assert list(got) == list(METRICS)
+    for name, metric in METRICS.items():
+        for gene in range(10):
+            known = np.isfinite(predicted[:, gene])
+            columns = [part[known, gene : gene + 1].astype(np.float64) for part in (predicted, truth)]
+            expected = metric(*columns)[0] if known.sum() > 1 else np.nan
+            np.testing.assert_allclose(got[name][gene], expected, rtol=1e-12, err_msg=name)
+
+
+def test_numbers_of_genes_need_no_more_memory_than_a_few_genes(monkeypatch):
+    widths = []
+    monkeypatch.setattr("ragst_sd._metrics._BLOCK_GENES", 4)
+    found = by_genes(lambda own: {"width": (widths.append(own.shape[1]), own.sum(axis=0))[1]}, np.ones((3, 10)))
+    assert sorted(widths) == [2, 4, 4]
+    np.testing.assert_array_equal(found["width"], np.full(10, 3.0))

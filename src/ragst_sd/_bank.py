@@ -77,9 +77,10 @@ def open_bank(reference: AnnData, *, task: str = "histology", fitted: bool = Tru
         if annotations != stored.get(_keys.ANNOTATIONS_HASH):
             header = replace(header, content_hash=annotations)
     elif whole:
-        digests = row_hashes(reference)
+        sparse = as_csr(values) if hasattr(values, "tocsr") else None
+        digests = row_hashes(reference, canonical=sparse)
         header = replace(header, content_hash=whole_hash(reference, digests))
-        values = as_csr(values) if hasattr(values, "tocsr") else np.asarray(values)
+        values = np.asarray(values) if sparse is None else sparse
     if fitted:
         _check_fit(reference, stored, header.content_hash, whole=whole and not lazy)
     obs, fit = reference.obs, stored.get(_keys.FIT)

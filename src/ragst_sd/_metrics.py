@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd._validate import require_choice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import pandas as pd
 
 # Ratios: one gene that hardly varies in the truth would outweigh all others in a mean.
 _MEDIAN = ("variance_kept",)
+# Genes whose values are compared at once: some arrays of them stay in the cache of a processor.
+_BLOCK_GENES = 64
 
 
-def varies(values: np.ndarray) -> np.ndarray:
-    """Columns that vary by more than the rounding of their values."""
-    spread = np.sqrt(((values - values.mean(axis=0)) ** 2).sum(axis=0))
-    return spread > 1e-6 * np.maximum(1.0, np.abs(values).max(axis=0, initial=0.0))
+def varies(values: np.ndarray, spread: np.ndarray | None = None) -> np.ndarray:
+    """Columns that vary by more than the rounding of their values; `spread` is the length of the centred ones."""
+    if spread is None:
+        spread = np.sqrt(((values - values.mean(axis=0)) ** 2).sum(axis=0))
+    largest = np.maximum(values.max(axis=0, initial=0.0), -values.min(axis=0, initial=0.0))
+    return spread > 1e-6 * np.maximum(1.0, largest)
 
 
 def pearson(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Pearson correlation over spots; NaN where the truth does not vary, 0 where only the prediction does not."""
     a, b = predicted - predicted.mean(axis=0), truth - truth.mean(axis=0)
     spread_a, spread_b = np.sqrt((a**2).sum(axis=0)), np.sqrt((b**2).sum(axis=0))
-    known = varies(truth)
-    out = np.divide((a * b).sum(axis=0), spread_a * spread_b, out=np.zeros(a.shape[1]), where=known & varies(predicted))
+    known = varies(truth, spread_b)
+    both = known & varies(predicted, spread_a)
+    out = np.divide((a * b).sum(axis=0), spread_a * spread_b, out=np.zeros(a.shape[1]), where=both)
     out[~known] = np.nan
     return out
 
@@ -65,14 +70,46 @@ def score(
     metric: Callable[[np.ndarray, np.ndarray], np.ndarray], values: np.ndarray, expected: np.ndarray, finite: np.ndarray
 ) -> np.ndarray:
     """A metric of every gene over the spots that have a prediction of it; NaN below two spots."""
-    out = np.full(values.shape[1], np.nan)
     complete = finite.all(axis=0)
+    if len(values) > 1 and complete.all():
+        return metric(values, expected)
+    out = np.full(values.shape[1], np.nan)
     if len(values) > 1 and complete.any():
         out[complete] = metric(values[:, complete], expected[:, complete])
     for gene in np.flatnonzero(~complete & (finite.sum(axis=0) > 1)):
         rows = finite[:, gene]
         out[gene] = metric(values[rows, gene : gene + 1], expected[rows, gene : gene + 1])[0]
     return out
+
+
+def by_genes(function: Callable[..., dict[str, np.ndarray]], *matrices: Any) -> dict[str, np.ndarray]:
+    """Numbers of every gene, by name: `function` of some genes at a time, of (spots, genes) matrices that may be sparse.
+
+    It is given float64 arrays in which the values of a gene lie beside each other. Memory is that of a few genes.
+    """
+    from ragst_sd.retrieval.threads import on_threads
+
+    by_column = [matrix.tocsc() if hasattr(matrix, "tocsc") else matrix for matrix in matrices]
+
+    def some(start: int) -> dict[str, np.ndarray]:
+        parts = (matrix[:, start : start + _BLOCK_GENES] for matrix in by_column)
+        return function(
+            *(np.asarray(p.toarray() if hasattr(p, "toarray") else p, dtype=np.float64, order="F") for p in parts)
+        )
+
+    found = on_threads(some, range(0, matrices[0].shape[1], _BLOCK_GENES))
+    return {name: np.concatenate([of_genes[name] for of_genes in found]) for name in (found[0] if found else ())}
+
+
+def score_genes(names: Iterable[str], values: Any, expected: Any) -> dict[str, np.ndarray]:
+    """Metrics of every gene, by name, over the spots that have a prediction of it."""
+    chosen = {name: METRICS[name] for name in names}
+
+    def of_genes(own: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+        finite = np.isfinite(own)
+        return {name: score(metric, own, truth, finite) for name, metric in chosen.items()}
+
+    return by_genes(of_genes, values, expected)
 
 
 def group_means(scores: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing
+from ragst_sd.retrieval.blocks import known_sum
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,4 +98,4 @@ def _sums(values: Any, axis: int) -> np.ndarray:
         return np.asarray(da.nansum(values, axis=axis, dtype=np.float64))
     if hasattr(values, "tocsr"):
         return np.asarray(values.sum(axis=axis, dtype=np.float64)).ravel()
-    return np.asarray(np.nansum(values, axis=axis, dtype=np.float64))
+    return known_sum(np.asarray(values), axis)

@@ -88,10 +88,12 @@ def fit_hash(reference: AnnData, header: dict[str, Any], fit: dict[str, Any], ba
     )
 
 
-def row_hashes(reference: AnnData, rows: np.ndarray | None = None) -> list[bytes]:
+def row_hashes(
+    reference: AnnData, rows: np.ndarray | None = None, *, canonical: sp.csr_matrix | None = None
+) -> list[bytes]:
     """One digest for the content of each row, or of some.
 
-    In blocks, so that a lazy reference need not fit into memory.
+    In blocks, so that a lazy reference need not fit into memory. `canonical` is `.X` by `as_csr`, where it is known.
     """
     header = reference.uns[_keys.ATTRS]
     rows = np.arange(reference.n_obs) if rows is None else rows
@@ -102,7 +104,7 @@ def row_hashes(reference: AnnData, rows: np.ndarray | None = None) -> list[bytes
         part = slice(start, start + HASH_BLOCK)
         digests += row_digests(
             ids=list(ids[part]),
-            expression=as_csr(reference.X[rows[part]]),
+            expression=as_csr(reference.X[rows[part]]) if canonical is None else canonical[rows[part]],
             embedding=np.asarray(embedding[rows[part]]),
             labels={name: list(values[part]) for name, values in own.items()},
         )

@@ -205,9 +205,9 @@ class Section:
     truth_rows: np.ndarray
     """The same spots in the measured table."""
     values: np.ndarray
-    """float64 (n, genes) prediction."""
-    expected: np.ndarray
-    """float64 (n, genes) truth."""
+    """float32 (n, genes) prediction, a view of the table where all of it is compared."""
+    expected: sp.csr_matrix
+    """float32 (n, genes) truth."""
 
 
 @dataclass(frozen=True)
@@ -244,12 +244,22 @@ def compare(
     def sections() -> Iterator[Section]:
         for sample in dict.fromkeys(samples):
             every, truth_rows = ours[samples == sample], theirs[samples == sample]
-            values = np.asarray(table.X[every][:, columns], dtype=np.float64)
-            spots = np.isfinite(values).any(axis=1)
-            expected = truth[truth_rows[spots]].toarray().astype(np.float64)
-            yield Section(sample, every, every[spots], truth_rows[spots], values[spots], expected)
+            values = some_of(table.X, every, columns)
+            spots = np.flatnonzero(np.isfinite(values).any(axis=1))
+            rows, values = truth_rows[spots], some_of(values, spots)
+            yield Section(sample, every, every[spots], rows, values, truth[rows])
 
     return Comparison(shared, columns, names, sections())
+
+
+def some_of(values: Any, rows: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
+    """Rows and columns of a dense array; the array itself, uncopied, where these are all of it, in order."""
+
+    def place(index: np.ndarray, length: int) -> Any:
+        return slice(None) if np.array_equal(index, np.arange(length)) else index
+
+    own = np.asarray(values[place(rows, values.shape[0])])
+    return own if columns is None else own[:, place(columns, own.shape[1])]
 
 
 def _spot_ids(table: AnnData, other: AnnData) -> pd.Index:

@@ -12,6 +12,7 @@ from ragst_sd._results import MORE_IS_BETTER, predicted
 from ragst_sd._several import over_sections
 from ragst_sd._truth import compare, truth_table
 from ragst_sd._validate import hint, listing, require_key
+from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -125,7 +126,7 @@ def risk_coverage(
     draw = np.random.default_rng(rng)
     lines: list[tuple[str, float, str, str, int, float]] = []
     for section in compared.sections:
-        values, expected = section.values, section.expected
+        values, expected = dense(section.values), dense(section.expected)
         center, spread = expected.mean(axis=0), expected.std(axis=0)
         spread[spread == 0] = np.nan
         risks = {name: _ordered(table, name, section.rows, compared.columns) for name in orders}

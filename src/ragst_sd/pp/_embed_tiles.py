@@ -62,7 +62,8 @@ def embed_tiles(
 
     A tile is the square of `tile_px * mpp` microns around the centroid of a spot (or cell, or tile), cut along the
     image's own pixel axes. It is read from the coarsest pyramid level that is at least as fine as `mpp`, and mirrored
-    at the edge of the image. With several fields of view in `context`, the embeddings are concatenated.
+    at the edge of the image. With several fields of view in `context`, the embeddings are concatenated. On two cores
+    `texture` takes about 100 spots a second with three fields of view, a small vision transformer 10.
 
     Parameters
     ----------

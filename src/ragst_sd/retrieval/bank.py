@@ -303,6 +303,8 @@ class Answer(NamedTuple):
     adjustment: np.ndarray
     average: np.ndarray | None = None
     """Weighted average of the cited rows before their sections are brought to one level."""
+    shift: np.ndarray | None = None
+    """Weighted average of the shifts of their sections, which is taken off it."""
     explained: np.ndarray | None = None
     """(n,) share of a perturbation's embedding that the usable rows span, by which all beside the mean is scaled."""
 

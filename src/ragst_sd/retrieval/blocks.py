@@ -27,6 +27,27 @@ def in_blocks(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, wi
     return out
 
 
+def product_in_blocks(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """(n, width) product of (n, p) rows with a (p, width) matrix, in blocks of one shape: see :func:`in_blocks`."""
+    out = np.empty((len(rows), matrix.shape[1]))
+    whole = len(rows) // _BLOCK * _BLOCK
+    for start in range(0, whole, _BLOCK):
+        np.matmul(rows[start : start + _BLOCK], matrix, out=out[start : start + _BLOCK])
+    if whole < len(rows):
+        out[whole:] = in_blocks(lambda block: block @ matrix, rows[whole:], matrix.shape[1])
+    return out
+
+
 def gelu(x: np.ndarray) -> np.ndarray:
     """The tanh form of the Gaussian error linear unit, as torch has it with `approximate="tanh"`."""
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def known_sum(values: np.ndarray, axis: int) -> np.ndarray:
+    """float64 sums over rows or columns of (n, g) values; what is NaN counts as nothing."""
+    total = values.sum(axis=axis, dtype=np.float64)
+    # `nansum` copies all values, of which few are ever NaN.
+    unknown = np.isnan(total)
+    if unknown.any():
+        total[unknown] = np.nansum(values[:, unknown] if axis == 0 else values[unknown], axis=axis, dtype=np.float64)
+    return np.asarray(total)

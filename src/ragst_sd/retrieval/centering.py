@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ragst_sd.retrieval.blocks import in_blocks
+from ragst_sd.retrieval.blocks import product_in_blocks
 from ragst_sd.retrieval.training import reference_mean
 
 if TYPE_CHECKING:
@@ -60,9 +60,12 @@ def weighted_shift(
     share = np.zeros((len(rows), groups.shape[1]))
     held = np.where(rows >= 0, weights, 0.0)
     np.add.at(share, (np.repeat(np.arange(len(rows)), rows.shape[1]), index[np.maximum(rows, 0)].ravel()), held.ravel())
-    votes = measured[groups[1]].astype(np.float64)
     # In blocks of one shape, so that the sum of a row does not depend on the rows beside it.
-    total = in_blocks(lambda block: block @ votes, share, votes.shape[1])
-    moved = votes * shifts[groups[0]]
-    out = in_blocks(lambda block: block @ moved, share, votes.shape[1])
+    if measured.all():
+        total = share.sum(axis=1, keepdims=True)
+        share = np.divide(share, total, out=np.full(share.shape, np.nan), where=total > 0)
+        return product_in_blocks(share, shifts[groups[0]])
+    votes = measured[groups[1]].astype(np.float64)
+    total = product_in_blocks(share, votes)
+    out = product_in_blocks(share, votes * shifts[groups[0]])
     return np.divide(out, total, out=np.full(total.shape, np.nan), where=total > 0)

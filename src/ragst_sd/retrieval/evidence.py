@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ragst_sd.retrieval.bank import Answer, Selection
+from ragst_sd.retrieval.blocks import known_sum
 from ragst_sd.retrieval.centering import weighted_shift
 from ragst_sd.retrieval.sparse_product import sparse_product, sparse_squares
 
@@ -90,6 +91,7 @@ def disagreement(
     sections: np.ndarray | None = None,
     shifts: np.ndarray | None = None,
     average: np.ndarray | None = None,
+    shift: np.ndarray | None = None,
 ) -> np.ndarray:
     r"""How much the cited rows differ among themselves: the weighted standard deviation of what each brings.
 
@@ -106,8 +108,9 @@ def disagreement(
         (m,) section of each row.
     shifts
         (sections, g).
-    average
-        (n, g) result of :func:`weighted_average` for the same rows, where it is known already.
+    average, shift
+        (n, g) results of :func:`weighted_average` and :func:`weighted_shift` for the same rows, where they are known
+        already.
 
     Returns
     -------
@@ -120,9 +123,13 @@ def disagreement(
     first, held = average.astype(np.float64), np.where(rows >= 0, weights, 0.0).astype(np.float32)
     second = _per_vote(sparse_squares(rows, held, values, shifted), rows, held, panels, measured)
     if shifted is not None:
-        first -= weighted_shift(rows, weights, shifted[0], shifted[1], **of_panels)
+        first -= weighted_shift(rows, weights, *shifted, **of_panels) if shift is None else shift
         second += weighted_shift(rows, weights, shifted[0], shifted[1] ** 2, **of_panels)
-    return np.sqrt(np.maximum(second - first**2, 0.0)).astype(np.float32)
+    # In place: these are the largest arrays of a prediction.
+    np.square(first, out=first)
+    second -= first
+    np.maximum(second, 0.0, out=second)
+    return np.sqrt(second, out=second).astype(np.float32)
 
 
 def _product(rows: np.ndarray, weights: np.ndarray, values: Any) -> np.ndarray:
@@ -165,12 +172,15 @@ def cited_mean(
     """
     of_panels = {"panels": bank.panels, "measured": bank.measured}
     average = evidence = weighted_average(selection.rows, selection.weights, bank.values, **of_panels)
+    shift = None
     if "section_shifts" in parameters:
-        shifts = parameters["section_shifts"]
-        moved = average - weighted_shift(selection.rows, selection.weights, bank.sections, shifts, **of_panels)
-        evidence = (moved + parameters["level"][selection.level]).astype(np.float32)
+        shifts, level = parameters["section_shifts"], parameters["level"]
+        shift = weighted_shift(selection.rows, selection.weights, bank.sections, shifts, **of_panels)
+        moved = average - shift
+        moved += level[0] if len(level) == 1 else level[selection.level]
+        evidence = moved.astype(np.float32)
     added = np.zeros_like(evidence) if adjustment is None else adjustment(parameters, bank, selection)
-    return Answer(evidence, added.astype(np.float32), average)
+    return Answer(evidence, added.astype(np.float32, copy=False), average, shift=shift)
 
 
 def mean_of_reference(
@@ -196,6 +206,6 @@ def evidence_share(evidence: np.ndarray, adjustment: np.ndarray, reference_mean:
 
     with evidence e, adjustment a and the per-gene reference mean m. NaN where both are zero, as for the mean itself.
     """
-    explained = np.asarray(np.nansum((evidence - reference_mean) ** 2, axis=1, dtype=np.float64))
-    total = explained + np.asarray(np.nansum(adjustment**2, axis=1, dtype=np.float64))
+    explained = known_sum((evidence - reference_mean) ** 2, axis=1)
+    total = explained + known_sum(adjustment**2, axis=1)
     return np.divide(explained, total, out=np.full(len(total), np.nan), where=total > 0)

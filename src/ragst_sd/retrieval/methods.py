@@ -70,9 +70,11 @@ class Fitted(NamedTuple):
     """Rows as the regression of a stack takes them."""
 
 
-def fit_method(name: str, training: Bank, run: Run) -> Fitted:
-    """Fit the principal components of (standardised) embeddings, and the method on top of them."""
-    mean, axes = fit_pca(training.embedding, int(run.options.n_components))
+def fit_method(
+    name: str, training: Bank, run: Run, *, components: tuple[np.ndarray, np.ndarray] | None = None
+) -> Fitted:
+    """Fit the principal components of (standardised) embeddings, unless they are given, and the method on top of them."""
+    mean, axes = fit_pca(training.embedding, int(run.options.n_components)) if components is None else components
     if axes.shape[1] == 0:
         msg = "The embeddings do not vary between the rows of the reference: nothing can be searched."
         raise ValueError(msg)

@@ -122,9 +122,9 @@ def fit_pt_rag(bank: Bank, run: Run) -> dict[str, Any]:
     best = int(options.max_steps)
     inner = float("nan")
     if held.any() and teachers.sum() > 1:
-        _, history = _train(lessons, teachers, held, run, best)
+        _, history = _train(lessons, teachers, held, run, best, "perturbations held out")
         best, inner = max(1, history.best_step), history.best_score
-    net, history = _train(lessons, taught, None, run, best)
+    net, history = _train(lessons, taught, None, run, best, "training")
     return {
         **space,
         **net_arrays(net),
@@ -139,7 +139,7 @@ def fit_pt_rag(bank: Bank, run: Run) -> dict[str, Any]:
     }
 
 
-def _train(lessons: _Lessons, taught: np.ndarray, held: np.ndarray | None, run: Run, steps: int):
+def _train(lessons: _Lessons, taught: np.ndarray, held: np.ndarray | None, run: Run, steps: int, label: str):
     options = run.options
     rows = np.flatnonzero(taught)
     random = np.random.default_rng(run.rng)
@@ -173,7 +173,7 @@ def _train(lessons: _Lessons, taught: np.ndarray, held: np.ndarray | None, run: 
             steps=steps,
             every=_EVERY,
             progress=run.progress,
-            label="pt_rag",
+            label=label,
             score=None if held is None else lambda: _score(net, lessons, np.flatnonzero(held), absent, options),
         )
     return net, history

@@ -211,9 +211,9 @@ def values_of(part: Part, selection: Selection) -> Values:
 
 def _disagreement(part: Part, selection: Selection, answer: Answer) -> np.ndarray:
     """Spread of what the cited rows bring; of the nearest ones where nobody is cited."""
-    rows, weights, bank, average = selection.rows, selection.weights, part.bank, answer.average
+    rows, weights, bank, average, shift = selection.rows, selection.weights, part.bank, answer.average, answer.shift
     if not weights.any():
-        rows, average = np.asarray(selection.nearest), None
+        rows, average, shift = np.asarray(selection.nearest), None, None
         weights = (rows >= 0).astype(np.float64)
     shifts = part.parameters.get("section_shifts") if part.method.cites else None
     return disagreement(
@@ -225,6 +225,7 @@ def _disagreement(part: Part, selection: Selection, answer: Answer) -> np.ndarra
         sections=None if shifts is None else bank.sections,
         shifts=shifts,
         average=average,
+        shift=shift,
     )
 
 

@@ -6,12 +6,12 @@ other queries, nor on threads, nor on the order of the bank.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+
+from ragst_sd.retrieval.threads import on_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,17 +114,15 @@ def _over_queries(
     shifted: tuple[np.ndarray, ...],
     out: np.ndarray,
 ) -> np.ndarray:
-    """Call compiled code for some queries after the other, on as many threads as torch uses."""
+    """Call compiled code for some queries after the other, on several threads."""
     rows, weights = np.ascontiguousarray(rows, dtype=np.int64), np.ascontiguousarray(weights, dtype=out.dtype)
 
     def some(start: int) -> None:
         part = slice(start, start + _QUERIES_PER_CALL)
         add_up(rows[part], weights[part], values.indptr, _unsigned(values.indices), values.data, *shifted, out[part])
 
-    starts = range(0, len(rows), _QUERIES_PER_CALL)
     # Numba's own threads must not be entered from two threads at once, as under a scheduler they would be.
-    with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(starts)))) as pool:
-        list(pool.map(some, starts))
+    on_threads(some, range(0, len(rows), _QUERIES_PER_CALL))
     return out
 
 
@@ -175,7 +173,12 @@ def _compiled(function: Callable) -> Callable | None:
         from numba import njit
     except ImportError:
         return None
-    return njit(nogil=True)(function)
+    try:
+        # Kept on disk, so that only the first process of all waits for it.
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:
+        # Neither the folder of the package nor the user's may be written to.
+        return njit(nogil=True)(function)
 
 
 def _inside(rows, indptr, indices, n_values, n_columns):

@@ -31,7 +31,7 @@ def stacked(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> 
         return answer._replace(adjustment=apply_adjustment(parameters, bank, selection).astype(np.float32))
     if REGRESSION not in parameters:
         return answer
-    mean = mean_of_eligible(parameters, selection.level)
+    mean = _mean_of_eligible(parameters, selection.level)
     share = np.where(np.isnan(answer.evidence), 0.0, parameters["retrieval_share"])
     with_mean = mean + share * (answer.evidence - mean)
     evidence = np.where(share == 1, answer.evidence, np.where(share == 0, mean, with_mean)).astype(np.float32)
@@ -40,12 +40,13 @@ def stacked(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> 
     return answer._replace(evidence=evidence, adjustment=np.where(share == 1, 0.0, added).astype(np.float32))
 
 
-def mean_of_eligible(parameters: Mapping[str, Any], level: np.ndarray) -> np.ndarray:
-    """(n, g) mean of each gene over the rows that each query may use."""
+def _mean_of_eligible(parameters: Mapping[str, Any], level: np.ndarray) -> np.ndarray:
+    """Mean of each gene over the rows that each query may use, (n, g), or (g,) where it is the same for all."""
     mean = np.asarray(parameters["reference_mean"], dtype=np.float64)
-    if "level" in parameters:
-        return np.asarray(mean + parameters["level"][level])
-    return np.broadcast_to(mean, (len(level), len(mean)))
+    if "level" not in parameters:
+        return mean
+    levels = parameters["level"]
+    return np.asarray(mean + (levels[0] if len(levels) == 1 else levels[level]))
 
 
 def nothing_cited(query: Query) -> Selection:

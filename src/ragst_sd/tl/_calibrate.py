@@ -29,6 +29,7 @@ from ragst_sd.tl._fold_scores import (
 )
 from ragst_sd.tl._folds import Fold, inner_group_key, outer_folds, training_part
 from ragst_sd.tl._intervals import far_distance, gene_floor, held_out_scores, quantiles_by_level
+from ragst_sd.tl._waiting import expected_seconds, in_parts, say_if_long
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,7 +55,7 @@ def calibrate(
     r"""Learn from held-out donors how wide the intervals of a fitted reference must be, and how far to trust each gene.
 
     The fit is repeated without each donor in turn (without several at once, if there are more than `n_folds`), and the
-    donor's spots are predicted from the others. An error counts in units of how much the cited rows differ among
+    donor's spots are predicted from the others: the cost is that of as many fits. An error counts in units of how much the cited rows differ among
     themselves:
 
     .. math:: e_{ig} = \frac{|y_{ig} - \hat y_{ig}|}{\sigma_{ig}}, \qquad
@@ -132,7 +133,6 @@ def calibrate(
     'donor'
     """
     import pandas as pd
-    from tqdm.auto import tqdm
 
     bank = open_bank(reference)
     wanted = np.unique(np.atleast_1d(np.asarray(levels, dtype=np.float64)))
@@ -153,30 +153,36 @@ def calibrate(
     run = Run(kind(**known), int(fit.rng), train_on(device), amp)
     scores = np.full(reference.shape, np.nan, dtype=np.float32)
     parts: list[pd.DataFrame] = []
-    show = settings.progress if progress is None else progress
-    for fold in tqdm(folds, unit="fit", disable=not show):
-        part = training_part(bank, fold.training, values)
-        refitted = fit_tissue(
-            part,
-            fit.method,
-            run,
-            raw=raw[fold.training],
-            n_neighbors=min(fit.n_neighbors, len(part)),
-            n_candidates=min(fit.n_candidates, len(part)),
-            group_key=inner_group_key(part.obs, fit.group_key or None, fold.name),
-            metric=fit.metric,
-        )
-        for section in _sections_of(bank, fold, list(part.genes)):
-            parts.append(about_the_data(bank, section, counts=counts, rng=run.rng))
-            rows, genes = section.rows, section.genes
-            columns = bank.genes.get_indexer(genes)
-            selected, found = predict_held(refitted, bank.at_rows(rows), genes, with_disagreement=True)
-            truth, distance = values[rows][:, columns], selected.grounding.distance
-            of_section = held_out_scores(dense(truth), found, distance, floor[columns], far_distance(refitted.fit))
-            scores[np.ix_(rows, columns)] = of_section
-            if len(rows) >= FEWEST_SPOTS:
-                accuracy = gene_scores(found["prediction"], truth, genes, metrics=["pearson"])
-                parts.append(accuracy.assign(method=fit.method, fold=section.fold, sample=section.sample))
+    show = bool(settings.progress if progress is None else progress)
+    seconds = sum(expected_seconds([fit.method], len(fold.training)) for fold in folds)
+    quicker = "Fewer `n_folds`, or a reference fitted with 'knn', take less."
+    say_if_long(seconds, f"Fitting {fit.method!r} again {len(folds)} times", quicker)
+    with in_parts(len(folds), show=show) as fits:
+        for i, fold in enumerate(folds):
+            fits.start(f"{fold.kind} held out {i + 1} of {len(folds)} ({fold.name})")
+            part = training_part(bank, fold.training, values)
+            refitted = fit_tissue(
+                part,
+                fit.method,
+                run,
+                raw=raw[fold.training],
+                n_neighbors=min(fit.n_neighbors, len(part)),
+                n_candidates=min(fit.n_candidates, len(part)),
+                group_key=inner_group_key(part.obs, fit.group_key or None, fold.name),
+                metric=fit.metric,
+            )
+            for section in _sections_of(bank, fold, list(part.genes)):
+                parts.append(about_the_data(bank, section, counts=counts, rng=run.rng))
+                rows, genes = section.rows, section.genes
+                columns = bank.genes.get_indexer(genes)
+                selected, found = predict_held(refitted, bank.at_rows(rows), genes, with_disagreement=True)
+                truth, distance = values[rows][:, columns], selected.grounding.distance
+                of_section = held_out_scores(dense(truth), found, distance, floor[columns], far_distance(refitted.fit))
+                scores[np.ix_(rows, columns)] = of_section
+                if len(rows) >= FEWEST_SPOTS:
+                    accuracy = gene_scores(found["prediction"], truth, genes, metrics=["pearson"])
+                    parts.append(accuracy.assign(method=fit.method, fold=section.fold, sample=section.sample))
+            fits.finish()
 
     # Groups of which one part was learned from while another was predicted are no unit.
     whole = {UNITS[0]: bank.donors, UNITS[1]: bank.sections}

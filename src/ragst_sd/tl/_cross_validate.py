@@ -39,6 +39,7 @@ from ragst_sd.tl._fold_scores import (
     write_gene_trust,
 )
 from ragst_sd.tl._folds import RAW_UNIT, inner_group_key, outer_folds, training_part
+from ragst_sd.tl._waiting import expected_seconds, in_parts, say_if_long
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,6 +83,9 @@ def cross_validate(
     chosen on the donor that is predicted. Its sections are predicted one by one and compared with what was measured
     there, without smoothing. Size factors stay those of the reference, which rest on the genes that all its panels
     list.
+
+    The cost is one fit of each method for each donor, and as many again with `library_size="both"`; the methods share
+    what is the same for all of them.
 
     Sections of one donor resemble each other and spots do more so: intervals and tests belong over donors
     (:func:`ragst_sd.pl.benchmark` draws them so).
@@ -174,7 +178,6 @@ def cross_validate(
     ['donor1', 'donor2', 'donor3']
     """
     import pandas as pd
-    from tqdm.auto import tqdm
 
     bank = open_bank(reference, fitted=False, whole=False)
     methods, options = _check_methods(methods, options)
@@ -195,26 +198,31 @@ def cross_validate(
     _check_sizes(bank, folds, sizes)
     values_of = _values_by_unit(reference, bank, library_size)
 
-    show, seed = settings.progress if progress is None else progress, as_seed(rng)
+    show, seed = bool(settings.progress if progress is None else progress), as_seed(rng)
     counts = None if library_size == "raw" else counts_for_ceiling(reference, bank)
     parts: list[pd.DataFrame] = []
-    with tqdm(total=len(folds) * len(values_of) * len(methods), unit="fit", disable=not show) as bar:
-        for fold in folds:
+    seconds = len(values_of) * sum(expected_seconds(methods, len(fold.training)) for fold in folds)
+    say_if_long(seconds, f"Fitting {listing(methods)} {len(folds)} times each", "`methods=['knn']` takes seconds.")
+    with in_parts(len(folds) * len(values_of) * len(methods), show=show) as fits:
+        for i, fold in enumerate(folds):
             chosen, summarised = choose_genes(bank, fold, n_genes, genes)
             sections = held_sections(bank, fold, chosen, summarised)
             parts += [about_the_data(bank, section, counts=counts, rng=seed) for section in sections]
             inner = inner_group_key(bank.obs.iloc[fold.training], group_key, fold.name)
+            shared: dict[str, Any] = {}
             for unit, values in values_of.items():
                 part = training_part(bank, fold.training, values)
                 for method in methods:
-                    bar.set_description(f"{fold.name}, {method}")
+                    fits.start(f"{fold.kind} held out {i + 1} of {len(folds)} ({fold.name}), {method}")
                     run = Run(options[method], seed, train_on(device), amp)
                     own = raw[fold.training]
-                    fitted = fit_tissue(part, method, run, raw=own, group_key=inner, metric="euclidean", **sizes)
+                    fitted = fit_tissue(
+                        part, method, run, raw=own, group_key=inner, metric="euclidean", shared=shared, **sizes
+                    )
                     for section in sections:
                         frame = score_section(bank, fitted, section, values, numbers, label_key, seed)
                         parts.append(frame.assign(method=method, unit=unit))
-                    bar.update()
+                    fits.finish()
     scores = pd.concat(parts, ignore_index=True)[COLUMNS]
     _log_summary(scores)
     if inplace:

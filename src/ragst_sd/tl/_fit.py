@@ -42,7 +42,9 @@ def fit(
     r"""Fit a method on a reference.
 
     Every method starts from the principal components of the (standardised) embeddings. `"rag"` learns where to search
-    and how to weigh what it finds; the others are baselines of the same standing.
+    and how to weigh what it finds; the others are baselines of the same standing. `rag` and `mlp` train, which takes
+    minutes for some thousand rows; the others take seconds (see "How time and memory grow"). A fit that is expected to
+    take over a minute says so before it starts.
 
     ================== ======= ==================================== ================== ==============================
     method             cites   phi                                  weights            adjustment
@@ -131,6 +133,7 @@ def fit(
     from ragst_sd.retrieval.methods import METHODS
     from ragst_sd.retrieval.options import resolve_options
     from ragst_sd.tl._fit_tissue import fit_tissue
+    from ragst_sd.tl._waiting import expected_seconds, in_words, say_if_long
 
     seed = as_seed(rng)
     show = bool(settings.progress if progress is None else progress)
@@ -146,6 +149,9 @@ def fit(
     if metric != "euclidean" and METHODS[method].place is not None:
         msg = f"`metric` is {metric!r}, but method {method!r} learns a space with euclidean distances. Leave it out."
         raise ValueError(msg)
+    if run.device == "cpu":
+        quicker = f"`method='knn'` takes about {in_words(expected_seconds(['knn'], len(bank)))}."
+        say_if_long(expected_seconds([method], len(bank)), f"Fitting {method!r} on {len(bank):,} rows", quicker)
     raw = bank.embedding
     fitted = fit_tissue(standardized(reference, bank), method, run, raw=raw, metric=metric, **sizes)
     record = replace(fitted.fit, reference_hash=bank.header.content_hash).stored()

@@ -13,10 +13,13 @@ from ragst_sd.reference.header import Fit
 from ragst_sd.retrieval.appearance import calibrate_raw
 from ragst_sd.retrieval.grounding import calibrate_grounding
 from ragst_sd.retrieval.methods import METHODS, fit_method
+from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.tl._fit_record import neighbor_counts, storable
 from ragst_sd.tl._folds import inner_folds
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ragst_sd.retrieval.bank import Bank, Run
 
 logger = logging.getLogger(__name__)
@@ -34,6 +37,7 @@ def fit_tissue(
     n_candidates: int | None,
     group_key: str | None,
     metric: str,
+    shared: dict[str, Any] | None = None,
 ) -> Bank:
     """The bank with a fit and its rows in phi-space, of which no hash is known yet.
 
@@ -43,7 +47,10 @@ def fit_tissue(
         With standardised embeddings, in memory.
     raw
         (m, d) embeddings as they were made.
+    shared
+        What fits of the same rows, with the same groups held out, have in common: filled by the first of them.
     """
+    shared = {} if shared is None else shared
     cited, compared = neighbor_counts(len(bank), n_neighbors, n_candidates, cited=DEFAULT_NEIGHBORS)
     folds, inner_groups = inner_folds(bank, group_key)
     # Sums and batches follow the ids, so that the order of the rows changes nothing.
@@ -63,9 +70,11 @@ def fit_tissue(
         types=None if types is None else np.asarray(types, dtype=np.float64),
     )
     run = replace(run, n_neighbors=cited, n_candidates=compared, held_out=inner_groups)
-    parameters, key, queries, features = fit_method(method, training, run)
+    n_components = int(run.options.n_components)
+    components = _once(shared, f"{n_components} components", lambda: fit_pca(training.embedding, n_components))
+    parameters, key, queries, features = fit_method(method, training, run, components=components)
     calibration: dict[str, Any] = calibrate_grounding(queries, key, training.groups, cited, metric)
-    appearance = calibrate_raw(raw[order], training.sections, training.groups)
+    appearance = _once(shared, "appearance", lambda: calibrate_raw(raw[order], training.sections, training.groups))
     parameters |= {name: parameters[name][back] for name in METHODS[method].per_row}
     if not np.isfinite(calibration["distance_threshold"]):
         logger.warning("No distances between groups could be calibrated: no spot will be called out of reference.")
@@ -84,3 +93,10 @@ def fit_tissue(
         **calibration,
     )
     return replace(bank, fit=fit, key=key[back], regression_key=None if features is None else features[back])
+
+
+def _once(shared: dict[str, Any], name: str, make: Callable[[], Any]) -> Any:
+    """What is shared under this name, made where it is not there yet."""
+    if name not in shared:
+        shared[name] = make()
+    return shared[name]

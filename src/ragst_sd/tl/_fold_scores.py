@@ -189,7 +189,7 @@ def counts_for_ceiling(reference: AnnData, bank: Bank) -> Any:
     `None` where those of the genes behind the size factors are missing.
     """
     counts = reference.layers.get(_keys.COUNTS)
-    if counts is None or not np.isin(bank.header.size_factor_genes, bank.genes).all():
+    if counts is None or not (bank.genes.get_indexer(bank.header.size_factor_genes) >= 0).all():
         logger.info("No noise ceiling: the reference lacks counts of the genes that size factors rest on.")
         return None
     return counts

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RAW_UNIT = "log1p(counts)"
+_KINDS = {_keys.SAMPLE: "section", "spatial blocks": "block", "blocks of consecutive rows": "block"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Fold:
     """Rows of the reference that may be learned from and cited."""
     held: np.ndarray
     """Rows that are predicted."""
+    kind: str = "group"
+    """What the group is, in the user's words."""
 
 
 def group_codes(obs: pd.DataFrame, column: str) -> np.ndarray:
@@ -106,7 +109,7 @@ def outer_folds(bank: Bank, group_key: str | None, n_folds: int | None = None) -
             raise ValueError(msg)
         if twins:
             logger.warning("%s %r: %s has the same image and is left out with it.", what, name, listing(twins))
-        folds.append(Fold(name, np.flatnonzero(training), np.flatnonzero(held)))
+        folds.append(Fold(name, np.flatnonzero(training), np.flatnonzero(held), _KINDS.get(what, what)))
     donors = bank.obs[_keys.DONOR].astype(str).to_numpy()
     shared = sorted(set().union(*(set(donors[fold.held]) & set(donors[fold.training]) for fold in folds)))
     if group_key is not None and shared:

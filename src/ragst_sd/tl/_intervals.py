@@ -19,6 +19,7 @@ from ragst_sd.retrieval.conformal import (
     interval_scale,
     spot_threshold,
 )
+from ragst_sd.retrieval.threads import on_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 # Smallest spread that is believed, in standard deviations of the gene within sections.
 FLOOR = 0.5
-_BLOCK_VALUES = 20_000_000
+_BLOCK_VALUES = 2**18
 _FAR_PERCENTILE = 95
 
 
@@ -94,15 +95,19 @@ def quantiles_by_level(
     out = np.full((scores.shape[1], len(levels)), np.nan, dtype=np.float32)
     step = max(1, _BLOCK_VALUES // max(1, len(scores)))
     inside = np.full(out.shape, np.nan)
-    for start in range(0, len(out), step):
+
+    def some(start: int) -> None:
         block = slice(start, start + step)
-        own = scores[:, block]
+        # Columns are sorted, again and again.
+        own = np.asfortranarray(scores[:, block])
         count = np.isfinite(own).sum(axis=0)
         for i, (level, unit) in enumerate(zip(levels, units, strict=True)):
             pooled = unit == UNITS[-1]
             out[block, i] = spot_threshold(own, level) if pooled else group_threshold(own, groups[unit], level)
             known = np.isfinite(out[block, i])
             inside[block, i][known] = (own <= out[block, i]).sum(axis=0)[known] / count[known]
+
+    on_threads(some, range(0, len(out), step))
     return out, units, pd.DataFrame(inside).mean().to_numpy()
 
 
