@@ -5,11 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Workers that each start as many threads as there are cores are slower than one alone.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("NUMBA_NUM_THREADS", "1")
-
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -17,6 +12,14 @@ import pytest
 mpl.use("Agg")
 
 TEST_DATA = "RAGST_SD_TEST_DATA"
+
+
+def pytest_configure(config):
+    """Workers that each start as many threads as there are cores are slower than one alone."""
+    if config.getoption("numprocesses", None):
+        # Set here, for the workers to inherit: there, plugins of other packages import numpy before any conftest is read.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 
 class ColourEncoder:
@@ -106,19 +109,19 @@ def _predicted(_sections, _fitted):
 @pytest.fixture
 def sections(_sections):
     """Three embedded sections of three donors; every test gets its own copy."""
-    from spatialdata import deepcopy
+    from .sections import copied
 
-    return {name: deepcopy(sdata) for name, sdata in _sections.items()}
+    return {name: copied(sdata) for name, sdata in _sections.items()}
 
 
 @pytest.fixture
 def query(request, _sections):
     """The section of the third donor; the very one of `sections` for a test that takes both."""
-    from spatialdata import deepcopy
+    from .sections import copied
 
     if "sections" in request.fixturenames:
         return request.getfixturevalue("sections")["donor3"]
-    return deepcopy(_sections["donor3"])
+    return copied(_sections["donor3"])
 
 
 @pytest.fixture

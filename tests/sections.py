@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -38,4 +40,15 @@ def section(xy, image=None, **parse):
         images={"he": Image2DModel.parse(image, dims=("c", "y", "x"), **parse)},
         shapes={"spots": circles},
         tables={"table": annotated(circles, circles.index)},
+    )
+
+
+def copied(sdata):
+    """A copy that a test may change; unlike that of spatialdata it computes no pixels, which takes most of the time."""
+    return SpatialData(
+        images={name: image.copy(deep=True) for name, image in sdata.images.items()},
+        labels={name: labels.copy(deep=True) for name, labels in sdata.labels.items()},
+        shapes={name: deepcopy(shapes) for name, shapes in sdata.shapes.items()},
+        tables={name: table.copy() for name, table in sdata.tables.items()},
+        attrs=deepcopy(sdata.attrs),
     )

@@ -45,9 +45,19 @@ def cut(sdata, low, high):
     )
 
 
-@pytest.mark.parametrize("mpp", [2.0, 4.0, 8.0])
-@pytest.mark.parametrize("factors", [None, [2, 2, 2], [3, 2], [{"y": 2, "x": 4}, {"y": 2, "x": 1}]])
-@pytest.mark.parametrize("box", [None, ([97, 311], [1430, 389]), ([100, 1], [1401, 702])])
+FACTORS = [None, [2, 2, 2], [3, 2], [{"y": 2, "x": 4}, {"y": 2, "x": 1}]]
+BOXES = [None, ([97, 311], [1430, 389]), ([100, 1], [1401, 702])]
+RESOLUTIONS = [2.0, 4.0, 8.0]
+
+
+def in_pairs():
+    """Every two of pyramid, box and resolution meet in a quick test, and all three in a slow one."""
+    for f, b, r in np.ndindex(len(FACTORS), len(BOXES), len(RESOLUTIONS)):
+        marks = () if (f + b + r) % len(RESOLUTIONS) == 0 else pytest.mark.slow
+        yield pytest.param(FACTORS[f], BOXES[b], RESOLUTIONS[r], marks=marks)
+
+
+@pytest.mark.parametrize(("factors", "box", "mpp"), in_pairs())
 def test_tiles_are_read_where_the_spots_lie(factors, box, mpp):
     sdata = section(SPOTS, ramp(), scale_factors=factors)
     found = read_at(sdata if box is None else cut(sdata, *box), mpp=mpp)

@@ -26,6 +26,7 @@ from .io.hub_server import TOKEN, serve_hub
 from .io.layouts import write_st
 from .io.recipes import deposit
 from .io.slides import paint, write_geojson, write_patches, write_pyramid
+from .sections import copied
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,8 +44,6 @@ OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.FAIL_FAST
 @pytest.fixture(scope="module")
 def drawn() -> Callable[..., dict[str, Any]]:
     """`rg.datasets.synthetic`, with sections that are drawn and embedded once; embedding them again finds that done."""
-    from spatialdata import deepcopy
-
     synthetic, kept = rg.datasets.synthetic, {}
 
     def draw(*, n_donors: int = 3, **options: Any) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def drawn() -> Callable[..., dict[str, Any]]:
             known |= synthetic(n_donors=max(n_donors, 4), **options)
             for sdata in known.values():
                 rg.pp.embed_tiles(sdata, model="texture", progress=False)
-        return {name: deepcopy(known[name]) for name in list(known)[:n_donors]}
+        return {name: copied(known[name]) for name in list(known)[:n_donors]}
 
     return draw
 

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import re
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ class Part(NamedTuple):
     words: str
 
 
+@cache
 def parts():
     """All functions and classes at the top of a module, and strings that stand there under a name."""
     found = {}
@@ -64,9 +66,6 @@ def parts():
     return found
 
 
-PARTS = parts()
-
-
 def reached(function):
     """What a public function refers to, and what that refers to, without other public functions."""
     start = (function.__module__.removeprefix("ragst_sd."), function.__name__)
@@ -74,9 +73,9 @@ def reached(function):
     seen, todo = set(), [start]
     while todo:
         one = todo.pop()
-        if one in PARTS and one not in seen | others:
+        if one in parts() and one not in seen | others:
             seen.add(one)
-            todo += PARTS[one].refers
+            todo += parts()[one].refers
     return seen
 
 
@@ -84,13 +83,13 @@ def reached(function):
 def test_arguments_in_messages_are_those_of_the_function(name):
     arguments = {*inspect.signature(PUBLIC[name]).parameters, *RECIPE.get(name, ())}
     for module, part in reached(PUBLIC[name]):
-        for argument in re.findall(r"`([a-z_]+)=", PARTS[module, part].words):
+        for argument in re.findall(r"`([a-z_]+)=", parts()[module, part].words):
             if (f"{module}.{part}", argument) not in NEVER:
                 assert argument in arguments, f"`{argument}=` in {module}.{part}, which `rg.{name}` may say"
 
 
 def test_calls_in_messages_have_their_arguments():
-    calls = re.findall(r"`rg\.(\w+\.\w+)\(([^`]*)\)", " ".join(part.words for part in PARTS.values()))
+    calls = re.findall(r"`rg\.(\w+\.\w+)\(([^`]*)\)", " ".join(part.words for part in parts().values()))
     assert len(calls) > 20
     for name, arguments in calls:
         known = inspect.signature(PUBLIC[name]).parameters
@@ -100,4 +99,4 @@ def test_calls_in_messages_have_their_arguments():
 def test_exceptions_are_still_said():
     for place, argument in NEVER:
         module, _, part = place.rpartition(".")
-        assert f"`{argument}=" in PARTS[module, part].words
+        assert f"`{argument}=" in parts()[module, part].words

@@ -13,6 +13,7 @@ import ragst_sd as rg
 from ragst_sd.retrieval.methods import METHODS
 
 from ..methods import marked
+from ..sections import copied
 
 CITING = [name for name, method in METHODS.items() if method.cites]
 COLUMNS = ["n_rows", "n_spots", "weight", "lost", "mean_change", "mean_abs_change", "max_abs_change", "pearson"]
@@ -43,7 +44,7 @@ def _fourth(embed):
 @pytest.fixture
 def three(sections, _fourth):
     """A reference of three donors, with a fourth to predict."""
-    more = sd.deepcopy(_fourth)
+    more = copied(_fourth)
     sources = {"donor1": {"license": "MIT"}, "donor2": {"license": "CC0"}, "donor3": {"license": "CC0"}}
     return rg.tl.build_reference(sections, use_rep="X_colour", sources=sources), more
 

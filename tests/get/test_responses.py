@@ -29,8 +29,8 @@ def screen():
     return planted_screen(n_cells=12, n_controls=20, n_genes=30, combinations=("P0+P7",))
 
 
-@pytest.fixture
-def bank(screen):
+@pytest.fixture(scope="module")
+def _bank(screen):
     return rg.tl.build_perturbation_reference(
         screen[0],
         embedding=screen[1],
@@ -40,6 +40,11 @@ def bank(screen):
         perturbation_type="CRISPRi",
         sources=SOURCES,
     )
+
+
+@pytest.fixture
+def bank(_bank):
+    return _bank.copy()
 
 
 @pytest.fixture

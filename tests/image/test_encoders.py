@@ -272,6 +272,7 @@ def real_tiles(root: Path, n: int = 24):
     return torch.stack(tiles)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("RAGST_SD_TEST_DATA" not in os.environ, reason="RAGST_SD_TEST_DATA is not set: no real tiles")
 def test_real_weights_on_real_tiles() -> None:
     root = Path(os.environ["RAGST_SD_TEST_DATA"])

@@ -42,12 +42,18 @@ def h5ad(adata, tmp_path):
     return tmp_path / "counts.h5ad"
 
 
-@pytest.fixture(params=[2, 3])
-def store(adata, tmp_path, request):
-    """An honest store in both formats."""
+@pytest.fixture(scope="module", params=[2, 3])
+def _store(adata, tmp_path_factory, request):
+    path = tmp_path_factory.mktemp("store") / "counts.zarr"
     with ad.settings.override(zarr_write_format=request.param):
-        adata.write_zarr(tmp_path / "counts.zarr")
-    return tmp_path / "counts.zarr"
+        adata.write_zarr(path)
+    return path
+
+
+@pytest.fixture
+def store(_store, tmp_path):
+    """An honest store in both formats; every test gets its own copy."""
+    return shutil.copytree(_store, tmp_path / "counts.zarr")
 
 
 def packed(folder, packing=zipfile.ZIP_STORED):

@@ -13,11 +13,17 @@ import ragst_sd as rg
 from .older_layout import SEAL, write_folder
 
 
+@pytest.fixture(scope="module")
+def _folder(_fitted_store, tmp_path_factory):
+    path = tmp_path_factory.mktemp("older") / "r.zarr"
+    write_folder(rg.io.read_reference(_fitted_store), path, chunk_bytes=4096, chunks_per_shard=3)
+    return path
+
+
 @pytest.fixture
-def folder(_fitted_store, tmp_path):
-    """The reference of `fitted` as a folder of sharded arrays."""
-    write_folder(rg.io.read_reference(_fitted_store), tmp_path / "r.zarr", chunk_bytes=4096, chunks_per_shard=3)
-    return tmp_path / "r.zarr"
+def folder(_folder, tmp_path):
+    """The reference of `fitted` as a folder of sharded arrays; every test gets its own copy."""
+    return shutil.copytree(_folder, tmp_path / "r.zarr")
 
 
 @pytest.fixture

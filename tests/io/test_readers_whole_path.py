@@ -65,8 +65,8 @@ def _named(keys: Keys, name: str) -> dict[str, Any]:
     }
 
 
-# One section read by ourselves and one read by spatialdata-io; the others take long.
-QUICK = ("st", "visium")
+# Sections that we read ourselves; those that spatialdata-io reads take long, and `test_readers.py` notices first.
+QUICK = ("st",)
 
 
 @pytest.fixture(params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES])

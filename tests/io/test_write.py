@@ -19,6 +19,8 @@ import spatialdata as sd
 
 import ragst_sd as rg
 
+from ..sections import copied
+
 FULL = "disk full"
 
 
@@ -35,7 +37,7 @@ def path(_fitted_store, tmp_path):
 
 @pytest.fixture(scope="module")
 def _predicted_store(_sections, _predicted, tmp_path_factory):
-    query = sd.deepcopy(_sections["donor3"])
+    query = copied(_sections["donor3"])
     query.tables["predicted"] = _predicted.copy()
     query.write(tmp_path_factory.mktemp("section") / "s.zarr")
     return query.path
@@ -46,16 +48,6 @@ def stored(_predicted_store, predicted, tmp_path):
     """`predicted`, written to `s.zarr`."""
     predicted.path = Path(shutil.copytree(_predicted_store, tmp_path / "s.zarr"))
     return predicted
-
-
-@pytest.mark.parametrize("method", ["knn", "ridge", "mean"])
-def test_every_fit_survives_the_round_trip(reference, method, tmp_path, query):
-    rg.tl.fit(reference, method=method, n_neighbors=10)
-    rg.io.write_reference(reference, tmp_path / "r.zarr.zip")
-    back = rg.io.read_reference(tmp_path / "r.zarr.zip")
-    np.testing.assert_array_equal(back.obsm["thumbnail"], reference.obsm["thumbnail"])
-    first, second = (rg.tl.predict(query, one, inplace=False) for one in (reference, back))
-    np.testing.assert_array_equal(first.X, second.X)
 
 
 def test_reference_is_replaced_only_when_asked(fitted, path, tmp_path):
@@ -239,7 +231,7 @@ def test_a_lazy_reference_leaves_its_rows_on_disk(fitted, lazy):
 
 
 @pytest.mark.parametrize("method", ["knn", "ridge", "mean"])
-def test_a_lazy_reference_predicts_the_same(reference, method, query, tmp_path, monkeypatch):
+def test_every_fit_predicts_the_same_read_back_and_lazily(reference, method, query, tmp_path, monkeypatch):
     """Blocks far smaller than the reference, so that rows of several of them are cited for one spot."""
     from ragst_sd.io import _read_reference, _write_reference
     from ragst_sd.retrieval import block_search
@@ -251,7 +243,10 @@ def test_a_lazy_reference_predicts_the_same(reference, method, query, tmp_path, 
     rg.io.write_reference(reference, tmp_path / "r.zarr.zip")
     lazy = rg.io.read_reference(tmp_path / "r.zarr.zip", lazy=True)
     assert lazy.X.numblocks[0] > 3
-    expected, got = (rg.tl.predict(query, one, inplace=False) for one in (reference, lazy))
+    back = rg.io.read_reference(tmp_path / "r.zarr.zip")
+    np.testing.assert_array_equal(back.obsm["thumbnail"], reference.obsm["thumbnail"])
+    expected, whole, got = (rg.tl.predict(query, one, inplace=False) for one in (reference, back, lazy))
+    np.testing.assert_array_equal(whole.X, expected.X)
     np.testing.assert_array_equal(got.X, expected.X)
     for name in expected.layers:
         np.testing.assert_array_equal(got.layers[name], expected.layers[name])

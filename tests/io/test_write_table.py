@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import spatialdata as sd
@@ -12,13 +14,18 @@ import ragst_sd as rg
 from ..sections import painted, section
 
 
-@pytest.fixture(params=sorted(SpatialDataContainerFormats))
-def stored(request, tmp_path):
-    """A section read from a store of one format."""
-    sdata = section([[60, 60], [200, 100]])
-    kind = SpatialDataContainerFormats[request.param]
-    sdata.write(tmp_path / "s.zarr", sdata_formats=kind)
-    read = sd.read_zarr(tmp_path / "s.zarr")
+@pytest.fixture(scope="module", params=sorted(SpatialDataContainerFormats))
+def _stored(request, tmp_path_factory):
+    path, kind = tmp_path_factory.mktemp("store") / "s.zarr", SpatialDataContainerFormats[request.param]
+    section([[60, 60], [200, 100]]).write(path, sdata_formats=kind)
+    return path, kind
+
+
+@pytest.fixture
+def stored(_stored, tmp_path):
+    """A section read from a store of one format; every test gets its own copy."""
+    written, kind = _stored
+    read = sd.read_zarr(shutil.copytree(written, tmp_path / "s.zarr"))
     read.zarr_format = kind.zarr_format
     return read
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import spatialdata as sd
 from matplotlib.colors import to_hex
 
 import ragst_sd as rg
 from ragst_sd.pl import _style
 
 from ..screens import QUICK, planted_screen, planted_tissue
+from ..sections import copied
 
 LOGS = {"unit": "log1p_cp10k"}
 
@@ -43,7 +43,7 @@ def table(made):
 
 @pytest.fixture
 def tissue(made):
-    return sd.deepcopy(made[2])
+    return copied(made[2])
 
 
 def words(axes, gid):

@@ -318,7 +318,7 @@ def test_several_spots_are_rows_on_one_scale(predicted, fitted, gene):
     assert again[names[0]]["tile"].get_position().x0 > again[names[0]]["section"].get_position().x1
 
 
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("several", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_lines_to_the_tile_keep_clear_of_the_scale_bar(predicted, fitted, gene, several):
     from matplotlib.patches import ConnectionPatch
 

@@ -9,12 +9,17 @@ from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 from ..screens import QUICK, planted_screen
 
 
-@pytest.fixture
-def bank():
+@pytest.fixture(scope="module")
+def _bank():
     screen, embedding = planted_screen(n_cells=12, n_controls=20, n_genes=30)
     return rg.tl.build_perturbation_reference(
         screen, embedding=embedding, unit="log1p_cp10k", context_key="cell_type", batch_key="batch"
     )
+
+
+@pytest.fixture
+def bank(_bank):
+    return _bank.copy()
 
 
 @pytest.mark.parametrize("method", RESPONSE_METHODS)

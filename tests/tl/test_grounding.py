@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 
 import anndata as ad
 import numpy as np
@@ -58,6 +59,18 @@ def fitted_on(sections, names, method="knn", **kwargs):
     return reference
 
 
+@pytest.fixture(scope="module")
+def of_four(_donors):
+    """(method, standardize) -> a reference of the first four donors, each made once; nobody changes it."""
+    return cache(lambda method, standardize: fitted_on(_donors, list(_donors)[:4], method, standardize=standardize))
+
+
+@pytest.fixture(scope="module")
+def foreign(_donors, embed):
+    """kind -> the section of the fifth donor on a changed picture, each made once; nobody changes it."""
+    return cache(lambda kind: with_picture(_donors["donor5"], FOREIGN[kind], embed))
+
+
 def leave_one_out(donors, **kwargs):
     """Columns of each donor, predicted from the others."""
     for name, sdata in donors.items():
@@ -89,11 +102,9 @@ def test_held_out_donors_are_in_reference_without_standardisation(donors):
 
 @pytest.mark.parametrize("kind", FOREIGN)
 @pytest.mark.parametrize("standardize", [True, False])
-def test_foreign_pictures_are_out_of_reference(donors, kind, standardize, embed, caplog):
-    reference = fitted_on(donors, list(donors)[:4], standardize=standardize)
-    foreign = with_picture(donors["donor5"], FOREIGN[kind], embed)
+def test_foreign_pictures_are_out_of_reference(of_four, foreign, kind, standardize, caplog):
     with caplog.at_level(logging.WARNING, logger="ragst_sd"):
-        obs = predicted_obs(foreign, reference)
+        obs = predicted_obs(foreign(kind), of_four("knn", standardize))
     assert obs["out_of_reference"].mean() >= 0.95
     assert "spots look unlike every section of the reference" in caplog.text
     if standardize:
@@ -102,21 +113,18 @@ def test_foreign_pictures_are_out_of_reference(donors, kind, standardize, embed,
 
 
 @pytest.mark.parametrize("method", ["mean", "ridge"])
-def test_methods_that_cite_nobody_are_judged_alike(donors, method, embed):
-    names = list(donors)[:4]
-    raw = [predicted_obs(donors["donor5"], fitted_on(donors, names, which)) for which in ("knn", method)]
+def test_methods_that_cite_nobody_are_judged_alike(donors, of_four, foreign, method):
+    raw = [predicted_obs(donors["donor5"], of_four(which, True)) for which in ("knn", method)]
     np.testing.assert_allclose(*(obs["appearance_distance"] for obs in raw))
-    foreign = with_picture(donors["donor5"], FOREIGN["negative"], embed)
-    assert predicted_obs(foreign, fitted_on(donors, names, method))["out_of_reference"].all()
+    assert predicted_obs(foreign("negative"), of_four(method, True))["out_of_reference"].all()
 
 
-def test_one_donor_is_calibrated_on_blocks(donors, embed):
+def test_one_donor_is_calibrated_on_blocks(donors, foreign):
     reference = fitted_on(donors, ["donor1"])
     fit = reference.uns["ragst"]["fit"]
     assert fit["inner_groups"] == "spatial blocks"
     assert np.isfinite(fit["appearance"]["threshold"])
-    foreign = with_picture(donors["donor5"], FOREIGN["negative"], embed)
-    assert predicted_obs(foreign, reference)["out_of_reference"].mean() >= 0.95
+    assert predicted_obs(foreign("negative"), reference)["out_of_reference"].mean() >= 0.95
 
 
 def test_own_donor_does_not_make_a_section_look_familiar(donors):

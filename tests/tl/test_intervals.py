@@ -12,6 +12,8 @@ import ragst_sd as rg
 from ragst_sd.retrieval.conformal import limits_around
 from ragst_sd.tl._intervals import interval_rule
 
+from ..sections import copied
+
 KNN = {"method": "knn", "n_neighbors": 10, "progress": False}
 
 
@@ -34,7 +36,7 @@ def ten_donors(embed):
 def ten(ten_donors):
     """The section of the first donor, and the reference of the others."""
     sections, references = ten_donors
-    return sd.deepcopy(sections["donor1"]), references["donor1"]
+    return copied(sections["donor1"]), references["donor1"]
 
 
 @pytest.fixture

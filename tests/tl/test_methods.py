@@ -8,12 +8,12 @@ import sys
 
 import numpy as np
 import pytest
-from spatialdata import deepcopy
 
 import ragst_sd as rg
 from ragst_sd.retrieval.methods import METHODS
 
 from ..methods import marked
+from ..sections import copied
 
 N_NEIGHBORS, N_CANDIDATES = 10, 15
 VARIANTS = {
@@ -45,7 +45,7 @@ class Bench:
         self.unfitted["other rng"] = self.unfitted["plain"]
 
     def copy(self, name):
-        return deepcopy(self.sections[name])
+        return copied(self.sections[name])
 
     def reference(self, *names):
         return rg.tl.build_reference({name: self.sections[name] for name in names}, use_rep="X_colour")
@@ -187,7 +187,7 @@ def test_methods_that_only_cite_leave_the_own_donor_out(bench, name):
 
 @pytest.mark.parametrize("name", marked(VARIANTS))
 def test_the_expression_of_the_query_changes_nothing(bench, name):
-    query = deepcopy(bench.query)
+    query = copied(bench.query)
     table = query.tables["table"]
     table.X = table.X[::-1] * 3
     np.testing.assert_array_equal(rg.tl.predict(query, bench.fitted(name), inplace=False).X, bench.predicted(name).X)
@@ -222,7 +222,7 @@ def test_the_own_donors_expression_in_the_reference_changes_nothing(bench, name,
 def test_a_prediction_does_not_depend_on_company(bench, name):
     reference, whole = bench.fitted(name), bench.predicted(name)
     assert_same(rg.tl.predict(bench.query, reference, inplace=False), whole, atol=0)
-    query = deepcopy(bench.query)
+    query = copied(bench.query)
     table = query.tables["table"]
     shuffled = np.random.default_rng(1).permutation(table.n_obs)
     for part in (shuffled, shuffled[:7], shuffled[7:8]):
@@ -268,7 +268,7 @@ def partly_outside(bench):
     """The query with its first spot moved off the image, and which row that is."""
     from shapely.affinity import translate
 
-    query = deepcopy(bench.query)
+    query = copied(bench.query)
     shapes = query.shapes["spots"].copy()
     shapes.loc[shapes.index[0], "geometry"] = translate(shapes.geometry.iloc[0], -5000, 0)
     query.shapes["spots"] = shapes

@@ -39,9 +39,14 @@ def controls(screen):
     return screen[at[::20]].copy()
 
 
+@pytest.fixture(scope="module")
+def _bank(_screen):
+    return rg.tl.build_perturbation_reference(_screen[0], embedding=_screen[1], **BUILD)
+
+
 @pytest.fixture
-def bank(screen, embedding):
-    return rg.tl.build_perturbation_reference(screen, embedding=embedding, **BUILD)
+def bank(_bank):
+    return _bank.copy()
 
 
 @pytest.fixture
@@ -338,6 +343,7 @@ def test_many_perturbations_are_answered_in_parts(bank, controls, method, capsys
     rg.tl.fit(bank, method=method)
     controls.obs["cell_type"] = controls.obs["cell_type"].astype(str).replace("b", "new")
     ask = {"perturbations": ["P3", "P19", "P8"], **ASK}
+    monkeypatch.setattr("ragst_sd._respond.BAR_AFTER", np.inf)
     whole = rg.tl.perturb(controls, bank, progress=True, **ask)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("ragst_sd._respond._AT_ONCE", 1)

@@ -20,6 +20,7 @@ from ragst_sd.tl import _tissue_source
 from ragst_sd.tl._tissue_responses import Responder, main_context, mean_states, niches
 
 from ..screens import planted_screen, planted_tissue
+from ..sections import copied
 
 BUILD = {"unit": "log1p_cp10k", "context_key": "cell_type", "batch_key": "batch"}
 LOGS = {"unit": "log1p_cp10k"}
@@ -39,14 +40,19 @@ def made():
 
 @pytest.fixture
 def tissue(made):
-    return sd.deepcopy(made[2])
+    return copied(made[2])
 
 
-@pytest.fixture
-def bank(made):
+@pytest.fixture(scope="module")
+def _bank(made):
     reference = rg.tl.build_perturbation_reference(made[0], embedding=made[1], **BUILD)
     rg.tl.fit(reference, method="knn", n_neighbors=3)
     return reference
+
+
+@pytest.fixture
+def bank(_bank):
+    return _bank.copy()
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def assessed(sections, query):
 
 def test_numbers_are_those_of_the_table(assessed, tmp_path):
     query, reference = assessed
-    text, page = write(tmp_path, query, reference)
+    text, page = write(tmp_path, query, reference, pictures=False)
     table = query.tables["predicted"]
     header, score = table.uns["retrieval"], table.var["cv_pearson"].to_numpy()
     named = rg.get.neighbors(table)
@@ -229,7 +229,7 @@ def test_agreement_is_that_of_evaluate(assessed, tmp_path):
 def test_methods_that_cite_nobody(query, reference, method, tmp_path):
     rg.tl.fit(reference, method=method, n_neighbors=10)
     rg.tl.predict(query, reference)
-    text, _ = write(tmp_path, query, reference)
+    text, _ = write(tmp_path, query, reference, pictures=method == "ridge")
     assert f"Method '{method}' cites no measured spots" in text
     assert "The method cites no rows" in text
     assert "effective number" not in text
@@ -252,7 +252,7 @@ def test_after_filtering_and_from_disk(assessed, tmp_path):
     rg.pp.filter_predicted(query, min_cv_pearson=0.4)
     query.write(tmp_path / "s.zarr")
     n = query.tables["predicted"].n_vars
-    text, _ = write(tmp_path, sd.read_zarr(tmp_path / "s.zarr"), reference)
+    text, _ = write(tmp_path, sd.read_zarr(tmp_path / "s.zarr"), reference, pictures=False)
     assert f"has dropped {260 - n} of 260 genes before ({260 - n} by cv_pearson)" in text
     assert "correlation below 0.1" not in text
 
