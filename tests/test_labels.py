@@ -29,7 +29,7 @@ def test_as_names():
     assert as_names(["b", "a", "b"]) == ["b", "a"]
 
 
-MISSING = [None, np.nan, pd.NA, pd.NaT, "", "  ", "nan", "NaN", "None", "<NA>"]
+MISSING = [None, np.nan, pd.NA, pd.NaT, "", "  ", "nan", "NaN", "None", "<NA>", "NA", "N/A", "null"]
 
 
 @pytest.mark.parametrize("value", MISSING, ids=repr)

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-# What a missing label looks like as text, after other tools have written and read it.
-_MISSING = ("", "nan", "NaN", "None", "<NA>", "NaT")
+# What a missing label looks like as text, after other tools, R among them, have written and read it.
+_MISSING = ("", "nan", "NaN", "None", "<NA>", "NaT", "NA", "N/A", "n/a", "#N/A", "null", "NULL")
 
 
 def label(value: Any) -> str:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Cells with fewer values than this may be alike by chance.
+_FEWEST = 8
 NAME_THEM = "Name the controls with `control=`."
 
 
@@ -181,6 +183,28 @@ def read_labels(
         types = column(adata[treated], type_key or _keys.PERTURBATION_TYPE, where)
         frame.loc[treated, _keys.PERTURBATION_TYPE] = types
     return frame
+
+
+def repeated_controls(cells: pd.DataFrame, values: sp.csr_matrix) -> np.ndarray:
+    """(cells,) controls that are there before, under another name, in their context and batch.
+
+    They are known by having the very same values. Counted twice, they would make noise look small.
+    """
+    found, seen = np.zeros(len(cells), dtype=bool), set()
+    strata = list(zip(cells[_keys.CONTEXT], cells["batch"], strict=True))
+    # By name, so that what is left out does not depend on the order of the cells.
+    by_name = np.argsort(np.asarray(cells.index, dtype=str), kind="stable")
+    for i in by_name[cells["control"].to_numpy()[by_name]]:
+        part = slice(values.indptr[i], values.indptr[i + 1])
+        if part.stop - part.start < _FEWEST:
+            continue
+        known = (strata[i], values.indices[part].tobytes(), values.data[part].tobytes())
+        found[i] = known in seen
+        seen.add(known)
+    if found.any():
+        names = listing(cells.index[found][:3])
+        logger.warning("%d controls are there twice under other names (%s), and are left out.", found.sum(), names)
+    return found
 
 
 def contexts_of(table: AnnData, context_key: str, where: str, known: Sequence[str]) -> np.ndarray:
