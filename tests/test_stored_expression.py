@@ -51,7 +51,9 @@ def test_capitals_of_the_type_do_not_matter():
 
 
 def test_control_probes_are_known_by_their_names(caplog):
-    probes = "NegControlProbe_00042 NegControlCodeword_0500 BLANK_0006 Blank-1 NegPrb1 Negative1 SystemControl1 ERCC-00002"
+    probes = (
+        "NegControlProbe_00042 NegControlCodeword_0500 BLANK_0006 Blank-1 NegPrb1 Negative1 SystemControl1 ERCC-00002"
+    )
     genes = ["NEGR1", "ERCC1", "BLNK", "NELFB", "ANTXR1"]
     names = [*probes.split(), *genes]
     table = ad.AnnData(np.ones((3, len(names)), np.float32), var=pd.DataFrame(index=names))

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # What a missing label looks like as text, after other tools, R among them, have written and read it.
 _MISSING = ("", "nan", "NaN", "None", "<NA>", "NaT", "NA", "N/A", "n/a", "#N/A", "null", "NULL")
 
+ON_TISSUE = "in_tissue"
+
 
 def label(value: Any) -> str:
     """One label: `1`, `1.0`, `"1"` and `" 1"` are the same donor.
@@ -40,6 +42,13 @@ def labels(values: pd.Series | Iterable[Any], missing: str | None = None) -> np.
 def is_missing(values: pd.Series | Iterable[Any], named: Collection[str] = ()) -> np.ndarray:
     """Which labels are missing: NaN, blank, or their text as in `"nan"`. Those that somebody has `named` are labels."""
     return np.isin(labels(values).astype(str), [text for text in _MISSING if text not in named])
+
+
+def on_tissue(obs: pd.DataFrame) -> np.ndarray:
+    """(rows,) all but the spots that Space Ranger found beside the tissue, which unfiltered counts have too."""
+    if ON_TISSUE not in obs:
+        return np.ones(len(obs), dtype=bool)
+    return ~np.isin(labels(obs[ON_TISSUE]).astype(str), ["0", "False"])
 
 
 def plain_column(values: pd.Series, where: str) -> pd.Series:

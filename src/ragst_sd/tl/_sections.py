@@ -12,7 +12,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._annotation import embedded_rows, is_predicted, spot_centers
 from ragst_sd._elements import image_pyramid, require_sdata
-from ragst_sd._labels import is_missing, labels, plain_column
+from ragst_sd._labels import ON_TISSUE, is_missing, labels, on_tissue, plain_column
 from ragst_sd._reference import LABELS
 from ragst_sd._resolution import embedded_mpp_of
 from ragst_sd._stored_expression import offered_names, stored_expression
@@ -159,16 +159,18 @@ def _centers(sdata: SpatialData, table: AnnData, table_key: str, header: Mapping
 def _usable_rows(
     table: AnnData, use_rep: str, matrix: sp.csr_matrix, header: Mapping[str, Any], where: str
 ) -> np.ndarray:
-    """Rows with an embedding and with counts."""
+    """Rows on tissue, with an embedding and with counts."""
     finite = embedded_rows(table, use_rep, header, where)
     counted = np.asarray(matrix.sum(axis=1)).ravel() > 0
-    if not (finite & counted).any():
-        msg = f"{where}: no spot has both an embedding and counts."
+    tissue = on_tissue(table.obs)
+    if not (finite & counted & tissue).any():
+        msg = f"{where}: no spot on tissue has both an embedding and counts."
         raise ValueError(msg)
-    for mask, why in ((finite, "lie outside the image"), (counted, "have no counts")):
+    beside = f"lie beside the tissue by `obs[{ON_TISSUE!r}]`"
+    for mask, why in ((finite, "lie outside the image"), (counted, "have no counts"), (tissue, beside)):
         if not mask.all():
             logger.info("%s: %d spots %s and are left out.", where, int((~mask).sum()), why)
-    return finite & counted
+    return finite & counted & tissue
 
 
 def row_annotations(sections: list[Section], panel_of: Mapping[str, str]) -> pd.DataFrame:
