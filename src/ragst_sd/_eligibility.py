@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ragst_sd import _keys
-from ragst_sd._labels import is_missing, label, labels
+from ragst_sd._labels import is_missing, label, labels, warn_of_alike
 from ragst_sd._validate import listing, require_key, require_positive
 from ragst_sd.retrieval.eligibility import Eligibility
 from ragst_sd.retrieval.methods import METHODS
@@ -143,24 +142,8 @@ def _query_codes(query: Query, column: str, donor_key: str, names: np.ndarray) -
         )
         raise ValueError(msg)
     if column == _keys.DONOR:
-        _warn_of_alike(set(labels(values)), names)
+        warn_of_alike(set(labels(values)), names, "donor", "rows of their own are cited")
     return pd.Index(names).get_indexer(labels(values))
-
-
-def _warn_of_alike(donors: set[str], known: Sequence[str]) -> None:
-    """Warn where a donor of the query may be one of the reference that is written in another way."""
-
-    def core(name: str) -> str:
-        return re.sub(r"(?<!\d)0+(?=\d)|[\W_]+", "", name.casefold())
-
-    alike = {core(name): name for name in known}
-    pairs = [(name, alike[core(name)]) for name in sorted(donors - set(known)) if core(name) and core(name) in alike]
-    if pairs:
-        logger.warning(
-            "The query's donor %r is taken as another one than %r of the reference. Are they the same? Then write both "
-            "alike, or rows of their own are cited.",
-            *pairs[0],
-        )
 
 
 def donors_of_same_image(bank: Bank, query: Query, donor_key: str) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._labels import is_missing, labels
+from ragst_sd._labels import is_missing, labels, warn_of_alike
 from ragst_sd._stored_expression import offered_names, stored_expression
 from ragst_sd._validate import hint, listing, require_choice, require_key, require_type
 from ragst_sd.reference.genes import SYMBOL, changed_capitals, duplicates, sum_duplicates, take_genes
@@ -213,6 +213,7 @@ def contexts_of(table: AnnData, context_key: str, where: str, known: Sequence[st
     new = sorted(set(contexts) - set(known))
     if new:
         logger.info("New contexts: %s. The reference has %s.", listing(new), listing(known))
+        warn_of_alike(new, known, "context", "responses of its own are cited")
     return contexts
 
 
