@@ -16,6 +16,7 @@ import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing
+from ragst_sd.reference.genes import changed_capitals
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,13 +84,16 @@ def check_values(table: AnnData, header: Mapping[str, Any], *, refuse: bool) -> 
         same = np.isclose(_sums(table, axis=axis), sums, rtol=_RELATIVE, atol=_ABSOLUTE)
         if same.all():
             continue
+        named = header.get("size_factor_genes", header.get("normalization", {}).get("size_factor_genes", ()))
+        capitals = changed_capitals(map(str, named), table.var_names)
         msg = (
             f"`.X` of the predicted table was changed after the prediction, or its genes got other names, in "
             f"{int((~same).sum())} of {len(same)} {what} (first: {frame.index[~same][0]!r}): it is no longer in "
             f"{str(header['unit'])!r}. Keep the prediction in `.X` and what you make of it in a layer, or predict "
-            "again."
+            f"again.{capitals}"
         )
-        if refuse:
+        # Genes of other capitals are no genes of the reference: what looks them up says so better.
+        if refuse and not capitals:
             raise ValueError(msg)
         logger.warning(msg)
         return
