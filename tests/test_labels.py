@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ragst_sd._labels import as_names, is_missing, label, labels, plain_column
+from ragst_sd._labels import as_names, is_missing, label, labels, plain_column, warn_of_alike
 
 
 @pytest.mark.parametrize("value", [1, 1.0, "1", " 1 ", b"1", np.int8(1), np.float32(1)])
@@ -29,7 +29,7 @@ def test_as_names():
     assert as_names(["b", "a", "b"]) == ["b", "a"]
 
 
-MISSING = [None, np.nan, pd.NA, pd.NaT, "", "  ", "nan", "NaN", "None", "<NA>"]
+MISSING = [None, np.nan, pd.NA, pd.NaT, "", "  ", "nan", "NaN", "None", "<NA>", "NA", "N/A", "null"]
 
 
 @pytest.mark.parametrize("value", MISSING, ids=repr)
@@ -87,3 +87,12 @@ def test_ordered_categories_keep_their_order():
 def test_objects_are_no_labels():
     with pytest.raises(ValueError, match=r"`obs\['x'\]` holds a list \(\[1, 2\]\) where a label is expected"):
         plain_column(pd.Series([[1, 2], None]), "obs['x']")
+
+
+@pytest.mark.parametrize(
+    ("found", "known", "is_said"),
+    [("t cell", "T_cell", True), ("01", "1", True), ("P-07", "p7", True), ("P17", "P7", False), ("-", "_", False)],
+)
+def test_labels_that_are_written_in_another_way_are_said(found, known, is_said, caplog):
+    warn_of_alike([found, known], [known, "other"], "context", "something happens")
+    assert (f"context {found!r} is taken as another one than {known!r}" in caplog.text) == is_said

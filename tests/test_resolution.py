@@ -27,6 +27,15 @@ def scaled(sdata, factor, name="small"):
         set_transformation(sdata[element], Scale([factor, factor], ("x", "y")), name)
 
 
+@pytest.mark.parametrize(("mpp", "is_said"), [(0.0005, True), (500, True), (0.25, False), (20, False)])
+def test_another_unit_is_said(slide, mpp, is_said, caplog):
+    rg.pp.set_image_mpp(slide, mpp=mpp)
+    assert ("Is it another unit?" in caplog.text) == is_said
+    caplog.clear()
+    assert image_mpp_of(slide, "he", mpp) == mpp
+    assert ("Is it another unit?" in caplog.text) == is_said
+
+
 def test_they_follow_an_image_into_a_frame_it_had(slide):
     scaled(slide, 0.25)
     rg.pp.set_image_mpp(slide, mpp=0.5)

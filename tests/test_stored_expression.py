@@ -50,6 +50,19 @@ def test_capitals_of_the_type_do_not_matter():
     assert stored_expression(both, None, "table", "").shape[1] == 210
 
 
+def test_control_probes_are_known_by_their_names(caplog):
+    probes = (
+        "NegControlProbe_00042 NegControlCodeword_0500 BLANK_0006 Blank-1 NegPrb1 Negative1 SystemControl1 ERCC-00002"
+    )
+    genes = ["NEGR1", "ERCC1", "BLNK", "NELFB", "ANTXR1"]
+    names = [*probes.split(), *genes]
+    table = ad.AnnData(np.ones((3, len(names)), np.float32), var=pd.DataFrame(index=names))
+    caplog.set_level("INFO")
+    assert stored_expression(table, None, "table", "").shape == (3, len(genes))
+    assert offered_names(table) == {"symbol": genes}
+    assert "8 control probes are left out: 'NegControlProbe_00042'" in caplog.text
+
+
 def test_a_column_that_knows_no_genes_is_refused():
     table = counted()
     table.var["feature_types"] = "GEX"

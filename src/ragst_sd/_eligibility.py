@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ragst_sd import _keys
-from ragst_sd._labels import is_missing, label, labels
+from ragst_sd._labels import is_missing, label, labels, warn_of_alike
 from ragst_sd._validate import listing, require_key, require_positive
 from ragst_sd.retrieval.eligibility import Eligibility
 from ragst_sd.retrieval.methods import METHODS
@@ -141,6 +141,8 @@ def _query_codes(query: Query, column: str, donor_key: str, names: np.ndarray) -
             "of their own can be left out, or drop the column if all spots are new."
         )
         raise ValueError(msg)
+    if column == _keys.DONOR:
+        warn_of_alike(set(labels(values)), names, "donor", "rows of their own are cited")
     return pd.Index(names).get_indexer(labels(values))
 
 

@@ -70,7 +70,10 @@ EVIDENCE_SHARE = Field(
 MARKS = (
     Field("obs", _keys.PREDICTION_ID, 'Id of the prediction, as in `.uns["retrieval"]["prediction_id"]`.', "category"),
     Field(
-        "obs", _keys.PREDICTION_SUM, "Sum of `.X`, by which changed values are noticed; `.var` has it too.", np.float64
+        "obs",
+        _keys.PREDICTION_SUM,
+        "Sum of `.X` with weights by the names of genes, by which changes are noticed; `.var` has it too.",
+        np.float64,
     ),
 )
 # Of `rg.tl.predict`, in the order in which they are written.

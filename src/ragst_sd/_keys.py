@@ -32,7 +32,7 @@ SPATIAL = "spatial"
 RETRIEVAL = "retrieval"
 CITED = "cited"
 PREDICTION_ID = "prediction_id"
-PREDICTION_SUM = "prediction_sum"
+PREDICTION_SUM = "prediction_checksum"
 N_PREDICTED = "n_predicted"
 # of a cited row
 DIGEST = "digest"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +13,12 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-# What a missing label looks like as text, after other tools have written and read it.
-_MISSING = ("", "nan", "NaN", "None", "<NA>", "NaT")
+logger = logging.getLogger(__name__)
+
+# What a missing label looks like as text, after other tools, R among them, have written and read it.
+_MISSING = ("", "nan", "NaN", "None", "<NA>", "NaT", "NA", "N/A", "n/a", "#N/A", "null", "NULL")
+
+ON_TISSUE = "in_tissue"
 
 
 def label(value: Any) -> str:
@@ -40,6 +46,32 @@ def labels(values: pd.Series | Iterable[Any], missing: str | None = None) -> np.
 def is_missing(values: pd.Series | Iterable[Any], named: Collection[str] = ()) -> np.ndarray:
     """Which labels are missing: NaN, blank, or their text as in `"nan"`. Those that somebody has `named` are labels."""
     return np.isin(labels(values).astype(str), [text for text in _MISSING if text not in named])
+
+
+def warn_of_alike(found: Iterable[str], known: Iterable[str], what: str, otherwise: str) -> None:
+    """Warn where a label of the query may be one of the reference that is written in another way."""
+
+    def core(name: str) -> str:
+        return re.sub(r"(?<!\d)0+(?=\d)|[\W_]+", "", str(name).casefold())
+
+    known = list(known)
+    alike = {core(name): name for name in known if core(name)}
+    pairs = [(name, alike[core(name)]) for name in sorted(set(found) - set(known)) if core(name) in alike]
+    if pairs:
+        logger.warning(
+            "The query's %s %r is taken as another one than %r of the reference. Are they the same? Then write both "
+            "alike, or %s.",
+            what,
+            *pairs[0],
+            otherwise,
+        )
+
+
+def on_tissue(obs: pd.DataFrame) -> np.ndarray:
+    """(rows,) all but the spots that Space Ranger found beside the tissue, which unfiltered counts have too."""
+    if ON_TISSUE not in obs:
+        return np.ones(len(obs), dtype=bool)
+    return ~np.isin(labels(obs[ON_TISSUE]).astype(str), ["0", "False"])
 
 
 def plain_column(values: pd.Series, where: str) -> pd.Series:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing
+from ragst_sd.reference.genes import changed_capitals
 from ragst_sd.retrieval.blocks import known_sum
 
 if TYPE_CHECKING:
@@ -26,12 +28,13 @@ logger = logging.getLogger(__name__)
 
 # Sums of float32 values, taken in another order or read from a store.
 _RELATIVE, _ABSOLUTE = 1e-4, 1e-2
+_BLOCK_ROWS = 4096
 
 
 def mark(table: AnnData) -> None:
     """Write the id of the prediction and the sums of its values into `.obs`, `.var` and the header."""
     header = table.uns[_keys.RETRIEVAL]
-    by_row = _sums(table.X, axis=1)
+    by_row = _sums(table, axis=1)
     digest = hashlib.sha256("".join((header["reference_hash"], header["fit_hash"], *table.obs_names)).encode())
     digest.update(by_row.round(2).tobytes())
     header[_keys.PREDICTION_ID] = digest.hexdigest()[:16]
@@ -43,8 +46,8 @@ def write_sums(table: AnnData, by_row: np.ndarray | None = None) -> None:
     """Write the sums of the values as they are, after genes were left out on purpose."""
     header = table.uns[_keys.RETRIEVAL]
     header[_keys.N_PREDICTED] = np.array(table.shape)
-    table.obs[_keys.PREDICTION_SUM] = _sums(table.X, axis=1) if by_row is None else by_row
-    table.var[_keys.PREDICTION_SUM] = _sums(table.X, axis=0)
+    table.obs[_keys.PREDICTION_SUM] = _sums(table, axis=1) if by_row is None else by_row
+    table.var[_keys.PREDICTION_SUM] = _sums(table, axis=0)
 
 
 def require_own_rows(table: AnnData, header: Mapping[str, Any]) -> None:
@@ -64,7 +67,7 @@ def require_own_rows(table: AnnData, header: Mapping[str, Any]) -> None:
 
 
 def check_values(table: AnnData, header: Mapping[str, Any], *, refuse: bool) -> None:
-    """Warn, or raise a `ValueError`, if `.X` is not what was predicted.
+    """Warn, or raise a `ValueError`, if `.X` is not what was predicted, or genes go by the names of others.
 
     Sums are known of whole rows and of whole columns: a table that was cut both ways cannot be checked, nor are values
     on disk.
@@ -72,30 +75,43 @@ def check_values(table: AnnData, header: Mapping[str, Any], *, refuse: bool) -> 
     if _keys.N_PREDICTED not in header or hasattr(table.X, "dask"):
         return
     n_spots, n_genes = (int(n) for n in header[_keys.N_PREDICTED])
-    frame, axis = (table.obs, 1) if table.n_vars == n_genes else (table.var, 0)
-    if _keys.PREDICTION_SUM not in frame or (axis == 0 and table.n_obs != n_spots):
+    if table.n_vars != n_genes and table.n_obs != n_spots:
+        logger.info("The predicted table was cut to some spots and some genes: its values cannot be checked.")
+    rows, columns = (table.obs, 1, "spots", table.n_vars == n_genes), (table.var, 0, "genes", table.n_obs == n_spots)
+    for frame, axis, what, is_whole in (rows, columns):
+        if not is_whole or _keys.PREDICTION_SUM not in frame:
+            continue
+        sums = frame[_keys.PREDICTION_SUM].to_numpy(float)
+        same = np.isclose(_sums(table, axis=axis), sums, rtol=_RELATIVE, atol=_ABSOLUTE)
+        if same.all():
+            continue
+        named = header.get("size_factor_genes", header.get("normalization", {}).get("size_factor_genes", ()))
+        capitals = changed_capitals(map(str, named), table.var_names)
+        msg = (
+            f"`.X` of the predicted table was changed after the prediction, or its genes got other names, in "
+            f"{int((~same).sum())} of {len(same)} {what} (first: {frame.index[~same][0]!r}): it is no longer in "
+            f"{str(header['unit'])!r}. Keep the prediction in `.X` and what you make of it in a layer, or predict "
+            f"again.{capitals}"
+        )
+        # Genes of other capitals are no genes of the reference: what looks them up says so better.
+        if refuse and not capitals:
+            raise ValueError(msg)
+        logger.warning(msg)
         return
-    sums = frame[_keys.PREDICTION_SUM].to_numpy(float)
-    same = np.isclose(_sums(table.X, axis=axis), sums, rtol=_RELATIVE, atol=_ABSOLUTE)
-    if same.all():
-        return
-    what = "spots" if axis else "genes"
-    msg = (
-        f"`.X` of the predicted table was changed after the prediction, in {int((~same).sum())} of {len(same)} "
-        f"{what} (first: {frame.index[~same][0]!r}): it is no longer in {str(header['unit'])!r}. Keep the prediction "
-        "in `.X` and what you make of it in a layer, or predict again."
-    )
-    if refuse:
-        raise ValueError(msg)
-    logger.warning(msg)
 
 
-def _sums(values: Any, axis: int) -> np.ndarray:
-    """Sums over spots or genes, float64; what is NaN counts as nothing."""
+def _sums(table: AnnData, axis: int) -> np.ndarray:
+    """Sums over spots or genes, float64, in which every gene has a weight by its name; NaN counts as nothing."""
+    values: Any = table.X
+    weights = np.array([0.5 + zlib.crc32(str(name).encode()) / 2**32 for name in table.var_names])
     if hasattr(values, "dask"):
         import dask.array as da
 
-        return np.asarray(da.nansum(values, axis=axis, dtype=np.float64))
+        by_row = da.nansum(values * weights, axis=1)
+        return np.asarray(by_row if axis else da.nansum(values, axis=0, dtype=np.float64) * weights)
     if hasattr(values, "tocsr"):
-        return np.asarray(values.sum(axis=axis, dtype=np.float64)).ravel()
-    return known_sum(np.asarray(values), axis)
+        return np.asarray(values @ weights if axis else values.sum(axis=0, dtype=np.float64) * weights).ravel()
+    if not axis:
+        return np.asarray(known_sum(np.asarray(values), 0) * weights)
+    blocks = (values[start : start + _BLOCK_ROWS] for start in range(0, len(values), _BLOCK_ROWS))
+    return np.concatenate([known_sum(block * weights, 1) for block in blocks])

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SAME = 0.01
+# From the finest microscope to a thumbnail of a slide.
+_PLAUSIBLE_UM = (0.05, 100.0)
 
 
 def keep_image_mpp(sdata: SpatialData, image_key: str, mpp: float) -> None:
     """Keep the microns per pixel of an image in `sdata.attrs`, and the pixels they were measured in."""
+    _warn_of_unit(mpp, image_key)
     owned = dict(sdata.attrs.get(_keys.ATTRS, {}))
     for name, value in ((_keys.IMAGE_MPP, float(mpp)), (_keys.IMAGE_PIXELS, _pixels(sdata, image_key))):
         owned[name] = {**owned.get(name, {}), image_key: value}
@@ -36,13 +39,24 @@ def _kept(sdata: SpatialData, what: str, image_key: str) -> Any:
 
 def image_mpp_of(sdata: SpatialData, image_key: str, image_mpp: float | None = None) -> float | None:
     """Microns per pixel of an image: given, kept by `rg.pp.set_image_mpp` or by wsidata; `None` if unknown."""
-    if image_mpp is None:
+    is_given = image_mpp is not None
+    if not is_given:
         kept = _kept(sdata, _keys.IMAGE_MPP, image_key)
         image_mpp = kept * _growth(sdata, image_key, kept) if kept else _mpp_of_wsidata(sdata, image_key)
     if image_mpp is None:
         return None
     require_positive(image_mpp, "image_mpp")
+    if is_given:
+        _warn_of_unit(image_mpp, image_key)
     return float(image_mpp)
+
+
+def _warn_of_unit(mpp: float, image_key: str) -> None:
+    low, high = _PLAUSIBLE_UM
+    if not low <= mpp <= high:
+        logger.warning(
+            "Image %r has %.4g microns per pixel, which no microscope has. Is it another unit?", image_key, mpp
+        )
 
 
 def embedded_mpp_of(sdata: SpatialData, header: Mapping[str, Any]) -> float | None:

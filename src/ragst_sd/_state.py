@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._labels import labels
+from ragst_sd._labels import is_missing, labels
 from ragst_sd._validate import listing
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def fit_state(obs: pd.DataFrame, standardized: np.ndarray, n_scales: int) -> dic
             spread = ((around - mean) @ axes).std(axis=0)
             out |= {"state_mean": mean, "state_axes": axes / spread, "state_scales": n_scales}
     for column in _COLUMNS:
-        names = np.unique(labels(obs[column]))
+        names = np.unique(labels(obs[column])[~is_missing(obs[column])])
         if len(names) > 1:
             out[f"state_{column}"] = names.astype(str)
     return out

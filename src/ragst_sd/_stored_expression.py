@@ -19,10 +19,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FEATURE_TYPES, _RNA = "feature_types", "Gene Expression"
+# Control probes and codewords of Xenium, CosMx and MERSCOPE, and spike-ins: no gene is named so.
+_CONTROLS = (
+    r"neg(?:ative)?[-_ ]?(?:control|prb|probe|\d)|blank[-_]?\d|systemcontrol|falsecode|(?:unassigned|deprecated)codeword|"
+    r"antisense_|intergenic_region|ercc-\d"
+)
 
 
 def of_rna(table: AnnData) -> np.ndarray:
     """(features,) which of them are genes: antibodies, guides and control probes are counted beside RNA, and are none.
+
+    `var["feature_types"]` says so; without it, controls are known by their names.
 
     Raises
     ------
@@ -30,7 +37,10 @@ def of_rna(table: AnnData) -> np.ndarray:
         If `var["feature_types"]` says so of none.
     """
     if _FEATURE_TYPES not in table.var:
-        return np.ones(table.n_vars, dtype=bool)
+        controls = table.var_names.astype(str).str.match(_CONTROLS, case=False)
+        if controls.any():
+            logger.info("%d control probes are left out: %s.", controls.sum(), listing(table.var_names[controls]))
+        return ~controls
     kinds = labels(table.var[_FEATURE_TYPES])
     rna = np.array([kind.casefold() == _RNA.casefold() for kind in kinds], dtype=bool)
     others = [f"{kind} ({n})" for kind, n in zip(*np.unique(kinds[~rna], return_counts=True), strict=True)]

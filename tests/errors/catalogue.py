@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import torch
+from PIL import Image
 from spatialdata import SpatialData, get_pyramid_levels
 from spatialdata.models import Image2DModel, Image3DModel, ShapesModel
 from spatialdata.transformations import Identity
@@ -19,7 +21,6 @@ from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.options import Options
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
 
@@ -99,6 +100,21 @@ def two_sections(w: World) -> AnnData:
     table = w.query.tables["table"].copy()
     table.obs["library_id"] = ["A", *["B"] * (table.n_obs - 1)]
     return table
+
+
+def turned(w: World) -> Path:
+    """A picture that viewers turn."""
+    path, picture = w.folder.parent / "turned.png", Image.new("RGB", (64, 64), "white")
+    exif = picture.getexif()
+    exif[274] = 6
+    picture.save(path, exif=exif)
+    return path
+
+
+def without_a_group(w: World) -> AnnData:
+    reference = w.unfitted.copy()
+    reference.obs["centre"] = ["NA", "A", *["B"] * (reference.n_obs - 2)]
+    return reference
 
 
 def shown(pixels: np.ndarray, names: list[str] | None = None) -> SpatialData:
@@ -225,6 +241,7 @@ TOPICS: dict[str, list[Case]] = {
         Case("wrong-unit", "tl.build_reference", ValueError, ("'cpm'", "'counts'"), lambda w: build(w, unit="cpm")),
         Case("sources-of-nobody", "tl.build_reference", ValueError, ("'d9'", "'donor1'"), lambda w: build(w, sources={"d9": {}})),
         Case("sources-field", "tl.build_reference", ValueError, ("'licence'", "'license'"), lambda w: build(w, sources={"donor1": {"licence": "MIT"}})),
+        Case("no-group", "tl.fit", ValueError, ("reference.obs['centre']", "empty in 1 rows"), lambda w: rg.tl.fit(without_a_group(w), group_key="centre")),
         Case("wrong-method", "tl.fit", ValueError, ("'knnn'", "'knn'"), lambda w: rg.tl.fit(w.unfitted, method="knnn")),
         Case("by-position", "tl.fit", TypeError, ("'reference' by position", 'method="knn"'), lambda w: rg.tl.fit(w.unfitted, "knn")),
         Case("wrong-option", "tl.fit", ValueError, ("'k'", "'n_components'"), lambda w: rg.tl.fit(w.unfitted, method="knn", options={"k": 3})),
@@ -299,6 +316,8 @@ TOPICS: dict[str, list[Case]] = {
         Case("no-counts-file", "io.read_st", FileNotFoundError, ("counts.h5ad",), lambda w: rg.io.read_st(w.folder / "counts.h5ad", w.folder / "he.png")),
         Case("several-sections", "io.read_st", ValueError, ("2 sections: 'A', 'B'", "`sample=`"), lambda w: rg.io.read_st(two_sections(w), w.folder / "he.png")),
         Case("damaged-counts", "io.read_st", ValueError, ("broken.h5ad", "cannot be read as h5ad", "damaged or incomplete"), lambda w: rg.io.read_st(w.folder / "broken.h5ad", w.folder / "he.png")),
+        Case("turned-picture", "io.read_st", ValueError, ("turned.png", "orientation 6", "exif_transpose"), lambda w: rg.io.read_st(w.query.tables["table"], turned(w))),
+        Case("no-genes", "io.read_st", ValueError, ("no genes: 'x'",), lambda w: rg.io.read_st(pd.DataFrame({"x": [1.0], "EPCAM": [2.0]}, index=["a"]), w.folder / "he.png")),
         Case("no-hest-sample", "io.read_hest", KeyError, ("'TENX1'", "Available"), lambda w: rg.io.read_hest(w.folder, sample="TENX1")),
         Case("no-slide", "io.read_slide", FileNotFoundError, ("slide.svs",), lambda w: rg.io.read_slide(w.folder / "slide.svs")),
         Case("no-embeddings", "io.read_embeddings", FileNotFoundError, ("features.h5",), lambda w: rg.io.read_embeddings(w.query, w.folder / "features.h5")),

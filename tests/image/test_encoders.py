@@ -95,7 +95,7 @@ def test_mean_and_std_are_overridden_one_by_one(checkpoints) -> None:
     torch.testing.assert_close(other.prepare(white)[0, :, 0, 0], (1 - torch.tensor(other.mean)) / torch.tensor(own.std))
 
 
-@pytest.mark.parametrize("bad", [{"mean": (0.5, 0.5)}, {"std": (0.0, 1.0, 1.0)}])
+@pytest.mark.parametrize("bad", [{"mean": (0.5, 0.5)}, {"std": (0.0, 1.0, 1.0)}, {"mean": (124.0, 117.0, 104.0)}])
 def test_wrong_mean_or_std_is_refused(checkpoints, bad) -> None:
     with pytest.raises(ValueError, match="three numbers"):
         load(checkpoints, **bad)

@@ -63,3 +63,34 @@ def test_glass_alone_has_none():
     mask, is_all = tissue_mask(scan((GLASS, 0, 0, 200), ((0, 0, 0), 8, 200, 240)))
     assert not is_all
     assert not mask.any()
+
+
+@pytest.mark.parametrize("tissue", [(243, 235, 240), (240, 228, 237)])
+def test_very_pale_tissue(tissue):
+    mask, is_all = tissue_mask(scan((GLASS, 0.6, 0, 120), (tissue, 4, 120, 200), ((70, 66, 72), 4, 200, 240)))
+    assert not is_all
+    assert mask[:, 130:190].mean() > 0.9
+    assert not mask[:, :110].any()
+    assert not mask[:, 210:].any()
+
+
+def test_pale_tissue_beside_dark_tissue():
+    rng = np.random.default_rng(0)
+    picture = scan((GLASS, 1, 0, 140), ((238, 222, 233), 0.1, 140, 220), ((120, 40, 110), 6, 220, 240), noise=1)
+    picture[:, :, 140:220] -= np.kron(rng.integers(0, 12, (24, 8)), np.ones((10, 10))).astype(np.uint8)[None]
+    picture[1, :, 140:220] -= np.kron(rng.integers(0, 12, (24, 8)), np.ones((10, 10))).astype(np.uint8)
+    mask, _ = tissue_mask(picture)
+    assert mask[:, 150:].mean() > 0.95
+    assert not mask[:, :130].any()
+
+
+def test_glass_of_two_tints():
+    mask, _ = tissue_mask(scan(((244, 244, 244), 1.5, 0, 60), ((243, 240, 232), 1.5, 60, 180), (PINK, 10, 180, 240)))
+    assert mask[:, 190:].all()
+    assert not mask[:, :170].any()
+
+
+def test_tinted_glass_alone_has_none():
+    mask, is_all = tissue_mask(scan(((235, 230, 220), 3, 0, 240)))
+    assert not is_all
+    assert not mask.any()

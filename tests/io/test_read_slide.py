@@ -46,6 +46,14 @@ def test_levels_and_resolution_are_those_of_the_file(pixels, tmp_path, ome):
     np.testing.assert_allclose(x[[0, -1]], [1301 / 326 / 2, 1301 - 1301 / 326 / 2])
 
 
+def test_turned_slides_are_read_as_stored_and_said_so(pixels, tmp_path, caplog):
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extratags=[(274, 3, 1, 3, False)])
+    found = open_slide(tmp_path / "a.tif").levels[0].compute()
+    np.testing.assert_array_equal(found, np.moveaxis(pixels, -1, 0))
+    rg.io.read_slide(tmp_path / "a.tif", mpp=0.5)
+    assert "shown turned or mirrored (orientation 3)" in caplog.text
+
+
 def test_jpeg_in_its_own_colour_space(pixels, tmp_path):
     tifffile.imwrite(
         tmp_path / "a.tif", pixels, photometric="rgb", compression="jpeg", subsampling=(2, 2), tile=(256, 256)

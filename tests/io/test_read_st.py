@@ -241,3 +241,36 @@ def test_real_section(section, donor, n_spots, pitch):
     pixels = sdata["he"]["scale1"]["image"].data.mean(axis=0).compute()
     columns, rows = (table.obsm["spatial"] / 2).astype(int).T
     assert pixels[rows, columns].mean() < pixels.mean() - 5
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv.gz"])
+def test_names_are_read_as_they_are_written(counts, picture, tmp_path, suffix):
+    names = ["001", "NA", *counts.index[2:]]
+    genes = ["G1", "G1", *counts.columns[2:]]
+    path = tmp_path / f"counts{suffix}"
+    counts.set_axis(names).set_axis(genes, axis=1).to_csv(path, sep="," if "csv" in suffix else "\t")
+    centres = np.column_stack([np.linspace(50, 250, len(names)), np.full(len(names), 80.0)])
+    table = read_st(path, picture, coordinates=centres)["table"]
+    assert list(table.obs_names) == names
+    assert list(table.var_names) == genes
+    np.testing.assert_array_equal(table.X.toarray(), counts.to_numpy())
+
+
+def test_spots_beside_the_tissue_are_left_out(adata, picture, caplog):
+    caplog.set_level(logging.INFO)
+    adata.obs["in_tissue"] = np.arange(adata.n_obs) % 3
+    found = read_st(adata, picture)["table"]
+    expected = adata[adata.obs["in_tissue"] > 0]
+    assert list(found.obs_names) == list(expected.obs_names)
+    np.testing.assert_array_equal(found.obsm["spatial"], expected.obsm["spatial"])
+    positions = pd.DataFrame(adata.obsm["spatial"], columns=["pixel_x", "pixel_y"], index=adata.obs_names)
+    positions["in_tissue"] = adata.obs.pop("in_tissue")
+    assert list(read_st(adata, picture, coordinates=positions)["table"].obs_names) == list(expected.obs_names)
+    assert caplog.text.count("whose 'in_tissue' is 0") == 2
+
+
+def test_spots_beside_what_looks_like_tissue_are_said(adata, picture, caplog):
+    drawn = np.full_like(picture, 240)
+    drawn[-60:, -60:] = np.random.default_rng(0).integers((150, 60, 120), (200, 120, 180), (60, 60, 3))
+    read_st(adata, drawn)
+    assert "of the spots lie on what looks like tissue" in caplog.text

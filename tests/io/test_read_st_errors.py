@@ -140,3 +140,14 @@ def test_single_spot(adata, picture):
     with pytest.raises(ValueError, match=r"Pass `spot_diameter_px=`"):
         read_st(adata[:1], picture)
     assert read_st(adata[:1], picture, spot_diameter_px=10)["table"].n_obs == 1
+
+
+def test_columns_that_are_no_genes(counts, picture):
+    with pytest.raises(ValueError, match=r"`counts` has columns that are no genes: 'x', 'Total_counts'\. Leave them"):
+        read_st(counts.assign(x=1.0, Total_counts=9), picture, coordinates=np.ones((len(counts), 2)))
+
+
+def test_coordinates_with_decimal_commas(counts, positions, picture):
+    positions = positions.assign(pixel_x=positions["pixel_x"].astype(str).str.replace(".", ","))
+    with pytest.raises(ValueError, match=r"'pixel_x' and 'pixel_y' of `coordinates` hold no numbers"):
+        read_st(counts, picture, coordinates=positions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -96,3 +97,45 @@ def test_pyramid_of_a_large_picture(adata, tmp_path):
 
 def test_small_picture_is_one_scale(adata, picture):
     assert read_st(adata, picture)["he"].shape == (3, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("step", [257, 16])
+def test_deep_png_keeps_all_its_bits(adata, picture, tmp_path, step):
+    path = tmp_path / "deep.png"
+    path.write_bytes(imagecodecs.png_encode(picture.astype(np.uint16) * step))
+    found = pixels_of(read_st(adata, path, value_max=255 * step))
+    np.testing.assert_array_equal(found, np.moveaxis(picture, -1, 0))
+
+
+def turned(path, picture, orientation):
+    if path.suffix == ".tif":
+        tifffile.imwrite(path, picture, photometric="rgb", extratags=[(274, 3, 1, orientation, False)])
+        return
+    image = Image.fromarray(picture)
+    exif = image.getexif()
+    exif[274] = orientation
+    image.save(path, exif=exif)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+def test_turned_pictures_are_refused(adata, picture, tmp_path, suffix):
+    turned(tmp_path / f"turned{suffix}", picture, 6)
+    with pytest.raises(ValueError, match=r"shown turned or mirrored \(orientation 6\).*exif_transpose"):
+        read_st(adata, tmp_path / f"turned{suffix}")
+    turned(tmp_path / f"upright{suffix}", picture, 1)
+    assert pixels_of(read_st(adata, tmp_path / f"upright{suffix}")).shape == (3, HEIGHT, WIDTH)
+
+
+def test_cmyk_is_refused_as_in_tiffs(adata, picture, tmp_path):
+    Image.fromarray(picture).convert("CMYK").save(tmp_path / "print.jpg")
+    with pytest.raises(ValueError, match=r"Image 'print.jpg' are stored as 'cmyk'; RGB is needed"):
+        read_st(adata, tmp_path / "print.jpg")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_half_a_picture_is_refused(adata, picture, tmp_path, suffix):
+    path = tmp_path / f"half{suffix}"
+    Image.fromarray(picture).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"cannot be decoded \(.*truncated.*damaged or incomplete"):
+        read_st(adata, path)

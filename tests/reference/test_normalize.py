@@ -41,6 +41,16 @@ def test_counts_pass_and_the_input_is_left_alone(counts):
     np.testing.assert_array_equal(matrix.toarray(), before)
 
 
+def test_zero_and_one_alone_are_said(rng, caplog):
+    found = (rng.random((200, 200)) < 0.5).astype(np.float32)
+    check_counts(as_csr(found), "X")
+    assert "X holds 0 and 1 only" in caplog.text
+    caplog.clear()
+    found[3, 4] = 2
+    check_counts(as_csr(found), "X")
+    assert not caplog.text
+
+
 def test_estimated_counts_with_fractions_are_counts():
     check_counts(as_csr(np.array([[120.5, 3.2, 0.4]])), "X")
 

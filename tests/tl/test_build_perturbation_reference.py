@@ -41,6 +41,18 @@ def counts_screen(n_genes=220, rng=0):
     return adata, {"A": [1.0, 0.0], "B": [0.0, 1.0], "C": [1.0, 1.0]}
 
 
+def test_controls_that_are_there_twice_count_once(caplog):
+    adata, embedding = counts_screen()
+    again = adata[adata.obs["perturbation"] == "control"].copy()
+    again.obs_names = [f"copy_of_{name}" for name in again.obs_names]
+    twice = ad.concat([again, adata])
+    once, found = (rg.tl.build_perturbation_reference(cells, embedding=embedding) for cells in (adata, twice))
+    assert "60 controls are there twice under other names" in caplog.text
+    assert (found.obs["n_controls"] == 60).all()
+    np.testing.assert_allclose(found.X, once.X, atol=1e-6)
+    np.testing.assert_allclose(found.layers["standard_error"], once.layers["standard_error"], atol=1e-6)
+
+
 def test_rows_are_measured_responses(screen, built):
     adata, embedding = screen
     assert built.n_obs == 2 * 21

@@ -141,6 +141,15 @@ def test_spots_without_counts_are_left_out(sections, caplog):
     assert "1 spots have no counts" in caplog.text
 
 
+def test_spots_beside_the_tissue_are_left_out(sections, caplog):
+    table = sections["donor1"].tables["table"]
+    table.obs["in_tissue"] = (np.arange(table.n_obs) > 3).astype(int)
+    with caplog.at_level(logging.INFO, logger="ragst_sd"):
+        reference = rg.tl.build_reference(sections["donor1"], use_rep="X_colour")
+    assert reference.n_obs == table.n_obs - 4
+    assert "4 spots lie beside the tissue by `obs['in_tissue']`" in caplog.text
+
+
 def test_same_image_under_two_donors_warns(sections, caplog):
     with caplog.at_level(logging.WARNING, logger="ragst_sd"):
         rg.tl.build_reference(sections, use_rep="X_colour")

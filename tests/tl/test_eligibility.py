@@ -37,6 +37,16 @@ def test_a_mapping_is_kept_by_meaning(reference):
     assert where_of(ids, recorded_where(ids, None)) is None
 
 
+@pytest.mark.parametrize(
+    ("own", "is_said"), [("Donor_1", True), ("donor01", True), ("donor10", False), ("else", False)]
+)
+def test_a_donor_that_is_written_in_another_way_is_said(query, reference, caplog, own, is_said):
+    query.tables["table"].obs["donor"] = own
+    rg.tl.fit(reference, method="knn", n_neighbors=5)
+    rg.tl.predict(query, reference)
+    assert (f"donor {own!r} is taken as another one than 'donor1'" in caplog.text) == is_said
+
+
 EXCLUDED = [(), ("donor",), ("donor", "tissue")]
 
 

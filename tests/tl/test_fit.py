@@ -47,6 +47,20 @@ def test_fit_is_deterministic(reference):
     assert len(hashes) == 1
 
 
+@pytest.mark.parametrize("missing", ["nan", "NA", " ", None])
+def test_rows_without_a_group_are_refused(reference, missing):
+    reference.obs["centre"] = np.where(np.arange(reference.n_obs) % 2, "x", "y").astype(object)
+    reference.obs.iloc[:3, -1] = missing
+    with pytest.raises(ValueError, match=r"`reference.obs\['centre'\]` is empty in 3 rows"):
+        rg.tl.fit(reference, method="knn", group_key="centre")
+
+
+def test_a_group_is_one_however_it_is_stored(reference):
+    reference.obs["centre"] = [" 1" if i % 2 else 1.0 for i in range(reference.n_obs)]
+    with pytest.raises(ValueError, match="has one group only"):
+        rg.tl.fit(reference, method="knn", group_key="centre")
+
+
 @pytest.mark.parametrize(
     ("donors", "samples", "expected"),
     [(["A", "B"], ["s", "t"], "donor"), (["A", "A"], ["s", "t"], "sample"), (["A", "A"], ["s", "s"], "spatial blocks")],

@@ -58,6 +58,14 @@ def test_unknown_or_missing_columns_are_zero(rows):
     np.testing.assert_array_equal(state_of(fitted, query, embedding[:2]), [[0] * 5, [1, 0, 0, 0, 0]])
 
 
+def test_a_missing_organ_is_none(rows):
+    obs, embedding = rows
+    obs["tissue"] = np.resize(["breast", "nan", "kidney"], 40)
+    state = state_of(fit_state(obs, embedding, 1), obs, embedding)
+    assert state.shape == (40, 2 + 2)
+    np.testing.assert_array_equal(state[1, :2], 0)
+
+
 def test_a_row_alone_has_the_state_it_has_in_company(rows):
     obs, embedding = rows
     fitted = fit_state(obs, embedding, 3)

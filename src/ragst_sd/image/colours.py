@@ -93,12 +93,8 @@ def read_colours(
         If it is not RGB, or what is full brightness or a fourth channel cannot be told.
     """
     n = int(level.shape[0])
-    if photometric not in ("rgb", "minisblack"):
-        msg = (
-            f"The samples of {what} are stored as {photometric!r}; RGB is needed. Convert the picture to RGB, with its "
-            "colour profile if it has one."
-        )
-        raise ValueError(msg)
+    if photometric != "minisblack":
+        require_rgb(photometric, what)
     named = [str(name).strip().lower() for name in names]
     named = [] if set(named) <= _UNNAMED else [_BY_INITIAL.get(name, name) for name in named]
     if n not in (3, 4) or (named and sorted(named) != sorted(RGBA[:n])):
@@ -123,6 +119,16 @@ def read_colours(
     if alpha is not None:
         alpha_max = _full_opacity(values[alpha], float(value_max), what, is_named=bool(named))
     return Colours(rgb, alpha, float(value_max), alpha_max, premultiplied)  # type: ignore[arg-type]
+
+
+def require_rgb(photometric: str, what: str) -> None:
+    """Raise a `ValueError` if the samples of a file are no RGB: which colours they are depends on a profile."""
+    if photometric != "rgb":
+        msg = (
+            f"The samples of {what} are stored as {photometric!r}; RGB is needed. Convert the picture to RGB, with its "
+            "colour profile if it has one."
+        )
+        raise ValueError(msg)
 
 
 def thinned(level: Any, edge_px: int) -> np.ndarray:

@@ -182,7 +182,8 @@ def _triple(values: Sequence[float] | None, name: str) -> tuple[float, ...] | No
     if values is None:
         return None
     numbers = tuple(map(float, values))
-    if len(numbers) != 3 or (name == "std" and min(numbers) <= 0):
+    # Means in [0, 255] would be taken off inputs in [0, 1].
+    if len(numbers) != 3 or max(numbers) > 1 or (name == "std" and min(numbers) <= 0):
         msg = f"`{name}` is three numbers, for RGB in [0, 1]{', above 0' if name == 'std' else ''}; found {values!r}."
         raise ValueError(msg)
     return numbers

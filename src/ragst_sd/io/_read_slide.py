@@ -94,6 +94,13 @@ def read_slide(
     path = existing(path, "`path`:", "Pass a slide file (svs, ndpi, tif, ...).")
     # Regions are read later, perhaps from another working directory.
     slide = open_slide(path.resolve(), value_max)
+    if slide.orientation > 1:
+        logger.warning(
+            "Slide %r says that it is to be shown turned or mirrored (orientation %d): its pixels are taken as they are "
+            "stored. Coordinates and annotations of the slide as shown lie elsewhere.",
+            path.name,
+            slide.orientation,
+        )
     mpp = _resolution(slide.mpp, path.name) if mpp is None else float(mpp)
     sdata = SpatialData(images={image_key: pyramid_element(slide.levels)})
     if mpp is not None:

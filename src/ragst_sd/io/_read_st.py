@@ -13,7 +13,14 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import require_positive
-from ragst_sd.io._section import SOURCE_FIELDS, assemble, check_inside, checked_source, stored_diameter
+from ragst_sd.io._section import (
+    SOURCE_FIELDS,
+    assemble,
+    check_inside,
+    checked_source,
+    stored_diameter,
+    warn_beside_tissue,
+)
 from ragst_sd.io._st_counts import libraries_of, locate, read_counts, rows_of_section
 from ragst_sd.io._st_image import image_element, read_rgb
 
@@ -55,8 +62,8 @@ def read_st(
         Spot centres (x, y) in pixels of the picture. `None` takes `obsm["spatial"]` of the counts; an (n, 2) array
         follows the rows of the counts; a table, or its path, is joined by spot name and holds the columns `pixel_x`
         and `pixel_y` (or `pxl_col_in_fullres` and `pxl_row_in_fullres`, or `x` and `y`). Columns `x` and `y` next to
-        pixel columns are array positions: these rows belong to spots named `<x>x<y>`. Rows whose column `selected` is
-        0, and spots without a row, are dropped with a logged count.
+        pixel columns are array positions: these rows belong to spots named `<x>x<y>`. Rows whose column `selected`
+        or `in_tissue` is 0, and spots without a row, are dropped with a logged count.
     layer
         Layer of an AnnData that holds the counts; `None` takes `X`.
     sample
@@ -147,6 +154,7 @@ def read_st(
     pixels = read_rgb(image, value_max)
     height, width = pixels.shape[1:]
     check_inside(xy, width, height)
+    warn_beside_tissue(xy, pixels)
 
     if sample is None:
         sample = str(_own_sample(found) or meta.get("section") or _stem(counts) or _stem(image) or _keys.SAMPLE)

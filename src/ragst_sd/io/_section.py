@@ -6,12 +6,13 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ragst_sd import _keys
 from ragst_sd._resolution import keep_image_mpp
 from ragst_sd._validate import require_known, require_positive, require_type
 
 if TYPE_CHECKING:
-    import numpy as np
     from anndata import AnnData
     from spatialdata import SpatialData
     from xarray import DataArray, DataTree
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 IMAGE, SHAPES, TABLE = "he", "spots", "table"
 SOURCE_FIELDS = (_keys.TISSUE, _keys.TECHNOLOGY, "license", "citation")
 
+_OVERVIEW_PX, _ON_TISSUE = 1024, 0.5
 _REGION, _INSTANCE = "region", "spot_id"
 
 
@@ -111,6 +113,24 @@ def check_inside(xy: np.ndarray, width: int, height: int) -> None:
     logger.warning(
         "%d of %d spots lie outside the picture of %d x %d px (%s). %s", n_outside, len(xy), width, height, extent, todo
     )
+
+
+def warn_beside_tissue(xy: np.ndarray, pixels: np.ndarray) -> None:
+    """Warn if most spots lie beside the tissue of an RGB picture (3, y, x) that shows tissue."""
+    from ragst_sd.image.colours import thinned
+    from ragst_sd.image.tissue import tissue_mask
+
+    mask, _ = tissue_mask(thinned(pixels, _OVERVIEW_PX))
+    size = np.array(pixels.shape[:0:-1])
+    inside = xy[((xy >= 0) & (xy < size)).all(axis=1)]
+    x, y = (inside * np.array(mask.shape[::-1]) / size).astype(int).T
+    share = float(mask[y, x].mean())
+    if mask.any() and share < _ON_TISSUE:
+        logger.warning(
+            "Only %.0f %% of the spots lie on what looks like tissue in the picture. Are x and y swapped, the "
+            "coordinates of another picture or unit, or are there spots beside the tissue?",
+            100 * share,
+        )
 
 
 def stored_diameter(library: Mapping[str, Any]) -> float | None:

@@ -41,6 +41,8 @@ class SlideFile:
     """Microns per pixel in x and y, where the file states them."""
     reader: str
     """What reads it: `openslide (<vendor>)` or `tifffile`."""
+    orientation: int = 1
+    """How a TIFF wants to be shown, by its tag; 1 is as it is stored."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,8 @@ def open_tiff(path: Path, value_max: float | None = None) -> SlideFile:
         value_max=value_max,
         what=f"Image {path.name!r}",
     )
-    return SlideFile([_lazy(replace(pixels, colours=colours), segment) for pixels, segment in levels], mpp, "tifffile")
+    lazy = [_lazy(replace(pixels, colours=colours), segment) for pixels, segment in levels]
+    return SlideFile(lazy, mpp, "tifffile", int(page.tags.valueof("Orientation", default=1)))
 
 
 def _colour_series(tiff: Any, path: Path | str) -> int:

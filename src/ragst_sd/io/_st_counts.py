@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ragst_sd import _keys
+from ragst_sd._labels import ON_TISSUE, on_tissue
 from ragst_sd._validate import listing, require_key, require_type
 from ragst_sd.io._readable import existing, readable
 
@@ -27,6 +28,13 @@ logger = logging.getLogger(__name__)
 _TABLES = (".tsv", ".csv", ".txt", ".tsv.gz", ".csv.gz", ".txt.gz")
 _PIXEL_COLUMNS = (("pixel_x", "pixel_y"), ("pxl_col_in_fullres", "pxl_row_in_fullres"), ("x", "y"))
 _LIBRARY = "library_id"
+# Columns that say which spots to take.
+_CHOICES = ("selected", ON_TISSUE)
+# What tables of spots hold beside genes, none of which is called so.
+_NO_GENES = {name for pair in _PIXEL_COLUMNS for name in pair} | {
+    "in_tissue", "selected", "array_row", "array_col", "total", "total_counts", "n_counts", "n_genes",
+    "n_genes_by_counts", "ncount_rna", "nfeature_rna", "ncount_spatial", "nfeature_spatial", "row", "col", "cluster",
+}  # fmt: skip
 _ARRAY_NAME = re.compile(r"(?:.*_)?([+-]?\d+(?:\.\d+)?)x([+-]?\d+(?:\.\d+)?)")
 
 
@@ -125,7 +133,7 @@ def libraries_of(found: AnnData) -> Mapping[str, Any]:
 
 
 def rows_of_section(found: AnnData, sample: str | None) -> tuple[np.ndarray, str | None]:
-    """Rows of one section, and its name among the libraries; several are refused unless one of them is named.
+    """Rows of one section that lie on tissue, and its name; several sections are refused unless one of them is named.
 
     Raises
     ------
@@ -133,6 +141,9 @@ def rows_of_section(found: AnnData, sample: str | None) -> tuple[np.ndarray, str
         If the counts are of several sections, and `sample` is none of them.
     """
     libraries = list(libraries_of(found))
+    tissue = on_tissue(found.obs)
+    if not tissue.all():
+        logger.info("Left out %d of %d spots whose %r is 0.", int((~tissue).sum()), found.n_obs, ON_TISSUE)
     columns = [name for name in (_LIBRARY, _keys.SAMPLE) if name in found.obs]
     texts = found.obs.select_dtypes(exclude=("number", "bool"))
     # Any column may say it, if it holds the names of the libraries.
@@ -140,7 +151,7 @@ def rows_of_section(found: AnnData, sample: str | None) -> tuple[np.ndarray, str
     own = found.obs[(saying or columns)[0]].astype(str).to_numpy() if saying or columns else None
     names = libraries if own is None else list(dict.fromkeys(own))
     if len(names) < 2:
-        return np.arange(found.n_obs), next(iter(libraries if len(libraries) == 1 else names), None)
+        return np.flatnonzero(tissue), next(iter(libraries if len(libraries) == 1 else names), None)
     if own is None or sample not in names:
         asked = "" if sample is None else f", none of which is {sample!r}"
         todo = (
@@ -152,7 +163,7 @@ def rows_of_section(found: AnnData, sample: str | None) -> tuple[np.ndarray, str
             f"`counts` holds {len(names)} sections: {listing(names)}{asked}. {todo}, and pass the picture of that one."
         )
         raise ValueError(msg)
-    return np.flatnonzero(own == sample), sample
+    return np.flatnonzero((own == sample) & tissue), sample
 
 
 def _from_table(table: pd.DataFrame, what: str) -> AnnData:
@@ -166,20 +177,30 @@ def _from_table(table: pd.DataFrame, what: str) -> AnnData:
             f"columns that hold no numbers: {listing(words)} (of {table.shape[1]})."
         )
         raise ValueError(msg)
+    others = [name for name in map(str, table.columns) if name.lower() in _NO_GENES]
+    if others:
+        msg = f"{what} has columns that are no genes: {listing(others)}. Leave them out: every column is taken as one."
+        raise ValueError(msg)
     # Before an AnnData is made, which warns of what is refused here.
     _check_unique(table.index.astype(str))
     values = csr_matrix(table.to_numpy(dtype=np.float32))
     return AnnData(values, obs=pd.DataFrame(index=table.index.astype(str)), var=pd.DataFrame(index=table.columns))
 
 
-def _read_table(path: Path, **options: Any) -> pd.DataFrame:
-    separator = "," if ".csv" in path.suffixes[-2:] else "\t"
-    return pd.read_csv(path, sep=separator, **{"index_col": 0, **options})
+def _read_table(path: Path) -> pd.DataFrame:
+    """A table with the names of spots and genes as they are written: not 1 for `001`, nor `G.1` for a second `G`."""
+    options: dict[str, Any] = {"sep": "," if ".csv" in path.suffixes[-2:] else "\t"}
+    table = pd.read_csv(path, index_col=0, **options)
+    options |= {"header": None, "dtype": str, "keep_default_na": False}
+    head = pd.read_csv(path, nrows=1, **options).iloc[0].tolist()
+    names = pd.read_csv(path, skiprows=1, usecols=[0], **options)[0]
+    table.columns = head[len(head) - table.shape[1] :]
+    return table.set_index(pd.Index(names, name=table.index.name))
 
 
 def _read_positions(path: Path) -> pd.DataFrame:
-    table = _read_table(path, index_col=False)
-    return table if table.columns[0] in ("x", "pixel_x") else table.set_index(table.columns[0])
+    table = _read_table(path)
+    return table.reset_index().astype({table.index.name: float}) if table.index.name in ("x", "pixel_x") else table
 
 
 def _layers(found: AnnData) -> list[str]:
@@ -228,11 +249,14 @@ def _matched(found: AnnData, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarra
         wanted = ", ".join(" and ".join(pair) for pair in _PIXEL_COLUMNS)
         msg = f"`coordinates` has the columns {listing(table.columns)}; expected one of these pairs: {wanted}."
         raise ValueError(msg)
-    if "selected" in table.columns:
-        chosen = table["selected"].to_numpy().astype(bool)
+    for name in set(_CHOICES) & set(table.columns):
+        chosen = table[name].to_numpy().astype(bool)
         if not chosen.all():
-            logger.info("Left out %d of %d positions that are not selected.", int((~chosen).sum()), len(table))
+            logger.info("Left out %d of %d positions whose %r is 0.", int((~chosen).sum()), len(table), name)
         table = table[chosen]
+    if not all(pd.api.types.is_numeric_dtype(table[name]) for name in pair):
+        msg = f"{' and '.join(map(repr, pair))} of `coordinates` hold no numbers, but {table[list(pair)].iloc[0].tolist()}."
+        raise ValueError(msg)
     names, known = found.obs_names, table.index.astype(str)
     if not names.isin(known).any() and {"x", "y"} < set(table.columns) and pair != ("x", "y"):
         known = pd.Index([_array_name(f"{x}x{y}") for x, y in zip(table["x"], table["y"], strict=True)])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd._validate import require_type
-from ragst_sd.image.colours import RGBA, read_colours
+from ragst_sd.image.colours import RGBA, read_colours, require_rgb
 from ragst_sd.io._readable import existing
 from ragst_sd.io._slide_file import open_tiff
 
@@ -25,6 +25,7 @@ _TIFFS = (".tif", ".tiff", ".btf")
 _SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".vsi", ".czi", ".bif")
 _SINGLE_SCALE_PX = 1500
 _CHUNK_PX = 512
+_ORIENTATION = 274
 
 _pixel_limit = threading.Lock()
 
@@ -46,10 +47,13 @@ def read_rgb(image: str | PathLike[str] | np.ndarray, value_max: float | None = 
         return _to_rgb(image, "The array given as `image`", value_max)
     path = existing(image, "Image", f"Pass the path of a picture ({', '.join(_PICTURES + _TIFFS)}).")
     suffix = path.suffix.lower()
+    what = f"Image {path.name!r}"
     if suffix in _TIFFS:
-        return open_tiff(path, value_max).levels[0].compute()
+        slide = open_tiff(path, value_max)
+        _require_upright(slide.orientation, what)
+        return slide.levels[0].compute()
     if suffix in _PICTURES:
-        return _to_rgb(_read_picture(path), f"Image {path.name!r}", value_max)
+        return _to_rgb(_read_picture(path, what), what, value_max)
     todo = " Slide files are read with `rg.io.read_slide`." if suffix in _SLIDES else " Convert it, or pass the pixels."
     msg = f"Image {path.name!r} has the suffix {suffix!r}; read_st reads {', '.join(_PICTURES + _TIFFS)}.{todo}"
     raise ValueError(msg)
@@ -104,18 +108,44 @@ def _without_pixel_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _read_picture(path: Path) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
+def _read_picture(path: Path, what: str) -> np.ndarray:
+    from PIL import Image
 
     with _without_pixel_limit():
         try:
             with Image.open(path) as picture:
+                is_deep = picture.mode in ("RGB", "RGBA") and "16" in str([tile[3] for tile in picture.tile])
+                _require_upright(picture.getexif().get(_ORIENTATION, 1), what)
+                if picture.mode == "CMYK":
+                    require_rgb("cmyk", what)
                 if picture.mode == "P":
                     return np.asarray(picture.convert("RGBA" if "transparency" in picture.info else "RGB"))
-                return np.asarray(picture.convert("RGB") if picture.mode in ("CMYK", "YCbCr") else picture)
-        except UnidentifiedImageError as error:
-            msg = f"Image {str(path)!r} cannot be decoded: its content is no {path.suffix} picture."
+                return _read_deep(path) if is_deep else np.asarray(picture)
+        except OSError as error:
+            msg = (
+                f"Image {str(path)!r} cannot be decoded ({error}): it is damaged or incomplete, or its content is no "
+                f"{path.suffix} picture."
+            )
             raise ValueError(msg) from error
+
+
+def _read_deep(path: Path) -> np.ndarray:
+    # Pillow keeps the upper 8 bits, in which a picture of 12 bits is black.
+    from imagecodecs import png_decode
+
+    return png_decode(path.read_bytes())
+
+
+def _require_upright(orientation: int, what: str) -> None:
+    """Raise a `ValueError` for a picture that viewers turn: coordinates may be of what is stored or of what is seen."""
+    if orientation > 1:
+        msg = (
+            f"{what} says that it is to be shown turned or mirrored (orientation {orientation}), which some tools do "
+            "and others do not: whether coordinates are of the picture as stored or as shown cannot be told. Pass the "
+            "pixels that they are of: `np.asarray(Image.open(path))` as stored, or "
+            "`np.asarray(ImageOps.exif_transpose(Image.open(path)))` as shown (both of PIL)."
+        )
+        raise ValueError(msg)
 
 
 def _to_rgb(pixels: np.ndarray, what: str, value_max: float | None) -> np.ndarray:

@@ -61,9 +61,9 @@ def tile_grid(
         Distance between tiles in tile pixels; `tile_px` (no overlap) if left out.
     tissue
         Keep only tiles of which at least half is tissue: pixels with more colour than Otsu's threshold, taken on an
-        overview of the image [Otsu1979]_. Black and grey are no tissue; a field without glass is tissue all over. The
-        name of shapes, such as :func:`ragst_sd.io.read_annotations` adds, keeps tiles of which at least half lies in
-        them.
+        overview of the image [Otsu1979]_. Black and grey are no tissue; a field without glass is tissue all over;
+        of dark and pale tissue both are found. The name of shapes, such as :func:`ragst_sd.io.read_annotations` adds,
+        keeps tiles of which at least half lies in them.
     key_added
         Name of the shapes.
     table_key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -25,6 +26,10 @@ _LARGEST_SCALE = 1e6
 # Multiples of float32 values are whole to this, and in a row of true multiples nearly all of them are.
 _WHOLE, _MULTIPLES = 0.02, 0.95
 _BLOCK_ROWS = 4096
+# So many counts of one happen together in no assay.
+_ENOUGH_ONES = 10_000
+
+logger = logging.getLogger(__name__)
 
 
 def as_csr(matrix: object) -> sp.csr_matrix:
@@ -152,6 +157,8 @@ def check_counts(matrix: sp.csr_matrix, where: str, or_logs: str = "") -> None:
     """
     kind, why = find_unit(matrix)
     if kind in ("counts", "estimated counts"):
+        if matrix.nnz > _ENOUGH_ONES and matrix.data.max() <= 1:
+            logger.warning("%s holds 0 and 1 only. If these say whether a gene was found, they are no counts.", where)
         return
     todo = {
         "not finite": "Remove or impute these spots first.",

@@ -16,7 +16,13 @@ from ragst_sd.reference.cell_prints import cell_prints
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import TARGET_SUM
 from ragst_sd.reference.perturbation_schema import TASK
-from ragst_sd.tl._perturbation_cells import NAME_THEM, control_labels, read_expression, read_labels
+from ragst_sd.tl._perturbation_cells import (
+    NAME_THEM,
+    control_labels,
+    read_expression,
+    read_labels,
+    repeated_controls,
+)
 from ragst_sd.tl._screen import Screen, dropped_frame, measure, sample_controls, sample_treated, sources_frame
 
 if TYPE_CHECKING:
@@ -169,6 +175,7 @@ def build_perturbation_reference(
     named = control_labels(control)
     control = named[0]
     cells["used"] = cells["control"] | _of_types(cells, perturbation_type)
+    cells["used"] &= ~repeated_controls(cells, expression.values)
     _require_controls(cells)
     vectors = lookup(table)
     embedded = _embedded(cells, control, vectors, on_missing)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
+from ragst_sd._labels import is_missing, labels
 from ragst_sd._validate import listing, require_key
 from ragst_sd.retrieval.training import variable_genes
 
@@ -39,8 +40,19 @@ class Fold:
 
 
 def group_codes(obs: pd.DataFrame, column: str) -> np.ndarray:
-    """(rows,) index of each row's group, in the order of their names."""
-    return np.unique(obs[column].astype(str).to_numpy(), return_inverse=True)[1]
+    """(rows,) index of each row's group, in the order of their names.
+
+    Raises
+    ------
+    ValueError
+        If a row has none.
+    """
+    found = labels(obs[column])
+    n_missing = int(is_missing(found).sum())
+    if n_missing:
+        msg = f"`reference.obs[{column!r}]` is empty in {n_missing} rows. Fill it in, or leave these rows out."
+        raise ValueError(msg)
+    return np.unique(found, return_inverse=True)[1]
 
 
 def inner_folds(bank: Bank, group_key: str | None) -> tuple[np.ndarray, str]:
@@ -82,12 +94,6 @@ def outer_folds(bank: Bank, group_key: str | None, n_folds: int | None = None) -
     ValueError
         If there is one group only, a row has no group, or nothing is left to train on.
     """
-    if group_key is not None:
-        require_key(group_key, bank.obs, "reference.obs")
-        missing = int(bank.obs[group_key].isna().sum())
-        if missing:
-            msg = f"`reference.obs[{group_key!r}]` is empty in {missing} rows. Fill it in, or leave these rows out."
-            raise ValueError(msg)
     codes, what = inner_folds(bank, group_key)
     if len(np.unique(codes)) < 2:
         msg = f"The reference has {len(bank)} rows in one group ({what}): nothing is left to train on."
@@ -98,7 +104,7 @@ def outer_folds(bank: Bank, group_key: str | None, n_folds: int | None = None) -
         held = np.isin(codes, together)
         name = f"block {i + 1}"
         if what in bank.obs:
-            name = ", ".join(dict.fromkeys(bank.obs[what].astype(str).to_numpy()[held]))
+            name = ", ".join(dict.fromkeys(labels(bank.obs[what])[held]))
         twins = _same_image(bank.header, set(samples[held]))
         training = ~held & ~np.isin(codes, codes[np.isin(samples, twins)])
         if not training.any():
@@ -158,7 +164,7 @@ def training_part(bank: Bank, rows: np.ndarray, values: Any) -> Bank:
 def inner_group_key(training: pd.DataFrame, group_key: str | None, fold: str) -> str | None:
     """What `fit` holds out inside: the outer groups if two are left, else donors, else sections, else what it finds."""
     for column in (_keys.DONOR if group_key is None else group_key, _keys.DONOR, _keys.SAMPLE):
-        if training[column].astype(str).nunique() > 1:
+        if len(set(labels(training[column]))) > 1:
             if column == _keys.SAMPLE and group_key != _keys.SAMPLE:
                 logger.warning("Without %r one donor is left: its sections are held out to choose and calibrate.", fold)
             return column

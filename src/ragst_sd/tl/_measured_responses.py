@@ -18,7 +18,7 @@ from ragst_sd.reference.perturbation_schema import control_names
 from ragst_sd.reference.perturbations import canonical
 from ragst_sd.reference.responses import CONTROL, mean_responses, split_half_reliability
 from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._perturbation_cells import Expression, read_expression, read_labels
+from ragst_sd.tl._perturbation_cells import Expression, read_expression, read_labels, repeated_controls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,14 +90,15 @@ def measured_responses(
         batch_key=batch_key,
         todo="The prediction calls them so: rename the controls of `adata`.",
     )
-    labels["held_out"] = _unseen(labels, expression, tables)
+    labels["once"] = labels["control"] & ~repeated_controls(labels, expression.values)
+    labels["held_out"] = _unseen(labels, expression, tables) & labels["once"]
     order = np.argsort(np.asarray(adata.obs_names, dtype=str), kind="stable")
     values, labels = take_genes(expression.values, expression.genes, genes)[order], labels.iloc[order]
     held_out = labels["held_out"].to_numpy()
     names, row, stratum = _lines(labels, held_out, min_cells)
     cells = _of_lines(values, row, stratum, len(names))
     means, own = mean_responses(*cells), split_half_reliability(*cells, rng=rng)
-    every, row_of_every, stratum = _lines(labels, labels["control"].to_numpy(), min_cells)
+    every, row_of_every, stratum = _lines(labels, labels["once"].to_numpy(), min_cells)
     whole = split_half_reliability(*_of_lines(values, row_of_every, stratum, len(every)), rng=rng)
     return Measured(
         names=names,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._labels import is_missing, labels
+from ragst_sd._labels import is_missing, labels, warn_of_alike
 from ragst_sd._stored_expression import offered_names, stored_expression
 from ragst_sd._validate import hint, listing, require_choice, require_key, require_type
 from ragst_sd.reference.genes import SYMBOL, changed_capitals, duplicates, sum_duplicates, take_genes
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Cells with fewer values than this may be alike by chance.
+_FEWEST = 8
 NAME_THEM = "Name the controls with `control=`."
 
 
@@ -183,12 +185,35 @@ def read_labels(
     return frame
 
 
+def repeated_controls(cells: pd.DataFrame, values: sp.csr_matrix) -> np.ndarray:
+    """(cells,) controls that are there before, under another name, in their context and batch.
+
+    They are known by having the very same values. Counted twice, they would make noise look small.
+    """
+    found, seen = np.zeros(len(cells), dtype=bool), set()
+    strata = list(zip(cells[_keys.CONTEXT], cells["batch"], strict=True))
+    # By name, so that what is left out does not depend on the order of the cells.
+    by_name = np.argsort(np.asarray(cells.index, dtype=str), kind="stable")
+    for i in by_name[cells["control"].to_numpy()[by_name]]:
+        part = slice(values.indptr[i], values.indptr[i + 1])
+        if part.stop - part.start < _FEWEST:
+            continue
+        known = (strata[i], values.indices[part].tobytes(), values.data[part].tobytes())
+        found[i] = known in seen
+        seen.add(known)
+    if found.any():
+        names = listing(cells.index[found][:3])
+        logger.warning("%d controls are there twice under other names (%s), and are left out.", found.sum(), names)
+    return found
+
+
 def contexts_of(table: AnnData, context_key: str, where: str, known: Sequence[str]) -> np.ndarray:
     """Context of each row; contexts that the reference does not know are new ones."""
     contexts = column(table, context_key, where)
     new = sorted(set(contexts) - set(known))
     if new:
         logger.info("New contexts: %s. The reference has %s.", listing(new), listing(known))
+        warn_of_alike(new, known, "context", "responses of its own are cited")
     return contexts
 
 

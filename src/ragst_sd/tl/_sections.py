@@ -13,7 +13,7 @@ from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted, spot_centers
 from ragst_sd._elements import image_pyramid, require_sdata
 from ragst_sd._embedding import read_embedding
-from ragst_sd._labels import is_missing, labels, plain_column
+from ragst_sd._labels import ON_TISSUE, is_missing, labels, on_tissue, plain_column
 from ragst_sd._patches import shrunk
 from ragst_sd._reference import LABELS
 from ragst_sd._resolution import embedded_mpp_of
@@ -129,7 +129,7 @@ def read_section(
     if table.obs_names.has_duplicates:
         msg = f"{where}: spot names are not unique: {listing(table.obs_names[table.obs_names.duplicated()].unique())}."
         raise ValueError(msg)
-    keep = _usable_rows(finite, matrix, where)
+    keep = _usable_rows(table, finite, matrix, where)
     own = table.uns.get(_keys.ATTRS, {}).get(_keys.SOURCE, {})
     kept = table.obs.loc[keep]
     section = Section(
@@ -162,16 +162,18 @@ def _centers(sdata: SpatialData, table: AnnData, table_key: str, header: Mapping
     )
 
 
-def _usable_rows(finite: np.ndarray, matrix: sp.csr_matrix, where: str) -> np.ndarray:
-    """Rows with an embedding and with counts."""
+def _usable_rows(table: AnnData, finite: np.ndarray, matrix: sp.csr_matrix, where: str) -> np.ndarray:
+    """Rows on tissue, with an embedding and with counts."""
     counted = np.asarray(matrix.sum(axis=1)).ravel() > 0
-    if not (finite & counted).any():
-        msg = f"{where}: no spot has both an embedding and counts."
+    tissue = on_tissue(table.obs)
+    if not (finite & counted & tissue).any():
+        msg = f"{where}: no spot on tissue has both an embedding and counts."
         raise ValueError(msg)
-    for mask, why in ((finite, "have no embedding"), (counted, "have no counts")):
+    beside = f"lie beside the tissue by `obs[{ON_TISSUE!r}]`"
+    for mask, why in ((finite, "have no embedding"), (counted, "have no counts"), (tissue, beside)):
         if not mask.all():
             logger.info("%s: %d spots %s and are left out.", where, int((~mask).sum()), why)
-    return finite & counted
+    return finite & counted & tissue
 
 
 def row_annotations(sections: list[Section], panel_of: Mapping[str, str]) -> pd.DataFrame:
