@@ -167,10 +167,10 @@ def _about_genes(bank: Bank, genes: np.ndarray) -> dict[str, Any]:
             of["method"],
         )
         var = var.drop(columns=_keys.CV_PEARSON)
-    scores = (_keys.CV_PEARSON, _keys.NOISE_CEILING)
+    known = (_keys.REFERENCE_VARIANCE, _keys.CV_PEARSON, _keys.NOISE_CEILING)
     return {
         _keys.N_MEASURED: n_measured(bank)[genes],
-        **{name: var[name].to_numpy(float) if name in var else np.full(len(var), np.nan) for name in scores},
+        **{name: var[name].to_numpy(float) if name in var else np.full(len(var), np.nan) for name in known},
         _keys.EVIDENCE: pd.Categorical(["measured"] * len(var), categories=["measured", _keys.SCRNA]),
     }
 

@@ -13,7 +13,7 @@ from ragst_sd._page import Picture, number
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-_DPI = 110
+_DPI = 200
 _GROUNDEDNESS = (
     "How well grounded the spots are: distance to the nearest measured tissue, as a percentile of that of held-out "
     "spots of the reference (0 is nearest). Spots with an orange rim are out of reference; hollow spots have no "
