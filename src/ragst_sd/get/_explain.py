@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
     from ragst_sd.retrieval.bank import Bank
 
+# Where a narrow screen leaves out the middle, what was cited with which weight is still there.
+COLUMNS = (
+    "reference", _keys.DONOR, "weight", "query", "gene", _keys.SAMPLE, "value", "correction", "contribution",
+)  # fmt: skip
+
 
 def explain(
     sdata: SpatialData | AnnData,
@@ -120,7 +125,7 @@ def explain(
     both = pd.concat(parts, ignore_index=True)
     by_spot = pd.Index(table.obs_names[spots]).get_indexer(both["query"])
     by_gene = pd.Index(table.var_names[columns]).get_indexer(both["gene"])
-    return both.iloc[np.lexsort((by_gene, by_spot))].reset_index(drop=True)
+    return both.iloc[np.lexsort((by_gene, by_spot))].reset_index(drop=True)[list(COLUMNS)]
 
 
 def _from_rows(
@@ -159,14 +164,13 @@ def _from_rows(
             name: np.array([*cited[name].astype(str), "", "", ""], dtype=object) for name in (_keys.DONOR, _keys.SAMPLE)
         },
     }
-    return pd.DataFrame(
-        {
-            "query": table.obs_names.to_numpy(dtype=object)[spots][spot],
-            "gene": table.var_names.to_numpy(dtype=object)[genes][one],
-            **{name: values[line] for name, values in names.items()},
-            **columns,
-        }
-    )
+    found = {
+        "query": table.obs_names.to_numpy(dtype=object)[spots][spot],
+        "gene": table.var_names.to_numpy(dtype=object)[genes][one],
+        **{name: values[line] for name, values in names.items()},
+        **columns,
+    }
+    return pd.DataFrame(found)[list(COLUMNS)]
 
 
 class _Lines(NamedTuple):
