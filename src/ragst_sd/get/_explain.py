@@ -60,8 +60,8 @@ def explain(
 
     Returns
     -------
-    For each spot and gene one line per cited row by falling weight, and a last line `adjustment`: `query`, `gene`,
-    `reference`, `donor`, `sample`, `weight`, `value` (measured, in the unit of the prediction), `correction` (what
+    For each spot and gene one line per cited row by falling weight, and a last line `adjustment`: `reference`, `donor`,
+    `weight`, `query`, `gene`, `sample`, `value` (measured, in the unit of the prediction), `correction` (what
     brings the row's section to the mean of the reference; 0 where sections were not centred), `contribution` (weight
     times the sum of value and correction). Contributions add up to the prediction. Rows that did not measure the gene
     have weight 0 and value NaN, and the others share their weight. Methods that cite nobody give `reference mean` and
