@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 METHODS = ("mean", "ridge", "knn", "rag")
 COLUMNS = ("pearson", "pearson_all_genes", "spearman", "rmse", "variance_kept", "effective_n")
 # The pictures of synthetic tissue have one micron per pixel: tiles of the usual width need not be enlarged.
-TILES = {"tile_px": 112, "mpp": 1.0}
+TILES: dict[str, Any] = {"tile_px": 112, "mpp": 1.0}
 
 
 def read_folder(folder: Path) -> dict[str, SpatialData]:
@@ -40,6 +40,14 @@ def read_folder(folder: Path) -> dict[str, SpatialData]:
     from ragst_sd.io import read_st
 
     return {name: read_st(counts, image, sample=name) for name, (counts, image) in section_files(folder).items()}
+
+
+def variable_genes(reference: AnnData, n_genes: int) -> list[str]:
+    """The genes that vary most over a reference, among those that every panel measured."""
+    from ragst_sd.retrieval.training import variable_genes as most_variable
+
+    everywhere = np.flatnonzero(np.asarray(reference.varm[_keys.MEASURED]).all(axis=1))
+    return list(reference.var_names[most_variable(reference.X, np.arange(reference.n_obs), everywhere, n_genes)])
 
 
 def run_demo(

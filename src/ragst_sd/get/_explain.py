@@ -164,13 +164,13 @@ def _from_rows(
             name: np.array([*cited[name].astype(str), "", "", ""], dtype=object) for name in (_keys.DONOR, _keys.SAMPLE)
         },
     }
-    found = {
+    frame = {
         "query": table.obs_names.to_numpy(dtype=object)[spots][spot],
         "gene": table.var_names.to_numpy(dtype=object)[genes][one],
         **{name: values[line] for name, values in names.items()},
         **columns,
     }
-    return pd.DataFrame(found)[list(COLUMNS)]
+    return pd.DataFrame(frame)[list(COLUMNS)]
 
 
 class _Lines(NamedTuple):
