@@ -3,6 +3,7 @@
 python docs/make_figures.py --data "$RAGST_SD_TEST_DATA"
 python docs/make_figures.py --data "$RAGST_SD_TEST_DATA" --only gallery   # what is in the gallery and nowhere else
 python docs/make_figures.py --only perturbation   # made-up screen and tissue, no data needed
+python docs/make_figures.py --only viewer   # the page to try, of synthetic tissue, no data needed
 
 The picture of the viewer needs playwright and a chromium on the path; without them it is left as it is.
 """
@@ -51,9 +52,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("RAGST_SD_TEST_DATA"), help="folder with histology/")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "_static")
-    parser.add_argument("--only", choices=["gallery", "perturbation"], help="draw only these")
+    parser.add_argument("--only", choices=["gallery", "perturbation", "viewer"], help="draw only these")
     args = parser.parse_args()
     args.out.mkdir(exist_ok=True)
+    if args.only == "viewer":
+        write_synthetic_viewer(args.out / "viewer_synthetic.html")
+        return
     if args.only == "perturbation":
         draw_perturbation(args.out / "gallery_perturbation.png")
         return

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import warnings
+
 import pandas as pd
 import pytest
 import spatialdata as sd
@@ -30,11 +34,17 @@ def small(monkeypatch, quick):
 
 
 @pytest.mark.slow
-def test_demo_writes_what_it_says(small, tmp_path, monkeypatch):
+def test_demo_writes_what_it_says(small, tmp_path, monkeypatch, caplog):
     said = []
-    metrics = run_demo(tmp_path / "out", n_donors=3, say=said.append)
-    assert list(metrics["method"]) == ["mean", "ridge", "knn", "rag"]
-    knn = metrics.set_index("method").loc["knn"]
+    with warnings.catch_warnings(record=True) as warned, caplog.at_level(logging.WARNING):
+        warnings.simplefilter("always")
+        metrics = run_demo(tmp_path / "out", n_donors=3, say=said.append)
+    # Python shows no deprecations that are not caused in one's own lines.
+    hidden = (DeprecationWarning, PendingDeprecationWarning)
+    assert [str(one.message) for one in warned if not issubclass(one.category, hidden)] == []
+    assert [record.getMessage() for record in caplog.records] == []
+    assert list(metrics.index) == ["mean", "ridge", "knn", "rag"]
+    knn = metrics.loc["knn"]
     assert knn["pearson"] > 0.2
     assert 1 <= knn["effective_n"] <= 50
     for name in (
@@ -48,9 +58,22 @@ def test_demo_writes_what_it_says(small, tmp_path, monkeypatch):
         assert (tmp_path / "out" / name).exists()
         assert any(name in line for line in said)
     assert any(str(tmp_path / "out") in line for line in said)
-    assert "What happened" in said[-2] and "rg.pl.viewer(sdata, reference" in said[-2]
+    scores = rg.tl.evaluate(sd.read_zarr(tmp_path / "out" / "donor3.zarr"), metrics=["pearson"])
+    of_genes = scores[scores["gene"] != ""].dropna().sort_values("value")["gene"].tolist()
+    median, best = re.search(
+        r"prediction.png +(\S+), the median of the genes, and (\S+), the best", "\n".join(said)
+    ).groups()
+    assert (median, best) == (of_genes[len(of_genes) // 2], of_genes[-1])
+    # The table is the last thing on the screen, and it is what `evaluate` and `summary` say.
+    assert said[-1].split()[:3] == ["method", "pearson", "pearson_all_genes"]
+    shown = dict(line.split()[:2] for line in said[-1].splitlines()[1:])
+    query = sd.read_zarr(tmp_path / "out" / "donor3.zarr")
+    again = rg.get.summary(rg.tl.evaluate(query)).iloc[0]
+    assert float(shown["rag"]) == pytest.approx(again["pearson"], abs=6e-4)
+    assert f"over the {again['n_genes']:.0f} genes" in said[-2]
+    (happened,) = (text for text in said if "What happened" in text)
     # The lines that it tells to go on with are true.
-    told = [line.partition("#")[0].strip() for line in said[-2].splitlines() if line.startswith("  ")]
+    told = [line.partition("#")[0].strip() for line in happened.splitlines() if line.startswith("  ")]
     monkeypatch.chdir(tmp_path / "out")
     exec("\n".join(told), {})
     assert (tmp_path / "out" / "viewer.html").exists()

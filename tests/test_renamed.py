@@ -40,7 +40,8 @@ def test_a_function_is_found_in_another_submodule():
 def test_every_new_name_exists():
     given = {argument for function in PUBLIC for argument in inspect.signature(function).parameters}
     assert set(ARGUMENTS.values()) <= given
-    assert not set(ARGUMENTS) & given
+    # Right in other functions.
+    assert set(ARGUMENTS) & given == {"mpp", "image_mpp", "spots"}
 
 
 def test_an_old_argument_is_answered_with_the_new_one():
@@ -49,6 +50,10 @@ def test_an_old_argument_is_answered_with_the_new_one():
     assert '`obs_names="spot1"`' in said
     assert "write `rng=3`" in message(rg.tl.fit, None, random_state=3)
     assert "write `genes=...`" in message(rg.pl.prediction, None, gene=["EPCAM"])
+    assert 'write `obs_names="10x10"`' in message(rg.pl.retrieval, None, None, spot="10x10")
+    # Of a picture, and of tiles.
+    assert "write `image_mpp=0.5`" in message(rg.io.read_st, "counts.h5ad", "he.jpg", mpp=0.5)
+    assert "write `mpp=0.5`" in message(rg.io.read_slide, "slide.svs", image_mpp=0.5)
 
 
 def test_a_name_that_nothing_ever_had_lists_those_there_are():

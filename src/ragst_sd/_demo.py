@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._page import read_text
+from ragst_sd._replacing import without_notices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-N_GENES = 250
 METHODS = ("mean", "ridge", "knn", "rag")
+COLUMNS = ("pearson", "pearson_all_genes", "spearman", "rmse", "variance_kept", "effective_n")
+# The pictures of synthetic tissue have one micron per pixel: tiles of the usual width need not be enlarged.
+TILES: dict[str, Any] = {"tile_px": 112, "mpp": 1.0}
 
 
 def read_folder(folder: Path) -> dict[str, SpatialData]:
@@ -65,7 +68,7 @@ def run_demo(
 
     Returns
     -------
-    One line per method: the mean over genes of each metric on the held-out donor, and `effective_n`.
+    One line per method, as :func:`ragst_sd.get.summary` gives it.
     """
     import pandas as pd
 
@@ -89,25 +92,28 @@ def run_demo(
     sections = {name: sdata for name, sdata in sections.items() if donor_of[name] != held or name == query}
     for i, (name, sdata) in enumerate(sections.items()):
         say(f"Embedding section {i + 1} of {len(sections)}: {name} (donor {donor_of[name]}, texture features)")
-        rg.pp.embed_tiles(sdata, image_key="he", shapes_key="spots", model="texture", progress=True)
+        tiles = TILES if data is None else {}
+        rg.pp.embed_tiles(sdata, image_key="he", shapes_key="spots", model="texture", **tiles)
 
     training = {name: sdata for name, sdata in sections.items() if donor_of[name] != held}
     say(f"Building the reference from {', '.join(training)}; donor {held} is held out.")
     reference = rg.tl.build_reference(training, use_rep="X_texture")
-    genes = variable_genes(reference, N_GENES)
     lines = []
     for method in METHODS:
+        say(f"Fitting {method} and predicting {query} ...")
         rg.tl.fit(reference, method=method, progress=False)
-        rg.tl.predict(sections[query], reference, genes=genes)
-        measured = set(sections[query].tables["table"].var_names)
-        scores = rg.tl.evaluate(sections[query], genes=[gene for gene in genes if gene in measured])
-        lines.append({"method": method, **scores.groupby("metric")["value"].mean().to_dict()})
-    columns = ["method", "pearson", "spearman", "rmse", "variance_kept", "effective_n", "n_spots"]
-    metrics = pd.DataFrame(lines)[columns]
-    say(f"Accuracy on donor {held}, section {query}, mean over the {len(genes)} most variable genes of the others:")
-    say(metrics.round(3).to_string(index=False))
-    _write(out, sections[query], reference, metrics, query, say)
+        rg.tl.predict(sections[query], reference)
+        scores = rg.tl.evaluate(sections[query])
+        lines.append(rg.get.summary(scores).assign(method=method))
+    metrics = pd.concat(lines).set_index("method")
+    _write(out, sections[query], reference, metrics, scores, query, say)
+    n_genes, n_spots = (int(metrics[name].iloc[-1]) for name in ("n_genes", "n_spots"))
     say(f"Done in {time.perf_counter() - started:.0f} s.")
+    say(
+        f"Accuracy on donor {held}, whom no method has seen (section {query}, {n_spots} spots): means over the {n_genes} "
+        "genes that vary most in the other donors,\nand pearson_all_genes over all of them."
+    )
+    say(metrics.reindex(columns=COLUMNS).round(3).reset_index().to_string(index=False))
     return metrics
 
 
@@ -117,7 +123,13 @@ def _donor(name: str, sdata: SpatialData) -> str:
 
 
 def _write(
-    out: Path, sdata: SpatialData, reference: AnnData, metrics: pd.DataFrame, query: str, say: Callable[[str], object]
+    out: Path,
+    sdata: SpatialData,
+    reference: AnnData,
+    metrics: pd.DataFrame,
+    scores: pd.DataFrame,
+    query: str,
+    say: Callable[[str], object],
 ) -> None:
     import shutil
 
@@ -128,18 +140,19 @@ def _write(
         msg = f"{store} exists and is not of an earlier demo; it is not replaced. Choose another folder with --out."
         raise FileExistsError(msg)
     out.mkdir(parents=True, exist_ok=True)
-    metrics.to_csv(out / "metrics.csv", index=False)
+    metrics.to_csv(out / "metrics.csv")
     table = sdata.tables["predicted"]
-    scores = rg.tl.evaluate(sdata, metrics=["pearson"])
-    best = scores[scores["gene"] != ""].sort_values("value", ascending=False)["gene"].iloc[0]
-    spot = table.obs_names[int(np.nanargmax(np.asarray(table[:, best].X).ravel()))]
-    rg.pl.prediction(sdata, genes=best, truth_key="table", save=out / "prediction.png", show=False)
-    rg.pl.retrieval(sdata, reference, obs_names=spot, genes=best, save=out / "retrieval.png", show=False)
-    rg.get.explain(sdata, reference, obs_names=spot, genes=best).to_csv(out / "explanation.csv", index=False)
+    of_genes = scores[(scores["gene"] != "") & (scores["metric"] == "pearson")].dropna().sort_values("value")
+    median, best = of_genes["gene"].iloc[[len(of_genes) // 2, -1]]
+    spot = table.obs_names[int(np.nanargmax(np.asarray(table[:, median].X).ravel()))]
+    rg.pl.prediction(sdata, genes=[median, best], truth_key="table", save=out / "prediction.png", show=False)
+    rg.pl.retrieval(sdata, reference, obs_names=spot, genes=median, save=out / "retrieval.png", show=False)
+    rg.get.explain(sdata, reference, obs_names=spot, genes=median).to_csv(out / "explanation.csv", index=False)
     if store.exists():
         shutil.rmtree(store)
-    sdata.write(store)
+    with without_notices():
+        sdata.write(store)
     rg.io.write_reference(reference, out / "reference.zarr.zip", overwrite=True)
-    facts = {"out": out, "store": store.name, "best": best, "spot": spot}
+    facts = {"out": out, "store": store.name, "median": median, "best": best, "spot": spot}
     for paragraph in read_text("_demo.txt").format(**facts).rstrip().split("\n\n"):
         say(paragraph)

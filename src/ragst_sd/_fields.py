@@ -148,6 +148,12 @@ TISSUE = (
     Field("var", _keys.N_MEASURED, "Number of reference rows that measured the gene.", np.int64),
     Field(
         "var",
+        _keys.REFERENCE_VARIANCE,
+        "Variance of the gene over the reference; NaN if not every panel measured it.",
+        np.float64,
+    ),
+    Field(
+        "var",
         _keys.CV_PEARSON,
         "Accuracy of the fitted method on held-out donors; NaN if it was not assessed, or if what is known is of "
         "another fit.",

@@ -20,10 +20,14 @@ FUNCTIONS = {
     "datasets.download_reference": "io.download_reference",
     "datasets.upload_reference": "io.upload_reference",
 }
-# Of every function that has the new one.
+# Of every function that has the new one and not the old: a picture's resolution is `mpp` where nothing else has one.
 ARGUMENTS = {
     "gene": "genes",
     "obs_name": "obs_names",
+    "spot": "obs_names",
+    "spots": "obs_names",
+    "mpp": "image_mpp",
+    "image_mpp": "mpp",
     "color": "genes",
     "k": "n_neighbors",
     "n_jobs": "num_workers",

@@ -8,6 +8,7 @@ import shutil
 import socket
 import tempfile
 import time
+import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +51,14 @@ def locked(path: Path, doing: str = "written") -> Iterator[None]:
         msg = f"{path} is being {doing} by another process or thread. Wait for it, or choose another path."
         raise BlockingIOError(msg) from error
     with held:
+        yield
+
+
+@contextmanager
+def without_notices() -> Iterator[None]:
+    """Write with anndata without its notice, for every array, that a later release lays out zarr stores otherwise."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="zarr v3 autosharding", category=UserWarning)
         yield
 
 

@@ -69,6 +69,8 @@ OBS_COLUMNS = (
 )
 VAR_COLUMNS = (_keys.N_MEASURED, _keys.CV_PEARSON, _keys.NOISE_CEILING, _keys.EVIDENCE)
 
+# Genes that figures of accuracy are about: those that vary most over the reference.
+N_GENES = 250
 # Below this correlation on held-out donors a gene is not to be trusted, whatever its map looks like.
 MIN_CV_PEARSON = 0.1
 # Below this ceiling a gene is noise, and a share of it says nothing.
@@ -188,6 +190,30 @@ def _lacking(table: AnnData, header: Any) -> list[str]:
     if not lacking and np.max(table.obsm[_keys.ROWS], initial=-1) >= len(header[_keys.CITED]):
         lacking.append(f"lines of {uns}[{_keys.CITED!r}] that obsm[{_keys.ROWS!r}] points to")
     return lacking
+
+
+def most_variable(table: AnnData, genes: Sequence[str], n_genes: int) -> np.ndarray:
+    """Positions among `genes` of those that vary most over the reference and that all of its panels measured.
+
+    All where there are no more than `n_genes`.
+
+    Raises
+    ------
+    ValueError
+        If the table does not know how much genes vary.
+    """
+    if len(genes) <= n_genes:
+        return np.arange(len(genes))
+    variance = table.var.reindex(columns=[_keys.REFERENCE_VARIANCE]).loc[genes].to_numpy(float).ravel()
+    known = np.flatnonzero(np.isfinite(variance))
+    if not len(known):
+        msg = (
+            f"Which {n_genes} of the {len(genes)} genes vary most in the reference is not known "
+            f"(`var[{_keys.REFERENCE_VARIANCE!r}]`): it was fitted by an earlier release, or its panels share no gene. "
+            "Compare all genes with `n_genes=None`, name some with `genes=`, or run `rg.tl.fit` and `rg.tl.predict` again."
+        )
+        raise ValueError(msg)
+    return np.sort(known[np.lexsort((known, -variance[known]))[:n_genes]])
 
 
 def require_columns(table: AnnData, names: Sequence[str]) -> None:

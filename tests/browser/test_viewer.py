@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from io import BytesIO
 
 import numpy as np
@@ -111,6 +112,69 @@ def test_numbers_of_a_clicked_spot_are_those_of_explain(path, open_page, predict
         assert f"Effective number{table.obs.loc[spot, 'effective_n']:.1f}" in facts
 
 
+def test_a_spot_is_selected_at_the_start_and_a_click_takes_the_nearest(path, open_page, predicted, fitted):
+    table = predicted.tables["predicted"]
+    page = open_page(path)
+    gene = table.var_names[0]
+    highest = table.obs_names[int(np.argmax(np.asarray(table[:, gene].X)))]
+    check_against_explain(page, predicted, fitted, highest, gene)
+    # In the corner of the map, off the tissue.
+    box, corner = page.locator("#map").bounding_box(), place_of(page, table, table.obs_names[0])
+    x, y = box["x"] + 3, box["y"] + 3
+    places = np.array([place_of(page, table, name) for name in table.obs_names])
+    distance = np.hypot(*(places - [x, y]).T)
+    assert distance.min() > 20 and corner in map(tuple, places.tolist())
+    page.mouse.click(x, y)
+    assert page.locator("#spot-title").text_content() == f"Spot {table.obs_names[distance.argmin()]}"
+
+
+def test_cited_tiles_are_large_and_enlarged_beside_the_spot(path, open_page, predicted, fitted):
+    page = open_page(path)
+    tiles = page.locator("#gallery canvas")
+    cited = [line for line in lines_of(page) if line["kind"] == "neighbour"]
+    assert tiles.count() == len(cited) > 1
+    assert all(min(tiles.nth(i).bounding_box()[side] for side in ("width", "height")) >= 96 for i in range(len(cited)))
+    assert page.locator("#pair").is_hidden()
+    button = page.locator("#gallery button").nth(1)
+    assert cited[1]["donor"] in button.text_content() and cited[1]["weight"] in button.text_content()
+    shown = fitted.obsm["thumbnail"][fitted.obs_names.get_loc(cited[1]["reference"])]
+    for show in (button.hover, button.focus):
+        page.mouse.move(2, 2)
+        page.evaluate("() => document.activeElement.blur()")
+        assert page.locator("#pair").is_hidden()
+        show()
+        page.wait_for_selector("#pair:not([hidden])")
+        boxes = [page.locator(f"#pair-{one}").bounding_box() for one in ("query", "cited")]
+        assert boxes[0]["width"] == boxes[1]["width"] > 200
+        # Never under the pointer.
+        around, tile = page.locator("#pair").bounding_box(), button.bounding_box()
+        assert (
+            around["x"] + around["width"] <= tile["x"]
+            or around["y"] >= tile["y"] + tile["height"]
+            or (around["y"] + around["height"] <= tile["y"])
+        )
+        page.wait_for_timeout(100)
+        png = page.evaluate("() => document.querySelector('#pair-cited').toDataURL('image/png')")
+        drawn = np.asarray(Image.open(BytesIO(base64.b64decode(png.partition(",")[2]))).convert("RGB"), dtype=float)
+        assert drawn.shape == shown.shape == (64, 64, 3)
+        # As JPEG.
+        assert np.abs(drawn - shown).mean() < 8
+
+
+def test_predicted_and_measured_have_one_scale_or_their_own(path, open_page):
+    page = open_page(path)
+
+    def ticks(colour: str) -> list[str]:
+        page.select_option("#colour", colour)
+        return page.locator("#legend-ticks span").all_text_contents()
+
+    assert ticks("prediction") == ticks("measured")
+    page.check("#own-scale")
+    assert ticks("prediction") != ticks("measured")
+    page.uncheck("#own-scale")
+    assert ticks("prediction") == ticks("measured")
+
+
 def test_browsers_of_2023_open_the_page(path, browser, predicted):
     page = browser.new_page()
     page.add_init_script("delete Uint8Array.fromBase64")
@@ -149,6 +213,9 @@ def test_neighbours_beyond_those_shown_are_lumped(predicted, fitted, tmp_path, o
 def test_arrow_keys_go_from_spot_to_spot_and_plus_zooms(path, open_page, predicted, fitted):
     table = predicted.tables["predicted"]
     page = open_page(path)
+    middle = np.hypot(*(table.obsm["spatial"] - table.obsm["spatial"].mean(axis=0)).T).argmin()
+    page.fill("#spot-name", table.obs_names[middle])
+    page.press("#spot-name", "Enter")
     page.focus("#map")
     page.keyboard.press("ArrowRight")
     first = page.locator("#spot-title").text_content().removeprefix("Spot ")
@@ -194,12 +261,12 @@ def test_wheel_zooms_and_drag_moves_once_the_map_has_the_focus(path, open_page):
     page.focus("#map")
     page.mouse.wheel(0, -300)
     page.wait_for_function(f"() => Number(document.querySelector('#map').dataset.scale) > {scale * 1.2}")
-    left = float(map_.get_attribute("data-left"))
+    left, selected = float(map_.get_attribute("data-left")), page.locator("#spot-title").text_content()
     page.mouse.down()
     page.mouse.move(x + 30, y, steps=3)
     page.mouse.up()
     page.wait_for_function(f"() => Math.abs(Number(document.querySelector('#map').dataset.left) - {left + 30}) < 2")
-    assert page.locator("#spot-title").text_content() == "No spot selected"
+    assert page.locator("#spot-title").text_content() == selected
 
 
 def test_warnings_name_what_to_doubt(path, open_page, predicted):

@@ -53,6 +53,13 @@ class World:
         return str(self.reference.var_names[0])
 
 
+def without_variance(world: World) -> AnnData:
+    """The predicted table as an earlier release wrote it."""
+    table = world.query.tables["predicted"].copy()
+    del table.var["reference_variance"]
+    return table
+
+
 class Case(NamedTuple):
     """One error."""
 
@@ -275,6 +282,8 @@ TOPICS: dict[str, list[Case]] = {
         Case("no-truth", "tl.evaluate", ValueError, ("No measured table annotates 'spots'", "'predicted'", "truth="), lambda w: rg.tl.evaluate(type(w.query)(shapes={"spots": w.query["spots"]}, tables={"predicted": w.query["predicted"]}))),
         Case("truth-of-several", "tl.evaluate", ValueError, ("`truth` belongs to one section", "holds 1"), lambda w: rg.tl.evaluate([w.query], truth=w.query["table"])),
         Case("wrong-metric", "tl.evaluate", ValueError, ("'pearsn'", "'pearson'"), lambda w: rg.tl.evaluate(w.query, metrics=["pearsn"])),
+        Case("unknown-variance", "tl.evaluate", ValueError, ("'reference_variance'", "n_genes=None"), lambda w: rg.tl.evaluate(without_variance(w), truth=w.query["table"], n_genes=5)),
+        Case("no-scores", "get.summary", ValueError, ("lacks 'gene'", "rg.tl.evaluate"), lambda w: rg.get.summary(w.scores.drop(columns="gene"))),
         Case("report-of-no-prediction", "tl.report", KeyError, ("'predictd'", "'predicted'"), lambda w: rg.tl.report(w.query, w.reference, path=w.folder / "r", prediction_key="predictd")),
         Case("report-folder", "tl.report", FileNotFoundError, ("there is no folder", "Make it first"), lambda w: rg.tl.report(w.query, w.reference, path=w.folder / "no" / "r")),
     ],

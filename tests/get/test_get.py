@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import ragst_sd as rg
@@ -14,8 +15,8 @@ from ..methods import marked
 def test_neighbors_are_ranked_and_complete(predicted):
     frame = rg.get.neighbors(predicted)
     assert list(frame.columns) == [
-        "query", "rank", "reference", "donor", "sample", "tissue", "technology", "x_um", "y_um", "distance", "weight",
-        "license", "citation",
+        "reference", "donor", "weight", "sample", "tissue", "technology", "x_um", "y_um", "license", "citation",
+        "distance", "query", "rank",
     ]  # fmt: skip
     table = predicted.tables["predicted"]
     assert len(frame) == (table.obsm["retrieval_weights"] > 0).sum()
@@ -25,6 +26,19 @@ def test_neighbors_are_ranked_and_complete(predicted):
         assert one["weight"].sum() == pytest.approx(1, abs=1e-5)
     assert list(frame["query"].unique()) == list(table.obs_names)
     assert set(frame["license"]) == {"unknown"}
+
+
+def test_frames_show_donor_and_weight_on_a_narrow_screen(predicted, fitted, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    table = predicted.tables["predicted"]
+    for frame in (
+        rg.get.neighbors(predicted),
+        rg.get.explain(predicted, fitted, obs_names=table.obs_names[3], genes=table.var_names[5]),
+    ):
+        with pd.option_context("display.max_columns", 0, "display.width", 80):
+            names = repr(frame).splitlines()[0].split()
+        assert {"reference", "donor", "weight", "..."} <= set(names)
+        assert "contribution" in names or "query" in names
 
 
 def test_neighbors_name_their_source(sections, query):

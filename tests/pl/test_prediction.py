@@ -67,8 +67,10 @@ def test_measured_and_predicted_share_a_scale_and_the_difference_has_its_own(pre
     r = np.corrcoef(values, truth)[0, 1]
     assert axes["predicted"].get_title(loc="left") == f"predicted, r = {r:.2f}"
     assert axes["measured"].get_title(loc="left") == f"{gene} measured"
+    # Each map has a bar, so that the gaps between them are even.
     labels = [one.get_ylabel() for one in colorbars(axes["measured"])]
-    assert labels == ["log1p(counts per 10,000)", "difference"]
+    assert labels == ["log1p(counts per 10,000)", "log1p(counts per 10,000)", "difference"]
+    assert np.all(drawn["difference"].get_linewidths() > 0) and np.all(drawn["predicted"].get_linewidths() == 0)
 
 
 def test_limits_can_be_given_and_clipped_ends_are_pointed(predicted, genes):

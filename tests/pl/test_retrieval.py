@@ -278,8 +278,8 @@ def test_others_are_shown_in_small(predicted, fitted, spot, gene):
     parts = rg.get.explain(predicted, fitted, obs_names=spot, genes=gene).iloc[6:-1]
     thumbnails = fitted.obsm["thumbnail"][fitted.obs_names.get_indexer(parts["reference"])]
     assert len(thumbnails) == 4
-    np.testing.assert_array_equal(canvas[:32, :32, :3], thumbnails[0])
-    np.testing.assert_array_equal(canvas[-32:, -32:, :3], thumbnails[3])
+    np.testing.assert_array_equal(canvas[:64, :64, :3], thumbnails[0])
+    np.testing.assert_array_equal(canvas[-64:, -64:, :3], thumbnails[3])
 
 
 def test_spot_that_the_reference_does_not_cover_is_marked(predicted, fitted, spot, gene):

@@ -112,6 +112,17 @@ def test_values_are_those_of_the_table_to_the_last_digit(page, predicted):
         np.testing.assert_array_equal(page.array(name), table.obs[name].to_numpy(np.float32))
 
 
+def test_fields_of_view_and_disagreement_of_the_spots(page, predicted):
+    table = predicted.tables["predicted"]
+    encoder = table.uns["retrieval"]["encoder"]
+    tile = encoder["tile_px"] * encoder["mpp"] / page.head["image"]["mpp"]
+    np.testing.assert_allclose(page.head["image"]["fields"], [tile, 2.5 * tile])
+    spread = np.asarray(table[:, [gene["name"] for gene in page.head["genes"]]].layers["disagreement"], dtype=float)
+    usual = spread.mean(axis=0)
+    expected = (spread[:, usual > 0] / usual[usual > 0]).mean(axis=1)
+    np.testing.assert_allclose(page.array("disagreement"), expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("n_shown", [4, 12])
 def test_decomposition_agrees_with_explain(predicted, fitted, n_shown):
     table = predicted.tables["predicted"]
@@ -215,7 +226,7 @@ def test_pictures_show_the_tiles_and_the_cited_thumbnails(page, predicted, fitte
         return np.asarray(Image.open(BytesIO(base64.b64decode(page.text[kind, "0"]))).convert("RGB")).astype(int)
 
     edge = page.head["image"]["thumbnail_px"]
-    assert edge == 32
+    assert edge == 64
     across = page.head["image"]["sheet_px"] // edge
     for row in (0, 40):
         y, x = edge * (row // across), edge * (row % across)
@@ -228,6 +239,7 @@ def test_pictures_show_the_tiles_and_the_cited_thumbnails(page, predicted, fitte
     left, top = np.rint(table.obsm["spatial"][central] / 2 - 16).astype(int)
     pixels = np.asarray(predicted.images["he"]["scale1"]["image"].transpose("y", "x", "c"))
     assert page.head["image"]["tile_px"] == 32
+    across = page.head["image"]["sheet_px"] // 32
     y, x = 32 * (central // across), 32 * (central % across)
     shown = sheet("tiles")[y : y + 32, x : x + 32]
     assert np.abs(shown - pixels[top : top + 32, left : left + 32]).mean() < 8

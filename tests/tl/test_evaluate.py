@@ -117,7 +117,7 @@ def normalized(truth):
 def test_metrics_of_a_section_have_no_gene(predicted):
     table, truth = predicted.tables["predicted"], predicted.tables["table"]
     truth.obs["domain"] = np.where(table.obsm["spatial"][:, 0] > np.median(table.obsm["spatial"][:, 0]), "a", "b")
-    scores = rg.tl.evaluate(predicted, metrics=SECTION_METRICS, label_key="domain")
+    scores = rg.tl.evaluate(predicted, metrics=SECTION_METRICS, label_key="domain", n_genes=None)
     assert (scores["gene"] == "").all()
     got = scores.set_index("metric")["value"]
     order = truth.var_names.get_indexer(table.var_names)
@@ -174,3 +174,25 @@ def test_metrics_that_lack_their_input(predicted):
         rg.tl.evaluate(table, truth=truth, unit="log1p_cp10k", metrics="noise_ceiling")
     with pytest.raises(ValueError, match=r"`metrics` has 'moran_agrement'; .* Did you mean 'moran_agreement'"):
         rg.tl.evaluate(table, truth=truth, unit="log1p_cp10k", metrics="moran_agrement")
+
+
+def test_compared_are_the_genes_that_vary_most_over_the_reference(predicted, fitted):
+    scores = rg.tl.evaluate(predicted, n_genes=40)
+    variance = fitted.X.toarray().astype(float).var(axis=0)
+    most = np.sort(np.argsort(-variance, kind="stable")[:40])
+    assert list(scores[scores["metric"] == "pearson"]["gene"]) == list(fitted.var_names[most])
+    everything = rg.tl.evaluate(predicted, n_genes=None, metrics=["pearson"])
+    of_genes = everything[everything["gene"] != ""]["value"]
+    assert len(of_genes) == predicted.tables["table"].n_vars
+    beside = scores.set_index("metric").loc["pearson_all_genes", "value"]
+    assert beside == pytest.approx(of_genes.mean())
+    assert "pearson_all_genes" not in set(everything["metric"])
+
+
+def test_a_table_that_does_not_know_which_genes_vary_says_what_to_do(predicted):
+    del predicted.tables["predicted"].var["reference_variance"]
+    with pytest.raises(ValueError, match="n_genes=None"):
+        rg.tl.evaluate(predicted, n_genes=40)
+    assert len(rg.tl.evaluate(predicted, n_genes=None))
+    with pytest.raises(ValueError, match="`n_genes` is 0"):
+        rg.tl.evaluate(predicted, n_genes=0)

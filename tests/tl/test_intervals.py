@@ -155,7 +155,9 @@ class TestLimits:
         table = rg.tl.predict(query, calibrated, intervals=0.5, inplace=False)
         assert np.isnan(table.layers["upper"][:, 5]).all()
         assert np.isfinite(table.X).all()
-        scores = rg.tl.evaluate(table, truth=query.tables["table"], metrics=["coverage", "interval_width"])
+        scores = rg.tl.evaluate(
+            table, truth=query.tables["table"], n_genes=None, metrics=["coverage", "interval_width"]
+        )
         own = scores[scores["gene"] == table.var_names[5]]
         assert own["value"].isna().all()
 
@@ -206,7 +208,7 @@ class TestEvaluate:
         measured = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
         measured = measured[:, truth.var_names.get_indexer(table.var_names)].astype(np.float32)
         lower, upper = table.layers["lower"], table.layers["upper"]
-        scores = rg.tl.evaluate(query, metrics=["coverage", "interval_width"])
+        scores = rg.tl.evaluate(query, n_genes=None, metrics=["coverage", "interval_width"])
         own = scores[scores["gene"] != ""].pivot_table(index="gene", columns="metric", values="value")
         inside = ((lower <= measured) & (measured <= upper)).mean(axis=0)
         np.testing.assert_allclose(own["coverage"][table.var_names], inside, atol=1.01 / table.n_obs)

@@ -201,3 +201,14 @@ def test_the_same_tissue_under_two_donors(sections, caplog):
 def test_what_is_no_reference_is_refused(given):
     with pytest.raises((TypeError, ValueError), match=r"empty|AnnData"):
         rg.tl.merge_references(given)
+
+
+def test_thumbnails_of_an_earlier_release_are_enlarged(sections):
+    first, second = (rg.tl.build_reference({name: sections[name]}, use_rep="X_colour") for name in ("donor1", "donor2"))
+    small = second.copy()
+    small.obsm["thumbnail"] = second.obsm["thumbnail"][:, ::2, ::2]
+    merged = rg.tl.merge_references([first, small])
+    assert merged.obsm["thumbnail"].shape == (first.n_obs + second.n_obs, 64, 64, 3)
+    rows = merged.obs_names.get_indexer(second.obs_names)
+    np.testing.assert_array_equal(merged.obsm["thumbnail"][rows][:, ::2, ::2], small.obsm["thumbnail"])
+    np.testing.assert_array_equal(merged.obsm["thumbnail"][rows][:, 1::2, 1::2], small.obsm["thumbnail"])

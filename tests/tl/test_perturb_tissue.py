@@ -274,7 +274,7 @@ def test_squidpy_reads_it(tissue, steered):
 
     rg.tl.perturb_tissue(tissue, steered, perturbations="P3", **LOGS)
     table = tissue.tables["perturbed"]
-    sq.gr.spatial_neighbors(table, n_neighs=6, coord_type="generic")
+    sq.gr.spatial_neighbors_knn(table, n_neighs=6)
     sq.gr.spatial_autocorr(table, mode="moran", attr="obs", genes=["response_magnitude"])
     assert table.uns["moranI"]["I"].iloc[0] > 0.5
 

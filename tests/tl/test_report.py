@@ -76,6 +76,8 @@ def test_numbers_are_those_of_the_table(assessed, tmp_path):
     low, median, high = np.quantile(table.obs["effective_n"], [0.25, 0.5, 0.75])
     found = cells(text, "effective number of measured spots per prediction")
     assert found == [f"{median:.1f} ({low:.1f} to {high:.1f})"]
+    most = np.sort(np.argsort(-reference.var["reference_variance"].to_numpy(), kind="stable")[:250])
+    assert cells(text, "Accuracy on held-out donors")[0] == f"{score[most].mean():.2f}"
     out = table.obs["out_of_reference"]
     assert cells(text, "spots out of reference")[0].startswith(f"{out.sum()} (")
     assert cells(text, "reference") == [f"`{header['reference_hash']}`"]
@@ -216,13 +218,21 @@ def test_intervals_name_their_level_and_unit(assessed, tmp_path, unit, warns):
 def test_agreement_is_that_of_evaluate(assessed, tmp_path):
     query, reference = assessed
     text, page = write(tmp_path, query, reference, truth_key="table")
-    scores = rg.tl.evaluate(query, metrics=["pearson", "rmse"])
+    scores = rg.tl.evaluate(query, metrics=["pearson", "rmse"], n_genes=None)
     for metric in ("pearson", "rmse"):
         values = scores[(scores["metric"] == metric) & (scores["gene"] != "")]["value"]
         low, median, high = values.quantile([0.25, 0.5, 0.75])
         assert cells(text, metric) == [f"{median:.2f} ({low:.2f} to {high:.2f})".replace("-", "−")]
     assert "no measured table was given" not in text
     assert page.tags.count("img") == 2
+    # The tile has the figure that `evaluate` and the demo print.
+    headline = rg.get.summary(rg.tl.evaluate(query)).iloc[0]
+    value, about = cells(text, "Agreement with this section")
+    assert value == f"{headline['pearson']:.2f}"
+    assert about == (
+        f"Pearson r over spots, mean of {headline['n_genes']:.0f} genes that vary most in the reference; "
+        f"of all {query.tables['predicted'].n_vars}: {headline['pearson_all_genes']:.2f}"
+    )
 
 
 @pytest.mark.parametrize("method", ["ridge", "mean"])

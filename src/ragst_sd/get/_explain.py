@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
     from ragst_sd.retrieval.bank import Bank
 
+# Where a narrow screen leaves out the middle, what was cited with which weight is still there.
+COLUMNS = (
+    "reference", _keys.DONOR, "weight", "query", "gene", _keys.SAMPLE, "value", "correction", "contribution",
+)  # fmt: skip
+
 
 def explain(
     sdata: SpatialData | AnnData,
@@ -62,8 +67,8 @@ def explain(
 
     Returns
     -------
-    For each spot and gene one line per cited row by falling weight, and a last line `adjustment`: `query`, `gene`,
-    `reference`, `donor`, `sample`, `weight`, `value` (measured, in the unit of the prediction), `correction` (what
+    For each spot and gene one line per cited row by falling weight, and a last line `adjustment`: `reference`, `donor`,
+    `weight`, `query`, `gene`, `sample`, `value` (measured, in the unit of the prediction), `correction` (what
     brings the row's section to the mean of the reference; 0 where sections were not centred), `contribution` (weight
     times the sum of value and correction). Contributions add up to the prediction. Rows that did not measure the gene
     have weight 0 and value NaN, and the others share their weight. Methods that cite nobody give `reference mean` and
@@ -131,7 +136,7 @@ def explain(
     both = pd.concat(parts, ignore_index=True)
     by_spot = pd.Index(table.obs_names[spots]).get_indexer(both["query"])
     by_gene = pd.Index(table.var_names[columns]).get_indexer(both["gene"])
-    return both.iloc[np.lexsort((by_gene, by_spot))].reset_index(drop=True)
+    return both.iloc[np.lexsort((by_gene, by_spot))].reset_index(drop=True)[list(COLUMNS)]
 
 
 def _from_rows(
@@ -194,14 +199,13 @@ def _from_rows(
         _keys.DONOR: np.array([*cited[_keys.DONOR].astype(str), "", "", *rest.donor], dtype=object),
         _keys.SAMPLE: np.array([*cited[_keys.SAMPLE].astype(str), "", "", *rest.sample], dtype=object),
     }
-    return pd.DataFrame(
-        {
-            "query": table.obs_names.to_numpy(dtype=object)[spots][spot],
-            "gene": table.var_names.to_numpy(dtype=object)[genes][one],
-            **{name: values[line] for name, values in names.items()},
-            **filled,
-        }
-    )
+    frame = {
+        "query": table.obs_names.to_numpy(dtype=object)[spots][spot],
+        "gene": table.var_names.to_numpy(dtype=object)[genes][one],
+        **{name: values[line] for name, values in names.items()},
+        **filled,
+    }
+    return pd.DataFrame(frame)[list(COLUMNS)]
 
 
 def _share(table: AnnData, genes: np.ndarray) -> np.ndarray:

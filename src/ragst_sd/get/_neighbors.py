@@ -25,6 +25,11 @@ _OF_SPOTS = (
     _keys.SAMPLE,
     ("license", "citation"),
 )
+# Where a narrow screen leaves out the middle, what was cited with which weight is still there.
+_COLUMNS = (
+    "reference", _keys.DONOR, "weight", _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY, _keys.X_UM, _keys.Y_UM, "license",
+    "citation", "distance", "query", "rank",
+)  # fmt: skip
 _OF_RESPONSES = (
     (_keys.PERTURBATION, _keys.CONTEXT, _keys.PERTURBATION_TYPE, _keys.N_CELLS, _keys.RELIABILITY),
     _keys.CONTEXT,
@@ -53,8 +58,8 @@ def neighbors(
 
     Returns
     -------
-    One line per spot and cited row, by falling weight: `query`, `rank` (from 1), `reference`, `donor`, `sample`,
-    `tissue`, `technology`, `x_um`, `y_um`, `distance`, `weight`, `license`, `citation`. Methods that cite nobody give
+    One line per spot and cited row, by falling weight: `reference`, `donor`, `weight`, `sample`, `tissue`, `technology`,
+    `x_um`, `y_um`, `license`, `citation`, `distance`, `query`, `rank` (from 1). Methods that cite nobody give
     an empty table.
 
     Of predicted responses one line per cell and cited row, with `perturbation`, `context`, `perturbation_type`,
@@ -111,8 +116,8 @@ def neighbors(
     )
     frame.insert(1, "rank", frame.groupby("spot").cumcount() + 1)
     if holds_responses(header):
-        frame = _with_those_that_cite_nobody(frame, table, header, which)
-    return frame.drop(columns="spot")
+        return _with_those_that_cite_nobody(frame, table, header, which).drop(columns="spot")
+    return frame[list(_COLUMNS)]
 
 
 def _with_those_that_cite_nobody(

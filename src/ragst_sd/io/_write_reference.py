@@ -13,7 +13,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
 from ragst_sd._reference import annotations_hash, require_in_memory
-from ragst_sd._replacing import link_target, locked, place_beside, recover
+from ragst_sd._replacing import link_target, locked, place_beside, recover, without_notices
 from ragst_sd.io._reference_file import SUFFIX, is_reference, parts_digest
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ def write_store(reference: AnnData, folder: Path) -> None:
         return write_func(store, key, elem, dataset_kwargs={**dataset_kwargs, "shards": None, **layout})
 
     group = zarr.open_group(folder, mode="w", zarr_format=3)
-    ad.experimental.write_dispatched(group, "/", reference, write)
+    with without_notices():
+        ad.experimental.write_dispatched(group, "/", reference, write)
 
 
 def _chunks(elem: Any) -> tuple[int, ...] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragst_sd._elements import require_sdata
-from ragst_sd._replacing import OLD, leftovers, link_target, locked, move_in, place_beside
+from ragst_sd._replacing import OLD, leftovers, link_target, locked, move_in, place_beside, without_notices
 from ragst_sd._validate import require_key
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def write_table(sdata: SpatialData, name: str) -> None:
         )
         with place_beside(store) as fresh:
             # A store of its own: the elements that the table annotates are not in it.
-            with warnings.catch_warnings():
+            with without_notices():
                 warnings.filterwarnings("ignore", message=".*annotat.*", category=UserWarning)
                 SpatialData(tables={name: sdata.tables[name]}).write(fresh, sdata_formats=own)
                 SpatialData.read(fresh)

@@ -117,11 +117,15 @@ def draw_risk(ax: Axes, frame: pd.DataFrame) -> None:
         label = name.replace("_", " ")
         ax.plot(line["share"], line["value"], color=color, ls=dashes, lw=width, label=label, gid=name)
     metric = str(frame["metric"].iloc[0])
+    words = "accuracy on the spots that are kept"
+    if metric == "nrmse" and frame["value"].max() > 1:
+        ax.axhline(1, color=_style.MUTED, lw=1, ls=(0, (4, 3)), zorder=1, gid="own mean")
+        words += "\nabove 1: further off than the gene's own mean in this section,\nas where its level differs between donors"
     ax.margins(y=0.12)
-    ax.set(xlim=(0, 1), xlabel="share of spots kept, best grounded first")
+    ax.set(xlim=(0, 1), xlabel="share of spots kept, those in doubt left out first")
     ax.set_ylabel(_TITLES.get(metric, metric.replace("_", " ")))
     ax.legend(loc="upper left", bbox_to_anchor=(1.04, 1.0), handlelength=2.6, title="spots ranked by", alignment="left")
-    _finish(ax, "risk_coverage", "Risk and coverage", "accuracy on the spots that are kept")
+    _finish(ax, "risk_coverage", "Risk and coverage", words)
 
 
 def _finish(ax: Axes, name: str, title: str, words: str) -> None:

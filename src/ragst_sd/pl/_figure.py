@@ -39,11 +39,13 @@ _LOOK: Any = {
     "xtick.labelcolor": "black",
     "ytick.labelcolor": "black",
 }
+# Of files, where the caller asks for nothing else.
+_DPI = 200
 # Inches around each panel.
 _PADS: dict[str, Any] = {"w_pad": 0.08, "h_pad": 0.08}
 _FIGURE_PARAMETERS = """\
 figsize, dpi
-    Size of a new figure in inches, and its resolution; `dpi` also holds for `save`.
+    Size of a new figure in inches, and its resolution; `dpi` also holds for `save`, which writes 200 dpi if left out.
 ax
     Axes whose place the picture fills with axes of its own; a new figure is made if left out.
 show
@@ -123,7 +125,7 @@ def picture(
         for artist in others:
             artist.set_in_layout(True)
     if save is not None:
-        root.savefig(save, dpi="figure" if dpi is None else dpi)
+        root.savefig(save, dpi=dpi or (_DPI if ax is None else "figure"))
     if ax is None:
         wanted = (save is None and not return_ax) if show is None else show
         if wanted and mpl.get_backend().lower() not in _SILENT_BACKENDS:

@@ -119,7 +119,9 @@ def draw_map(ax: Axes, section: Section, panel: Map, *, fade: float, letters: in
     ax.set_label(panel.kind)
     has = np.isfinite(panel.values)
     draw_section(ax, section, has, fade=fade, scale_bar=scale_bar)
-    spots = draw_spots(ax, section, np.flatnonzero(has), linewidths=0, zorder=3, label=panel.kind)
+    # The middle of a diverging scale is as pale as tissue: a rim keeps its spots visible.
+    rim = {"linewidths": 0.4, "edgecolors": "0.4"} if panel.kind == "difference" else {"linewidths": 0}
+    spots = draw_spots(ax, section, np.flatnonzero(has), **rim, zorder=3, label=panel.kind)
     spots.set(array=panel.values[has], cmap=panel.cmap, clim=panel.limits)
     if panel.hatch:
         # Behind the spots: lines across them would hide the colours of small ones.

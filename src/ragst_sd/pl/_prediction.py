@@ -137,7 +137,7 @@ def prediction(
         label = str(header["unit"])
         row = [_maps.Map("predicted", title, shown, limits, colors, label, note, on_scale=on_scale)]
         if measured is not None:
-            row.insert(0, _maps.Map("measured", f"{name} measured", truth, limits, colors, ""))
+            row.insert(0, _maps.Map("measured", f"{name} measured", truth, limits, colors, label, on_scale=on_scale))
             row.append(_difference_map(shown - truth, cmap_difference))
         if intervals is not None:
             row.append(_interval_map(intervals, j, cmap_interval))

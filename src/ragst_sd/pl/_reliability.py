@@ -9,7 +9,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
-from ragst_sd._results import MIN_CV_PEARSON, MORE_IS_BETTER, gene_index, predicted
+from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
 from ragst_sd._validate import listing, name_list, require_choice
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._curves import coverage, draw_calibration, draw_risk
@@ -30,15 +30,16 @@ if TYPE_CHECKING:
     from ragst_sd.pl._trust import Intervals
 
 _WIDTH = "interval_width"
-# Title and colour-bar label of each map, and whether high values are the weak ones: dark is weak throughout.
+# Title and colour-bar label of each map, and whether high values mean larger errors: dark is weak in these. What does not
+# order errors on held-out donors has a colour scale of its own, of which neither end is good or bad.
 _MAPS = {
+    _keys.DISAGREEMENT: ("disagreement of cited spots", "SD", True),
+    _WIDTH: ("interval width", "", True),
     _keys.DISTANCE_PERCENTILE: ("distance to measured tissue", "percentile of held-out spots", True),
     _keys.APPEARANCE_DISTANCE: ("difference in appearance", "distance over the threshold", True),
     _keys.EFFECTIVE_N: ("measured spots cited", "effective number", False),
     _keys.N_DONORS: ("donors cited", "number of donors", False),
     _keys.EVIDENCE_SHARE: ("share of evidence", "evidence, not adjustment", False),
-    _keys.DISAGREEMENT: ("disagreement of cited spots", "SD", True),
-    _WIDTH: ("interval width", "", True),
 }
 _FIXED = {_keys.DISTANCE_PERCENTILE: (0.0, 100.0), _keys.EVIDENCE_SHARE: (0.0, 1.0)}
 
@@ -63,12 +64,15 @@ def reliability(
     save: str | os.PathLike[str] | IO[bytes] | None = None,
     return_ax: bool = False,
 ) -> dict[str, Axes] | None:
-    """Draw where a prediction is well grounded, and with a truth whether it knows how well.
+    """Draw where a prediction is to be trusted, and with a truth whether it knows how far.
 
-    Maps of the section, dark where the ground is weak. Spots that no tissue of the reference is like are outlined. With
-    a truth two curves follow. Calibration: the share of measured values inside the intervals, at each level they were
+    Maps of the section, dark where larger errors are expected. Disagreement of the cited spots, widths of intervals and,
+    less so, the distance to measured tissue order errors on held-out donors. The other columns do not, and have colours
+    of which neither end is good or bad. Spots that no tissue of the reference is like are outlined. With a truth two curves follow. Calibration: the share of measured values inside the intervals, at each level they were
     calibrated for, beside the diagonal; the mean over genes, and a band that holds 90 % of them. Risk and coverage:
-    accuracy when only the best grounded spots are kept, by each of the maps. Panels whose input the table lacks are
+    accuracy when the spots in doubt are left out, by each of the maps. An RMSE above the standard deviation of a gene is
+    that of a prediction whose level is off by more than its pattern is right, as between donors of different depth: no
+    order of spots can see that. Panels whose input the table lacks are
     left out.
 
     Parameters
@@ -82,8 +86,8 @@ def reliability(
     maps
         Some of `"distance_percentile"`, `"effective_n"`, `"n_donors"`, `"evidence_share"`, `"disagreement"` (mean over
         genes of `layers["disagreement"]`) and `"interval_width"` (mean over genes of `layers["upper"]` minus
-        `["lower"]`), or any numeric column of the table's `.obs`. Left out: the first two; donors if their number
-        varies, else the share of evidence if that varies; interval width, or disagreement if there are no intervals.
+        `["lower"]`), or any numeric column of the table's `.obs`. Left out: disagreement, interval width and
+        `"distance_percentile"`, as far as the table has them.
     truth_key
         Measured table for the curves; it is normalised as the prediction is. The only one of the same shapes if left
         out; `False` for none.
@@ -133,7 +137,7 @@ def reliability(
     >>> rg.tl.predict(query, reference)
     >>> axes = rg.pl.reliability(query, return_ax=True)
     >>> list(axes)[:2]
-    ['distance_percentile', 'effective_n']
+    ['disagreement', 'distance_percentile']
     """
     from ragst_sd import get
 
@@ -200,11 +204,8 @@ def _chosen(table: AnnData, intervals: Intervals | None, maps: Sequence[str] | N
             raise KeyError(msg)
         return wanted
     known = table.obs.count()
-    n_values = table.obs[table.obs[_keys.EFFECTIVE_N].notna()].nunique()
-    chosen = [name for name in (_keys.DISTANCE_PERCENTILE, _keys.EFFECTIVE_N) if known.get(name, 0)]
-    # A map of one colour says less than the next.
-    chosen += [name for name in (_keys.N_DONORS, _keys.EVIDENCE_SHARE) if n_values.get(name, 0) > 1][:1]
-    chosen += [name for name in (_WIDTH, _keys.DISAGREEMENT) if name in has][:1]
+    chosen = [name for name in (_keys.DISAGREEMENT, _WIDTH) if name in has]
+    chosen += [_keys.DISTANCE_PERCENTILE] if known.get(_keys.DISTANCE_PERCENTILE, 0) else []
     if not chosen:
         msg = f"The table has nothing to draw: none of {listing(_MAPS)}. Predict again with `rg.tl.predict`."
         raise ValueError(msg)
@@ -214,8 +215,8 @@ def _chosen(table: AnnData, intervals: Intervals | None, maps: Sequence[str] | N
 def _map(
     table: AnnData, name: str, columns: np.ndarray, intervals: Intervals | None, about: str, distrusted: str
 ) -> _maps.Map:
-    title, label, weak_is_high = _MAPS.get(name, (name.replace("_", " "), "", name not in MORE_IS_BETTER))
-    cmap: Any = f"{_style.SEQUENTIAL}_r" if weak_is_high else _style.SEQUENTIAL
+    title, label, orders_errors = _MAPS.get(name, (name.replace("_", " "), "", False))
+    cmap: Any = f"{_style.SEQUENTIAL}_r" if orders_errors else _style.NEUTRAL
     notes, hatch = [""], None
     if name == _WIDTH and intervals is not None:
         values, hatch = _mean(intervals.width), intervals.hatch

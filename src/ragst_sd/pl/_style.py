@@ -31,6 +31,8 @@ SEQUENTIAL = "viridis"
 DIVERGING = "PuOr_r"
 WIDTH = "plasma"
 SHARE = "Blues"
+# Of values of which neither end is good or bad.
+NEUTRAL = "cividis"
 
 MINUS = "\N{MINUS SIGN}"
 

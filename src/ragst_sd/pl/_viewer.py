@@ -51,9 +51,11 @@ def viewer(
     r"""Write one HTML page in which every predicted value can be traced to the measured spots it came from.
 
     The page needs no network and no server: open it in a browser of 2023 or later, send it by mail, or let a notebook
-    show it. Spots are coloured by a gene or by how well grounded they are. A click on a spot (or its name, or the
-    arrow keys on the map) shows its tile, the thumbnails of its neighbours with donor, weight, measured value and
-    contribution, what the other neighbours and the adjustment add, and warnings. Contributions add up to the
+    show it. Spots are coloured by a gene, by what tells how far to trust it (disagreement of the cited spots, width of
+    the interval, distance to measured tissue) or by what it rests on. The spot nearest to a click (or of a name, or of
+    the arrow keys on the map) shows its tile and what else the encoder sees on the map, the tiles of its neighbours with
+    donor, weight, measured value and contribution, what the other neighbours and the adjustment add, and warnings. A
+    neighbour that is pointed at is enlarged beside the tile of the spot, at the same scale. Contributions add up to the
     prediction:
 
     .. math:: \hat y = \sum_j w_j (y_j + c_j) + \text{adjustment}
@@ -64,8 +66,8 @@ def viewer(
     Spots have their true size; outlines other than discs and squares are drawn as discs of the same area.
 
     A spot is warned of if it is out of reference (far from measured tissue in the space of search, or unlike every
-    section of the reference, as `.obs["appearance_distance"]` says; both are named), if its neighbours are few
-    (`effective_n` below 5) or of one donor, if less than half of its departure from the mean is evidence, if the
+    section of the reference, as `.obs["appearance_distance"]` says; both are named), if its neighbours are of one
+    donor, if less than half of its departure from the mean is evidence, if the
     method cites nobody, and if intervals hold for new spots or sections but not for new donors. A gene is greyed, with
     the reason, if `cv_pearson` is below 0.1 or not known.
 
@@ -77,7 +79,7 @@ def viewer(
         The very reference that the prediction was made from. Built with thumbnails, the neighbours have pictures.
     prediction_key
         Name of the predicted table. Read are `.X`, `.layers["evidence"]`, where present `.layers["lower"]` and
-        `["upper"]`, `.obsm["retrieval_rows"]` and `["retrieval_weights"]`, the columns of `.obs` that say how well
+        `["upper"]` and `["disagreement"]`, `.obsm["retrieval_rows"]` and `["retrieval_weights"]`, the columns of `.obs` that say how well
         grounded a spot is, `.var["cv_pearson"]` and `["noise_ceiling"]`, and `.uns["retrieval"]`.
     genes
         Genes of the page; the 200 best trusted if left out: by falling `cv_pearson`, or where that was not assessed by
@@ -174,7 +176,6 @@ def _facts(table: AnnData, header: dict[str, Any], title: str) -> dict[str, Any]
         "share_unlike": round(unlike, 4) if unlike > MOST_UNLIKE else None,
         "far_percentile": 100 * (1 - FLAGGED),
         # Below these a spot gets a warning on the page.
-        "few_spots": 5.0,
         "little_evidence": 0.5,
         "little_trust": MIN_CV_PEARSON,
     }

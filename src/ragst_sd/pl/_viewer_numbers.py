@@ -77,6 +77,8 @@ def collect_numbers(
         "cited_section": section.ravel().astype(np.uint16),
         "corrections": different,
     }
+    if _keys.DISAGREEMENT in table.layers:
+        arrays[_keys.DISAGREEMENT] = relative_disagreement(table, genes).astype(np.float32)
     if intervals is not None:
         arrays |= _distances(intervals, multiples["prediction"], decimals)
     cited, labels = header[_keys.CITED].iloc[shown], {}
@@ -99,6 +101,15 @@ def collect_numbers(
         "names": {"spots": list(table.obs_names), "cited": list(cited["reference"])},
     }
     return arrays, facts
+
+
+def relative_disagreement(table: AnnData, genes: np.ndarray) -> np.ndarray:
+    """Of each spot: disagreement of its cited rows over what is usual for the gene, mean over the genes that have it."""
+    import pandas as pd
+
+    spread = pd.DataFrame(dense(table.layers[_keys.DISAGREEMENT][:, genes]))
+    usual = spread.mean()
+    return (spread / usual.where(usual > 0)).mean(axis=1).to_numpy()
 
 
 def _of_genes(table: AnnData, name: str) -> np.ndarray:

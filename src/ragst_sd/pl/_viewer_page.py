@@ -30,7 +30,7 @@ MARK = '<meta name="generator" content="ragst_sd viewer">'
 _DECIMALS = (3, 2)
 _QUALITIES = (85, 72, 58, 45)
 _SCRIPTS = ("decode.js", "numbers.js", "map.js", "details.js", "main.js")
-_COLORMAPS = ("viridis", "cividis", "PuOr_r")
+_COLORMAPS = ("viridis", "viridis_r", "cividis", "PuOr_r")
 
 
 @dataclass(frozen=True)

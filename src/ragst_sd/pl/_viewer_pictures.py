@@ -64,6 +64,7 @@ def collect_pictures(section: Section, header: dict[str, Any], thumbnails: Any, 
         "width": right - left,
         "height": bottom - top,
         "mpp": section.mpp,
+        "fields": _fields(header, section),
         "tile_um": None if level_mpp is None else tile_px * level_mpp,
         "square": square,
         "sheet_px": _SHEET_PX,
@@ -79,10 +80,21 @@ def collect_pictures(section: Section, header: dict[str, Any], thumbnails: Any, 
         facts["picture"] = [x0 - left, y0 - top, x1 - x0, y1 - y0]
     if thumbnails is not None and len(cited):
         shown = np.asarray(thumbnails)[cited]
+        if shown.shape[1] % 2 == 0 and shown[..., 0].size > _TILE_PIXELS:
+            n, edge = len(shown), shown.shape[1] // 2
+            shown = shown.reshape(n, edge, 2, edge, 2, 3).mean(axis=(2, 4)).astype(np.uint8)
         images["thumbnails"] = _sheets(shown)
         facts["thumbnail_px"] = shown.shape[1]
     places = {"xy": section.centers - [left, top], "radius": _radii(section, square=square)}
     return Pictures(images, {name: values.astype(np.float32) for name, values in places.items()}, facts)
+
+
+def _fields(header: dict[str, Any], section: Section) -> list[float]:
+    """Widths in pixels of the image of the tile and, growing, of the wider fields of view."""
+    encoder, mpp = header["encoder"], float(header["encoder"]["mpp"])
+    width = int(encoder["tile_px"]) * (1.0 if np.isnan(mpp) else mpp / float(section.mpp or mpp))
+    wider = {float(factor) for factor in np.ravel(encoder["context"]) if factor > 1}
+    return [width * factor for factor in (1.0, *sorted(wider))]
 
 
 def _spot_tiles(section: Section, tile_px: int, mpp: float, edge: int) -> np.ndarray:

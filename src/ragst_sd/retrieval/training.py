@@ -29,12 +29,16 @@ def reference_mean(training: Bank, rows: np.ndarray | None = None) -> np.ndarray
 
 def variable_genes(values: Any, rows: np.ndarray, genes: np.ndarray, n: int) -> np.ndarray:
     """The `n` genes (of `genes`) with the largest variance over `rows`, in the order of their index."""
-    part = values[rows]
-    mean = np.asarray(part.mean(axis=0)).ravel()
-    square = part.multiply(part) if hasattr(part, "multiply") else part * part
-    variance = np.asarray(square.mean(axis=0)).ravel() - mean**2
+    variance = gene_variance(values[rows])
     order = np.lexsort((genes, -variance[genes]))
     return np.sort(genes[order[:n]])
+
+
+def gene_variance(values: Any) -> np.ndarray:
+    """(g,) variance of each gene over all rows."""
+    mean = np.asarray(values.mean(axis=0)).ravel()
+    square = values.multiply(values) if hasattr(values, "multiply") else values * values
+    return np.asarray(square.mean(axis=0)).ravel() - mean**2
 
 
 def mean_over_groups(scores: Sequence[Sequence[float]], width: int) -> np.ndarray:

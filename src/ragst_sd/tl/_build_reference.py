@@ -124,7 +124,7 @@ def build_reference(
     `.X`
         log1p of counts per 10,000, CSR float32; `.layers["counts"]` the counts, where given.
     `.obsm[use_rep]`
-        Raw embeddings; `.obsm["thumbnail"]` (n, 32, 32, 3) uint8, where kept.
+        Raw embeddings; `.obsm["thumbnail"]` (n, 64, 64, 3) uint8, where kept.
     `.obs`
         donor, sample, tissue, technology, x_um, y_um (on the section's image), panel, and `obs`. Names are
         `<sample>:<spot>`.

@@ -9,10 +9,10 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
 from ragst_sd._metrics import METRICS, by_genes, finite_mean, score_genes
-from ragst_sd._results import MIN_CEILING, predicted, require_columns
+from ragst_sd._results import MIN_CEILING, N_GENES, most_variable, predicted, require_columns
 from ragst_sd._several import over_sections
 from ragst_sd._truth import compare, size_factor_genes, some_of, truth_counts, truth_table
-from ragst_sd._validate import as_seed, listing, require_key, require_known
+from ragst_sd._validate import as_seed, listing, require_key, require_known, require_positive
 from ragst_sd.reference.noise_ceiling import noise_ceiling
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._section_metrics import SECTION_METRICS, section_metrics
@@ -40,6 +40,7 @@ def evaluate(
     layer: str | None = None,
     unit: str = "counts",
     genes: str | Sequence[str] | None = None,
+    n_genes: int | None = N_GENES,
     sample_key: str = "sample",
     label_key: str = "label",
     metrics: Sequence[str] | None = None,
@@ -67,7 +68,11 @@ def evaluate(
     unit
         `"counts"`, or `"log1p_cp10k"` if the layer is log1p of counts per 10,000 already.
     genes
-        Genes to compare; all that both tables have if left out.
+        Genes to compare; if left out, the `n_genes` most variable ones.
+    n_genes
+        Number of genes to compare if none are named: those with the largest variance over the reference, among the
+        genes that both tables have and every panel of the reference measured. `None` compares all that both tables
+        have.
     sample_key
         Column of the measured table's `.obs` that names the sections; one section if it is not there.
     label_key
@@ -96,7 +101,8 @@ def evaluate(
     One line per gene, sample and metric: `gene`, `sample`, `metric`, `value`. `pearson` and `spearman` are NaN for
     genes that do not vary, and 0 for a prediction that does not; `share_of_ceiling` is NaN where the ceiling is below
     0.1. Lines with an empty `gene` hold the metrics per section, the means over spots of `effective_n`,
-    `evidence_share` and `out_of_reference`, and `n_spots`. Spots and genes without a prediction are left out of a
+    `evidence_share` and `out_of_reference`, `n_spots`, and where `n_genes` left genes out `pearson_all_genes`, the
+    mean Pearson correlation over all that both tables have. :func:`ragst_sd.get.summary` averages over genes. Spots and genes without a prediction are left out of a
     metric per section, which is NaN where it cannot be computed. For a list or a mapping there is a first column
     `section` with the name in the mapping, or in `obs["sample"]` of the measured table.
 
@@ -105,8 +111,8 @@ def evaluate(
     KeyError
         If a table, gene or layer does not exist, or a metric needs positions, labels or intervals that are not there.
     ValueError
-        If there is no measured table of the shapes, or several and `truth_key` is left out; the tables share no spots
-        or genes, the truth is not counts, or it holds fewer than 200 of the genes that size factors rest on.
+        If there is no measured table of the shapes, or several and `truth_key` is left out; the table does not know
+        which genes vary most and `n_genes` asks for them; the tables share no spots or genes, the truth is not counts, or it holds fewer than 200 of the genes that size factors rest on.
 
     Notes
     -----
@@ -166,29 +172,38 @@ def evaluate(
             )
             raise ValueError(msg)
         counts, _ = truth_counts(measured, header, layer)
+    if n_genes is not None:
+        require_positive(n_genes, "n_genes", whole=True)
+    every = np.arange(len(compared.genes))
+    best = every if genes is not None or n_genes is None else most_variable(table, compared.genes, n_genes)
+    names = [compared.genes[i] for i in best]
     basis = np.isin(compared.names, size_factor_genes(header))
-    truth_columns = pd.Index(compared.names).get_indexer(compared.genes)
+    truth_columns = pd.Index(compared.names).get_indexer(names)
     seed, parts = as_seed(rng), []
     for section in compared.sections:
         sample, rows, values, expected = section.sample, section.rows, section.values, section.expected
-        of_genes = [name for name in chosen if name in METRICS]
+        of_genes, of_all = [name for name in chosen if name in METRICS], {}
         of_genes += ["pearson"] if counts is not None and "pearson" not in of_genes else []
+        if len(best) < len(every):
+            if "pearson" in asked:
+                of_all["pearson_all_genes"] = finite_mean(score_genes(["pearson"], values, expected)["pearson"])
+            values, expected = values[:, best], expected[:, best]
         scores = score_genes(of_genes, values, expected)
         if asked & set(INTERVAL_METRICS):
             sides = (_keys.LOWER, _keys.UPPER)
-            limits = (some_of(table.layers[side], rows, compared.columns) for side in sides)
+            limits = (some_of(table.layers[side], rows, compared.columns[best]) for side in sides)
             scores |= by_genes(_interval_metrics, *limits, expected)
         if counts is not None:
             ceiling = noise_ceiling(counts[section.truth_rows], basis, rng=seed)[truth_columns]
             scores["noise_ceiling"] = ceiling
             scores["share_of_ceiling"] = scores["pearson"] / np.where(ceiling >= MIN_CEILING, ceiling, np.nan)
         parts += [
-            pd.DataFrame({"gene": compared.genes, "sample": sample, "metric": name, "value": scores[name]})
+            pd.DataFrame({"gene": names, "sample": sample, "metric": name, "value": scores[name]})
             for name in chosen
             if name in scores
         ]
         summary = {name: finite_mean(table.obs[name].to_numpy(float)[section.every]) for name in SPOT_METRICS}
-        summary["n_spots"] = float(len(rows))
+        summary |= {"n_spots": float(len(rows)), **of_all}
         if asked & set(SECTION_METRICS):
             of_section = section_metrics(
                 values,

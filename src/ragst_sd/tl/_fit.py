@@ -6,6 +6,8 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ragst_sd import _keys
 from ragst_sd._perturbation_reference import is_perturbation
 from ragst_sd._reference import fit_hash
@@ -17,7 +19,6 @@ from ragst_sd.tl._fit_record import write_fit
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,9 @@ def fit(
         `distance_quantiles` and `distance_threshold` of held-out groups in phi-space, and `appearance` (spread, axes
         and means of the raw embeddings by section, and the `threshold` of the distance to them). Replaces an earlier
         fit, and drops the intervals that :func:`ragst_sd.tl.calibrate` made of it.
+    `.var["reference_variance"]`
+        Of tissue: variance of each gene over the rows, NaN for genes that not every panel measured. By it
+        :func:`ragst_sd.tl.evaluate` chooses the genes of its figures.
 
     Raises
     ------
@@ -132,6 +136,7 @@ def fit(
     from ragst_sd.retrieval.bank import Run
     from ragst_sd.retrieval.methods import METHODS
     from ragst_sd.retrieval.options import resolve_options
+    from ragst_sd.retrieval.training import gene_variance
     from ragst_sd.tl._fit_tissue import fit_tissue
     from ragst_sd.tl._waiting import expected_seconds, in_words, say_if_long
 
@@ -153,10 +158,13 @@ def fit(
         quicker = f"`method='knn'` takes about {in_words(expected_seconds(['knn'], len(bank)))}."
         say_if_long(expected_seconds([method], len(bank)), f"Fitting {method!r} on {len(bank):,} rows", quicker)
     raw = bank.embedding
-    fitted = fit_tissue(standardized(reference, bank), method, run, raw=raw, metric=metric, **sizes)
+    bank = standardized(reference, bank)
+    fitted = fit_tissue(bank, method, run, raw=raw, metric=metric, **sizes)
     record = replace(fitted.fit, reference_hash=bank.header.content_hash).stored()
     record["fit_hash"] = fit_hash(reference, reference.uns[_keys.ATTRS], record, fitted)
     write_fit(reference, record, fitted)
+    everywhere = bank.measured.all(axis=0)
+    reference.var[_keys.REFERENCE_VARIANCE] = np.where(everywhere, gene_variance(bank.values), np.nan)
     logger.info(
         "Fitted %r on %d rows: %d neighbours of %d candidates, %d components, %s held out to choose and calibrate.",
         method,

@@ -246,11 +246,19 @@ def _assemble(pieces: list[_Piece], headers: list[dict[str, Any]], plan: Plan) -
         counts=None if any(own is None for own in counts) else sp.vstack(counts, format="csr"),
         obs=obs,
         embedding=np.concatenate(embedding),
-        thumbnails=None if without else np.concatenate(pictures),
+        thumbnails=None if without else _of_one_size(pictures),
         measured=plan.measured,
     )
     logger.info("Merged reference of %d spots, %d sections, %d genes.", merged.n_obs, kept.sum(), merged.n_vars)
     return merged
+
+
+def _of_one_size(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Thumbnails of all references; those of earlier releases have half the edge, and each of their pixels is repeated."""
+    edge = max(own.shape[1] for own in pictures)
+    return np.concatenate(
+        [own.repeat(edge // own.shape[1], axis=1).repeat(edge // own.shape[2], axis=2) for own in pictures]
+    )
 
 
 def _log_common_donors(named: Mapping[str, AnnData]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._fields import TISSUE, stored_fields
-from ragst_sd._replacing import fresh_folder, link_target, locked, recover
+from ragst_sd._replacing import fresh_folder, link_target, locked, recover, without_notices
 from ragst_sd._workers import spread_over_workers
 from ragst_sd.retrieval.run import blocks_of_queries, values_of
 
@@ -118,10 +118,11 @@ def finish(place: Path, table: AnnData) -> None:
     import zarr
 
     group = zarr.open_group(place, mode="r+")
-    for name in ("obs", "var"):
-        ad.io.write_elem(group, name, getattr(table, name))
-    for name in ("obsm", "varm", "obsp", "varp", "uns"):
-        ad.io.write_elem(group, name, dict(getattr(table, name)))
+    with without_notices():
+        for name in ("obs", "var"):
+            ad.io.write_elem(group, name, getattr(table, name))
+        for name in ("obsm", "varm", "obsp", "varp", "uns"):
+            ad.io.write_elem(group, name, dict(getattr(table, name)))
     zarr.consolidate_metadata(group.store)
 
 

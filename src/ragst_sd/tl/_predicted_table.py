@@ -175,12 +175,12 @@ def _about_genes(bank: Bank, genes: np.ndarray) -> dict[str, Any]:
             of["method"],
         )
         var = var.drop(columns=_keys.CV_PEARSON)
-    scores = (_keys.CV_PEARSON, _keys.NOISE_CEILING)
     share = fit.parameters.get(_keys.RETRIEVAL_SHARE, np.full(len(bank.genes), float(METHODS[fit.method].cites)))
+    known = (_keys.REFERENCE_VARIANCE, _keys.CV_PEARSON, _keys.NOISE_CEILING)
     return {
         _keys.RETRIEVAL_SHARE: np.asarray(share)[genes],
         _keys.N_MEASURED: n_measured(bank)[genes],
-        **{name: var[name].to_numpy(float) if name in var else np.full(len(var), np.nan) for name in scores},
+        **{name: var[name].to_numpy(float) if name in var else np.full(len(var), np.nan) for name in known},
         _keys.EVIDENCE: pd.Categorical(["measured"] * len(var), categories=["measured", _keys.SCRNA]),
     }
 

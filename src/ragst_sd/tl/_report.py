@@ -169,7 +169,8 @@ def _agreement(
 
     has_intervals = _keys.LOWER in table.layers and _keys.UPPER in table.layers
     metrics = ["pearson", "rmse", *(["coverage"] if has_intervals else [])]
-    long = evaluate(sdata, prediction_key=prediction_key, truth_key=truth_key, layer=layer, unit=unit, metrics=metrics)
+    compared: dict[str, Any] = {"prediction_key": prediction_key, "truth_key": truth_key, "layer": layer, "unit": unit}
+    long = evaluate(sdata, **compared, genes=None, n_genes=None, metrics=metrics)
     wide = long[long["gene"] != ""].groupby(["gene", "metric"])["value"].mean().unstack()
     wide = wide.reindex([gene for gene in table.var_names if gene in wide.index])
     wide[_keys.CV_PEARSON] = table.var[_keys.CV_PEARSON].reindex(wide.index)

@@ -9,8 +9,9 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._encoder_facts import encoder_facts
 from ragst_sd._licenses import NO_DERIVATIVES, NON_COMMERCIAL, UNKNOWN, UNRECOGNISED, ranked, terms_of
+from ragst_sd._metrics import finite_mean
 from ragst_sd._page import number
-from ragst_sd._results import MIN_CV_PEARSON, unlike_share
+from ragst_sd._results import MIN_CV_PEARSON, N_GENES, most_variable, unlike_share
 from ragst_sd.retrieval.grounding import FLAGGED
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def gather(
         "n_assessed": int(np.isfinite(score).sum()),
         "n_low": int((score < MIN_CV_PEARSON).sum()),
         "median_score": median(score),
+        "accuracy": _means(table, var[_keys.CV_PEARSON]),
+        "agreement": None if measured is None else _means(table, measured["pearson"]),
         "has_noise_ceiling": bool(var[_keys.NOISE_CEILING].notna().any()),
         "dropped": _dropped(header),
         # Of spots.
@@ -81,10 +84,27 @@ def gather(
         "out_share": float(out.mean()),
         "flagged": FLAGGED,
         "unlike_share": unlike if np.isfinite(unlike) else None,
+        "disagreement": mean_over_genes(table.layers[_keys.DISAGREEMENT])
+        if _keys.DISAGREEMENT in table.layers
+        else None,
         "effective_n": median(obs[_keys.EFFECTIVE_N]),
         "evidence_share": median(obs[_keys.EVIDENCE_SHARE]),
         **_fit(header, bank),
         **_intervals(table, header, predicted_spots),
+    }
+
+
+def _means(table: AnnData, pearson: pd.Series) -> dict[str, Any]:
+    """Mean correlation over the genes that vary most in the reference, and over all; the same where that is not known."""
+    known = pearson.dropna()
+    genes = list(known.index)
+    if np.isfinite(table.var.reindex(columns=[_keys.REFERENCE_VARIANCE]).loc[genes].to_numpy(float)).any():
+        genes = list(known.index[most_variable(table, genes, N_GENES)])
+    return {
+        "mean": finite_mean(known[genes].to_numpy()),
+        "n": len(genes),
+        "mean_all": finite_mean(known.to_numpy()),
+        "n_all": len(known),
     }
 
 
@@ -93,6 +113,13 @@ def median(values: Any) -> float:
     known = np.asarray(values, dtype=float)
     known = known[np.isfinite(known)]
     return float(np.median(known)) if len(known) else np.nan
+
+
+def mean_over_genes(values: Any) -> np.ndarray:
+    """(spots,) mean of the values that are known."""
+    import pandas as pd
+
+    return pd.DataFrame(np.asarray(values)).mean(axis=1).to_numpy(float)
 
 
 def _sources(table: AnnData, header: dict[str, Any], bank: Bank) -> pd.DataFrame:

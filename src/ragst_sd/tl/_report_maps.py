@@ -7,24 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragst_sd import _keys
 from ragst_sd._page import Picture, number
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-_DPI = 110
-_GROUNDEDNESS = (
-    "How well grounded the spots are: distance to the nearest measured tissue, as a percentile of that of held-out "
-    "spots of the reference (0 is nearest). Spots with an orange rim are out of reference; hollow spots have no "
-    "prediction."
+_DPI = 200
+_TRUST = (
+    "How far to trust the spots: how much the measured spots behind a value disagree, mean over genes, and the distance "
+    "to the nearest measured tissue, as a percentile of that of held-out spots of the reference (0 is nearest). Dark is "
+    "where errors are larger. Spots with an orange rim are out of reference; hollow spots have no prediction."
 )
 
 
 def draw_maps(
     sdata: SpatialData, facts: dict[str, Any], *, prediction_key: str, truth_key: str | None
 ) -> list[Picture]:
-    """The best-trusted gene as predicted (and measured), and how well grounded each spot is."""
+    """The best-trusted gene as predicted (and measured), and how far to trust each spot."""
     import ragst_sd.pl as pl
 
     pictures = []
@@ -49,7 +48,5 @@ def draw_maps(
         )
         pictures.append(Picture("gene.png", png.getvalue(), f"{gene}, {beside}: {why}."))
     png = BytesIO()
-    pl.reliability(
-        sdata, prediction_key=prediction_key, maps=[_keys.DISTANCE_PERCENTILE], image_fade=0.5, save=png, dpi=_DPI
-    )
-    return [*pictures, Picture("groundedness.png", png.getvalue(), _GROUNDEDNESS)]
+    pl.reliability(sdata, prediction_key=prediction_key, truth_key=False, image_fade=0.5, save=png, dpi=_DPI)
+    return [*pictures, Picture("trust.png", png.getvalue(), _TRUST)]

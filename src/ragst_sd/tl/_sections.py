@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SOURCE_FIELDS = ("tissue", "technology", "license", "citation", "panel")
-THUMBNAIL_PX = 32
+THUMBNAIL_PX = 64
 ON_DUPLICATE = ("error", "warn")
 
 
@@ -228,7 +228,7 @@ def source_table(sections: list[Section]) -> pd.DataFrame:
 
 
 def thumbnails(section: Section, sdata: SpatialData) -> np.ndarray:
-    """(n, 32, 32, 3) uint8 pictures of the tiles that were embedded; white where the image is not at hand."""
+    """(n, 64, 64, 3) uint8 pictures of the tiles that were embedded; white where the image is not at hand."""
     header, n = section.header, len(section.obs)
     out = np.full((n, THUMBNAIL_PX, THUMBNAIL_PX, 3), 255, dtype=np.uint8)
     image_key = str(header["image_key"])

@@ -12,7 +12,7 @@ function element(tag, text = "", attributes = {}) {
 const labelOf = (name, row) => head.labels[name][data[`cited_${name}`][row]];
 
 const COLUMNS = [
-  ["", "picture"], ["Donor, spot", ""], ["Weight", "number"], ["Measured", "number"], ["Correction", "number"],
+  ["", "rank"], ["Donor, spot", ""], ["Weight", "number"], ["Measured", "number"], ["Correction", "number"],
   ["Contribution", "number"], ["Adding up", "bar"],
 ];
 
@@ -31,8 +31,6 @@ function setUpDetails() {
 
 function showDetails(gene, spot) {
   const name = head.names.spots[spot];
-  byId("hint").hidden = true;
-  byId("spot").hidden = false;
   byId("spot-title").textContent = `Spot ${name}`;
   showValue(gene, spot);
   const warnings = warningsOf(gene, spot);
@@ -41,6 +39,7 @@ function showDetails(gene, spot) {
   showFacts(spot);
   drawTile(byId("tile"), "tiles", spot, head.image.tile_px, () => mapState.selected === spot);
   const lines = explain(gene, spot);
+  showGallery(spot, lines);
   showTable(gene, lines);
   byId("announce").textContent = sentence(gene, spot, lines, warnings);
 }
@@ -74,12 +73,55 @@ function showFacts(spot) {
   if (head.cites) {
     facts.push(["Measured spots cited", String(data.n_cited[spot])], ["Effective number", number(data.effective_n[spot], 1)]);
   }
+  if ("disagreement" in data && Number.isFinite(data.disagreement[spot])) {
+    facts.unshift(["Disagreement of the cited spots", `${number(data.disagreement[spot], 2)} × what is usual`]);
+  }
   facts.push([head.cites ? "Donors cited" : "Donors nearby", String(data.n_donors[spot])]);
   facts.push(["Distance to measured tissue", Number.isNaN(data.distance_percentile[spot]) ? "–" : `percentile ${number(data.distance_percentile[spot], 0)}`]);
   facts.push(["Difference in look (limit 1)", number(data.appearance_distance[spot], 2)]);
   facts.push(["Share of evidence", Number.isNaN(data.evidence_share[spot]) ? "–" : percent(data.evidence_share[spot], 0)]);
   byId("facts").replaceChildren(...facts.flatMap(([term, text]) => [element("dt", term), element("dd", text)]));
   byId("tile-caption").textContent = head.image.tile_um ? `tile, ${Math.round(head.image.tile_um)} µm wide` : "tile";
+}
+
+// Cited tiles by weight. All tiles, and those of a pair, show as much tissue on as many pixels.
+function showGallery(spot, lines) {
+  const cited = (lines ?? []).filter((line) => line.kind === "neighbour");
+  byId("alike").hidden = !cited.length || !head.image.thumbnail_px;
+  byId("pair").hidden = true;
+  if (byId("alike").hidden) return;
+  byId("gallery").replaceChildren(...cited.map((line, i) => {
+    const words = `${labelOf("donor", line.row)}, ${percent(line.weight)}`;
+    const item = element("li");
+    const button = element("button", "", { type: "button", "aria-label": `Measured spot ${i + 1}: ${words}` });
+    const canvas = element("canvas", "", { "aria-hidden": "true" });
+    button.append(canvas, element("small", `${i + 1}. ${words}`));
+    item.append(button);
+    drawTile(canvas, "thumbnails", line.row, head.image.thumbnail_px);
+    const show = () => showPair(button, spot, line.row, words);
+    const hide = () => { byId("pair").hidden = true; };
+    for (const event of ["pointerenter", "focus"]) button.addEventListener(event, show);
+    for (const event of ["pointerleave", "blur"]) button.addEventListener(event, hide);
+    return item;
+  }));
+}
+
+function showPair(button, spot, row, words) {
+  const pair = byId("pair");
+  drawTile(byId("pair-query"), "tiles", spot, head.image.tile_px, () => mapState.selected === spot);
+  pair.dataset.row = row;
+  drawTile(byId("pair-cited"), "thumbnails", row, head.image.thumbnail_px, () => pair.dataset.row === String(row));
+  byId("pair-caption").textContent = words;
+  pair.hidden = false;
+  // Beside the tile where the map is, else below or above it: never under the pointer.
+  const [tile, all] = [button.getBoundingClientRect(), byId("details").getBoundingClientRect()];
+  const { width, height } = pair.getBoundingClientRect();
+  const beside = all.left > width + 16;
+  const below = tile.bottom + 8 + height < window.innerHeight;
+  const left = beside ? all.left - width - 12 : Math.min(Math.max(8, tile.left), window.innerWidth - width - 8);
+  const top = beside ? tile.top + tile.height / 2 - height / 2 : below ? tile.bottom + 8 : tile.top - height - 8;
+  pair.style.left = `${left}px`;
+  pair.style.top = `${beside ? Math.min(Math.max(8, top), window.innerHeight - height - 8) : top}px`;
 }
 
 const LABELS = { mean: "reference mean", adjustment: "adjustment", total: "predicted" };
@@ -99,6 +141,7 @@ function showTable(gene, lines) {
   });
   const low = Math.min(0, ...spans.flat());
   const room = Math.max(0, ...spans.flat()) - low || 1;
+  lines.forEach((line, i) => { line.rank = i + 1; });
   const rows = lines.map((line, i) => tableRow(line, spans[i].map((one) => (one - low) / room), -low / room));
   table.tBodies[0].replaceChildren(...rows.filter((_, i) => lines[i].kind === "neighbour"));
   table.tFoot.replaceChildren(...rows.filter((_, i) => lines[i].kind !== "neighbour"));
@@ -108,12 +151,7 @@ function tableRow(line, span, zero) {
   const cited = line.kind === "neighbour";
   const unmeasured = cited && !Number.isFinite(line.value);
   const row = element("tr", "", { class: unmeasured ? "neighbour unmeasured" : line.kind });
-  const picture = element("td", "", { class: "picture" });
-  if (cited && head.image.thumbnail_px) {
-    const canvas = element("canvas", "", { "aria-hidden": "true" });
-    picture.append(canvas);
-    drawTile(canvas, "thumbnails", line.row, head.image.thumbnail_px);
-  }
+  const rank = element("td", cited ? String(line.rank) : "", { class: "rank" });
   const title = element("th", "", { scope: "row" });
   if (cited) {
     const [donor, sample] = [labelOf("donor", line.row), labelOf("sample", line.row)];
@@ -124,7 +162,7 @@ function tableRow(line, span, zero) {
   } else {
     title.textContent = line.kind === "others" ? `${line.count} more` : LABELS[line.kind];
   }
-  row.append(picture, title);
+  row.append(rank, title);
   const add = (text, name) => row.append(element("td", text, { class: "number", "data-column": name }));
   const has = cited || line.kind === "others" || line.kind === "mean";
   add(has ? percent(line.weight) : "", "weight");

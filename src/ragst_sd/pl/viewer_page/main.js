@@ -31,14 +31,14 @@ function recolour() {
   const values = valuesShown();
   const diverging = colour === "adjustment";
   let [low, high] = limitsOf(values);
-  if (colour === "prediction" || colour === "measured") {
-    // Predicted and measured share one scale.
+  if ((colour === "prediction" || colour === "measured") && !byId("own-scale").checked) {
+    // Predicted and measured share one scale, unless each is asked for its own.
     const both = ["prediction", "measured"].filter((name) => name in data).map((name) => limitsOf(Float32Array.from({ length: nSpots }, (_, i) => stored(name, gene, i))));
     [low, high] = [Math.min(...both.map((one) => one[0])), Math.max(...both.map((one) => one[1]))];
   }
   if (diverging) { high = Math.max(Math.abs(low), Math.abs(high)); low = -high; }
   if (colour === "out_of_reference") [low, high] = [0, 1];
-  const map = diverging ? "PuOr_r" : colour in OBS ? "cividis" : "viridis";
+  const map = diverging ? "PuOr_r" : colour in SOURCES ? "cividis" : colour in TRUST || colour === "interval" ? "viridis_r" : "viridis";
   const hex = head.colormaps[map];
   const channel = (step, k) => parseInt(hex.substr(6 * step + 2 * k, 2), 16);
   const table = Uint32Array.from({ length: 256 }, (_, step) => ((0xff << 24) | (channel(step, 2) << 16) | (channel(step, 1) << 8) | channel(step, 0)) >>> 0);
@@ -81,7 +81,8 @@ function listModes() {
   };
   byId("colour").append(
     group("Gene", Object.entries(OF_GENE).map(([name, label]) => [name, label[0].toUpperCase() + label.slice(1)])),
-    group("How well grounded", Object.entries(OBS).map(([name, { label }]) => [name, label])),
+    group("How far to trust it", Object.entries(TRUST).map(([name, { label }]) => [name, label])),
+    group("What it rests on", Object.entries(SOURCES).map(([name, { label }]) => [name, label])),
   );
 }
 
@@ -107,7 +108,7 @@ function selectGene(gene) {
   byId("gene-note").textContent = `${head.genes[gene].name}: ${parts.join("; ")}`;
   if (chosen.colour in OBS) { chosen.colour = "prediction"; byId("colour").value = "prediction"; }
   recolour();
-  if (mapState.selected >= 0) showDetails(gene, mapState.selected);
+  showDetails(gene, mapState.selected);
 }
 
 function selectSpot(spot) {
@@ -158,7 +159,7 @@ function listenToMap() {
     markLayer.classList.add("dragging");
   });
   const release = (event) => {
-    if (grip && !grip.moved && event.type === "pointerup") selectSpot(spotAt(...place(event)));
+    if (grip && !grip.moved && event.type === "pointerup") selectSpot(spotAt(...place(event), Infinity));
     grip = null;
     markLayer.classList.remove("dragging");
   };
@@ -174,7 +175,7 @@ function listenToMap() {
   const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   markLayer.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key in arrows) selectSpot(mapState.selected < 0 ? centralSpot() : spotTowards(mapState.selected, ...arrows[event.key]));
+    if (event.key in arrows) selectSpot(spotTowards(mapState.selected, ...arrows[event.key]));
     else if (event.key === "+" || event.key === "=") zoomAt(1.5);
     else if (event.key === "-" || event.key === "_") zoomAt(1 / 1.5);
     else if (event.key === "0") fitMap();
@@ -185,8 +186,8 @@ function listenToMap() {
 
 // Around the selected spot where there is one on screen.
 function zoomAt(factor) {
-  const at = mapState.selected < 0 ? [] : onScreen(mapState.selected);
-  const inside = at.length && at[0] > 0 && at[1] > 0 && at[0] < stage.clientWidth && at[1] < stage.clientHeight;
+  const at = onScreen(mapState.selected);
+  const inside = at[0] > 0 && at[1] > 0 && at[0] < stage.clientWidth && at[1] < stage.clientHeight;
   zoomMap(factor, ...(inside ? at : []));
 }
 
@@ -230,6 +231,8 @@ listGenes();
 byId("gene-filter").addEventListener("input", listGenes);
 byId("gene").addEventListener("change", (event) => selectGene(Number(event.target.value)));
 byId("colour").addEventListener("change", (event) => { chosen.colour = event.target.value; recolour(); });
+byId("own-label").hidden = !("measured" in data);
+byId("own-scale").addEventListener("change", recolour);
 const fade = () => { spotLayer.style.opacity = byId("opacity").value / 100; };
 byId("opacity").addEventListener("input", fade);
 byId("spot-name").addEventListener("keydown", (event) => { if (event.key === "Enter") goToSpot(); });
@@ -246,6 +249,7 @@ fade();
 mapState.section = await readPicture("section", "0");
 new ResizeObserver(layoutMap).observe(stage);
 layoutMap();
+mapState.selected = Math.max(0, largest((spot) => predictionOf(0, spot)));
 selectGene(0);
 byId("loading").remove();
 document.body.dataset.ready = "yes";

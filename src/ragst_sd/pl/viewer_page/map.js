@@ -130,10 +130,26 @@ function drawMarks() {
   };
   if (mapState.hovered >= 0) ring(mapState.hovered, 1, "#1a1a1a", "#ffffff");
   if (mapState.selected >= 0) {
+    drawFields(context, mapState.selected);
     ring(mapState.selected, 4, "#009e73", "#ffffff");
     ring(mapState.selected, 1, "#ffffff", "#1a1a1a");
   }
   drawScaleBar(context);
+}
+
+// What the encoder saw of a spot: its tile, and wider fields of view broken.
+function drawFields(context, spot) {
+  const [x, y] = onScreen(spot);
+  head.image.fields.forEach((width, i) => {
+    const edge = width * view.scale;
+    for (const [colour, line] of [["#ffffff", 4], ["#009e73", 2]]) {
+      context.setLineDash(i ? [7, 5] : []);
+      context.strokeStyle = colour;
+      context.lineWidth = line;
+      context.strokeRect(x - edge / 2, y - edge / 2, edge, edge);
+    }
+  });
+  context.setLineDash([]);
 }
 
 function drawScaleBar(context) {
@@ -152,12 +168,13 @@ function drawScaleBar(context) {
   context.fillText(length >= 1000 ? `${length / 1000} mm` : `${length} µm`, x, y - 5);
 }
 
-function spotAt(x, y) {
+// The nearest spot, if it is not further than `reach`; a pointer over it is near enough.
+function spotAt(x, y, reach = 0) {
   let [best, nearest] = [-1, Infinity];
   for (let i = 0; i < nSpots; i++) {
     const [sx, sy] = onScreen(i);
     const distance = Math.hypot(sx - x, sy - y);
-    if (distance < nearest && distance <= Math.max(1.2 * data.radius[i] * view.scale, 6)) [best, nearest] = [i, distance];
+    if (distance < nearest && distance <= Math.max(1.2 * data.radius[i] * view.scale, 6, reach)) [best, nearest] = [i, distance];
   }
   return best;
 }
@@ -171,16 +188,6 @@ function spotTowards(from, dx, dy) {
     if (along <= 0 || aside > 1.5 * along) continue;
     const cost = along + 2 * aside;
     if (cost < least) [best, least] = [i, cost];
-  }
-  return best;
-}
-
-function centralSpot() {
-  let [best, nearest] = [0, Infinity];
-  for (let i = 0; i < nSpots; i++) {
-    const [x, y] = onScreen(i);
-    const distance = Math.hypot(x - stage.clientWidth / 2, y - stage.clientHeight / 2);
-    if (distance < nearest) [best, nearest] = [i, distance];
   }
   return best;
 }

@@ -3,14 +3,20 @@
 const data = await readNumbers();
 const nSpots = head.names.spots.length;
 const unitStep = 10 ** head.decimals;
-const OBS = {
+// What orders errors on held-out donors, dark where they are larger; and what does not, of which neither end is good or bad.
+const TRUST = {
+  disagreement: { label: "Disagreement of the cited spots", unit: "of what is usual for a gene, mean over genes", decimals: 2 },
   distance_percentile: { label: "Distance to measured tissue", unit: "percentile of held-out reference spots", decimals: 0 },
   appearance_distance: { label: "Difference in look from the nearest section", unit: "of the largest that is within the reference", decimals: 2 },
+  out_of_reference: { label: "Unlike the reference", unit: "", decimals: 0 },
+};
+if (!("disagreement" in data)) delete TRUST.disagreement;
+const SOURCES = {
   effective_n: { label: "Effective number of measured spots", unit: "spots", decimals: 1 },
   n_donors: { label: "Donors cited", unit: "donors", decimals: 0 },
   evidence_share: { label: "Share of evidence", unit: "of the departure from the mean", decimals: 2 },
-  out_of_reference: { label: "Unlike the reference", unit: "", decimals: 0 },
 };
+const OBS = { ...TRUST, ...SOURCES };
 
 function stored(name, gene, spot, step = unitStep) {
   const whole = data[name][gene * nSpots + spot];
@@ -114,13 +120,12 @@ function outOfReference(spot) {
 
 function warningsOf(gene, spot) {
   const found = [];
-  const [few, share] = [data.effective_n[spot], data.evidence_share[spot]];
+  const share = data.evidence_share[spot];
   if (data.out_of_reference[spot]) {
     found.push(...outOfReference(spot).map((why) => `Out of reference: ${why}.`));
   }
   if (!head.cites) found.push(`Method ${head.method} cites no measured spots: this value cannot be traced to any.`);
   if (head.cites && data.n_donors[spot] === 1) found.push("All measured spots it rests on come from one donor.");
-  if (few < head.few_spots) found.push(`It rests on few measured spots (effective number ${number(few, 1)}).`);
   if (head.cites && share < head.little_evidence) found.push(`Only ${percent(share, 0)} of its departure from the mean is evidence.`);
   const doubt = geneDoubt(gene);
   if (doubt) found.push(`Gene ${head.genes[gene].name}: ${doubt}.`);

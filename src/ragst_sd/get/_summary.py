@@ -1,0 +1,78 @@
+"""`rg.get.summary`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ragst_sd import _keys
+from ragst_sd._metrics import group_means
+from ragst_sd._validate import listing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_COLUMNS = ("gene", _keys.SAMPLE, "metric", "value")
+
+
+def summary(scores: pd.DataFrame) -> pd.DataFrame:
+    """One line per section, or per method, from scores that have one line per gene.
+
+    Genes are averaged (`variance_kept`: their median), without those where a metric is not defined. Scores of
+    :func:`ragst_sd.tl.cross_validate` are then averaged over the sections of a held-out donor, and over donors.
+
+    Parameters
+    ----------
+    scores
+        Made by :func:`ragst_sd.tl.evaluate` or :func:`ragst_sd.tl.cross_validate`. Read are `gene`, `sample`, `metric`
+        and `value`, and where they are there `section`, `method`, `fold` and `unit`.
+
+    Returns
+    -------
+    One column per metric. Of `evaluate`: a line per section, and `n_genes`, the number of genes behind `pearson` and the
+    other metrics per gene; `pearson_all_genes` stands beside them. Of `cross_validate`: a line per method, and per unit
+    where there are several.
+
+    Raises
+    ------
+    ValueError
+        If `scores` lacks a column that both functions write.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
+    >>> rg.pp.embed_tiles(sections, model="texture", progress=False)
+    >>> query = sections.pop("donor3")
+    >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
+    >>> rg.tl.fit(reference, method="knn")
+    >>> rg.tl.predict(query, reference)
+    >>> accuracy = rg.get.summary(rg.tl.evaluate(query))
+    >>> int(accuracy.loc["donor3", "n_genes"])
+    250
+    """
+    import pandas as pd
+
+    lacking = [name for name in _COLUMNS if name not in scores]
+    if lacking:
+        msg = f"`scores` lacks {listing(lacking)}: give what `rg.tl.evaluate` or `rg.tl.cross_validate` returned."
+        raise ValueError(msg)
+    metrics = list(dict.fromkeys(scores["metric"]))
+    if "method" in scores:
+        scores = scores[scores["method"] != ""]
+        keys = ["unit", "method"] if scores["unit"].nunique() > 1 else ["method"]
+        means = {
+            name: group_means(scores, name).groupby(keys, sort=False)["value"].mean()
+            for name in metrics
+            if name in set(scores["metric"])
+        }
+        return pd.DataFrame(means)
+    keys = [name for name in ("section", _keys.SAMPLE) if name in scores]
+    if len(keys) == 2 and (scores["section"].astype(str) == scores[_keys.SAMPLE].astype(str)).all():
+        keys = ["section"]
+    found = scores.groupby([*keys, "metric"], sort=False)["value"]
+    wide = found.mean().unstack("metric")[metrics]
+    if "variance_kept" in metrics:
+        wide["variance_kept"] = found.median().unstack("metric")["variance_kept"]
+    wide.insert(0, "n_genes", scores[scores["gene"] != ""].groupby(keys, sort=False)["gene"].nunique())
+    wide.columns.name = None
+    return wide
