@@ -148,15 +148,15 @@ MUTATIONS = (
     Mutation(
         "section shift not subtracted",
         "evidence.py",
-        "moved = average - weighted_shift",
-        "moved = average - 0 * weighted_shift",
+        "moved = average - shift",
+        "moved = average - 0 * shift",
         f"{COMMON} -k is_evidence",
     ),
     Mutation(
         "level of the first query for all",
         "evidence.py",
-        '["level"][selection.level]',
-        '["level"][[0]]',
+        "level[0] if len(level) == 1 else level[selection.level]",
+        "level[0]",
         f"{COMMON} -k is_evidence",
     ),
     Mutation(

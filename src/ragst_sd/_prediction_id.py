@@ -110,7 +110,7 @@ def _sums(table: AnnData, axis: int) -> np.ndarray:
         by_row = da.nansum(values * weights, axis=1)
         return np.asarray(by_row if axis else da.nansum(values, axis=0, dtype=np.float64) * weights)
     if hasattr(values, "tocsr"):
-        return np.asarray(values @ weights if axis else values.sum(axis=0, dtype=np.float64) * weights).ravel()
+        return np.asarray(values @ weights if axis else np.ravel(values.sum(axis=0, dtype=np.float64)) * weights)
     if not axis:
         return np.asarray(known_sum(np.asarray(values), 0) * weights)
     blocks = (values[start : start + _BLOCK_ROWS] for start in range(0, len(values), _BLOCK_ROWS))

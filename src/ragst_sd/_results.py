@@ -210,7 +210,7 @@ def most_variable(table: AnnData, genes: Sequence[str], n_genes: int) -> np.ndar
         msg = (
             f"Which {n_genes} of the {len(genes)} genes vary most in the reference is not known "
             f"(`var[{_keys.REFERENCE_VARIANCE!r}]`): it was fitted by an earlier release, or its panels share no gene. "
-            "Compare all genes with `n_genes=None`, name some with `genes=`, or run `rg.tl.fit` and `rg.tl.predict` again."
+            "Run `rg.tl.fit` and `rg.tl.predict` again, or compare all genes: `rg.tl.evaluate(..., n_genes=None)`."
         )
         raise ValueError(msg)
     return np.sort(known[np.lexsort((known, -variance[known]))[:n_genes]])

@@ -168,7 +168,7 @@ def test_caveats_follow_the_facts(assessed, tmp_path):
         "look unlike",
         "calibrated over",
         "own donor could be used",
-        "learned adjustment",
+        "regression over all rows",
         "cites no",
     ):
         assert absent not in before
@@ -181,7 +181,9 @@ def test_caveats_follow_the_facts(assessed, tmp_path):
             "out_of_reference", np.arange(table.n_obs) == 0
         ),
         "100 % of the spots look unlike": lambda: table.obs.__setitem__("appearance_distance", 1.5),
-        "is measured evidence; the rest is a learned adjustment": lambda: table.obs.__setitem__("evidence_share", 0.3),
+        "is measured evidence; the rest is a regression over all rows": lambda: table.obs.__setitem__(
+            "evidence_share", 0.3
+        ),
         "own donor could be used": lambda: table.uns["retrieval"].__setitem__("exclude", np.array([], dtype=str)),
         "Genes that were not assessed": lambda: table.var.__setitem__(
             "cv_pearson", table.var["cv_pearson"].where(np.arange(table.n_vars) > 2)

@@ -184,7 +184,11 @@ def _from_table(table: pd.DataFrame, what: str) -> AnnData:
     # Before an AnnData is made, which warns of what is refused here.
     _check_unique(table.index.astype(str))
     values = csr_matrix(table.to_numpy(dtype=np.float32))
-    return AnnData(values, obs=pd.DataFrame(index=table.index.astype(str)), var=pd.DataFrame(index=table.columns))
+    return AnnData(
+        values,
+        obs=pd.DataFrame(index=table.index.astype(str).rename(None)),
+        var=pd.DataFrame(index=table.columns.rename(None)),
+    )
 
 
 def _read_table(path: Path) -> pd.DataFrame:
