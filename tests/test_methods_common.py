@@ -405,3 +405,17 @@ def test_a_bank_on_disk_gives_the_same(fitted, name):
             answered("tissue", name, lazy)
         return
     assert_same(answered("tissue", name, lazy), answered("tissue", name, bank), 1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if not METHODS[name].cites])
+def test_disagreement_of_who_cites_nobody_is_that_of_the_nearest_rows(fitted, name):
+    bank = fitted("tissue", name)
+    selection, part = TASKS["tissue"].ask(name, bank, np.arange(10))
+    found = runner.values_of(part, selection)["disagreement"]
+    for i, nearest in enumerate(selection.nearest):
+        rows = nearest[nearest >= 0]
+        for gene in range(9):
+            known = rows[bank.measured[bank.panels[rows], gene]]
+            expected = bank.values[known, gene].std() if len(known) else np.nan
+            # The difference of two moments in single precision, under a root.
+            np.testing.assert_allclose(found[i, gene], expected, atol=1e-3)

@@ -214,7 +214,8 @@ def _disagreement(part: Part, selection: Selection, answer: Answer) -> np.ndarra
     rows, weights, bank, average, shift = selection.rows, selection.weights, part.bank, answer.average, answer.shift
     if not weights.any():
         rows, average, shift = np.asarray(selection.nearest), None, None
-        weights = (rows >= 0).astype(np.float64)
+        there = rows >= 0
+        weights = there / np.maximum(there.sum(axis=1, keepdims=True), 1)
     shifts = part.parameters.get("section_shifts") if part.method.cites else None
     return disagreement(
         rows,
