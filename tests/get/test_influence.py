@@ -266,7 +266,7 @@ def test_real_sections(data_dir, embed, quick):
         rg.pp.embed_tiles(sdata, **{**embed, "mpp": 4.5})
     query = sections.pop("MOB3")
     reference = rg.tl.build_reference(sections, use_rep="X_colour", thumbnails=False)
-    rg.tl.fit(reference, method="rag", n_neighbors=20, options=quick("rag"), progress=False)
+    rg.tl.fit(reference, method="rag", n_neighbors=20, options={**quick("rag"), "regression": False}, progress=False)
     rg.tl.predict(query, reference)
     table = query.tables["predicted"]
     frame = influence(query, reference, group_key="sample").set_index("group")
