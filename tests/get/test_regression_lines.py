@@ -123,3 +123,71 @@ def test_terms_is_one_of_two(query, stack):
     rg.tl.predict(query, stack)
     with pytest.raises(ValueError, match="`terms` is 'rows'"):
         rg.get.explain(query, stack, obs_names=query.tables["predicted"].obs_names[0], genes=GENES, terms="rows")
+
+
+def without_genes(sections, **dropped):
+    """Sections whose tables lack some genes, as those of another panel do."""
+    for name, genes in dropped.items():
+        table = sections[name].tables["table"]
+        sections[name].tables["table"] = table[:, ~table.var_names.isin(genes)].copy()
+
+
+@pytest.fixture
+def panels(sections, query, quick):
+    """A reference of two panels, each of which lacks three genes of the other, fitted; half of it is retrieval."""
+    names = query.tables["table"].var_names
+    without_genes(sections, donor1=names[:3], donor2=names[3:6])
+    reference = rg.tl.build_reference({key: sections[key] for key in ("donor1", "donor2")}, use_rep="X_colour")
+    rg.tl.fit(reference, n_neighbors=4, options=quick("rag"), progress=False)
+    change_fit(reference, retrieval_share=np.full(reference.n_vars, 0.5))
+    return reference, list(names[:3]), list(names[3:6])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_gene_that_no_usable_row_measured_is_missing_throughout(query, panels, share):
+    reference, absent, present = panels
+    change_fit(reference, retrieval_share=np.full(reference.n_vars, share))
+    rg.tl.predict(query, reference, where={"donor": ["donor1"]})
+    table = query.tables["predicted"]
+    for values in (table.X, table.layers["evidence"]):
+        columns = table.var_names.isin(absent)
+        assert np.isnan(values[:, columns]).all()
+        assert np.isfinite(values[:, ~columns]).all()
+    frame = rg.get.explain(query, reference, obs_names=table.obs_names[0], genes=absent[:1])
+    assert "not measured" in set(frame["reference"])
+    assert np.isnan(frame["contribution"].sum(skipna=False))
+    frame = rg.get.explain(query, reference, obs_names=table.obs_names[0], genes=present[0])
+    assert frame["contribution"].sum() == pytest.approx(table[table.obs_names[0], present[0]].X.item(), abs=1e-5)
+
+
+def test_the_mean_is_that_of_the_rows_that_may_be_used_without_centred_sections(query, reference, quick):
+    options = {**quick("rag"), "center_sections": False}
+    rg.tl.fit(reference, n_neighbors=8, options=options, progress=False)
+    change_fit(reference, retrieval_share=np.zeros(reference.n_vars))
+    rg.tl.predict(query, reference, where={"donor": ["donor1"]})
+    table = query.tables["predicted"]
+    mean = reference[reference.obs["donor"] == "donor1"].X.toarray().mean(axis=0)
+    np.testing.assert_allclose(table.layers["evidence"], np.tile(mean, (table.n_obs, 1)), atol=1e-5)
+    np.testing.assert_allclose(table.obs["evidence_share"], 0, atol=1e-6)
+    lines_of(query, reference)
+
+
+def test_a_lost_regression_is_named(query, stack):
+    rg.tl.predict(query, stack)
+    table = query.tables["predicted"]
+    spot, gene = table.obs_names[0], table.var_names[0]
+    refitted = stack.copy()
+    rg.tl.fit(refitted, method="knn", n_neighbors=8)
+    with pytest.raises(ValueError, match=r"Fit it as it was: `rg.tl.fit\(reference, method='rag'\)`"):
+        rg.get.explain(query, refitted, obs_names=spot, genes=gene)
+    del table.obsm["regression_key"]
+    with pytest.raises(KeyError, match="regression_key"):
+        rg.get.explain(query, stack, obs_names=spot, genes=gene)
+
+
+def test_pictures_of_genes_with_and_without_cited_rows(query, panels):
+    reference, absent, present = panels
+    change_fit(reference, retrieval_share=np.ones(reference.n_vars))
+    rg.tl.predict(query, reference, n_neighbors=1)
+    spot = query.tables["predicted"].obs_names[0]
+    rg.pl.explain(query, reference, obs_names=spot, genes=[absent[0], present[0], reference.var_names[9]], show=False)

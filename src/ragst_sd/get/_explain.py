@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._cell_types import is_scrna, measured_columns
+from ragst_sd._cell_types import is_scrna
 from ragst_sd._cited_values import level_means, measured_values
 from ragst_sd._results import gene_index, holds_responses, matching_bank, predicted, require_matching, spot_index
 from ragst_sd._validate import require_choice, require_key
 from ragst_sd.get._cell_type_lines import cell_type_lines
-from ragst_sd.get._regression_lines import regression_lines
+from ragst_sd.get._regression_lines import mean_of_stack, regression_lines
 from ragst_sd.get._response_parts import response_parts
 from ragst_sd.retrieval.training import dense
 
@@ -74,8 +74,8 @@ def explain(
     have weight 0 and value NaN, and the others share their weight. Methods that cite nobody give `reference mean` and
     `adjustment`. Where the regression of `rag` takes part, `reference mean` holds what is left of the weight, and in
     place of `adjustment` there is a line `regression` for each section, or one line named by each row, with signed
-    weights; of a reference on disk, whose rows are not read for it, a single one. A spot without an embedding, or a gene that no cited row measured, gives a line `not measured` with
-    NaN.
+    weights; of a reference on disk, whose rows are not read for it, a single one. A spot without an embedding, or a
+    gene that no cited row measured and no regression gives, has a line `not measured` with NaN.
 
     Lines of a gene from single cells (`.var["evidence"]` is `"scRNA-seq"`) are cell types: `reference` is the type,
     `weight` its predicted fraction, `value` log1p of its signature. Fractions mix counts and not their logarithms, so
@@ -90,15 +90,17 @@ def explain(
 
     Measured values are read from the reference, which the table only points to; `.X`, `.layers["evidence"]`,
     `.layers["response"]` (of responses), `.obsm["retrieval_rows"]`, `["retrieval_weights"]` and `.uns["retrieval"]`
-    from the table, with `rag` also `.obsm["regression_key"]` and `.var["retrieval_share"]`; signatures from the reference, fractions from `.obsm["cell_type_fraction"]` of the table.
+    from the table, with `rag` also `.obsm["regression_key"]` and `.var["retrieval_share"]`; signatures from the
+    reference, fractions from `.obsm["cell_type_fraction"]` of the table.
 
     Raises
     ------
     KeyError
         If the table, its evidence, a spot or a gene does not exist.
     ValueError
-        If `terms` is neither, the table has lost its provenance, or the reference is missing, is another one, or was fitted anew without
-        the means of its sections; or its cell types are others than those of the prediction.
+        If `terms` is neither, the table has lost its provenance, or the reference is missing, is another one, changed,
+        or was fitted anew without the means of its sections or its regression; or its cell types are others than those
+        of the prediction.
 
     Examples
     --------
@@ -148,15 +150,14 @@ def _from_rows(
     prediction = dense(table.X[spots][:, genes]).astype(np.float64)
     evidence = dense(table.layers[_keys.EVIDENCE][spots][:, genes]).astype(np.float64)
     cited, found = _lines(bank, header, table, spots, genes)
-    stack = _keys.REGRESSION_KEY in table.obsm
+    stack = _has_regression(table, header)
     # What retrieval says by its share; where no cited row measured a gene, nothing.
     share = np.where(found.served, _share(table, genes) if stack else 1.0, 0.0)
     mean = ~found.served & np.isfinite(evidence)
     level = evidence
     if stack:
-        levels, level_of = level_means(bank, header, table, table.var_names[genes])
-        columns = measured_columns(bank.genes, table.var_names[genes], bank.header.cell_types)
-        level = np.asarray(bank.fit.parameters["reference_mean"])[columns] + levels[level_of[spots]]
+        levels, level_of = mean_of_stack(bank, header, table, table.var_names[genes])
+        level = levels[level_of[spots]]
         mean |= np.isfinite(evidence) & (share < 1)
     rest = regression_lines(
         bank,
@@ -175,7 +176,9 @@ def _from_rows(
         [found.used, (~found.served | mean)[..., None], np.ones((*evidence.shape, n_rest), dtype=bool)], axis=2
     )
     if n_rest > 1:
-        keep[..., -n_rest:] &= (rest.weight != 0) | (rest.contribution != 0)
+        says = (np.nan_to_num(rest.weight) != 0) | (np.nan_to_num(rest.contribution) != 0)
+        says[..., 0] |= ~says.any(axis=2)
+        keep[..., -n_rest:] = says
     place = np.broadcast_to(len(cited) + 2 + np.arange(n_rest), (*evidence.shape, n_rest))
     line = np.concatenate([found.rows, (len(cited) + ~mean)[..., None], place], axis=2)
     numbers = {
@@ -206,6 +209,12 @@ def _from_rows(
         **filled,
     }
     return pd.DataFrame(frame)[list(COLUMNS)]
+
+
+def _has_regression(table: AnnData, header: dict[str, Any]) -> bool:
+    if _keys.RETRIEVAL_SHARE in table.var and len(header[_keys.CITED]) and (table.var[_keys.RETRIEVAL_SHARE] < 1).any():
+        require_key(_keys.REGRESSION_KEY, table.obsm, "table.obsm", "`rg.tl.predict` writes it; predict again.")
+    return _keys.REGRESSION_KEY in table.obsm
 
 
 def _share(table: AnnData, genes: np.ndarray) -> np.ndarray:

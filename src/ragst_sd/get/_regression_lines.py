@@ -8,10 +8,12 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import measured_columns
-from ragst_sd.retrieval.regression import row_weights
-from ragst_sd.retrieval.training import dense
+from ragst_sd._cited_values import level_means
+from ragst_sd.retrieval.regression import REGRESSION, row_weights
+from ragst_sd.retrieval.training import dense, reference_mean
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
     from ragst_sd.retrieval.bank import Bank
@@ -99,6 +101,7 @@ def regression_lines(
             "reference as it was."
         )
         raise ValueError(msg)
+    contribution[np.isnan(total)] = np.nan
     nothing = np.full(shape, np.nan)
     value = np.broadcast_to(values.T[None], shape) if by_row else nothing
     correction = np.broadcast_to(-means[bank.sections].T[None], shape) if by_row else nothing
@@ -106,6 +109,30 @@ def regression_lines(
     obs = bank.obs.iloc[lines]
     donor, sample = (obs[name].astype(str).to_numpy(dtype=object) for name in (_keys.DONOR, _keys.SAMPLE))
     return RegressionLines(names, donor, sample, weight, value, correction, contribution)
+
+
+def mean_of_stack(bank: Bank, header: dict[str, Any], table: AnnData, genes: pd.Index) -> tuple[np.ndarray, np.ndarray]:
+    """(patterns, genes) mean of the rows that may be used, and the pattern of each of the table's spots.
+
+    Raises
+    ------
+    ValueError
+        If the reference has no longer a fit with a regression.
+    """
+    if bank.fit is None or REGRESSION not in bank.fit.parameters or bank.regression_key is None:
+        msg = (
+            f"The prediction was made by {str(header['method'])!r} with a regression, which the reference no longer "
+            f"has: it was fitted anew since, or lost `obsm[{_keys.REGRESSION_KEY!r}]`. Fit it as it was: "
+            f"`rg.tl.fit(reference, method={str(header['method'])!r})`."
+        )
+        raise ValueError(msg)
+    columns = measured_columns(bank.genes, genes, bank.header.cell_types)
+    if bool(header["center_sections"]) or _keys.REGRESSION_ROWS not in header:
+        levels, level_of = level_means(bank, header, table, genes)
+        return np.asarray(bank.fit.parameters["reference_mean"])[columns] + levels, level_of
+    eligible, level_of = _eligible(bank, header, table, np.arange(table.n_obs))
+    part = bank.at_genes(columns)
+    return np.stack([reference_mean(part, np.flatnonzero(rows)) for rows in eligible]), level_of
 
 
 def _eligible(bank: Bank, header: dict[str, Any], table: AnnData, spots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

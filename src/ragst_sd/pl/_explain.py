@@ -57,7 +57,8 @@ def explain(
 
     A waterfall from zero to the prediction, one bar per cited spot (or donor, or sample) by falling weight, with its
     weight, the value measured there and their product. The rest is lumped. Then come what brings the sections of the
-    cited spots to the mean of the reference, and the adjustment. All numbers are those of :func:`ragst_sd.get.explain`.
+    cited spots to the mean of the reference, that mean by what is left of their share, and the regression or other
+    adjustment. All numbers are those of :func:`ragst_sd.get.explain`.
 
     Parameters
     ----------

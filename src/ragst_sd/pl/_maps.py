@@ -55,8 +55,8 @@ def require_citations(header: dict[str, Any]) -> None:
     if not len(header[_keys.CITED]):
         msg = (
             f"The prediction was made by method {header['method']!r}, which cites no measured spots: there is "
-            'nothing to show. Fit a method that cites, for instance `rg.tl.fit(reference, method="knn")`, and predict '
-            "again."
+            'nothing to show. `rg.get.explain(..., terms="all")` lists the rows that a regression rests on. Or fit a '
+            'method that cites, for instance `rg.tl.fit(reference, method="knn")`, and predict again.'
         )
         raise ValueError(msg)
 

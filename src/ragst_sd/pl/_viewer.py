@@ -58,7 +58,9 @@ def viewer(
     neighbour that is pointed at is enlarged beside the tile of the spot, at the same scale. Contributions add up to the
     prediction:
 
-    .. math:: \hat y = \sum_j w_j (y_j + c_j) + \text{adjustment}
+    .. math:: \hat y = a \sum_j w_j (y_j + c_j) + (1 - a)\, m + \text{adjustment}
+
+    with the share a of retrieval, 1 where no regression takes part, and the mean m of the reference.
 
     Predictions, evidence and measured values are shown with three decimals as the table has them, bounds of intervals
     with two; with one decimal less where the page would otherwise exceed 30 MB. Contributions are computed in the page

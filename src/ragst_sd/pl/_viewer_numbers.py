@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._cell_types import measured_columns
 from ragst_sd._cited_values import level_means, measured_values
 from ragst_sd._results import OBS_COLUMNS, gene_index
+from ragst_sd.get._regression_lines import mean_of_stack
 from ragst_sd.pl._trust import has_intervals, intervals_of
 from ragst_sd.retrieval.training import dense
 
@@ -71,7 +71,7 @@ def collect_numbers(
         **{name: table.obs[name].to_numpy(np.float32) for name in OBS_COLUMNS},
         **neighbours,
         "levels": levels.astype(np.float32),
-        "means": _means(bank, table, genes).astype(np.float32),
+        "means": _means(bank, header, table, genes, levels).astype(np.float32),
         "level_of": level_of.astype(np.int32),
         "cited_values": _int16(_multiples(cited_values[shown], decimals)),
         "cited_section": section.ravel().astype(np.uint16),
@@ -96,6 +96,7 @@ def collect_numbers(
         "missing": _MISSING,
         "at_zero": _AT_ZERO,
         "cites": bool(len(header[_keys.CITED])),
+        "regression": _keys.REGRESSION_KEY in table.obsm,
         "labels": labels,
         "interval": None if intervals is None else {"level": intervals.level, "unit": intervals.unit},
         "names": {"spots": list(table.obs_names), "cited": list(cited["reference"])},
@@ -122,12 +123,11 @@ def _shares(table: AnnData) -> np.ndarray:
     return shares if _keys.REGRESSION_KEY in table.obsm else np.ones_like(shares)
 
 
-def _means(bank: Bank, table: AnnData, genes: np.ndarray) -> np.ndarray:
-    """Mean of each gene in the reference, which stands for what is left of the share; zero without a regression."""
+def _means(bank: Bank, header: dict[str, Any], table: AnnData, genes: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Mean of each gene before `levels`, which stands for what is left of the share; zero without a regression."""
     if _keys.REGRESSION_KEY not in table.obsm:
         return np.zeros(len(genes))
-    columns = measured_columns(bank.genes, table.var_names[genes], bank.header.cell_types)
-    return np.asarray(bank.fit.parameters["reference_mean"])[columns]
+    return mean_of_stack(bank, header, table, table.var_names[genes])[0][0] - levels[0]
 
 
 def _number(value: float) -> float | None:

@@ -16,7 +16,8 @@ from ragst_sd.retrieval.grounding import Grounding, distance_in_phi, grounding_o
 from ragst_sd.retrieval.methods import METHODS, features_of, phi_of
 from ragst_sd.retrieval.regression import REGRESSION, solve_regression
 from ragst_sd.retrieval.search import find_candidates
-from ragst_sd.retrieval.stack import nothing_cited
+from ragst_sd.retrieval.stack import mean_of_eligible, nothing_cited
+from ragst_sd.retrieval.training import reference_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -112,8 +113,7 @@ def select(
         if eligible is not None and bank.lazy:
             msg = (
                 f"The reference is lazy, and some of its rows may not be used: method {fit.method!r} solves its "
-                "regression again on the others, which needs all of them. Load it with `reference.to_memory()`, or fit "
-                "on the rows you want: `part = reference[mask].to_memory()`, then `rg.tl.fit(part)`."
+                "regression again on the others, which needs all of them. Load it with `reference.to_memory()`."
             )
             raise ValueError(msg)
     cites = (selection.weights > 0).any(axis=1, keepdims=True)
@@ -165,7 +165,14 @@ def part_of(bank: Bank, genes: np.ndarray, selected: Selected, **wanted: Any) ->
             solve_regression(parameters, part, bank.regression_key, shifts, allowed) for allowed in selected.eligible
         ]
         parameters[REGRESSION], parameters["regression_intercept"] = map(np.stack, zip(*solved, strict=True))
+        if "section_shifts" not in parameters:
+            parameters["level"] = uncentred_level(part, parameters["reference_mean"], selected.eligible)
     return Part(method, parameters, part, genes, **wanted)
+
+
+def uncentred_level(bank: Bank, mean: np.ndarray, eligible: np.ndarray) -> np.ndarray:
+    """(patterns, genes) mean over the rows that may be used relative to that of the reference, of uncentred fits."""
+    return np.stack([reference_mean(bank, np.flatnonzero(rows)) - mean for rows in eligible])
 
 
 def predict(part: Part, selection: Selection, spread: Spread) -> Values:
@@ -204,7 +211,7 @@ def values_of(part: Part, selection: Selection) -> Values:
         about = (np.asarray(selection.distance), np.asarray(selection.unlike))
         limits = limits_around(part.intervals, prediction, values["disagreement"], *about)
         values["lower"], values["upper"] = limits
-    mean = np.asarray(part.parameters["reference_mean"]).astype(np.float32)
+    mean = mean_of_eligible(part.parameters, selection.level).astype(np.float32)
     values["evidence_share"] = evidence_share(answer.evidence, answer.adjustment, mean)
     return values
 
@@ -212,10 +219,12 @@ def values_of(part: Part, selection: Selection) -> Values:
 def _disagreement(part: Part, selection: Selection, answer: Answer) -> np.ndarray:
     """Spread of what the cited rows bring; of the nearest ones where nobody is cited."""
     rows, weights, bank, average, shift = selection.rows, selection.weights, part.bank, answer.average, answer.shift
-    if not weights.any():
-        rows, average, shift = np.asarray(selection.nearest), None, None
-        there = rows >= 0
-        weights = there / np.maximum(there.sum(axis=1, keepdims=True), 1)
+    nobody = ~weights.any(axis=1, keepdims=True)
+    if nobody.any():
+        nearest = np.asarray(selection.nearest)
+        alike = (nearest >= 0) / np.maximum((nearest >= 0).sum(axis=1, keepdims=True), 1)
+        rows, weights = np.where(nobody, nearest, rows), np.where(nobody, alike, weights)
+        average = shift = None
     shifts = part.parameters.get("section_shifts") if part.method.cites else None
     return disagreement(
         rows,

@@ -31,16 +31,18 @@ def stacked(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> 
         return answer._replace(adjustment=apply_adjustment(parameters, bank, selection).astype(np.float32))
     if REGRESSION not in parameters:
         return answer
-    mean = _mean_of_eligible(parameters, selection.level)
+    mean = mean_of_eligible(parameters, selection.level)
     share = np.where(np.isnan(answer.evidence), 0.0, parameters["retrieval_share"])
     with_mean = mean + share * (answer.evidence - mean)
     evidence = np.where(share == 1, answer.evidence, np.where(share == 0, mean, with_mean)).astype(np.float32)
-    added = (1 - share) * _regression(parameters, selection)
     # Where retrieval says all, a gene that the regression does not know is none of its business.
-    return answer._replace(evidence=evidence, adjustment=np.where(share == 1, 0.0, added).astype(np.float32))
+    added = np.where(share == 1, 0.0, (1 - share) * _regression(parameters, selection)).astype(np.float32)
+    # No row that may be used measured it, and so there is no mean of such rows either.
+    evidence[np.isnan(added)] = np.nan
+    return answer._replace(evidence=evidence, adjustment=added)
 
 
-def _mean_of_eligible(parameters: Mapping[str, Any], level: np.ndarray) -> np.ndarray:
+def mean_of_eligible(parameters: Mapping[str, Any], level: np.ndarray) -> np.ndarray:
     """Mean of each gene over the rows that each query may use, (n, g), or (g,) where it is the same for all."""
     mean = np.asarray(parameters["reference_mean"], dtype=np.float64)
     if "level" not in parameters:

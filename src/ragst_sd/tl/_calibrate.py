@@ -15,6 +15,7 @@ from ragst_sd._validate import listing, require_positive
 from ragst_sd.retrieval.bank import Run
 from ragst_sd.retrieval.conformal import UNITS
 from ragst_sd.retrieval.methods import METHODS
+from ragst_sd.retrieval.regression import REGRESSION
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._fit import train_on
 from ragst_sd.tl._fit_tissue import fit_tissue
@@ -150,6 +151,9 @@ def calibrate(
     options = {name: tuple(x.tolist()) if isinstance(x, np.ndarray) else x for name, x in fit.options.items()}
     # A fit of an earlier release may have options that are gone.
     known = {one.name: options[one.name] for one in fields(kind) if one.name in options}
+    if any(one.name == "regression" for one in fields(kind)):
+        # Nor did one always have a regression; its refits are to be like it.
+        known["regression"] = REGRESSION in fit.parameters
     run = Run(kind(**known), int(fit.rng), train_on(device), amp)
     scores = np.full(reference.shape, np.nan, dtype=np.float32)
     parts: list[pd.DataFrame] = []

@@ -130,7 +130,8 @@ def predict(
         and `interval_unit` and `interval_units`, what they lean on: `"donor"`, `"section"` or `"spot"`. `cell_types`
         names the types, their source and their hash.
 
-    Values are NaN for spots without an embedding and for genes that no cited row measured. Genes from single cells have
+    Values are NaN for spots without an embedding and for genes that no cited row measured; with `rag`, that no row
+    measured that may be used. They are not clipped: a regression can fall below zero. Genes from single cells have
     `.X` and evidence of :math:`\log(1 + \sum_t f_t S_t)`, with fractions :math:`f` and signatures :math:`S` in counts
     per 10,000; disagreement and limits are NaN.
 

@@ -61,11 +61,12 @@ def wanted_genes(bank: Bank, genes: Sequence[str] | None) -> Genes:
         if not len(known):
             msg += " Genes that no row measured can be given from single cells: `rg.tl.add_cell_types`."
         raise ValueError(msg)
-    if others and not METHODS[bank.fit.method].cites:
+    cites = METHODS[bank.fit.method].cites and np.any(bank.fit.parameters.get(_keys.RETRIEVAL_SHARE, 1))
+    if others and not cites:
         msg = (
             f"`genes`: no row of the reference measured {listing(others)}. They could be given from cell types, by the "
-            f"fractions of cited rows, but method {bank.fit.method!r} cites nobody. Fit a method that does, or leave "
-            "them out."
+            f"fractions of cited rows, but this fit of {bank.fit.method!r} cites nobody. Fit a method that does, for "
+            "instance 'knn', or leave them out."
         )
         raise ValueError(msg)
     if others:

@@ -124,14 +124,14 @@ function showPair(button, spot, row, words) {
   pair.style.top = `${beside ? Math.min(Math.max(8, top), window.innerHeight - height - 8) : top}px`;
 }
 
-const LABELS = { mean: "reference mean", adjustment: "adjustment", total: "predicted" };
+const LABELS = { mean: "reference mean", adjustment: head.regression ? "regression" : "adjustment", total: "predicted" };
 
 function showTable(gene, lines) {
   const table = byId("neighbours");
   table.hidden = !lines;
   if (!lines) return;
   byId("neighbours-caption").textContent = head.cites
-    ? `${head.genes[gene].name}: the measured tissue behind it` : `${head.genes[gene].name}: method ${head.method} cites no measured spots`;
+    ? `${head.genes[gene].name}: the measured tissue behind it` : `${head.genes[gene].name}: ${head.regression ? "a regression over all rows, no cited spot" : `method ${head.method} cites no measured spots`}`;
   let end = 0;
   const spans = lines.map((line) => {
     if (line.kind === "total") return [0, line.contribution];

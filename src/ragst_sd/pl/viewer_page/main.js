@@ -214,7 +214,7 @@ function largest(valueOf) {
 function showHeader() {
   byId("title").textContent = head.title;
   const donors = head.donors.length <= 6 ? head.donors.join(", ") : `${head.donors.length} donors`;
-  const from = head.cites ? `from ${head.n_cited.toLocaleString("en")} measured spots of ${donors}` : "from the mean of the reference and an adjustment";
+  const from = head.cites ? `from ${head.n_cited.toLocaleString("en")} measured spots of ${donors}` : head.regression ? "from a regression over all rows of the reference" : "from the mean of the reference and an adjustment";
   const outside = head.share_outside > 0 ? ` ${percent(head.share_outside, head.share_outside < 0.1 ? 1 : 0)} of the spots are out of reference.` : "";
   byId("summary").textContent = `${nSpots.toLocaleString("en")} spots predicted by method ${head.method}, ${from}.${outside}`;
   const warning = byId("section-warning");

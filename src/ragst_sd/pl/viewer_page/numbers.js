@@ -100,6 +100,10 @@ function explain(gene, spot) {
   return lines;
 }
 
+const citesNobody = () => (head.regression
+  ? "No measured spot is cited: this value rests on a regression over all rows of the reference"
+  : `Method ${head.method} cites no measured spots: this value cannot be traced to any`);
+
 function geneDoubt(gene) {
   const { trust } = head.genes[gene];
   if (trust === null) return "not assessed on held-out donors";
@@ -124,7 +128,7 @@ function warningsOf(gene, spot) {
   if (data.out_of_reference[spot]) {
     found.push(...outOfReference(spot).map((why) => `Out of reference: ${why}.`));
   }
-  if (!head.cites) found.push(`Method ${head.method} cites no measured spots: this value cannot be traced to any.`);
+  if (!head.cites) found.push(`${citesNobody()}.`);
   if (head.cites && data.n_donors[spot] === 1) found.push("All measured spots it rests on come from one donor.");
   if (head.cites && share < head.little_evidence) found.push(`Only ${percent(share, 0)} of its departure from the mean is evidence.`);
   const doubt = geneDoubt(gene);
