@@ -36,11 +36,11 @@ def benchmark(
     save: str | os.PathLike[str] | None = None,
     return_ax: bool = False,
 ) -> Axes | None:
-    """Draw how methods compare on held-out donors.
+    """Plot a comparison of methods on held-out donors.
 
-    One row per method, the best at the top, and one mark per held-out donor, which a thin line follows from method to
-    method. The upright bar is the mean over donors. Numbers at the right are that mean, the effective number of cited
-    rows, and with a baseline the mean difference to it with its 95 % interval over donors (three at least).
+    Each method has one row, with the best at the top, and one mark per held-out donor. A thin line connects the marks
+    of a donor. The vertical bar is the mean over donors. The numbers on the right are this mean, the effective number
+    of cited rows and, with a baseline, the mean difference to it with its 95 % interval over donors (at least three).
 
     Parameters
     ----------

@@ -53,12 +53,12 @@ def explain(
     save: str | os.PathLike[str] | None = None,
     return_ax: bool = False,
 ) -> dict[str, Axes] | None:
-    """Draw what each measured spot brought to a predicted value.
+    """Plot the contribution of each measured spot to a predicted value.
 
     A waterfall from zero to the prediction, one bar per cited spot (or donor, or sample) by falling weight, with its
-    weight, the value measured there and their product. The rest is lumped. Then come what brings the sections of the
-    cited spots to the mean of the reference, that mean by what is left of their share, and the regression or other
-    adjustment. All numbers are those of :func:`ragst_sd.get.explain`.
+    weight, the value measured there and their product. The remaining spots are one bar. The next bars are the
+    correction that brings the sections of the cited spots to the mean of the reference, that mean with the remaining
+    weight, and the regression or another adjustment. All numbers are those of :func:`ragst_sd.get.explain`.
 
     Parameters
     ----------

@@ -60,18 +60,19 @@ def perturbation(
     save: str | os.PathLike[str] | None = None,
     return_ax: bool = False,
 ) -> dict[str, Axes] | None:
-    """Draw a predicted response to a perturbation: against the measured one, with what it rests on, and on the tissue.
+    """Plot a predicted response: against the measured response, with the cited responses, and on the tissue.
 
-    Predicted against measured response by gene, where the reference is given and measured the very perturbation in this
-    context, and the prediction left it out. Both share no controls, whose noise would count as agreement: the
-    prediction is made once more from responses against one half of the controls, and drawn against what was measured
-    against the other one. Bars show the standard error of the measurement (against all controls). There is no such
-    panel without `truth` where each spot has a response of its own, and for `"pt_rag"`, whose network has learned from
-    all controls, and from the very response if the reference holds it. The retrieved perturbations with their weights,
-    beside the reliability of each and its own correlation with the measured response, from the two halves likewise
-    (the mean of both ways). A heat map of the weights by cell state, unless all states share them. Of a SpatialData a
-    map of the size of the response; where it does not vary over the tissue more than by chance the map has one colour
-    and says so, and spots far from the screen's cells are ringed.
+    The first panel shows the predicted against the measured response by gene. It needs a reference that measured the
+    same perturbation in this context, and a prediction that left it out. The two must not share controls, because their
+    noise would count as agreement. So the prediction is repeated from responses against one half of the controls and
+    compared with the response against the other half. Bars show the standard error of the measurement (against all
+    controls). Without `truth`, this panel is missing if each spot has its own response, and for `"pt_rag"`, whose
+    network was trained on all controls, and on the response itself if the reference contains it. The second panel shows
+    the retrieved perturbations with their weights, the reliability of each, and its correlation with the measured
+    response, also from the two halves (the mean of both directions). The third is a heat map of the weights by cell
+    state, unless all states share them. For a SpatialData object, the last panel is a map of the size of the response.
+    If the response does not vary over the tissue more than by chance, the map has one colour and says so. Spots far
+    from the cells of the screen are ringed.
 
     Parameters
     ----------

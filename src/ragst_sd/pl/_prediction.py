@@ -51,12 +51,12 @@ def prediction(
     save: str | os.PathLike[str] | IO[bytes] | None = None,
     return_ax: bool = False,
 ) -> dict[str, dict[str, Axes]] | None:
-    """Draw predicted expression on the section, and beside it what was measured.
+    """Plot predicted expression on the section, next to the measured values.
 
     Spots have their true size and shape. Measured and predicted values share one colour scale, the difference
-    (predicted minus measured) has its own around zero. Colour scales leave out one spot in a hundred at either end,
-    which the pointed ends of the colour bar tell. Spots without a value are hollow. Genes that failed cross-validation
-    are drawn in grey and say so.
+    (predicted minus measured) has its own around zero. Colour scales leave out one spot in a hundred at each end, as
+    the pointed ends of the colour bar show. Spots without a value are hollow. Genes that failed cross-validation are
+    drawn in grey and say so.
 
     Parameters
     ----------

@@ -64,16 +64,16 @@ def reliability(
     save: str | os.PathLike[str] | IO[bytes] | None = None,
     return_ax: bool = False,
 ) -> dict[str, Axes] | None:
-    """Draw where a prediction is to be trusted, and with a truth whether it knows how far.
+    """Plot where a prediction can be trusted and, with a truth, whether its uncertainty is right.
 
-    Maps of the section, dark where larger errors are expected. Disagreement of the cited spots, widths of intervals and,
-    less so, the distance to measured tissue order errors on held-out donors. The other columns do not, and have colours
-    of which neither end is good or bad. Spots that no tissue of the reference is like are outlined. With a truth two curves follow. Calibration: the share of measured values inside the intervals, at each level they were
-    calibrated for, beside the diagonal; the mean over genes, and a band that holds 90 % of them. Risk and coverage:
-    accuracy when the spots in doubt are left out, by each of the maps. An RMSE above the standard deviation of a gene is
-    that of a prediction whose level is off by more than its pattern is right, as between donors of different depth: no
-    order of spots can see that. Panels whose input the table lacks are
-    left out.
+    The maps of the section are dark where larger errors are expected. Disagreement of the cited spots, widths of
+    intervals and, to a lesser extent, the distance to measured tissue order errors on held-out donors. The other
+    columns do not, and have neutral colours. Spots that are unlike all tissue of the reference are outlined. With a
+    truth, two curves follow. Calibration is the share of measured values inside the intervals at each calibrated level,
+    with the diagonal: the mean over genes, and a band that contains 90 % of them. Risk and coverage is the accuracy
+    when the most doubtful spots are left out, ordered by each of the maps. If the RMSE of a gene is above its standard
+    deviation, the error in its level outweighs the gain from its pattern, for example between donors of different
+    depth. No order of spots can detect this. Panels are left out if the table lacks their input.
 
     Parameters
     ----------

@@ -50,12 +50,12 @@ def retrieval(
     save: str | os.PathLike[str] | None = None,
     return_ax: bool = False,
 ) -> dict[str, Any] | None:
-    """Show which measured tissue a predicted value came from.
+    """Plot the measured tissue that a predicted value came from.
 
-    Left the section, with the place of the spot (solid: the tile; dashed: wider fields of view of the encoder), and its
-    tile. Right the cited spots by falling weight, with donor, sample, weight and the value measured there, and below
-    each what it contributed; the remaining cited spots are lumped. The steps add up to the prediction. Several spots
-    are drawn below each other, on one scale.
+    On the left are the section with the position of the spot (solid: the tile; dashed: wider fields of view of the
+    encoder) and its tile. On the right are the cited spots by falling weight, with donor, sample, weight and measured
+    value, and below each its contribution. The remaining cited spots are one bar. The bars add up to the prediction.
+    Several spots are drawn below each other on one scale.
 
     Parameters
     ----------

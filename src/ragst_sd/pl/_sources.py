@@ -65,12 +65,12 @@ def sources(
     save: str | os.PathLike[str] | None = None,
     return_ax: bool = False,
 ) -> dict[str, Any] | None:
-    """Draw which donors, organs or sources feed which region of a prediction.
+    """Plot which donors, organs or sources contribute to which region of a prediction.
 
-    On the section each spot is a disc in the colour of the group that most of its weight comes from; the area is the
-    share of that group, so that spots fed by many groups alike are small. Beside it each group's share of all weight,
-    and how many of its measured spots are cited. Below one map per group of its share in every spot, which needs no
-    colours to be told apart. Works from the provenance in the table alone, without the reference.
+    On the section, each spot is a disc in the colour of the group with the largest weight. Its area is the share of
+    that group, so spots with equal shares of many groups are small. Next to it are the share of each group in the total
+    weight and the number of its cited spots. Below, one map per group shows its share in every spot; these maps can be
+    read without colours. The function uses only the provenance in the table and does not need the reference.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def encoders() -> pd.DataFrame:
-    """List what `model=` takes by name, and under which terms.
+    """List the encoders that `model=` takes by name, with their terms of use.
 
     Returns
     -------
@@ -26,7 +26,7 @@ def encoders() -> pd.DataFrame:
     - `citation`, `url`, `note`;
     - `unverified`: which of these could not be confirmed at the source.
 
-    The last two rows stand for every other timm model and hub id, and for every ONNX file.
+    The last two rows represent all other timm models and hub ids, and all ONNX files.
 
     Examples
     --------

@@ -37,8 +37,8 @@ def filter_predicted(
 ) -> AnnData | None:
     """Keep the genes whose prediction can be trusted.
 
-    Trust is what was found on held-out donors, for each gene by itself. It holds for tissue like theirs. A gene that
-    was not assessed is dropped, as nothing speaks for it.
+    The accuracy of each gene was measured on held-out donors. It is valid only for similar tissue. Genes whose accuracy
+    was not measured are dropped.
 
     Parameters
     ----------

@@ -36,15 +36,15 @@ def harmonize_genes(
     unknown: str = "keep",
     inplace: bool = True,
 ) -> pd.DataFrame:
-    """Bring the gene names of a table to current symbols, and report what became of each.
+    """Convert the gene names of a table to current symbols, and report what happened to each.
 
-    Sections that were counted against annotations of different years name the same gene differently; a reference of
-    them would take those for different genes. Names are looked up in tables of human and mouse that ship with the
+    Sections that were counted with annotations from different years may use different names for the same gene, and a
+    reference would treat them as different genes. Names are looked up in tables of human and mouse that ship with the
     package (`GENCODE <https://www.gencodegenes.org>`__, `HGNC <https://www.genenames.org>`__,
     `MGI <https://www.informatics.jax.org>`__). A current symbol is kept. Ensembl ids, symbols that a gene had before,
-    and aliases become the current symbol (the Ensembl id where a gene has no symbol). A symbol of earlier days goes
-    before an alias, because counting writes the symbols of its time. Nothing is guessed: names that stand for several
-    genes are ambiguous and treated like unknown ones.
+    and aliases become the current symbol (the Ensembl id where a gene has no symbol). A previous symbol takes
+    precedence over an alias, because counting pipelines write the symbols of their time. Nothing is guessed: names that
+    stand for several genes are ambiguous and are treated like unknown names.
 
     Parameters
     ----------

@@ -33,7 +33,7 @@ def label_spots(
     key_added: str = "label",
     overwrite: bool = False,
 ) -> None:
-    """Label spots by the annotation that their centre lies in.
+    """Label spots by the annotation that contains their centre.
 
     Parameters
     ----------

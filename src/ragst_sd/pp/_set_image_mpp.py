@@ -29,7 +29,7 @@ def set_image_mpp(
     um_between_centers: float = 100.0,
     coordinate_system: str | None = None,
 ) -> None:
-    """Keep the microns per pixel of an image, given or derived from the spot pitch.
+    """Store the microns per pixel of an image, given or derived from the spot pitch.
 
     Parameters
     ----------

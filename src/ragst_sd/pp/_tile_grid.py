@@ -43,7 +43,7 @@ def tile_grid(
     key_added: str = "tiles",
     table_key: str = "tiles_table",
 ) -> None:
-    """Lay square tiles over the tissue of an image that has no spots.
+    """Make a grid of square tiles over the tissue of an image without spots.
 
     Parameters
     ----------

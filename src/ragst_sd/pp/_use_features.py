@@ -63,7 +63,7 @@ def use_features(
     context: Sequence[float] = (1,),
     key_added: str | None = None,
 ) -> None:
-    r"""Take features of tiles that are there already as an embedding of the spots.
+    r"""Use features of tiles from another tool as an embedding of the spots.
 
     The vector of spot i in field of view f is the mean of the tiles in it, weighted by area,
 
@@ -71,9 +71,10 @@ def use_features(
               a_{ik}^{(f)} = |Q_i^{(f)} \cap T_k|
 
     with :math:`T_k` the square of edge h around the centre of tile k, h the edge e of a tile or the distance between
-    neighbouring tiles if that is less, and :math:`Q_i^{(f)}` the square of edge :math:`(f - 1)\,e + h` around the
-    spot: tiles within it have seen a field :math:`f\,e` wide. So a spot takes the tiles under it, a tile that lies on
-    a spot is taken alone, and wider fields of view are averages of the tiles in them. They are put side by side.
+    neighbouring tiles if that is less, and :math:`Q_i^{(f)}` the square of edge :math:`(f - 1)\,e + h` around the spot:
+    tiles within it have seen a field :math:`f\,e` wide. So the feature of a spot is the average of the tiles under it,
+    a tile exactly on a spot is used alone, and wider fields of view are averages of the tiles in them. The fields are
+    concatenated.
 
     Parameters
     ----------

@@ -39,15 +39,15 @@ def add_cell_types(
     platform_effects: bool = True,
     source: Mapping[str, str] | None = None,
 ) -> None:
-    r"""Pair a reference with single cells: what share each cell type has in every row.
+    r"""Estimate the share of each cell type in every row of a reference, from single cells.
 
     .. math:: \hat f_i = \arg\min_{f \ge 0} \sum_g w_g \Big(y_{ig} - r_g \sum_t f_t S_{tg}\Big)^2
 
-    with the row :math:`y_i` in counts per 10,000, the signatures :math:`S_t` (pooled counts of the cells of a
-    type), weights :math:`w_g` of one over the signatures' mean, and platform effects :math:`r_g` estimated from all
-    rows that one panel measured. Fractions are scaled to add up to one: they are shares of the RNA, not of the
-    cells. Predictions made afterwards carry fractions by the weights of the rows that they cite, and can be asked
-    for genes that no row measured.
+    with the row :math:`y_i` in counts per 10,000, the signatures :math:`S_t` (pooled counts of the cells of a type),
+    weights :math:`w_g` of one over the signatures' mean, and platform effects :math:`r_g` estimated from all rows that
+    one panel measured. Fractions are scaled to add up to one. They are shares of the RNA, not of the cells. Later
+    predictions include fractions, averaged with the weights of the cited rows, and can be made for genes that no row
+    measured.
 
     Parameters
     ----------

@@ -62,8 +62,8 @@ def build_perturbation_reference(
     .. math:: \Delta_{pc} = \frac{1}{n_{pc}} \sum_{i \in (p, c)} (y_i - \bar c_{c, b(i)})
 
     with y on a log scale. Its reliability is the Pearson correlation over genes between the responses of two halves
-    that share neither cells nor controls, averaged over five splits. (Against shared controls, responses correlate even
-    where there is no effect.) Combinations are written `A+B`; `B+A` is the same, and `A+control` is `A`.
+    that share neither cells nor controls, averaged over five splits. (Responses measured against shared controls
+    correlate even without any effect.) Combinations are written `A+B`; `B+A` is the same, and `A+control` is `A`.
 
     Parameters
     ----------

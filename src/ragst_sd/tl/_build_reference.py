@@ -70,8 +70,8 @@ def build_reference(
 
     .. math:: y_{ig} = \log\Big(1 + 10^4 \frac{c_{ig}}{\sum_{h \in S} c_{ih}}\Big)
 
-    with counts :math:`c_{ig}` of gene g in spot i, and size factors from the genes :math:`S` that all panels share.
-    What each panel measured is kept, so that a gene that was not measured is never taken for zero.
+    with counts :math:`c_{ig}` of gene g in spot i, and size factors from the genes :math:`S` that all panels share. The
+    reference records what each panel measured, so that a gene that was not measured never counts as zero.
 
     Parameters
     ----------

@@ -53,11 +53,11 @@ def calibrate(
     amp: bool = False,
     progress: bool | None = None,
 ) -> None:
-    r"""Learn from held-out donors how wide the intervals of a fitted reference must be, and how far to trust each gene.
+    r"""Calibrate the intervals of a fitted reference on held-out donors, and measure the accuracy of each gene.
 
     The fit is repeated without each donor in turn (without several at once, if there are more than `n_folds`), and the
-    donor's spots are predicted from the others: the cost is that of as many fits. An error counts in units of how much the cited rows differ among
-    themselves:
+    donor's spots are predicted from the others. The cost is one fit per repetition. Errors are measured in units of the
+    disagreement of the cited rows:
 
     .. math:: e_{ig} = \frac{|y_{ig} - \hat y_{ig}|}{\sigma_{ig}}, \qquad
               \sigma_{ig} = \sqrt{s_{ig}^2 + f_g^2}\; \max(1, d_i / d_0)
@@ -67,10 +67,10 @@ def calibrate(
     is prediction :math:`\pm\, t_g \sigma_{ig}`; :func:`ragst_sd.tl.predict` widens it further, by
     `appearance_distance`, on spots that look unlike every section of the reference.
 
-    Spots of one donor err together, so donors are the unit: :math:`t_g` is what one spot drawn from a new donor stays
-    below, given one spot drawn from each donor that was held out, without dependence on the draw (see Notes). A level
-    1 - alpha needs ceil(1/alpha) - 1 donors, nine for 0.9. With fewer donors sections are the unit by the same rule,
-    and else single spots, whose intervals are too narrow for a donor that differs.
+    Errors of spots from one donor are correlated, so donors are the unit: :math:`t_g` is what one spot drawn from a new
+    donor stays below, given one spot drawn from each donor that was held out, without dependence on the draw (see
+    Notes). A level 1 - alpha needs ceil(1/alpha) - 1 donors, nine for 0.9. With fewer donors, sections are the unit by
+    the same rule, otherwise single spots. Intervals calibrated over spots are too narrow for a donor that differs.
 
     Parameters
     ----------

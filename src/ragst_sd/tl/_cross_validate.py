@@ -76,19 +76,19 @@ def cross_validate(
     progress: bool | None = None,
     inplace: bool = True,
 ) -> pd.DataFrame:
-    r"""Measure how well methods predict donors that they have never seen.
+    r"""Measure how well methods predict held-out donors.
 
-    Every donor in turn is held out whole. Methods are fitted on the rows of the other donors, which also decide which
-    genes are compared and, with groups held out among themselves, every penalty and every stopping point. Nothing is
-    chosen on the donor that is predicted. Its sections are predicted one by one and compared with what was measured
-    there, without smoothing. Size factors stay those of the reference, which rest on the genes that all its panels
+    Each donor is held out in turn, with all its sections. Methods are fitted on the rows of the other donors. These
+    rows also decide which genes are compared and, by holding out groups among them, all penalties and stopping points.
+    Nothing is chosen on the donor that is predicted. Its sections are predicted one by one and compared with the
+    measurement, without smoothing. The size factors are those of the reference, from the genes that all its panels
     list.
 
     The cost is one fit of each method for each donor, and as many again with `library_size="both"`; the methods share
-    what is the same for all of them.
+    common results.
 
-    Sections of one donor resemble each other and spots do more so: intervals and tests belong over donors
-    (:func:`ragst_sd.pl.benchmark` draws them so).
+    Sections of one donor resemble each other, and their spots even more. So compute intervals and tests over donors, as
+    :func:`ragst_sd.pl.benchmark` does.
 
     Parameters
     ----------

@@ -46,12 +46,12 @@ def evaluate(
     metrics: Sequence[str] | None = None,
     rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
 ) -> pd.DataFrame:
-    r"""Compare a prediction with what was measured.
+    r"""Compare a prediction with the measurement.
 
-    The truth is normalised as the reference was (log1p of counts per 10,000, the same size-factor genes). Every
-    metric is taken within a section, so that differences between sections do not count as accuracy. Metrics of genes
-    cost seconds for 2,000 spots of a whole transcriptome, and memory for a few genes; those of whole sections and noise
-    ceilings several times as long.
+    The truth is normalised in the same way as the reference (log1p of counts per 10,000, the same size-factor genes).
+    Every metric is computed within a section, so that differences between sections do not count as accuracy. Metrics
+    per gene take seconds for 2,000 spots of a whole transcriptome, and memory for a few genes. Metrics of whole
+    sections and noise ceilings take several times as long.
 
     Parameters
     ----------

@@ -42,9 +42,9 @@ def evaluate_perturbation(
 ) -> pd.DataFrame:
     r"""Compare predicted responses with measured ones.
 
-    The truth is measured against controls that neither the reference nor the prediction has seen. A truth that shares
-    them is refused: the noise of shared controls is in both responses and counts as accuracy, and predicting the mean
-    then scores well on data without any effect.
+    The truth must be measured against controls that neither the reference nor the prediction used. Otherwise an error
+    is raised: the noise of shared controls would be in both responses and count as accuracy, and predicting the mean
+    would score well on data without any effect.
 
     Parameters
     ----------

@@ -42,10 +42,10 @@ def fit(
 ) -> None:
     r"""Fit a method on a reference.
 
-    Every method starts from the principal components of the (standardised) embeddings. `"rag"` learns where to search
-    and how to weigh what it finds; the others are baselines of the same standing. `rag` and `mlp` train, which takes
-    minutes for some thousand rows; the others take seconds (see "How time and memory grow"). A fit that is expected to
-    take over a minute says so before it starts.
+    Every method starts from the principal components of the (standardised) embeddings. `"rag"` learns how to search and
+    how to weight what it finds; the others are baselines that are used in the same way. `rag` and `mlp` are trained,
+    which takes minutes for some thousand rows. The others take seconds (see "How time and memory grow"). If a fit is
+    expected to take over a minute, it says so before it starts.
 
     ================== ======= ==================================== ================== ==============================
     method             cites   phi                                  weights            adjustment
@@ -58,7 +58,7 @@ def fit(
     `mean`             nobody  none                                 none               none
     ================== ======= ==================================== ================== ==============================
 
-    Methods of one's own are made known with :func:`ragst_sd.tl.register_method`.
+    Register your own methods with :func:`ragst_sd.tl.register_method`.
 
     Parameters
     ----------

@@ -36,16 +36,16 @@ _COLUMNS = (*LABELS[:-1], _keys.X_UM, _keys.Y_UM, LABELS[-1])
 def merge_references(
     references: AnnData | Sequence[AnnData] | Mapping[str, AnnData], *, on_duplicate: str = "error"
 ) -> AnnData:
-    """Put references together, without building any of them again.
+    """Merge references without building them again.
 
     The result is what :func:`ragst_sd.tl.build_reference` would give for all their sections at once, with the same
-    content hash. Where the merged panels share other genes than those of a single reference, its size factors change,
-    and its rows are normalised anew from their counts.
+    content hash. If the merged panels share other genes than the panels of a single reference, its size factors change
+    and its rows are normalised again from their counts.
 
     To append, merge the old reference with one that holds the new sections. To remove a source or to keep one organ,
-    merge a subset: `merge_references(reference[reference.obs["tissue"] == "colon"])` drops what only the other rows
-    needed (sections, sources, panels, genes) and normalises the rest by the genes that its own panels share. The plain
-    subset `reference[mask].copy()` is a valid reference, too; it keeps all of these.
+    merge a subset: `merge_references(reference[reference.obs["tissue"] == "colon"])` drops everything that only the
+    other rows needed (sections, sources, panels, genes) and normalises the rest with the genes that its own panels
+    share. The plain subset `reference[mask].copy()` is also a valid reference; it keeps all of these.
 
     Parameters
     ----------

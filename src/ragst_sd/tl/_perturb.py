@@ -48,10 +48,9 @@ def perturb(
 
     .. math:: \hat y_i(p) = y_i + \underbrace{\sum_j w_j \Delta_j}_{\text{evidence}} + \text{adjustment}
 
-    The response is that of the population in its context: direct and cell-autonomous. Nothing is said about how cells
-    act on their neighbours, or that the measured effect was caused by the gene alone. For the spots of a tissue there
-    is
-    :func:`ragst_sd.tl.perturb_tissue`.
+    The response is that of the population in its context: direct and cell-autonomous. It does not describe how cells
+    act on their neighbours, and it does not show that the gene alone caused the measured effect. For the spots of a
+    tissue, use :func:`ragst_sd.tl.perturb_tissue`.
 
     Parameters
     ----------

@@ -67,11 +67,11 @@ def perturb_tissue(
 ) -> dict[str, AnnData] | None:
     r"""Predict how the spots of a tissue respond to perturbations, from measured responses of cells to related ones.
 
-    Each spot and the `n_around` nearest ones are taken for a population of cells, whose state is their mean
-    expression; its response is that of :func:`ragst_sd.tl.perturb`. No spot of a tissue is one of the screen's cells:
-    states that lie far from them are flagged, and whether the response varies over the tissue at all is tested by
-    spots that change places. Where it does not, its map is constant. Spots of Visium hold many cells, and the response
-    is that of the mixture.
+    Each spot and its `n_around` nearest spots are treated as a population of cells whose state is their mean
+    expression. Its response is that of :func:`ragst_sd.tl.perturb`. Spots of a tissue differ from the cells of the
+    screen: states that are far from them are flagged. A test that shuffles the spots shows whether the response varies
+    over the tissue; if it does not, its map is constant. Visium spots contain many cells, and the response is that of
+    the mixture.
 
     Parameters
     ----------

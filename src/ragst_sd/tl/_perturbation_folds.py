@@ -36,11 +36,12 @@ def perturbation_folds(
     batch_key: str | None = None,
     rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
 ) -> pd.DataFrame:
-    """Folds in which perturbations, contexts or both are held out, and the controls are split for good.
+    """Make folds that hold out perturbations, contexts or both, with a fixed split of the controls.
 
-    The controls of every context and batch are cut into two halves, the same in all folds: one to measure training
-    responses against and to predict from, one to measure the truth against. Where both share their controls, the noise
-    of the controls is in both, and a prediction correlates with the truth without knowing anything about it.
+    The controls of every context and batch are split into two halves, the same in all folds. One half is used for the
+    training responses and as the source of the prediction, the other for the true response. If both used the same
+    controls, they would share the noise of the controls, and a prediction would correlate with the truth without any
+    information about it.
 
     Parameters
     ----------

@@ -63,15 +63,15 @@ def predict(
     device: str | None = None,
     inplace: bool = True,
 ) -> AnnData | dict[str, AnnData] | None:
-    r"""Predict expression for every spot, from measured tissue that looks alike.
+    r"""Predict expression for every spot from measured tissue that looks similar.
 
     .. math:: \hat y(x) = m + a \sum_j w_j(x)\, (y_j - m_{s(j)}) + (1 - a) \sum_j H_j(x)\, (y_j - m_{s(j)})
 
     The mean m and the first sum, over cited rows, are the evidence; the second, the regression of `rag`, is the
-    adjustment. Other methods have a = 1, or another adjustment. Measured values :math:`y_j` are taken relative to
-    the mean of their section and put back on the mean m of the rows that may be used, unless the fit says
-    `center_sections=False`. So the level of a prediction is that of the rows that may be used: in a reference of
-    several organs choose them with `where`. Rows of the query's own donor are never used.
+    adjustment. Other methods have a = 1, or another adjustment. Measured values :math:`y_j` are taken relative to the
+    mean of their section and put back on the mean m of the rows that may be used, unless the fit says
+    `center_sections=False`. So the level of a prediction is that of the rows that may be used. If a reference has
+    several organs, choose rows with `where`. Rows of the query's own donor are never used.
 
     Parameters
     ----------

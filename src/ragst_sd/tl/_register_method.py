@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def register_method(name: str, method: Method) -> None:
-    """Make a method of one's own known to :func:`ragst_sd.tl.fit` and to all that works with its fits.
+    """Register your own method for :func:`ragst_sd.tl.fit` and everything that uses its fits.
 
     A method predicts expression as evidence (a weighted average of measured rows) plus an adjustment. It is registered
-    for the running process: a program that opens its fits later registers it first. Methods of responses to
+    for the running process. A program that opens its fits later must register it first. Methods of responses to
     perturbations cannot be registered.
 
     Parameters

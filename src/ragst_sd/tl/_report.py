@@ -42,12 +42,12 @@ def report(
     pictures: bool = True,
     overwrite: bool = False,
 ) -> tuple[Path, Path]:
-    """Write a card of one prediction: where it comes from, how far to trust it, and what not to conclude.
+    """Write a report of one prediction: where it comes from, how far to trust it, and what not to conclude.
 
-    The page tells what stands in the provenance, `.var` and `.obs` of the predicted table, and in the header of the
-    reference; nothing is fitted or predicted anew. What was not assessed is said, and not left out. Its sentences
-    follow the facts: a reference of one donor, intervals that were not calibrated over donors, spots out of
-    reference, genes that failed, licences that are not known each get their own.
+    The report uses the provenance, `.var` and `.obs` of the predicted table and the header of the reference; nothing is
+    fitted or predicted again. It states what was not assessed. It adds a caveat for each of these: a reference with one
+    donor, intervals that were not calibrated over donors, spots out of reference, genes that failed, and unknown
+    licences.
 
     Parameters
     ----------
