@@ -32,8 +32,8 @@ def catalog(
 ) -> pd.DataFrame:
     """List public data sets of H&E with spatial expression, and scRNA-seq that matches them.
 
-    Nothing is downloaded. Each filter takes one value or several; an entry with several organs (species,
-    technologies) is kept if one of them is asked for. Collections over many organs have the organ "multiple".
+    Nothing is downloaded. Each filter takes one value or several; an entry with several organs (species, technologies)
+    is kept if one of them matches. Collections over many organs have the organ "multiple".
 
     Parameters
     ----------

@@ -54,7 +54,7 @@ def load(
     bin_um: int | None = None,
     progress: bool | None = None,
 ) -> dict[str, SpatialData]:
-    """Load a public data set of the catalogue, downloading what is not there, or a folder of your own.
+    """Load a public data set of the catalogue, downloading missing files, or a folder of your own.
 
     Parameters
     ----------

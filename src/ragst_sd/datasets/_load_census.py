@@ -29,9 +29,9 @@ def load_census(
     census_version: str | None = None,
     rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
 ) -> AnnData:
-    """Single cells of an organ from the CELLxGENE Census, for :func:`ragst_sd.tl.add_cell_types`.
+    """Load single cells of an organ from the CELLxGENE Census, for :func:`ragst_sd.tl.add_cell_types`.
 
-    Only the cells that are drawn are downloaded. Needs a connection and the package cellxgene-census:
+    Only the sampled cells are downloaded. This needs a network connection and the package cellxgene-census:
     `pip install "ragst-sd[census]"`.
 
     Parameters

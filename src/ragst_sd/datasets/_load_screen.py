@@ -65,10 +65,10 @@ def load_screen(
     rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
     progress: bool | None = None,
 ) -> AnnData:
-    """Load a public perturbation screen of the catalogue, downloading it if need be.
+    """Load a public perturbation screen of the catalogue, downloading it if necessary.
 
-    The cells come with the labels that :func:`ragst_sd.tl.build_perturbation_reference` expects: guides are brought to
-    their genes, combinations are written `A+B`, controls are called `control`. Cells without a label are left out.
+    The cells come with the labels that :func:`ragst_sd.tl.build_perturbation_reference` expects: guides are replaced by
+    their genes, combinations are written `A+B`, and controls are named `control`. Cells without a label are left out.
 
     Parameters
     ----------

@@ -44,13 +44,13 @@ def synthetic(
     donor_effect: float = 0.25,
     rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
 ) -> dict[str, SpatialData]:
-    """Draw donors with stained sections, spots and counts that depend on the tissue in the picture.
+    """Generate synthetic donors with stained sections, spots, and counts that depend on the tissue in the image.
 
-    Every section is drawn from scratch: collagen, glands, lymphoid aggregates, fat and their nuclei, stained with
-    haematoxylin and eosin. Donors differ in stain, in the make-up of their tissue and in their expression. The counts
-    are negative binomial around a mixture of the tissues under each spot; interferon genes rise towards lymphoid
-    aggregates, proliferation genes in glands with large dark nuclei, and the depth of a spot grows with its nuclei.
-    Nothing is downloaded, and no real person is in the data.
+    Every section is generated from scratch: collagen, glands, lymphoid aggregates, fat and their nuclei, stained with
+    haematoxylin and eosin. Donors differ in stain, tissue composition and expression. The counts are negative binomial
+    around a mixture of the tissues under each spot; interferon genes rise towards lymphoid aggregates, proliferation
+    genes in glands with large dark nuclei, and the depth of a spot grows with its nuclei. Nothing is downloaded, and
+    the data contain no real persons.
 
     Parameters
     ----------

@@ -40,15 +40,15 @@ def explain(
     prediction_key: str = "predicted",
     terms: str = "cited",
 ) -> pd.DataFrame:
-    r"""Take a predicted value apart into the measured values it was made from.
+    r"""Split a predicted value into the measured values that it was computed from.
 
     .. math:: \hat y_g(x) = a_g \sum_j w_{jg}\, (y_{jg} + c_{jg}) + (1 - a_g)\, m_g
               + (1 - a_g) \sum_j H_j (y_{jg} - m_{s(j)g})
 
-    with one line for each cited row j: its `weight`, the share a of retrieval times w among the cited rows that
-    measured gene g, its measured `value` y, the `correction` c of its section, and their product, the `contribution`.
-    Then come the mean m by what is left of the share, and the regression H of `rag`. Methods without a regression
-    have a = 1 and a last line `adjustment`.
+    with one line for each cited row j: its `weight` (the share a of retrieval times w among the cited rows that
+    measured gene g), its measured `value` y, the `correction` c of its section, and the `contribution`, weight × (value
+    + correction). The next lines are the mean m with the remaining weight, and the regression H of `rag`. Methods
+    without a regression have a = 1 and a last line `adjustment`.
 
     Parameters
     ----------

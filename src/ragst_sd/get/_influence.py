@@ -40,22 +40,22 @@ def influence(
     genes: str | Sequence[str] | None = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    r"""Tell what a prediction owes to a donor, section or source, or which spots rest on a measured spot.
+    r"""Measure the effect of a donor, section or source on a prediction, or list the spots that rest on a measured spot.
 
-    Without `rows`, each group of reference rows is taken out of the bank in turn and the prediction made again, both
-    stages: the search finds other rows in their place, and the gate weighs them anew. The change is
+    Without `rows`, each group of reference rows is removed in turn and the prediction is repeated, both stages: the
+    search finds other rows instead, and the gate weights them again. The change is
 
     .. math:: \Delta_{ig} = \hat y_{ig}^{(-c)} - \hat y_{ig}
 
-    for spot i, gene g and group c. Where sections are centred it includes the change of the level, the mean of the
-    rows that are left. The fit stays as it is: phi, the gate and T have learned from the group's rows and keep what
-    they learned. So this tells what the rows of a group do as evidence, not what a reference without them would have
-    become; for that, fit `reference[mask].copy()` and predict again. Rows of the query's own donor stay out, and so
-    does what `where` rejected.
+    for spot i, gene g and group c. If sections are centred, it includes the change of the level, which is the mean of
+    the remaining rows. The fit stays the same: phi, the gate and T were trained on the group's rows as well. So this
+    measures the effect of the rows as evidence, not the effect of a reference without them. For the latter, fit
+    `reference[mask].copy()` and predict again. Rows of the query's own donor and rows that `where` excluded are never
+    used.
 
-    With `rows`, the provenance is read backwards: all spots that cite these reference rows. That needs neither the
-    reference nor the embeddings, and works on predicted responses (:func:`ragst_sd.tl.perturb`) as well, where it
-    gives the cells whose response rests on a measured one.
+    With `rows`, the function returns all spots that cite these reference rows. This needs neither the reference nor the
+    embeddings. It also works on predicted responses (:func:`ragst_sd.tl.perturb`), where it returns the cells whose
+    response rests on a measured one.
 
     Parameters
     ----------

@@ -45,7 +45,7 @@ def neighbors(
 ) -> pd.DataFrame:
     """List the measured spots, or the measured responses to perturbations, that each prediction rests on.
 
-    Works from the provenance in the table alone, without the reference.
+    The function uses only the provenance in the table and does not need the reference.
 
     Parameters
     ----------

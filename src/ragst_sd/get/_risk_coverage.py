@@ -42,10 +42,10 @@ def risk_coverage(
     baselines: bool = True,
     rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
 ) -> pd.DataFrame:
-    r"""Error of the spots that are kept when the least grounded ones are left out.
+    r"""Compute the error of the remaining spots when the least grounded ones are left out.
 
-    An order that knows where predictions fail makes the error fall as the share of spots that are kept falls. Orders
-    know nothing of the truth, but for `"oracle"`.
+    If an order detects where predictions fail, the error falls as fewer spots are kept. No order uses the truth, except
+    `"oracle"`.
 
     Parameters
     ----------

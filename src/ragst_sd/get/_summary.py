@@ -15,10 +15,10 @@ _COLUMNS = ("gene", _keys.SAMPLE, "metric", "value")
 
 
 def summary(scores: pd.DataFrame) -> pd.DataFrame:
-    """One line per section, or per method, from scores that have one line per gene.
+    """Summarise scores per gene in one line per section or method.
 
-    Genes are averaged (`variance_kept`: their median), without those where a metric is not defined. Scores of
-    :func:`ragst_sd.tl.cross_validate` are then averaged over the sections of a held-out donor, and over donors.
+    Metrics are averaged over genes (`variance_kept`: the median), without genes for which they are not defined. Scores
+    of :func:`ragst_sd.tl.cross_validate` are then averaged over the sections of a held-out donor, and over donors.
 
     Parameters
     ----------

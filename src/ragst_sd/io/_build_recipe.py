@@ -50,11 +50,10 @@ def build_recipe(
     num_workers: int = 0,
     progress: bool | None = None,
 ) -> AnnData:
-    """Build the reference that a recipe describes, the same every time.
+    """Build the reference that a recipe describes. The result is the same every time.
 
-    Sections are read, filtered and embedded one after the other. Embeddings are kept beside the reference as they are
-    made, so that a build that was stopped, at whatever moment, goes on with the next call: what was embedded is not
-    embedded again.
+    Sections are read, filtered and embedded one after the other. Embeddings are saved next to the reference while they
+    are computed. If a build is interrupted, the next call resumes it and does not embed finished parts again.
 
     Parameters
     ----------

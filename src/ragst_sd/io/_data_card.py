@@ -40,9 +40,9 @@ _DIFFERENT_RESOLUTION = 2.0
 
 
 def data_card(reference: AnnData, *, path: str | PathLike[str] | None = None, name: str | None = None) -> str:
-    """Describe a reference: what is in it, under which terms, whom to cite, and what is missing.
+    """Describe a reference: its content, licences, citations, and what is missing.
 
-    Everything is read from the reference itself; nothing is asked of the data it was built from.
+    All facts come from the reference itself, not from the data it was built from.
 
     Parameters
     ----------

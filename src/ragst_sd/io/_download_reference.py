@@ -34,10 +34,10 @@ def download_reference(
     lazy: bool = False,
     progress: bool | None = None,
 ) -> AnnData:
-    """Get a reference that :func:`upload_reference` has put on the Hugging Face hub.
+    """Download a reference that :func:`upload_reference` uploaded to the Hugging Face hub.
 
-    What comes is compared with its content hash, whoever keeps it. A private or gated repository needs an account: `hf
-    auth login`, or the environment variable `HF_TOKEN`; a token is never an argument here.
+    The download is always checked against its content hash. A private or gated repository needs an account: use
+    `hf auth login` or the environment variable `HF_TOKEN`. A token is never an argument.
 
     Parameters
     ----------

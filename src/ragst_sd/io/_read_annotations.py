@@ -41,7 +41,7 @@ def read_annotations(
     key_added: str = "annotations",
     overwrite: bool = False,
 ) -> None:
-    """Read outlines that were drawn in QuPath, or found by TRIDENT, as shapes.
+    """Read outlines from QuPath or TRIDENT as shapes.
 
     Parameters
     ----------

@@ -29,7 +29,7 @@ def read_embeddings(
     image_mpp: float | None = None,
     key_added: str | None = None,
 ) -> None:
-    """Read embeddings of tiles that TRIDENT, CLAM or HEST have made.
+    """Read embeddings of tiles from TRIDENT, CLAM or HEST.
 
     Parameters
     ----------

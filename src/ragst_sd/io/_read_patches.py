@@ -53,7 +53,7 @@ def read_patches(
     mpp: float = 0.5,
     image_mpp: float | None = None,
 ) -> SpatialData:
-    """Read a section of a benchmark that holds no slide: a picture of every spot, and counts.
+    """Read a section of a benchmark that provides counts and a picture of every spot, but no slide.
 
     These are the files of HEST-1k and HEST-Bench [HEST2024]_ and of STP-Bench [STPBench]_.
 

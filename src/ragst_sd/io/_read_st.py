@@ -46,10 +46,10 @@ def read_st(
     spot_diameter_px: float | None = None,
     source: Mapping[str, str] | None = None,
 ) -> SpatialData:
-    """Read spots that have pixel coordinates, and a plain picture of their section.
+    """Read spots with pixel coordinates and a plain image of their section.
 
-    For data that come as a table of counts and a jpg, png or tif: the original Spatial Transcriptomics arrays, or
-    deposits of processed data. Outputs of the 10x pipelines are read with `spatialdata-io`.
+    Use it for a table of counts with a jpg, png or tif: the original Spatial Transcriptomics arrays, or deposits of
+    processed data. Read outputs of the 10x pipelines with `spatialdata-io`.
 
     Parameters
     ----------

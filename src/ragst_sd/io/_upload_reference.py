@@ -40,10 +40,10 @@ def upload_reference(
     revision: str = "main",
     accept_terms: bool = False,
 ) -> str:
-    """Share a reference through a data set repository of the Hugging Face hub, with its data card.
+    """Upload a reference and its data card to a data set repository on the Hugging Face hub.
 
-    The account is the one that the hub's own client knows: from `hf auth login`, or the environment variable
-    `HF_TOKEN`. A token is never an argument here, and nothing of it is written or logged.
+    The account comes from the hub's own client: use `hf auth login` or the environment variable `HF_TOKEN`. A token is
+    never an argument, and is neither written nor logged.
 
     Parameters
     ----------

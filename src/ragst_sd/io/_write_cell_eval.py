@@ -39,8 +39,8 @@ def write_cell_eval(
 
     For every context two h5ad files of the same genes and perturbations, on one log scale: `<context>_pred.h5ad` with
     the predicted cells and, as controls, their source cells; `<context>_real.h5ad` with the measured cells and the
-    controls that neither reference nor prediction has seen. So prediction and truth have controls of their own. Values
-    below zero in predicted cells, which a log of counts cannot have, become zero.
+    controls that neither reference nor prediction has seen. So prediction and truth have separate controls. Values
+    below zero in predicted cells are set to zero, because a log of counts cannot be negative.
 
     Parameters
     ----------

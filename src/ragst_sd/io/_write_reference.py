@@ -31,13 +31,13 @@ _CHUNK_BYTES = 2**22
 def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write a reference, fitted or not, to one file.
 
-    The file is written beside `path` and moved there when it is complete, so that `path` holds the old version or the
-    new one at every moment, whether the process is killed, the disk is full or somebody reads meanwhile. A hidden file
-    `.<name>.lock` beside `path` keeps two writers apart; it may be deleted when none runs. Where `path` is a symbolic
-    link, its target is written and replaced.
+    The file is written next to `path` and moved there when it is complete. So `path` always holds the old or the new
+    version, even if the process is killed, the disk is full, or another process reads it. A hidden file `.<name>.lock`
+    next to `path` prevents two processes from writing at once; you may delete it when no process writes. If `path` is a
+    symbolic link, its target is replaced.
 
-    A reference that was changed since (a subset of its rows, say) is written with its new hash and without its fit,
-    which no longer holds.
+    If a reference was changed after fitting (for example by subsetting rows), it is written with its new hash and
+    without its fit, which is no longer valid.
 
     The file is a zarr store (format 3) in a zip archive without compression. Expression, embeddings, thumbnails and
     the rows in phi-space lie in chunks of whole rows, so that :func:`ragst_sd.io.read_reference` can leave them on

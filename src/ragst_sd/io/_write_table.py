@@ -23,10 +23,10 @@ _TABLES, _OLD = "tables", "old"
 def write_table(sdata: SpatialData, name: str) -> None:
     """Write a table into the store of its object, replacing an older version safely.
 
-    The new version is written beside the store and then put in the place of the old one by two renames. If the process
-    is killed between them, the next call for this store brings the old table back; so none is lost, also where the
-    disk is full. A hidden file `.<store>.lock` beside the store keeps two writers apart. `sdata` must have been
-    written or read before (`sdata.write(path)`).
+    The new version is written next to the store and then replaces the old one by two renames. If the process is killed
+    between them, the next call for this store restores the old table. So no table is lost, even if the disk is full. A
+    hidden file `.<store>.lock` next to the store prevents two processes from writing at once. `sdata` must be backed by
+    a store (`sdata.write(path)`).
 
     Parameters
     ----------

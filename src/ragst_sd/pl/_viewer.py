@@ -51,27 +51,27 @@ def viewer(
     r"""Write one HTML page in which every predicted value can be traced to the measured spots it came from.
 
     The page needs no network and no server: open it in a browser of 2023 or later, send it by mail, or let a notebook
-    show it. Spots are coloured by a gene, by what tells how far to trust it (disagreement of the cited spots, width of
-    the interval, distance to measured tissue) or by what it rests on. The spot nearest to a click (or of a name, or of
-    the arrow keys on the map) shows its tile and what else the encoder sees on the map, the tiles of its neighbours with
-    donor, weight, measured value and contribution, what the other neighbours and the adjustment add, and warnings. A
-    neighbour that is pointed at is enlarged beside the tile of the spot, at the same scale. Contributions add up to the
-    prediction:
+    show it. Spots are coloured by a gene, by a measure of trust (disagreement of the cited spots, width of the
+    interval, distance to measured tissue), or by what the value rests on. Select a spot by a click near it, by its
+    name, or with the arrow keys on the map. The page then shows its tile, the wider fields of view on the map, and the
+    cited tiles with donor, weight, measured value and contribution. It also shows the contributions of the other cited
+    spots and of the adjustment, and warnings. Pointing at a cited tile enlarges it next to the tile of the spot, at the
+    same scale. Contributions add up to the prediction:
 
     .. math:: \hat y = a \sum_j w_j (y_j + c_j) + (1 - a)\, m + \text{adjustment}
 
     with the share a of retrieval, 1 where no regression takes part, and the mean m of the reference.
 
-    Predictions, evidence and measured values are shown with three decimals as the table has them, bounds of intervals
-    with two; with one decimal less where the page would otherwise exceed 30 MB. Contributions are computed in the page
-    from values of as many decimals, so their last digit may be off by one.
-    Spots have their true size; outlines other than discs and squares are drawn as discs of the same area.
+    Predictions, evidence and measured values are shown with three decimals and bounds of intervals with two, or with
+    one decimal less if the page would otherwise exceed 30 MB. Contributions are computed in the page from these rounded
+    values, so their last digit may be off by one. Spots have their true size; outlines other than discs and squares are
+    drawn as discs with the same area.
 
-    A spot is warned of if it is out of reference (far from measured tissue in the space of search, or unlike every
-    section of the reference, as `.obs["appearance_distance"]` says; both are named), if its neighbours are of one
-    donor, if less than half of its departure from the mean is evidence, if the
-    method cites nobody, and if intervals hold for new spots or sections but not for new donors. A gene is greyed, with
-    the reason, if `cv_pearson` is below 0.1 or not known.
+    A spot has a warning if it is out of reference (far from measured tissue in the search space, or unlike every
+    section of the reference according to `.obs["appearance_distance"]`; the warning says which), if its cited spots are
+    from one donor, if less than half of its departure from the mean is evidence, if the method does not cite rows, and
+    if intervals are valid for new spots or sections but not for new donors. A gene is grey, with the reason, if
+    `cv_pearson` is below 0.1 or unknown.
 
     Parameters
     ----------
