@@ -325,7 +325,7 @@ def test_bad_input(world, name):
 def test_methods_that_cite_nobody_have_no_influence(query, reference, method, quick):
     rg.tl.fit(reference, method=method, n_neighbors=10, options=quick(method), progress=False)
     rg.tl.predict(query, reference)
-    with pytest.raises(ValueError, match=f"Method '{method}' cites nobody.*fit without it"):
+    with pytest.raises(ValueError, match=f"Method '{method}' cites no rows.*fit without it"):
         rg.get.influence(query, reference)
     with pytest.raises(KeyError, match="no spot of the prediction cites"):
         rg.get.influence(query, rows="donor1:0x0")

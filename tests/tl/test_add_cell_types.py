@@ -172,7 +172,7 @@ def test_methods_that_cite_nobody_leave_no_fractions(reference, cells, query):
     rg.tl.fit(reference, method="ridge")
     table = rg.tl.predict(query, reference, inplace=False)
     assert "cell_type_fraction" not in table.obsm
-    with pytest.raises(ValueError, match="cites nobody"):
+    with pytest.raises(ValueError, match="cites no rows"):
         rg.tl.predict(query, reference, genes=[EXTRA[0]])
 
 

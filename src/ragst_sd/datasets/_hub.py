@@ -60,7 +60,7 @@ def upload_errors(repository: str) -> Iterator[None]:
     Raises
     ------
     PermissionError
-        If nobody is logged in, or the account may not write there.
+        If you are not logged in, or the account has no write access.
     FileNotFoundError
         If there is no such branch.
     ConnectionError

@@ -71,7 +71,7 @@ def explain(
     `weight`, `query`, `gene`, `sample`, `value` (measured, in the unit of the prediction), `correction` (what
     brings the row's section to the mean of the reference; 0 where sections were not centred), `contribution` (weight
     times the sum of value and correction). Contributions add up to the prediction. Rows that did not measure the gene
-    have weight 0 and value NaN, and the others share their weight. Methods that cite nobody give `reference mean` and
+    have weight 0 and value NaN, and the others share their weight. Methods that cite no rows give `reference mean` and
     `adjustment`. Where the regression of `rag` takes part, `reference mean` holds what is left of the weight, and in
     place of `adjustment` there is a line `regression` for each section, or one line named by each row, with signed
     weights; of a reference on disk, whose rows are not read for it, a single one. A spot without an embedding, or a
@@ -84,7 +84,7 @@ def explain(
 
     Of predicted responses, `perturbation` and `context` stand in place of `donor` and `sample`, and there is no
     `correction`. The first line `source` is the cell as it was, the cited rows by falling weight bring their measured
-    responses, and `adjustment` is last. Where nobody is cited one line such as `nothing cited: mean of the responses
+    responses, and `adjustment` is last. If no rows are cited, one line such as `nothing cited: mean of the responses
     that may be used` holds what the method starts from (`control: no response`, for a control). Contributions add up
     to the predicted expression, and all but the first to the response.
 

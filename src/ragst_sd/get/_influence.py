@@ -40,7 +40,7 @@ def influence(
     genes: str | Sequence[str] | None = None,
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    r"""Measure the effect of a donor, section or source on a prediction, or list the spots that rest on a measured spot.
+    r"""Measure the effect of a donor, section or source on a prediction, or list spots that rest on a measured spot.
 
     Without `rows`, each group of reference rows is removed in turn and the prediction is repeated, both stages: the
     search finds other rows instead, and the gate weights them again. The change is
@@ -108,7 +108,7 @@ def influence(
         If a bare table is given without `rows`: it has no embeddings.
     ValueError
         If the table has lost its provenance; the reference is missing, is another one or was fitted anew; the method
-        cites nobody; no spot lies on the image; or the prediction cannot be reproduced, because embeddings changed
+        cites no rows; no spot lies on the image; or the prediction cannot be reproduced, because embeddings changed
         since.
 
     Examples

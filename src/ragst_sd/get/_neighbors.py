@@ -59,12 +59,12 @@ def neighbors(
     Returns
     -------
     One line per spot and cited row, by falling weight: `reference`, `donor`, `weight`, `sample`, `tissue`, `technology`,
-    `x_um`, `y_um`, `license`, `citation`, `distance`, `query`, `rank` (from 1). Methods that cite nobody give
+    `x_um`, `y_um`, `license`, `citation`, `distance`, `query`, `rank` (from 1). Methods that cite no rows give
     an empty table.
 
     Of predicted responses one line per cell and cited row, with `perturbation`, `context`, `perturbation_type`,
     `n_cells` (cells that the response was measured on) and `reliability` (agreement of two halves of them) in place of
-    what says where a spot lies; `technology` is that of the screen. A cell or spot whose prediction cites nobody has
+    what says where a spot lies; `technology` is that of the screen. A cell or spot whose prediction cites no rows has
     one line of rank 0 and weight 0, whose `reference` says what the prediction is instead, such as
     `nothing cited: mean of the responses that may be used`. Controls have no line.
 
@@ -123,7 +123,7 @@ def neighbors(
 def _with_those_that_cite_nobody(
     frame: pd.DataFrame, table: AnnData, header: dict[str, Any], which: np.ndarray
 ) -> pd.DataFrame:
-    """A line that says so for each query that cites nobody, controls aside."""
+    """A line that says so for each query that cites no rows, controls aside."""
     import pandas as pd
 
     bare = np.ones(len(which), dtype=bool)

@@ -36,7 +36,7 @@ class Rerun:
     TypeError
         If a bare table is given, which has no embeddings.
     ValueError
-        If the fit is another one, the method cites nobody, spots are gone or off the image, or the result is not the
+        If the fit is another one, the method cites no rows, spots are gone or off the image, or the result is not the
         stored prediction.
     """
 
@@ -148,7 +148,7 @@ def _bank_of(reference: AnnData, header: dict[str, Any]) -> Bank:
         raise ValueError(msg)
     if not METHODS[fit.method].cites:
         msg = (
-            f"Method {fit.method!r} cites nobody: its predictions are in its fit, and taking rows out of the bank "
+            f"Method {fit.method!r} cites no rows: its predictions are in its fit, and taking rows out of the bank "
             "changes nothing. To see what a donor contributes, fit without it (`reference[mask].copy()`, then "
             "`rg.tl.fit`) and predict."
         )

@@ -29,7 +29,7 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     One column per metric. Of `evaluate`: a line per section, and `n_genes`, the number of genes behind `pearson` and the
-    other metrics per gene; `pearson_all_genes` stands beside them. Of `cross_validate`: a line per method, and per unit
+    other metrics per gene; `pearson_all_genes` is given as well. Of `cross_validate`: a line per method, and per unit
     where there are several.
 
     Raises

@@ -83,7 +83,7 @@ def read_annotations(
     Notes
     -----
     QuPath and TRIDENT write pixels of the full resolution, from the upper left corner of the slide [QuPath]_
-    [TRIDENT]_. So the image has to be the one that was annotated, at full resolution and uncut. QuPath leaves out
+    [TRIDENT]_. So the image has to be the one that was annotated, at full resolution and not cropped. QuPath leaves out
     the empty rim of some slides (mrxs) that OpenSlide reads, unless it is told not to crop.
 
     References

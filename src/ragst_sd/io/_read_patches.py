@@ -66,7 +66,7 @@ def read_patches(
         h5ad file (or AnnData, or table) with counts of the same spots; matched to the pictures by barcode, never by
         position.
     embeddings
-        Features that exist already, by name of the encoder: h5 files that :func:`ragst_sd.io.read_embeddings` knows.
+        Precomputed features, by name of the encoder: h5 files in a format of :func:`ragst_sd.io.read_embeddings`.
     metadata
         `metadata/<sample>.json` of HEST, its table of all sections (csv), or a mapping of the same fields, of which
         patient, dataset_title, organ, st_technology, license, citation, pixel_size_um_estimated and spot_diameter are
@@ -114,7 +114,7 @@ def read_patches(
         If an argument is of another kind.
     ValueError
         If a file is damaged, pictures have no barcodes, no barcode has counts, counts of other spots were given, or
-        features cannot be told to belong to the pictures.
+        features cannot be matched to the pictures.
 
     Notes
     -----

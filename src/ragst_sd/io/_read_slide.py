@@ -67,8 +67,8 @@ def read_slide(
 
     Notes
     -----
-    Memory is bounded by the regions asked for, chunks of about 1024 px. A file without pyramid is read whole, chunk by
-    chunk, by :func:`ragst_sd.pp.tile_grid` and :func:`ragst_sd.pp.embed_tiles`.
+    Memory is bounded by the requested regions, in chunks of about 1024 px. A file without pyramid is
+    read whole, chunk by chunk, by :func:`ragst_sd.pp.tile_grid` and :func:`ragst_sd.pp.embed_tiles`.
 
     References
     ----------

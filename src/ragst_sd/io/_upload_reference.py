@@ -73,7 +73,7 @@ def upload_reference(
     ValueError
         If `reference` is not a reference, `repository` is not `owner/name`, or a licence does not allow it.
     PermissionError
-        If nobody is logged in, or the account may not write there.
+        If you are not logged in, or the account has no write access.
     FileNotFoundError
         If the branch does not exist.
     ConnectionError

@@ -71,10 +71,10 @@ def explain(
     genes
         Gene, or genes: a waterfall each, two in a row.
     group_by
-        What a bar stands for: `"reference"` (a cited spot), `"donor"` or `"sample"`. The value of a group is the
+        What a bar represents: `"reference"` (a cited spot), `"donor"` or `"sample"`. The value of a group is the
         weighted mean of what was measured in its cited spots. Bars of a gene from single cells are always cell types.
     n_shown
-        Bars before the rest is lumped.
+        Number of bars; the remaining rows are one bar.
     prediction_key
         Name of the predicted table.
     truth_key

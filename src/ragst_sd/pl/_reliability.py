@@ -96,7 +96,7 @@ def reliability(
     unit
         `"counts"`, or `"log1p_cp10k"` if the layer is log1p of counts per 10,000 already.
     metric
-        Accuracy that is drawn against the share of spots kept, of those that :func:`ragst_sd.get.risk_coverage` knows.
+        Accuracy to plot against the share of spots kept: a metric of :func:`ragst_sd.get.risk_coverage`.
     min_cv_pearson
         If `genes` is one gene whose `var["cv_pearson"]` is lower, its maps are grey and say that it is not to be
         trusted.

@@ -81,8 +81,8 @@ def sources(
     prediction_key
         Name of the predicted table.
     n_shown
-        Groups by falling weight before the others are lumped as "other", 7 at most. One group more is still shown: it
-        takes the place of the others.
+        Number of groups with the largest weights, at most 7; the others are drawn as "other". One group more is still
+        shown: it takes the place of the others.
     image_fade
         How far the picture of the tissue is mixed with white, from 0 to 1.
     {figure_parameters}

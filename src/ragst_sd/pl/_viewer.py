@@ -94,7 +94,7 @@ def viewer(
     unit
         `"counts"`, or `"log1p_cp10k"` if the layer is log1p of counts per 10,000 already.
     n_shown
-        Neighbours shown one by one; the others are lumped.
+        Number of cited spots shown; the remaining ones are one line.
     title
         Heading; the annotated element if left out.
     path

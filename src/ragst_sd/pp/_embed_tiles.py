@@ -97,7 +97,7 @@ def embed_tiles(
         Microns per pixel of the image; else the value kept by :func:`ragst_sd.pp.set_image_mpp` is used. Of pictures of
         spots, else the `mpp` that they were read with.
     value_max
-        Pixel value of full brightness; else the one kept by an earlier call, or told from type and values.
+        Pixel value of full brightness. By default, the stored value, or inferred from type and values.
     context
         Fields of view as multiples of the tile, each resized to `tile_px`. `None` is `(1, 2.5, 6)`, which predicts much
         better than the tile alone at three times the work; an encoder of your own sees the tile alone by default, and
@@ -146,8 +146,8 @@ def embed_tiles(
     TypeError
         If `sdata` is no SpatialData.
     ValueError
-        If image and shapes share no frame or several, `mpp` is asked for and the image's is unknown, the image is not
-        RGB, all spots lie outside it, the encoder returns NaN, or pictures of spots show less than is asked for.
+        If image and shapes share no frame or several, `mpp` is given but the image's resolution is unknown, the image
+        is not RGB, all spots lie outside it, the encoder returns NaN, or pictures of spots show less than is asked for.
 
     Notes
     -----

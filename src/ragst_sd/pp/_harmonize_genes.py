@@ -103,9 +103,9 @@ def harmonize_genes(
     KeyError
         If the table or column does not exist.
     ValueError
-        If the species cannot be told, names of two species are mixed, fewer than a tenth of the names is in the table
-        of the species, no gene is left; names would have to be merged but values are not counts (logarithms cannot be
-        added up); or the table is a predicted one, a reference, or backed by a file.
+        If the species cannot be inferred, names of two species are mixed, fewer than a tenth of the names is in the
+        table of the species, no gene is left; names would have to be merged but values are not counts (logarithms
+        cannot be added up); or the table is a predicted one, a reference, or backed by a file.
 
     Examples
     --------

@@ -50,7 +50,7 @@ def set_image_mpp(
     Returns
     -------
     `None`. Written: `sdata.attrs["ragst"]["image_mpp"][image_key]`, and beside it under `"image_pixels"` the size and
-    the frames of the image, by which its cut and resampled versions are told apart.
+    the frames of the image, which distinguish cropped from resampled versions.
 
     Raises
     ------

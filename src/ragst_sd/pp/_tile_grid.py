@@ -56,7 +56,7 @@ def tile_grid(
     image_mpp
         Microns per pixel of the image; else the value kept by :func:`ragst_sd.pp.set_image_mpp` is used.
     value_max
-        Pixel value of full brightness; else the one kept by an earlier call, or told from type and values.
+        Pixel value of full brightness. By default, the stored value, or inferred from type and values.
     stride_px
         Distance between tiles in tile pixels; `tile_px` (no overlap) if left out.
     tissue
@@ -88,7 +88,7 @@ def tile_grid(
     TypeError
         If `sdata` is no SpatialData, or `tissue` neither bool nor name.
     ValueError
-        If `mpp` is asked for and the image's is unknown, no tile fits or none holds tissue, or a name is taken.
+        If `mpp` is given but the image's resolution is unknown, no tile fits or none holds tissue, or a name is taken.
 
     References
     ----------

@@ -71,8 +71,8 @@ def build_perturbation_reference(
         Cells of the screen.
     embedding
         Vector of each gene: a data frame with genes as index, or a mapping. :func:`ragst_sd.tl.embed_genes` makes one
-        from gene sets. The embedding of a combination is the sum over its genes. Kept whole, so that genes without a
-        row can be asked for later.
+        from gene sets. The embedding of a combination is the sum over its genes. All genes are kept, so that genes
+        without a row can be requested later.
     perturbation_key
         Column of `.obs` with the perturbation.
     control

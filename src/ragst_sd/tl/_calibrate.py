@@ -99,7 +99,7 @@ def calibrate(
         Method and hash of the fit that `cv_pearson` is of.
     `.var["cv_pearson"]`, `["noise_ceiling"]`
         For all genes: Pearson on held-out donors, and the most that the noise of counting allows; means over the
-        sections of a donor, then over donors. NaN where it cannot be told.
+        sections of a donor, then over donors. NaN if unknown.
 
     Raises
     ------

@@ -115,7 +115,7 @@ def cross_validate(
         `"normalized"` predicts and scores `.X`, `"raw"` log1p of the counts as they are, `"both"` both of them. The
         genes are the same.
     label_key
-        Column of `.obs` with labels of spots (layers, pathologists' regions). Left aside if `"label"` is not there.
+        Column of `.obs` with labels of spots (layers, pathologists' regions). Not used if `"label"` does not exist.
     rng
         Seed, generator or seed sequence of numpy, of everything that is random; `None` draws anew at each call.
     device, amp

@@ -54,8 +54,8 @@ def fit(
     `knn`              rows    principal components                 fall with distance none
     `knn_supervised`   rows    what ridge predicts                  fall with distance none
     `random_rag`       rows    learned; random candidates, control  learned gate       none
-    `ridge`, `mlp`     nobody  none                                 none               regression
-    `mean`             nobody  none                                 none               none
+    `ridge`, `mlp`     no rows none                                 none               regression
+    `mean`             no rows none                                 none               none
     ================== ======= ==================================== ================== ==============================
 
     Register your own methods with :func:`ragst_sd.tl.register_method`.

@@ -59,8 +59,8 @@ def perturb(
     reference
         Made by :func:`ragst_sd.tl.build_perturbation_reference` and fitted by :func:`ragst_sd.tl.fit`.
     perturbations
-        Genes, and combinations written `A+B`. Any gene of the reference's embedding may be asked for, whether it was
-        measured or not. The control's name gives the cells back as they are.
+        Genes, and combinations written `A+B`. Any gene of the reference's embedding can be requested, whether it was
+        measured or not. The control's name returns the cells unchanged.
     context_key
         Column of `adata.obs` with the context. Contexts that the reference does not know are new ones. Without it all
         cells are of one new context, unless the reference has no contexts either.
@@ -92,7 +92,7 @@ def perturb(
     `.uns["retrieval"]`
         Provenance: hashes of reference and fit, method, parameters, unit, sources, `gene_overlap` (share of the
         reference's genes in `adata`), `control_cells` that the reference was measured against, `starts_from` (what
-        evidence is where nobody is cited), `learned_from` (left-out responses that the method learned from:
+        evidence is if no rows are cited), `learned_from` (left-out responses that the method learned from:
         `perturbation`, `context`, and `what` it took, `"settings"` or `"responses"`), and `cited`: one line per cited
         row (reference, perturbation, context, perturbation_type, n_cells, reliability).
 

@@ -103,7 +103,7 @@ def perturb_tissue(
         differences within the tissue are read. What sets the tissue as a whole apart from the screen is platform and
         biology in one. The flags rest on states as they are.
     n_permutations
-        How often spots change places; 19 at least, or no map can be told from chance.
+        Number of shuffles of the spots. At least 19, otherwise every map counts as constant.
     key_added
         Name of the new table; of several perturbations `<key_added>_<perturbation>`, one table each.
     inplace
@@ -137,7 +137,7 @@ def perturb_tissue(
     ValueError
         If the reference is not fitted or has changed since, it shares far too few genes with the tissue, values are
         not what `unit` says, `n_neighbors` exceeds what was fitted or may be used, the method has nothing to answer
-        from, or a table of somebody else has the name.
+        from, or the name belongs to another table.
 
     Examples
     --------

@@ -110,7 +110,7 @@ def predict(
         Zarr folder into which the table is written block by block of spots, for more spots than fit into memory: the
         same values, bit for bit. The table then holds dask arrays that lie there. A table that `predict` wrote there
         before is replaced when the new one is complete, and reading it on raises `RuntimeError`; anything else is not
-        replaced. Genes from cell types cannot be asked for.
+        replaced. Genes from cell types are not available.
     device
         Torch device of the search; the setting if left out.
     inplace
@@ -145,7 +145,7 @@ def predict(
         If `sdata` is no SpatialData.
     ValueError
         If the reference is not fitted or has changed since, embeddings were made differently, no row is eligible, a
-        gene is known to neither rows nor single cells, or to single cells only and the method cites nobody,
+        gene is known to neither rows nor single cells, or to single cells only and the method cites no rows,
         `n_neighbors` exceeds what was fitted or is eligible, another table has the name `key_added`, or intervals are
         asked for that :func:`ragst_sd.tl.calibrate` did not prepare for this fit. If `store` lies inside another store.
 

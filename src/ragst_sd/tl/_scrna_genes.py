@@ -65,7 +65,7 @@ def wanted_genes(bank: Bank, genes: Sequence[str] | None) -> Genes:
     if others and not cites:
         msg = (
             f"`genes`: no row of the reference measured {listing(others)}. They could be given from cell types, by the "
-            f"fractions of cited rows, but this fit of {bank.fit.method!r} cites nobody. Fit a method that does, for "
+            f"fractions of cited rows, but this fit of {bank.fit.method!r} cites no rows. Fit a method that does, for "
             "instance 'knn', or leave them out."
         )
         raise ValueError(msg)
@@ -84,7 +84,7 @@ def wanted_genes(bank: Bank, genes: Sequence[str] | None) -> Genes:
 def cited_fractions(bank: Bank, selected: Selected) -> np.ndarray | None:
     """(n, types) cell types of the cited rows by weight, over rows that have fractions; `None` without cell types.
 
-    Methods that cite nobody leave no weights by which fractions could be averaged.
+    Methods that cite no rows leave no weights by which fractions could be averaged.
     """
     rows, weights = selected.selection.rows, selected.selection.weights
     if bank.header.cell_types is None or not (rows >= 0).any():
