@@ -41,7 +41,7 @@ def test_what_is_filled_in_is_text_and_not_read_again(reference):
     facts = gather_facts(reference)
     facts["only"]["technology"], facts["unknown"]["technology"] = "`{{ 7 * 7 }}` *x*", 0
     said = _caveats.sentences("gaps", facts)
-    assert r"One technology: \`{{ 7 \* 7 }}\` \*x\*. Spots of another size or chemistry were not seen." in said
+    assert r"One technology: \`{{ 7 \* 7 }}\` \*x\*. The reference has no spots of another size or chemistry." in said
 
 
 def test_a_fact_that_is_missing_is_an_error():

@@ -29,7 +29,7 @@ def test_the_most_restrictive_licence_stands_on_top(mixed, reference):
     assert "no commercial use" in top
     unknown = rg.io.data_card(reference)
     assert unknown.splitlines()[4].startswith("**Licence: not known**, that of all sections.")
-    assert "No licence is known of 'donor1', 'donor2'" in unknown
+    assert "No licence is known for 'donor1', 'donor2'" in unknown
     assert "No citation is known." in unknown
 
 

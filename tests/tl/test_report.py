@@ -138,8 +138,8 @@ def test_what_was_not_assessed_is_said(predicted, fitted, tmp_path):
     ):  # fmt: skip
         assert part in missing
     assert cells(text, "Accuracy on held-out donors") == ["not assessed", "no cross-validation"]
-    assert "No gene was assessed, so none can be called well predicted" in text
-    assert "not all terms of the sources are known" in text
+    assert "No gene was assessed, so no gene is known to be predicted well" in text
+    assert "Not all terms of the sources are known" in text
     assert not re.search(r"\bnan\b", text.lower())
 
 
@@ -185,7 +185,7 @@ def test_caveats_follow_the_facts(assessed, tmp_path):
             "evidence_share", 0.3
         ),
         "own donor could be used": lambda: table.uns["retrieval"].__setitem__("exclude", np.array([], dtype=str)),
-        "Genes that were not assessed": lambda: table.var.__setitem__(
+        "Nothing is known about the accuracy of genes": lambda: table.var.__setitem__(
             "cv_pearson", table.var["cv_pearson"].where(np.arange(table.n_vars) > 2)
         ),
     }
@@ -206,7 +206,7 @@ def test_intervals_name_their_level_and_unit(assessed, tmp_path, unit, warns):
     assert cells(text, "Intervals") == ["80 %", f"calibrated over {unit}s"]
     assert cells(text, "genes without an interval") == ["1"]
     assert any(line.startswith("| width, in log1p") and "1.50 (1.50 to 1.50)" in line for line in text.splitlines())
-    assert (f"counted by {unit}, not by donor" in caveats(text)) == warns
+    assert (f"calibrated over {unit}s, not over donors" in caveats(text)) == warns
     assert "there are no intervals" not in text
     counts = query.tables["table"].X.toarray().astype(float)
     truth = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
