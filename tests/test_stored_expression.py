@@ -66,7 +66,7 @@ def test_control_probes_are_known_by_their_names(caplog):
 def test_a_column_that_knows_no_genes_is_refused():
     table = counted()
     table.var["feature_types"] = "GEX"
-    with pytest.raises(ValueError, match=r"says 'Gene Expression' of no feature; it says 'GEX \(210\)'"):
+    with pytest.raises(ValueError, match=r"No feature has 'Gene Expression' in .*; found 'GEX \(210\)'"):
         rg.tl.build_perturbation_reference(table, embedding=EMBEDDING)
 
 

@@ -244,7 +244,7 @@ def test_stores_that_a_worker_does_not_see_are_no_black_tiles(tmp_path, monkeypa
     _workers._require_stores(pickle.loads(sent))
     shutil.rmtree(tmp_path / "a")
     job = SimpleNamespace(pyramid=pickle.loads(sent))
-    with pytest.raises(FileNotFoundError, match=r"which the worker on .* does not see.*TMPDIR"):
+    with pytest.raises(FileNotFoundError, match=r"which the worker on .* cannot access.*TMPDIR"):
         _workers.embed_part(job, None)
 
 

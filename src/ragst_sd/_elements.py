@@ -276,9 +276,9 @@ def _require_own_coordinates(finest: Any, image_key: str) -> None:
     if np.allclose(begins, 0, atol=0.9) and (is_level or np.allclose(steps, 1)):
         return
     msg = (
-        f"Image {image_key!r} was cut or thinned out with xarray: by its coordinates its pixels begin at x, y = "
-        f"{begins} and are {steps} wide, which its transformation does not know. Cut with "
-        "`spatialdata.bounding_box_query`, or tell where it lies: `Image2DModel.parse(image.data, dims=image.dims, "
+        f"Image {image_key!r} was cropped or subsampled with xarray: according to its coordinates, its pixels begin at "
+        f"x, y = {begins} and are {steps} wide, but its transformation does not say so. Crop with "
+        "`spatialdata.bounding_box_query`, or set the transformation: `Image2DModel.parse(image.data, dims=image.dims, "
         "transformations={'global': Sequence([Scale(widths, ('x', 'y')), Translation(begins, ('x', 'y'))])})`."
     )
     raise ValueError(msg)

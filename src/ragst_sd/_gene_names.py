@@ -82,8 +82,8 @@ def check_one_species_of(species: Mapping[str, str], what: str) -> None:
         parts = "; ".join(f"{one}: {listing(names)}" for one, names in sorted(known.items()))
         largest = max(known, key=lambda one: len(known[one]))
         msg = (
-            f"{what} are of two species ({parts}), whose genes are not the same even where their names are. Build one "
-            "reference for each, or bring all to one by one-to-one orthologues: "
+            f"{what} are of two species ({parts}), whose genes differ even if their names are the same. Build one "
+            "reference for each, or convert all to one species by one-to-one orthologues: "
             f"`rg.tl.build_reference(..., orthologues_to={largest!r})`."
         )
         raise ValueError(msg)

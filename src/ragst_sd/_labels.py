@@ -59,8 +59,8 @@ def warn_of_alike(found: Iterable[str], known: Iterable[str], what: str, otherwi
     pairs = [(name, alike[core(name)]) for name in sorted(set(found) - set(known)) if core(name) in alike]
     if pairs:
         logger.warning(
-            "The query's %s %r is taken as another one than %r of the reference. Are they the same? Then write both "
-            "alike, or %s.",
+            "The query's %s %r and %r of the reference count as different. If they are the same, spell both in the "
+            "same way, or %s.",
             what,
             *pairs[0],
             otherwise,

@@ -177,8 +177,8 @@ def section_grounding(header: Header, query: Query, appearance_distance: np.ndar
     distance = appearance_distance[query.finite]
     if unlike_share(distance) > MOST_UNLIKE:
         logger.warning(
-            "%d of %d spots look unlike every section of the reference: other stain, scanner or resolution, or other "
-            "tissue. They are marked in `out_of_reference`; `appearance_distance` says how far off they are.",
+            "%d of %d spots look unlike every section of the reference: stain, scanner, resolution or tissue differ. "
+            "They are flagged in `out_of_reference`; `appearance_distance` says how much they differ.",
             int((distance > 1).sum()),
             len(distance),
         )

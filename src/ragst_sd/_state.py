@@ -55,8 +55,8 @@ def state_of(parameters: Mapping[str, Any], obs: pd.DataFrame, standardized: np.
         names = np.asarray(parameters[f"state_{column}"]).astype(str)
         if column not in obs:
             logger.warning(
-                "The gate looks at %s (it knows %s), which the query's `obs` does not give: it is taken as none of "
-                "them.",
+                "The gate uses %s (trained on %s), but the query's `obs` has no such column: the query counts as none "
+                "of them.",
                 column,
                 listing(names),
             )

@@ -46,8 +46,8 @@ def of_rna(table: AnnData) -> np.ndarray:
     others = [f"{kind} ({n})" for kind, n in zip(*np.unique(kinds[~rna], return_counts=True), strict=True)]
     if len(kinds) and not rna.any():
         msg = (
-            f"`var[{_FEATURE_TYPES!r}]` says {_RNA!r} of no feature; it says {listing(others)}. Write {_RNA!r} for "
-            "those that are RNA, or drop the column if all are."
+            f"No feature has {_RNA!r} in `var[{_FEATURE_TYPES!r}]`; found {listing(others)}. Write {_RNA!r} for "
+            "features that are RNA, or drop the column if all of them are."
         )
         raise ValueError(msg)
     if others:

@@ -276,9 +276,9 @@ def _require_stores(pyramid: Pyramid) -> None:
         folder = array.store.root / array.store_path.path
         if not folder.is_dir():
             msg = (
-                f"The image lies in {str(folder)!r}, which the worker on {socket.gethostname()!r} does not see. "
-                "Write it to a disk that all machines share. Images of one huge chunk are decoded into a temporary "
-                "folder: set TMPDIR to one that all machines share before Python starts, or write the image with "
+                f"The image lies in {str(folder)!r}, which the worker on {socket.gethostname()!r} cannot access. "
+                "Write it to a disk that all machines share. Images with one huge chunk are decoded into a temporary "
+                "folder: before Python starts, set TMPDIR to a folder that all machines share, or write the image with "
                 "smaller chunks."
             )
             raise FileNotFoundError(msg)

@@ -233,7 +233,7 @@ class TestLayouts:
         np.testing.assert_allclose(
             sdata["spots"]["radius"], layouts.VISIUM_DIAMETER_UM / layouts.VISIUM_MPP * layouts.VISIUM_HIRES / 2
         )
-        assert "the overview stands in" in caplog.text
+        assert "the overview is used instead" in caplog.text
 
     def test_visium_of_two_sections_mixed_up(self, offer, drawn):
         folder = drawn("visium")

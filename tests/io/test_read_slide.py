@@ -51,7 +51,7 @@ def test_turned_slides_are_read_as_stored_and_said_so(pixels, tmp_path, caplog):
     found = open_slide(tmp_path / "a.tif").levels[0].compute()
     np.testing.assert_array_equal(found, np.moveaxis(pixels, -1, 0))
     rg.io.read_slide(tmp_path / "a.tif", mpp=0.5)
-    assert "shown turned or mirrored (orientation 3)" in caplog.text
+    assert "shown rotated or mirrored (orientation 3)" in caplog.text
 
 
 def test_jpeg_in_its_own_colour_space(pixels, tmp_path):

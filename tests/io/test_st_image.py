@@ -120,7 +120,7 @@ def turned(path, picture, orientation):
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
 def test_turned_pictures_are_refused(adata, picture, tmp_path, suffix):
     turned(tmp_path / f"turned{suffix}", picture, 6)
-    with pytest.raises(ValueError, match=r"shown turned or mirrored \(orientation 6\).*exif_transpose"):
+    with pytest.raises(ValueError, match=r"shown rotated or mirrored \(orientation 6\).*exif_transpose"):
         read_st(adata, tmp_path / f"turned{suffix}")
     turned(tmp_path / f"upright{suffix}", picture, 1)
     assert pixels_of(read_st(adata, tmp_path / f"upright{suffix}")).shape == (3, HEIGHT, WIDTH)

@@ -56,8 +56,8 @@ def read_visium(sample: Sample) -> SpatialData:
         image = image_element(read_rgb(sample.find("spatial", "tissue_hires_image.png")[0]))
         factor = float(scales["tissue_hires_scalef"])
         logger.warning(
-            "Section %r comes without its picture at full resolution: the overview stands in, in which tiles hold "
-            "little detail. Pass `path=` if you have the picture.",
+            "Section %r has no image at full resolution: the overview is used instead, and its tiles have little "
+            "detail. Pass `path=` if you have the image.",
             sample.name,
         )
     table = _joined(read_10x(sample.path("counts")), read_positions(positions), sample.name)

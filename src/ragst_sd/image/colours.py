@@ -151,10 +151,10 @@ def _full_brightness(values: np.ndarray, what: str) -> float:
         if least <= high <= most and low >= -_MAY_UNDERSHOOT * full:
             return full
     msg = (
-        f"{what} holds {values.dtype} pixels from {low:.4g} to {high:.4g}, from which full brightness cannot be told. "
-        "Say it with `rg.pp.embed_tiles(..., value_max=...)` (255 for 8 bit, 4095 for 12 bit, 65535 for 16 bit, 1 for "
-        "floats in [0, 1]), which `rg.pp.tile_grid`, `rg.io.read_slide` and `rg.io.read_st` take as well, or convert "
-        "the picture to uint8 RGB first."
+        f"{what} holds {values.dtype} pixels from {low:.4g} to {high:.4g}, and the value of full brightness is unclear. "
+        "Set it with `rg.pp.embed_tiles(..., value_max=...)` (255 for 8 bit, 4095 for 12 bit, 65535 for 16 bit, 1 for "
+        "floats in [0, 1]), as also in `rg.pp.tile_grid`, `rg.io.read_slide` and `rg.io.read_st`, or convert the "
+        "image to uint8 RGB first."
     )
     raise ValueError(msg)
 

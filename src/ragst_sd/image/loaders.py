@@ -138,8 +138,8 @@ def import_timm() -> Any:
     except RuntimeError as error:
         # torchvision raises RuntimeError when it was built for another torch
         msg = (
-            f"timm is installed but does not import ({error}): torch and torchvision are of different builds. "
-            "Install a pair that fits, from one index: https://pytorch.org/get-started/locally"
+            f"timm is installed but cannot be imported ({error}): the builds of torch and torchvision do not match. "
+            "Install a matching pair from one index: https://pytorch.org/get-started/locally"
         )
         raise ImportError(msg) from None
 

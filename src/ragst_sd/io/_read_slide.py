@@ -96,8 +96,8 @@ def read_slide(
     slide = open_slide(path.resolve(), value_max)
     if slide.orientation > 1:
         logger.warning(
-            "Slide %r says that it is to be shown turned or mirrored (orientation %d): its pixels are taken as they are "
-            "stored. Coordinates and annotations of the slide as shown lie elsewhere.",
+            "Slide %r has a flag to be shown rotated or mirrored (orientation %d). Its pixels are read as stored, so "
+            "coordinates and annotations that were made on the slide as shown do not match.",
             path.name,
             slide.orientation,
         )

@@ -140,10 +140,10 @@ def _require_upright(orientation: int, what: str) -> None:
     """Raise a `ValueError` for a picture that viewers turn: coordinates may be of what is stored or of what is seen."""
     if orientation > 1:
         msg = (
-            f"{what} says that it is to be shown turned or mirrored (orientation {orientation}), which some tools do "
-            "and others do not: whether coordinates are of the picture as stored or as shown cannot be told. Pass the "
-            "pixels that they are of: `np.asarray(Image.open(path))` as stored, or "
-            "`np.asarray(ImageOps.exif_transpose(Image.open(path)))` as shown (both of PIL)."
+            f"{what} has a flag to be shown rotated or mirrored (orientation {orientation}). Some tools follow it and "
+            "others do not, so it is unclear whether the coordinates refer to the stored or to the shown picture. Pass "
+            "the right pixels: `np.asarray(Image.open(path))` as stored, or "
+            "`np.asarray(ImageOps.exif_transpose(Image.open(path)))` as shown (both with PIL)."
         )
         raise ValueError(msg)
 

@@ -102,7 +102,7 @@ def shortlist(
             if not np.isfinite(farthest):
                 msg = (
                     f"Rows {rows.start} to {rows.stop - 1} of the bank hold NaN, infinite or very large values: "
-                    "distances to them cannot be told. Drop or mend these rows."
+                    "no distances to them can be computed. Drop or correct these rows."
                 )
                 raise ValueError(msg)
             largest = max(largest, farthest)

@@ -47,8 +47,8 @@ def new_store(path: str | os.PathLike[str], n: int, n_genes: int, *, intervals: 
     outer = [one for one in path.absolute().parents if (one / "zarr.json").exists() or (one / ".zgroup").exists()]
     if outer:
         msg = (
-            f"{path} lies inside the store {outer[-1]}, which cannot be read any more with a table that it does not "
-            "know of. Choose a `store` beside it, or predict without `store` and call `rg.io.write_table`."
+            f"{path} lies inside the store {outer[-1]}, which could not be read any more with an unregistered table. "
+            "Choose a `store` outside, or predict without `store` and call `rg.io.write_table`."
         )
         raise ValueError(msg)
     with locked(path, "predicted into"):
