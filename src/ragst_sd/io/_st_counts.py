@@ -44,8 +44,8 @@ def read_counts(counts: AnnData | pd.DataFrame | str | PathLike[str], layer: str
 
     require_type(counts, (AnnData, pd.DataFrame, str, PathLike), "counts")
     with warnings.catch_warnings():
-        # Sections may share names of spots; those of one section are looked at in `locate`.
-        warnings.filterwarnings("ignore", message="Observation names are not unique")
+        # Sections may share names of spots, which `locate` looks at; genes may share a name.
+        warnings.filterwarnings("ignore", message="(Observation|Variable) names are not unique")
         if isinstance(counts, AnnData):
             found = counts.to_memory() if counts.isbacked else counts.copy()
         elif isinstance(counts, pd.DataFrame):
