@@ -256,8 +256,9 @@ def fill(fields: Sequence[Field], values: Mapping[str, Any], outside: np.ndarray
         if array is None:
             continue
         if not hasattr(array, "dask") and not isinstance(one.dtype, str):
-            array = np.array(array)
-            if one.place not in ("var", "varm"):
+            masked = one.place not in ("var", "varm") and outside.any()
+            array = np.array(array) if masked else np.asarray(array)
+            if masked:
                 array[outside] = one.outside
             array = array.astype(one.dtype, copy=False)
         filled.setdefault(one.place, {})[one.name] = array

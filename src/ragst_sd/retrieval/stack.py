@@ -31,8 +31,10 @@ def stacked(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> 
         return answer._replace(adjustment=apply_adjustment(parameters, bank, selection).astype(np.float32))
     if REGRESSION not in parameters:
         return answer
-    mean = mean_of_eligible(parameters, selection.level)
     share = np.where(np.isnan(answer.evidence), 0.0, parameters["retrieval_share"])
+    if (share == 1).all():
+        return answer
+    mean = mean_of_eligible(parameters, selection.level)
     with_mean = mean + share * (answer.evidence - mean)
     evidence = np.where(share == 1, answer.evidence, np.where(share == 0, mean, with_mean)).astype(np.float32)
     # Where retrieval says all, a gene that the regression does not know is none of its business.

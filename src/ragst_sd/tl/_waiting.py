@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Seconds per row of a fit on two cores, at 1,536 features: `python benchmarks/seconds.py --only fit`.
-_PER_ROW = {"rag": 7.5e-3, "random_rag": 7.5e-3, "mlp": 4e-3}
+_PER_ROW = {"rag": 3.5e-3, "random_rag": 3.5e-3, "mlp": 4e-3}
 _PER_ROW_OF_OTHERS = 1e-3
 _LONG = 60.0
 
