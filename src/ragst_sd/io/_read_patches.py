@@ -13,6 +13,7 @@ from ragst_sd import _keys
 from ragst_sd._patches import own_frame, patch_pyramid, shrunk
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import listing, require_positive, require_type
+from ragst_sd.image.pooling import pool_tiles
 from ragst_sd.io._embedding_file import read_embedding_file
 from ragst_sd.io._hest_metadata import (
     donor_of,
@@ -22,12 +23,12 @@ from ragst_sd.io._hest_metadata import (
     source_details,
     spot_diameter,
 )
-from ragst_sd.io._patch_features import add_features, rows_by_name, rows_by_place
 from ragst_sd.io._patch_file import read_patch_file
 from ragst_sd.io._readable import existing
 from ragst_sd.io._section import SHAPES, SOURCE_FIELDS, TABLE, assemble
 from ragst_sd.io._st_counts import locate, read_counts
-from ragst_sd.pp._embedding_header import default_key
+from ragst_sd.pp._embedding_header import default_key, write_features
+from ragst_sd.pp._tile_features import require_covered, rows_by_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -187,22 +188,22 @@ def read_patches(
     for name, features_file in features.items():
         origin = str(embeddings[name])  # type: ignore[index]
         if features_file.barcodes is not None:
-            belongs = rows_by_name(features_file, table, origin)
-        elif corners is not None:
+            belongs = rows_by_name(features_file.barcodes, table, repr(origin))
+            embedding = np.full((table.n_obs, features_file.vectors.shape[1]), np.nan, np.float32)
+            embedding[belongs >= 0] = features_file.vectors[belongs[belongs >= 0]]
+        elif corners is not None and features_file.corners is not None:
             # Corners of the same pictures are the same numbers; a pixel is left to rounding.
-            edges = np.full(len(features_file.vectors), 2.0)
-            squares = np.column_stack([features_file.corners, edges])  # type: ignore[list-item]
-            belongs = rows_by_place(squares, corners + 1, origin)
+            embedding = pool_tiles(features_file.vectors, features_file.corners, corners, edge=2.0, context=(1,))
+            require_covered(embedding, features_file.corners, corners, repr(origin))
         else:
             msg = f"{origin!r} holds no barcodes, and {path.name!r} no 'coords': the features cannot be placed."
             raise ValueError(msg)
-        add_features(
+        write_features(
             table,
             default_key(name, None),
-            features_file,
-            belongs,
-            name=origin,
+            embedding,
             table_key=TABLE,
+            what=repr(origin),
             pyramid=patch_pyramid(table)[0],
             affine=np.eye(3),
             xy=xy,
@@ -210,6 +211,7 @@ def read_patches(
             weights_hash=_keys.UNKNOWN,
             tile_px=int(pictures.shape[1]),
             mpp=float(mpp),
+            context=(1.0,),
             image_mpp=image_mpp,
             upsampling=1.0,
             image_key=_keys.PATCHES,

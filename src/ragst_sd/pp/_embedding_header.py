@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._embedding import statistics
+from ragst_sd._validate import listing
 from ragst_sd.image.colours import Colours
 
 if TYPE_CHECKING:
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
     from ragst_sd.image.embedding import Pyramid
     from ragst_sd.image.encoders import Encoder
+
+logger = logging.getLogger(__name__)
 
 _STATISTICS = {"section_mean", "section_std", "n_spots", "n_outside"}
 _HASH_ROWS = 4096
@@ -82,6 +87,46 @@ def add_embedding(
     owned = dict(table.uns.get(_keys.ATTRS, {}))
     owned[_keys.EMBEDDINGS] = {**owned.get(_keys.EMBEDDINGS, {}), key_added: header}
     table.uns[_keys.ATTRS] = owned
+
+
+def write_features(
+    table: AnnData,
+    key_added: str,
+    embedding: np.ndarray,
+    *,
+    table_key: str,
+    what: str,
+    pyramid: Pyramid | None,
+    affine: np.ndarray,
+    xy: np.ndarray,
+    model: str,
+    weights_hash: str,
+    **geometry: Any,
+) -> None:
+    """Write features as an embedding of spots, NaN where a spot has none, with a header."""
+    lost = np.asarray(np.isnan(embedding).any(axis=1))
+    if lost.any():
+        logger.warning(
+            "%d of %d spots of table %r have no tile in %s, for example %s: NaN, and no prediction there.",
+            int(lost.sum()),
+            len(lost),
+            table_key,
+            what,
+            listing(table.obs_names[lost][:5]),
+        )
+    # It ran outside of this package: no more is known of it.
+    encoder = SimpleNamespace(
+        name=model, weights_hash=weights_hash, mean=(), std=(), input_px=None, precision=_keys.UNKNOWN
+    )
+    header = embedding_header(
+        pyramid,
+        affine,
+        xy,
+        encoder=encoder,  # type: ignore[arg-type]
+        origin=what,
+        **geometry,
+    )
+    add_embedding(table, key_added, embedding, header, xy=xy, inside=~lost)
 
 
 def same_header(stored: Mapping[str, Any] | None, header: Mapping[str, Any]) -> bool:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ragst_sd import _keys
 from ragst_sd._annotation import (
     empty_table,
     is_predicted,
@@ -23,7 +21,8 @@ from ragst_sd._resolution import image_mpp_of
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.image.frames import similarity_scale
 from ragst_sd.image.pooling import pool_tiles
-from ragst_sd.pp._embedding_header import add_embedding, default_key, embedding_header
+from ragst_sd.pp._embedding_header import default_key, write_features
+from ragst_sd.pp._tile_features import require_covered, rows_by_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,28 +109,19 @@ def take_features(
         embedding[own] = vectors
     else:
         embedding = pool_tiles(vectors, tiles, spots.xy, edge=float(_needed(edge, found)), context=context)
-    lost = np.asarray(np.isnan(embedding).any(axis=1))
-    if lost.all():
-        raise ValueError(_apart(found, tiles, spots.xy))
-    if lost.any():
-        logger.warning(
-            "%d of %d spots of table %r have no tile in %s, for example %s: NaN, and no prediction there.",
-            int(lost.sum()),
-            len(lost),
-            spots.table_key,
-            found.what,
-            listing(spots.table.obs_names[lost][:5]),
-        )
-
-    # It ran outside of this package: no more is known of it.
-    encoder = SimpleNamespace(
-        name=stated.model, weights_hash=weights_hash, mean=(), std=(), input_px=None, precision=_keys.UNKNOWN
-    )
-    header = embedding_header(
-        None if image_key is None else image_pyramid(sdata, image_key),
-        spots.affine,
-        spots.xy,
-        encoder=encoder,  # type: ignore[arg-type]
+    require_covered(embedding, tiles, spots.xy, found.what)
+    key_added = default_key(stated.model, None) if key_added is None else key_added
+    write_features(
+        spots.table,
+        key_added,
+        embedding,
+        table_key=spots.table_key,
+        what=found.what,
+        pyramid=None if image_key is None else image_pyramid(sdata, image_key),
+        affine=spots.affine,
+        xy=spots.xy,
+        model=stated.model,
+        weights_hash=weights_hash,
         tile_px=stated.tile_px,
         mpp=stated.mpp,
         image_mpp=image_mpp,
@@ -140,10 +130,7 @@ def take_features(
         image_key=image_key or "",
         shapes_key=spots.shapes_key,
         coordinate_system=spots.frame,
-        origin=found.what,
     )
-    key_added = default_key(stated.model, None) if key_added is None else key_added
-    add_embedding(spots.table, key_added, embedding, header, xy=spots.xy, inside=~lost)
     if spots.shapes is not None:
         sdata.shapes[spots.shapes_key] = spots.shapes
     if spots.table_key not in sdata.tables:
@@ -249,14 +236,7 @@ def _rows_of(found: TileFeatures, spots: _Spots) -> np.ndarray | None:
         return own.get_indexer(ids)
     if found.names is None:
         return None
-    rows = pd.Index(found.names).get_indexer(spots.table.obs_names.astype(str))
-    if (rows < 0).all():
-        msg = (
-            f"No spot of the table (for example {listing(spots.table.obs_names[:3])}) is among the names of "
-            f"{found.what} (for example {listing(found.names[:3])}). Check that both are of one section."
-        )
-        raise ValueError(msg)
-    return rows
+    return rows_by_name(found.names, spots.table, found.what)
 
 
 def _stated(
@@ -324,14 +304,3 @@ def _needed(geometry: Any, found: TileFeatures) -> Any:
         )
         raise ValueError(msg)
     return geometry
-
-
-def _apart(found: TileFeatures, tiles: np.ndarray, xy: np.ndarray) -> str:
-    def extent(places: np.ndarray) -> str:
-        (x0, y0), (x1, y1) = places.min(axis=0), places.max(axis=0)
-        return f"x {x0:.0f} to {x1:.0f} and y {y0:.0f} to {y1:.0f}"
-
-    return (
-        f"No spot lies in a tile of {found.what}: centres of tiles cover {extent(tiles)}, spots {extent(xy)}, in pixels "
-        "of the image. Check that both are of one image at one resolution."
-    )

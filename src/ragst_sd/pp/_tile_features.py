@@ -17,6 +17,8 @@ from ragst_sd.io._embedding_file import read_embedding_file
 from ragst_sd.io._readable import existing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -112,6 +114,35 @@ def of_file(path: str | PathLike[str], argument: str) -> TileFeatures:
         tile_px=file.tile_px,
         mpp=file.mpp,
     )
+
+
+def rows_by_name(names: Sequence[str] | np.ndarray, table: AnnData, what: str) -> np.ndarray:
+    """Row of the features for each spot, -1 where there is none."""
+    import pandas as pd
+
+    rows = pd.Index(names).get_indexer(table.obs_names.astype(str))
+    if (rows < 0).all():
+        msg = (
+            f"No spot of the table (for example {listing(table.obs_names[:3])}) is among the names of {what} (for "
+            f"example {listing(names[:3])}). Check that both are of one section."
+        )
+        raise ValueError(msg)
+    return rows
+
+
+def require_covered(embedding: np.ndarray, tiles: np.ndarray, xy: np.ndarray, what: str) -> None:
+    """Raise a `ValueError` if no spot got features from the tiles."""
+
+    def extent(places: np.ndarray) -> str:
+        (x0, y0), (x1, y1) = places.min(axis=0), places.max(axis=0)
+        return f"x {x0:.0f} to {x1:.0f} and y {y0:.0f} to {y1:.0f}"
+
+    if np.isnan(embedding).any(axis=1).all():
+        msg = (
+            f"No spot lies in a tile of {what}: centres of tiles cover {extent(tiles)}, spots {extent(xy)}, in pixels "
+            "of the image. Check that both are of one image at one resolution."
+        )
+        raise ValueError(msg)
 
 
 def _of_table(sdata: SpatialData, table: AnnData, what: str, name: str | None) -> TileFeatures:

@@ -37,7 +37,7 @@ def stacked(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> 
     mean = mean_of_eligible(parameters, selection.level)
     with_mean = mean + share * (answer.evidence - mean)
     evidence = np.where(share == 1, answer.evidence, np.where(share == 0, mean, with_mean)).astype(np.float32)
-    # Where retrieval says all, a gene that the regression does not know is none of its business.
+    # With a share of one the regression is not needed, and may be NaN.
     added = np.where(share == 1, 0.0, (1 - share) * _regression(parameters, selection)).astype(np.float32)
     # No row that may be used measured it, and so there is no mean of such rows either.
     evidence[np.isnan(added)] = np.nan
