@@ -10,6 +10,7 @@ from matplotlib.patches import Rectangle
 
 import ragst_sd as rg
 from ragst_sd._prediction_id import write_sums
+from ragst_sd._reference import fit_hash
 from ragst_sd.pl import _style
 
 MINUS = "\N{MINUS SIGN}"
@@ -194,6 +195,32 @@ def test_row_that_did_not_measure_the_gene_says_so(predicted, fitted, spot, gene
     ax = rg.pl.explain(predicted, fitted, obs_names=spot, genes=genes[0], return_ax=True)[genes[0]]
     assert column(ax, "value")[9] == "not measured"
     assert column(ax, "measured spot")[9] == parts["reference"][1]
+
+
+def test_numbers_stand_beside_their_steps_when_a_regression_takes_part(query, reference, quick):
+    rg.tl.fit(reference, n_neighbors=5, options=quick("rag"), progress=False)
+    header = reference.uns["ragst"]
+    header["fit"]["parameters"]["retrieval_share"] = np.full(reference.n_vars, 0.4)
+    header["fit"]["fit_hash"] = fit_hash(reference, header, header["fit"])
+    rg.tl.predict(query, reference)
+    spot, gene = query.tables["predicted"].obs_names[5], reference.var_names[0]
+    ax = rg.pl.explain(query, reference, obs_names=spot, genes=gene, n_shown=2, return_ax=True)[gene]
+    row = {text.get_text(): text.xy[1] for text in named(ax, "measured spot")}
+    beside = {
+        gid: {text.xy[1]: text.get_text() for text in named(ax, gid) if text.get_text()} for gid in ("weight", "value")
+    }
+    assert list(row)[-3:] == ["reference mean", "regression", "predicted"]
+    assert beside["weight"][row["reference mean"]] == "60.0 %"
+    mean = float(
+        rg.get.explain(query, reference, obs_names=spot, genes=gene)
+        .set_index("reference")
+        .loc["reference mean", "value"]
+    )
+    assert float(beside["value"][row["reference mean"]]) == pytest.approx(mean, abs=0.01)
+    for name in ("regression", "predicted", "sections brought to one mean"):
+        assert row[name] not in beside["weight"]
+        assert row[name] not in beside["value"]
+    assert named(ax, "facts")[0].get_text().startswith(f"spot {spot}  ·  ")
 
 
 def test_a_bare_table_will_do(predicted, fitted, spot, genes):

@@ -136,9 +136,9 @@ def explain(
     intervals = intervals_of(table, header, columns) if has_intervals(table) else None
     scrna = is_scrna(table, columns).tolist()
     steps = {
-        name: steps_of(lines, "reference" if from_cells else group_by, int(n_shown), scrna=from_cells)
-        for name, from_cells in zip(genes, scrna, strict=True)
-        for lines in [parts[parts["gene"] == name]]
+        gene: steps_of(lines, "reference" if from_cells else group_by, int(n_shown), scrna=from_cells)
+        for gene, from_cells in zip(genes, scrna, strict=True)
+        for lines in [parts[parts["gene"] == gene]]
     }
 
     per_row = min(2, len(genes))
@@ -147,24 +147,24 @@ def explain(
     width, height = 8.0 * per_row, n_rows * (1.75 + 0.25 * max(map(len, steps.values())))
     with picture(width, height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
         axes = dict(zip(genes, axes_in_rows(figure, len(genes), per_row), strict=True))
-        for j, (name, place) in enumerate(axes.items()):
-            decimals = _style.decimals_for(steps[name]["brings"])
+        for j, (gene, place) in enumerate(axes.items()):
+            decimals = _style.decimals_for(steps[gene]["brings"])
             words = [_style.shorten(f"spot {name}", 34), *facts(table, header, spot)]
             kind = {"reference": "measured spot"}.get(group_by, group_by)
             if scrna[j]:
                 words.insert(1, "measured in no spot: given from single cells")
                 kind = "cell type"
-            left = _draw_waterfall(place, steps[name], decimals, kind, grey=bool(notes[j]))
-            total = _style.number(steps[name]["brings"].iloc[-1], decimals)
+            left = _draw_waterfall(place, steps[gene], decimals, kind, grey=bool(notes[j]))
+            total = _style.number(steps[gene]["brings"].iloc[-1], decimals)
             color = _style.MUTED if notes[j] else "black"
             title: dict[str, Any] = {"fontsize": "x-large", "fontweight": "bold", "color": color}
-            _style.beside(place, f"{name} predicted {total}", (0, 1), (left, 4.4 * _style.em()), **title)
+            _style.beside(place, f"{gene} predicted {total}", (0, 1), (left, 4.4 * _style.em()), **title)
             line = "  ·  ".join([*words, notes[j]] if notes[j] else words)
             _style.beside(place, line, (0, 1), (left, 2.8 * _style.em()), color=_style.MUTED, gid="facts")
             place.set_xlabel(str(header["unit"]))
             if intervals is not None and np.isfinite(intervals.width[spot, j]):
                 low, high = intervals.lower[spot, j], intervals.upper[spot, j]
-                _draw_interval(place, low, high, len(steps[name]) - 1, intervals)
+                _draw_interval(place, low, high, len(steps[gene]) - 1, intervals)
                 _write_interval(place, low, high, intervals, left, decimals)
             if np.isfinite(truth[j]):
                 _draw_truth(place, float(truth[j]), decimals)
@@ -230,7 +230,8 @@ def steps_of(parts: pd.DataFrame, group_by: str, n_shown: int, *, scrna: bool = 
     if correction:
         add(SECTIONS, _style.ADJUSTMENT, correction)
     if len(mean):
-        add("reference mean", _style.ADJUSTMENT, float(mean["contribution"].sum()), weight=float(mean["weight"].sum()))
+        weight, brings = float(mean["weight"].sum()), float(mean["contribution"].sum())
+        add("reference mean", _style.ADJUSTMENT, brings, weight=weight, value=brings / weight)
     add(str(rest["reference"].iloc[0]), _style.ADJUSTMENT, float(rest["contribution"].sum()))
     add("predicted", _style.QUERY, float(parts["contribution"].sum()))
     out = pd.DataFrame(steps)
@@ -287,11 +288,12 @@ def _draw_waterfall(ax: Axes, steps: pd.DataFrame, decimals: int, kind: str, *, 
     ax.locator_params(axis="x", nbins=5, steps=[1, 2, 5, 10])
     ax.spines["left"].set_visible(False)
     ax.set(ylim=(len(steps) - 0.5, -0.5), yticks=[], label="contributions")
-    cited = steps[steps["weight"].notna()]
+    # Corrections, adjustment and total have neither weight nor value.
+    weighed = list(zip(steps["weight"], steps["value"], steps["weight"].notna(), strict=True))
     columns = {
         kind: steps["label"].to_list(),
-        "weight": [_style.percent(weight, 1) for weight in cited["weight"]],
-        "value": [value_text(value, decimals) for value in cited["value"]],
+        "weight": [_style.percent(weight, 1) if has else "" for weight, _, has in weighed],
+        "value": [value_text(value, decimals) if has else "" for _, value, has in weighed],
         "contribution": brings_texts(steps, decimals),
     }
     return -_style.write_columns(ax, columns, before=True, bold=len(steps) - 1)

@@ -74,7 +74,7 @@ function showFacts(spot) {
     facts.push(["Measured spots cited", String(data.n_cited[spot])], ["Effective number", number(data.effective_n[spot], 1)]);
   }
   if ("disagreement" in data && Number.isFinite(data.disagreement[spot])) {
-    facts.unshift(["Disagreement of the cited spots", `${number(data.disagreement[spot], 2)} × what is usual`]);
+    facts.unshift([head.cites ? "Disagreement of the cited spots" : "Disagreement of the nearest spots", `${number(data.disagreement[spot], 2)} × what is usual`]);
   }
   facts.push([head.cites ? "Donors cited" : "Donors nearby", String(data.n_donors[spot])]);
   facts.push(["Distance to measured tissue", Number.isNaN(data.distance_percentile[spot]) ? "–" : `percentile ${number(data.distance_percentile[spot], 0)}`]);
