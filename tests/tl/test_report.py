@@ -19,6 +19,7 @@ from ragst_sd._licenses import (
     UNRECOGNISED,
     terms_of,
 )
+from ragst_sd._reference import fit_hash
 
 from ..html_reader import Reader
 
@@ -245,6 +246,18 @@ def test_methods_that_cite_nobody(query, reference, method, tmp_path):
     assert f"Method '{method}' cites no measured spots" in text
     assert "The method cites no rows" in text
     assert "effective number" not in text
+
+
+def test_a_stack_that_is_regression_alone(query, reference, quick, tmp_path):
+    rg.tl.fit(reference, n_neighbors=10, options=quick("rag"), progress=False)
+    header = reference.uns["ragst"]
+    header["fit"]["parameters"]["retrieval_share"] = np.zeros(reference.n_vars)
+    header["fit"]["fit_hash"] = fit_hash(reference, header, header["fit"])
+    rg.tl.predict(query, reference)
+    text, _ = write(tmp_path, query, reference, pictures=False)
+    assert "Method 'rag' cites no measured spots in this prediction" in text
+    assert "| share of retrieval, the rest being regression | 0 % |" in text
+    assert "| spots cited per prediction, at most | none |" in text
 
 
 def test_one_donor(sections, query, tmp_path):

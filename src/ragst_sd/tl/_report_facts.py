@@ -28,8 +28,6 @@ def gather(
 
     `measured` is the agreement with measured values of the section, one line per gene, or `None`.
     """
-    from ragst_sd.retrieval.methods import METHODS
-
     obs, var, method = table.obs, table.var, str(header["method"])
     encoder = encoder_facts(header["encoder"])
     sources = _sources(table, header, bank)
@@ -47,7 +45,7 @@ def gather(
         "table": table,
         "header": header,
         "method": method,
-        "cites": METHODS[method].cites if method in METHODS else bool(len(header[_keys.CITED])),
+        "cites": bool(len(header[_keys.CITED])),
         "section_donors": list(obs[header["donor_key"]].astype(str).unique()) if header["donor_key"] in obs else [],
         "embeddings": f"tables[{header['table_key']!r}].obsm[{header['use_rep']!r}]",
         "encoder": encoder,
