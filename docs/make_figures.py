@@ -33,6 +33,7 @@ from ragst_sd._demo import read_folder, variable_genes
 if TYPE_CHECKING:
     from anndata import AnnData
 
+WIDEST_PX = 1500
 HELD_OUT = "rep01"
 GENES = ["Cck", "Penk", "Doc2g"]
 COMPARED = ["rag", "knn", "knn_supervised", "bleep", "mlp", "ridge"]
@@ -87,6 +88,18 @@ def main() -> None:
     write_synthetic_viewer(args.out / "viewer_synthetic.html")
     draw_gallery(Path(args.data) / "histology" / "mob2k", args.out)
     draw_perturbation(args.out / "gallery_perturbation.png")
+    for path in args.out.glob("*.png"):
+        shrink(path)
+
+
+def shrink(path: Path) -> None:
+    """Twice as wide as a page shows a picture is enough, and saves every clone megabytes."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        if picture.width > WIDEST_PX:
+            size = (WIDEST_PX, round(picture.height * WIDEST_PX / picture.width))
+            picture.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(path, optimize=True)
 
 
 def draw_gallery(folder: Path, out: Path) -> None:
@@ -154,14 +167,12 @@ def draw_reading(query: SpatialData, reference: AnnData, out: Path) -> None:
     spot = table.obs_names[int(np.argmax(np.asarray(table[:, gene].X).ravel()))]
     rg.pl.retrieval(query, reference, obs_names=spot, genes=gene, save=out / "reading_retrieval.png", show=False)
     how = {"truth_key": "table", "show": False}
-    rg.pl.explain(
-        query, reference, obs_names=spot, genes=gene, truth_key=False, save=out / "reading_explain.png", **how
-    )
-    rg.pl.prediction(query, genes=gene, interval=True, truth_key=False, save=out / "reading_intervals.png", **how)
-    rg.pl.reliability(query, truth_key=False, save=out / "reading_reliability.png", **how)
+    rg.pl.explain(query, reference, obs_names=spot, genes=gene, save=out / "reading_explain.png", **how)
+    rg.pl.prediction(query, genes=gene, interval=True, save=out / "reading_intervals.png", **how)
+    rg.pl.reliability(query, save=out / "reading_reliability.png", **how)
     rg.pl.sources(query, save=out / "reading_sources.png", show=False)
     for (name, wrong), file in ((DISAGREEING, "reading_wrong.png"), (UNSEEN, "reading_unseen.png")):
-        rg.pl.explain(query, reference, obs_names=name, genes=wrong, truth_key=False, save=out / file, **how)
+        rg.pl.explain(query, reference, obs_names=name, genes=wrong, save=out / file, **how)
     draw_viewer(query, reference, spot, gene, out / "reading_viewer.png")
 
 
