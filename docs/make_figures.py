@@ -83,7 +83,9 @@ def main() -> None:
     gene = GENES[1]
     table = query.tables["predicted"]
     spot = table.obs_names[int(np.argmax(np.asarray(table[:, gene].X).ravel()))]
-    rg.pl.retrieval(query, reference, obs_names=spot, genes=gene, save=args.out / "retrieval.png", show=False)
+    # Small, so that its text can be read where a page shows the picture at half its size.
+    shape = {"n_shown": 4, "figsize": (10, 3.4)}
+    rg.pl.retrieval(query, reference, obs_names=spot, genes=gene, save=args.out / "retrieval.png", show=False, **shape)
     draw_benchmark(Path(args.data) / "histology" / "mob2k", args.out / "benchmark.png")
     write_synthetic_viewer(args.out / "viewer_synthetic.html")
     draw_gallery(Path(args.data) / "histology" / "mob2k", args.out)
