@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ragst_sd.image.amp import resolve_amp, resolve_device
 from ragst_sd.image.encoder import Encoder
-from ragst_sd.image.loaders import Loaded, import_timm, load_foundation_model, load_timm
+from ragst_sd.image.loaders import import_timm, load_foundation_model, load_timm
 from ragst_sd.image.objects import wrap_object
 from ragst_sd.image.onnx_file import is_onnx_file, load_onnx_file
 from ragst_sd.image.registry import FOUNDATION_MODELS, find_foundation_model
-from ragst_sd.image.weights import hash_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -107,25 +107,19 @@ def resolve_encoder(
         return _texture_encoder(device)
     loaded = _load_by_name(model, model_kwargs or {})
     where = resolve_device(device)
-    # hashed before the move: large models hash from host memory
-    digest = hash_weights(loaded.module, loaded.shaped_by)
-    loaded.module.to(where)
-    channels_last = is_convolutional(loaded.module)
+    module: Any = loaded.module.to(where)  # type: ignore[union-attr]
+    channels_last = is_convolutional(module)
     if channels_last:
         import torch
 
-        loaded.module.to(memory_format=torch.channels_last)
-    return Encoder(
-        name=loaded.name,
-        weights_hash=digest,
+        module.to(memory_format=torch.channels_last)
+    return replace(
+        loaded,
         mean=own_mean or loaded.mean,
         std=own_std or loaded.std,
-        input_px=loaded.input_px,
         context=DEFAULT_CONTEXT,
         device=where,
-        forward=loaded.forward,
         amp=resolve_amp(where, amp=amp),
-        module=loaded.module,
         channels_last=channels_last,
     )
 
@@ -140,7 +134,7 @@ def is_convolutional(module: torch.nn.Module) -> bool:
     return sum(isinstance(part, torch.nn.Conv2d) for part in module.modules()) > _FEW_CONVOLUTIONS
 
 
-def _load_by_name(model: str, model_kwargs: Mapping[str, Any]) -> Loaded:
+def _load_by_name(model: str, model_kwargs: Mapping[str, Any]) -> Encoder:
     row = find_foundation_model(model)
     if row is not None:
         return load_foundation_model(row, model_kwargs)

@@ -187,8 +187,8 @@ def read_patches(
         sdata.attrs[_keys.ATTRS] = {_keys.IMAGE_MPP: {_keys.PATCHES: image_mpp}}
     for name, features_file in features.items():
         origin = str(embeddings[name])  # type: ignore[index]
-        if features_file.barcodes is not None:
-            belongs = rows_by_name(features_file.barcodes, table, repr(origin))
+        if features_file.names is not None:
+            belongs = rows_by_name(features_file.names, table, repr(origin))
             embedding = np.full((table.n_obs, features_file.vectors.shape[1]), np.nan, np.float32)
             embedding[belongs >= 0] = features_file.vectors[belongs[belongs >= 0]]
         elif corners is not None and features_file.corners is not None:
