@@ -47,6 +47,14 @@ def require_some(values: Collection[Any], argument: str, todo: str = "Name at le
         raise ValueError(msg)
 
 
+def only_one(names: Collection[str], argument: str, what: str) -> str | None:
+    """The only name, or `None` if there is none; a `ValueError` if there are several, of which `argument` says one."""
+    if len(names) > 1:
+        msg = f"`{argument}` is needed: {len(names)} {what}: {listing(names)}."
+        raise ValueError(msg)
+    return next(iter(names), None)
+
+
 def require_known(
     names: Iterable[str],
     available: Collection[Any],

@@ -21,18 +21,6 @@ _CHUNK = 16
 
 
 @dataclass(frozen=True)
-class PatchFile:
-    """What a file holds."""
-
-    pictures: da.Array
-    """(n, edge, edge, 3) uint8, read when they are needed."""
-    barcodes: np.ndarray
-    """(n,) names of spots."""
-    corners: np.ndarray | None
-    """(n, 2) top left corners (x, y) in pixels of the slide, where the file has them."""
-
-
-@dataclass(frozen=True)
 class _Stored:
     """A data set of an h5 file. Holds the path and no open file, so that it can be sent to other processes."""
 
@@ -50,8 +38,13 @@ class _Stored:
             return file[self.name][key]
 
 
-def read_patch_file(path: Path) -> PatchFile:
-    """Pictures, their names and places.
+def read_patch_file(path: Path) -> tuple[da.Array, np.ndarray, np.ndarray | None]:
+    """Pictures of spots, their names, and where they were cut.
+
+    Returns
+    -------
+    (n, edge, edge, 3) uint8, read when they are needed; (n,) names of spots; (n, 2) top left corners (x, y) in pixels
+    of the slide, where the file has them.
 
     Raises
     ------
@@ -100,4 +93,4 @@ def read_patch_file(path: Path) -> PatchFile:
         meta=np.empty((0,) * 4, dtype),
         fancy=False,
     )
-    return PatchFile(pictures, names, corners)
+    return pictures, names, corners

@@ -14,10 +14,10 @@ from ragst_sd import _keys
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import require_positive
 from ragst_sd.io._section import (
-    SOURCE_FIELDS,
     assemble,
     check_inside,
     checked_source,
+    source_details,
     stored_diameter,
     warn_beside_tissue,
 )
@@ -164,13 +164,6 @@ def read_st(
     mpp = _microns(image_mpp, um_between_centers, pitch, meta)
     if spot_diameter_px is None:
         spot_diameter_px = _diameter(found, library, pitch)
-    known = {
-        _keys.TISSUE: meta.get("tissue"),
-        _keys.TECHNOLOGY: meta.get("technology"),
-        "license": meta.get("licence", meta.get("license")),
-        "citation": meta.get("source", meta.get("citation")),
-    }
-    details = {name: given.get(name) or str(known[name] or _keys.UNKNOWN) for name in SOURCE_FIELDS}
     if donor is None and _keys.DONOR not in found.obs:
         donor = meta.get("patient")
         if donor is None:
@@ -186,7 +179,7 @@ def read_st(
         radius=spot_diameter_px / 2,
         sample=sample,
         donor=donor,
-        details=details,
+        details=source_details(meta, given),
         image_mpp=mpp,
     )
     at = "" if mpp is None else f" at {mpp:.4g} um per px"

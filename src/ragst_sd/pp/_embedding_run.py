@@ -103,17 +103,13 @@ class EmbeddingCache:
         try:
             # Mapped first: a header that promises more than the file holds is refused before memory is taken.
             values = np.load(path, mmap_mode="r", allow_pickle=False)
-            if values.ndim != 2 or len(values) != n_rows or values.dtype != np.float32:
-                msg = f"expected {n_rows} rows of float32, found {values.dtype} {values.shape}"
+            if values.ndim != 2 or len(values) != n_rows or values.dtype != np.float32 or not np.isfinite(values).all():
+                msg = f"expected {n_rows} rows of finite float32, found {values.dtype} {values.shape}"
                 raise ValueError(msg)
-            values = np.array(values)
-            if not np.isfinite(values).all():
-                msg = "found NaN or infinite values"
-                raise ValueError(msg)
+            return np.array(values)
         except (ValueError, OSError, EOFError) as error:
             logger.warning("Part %d in the cache %s cannot be used (%s): it is embedded again.", position, path, error)
             return None
-        return values
 
     def write(self, position: int, values: np.ndarray) -> None:
         """Keep the embeddings of a part."""

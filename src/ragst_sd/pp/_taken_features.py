@@ -19,7 +19,7 @@ from ragst_sd._annotation import (
 )
 from ragst_sd._elements import centers_in_pixels, image_pyramid, resolve_image, resolve_shapes, squares_on_image
 from ragst_sd._resolution import image_mpp_of
-from ragst_sd._validate import listing, require_positive, require_type
+from ragst_sd._validate import listing, only_one, require_positive, require_type
 from ragst_sd.image.frames import similarity_scale
 from ragst_sd.image.pooling import pool_tiles
 from ragst_sd.pp._embedding_header import default_key, write_features
@@ -152,10 +152,9 @@ def _target(
                 for name, table in sdata.tables.items()
                 if not is_predicted(table) and regions_of(table) not in ([], [found.shapes_key])
             ]
-            if len(others) > 1:
-                msg = f"`table_key` is needed: {len(others)} tables could take {found.what}: {listing(others)}."
-                raise ValueError(msg)
-            table_key, shapes_key = (others[0], None) if others else (found.rows_of, found.shapes_key)
+            table_key = only_one(others, "table_key", f"tables could take {found.what}")
+            if table_key is None:
+                table_key, shapes_key = found.rows_of, found.shapes_key
     elif table_key is None and shapes_key == found.shapes_key:
         table_key = found.rows_of
     return resolve_annotation(sdata, table_key, shapes_key)

@@ -12,7 +12,7 @@ import numpy as np
 from ragst_sd._annotation import is_predicted, regions_of, single_region
 from ragst_sd._embedding import dense
 from ragst_sd._outlines import extent_of
-from ragst_sd._validate import hint, listing, require_type
+from ragst_sd._validate import hint, listing, only_one, require_type
 from ragst_sd.io._embedding_file import UM_AT_1X, TileFeatures, read_embedding_file
 from ragst_sd.io._readable import existing
 
@@ -56,14 +56,12 @@ def find_features(sdata: SpatialData, features: Any, *, table_key: str | None) -
             f"`sdata.tables[{features!r}]`, or the `.obsm` under another name."
         )
         raise ValueError(msg)
-    if len(having) > 1:
-        msg = f"`table_key` is needed: {len(having)} tables have `obsm[{features!r}]`: {listing(having)}."
-        raise ValueError(msg)
+    holder = only_one(having, "table_key", f"tables have `obsm[{features!r}]`")
     if features in own:
         return _of_table(sdata, own[features], f"table {features!r}", features)
-    if having:
-        what = f"`tables[{having[0]!r}].obsm[{features!r}]`"
-        return TileFeatures(what, _vectors(own[having[0]].obsm[features], what), rows_of=having[0])
+    if holder is not None:
+        what = f"`tables[{holder!r}].obsm[{features!r}]`"
+        return TileFeatures(what, _vectors(own[holder].obsm[features], what), rows_of=holder)
     if not Path(features).exists() and Path(features).suffix not in (".h5", ".hdf5"):
         names = [*own, *dict.fromkeys(key for table in own.values() for key in table.obsm)]
         msg = (
