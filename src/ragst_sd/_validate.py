@@ -105,8 +105,10 @@ def require_choice(value: Any, choices: Iterable[Any], argument: str) -> None:
         raise ValueError(msg)
 
 
-def require_positive(value: Any, argument: str, *, whole: bool = False) -> None:
-    """Raise a `ValueError` unless `value` is a finite number above zero (a whole one if asked)."""
+def require_positive(value: Any, argument: str, *, whole: bool = False, optional: bool = False) -> None:
+    """Raise a `ValueError` unless `value` is a finite number above zero (a whole one if asked), or `None` if `optional`."""
+    if optional and value is None:
+        return
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number and hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0:
         value, number = value.item(), True

@@ -10,9 +10,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, cast
 
-from ragst_sd.image.encoder import Encoder
+from ragst_sd.image.encoder import Encoder, hash_weights
 from ragst_sd.image.hub import LOCAL_ADVICE, hub_errors
-from ragst_sd.image.weights import hash_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -101,7 +100,6 @@ def _encoder(
         mean=mean,
         std=std,
         input_px=input_px,
-        context=(1.0,),
         device=torch.device("cpu"),
         forward=forward,
         module=module,

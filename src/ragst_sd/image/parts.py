@@ -63,9 +63,6 @@ def plan_parts(pyramid: Pyramid, centers: np.ndarray, fields: Sequence[FieldOfVi
     The parts, field by field.
     """
     inside = np.flatnonzero(pyramid.inside(centers))
-    if len(inside) == 0:
-        msg = f"None of the {len(centers)} centres lies on the image."
-        raise ValueError(msg)
     parts = []
     for position, field in enumerate(fields):
         order = storage_order(centers[inside], field, pyramid.shapes[field.level], pyramid.chunks[field.level])

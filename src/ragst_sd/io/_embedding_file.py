@@ -71,7 +71,8 @@ def read_embedding_file(path: Path) -> TileFeatures:
     corners = np.asarray(content["coords"], dtype=float) if "coords" in content else None
     barcodes = next((np.asarray(content[name]) for name in BARCODES if name in content), None)
     # Some writers keep a leading axis for the slide.
-    vectors, corners = (a[0] if a is not None and a.ndim == 3 and len(a) == 1 else a for a in (vectors, corners))
+    vectors = vectors[0] if vectors.ndim == 3 and len(vectors) == 1 else vectors
+    corners = corners[0] if corners is not None and corners.ndim == 3 and len(corners) == 1 else corners
     if barcodes is not None:
         barcodes = names_of_spots(barcodes, len(vectors), path.name, "vectors")
     _check(path.name, key, vectors, corners, is_named=barcodes is not None)

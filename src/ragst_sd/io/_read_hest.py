@@ -94,8 +94,7 @@ def read_hest(
     ['citation', 'license', 'technology', 'tissue']
     """
     require_type(path, (str, PathLike), "path")
-    if image_mpp is not None:
-        require_positive(image_mpp, "image_mpp")
+    require_positive(image_mpp, "image_mpp", optional=True)
     given = checked_source(source)
     folder = Path(path)
     sample = _resolve_sample(folder, sample)

@@ -143,8 +143,7 @@ def read_patches(
     require_type(embeddings, (Mapping, type(None)), "embeddings", "Give `{name of the encoder: path}`.")
     require_type(metadata, (str, PathLike, Mapping, type(None)), "metadata")
     require_positive(mpp, "mpp")
-    if image_mpp is not None:
-        require_positive(image_mpp, "image_mpp")
+    require_positive(image_mpp, "image_mpp", optional=True)
     path = existing(patches, "`patches`:", "Pass the h5 file of pictures of one section.")
     sample = path.stem.removesuffix("_patches") if sample is None else str(sample)
     pictures, barcodes, corners = read_patch_file(path)

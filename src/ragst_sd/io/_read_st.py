@@ -133,15 +133,10 @@ def read_st(
     >>> sdata.tables["table"].shape
     (2, 2)
     """
-    lengths = {
-        "image_mpp": image_mpp,
-        "um_between_centers": um_between_centers,
-        "spot_diameter_px": spot_diameter_px,
-        "value_max": value_max,
-    }
-    for argument, value in lengths.items():
-        if value is not None:
-            require_positive(value, argument)
+    require_positive(image_mpp, "image_mpp", optional=True)
+    require_positive(um_between_centers, "um_between_centers", optional=True)
+    require_positive(spot_diameter_px, "spot_diameter_px", optional=True)
+    require_positive(value_max, "value_max", optional=True)
     if image_mpp is not None and um_between_centers is not None:
         msg = "Give `image_mpp` or `um_between_centers`, not both: each one determines the other."
         raise ValueError(msg)

@@ -280,7 +280,7 @@ def _read_mapped(
     """A window of pixels that lie in the file as they are, one after the other: strips, stacks of ImageJ."""
     import tifffile
 
-    pixels = tifffile.memmap(path, series=series, level=level, mode="r")
+    pixels: np.ndarray = tifffile.memmap(path, series=series, level=level, mode="r")
     order = [axes.index(axis) for axis in "YX"]
     rest = [k for k in range(len(axes)) if k not in order]
     pixels = pixels.transpose(*order, *rest)[y : y + height, x : x + width]

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from ragst_sd._replacing import clear_unfinished_files, replace_text, replaced_file
+from ragst_sd._replacing import replace_text, replaced_file
 from ragst_sd._validate import require_type
 from ragst_sd._workers import EmbeddingJob, active_client, embed_part, read_in_calling_thread, spread_over_workers
 
@@ -92,7 +92,6 @@ class EmbeddingCache:
         text = json.dumps({**run, "plan": plan_hash(parts)}, indent=1)
         self.folder = Path(path) / hashlib.sha256(text.encode()).hexdigest()[:24]
         self.folder.mkdir(parents=True, exist_ok=True)
-        clear_unfinished_files(self.folder, r"part-\d{6}\.npy")
         replace_text(self.folder / "run.json", text)
 
     def read(self, position: int, n_rows: int) -> np.ndarray | None:
