@@ -29,9 +29,8 @@ from ragst_sd._reference import (
 )
 from ragst_sd.reference.header import Fit, Header, ScreenHeader
 from ragst_sd.reference.normalize import as_csr
-from ragst_sd.reference.perturbation_schema import TASK
 from ragst_sd.reference.perturbations import components
-from ragst_sd.reference.schema import check_fit
+from ragst_sd.reference.schema import TASK, check_fit
 from ragst_sd.retrieval.bank import Bank, Cells, Screen
 from ragst_sd.retrieval.projection import standardize
 from ragst_sd.retrieval.training import dense

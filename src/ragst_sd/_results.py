@@ -13,7 +13,7 @@ from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbati
 from ragst_sd._prediction_id import check_values, require_own_rows
 from ragst_sd._reference import row_hashes
 from ragst_sd._validate import names_among, require_key, require_type
-from ragst_sd.reference.perturbation_schema import TASK
+from ragst_sd.reference.schema import TASK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragst_sd.reference.perturbation_schema import control_names
-from ragst_sd.reference.schema import SCHEMA_VERSION
+from ragst_sd.reference.schema import SCHEMA_VERSION, control_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+TASK = "perturbation"
 # Of tables, fits and calibrations.
 SCHEMA_VERSION = 1
 # Of a reference of tissue; `reference/migration.py` brings earlier ones to it when they are read.
@@ -150,3 +151,17 @@ def _origin(header: Mapping[str, Any]) -> str:
 def _short(value: Any) -> str:
     text = str(value.tolist() if isinstance(value, np.ndarray) else value)
     return text if len(text) <= 40 else f"{text[:12]}..."
+
+
+def control_names(header: Mapping[str, Any]) -> list[str]:
+    """What the screen calls its controls: one name, or several that count as the first."""
+    return [str(name) for name in np.atleast_1d(header.get("control_names", header["control"]))]
+
+
+def check_perturbation_header(header: Any) -> None:
+    """Raise a `ValueError` unless `header` describes a perturbation reference."""
+    check_task(header, TASK)
+    todo = "Build it with `rg.tl.build_perturbation_reference`."
+    check_fields(header, SCHEMA["screen"], "The reference's header `uns['ragst']`", todo)
+    for name, fields in SCHEMA["parts_of_screen"].items():
+        check_fields(header[name], fields, f"The part {name!r} of the reference's header", todo)
