@@ -11,20 +11,21 @@ from ragst_sd._cell_types import is_scrna
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
 from ragst_sd._validate import name_list, require_choice, require_positive
 from ragst_sd.pl import _style
-from ragst_sd.pl._figure import describe_figure_parameters, picture
+from ragst_sd.pl._figure import draws, picture
 from ragst_sd.pl._maps import axes_in_rows
 from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._trust import distrust, has_intervals, intervals_of
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
+    from typing import Unpack
 
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
+    from ragst_sd.pl._figure import Drawing
     from ragst_sd.pl._trust import Intervals
 
 
@@ -32,7 +33,7 @@ SECTIONS = "sections brought to one mean"
 _LONGEST_LABEL = 30
 
 
-@describe_figure_parameters
+@draws
 def explain(
     sdata: SpatialData | AnnData,
     reference: AnnData,
@@ -46,12 +47,7 @@ def explain(
     layer: str | None = None,
     unit: str = "counts",
     min_cv_pearson: float = MIN_CV_PEARSON,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
-    return_ax: bool = False,
+    **drawing: Unpack[Drawing],
 ) -> dict[str, Axes] | None:
     """Plot the contribution of each measured spot to a predicted value.
 
@@ -145,7 +141,7 @@ def explain(
     n_rows = -(-len(genes) // per_row)
     # Inches of a waterfall with its rows of text.
     width, height = 8.0 * per_row, n_rows * (1.75 + 0.25 * max(map(len, steps.values())))
-    with picture(width, height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
+    with picture(width, height, **drawing) as figure:
         axes = dict(zip(genes, axes_in_rows(figure, len(genes), per_row), strict=True))
         for j, (gene, place) in enumerate(axes.items()):
             decimals = _style.decimals_for(steps[gene]["brings"])
@@ -168,7 +164,7 @@ def explain(
                 _write_interval(place, low, high, intervals, left, decimals)
             if np.isfinite(truth[j]):
                 _draw_truth(place, float(truth[j]), decimals)
-    return axes if return_ax else None
+    return axes if drawing.get("return_ax") else None
 
 
 def _require_values(spot: str, genes: list[str], totals: np.ndarray) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ragst_sd._validate import require_positive
 from ragst_sd.pl import _style
-from ragst_sd.pl._figure import describe_figure_parameters, picture
+from ragst_sd.pl._figure import draws, picture
 from ragst_sd.pl._maps import BAR, LETTERS, NOTE, TITLE, draw_map, require_fade, size_with_words
 from ragst_sd.pl._response_panels import (
     bar_rows,
@@ -21,12 +21,14 @@ from ragst_sd.pl._response_panels import (
 from ragst_sd.pl._responses import read_responses
 
 if TYPE_CHECKING:
-    import os
+    from typing import Unpack
 
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from spatialdata import SpatialData
+
+    from ragst_sd.pl._figure import Drawing
 
 # Inches.
 _MAP, _SCATTER, _SIDE, _ROW, _HEAD, _STATES = 3.9, 3.6, 5.4, 0.3, 0.6, 0.6
@@ -36,7 +38,7 @@ _SCOPE = (
 )
 
 
-@describe_figure_parameters
+@draws
 def perturbation(
     data: SpatialData | AnnData,
     reference: AnnData | None = None,
@@ -53,12 +55,7 @@ def perturbation(
     vmin: float | None = None,
     vmax: float | None = None,
     image_fade: float = 0.5,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
-    return_ax: bool = False,
+    **drawing: Unpack[Drawing],
 ) -> dict[str, Axes] | None:
     """Plot a predicted response: against the measured response, with the cited responses, and on the tissue.
 
@@ -160,7 +157,7 @@ def perturbation(
         map_width, map_height, letters = size_with_words(section, _MAP, [panel])
         widths, height = [map_width + BAR, *widths], max(height, map_height)
     width, total = sum(widths), height + 2 * NOTE * on_tissue
-    with picture(width, total, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
+    with picture(width, total, **drawing) as figure:
         # Each panel in a grid of its own: its words then count as part of its width.
         grid = figure.add_gridspec(1, len(widths), width_ratios=widths)
         axes = {}
@@ -180,4 +177,4 @@ def perturbation(
         if has_states:
             axes["weights"] = figure.add_subplot(cells[1])
             heat(axes["weights"], shown, n_shown, group_by, cmap_weights)
-    return axes if return_ax else None
+    return axes if drawing.get("return_ax") else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -10,24 +10,25 @@ from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
 from ragst_sd._validate import name_list
 from ragst_sd.pl import _maps, _style
-from ragst_sd.pl._figure import describe_figure_parameters, picture
+from ragst_sd.pl._figure import draws, picture
 from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._section import read_section
 from ragst_sd.pl._trust import distrust, greys, intervals_of
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
+    from typing import Unpack
 
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from spatialdata import SpatialData
 
+    from ragst_sd.pl._figure import Drawing
     from ragst_sd.pl._trust import Intervals
 
 
-@describe_figure_parameters
+@draws
 def prediction(
     sdata: SpatialData,
     *,
@@ -44,12 +45,7 @@ def prediction(
     vmin: float | None = None,
     vmax: float | None = None,
     image_fade: float = 0.4,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: str | os.PathLike[str] | IO[bytes] | None = None,
-    return_ax: bool = False,
+    **drawing: Unpack[Drawing],
 ) -> dict[str, dict[str, Axes]] | None:
     """Plot predicted expression on the section, next to the measured values.
 
@@ -149,14 +145,14 @@ def prediction(
     width = per_row * width + _maps.BAR * sum(bool(panel.label) for panel in panels[:per_row]) + 0.2
     height *= -(-len(panels) // per_row)
     axes = {}
-    with picture(width, height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
+    with picture(width, height, **drawing) as figure:
         places = iter(_maps.axes_in_rows(figure, len(panels), per_row))
         for name, row in maps.items():
             axes[name] = {panel.kind: next(places) for panel in row}
             for panel in row:
                 place, first = axes[name][panel.kind], panel is row[0]
                 _maps.draw_map(place, section, panel, fade=image_fade, letters=letters, scale_bar=first)
-    return axes if return_ax else None
+    return axes if drawing.get("return_ax") else None
 
 
 def _difference_map(difference: np.ndarray, cmap: str | Colormap) -> _maps.Map:

@@ -190,6 +190,14 @@ def read_picture(pyramid: Pyramid, box: Box, *, edge_px: int) -> tuple[np.ndarra
     return pixels, (left, left + width, top, top + height)
 
 
+def field_widths(header: dict[str, Any], section: Section) -> list[float]:
+    """Widths in pixels of the image of the tile and, growing, of the wider fields of view."""
+    encoder, mpp = header["encoder"], float(header["encoder"]["mpp"])
+    width = int(encoder["tile_px"]) * (1.0 if np.isnan(mpp) else mpp / float(section.mpp or mpp))
+    wider = {float(factor) for factor in np.ravel(encoder["context"]) if factor > 1}
+    return [width * factor for factor in (1.0, *sorted(wider))]
+
+
 def spot_reach(section: Section) -> float:
     """Half the size of the largest spot in pixels."""
     from scipy.spatial import KDTree
