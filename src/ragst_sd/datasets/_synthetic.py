@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
+from spatialdata import SpatialData
 
 from ragst_sd._resolution import keep_image_mpp
 from ragst_sd.datasets._programmes import (
@@ -20,9 +19,6 @@ from ragst_sd.datasets._programmes import (
     minimum_genes,
 )
 from ragst_sd.datasets._tissue import TISSUES, Tissue, draw_donor, draw_nuclei, draw_tissue, hexagonal, render
-
-if TYPE_CHECKING:
-    from spatialdata import SpatialData
 
 _DIAMETER_UM, _PITCH_UM = 55.0, 100.0
 _MIN_TISSUE = 0.5
@@ -204,7 +200,6 @@ def _fractions(tissue: Tissue, xy: np.ndarray, radius: float) -> np.ndarray:
 
 def _assemble(image: np.ndarray, tissue: Tissue, table: AnnData) -> SpatialData:
     """Wrap picture, labels, spots and counts in one object."""
-    from spatialdata import SpatialData
     from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
     from spatialdata.transformations import Scale
 

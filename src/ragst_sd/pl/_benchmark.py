@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_choice, require_type
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Unpack
 
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase
 
@@ -110,7 +110,6 @@ def benchmark(
 
 
 def _check(scores: pd.DataFrame, unit: str | None) -> str:
-    import pandas as pd
 
     require_type(scores, pd.DataFrame, "scores", "Make it with `rg.tl.cross_validate`.")
     missing = [name for name in ("method", "fold", "sample", "gene", "unit", "metric", "value") if name not in scores]
@@ -127,8 +126,6 @@ def _check(scores: pd.DataFrame, unit: str | None) -> str:
 
 def _by_method(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Means of a metric, one line per method and one column per donor; empty where the scores do not hold it."""
-    import pandas as pd
-
     from ragst_sd._metrics import group_means
 
     if metric not in set(scores["metric"]):

@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import is_scrna
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
+from ragst_sd._truth import measured_values
 from ragst_sd._validate import name_list, require_choice, require_positive
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import draws, picture
 from ragst_sd.pl._maps import axes_in_rows
-from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._trust import distrust, has_intervals, intervals_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Unpack
 
-    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
@@ -194,8 +194,6 @@ def steps_of(parts: pd.DataFrame, group_by: str, n_shown: int, *, scrna: bool = 
     scrna
         Whether the rows are cell types.
     """
-    import pandas as pd
-
     rows, mean, rest = split_lines(parts)
     weighted = (rows["weight"] * rows["value"]).fillna(0.0)
     rows = rows.assign(brings=rows["contribution"] if scrna else weighted)
@@ -296,7 +294,7 @@ def _draw_waterfall(ax: Axes, steps: pd.DataFrame, decimals: int, kind: str, *, 
 
 
 def value_text(value: float, decimals: int) -> str:
-    return _style.number(value, decimals) if np.isfinite(value) else "not measured"
+    return _style.number(value, decimals, missing="not measured")
 
 
 def brings_texts(steps: pd.DataFrame, decimals: int) -> list[str]:

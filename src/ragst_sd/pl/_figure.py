@@ -6,6 +6,8 @@ import inspect
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, TypedDict
 
+from matplotlib.axes import Axes
+
 from ragst_sd._validate import require_positive, require_type
 
 if TYPE_CHECKING:
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import TypeVar
 
-    from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase
 
     F = TypeVar("F", bound=Callable[..., Any])
@@ -105,7 +106,6 @@ def picture(
     """
     import matplotlib as mpl
     import matplotlib.pyplot as plt
-    from matplotlib.axes import Axes
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     if dpi is not None:

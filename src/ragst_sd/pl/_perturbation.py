@@ -5,6 +5,8 @@ from __future__ import annotations
 from textwrap import fill
 from typing import TYPE_CHECKING
 
+from spatialdata import SpatialData
+
 from ragst_sd._validate import require_positive
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import draws, picture
@@ -14,11 +16,11 @@ from ragst_sd.pl._response_panels import (
     bars,
     heat,
     response_map,
-    response_section,
     ring_far_spots,
     scatter,
 )
 from ragst_sd.pl._responses import read_responses
+from ragst_sd.pl._section import read_section
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
-    from spatialdata import SpatialData
 
     from ragst_sd.pl._figure import Drawing
 
@@ -130,8 +131,6 @@ def perturbation(
     >>> list(axes)
     ['response', 'retrieved']
     """
-    from spatialdata import SpatialData
-
     require_positive(n_shown, "n_shown", whole=True)
     require_positive(n_genes, "n_genes", whole=True)
     require_fade(image_fade)
@@ -152,7 +151,7 @@ def perturbation(
     if shown.measured is not None:
         widths, height = [_SCATTER, *widths], max(height, _SCATTER + TITLE)
     if on_tissue:
-        section = response_section(data, shown, prediction_key)
+        section = read_section(data, shown.table, shown.header, prediction_key, or_white=True)
         panel = response_map(shown, cmap, vmin, vmax)
         map_width, map_height, letters = size_with_words(section, _MAP, [panel])
         widths, height = [map_width + BAR, *widths], max(height, map_height)

@@ -8,10 +8,10 @@ import numpy as np
 
 from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
+from ragst_sd._truth import measured_values
 from ragst_sd._validate import name_list
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._figure import draws, picture
-from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._section import read_section
 from ragst_sd.pl._trust import distrust, greys, intervals_of
 from ragst_sd.retrieval.training import dense
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from ragst_sd.pl._figure import Drawing
-    from ragst_sd.pl._trust import Intervals
 
 
 @draws
@@ -134,9 +133,14 @@ def prediction(
         row = [_maps.Map("predicted", title, shown, limits, colors, label, note, on_scale=on_scale)]
         if measured is not None:
             row.insert(0, _maps.Map("measured", f"{name} measured", truth, limits, colors, label, on_scale=on_scale))
-            row.append(_difference_map(shown - truth, cmap_difference))
+            difference, title = shown - truth, f"predicted {_style.MINUS} measured"
+            furthest = max(map(abs, _maps.limits_of(difference)))
+            ends = (-furthest, furthest)
+            row.append(_maps.Map("difference", title, difference, ends, cmap_difference, "difference"))
         if intervals is not None:
-            row.append(_interval_map(intervals, j, cmap_interval))
+            wide, label = intervals.width[:, j], f"width of the {intervals.name}"
+            ends, about = _maps.limits_of(wide), (intervals.caveat, intervals.hatch)
+            row.append(_maps.Map("interval", "interval width", wide, ends, cmap_interval, label, *about))
         maps[name] = row
 
     panels = [panel for row in maps.values() for panel in row]
@@ -155,21 +159,8 @@ def prediction(
     return axes if drawing.get("return_ax") else None
 
 
-def _difference_map(difference: np.ndarray, cmap: str | Colormap) -> _maps.Map:
-    furthest = max(map(abs, _maps.limits_of(difference)))
-    title = f"predicted {_style.MINUS} measured"
-    return _maps.Map("difference", title, difference, (-furthest, furthest), cmap, "difference")
-
-
-def _interval_map(intervals: Intervals, column: int, cmap: str | Colormap) -> _maps.Map:
-    width, label = intervals.width[:, column], f"width of the {intervals.name}"
-    limits = _maps.limits_of(width)
-    return _maps.Map("interval", "interval width", width, limits, cmap, label, intervals.caveat, intervals.hatch)
-
-
 def _correlation(values: np.ndarray, measured: np.ndarray) -> str:
     from ragst_sd._metrics import pearson
 
     both = np.isfinite(values) & np.isfinite(measured)
-    score = pearson(values[both, None], measured[both, None])[0] if both.sum() > 1 else np.nan
-    return _style.number(score, 2) if np.isfinite(score) else "n/a"
+    return _style.number(pearson(values[both, None], measured[both, None])[0] if both.sum() > 1 else np.nan, 2)

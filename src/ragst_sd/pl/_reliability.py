@@ -9,12 +9,13 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
+from ragst_sd._metrics import finite_mean
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
+from ragst_sd._truth import measured_values
 from ragst_sd._validate import listing, name_list, require_choice
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._curves import coverage, draw_calibration, draw_risk
 from ragst_sd.pl._figure import draws, picture
-from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._section import draw_rims, read_section
 from ragst_sd.pl._trust import distrust, greys, has_intervals, intervals_of
 from ragst_sd.retrieval.training import dense
@@ -215,10 +216,10 @@ def _map(
     cmap: Any = f"{_style.SEQUENTIAL}_r" if orders_errors else _style.NEUTRAL
     notes, hatch = [""], None
     if name == _WIDTH and intervals is not None:
-        values, hatch = _mean(intervals.width), intervals.hatch
+        values, hatch = finite_mean(intervals.width, axis=1), intervals.hatch
         label, notes = intervals.name, [intervals.caveat]
     elif name == _keys.DISAGREEMENT:
-        values = _mean(dense(table.layers[name][:, columns]))
+        values = finite_mean(dense(table.layers[name][:, columns]), axis=1)
     else:
         values = table.obs[name].to_numpy(float)
     if name in (_keys.DISAGREEMENT, _WIDTH):
@@ -235,10 +236,3 @@ def _map(
         notes = [some if outside else "no spot out of reference"]
     note = "; ".join(part for part in notes if part)
     return _maps.Map(name, title, values, _FIXED.get(name) or _maps.limits_of(values), cmap, label, note, hatch)
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the genes that have a value; NaN for spots without any."""
-    import pandas as pd
-
-    return pd.DataFrame(values).mean(axis=1).to_numpy(float)

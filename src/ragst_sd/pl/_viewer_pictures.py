@@ -11,7 +11,7 @@ import numpy as np
 
 from ragst_sd.image.embedding import tiles_at
 from ragst_sd.image.frames import similarity_scale
-from ragst_sd.pl._section import extent_of, field_widths, read_picture, spot_reach
+from ragst_sd.pl._section import disc_radii, extent_of, field_widths, read_picture, spot_reach
 from ragst_sd.reference.schema import knows_tiles
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def collect_pictures(section: Section, header: dict[str, Any], thumbnails: Any, 
 
 def _are_squares(section: Section) -> bool:
     """Whether spots are tiles of a grid rather than discs."""
-    if section.element is None or "radius" in section.element:
+    if disc_radii(section) is not None:
         return False
     first = section.element.geometry.iloc[0]
     return first.geom_type == "Polygon" and len(first.exterior.coords) == 5
@@ -99,13 +99,11 @@ def _are_squares(section: Section) -> bool:
 
 def _radii(section: Section, *, square: bool) -> np.ndarray:
     """Half the width of each spot in pixels; other outlines than discs and squares count as discs of their area."""
-    if section.element is None:
-        return np.full(len(section.centers), spot_reach(section))
-    if "radius" in section.element:
-        radii = section.element["radius"].to_numpy(float)
-    else:
-        radii = np.sqrt(section.element.geometry.make_valid().area.to_numpy(float) / (4.0 if square else np.pi))
-    return radii * similarity_scale(section.affine)
+    radii = disc_radii(section)
+    if radii is None:
+        areas = section.element.geometry.make_valid().area.to_numpy(float)
+        radii = np.sqrt(areas / (4.0 if square else np.pi)) * similarity_scale(section.affine)
+    return radii
 
 
 def _sheets(tiles: np.ndarray) -> list[Image]:

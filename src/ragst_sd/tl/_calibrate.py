@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank, standardized
@@ -35,7 +36,6 @@ from ragst_sd.tl._waiting import expected_seconds, in_parts, say_if_long
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import pandas as pd
     from anndata import AnnData
 
     from ragst_sd.retrieval.bank import Bank
@@ -133,8 +133,6 @@ def calibrate(
     >>> query.tables["predicted"].uns["retrieval"]["interval_unit"]
     'donor'
     """
-    import pandas as pd
-
     bank = open_bank(reference)
     wanted = np.unique(np.atleast_1d(np.asarray(levels, dtype=np.float64)))
     if not len(wanted) or not ((wanted > 0) & (wanted < 1)).all():

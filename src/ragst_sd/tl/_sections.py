@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted, spot_centers
@@ -27,7 +28,6 @@ from ragst_sd.reference.panels import PANEL
 from ragst_sd.reference.schema import knows_tiles
 
 if TYPE_CHECKING:
-    import pandas as pd
     import scipy.sparse as sp
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -177,8 +177,6 @@ def _usable_rows(table: AnnData, finite: np.ndarray, matrix: sp.csr_matrix, wher
 
 def row_annotations(sections: list[Section], panel_of: Mapping[str, str]) -> pd.DataFrame:
     """One line per spot."""
-    import pandas as pd
-
     frames = []
     for section in sections:
         frame = section.obs.copy()
@@ -217,8 +215,6 @@ def section_statistics(sections: list[Section]) -> dict[str, np.ndarray]:
 
 def source_table(sections: list[Section]) -> pd.DataFrame:
     """One line per section: organ, technology, licence, citation."""
-    import pandas as pd
-
     fields = [name for name in SOURCE_FIELDS if name != PANEL]
     rows = [[str(section.source[name] or _keys.UNKNOWN) for name in fields] for section in sections]
     return pd.DataFrame(
