@@ -8,17 +8,10 @@ from typing import TYPE_CHECKING
 from spatialdata import SpatialData
 
 from ragst_sd._validate import require_positive
+from ragst_sd.pl import _response_panels as panels
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import draws, picture
 from ragst_sd.pl._maps import BAR, LETTERS, NOTE, TITLE, draw_map, require_fade, size_with_words
-from ragst_sd.pl._response_panels import (
-    bar_rows,
-    bars,
-    heat,
-    response_map,
-    ring_far_spots,
-    scatter,
-)
 from ragst_sd.pl._responses import read_responses
 from ragst_sd.pl._section import read_section
 
@@ -144,7 +137,7 @@ def perturbation(
         group_by=group_by,
     )
     n_shown, on_tissue, has_states = int(n_shown), isinstance(data, SpatialData), bool(shown.weights.shape[1])
-    side = [_HEAD + _ROW * bar_rows(shown, n_shown)]
+    side = [_HEAD + _ROW * panels.bar_rows(shown, n_shown)]
     if has_states:
         side.append(_HEAD + _ROW * min(n_shown, len(shown.cited)) + _STATES)
     widths, height = [_SIDE], sum(side)
@@ -152,7 +145,7 @@ def perturbation(
         widths, height = [_SCATTER, *widths], max(height, _SCATTER + TITLE)
     if on_tissue:
         section = read_section(data, shown.table, shown.header, prediction_key, or_white=True)
-        panel = response_map(shown, cmap, vmin, vmax)
+        panel = panels.response_map(shown, cmap, vmin, vmax)
         map_width, map_height, letters = size_with_words(section, _MAP, [panel])
         widths, height = [map_width + BAR, *widths], max(height, map_height)
     width, total = sum(widths), height + 2 * NOTE * on_tissue
@@ -163,17 +156,17 @@ def perturbation(
         if on_tissue:
             axes["map"] = figure.add_subplot(grid[0].subgridspec(1, 1)[0])
             draw_map(axes["map"], section, panel, fade=image_fade, letters=letters)
-            ring_far_spots(axes["map"], section, shown.table)
+            panels.ring_far_spots(axes["map"], section, shown.table)
             scope = fill(_SCOPE, int(1.1 * LETTERS * width))
             figure.supxlabel(scope, x=0.01, ha="left", fontsize="small", color=_style.MUTED, gid="scope")
         if shown.measured is not None:
             axes["response"] = figure.add_subplot(grid[-2].subgridspec(1, 1)[0])
-            scatter(axes["response"], shown, shown.measured, int(n_genes))
+            panels.scatter(axes["response"], shown, shown.measured, int(n_genes))
         # The last row stays empty, so that bars are as thick beside a high map as beside a low one.
         cells = grid[-1].subgridspec(len(side) + 1, 1, height_ratios=[*side, max(height - sum(side), 1e-3)])
         axes["retrieved"] = figure.add_subplot(cells[0])
-        bars(axes["retrieved"], shown, n_shown)
+        panels.bars(axes["retrieved"], shown, n_shown)
         if has_states:
             axes["weights"] = figure.add_subplot(cells[1])
-            heat(axes["weights"], shown, n_shown, group_by, cmap_weights)
+            panels.heat(axes["weights"], shown, n_shown, group_by, cmap_weights)
     return axes if drawing.get("return_ax") else None

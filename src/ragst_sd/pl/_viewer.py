@@ -12,20 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ragst_sd import _keys
+from ragst_sd import _keys, _results
 from ragst_sd._annotation import single_region
 from ragst_sd._elements import require_sdata
 from ragst_sd._page import bears, read_text
 from ragst_sd._replacing import replace_text
-from ragst_sd._results import (
-    MIN_CV_PEARSON,
-    MOST_UNLIKE,
-    OBS_COLUMNS,
-    matching_bank,
-    predicted,
-    require_columns,
-    unlike_share,
-)
 from ragst_sd._truth import measured_values
 from ragst_sd._validate import require_key, require_positive
 from ragst_sd.pl._section import read_section
@@ -42,6 +33,7 @@ if TYPE_CHECKING:
 
     from ragst_sd.pl._section import Section
     from ragst_sd.retrieval.bank import Bank
+
 # The page's promise, in bytes.
 LIMIT = 30_000_000
 MARK = '<meta name="generator" content="ragst_sd viewer">'
@@ -184,9 +176,9 @@ def viewer(
     if target is not None and target.exists() and not bears(target, MARK):
         msg = f"`path` {str(path)!r} exists and is no viewer page; it is not replaced. Choose another name."
         raise FileExistsError(msg)
-    table, header = predicted(sdata, prediction_key, exact=True)
-    bank = matching_bank(reference, header)
-    require_columns(table, OBS_COLUMNS)
+    table, header = _results.predicted(sdata, prediction_key, exact=True)
+    bank = _results.matching_bank(reference, header)
+    _results.require_columns(table, _results.OBS_COLUMNS)
     require_key(_keys.EVIDENCE, table.layers, "table.layers", "`rg.tl.predict` writes it; predict again.")
     chosen = choose_genes(table, genes)
     section = read_section(sdata, table, header, prediction_key)
@@ -208,7 +200,7 @@ def viewer(
 
 def _facts(table: AnnData, header: dict[str, Any], title: str) -> dict[str, Any]:
     """What the page says about the whole prediction."""
-    unlike = unlike_share(table.obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))
+    unlike = _results.unlike_share(table.obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))
     return {
         "title": title,
         "method": str(header["method"]),
@@ -217,11 +209,11 @@ def _facts(table: AnnData, header: dict[str, Any], title: str) -> dict[str, Any]
         "n_cited": len(header[_keys.CITED]),
         "donors": sorted(set(header[_keys.CITED][_keys.DONOR].astype(str))),
         "share_outside": float(table.obs[_keys.OUT_OF_REFERENCE].to_numpy(bool).mean()),
-        "share_unlike": round(unlike, 4) if unlike > MOST_UNLIKE else None,
+        "share_unlike": round(unlike, 4) if unlike > _results.MOST_UNLIKE else None,
         "far_percentile": 100 * (1 - FLAGGED),
         # Below these a spot gets a warning on the page.
         "little_evidence": 0.5,
-        "little_trust": MIN_CV_PEARSON,
+        "little_trust": _results.MIN_CV_PEARSON,
     }
 
 
