@@ -111,35 +111,6 @@ def test_disagreement_is_the_weighted_spread_of_what_rows_bring(rng, sparse, shi
     assert np.isnan(found).any()
 
 
-@pytest.mark.parametrize(
-    ("part", "at", "value"),
-    [
-        *[("indices", 5, value) for value in (10**6, -(10**6))],
-        *[("indptr", 7, value) for value in (10**6, -9)],
-        ("rows", 0, 50),
-        ("shorter indptr", slice(-1), None),
-        ("longer indptr", [*range(41), *[40] * 20], None),
-    ],
-)
-def test_a_matrix_that_leads_out_of_itself_is_not_followed(part, at, value):
-    """Compiled code would read and write elsewhere in memory."""
-    values = sp.random(50, 40, 0.2, format="csr", dtype=np.float32, random_state=0)
-    rows = np.tile(np.arange(50), (3, 1))
-    weights = np.full(rows.shape, 0.02, dtype=np.float32)
-    if part == "rows":
-        rows[at, 0] = value
-    elif part.endswith("indptr") and value is None:
-        values.indptr = values.indptr[at]
-    else:
-        getattr(values, part)[at] = value
-    shifted = np.zeros(50, dtype=np.int64), np.zeros((1, 40))
-    with pytest.raises(ValueError, match="points outside of itself"):
-        sparse_product.sparse_product(rows, weights, values)
-    for one in (None, shifted):
-        with pytest.raises(ValueError, match="points outside of itself"):
-            sparse_product.sparse_squares(rows, weights, values, one)
-
-
 @pytest.mark.parametrize("format", ["csr", "csc", "coo", "bsr", "lil", "dok"])
 def test_a_whole_matrix_of_any_format_gives_the_same(format):
     values = sp.random(50, 40, 0.2, format=format, dtype=np.float32, random_state=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,7 +119,6 @@ def explain(
     True
     """
     require_choice(terms, ("cited", "all"), "terms")
-    by_row = terms == "all"
     table, header = predicted(sdata, prediction_key, any_task=True, exact=True)
     for name in (_keys.EVIDENCE, _keys.RESPONSE) if holds_responses(header) else (_keys.EVIDENCE,):
         require_key(name, table.layers, "table.layers", "It is written with the prediction; predict again.")
@@ -127,25 +127,17 @@ def explain(
         return response_parts(require_matching(reference, header), header, table, spots, columns)
     bank = matching_bank(reference, header, _cited_by(table, header, spots)[2])
     scrna, parts = is_scrna(table, columns), []
-    if scrna.any():
-        parts += cell_type_lines(bank, header, table, spots, columns, np.flatnonzero(scrna))
-    if not scrna.all():
-        parts += _from_rows(bank, header, table, spots, columns, np.flatnonzero(~scrna), by_row=by_row)
+    for of_cells, lines in ((True, cell_type_lines), (False, partial(_from_rows, by_row=terms == "all"))):
+        at = np.flatnonzero(scrna == of_cells)
+        if len(at):
+            parts += [one.assign(gene=at[one["gene"]]) for one in lines(bank, header, table, spots, columns[at])]
     return in_order(parts, table, spots, columns, COLUMNS)
 
 
 def _from_rows(
-    bank: Bank,
-    header: dict[str, Any],
-    table: AnnData,
-    spots: np.ndarray,
-    genes: np.ndarray,
-    at: np.ndarray,
-    *,
-    by_row: bool,
+    bank: Bank, header: dict[str, Any], table: AnnData, spots: np.ndarray, genes: np.ndarray, *, by_row: bool
 ) -> list[pd.DataFrame]:
-    """Lines of the genes at some places among those asked for, which were measured."""
-    genes = genes[at]
+    """Lines of genes that were measured."""
     prediction = dense(table.X[spots][:, genes]).astype(np.float64)
     evidence = dense(table.layers[_keys.EVIDENCE][spots][:, genes]).astype(np.float64)
     used, served, cited = _cited_lines(bank, header, table, spots, genes)
@@ -165,7 +157,6 @@ def _from_rows(
         table,
         spots,
         genes,
-        at=at,
         place=k + 1,
         share=np.where(np.isfinite(evidence), 1 - share, 0.0) if stack else np.zeros(evidence.shape),
         total=prediction - evidence,
@@ -179,14 +170,12 @@ def _from_rows(
         "contribution": np.where(mean, (1 - share) * level, np.nan),
     }
     parts = [
-        lines_of(
-            at, (~served | mean)[..., None], k, **{name: one[..., None] for name, one in in_place_of_rows.items()}
-        ),
+        lines_of((~served | mean)[..., None], k, **{name: one[..., None] for name, one in in_place_of_rows.items()}),
         rest,
     ]
     if k:
         cited |= {name: cited[name] * share[..., None] for name in ("weight", "contribution")}
-        parts.append(lines_of(at, used, **cited))
+        parts.append(lines_of(used, **cited))
     return parts
 
 

@@ -24,18 +24,15 @@ _ABOUT = ("reference", _keys.PERTURBATION, _keys.CONTEXT)
 _NUMBERS = ("weight", "value", "correction", "contribution")
 
 
-def lines_of(genes: np.ndarray, keep: np.ndarray, place: Any, **columns: Any) -> pd.DataFrame:
+def lines_of(keep: np.ndarray, place: Any, **columns: Any) -> pd.DataFrame:
     """A line for each spot and gene with a true value in `keep`, (spots, genes, n), with what columns hold there.
 
     Parameters
     ----------
-    genes
-        Place of each gene among those asked for.
     place
         Order of the lines of one spot and gene.
     """
-    frame = dict(zip(("spot", "at"), np.nonzero(keep)[:2], strict=True))
-    frame["at"] = genes[frame["at"]]
+    frame = dict(zip(("query", "gene"), np.nonzero(keep)[:2], strict=True))
     for name, values in {"place": place, **columns}.items():
         one = np.asarray(values, dtype=object if isinstance(values, str) else None)
         frame[name] = np.broadcast_to(one, keep.shape)[keep]
@@ -46,17 +43,17 @@ def in_order(
     parts: Sequence[pd.DataFrame], table: AnnData, spots: np.ndarray, genes: np.ndarray, columns: Sequence[str]
 ) -> pd.DataFrame:
     """All lines by spot, gene and place, with their names; a text that is not stated is empty."""
-    frame = pd.concat(parts, ignore_index=True).sort_values(["spot", "at", "place"], ignore_index=True)
-    frame["query"] = table.obs_names.to_numpy(dtype=object)[spots][frame["spot"]]
-    frame["gene"] = table.var_names.to_numpy(dtype=object)[genes][frame["at"]]
+    frame = pd.concat(parts, ignore_index=True).sort_values(["query", "gene", "place"], ignore_index=True)
+    frame["query"] = table.obs_names.to_numpy(dtype=object)[spots][frame["query"]]
+    frame["gene"] = table.var_names.to_numpy(dtype=object)[genes][frame["gene"]]
     texts = [name for name in columns if name not in _NUMBERS]
     return frame.reindex(columns=list(columns)).fillna(dict.fromkeys(texts, ""))
 
 
 def cell_type_lines(
-    bank: Bank, header: dict[str, Any], table: AnnData, spots: np.ndarray, genes: np.ndarray, at: np.ndarray
+    bank: Bank, header: dict[str, Any], table: AnnData, spots: np.ndarray, genes: np.ndarray
 ) -> list[pd.DataFrame]:
-    """Lines of :func:`ragst_sd.get.explain` for the genes at some places, from single cells; types by falling fraction.
+    """Lines of :func:`ragst_sd.get.explain` for genes from single cells, types by falling fraction.
 
     Raises
     ------
@@ -68,7 +65,7 @@ def cell_type_lines(
     about = _same_cell_types(bank, header)
     require_key(_keys.CELL_TYPE_FRACTION, table.obsm, "table.obsm", "`rg.tl.predict` writes it; predict again.")
     fractions = np.asarray(table.obsm[_keys.CELL_TYPE_FRACTION], dtype=np.float64)[spots]
-    known, n_types, genes = np.isfinite(fractions).all(axis=1), fractions.shape[1], genes[at]
+    known, n_types = np.isfinite(fractions).all(axis=1), fractions.shape[1]
     profiles = signatures_of(about, table.var_names[genes]).T
     prediction = dense(table.X[spots][:, genes]).astype(np.float64)
     evidence = dense(table.layers[_keys.EVIDENCE][spots][:, genes]).astype(np.float64)
@@ -86,9 +83,9 @@ def cell_type_lines(
     names = np.array(type_names(about), dtype=object)
     unknown, always = np.broadcast_to(~known[:, None, None], (*shape[:2], 1)), np.ones((*shape[:2], 1), dtype=bool)
     return [
-        lines_of(at, used, place, reference=names, **brought),
-        lines_of(at, unknown, n_types, reference="not measured"),
-        lines_of(at, always, n_types + 1, reference="adjustment", contribution=(prediction - evidence)[..., None]),
+        lines_of(used, place, reference=names, **brought),
+        lines_of(unknown, n_types, reference="not measured"),
+        lines_of(always, n_types + 1, reference="adjustment", contribution=(prediction - evidence)[..., None]),
     ]
 
 
@@ -114,7 +111,7 @@ def response_parts(
     reference: AnnData, header: dict[str, Any], table: AnnData, cells: np.ndarray, genes: np.ndarray
 ) -> pd.DataFrame:
     """Lines of :func:`ragst_sd.get.explain` for predicted responses."""
-    bank, every = header[_keys.CITED], np.arange(len(genes))
+    bank = header[_keys.CITED]
     rows, weights = (np.asarray(table.obsm[name])[cells] for name in (_keys.ROWS, _keys.WEIGHTS))
     cites = (rows >= 0) & (weights > 0)
     place = 1 + np.argsort(np.lexsort((rows, np.where(cites, -weights, np.inf)), axis=1), axis=1)
@@ -136,9 +133,9 @@ def response_parts(
     uncited = always & ~cites.any(axis=1)[:, None, None]
     source = prediction - response
     parts = [
-        lines_of(every, always, 0, reference="source", value=source, contribution=source),
-        lines_of(every, cites[:, None] & always, place[:, None], **about, **brought),
-        lines_of(every, uncited, last, reference=instead, value=evidence, contribution=evidence),
-        lines_of(every, always, last + 1, reference="adjustment", contribution=response - evidence),
+        lines_of(always, 0, reference="source", value=source, contribution=source),
+        lines_of(cites[:, None] & always, place[:, None], **about, **brought),
+        lines_of(uncited, last, reference=instead, value=evidence, contribution=evidence),
+        lines_of(always, last + 1, reference="adjustment", contribution=response - evidence),
     ]
     return in_order(parts, table, cells, genes, ("query", "gene", *_ABOUT, "weight", "value", "contribution"))

@@ -30,7 +30,6 @@ def regression_lines(
     spots: np.ndarray,
     genes: np.ndarray,
     *,
-    at: np.ndarray,
     place: int,
     share: np.ndarray,
     total: np.ndarray,
@@ -40,8 +39,8 @@ def regression_lines(
 
     Parameters
     ----------
-    at, place
-        As in :func:`ragst_sd.get._lines.lines_of`, of the first line.
+    place
+        Of the first line, as in :func:`ragst_sd.get._lines.lines_of`.
     share
         (spots, genes) share of the regression in each value.
     total
@@ -54,7 +53,7 @@ def regression_lines(
     """
     if bank.lazy or not share.any():
         name, one = "regression" if share.any() else "adjustment", np.ones((*total.shape, 1), dtype=bool)
-        return lines_of(at, one, place, reference=name, contribution=total[..., None])
+        return lines_of(one, place, reference=name, contribution=total[..., None])
     of_bank = measured_columns(bank.genes, table.var_names[genes], bank.header.cell_types)
     parameters = bank.fit.parameters
     shifts = parameters.get("section_shifts", np.zeros((bank.sections.max() + 1, len(bank.genes))))
@@ -101,7 +100,7 @@ def regression_lines(
         about |= {"reference": bank.ids.astype(object), "value": values.T, "correction": -means[bank.sections].T}
     for name in (_keys.DONOR, _keys.SAMPLE):
         about[name] = bank.obs[name].iloc[lines].astype(str).to_numpy(dtype=object)
-    return lines_of(at, says, place + np.arange(len(lines)), **about)
+    return lines_of(says, place + np.arange(len(lines)), **about)
 
 
 def mean_of_stack(bank: Bank, header: dict[str, Any], table: AnnData, genes: pd.Index) -> tuple[np.ndarray, np.ndarray]:

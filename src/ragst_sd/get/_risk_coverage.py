@@ -163,12 +163,9 @@ def _errors(values: np.ndarray, expected: np.ndarray, center: np.ndarray, spread
 def _ordered(table: AnnData, name: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """(rows,) what is left out first, where it is large."""
     if name in (_keys.DISAGREEMENT, WIDTH):
-        if name == WIDTH:
-            upper, lower = (np.asarray(table.layers[side]) for side in (_keys.UPPER, _keys.LOWER))
-            spread = (upper[rows] - lower[rows])[:, columns]
-        else:
-            spread = np.asarray(table.layers[name])[rows][:, columns]
-        return relative_spread(spread)
+        sides = (_keys.UPPER, _keys.LOWER) if name == WIDTH else (name,)
+        spread, *less = (np.asarray(table.layers[side])[rows][:, columns] for side in sides)
+        return relative_spread(spread - less[0] if less else spread)
     values = table.obs[name].to_numpy(float)[rows]
     return -values if name in MORE_IS_BETTER else values
 

@@ -160,8 +160,7 @@ def explain(
             place.set_xlabel(str(header["unit"]))
             if intervals is not None and np.isfinite(intervals.width[spot, j]):
                 low, high = intervals.lower[spot, j], intervals.upper[spot, j]
-                _draw_interval(place, low, high, len(steps[gene]) - 1, intervals)
-                _write_interval(place, low, high, intervals, left, decimals)
+                _draw_interval(place, low, high, len(steps[gene]) - 1, intervals, left, decimals)
             if np.isfinite(truth[j]):
                 _draw_truth(place, float(truth[j]), decimals)
     return axes if drawing.get("return_ax") else None
@@ -310,14 +309,13 @@ def _draw_truth(ax: Axes, truth: float, decimals: int) -> None:
     _style.beside(ax, words, (truth, 1), (0, 3), coords, gid="measured")
 
 
-def _draw_interval(ax: Axes, low: float, high: float, row: int, intervals: Intervals) -> None:
-    """Draw a box on the prediction, hatched where it must not be read as an interval for new donors."""
+def _draw_interval(
+    ax: Axes, low: float, high: float, row: int, intervals: Intervals, left: float, decimals: int
+) -> None:
+    """Draw a box on the prediction, and write below the columns of numbers what it is and what must be said of it."""
+    # Hatched where it must not be read as an interval for new donors.
     style: dict[str, Any] = {"facecolor": "none", "edgecolor": "black", "hatch": intervals.hatch, "zorder": 3}
     ax.barh(row, high - low, left=low, height=0.34, gid="interval", **style)
-
-
-def _write_interval(ax: Axes, low: float, high: float, intervals: Intervals, left: float, decimals: int) -> None:
-    """Write an interval, and what must be said of it, below the columns of numbers."""
     words = f"{intervals.name}: {_style.number(low, decimals)} to {_style.number(high, decimals)}"
     _style.beside(ax, words, (0, 0), (left, -1.4 * _style.em()), gid="interval text")
     caveat = {"fontsize": "small", "color": _style.MUTED, "gid": "caveat"}

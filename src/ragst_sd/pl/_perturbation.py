@@ -127,15 +127,7 @@ def perturbation(
     require_positive(n_shown, "n_shown", whole=True)
     require_positive(n_genes, "n_genes", whole=True)
     require_fade(image_fade)
-    shown = read_responses(
-        data,
-        prediction_key=prediction_key,
-        perturbation=perturbation,
-        context=context,
-        reference=reference,
-        truth=truth,
-        group_by=group_by,
-    )
+    shown = read_responses(data, prediction_key, perturbation, context, reference, truth, group_by)
     n_shown, on_tissue, has_states = int(n_shown), isinstance(data, SpatialData), bool(shown.weights.shape[1])
     side = [_HEAD + _ROW * panels.bar_rows(shown, n_shown)]
     if has_states:

@@ -60,7 +60,6 @@ class Shown:
 
 def read_responses(
     data: SpatialData | AnnData,
-    *,
     prediction_key: str,
     perturbation: str | None,
     context: str | None,

@@ -26,13 +26,11 @@ from ragst_sd.retrieval.grounding import FLAGGED
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from ragst_sd.pl._section import Section
-    from ragst_sd.retrieval.bank import Bank
 
 # The page's promise, in bytes.
 LIMIT = 30_000_000
@@ -190,9 +188,32 @@ def viewer(
     if truth is not None:
         measured = pd.DataFrame(truth[0], columns=truth[1]).reindex(columns=names).to_numpy()
     facts = _facts(table, header, single_region(table) if title is None else title)
-    page = _page_within_limit(
-        bank, reference.obsm.get(_keys.THUMBNAIL), table, header, chosen, measured, section, int(n_shown), facts
-    )
+
+    def pages() -> Iterator[str]:
+        """The page, then with coarser pictures, and at last with fewer decimals."""
+        pictures = None
+        for most_decimals in _DECIMALS:
+            arrays, about = collect_numbers(bank, table, header, chosen, measured, int(n_shown), most_decimals)
+            if pictures is None:
+                cited = bank.obs.index.get_indexer(about["names"]["cited"])
+                pictures = collect_pictures(section, header, reference.obsm.get(_keys.THUMBNAIL), cited)
+            arrays |= pictures.places
+            blocks = {name: _pack(values) for name, values in arrays.items()}
+            described = {name: {"dtype": str(v.dtype), "shape": list(v.shape)} for name, v in arrays.items()}
+            head = facts | about | {"image": pictures.facts, "blocks": described, "colormaps": _colormaps()}
+            for quality in _QUALITIES:
+                yield _fill(head, {"numbers": blocks, **pictures.encode(quality)})
+
+    for page in pages():
+        size = len(page.encode())
+        if size <= LIMIT:
+            break
+    else:
+        msg = (
+            f"A page of {table.n_obs} spots and {len(chosen)} genes would take {size / 1e6:.0f} MB, more than "
+            f"{LIMIT / 1e6:.0f} MB. Choose fewer genes with `genes=`, or predict part of the section."
+        )
+        raise ValueError(msg)
     if target is not None:
         replace_text(target, page)
     return Page(page, target, int(height))
@@ -215,47 +236,6 @@ def _facts(table: AnnData, header: dict[str, Any], title: str) -> dict[str, Any]
         "little_evidence": 0.5,
         "little_trust": _results.MIN_CV_PEARSON,
     }
-
-
-def _page_within_limit(
-    bank: Bank,
-    thumbnails: Any,
-    table: AnnData,
-    header: dict[str, Any],
-    genes: np.ndarray,
-    measured: np.ndarray | None,
-    section: Section,
-    n_shown: int,
-    facts: dict[str, Any],
-) -> str:
-    """The page, with decimals and pictures as good as the limit on its size allows.
-
-    Raises
-    ------
-    ValueError
-        If the page would be too large.
-    """
-    pictures = None
-    for most_decimals in _DECIMALS:
-        arrays, about = collect_numbers(bank, table, header, genes, measured, n_shown, most_decimals)
-        if pictures is None:
-            pictures = collect_pictures(
-                section, header, thumbnails, bank.obs.index.get_indexer(about["names"]["cited"])
-            )
-        arrays |= pictures.places
-        blocks = {name: _pack(values) for name, values in arrays.items()}
-        described = {name: {"dtype": str(v.dtype), "shape": list(v.shape)} for name, v in arrays.items()}
-        head = facts | about | {"image": pictures.facts, "blocks": described, "colormaps": _colormaps()}
-        for quality in _QUALITIES:
-            page = _fill(head, {"numbers": blocks, **pictures.encode(quality)})
-            size = len(page.encode())
-            if size <= LIMIT:
-                return page
-    msg = (
-        f"A page of {table.n_obs} spots and {len(genes)} genes would take {size / 1e6:.0f} MB, more than "
-        f"{LIMIT / 1e6:.0f} MB. Choose fewer genes with `genes=`, or predict part of the section."
-    )
-    raise ValueError(msg)
 
 
 def _fill(head: dict[str, Any], data: dict[str, dict[str, str]]) -> str:

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 _QUERIES_PER_CALL = 64
-_OUTSIDE = (
-    "The sparse matrix of the reference points outside of itself: rows or columns that it does not have are named. "
-    "It is damaged; build or read the reference again."
-)
 
 
 def sparse_product(rows: np.ndarray, weights: np.ndarray, values: Any) -> np.ndarray:
@@ -37,12 +33,8 @@ def sparse_product(rows: np.ndarray, weights: np.ndarray, values: Any) -> np.nda
     weights
         (n, k) float32, zero for none.
     values
-        (m, g) CSR.
-
-    Raises
-    ------
-    ValueError
-        If a row that is cited, or a column of its values, is not one of the matrix.
+        (m, g) CSR whose indices were checked, as :func:`ragst_sd.reference.normalize.as_csr` does: compiled code follows
+        them wherever they lead.
     """
     return _over_queries(_add_up, rows, weights, values, (), np.float32)
 
@@ -60,11 +52,6 @@ def sparse_squares(
         (m, g), CSR or dense.
     shifted
         (m,) section of each row and (sections, g) shift :math:`\delta` of each section; zero if left out.
-
-    Raises
-    ------
-    ValueError
-        If a row that is cited, or a column of its values, is not there.
     """
     if not hasattr(values, "tocsr"):
         cited, left = weights_of_cited(rows, weights.astype(np.float64, copy=False))
@@ -95,8 +82,8 @@ def _over_queries(
 ) -> np.ndarray:
     """Call compiled code for some queries after the other, on several threads."""
     values = values.tocsr()
-    _require_inside(rows, values)
-    add_up, indices = _compiled(function), _unsigned(values.indices)
+    # Unsigned, so that compiled code need not ask whether one counts from the end.
+    add_up, indices = _compiled(function), values.indices.view(f"u{values.indices.itemsize}")
     rows, weights = np.ascontiguousarray(rows, dtype=np.int64), np.ascontiguousarray(weights, dtype=dtype)
     out = np.zeros((len(rows), values.shape[1]), dtype)
 
@@ -107,21 +94,6 @@ def _over_queries(
     # Numba's own threads must not be entered from two threads at once, as under a scheduler they would be.
     on_threads(some, range(0, len(rows), _QUERIES_PER_CALL))
     return out
-
-
-def _require_inside(rows: np.ndarray, values: Any) -> None:
-    """Compiled code does not check that a row or column is there, and a matrix may come from a stranger."""
-    cited = np.unique(rows[rows >= 0])
-    there = not cited.size or cited[-1] < values.shape[0] == len(values.indptr) - 1
-    n_values = min(values.indices.size, values.data.size)
-    inside = _compiled(_inside)
-    if not there or not inside(cited, values.indptr, _unsigned(values.indices), n_values, values.shape[1]):
-        raise ValueError(_OUTSIDE)
-
-
-def _unsigned(indices: np.ndarray) -> np.ndarray:
-    """The same columns, of which none counts from the end: negative ones are too large."""
-    return indices.view(f"u{indices.itemsize}")
 
 
 @cache
@@ -135,18 +107,6 @@ def _compiled(function: Callable) -> Callable:
     except RuntimeError:
         # Neither the folder of the package nor the user's may be written to.
         return njit(nogil=True)(function)
-
-
-def _inside(rows, indptr, indices, n_values, n_columns):
-    """Whether the rows of a CSR matrix lie within its values, and their columns within its columns."""
-    for i in range(rows.size):
-        first, last = indptr[rows[i]], indptr[rows[i] + 1]
-        if first < 0 or last < first or last > n_values:
-            return False
-        own = indices[first:last]
-        if own.size and own.max() >= n_columns:
-            return False
-    return True
 
 
 def _add_up(rows, weights, indptr, indices, data, out):
