@@ -37,6 +37,12 @@ def cells(text, label):
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
+@pytest.fixture(autouse=True)
+def _coarse_pictures(monkeypatch):
+    """What is on them is tested in `tests/pl`; fine ones take most of the time."""
+    monkeypatch.setattr("ragst_sd.tl._report._DPI", 30)
+
+
 @pytest.fixture(scope="module")
 def _assessed(_sections):
     """A prediction from two donors with two licences, whose genes were cross-validated."""
