@@ -304,6 +304,7 @@ TOPICS: dict[str, list[Case]] = {
         Case("picture-spot", "pl.explain", KeyError, ("'nowhere'",), lambda w: rg.pl.explain(w.query, w.reference, obs_names="nowhere", genes=w.gene)),
         Case("picture-spots", "pl.explain", ValueError, ("`obs_names` names", "place for 1"), lambda w: rg.pl.explain(w.query, w.reference, obs_names=[w.spot, "b"], genes=w.gene)),
         Case("map-gene", "pl.prediction", KeyError, ("'EPCAMM'",), lambda w: rg.pl.prediction(w.query, genes="EPCAMM")),
+        Case("map-four-genes", "pl.composite", ValueError, ("4 genes", "3 at most", "rg.pl.prediction"), lambda w: rg.pl.composite(w.query, genes=w.reference.var_names[:4])),
         Case("map-intervals", "pl.prediction", KeyError, ("interval",), lambda w: rg.pl.prediction(w.query, genes=w.gene, interval=True)),
         Case("reliability-map", "pl.reliability", KeyError, ("'distance'", "'distance_percentile'"), lambda w: rg.pl.reliability(w.query, maps=["distance"])),
         Case("sources-column", "pl.sources", ValueError, ("'patient'", "'donor'"), lambda w: rg.pl.sources(w.query, group_by="patient")),
