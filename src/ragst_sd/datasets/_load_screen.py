@@ -210,7 +210,7 @@ def screen_obs(obs: pd.DataFrame, layout: ScreenLayout, context: str) -> tuple[p
         what = "The file has no column of perturbations"
         if present:
             what = f"`obs[{present[0]!r}]` tells whether a cell was perturbed, and no column tells of which gene"
-        msg = f"{what}: one of {listing(_PERTURBATION)} was expected, the file has {listing(obs.columns)}."
+        msg = f"{what}: one of {listing(_PERTURBATION)} was expected, it has {listing(obs.columns)}."
         raise ValueError(msg)
     given = obs[column].astype(object)
     labelled = (given.notna() & ~given.astype(str).str.strip().isin(["", "*", "nan", "None", "unassigned"])).to_numpy()

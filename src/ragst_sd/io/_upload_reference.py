@@ -148,10 +148,11 @@ def _hub_metadata(card: str, licenses: Sequence[str], repository: str) -> str:
     most = max(terms_of(name).rank for name in licenses)
     license = ", ".join(sorted({name for name in licenses if terms_of(name).rank == most}))
     known = license.strip().lower().replace(" ", "-")
-    named = {"license": known} if known in _HUB_LICENSES else {"license": "other", "license_name": license}
+    listed = known in _HUB_LICENSES
     fields = DatasetCardData(
+        license=known if listed else "other",
+        license_name=None if listed else license,
         pretty_name=next((line[2:] for line in card.splitlines() if line.startswith("# ")), repository),
         tags=["ragst-sd", "spatial-transcriptomics", "histology", "gene-expression"],
-        **named,
     )
     return f"---\n{fields.to_yaml()}\n---\n\n"
