@@ -40,6 +40,15 @@ def test_what_is_listed():
     assert all(Path(file).is_file() for file in table["recipe"])
 
 
+def test_the_page_has_the_same_figures():
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "organ_references.md").read_text(encoding="utf-8")
+    for name, row in rg.datasets.references().iterrows():
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        cells = [cell.strip().replace(",", "") for cell in line.strip("|").split("|")]
+        fields = ["donors", "sections", "license", "estimated_spots", "estimated_download_gb", "estimated_minutes"]
+        assert cells[3:] == [str(row[field]).replace(",", "") for field in fields]
+
+
 def test_estimates_of_downloads_are_known_sizes_and_pixels(monkeypatch):
     changed = deepcopy(_catalog_entries._shipped())
     (heart,) = (entry for entry in changed.values() if entry["name"] == "tenx_visium_human_heart")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # For estimates: a picture of Visium shows the frame around the spots, too; the second is what `benchmarks/references.py`
 # measures on one core.
 _PICTURE_UM = 9000.0
-_SECONDS_PER_SPOT = 0.065
+_SECONDS_PER_SPOT = 0.1
 
 
 def recipe_files() -> dict[str, Path]:
