@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragst_sd._licenses import ranked
+from ragst_sd._validate import hint, listing
 from ragst_sd.datasets._catalog_entries import as_list, catalog_entries
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from os import PathLike
 
     import pandas as pd
 
@@ -22,6 +24,19 @@ _SECONDS_PER_SPOT = 0.1
 def recipe_files() -> dict[str, Path]:
     """The recipes that come with the package, by name."""
     return {path.stem: path for path in sorted(Path(__file__).with_name("recipes").glob("*.yaml"))}
+
+
+def recipe_path(recipe: str | PathLike[str]) -> Path:
+    """The file of a recipe, by its path or by the name of one of the package; a file goes first."""
+    path, known = Path(recipe).expanduser(), recipe_files()
+    path = path if path.is_file() else known.get(str(recipe), path)
+    if not path.is_file():
+        msg = (
+            f"{path} does not exist or is no file. Pass the path of a recipe, a YAML file, or the name of one that the "
+            f"package has: {listing(known)}.{hint(str(recipe), known)}"
+        )
+        raise FileNotFoundError(msg)
+    return path
 
 
 def references() -> pd.DataFrame:
@@ -51,8 +66,8 @@ def references() -> pd.DataFrame:
     Examples
     --------
     >>> import ragst_sd as rg
-    >>> rg.datasets.references().loc["breast", ["organ", "donors", "license"]].tolist()
-    ['breast', 5, 'CC-BY-4.0']
+    >>> rg.datasets.references()["donors"].to_dict()
+    {'breast': 5, 'colon': 1, 'heart': 1, 'mouse_brain': 2, 'prostate': 3}
     """
     import pandas as pd
     import yaml
@@ -63,24 +78,23 @@ def references() -> pd.DataFrame:
         sources = [(entries[one["dataset"]], one.get("samples")) for one in recipe["sources"]]
         used = [entry for entry, _ in sources]
         taken = [(entry, entry["samples"][one]) for entry, names in sources for one in names or entry["samples"]]
-        row = {"name": name, "title": recipe["name"]}
-        row |= {field: _joined(entry[field] for entry in used) for field in ("organ", "species", "technology")}
+        spots = round(sum(entry["spots"] / entry["sections"] for entry, _ in taken))
         rows.append(
-            row
-            | {
+            {
+                "name": name,
+                "title": recipe["name"],
+                **{field: _joined(entry[field] for entry in used) for field in ("organ", "species", "technology")},
                 "donors": len({sample["donor"] for _, sample in taken}),
                 "sections": len(taken),
                 "license": ranked(entry["license"] for entry in used)[0][1],
-                "estimated_spots": round(sum(entry["spots"] / entry["sections"] for entry, _ in taken)),
+                "estimated_spots": spots,
                 "estimated_download_gb": round(sum(_bytes(*one) for one in taken) / 1e9, 1),
+                "estimated_minutes": round(spots * _SECONDS_PER_SPOT / 60),
                 "published": recipe.get("published") or "",
                 "recipe": str(path),
             }
         )
-    table = pd.DataFrame(rows).set_index("name")
-    minutes = (table["estimated_spots"] * _SECONDS_PER_SPOT / 60).round().astype(int)
-    table.insert(list(table).index("published"), "estimated_minutes", minutes)
-    return table
+    return pd.DataFrame(rows).set_index("name")
 
 
 def _joined(values: Iterable[Any]) -> str:

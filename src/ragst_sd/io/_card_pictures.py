@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_LINES = 30
-_LONGEST_NAME = 30
 
 
 def draw_pictures(facts: dict[str, Any]) -> list[Picture]:
@@ -65,7 +64,7 @@ def _without(n: int) -> str:
 
 
 def _short(name: object) -> str:
-    return shorten(str(name), _LONGEST_NAME)
+    return shorten(str(name), 30)
 
 
 def _png(figure: Figure) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NewType, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from ragst_sd._validate import hint, listing, require_type
-from ragst_sd.datasets._references import recipe_files
+from ragst_sd.datasets._references import recipe_path
 from ragst_sd.image.onnx_file import is_onnx_file
 
 T = TypeVar("T")
@@ -217,16 +217,7 @@ def _load(recipe: str | PathLike[str] | Mapping[str, Any]) -> tuple[Any, str, Pl
 
     if isinstance(recipe, Mapping):
         return recipe, yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True), Place()
-    known = recipe_files()
-    path = Path(recipe).expanduser()
-    if not path.is_file():
-        path = known.get(str(recipe), path)
-    if not path.is_file():
-        msg = (
-            f"{path} does not exist or is no file. Pass the path of a recipe, a YAML file, or the name of one that the "
-            f"package has: {listing(known)}.{hint(str(recipe), known)}"
-        )
-        raise FileNotFoundError(msg)
+    path = recipe_path(recipe)
     text = path.read_text(encoding="utf-8")
     lines: dict[Steps, int] = {}
     try:
