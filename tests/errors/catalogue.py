@@ -340,8 +340,9 @@ TOPICS: dict[str, list[Case]] = {
     "Public data sets": [
         Case("no-such-data-set", "datasets.load", KeyError, ("'her2stt'", "'her2st'"), lambda w: rg.datasets.load("her2stt")),
         Case("catalogue-kind", "datasets.catalog", TypeError, ("catalog",), lambda w: rg.datasets.catalog("breast")),
+        Case("references-of-one-organ", "datasets.references", TypeError, ("references",), lambda w: rg.datasets.references("breast")),
         Case("terms-of-upload", "io.upload_reference", ValueError, ("'unknown'", "sources="), lambda w: rg.io.upload_reference(w.reference, "lab/mine")),
-        Case("no-recipe", "io.build_recipe", FileNotFoundError, ("recipe.yaml",), lambda w: rg.io.build_recipe(w.folder / "recipe.yaml", path=w.folder / "r.zarr")),
+        Case("no-recipe", "io.build_recipe", FileNotFoundError, ("recipe.yaml", "'breast'"), lambda w: rg.io.build_recipe(w.folder / "recipe.yaml", path=w.folder / "r.zarr")),
         Case("recipe-field", "io.build_recipe", ValueError, ("`source`", "'sources'"), lambda w: rg.io.build_recipe({"version": 1, "source": []}, path=w.folder / "r.zarr")),
         Case("no-such-screen", "datasets.load_screen", KeyError, ("'norman19'",), lambda w: rg.datasets.load_screen("norman19")),
     ],
