@@ -194,11 +194,18 @@ _GROUNDED = (
         "that it adds to their mean is multiplied with it.",
         np.float64,
     ),
+    Field(
+        "obs",
+        _keys.TASK,
+        'What the rows that may be used hold of the perturbation: `"unseen perturbation"` (nothing), `"unseen here"` '
+        '(another context measured it), `"measured here"`, or `"control"`.',
+        "category",
+    ),
 )
 _ASKED = (
     Field("obs", _keys.PERTURBATION, "As asked for.", "category"),
     Field("obs", _keys.CONTEXT, "Context of the cell.", "category"),
-    Field("obs", _keys.SOURCE, "Name of the cell, or of the spot.", object),
+    Field("obs", _keys.SOURCE, "Name of the cell, or of the spot; of the context, without cells.", object),
 )
 # Of `rg.tl.perturb`.
 RESPONSES = (*_OF_RESPONSES, *_GROUNDED, *_ASKED, *MARKS)

@@ -71,6 +71,13 @@ def embedding_table(embedding: pd.DataFrame | Mapping[str, Any]) -> dict[str, An
     return {"name": name, "genes": names[order], "values": np.asarray(rows[order], dtype=np.float32)}
 
 
+NO_EMBEDDING: dict[str, Any] = {
+    "name": "none",
+    "genes": np.array([], dtype=str),
+    "values": np.zeros((0, 0), dtype=np.float32),
+}
+
+
 def lookup(table: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Vector of each gene."""
     return dict(zip((str(gene) for gene in table["genes"]), np.asarray(table["values"]), strict=True))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragst_sd.reference.perturbation_schema import control_names
+from ragst_sd.reference.perturbation_schema import RESPONSE_UNITS, control_names
 from ragst_sd.reference.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class ScreenHeader:
     contexts: list[str]
     content_hash: str
     states: np.ndarray
-    """(contexts, g) mean expression of their controls."""
+    """(contexts, g) mean expression of their controls; mean response, where responses were given."""
     n_controls: np.ndarray
     embedding: Mapping[str, Any]
     """Name, genes and values of the embedding of genes."""
@@ -114,6 +114,11 @@ class ScreenHeader:
     control_prints: Any
     """What they are recognised by, whatever their names; `None` in earlier releases."""
     sources: pd.DataFrame
+
+    @property
+    def from_responses(self) -> bool:
+        """Whether responses were given, so that there are no cells and no controls."""
+        return self.normalization.get("given") in RESPONSE_UNITS
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> ScreenHeader:

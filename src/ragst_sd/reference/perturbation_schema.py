@@ -10,6 +10,12 @@ import numpy as np
 from ragst_sd.reference.schema import check_fields, check_task
 
 TASK = "perturbation"
+RESPONSE_UNITS = {
+    "log_fold_change": "log fold change",
+    "z_score": "z score",
+    "rank": "rank, from 1 (most up) to -1 (most down)",
+}
+"""Units of responses that are given as they are, and what a table calls them."""
 
 _NAMES = ("task", "use_rep", "perturbation_key", "control", "context_key", "batch_key", "content_hash")
 _HEADER = {

@@ -11,9 +11,11 @@ from ragst_sd import _keys
 from ragst_sd._labels import as_names
 from ragst_sd._results import predicted, remembered
 from ragst_sd._validate import as_seed, listing, require_known, require_positive, require_some
-from ragst_sd.reference.perturbation_schema import TASK
+from ragst_sd.reference.perturbation_schema import RESPONSE_UNITS, TASK
 from ragst_sd.tl._measured_responses import Measured, genes_of_both, measured_responses, predicted_lines
 from ragst_sd.tl._perturbation_metrics import CHOICES, DEFAULT_METRICS, ceiling, cell_scores, mean_scores
+from ragst_sd.tl._response_metrics import MeasuredTable, measured_table, require_metrics, response_scores
+from ragst_sd.tl._response_table import response_adata
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,33 +136,45 @@ def evaluate_perturbation(
     """
     import pandas as pd
 
-    chosen = as_names(DEFAULT_METRICS if metrics is None else metrics)
-    require_known(chosen, CHOICES, "metrics")
     for name, value in (("min_cells", min_cells), ("n_components", n_components), ("max_cells", max_cells)):
         require_positive(value, name, whole=True)
     tables, header = _tables(data)
-    first = next(iter(tables.values()))
-    genes = genes_of_both(first, adata, header)
-    seed = as_seed(rng)
-    truth = measured_responses(
-        adata,
-        list(tables.values()),
-        genes,
-        perturbation_key=perturbation_key,
-        context_key=context_key,
-        batch_key=batch_key,
-        layer=layer,
-        unit=unit,
-        min_cells=int(min_cells),
-        rng=np.random.default_rng(seed),
-    )
+    first, seed = next(iter(tables.values())), as_seed(rng)
+    given = str(header["normalization"].get("given"))
+    if given in RESPONSE_UNITS:
+        chosen = require_metrics(None if metrics is None else as_names(metrics), given)
+        adata, layer = response_adata(adata, perturbation_key, context_key, None, layer=layer, unit=given)
+        genes = genes_of_both(first, adata, header)
+        truth: Measured | MeasuredTable = measured_table(
+            adata, header, genes, perturbation_key=perturbation_key, context_key=context_key, layer=layer
+        )
+        means = _means_at(header, first, genes)
+    else:
+        chosen = as_names(DEFAULT_METRICS if metrics is None else metrics)
+        require_known(chosen, CHOICES, "metrics")
+        genes = genes_of_both(first, adata, header)
+        truth = measured_responses(
+            adata,
+            list(tables.values()),
+            genes,
+            perturbation_key=perturbation_key,
+            context_key=context_key,
+            batch_key=batch_key,
+            layer=layer,
+            unit=unit,
+            min_cells=int(min_cells),
+            rng=np.random.default_rng(seed),
+        )
     parts = []
     for method, whole in tables.items():
         table, generator = whole[:, genes], np.random.default_rng(seed)
         pairs = predicted_lines(table, truth)
         _require_unseen(whole.uns[_keys.RETRIEVAL], [truth.names[line] for line, _ in pairs])
-        scores = mean_scores(table, truth, pairs, chosen, str(header["control"]), generator)
-        scores |= cell_scores(table, truth, pairs, chosen, int(n_components), int(max_cells), generator)
+        if isinstance(truth, MeasuredTable):
+            scores = response_scores(table, truth, pairs, chosen, str(header["control"]), means)
+        else:
+            scores = mean_scores(table, truth, pairs, chosen, str(header["control"]), generator)
+            scores |= cell_scores(table, truth, pairs, chosen, int(n_components), int(max_cells), generator)
         scores = {name: scores[name] for name in chosen}
         scores[CEILING] = ceiling(truth.own_reliability[[line for line, _ in pairs]])
         part = _frame(truth, [line for line, _ in pairs], scores, float(min_reliability))
@@ -168,6 +182,15 @@ def evaluate_perturbation(
             part.insert(0, "method", method)
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
+
+
+def _means_at(header: dict[str, Any], table: AnnData, genes: list[str]) -> dict[str, np.ndarray]:
+    """(g,) mean response of each context in the reference that a table of responses was predicted from."""
+    known = header[_keys.CONTEXT_MEANS]
+    at = [str(gene) for gene in known["gene"]]
+    place = {gene: i for i, gene in enumerate(at)}
+    rows = np.asarray(known["mean"])[:, [place[gene] for gene in genes]]
+    return {str(context): row for context, row in zip(np.atleast_1d(known["context"]), rows, strict=True)}
 
 
 def _require_unseen(header: dict[str, Any], compared: list[tuple[str, str]]) -> None:
@@ -203,7 +226,9 @@ def _tables(data: AnnData | Mapping[str, AnnData]) -> tuple[dict[str, AnnData], 
     return given, headers[first]
 
 
-def _frame(truth: Measured, lines: list[int], scores: dict[str, np.ndarray], min_reliability: float) -> pd.DataFrame:
+def _frame(
+    truth: Measured | MeasuredTable, lines: list[int], scores: dict[str, np.ndarray], min_reliability: float
+) -> pd.DataFrame:
     import pandas as pd
 
     each = pd.DataFrame(

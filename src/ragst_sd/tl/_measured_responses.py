@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from ragst_sd.tl._response_metrics import MeasuredTable
+
 logger = logging.getLogger(__name__)
 
 
@@ -187,7 +189,7 @@ def genes_of_both(table: AnnData, adata: AnnData, header: dict[str, Any]) -> lis
     return shared
 
 
-def predicted_lines(table: AnnData, truth: Measured) -> list[tuple[int, np.ndarray]]:
+def predicted_lines(table: AnnData, truth: Measured | MeasuredTable) -> list[tuple[int, np.ndarray]]:
     """Lines of the truth that were predicted, and the predicted cells of each."""
     controls = control_names(table.uns[_keys.RETRIEVAL])
     names = table.obs[_keys.PERTURBATION].astype(str).map(lambda name: canonical(name, controls)).to_numpy()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from ragst_sd.tl._measured_responses import Measured
+    from ragst_sd.tl._response_metrics import MeasuredTable
 
 DISCRIMINATION = ("discrimination_score_l1", "discrimination_score_l2", "discrimination_score_cosine")
 OVERLAPS = tuple(f"{kind}_at_{k}" for kind in ("overlap", "precision") for k in ("N", "50", "100"))
@@ -53,23 +54,31 @@ def mean_scores(
     profile = np.array([dense(table.X[cells]).mean(axis=0, dtype=np.float64) for _, cells in pairs])
     delta = np.array([dense(table.layers[_keys.RESPONSE][cells]).mean(axis=0, dtype=np.float64) for _, cells in pairs])
     scores = mean_metrics(profile, truth.profile[lines], delta, truth.delta[lines])
-    names = {gene: i for i, gene in enumerate(table.var_names)}
-    contexts = np.array([context for context, _ in truth.names])
     if set(chosen) & set(DISCRIMINATION):
-        excluded = [
-            np.array([names[gene] for gene in components(truth.names[line][1], control) if gene in names], dtype=int)
-            for line in lines
-        ]
-        scores |= {name: np.empty(len(lines)) for name in DISCRIMINATION}
-        for context in np.unique(contexts[lines]):
-            here, at = np.flatnonzero(contexts == context), np.flatnonzero(contexts[lines] == context)
-            own = np.searchsorted(here, lines[at])
-            for name in DISCRIMINATION:
-                scores[name][at] = discrimination_score(
-                    delta[at], truth.delta[here], own, [excluded[i] for i in at], name.rpartition("_")[2]
-                )
+        scores |= discrimination_scores(delta, truth, lines, list(table.var_names), control)
     if CENTROID in chosen:
         scores[CENTROID] = _centroid_correlation(profile, truth, lines, rng)
+    return scores
+
+
+def discrimination_scores(
+    delta: np.ndarray, truth: Measured | MeasuredTable, lines: np.ndarray, genes: list[str], control: str
+) -> dict[str, np.ndarray]:
+    """`DISCRIMINATION` of predicted responses (q, g) among the measured ones of their contexts."""
+    names = {gene: i for i, gene in enumerate(genes)}
+    contexts = np.array([context for context, _ in truth.names])
+    excluded = [
+        np.array([names[gene] for gene in components(truth.names[line][1], control) if gene in names], dtype=int)
+        for line in lines
+    ]
+    scores = {name: np.empty(len(lines)) for name in DISCRIMINATION}
+    for context in np.unique(contexts[lines]):
+        here, at = np.flatnonzero(contexts == context), np.flatnonzero(contexts[lines] == context)
+        own = np.searchsorted(here, lines[at])
+        for name in DISCRIMINATION:
+            scores[name][at] = discrimination_score(
+                delta[at], truth.delta[here], own, [excluded[i] for i in at], name.rpartition("_")[2]
+            )
     return scores
 
 
