@@ -382,6 +382,7 @@ TOPICS: dict[str, list[Case]] = {
         Case("no-gene-embedding", "tl.fit", ValueError, ("no embedding of genes, and method 'knn'", "'same_perturbation'"), lambda w: fit_given(w, "knn")),
         Case("responses-have-no-cells", "tl.fit", ValueError, ("built from responses", "'pt_rag'"), lambda w: fit_given(w, "pt_rag", embedding=w.embedding)),
         Case("metric-needs-cells", "tl.evaluate_perturbation", ValueError, ("'energy' need cells", "'rank_score'"), lambda w: evaluate_given(w, "log_fold_change", "energy")),
+        Case("gap-without-baseline", "get.gap_closed", ValueError, ("`scores` has no method 'none'", "'mean'"), lambda w: rg.get.gap_closed(pd.DataFrame({"method": ["mean"], "metric": ["pearson_delta"], "task": "", "ceiling": 1.0}), baseline="none")),
         Case("ranks-have-no-sizes", "tl.evaluate_perturbation", ValueError, ("'mse_delta' compare sizes", "'rank_score'"), lambda w: evaluate_given(w, "rank", "mse_delta")),
         Case("edge-without-gene", "tl.embed_genes", ValueError, ("1 edges", "unknown gene"), lambda w: rg.tl.embed_genes(edges(None, "A", 1.0), n_components=2)),
         Case("edge-of-proteins", "tl.embed_genes", ValueError, ("'9606.ENSP00000269305'", "gene symbols"), lambda w: rg.tl.embed_genes(edges("9606.ENSP00000269305", "A", 1.0), n_components=2)),
