@@ -132,27 +132,39 @@ def _open_screen(reference: AnnData, *, fitted: bool) -> Bank:
         require_unchanged(reference, fit, current)
         if perturbation_fit_hash(reference, fit) != fit["fit_hash"]:
             raise ValueError(FIT_CHANGED)
-    first, second = (dense(reference.layers[name]) for name in _keys.RESPONSE_HALVES)
+    values, given = dense(reference.X), header.from_responses
+    halves = (values, values) if given else tuple(dense(reference.layers[name]) for name in _keys.RESPONSE_HALVES)
+    error = reference.layers.get(_keys.STANDARD_ERROR)
+    reliability = reference.obs[_keys.RELIABILITY].to_numpy(dtype=np.float64)
     key = np.asarray(reference.obsm[header.use_rep], dtype=np.float64)
     names = labels(reference.obs[_keys.PERTURBATION])
+    sections = context_codes(labels(reference.obs[_keys.CONTEXT]), header)
     return Bank(
         embedding=key,
         key=key,
-        values=dense(reference.X),
+        values=values,
         panels=np.zeros(reference.n_obs, dtype=np.int64),
         measured=np.ones((1, reference.n_vars), dtype=bool),
         folds=np.unique(names.astype(str), return_inverse=True)[1],
-        sections=context_codes(labels(reference.obs[_keys.CONTEXT]), header),
+        sections=sections,
         **_described(reference, header, fit),
         screen=Screen(
-            halves=(first, second),
+            halves=(halves[0], halves[1]),
             perturbed=tuple(components(name, header.control_names) for name in names),
-            states=header.states,
-            reliability=np.nan_to_num(reference.obs[_keys.RELIABILITY].to_numpy(dtype=np.float64)),
+            states=_mean_responses(values, sections, header.states) if given else header.states,
+            # Of responses it may be unknown: then rows count alike. A row of one cell has none.
+            reliability=np.nan_to_num(reliability, nan=float(given)),
             metric=str(fit["metric"]) if fitted else "cosine",
-            errors=np.nan_to_num(dense(reference.layers[_keys.STANDARD_ERROR])),
+            errors=None if error is None else np.nan_to_num(dense(error)),
+            from_cells=not given,
         ),
     )
+
+
+def _mean_responses(values: np.ndarray, sections: np.ndarray, stored: np.ndarray) -> np.ndarray:
+    """(contexts, g) mean response of the rows that are there; what is stored for a context without rows."""
+    of_rows = [values[sections == code] for code in range(len(stored))]
+    return np.array([rows.mean(axis=0) if len(rows) else state for rows, state in zip(of_rows, stored, strict=True)])
 
 
 def context_codes(contexts: np.ndarray, header: ScreenHeader) -> np.ndarray:

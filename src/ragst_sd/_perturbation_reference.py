@@ -13,7 +13,7 @@ from ragst_sd._reference import reference_hash, reference_header
 from ragst_sd._validate import require_type
 from ragst_sd.reference.hashing import content_hash, parameters_hash
 from ragst_sd.reference.normalize import as_csr
-from ragst_sd.reference.schema import TASK, check_perturbation_header
+from ragst_sd.reference.schema import RESPONSE_UNITS, TASK, check_perturbation_header
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,7 +38,8 @@ def perturbation_header(reference: AnnData) -> dict[str, Any]:
     header = reference.uns.get(_keys.ATTRS)
     check_perturbation_header(header)
     missing = [f"obs[{name!r}]" for name in (*_COLUMNS, _keys.N_CELLS, _keys.RELIABILITY) if name not in reference.obs]
-    missing += [f"layers[{name!r}]" for name in _LAYERS if name not in reference.layers]
+    if header["normalization"].get("given") not in RESPONSE_UNITS:
+        missing += [f"layers[{name!r}]" for name in _LAYERS if name not in reference.layers]
     if header["use_rep"] not in reference.obsm:
         missing.append(f"obsm[{header['use_rep']!r}]")
     if missing:
@@ -52,7 +53,7 @@ def perturbation_hash(reference: AnnData) -> str:
     import scipy.sparse as sp
 
     header = reference.uns[_keys.ATTRS]
-    layers = [reference.X, *(reference.layers[name] for name in _LAYERS)]
+    layers = [reference.X, *(reference.layers[name] for name in _LAYERS if name in reference.layers)]
     rows = content_hash(
         ids=list(reference.obs_names),
         genes=[f"{i}:{gene}" for i in range(len(layers)) for gene in reference.var_names],

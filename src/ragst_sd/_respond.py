@@ -37,6 +37,7 @@ BAR_AFTER = 1.0
 # Numbers held at once: queries x candidates x genes.
 _AT_ONCE = 3e7
 _VALUES = ("evidence", "adjustment")
+UNSEEN, UNSEEN_HERE, MEASURED_HERE = "unseen perturbation", "unseen here", "measured here"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,14 @@ class Task:
         return RESPONSE_METHODS[self.bank.fit.method]
 
     def embed(self, perturbations: Sequence[str]) -> np.ndarray:
-        """(n, d) embeddings of perturbations; a `KeyError` if a gene has none."""
+        """(n, d) embeddings of perturbations; a `KeyError` if a gene has none, or, without embeddings, no row."""
+        known = self.bank.key.shape[1] > 0
+        if not known:
+            measured = sorted(set(self.bank.obs[_keys.PERTURBATION].astype(str)))
+            require_known(
+                perturbations, measured, "perturbations", ": the reference has no embedding and no row of", KeyError
+            )
+            return np.zeros((len(perturbations), 0))
         return embed(perturbations, self.control, lookup(self.bank.header.embedding))
 
     def settings(self, context_key: str | None, gene_overlap: float) -> dict[str, Any]:
@@ -117,6 +125,8 @@ class Responded:
     evidence_share: np.ndarray
     embedding_share: np.ndarray | None
     """Of methods that have one: how much of the embedding the usable rows span."""
+    task: np.ndarray
+    """What the rows that may be used hold of the perturbation."""
     learned_from: dict[str, Any]
     """Perturbations and contexts whose left-out response the method has learned from."""
 
@@ -125,7 +135,8 @@ def no_response(n: int, n_genes: int) -> Responded:
     """No response, resting on nobody."""
     rows, nothing, unknown = np.full((n, 1), -1), np.zeros((n, n_genes)), np.full(n, np.nan)
     missing = np.full((n, 1), np.nan)
-    return Responded(rows, np.zeros((n, 1)), missing, nothing, nothing, unknown, unknown, None, pairs_learned("", []))
+    task, nobody = np.full(n, "control", dtype=object), pairs_learned("", [])
+    return Responded(rows, np.zeros((n, 1)), missing, nothing, nothing, unknown, unknown, None, task, nobody)
 
 
 def pairs_learned(what: str, pairs: list[tuple[str, str]]) -> dict[str, Any]:
@@ -169,8 +180,16 @@ class Prepared:
         """What the method answers, and the rows that it rests on."""
         return respond_to(self.method, self.bank, query)
 
-    def responded(self, parts: Sequence[tuple[Selection, Answer]], share: np.ndarray | None = None) -> Responded:
-        """Answers by the rows of the reference, with the share of the evidence in each, which may be given."""
+    def responded(
+        self,
+        parts: Sequence[tuple[Selection, Answer]],
+        share: np.ndarray | None = None,
+        lines: np.ndarray | None = None,
+    ) -> Responded:
+        """Answers by the rows of the reference, with the share of the evidence in each, which may be given.
+
+        `lines` says which query each answer is of, where it is not one each.
+        """
         selections, answers = zip(*parts, strict=True)
         rows, weights, distances = _stacked(selections)
         evidence, adjustment = (np.concatenate([getattr(one, name) for one in answers]) for name in _VALUES)
@@ -186,8 +205,17 @@ class Prepared:
             effective_n=effective_n(weights),
             evidence_share=share,
             embedding_share=None if explained[0] is None else np.concatenate(explained),
+            task=_tasks(self.bank, self.query)[slice(None) if lines is None else lines],
             learned_from=self.learned_from,
         )
+
+
+def _tasks(bank: Bank, query: Query) -> np.ndarray:
+    """(q,) what the rows that may be used hold of each perturbation: nothing, another context's response, this one's."""
+    own = np.array([[mine == other for other in bank.screen.perturbed] for mine in query.perturbed], dtype=bool)
+    own &= query.eligible
+    here = (own & (query.contexts[:, None] == bank.sections)).any(axis=1)
+    return np.where(here, MEASURED_HERE, np.where(own.any(axis=1), UNSEEN_HERE, UNSEEN)).astype(object)
 
 
 def prepare(task: Task, pairs: list[tuple[str, str]], state: np.ndarray | None = None) -> Prepared:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragst_sd.reference.schema import SCHEMA_VERSION, control_names
+from ragst_sd.reference.schema import RESPONSE_UNITS, SCHEMA_VERSION, control_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,7 +92,7 @@ class ScreenHeader:
     contexts: list[str]
     content_hash: str
     states: np.ndarray
-    """(contexts, g) mean expression of their controls."""
+    """(contexts, g) mean expression of their controls; mean response, where responses were given."""
     n_controls: np.ndarray
     embedding: Mapping[str, Any]
     """Name, genes and values of the embedding of genes."""
@@ -106,6 +106,11 @@ class ScreenHeader:
     sources: pd.DataFrame
     control_prints: Any = None
     """What they are recognised by, whatever their names; `None` in earlier releases."""
+
+    @property
+    def from_responses(self) -> bool:
+        """Whether responses were given, so that there are no cells and no controls."""
+        return self.normalization.get("given") in RESPONSE_UNITS
 
     @classmethod
     def read(cls, stored: Mapping[str, Any]) -> ScreenHeader:

@@ -10,6 +10,12 @@ from typing import Any
 import numpy as np
 
 TASK = "perturbation"
+RESPONSE_UNITS = {
+    "log_fold_change": "log fold change",
+    "z_score": "z score",
+    "rank": "rank, from 1 (most up) to -1 (most down)",
+}
+"""Units of responses that are given as they are, and what a table calls them."""
 # Of tables, fits and calibrations.
 SCHEMA_VERSION = 1
 # Of a reference of tissue; `reference/migration.py` brings earlier ones to it when they are read.

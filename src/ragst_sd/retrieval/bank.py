@@ -48,16 +48,23 @@ class Screen:
     """What a bank of responses to perturbations has besides."""
 
     halves: tuple[np.ndarray, np.ndarray]
-    """(m, g) each: the responses against one half of the controls, so that one can be predicted from the other."""
+    """(m, g) each: the responses against one half of the controls, so that one can be predicted from the other.
+
+    Both are the responses themselves where no cells were given: what is chosen is then chosen on held-out perturbations
+    alone.
+    """
     perturbed: tuple[tuple[str, ...], ...]
     """Perturbed genes of each row, sorted."""
     states: np.ndarray
-    """(contexts, g) mean expression of the controls of each context: the cell state."""
+    """(contexts, g) mean expression of the controls of each context: the cell state; without cells the mean response of
+    its rows."""
     reliability: np.ndarray
-    """(m,) agreement of two halves of the cells."""
+    """(m,) agreement of two halves of the cells; 1 where responses were given without it."""
     metric: str = "cosine"
     errors: Any = None
-    """(m, g) standard errors."""
+    """(m, g) standard errors; `None` where responses were given without them."""
+    from_cells: bool = True
+    """Whether responses were measured from cells here; otherwise they were given, and there are no controls."""
     cells: Any = None
     """Cells, for methods that learn from them."""
 

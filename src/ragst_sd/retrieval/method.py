@@ -63,6 +63,8 @@ class Method:
     """As `select`, for queries that are asked again and again in other states."""
     needs_cells: bool = False
     """Whether it works on cells, not on mean responses alone."""
+    needs_embedding: bool = False
+    """Whether it compares perturbations by their embedding, so that a reference without one cannot be fitted."""
 
     @property
     def cites(self) -> bool:

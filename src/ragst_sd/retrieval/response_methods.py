@@ -41,7 +41,7 @@ def _keep(bank: Bank, run: Run) -> dict[str, Any]:
     return asdict(run.options)
 
 
-_NEAREST = Method(NearestOptions, _keep, select_nearest, cited_response)
+_NEAREST = Method(NearestOptions, _keep, select_nearest, cited_response, needs_embedding=True)
 _EQUAL = partial(Method, EqualOptions, _keep, answer=cited_response, cites_candidates=True)
 
 RESPONSE_METHODS: dict[str, Method] = {
@@ -54,6 +54,7 @@ RESPONSE_METHODS: dict[str, Method] = {
         n_candidates=128,
         prepare=prepare_rag,
         learns="settings",
+        needs_embedding=True,
     ),
     "pt_rag": Method(
         PtRagOptions,
@@ -64,6 +65,7 @@ RESPONSE_METHODS: dict[str, Method] = {
         n_candidates=16,
         starts_from="prediction without retrieval",
         needs_cells=True,
+        needs_embedding=True,
         learns="values",
     ),
     "none": Method(NoOptions, _keep, answer=nothing, starts_from="no response"),
@@ -72,17 +74,19 @@ RESPONSE_METHODS: dict[str, Method] = {
     "context_additive": Method(NoOptions, _keep, select_same, context_additive, lacks=lacks_context_additive),
     "same_perturbation": Method(NoOptions, _keep, select_same, cited_response, lacks=lacks_same),
     "knn": _NEAREST,
-    "naive_rag": _EQUAL(select=select_nearest),
+    "naive_rag": _EQUAL(select=select_nearest, needs_embedding=True),
     "random_rag": _EQUAL(select=partial(select_nearest, how="random")),
     "ridge": Method(
         ResponseRidgeOptions,
         lambda bank, run: {"alpha": choose_alpha(bank, run.options.alphas)},
         answer=ridge,
         learns="settings",
+        needs_embedding=True,
     ),
     "bilinear": Method(
         BilinearOptions,
         _keep,
         answer=lambda parameters, bank, selection: bilinear(parameters, bank, selection.query),
+        needs_embedding=True,
     ),
 }

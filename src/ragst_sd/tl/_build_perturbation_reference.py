@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._gene_embedding import embed, embedding_table, lookup, missing_genes, spelling
+from ragst_sd._gene_embedding import NO_EMBEDDING, embed, embedding_table, lookup, missing_genes, spelling
 from ragst_sd._labels import as_names
 from ragst_sd._perturbation_reference import perturbation_hash
 from ragst_sd._validate import as_seed, hint, listing, names_among, require_choice, require_known, require_positive
-from ragst_sd.reference.cell_prints import cell_prints
 from ragst_sd.reference.genes import take_genes
-from ragst_sd.reference.normalize import TARGET_SUM
-from ragst_sd.reference.schema import TASK
+from ragst_sd.reference.normalize import TARGET_SUM, UNITS
+from ragst_sd.reference.schema import RESPONSE_UNITS, TASK
 from ragst_sd.tl._perturbation_cells import (
     NAME_THEM,
     control_labels,
@@ -23,7 +22,8 @@ from ragst_sd.tl._perturbation_cells import (
     read_labels,
     repeated_controls,
 )
-from ragst_sd.tl._screen import Screen, dropped_frame, measure, sample_controls, sample_treated, sources_frame
+from ragst_sd.tl._response_table import given_responses, read_responses, refuse_responses, response_adata
+from ragst_sd.tl._screen import Screen, cell_parts, dropped_frame, measure, sources_frame
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 
 
 def build_perturbation_reference(
-    adata: AnnData,
+    adata: AnnData | pd.DataFrame,
     *,
-    embedding: pd.DataFrame | Mapping[str, Any],
+    embedding: pd.DataFrame | Mapping[str, Any] | None = None,
     perturbation_key: str = "perturbation",
     control: str | Sequence[str] = "control",
     context_key: str | None = None,
@@ -57,37 +57,46 @@ def build_perturbation_reference(
 ) -> AnnData:
     r"""Turn a perturbation screen into a reference, one row per perturbation and context.
 
-    A row is the mean response of its cells against the controls of the same context and batch,
+    The screen is given as cells, or as responses that are measured already, which `unit` says. Of cells a row is the mean response of its cells against the controls of the same context and batch,
 
     .. math:: \Delta_{pc} = \frac{1}{n_{pc}} \sum_{i \in (p, c)} (y_i - \bar c_{c, b(i)})
 
     with y on a log scale. Its reliability is the Pearson correlation over genes between the responses of two halves
     that share neither cells nor controls, averaged over five splits. (Responses measured against shared controls
-    correlate even without any effect.) Combinations are written `A+B`; `B+A` is the same, and `A+control` is `A`.
+    correlate even without any effect.) Responses are taken as they are given. Combinations are written `A+B`; `B+A` is the same, and `A+control` is `A`.
 
     Parameters
     ----------
     adata
-        Cells of the screen.
+        Cells of the screen. Or responses: an AnnData or a wide data frame with one row per perturbation and context, or
+        a long data frame with one line per gene of each, as DE tables of pertpy (`variable`, `log_fc`), scanpy
+        (`names`, `logfoldchanges`) and PyDESeq2 (`gene`, `log2FoldChange`, `lfcSE`) are. `.layers["standard_error"]`,
+        or a column `standard_error` or `lfcSE`, and columns `n_cells` and `reliability` are kept where they are there.
+        Genes that some row lacks are left out.
     embedding
         Vector of each gene: a data frame with genes as index, or a mapping. :func:`ragst_sd.tl.embed_genes` makes one
         from gene sets. The embedding of a combination is the sum over its genes. All genes are kept, so that genes
-        without a row can be requested later.
+        without a row can be requested later. Left out, as for drugs, a perturbation is known by its responses in other
+        contexts only, and methods that compare embeddings cannot be fitted.
     perturbation_key
         Column of `.obs` with the perturbation.
     control
         What that column says for controls, which need no embedding. Several names count as one control, by the first.
+        Rows of controls among responses are left out.
     context_key
         Column of `.obs` with the context (cell line, cell type, stimulus); one context, `"all"`, if left out.
     batch_key
-        Column of `.obs` with the batch. Cells of a batch with fewer than two controls of their context are left out.
+        Column of `.obs` with the batch of cells. Cells of a batch with fewer than two controls of their context are
+        left out.
     layer
-        Layer with expression; `.X` if left out.
+        Layer with expression, or with responses; `.X` if left out. Of a long data frame, the column with values.
     unit
-        `"counts"`, or `"log1p_cp10k"` for values that are log1p of normalised counts already. Counts become log1p of
-        counts per `target_sum`, with size factors from all genes of `adata`.
+        Of cells `"counts"`, or `"log1p_cp10k"` for values that are log1p of normalised counts already. Counts become
+        log1p of counts per `target_sum`, with size factors from all genes of `adata`. Of responses
+        `"log_fold_change"`, `"z_score"` (of signatures and tests), or `"rank"`: scaled from 1 (most up) to -1 (most
+        down), 0 for genes that a list does not name.
     target_sum
-        Sum that counts of a cell are scaled to; `None` is their median, for panels of few genes. Queries follow it.
+        Of cells: sum that counts of a cell are scaled to; `None` is their median, for panels of few genes. Queries follow it.
     genes
         Keep these genes only; all if left out. Size factors use all genes either way.
     type_key
@@ -100,11 +109,11 @@ def build_perturbation_reference(
         `"error"` stops. A name that seems to be spelled otherwise only (other capitals, a guide `STAT1_g1`, a
         combination `A_B`) is an error either way.
     min_cells
-        Rows of fewer cells are left out, by name.
+        Rows of fewer cells are left out, by name; responses without `n_cells` are all kept.
     max_controls
-        Control cells to keep of each context, drawn at random, so that the cell state is known.
+        Of cells: control cells to keep of each context, drawn at random, so that the cell state is known.
     max_cells
-        Perturbed cells to keep of each row, drawn at random: method `pt_rag` learns from cells. 0 keeps none.
+        Of cells: perturbed cells to keep of each row, drawn at random: method `pt_rag` learns from cells. 0 keeps none.
     sources
         For each context a mapping with `technology`, `license`, `citation`; `"unknown"` if left out.
     rng
@@ -118,16 +127,18 @@ def build_perturbation_reference(
     `.X`
         float32 (rows, genes), mean response, in the unit named in the header.
     `.layers["standard_error"]`
-        Standard error of the mean response, controls included.
+        Standard error of the mean response, controls included; of responses only where it was given.
     `.layers["response_half1"]`, `["response_half2"]`
-        The response against one half of the controls each, so that what is learned on one can be tested on the other.
+        Of cells: the response against one half of the controls each, so that what is learned on one can be tested on
+        the other. Responses have none: settings are then chosen on held-out perturbations alone.
     `.obs`
-        perturbation, context, perturbation_type, n_cells, n_controls, reliability.
+        perturbation, context, perturbation_type, n_cells (0 where not given), n_controls, reliability (NaN where not
+        given: such rows count alike).
     `.obsm["perturbation_embedding"]`
-        float32 (rows, d), embedding of the perturbation.
+        float32 (rows, d), embedding of the perturbation; d is 0 without one.
     `.uns["ragst"]`
         Header with task `"perturbation"`: the whole `embedding`, `normalization`, `contexts` (mean and number of
-        controls), `controls` (a sample of their cells), `treated` (a sample of the cells of every row),
+        controls; of responses the mean response, which is the state of a context), `controls` (a sample of their cells), `treated` (a sample of the cells of every row),
         `control_cells` (names of all controls used), `control_prints` (what these are recognised by under other
         names), `control_names`, `dropped` (what was left out, and why), `sources`, content hash.
 
@@ -138,8 +149,9 @@ def build_perturbation_reference(
     TypeError
         If `control` is no name and no list of names.
     ValueError
-        If a label is missing, there are no controls, a context has none, several types would be mixed, values are not
-        what `unit` says, or no row is left.
+        If a label is missing, cells have no controls, a context has none, several types would be mixed, values are not
+        what `unit` says, responses come without a unit, a perturbation has two responses in a context, or no row is
+        left.
 
     Examples
     --------
@@ -151,8 +163,21 @@ def build_perturbation_reference(
     >>> reference = rg.tl.build_perturbation_reference(adata, embedding=embedding)
     >>> list(reference.obs_names)
     ['all:JAK2', 'all:STAT1']
+
+    Responses of drugs in two cell lines, from a table of differential expression:
+
+    >>> import pandas as pd
+    >>> drugs = pd.DataFrame({"drug": ["A", "B", "A", "B"], "line": ["K562", "K562", "MCF7", "MCF7"]})
+    >>> drugs[[f"GENE{i}" for i in range(30)]] = rng.normal(size=(4, 30))
+    >>> columns = {"perturbation_key": "drug", "context_key": "line"}
+    >>> reference = rg.tl.build_perturbation_reference(drugs, unit="log_fold_change", **columns)
+    >>> rg.tl.fit(reference, method="same_perturbation")
+    >>> rg.tl.perturb(drugs[["line"]], reference, perturbations="A", context_key="line").n_obs
+    2
     """
     require_choice(on_missing, ("drop", "error"), "on_missing")
+    require_choice(unit, (*UNITS, *RESPONSE_UNITS), "unit")
+    named, given, errors = control_labels(control), unit in RESPONSE_UNITS, None
     for name, value in (("min_cells", min_cells), ("max_controls", max_controls)):
         require_positive(value, name, whole=True)
     if isinstance(max_cells, bool) or not isinstance(max_cells, int | np.integer) or max_cells < 0:
@@ -160,8 +185,14 @@ def build_perturbation_reference(
         raise ValueError(msg)
     if target_sum is not None:
         require_positive(target_sum, "target_sum")
-    table = embedding_table(embedding)
-    expression = read_expression(adata, layer=layer, unit=unit, target_sum=target_sum)
+    table = NO_EMBEDDING if embedding is None else embedding_table(embedding)
+    if given:
+        columns = (perturbation_key, context_key, type_key)
+        adata, layer = response_adata(adata, *columns, layer=layer, unit=unit)
+        expression, errors = read_responses(adata, unit=unit, layer=layer)
+    else:
+        refuse_responses(adata, unit, perturbation_key, context_key, named)
+        expression = read_expression(adata, layer=layer, unit=unit, target_sum=target_sum)
     cells = read_labels(
         adata,
         perturbation_key=perturbation_key,
@@ -171,14 +202,15 @@ def build_perturbation_reference(
         type_key=type_key,
         perturbation_type=perturbation_type,
         todo=NAME_THEM,
+        responses=given,
     )
-    named = control_labels(control)
     control = named[0]
     cells["used"] = cells["control"] | _of_types(cells, perturbation_type)
-    cells["used"] &= ~repeated_controls(cells, expression.values)
-    _require_controls(cells)
+    if not given:
+        cells["used"] &= ~repeated_controls(cells, expression.values)
+        _require_controls(cells)
     vectors = lookup(table)
-    embedded = _embedded(cells, control, vectors, on_missing)
+    embedded = np.ones(len(cells), bool) if embedding is None else _embedded(cells, control, vectors, on_missing)
     lost = cells[_keys.PERTURBATION][cells["used"] & ~embedded].value_counts().sort_index()
     cells["used"] &= embedded
     kept = expression.genes if genes is None else names_among(genes, expression.genes, "genes", ": the cells have no")
@@ -186,13 +218,18 @@ def build_perturbation_reference(
     order = np.argsort(np.asarray(adata.obs_names, dtype=str), kind="stable")
     screen = Screen(take_genes(expression.values, expression.genes, kept)[order], cells.iloc[order].copy())
     seed = as_seed(rng)
-    reference, row, dropped = measure(screen, kept, min_cells=int(min_cells), rng=np.random.default_rng(seed))
+    if given:
+        errors = None if errors is None else take_genes(errors, expression.genes, kept)[order]
+        numbers = adata.obs.iloc[order]
+        reference, parts, dropped = given_responses(screen, kept, errors, numbers, min_cells=int(min_cells))
+    else:
+        reference, row, dropped = measure(screen, kept, min_cells=int(min_cells), rng=np.random.default_rng(seed))
+        parts = cell_parts(screen, reference, row, int(max_controls), int(max_cells), seed)
     obs = reference.obs
-    reference.obsm[_keys.PERTURBATION_EMBEDDING] = embed(obs[_keys.PERTURBATION], control, vectors).astype(np.float32)
-    used = screen.cells[screen.cells["used"]]
-    is_control = (screen.cells["used"] & screen.cells["control"]).to_numpy()
-    contexts, controls = sample_controls(screen, int(max_controls), np.random.default_rng(seed))
-    treated = sample_treated(screen, obs.index.to_numpy(str), row, int(max_cells), np.random.default_rng(seed))
+    embedded_rows = embed(obs[_keys.PERTURBATION], control, vectors) if vectors else np.zeros((len(obs), 0))
+    reference.obsm[_keys.PERTURBATION_EMBEDDING] = embedded_rows.astype(np.float32)
+    if not vectors:
+        _warn_without_key(obs)
     header = {
         "schema_version": _keys.SCHEMA_VERSION,
         "task": TASK,
@@ -204,13 +241,9 @@ def build_perturbation_reference(
         "batch_key": batch_key or "",
         "normalization": expression.normalization,
         "embedding": table,
-        "contexts": contexts,
-        "controls": controls,
-        "treated": treated,
-        _keys.CONTROL_CELLS: used.index[used["control"]].to_numpy(str),
-        _keys.CONTROL_PRINTS: cell_prints(screen.values[is_control], kept),
+        **parts,
         "dropped": dropped_frame([*((name, "", n, "no embedding") for name, n in lost.items()), *dropped]),
-        "sources": sources_frame(sources, sorted(set(used[_keys.CONTEXT]))),
+        "sources": sources_frame(sources, sorted(set(screen.cells[_keys.CONTEXT][screen.cells["used"]]))),
     }
     reference.uns[_keys.ATTRS] = header
     reference.uns[_keys.ATTRS]["content_hash"] = perturbation_hash(reference)
@@ -224,6 +257,17 @@ def build_perturbation_reference(
         n_reliable,
     )
     return reference
+
+
+def _warn_without_key(obs: pd.DataFrame) -> None:
+    """Warn where neither an embedding nor another context can say which rows are alike."""
+    several = obs.groupby(_keys.PERTURBATION, observed=True)[_keys.CONTEXT].nunique() > 1
+    if not several.any():
+        logger.warning(
+            "There is no embedding, and no perturbation was measured in two contexts (%s): nothing says which rows "
+            "are alike, so that only `mean` and `none` can answer.",
+            listing(sorted(set(obs[_keys.CONTEXT]))),
+        )
 
 
 def _of_types(cells: pd.DataFrame, asked: str | Sequence[str] | None) -> pd.Series:

@@ -11,7 +11,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank, with_cells
 from ragst_sd._perturbation_reference import perturbation_fit_hash
-from ragst_sd._validate import require_choice, require_key
+from ragst_sd._validate import listing, require_choice, require_key
 from ragst_sd.reference.header import Fit
 from ragst_sd.reference.schema import TASK
 from ragst_sd.tl._fit_record import neighbor_counts, storable, write_fit
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from ragst_sd.retrieval.bank import Run
+    from ragst_sd.retrieval.bank import Bank, Run
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ def fit_perturbation(
 
     bank = open_bank(reference, task=TASK, fitted=False)
     chosen = resolve_options(RESPONSE_METHODS, method, options, available="for a reference of perturbations available")
+    _require_parts(bank, method)
     metric = METRICS[0] if metric is None else metric
     require_choice(metric, METRICS, "metric")
     known = RESPONSE_METHODS[method]
@@ -79,3 +80,24 @@ def fit_perturbation(
         cited,
         compared,
     )
+
+
+def _require_parts(bank: Bank, method: str) -> None:
+    """Raise a `ValueError` if the method needs an embedding of genes, or cells, and the reference has none."""
+    from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
+
+    known = RESPONSE_METHODS[method]
+    if known.needs_embedding and not bank.key.shape[1]:
+        others = [name for name, one in RESPONSE_METHODS.items() if not (one.needs_embedding or one.needs_cells)]
+        msg = (
+            f"The reference has no embedding of genes, and method {method!r} needs one. Build it with `embedding=` "
+            f"(`rg.tl.embed_genes` makes one), or fit a method that needs none: {listing(others)}."
+        )
+        raise ValueError(msg)
+    if known.needs_cells and not bank.screen.from_cells:
+        others = [name for name, one in RESPONSE_METHODS.items() if not one.needs_cells]
+        msg = (
+            f"The reference was built from responses ({bank.header.normalization['unit']}), and method {method!r} "
+            f"learns from cells. Build it from the cells of the screen, or fit one of {listing(others)}."
+        )
+        raise ValueError(msg)

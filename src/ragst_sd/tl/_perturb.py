@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from ragst_sd import _keys
 from ragst_sd._fields import RESPONSES, documented
@@ -19,6 +20,7 @@ from ragst_sd.tl._perturbed_table import perturbed_table
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import pandas as pd
     from anndata import AnnData
 
     from ragst_sd.tl._perturbation_cells import Expression
@@ -31,7 +33,7 @@ _FEW_GENES = 0.5
 
 @documented(RESPONSES)
 def perturb(
-    adata: AnnData,
+    adata: AnnData | pd.DataFrame,
     reference: AnnData,
     *,
     perturbations: str | Sequence[str],
@@ -55,19 +57,22 @@ def perturb(
     Parameters
     ----------
     adata
-        Cells to perturb, usually controls; all of them are used.
+        Cells to perturb, usually controls; all of them are used. For a reference of given responses, which has no
+        cells: a table whose `context_key` names the contexts to predict in (an AnnData, or its `.obs`). Nothing else of
+        it is read. Responses that were measured in a context belong in the reference.
     reference
         Made by :func:`ragst_sd.tl.build_perturbation_reference` and fitted by :func:`ragst_sd.tl.fit`.
     perturbations
         Genes, and combinations written `A+B`. Any gene of the reference's embedding can be requested, whether it was
-        measured or not. The control's name returns the cells unchanged.
+        measured or not; without an embedding, what was measured in some context. The control's name returns the cells
+        unchanged.
     context_key
         Column of `adata.obs` with the context. Contexts that the reference does not know are new ones. Without it all
         cells are of one new context, unless the reference has no contexts either.
     layer
-        Layer of `adata`; `.X` if left out.
+        Layer of `adata` with expression of cells; `.X` if left out.
     unit
-        `"counts"`, which are normalised as the reference was, or `"log1p_cp10k"` for values on its scale already.
+        Of cells: `"counts"`, which are normalised as the reference was, or `"log1p_cp10k"` for values on its scale already.
     genes
         Genes to predict; all that reference and cells share if left out.
     n_neighbors
@@ -86,7 +91,8 @@ def perturb(
 
     Returns
     -------
-    An AnnData with every cell once for every perturbation, named `<cell>:<perturbation>`, and
+    An AnnData with every cell once for every perturbation, named `<cell>:<perturbation>`; without cells every context
+    once, `.X` being the response in the unit of the reference, and `source` the context. And
 
     {fields}
     `.uns["retrieval"]`
@@ -101,7 +107,7 @@ def perturb(
     KeyError
         If a column does not exist, or a gene has no embedding in the reference.
     TypeError
-        If `adata` is no AnnData.
+        If `adata` is no AnnData, nor, for a reference of given responses, a data frame.
     ValueError
         If the reference is not fitted or has changed since, reference and cells share no genes, values are not what
         `unit` says, `n_neighbors` exceeds what was fitted or may be used, or the method has nothing to answer from (the
@@ -121,6 +127,7 @@ def perturb(
     >>> predicted.shape
     (60, 210)
     """
+    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -130,9 +137,13 @@ def perturb(
             "AnnData."
         )
         raise TypeError(msg)
-    require_type(adata, AnnData, "adata", "For the spots of a tissue there is `rg.tl.perturb_tissue`.")
+    require_type(adata, (AnnData, pd.DataFrame), "adata", "For the spots of a tissue there is `rg.tl.perturb_tissue`.")
     task = open_task(reference, exclude, n_neighbors, where)
     known = wanted_perturbations(task, perturbations)
+    progress = settings.progress if progress is None else progress
+    if task.bank.header.from_responses:
+        return _in_contexts(adata, task, known, context_key, genes, progress=progress)
+    require_type(adata, AnnData, "adata", "The reference was built from cells, and predicts cells.")
     header, all_genes = task.bank.header, list(task.bank.genes)
     expression = read_expression(adata, layer=layer, unit=unit, like=header.normalization, where="adata")
     shared = _shared_genes(all_genes, expression.genes, genes)
@@ -145,7 +156,7 @@ def perturb(
             task,
             pairs,
             _states_of_contexts(expression, all_genes, contexts),
-            progress=settings.progress if progress is None else progress,
+            progress=progress,
         ),
         values=take_genes(expression.values, expression.genes, shared),
         genes=shared,
@@ -154,6 +165,47 @@ def perturb(
         names=known,
         pairs=pairs,
         settings=task.settings(context_key, float(task.bank.genes.isin(expression.genes).mean())),
+    )
+
+
+def _in_contexts(
+    adata: AnnData | pd.DataFrame,
+    task: Task,
+    known: dict[str, str],
+    context_key: str | None,
+    genes: Sequence[str] | str | None,
+    *,
+    progress: bool,
+) -> AnnData:
+    """Responses themselves, one row per perturbation and context: there are no cells to add them to."""
+    import anndata as ad
+    import pandas as pd
+
+    table = ad.AnnData(obs=adata.set_axis(adata.index.astype(str))) if isinstance(adata, pd.DataFrame) else adata
+    contexts = np.array(list(dict.fromkeys(_contexts(table, context_key, task))), dtype=object)
+    if not len(contexts):
+        msg = "`adata` has no rows, so that no context is asked about. Name the contexts in one column."
+        raise ValueError(msg)
+    bank, places = task.bank, {name: i for i, name in enumerate(task.contexts)}
+    new = [name for name in contexts if name not in places]
+    if new:
+        logger.warning("Nothing is known of %s: it is taken for the mean of all contexts.", listing(new))
+    everywhere = bank.screen.states.mean(axis=0)
+    states = {name: everywhere if name in new else bank.screen.states[places[name]] for name in contexts}
+    kept = (
+        list(bank.genes) if genes is None else names_among(genes, list(bank.genes), "genes", ": the reference has no")
+    )
+    pairs = [(name, context) for name in dict.fromkeys(known.values()) if name != task.control for context in contexts]
+    return perturbed_table(
+        task,
+        respond(task, pairs, states, progress=progress),
+        values=sp.csr_matrix((len(contexts), len(kept))),
+        genes=kept,
+        cells=contexts.astype(str),
+        contexts=contexts,
+        names=known,
+        pairs=pairs,
+        settings=task.settings(context_key, 1.0),
     )
 
 

@@ -156,6 +156,13 @@ def perturb_tissue(
 
     require_sdata(sdata)
     task = open_task(reference, exclude, n_neighbors, where)
+    if task.bank.header.from_responses:
+        msg = (
+            f"The reference was built from responses ({task.bank.header.normalization['unit']}) and has no cells: the "
+            "state of a spot cannot be compared with controls. Build it from the cells of the screen; "
+            "`rg.tl.perturb` predicts responses of its contexts."
+        )
+        raise ValueError(msg)
     for name, value in (("n_around", n_around), ("n_permutations", n_permutations)):
         require_positive(value, name, whole=True)
     n_around, n_permutations, seed = int(n_around), int(n_permutations), as_seed(rng)

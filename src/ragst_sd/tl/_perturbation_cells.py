@@ -143,8 +143,9 @@ def read_labels(
     perturbation_type: str | Sequence[str] | None = None,
     where: str = "adata",
     todo: str,
+    responses: bool = False,
 ) -> pd.DataFrame:
-    """What was done to each cell, and where: one row per cell.
+    """What was done to each cell, and where: one row per cell; of responses, which need no controls, one per response.
 
     Columns are `perturbation` (one spelling each; the first control's name for controls), `context`, `batch`,
     `perturbation_type`, and
@@ -164,7 +165,7 @@ def read_labels(
     names = {name: canonical(name, controls) for name in set(given)}
     frame = pd.DataFrame({_keys.PERTURBATION: [names[name] for name in given]}, index=adata.obs_names)
     frame["control"] = frame[_keys.PERTURBATION] == controls[0]
-    if not frame["control"].any():
+    if not responses and not frame["control"].any():
         msg = (
             f"No cell has {listing(controls)} in `{where}.obs[{perturbation_key!r}]`; responses are measured against "
             f"controls. There are {listing(sorted(names))}.{hint(controls[0], names)} {todo}"
@@ -172,7 +173,7 @@ def read_labels(
         raise ValueError(msg)
     said = {part.strip() for name in names for part in name.split(SEPARATOR)}
     absent = [name for name in controls if name not in said]
-    if absent:
+    if absent and not responses:
         logger.warning("No cell is a control named %s; there are %s.", listing(absent), listing(sorted(names)))
     for name, key in ((_keys.CONTEXT, context_key), ("batch", batch_key)):
         frame[name] = _keys.ALL_CONTEXTS if key is None else column(adata, key, where)

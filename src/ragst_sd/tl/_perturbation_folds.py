@@ -12,6 +12,7 @@ from ragst_sd._validate import listing, require_choice, require_positive
 from ragst_sd.reference.perturbations import components
 from ragst_sd.reference.responses import halves
 from ragst_sd.tl._perturbation_cells import NAME_THEM, control_labels, read_labels
+from ragst_sd.tl._response_table import one_row_each
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("perturbation", "context", "both")
+SPLITS = ("perturbation", "here", "context", "both")
+_FOLDS_OF_A_CONTEXT = 5
 
 
 def perturbation_folds(
@@ -38,6 +40,10 @@ def perturbation_folds(
 ) -> pd.DataFrame:
     """Make folds that hold out perturbations, contexts or both, with a fixed split of the controls.
 
+    There are two tasks. A perturbation is *unseen* if nothing of it was measured anywhere (`split="perturbation"`,
+    `"both"`). It is *unseen here* if it was measured in another context (`split="here"`); with few shots, some other
+    perturbations were measured in this context and most were not (`split="context"`).
+
     The controls of every context and batch are split into two halves, the same in all folds. One half is used for the
     training responses and as the source of the prediction, the other for the true response. If both used the same
     controls, they would share the noise of the controls, and a prediction would correlate with the truth without any
@@ -46,14 +52,16 @@ def perturbation_folds(
     Parameters
     ----------
     adata
-        Cells of a screen.
+        Cells of a screen; or a table of responses, with one row per perturbation and context and without controls.
     split
         `"perturbation"` holds perturbations out, in all contexts. With a single gene the combinations that hold it
-        leave the training; with a combination its singles stay. `"context"` holds a context out, in which a share of
-        `few_shot` of the perturbations is seen. `"both"` does so and takes the held-out perturbations out of the other
-        contexts as well.
+        leave the training; with a combination its singles stay. `"here"` holds perturbations out in one context, where
+        other contexts measured them; of combinations that hold them, those of this context leave the training.
+        `"context"` holds a context out, in which a share of `few_shot` of the perturbations is seen. `"both"` does so
+        and takes the held-out perturbations out of the other contexts as well.
     n_folds
-        Number of folds of `"perturbation"`; one for every perturbation if left out. The others have one per context.
+        Number of folds of `"perturbation"`, one for every perturbation if left out; of `"here"` in every context, 5 if
+        left out. The others have one per context.
     few_shot
         Share of the perturbations of a held-out context that training sees, from 0 to below 1.
     perturbation_key
@@ -72,14 +80,15 @@ def perturbation_folds(
     Data frame with one row per cell (its index is `obs_names`) and one categorical column per fold, named by what is
     held out: `"train"`, `"test"`, `"control_train"`, `"control_test"`, or `"unused"`. Build the reference on the first
     and third, predict from the third, and compare with the second and fourth: see
-    :func:`ragst_sd.tl.evaluate_perturbation`.
+    :func:`ragst_sd.tl.evaluate_perturbation`. Responses have no controls: build on the first, compare with the second.
 
     Raises
     ------
     KeyError
         If a column does not exist.
     ValueError
-        If there are too few perturbations or contexts to hold one out, or no controls.
+        If there are too few perturbations or contexts to hold one out, contexts share no perturbation where one has to
+        be measured in another, or cells have no controls.
 
     Examples
     --------
@@ -96,6 +105,7 @@ def perturbation_folds(
     if not isinstance(few_shot, int | float) or not 0 <= few_shot < 1:
         msg = f"`few_shot` is {few_shot!r}; it must be a number from 0 to below 1."
         raise ValueError(msg)
+    responses = one_row_each(adata.obs, perturbation_key, context_key, control_labels(control))
     labels = read_labels(
         adata,
         perturbation_key=perturbation_key,
@@ -103,6 +113,7 @@ def perturbation_folds(
         context_key=context_key,
         batch_key=batch_key,
         todo=NAME_THEM,
+        responses=responses,
     )
     control = control_labels(control)[0]
     generator = np.random.default_rng(rng)
@@ -114,12 +125,14 @@ def perturbation_folds(
     first[order] = halves(groups[order], generator)
     if split == "perturbation":
         held = _perturbations(labels, control, n_folds, generator)
+    elif split == "here":
+        held = _here(labels, control, n_folds, generator)
     else:
         if n_folds is not None:
             msg = f"`n_folds` is {n_folds}, but split {split!r} has one fold per context. Leave it out."
             raise ValueError(msg)
         held = _contexts(labels, few_shot, everywhere=split == "both", rng=generator)
-    roles = ["train", "test", "control_train", "control_test", "unused"]
+    roles = ["train", "test", *([] if responses else ["control_train", "control_test"]), "unused"]
     columns = {}
     for name, (test, unused) in held.items():
         role = np.where(test, "test", np.where(unused, "unused", "train"))
@@ -146,10 +159,50 @@ def _perturbations(
     out = {}
     for fold in range(folds):
         held = set(shuffled[fold::folds])
-        singles = {genes[0] for name in held if len(genes := components(name, control)) == 1}
-        leaking = [name for name in names if name not in held and singles & set(components(name, control))]
+        leaking = _leaking(names, held, control)
         label = shuffled[fold] if n_folds is None else f"fold{fold + 1}"
         out[label] = (treated & perturbation.isin(held), treated & perturbation.isin(leaking))
+    return out
+
+
+def _leaking(names: Sequence[str], held: set[str], control: str) -> list[str]:
+    """Combinations that are not held out and contain a single gene that is."""
+    singles = {genes[0] for name in held if len(genes := components(name, control)) == 1}
+    return [name for name in names if name not in held and singles & set(components(name, control))]
+
+
+def _here(
+    labels: pd.DataFrame, control: str, n_folds: int | None, rng: np.random.Generator
+) -> dict[str, tuple[pd.Series, pd.Series]]:
+    """Folds of each context's perturbations that another context measured as well."""
+    if n_folds is not None:
+        require_positive(n_folds, "n_folds", whole=True)
+    folds = _FOLDS_OF_A_CONTEXT if n_folds is None else int(n_folds)
+    perturbation, context = labels[_keys.PERTURBATION], labels[_keys.CONTEXT]
+    treated = ~labels["control"]
+    several = labels[treated].groupby(_keys.PERTURBATION)[_keys.CONTEXT].nunique() > 1
+    shared = sorted(several.index[several])
+    if not shared:
+        msg = (
+            f"No perturbation was measured in two contexts ({listing(sorted(set(context)))}): nothing can be held out "
+            "in one and seen in another. Name the contexts with `context_key=`, or use `split='perturbation'`."
+        )
+        raise ValueError(msg)
+    out = {}
+    for name in sorted(set(context[treated & perturbation.isin(shared)])):
+        here = treated & (context == name)
+        own, measured = sorted(set(perturbation[here]) & set(shared)), sorted(set(perturbation[here]))
+        if folds > len(own) or len(measured) < 2:
+            msg = (
+                f"Context {name!r} shares {len(own)} perturbations with others, too few for {folds} folds. Lower "
+                "`n_folds`."
+            )
+            raise ValueError(msg)
+        shuffled = [own[i] for i in rng.permutation(len(own))]
+        for fold in range(folds):
+            held = set(shuffled[fold::folds])
+            leaking = _leaking(measured, held, control)
+            out[f"{name} fold{fold + 1}"] = (here & perturbation.isin(held), here & perturbation.isin(leaking))
     return out
 
 
@@ -176,5 +229,14 @@ def _contexts(
             )
             raise ValueError(msg)
         everybody = ~labels["control"] & labels[_keys.PERTURBATION].isin(held)
+        elsewhere = set(labels[_keys.PERTURBATION][everybody & ~here])
+        if not everywhere and len(elsewhere) < len(held):
+            logger.warning(
+                "%d of %d perturbations held out in %r were measured in no other context: they are unseen, not unseen "
+                "here.",
+                len(held) - len(elsewhere),
+                len(held),
+                context,
+            )
         out[context] = (everybody & here, everybody & ~here & everywhere)
     return out

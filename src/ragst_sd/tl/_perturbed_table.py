@@ -77,6 +77,7 @@ def perturbed_table(
         effective_n=spread(responded.effective_n),
         evidence_share=spread(responded.evidence_share),
         embedding_share=None if share is None else spread(share),
+        task=np.append(responded.task, "control")[line],
     )
     asked, sources = np.repeat(np.asarray(list(names), dtype=object), len(cells)), np.tile(cells, len(names))
     obs = pd.DataFrame(
@@ -175,6 +176,7 @@ def _assembled(task: Task, responded: Responded, values: np.ndarray, obs: pd.Dat
         _keys.EVIDENCE_SHARE: responded.evidence_share,
         _keys.CITED_RELIABILITY: _cited_reliability(responded.weights, cited, pointers),
         _keys.EMBEDDING_SHARE: responded.embedding_share,
+        _keys.TASK: responded.task,
     }
     places = fill(RESPONSES, predicted, np.zeros(len(obs), dtype=bool))
     table = ad.AnnData(
@@ -185,6 +187,13 @@ def _assembled(task: Task, responded: Responded, values: np.ndarray, obs: pd.Dat
         obsm=places["obsm"],
     )
     header, fit = bank.header, bank.fit
+    given = {
+        _keys.CONTEXT_MEANS: {
+            "context": np.asarray(header.contexts, dtype=str),
+            "gene": bank.genes.to_numpy(str),
+            "mean": bank.screen.states,
+        }
+    }
     table.uns[_keys.RETRIEVAL] = {
         "schema_version": _keys.SCHEMA_VERSION,
         "task": TASK,
@@ -197,6 +206,7 @@ def _assembled(task: Task, responded: Responded, values: np.ndarray, obs: pd.Dat
         "control": header.control,
         _keys.CONTROL_NAMES: np.asarray(header.control_names, dtype=str),
         **({} if header.control_prints is None else {_keys.CONTROL_PRINTS: header.control_prints}),
+        **(given if header.from_responses else {}),
         "sources": header.sources.copy(),
         _keys.CONTROL_CELLS: header.control_cells.astype(str),
         _keys.LEARNED_FROM: responded.learned_from,

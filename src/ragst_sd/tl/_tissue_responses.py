@@ -236,7 +236,7 @@ class Responder:
             shares.append(evidence_share(answer.evidence, answer.adjustment, centre))
             of_genes = {name: getattr(answer, name)[:, self.at] for name in ("evidence", "adjustment")}
             parts.append((selection, answer._replace(**of_genes)))
-        responded = self.prepared.responded(parts, np.concatenate(shares))
+        responded = self.prepared.responded(parts, np.concatenate(shares), self._lines(contexts))
         return responded, np.concatenate(errors)
 
     def spread(self, spots: SpotStates) -> float:

@@ -1,0 +1,171 @@
+"""The truth of an evaluation where responses are given, and metrics that need neither cells nor controls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ragst_sd import _keys
+from ragst_sd._validate import listing, require_known
+from ragst_sd.reference.genes import take_genes
+from ragst_sd.reference.schema import control_names
+from ragst_sd.retrieval.training import dense
+from ragst_sd.tl._perturbation_cells import read_labels
+from ragst_sd.tl._perturbation_metrics import CHOICES as OF_CELLS
+from ragst_sd.tl._perturbation_metrics import DISCRIMINATION, discrimination_scores, mean_metrics
+from ragst_sd.tl._response_table import given_numbers, one_row_of_each, read_responses
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+CENTRED, RANK, BEST, TOP = "centred_cosine", "rank_score", "best_tenth", "top_genes"
+_SIZES = ("mae_delta", "mse_delta")
+RESPONSE_METRICS = (CENTRED, RANK, BEST, TOP)
+CHOICES = (*RESPONSE_METRICS, "pearson_delta", *_SIZES, *DISCRIMINATION)
+# A difference from the mean that is smaller than this, relative to the mean, is rounding.
+_ROUNDING = 1e-6
+
+
+@dataclass
+class MeasuredTable:
+    """Measured responses, one line per context and perturbation."""
+
+    names: list[tuple[str, str]]
+    """Context and perturbation of each line."""
+    delta: np.ndarray
+    """(lines, g)."""
+    n_cells: np.ndarray
+    """(lines,); 0 where not given."""
+    reliability: np.ndarray
+    """(lines,); NaN where not given."""
+
+    @property
+    def own_reliability(self) -> np.ndarray:
+        """(lines,) the same: nothing is known of halves."""
+        return self.reliability
+
+
+def require_metrics(chosen: list[str] | None, given: str) -> list[str]:
+    """Metrics of responses in the unit `given`: those asked for, or all that there are.
+
+    Raises
+    ------
+    ValueError
+        If one needs cells or controls, sizes of effects, or does not exist.
+    """
+    possible = [name for name in CHOICES if given != "rank" or name not in _SIZES]
+    if chosen is None:
+        return possible
+    cells = [name for name in chosen if name in OF_CELLS and name not in CHOICES]
+    if cells:
+        msg = (
+            f"`metrics` {listing(cells)} need cells or controls, and the reference was built from responses. Possible "
+            f"are {listing(possible)}."
+        )
+        raise ValueError(msg)
+    sizes = [name for name in chosen if name in _SIZES and name not in possible]
+    if sizes:
+        msg = (
+            f"`metrics` {listing(sizes)} compare sizes of effects, which ranks do not have. Possible are "
+            f"{listing(possible)}."
+        )
+        raise ValueError(msg)
+    require_known(chosen, possible, "metrics")
+    return chosen
+
+
+def measured_table(
+    adata: AnnData,
+    header: dict[str, Any],
+    genes: list[str],
+    *,
+    perturbation_key: str,
+    context_key: str | None,
+    layer: str | None,
+) -> MeasuredTable:
+    """Measured responses in the unit of the predictions."""
+    normalization = header["normalization"]
+    expression, _ = read_responses(
+        adata, unit=str(normalization["given"]), layer=layer, naming=str(normalization["naming"])
+    )
+    labels = read_labels(
+        adata,
+        perturbation_key=perturbation_key,
+        control=control_names(header),
+        context_key=context_key,
+        batch_key=None,
+        todo="",
+        responses=True,
+    )
+    kept = np.flatnonzero(~labels["control"].to_numpy())
+    labels = labels.iloc[kept]
+    one_row_of_each(labels, [_keys.CONTEXT, _keys.PERTURBATION])
+    names = list(zip(labels[_keys.CONTEXT], labels[_keys.PERTURBATION], strict=True))
+    order = sorted(range(len(names)), key=names.__getitem__)
+    n_cells, reliability = given_numbers(adata.obs.iloc[kept].iloc[order])
+    values = dense(take_genes(expression.values, expression.genes, genes))[kept][order]
+    return MeasuredTable([names[i] for i in order], values, n_cells, reliability)
+
+
+def response_scores(
+    table: AnnData,
+    truth: MeasuredTable,
+    pairs: list[tuple[int, np.ndarray]],
+    chosen: list[str],
+    control: str,
+    means: dict[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Metrics of predicted responses, one value per line that was predicted.
+
+    Parameters
+    ----------
+    pairs
+        Lines of the truth that were predicted, and the predicted rows of each.
+    means
+        (g,) mean response of each context in the reference, from which responses are taken for `CENTRED` and `RANK`.
+    """
+    lines = np.array([line for line, _ in pairs])
+    delta = np.array([dense(table.layers[_keys.RESPONSE][rows]).mean(axis=0) for _, rows in pairs])
+    scores = mean_metrics(delta, truth.delta[lines], delta, truth.delta[lines])
+    if set(chosen) & set(DISCRIMINATION):
+        scores |= discrimination_scores(delta, truth, lines, list(table.var_names), control)
+    contexts = np.array([context for context, _ in truth.names])
+    everywhere: Any = np.mean(list(means.values()), axis=0)
+    scores |= {name: np.empty(len(lines)) for name in RESPONSE_METRICS}
+    for context in np.unique(contexts[lines]):
+        here, at = np.flatnonzero(contexts == context), np.flatnonzero(contexts[lines] == context)
+        centre = means.get(str(context), everywhere)
+        likeness = _cosines(delta[at], truth.delta[here], centre)
+        own = likeness[np.arange(len(at)), np.searchsorted(here, lines[at])]
+        # Ties count half, so that a prediction that is like nobody is in the middle.
+        nearer = (likeness > own[:, None]).sum(axis=1) + 0.5 * ((likeness == own[:, None]).sum(axis=1) - 1)
+        scores[CENTRED][at], scores[RANK][at] = own, 1 - nearer / len(here)
+        scores[BEST][at] = nearer < len(here) / 10
+    scores[TOP] = np.array([_top_overlap(one, other) for one, other in zip(delta, truth.delta[lines], strict=True)])
+    return scores
+
+
+def _cosines(predicted: np.ndarray, measured: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """(q, m) cosines of differences from a centre; 0 where there is no difference."""
+    sides = []
+    for values in (predicted, measured):
+        difference = values - centre
+        size = np.linalg.norm(difference, axis=1, keepdims=True)
+        same = size <= _ROUNDING * max(float(np.linalg.norm(centre)), 1e-300)
+        sides.append(np.divide(difference, size, out=np.zeros_like(difference), where=~same))
+    return np.asarray(sides[0] @ sides[1].T)
+
+
+def _top_overlap(predicted: np.ndarray, measured: np.ndarray) -> float:
+    """Share of the tenth of the genes that went up most which is in the predicted tenth; ties have a part each."""
+    k = max(1, round(len(predicted) / 10))
+    return float((_top(predicted, k) * _top(measured, k)).sum() / k)
+
+
+def _top(values: np.ndarray, k: int) -> np.ndarray:
+    """(g,) weights of the k largest values, which add up to k; equal values at the border share what is left."""
+    border = np.partition(values, -k)[-k]
+    above, tied = values > border, values == border
+    return above + tied * ((k - above.sum()) / tied.sum())

@@ -1,0 +1,283 @@
+"""Responses that are measured already, from an AnnData or a data frame, as rows of a reference."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from ragst_sd import _keys
+from ragst_sd._stored_expression import offered_names, stored_expression
+from ragst_sd._validate import listing, require_key, require_type
+from ragst_sd.reference.genes import SYMBOL, duplicates
+from ragst_sd.reference.schema import RESPONSE_UNITS
+from ragst_sd.retrieval.training import dense
+from ragst_sd.tl._perturbation_cells import Expression
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+    from ragst_sd.tl._screen import Dropped, Screen
+
+logger = logging.getLogger(__name__)
+
+# Columns of long tables, as pertpy, scanpy, PyDESeq2, edgeR and limma name them.
+_GENES = ("gene", "variable", "names", "gene_name", "feature", "symbol")
+_VALUES = {
+    "log_fold_change": ("log_fold_change", "log_fc", "logfoldchanges", "log2FoldChange", "logFC"),
+    "z_score": ("z_score", "zscore", "stat", "scores"),
+    "rank": ("rank",),
+}
+_ERRORS = (_keys.STANDARD_ERROR, "lfcSE", "lfc_se")
+_NUMBERS = (_keys.N_CELLS, _keys.RELIABILITY)
+# Fewer values than this may all be of one size by chance; ranks of a list that was cut end near 1.
+_FEWEST, _NEAR_ONE = 20, 0.95
+SAY_UNIT = "Say what they are in: " + ", ".join(f"`unit={name!r}`" for name in RESPONSE_UNITS) + "."
+
+
+def refuse_responses(data: Any, unit: str, perturbation_key: str, context_key: str | None, control: list[str]) -> None:
+    """Raise a `ValueError` if what should be cells are responses, whose unit nobody named."""
+    import pandas as pd
+
+    found = "is a data frame, which holds responses" if isinstance(data, pd.DataFrame) else ""
+    if hasattr(data, "obs") and one_row_each(data.obs, perturbation_key, context_key, control):
+        found = "has no controls and one row for each perturbation, as a table of responses has"
+    if found:
+        msg = f"`adata` {found}, but `unit` is {unit!r}, the unit of cells. {SAY_UNIT}"
+        raise ValueError(msg)
+
+
+def one_row_each(obs: pd.DataFrame, perturbation_key: str, context_key: str | None, control: list[str]) -> bool:
+    """Whether several rows are one for each perturbation and context, and none is a control."""
+    keys = [key for key in (perturbation_key, context_key) if key is not None]
+    if not set(keys) <= set(obs):
+        return False
+    return len(obs) > 1 and not obs[keys].duplicated().any() and not obs[keys[0]].astype(str).isin(control).any()
+
+
+def response_adata(
+    data: AnnData | pd.DataFrame,
+    perturbation_key: str,
+    context_key: str | None,
+    type_key: str | None,
+    *,
+    layer: str | None,
+    unit: str,
+) -> tuple[AnnData, str | None]:
+    """A data frame, wide or long, as an AnnData of rows by genes, and the layer to read; an AnnData as it is.
+
+    Raises
+    ------
+    KeyError
+        If a column does not exist.
+    ValueError
+        If a long table has two values for one gene of a perturbation and context.
+    """
+    import anndata as ad
+    import pandas as pd
+
+    require_type(data, (ad.AnnData, pd.DataFrame), "adata")
+    if isinstance(data, ad.AnnData):
+        return data, layer
+    frame = data
+    # An index without a name that holds names says what each row is of; one that counts rows does not.
+    named = frame.index.nlevels == 1 and not pd.api.types.is_numeric_dtype(frame.index)
+    if perturbation_key not in frame and frame.index.name is None and named:
+        frame = frame.rename_axis(perturbation_key)
+    if any(name is not None and name not in frame for name in frame.index.names):
+        frame = frame.reset_index()
+    keys = [perturbation_key] if context_key is None else [perturbation_key, context_key]
+    for key in keys:
+        require_key(key, [str(name) for name in frame], "adata", "Name the column of labels.")
+    type_key = type_key or _keys.PERTURBATION_TYPE
+    of_rows = [*keys, *(name for name in (type_key, *_NUMBERS) if name in frame)]
+    genes = [name for name in _GENES if name in frame and name not in keys and frame[name].dtype.kind not in "iufb"]
+    if not genes:
+        if layer is not None:
+            msg = (
+                f"`layer` is {layer!r}, but `adata` is a wide data frame: no column names genes (looked for "
+                f"{listing(_GENES)}). Leave `layer` out, or name the column of genes so."
+            )
+            raise ValueError(msg)
+        values = frame.drop(columns=of_rows).select_dtypes("number")
+        obs = frame[of_rows].set_axis([str(i) for i in range(len(frame))])
+        var = pd.DataFrame(index=values.columns.astype(str))
+        return ad.AnnData(values.to_numpy(np.float32), obs=obs, var=var), None
+    names = _VALUES[unit] if layer is None else (layer,)
+    value = next((name for name in names if name in frame), None)
+    if value is None:
+        require_key(names[0], [str(name) for name in frame], "adata", "Name the column of values with `layer=`.")
+    if frame.duplicated([*keys, genes[0]]).any():
+        twice = frame.loc[frame.duplicated([*keys, genes[0]]), [*keys, genes[0]]].iloc[0].tolist()
+        msg = f"`adata` has more than one value for {listing(twice)}. {_MAKE_ONE}"
+        raise ValueError(msg)
+    wide = frame.pivot(index=keys, columns=genes[0], values=value)
+    first = frame.drop_duplicates(keys).set_index(keys if len(keys) > 1 else keys[0]).loc[wide.index]
+    obs = first.reset_index()[of_rows].set_axis([str(i) for i in range(len(wide))])
+    table = ad.AnnData(wide.to_numpy(np.float32), obs=obs, var=pd.DataFrame(index=wide.columns.astype(str)))
+    error = next((name for name in _ERRORS if name in frame), None)
+    if error is not None:
+        table.layers[_keys.STANDARD_ERROR] = frame.pivot(index=keys, columns=genes[0], values=error).to_numpy(
+            np.float32
+        )
+    return table, None
+
+
+_MAKE_ONE = (
+    "A reference has one row for each perturbation and context: keep one, average them, or make what tells them apart "
+    "(dose, time, guide) part of the names; name the column of contexts with `context_key=`."
+)
+
+
+def read_responses(
+    adata: AnnData, *, unit: str, layer: str | None, naming: str | None = None
+) -> tuple[Expression, sp.csr_matrix | None]:
+    """Responses of rows by genes, without genes that some row lacks, and their standard errors where there are any.
+
+    Raises
+    ------
+    ValueError
+        If there are no values, gene names repeat, no gene is there in all rows, or values are not what `unit` says.
+    """
+    if not adata.n_obs:
+        msg = "`adata` has no rows."
+        raise ValueError(msg)
+    place = "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`"
+    values = dense(stored_expression(adata, layer, "adata", "Name the layer with `layer=`.")).astype(np.float32)
+    offered = offered_names(adata)
+    naming = naming or (SYMBOL if SYMBOL in offered else next(iter(offered)))
+    genes = offered.get(naming, list(adata.var_names))
+    repeated = duplicates(genes)
+    if repeated:
+        msg = f"{place} has genes more than once: {listing(repeated)}. Keep one column each; responses cannot be added."
+        raise ValueError(msg)
+    whole = np.asarray(np.isfinite(values).all(axis=0))
+    if not whole.any():
+        msg = f"No gene of {place} has a finite value in every row. Leave out the rows that hold few genes."
+        raise ValueError(msg)
+    if not whole.all():
+        logger.warning("%d of %d genes are left out: some row has no value for them.", (~whole).sum(), len(whole))
+    check_responses(values[:, whole], unit, place)
+    error = next((name for name in _ERRORS if name in adata.layers), None)
+    errors = None if error is None else stored_expression(adata, error, "adata", "")[:, whole]
+    kept = [gene for gene, there in zip(genes, whole, strict=True) if there]
+    normalization = {
+        "unit": RESPONSE_UNITS[unit],
+        "target_sum": float("nan"),
+        "given": unit,
+        "naming": naming,
+        "size_factor_genes": np.array([], dtype=str),
+    }
+    return Expression(sp.csr_matrix(values[:, whole]), kept, normalization), errors
+
+
+def given_responses(
+    screen: Screen, genes: list[str], errors: sp.csr_matrix | None, numbers: pd.DataFrame, *, min_cells: int
+) -> tuple[AnnData, dict[str, Any], Dropped]:
+    """Rows of a reference from given responses, what the header keeps beside them, and what is left out.
+
+    Parameters
+    ----------
+    errors
+        (rows, genes) standard errors.
+    numbers
+        (rows, ...) columns of the table, of which `n_cells` and `reliability` are kept.
+
+    Raises
+    ------
+    ValueError
+        If a perturbation has two rows in a context, or no row is left.
+    """
+    import anndata as ad
+    import pandas as pd
+
+    labels = screen.cells
+    known, reliability = given_numbers(numbers)
+    use = (labels["used"] & ~labels["control"]).to_numpy()
+    few = use & (known > 0) & (known < min_cells)
+    kept = np.flatnonzero(use & ~few)
+    keys = [_keys.CONTEXT, _keys.PERTURBATION, _keys.PERTURBATION_TYPE]
+    one_row_of_each(labels.iloc[kept], keys)
+    if not len(kept):
+        msg = f"No response is left of {len(labels)} rows: all are controls, or rest on fewer than {min_cells} cells."
+        raise ValueError(msg)
+    several = labels[_keys.PERTURBATION_TYPE].iloc[kept].nunique() > 1
+    obs = labels.iloc[kept][[_keys.PERTURBATION, _keys.CONTEXT, _keys.PERTURBATION_TYPE]]
+    obs.index = [":".join(row if several else row[:2]) for row in labels.iloc[kept][keys].to_numpy()]
+    obs = obs.astype("category")
+    obs[_keys.N_CELLS], obs[_keys.N_CONTROLS] = known[kept], 0
+    obs[_keys.RELIABILITY] = reliability[kept]
+    order = np.argsort(obs.index.to_numpy(str))
+    obs, kept = obs.iloc[order], kept[order]
+    values = dense(screen.values[kept]).astype(np.float32)
+    layers = {} if errors is None else {_keys.STANDARD_ERROR: dense(errors[kept]).astype(np.float32)}
+    reference = ad.AnnData(values, obs=obs, var=pd.DataFrame(index=pd.Index(genes, name="gene")), layers=layers)
+    contexts = sorted(set(obs[_keys.CONTEXT]))
+    means = [values[(obs[_keys.CONTEXT] == context).to_numpy()].mean(axis=0) for context in contexts]
+    nobody, nothing = np.array([], dtype=str), sp.csr_matrix((0, len(genes)), dtype=np.float32)
+    parts = {
+        "contexts": {
+            "context": np.asarray(contexts, dtype=str),
+            "mean": np.asarray(means, dtype=np.float32),
+            "n_controls": np.zeros(len(contexts), dtype=np.int64),
+        },
+        "controls": {"cell": nobody, "context": nobody, "batch": nobody, "values": nothing},
+        "treated": {"cell": nobody, "row": nobody, "values": nothing},
+        _keys.CONTROL_CELLS: nobody,
+    }
+    lost = labels[few]
+    dropped = [
+        (name, context, int(n), f"fewer than {min_cells} cells")
+        for name, context, n in zip(lost[_keys.PERTURBATION], lost[_keys.CONTEXT], known[few], strict=True)
+    ]
+    if dropped:
+        logger.warning("Left out for fewer than %d cells: %s.", min_cells, listing(lost[_keys.PERTURBATION]))
+    return reference, parts, dropped
+
+
+def given_numbers(obs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """(rows,) numbers of cells, 0 where not given, and reliability, NaN where not given."""
+    parts = (obs[name].to_numpy(float) if name in obs else np.full(len(obs), np.nan) for name in _NUMBERS)
+    n_cells, reliability = parts
+    return np.nan_to_num(n_cells).astype(np.int64), reliability
+
+
+def one_row_of_each(labels: pd.DataFrame, keys: list[str]) -> None:
+    """Raise a `ValueError` if a perturbation has two rows in a context."""
+    twice = labels[labels.duplicated(keys)]
+    if len(twice):
+        found = [f"{row[_keys.PERTURBATION]} in {row[_keys.CONTEXT]}" for _, row in twice.iterrows()]
+        msg = f"`adata` has more than one row for {listing(dict.fromkeys(found))}. {_MAKE_ONE}"
+        raise ValueError(msg)
+
+
+def check_responses(values: np.ndarray, unit: str, place: str) -> None:
+    """Raise a `ValueError` if values are told to be ranks and are not, or the other way round."""
+    size = np.abs(values)
+    bounded = float(size.max()) <= 1
+    if unit == "rank" and not bounded:
+        msg = (
+            f"{place} reaches from {values.min():.4g} to {values.max():.4g}, but ranks lie from 1 (most up) to -1 "
+            "(most down), 0 for genes that are not listed. Scale them: `1 - 2 * (rank - 1) / (n - 1)` for a list of n "
+            "genes that starts with the most up. Other values have another `unit`."
+        )
+        raise ValueError(msg)
+    if unit == "rank":
+        return
+    ends = size.max(axis=1)
+    if bounded and min(values.shape[0] * 10, values.shape[1]) >= _FEWEST and float(ends.min()) > _NEAR_ONE:
+        msg = (
+            f"{place} looks like ranks, not like {RESPONSE_UNITS[unit]}s: every row ends at 1 or close to it "
+            f"({ends.min():.4g} to {ends.max():.4g}), and none goes beyond. Ranks have `unit='rank'`: sizes of "
+            "effects cannot be told from them."
+        )
+        raise ValueError(msg)
+    if not (values < 0).any() and (values == np.round(values)).all():
+        msg = (
+            f"{place} holds whole numbers from {values.min():.4g} up: counts of cells, not {RESPONSE_UNITS[unit]}s. "
+            "Cells have `unit='counts'`, or give the responses."
+        )
+        raise ValueError(msg)
