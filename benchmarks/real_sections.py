@@ -58,6 +58,14 @@ def encoders(weights: Path) -> dict[str, dict]:
     return {"texture": {"model": "texture", "context": CONTEXT}, "mobilenetv2_100": mobilenet}
 
 
+def embed(sections: dict, encoder: str, weights: Path, cache: Path | None = None) -> str:
+    """Embed all sections, from a folder of finished embeddings where one is named; the key of `.obsm`."""
+    for name, sdata in sections.items():
+        kept = {} if cache is None else {"cache": cache / f"{encoder}_{name}"}
+        rg.pp.embed_tiles(sdata, key_added=f"X_{encoder}", progress=False, **encoders(weights)[encoder], **kept)
+    return f"X_{encoder}"
+
+
 def folds(sections: dict, use_rep: str) -> Iterator[tuple[str, list[str], AnnData, list[str]]]:
     """Each donor, its sections, an unfitted reference of all other donors, and the genes that vary most in it."""
     donor_of = {name: str(sdata.tables["table"].obs["donor"].iloc[0]) for name, sdata in sections.items()}
@@ -193,6 +201,7 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+", default=["texture", "mobilenetv2_100"])
     parser.add_argument("--methods", nargs="+", help=f"some of {', '.join(REGISTRY)}, or all")
     parser.add_argument("--context", action="store_true", help="compare fields of view")
+    parser.add_argument("--cache", type=Path, help="folder in which embeddings are kept")
     parser.add_argument("--write", type=Path, help="page whose marked table is replaced")
     parser.add_argument("--csv", type=Path, help="file for the scores of each section")
     args = parser.parse_args()
@@ -202,15 +211,12 @@ def main() -> None:
     chosen = tuple(args.methods or (IN_CONTEXT if args.context else METHODS))
     chosen = tuple(REGISTRY) if chosen == ("all",) else chosen
     data = Path(args.data)
-    known = encoders(data / "weights")
     by = ("set", "encoder", "fields of view (µm)", "method") if args.context else ("set", "encoder", "method")
     parts = []
     for name in args.sets:
         sections = read_folder(data / "histology" / name)
         for encoder in args.encoders:
-            use_rep = f"X_{encoder}"
-            for sdata in sections.values():
-                rg.pp.embed_tiles(sdata, key_added=use_rep, progress=False, **known[encoder])
+            use_rep = embed(sections, encoder, data / "weights", args.cache and args.cache / name)
             for n_fields in range(1, len(CONTEXT) + 1) if args.context else [len(CONTEXT)]:
                 rep = use_rep if n_fields == len(CONTEXT) else narrower(sections, use_rep, n_fields)
                 scores = leave_one_donor_out(sections, rep, chosen).assign(set=name, encoder=encoder)

@@ -76,10 +76,10 @@ def embed_genes(
     import pandas as pd
     from sklearn.decomposition import TruncatedSVD
 
-    require_type(gmt, (str, os.PathLike, Mapping), "gmt", "Give a file of gene sets, or a mapping from set to genes.")
     require_positive(n_components, "n_components", whole=True)
     require_positive(min_terms, "min_terms", whole=True)
-    sets, name = (_from_mapping(gmt), "gene sets") if isinstance(gmt, Mapping) else (_read(Path(gmt)), Path(gmt).name)
+    sets = read_gene_sets(gmt)
+    name = "gene sets" if isinstance(gmt, Mapping) else Path(gmt).name
     genes, n_rare, matrix = _weighted(sets, int(min_terms))
     if n_components >= min(matrix.shape):
         msg = (
@@ -110,6 +110,12 @@ def embed_genes(
     )
     frame.attrs |= {"name": f"{name}, SVD {int(n_components)}", "explained_variance": explained}
     return frame
+
+
+def read_gene_sets(gmt: str | os.PathLike[str] | Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
+    """The genes of each set, of a file or a mapping."""
+    require_type(gmt, (str, os.PathLike, Mapping), "gmt", "Give a file of gene sets, or a mapping from set to genes.")
+    return _from_mapping(gmt) if isinstance(gmt, Mapping) else _read(Path(gmt))
 
 
 def _from_mapping(sets: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
