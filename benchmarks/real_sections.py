@@ -192,6 +192,26 @@ def write_between_markers(path: Path, marker: str, text: str) -> None:
     path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
+def joined(path: Path, marker: str, table: str, n_keys: int) -> str:
+    """The table of a page with the lines of a new one: in the place of those of the same run, or after their kin."""
+
+    def keys(line: str) -> list[str]:
+        return line.split(" | ")[:n_keys]
+
+    between = path.read_text().split(f"<!-- {marker}: begin -->")[1].split(f"<!-- {marker}: end -->")[0]
+    head, rule, *lines = between.strip().splitlines()
+    if table.splitlines()[0] != head:
+        return table
+    for line in table.splitlines()[2:]:
+        same = [i for i, one in enumerate(lines) if keys(one) == keys(line)]
+        kin = [i for i, one in enumerate(lines) if keys(one)[:-1] == keys(line)[:-1]]
+        if same:
+            lines[same[0]] = line
+        else:
+            lines.insert(kin[-1] + 1 if kin else len(lines), line)
+    return "\n".join([head, rule, *lines])
+
+
 def main() -> None:
     """Run the benchmark."""
     register()
@@ -202,7 +222,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help=f"some of {', '.join(REGISTRY)}, or all")
     parser.add_argument("--context", action="store_true", help="compare fields of view")
     parser.add_argument("--cache", type=Path, help="folder in which embeddings are kept")
-    parser.add_argument("--write", type=Path, help="page whose marked table is replaced")
+    parser.add_argument("--write", type=Path, help="page in whose marked table these lines are replaced")
     parser.add_argument("--csv", type=Path, help="file for the scores of each section")
     args = parser.parse_args()
     if not args.data:
@@ -232,7 +252,8 @@ def main() -> None:
     table = markdown(summary)
     print("\n" + table)
     if args.write:
-        write_between_markers(args.write, "context" if args.context else "real_sections", table)
+        marker = "context" if args.context else "real_sections"
+        write_between_markers(args.write, marker, joined(args.write, marker, table, len(by)))
 
 
 if __name__ == "__main__":

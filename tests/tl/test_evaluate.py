@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
@@ -10,6 +12,7 @@ import ragst_sd as rg
 from ragst_sd._metrics import pearson, spearman, variance_kept
 from ragst_sd.reference.noise_ceiling import noise_ceiling
 from ragst_sd.reference.normalize import as_csr
+from ragst_sd.tl._evaluate import CHOICES
 from ragst_sd.tl._section_metrics import SECTION_METRICS, section_metrics
 
 
@@ -180,6 +183,13 @@ def test_defaults_stay_per_gene(predicted):
         *("pearson", "spearman", "rmse", "variance_kept"),
         *("effective_n", "evidence_share", "out_of_reference", "n_spots"),
     ]
+
+
+def test_every_metric_is_explained():
+    page = Path(__file__).parents[2] / "docs" / "howto" / "report_honestly.md"
+    for name in CHOICES:
+        assert f'`"{name}"`' in rg.tl.evaluate.__doc__, name
+        assert not page.exists() or f"`{name}`" in page.read_text(encoding="utf-8"), name
 
 
 def test_metrics_that_lack_their_input(predicted):
