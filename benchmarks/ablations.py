@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["mob2k", "her2st"], help="sets of --ideas")
     parser.add_argument("--only", nargs="+", help="ideas whose names begin so")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of --ideas, whose scores are averaged")
+    parser.add_argument("--scores", type=Path, help="file in which the scores of --ideas are kept and gone on from")
     parser.add_argument("--cache", type=Path, help="folder in which embeddings are kept")
     parser.add_argument("--write", type=Path, help="page whose marked table is replaced")
     args = parser.parse_args()
@@ -106,7 +107,8 @@ def main() -> None:
 
 def compare_ideas(data: Path, args: argparse.Namespace) -> None:
     """Differences to `rag` as it is, paired over sections, with their standard errors."""
-    lines = []
+    lines = [] if args.scores is None or not args.scores.exists() else pd.read_csv(args.scores).to_dict("records")
+    done = {(line["set"], line["idea"], line["seed"], line["donor"]) for line in lines}
     for name in args.sets:
         sections = read_folder(data / "histology" / name)
         cache = args.cache and args.cache / name
@@ -126,17 +128,22 @@ def compare_ideas(data: Path, args: argparse.Namespace) -> None:
             for donor, held, reference, genes in folds(sections, rep):
                 for idea, (_, change) in own.items():
                     for seed in range(args.seeds):
+                        if (name, idea, seed, donor) in done:
+                            continue
                         with change(reference):
                             rg.tl.fit(reference, progress=False, rng=seed)
                         for section in held:
                             measured = sections[section].tables["table"]
-                            table = rg.tl.predict(sections[section], reference, genes=genes, inplace=False)
-                            scores = rg.tl.evaluate(table, truth=measured, genes=genes, metrics=["pearson"])
+                            shared = [gene for gene in genes if gene in set(measured.var_names)]
+                            table = rg.tl.predict(sections[section], reference, genes=shared, inplace=False)
+                            scores = rg.tl.evaluate(table, truth=measured, genes=shared, metrics=["pearson"])
                             pearson = scores.loc[scores["metric"] == "pearson", "value"].mean()
                             share = float(table.var[_keys.RETRIEVAL_SHARE].mean())
-                            lines.append({"set": name, "idea": idea, "donor": donor, "section": section,
+                            lines.append({"set": name, "idea": idea, "seed": seed, "donor": donor, "section": section,
                                           "pearson": pearson, "share": share})  # fmt: skip
                             print(name, idea, seed, section, f"{pearson:.4f}, share {share:.2f}", flush=True)
+                        if args.scores is not None:
+                            pd.DataFrame(lines).to_csv(args.scores, index=False)
     by_section = pd.DataFrame(lines).groupby(["set", "idea", "donor", "section"], sort=False).mean().reset_index()
     rows = ["| idea | " + " | ".join(args.sets) + " |", "|---" * (len(args.sets) + 1) + "|"]
     for idea in dict.fromkeys(by_section["idea"]):
@@ -144,6 +151,9 @@ def compare_ideas(data: Path, args: argparse.Namespace) -> None:
         for name in args.sets:
             of_set = by_section[by_section["set"] == name].set_index(["donor", "section"])
             own, base = (of_set.loc[of_set["idea"] == one, "pearson"] for one in (idea, AS_IT_IS))
+            if own.empty:
+                cells.append("not tried")
+                continue
             mean = own.groupby(level="donor").mean().mean()
             difference = own - base
             gain = difference.groupby(level="donor").mean().mean()

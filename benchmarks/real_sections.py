@@ -131,28 +131,6 @@ def narrower(sections: dict, use_rep: str, n_fields: int) -> str:
     return key_added
 
 
-def summarise(scores: pd.DataFrame, by: tuple[str, ...] = ("set", "encoder", "method")) -> pd.DataFrame:
-    """Sections are averaged within donors, then donors with equal weight."""
-    keys = list(by)
-    columns = [
-        "pearson",
-        "evidence",
-        "effective_n",
-        *(f"cited_{n}" for n in CITED),
-        "share_of_ceiling",
-        "variance_kept",
-    ]
-    numbers = [name for name in columns if name in scores]
-    by_donor = scores.groupby([*keys, "donor"], sort=False)[numbers].mean().reset_index()
-    summary = by_donor.groupby(keys, sort=False)[numbers].mean().reset_index()
-    each = by_donor.groupby(keys, sort=False).apply(
-        lambda part: ", ".join(f"{d} {p:.3f}" for d, p in zip(part["donor"], part["pearson"], strict=True)),
-        include_groups=False,
-    )
-    summary["Pearson by donor"] = each.to_numpy()
-    return summary
-
-
 HEADINGS = {
     "pearson": "Pearson",
     "evidence": "of evidence",
@@ -161,6 +139,20 @@ HEADINGS = {
     "share_of_ceiling": "share of ceiling",
     "variance_kept": "variance kept",
 }
+
+
+def summarise(scores: pd.DataFrame, by: tuple[str, ...] = ("set", "encoder", "method")) -> pd.DataFrame:
+    """Sections are averaged within donors, then donors with equal weight."""
+    keys = list(by)
+    numbers = [name for name in HEADINGS if name in scores]
+    by_donor = scores.groupby([*keys, "donor"], sort=False)[numbers].mean().reset_index()
+    summary = by_donor.groupby(keys, sort=False)[numbers].mean().reset_index()
+    each = by_donor.groupby(keys, sort=False).apply(
+        lambda part: ", ".join(f"{d} {p:.3f}" for d, p in zip(part["donor"], part["pearson"], strict=True)),
+        include_groups=False,
+    )
+    summary["Pearson by donor"] = each.to_numpy()
+    return summary
 
 
 def markdown(summary: pd.DataFrame) -> str:
@@ -200,8 +192,6 @@ def joined(path: Path, marker: str, table: str, n_keys: int) -> str:
 
     between = path.read_text().split(f"<!-- {marker}: begin -->")[1].split(f"<!-- {marker}: end -->")[0]
     head, rule, *lines = between.strip().splitlines()
-    if table.splitlines()[0] != head:
-        return table
     for line in table.splitlines()[2:]:
         same = [i for i, one in enumerate(lines) if keys(one) == keys(line)]
         kin = [i for i, one in enumerate(lines) if keys(one)[:-1] == keys(line)[:-1]]
@@ -246,7 +236,8 @@ def main() -> None:
     scores = pd.concat(parts, ignore_index=True)
     if args.csv:
         scores.to_csv(args.csv, index=False)
-    summary = summarise(scores, by)
+    # Methods that cite nobody have empty cells.
+    summary = summarise(scores.reindex(columns=list(dict.fromkeys([*scores, *HEADINGS]))), by)
     if args.context:
         summary = summary[[*by, "pearson", "effective_n", "Pearson by donor"]]
     table = markdown(summary)

@@ -143,14 +143,14 @@ def fewer_donors(bank: Bank, fold: Fold, numbers: int | Sequence[int] | None, rn
     """
     if numbers is None:
         return [fold]
-    numbers = np.atleast_1d(numbers).tolist()
-    for number in numbers:
+    asked: list[int] = np.atleast_1d(np.asarray(numbers)).tolist()
+    for number in asked:
         require_positive(number, "n_donors", whole=True)
     donors = labels(bank.obs[_keys.DONOR])[fold.training]
     order = np.random.default_rng(rng).permutation(np.unique(donors))
-    possible = sorted({int(number) for number in numbers if number <= len(order)})
+    possible = sorted({int(number) for number in asked if number <= len(order)})
     if not possible:
-        msg = f"`n_donors` is {numbers}, but without {fold.name!r} {len(order)} donors are left. Ask for fewer."
+        msg = f"`n_donors` is {asked}, but without {fold.name!r} {len(order)} donors are left. Ask for fewer."
         raise ValueError(msg)
     return [
         replace(fold, training=fold.training[np.isin(donors, order[:number])], n_donors=number) for number in possible

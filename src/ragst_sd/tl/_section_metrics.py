@@ -111,7 +111,7 @@ def lines_of_section(
     some = [name for name in names if name in SECTION_METRICS and name != GENE_SETS]
     sets = [name for name in names if name == GENE_SETS]
     parts = [
-        section_metrics(predicted[:, at], dense(truth[:, at]), wanted, genes=[genes[i] for i in at], **about)
+        section_metrics(predicted[:, at], dense(truth[:, at]), wanted, genes=[genes[int(i)] for i in at], **about)
         for wanted, at in ((some, columns), (sets, np.arange(len(genes))))
         if wanted
     ]
