@@ -229,7 +229,7 @@ def cross_validate(
     with in_parts(len(rounds) * len(values_of) * len(methods), show=show) as fits:
         for i, (whole, fold) in enumerate(rounds):
             chosen, summarised = choose_genes(bank, whole, n_genes, genes)
-            known = training_part(bank, fold.training, bank.values).genes
+            known = set(bank.genes[bank.measured[np.unique(bank.panels[fold.training])].any(axis=0)])
             sections = held_sections(bank, fold, [gene for gene in chosen if gene in known], summarised)
             found = [about_the_data(bank, section, counts=counts, rng=seed) for section in sections]
             inner = inner_group_key(bank.obs.iloc[fold.training], group_key, fold.name)
