@@ -1,6 +1,11 @@
 """What each part of `rag` is worth, and ideas that were tried beside it, on the set on which designs are chosen.
 
-python benchmarks/ablations.py --data "$RAGST_SD_TEST_DATA" --write docs/benchmarks.md
+    python benchmarks/ablations.py --data "$RAGST_SD_TEST_DATA" --write docs/benchmarks.md
+
+`--ideas` compares changes of the whole stack with `rag` as it is, section by section, on several sets. Embeddings are
+kept in the folder `--cache` where one is named.
+
+    python benchmarks/ablations.py --data "$RAGST_SD_TEST_DATA" --ideas --sets mob2k her2st --write docs/benchmarks.md
 """
 
 from __future__ import annotations
@@ -9,20 +14,26 @@ import argparse
 import logging
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
-from real_sections import encoders, folds, summarise, write_between_markers
+from real_sections import embed, folds, summarise, write_between_markers
+from shell_features import add_shell
 
 import ragst_sd as rg
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank
 from ragst_sd._demo import read_folder
 from ragst_sd._query import read_query
+from ragst_sd.retrieval import regression
 from ragst_sd.retrieval.evidence import effective_n
 from ragst_sd.retrieval.methods import phi_of
-from ragst_sd.retrieval.training import dense
+from ragst_sd.retrieval.projection import fit_pca
+from ragst_sd.retrieval.targets import standardised_targets
+from ragst_sd.retrieval.training import dense, mean_over_groups, within_section_pearson
 from ragst_sd.tl._section_metrics import spatial_graph
 
 SET = "mob2k"
@@ -47,16 +58,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("RAGST_SD_TEST_DATA"), help="folder with histology/, weights/")
     parser.add_argument("--encoder", default="texture")
+    parser.add_argument("--ideas", action="store_true", help="compare changes of the whole stack on several sets")
+    parser.add_argument("--sets", nargs="+", default=["mob2k", "her2st"], help="sets of --ideas")
+    parser.add_argument("--only", nargs="+", help="ideas whose names begin so")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds of --ideas, whose scores are averaged")
+    parser.add_argument("--scores", type=Path, help="file in which the scores of --ideas are kept and gone on from")
+    parser.add_argument("--cache", type=Path, help="folder in which embeddings are kept")
     parser.add_argument("--write", type=Path, help="page whose marked table is replaced")
     args = parser.parse_args()
     if not args.data:
         parser.error("name the folder of real sections with --data or RAGST_SD_TEST_DATA")
     logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
     data = Path(args.data)
+    if args.ideas:
+        compare_ideas(data, args)
+        return
     sections = read_folder(data / "histology" / SET)
-    use_rep = f"X_{args.encoder}"
-    for sdata in sections.values():
-        rg.pp.embed_tiles(sdata, key_added=use_rep, progress=False, **encoders(data / "weights")[args.encoder])
+    use_rep = embed(sections, args.encoder, data / "weights", args.cache and args.cache / SET)
     lines = []
     for donor, held, reference, genes in folds(sections, use_rep):
         for variant, settings in VARIANTS.items():
@@ -85,6 +103,139 @@ def main() -> None:
     print(text)
     if args.write:
         write_between_markers(args.write, "ablations", text)
+
+
+def compare_ideas(data: Path, args: argparse.Namespace) -> None:
+    """Differences to `rag` as it is, paired over sections, with their standard errors."""
+    lines = [] if args.scores is None or not args.scores.exists() else pd.read_csv(args.scores).to_dict("records")
+    done = {(line["set"], line["idea"], line["seed"], line["donor"]) for line in lines}
+    for name in args.sets:
+        sections = read_folder(data / "histology" / name)
+        cache = args.cache and args.cache / name
+        use_rep = embed(sections, args.encoder, data / "weights", cache)
+        chosen = [one for one in IDEAS if not args.only or one == AS_IT_IS or one.startswith(tuple(args.only))]
+        if any("SHELL" in one for one in chosen):
+            add_shell(sections, data / "weights", cache)
+            for sdata in sections.values():
+                obsm = sdata.tables["table"].obsm
+                obsm["X_both"] = np.concatenate([np.asarray(obsm[use_rep]), obsm["X_shell"]], axis=1)
+        for rep in (use_rep, "X_shell", "X_both"):
+            own = {
+                one: IDEAS[one] for one in chosen if IDEAS[one][0] in ("", rep) and (IDEAS[one][0] or rep == use_rep)
+            }
+            if not own:
+                continue
+            for donor, held, reference, genes in folds(sections, rep):
+                for idea, (_, change) in own.items():
+                    for seed in range(args.seeds):
+                        if (name, idea, seed, donor) in done:
+                            continue
+                        with change(reference):
+                            rg.tl.fit(reference, progress=False, rng=seed)
+                        for section in held:
+                            measured = sections[section].tables["table"]
+                            shared = [gene for gene in genes if gene in set(measured.var_names)]
+                            table = rg.tl.predict(sections[section], reference, genes=shared, inplace=False)
+                            scores = rg.tl.evaluate(table, truth=measured, genes=shared, metrics=["pearson"])
+                            pearson = scores.loc[scores["metric"] == "pearson", "value"].mean()
+                            share = float(table.var[_keys.RETRIEVAL_SHARE].mean())
+                            lines.append({"set": name, "idea": idea, "seed": seed, "donor": donor, "section": section,
+                                          "pearson": pearson, "share": share})  # fmt: skip
+                            print(name, idea, seed, section, f"{pearson:.4f}, share {share:.2f}", flush=True)
+                        if args.scores is not None:
+                            pd.DataFrame(lines).to_csv(args.scores, index=False)
+    by_section = pd.DataFrame(lines).groupby(["set", "idea", "donor", "section"], sort=False).mean().reset_index()
+    rows = ["| idea | " + " | ".join(args.sets) + " |", "|---" * (len(args.sets) + 1) + "|"]
+    for idea in dict.fromkeys(by_section["idea"]):
+        cells = []
+        for name in args.sets:
+            of_set = by_section[by_section["set"] == name].set_index(["donor", "section"])
+            own, base = (of_set.loc[of_set["idea"] == one, "pearson"] for one in (idea, AS_IT_IS))
+            if own.empty:
+                cells.append("not tried")
+                continue
+            mean = own.groupby(level="donor").mean().mean()
+            difference = own - base
+            gain = difference.groupby(level="donor").mean().mean()
+            cells.append(f"{mean:.3f}" if idea == AS_IT_IS else f"{mean:.3f} ({gain:+.3f} ± {difference.sem():.3f})")
+        rows.append(f"| {idea} | " + " | ".join(cells) + " |")
+    text = "\n".join(rows)
+    print(text)
+    if args.write:
+        write_between_markers(args.write, "ideas", text)
+
+
+def by_modules(kind: str, n_modules: int = 4) -> AbstractContextManager:
+    """The share of retrieval chosen for each module of genes instead of once for all."""
+    one_share = regression.fit_regression
+
+    def fit(training, targets, splits, evidence, shifts, *, rng):
+        parameters = one_share(training, targets, splits, evidence, shifts, rng=rng)
+        if not splits:
+            return parameters
+        from sklearn.cluster import KMeans
+
+        genes = standardised_targets(training, np.arange(len(training)), targets.shape[1], "rag").genes
+        variance = dense(training.values[:, genes]).var(axis=0)
+        if kind == "variance":
+            modules = np.argsort(np.argsort(variance)) * n_modules // len(genes)
+        else:
+            unit = targets / np.linalg.norm(targets, axis=0)
+            modules = KMeans(n_modules, n_init=10, random_state=0).fit_predict(unit.T)
+        alpha = float(parameters["regression_alpha"])
+        z = regression.regression_features(parameters, training.key).astype(np.float64)
+        one_donor = training.donors is not None and training.donors.max(initial=0) == 0
+        margin = regression._ONE_DONOR if one_donor else regression._NOISE
+        share = parameters["retrieval_share"].copy()
+        for module in range(n_modules):
+            own = modules == module
+            mixed = []
+            for (inner, held), cited in zip(splits, evidence, strict=True):
+                smooth = next(regression._held_out(z, targets[:, own], inner, held, [alpha]))
+                truth, sections = targets[held][:, own], training.sections[held]
+                mixed.append([
+                    within_section_pearson(a * cited[:, own] + (1 - a) * smooth, truth, sections)
+                    for a in regression._SHARES
+                ])  # fmt: skip
+            curve = mean_over_groups(mixed, len(regression._SHARES))
+            if np.isfinite(curve).any():
+                place = np.flatnonzero(curve >= np.nanmax(curve) - margin)[0 if one_donor else -1]
+                share[genes[own]] = regression._SHARES[place]
+        parameters["retrieval_share"] = share
+        return parameters
+
+    return patch("ragst_sd.retrieval.rag.fit_regression", fit)
+
+
+def whitened(power: float) -> AbstractContextManager:
+    """Principal components divided by a power of their standard deviation within sections."""
+
+    def fit(embedding, n_components):
+        mean, axes = fit_pca(embedding, n_components)
+        spread = ((embedding - mean) @ axes).std(axis=0)
+        return mean, axes * (spread / spread.max()) ** -power
+
+    return patch("ragst_sd.tl._fit_tissue.fit_pca", fit)
+
+
+def some_rows(reference, share: float) -> AbstractContextManager:
+    """Queries of an episode retrieve from a random part of the rows, drawn anew for each batch."""
+    return patch("ragst_sd.retrieval.episodes._BANK", int(share * reference.n_obs))
+
+
+AS_IT_IS = "rag, as it is"
+# Embedding (the encoder of the command if empty), and what is changed while a reference is fitted.
+IDEAS = {
+    AS_IT_IS: ("", lambda reference: nullcontext()),
+    "share of retrieval for 4 modules, by variance": ("", lambda reference: by_modules("variance")),
+    "share of retrieval for 4 modules, by k-means of expression": ("", lambda reference: by_modules("kmeans")),
+    "random half of the rows in each training step": ("", lambda reference: some_rows(reference, 0.5)),
+    "random fifth of the rows in each training step": ("", lambda reference: some_rows(reference, 0.2)),
+    "components whitened within sections": ("", lambda reference: whitened(1.0)),
+    "components half whitened within sections": ("", lambda reference: whitened(0.5)),
+    "SHELL alone": ("X_shell", lambda reference: nullcontext()),
+    "SHELL beside the encoder": ("X_both", lambda reference: nullcontext()),
+}
 
 
 def ideas(sdata, reference, table) -> list[tuple[str, np.ndarray, float]]:

@@ -58,6 +58,14 @@ def encoders(weights: Path) -> dict[str, dict]:
     return {"texture": {"model": "texture", "context": CONTEXT}, "mobilenetv2_100": mobilenet}
 
 
+def embed(sections: dict, encoder: str, weights: Path, cache: Path | None = None) -> str:
+    """Embed all sections, from a folder of finished embeddings where one is named; the key of `.obsm`."""
+    for name, sdata in sections.items():
+        kept = {} if cache is None else {"cache": cache / f"{encoder}_{name}"}
+        rg.pp.embed_tiles(sdata, key_added=f"X_{encoder}", progress=False, **encoders(weights)[encoder], **kept)
+    return f"X_{encoder}"
+
+
 def folds(sections: dict, use_rep: str) -> Iterator[tuple[str, list[str], AnnData, list[str]]]:
     """Each donor, its sections, an unfitted reference of all other donors, and the genes that vary most in it."""
     donor_of = {name: str(sdata.tables["table"].obs["donor"].iloc[0]) for name, sdata in sections.items()}
@@ -123,28 +131,6 @@ def narrower(sections: dict, use_rep: str, n_fields: int) -> str:
     return key_added
 
 
-def summarise(scores: pd.DataFrame, by: tuple[str, ...] = ("set", "encoder", "method")) -> pd.DataFrame:
-    """Sections are averaged within donors, then donors with equal weight."""
-    keys = list(by)
-    columns = [
-        "pearson",
-        "evidence",
-        "effective_n",
-        *(f"cited_{n}" for n in CITED),
-        "share_of_ceiling",
-        "variance_kept",
-    ]
-    numbers = [name for name in columns if name in scores]
-    by_donor = scores.groupby([*keys, "donor"], sort=False)[numbers].mean().reset_index()
-    summary = by_donor.groupby(keys, sort=False)[numbers].mean().reset_index()
-    each = by_donor.groupby(keys, sort=False).apply(
-        lambda part: ", ".join(f"{d} {p:.3f}" for d, p in zip(part["donor"], part["pearson"], strict=True)),
-        include_groups=False,
-    )
-    summary["Pearson by donor"] = each.to_numpy()
-    return summary
-
-
 HEADINGS = {
     "pearson": "Pearson",
     "evidence": "of evidence",
@@ -153,6 +139,20 @@ HEADINGS = {
     "share_of_ceiling": "share of ceiling",
     "variance_kept": "variance kept",
 }
+
+
+def summarise(scores: pd.DataFrame, by: tuple[str, ...] = ("set", "encoder", "method")) -> pd.DataFrame:
+    """Sections are averaged within donors, then donors with equal weight."""
+    keys = list(by)
+    numbers = [name for name in HEADINGS if name in scores]
+    by_donor = scores.groupby([*keys, "donor"], sort=False)[numbers].mean().reset_index()
+    summary = by_donor.groupby(keys, sort=False)[numbers].mean().reset_index()
+    each = by_donor.groupby(keys, sort=False).apply(
+        lambda part: ", ".join(f"{d} {p:.3f}" for d, p in zip(part["donor"], part["pearson"], strict=True)),
+        include_groups=False,
+    )
+    summary["Pearson by donor"] = each.to_numpy()
+    return summary
 
 
 def markdown(summary: pd.DataFrame) -> str:
@@ -184,6 +184,24 @@ def write_between_markers(path: Path, marker: str, text: str) -> None:
     path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
+def joined(path: Path, marker: str, table: str, n_keys: int) -> str:
+    """The table of a page with the lines of a new one: in the place of those of the same run, or after their kin."""
+
+    def keys(line: str) -> list[str]:
+        return line.split(" | ")[:n_keys]
+
+    between = path.read_text().split(f"<!-- {marker}: begin -->")[1].split(f"<!-- {marker}: end -->")[0]
+    head, rule, *lines = between.strip().splitlines()
+    for line in table.splitlines()[2:]:
+        same = [i for i, one in enumerate(lines) if keys(one) == keys(line)]
+        kin = [i for i, one in enumerate(lines) if keys(one)[:-1] == keys(line)[:-1]]
+        if same:
+            lines[same[0]] = line
+        else:
+            lines.insert(kin[-1] + 1 if kin else len(lines), line)
+    return "\n".join([head, rule, *lines])
+
+
 def main() -> None:
     """Run the benchmark."""
     register()
@@ -193,7 +211,8 @@ def main() -> None:
     parser.add_argument("--encoders", nargs="+", default=["texture", "mobilenetv2_100"])
     parser.add_argument("--methods", nargs="+", help=f"some of {', '.join(REGISTRY)}, or all")
     parser.add_argument("--context", action="store_true", help="compare fields of view")
-    parser.add_argument("--write", type=Path, help="page whose marked table is replaced")
+    parser.add_argument("--cache", type=Path, help="folder in which embeddings are kept")
+    parser.add_argument("--write", type=Path, help="page in whose marked table these lines are replaced")
     parser.add_argument("--csv", type=Path, help="file for the scores of each section")
     args = parser.parse_args()
     if not args.data:
@@ -202,15 +221,12 @@ def main() -> None:
     chosen = tuple(args.methods or (IN_CONTEXT if args.context else METHODS))
     chosen = tuple(REGISTRY) if chosen == ("all",) else chosen
     data = Path(args.data)
-    known = encoders(data / "weights")
     by = ("set", "encoder", "fields of view (µm)", "method") if args.context else ("set", "encoder", "method")
     parts = []
     for name in args.sets:
         sections = read_folder(data / "histology" / name)
         for encoder in args.encoders:
-            use_rep = f"X_{encoder}"
-            for sdata in sections.values():
-                rg.pp.embed_tiles(sdata, key_added=use_rep, progress=False, **known[encoder])
+            use_rep = embed(sections, encoder, data / "weights", args.cache and args.cache / name)
             for n_fields in range(1, len(CONTEXT) + 1) if args.context else [len(CONTEXT)]:
                 rep = use_rep if n_fields == len(CONTEXT) else narrower(sections, use_rep, n_fields)
                 scores = leave_one_donor_out(sections, rep, chosen).assign(set=name, encoder=encoder)
@@ -220,13 +236,15 @@ def main() -> None:
     scores = pd.concat(parts, ignore_index=True)
     if args.csv:
         scores.to_csv(args.csv, index=False)
-    summary = summarise(scores, by)
+    # Methods that cite nobody have empty cells.
+    summary = summarise(scores.reindex(columns=list(dict.fromkeys([*scores, *HEADINGS]))), by)
     if args.context:
         summary = summary[[*by, "pearson", "effective_n", "Pearson by donor"]]
     table = markdown(summary)
     print("\n" + table)
     if args.write:
-        write_between_markers(args.write, "context" if args.context else "real_sections", table)
+        marker = "context" if args.context else "real_sections"
+        write_between_markers(args.write, marker, joined(args.write, marker, table, len(by)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 from scipy.sparse import csr_matrix
 from scipy.stats import pearsonr, spearmanr
 
-from ragst_sd._metrics import METRICS, by_genes, pearson, rmse, score_genes, spearman, variance_kept, varies
+from ragst_sd._metrics import METRICS, by_genes, mae, pearson, rmse, score_genes, spearman, variance_kept, varies
 
 
 @pytest.fixture
@@ -26,6 +26,7 @@ def test_correlations_equal_scipy(pair):
 def test_errors_and_spread_equal_numpy(pair):
     predicted, truth = pair
     np.testing.assert_allclose(rmse(predicted, truth), [np.linalg.norm(d) / np.sqrt(40) for d in (predicted - truth).T])
+    np.testing.assert_allclose(mae(predicted, truth), [np.abs(d).sum() / 40 for d in (predicted - truth).T])
     np.testing.assert_allclose(variance_kept(predicted, truth), predicted.var(axis=0) / truth.var(axis=0))
 
 

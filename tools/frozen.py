@@ -3,6 +3,7 @@
 python tools/frozen.py --data "$RAGST_SD_TEST_DATA"                compares; ends with 1 where a value differs
 python tools/frozen.py --data "$RAGST_SD_TEST_DATA" --refit        fits anew too, and says how far that is from the fits that are kept
 python tools/frozen.py --data "$RAGST_SD_TEST_DATA" --write        fits and keeps all anew
+python tools/frozen.py --data "$RAGST_SD_TEST_DATA" --write --only mob_kernel_ridge
 
 For each method `tests/frozen` holds a fit, and of prediction, evidence, retrieval and explanation the hash of the whole array, its
 mean and root mean square, and a sample of its values. Values count as the same within 1e-6 (relative, where they are above 1).
@@ -40,6 +41,8 @@ from methods import register  # noqa: E402
 
 FOLDER = ROOT / "tests" / "frozen"
 TOLERANCE = 1e-6
+# Rows of a reference as a fit places them.
+KEYS = ("retrieval_key", "regression_key")
 N_SAMPLED = 60
 N_GENES = 220
 N_SPOTS = 70
@@ -216,14 +219,17 @@ def differences(kept: dict[str, Any], values: np.ndarray) -> tuple[bool, float]:
 def keep_fit(reference: AnnData, path: Path) -> None:
     """Write the fit of a reference as plain arrays."""
     arrays = flat(reference.uns["ragst"]["fit"], "fit/")
-    np.savez_compressed(path, **arrays, retrieval_key=reference.obsm["retrieval_key"])
+    keys = {name: reference.obsm[name] for name in KEYS if name in reference.obsm}
+    np.savez_compressed(path, **arrays, **keys)
 
 
 def give_fit(reference: AnnData, path: Path) -> None:
     """Put a fit that is kept into a reference."""
     with np.load(path, allow_pickle=False) as arrays:
         kept = {name: arrays[name] for name in arrays.files}
-    reference.obsm["retrieval_key"] = kept.pop("retrieval_key")
+    for name in KEYS:
+        if name in kept:
+            reference.obsm[name] = kept.pop(name)
     reference.uns["ragst"] = {**reference.uns["ragst"], **nested(kept)}
     # Another processor may round the last bit of an embedding otherwise, and the fit is then of another reference.
     header, record = reference.uns["ragst"], reference.uns["ragst"]["fit"]
@@ -254,10 +260,12 @@ def compare(data: Path, folder: Path = FOLDER, *, refit: bool = False) -> list[s
     return wrong
 
 
-def write(data: Path, folder: Path = FOLDER) -> None:
-    """Fit every case and keep fits and values."""
+def write(data: Path, folder: Path = FOLDER, *, only: list[str] | None = None) -> None:
+    """Fit every case, or those that are named, and keep fits and values."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, method, reference, asked in cases(data):
+        if only and name not in only:
+            continue
         responses = name.startswith("screen")
         fit(reference, method, responses=responses)
         keep_fit(reference, folder / f"{name}.npz")
@@ -271,12 +279,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--only", nargs="+", help="cases to write")
     parser.add_argument("--refit", action="store_true")
     arguments = parser.parse_args()
     # The number of threads decides in which order numbers are added up.
     torch.set_num_threads(1)
     if arguments.write:
-        write(arguments.data)
+        write(arguments.data, only=arguments.only)
         return 0
     wrong = compare(arguments.data, refit=arguments.refit)
     print("\n".join(["", *wrong]) if wrong else "all values are those that were frozen")

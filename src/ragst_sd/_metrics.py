@@ -50,6 +50,13 @@ def rmse(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.sqrt(((predicted - truth) ** 2).mean(axis=0))
 
 
+def mae(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Mean absolute error over spots."""
+    from sklearn.metrics import mean_absolute_error
+
+    return np.asarray(mean_absolute_error(truth, predicted, multioutput="raw_values"))
+
+
 def variance_kept(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Variance of the prediction over the variance of the truth; NaN where the truth does not vary."""
     spread = truth.var(axis=0)
@@ -70,7 +77,11 @@ def relative_spread(spread: np.ndarray) -> np.ndarray:
     return finite_mean(spread / np.where(usual > 0, usual, np.nan), axis=1)
 
 
-METRICS = {"pearson": pearson, "spearman": spearman, "rmse": rmse, "variance_kept": variance_kept}
+METRICS = {"pearson": pearson, "spearman": spearman, "rmse": rmse, "variance_kept": variance_kept, "mae": mae}
+# What is given if nobody asks for anything.
+DEFAULT_METRICS = ("pearson", "spearman", "rmse", "variance_kept")
+# In the unit of the prediction; the smaller, the better.
+ERRORS = ("rmse", "mae")
 
 
 def score(
@@ -120,13 +131,13 @@ def score_genes(names: Iterable[str], values: Any, expected: Any) -> dict[str, n
 
 
 def group_means(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One number per unit, method and held-out group: over genes, then over the sections of the group.
+    """One number per unit, method (number of training donors) and held-out group: over genes, then over its sections.
 
     Genes are averaged (`variance_kept`: their median), without those where the metric is not defined.
     """
     require_choice(metric, list(dict.fromkeys(scores["metric"])), "metric")
     own = scores[scores["metric"] == metric]
-    keys = ["unit", "method", "fold"]
+    keys = ["unit", "method", *(name for name in ("n_donors",) if name in scores), "fold"]
     sections = own.groupby([*keys, "sample"], sort=False)["value"]
     of_sections = sections.median() if metric in _MEDIAN else sections.mean()
     return of_sections.groupby(level=keys, sort=False).mean().reset_index()

@@ -93,8 +93,28 @@ def test_noise_ceiling():
     assert named(benchmark(make_scores(ceiling=False), return_ax=True), "noise ceiling") == []
 
 
-def test_lower_is_better_for_errors():
-    assert rows_of(benchmark(make_scores(), metric="rmse", return_ax=True)) == ["rag", "ridge", "knn", "mean"]
+@pytest.mark.parametrize("metric", ["rmse", "mae"])
+def test_lower_is_better_for_errors(metric):
+    scores = make_scores().replace({"metric": {"rmse": metric}})
+    assert rows_of(benchmark(scores, metric=metric, return_ax=True)) == ["rag", "ridge", "knn", "mean"]
+
+
+def test_a_curve_over_the_donors_learned_from():
+    parts = [make_scores(methods={"knn": 0.3 + n / 20, "ridge": 0.35 + n / 40}).assign(n_donors=n) for n in (1, 2, 4)]
+    scores = pd.concat(parts, ignore_index=True)
+    ax = benchmark(scores, return_ax=True)
+    means = group_means(scores, "pearson")
+    for line, method in zip(named(ax, "mean"), ("knn", "ridge"), strict=True):
+        assert line.get_label() == method
+        np.testing.assert_array_equal(line.get_xdata(), [1, 2, 4])
+        own = means[means["method"] == method].groupby("n_donors")["value"].mean()
+        np.testing.assert_allclose(line.get_ydata(), own)
+    assert len(named(ax, "A")) == 2
+    assert ax.figure.legends[0].get_title().get_text() == "noise ceiling 0.75"
+    assert ax.get_xlabel() == "donors learned from"
+    with pytest.raises(ValueError, match=r"`baseline`: .* several numbers of donors.*'n_donors'\] == 4"):
+        benchmark(scores, baseline="ridge")
+    assert rows_of(benchmark(scores[scores["n_donors"] == 4], baseline="ridge", return_ax=True)) == ["knn", "ridge"]
 
 
 def test_differences_to_a_baseline():

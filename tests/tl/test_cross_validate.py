@@ -366,3 +366,45 @@ class TestByDonor:
             by_donor(scores, "pearsn")
         with pytest.raises(ValueError, match="`baseline`"):
             by_donor(scores, baseline="none")
+
+
+def test_metrics_that_are_asked_for(three):
+    three.obs["label"] = np.where(three.obs["x_um"] > three.obs["x_um"].median(), "left", "right")
+    sets = {"some": list(three.var_names[:40])}
+    scores = cross_validate(
+        three, methods="knn", metrics=["mae", "ssim", "de_ndcg", "gene_set_pearson"], gmt=sets, genes="all",
+        inplace=False, **FAST,
+    )  # fmt: skip
+    knn = scores[scores["method"] == "knn"]
+    assert set(knn["metric"]) >= {"pearson", "mae", "ssim", "de_ndcg", "gene_set_pearson"}
+    assert not set(knn["metric"]) & {"rmse", "spearman", "moran_agreement", "domain_ari"}
+    assert (knn.loc[knn["metric"] == "gene_set_pearson", "gene"] == "some").all()
+    assert ((value(knn, metric="de_ndcg") > 0) & (value(knn, metric="de_ndcg") <= 1)).all()
+    del three.obs["label"]
+    with pytest.raises(KeyError, match="'label'"):
+        cross_validate(three, methods="knn", metrics="de_ndcg", **FAST)
+    with pytest.raises(ValueError, match="Did you mean 'ssim'"):
+        cross_validate(three, methods="knn", metrics="sim", **FAST)
+
+
+def test_a_curve_over_donors(three):
+    whole = cross_validate(three, methods="knn", inplace=False, **FAST)
+    curve = cross_validate(three, methods="knn", n_donors=[2, 1, 5], **FAST)
+    assert "cv_pearson" not in three.var
+    assert sorted(curve["n_donors"].unique()) == [1, 2]
+    pd.testing.assert_frame_equal(
+        curve[curve["n_donors"] == 2].drop(columns="n_donors").sort_values(list(whole)[:6]).reset_index(drop=True),
+        whole.sort_values(list(whole)[:6]).reset_index(drop=True),
+    )
+    one = curve[(curve["n_donors"] == 1) & (curve["method"] == "knn") & (curve["fold"] == "donor1")]
+    # By hand: the same genes, learned from one of the others.
+    expected = [
+        value(cross_validate(three[three.obs["donor"].isin(["donor1", other])].copy(), methods="knn", inplace=False,
+                             genes=sorted(set(one["gene"]) - {""}), **FAST), fold="donor1", metric="rmse").mean()
+        for other in ("donor2", "donor3")
+    ]  # fmt: skip
+    assert np.isclose(value(one, metric="rmse").mean(), expected, atol=1e-6).any()
+    summary = rg.get.summary(curve)
+    assert list(summary.index) == [("knn", 1), ("knn", 2)]
+    with pytest.raises(ValueError, match="`n_donors` is \\[7\\], but without 'donor1' 2 donors are left"):
+        cross_validate(three, methods="knn", n_donors=7, **FAST)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
@@ -10,6 +12,7 @@ import ragst_sd as rg
 from ragst_sd._metrics import pearson, spearman, variance_kept
 from ragst_sd.reference.noise_ceiling import noise_ceiling
 from ragst_sd.reference.normalize import as_csr
+from ragst_sd.tl._evaluate import CHOICES
 from ragst_sd.tl._section_metrics import SECTION_METRICS, section_metrics
 
 
@@ -117,15 +120,35 @@ def normalized(truth):
 def test_metrics_of_a_section_have_no_gene(predicted):
     table, truth = predicted.tables["predicted"], predicted.tables["table"]
     truth.obs["domain"] = np.where(table.obsm["spatial"][:, 0] > np.median(table.obsm["spatial"][:, 0]), "a", "b")
-    scores = rg.tl.evaluate(predicted, metrics=SECTION_METRICS, label_key="domain", n_genes=None)
+    names = [name for name in SECTION_METRICS if name not in ("ssim", "gene_set_pearson")]
+    scores = rg.tl.evaluate(predicted, metrics=names, label_key="domain", n_genes=None)
     assert (scores["gene"] == "").all()
     got = scores.set_index("metric")["value"]
     order = truth.var_names.get_indexer(table.var_names)
     expected = section_metrics(
-        table.X, normalized(truth)[:, order], positions=table.obsm["spatial"], labels=truth.obs["domain"]
-    )
-    for name in SECTION_METRICS:
+        table.X, normalized(truth)[:, order], names, positions=table.obsm["spatial"], labels=truth.obs["domain"]
+    ).set_index("metric")["value"]
+    for name in names:
         assert got[name] == pytest.approx(expected[name], abs=1e-3)
+
+
+def test_metrics_of_maps_and_gene_sets(predicted):
+    """Maps per gene compared; gene sets by name, over all genes, whichever are compared one by one."""
+    table = predicted.tables["predicted"]
+    sets = {"first": list(table.var_names[:12]), "last": list(table.var_names[-12:]), "none": ["nothing"]}
+    some = list(table.var_names[3:6])
+    scores = rg.tl.evaluate(predicted, metrics=["mae", "ssim", "gene_set_pearson"], gmt=sets, genes=some)
+    assert list(scores.loc[scores["metric"] == "ssim", "gene"]) == some
+    assert set(scores.loc[scores["metric"] == "gene_set_pearson", "gene"]) == set(sets)
+    every = rg.tl.evaluate(predicted, metrics=["gene_set_pearson"], gmt=sets, n_genes=20)
+    of_sets = every[every["metric"] == "gene_set_pearson"].set_index("gene")["value"]
+    assert of_sets[["first", "last"]].notna().all() and np.isnan(of_sets["none"])
+    assert (
+        rg.get.summary(rg.tl.evaluate(predicted, metrics=["mae", "gene_set_pearson"], gmt=sets)).iloc[0]["n_genes"]
+        == 250
+    )
+    with pytest.raises(ValueError, match="needs gene sets"):
+        rg.tl.evaluate(predicted, metrics="gene_set_pearson")
 
 
 def test_sections_are_taken_apart_in_metrics_of_a_section(predicted):
@@ -162,12 +185,19 @@ def test_defaults_stay_per_gene(predicted):
     ]
 
 
+def test_every_metric_is_explained():
+    page = Path(__file__).parents[2] / "docs" / "howto" / "report_honestly.md"
+    for name in CHOICES:
+        assert f'`"{name}"`' in rg.tl.evaluate.__doc__, name
+        assert not page.exists() or f"`{name}`" in page.read_text(encoding="utf-8"), name
+
+
 def test_metrics_that_lack_their_input(predicted):
     table, truth = predicted.tables["predicted"].copy(), predicted.tables["table"].copy()
     with pytest.raises(KeyError, match=r"'domain' not found .* Name the column of labels with `label_key=`"):
         rg.tl.evaluate(table, truth=truth, metrics="domain_ari", label_key="domain")
     del table.obsm["spatial"]
-    with pytest.raises(KeyError, match="Moran's I needs positions"):
+    with pytest.raises(KeyError, match="Moran's I need positions"):
         rg.tl.evaluate(table, truth=truth, metrics="svg_overlap")
     truth.X = normalized(truth)
     with pytest.raises(ValueError, match="estimated by splitting counts"):

@@ -8,6 +8,7 @@ from ragst_sd import _keys
 from ragst_sd._metrics import group_means
 from ragst_sd._validate import listing
 
+_GENE_SETS = "gene_set_pearson"
 _COLUMNS = ("gene", _keys.SAMPLE, "metric", "value")
 
 
@@ -27,7 +28,7 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
     -------
     One column per metric. Of `evaluate`: a line per section, and `n_genes`, the number of genes behind `pearson` and the
     other metrics per gene; `pearson_all_genes` is given as well. Of `cross_validate`: a line per method, and per unit
-    where there are several.
+    and number of donors where there are several.
 
     Raises
     ------
@@ -54,7 +55,11 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
     metrics = list(dict.fromkeys(scores["metric"]))
     if "method" in scores:
         scores = scores[scores["method"] != ""]
-        keys = ["unit", "method"] if scores["unit"].nunique() > 1 else ["method"]
+        keys = [
+            *(["unit"] if scores["unit"].nunique() > 1 else []),
+            "method",
+            *(["n_donors"] if "n_donors" in scores else []),
+        ]
         means = {
             name: group_means(scores, name).groupby(keys, sort=False)["value"].mean()
             for name in metrics
@@ -68,6 +73,10 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
     wide = found.mean().unstack("metric")[metrics]
     if "variance_kept" in metrics:
         wide["variance_kept"] = found.median().unstack("metric")["variance_kept"]
-    wide.insert(0, "n_genes", scores[scores["gene"] != ""].groupby(keys, sort=False)["gene"].nunique())
+    wide.insert(
+        0,
+        "n_genes",
+        scores[(scores["gene"] != "") & (scores["metric"] != _GENE_SETS)].groupby(keys, sort=False)["gene"].nunique(),
+    )
     wide.columns.name = None
     return wide

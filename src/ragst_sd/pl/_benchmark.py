@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 
     from ragst_sd.pl._figure import Drawing
 
-_TITLES = {"pearson": "Pearson correlation", "spearman": "Spearman correlation", "rmse": "root mean squared error"}
+_TITLES = {
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "rmse": "root mean squared error",
+    "mae": "mean absolute error",
+    "ssim": "structural similarity of maps",
+    "de_agreement": "agreement of differential expression (Spearman)",
+    "de_ndcg": "nDCG of differential expression",
+    "gene_set_pearson": "Pearson correlation of gene set scores",
+}
 
 
 @draws
@@ -39,18 +48,21 @@ def benchmark(
     of a donor. The vertical bar is the mean over donors. The numbers on the right are this mean, the effective number
     of cited rows and, with a baseline, the mean difference to it with its 95 % interval over donors (at least three).
 
+    Scores for several numbers of training donors are drawn as curves over this number: the mean over held-out donors,
+    and a thin line for each of them.
+
     Parameters
     ----------
     scores
         Made by :func:`ragst_sd.tl.cross_validate`. Frames of several runs on the same folds may be joined with
         `pandas.concat`.
     metric
-        Metric to draw. Metrics of genes are averaged over genes (`variance_kept`: their median), then over the sections
-        of a donor.
+        Metric to draw, one of those in `scores`; :func:`ragst_sd.tl.evaluate` says what they mean. Metrics of genes
+        and gene sets are averaged over these (`variance_kept`: the median), then over the sections of a donor.
     unit
         Which of the units in `scores` to draw; the first if left out.
     baseline
-        Method to compare with.
+        Method to compare with; not for curves.
     {figure_parameters}
 
     Returns
@@ -61,7 +73,8 @@ def benchmark(
     Raises
     ------
     ValueError
-        If `scores` is not such a frame, or does not hold the metric, the unit or the baseline.
+        If `scores` is not such a frame, or does not hold the metric, the unit or the baseline; or a baseline is given
+        for a curve.
 
     Examples
     --------
@@ -72,17 +85,27 @@ def benchmark(
     >>> scores = rg.tl.cross_validate(reference, methods=["ridge", "knn"], n_genes=50, progress=False)
     >>> rg.pl.benchmark(scores, baseline="ridge", show=False)
     """
-    from ragst_sd._metrics import by_donor
+    from ragst_sd._metrics import ERRORS, by_donor
 
     unit = _check(scores, unit)
     scores = scores[scores["unit"] == unit]
     # A noise ceiling belongs to no method: its name is empty.
     require_choice(metric, list(dict.fromkeys(scores.loc[scores["method"] != "", "metric"])), "metric")
+    if "n_donors" in scores and scores["n_donors"].nunique() > 1:
+        if baseline is not None:
+            msg = (
+                "`baseline`: these scores are of several numbers of donors, and drawn as curves. Leave it out, or take one "
+                f"number: `scores[scores['n_donors'] == {scores['n_donors'].max()}]`."
+            )
+            raise ValueError(msg)
+        with picture(6.4, 4.0, **drawing) as figure:
+            panel = _draw_curves(figure, scores, metric, unit)
+        return panel if drawing.get("return_ax") else None
     summary = by_donor(scores, metric, baseline=baseline).dropna(subset="mean").set_index("method")
     if summary.empty:
         msg = f"`scores` has no value of {metric!r} in this unit: all are NaN."
         raise ValueError(msg)
-    summary = summary.sort_values("mean", ascending=metric == "rmse", kind="stable")
+    summary = summary.sort_values("mean", ascending=metric in ERRORS, kind="stable")
     values = _by_method(scores, metric).loc[summary.index]
     effective_n = _by_method(scores, _keys.EFFECTIVE_N).mean(axis=1).reindex(values.index)
     cites = effective_n.notna()
@@ -91,8 +114,8 @@ def benchmark(
         columns |= _differences(summary, baseline)
     if cites.any():
         columns["rows cited\n(effective)"] = list(effective_n.map("{:.0f}".format).where(cites, "none"))
-    title = _TITLES.get(metric, metric.replace("_", " "))
-    heading = title.capitalize()
+    title = _title(metric)
+    heading = title[0].upper() + title[1:]
 
     # Inches.
     width, height = 7.0 + 1.4 * (len(columns) - 1), 1.7 + 0.42 * len(values)
@@ -122,6 +145,37 @@ def _check(scores: pd.DataFrame, unit: str | None) -> str:
         return str(units[0])
     require_choice(unit, units, "unit")
     return unit
+
+
+def _title(metric: str) -> str:
+    return _TITLES.get(metric, metric.replace("_", " "))
+
+
+def _draw_curves(figure: FigureBase, scores: pd.DataFrame, metric: str, unit: str) -> Axes:
+    """Accuracy over the number of donors learned from: a line for each method, a thin one for each held-out donor."""
+    from matplotlib.ticker import MaxNLocator
+
+    from ragst_sd._metrics import group_means
+
+    panel = figure.subplots()
+    means = group_means(scores, metric)
+    means = means[means["method"] != ""]
+    for i, (method, own) in enumerate(means.groupby("method", sort=False)):
+        color = f"C{i}"
+        for donor, line in own.groupby("fold", sort=False):
+            panel.plot(line["n_donors"], line["value"], color=color, lw=0.7, alpha=0.4, gid=donor)
+        mean = own.groupby("n_donors")["value"].mean()
+        panel.plot(mean.index, mean, "o-", color=color, lw=2, ms=6, mec="white", label=str(method), gid="mean")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.set(xlabel="donors learned from", ylabel=f"{_title(metric)}, {unit}", label="benchmark")
+    panel.set_title("Accuracy on held-out donors", fontsize="large")
+    panel.grid(axis="y")
+    note = None
+    if metric == "pearson" and _keys.NOISE_CEILING in set(scores["metric"]):
+        ceiling = group_means(scores, _keys.NOISE_CEILING).groupby("fold")["value"].first().mean()
+        note = f"noise ceiling {_style.number(ceiling, 2)}"
+    figure.legend(loc="outside right upper", title=note)
+    return panel
 
 
 def _by_method(scores: pd.DataFrame, metric: str) -> pd.DataFrame:

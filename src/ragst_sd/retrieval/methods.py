@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ragst_sd.retrieval.centering import section_shifts
+from ragst_sd.retrieval.kernel_ridge import KERNEL_RIDGE
 from ragst_sd.retrieval.knn import KNN, KNN_SUPERVISED
 from ragst_sd.retrieval.mlp import MLP
 from ragst_sd.retrieval.projection import fit_pca, project
@@ -31,6 +32,7 @@ METHODS: dict[str, Method] = {
     "knn_supervised": KNN_SUPERVISED,
     "random_rag": RANDOM_RAG,
     "ridge": RIDGE,
+    "kernel_ridge": KERNEL_RIDGE,
     "mlp": MLP,
     "mean": MEAN,
 }

@@ -44,7 +44,7 @@ def fit_regression(
     training: Bank,
     targets: np.ndarray,
     splits: Splits,
-    evidence: Sequence[np.ndarray],
+    evidence: Sequence[np.ndarray] | None,
     shifts: np.ndarray,
     *,
     rng: int,
@@ -58,26 +58,30 @@ def fit_regression(
     splits
         Rows that are learned from, and rows held out.
     evidence
-        For each split (held out, t), what retrieval predicts of the targets.
+        For each split (held out, t), what retrieval predicts of the targets; `None` where regression is all there is.
     shifts
         (sections, g) means of sections relative to that of the reference.
 
     Returns
     -------
-    `retrieval_share` (g,), one where nothing could be held out; `regression_*`: what makes the features, `alpha`,
-    `coefficients` (q, g), `intercept` (g,), and `scores`, the held-out ones of retrieval, of regression and of both.
+    `retrieval_share` (g,), one where nothing could be held out, zero without evidence; `regression_*`: what makes the
+    features, `alpha`, `coefficients` (q, g), `intercept` (g,), and `scores`, the held-out ones of retrieval, of
+    regression and of both.
     """
     kernels = (_linear(training.key), _gaussian(training.key, rng))
-    share, scores, alpha, chosen = 1.0, np.full(3, np.nan), float(np.median(_ALPHAS)), kernels[0]
+    share, scores = float(evidence is not None), np.full(3, np.nan)
+    alpha, chosen = float(np.median(_ALPHAS)), kernels[0]
+    one_donor = training.donors is not None and training.donors.max(initial=0) == 0
+    margin = _ONE_DONOR if one_donor else _NOISE
     if splits:
         curves = []
         for kernel in kernels:
             z = regression_features(kernel, training.key).astype(np.float64)
             curves.append(_score_alphas(z, targets, splits, training.sections))
-        one_donor = training.donors is not None and training.donors.max(initial=0) == 0
-        margin = _ONE_DONOR if one_donor else _NOISE
         best = int(np.nanmax(curves[1]) > np.nanmax(curves[0]) + margin)
         chosen, alpha = kernels[best], float(_ALPHAS[int(np.nanargmax(curves[best]))])
+        scores[1] = np.nanmax(curves[best])
+    if splits and evidence is not None:
         z = regression_features(chosen, training.key).astype(np.float64)
         mixed = []
         for (inner, held), cited in zip(splits, evidence, strict=True):

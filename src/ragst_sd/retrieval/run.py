@@ -100,10 +100,10 @@ def select(
         small = Query(phi, found._replace(rows=_places(near, found.rows)), state, n_neighbors)
         selection = method.select(fit.parameters, replace(bank, key=read_rows(bank.key, near)), small)
         selection = replace(selection, rows=np.where(selection.rows >= 0, near[selection.rows], -1))
-        if fit.cites_level:
-            level_rows, level = eligible_counts(eligibility, bank.levels[0])
     else:
         selection = nothing_cited(Query(phi, n_neighbors=nearest.shape[1]))
+    if fit.cites_level:
+        level_rows, level = eligible_counts(eligibility, bank.levels[0])
     features, eligible = features_of(fit.method, fit.parameters, embedding), None
     if features is not None:
         first, level = eligibility.patterns()
@@ -156,7 +156,7 @@ def part_of(bank: Bank, genes: np.ndarray, selected: Selected, **wanted: Any) ->
         ("embedding", "regression_key", "donors", "types", "ids", "obs", "var", "genes", "header", "fit", "digests")
     )
     part = replace(bank.at_genes(genes), **lean)
-    if method.cites and "section_shifts" in parameters:
+    if "section_shifts" in parameters:
         parameters["level"] = part.level(parameters["section_shifts"], selected.level_rows)
     if selected.eligible is not None:
         shifts = parameters.get("section_shifts", np.zeros((bank.sections.max() + 1, len(genes))))

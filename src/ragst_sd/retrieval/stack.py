@@ -38,7 +38,7 @@ def stacked(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> 
     with_mean = mean + share * (answer.evidence - mean)
     evidence = np.where(share == 1, answer.evidence, np.where(share == 0, mean, with_mean)).astype(np.float32)
     # With a share of one the regression is not needed, and may be NaN.
-    added = np.where(share == 1, 0.0, (1 - share) * _regression(parameters, selection)).astype(np.float32)
+    added = np.where(share == 1, 0.0, (1 - share) * regression_of(parameters, selection)).astype(np.float32)
     # No row that may be used measured it, and so there is no mean of such rows either.
     evidence[np.isnan(added)] = np.nan
     return answer._replace(evidence=evidence, adjustment=added)
@@ -59,7 +59,7 @@ def nothing_cited(query: Query) -> Selection:
     return Selection(query.key, np.full(shape, -1), np.zeros(shape), np.full(shape, np.nan))
 
 
-def _regression(parameters: Mapping[str, Any], selection: Selection) -> np.ndarray:
+def regression_of(parameters: Mapping[str, Any], selection: Selection) -> np.ndarray:
     """(n, g) regression of the queries, on the rows that each of them may use."""
     coefficients, intercept = np.asarray(parameters[REGRESSION]), np.asarray(parameters["regression_intercept"])
     features = np.asarray(selection.features, dtype=np.float64)

@@ -11,7 +11,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank, standardized
 from ragst_sd._labels import as_names
-from ragst_sd._metrics import group_means
+from ragst_sd._metrics import DEFAULT_METRICS, METRICS, group_means
 from ragst_sd._settings import settings
 from ragst_sd._validate import (
     as_seed,
@@ -27,6 +27,7 @@ from ragst_sd.reference.normalize import as_csr
 from ragst_sd.retrieval.bank import Run
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.options import resolve_options
+from ragst_sd.tl._downstream_metrics import gene_sets_of
 from ragst_sd.tl._fit import train_on
 from ragst_sd.tl._fit_tissue import fit_tissue
 from ragst_sd.tl._fold_scores import (
@@ -38,10 +39,12 @@ from ragst_sd.tl._fold_scores import (
     score_section,
     write_gene_trust,
 )
-from ragst_sd.tl._folds import RAW_UNIT, inner_group_key, outer_folds, training_part
+from ragst_sd.tl._folds import RAW_UNIT, fewer_donors, inner_group_key, outer_folds, training_part
+from ragst_sd.tl._section_metrics import SECTION_METRICS, needing
 from ragst_sd.tl._waiting import expected_seconds, in_parts, say_if_long
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
 
     import pandas as pd
@@ -54,6 +57,7 @@ logger = logging.getLogger(__name__)
 
 LIBRARY_SIZE = ("normalized", "raw", "both")
 LABEL = "label"
+OF_SECTIONS = ("moran_agreement", "svg_overlap", "gene_correlation_agreement", "domain_ari")
 COLUMNS = ["method", "fold", "sample", "gene", "unit", "metric", "value"]
 
 
@@ -70,6 +74,9 @@ def cross_validate(
     cited: Sequence[int] = (5, 10, 20, 50),
     library_size: str = "normalized",
     label_key: str = LABEL,
+    gmt: str | os.PathLike[str] | Mapping[str, Sequence[str]] | None = None,
+    metrics: Sequence[str] | None = None,
+    n_donors: int | Sequence[int] | None = None,
     rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
     device: str | None = None,
     amp: bool = False,
@@ -116,6 +123,15 @@ def cross_validate(
         genes are the same.
     label_key
         Column of `.obs` with labels of spots (layers, pathologists' regions). Not used if `"label"` does not exist.
+    gmt
+        Gene sets for `"gene_set_pearson"`, as in :func:`ragst_sd.tl.evaluate`.
+    metrics
+        Metrics per gene, per gene set and per section of :func:`ragst_sd.tl.evaluate`, all of those that need neither
+        counts nor intervals. Left out: `"pearson"`, `"spearman"`, `"rmse"`, `"variance_kept"`, `"moran_agreement"`,
+        `"svg_overlap"`, `"gene_correlation_agreement"` and `"domain_ari"`. `"pearson"` is always among them.
+    n_donors
+        For a curve of accuracy: learn from that many of the other donors only, one number after the other. They are
+        drawn at random, and more donors include those of fewer. The genes compared stay those of all other donors.
     rng
         Seed, generator or seed sequence of numpy, of everything that is random; `None` draws anew at each call.
     device, amp
@@ -128,8 +144,9 @@ def cross_validate(
     Returns
     -------
     Long frame with `method`, `fold` (the group held out), `sample`, `gene`, `unit` (of the values compared), `metric`,
-    `value`. Lines with a gene hold `pearson`, `spearman`, `rmse`, `variance_kept` of the gene in a section, and under
-    an empty `method` its `noise_ceiling`, the Pearson correlation that counting noise allows (NaN without counts of the
+    `value`, and where it was asked for `n_donors`, the number of donors learned from. Lines with a gene hold
+    `pearson`, `spearman`, `rmse`, `variance_kept` of the gene in a section (with `gene_set_pearson` the name of a set
+    stands for the gene), and under an empty `method` its `noise_ceiling`, the Pearson correlation that counting noise allows (NaN without counts of the
     genes behind the size factors; normalised unit only). Lines with an empty `gene` describe a section:
     `effective_n` and `evidence_share` (means over spots), `moran_agreement`, `svg_overlap`,
     `gene_correlation_agreement`, `domain_ari` (NaN without labels), and for methods that cite `evidence_pearson` (of
@@ -137,7 +154,7 @@ def cross_validate(
     (weight on rows of the spot's own label, and what random rows would get). Under an empty `method` there is
     `n_spots`. Sections with fewer than 3 spots are predicted but not scored.
 
-    With `inplace`, and unless `library_size="raw"`, these are written to the reference; its fit and its content hash
+    With `inplace`, and unless `library_size="raw"` or `n_donors` is given, these are written to the reference; its fit and its content hash
     stay as they are:
 
     `.var["cv_pearson"]`
@@ -156,7 +173,7 @@ def cross_validate(
     KeyError
         If a column or a gene does not exist.
     ValueError
-        If a method or an option does not exist, there are no two groups, `n_neighbors` exceeds the training rows, raw
+        If a method, a metric or an option does not exist, `gmt` is needed and left out, no fold has so many donors, there are no two groups, `n_neighbors` exceeds the training rows, raw
         counts are asked of a reference without counts, or no section has 3 spots.
 
     References
@@ -190,8 +207,13 @@ def cross_validate(
         asked = list(every) if isinstance(genes, str) and genes == "all" else genes
         genes = names_among(asked, every, "genes", ": the reference has no", KeyError)
     require_choice(library_size, LIBRARY_SIZE, "library_size")
-    if label_key != LABEL:
+    asked = list(
+        dict.fromkeys(["pearson", *as_names((*DEFAULT_METRICS, *OF_SECTIONS) if metrics is None else metrics)])
+    )
+    require_known(asked, (*METRICS, *SECTION_METRICS), "metrics")
+    if label_key != LABEL or (metrics is not None and needing(asked, "labels")):
         require_key(label_key, reference.obs, "reference.obs")
+    gene_sets = gene_sets_of(gmt, asked, list(reference.var_names))
     raw, bank = np.asarray(bank.embedding), standardized(reference, replace(bank, values=as_csr(bank.values)))
     folds = outer_folds(bank, group_key)
     sizes = {"n_neighbors": n_neighbors, "n_candidates": n_candidates}
@@ -201,31 +223,36 @@ def cross_validate(
     show, seed = bool(settings.progress if progress is None else progress), as_seed(rng)
     counts = None if library_size == "raw" else counts_for_ceiling(reference, bank)
     parts: list[pd.DataFrame] = []
-    seconds = len(values_of) * sum(expected_seconds(methods, len(fold.training)) for fold in folds)
-    say_if_long(seconds, f"Fitting {listing(methods)} {len(folds)} times each", "`methods=['knn']` takes seconds.")
-    with in_parts(len(folds) * len(values_of) * len(methods), show=show) as fits:
-        for i, fold in enumerate(folds):
-            chosen, summarised = choose_genes(bank, fold, n_genes, genes)
-            sections = held_sections(bank, fold, chosen, summarised)
-            parts += [about_the_data(bank, section, counts=counts, rng=seed) for section in sections]
+    rounds = [(fold, smaller) for fold in folds for smaller in fewer_donors(bank, fold, n_donors, seed)]
+    seconds = len(values_of) * sum(expected_seconds(methods, len(fold.training)) for _, fold in rounds)
+    say_if_long(seconds, f"Fitting {listing(methods)} {len(rounds)} times each", "`methods=['knn']` takes seconds.")
+    with in_parts(len(rounds) * len(values_of) * len(methods), show=show) as fits:
+        for i, (whole, fold) in enumerate(rounds):
+            chosen, summarised = choose_genes(bank, whole, n_genes, genes)
+            known = set(bank.genes[bank.measured[np.unique(bank.panels[fold.training])].any(axis=0)])
+            sections = held_sections(bank, fold, [gene for gene in chosen if gene in known], summarised)
+            found = [about_the_data(bank, section, counts=counts, rng=seed) for section in sections]
             inner = inner_group_key(bank.obs.iloc[fold.training], group_key, fold.name)
             shared: dict[str, Any] = {}
             for unit, values in values_of.items():
                 part = training_part(bank, fold.training, values)
                 for method in methods:
-                    fits.start(f"{fold.kind} held out {i + 1} of {len(folds)} ({fold.name}), {method}")
+                    fits.start(f"{fold.kind} held out {i + 1} of {len(rounds)} ({fold.name}), {method}")
                     run = Run(options[method], seed, train_on(device), amp)
                     own = raw[fold.training]
                     fitted = fit_tissue(
                         part, method, run, raw=own, group_key=inner, metric="euclidean", shared=shared, **sizes
                     )
                     for section in sections:
-                        frame = score_section(bank, fitted, section, values, numbers, label_key, seed)
-                        parts.append(frame.assign(method=method, unit=unit))
+                        frame = score_section(
+                            bank, fitted, section, values, numbers, label_key, seed, metrics=asked, gene_sets=gene_sets
+                        )
+                        found.append(frame.assign(method=method, unit=unit))
                     fits.finish()
-    scores = pd.concat(parts, ignore_index=True)[COLUMNS]
+            parts += [frame.assign(n_donors=fold.n_donors) for frame in found]
+    scores = pd.concat(parts, ignore_index=True)[COLUMNS if n_donors is None else [*COLUMNS, "n_donors"]]
     _log_summary(scores)
-    if inplace:
+    if inplace and n_donors is None:
         _write(reference, scores, methods)
     return scores
 
@@ -273,8 +300,11 @@ def _values_by_unit(reference: AnnData, bank: Bank, library_size: str) -> dict[s
 def _log_summary(scores: pd.DataFrame) -> None:
     if "pearson" not in set(scores["metric"]):
         return
-    for (unit, method), values in group_means(scores, "pearson").groupby(["unit", "method"], sort=False)["value"]:
-        logger.info("%s, %s: Pearson %.3f over %d held-out groups.", method, unit, values.mean(), len(values))
+    means = group_means(scores, "pearson")
+    keys = [name for name in ("method", "unit", "n_donors") if name in means]
+    for of_what, values in means.groupby(keys, sort=False)["value"]:
+        what = ", ".join(map(str, of_what)) + (" donors" if "n_donors" in keys else "")
+        logger.info("%s: Pearson %.3f over %d held-out groups.", what, values.mean(), len(values))
 
 
 def _write(reference: AnnData, scores: pd.DataFrame, methods: list[str]) -> None:

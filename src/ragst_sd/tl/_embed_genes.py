@@ -213,9 +213,8 @@ def _side_by_side(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def _of_sets(data: str | os.PathLike[str] | Mapping[str, Any], n_components: int, min_terms: int) -> pd.DataFrame:
     from sklearn.decomposition import TruncatedSVD
 
-    sets, name = (
-        (_from_mapping(data), "gene sets") if isinstance(data, Mapping) else (_read(Path(data)), Path(data).name)
-    )
+    sets = read_gene_sets(data, "data")
+    name = "gene sets" if isinstance(data, Mapping) else Path(data).name
     genes, n_rare, matrix = _weighted(sets, min_terms)
     if n_components >= min(matrix.shape):
         msg = (
@@ -241,17 +240,25 @@ def _of_sets(data: str | os.PathLike[str] | Mapping[str, Any], n_components: int
     return frame
 
 
-def _from_mapping(sets: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
+def read_gene_sets(sets: str | os.PathLike[str] | Mapping[str, Any], argument: str) -> dict[str, set[str]]:
+    """The genes of each set, of a file or a mapping that was given as `argument`."""
+    require_type(
+        sets, (str, os.PathLike, Mapping), argument, "Give a file of gene sets, or a mapping from set to genes."
+    )
+    return _from_mapping(sets, argument) if isinstance(sets, Mapping) else _read(Path(sets), argument)
+
+
+def _from_mapping(sets: Mapping[str, Sequence[str]], argument: str) -> dict[str, set[str]]:
     text = [name for name, genes in sets.items() if isinstance(genes, str)]
     if text:
-        msg = f"`data`: set {text[0]!r} is a string; give a list of genes."
+        msg = f"`{argument}`: set {text[0]!r} is a string; give a list of genes."
         raise ValueError(msg)
     return {str(name): {str(gene) for gene in genes} for name, genes in sets.items()}
 
 
-def _read(path: Path) -> dict[str, set[str]]:
+def _read(path: Path, argument: str) -> dict[str, set[str]]:
     if not path.is_file():
-        msg = f"`data`: {path} does not exist or is no file."
+        msg = f"`{argument}`: {path} does not exist or is no file."
         raise FileNotFoundError(msg)
     sets: dict[str, set[str]] = {}
     opening = gzip.open if path.suffix == ".gz" else open

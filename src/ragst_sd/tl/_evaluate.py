@@ -8,16 +8,17 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
-from ragst_sd._metrics import METRICS, by_genes, finite_mean, score_genes
+from ragst_sd._metrics import DEFAULT_METRICS, METRICS, by_genes, finite_mean, score_genes
 from ragst_sd._results import MIN_CEILING, N_GENES, most_variable, predicted, require_columns
 from ragst_sd._several import over_sections
 from ragst_sd._truth import compare, size_factor_genes, some_of, truth_counts, truth_table
 from ragst_sd._validate import as_seed, listing, require_key, require_known, require_positive
 from ragst_sd.reference.noise_ceiling import noise_ceiling
-from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._section_metrics import SECTION_METRICS, section_metrics
+from ragst_sd.tl._downstream_metrics import gene_sets_of
+from ragst_sd.tl._section_metrics import SECTION_METRICS, lines_of_section, needing
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping, Sequence
 
     import pandas as pd
@@ -43,6 +44,7 @@ def evaluate(
     n_genes: int | None = N_GENES,
     sample_key: str = "sample",
     label_key: str = "label",
+    gmt: str | os.PathLike[str] | Mapping[str, Sequence[str]] | None = None,
     metrics: Sequence[str] | None = None,
     rng: int | np.random.Generator | np.random.SeedSequence | None = 0,
 ) -> pd.DataFrame:
@@ -76,29 +78,48 @@ def evaluate(
     sample_key
         Column of the measured table's `.obs` that names the sections; one section if it is not there.
     label_key
-        Column of the measured table's `.obs` with labels of the spots, for `"domain_ari"`; missing or empty is
-        unlabelled.
+        Column of the measured table's `.obs` with labels of the spots, for metrics that compare regions; missing or
+        empty is unlabelled.
+    gmt
+        Gene sets for `"gene_set_pearson"`: a GMT file, or a mapping from set to genes.
     metrics
-        Some of the following; `"pearson"`, `"spearman"`, `"rmse"` and `"variance_kept"` if left out.
+        Some of the following; `"pearson"`, `"spearman"`, `"rmse"` and `"variance_kept"` if left out, which are quick.
 
-        Per gene: `"pearson"`, `"spearman"`, `"rmse"` and `"variance_kept"` (variance of the prediction over that of
-        the truth). `"noise_ceiling"` is the largest Pearson correlation that the noise of counting allows, from
-        binomial halves of the counts, and `"share_of_ceiling"` is `"pearson"` over it; both need counts. `"coverage"`
-        is the share of spots whose measured value lies between `.layers["lower"]` and `["upper"]`, limits included,
-        and `"interval_width"` the mean distance between these, in the unit of the prediction.
+        *Per gene, over the spots of a section.* `"pearson"`, `"spearman"`. `"rmse"`, the root mean squared, and
+        `"mae"`, the mean absolute error, both in the unit of the prediction; smaller is better. `"variance_kept"`, the
+        variance of the prediction over that of the truth; 1 is best. `"ssim"`, the structural similarity of the two
+        maps (1 at most): spots become pixels as wide as their pitch, values are divided by the measured range of the
+        gene, windows are 7 x 7 pixels, and pixels without a spot do not count. `"noise_ceiling"` is the largest
+        Pearson correlation that the noise of counting allows, from binomial halves of the counts, and
+        `"share_of_ceiling"` is `"pearson"` over it; both need counts. `"coverage"` is the share of spots whose measured
+        value lies between `.layers["lower"]` and `["upper"]`, limits included, and `"interval_width"` the mean distance
+        between these, in the unit of the prediction.
 
-        Per section, over genes: `"moran_agreement"` is the Pearson correlation between Moran's I of the prediction and
-        of the truth, on a graph of the 6 nearest spots; `"svg_overlap"` the share of the 20 most spatially variable
-        genes of the truth that are among those of the prediction; `"gene_correlation_agreement"` the Pearson
-        correlation between the gene-gene correlations of both, which does not ask where the values are; `"domain_ari"`
-        the adjusted Rand index between labels and k-means clusters of the prediction's leading principal components,
-        as many as there are labels.
+        *Per gene set.* `"gene_set_pearson"`, the Pearson correlation over spots between the scores that
+        :func:`scanpy.tl.score_genes` gives to the set on the prediction and on the truth, over all genes that both
+        tables have. It needs `gmt`. NaN for sets of which fewer than 3 genes are there, or
+        that leave no genes of like expression to compare with.
+
+        *Per section, over genes.* `"moran_agreement"`, the Pearson correlation between Moran's I of the prediction and
+        of the truth, on a graph of the 6 nearest spots. `"svg_overlap"`, the share of the 20 most spatially variable
+        genes of the truth that are among those of the prediction. `"gene_correlation_agreement"`, the Pearson
+        correlation between the gene-gene correlations of both, which does not ask where the values are.
+
+        *Per section, with labels of spots.* `"domain_ari"`, the adjusted Rand index between labels and k-means clusters
+        of the prediction's leading principal components, as many as there are labels. `"de_agreement"` and
+        `"de_ndcg"` compare differential expression between each label and all other labelled spots, by the t statistic
+        of :func:`scanpy.tl.rank_genes_groups`, and are averaged over labels with at least 3 spots: `"de_agreement"` is
+        the Spearman correlation over genes between the statistics of prediction and truth, `"de_ndcg"` the normalised
+        discounted cumulative gain of the first 20 genes of the prediction, where the gain of a gene is its measured
+        statistic if it is higher in the label, else 0. A random order does not have a `"de_ndcg"` of 0: compare with
+        another method.
     rng
-        Seed, generator or seed sequence of numpy, of the count splits and of k-means; `None` draws anew at each call.
+        Seed, generator or seed sequence of numpy, of count splits, k-means and control genes; `None` draws anew at each call.
 
     Returns
     -------
-    One line per gene, sample and metric: `gene`, `sample`, `metric`, `value`. `pearson` and `spearman` are NaN for
+    One line per gene, sample and metric: `gene`, `sample`, `metric`, `value`. Lines of `gene_set_pearson` have the name
+    of the set for `gene`. `pearson` and `spearman` are NaN for
     genes that do not vary, and 0 for a prediction that does not; `share_of_ceiling` is NaN where the ceiling is below
     0.1. Lines with an empty `gene` hold the metrics per section, the means over spots of `effective_n`,
     `evidence_share` and `out_of_reference`, `n_spots`, and where `n_genes` left genes out `pearson_all_genes`, the
@@ -111,8 +132,8 @@ def evaluate(
     KeyError
         If a table, gene or layer does not exist, or a metric needs positions, labels or intervals that are not there.
     ValueError
-        If there is no measured table of the shapes, or several and `truth_key` is left out; the table does not know
-        which genes vary most and `n_genes` asks for them; the tables share no spots or genes, the truth is not counts, or it holds fewer than 200 of the genes that size factors rest on.
+        If `gmt` is needed and left out; there is no measured table of the shapes, or several and `truth_key` is left out; the table does not know
+        which genes vary most and `n_genes` asks for them; no gene set has 3 genes of the tables; the tables share no spots or genes, the truth is not counts, or it holds fewer than 200 of the genes that size factors rest on.
 
     Notes
     -----
@@ -129,7 +150,10 @@ def evaluate(
     ----------
     Moran (1950), doi:10.1093/biomet/37.1-2.17, by :func:`scanpy.metrics.morans_i`; the noise ceiling after the
     count splitting of Neufeld et al. (2024), doi:10.1093/biostatistics/kxac047; the adjusted Rand index of Hubert &
-    Arabie (1985), doi:10.1007/BF01908075.
+    Arabie (1985), doi:10.1007/BF01908075; structural similarity of Wang et al. (2004), doi:10.1109/TIP.2003.819861, by
+    :func:`skimage.metrics.structural_similarity`; discounted cumulative gain of Järvelin & Kekäläinen (2002),
+    doi:10.1145/582415.582418, by :func:`sklearn.metrics.ndcg_score`; gene set scores after Tirosh et al. (2016),
+    doi:10.1126/science.aad0501.
 
     Examples
     --------
@@ -149,7 +173,7 @@ def evaluate(
     table, header = predicted(sdata, prediction_key)
     require_columns(table, SPOT_METRICS)
     measured = truth_table(sdata, table, truth_key, truth)
-    chosen = as_names(METRICS if metrics is None else metrics)
+    chosen = as_names(DEFAULT_METRICS if metrics is None else metrics)
     require_known(chosen, CHOICES, "metrics")
     asked = set(chosen)
     if asked & set(INTERVAL_METRICS):
@@ -157,13 +181,15 @@ def evaluate(
         require_key(_keys.LOWER, table.layers, "the predicted table's layers", todo)
     compared = compare(table, header, measured, layer=layer, unit=unit, genes=genes, sample_key=sample_key)
     places = labels = counts = None
-    if asked & {"moran_agreement", "svg_overlap"}:
-        require_key(_keys.SPATIAL, table.obsm, "the predicted table's obsm", "Moran's I needs positions of the spots.")
+    if needing(chosen, "positions"):
+        todo = "Metrics of maps and Moran's I need positions of the spots."
+        require_key(_keys.SPATIAL, table.obsm, "the predicted table's obsm", todo)
         places = np.asarray(table.obsm[_keys.SPATIAL], dtype=np.float64)
-    if "domain_ari" in asked:
+    if needing(chosen, "labels"):
         todo = "Name the column of labels with `label_key=`."
         require_key(label_key, measured.obs, "the measured table's obs", todo)
         labels = np.asarray(measured.obs[label_key], dtype=object)
+    gene_sets = gene_sets_of(gmt, chosen, compared.genes)
     if asked & set(CEILING_METRICS):
         if unit != "counts":
             msg = (
@@ -204,17 +230,21 @@ def evaluate(
         ]
         summary = {name: finite_mean(table.obs[name].to_numpy(float)[section.every]) for name in SPOT_METRICS}
         summary |= {"n_spots": float(len(rows)), **of_all}
-        if asked & set(SECTION_METRICS):
-            of_section = section_metrics(
-                values,
-                dense(expected),
-                positions=None if places is None else places[rows],
-                labels=None if labels is None else labels[section.truth_rows],
-                rng=seed,
-            )
-            summary |= {name: of_section[name] for name in chosen if name in of_section}
         lines = pd.Series(summary, name="value").rename_axis("metric").reset_index()
         parts.append(lines.assign(gene="", sample=sample))
+        of_section = lines_of_section(
+            section.values,
+            section.expected,
+            chosen,
+            best,
+            genes=compared.genes,
+            positions=None if places is None else places[rows],
+            labels=None if labels is None else labels[section.truth_rows],
+            gene_sets=gene_sets,
+            rng=seed,
+        )
+        if of_section is not None:
+            parts.append(of_section.assign(sample=sample))
     return pd.concat(parts, ignore_index=True)
 
 

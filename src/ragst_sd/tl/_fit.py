@@ -55,6 +55,7 @@ def fit(
     `knn_supervised`   rows    what ridge predicts                  fall with distance none
     `random_rag`       rows    learned; random candidates, control  learned gate       none
     `ridge`, `mlp`     no rows none                                 none               regression
+    `kernel_ridge`     no rows none                                 none               kernel ridge, that of `rag`
     `mean`             no rows none                                 none               none
     ================== ======= ==================================== ================== ==============================
 
@@ -100,7 +101,7 @@ def fit(
     `.obsm["retrieval_key"]`
         float64 (n, p), the rows in phi-space.
     `.obsm["regression_key"]`
-        float32 (n, q), the rows as the regression of `rag` takes them; dropped by methods without.
+        float32 (n, q), the rows as the regression of `rag` and `kernel_ridge` takes them; dropped by methods without.
     `.uns["ragst"]["fit"]`
         Method, parameters as plain arrays, hashes of reference and fit, and what tells a spot that is out of reference:
         `distance_quantiles` and `distance_threshold` of held-out groups in phi-space, and `appearance` (spread, axes

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._metrics import METRICS as GENE_METRICS
-from ragst_sd._metrics import finite_mean, pearson, score
+from ragst_sd._metrics import METRICS, finite_mean, score_genes
 from ragst_sd._state import state_of
 from ragst_sd._validate import listing
 from ragst_sd._workers import spread_over_workers
@@ -21,10 +20,10 @@ from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.run import part_of, predict, select
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._folds import most_variable, training_part
-from ragst_sd.tl._section_metrics import label_share, section_metrics
+from ragst_sd.tl._section_metrics import label_share, lines_of_section
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pandas as pd
     from anndata import AnnData
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FEWEST_SPOTS = 3
-_BLOCK_GENES = 2000
 
 
 @dataclass(frozen=True)
@@ -102,6 +100,9 @@ def score_section(
     numbers: list[int],
     label_key: str,
     rng: int,
+    *,
+    metrics: Sequence[str],
+    gene_sets: Mapping[str, Iterable[str]] | None,
 ) -> pd.DataFrame:
     """All lines of one method on one held-out section."""
     import pandas as pd
@@ -117,19 +118,25 @@ def score_section(
     parts = []
     if len(section.rows) >= FEWEST_SPOTS and section.genes:
         truth = values[section.rows][:, bank.genes.get_indexer(section.genes)]
-        parts.append(gene_scores(found["prediction"], truth, section.genes))
+        of_genes = [name for name in metrics if name in METRICS]
+        parts.append(gene_scores(found["prediction"], truth, section.genes, of_genes))
         columns = section.summarised
-        expected = dense(truth[:, columns])
-        whole |= section_metrics(
-            found["prediction"][:, columns],
-            expected,
+        names, expected = [section.genes[i] for i in columns], dense(truth[:, columns])
+        of_section = lines_of_section(
+            found["prediction"],
+            truth,
+            metrics,
+            columns,
+            genes=section.genes,
             positions=held.obs[[_keys.X_UM, _keys.Y_UM]].to_numpy(float),
             labels=labels,
+            gene_sets=gene_sets,
             rng=rng,
         )
+        if of_section is not None:
+            parts.append(of_section)
         if cites:
             whole["evidence_pearson"] = mean_pearson(found["evidence"][:, columns], expected)
-            names = [section.genes[i] for i in columns]
             for number in (number for number in numbers if number <= n_fitted):
                 of_few = found["prediction"][:, columns]
                 if number < n_fitted:
@@ -160,27 +167,20 @@ def predict_held(
     return selected, predict(of_genes, selected.selection, spread_over_workers)
 
 
-def gene_scores(
-    predicted: np.ndarray, truth: Any, genes: Sequence[str], metrics: Sequence[str] = tuple(GENE_METRICS)
-) -> pd.DataFrame:
+def gene_scores(predicted: np.ndarray, truth: Any, genes: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
     """`gene`, `metric`, `value` of (spots, genes) predictions; a gene counts over the spots where it was predicted."""
     import pandas as pd
 
-    parts = []
-    # Whole transcriptomes are made dense block by block.
-    for start in range(0, len(genes), _BLOCK_GENES):
-        block = slice(start, start + _BLOCK_GENES)
-        values, expected = predicted[:, block].astype(np.float64), dense(truth[:, block])
-        finite = np.isfinite(values)
-        for name in metrics:
-            value = score(GENE_METRICS[name], values, expected, finite)
-            parts.append(pd.DataFrame({"gene": list(genes[block]), "metric": name, "value": value}))
-    return pd.concat(parts, ignore_index=True)
+    found = score_genes(metrics, predicted, truth)
+    return pd.concat(
+        [pd.DataFrame({"gene": list(genes), "metric": name, "value": found[name]}) for name in metrics],
+        ignore_index=True,
+    )
 
 
 def mean_pearson(predicted: np.ndarray, truth: np.ndarray) -> float:
     """Pearson averaged over the genes that vary."""
-    return finite_mean(score(pearson, predicted.astype(np.float64), truth, np.isfinite(predicted)))
+    return finite_mean(score_genes(["pearson"], predicted, truth)["pearson"])
 
 
 def counts_for_ceiling(reference: AnnData, bank: Bank) -> Any:

@@ -10,10 +10,12 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._labels import is_missing, labels
-from ragst_sd._validate import listing, require_key
+from ragst_sd._validate import listing, require_key, require_positive
 from ragst_sd.retrieval.training import variable_genes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
 
     from ragst_sd.reference.header import Header
@@ -37,6 +39,8 @@ class Fold:
     """Rows that are predicted."""
     kind: str = "group"
     """What the group is, in the user's words."""
+    n_donors: int = 0
+    """Donors among the rows that may be learned from, where they were reduced to that number."""
 
 
 def group_codes(obs: pd.DataFrame, column: str) -> np.ndarray:
@@ -125,6 +129,32 @@ def outer_folds(bank: Bank, group_key: str | None, n_folds: int | None = None) -
             listing(shared),
         )
     return folds
+
+
+def fewer_donors(bank: Bank, fold: Fold, numbers: int | Sequence[int] | None, rng: int) -> list[Fold]:
+    """The fold itself, or with as many donors to learn from as asked, drawn so that more donors include those of fewer.
+
+    Numbers that the fold has not are left out.
+
+    Raises
+    ------
+    ValueError
+        If it has none of the numbers.
+    """
+    if numbers is None:
+        return [fold]
+    asked: list[int] = np.atleast_1d(np.asarray(numbers)).tolist()
+    for number in asked:
+        require_positive(number, "n_donors", whole=True)
+    donors = labels(bank.obs[_keys.DONOR])[fold.training]
+    order = np.random.default_rng(rng).permutation(np.unique(donors))
+    possible = sorted({int(number) for number in asked if number <= len(order)})
+    if not possible:
+        msg = f"`n_donors` is {asked}, but without {fold.name!r} {len(order)} donors are left. Ask for fewer."
+        raise ValueError(msg)
+    return [
+        replace(fold, training=fold.training[np.isin(donors, order[:number])], n_donors=number) for number in possible
+    ]
 
 
 def _shared_out(codes: np.ndarray, n_folds: int | None) -> list[np.ndarray]:

@@ -1,31 +1,41 @@
-"""Metrics of one section as a whole, on (spots, genes) arrays: spatial patterns, co-expression, domains, labels."""
+"""Metrics that look at one section as a whole: maps, spatial patterns, co-expression, regions, gene sets, labels."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd._labels import labels as names_of
 from ragst_sd._metrics import pearson, varies
+from ragst_sd._pitch import spot_pitch
+from ragst_sd.retrieval.training import dense
+from ragst_sd.tl._downstream_metrics import GENE_SETS, About, gene_set_agreement, region_agreement
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    import pandas as pd
     import scipy.sparse as sp
 
-SECTION_METRICS = ("moran_agreement", "svg_overlap", "gene_correlation_agreement", "domain_ari")
 N_NEIGHBORS = 6
 N_COMPONENTS = 20
+# Spots by spots, as scikit-image takes them by default.
+_SSIM_WINDOW = 7
 
 
 def section_metrics(
     predicted: np.ndarray,
     truth: np.ndarray,
+    names: Iterable[str] | None = None,
     *,
+    genes: Sequence[str] | None = None,
     positions: np.ndarray | None = None,
     labels: np.ndarray | None = None,
+    gene_sets: Mapping[str, Iterable[str]] | None = None,
     n_top: int = 20,
     rng: int | np.random.Generator = 0,
-) -> dict[str, float]:
+) -> pd.DataFrame:
     r"""How well a prediction keeps what genes and spots of one section have in common.
 
     Spots without a value on either side are left out, then genes that lack a value in any spot left, then genes whose
@@ -39,40 +49,73 @@ def section_metrics(
     ----------
     predicted, truth
         Values of (spots, genes), NaN where there is none.
+    names
+        Some of `SECTION_METRICS`; all if left out.
+    genes
+        Names of the genes; their numbers if left out.
     positions
         Coordinates of the spots, (n, 2).
     labels
         Label of each spot; empty or missing is unlabelled.
+    gene_sets
+        Genes of each set.
     n_top
-        Number of most spatially variable genes to compare.
+        Number of genes at the top of a ranking to compare.
     rng
-        Seed or generator of k-means.
+        Seed or generator of k-means and of control genes.
 
     Returns
     -------
-    `moran_agreement`, Pearson correlation over genes between Moran's I of the prediction and of the truth;
-    `svg_overlap`, the share of the `n_top` genes with the largest Moran's I in the truth that are among those of the
-    prediction (NaN unless there are more genes than that); `gene_correlation_agreement`, Pearson correlation between
-    the upper triangles of the gene-gene correlation matrices, which does not ask where the values are; `domain_ari`,
-    adjusted Rand index between the labels and as many k-means clusters of the leading principal components of the
-    prediction. NaN where one cannot be computed.
+    Lines `gene`, `metric`, `value`. `gene` is the name of a gene for `ssim`, that of a set for `gene_set_pearson`, and
+    empty for a metric of the section. NaN where one cannot be computed.
     """
+    import pandas as pd
+
+    every = pd.Index(np.arange(truth.shape[1]).astype(str) if genes is None else genes)
     predicted, truth = np.asarray(predicted, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     finite = np.isfinite(predicted) & np.isfinite(truth)
     spots = finite.any(axis=1)
-    genes = finite[spots].all(axis=0)
-    predicted, truth = predicted[spots][:, genes], truth[spots][:, genes]
-    changing = varies(truth) if len(truth) else np.zeros(truth.shape[1], dtype=bool)
+    kept = np.flatnonzero(finite[spots].all(axis=0))
+    predicted, truth = predicted[spots][:, kept], truth[spots][:, kept]
+    changing = varies(truth) if len(truth) else np.zeros(len(kept), dtype=bool)
     predicted, truth = predicted[:, changing], truth[:, changing]
-    out = dict.fromkeys(SECTION_METRICS, np.nan)
-    if positions is not None:
-        places = np.asarray(positions, dtype=np.float64)[spots]
-        placed = np.isfinite(places).all(axis=1)
-        out |= _spatial_agreement(predicted[placed], truth[placed], places[placed], n_top)
-    out["gene_correlation_agreement"] = _correlation_agreement(predicted, truth)
-    if labels is not None:
-        out["domain_ari"] = _domain_ari(predicted, names_of(labels, missing="")[spots], rng)
-    return out
+    about = About(
+        every[kept[changing]],
+        None if positions is None else np.asarray(positions, dtype=np.float64)[spots],
+        None if labels is None else names_of(labels, missing="")[spots],
+        gene_sets,
+        n_top,
+        int(np.random.default_rng(rng).integers(2**31)),
+    )
+    asked = list(SECTION_METRICS if names is None else names)
+    found: dict[str, Any] = {}
+    for function, needs in dict.fromkeys(SECTION_METRICS[name] for name in asked):
+        if not needs or getattr(about, needs) is not None:
+            found |= function(predicted, truth, about)
+    parts = []
+    for name in asked:
+        value = found.get(name, np.nan)
+        if name == "ssim":
+            value = (pd.Series(dtype=float) if np.isscalar(value) else value).reindex(every)
+        of_genes = value if isinstance(value, pd.Series) else pd.Series({"": value})
+        parts.append(of_genes.rename("value").rename_axis("gene").reset_index().assign(metric=name))
+    return pd.concat(parts, ignore_index=True)[["gene", "metric", "value"]]
+
+
+def lines_of_section(
+    predicted: np.ndarray, truth: Any, names: Sequence[str], columns: np.ndarray, *, genes: Sequence[str], **about: Any
+) -> pd.DataFrame | None:
+    """`section_metrics` of the genes at `columns`, except that gene sets are scored on all; `None` where none is named."""
+    import pandas as pd
+
+    some = [name for name in names if name in SECTION_METRICS and name != GENE_SETS]
+    sets = [name for name in names if name == GENE_SETS]
+    parts = [
+        section_metrics(predicted[:, at], dense(truth[:, at]), wanted, genes=[genes[int(i)] for i in at], **about)
+        for wanted, at in ((some, columns), (sets, np.arange(len(genes))))
+        if wanted
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else None
 
 
 def label_share(
@@ -129,8 +172,11 @@ def spatial_graph(positions: np.ndarray) -> sp.csr_matrix:
     return either
 
 
-def _spatial_agreement(predicted: np.ndarray, truth: np.ndarray, positions: np.ndarray, n_top: int) -> dict[str, float]:
+def _spatial_agreement(predicted: np.ndarray, truth: np.ndarray, about: About) -> dict[str, float]:
     """Agreement of Moran's I over genes, and of the genes where it is largest."""
+    assert about.positions is not None
+    placed = np.isfinite(about.positions).all(axis=1)
+    predicted, truth, positions = predicted[placed], truth[placed], about.positions[placed]
     out = {"moran_agreement": np.nan, "svg_overlap": np.nan}
     if len(positions) < 3:
         return out
@@ -142,10 +188,10 @@ def _spatial_agreement(predicted: np.ndarray, truth: np.ndarray, positions: np.n
         # Without variation there is no pattern: 0, and no place among the top genes.
         agreement = pearson(np.nan_to_num(kept, nan=0.0)[:, None], measured[:, None])
         out["moran_agreement"] = float(agreement[0])
-    if len(measured) > n_top:
-        top = np.argsort(-measured, kind="stable")[:n_top]
-        ours = np.argsort(-np.nan_to_num(kept, nan=-np.inf), kind="stable")[: min(n_top, np.isfinite(kept).sum())]
-        out["svg_overlap"] = len(np.intersect1d(top, ours)) / n_top
+    if len(measured) > about.n_top:
+        top = np.argsort(-measured, kind="stable")[: about.n_top]
+        ours = np.argsort(-np.nan_to_num(kept, nan=-np.inf), kind="stable")[: min(about.n_top, np.isfinite(kept).sum())]
+        out["svg_overlap"] = len(np.intersect1d(top, ours)) / about.n_top
     return out
 
 
@@ -160,8 +206,36 @@ def _morans_i(graph: sp.csr_matrix, values: np.ndarray) -> np.ndarray:
     return out
 
 
-def _correlation_agreement(predicted: np.ndarray, truth: np.ndarray) -> float:
+def _ssim(predicted: np.ndarray, truth: np.ndarray, about: About) -> dict[str, Any]:
+    """Structural similarity of the maps of each gene, in units of its measured range, over the pixels with a spot."""
+    import pandas as pd
+    from scipy.spatial import KDTree
+    from skimage.metrics import structural_similarity
+
+    assert about.positions is not None
+    placed = np.isfinite(about.positions).all(axis=1)
+    predicted, truth, positions = predicted[placed], truth[placed], about.positions[placed]
+    genes = np.flatnonzero(varies(truth)) if len(np.unique(positions, axis=0)) > 1 else np.zeros(0, dtype=int)
+    if not len(genes):
+        return {"ssim": np.nan}
+    pitch, low = spot_pitch(positions), positions.min(axis=0)
+    width, height = (int(edge) for edge in np.rint((positions.max(axis=0) - low) / pitch) + 1)
+    if min(width, height) < _SSIM_WINDOW:
+        return {"ssim": np.nan}
+    pixels = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1) * pitch + low
+    distance, nearest = KDTree(positions).query(pixels)
+    low_of, range_of = truth[:, genes].min(axis=0), np.ptp(truth[:, genes], axis=0)
+    maps = [((values[:, genes] - low_of) / range_of)[nearest] for values in (truth, predicted)]
+    _, similarity = structural_similarity(*maps, win_size=_SSIM_WINDOW, data_range=1.0, channel_axis=-1, full=True)
+    return {"ssim": pd.Series(similarity[distance <= 0.75 * pitch].mean(axis=0), index=about.genes[genes])}
+
+
+def _correlation_agreement(predicted: np.ndarray, truth: np.ndarray, about: About) -> dict[str, float]:
     """Pearson correlation of the upper triangles of two gene-gene correlation matrices."""
+    return {"gene_correlation_agreement": _of_triangles(predicted, truth)}
+
+
+def _of_triangles(predicted: np.ndarray, truth: np.ndarray) -> float:
     n_spots, n_genes = truth.shape
     if n_spots < 3 or n_genes < 3:
         return np.nan
@@ -190,22 +264,39 @@ def _unit_columns(values: np.ndarray) -> np.ndarray:
     return centred / np.where(changing, np.linalg.norm(centred, axis=0), 1.0)
 
 
-def _domain_ari(predicted: np.ndarray, labels: np.ndarray, rng: int | np.random.Generator) -> float:
+def _domain_ari(predicted: np.ndarray, truth: np.ndarray, about: About) -> dict[str, float]:
     """Adjusted Rand index between labels and clusters of the prediction, over labelled spots."""
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
     from sklearn.metrics import adjusted_rand_score
 
-    labelled = labels != ""
-    predicted, labels = predicted[labelled], labels[labelled]
+    assert about.labels is not None
+    labelled = about.labels != ""
+    predicted, labels = predicted[labelled], about.labels[labelled]
     n_labels = len(np.unique(labels))
     if n_labels < 2 or not predicted.shape[1]:
-        return np.nan
-    distinct = len(np.unique(predicted, axis=0))
-    if distinct < n_labels:
-        return 0.0
-    seed = int(np.random.default_rng(rng).integers(2**31))
+        return {"domain_ari": np.nan}
+    if len(np.unique(predicted, axis=0)) < n_labels:
+        return {"domain_ari": 0.0}
     n_components = min(N_COMPONENTS, *predicted.shape)
-    components = PCA(n_components, random_state=seed).fit_transform(predicted)
-    clusters = KMeans(n_labels, n_init=10, random_state=seed).fit_predict(components)
-    return float(adjusted_rand_score(labels, clusters))
+    components = PCA(n_components, random_state=about.rng).fit_transform(predicted)
+    clusters = KMeans(n_labels, n_init=10, random_state=about.rng).fit_predict(components)
+    return {"domain_ari": float(adjusted_rand_score(labels, clusters))}
+
+
+# Each metric by its name: the function that gives it, alone or with others, and what it needs of `About`.
+SECTION_METRICS: dict[str, tuple[Callable[[np.ndarray, np.ndarray, About], dict[str, Any]], str]] = {
+    "moran_agreement": (_spatial_agreement, "positions"),
+    "svg_overlap": (_spatial_agreement, "positions"),
+    "gene_correlation_agreement": (_correlation_agreement, ""),
+    "domain_ari": (_domain_ari, "labels"),
+    "ssim": (_ssim, "positions"),
+    "de_agreement": (region_agreement, "labels"),
+    "de_ndcg": (region_agreement, "labels"),
+    GENE_SETS: (gene_set_agreement, "gene_sets"),
+}
+
+
+def needing(names: Iterable[str], what: str) -> bool:
+    """Whether one of some metrics needs positions, labels or gene sets."""
+    return any(name in SECTION_METRICS and SECTION_METRICS[name][1] == what for name in names)
