@@ -158,6 +158,17 @@ def test_features_made_elsewhere(drawn, workplace):
     assert "predicted" in query.tables
 
 
+def test_scanners(drawn):
+    sections = deepcopy(dict(drawn))
+    query, target = sections.pop("donor3"), sections["donor1"]
+    reference = rg.tl.build_reference(sections, use_rep="X_texture")
+    rg.tl.fit(reference, method="knn", n_neighbors=20)
+    before = query.tables["table"].obsm["X_texture"].copy()
+    run("howto/scanners.md", {"query": query, "target": target, "reference": reference})
+    assert query.tables["predicted"].uns["retrieval"]["image_key"] == "he_normalized"
+    assert not np.allclose(query.tables["table"].obsm["X_texture"], before)
+
+
 def test_annotations(drawn, workplace):
     write_pyramid(workplace / "slide.svs", paint(3, 1500, 1500))
     write_geojson(workplace / "slide.geojson", {"Tumor": (300, 200, 900, 1200), "Stroma": (900, 200, 1400, 1200)})
