@@ -161,10 +161,8 @@ def test_features_made_elsewhere(drawn, workplace):
 def test_scanners(drawn):
     sections = deepcopy(dict(drawn))
     query, target = sections.pop("donor3"), sections["donor1"]
-    reference = rg.tl.build_reference(sections, use_rep="X_texture")
-    rg.tl.fit(reference, method="knn", n_neighbors=20)
     before = query.tables["table"].obsm["X_texture"].copy()
-    run("howto/scanners.md", {"query": query, "target": target, "reference": reference})
+    run("howto/scanners.md", {"sections": sections, "query": query, "target": target})
     assert query.tables["predicted"].uns["retrieval"]["image_key"] == "he_normalized"
     assert not np.allclose(query.tables["table"].obsm["X_texture"], before)
 
