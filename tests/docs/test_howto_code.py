@@ -116,6 +116,19 @@ def test_xenium(workplace):
     assert "X_texture" in scope["sdata"].tables["table"].obsm
 
 
+def test_cells(workplace):
+    for seed, name in enumerate(("S2", "S3")):
+        folder = layouts.write_visium_hd_cells(workplace / name / "outs", seed=seed)
+        shutil.move(folder / "microscope_image" / "he.tif", workplace / f"{name}_he.btf")
+    layouts.write_xenium(workplace / "xenium_outs", seed=1)
+    scope: dict[str, object] = {}
+    run("howto/cells.md", scope, **{"016um": "008um", "bin_size=16": "bin_size=8", "centers=16": "centers=8"})
+    assert scope["lines"]["contribution"].sum() == pytest.approx(float(scope["query"]["predicted"].X[0, 0]), rel=1e-5)
+    rg.pp.set_image_mpp(scope["xenium"], image_key="he_image", mpp=layouts.XENIUM_HE_MPP)
+    rg.pp.embed_tiles(scope["xenium"], image_key="he_image", table_key="table", context=(1,))
+    assert np.isfinite(scope["xenium"].tables["table"].obsm["X_texture"]).all()
+
+
 def test_build_reference(drawn):
     run("howto/build_reference.md", {"sections": dict(drawn)})
 
@@ -161,6 +174,15 @@ def test_responses(workplace):
     assert set(scope["scores"]["task"]) == {"unseen here"}
     assert list(scope["predicted"].obs_names) == ["K562:STAT1", "RPE1:STAT1"]
     assert scope["embedding"].attrs["parts"] == {"sets": 2, "network": 2}
+
+
+def test_scanners(drawn):
+    sections = deepcopy(dict(drawn))
+    query, target = sections.pop("donor3"), sections["donor1"]
+    before = query.tables["table"].obsm["X_texture"].copy()
+    run("howto/scanners.md", {"sections": sections, "query": query, "target": target})
+    assert query.tables["predicted"].uns["retrieval"]["image_key"] == "he_normalized"
+    assert not np.allclose(query.tables["table"].obsm["X_texture"], before)
 
 
 def test_annotations(drawn, workplace):

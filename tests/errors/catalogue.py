@@ -130,6 +130,13 @@ def shown(pixels: np.ndarray, names: list[str] | None = None) -> SpatialData:
     return SpatialData(images={"he": image}, shapes={"spots": spots})
 
 
+def of_cells() -> SpatialData:
+    """A section whose shapes lie as cells do."""
+    sdata = shown(np.ones((3, 64, 64), np.uint8))
+    cells = ShapesModel.parse(np.random.default_rng(0).uniform(0, 64, (50, 2)), geometry=0, radius=1)
+    return SpatialData(images=dict(sdata.images), shapes={"cells": cells})
+
+
 def embed_shown(pixels: np.ndarray, names: list[str] | None = None, **kwargs: Any) -> Any:
     options = {"model": lambda tiles: tiles.mean((2, 3)), "tile_px": 8, "mpp": None, "progress": False} | kwargs
     return rg.pp.embed_tiles(shown(pixels, names), **options)
@@ -240,6 +247,7 @@ TOPICS: dict[str, list[Case]] = {
     "Sections, pictures and spots": [
         Case("mpp-not-positive", "pp.set_image_mpp", ValueError, ("`mpp` is 0",), lambda w: rg.pp.set_image_mpp(w.query, mpp=0)),
         Case("mpp-of-no-image", "pp.set_image_mpp", KeyError, ("'slide'", "'he'"), lambda w: rg.pp.set_image_mpp(w.query, image_key="slide", mpp=0.5)),
+        Case("pitch-of-cells", "pp.set_image_mpp", ValueError, ("'cells' do not lie on an array", "`um_between_centers`", "microns per pixel", "bins"), lambda w: rg.pp.set_image_mpp(of_cells(), um_between_centers=8)),
         Case("grid-of-no-image", "pp.tile_grid", KeyError, ("'slide'", "'he'"), lambda w: rg.pp.tile_grid(w.query, image_key="slide")),
         Case("tile-too-large", "pp.tile_grid", ValueError, ("No tile fits", "700"), lambda w: rg.pp.tile_grid(w.query, tile_px=9000, mpp=1.0)),
         Case("features-unknown", "pp.use_features", KeyError, ("'uni2_tile'", "'table'", "'X_colour'", "no file", "h5 file of one slide"), lambda w: rg.pp.use_features(w.query, features="uni2_tile")),

@@ -31,6 +31,18 @@ def _read_visium_hd(path: Path, name: str) -> SpatialData:
     return visium_hd(path, dataset_id=name, load_segmentations_only=False)
 
 
+def _read_visium_hd_cells(path: Path, name: str) -> SpatialData:
+    from spatialdata_io import visium_hd
+
+    return visium_hd(path, dataset_id=name, load_segmentations_only=False, bin_size=layouts.HD_BIN_UM)
+
+
+def _read_xenium_by_default(path: Path, name: str) -> SpatialData:
+    from spatialdata_io import xenium
+
+    return xenium(path, transcripts=False)
+
+
 def _read_xenium(path: Path, name: str) -> SpatialData:
     from spatialdata_io import xenium
 
@@ -53,6 +65,8 @@ _LAYOUTS = {
     "st": (layouts.write_st, _read_st),
     "visium": (layouts.write_visium, _read_visium),
     "visium_hd": (layouts.write_visium_hd, _read_visium_hd),
+    "visium_hd_cells": (layouts.write_visium_hd_cells, _read_visium_hd_cells),
+    "xenium_by_default": (layouts.write_xenium, _read_xenium_by_default),
     "xenium": (layouts.write_xenium, _read_xenium),
 }
 

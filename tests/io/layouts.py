@@ -30,6 +30,8 @@ ST_PITCH_UM = 200.0
 
 HD_MPP = 0.5
 HD_BIN_UM = 8
+HD_CELL_PITCH_UM = 12.0
+HD_NO_CELL = 4
 
 XENIUM_PIXEL_UM = 0.2125
 XENIUM_HE_MPP = 0.5
@@ -171,6 +173,39 @@ def write_visium_hd(path: Path, *, seed: int, bins: int = 16, bin_um: int = HD_B
     }
     with h5py.File(path / "feature_slice.h5", "w") as file:
         file.attrs["metadata_json"] = json.dumps(metadata)
+    return path
+
+
+def write_visium_hd_cells(path: Path, *, seed: int, cells: int = 14, depth: float = 400) -> Path:
+    """The same with the `segmented_outputs` of Space Ranger 4: an outline and counts for each cell; a few outlines have no counts."""
+    write_visium_hd(path, seed=seed)
+    outs, spatial = _folders(path, "segmented_outputs", "segmented_outputs/spatial")
+    tissue, rng = Tissue(seed), np.random.default_rng(seed)
+    row, column = np.divmod(np.arange(cells * cells), cells)
+    um = (np.column_stack([column, row]) + 2.0 + rng.uniform(-0.35, 0.35, (len(row), 2))) * HD_CELL_PITCH_UM
+    numbers = np.arange(len(um)) * 3 + 2
+    angles = np.append(np.arange(12), 0) * np.pi / 6
+    rings = (um[:, None] + 4.5 * np.column_stack([np.cos(angles), np.sin(angles)])) / HD_MPP
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [ring.tolist()]},
+            "properties": {"cell_id": int(number), "classification": None},
+        }
+        for number, ring in zip(numbers, rings, strict=True)
+    ]
+    (outs / "cell_segmentations.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    write_10x_h5(
+        outs / "filtered_feature_cell_matrix.h5",
+        tissue.counts(um, depth=depth)[HD_NO_CELL:],
+        [f"cellid_{number:09d}-1" for number in numbers[HD_NO_CELL:]],
+        library=path.name,
+    )
+    binned = path / f"binned_outputs/square_{HD_BIN_UM:03d}um/spatial/scalefactors_json.json"
+    scalefactors = json.loads(binned.read_text())
+    for name in ("bin_size_um", "spot_diameter_fullres"):
+        scalefactors.pop(name)
+    (spatial / "scalefactors_json.json").write_text(json.dumps(scalefactors))
     return path
 
 

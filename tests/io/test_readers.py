@@ -7,6 +7,7 @@ import pytest
 from scipy.spatial import KDTree
 from spatialdata.transformations import get_transformation
 
+import ragst_sd as rg
 from ragst_sd._annotation import single_region
 from ragst_sd._elements import centers_in_pixels, resolve_image, resolve_shapes
 
@@ -108,6 +109,27 @@ class TestVisiumHD:
         )
         np.testing.assert_allclose(centers.xy, sdata["square_008um"].obsm["spatial"])
         assert _pitch(centers.xy) == pytest.approx(edge)
+
+
+class TestVisiumHDCells:
+    @pytest.fixture
+    def sdata(self, section):
+        return section("visium_hd_cells", 1)
+
+    def test_elements(self, sdata):
+        assert set(sdata.shapes) == {"s1_square_008um", "s1_cell_segmentations"}
+        assert _link(sdata["cell_segmentations"]) == ("s1_cell_segmentations", "region", "cell_id")
+        assert set(sdata["s1_cell_segmentations"].geom_type) == {"Polygon"}
+        assert "spatial" not in sdata["cell_segmentations"].obsm
+        assert list(sdata["cell_segmentations"].obs_names[:2]) == ["cellid_000000014-1", "cellid_000000017-1"]
+
+    def test_cells_have_no_pitch_and_bins_do(self, sdata):
+        image = {"image_key": "s1_full_image"}
+        with pytest.raises(ValueError, match=r"'s1_cell_segmentations' do not lie on an array.*bins of the same image"):
+            rg.pp.set_image_mpp(sdata, **image, shapes_key="s1_cell_segmentations", um_between_centers=8)
+        assert "ragst" not in sdata.attrs
+        rg.pp.set_image_mpp(sdata, **image, shapes_key="s1_square_008um", um_between_centers=8)
+        assert sdata.attrs["ragst"]["image_mpp"]["s1_full_image"] == pytest.approx(layouts.HD_MPP)
 
 
 class TestXenium:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import spatialdata as sd
 import squidpy as sq
-from spatialdata.models import TableModel
 
 import ragst_sd as rg
 
@@ -46,12 +46,16 @@ CASES = {
         "visium_hd", "{}_full_image", "{}_square_008um", "square_008um", None, {"um_between_centers": 8.0}, 64, 0.5,
         layouts.HD_MPP,
     ),
+    "visium hd cells": Keys(
+        "visium_hd_cells", "{}_full_image", "{}_cell_segmentations", "cell_segmentations", None,
+        {"shapes_key": "{}_square_008um", "um_between_centers": 8.0}, 64, 0.5, layouts.HD_MPP,
+    ),
     "xenium": Keys(
         "xenium", "he_image", "cell_circles", "table", "global", {"mpp": layouts.XENIUM_HE_MPP}, 64, 0.5,
         layouts.XENIUM_HE_MPP,
     ),
     "xenium polygons": Keys(
-        "xenium", "he_image", "cell_boundaries", "table", "global", {"mpp": layouts.XENIUM_HE_MPP}, 64, 0.5,
+        "xenium_by_default", "he_image", "cell_boundaries", "table", "global", {"mpp": layouts.XENIUM_HE_MPP}, 64, 0.5,
         layouts.XENIUM_HE_MPP,
     ),
 }  # fmt: skip
@@ -83,14 +87,13 @@ def predicted(keys, section):
         table = sdata.tables[keys.table]
         table.obs["donor"] = f"donor{seed}"
         if keys.shapes == "cell_boundaries":
-            table.obs["region"] = "cell_boundaries"
-            sdata.tables[keys.table] = TableModel.parse(
-                table, region="cell_boundaries", region_key="region", instance_key="cell_id", overwrite_metadata=True
-            )
-        if "mpp" in keys.resolution:
-            rg.pp.set_image_mpp(sdata, image_key=named["image_key"], **keys.resolution)
-        elif keys.resolution:
-            rg.pp.set_image_mpp(sdata, **named, **keys.resolution)
+            # By default the table annotates labels.
+            table.obs["region"] = pd.Categorical([keys.shapes] * len(table))
+            sdata.set_table_annotates_spatialelement(keys.table, region=keys.shapes, instance_key="cell_id")
+        if keys.resolution:
+            given = {k: v.format(f"s{seed}") if isinstance(v, str) else v for k, v in keys.resolution.items()}
+            of_shapes = {} if "mpp" in given else named
+            rg.pp.set_image_mpp(sdata, **{**of_shapes, "image_key": named["image_key"], **given})
         rg.pp.embed_tiles(
             sdata, **named, table_key=keys.table, model="texture", tile_px=keys.tile_px, mpp=keys.mpp, progress=False
         )
@@ -126,6 +129,19 @@ def test_whole_path(keys, predicted, tmp_path):
     kind = np.arange(N_GENES) % 3
     assert np.median(correlation[kind != 2]) > 0.6
     assert abs(np.median(correlation[kind == 2])) < 0.1
+
+    scores = rg.tl.evaluate(query, metrics=["pearson", "share_of_ceiling"])
+    per_gene = scores[scores["metric"] == "pearson"].set_index("gene")["value"]
+    expected = pd.Series(correlation, measured.var_names)[per_gene.index]
+    np.testing.assert_allclose(per_gene, expected, atol=0.002)
+    spot = table.obs_names[7]
+    rg.io.write_reference(reference, tmp_path / "reference.zarr.zip")
+    reference = rg.io.read_reference(tmp_path / "reference.zarr.zip")
+    lines = rg.get.explain(query, reference, obs_names=spot, genes="Gene000")
+    assert lines["contribution"].sum() == pytest.approx(float(table[spot, "Gene000"].X[0, 0]), rel=1e-5)
+    assert set(lines["donor"]) <= {"", "donor1", "donor2"}
+    rg.pl.retrieval(query, reference, obs_names=spot, genes="Gene000", save=tmp_path / "spot.png", show=False)
+    assert (tmp_path / "spot.png").stat().st_size > 10_000
 
     query.write(tmp_path / "section.zarr")
     back = sd.read_zarr(tmp_path / "section.zarr")

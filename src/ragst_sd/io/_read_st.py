@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._pitch import spot_pitch
+from ragst_sd._pitch import array_pitch, spot_pitch
 from ragst_sd._validate import require_positive
 from ragst_sd.io._section import (
     assemble,
@@ -156,7 +156,7 @@ def read_st(
     if len(np.unique(xy, axis=0)) < len(xy):
         logger.warning("Spots of section %r lie at the same place as others: are they of several sections?", sample)
     pitch = None if len(xy) < 2 else spot_pitch(xy)
-    mpp = _microns(image_mpp, um_between_centers, pitch, meta)
+    mpp = _microns(image_mpp, um_between_centers, xy, meta)
     if spot_diameter_px is None:
         spot_diameter_px = _diameter(found, library, pitch)
     if donor is None and _keys.DONOR not in found.obs:
@@ -190,15 +190,12 @@ def _own_sample(found: AnnData) -> str | None:
 
 
 def _microns(
-    image_mpp: float | None, um_between_centers: float | None, pitch: float | None, meta: dict[str, Any]
+    image_mpp: float | None, um_between_centers: float | None, xy: np.ndarray, meta: dict[str, Any]
 ) -> float | None:
     if image_mpp is not None:
         return float(image_mpp)
     if um_between_centers is not None:
-        if not pitch:
-            msg = "`um_between_centers` needs at least two spots at different places. Pass `image_mpp` instead."
-            raise ValueError(msg)
-        return um_between_centers / pitch
+        return um_between_centers / array_pitch(xy, "Spots")
     if meta.get("um_per_px") is not None:
         require_positive(meta["um_per_px"], "uns['meta']['um_per_px']")
         return float(meta["um_per_px"])

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ragst_sd._elements import centers_in_pixels, require_sdata, resolve_image, resolve_shapes
-from ragst_sd._pitch import spot_pitch
+from ragst_sd._pitch import array_pitch
 from ragst_sd._resolution import keep_image_mpp
 from ragst_sd._several import over_sections
 from ragst_sd._validate import listing, require_positive
@@ -41,7 +41,7 @@ def set_image_mpp(
         Microns per pixel of the finest level. If left out it is derived as `um_between_centers` over the median
         distance in pixels from the spots to their four nearest neighbours.
     shapes_key
-        Spots whose pitch is known; may be left out if there is only one shapes element.
+        Spots or bins whose pitch is known; may be left out if there is only one shapes element. Cells have none.
     um_between_centers
         Their pitch in microns: 100 for Visium, 200 for ST (1k arrays), the bin edge for Visium HD.
     coordinate_system
@@ -59,7 +59,7 @@ def set_image_mpp(
     TypeError
         If `sdata` is no SpatialData.
     ValueError
-        If `mpp` is not positive, or there are fewer than two spots to measure the pitch.
+        If `mpp` is not positive, or the pitch cannot be measured: fewer than two spots, or cells, which lie on no array.
 
     Examples
     --------
@@ -83,7 +83,7 @@ def set_image_mpp(
         centers = centers_in_pixels(
             sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system
         )
-        mpp = um_between_centers / spot_pitch(centers.xy)
+        mpp = um_between_centers / array_pitch(centers.xy, f"Shapes {shapes_key!r}")
         logger.info("Image %r: %.4g microns per pixel from the pitch of %r.", image_key, mpp, shapes_key)
     require_positive(mpp, "mpp")
     keep_image_mpp(sdata, image_key, mpp)
