@@ -144,6 +144,14 @@ TISSUE = (
         np.int64,
         0,
     ),
+    Field(
+        "obs",
+        _keys.MEASURED,
+        "Where rows of the own donor may be used (`exclude=()`): whether the spot is a row of the reference itself. It "
+        "does not cite that row, but the fit learned from it: such a spot is not held out.",
+        bool,
+        outside=False,
+    ),
     *MARKS,
     Field("var", _keys.N_MEASURED, "Number of reference rows that measured the gene.", np.int64),
     Field(

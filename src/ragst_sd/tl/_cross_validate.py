@@ -38,7 +38,7 @@ from ragst_sd.tl._fold_scores import (
     score_section,
     write_gene_trust,
 )
-from ragst_sd.tl._folds import RAW_UNIT, inner_group_key, outer_folds, training_part
+from ragst_sd.tl._folds import BLOCKS, RAW_UNIT, folds_of, inner_group_key, training_part
 from ragst_sd.tl._waiting import expected_seconds, in_parts, say_if_long
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ def cross_validate(
     reference: AnnData,
     *,
     methods: Sequence[str] = ("rag", "knn", "ridge", "mean"),
+    split: str = "donor",
     group_key: str | None = None,
+    margin_um: float | None = None,
     n_genes: int = 250,
     genes: str | Sequence[str] | None = None,
     n_neighbors: int | None = None,
@@ -76,7 +78,7 @@ def cross_validate(
     progress: bool | None = None,
     inplace: bool = True,
 ) -> pd.DataFrame:
-    r"""Measure how well methods predict held-out donors.
+    r"""Measure how well methods predict held-out donors, or fill gaps in sections.
 
     Each donor is held out in turn, with all its sections. Methods are fitted on the rows of the other donors. These
     rows also decide which genes are compared and, by holding out groups among them, all penalties and stopping points.
@@ -87,6 +89,13 @@ def cross_validate(
     The cost is one fit of each method for each donor, and as many again with `library_size="both"`; the methods share
     common results.
 
+    `split="block"` measures how well the gaps of a section are filled (:func:`ragst_sd.tl.predict` with `exclude=()`).
+    Each section is cut into quarters, at the median of its spots along x and along y. One quarter of every section is
+    held out at a time, together with all spots of the section whose fields of view reach into those of the quarter:
+    their tiles show the same tissue, so that they would give it away. The rest of the section is learned from and
+    cited, and gives the level. Gaps in real sections often have measured spots nearby, and are then filled better than
+    such a quarter.
+
     Sections of one donor resemble each other, and their spots even more. So compute intervals and tests over donors, as
     :func:`ragst_sd.pl.benchmark` does.
 
@@ -96,9 +105,15 @@ def cross_validate(
         Made by :func:`ragst_sd.tl.build_reference`; it need not be fitted.
     methods
         Methods of :func:`ragst_sd.tl.fit` to compare.
+    split
+        `"donor"`, or `"block"` for parts of sections.
     group_key
-        Column of `.obs` whose groups are held out whole. If left out: donors; with one donor its sections, with one
+        Column of `.obs` whose groups are held out whole, with `split="donor"`. If left out: donors; with one donor its sections, with one
         section four spatial blocks, each with a warning.
+    margin_um
+        With `split="block"`: spots nearer than this to the quarter, in microns along both x and y, are left out with it.
+        If left out, the width of the widest field of view, `tile_px` times `mpp` times the largest `context`; three
+        distances between neighbouring spots for embeddings of unknown origin.
     n_genes
         Number of genes to compare: those that vary most over the training rows, among those that all their panels
         measured. Fewer where there are fewer.
@@ -127,7 +142,7 @@ def cross_validate(
 
     Returns
     -------
-    Long frame with `method`, `fold` (the group held out), `sample`, `gene`, `unit` (of the values compared), `metric`,
+    Long frame with `method`, `fold` (the group held out; `"blocks of <donor>"`), `sample`, `gene`, `unit` (of the values compared), `metric`,
     `value`. Lines with a gene hold `pearson`, `spearman`, `rmse`, `variance_kept` of the gene in a section, and under
     an empty `method` its `noise_ceiling`, the Pearson correlation that counting noise allows (NaN without counts of the
     genes behind the size factors; normalised unit only). Lines with an empty `gene` describe a section:
@@ -147,7 +162,10 @@ def cross_validate(
     `.var["noise_ceiling"]`
         The noise ceiling, averaged in the same way.
     `.uns["ragst"]["gene_trust"]`
-        The method that `cv_pearson` is of. :func:`ragst_sd.tl.predict` hands it on for that method only.
+        The method and the split that `cv_pearson` is of. :func:`ragst_sd.tl.predict` hands it on for these only.
+
+    With `split="block"` a section has a line for each of its quarters. Less varies within a quarter than within a
+    section, so that correlations are lower than, and do not compare with, those of whole sections.
 
     Where :func:`ragst_sd.tl.calibrate` has assessed the genes of the very fit, its figures stay.
 
@@ -156,7 +174,8 @@ def cross_validate(
     KeyError
         If a column or a gene does not exist.
     ValueError
-        If a method or an option does not exist, there are no two groups, `n_neighbors` exceeds the training rows, raw
+        If a method or an option does not exist, there are no two groups, positions are unknown or no section is large
+        enough for blocks and their margin, `n_neighbors` exceeds the training rows, raw
         counts are asked of a reference without counts, or no section has 3 spots.
 
     References
@@ -193,7 +212,8 @@ def cross_validate(
     if label_key != LABEL:
         require_key(label_key, reference.obs, "reference.obs")
     raw, bank = np.asarray(bank.embedding), standardized(reference, replace(bank, values=as_csr(bank.values)))
-    folds = outer_folds(bank, group_key)
+    folds = folds_of(bank, split, group_key, margin_um)
+    by_donor = BLOCKS if split == "block" else None
     sizes = {"n_neighbors": n_neighbors, "n_candidates": n_candidates}
     _check_sizes(bank, folds, sizes)
     values_of = _values_by_unit(reference, bank, library_size)
@@ -206,9 +226,9 @@ def cross_validate(
     with in_parts(len(folds) * len(values_of) * len(methods), show=show) as fits:
         for i, fold in enumerate(folds):
             chosen, summarised = choose_genes(bank, fold, n_genes, genes)
-            sections = held_sections(bank, fold, chosen, summarised)
+            sections = held_sections(bank, fold, chosen, summarised, by_donor=by_donor)
             parts += [about_the_data(bank, section, counts=counts, rng=seed) for section in sections]
-            inner = inner_group_key(bank.obs.iloc[fold.training], group_key, fold.name)
+            inner = None if by_donor else inner_group_key(bank.obs.iloc[fold.training], group_key, fold.name)
             shared: dict[str, Any] = {}
             for unit, values in values_of.items():
                 part = training_part(bank, fold.training, values)
@@ -226,7 +246,7 @@ def cross_validate(
     scores = pd.concat(parts, ignore_index=True)[COLUMNS]
     _log_summary(scores)
     if inplace:
-        _write(reference, scores, methods)
+        _write(reference, scores, methods, split)
     return scores
 
 
@@ -277,7 +297,7 @@ def _log_summary(scores: pd.DataFrame) -> None:
         logger.info("%s, %s: Pearson %.3f over %d held-out groups.", method, unit, values.mean(), len(values))
 
 
-def _write(reference: AnnData, scores: pd.DataFrame, methods: list[str]) -> None:
+def _write(reference: AnnData, scores: pd.DataFrame, methods: list[str], split: str) -> None:
     scores = scores[scores["unit"] != RAW_UNIT]
     if not (scores["metric"] == "pearson").any():
         logger.info("Nothing was scored in the reference's own unit: it is left as it is.")
@@ -290,4 +310,4 @@ def _write(reference: AnnData, scores: pd.DataFrame, methods: list[str]) -> None
         return
     fitted = owned.get(_keys.FIT, {}).get("method")
     method = fitted if fitted in methods else next((name for name in methods if METHODS[name].cites), methods[0])
-    write_gene_trust(reference, scores, method)
+    write_gene_trust(reference, scores, method, split=split)
