@@ -16,6 +16,7 @@ from ragst_sd._validate import listing, require_key, require_positive
 from ragst_sd.retrieval.eligibility import Eligibility
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.run import read_rows
+from ragst_sd.retrieval.search import search
 
 if TYPE_CHECKING:
     from ragst_sd._query import Query
@@ -152,18 +153,26 @@ def shares_donor(bank: Bank, query: Query, donor_key: str) -> bool:
 def own_rows(bank: Bank, query: Query) -> np.ndarray:
     """(n,) row of the reference that each spot is itself, -1 for none.
 
-    It has the spot's name, and its embedding but for rounding: it lies within 1 % of the section's own spread.
+    It has the spot's name, and its embedding but for rounding: within 1 % of the spread of the section. Where a section
+    of the query's image has none of the names, the embedding alone decides, within 0.1 %.
     """
     names = pd.Index(query.table.obs_names.astype(str))
     out = np.full(len(names), -1, dtype=np.int64)
-    reach = 0.01 * np.linalg.norm(np.asarray(query.header["section_std"], dtype=float))
+    finite, spread = np.flatnonzero(query.finite), np.linalg.norm(np.asarray(query.header["section_std"], dtype=float))
+    hashes = dict(zip(bank.header.sections.sample, bank.header.sections.image_hash, strict=True))
     for sample, rows in bank.obs.groupby(bank.obs[_keys.SAMPLE].astype(str)).indices.items():
         # Rows are named `<sample>:<spot>`.
         spot = names.get_indexer([name.removeprefix(f"{sample}:") for name in bank.ids[rows]])
-        rows, spot = rows[spot >= 0], spot[spot >= 0]
-        apart = np.linalg.norm(read_rows(bank.embedding, rows) - query.embedding[spot], axis=1)
-        same = (apart <= reach) & query.finite[spot]
-        out[spot[same]] = rows[same]
+        named = spot >= 0
+        if named.any():
+            rows, spot = rows[named], spot[named]
+            apart = np.linalg.norm(read_rows(bank.embedding, rows) - query.embedding[spot], axis=1)
+            same = (apart <= 0.01 * spread) & query.finite[spot]
+            out[spot[same]] = rows[same]
+        elif hashes.get(sample) == str(query.header.get("image_hash", "")):
+            found = search(query.embedding[finite], read_rows(bank.embedding, rows), 1)
+            same = found.distances[:, 0] <= 0.001 * spread
+            out[finite[same]] = rows[found.rows[same, 0]]
     return out
 
 

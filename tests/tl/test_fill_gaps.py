@@ -59,6 +59,14 @@ class TestPredict:
         # Spots of other sections have the same names, and are other spots.
         assert (cited["reference"] == "donor1:" + cited["query"]).any()
 
+    def test_spots_are_known_again_under_other_names(self, sections, gappy, known):
+        reference = built(sections, gappy, "donor1", n_neighbors=12)
+        expected = filled(gappy, reference)
+        gappy.tables["table"].obs_names = [f"x{i}" for i in range(len(known))]
+        table = filled(gappy, reference)
+        np.testing.assert_array_equal(table.obs["measured"], known)
+        np.testing.assert_array_equal(table.X, expected.X)
+
     def test_level_is_that_of_the_measured_spots(self, sections, gappy):
         reference = built(sections, gappy, "donor1", n_neighbors=12)
         table = filled(gappy, reference)

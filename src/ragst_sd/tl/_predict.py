@@ -78,7 +78,7 @@ def predict(
 
     - a measured spot, which is a row of the reference itself, does not cite that row; `obs["measured"]` marks it. The fit
       did learn from it, so it is not held out, and :func:`ragst_sd.tl.evaluate` leaves it out. A row is taken as the spot
-      itself if it has its name and its embedding;
+      itself if it has its name and its embedding, or, where names differ, its image and its embedding;
     - the level m is that of the section's own measured spots, for methods that cite and center sections;
     - intervals and `cv_pearson` have to be of held-out blocks: :func:`ragst_sd.tl.calibrate` with `split="block"`.
 
