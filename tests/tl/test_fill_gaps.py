@@ -228,6 +228,8 @@ class TestBlocks:
         one = three[three.obs["donor"] == "donor1"].copy()
         scores = rg.tl.cross_validate(one, methods=["knn"], split="block", **FAST)
         assert set(scores["fold"]) == {"blocks of donor1"}
+        panel = rg.pl.benchmark(scores, baseline=None, show=False, return_ax=True)
+        assert panel.get_title() == "Accuracy on held-out blocks"
         assert np.isfinite(scores.query("metric == 'pearson'")["value"]).any()
 
     @pytest.mark.parametrize(
