@@ -283,7 +283,7 @@ TOPICS: dict[str, list[Case]] = {
         Case("calibrate-not-fitted", "tl.calibrate", ValueError, ("not fitted", "rg.tl.fit"), lambda w: rg.tl.calibrate(w.unfitted)),
         Case("methods-to-compare", "tl.cross_validate", ValueError, ("'knnn'", "'knn'"), lambda w: rg.tl.cross_validate(w.unfitted, methods=["knnn"], progress=False)),
         Case("groups-to-compare", "tl.cross_validate", KeyError, ("'hospital'", "'donor'"), lambda w: rg.tl.cross_validate(w.unfitted, methods=["mean"], group_key="hospital", progress=False)),
-        Case("wrong-split", "tl.cross_validate", ValueError, ("'blocks'", "'block'"), lambda w: rg.tl.cross_validate(w.unfitted, methods=["mean"], split="blocks", progress=False)),
+        Case("wrong-split-of-sections", "tl.cross_validate", ValueError, ("'blocks'", "'block'"), lambda w: rg.tl.cross_validate(w.unfitted, methods=["mean"], split="blocks", progress=False)),
         Case("blocks-of-groups", "tl.cross_validate", ValueError, ("`group_key` is 'sample'", "split='block'"), lambda w: rg.tl.cross_validate(w.unfitted, methods=["mean"], split="block", group_key="sample", progress=False)),
         Case("margin-of-donors", "tl.cross_validate", ValueError, ("`margin_um`", "split='block'"), lambda w: rg.tl.cross_validate(w.unfitted, methods=["mean"], margin_um=100, progress=False)),
         Case("blocks-too-large", "tl.cross_validate", ValueError, ("Nothing is left to learn from", "'donor1'", "margin of 5,000 µm"), lambda w: rg.tl.cross_validate(w.unfitted, methods=["mean"], split="block", margin_um=5000, progress=False)),
