@@ -229,7 +229,7 @@ class TestBlocks:
         scores = rg.tl.cross_validate(one, methods=["knn"], split="block", **FAST)
         assert set(scores["fold"]) == {"blocks of donor1"}
         panel = rg.pl.benchmark(scores, baseline=None, show=False, return_ax=True)
-        assert panel.get_title() == "Accuracy on held-out blocks"
+        assert panel.get_title(loc="left") == "Accuracy on held-out blocks"
         assert np.isfinite(scores.query("metric == 'pearson'")["value"]).any()
 
     @pytest.mark.parametrize(
