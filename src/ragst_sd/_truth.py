@@ -14,7 +14,7 @@ from ragst_sd._gene_names import names_in, why_few_shared
 from ragst_sd._labels import labels
 from ragst_sd._results import gene_index
 from ragst_sd._stored_expression import stored_expression
-from ragst_sd._validate import listing, name_list, require_choice, require_key, require_known, require_type
+from ragst_sd._validate import listing, name_list, only_one, require_choice, require_key, require_known, require_type
 from ragst_sd.reference.genes import changed_capitals, duplicates, sum_duplicates, take_genes
 from ragst_sd.reference.normalize import (
     MIN_SHARED_GENES,
@@ -25,6 +25,7 @@ from ragst_sd.reference.normalize import (
     log_normalize,
     size_factors,
 )
+from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -76,13 +77,7 @@ def measured_key(sdata: SpatialData, table: AnnData) -> str | None:
     """Name of the only measured table of the shapes that `table` predicts; `None` if there is none."""
     annotating = [key for region in regions_of(table) for key in annotating_tables(sdata, region)]
     names = [key for key in dict.fromkeys(annotating) if sdata.tables[key].n_vars]
-    if len(names) > 1:
-        msg = (
-            f"`truth_key` is needed: {len(names)} measured tables annotate {listing(regions_of(table))}: "
-            f"{listing(names)}."
-        )
-        raise ValueError(msg)
-    return names[0] if names else None
+    return only_one(names, "truth_key", f"measured tables annotate {listing(regions_of(table))}")
 
 
 def shown_truth(sdata: SpatialData | AnnData, table: AnnData, truth_key: str | Literal[False] | None) -> str | None:
@@ -103,6 +98,43 @@ def if_it_fits(compared: Callable[[], T], truth_key: str | Literal[False] | None
             raise
         logger.warning("Nothing measured is shown: %s", error.args[0])
         return None
+
+
+def measured_values(
+    sdata: SpatialData | AnnData,
+    table: AnnData,
+    header: dict[str, Any],
+    truth_key: str | Literal[False] | None,
+    *,
+    layer: str | None,
+    unit: str,
+    genes: Sequence[str] | None,
+) -> tuple[np.ndarray, list[str]] | None:
+    """(spots, genes) measured values in the unit of the prediction, NaN for spots that were not measured; the genes.
+
+    `None` where there is nothing to compare with: no table was asked for, and none of the same shapes fits.
+
+    Raises
+    ------
+    KeyError
+        If the measured table, the layer or a gene does not exist.
+    ValueError
+        If the truth is not measured, shares no spots or genes, or is not counts.
+    """
+    key = shown_truth(sdata, table, truth_key)
+    if key is None:
+        return None
+
+    def compared() -> tuple[np.ndarray, list[str]]:
+        measured = truth_table(sdata, table, key)
+        matrix, names, counted = normalized_truth(measured, header, layer, unit)
+        shared = shared_genes(table, names, genes)
+        ours, theirs = shared_spots(table, measured, counted)
+        out = np.full((table.n_obs, len(shared)), np.nan)
+        out[ours] = dense(take_genes(matrix, names, shared)[theirs])
+        return out, shared
+
+    return if_it_fits(compared, truth_key)
 
 
 def normalized_truth(

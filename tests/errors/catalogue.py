@@ -336,6 +336,7 @@ TOPICS: dict[str, list[Case]] = {
         Case("picture-spot", "pl.explain", KeyError, ("'nowhere'",), lambda w: rg.pl.explain(w.query, w.reference, obs_names="nowhere", genes=w.gene)),
         Case("picture-spots", "pl.explain", ValueError, ("`obs_names` names", "place for 1"), lambda w: rg.pl.explain(w.query, w.reference, obs_names=[w.spot, "b"], genes=w.gene)),
         Case("map-gene", "pl.prediction", KeyError, ("'EPCAMM'",), lambda w: rg.pl.prediction(w.query, genes="EPCAMM")),
+        Case("map-four-genes", "pl.composite", ValueError, ("4 genes", "3 at most", "rg.pl.prediction"), lambda w: rg.pl.composite(w.query, genes=w.reference.var_names[:4])),
         Case("map-intervals", "pl.prediction", KeyError, ("interval",), lambda w: rg.pl.prediction(w.query, genes=w.gene, interval=True)),
         Case("reliability-map", "pl.reliability", KeyError, ("'distance'", "'distance_percentile'"), lambda w: rg.pl.reliability(w.query, maps=["distance"])),
         Case("sources-column", "pl.sources", ValueError, ("'patient'", "'donor'"), lambda w: rg.pl.sources(w.query, group_by="patient")),
@@ -371,8 +372,9 @@ TOPICS: dict[str, list[Case]] = {
     "Public data sets": [
         Case("no-such-data-set", "datasets.load", KeyError, ("'her2stt'", "'her2st'"), lambda w: rg.datasets.load("her2stt")),
         Case("catalogue-kind", "datasets.catalog", TypeError, ("catalog",), lambda w: rg.datasets.catalog("breast")),
+        Case("references-of-one-organ", "datasets.references", TypeError, ("references",), lambda w: rg.datasets.references("breast")),
         Case("terms-of-upload", "io.upload_reference", ValueError, ("'unknown'", "sources="), lambda w: rg.io.upload_reference(w.reference, "lab/mine")),
-        Case("no-recipe", "io.build_recipe", FileNotFoundError, ("recipe.yaml",), lambda w: rg.io.build_recipe(w.folder / "recipe.yaml", path=w.folder / "r.zarr")),
+        Case("no-recipe", "io.build_recipe", FileNotFoundError, ("recipe.yaml", "'breast'"), lambda w: rg.io.build_recipe(w.folder / "recipe.yaml", path=w.folder / "r.zarr")),
         Case("recipe-field", "io.build_recipe", ValueError, ("`source`", "'sources'"), lambda w: rg.io.build_recipe({"version": 1, "source": []}, path=w.folder / "r.zarr")),
         Case("no-such-screen", "datasets.load_screen", KeyError, ("'norman19'",), lambda w: rg.datasets.load_screen("norman19")),
     ],

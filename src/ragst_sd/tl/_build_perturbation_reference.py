@@ -15,7 +15,7 @@ from ragst_sd._validate import as_seed, hint, listing, names_among, require_choi
 from ragst_sd.reference.cell_prints import cell_prints
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import TARGET_SUM
-from ragst_sd.reference.perturbation_schema import TASK
+from ragst_sd.reference.schema import TASK
 from ragst_sd.tl._perturbation_cells import (
     NAME_THEM,
     control_labels,
