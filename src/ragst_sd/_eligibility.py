@@ -15,6 +15,8 @@ from ragst_sd._labels import is_missing, label, labels, warn_of_alike
 from ragst_sd._validate import listing, require_key, require_positive
 from ragst_sd.retrieval.eligibility import Eligibility
 from ragst_sd.retrieval.methods import METHODS
+from ragst_sd.retrieval.run import read_rows
+from ragst_sd.retrieval.search import search
 
 if TYPE_CHECKING:
     from ragst_sd._query import Query
@@ -28,6 +30,9 @@ Where: TypeAlias = "Mapping[str, Any] | Sequence[bool] | np.ndarray | None"
 
 def eligible_rows(bank: Bank, query: Query, *, donor_key: str, where: Where, exclude: Sequence[str]) -> Eligibility:
     """Rows that share none of the excluded columns with the query and that `where` allows.
+
+    Where rows of the query's donor may be used, a spot that is a row of the reference itself does not cite that row, and
+    the level is that of the query's own section.
 
     Raises
     ------
@@ -46,14 +51,28 @@ def eligible_rows(bank: Bank, query: Query, *, donor_key: str, where: Where, exc
         query_codes = np.column_stack([query_codes, _query_codes(query, column, donor_key, names)])
     if _keys.DONOR in exclude:
         allowed &= ~donors_of_same_image(bank, query, donor_key)
+        eligibility = Eligibility(query_codes, bank_codes, allowed)
     else:
+        own = own_rows(bank, query)
+        known = own >= 0
+        home = np.isin(bank.sections, bank.sections[own[known]]) if known.any() else _same_image(bank, query)
+        at_home = Eligibility(query_codes, bank_codes, allowed & home).count().min() > 0
+        eligibility = Eligibility(query_codes, bank_codes, allowed, own, home if at_home else None)
         logger.warning(
-            "`exclude` is %s, without 'donor': rows of the query's own donor may be used, accuracy is then no "
-            "evidence.",
+            "`exclude` is %s, without 'donor': rows of the query's own donor may be used%s. %d of %d spots are rows of "
+            "the reference themselves; they do not cite themselves, but are not held out either.",
             tuple(exclude) or "empty",
+            "" if shares_donor(bank, query, donor_key) or home.any() else ", but the reference has none",
+            int(known.sum()),
+            n,
         )
-    eligibility = Eligibility(query_codes, bank_codes, allowed)
     if eligibility.count().min() == 0:
+        if eligibility.own is not None and eligibility.of_groups().count().min() > 0:
+            msg = (
+                "The reference has one row that may be used, and that is a spot of the query, which does not cite itself. "
+                "Add other measured spots, or other donors."
+            )
+            raise ValueError(msg)
         donors = sorted(bank.obs[_keys.DONOR].astype(str).unique())
         msg = (
             f"No row of the reference is eligible for some spots: {int(allowed.sum())} of {len(bank)} rows pass "
@@ -126,6 +145,37 @@ def rows_with(obs: pd.DataFrame, where: Mapping[str, Any], name: str, nobody: st
     return found
 
 
+def shares_donor(bank: Bank, query: Query, donor_key: str) -> bool:
+    """Whether the reference has rows of the query's donor."""
+    return bool(query.labels(donor_key) & set(labels(bank.obs[_keys.DONOR])))
+
+
+def own_rows(bank: Bank, query: Query) -> np.ndarray:
+    """(n,) row of the reference that each spot is itself, -1 for none.
+
+    It has the spot's name, and its embedding but for rounding: within 1 % of the spread of the section. Where a section
+    of the query's image has none of the names, the embedding alone decides, within 0.1 %.
+    """
+    names = pd.Index(query.table.obs_names.astype(str))
+    out = np.full(len(names), -1, dtype=np.int64)
+    finite, spread = np.flatnonzero(query.finite), np.linalg.norm(np.asarray(query.header["section_std"], dtype=float))
+    hashes = dict(zip(bank.header.sections.sample, bank.header.sections.image_hash, strict=True))
+    for sample, rows in bank.obs.groupby(bank.obs[_keys.SAMPLE].astype(str)).indices.items():
+        # Rows are named `<sample>:<spot>`.
+        spot = names.get_indexer([name.removeprefix(f"{sample}:") for name in bank.ids[rows]])
+        named = spot >= 0
+        if named.any():
+            rows, spot = rows[named], spot[named]
+            apart = np.linalg.norm(read_rows(bank.embedding, rows) - query.embedding[spot], axis=1)
+            same = (apart <= 0.01 * spread) & query.finite[spot]
+            out[spot[same]] = rows[same]
+        elif hashes.get(sample) == str(query.header.get("image_hash", "")):
+            found = search(query.embedding[finite], read_rows(bank.embedding, rows), 1)
+            same = found.distances[:, 0] <= 0.001 * spread
+            out[finite[same]] = rows[found.rows[same, 0]]
+    return out
+
+
 def _query_codes(query: Query, column: str, donor_key: str, names: np.ndarray) -> np.ndarray:
     name = donor_key if column == _keys.DONOR else column
     if name not in query.table.obs:
@@ -148,18 +198,21 @@ def _query_codes(query: Query, column: str, donor_key: str, names: np.ndarray) -
 
 def donors_of_same_image(bank: Bank, query: Query, donor_key: str) -> np.ndarray:
     """Rows of donors of whom the reference holds the query's very image under another name."""
-    sections, own = bank.header.sections, str(query.header.get("image_hash", ""))
-    samples = sections.sample[(sections.image_hash == own) & (own != "")]
-    donors = labels(bank.obs[_keys.DONOR])
-    same = donors[np.isin(labels(bank.obs[_keys.SAMPLE]), samples)]
-    unexpected = sorted(set(same) - query.labels(donor_key))
+    same, donors = _same_image(bank, query), labels(bank.obs[_keys.DONOR])
+    unexpected = sorted(set(donors[same]) - query.labels(donor_key))
     if unexpected:
         logger.warning(
             "The query's image is in the reference as %s: rows of donor %s are left out.",
-            listing(samples),
+            listing(np.unique(labels(bank.obs[_keys.SAMPLE])[same])),
             listing(unexpected),
         )
     return np.isin(donors, unexpected)
+
+
+def _same_image(bank: Bank, query: Query) -> np.ndarray:
+    """(rows,) which rows of the reference are of a section with the query's very image."""
+    sections, own = bank.header.sections, str(query.header.get("image_hash", ""))
+    return np.isin(labels(bank.obs[_keys.SAMPLE]), sections.sample[(sections.image_hash == own) & (own != "")])
 
 
 def recorded_where(ids: np.ndarray, where: Where) -> dict[str, Any]:

@@ -67,7 +67,15 @@ def stored_expression(table: AnnData, layer: str | None, where: str, todo: str) 
     whole: Any = table._adata_ref if table.is_view else table
     refuse_masked(whole.X if layer is None else whole.layers[layer])
     matrix = as_csr(table.X if layer is None else table.layers[layer])
-    return matrix if rna.all() else matrix[:, rna]
+    matrix = matrix if rna.all() else matrix[:, rna]
+    missing = np.isnan(matrix.data)
+    if missing.any():
+        # A spot that is NaN in every gene was not measured, like one without counts.
+        row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+        unmeasured = np.bincount(row[missing], minlength=matrix.shape[0]) == matrix.shape[1]
+        matrix.data[unmeasured[row]] = 0
+        matrix.eliminate_zeros()
+    return matrix
 
 
 def offered_names(table: AnnData) -> dict[str, list[str]]:

@@ -220,6 +220,19 @@ def shared_spots(table: AnnData, measured: AnnData, counted: np.ndarray) -> tupl
             f"{listing(measured.obs_names[:3])}."
         )
         raise ValueError(msg)
+    learned = (
+        table.obs[_keys.MEASURED].to_numpy(bool)[ours] if _keys.MEASURED in table.obs else np.zeros(len(ours), bool)
+    )
+    if learned.all():
+        msg = (
+            f"All {len(ours)} spots that were measured are rows of the reference (`obs[{_keys.MEASURED!r}]`): the "
+            "prediction learned from them, and none is held out. `rg.tl.cross_validate(reference, split='block')` "
+            "tells how well gaps are filled; or give what was measured in other spots with `truth=`."
+        )
+        raise ValueError(msg)
+    if learned.any():
+        logger.info("%d spots are rows of the reference, and are not compared.", learned.sum())
+        ours = ours[~learned]
     if len(ours) < table.n_obs:
         logger.info("%d of %d predicted spots were measured.", len(ours), table.n_obs)
     return ours, place[ours]

@@ -133,6 +133,23 @@ def test_build_reference(drawn):
     run("howto/build_reference.md", {"sections": dict(drawn)})
 
 
+def test_fill_gaps(drawn):
+    sdata, other = (deepcopy(drawn[name]) for name in ("donor1", "donor2"))
+    table = sdata.tables["table"]
+    counts = table.X.toarray()
+    counts[np.random.default_rng(0).random(table.n_obs) < 0.5] = 0
+    table.X = counts
+    scope: dict[str, object] = {"sdata": sdata, "other": other}
+    # The small sections have no room for the widest field.
+    run("howto/fill_gaps.md", scope, **{'model="texture"': 'model="texture", context=(1,)'})
+    assert set(scope["scores"]["fold"]) == {"blocks of donor1", "blocks of donor2"}
+    np.testing.assert_array_equal(sdata.tables["predicted"].obs["measured"], counts.any(axis=1))
+    # Spots of the copied shapes have other names, and do not cite themselves either.
+    reference = scope["reference"]
+    again = rg.tl.predict(sdata, reference, table_key="every_spot_table", exclude=(), inplace=False)
+    np.testing.assert_array_equal(again.obs["measured"], counts.any(axis=1))
+
+
 def test_own_slide(drawn, workplace):
     pixels = paint(3, 1500, 1500)
     write_pyramid(workplace / "slide.svs", pixels, mpp=0.5)

@@ -101,6 +101,29 @@ def resampled(w: World) -> Any:
     return Image2DModel.parse(coarse.data, dims=coarse.dims, transformations={"small": Identity()})
 
 
+def without_places(reference: AnnData) -> AnnData:
+    """The reference, built of images of unknown resolution."""
+    reference = reference.copy()
+    reference.obs["x_um"] = np.nan
+    return reference
+
+
+def unmeasured(w: World) -> SpatialData:
+    """A section without counts."""
+    table = w.query.tables["table"].copy()
+    table.X = np.zeros(table.shape, dtype=np.float32)
+    return SpatialData(
+        images=dict(w.query.images), shapes=dict(w.query.shapes), tables={"table": table}, attrs=w.query.attrs
+    )
+
+
+def calibrated(w: World) -> AnnData:
+    """The reference, with intervals for new donors."""
+    reference = w.reference.copy()
+    rg.tl.calibrate(reference, levels=[0.5], progress=False)
+    return reference
+
+
 def two_sections(w: World) -> AnnData:
     table = w.query.tables["table"].copy()
     table.obs["library_id"] = ["A", *["B"] * (table.n_obs - 1)]
@@ -296,6 +319,11 @@ TOPICS: dict[str, list[Case]] = {
         Case("calibrate-not-fitted", "tl.calibrate", ValueError, ("not fitted", "rg.tl.fit"), lambda w: rg.tl.calibrate(w.unfitted)),
         Case("methods-to-compare", "tl.cross_validate", ValueError, ("'knnn'", "'knn'"), lambda w: rg.tl.cross_validate(w.unfitted, methods=["knnn"], progress=False)),
         Case("groups-to-compare", "tl.cross_validate", KeyError, ("'hospital'", "'donor'"), lambda w: rg.tl.cross_validate(w.unfitted, methods=["mean"], group_key="hospital", progress=False)),
+        Case("wrong-split-of-sections", "tl.cross_validate", ValueError, ("'blocks'", "'block'"), lambda w: rg.tl.cross_validate(w.unfitted, methods=["mean"], split="blocks", progress=False)),
+        Case("blocks-of-groups", "tl.cross_validate", ValueError, ("`group_key` is 'sample'", "split='block'"), lambda w: rg.tl.cross_validate(w.unfitted, methods=["mean"], split="block", group_key="sample", progress=False)),
+        Case("margin-of-donors", "tl.cross_validate", ValueError, ("`margin_um`", "split='block'"), lambda w: rg.tl.cross_validate(w.unfitted, methods=["mean"], margin_um=100, progress=False)),
+        Case("blocks-too-large", "tl.cross_validate", ValueError, ("Nothing is left to learn from", "'donor1'", "margin of 5,000 µm"), lambda w: rg.tl.cross_validate(w.unfitted, methods=["mean"], split="block", margin_um=5000, progress=False)),
+        Case("blocks-without-places", "tl.calibrate", ValueError, ("'donor1'", "rg.pp.set_image_mpp"), lambda w: rg.tl.calibrate(without_places(w.reference), split="block")),
         Case("merge-nothing", "tl.merge_references", ValueError, ("empty",), lambda w: rg.tl.merge_references([])),
         Case("merge-the-same", "tl.merge_references", ValueError, ("'donor1'",), lambda w: rg.tl.merge_references({"a": w.unfitted, "b": w.unfitted})),
         Case("merge-on-duplicate", "tl.merge_references", ValueError, ("'ignore'", "'warn'"), lambda w: rg.tl.merge_references([w.unfitted], on_duplicate="ignore")),
@@ -314,6 +342,10 @@ TOPICS: dict[str, list[Case]] = {
         Case("name-taken", "tl.predict", ValueError, ("'table'", "key_added"), lambda w: rg.tl.predict(w.query, w.reference, key_added="table")),
         Case("illegal-name", "tl.predict", ValueError, ("'a b'", "a_b"), lambda w: rg.tl.predict(w.query, w.reference, key_added="a b")),
         Case("no-intervals", "tl.predict", ValueError, ("no intervals", "rg.tl.calibrate"), lambda w: predict(w, intervals=0.9)),
+        Case("gaps-of-an-unmeasured-section", "tl.build_reference", ValueError, ("no spot on tissue has both an embedding and counts",), lambda w: rg.tl.build_reference(unmeasured(w), use_rep="X_colour")),
+        Case("gaps-from-one-row", "tl.predict", ValueError, ("does not cite itself", "other donors"), lambda w: rg.tl.predict(w.sections["donor1"], w.reference, exclude=(), where=np.arange(w.reference.n_obs) == 0)),
+        Case("intervals-of-donors-in-gaps", "tl.predict", ValueError, ("held-out donors", "split='block'"), lambda w: rg.tl.predict(w.sections["donor1"], calibrated(w), exclude=(), intervals=0.5)),
+        Case("nothing-held-out", "tl.evaluate", ValueError, ("none is held out", "split='block'"), lambda w: rg.tl.evaluate(rg.tl.predict(w.sections["donor1"], w.reference, exclude=(), inplace=False), truth=w.sections["donor1"]["table"])),
         Case("wrong-truth", "tl.evaluate", KeyError, ("'truth'", "'table'"), lambda w: rg.tl.evaluate(w.query, truth_key="truth")),
         Case("no-truth", "tl.evaluate", ValueError, ("No measured table annotates 'spots'", "'predicted'", "truth="), lambda w: rg.tl.evaluate(type(w.query)(shapes={"spots": w.query["spots"]}, tables={"predicted": w.query["predicted"]}))),
         Case("truth-of-several", "tl.evaluate", ValueError, ("`truth` belongs to one section", "holds 1"), lambda w: rg.tl.evaluate([w.query], truth=w.query["table"])),

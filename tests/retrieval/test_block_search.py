@@ -15,7 +15,8 @@ def test_same_rows_and_distances_as_in_one_piece(rng, metric, block_rows):
     # Equal rows in different blocks: their ranks decide.
     bank[200:220] = bank[:20]
     queries[:5] = bank[:5]
-    eligibility = Eligibility(rng.integers(0, 3, (20, 1)), rng.integers(0, 3, (300, 1)), rng.random(300) > 0.3)
+    own = np.where(np.arange(20) < 5, np.arange(20), -1)
+    eligibility = Eligibility(rng.integers(0, 3, (20, 1)), rng.integers(0, 3, (300, 1)), rng.random(300) > 0.3, own)
     how = {"eligibility": eligibility, "tie_order": rng.permutation(300), "metric": metric}
     expected = search(queries, bank, 12, backend="exact", **how)
     found = search_in_blocks(queries, bank, 12, block_rows=block_rows, **how)

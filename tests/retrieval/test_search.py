@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -49,6 +51,19 @@ def test_own_group_never_comes_back(data):
         bank[:40], bank, 10, eligibility=Eligibility(groups.bank_groups[:40], groups.bank_groups, np.ones(500, bool))
     )
     assert (groups.bank_groups[found.rows, 0] != groups.bank_groups[:40]).all()
+
+
+@pytest.mark.parametrize("backend", ["exact", "pynndescent"])
+def test_a_query_that_is_a_row_does_not_find_itself(data, backend):
+    _queries, bank, groups, tie_order = data
+    own = np.where(np.arange(40) < 30, np.arange(40), -1)
+    of_rows = replace(groups, query_groups=np.full((40, 1), -1), own=own)
+    mask = groups.allowed & (own[:, None] != np.arange(500))
+    found = search(bank[:40], bank, 5, eligibility=of_rows, tie_order=tie_order, backend=backend)
+    assert (found.rows != own[:, None]).all()
+    np.testing.assert_array_equal(of_rows.count(), mask.sum(axis=1))
+    rows, _ = brute_force(bank[:40], bank, 5, mask, tie_order)
+    assert (found.rows == rows).mean() > (0.9 if backend == "pynndescent" else 0.999)
 
 
 def test_fewer_eligible_rows_are_padded():

@@ -82,7 +82,7 @@ class Rerun:
             where=where_of(self._bank.ids, header),
             exclude=[str(column) for column in np.atleast_1d(header["exclude"])],
         )
-        self._eligibility = replace(eligibility, query_groups=eligibility.query_groups[at])
+        self._eligibility = eligibility.of_queries(at)
         self._embedding, self._obs = query.standardized[at], query.table.obs.iloc[at]
         self._genes = measured_columns(self._bank.genes, table.var_names[genes], self._bank.header.cell_types)
         self._n_neighbors, self._backend = int(header["n_neighbors"]), str(header["backend"])
@@ -95,7 +95,7 @@ class Rerun:
     def usable(self) -> np.ndarray:
         """(rows,) which rows of the reference some spot may use."""
         groups = np.unique(self._eligibility.query_groups, axis=0)
-        patterns = replace(self._eligibility, query_groups=groups)
+        patterns = replace(self._eligibility.of_groups(), query_groups=groups)
         return np.asarray(patterns.mask(slice(None), slice(None)).any(axis=0))
 
     def weight_of(self, rows: np.ndarray) -> np.ndarray:
@@ -116,12 +116,12 @@ class Rerun:
         return self._on_all_spots(out)
 
     def _predict(self, spots: np.ndarray, allowed: np.ndarray) -> tuple[Selection, np.ndarray]:
-        groups, embedding = self._eligibility.query_groups[spots], self._embedding[spots]
+        embedding = self._embedding[spots]
         selected = select(
             self._bank,
             embedding,
             state=state_of(self._bank.fit.parameters, self._obs[spots], embedding),
-            eligibility=replace(self._eligibility, query_groups=groups, allowed=allowed),
+            eligibility=replace(self._eligibility.of_queries(spots), allowed=allowed),
             n_neighbors=self._n_neighbors,
             backend=self._backend,
         )

@@ -122,7 +122,8 @@ def benchmark(
     with picture(width, height, **drawing) as figure:
         panel = figure.subplots()
         if metric == "pearson":
-            heading = "Accuracy on held-out donors"
+            blocks = scores["fold"].str.startswith("blocks of ").all()
+            heading = f"Accuracy on held-out {'blocks' if blocks else 'donors'}"
             _draw_ceiling(panel, _by_method(scores, _keys.NOISE_CEILING).to_numpy(float))
         _draw(panel, values, cites)
         panel.set(xlabel=f"{title}, {unit}", label="benchmark")

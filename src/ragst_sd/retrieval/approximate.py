@@ -80,6 +80,8 @@ def approximate_search(
         near = np.where(near >= 0, order[near], -1)
         for e in range(eligibility.query_groups.shape[1]):
             near[eligibility.query_groups[asked, e, None] == eligibility.bank_groups[near, e]] = -1
+        if eligibility.own is not None:
+            near[near == eligibility.own[asked, None]] = -1
         rows[asked], squared[asked] = rank(queries[asked], bank, near, k, tie_order, unit=unit)
         graph_only[asked] = (rows[asked] >= 0).all(axis=1)
     rest = np.flatnonzero(~graph_only)

@@ -319,5 +319,6 @@ class Answer(NamedTuple):
 def eligible_counts(eligibility: Eligibility, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(patterns, groups) eligible rows of each group, for queries with the same ones, and the pattern of each query."""
     first, pattern = eligibility.patterns()
-    counts = [np.bincount(codes[mask], minlength=codes.max() + 1) for mask in eligibility.mask(first, slice(None))]
+    masks = eligibility.of_groups().mask(first, slice(None))
+    counts = [np.bincount(codes[mask], minlength=codes.max() + 1) for mask in masks]
     return np.stack(counts), pattern

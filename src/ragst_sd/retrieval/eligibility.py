@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ import numpy as np
 class Eligibility:
     """Which rows of the bank each query may use.
 
-    A row is eligible if `allowed` says so and it shares none of the query's groups.
+    A row is eligible if `allowed` says so, it shares none of the query's groups, and it is not the query itself.
     """
 
     query_groups: np.ndarray
@@ -20,6 +20,10 @@ class Eligibility:
     """(m, e) integer codes."""
     allowed: np.ndarray
     """(m,) bool."""
+    own: np.ndarray | None = None
+    """(n,) row of the bank that each query is itself, -1 for none. It is not cited; means and regressions keep it."""
+    level: np.ndarray | None = None
+    """(m,) bool, rows on whose mean evidence is put back; all that may be used if left out."""
 
     @classmethod
     def everything(cls, n: int, m: int) -> Eligibility:
@@ -32,10 +36,21 @@ class Eligibility:
         out = np.broadcast_to(self.allowed[rows], (len(groups), len(bank))).copy()
         for e in range(groups.shape[1]):
             out &= groups[:, e, None] != bank[None, :, e]
+        if self.own is not None:
+            out &= self.own[queries, None] != np.arange(len(self.allowed))[rows]
         return out
 
+    def of_groups(self) -> Eligibility:
+        """The same without the rule that a query does not use its own row."""
+        return replace(self, own=None)
+
+    def of_level(self) -> Eligibility:
+        """Limited to the rows of `level`, as far as there are any."""
+        limited = self.allowed if self.level is None else self.allowed & self.level
+        return replace(self, allowed=limited) if limited.any() else self
+
     def patterns(self) -> tuple[np.ndarray, np.ndarray]:
-        """One query of each set of queries that may use the same rows, and (n,) the set of each query."""
+        """One query of each set of queries that may use the same rows but their own, and (n,) the set of each query."""
         if not self.query_groups.shape[1]:
             return np.zeros(min(1, len(self.query_groups)), dtype=np.int64), np.zeros(len(self.query_groups), np.int64)
         _, first, inverse = np.unique(self.query_groups, axis=0, return_index=True, return_inverse=True)
@@ -44,13 +59,24 @@ class Eligibility:
     def count(self) -> np.ndarray:
         """(n,) number of eligible rows of each query."""
         first, inverse = self.patterns()
-        counts = [int(self.mask(np.array([i]), slice(None)).sum()) for i in first]
-        return np.asarray(counts, dtype=np.int64)[inverse]
+        others = self.of_groups()
+        counts = np.asarray([others.mask(np.array([i]), slice(None)).sum() for i in first], dtype=np.int64)[inverse]
+        if self.own is not None:
+            known = np.flatnonzero(self.own >= 0)
+            row = self.own[known]
+            differs = (self.query_groups[known] != self.bank_groups[row]).all(axis=1)
+            counts[known] -= self.allowed[row] & differs
+        return counts
 
     def of_queries(self, queries: slice | np.ndarray) -> Eligibility:
         """The same for some of the queries."""
-        return Eligibility(self.query_groups[queries], self.bank_groups, self.allowed)
+        own = None if self.own is None else self.own[queries]
+        return replace(self, query_groups=self.query_groups[queries], own=own)
 
-    def of_rows(self, rows: slice | np.ndarray) -> Eligibility:
-        """The same for some rows of the bank."""
-        return Eligibility(self.query_groups, self.bank_groups[rows], self.allowed[rows])
+    def of_rows(self, rows: slice) -> Eligibility:
+        """The same for consecutive rows of the bank."""
+        own, level = self.own, None if self.level is None else self.level[rows]
+        if own is not None:
+            own = own - rows.start
+            own = np.where((own >= 0) & (own < rows.stop - rows.start), own, -1)
+        return Eligibility(self.query_groups, self.bank_groups[rows], self.allowed[rows], own, level)

@@ -103,11 +103,11 @@ def select(
     else:
         selection = nothing_cited(Query(phi, n_neighbors=nearest.shape[1]))
     if fit.cites_level:
-        level_rows, level = eligible_counts(eligibility, bank.levels[0])
+        level_rows, level = eligible_counts(eligibility.of_level(), bank.levels[0])
     features, eligible = features_of(fit.method, fit.parameters, embedding), None
     if features is not None:
         first, level = eligibility.patterns()
-        eligible = eligibility.mask(first, slice(None))
+        eligible = eligibility.of_groups().mask(first, slice(None))
         eligible = None if eligible.all() else eligible
         if eligible is not None and bank.lazy:
             msg = (

@@ -21,16 +21,15 @@ from ragst_sd.retrieval.training import dense
 from ragst_sd.tl import _fold_scores
 from ragst_sd.tl._fit import train_on
 from ragst_sd.tl._fit_tissue import fit_tissue
-from ragst_sd.tl._folds import Fold, inner_group_key, outer_folds, training_part
+from ragst_sd.tl._folds import BLOCKS, folds_of, inner_group_key, training_part
 from ragst_sd.tl._intervals import far_distance, gene_floor, held_out_scores, quantiles_by_level
 from ragst_sd.tl._waiting import expected_seconds, in_parts, say_if_long
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
 
-    from ragst_sd.retrieval.bank import Bank
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +38,8 @@ def calibrate(
     reference: AnnData,
     *,
     levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95),
+    split: str = "donor",
+    margin_um: float | None = None,
     n_folds: int = 10,
     device: str | None = None,
     amp: bool = False,
@@ -63,14 +64,20 @@ def calibrate(
     Notes). A level 1 - alpha needs ceil(1/alpha) - 1 donors, nine for 0.9. With fewer donors, sections are the unit by
     the same rule, otherwise single spots. Intervals calibrated over spots are too narrow for a donor that differs.
 
+    With `split="block"` intervals are for gaps (:func:`ragst_sd.tl.predict` with `exclude=()`): quarters of the sections
+    are held out, with a margin, as :func:`ragst_sd.tl.cross_validate` does. Their unit is the quarter of a section, or
+    with too few of them the spot. They are refused for other predictions, as those of donors are for gaps.
+
     Parameters
     ----------
     reference
         Fitted by :func:`ragst_sd.tl.fit`.
     levels
         Wanted coverages, above 0 and below 1.
+    split, margin_um
+        As in :func:`ragst_sd.tl.cross_validate`.
     n_folds
-        Number of refits at most; each leaves out whole donors.
+        Number of refits at most; each leaves out whole donors. With blocks there are four.
     device, amp
         As in :func:`ragst_sd.tl.fit`, for the refits.
     progress
@@ -81,13 +88,13 @@ def calibrate(
     `None`. Fields written to the reference; its fit and its hashes stay as they are:
 
     `.uns["ragst"]["calibration"]`
-        `levels` (L,), `units` (L,) (`"donor"`, `"section"` or `"spot"`), `quantiles` float32 (genes, L) (NaN for genes
+        `split`, `levels` (L,), `units` (L,) (`"donor"`, `"section"`, `"block"` or `"spot"`), `quantiles` float32 (genes, L) (NaN for genes
         that never vary or that too few groups measured), `floor` (genes,), `far_distance` (:math:`d_0`), `n_donors`,
         `n_sections`, `n_spots` that were held out and predicted, `share_inside` (L,), the share of these very spots
         inside their intervals (not a test: the intervals were made from them), `fit_hash`, `schema_version`.
         :func:`ragst_sd.tl.fit` drops it.
     `.uns["ragst"]["gene_trust"]`
-        Method and hash of the fit that `cv_pearson` is of.
+        Method, hash of the fit and split that `cv_pearson` is of.
     `.var["cv_pearson"]`, `["noise_ceiling"]`
         For all genes: Pearson on held-out donors, and the most that the noise of counting allows; means over the
         sections of a donor, then over donors. NaN if unknown.
@@ -95,7 +102,8 @@ def calibrate(
     Raises
     ------
     ValueError
-        If the reference is not fitted or has changed since, has one group only, or a level makes no sense.
+        If the reference is not fitted or has changed since, has one group only, is too small for blocks and their margin,
+        or a level makes no sense.
 
     Notes
     -----
@@ -133,7 +141,8 @@ def calibrate(
     if n_folds < 2:
         msg = f"`n_folds` is {n_folds}; it must be at least 2, since one fold is predicted from the others."
         raise ValueError(msg)
-    folds = outer_folds(bank, None, n_folds=int(n_folds))
+    folds = folds_of(bank, split, None, margin_um, n_folds=int(n_folds))
+    by_donor = BLOCKS if split == "block" else "{}"
     raw, bank, fit = np.asarray(bank.embedding), standardized(reference, bank), bank.fit
     counts, values, floor = _fold_scores.counts_for_ceiling(reference, bank), bank.values, gene_floor(bank)
     kind = METHODS[fit.method].options
@@ -161,10 +170,12 @@ def calibrate(
                 raw=raw[fold.training],
                 n_neighbors=min(fit.n_neighbors, len(part)),
                 n_candidates=min(fit.n_candidates, len(part)),
-                group_key=inner_group_key(part.obs, fit.group_key or None, fold.name),
+                group_key=fit.group_key or None
+                if split == "block"
+                else inner_group_key(part.obs, fit.group_key or None, fold.name),
                 metric=fit.metric,
             )
-            for section in _sections_of(bank, fold, list(part.genes)):
+            for section in _fold_scores.held_sections(bank, fold, list(part.genes), set(), by_donor=by_donor):
                 parts.append(_fold_scores.about_the_data(bank, section, counts=counts, rng=run.rng))
                 rows, genes = section.rows, section.genes
                 columns = bank.genes.get_indexer(genes)
@@ -179,6 +190,11 @@ def calibrate(
 
     # Groups of which one part was learned from while another was predicted are no unit.
     whole = {UNITS[0]: bank.donors, UNITS[1]: bank.sections}
+    if split == "block":
+        blocks = np.zeros(len(bank), dtype=np.int64)
+        for i, fold in enumerate(folds):
+            blocks[fold.held] = i + 1
+        whole = {split: bank.sections * (len(folds) + 1) + blocks}
     groups = {name: codes for name, codes in whole.items() if codes.max() >= 1}
     quantiles, units, inside = quantiles_by_level(scores, wanted, groups)
     scored = np.isfinite(scores).any(axis=1)
@@ -186,6 +202,7 @@ def calibrate(
     calibration = {
         "schema_version": _keys.SCHEMA_VERSION,
         "fit_hash": fit.fit_hash,
+        "split": split,
         "levels": wanted,
         "units": np.array(units, dtype=str),
         "quantiles": quantiles,
@@ -197,15 +214,8 @@ def calibrate(
         "share_inside": inside,
     }
     reference.uns[_keys.ATTRS] = {**reference.uns[_keys.ATTRS], _keys.CALIBRATION: calibration}
-    _fold_scores.write_gene_trust(reference, pd.concat(parts, ignore_index=True), fit.method, fit_hash=fit.fit_hash)
-
-
-def _sections_of(bank: Bank, fold: Fold, genes: list[str]) -> Iterator[_fold_scores.HeldSection]:
-    """Held-out sections, named by their donor; all genes that they and the training rows measured."""
-    donors = bank.obs[_keys.DONOR].astype(str).to_numpy()[fold.held]
-    for donor in dict.fromkeys(donors):
-        own = Fold(donor, fold.training, fold.held[donors == donor])
-        yield from _fold_scores.held_sections(bank, own, genes, set())
+    trust = pd.concat(parts, ignore_index=True)
+    _fold_scores.write_gene_trust(reference, trust, fit.method, split=split, fit_hash=fit.fit_hash)
 
 
 def _report(levels: np.ndarray, units: list[str], inside: np.ndarray, quantiles: np.ndarray) -> None:

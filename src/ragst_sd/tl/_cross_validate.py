@@ -39,7 +39,7 @@ from ragst_sd.tl._fold_scores import (
     score_section,
     write_gene_trust,
 )
-from ragst_sd.tl._folds import RAW_UNIT, fewer_donors, inner_group_key, outer_folds, training_part
+from ragst_sd.tl._folds import BLOCKS, RAW_UNIT, fewer_donors, folds_of, inner_group_key, training_part
 from ragst_sd.tl._section_metrics import SECTION_METRICS, needing
 from ragst_sd.tl._waiting import expected_seconds, in_parts, say_if_long
 
@@ -65,7 +65,9 @@ def cross_validate(
     reference: AnnData,
     *,
     methods: Sequence[str] = ("rag", "knn", "ridge", "mean"),
+    split: str = "donor",
     group_key: str | None = None,
+    margin_um: float | None = None,
     n_genes: int = 250,
     genes: str | Sequence[str] | None = None,
     n_neighbors: int | None = None,
@@ -83,7 +85,7 @@ def cross_validate(
     progress: bool | None = None,
     inplace: bool = True,
 ) -> pd.DataFrame:
-    r"""Measure how well methods predict held-out donors.
+    r"""Measure how well methods predict held-out donors, or fill gaps in sections.
 
     Each donor is held out in turn, with all its sections. Methods are fitted on the rows of the other donors. These
     rows also decide which genes are compared and, by holding out groups among them, all penalties and stopping points.
@@ -94,6 +96,13 @@ def cross_validate(
     The cost is one fit of each method for each donor, and as many again with `library_size="both"`; the methods share
     common results.
 
+    `split="block"` measures how well the gaps of a section are filled (:func:`ragst_sd.tl.predict` with `exclude=()`).
+    Each section is cut into quarters, at the median of its spots along x and along y. One quarter of every section is
+    held out at a time, together with all spots of the section whose fields of view reach into those of the quarter:
+    their tiles show the same tissue, so that they would give it away. The rest of the section is learned from and
+    cited, and gives the level. Gaps in real sections often have measured spots nearby, and are then filled better than
+    such a quarter.
+
     Sections of one donor resemble each other, and their spots even more. So compute intervals and tests over donors, as
     :func:`ragst_sd.pl.benchmark` does.
 
@@ -103,9 +112,15 @@ def cross_validate(
         Made by :func:`ragst_sd.tl.build_reference`; it need not be fitted.
     methods
         Methods of :func:`ragst_sd.tl.fit` to compare.
+    split
+        `"donor"`, or `"block"` for parts of sections.
     group_key
-        Column of `.obs` whose groups are held out whole. If left out: donors; with one donor its sections, with one
+        Column of `.obs` whose groups are held out whole, with `split="donor"`. If left out: donors; with one donor its sections, with one
         section four spatial blocks, each with a warning.
+    margin_um
+        With `split="block"`: spots nearer than this to the quarter, in microns along both x and y, are left out with it.
+        If left out, the width of the widest field of view, `tile_px` times `mpp` times the largest `context`; three
+        distances between neighbouring spots for embeddings of unknown origin.
     n_genes
         Number of genes to compare: those that vary most over the training rows, among those that all their panels
         measured. Fewer where there are fewer.
@@ -143,10 +158,11 @@ def cross_validate(
 
     Returns
     -------
-    Long frame with `method`, `fold` (the group held out), `sample`, `gene`, `unit` (of the values compared), `metric`,
-    `value`, and where it was asked for `n_donors`, the number of donors learned from. Lines with a gene hold
-    `pearson`, `spearman`, `rmse`, `variance_kept` of the gene in a section (with `gene_set_pearson` the name of a set
-    stands for the gene), and under an empty `method` its `noise_ceiling`, the Pearson correlation that counting noise allows (NaN without counts of the
+    Long frame with `method`, `fold` (the group held out; `"blocks of <donor>"`), `sample`, `gene`, `unit` (of the
+    values compared), `metric`, `value`, and where it was asked for `n_donors`, the number of donors learned from. Lines
+    with a gene hold `pearson`, `spearman`, `rmse`, `variance_kept` of the gene in a section (with `gene_set_pearson`
+    the name of a set stands for the gene), and under an empty `method` its `noise_ceiling`, the Pearson correlation
+    that counting noise allows (NaN without counts of the
     genes behind the size factors; normalised unit only). Lines with an empty `gene` describe a section:
     `effective_n` and `evidence_share` (means over spots), `moran_agreement`, `svg_overlap`,
     `gene_correlation_agreement`, `domain_ari` (NaN without labels), and for methods that cite `evidence_pearson` (of
@@ -164,7 +180,10 @@ def cross_validate(
     `.var["noise_ceiling"]`
         The noise ceiling, averaged in the same way.
     `.uns["ragst"]["gene_trust"]`
-        The method that `cv_pearson` is of. :func:`ragst_sd.tl.predict` hands it on for that method only.
+        The method and the split that `cv_pearson` is of. :func:`ragst_sd.tl.predict` hands it on for these only.
+
+    With `split="block"` a section has a line for each of its quarters. Less varies within a quarter than within a
+    section, so that correlations are lower than, and do not compare with, those of whole sections.
 
     Where :func:`ragst_sd.tl.calibrate` has assessed the genes of the very fit, its figures stay.
 
@@ -173,7 +192,9 @@ def cross_validate(
     KeyError
         If a column or a gene does not exist.
     ValueError
-        If a method, a metric or an option does not exist, `gmt` is needed and left out, no fold has so many donors, there are no two groups, `n_neighbors` exceeds the training rows, raw
+        If a method, a metric or an option does not exist, `gmt` is needed and left out, no fold has so many donors,
+        there are no two groups, positions are unknown or no section is large enough for blocks and their margin,
+        `n_donors` is given for blocks, `n_neighbors` exceeds the training rows, raw
         counts are asked of a reference without counts, or no section has 3 spots.
 
     References
@@ -215,7 +236,11 @@ def cross_validate(
         require_key(label_key, reference.obs, "reference.obs")
     gene_sets = gene_sets_of(gmt, asked, list(reference.var_names))
     raw, bank = np.asarray(bank.embedding), standardized(reference, replace(bank, values=as_csr(bank.values)))
-    folds = outer_folds(bank, group_key)
+    folds = folds_of(bank, split, group_key, margin_um)
+    by_donor = BLOCKS if split == "block" else None
+    if by_donor and n_donors is not None:
+        msg = "`n_donors` leaves donors out, and `split='block'` holds out parts of each. Give one of them."
+        raise ValueError(msg)
     sizes = {"n_neighbors": n_neighbors, "n_candidates": n_candidates}
     _check_sizes(bank, folds, sizes)
     values_of = _values_by_unit(reference, bank, library_size)
@@ -230,9 +255,10 @@ def cross_validate(
         for i, (whole, fold) in enumerate(rounds):
             chosen, summarised = choose_genes(bank, whole, n_genes, genes)
             known = set(bank.genes[bank.measured[np.unique(bank.panels[fold.training])].any(axis=0)])
-            sections = held_sections(bank, fold, [gene for gene in chosen if gene in known], summarised)
+            chosen = [gene for gene in chosen if gene in known]
+            sections = held_sections(bank, fold, chosen, summarised, by_donor=by_donor)
             found = [about_the_data(bank, section, counts=counts, rng=seed) for section in sections]
-            inner = inner_group_key(bank.obs.iloc[fold.training], group_key, fold.name)
+            inner = None if by_donor else inner_group_key(bank.obs.iloc[fold.training], group_key, fold.name)
             shared: dict[str, Any] = {}
             for unit, values in values_of.items():
                 part = training_part(bank, fold.training, values)
@@ -253,7 +279,7 @@ def cross_validate(
     scores = pd.concat(parts, ignore_index=True)[COLUMNS if n_donors is None else [*COLUMNS, "n_donors"]]
     _log_summary(scores)
     if inplace and n_donors is None:
-        _write(reference, scores, methods)
+        _write(reference, scores, methods, split)
     return scores
 
 
@@ -307,7 +333,7 @@ def _log_summary(scores: pd.DataFrame) -> None:
         logger.info("%s: Pearson %.3f over %d held-out groups.", what, values.mean(), len(values))
 
 
-def _write(reference: AnnData, scores: pd.DataFrame, methods: list[str]) -> None:
+def _write(reference: AnnData, scores: pd.DataFrame, methods: list[str], split: str) -> None:
     scores = scores[scores["unit"] != RAW_UNIT]
     if not (scores["metric"] == "pearson").any():
         logger.info("Nothing was scored in the reference's own unit: it is left as it is.")
@@ -320,4 +346,4 @@ def _write(reference: AnnData, scores: pd.DataFrame, methods: list[str]) -> None
         return
     fitted = owned.get(_keys.FIT, {}).get("method")
     method = fitted if fitted in methods else next((name for name in methods if METHODS[name].cites), methods[0])
-    write_gene_trust(reference, scores, method)
+    write_gene_trust(reference, scores, method, split=split)

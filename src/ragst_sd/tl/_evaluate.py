@@ -124,7 +124,8 @@ def evaluate(
     0.1. Lines with an empty `gene` hold the metrics per section, the means over spots of `effective_n`,
     `evidence_share` and `out_of_reference`, `n_spots`, and where `n_genes` left genes out `pearson_all_genes`, the
     mean Pearson correlation over all that both tables have. :func:`ragst_sd.get.summary` averages over genes. Spots and genes without a prediction are left out of a
-    metric per section, which is NaN where it cannot be computed. For a list or a mapping there is a first column
+    metric per section, which is NaN where it cannot be computed. Spots that the prediction learned from
+    (`obs["measured"]`, where gaps were filled) are left out of all. For a list or a mapping there is a first column
     `section` with the name in the mapping, or in `obs["sample"]` of the measured table.
 
     Raises

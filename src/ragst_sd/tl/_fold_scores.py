@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,15 +63,19 @@ def choose_genes(bank: Bank, fold: Fold, n_genes: int, genes: list[str] | None) 
     return kept, set(most_variable(part, n_genes)) if len(genes) == len(bank.genes) else set(kept)
 
 
-def held_sections(bank: Bank, fold: Fold, chosen: list[str], summarised: set[str]) -> list[HeldSection]:
-    samples = bank.obs[_keys.SAMPLE].astype(str).to_numpy()[fold.held]
+def held_sections(
+    bank: Bank, fold: Fold, chosen: list[str], summarised: set[str], *, by_donor: str | None = None
+) -> list[HeldSection]:
+    """The sections of a fold; under the name of the fold, or with `by_donor`, say `"{}"`, under that of their donor."""
+    samples, donors = (bank.obs[name].astype(str).to_numpy()[fold.held] for name in (_keys.SAMPLE, _keys.DONOR))
+    names = [fold.name if by_donor is None else by_donor.format(donor) for donor in donors]
     out = []
-    for sample in dict.fromkeys(samples):
-        rows = fold.held[samples == sample]
+    for name, sample in dict.fromkeys(zip(names, samples, strict=True)):
+        rows = fold.held[(samples == sample) & (np.array(names) == name)]
         own = bank.measured[np.unique(bank.panels[rows])].all(axis=0)
         genes = [str(gene) for gene in np.array(chosen)[own[bank.genes.get_indexer(chosen)]]]
         of_section = np.flatnonzero(np.isin(genes, list(summarised)))
-        out.append(HeldSection(fold.name, sample, rows, genes, of_section))
+        out.append(HeldSection(name, sample, rows, genes, of_section))
         if len(rows) < FEWEST_SPOTS:
             logger.info("%s has %d spots only: it is predicted but not scored.", sample, len(rows))
         elif len(genes) < len(chosen):
@@ -154,12 +158,13 @@ def predict_held(
     part: Bank, held: Bank, genes: list[str], n_neighbors: int | None = None, *, with_disagreement: bool = False
 ) -> tuple[Selected, Values]:
     """Predict held-out rows from the fitted bank of the others, with as many neighbours as were fitted if left out."""
+    own_section = np.isin(part.obs[_keys.SAMPLE].astype(str), held.obs[_keys.SAMPLE].astype(str))
     selected = select(
         part,
         held.embedding,
         state=state_of(part.fit.parameters, held.obs, held.embedding),
-        # Nothing of the held-out group is in the bank.
-        eligibility=Eligibility.everything(len(held), len(part)),
+        # Nothing of the held-out group is in the bank; what is left of the section that it is a part of, is.
+        eligibility=replace(Eligibility.everything(len(held), len(part)), level=own_section),
         n_neighbors=part.fit.n_neighbors if n_neighbors is None else n_neighbors,
     )
     places = part.genes.get_indexer(genes)
@@ -195,14 +200,17 @@ def counts_for_ceiling(reference: AnnData, bank: Bank) -> Any:
     return counts
 
 
-def write_gene_trust(reference: AnnData, scores: pd.DataFrame, method: str, *, fit_hash: str = "") -> None:
+def write_gene_trust(
+    reference: AnnData, scores: pd.DataFrame, method: str, *, split: str = "donor", fit_hash: str = ""
+) -> None:
     """Write into `.var` how well a method predicts each gene, and its noise ceiling: means over sections, then groups.
 
     Genes that were not scored keep what the same method was found to reach before. `fit_hash` names the very fit, if it
     was one.
     """
     before = reference.uns[_keys.ATTRS].get(_keys.GENE_TRUST, {})
-    same = before.get("method") == method and before.get("fit_hash", "") == fit_hash
+    trust = {"method": method, "fit_hash": fit_hash, "split": split}
+    same = {"fit_hash": "", "split": "donor", **before} == trust
     measured = ((_keys.CV_PEARSON, "pearson", method), (_keys.NOISE_CEILING, _keys.NOISE_CEILING, ""))
     for column, metric, of_method in measured:
         lines = scores[(scores["metric"] == metric) & (scores["method"] == of_method)]
@@ -211,6 +219,5 @@ def write_gene_trust(reference: AnnData, scores: pd.DataFrame, method: str, *, f
         if column in reference.var and (same or column == _keys.NOISE_CEILING):
             found = found.fillna(reference.var[column])
         reference.var[column] = found.to_numpy(float)
-    trust = {"method": method, "fit_hash": fit_hash}
     reference.uns[_keys.ATTRS] = {**reference.uns[_keys.ATTRS], _keys.GENE_TRUST: trust}
     logger.info("Adding `reference.var[%r]` (of %r) and `[%r]`.", _keys.CV_PEARSON, method, _keys.NOISE_CEILING)

@@ -10,7 +10,9 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._labels import is_missing, labels
-from ragst_sd._validate import listing, require_key, require_positive
+from ragst_sd._pitch import spot_pitch
+from ragst_sd._validate import listing, require_choice, require_key, require_positive
+from ragst_sd.reference.schema import knows_tiles
 from ragst_sd.retrieval.training import variable_genes
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RAW_UNIT = "log1p(counts)"
+SPLITS = ("donor", "block")
+BLOCKS = "blocks of {}"
+# Margin around held-out blocks for embeddings of unknown origin, in distances between neighbouring spots.
+_MARGIN_PITCHES = 3
 _KINDS = {_keys.SAMPLE: "section", "spatial blocks": "block", "blocks of consecutive rows": "block"}
 
 
@@ -83,7 +89,7 @@ def inner_folds(bank: Bank, group_key: str | None) -> tuple[np.ndarray, str]:
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         # Without positions, consecutive rows are the closest thing to neighbours on the tissue.
         return np.arange(len(bank)) * 4 // len(bank), "blocks of consecutive rows"
-    return 2 * (x > np.median(x)) + (y > np.median(y)), "spatial blocks"
+    return _quarters(x, y), "spatial blocks"
 
 
 def outer_folds(bank: Bank, group_key: str | None, n_folds: int | None = None) -> list[Fold]:
@@ -129,6 +135,113 @@ def outer_folds(bank: Bank, group_key: str | None, n_folds: int | None = None) -
             listing(shared),
         )
     return folds
+
+
+def folds_of(
+    bank: Bank, split: str, group_key: str | None, margin_um: float | None, n_folds: int | None = None
+) -> list[Fold]:
+    """The folds of a split: groups as a whole, or blocks within every section."""
+    require_choice(split, SPLITS, "split")
+    if split == "donor":
+        if margin_um is not None:
+            msg = "`margin_um` is the margin around blocks. Pass `split='block'`, or leave it out."
+            raise ValueError(msg)
+        return outer_folds(bank, group_key, n_folds)
+    if group_key is not None:
+        msg = f"`group_key` is {group_key!r}, but `split='block'` holds out parts of sections. Leave one of them out."
+        raise ValueError(msg)
+    return block_folds(bank, margin_um)
+
+
+def block_folds(bank: Bank, margin_um: float | None) -> list[Fold]:
+    """One quarter of every section in turn against all other rows but those within the margin of it.
+
+    Two spots share pixels if their centres are nearer than the width of a field of view, along x and along y: so
+    distances are the larger one of both. Sections of one picture are cut together. A section of which nothing would be
+    left beside a block and its margin is not held out.
+
+    Raises
+    ------
+    ValueError
+        If positions are unknown, the margin is not positive, or no section is large enough.
+    """
+    if margin_um is not None:
+        require_positive(margin_um, "margin_um")
+    xy = bank.obs[[_keys.X_UM, _keys.Y_UM]].to_numpy(float)
+    samples, sections = bank.obs[_keys.SAMPLE].astype(str).to_numpy(), bank.header.sections
+    nowhere = np.unique(samples[~np.isfinite(xy).all(axis=1)])
+    if len(nowhere):
+        msg = (
+            f"Blocks need positions in microns, and those of {listing(nowhere)} are unknown. Say how large a pixel is "
+            "with `rg.pp.set_image_mpp`, embed, and build the reference again; or hold out donors (`split='donor'`)."
+        )
+        raise ValueError(msg)
+    pictures = dict(zip(sections.sample, sections.image_hash, strict=True))
+    names = np.array([pictures.get(name) or name for name in samples])
+    held, near = np.full(len(bank), -1), np.zeros((4, len(bank)), dtype=bool)
+    small = []
+    for name in np.unique(names):
+        rows = np.flatnonzero(names == name)
+        quarter = _quarters(*xy[rows].T)
+        about = (
+            f"{listing(np.unique(samples[rows]))} of {' x '.join(f'{own:,.0f}' for own in np.ptp(xy[rows], axis=0))} µm"
+        )
+        if len(np.unique(quarter)) < 2:
+            small.append(about)
+            continue
+        margin = _margin(bank, samples[rows[0]], xy[rows]) if margin_um is None else float(margin_um)
+        beside = np.stack([_near(xy[rows], quarter == block, margin) for block in range(4)])
+        if min(((quarter != block) & ~beside[block]).sum() for block in np.unique(quarter)) == 0:
+            small.append(f"{about} with a margin of {margin:,.0f} µm")
+            continue
+        held[rows], near[:, rows] = quarter, beside
+    if (held < 0).all():
+        msg = (
+            f"Nothing is left to learn from beside a quarter of a section and its margin: {'; '.join(small)}. Give a "
+            "smaller `margin_um` (tiles then overlap with those held out), embed with a narrower `context`, or hold "
+            "out donors (`split='donor'`)."
+        )
+        raise ValueError(msg)
+    if small:
+        logger.warning("Too small to hold out blocks with their margin: %s. They are learned from.", "; ".join(small))
+    return [
+        Fold(
+            f"block {block + 1}", np.flatnonzero((held != block) & ~near[block]), np.flatnonzero(held == block), "block"
+        )
+        for block in np.unique(held[held >= 0])
+    ]
+
+
+def _quarters(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(n,) quarter in which each spot lies: cut at the median, along x and along y."""
+    return 2 * (x > np.median(x)) + (y > np.median(y))
+
+
+def _margin(bank: Bank, sample: str, xy: np.ndarray) -> float:
+    """Width of the widest field of view in microns; three distances between spots where it is not known."""
+    encoder, sections = bank.header.encoder, bank.header.sections
+    mpp = float(encoder["mpp"])
+    mpp = float(sections.image_mpp[list(sections.sample).index(sample)]) if np.isnan(mpp) else mpp
+    if knows_tiles(encoder) and np.isfinite(mpp):
+        return float(np.max(encoder["tile_px"]) * mpp * np.max(encoder["context"]))
+    margin = _MARGIN_PITCHES * spot_pitch(xy)
+    logger.warning(
+        "%s: the fields of view of the embedding are not known. The margin around blocks is %d distances between "
+        "spots, %.0f µm; give that of your features with `margin_um=`.",
+        sample,
+        _MARGIN_PITCHES,
+        margin,
+    )
+    return margin
+
+
+def _near(xy: np.ndarray, block: np.ndarray, margin: float) -> np.ndarray:
+    """(n,) spots outside a block whose square fields of view reach into those of its spots."""
+    from scipy.spatial import KDTree
+
+    if not block.any():
+        return np.zeros(len(xy), dtype=bool)
+    return ~block & (KDTree(xy[block]).query(xy, p=np.inf)[0] < margin)
 
 
 def fewer_donors(bank: Bank, fold: Fold, numbers: int | Sequence[int] | None, rng: int) -> list[Fold]:

@@ -139,6 +139,21 @@ def check_level(bank: Bank, level: float) -> int:
     return int(place[0])
 
 
+def check_split(bank: Bank, split: str) -> None:
+    """Raise a `ValueError` if the intervals were calibrated for the other of the two tasks."""
+    calibrated = bank.header.calibration.get("split", "donor")
+    if calibrated != split:
+        what = {
+            "block": "rows of the query's own donor are used (`exclude`)",
+            "donor": "the reference has no rows of the query's donor, or they are not used",
+        }
+        msg = (
+            f"`intervals`: they were calibrated on held-out {calibrated}s, and here {what[split]}. "
+            f"Run `rg.tl.calibrate(reference, split={split!r})` first."
+        )
+        raise ValueError(msg)
+
+
 def interval_rule(
     calibration: Mapping[str, Any],
     place: int,
@@ -161,7 +176,13 @@ def interval_rule(
     units = labels(np.atleast_1d(calibration["units"])).astype(str)
     unit = str(units[place])
     quantiles = np.asarray(calibration["quantiles"], dtype=np.float32)[gene_index]
-    if unit != conformal.UNITS[0]:
+    if unit == conformal.UNITS[-1] and calibration.get("split") == "block":
+        logger.warning(
+            "Intervals at %g rest on single spots (too few blocks were held out for that level): their coverage in "
+            "other parts of a section is not assured.",
+            levels[place],
+        )
+    elif unit not in (conformal.UNITS[0], "block"):
         logger.warning(
             "Intervals at %g rest on %s (%d donors were calibrated on, too few for that level): their coverage on new "
             "donors is not assured.",

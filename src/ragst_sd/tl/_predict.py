@@ -10,7 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank
 from ragst_sd._elements import require_sdata
-from ragst_sd._eligibility import check_fewer, eligible_rows, recorded_where, refuse_seen_rows
+from ragst_sd._eligibility import check_fewer, eligible_rows, recorded_where, refuse_seen_rows, shares_donor
 from ragst_sd._embedding import log_unknown_origin
 from ragst_sd._fields import TISSUE, documented
 from ragst_sd._labels import labels
@@ -26,7 +26,7 @@ from ragst_sd._workers import spread_over_workers
 from ragst_sd.retrieval.run import part_of, select
 from ragst_sd.retrieval.run import predict as run
 from ragst_sd.retrieval.search import BACKENDS
-from ragst_sd.tl._intervals import check_level, interval_rule
+from ragst_sd.tl._intervals import check_level, check_split, interval_rule
 from ragst_sd.tl._predict_store import fill_store, finish, new_store, opened
 from ragst_sd.tl._predicted_table import predicted_table
 from ragst_sd.tl._scrna_genes import cited_fractions, wanted_genes, with_cell_types
@@ -71,7 +71,16 @@ def predict(
     adjustment. Other methods have a = 1, or another adjustment. Measured values :math:`y_j` are taken relative to the
     mean of their section and put back on the mean m of the rows that may be used, unless the fit says
     `center_sections=False`. So the level of a prediction is that of the rows that may be used. If a reference has
-    several organs, choose rows with `where`. Rows of the query's own donor are never used.
+    several organs, choose rows with `where`. Rows of the query's own donor are never used, unless gaps are filled.
+
+    **Fill the gaps.** Of a section that was measured in some of its spots, `exclude=()` predicts all of them, from its own
+    measured spots and from other donors in the reference. Then
+
+    - a measured spot, which is a row of the reference itself, does not cite that row; `obs["measured"]` marks it. The fit
+      did learn from it, so it is not held out, and :func:`ragst_sd.tl.evaluate` leaves it out. A row is taken as the spot
+      itself if it has its name and its embedding, or, where names differ, its image and its embedding;
+    - the level m is that of the section's own measured spots, for methods that cite and center sections;
+    - intervals and `cv_pearson` have to be of held-out blocks: :func:`ragst_sd.tl.calibrate` with `split="block"`.
 
     Parameters
     ----------
@@ -97,7 +106,8 @@ def predict(
         Only methods that cite can be restricted. The regression of `rag` is solved again on these rows, for which the
         reference has to be in memory; its penalty and the share of retrieval stay.
     exclude
-        Columns in which a row must differ from the query to be used. `()` switches exclusion off.
+        Columns in which a row must differ from the query to be used. `()` lets rows of the query's own donor be used, to
+        fill the gaps of a section.
     backend
         `"exact"`, `"pynndescent"` (an approximate graph over the rows, its candidates ranked exactly), or `"auto"`:
         the graph only on a CPU, for 100,000 spots and rows or more, where building it is expected to cost less than
@@ -127,7 +137,8 @@ def predict(
         far the section as a whole lies from those of the reference (`section_distance`, beside the largest distance
         among them, `section_distance_reference`). `search_recall` is the share of the true nearest rows that the
         search found: 1 if exact, estimated on 200 spots otherwise. With intervals `interval_level`, `interval_levels`,
-        and `interval_unit` and `interval_units`, what they lean on: `"donor"`, `"section"` or `"spot"`. `cell_types`
+        and `interval_unit` and `interval_units`, what they lean on: `"donor"`, `"section"`, `"block"` or `"spot"`.
+        `cell_types`
         names the types, their source and their hash.
 
     Values are NaN for spots without an embedding and for genes that no cited row measured; with `rag`, that no row
@@ -147,7 +158,7 @@ def predict(
         If the reference is not fitted or has changed since, embeddings were made differently, no row is eligible, a
         gene is known to neither rows nor single cells, or to single cells only and the method cites no rows,
         `n_neighbors` exceeds what was fitted or is eligible, another table has the name `key_added`, or intervals are
-        asked for that :func:`ragst_sd.tl.calibrate` did not prepare for this fit. If `store` lies inside another store.
+        asked for that :func:`ragst_sd.tl.calibrate` did not prepare for this fit and task. If `store` lies inside another store.
 
     Notes
     -----
@@ -187,6 +198,10 @@ def predict(
     donor_key = _donor_column(query.table, donor_key, bank.header.donor_key)
     refuse_seen_rows(bank, query, donor_key=donor_key, where=where, exclude=exclude)
     eligibility = eligible_rows(bank, query, donor_key=donor_key, where=where, exclude=exclude)
+    fills = eligibility.own is not None and (eligibility.level is not None or shares_donor(bank, query, donor_key))
+    split = "block" if fills else "donor"
+    if level is not None:
+        check_split(bank, split)
     n_neighbors = _affordable(eligibility.count(), n_neighbors, bank.fit.n_neighbors)
     selected = select(
         bank,
@@ -201,7 +216,7 @@ def predict(
     rule = None
     if level is not None:
         as_calibrated = where is None and n_neighbors == bank.fit.n_neighbors
-        donors = sorted(query.labels(donor_key) & set(labels(bank.obs[_keys.DONOR])))
+        donors = [] if split == "block" else sorted(query.labels(donor_key) & set(labels(bank.obs[_keys.DONOR])))
         rule = interval_rule(
             bank.header.calibration, level, wanted.measured, as_calibrated=as_calibrated, calibrated_on=donors
         )
@@ -225,6 +240,8 @@ def predict(
             settings=settings,
             rule=rule,
             fractions=cited_fractions(bank, selected),
+            own=eligibility.own,
+            split=split,
         )
         table = with_cell_types(table, bank, wanted)
         mark(table)

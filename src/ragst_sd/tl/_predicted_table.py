@@ -41,6 +41,8 @@ def predicted_table(
     settings: dict[str, Any],
     rule: IntervalRule | None,
     fractions: np.ndarray | None,
+    own: np.ndarray | None,
+    split: str,
 ) -> AnnData:
     """Assemble and validate the table; see :func:`ragst_sd.tl.predict` for its fields."""
     import anndata as ad
@@ -60,8 +62,9 @@ def predicted_table(
             _keys.LEVEL: selection.level if selection.level.any() else None,
             _keys.REGRESSION_KEY: selection.features,
             _keys.CELL_TYPE_FRACTION: fractions,
+            _keys.MEASURED: None if own is None else own >= 0,
             _keys.INTERVAL_QUANTILES: None if rule is None else rule.quantiles,
-            **{f"var/{name}": column for name, column in _about_genes(bank, genes).items()},
+            **{f"var/{name}": column for name, column in _about_genes(bank, genes, split).items()},
         },
         outside,
     )
@@ -157,16 +160,18 @@ def cite_rows(
     return place[rows], lines
 
 
-def _about_genes(bank: Bank, genes: np.ndarray) -> dict[str, Any]:
+def _about_genes(bank: Bank, genes: np.ndarray, split: str) -> dict[str, Any]:
     """How far each gene can be trusted; NaN where it was not assessed, or for another fit."""
     var, fit, of = bank.var.iloc[genes], bank.fit, bank.header.gene_trust
-    assessed = of is None or (of["method"] == fit.method and of["fit_hash"] in ("", fit.fit_hash))
-    if _keys.CV_PEARSON in var and not assessed:
+    of_fit = of is None or (of["method"] == fit.method and of["fit_hash"] in ("", fit.fit_hash))
+    of_split = of is None or of.get("split", "donor") == split
+    if _keys.CV_PEARSON in var and not (of_fit and of_split):
         logger.warning(
-            "`var[%r]` of the reference was found for another fit (method %r): the predicted table says nothing "
-            "about how far genes can be trusted. Run `rg.tl.calibrate(reference)` and predict again.",
+            "`var[%r]` of the reference was found for %s: the predicted table says nothing about how far genes can be "
+            "trusted. Run `rg.tl.calibrate(reference%s)` and predict again.",
             _keys.CV_PEARSON,
-            of["method"],
+            f"held-out {of.get('split', 'donor')}s" if of_fit else f"another fit (method {of['method']!r})",
+            "" if split == "donor" else f", split={split!r}",
         )
         var = var.drop(columns=_keys.CV_PEARSON)
     share = fit.parameters.get(_keys.RETRIEVAL_SHARE, np.full(len(bank.genes), float(METHODS[fit.method].cites)))

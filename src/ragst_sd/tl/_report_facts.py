@@ -55,7 +55,13 @@ def gather(
         "n_sections": len(sources),
         "n_rows": len(bank),
         "n_donors": n_donors,
-        "held_out": "donor" if n_donors > 1 else "section" if len(sources) > 1 else "block",
+        "held_out": "block"
+        if "donor" not in np.atleast_1d(header["exclude"])
+        else "donor"
+        if n_donors > 1
+        else "section"
+        if len(sources) > 1
+        else "block",
         "exclude": [str(column) for column in np.atleast_1d(header["exclude"])],
         "licenses": licenses,
         "known_licenses": [license for one, license, _ in licenses if one is not UNKNOWN],
