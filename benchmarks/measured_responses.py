@@ -118,7 +118,11 @@ def predict(adata: ad.AnnData, embedding: pd.DataFrame | None, fold: Fold, pt_ra
 
 
 def ask(
-    training: ad.AnnData, embedding: pd.DataFrame | None, fold: Fold, held: list[str], methods: dict[str, dict[str, Any]]
+    training: ad.AnnData,
+    embedding: pd.DataFrame | None,
+    fold: Fold,
+    held: list[str],
+    methods: dict[str, dict[str, Any]],
 ) -> dict[str, ad.AnnData]:
     """Predictions of some methods for the context of a fold."""
     reference = rg.tl.build_perturbation_reference(training, embedding=embedding, context_key="context", unit="rank")
@@ -129,7 +133,9 @@ def ask(
     return tables
 
 
-def run(folder: Path, screens: list[str], gene_sets: Path, *, quick: bool, pt_rag: bool, jobs: int, initializer: Any) -> pd.DataFrame:
+def run(
+    folder: Path, screens: list[str], gene_sets: Path, *, quick: bool, pt_rag: bool, jobs: int, initializer: Any
+) -> pd.DataFrame:
     """Scores of all screens and tasks."""
     parts = []
     for screen in screens:
@@ -159,7 +165,8 @@ def table(scores: pd.DataFrame) -> str:
         few = contexts if len(contexts) <= 4 else []
         lines += [
             "",
-            f"| {screen}, {TASKS[task]} | cosine | best tenth | rank | " + "".join(f"cosine, {name} | " for name in few),
+            f"| {screen}, {TASKS[task]} | cosine | best tenth | rank | "
+            + "".join(f"cosine, {name} | " for name in few),
             "|---" * (4 + len(few)) + "|",
         ]
         means = part.groupby(level=["method", "context"]).mean()

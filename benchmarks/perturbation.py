@@ -268,7 +268,9 @@ def main() -> None:
         "--permuted", action="store_true", help="permute the labels of the cells: nothing is to be found"
     )
     parser.add_argument("--ablation", action="store_true", help="also pt_rag without what it retrieves")
-    parser.add_argument("--responses", nargs="*", choices=list(measured_responses.SCREENS), help="on these tables; all without a name")
+    parser.add_argument(
+        "--responses", nargs="*", choices=list(measured_responses.SCREENS), help="on these tables; all without a name"
+    )
     parser.add_argument("--quick", action="store_true", help="one fold of a few contexts, one halving of the controls")
     parser.add_argument("--no-pt-rag", action="store_true", help="with --responses: leave out what trains")
     parser.add_argument("--jobs", type=int, default=1, help="perturbations held out at a time, each in a process")

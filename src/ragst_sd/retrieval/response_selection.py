@@ -12,7 +12,15 @@ import numpy as np
 from ragst_sd.retrieval.options import count, numbers, positive
 from ragst_sd.retrieval.response_baselines import bilinear
 from ragst_sd.retrieval.response_phi import fit_space, place_states
-from ragst_sd.retrieval.response_rag import GATE_FIELDS, MEASURED, Gate, find_neighbors, prepare_rag, relative_responses, weigh
+from ragst_sd.retrieval.response_rag import (
+    GATE_FIELDS,
+    MEASURED,
+    Gate,
+    find_neighbors,
+    prepare_rag,
+    relative_responses,
+    weigh,
+)
 from ragst_sd.retrieval.response_shares import fit_stack
 from ragst_sd.retrieval.responses import ask_rows, closed_rows, familiar, pool_mean, shape_halves
 

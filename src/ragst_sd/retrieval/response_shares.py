@@ -50,7 +50,7 @@ class Held(NamedTuple):
 
     def predict(self, name: str, kind: int, settings: Settings, n_neighbors: int) -> np.ndarray:
         """(q, g) what one part adds to the mean."""
-        return self.dose * (part(self.lesson, name, bool(kind), settings, n_neighbors) @ self.relative)
+        return self.dose * (part(self.lesson, name, kind, settings, n_neighbors) @ self.relative)
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,16 @@ def _held(one: Bank, other: Bank, query: Query, rows: np.ndarray, lesson: Lesson
     values, sections = one.values[lesson.allowed], one.sections[lesson.allowed]
     means = np.stack([values[sections == code].mean(axis=0) for code in sections])
     relative = (values - means) / dose_of_rows
-    return [
-        Held(one, query, lesson, relative, doses(query.perturbed)[:, None], other.values[rows] - level, weight)
-    ]
+    return [Held(one, query, lesson, relative, doses(query.perturbed)[:, None], other.values[rows] - level, weight)]
 
 
 def choose_stack(
-    bank: Bank, run: Run, kind: int, shaped: tuple[Bank, Bank], parts: tuple[str, ...] = PARTS, gated: Gated | None = None
+    bank: Bank,
+    run: Run,
+    kind: int,
+    shaped: tuple[Bank, Bank],
+    parts: tuple[str, ...] = PARTS,
+    gated: Gated | None = None,
 ) -> Chosen | None:
     r"""Settings of the parts, each by its own cosine with held-out responses, and shares that are least squares.
 

@@ -73,7 +73,7 @@ class Lesson:
     own: np.ndarray
     """(q + e, a) shares of the rows in other contexts that responses elsewhere are the mean of."""
 
-    known: dict[tuple[bool, float], np.ndarray] = field(default_factory=dict)
+    known: dict[tuple[int, float], np.ndarray] = field(default_factory=dict)
     """Cosines that were asked for before."""
 
     @property
@@ -106,24 +106,24 @@ class Lesson:
             out[:n] = (out[:n] - np.diag(np.diag(out))) / (1 - itself)[:, None]
         return out
 
-    def joined(self, measured: bool, beta: float) -> np.ndarray:
+    def joined(self, kind: int, beta: float) -> np.ndarray:
         """(n + q + e, n) sum of the kernels of the views that queries of a kind have."""
-        return self.kernels[1] + beta * self.kernels[0] if measured else self.kernels[0]
+        return self.kernels[1] + beta * self.kernels[0] if kind else self.kernels[0]
 
-    def linear(self, measured: bool, alpha: float) -> np.ndarray:
+    def linear(self, kind: int, alpha: float) -> np.ndarray:
         """(n + q + e, n) ridge on one view, the responses in other contexts or the embedding."""
-        view = self.views[1] if measured else unit(self.views[0])
+        view = self.views[1] if kind else unit(self.views[0])
         return self.smooth(view @ view[: len(self.here)].T, alpha)
 
-    def like(self, measured: bool, beta: float) -> np.ndarray:
+    def like(self, kind: int, beta: float) -> np.ndarray:
         """(n + q + e, n + q + e) cosines of predicted responses."""
-        if (measured, beta) not in self.known:
-            smooth = self.smooth(self.joined(measured, beta), 1.0)
+        if (kind, beta) not in self.known:
+            smooth = self.smooth(self.joined(kind, beta), 1.0)
             products = smooth @ self.gram @ smooth.T
             size = np.sqrt(np.maximum(np.diag(products), _TINY))
             there = size > 2 * np.sqrt(_TINY)
-            self.known[measured, beta] = np.where(there[:, None] & there, products / size[:, None] / size, 0.0)
-        return self.known[measured, beta]
+            self.known[kind, beta] = np.where(there[:, None] & there, products / size[:, None] / size, 0.0)
+        return self.known[kind, beta]
 
     def placed(self, smooth: np.ndarray) -> np.ndarray:
         """(q, a) of (q, n) coefficients."""
@@ -197,46 +197,46 @@ def _relative(products: np.ndarray, codes: np.ndarray) -> np.ndarray:
     return np.asarray(half - half @ mean.T)
 
 
-def part(lesson: Lesson, name: str, measured: bool, settings: Settings, n_neighbors: int) -> np.ndarray:
+def part(lesson: Lesson, name: str, kind: int, settings: Settings, n_neighbors: int) -> np.ndarray:
     """(q, a) coefficients of the relative responses of the rows that may be used; see `PARTS`."""
     n, q = len(lesson.here), len(lesson.queries)
     asked = slice(n, n + q)
     if name == "kernel_ridge":
-        return lesson.placed(lesson.smooth(lesson.joined(measured, settings.beta), settings.alpha)[asked])
+        return lesson.placed(lesson.smooth(lesson.joined(kind, settings.beta), settings.alpha)[asked])
     if name in ("ridge", "moved"):
-        return lesson.spread(lesson.linear(measured, settings.linear)[asked])
+        return lesson.spread(lesson.linear(kind, settings.linear)[asked])
     if name == "copy":
         return lesson.own[:q]
-    likeness = lesson.like(measured, settings.beta)
+    likeness = lesson.like(kind, settings.beta)
     if name == "learned":
         there = np.diag(likeness) > 0.5
         squared = np.maximum(2 - 2 * likeness[:, :n], 0)
         between = squared[:n][np.triu_indices(n, 1)]
         kernel = np.exp(-squared / (float(np.median(between)) or 1.0)) * there[:, None] * there[:n]
         return lesson.spread(lesson.smooth(kernel, settings.again)[asked])
-    weights = nearest(lesson, likeness, settings.power, n_neighbors, measured)
+    weights = nearest(lesson, likeness, settings.power, n_neighbors, kind)
     out = lesson.placed(weights[:, :n])
     if weights.shape[1] > n and weights[:, n:].any():
-        out += lesson.spread(weights[:, n:] @ lesson.linear(True, settings.linear)[n + q :])
+        out += lesson.spread(weights[:, n:] @ lesson.linear(1, settings.linear)[n + q :])
     return out
 
 
-def sources(lesson: Lesson, name: str, measured: bool, settings: Settings, n_neighbors: int) -> np.ndarray:
+def sources(lesson: Lesson, name: str, kind: int, settings: Settings, n_neighbors: int) -> np.ndarray:
     """(q, a) weights of the rows whose responses a part of `CITED` reads."""
     n, q = len(lesson.here), len(lesson.queries)
     if name != "knn":
         return lesson.own[:q]
-    weights = nearest(lesson, lesson.like(measured, settings.beta), settings.power, n_neighbors, measured)
+    weights = nearest(lesson, lesson.like(kind, settings.beta), settings.power, n_neighbors, kind)
     out = lesson.placed(weights[:, :n])
-    return out + weights[:, n:] @ lesson.own[q:] if measured else out
+    return out + weights[:, n:] @ lesson.own[q:] if kind else out
 
 
-def nearest(lesson: Lesson, likeness: np.ndarray, power: float, k: int, measured: bool) -> np.ndarray:
+def nearest(lesson: Lesson, likeness: np.ndarray, power: float, k: int, kind: int) -> np.ndarray:
     """(q, n + e) weights of the `k` rows here, and of perturbations elsewhere, that are most like each query."""
     n, q = len(lesson.here), len(lesson.queries)
-    known = np.r_[np.arange(n), np.arange(n + q, len(likeness))] if measured else np.arange(n)
+    known = np.r_[np.arange(n), np.arange(n + q, len(likeness))] if kind else np.arange(n)
     found = np.maximum(likeness[n : n + q][:, known], 0)
-    if measured:
+    if kind:
         # Its own response elsewhere has parts of its own.
         found[:, n:][lesson.own[:q] @ lesson.own[q:].T > 0] = 0
     order = np.argsort(-found, axis=1, kind="stable")[:, :k]
@@ -267,13 +267,13 @@ def stack(
     for lesson in lessons(bank, query):
         total, cited = (np.zeros((len(lesson.queries), len(lesson.allowed))) for _ in range(2))
         out.measured[lesson.queries] = lesson.measured
-        for kind in np.unique(lesson.measured).tolist():
-            at = lesson.measured == kind
-            for name, share in zip(PARTS, shares[int(kind)], strict=True):
+        for kind in np.unique(lesson.measured.astype(int)).tolist():
+            at = lesson.measured == bool(kind)
+            for name, share in zip(PARTS, shares[kind], strict=True):
                 if share:
-                    total[at] += share * part(lesson, name, kind, settings[int(kind)], n_neighbors)[at]
+                    total[at] += share * part(lesson, name, kind, settings[kind], n_neighbors)[at]
                     if name in CITED:
-                        cited[at] += share * sources(lesson, name, kind, settings[int(kind)], n_neighbors)[at]
+                        cited[at] += share * sources(lesson, name, kind, settings[kind], n_neighbors)[at]
         dose = doses(tuple(query.perturbed[i] for i in lesson.queries))[:, None] / dose_of_rows[lesson.allowed]
         place = np.ix_(lesson.queries, lesson.allowed)
         out.coefficients[place] = _from_means(total * dose, bank.sections[lesson.allowed])
