@@ -195,3 +195,19 @@ def respond(method, parameters, bank, query, k):
     fitted = replace(bank, fit=SimpleNamespace(parameters=parameters))
     selection, answer = respond_to(method, fitted, replace(query, n_neighbors=k))
     return SimpleNamespace(**(vars(selection) | answer._asdict()))
+
+
+def given_responses(*, n=12, contexts=("a", "b"), n_genes=60, noise=0.3, rng=0):
+    """Log fold changes of perturbations P0, P1, ... that respond alike in every context, and their embedding."""
+    generator = np.random.default_rng(rng)
+    vectors = generator.normal(size=(n, 4))
+    common = vectors @ generator.normal(size=(4, n_genes))
+    levels = {context: generator.normal(size=n_genes) for context in contexts}
+    names = [f"P{i}" for i in range(n)]
+    values = [
+        levels[context] + common[i] + noise * generator.normal(size=n_genes) for context in contexts for i in range(n)
+    ]
+    obs = pd.DataFrame([(name, context) for context in contexts for name in names], columns=["perturbation", "context"])
+    obs.index = [f"{context}|{name}" for name, context in zip(obs["perturbation"], obs["context"], strict=True)]
+    var = pd.DataFrame(index=[f"GENE{i}" for i in range(n_genes)])
+    return ad.AnnData(np.asarray(values, dtype=np.float32), obs=obs, var=var), pd.DataFrame(vectors, index=names)

@@ -24,6 +24,8 @@ _BREAK = re.compile(r"[\s_|:;,/&]+|[-.](?=(?:sg|g)?\d+$)", re.IGNORECASE)
 def embedding_table(embedding: pd.DataFrame | Mapping[str, Any]) -> dict[str, Any]:
     """Name, genes (sorted) and float32 vectors of an embedding. A gene whose vector is NaN or zero has none.
 
+    Of several embeddings side by side (:func:`ragst_sd.tl.embed_genes`) the names and widths of these parts as well.
+
     Raises
     ------
     TypeError
@@ -68,7 +70,11 @@ def embedding_table(embedding: pd.DataFrame | Mapping[str, Any]) -> dict[str, An
     if not len(order):
         msg = "`embedding` has no gene with a finite vector that is not zero."
         raise ValueError(msg)
-    return {"name": name, "genes": names[order], "values": np.asarray(rows[order], dtype=np.float32)}
+    parts = getattr(embedding, "attrs", {}).get("parts")
+    of_parts = (
+        {"part_names": np.array(list(parts), str), "part_widths": np.array(list(parts.values()))} if parts else {}
+    )
+    return {"name": name, "genes": names[order], "values": np.asarray(rows[order], dtype=np.float32), **of_parts}
 
 
 NO_EMBEDDING: dict[str, Any] = {

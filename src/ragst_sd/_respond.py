@@ -69,7 +69,7 @@ class Task:
         """(n, d) embeddings of perturbations; a `KeyError` if a gene has none, or, without embeddings, no row."""
         known = self.bank.key.shape[1] > 0
         if not known:
-            measured = set(self.bank.obs[_keys.PERTURBATION].astype(str))
+            measured = sorted(set(self.bank.obs[_keys.PERTURBATION].astype(str)))
             require_known(
                 perturbations, measured, "perturbations", ": the reference has no embedding and no row of", KeyError
             )

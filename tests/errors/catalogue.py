@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 from PIL import Image
 from spatialdata import SpatialData, get_pyramid_levels
 from spatialdata.models import Image2DModel, Image3DModel, ShapesModel
@@ -19,9 +20,6 @@ from spatialdata.transformations import Identity
 import ragst_sd as rg
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.options import Options
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 
 @dataclass
@@ -170,6 +168,36 @@ def perturb(w: World, **kwargs: Any) -> Any:
 def build_screen(w: World, adata: AnnData | None = None, **kwargs: Any) -> Any:
     options = {"embedding": w.embedding} | SCREEN | LOGS | kwargs
     return rg.tl.build_perturbation_reference(w.screen if adata is None else adata, **options)
+
+
+def responses(w: World) -> AnnData:
+    """Log fold changes, one row per perturbation and context."""
+    table = AnnData(w.bank.X.copy(), obs=w.bank.obs[["perturbation", "context"]].copy(), var=w.bank.var[[]].copy())
+    table.layers["rank"] = 1 - 2 * (-table.X).argsort(axis=1).argsort(axis=1) / (table.n_vars - 1)
+    return table
+
+
+def build_given(w: World, adata: Any = None, **kwargs: Any) -> Any:
+    options = {"unit": "log_fold_change", "context_key": "context"} | kwargs
+    return rg.tl.build_perturbation_reference(responses(w) if adata is None else adata, **options)
+
+
+def evaluate_given(w: World, unit: str, metric: str) -> Any:
+    """Responses of the same perturbation elsewhere, scored."""
+    table = responses(w)
+    table.X = table.layers.pop("rank") if unit == "rank" else table.X
+    reference = build_given(w, table, unit=unit)
+    rg.tl.fit(reference, method="same_perturbation")
+    predicted = rg.tl.perturb(table, reference, perturbations="P3", context_key="context")
+    return rg.tl.evaluate_perturbation(predicted, table, context_key="context", metrics=[metric])
+
+
+def edges(*line: Any) -> pd.DataFrame:
+    return pd.DataFrame([("A", "B", 0.5), ("B", "C", 0.5), ("C", "D", 0.5), line], columns=["one", "other", "weight"])
+
+
+def fit_given(w: World, method: str, **kwargs: Any) -> Any:
+    return rg.tl.fit(build_given(w, **kwargs), method=method)
 
 
 def changed(w: World, change: Callable[[AnnData], Any]) -> AnnData:
@@ -345,6 +373,20 @@ TOPICS: dict[str, list[Case]] = {
         Case("no-such-screen", "datasets.load_screen", KeyError, ("'norman19'",), lambda w: rg.datasets.load_screen("norman19")),
     ],
     "Perturbations": [
+        Case("response-unit", "tl.build_perturbation_reference", ValueError, ("`unit` is 'counts'", "`unit='rank'`"), lambda w: build_given(w, unit="counts")),
+        Case("two-responses", "tl.build_perturbation_reference", ValueError, ("more than one row for 'P0 in all'", "`context_key=`"), lambda w: build_given(w, context_key=None)),
+        Case("ranks-as-fold-changes", "tl.build_perturbation_reference", ValueError, ("looks like ranks", "`unit='rank'`"), lambda w: build_given(w, layer="rank")),
+        Case("fold-changes-as-ranks", "tl.build_perturbation_reference", ValueError, ("ranks lie from 1", "Scale them"), lambda w: build_given(w, unit="rank")),
+        Case("long-table-value", "tl.build_perturbation_reference", KeyError, ("'log_fold_change'", "`layer=`"), lambda w: build_given(w, responses(w).to_df().rename_axis("perturbation").reset_index().melt("perturbation", var_name="gene"), context_key=None)),
+        Case("contexts-share-nothing", "tl.perturbation_folds", ValueError, ("No perturbation was measured in two contexts", "split='perturbation'"), lambda w: rg.tl.perturbation_folds(responses(w)[::2][:3], split="here")),
+        Case("no-gene-embedding", "tl.fit", ValueError, ("no embedding of genes, and method 'knn'", "'same_perturbation'"), lambda w: fit_given(w, "knn")),
+        Case("responses-have-no-cells", "tl.fit", ValueError, ("built from responses", "'pt_rag'"), lambda w: fit_given(w, "pt_rag", embedding=w.embedding)),
+        Case("metric-needs-cells", "tl.evaluate_perturbation", ValueError, ("'energy' need cells", "'rank_score'"), lambda w: evaluate_given(w, "log_fold_change", "energy")),
+        Case("ranks-have-no-sizes", "tl.evaluate_perturbation", ValueError, ("'mse_delta' compare sizes", "'rank_score'"), lambda w: evaluate_given(w, "rank", "mse_delta")),
+        Case("edge-without-gene", "tl.embed_genes", ValueError, ("1 edges", "unknown gene"), lambda w: rg.tl.embed_genes(edges(None, "A", 1.0), n_components=2)),
+        Case("edge-of-proteins", "tl.embed_genes", ValueError, ("'9606.ENSP00000269305'", "gene symbols"), lambda w: rg.tl.embed_genes(edges("9606.ENSP00000269305", "A", 1.0), n_components=2)),
+        Case("edge-to-itself", "tl.embed_genes", ValueError, ("itself: 'A'", "Remove these loops"), lambda w: rg.tl.embed_genes(edges("A", "A", 1.0), n_components=2)),
+        Case("no-edges-no-vectors", "tl.embed_genes", ValueError, ("columns 'perturbation', 'context'", "two columns of genes"), lambda w: rg.tl.embed_genes(responses(w).obs.assign(x="a", y=1))),
         Case("gmt-missing", "tl.embed_genes", FileNotFoundError, ("nothing.gmt",), lambda w: rg.tl.embed_genes(w.folder / "nothing.gmt")),
         Case("gmt-components", "tl.embed_genes", ValueError, ("`n_components` is 0", "above zero"), lambda w: rg.tl.embed_genes({"a": ["A", "B"], "b": ["A", "B"]}, n_components=0)),
         Case("perturbation-column", "tl.build_perturbation_reference", KeyError, ("'guide'", "'perturbation'"), lambda w: build_screen(w, perturbation_key="guide")),

@@ -6,7 +6,7 @@ import pytest
 
 import ragst_sd as rg
 
-from ..screens import planted_screen
+from ..screens import given_responses, planted_screen
 
 KEYS = {"context_key": "cell_type", "batch_key": "batch"}
 
@@ -81,6 +81,41 @@ def test_the_order_of_cells_changes_nothing(screen):
         pd.testing.assert_frame_equal(first, again)
 
 
+def test_held_out_in_one_context_and_seen_in_another(screen):
+    folds = rg.tl.perturbation_folds(screen, split="here", n_folds=4, **KEYS)
+    assert list(folds) == [f"{context} fold{i}" for context in "ab" for i in (1, 2, 3, 4)]
+    names, context = screen.obs["perturbation"], screen.obs["cell_type"]
+    tested = {"a": set(), "b": set()}
+    for name in folds:
+        role, here = folds[name], context == name[0]
+        held = set(names[role == "test"])
+        assert len(held) == 2 and (here[role == "test"]).all()
+        assert not held & set(names[(role == "train") & here])
+        assert held <= set(names[(role == "train") & ~here])
+        # a combination in this context would give the single away
+        assert not any(held & set(one.split("+")) for one in set(names[(role == "train") & here]) if "+" in one)
+        tested[name[0]] |= held
+    assert tested["a"] == tested["b"] == set(names) - {"control"}
+
+
+def test_what_another_context_did_not_measure_is_not_unseen_here(screen):
+    few = screen[(screen.obs["cell_type"] == "b") | screen.obs["perturbation"].isin(["P0", "P2", "control"])].copy()
+    folds = rg.tl.perturbation_folds(few, split="here", n_folds=2, **KEYS)
+    for name in folds:
+        assert set(few.obs["perturbation"][folds[name] == "test"]) in ({"P0"}, {"P2"})
+
+
+def test_responses_have_no_controls():
+    adata, _ = given_responses()
+    for arguments in ({"n_folds": 3}, {"split": "here", "n_folds": 3}, {"split": "context"}, {"split": "both"}):
+        folds = rg.tl.perturbation_folds(adata, context_key="context", **arguments)
+        assert set(folds.stack().astype(str)) <= {"train", "test", "unused"}
+        assert (folds == "test").any().all() and (folds == "train").any().all()
+    apart = adata[(adata.obs["context"] == "a") == adata.obs["perturbation"].isin(["P0", "P1"])].copy()
+    with pytest.raises(ValueError, match=r"No perturbation was measured in two contexts \('a', 'b'\)"):
+        rg.tl.perturbation_folds(apart, split="here", context_key="context")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -92,6 +127,7 @@ def test_the_order_of_cells_changes_nothing(screen):
         ({"split": "both", "few_shot": 1.0}, ValueError, "`few_shot` is 1.0"),
         ({"split": "context", "few_shot": 0.99}, ValueError, "all of which `few_shot` 0.99 shows"),
         ({"perturbation_key": "gene"}, KeyError, "Key 'gene' not found"),
+        ({"split": "here", "n_folds": 9}, ValueError, "shares 8 perturbations with others, too few for 9 folds"),
         ({"control": "ctrl"}, ValueError, "No cell has 'ctrl'"),
     ],
 )

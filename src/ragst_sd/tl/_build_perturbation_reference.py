@@ -12,7 +12,6 @@ from ragst_sd._gene_embedding import NO_EMBEDDING, embed, embedding_table, looku
 from ragst_sd._labels import as_names
 from ragst_sd._perturbation_reference import perturbation_hash
 from ragst_sd._validate import as_seed, hint, listing, names_among, require_choice, require_known, require_positive
-from ragst_sd.reference.cell_prints import cell_prints
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import TARGET_SUM, UNITS
 from ragst_sd.reference.perturbation_schema import RESPONSE_UNITS, TASK
@@ -24,7 +23,7 @@ from ragst_sd.tl._perturbation_cells import (
     repeated_controls,
 )
 from ragst_sd.tl._response_table import given_responses, read_responses, refuse_responses, response_adata
-from ragst_sd.tl._screen import Screen, dropped_frame, measure, sample_controls, sample_treated, sources_frame
+from ragst_sd.tl._screen import Screen, cell_parts, dropped_frame, measure, sources_frame
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -225,7 +224,7 @@ def build_perturbation_reference(
         reference, parts, dropped = given_responses(screen, kept, errors, numbers, min_cells=int(min_cells))
     else:
         reference, row, dropped = measure(screen, kept, min_cells=int(min_cells), rng=np.random.default_rng(seed))
-        parts = _cell_parts(screen, reference, row, int(max_controls), int(max_cells), seed)
+        parts = cell_parts(screen, reference, row, int(max_controls), int(max_cells), seed)
     obs = reference.obs
     embedded_rows = embed(obs[_keys.PERTURBATION], control, vectors) if vectors else np.zeros((len(obs), 0))
     reference.obsm[_keys.PERTURBATION_EMBEDDING] = embedded_rows.astype(np.float32)
@@ -258,22 +257,6 @@ def build_perturbation_reference(
         n_reliable,
     )
     return reference
-
-
-def _cell_parts(
-    screen: Screen, reference: AnnData, row: np.ndarray, max_controls: int, max_cells: int, seed: int
-) -> dict[str, Any]:
-    """What the header keeps of the cells: states of contexts, samples, and what controls are recognised by."""
-    names, genes = reference.obs_names.to_numpy(str), list(reference.var_names)
-    contexts, controls = sample_controls(screen, max_controls, np.random.default_rng(seed))
-    is_control = (screen.cells["used"] & screen.cells["control"]).to_numpy()
-    return {
-        "contexts": contexts,
-        "controls": controls,
-        "treated": sample_treated(screen, names, row, max_cells, np.random.default_rng(seed)),
-        _keys.CONTROL_CELLS: screen.cells.index[is_control].to_numpy(str),
-        _keys.CONTROL_PRINTS: cell_prints(screen.values[is_control], genes),
-    }
 
 
 def _warn_without_key(obs: pd.DataFrame) -> None:

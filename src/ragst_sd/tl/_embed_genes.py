@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ragst_sd._validate import require_positive, require_type
+from ragst_sd._gene_embedding import embedding_table
+from ragst_sd._validate import listing, require_positive, require_some, require_type
+from ragst_sd.tl._gene_network import read_edges, spectral_embedding
 
 if TYPE_CHECKING:
+    from typing import Any
+
     import pandas as pd
     import scipy.sparse as sp
 
@@ -24,9 +28,14 @@ _MIN_LENGTH = 1e-6
 
 
 def embed_genes(
-    gmt: str | os.PathLike[str] | Mapping[str, Sequence[str]], *, n_components: int = 128, min_terms: int = 2
+    data: str | os.PathLike[str] | pd.DataFrame | Mapping[str, Any] | Sequence[Any],
+    *,
+    n_components: int = 128,
+    min_terms: int = 2,
 ) -> pd.DataFrame:
-    r"""Embed genes by the gene sets that they belong to.
+    r"""Embed genes by the gene sets that they belong to, or by a network of them; or set several embeddings side by side.
+
+    By gene sets:
 
     .. math:: x_{gt} = \frac{m_{gt} \log(n / n_t)}{\| m_{g\cdot} \log(n / n_\cdot) \|}, \qquad
               x \approx U S V^\top, \qquad z_g = \frac{(U S)_g}{\|(U S)_g\|}
@@ -34,24 +43,40 @@ def embed_genes(
     with :math:`m_{gt}` one where gene g is in set t, n the number of genes and :math:`n_t` the size of the set. So
     small sets count more than large ones, and genes of the same sets point in the same direction: latent semantic
     analysis (Deerwester et al. 1990, doi:10.1002/(SICI)1097-4571(199009)41:6<391::AID-ASI1>3.0.CO;2-9) of gene sets,
-    by `sklearn.decomposition.TruncatedSVD`. The result depends neither on the order of the lines nor on that of the
-    genes.
+    by `sklearn.decomposition.TruncatedSVD`.
+
+    By a network with weights A and degrees d:
+
+    .. math:: D^{-1/2} A D^{-1/2} - \frac{\sqrt{d} \sqrt{d}^\top}{\sum d} \approx U \Lambda U^\top, \qquad
+              z_g = \frac{(U \Lambda^{1/2})_g}{\|(U \Lambda^{1/2})_g\|}
+
+    which are the leading eigenvectors of a random walk over the network without what degrees alone explain (the
+    modularity of Newman 2006, doi:10.1103/PhysRevE.74.036104), by `scipy.sparse.linalg.eigsh`. The result depends
+    neither on the order of the lines nor on that of the genes.
 
     Parameters
     ----------
-    gmt
-        File of gene sets, one a line: name, description, genes, separated by tabs (`.gmt`, also `.gmt.gz`; a weight
-        after a comma is left out). Or a mapping from set to genes.
+    data
+        Gene sets: a file with one a line, name, description, genes, separated by tabs (`.gmt`, also `.gmt.gz`; a weight
+        after a comma is left out), or a mapping from set to genes.
+
+        A network: a data frame of edges, as STRING has them, with two columns of genes and one of weights (1 for all if
+        there is none). An edge may be listed in both directions; the largest weight counts.
+
+        Vectors: a data frame of numbers with genes as index, which is taken as it is.
+
+        Several of these: a list, or a mapping from name to each (files as `pathlib.Path`).
     n_components
-        Width of the embedding, below the number of genes and of sets.
+        Width of the embedding, below the number of genes and of sets; of a network at most.
     min_terms
         Genes in fewer sets are left out: one set does not place a gene among others.
 
     Returns
     -------
-    Data frame with one row of unit length per gene, sorted by name, and float64 columns `svd1`, `svd2`, ...;
-    `.attrs["name"]` says where it comes from, `.attrs["explained_variance"]` how much of the sets it keeps. It goes
-    into
+    Data frame with one row per gene, sorted by name, of unit length for gene sets and networks, and float64 columns
+    `svd1`, `svd2`, ...; `.attrs["name"]` says where it comes from, `.attrs["explained_variance"]` how much of the sets
+    it keeps. Of several, with the genes that all have: each is centred and scaled to a variance of 1 in all, columns are
+    named `<name>:<column>`, and `.attrs["parts"]` is a mapping from name to width. It goes into
     :func:`ragst_sd.tl.build_perturbation_reference` as `embedding`.
 
     Raises
@@ -59,70 +84,174 @@ def embed_genes(
     FileNotFoundError
         If there is no such file.
     TypeError
-        If `gmt` is neither a path nor a mapping.
+        If `data` is none of these.
     ValueError
-        If a line is not one of a GMT file, no gene is in enough sets, or `n_components` is too large.
+        If a line is not one of a GMT file, no gene is in enough sets, `n_components` is too large, an edge leads to an
+        unknown gene or from a gene to itself, weights are not positive, or several embeddings share no genes.
 
     Examples
     --------
-    >>> import ragst_sd as rg
+    >>> import pandas as pd, ragst_sd as rg
     >>> sets = {"interferon": ["STAT1", "IRF1", "JAK2"], "jak-stat": ["STAT1", "JAK2", "STAT3"]}
     >>> sets |= {"cycle": ["CDK1", "CCNB1", "STAT3"], "mitosis": ["CDK1", "CCNB1", "PLK1"], "growth": ["IRF1", "PLK1"]}
     >>> embedding = rg.tl.embed_genes(sets, n_components=2)
     >>> similarity = embedding @ embedding.T
     >>> bool(similarity.loc["STAT1", "JAK2"] > similarity.loc["STAT1", "CDK1"])
     True
+    >>> edges = pd.DataFrame(
+    ...     [("STAT1", "JAK2", 0.9), ("JAK2", "IRF1", 0.7), ("CDK1", "PLK1", 0.9), ("IRF1", "CDK1", 0.2)]
+    ... )
+    >>> both = rg.tl.embed_genes({"sets": sets, "network": edges}, n_components=2)
+    >>> both.attrs["parts"]
+    {'sets': 2, 'network': 1}
     """
     import pandas as pd
-    from sklearn.decomposition import TruncatedSVD
 
-    require_type(gmt, (str, os.PathLike, Mapping), "gmt", "Give a file of gene sets, or a mapping from set to genes.")
+    kinds = (str, os.PathLike, Mapping, pd.DataFrame, Sequence)
+    require_type(data, kinds, "data", "Give gene sets, a network, vectors, or several of them.")
     require_positive(n_components, "n_components", whole=True)
     require_positive(min_terms, "min_terms", whole=True)
-    sets, name = (_from_mapping(gmt), "gene sets") if isinstance(gmt, Mapping) else (_read(Path(gmt)), Path(gmt).name)
-    genes, n_rare, matrix = _weighted(sets, int(min_terms))
+    several = _several(data)
+    if several is None:
+        return _one(data, int(n_components), int(min_terms))
+    require_some(several, "data", "Give at least one embedding.")
+    for one in several.values():
+        # A string here is more likely a gene of a forgotten set than a file.
+        require_type(one, (os.PathLike, Mapping, pd.DataFrame), "data", "Several have files as `pathlib.Path`.")
+    parts = {name: _one(one, int(n_components), int(min_terms)) for name, one in several.items()}
+    return _side_by_side(parts)
+
+
+def _several(data: Any) -> dict[str, Any] | None:
+    """What is to be embedded by name, where there are several; `None` for one."""
+    import pandas as pd
+
+    if isinstance(data, Mapping):
+        kinds = (pd.DataFrame, os.PathLike, Mapping)
+        return {str(n): x for n, x in data.items()} if any(isinstance(x, kinds) for x in data.values()) else None
+    if isinstance(data, str | os.PathLike | pd.DataFrame):
+        return None
+    return {str(i + 1): one for i, one in enumerate(data)}
+
+
+def _one(data: Any, n_components: int, min_terms: int) -> pd.DataFrame:
+    """Embedding by gene sets, by a network, or vectors as they are."""
+    import pandas as pd
+
+    if not isinstance(data, pd.DataFrame):
+        return _of_sets(data, n_components, min_terms)
+    numbers = [pd.api.types.is_numeric_dtype(kind) for kind in data.dtypes]
+    if all(numbers):
+        table = embedding_table(data)
+        index = pd.Index(np.asarray(table["genes"], dtype=object), name="gene")
+        frame = pd.DataFrame(data.set_axis(data.index.astype(str)).loc[index].to_numpy(float), index=index)
+        frame.columns = [str(name) for name in data.columns]
+        frame.attrs["name"] = table["name"]
+        return frame
+    if len(numbers) not in (2, 3) or any(numbers[:2]) or not all(numbers[2:]):
+        msg = (
+            f"`data` is a data frame with columns {listing(data.columns)}. Edges have two columns of genes and one of "
+            "weights; vectors have numbers only, with genes as index."
+        )
+        raise ValueError(msg)
+    return _of_network(data, n_components)
+
+
+def _of_network(data: pd.DataFrame, n_components: int) -> pd.DataFrame:
+    genes, weights = read_edges(data)
+    if n_components >= len(genes):
+        msg = f"`n_components` is {n_components}; a network of {len(genes)} genes allows {len(genes) - 1} at most."
+        raise ValueError(msg)
+    found = spectral_embedding(weights, n_components)
+    logger.info(
+        "Embedded a network of %d genes and %d edges in %d components.", len(genes), weights.nnz // 2, found.shape[1]
+    )
+    return _frame(found, genes, "network, spectral")
+
+
+def _frame(found: np.ndarray, genes: Sequence[str] | np.ndarray, name: str) -> pd.DataFrame:
+    """Rows of unit length, without genes that the components do not hold."""
+    import pandas as pd
+
+    length = np.linalg.norm(found, axis=1)
+    kept = length > _MIN_LENGTH
+    frame = pd.DataFrame(
+        found[kept] / length[kept, None],
+        index=pd.Index(np.asarray(genes, dtype=object)[kept], name="gene"),
+        columns=[f"svd{i + 1}" for i in range(found.shape[1])],
+    )
+    frame.attrs["name"] = f"{name} {found.shape[1]}"
+    return frame
+
+
+def _side_by_side(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Embeddings of the genes that all parts have, each centred and scaled to a variance of 1 in all."""
+    import pandas as pd
+
+    genes = sorted(set.intersection(*(set(part.index) for part in parts.values())))
+    if len(genes) < 2:
+        sizes = ", ".join(f"{name!r}: {len(part)} such as {part.index[0]!r}" for name, part in parts.items())
+        msg = f"The embeddings in `data` share {len(genes)} genes ({sizes}). Name genes alike in all of them."
+        raise ValueError(msg)
+    scaled = []
+    for name, part in parts.items():
+        if len(part) > len(genes):
+            logger.warning(
+                "%d of %d genes of %r are left out: not all have them.", len(part) - len(genes), len(part), name
+            )
+        values = part.loc[genes]
+        values = values - values.mean()
+        scaled.append((values / np.sqrt((values**2).to_numpy().sum() / len(genes))).add_prefix(f"{name}:"))
+    frame = pd.concat(scaled, axis=1)
+    frame.attrs = {
+        "name": "; ".join(f"{name}: {part.attrs['name']}" for name, part in parts.items()),
+        "parts": {name: part.shape[1] for name, part in parts.items()},
+    }
+    return frame
+
+
+def _of_sets(data: str | os.PathLike[str] | Mapping[str, Any], n_components: int, min_terms: int) -> pd.DataFrame:
+    from sklearn.decomposition import TruncatedSVD
+
+    sets, name = (
+        (_from_mapping(data), "gene sets") if isinstance(data, Mapping) else (_read(Path(data)), Path(data).name)
+    )
+    genes, n_rare, matrix = _weighted(sets, min_terms)
     if n_components >= min(matrix.shape):
         msg = (
             f"`n_components` is {n_components}; {matrix.shape[0]} genes in {matrix.shape[1]} sets of two or more of "
             f"them allow {min(matrix.shape) - 1} at most."
         )
         raise ValueError(msg)
-    svd = TruncatedSVD(n_components=int(n_components), n_iter=10, random_state=0)
-    projected = svd.fit_transform(matrix)
-    length = np.linalg.norm(projected, axis=1)
-    kept = length > _MIN_LENGTH
+    svd = TruncatedSVD(n_components=n_components, n_iter=10, random_state=0)
+    frame = _frame(svd.fit_transform(matrix), genes, f"{name}, SVD")
     explained = float(svd.explained_variance_ratio_.sum())
     logger.info(
         "Embedded %d genes by %d sets, %d components (%.0f%% of the variance); left out: %d genes in fewer than %d "
         "sets, %d that the components do not hold.",
-        int(kept.sum()),
+        len(frame),
         matrix.shape[1],
         n_components,
         100 * explained,
         n_rare,
         min_terms,
-        int((~kept).sum()),
+        len(genes) - len(frame),
     )
-    frame = pd.DataFrame(
-        projected[kept] / length[kept, None],
-        index=pd.Index(np.asarray(genes, dtype=object)[kept], name="gene"),
-        columns=[f"svd{i + 1}" for i in range(int(n_components))],
-    )
-    frame.attrs |= {"name": f"{name}, SVD {int(n_components)}", "explained_variance": explained}
+    frame.attrs["explained_variance"] = explained
     return frame
 
 
 def _from_mapping(sets: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
     text = [name for name, genes in sets.items() if isinstance(genes, str)]
     if text:
-        msg = f"`gmt`: set {text[0]!r} is a string; give a list of genes."
+        msg = f"`data`: set {text[0]!r} is a string; give a list of genes."
         raise ValueError(msg)
     return {str(name): {str(gene) for gene in genes} for name, genes in sets.items()}
 
 
 def _read(path: Path) -> dict[str, set[str]]:
     if not path.is_file():
-        msg = f"`gmt`: {path} does not exist or is no file."
+        msg = f"`data`: {path} does not exist or is no file."
         raise FileNotFoundError(msg)
     sets: dict[str, set[str]] = {}
     opening = gzip.open if path.suffix == ".gz" else open
@@ -161,7 +290,7 @@ def _weighted(sets: Mapping[str, set[str]], min_terms: int) -> tuple[list[str], 
     genes = list(everyone[enough][placed])
     if not genes:
         msg = (
-            f"`gmt`: of {len(everyone)} genes in {len(members)} sets none is in {min_terms} sets that it shares "
+            f"`data`: of {len(everyone)} genes in {len(members)} sets none is in {min_terms} sets that it shares "
             "with others."
         )
         raise ValueError(msg)

@@ -177,7 +177,8 @@ def evaluate_perturbation(
             scores |= cell_scores(table, truth, pairs, chosen, int(n_components), int(max_cells), generator)
         scores = {name: scores[name] for name in chosen}
         scores[CEILING] = ceiling(truth.own_reliability[[line for line, _ in pairs]])
-        part = _frame(truth, [line for line, _ in pairs], scores, float(min_reliability))
+        tasks = np.asarray(table.obs[_keys.TASK])[[rows[0] for _, rows in pairs]] if _keys.TASK in table.obs else ""
+        part = _frame(truth, [line for line, _ in pairs], scores, float(min_reliability), tasks)
         if isinstance(data, Mapping):
             part.insert(0, "method", method)
         parts.append(part)
@@ -227,21 +228,40 @@ def _tables(data: AnnData | Mapping[str, AnnData]) -> tuple[dict[str, AnnData], 
 
 
 def _frame(
-    truth: Measured | MeasuredTable, lines: list[int], scores: dict[str, np.ndarray], min_reliability: float
+    truth: Measured | MeasuredTable, lines: list[int], scores: dict[str, np.ndarray], min_reliability: float, tasks: Any
 ) -> pd.DataFrame:
     import pandas as pd
 
+    of_lines = np.broadcast_to(tasks, len(lines))
     each = pd.DataFrame(
         [
-            (*truth.names[line], "each", name, values[i], int(truth.n_cells[line]), truth.reliability[line])
+            (
+                *truth.names[line],
+                "each",
+                name,
+                values[i],
+                int(truth.n_cells[line]),
+                truth.reliability[line],
+                of_lines[i],
+            )
             for name, values in scores.items()
             for i, line in enumerate(lines)
         ],
-        columns=[_keys.CONTEXT, _keys.PERTURBATION, "subset", "metric", "value", _keys.N_CELLS, _keys.RELIABILITY],
+        columns=[
+            _keys.CONTEXT,
+            _keys.PERTURBATION,
+            "subset",
+            "metric",
+            "value",
+            _keys.N_CELLS,
+            _keys.RELIABILITY,
+            _keys.TASK,
+        ],
     )
     parts = [each]
     for subset, part in (("all", each), ("reliable", each[each[_keys.RELIABILITY] >= min_reliability])):
-        means = part.groupby([_keys.CONTEXT, "metric"], sort=False).agg(
+        # The two tasks are not averaged with each other.
+        means = part.groupby([_keys.CONTEXT, _keys.TASK, "metric"], sort=False).agg(
             {"value": "mean", _keys.N_CELLS: "sum", _keys.RELIABILITY: "mean"}
         )
         parts.append(means.reset_index().assign(**{_keys.PERTURBATION: "", "subset": subset})[list(each.columns)])

@@ -134,7 +134,7 @@ def response_scores(
     if set(chosen) & set(DISCRIMINATION):
         scores |= discrimination_scores(delta, truth, lines, list(table.var_names), control)
     contexts = np.array([context for context, _ in truth.names])
-    everywhere = np.mean(list(means.values()), axis=0)
+    everywhere: Any = np.mean(list(means.values()), axis=0)
     scores |= {name: np.empty(len(lines)) for name in RESPONSE_METRICS}
     for context in np.unique(contexts[lines]):
         here, at = np.flatnonzero(contexts == context), np.flatnonzero(contexts[lines] == context)

@@ -83,7 +83,9 @@ def response_adata(
     if isinstance(data, ad.AnnData):
         return data, layer
     frame = data
-    if perturbation_key not in frame and frame.index.nlevels == 1 and frame.index.name is None:
+    # An index without a name that holds names says what each row is of; one that counts rows does not.
+    named = frame.index.nlevels == 1 and not pd.api.types.is_numeric_dtype(frame.index)
+    if perturbation_key not in frame and frame.index.name is None and named:
         frame = frame.rename_axis(perturbation_key)
     if any(name is not None and name not in frame for name in frame.index.names):
         frame = frame.reset_index()

@@ -10,6 +10,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_known
+from ragst_sd.reference.cell_prints import cell_prints
 from ragst_sd.reference.responses import CONTROL, halves, mean_responses, split_half_reliability
 
 if TYPE_CHECKING:
@@ -95,6 +96,22 @@ def measure(
     obs[_keys.RELIABILITY] = split_half_reliability(values, of_cell, stratum, len(names), rng=rng)
     var = pd.DataFrame(index=pd.Index(genes, name="gene"))
     return ad.AnnData(whole.mean.astype(np.float32), obs=obs, var=var, layers=layers), row, dropped
+
+
+def cell_parts(
+    screen: Screen, reference: AnnData, row: np.ndarray, max_controls: int, max_cells: int, seed: int
+) -> dict[str, Any]:
+    """What the header keeps of the cells: states of contexts, samples, and what controls are recognised by."""
+    names, genes = reference.obs_names.to_numpy(str), list(reference.var_names)
+    contexts, controls = sample_controls(screen, max_controls, np.random.default_rng(seed))
+    is_control = (screen.cells["used"] & screen.cells["control"]).to_numpy()
+    return {
+        "contexts": contexts,
+        "controls": controls,
+        "treated": sample_treated(screen, names, row, max_cells, np.random.default_rng(seed)),
+        _keys.CONTROL_CELLS: screen.cells.index[is_control].to_numpy(str),
+        _keys.CONTROL_PRINTS: cell_prints(screen.values[is_control], genes),
+    }
 
 
 def sample_controls(

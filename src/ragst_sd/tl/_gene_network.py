@@ -1,0 +1,88 @@
+"""Genes embedded by a network of them, which comes as a list of edges."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse as sp
+
+from ragst_sd._labels import is_missing, labels
+from ragst_sd._validate import listing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_POSITIVE = 1e-9
+# Proteins as STRING names them: taxon and Ensembl protein.
+_PROTEIN = r"(\d+\.)?ENS[A-Z]*P\d{11}"
+
+
+def read_edges(frame: pd.DataFrame) -> tuple[np.ndarray, sp.csr_matrix]:
+    """Genes in the order of their names, and (genes, genes) symmetric weights; of edges listed twice the largest.
+
+    Raises
+    ------
+    ValueError
+        If a gene has no name or is named as a protein, an edge leads from a gene to itself, or a weight is not positive.
+    """
+    ends = [labels(frame.iloc[:, i]) for i in (0, 1)]
+    nameless = frame.iloc[:, :2].isna().to_numpy().any(axis=1) | is_missing(ends[0]) | is_missing(ends[1])
+    if nameless.any():
+        msg = f"{int(nameless.sum())} edges of `data` lead to an unknown gene (no name). Remove them, or name the gene."
+        raise ValueError(msg)
+    proteins = frame.iloc[:, :2].stack().astype(str).str.fullmatch(_PROTEIN)
+    if proteins.any():
+        found = frame.iloc[:, :2].stack()[proteins]
+        msg = (
+            f"`data` names proteins ({listing(found.drop_duplicates())}), which are unknown genes to a screen. Write "
+            "gene symbols: STRING's file `protein.info` has them as `preferred_name`."
+        )
+        raise ValueError(msg)
+    loops = ends[0] == ends[1]
+    if loops.any():
+        msg = f"`data` has edges from a gene to itself: {listing(dict.fromkeys(ends[0][loops]))}. Remove these loops."
+        raise ValueError(msg)
+    weight = np.ones(len(frame)) if frame.shape[1] == 2 else frame.iloc[:, 2].to_numpy(dtype=np.float64)
+    wrong = ~(np.isfinite(weight) & (weight > 0))
+    if wrong.any():
+        msg = (
+            f"{int(wrong.sum())} edges of `data` have a weight that is no finite number above 0 "
+            f"({listing(dict.fromkeys(weight[wrong].tolist()))}). Remove them."
+        )
+        raise ValueError(msg)
+    genes, codes = np.unique(np.concatenate(ends).astype(str), return_inverse=True)
+    first, second = np.sort(codes.reshape(2, -1), axis=0)
+    # The last of equal edges stays, which is the heaviest.
+    order = np.lexsort((weight, second, first))
+    place = first[order] * len(genes) + second[order]
+    last = order[np.append(np.diff(place) != 0, True)]
+    upper = sp.csr_matrix((weight[last], (first[last], second[last])), shape=(len(genes),) * 2)
+    return genes, sp.csr_matrix(upper + upper.T)
+
+
+def spectral_embedding(weights: sp.csr_matrix, n_components: int) -> np.ndarray:
+    """(genes, components) leading eigenvectors of a random walk over the network, by the root of their eigenvalues.
+
+    Of the symmetric form of the walk what the degrees alone explain is taken off, which is the modularity of the
+    network; components of negative eigenvalues, in which neighbours differ, are left out.
+    """
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    degree = np.asarray(weights.sum(axis=1)).ravel()
+    scale = sp.diags(1 / np.sqrt(degree))
+    walk = sp.csr_matrix(scale @ weights @ scale)
+    stationary = np.sqrt(degree / degree.sum())
+
+    def apply(x: np.ndarray) -> np.ndarray:
+        x = np.ravel(x)
+        return np.asarray(walk @ x - stationary * (stationary @ x))
+
+    start = np.random.default_rng(0).normal(size=len(degree))
+    values, vectors = eigsh(LinearOperator(walk.shape, matvec=apply, dtype=float), k=n_components, which="LA", v0=start)
+    order = np.argsort(-values)
+    order = order[values[order] > _POSITIVE]
+    vectors = vectors[:, order]
+    # The sign of an eigenvector is arbitrary: its largest entry is positive.
+    largest = np.abs(vectors).argmax(axis=0)
+    return np.asarray(vectors * np.sign(vectors[largest, np.arange(len(order))]) * np.sqrt(values[order]))
