@@ -152,13 +152,16 @@ def fit_responses(bank: Bank, run: Run) -> dict[str, Any]:
         "candidates": options.candidates,
         "n_candidates": run.n_candidates,
     }
+    # Training sees responses on their axes alone.
+    lean = {**parameters, "response_axes": np.eye(axes.shape[1])}
+    bank = replace(bank, values=bank.values @ axes)
     groups = np.unique(bank.folds, return_inverse=True)[1]
     held = np.random.default_rng(run.rng).permutation(groups.max() + 1)[groups] % _HELD_OUT == 0
     steps, inner = min(_STEPS, int(options.max_steps)), float("nan")
     if held.any() and not held.all():
-        _, history = _train(bank, parameters, run, steps, held)
+        _, history = _train(bank, lean, run, steps, held)
         steps, inner = max(1, history.best_step), history.best_score
-    net, history = _train(bank, parameters, run, steps, None)
+    net, history = _train(bank, lean, run, steps, None)
     arrays = {f"net_{name}": value.detach().numpy() for name, value in net.state_dict().items()}
     return {
         **parameters,
@@ -213,7 +216,8 @@ def _train(bank: Bank, parameters: Mapping[str, Any], run: Run, steps: int, held
 
         def score() -> float:
             # Of perturbations held out everywhere, and of those held out in one context.
-            return float(np.mean([_held_score(net, bank, parameters, k, held, context) for context in range(len(lessons))]))
+            scores = [_held_score(net, bank, parameters, k, held, context) for context in np.unique(bank.sections[held])]
+            return float(np.mean(scores))
 
         history = optimise(
             net, step, optimiser, steps=steps, every=_EVERY, progress=run.progress, label="pt_rag",
@@ -281,10 +285,7 @@ def _held_score(
     net: PtRagResponses, bank: Bank, parameters: Mapping[str, Any], k: int, held: np.ndarray, context: int
 ) -> float:
     """Mean cosine of held-out rows of a context, known from others or, where they have an embedding, from none."""
-    rows = np.flatnonzero(held & (bank.sections == np.unique(bank.sections)[context]))
-    if not len(rows):
-        return 0.0
-    scores = []
+    rows, scores = np.flatnonzero(held & (bank.sections == context)), []
     for known in (True, False) if bank.key.shape[1] else (True,):
         eligible = np.tile(~held | (known & (bank.sections != bank.sections[rows[0]])), (len(rows), 1))
         perturbed = tuple(bank.screen.perturbed[row] for row in rows)
