@@ -3,12 +3,12 @@ r"""PT-RAG where responses were given: two stages, differentiable, and what cand
 .. math:: \Delta(p, c) = \bar\Delta_c + f_z(e_p) + \alpha \sum_j w_j M_j \tilde\Delta_j, \qquad
           w = \mathrm{entmax}\big(s\, \cos(\phi_z(x_p), \phi_z(x_j)) + b_{t(j)}\big)
 
-with :math:`\tilde\Delta_j` relative to the mean of the context of j, x the embedding e of a perturbation beside the mean of its
-responses in other contexts, and z the state of the query's context. Stage 1 takes the `n_candidates` rows of the context that are
-nearest in :math:`\phi_z(x) = (A_0 + \sum_l z_l A_l)\,x`, and beside them the responses in other contexts of the perturbation itself,
-where they may be used. Those are moved by :math:`M_z`, of the rank of the components; rows of the context stay as they are (M is the
-identity). b is a bias of either kind of candidate. Ridge regressions are where training starts. Beside the mean, an unknown
-embedding has f = 0.
+with :math:`\tilde\Delta_j` relative to the mean of the context of j, x the embedding e of a perturbation beside the
+mean of its responses in other contexts, and z the state of the query's context. Stage 1 takes the `n_candidates` rows
+of the context that are nearest in :math:`\phi_z(x) = (A_0 + \sum_l z_l A_l)\,x`, and beside them the responses in other
+contexts of the perturbation itself, where they may be used. Those are moved by :math:`M_z`, a map of as many ranks as there are
+components; rows of the context stay as they are. b is a bias of the perturbation's own responses. Training starts from
+ridge regressions. A perturbation without an embedding has f = 0.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from ragst_sd.retrieval.bank import Query, Selection
-from ragst_sd.retrieval.gate import entmax
 from ragst_sd.retrieval.loop import optimise, seeded
 from ragst_sd.retrieval.projection import fit_pca
+from ragst_sd.retrieval.pt_rag_model import PtRagResponses, at_state
 from ragst_sd.retrieval.response_phi import fit_space, place_states, unit
 from ragst_sd.retrieval.responses import distances_to, patterns, pool_mean, shortened
 
@@ -35,59 +34,12 @@ if TYPE_CHECKING:
     from ragst_sd.retrieval.bank import Bank, Run
 
 _COMPONENTS = 100
-_WIDTH = 64
 _HELD_OUT = 5
 _EVERY = 10
 _STEPS = 60
 _RATE = 3e-3
 _PENALTY = 4.0
-_START = 12.0
 _TINY = 1e-12
-
-
-class PtRagResponses(nn.Module):
-    """Weights of candidates, the map that moves responses of other contexts, and what is said without candidates."""
-
-    def __init__(self, width: int, n_embedding: int, n_out: int, n_state: int) -> None:
-        super().__init__()
-        self.phi = nn.Parameter(torch.zeros(1 + n_state, width, min(_WIDTH, n_out)))
-        self.move = nn.Parameter(torch.zeros(1 + n_state, n_out, n_out))
-        self.direct = nn.Parameter(torch.zeros(1 + n_state, n_embedding, n_out))
-        self.sharpness = nn.Parameter(torch.tensor(float(np.log(_START))))
-        self.bias = nn.Parameter(torch.zeros(()))
-        self.alpha = nn.Parameter(torch.ones(()))
-
-    def weigh(
-        self, query: Tensor, rows: Tensor, z: Tensor, open_: Tensor, own: Tensor, k: int
-    ) -> tuple[Tensor, Tensor]:
-        """(q, k) candidates and (q, k + 1) weights, the last one of the perturbation's own responses elsewhere.
-
-        Parameters
-        ----------
-        query, rows
-            (q, d) and (n, d) features.
-        z
-            (l,) state of the context.
-        open_
-            (q, n) rows that may be candidates.
-        own
-            (q,) whether there are responses elsewhere.
-        k
-            Candidates of stage 1.
-        """
-        phi = at_state(self.phi, z)
-        first, second = (nn.functional.normalize(x @ phi, dim=1, eps=1e-8) for x in (query, rows))
-        logits = (self.sharpness.exp() * first @ second.T).masked_fill(~open_, -torch.inf)
-        logits, found = logits.topk(min(k, logits.shape[1]), dim=1)
-        itself = (self.sharpness.exp() + self.bias).expand(len(query)).masked_fill(~own, -torch.inf)
-        logits = torch.cat([logits, itself[:, None]], dim=1)
-        nobody = torch.isinf(logits).all(dim=1, keepdim=True)
-        return found, entmax(logits.masked_fill(nobody, 0.0)).masked_fill(nobody, 0.0)
-
-
-def at_state(blocks: Tensor, z: Tensor) -> Tensor:
-    """A map in the state z (l,): the first block, and the others by z."""
-    return blocks[0] + torch.tensordot(z, blocks[1:], dims=1)
 
 
 class Scene(NamedTuple):
@@ -197,7 +149,9 @@ def _lessons(bank: Bank, parameters: Mapping[str, Any], rows: np.ndarray) -> lis
         same = bank.folds[mine][:, None] == bank.folds[scene.here]
         place = np.searchsorted(scene.allowed, scene.here)
         parts = z, scene.rows, scene.elsewhere, scene.own.any(axis=1), scene.relative[place] @ axes, ~same
-        out.append(_Lesson(*(torch.as_tensor(x, dtype=torch.bool if x.dtype == bool else torch.float32) for x in parts)))
+        out.append(
+            _Lesson(*(torch.as_tensor(x, dtype=torch.bool if x.dtype == bool else torch.float32) for x in parts))
+        )
     return out
 
 
@@ -212,11 +166,15 @@ def _train(bank: Bank, parameters: Mapping[str, Any], run: Run, steps: int, held
         optimiser = torch.optim.AdamW(net.parameters(), lr=_RATE, weight_decay=float(run.options.weight_decay))
 
         def step(i: int) -> Tensor:
-            return torch.stack([_loss(net, one, d, k, how, known) for one in lessons for known in _kinds(one, d)]).mean()
+            return torch.stack(
+                [_loss(net, one, d, k, how, known) for one in lessons for known in _kinds(one, d)]
+            ).mean()
 
         def score() -> float:
             # Of perturbations held out everywhere, and of those held out in one context.
-            scores = [_held_score(net, bank, parameters, k, held, context) for context in np.unique(bank.sections[held])]
+            scores = [
+                _held_score(net, bank, parameters, k, held, context) for context in np.unique(bank.sections[held])
+            ]
             return float(np.mean(scores))
 
         history = optimise(
@@ -240,7 +198,9 @@ def predict(
     """
     if how == "random":
         # The same for a query whatever the others are: drawn from the features of either side.
-        noise = torch.frac(torch.sin(asked.sum(dim=1)[:, None] * 78.233 + torch.arange(len(rows)) * 12.9898) * 43758.5453)
+        noise = torch.frac(
+            torch.sin(asked.sum(dim=1)[:, None] * 78.233 + torch.arange(len(rows)) * 12.9898) * 43758.5453
+        )
         noise = noise.abs().masked_fill(~open_, -1.0)
         open_ = open_ & (noise >= noise.topk(min(k, noise.shape[1]), dim=1).values[:, -1:])
         own = torch.zeros_like(own)

@@ -162,7 +162,8 @@ def choose_stack(
 ) -> Chosen | None:
     r"""Settings of the parts, each by its own cosine with held-out responses, and shares that are least squares.
 
-    .. math:: \min_{\pi \ge 0} \sum_q w_q \frac{\|\Delta_q - \bar\Delta - \sum_i \pi_i f_i\|^2}{\|\Delta_q - \bar\Delta\|^2}
+    .. math:: \min_{\pi \ge 0} \sum_q w_q
+              \frac{\|\Delta_q - \bar\Delta - \sum_i \pi_i f_i\|^2}{\|\Delta_q - \bar\Delta\|^2}
 
     `None` if nothing can be held out.
     """
