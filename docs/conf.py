@@ -8,9 +8,11 @@ import shutil
 import sys
 import warnings
 from importlib import import_module
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jupyter_server_mathjax
 from sphinx.ext import intersphinx
 
 import ragst_sd
@@ -107,8 +109,22 @@ intersphinx_mapping = (
 
 html_theme = "sphinx_book_theme"
 html_title = "ragst_sd"
-html_theme_options = {"navbar_persistent": [], "navigation_with_keys": True, "show_navbar_depth": 1}
-html_static_path = ["_static"]
+html_theme_options = {
+    "navbar_persistent": [],
+    "navigation_with_keys": True,
+    "repository_url": dict(url.split(", ") for url in metadata("ragst_sd").get_all("Project-URL"))["Source"],
+    "show_navbar_depth": 1,
+    "use_repository_button": True,
+}
+# MathJax with its fonts as a package: equations are shown without a network.
+html_static_path = ["_static", str(Path(jupyter_server_mathjax.__file__).parent / "static")]
+mathjax_path = "MathJax.js?config=TeX-AMS-MML_HTMLorMML-full"
+mathjax2_config = {
+    "HTML-CSS": {"availableFonts": [], "webFont": "STIX-Web", "scale": 95},
+    "fast-preview": {"disabled": True},
+    "showMathMenu": False,
+}
+myst_update_mathjax = False
 html_css_files = ["tables.css"]
 html_extra_path = ["llms.txt"]  # at the root of the site, where assistants look for it
 pygments_style = "default"

@@ -125,7 +125,7 @@ def draw_cited(ax: Axes, cited: pd.DataFrame, thumbnails: dict[str, np.ndarray],
     ax.text(77, 0.8, "* with all sections brought to one mean", ha="center", fontsize=8, color=QUIET)
     for i, row in enumerate(cited.itertuples()):
         y = 34 - i * 7.1
-        picture(ax, thumbnails[row.reference], (68.5, y), 0.95, EVIDENCE)
+        picture(ax, thumbnails[row.reference], (68.5, y), 0.5, EVIDENCE)
         ax.text(75.5, y, f"{row.weight:.2f}", ha="center", va="center", fontsize=10)
         ax.text(84, y, f"{levelled[row.reference]:.2f}", ha="center", va="center", fontsize=10)
         ax.text(79.8, y, "×", ha="center", va="center", color=QUIET)

@@ -83,7 +83,9 @@ def main() -> None:
     gene = GENES[1]
     table = query.tables["predicted"]
     spot = table.obs_names[int(np.argmax(np.asarray(table[:, gene].X).ravel()))]
-    rg.pl.retrieval(query, reference, obs_names=spot, genes=gene, save=args.out / "retrieval.png", show=False)
+    # Small, so that its text can be read where a page shows the picture at half its size.
+    shape = {"n_shown": 4, "figsize": (10, 3.4)}
+    rg.pl.retrieval(query, reference, obs_names=spot, genes=gene, save=args.out / "retrieval.png", show=False, **shape)
     draw_benchmark(Path(args.data) / "histology" / "mob2k", args.out / "benchmark.png")
     write_synthetic_viewer(args.out / "viewer_synthetic.html")
     draw_gallery(Path(args.data) / "histology" / "mob2k", args.out)
@@ -129,35 +131,14 @@ def draw_gallery(folder: Path, out: Path) -> None:
 
 def draw_tiles(query: SpatialData, reference: AnnData, path: Path) -> None:
     """Three genes on a grid of tiles over a picture, as one has them without spots; one colour each."""
-    import matplotlib.pyplot as plt
-
     rg.pp.tile_grid(
         query, image_key="he", tile_px=224, mpp=0.5, stride_px=150, key_added="grid", table_key="grid_table"
     )
     query.tables["grid_table"].obs["donor"] = query.tables["table"].obs["donor"].iloc[0]
     rg.pp.embed_tiles(query, table_key="grid_table", progress=False)
     genes = ["S100a5", "Doc2g", "Penk"]
-    tiles = rg.tl.predict(query, reference, table_key="grid_table", genes=genes, inplace=False)
-    values = np.asarray(tiles.X)
-    low, high = np.percentile(values, [2, 98], axis=0)
-    shares = np.clip((values - low) / (high - low), 0, 1)
-    colours = np.array([[0.90, 0.62, 0.0], [0.0, 0.62, 0.45], [0.34, 0.35, 0.80]])
-    mixed = 1 - np.clip(shares @ (1 - colours), 0, 1)
-    finest = query.images["he"]
-    finest = finest["scale0"]["image"] if hasattr(finest, "children") else finest
-    place = np.asarray(tiles.obsm["spatial"])
-    (left, top), (right, bottom) = place.min(axis=0) - 60, place.max(axis=0) + 60
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    axes[0].imshow(finest.transpose("y", "x", "c"))
-    axes[1].imshow(np.full((*finest.shape[1:], 3), 255, np.uint8))
-    axes[1].scatter(*place.T, c=mixed, s=62, marker="s", linewidths=0)
-    for ax in axes:
-        ax.set(xlim=(left, right), ylim=(bottom, top))
-        ax.axis("off")
-    for i, (gene, colour) in enumerate(zip(genes, colours, strict=True)):
-        axes[1].text(0.02 + 0.2 * i, 0.98, gene, color=colour, weight="bold", transform=axes[1].transAxes, va="top")
-    figure.savefig(path, dpi=130, facecolor="white")
-    plt.close(figure)
+    rg.tl.predict(query, reference, table_key="grid_table", genes=genes, key_added="tiles")
+    rg.pl.composite(query, genes=genes, prediction_key="tiles", image_fade=0.2, save=path, show=False)
 
 
 def draw_reading(query: SpatialData, reference: AnnData, out: Path) -> None:

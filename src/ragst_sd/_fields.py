@@ -84,7 +84,7 @@ TISSUE = (
         "layers",
         _keys.DISAGREEMENT,
         "Weighted standard deviation of what the cited rows bring; of the nearest rows, equally weighted, for "
-        "methods that cite nobody.",
+        "methods that cite no rows.",
     ),
     Field("layers", _keys.LOWER, "With `intervals`: lower limit; not below zero unless `.X` is."),
     Field("layers", _keys.UPPER, "With `intervals`: upper limit. NaN for genes without a quantile."),
@@ -111,7 +111,7 @@ TISSUE = (
     Field(
         "obs",
         _keys.N_DONORS,
-        "Number of donors among the cited rows; among the nearest rows for methods that cite nobody.",
+        "Number of donors among the cited rows; among the nearest rows for methods that cite no rows.",
         np.int64,
         0,
     ),

@@ -14,7 +14,7 @@ from ragst_sd._embedding import read_embedding
 from ragst_sd._labels import labels
 from ragst_sd._results import MOST_UNLIKE, unlike_share
 from ragst_sd._validate import listing, require_key
-from ragst_sd.reference.schema import differing_fields, embed_alike
+from ragst_sd.reference.schema import differing_fields, embed_alike, knows_tiles
 from ragst_sd.retrieval.grounding import largest_section_distance, section_distance
 from ragst_sd.retrieval.projection import standardize
 
@@ -81,6 +81,11 @@ def read_query(sdata: SpatialData, header: Header, *, table_key: str | None, use
             f"({'; '.join(clauses)}). {embed_alike(own, header.encoder)}"
         )
         raise ValueError(msg)
+    if knows_tiles(own) and not own["encoder"] and not own["weights_hash"]:
+        logger.warning(
+            "The encoder of query and reference has no name and no weights to compare: nobody can tell whether it is "
+            "the same one. Give it a `name`, for instance `model.name = 'mine-v1'`, and embed both again."
+        )
     if not finite.any():
         msg = f"None of the {table.n_obs} spots of table {table_key!r} has an embedding."
         raise ValueError(msg)

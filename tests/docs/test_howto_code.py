@@ -8,11 +8,13 @@ import re
 import shutil
 from copy import deepcopy
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 
 import ragst_sd as rg
@@ -20,6 +22,7 @@ import ragst_sd as rg
 from ..io import layouts
 from ..io.slides import paint, write_geojson, write_patches, write_pyramid
 from ..pp import foreign
+from ..screens import given_responses
 from ..sections import mean_colour
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -143,6 +146,21 @@ def test_features_made_elsewhere(drawn, workplace):
     assert {"X_uni2", "X_summary"} < set(query.tables["table"].obsm)
     assert "X_uni_v1" in slide.tables["table"].obsm
     assert "predicted" in query.tables
+
+
+def test_responses(workplace):
+    responses, _ = given_responses(n=20, contexts=("K562", "RPE1"))
+    responses.obs = responses.obs.rename(columns={"context": "cell_line"})
+    responses.obs["perturbation"] = responses.obs["perturbation"].replace("P0", "STAT1")
+    genes = responses.obs["perturbation"].unique()
+    sets = {f"set {i}": [*genes[i::4], genes[i + 1]] for i in range(4)} | {"rest": genes[:9]}
+    edges = pd.DataFrame([(*pair, 1.0) for pair in pairwise(genes)])
+    embedding = pd.DataFrame(np.random.default_rng(0).normal(size=(20, 4)), index=genes)
+    scope = {"responses": responses, "embedding": embedding, "gene_sets": sets, "edges": edges}
+    run("howto/responses.md", scope)
+    assert set(scope["scores"]["task"]) == {"unseen here"}
+    assert list(scope["predicted"].obs_names) == ["K562:STAT1", "RPE1:STAT1"]
+    assert scope["embedding"].attrs["parts"] == {"sets": 2, "network": 2}
 
 
 def test_annotations(drawn, workplace):

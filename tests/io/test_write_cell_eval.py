@@ -6,7 +6,7 @@ import pytest
 
 import ragst_sd as rg
 
-from ..screens import planted_screen
+from ..screens import given_responses, planted_screen
 
 LOGS = {"unit": "log1p_cp10k", "context_key": "cell_type"}
 KEYS = {"context_key": "cell_type", "batch_key": "batch"}
@@ -80,3 +80,12 @@ def test_metrics_agree_with_cell_eval(fold, tmp_path):
     )
     for name in ("pearson_delta", "mae", "mse", "mae_delta"):
         np.testing.assert_allclose(found.loc[held, name], own.loc[held, name], rtol=0, atol=1e-5)
+
+
+def test_responses_without_cells_are_refused(tmp_path):
+    adata, _ = given_responses()
+    reference = rg.tl.build_perturbation_reference(adata, unit="log_fold_change", context_key="context")
+    rg.tl.fit(reference, method="mean")
+    predicted = rg.tl.perturb(adata.obs, reference, perturbations="P2", context_key="context")
+    with pytest.raises(ValueError, match=r"responses without cells.*cell-eval compares cells"):
+        rg.io.write_cell_eval(predicted, adata, tmp_path / "out", context_key="context")

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 import ragst_sd as rg
 from ragst_sd.pl import _style
 
-from ..screens import QUICK, planted_screen, planted_tissue
+from ..screens import QUICK, given_responses, planted_screen, planted_tissue
 from ..sections import copied
 
 LOGS = {"unit": "log1p_cp10k"}
@@ -109,6 +109,20 @@ def test_another_truth(bank, table):
         rg.pl.perturbation(table, truth=other, perturbation="P3", context="b")
     with pytest.raises(ValueError, match="did not measure 20 of the 60 genes predicted"):
         rg.pl.perturbation(table, truth=other[:, :40].copy(), perturbation="P3", context="a")
+
+
+def test_given_responses_are_the_truth_of_a_prediction_that_left_them_out():
+    adata, embedding = given_responses()
+    columns = {"unit": "log_fold_change", "context_key": "context"}
+    reference = rg.tl.build_perturbation_reference(adata, embedding=embedding, **columns)
+    rg.tl.fit(reference, method="knn")
+    predicted = rg.tl.perturb(adata.obs, reference, perturbations="P2", context_key="context")
+    axes = rg.pl.perturbation(predicted, reference=reference, context="b", show=False, return_ax=True)
+    points = drawn(axes["response"], "genes").get_offsets()
+    np.testing.assert_allclose(points[:, 0], adata["b|P2"].X[0], atol=1e-5)
+    np.testing.assert_allclose(points[:, 1], predicted["b:P2"].X[0], atol=1e-5)
+    assert axes["response"].get_xlabel() == "measured"
+    plt.close("all")
 
 
 def test_retrieved_perturbations_beside_it(bank, table):

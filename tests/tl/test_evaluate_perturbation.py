@@ -64,7 +64,8 @@ def fold(screen):
 def test_scores_of_one_fold(fold):
     adata, role, tables = fold
     scores = rg.tl.evaluate_perturbation(tables["knn"][0], adata, **BATCH)
-    assert list(scores.columns) == ["context", "perturbation", "subset", "metric", "value", "n_cells", "reliability"]
+    columns = ["context", "perturbation", "subset", "metric", "value", "n_cells", "reliability", "task", "ceiling"]
+    assert list(scores.columns) == columns
     assert set(scores["metric"]) == {*DEFAULT_METRICS, "ceiling"}
     each = scores[scores["subset"] == "each"]
     held = set(adata.obs["perturbation"][role == "test"])

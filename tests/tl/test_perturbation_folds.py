@@ -105,6 +105,13 @@ def test_what_another_context_did_not_measure_is_not_unseen_here(screen):
         assert set(few.obs["perturbation"][folds[name] == "test"]) in ({"P0"}, {"P2"})
 
 
+def test_few_shots_say_what_no_other_context_measured(screen, caplog):
+    few = screen[(screen.obs["cell_type"] == "b") | screen.obs["perturbation"].isin(["P0", "P2", "control"])].copy()
+    rg.tl.perturbation_folds(few, split="context", few_shot=0, **KEYS)
+    assert "6 of 8 perturbations held out in 'b' were measured in no other context" in caplog.text
+    assert "held out in 'a'" not in caplog.text
+
+
 def test_responses_have_no_controls():
     adata, _ = given_responses()
     for arguments in ({"n_folds": 3}, {"split": "here", "n_folds": 3}, {"split": "context"}, {"split": "both"}):

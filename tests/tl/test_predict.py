@@ -422,3 +422,21 @@ def test_evidence_is_put_back_on_the_mean_of_the_rows_that_may_be_used(sections,
     part = rg.get.explain(table, reference, obs_names=table.obs_names[0], genes=table.var_names[0])
     assert part["contribution"].sum() == pytest.approx(float(table.X[0, 0]), abs=1e-5)
     np.testing.assert_allclose(part["correction"].iloc[:-1], 0, atol=1e-6)
+
+
+def test_encoders_without_name_or_weights_are_warned_about(sections, caplog):
+    """Two functions that differ leave no trace in the headers, so that nothing but a warning is possible."""
+    few = {name: sections[name] for name in ("donor1", "donor2", "donor3")}
+    for name, section in few.items():
+        axis = (2,) if name == "donor3" else (2, 3)
+        rg.pp.embed_tiles(
+            section,
+            model=lambda tiles, axis=axis: tiles.float().mean(axis).reshape(len(tiles), -1)[:, :3],
+            key_added="X_own",
+            progress=False,
+        )
+    reference = rg.tl.build_reference({name: few[name] for name in ("donor1", "donor2")}, use_rep="X_own")
+    rg.tl.fit(reference, method="knn", n_neighbors=5)
+    with caplog.at_level(logging.WARNING):
+        rg.tl.predict(few["donor3"], reference)
+    assert "has no name and no weights to compare" in caplog.text

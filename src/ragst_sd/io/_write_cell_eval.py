@@ -11,7 +11,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._replacing import replaced_file
 from ragst_sd._results import predicted
-from ragst_sd.reference.perturbation_schema import TASK
+from ragst_sd.reference.perturbation_schema import RESPONSE_UNITS, TASK
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._measured_responses import genes_of_both, measured_responses, predicted_lines
 
@@ -107,6 +107,12 @@ def write_cell_eval(
     table, header = predicted(data, "", any_task=True)
     if header.get("task") != TASK:
         msg = "`data` is a prediction of tissue; cell-eval compares responses, which `rg.tl.perturb` predicts."
+        raise ValueError(msg)
+    if str(header["normalization"].get("given")) in RESPONSE_UNITS:
+        msg = (
+            f"`data` holds responses without cells ({header['unit']}), and cell-eval compares cells. "
+            "`rg.tl.evaluate_perturbation` has metrics that need none."
+        )
         raise ValueError(msg)
     control, genes = str(header["control"]), genes_of_both(table, adata, header)
     truth = measured_responses(

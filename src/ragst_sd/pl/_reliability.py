@@ -231,7 +231,7 @@ def _map(
         notes.append(distrusted)
         cmap = greys() if distrusted else cmap
     if name == _keys.N_DONORS:
-        # A spot outside the image cites nobody, which is not a small number of donors.
+        # A spot outside the image cites no spots, which is not a small number of donors.
         values = np.where(values > 0, values, np.nan)
     if name == _keys.DISTANCE_PERCENTILE:
         outside = int(table.obs[_keys.OUT_OF_REFERENCE].sum())

@@ -37,16 +37,20 @@ def scatter(ax: Axes, shown: Shown, measured: Measured, n_genes: int) -> None:
     ax.plot([low, high], [low, high], color="0.75", lw=0.8, zorder=1, label="equal")
     ax.axhline(0, color="0.88", lw=0.8, zorder=0)
     ax.axvline(0, color="0.88", lw=0.8, zorder=0)
-    error = dense(measured.row.layers[_keys.STANDARD_ERROR]).ravel()
-    ax.errorbar(x, y, xerr=error, fmt="none", ecolor="0.7", elinewidth=0.5, zorder=2)
+    if _keys.STANDARD_ERROR in measured.row.layers:
+        error = dense(measured.row.layers[_keys.STANDARD_ERROR]).ravel()
+        ax.errorbar(x, y, xerr=error, fmt="none", ecolor="0.7", elinewidth=0.5, zorder=2)
     ax.scatter(x, y, s=12, color=_style.EVIDENCE, linewidths=0, alpha=0.8, zorder=3, label="genes")
     _name_genes(ax, measured, n_genes, high - low)
     ax.set(xlim=(low, high), ylim=(low, high), xlabel=measured.labels[0], ylabel=measured.labels[1])
     ax.set(box_aspect=1, anchor="NW", label="response")
     where = "" if shown.context == _keys.ALL_CONTEXTS else f" in {_style.shorten(shown.context, 14)}"
     facts = measured.row.obs.iloc[0]
-    reliability = _style.number(facts[_keys.RELIABILITY], 2)
-    note = f"{int(facts[_keys.N_CELLS]):,} cells measured, reliability {reliability}"
+    known = {
+        f"{int(facts[_keys.N_CELLS]):,} cells measured": facts[_keys.N_CELLS] > 0,
+        f"reliability {_style.number(facts[_keys.RELIABILITY], 2)}": np.isfinite(facts[_keys.RELIABILITY]),
+    }
+    note = ", ".join(text for text, there in known.items() if there)
     _style.set_title(ax, f"{shown.perturbation}{where}, r = {_number(correlation(y, x))}", note)
 
 

@@ -98,13 +98,16 @@ def read_responses(
     require_key(group_by, list(part.obs.columns), "table.obs")
     response = dense(part.layers[_keys.RESPONSE][here]).mean(axis=0)
     learned = (canonical(name, str(header["control"])), chosen) in remembered(header)
-    measured, row, genes = None, None, list(table.var_names)
+    measured, row, genes, halves = None, None, list(table.var_names), _keys.RESPONSE_HALVES
     if reference is not None:
         require_matching(reference, header)
         excluded = set(np.atleast_1d(header["exclude"]).astype(str))
         if truth is None and {_keys.PERTURBATION, _keys.CONTEXT} <= excluded and not learned:
             row = _row(reference, header, name, chosen, genes)
-    if row is not None:
+    if row is not None and halves[0] not in row.layers:
+        # Responses as they were given: the row was left out of its prediction, and nothing is known of controls.
+        measured = Measured(row, dense(row.X).ravel(), response, ("measured", "predicted response"))
+    elif row is not None:
         # The row against one half of the controls, beside the prediction made from the other half.
         state = None
         if str(header.get("resolution", "")) != "spot":
@@ -112,7 +115,7 @@ def read_responses(
         perturbation, where = (str(row.obs[column].iloc[0]) for column in (_keys.PERTURBATION, _keys.CONTEXT))
         again = response_from_half(reference, header, perturbation, where, response, genes, state)
         if again is not None:
-            values = dense(row.layers[_keys.RESPONSE_HALVES[1]]).ravel()
+            values = dense(row.layers[halves[1]]).ravel()
             measured = Measured(row, values, again, ("measured (one half of the controls)", "predicted (other half)"))
     if truth is not None:
         _check_truth(truth, header, genes)
@@ -130,7 +133,7 @@ def read_responses(
     cited = header[_keys.CITED].iloc[order].assign(weight=mean[order], agreement=np.nan)
     if reference is not None and row is not None:
         responses = reference[cited["reference"].to_numpy(), genes]
-        cited["agreement"] = _agreement(responses, row, against_halves=truth is None)
+        cited["agreement"] = _agreement(responses, row, against_halves=truth is None and halves[0] in reference.layers)
     groups, states = _states(weights[:, order], labels(part.obs[group_by], missing=_keys.UNKNOWN))
     return Shown(part, header, name, chosen, cited, measured, groups, states)
 

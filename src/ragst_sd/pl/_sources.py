@@ -36,7 +36,7 @@ class _Sources:
     """What each group gives to each spot."""
 
     shares: pd.DataFrame
-    """(spots, groups) share of the weight, the lumped ones together; NaN for spots that cite nobody."""
+    """(spots, groups) share of the weight, the lumped ones together; NaN for spots that cite no rows."""
     n_rows: list[int]
     """Cited rows of each group."""
     colors: list[str]

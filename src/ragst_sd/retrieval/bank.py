@@ -272,7 +272,7 @@ class Selection:
     key: np.ndarray
     """(n, q) queries in phi-space."""
     rows: np.ndarray
-    """(n, k) cited rows of the bank, -1 padded; all -1 for methods that cite nobody."""
+    """(n, k) cited rows of the bank, -1 padded; all -1 for methods that cite no rows."""
     weights: np.ndarray
     """(n, k), which add up to one, or are all zero."""
     distances: np.ndarray

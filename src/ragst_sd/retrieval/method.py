@@ -29,7 +29,7 @@ class Method:
     fit: Callable[[Bank, Run], Parameters]
     """(bank, run) -> plain parameters. `bank.key` are principal components, `run.options` the options."""
     select: Callable[[Mapping[str, Any], Bank, Query], Selection] | None = None
-    """(parameters, bank, query) -> rows to cite and their weights, for all queries at once; `None` cites nobody."""
+    """(parameters, bank, query) -> rows to cite and their weights, for all queries at once; `None` cites no rows."""
     answer: Callable[[Mapping[str, Any], Bank, Selection], Answer] | None = None
     """(parameters, bank, selection) -> values by blocks of queries; `None`: mean of cited rows, or of the reference."""
     place: Callable[[Mapping[str, Any], np.ndarray], np.ndarray] | None = None

@@ -13,7 +13,15 @@ from ragst_sd._results import predicted, remembered
 from ragst_sd._validate import as_seed, listing, require_known, require_positive, require_some
 from ragst_sd.reference.perturbation_schema import RESPONSE_UNITS, TASK
 from ragst_sd.tl._measured_responses import Measured, genes_of_both, measured_responses, predicted_lines
-from ragst_sd.tl._perturbation_metrics import CHOICES, DEFAULT_METRICS, ceiling, cell_scores, mean_scores
+from ragst_sd.tl._perturbation_metrics import (
+    CHOICES,
+    DEFAULT_METRICS,
+    Predicted,
+    ceiling,
+    cell_scores,
+    mean_scores,
+    replicate_scores,
+)
 from ragst_sd.tl._response_metrics import MeasuredTable, measured_table, require_metrics, response_scores
 from ragst_sd.tl._response_table import response_adata
 
@@ -55,7 +63,8 @@ def evaluate_perturbation(
         are then compared with the very same truth.
     adata
         Measured cells: the perturbed ones, and controls of which some were kept out of the reference and of `data`, as
-        :func:`ragst_sd.tl.perturbation_folds` arranges.
+        :func:`ragst_sd.tl.perturbation_folds` arranges. For a reference of given responses the measured responses of
+        all perturbations, as :func:`ragst_sd.tl.build_perturbation_reference` takes them.
     perturbation_key
         Column of `adata.obs` with the perturbation.
     context_key
@@ -65,7 +74,7 @@ def evaluate_perturbation(
     layer
         Layer of `adata`; `.X` if left out.
     unit
-        `"counts"`, which are normalised as the prediction is, or `"log1p_cp10k"` for values on its scale already.
+        Of cells: `"counts"`, which are normalised as the prediction is, or `"log1p_cp10k"` for values on its scale already.
     metrics
         Some of the following; the first three groups if left out.
 
@@ -84,6 +93,13 @@ def evaluate_perturbation(
 
         `"energy"`, `"wasserstein1"`, `"wasserstein2"`, `"mmd"`: distances between the predicted and the measured cells,
         in principal components of the measured ones, from at most `max_cells` cells each.
+
+        Where responses were given there are no cells and no controls. Possible are `"pearson_delta"`, `"mae_delta"`,
+        `"mse_delta"` (not of ranks, which have no sizes), the discrimination scores, and, all if left out:
+        `"centred_cosine"`, cosine of the differences from the mean response of the context in the reference, 0 for the
+        mean; `"rank_score"`, one minus the share of the context's measured responses whose difference is more like the
+        predicted one than its own is; `"best_tenth"`, whether its own is in the best tenth; `"top_genes"`, share of the
+        tenth of the genes that went up most that is in the predicted tenth.
     min_cells
         Perturbations with fewer measured cells are not compared.
     min_reliability
@@ -98,20 +114,26 @@ def evaluate_perturbation(
     Returns
     -------
     Long data frame: `context`, `perturbation`, `subset`, `metric`, `value`, `n_cells` (measured), `reliability`
-    (Pearson correlation of the responses of two halves of the screen that share neither cells nor controls). Beside the
-    metrics asked for, `ceiling` is the largest `pearson_delta` that the noise of the truth allows, from its reliability
-    r against held-out controls: :math:`\sqrt{2r/(1+r)}`. Lines of `subset` `"each"` hold one perturbation; those of
-    `"all"` and `"reliable"`, with an empty `perturbation`, the means of a context. `pearson_delta` of a prediction of
-    no change is 0. With a mapping a first column `method`.
+    (Pearson correlation of the responses of two halves of the screen that share neither cells nor controls), `task`
+    (`"unseen perturbation"`, or `"unseen here"`: another context measured it; the two are not averaged with each
+    other), and `ceiling`: the best that a prediction without noise could score, from one half of the measured cells and
+    held-out controls as a prediction of the other half, both ways round: :math:`\sqrt{2r/(1+r)}` of correlations, a
+    quarter of squared and half of absolute differences; of other metrics what the halves score, each being half as
+    large as the truth. NaN without cells. :func:`ragst_sd.get.gap_closed` sets methods in relation to it.
+
+    Beside the metrics asked for, the metric `ceiling` is the largest `pearson_delta` that the noise of the truth allows,
+    from its reliability r against held-out controls: :math:`\sqrt{2r/(1+r)}`. Lines of `subset` `"each"` hold one
+    perturbation; those of `"all"` and `"reliable"`, with an empty `perturbation`, the means of a context.
+    `pearson_delta` of a prediction of no change is 0. With a mapping a first column `method`.
 
     Raises
     ------
     KeyError
         If a column or layer does not exist.
     ValueError
-        If `data` was not made by `rg.tl.perturb`, no controls are left for the truth, nothing predicted was measured,
-        values are not what `unit` says, or the network of `pt_rag` was trained on a response that it is compared with
-        (`uns["retrieval"]["learned_from"]`).
+        If `data` was not made by `rg.tl.perturb`, no controls are left for the truth, nothing predicted was measured, a
+        metric needs cells or sizes of effects that are not there, values are not what `unit` says, or the network of
+        `pt_rag` was trained on a response that it is compared with (`uns["retrieval"]["learned_from"]`).
 
     References
     ----------
@@ -165,6 +187,10 @@ def evaluate_perturbation(
             min_cells=int(min_cells),
             rng=np.random.default_rng(seed),
         )
+    most: dict[str, np.ndarray] = {}
+    if isinstance(truth, Measured):
+        sizes = (int(n_components), int(max_cells), seed)
+        most = replicate_scores(truth, genes, chosen, str(header["control"]), *sizes)
     parts = []
     for method, whole in tables.items():
         table, generator = whole[:, genes], np.random.default_rng(seed)
@@ -173,12 +199,13 @@ def evaluate_perturbation(
         if isinstance(truth, MeasuredTable):
             scores = response_scores(table, truth, pairs, chosen, str(header["control"]), means)
         else:
-            scores = mean_scores(table, truth, pairs, chosen, str(header["control"]), generator)
-            scores |= cell_scores(table, truth, pairs, chosen, int(n_components), int(max_cells), generator)
+            ours = Predicted.of_table(table, pairs)
+            scores = mean_scores(ours, truth, chosen, str(header["control"]), generator)
+            scores |= cell_scores(ours, truth, chosen, int(n_components), int(max_cells), generator)
         scores = {name: scores[name] for name in chosen}
         scores[CEILING] = ceiling(truth.own_reliability[[line for line, _ in pairs]])
         tasks = np.asarray(table.obs[_keys.TASK])[[rows[0] for _, rows in pairs]] if _keys.TASK in table.obs else ""
-        part = _frame(truth, [line for line, _ in pairs], scores, float(min_reliability), tasks)
+        part = _frame(truth, [line for line, _ in pairs], scores, float(min_reliability), tasks, most)
         if isinstance(data, Mapping):
             part.insert(0, "method", method)
         parts.append(part)
@@ -228,11 +255,17 @@ def _tables(data: AnnData | Mapping[str, AnnData]) -> tuple[dict[str, AnnData], 
 
 
 def _frame(
-    truth: Measured | MeasuredTable, lines: list[int], scores: dict[str, np.ndarray], min_reliability: float, tasks: Any
+    truth: Measured | MeasuredTable,
+    lines: list[int],
+    scores: dict[str, np.ndarray],
+    min_reliability: float,
+    tasks: Any,
+    most: dict[str, np.ndarray],
 ) -> pd.DataFrame:
     import pandas as pd
 
     of_lines = np.broadcast_to(tasks, len(lines))
+    unknown = np.full(len(truth.names), np.nan)
     each = pd.DataFrame(
         [
             (
@@ -243,6 +276,7 @@ def _frame(
                 int(truth.n_cells[line]),
                 truth.reliability[line],
                 of_lines[i],
+                most.get(name, unknown)[line],
             )
             for name, values in scores.items()
             for i, line in enumerate(lines)
@@ -256,13 +290,14 @@ def _frame(
             _keys.N_CELLS,
             _keys.RELIABILITY,
             _keys.TASK,
+            CEILING,
         ],
     )
     parts = [each]
     for subset, part in (("all", each), ("reliable", each[each[_keys.RELIABILITY] >= min_reliability])):
         # The two tasks are not averaged with each other.
         means = part.groupby([_keys.CONTEXT, _keys.TASK, "metric"], sort=False).agg(
-            {"value": "mean", _keys.N_CELLS: "sum", _keys.RELIABILITY: "mean"}
+            {"value": "mean", _keys.N_CELLS: "sum", _keys.RELIABILITY: "mean", CEILING: "mean"}
         )
         parts.append(means.reset_index().assign(**{_keys.PERTURBATION: "", "subset": subset})[list(each.columns)])
     return pd.concat([part for part in parts if len(part)], ignore_index=True)

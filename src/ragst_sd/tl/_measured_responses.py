@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +41,8 @@ class Measured:
     """(cells, g)."""
     row: np.ndarray
     """(cells,) line of each cell, -1 for held-out controls, -2 for cells that are not used."""
+    stratum: np.ndarray
+    """(cells,) code of context and batch."""
     context: np.ndarray
     """(cells,)."""
     delta: np.ndarray
@@ -52,6 +54,21 @@ class Measured:
     """(lines,) agreement of two halves, against all controls of the screen."""
     own_reliability: np.ndarray
     """(lines,) the same against held-out controls only, as the truth is measured."""
+
+    def part(self, cells: np.ndarray) -> Measured:
+        """What some of the cells say (a mask), of the same lines; NaN for a line that has none of them."""
+        values, row, stratum = self.values[cells], self.row[cells], self.stratum[cells]
+        means = mean_responses(*_of_lines(values, row, stratum, len(self.names)))
+        part = replace(self, values=values, row=row, stratum=stratum, context=self.context[cells], delta=means.mean)
+        return replace(part, profile=part.profiles())
+
+    def profiles(self) -> np.ndarray:
+        """(lines, g) mean expression; NaN for a line without cells."""
+        n = len(self.names)
+        used = np.flatnonzero(self.row >= 0)
+        sums = sp.csr_matrix((np.ones(len(used)), (self.row[used], used)), shape=(n, len(self.row))) @ self.values
+        with np.errstate(invalid="ignore"):
+            return np.asarray(sums.toarray() / np.bincount(self.row[used], minlength=n)[:, None])
 
     def cells(self, line: int) -> np.ndarray:
         """(n, g) expression of the cells of a line."""
@@ -97,8 +114,8 @@ def measured_responses(
     order = np.argsort(np.asarray(adata.obs_names, dtype=str), kind="stable")
     values, labels = take_genes(expression.values, expression.genes, genes)[order], labels.iloc[order]
     held_out = labels["held_out"].to_numpy()
-    names, row, stratum = _lines(labels, held_out, min_cells)
-    cells = _of_lines(values, row, stratum, len(names))
+    names, row, strata = _lines(labels, held_out, min_cells)
+    cells = _of_lines(values, row, strata, len(names))
     means, own = mean_responses(*cells), split_half_reliability(*cells, rng=rng)
     every, row_of_every, stratum = _lines(labels, labels["once"].to_numpy(), min_cells)
     whole = split_half_reliability(*_of_lines(values, row_of_every, stratum, len(every)), rng=rng)
@@ -106,6 +123,7 @@ def measured_responses(
         names=names,
         values=values,
         row=row,
+        stratum=strata,
         context=labels[_keys.CONTEXT].to_numpy(),
         delta=means.mean,
         profile=np.array([np.asarray(values[row == line].mean(axis=0)).ravel() for line in range(len(names))]),

@@ -229,5 +229,14 @@ def _contexts(
             )
             raise ValueError(msg)
         everybody = ~labels["control"] & labels[_keys.PERTURBATION].isin(held)
+        elsewhere = set(labels[_keys.PERTURBATION][everybody & ~here])
+        if not everywhere and len(elsewhere) < len(held):
+            logger.warning(
+                "%d of %d perturbations held out in %r were measured in no other context: they are unseen, not unseen "
+                "here.",
+                len(held) - len(elsewhere),
+                len(held),
+                context,
+            )
         out[context] = (everybody & here, everybody & ~here & everywhere)
     return out

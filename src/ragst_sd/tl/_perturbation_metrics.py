@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,8 @@ from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._distribution_metrics import DISTANCES, distribution_distance, principal_axes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anndata import AnnData
 
     from ragst_sd.tl._measured_responses import Measured
@@ -29,33 +32,91 @@ FALSE_DISCOVERY_RATE = 0.05
 _PCA_CELLS = 5000
 
 
+@dataclass(frozen=True)
+class Predicted:
+    """What is compared with lines of the truth."""
+
+    lines: np.ndarray
+    """(q,) of the truth."""
+    profile: np.ndarray
+    """(q, g) mean expression."""
+    delta: np.ndarray
+    """(q, g) mean response."""
+    genes: list[str]
+    cells: Callable[[int], tuple[np.ndarray, np.ndarray]]
+    """Cells (n, g) of the i-th line, and cells that were not perturbed."""
+
+    @classmethod
+    def of_table(cls, table: AnnData, pairs: list[tuple[int, np.ndarray]]) -> Predicted:
+        """A table of predicted cells, with the lines that were predicted and the rows of each."""
+        response = table.layers[_keys.RESPONSE]
+
+        def cells(i: int) -> tuple[np.ndarray, np.ndarray]:
+            ours = dense(table.X[pairs[i][1]]).astype(np.float64)
+            return ours, ours - dense(response[pairs[i][1]])
+
+        return cls(
+            lines=np.array([line for line, _ in pairs]),
+            profile=np.array([dense(table.X[rows]).mean(axis=0, dtype=np.float64) for _, rows in pairs]),
+            delta=np.array([dense(response[rows]).mean(axis=0, dtype=np.float64) for _, rows in pairs]),
+            genes=list(table.var_names),
+            cells=cells,
+        )
+
+    @classmethod
+    def of_measured(cls, part: Measured, genes: list[str]) -> Predicted:
+        """A part of the measured cells, as if it were a prediction of the rest."""
+
+        def cells(line: int) -> tuple[np.ndarray, np.ndarray]:
+            return part.cells(line), part.controls(part.names[line][0])
+
+        return cls(np.arange(len(part.names)), part.profile, part.delta, genes, cells)
+
+
+def replicate_scores(
+    truth: Measured, genes: list[str], chosen: list[str], control: str, n_components: int, max_cells: int, seed: int
+) -> dict[str, np.ndarray]:
+    """(lines,) the best that a prediction could score, from one half of the measured cells as a prediction of the other.
+
+    Averaged both ways round. The halves share neither cells nor controls, as a prediction and its truth do not. Each has twice the noise variance
+    of the whole, so that their squared difference is four times, and their absolute one twice, that of the whole from
+    what it would be without noise. For correlations see `ceiling`; other metrics stay as the halves give them.
+    """
+    rng, n = np.random.default_rng(seed), len(truth.names)
+    first = halves(np.where(truth.row == CONTROL, n + truth.stratum, truth.row), rng)
+    parts = (truth.part(first), truth.part(~first))
+    both = []
+    for one, other in (parts, parts[::-1]):
+        predicted, again = Predicted.of_measured(one, genes), np.random.default_rng(seed)
+        scores = mean_scores(predicted, other, chosen, control, again)
+        both.append(scores | cell_scores(predicted, other, chosen, n_components, max_cells, again))
+    scores = {name: (both[0][name] + both[1][name]) / 2 for name in chosen}
+    # From two noisy halves to a prediction without noise and the whole truth, where that is known.
+    of_halves = {"mse": 1 / 4, "mae": 1 / 2}
+    for name, value in scores.items():
+        if name in ("pearson_delta", CENTROID):
+            scores[name] = ceiling(value)
+        elif name in MEANS:
+            scores[name] = value * of_halves[name[:3]]
+    return scores
+
+
 def mean_scores(
-    table: AnnData,
-    truth: Measured,
-    pairs: list[tuple[int, np.ndarray]],
-    chosen: list[str],
-    control: str,
-    rng: np.random.Generator,
+    predicted: Predicted, truth: Measured, chosen: list[str], control: str, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """Metrics of mean profiles and mean responses.
 
     Parameters
     ----------
-    table
-        Predicted cells.
-    pairs
-        Lines of the truth that were predicted, and the predicted cells of each.
     chosen
         Names of metrics; those of means are cheap and always there.
     control
         Name of the control.
     """
-    lines = np.array([line for line, _ in pairs])
-    profile = np.array([dense(table.X[cells]).mean(axis=0, dtype=np.float64) for _, cells in pairs])
-    delta = np.array([dense(table.layers[_keys.RESPONSE][cells]).mean(axis=0, dtype=np.float64) for _, cells in pairs])
+    lines, profile, delta = predicted.lines, predicted.profile, predicted.delta
     scores = mean_metrics(profile, truth.profile[lines], delta, truth.delta[lines])
     if set(chosen) & set(DISCRIMINATION):
-        scores |= discrimination_scores(delta, truth, lines, list(table.var_names), control)
+        scores |= discrimination_scores(delta, truth, lines, predicted.genes, control)
     if CENTROID in chosen:
         scores[CENTROID] = _centroid_correlation(profile, truth, lines, rng)
     return scores
@@ -104,9 +165,8 @@ def _centroid_correlation(
 
 
 def cell_scores(
-    table: AnnData,
+    predicted: Predicted,
     truth: Measured,
-    pairs: list[tuple[int, np.ndarray]],
     chosen: list[str],
     n_components: int,
     max_cells: int,
@@ -114,14 +174,15 @@ def cell_scores(
 ) -> dict[str, np.ndarray]:
     """Metrics that need single cells."""
     genes, distances = set(chosen) & {*OVERLAPS, DIRECTION}, [name for name in DISTANCES if name in chosen]
-    scores = {name: np.full(len(pairs), np.nan) for name in (*genes, *distances)}
+    scores = {name: np.full(len(predicted.lines), np.nan) for name in (*genes, *distances)}
     axes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for i, (line, cells) in enumerate(pairs if scores else []):
+    for i, line in enumerate(predicted.lines if scores else []):
         context = truth.names[line][0]
-        ours = dense(table.X[cells]).astype(np.float64)
+        ours, source = predicted.cells(i)
         theirs = truth.cells(line)
+        if not len(ours) or not len(theirs):
+            continue
         if genes:
-            source = ours - dense(table.layers[_keys.RESPONSE][cells])
             found = differential_expression(ours, source)
             expected = differential_expression(theirs, truth.controls(context))
             for name in genes:

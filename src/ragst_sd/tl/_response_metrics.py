@@ -15,7 +15,7 @@ from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._perturbation_cells import read_labels
 from ragst_sd.tl._perturbation_metrics import CHOICES as OF_CELLS
 from ragst_sd.tl._perturbation_metrics import DISCRIMINATION, discrimination_scores, mean_metrics
-from ragst_sd.tl._response_table import one_row_of_each, read_responses
+from ragst_sd.tl._response_table import given_numbers, one_row_of_each, read_responses
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -104,11 +104,9 @@ def measured_table(
     one_row_of_each(labels, [_keys.CONTEXT, _keys.PERTURBATION])
     names = list(zip(labels[_keys.CONTEXT], labels[_keys.PERTURBATION], strict=True))
     order = sorted(range(len(names)), key=names.__getitem__)
-    obs = adata.obs.iloc[kept].iloc[order]
-    n_cells = obs[_keys.N_CELLS].to_numpy(float) if _keys.N_CELLS in obs else np.zeros(len(obs))
-    reliability = obs[_keys.RELIABILITY].to_numpy(float) if _keys.RELIABILITY in obs else np.full(len(obs), np.nan)
+    n_cells, reliability = given_numbers(adata.obs.iloc[kept].iloc[order])
     values = dense(take_genes(expression.values, expression.genes, genes))[kept][order]
-    return MeasuredTable([names[i] for i in order], values, np.nan_to_num(n_cells), reliability)
+    return MeasuredTable([names[i] for i in order], values, n_cells, reliability)
 
 
 def response_scores(

@@ -195,8 +195,7 @@ def given_responses(
     import pandas as pd
 
     labels = screen.cells
-    known = numbers[_keys.N_CELLS].to_numpy(float) if _keys.N_CELLS in numbers else np.zeros(len(labels))
-    known = np.nan_to_num(known).astype(np.int64)
+    known, reliability = given_numbers(numbers)
     use = (labels["used"] & ~labels["control"]).to_numpy()
     few = use & (known > 0) & (known < min_cells)
     kept = np.flatnonzero(use & ~few)
@@ -210,7 +209,6 @@ def given_responses(
     obs.index = [":".join(row if several else row[:2]) for row in labels.iloc[kept][keys].to_numpy()]
     obs = obs.astype("category")
     obs[_keys.N_CELLS], obs[_keys.N_CONTROLS] = known[kept], 0
-    reliability = numbers.get(_keys.RELIABILITY, pd.Series(np.nan, index=numbers.index)).to_numpy(float)
     obs[_keys.RELIABILITY] = reliability[kept]
     order = np.argsort(obs.index.to_numpy(str))
     obs, kept = obs.iloc[order], kept[order]
@@ -238,6 +236,13 @@ def given_responses(
     if dropped:
         logger.warning("Left out for fewer than %d cells: %s.", min_cells, listing(lost[_keys.PERTURBATION]))
     return reference, parts, dropped
+
+
+def given_numbers(obs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """(rows,) numbers of cells, 0 where not given, and reliability, NaN where not given."""
+    parts = (obs[name].to_numpy(float) if name in obs else np.full(len(obs), np.nan) for name in _NUMBERS)
+    n_cells, reliability = parts
+    return np.nan_to_num(n_cells).astype(np.int64), reliability
 
 
 def one_row_of_each(labels: pd.DataFrame, keys: list[str]) -> None:

@@ -1,0 +1,121 @@
+"""`rg.pl.composite`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ragst_sd._elements import require_sdata
+from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
+from ragst_sd._validate import name_list
+from ragst_sd.pl import _maps, _style
+from ragst_sd.pl._figure import describe_figure_parameters, picture
+from ragst_sd.pl._section import draw_spots, read_section
+from ragst_sd.pl._trust import distrust
+from ragst_sd.retrieval.training import dense
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+    from spatialdata import SpatialData
+
+_COLORS = ("#E69F00", "#009E73", "#5659CC")
+
+
+@describe_figure_parameters
+def composite(
+    sdata: SpatialData,
+    *,
+    genes: str | Sequence[str],
+    prediction_key: str = "predicted",
+    min_cv_pearson: float = MIN_CV_PEARSON,
+    image_fade: float = 0.5,
+    figsize: tuple[float, float] | None = None,
+    dpi: float | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+    return_ax: bool = False,
+) -> Axes | None:
+    """Plot up to three predicted genes in one map, one colour each.
+
+    The colours of a spot are mixed like inks: a spot with little of all genes is white, one with much of several genes
+    is dark. Each gene has its own scale, from its 2nd to its 98th percentile over the spots.
+
+    Parameters
+    ----------
+    sdata
+        Object with the image, the shapes and a predicted table.
+    genes
+        One to three genes.
+    prediction_key
+        Name of the predicted table.
+    min_cv_pearson
+        Genes whose `var["cv_pearson"]` is lower are named as not to be trusted below the map.
+    image_fade
+        How far the picture of the tissue is mixed with white, from 0 to 1.
+    {figure_parameters}
+
+    Returns
+    -------
+    `None`, or the Axes of the map if `return_ax`.
+
+    Raises
+    ------
+    KeyError
+        If the table or a gene does not exist.
+    TypeError
+        If `sdata` is no SpatialData.
+    ValueError
+        If there are more than three genes, or the image or the shapes are not in the object.
+
+    Examples
+    --------
+    >>> import ragst_sd as rg
+    >>> sections = rg.datasets.synthetic(n_donors=3, image_px=500)
+    >>> rg.pp.embed_tiles(sections, model="texture", progress=False)
+    >>> query = sections.pop("donor3")
+    >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
+    >>> rg.tl.fit(reference, method="knn", n_neighbors=10)
+    >>> rg.tl.predict(query, reference)
+    >>> ax = rg.pl.composite(query, genes=reference.var_names[:3], return_ax=True)
+    >>> len(ax.texts)
+    3
+    """
+    from matplotlib.colors import to_rgb
+
+    require_sdata(sdata)
+    names = name_list(genes, "genes")
+    if len(names) > len(_COLORS):
+        msg = f"`genes` names {len(names)} genes; one map shows {len(_COLORS)} at most. `rg.pl.prediction` shows more."
+        raise ValueError(msg)
+    _maps.require_fade(image_fade)
+    table, header = predicted(sdata, prediction_key)
+    values = dense(table.X[:, gene_index(table, names)])
+    notes = distrust(table, names, min_cv_pearson)
+    section = read_section(sdata, table, header, prediction_key)
+    has = np.isfinite(values).all(axis=1)
+    low, high = np.percentile(values[has], [2, 98], axis=0) if has.any() else (0.0, 1.0)
+    shares = np.clip((values[has] - low) / np.where(high > low, high - low, 1), 0, 1)
+    inks = 1 - np.array([to_rgb(color) for color in _COLORS[: len(names)]])
+    width, height = _maps.map_size(section, 5.0)
+    with picture(
+        width, height + _maps.TITLE, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax
+    ) as figure:
+        drawn = figure.add_subplot()
+        _maps.draw_section(drawn, section, has, fade=image_fade)
+        colors = 1 - np.clip(shares @ inks, 0, 1)
+        draw_spots(drawn, section, np.flatnonzero(has), facecolors=colors, linewidths=0, zorder=3)
+        for i, (name, note) in enumerate(zip(names, notes, strict=True)):
+            drawn.text(
+                i / len(names),
+                1.02,
+                f"{name} (not to be trusted)" if note else name,
+                color=_style.UNTRUSTED if note else _COLORS[i],
+                weight="bold",
+                transform=drawn.transAxes,
+            )
+    return drawn if return_ax else None
