@@ -86,3 +86,9 @@ def test_answers_do_not_depend_on_the_other_queries(rng):
     np.testing.assert_allclose(
         (together.evidence + together.adjustment)[1], (alone.evidence + alone.adjustment)[0], rtol=1e-5, atol=1e-5
     )
+
+
+def test_something_has_to_be_known_of_perturbations(rng):
+    bank = two_lines(rng).at_rows(np.arange(24))
+    with pytest.raises(ValueError, match="nothing to compare perturbations by"):
+        fitted(bank)

@@ -92,8 +92,19 @@ def fit_responses(bank: Bank, run: Run) -> dict[str, Any]:
     """Train on the rows of the bank, each as if it had not been measured here.
 
     The number of steps is chosen on perturbations held out.
+
+    Raises
+    ------
+    ValueError
+        If the reference has no embedding, and no perturbation was measured in two contexts.
     """
     options, space = run.options, fit_space(bank, 1)
+    if not bank.key.shape[1] and len(set(bank.screen.perturbed)) == len(bank):
+        msg = (
+            "`pt_rag` has nothing to compare perturbations by: the reference has no embedding, and none of them was "
+            "measured in two contexts. Build it with `embedding=`, or with the responses of another context."
+        )
+        raise ValueError(msg)
     centred = bank.values - np.stack([bank.values[bank.sections == code].mean(axis=0) for code in bank.sections])
     _, axes = fit_pca(centred, _COMPONENTS)
     aware = bool(options.context_aware)
@@ -113,7 +124,7 @@ def fit_responses(bank: Bank, run: Run) -> dict[str, Any]:
     if held.any() and not held.all():
         _, history = _train(bank, lean, run, steps, held)
         steps, inner = max(1, history.best_step), history.best_score
-    net, history = _train(bank, lean, run, steps, None)
+    net, history = _train(bank, lean, run, steps, np.zeros(len(bank), dtype=bool))
     arrays = {f"net_{name}": value.detach().numpy() for name, value in net.state_dict().items()}
     return {
         **parameters,
@@ -155,8 +166,9 @@ def _lessons(bank: Bank, parameters: Mapping[str, Any], rows: np.ndarray) -> lis
     return out
 
 
-def _train(bank: Bank, parameters: Mapping[str, Any], run: Run, steps: int, held: np.ndarray | None):
-    taught = np.arange(len(bank)) if held is None else np.flatnonzero(~held)
+def _train(bank: Bank, parameters: Mapping[str, Any], run: Run, steps: int, held: np.ndarray):
+    """Train on all rows but those held out, which tell how many steps are best."""
+    taught = np.flatnonzero(~held)
     lessons = _lessons(bank, parameters, taught)
     d, k = bank.key.shape[1], run.n_candidates
     how, n_state = str(parameters["candidates"]), len(lessons[0].z)
@@ -179,7 +191,7 @@ def _train(bank: Bank, parameters: Mapping[str, Any], run: Run, steps: int, held
 
         history = optimise(
             net, step, optimiser, steps=steps, every=_EVERY, progress=run.progress, label="pt_rag",
-            score=None if held is None else score,
+            score=score if held.any() else None,
         )  # fmt: skip
     return net, history
 
@@ -268,17 +280,17 @@ def _respond(
     for scene in scenes(bank, query, axes):
         d_rows = scene.rows
         z = torch.as_tensor(states[scene.queries[0]], dtype=torch.float32)
-        own = scene.own.any(axis=1)
+        own = np.asarray(scene.own.any(axis=1))
         here = np.searchsorted(scene.allowed, scene.here)
         for known in np.unique(own):
             at = np.flatnonzero(own == known)
             rows, asked = d_rows.copy(), scene.asked[at]
             if not known:
                 rows[:, d:] = 0
-            tensors = [torch.as_tensor(x, dtype=torch.float32) for x in (asked, rows)]
+            first, second = (torch.as_tensor(x, dtype=torch.float32) for x in (asked, rows))
             open_, there = torch.ones(len(at), len(rows), dtype=torch.bool), torch.as_tensor(own[at])
             with torch.no_grad():
-                found, weights, direct = predict(net, *tensors, z, open_, there, n_candidates, d, how)
+                found, weights, direct = predict(net, first, second, z, open_, there, n_candidates, d, how)
                 if k < weights.shape[1]:
                     # Of equal weights the first ones stay.
                     weights = weights.scatter(1, weights.sort(dim=1, descending=True, stable=True).indices[:, k:], 0.0)

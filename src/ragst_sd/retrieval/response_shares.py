@@ -67,9 +67,7 @@ class Chosen:
     error: float
 
 
-def fit_stack(
-    bank: Bank, run: Run, *, parts: tuple[str, ...] = PARTS, gated: Gated | None = None
-) -> dict[str, np.ndarray]:
+def fit_stack(bank: Bank, run: Run, *, parts: tuple[str, ...] = PARTS, gated: Gated | None = None) -> dict[str, Any]:
     """Choose the stack of queries that were measured nowhere, and of those that were measured in another context.
 
     Parameters
@@ -81,7 +79,8 @@ def fit_stack(
     -------
     `stack_settings` (2, settings), `stack_shares` (2, parts), `stack_gated` (2,), `stack_gain` and `stack_error` (2,).
     """
-    shaped, chosen = shape_halves(bank, None), []
+    chosen: list[Chosen] = []
+    shaped = shape_halves(bank, None)
     for kind in range(len(KINDS)):
         found = choose_stack(bank, run, kind, shaped, parts, gated) if kind or bank.key.shape[1] else None
         chosen.append(found or (chosen[0] if kind else Chosen(Settings(), np.zeros(len(PARTS)), 0.0, 0.0, np.nan)))

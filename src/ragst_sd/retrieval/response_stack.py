@@ -137,7 +137,7 @@ class Lesson:
 
     def _gaussian(self, view: np.ndarray) -> np.ndarray:
         n = len(self.here)
-        there = view.any(axis=1)
+        there = np.asarray(view.any(axis=1))
         if there[:n].sum() < _LEAST_ROWS:
             return np.zeros((len(view), n))
         squared = np.maximum(2 - 2 * view @ view[:n].T, 0)
@@ -262,7 +262,8 @@ def stack(
     bank: Bank, query: Query, settings: tuple[Settings, Settings], shares: np.ndarray, n_neighbors: int
 ) -> Stacked:
     """Parts by their shares (2, parts), of queries that were not measured elsewhere, and of those that were."""
-    out = Stacked(*(np.zeros((len(query), len(bank))) for _ in range(2)), np.zeros(len(query), dtype=bool))
+    nothing, shape = np.zeros(len(query), dtype=bool), (len(query), len(bank))
+    out = Stacked(np.zeros(shape), np.zeros(shape), nothing)
     dose_of_rows = doses(bank.screen.perturbed)
     for lesson in lessons(bank, query):
         total, cited = (np.zeros((len(lesson.queries), len(lesson.allowed))) for _ in range(2))
