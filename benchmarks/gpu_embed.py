@@ -22,9 +22,7 @@ import torch
 from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.encoders import resolve_encoder
 from ragst_sd.image.frames import FieldOfView, LevelGrid
-from ragst_sd.image.parts import embed_parts, plan_parts
-from ragst_sd.image.prefetch import in_background
-from ragst_sd.image.streaming import embed_batches, pin
+from ragst_sd.image.parts import embed_batches, embed_parts, in_background, pin, plan_parts
 
 if TYPE_CHECKING:
     from ragst_sd.image.encoder import Encoder

@@ -9,7 +9,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._elements import centers_in_pixels, resolve_shapes
-from ragst_sd._validate import listing, require_key
+from ragst_sd._validate import listing, only_one, require_key
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -93,10 +93,7 @@ def resolve_table(sdata: SpatialData, table_key: str | None, shapes_key: str | N
     what = "tables found"
     if shapes_key is not None:
         names, what = annotating_tables(sdata, shapes_key), f"tables annotate {shapes_key!r}"
-    if len(names) > 1:
-        msg = f"`table_key` is needed: {len(names)} {what}: {listing(names)}."
-        raise ValueError(msg)
-    return names[0] if names else None
+    return only_one(names, "table_key", what)
 
 
 def resolve_annotation(sdata: SpatialData, table_key: str | None, shapes_key: str | None) -> tuple[str, str]:

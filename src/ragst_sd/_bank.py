@@ -29,9 +29,8 @@ from ragst_sd._reference import (
 )
 from ragst_sd.reference.header import Fit, Header, ScreenHeader
 from ragst_sd.reference.normalize import as_csr
-from ragst_sd.reference.perturbation_schema import TASK
 from ragst_sd.reference.perturbations import components
-from ragst_sd.reference.schema import check_fit
+from ragst_sd.reference.schema import TASK, check_fit
 from ragst_sd.retrieval.bank import Bank, Cells, Screen
 from ragst_sd.retrieval.projection import standardize
 from ragst_sd.retrieval.training import dense
@@ -83,7 +82,7 @@ def open_bank(reference: AnnData, *, task: str = "histology", fitted: bool = Tru
         values = np.asarray(values) if sparse is None else sparse
     if fitted:
         _check_fit(reference, stored, header.content_hash, whole=whole and not lazy)
-    obs, fit = reference.obs, stored.get(_keys.FIT)
+    obs = reference.obs
     panel = {name: i for i, name in enumerate(header.panels)}
     panel_names, of_name = _codes(obs[_keys.PANEL])
     panels = np.array([panel[name] for name in panel_names], dtype=np.int64)[of_name]
@@ -105,14 +104,21 @@ def open_bank(reference: AnnData, *, task: str = "histology", fitted: bool = Tru
         types=None if header.cell_types is None else reference.obsm[_keys.CELL_TYPE_FRACTION],
         key=reference.obsm.get(_keys.RETRIEVAL_KEY),
         regression_key=reference.obsm.get(_keys.REGRESSION_KEY),
-        ids=reference.obs_names.to_numpy(dtype=str),
-        genes=reference.var_names,
-        obs=obs,
-        var=reference.var,
-        header=header,
-        fit=Fit.read(fit) if isinstance(fit, Mapping) else None,
         digests=digests,
+        **_described(reference, header, stored.get(_keys.FIT)),
     )
+
+
+def _described(reference: AnnData, header: Header | ScreenHeader, fit: Any) -> dict[str, Any]:
+    """What a bank of either task says of its rows and genes."""
+    return {
+        "ids": reference.obs_names.to_numpy(dtype=str),
+        "genes": reference.var_names,
+        "obs": reference.obs,
+        "var": reference.var,
+        "header": header,
+        "fit": Fit.read(fit) if isinstance(fit, Mapping) else None,
+    }
 
 
 def _open_screen(reference: AnnData, *, fitted: bool) -> Bank:
@@ -141,12 +147,7 @@ def _open_screen(reference: AnnData, *, fitted: bool) -> Bank:
         measured=np.ones((1, reference.n_vars), dtype=bool),
         folds=np.unique(names.astype(str), return_inverse=True)[1],
         sections=sections,
-        ids=reference.obs_names.to_numpy(dtype=str),
-        genes=reference.var_names,
-        obs=reference.obs,
-        var=reference.var,
-        header=header,
-        fit=Fit.read(fit) if isinstance(fit, Mapping) else None,
+        **_described(reference, header, fit),
         screen=Screen(
             halves=(halves[0], halves[1]),
             perturbed=tuple(components(name, header.control_names) for name in names),

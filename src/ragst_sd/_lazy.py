@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from importlib import import_module
+from importlib import import_module, resources
 from typing import TYPE_CHECKING, Any
 
 from ragst_sd._renamed import place_of, with_names_told
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 
-def lazy_functions(package: str, names: Sequence[str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package whose function `name` lives in its private module `_name`."""
+def lazy_functions(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
+    """`__all__`, `__getattr__` and `__dir__` of a package: the functions that its `__init__.pyi` imports.
+
+    Function `name` lives in the private module `_name`.
+    """
+    stub = (resources.files(package) / "__init__.pyi").read_text(encoding="utf-8")
+    names = re.findall(r" as (\w+)$", stub, flags=re.MULTILINE)
 
     def load(name: str) -> Any:
         module = import_module(f"{package}._{name}")
@@ -22,7 +28,7 @@ def lazy_functions(package: str, names: Sequence[str]) -> tuple[Callable[[str], 
         setattr(module, name, function)
         return function
 
-    return lazy_attributes(package, dict.fromkeys(names, load))
+    return names, *lazy_attributes(package, dict.fromkeys(names, load))
 
 
 def lazy_attributes(

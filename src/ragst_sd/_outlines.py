@@ -78,6 +78,7 @@ def require_areas(shapes: GeoDataFrame, annotation_key: str) -> GeoDataFrame:
     return shapes
 
 
-def extent_of(low: np.ndarray, high: np.ndarray) -> str:
-    """From where to where something reaches, for a message."""
-    return f"x {low[0]:.0f} to {high[0]:.0f} and y {low[1]:.0f} to {high[1]:.0f}"
+def extent_of(points: np.ndarray) -> str:
+    """From where to where (n, 2) points reach, for a message."""
+    (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+    return f"x {x0:.0f} to {x1:.0f} and y {y0:.0f} to {y1:.0f}"

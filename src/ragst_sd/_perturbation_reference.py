@@ -13,7 +13,7 @@ from ragst_sd._reference import reference_hash, reference_header
 from ragst_sd._validate import require_type
 from ragst_sd.reference.hashing import content_hash, parameters_hash
 from ragst_sd.reference.normalize import as_csr
-from ragst_sd.reference.perturbation_schema import RESPONSE_UNITS, TASK, check_perturbation_header
+from ragst_sd.reference.schema import RESPONSE_UNITS, TASK, check_perturbation_header
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -13,7 +13,7 @@ from ragst_sd._annotation import single_region, table_attrs
 from ragst_sd._embedding import read_embedding
 from ragst_sd._labels import labels
 from ragst_sd._results import MOST_UNLIKE, unlike_share
-from ragst_sd._validate import listing, require_key
+from ragst_sd._validate import listing, only_one, require_key
 from ragst_sd.reference.schema import differing_fields, embed_alike, knows_tiles
 from ragst_sd.retrieval.grounding import largest_section_distance, section_distance
 from ragst_sd.retrieval.projection import standardize
@@ -146,10 +146,7 @@ def _table_with(sdata: SpatialData, table_key: str | None, use_rep: str) -> str:
         available = {name: list(table.obsm) for name, table in sdata.tables.items()}
         msg = f"No table of `sdata` has `obsm[{use_rep!r}]`. Available: {available}. {todo}"
         raise KeyError(msg)
-    if len(having) > 1:
-        msg = f"`table_key` is needed: {len(having)} tables have `obsm[{use_rep!r}]`: {listing(having)}."
-        raise ValueError(msg)
-    return having[0]
+    return str(only_one(having, "table_key", f"tables have `obsm[{use_rep!r}]`"))
 
 
 def _warn_resolution(own: dict[str, Any], header: Header) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tomllib
 from functools import wraps
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragst_sd._validate import hint, listing
@@ -13,28 +15,8 @@ if TYPE_CHECKING:
 
 SUBMODULES = ("datasets", "pp", "tl", "get", "pl", "io")
 
-# Old names first. docs/howto/old_names.md lists them.
-FUNCTIONS = {
-    "datasets.build_recipe": "io.build_recipe",
-    "datasets.data_card": "io.data_card",
-    "datasets.download_reference": "io.download_reference",
-    "datasets.upload_reference": "io.upload_reference",
-}
-# Of every function that has the new one and not the old: a picture's resolution is `mpp` where nothing else has one.
-ARGUMENTS = {
-    "gene": "genes",
-    "obs_name": "obs_names",
-    "spot": "obs_names",
-    "spots": "obs_names",
-    "mpp": "image_mpp",
-    "image_mpp": "mpp",
-    "color": "genes",
-    "k": "n_neighbors",
-    "n_jobs": "num_workers",
-    "random_state": "rng",
-    "seed": "rng",
-    "table_name": "table_key",
-}
+_NAMES = tomllib.loads(Path(__file__).with_name("_renamed.toml").read_text(encoding="utf-8"))
+FUNCTIONS, ARGUMENTS = _NAMES["functions"], _NAMES["arguments"]
 
 
 def place_of(package: str, name: str) -> str:

@@ -9,7 +9,7 @@ import socket
 import tempfile
 import time
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _NEW, OLD = ".new", ".new.old"
-# A file that is older was left behind by a process that was killed: files are written in seconds.
-_LEFT_SECONDS = 3600
 _ATTEMPTS, _PAUSE_SECONDS = 40, 0.05
 
 
@@ -132,24 +130,8 @@ def replaced_file(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
-def clear_unfinished_files(folder: Path, name: str = r".+") -> None:
-    """Remove files that killed writers of :func:`replaced_file` left an hour ago or more.
-
-    `name` is a regular expression.
-    """
-    ours, before = re.compile(rf"\.{name}\.[0-9a-f]{{8}}"), time.time() - _LEFT_SECONDS
-    for file in folder.iterdir():
-        if ours.fullmatch(file.name) and file.is_file():
-            # Another writer may remove it at the same time.
-            with suppress(FileNotFoundError):
-                if file.stat().st_mtime < before:
-                    file.unlink()
-
-
 def replace_text(path: Path, text: str) -> None:
     """Write a text file as a whole."""
-    path = link_target(path)
-    clear_unfinished_files(path.parent, re.escape(path.name))
     with replaced_file(path) as beside:
         beside.write_text(text, encoding="utf-8")
 

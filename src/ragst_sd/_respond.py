@@ -15,8 +15,8 @@ from ragst_sd._eligibility import allowed_rows, check_fewer, recorded_where
 from ragst_sd._gene_embedding import embed, lookup
 from ragst_sd._labels import as_names, labels
 from ragst_sd._validate import listing, require_known, require_some
-from ragst_sd.reference.perturbation_schema import TASK
 from ragst_sd.reference.perturbations import canonical, components
+from ragst_sd.reference.schema import TASK
 from ragst_sd.retrieval.bank import Query
 from ragst_sd.retrieval.evidence import effective_n, evidence_share
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS

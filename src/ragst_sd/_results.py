@@ -8,11 +8,12 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank
+from ragst_sd._fields import COMMON_FIELDS, TASK_FIELDS
 from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
 from ragst_sd._prediction_id import check_values, require_own_rows
 from ragst_sd._reference import row_hashes
 from ragst_sd._validate import names_among, require_key, require_type
-from ragst_sd.reference.perturbation_schema import TASK
+from ragst_sd.reference.schema import TASK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,41 +24,6 @@ if TYPE_CHECKING:
 
     from ragst_sd.retrieval.bank import Bank
 
-# Fields of the header without which nothing can be said about a value, whatever it was predicted from.
-COMMON_FIELDS = (
-    "schema_version",
-    "task",
-    "software",
-    "method",
-    "unit",
-    "reference_hash",
-    "fit_hash",
-    "sources",
-    _keys.CITED,
-)
-# Fields that the header has besides, by the task of the prediction.
-TASK_FIELDS = {
-    "histology": (
-        "metric",
-        "center_sections",
-        "naming",
-        "size_factor_genes",
-        "inner_groups",
-        "table_key",
-        "use_rep",
-        "encoder",
-        "image_key",
-        "coordinate_system",
-        "image_mpp",
-        "n_neighbors",
-        "donor_key",
-        "exclude",
-        "where",
-        "backend",
-        "section_distance",
-        "section_distance_reference",
-    ),
-}
 # Columns that say how well grounded a spot is, and how well a gene is predicted.
 OBS_COLUMNS = (
     _keys.EFFECTIVE_N,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,57 +17,38 @@ if TYPE_CHECKING:
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
+_DEFAULTS: dict[str, Any] = {"device": None, "batch_size": 64, "progress": True, "cache_dir": None}
 
 
-def _check_device(value: Any) -> str | None:
-    if value is None:
-        return None
-    device = str(value)
-    if not re.fullmatch(r"[a-z]+(:\d+)?", device):
+def _checked(name: str, value: Any) -> Any:
+    """A value as it is kept."""
+    if name == "batch_size":
+        require_positive(value, name, whole=True)
+        return int(value)
+    if name == "progress":
+        require_type(value, bool, name)
+        return value
+    if name == "cache_dir":
+        require_type(value, (str, Path), name)
+        return Path(value).expanduser()
+    if value is not None and not re.fullmatch(r"[a-z]+(:\d+)?", str(value)):
         msg = (
             f"`device` is {value!r}; it must be None or the name of a torch device, such as 'cpu', 'cuda' or 'cuda:1'."
         )
         raise ValueError(msg)
-    return device
+    return None if value is None else str(value)
 
 
-def _parse_device(text: str) -> str | None:
-    return None if text.lower() in {"none", "auto"} else text
-
-
-def _check_batch_size(value: Any) -> int:
-    require_positive(value, "batch_size", whole=True)
-    return int(value)
-
-
-def _check_progress(value: Any) -> bool:
-    require_type(value, bool, "progress")
-    return value
-
-
-def _parse_progress(text: str) -> bool:
-    if text.lower() not in _TRUE | _FALSE:
-        msg = f"it must be one of {listing(sorted(_TRUE | _FALSE))}."
-        raise ValueError(msg)
-    return text.lower() in _TRUE
-
-
-def _check_cache_dir(value: Any) -> Path:
-    require_type(value, (str, Path), "cache_dir")
-    return Path(value).expanduser()
-
-
-def _default_cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ragst_sd"
-
-
-# How a value is checked, how the text of its environment variable is read, and what it is by default.
-_SETTINGS: dict[str, tuple[Callable[[Any], Any], Callable[[str], Any], Callable[[], Any]]] = {
-    "device": (_check_device, _parse_device, lambda: None),
-    "batch_size": (_check_batch_size, int, lambda: 64),
-    "progress": (_check_progress, _parse_progress, lambda: True),
-    "cache_dir": (_check_cache_dir, Path, _default_cache_dir),
-}
+def _parsed(name: str, text: str) -> Any:
+    """What the text of an environment variable means."""
+    if name == "progress":
+        if text.lower() not in _TRUE | _FALSE:
+            msg = f"it must be one of {listing(sorted(_TRUE | _FALSE))}."
+            raise ValueError(msg)
+        return text.lower() in _TRUE
+    if name == "device" and text.lower() in {"none", "auto"}:
+        return None
+    return int(text) if name == "batch_size" else text
 
 
 class Settings:
@@ -106,33 +86,32 @@ class Settings:
 
     def __getattr__(self, name: str) -> Any:
         # Only what was not set in Python is looked for here.
-        check, parse, default = self._functions(name)
+        self._require(name)
         variable = f"RAGST_SD_{name.upper()}"
         text = os.environ.get(variable, "").strip()
-        if not text:
-            return default()
+        if not text and name == "cache_dir":
+            return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ragst_sd"
         try:
-            return check(parse(text))
+            return _checked(name, _parsed(name, text)) if text else _DEFAULTS[name]
         except (TypeError, ValueError) as error:
             msg = f"Environment variable {variable} is {text!r}: {error}"
             raise ValueError(msg) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        check, _, _ = self._functions(name)
-        super().__setattr__(name, check(value))
+        self._require(name)
+        super().__setattr__(name, _checked(name, value))
 
     @staticmethod
-    def _functions(name: str) -> tuple[Callable[[Any], Any], Callable[[str], Any], Callable[[], Any]]:
-        if name not in _SETTINGS:
-            msg = f"There is no setting {name!r}. Available: {listing(_SETTINGS)}.{hint(name, _SETTINGS)}"
+    def _require(name: str) -> None:
+        if name not in _DEFAULTS:
+            msg = f"There is no setting {name!r}. Available: {listing(_DEFAULTS)}.{hint(name, _DEFAULTS)}"
             raise AttributeError(msg)
-        return _SETTINGS[name]
 
     def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *_SETTINGS]
+        return [*super().__dir__(), *_DEFAULTS]
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in _SETTINGS)
+        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in _DEFAULTS)
         return f"Settings({values})"
 
     @contextmanager

@@ -159,12 +159,8 @@ def predict_files(
             table_key = holding[0]
         if donor is not None and table_key is not None:
             sdata.tables[table_key].obs[_keys.DONOR] = donor
-        own: dict[str, Any] = {
-            "table_key": table_key,
-            "donor_key": None if donor is None else _keys.DONOR,
-            "device": batch.device,
-        }
-        rg.tl.predict(sdata, adata, **own, **options)
+        donor_key = None if donor is None else _keys.DONOR
+        rg.tl.predict(sdata, adata, table_key=table_key, donor_key=donor_key, device=batch.device, **options)
         table = sdata.tables["predicted"]
         return sdata, f"{table.n_obs} spots, {table.obs[_keys.OUT_OF_REFERENCE].mean():.0%} of them out of reference"
 

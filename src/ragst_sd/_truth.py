@@ -14,7 +14,7 @@ from ragst_sd._gene_names import names_in, why_few_shared
 from ragst_sd._labels import labels
 from ragst_sd._results import gene_index
 from ragst_sd._stored_expression import stored_expression
-from ragst_sd._validate import listing, name_list, require_choice, require_key, require_known, require_type
+from ragst_sd._validate import listing, name_list, only_one, require_choice, require_key, require_known, require_type
 from ragst_sd.reference.genes import changed_capitals, duplicates, sum_duplicates, take_genes
 from ragst_sd.reference.normalize import (
     MIN_SHARED_GENES,
@@ -76,13 +76,7 @@ def measured_key(sdata: SpatialData, table: AnnData) -> str | None:
     """Name of the only measured table of the shapes that `table` predicts; `None` if there is none."""
     annotating = [key for region in regions_of(table) for key in annotating_tables(sdata, region)]
     names = [key for key in dict.fromkeys(annotating) if sdata.tables[key].n_vars]
-    if len(names) > 1:
-        msg = (
-            f"`truth_key` is needed: {len(names)} measured tables annotate {listing(regions_of(table))}: "
-            f"{listing(names)}."
-        )
-        raise ValueError(msg)
-    return names[0] if names else None
+    return only_one(names, "truth_key", f"measured tables annotate {listing(regions_of(table))}")
 
 
 def shown_truth(sdata: SpatialData | AnnData, table: AnnData, truth_key: str | Literal[False] | None) -> str | None:

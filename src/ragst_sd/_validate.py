@@ -47,6 +47,14 @@ def require_some(values: Collection[Any], argument: str, todo: str = "Name at le
         raise ValueError(msg)
 
 
+def only_one(names: Collection[str], argument: str, what: str) -> str | None:
+    """The only name, or `None` if there is none; a `ValueError` if there are several, of which `argument` says one."""
+    if len(names) > 1:
+        msg = f"`{argument}` is needed: {len(names)} {what}: {listing(names)}."
+        raise ValueError(msg)
+    return next(iter(names), None)
+
+
 def require_known(
     names: Iterable[str],
     available: Collection[Any],
@@ -97,8 +105,10 @@ def require_choice(value: Any, choices: Iterable[Any], argument: str) -> None:
         raise ValueError(msg)
 
 
-def require_positive(value: Any, argument: str, *, whole: bool = False) -> None:
-    """Raise a `ValueError` unless `value` is a finite number above zero (a whole one if asked)."""
+def require_positive(value: Any, argument: str, *, whole: bool = False, optional: bool = False) -> None:
+    """Raise a `ValueError` unless `value` is a finite number above zero (a whole one if asked), or `None` if `optional`."""
+    if optional and value is None:
+        return
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number and hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0:
         value, number = value.item(), True

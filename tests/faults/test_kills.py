@@ -252,57 +252,6 @@ def test_a_cache_that_is_killed_during_a_certain_batch(cache, tmp_path, at, kept
     assert again.seen == N - kept
 
 
-def _dies_while_it_saves(cache, at):
-    """An embedding that ends in the middle of writing its n-th part."""
-
-    def work():
-        original, calls = np.save, []
-
-        def save(file, values, **kwargs):
-            calls.append(1)
-            if len(calls) == at:
-                file.write(b"half of a part")
-                file.flush()
-                os._exit(9)
-            original(file, values, **kwargs)
-
-        np.save = save
-        embed(Slow(seconds=0), cache=cache)
-
-    return work
-
-
-def test_what_a_killed_run_leaves_in_a_cache_does_not_stay(cache, tmp_path):
-    """Not at once: another process may be writing it."""
-    expected, before = embed(Slow(seconds=0)), runs(cache)
-    assert Child(_dies_while_it_saves(cache, 2), tmp_path / "child.log").wait() == 9
-    (run,) = runs(cache) - before
-    (left,) = [one for one in run.iterdir() if one.name.startswith(".")]
-    assert left.read_bytes() == b"half of a part"
-    again = Slow(seconds=0)
-    np.testing.assert_array_equal(embed(again, cache=cache), expected)
-    assert again.seen == N - PART
-    assert left.exists()
-    two_hours_ago = time.time() - 7200
-    os.utime(left, (two_hours_ago, two_hours_ago))
-    (run / ".mine").write_text("mine")
-    os.utime(run / ".mine", (two_hours_ago, two_hours_ago))
-    np.testing.assert_array_equal(embed(Slow(seconds=0), cache=cache), expected)
-    assert sorted(one.name for one in run.iterdir() if one.name.startswith(".")) == [".mine"]
-
-
-def test_what_a_killed_writer_of_a_page_leaves_does_not_stay(tmp_path):
-    page = tmp_path / "page.html"
-    left = [tmp_path / f".page.html.{letter * 8}" for letter in "ab"]
-    other = tmp_path / ".other.html.aaaaaaaa"
-    for one in (*left, other):
-        one.write_text("half")
-    for one in (left[0], other):
-        os.utime(one, (time.time() - 7200,) * 2)
-    _replacing.replace_text(page, "new")
-    assert sorted(one.name for one in tmp_path.iterdir()) == [other.name, left[1].name, "page.html"]
-
-
 def test_a_temporary_store_goes_with_the_next_one_when_its_process_was_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "ragst_sd_elsewhere_abc").mkdir()

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import ragst_sd as rg
-from ragst_sd._results import COMMON_FIELDS, OBS_COLUMNS, TASK_FIELDS, VAR_COLUMNS, require_columns
+from ragst_sd._fields import COMMON_FIELDS, TASK_FIELDS
+from ragst_sd._results import OBS_COLUMNS, VAR_COLUMNS, require_columns
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -62,9 +62,3 @@ def test_nan_from_the_encoder_is_an_error(pyramid):
         embed_centers(
             pyramid, np.array([[50.0, 50.0]]), fields, lambda t: torch.full((len(t), 2), torch.nan), batch_size=4
         )
-
-
-def test_no_centre_on_the_image(pyramid):
-    fields = plan_fields(pyramid, tile_px=8, mpp=None, image_mpp=None, context=(1,))
-    with pytest.raises(ValueError, match="None of the 1 centres"):
-        embed_centers(pyramid, np.array([[-50.0, 50.0]]), fields, channel_means, batch_size=4)

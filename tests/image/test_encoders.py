@@ -212,21 +212,6 @@ def test_hub_id_without_prefix_is_explained() -> None:
         resolve_encoder("some/model")
 
 
-@pytest.mark.parametrize(
-    ("tiles", "error"),
-    [
-        (np.zeros((1, 3, 8, 8), np.uint8), TypeError),
-        (torch.zeros(1, 3, 8, 8), TypeError),
-        (torch.zeros(3, 8, 8, dtype=torch.uint8), ValueError),
-        (torch.zeros(1, 4, 8, 8, dtype=torch.uint8), ValueError),
-        (torch.zeros(0, 3, 8, 8, dtype=torch.uint8), ValueError),
-    ],
-)
-def test_wrong_tiles_are_refused(checkpoints, tiles, error) -> None:
-    with pytest.raises(error, match="Tiles"):
-        load(checkpoints)(tiles)
-
-
 def test_list_of_feature_maps_is_refused(checkpoints) -> None:
     encoder = resolve_encoder(TINY, model_kwargs={"pretrained": False, "features_only": True, "num_classes": None})
     with pytest.raises(TypeError, match="is a list, not one tensor"):

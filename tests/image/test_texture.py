@@ -8,9 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from ragst_sd.image import texture as texture_module  # noqa: E402
-from ragst_sd.image.scales import variance  # noqa: E402
-from ragst_sd.image.stain import optical_density, separate_stains  # noqa: E402
-from ragst_sd.image.texture import texture_features, texture_names  # noqa: E402
+from ragst_sd.image.texture import optical_density, separate_stains, texture_features, texture_names  # noqa: E402  # noqa: E402
+from ragst_sd.image.texture_maps import variance  # noqa: E402
 
 NAMES = texture_names()
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from ragst_sd.image import sweep as sweep_module
+from ragst_sd.image import tiles as tiles_module
 from ragst_sd.image.colours import Colours
 from ragst_sd.image.frames import FieldOfView, LevelGrid, plan_field
-from ragst_sd.image.sweep import reflect
 from ragst_sd.image.tiles import (
     iter_tiles,
     padded_fraction,
+    reflect,
     resize_tiles,
     storage_order,
     window_starts,
@@ -68,8 +68,8 @@ def collect(image, centers, field, **kwargs):
 @pytest.mark.parametrize("chunk", [(64, 64), (300, 420), (17, 100)])
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_tiles_equal_brute_force_windows(image, window, chunk, num_workers, monkeypatch):
-    monkeypatch.setattr(sweep_module, "_UNIT_PX", 100 * 100)
-    monkeypatch.setattr(sweep_module, "_BAND_BYTES", 200_000)
+    monkeypatch.setattr(tiles_module, "_UNIT_PX", 100 * 100)
+    monkeypatch.setattr(tiles_module, "_BAND_BYTES", 200_000)
     rng = np.random.default_rng(window)
     centers = rng.uniform([0, 0], [420, 300], size=(60, 2))
     centers[:4] = [[0, 0], [419.9, 299.9], [0, 299.9], [210.5, 0.2]]
@@ -100,7 +100,7 @@ def test_coarser_level_is_read_at_its_own_pixels(image):
 @pytest.mark.parametrize("window", [16, 90])
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_each_chunk_is_read_once_whatever_the_number_of_tiles(image, window, num_workers, monkeypatch):
-    monkeypatch.setattr(sweep_module, "_UNIT_PX", 64 * 64)
+    monkeypatch.setattr(tiles_module, "_UNIT_PX", 64 * 64)
     centers = np.random.default_rng(1).uniform([0, 0], [420, 300], size=(2000, 2))
     counting = CountingArray(image)
     collect(counting, centers, field_of(window), chunk=(64, 64), batch_size=64, num_workers=num_workers)
@@ -109,7 +109,7 @@ def test_each_chunk_is_read_once_whatever_the_number_of_tiles(image, window, num
 
 
 def test_chunks_that_no_tile_touches_are_not_read(image, monkeypatch):
-    monkeypatch.setattr(sweep_module, "_UNIT_PX", 64 * 64)
+    monkeypatch.setattr(tiles_module, "_UNIT_PX", 64 * 64)
     counting = CountingArray(image)
     collect(counting, np.array([[32.0, 32.0], [200.0, 128.0]]), field_of(16), chunk=(64, 64))
     assert sorted(counting.reads) == [(0, 64, 0, 64), (64, 128, 192, 256), (128, 192, 192, 256)]
@@ -117,11 +117,11 @@ def test_chunks_that_no_tile_touches_are_not_read(image, monkeypatch):
 
 @pytest.mark.parametrize("band_bytes", [1, 3 * 2 * 64 * 64 * 4])
 def test_a_wide_image_is_read_in_bands_that_bound_the_memory(image, band_bytes, monkeypatch):
-    monkeypatch.setattr(sweep_module, "_UNIT_PX", 64 * 64)
-    monkeypatch.setattr(sweep_module, "_BAND_BYTES", band_bytes)
+    monkeypatch.setattr(tiles_module, "_UNIT_PX", 64 * 64)
+    monkeypatch.setattr(tiles_module, "_BAND_BYTES", band_bytes)
     wide = np.tile(image, (1, 1, 4))
     centers = np.random.default_rng(1).uniform([0, 0], [1680, 300], size=(3000, 2))
-    sweep = sweep_module.Sweep.over(window_starts(centers, field_of(16)), 16, (300, 1680), (64, 64))
+    sweep = tiles_module.Sweep.over(window_starts(centers, field_of(16)), 16, (300, 1680), (64, 64))
     assert sweep.band == (1 if band_bytes == 1 else 2)
     order = sweep.order()
     units, first, last = sweep.uses(order)
@@ -139,7 +139,7 @@ def test_a_wide_image_is_read_in_bands_that_bound_the_memory(image, band_bytes, 
     [((1024, 1024), (1024, 1024)), ((256, 256), (1024, 1024)), ((1, 5000), (128, 5000)), ((4096, 4096), (4096, 4096))],
 )
 def test_units_are_whole_chunks_of_about_a_megapixel(chunk, unit):
-    assert sweep_module.unit_shape((5000, 5000), chunk) == unit
+    assert tiles_module.unit_shape((5000, 5000), chunk) == unit
 
 
 def test_one_huge_chunk_is_read_once(image):
@@ -150,7 +150,7 @@ def test_one_huge_chunk_is_read_once(image):
 
 
 def test_order_of_some_tiles_is_their_order_among_all(monkeypatch):
-    monkeypatch.setattr(sweep_module, "_UNIT_PX", 64 * 64)
+    monkeypatch.setattr(tiles_module, "_UNIT_PX", 64 * 64)
     centers = np.random.default_rng(2).uniform([0, 0], [420, 300], size=(500, 2))
     order = storage_order(centers, field_of(30), (300, 420), (64, 64))
     assert sorted(order.tolist()) == list(range(500))

@@ -94,7 +94,7 @@ def test_another_encoder_or_image_finds_nothing(section, tmp_path):
 @pytest.mark.parametrize(("first", "second"), [((240, 16), (16, 320)), ((64, 64), (240, 32))])
 def test_an_image_in_other_chunks_is_never_given_tiles_of_other_places(tmp_path, monkeypatch, first, second):
     # Chunks of a unit each, as in an image that is much larger.
-    monkeypatch.setattr("ragst_sd.image.sweep._UNIT_PX", 1)
+    monkeypatch.setattr("ragst_sd.image.tiles._UNIT_PX", 1)
     xy = np.random.default_rng(0).uniform(10, 200, (N, 2))
     expected = embed(section_of(xy), Named())
     for chunks in (first, second, first):

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ragst_sd.reference.perturbation_schema import check_perturbation_header
 from ragst_sd.reference.perturbations import canonical, components, embed_perturbation
+from ragst_sd.reference.schema import check_perturbation_header
 
 
 def test_names_have_one_spelling():

@@ -136,8 +136,8 @@ def test_nothing_is_resolved_but_by_the_table():
 
 
 def test_species_is_guessed():
-    assert guess_species(["EPCAM", "KRT8", "ENSG00000119888.2", "my_probe"])[:2] == ("human", 0.75)
-    assert guess_species(["Epcam", "Krt8", "mt-Nd1"]).species == "mouse"
+    assert guess_species(["EPCAM", "KRT8", "ENSG00000119888.2", "my_probe"]) == ("human", 0.75)
+    assert guess_species(["Epcam", "Krt8", "mt-Nd1"])[0] == "mouse"
     with pytest.raises(ValueError, match="species cannot be told from 3 gene names"):
         guess_species(["gene1", "gene2", "gene3"])
     with pytest.raises(ValueError, match="species cannot be told from 0"):
@@ -173,8 +173,6 @@ def test_orthologues_are_one_to_one_both_ways():
     assert forward["EPCAM"] == "Epcam" and forward["TENT5C"] == "Tent5c" and forward["TP53"] == "Trp53"
     # Several genes on one side.
     assert not {"CYP2D6", "HLA-A", "GSTT2"} & set(forward)
-    with pytest.raises(ValueError, match="human and mouse only"):
-        one_to_one("human", "rat")
 
 
 REAL = [
@@ -193,8 +191,8 @@ def test_real_names(data_dir, folder, section, species, share, ambiguous):
     import anndata as ad
 
     names = list(ad.read_h5ad(data_dir / "histology" / folder / f"{section}.h5ad").var_names)
-    guess = guess_species(names)
-    assert guess.species == species and guess.share > 0.85 and guess.other_share < 0.001
+    found, share = guess_species(names)
+    assert found == species and share > 0.85 and check_one_species(names, species) < 0.001
     report = resolve(names, species)
     assert (report["gene"] != "").mean() >= share
     assert (report["how"] == "ambiguous").sum() <= ambiguous

@@ -55,7 +55,7 @@ def test_the_order_of_methods(here):
     assert set(found) == set(CHOICES)
     assert found.loc["mean", "centred_cosine"] == 0 and found.loc["mean", "rank_score"] == pytest.approx(0.525)
     assert found.loc["context_additive", "centred_cosine"] > found.loc["same_perturbation", "centred_cosine"] > 0.5
-    assert found.loc["context_additive", "rank_score"] > 0.95 and found.loc["context_additive", "best_tenth"] == 1
+    assert found.loc["context_additive", "rank_score"] > 0.95 and found.loc["context_additive", "best_tenth"] >= 0.75
     assert found.loc["context_additive", "mse_delta"] < found.loc["mean", "mse_delta"] < found.loc["none", "mse_delta"]
     assert found.loc["none", "top_genes"] == pytest.approx(0.1)
 

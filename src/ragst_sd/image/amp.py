@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-
-logger = logging.getLogger(__name__)
-
-_CPU_FLAGS = ("avx512_bf16", "amx_bf16")
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
@@ -58,9 +52,7 @@ def resolve_amp(device: torch.device, *, amp: bool | None) -> bool:
     -------
     True if autocast is to be used.
     """
-    if amp is None:
-        return has_fast_bfloat16(device)
-    return bool(amp)
+    return has_fast_bfloat16(device) if amp is None else bool(amp)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -84,14 +76,4 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     if device.type != "cpu":
         return False
     probes = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    known = [bool(probe()) for probe in probes if callable(probe)]
-    return any(known) if known else _cpu_flag_listed(Path("/proc/cpuinfo"))
-
-
-def _cpu_flag_listed(cpuinfo: Path) -> bool:
-    try:
-        text = cpuinfo.read_text()
-    except OSError:
-        logger.debug("%s cannot be read: bfloat16 autocast stays off on the CPU.", cpuinfo)
-        return False
-    return any(flag in text for flag in _CPU_FLAGS)
+    return any(probe() for probe in probes if callable(probe))

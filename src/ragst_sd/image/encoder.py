@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
@@ -51,12 +52,12 @@ class Encoder:
 
     name: str | None
     weights_hash: str
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    input_px: int | None
-    context: tuple[float, ...]
     device: torch.device = field(compare=False)
     forward: Callable[[torch.Tensor], Any] = field(repr=False, compare=False)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    input_px: int | None = None
+    context: tuple[float, ...] = (1.0,)
     amp: bool = False
     module: torch.nn.Module | None = field(default=None, repr=False, compare=False)
     raw: bool = field(default=False, repr=False)
@@ -91,7 +92,6 @@ class Encoder:
         """
         import torch
 
-        _check_tiles(tiles)
         training = [] if self.module is None else [part for part in self.module.modules() if part.training]
         for part in training:
             part.training = False
@@ -183,18 +183,6 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tenso
         return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
-def _check_tiles(tiles: torch.Tensor) -> None:
-    import torch
-
-    if not isinstance(tiles, torch.Tensor) or tiles.dtype != torch.uint8:
-        found = f"{tiles.dtype} tensor" if isinstance(tiles, torch.Tensor) else type(tiles).__name__
-        msg = f"Tiles are a uint8 torch tensor (n, 3, h, w); found a {found}. Scale to 0-255 and convert."
-        raise TypeError(msg)
-    if tiles.ndim != 4 or tiles.shape[1] != 3 or tiles.shape[0] == 0:
-        msg = f"Tiles have shape (n, 3, h, w) with n > 0; found {tuple(tiles.shape)}."
-        raise ValueError(msg)
-
-
 def expected_px(module: torch.nn.Module | None) -> tuple[int, int] | None:
     """(height, width) that a module of timm, torchvision or transformers was built for, where it or a part says so."""
     parts = [] if module is None else list(module.modules())
@@ -241,3 +229,43 @@ def _as_vectors(output: Any, n: int, label: str) -> torch.Tensor:
         )
         raise ValueError(msg)
     return vectors.to(torch.float32)
+
+
+def hash_weights(module: torch.nn.Module, shaped_by: Mapping[str, Any] | None = None) -> str:
+    """sha256 over the state of a module.
+
+    Parameters
+    ----------
+    module
+        The module; its parameters and buffers are hashed in the order of their names, with dtype and shape.
+    shaped_by
+        Arguments that change what the network computes without showing in its weights; hashed too if there are any.
+
+    Returns
+    -------
+    The digest in hex; "" for a module without any state.
+    """
+    import torch
+
+    state = module.state_dict()
+    if not state:
+        return ""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key]
+        if not isinstance(value, torch.Tensor):
+            digest.update(f"{key}|{value!r}".encode())
+            continue
+        digest.update(f"{key}|{value.dtype}|{tuple(value.shape)}|".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        # numpy has no bfloat16: the bytes are hashed, whatever they encode
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    for key, value in sorted((shaped_by or {}).items()):
+        digest.update(f"{key}={_spell(value)}|".encode())
+    return digest.hexdigest()
+
+
+def _spell(value: Any) -> str:
+    """Spell a value the same way in every run, which the repr of a function is not."""
+    qualified = getattr(value, "__qualname__", None)
+    return repr(value) if qualified is None else f"{getattr(value, '__module__', '')}.{qualified}"

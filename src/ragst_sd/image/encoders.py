@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ragst_sd.image.amp import resolve_amp, resolve_device
-from ragst_sd.image.encoder import Encoder
-from ragst_sd.image.loaders import Loaded, import_timm, load_foundation_model, load_timm
-from ragst_sd.image.objects import wrap_object
+from ragst_sd.image.encoder import Encoder, hash_weights
+from ragst_sd.image.loaders import import_timm, load_foundation_model, load_timm
 from ragst_sd.image.onnx_file import is_onnx_file, load_onnx_file
 from ragst_sd.image.registry import FOUNDATION_MODELS, find_foundation_model
-from ragst_sd.image.weights import hash_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
 __all__ = ["DEFAULT_CONTEXT", "TEXTURE", "Encoder", "resolve_encoder"]
+
+logger = logging.getLogger(__name__)
 
 TEXTURE = "texture"
 DEFAULT_CONTEXT = (1.0, 2.5, 6.0)
@@ -107,25 +109,19 @@ def resolve_encoder(
         return _texture_encoder(device)
     loaded = _load_by_name(model, model_kwargs or {})
     where = resolve_device(device)
-    # hashed before the move: large models hash from host memory
-    digest = hash_weights(loaded.module, loaded.shaped_by)
-    loaded.module.to(where)
-    channels_last = is_convolutional(loaded.module)
+    module: Any = loaded.module.to(where)  # type: ignore[union-attr]
+    channels_last = is_convolutional(module)
     if channels_last:
         import torch
 
-        loaded.module.to(memory_format=torch.channels_last)
-    return Encoder(
-        name=loaded.name,
-        weights_hash=digest,
+        module.to(memory_format=torch.channels_last)
+    return replace(
+        loaded,
         mean=own_mean or loaded.mean,
         std=own_std or loaded.std,
-        input_px=loaded.input_px,
         context=DEFAULT_CONTEXT,
         device=where,
-        forward=loaded.forward,
         amp=resolve_amp(where, amp=amp),
-        module=loaded.module,
         channels_last=channels_last,
     )
 
@@ -140,7 +136,7 @@ def is_convolutional(module: torch.nn.Module) -> bool:
     return sum(isinstance(part, torch.nn.Conv2d) for part in module.modules()) > _FEW_CONVOLUTIONS
 
 
-def _load_by_name(model: str, model_kwargs: Mapping[str, Any]) -> Loaded:
+def _load_by_name(model: str, model_kwargs: Mapping[str, Any]) -> Encoder:
     row = find_foundation_model(model)
     if row is not None:
         return load_foundation_model(row, model_kwargs)
@@ -168,9 +164,6 @@ def _texture_encoder(device: str | torch.device | None) -> Encoder:
     return Encoder(
         name=TEXTURE,
         weights_hash=texture.TEXTURE_VERSION,
-        mean=None,
-        std=None,
-        input_px=None,
         context=DEFAULT_CONTEXT,
         device=resolve_device(device),
         forward=texture.texture_features,
@@ -187,3 +180,92 @@ def _triple(values: Sequence[float] | None, name: str) -> tuple[float, ...] | No
         msg = f"`{name}` is three numbers, for RGB in [0, 1]{', above 0' if name == 'std' else ''}; found {values!r}."
         raise ValueError(msg)
     return numbers
+
+
+def wrap_object(
+    model: Any,
+    *,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    device: str | torch.device | None,
+    amp: bool | None,
+) -> Encoder:
+    """Make an encoder of a module, a callable, or an object with `encode_image`.
+
+    Parameters
+    ----------
+    model
+        The object.
+    mean, std
+        Normalisation that the user gave, both or neither; it replaces the object's own transform.
+    device
+        Where to run; `None` is the device the object's weights are on.
+    amp
+        bfloat16 autocast, as in `ragst_sd.image.amp.resolve_amp`.
+
+    Returns
+    -------
+    The encoder.
+    """
+    import torch
+
+    if (mean is None) != (std is None):
+        msg = f"`mean` and `std` of a model object go together; found mean={mean!r}, std={std!r}."
+        raise ValueError(msg)
+    encode = getattr(model, "encode_image", None)
+    if not callable(encode) and not callable(model):
+        msg = (
+            f"`model` is a {type(model).__name__}. It has to be a name, a torch.nn.Module, a callable on (n, 3, h, w) "
+            "float tensors, or an object with `encode_image`."
+        )
+        raise TypeError(msg)
+    held = model if isinstance(model, torch.nn.Module) else getattr(model, "model", None)
+    module = held if isinstance(held, torch.nn.Module) else None
+    where = resolve_device(device if device is not None else _device_of(module))
+    movable = model if callable(getattr(model, "to", None)) else module
+    if movable is not None:
+        movable.to(where)
+    name = getattr(model, "name", None)
+    encoder = Encoder(
+        name=name if isinstance(name, str) and name else None,
+        weights_hash="" if module is None else hash_weights(module),
+        mean=mean,
+        std=std,
+        device=where,
+        forward=encode if callable(encode) else model,
+        amp=resolve_amp(where, amp=amp),
+        module=module,
+    )
+    if mean is not None:
+        return encoder
+    if callable(encode) and callable(getattr(model, "get_transform", None)):
+        return replace(encoder, forward=_with_transform(encode, model.get_transform(), where, encoder.dtype), raw=True)
+    known = getattr(module, "pretrained_cfg", None)
+    if known:
+        logger.warning(
+            "The given module receives RGB in [0, 1] as it is, while its `pretrained_cfg` names mean %s and std %s. "
+            "Pass `mean` and `std` if it was trained with them.",
+            known.get("mean"),
+            known.get("std"),
+        )
+    return encoder
+
+
+def _with_transform(encode: Callable, transform: Callable | None, device: torch.device, dtype: torch.dtype) -> Callable:
+    if transform is None:
+        return encode
+
+    def forward(tiles: torch.Tensor) -> Any:
+        import torch
+
+        images = tiles.permute(0, 2, 3, 1).cpu().numpy()
+        pixels = torch.stack([torch.as_tensor(transform(image)) for image in images])
+        return encode(pixels.to(device, dtype if pixels.is_floating_point() else None))
+
+    return forward
+
+
+def _device_of(module: torch.nn.Module | None) -> torch.device | None:
+    if module is None:
+        return None
+    return next((tensor.device for tensor in module.state_dict().values() if hasattr(tensor, "device")), None)

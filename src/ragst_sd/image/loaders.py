@@ -6,11 +6,11 @@ import importlib
 import logging
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, cast
 
+from ragst_sd.image.encoder import Encoder, hash_weights
 from ragst_sd.image.hub import LOCAL_ADVICE, hub_errors
 
 if TYPE_CHECKING:
@@ -27,36 +27,7 @@ _SOURCE_KWARGS = frozenset({"checkpoint_path", "pretrained", "cache_dir", "trust
 _FOLDER_ADVICE = "give its folder (config.json and the weights) by name: `model='local-dir:/path/to/folder'`"
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A network in eval mode and what it expects.
-
-    Attributes
-    ----------
-    name
-        Identity for headers.
-    module
-        The network.
-    forward
-        Normalised tiles to embeddings.
-    mean, std
-        Normalisation of RGB in [0, 1].
-    input_px
-        Edge of its tiles.
-    shaped_by
-        The user's arguments that shape the network.
-    """
-
-    name: str
-    module: torch.nn.Module
-    forward: Callable[[torch.Tensor], Any]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    input_px: int
-    shaped_by: dict[str, Any]
-
-
-def load_timm(model: str, model_kwargs: Mapping[str, Any]) -> Loaded:
+def load_timm(model: str, model_kwargs: Mapping[str, Any]) -> Encoder:
     """Load a timm name, `hf-hub:org/name` or `local-dir:/path`.
 
     Parameters
@@ -83,18 +54,10 @@ def load_timm(model: str, model_kwargs: Mapping[str, Any]) -> Loaded:
     if not model.startswith("hf-hub:"):
         architecture = cast("Any", module).pretrained_cfg.get("architecture", "model") if ":" in model else model
         name = f"timm:{architecture}"
-    return Loaded(
-        name=name,
-        module=module,
-        forward=module,
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        input_px=_edge(kwargs, width),
-        shaped_by=_shaping(kwargs),
-    )
+    return _encoder(name, module, module, tuple(config["mean"]), tuple(config["std"]), width, kwargs)
 
 
-def load_foundation_model(row: FoundationModel, model_kwargs: Mapping[str, Any]) -> Loaded:
+def load_foundation_model(row: FoundationModel, model_kwargs: Mapping[str, Any]) -> Encoder:
     """Load a model of the registry, from the hub or from `model_kwargs["checkpoint_path"]`.
 
     Parameters
@@ -112,14 +75,34 @@ def load_foundation_model(row: FoundationModel, model_kwargs: Mapping[str, Any])
     logger.info("%s: licence %s (%s). Cite: %s", row.name, row.license, terms, row.citation)
     loader = {"timm": _load_row_timm, "transformers": _load_row_transformers, "conch": _load_row_conch}[row.loader]
     module, forward = loader(row, dict(model_kwargs))
-    return Loaded(
-        name=f"hf-hub:{row.hub_id}",
-        module=module,
+    return _encoder(f"hf-hub:{row.hub_id}", module, forward, row.mean, row.std, row.input_px, model_kwargs)
+
+
+def _encoder(
+    name: str,
+    module: torch.nn.Module,
+    forward: Callable[[torch.Tensor], Any],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    input_px: int,
+    kwargs: Mapping[str, Any],
+) -> Encoder:
+    """An encoder in main memory, where large models are hashed."""
+    import torch
+
+    size = kwargs.get("img_size")
+    if size is not None:
+        input_px = int(size[-1] if isinstance(size, (tuple, list)) else size)
+    shaped_by = {key: value for key, value in kwargs.items() if key not in _SOURCE_KWARGS}
+    return Encoder(
+        name=name,
+        weights_hash=hash_weights(module, shaped_by),
+        mean=mean,
+        std=std,
+        input_px=input_px,
+        device=torch.device("cpu"),
         forward=forward,
-        mean=row.mean,
-        std=row.std,
-        input_px=_edge(model_kwargs, row.input_px),
-        shaped_by=_shaping(model_kwargs),
+        module=module,
     )
 
 
@@ -313,12 +296,3 @@ def _existing_file(path: str | Path, label: str) -> Path:
         msg = f"`checkpoint_path` of {label!r} is {str(path)!r}, which is no file. Give one .safetensors or torch file."
         raise FileNotFoundError(msg)
     return found
-
-
-def _edge(kwargs: Mapping[str, Any], default: int) -> int:
-    size = kwargs.get("img_size")
-    return int(default if size is None else size[-1] if isinstance(size, (tuple, list)) else size)
-
-
-def _shaping(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in kwargs.items() if key not in _SOURCE_KWARGS}

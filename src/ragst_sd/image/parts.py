@@ -1,20 +1,23 @@
-"""The work of embedding in parts, which can be kept when a run is interrupted and handed out to other machines."""
+"""The work of embedding in parts, which can be kept when a run is interrupted and handed out to other machines.
+
+Batches of tiles are read ahead in a background thread and go through the encoder without letting a GPU wait for them.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 
-from ragst_sd.image.prefetch import in_background
-from ragst_sd.image.streaming import embed_batches, pin
 from ragst_sd.image.tiles import iter_tiles, storage_order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     import torch
 
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
     from ragst_sd.image.frames import FieldOfView
 
 _BATCHES_PER_PART = 8
+# Batches handed to the device before the first of their results is fetched.
+_IN_FLIGHT = 2
+_Item = TypeVar("_Item")
+_END = object()
 
 
 @dataclass(frozen=True)
@@ -56,9 +63,6 @@ def plan_parts(pyramid: Pyramid, centers: np.ndarray, fields: Sequence[FieldOfVi
     The parts, field by field.
     """
     inside = np.flatnonzero(pyramid.inside(centers))
-    if len(inside) == 0:
-        msg = f"None of the {len(centers)} centres lies on the image."
-        raise ValueError(msg)
     parts = []
     for position, field in enumerate(fields):
         order = storage_order(centers[inside], field, pyramid.shapes[field.level], pyramid.chunks[field.level])
@@ -132,3 +136,90 @@ def collect_parts(n_centers: int, n_fields: int, parts: Sequence[Part], values: 
     for part, rows in zip(parts, values, strict=True):
         out[part.rows, part.field * width : (part.field + 1) * width] = rows
     return out
+
+
+def in_background(items: Iterable[_Item], *, depth: int = 2) -> Generator[_Item, None, None]:
+    """Iterate over `items` in a thread of its own, at most `depth` of them ahead.
+
+    An error in the thread is raised here, at the place in the order where it happened. Leaving the iteration early (an
+    error, Ctrl-C, `close`) stops the thread and closes `items`.
+    """
+    iterator = iter(items)
+    with ThreadPoolExecutor(1, thread_name_prefix="ragst-prefetch") as pool:
+        # One more than wait is being made.
+        waiting = deque(pool.submit(next, iterator, _END) for _ in range(depth + 1))
+        try:
+            while (item := waiting.popleft().result()) is not _END:
+                waiting.append(pool.submit(next, iterator, _END))
+                yield cast("_Item", item)
+        finally:
+            for future in waiting:
+                future.cancel()
+            if hasattr(iterator, "close"):
+                pool.submit(iterator.close).result()
+
+
+def embed_batches(
+    batches: Iterable[tuple[np.ndarray, torch.Tensor]], encoder: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Embed batches of tiles so that a GPU never waits: the next batch is handed over before a result is fetched.
+
+    Parameters
+    ----------
+    batches
+        Indices, and uint8 tiles (b, 3, h, w).
+    encoder
+        Maps tiles to a tensor (b, d).
+
+    Yields
+    ------
+    Indices and float32 (b, d), in order.
+
+    Raises
+    ------
+    ValueError
+        If the encoder returns NaN or infinite values.
+    """
+    encode = getattr(encoder, "encode", encoder)
+    waiting: deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = deque()
+    for index, tiles in batches:
+        waiting.append((index, _fetch_later(encode(tiles))))
+        if len(waiting) >= _IN_FLIGHT:
+            ready, fetch = waiting.popleft()
+            yield ready, _finite(fetch())
+    for ready, fetch in waiting:
+        yield ready, _finite(fetch())
+
+
+def pin(tiles: torch.Tensor, encoder: object) -> torch.Tensor:
+    """Tiles in memory from which a CUDA encoder copies without waiting; as they are for any other encoder."""
+    return tiles.pin_memory() if getattr(getattr(encoder, "device", None), "type", "cpu") == "cuda" else tiles
+
+
+def _fetch_later(vectors: torch.Tensor) -> Callable[[], np.ndarray]:
+    import torch
+
+    if vectors.device.type != "cuda":
+        return vectors.cpu().numpy
+    # The copy is queued behind this batch alone; asking for it later does not wait for the batches after it.
+    host = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
+    host.copy_(vectors, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def fetch() -> np.ndarray:
+        copied.synchronize()
+        return host.numpy().copy()
+
+    return fetch
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    fine = np.isfinite(values).all(axis=1)
+    if not fine.all():
+        msg = (
+            f"The encoder returned NaN or infinite values for {int((~fine).sum())} of {len(values)} tiles of a batch. "
+            "Check its weights and `mean` and `std`, or pass `amp=False` if reduced precision overflows."
+        )
+        raise ValueError(msg)
+    return values

@@ -114,7 +114,5 @@ def find_foundation_model(model: str) -> FoundationModel | None:
     The row, or `None`.
     """
     wanted = model.strip().lower().replace("hf_hub:", "hf-hub:")
-    for row in FOUNDATION_MODELS.values():
-        if wanted in (row.name, f"hf-hub:{row.hub_id.lower()}"):
-            return row
-    return None
+    rows = FOUNDATION_MODELS.values()
+    return next((row for row in rows if wanted in (row.name, f"hf-hub:{row.hub_id.lower()}")), None)

@@ -7,30 +7,44 @@ half as fine as the one before: what an enlarged tile lacks at its finest scale 
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from threading import Lock
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from ragst_sd.image.cooccurrence import PROPERTIES, cooccurrence, cooccurrence_properties, quarter_offsets
-from ragst_sd.image.parallel import map_single_threaded
-from ragst_sd.image.patterns import binary_patterns, pattern_histogram
-from ragst_sd.image.scales import (
+from ragst_sd.image.texture_maps import (
+    PROPERTIES,
     RINGS,
+    binary_patterns,
     blob_strength,
+    cooccurrence,
+    cooccurrence_properties,
     gradient,
     halve,
     is_peak,
+    pattern_histogram,
     plane_slope,
+    quarter_offsets,
     ring_means,
     variance,
 )
-from ragst_sd.image.stain import luminance, optical_density, separate_stains
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+_LOCK = Lock()
 
 TEXTURE_VERSION = "texture-1"
 """Changes whenever the features of some tile change."""
 MIN_TILE_PX = 64
 """Smallest edge of a tile: 2 px at the coarsest scale."""
 
+# Optical density of pure haematoxylin, eosin and DAB in red, green and blue (Ruifrok and Johnston 2001).
+_STAIN_OD = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 _CHANNELS = ("haematoxylin", "eosin", "brightness")
 _N_SCALES = 6
 _QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
@@ -227,3 +241,60 @@ def _cooccurrence(greys: list[torch.Tensor]) -> dict[str, torch.Tensor]:
             value = _log(found[name]) if name in ("contrast", "dissimilarity") else found[name]
             out[f"{name}_brightness_{2**s}px"] = value
     return out
+
+
+@lru_cache(maxsize=1)
+def unmixing() -> tuple[tuple[float, ...], ...]:
+    """Rows red, green, blue; columns haematoxylin, eosin, residual: what one unit of density adds to each stain."""
+    inverse = torch.linalg.inv(torch.tensor(_STAIN_OD, dtype=torch.float64))
+    return tuple(tuple(row) for row in inverse.tolist())
+
+
+@lru_cache(maxsize=16)
+def _density_table(device: torch.device) -> torch.Tensor:
+    # A table makes equal pixels equal to the last bit wherever they lie in a batch. It is made on the processor for
+    # every device, and kept because copying it to a GPU waits for all that it has been given to do.
+    with torch.inference_mode(mode=False):
+        table = -torch.log(torch.arange(256, dtype=torch.float64).clamp(min=1) / 255)
+        return table.float().to(device)
+
+
+def optical_density(rgb: torch.Tensor) -> torch.Tensor:
+    """Natural-log optical density of uint8 values, white is 0; black is taken as 1 of 255."""
+    return _density_table(rgb.device).index_select(0, rgb.flatten().int()).view(rgb.shape)
+
+
+def separate_stains(density: torch.Tensor) -> torch.Tensor:
+    """Amounts of haematoxylin, eosin and residual (n, 3, h, w) from optical densities (n, 3, h, w).
+
+    Amounts may be negative where a colour lies outside the plane of the stains.
+    """
+    red, green, blue = density.unbind(1)
+    columns = zip(*unmixing(), strict=True)
+    # Written out instead of a matrix product, whose order of summation may follow the batch size.
+    return torch.stack([red * r + green * g + blue * b for r, g, b in columns], dim=1)
+
+
+def luminance(rgb: torch.Tensor) -> torch.Tensor:
+    """Brightness (n, h, w), 0 to 255 in whole steps, of uint8 tiles (n, 3, h, w)."""
+    red, green, blue = rgb.to(torch.int32).unbind(1)
+    return torch.div(77 * red + 150 * green + 29 * blue + 128, 256, rounding_mode="floor").float()
+
+
+def map_single_threaded(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+    """Apply `function` to every item, items side by side on as many threads as torch may use, in order.
+
+    Small operators lose more by splitting than they gain, and badly so where other programs keep a core busy. With
+    one thread per operator, sums also round alike whatever the number of threads.
+    """
+    # The number of threads is a setting of the process: two calls at once would restore each other's.
+    with _LOCK:
+        n_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            if n_threads == 1 or len(items) == 1:
+                return [function(item) for item in items]
+            with ThreadPoolExecutor(min(n_threads, len(items))) as pool:
+                return list(pool.map(function, items))
+        finally:
+            torch.set_num_threads(n_threads)

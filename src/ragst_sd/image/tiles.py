@@ -1,28 +1,161 @@
 """Square tiles out of large images: windows, reflection at the edge, and a reader that goes chunk by chunk.
 
-Tiles are cut in a sweep over the storage chunks (`ragst_sd.image.sweep`): each chunk is read once, so the cost follows
-the area that is read and hardly the number of tiles, and memory is bounded by the chunks that one row of windows spans.
+Tiles are cut in a sweep over the storage chunks: each chunk is read once, so the cost follows the area that is read and
+hardly the number of tiles, and memory is bounded by the chunks that one row of windows spans. Chunks are joined to
+units of about a megapixel. The image is cut into bands of unit columns, so narrow that the rows of units which a window
+spans fit into memory; each band is swept from top to bottom, tiles sorted by the lowest row of units that they touch. A
+unit is read when the first tile needs it and dropped after the last one.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ragst_sd.image.sweep import Sweep, cut
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ragst_sd.image.colours import Colours
     from ragst_sd.image.frames import FieldOfView
 
 _RESIZE_BYTES = 2**26
+_UNIT_PX = 1024**2
+_BAND_BYTES = 2**28
+_CHANNELS = 4
+
+
+def reflect(index: np.ndarray, size: int) -> np.ndarray:
+    """Mirror indices into ``[0, size)`` without repeating the edge pixel, however far outside they lie."""
+    if size == 1:
+        return np.zeros_like(index)
+    folded = np.mod(index, 2 * size - 2)
+    return np.where(folded < size, folded, 2 * size - 2 - folded)
+
+
+def reach(start: np.ndarray, window: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """First and last-plus-one pixel that each window touches along one axis, reflection included."""
+    low, high = start.copy(), start + window
+    for i in np.flatnonzero((start < 0) | (start + window > size)):
+        touched = reflect(np.arange(start[i], start[i] + window), size)
+        low[i], high[i] = touched.min(), touched.max() + 1
+    return low, high
+
+
+def unit_shape(shape: tuple[int, int], chunk: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of what is read at once: whole chunks, joined along the shorter edge up to about a megapixel."""
+    height, width = min(chunk[0], shape[0]), min(chunk[1], shape[1])
+    while 2 * height * width <= _UNIT_PX:
+        if (height <= width or width >= shape[1]) and height < shape[0]:
+            height = min(2 * height, -(-shape[0] // chunk[0]) * chunk[0])
+        elif width < shape[1]:
+            width = min(2 * width, -(-shape[1] // chunk[1]) * chunk[1])
+        else:
+            break
+    return height, width
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Windows on one level of an image, and the units of chunks that they touch."""
+
+    shape: tuple[int, int]
+    """(height, width) of the level."""
+    unit: tuple[int, int]
+    """(height, width) of a unit."""
+    window: int
+    """Edge of the windows."""
+    starts: np.ndarray
+    """(n, 2) first pixel (x, y) of each window."""
+    low: np.ndarray
+    """(n, 2) first unit (column, row) that each window touches."""
+    high: np.ndarray
+    """(n, 2) last unit (column, row) that each window touches."""
+
+    @classmethod
+    def over(cls, starts: np.ndarray, window: int, shape: tuple[int, int], chunk: tuple[int, int]) -> Sweep:
+        """Plan for windows that start at `starts` on a level of `shape` in chunks of `chunk` (height, width)."""
+        unit = unit_shape(shape, chunk)
+        reaches = [reach(starts[:, axis], window, shape[1 - axis]) for axis in (0, 1)]
+        low = np.stack([reaches[axis][0] // unit[1 - axis] for axis in (0, 1)], axis=1)
+        high = np.stack([(reaches[axis][1] - 1) // unit[1 - axis] for axis in (0, 1)], axis=1)
+        return cls(shape, unit, window, starts, low, high)
+
+    @property
+    def band(self) -> int:
+        """Unit columns of a band."""
+        rows = -(-self.window // self.unit[0]) + 1
+        # One more column than fits would be read for the windows that hang over the edge of the band.
+        return max(1, _BAND_BYTES // (rows * self.unit[0] * self.unit[1] * _CHANNELS) - 1)
+
+    def order(self) -> np.ndarray:
+        """Indices of the windows in the order of the sweep; it depends on each window alone, ties keep their order."""
+        return np.lexsort((self.starts[:, 0], self.low[:, 0], self.high[:, 1], self.low[:, 0] // self.band))
+
+    def uses(self, order: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray, np.ndarray]:
+        """Units (row, column) in the order of first use, and the positions in `order` of their first and last use.
+
+        A unit that a later band needs again is listed again: between bands nothing is kept.
+        """
+        low, high, band = self.low[order], self.high[order], self.low[order, 0] // self.band
+        spans = (high - low).max(axis=0) + 1 if len(order) else np.zeros(2, dtype=int)
+        found = []
+        for right in range(spans[0]):
+            for down in range(spans[1]):
+                column, row = low[:, 0] + right, low[:, 1] + down
+                used = np.flatnonzero((column <= high[:, 0]) & (row <= high[:, 1]))
+                found.append(np.stack([band[used], row[used], column[used], used], axis=1))
+        touched = np.concatenate(found) if found else np.zeros((0, 4), dtype=int)
+        touched = touched[np.lexsort((touched[:, 3], touched[:, 2], touched[:, 1], touched[:, 0]))]
+        new = np.flatnonzero(np.r_[True, (touched[1:, :3] != touched[:-1, :3]).any(axis=1)][: len(touched)])
+        first, last = touched[new, 3], touched[np.r_[new[1:], len(touched)][: len(new)] - 1, 3]
+        by_first = np.lexsort((touched[new, 2], touched[new, 1], first))
+        units = [(int(row), int(column)) for row, column in touched[new[by_first], 1:3]]
+        return units, first[by_first], last[by_first]
+
+    def pixels(self, unit: tuple[int, int]) -> tuple[slice, slice]:
+        """Rows and columns of the level that a unit (row, column) covers."""
+        return tuple(
+            slice(k * edge, min((k + 1) * edge, size))
+            for k, edge, size in zip(unit, self.unit, self.shape, strict=True)
+        )  # type: ignore[return-value]
+
+
+def gather(
+    units: dict[tuple[int, int], np.ndarray],
+    sweep: Sweep,
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    out: np.ndarray,
+) -> None:
+    """Copy the pixels of a region (first and last-plus-one row and column) from the units it lies in to `out`."""
+    height, width = sweep.unit
+    for r in range(rows[0] // height, (rows[1] - 1) // height + 1):
+        top, bottom = max(rows[0], r * height), min(rows[1], (r + 1) * height)
+        for c in range(columns[0] // width, (columns[1] - 1) // width + 1):
+            left, right = max(columns[0], c * width), min(columns[1], (c + 1) * width)
+            out[:, top - rows[0] : bottom - rows[0], left - columns[0] : right - columns[0]] = units[r, c][
+                :, top - r * height : bottom - r * height, left - c * width : right - c * width
+            ]
+
+
+def cut(units: dict[tuple[int, int], np.ndarray], sweep: Sweep, start: Iterable[int], out: np.ndarray) -> None:
+    """Copy one window, mirrored at the edge of the image, into `out` (3, window, window)."""
+    x, y = (int(value) for value in start)
+    window, (height, width) = sweep.window, sweep.shape
+    if x >= 0 and y >= 0 and x + window <= width and y + window <= height:
+        gather(units, sweep, (y, y + window), (x, x + window), out)
+        return
+    rows, columns = (reflect(np.arange(first, first + window), size) for first, size in ((y, height), (x, width)))
+    top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+    region = np.empty((3, bottom - top, right - left), dtype=np.uint8)
+    gather(units, sweep, (int(top), int(bottom)), (int(left), int(right)), region)
+    out[...] = region[:, (rows - top)[:, None], (columns - left)[None, :]]
 
 
 def window_starts(centers: np.ndarray, field: FieldOfView) -> np.ndarray:

@@ -13,32 +13,41 @@ from ragst_sd.io._readable import readable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from anndata import AnnData
+
 _VECTORS = ("features", "embeddings")
 BARCODES = ("barcodes", "barcode")
-# TRIDENT cuts tiles at 10 / magnification microns per pixel.
-_UM_AT_1X = 10.0
+# TRIDENT and sopa cut tiles at 10 / magnification microns per pixel.
+UM_AT_1X = 10.0
 
 
 @dataclass(frozen=True)
-class EmbeddingFile:
-    """What a file holds; `None` where it does not say."""
+class TileFeatures:
+    """Features of tiles; what is not stated is `None`."""
 
+    what: str
+    """As messages call them."""
     vectors: np.ndarray
-    """(n, d) float32."""
-    corners: np.ndarray | None
-    """(n, 2) top left corners (x, y) of the tiles, in pixels of the finest level."""
-    barcodes: np.ndarray | None
-    """(n,) names of spots."""
-    encoder: str | None
-    tile_px: int | None
+    """(m, d) float32."""
+    rows_of: str | None = None
+    """Name of the table whose rows they are of."""
+    table: AnnData | None = None
+    """Table whose X they are, of tiles in the element `shapes_key`."""
+    shapes_key: str | None = None
+    corners: np.ndarray | None = None
+    """(m, 2) top left corners (x, y) of the tiles, in pixels of the finest level."""
+    edge_px: float | None = None
+    """Edge of these tiles, alike."""
+    names: np.ndarray | None = None
+    """(m,) names of spots."""
+    model: str | None = None
+    tile_px: int | None = None
     """Edge of a tile as the encoder saw it."""
-    edge_px: float | None
-    """Edge of a tile in pixels of the finest level."""
-    mpp: float | None
+    mpp: float | None = None
     """Microns per pixel of a tile as the encoder saw it."""
 
 
-def read_embedding_file(path: Path) -> EmbeddingFile:
+def read_embedding_file(path: Path) -> TileFeatures:
     """Vectors, places and names of tiles, and what the attributes tell of them.
 
     Raises
@@ -61,7 +70,6 @@ def read_embedding_file(path: Path) -> EmbeddingFile:
     vectors = np.asarray(content[key], dtype=np.float32)
     corners = np.asarray(content["coords"], dtype=float) if "coords" in content else None
     barcodes = next((np.asarray(content[name]) for name in BARCODES if name in content), None)
-    encoder = _text(attributes[key].get("encoder"))
     # Some writers keep a leading axis for the slide.
     vectors = vectors[0] if vectors.ndim == 3 and len(vectors) == 1 else vectors
     corners = corners[0] if corners is not None and corners.ndim == 3 and len(corners) == 1 else corners
@@ -71,14 +79,15 @@ def read_embedding_file(path: Path) -> EmbeddingFile:
     about = attributes.get("coords", {})
     tile_px, edge_px = about.get("patch_size"), about.get("patch_size_level0")
     magnification = float(about.get("target_magnification", 0))
-    return EmbeddingFile(
-        vectors=vectors,
+    return TileFeatures(
+        repr(path.name),
+        vectors,
         corners=corners,
-        barcodes=barcodes,
-        encoder=encoder,
-        tile_px=None if tile_px is None else int(tile_px),
         edge_px=None if edge_px is None else float(edge_px),
-        mpp=_UM_AT_1X / magnification if magnification > 0 else None,
+        names=barcodes,
+        model=_text(attributes[key].get("encoder")),
+        tile_px=None if tile_px is None else int(tile_px),
+        mpp=UM_AT_1X / magnification if magnification > 0 else None,
     )
 
 

@@ -89,7 +89,7 @@ def _check_hdf5(file: Any, on_disk: int) -> None:
         if array.is_virtual or array.external:
             msg = f"the values of {name!r} lie in another file"
             raise _Refused(msg)
-        if any(map(_holds_objects, _members(array.dtype))):
+        if _holds_objects(array.dtype):
             msg = f"{name!r} is made of objects"
             raise _Refused(msg)
         sizes[array.id] = int(array.nbytes)
@@ -97,21 +97,13 @@ def _check_hdf5(file: Any, on_disk: int) -> None:
     _require_sizes("/", sum(sizes.values()), on_disk)
 
 
-def _members(dtype: np.dtype) -> Iterator[np.dtype]:
-    """The types that a structured array is made of; of any other its own."""
-    if dtype.fields is None:
-        yield dtype
-        return
-    for member, *_ in dtype.fields.values():
-        yield from _members(member.base)
-
-
 def _holds_objects(dtype: np.dtype) -> bool:
-    """Whether values are references or sequences; texts of any length are neither."""
+    """Whether values, or fields of them, are references or sequences; texts of any length are neither."""
     import h5py
 
-    sequence = h5py.check_vlen_dtype(dtype) is not None and h5py.check_string_dtype(dtype) is None
-    return sequence or h5py.check_ref_dtype(dtype) is not None
+    if dtype.fields is not None:
+        return any(_holds_objects(member.base) for member, *_ in dtype.fields.values())
+    return dtype.hasobject and h5py.check_string_dtype(dtype) is None
 
 
 def _folder_sizes(folder: Path) -> dict[str, int]:

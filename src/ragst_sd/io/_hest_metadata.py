@@ -62,19 +62,14 @@ def _line_of(path: Any, sample: str) -> dict[str, Any]:
     return found.iloc[0].to_dict()
 
 
-def source_details(meta: Mapping[str, Any], *, is_hest: bool = True) -> dict[str, str | None]:
-    """Tissue, technology, licence and citation; whatever HEST distributes is under its licence too."""
-    details = {
-        _keys.TISSUE: meta.get("organ", meta.get("tissue")),
-        _keys.TECHNOLOGY: meta.get("st_technology", meta.get("technology")),
-        "license": meta.get("license"),
-        "citation": meta.get("citation"),
+def hest_source(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata with licence and citation of HEST too: whatever it distributes is under its licence."""
+    study = ", ".join(str(meta[name]) for name in ("dataset_title", "study_link") if name in meta)
+    return {
+        **meta,
+        "license": f"{HEST_LICENSE}; original: {meta['license']}" if "license" in meta else HEST_LICENSE,
+        "citation": f"{study}; in HEST-1k (Jaume et al. 2024)" if study else "HEST-1k (Jaume et al. 2024)",
     }
-    if is_hest:
-        details["license"] = f"{HEST_LICENSE}; original: {meta['license']}" if "license" in meta else HEST_LICENSE
-        study = ", ".join(str(meta[name]) for name in ("dataset_title", "study_link") if name in meta)
-        details["citation"] = f"{study}; in HEST-1k (Jaume et al. 2024)" if study else "HEST-1k (Jaume et al. 2024)"
-    return details
 
 
 def pixel_size(meta: Mapping[str, Any], stated: tuple[float, float] | None, sample: str) -> float | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,38 +19,22 @@ _PICTURES = ("img", "imgs", "images")
 _CHUNK = 16
 
 
-@dataclass(frozen=True)
-class PatchFile:
-    """What a file holds."""
+def _some_pictures(path: str, stamp: int, name: str, block_info: Any = None) -> np.ndarray:
+    """A chunk of a data set of an h5 file, which is opened for it: open files cannot be sent to other processes."""
+    import h5py
 
-    pictures: da.Array
-    """(n, edge, edge, 3) uint8, read when they are needed."""
-    barcodes: np.ndarray
-    """(n,) names of spots."""
-    corners: np.ndarray | None
-    """(n, 2) top left corners (x, y) in pixels of the slide, where the file has them."""
+    first, last = block_info[None]["array-location"][0]
+    with h5py.File(path) as file:
+        return file[name][first:last]
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """A data set of an h5 file. Holds the path and no open file, so that it can be sent to other processes."""
+def read_patch_file(path: Path) -> tuple[da.Array, np.ndarray, np.ndarray | None]:
+    """Pictures of spots, their names, and where they were cut.
 
-    path: str
-    stamp: int
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    ndim = 4
-
-    def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
-        import h5py
-
-        with h5py.File(self.path) as file:
-            return file[self.name][key]
-
-
-def read_patch_file(path: Path) -> PatchFile:
-    """Pictures, their names and places.
+    Returns
+    -------
+    (n, edge, edge, 3) uint8, read when they are needed; (n,) names of spots; (n, 2) top left corners (x, y) in pixels
+    of the slide, where the file has them.
 
     Raises
     ------
@@ -60,7 +43,6 @@ def read_patch_file(path: Path) -> PatchFile:
     """
     import dask.array as da
     import h5py
-    from dask.base import tokenize
 
     with readable(path, "h5"), h5py.File(path) as file:
         shapes = {name: (item.shape, item.dtype) for name, item in file.items() if isinstance(item, h5py.Dataset)}
@@ -92,12 +74,12 @@ def read_patch_file(path: Path) -> PatchFile:
     if corners is not None and corners.shape != (shape[0], 2):
         msg = f"'coords' in {path.name!r} has the shape {corners.shape}; expected ({shape[0]}, 2)."
         raise ValueError(msg)
-    stored = _Stored(str(path.resolve()), path.stat().st_mtime_ns, key, shape, dtype)
-    pictures = da.from_array(
-        stored,
-        chunks=(_CHUNK, *shape[1:]),
-        name=f"patches-{tokenize(stored)}",
+    pictures = da.map_blocks(
+        _some_pictures,
+        str(path.resolve()),
+        path.stat().st_mtime_ns,
+        key,
+        chunks=da.core.normalize_chunks((_CHUNK, *shape[1:]), shape, dtype=dtype),
         meta=np.empty((0,) * 4, dtype),
-        fancy=False,
     )
-    return PatchFile(pictures, names, corners)
+    return pictures, names, corners

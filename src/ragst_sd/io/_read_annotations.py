@@ -209,7 +209,7 @@ def _check_inside(found: GeoDataFrame, pyramid: Pyramid, image_key: str, name: s
     outside = ((high <= 0) | (low >= (width, height))).any(axis=1)
     if not outside.any():
         return
-    extent = extent_of(low.min(axis=0), high.max(axis=0))
+    extent = extent_of(np.concatenate([low, high]))
     size = f"image {image_key!r} has {width} x {height} pixels"
     if outside.all():
         factor = float((high.max(axis=0) / (width, height)).max())

@@ -7,12 +7,11 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ragst_sd import _keys
 from ragst_sd._validate import hint, listing, require_positive, require_type
-from ragst_sd.io._hest_metadata import donor_of, pixel_size, read_metadata, source_details, spot_diameter
+from ragst_sd.io._hest_metadata import donor_of, hest_source, pixel_size, read_metadata, spot_diameter
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import existing
-from ragst_sd.io._section import SOURCE_FIELDS, assemble, check_inside, checked_source
+from ragst_sd.io._section import assemble, check_inside, checked_source, source_details
 from ragst_sd.io._slide_file import open_slide
 from ragst_sd.io._st_counts import locate, read_counts
 
@@ -95,8 +94,7 @@ def read_hest(
     ['citation', 'license', 'technology', 'tissue']
     """
     require_type(path, (str, PathLike), "path")
-    if image_mpp is not None:
-        require_positive(image_mpp, "image_mpp")
+    require_positive(image_mpp, "image_mpp", optional=True)
     given = checked_source(source)
     folder = Path(path)
     sample = _resolve_sample(folder, sample)
@@ -130,7 +128,6 @@ def read_hest(
             "`spot_diameter` of its metadata. Write it (microns) into the metadata."
         )
         raise ValueError(msg)
-    details = source_details(meta)
     sdata = assemble(
         found,
         xy,
@@ -138,7 +135,7 @@ def read_hest(
         radius=diameter / 2,
         sample=sample,
         donor=donor_of(meta, sample) if donor is None else donor,
-        details={name: given.get(name) or str(details[name] or _keys.UNKNOWN) for name in SOURCE_FIELDS},
+        details=source_details(hest_source(meta), given),
         image_mpp=mpp,
     )
     logger.info(

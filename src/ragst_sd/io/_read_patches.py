@@ -17,15 +17,15 @@ from ragst_sd.image.pooling import pool_tiles
 from ragst_sd.io._embedding_file import read_embedding_file
 from ragst_sd.io._hest_metadata import (
     donor_of,
+    hest_source,
     known_fields,
     pixel_size,
     read_metadata,
-    source_details,
     spot_diameter,
 )
 from ragst_sd.io._patch_file import read_patch_file
 from ragst_sd.io._readable import existing
-from ragst_sd.io._section import SHAPES, SOURCE_FIELDS, TABLE, assemble
+from ragst_sd.io._section import SHAPES, TABLE, assemble, source_details
 from ragst_sd.io._st_counts import locate, read_counts
 from ragst_sd.pp._embedding_header import default_key, write_features
 from ragst_sd.pp._tile_features import require_covered, rows_by_name
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
-
-    from ragst_sd.io._patch_file import PatchFile
 
 logger = logging.getLogger(__name__)
 
@@ -145,11 +143,10 @@ def read_patches(
     require_type(embeddings, (Mapping, type(None)), "embeddings", "Give `{name of the encoder: path}`.")
     require_type(metadata, (str, PathLike, Mapping, type(None)), "metadata")
     require_positive(mpp, "mpp")
-    if image_mpp is not None:
-        require_positive(image_mpp, "image_mpp")
+    require_positive(image_mpp, "image_mpp", optional=True)
     path = existing(patches, "`patches`:", "Pass the h5 file of pictures of one section.")
     sample = path.stem.removesuffix("_patches") if sample is None else str(sample)
-    file = read_patch_file(path)
+    pictures, barcodes, corners = read_patch_file(path)
     features = {
         name: read_embedding_file(existing(given, f"`embeddings[{name!r}]`:", "Pass the h5 file of one section."))
         for name, given in (embeddings or {}).items()
@@ -158,17 +155,16 @@ def read_patches(
     meta = read_metadata(metadata, sample) if is_file else known_fields(metadata or {})  # type: ignore[arg-type]
     image_mpp = pixel_size(meta, None, sample) if image_mpp is None else float(image_mpp)
 
-    found, rows = _matched(read_counts(counts, None), file, path.name)
-    corners = None if file.corners is None else file.corners[rows]
+    found, rows = _matched(read_counts(counts, None), barcodes, path.name)
+    corners = None if corners is None else corners[rows]
     if _keys.SPATIAL in found.obsm or corners is None:
         found, xy = locate(found, None)
     else:
         xy = corners
-    edge = file.pictures.shape[1] * mpp / image_mpp if image_mpp else None
+    edge = pictures.shape[1] * mpp / image_mpp if image_mpp else None
     if corners is not None:
         _check_places(xy, corners, edge, path.name)
-    pictures = file.pictures if len(rows) == len(file.barcodes) else file.pictures[rows]
-    details = source_details(meta, is_hest=is_file)
+    pictures = pictures if len(rows) == len(barcodes) else pictures[rows]
     diameter = spot_diameter(found, meta, image_mpp)
     sdata = assemble(
         found,
@@ -177,7 +173,7 @@ def read_patches(
         radius=(spot_pitch(xy) / 2 if diameter is None else diameter) / 2,
         sample=sample,
         donor=donor_of(meta, sample) if donor is None else donor,
-        details={name: str(details[name] or _keys.UNKNOWN) for name in SOURCE_FIELDS},
+        details=source_details(hest_source(meta) if is_file else meta),
         image_mpp=None,
     )
     table = sdata.tables[TABLE]
@@ -187,8 +183,8 @@ def read_patches(
         sdata.attrs[_keys.ATTRS] = {_keys.IMAGE_MPP: {_keys.PATCHES: image_mpp}}
     for name, features_file in features.items():
         origin = str(embeddings[name])  # type: ignore[index]
-        if features_file.barcodes is not None:
-            belongs = rows_by_name(features_file.barcodes, table, repr(origin))
+        if features_file.names is not None:
+            belongs = rows_by_name(features_file.names, table, repr(origin))
             embedding = np.full((table.n_obs, features_file.vectors.shape[1]), np.nan, np.float32)
             embedding[belongs >= 0] = features_file.vectors[belongs[belongs >= 0]]
         elif corners is not None and features_file.corners is not None:
@@ -222,7 +218,7 @@ def read_patches(
     return sdata
 
 
-def _matched(found: AnnData, file: PatchFile, name: str) -> tuple[AnnData, np.ndarray]:
+def _matched(found: AnnData, barcodes: np.ndarray, name: str) -> tuple[AnnData, np.ndarray]:
     """Counts of the spots that have a picture, in the order of the pictures, and which pictures these are."""
     twice = found.obs_names[found.obs_names.duplicated()].unique()
     if len(twice):
@@ -231,16 +227,16 @@ def _matched(found: AnnData, file: PatchFile, name: str) -> tuple[AnnData, np.nd
             "be matched to them. Pass the counts of one section, one row per spot."
         )
         raise ValueError(msg)
-    place = found.obs_names.astype(str).get_indexer(file.barcodes)
+    place = found.obs_names.astype(str).get_indexer(barcodes)
     rows = np.flatnonzero(place >= 0)
     if len(rows) == 0:
         msg = (
             f"No spot of `counts` (for example {listing(found.obs_names[:3])}) is among the {len(place)} barcodes of "
-            f"{name!r} (for example {listing(file.barcodes[:3])}). Check that both are of one section."
+            f"{name!r} (for example {listing(barcodes[:3])}). Check that both are of one section."
         )
         raise ValueError(msg)
     if len(rows) < len(place):
-        without = file.barcodes[place < 0]
+        without = barcodes[place < 0]
         logger.warning(
             "%d of %d pictures of %r have no counts and are left out, for example %s.",
             len(without),

@@ -11,7 +11,7 @@ from ragst_sd import _keys
 from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
 from ragst_sd._reference import ROW_BLOCK, annotations_hash, reference_header
 from ragst_sd._replacing import OLD, leftovers, locked, recover
-from ragst_sd.io._reference_file import is_reference, require_complete
+from ragst_sd.io._reference_file import PinnedStore, is_reference, opened_lazily, require_complete
 from ragst_sd.reference.migration import migrated
 
 if TYPE_CHECKING:
@@ -103,8 +103,6 @@ def _read(path: Path, *, lazy: bool) -> AnnData:
     import anndata as ad
     import zarr
     from zarr.storage import LocalStore, ZipStore
-
-    from ragst_sd.io._pinned_store import PinnedStore, opened_lazily
 
     try:
         require_complete(path)

@@ -87,10 +87,8 @@ def read_slide(
 
     require_type(path, (str, PathLike), "path")
     require_type(image_key, str, "image_key")
-    if mpp is not None:
-        require_positive(mpp, "mpp")
-    if value_max is not None:
-        require_positive(value_max, "value_max")
+    require_positive(mpp, "mpp", optional=True)
+    require_positive(value_max, "value_max", optional=True)
     path = existing(path, "`path`:", "Pass a slide file (svs, ndpi, tif, ...).")
     # Regions are read later, perhaps from another working directory.
     slide = open_slide(path.resolve(), value_max)

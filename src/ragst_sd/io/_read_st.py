@@ -14,10 +14,10 @@ from ragst_sd import _keys
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import require_positive
 from ragst_sd.io._section import (
-    SOURCE_FIELDS,
     assemble,
     check_inside,
     checked_source,
+    source_details,
     stored_diameter,
     warn_beside_tissue,
 )
@@ -133,15 +133,10 @@ def read_st(
     >>> sdata.tables["table"].shape
     (2, 2)
     """
-    lengths = {
-        "image_mpp": image_mpp,
-        "um_between_centers": um_between_centers,
-        "spot_diameter_px": spot_diameter_px,
-        "value_max": value_max,
-    }
-    for argument, value in lengths.items():
-        if value is not None:
-            require_positive(value, argument)
+    require_positive(image_mpp, "image_mpp", optional=True)
+    require_positive(um_between_centers, "um_between_centers", optional=True)
+    require_positive(spot_diameter_px, "spot_diameter_px", optional=True)
+    require_positive(value_max, "value_max", optional=True)
     if image_mpp is not None and um_between_centers is not None:
         msg = "Give `image_mpp` or `um_between_centers`, not both: each one determines the other."
         raise ValueError(msg)
@@ -164,13 +159,6 @@ def read_st(
     mpp = _microns(image_mpp, um_between_centers, pitch, meta)
     if spot_diameter_px is None:
         spot_diameter_px = _diameter(found, library, pitch)
-    known = {
-        _keys.TISSUE: meta.get("tissue"),
-        _keys.TECHNOLOGY: meta.get("technology"),
-        "license": meta.get("licence", meta.get("license")),
-        "citation": meta.get("source", meta.get("citation")),
-    }
-    details = {name: given.get(name) or str(known[name] or _keys.UNKNOWN) for name in SOURCE_FIELDS}
     if donor is None and _keys.DONOR not in found.obs:
         donor = meta.get("patient")
         if donor is None:
@@ -186,7 +174,7 @@ def read_st(
         radius=spot_diameter_px / 2,
         sample=sample,
         donor=donor,
-        details=details,
+        details=source_details(meta, given),
         image_mpp=mpp,
     )
     at = "" if mpp is None else f" at {mpp:.4g} um per px"

@@ -1,16 +1,25 @@
-"""What a reference is on disk: one zip file, or a folder that an earlier release wrote."""
+"""What a reference is on disk: one zip file, or a folder that an earlier release wrote; of which one version is read."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile, ZipFile
 
+from zarr.storage import LocalStore, WrapperStore, ZipStore
+
 from ragst_sd import _keys
+from ragst_sd._replacing import version_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
+
+    from anndata import AnnData
+    from zarr.abc.store import ByteRequest, Store
+    from zarr.core.buffer import Buffer, BufferPrototype
 
 SUFFIX = ".zarr.zip"
 _SEAL = b"ragst_sd_sha256"
@@ -58,3 +67,79 @@ def _files_digest(folder: Path) -> str:
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
         digest.update(f"{file.relative_to(folder).as_posix()}\x1f{file.stat().st_size}\x1f".encode())
     return digest.hexdigest()
+
+
+class PinnedStore(WrapperStore):
+    """A read-only zip file or folder that raises once it is not the version that was opened.
+
+    It can be pickled, and opens the file again in a forked process.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        version: tuple[int, int, int] | None = None,
+        opened_with: str = "lazy=True",
+        again: str = "Read it again with `rg.io.read_reference`",
+    ) -> None:
+        self.path, self.opened_with, self.again = path, opened_with, again
+        self.version = version_of(path) if version is None else version
+        super().__init__(self._opened())
+
+    def _opened(self) -> Store:
+        self._process = os.getpid()
+        return ZipStore(self.path, mode="r") if self.path.is_file() else LocalStore(self.path, read_only=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "version": self.version, "opened_with": self.opened_with, "again": self.again}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """The bytes under a key, of the version that was opened."""
+        if self._process != os.getpid():
+            # A process shares its place in an open file, and the locks of threads that are gone, with the one
+            # that it was forked from.
+            self._store = self._opened()
+        try:
+            await self._store._ensure_open()
+            return await self._store.get(key, prototype, byte_range)
+        except BadZipFile as error:
+            msg = f"{self.path} is damaged ({error}). Copy it again, or write it again from a reference that is whole."
+            raise RuntimeError(msg) from error
+        finally:
+            # Looked at afterwards: what was read before the file was replaced is of the old version.
+            self._require_same()
+
+    def _require_same(self) -> None:
+        try:
+            same = version_of(self.path) == self.version
+        except FileNotFoundError:
+            same = False
+        if not same:
+            msg = f"{self.path} was replaced or changed after it was opened with `{self.opened_with}`. {self.again}."
+            raise RuntimeError(msg)
+
+
+def opened_lazily(store: PinnedStore, *, parts: Collection[str], block_rows: int | None = None) -> AnnData:
+    """A table whose arrays stay on disk in `parts`, of `X`, `layers` and `obsm`; everything else is read."""
+    import anndata as ad
+    import zarr
+
+    group: Any = zarr.open_group(store, mode="r", use_consolidated=False)
+    obs, var = ad.io.read_elem(group["obs"]), ad.io.read_elem(group["var"])
+
+    def read(elem: Any, part: str) -> Any:
+        # Data frames and sparse matrices beside the expression are small.
+        if part not in parts or (part == "obsm" and isinstance(elem, zarr.Group)):
+            return ad.io.read_elem(elem)
+        blocks = None if block_rows is None or part == "obsm" else (block_rows, len(var))
+        return ad.experimental.read_elem_lazy(elem, chunks=blocks)
+
+    mappings = {
+        part: {name: read(elem, part) for name, elem in group[part].members()}
+        for part in ("layers", "obsm", "varm", "uns")
+    }
+    return ad.AnnData(read(group["X"], "X"), obs=obs, var=var, **mappings)

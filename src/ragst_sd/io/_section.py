@@ -142,6 +142,17 @@ def stored_diameter(library: Mapping[str, Any]) -> float | None:
     return float(stored)
 
 
+def source_details(meta: Mapping[str, Any], given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Tissue, technology, licence and citation: as they were given, else as the metadata state them."""
+    stated = {
+        _keys.TISSUE: meta.get("organ", meta.get("tissue")),
+        _keys.TECHNOLOGY: meta.get("st_technology", meta.get("technology")),
+        "license": meta.get("licence", meta.get("license")),
+        "citation": meta.get("source", meta.get("citation")),
+    }
+    return {name: (given or {}).get(name) or str(stated[name] or _keys.UNKNOWN) for name in SOURCE_FIELDS}
+
+
 def checked_source(source: Mapping[str, str] | None) -> dict[str, str]:
     """Where data are from, with no fields but those that are kept."""
     if source is None:

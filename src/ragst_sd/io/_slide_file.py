@@ -169,7 +169,7 @@ def open_tiff(path: Path, value_max: float | None = None) -> SlideFile:
             series = tiff.series[chosen]
             page: Any = series.keyframe
             mpp, named = tiff_mpp(tiff, chosen), _channel_names(tiff, chosen)
-            levels = [_raw_level(path, stamp, k, level) for k, level in enumerate(series.levels)]
+            levels = [_raw_level(path, stamp, chosen, k, level) for k, level in enumerate(series.levels)]
             others = [f"{other.name!r} {other.shape}" for k, other in enumerate(tiff.series) if k != chosen]
             if others:
                 logger.info("%r: the largest picture, %s, is read; not %s.", path.name, series.shape, ", ".join(others))
@@ -249,14 +249,13 @@ def _channel_names(tiff: Any, series: int) -> list[str]:
     return [] if all(re.fullmatch(r"(c|ch|channel)?[\s:_-]*[\d:]*", name, re.IGNORECASE) for name in names) else names
 
 
-def _raw_level(path: Path, stamp: int, k: int, level: Any) -> tuple[LevelPixels, tuple[int, int]]:
+def _raw_level(path: Path, stamp: int, series: int, k: int, level: Any) -> tuple[LevelPixels, tuple[int, int]]:
     """Stored pixels of a level, and the (height, width) of what is decoded at once; 0 where any part can be read."""
     size, page = dict(zip(level.axes, level.shape, strict=True)), level.keyframe
     shape = (size["S"] if size.get("S", 1) > 1 else size.get("C", 1), size["Y"], size["X"])
-    mapped = level.dataoffset is not None
-    pixels = LevelPixels(str(path), stamp, k, shape, page.dtype, _read_mapped if mapped else _read_tiff)
-    if mapped:
-        return pixels, (0, 0)
+    if level.dataoffset is not None:
+        return LevelPixels(str(path), stamp, k, shape, page.dtype, partial(_read_mapped, series, level.axes)), (0, 0)
+    pixels = LevelPixels(str(path), stamp, k, shape, page.dtype, _read_tiff)
     return pixels, (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
 
 
@@ -275,24 +274,18 @@ def _opened_tiff(path: str, stamp: int) -> list[tuple[list[tuple[Any, Any]], Any
     return levels
 
 
-def _read_mapped(path: str, stamp: int, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+def _read_mapped(
+    series: int, axes: str, path: str, stamp: int, level: int, x: int, y: int, width: int, height: int
+) -> np.ndarray:
     """A window of pixels that lie in the file as they are, one after the other: strips, stacks of ImageJ."""
-    offset, dtype, axes, shape = _mapped_place(path, stamp, level)
-    pixels: np.ndarray = np.memmap(path, dtype, "r", offset, shape)
+    import tifffile
+
+    pixels: np.ndarray = tifffile.memmap(path, series=series, level=level, mode="r")
     order = [axes.index(axis) for axis in "YX"]
     rest = [k for k in range(len(axes)) if k not in order]
     pixels = pixels.transpose(*order, *rest)[y : y + height, x : x + width]
     # Other axes than that of the channels have length one.
-    return np.array(pixels.reshape(*pixels.shape[:2], -1), dtype.newbyteorder("="))
-
-
-@lru_cache(maxsize=_OPEN_FILES)
-def _mapped_place(path: str, stamp: int, k: int) -> tuple[Any, np.dtype, str, tuple[int, ...]]:
-    import tifffile
-
-    with tifffile.TiffFile(path) as tiff:
-        level = tiff.series[_colour_series(tiff, path)].levels[k]
-        return int(level.dataoffset or 0), level.dtype.newbyteorder(tiff.byteorder), level.axes, level.shape
+    return np.array(pixels.reshape(*pixels.shape[:2], -1), pixels.dtype.newbyteorder("="))
 
 
 def _read_tiff(path: str, stamp: int, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:

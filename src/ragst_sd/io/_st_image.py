@@ -11,6 +11,7 @@ import numpy as np
 
 from ragst_sd._validate import require_type
 from ragst_sd.image.colours import RGBA, read_colours, require_rgb
+from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import existing
 from ragst_sd.io._slide_file import open_tiff
 
@@ -68,23 +69,14 @@ def image_element(pixels: np.ndarray) -> DataArray | DataTree:
     import dask.array as da
     from spatialdata.models import Image2DModel
 
-    def lazy(level: np.ndarray) -> da.Array:
-        return da.from_array(level, chunks=(3, _CHUNK_PX, _CHUNK_PX), name=False)
-
     levels = [pixels]
     if max(pixels.shape[1:]) > _SINGLE_SCALE_PX:
         while max(levels[-1].shape[1:]) > 2 * _CHUNK_PX:
             levels.append(_halve(levels[-1]))
-    element = Image2DModel.parse(
-        lazy(pixels),
-        dims=("c", "y", "x"),
-        c_coords=["r", "g", "b"],
-        scale_factors=[2] * (len(levels) - 1) or None,
-        chunks=(3, _CHUNK_PX, _CHUNK_PX),
-    )
-    for k, level in enumerate(levels[1:], start=1):
-        element[f"scale{k}"]["image"].data = lazy(level)
-    return element
+    lazy = [da.from_array(level, chunks=(3, _CHUNK_PX, _CHUNK_PX), name=False) for level in levels]
+    if len(lazy) > 1:
+        return pyramid_element(lazy)
+    return Image2DModel.parse(lazy[0], dims=("c", "y", "x"), c_coords=["r", "g", "b"])
 
 
 def _halve(pixels: np.ndarray) -> np.ndarray:

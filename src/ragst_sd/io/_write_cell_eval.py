@@ -11,7 +11,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._replacing import replaced_file
 from ragst_sd._results import predicted
-from ragst_sd.reference.perturbation_schema import RESPONSE_UNITS, TASK
+from ragst_sd.reference.schema import RESPONSE_UNITS, TASK
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._measured_responses import genes_of_both, measured_responses, predicted_lines
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,7 +89,7 @@ def write_geojson(
     >>> rg.tl.predict(query, reference)
     >>> rg.io.write_geojson(query, "predicted.geojson", genes=reference.var_names[:2])
     """
-    import shapely
+    import geopandas as gpd
 
     require_sdata(sdata)
     require_type(prediction_key, str, "prediction_key")
@@ -111,22 +110,15 @@ def write_geojson(
         logger.info("%d of %d spots have no prediction and are left out.", table.n_obs - len(rows), table.n_obs)
     names = table.var_names[columns].astype(str)
     flagged = table.obs[_keys.OUT_OF_REFERENCE].to_numpy(dtype=float)
-    features = [
+    measured = [
         {
-            "type": "Feature",
-            "geometry": json.loads(shapely.to_geojson(outlines[row])),
-            "properties": {
-                "objectType": "detection",
-                "name": str(table.obs_names[row]),
-                "measurements": {
-                    **{names[k]: float(f"{values[row, k]:.6g}") for k in np.flatnonzero(known[row])},
-                    _keys.OUT_OF_REFERENCE: flagged[row],
-                },
-            },
+            **{names[k]: float(f"{values[row, k]:.6g}") for k in np.flatnonzero(known[row])},
+            _keys.OUT_OF_REFERENCE: flagged[row],
         }
         for row in rows
     ]
-    replace_text(path, json.dumps({"type": "FeatureCollection", "features": features}))
+    columns_of = {"objectType": "detection", "name": table.obs_names[rows].astype(str), "measurements": measured}
+    replace_text(path, gpd.GeoDataFrame(columns_of, geometry=outlines[rows]).to_json(drop_id=True))
     logger.info("Wrote %d spots with %d genes to %s.", len(rows), len(columns), path)
 
 

@@ -13,6 +13,7 @@ from ragst_sd import _keys
 from ragst_sd._embedding import statistics
 from ragst_sd._validate import listing
 from ragst_sd.image.colours import Colours
+from ragst_sd.reference.schema import same_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -135,14 +136,6 @@ def same_header(stored: Mapping[str, Any] | None, header: Mapping[str, Any]) -> 
         return False
     keys = set(stored) - _STATISTICS
     return keys == set(header) - _STATISTICS and all(same_value(stored[key], header[key]) for key in keys)
-
-
-def same_value(first: Any, second: Any) -> bool:
-    """Equality of header values, arrays and NaN included."""
-    if isinstance(first, str) or isinstance(second, str):
-        return str(first) == str(second)
-    first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    return first.shape == second.shape and bool(np.array_equal(first, second, equal_nan=True))
 
 
 def image_fingerprint(pyramid: Pyramid, affine: np.ndarray, pixels: str) -> str:

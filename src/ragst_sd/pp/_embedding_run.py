@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from ragst_sd._replacing import clear_unfinished_files, replace_text, replaced_file
+from ragst_sd._replacing import replace_text, replaced_file
 from ragst_sd._validate import require_type
 from ragst_sd._workers import EmbeddingJob, active_client, embed_part, read_in_calling_thread, spread_over_workers
 
@@ -92,7 +92,6 @@ class EmbeddingCache:
         text = json.dumps({**run, "plan": plan_hash(parts)}, indent=1)
         self.folder = Path(path) / hashlib.sha256(text.encode()).hexdigest()[:24]
         self.folder.mkdir(parents=True, exist_ok=True)
-        clear_unfinished_files(self.folder, r"part-\d{6}\.npy")
         replace_text(self.folder / "run.json", text)
 
     def read(self, position: int, n_rows: int) -> np.ndarray | None:
@@ -103,17 +102,13 @@ class EmbeddingCache:
         try:
             # Mapped first: a header that promises more than the file holds is refused before memory is taken.
             values = np.load(path, mmap_mode="r", allow_pickle=False)
-            if values.ndim != 2 or len(values) != n_rows or values.dtype != np.float32:
-                msg = f"expected {n_rows} rows of float32, found {values.dtype} {values.shape}"
+            if values.ndim != 2 or len(values) != n_rows or values.dtype != np.float32 or not np.isfinite(values).all():
+                msg = f"expected {n_rows} rows of finite float32, found {values.dtype} {values.shape}"
                 raise ValueError(msg)
-            values = np.array(values)
-            if not np.isfinite(values).all():
-                msg = "found NaN or infinite values"
-                raise ValueError(msg)
+            return np.array(values)
         except (ValueError, OSError, EOFError) as error:
             logger.warning("Part %d in the cache %s cannot be used (%s): it is embedded again.", position, path, error)
             return None
-        return values
 
     def write(self, position: int, values: np.ndarray) -> None:
         """Keep the embeddings of a part."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,51 +37,21 @@ def encoders() -> pd.DataFrame:
     """
     import pandas as pd
 
+    from ragst_sd._page import read_text
     from ragst_sd.image.encoders import DEFAULT_CONTEXT, TEXTURE
     from ragst_sd.image.registry import FOUNDATION_MODELS
     from ragst_sd.image.texture import texture_names
 
-    texture = {
-        "name": TEXTURE,
-        "source": "ragst_sd",
-        "width": len(texture_names()),
-        "context": DEFAULT_CONTEXT,
-        "license": "as ragst_sd",
-        "commercial_use": True,
-        "gated": False,
-        "needs": "",
-        "note": "Colour and texture statistics, no weights and no download: the baseline of every benchmark.",
+    models = {
+        name: {**vars(row), "source": f"hf-hub:{row.hub_id}", "url": row.url, "unverified": ", ".join(row.unverified)}
+        for name, row in FOUNDATION_MODELS.items()
     }
-    models = [
-        {
-            **vars(model),
-            "source": f"hf-hub:{model.hub_id}",
-            "url": model.url,
-            "context": DEFAULT_CONTEXT,
-            "unverified": ", ".join(model.unverified),
-        }
-        for model in FOUNDATION_MODELS.values()
-    ]
-    rest = {
-        "name": "any timm name",
-        "source": "timm",
-        "context": DEFAULT_CONTEXT,
-        "license": "of the model",
-        "needs": "timm",
-        "url": "https://huggingface.co/timm",
-        "note": "Every name of timm.list_models(), and 'hf-hub:org/name', with its own mean, std and input size.",
-    }
-    files = {
-        "name": "any .onnx file",
-        "source": "a file",
-        "context": DEFAULT_CONTEXT,
-        "license": "of the file",
-        "needs": "ragst-sd[onnx]",
-        "note": "Input size, layout and outputs are read from the file; mean and std are yours to give.",
-    }
+    kinds = tomllib.loads(read_text("pp/_encoders.toml"))
+    rows = {TEXTURE: {"width": len(texture_names()), **kinds.pop(TEXTURE)}, **models, **kinds}
     columns = ["source", "width", "input_px", "mpp", "context", "license", "commercial_use", "gated", "mean", "std"]
     columns += ["needs", "citation", "url", "note", "unverified"]
-    table = pd.DataFrame([texture, *models, rest, files]).set_index("name")[columns]
+    table = pd.DataFrame([{**row, "name": name, "context": DEFAULT_CONTEXT} for name, row in rows.items()])
+    table = table.set_index("name")[columns]
     texts = ["citation", "url", "note", "unverified"]
     table[texts] = table[texts].fillna("")
     return table.astype({"width": "Int64", "input_px": "Int64", "commercial_use": "boolean", "gated": "boolean"})

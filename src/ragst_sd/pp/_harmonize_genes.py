@@ -140,9 +140,8 @@ def harmonize_genes(
     names = [name if gene else kept for name, kept, gene in zip(names, own, rna, strict=True)]
     of_genes = [name for name, gene in zip(names, rna, strict=True) if gene]
     if species is None:
-        guess = guess_species(of_genes)
-        species = guess.species
-        logger.info("Genes are of %s: %.1f %% of %d names are current.", species, 100 * guess.share, len(of_genes))
+        species, share = guess_species(of_genes)
+        logger.info("Genes are of %s: %.1f %% of %d names are current.", species, 100 * share, len(of_genes))
     else:
         check_one_species(of_genes, species)
     report = _report(resolve(names, species), species, orthologues_to or species, unknown, rna)

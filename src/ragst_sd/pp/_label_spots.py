@@ -107,10 +107,9 @@ def label_spots(
     by_size = np.argsort(outlines.area.to_numpy(), kind="stable")
     spot, outline = shapely.STRtree(outlines.to_numpy()[by_size]).query(shapely.points(xy), predicate="intersects")
     if not len(spot):
-        low, high = np.split(outlines.total_bounds, 2)
         msg = (
             f"None of the {len(xy)} spots lies in an outline of {annotation_key!r}: spots cover "
-            f"{extent_of(xy.min(axis=0), xy.max(axis=0))}, outlines {extent_of(low, high)}, in units of {shapes_key!r}. "
+            f"{extent_of(xy)}, outlines {extent_of(outlines.total_bounds.reshape(2, 2))}, in units of {shapes_key!r}. "
             "Check that the annotation is of this section, and its unit (`rg.io.read_annotations(..., mpp=...)`)."
         )
         raise ValueError(msg)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,20 +19,20 @@ from ragst_sd._annotation import (
 )
 from ragst_sd._elements import centers_in_pixels, image_pyramid, resolve_image, resolve_shapes, squares_on_image
 from ragst_sd._resolution import image_mpp_of
-from ragst_sd._validate import listing, require_positive, require_type
+from ragst_sd._validate import listing, only_one, require_positive, require_type
 from ragst_sd.image.frames import similarity_scale
 from ragst_sd.image.pooling import pool_tiles
 from ragst_sd.pp._embedding_header import default_key, write_features
 from ragst_sd.pp._tile_features import require_covered, rows_by_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
     from geopandas import GeoDataFrame
     from spatialdata import SpatialData
 
-    from ragst_sd.pp._tile_features import TileFeatures
+    from ragst_sd.io._embedding_file import TileFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +52,6 @@ class _Spots(NamedTuple):
     frame: str
     shapes: GeoDataFrame | None = None
     """Where they are not in the object yet: the tiles of a file, on a slide without spots."""
-
-
-class _Stated(NamedTuple):
-    model: str
-    tile_px: int
-    mpp: float
 
 
 def take_features(
@@ -90,8 +85,8 @@ def take_features(
     tiles, edge = None, found.edge_px
     if spots is not None and found.table is not None:
         tiles, edge = _tiles_of_table(sdata, found, image_key or spots.shapes_key, spots.frame)
-    stated = _stated(found, edge, image_mpp, **given)
-    edge = _edge(found, edge, stated, image_mpp)
+    found = _stated(found, edge, image_mpp, given)
+    edge = _edge(found, edge, image_mpp)
     if found.corners is not None and edge is not None:
         tiles = found.corners + edge / 2
     if spots is None:
@@ -110,7 +105,7 @@ def take_features(
     else:
         embedding = pool_tiles(vectors, tiles, spots.xy, edge=float(_needed(edge, found)), context=context)
     require_covered(embedding, tiles, spots.xy, found.what)
-    key_added = default_key(stated.model, None) if key_added is None else key_added
+    key_added = default_key(found.model, None) if key_added is None else key_added
     write_features(
         spots.table,
         key_added,
@@ -120,13 +115,13 @@ def take_features(
         pyramid=None if image_key is None else image_pyramid(sdata, image_key),
         affine=spots.affine,
         xy=spots.xy,
-        model=stated.model,
+        model=str(found.model),
         weights_hash=weights_hash,
-        tile_px=stated.tile_px,
-        mpp=stated.mpp,
+        tile_px=found.tile_px,
+        mpp=found.mpp,
         image_mpp=image_mpp,
         context=context,
-        upsampling=1.0 if image_mpp is None else max(1.0, image_mpp / stated.mpp),
+        upsampling=1.0 if image_mpp is None else max(1.0, image_mpp / found.mpp),  # type: ignore[operator]
         image_key=image_key or "",
         shapes_key=spots.shapes_key,
         coordinate_system=spots.frame,
@@ -157,10 +152,9 @@ def _target(
                 for name, table in sdata.tables.items()
                 if not is_predicted(table) and regions_of(table) not in ([], [found.shapes_key])
             ]
-            if len(others) > 1:
-                msg = f"`table_key` is needed: {len(others)} tables could take {found.what}: {listing(others)}."
-                raise ValueError(msg)
-            table_key, shapes_key = (others[0], None) if others else (found.rows_of, found.shapes_key)
+            table_key = only_one(others, "table_key", f"tables could take {found.what}")
+            if table_key is None:
+                table_key, shapes_key = found.rows_of, found.shapes_key
     elif table_key is None and shapes_key == found.shapes_key:
         table_key = found.rows_of
     return resolve_annotation(sdata, table_key, shapes_key)
@@ -239,17 +233,8 @@ def _rows_of(found: TileFeatures, spots: _Spots) -> np.ndarray | None:
     return rows_by_name(found.names, spots.table, found.what)
 
 
-def _stated(
-    found: TileFeatures,
-    edge: float | None,
-    image_mpp: float | None,
-    *,
-    model: str | None,
-    tile_px: int | None,
-    mpp: float | None,
-) -> _Stated:
-    """Encoder, tile size and resolution: given, else as the features say."""
-    given = {"model": model, "tile_px": tile_px, "mpp": mpp}
+def _stated(found: TileFeatures, edge: float | None, image_mpp: float | None, given: Mapping[str, Any]) -> TileFeatures:
+    """The features with encoder, tile size and resolution: given, else as they say."""
     stated = {what: getattr(found, what) if value is None else value for what, value in given.items()}
     missing = [f"`{what}=`" for what, value in stated.items() if value is None]
     if missing:
@@ -270,12 +255,12 @@ def _stated(
             ", ".join(f"{what} {getattr(found, what)}" for what in other),
             ", ".join(f"{what} {stated[what]}" for what in other),
         )
-    return _Stated(str(stated["model"]), int(stated["tile_px"]), float(stated["mpp"]))
+    return replace(found, model=stated["model"], tile_px=int(stated["tile_px"]), mpp=float(stated["mpp"]))
 
 
-def _edge(found: TileFeatures, edge: float | None, stated: _Stated, image_mpp: float | None) -> float | None:
+def _edge(found: TileFeatures, edge: float | None, image_mpp: float | None) -> float | None:
     """Edge of a tile in pixels of the image: as it lies there, else by the resolution of the image."""
-    derived = None if image_mpp is None else stated.tile_px * stated.mpp / image_mpp
+    derived = None if image_mpp is None else found.tile_px * found.mpp / image_mpp  # type: ignore[operator]
     if edge is None or derived is None:
         return derived if edge is None else edge
     if abs(edge / derived - 1) > _WIDTH_TOLERANCE:
@@ -284,8 +269,8 @@ def _edge(found: TileFeatures, edge: float | None, stated: _Stated, image_mpp: f
             "would be %.4g. Check that the features are of this slide, and the resolution of both.",
             found.what,
             edge,
-            stated.tile_px,
-            stated.mpp,
+            found.tile_px,
+            found.mpp,
             image_mpp,
             derived,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,9 @@ import numpy as np
 
 from ragst_sd._annotation import is_predicted, regions_of, single_region
 from ragst_sd._embedding import dense
-from ragst_sd._validate import hint, listing, require_type
-from ragst_sd.io._embedding_file import read_embedding_file
+from ragst_sd._outlines import extent_of
+from ragst_sd._validate import hint, listing, only_one, require_type
+from ragst_sd.io._embedding_file import UM_AT_1X, TileFeatures, read_embedding_file
 from ragst_sd.io._readable import existing
 
 if TYPE_CHECKING:
@@ -24,33 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# TRIDENT and sopa cut tiles at 10 / magnification microns per pixel.
-_UM_AT_1X = 10.0
 _TODO = "Pass the name of a table or of an `.obsm`, an AnnData, or the path of an h5 file of one slide."
-
-
-@dataclass(frozen=True)
-class TileFeatures:
-    """Vectors, one per tile; what is not stated is `None`."""
-
-    what: str
-    """As messages call it."""
-    vectors: np.ndarray
-    """(m, d) float32."""
-    rows_of: str | None = None
-    """Name of the table whose rows they are of."""
-    table: AnnData | None = None
-    """Table whose X they are, of tiles in the element `shapes_key`."""
-    shapes_key: str | None = None
-    corners: np.ndarray | None = None
-    """(m, 2) top left corners (x, y) of the tiles, in pixels of the finest level."""
-    edge_px: float | None = None
-    """Edge of these tiles, alike."""
-    names: np.ndarray | None = None
-    """(m,) names of spots."""
-    model: str | None = None
-    tile_px: int | None = None
-    mpp: float | None = None
 
 
 def find_features(sdata: SpatialData, features: Any, *, table_key: str | None) -> TileFeatures:
@@ -82,14 +56,12 @@ def find_features(sdata: SpatialData, features: Any, *, table_key: str | None) -
             f"`sdata.tables[{features!r}]`, or the `.obsm` under another name."
         )
         raise ValueError(msg)
-    if len(having) > 1:
-        msg = f"`table_key` is needed: {len(having)} tables have `obsm[{features!r}]`: {listing(having)}."
-        raise ValueError(msg)
+    holder = only_one(having, "table_key", f"tables have `obsm[{features!r}]`")
     if features in own:
         return _of_table(sdata, own[features], f"table {features!r}", features)
-    if having:
-        what = f"`tables[{having[0]!r}].obsm[{features!r}]`"
-        return TileFeatures(what, _vectors(own[having[0]].obsm[features], what), rows_of=having[0])
+    if holder is not None:
+        what = f"`tables[{holder!r}].obsm[{features!r}]`"
+        return TileFeatures(what, _vectors(own[holder].obsm[features], what), rows_of=holder)
     if not Path(features).exists() and Path(features).suffix not in (".h5", ".hdf5"):
         names = [*own, *dict.fromkeys(key for table in own.values() for key in table.obsm)]
         msg = (
@@ -102,18 +74,7 @@ def find_features(sdata: SpatialData, features: Any, *, table_key: str | None) -
 
 def of_file(path: str | PathLike[str], argument: str) -> TileFeatures:
     """Features in a file of TRIDENT, CLAM or HEST."""
-    place = existing(path, f"`{argument}`:", "Pass the h5 file of one slide.")
-    file = read_embedding_file(place)
-    return TileFeatures(
-        repr(place.name),
-        file.vectors,
-        corners=file.corners,
-        edge_px=file.edge_px,
-        names=file.barcodes,
-        model=file.encoder,
-        tile_px=file.tile_px,
-        mpp=file.mpp,
-    )
+    return read_embedding_file(existing(path, f"`{argument}`:", "Pass the h5 file of one slide."))
 
 
 def rows_by_name(names: Sequence[str] | np.ndarray, table: AnnData, what: str) -> np.ndarray:
@@ -132,14 +93,9 @@ def rows_by_name(names: Sequence[str] | np.ndarray, table: AnnData, what: str) -
 
 def require_covered(embedding: np.ndarray, tiles: np.ndarray, xy: np.ndarray, what: str) -> None:
     """Raise a `ValueError` if no spot got features from the tiles."""
-
-    def extent(places: np.ndarray) -> str:
-        (x0, y0), (x1, y1) = places.min(axis=0), places.max(axis=0)
-        return f"x {x0:.0f} to {x1:.0f} and y {y0:.0f} to {y1:.0f}"
-
     if np.isnan(embedding).any(axis=1).all():
         msg = (
-            f"No spot lies in a tile of {what}: centres of tiles cover {extent(tiles)}, spots {extent(xy)}, in pixels "
+            f"No spot lies in a tile of {what}: centres of tiles cover {extent_of(tiles)}, spots {extent_of(xy)}, in pixels "
             "of the image. Check that both are of one image at one resolution."
         )
         raise ValueError(msg)
@@ -167,7 +123,7 @@ def _of_table(sdata: SpatialData, table: AnnData, what: str, name: str | None) -
     config = _mapping(table.uns.get("embedding_config"))
     if config:
         model, tile_px = config.get("model_name"), config.get("patch_width")
-        mpp = _UM_AT_1X / config["magnification"] if config.get("magnification") else None
+        mpp = UM_AT_1X / config["magnification"] if config.get("magnification") else None
     return TileFeatures(
         what,
         vectors,

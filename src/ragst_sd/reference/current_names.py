@@ -69,7 +69,7 @@ def current_names(offered: Mapping[str, Sequence[str]], *, orthologues_to: str |
     ValueError
         If the species cannot be told, or species are mixed.
     """
-    species = guess_species(_leading(offered)).species
+    species, _ = guess_species(_leading(offered))
     table, found = load_table(species), []
     lists = [offered[kind] for kind in (ENSEMBL, SYMBOL) if kind in offered]
     for given in zip(*lists, strict=True):

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragst_sd.reference.perturbation_schema import RESPONSE_UNITS, control_names
-from ragst_sd.reference.schema import SCHEMA_VERSION
+from ragst_sd.reference.schema import RESPONSE_UNITS, SCHEMA_VERSION, control_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,22 +66,15 @@ class Header:
         sections, normalization = stored["sections"], stored["normalization"]
         texts = {name: _texts(sections[name]) for name in ("sample", "image_hash", "precision")}
         numbers = {name: np.asarray(sections[name], dtype=float) for name in ("mean", "std", "image_mpp", "upsampling")}
-        return cls(
-            use_rep=str(stored["use_rep"]),
-            standardize=bool(stored["standardize"]),
-            donor_key=str(stored["donor_key"]),
-            content_hash=str(stored["content_hash"]),
-            panels=_texts(stored["panels"]),
-            encoder=stored["encoder"],
-            sections=Sections(**texts, **numbers),
-            unit=str(normalization["unit"]),
-            naming=str(normalization["naming"]),
-            size_factor_genes=_texts(normalization["size_factor_genes"]),
-            sources=stored["sources"],
-            calibration=stored.get("calibration"),
-            gene_trust=stored.get("gene_trust"),
-            cell_types=stored.get("cell_types"),
-        )
+        read = {
+            "standardize": bool(stored["standardize"]),
+            "panels": _texts(stored["panels"]),
+            "sections": Sections(**texts, **numbers),
+            "unit": str(normalization["unit"]),
+            "naming": str(normalization["naming"]),
+            "size_factor_genes": _texts(normalization["size_factor_genes"]),
+        }
+        return cls(**_fields_in(cls, stored) | read)
 
 
 @dataclass(frozen=True)
@@ -111,9 +103,9 @@ class ScreenHeader:
     """A sample of perturbed cells."""
     control_cells: np.ndarray
     """Names of all control cells that responses were measured against."""
-    control_prints: Any
-    """What they are recognised by, whatever their names; `None` in earlier releases."""
     sources: pd.DataFrame
+    control_prints: Any = None
+    """What they are recognised by, whatever their names; `None` in earlier releases."""
 
     @property
     def from_responses(self) -> bool:
@@ -124,18 +116,14 @@ class ScreenHeader:
     def read(cls, stored: Mapping[str, Any]) -> ScreenHeader:
         """From the mapping in `.uns["ragst"]`, whose fields have been checked."""
         of_contexts = stored["contexts"]
-        as_they_are = ("embedding", "normalization", "controls", "treated", "sources")
-        texts: dict[str, Any] = {n: str(stored[n]) for n in ("use_rep", "control", "context_key", "content_hash")}
-        return cls(
-            **texts,
-            **{name: stored[name] for name in as_they_are},
-            contexts=list(_texts(of_contexts["context"])),
-            states=np.asarray(of_contexts["mean"], dtype=np.float64),
-            n_controls=np.asarray(of_contexts["n_controls"]),
-            control_cells=_texts(stored["control_cells"]),
-            control_names=control_names(stored),
-            control_prints=stored.get("control_prints"),
-        )
+        read = {
+            "contexts": list(_texts(of_contexts["context"])),
+            "states": np.asarray(of_contexts["mean"], dtype=np.float64),
+            "n_controls": np.asarray(of_contexts["n_controls"]),
+            "control_cells": _texts(stored["control_cells"]),
+            "control_names": control_names(stored),
+        }
+        return cls(**_fields_in(cls, stored) | read)
 
 
 @dataclass(frozen=True)
@@ -181,6 +169,10 @@ class Fit:
     def cites_level(self) -> bool:
         """Whether measured values are taken relative to the mean of their section."""
         return "section_shifts" in self.parameters
+
+
+def _fields_in(cls: type, stored: Mapping[str, Any]) -> dict[str, Any]:
+    return {one.name: stored[one.name] for one in fields(cls) if one.name in stored}
 
 
 def _texts(values: Any) -> np.ndarray:

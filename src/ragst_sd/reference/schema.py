@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+TASK = "perturbation"
+RESPONSE_UNITS = {
+    "log_fold_change": "log fold change",
+    "z_score": "z score",
+    "rank": "rank, from 1 (most up) to -1 (most down)",
+}
+"""Units of responses that are given as they are, and what a table calls them."""
 # Of tables, fits and calibrations.
 SCHEMA_VERSION = 1
 # Of a reference of tissue; `reference/migration.py` brings earlier ones to it when they are read.
@@ -15,46 +24,20 @@ REFERENCE_VERSION = 2
 # Encoder settings that two embeddings must share to be comparable.
 COMPARABLE = ("encoder", "weights_hash", "mean", "std", "input_px", "tile_px", "mpp", "context")
 
-_HEADER = {
-    "task": str,
-    "use_rep": str,
-    "standardize": (bool, np.bool_),
-    "encoder": Mapping,
-    "sections": Mapping,
-    "normalization": Mapping,
-    "panels": np.ndarray,
-    "content_hash": str,
-    "donor_key": str,
-    "obs": np.ndarray,
+# What `schema.toml` calls the types.
+_TYPES: dict[str, Any] = {
+    "text": str,
+    "flag": (bool, np.bool_),
+    "whole": (int, np.integer),
+    "number": (float, np.floating),
+    "array": np.ndarray,
+    "mapping": Mapping,
+    "any": object,
 }
-_FIT = {
-    "method": str,
-    "n_neighbors": (int, np.integer),
-    "n_candidates": (int, np.integer),
-    "metric": str,
-    "parameters": Mapping,
-    "reference_hash": str,
-    "fit_hash": str,
-    "inner_groups": str,
-}
-_TISSUE_FIT = {**_FIT, "appearance": Mapping}
-_CALIBRATION = {
-    "fit_hash": str,
-    "levels": np.ndarray,
-    "units": np.ndarray,
-    "quantiles": np.ndarray,
-    "floor": np.ndarray,
-    "far_distance": (float, np.floating),
-}
-_EMBEDDING = {
-    **dict.fromkeys(("encoder", "weights_hash"), str),
-    "tile_px": (int, np.integer),
-    "section_mean": np.ndarray,
-    "n_outside": (int, np.integer),
-}
+SCHEMA = tomllib.loads(Path(__file__).with_name("schema.toml").read_text(encoding="utf-8"))
 
 
-def check_fields(header: Any, fields: Mapping[str, Any], what: str, todo: str, *, known: int = SCHEMA_VERSION) -> None:
+def check_fields(header: Any, fields: Mapping[str, str], what: str, todo: str, *, known: int = SCHEMA_VERSION) -> None:
     """Raise a `ValueError` unless `header` has all `fields`, of their types, in version `known`, the one read here."""
     if not isinstance(header, Mapping):
         msg = f"{what} is missing or not a mapping (found {type(header).__name__}). {todo}"
@@ -74,7 +57,7 @@ def check_fields(header: Any, fields: Mapping[str, Any], what: str, todo: str, *
         )
         raise ValueError(msg)
     missing = [name for name in fields if name not in header]
-    wrong = [name for name in fields if name in header and not isinstance(header[name], fields[name])]
+    wrong = [name for name in fields if name in header and not isinstance(header[name], _TYPES[fields[name]])]
     if missing or wrong:
         msg = f"{what} is damaged: missing {missing or 'nothing'}, of wrong type {wrong or 'nothing'}. {todo}"
         raise ValueError(msg)
@@ -82,14 +65,14 @@ def check_fields(header: Any, fields: Mapping[str, Any], what: str, todo: str, *
 
 def check_embedding_header(header: Any, where: str) -> None:
     """Raise a `ValueError` unless `header` describes an embedding made by `rg.pp.embed_tiles`."""
-    check_fields(header, _EMBEDDING, f"The header of {where}", "Make the embedding with `rg.pp.embed_tiles`.")
+    check_fields(header, SCHEMA["embedding"], f"The header of {where}", "Make the embedding with `rg.pp.embed_tiles`.")
 
 
 def check_reference_header(header: Any) -> None:
     """Raise a `ValueError` unless `header` describes a reference of tissue."""
     check_task(header, "histology")
     todo = "Build it with `rg.tl.build_reference`."
-    check_fields(header, _HEADER, "The reference's header `uns['ragst']`", todo, known=REFERENCE_VERSION)
+    check_fields(header, SCHEMA["reference"], "The reference's header `uns['ragst']`", todo, known=REFERENCE_VERSION)
 
 
 def check_task(header: Any, task: str) -> None:
@@ -109,7 +92,7 @@ def check_fit(fit: Any, *, task: str = "histology") -> None:
     if fit is None:
         msg = "The reference is not fitted. Run `rg.tl.fit(reference, method=...)` first."
         raise ValueError(msg)
-    fields = _TISSUE_FIT if task == "histology" else _FIT
+    fields = SCHEMA["fit"] | ({"appearance": "mapping"} if task == "histology" else {})
     check_fields(fit, fields, "The reference's fit `uns['ragst']['fit']`", "Fit again with `rg.tl.fit`.")
 
 
@@ -119,11 +102,10 @@ def check_calibration(calibration: Any, fit_hash: str) -> Mapping[str, Any]:
         msg = "The reference has no intervals. Run `rg.tl.calibrate(reference)` first."
         raise ValueError(msg)
     todo = "Run `rg.tl.calibrate` again."
-    check_fields(calibration, _CALIBRATION, "The reference's calibration `uns['ragst']['calibration']`", todo)
+    check_fields(calibration, SCHEMA["calibration"], "The reference's calibration `uns['ragst']['calibration']`", todo)
     if calibration["fit_hash"] != fit_hash:
         msg = (
-            f"The calibration belongs to another fit (hash {calibration['fit_hash'][:12]} against "
-            f"{fit_hash[:12]}). "
+            f"The calibration belongs to another fit (hash {calibration['fit_hash'][:12]} against {fit_hash[:12]}). "
             f"{todo}"
         )
         raise ValueError(msg)
@@ -145,16 +127,17 @@ def differing_fields(first: Mapping[str, Any], second: Mapping[str, Any]) -> lis
         return [f"origin: {' against '.join(_origin(header) for header in (first, second))}"]
     clauses = []
     for name in COMPARABLE:
-        a, b = first.get(name), second.get(name)
-        if isinstance(a, str) or isinstance(b, str) or a is None or b is None:
-            same = a == b
-        else:
-            a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-            same = a.shape == b.shape and bool(np.array_equal(a, b, equal_nan=True))
-        if not same:
+        if not same_value(first.get(name), second.get(name)):
             what = name if knows_tiles(first) else "name"
             clauses.append(f"{what}: {_short(first.get(name))} against {_short(second.get(name))}")
     return clauses
+
+
+def same_value(first: Any, second: Any) -> bool:
+    """Equality of header values, arrays and NaN included."""
+    if isinstance(first, str) or isinstance(second, str) or first is None or second is None:
+        return first is second or str(first) == str(second)
+    return bool(np.array_equal(np.asarray(first, dtype=float), np.asarray(second, dtype=float), equal_nan=True))
 
 
 def embed_alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
@@ -174,3 +157,17 @@ def _origin(header: Mapping[str, Any]) -> str:
 def _short(value: Any) -> str:
     text = str(value.tolist() if isinstance(value, np.ndarray) else value)
     return text if len(text) <= 40 else f"{text[:12]}..."
+
+
+def control_names(header: Mapping[str, Any]) -> list[str]:
+    """What the screen calls its controls: one name, or several that count as the first."""
+    return [str(name) for name in np.atleast_1d(header.get("control_names", header["control"]))]
+
+
+def check_perturbation_header(header: Any) -> None:
+    """Raise a `ValueError` unless `header` describes a perturbation reference."""
+    check_task(header, TASK)
+    todo = "Build it with `rg.tl.build_perturbation_reference`."
+    check_fields(header, SCHEMA["screen"], "The reference's header `uns['ragst']`", todo)
+    for name, fields in SCHEMA["parts_of_screen"].items():
+        check_fields(header[name], fields, f"The part {name!r} of the reference's header", todo)

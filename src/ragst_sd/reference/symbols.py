@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ragst_sd.reference.genes import strip_version
 
@@ -116,18 +116,8 @@ def _table_lines(species: str) -> tuple[list[str], list[str]]:
     return about, lines[len(about) + 1 :]
 
 
-class Guess(NamedTuple):
-    """Species of a list of names."""
-
-    species: str
-    share: float
-    """Share of the names that are current symbols or Ensembl ids of the species."""
-    other_share: float
-    """Share of the names that are those of the other species only."""
-
-
-def guess_species(names: Sequence[str]) -> Guess:
-    """The species whose current symbols and Ensembl ids most of the names are.
+def guess_species(names: Sequence[str]) -> tuple[str, float]:
+    """The species whose current symbols and Ensembl ids most of the names are, and the share of names that are these.
 
     Raises
     ------
@@ -136,7 +126,7 @@ def guess_species(names: Sequence[str]) -> Guess:
     """
     share = current_shares(names)
     species = next(iter(share))
-    other_share = check_one_species(names, species)
+    check_one_species(names, species)
     if share[species] < _MOSTLY:
         plain = _known(names)[0]
         shares = ", ".join(f"{one} {value:.0%}" for one, value in share.items())
@@ -146,7 +136,7 @@ def guess_species(names: Sequence[str]) -> Guess:
             "of `var` with gene names."
         )
         raise ValueError(msg)
-    return Guess(species, share[species], other_share)
+    return species, share[species]
 
 
 def check_one_species(names: Sequence[str], species: str) -> float:
@@ -259,9 +249,4 @@ def one_to_one(species: str, target: str) -> dict[str, str]:
     # Two ids with one symbol would make one name of two genes.
     humans, mice = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
     forward = {a: b for a, b in pairs if humans[a] == 1 and mice[b] == 1}
-    if (species, target) == ("human", "mouse"):
-        return forward
-    if (species, target) == ("mouse", "human"):
-        return {b: a for a, b in forward.items()}
-    msg = f"There are orthologues of human and mouse only, not of {species!r} and {target!r}."
-    raise ValueError(msg)
+    return forward if species == "human" else {b: a for a, b in forward.items()}

@@ -14,7 +14,7 @@ from ragst_sd._perturbation_reference import perturbation_hash
 from ragst_sd._validate import as_seed, hint, listing, names_among, require_choice, require_known, require_positive
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import TARGET_SUM, UNITS
-from ragst_sd.reference.perturbation_schema import RESPONSE_UNITS, TASK
+from ragst_sd.reference.schema import RESPONSE_UNITS, TASK
 from ragst_sd.tl._perturbation_cells import (
     NAME_THEM,
     control_labels,

@@ -11,7 +11,7 @@ from ragst_sd import _keys
 from ragst_sd._labels import as_names
 from ragst_sd._results import predicted, remembered
 from ragst_sd._validate import as_seed, listing, require_known, require_positive, require_some
-from ragst_sd.reference.perturbation_schema import RESPONSE_UNITS, TASK
+from ragst_sd.reference.schema import RESPONSE_UNITS, TASK
 from ragst_sd.tl._measured_responses import Measured, genes_of_both, measured_responses, predicted_lines
 from ragst_sd.tl._perturbation_metrics import (
     CHOICES,

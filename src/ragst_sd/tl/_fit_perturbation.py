@@ -13,7 +13,7 @@ from ragst_sd._bank import open_bank, with_cells
 from ragst_sd._perturbation_reference import perturbation_fit_hash
 from ragst_sd._validate import listing, require_choice, require_key
 from ragst_sd.reference.header import Fit
-from ragst_sd.reference.perturbation_schema import TASK
+from ragst_sd.reference.schema import TASK
 from ragst_sd.tl._fit_record import neighbor_counts, storable, write_fit
 
 if TYPE_CHECKING:

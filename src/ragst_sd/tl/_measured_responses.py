@@ -14,9 +14,9 @@ from ragst_sd._stored_expression import offered_names
 from ragst_sd._validate import listing
 from ragst_sd.reference.cell_prints import cell_prints, recognised
 from ragst_sd.reference.genes import changed_capitals, take_genes
-from ragst_sd.reference.perturbation_schema import control_names
 from ragst_sd.reference.perturbations import canonical
 from ragst_sd.reference.responses import CONTROL, mean_responses, split_half_reliability
+from ragst_sd.reference.schema import control_names
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._perturbation_cells import Expression, read_expression, read_labels, repeated_controls
 

@@ -15,8 +15,8 @@ from ragst_sd._reference import LABELS, new_reference, of_rows, reference_header
 from ragst_sd._validate import listing, require_choice, require_some
 from ragst_sd.reference.duplicates import Fingerprint, fingerprint
 from ragst_sd.reference.genes import take_genes
-from ragst_sd.reference.merging import Part, Plan, plan_merge
 from ragst_sd.reference.normalize import as_csr, log_normalize, size_factors
+from ragst_sd.reference.panels import Part, Plan, plan_merge
 from ragst_sd.retrieval.projection import standardize
 from ragst_sd.tl._mergeable import carry_cell_types, check_alike, check_samples
 from ragst_sd.tl._sections import ON_DUPLICATE, report_duplicates

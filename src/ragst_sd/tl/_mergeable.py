@@ -13,7 +13,7 @@ from ragst_sd._gene_names import check_one_species_of
 from ragst_sd._validate import listing
 from ragst_sd.reference.current_names import CURRENT
 from ragst_sd.reference.hashing import parameters_hash
-from ragst_sd.reference.merging import differing_columns
+from ragst_sd.reference.panels import differing_columns
 from ragst_sd.reference.schema import differing_fields
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from ragst_sd.reference.merging import Plan
+    from ragst_sd.reference.panels import Plan
 
 logger = logging.getLogger(__name__)
 

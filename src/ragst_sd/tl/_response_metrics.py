@@ -10,7 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_known
 from ragst_sd.reference.genes import take_genes
-from ragst_sd.reference.perturbation_schema import control_names
+from ragst_sd.reference.schema import control_names
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._perturbation_cells import read_labels
 from ragst_sd.tl._perturbation_metrics import CHOICES as OF_CELLS

@@ -12,7 +12,7 @@ from ragst_sd import _keys
 from ragst_sd._stored_expression import offered_names, stored_expression
 from ragst_sd._validate import listing, require_key, require_type
 from ragst_sd.reference.genes import SYMBOL, duplicates
-from ragst_sd.reference.perturbation_schema import RESPONSE_UNITS
+from ragst_sd.reference.schema import RESPONSE_UNITS
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._perturbation_cells import Expression
 

@@ -7,8 +7,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from ragst_sd.image.cooccurrence import PROPERTIES, cooccurrence, cooccurrence_properties, quarter_offsets  # noqa: E402
-from ragst_sd.image.scales import halve  # noqa: E402
+from ragst_sd.image.texture_maps import (  # noqa: E402
+    PROPERTIES,
+    cooccurrence,
+    cooccurrence_properties,
+    halve,
+    quarter_offsets,
+)
 
 
 @pytest.fixture(scope="module")

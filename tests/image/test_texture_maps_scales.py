@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from ragst_sd.image.scales import (  # noqa: E402
+from ragst_sd.image.texture_maps import (  # noqa: E402
     blob_strength,
     gradient,
     halve,

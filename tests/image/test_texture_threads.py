@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from ragst_sd.image.parallel import map_single_threaded  # noqa: E402
+from ragst_sd.image.texture import map_single_threaded  # noqa: E402
 
 
 def test_threads_are_restored_after_an_error() -> None:

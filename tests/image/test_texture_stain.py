@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from ragst_sd.image.stain import luminance, optical_density, separate_stains  # noqa: E402
+from ragst_sd.image.texture import luminance, optical_density, separate_stains  # noqa: E402
 
 
 def test_stains_match_scikit_image() -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ragst_sd.image.prefetch import in_background
+from ragst_sd.image.parts import in_background
 
 
 def running() -> list[str]:

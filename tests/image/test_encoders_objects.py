@@ -9,8 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from ragst_sd.image.encoder import hash_weights  # noqa: E402
 from ragst_sd.image.encoders import resolve_encoder  # noqa: E402
-from ragst_sd.image.weights import hash_weights  # noqa: E402
 
 
 def make_tiles(n: int = 5, edge: int = 16):

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from ragst_sd.image.patterns import binary_patterns, pattern_histogram  # noqa: E402
+from ragst_sd.image.texture_maps import binary_patterns, pattern_histogram  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,15 @@
+from ragst_sd.io._build_recipe import build_recipe as build_recipe
+from ragst_sd.io._data_card import data_card as data_card
+from ragst_sd.io._download_reference import download_reference as download_reference
+from ragst_sd.io._read_annotations import read_annotations as read_annotations
+from ragst_sd.io._read_embeddings import read_embeddings as read_embeddings
+from ragst_sd.io._read_hest import read_hest as read_hest
+from ragst_sd.io._read_patches import read_patches as read_patches
+from ragst_sd.io._read_reference import read_reference as read_reference
+from ragst_sd.io._read_slide import read_slide as read_slide
+from ragst_sd.io._read_st import read_st as read_st
+from ragst_sd.io._upload_reference import upload_reference as upload_reference
+from ragst_sd.io._write_cell_eval import write_cell_eval as write_cell_eval
+from ragst_sd.io._write_geojson import write_geojson as write_geojson
+from ragst_sd.io._write_reference import write_reference as write_reference
+from ragst_sd.io._write_table import write_table as write_table

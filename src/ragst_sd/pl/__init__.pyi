@@ -1,0 +1,9 @@
+from ragst_sd.pl._benchmark import benchmark as benchmark
+from ragst_sd.pl._composite import composite as composite
+from ragst_sd.pl._explain import explain as explain
+from ragst_sd.pl._perturbation import perturbation as perturbation
+from ragst_sd.pl._prediction import prediction as prediction
+from ragst_sd.pl._reliability import reliability as reliability
+from ragst_sd.pl._retrieval import retrieval as retrieval
+from ragst_sd.pl._sources import sources as sources
+from ragst_sd.pl._viewer import viewer as viewer

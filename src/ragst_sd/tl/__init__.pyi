@@ -1,0 +1,16 @@
+from ragst_sd.tl._add_cell_types import add_cell_types as add_cell_types
+from ragst_sd.tl._build_perturbation_reference import build_perturbation_reference as build_perturbation_reference
+from ragst_sd.tl._build_reference import build_reference as build_reference
+from ragst_sd.tl._calibrate import calibrate as calibrate
+from ragst_sd.tl._cross_validate import cross_validate as cross_validate
+from ragst_sd.tl._embed_genes import embed_genes as embed_genes
+from ragst_sd.tl._evaluate import evaluate as evaluate
+from ragst_sd.tl._evaluate_perturbation import evaluate_perturbation as evaluate_perturbation
+from ragst_sd.tl._fit import fit as fit
+from ragst_sd.tl._merge_references import merge_references as merge_references
+from ragst_sd.tl._perturb import perturb as perturb
+from ragst_sd.tl._perturb_tissue import perturb_tissue as perturb_tissue
+from ragst_sd.tl._perturbation_folds import perturbation_folds as perturbation_folds
+from ragst_sd.tl._predict import predict as predict
+from ragst_sd.tl._register_method import register_method as register_method
+from ragst_sd.tl._report import report as report
