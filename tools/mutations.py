@@ -83,7 +83,7 @@ MUTATIONS = (
     ),
     Mutation(
         "rows of a later block by their place in it",
-        "block_search.py",
+        "search.py",
         "found.rows + start, -1",
         "found.rows, -1",
         "block_search",

@@ -56,11 +56,18 @@ def variance_kept(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.divide(predicted.var(axis=0), spread, out=np.full(len(spread), np.nan), where=varies(truth))
 
 
-def finite_mean(values: np.ndarray) -> float:
-    """Mean of the finite values; NaN if there are none."""
+def finite_mean(values: Any, axis: int | None = None) -> Any:
+    """Mean of the finite values, of all or along an axis; NaN where there are none."""
     values = np.asarray(values, dtype=np.float64)
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else np.nan
+    finite = np.isfinite(values)
+    total, n = np.where(finite, values, 0.0).sum(axis=axis), finite.sum(axis=axis)
+    return np.divide(total, n, out=np.full(np.shape(total), np.nan), where=n > 0)[()]
+
+
+def relative_spread(spread: np.ndarray) -> np.ndarray:
+    """(spots,) how far (spots, genes) spreads lie over what is usual for the gene, mean over genes that have one."""
+    usual = finite_mean(spread, axis=0)
+    return finite_mean(spread / np.where(usual > 0, usual, np.nan), axis=1)
 
 
 METRICS = {"pearson": pearson, "spearman": spearman, "rmse": rmse, "variance_kept": variance_kept}

@@ -25,6 +25,7 @@ from ragst_sd.reference.normalize import (
     log_normalize,
     size_factors,
 )
+from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -97,6 +98,43 @@ def if_it_fits(compared: Callable[[], T], truth_key: str | Literal[False] | None
             raise
         logger.warning("Nothing measured is shown: %s", error.args[0])
         return None
+
+
+def measured_values(
+    sdata: SpatialData | AnnData,
+    table: AnnData,
+    header: dict[str, Any],
+    truth_key: str | Literal[False] | None,
+    *,
+    layer: str | None,
+    unit: str,
+    genes: Sequence[str] | None,
+) -> tuple[np.ndarray, list[str]] | None:
+    """(spots, genes) measured values in the unit of the prediction, NaN for spots that were not measured; the genes.
+
+    `None` where there is nothing to compare with: no table was asked for, and none of the same shapes fits.
+
+    Raises
+    ------
+    KeyError
+        If the measured table, the layer or a gene does not exist.
+    ValueError
+        If the truth is not measured, shares no spots or genes, or is not counts.
+    """
+    key = shown_truth(sdata, table, truth_key)
+    if key is None:
+        return None
+
+    def compared() -> tuple[np.ndarray, list[str]]:
+        measured = truth_table(sdata, table, key)
+        matrix, names, counted = normalized_truth(measured, header, layer, unit)
+        shared = shared_genes(table, names, genes)
+        ours, theirs = shared_spots(table, measured, counted)
+        out = np.full((table.n_obs, len(shared)), np.nan)
+        out[ours] = dense(take_genes(matrix, names, shared)[theirs])
+        return out, shared
+
+    return if_it_fits(compared, truth_key)
 
 
 def normalized_truth(

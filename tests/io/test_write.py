@@ -234,11 +234,11 @@ def test_a_lazy_reference_leaves_its_rows_on_disk(fitted, lazy):
 def test_every_fit_predicts_the_same_read_back_and_lazily(reference, method, query, tmp_path, monkeypatch):
     """Blocks far smaller than the reference, so that rows of several of them are cited for one spot."""
     from ragst_sd.io import _read_reference, _write_reference
-    from ragst_sd.retrieval import block_search
+    from ragst_sd.retrieval.search import search_in_blocks
 
     monkeypatch.setattr(_read_reference, "ROW_BLOCK", 16)
     monkeypatch.setattr(_write_reference, "_CHUNK_BYTES", 2048)
-    monkeypatch.setattr(block_search.search_in_blocks, "__kwdefaults__", {"block_rows": 20})
+    monkeypatch.setattr(search_in_blocks, "__kwdefaults__", {"block_rows": 20})
     rg.tl.fit(reference, method=method, n_neighbors=10)
     rg.io.write_reference(reference, tmp_path / "r.zarr.zip")
     lazy = rg.io.read_reference(tmp_path / "r.zarr.zip", lazy=True)

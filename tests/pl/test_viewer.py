@@ -325,20 +325,23 @@ def test_bad_input_is_refused(predicted, fitted, sections):
 
 
 def test_too_large_a_page_is_refused(predicted, fitted, monkeypatch):
-    monkeypatch.setattr("ragst_sd.pl._viewer_page.LIMIT", 100_000)
+    monkeypatch.setattr("ragst_sd.pl._viewer.LIMIT", 100_000)
     with pytest.raises(ValueError, match="Choose fewer genes"):
         rg.pl.viewer(predicted, fitted, path=None)
 
 
 def test_a_decimal_is_given_up_before_the_page_is_refused(predicted, fitted, monkeypatch):
-    size = len(rg.pl.viewer(predicted, fitted, path=None).html)
-    least = size
-    while least > 100_000:
-        least -= 4_000
-        monkeypatch.setattr("ragst_sd.pl._viewer_page.LIMIT", least)
-        page = page_of(predicted, fitted)
+    low, high = 100_000, len(rg.pl.viewer(predicted, fitted, path=None).html)
+    while high - low > 1_000:
+        monkeypatch.setattr("ragst_sd.pl._viewer.LIMIT", middle := (low + high) // 2)
+        try:
+            page = page_of(predicted, fitted)
+        except ValueError:
+            low = middle
+            continue
         if page.head["decimals"] == 2:
             break
+        high = middle
     table = predicted.tables["predicted"]
     names = [gene["name"] for gene in page.head["genes"]]
     np.testing.assert_array_equal(page.values("prediction"), np.round(np.asarray(table[:, names].X, float), 2))

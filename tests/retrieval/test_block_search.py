@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ragst_sd.retrieval.block_search import search_in_blocks
-from ragst_sd.retrieval.search import Eligibility, search
+from ragst_sd.retrieval.search import Eligibility, search, search_in_blocks
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])

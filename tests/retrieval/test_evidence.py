@@ -111,47 +111,6 @@ def test_disagreement_is_the_weighted_spread_of_what_rows_bring(rng, sparse, shi
     assert np.isnan(found).any()
 
 
-@pytest.fixture(params=["numba", "scipy"])
-def compiled_or_not(request, monkeypatch):
-    """Sums by compiled code, and by scipy as where numba is not installed."""
-    if request.param == "numba":
-        pytest.importorskip("numba")
-        return
-    monkeypatch.setattr(sparse_product, "_compiled", lambda function: None)
-
-
-@pytest.mark.usefixtures("compiled_or_not")
-@pytest.mark.parametrize(
-    ("format", "part", "at", "value"),
-    [
-        *[(format, "indices", 5, value) for format in ("csr", "csc") for value in (10**6, -(10**6))],
-        *[(format, "indptr", 7, value) for format in ("csr", "csc") for value in (10**6, -9)],
-        *[("coo", part, 5, value) for part in ("row", "col") for value in (10**6, -1)],
-        *[(format, "rows", 0, 50) for format in ("csr", "csc", "coo")],
-        *[(format, "shorter indptr", slice(-1), None) for format in ("csr", "csc")],
-        *[(format, "longer indptr", [*range(41), *[40] * 20], None) for format in ("csr", "csc")],
-    ],
-)
-def test_a_matrix_that_leads_out_of_itself_is_not_followed(format, part, at, value):
-    """Compiled code would read and write elsewhere in memory."""
-    values = sp.random(50, 40, 0.2, format=format, dtype=np.float32, random_state=0)
-    rows = np.tile(np.arange(50), (3, 1))
-    weights = np.full(rows.shape, 0.02, dtype=np.float32)
-    if part == "rows":
-        rows[at, 0] = value
-    elif part.endswith("indptr") and value is None:
-        values.indptr = values.indptr[at]
-    else:
-        getattr(values, part)[at] = value
-    shifted = np.zeros(50, dtype=np.int64), np.zeros((1, 40))
-    with pytest.raises(ValueError, match="points outside of itself"):
-        sparse_product.sparse_product(rows, weights, values)
-    for one in (None, shifted):
-        with pytest.raises(ValueError, match="points outside of itself"):
-            sparse_product.sparse_squares(rows, weights, values, one)
-
-
-@pytest.mark.usefixtures("compiled_or_not")
 @pytest.mark.parametrize("format", ["csr", "csc", "coo", "bsr", "lil", "dok"])
 def test_a_whole_matrix_of_any_format_gives_the_same(format):
     values = sp.random(50, 40, 0.2, format=format, dtype=np.float32, random_state=0)
@@ -161,12 +120,3 @@ def test_a_whole_matrix_of_any_format_gives_the_same(format):
     squares = sparse_product.sparse_squares(rows, weights, values, None)
     np.testing.assert_allclose(sums, np.einsum("nk,nkg->ng", weights, cited), atol=1e-6)
     np.testing.assert_allclose(squares, np.einsum("nk,nkg->ng", weights, cited**2), atol=1e-6)
-
-
-def test_sections_that_have_no_shift_are_not_looked_up():
-    pytest.importorskip("numba")
-    values = sp.random(50, 40, 0.2, format="csr", dtype=np.float32, random_state=0)
-    rows, weights = np.tile(np.arange(50), (3, 1)), np.full((3, 50), 0.02, dtype=np.float32)
-    for sections, shape in ((np.full(50, 10**6), (1, 40)), (np.full(50, -(10**6)), (1, 40)), (np.zeros(50), (1, 30))):
-        with pytest.raises(ValueError, match="points outside of itself"):
-            sparse_product.sparse_squares(rows, weights, values, (sections.astype(np.int64), np.zeros(shape)))

@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragst_sd.retrieval.block_search import search_in_blocks
-from ragst_sd.retrieval.search import Eligibility, search
+from ragst_sd.retrieval.search import Eligibility, search, search_in_blocks
 
 quick = settings(deadline=None, max_examples=60, derandomize=True)
 

@@ -24,6 +24,8 @@ VARIANTS = {
 CITING = [name for name, (method, _) in VARIANTS.items() if METHODS[method].cites]
 LEARNING = [name for name, (method, _) in VARIANTS.items() if METHODS[method].learns == "values"]
 ONLY_CITING = [name for name in VARIANTS if name not in LEARNING]
+# What the common suite holds of the arrays of every method is tried here on tables of one that cites and one that does not.
+ONE_OF_EACH = ("rag", "ridge")
 DRAWING = {"rag", "random_rag", "mlp"}
 FEW_PANEL, NO_PANEL = slice(10, 14), slice(14, 17)
 
@@ -138,21 +140,15 @@ def test_shapes_and_dtypes(bench, name):
 
 
 @pytest.mark.parametrize("name", marked(VARIANTS))
-def test_weights(bench, name):
+def test_cited_rows_stand_in_the_table_by_falling_weight(bench, name):
     table = bench.predicted(name)
-    rows, weights, distances = (table.obsm[f"retrieval_{key}"] for key in ("rows", "weights", "distances"))
-    np.testing.assert_array_equal(rows >= 0, weights > 0)
-    np.testing.assert_array_equal(rows >= 0, np.isfinite(distances))
+    weights = table.obsm["retrieval_weights"].astype(float)
     if not cites(name):
-        assert (rows == -1).all()
         assert len(table.uns["retrieval"]["cited"]) == 0
         assert table.obs["effective_n"].isna().all()
         return
-    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)
     assert (np.diff(weights, axis=1) <= 0).all()
-    for one in rows:
-        assert len(set(one[one >= 0])) == (one >= 0).sum() >= 1
-    np.testing.assert_allclose(table.obs["effective_n"], 1 / (weights.astype(float) ** 2).sum(axis=1), rtol=1e-4)
+    np.testing.assert_allclose(table.obs["effective_n"], 1 / (weights**2).sum(axis=1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", marked(CITING))
@@ -185,7 +181,7 @@ def test_methods_that_only_cite_leave_the_own_donor_out(bench, name):
     assert set(table.uns["retrieval"]["cited"]["donor"]) == {"donor1", "donor2"}
 
 
-@pytest.mark.parametrize("name", marked(VARIANTS))
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_the_expression_of_the_query_changes_nothing(bench, name):
     query = copied(bench.query)
     table = query.tables["table"]
@@ -193,15 +189,8 @@ def test_the_expression_of_the_query_changes_nothing(bench, name):
     np.testing.assert_array_equal(rg.tl.predict(query, bench.fitted(name), inplace=False).X, bench.predicted(name).X)
 
 
-@pytest.mark.parametrize(
-    "centred",
-    [
-        False,
-        True,
-    ],
-)
-@pytest.mark.parametrize("name", marked(ONLY_CITING))
-def test_the_own_donors_expression_in_the_reference_changes_nothing(bench, name, centred):
+@pytest.mark.parametrize("centred", [False, True])
+def test_the_own_donors_expression_in_the_reference_changes_nothing(bench, centred):
     references = [bench.unfitted["everybody"].copy() for _ in range(2)]
     values = references[1].X.toarray()
     own = (references[1].obs["donor"] == "donor3").to_numpy()
@@ -210,7 +199,7 @@ def test_the_own_donors_expression_in_the_reference_changes_nothing(bench, name,
     for reference in references:
         rg.tl.fit(
             reference,
-            method=VARIANTS[name][0],
+            method="knn",
             n_neighbors=N_NEIGHBORS,
             options={"center_sections": centred},
             progress=False,
@@ -218,7 +207,7 @@ def test_the_own_donors_expression_in_the_reference_changes_nothing(bench, name,
     assert_same(*(rg.tl.predict(bench.query, reference, inplace=False) for reference in references))
 
 
-@pytest.mark.parametrize("name", marked(VARIANTS))
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_prediction_does_not_depend_on_company(bench, name):
     reference, whole = bench.fitted(name), bench.predicted(name)
     assert_same(rg.tl.predict(bench.query, reference, inplace=False), whole, atol=0)
@@ -241,7 +230,7 @@ def test_a_subset_of_genes_gets_the_same_values(bench, name):
         np.testing.assert_array_equal(cited_ids(part), cited_ids(whole))
 
 
-@pytest.mark.parametrize("name", marked(VARIANTS))
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_the_row_order_of_the_reference_does_not_matter(bench, name):
     assert_same(bench.predicted(name), bench.predicted(name, "shuffled"))
 
@@ -276,7 +265,7 @@ def partly_outside(bench):
     return query, query.tables["table"].obs["spot_id"].to_numpy() == shapes.index[0]
 
 
-@pytest.mark.parametrize("name", marked(VARIANTS))
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_spot_outside_the_image_gets_nan(bench, partly_outside, name):
     query, lost = partly_outside
     table = rg.tl.predict(query, bench.fitted(name), inplace=False)

@@ -37,8 +37,14 @@ def cells(text, label):
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
-@pytest.fixture
-def assessed(sections, query):
+@pytest.fixture(autouse=True)
+def _coarse_pictures(monkeypatch):
+    """What is on them is tested in `tests/pl`; fine ones take most of the time."""
+    monkeypatch.setattr("ragst_sd.tl._report._DPI", 30)
+
+
+@pytest.fixture(scope="module")
+def _assessed(_sections):
     """A prediction from two donors with two licences, whose genes were cross-validated."""
     sources = {
         "donor1": {"license": "MIT", "citation": "First et al., 2020", "tissue": "breast", "technology": "Visium"},
@@ -49,14 +55,21 @@ def assessed(sections, query):
             "technology": "ST",
         },
     }
-    training = {name: sections[name] for name in sources}
+    training = {name: _sections[name] for name in sources}
     reference = rg.tl.build_reference(training, use_rep="X_colour", sources=sources)
     random = np.random.default_rng(0)
     reference.var["cv_pearson"] = random.uniform(-0.1, 0.7, reference.n_vars)
     reference.var["noise_ceiling"] = random.uniform(0.7, 0.9, reference.n_vars)
     rg.tl.fit(reference, method="knn", n_neighbors=10)
-    rg.tl.predict(query, reference)
-    return query, reference
+    return rg.tl.predict(_sections["donor3"], reference, inplace=False), reference
+
+
+@pytest.fixture
+def assessed(query, _assessed):
+    """Copies of the prediction, beside its section, and of the reference."""
+    table, reference = _assessed
+    query.tables["predicted"] = table.copy()
+    return query, reference.copy()
 
 
 def test_numbers_are_those_of_the_table(assessed, tmp_path):

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
+from spatialdata import SpatialData
 
 from ragst_sd._resolution import keep_image_mpp
-from ragst_sd.datasets._programmes import (
-    GRADIENTS,
-    Programmes,
-    draw_counts,
-    draw_programmes,
-    expected_counts,
-    minimum_genes,
-)
+from ragst_sd.datasets import _programmes
 from ragst_sd.datasets._tissue import TISSUES, Tissue, draw_donor, draw_nuclei, draw_tissue, hexagonal, render
-
-if TYPE_CHECKING:
-    from spatialdata import SpatialData
 
 _DIAMETER_UM, _PITCH_UM = 55.0, 100.0
 _MIN_TISSUE = 0.5
@@ -103,8 +92,8 @@ def synthetic(
         if value is not None and value < 1:
             msg = f"{name} must be at least 1, found {value}."
             raise ValueError(msg)
-    if n_genes < minimum_genes():
-        msg = f"n_genes={n_genes} leaves no room for the {minimum_genes()} named genes: ask for at least that many."
+    if n_genes < _programmes.minimum_genes():
+        msg = f"n_genes={n_genes} leaves no room for the {_programmes.minimum_genes()} named genes: ask for at least that many."
         raise ValueError(msg)
     if depth <= 0 or donor_effect < 0:
         msg = f"depth must be above 0 and donor_effect not below 0, found {depth} and {donor_effect}."
@@ -119,7 +108,7 @@ def synthetic(
         )
         raise ValueError(msg)
     seed = int(np.random.default_rng(rng).integers(2**63))
-    programmes = draw_programmes(_stream(seed, _SHARED), n_genes)
+    programmes = _programmes.draw_programmes(_stream(seed, _SHARED), n_genes)
     sections = {}
     for i in range(n_donors):
         donor_rng = _stream(seed, _DONOR, i)
@@ -147,7 +136,7 @@ def _measure(
     rng: np.random.Generator,
     tissue: Tissue,
     nuclei: pd.DataFrame,
-    programmes: Programmes,
+    programmes: _programmes.Programmes,
     shift: np.ndarray,
     *,
     depth: float,
@@ -172,8 +161,8 @@ def _measure(
     interferon = np.exp(-np.maximum(tissue.at(tissue.aggregate, xy), 0) / 120)
     gradients = np.column_stack([interferon, tissue.at(tissue.proliferation, xy)])
     depths = depth * (cellularity / _MEAN_CELLULARITY) ** 0.8 * rng.lognormal(0, 0.2, len(xy))
-    expected = expected_counts(programmes, fractions, gradients, shift, depths)
-    counts = draw_counts(rng, expected, programmes.dispersion)
+    expected = _programmes.expected_counts(programmes, fractions, gradients, shift, depths)
+    counts = _programmes.draw_counts(rng, expected, programmes.dispersion)
 
     label = pd.Categorical.from_codes(fractions.argmax(1), list(TISSUES))
     obs = {"label": label, "n_nuclei": n_nuclei, "array_row": grid[:, 0], "array_col": grid[:, 1]}
@@ -189,7 +178,7 @@ def _measure(
     table.obsm["gradients"] = gradients.astype(np.float32)
     table.varm["programmes"] = programmes.loadings.astype(np.float32)
     table.varm["effects"] = programmes.effects.astype(np.float32)
-    names = {"tissues": np.array(TISSUES), "gradients": np.array(list(GRADIENTS))}
+    names = {"tissues": np.array(TISSUES), "gradients": np.array(list(_programmes.GRADIENTS))}
     table.uns["truth"] = {**names, "donor_shift": shift.astype(np.float32)}
     return table
 
@@ -204,7 +193,6 @@ def _fractions(tissue: Tissue, xy: np.ndarray, radius: float) -> np.ndarray:
 
 def _assemble(image: np.ndarray, tissue: Tissue, table: AnnData) -> SpatialData:
     """Wrap picture, labels, spots and counts in one object."""
-    from spatialdata import SpatialData
     from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
     from spatialdata.transformations import Scale
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,9 +12,8 @@ from ragst_sd._cell_types import is_scrna
 from ragst_sd._cited_values import level_means, measured_values
 from ragst_sd._results import gene_index, holds_responses, matching_bank, predicted, require_matching, spot_index
 from ragst_sd._validate import require_choice, require_key
-from ragst_sd.get._cell_type_lines import cell_type_lines
+from ragst_sd.get._lines import cell_type_lines, in_order, lines_of, response_parts
 from ragst_sd.get._regression_lines import mean_of_stack, regression_lines
-from ragst_sd.get._response_parts import response_parts
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
@@ -118,97 +118,65 @@ def explain(
     >>> bool(abs(difference) < 1e-5)
     True
     """
-    import pandas as pd
-
     require_choice(terms, ("cited", "all"), "terms")
-    by_row = terms == "all"
     table, header = predicted(sdata, prediction_key, any_task=True, exact=True)
     for name in (_keys.EVIDENCE, _keys.RESPONSE) if holds_responses(header) else (_keys.EVIDENCE,):
         require_key(name, table.layers, "table.layers", "It is written with the prediction; predict again.")
     spots, columns = spot_index(table, obs_names), gene_index(table, genes)
     if holds_responses(header):
         return response_parts(require_matching(reference, header), header, table, spots, columns)
-    bank = matching_bank(reference, header, _cited_by(table, header, spots)[1])
-    scrna = is_scrna(table, columns)
-    if not scrna.any():
-        return _from_rows(bank, header, table, spots, columns, by_row=by_row)
-    parts = [cell_type_lines(bank, header, table, spots, columns[scrna])]
-    if not scrna.all():
-        parts.append(_from_rows(bank, header, table, spots, columns[~scrna], by_row=by_row))
-    both = pd.concat(parts, ignore_index=True)
-    by_spot = pd.Index(table.obs_names[spots]).get_indexer(both["query"])
-    by_gene = pd.Index(table.var_names[columns]).get_indexer(both["gene"])
-    return both.iloc[np.lexsort((by_gene, by_spot))].reset_index(drop=True)[list(COLUMNS)]
+    bank = matching_bank(reference, header, _cited_by(table, header, spots)[2])
+    scrna, parts = is_scrna(table, columns), []
+    for of_cells, lines in ((True, cell_type_lines), (False, partial(_from_rows, by_row=terms == "all"))):
+        at = np.flatnonzero(scrna == of_cells)
+        if len(at):
+            parts += [one.assign(gene=at[one["gene"]]) for one in lines(bank, header, table, spots, columns[at])]
+    return in_order(parts, table, spots, columns, COLUMNS)
 
 
 def _from_rows(
     bank: Bank, header: dict[str, Any], table: AnnData, spots: np.ndarray, genes: np.ndarray, *, by_row: bool
-) -> pd.DataFrame:
+) -> list[pd.DataFrame]:
     """Lines of genes that were measured."""
-    import pandas as pd
-
     prediction = dense(table.X[spots][:, genes]).astype(np.float64)
     evidence = dense(table.layers[_keys.EVIDENCE][spots][:, genes]).astype(np.float64)
-    cited, found = _lines(bank, header, table, spots, genes)
+    used, served, cited = _cited_lines(bank, header, table, spots, genes)
     stack = _has_regression(table, header)
     # What retrieval says by its share; where no cited row measured a gene, nothing.
-    share = np.where(found.served, _share(table, genes) if stack else 1.0, 0.0)
-    mean = ~found.served & np.isfinite(evidence)
+    share = np.where(served, table.var[_keys.RETRIEVAL_SHARE].to_numpy(np.float64)[genes] if stack else 1.0, 0.0)
+    mean = ~served & np.isfinite(evidence)
     level = evidence
     if stack:
         levels, level_of = mean_of_stack(bank, header, table, table.var_names[genes])
         level = levels[level_of[spots]]
         mean |= np.isfinite(evidence) & (share < 1)
+    k = used.shape[2]
     rest = regression_lines(
         bank,
         header,
         table,
         spots,
         genes,
+        place=k + 1,
         share=np.where(np.isfinite(evidence), 1 - share, 0.0) if stack else np.zeros(evidence.shape),
         total=prediction - evidence,
         by_row=by_row,
     )
-
-    # Each spot and gene has a place for each cited row, for the mean that stands in for them, and for the rest.
-    n_rest = len(rest.reference)
-    keep = np.concatenate(
-        [found.used, (~found.served | mean)[..., None], np.ones((*evidence.shape, n_rest), dtype=bool)], axis=2
-    )
-    if n_rest > 1:
-        says = (np.nan_to_num(rest.weight) != 0) | (np.nan_to_num(rest.contribution) != 0)
-        says[..., 0] |= ~says.any(axis=2)
-        keep[..., -n_rest:] = says
-    place = np.broadcast_to(len(cited) + 2 + np.arange(n_rest), (*evidence.shape, n_rest))
-    line = np.concatenate([found.rows, (len(cited) + ~mean)[..., None], place], axis=2)
-    numbers = {
-        "weight": (found.weight * share[..., None], np.where(mean, 1 - share, np.nan), rest.weight),
-        "value": (found.value, np.where(mean, level, np.nan), rest.value),
-        "correction": (found.correction, np.where(mean, 0.0, np.nan), rest.correction),
-        "contribution": (
-            found.contribution * share[..., None],
-            np.where(mean, (1 - share) * level, np.nan),
-            rest.contribution,
-        ),
+    in_place_of_rows = {
+        "reference": np.where(mean, "reference mean", "not measured").astype(object),
+        "weight": np.where(mean, 1 - share, np.nan),
+        "value": np.where(mean, level, np.nan),
+        "correction": np.where(mean, 0.0, np.nan),
+        "contribution": np.where(mean, (1 - share) * level, np.nan),
     }
-    filled = {
-        name: np.concatenate([first, middle[..., None], last], axis=2)[keep]
-        for name, (first, middle, last) in numbers.items()
-    }
-    spot, one, _ = np.nonzero(keep)
-    line = line[keep]
-    names = {
-        "reference": np.array([*cited["reference"], "reference mean", "not measured", *rest.reference], dtype=object),
-        _keys.DONOR: np.array([*cited[_keys.DONOR].astype(str), "", "", *rest.donor], dtype=object),
-        _keys.SAMPLE: np.array([*cited[_keys.SAMPLE].astype(str), "", "", *rest.sample], dtype=object),
-    }
-    frame = {
-        "query": table.obs_names.to_numpy(dtype=object)[spots][spot],
-        "gene": table.var_names.to_numpy(dtype=object)[genes][one],
-        **{name: values[line] for name, values in names.items()},
-        **filled,
-    }
-    return pd.DataFrame(frame)[list(COLUMNS)]
+    parts = [
+        lines_of((~served | mean)[..., None], k, **{name: one[..., None] for name, one in in_place_of_rows.items()}),
+        rest,
+    ]
+    if k:
+        cited |= {name: cited[name] * share[..., None] for name in ("weight", "contribution")}
+        parts.append(lines_of(used, **cited))
+    return parts
 
 
 def _has_regression(table: AnnData, header: dict[str, Any]) -> bool:
@@ -217,64 +185,42 @@ def _has_regression(table: AnnData, header: dict[str, Any]) -> bool:
     return _keys.REGRESSION_KEY in table.obsm
 
 
-def _share(table: AnnData, genes: np.ndarray) -> np.ndarray:
-    return table.var[_keys.RETRIEVAL_SHARE].to_numpy(np.float64)[genes]
-
-
-class _Lines(NamedTuple):
-    """What each cited row brings, by falling weight: (spots, genes, k) arrays unless said otherwise."""
-
-    rows: np.ndarray
-    """Lines of the bank."""
-    used: np.ndarray
-    """Whether there is a line at all."""
-    served: np.ndarray
-    """(spots, genes) whether a cited row measured the gene."""
-    weight: np.ndarray
-    value: np.ndarray
-    correction: np.ndarray
-    contribution: np.ndarray
-
-
-def _cited_by(table: AnnData, header: dict[str, Any], spots: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:
-    """(spots, k) lines of the rows that the spots cite, 0 for none, and these lines."""
+def _cited_by(table: AnnData, header: dict[str, Any], spots: np.ndarray) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
+    """(spots, k) lines of the rows that the spots cite, 0 for none, their weights, 0 for none, and these lines."""
     rows, held = (np.asarray(table.obsm[name])[spots] for name in (_keys.ROWS, _keys.WEIGHTS))
-    cites = (rows >= 0) & (held > 0)
-    cited = np.unique(rows[cites])
-    return np.where(cites, np.searchsorted(cited, np.where(cites, rows, 0)), 0), header[_keys.CITED].iloc[cited]
+    held = np.where((rows >= 0) & (held > 0), held, 0).astype(np.float64)
+    cited = np.unique(rows[held > 0])
+    rows = np.where(held > 0, np.searchsorted(cited, np.where(held > 0, rows, 0)), 0)
+    return rows, held, header[_keys.CITED].iloc[cited]
 
 
-def _lines(
+def _cited_lines(
     bank: Bank, header: dict[str, Any], table: AnnData, spots: np.ndarray, genes: np.ndarray
-) -> tuple[pd.DataFrame, _Lines]:
-    """The rows that the spots cite, and what each of them brings."""
-    rows, cited = _cited_by(table, header, spots)
-    held = np.asarray(table.obsm[_keys.WEIGHTS])[spots]
-    cites = (np.asarray(table.obsm[_keys.ROWS])[spots] >= 0) & (held > 0)
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """(spots, genes, k) whether a cited row has a line, (spots, genes) whether one measured the gene, what lines hold."""
+    rows, held, cited = _cited_by(table, header, spots)
+    shape = (len(spots), len(genes))
     if not len(cited):
-        nothing = np.zeros((len(spots), len(genes), rows.shape[1]))
-        none = nothing.astype(bool)
-        return cited, _Lines(
-            rows[:, None] + nothing.astype(int), none, np.zeros(none.shape[:2], dtype=bool), *[nothing] * 4
-        )
-    values, measured, corrections = measured_values(bank, header, cited, table.var_names[genes])
+        return np.zeros((*shape, 0), dtype=bool), np.zeros(shape, dtype=bool), {}
+    of_rows = measured_values(bank, header, cited, table.var_names[genes])
+    value, measured, correction = (part[rows].transpose(0, 2, 1) for part in of_rows)
     levels, level_of = level_means(bank, header, table, table.var_names[genes])
-    levels = levels[level_of[spots]]
-
-    votes = cites[:, :, None] & measured[rows]
-    weight = np.where(votes, held.astype(np.float64)[:, :, None], 0.0)
-    total = weight.sum(axis=1, keepdims=True)
+    votes = (held > 0)[:, None] & measured
+    weight = np.where(votes, held[:, None], 0.0)
+    total = weight.sum(axis=2, keepdims=True)
     weight = np.divide(weight, total, out=weight, where=total > 0)
-    value = np.where(votes, values[rows], np.nan)
-    correction = np.where(votes, corrections[rows] + levels[:, None, :], np.nan)
-    contribution = np.where(weight > 0, weight * (value + correction), 0.0)
-
-    served = votes.any(axis=1)
-    by_gene = (part.transpose(0, 2, 1) for part in (weight, value, correction, contribution))
-    weight, value, correction, contribution = by_gene
-    rows = np.broadcast_to(rows[:, None, :], weight.shape)
-    used = cites[:, None, :] & served[:, :, None]
-    order = np.lexsort((rows, np.where(used, -weight, np.inf)), axis=-1)
-    parts = (rows, used, weight, value, correction, contribution)
-    rows, used, *rest = (np.take_along_axis(part, order, axis=-1) for part in parts)
-    return cited, _Lines(rows, used, served, *rest)
+    value = np.where(votes, value, np.nan)
+    correction = np.where(votes, correction + levels[level_of[spots]][..., None], np.nan)
+    served = votes.any(axis=2)
+    used = (held > 0)[:, None] & served[..., None]
+    order = np.lexsort((np.broadcast_to(rows[:, None], used.shape), np.where(used, -weight, np.inf)), axis=-1)
+    brought = {
+        "place": np.argsort(order, axis=-1),
+        "weight": weight,
+        "value": value,
+        "correction": correction,
+        "contribution": np.where(weight > 0, weight * (value + correction), 0.0),
+    }
+    for name in ("reference", _keys.DONOR, _keys.SAMPLE):
+        brought[name] = cited[name].astype(str).to_numpy(dtype=object)[rows][:, None]
+    return used, served, brought

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._labels import as_names, labels
@@ -20,7 +21,6 @@ from ragst_sd.get._rerun import Rerun
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -131,7 +131,6 @@ def influence(
             msg = "`genes` has no meaning with `rows`: a spot cites the same rows for all genes. Leave one of them out."
             raise ValueError(msg)
         return _citing(sdata, reference, as_names(rows), prediction_key, obs_names)
-    import pandas as pd
     from tqdm.auto import tqdm
 
     table, header = predicted(sdata, prediction_key, exact=True)
@@ -174,8 +173,6 @@ def _groups(reference: AnnData, group_key: str) -> np.ndarray:
 
 def _changes(before: np.ndarray, after: np.ndarray) -> tuple[dict[str, float], pd.DataFrame]:
     """What became of (spots, genes) predictions: over all of them, and gene by gene."""
-    import pandas as pd
-
     had = np.isfinite(before)
     change = pd.DataFrame(np.where(had & np.isfinite(after), after - before, np.nan))
     lost = pd.DataFrame(np.where(had, change.isna(), np.nan))
@@ -199,8 +196,6 @@ def _citing(
     obs_names: str | Sequence[str] | None,
 ) -> pd.DataFrame:
     """Lines of :func:`ragst_sd.get.neighbors` that cite the given rows of the reference."""
-    import pandas as pd
-
     _, header = predicted(sdata, prediction_key, any_task=True)
     require_some(rows, "rows", "Name at least one row of the reference.")
     known = pd.Index(header[_keys.CITED]["reference"])

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
 from ragst_sd._results import holds_responses, predicted, spot_index
-from ragst_sd.get._response_parts import nothing_cited
+from ragst_sd.get._lines import nothing_cited
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -91,8 +91,6 @@ def neighbors(
     >>> set(table["donor"]) <= {"donor1", "donor2"}
     True
     """
-    import pandas as pd
-
     table, header = predicted(sdata, prediction_key, any_task=True)
     which = spot_index(table, obs_names)
     places = (_keys.ROWS, _keys.WEIGHTS, _keys.DISTANCES)
@@ -124,8 +122,6 @@ def _with_those_that_cite_nobody(
     frame: pd.DataFrame, table: AnnData, header: dict[str, Any], which: np.ndarray
 ) -> pd.DataFrame:
     """A line that says so for each query that cites no rows, controls aside."""
-    import pandas as pd
-
     bare = np.ones(len(which), dtype=bool)
     bare[frame["spot"].unique()] = False
     bare &= labels(table.obs[_keys.PERTURBATION])[which] != str(header["control"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import measured_columns
 from ragst_sd._cited_values import level_means
+from ragst_sd.get._lines import lines_of
 from ragst_sd.retrieval.regression import REGRESSION, row_weights
 from ragst_sd.retrieval.training import dense, reference_mean
 
@@ -22,18 +23,6 @@ if TYPE_CHECKING:
 _SAME = 1e-4
 
 
-class RegressionLines(NamedTuple):
-    """What the regression rests on: names (lines,), and numbers (spots, genes, lines)."""
-
-    reference: np.ndarray
-    donor: np.ndarray
-    sample: np.ndarray
-    weight: np.ndarray
-    value: np.ndarray
-    correction: np.ndarray
-    contribution: np.ndarray
-
-
 def regression_lines(
     bank: Bank,
     header: dict[str, Any],
@@ -41,14 +30,17 @@ def regression_lines(
     spots: np.ndarray,
     genes: np.ndarray,
     *,
+    place: int,
     share: np.ndarray,
     total: np.ndarray,
     by_row: bool,
-) -> RegressionLines:
+) -> pd.DataFrame:
     """Lines by section, or by row; of a reference on disk, whose rows are not read, a single one.
 
     Parameters
     ----------
+    place
+        Of the first line, as in :func:`ragst_sd.get._lines.lines_of`.
     share
         (spots, genes) share of the regression in each value.
     total
@@ -60,9 +52,8 @@ def regression_lines(
         If the lines do not add up to it: the reference, or the table, changed.
     """
     if bank.lazy or not share.any():
-        nothing, name = np.full((*total.shape, 1), np.nan), "regression" if share.any() else "adjustment"
-        text = np.array([""], dtype=object)
-        return RegressionLines(np.array([name], dtype=object), text, text, nothing, nothing, nothing, total[..., None])
+        name, one = "regression" if share.any() else "adjustment", np.ones((*total.shape, 1), dtype=bool)
+        return lines_of(one, place, reference=name, contribution=total[..., None])
     of_bank = measured_columns(bank.genes, table.var_names[genes], bank.header.cell_types)
     parameters = bank.fit.parameters
     shifts = parameters.get("section_shifts", np.zeros((bank.sections.max() + 1, len(bank.genes))))
@@ -84,14 +75,14 @@ def regression_lines(
         h = row_weights(parameters, bank.regression_key, asked[of_pattern], rows)
         residual = values[rows][:, columns] - means[bank.sections[rows]][:, columns]
         if by_row:
-            at = np.ix_(of_pattern, columns, rows)
-            weight[at], contribution[at] = h[:, None], h[:, None] * residual.T
+            here = np.ix_(of_pattern, columns, rows)
+            weight[here], contribution[here] = h[:, None], h[:, None] * residual.T
             continue
         for i, section in enumerate(sections):
             inside = bank.sections[rows] == section
-            at = np.ix_(of_pattern, columns, np.array([i]))
-            weight[at] = h[:, inside].sum(axis=1)[:, None, None]
-            contribution[at] = (h[:, inside] @ residual[inside])[..., None]
+            here = np.ix_(of_pattern, columns, np.array([i]))
+            weight[here] = h[:, inside].sum(axis=1)[:, None, None]
+            contribution[here] = (h[:, inside] @ residual[inside])[..., None]
     weight, contribution = weight * share[..., None], contribution * share[..., None]
     difference = np.abs(contribution.sum(axis=2) - total)
     if (difference > _SAME * (1 + np.abs(contribution).sum(axis=2))).any():
@@ -102,13 +93,14 @@ def regression_lines(
         )
         raise ValueError(msg)
     contribution[np.isnan(total)] = np.nan
-    nothing = np.full(shape, np.nan)
-    value = np.broadcast_to(values.T[None], shape) if by_row else nothing
-    correction = np.broadcast_to(-means[bank.sections].T[None], shape) if by_row else nothing
-    names = bank.ids[lines].astype(object) if by_row else np.full(len(lines), "regression", dtype=object)
-    obs = bank.obs.iloc[lines]
-    donor, sample = (obs[name].astype(str).to_numpy(dtype=object) for name in (_keys.DONOR, _keys.SAMPLE))
-    return RegressionLines(names, donor, sample, weight, value, correction, contribution)
+    says = (weight != 0) | (np.nan_to_num(contribution) != 0)
+    says[..., 0] |= ~says.any(axis=2)
+    about: dict[str, Any] = {"reference": "regression", "weight": weight, "contribution": contribution}
+    if by_row:
+        about |= {"reference": bank.ids.astype(object), "value": values.T, "correction": -means[bank.sections].T}
+    for name in (_keys.DONOR, _keys.SAMPLE):
+        about[name] = bank.obs[name].iloc[lines].astype(str).to_numpy(dtype=object)
+    return lines_of(says, place + np.arange(len(lines)), **about)
 
 
 def mean_of_stack(bank: Bank, header: dict[str, Any], table: AnnData, genes: pd.Index) -> tuple[np.ndarray, np.ndarray]:

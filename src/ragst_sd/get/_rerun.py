@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from spatialdata import SpatialData
 
 from ragst_sd._bank import open_bank
 from ragst_sd._cell_types import measured_columns
@@ -20,7 +21,6 @@ from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from spatialdata import SpatialData
 
     from ragst_sd.retrieval.bank import Bank, Selection
 
@@ -50,7 +50,6 @@ class Rerun:
         spots: np.ndarray,
         genes: np.ndarray,
     ) -> None:
-        from spatialdata import SpatialData
 
         if not isinstance(sdata, SpatialData):
             msg = (

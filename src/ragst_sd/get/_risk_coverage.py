@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
-from ragst_sd._metrics import METRICS, score
+from ragst_sd._metrics import METRICS, finite_mean, relative_spread, score
 from ragst_sd._results import MORE_IS_BETTER, predicted
 from ragst_sd._several import over_sections
 from ragst_sd._truth import compare, truth_table
@@ -17,7 +18,6 @@ from ragst_sd.retrieval.training import dense
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -114,8 +114,6 @@ def risk_coverage(
     >>> list(risk["by"].unique())
     ['disagreement', 'random', 'oracle']
     """
-    import pandas as pd
-
     table, header = predicted(sdata, prediction_key)
     kept_shares = _check_shares(shares)
     orders = [_keys.DISAGREEMENT] if by is None else [by] if isinstance(by, str) else list(by)
@@ -132,7 +130,7 @@ def risk_coverage(
         risks = {name: _ordered(table, name, section.rows, compared.columns) for name in orders}
         if baselines:
             risks |= {f"random {i}": draw.random(len(values)) for i in range(_RANDOM_ORDERS)}
-            risks["oracle"] = _mean(((values - expected) / spread) ** 2, axis=1)
+            risks["oracle"] = finite_mean(((values - expected) / spread) ** 2, axis=1)
         for name, risk in risks.items():
             # Spots of which nothing is known go first.
             order = np.argsort(np.where(np.isfinite(risk), risk, np.inf), kind="stable")
@@ -152,33 +150,22 @@ def risk_coverage(
 def _errors(values: np.ndarray, expected: np.ndarray, center: np.ndarray, spread: np.ndarray) -> dict[str, float]:
     """Means over genes, on the spots that are kept."""
     error = values - expected
-    rmse = np.sqrt(_mean(error**2, axis=0))
+    rmse = np.sqrt(finite_mean(error**2, axis=0))
     return {
-        "rmse": float(_mean(rmse, axis=0)),
-        "mae": float(_mean(_mean(np.abs(error), axis=0), axis=0)),
-        "nrmse": float(_mean(rmse / spread, axis=0)),
-        "spread": float(_mean(np.sqrt(_mean((expected - center) ** 2, axis=0)) / spread, axis=0)),
-        "pearson": float(_mean(score(METRICS["pearson"], values, expected, np.isfinite(values)), axis=0)),
+        "rmse": float(finite_mean(rmse)),
+        "mae": float(finite_mean(finite_mean(np.abs(error), axis=0))),
+        "nrmse": float(finite_mean(rmse / spread)),
+        "spread": float(finite_mean(np.sqrt(finite_mean((expected - center) ** 2, axis=0)) / spread)),
+        "pearson": float(finite_mean(score(METRICS["pearson"], values, expected, np.isfinite(values)))),
     }
-
-
-def _mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Mean of the finite values, NaN where there are none."""
-    finite = np.isfinite(values)
-    total, count = np.where(finite, values, 0.0).sum(axis=axis), finite.sum(axis=axis)
-    return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
 
 
 def _ordered(table: AnnData, name: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """(rows,) what is left out first, where it is large."""
     if name in (_keys.DISAGREEMENT, WIDTH):
-        if name == WIDTH:
-            upper, lower = (np.asarray(table.layers[side]) for side in (_keys.UPPER, _keys.LOWER))
-            spread = (upper[rows] - lower[rows])[:, columns]
-        else:
-            spread = np.asarray(table.layers[name])[rows][:, columns]
-        typical = _mean(spread, axis=0)
-        return _mean(spread / np.where(typical > 0, typical, np.nan), axis=1)
+        sides = (_keys.UPPER, _keys.LOWER) if name == WIDTH else (name,)
+        spread, *less = (np.asarray(table.layers[side])[rows][:, columns] for side in sides)
+        return relative_spread(spread - less[0] if less else spread)
     values = table.obs[name].to_numpy(float)[rows]
     return -values if name in MORE_IS_BETTER else values
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._metrics import group_means
 from ragst_sd._validate import listing
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _COLUMNS = ("gene", _keys.SAMPLE, "metric", "value")
 
@@ -50,8 +47,6 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
     >>> int(accuracy.loc["donor3", "n_genes"])
     250
     """
-    import pandas as pd
-
     lacking = [name for name in _COLUMNS if name not in scores]
     if lacking:
         msg = f"`scores` lacks {listing(lacking)}: give what `rg.tl.evaluate` or `rg.tl.cross_validate` returned."

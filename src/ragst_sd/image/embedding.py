@@ -9,7 +9,7 @@ import numpy as np
 
 from ragst_sd.image.colours import Colours, thinned
 from ragst_sd.image.frames import FieldOfView, LevelGrid, plan_field
-from ragst_sd.image.tiles import padded_fraction, window_starts
+from ragst_sd.image.tiles import iter_tiles, padded_fraction, window_starts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +57,38 @@ def plan_fields(
         plan_field(pyramid.grids, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, multiple=multiple)
         for multiple in context
     ]
+
+
+def tiles_at(
+    pyramid: Pyramid, centers: np.ndarray, tile_px: int, *, mpp: float, image_mpp: float | None, edge: int | None = None
+) -> np.ndarray:
+    """(n, edge, edge, 3) uint8 pictures of what tiles cover; white where a centre is off the image.
+
+    Tiles have `tile_px` pixels of `mpp`, or of the image where that is NaN; with `edge` they are shown in fewer and
+    therefore larger pixels.
+    """
+    edge = tile_px if edge is None else edge
+    coarser, native = tile_px / edge, bool(np.isnan(mpp))
+    (field,) = plan_fields(
+        pyramid,
+        tile_px=edge,
+        mpp=None if native else mpp * coarser,
+        image_mpp=None if native else image_mpp,
+        context=(coarser if native else 1.0,),
+    )
+    out = np.full((len(centers), edge, edge, 3), 255, dtype=np.uint8)
+    inside = np.flatnonzero(pyramid.inside(centers))
+    batches = iter_tiles(
+        pyramid.levels[field.level],
+        centers[inside],
+        field,
+        chunk=pyramid.chunks[field.level],
+        colours=pyramid.colours,
+        batch_size=256,
+    )
+    for index, tiles in batches:
+        out[inside[index]] = tiles.permute(0, 2, 3, 1).numpy()
+    return out
 
 
 def tile_padding(pyramid: Pyramid, centers: np.ndarray, field: FieldOfView) -> np.ndarray:

@@ -5,36 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_choice, require_type
 from ragst_sd.pl import _style
-from ragst_sd.pl._figure import describe_figure_parameters, picture
+from ragst_sd.pl._figure import draws, picture
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
+    from typing import Unpack
 
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase
+
+    from ragst_sd.pl._figure import Drawing
 
 _TITLES = {"pearson": "Pearson correlation", "spearman": "Spearman correlation", "rmse": "root mean squared error"}
 
 
-@describe_figure_parameters
+@draws
 def benchmark(
     scores: pd.DataFrame,
     *,
     metric: str = "pearson",
     unit: str | None = None,
     baseline: str | None = None,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
-    return_ax: bool = False,
+    **drawing: Unpack[Drawing],
 ) -> Axes | None:
     """Plot a comparison of methods on held-out donors.
 
@@ -99,7 +96,7 @@ def benchmark(
 
     # Inches.
     width, height = 7.0 + 1.4 * (len(columns) - 1), 1.7 + 0.42 * len(values)
-    with picture(width, height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
+    with picture(width, height, **drawing) as figure:
         panel = figure.subplots()
         if metric == "pearson":
             heading = "Accuracy on held-out donors"
@@ -109,11 +106,10 @@ def benchmark(
         panel.set_title(heading, fontsize="large", pad=22)
         _style.write_columns(panel, columns)
         _legend(figure, values.columns, any_cites=bool(cites.any()))
-    return panel if return_ax else None
+    return panel if drawing.get("return_ax") else None
 
 
 def _check(scores: pd.DataFrame, unit: str | None) -> str:
-    import pandas as pd
 
     require_type(scores, pd.DataFrame, "scores", "Make it with `rg.tl.cross_validate`.")
     missing = [name for name in ("method", "fold", "sample", "gene", "unit", "metric", "value") if name not in scores]
@@ -130,8 +126,6 @@ def _check(scores: pd.DataFrame, unit: str | None) -> str:
 
 def _by_method(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Means of a metric, one line per method and one column per donor; empty where the scores do not hold it."""
-    import pandas as pd
-
     from ragst_sd._metrics import group_means
 
     if metric not in set(scores["metric"]):

@@ -10,22 +10,24 @@ from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
 from ragst_sd._validate import name_list
 from ragst_sd.pl import _maps, _style
-from ragst_sd.pl._figure import describe_figure_parameters, picture
+from ragst_sd.pl._figure import draws, picture
 from ragst_sd.pl._section import draw_spots, read_section
 from ragst_sd.pl._trust import distrust
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
+    from typing import Unpack
 
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
+    from ragst_sd.pl._figure import Drawing
+
 _COLORS = ("#E69F00", "#009E73", "#5659CC")
 
 
-@describe_figure_parameters
+@draws
 def composite(
     sdata: SpatialData,
     *,
@@ -33,12 +35,7 @@ def composite(
     prediction_key: str = "predicted",
     min_cv_pearson: float = MIN_CV_PEARSON,
     image_fade: float = 0.5,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
-    return_ax: bool = False,
+    **drawing: Unpack[Drawing],
 ) -> Axes | None:
     """Plot up to three predicted genes in one map, one colour each.
 
@@ -102,9 +99,7 @@ def composite(
     shares = np.clip((values[has] - low) / np.where(high > low, high - low, 1), 0, 1)
     inks = 1 - np.array([to_rgb(color) for color in _COLORS[: len(names)]])
     width, height = _maps.map_size(section, 5.0)
-    with picture(
-        width, height + _maps.TITLE, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax
-    ) as figure:
+    with picture(width, height + _maps.TITLE, **drawing) as figure:
         drawn = figure.add_subplot()
         _maps.draw_section(drawn, section, has, fade=image_fade)
         colors = 1 - np.clip(shares @ inks, 0, 1)
@@ -118,4 +113,4 @@ def composite(
                 weight="bold",
                 transform=drawn.transAxes,
             )
-    return drawn if return_ax else None
+    return drawn if drawing.get("return_ax") else None

@@ -5,26 +5,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import is_scrna
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
+from ragst_sd._truth import measured_values
 from ragst_sd._validate import name_list, require_choice, require_positive
 from ragst_sd.pl import _style
-from ragst_sd.pl._figure import describe_figure_parameters, picture
+from ragst_sd.pl._figure import draws, picture
 from ragst_sd.pl._maps import axes_in_rows
-from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._trust import distrust, has_intervals, intervals_of
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
+    from typing import Unpack
 
-    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
+    from ragst_sd.pl._figure import Drawing
     from ragst_sd.pl._trust import Intervals
 
 
@@ -32,7 +33,7 @@ SECTIONS = "sections brought to one mean"
 _LONGEST_LABEL = 30
 
 
-@describe_figure_parameters
+@draws
 def explain(
     sdata: SpatialData | AnnData,
     reference: AnnData,
@@ -46,12 +47,7 @@ def explain(
     layer: str | None = None,
     unit: str = "counts",
     min_cv_pearson: float = MIN_CV_PEARSON,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
-    return_ax: bool = False,
+    **drawing: Unpack[Drawing],
 ) -> dict[str, Axes] | None:
     """Plot the contribution of each measured spot to a predicted value.
 
@@ -145,7 +141,7 @@ def explain(
     n_rows = -(-len(genes) // per_row)
     # Inches of a waterfall with its rows of text.
     width, height = 8.0 * per_row, n_rows * (1.75 + 0.25 * max(map(len, steps.values())))
-    with picture(width, height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
+    with picture(width, height, **drawing) as figure:
         axes = dict(zip(genes, axes_in_rows(figure, len(genes), per_row), strict=True))
         for j, (gene, place) in enumerate(axes.items()):
             decimals = _style.decimals_for(steps[gene]["brings"])
@@ -164,11 +160,10 @@ def explain(
             place.set_xlabel(str(header["unit"]))
             if intervals is not None and np.isfinite(intervals.width[spot, j]):
                 low, high = intervals.lower[spot, j], intervals.upper[spot, j]
-                _draw_interval(place, low, high, len(steps[gene]) - 1, intervals)
-                _write_interval(place, low, high, intervals, left, decimals)
+                _draw_interval(place, low, high, len(steps[gene]) - 1, intervals, left, decimals)
             if np.isfinite(truth[j]):
                 _draw_truth(place, float(truth[j]), decimals)
-    return axes if return_ax else None
+    return axes if drawing.get("return_ax") else None
 
 
 def _require_values(spot: str, genes: list[str], totals: np.ndarray) -> None:
@@ -198,8 +193,6 @@ def steps_of(parts: pd.DataFrame, group_by: str, n_shown: int, *, scrna: bool = 
     scrna
         Whether the rows are cell types.
     """
-    import pandas as pd
-
     rows, mean, rest = split_lines(parts)
     weighted = (rows["weight"] * rows["value"]).fillna(0.0)
     rows = rows.assign(brings=rows["contribution"] if scrna else weighted)
@@ -300,7 +293,7 @@ def _draw_waterfall(ax: Axes, steps: pd.DataFrame, decimals: int, kind: str, *, 
 
 
 def value_text(value: float, decimals: int) -> str:
-    return _style.number(value, decimals) if np.isfinite(value) else "not measured"
+    return _style.number(value, decimals, missing="not measured")
 
 
 def brings_texts(steps: pd.DataFrame, decimals: int) -> list[str]:
@@ -316,14 +309,13 @@ def _draw_truth(ax: Axes, truth: float, decimals: int) -> None:
     _style.beside(ax, words, (truth, 1), (0, 3), coords, gid="measured")
 
 
-def _draw_interval(ax: Axes, low: float, high: float, row: int, intervals: Intervals) -> None:
-    """Draw a box on the prediction, hatched where it must not be read as an interval for new donors."""
+def _draw_interval(
+    ax: Axes, low: float, high: float, row: int, intervals: Intervals, left: float, decimals: int
+) -> None:
+    """Draw a box on the prediction, and write below the columns of numbers what it is and what must be said of it."""
+    # Hatched where it must not be read as an interval for new donors.
     style: dict[str, Any] = {"facecolor": "none", "edgecolor": "black", "hatch": intervals.hatch, "zorder": 3}
     ax.barh(row, high - low, left=low, height=0.34, gid="interval", **style)
-
-
-def _write_interval(ax: Axes, low: float, high: float, intervals: Intervals, left: float, decimals: int) -> None:
-    """Write an interval, and what must be said of it, below the columns of numbers."""
     words = f"{intervals.name}: {_style.number(low, decimals)} to {_style.number(high, decimals)}"
     _style.beside(ax, words, (0, 0), (left, -1.4 * _style.em()), gid="interval text")
     caveat = {"fontsize": "small", "color": _style.MUTED, "gid": "caveat"}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypedDict
+
+from matplotlib.axes import Axes
 
 from ragst_sd._validate import require_positive, require_type
 
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import TypeVar
 
-    from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase
 
     F = TypeVar("F", bound=Callable[..., Any])
@@ -56,8 +57,23 @@ return_ax
     Return the axes."""
 
 
-def describe_figure_parameters(function: F) -> F:
-    """Fill the place `{figure_parameters}` of a docstring with what all pictures share."""
+class Drawing(TypedDict, total=False):
+    """Arguments that all pictures share."""
+
+    figsize: tuple[float, float] | None
+    dpi: float | None
+    ax: Axes | None
+    show: bool | None
+    save: str | os.PathLike[str] | IO[bytes] | None
+    return_ax: bool
+
+
+def draws(function: F) -> F:
+    """Give a function that passes `Drawing` on these arguments by name, and say in its docstring what they are."""
+    own, shared = (inspect.signature(one) for one in (function, picture))
+    named = [one for one in own.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    named += [one for one in shared.parameters.values() if one.kind is one.KEYWORD_ONLY]
+    function.__signature__ = own.replace(parameters=named)  # type: ignore[attr-defined]
     if function.__doc__:
         function.__doc__ = inspect.cleandoc(function.__doc__).replace("{figure_parameters}", _FIGURE_PARAMETERS)
     return function
@@ -68,12 +84,12 @@ def picture(
     width: float,
     height: float,
     *,
-    ax: Axes | None,
-    figsize: tuple[float, float] | None,
-    dpi: float | None,
-    show: bool | None,
-    save: str | os.PathLike[str] | IO[bytes] | None,
-    return_ax: bool,
+    figsize: tuple[float, float] | None = None,
+    dpi: float | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | IO[bytes] | None = None,
+    return_ax: bool = False,
 ) -> Iterator[FigureBase]:
     """A figure to draw into, as large as designed or in the place of `ax`; saved, shown and closed as asked afterwards.
 
@@ -90,7 +106,6 @@ def picture(
     """
     import matplotlib as mpl
     import matplotlib.pyplot as plt
-    from matplotlib.axes import Axes
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     if dpi is not None:

@@ -5,28 +5,24 @@ from __future__ import annotations
 from textwrap import fill
 from typing import TYPE_CHECKING
 
+from spatialdata import SpatialData
+
 from ragst_sd._validate import require_positive
+from ragst_sd.pl import _response_panels as panels
 from ragst_sd.pl import _style
-from ragst_sd.pl._figure import describe_figure_parameters, picture
+from ragst_sd.pl._figure import draws, picture
 from ragst_sd.pl._maps import BAR, LETTERS, NOTE, TITLE, draw_map, require_fade, size_with_words
-from ragst_sd.pl._response_panels import (
-    bar_rows,
-    bars,
-    heat,
-    response_map,
-    response_section,
-    ring_far_spots,
-    scatter,
-)
 from ragst_sd.pl._responses import read_responses
+from ragst_sd.pl._section import read_section
 
 if TYPE_CHECKING:
-    import os
+    from typing import Unpack
 
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
-    from spatialdata import SpatialData
+
+    from ragst_sd.pl._figure import Drawing
 
 # Inches.
 _MAP, _SCATTER, _SIDE, _ROW, _HEAD, _STATES = 3.9, 3.6, 5.4, 0.3, 0.6, 0.6
@@ -36,7 +32,7 @@ _SCOPE = (
 )
 
 
-@describe_figure_parameters
+@draws
 def perturbation(
     data: SpatialData | AnnData,
     reference: AnnData | None = None,
@@ -53,12 +49,7 @@ def perturbation(
     vmin: float | None = None,
     vmax: float | None = None,
     image_fade: float = 0.5,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
-    return_ax: bool = False,
+    **drawing: Unpack[Drawing],
 ) -> dict[str, Axes] | None:
     """Plot a predicted response: against the measured response, with the cited responses, and on the tissue.
 
@@ -133,51 +124,41 @@ def perturbation(
     >>> list(axes)
     ['response', 'retrieved']
     """
-    from spatialdata import SpatialData
-
     require_positive(n_shown, "n_shown", whole=True)
     require_positive(n_genes, "n_genes", whole=True)
     require_fade(image_fade)
-    shown = read_responses(
-        data,
-        prediction_key=prediction_key,
-        perturbation=perturbation,
-        context=context,
-        reference=reference,
-        truth=truth,
-        group_by=group_by,
-    )
+    shown = read_responses(data, prediction_key, perturbation, context, reference, truth, group_by)
     n_shown, on_tissue, has_states = int(n_shown), isinstance(data, SpatialData), bool(shown.weights.shape[1])
-    side = [_HEAD + _ROW * bar_rows(shown, n_shown)]
+    side = [_HEAD + _ROW * panels.bar_rows(shown, n_shown)]
     if has_states:
         side.append(_HEAD + _ROW * min(n_shown, len(shown.cited)) + _STATES)
     widths, height = [_SIDE], sum(side)
     if shown.measured is not None:
         widths, height = [_SCATTER, *widths], max(height, _SCATTER + TITLE)
     if on_tissue:
-        section = response_section(data, shown, prediction_key)
-        panel = response_map(shown, cmap, vmin, vmax)
+        section = read_section(data, shown.table, shown.header, prediction_key, or_white=True)
+        panel = panels.response_map(shown, cmap, vmin, vmax)
         map_width, map_height, letters = size_with_words(section, _MAP, [panel])
         widths, height = [map_width + BAR, *widths], max(height, map_height)
     width, total = sum(widths), height + 2 * NOTE * on_tissue
-    with picture(width, total, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
+    with picture(width, total, **drawing) as figure:
         # Each panel in a grid of its own: its words then count as part of its width.
         grid = figure.add_gridspec(1, len(widths), width_ratios=widths)
         axes = {}
         if on_tissue:
             axes["map"] = figure.add_subplot(grid[0].subgridspec(1, 1)[0])
             draw_map(axes["map"], section, panel, fade=image_fade, letters=letters)
-            ring_far_spots(axes["map"], section, shown.table)
+            panels.ring_far_spots(axes["map"], section, shown.table)
             scope = fill(_SCOPE, int(1.1 * LETTERS * width))
             figure.supxlabel(scope, x=0.01, ha="left", fontsize="small", color=_style.MUTED, gid="scope")
         if shown.measured is not None:
             axes["response"] = figure.add_subplot(grid[-2].subgridspec(1, 1)[0])
-            scatter(axes["response"], shown, shown.measured, int(n_genes))
+            panels.scatter(axes["response"], shown, shown.measured, int(n_genes))
         # The last row stays empty, so that bars are as thick beside a high map as beside a low one.
         cells = grid[-1].subgridspec(len(side) + 1, 1, height_ratios=[*side, max(height - sum(side), 1e-3)])
         axes["retrieved"] = figure.add_subplot(cells[0])
-        bars(axes["retrieved"], shown, n_shown)
+        panels.bars(axes["retrieved"], shown, n_shown)
         if has_states:
             axes["weights"] = figure.add_subplot(cells[1])
-            heat(axes["weights"], shown, n_shown, group_by, cmap_weights)
-    return axes if return_ax else None
+            panels.heat(axes["weights"], shown, n_shown, group_by, cmap_weights)
+    return axes if drawing.get("return_ax") else None

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
+from ragst_sd._truth import measured_values
 from ragst_sd._validate import name_list
 from ragst_sd.pl import _maps, _style
-from ragst_sd.pl._figure import describe_figure_parameters, picture
-from ragst_sd.pl._measured import measured_values
+from ragst_sd.pl._figure import draws, picture
 from ragst_sd.pl._section import read_section
 from ragst_sd.pl._trust import distrust, greys, intervals_of
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
+    from typing import Unpack
 
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from spatialdata import SpatialData
 
-    from ragst_sd.pl._trust import Intervals
+    from ragst_sd.pl._figure import Drawing
 
 
-@describe_figure_parameters
+@draws
 def prediction(
     sdata: SpatialData,
     *,
@@ -44,12 +44,7 @@ def prediction(
     vmin: float | None = None,
     vmax: float | None = None,
     image_fade: float = 0.4,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: str | os.PathLike[str] | IO[bytes] | None = None,
-    return_ax: bool = False,
+    **drawing: Unpack[Drawing],
 ) -> dict[str, dict[str, Axes]] | None:
     """Plot predicted expression on the section, next to the measured values.
 
@@ -138,9 +133,14 @@ def prediction(
         row = [_maps.Map("predicted", title, shown, limits, colors, label, note, on_scale=on_scale)]
         if measured is not None:
             row.insert(0, _maps.Map("measured", f"{name} measured", truth, limits, colors, label, on_scale=on_scale))
-            row.append(_difference_map(shown - truth, cmap_difference))
+            difference, title = shown - truth, f"predicted {_style.MINUS} measured"
+            furthest = max(map(abs, _maps.limits_of(difference)))
+            ends = (-furthest, furthest)
+            row.append(_maps.Map("difference", title, difference, ends, cmap_difference, "difference"))
         if intervals is not None:
-            row.append(_interval_map(intervals, j, cmap_interval))
+            wide, label = intervals.width[:, j], f"width of the {intervals.name}"
+            ends, about = _maps.limits_of(wide), (intervals.caveat, intervals.hatch)
+            row.append(_maps.Map("interval", "interval width", wide, ends, cmap_interval, label, *about))
         maps[name] = row
 
     panels = [panel for row in maps.values() for panel in row]
@@ -149,31 +149,18 @@ def prediction(
     width = per_row * width + _maps.BAR * sum(bool(panel.label) for panel in panels[:per_row]) + 0.2
     height *= -(-len(panels) // per_row)
     axes = {}
-    with picture(width, height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
+    with picture(width, height, **drawing) as figure:
         places = iter(_maps.axes_in_rows(figure, len(panels), per_row))
         for name, row in maps.items():
             axes[name] = {panel.kind: next(places) for panel in row}
             for panel in row:
                 place, first = axes[name][panel.kind], panel is row[0]
                 _maps.draw_map(place, section, panel, fade=image_fade, letters=letters, scale_bar=first)
-    return axes if return_ax else None
-
-
-def _difference_map(difference: np.ndarray, cmap: str | Colormap) -> _maps.Map:
-    furthest = max(map(abs, _maps.limits_of(difference)))
-    title = f"predicted {_style.MINUS} measured"
-    return _maps.Map("difference", title, difference, (-furthest, furthest), cmap, "difference")
-
-
-def _interval_map(intervals: Intervals, column: int, cmap: str | Colormap) -> _maps.Map:
-    width, label = intervals.width[:, column], f"width of the {intervals.name}"
-    limits = _maps.limits_of(width)
-    return _maps.Map("interval", "interval width", width, limits, cmap, label, intervals.caveat, intervals.hatch)
+    return axes if drawing.get("return_ax") else None
 
 
 def _correlation(values: np.ndarray, measured: np.ndarray) -> str:
     from ragst_sd._metrics import pearson
 
     both = np.isfinite(values) & np.isfinite(measured)
-    score = pearson(values[both, None], measured[both, None])[0] if both.sum() > 1 else np.nan
-    return _style.number(score, 2) if np.isfinite(score) else "n/a"
+    return _style.number(pearson(values[both, None], measured[both, None])[0] if both.sum() > 1 else np.nan, 2)

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
+from ragst_sd._metrics import finite_mean
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
+from ragst_sd._truth import measured_values
 from ragst_sd._validate import listing, name_list, require_choice
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._curves import coverage, draw_calibration, draw_risk
-from ragst_sd.pl._figure import describe_figure_parameters, picture
-from ragst_sd.pl._measured import measured_values
+from ragst_sd.pl._figure import draws, picture
 from ragst_sd.pl._section import draw_rims, read_section
 from ragst_sd.pl._trust import distrust, greys, has_intervals, intervals_of
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
+    from typing import Unpack
 
     from anndata import AnnData
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
+    from ragst_sd.pl._figure import Drawing
     from ragst_sd.pl._trust import Intervals
 
 _WIDTH = "interval_width"
@@ -44,7 +46,7 @@ _MAPS = {
 _FIXED = {_keys.DISTANCE_PERCENTILE: (0.0, 100.0), _keys.EVIDENCE_SHARE: (0.0, 1.0)}
 
 
-@describe_figure_parameters
+@draws
 def reliability(
     sdata: SpatialData,
     *,
@@ -57,12 +59,7 @@ def reliability(
     metric: str = "nrmse",
     min_cv_pearson: float = MIN_CV_PEARSON,
     image_fade: float = 0.4,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: str | os.PathLike[str] | IO[bytes] | None = None,
-    return_ax: bool = False,
+    **drawing: Unpack[Drawing],
 ) -> dict[str, Axes] | None:
     """Plot where a prediction can be trusted and, with a truth, whether its uncertainty is right.
 
@@ -170,7 +167,7 @@ def reliability(
     # Inches of the maps and of the curves below them.
     heights = [-(-len(panels) // per_row) * height, 3.9][: 1 + bool(curves)]
     width, height = max(per_row * (width + _maps.BAR), 5.0 * len(curves)), sum(heights)
-    with picture(width, height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
+    with picture(width, height, **drawing) as figure:
         grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
         axes = dict(zip(names, _maps.axes_in_rows(figure, len(panels), per_row, grid[0]), strict=True))
         for name, panel in zip(names, panels, strict=True):
@@ -184,7 +181,7 @@ def reliability(
             for place, (name, draw) in zip(places, curves.items(), strict=True):
                 axes[name] = place
                 draw(place)
-    return axes if return_ax else None
+    return axes if drawing.get("return_ax") else None
 
 
 def _chosen(table: AnnData, intervals: Intervals | None, maps: Sequence[str] | None) -> list[str]:
@@ -219,10 +216,10 @@ def _map(
     cmap: Any = f"{_style.SEQUENTIAL}_r" if orders_errors else _style.NEUTRAL
     notes, hatch = [""], None
     if name == _WIDTH and intervals is not None:
-        values, hatch = _mean(intervals.width), intervals.hatch
+        values, hatch = finite_mean(intervals.width, axis=1), intervals.hatch
         label, notes = intervals.name, [intervals.caveat]
     elif name == _keys.DISAGREEMENT:
-        values = _mean(dense(table.layers[name][:, columns]))
+        values = finite_mean(dense(table.layers[name][:, columns]), axis=1)
     else:
         values = table.obs[name].to_numpy(float)
     if name in (_keys.DISAGREEMENT, _WIDTH):
@@ -239,10 +236,3 @@ def _map(
         notes = [some if outside else "no spot out of reference"]
     note = "; ".join(part for part in notes if part)
     return _maps.Map(name, title, values, _FIXED.get(name) or _maps.limits_of(values), cmap, label, note, hatch)
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the genes that have a value; NaN for spots without any."""
-    import pandas as pd
-
-    return pd.DataFrame(values).mean(axis=1).to_numpy(float)

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._annotation import rows_in_order, single_region
-from ragst_sd._elements import element_centers, resolve_shapes
-from ragst_sd.image.embedding import Pyramid
 from ragst_sd.pl import _style
 from ragst_sd.pl._maps import Map, limits_of
 from ragst_sd.pl._responses import correlation
-from ragst_sd.pl._section import Section, draw_spots, is_drawn_from_thumbnails, read_section, spot_reach
+from ragst_sd.pl._section import draw_rims
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
-    from spatialdata import SpatialData
 
     from ragst_sd.pl._responses import Measured, Shown
+    from ragst_sd.pl._section import Section
 
 _MOST_STATES = 12
 
@@ -51,7 +47,7 @@ def scatter(ax: Axes, shown: Shown, measured: Measured, n_genes: int) -> None:
         f"reliability {_style.number(facts[_keys.RELIABILITY], 2)}": np.isfinite(facts[_keys.RELIABILITY]),
     }
     note = ", ".join(text for text, there in known.items() if there)
-    _style.set_title(ax, f"{shown.perturbation}{where}, r = {_number(correlation(y, x))}", note)
+    _style.set_title(ax, f"{shown.perturbation}{where}, r = {_style.number(correlation(y, x), 2)}", note)
 
 
 def _name_genes(ax: Axes, measured: Measured, n_genes: int, size: float) -> None:
@@ -105,10 +101,10 @@ def bars(ax: Axes, shown: Shown, n_shown: int) -> None:
     ax.set_xlim(0, weights[0])
     columns = {
         "weight": [_style.percent(weight) for weight in weights[:n]],
-        "reliability": [_number(value) for value in shown.cited[_keys.RELIABILITY][:n]],
+        "reliability": [_style.number(value, 2) for value in shown.cited[_keys.RELIABILITY][:n]],
     }
     if shown.cited["agreement"].notna().any():
-        columns["r measured"] = [_number(value) for value in shown.cited["agreement"][:n]]
+        columns["r measured"] = [_style.number(value, 2) for value in shown.cited["agreement"][:n]]
     _style.write_columns(ax, columns)
     reach = _titled_rows(ax, title, {"perturbation": _row_names(shown, n)})
     rest = _used_here(shown) - n
@@ -147,35 +143,6 @@ def _titled_rows(ax: Axes, title: str, column: dict[str, list[str]]) -> float:
     return reach
 
 
-def _number(value: float) -> str:
-    return _style.number(value, 2) if np.isfinite(value) else "n/a"
-
-
-def response_section(sdata: SpatialData, shown: Shown, prediction_key: str) -> Section:
-    """The spots on their picture; on white where the object has none."""
-    table, header = shown.table, shown.header
-    if str(header["image_key"]) in sdata.images or is_drawn_from_thumbnails(sdata, header):
-        return read_section(sdata, table, header, prediction_key)
-    region = resolve_shapes(sdata, single_region(table))
-    element = sdata[region]
-    xy, index = element_centers(sdata, region)
-    order = rows_in_order(table, prediction_key, region, index)
-    centers, stated = xy[order], float(header["image_mpp"])
-    shapes = element.iloc[order] if hasattr(element, "geometry") else None
-    mpp = stated if np.isfinite(stated) else None
-    section = Section(Pyramid((), ()), mpp, centers, shapes, np.eye(3))
-    # More than is shown around the spots, whatever frame they lie in.
-    size = np.ptp(centers, axis=0)
-    rim = size.max() + 2 * spot_reach(section)
-    affine = np.eye(3)
-    affine[:2, 2] = rim - centers.min(axis=0)
-    width, height = np.ceil(size + 2 * rim).astype(int)
-    # Takes no memory, whatever the units of the element are.
-    white = np.broadcast_to(np.uint8(255), (3, height, width))
-    pyramid = Pyramid((white,), ((height, width),))
-    return replace(section, pyramid=pyramid, centers=centers + affine[:2, 2], affine=affine)
-
-
 def response_map(shown: Shown, cmap: str | Colormap, vmin: float | None, vmax: float | None) -> Map:
     """What the map shows and says."""
     from matplotlib.colors import ListedColormap
@@ -201,5 +168,4 @@ def ring_far_spots(ax: Axes, section: Section, table: AnnData) -> None:
     """Draw a ring around spots that the screen holds no cells like."""
     far = np.flatnonzero(table.obs[_keys.FAR_FROM_SCREEN].to_numpy(bool))
     if len(far):
-        style: dict[str, Any] = {"facecolors": "none", "edgecolors": "0.15", "linewidths": 0.8, "zorder": 4}
-        draw_spots(ax, section, far, label="far from the screen", **style)
+        draw_rims(ax, section, far, "0.15", 0.8, zorder=4, label="far from the screen")

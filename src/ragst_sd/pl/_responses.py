@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from ragst_sd import _keys
@@ -19,7 +20,6 @@ from ragst_sd.reference.perturbations import canonical
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -60,7 +60,6 @@ class Shown:
 
 def read_responses(
     data: SpatialData | AnnData,
-    *,
     prediction_key: str,
     perturbation: str | None,
     context: str | None,
@@ -184,7 +183,6 @@ def _by_row(part: AnnData, n_cited: int) -> np.ndarray:
 
 def _states(weights: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Weights by group; by row where there is one group and rows differ; nothing where all are alike."""
-    import pandas as pd
     from sklearn.decomposition import PCA
 
     if not weights.size or np.ptp(weights, axis=0).max() < _SAME:

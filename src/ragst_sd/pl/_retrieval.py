@@ -12,28 +12,29 @@ from ragst_sd._cell_types import cell_types, measured_columns
 from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
 from ragst_sd._validate import name_list, require_positive
+from ragst_sd.image.embedding import tiles_at
 from ragst_sd.pl import _style
 from ragst_sd.pl._explain import SECTIONS, brings_texts, facts, split_lines, steps_of, value_text
-from ragst_sd.pl._figure import describe_figure_parameters, picture
+from ragst_sd.pl._figure import draws, picture
 from ragst_sd.pl._maps import require_citations
-from ragst_sd.pl._section import draw_image, extent_of, read_section
+from ragst_sd.pl._section import draw_image, extent_of, field_widths, read_section
 from ragst_sd.pl._trust import distrust
 from ragst_sd.reference.schema import knows_tiles
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
+    from typing import Unpack
 
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
-    from ragst_sd.image.frames import FieldOfView
+    from ragst_sd.pl._figure import Drawing
     from ragst_sd.pl._section import Section
 
 
-@describe_figure_parameters
+@draws
 def retrieval(
     sdata: SpatialData,
     reference: AnnData,
@@ -43,12 +44,7 @@ def retrieval(
     prediction_key: str = "predicted",
     n_shown: int = 6,
     min_cv_pearson: float = MIN_CV_PEARSON,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
-    return_ax: bool = False,
+    **drawing: Unpack[Drawing],
 ) -> dict[str, Any] | None:
     """Plot the measured tissue that a predicted value came from.
 
@@ -127,7 +123,9 @@ def retrieval(
     lines = [parts[parts["query"] == name] for name in names]
     steps = [steps_of(part, "reference", int(n_shown)) for part in lines]
     section = read_section(sdata, table, header, prediction_key)
-    fields = _fields_of(section, header)
+    widths_px = field_widths(header, section)
+    tile_px, mpp = int(header["encoder"]["tile_px"]), float(header["encoder"]["mpp"])
+    pictures = tiles_at(section.pyramid, section.centers[spots], tile_px, mpp=mpp, image_mpp=section.mpp)
 
     levels = np.concatenate([step["start"] + step["brings"] for step in steps])
     decimals = _style.decimals_for(levels)
@@ -138,22 +136,19 @@ def retrieval(
     # Inches.
     widths, height = (3.0, 1.9, 1.05 * columns), 3.75 * len(names)
     axes = {}
-    with picture(
-        sum(widths), height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax
-    ) as figure:
+    with picture(sum(widths), height, **drawing) as figure:
         grid = figure.add_gridspec(2 * len(names), 3, height_ratios=(0.85, 1.2) * len(names), width_ratios=widths)
         for i, (name, spot) in enumerate(zip(names, spots, strict=True)):
             overview, tile = (figure.add_subplot(grid[2 * i : 2 * i + 2, j]) for j in (0, 1))
             strip, bars = (figure.add_subplot(grid[2 * i + j, 2]) for j in (0, 1))
-            pixels = _tile_pixels(section, spot, fields[0])
-            _draw_spot(overview, tile, section, spot, fields, pixels)
+            _draw_spot(overview, tile, section, section.centers[spot], widths_px, pictures[i])
             words = "\n".join([_style.shorten(f"spot {name}", 34), *([note] if note else [])])
             total = _style.number(steps[i]["brings"].iloc[-1], decimals)
             _style.set_title(overview, f"{gene} predicted {total}", words)
             strip.set_axis_off()
             rows = split_lines(lines[i])[0]["reference"]
             neighbors = _draw_neighbors(strip, steps[i], rows, reference, gene, decimals, columns)
-            _draw_thumbnail(strip, pixels, len(steps[i]) - 1, columns, "this spot", "", _style.QUERY)
+            _draw_thumbnail(strip, pictures[i], len(steps[i]) - 1, columns, "this spot", "", _style.QUERY)
             evidence = facts(table, header, spot)
             evidence.insert(1, f"effective number {table.obs[_keys.EFFECTIVE_N].iloc[spot]:.1f}")
             color = _style.ADJUSTMENT if table.obs[_keys.OUT_OF_REFERENCE].iloc[spot] else _style.MUTED
@@ -162,7 +157,7 @@ def retrieval(
             bars.set(ylim=(low - room * bool(low < 0), high + room))
             bars.set_ylabel("\n".join(["contribution", *wrap(str(header["unit"]), 14)]))
             axes[name] = {"section": overview, "tile": tile, "neighbors": neighbors, "contributions": bars}
-    if not return_ax:
+    if not drawing.get("return_ax"):
         return None
     return axes[names[0]] if isinstance(obs_names, str) else axes
 
@@ -197,62 +192,25 @@ def _require_pictures(reference: AnnData) -> None:
         raise ValueError(msg)
 
 
-def _fields_of(section: Section, header: dict[str, Any]) -> list[FieldOfView]:
-    """The tile, and then the wider fields of view that the encoder saw."""
-    from ragst_sd.image.embedding import plan_fields
-
-    geometry = header["encoder"]
-    mpp = float(geometry["mpp"])
-    in_pixels = np.isnan(mpp)
-    wider = {float(factor) for factor in np.ravel(geometry["context"]) if factor > 1}
-    return plan_fields(
-        section.pyramid,
-        tile_px=int(geometry["tile_px"]),
-        mpp=None if in_pixels else mpp,
-        image_mpp=None if in_pixels else section.mpp,
-        context=[1.0, *sorted(wider)],
-    )
-
-
-def _tile_pixels(section: Section, spot: int, field: FieldOfView) -> np.ndarray:
-    """uint8 RGB pixels of a spot's tile, as the encoder saw them."""
-    from ragst_sd.image.tiles import iter_tiles
-
-    pyramid = section.pyramid
-    batches = iter_tiles(
-        pyramid.levels[field.level],
-        section.centers[[spot]],
-        field,
-        chunk=pyramid.chunks[field.level],
-        colours=pyramid.colours,
-        batch_size=1,
-    )
-    _, tiles = next(batches)
-    return tiles[0].permute(1, 2, 0).numpy()
-
-
 def _draw_spot(
-    overview: Axes, tile: Axes, section: Section, spot: int, fields: list[FieldOfView], pixels: np.ndarray
+    overview: Axes, tile: Axes, section: Section, center: np.ndarray, edges: list[float], pixels: np.ndarray
 ) -> None:
     """Draw the section with the place of a spot (solid: its tile; broken: wider fields of view), and its tile."""
     from matplotlib.patches import ConnectionPatch, Rectangle
 
-    center = section.centers[spot]
-    edges = [field.window_px * float(np.mean(field.grid.scale)) for field in fields]
-    half = edges[0] / 2
+    (x, y), half = center, edges[0] / 2
     box = extent_of(section, half, on_image=True)
     draw_image(overview, section.pyramid, box, edge_px=700)
     for i, edge in enumerate(edges):
         width = 1.0 if i else 2.0
-        mark = Rectangle(center - edge / 2, edge, edge, fill=False, edgecolor=_style.QUERY, zorder=4)
+        mark = Rectangle((x - edge / 2, y - edge / 2), edge, edge, fill=False, edgecolor=_style.QUERY, zorder=4)
         mark.set(linewidth=width, linestyle=(0, (3, 2)) if i else "solid", path_effects=_style.halo(2 * width))
         overview.add_patch(mark)
     # Away from the lines to the tile, which go to the right.
-    is_low = center[1] > (box[2] + box[3]) / 2
+    is_low = y > (box[2] + box[3]) / 2
     _style.scale_bar(overview, section.mpp, "upper left" if is_low else "lower left")
     _style.frame(overview)
 
-    x, y = center
     tile.imshow(pixels, extent=(x - half, x + half, y + half, y - half), interpolation="bicubic")
     tile.set_anchor("NW")
     _style.scale_bar(tile, section.mpp)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,8 +42,10 @@ class Section:
     """From the element to the image."""
 
 
-def read_section(sdata: SpatialData, table: AnnData, header: dict[str, Any], prediction_key: str) -> Section:
-    """The image that a prediction was made from, and its spots.
+def read_section(
+    sdata: SpatialData, table: AnnData, header: dict[str, Any], prediction_key: str, *, or_white: bool = False
+) -> Section:
+    """The image that a prediction was made from, and its spots; on white if asked for, where the image is not there.
 
     Raises
     ------
@@ -51,15 +53,16 @@ def read_section(sdata: SpatialData, table: AnnData, header: dict[str, Any], pre
         If the image or the shapes are not in the object.
     """
     image_key = str(header["image_key"])
-    by_patch = is_drawn_from_thumbnails(sdata, header)
-    if not image_key:
+    by_patch = _is_drawn_from_thumbnails(sdata, header)
+    on_white = or_white and image_key not in sdata.images and not by_patch
+    if not image_key and not on_white:
         msg = (
             f"The embedding {str(header['use_rep'])!r} does not say on which image its spots lie (`sdata.images` has "
             f"{listing(sdata.images)}). Name it with `rg.pp.use_features(sdata, features={str(header['use_rep'])!r}, "
             "image_key=...)` and predict again."
         )
         raise ValueError(msg)
-    if image_key not in sdata.images and not by_patch:
+    if image_key not in sdata.images and not by_patch and not on_white:
         msg = (
             f"The prediction was made from image {image_key!r}, which is not in `sdata.images` (it has "
             f"{listing(sdata.images)}). Add it, or read the object with its images."
@@ -73,8 +76,19 @@ def read_section(sdata: SpatialData, table: AnnData, header: dict[str, Any], pre
         )
         raise ValueError(msg)
     shapes_key = resolve_shapes(sdata, region)
-    if by_patch:
-        return _on_thumbnails(sdata, table, header, shapes_key, prediction_key)
+    if by_patch or on_white:
+        xy, index = element_centers(sdata, shapes_key)
+        order, element = rows_in_order(table, prediction_key, shapes_key, index), sdata[shapes_key]
+        shapes = element.iloc[order] if hasattr(element, "geometry") else None
+        if on_white:
+            mpp = float(header["image_mpp"])
+            alone = Section(Pyramid((), ()), mpp if np.isfinite(mpp) else None, xy[order], shapes, np.eye(3))
+            # More than is shown around the spots, whatever frame they lie in.
+            return _on_white(alone, float(np.ptp(xy[order], axis=0).max()) + 2 * spot_reach(alone))
+        alone = Section(Pyramid((), ()), embedded_mpp_of(sdata, header), xy[order], shapes, np.eye(3))
+        own = sdata.tables[str(header["table_key"])]
+        pictures = np.asarray(own.obsm[_keys.THUMBNAIL])[own.obs_names.get_indexer(table.obs_names)]
+        return _on_thumbnails(alone, pictures, patch_edge(own, alone.mpp, xy))
     found = centers_in_pixels(
         sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=str(header["coordinate_system"])
     )
@@ -89,7 +103,7 @@ def read_section(sdata: SpatialData, table: AnnData, header: dict[str, Any], pre
     )
 
 
-def is_drawn_from_thumbnails(sdata: SpatialData, header: dict[str, Any]) -> bool:
+def _is_drawn_from_thumbnails(sdata: SpatialData, header: dict[str, Any]) -> bool:
     """Whether a section came without a slide, with small pictures of its spots instead."""
     key = str(header.get("table_key"))
     return (
@@ -100,34 +114,28 @@ def is_drawn_from_thumbnails(sdata: SpatialData, header: dict[str, Any]) -> bool
     )
 
 
-def _on_thumbnails(
-    sdata: SpatialData, table: AnnData, header: dict[str, Any], shapes_key: str, prediction_key: str
-) -> Section:
-    """Spots on the small pictures that they came with, each laid where its spot is."""
-    own = sdata.tables[str(header["table_key"])]
-    pictures = np.asarray(own.obsm[_keys.THUMBNAIL])[own.obs_names.get_indexer(table.obs_names)]
-    xy, index = element_centers(sdata, shapes_key)
-    order = rows_in_order(table, prediction_key, shapes_key, index)
-    mpp = embedded_mpp_of(sdata, header)
-    edge = patch_edge(own, mpp, xy)
-    low = xy[order].min(axis=0) - edge / 2
-    size = np.ptp(xy[order], axis=0) + edge
-    px = max(1, min(pictures.shape[1], int(_CANVAS_PX * edge / size.max())))
-    scale = px / edge
+def _on_white(alone: Section, margin: float, scale: float = 1.0) -> Section:
+    """Spots without an image on white, with a margin around their centres, at a scale."""
+    low, size = alone.centers.min(axis=0) - margin, np.ptp(alone.centers, axis=0) + 2 * margin
     affine = np.array([[scale, 0, -scale * low[0]], [0, scale, -scale * low[1]], [0, 0, 1]])
-    centers = apply_affine(affine, xy[order])
     width, height = np.ceil(size * scale).astype(int) + 1
-    canvas = np.full((3, height, width), 255, np.uint8)
-    corners = np.rint(centers - px / 2).astype(int)
+    # Takes no memory, whatever the units of the element are.
+    white = np.broadcast_to(np.uint8(255), (3, height, width))
+    mpp = None if alone.mpp is None else alone.mpp / scale
+    pyramid = Pyramid((white,), ((height, width),))
+    return Section(pyramid, mpp, apply_affine(affine, alone.centers), alone.element, affine)
+
+
+def _on_thumbnails(alone: Section, pictures: np.ndarray, edge: float) -> Section:
+    """Spots on the small pictures that they came with, each as wide as `edge` and laid where its spot is."""
+    longest = np.ptp(alone.centers, axis=0).max() + edge
+    px = max(1, min(pictures.shape[1], int(_CANVAS_PX * edge / longest)))
+    section = _on_white(alone, edge / 2, px / edge)
+    canvas = np.array(section.pyramid.levels[0])
+    corners = np.rint(section.centers - px / 2).astype(int)
     for (x, y), picture in zip(corners, shrunk(pictures, px), strict=True):
         canvas[:, y : y + px, x : x + px] = np.moveaxis(picture, -1, 0)
-    return Section(
-        pyramid=Pyramid((canvas,), ((height, width),)),
-        mpp=None if mpp is None else mpp / scale,
-        centers=centers,
-        element=sdata[shapes_key].iloc[order],
-        affine=affine,
-    )
+    return replace(section, pyramid=replace(section.pyramid, levels=(canvas,)))
 
 
 def extent_of(section: Section, margin: float, *, on_image: bool = False) -> Box:
@@ -190,40 +198,47 @@ def read_picture(pyramid: Pyramid, box: Box, *, edge_px: int) -> tuple[np.ndarra
     return pixels, (left, left + width, top, top + height)
 
 
-def spot_reach(section: Section) -> float:
-    """Half the size of the largest spot in pixels."""
+def field_widths(header: dict[str, Any], section: Section) -> list[float]:
+    """Widths in pixels of the image of the tile and, growing, of the wider fields of view."""
+    encoder, mpp = header["encoder"], float(header["encoder"]["mpp"])
+    width = int(encoder["tile_px"]) * (1.0 if np.isnan(mpp) else mpp / float(section.mpp or mpp))
+    wider = {float(factor) for factor in np.ravel(encoder["context"]) if factor > 1}
+    return [width * factor for factor in (1.0, *sorted(wider))]
+
+
+def disc_radii(section: Section) -> np.ndarray | None:
+    """(n,) radius of each spot in pixels; `None` where spots have outlines."""
     from scipy.spatial import KDTree
 
-    element = section.element
-    if element is None:
+    if section.element is None:
         points = np.unique(section.centers, axis=0)
-        if len(points) < 2:
-            return 1.0
         # Points have no size; neighbouring circles of this size do not touch.
-        nearest = KDTree(points).query(points, k=2)[0][:, 1]
-        return 0.4 * float(np.median(nearest))
-    scale = similarity_scale(section.affine)
-    if "radius" in element:
-        return float(element["radius"].max()) * scale
-    bounds = element.geometry.bounds
-    edges = np.maximum(bounds["maxx"] - bounds["minx"], bounds["maxy"] - bounds["miny"])
-    return float(edges.max()) / 2 * scale
+        nearest = KDTree(points).query(points, k=2)[0][:, 1] if len(points) > 1 else 2.5
+        return np.full(len(section.centers), 0.4 * np.median(nearest))
+    if "radius" in section.element:
+        return section.element["radius"].to_numpy(float) * similarity_scale(section.affine)
+    return None
+
+
+def spot_reach(section: Section) -> float:
+    """Half the size of the largest spot in pixels."""
+    radii = disc_radii(section)
+    if radii is None:
+        bounds = section.element.geometry.bounds
+        edges = np.maximum(bounds["maxx"] - bounds["minx"], bounds["maxy"] - bounds["miny"])
+        return float(edges.max()) / 2 * similarity_scale(section.affine)
+    return float(radii.max())
 
 
 def draw_spots(ax: Axes, section: Section, rows: np.ndarray, **style: Any) -> Collection:
     """Draw spots in true size: circles by their radius, everything else by its outline."""
     from matplotlib.collections import PathCollection
 
-    element = section.element
-    if element is None:
-        diameter = np.full(len(rows), 2 * spot_reach(section))
-    elif "radius" in element:
-        radius = element["radius"].to_numpy(float)[rows]
-        diameter = 2 * radius * similarity_scale(section.affine)
-    else:
-        paths = [_outline(shape, section.affine) for shape in element.geometry.iloc[rows]]
+    radii = disc_radii(section)
+    if radii is None:
+        paths = [_outline(shape, section.affine) for shape in section.element.geometry.iloc[rows]]
         return ax.add_collection(PathCollection(paths, **style), autolim=False)
-    return draw_discs(ax, section.centers[rows], diameter, **style)
+    return draw_discs(ax, section.centers[rows], 2 * radii[rows], **style)
 
 
 def draw_rims(ax: Axes, section: Section, rows: np.ndarray, color: str, width: float, **style: Any) -> None:

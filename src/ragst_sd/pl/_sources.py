@@ -14,16 +14,17 @@ from ragst_sd._pitch import spot_pitch
 from ragst_sd._results import predicted
 from ragst_sd._validate import require_choice, require_positive
 from ragst_sd.pl import _maps, _style
-from ragst_sd.pl._figure import describe_figure_parameters, picture
+from ragst_sd.pl._figure import draws, picture
 from ragst_sd.pl._section import draw_discs, read_section, spot_reach
 
 if TYPE_CHECKING:
-    import os
+    from typing import Unpack
 
     import pandas as pd
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
+    from ragst_sd.pl._figure import Drawing
     from ragst_sd.pl._section import Section
 
 _GROUPS = (_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY, "license", "citation")
@@ -50,7 +51,7 @@ class _Sources:
         return self.shares.notna().all(axis=1).to_numpy()
 
 
-@describe_figure_parameters
+@draws
 def sources(
     sdata: SpatialData,
     *,
@@ -58,12 +59,7 @@ def sources(
     prediction_key: str = "predicted",
     n_shown: int = 7,
     image_fade: float = 0.5,
-    figsize: tuple[float, float] | None = None,
-    dpi: float | None = None,
-    ax: Axes | None = None,
-    show: bool | None = None,
-    save: str | os.PathLike[str] | None = None,
-    return_ax: bool = False,
+    **drawing: Unpack[Drawing],
 ) -> dict[str, Any] | None:
     """Plot which donors, organs or sources contribute to which region of a prediction.
 
@@ -144,7 +140,7 @@ def sources(
     # Inches of the section and of the small maps below it.
     heights = [size[1] + 1.0, -(-n_maps // _PER_ROW) * (small[1] + 0.35)][: 1 + bool(n_maps)]
     width, height = max(size[0] + 5.2, _PER_ROW * small[0] + _maps.BAR), sum(heights)
-    with picture(width, height, ax=ax, figsize=figsize, dpi=dpi, show=show, save=save, return_ax=return_ax) as figure:
+    with picture(width, height, **drawing) as figure:
         grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
         upper = grid[0].subgridspec(1, 2, width_ratios=(size[0], 1.9))
         drawn, bars = figure.add_subplot(upper[0]), figure.add_subplot(upper[1])
@@ -158,7 +154,7 @@ def sources(
         if n_maps:
             groups = dict(zip(names, _maps.axes_in_rows(figure, n_maps, _PER_ROW, grid[1]), strict=True))
             _draw_groups(groups, section, shown, (1 + image_fade) / 2)
-    return {"section": drawn, "weights": bars, "groups": groups} if return_ax else None
+    return {"section": drawn, "weights": bars, "groups": groups} if drawing.get("return_ax") else None
 
 
 def _sources(cited: pd.DataFrame, spots: pd.Index, group_by: str, n_shown: int) -> _Sources:

@@ -52,8 +52,10 @@ def decimals_for(values: Sequence[float] | np.ndarray) -> int:
     return int(np.clip(2 - np.floor(np.log10(largest)), 2, 5)) if largest > 0 else 2
 
 
-def number(value: float, decimals: int, *, sign: bool = False) -> str:
+def number(value: float, decimals: int, *, sign: bool = False, missing: str = "n/a") -> str:
     """A number for a picture: a true minus sign, and no minus before zero."""
+    if not np.isfinite(value):
+        return missing
     rounded = round(float(value), decimals) + 0.0
     text = f"{rounded:+.{decimals}f}" if sign and rounded else f"{rounded:.{decimals}f}"
     return text.replace("-", MINUS)

@@ -2,36 +2,68 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import hashlib
+import html
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ragst_sd import _keys
+import numpy as np
+
+from ragst_sd import _keys, _results
 from ragst_sd._annotation import single_region
 from ragst_sd._elements import require_sdata
-from ragst_sd._page import bears
+from ragst_sd._page import bears, read_text
 from ragst_sd._replacing import replace_text
-from ragst_sd._results import (
-    MIN_CV_PEARSON,
-    MOST_UNLIKE,
-    OBS_COLUMNS,
-    matching_bank,
-    predicted,
-    require_columns,
-    unlike_share,
-)
+from ragst_sd._truth import measured_values
 from ragst_sd._validate import require_key, require_positive
-from ragst_sd.pl._measured import measured_values
 from ragst_sd.pl._section import read_section
-from ragst_sd.pl._viewer_numbers import choose_genes
-from ragst_sd.pl._viewer_page import MARK, Page, page_within_limit
+from ragst_sd.pl._viewer_numbers import choose_genes, collect_numbers
+from ragst_sd.pl._viewer_pictures import collect_pictures
 from ragst_sd.retrieval.grounding import FLAGGED
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from anndata import AnnData
     from spatialdata import SpatialData
+
+
+# The page's promise, in bytes.
+LIMIT = 30_000_000
+MARK = '<meta name="generator" content="ragst_sd viewer">'
+# Decimals of values; the last one is given up before the limit on the size of the page is.
+_DECIMALS = (3, 2)
+_QUALITIES = (85, 72, 58, 45)
+_SCRIPTS = ("decode.js", "numbers.js", "map.js", "details.js", "main.js")
+_COLORMAPS = ("viridis", "viridis_r", "cividis", "PuOr_r")
+
+
+@dataclass(frozen=True)
+class Page:
+    """A viewer page: shows itself in a notebook, and knows where it was written."""
+
+    html: str = field(repr=False)
+    path: Path | None
+    """The file, if one was written."""
+    height: int = 900
+    """Height in a notebook, in pixels."""
+
+    def _repr_html_(self) -> str:
+        source = html.escape(self.html, quote=True)
+        return (
+            f'<iframe srcdoc="{source}" title="ragst_sd viewer" sandbox="allow-scripts" width="100%" '
+            f'height="{self.height}" style="border: 1px solid #ccc"></iframe>'
+        )
+
+    def __fspath__(self) -> str:
+        if self.path is None:
+            msg = "The page was not written to a file; call `rg.pl.viewer(..., path=...)`."
+            raise TypeError(msg)
+        return str(self.path)
 
 
 def viewer(
@@ -142,9 +174,9 @@ def viewer(
     if target is not None and target.exists() and not bears(target, MARK):
         msg = f"`path` {str(path)!r} exists and is no viewer page; it is not replaced. Choose another name."
         raise FileExistsError(msg)
-    table, header = predicted(sdata, prediction_key, exact=True)
-    bank = matching_bank(reference, header)
-    require_columns(table, OBS_COLUMNS)
+    table, header = _results.predicted(sdata, prediction_key, exact=True)
+    bank = _results.matching_bank(reference, header)
+    _results.require_columns(table, _results.OBS_COLUMNS)
     require_key(_keys.EVIDENCE, table.layers, "table.layers", "`rg.tl.predict` writes it; predict again.")
     chosen = choose_genes(table, genes)
     section = read_section(sdata, table, header, prediction_key)
@@ -156,9 +188,32 @@ def viewer(
     if truth is not None:
         measured = pd.DataFrame(truth[0], columns=truth[1]).reindex(columns=names).to_numpy()
     facts = _facts(table, header, single_region(table) if title is None else title)
-    page = page_within_limit(
-        bank, reference.obsm.get(_keys.THUMBNAIL), table, header, chosen, measured, section, int(n_shown), facts
-    )
+
+    def pages() -> Iterator[str]:
+        """The page, then with coarser pictures, and at last with fewer decimals."""
+        pictures = None
+        for most_decimals in _DECIMALS:
+            arrays, about = collect_numbers(bank, table, header, chosen, measured, int(n_shown), most_decimals)
+            if pictures is None:
+                cited = bank.obs.index.get_indexer(about["names"]["cited"])
+                pictures = collect_pictures(section, header, reference.obsm.get(_keys.THUMBNAIL), cited)
+            arrays |= pictures.places
+            blocks = {name: _pack(values) for name, values in arrays.items()}
+            described = {name: {"dtype": str(v.dtype), "shape": list(v.shape)} for name, v in arrays.items()}
+            head = facts | about | {"image": pictures.facts, "blocks": described, "colormaps": _colormaps()}
+            for quality in _QUALITIES:
+                yield _fill(head, {"numbers": blocks, **pictures.encode(quality)})
+
+    for page in pages():
+        size = len(page.encode())
+        if size <= LIMIT:
+            break
+    else:
+        msg = (
+            f"A page of {table.n_obs} spots and {len(chosen)} genes would take {size / 1e6:.0f} MB, more than "
+            f"{LIMIT / 1e6:.0f} MB. Choose fewer genes with `genes=`, or predict part of the section."
+        )
+        raise ValueError(msg)
     if target is not None:
         replace_text(target, page)
     return Page(page, target, int(height))
@@ -166,7 +221,7 @@ def viewer(
 
 def _facts(table: AnnData, header: dict[str, Any], title: str) -> dict[str, Any]:
     """What the page says about the whole prediction."""
-    unlike = unlike_share(table.obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))
+    unlike = _results.unlike_share(table.obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))
     return {
         "title": title,
         "method": str(header["method"]),
@@ -175,9 +230,48 @@ def _facts(table: AnnData, header: dict[str, Any], title: str) -> dict[str, Any]
         "n_cited": len(header[_keys.CITED]),
         "donors": sorted(set(header[_keys.CITED][_keys.DONOR].astype(str))),
         "share_outside": float(table.obs[_keys.OUT_OF_REFERENCE].to_numpy(bool).mean()),
-        "share_unlike": round(unlike, 4) if unlike > MOST_UNLIKE else None,
+        "share_unlike": round(unlike, 4) if unlike > _results.MOST_UNLIKE else None,
         "far_percentile": 100 * (1 - FLAGGED),
         # Below these a spot gets a warning on the page.
         "little_evidence": 0.5,
-        "little_trust": MIN_CV_PEARSON,
+        "little_trust": _results.MIN_CV_PEARSON,
     }
+
+
+def _fill(head: dict[str, Any], data: dict[str, dict[str, str]]) -> str:
+    """The page out of what its scripts read first, and texts that stand for bytes, by kind and name."""
+    from jinja2 import Environment
+
+    template, style = (read_text(f"pl/viewer_page/{name}") for name in ("page.html", "page.css"))
+    script = "\n".join(read_text(f"pl/viewer_page/{name}") for name in _SCRIPTS)
+    environment = Environment(autoescape=True)
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    return environment.from_string(template).render(
+        mark=MARK,
+        style=style,
+        style_digest=_digest(style),
+        script=script,
+        script_digest=_digest(script),
+        head=head,
+        data=data,
+    )
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _pack(values: np.ndarray) -> str:
+    """Base64 of the compressed bytes, first all first bytes, then all second ones: like stands by like."""
+    little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+    planes = little.reshape(-1).view(np.uint8).reshape(-1, little.dtype.itemsize).T
+    # No time stamp: the same input gives the same page.
+    return base64.b64encode(gzip.compress(planes.tobytes(), compresslevel=6, mtime=0)).decode()
+
+
+def _colormaps() -> dict[str, str]:
+    """256 colours each, as hexadecimal digits."""
+    import matplotlib as mpl
+
+    steps = np.linspace(0, 1, 256)
+    return {name: mpl.colormaps[name](steps, bytes=True)[:, :3].tobytes().hex() for name in _COLORMAPS}

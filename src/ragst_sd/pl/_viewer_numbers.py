@@ -13,6 +13,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._cited_values import level_means, measured_values
+from ragst_sd._metrics import relative_spread
 from ragst_sd._results import OBS_COLUMNS, gene_index
 from ragst_sd.get._regression_lines import mean_of_stack
 from ragst_sd.pl._trust import has_intervals, intervals_of
@@ -78,7 +79,9 @@ def collect_numbers(
         "corrections": different,
     }
     if _keys.DISAGREEMENT in table.layers:
-        arrays[_keys.DISAGREEMENT] = relative_disagreement(table, genes).astype(np.float32)
+        arrays[_keys.DISAGREEMENT] = relative_spread(dense(table.layers[_keys.DISAGREEMENT][:, genes])).astype(
+            np.float32
+        )
     if intervals is not None:
         arrays |= _distances(intervals, multiples["prediction"], decimals)
     cited, labels = header[_keys.CITED].iloc[shown], {}
@@ -102,15 +105,6 @@ def collect_numbers(
         "names": {"spots": list(table.obs_names), "cited": list(cited["reference"])},
     }
     return arrays, facts
-
-
-def relative_disagreement(table: AnnData, genes: np.ndarray) -> np.ndarray:
-    """Of each spot: disagreement of its cited rows over what is usual for the gene, mean over the genes that have it."""
-    import pandas as pd
-
-    spread = pd.DataFrame(dense(table.layers[_keys.DISAGREEMENT][:, genes]))
-    usual = spread.mean()
-    return (spread / usual.where(usual > 0)).mean(axis=1).to_numpy()
 
 
 def _of_genes(table: AnnData, name: str) -> np.ndarray:

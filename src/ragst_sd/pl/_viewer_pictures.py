@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragst_sd.image.embedding import plan_fields
+from ragst_sd.image.embedding import tiles_at
 from ragst_sd.image.frames import similarity_scale
-from ragst_sd.image.tiles import iter_tiles
-from ragst_sd.pl._section import extent_of, read_picture, spot_reach
+from ragst_sd.pl._section import disc_radii, extent_of, field_widths, read_picture, spot_reach
 from ragst_sd.reference.schema import knows_tiles
 
 if TYPE_CHECKING:
@@ -58,13 +57,14 @@ def collect_pictures(section: Section, header: dict[str, Any], thumbnails: Any, 
     n_spots, square = len(section.centers), _are_squares(section)
     fitting = (e for e in _TILE_EDGES[:-1] if e <= tile_px and n_spots * e**2 <= _TILE_PIXELS)
     edge = next(fitting, _TILE_EDGES[-1])
-    images = {"tiles": _sheets(_spot_tiles(section, tile_px, mpp, edge))}
+    tiles = tiles_at(section.pyramid, section.centers, tile_px, mpp=mpp, image_mpp=section.mpp, edge=edge)
+    images = {"tiles": _sheets(tiles)}
     facts = {
         "corner": [left, top],
         "width": right - left,
         "height": bottom - top,
         "mpp": section.mpp,
-        "fields": _fields(header, section),
+        "fields": field_widths(header, section),
         "tile_um": None if level_mpp is None else tile_px * level_mpp,
         "square": square,
         "sheet_px": _SHEET_PX,
@@ -89,42 +89,9 @@ def collect_pictures(section: Section, header: dict[str, Any], thumbnails: Any, 
     return Pictures(images, {name: values.astype(np.float32) for name, values in places.items()}, facts)
 
 
-def _fields(header: dict[str, Any], section: Section) -> list[float]:
-    """Widths in pixels of the image of the tile and, growing, of the wider fields of view."""
-    encoder, mpp = header["encoder"], float(header["encoder"]["mpp"])
-    width = int(encoder["tile_px"]) * (1.0 if np.isnan(mpp) else mpp / float(section.mpp or mpp))
-    wider = {float(factor) for factor in np.ravel(encoder["context"]) if factor > 1}
-    return [width * factor for factor in (1.0, *sorted(wider))]
-
-
-def _spot_tiles(section: Section, tile_px: int, mpp: float, edge: int) -> np.ndarray:
-    """What the encoder's tile covers, in fewer and therefore larger pixels; white for spots that lie off the image."""
-    pyramid, coarser, native = section.pyramid, tile_px / edge, bool(np.isnan(mpp))
-    (field,) = plan_fields(
-        pyramid,
-        tile_px=edge,
-        mpp=None if native else mpp * coarser,
-        image_mpp=None if native else section.mpp,
-        context=(coarser if native else 1.0,),
-    )
-    out = np.full((len(section.centers), edge, edge, 3), 255, dtype=np.uint8)
-    inside = np.flatnonzero(pyramid.inside(section.centers))
-    batches = iter_tiles(
-        pyramid.levels[field.level],
-        section.centers[inside],
-        field,
-        chunk=pyramid.chunks[field.level],
-        colours=pyramid.colours,
-        batch_size=256,
-    )
-    for index, tiles in batches:
-        out[inside[index]] = tiles.permute(0, 2, 3, 1).numpy()
-    return out
-
-
 def _are_squares(section: Section) -> bool:
     """Whether spots are tiles of a grid rather than discs."""
-    if section.element is None or "radius" in section.element:
+    if disc_radii(section) is not None:
         return False
     first = section.element.geometry.iloc[0]
     return first.geom_type == "Polygon" and len(first.exterior.coords) == 5
@@ -132,13 +99,11 @@ def _are_squares(section: Section) -> bool:
 
 def _radii(section: Section, *, square: bool) -> np.ndarray:
     """Half the width of each spot in pixels; other outlines than discs and squares count as discs of their area."""
-    if section.element is None:
-        return np.full(len(section.centers), spot_reach(section))
-    if "radius" in section.element:
-        radii = section.element["radius"].to_numpy(float)
-    else:
-        radii = np.sqrt(section.element.geometry.make_valid().area.to_numpy(float) / (4.0 if square else np.pi))
-    return radii * similarity_scale(section.affine)
+    radii = disc_radii(section)
+    if radii is None:
+        areas = section.element.geometry.make_valid().area.to_numpy(float)
+        radii = np.sqrt(areas / (4.0 if square else np.pi)) * similarity_scale(section.affine)
+    return radii
 
 
 def _sheets(tiles: np.ndarray) -> list[Image]:

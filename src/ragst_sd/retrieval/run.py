@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ragst_sd.retrieval.bank import Bank, Query, Selection, eligible_counts
-from ragst_sd.retrieval.block_search import search_in_blocks
 from ragst_sd.retrieval.conformal import limits_around
 from ragst_sd.retrieval.evidence import disagreement, evidence_share
 from ragst_sd.retrieval.grounding import Grounding, distance_in_phi, grounding_of
 from ragst_sd.retrieval.methods import METHODS, features_of, phi_of
 from ragst_sd.retrieval.regression import REGRESSION, solve_regression
-from ragst_sd.retrieval.search import find_candidates
+from ragst_sd.retrieval.search import find_candidates, search_in_blocks
 from ragst_sd.retrieval.stack import mean_of_eligible, nothing_cited
 from ragst_sd.retrieval.training import reference_mean
 

@@ -24,16 +24,7 @@ from ragst_sd.reference.schema import COMPARABLE, differing_fields, embed_alike,
 from ragst_sd.reference.stacking import stack_matrices, stack_rows
 from ragst_sd.reference.symbols import SPECIES
 from ragst_sd.retrieval.projection import standardize as standardize_embedding
-from ragst_sd.tl._sections import (
-    ON_DUPLICATE,
-    SOURCE_FIELDS,
-    Wanted,
-    read_section,
-    report_duplicates,
-    row_annotations,
-    section_statistics,
-    source_table,
-)
+from ragst_sd.tl import _sections
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +33,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from ragst_sd.reference.duplicates import Fingerprint
-    from ragst_sd.tl._sections import Section
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +155,7 @@ def build_reference(
     >>> sorted(reference.obs["donor"].unique())
     ['donor1', 'donor2']
     """
-    require_choice(on_duplicate, ON_DUPLICATE, "on_duplicate")
+    require_choice(on_duplicate, _sections.ON_DUPLICATE, "on_duplicate")
     require_choice(unit, UNITS, "unit")
     if orthologues_to is not None:
         require_choice(orthologues_to, SPECIES, "orthologues_to")
@@ -180,13 +170,17 @@ def build_reference(
         raise ValueError(msg)
     require_known(sources or {}, named, "sources", " names samples")
     for sample, given in (sources or {}).items():
-        require_known(given, SOURCE_FIELDS, f"sources[{sample!r}]", " has unknown fields")
-    sections: list[Section] = []
-    wanted = Wanted(use_rep, table_key, donor_key, layer, unit, obs, thumbnails)
+        require_known(given, _sections.SOURCE_FIELDS, f"sources[{sample!r}]", " has unknown fields")
+    sections: list[_sections.Section] = []
+    wanted = _sections.Wanted(use_rep, table_key, donor_key, layer, unit, obs, thumbnails)
     tasks = ((sample, sdata, (sources or {}).get(sample, {})) for sample, sdata in named.items())
     # Objects in memory stay here; functions are called where the files are read.
     elsewhere = all(callable(sdata) for sdata in named.values())
-    read = spread_over_workers(read_section, tasks, wanted) if elsewhere else (read_section(wanted, t) for t in tasks)
+    read = (
+        spread_over_workers(_sections.read_section, tasks, wanted)
+        if elsewhere
+        else (_sections.read_section(wanted, t) for t in tasks)
+    )
     for section in read:
         if sections:
             _check_same_embedding(sections[0], section)
@@ -219,9 +213,9 @@ def build_reference(
     kept = kept if genes is None else names_among(genes, kept, "genes", ": no section measured")
     normalized = [_normalize(section, section.names[naming], shared, kept, unit) for section in sections]
     factors = [own for own, _ in normalized]
-    report_duplicates([recognised for _, recognised in normalized], on_duplicate)
+    _sections.report_duplicates([recognised for _, recognised in normalized], on_duplicate)
     del normalized
-    obs_of_rows = row_annotations(sections, panel_of)
+    obs_of_rows = _sections.row_annotations(sections, panel_of)
     embedding = stack_rows(section.take("embedding") for section in sections)
     pictures = stack_rows(section.take("thumbnails") for section in sections) if thumbnails else None
     given = stack_matrices([section.take("expression") for section in sections])
@@ -231,8 +225,8 @@ def build_reference(
         "donor_key": donor_key,
         "obs": np.asarray(obs, dtype=str),
         "encoder": {name: sections[0].header[name] for name in (*COMPARABLE, "precision")},
-        "sections": section_statistics(sections),
-        "sources": source_table(sections),
+        "sections": _sections.section_statistics(sections),
+        "sources": _sections.source_table(sections),
         "normalization": {
             "unit": _keys.UNIT,
             "target_sum": TARGET_SUM,
@@ -265,7 +259,7 @@ def build_reference(
     return reference
 
 
-def _check_same_embedding(first: Section, section: Section) -> None:
+def _check_same_embedding(first: _sections.Section, section: _sections.Section) -> None:
     clauses = differing_fields(first.header, section.header)
     if first.embedding.shape[1] != section.embedding.shape[1]:
         clauses.append(f"width: {first.embedding.shape[1]} against {section.embedding.shape[1]}")
@@ -278,7 +272,7 @@ def _check_same_embedding(first: Section, section: Section) -> None:
 
 
 def _normalize(
-    section: Section, names: list[str], shared: list[str], kept: list[str], unit: str
+    section: _sections.Section, names: list[str], shared: list[str], kept: list[str], unit: str
 ) -> tuple[np.ndarray, Fingerprint]:
     """Limit a section to rows with a size factor and to the genes kept.
 

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank, standardized
@@ -17,17 +18,9 @@ from ragst_sd.retrieval.conformal import UNITS
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.regression import REGRESSION
 from ragst_sd.retrieval.training import dense
+from ragst_sd.tl import _fold_scores
 from ragst_sd.tl._fit import train_on
 from ragst_sd.tl._fit_tissue import fit_tissue
-from ragst_sd.tl._fold_scores import (
-    FEWEST_SPOTS,
-    about_the_data,
-    counts_for_ceiling,
-    gene_scores,
-    held_sections,
-    predict_held,
-    write_gene_trust,
-)
 from ragst_sd.tl._folds import Fold, inner_group_key, outer_folds, training_part
 from ragst_sd.tl._intervals import far_distance, gene_floor, held_out_scores, quantiles_by_level
 from ragst_sd.tl._waiting import expected_seconds, in_parts, say_if_long
@@ -35,11 +28,9 @@ from ragst_sd.tl._waiting import expected_seconds, in_parts, say_if_long
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import pandas as pd
     from anndata import AnnData
 
     from ragst_sd.retrieval.bank import Bank
-    from ragst_sd.tl._fold_scores import HeldSection
 
 logger = logging.getLogger(__name__)
 
@@ -133,8 +124,6 @@ def calibrate(
     >>> query.tables["predicted"].uns["retrieval"]["interval_unit"]
     'donor'
     """
-    import pandas as pd
-
     bank = open_bank(reference)
     wanted = np.unique(np.atleast_1d(np.asarray(levels, dtype=np.float64)))
     if not len(wanted) or not ((wanted > 0) & (wanted < 1)).all():
@@ -146,7 +135,7 @@ def calibrate(
         raise ValueError(msg)
     folds = outer_folds(bank, None, n_folds=int(n_folds))
     raw, bank, fit = np.asarray(bank.embedding), standardized(reference, bank), bank.fit
-    counts, values, floor = counts_for_ceiling(reference, bank), bank.values, gene_floor(bank)
+    counts, values, floor = _fold_scores.counts_for_ceiling(reference, bank), bank.values, gene_floor(bank)
     kind = METHODS[fit.method].options
     options = {name: tuple(x.tolist()) if isinstance(x, np.ndarray) else x for name, x in fit.options.items()}
     # A fit of an earlier release may have options that are gone.
@@ -176,15 +165,15 @@ def calibrate(
                 metric=fit.metric,
             )
             for section in _sections_of(bank, fold, list(part.genes)):
-                parts.append(about_the_data(bank, section, counts=counts, rng=run.rng))
+                parts.append(_fold_scores.about_the_data(bank, section, counts=counts, rng=run.rng))
                 rows, genes = section.rows, section.genes
                 columns = bank.genes.get_indexer(genes)
-                selected, found = predict_held(refitted, bank.at_rows(rows), genes, with_disagreement=True)
+                selected, found = _fold_scores.predict_held(refitted, bank.at_rows(rows), genes, with_disagreement=True)
                 truth, distance = values[rows][:, columns], selected.grounding.distance
                 of_section = held_out_scores(dense(truth), found, distance, floor[columns], far_distance(refitted.fit))
                 scores[np.ix_(rows, columns)] = of_section
-                if len(rows) >= FEWEST_SPOTS:
-                    accuracy = gene_scores(found["prediction"], truth, genes, metrics=["pearson"])
+                if len(rows) >= _fold_scores.FEWEST_SPOTS:
+                    accuracy = _fold_scores.gene_scores(found["prediction"], truth, genes, metrics=["pearson"])
                     parts.append(accuracy.assign(method=fit.method, fold=section.fold, sample=section.sample))
             fits.finish()
 
@@ -208,15 +197,15 @@ def calibrate(
         "share_inside": inside,
     }
     reference.uns[_keys.ATTRS] = {**reference.uns[_keys.ATTRS], _keys.CALIBRATION: calibration}
-    write_gene_trust(reference, pd.concat(parts, ignore_index=True), fit.method, fit_hash=fit.fit_hash)
+    _fold_scores.write_gene_trust(reference, pd.concat(parts, ignore_index=True), fit.method, fit_hash=fit.fit_hash)
 
 
-def _sections_of(bank: Bank, fold: Fold, genes: list[str]) -> Iterator[HeldSection]:
+def _sections_of(bank: Bank, fold: Fold, genes: list[str]) -> Iterator[_fold_scores.HeldSection]:
     """Held-out sections, named by their donor; all genes that they and the training rows measured."""
     donors = bank.obs[_keys.DONOR].astype(str).to_numpy()[fold.held]
     for donor in dict.fromkeys(donors):
         own = Fold(donor, fold.training, fold.held[donors == donor])
-        yield from held_sections(bank, own, genes, set())
+        yield from _fold_scores.held_sections(bank, own, genes, set())
 
 
 def _report(levels: np.ndarray, units: list[str], inside: np.ndarray, quantiles: np.ndarray) -> None:

@@ -11,14 +11,7 @@ import pandas as pd
 from ragst_sd._labels import labels
 from ragst_sd._validate import listing
 from ragst_sd.reference.schema import check_calibration
-from ragst_sd.retrieval.conformal import (
-    UNITS,
-    IntervalRule,
-    attainable,
-    group_threshold,
-    interval_scale,
-    spot_threshold,
-)
+from ragst_sd.retrieval import conformal
 from ragst_sd.retrieval.threads import on_threads
 
 if TYPE_CHECKING:
@@ -67,7 +60,7 @@ def held_out_scores(
     truth: np.ndarray, found: Values, distance: np.ndarray, floor: np.ndarray, far: float
 ) -> np.ndarray:
     """(n, genes) float32 errors in units of their scale; NaN where nothing was predicted or a gene never varies."""
-    scale = interval_scale(found["disagreement"], floor, distance, far)
+    scale = conformal.interval_scale(found["disagreement"], floor, distance, far)
     error = np.abs(truth - found["prediction"]).astype(np.float32)
     return np.divide(error, scale, out=np.full(scale.shape, np.nan, dtype=np.float32), where=scale > 0)
 
@@ -102,8 +95,10 @@ def quantiles_by_level(
         own = np.asfortranarray(scores[:, block])
         count = np.isfinite(own).sum(axis=0)
         for i, (level, unit) in enumerate(zip(levels, units, strict=True)):
-            pooled = unit == UNITS[-1]
-            out[block, i] = spot_threshold(own, level) if pooled else group_threshold(own, groups[unit], level)
+            pooled = unit == conformal.UNITS[-1]
+            out[block, i] = (
+                conformal.spot_threshold(own, level) if pooled else conformal.group_threshold(own, groups[unit], level)
+            )
             known = np.isfinite(out[block, i])
             inside[block, i][known] = (own <= out[block, i]).sum(axis=0)[known] / count[known]
 
@@ -114,9 +109,9 @@ def quantiles_by_level(
 def _unit(groups: dict[str, np.ndarray], level: float) -> str:
     """The largest unit of which there are enough."""
     for name, codes in groups.items():
-        if attainable(len(np.unique(codes)), level):
+        if conformal.attainable(len(np.unique(codes)), level):
             return name
-    return UNITS[-1]
+    return conformal.UNITS[-1]
 
 
 def check_level(bank: Bank, level: float) -> int:
@@ -151,7 +146,7 @@ def interval_rule(
     *,
     as_calibrated: bool,
     calibrated_on: Sequence[str] = (),
-) -> IntervalRule:
+) -> conformal.IntervalRule:
     """The rule of a calibrated level, with warnings about what it rests on.
 
     Parameters
@@ -166,12 +161,12 @@ def interval_rule(
     units = labels(np.atleast_1d(calibration["units"])).astype(str)
     unit = str(units[place])
     quantiles = np.asarray(calibration["quantiles"], dtype=np.float32)[gene_index]
-    if unit != UNITS[0]:
+    if unit != conformal.UNITS[0]:
         logger.warning(
             "Intervals at %g rest on %s (%d donors were calibrated on, too few for that level): their coverage on new "
             "donors is not assured.",
             levels[place],
-            "sections" if unit == UNITS[1] else "single spots",
+            "sections" if unit == conformal.UNITS[1] else "single spots",
             int(calibration["n_donors"]),
         )
     if not as_calibrated:
@@ -186,4 +181,4 @@ def interval_rule(
         )
     floor = np.asarray(calibration["floor"], dtype=np.float32)[gene_index]
     far = float(calibration["far_distance"])
-    return IntervalRule(float(levels[place]), unit, levels, units, quantiles, quantiles[:, place], floor, far)
+    return conformal.IntervalRule(float(levels[place]), unit, levels, units, quantiles, quantiles[:, place], floor, far)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
@@ -24,7 +25,6 @@ from ragst_sd.tl._sections import ON_DUPLICATE, report_duplicates
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import pandas as pd
     import scipy.sparse as sp
     from anndata import AnnData
 
@@ -207,7 +207,6 @@ def _rows(name: str, reference: AnnData, header: dict[str, Any], plan: Plan, pan
 
 
 def _assemble(pieces: list[_Piece], headers: list[dict[str, Any]], plan: Plan) -> AnnData:
-    import pandas as pd
     import scipy.sparse as sp
 
     values, counts, embedding, pictures, annotations = zip(*pieces, strict=True)
@@ -220,25 +219,23 @@ def _assemble(pieces: list[_Piece], headers: list[dict[str, Any]], plan: Plan) -
         logger.warning("Not all references have `obsm['thumbnail']`: the merged one has none.")
     first = headers[0]
     donor_keys = {str(header["donor_key"]) for header in headers}
-    sections = {name: np.concatenate([header["sections"][name] for header in headers]) for name in first["sections"]}
-    samples = np.array(
-        [str(sample) for sample in sections["sample"]]
-    )  # not `astype`: as read from disk, it does not cast
-    kept = np.isin(samples, obs[_keys.SAMPLE].cat.categories)
-    header = {
+    joined = {
         "use_rep": str(first["use_rep"]),
         "standardize": bool(first["standardize"]),
         "donor_key": donor_keys.pop() if len(donor_keys) == 1 else _keys.DONOR,
         "obs": np.array([str(column) for column in first["obs"]], dtype=str),
         "encoder": dict(first["encoder"]),
-        "sections": {name: column[kept] for name, column in sections.items()},
-        "sources": pd.concat([header["sources"] for header in headers]).loc[samples[kept]],
+        "sections": {
+            name: np.concatenate([header["sections"][name] for header in headers]) for name in first["sections"]
+        },
+        "sources": pd.concat([header["sources"] for header in headers]),
         "normalization": {
             **first["normalization"],
             "size_factor_genes": np.asarray(plan.size_factor_genes, dtype=str),
         },
         "panels": np.asarray(plan.panels, dtype=str),
     }
+    header = of_rows(joined, obs)
     merged = new_reference(
         header,
         plan.genes,
@@ -249,7 +246,9 @@ def _assemble(pieces: list[_Piece], headers: list[dict[str, Any]], plan: Plan) -
         thumbnails=None if without else _of_one_size(pictures),
         measured=plan.measured,
     )
-    logger.info("Merged reference of %d spots, %d sections, %d genes.", merged.n_obs, kept.sum(), merged.n_vars)
+    logger.info(
+        "Merged reference of %d spots, %d sections, %d genes.", merged.n_obs, len(header["sources"]), merged.n_vars
+    )
     return merged
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anndata as ad
 import numpy as np
 
 from ragst_sd import _keys
@@ -79,7 +80,6 @@ def new_store(path: str | os.PathLike[str], n: int, n_genes: int, *, intervals: 
 
 def fill_store(place: Path, part: Part, selection: Selection, finite: np.ndarray) -> Values:
     """Write all blocks, here or on the workers of a cluster, and give the table's arrays as they lie on disk."""
-    import anndata as ad
     import zarr
 
     n = len(selection.rows)
@@ -114,7 +114,6 @@ def _fill_block(place: str, part: Part, task: tuple[int, Selection, np.ndarray])
 
 def finish(place: Path, table: AnnData) -> None:
     """Write all parts of the table that are in memory beside the arrays on disk."""
-    import anndata as ad
     import zarr
 
     group = zarr.open_group(place, mode="r+")

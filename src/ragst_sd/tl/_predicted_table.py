@@ -76,12 +76,20 @@ def predicted_table(
     )
     if _keys.SPATIAL in query.table.obsm:
         table.obsm[_keys.SPATIAL] = np.asarray(query.table.obsm[_keys.SPATIAL]).copy()
+    limited: dict[str, Any] = {}
+    if selected.level_rows.size:
+        limited[_keys.LEVEL_ROWS] = selected.level_rows
+    if selected.eligible is not None:
+        # By bits, in the order of ids: rows may lie in another order when they are asked for.
+        by_id = selected.eligible[:, np.argsort(bank.ids, kind="stable")]
+        limited[_keys.REGRESSION_ROWS] = np.packbits(by_id, axis=1)
+    if rule is not None:
+        limited |= {_keys.INTERVAL_LEVEL: rule.level, _keys.INTERVAL_UNIT: rule.unit}
+        limited |= {_keys.INTERVAL_LEVELS: rule.levels, _keys.INTERVAL_UNITS: rule.units}
     table.uns[_keys.RETRIEVAL] = {
         "schema_version": _keys.SCHEMA_VERSION,
         "task": "histology",
         **_made_with(bank),
-        **({_keys.LEVEL_ROWS: selected.level_rows} if selected.level_rows.size else {}),
-        **({} if selected.eligible is None else {_keys.REGRESSION_ROWS: _packed(selected.eligible, bank.ids)}),
         "table_key": query.table_key,
         "use_rep": query.use_rep,
         "image_key": query.header["image_key"],
@@ -89,7 +97,7 @@ def predicted_table(
         "image_mpp": float(query.header["image_mpp"]),
         "search_recall": float(selected.recall),
         **settings,
-        **({} if rule is None else _about_intervals(rule)),
+        **limited,
         _keys.CITED: cited,
     }
     return TableModel.parse(
@@ -121,15 +129,6 @@ def _made_with(bank: Bank) -> dict[str, Any]:
     }
 
 
-def _about_intervals(rule: IntervalRule) -> dict[str, Any]:
-    return {
-        _keys.INTERVAL_LEVEL: rule.level,
-        _keys.INTERVAL_UNIT: rule.unit,
-        _keys.INTERVAL_LEVELS: rule.levels,
-        _keys.INTERVAL_UNITS: rule.units,
-    }
-
-
 def cite_rows(
     ids: np.ndarray,
     obs: pd.DataFrame,
@@ -156,11 +155,6 @@ def cite_rows(
     lines.index = lines.index.astype(str)
     lines.index.name = None
     return place[rows], lines
-
-
-def _packed(eligible: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Masks of rows by bits, in the order of their ids: rows may lie in another order when they are asked for."""
-    return np.packbits(eligible[:, np.argsort(ids, kind="stable")], axis=1)
 
 
 def _about_genes(bank: Bank, genes: np.ndarray) -> dict[str, Any]:

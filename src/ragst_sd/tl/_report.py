@@ -5,22 +5,24 @@ from __future__ import annotations
 import logging
 import os
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import single_region
 from ragst_sd._caveats import sentences
-from ragst_sd._page import bears, to_html, to_markdown
+from ragst_sd._page import Picture, bears, number, to_html, to_markdown
 from ragst_sd._replacing import replace_text
 from ragst_sd._results import MIN_CV_PEARSON, OBS_COLUMNS, VAR_COLUMNS, matching_bank, predicted, require_columns
 from ragst_sd._truth import if_it_fits, shown_truth
 from ragst_sd.tl._report_facts import gather
-from ragst_sd.tl._report_maps import draw_maps
 
 if TYPE_CHECKING:
     import pandas as pd
-    from anndata import AnnData
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,12 @@ logger = logging.getLogger(__name__)
 _MADE_BY = "made by rg.tl.report"
 _TEMPLATE = "tl/_report.md.jinja"
 _SUFFIXES = (".md", ".html")
+_DPI = 200
+_TRUST = (
+    "How far to trust the spots: how much the measured spots behind a value disagree, mean over genes, and the distance "
+    "to the nearest measured tissue, as a percentile of that of held-out spots of the reference (0 is nearest). Dark is "
+    "where errors are larger. Spots with an orange rim are out of reference; hollow spots have no prediction."
+)
 
 
 def report(
@@ -108,8 +116,6 @@ def report(
     >>> [path.name for path in paths]
     ['donor3.md', 'donor3.html']
     """
-    from anndata import AnnData
-
     table, header = predicted(sdata, prediction_key, exact=True)
     bank = matching_bank(reference, header)
     require_columns(table, (*OBS_COLUMNS, *VAR_COLUMNS))
@@ -119,12 +125,12 @@ def report(
         raise ValueError(msg)
     truth, measured = shown_truth(sdata, table, truth_key), None
     if truth is not None:
-        agreement = partial(_agreement, sdata, table, header, prediction_key, truth_key=truth, layer=layer, unit=unit)
-        measured = if_it_fits(agreement, truth_key)
+        compared = {"prediction_key": prediction_key, "truth_key": truth, "layer": layer, "unit": unit}
+        measured = if_it_fits(partial(_agreement, sdata, table, compared), truth_key)
     facts = gather(prediction_key, table, header, bank, measured)
     why_none = _why_no_maps(sdata, table, header, pictures=pictures)
     drawn = truth if measured is not None and layer is None and unit == "counts" else None
-    maps = [] if why_none else draw_maps(sdata, facts, prediction_key=prediction_key, truth_key=drawn)
+    maps = [] if why_none else _draw_maps(sdata, facts, prediction_key=prediction_key, truth_key=drawn)
     facts |= {topic: sentences(topic, facts) for topic in ("not_assessed", "not_to_conclude")}
     facts |= {"pictures": maps, "why_no_pictures": why_none, "min_cv_pearson": MIN_CV_PEARSON}
     markdown, illustrated = (to_markdown(_TEMPLATE, {**facts, "as_html": as_html}) for as_html in (False, True))
@@ -154,22 +160,12 @@ def _paths(path: str | os.PathLike[str], *, overwrite: bool) -> tuple[Path, Path
     return markdown, page
 
 
-def _agreement(
-    sdata: SpatialData,
-    table: AnnData,
-    header: dict[str, Any],
-    prediction_key: str,
-    *,
-    truth_key: str,
-    layer: str | None,
-    unit: str,
-) -> pd.DataFrame:
+def _agreement(sdata: SpatialData, table: AnnData, compared: dict[str, Any]) -> pd.DataFrame:
     """Agreement with measured values of the section, one line per gene."""
     from ragst_sd.tl._evaluate import evaluate
 
     has_intervals = _keys.LOWER in table.layers and _keys.UPPER in table.layers
     metrics = ["pearson", "rmse", *(["coverage"] if has_intervals else [])]
-    compared: dict[str, Any] = {"prediction_key": prediction_key, "truth_key": truth_key, "layer": layer, "unit": unit}
     long = evaluate(sdata, **compared, genes=None, n_genes=None, metrics=metrics)
     wide = long[long["gene"] != ""].groupby(["gene", "metric"])["value"].mean().unstack()
     wide = wide.reindex([gene for gene in table.var_names if gene in wide.index])
@@ -179,8 +175,6 @@ def _agreement(
 
 def _why_no_maps(sdata: SpatialData | AnnData, table: AnnData, header: dict[str, Any], *, pictures: bool) -> str:
     """Why nothing can be drawn; empty if it can."""
-    from anndata import AnnData
-
     if not pictures:
         return "they were not asked for."
     if isinstance(sdata, AnnData):
@@ -190,3 +184,34 @@ def _why_no_maps(sdata: SpatialData | AnnData, table: AnnData, header: dict[str,
         return f"image `{image}` is not in the object."
     region = single_region(table)
     return "" if region in sdata.shapes or region in sdata.points else f"`{region}` is not in the object."
+
+
+def _draw_maps(
+    sdata: SpatialData, facts: dict[str, Any], *, prediction_key: str, truth_key: str | None
+) -> list[Picture]:
+    """The best-trusted gene as predicted (and measured), and how far to trust each spot."""
+    import ragst_sd.pl as pl
+
+    pictures = []
+    table, score = facts["table"], facts["score"]
+    values = np.asarray(table.X)
+    allowed, beside = np.isfinite(values).any(axis=0), "predicted"
+    if truth_key is not None:
+        allowed &= table.var_names.isin(sdata.tables[truth_key].var_names)
+        beside = "measured, predicted and their difference"
+    if allowed.any():
+        score = np.where(allowed, score, np.nan)
+        if np.isfinite(score).any():
+            best = np.nanargmax(score)
+            why = f"the gene that is predicted best on held-out {facts['held_out']}s (r = {number(score[best])})"
+        else:
+            best = np.flatnonzero(allowed)[np.nanvar(values[:, allowed], axis=0).argmax()]
+            why = "the gene whose prediction varies most; how well it is predicted was not assessed"
+        gene, png = str(table.var_names[best]), BytesIO()
+        pl.prediction(
+            sdata, genes=gene, prediction_key=prediction_key, truth_key=truth_key or False, save=png, dpi=_DPI
+        )
+        pictures.append(Picture("gene.png", png.getvalue(), f"{gene}, {beside}: {why}."))
+    png = BytesIO()
+    pl.reliability(sdata, prediction_key=prediction_key, truth_key=False, image_fade=0.5, save=png, dpi=_DPI)
+    return [*pictures, Picture("trust.png", png.getvalue(), _TRUST)]

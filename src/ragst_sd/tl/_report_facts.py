@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._encoder_facts import encoder_facts
@@ -15,7 +16,6 @@ from ragst_sd._results import MIN_CV_PEARSON, N_GENES, most_variable, unlike_sha
 from ragst_sd.retrieval.grounding import FLAGGED
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
     from ragst_sd.retrieval.bank import Bank
@@ -71,7 +71,7 @@ def gather(
         "assessed": bool(np.isfinite(score).any()),
         "n_assessed": int(np.isfinite(score).sum()),
         "n_low": int((score < MIN_CV_PEARSON).sum()),
-        "median_score": median(score),
+        "median_score": float(var[_keys.CV_PEARSON].median()),
         "accuracy": _means(table, var[_keys.CV_PEARSON]),
         "agreement": None if measured is None else _means(table, measured["pearson"]),
         "has_noise_ceiling": bool(var[_keys.NOISE_CEILING].notna().any()),
@@ -82,11 +82,11 @@ def gather(
         "out_share": float(out.mean()),
         "flagged": FLAGGED,
         "unlike_share": unlike if np.isfinite(unlike) else None,
-        "disagreement": mean_over_genes(table.layers[_keys.DISAGREEMENT])
+        "disagreement": finite_mean(table.layers[_keys.DISAGREEMENT], axis=1)
         if _keys.DISAGREEMENT in table.layers
         else None,
-        "effective_n": median(obs[_keys.EFFECTIVE_N]),
-        "evidence_share": median(obs[_keys.EVIDENCE_SHARE]),
+        "effective_n": float(obs[_keys.EFFECTIVE_N].median()),
+        "evidence_share": float(obs[_keys.EVIDENCE_SHARE].median()),
         **_fit(header, bank),
         **_intervals(table, header, predicted_spots),
     }
@@ -106,24 +106,8 @@ def _means(table: AnnData, pearson: pd.Series) -> dict[str, Any]:
     }
 
 
-def median(values: Any) -> float:
-    """The median of what is known."""
-    known = np.asarray(values, dtype=float)
-    known = known[np.isfinite(known)]
-    return float(np.median(known)) if len(known) else np.nan
-
-
-def mean_over_genes(values: Any) -> np.ndarray:
-    """(spots,) mean of the values that are known."""
-    import pandas as pd
-
-    return pd.DataFrame(np.asarray(values)).mean(axis=1).to_numpy(float)
-
-
 def _sources(table: AnnData, header: dict[str, Any], bank: Bank) -> pd.DataFrame:
     """One line per section of the reference: donors, tissue, technology, license, citation, rows, cited, weight."""
-    import pandas as pd
-
     rows, weights = np.asarray(table.obsm[_keys.ROWS]), np.asarray(table.obsm[_keys.WEIGHTS], dtype=float)
     used = (rows >= 0) & (weights > 0)
     cited = pd.DataFrame({"row": rows[used], "weight": weights[used]})
@@ -141,8 +125,6 @@ def _sources(table: AnnData, header: dict[str, Any], bank: Bank) -> pd.DataFrame
 
 def _assessed_genes(var: pd.DataFrame) -> pd.DataFrame:
     """The genes that were assessed, the best first."""
-    import pandas as pd
-
     var = var[var[_keys.CV_PEARSON].notna()].sort_values(_keys.CV_PEARSON, ascending=False, kind="stable")
     columns = {
         "gene": var.index,

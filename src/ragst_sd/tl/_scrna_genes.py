@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -125,28 +125,11 @@ def _with_genes(table: AnnData, values: np.ndarray, genes: Genes) -> AnnData:
     var = pd.DataFrame(np.nan, index=pd.Index(genes.scrna), columns=table.var.columns)
     var[_keys.N_MEASURED] = 0
     var[_keys.EVIDENCE] = pd.Categorical([_keys.SCRNA] * len(var), categories=table.var[_keys.EVIDENCE].cat.categories)
-    var = pd.concat([table.var, var]).astype(table.var.dtypes).loc[genes.order]
-    place = pd.Index([*table.var_names, *genes.scrna]).get_indexer(genes.order)
-
-    def widen(old: Any, new: np.ndarray) -> np.ndarray:
-        return np.concatenate([old, new], axis=1)[:, place]
-
-    unknown = np.full_like(values, np.nan)
-    wide = ad.AnnData(
-        widen(table.X, values),
-        obs=table.obs,
-        var=var,
-        layers={
-            name: widen(layer, values if name == _keys.EVIDENCE else unknown)
-            for name, layer in table.layers.items()
-            if name is not None
-        },
-        obsm=dict(table.obsm),
-        varm={
-            name: np.concatenate([held, np.full((len(genes.scrna), *np.shape(held)[1:]), np.nan)])[place]
-            for name, held in table.varm.items()
-        },
-        uns=table.uns,
-    )
+    layers = {name: np.full_like(values, np.nan) for name in table.layers if name is not None}
+    layers |= {_keys.EVIDENCE: values}
+    varm = {name: np.full((len(var), *held.shape[1:]), np.nan) for name, held in table.varm.items()}
+    extra = ad.AnnData(values, obs=table.obs, var=var, layers=layers, varm=varm)
+    wide = ad.concat([table, extra], axis="var", merge="first", uns_merge="first")[:, genes.order].copy()
+    wide.var = pd.concat([table.var, var]).astype(table.var.dtypes).loc[genes.order]
     wide.var.index.name = table.var.index.name
     return wide

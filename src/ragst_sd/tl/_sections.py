@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted, spot_centers
@@ -19,8 +20,7 @@ from ragst_sd._reference import LABELS
 from ragst_sd._resolution import embedded_mpp_of
 from ragst_sd._stored_expression import offered_names, stored_expression
 from ragst_sd._validate import listing, require_key
-from ragst_sd.image.embedding import plan_fields
-from ragst_sd.image.tiles import iter_tiles
+from ragst_sd.image.embedding import tiles_at
 from ragst_sd.reference.duplicates import find_duplicates
 from ragst_sd.reference.genes import duplicates
 from ragst_sd.reference.normalize import OR_LOGS, check_counts, check_log_normalized
@@ -28,7 +28,6 @@ from ragst_sd.reference.panels import PANEL
 from ragst_sd.reference.schema import knows_tiles
 
 if TYPE_CHECKING:
-    import pandas as pd
     import scipy.sparse as sp
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -178,8 +177,6 @@ def _usable_rows(table: AnnData, finite: np.ndarray, matrix: sp.csr_matrix, wher
 
 def row_annotations(sections: list[Section], panel_of: Mapping[str, str]) -> pd.DataFrame:
     """One line per spot."""
-    import pandas as pd
-
     frames = []
     for section in sections:
         frame = section.obs.copy()
@@ -218,8 +215,6 @@ def section_statistics(sections: list[Section]) -> dict[str, np.ndarray]:
 
 def source_table(sections: list[Section]) -> pd.DataFrame:
     """One line per section: organ, technology, licence, citation."""
-    import pandas as pd
-
     fields = [name for name in SOURCE_FIELDS if name != PANEL]
     rows = [[str(section.source[name] or _keys.UNKNOWN) for name in fields] for section in sections]
     return pd.DataFrame(
@@ -229,35 +224,18 @@ def source_table(sections: list[Section]) -> pd.DataFrame:
 
 def thumbnails(section: Section, sdata: SpatialData) -> np.ndarray:
     """(n, 64, 64, 3) uint8 pictures of the tiles that were embedded; white where the image is not at hand."""
-    header, n = section.header, len(section.obs)
-    out = np.full((n, THUMBNAIL_PX, THUMBNAIL_PX, 3), 255, dtype=np.uint8)
-    image_key = str(header["image_key"])
+    header, image_key = section.header, str(section.header["image_key"])
     if image_key not in sdata.images:
         logger.warning("%s: image %r is not in the object; thumbnails stay white.", section.sample, image_key)
-        return out
-    pyramid = image_pyramid(sdata, image_key)
-    # The thumbnail shows what the tile covers, in fewer and therefore larger pixels.
-    coarser = int(header["tile_px"]) / THUMBNAIL_PX
-    mpp = float(header["mpp"])
-    native = np.isnan(mpp)
-    field = plan_fields(
-        pyramid,
-        tile_px=THUMBNAIL_PX,
-        mpp=None if native else mpp * coarser,
-        image_mpp=None if native else section.mpp,
-        context=(coarser if native else 1.0,),
-    )[0]
-    batches = iter_tiles(
-        pyramid.levels[field.level],
+        return np.full((len(section.obs), THUMBNAIL_PX, THUMBNAIL_PX, 3), 255, dtype=np.uint8)
+    return tiles_at(
+        image_pyramid(sdata, image_key),
         section.xy,
-        field,
-        chunk=pyramid.chunks[field.level],
-        colours=pyramid.colours,
-        batch_size=256,
+        int(header["tile_px"]),
+        mpp=float(header["mpp"]),
+        image_mpp=section.mpp,
+        edge=THUMBNAIL_PX,
     )
-    for index, tiles in batches:
-        out[index] = tiles.permute(0, 2, 3, 1).numpy()
-    return out
 
 
 def report_duplicates(prints: Sequence[Fingerprint], on_duplicate: str) -> None:

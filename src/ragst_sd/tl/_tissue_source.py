@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted, resolve_table, rows_in_order, single_region
@@ -25,7 +26,6 @@ from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._perturbation_cells import read_expression
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -95,8 +95,6 @@ def read_source(
         If no table or several could be meant, the table holds responses itself, no spot is left, or names or values do
         not fit the screen.
     """
-    import pandas as pd
-
     table_key = resolve_table(sdata, table_key, None)
     if table_key is None:
         msg = (
@@ -173,8 +171,6 @@ def _predicted(
     normalization: Mapping[str, Any],
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Spots with a prediction, their expression and intervals, and what is known of the genes."""
-    import pandas as pd
-
     _, header = predicted(table, table_key)
     values = dense(table.X).astype(np.float64)[rows]
     kept = np.isfinite(values).any(axis=1)
