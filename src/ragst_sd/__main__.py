@@ -87,7 +87,7 @@ def _build(args: argparse.Namespace) -> None:
     """Build a reference from a recipe (YAML). Stopped at any moment, it goes on when it is called again.
 
     for example:
-      ragst-sd build bulb.yaml --out bulb.zarr.zip
+      ragst-sd build breast                       a recipe of the package: rg.datasets.references() lists them
       ragst-sd build bulb.yaml --out bulb.zarr.zip --device cuda --workers 4
 
     the least that a recipe holds:
@@ -101,7 +101,7 @@ def _build(args: argparse.Namespace) -> None:
     with _printed("ragst_sd.io._build_recipe"):
         build_recipe(
             args.recipe,
-            path=args.out,
+            path=args.out or f"{Path(args.recipe).stem}.zarr.zip",
             overwrite=args.overwrite,
             keep_parts=not args.drop_parts,
             device=args.device,
@@ -125,7 +125,7 @@ def _embed(args: argparse.Namespace) -> int:
     """Embed slides and stores, each into a store of its own. What is done and unchanged is skipped.
 
     for example:
-      ragst-sd embed slides --out embedded
+      ragst-sd embed slides
       ragst-sd embed a.svs b.zarr --out embedded --model uni2 --device cuda
       ragst-sd embed slides --out embedded --model own.onnx --model-kwargs output=features
 
@@ -142,7 +142,7 @@ def _predict(args: argparse.Namespace) -> int:
     """Predict slides and stores from a reference, each into a store of its own. What is done and unchanged is skipped.
 
     for example:
-      ragst-sd predict slide.svs --reference bulb.zarr.zip --out predicted
+      ragst-sd predict slide.svs --reference breast.zarr.zip
       ragst-sd predict embedded --reference bulb.zarr.zip --out predicted --genes EPCAM KRT8 --intervals 0.8
 
     Tiles are laid and embedded as the reference was; stores of `ragst-sd embed` are not embedded again. The result is

@@ -379,9 +379,7 @@ class TestWhere:
             raise requests.ConnectionError(reason)
 
         monkeypatch.setattr(requests, "get", unreachable)
-        with pytest.raises(
-            ConnectionError, match=rf"<folder>/{slides}/a\.tif and set RAGST_SD_DATA_DIR=<folder>.*`path=`"
-        ):
+        with pytest.raises(ConnectionError, match=rf"<folder>/{slides}/a\.tif and set RAGST_SD_DATA_DIR=<folder>\."):
             rg.datasets.load(slides)
 
     def test_mirror_that_is_no_folder_is_reported(self, slides, tmp_path, monkeypatch, caplog):

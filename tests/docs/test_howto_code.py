@@ -189,6 +189,25 @@ def test_benchmark_files(workplace):
     assert "predicted" in scope["query"].tables
 
 
+def test_references_of_organs(drawn, workplace, capsys):
+    from ragst_sd.__main__ import main
+
+    reference = rg.tl.build_reference(dict(drawn), use_rep="X_texture")
+    rg.io.write_reference(reference, "breast.zarr.zip")
+    for k, sample in enumerate(("TENX95", "TENX99")):
+        write_patches(workplace / "hest_data", sample, seed=k, edge=6, meta={"patient": sample})
+    write_pyramid(workplace / "slide.svs", paint(3, 1500, 1500), mpp=0.5)
+    scope: dict[str, object] = {}
+    # The drawn sections measure no human genes.
+    run("howto/organ_references.md", scope, **{", harmonize=True": "", '"rag", "ridge", "mean"': '"knn", "mean"'})
+    assert "name: Human breast cancer" in (workplace / "own_breast.yaml").read_text()
+    assert scope["reference"].obs["donor"].nunique() == 2
+    page = (DOCS / "howto" / "organ_references.md").read_text(encoding="utf-8")
+    (line,) = (line for line in page.splitlines() if line.startswith("ragst-sd predict") and "own_organ" in line)
+    assert main(line.split()[1:]) == 0, capsys.readouterr()
+    assert (workplace / "predicted_organ" / "slide.zarr").is_dir()
+
+
 def test_an_onnx_file(drawn, workplace):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")

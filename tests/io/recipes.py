@@ -63,9 +63,12 @@ import anndata, spatialdata, skimage.io, dask.array, zarr, geopandas, matplotlib
 for module in (rg.pp, rg.tl, rg.io, rg.datasets):
     for name in module.__all__:
         getattr(module, name)
-import ragst_sd.image.texture, ragst_sd.image.encoders, ragst_sd.reference.symbols
+import ragst_sd.datasets._catalog_entries, ragst_sd.image.texture, ragst_sd.image.encoders, ragst_sd.reference.symbols
 for species in ragst_sd.reference.symbols.SPECIES:
     ragst_sd.reference.symbols.known_names(species)
+
+if "RAGST_TEST_CATALOG" in os.environ:
+    ragst_sd.datasets._catalog_entries.CATALOG = Path(os.environ["RAGST_TEST_CATALOG"])
 
 def arm(step):
     # The process dies at the step-th event: before or after a file takes the place that it was written for.
@@ -107,7 +110,7 @@ for line in sys.stdin:
 class Nursery:
     """A process that has everything imported and forks builds, so that a killed build costs no start."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **environment: str) -> None:
         self.log = folder / "builds.log"
         path = os.pathsep.join([str(Path(rg.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
         self.process = subprocess.Popen(
@@ -115,7 +118,7 @@ class Nursery:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAGST_SD_PROGRESS": "false"},
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAGST_SD_PROGRESS": "false"} | environment,
         )
         assert self.process.stdout.readline().strip() == "ready"
 

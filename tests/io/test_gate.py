@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import stat
 import tracemalloc
@@ -74,6 +73,7 @@ def edit(folder, change):
 
 
 def refused(path, *parts):
+    path = packed(path) if path.is_dir() else path
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match="was downloaded and is not read") as caught:
@@ -97,7 +97,6 @@ class TestHonestFiles:
         check_downloaded(tmp_path / "a.h5ad")
 
     def test_zarr(self, store):
-        check_downloaded(store)
         for packing in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             check_downloaded(packed(store, packing))
 
@@ -108,7 +107,7 @@ class TestHonestFiles:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             zarr.consolidate_metadata(tmp_path / "a.zarr")
-        check_downloaded(tmp_path / "a.zarr")
+        check_downloaded(packed(tmp_path / "a.zarr"))
 
     def test_others_are_left_alone(self, tmp_path):
         (tmp_path / "a.tif").write_bytes(b"whatever")
@@ -158,17 +157,6 @@ class TestHdf5:
 
 
 class TestZarr:
-    @pytest.mark.parametrize("place", ["X/data", "secret"])
-    def test_links(self, store, tmp_path, place):
-        if (store / place).exists():
-            shutil.move(store / place, tmp_path / "elsewhere")
-        (store / place).symlink_to(tmp_path / "elsewhere")
-        refused(store, f"{place!r} is a link")
-
-    def test_pipes(self, store):
-        os.mkfifo(store / "pipe")
-        refused(store, "neither a file nor a folder")
-
     @pytest.mark.parametrize("name", ["../secret", "/etc/secret", "X/../../secret"])
     def test_names_that_lead_out_of_a_zip_file(self, store, name):
         path = packed(store)
@@ -183,9 +171,8 @@ class TestZarr:
             file.writestr(link, "/etc/passwd")
         refused(path, "'link' leads out of the file")
 
-    @pytest.mark.parametrize("zipped", [False, True])
     @pytest.mark.parametrize("codec", ["pickle", "os.system"])
-    def test_codecs(self, store, codec, zipped):
+    def test_codecs(self, store, codec):
         def change(about):
             if "codecs" in about:
                 about["codecs"].append({"name": codec, "configuration": {}})
@@ -193,7 +180,7 @@ class TestZarr:
                 about["filters"] = [{"id": codec, "protocol": 5}]
 
         edit(store / "obsm" / "spatial", change)
-        refused(packed(store) if zipped else store, "obsm/spatial", repr(codec), "known to be harmless")
+        refused(store, "obsm/spatial", repr(codec), "known to be harmless")
 
     def test_codecs_within_others(self, tmp_path):
         group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=3)
@@ -215,10 +202,9 @@ class TestZarr:
         refused(store, "'pickle'")
 
     @pytest.mark.parametrize("rows", [10**9, 2**63])
-    @pytest.mark.parametrize("zipped", [False, True])
-    def test_sizes_that_the_files_cannot_account_for(self, store, rows, zipped):
+    def test_sizes_that_the_files_cannot_account_for(self, store, rows):
         edit(store / "obsm" / "spatial", lambda about: about["shape"].__setitem__(0, rows))
-        refused(packed(store) if zipped else store, f"'obsm/spatial' says that it holds {rows * 16:,} bytes")
+        refused(store, f"'obsm/spatial' says that it holds {rows * 16:,} bytes")
 
     def test_chunks_that_would_take_all_memory(self, store):
         def change(about):
@@ -249,9 +235,9 @@ class TestZarr:
             if (store / "obsm/spatial" / name).exists()
         )
         file.write_text(content)
-        with pytest.raises(ValueError, match=r"counts\.zarr was downloaded and is damaged"):
-            check_downloaded(store)
         path = packed(store)
+        with pytest.raises(ValueError, match=r"counts\.zarr\.zip was downloaded and is damaged"):
+            check_downloaded(path)
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(ValueError, match=r"counts\.zarr\.zip was downloaded and is damaged"):
             check_downloaded(path)
@@ -265,4 +251,4 @@ def test_structured_arrays_with_texts_are_fine(tmp_path, zarr_format):
     check_downloaded(tmp_path / "r.h5ad")
     with ad.settings.override(zarr_write_format=zarr_format):
         adata.write_zarr(tmp_path / "r.zarr")
-    check_downloaded(tmp_path / "r.zarr")
+    check_downloaded(packed(tmp_path / "r.zarr"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import logging
 import socket
@@ -11,11 +10,11 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
+import yaml
 
 import ragst_sd as rg
 
 from .hub_server import TOKEN, serve_hub
-from .older_layout import write_folder
 
 REPOSITORY = "lab/bulb"
 
@@ -79,7 +78,10 @@ def test_what_is_uploaded_comes_back(hub, shared, free, query, lazy):
 def test_the_card_goes_along(hub, shared, free):
     files = hub.files(REPOSITORY, shared)
     card = files["README.md"].decode()
-    assert card.startswith('---\nlicense: "cc-by-sa-4.0"\npretty_name: "A \\"bulb\\": small"\ntags: ["ragst-sd"')
+    _, fields, _ = card.split("---\n", 2)
+    about = yaml.safe_load(fields)
+    assert (about["license"], about["pretty_name"]) == ("cc-by-sa-4.0", 'A "bulb": small')
+    assert "ragst-sd" in about["tags"]
     assert '# A "bulb": small' in card
     assert content_hash(free) in card
     assert {"README.md", "composition.png", "reference.zarr.zip"} <= set(files) - {".gitattributes"}
@@ -94,30 +96,6 @@ def test_a_new_version_replaces_the_old_one(hub, shared, free, reference):
     assert content_hash(rg.io.download_reference(REPOSITORY)) == content_hash(smaller)
     assert content_hash(rg.io.download_reference(REPOSITORY, revision=shared)) == content_hash(free)
     assert second == hub.heads[REPOSITORY] != shared
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("lazy", [False, True])
-def test_a_folder_that_an_earlier_release_uploaded(hub, free, tmp_path, lazy):
-    rg.io.write_reference(free, tmp_path / "free.zarr.zip")
-    write_folder(rg.io.read_reference(tmp_path / "free.zarr.zip"), tmp_path / "reference.zarr")
-    hub.private[REPOSITORY] = True
-    files = {
-        str(file.relative_to(tmp_path)): file for file in (tmp_path / "reference.zarr").rglob("*") if file.is_file()
-    }
-    first = hub.commit(
-        REPOSITORY,
-        [
-            {"key": "file", "value": {"path": name, "content": base64.b64encode(file.read_bytes()).decode()}}
-            for name, file in files.items()
-        ],
-    )
-    assert content_hash(rg.io.download_reference(REPOSITORY, lazy=lazy)) == content_hash(free)
-    second = rg.io.upload_reference(free, REPOSITORY)
-    assert not any(name in hub.files(REPOSITORY) for name in files), "the folder makes room for the file"
-    for commit in (first, second):
-        found = rg.io.download_reference(REPOSITORY, revision=commit, path=tmp_path / "own", lazy=lazy)
-        assert content_hash(found) == content_hash(free)
 
 
 @pytest.mark.slow
@@ -223,4 +201,4 @@ def test_what_may_not_be_passed_on_stays(hub, free):
         rg.io.upload_reference(free, REPOSITORY)
     assert hub.asked == []
     commit = rg.io.upload_reference(free, REPOSITORY, accept_terms=True)
-    assert b'license: "other"' in hub.files(REPOSITORY, commit)["README.md"]
+    assert b"license: other" in hub.files(REPOSITORY, commit)["README.md"]

@@ -1,7 +1,6 @@
 """Download of one file: it resumes, is checked, and appears under its name only when it is whole. Checksums of files.
 
-`pooch` begins a download anew when a connection breaks. The files here have tens of gigabytes, so the requests that go
-on from what has arrived are made here, and `pooch` carries them out.
+Downloaders such as `pooch` begin anew when a connection breaks. The files here have up to tens of gigabytes.
 """
 
 from __future__ import annotations
@@ -153,7 +152,6 @@ def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> N
 
 def _request(file: RemoteFile, part: Path, *, progress: bool) -> None:
     """One request that goes on from what is there."""
-    import pooch
     import requests
     from tqdm.auto import tqdm
 
@@ -167,30 +165,24 @@ def _request(file: RemoteFile, part: Path, *, progress: bool) -> None:
         headers["Range"] = f"bytes={have}-"
     if have and version:
         headers["If-Range"] = version
-    shown = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "desc": file.name, "disable": not progress}
-    with part.open("ab") as out, tqdm(total=1, **shown) as bar:
-
-        def begin(response: Response, **options: Any) -> None:
-            if not response.ok or response.is_redirect:
-                return
-            found, span = _version(response), response.headers.get("Content-Range", "")
-            goes_on = response.status_code == 206
-            fits = goes_on and version in ("", found) and span.startswith(f"bytes {have}-")
-            if not fits:
-                out.truncate(0)
-            if goes_on and not fits:
-                msg = "what the server goes on with does not fit what had arrived earlier"
-                raise requests.ConnectionError(msg)
-            mark.write_text(found, encoding="utf-8")
-            if int(response.headers.get("Content-Length", 0)) > shutil.disk_usage(part.parent).free:
-                raise OSError(errno.ENOSPC, "the file is larger than what is free")
-            # Before version 2 urllib3 takes a connection that ends early for the end of the file.
-            response.raw.enforce_content_length = True
-
-        download = pooch.HTTPDownloader(
-            progressbar=bar, chunk_size=_BLOCK, timeout=_TIMEOUT_S, headers=headers, hooks={"response": begin}
-        )
-        download(file.url, out, None)
+    with requests.get(file.url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
+        response.raise_for_status()
+        found, span = _version(response), response.headers.get("Content-Range", "")
+        goes_on = response.status_code == 206
+        if goes_on and not (version in ("", found) and span.startswith(f"bytes {have}-")):
+            part.unlink()
+            msg = "what the server goes on with does not fit what had arrived earlier"
+            raise requests.ConnectionError(msg)
+        mark.write_text(found, encoding="utf-8")
+        size = int(response.headers.get("Content-Length", 0))
+        if size > shutil.disk_usage(part.parent).free:
+            raise OSError(errno.ENOSPC, "the file is larger than what is free")
+        # Before version 2 urllib3 takes a connection that ends early for the end of the file.
+        response.raw.enforce_content_length = True
+        shown = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "desc": file.name, "disable": not progress}
+        with part.open("ab" if goes_on else "wb") as out, tqdm(total=size or None, **shown) as bar:
+            for block in response.iter_content(_BLOCK):
+                bar.update(out.write(block))
     mark.unlink(missing_ok=True)
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
-from ragst_sd._settings import settings
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.datasets._catalog_entries import as_list, catalog_entry, citation_text
 from ragst_sd.datasets._layout_10x import read_visium, read_visium_hd, read_xenium
@@ -23,7 +22,7 @@ from ragst_sd.datasets._layout_other import (
     read_st_tsv,
 )
 from ragst_sd.datasets._pairs import converted, own_folder, own_samples, require_samples
-from ragst_sd.datasets._sample_files import MIRROR, Sample, Shelf
+from ragst_sd.datasets._sample_files import MIRROR, Sample, shelf_of
 from ragst_sd.io._readable import existing
 
 if TYPE_CHECKING:
@@ -165,15 +164,7 @@ def find_samples(
         raise KeyError(msg) from None
     loader = _loader(entry)
     chosen, files = _chosen(entry, samples)
-    shelf = Shelf(
-        dataset=name,
-        files=files,
-        given=given,
-        cache=settings.cache_dir / "datasets" / name,
-        page=entry.get("url"),
-        password=password,
-        progress=settings.progress if progress is None else progress,
-    )
+    shelf = shelf_of(entry, files, given=given, progress=progress, password=password)
     listed = {
         one: Sample(
             name=one,

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._settings import settings
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.datasets._catalog_entries import catalog_entry, citation_text
-from ragst_sd.datasets._sample_files import Shelf
+from ragst_sd.datasets._sample_files import shelf_of
 from ragst_sd.io._readable import readable
 
 if TYPE_CHECKING:
@@ -141,15 +140,8 @@ def load_screen(
     if given is not None and given.is_file():
         file = given
     else:
-        shelf = Shelf(
-            dataset=name,
-            files={one["name"]: one for one in entry["files"]},
-            given=given,
-            cache=settings.cache_dir / "datasets" / name,
-            page=entry.get("url"),
-            password=None,
-            progress=settings.progress if progress is None else progress,
-        )
+        files = {one["name"]: one for one in entry["files"]}
+        shelf = shelf_of(entry, files, given=given, progress=progress)
         file = shelf.get(about["files"]["cells"])
     cells = _read(file, name, context, max_cells, np.random.default_rng(rng))
     license, citation = str(entry["license"]), citation_text(entry)
@@ -214,17 +206,11 @@ def screen_obs(obs: pd.DataFrame, layout: ScreenLayout, context: str) -> tuple[p
 
     present = [name for name in _PERTURBATION if name in obs]
     column = next((name for name in present if not _only_whether(obs[name])), None)
-    if column is None and present:
-        msg = (
-            f"`obs[{present[0]!r}]` tells whether a cell was perturbed, and no column tells of which gene: one of "
-            f"{listing(_PERTURBATION)} was expected, the file has {listing(obs.columns)}."
-        )
-        raise ValueError(msg)
     if column is None:
-        msg = (
-            f"The file has no column of perturbations: one of {listing(_PERTURBATION)} was expected, it has "
-            f"{listing(obs.columns)}."
-        )
+        what = "The file has no column of perturbations"
+        if present:
+            what = f"`obs[{present[0]!r}]` tells whether a cell was perturbed, and no column tells of which gene"
+        msg = f"{what}: one of {listing(_PERTURBATION)} was expected, it has {listing(obs.columns)}."
         raise ValueError(msg)
     given = obs[column].astype(object)
     labelled = (given.notna() & ~given.astype(str).str.strip().isin(["", "*", "nan", "None", "unassigned"])).to_numpy()

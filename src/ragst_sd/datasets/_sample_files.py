@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ragst_sd._settings import settings
 from ragst_sd._validate import listing, require_key
 from ragst_sd.datasets._archives import SUFFIXES, extract, matching
 from ragst_sd.datasets._download import RemoteFile, fetch, whats_wrong
@@ -80,10 +81,7 @@ class Shelf:
                 raise ValueError(msg)
             return found
         page = f" (see {self.page})" if self.page else ""
-        advice = (
-            f"put the file{page} at <folder>/{self.dataset}/{name} and set {MIRROR}=<folder>, or pass the folder "
-            "that holds it with `path=`"
-        )
+        advice = f"put the file{page} at <folder>/{self.dataset}/{name} and set {MIRROR}=<folder>"
         if about.get("url") is None:
             msg = f"No address is known for {name!r} of data set {self.dataset!r}. You can {advice}."
             raise FileNotFoundError(msg)
@@ -91,6 +89,20 @@ class Shelf:
         path = fetch(file, self.cache, progress=self.progress, advice=advice)
         check_downloaded(path)
         return path
+
+
+def shelf_of(
+    entry: Mapping[str, Any],
+    files: Mapping[str, Mapping[str, Any]],
+    *,
+    given: Path | None,
+    progress: bool | None,
+    password: str | None = None,
+) -> Shelf:
+    """The shelf of a data set of the catalogue."""
+    cache = settings.cache_dir / "datasets" / entry["name"]
+    shown = settings.progress if progress is None else progress
+    return Shelf(entry["name"], files, given, cache, page=entry.get("url"), password=password, progress=shown)
 
 
 @dataclass(frozen=True)

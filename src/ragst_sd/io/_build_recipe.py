@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragst_sd import _keys
+from ragst_sd._page import count
 from ragst_sd._replacing import locked
 from ragst_sd._validate import require_choice
 from ragst_sd._workers import own_device
@@ -58,8 +59,9 @@ def build_recipe(
     Parameters
     ----------
     recipe
-        Path of a YAML file, or a mapping of the same fields. Paths in it are relative to the file (to the working
-        directory for a mapping), and may hold environment variables, `$NAME`.
+        A name of :func:`ragst_sd.datasets.references`, the path of a YAML file, or a mapping of the same fields. Paths
+        in a recipe are relative to the file (to the working directory for a mapping), and may hold environment
+        variables, `$NAME`.
     path
         Where the reference is written, for instance `reference.zarr.zip`.
     overwrite
@@ -135,7 +137,7 @@ def build_recipe(
         check_card_folder(card)
         sections = planned_sections(plan, place, progress=progress)
         encoder, use_rep = _encoder(plan, place, device)
-        logger.info("Recipe %r: %d sections, encoder %s.", plan.name, len(sections), encoder.name)
+        logger.info("Recipe %r: %s, encoder %s.", plan.name, count(len(sections), "section"), encoder.name)
         key = _key(plan, sections, encoder)
         reference = _existing(path, key, overwrite=overwrite)
         if reference is None:
@@ -180,7 +182,7 @@ def _key(plan: Recipe, sections: Sequence[PlannedSection], encoder: Encoder) -> 
     # The path of an ONNX file is none of it.
     model = encoder.name if is_onnx_file(plan.encoder.model) else plan.encoder.model
     named = replace(plan.encoder, model=str(model), model_kwargs={})
-    described.append(repr(replace(plan, name="", sources=[], encoder=named)))
+    described.append(repr(replace(plan, name="", published=None, sources=[], encoder=named)))
     for section in sections:
         source = replace(section.source, folder=None, path=None, samples=None, prefix="", donor=None, donors={})
         sample = section.sample
@@ -200,12 +202,15 @@ def _existing(path: Path, key: str, *, overwrite: bool) -> AnnData | None:
         if overwrite:
             return None
         raise
-    if reference.uns[_keys.ATTRS].get("recipe", {}).get("key") == key:
+    header = reference.uns[_keys.ATTRS]
+    made_by = header.get("recipe", {})
+    if made_by.get("key") == key:
         return reference
     if not overwrite:
         msg = (
-            f"{path} is a reference that another recipe, or other files, have made. Choose another path, or have it "
-            "replaced (`overwrite=True`, `--overwrite`)."
+            f"{path} is a reference that another recipe, or other files, have made (recipe {made_by.get('name')!r}, "
+            f"encoder {header['encoder']['encoder']!r}). Choose another path, or have it replaced (`overwrite=True`, "
+            "`--overwrite`)."
         )
         raise FileExistsError(msg)
     return None

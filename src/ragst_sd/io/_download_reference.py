@@ -13,7 +13,7 @@ from ragst_sd._validate import require_type
 from ragst_sd.datasets._hub import check_repository, hub_endpoint, quiet_hub
 from ragst_sd.image.hub import hub_errors
 from ragst_sd.io._gate import check_downloaded
-from ragst_sd.io._upload_reference import CARD, FOLDER_STORE, STORE
+from ragst_sd.io._upload_reference import CARD, STORE
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -115,10 +115,7 @@ def _fetch(repository: str, revision: str | None, given: Path | None, *, progres
     advice = "read a copy that you have with `rg.io.read_reference`"
     with hub_errors(repository, url=page, local_advice=advice, what="files"), quiet_hub(quiet=not progress):
         info = HfApi(endpoint=endpoint).dataset_info(repository, revision=revision)
-        # A file, or the folder that an earlier release uploaded.
-        there = {file.rfilename.split("/")[0] for file in info.siblings or ()}
-        name = next((name for name in (STORE, FOLDER_STORE) if name in there), None)
-        if name is None:
+        if STORE not in {file.rfilename for file in info.siblings or ()}:
             msg = f"{repository!r} holds no {STORE!r} at revision {revision or 'main'!r}. Its files: {page}/tree/main."
             raise FileNotFoundError(msg)
         folder = cache / str(info.sha) if given is None else given
@@ -128,10 +125,10 @@ def _fetch(repository: str, revision: str | None, given: Path | None, *, progres
             revision=str(info.sha),
             local_dir=folder,
             endpoint=endpoint,
-            allow_patterns=[name, f"{name}/*", CARD, "*.png"],
+            allow_patterns=[STORE, CARD, "*.png"],
         )
     logger.info("Reference of %s, commit %s, is in %s.", repository, info.sha, folder)
-    return folder / name
+    return folder / STORE
 
 
 def _checked(store: Path, content_hash: str | None, repository: str, *, lazy: bool) -> AnnData:

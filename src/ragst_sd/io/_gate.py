@@ -14,7 +14,7 @@ from zipfile import ZipFile
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 # What anndata, Xenium and zarr write. Left out are, among others, codecs of Python objects, which run code when read.
@@ -27,7 +27,7 @@ _FREE_BYTES = 2**28
 
 
 def check_downloaded(path: Path) -> None:
-    """Look at the links, codecs and sizes in an HDF5 file, or in a zarr store that is a folder or a zip file.
+    """Look at the links, codecs and sizes in an HDF5 file, or in a zarr store in a zip file.
 
     Other files are left alone. How far a single chunk unpacks is not looked at.
 
@@ -40,11 +40,9 @@ def check_downloaded(path: Path) -> None:
     import h5py
 
     try:
-        if path.is_dir():
-            _check_store(_folder_sizes(path), lambda name: (path / name).read_bytes())
-        elif path.name.endswith(".zarr.zip"):
+        if path.name.endswith(".zarr.zip"):
             with ZipFile(path) as file:
-                _check_store(_zip_sizes(file), file.read)
+                _check_store(file)
         elif path.suffix in (".h5", ".h5ad", ".hdf5"):
             with h5py.File(path, "r") as file:
                 _check_hdf5(file, path.stat().st_size)
@@ -106,32 +104,20 @@ def _holds_objects(dtype: np.dtype) -> bool:
     return dtype.hasobject and h5py.check_string_dtype(dtype) is None
 
 
-def _folder_sizes(folder: Path) -> dict[str, int]:
-    about = {path.relative_to(folder).as_posix(): path.lstat() for path in folder.rglob("*")}
-    for name, status in about.items():
-        if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
-            msg = f"{name!r} is a link, or neither a file nor a folder"
-            raise _Refused(msg)
-    return {name: status.st_size for name, status in about.items() if stat.S_ISREG(status.st_mode)}
-
-
-def _zip_sizes(file: ZipFile) -> dict[str, int]:
+def _check_store(file: ZipFile) -> None:
+    sizes, total = {}, 0
     for entry in file.infolist():
         outside = entry.filename.startswith("/") or ".." in entry.filename.split("/")
         if outside or stat.S_ISLNK(entry.external_attr >> 16):
             msg = f"{entry.filename!r} leads out of the file"
             raise _Refused(msg)
         _require_sizes(entry.filename, entry.file_size, entry.compress_size)
-    return {entry.filename: entry.compress_size for entry in file.infolist()}
-
-
-def _check_store(sizes: Mapping[str, int], read: Callable[[str], bytes]) -> None:
-    total = 0
+        sizes[entry.filename] = entry.compress_size
     for name in sizes:
-        folder, _, file = name.rpartition("/")
-        if file not in _METADATA:
+        folder, _, metadata = name.rpartition("/")
+        if metadata not in _METADATA:
             continue
-        arrays = list(_arrays(json.loads(read(name))))
+        arrays = list(_arrays(json.loads(file.read(name))))
         foreign = sorted({codec for array in arrays for codec in _codecs(array)} - _CODECS)
         if foreign:
             msg = f"{name!r} names the codecs {foreign}; known to be harmless are {sorted(_CODECS)}"

@@ -72,7 +72,7 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
         with locked(path, "recovered"):
             recover(path)
     if not path.exists():
-        msg = f"{path} does not exist. Write a reference with `rg.io.write_reference`."
+        msg = f"{path} does not exist. Write a reference with `rg.io.write_reference`, or build one: `ragst-sd build RECIPE`."
         raise FileNotFoundError(msg)
     if not is_reference(path):
         msg = (

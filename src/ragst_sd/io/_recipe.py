@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NewType, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from ragst_sd._validate import hint, listing, require_type
+from ragst_sd.datasets._references import recipe_path
 from ragst_sd.image.onnx_file import is_onnx_file
 
 T = TypeVar("T")
@@ -152,6 +153,8 @@ class Recipe:
     version: int
     sources: list[Source]
     name: str = ""
+    published: str | None = None
+    """Repository on the hub that holds the built reference."""
     filters: Filters = field(default_factory=Filters)
     encoder: Model = field(default_factory=Model)
     tiles: Tiles = field(default_factory=Tiles)
@@ -214,10 +217,7 @@ def _load(recipe: str | PathLike[str] | Mapping[str, Any]) -> tuple[Any, str, Pl
 
     if isinstance(recipe, Mapping):
         return recipe, yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True), Place()
-    path = Path(recipe).expanduser()
-    if not path.is_file():
-        msg = f"{path} does not exist or is no file. Pass the path of a recipe, a YAML file."
-        raise FileNotFoundError(msg)
+    path = recipe_path(recipe)
     text = path.read_text(encoding="utf-8")
     lines: dict[Steps, int] = {}
     try:
@@ -321,9 +321,6 @@ def _wrong(value: Any, place: Place, wanted: str, todo: str = "") -> ValueError:
 
 def _members(kind: Any, value: Any, place: Place, *, repeated: bool) -> list[Any]:
     """The values of a list; one value stands for a list of one."""
-    if kind is Source and (not isinstance(value, list) or not value):
-        msg = f"{place} must be a list of at least one source, each with `dataset:` or `folder:`."
-        raise ValueError(msg)
     if not isinstance(value, list | tuple):
         return [_value(kind, value, place)]
     members = [_value(kind, member, place / i) for i, member in enumerate(value)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from ragst_sd.datasets._load import find_samples, read_sample
 from ragst_sd.datasets._pairs import own_samples, section_files
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from spatialdata import SpatialData
@@ -42,8 +44,18 @@ class PlannedSection:
 
     def digest(self) -> str:
         """Hash of the content of all files that it is read from, which are downloaded if need be."""
-        hashes = [_hash_of(path) for path in _files_of(self.sample)]
+        with self.named():
+            hashes = [_hash_of(path) for path in _files_of(self.sample)]
         return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:24]
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Say of an error in which line and section of the recipe it is."""
+        try:
+            yield
+        except (KeyError, ValueError, ConnectionError, FileNotFoundError, PermissionError) as error:
+            msg = f"{self.place}, section {self.name!r}: {error.args[0] if len(error.args) == 1 else error}"
+            raise type(error)(msg) from error
 
 
 def planned_sections(recipe: Recipe, place: Place, *, progress: bool | None) -> list[PlannedSection]:
@@ -108,6 +120,8 @@ def _files_of(sample: Sample) -> list[Path]:
         try:
             files.append(sample.shelf.get(sample.file_and_member(role)[0]))
         except FileNotFoundError:
+            if sample.shelf.given is None:
+                raise
             # A user's folder may hold what was in the archive instead of the archive.
             files.append(sample.path(role))
     return files
@@ -132,7 +146,7 @@ def embedded_section(section: PlannedSection, recipe: Recipe, **embedding: Any) 
     """
     from ragst_sd.pp import embed_tiles
 
-    try:
+    with section.named():
         sdata = read_sample(section.sample)
         _check_content(sdata, section.sample.donor, recipe.reference.layer)
         keep_spots(sdata, section.source.filters, layer=recipe.reference.layer)
@@ -146,9 +160,6 @@ def embedded_section(section: PlannedSection, recipe: Recipe, **embedding: Any) 
             **vars(recipe.tiles),
             **embedding,
         )
-    except (KeyError, ValueError) as error:
-        msg = f"{section.place}, section {section.name!r}: {error.args[0] if error.args else error}"
-        raise type(error)(msg) from error
     return sdata
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from pathlib import Path
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STORE, CARD = "reference.zarr.zip", "README.md"
-# What earlier releases uploaded: a folder of many files.
-FOLDER_STORE = "reference.zarr"
 # As the hub calls them; any other licence is "other", with its name beside it.
 _HUB_LICENSES = {
     *("mit", "apache-2.0", "bsd-3-clause", "bsd-2-clause", "cc0-1.0", "odbl", "pddl", "gpl-3.0", "lgpl-3.0"),
@@ -115,7 +112,6 @@ def upload_reference(
                 folder_path=folder,
                 revision=revision,
                 commit_message=f"Reference {header['content_hash'][:12]}",
-                delete_patterns=[f"{FOLDER_STORE}/*"],
             )
     logger.info(
         "Reference %s is at %s/datasets/%s, commit %s.",
@@ -147,16 +143,16 @@ def _check_terms(licenses: dict[str, str]) -> None:
 
 def _hub_metadata(card: str, licenses: Sequence[str], repository: str) -> str:
     """The block of fields before a data card that the hub reads: the most restrictive licences, a title, tags."""
+    from huggingface_hub import DatasetCardData
+
     most = max(terms_of(name).rank for name in licenses)
     license = ", ".join(sorted({name for name in licenses if terms_of(name).rank == most}))
     known = license.strip().lower().replace(" ", "-")
-    fields = {
-        "license": known if known in _HUB_LICENSES else "other",
-        "pretty_name": next((line[2:] for line in card.splitlines() if line.startswith("# ")), repository),
-        "tags": ["ragst-sd", "spatial-transcriptomics", "histology", "gene-expression"],
-    }
-    if fields["license"] == "other":
-        fields["license_name"] = license
-    # JSON is YAML, and quotes whatever a name may hold.
-    lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items()]
-    return "\n".join(["---", *lines, "---", "", ""])
+    listed = known in _HUB_LICENSES
+    fields = DatasetCardData(
+        license=known if listed else "other",
+        license_name=None if listed else license,
+        pretty_name=next((line[2:] for line in card.splitlines() if line.startswith("# ")), repository),
+        tags=["ragst-sd", "spatial-transcriptomics", "histology", "gene-expression"],
+    )
+    return f"---\n{fields.to_yaml()}\n---\n\n"
