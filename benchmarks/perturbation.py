@@ -9,6 +9,9 @@ screen with each halving.
 
 `--ablation` adds `pt_rag` trained and asked with random candidates and with none.
 
+`--responses` compares methods on tables of measured responses instead, see `measured_responses.py`; `--quick` takes one fold of a few
+contexts there, and one halving of the controls here.
+
 `--permuted` shows what the protocol gives where there is nothing to be found, each seed with another permutation.
 """
 
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import anndata as ad
+import measured_responses
 import numpy as np
 import pandas as pd
 import torch
@@ -232,6 +236,28 @@ def detail_table(wide: pd.DataFrame, screen: str, methods: list[str]) -> str:
     return "\n".join(lines)
 
 
+def compare_responses(args: argparse.Namespace, folder: Path) -> None:
+    """Print or write the tables of measured responses."""
+    if args.read:
+        scores = pd.concat(map(pd.read_csv, args.read))
+    else:
+        scores = measured_responses.run(
+            folder,
+            args.responses or list(measured_responses.SCREENS),
+            folder / GENE_SETS,
+            quick=args.quick,
+            pt_rag=not args.no_pt_rag,
+            jobs=args.jobs,
+            initializer=be_quiet if args.jobs > 1 else None,
+        )
+    if args.scores:
+        scores.to_csv(args.scores, index=False)
+    text = measured_responses.table(scores)
+    print(text)
+    if args.write:
+        write_between_markers(args.write, "measured_responses", text)
+
+
 def main() -> None:
     """Run the protocol and print or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -242,6 +268,11 @@ def main() -> None:
         "--permuted", action="store_true", help="permute the labels of the cells: nothing is to be found"
     )
     parser.add_argument("--ablation", action="store_true", help="also pt_rag without what it retrieves")
+    parser.add_argument(
+        "--responses", nargs="*", choices=list(measured_responses.SCREENS), help="on these tables; all without a name"
+    )
+    parser.add_argument("--quick", action="store_true", help="one fold of a few contexts, one halving of the controls")
+    parser.add_argument("--no-pt-rag", action="store_true", help="with --responses: leave out what trains")
     parser.add_argument("--jobs", type=int, default=1, help="perturbations held out at a time, each in a process")
     parser.add_argument("--seeds", type=int, default=4, help="how many times the controls are halved")
     parser.add_argument("--scores", type=Path, help="csv file for the scores of every perturbation")
@@ -252,6 +283,10 @@ def main() -> None:
         parser.error("give --data or set RAGST_SD_TEST_DATA")
     logging.getLogger("ragst_sd").setLevel(logging.ERROR)
     folder = args.data / "perturb"
+    if args.responses is not None:
+        compare_responses(args, folder)
+        return
+    args.seeds = 1 if args.quick else args.seeds
     methods = {name: EACH_STATE.get(name, {"method": name}) | ARGUMENTS.get(name, {}) for name in args.methods}
     methods |= ABLATION if args.ablation else {}
     scores = pd.concat(map(pd.read_csv, args.read)) if args.read else predict_screens(args, folder, methods)

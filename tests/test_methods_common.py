@@ -185,7 +185,8 @@ class Responses:
 
     def expected_evidence(self, name, bank, selection):
         pairs = zip(selection.weights, selection.rows, strict=True)
-        return np.array([sum(w * bank.values[r] for w, r in zip(*pair, strict=True) if r >= 0) for pair in pairs])
+        nothing = np.zeros(bank.values.shape[1])
+        return np.array([sum((w * bank.values[r] for w, r in zip(*p, strict=True) if r >= 0), nothing) for p in pairs])
 
     def shuffled(self, bank, order):
         return bank.at_rows(order)

@@ -25,7 +25,7 @@ def test_every_line_that_is_broken_occurs_once(tool):
     assert {mutation.name: tool.occurrences(mutation) for mutation in tool.MUTATIONS} == {
         mutation.name: 1 for mutation in tool.MUTATIONS
     }
-    assert len({mutation.name for mutation in tool.MUTATIONS}) == len(tool.MUTATIONS) == 40
+    assert len({mutation.name for mutation in tool.MUTATIONS}) == len(tool.MUTATIONS) == 43
     assert all(mutation.old != mutation.new for mutation in tool.MUTATIONS)
     assert all((tool.ROOT / tool.tests_of(mutation)[0]).exists() for mutation in tool.MUTATIONS)
 

@@ -274,6 +274,27 @@ MUTATIONS = (
         "response_rag",
     ),
     Mutation(
+        "a row teaches what is said of itself",
+        "response_stack.py",
+        "/ (1 - itself)[:, None]",
+        "/ (1 + itself)[:, None]",
+        "response_stack",
+    ),
+    Mutation(
+        "responses here taken for those elsewhere",
+        "response_stack.py",
+        "& (at[:, None] != sections)",
+        "& (at[:, None] == sections)",
+        "response_stack",
+    ),
+    Mutation(
+        "held-out responses teach in their own context",
+        "response_shares.py",
+        "shut &= ~itself | (bank.sections == context)",
+        "shut &= ~itself",
+        "response_stack",
+    ),
+    Mutation(
         "what holds a perturbation may be used for it", "responses.py", "mine <= other", "mine >= other", "response_rag"
     ),
 )

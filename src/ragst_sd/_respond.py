@@ -233,7 +233,7 @@ def prepare(task: Task, pairs: list[tuple[str, str]], state: np.ndarray | None =
     method, fit = task.method, task.bank.fit
     # Rows in the order of their names, so that sums do not depend on the order in the reference.
     order = np.argsort(task.bank.ids)
-    bank = (with_cells(task.bank) if method.needs_cells else task.bank).at_rows(order)
+    bank = (with_cells(task.bank) if method.needs_cells and task.bank.screen.from_cells else task.bank).at_rows(order)
     query = Query(
         key=task.embed([name for name, _ in pairs]),
         state=state,

@@ -422,7 +422,6 @@ TOPICS: dict[str, list[Case]] = {
         Case("long-table-value", "tl.build_perturbation_reference", KeyError, ("'log_fold_change'", "`layer=`"), lambda w: build_given(w, responses(w).to_df().rename_axis("perturbation").reset_index().melt("perturbation", var_name="gene"), context_key=None)),
         Case("contexts-share-nothing", "tl.perturbation_folds", ValueError, ("No perturbation was measured in two contexts", "split='perturbation'"), lambda w: rg.tl.perturbation_folds(responses(w)[::2][:3], split="here")),
         Case("no-gene-embedding", "tl.fit", ValueError, ("no embedding of genes, and method 'knn'", "'same_perturbation'"), lambda w: fit_given(w, "knn")),
-        Case("responses-have-no-cells", "tl.fit", ValueError, ("built from responses", "'pt_rag'"), lambda w: fit_given(w, "pt_rag", embedding=w.embedding)),
         Case("metric-needs-cells", "tl.evaluate_perturbation", ValueError, ("'energy' need cells", "'rank_score'"), lambda w: evaluate_given(w, "log_fold_change", "energy")),
         Case("gap-without-baseline", "get.gap_closed", ValueError, ("`scores` has no method 'none'", "'mean'"), lambda w: rg.get.gap_closed(pd.DataFrame({"method": ["mean"], "metric": ["pearson_delta"], "task": "", "ceiling": 1.0}), baseline="none")),
         Case("ranks-have-no-sizes", "tl.evaluate_perturbation", ValueError, ("'mse_delta' compare sizes", "'rank_score'"), lambda w: evaluate_given(w, "rank", "mse_delta")),

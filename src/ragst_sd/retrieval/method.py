@@ -62,7 +62,7 @@ class Method:
     prepare: Callable[[Mapping[str, Any], Bank, Query], Any] | None = None
     """As `select`, for queries that are asked again and again in other states."""
     needs_cells: bool = False
-    """Whether it works on cells, not on mean responses alone."""
+    """Whether it works on cells, where there are any, not on mean responses alone."""
     needs_embedding: bool = False
     """Whether it compares perturbations by their embedding, so that a reference without one cannot be fitted."""
 

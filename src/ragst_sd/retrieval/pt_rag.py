@@ -11,9 +11,10 @@ import torch
 
 from ragst_sd.retrieval.bank import Answer
 from ragst_sd.retrieval.loop import optimise, seeded
-from ragst_sd.retrieval.options import choice, count, not_negative, positive
+from ragst_sd.retrieval.options import choice, count, not_negative, positive, switch
 from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.retrieval.pt_rag_model import PtRag, energy_distance, net_arrays, net_from_arrays
+from ragst_sd.retrieval.pt_rag_responses import fit_responses, select_responses
 from ragst_sd.retrieval.response_phi import place, unit
 from ragst_sd.retrieval.responses import ask_rows, candidates, closed_rows, mean_response, select, shortened
 from ragst_sd.retrieval.search import Candidates
@@ -56,6 +57,8 @@ class PtRagOptions:
         Training steps at most; how many are taken is chosen on held-out perturbations.
     learning_rate, weight_decay
         Of AdamW.
+    context_aware
+        Of given responses: whether maps and choice depend on the state of the context.
     """
 
     n_components: int = count(64)
@@ -72,6 +75,7 @@ class PtRagOptions:
     max_steps: int = count(200)
     learning_rate: float = positive(2e-3)
     weight_decay: float = not_negative(1e-2)
+    context_aware: bool = switch(default=True)
 
 
 _EVERY = 25
@@ -104,11 +108,15 @@ class _Lessons:
 def fit_pt_rag(bank: Bank, run: Run) -> dict[str, Any]:
     """Train the network on sets of cells; the number of steps is chosen on perturbations held out.
 
+    Where responses were given, it is trained on these: see :mod:`ragst_sd.retrieval.pt_rag_responses`.
+
     Raises
     ------
     ValueError
         If the bank holds no perturbed cells.
     """
+    if not bank.screen.from_cells:
+        return fit_responses(bank, run)
     options, key, cells = run.options, unit(bank.key), _cells_of(bank)
     mean, axes = fit_pca(key, int(options.n_components))
     spread = float(np.sqrt((((key - mean) @ axes) ** 2).mean())) if axes.shape[1] else 1.0
@@ -217,6 +225,8 @@ def select_pt_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Se
 
     Choosing and predicting are one pass, so that the mean response of the set is kept with the choice.
     """
+    if "response_axes" in parameters:
+        return select_responses(parameters, bank, query)
     # In float64, so that what is asked for beside it moves no digit that is kept.
     net = net_from_arrays(parameters).double()
     found = stage_one(bank, query, int(parameters["n_candidates"]), str(parameters["candidates"]))

@@ -14,18 +14,22 @@ and no statistics of the batch in prediction.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from ragst_sd.retrieval.gate import include
+from ragst_sd.retrieval.gate import entmax, include
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
     from torch import Tensor
+
+# Of the network that reads responses: width of phi at most, and the sharpness that training starts with.
+_MAX_WIDTH, _SHARPNESS = 64, 12.0
 
 
 class Block(nn.Module):
@@ -124,6 +128,51 @@ class PtRag(nn.Module):
         for block in self.blocks:
             z = block(z)
         return self.out(z), weights, logits
+
+
+class PtRagResponses(nn.Module):
+    """Weights of candidates, the map that moves responses of other contexts, and what is said without candidates."""
+
+    def __init__(self, width: int, n_embedding: int, n_out: int, n_state: int) -> None:
+        super().__init__()
+        self.phi = nn.Parameter(torch.zeros(1 + n_state, width, min(_MAX_WIDTH, n_out)))
+        self.move = nn.Parameter(torch.zeros(1 + n_state, n_out, n_out))
+        self.direct = nn.Parameter(torch.zeros(1 + n_state, n_embedding, n_out))
+        self.sharpness = nn.Parameter(torch.tensor(float(math.log(_SHARPNESS))))
+        self.bias = nn.Parameter(torch.zeros(()))
+        self.alpha = nn.Parameter(torch.ones(()))
+
+    def weigh(
+        self, query: Tensor, rows: Tensor, z: Tensor, open_: Tensor, own: Tensor, k: int
+    ) -> tuple[Tensor, Tensor]:
+        """(q, k) candidates and (q, k + 1) weights, the last one of the perturbation's own responses elsewhere.
+
+        Parameters
+        ----------
+        query, rows
+            (q, d) and (n, d) features.
+        z
+            (l,) state of the context.
+        open_
+            (q, n) rows that may be candidates.
+        own
+            (q,) whether there are responses elsewhere.
+        k
+            Candidates of stage 1.
+        """
+        phi = at_state(self.phi, z)
+        first, second = (nn.functional.normalize(x @ phi, dim=1, eps=1e-8) for x in (query, rows))
+        logits = (self.sharpness.exp() * first @ second.T).masked_fill(~open_, -torch.inf)
+        logits, found = logits.topk(min(k, logits.shape[1]), dim=1)
+        itself = (self.sharpness.exp() + self.bias).expand(len(query)).masked_fill(~own, -torch.inf)
+        logits = torch.cat([logits, itself[:, None]], dim=1)
+        nobody = torch.isinf(logits).all(dim=1, keepdim=True)
+        return found, entmax(logits.masked_fill(nobody, 0.0)).masked_fill(nobody, 0.0)
+
+
+def at_state(blocks: Tensor, z: Tensor) -> Tensor:
+    """A map in the state z (l,): the first block, and the others by z."""
+    return blocks[0] + torch.tensordot(z, blocks[1:], dims=1)
 
 
 def energy_distance(predicted: Tensor, measured: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from ragst_sd.retrieval.response_baselines import (
 )
 from ragst_sd.retrieval.response_rag import answer_rag, prepare_rag, select_rag
 from ragst_sd.retrieval.response_selection import ResponseRagOptions, fit_rag
+from ragst_sd.retrieval.response_shares import fit_stack, kernel_ridge
 from ragst_sd.retrieval.responses import cited_response
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ RESPONSE_METHODS: dict[str, Method] = {
         n_candidates=128,
         prepare=prepare_rag,
         learns="settings",
-        needs_embedding=True,
     ),
     "pt_rag": Method(
         PtRagOptions,
@@ -82,6 +82,12 @@ RESPONSE_METHODS: dict[str, Method] = {
         answer=ridge,
         learns="settings",
         needs_embedding=True,
+    ),
+    "kernel_ridge": Method(
+        NoOptions,
+        lambda bank, run: fit_stack(bank, run, parts=("kernel_ridge",)),
+        answer=kernel_ridge,
+        learns="settings",
     ),
     "bilinear": Method(
         BilinearOptions,

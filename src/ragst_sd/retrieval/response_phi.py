@@ -29,7 +29,7 @@ _LEAST_SHARE = 1e-12
 def fit_space(bank: Bank, n_components: int) -> dict[str, np.ndarray]:
     """Axes of embeddings and of the states of the screen's contexts; responses are not looked at."""
     key = unit(bank.key)
-    mean, axes = fit_pca(key, n_components)
+    mean, axes = fit_pca(key, n_components) if key.shape[1] else (np.zeros(0), np.zeros((0, 0)))
     scale = float(np.sqrt((((key - mean) @ axes) ** 2).sum(axis=1).mean())) if axes.shape[1] else 1.0
     states = bank.screen.states[np.unique(bank.sections)]
     centre = states.mean(axis=0)

@@ -14,7 +14,7 @@ the rest of f the adjustment.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,6 +35,7 @@ from ragst_sd.retrieval.response_phi import (
     place,
     place_states,
 )
+from ragst_sd.retrieval.response_shares import stack_of
 from ragst_sd.retrieval.responses import (
     candidates,
     distances_to,
@@ -49,8 +50,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ragst_sd.retrieval.bank import Bank, Query
+    from ragst_sd.retrieval.response_stack import Stacked
 
 _NOBODY = -1e9
+# Kind of query, the fields of a gate, two trusts and a share.
+GATE_FIELDS = 8
+MEASURED = 2
+"""Kind of the queries that were measured in another context; the others have measured relatives (1) or none (0)."""
 
 
 class Gate(NamedTuple):
@@ -146,13 +152,19 @@ def weigh(neighbors: Neighbors, gate: Gate, n_neighbors: int, line: np.ndarray, 
 def select_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
     """Rows by the gates chosen for perturbations with and without measured relatives."""
     ready = prepare_rag(parameters, bank, query)
-    return ready.select(np.arange(len(query)), place_states(parameters, query.states(bank)))
+    line, z = np.arange(len(query)), place_states(parameters, query.states(bank))
+    if ready.stacked is None:
+        return ready.select(line, z)
+    selection, answer = ready.respond(line, z)
+    return replace(selection, response=answer.evidence + answer.adjustment)
 
 
 def answer_rag(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
     """The prediction without retrieval, and what the cited rows add to it as far as they are trusted."""
     query = selection.query
     level, share = pool_mean(bank, query), explained(bank, query)
+    if selection.response is not None:
+        return _answered(bank, selection, np.asarray(selection.response), level, share)
     response = _without_retrieval(parameters, bank, query, level, share)
     relative = relative_responses(bank, query, selection.rows, level)
     added = selection.strength * selection.weights
@@ -164,14 +176,19 @@ def _answered(bank: Bank, selection: Selection, response: np.ndarray, level: np.
     """The response as evidence, the mean of the pool where nobody is cited, and the rest."""
     cites = selection.weights.any(axis=1, keepdims=True)
     evidence = np.where(cites, mean_response(bank, selection), level)
-    return Answer(evidence, response - evidence, explained=share)
+    return Answer(evidence, response - evidence, explained=share if bank.key.shape[1] else None)
 
 
 def _without_retrieval(
-    parameters: Mapping[str, Any], bank: Bank, query: Query, level: np.ndarray, share: np.ndarray
+    parameters: Mapping[str, Any],
+    bank: Bank,
+    query: Query,
+    level: np.ndarray,
+    share: np.ndarray,
+    kind: np.ndarray | None = None,
 ) -> np.ndarray:
     """(q, g) the mean of the pool and, as far as that is trusted, what bilinear regression adds to it."""
-    out, kind = level.copy(), familiar(bank, query).astype(int)
+    out, kind = level.copy(), familiar(bank, query).astype(int) if kind is None else kind
     for code in np.unique(kind):
         trust, at = sum(part * line for _, line, _, part in _gates(parameters, code)), np.flatnonzero(kind == code)
         if trust:
@@ -182,11 +199,20 @@ def _without_retrieval(
 
 def prepare_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> ReadyRag:
     """Everything that does not depend on the states of the cells."""
-    kind = familiar(bank, query).astype(int)
+    kind, stacked = familiar(bank, query).astype(int), None
+    if "stack_shares" in parameters:
+        stacked = stack_of(parameters, bank, query)
+        kind[stacked.measured] = MEASURED
     gates = {int(code): _gates(parameters, code) for code in np.unique(kind)}
     penalties = tuple(sorted({gate.penalty for own in gates.values() for gate, *_ in own if gate.learned > 0}))
-    neighbors = find_neighbors(parameters, bank, query, min(int(parameters["n_candidates"]), len(bank.key)), penalties)
-    return ReadyRag(parameters, bank, query, neighbors, kind, gates, distances_to(bank, query, neighbors.rows))
+    if any(gates.values()):
+        n_candidates = min(int(parameters["n_candidates"]), len(bank.key))
+        neighbors = find_neighbors(parameters, bank, query, n_candidates, penalties)
+    else:
+        nobody = np.full((len(query), 1), -1)
+        neighbors = Neighbors(nobody, nobody.astype(np.float64), {}, explained(bank, query)[:, None])
+    distances = distances_to(bank, query, neighbors.rows)
+    return ReadyRag(parameters, bank, query, neighbors, kind, gates, distances, stacked)
 
 
 @dataclass(frozen=True)
@@ -202,6 +228,8 @@ class ReadyRag:
     gates: dict[int, list[tuple[Gate, float, float, float]]]
     distances: np.ndarray
     """(q, K) distances of embeddings."""
+    stacked: Stacked | None = None
+    """What the stack adds; `None` in fits of earlier releases."""
 
     @cached_property
     def level(self) -> np.ndarray:
@@ -212,7 +240,8 @@ class ReadyRag:
     def base(self) -> np.ndarray:
         """(q, g) prediction without retrieval."""
         share = self.neighbors.explained[:, 0]
-        return _without_retrieval(self.parameters, self.bank, self.query, self.level, share)
+        base = _without_retrieval(self.parameters, self.bank, self.query, self.level, share, self.kind)
+        return base if self.stacked is None else base + self.stacked.coefficients @ self.bank.values
 
     @cached_property
     def relative(self) -> np.ndarray:
@@ -231,6 +260,8 @@ class ReadyRag:
     def select(self, line: np.ndarray, z: np.ndarray) -> Selection:
         """Rows for queries `line` in states (n, l)."""
         trusted = self._trusted(line, z)
+        if self.stacked is not None and self.stacked.cited.any():
+            return self._select_all(line, trusted)
         total = trusted.sum(axis=1, keepdims=True)
         cited = np.divide(trusted, total, out=np.zeros_like(trusted), where=total > 0)
         rows = np.where(cited > 0, self.neighbors.rows[line], -1)
@@ -238,6 +269,18 @@ class ReadyRag:
         query = self.query.some(line)
         chosen = Selection(query.key, rows, cited, distances, query=query, strength=total)
         return shortened(chosen, self.query.n_neighbors)
+
+    def _select_all(self, line: np.ndarray, trusted: np.ndarray) -> Selection:
+        """Rows that the gates and the stack read, the largest weights first."""
+        weights = self.stacked.cited[line] if self.stacked is not None else np.zeros((len(line), len(self.bank)))
+        np.add.at(weights, (np.arange(len(line))[:, None], np.maximum(self.neighbors.rows[line], 0)), trusted)
+        rows = np.argsort(-weights, axis=1, kind="stable")[:, : self.query.n_neighbors]
+        weights = np.take_along_axis(weights, rows, axis=1)
+        total = weights.sum(axis=1, keepdims=True)
+        rows = np.where(weights > 0, rows, -1)
+        query = self.query.some(line)
+        share = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+        return Selection(query.key, rows, share, distances_to(self.bank, query, rows), query=query, strength=total)
 
     def respond(self, line: np.ndarray, z: np.ndarray) -> tuple[Selection, Answer]:
         """Rows and answer for queries `line` in states (n, l)."""
@@ -274,7 +317,7 @@ class ReadyRag:
 
 def _gates(parameters: Mapping[str, Any], kind: int) -> list[tuple[Gate, float, float, float]]:
     """Gates of a kind of query, each with its trust in regression, in retrieval, and its share."""
-    lines = np.atleast_2d(np.asarray(parameters["gates"], dtype=np.float64))
+    lines = np.asarray(parameters["gates"], dtype=np.float64).reshape(-1, GATE_FIELDS)
     return [(Gate(*line[1:5].tolist()), *line[5:].tolist()) for line in lines[lines[:, 0] == kind]]
 
 

@@ -12,13 +12,22 @@ import numpy as np
 from ragst_sd.retrieval.options import count, numbers, positive
 from ragst_sd.retrieval.response_baselines import bilinear
 from ragst_sd.retrieval.response_phi import fit_space, place_states
-from ragst_sd.retrieval.response_rag import Gate, find_neighbors, relative_responses, weigh
+from ragst_sd.retrieval.response_rag import (
+    GATE_FIELDS,
+    MEASURED,
+    Gate,
+    find_neighbors,
+    prepare_rag,
+    relative_responses,
+    weigh,
+)
+from ragst_sd.retrieval.response_shares import fit_stack
 from ragst_sd.retrieval.responses import ask_rows, closed_rows, familiar, pool_mean, shape_halves
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ragst_sd.retrieval.bank import Bank, Run
+    from ragst_sd.retrieval.bank import Bank, Query, Run
 
 logger = logging.getLogger(__name__)
 
@@ -72,25 +81,46 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
     """
     options = run.options
     space = fit_space(bank, int(options.n_components))
-    if closed_rows(bank).all():
+    lines: list[tuple[float, ...]] = []
+    gains, errors = [0.0] * len(_KINDS), [np.nan] * len(_KINDS)
+    if not (bank.screen.from_cells and bank.key.shape[1]):
+        # The gates follow the state of the cells, and compare embeddings.
+        pass
+    elif closed_rows(bank).all():
         # Nothing is held out where nothing is left to answer from: no gate has shown that it gains anything.
         logger.warning(
             "rag: the responses are all of one perturbation, so that nothing can be held out to choose on; it is the "
             "mean."
         )
-        lines: list[tuple[float, ...]] = [(code, *grid(options)[0], *TRUST[0], 1.0) for code in range(len(_KINDS))]
-        gains, errors = [0.0] * len(_KINDS), [np.nan] * len(_KINDS)
+        lines = [(code, *grid(options)[0], *TRUST[0], 1.0) for code in range(len(_KINDS))]
     else:
         lines, gains, errors = _chosen(bank, run, space)
-    return {
+    parameters = {
         **space,
         "rank": int(options.rank),
         "alpha": float(options.alpha),
         "n_candidates": run.n_candidates,
-        "gates": np.array(lines, dtype=np.float64),
+        "gates": np.array(lines, dtype=np.float64).reshape(-1, GATE_FIELDS),
         "inner_gain": np.array(gains),
         "inner_error": np.array(errors),
     }
+
+    def gated(bank: Bank, query: Query) -> np.ndarray:
+        ready = prepare_rag(parameters, bank, query)
+        _, answer = ready.respond(np.arange(len(query)), place_states(parameters, query.states(bank)))
+        return answer.evidence + answer.adjustment - ready.level
+
+    stack = fit_stack(bank, run, gated=gated if lines else None)
+    return {**parameters, **stack, "gates": _shared(lines, stack["stack_gated"])}
+
+
+def _shared(lines: list[tuple[float, ...]], shares: np.ndarray) -> np.ndarray:
+    """Lines of `gates`, their trusts times the share of the gates, and those of queries measured in other contexts."""
+    measured = [(MEASURED, *line[1:]) for line in lines if line[0] == MEASURED - 1]
+    out = np.array([*lines, *measured], dtype=np.float64).reshape(-1, GATE_FIELDS)
+    for line in out:
+        line[5:7] *= shares[int(line[0] == MEASURED)]
+    return out
 
 
 def _chosen(bank: Bank, run: Run, space: Mapping[str, Any]) -> tuple[list[tuple[float, ...]], list[float], list[float]]:

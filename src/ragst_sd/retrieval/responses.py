@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd.retrieval.bank import Answer, Query, Selection
+from ragst_sd.retrieval.projection import largest_positive
 from ragst_sd.retrieval.search import Candidates, Eligibility, find_candidates
 
 if TYPE_CHECKING:
@@ -122,20 +123,24 @@ def ask_rows(bank: Bank, rows: np.ndarray, closed: np.ndarray) -> Query:
     )
 
 
-def shape_halves(bank: Bank) -> tuple[Bank, Bank]:
+def shape_halves(bank: Bank, n_components: int | None = _MAX_COMPONENTS) -> tuple[Bank, Bank]:
     """The bank with the responses against either half of the controls, without their mean over genes, in few axes.
 
-    The axes keep inner products of such responses, up to what more than 128 of them would add: correlations over genes
-    are cosines among few numbers.
+    The axes keep inner products of such responses, all of them with `None`, else up to what more than `n_components`
+    of them would add: correlations over genes are cosines among few numbers.
     """
-    centred = [half - half.mean(axis=1, keepdims=True) for half in bank.screen.halves]
-    _, size, axes = np.linalg.svd(np.concatenate(centred), full_matrices=False)
-    kept = max(1, int((size > 1e-9 * max(float(size[0]), 1e-300)).sum()))
-    axes = axes[: min(kept, _MAX_COMPONENTS)].T
-    values = [half @ axes for half in centred]
-    screen = replace(bank.screen, halves=(values[0], values[1]))
-    first, second = (replace(bank, values=one, screen=screen) for one in values)
-    return first, second
+    first, second = (half - half.mean(axis=1, keepdims=True) for half in bank.screen.halves)
+    same = np.array_equal(first, second)
+    rows = first if same else np.concatenate([first, second])
+    size, axes = np.linalg.eigh(rows @ rows.T)
+    kept = max(1, int((size > 1e-12 * max(float(size[-1]), 1e-300)).sum()))
+    kept = kept if n_components is None else min(kept, n_components)
+    # As many rows as there are give their own axes.
+    coordinates = largest_positive(axes[:, ::-1][:, :kept]) * np.sqrt(np.maximum(size[::-1][:kept], 0))
+    values = (coordinates, coordinates) if same else (coordinates[: len(first)], coordinates[len(first) :])
+    screen = replace(bank.screen, halves=values)
+    one, other = (replace(bank, values=each, screen=screen) for each in values)
+    return one, other
 
 
 def familiar(bank: Bank, query: Query) -> np.ndarray:

@@ -67,7 +67,8 @@ def fit(
         Made by :func:`ragst_sd.tl.build_reference` or :func:`ragst_sd.tl.build_perturbation_reference`.
     method
         One of the table, or one that was registered. For a reference of perturbations `rag`, `pt_rag`, `none`, `mean`,
-        `additive`, `same_perturbation`, `context_additive`, `knn`, `naive_rag`, `random_rag`, `ridge` or `bilinear`.
+        `additive`, `same_perturbation`, `context_additive`, `knn`, `naive_rag`, `random_rag`, `ridge`,
+        `kernel_ridge` or `bilinear`.
     n_neighbors
         Rows cited per spot at most; 50, or all rows of a smaller reference, if left out. Perturbations: 3 (`rag`,
         `pt_rag`: 16).

@@ -56,7 +56,7 @@ def fit_perturbation(
     group_key = _keys.PERTURBATION if group_key is None else group_key
     require_key(group_key, list(reference.obs.columns), "reference.obs")
     bank = replace(bank, folds=group_codes(bank.obs, group_key), screen=replace(bank.screen, metric=metric))
-    bank = with_cells(bank) if known.needs_cells else bank
+    bank = with_cells(bank) if known.needs_cells and bank.screen.from_cells else bank
     run = replace(run, options=chosen, n_neighbors=cited, n_candidates=compared)
     # Sums follow the names of the rows, so that their order changes nothing.
     fit = Fit(
@@ -83,21 +83,16 @@ def fit_perturbation(
 
 
 def _require_parts(bank: Bank, method: str) -> None:
-    """Raise a `ValueError` if the method needs an embedding of genes, or cells, and the reference has none."""
+    """Raise a `ValueError` if the method needs an embedding of genes, and the reference has none."""
     from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 
     known = RESPONSE_METHODS[method]
-    if known.needs_embedding and not bank.key.shape[1]:
-        others = [name for name, one in RESPONSE_METHODS.items() if not (one.needs_embedding or one.needs_cells)]
+    # Given responses are compared by what other contexts say, too, by the methods that read them.
+    needs = known.needs_embedding and (bank.screen.from_cells or not known.needs_cells)
+    if needs and not bank.key.shape[1]:
+        others = [name for name, one in RESPONSE_METHODS.items() if not one.needs_embedding]
         msg = (
             f"The reference has no embedding of genes, and method {method!r} needs one. Build it with `embedding=` "
             f"(`rg.tl.embed_genes` makes one), or fit a method that needs none: {listing(others)}."
-        )
-        raise ValueError(msg)
-    if known.needs_cells and not bank.screen.from_cells:
-        others = [name for name, one in RESPONSE_METHODS.items() if not one.needs_cells]
-        msg = (
-            f"The reference was built from responses ({bank.header.normalization['unit']}), and method {method!r} "
-            f"learns from cells. Build it from the cells of the screen, or fit one of {listing(others)}."
         )
         raise ValueError(msg)

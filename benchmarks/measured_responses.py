@@ -1,0 +1,182 @@
+"""Methods on tables of measured responses: knock-downs in two cell lines, drugs in four and in ten contexts.
+
+`benchmarks/perturbation.py --responses` runs it. *Unseen here*: a fifth of the perturbations of one context is held out, and other
+contexts measured them. *Unseen perturbation*: a fifth is held out in all contexts. Scored by `rg.tl.evaluate_perturbation`: cosine of
+predicted and measured response, both relative to the mean response of the context in the reference; share of predictions whose own
+truth is in the nearest tenth of all responses of the context; rank of the own truth, 1 for the nearest and .5 by chance.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+
+import ragst_sd as rg
+from ragst_sd.retrieval.projection import fit_pca, project
+
+SCREENS = {
+    "Replogle": "replogle2022_k562_rpe1_ranks.h5ad",
+    "NeurIPS 2023": "neurips2023_pbmc_ranks.h5ad",
+    "Tahoe": "tahoe10_ranks.h5ad",
+}
+TASKS = {"here": "unseen here", "perturbation": "unseen perturbation"}
+METRICS = ("centred_cosine", "best_tenth", "rank_score")
+N_FOLDS = 5
+ELSEWHERE = "other contexts"
+PT_RAG = {
+    "pt_rag, no retrieval": {"method": "pt_rag", "options": {"candidates": "none"}},
+    "pt_rag, random candidates": {"method": "pt_rag", "options": {"candidates": "random"}},
+    "pt_rag, not context-aware": {"method": "pt_rag", "options": {"context_aware": False}},
+    "pt_rag, two stages, context-aware": {"method": "pt_rag"},
+}
+ALWAYS = {name: {"method": name} for name in ("mean", "kernel_ridge", "rag")}
+BY_EMBEDDING = {
+    "naive_rag": {"method": "naive_rag", "n_candidates": 16},
+    "random_rag": {"method": "random_rag", "n_candidates": 16},
+    "knn": {"method": "knn", "n_neighbors": 10},
+    "ridge": {"method": "ridge"},
+    "bilinear": {"method": "bilinear"},
+}
+MEASURED = {name: {"method": name} for name in ("same_perturbation", "context_additive")}
+
+
+class Fold(NamedTuple):
+    """What is held out in one context."""
+
+    screen: str
+    task: str
+    name: str
+    context: str
+    training: np.ndarray
+    held: list[str]
+
+
+def read(folder: Path, screen: str) -> ad.AnnData:
+    """A table of ranks, perturbations that were measured in two contexts at least."""
+    adata = ad.read_h5ad(folder / "ranks" / SCREENS[screen])
+    adata.obs = adata.obs[["perturbation", "context"]].astype(str)
+    n_contexts = adata.obs.groupby("perturbation")["context"].nunique()
+    return adata[adata.obs["perturbation"].isin(n_contexts.index[n_contexts > 1])].copy()
+
+
+def folds_of(adata: ad.AnnData, screen: str, task: str, *, quick: bool) -> list[Fold]:
+    """All folds, or for a quick look the first one of four contexts."""
+    table = rg.tl.perturbation_folds(adata, split=task, n_folds=N_FOLDS, context_key="context")
+    out = []
+    for name in table:
+        test = (table[name] == "test").to_numpy()
+        for context in sorted(set(adata.obs["context"][test])):
+            own = test & (adata.obs["context"] == context).to_numpy()
+            held = sorted(adata.obs["perturbation"][own])
+            out.append(Fold(screen, task, name, context, (table[name] == "train").to_numpy(), held))
+    if quick:
+        first = {one.context: one for one in reversed(out)}
+        return list(first.values())[:4]
+    return out
+
+
+def elsewhere(adata: ad.AnnData, context: str) -> pd.DataFrame:
+    """Principal components of the responses in all other contexts side by side, as an embedding of perturbations.
+
+    A perturbation that one of them lacks has their mean there.
+    """
+    parts, names = [], sorted(set(adata.obs["perturbation"]))
+    for other in sorted(set(adata.obs["context"]) - {context}):
+        own = adata[adata.obs["context"] == other]
+        values = np.asarray(own.X.toarray() if hasattr(own.X, "toarray") else own.X, dtype=np.float64)
+        frame = pd.DataFrame(values - values.mean(axis=0), index=own.obs["perturbation"])
+        parts.append(frame.reindex(names).fillna(0.0).to_numpy())
+    values = np.concatenate(parts, axis=1)
+    mean, axes = fit_pca(values, 100)
+    return pd.DataFrame(project(values, mean, axes), index=names)
+
+
+def predict(
+    adata: ad.AnnData, embedding: pd.DataFrame | None, fold: Fold, *, pt_rag: bool, quick: bool = False
+) -> pd.DataFrame:
+    """Scores of the held-out perturbations of one fold, by method."""
+    training, tables = adata[fold.training].copy(), {}
+    known = set(embedding.index) if embedding is not None else set()
+    # Methods that compare embeddings are asked about genes that have one; the others about the same ones.
+    held = [name for name in fold.held if name in known] if known else fold.held
+    methods = ALWAYS | (PT_RAG if pt_rag else {}) | (BY_EMBEDDING if known else {})
+    if quick:
+        methods.pop("bilinear", None)
+    here = fold.task == "here"
+    tables |= ask(training, embedding, fold, held, methods | (MEASURED if here else {}))
+    if here:
+        own = training[training.obs["context"] == fold.context].copy()
+        others = {f"{name}, {ELSEWHERE}": BY_EMBEDDING[name] for name in ("naive_rag", "knn", "ridge")}
+        others |= {f"kernel_ridge, {ELSEWHERE}": {"method": "kernel_ridge"}}
+        tables |= ask(own, elsewhere(training, fold.context), fold, held, others)
+    truth = adata[adata.obs["context"] == fold.context].copy()
+    scores = rg.tl.evaluate_perturbation(tables, truth, metrics=METRICS, context_key="context")
+    scores = scores[scores["subset"] == "each"]
+    return scores.assign(screen=fold.screen, task=fold.task, fold=fold.name, context=fold.context)
+
+
+def ask(
+    training: ad.AnnData,
+    embedding: pd.DataFrame | None,
+    fold: Fold,
+    held: list[str],
+    methods: dict[str, dict[str, Any]],
+) -> dict[str, ad.AnnData]:
+    """Predictions of some methods for the context of a fold."""
+    reference = rg.tl.build_perturbation_reference(training, embedding=embedding, context_key="context", unit="rank")
+    where, tables = pd.DataFrame({"context": [fold.context]}), {}
+    for label, arguments in methods.items():
+        rg.tl.fit(reference, **arguments)
+        tables[label] = rg.tl.perturb(where, reference, perturbations=held, context_key="context")
+    return tables
+
+
+def run(
+    folder: Path, screens: list[str], gene_sets: Path, *, quick: bool, pt_rag: bool, jobs: int, initializer: Any
+) -> pd.DataFrame:
+    """Scores of all screens and tasks."""
+    parts = []
+    for screen in screens:
+        adata = read(folder, screen)
+        embedding = rg.tl.embed_genes(gene_sets, min_terms=1) if screen == "Replogle" else None
+        tasks = list(TASKS) if embedding is not None else ["here"]
+        if embedding is not None:
+            embedding = embedding.loc[embedding.index.intersection(adata.obs["perturbation"])]
+            adata = adata[adata.obs["perturbation"].isin(embedding.index)].copy()
+        for task in tasks:
+            start = time.perf_counter()
+            folds = folds_of(adata, screen, task, quick=quick)
+            with Parallel(n_jobs=jobs, initializer=initializer) as pool:
+                parts += pool(delayed(predict)(adata, embedding, fold, pt_rag=pt_rag, quick=quick) for fold in folds)
+            print(f"{screen}, {TASKS[task]}: {time.perf_counter() - start:.0f} s", flush=True)
+    return pd.concat(parts, ignore_index=True)
+
+
+def table(scores: pd.DataFrame) -> str:
+    """Mean over perturbations, folds and contexts; cosines of each context beside them where there are few."""
+    wide = scores.pivot_table(
+        index=["screen", "task", "method", "context", "fold"], columns="metric", values="value", aggfunc="mean"
+    )
+    lines = []
+    for (screen, task), part in wide.groupby(level=["screen", "task"], sort=False):
+        contexts = sorted(set(part.index.get_level_values("context")))
+        few = contexts if len(contexts) <= 4 else []
+        lines += [
+            "",
+            f"| {screen}, {TASKS[task]} | cosine | best tenth | rank | "
+            + "".join(f"cosine, {name} | " for name in few),
+            "|---" * (4 + len(few)) + "|",
+        ]
+        means = part.groupby(level=["method", "context"]).mean()
+        total = means.groupby(level="method").mean()
+        for method in total.sort_values("centred_cosine", ascending=False).index:
+            own = " | ".join(f"{total.loc[method, name]:.3f}" for name in METRICS)
+            each = "".join(f" {means.loc[(method, name), 'centred_cosine']:.3f} |" for name in few)
+            lines.append(f"| {method} | {own} |{each}")
+    return "\n".join(lines[1:])

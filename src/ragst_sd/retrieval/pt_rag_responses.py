@@ -1,0 +1,331 @@
+r"""PT-RAG where responses were given: two stages, differentiable, and what candidates bring is their response.
+
+.. math:: \Delta(p, c) = \bar\Delta_c + f_z(e_p) + \alpha \sum_j w_j M_j \tilde\Delta_j, \qquad
+          w = \mathrm{entmax}\big(s\, \cos(\phi_z(x_p), \phi_z(x_j)) + b_{t(j)}\big)
+
+with :math:`\tilde\Delta_j` relative to the mean of the context of j, x the embedding e of a perturbation beside the
+mean of its responses in other contexts, and z the state of the query's context. Stage 1 takes the `n_candidates` rows
+of the context that are nearest in :math:`\phi_z(x) = (A_0 + \sum_l z_l A_l)\,x`, and beside them the responses in other
+contexts of the perturbation itself, where they may be used. Those are moved by :math:`M_z`, a map of as many ranks as there are
+components; rows of the context stay as they are. b is a bias of the perturbation's own responses. Training starts from
+ridge regressions. A perturbation without an embedding has f = 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ragst_sd.retrieval.bank import Query, Selection
+from ragst_sd.retrieval.loop import optimise, seeded
+from ragst_sd.retrieval.projection import fit_pca
+from ragst_sd.retrieval.pt_rag_model import PtRagResponses, at_state
+from ragst_sd.retrieval.response_phi import fit_space, place_states, unit
+from ragst_sd.retrieval.responses import distances_to, patterns, pool_mean, shortened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+    from ragst_sd.retrieval.bank import Bank, Run
+
+_COMPONENTS = 100
+_HELD_OUT = 5
+_EVERY = 10
+_STEPS = 60
+_RATE = 3e-3
+_PENALTY = 4.0
+_TINY = 1e-12
+
+
+class Scene(NamedTuple):
+    """Rows of one context, and queries that may use them."""
+
+    queries: np.ndarray
+    allowed: np.ndarray
+    """(a,) rows that may be used."""
+    here: np.ndarray
+    """(n,) rows of the bank that are candidates."""
+    own: np.ndarray
+    """(q, a) shares of the responses of the perturbation itself elsewhere."""
+    rows: np.ndarray
+    """(n, d) features of candidates."""
+    asked: np.ndarray
+    """(q, d) features of queries."""
+    elsewhere: np.ndarray
+    """(q, c) components of the responses elsewhere."""
+    relative: np.ndarray
+    """(a, g) responses relative to the means of their contexts."""
+
+
+def scenes(bank: Bank, query: Query, axes: np.ndarray) -> Iterator[Scene]:
+    """Queries by context and by the rows that they may use; responses are put on the (g, c) axes."""
+    names = {genes: code for code, genes in enumerate(dict.fromkeys(bank.screen.perturbed))}
+    codes = np.array([names[genes] for genes in bank.screen.perturbed])
+    of_queries = np.array([names.get(genes, -1) for genes in query.perturbed])
+    for context in np.unique(query.contexts):
+        mine = np.flatnonzero(query.contexts == context)
+        for some, allowed in patterns(query.eligible[mine]):
+            queries, sections = mine[some], bank.sections[allowed]
+            means = {code: bank.values[allowed[sections == code]].mean(axis=0) for code in np.unique(sections)}
+            relative = bank.values[allowed] - np.stack([means[code] for code in sections])
+            here = np.flatnonzero(sections == context)
+            here = here if len(here) else np.arange(len(allowed))
+            shares = []
+            for asked, at in ((codes[allowed][here], sections[here]), (of_queries[queries], np.array([context]))):
+                same = (asked[:, None] == codes[allowed]) & (at[:, None] != sections)
+                shares.append(same / np.maximum(same.sum(axis=1, keepdims=True), 1))
+            placed = relative @ axes
+            keys = bank.key[allowed[here]], query.key[queries]
+            rows, asked = (
+                np.concatenate([unit(key), unit(share @ placed)], axis=1)
+                for key, share in zip(keys, shares, strict=True)
+            )
+            yield Scene(queries, allowed, allowed[here], shares[1], rows, asked, shares[1] @ placed, relative)
+
+
+def fit_responses(bank: Bank, run: Run) -> dict[str, Any]:
+    """Train on the rows of the bank, each as if it had not been measured here.
+
+    The number of steps is chosen on perturbations held out.
+
+    Raises
+    ------
+    ValueError
+        If the reference has no embedding, and no perturbation was measured in two contexts.
+    """
+    options, space = run.options, fit_space(bank, 1)
+    if not bank.key.shape[1] and len(set(bank.screen.perturbed)) == len(bank):
+        msg = (
+            "`pt_rag` has nothing to compare perturbations by: the reference has no embedding, and none of them was "
+            "measured in two contexts. Build it with `embedding=`, or with the responses of another context."
+        )
+        raise ValueError(msg)
+    centred = bank.values - np.stack([bank.values[bank.sections == code].mean(axis=0) for code in bank.sections])
+    _, axes = fit_pca(centred, _COMPONENTS)
+    aware = bool(options.context_aware)
+    parameters = {
+        "response_axes": axes.astype(np.float32),
+        "state_mean": space["state_mean"],
+        "state_axes": space["state_axes"] if aware else space["state_axes"][:, :0],
+        "candidates": options.candidates,
+        "n_candidates": run.n_candidates,
+    }
+    # Training sees responses on their axes alone.
+    lean = {**parameters, "response_axes": np.eye(axes.shape[1])}
+    bank = replace(bank, values=bank.values @ axes)
+    groups = np.unique(bank.folds, return_inverse=True)[1]
+    held = np.random.default_rng(run.rng).permutation(groups.max() + 1)[groups] % _HELD_OUT == 0
+    steps, inner = min(_STEPS, int(options.max_steps)), float("nan")
+    if held.any() and not held.all():
+        _, history = _train(bank, lean, run, steps, held)
+        steps, inner = max(1, history.best_step), history.best_score
+    net, history = _train(bank, lean, run, steps, np.zeros(len(bank), dtype=bool))
+    arrays = {f"net_{name}": value.detach().numpy() for name, value in net.state_dict().items()}
+    return {
+        **parameters,
+        **arrays,
+        "training_steps": steps,
+        "inner_score": inner,
+        "interrupted": bool(history.interrupted),
+    }
+
+
+class _Lesson(NamedTuple):
+    """One context in training: tensors of a scene whose queries are its own rows."""
+
+    z: Tensor
+    rows: Tensor
+    elsewhere: Tensor
+    own: Tensor
+    values: Tensor
+    open_: Tensor
+    """(n, n) rows of other perturbations."""
+
+
+def _lessons(bank: Bank, parameters: Mapping[str, Any], rows: np.ndarray) -> list[_Lesson]:
+    axes, out = np.asarray(parameters["response_axes"], dtype=np.float64), []
+    for context in np.unique(bank.sections[rows]):
+        mine = rows[bank.sections[rows] == context]
+        eligible = np.zeros((len(mine), len(bank)), dtype=bool)
+        eligible[:, rows] = True
+        perturbed = tuple(bank.screen.perturbed[row] for row in mine)
+        query = Query(bank.key[mine], perturbed=perturbed, contexts=bank.sections[mine], eligible=eligible)
+        (scene,) = scenes(bank, query, axes)
+        z = place_states(parameters, bank.screen.states[[context]])[0]
+        same = bank.folds[mine][:, None] == bank.folds[scene.here]
+        place = np.searchsorted(scene.allowed, scene.here)
+        parts = z, scene.rows, scene.elsewhere, scene.own.any(axis=1), scene.relative[place] @ axes, ~same
+        out.append(
+            _Lesson(*(torch.as_tensor(x, dtype=torch.bool if x.dtype == bool else torch.float32) for x in parts))
+        )
+    return out
+
+
+def _train(bank: Bank, parameters: Mapping[str, Any], run: Run, steps: int, held: np.ndarray):
+    """Train on all rows but those held out, which tell how many steps are best."""
+    taught = np.flatnonzero(~held)
+    lessons = _lessons(bank, parameters, taught)
+    d, k = bank.key.shape[1], run.n_candidates
+    how, n_state = str(parameters["candidates"]), len(lessons[0].z)
+    with seeded(run.rng):
+        net = PtRagResponses(lessons[0].rows.shape[1], d, lessons[0].values.shape[1], n_state)
+        _start(net, lessons, d)
+        optimiser = torch.optim.AdamW(net.parameters(), lr=_RATE, weight_decay=float(run.options.weight_decay))
+
+        def step(i: int) -> Tensor:
+            return torch.stack(
+                [_loss(net, one, d, k, how, known) for one in lessons for known in _kinds(one, d)]
+            ).mean()
+
+        def score() -> float:
+            # Of perturbations held out everywhere, and of those held out in one context.
+            scores = [
+                _held_score(net, bank, parameters, k, held, context) for context in np.unique(bank.sections[held])
+            ]
+            return float(np.mean(scores))
+
+        history = optimise(
+            net, step, optimiser, steps=steps, every=_EVERY, progress=run.progress, label="pt_rag",
+            score=score if held.any() else None,
+        )  # fmt: skip
+    return net, history
+
+
+def _kinds(lesson: _Lesson, d: int) -> list[bool]:
+    """Whether the queries are known from other contexts: both where both can be."""
+    return [known for known in (True, False) if (known and bool(lesson.own.any())) or (not known and d)]
+
+
+def predict(
+    net: PtRagResponses, asked: Tensor, rows: Tensor, z: Tensor, open_: Tensor, own: Tensor, k: int, d: int, how: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(q, k) candidates, (q, k + 1) weights, and (q, c) what the embedding says without them.
+
+    What was measured elsewhere is part of what is retrieved: without candidates only the embedding is known.
+    """
+    if how == "random":
+        # The same for a query whatever the others are: drawn from the features of either side.
+        noise = torch.frac(
+            torch.sin(asked.sum(dim=1)[:, None] * 78.233 + torch.arange(len(rows)) * 12.9898) * 43758.5453
+        )
+        noise = noise.abs().masked_fill(~open_, -1.0)
+        open_ = open_ & (noise >= noise.topk(min(k, noise.shape[1]), dim=1).values[:, -1:])
+        own = torch.zeros_like(own)
+    if how == "none":
+        open_, own = torch.zeros_like(open_), torch.zeros_like(own)
+    direct = asked[:, :d] @ at_state(net.direct, z)
+    return *net.weigh(asked, rows, z, open_, own, k), direct
+
+
+def _loss(net: PtRagResponses, lesson: _Lesson, d: int, k: int, how: str, known: bool) -> Tensor:  # noqa: FBT001
+    features, own = lesson.rows, lesson.own
+    if not known:
+        features, own = torch.cat([features[:, :d], torch.zeros_like(features[:, d:])], dim=1), torch.zeros_like(own)
+    rows, weights, direct = predict(net, features, features, lesson.z, lesson.open_, own, k, d, how)
+    moved = lesson.elsewhere @ at_state(net.move, lesson.z)
+    read = torch.einsum("qk,qkc->qc", weights[:, :-1], lesson.values[rows])
+    found = direct + net.alpha * (read + weights[:, -1:] * moved)
+    size = lesson.values.norm(dim=1).clamp_min(_TINY)
+    cosine = (found * lesson.values).sum(dim=1) / size / found.norm(dim=1).clamp_min(1e-6)
+    error = ((found - lesson.values) ** 2).sum(dim=1) / size**2
+    return (1 - cosine + 0.1 * error).mean()
+
+
+def _start(net: PtRagResponses, lessons: list[_Lesson], d: int) -> None:
+    """Ridge regressions of the responses on what the maps are of."""
+    with torch.no_grad():
+        y = torch.cat([one.values for one in lessons]).double()
+        for parameter, x in (
+            (net.phi, torch.cat([one.rows for one in lessons])),
+            (net.move, torch.cat([one.elsewhere for one in lessons])),
+            (net.direct, torch.cat([one.rows[:, :d] for one in lessons])),
+        ):
+            if not x.shape[1]:
+                continue
+            gram = x.double().T @ x.double()
+            penalty = _PENALTY * gram.diagonal().mean() + 1e-9
+            solved = torch.linalg.solve(gram + penalty * torch.eye(len(gram)), x.double().T @ y).float()
+            parameter[0] = solved[:, : parameter.shape[2]]
+
+
+def _held_score(
+    net: PtRagResponses, bank: Bank, parameters: Mapping[str, Any], k: int, held: np.ndarray, context: int
+) -> float:
+    """Mean cosine of held-out rows of a context, known from others or, where they have an embedding, from none."""
+    rows, scores = np.flatnonzero(held & (bank.sections == context)), []
+    for known in (True, False) if bank.key.shape[1] else (True,):
+        eligible = np.tile(~held | (known & (bank.sections != bank.sections[rows[0]])), (len(rows), 1))
+        perturbed = tuple(bank.screen.perturbed[row] for row in rows)
+        query = Query(bank.key[rows], perturbed=perturbed, contexts=bank.sections[rows], eligible=eligible)
+        found = _respond(net, parameters, bank, query, k)[0]
+        truth = bank.values[rows] - pool_mean(bank, query)
+        size = np.linalg.norm(found, axis=1) * np.linalg.norm(truth, axis=1)
+        scores.append(((found * truth).sum(axis=1) / np.maximum(size, _TINY)).mean())
+    return float(np.mean(scores))
+
+
+def _respond(
+    net: PtRagResponses, parameters: Mapping[str, Any], bank: Bank, query: Query, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(q, g) what is added to the mean of the pool, and (q, m) weights of the rows that were read."""
+    axes, d = np.asarray(parameters["response_axes"], dtype=np.float64), bank.key.shape[1]
+    added, read = np.zeros((len(query), bank.values.shape[1])), np.zeros((len(query), len(bank)))
+    states, how = place_states(parameters, query.states(bank)), str(parameters["candidates"])
+    n_candidates = int(parameters["n_candidates"])
+    for scene in scenes(bank, query, axes):
+        d_rows = scene.rows
+        z = torch.as_tensor(states[scene.queries[0]], dtype=torch.float32)
+        own = np.asarray(scene.own.any(axis=1))
+        here = np.searchsorted(scene.allowed, scene.here)
+        for known in np.unique(own):
+            at = np.flatnonzero(own == known)
+            rows, asked = d_rows.copy(), scene.asked[at]
+            if not known:
+                rows[:, d:] = 0
+            first, second = (torch.as_tensor(x, dtype=torch.float32) for x in (asked, rows))
+            open_, there = torch.ones(len(at), len(rows), dtype=torch.bool), torch.as_tensor(own[at])
+            with torch.no_grad():
+                found, weights, direct = predict(net, first, second, z, open_, there, n_candidates, d, how)
+                if k < weights.shape[1]:
+                    # Of equal weights the first ones stay.
+                    weights = weights.scatter(1, weights.sort(dim=1, descending=True, stable=True).indices[:, k:], 0.0)
+                    weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(_TINY)
+                moved = torch.as_tensor(scene.elsewhere[at], dtype=torch.float32) @ at_state(net.move, z)
+                alpha, maps = float(net.alpha), direct + net.alpha * weights[:, -1:] * moved
+            queries, w = scene.queries[at], np.zeros((len(at), len(rows) + 1))
+            np.put_along_axis(w, found.numpy(), weights[:, :-1].numpy().astype(np.float64), axis=1)
+            w[:, -1] = weights[:, -1].numpy()
+            added[queries] = maps.numpy() @ axes.T + alpha * w[:, :-1] @ scene.relative[here]
+            read[np.ix_(queries, scene.here)] += w[:, :-1]
+            read[np.ix_(queries, scene.allowed)] += w[:, -1:] * scene.own[at]
+    return added, read
+
+
+def select_responses(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
+    """Rows that were read, with the response that was predicted with them."""
+    shapes = {name: np.asarray(parameters[f"net_{name}"]) for name in ("phi", "move", "direct")}
+    with torch.random.fork_rng(devices=[]):
+        net = PtRagResponses(
+            shapes["phi"].shape[1], shapes["direct"].shape[1], shapes["move"].shape[2], len(shapes["phi"]) - 1
+        )
+    state = {name: torch.as_tensor(np.asarray(parameters[f"net_{name}"])) for name in net.state_dict()}
+    net.load_state_dict({name: value.reshape(net.state_dict()[name].shape) for name, value in state.items()})
+    net.eval()
+    added, read = _respond(net, parameters, bank, query, query.n_neighbors)
+    total = read.sum(axis=1, keepdims=True)
+    share = np.divide(read, total, out=np.zeros_like(read), where=total > 0)
+    rows = np.where(share > 0, np.arange(len(bank)), -1)
+    selection = Selection(query.key, rows, share, np.where(rows >= 0, 0.0, np.nan), query=query)
+    chosen = shortened(selection, query.n_neighbors)
+    weights = chosen.weights / np.maximum(chosen.weights.sum(axis=1, keepdims=True), _TINY)
+    return replace(
+        chosen,
+        weights=weights,
+        distances=distances_to(bank, query, chosen.rows) if bank.key.shape[1] else chosen.distances,
+        response=pool_mean(bank, query) + added,
+    )

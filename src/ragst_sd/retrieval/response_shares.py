@@ -1,0 +1,233 @@
+"""Settings and shares of the stack of responses, chosen on held-out perturbations."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ragst_sd.retrieval.bank import Answer
+from ragst_sd.retrieval.response_phi import doses
+from ragst_sd.retrieval.response_stack import PARTS, Lesson, Settings, Stacked, lessons, part, stack
+from ragst_sd.retrieval.responses import ask_rows, closed_rows, pool_mean, shape_halves
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ragst_sd.retrieval.bank import Bank, Query, Run, Selection
+
+    Gated = Callable[[Bank, Query], np.ndarray]
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("unseen", "measured in other contexts")
+_N_FOLDS = 5
+_MAX_QUERIES = 256
+_LEAST_WEIGHT = 0.05
+_BETAS = (0.0, 0.25, 1.0)
+_ALPHAS = (0.5, 1.0, 2.0, 4.0, 8.0)
+_POWERS = (1.0, 3.0, 6.0)
+_TINY = 1e-12
+
+
+class Held(NamedTuple):
+    """Perturbations of one context that are held out, of a bank in which one half of the controls teaches."""
+
+    bank: Bank
+    query: Query
+    lesson: Lesson
+    relative: np.ndarray
+    """(a, g) responses of the rows that may be used, per dose, relative to the means of their contexts."""
+    dose: np.ndarray
+    """(q, 1)."""
+    truth: np.ndarray
+    """(q, g) against the other half of the controls, relative to the mean of the pool."""
+    weight: np.ndarray
+    """(q,)."""
+
+    def predict(self, name: str, kind: int, settings: Settings, n_neighbors: int) -> np.ndarray:
+        """(q, g) what one part adds to the mean."""
+        return self.dose * (part(self.lesson, name, kind, settings, n_neighbors) @ self.relative)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was chosen for one kind of query."""
+
+    settings: Settings
+    shares: np.ndarray
+    """(parts,) of `PARTS`."""
+    gated: float
+    """Share of what is given beside them."""
+    gain: float
+    """Cosine with held-out responses, both relative to the mean."""
+    error: float
+
+
+def fit_stack(bank: Bank, run: Run, *, parts: tuple[str, ...] = PARTS, gated: Gated | None = None) -> dict[str, Any]:
+    """Choose the stack of queries that were measured nowhere, and of those that were measured in another context.
+
+    Parameters
+    ----------
+    gated
+        (bank, query) -> (q, g) another prediction, relative to the mean of the pool, to be weighed with the parts.
+
+    Returns
+    -------
+    `stack_settings` (2, settings), `stack_shares` (2, parts), `stack_gated` (2,), `stack_gain` and `stack_error` (2,).
+    """
+    chosen: list[Chosen] = []
+    shaped = shape_halves(bank, None)
+    for kind in range(len(KINDS)):
+        found = choose_stack(bank, run, kind, shaped, parts, gated) if kind or bank.key.shape[1] else None
+        chosen.append(found or (chosen[0] if kind else Chosen(Settings(), np.zeros(len(PARTS)), 0.0, 0.0, np.nan)))
+    return {
+        "n_cited": run.n_neighbors,
+        "stack_settings": np.array([one.settings for one in chosen]),
+        "stack_shares": np.array([one.shares for one in chosen]),
+        "stack_gated": np.array([one.gated for one in chosen]),
+        "stack_gain": np.array([one.gain for one in chosen]),
+        "stack_error": np.array([one.error for one in chosen]),
+    }
+
+
+def stack_of(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Stacked:
+    """The stack that was chosen, for some queries."""
+    first, second = (Settings(*line) for line in np.asarray(parameters["stack_settings"]).tolist())
+    return stack(bank, query, (first, second), np.asarray(parameters["stack_shares"]), int(parameters["n_cited"]))
+
+
+def kernel_ridge(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
+    """Kernel ridge regression on the embedding, and on the responses in other contexts where there are any."""
+    level = pool_mean(bank, selection.query)
+    return Answer(level, stack_of(parameters, bank, selection.query).coefficients @ bank.values)
+
+
+def held_out(bank: Bank, kind: int, shaped: tuple[Bank, Bank]) -> list[Held]:
+    """Held-out perturbations: new to all rows, or to those of their context alone."""
+    closed, out = closed_rows(bank), []
+    groups = np.unique(bank.folds, return_inverse=True)[1]
+    fold = np.random.default_rng(0).permutation(groups.max() + 1)[groups] % _N_FOLDS
+    contexts = np.unique(bank.sections)
+    same = np.array_equal(shaped[0].values, shaped[1].values)
+    asked = 0
+    # Another fold of each context in turn, until they are enough.
+    for turn, i in product(range(_N_FOLDS), range(len(contexts))):
+        context = contexts[i]
+        rows = np.flatnonzero((fold == (turn + i) % _N_FOLDS) & (bank.sections == context))
+        if not len(rows) or asked >= _MAX_QUERIES:
+            continue
+        shut = closed[rows].any(axis=0)
+        if kind:
+            # Combinations that hold it are shut in all contexts, itself in its own.
+            itself = np.isin(bank.folds, bank.folds[rows])
+            shut &= ~itself | (bank.sections == context)
+        if shut.all():
+            continue
+        asked += len(rows)
+        query = replace(ask_rows(bank, rows, closed), eligible=np.tile(~shut, (len(rows), 1)))
+        for one, other in (shaped,) if same else (shaped, shaped[::-1]):
+            for lesson in lessons(one, query):
+                out += _held(one, other, query, rows, lesson, kind)
+    return out
+
+
+def _held(one: Bank, other: Bank, query: Query, rows: np.ndarray, lesson: Lesson, kind: int) -> list[Held]:
+    if kind and not lesson.measured.all():
+        keep = np.flatnonzero(lesson.measured)
+        if not len(keep):
+            return []
+        query, rows = query.some(keep), rows[keep]
+        lesson = next(iter(lessons(one, query)))
+    level = pool_mean(one, query)
+    weight = np.clip(one.screen.reliability[rows], _LEAST_WEIGHT, 1)
+    dose_of_rows = doses(tuple(one.screen.perturbed[row] for row in lesson.allowed))[:, None]
+    values, sections = one.values[lesson.allowed], one.sections[lesson.allowed]
+    means = np.stack([values[sections == code].mean(axis=0) for code in sections])
+    relative = (values - means) / dose_of_rows
+    return [Held(one, query, lesson, relative, doses(query.perturbed)[:, None], other.values[rows] - level, weight)]
+
+
+def choose_stack(
+    bank: Bank,
+    run: Run,
+    kind: int,
+    shaped: tuple[Bank, Bank],
+    parts: tuple[str, ...] = PARTS,
+    gated: Gated | None = None,
+) -> Chosen | None:
+    r"""Settings of the parts, each by its own cosine with held-out responses, and shares that are least squares.
+
+    .. math:: \min_{\pi \ge 0} \sum_q w_q
+              \frac{\|\Delta_q - \bar\Delta - \sum_i \pi_i f_i\|^2}{\|\Delta_q - \bar\Delta\|^2}
+
+    `None` if nothing can be held out.
+    """
+    held = held_out(bank, kind, shaped)
+    if not held:
+        return None
+    betas = _BETAS if kind and bank.key.shape[1] else (1.0,) if not kind else (0.0,)
+    k, best = run.n_neighbors, Settings()
+
+    def pick(name: str, options: list[Settings]) -> Settings:
+        if name not in parts or len(options) == 1:
+            return options[0]
+        scores = [_cosine(held, [one.predict(name, kind, settings, k) for one in held]) for settings in options]
+        return options[int(np.argmax(scores))]
+
+    best = pick("kernel_ridge", [best._replace(beta=b, alpha=a) for b, a in product(betas, _ALPHAS)])
+    best = pick("learned", [best._replace(again=a) for a in _ALPHAS])
+    best = pick("knn", [best._replace(power=s) for s in _POWERS])
+    best = pick("moved" if kind else "ridge", [best._replace(linear=a) for a in _ALPHAS])
+    usable = [name for name in parts if name not in (("ridge",) if kind else ("moved", "copy"))]
+    found = [[one.predict(name, kind, best, k) for one in held] for name in usable]
+    if gated is not None:
+        found.append([gated(one.bank, one.query) for one in held])
+    shares = np.ones(1) if parts == ("kernel_ridge",) else _least_squares(held, found)
+    total = [sum(s * f[i] for s, f in zip(shares, found, strict=True)) for i in range(len(held))]
+    gain, error = _cosine(held, total), _cosine(held, total, error=True)
+    if not gain > error:
+        shares = np.zeros_like(shares)
+    named = dict(zip(usable, shares, strict=False))
+    logger.info(
+        "Perturbations %s: %s; cosine with held-out responses %.3f (standard error %.3f).",
+        KINDS[kind],
+        ", ".join(f"{name} {share:.2f}" for name, share in named.items() if share) or "the mean",
+        gain,
+        error,
+    )
+    return Chosen(
+        best, np.array([named.get(name, 0.0) for name in PARTS]), float(shares[-1]) if gated else 0.0, gain, error
+    )
+
+
+def _cosine(held: list[Held], found: list[np.ndarray], *, error: bool = False) -> float:
+    """Weighted mean of the cosines of rows with their truth, or its standard error."""
+    cosine = np.concatenate([_cosines(f, one.truth) for one, f in zip(held, found, strict=True)])
+    weight = np.concatenate([one.weight for one in held])
+    scaled = cosine * weight / weight.mean()
+    return float(scaled.std() / np.sqrt(len(scaled)) if error else scaled.mean())
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    size = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.divide((a * b).sum(axis=1), size, out=np.zeros(len(a)), where=size > _TINY)
+
+
+def _least_squares(held: list[Held], found: list[list[np.ndarray]]) -> np.ndarray:
+    """Shares of the parts, at least zero, by coordinate descent."""
+    products, along = np.zeros((len(found), len(found))), np.zeros(len(found))
+    for i, one in enumerate(held):
+        parts = np.stack([of_part[i] for of_part in found])
+        weight = one.weight / np.maximum((one.truth**2).sum(axis=1), _TINY)
+        products += np.einsum("iqg,kqg,q->ik", parts, parts, weight, optimize=True)
+        along += np.einsum("iqg,qg,q->i", parts, one.truth, weight, optimize=True)
+    shares = np.zeros(len(found))
+    for _ in range(500):
+        for i in range(len(found)):
+            rest = along[i] - products[i] @ shares + products[i, i] * shares[i]
+            shares[i] = max(0.0, rest / products[i, i]) if products[i, i] > _TINY else 0.0
+    return shares

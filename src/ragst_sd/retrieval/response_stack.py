@@ -1,0 +1,289 @@
+r"""Smoothers of responses: every part of a prediction as a signed sum over measured rows, and what may be cited of it.
+
+.. math:: \Delta(p, c) = \bar\Delta_c + \kappa_p \sum_j D_j \frac{\Delta_j - \bar\Delta_{c(j)}}{\kappa_j}, \qquad
+          D = \sum_i \pi_i D^{(i)}
+
+Perturbations are compared by views: their embedding, and the mean of their responses in other contexts, each row
+relative to the mean of its context, on principal components. A view has a Gaussian kernel of unit vectors, as wide as
+their median distance; k is their sum. Parts are
+
+- `kernel_ridge`, :math:`k (K + \alpha \lambda I)^{-1}` with :math:`\lambda` the mean eigenvalue of K;
+- `knn`, the nearest rows by :math:`\phi`, what kernel ridge predicts for a row that is left out, with weights
+  :math:`\cos(\phi_p, \phi_j)^s`. Perturbations that were measured in other contexts only stand beside the rows of
+  this one, their responses moved by the map of `moved`;
+- `learned`, kernel ridge in :math:`\phi`;
+- `ridge`, linear in the embedding;
+- `moved`, a linear map from the responses in other contexts, and `copy`, these responses as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ragst_sd.retrieval.response_phi import doses, unit
+from ragst_sd.retrieval.responses import patterns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ragst_sd.retrieval.bank import Bank, Query
+
+CITED = ("knn", "moved", "copy")
+"""Parts that read the responses of single rows."""
+PARTS = ("knn", "learned", "kernel_ridge", "ridge", "moved", "copy")
+# Principal components of responses that are looked at, and that are predicted.
+_COMPONENTS = 100
+_LEAST_ROWS = 3
+_TINY = 1e-12
+
+
+class Settings(NamedTuple):
+    """What the parts are made with."""
+
+    beta: float = 1.0
+    """Weight of the embedding's kernel beside that of responses in other contexts."""
+    alpha: float = 1.0
+    """Penalty of `kernel_ridge`."""
+    again: float = 1.0
+    """Penalty of `learned`."""
+    power: float = 3.0
+    """The s of `knn`."""
+    linear: float = 1.0
+    """Penalty of `ridge` and `moved`."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Queries of one context that may use the same rows, and what these rows teach."""
+
+    queries: np.ndarray
+    allowed: np.ndarray
+    """(a,) rows that may be used."""
+    here: np.ndarray
+    """(n,) places in `allowed` of those that teach: of the context, or all where it has none."""
+    gram: np.ndarray
+    """(n, n) products of their relative responses."""
+    views: tuple[np.ndarray, np.ndarray]
+    """(n + q + e, d) embeddings and (n + q + e, c) responses in other contexts: of rows here, of the queries, and of
+    perturbations that were measured elsewhere only; zero for none."""
+    own: np.ndarray
+    """(q + e, a) shares of the rows in other contexts that responses elsewhere are the mean of."""
+
+    known: dict[tuple[int, float], np.ndarray] = field(default_factory=dict)
+    """Cosines that were asked for before."""
+
+    @property
+    def measured(self) -> np.ndarray:
+        """(q,) whether a query was measured in another context, as rows that teach were."""
+        n, q = len(self.here), len(self.queries)
+        enough = (self.views[1][:n].any(axis=1)).sum() >= _LEAST_ROWS
+        return np.asarray(self.views[1][n : n + q].any(axis=1) & enough)
+
+    @cached_property
+    def kernels(self) -> list[np.ndarray]:
+        """(n + q + e, n) Gaussian kernels of the two views."""
+        return [self._gaussian(unit(view)) for view in self.views]
+
+    @cached_property
+    def axes(self) -> np.ndarray:
+        """(n, r) leading axes of the relative responses, in terms of rows."""
+        return np.linalg.eigh(self.gram)[1][:, -_COMPONENTS:]
+
+    def smooth(self, kernel: np.ndarray, alpha: float) -> np.ndarray:
+        """(n + q + e, n) kernel ridge; a row here is left out of what is said of it."""
+        n = len(self.here)
+        mean = kernel[:n].mean(axis=0)
+        centred = kernel - kernel.mean(axis=1, keepdims=True) - mean + mean.mean()
+        scale = np.trace(centred[:n]) / n
+        out = np.zeros_like(kernel)
+        if scale > _TINY:
+            out = centred @ np.linalg.inv(centred[:n] + alpha * scale * np.eye(n))
+            itself = np.minimum(np.diag(out), 1 - 1e-6)
+            out[:n] = (out[:n] - np.diag(np.diag(out))) / (1 - itself)[:, None]
+        return out
+
+    def joined(self, kind: int, beta: float) -> np.ndarray:
+        """(n + q + e, n) sum of the kernels of the views that queries of a kind have."""
+        return self.kernels[1] + beta * self.kernels[0] if kind else self.kernels[0]
+
+    def linear(self, kind: int, alpha: float) -> np.ndarray:
+        """(n + q + e, n) ridge on one view, the responses in other contexts or the embedding."""
+        view = self.views[1] if kind else unit(self.views[0])
+        return self.smooth(view @ view[: len(self.here)].T, alpha)
+
+    def like(self, kind: int, beta: float) -> np.ndarray:
+        """(n + q + e, n + q + e) cosines of predicted responses."""
+        if (kind, beta) not in self.known:
+            smooth = self.smooth(self.joined(kind, beta), 1.0)
+            products = smooth @ self.gram @ smooth.T
+            size = np.sqrt(np.maximum(np.diag(products), _TINY))
+            there = size > 2 * np.sqrt(_TINY)
+            self.known[kind, beta] = np.where(there[:, None] & there, products / size[:, None] / size, 0.0)
+        return self.known[kind, beta]
+
+    def placed(self, smooth: np.ndarray) -> np.ndarray:
+        """(q, a) of (q, n) coefficients."""
+        out = np.zeros((len(smooth), len(self.allowed)))
+        out[:, self.here] = smooth
+        return out
+
+    def spread(self, smooth: np.ndarray) -> np.ndarray:
+        """(q, a) of (q, n) coefficients, their sums taken on the leading axes of responses."""
+        return self.placed(smooth @ self.axes @ self.axes.T)
+
+    def _gaussian(self, view: np.ndarray) -> np.ndarray:
+        n = len(self.here)
+        there = np.asarray(view.any(axis=1))
+        if there[:n].sum() < _LEAST_ROWS:
+            return np.zeros((len(view), n))
+        squared = np.maximum(2 - 2 * view @ view[:n].T, 0)
+        between = squared[:n][np.ix_(there[:n], there[:n])]
+        width = float(np.median(between[np.triu_indices(len(between), 1)]))
+        return np.exp(-squared / (width or 1.0)) * there[:, None] * there[:n]
+
+
+def lessons(bank: Bank, query: Query) -> Iterator[Lesson]:
+    """Queries by context and by the rows that they may use."""
+    products = bank.values @ bank.values.T
+    names = {genes: code for code, genes in enumerate(dict.fromkeys(bank.screen.perturbed))}
+    of_rows = np.array([names[genes] for genes in bank.screen.perturbed])
+    of_queries = np.array([names.get(genes, len(names)) for genes in query.perturbed])
+    for context in np.unique(query.contexts):
+        own = np.flatnonzero(query.contexts == context)
+        for some, allowed in patterns(query.eligible[own]):
+            yield _learn(bank, query, own[some], allowed, int(context), products, of_rows, of_queries)
+
+
+def _learn(
+    bank: Bank,
+    query: Query,
+    queries: np.ndarray,
+    allowed: np.ndarray,
+    context: int,
+    products: np.ndarray,
+    of_rows: np.ndarray,
+    of_queries: np.ndarray,
+) -> Lesson:
+    sections, codes = bank.sections[allowed], of_rows[allowed]
+    dose = doses(tuple(bank.screen.perturbed[row] for row in allowed))
+    gram = _relative(products[np.ix_(allowed, allowed)], sections) / dose[:, None] / dose
+    values, axes = np.linalg.eigh(gram)
+    scores = axes[:, -_COMPONENTS:] * np.sqrt(np.maximum(values[-_COMPONENTS:], 0))
+    in_context = sections == context
+    here = np.flatnonzero(in_context) if in_context.any() else np.arange(len(allowed))
+    # Perturbations of other contexts alone, if any of this one can show how to move them.
+    only = np.setdiff1d(codes, codes[here]) if in_context.any() else codes[:0]
+    first = np.array([np.flatnonzero(codes == code)[0] for code in only], dtype=np.int64)
+    asked = np.concatenate([codes[here], of_queries[queries], only])
+    at = np.concatenate([sections[here], np.full(len(queries) + len(only), context)])
+    own = (asked[:, None] == codes) & (at[:, None] != sections)
+    share = own / np.maximum(own.sum(axis=1, keepdims=True), 1)
+    key = np.concatenate([bank.key[allowed[here]], query.key[queries], bank.key[allowed[first]]])
+    return Lesson(
+        queries, allowed, here, gram[np.ix_(here, here)], (key, share @ scores), share[len(here) :].astype(np.float64)
+    )
+
+
+def _relative(products: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Products of rows relative to the means of their groups."""
+    _, group = np.unique(codes, return_inverse=True)
+    mean = np.eye(group.max() + 1)[:, group]
+    mean = (mean / mean.sum(axis=1, keepdims=True))[group]
+    half = products - mean @ products
+    return np.asarray(half - half @ mean.T)
+
+
+def part(lesson: Lesson, name: str, kind: int, settings: Settings, n_neighbors: int) -> np.ndarray:
+    """(q, a) coefficients of the relative responses of the rows that may be used; see `PARTS`."""
+    n, q = len(lesson.here), len(lesson.queries)
+    asked = slice(n, n + q)
+    if name == "kernel_ridge":
+        return lesson.placed(lesson.smooth(lesson.joined(kind, settings.beta), settings.alpha)[asked])
+    if name in ("ridge", "moved"):
+        return lesson.spread(lesson.linear(kind, settings.linear)[asked])
+    if name == "copy":
+        return lesson.own[:q]
+    likeness = lesson.like(kind, settings.beta)
+    if name == "learned":
+        there = np.diag(likeness) > 0.5
+        squared = np.maximum(2 - 2 * likeness[:, :n], 0)
+        between = squared[:n][np.triu_indices(n, 1)]
+        kernel = np.exp(-squared / (float(np.median(between)) or 1.0)) * there[:, None] * there[:n]
+        return lesson.spread(lesson.smooth(kernel, settings.again)[asked])
+    weights = nearest(lesson, likeness, settings.power, n_neighbors, kind)
+    out = lesson.placed(weights[:, :n])
+    if weights.shape[1] > n and weights[:, n:].any():
+        out += lesson.spread(weights[:, n:] @ lesson.linear(1, settings.linear)[n + q :])
+    return out
+
+
+def sources(lesson: Lesson, name: str, kind: int, settings: Settings, n_neighbors: int) -> np.ndarray:
+    """(q, a) weights of the rows whose responses a part of `CITED` reads."""
+    n, q = len(lesson.here), len(lesson.queries)
+    if name != "knn":
+        return lesson.own[:q]
+    weights = nearest(lesson, lesson.like(kind, settings.beta), settings.power, n_neighbors, kind)
+    out = lesson.placed(weights[:, :n])
+    return out + weights[:, n:] @ lesson.own[q:] if kind else out
+
+
+def nearest(lesson: Lesson, likeness: np.ndarray, power: float, k: int, kind: int) -> np.ndarray:
+    """(q, n + e) weights of the `k` rows here, and of perturbations elsewhere, that are most like each query."""
+    n, q = len(lesson.here), len(lesson.queries)
+    known = np.r_[np.arange(n), np.arange(n + q, len(likeness))] if kind else np.arange(n)
+    found = np.maximum(likeness[n : n + q][:, known], 0)
+    if kind:
+        # Its own response elsewhere has parts of its own.
+        found[:, n:][lesson.own[:q] @ lesson.own[q:].T > 0] = 0
+    order = np.argsort(-found, axis=1, kind="stable")[:, :k]
+    weights = np.zeros_like(found)
+    np.put_along_axis(weights, order, np.take_along_axis(found, order, axis=1) ** power, axis=1)
+    total = weights.sum(axis=1, keepdims=True)
+    return np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """What a stack answers, as sums over the rows of the bank."""
+
+    coefficients: np.ndarray
+    """(q, m) of the responses as they are: the sum is what is added to the mean of the pool."""
+    cited: np.ndarray
+    """(q, m) of the rows that retrieval reads, at least zero."""
+    measured: np.ndarray
+    """(q,) whether each query was measured in another context."""
+
+
+def stack(
+    bank: Bank, query: Query, settings: tuple[Settings, Settings], shares: np.ndarray, n_neighbors: int
+) -> Stacked:
+    """Parts by their shares (2, parts), of queries that were not measured elsewhere, and of those that were."""
+    nothing, shape = np.zeros(len(query), dtype=bool), (len(query), len(bank))
+    out = Stacked(np.zeros(shape), np.zeros(shape), nothing)
+    dose_of_rows = doses(bank.screen.perturbed)
+    for lesson in lessons(bank, query):
+        total, cited = (np.zeros((len(lesson.queries), len(lesson.allowed))) for _ in range(2))
+        out.measured[lesson.queries] = lesson.measured
+        for kind in np.unique(lesson.measured.astype(int)).tolist():
+            at = lesson.measured == bool(kind)
+            for name, share in zip(PARTS, shares[kind], strict=True):
+                if share:
+                    total[at] += share * part(lesson, name, kind, settings[kind], n_neighbors)[at]
+                    if name in CITED:
+                        cited[at] += share * sources(lesson, name, kind, settings[kind], n_neighbors)[at]
+        dose = doses(tuple(query.perturbed[i] for i in lesson.queries))[:, None] / dose_of_rows[lesson.allowed]
+        place = np.ix_(lesson.queries, lesson.allowed)
+        out.coefficients[place] = _from_means(total * dose, bank.sections[lesson.allowed])
+        out.cited[place] = cited
+    return out
+
+
+def _from_means(coefficients: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Coefficients of responses, from those of responses relative to the means of their groups."""
+    _, group = np.unique(codes, return_inverse=True)
+    member = np.eye(group.max() + 1)[group]
+    return np.asarray(coefficients - (coefficients @ member / member.sum(axis=0)) @ member.T)

@@ -1,0 +1,165 @@
+"""The stack of responses against loops in numpy: what rows teach, what is read of them, and what is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ragst_sd.retrieval.bank import Query, Run
+from ragst_sd.retrieval.options import resolve_options
+from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
+from ragst_sd.retrieval.response_phi import unit
+from ragst_sd.retrieval.response_shares import choose_stack, held_out
+from ragst_sd.retrieval.response_stack import PARTS, Settings, lessons, part, stack
+from ragst_sd.retrieval.responses import pool_mean, shape_halves
+
+from ..screens import respond, response_bank, small_response_bank
+
+SETTINGS = Settings(beta=0.5, alpha=0.7, again=1.5, power=2.0, linear=0.9)
+
+
+def two_lines(rng, n=24, n_genes=30, noise=0.2, width=0, shared=1.0):
+    """Perturbations in two lines; the second one answers with a linear map of what the first one does."""
+    programme = rng.normal(size=(n, 4))
+    first = programme @ rng.normal(size=(4, n_genes))
+    second = shared * programme @ rng.normal(size=(4, n_genes)) + (1 - shared) * rng.normal(size=(n, n_genes))
+    values = np.concatenate([first, second]) + noise * rng.normal(size=(2 * n, n_genes))
+    names = [(f"P{i}",) for i in range(n)]
+    bank = response_bank(
+        key=np.tile(rng.normal(size=(n, width)), (2, 1)), values=values, halves=(values, values),
+        genes=tuple(names * 2), contexts=np.repeat([0, 1], n), folds=np.tile(np.arange(n), 2),
+        state=np.stack([first.mean(axis=0), second.mean(axis=0)]), reliability=np.ones(2 * n),
+    )  # fmt: skip
+    return replace(bank, screen=replace(bank.screen, from_cells=False))
+
+
+def ask(bank, rows):
+    """Rows of the bank, which may use all but themselves."""
+    eligible = ~np.eye(len(bank), dtype=bool)[rows]
+    perturbed = tuple(bank.screen.perturbed[row] for row in rows)
+    return Query(bank.key[rows], perturbed=perturbed, contexts=bank.sections[rows], eligible=eligible, n_neighbors=4)
+
+
+def relative(bank, allowed):
+    """Responses of rows relative to the mean of those of their context, by a loop."""
+    same = [allowed[bank.sections[allowed] == bank.sections[row]] for row in allowed]
+    return np.array([bank.values[row] - bank.values[own].mean(axis=0) for row, own in zip(allowed, same, strict=True)])
+
+
+def test_rows_and_queries_are_known_by_their_responses_elsewhere(rng):
+    bank = two_lines(rng)
+    (lesson,) = lessons(bank, ask(bank, [3]))
+    y = relative(bank, lesson.allowed)
+    names = [bank.screen.perturbed[row] for row in lesson.allowed]
+    expected = []
+    for name in [*[names[i] for i in lesson.here], ("P3",), ("P3",)]:
+        rows = [i for i, other in enumerate(names) if other == name and bank.sections[lesson.allowed[i]] == 1]
+        expected.append(y[rows].mean(axis=0))
+    expected = np.array(expected)
+    # On principal components, which keep the products of rows.
+    np.testing.assert_allclose(lesson.views[1] @ lesson.views[1].T, expected @ expected.T, atol=1e-8)
+    np.testing.assert_allclose(lesson.gram, y[lesson.here] @ y[lesson.here].T, atol=1e-8)
+    assert lesson.measured.all()
+    np.testing.assert_allclose(lesson.own @ y, expected[-2:], atol=1e-10)
+
+
+def test_kernel_ridge_by_hand_and_each_row_left_out_of_itself(rng):
+    bank = two_lines(rng, width=5)
+    (lesson,) = lessons(bank, ask(bank, [3]))
+    n = len(lesson.here)
+    kernels = []
+    for view in lesson.views:
+        u = unit(view)
+        squared = ((u[:, None] - u[None, :n]) ** 2).sum(axis=2)
+        kernels.append(np.exp(-squared / np.median(squared[:n][np.triu_indices(n, 1)])))
+    k = kernels[1] + SETTINGS.beta * kernels[0]
+    k = k - k.mean(axis=1, keepdims=True) - k[:n].mean(axis=0) + k[:n].mean()
+    penalty = SETTINGS.alpha * np.trace(k[:n]) / n
+    y = relative(bank, lesson.allowed)[lesson.here]
+    expected = k[n] @ np.linalg.solve(k[:n] + penalty * np.eye(n), y)
+    found = part(lesson, "kernel_ridge", 1, SETTINGS, 4) @ relative(bank, lesson.allowed)
+    np.testing.assert_allclose(found[0], expected)
+    smooth = lesson.smooth(lesson.joined(1, SETTINGS.beta), SETTINGS.alpha)
+    others = np.delete(np.arange(n), 6)
+    left_out = k[6, others] @ np.linalg.solve(k[np.ix_(others, others)] + penalty * np.eye(n - 1), y[others])
+    np.testing.assert_allclose(smooth[6] @ y, left_out)
+
+
+def test_the_nearest_rows_are_read_and_elsewhere_they_are_moved(rng):
+    bank = two_lines(rng)
+    # P5 was measured in the other line only.
+    bank = bank.at_rows(np.delete(np.arange(len(bank)), 5))
+    (lesson,) = lessons(bank, ask(bank, [3]))
+    n, y = len(lesson.here), relative(bank, lesson.allowed)
+    likeness = lesson.like(1, SETTINGS.beta)
+    names = [*[bank.screen.perturbed[lesson.allowed[i]] for i in lesson.here], ("P3",), ("P3",), ("P5",)]
+    assert len(names) == len(likeness)
+    scores = {i: max(0.0, likeness[n, i]) for i in [*range(n), n + 2]}
+    best = sorted(scores, key=lambda i: -scores[i])[:4]
+    total = sum(scores[i] ** SETTINGS.power for i in best)
+    moved = lesson.linear(1, SETTINGS.linear) @ y[lesson.here]
+    brings = {i: y[lesson.here[i]] if i < n else moved[i] for i in best}
+    expected = sum(scores[i] ** SETTINGS.power / total * brings[i] for i in best)
+    np.testing.assert_allclose((part(lesson, "knn", 1, SETTINGS, 4) @ y)[0], expected, atol=1e-10)
+
+
+def test_shares_add_up_to_what_is_predicted(rng):
+    bank = two_lines(rng, width=5)
+    asked, shares = ask(bank, [3, 30]), rng.random((2, len(PARTS)))
+    found = stack(bank, asked, (SETTINGS, SETTINGS), shares, 4)
+    for lesson in lessons(bank, asked):
+        y = relative(bank, lesson.allowed)
+        total = sum(s * part(lesson, name, 1, SETTINGS, 4) for name, s in zip(PARTS, shares[1], strict=True))
+        np.testing.assert_allclose((found.coefficients @ bank.values)[lesson.queries], total @ y, atol=1e-10)
+    assert (found.cited >= 0).all() and not found.cited[~asked.eligible].any()
+    assert found.cited[0, 27] > 0 and found.cited[1, 6] > 0
+
+
+@pytest.mark.parametrize("name", ["rag", "kernel_ridge"])
+def test_rows_that_may_not_be_used_change_nothing(rng, name):
+    bank = small_response_bank(rng)
+    method = RESPONSE_METHODS[name]
+    parameters = method.fit(bank, Run(resolve_options(RESPONSE_METHODS, name, None), n_neighbors=4))
+    parameters["stack_shares"] = np.full_like(parameters["stack_shares"], 0.2)
+    asked = ask(bank, [2, 9])
+    asked.eligible[:, [2, 9, 16]] = False
+    other = replace(bank, values=np.where(np.isin(np.arange(17), [2, 9, 16])[:, None], 50.0, bank.values))
+    found, again = (respond(method, parameters, one, asked, 4) for one in (bank, other))
+    np.testing.assert_allclose(found.evidence + found.adjustment, again.evidence + again.adjustment, atol=1e-8)
+
+
+def test_what_other_contexts_say_is_found_and_noise_is_not(rng):
+    run = Run(n_neighbors=4)
+    related, alone = two_lines(rng, n=40), two_lines(rng, n=40, shared=0.0)
+    found = choose_stack(related, run, 1, shape_halves(related, None))
+    assert found.gain > 0.8 and found.shares.sum() > 0.5
+    assert not found.shares[PARTS.index("ridge")]
+    nothing = choose_stack(alone, run, 1, shape_halves(alone, None))
+    assert nothing.gain < 0.3
+
+
+def test_held_out_perturbations_are_unseen_or_unseen_here(rng):
+    bank = small_response_bank(rng)
+    shaped = shape_halves(bank, None)
+    for kind in (0, 1):
+        for one in held_out(bank, kind, shaped):
+            rows = one.lesson.allowed
+            assert (one.query.eligible == one.query.eligible[0]).all()
+            for name, context in zip(one.query.perturbed, one.query.contexts, strict=True):
+                own = [row for row in rows if bank.screen.perturbed[row] == name]
+                assert all(bank.sections[row] != context for row in own)
+                assert bool(own) == bool(kind)
+                assert not any(set(name) < set(bank.screen.perturbed[row]) for row in rows)
+
+
+def test_without_embedding_or_other_contexts_the_mean_is_left(rng):
+    bank = two_lines(rng)
+    for name in ("rag", "kernel_ridge"):
+        method = RESPONSE_METHODS[name]
+        parameters = method.fit(bank, Run(resolve_options(RESPONSE_METHODS, name, None), n_neighbors=4))
+        asked = ask(bank, [3])
+        asked.eligible[:, 27] = False
+        found = respond(method, parameters, bank, asked, 4)
+        np.testing.assert_allclose((found.evidence + found.adjustment), pool_mean(bank, asked))
