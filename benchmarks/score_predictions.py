@@ -146,7 +146,8 @@ def score(sections: dict, folds: list[Fold], predictions: Path, *, name: str, un
 
 
 def _scores(table: ad.AnnData, truth: ad.AnnData, genes: list[str]) -> pd.DataFrame:
-    whole = [name for name in SECTION_METRICS if name != "domain_ari" or "label" in truth.obs]
+    without = {"gene_sets"} if "label" in truth.obs else {"gene_sets", "labels"}
+    whole = [name for name, (_, needs) in SECTION_METRICS.items() if needs not in without]
     lines = rg.tl.evaluate(table, truth=truth, genes=genes, metrics=[*METRICS, "noise_ceiling", *whole])
     return lines[(lines["gene"] != "") | lines["metric"].isin(whole)]
 

@@ -227,7 +227,8 @@ def shared_spots(table: AnnData, measured: AnnData, counted: np.ndarray) -> tupl
         msg = (
             f"All {len(ours)} spots that were measured are rows of the reference (`obs[{_keys.MEASURED!r}]`): the "
             "prediction learned from them, and none is held out. `rg.tl.cross_validate(reference, split='block')` "
-            "tells how well gaps are filled; or give what was measured in other spots with `truth=`."
+            "tells how well gaps are filled; or compare with spots that the reference lacks: "
+            "`rg.tl.evaluate(predicted, truth=measured)`."
         )
         raise ValueError(msg)
     if learned.any():

@@ -92,7 +92,8 @@ def _require_parts(bank: Bank, method: str) -> None:
     if needs and not bank.key.shape[1]:
         others = [name for name, one in RESPONSE_METHODS.items() if not one.needs_embedding]
         msg = (
-            f"The reference has no embedding of genes, and method {method!r} needs one. Build it with `embedding=` "
-            f"(`rg.tl.embed_genes` makes one), or fit a method that needs none: {listing(others)}."
+            f"The reference has no embedding of genes, and method {method!r} needs one. Build it with "
+            "`rg.tl.build_perturbation_reference(responses, embedding=rg.tl.embed_genes(...))`, or fit a method that "
+            f"needs none: {listing(others)}."
         )
         raise ValueError(msg)
