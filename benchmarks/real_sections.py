@@ -236,7 +236,7 @@ def main() -> None:
     scores = pd.concat(parts, ignore_index=True)
     if args.csv:
         scores.to_csv(args.csv, index=False)
-    # Methods that cite nobody have empty cells.
+    # Methods that cite no rows have empty cells.
     summary = summarise(scores.reindex(columns=list(dict.fromkeys([*scores, *HEADINGS]))), by)
     if args.context:
         summary = summary[[*by, "pearson", "effective_n", "Pearson by donor"]]

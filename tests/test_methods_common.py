@@ -21,7 +21,7 @@ from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.options import CitingOptions, choice, resolve_options
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
-from ragst_sd.retrieval.responses import select_nobody
+from ragst_sd.retrieval.responses import select_none
 from ragst_sd.tl._fit_tissue import fit_tissue
 
 from .screens import QUICK, small_response_bank
@@ -163,7 +163,7 @@ class Responses:
         )
         query = query.some(queries)
         if method.select is None:
-            return select_nobody(query), bank
+            return select_none(query), bank
         return method.select(bank.fit.parameters, bank, query), bank
 
     def answerable(self, name):
@@ -341,7 +341,7 @@ def test_weights_add_up_to_one_and_belong_to_rows_that_may_be_used(fitted, task,
     np.testing.assert_array_equal(rows >= 0, weights > 0)
     np.testing.assert_array_equal(rows >= 0, np.isfinite(selection.distances))
     nobody = ~weights.any(axis=1)
-    # Only who weighs rows against citing nobody may cite nobody.
+    # Only who weighs rows against citing nobody may cite no rows.
     assert not nobody.any() or (task, name) in (("responses", "rag"), ("responses", "pt_rag"))
     np.testing.assert_allclose(weights.sum(axis=1), np.where(nobody, 0, 1))
     for query, own in zip(queries, rows, strict=True):

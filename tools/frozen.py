@@ -142,7 +142,7 @@ def cases(data: Path) -> Iterator[tuple[str, str, AnnData, Any]]:
         reference, section = tissue(data, name)
         # What is drawn at random hangs on the last bits of phi, which differ between processors.
         for method in (each for each in METHODS if each != "random_rag"):
-            # On the second tissue only what differs by its panels: one method that learns, one that does not, one that cites nobody.
+            # On the second tissue only what differs by its panels: one method that learns, one that does not, one that cites no rows.
             if name == "mob" or method in ("rag", "knn", "ridge"):
                 yield f"{name}_{method}", method, reference.copy(), section
     reference, cells = screen(data)

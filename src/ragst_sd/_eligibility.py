@@ -128,10 +128,10 @@ def allowed_rows(obs: pd.DataFrame, where: Where) -> np.ndarray:
     return rows_with(obs, where, "reference", "`where`: no row has")
 
 
-def rows_with(obs: pd.DataFrame, where: Mapping[str, Any], name: str, nobody: str) -> np.ndarray:
+def rows_with(obs: pd.DataFrame, where: Mapping[str, Any], name: str, none_found: str) -> np.ndarray:
     """(rows,) mask of the rows whose columns hold the wanted values.
 
-    A `ValueError` that begins with `nobody` if none does.
+    A `ValueError` that begins with `none_found` if none does.
     """
     found = np.ones(len(obs), dtype=bool)
     for column, values in where.items():
@@ -139,7 +139,7 @@ def rows_with(obs: pd.DataFrame, where: Mapping[str, Any], name: str, nobody: st
         wanted = {label(value) for value in ([values] if np.ndim(values) == 0 else values)}
         present = labels(obs[column], missing="")
         if not wanted & set(present):
-            msg = f"{nobody} {column} {listing(sorted(wanted))}; there are {listing(sorted(set(present) - {''}))}."
+            msg = f"{none_found} {column} {listing(sorted(wanted))}; there are {listing(sorted(set(present) - {''}))}."
             raise ValueError(msg)
         found &= np.isin(present, list(wanted))
     return found

@@ -83,7 +83,7 @@ def read_query(sdata: SpatialData, header: Header, *, table_key: str | None, use
         raise ValueError(msg)
     if knows_tiles(own) and not own["encoder"] and not own["weights_hash"]:
         logger.warning(
-            "The encoder of query and reference has no name and no weights to compare: nobody can tell whether it is "
+            "The encoder of query and reference has no name and no weights to compare: it is unknown whether it is "
             "the same one. Give it a `name`, for instance `model.name = 'mine-v1'`, and embed both again."
         )
     if not finite.any():

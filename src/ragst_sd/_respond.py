@@ -132,11 +132,11 @@ class Responded:
 
 
 def no_response(n: int, n_genes: int) -> Responded:
-    """No response, resting on nobody."""
+    """No response, that rests on no rows."""
     rows, nothing, unknown = np.full((n, 1), -1), np.zeros((n, n_genes)), np.full(n, np.nan)
     missing = np.full((n, 1), np.nan)
-    task, nobody = np.full(n, "control", dtype=object), pairs_learned("", [])
-    return Responded(rows, np.zeros((n, 1)), missing, nothing, nothing, unknown, unknown, None, task, nobody)
+    task, no_pairs = np.full(n, "control", dtype=object), pairs_learned("", [])
+    return Responded(rows, np.zeros((n, 1)), missing, nothing, nothing, unknown, unknown, None, task, no_pairs)
 
 
 def pairs_learned(what: str, pairs: list[tuple[str, str]]) -> dict[str, Any]:

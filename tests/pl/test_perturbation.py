@@ -267,13 +267,13 @@ def test_weights_of_spots(tissue):
 
 def test_control_and_methods_that_cite_nobody(table, made):
     axes = rg.pl.perturbation(table, perturbation="control", return_ax=True)
-    assert words(axes, "nobody") == ["no response: this is the control"]
+    assert words(axes, "no rows") == ["no response: this is the control"]
     reference = made[0].copy()
     rg.tl.fit(reference, method="ridge")
     screen, _ = planted_screen()
     other = rg.tl.perturb(screen[:3].copy(), reference, perturbations="P3", context_key="cell_type", **LOGS)
     axes = rg.pl.perturbation(other, reference, return_ax=True)
-    assert words(axes, "nobody") == ["'ridge' cites no measured response"]
+    assert words(axes, "no rows") == ["'ridge' cites no measured response"]
     assert "response" in axes
 
 

@@ -122,7 +122,7 @@ def response_parts(
     )
     at = reference.obs_names.get_indexer(bank["reference"])
     columns = reference.var_names.get_indexer(table.var_names[genes])
-    # The last line is that of nobody, to whom -1 points.
+    # The last line has no row, which -1 points to.
     measured = np.concatenate([dense(reference.X[at][:, columns]), np.full((1, len(genes)), np.nan)])
     measured = measured[rows].transpose(0, 2, 1)
     about = {name: np.array([*bank[name].astype(str), ""], dtype=object)[rows][:, None] for name in _ABOUT}

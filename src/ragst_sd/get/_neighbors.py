@@ -114,11 +114,11 @@ def neighbors(
     )
     frame.insert(1, "rank", frame.groupby("spot").cumcount() + 1)
     if holds_responses(header):
-        return _with_those_that_cite_nobody(frame, table, header, which).drop(columns="spot")
+        return _with_spots_without_rows(frame, table, header, which).drop(columns="spot")
     return frame[list(_COLUMNS)]
 
 
-def _with_those_that_cite_nobody(
+def _with_spots_without_rows(
     frame: pd.DataFrame, table: AnnData, header: dict[str, Any], which: np.ndarray
 ) -> pd.DataFrame:
     """A line that says so for each query that cites no rows, controls aside."""

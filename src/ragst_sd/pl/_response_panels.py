@@ -94,7 +94,7 @@ def bars(ax: Axes, shown: Shown, n_shown: int) -> None:
         if shown.perturbation == shown.header["control"]:
             words = "no response: this is the control"
         _style.set_title(ax, title)
-        _style.beside(ax, words, (0, 1), (0, -0.5 * _style.em()), va="top", color=_style.MUTED, gid="nobody")
+        _style.beside(ax, words, (0, 1), (0, -0.5 * _style.em()), va="top", color=_style.MUTED, gid="no rows")
         return
     weights = shown.cited["weight"].to_numpy()
     ax.barh(np.arange(n), weights[:n], height=0.66, color=_style.EVIDENCE)

@@ -144,7 +144,7 @@ class Part:
 
     @property
     def is_selection(self) -> bool:
-        """Whether genes were left out when it was built: then nobody knows what else its panels measured."""
+        """Whether genes were left out when it was built: then it is unknown what else its panels measured."""
         return not set(self.size_factor_genes) <= set(self.genes)
 
 

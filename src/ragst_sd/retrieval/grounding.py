@@ -52,7 +52,7 @@ def grounding_of(
     Parameters
     ----------
     used
-        (n, k) rows that the prediction rests on, -1 for none; for methods that cite nobody the nearest ones.
+        (n, k) rows that the prediction rests on, -1 for none; for methods that cite no rows the nearest ones.
     distance
         (n,) of :func:`distance_in_phi`.
     raw

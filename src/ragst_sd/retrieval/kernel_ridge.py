@@ -1,4 +1,4 @@
-"""The regression of the stack on its own: kernel ridge, which cites nobody."""
+"""The regression of the stack on its own: kernel ridge, which cites no rows."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Method:
     n_candidates: int = 32
     """Rows compared, if left out."""
     starts_from: str = "mean of the responses that may be used"
-    """What evidence is where nobody is cited."""
+    """What evidence is where no row is cited."""
     prepare: Callable[[Mapping[str, Any], Bank, Query], Any] | None = None
     """As `select`, for queries that are asked again and again in other states."""
     needs_cells: bool = False

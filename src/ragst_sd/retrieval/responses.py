@@ -70,7 +70,7 @@ def select(query: Query, found: Candidates, weights: np.ndarray) -> Selection:
     return Selection(query.key, rows, weights, distances, query=query)
 
 
-def select_nobody(query: Query) -> Selection:
+def select_none(query: Query) -> Selection:
     """No row, of methods without neighbours."""
     n = len(query)
     return Selection(query.key, np.full((n, 1), -1), np.zeros((n, 1)), np.full((n, 1), np.nan), query=query)
@@ -152,5 +152,5 @@ def familiar(bank: Bank, query: Query) -> np.ndarray:
 def respond_to(method: Method, bank: Bank, query: Query) -> tuple[Selection, Answer]:
     """The rows that a fitted method selects, and what it answers from them."""
     parameters = bank.fit.parameters
-    selection = select_nobody(query) if method.select is None else method.select(parameters, bank, query)
+    selection = select_none(query) if method.select is None else method.select(parameters, bank, query)
     return selection, method.answers(parameters, bank, selection)

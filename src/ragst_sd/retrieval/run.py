@@ -216,13 +216,13 @@ def values_of(part: Part, selection: Selection) -> Values:
 
 
 def _disagreement(part: Part, selection: Selection, answer: Answer) -> np.ndarray:
-    """Spread of what the cited rows bring; of the nearest ones where nobody is cited."""
+    """Spread of what the cited rows bring; of the nearest ones where no row is cited."""
     rows, weights, bank, average, shift = selection.rows, selection.weights, part.bank, answer.average, answer.shift
-    nobody = ~weights.any(axis=1, keepdims=True)
-    if nobody.any():
+    none = ~weights.any(axis=1, keepdims=True)
+    if none.any():
         nearest = np.asarray(selection.nearest)
         alike = (nearest >= 0) / np.maximum((nearest >= 0).sum(axis=1, keepdims=True), 1)
-        rows, weights = np.where(nobody, nearest, rows), np.where(nobody, alike, weights)
+        rows, weights = np.where(none, nearest, rows), np.where(none, alike, weights)
         average = shift = None
     shifts = part.parameters.get("section_shifts") if part.method.cites else None
     return disagreement(

@@ -54,7 +54,7 @@ def mean_of_eligible(parameters: Mapping[str, Any], level: np.ndarray) -> np.nda
 
 
 def nothing_cited(query: Query) -> Selection:
-    """A selection that cites nobody."""
+    """A selection that cites no rows."""
     shape = (len(query.key), query.n_neighbors)
     return Selection(query.key, np.full(shape, -1), np.zeros(shape), np.full(shape, np.nan))
 

@@ -139,7 +139,7 @@ def response_scores(
         centre = means.get(str(context), everywhere)
         likeness = _cosines(delta[at], truth.delta[here], centre)
         own = likeness[np.arange(len(at)), np.searchsorted(here, lines[at])]
-        # Ties count half, so that a prediction that is like nobody is in the middle.
+        # Ties count half, so that a prediction that is like no response is in the middle.
         nearer = (likeness > own[:, None]).sum(axis=1) + 0.5 * ((likeness == own[:, None]).sum(axis=1) - 1)
         scores[CENTRED][at], scores[RANK][at] = own, 1 - nearer / len(here)
         scores[BEST][at] = nearer < len(here) / 10

@@ -39,7 +39,7 @@ SAY_UNIT = "Say what they are in: " + ", ".join(f"`unit={name!r}`" for name in R
 
 
 def refuse_responses(data: Any, unit: str, perturbation_key: str, context_key: str | None, control: list[str]) -> None:
-    """Raise a `ValueError` if what should be cells are responses, whose unit nobody named."""
+    """Raise a `ValueError` if what should be cells are responses, whose unit was not given."""
     import pandas as pd
 
     found = "is a data frame, which holds responses" if isinstance(data, pd.DataFrame) else ""
@@ -217,16 +217,16 @@ def given_responses(
     reference = ad.AnnData(values, obs=obs, var=pd.DataFrame(index=pd.Index(genes, name="gene")), layers=layers)
     contexts = sorted(set(obs[_keys.CONTEXT]))
     means = [values[(obs[_keys.CONTEXT] == context).to_numpy()].mean(axis=0) for context in contexts]
-    nobody, nothing = np.array([], dtype=str), sp.csr_matrix((0, len(genes)), dtype=np.float32)
+    empty, nothing = np.array([], dtype=str), sp.csr_matrix((0, len(genes)), dtype=np.float32)
     parts = {
         "contexts": {
             "context": np.asarray(contexts, dtype=str),
             "mean": np.asarray(means, dtype=np.float32),
             "n_controls": np.zeros(len(contexts), dtype=np.int64),
         },
-        "controls": {"cell": nobody, "context": nobody, "batch": nobody, "values": nothing},
-        "treated": {"cell": nobody, "row": nobody, "values": nothing},
-        _keys.CONTROL_CELLS: nobody,
+        "controls": {"cell": empty, "context": empty, "batch": empty, "values": nothing},
+        "treated": {"cell": empty, "row": empty, "values": nothing},
+        _keys.CONTROL_CELLS: empty,
     }
     lost = labels[few]
     dropped = [
