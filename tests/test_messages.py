@@ -29,6 +29,7 @@ NEVER = {
     ("image.hub.LOCAL_ADVICE", "model_kwargs"): "what is no encoder comes with an advice of its own",
     ("retrieval.run._candidates", "backend"): "only who asks for a graph is told that it does not go",
     ("_truth.truth_table", "truth"): "pictures take a SpatialData only",
+    ("tl._response_table._NO_GENES", "genes"): "a table to compare with is read for the genes of the prediction",
 }
 
 
