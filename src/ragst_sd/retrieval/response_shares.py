@@ -50,7 +50,7 @@ class Held(NamedTuple):
 
     def predict(self, name: str, kind: int, settings: Settings, n_neighbors: int) -> np.ndarray:
         """(q, g) what one part adds to the mean."""
-        return self.dose * (part(self.lesson, name, kind, settings, n_neighbors) @ self.relative)
+        return self.dose * self.lesson.reach * (part(self.lesson, name, kind, settings, n_neighbors) @ self.relative)
 
 
 @dataclass(frozen=True)

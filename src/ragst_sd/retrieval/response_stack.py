@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ragst_sd.retrieval.response_phi import doses, unit
+from ragst_sd.retrieval.response_phi import doses, spanned, unit
 from ragst_sd.retrieval.responses import patterns
 
 if TYPE_CHECKING:
@@ -82,6 +82,13 @@ class Lesson:
         n, q = len(self.here), len(self.queries)
         enough = (self.views[1][:n].any(axis=1)).sum() >= _LEAST_ROWS
         return np.asarray(self.views[1][n : n + q].any(axis=1) & enough)
+
+    @cached_property
+    def reach(self) -> np.ndarray:
+        """(q, 1) how far rows say anything of a query: of one that was measured nowhere, what they span of it."""
+        n, q = len(self.here), len(self.queries)
+        keys = unit(self.views[0])
+        return np.where(self.measured, 1.0, spanned(keys[:n], keys[n : n + q]))[:, None]
 
     @cached_property
     def kernels(self) -> list[np.ndarray]:
@@ -272,9 +279,10 @@ def stack(
             at = lesson.measured == bool(kind)
             for name, share in zip(PARTS, shares[kind], strict=True):
                 if share:
-                    total[at] += share * part(lesson, name, kind, settings[kind], n_neighbors)[at]
+                    trust = share * lesson.reach[at]
+                    total[at] += trust * part(lesson, name, kind, settings[kind], n_neighbors)[at]
                     if name in CITED:
-                        cited[at] += share * sources(lesson, name, kind, settings[kind], n_neighbors)[at]
+                        cited[at] += trust * sources(lesson, name, kind, settings[kind], n_neighbors)[at]
         dose = doses(tuple(query.perturbed[i] for i in lesson.queries))[:, None] / dose_of_rows[lesson.allowed]
         place = np.ix_(lesson.queries, lesson.allowed)
         out.coefficients[place] = _from_means(total * dose, bank.sections[lesson.allowed])
