@@ -30,6 +30,8 @@ _LEAST_WEIGHT = 0.05
 _BETAS = (0.0, 0.25, 1.0)
 _ALPHAS = (0.5, 1.0, 2.0, 4.0, 8.0)
 _POWERS = (1.0, 3.0, 6.0)
+_STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_SOFTNESS = 0.07
 _TINY = 1e-12
 
 
@@ -43,6 +45,8 @@ class Held(NamedTuple):
     """(a, g) responses of the rows that may be used, per dose, relative to the means of their contexts."""
     dose: np.ndarray
     """(q, 1)."""
+    level: np.ndarray
+    """(q, g) mean of the pool."""
     truth: np.ndarray
     """(q, g) against the other half of the controls, relative to the mean of the pool."""
     weight: np.ndarray
@@ -148,7 +152,8 @@ def _held(one: Bank, other: Bank, query: Query, rows: np.ndarray, lesson: Lesson
     values, sections = one.values[lesson.allowed], one.sections[lesson.allowed]
     means = np.stack([values[sections == code].mean(axis=0) for code in sections])
     relative = (values - means) / dose_of_rows
-    return [Held(one, query, lesson, relative, doses(query.perturbed)[:, None], other.values[rows] - level, weight)]
+    truth = other.values[rows] - level
+    return [Held(one, query, lesson, relative, doses(query.perturbed)[:, None], level, truth, weight)]
 
 
 def choose_stack(
@@ -159,10 +164,7 @@ def choose_stack(
     parts: tuple[str, ...] = PARTS,
     gated: Gated | None = None,
 ) -> Chosen | None:
-    r"""Settings of the parts, each by its own cosine with held-out responses, and shares that are least squares.
-
-    .. math:: \min_{\pi \ge 0} \sum_q w_q
-              \frac{\|\Delta_q - \bar\Delta - \sum_i \pi_i f_i\|^2}{\|\Delta_q - \bar\Delta\|^2}
+    r"""Settings of the parts, each by its own cosine with held-out responses, and shares by :func:`_cautious`.
 
     `None` if nothing can be held out.
     """
@@ -186,7 +188,7 @@ def choose_stack(
     found = [[one.predict(name, kind, best, k) for one in held] for name in usable]
     if gated is not None:
         found.append([gated(one.bank, one.query) for one in held])
-    shares = np.ones(1) if parts == ("kernel_ridge",) else _least_squares(held, found)
+    shares = np.ones(1) if parts == ("kernel_ridge",) else _cautious(held, found, gates=gated is not None)
     total = [sum(s * f[i] for s, f in zip(shares, found, strict=True)) for i in range(len(held))]
     gain, error = _cosine(held, total), _cosine(held, total, error=True)
     if not gain > error:
@@ -217,17 +219,48 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide((a * b).sum(axis=1), size, out=np.zeros(len(a)), where=size > _TINY)
 
 
-def _least_squares(held: list[Held], found: list[list[np.ndarray]]) -> np.ndarray:
-    """Shares of the parts, at least zero, by coordinate descent."""
+def _cautious(held: list[Held], found: list[list[np.ndarray]], *, gates: bool) -> np.ndarray:
+    r"""Shares between those of least squares and of one part, less of them the fewer rows were held out.
+
+    .. math:: \pi^\text{ls} = \operatorname{argmin}_{\pi \ge 0} \sum_q w_q
+              \frac{\|\Delta_q - \bar\Delta - \sum_i \pi_i f_i\|^2}{\|\Delta_q - \bar\Delta\|^2}, \qquad
+              \pi = \sum_o v_o \pi_o, \quad v_o \propto \exp(\sqrt{n}\, (l_o - \max l) / 0.07)
+
+    over options o: 0, 1/4, ..., 1 times the shares of least squares, of the part that explains most by itself, and of
+    the gates as they are. l is the gain in correlation over the mean on the n held-out rows, less two standard errors;
+    all rows count alike. Least squares alone is led by the few perturbations with large responses, towards which the mean of a
+    small screen leans: the others are better predicted by the mean than by what is left of it.
+    """
     products, along = np.zeros((len(found), len(found))), np.zeros(len(found))
-    for i, one in enumerate(held):
-        parts = np.stack([of_part[i] for of_part in found])
+    stacked = [np.stack([of_part[i] for of_part in found]) for i in range(len(held))]
+    for one, parts in zip(held, stacked, strict=True):
         weight = one.weight / np.maximum((one.truth**2).sum(axis=1), _TINY)
         products += np.einsum("iqg,kqg,q->ik", parts, parts, weight, optimize=True)
         along += np.einsum("iqg,qg,q->i", parts, one.truth, weight, optimize=True)
-    shares = np.zeros(len(found))
+    size = np.diag(products)
+    own = np.divide(np.maximum(along, 0), size, out=np.zeros_like(along), where=size > _TINY)
+    best = np.eye(len(found))[np.argmax(own * along)]
+    ways = [_least_squares(products, along), own * best, *([np.eye(len(found))[-1]] if gates else [])]
+    options = np.array([step * way for way, step in product(ways, _STEPS)])
+    gain = np.concatenate([_gains(one, parts, options) for one, parts in zip(held, stacked, strict=True)], axis=1)
+    bound = gain.mean(axis=1) - 2 * gain.std(axis=1) / np.sqrt(gain.shape[1])
+    share = np.exp((bound - bound.max()) * np.sqrt(gain.shape[1]) / _SOFTNESS)
+    return np.asarray(share / share.sum() @ options)
+
+
+def _gains(one: Held, parts: np.ndarray, options: np.ndarray) -> np.ndarray:
+    """(options, q) what the cosine of whole responses gains over that of the mean."""
+    truth = one.truth + one.level
+    return np.array([_cosines(one.level + np.tensordot(o, parts, 1), truth) for o in options]) - _cosines(
+        one.level, truth
+    )
+
+
+def _least_squares(products: np.ndarray, along: np.ndarray) -> np.ndarray:
+    """Shares of the parts, at least zero, by coordinate descent."""
+    shares = np.zeros(len(along))
     for _ in range(500):
-        for i in range(len(found)):
+        for i in range(len(along)):
             rest = along[i] - products[i] @ shares + products[i, i] * shares[i]
             shares[i] = max(0.0, rest / products[i, i]) if products[i, i] > _TINY else 0.0
     return shares
