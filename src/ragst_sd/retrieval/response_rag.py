@@ -199,9 +199,8 @@ def _without_retrieval(
 
 def prepare_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> ReadyRag:
     """Everything that does not depend on the states of the cells."""
-    kind, stacked = familiar(bank, query).astype(int), None
-    if "stack_shares" in parameters:
-        stacked = stack_of(parameters, bank, query)
+    kind, stacked = familiar(bank, query).astype(int), stack_of(parameters, bank, query)
+    if stacked is not None:
         kind[stacked.measured] = MEASURED
     gates = {int(code): _gates(parameters, code) for code in np.unique(kind)}
     penalties = tuple(sorted({gate.penalty for own in gates.values() for gate, *_ in own if gate.learned > 0}))

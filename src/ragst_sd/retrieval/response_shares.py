@@ -98,16 +98,20 @@ def fit_stack(bank: Bank, run: Run, *, parts: tuple[str, ...] = PARTS, gated: Ga
     }
 
 
-def stack_of(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Stacked:
-    """The stack that was chosen, for some queries."""
+def stack_of(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Stacked | None:
+    """The stack that was chosen, for some queries; `None` for fits of earlier releases."""
+    if query.worked is not None or "stack_shares" not in parameters:
+        return query.worked
     first, second = (Settings(*line) for line in np.asarray(parameters["stack_settings"]).tolist())
     return stack(bank, query, (first, second), np.asarray(parameters["stack_shares"]), int(parameters["n_cited"]))
 
 
 def kernel_ridge(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
     """Kernel ridge regression on the embedding, and on the responses in other contexts where there are any."""
+    stacked = stack_of(parameters, bank, selection.query)
+    added = stacked.coefficients @ bank.values if stacked is not None else 0.0
     level = pool_mean(bank, selection.query)
-    return Answer(level, stack_of(parameters, bank, selection.query).coefficients @ bank.values)
+    return Answer(level, np.zeros_like(level) + added)
 
 
 def held_out(bank: Bank, kind: int, shaped: tuple[Bank, Bank]) -> list[Held]:
