@@ -12,7 +12,7 @@ from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 from ragst_sd.retrieval.response_phi import unit
 from ragst_sd.retrieval.response_shares import choose_stack, held_out
-from ragst_sd.retrieval.response_stack import PARTS, Settings, lessons, part, stack
+from ragst_sd.retrieval.response_stack import MEASURED, PARTS, Settings, lessons, part, stack
 from ragst_sd.retrieval.responses import pool_mean, shape_halves
 
 from ..screens import respond, response_bank, small_response_bank
@@ -107,11 +107,11 @@ def test_the_nearest_rows_are_read_and_elsewhere_they_are_moved(rng):
 
 def test_shares_add_up_to_what_is_predicted(rng):
     bank = two_lines(rng, width=5)
-    asked, shares = ask(bank, [3, 30]), rng.random((2, len(PARTS)))
-    found = stack(bank, asked, (SETTINGS, SETTINGS), shares, 4)
+    asked, shares = ask(bank, [3, 30]), rng.random((3, len(PARTS)))
+    found = stack(bank, asked, (SETTINGS,) * 3, shares, 4)
     for lesson in lessons(bank, asked):
         y = relative(bank, lesson.allowed)
-        total = sum(s * part(lesson, name, 1, SETTINGS, 4) for name, s in zip(PARTS, shares[1], strict=True))
+        total = sum(s * part(lesson, name, 1, SETTINGS, 4) for name, s in zip(PARTS, shares[MEASURED], strict=True))
         np.testing.assert_allclose((found.coefficients @ bank.values)[lesson.queries], total @ y, atol=1e-10)
     assert (found.cited >= 0).all() and not found.cited[~asked.eligible].any()
     assert found.cited[0, 27] > 0 and found.cited[1, 6] > 0
@@ -133,17 +133,17 @@ def test_rows_that_may_not_be_used_change_nothing(rng, name):
 def test_what_other_contexts_say_is_found_and_noise_is_not(rng):
     run = Run(n_neighbors=4)
     related, alone = two_lines(rng, n=40), two_lines(rng, n=40, shared=0.0)
-    found = choose_stack(related, run, 1, shape_halves(related, None))
+    found = choose_stack(related, run, MEASURED, held_out(related, MEASURED, shape_halves(related, None)))
     assert found.gain > 0.8 and found.shares.sum() > 0.5
     assert not found.shares[PARTS.index("ridge")]
-    nothing = choose_stack(alone, run, 1, shape_halves(alone, None))
+    nothing = choose_stack(alone, run, MEASURED, held_out(alone, MEASURED, shape_halves(alone, None)))
     assert nothing.gain < 0.3
 
 
 def test_held_out_perturbations_are_unseen_or_unseen_here(rng):
     bank = small_response_bank(rng)
     shaped = shape_halves(bank, None)
-    for kind in (0, 1):
+    for kind in (0, MEASURED):
         for one in held_out(bank, kind, shaped):
             rows = one.lesson.allowed
             assert (one.query.eligible == one.query.eligible[0]).all()

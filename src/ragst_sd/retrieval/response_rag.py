@@ -36,6 +36,7 @@ from ragst_sd.retrieval.response_phi import (
     place_states,
 )
 from ragst_sd.retrieval.response_shares import stack_of
+from ragst_sd.retrieval.response_stack import MEASURED
 from ragst_sd.retrieval.responses import (
     candidates,
     distances_to,
@@ -55,8 +56,6 @@ if TYPE_CHECKING:
 _NOBODY = -1e9
 # Kind of query, the fields of a gate, two trusts and a share.
 GATE_FIELDS = 8
-MEASURED = 2
-"""Kind of the queries that were measured in another context; the others have measured relatives (1) or none (0)."""
 
 
 class Gate(NamedTuple):

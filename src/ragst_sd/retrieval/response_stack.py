@@ -26,7 +26,7 @@ import numpy as np
 from scipy.linalg import eigh
 
 from ragst_sd.retrieval.response_phi import doses, spanned, unit
-from ragst_sd.retrieval.responses import patterns
+from ragst_sd.retrieval.responses import familiar, patterns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 CITED = ("knn", "moved", "copy")
 """Parts that read the responses of single rows."""
+MEASURED = 2
+"""Kind of the queries that were measured in another context; the others have measured relatives (1) or none (0)."""
 PARTS = ("knn", "learned", "kernel_ridge", "ridge", "moved", "copy")
 # Principal components of responses that are looked at, and that are predicted.
 _COMPONENTS = 100
@@ -286,24 +288,23 @@ class Stacked:
         return Stacked(self.coefficients[queries], self.cited[queries], self.measured[queries])
 
 
-def stack(
-    bank: Bank, query: Query, settings: tuple[Settings, Settings], shares: np.ndarray, n_neighbors: int
-) -> Stacked:
-    """Parts by their shares (2, parts), of queries that were not measured elsewhere, and of those that were."""
+def stack(bank: Bank, query: Query, settings: tuple[Settings, ...], shares: np.ndarray, n_neighbors: int) -> Stacked:
+    """Parts by the settings and the shares (3, parts) of the kind of each query, see `MEASURED`."""
     nothing, shape = np.zeros(len(query), dtype=bool), (len(query), len(bank))
     out = Stacked(np.zeros(shape), np.zeros(shape), nothing)
     dose_of_rows = doses(bank.screen.perturbed)
     for lesson in lessons(bank, query):
         total, cited = (np.zeros((len(lesson.queries), len(lesson.allowed))) for _ in range(2))
         out.measured[lesson.queries] = lesson.measured
-        for kind in np.unique(lesson.measured.astype(int)).tolist():
-            at = lesson.measured == bool(kind)
+        kinds = np.where(lesson.measured, MEASURED, familiar(bank, query.some(lesson.queries)))
+        for kind in np.unique(kinds).tolist():
+            at, known = kinds == kind, int(kind == MEASURED)
             for name, share in zip(PARTS, shares[kind], strict=True):
                 if share:
                     trust = share * lesson.reach[at]
-                    total[at] += trust * part(lesson, name, kind, settings[kind], n_neighbors)[at]
+                    total[at] += trust * part(lesson, name, known, settings[kind], n_neighbors)[at]
                     if name in CITED:
-                        cited[at] += trust * sources(lesson, name, kind, settings[kind], n_neighbors)[at]
+                        cited[at] += trust * sources(lesson, name, known, settings[kind], n_neighbors)[at]
         dose = doses(tuple(query.perturbed[i] for i in lesson.queries))[:, None] / dose_of_rows[lesson.allowed]
         place = np.ix_(lesson.queries, lesson.allowed)
         out.coefficients[place] = _from_means(total * dose, bank.sections[lesson.allowed])
