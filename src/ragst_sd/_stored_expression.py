@@ -55,8 +55,14 @@ def of_rna(table: AnnData) -> np.ndarray:
     return rna
 
 
-def stored_expression(table: AnnData, layer: str | None, where: str, todo: str) -> sp.csr_matrix:
-    """Expression of the genes in X or a layer; a `ValueError` that ends with `todo` if there is no X."""
+def stored_expression(
+    table: AnnData, layer: str | None, where: str, todo: str, *, counted: bool = True
+) -> sp.csr_matrix:
+    """Expression of the genes in X or a layer; a `ValueError` that ends with `todo` if there is no X.
+
+    Spots of which nothing is known (NaN in every gene) are returned like those without counts, unless values are not
+    `counted`: there zero says something.
+    """
     if layer is not None:
         require_key(layer, table.layers, f"{where}.layers", "Leave `layer` out to take X.")
     elif table.X is None or table.n_vars == 0:
@@ -69,8 +75,7 @@ def stored_expression(table: AnnData, layer: str | None, where: str, todo: str) 
     matrix = as_csr(table.X if layer is None else table.layers[layer])
     matrix = matrix if rna.all() else matrix[:, rna]
     missing = np.isnan(matrix.data)
-    if missing.any():
-        # A spot that is NaN in every gene was not measured, like one without counts.
+    if counted and missing.any():
         row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
         unmeasured = np.bincount(row[missing], minlength=matrix.shape[0]) == matrix.shape[1]
         matrix.data[unmeasured[row]] = 0
