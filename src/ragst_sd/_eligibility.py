@@ -160,6 +160,11 @@ def own_rows(bank: Bank, query: Query) -> np.ndarray:
 
     On the query's own image it lies where the spot lies, within a pixel. Where images or positions are not known, it has
     the spot's name, and its embedding but for rounding: within 1 % of the spread of the section.
+
+    Raises
+    ------
+    ValueError
+        If two sections of the reference hold the same spot.
     """
     from scipy.spatial import KDTree
 
@@ -174,7 +179,17 @@ def own_rows(bank: Bank, query: Query) -> np.ndarray:
         if on_image[rows].all() and len(placed) and np.isfinite(at).all():
             distance, nearest = KDTree(centers[placed]).query(at)
             same = distance < _SAME_PX
-            out[placed[nearest[same]]] = rows[same]
+            spot, rows = placed[nearest[same]], rows[same]
+            twice = out[spot] >= 0
+            if twice.any():
+                first = labels(bank.obs[_keys.SAMPLE])[out[spot[twice]]]
+                msg = (
+                    f"Sections {listing([*np.unique(first), sample])} of the reference hold the same spots of the query's "
+                    f"image ({int(twice.sum())} of them): a spot would cite its copy. Build the reference again with one "
+                    "of these sections."
+                )
+                raise ValueError(msg)
+            out[spot] = rows
             continue
         # Rows are named `<sample>:<spot>`.
         spot = names.get_indexer([name.removeprefix(f"{sample}:") for name in bank.ids[rows]])

@@ -322,3 +322,11 @@ class TestOwnRows:
         assert set(rg.get.neighbors(table)["donor"]) == {"donor1"}
         scores = rg.tl.evaluate(table, truth=whole, metrics=["pearson"])
         assert (scores.loc[scores["metric"] == "n_spots", "value"] == len(known)).all()
+
+    def test_a_section_that_is_there_twice_is_refused(self, sections, gappy):
+        reference = rg.tl.build_reference(
+            {"mine": gappy, "again": gappy, "donor1": sections["donor1"]}, use_rep="X_colour", thumbnails=False
+        )
+        rg.tl.fit(reference, method="knn", n_neighbors=12, progress=False)
+        with pytest.raises(ValueError, match="Sections 'again', 'mine' of the reference hold the same spots"):
+            filled(gappy, reference)
