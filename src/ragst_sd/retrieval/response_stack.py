@@ -23,7 +23,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy.linalg import eigh
 
 from ragst_sd.retrieval.response_phi import doses, spanned, unit
 from ragst_sd.retrieval.responses import familiar, patterns
@@ -183,6 +182,8 @@ def _scores(bank: Bank, allowed: np.ndarray, products: np.ndarray) -> tuple[np.n
 
 def _leading(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The largest eigenvalues of a matrix, and their vectors."""
+    from scipy.linalg import eigh
+
     n = len(gram)
     values, axes = eigh(gram, subset_by_index=(max(0, n - _COMPONENTS), n - 1))
     return values, axes
