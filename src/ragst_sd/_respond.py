@@ -38,6 +38,7 @@ BAR_AFTER = 1.0
 _AT_ONCE = 3e7
 _VALUES = ("evidence", "adjustment")
 UNSEEN, UNSEEN_HERE, MEASURED_HERE = "unseen perturbation", "unseen here", "measured here"
+IN_COMBINATION = "measured in a combination"
 
 
 @dataclass(frozen=True)
@@ -214,11 +215,16 @@ class Prepared:
 
 
 def _tasks(bank: Bank, query: Query) -> np.ndarray:
-    """(q,) what the rows that may be used hold of each perturbation: nothing, another context's response, this one's."""
-    own = np.array([[mine == other for other in bank.screen.perturbed] for mine in query.perturbed], dtype=bool)
-    own &= query.eligible
-    here = (own & (query.contexts[:, None] == bank.sections)).any(axis=1)
-    return np.where(here, MEASURED_HERE, np.where(own.any(axis=1), UNSEEN_HERE, UNSEEN)).astype(object)
+    """(q,) what the rows that may be used hold of each perturbation.
+
+    Nothing, a combination that holds it, another context's response, or this one's.
+    """
+    rows = bank.screen.perturbed
+    own = np.array([[mine == other for other in rows] for mine in query.perturbed], dtype=bool) & query.eligible
+    holds = np.array([[set(mine) <= set(other) for other in rows] for mine in query.perturbed]) & query.eligible
+    here = own & (query.contexts[:, None] == bank.sections)
+    known = [part.any(axis=1) for part in (here, own, holds)]
+    return np.select(known, [MEASURED_HERE, UNSEEN_HERE, IN_COMBINATION], UNSEEN).astype(object)
 
 
 def prepare(task: Task, pairs: list[tuple[str, str]], state: np.ndarray | None = None) -> Prepared:

@@ -420,6 +420,7 @@ TOPICS: dict[str, list[Case]] = {
         Case("ranks-as-fold-changes", "tl.build_perturbation_reference", ValueError, ("looks like ranks", "`unit='rank'`"), lambda w: build_given(w, layer="rank")),
         Case("fold-changes-as-ranks", "tl.build_perturbation_reference", ValueError, ("ranks lie from 1", "Scale them"), lambda w: build_given(w, unit="rank")),
         Case("long-table-value", "tl.build_perturbation_reference", KeyError, ("'log_fold_change'", "`layer=`"), lambda w: build_given(w, responses(w).to_df().rename_axis("perturbation").reset_index().melt("perturbation", var_name="gene"), context_key=None)),
+        Case("dose-among-genes", "tl.build_perturbation_reference", ValueError, ("'dose_nM'", "`genes=`"), lambda w: build_given(w, responses(w).to_df().assign(dose_nM=10.0, perturbation=list(responses(w).obs["perturbation"]), context=list(responses(w).obs["context"])))),
         Case("contexts-share-nothing", "tl.perturbation_folds", ValueError, ("No perturbation was measured in two contexts", "split='perturbation'"), lambda w: rg.tl.perturbation_folds(responses(w)[::2][:3], split="here")),
         Case("no-gene-embedding", "tl.fit", ValueError, ("no embedding of genes, and method 'knn'", "'same_perturbation'"), lambda w: fit_given(w, "knn")),
         Case("metric-needs-cells", "tl.evaluate_perturbation", ValueError, ("'energy' need cells", "'rank_score'"), lambda w: evaluate_given(w, "log_fold_change", "energy")),

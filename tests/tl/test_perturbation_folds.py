@@ -141,3 +141,33 @@ def test_responses_have_no_controls():
 def test_bad_input(screen, arguments, error, message):
     with pytest.raises(error, match=message):
         rg.tl.perturbation_folds(screen, **{**KEYS, **arguments})
+
+
+@pytest.mark.parametrize("split", ["perturbation", "here", "context", "both"])
+def test_responses_as_a_data_frame(split):
+    adata, _ = given_responses()
+    asked = {"split": split, "context_key": "context"}
+    expected = rg.tl.perturbation_folds(adata, **asked)
+    wide = adata.to_df().assign(**adata.obs[["perturbation", "context"]], dose=1.0)
+    pd.testing.assert_frame_equal(rg.tl.perturbation_folds(wide, **asked), expected)
+    indexed = wide.set_index(["perturbation", "context"])
+    folds = rg.tl.perturbation_folds(indexed, **asked)
+    assert folds.index.equals(indexed.index) and (folds.to_numpy() == expected.to_numpy()).all()
+    long = wide.drop(columns="dose").melt(["perturbation", "context"], var_name="gene", value_name="log_fold_change")
+    folds = rg.tl.perturbation_folds(long, **asked)
+    assert (folds.to_numpy() == np.tile(expected.to_numpy(), (adata.n_vars, 1))).all()
+    train = long[folds[folds.columns[0]] == "train"]
+    reference = rg.tl.build_perturbation_reference(train, unit="log_fold_change", context_key="context")
+    assert reference.n_obs == (expected[expected.columns[0]] == "train").sum()
+
+
+def test_controls_of_a_data_frame_are_unused():
+    frame = pd.DataFrame({"perturbation": ["control", "A", "B"], "GENE1": [0.0, 1.0, 2.0]})
+    assert list(rg.tl.perturbation_folds(frame)["A"]) == ["unused", "test", "train"]
+
+
+def test_neither_cells_nor_a_table():
+    with pytest.raises(KeyError, match=r"'drug' not found in `adata`.*'P'"):
+        rg.tl.perturbation_folds(pd.DataFrame({"P": ["A", "B"]}), perturbation_key="drug")
+    with pytest.raises(TypeError, match=r"`adata`.*dict"):
+        rg.tl.perturbation_folds({})

@@ -81,6 +81,8 @@ def test_written_read_and_in_any_order(given, tmp_path):
     assert perturbation_hash(read) == reference.uns["ragst"]["content_hash"]
     predicted = rg.tl.perturb(adata.obs, read, perturbations="P1", context_key="context")
     np.testing.assert_allclose(predicted["a:P1"].X, adata["b|P1"].X, atol=1e-6)
+    with pytest.raises(ValueError, match=r"given\.zarr\.zip is a reference of perturbations.*`lazy=False`"):
+        rg.io.read_reference(tmp_path / "given.zarr.zip", lazy=True)
 
 
 def pertpy(adata):
@@ -129,6 +131,23 @@ def test_contrasts_as_the_index_of_a_wide_frame(given):
     frame = given[0][given[0].obs["context"] == "a"].to_df().rename(index=lambda name: name[2:])
     found = rg.tl.build_perturbation_reference(frame, unit="z_score", embedding=given[1])
     assert list(found.obs_names) == sorted(f"all:P{i}" for i in range(12))
+
+
+def test_genes_choose_the_columns_of_a_wide_frame(given):
+    frame = given[0].to_df().rename(columns={"GENE0": "TIMELESS", "GENE1": "NKX2-1", "GENE2": "MT-CO1"})
+    frame = frame.assign(**given[0].obs[["perturbation", "context"]])
+    genes = [name for name in frame if name not in ("perturbation", "context")]
+    expected = rg.tl.build_perturbation_reference(frame, **LFC)
+    assert list(expected.var_names) == genes
+    numbered = frame.set_axis(pd.Index(range(len(frame)), name="signature"))
+    assert list(rg.tl.build_perturbation_reference(numbered, **LFC).var_names) == genes
+    wider = frame.assign(dose_nM=1000.0, time=24, moa="inhibitor")
+    found = rg.tl.build_perturbation_reference(wider, genes=genes, **LFC)
+    assert found.uns["ragst"]["content_hash"] == expected.uns["ragst"]["content_hash"]
+    rg.tl.fit(found, method="mean")
+    predicted = rg.tl.perturb(given[0].obs, found, perturbations=["P0", "P1"], context_key="context")
+    scores = [rg.tl.evaluate_perturbation(predicted, one, context_key="context") for one in (frame, wider)]
+    pd.testing.assert_frame_equal(*scores)
 
 
 def test_genes_that_a_row_lacks_are_left_out(given, caplog):
@@ -187,6 +206,20 @@ class TestBadInput:
             rg.tl.build_perturbation_reference(long(given[0]), perturbation_key="drug", **LFC)
         with pytest.raises(ValueError, match=r"`layer` is 'log_fc', but `adata` is a wide data frame"):
             rg.tl.build_perturbation_reference(given[0].to_df(), unit="z_score", layer="log_fc")
+
+    def test_columns_of_a_wide_frame_that_are_no_genes(self, given):
+        frame = given[0].to_df().assign(**given[0].obs[["perturbation", "context"]])
+        beside = ["dose_nM", "pert_time", "n_replicates", "pvals_adj", "p_value", "padj", "FDR", "Unnamed: 0"]
+        for name in beside:
+            with pytest.raises(ValueError, match=rf"columns '{name}' are called like annotations.*`genes=`"):
+                rg.tl.build_perturbation_reference(frame.assign(**{name: 24.0}), **LFC)
+        text = frame.assign(GENE3=frame["GENE3"].astype(str), moa="inhibitor")
+        with pytest.raises(ValueError, match=r"must be numbers, which columns 'GENE3', 'moa' are not.*`genes=`"):
+            rg.tl.build_perturbation_reference(text, **LFC)
+        with pytest.raises(ValueError, match=r"columns 'GENE3' are not\. Convert them with `pd\.to_numeric`"):
+            rg.tl.build_perturbation_reference(text, genes=["GENE3", "GENE4"], **LFC)
+        with pytest.raises(ValueError, match=r"`adata` has no column 'GENE99'"):
+            rg.tl.build_perturbation_reference(frame, genes=["GENE99"], **LFC)
 
     def test_no_gene_in_all_rows(self, given):
         given[0].X[np.arange(24), :] = np.nan
@@ -255,6 +288,25 @@ class TestPredicted:
         measured = rg.tl.perturb(given[0].obs, reference, exclude=(), **ask)
         tasks = [set(one.obs["task"]) for one in (here, nowhere, measured)]
         assert tasks == [{"unseen here"}, {"unseen perturbation"}, {"measured here"}]
+
+    def test_a_combination_that_may_be_used_is_not_nothing(self, given):
+        adata, embedding = given
+        names = {"P5": "P5+P6"}
+        both = adata[adata.obs["perturbation"] == "P5"].copy()
+        both.obs["perturbation"] = both.obs["perturbation"].astype(str).replace(names)
+        both.obs_names = [f"{name}+P6" for name in both.obs_names]
+        reference = rg.tl.build_perturbation_reference(ad.concat([adata, both]), embedding=embedding, **LFC)
+        rg.tl.fit(reference, method="knn")
+        ask = {"perturbations": ["P5", "P2", "P5+P6"], "context_key": "context"}
+        here = rg.tl.perturb(adata.obs[:1], reference, **ask)
+        assert list(here.obs["task"]) == ["unseen here"] * 3
+        nowhere = rg.tl.perturb(adata.obs[:1], reference, exclude="perturbation", **ask)
+        said = ["measured in a combination", "unseen perturbation", "unseen perturbation"]
+        assert list(nowhere.obs["task"]) == said
+        assert "P5+P6" in set(rg.get.neighbors(nowhere, obs_names="a:P5")["perturbation"])
+        where = {"perturbation": [name for name in reference.obs["perturbation"].unique() if name != "P5+P6"]}
+        without = rg.tl.perturb(adata.obs[:1], reference, exclude="perturbation", where=where, **ask)
+        assert list(without.obs["task"]) == ["unseen perturbation"] * 3
 
     def test_a_new_context(self, given, caplog):
         reference = rg.tl.build_perturbation_reference(given[0], embedding=given[1], **LFC)

@@ -32,7 +32,8 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
     lazy
         Leave expression, embeddings, thumbnails and the rows in phi-space on disk, as dask arrays; `obs`, `var`,
         `varm` and the header are read. :func:`ragst_sd.tl.predict` then reads what it needs block by block, and gives
-        the same values. To fit, calibrate or cross-validate load it with `reference.to_memory()`.
+        the same values. To fit, calibrate or cross-validate load it with `reference.to_memory()`. References
+        of perturbations are read with `lazy=False`.
 
     Returns
     -------
@@ -47,8 +48,8 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
     FileNotFoundError
         If there is nothing at `path`.
     ValueError
-        If it is not a reference, is damaged or not complete, has an unknown schema version, or its content does not
-        match its hash.
+        If it is not a reference, is damaged or not complete, has an unknown schema version, its content does not match
+        its hash, or it is of perturbations and should be lazy.
     MemoryError
         If it is larger than the memory of this machine.
 
@@ -81,6 +82,9 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
         )
         raise ValueError(msg)
     reference = _up_to_date(_read(path, lazy=lazy))
+    if lazy and is_perturbation(reference):
+        msg = f"{path} is a reference of perturbations, which cannot stay on disk. Read it with `lazy=False`."
+        raise ValueError(msg)
     header = reference_header(reference) if lazy else any_header(reference)
     current = annotations_hash(reference) if lazy else any_hash(reference)
     expected = header.get(_keys.ANNOTATIONS_HASH) if lazy else header["content_hash"]

@@ -11,7 +11,16 @@ from ragst_sd import _keys
 from ragst_sd._gene_embedding import NO_EMBEDDING, embed, embedding_table, lookup, missing_genes, spelling
 from ragst_sd._labels import as_names
 from ragst_sd._perturbation_reference import perturbation_hash
-from ragst_sd._validate import as_seed, hint, listing, names_among, require_choice, require_known, require_positive
+from ragst_sd._validate import (
+    as_seed,
+    hint,
+    listing,
+    name_list,
+    names_among,
+    require_choice,
+    require_known,
+    require_positive,
+)
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import TARGET_SUM, UNITS
 from ragst_sd.reference.schema import RESPONSE_UNITS, TASK
@@ -72,7 +81,8 @@ def build_perturbation_reference(
         a long data frame with one line per gene of each, as DE tables of pertpy (`variable`, `log_fc`), scanpy
         (`names`, `logfoldchanges`) and PyDESeq2 (`gene`, `log2FoldChange`, `lfcSE`) are. `.layers["standard_error"]`,
         or a column `standard_error` or `lfcSE`, and columns `n_cells` and `reliability` are kept where they are there.
-        Genes that some row lacks are left out.
+        Genes that some row lacks are left out. Of a wide data frame all columns but these labels are genes, unless
+        `genes` names them.
     embedding
         Vector of each gene: a data frame with genes as index, or a mapping. :func:`ragst_sd.tl.embed_genes` makes one
         from gene sets. The embedding of a combination is the sum over its genes. All genes are kept, so that genes
@@ -98,7 +108,8 @@ def build_perturbation_reference(
     target_sum
         Of cells: sum that counts of a cell are scaled to; `None` is their median, for panels of few genes. Queries follow it.
     genes
-        Keep these genes only; all if left out. Size factors use all genes either way.
+        Keep these genes only; all if left out. Size factors use all genes either way. Of a wide data frame, the columns
+        that are genes; other columns are then ignored.
     type_key
         Column of `.obs` with the type of perturbation (CRISPRi, CRISPRa, knock-out, ...); `"perturbation_type"` where
         there is one, if left out.
@@ -150,8 +161,9 @@ def build_perturbation_reference(
         If `control` is no name and no list of names.
     ValueError
         If a label is missing, cells have no controls, a context has none, several types would be mixed, values are not
-        what `unit` says, responses come without a unit, a perturbation has two responses in a context, or no row is
-        left.
+        what `unit` says, responses come without a unit, a wide data frame has columns that hold no numbers or are
+        called like annotations (`dose`, `time`, `n_...`, `pval`), a perturbation has two responses in a context, or no
+        row is left.
 
     Examples
     --------
@@ -188,7 +200,8 @@ def build_perturbation_reference(
     table = NO_EMBEDDING if embedding is None else embedding_table(embedding)
     if given:
         columns = (perturbation_key, context_key, type_key)
-        adata, layer = response_adata(adata, *columns, layer=layer, unit=unit)
+        chosen = None if genes is None else name_list(genes, "genes")
+        adata, layer = response_adata(adata, *columns, layer=layer, unit=unit, genes=chosen)
         expression, errors = read_responses(adata, unit=unit, layer=layer)
     else:
         refuse_responses(adata, unit, perturbation_key, context_key, named)

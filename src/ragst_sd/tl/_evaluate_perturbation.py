@@ -64,7 +64,8 @@ def evaluate_perturbation(
     adata
         Measured cells: the perturbed ones, and controls of which some were kept out of the reference and of `data`, as
         :func:`ragst_sd.tl.perturbation_folds` arranges. For a reference of given responses the measured responses of
-        all perturbations, as :func:`ragst_sd.tl.build_perturbation_reference` takes them.
+        all perturbations, as :func:`ragst_sd.tl.build_perturbation_reference` takes them; of a wide data frame the
+        columns of the predicted genes are read.
     perturbation_key
         Column of `adata.obs` with the perturbation.
     context_key
@@ -115,11 +116,12 @@ def evaluate_perturbation(
     -------
     Long data frame: `context`, `perturbation`, `subset`, `metric`, `value`, `n_cells` (measured), `reliability`
     (Pearson correlation of the responses of two halves of the screen that share neither cells nor controls), `task`
-    (`"unseen perturbation"`, or `"unseen here"`: another context measured it; the two are not averaged with each
-    other), and `ceiling`: the best that a prediction without noise could score, from one half of the measured cells and
-    held-out controls as a prediction of the other half, both ways round: :math:`\sqrt{2r/(1+r)}` of correlations, a
-    quarter of squared and half of absolute differences; of other metrics what the halves score, each being half as
-    large as the truth. NaN without cells. :func:`ragst_sd.get.gap_closed` sets methods in relation to it.
+    (`"unseen perturbation"`, `"unseen here"`: another context measured it, or `"measured in a combination"` only; they
+    are not averaged with each other), and `ceiling`: the best that a prediction without noise could score, from one
+    half of the measured cells and held-out controls as a prediction of the other half, both ways round:
+    :math:`\sqrt{2r/(1+r)}` of correlations, a quarter of squared and half of absolute differences; of other metrics
+    what the halves score, each being half as large as the truth. NaN without cells. :func:`ragst_sd.get.gap_closed`
+    sets methods in relation to it.
 
     Beside the metrics asked for, the metric `ceiling` is the largest `pearson_delta` that the noise of the truth allows,
     from its reliability r against held-out controls: :math:`\sqrt{2r/(1+r)}`. Lines of `subset` `"each"` hold one
@@ -165,7 +167,10 @@ def evaluate_perturbation(
     given = str(header["normalization"].get("given"))
     if given in RESPONSE_UNITS:
         chosen = require_metrics(None if metrics is None else as_names(metrics), given)
-        adata, layer = response_adata(adata, perturbation_key, context_key, None, layer=layer, unit=given)
+        columns = map(str, adata.columns) if isinstance(adata, pd.DataFrame) else ()
+        named = [name for name in columns if name in first.var_names]
+        keys = (perturbation_key, context_key, None)
+        adata, layer = response_adata(adata, *keys, layer=layer, unit=given, genes=named)
         genes = genes_of_both(first, adata, header)
         truth: Measured | MeasuredTable = measured_table(
             adata, header, genes, perturbation_key=perturbation_key, context_key=context_key, layer=layer

@@ -81,11 +81,11 @@ def perturb(
         Rows that may be used: a mapping from column of `reference.obs` to allowed value(s), or a mask over its rows.
     exclude
         A row that agrees with the query in all of these columns is not used: by default the perturbation itself in its
-        own context. `("perturbation",)` leaves it out in every context, `()` switches exclusion off. What is left out
-        is not cited, but a method has been fitted on all rows of the reference: the network of `"pt_rag"` was trained
-        on the response itself, which is warned of and written into `learned_from`; `"rag"` and `"ridge"` chose a few
-        settings with it. For a test of a method fit a reference without the perturbation
-        (:func:`ragst_sd.tl.perturbation_folds`).
+        own context. `("perturbation",)` leaves it out in every context, `()` switches exclusion off. Combinations that
+        hold the perturbation are rows of their own, and stay: `task` then says so. What is left out is not cited, but a
+        method has been fitted on all rows of the reference: the network of `"pt_rag"` was trained on the response
+        itself, which is warned of and written into `learned_from`; `"rag"` and `"ridge"` chose a few settings with it.
+        For a test of a method fit a reference without the perturbation (:func:`ragst_sd.tl.perturbation_folds`).
     progress
         Show a progress bar where many perturbations take longer than a second; the setting if left out.
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._validate import listing, require_choice, require_positive
+from ragst_sd._validate import listing, require_choice, require_positive, require_type
 from ragst_sd.reference.perturbations import components
 from ragst_sd.reference.responses import halves
 from ragst_sd.tl._perturbation_cells import NAME_THEM, control_labels, read_labels
-from ragst_sd.tl._response_table import one_row_each
+from ragst_sd.tl._response_table import one_row_each, with_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,7 @@ _FOLDS_OF_A_CONTEXT = 5
 
 
 def perturbation_folds(
-    adata: AnnData,
+    adata: AnnData | pd.DataFrame,
     *,
     split: str = "perturbation",
     n_folds: int | None = None,
@@ -52,7 +52,8 @@ def perturbation_folds(
     Parameters
     ----------
     adata
-        Cells of a screen; or a table of responses, with one row per perturbation and context and without controls.
+        Cells of a screen; or a table of responses, with one row per perturbation and context and without controls; or
+        responses as a data frame, wide or long, as :func:`ragst_sd.tl.build_perturbation_reference` takes them.
     split
         `"perturbation"` holds perturbations out, in all contexts. With a single gene the combinations that hold it
         leave the training; with a combination its singles stay. `"here"` holds perturbations out in one context, where
@@ -77,15 +78,18 @@ def perturbation_folds(
 
     Returns
     -------
-    Data frame with one row per cell (its index is `obs_names`) and one categorical column per fold, named by what is
-    held out: `"train"`, `"test"`, `"control_train"`, `"control_test"`, or `"unused"`. Build the reference on the first
-    and third, predict from the third, and compare with the second and fourth: see
-    :func:`ragst_sd.tl.evaluate_perturbation`. Responses have no controls: build on the first, compare with the second.
+    Data frame with one row per cell (its index is `obs_names`) or line of a data frame (with its index), and one
+    categorical column per fold, named by what is held out: `"train"`, `"test"`, `"control_train"`, `"control_test"`, or
+    `"unused"`. Build the reference on the first and third, predict from the third, and compare with the second and
+    fourth: see :func:`ragst_sd.tl.evaluate_perturbation`. Responses have no controls: build on the first, compare with
+    the second; controls of a data frame are `"unused"`.
 
     Raises
     ------
     KeyError
         If a column does not exist.
+    TypeError
+        If `adata` is neither an AnnData nor a data frame.
     ValueError
         If there are too few perturbations or contexts to hold one out, contexts share no perturbation where one has to
         be measured in another, or cells have no controls.
@@ -99,13 +103,24 @@ def perturbation_folds(
     >>> list(folds["A"])[4:]
     ['test', 'test', 'train', 'train']
     """
+    import anndata as ad
     import pandas as pd
 
+    require_type(adata, (ad.AnnData, pd.DataFrame), "adata")
     require_choice(split, SPLITS, "split")
     if not isinstance(few_shot, int | float) or not 0 <= few_shot < 1:
         msg = f"`few_shot` is {few_shot!r}; it must be a number from 0 to below 1."
         raise ValueError(msg)
-    responses = one_row_each(adata.obs, perturbation_key, context_key, control_labels(control))
+    if isinstance(adata, pd.DataFrame):
+        index, responses = adata.index, True
+        # One row for each response, however many lines it has, so that the draws are those of an AnnData.
+        keys = [name for name in dict.fromkeys((perturbation_key, context_key, batch_key)) if name is not None]
+        lines = with_labels(adata, keys)[keys]
+        rows, of_line = lines.drop_duplicates(), lines.groupby(keys, sort=False, observed=True, dropna=False).ngroup()
+        adata = ad.AnnData(obs=rows.set_axis([str(i) for i in range(len(rows))]))
+    else:
+        index, of_line = adata.obs_names, slice(None)
+        responses = one_row_each(adata.obs, perturbation_key, context_key, control_labels(control))
     labels = read_labels(
         adata,
         perturbation_key=perturbation_key,
@@ -136,9 +151,10 @@ def perturbation_folds(
     columns = {}
     for name, (test, unused) in held.items():
         role = np.where(test, "test", np.where(unused, "unused", "train"))
-        role = np.where(is_control, np.where(first, "control_train", "control_test"), role)
-        columns[name] = pd.Categorical(role, categories=roles)
-    return pd.DataFrame(columns, index=adata.obs_names)
+        of_controls = "unused" if responses else np.where(first, "control_train", "control_test")
+        role = np.where(is_control, of_controls, role)
+        columns[name] = pd.Categorical(role[of_line], categories=roles)
+    return pd.DataFrame(columns, index=index)
 
 
 def _perturbations(

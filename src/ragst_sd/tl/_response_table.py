@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import scipy.sparse as sp
 
 from ragst_sd import _keys
 from ragst_sd._stored_expression import offered_names, stored_expression
-from ragst_sd._validate import listing, require_key, require_type
+from ragst_sd._validate import listing, require_key, require_known, require_type
 from ragst_sd.reference.genes import SYMBOL, duplicates
 from ragst_sd.reference.schema import RESPONSE_UNITS
 from ragst_sd.retrieval.training import dense
@@ -33,6 +34,12 @@ _VALUES = {
 }
 _ERRORS = (_keys.STANDARD_ERROR, "lfcSE", "lfc_se")
 _NUMBERS = (_keys.N_CELLS, _keys.RELIABILITY)
+# What columns beside genes are called, in whole words: TIMELESS is a gene.
+_ANNOTATION = re.compile(
+    r"(?:^|[^a-z0-9])(?:n_|(?:dos(?:e|age)\w*|time(?:points?)?|conc(?:entration)?|hours?|days?|batch|replicate|counts?"
+    r"|standard_error|lfcse|[pq][_. ]?val(?:ue)?s?|p[_. ]?adj|adj[_. ]p|fdr|unnamed)(?:[^a-z]|$))",
+    re.IGNORECASE,
+)
 # Fewer values than this may all be of one size by chance; ranks of a list that was cut end near 1.
 _FEWEST, _NEAR_ONE = 20, 0.95
 SAY_UNIT = "Say what they are in: " + ", ".join(f"`unit={name!r}`" for name in RESPONSE_UNITS) + "."
@@ -66,15 +73,19 @@ def response_adata(
     *,
     layer: str | None,
     unit: str,
+    genes: list[str] | None = None,
 ) -> tuple[AnnData, str | None]:
     """A data frame, wide or long, as an AnnData of rows by genes, and the layer to read; an AnnData as it is.
+
+    `genes` names the columns of a wide data frame that are genes.
 
     Raises
     ------
     KeyError
         If a column does not exist.
     ValueError
-        If a long table has two values for one gene of a perturbation and context.
+        If a long table has two values for one gene of a perturbation and context, or a wide one has columns that are
+        no genes.
     """
     import anndata as ad
     import pandas as pd
@@ -82,50 +93,93 @@ def response_adata(
     require_type(data, (ad.AnnData, pd.DataFrame), "adata")
     if isinstance(data, ad.AnnData):
         return data, layer
-    frame = data
-    # An index without a name that holds names says what each row is of; one that counts rows does not.
-    named = frame.index.nlevels == 1 and not pd.api.types.is_numeric_dtype(frame.index)
-    if perturbation_key not in frame and frame.index.name is None and named:
-        frame = frame.rename_axis(perturbation_key)
-    if any(name is not None and name not in frame for name in frame.index.names):
-        frame = frame.reset_index()
     keys = [perturbation_key] if context_key is None else [perturbation_key, context_key]
-    for key in keys:
-        require_key(key, [str(name) for name in frame], "adata", "Name the column of labels.")
+    frame = with_labels(data, keys)
     type_key = type_key or _keys.PERTURBATION_TYPE
     of_rows = [*keys, *(name for name in (type_key, *_NUMBERS) if name in frame)]
-    genes = [name for name in _GENES if name in frame and name not in keys and frame[name].dtype.kind not in "iufb"]
-    if not genes:
+    named = [name for name in _GENES if name in frame and name not in keys and frame[name].dtype.kind not in "iufb"]
+    if not named:
         if layer is not None:
             msg = (
                 f"`layer` is {layer!r}, but `adata` is a wide data frame: no column names genes (looked for "
                 f"{listing(_GENES)}). Leave `layer` out, or name the column of genes so."
             )
             raise ValueError(msg)
-        values = frame.drop(columns=of_rows).select_dtypes("number")
+        # What is in the index only is no gene.
+        values = _gene_columns(data.drop(columns=[name for name in of_rows if name in data]), genes)
         obs = frame[of_rows].set_axis([str(i) for i in range(len(frame))])
-        var = pd.DataFrame(index=values.columns.astype(str))
+        var = pd.DataFrame(index=values.columns)
         return ad.AnnData(values.to_numpy(np.float32), obs=obs, var=var), None
     names = _VALUES[unit] if layer is None else (layer,)
     value = next((name for name in names if name in frame), None)
     if value is None:
         require_key(names[0], [str(name) for name in frame], "adata", "Name the column of values with `layer=`.")
-    if frame.duplicated([*keys, genes[0]]).any():
-        twice = frame.loc[frame.duplicated([*keys, genes[0]]), [*keys, genes[0]]].iloc[0].tolist()
+    if frame.duplicated([*keys, named[0]]).any():
+        twice = frame.loc[frame.duplicated([*keys, named[0]]), [*keys, named[0]]].iloc[0].tolist()
         msg = f"`adata` has more than one value for {listing(twice)}. {_MAKE_ONE}"
         raise ValueError(msg)
-    wide = frame.pivot(index=keys, columns=genes[0], values=value)
+    wide = frame.pivot(index=keys, columns=named[0], values=value)
     first = frame.drop_duplicates(keys).set_index(keys if len(keys) > 1 else keys[0]).loc[wide.index]
     obs = first.reset_index()[of_rows].set_axis([str(i) for i in range(len(wide))])
     table = ad.AnnData(wide.to_numpy(np.float32), obs=obs, var=pd.DataFrame(index=wide.columns.astype(str)))
     error = next((name for name in _ERRORS if name in frame), None)
     if error is not None:
-        table.layers[_keys.STANDARD_ERROR] = frame.pivot(index=keys, columns=genes[0], values=error).to_numpy(
+        table.layers[_keys.STANDARD_ERROR] = frame.pivot(index=keys, columns=named[0], values=error).to_numpy(
             np.float32
         )
     return table, None
 
 
+def with_labels(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """A data frame with its labels in columns, of which `keys` starts with the perturbation, also if they were its index.
+
+    Raises
+    ------
+    KeyError
+        If a column does not exist.
+    """
+    import pandas as pd
+
+    # An index without a name that holds names says what each row is of; one that counts rows does not.
+    named = frame.index.nlevels == 1 and not pd.api.types.is_numeric_dtype(frame.index)
+    if keys[0] not in frame and frame.index.name is None and named:
+        frame = frame.rename_axis(keys[0])
+    if any(name is not None and name not in frame for name in frame.index.names):
+        frame = frame.reset_index()
+    for key in keys:
+        require_key(key, [str(name) for name in frame], "adata", "Name the column of labels.")
+    return frame
+
+
+def _gene_columns(columns: pd.DataFrame, genes: list[str] | None) -> pd.DataFrame:
+    """Columns of a wide data frame that are genes: those named in `genes`, or else all.
+
+    Raises
+    ------
+    ValueError
+        If one does not exist, holds no numbers, or, where no genes are named, is called like an annotation.
+    """
+    columns = columns.set_axis(columns.columns.astype(str), axis=1)
+    if genes is not None:
+        require_known(genes, list(columns), "genes", ": `adata` has no column")
+        columns = columns.loc[:, columns.columns.isin(genes)]
+    text = columns.columns.difference(columns.select_dtypes("number").columns, sort=False)
+    if len(text):
+        msg = f"`adata` is a wide data frame, whose genes must be numbers, which columns {listing(text)} are not. "
+        raise ValueError(msg + (_NO_GENES if genes is None else "Convert them with `pd.to_numeric`."))
+    beside = [name for name in columns if _ANNOTATION.search(name)]
+    if beside and genes is None:
+        msg = (
+            f"`adata` is a wide data frame, of which columns {listing(beside)} are called like annotations. {_NO_GENES}"
+        )
+        raise ValueError(msg)
+    return columns
+
+
+_NO_GENES = (
+    "All columns but the labels are taken for genes: name the genes with `genes=`, contexts with `context_key=`, or "
+    "leave these columns out (an AnnData has them in `.obs`)."
+)
 _MAKE_ONE = (
     "A reference has one row for each perturbation and context: keep one, average them, or make what tells them apart "
     "(dose, time, guide) part of the names; name the column of contexts with `context_key=`."
