@@ -169,8 +169,7 @@ def table(scores: pd.DataFrame) -> str:
         few = contexts if len(contexts) <= 4 else []
         lines += [
             "",
-            f"| {screen}, {TASKS[task]} | cosine | best tenth | rank | "
-            + "".join(f"cosine, {name} | " for name in few),
+            f"| {screen}, {TASKS[task]} | cosine | best tenth | rank |" + "".join(f" cosine, {name} |" for name in few),
             "|---" * (4 + len(few)) + "|",
         ]
         means = part.groupby(level=["method", "context"]).mean()

@@ -157,7 +157,7 @@ def _raw_scores(table: ad.AnnData, truth: ad.AnnData) -> pd.DataFrame:
     counts = as_csr(truth.X)[truth.obs_names.get_indexer(table.obs_names)]
     measured = np.asarray(counts.sum(axis=1)).ravel() > 0
     expected = counts[measured][:, truth.var_names.get_indexer(table.var_names)].log1p()
-    return gene_scores(np.asarray(table.X)[measured], expected, list(table.var_names))
+    return gene_scores(np.asarray(table.X)[measured], expected, list(table.var_names), list(METRICS))
 
 
 def as_lines(scores: pd.DataFrame, set_name: str, encoder: str) -> pd.DataFrame:

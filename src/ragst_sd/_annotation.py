@@ -12,6 +12,8 @@ from ragst_sd._elements import centers_in_pixels, resolve_shapes
 from ragst_sd._validate import listing, only_one, require_key
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -212,3 +214,15 @@ def spot_centers(
     shapes_key = resolve_shapes(sdata, single_region(table))
     centers = centers_in_pixels(sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system)
     return centers.xy[rows_in_order(table, table_key, shapes_key, centers.index)]
+
+
+def embedded_centers(sdata: SpatialData, table: AnnData, *, table_key: str, header: Mapping[str, Any]) -> np.ndarray:
+    """(rows, 2) centres of a table's spots on the image of an embedding; NaN where the object has come without it."""
+    image_key = str(header["image_key"])
+    if image_key not in sdata.images:
+        # Spots that came with pictures of their own lie in pixels of the slide that these were cut of.
+        known = image_key == _keys.PATCHES and _keys.SPATIAL in table.obsm
+        return np.asarray(table.obsm[_keys.SPATIAL], dtype=float) if known else np.full((table.n_obs, 2), np.nan)
+    return spot_centers(
+        sdata, table, table_key=table_key, image_key=image_key, coordinate_system=str(header["coordinate_system"])
+    )

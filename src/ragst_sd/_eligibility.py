@@ -16,7 +16,6 @@ from ragst_sd._validate import listing, require_key, require_positive
 from ragst_sd.retrieval.eligibility import Eligibility
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.run import read_rows
-from ragst_sd.retrieval.search import search
 
 if TYPE_CHECKING:
     from ragst_sd._query import Query
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Pixels within which two centres on one image are those of one spot.
+_SAME_PX = 1.0
 # A mapping from column to allowed value(s), or a mask over the rows.
 Where: TypeAlias = "Mapping[str, Any] | Sequence[bool] | np.ndarray | None"
 
@@ -54,6 +55,10 @@ def eligible_rows(bank: Bank, query: Query, *, donor_key: str, where: Where, exc
         eligibility = Eligibility(query_codes, bank_codes, allowed)
     else:
         own = own_rows(bank, query)
+        if METHODS[bank.fit.method].learns != "values":
+            # A method that only cites has not seen a row that it may not use.
+            seen = allowed[own] & (query_codes != bank_codes[own]).all(axis=1)
+            own = np.where(seen, own, -1)
         known = own >= 0
         home = np.isin(bank.sections, bank.sections[own[known]]) if known.any() else _same_image(bank, query)
         at_home = Eligibility(query_codes, bank_codes, allowed & home).count().min() > 0
@@ -153,26 +158,45 @@ def shares_donor(bank: Bank, query: Query, donor_key: str) -> bool:
 def own_rows(bank: Bank, query: Query) -> np.ndarray:
     """(n,) row of the reference that each spot is itself, -1 for none.
 
-    It has the spot's name, and its embedding but for rounding: within 1 % of the spread of the section. Where a section
-    of the query's image has none of the names, the embedding alone decides, within 0.1 %.
+    On the query's own image it lies where the spot lies, within a pixel. Where images or positions are not known, it has
+    the spot's name, and its embedding but for rounding: within 1 % of the spread of the section.
+
+    Raises
+    ------
+    ValueError
+        If two sections of the reference hold the same spot.
     """
-    names = pd.Index(query.table.obs_names.astype(str))
+    from scipy.spatial import KDTree
+
+    names, header = pd.Index(query.table.obs_names.astype(str)), bank.header.sections
     out = np.full(len(names), -1, dtype=np.int64)
-    finite, spread = np.flatnonzero(query.finite), np.linalg.norm(np.asarray(query.header["section_std"], dtype=float))
-    hashes = dict(zip(bank.header.sections.sample, bank.header.sections.image_hash, strict=True))
+    spread = np.linalg.norm(np.asarray(query.header["section_std"], dtype=float))
+    on_image, mpps = _same_image(bank, query), dict(zip(header.sample, header.image_mpp, strict=True))
+    centers = query.centers() if on_image.any() else np.full((len(names), 2), np.nan)
+    placed = np.flatnonzero(np.isfinite(centers).all(axis=1))
     for sample, rows in bank.obs.groupby(bank.obs[_keys.SAMPLE].astype(str)).indices.items():
+        at = bank.obs[[_keys.X_UM, _keys.Y_UM]].to_numpy(float)[rows] / float(mpps.get(sample, np.nan))
+        if on_image[rows].all() and len(placed) and np.isfinite(at).all():
+            distance, nearest = KDTree(centers[placed]).query(at)
+            same = distance < _SAME_PX
+            spot, rows = placed[nearest[same]], rows[same]
+            twice = out[spot] >= 0
+            if twice.any():
+                first = labels(bank.obs[_keys.SAMPLE])[out[spot[twice]]]
+                msg = (
+                    f"Sections {listing([*np.unique(first), sample])} of the reference hold the same spots of the query's "
+                    f"image ({int(twice.sum())} of them): a spot would cite its copy. Build the reference again with one "
+                    "of these sections."
+                )
+                raise ValueError(msg)
+            out[spot] = rows
+            continue
         # Rows are named `<sample>:<spot>`.
         spot = names.get_indexer([name.removeprefix(f"{sample}:") for name in bank.ids[rows]])
-        named = spot >= 0
-        if named.any():
-            rows, spot = rows[named], spot[named]
-            apart = np.linalg.norm(read_rows(bank.embedding, rows) - query.embedding[spot], axis=1)
-            same = (apart <= 0.01 * spread) & query.finite[spot]
-            out[spot[same]] = rows[same]
-        elif hashes.get(sample) == str(query.header.get("image_hash", "")):
-            found = search(query.embedding[finite], read_rows(bank.embedding, rows), 1)
-            same = found.distances[:, 0] <= 0.001 * spread
-            out[finite[same]] = rows[found.rows[same, 0]]
+        rows, spot = rows[spot >= 0], spot[spot >= 0]
+        apart = np.linalg.norm(read_rows(bank.embedding, rows) - query.embedding[spot], axis=1)
+        same = (apart <= 0.01 * spread) & query.finite[spot]
+        out[spot[same]] = rows[same]
     return out
 
 

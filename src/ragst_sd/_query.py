@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._annotation import single_region, table_attrs
+from ragst_sd._annotation import embedded_centers, single_region, table_attrs
 from ragst_sd._embedding import read_embedding
 from ragst_sd._labels import labels
 from ragst_sd._results import MOST_UNLIKE, unlike_share
@@ -19,6 +20,8 @@ from ragst_sd.retrieval.grounding import largest_section_distance, section_dista
 from ragst_sd.retrieval.projection import standardize
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -44,6 +47,8 @@ class Query:
     """(n, d) embeddings as the reference compares them; zero where there is none."""
     finite: np.ndarray
     """(n,) which spots have an embedding."""
+    centers: Callable[[], np.ndarray]
+    """(n, 2) centres on the embedded image in pixels, read where they are asked for; NaN where they are unknown."""
 
     def labels(self, column: str) -> set[str]:
         """What a column holds, of donors for instance; nothing if the table lacks it."""
@@ -115,7 +120,8 @@ def read_query(sdata: SpatialData, header: Header, *, table_key: str | None, use
         _check_statistics(own, table_key)
         standardized = standardize(embedding, np.asarray(own["section_mean"]), np.asarray(own["section_std"]))
         standardized[~finite] = 0.0
-    return Query(table_key, table, use_rep, own, embedding, standardized, finite)
+    centers = partial(embedded_centers, sdata, table, table_key=table_key, header=own)
+    return Query(table_key, table, use_rep, own, embedding, standardized, finite, centers)
 
 
 def _check_statistics(own: dict[str, Any], table_key: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -156,7 +156,10 @@ def respond(task: Task, pairs: list[tuple[str, str]], states: Mapping[str, np.nd
     if not pairs:
         return no_response(0, len(task.bank.genes))
     ready = prepare(task, pairs, np.array([states[context] for _, context in pairs]))
-    chunk, parts = at_once(task), []
+    chunk, parts, once = at_once(task), [], task.method.once
+    if once is not None:
+        worked = once(task.bank.fit.parameters, ready.bank, ready.query)
+        ready = replace(ready, query=replace(ready.query, worked=worked))
     with tqdm(total=len(pairs), unit="response", delay=BAR_AFTER, disable=not progress) as bar:
         for start in range(0, len(pairs), chunk):
             part = ready.query.some(np.arange(start, min(start + chunk, len(pairs))))

@@ -56,11 +56,12 @@ def of_rna(table: AnnData) -> np.ndarray:
 
 
 def stored_expression(
-    table: AnnData, layer: str | None, where: str, todo: str, *, nan_rows: bool = False
+    table: AnnData, layer: str | None, where: str, todo: str, *, counted: bool = True
 ) -> sp.csr_matrix:
     """Expression of the genes in X or a layer; a `ValueError` that ends with `todo` if there is no X.
 
-    Rows that are NaN in every gene are without counts, unless `nan_rows` keeps them as they are.
+    Spots of which nothing is known (NaN in every gene) are returned like those without counts, unless values are not
+    `counted`: there zero says something.
     """
     if layer is not None:
         require_key(layer, table.layers, f"{where}.layers", "Leave `layer` out to take X.")
@@ -74,8 +75,7 @@ def stored_expression(
     matrix = as_csr(table.X if layer is None else table.layers[layer])
     matrix = matrix if rna.all() else matrix[:, rna]
     missing = np.isnan(matrix.data)
-    if missing.any() and not nan_rows:
-        # A spot that is NaN in every gene was not measured, like one without counts.
+    if counted and missing.any():
         row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
         unmeasured = np.bincount(row[missing], minlength=matrix.shape[0]) == matrix.shape[1]
         matrix.data[unmeasured[row]] = 0

@@ -61,11 +61,14 @@ def test_whole_path(plain, xenium, tmp_path):
     assert 0.3 < ceiling.mean() < 0.9
     assert (reference.var["cv_pearson"].dropna() < 0.95).all()
 
-    # There is one donor only.
+    # There is one donor only: every other cell is predicted from the rest.
+    reference = reference[::2].copy()
+    rg.tl.fit(reference, method="knn", n_neighbors=20, progress=False)
     rg.tl.predict(xenium, reference, exclude=())
     table = xenium["predicted"]
+    assert table.obs["measured"].sum() == reference.n_obs
     scores = rg.tl.evaluate(xenium, metrics=["pearson"])
-    assert scores.loc[scores["metric"] == "pearson", "value"].mean() > 0.1, "its own cells are among those cited"
+    assert scores.loc[scores["metric"] == "pearson", "value"].mean() > 0, "other cells of the section are cited"
     lines = rg.get.explain(xenium, reference, obs_names=table.obs_names[0], genes=table.var_names[0])
     assert lines["contribution"].sum() == pytest.approx(float(table.X[0, 0]), rel=1e-5)
     rg.pl.retrieval(

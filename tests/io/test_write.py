@@ -15,6 +15,7 @@ import dask
 import numpy as np
 import psutil
 import pytest
+import scipy.sparse as sp
 import spatialdata as sd
 
 import ragst_sd as rg
@@ -228,6 +229,22 @@ def test_a_lazy_reference_leaves_its_rows_on_disk(fitted, lazy):
     whole = lazy.to_memory()
     np.testing.assert_array_equal(whole.X.toarray(), fitted.X.toarray())
     np.testing.assert_array_equal(whole.obsm["retrieval_key"], fitted.obsm["retrieval_key"])
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("form", ["columns", "listed twice"])
+def test_any_sparse_matrix_is_read_as_what_it_means(fitted, query, tmp_path, form, lazy):
+    expected = rg.tl.predict(query, fitted, inplace=False)
+    rows = fitted.X.tocsr()
+    given = fitted.copy()
+    given.X = rows.tocsc()
+    if form == "listed twice":
+        halves, places = np.repeat(rows.data / 2, 2), np.repeat(rows.indices, 2)
+        given.X = sp.csr_matrix((halves, places, 2 * rows.indptr), shape=rows.shape)
+    rg.io.write_reference(given, tmp_path / "given.zarr.zip")
+    table = rg.tl.predict(query, rg.io.read_reference(tmp_path / "given.zarr.zip", lazy=lazy), inplace=False)
+    np.testing.assert_allclose(table.X, expected.X, atol=1e-6)
+    np.testing.assert_allclose(table.layers["disagreement"], expected.layers["disagreement"], atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["knn", "ridge", "mean"])

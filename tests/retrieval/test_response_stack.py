@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.optimize import nnls
 
 from ragst_sd.retrieval.bank import Query, Run
 from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 from ragst_sd.retrieval.response_phi import unit
-from ragst_sd.retrieval.response_shares import choose_stack, held_out
-from ragst_sd.retrieval.response_stack import PARTS, Settings, lessons, part, stack
+from ragst_sd.retrieval.response_shares import _cautious, choose_stack, held_out
+from ragst_sd.retrieval.response_stack import MEASURED, PARTS, Settings, lessons, part, stack
 from ragst_sd.retrieval.responses import pool_mean, shape_halves
 
 from ..screens import respond, response_bank, small_response_bank
@@ -107,11 +109,11 @@ def test_the_nearest_rows_are_read_and_elsewhere_they_are_moved(rng):
 
 def test_shares_add_up_to_what_is_predicted(rng):
     bank = two_lines(rng, width=5)
-    asked, shares = ask(bank, [3, 30]), rng.random((2, len(PARTS)))
-    found = stack(bank, asked, (SETTINGS, SETTINGS), shares, 4)
+    asked, shares = ask(bank, [3, 30]), rng.random((3, len(PARTS)))
+    found = stack(bank, asked, (SETTINGS,) * 3, shares, 4)
     for lesson in lessons(bank, asked):
         y = relative(bank, lesson.allowed)
-        total = sum(s * part(lesson, name, 1, SETTINGS, 4) for name, s in zip(PARTS, shares[1], strict=True))
+        total = sum(s * part(lesson, name, 1, SETTINGS, 4) for name, s in zip(PARTS, shares[MEASURED], strict=True))
         np.testing.assert_allclose((found.coefficients @ bank.values)[lesson.queries], total @ y, atol=1e-10)
     assert (found.cited >= 0).all() and not found.cited[~asked.eligible].any()
     assert found.cited[0, 27] > 0 and found.cited[1, 6] > 0
@@ -133,17 +135,71 @@ def test_rows_that_may_not_be_used_change_nothing(rng, name):
 def test_what_other_contexts_say_is_found_and_noise_is_not(rng):
     run = Run(n_neighbors=4)
     related, alone = two_lines(rng, n=40), two_lines(rng, n=40, shared=0.0)
-    found = choose_stack(related, run, 1, shape_halves(related, None))
+    found = choose_stack(related, run, MEASURED, held_out(related, MEASURED, shape_halves(related, None)))
     assert found.gain > 0.8 and found.shares.sum() > 0.5
     assert not found.shares[PARTS.index("ridge")]
-    nothing = choose_stack(alone, run, 1, shape_halves(alone, None))
+    nothing = choose_stack(alone, run, MEASURED, held_out(alone, MEASURED, shape_halves(alone, None)))
     assert nothing.gain < 0.3
+
+
+@pytest.mark.parametrize("n", [6, 600])
+def test_shares_are_least_squares_as_far_as_rows_support_them(rng, n):
+    level, truth = np.tile(rng.normal(size=40), (n, 1)), rng.normal(size=(n, 40))
+    parts = [[0.5 * truth + 0.2 * rng.normal(size=(n, 40))], [truth + 2 * rng.normal(size=(n, 40))]]
+    one = SimpleNamespace(level=level, truth=truth, weight=np.ones(n))
+    stacked, size = np.stack([parts[0][0], parts[1][0]]), (truth**2).sum(axis=1)
+    products = np.einsum("iqg,kqg,q->ik", stacked, stacked, 1 / size)
+    expected = nnls(products, np.einsum("iqg,qg,q->i", stacked, truth, 1 / size))[0]
+    shares = _cautious([one], parts, gates=False)
+    assert (shares >= 0).all() and shares[0] > 0
+    assert shares.sum() <= 1.01 * expected.sum()
+    if n > 100:
+        np.testing.assert_allclose(shares, expected, atol=0.1)
+
+
+def test_nothing_is_added_where_the_mean_is_best(rng):
+    level, noise = np.tile(rng.normal(size=40), (8, 1)), 3 * rng.normal(size=(8, 40))
+    truth = 0.1 * noise + rng.normal(size=(8, 40))
+    one = SimpleNamespace(level=3 * level, truth=truth, weight=np.ones(8))
+    assert _cautious([one], [[noise]], gates=False)[0] < 0.1
+
+
+def test_combinations_with_measured_parts_have_shares_of_their_own(rng):
+    bank, shares = small_response_bank(rng), np.zeros((3, len(PARTS)))
+    shares[1] = 0.5
+    asked = ask(bank, [16, 2])
+    asked.eligible[1, [2, 10]] = False
+    found = stack(bank, asked, (SETTINGS,) * 3, shares, 4)
+    assert np.abs(found.coefficients[0]).sum() > 0
+    assert not found.coefficients[1].any() and not found.cited[1].any()
+
+
+def test_what_rows_do_not_span_is_the_mean(rng):
+    bank = two_lines(rng, width=5)
+    key = np.pad(bank.key, ((0, 0), (0, 1)))
+    bank = replace(bank, key=key, embedding=key)
+    asked = ask(bank, [3])
+    centre = unit(key[np.delete(np.arange(24), 3)]).mean(axis=0)
+    asked = replace(asked, key=(centre + np.eye(6)[5] * np.sqrt(1 - (centre**2).sum()))[None])
+    asked.eligible[0, 27] = False
+    found = stack(bank, asked, (SETTINGS,) * 3, np.ones((3, len(PARTS))), 4)
+    assert not found.coefficients.any() and not found.cited.any()
+
+
+def test_queries_worked_out_at_once_are_those_worked_out_alone(rng):
+    bank = two_lines(rng, width=5)
+    asked, shares = ask(bank, [3, 30, 5]), np.full((3, len(PARTS)), 0.2)
+    found = stack(bank, asked, (SETTINGS,) * 3, shares, 4)
+    for i in range(3):
+        alone = stack(bank, asked.some(np.array([i])), (SETTINGS,) * 3, shares, 4)
+        np.testing.assert_allclose(found.some(np.array([i])).coefficients, alone.coefficients, atol=1e-10)
+        np.testing.assert_allclose(found.cited[[i]], alone.cited, atol=1e-10)
 
 
 def test_held_out_perturbations_are_unseen_or_unseen_here(rng):
     bank = small_response_bank(rng)
     shaped = shape_halves(bank, None)
-    for kind in (0, 1):
+    for kind in (0, MEASURED):
         for one in held_out(bank, kind, shaped):
             rows = one.lesson.allowed
             assert (one.query.eligible == one.query.eligible[0]).all()

@@ -292,3 +292,41 @@ class TestIntervals:
         rg.tl.calibrate(reference, levels=[0.5], progress=False)
         with pytest.raises(ValueError, match=r"on held-out donors.*calibrate\(reference, split='block'\)"):
             filled(gappy, reference, intervals=0.5)
+
+
+class TestOwnRows:
+    """A spot is known as a row of the reference by its place on the image, whatever its name."""
+
+    def test_names_that_agree_in_part(self, sections, gappy, known):
+        reference = built(sections, gappy, "donor1", n_neighbors=12)
+        expected = filled(gappy, reference)
+        # Every spot has the name of its neighbour, as rows that are numbered anew have.
+        names = gappy.tables["table"].obs_names
+        gappy.tables["table"].obs_names = np.roll(names, 1)
+        table = filled(gappy, reference)
+        np.testing.assert_array_equal(table.obs["measured"], known)
+        np.testing.assert_array_equal(table.X, expected.X)
+
+    def test_embeddings_of_another_precision(self, sections, gappy, known):
+        reference = built(sections, gappy, "donor1", n_neighbors=12)
+        embedding = gappy.tables["table"].obsm["X_colour"]
+        noise = np.random.default_rng(0).normal(size=embedding.shape) * 0.02 * embedding.std(axis=0)
+        gappy.tables["table"].obsm["X_colour"] = embedding + noise.astype(embedding.dtype)
+        np.testing.assert_array_equal(filled(gappy, reference).obs["measured"], known)
+
+    def test_a_section_that_may_not_be_used_is_held_out(self, sections, gappy, known, whole):
+        gappy.tables["table"].obs["sample"] = "mine"
+        reference = built(sections, gappy, "donor1", n_neighbors=12)
+        table = rg.tl.predict(gappy, reference, exclude=("sample",), inplace=False)
+        assert not table.obs["measured"].any()
+        assert set(rg.get.neighbors(table)["donor"]) == {"donor1"}
+        scores = rg.tl.evaluate(table, truth=whole, metrics=["pearson"])
+        assert (scores.loc[scores["metric"] == "n_spots", "value"] == len(known)).all()
+
+    def test_a_section_that_is_there_twice_is_refused(self, sections, gappy):
+        reference = rg.tl.build_reference(
+            {"mine": gappy, "again": gappy, "donor1": sections["donor1"]}, use_rep="X_colour", thumbnails=False
+        )
+        rg.tl.fit(reference, method="knn", n_neighbors=12, progress=False)
+        with pytest.raises(ValueError, match="Sections 'again', 'mine' of the reference hold the same spots"):
+            filled(gappy, reference)

@@ -15,6 +15,7 @@ from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbati
 from ragst_sd._reference import annotations_hash, require_in_memory
 from ragst_sd._replacing import link_target, locked, place_beside, recover, without_notices
 from ragst_sd.io._reference_file import SUFFIX, is_reference, parts_digest
+from ragst_sd.reference.normalize import as_csr
 
 if TYPE_CHECKING:
     import os
@@ -134,8 +135,13 @@ def write_store(reference: AnnData, folder: Path) -> None:
         if isinstance(getattr(elem, "dtype", None), pd.StringDtype) and not elem.isna().any():
             # Names as pandas holds them with `future.infer_string`, in the form that every anndata reads.
             return ad.io.write_elem(store, key, np.asarray(elem, dtype=object), dataset_kwargs=dataset_kwargs)
+        # A lazy reader takes rows, and values that are listed once.
+        changed = key == "X" and hasattr(elem, "tocsr") and not (elem.format == "csr" and elem.has_canonical_format)
+        elem = as_csr(elem) if changed else elem
         chunks = _chunks(elem)
         layout = {"chunks": chunks, **packing} if chunks else {}
+        if changed:
+            return ad.io.write_elem(store, key, elem, dataset_kwargs={**dataset_kwargs, "shards": None, **layout})
         return write_func(store, key, elem, dataset_kwargs={**dataset_kwargs, "shards": None, **layout})
 
     group = zarr.open_group(folder, mode="w", zarr_format=3)

@@ -238,6 +238,8 @@ class Query:
     """(n,) code of the context of each perturbation in the bank, -1 for a new one."""
     eligible: Any = None
     """(n, m) rows that each perturbation may use: never the own perturbation in its context."""
+    worked: Any = None
+    """What a method has worked out for all of them at once, to be had for `some`."""
 
     def __len__(self) -> int:
         return len(self.key)
@@ -246,6 +248,7 @@ class Query:
         """Some of the queries."""
         arrays = {name: getattr(self, name) for name in ("key", "state", "contexts", "eligible")}
         parts = {name: value[queries] for name, value in arrays.items() if value is not None}
+        parts["worked"] = None if self.worked is None else self.worked.some(queries)
         return replace(self, **parts, perturbed=tuple(self.perturbed[i] for i in queries if self.perturbed))
 
     def states(self, bank: Bank) -> np.ndarray:

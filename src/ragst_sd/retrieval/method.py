@@ -61,6 +61,8 @@ class Method:
     """What evidence is where no row is cited."""
     prepare: Callable[[Mapping[str, Any], Bank, Query], Any] | None = None
     """As `select`, for queries that are asked again and again in other states."""
+    once: Callable[[Mapping[str, Any], Bank, Query], Any] | None = None
+    """(parameters, bank, query) -> `query.worked`, where queries are answered a few at a time."""
     needs_cells: bool = False
     """Whether it works on cells, where there are any, not on mean responses alone."""
     needs_embedding: bool = False

@@ -30,7 +30,7 @@ from ragst_sd.retrieval.response_baselines import (
 )
 from ragst_sd.retrieval.response_rag import answer_rag, prepare_rag, select_rag
 from ragst_sd.retrieval.response_selection import ResponseRagOptions, fit_rag
-from ragst_sd.retrieval.response_shares import fit_stack, kernel_ridge
+from ragst_sd.retrieval.response_shares import fit_stack, kernel_ridge, stack_of
 from ragst_sd.retrieval.responses import cited_response
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ RESPONSE_METHODS: dict[str, Method] = {
         n_neighbors=16,
         n_candidates=128,
         prepare=prepare_rag,
+        once=stack_of,
         learns="settings",
     ),
     "pt_rag": Method(
@@ -87,6 +88,7 @@ RESPONSE_METHODS: dict[str, Method] = {
         NoOptions,
         lambda bank, run: fit_stack(bank, run, parts=("kernel_ridge",)),
         answer=kernel_ridge,
+        once=stack_of,
         learns="settings",
     ),
     "bilinear": Method(

@@ -137,26 +137,31 @@ def learned_places(
 
 
 def explained(bank: Bank, query: Query) -> np.ndarray:
-    r"""(q,) share of each query's embedding that the rows of its pool span, from 0 to 1.
+    """(q,) share of each query's embedding that the rows of its pool span, see :func:`spanned`."""
+    rows_at, queries_at = unit(bank.key), unit(query.key)
+    out = np.zeros(len(queries_at))
+    for queries, rows in patterns(query.pool(bank)):
+        out[queries] = spanned(rows_at[rows], queries_at[queries])
+    return out
+
+
+def spanned(x: np.ndarray, q: np.ndarray) -> np.ndarray:
+    r"""(q,) share of each query (q, d) that rows (n, d) span, from 0 to 1.
 
     .. math:: \frac{k^\top (K + \lambda I)^{-1} k}{\|u - \bar u\|^2}, \qquad k_j = (u - \bar u) \cdot (u_j - \bar u)
 
     with u embeddings of unit length, K their products, and :math:`\lambda` a tenth of its mean diagonal. A single row
     is its own mean, from which nothing departs: its share is one.
     """
-    rows_at, queries_at = unit(bank.key), unit(query.key)
-    out = np.zeros(len(queries_at))
-    for queries, rows in patterns(query.pool(bank)):
-        if len(rows) == 1:
-            out[queries] = 1.0
-            continue
-        centre = rows_at[rows].mean(axis=0)
-        x, q = rows_at[rows] - centre, queries_at[queries] - centre
-        kernel, own = x @ x.T, x @ q.T
-        kernel += (_RIDGE * np.trace(kernel) / len(rows) + 1e-12) * np.eye(len(rows))
-        size = (q**2).sum(axis=1)
-        found = (own * np.linalg.solve(kernel, own)).sum(axis=0)
-        out[queries] = np.divide(found, size, out=np.zeros_like(size), where=size > 0)
+    if len(x) == 1:
+        return np.ones(len(q))
+    centre = x.mean(axis=0)
+    x, q = x - centre, q - centre
+    kernel, own = x @ x.T, x @ q.T
+    kernel += (_RIDGE * np.trace(kernel) / len(x) + 1e-12) * np.eye(len(x))
+    size = (q**2).sum(axis=1)
+    found = (own * np.linalg.solve(kernel, own)).sum(axis=0)
+    out = np.divide(found, size, out=np.zeros_like(size), where=size > 0)
     # What rounding leaves is nothing: nobody is to be cited for it.
     return np.where(out < _LEAST_SHARE, 0.0, np.minimum(out, 1.0))
 

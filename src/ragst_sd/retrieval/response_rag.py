@@ -36,6 +36,7 @@ from ragst_sd.retrieval.response_phi import (
     place_states,
 )
 from ragst_sd.retrieval.response_shares import stack_of
+from ragst_sd.retrieval.response_stack import MEASURED
 from ragst_sd.retrieval.responses import (
     candidates,
     distances_to,
@@ -55,8 +56,6 @@ if TYPE_CHECKING:
 _NOBODY = -1e9
 # Kind of query, the fields of a gate, two trusts and a share.
 GATE_FIELDS = 8
-MEASURED = 2
-"""Kind of the queries that were measured in another context; the others have measured relatives (1) or none (0)."""
 
 
 class Gate(NamedTuple):
@@ -199,9 +198,8 @@ def _without_retrieval(
 
 def prepare_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> ReadyRag:
     """Everything that does not depend on the states of the cells."""
-    kind, stacked = familiar(bank, query).astype(int), None
-    if "stack_shares" in parameters:
-        stacked = stack_of(parameters, bank, query)
+    kind, stacked = familiar(bank, query).astype(int), stack_of(parameters, bank, query)
+    if stacked is not None:
         kind[stacked.measured] = MEASURED
     gates = {int(code): _gates(parameters, code) for code in np.unique(kind)}
     penalties = tuple(sorted({gate.penalty for own in gates.values() for gate, *_ in own if gate.learned > 0}))

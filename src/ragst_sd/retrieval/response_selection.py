@@ -14,7 +14,6 @@ from ragst_sd.retrieval.response_baselines import bilinear
 from ragst_sd.retrieval.response_phi import fit_space, place_states
 from ragst_sd.retrieval.response_rag import (
     GATE_FIELDS,
-    MEASURED,
     Gate,
     find_neighbors,
     prepare_rag,
@@ -22,6 +21,7 @@ from ragst_sd.retrieval.response_rag import (
     weigh,
 )
 from ragst_sd.retrieval.response_shares import fit_stack
+from ragst_sd.retrieval.response_stack import MEASURED
 from ragst_sd.retrieval.responses import ask_rows, closed_rows, familiar, pool_mean, shape_halves
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _shared(lines: list[tuple[float, ...]], shares: np.ndarray) -> np.ndarray:
     measured = [(MEASURED, *line[1:]) for line in lines if line[0] == MEASURED - 1]
     out = np.array([*lines, *measured], dtype=np.float64).reshape(-1, GATE_FIELDS)
     for line in out:
-        line[5:7] *= shares[int(line[0] == MEASURED)]
+        line[5:7] *= shares[int(line[0])]
     return out
 
 

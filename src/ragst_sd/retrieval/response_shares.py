@@ -11,8 +11,8 @@ import numpy as np
 
 from ragst_sd.retrieval.bank import Answer
 from ragst_sd.retrieval.response_phi import doses
-from ragst_sd.retrieval.response_stack import PARTS, Lesson, Settings, Stacked, lessons, part, stack
-from ragst_sd.retrieval.responses import ask_rows, closed_rows, pool_mean, shape_halves
+from ragst_sd.retrieval.response_stack import MEASURED, PARTS, Lesson, Settings, Stacked, lessons, part, stack
+from ragst_sd.retrieval.responses import ask_rows, closed_rows, familiar, pool_mean, shape_halves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("unseen", "measured in other contexts")
+KINDS = ("without measured relatives", "with measured relatives", "measured in other contexts")
+# With fewer held-out rows of a kind than this, what was chosen on all unseen ones serves.
+_MIN_KIND = 6
 _N_FOLDS = 5
 _MAX_QUERIES = 256
 _LEAST_WEIGHT = 0.05
 _BETAS = (0.0, 0.25, 1.0)
 _ALPHAS = (0.5, 1.0, 2.0, 4.0, 8.0)
 _POWERS = (1.0, 3.0, 6.0)
+_STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_SOFTNESS = 0.07
 _TINY = 1e-12
 
 
@@ -43,14 +47,24 @@ class Held(NamedTuple):
     """(a, g) responses of the rows that may be used, per dose, relative to the means of their contexts."""
     dose: np.ndarray
     """(q, 1)."""
+    level: np.ndarray
+    """(q, g) mean of the pool."""
     truth: np.ndarray
     """(q, g) against the other half of the controls, relative to the mean of the pool."""
     weight: np.ndarray
     """(q,)."""
+    kept: np.ndarray | slice = slice(None)
+    """Queries of the lesson that are looked at."""
 
     def predict(self, name: str, kind: int, settings: Settings, n_neighbors: int) -> np.ndarray:
         """(q, g) what one part adds to the mean."""
-        return self.dose * (part(self.lesson, name, kind, settings, n_neighbors) @ self.relative)
+        found = self.dose * self.lesson.reach * (part(self.lesson, name, kind, settings, n_neighbors) @ self.relative)
+        return found[self.kept]
+
+    def some(self, keep: np.ndarray) -> Held:
+        """The same of some of the queries; (q,) mask."""
+        parts = {name: getattr(self, name)[keep] for name in ("level", "truth", "weight")}
+        return self._replace(kept=np.flatnonzero(keep), query=self.query.some(np.flatnonzero(keep)), **parts)
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,7 @@ class Chosen:
 
 
 def fit_stack(bank: Bank, run: Run, *, parts: tuple[str, ...] = PARTS, gated: Gated | None = None) -> dict[str, Any]:
-    """Choose the stack of queries that were measured nowhere, and of those that were measured in another context.
+    """Choose the stack of each of `KINDS`; relatives share a gene, as a combination and its parts do.
 
     Parameters
     ----------
@@ -77,12 +91,13 @@ def fit_stack(bank: Bank, run: Run, *, parts: tuple[str, ...] = PARTS, gated: Ga
 
     Returns
     -------
-    `stack_settings` (2, settings), `stack_shares` (2, parts), `stack_gated` (2,), `stack_gain` and `stack_error` (2,).
+    `stack_settings` (3, settings), `stack_shares` (3, parts), `stack_gated` (3,), `stack_gain` and `stack_error` (3,).
     """
     chosen: list[Chosen] = []
     shaped = shape_halves(bank, None)
     for kind in range(len(KINDS)):
-        found = choose_stack(bank, run, kind, shaped, parts, gated) if kind or bank.key.shape[1] else None
+        held = held_out(bank, kind, shaped) if kind == MEASURED or bank.key.shape[1] else []
+        found = choose_stack(bank, run, kind, held, parts, gated) if held else None
         chosen.append(found or (chosen[0] if kind else Chosen(Settings(), np.zeros(len(PARTS)), 0.0, 0.0, np.nan)))
     return {
         "n_cited": run.n_neighbors,
@@ -94,20 +109,24 @@ def fit_stack(bank: Bank, run: Run, *, parts: tuple[str, ...] = PARTS, gated: Ga
     }
 
 
-def stack_of(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Stacked:
-    """The stack that was chosen, for some queries."""
-    first, second = (Settings(*line) for line in np.asarray(parameters["stack_settings"]).tolist())
-    return stack(bank, query, (first, second), np.asarray(parameters["stack_shares"]), int(parameters["n_cited"]))
+def stack_of(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Stacked | None:
+    """The stack that was chosen, for some queries; `None` for fits of earlier releases."""
+    if query.worked is not None or "stack_shares" not in parameters:
+        return query.worked
+    settings = tuple(Settings(*line) for line in np.asarray(parameters["stack_settings"]).tolist())
+    return stack(bank, query, settings, np.asarray(parameters["stack_shares"]), int(parameters["n_cited"]))
 
 
 def kernel_ridge(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
     """Kernel ridge regression on the embedding, and on the responses in other contexts where there are any."""
+    stacked = stack_of(parameters, bank, selection.query)
+    added = stacked.coefficients @ bank.values if stacked is not None else 0.0
     level = pool_mean(bank, selection.query)
-    return Answer(level, stack_of(parameters, bank, selection.query).coefficients @ bank.values)
+    return Answer(level, np.zeros_like(level) + added)
 
 
 def held_out(bank: Bank, kind: int, shaped: tuple[Bank, Bank]) -> list[Held]:
-    """Held-out perturbations: new to all rows, or to those of their context alone."""
+    """Held-out perturbations of one of `KINDS`: new to all rows, or to those of their context alone."""
     closed, out = closed_rows(bank), []
     groups = np.unique(bank.folds, return_inverse=True)[1]
     fold = np.random.default_rng(0).permutation(groups.max() + 1)[groups] % _N_FOLDS
@@ -121,7 +140,7 @@ def held_out(bank: Bank, kind: int, shaped: tuple[Bank, Bank]) -> list[Held]:
         if not len(rows) or asked >= _MAX_QUERIES:
             continue
         shut = closed[rows].any(axis=0)
-        if kind:
+        if kind == MEASURED:
             # Combinations that hold it are shut in all contexts, itself in its own.
             itself = np.isin(bank.folds, bank.folds[rows])
             shut &= ~itself | (bank.sections == context)
@@ -132,11 +151,15 @@ def held_out(bank: Bank, kind: int, shaped: tuple[Bank, Bank]) -> list[Held]:
         for one, other in (shaped,) if same else (shaped, shaped[::-1]):
             for lesson in lessons(one, query):
                 out += _held(one, other, query, rows, lesson, kind)
-    return out
+    if kind == MEASURED:
+        return out
+    some = [one.some(familiar(one.bank, one.query) == bool(kind)) for one in out]
+    some = [one for one in some if len(one.query)]
+    return some if sum(len(one.query) for one in some) >= _MIN_KIND * (1 if same else 2) else out if not kind else []
 
 
 def _held(one: Bank, other: Bank, query: Query, rows: np.ndarray, lesson: Lesson, kind: int) -> list[Held]:
-    if kind and not lesson.measured.all():
+    if kind == MEASURED and not lesson.measured.all():
         keep = np.flatnonzero(lesson.measured)
         if not len(keep):
             return []
@@ -148,45 +171,38 @@ def _held(one: Bank, other: Bank, query: Query, rows: np.ndarray, lesson: Lesson
     values, sections = one.values[lesson.allowed], one.sections[lesson.allowed]
     means = np.stack([values[sections == code].mean(axis=0) for code in sections])
     relative = (values - means) / dose_of_rows
-    return [Held(one, query, lesson, relative, doses(query.perturbed)[:, None], other.values[rows] - level, weight)]
+    truth = other.values[rows] - level
+    return [Held(one, query, lesson, relative, doses(query.perturbed)[:, None], level, truth, weight)]
 
 
 def choose_stack(
     bank: Bank,
     run: Run,
     kind: int,
-    shaped: tuple[Bank, Bank],
+    held: list[Held],
     parts: tuple[str, ...] = PARTS,
     gated: Gated | None = None,
-) -> Chosen | None:
-    r"""Settings of the parts, each by its own cosine with held-out responses, and shares that are least squares.
-
-    .. math:: \min_{\pi \ge 0} \sum_q w_q
-              \frac{\|\Delta_q - \bar\Delta - \sum_i \pi_i f_i\|^2}{\|\Delta_q - \bar\Delta\|^2}
-
-    `None` if nothing can be held out.
-    """
-    held = held_out(bank, kind, shaped)
-    if not held:
-        return None
-    betas = _BETAS if kind and bank.key.shape[1] else (1.0,) if not kind else (0.0,)
+) -> Chosen:
+    r"""Settings of the parts, each by its own cosine with held-out responses, and shares by :func:`_cautious`."""
+    known = int(kind == MEASURED)
+    betas = _BETAS if known and bank.key.shape[1] else (1.0,) if not known else (0.0,)
     k, best = run.n_neighbors, Settings()
 
     def pick(name: str, options: list[Settings]) -> Settings:
         if name not in parts or len(options) == 1:
             return options[0]
-        scores = [_cosine(held, [one.predict(name, kind, settings, k) for one in held]) for settings in options]
+        scores = [_cosine(held, [one.predict(name, known, settings, k) for one in held]) for settings in options]
         return options[int(np.argmax(scores))]
 
     best = pick("kernel_ridge", [best._replace(beta=b, alpha=a) for b, a in product(betas, _ALPHAS)])
     best = pick("learned", [best._replace(again=a) for a in _ALPHAS])
     best = pick("knn", [best._replace(power=s) for s in _POWERS])
-    best = pick("moved" if kind else "ridge", [best._replace(linear=a) for a in _ALPHAS])
-    usable = [name for name in parts if name not in (("ridge",) if kind else ("moved", "copy"))]
-    found = [[one.predict(name, kind, best, k) for one in held] for name in usable]
+    best = pick("moved" if known else "ridge", [best._replace(linear=a) for a in _ALPHAS])
+    usable = [name for name in parts if name not in (("ridge",) if known else ("moved", "copy"))]
+    found = [[one.predict(name, known, best, k) for one in held] for name in usable]
     if gated is not None:
         found.append([gated(one.bank, one.query) for one in held])
-    shares = np.ones(1) if parts == ("kernel_ridge",) else _least_squares(held, found)
+    shares = np.ones(1) if parts == ("kernel_ridge",) else _cautious(held, found, gates=gated is not None)
     total = [sum(s * f[i] for s, f in zip(shares, found, strict=True)) for i in range(len(held))]
     gain, error = _cosine(held, total), _cosine(held, total, error=True)
     if not gain > error:
@@ -217,17 +233,48 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide((a * b).sum(axis=1), size, out=np.zeros(len(a)), where=size > _TINY)
 
 
-def _least_squares(held: list[Held], found: list[list[np.ndarray]]) -> np.ndarray:
-    """Shares of the parts, at least zero, by coordinate descent."""
+def _cautious(held: list[Held], found: list[list[np.ndarray]], *, gates: bool) -> np.ndarray:
+    r"""Shares between those of least squares and of one part, less of them the fewer rows were held out.
+
+    .. math:: \pi^\text{ls} = \operatorname{argmin}_{\pi \ge 0} \sum_q w_q
+              \frac{\|\Delta_q - \bar\Delta - \sum_i \pi_i f_i\|^2}{\|\Delta_q - \bar\Delta\|^2}, \qquad
+              \pi = \sum_o v_o \pi_o, \quad v_o \propto \exp(\sqrt{n}\, (l_o - \max l) / 0.07)
+
+    over options o: 0, 1/4, ..., 1 times the shares of least squares, of the part that explains most by itself, and of
+    the gates as they are. l is the gain in correlation over the mean on the n held-out rows, less two standard errors;
+    all rows count alike. Least squares alone is led by the few perturbations with large responses, towards which the mean of a
+    small screen leans: the others are better predicted by the mean than by what is left of it.
+    """
     products, along = np.zeros((len(found), len(found))), np.zeros(len(found))
-    for i, one in enumerate(held):
-        parts = np.stack([of_part[i] for of_part in found])
+    stacked = [np.stack([of_part[i] for of_part in found]) for i in range(len(held))]
+    for one, parts in zip(held, stacked, strict=True):
         weight = one.weight / np.maximum((one.truth**2).sum(axis=1), _TINY)
         products += np.einsum("iqg,kqg,q->ik", parts, parts, weight, optimize=True)
         along += np.einsum("iqg,qg,q->i", parts, one.truth, weight, optimize=True)
-    shares = np.zeros(len(found))
+    size = np.diag(products)
+    own = np.divide(np.maximum(along, 0), size, out=np.zeros_like(along), where=size > _TINY)
+    best = np.eye(len(found))[np.argmax(own * along)]
+    ways = [_least_squares(products, along), own * best, *([np.eye(len(found))[-1]] if gates else [])]
+    options = np.array([step * way for way, step in product(ways, _STEPS)])
+    gain = np.concatenate([_gains(one, parts, options) for one, parts in zip(held, stacked, strict=True)], axis=1)
+    bound = gain.mean(axis=1) - 2 * gain.std(axis=1) / np.sqrt(gain.shape[1])
+    share = np.exp((bound - bound.max()) * np.sqrt(gain.shape[1]) / _SOFTNESS)
+    return np.asarray(share / share.sum() @ options)
+
+
+def _gains(one: Held, parts: np.ndarray, options: np.ndarray) -> np.ndarray:
+    """(options, q) what the cosine of whole responses gains over that of the mean."""
+    truth = one.truth + one.level
+    return np.array([_cosines(one.level + np.tensordot(o, parts, 1), truth) for o in options]) - _cosines(
+        one.level, truth
+    )
+
+
+def _least_squares(products: np.ndarray, along: np.ndarray) -> np.ndarray:
+    """Shares of the parts, at least zero, by coordinate descent."""
+    shares = np.zeros(len(along))
     for _ in range(500):
-        for i in range(len(found)):
+        for i in range(len(along)):
             rest = along[i] - products[i] @ shares + products[i, i] * shares[i]
             shares[i] = max(0.0, rest / products[i, i]) if products[i, i] > _TINY else 0.0
     return shares

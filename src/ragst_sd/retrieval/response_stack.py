@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ragst_sd.retrieval.response_phi import doses, unit
-from ragst_sd.retrieval.responses import patterns
+from ragst_sd.retrieval.response_phi import doses, spanned, unit
+from ragst_sd.retrieval.responses import familiar, patterns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,10 +34,13 @@ if TYPE_CHECKING:
 
 CITED = ("knn", "moved", "copy")
 """Parts that read the responses of single rows."""
+MEASURED = 2
+"""Kind of the queries that were measured in another context; the others have measured relatives (1) or none (0)."""
 PARTS = ("knn", "learned", "kernel_ridge", "ridge", "moved", "copy")
 # Principal components of responses that are looked at, and that are predicted.
 _COMPONENTS = 100
 _LEAST_ROWS = 3
+_AT_ONCE = 512
 _TINY = 1e-12
 
 
@@ -84,6 +87,13 @@ class Lesson:
         return np.asarray(self.views[1][n : n + q].any(axis=1) & enough)
 
     @cached_property
+    def reach(self) -> np.ndarray:
+        """(q, 1) how far rows say anything of a query: of one that was measured nowhere, what they span of it."""
+        n, q = len(self.here), len(self.queries)
+        keys = unit(self.views[0])
+        return np.where(self.measured, 1.0, spanned(keys[:n], keys[n : n + q]))[:, None]
+
+    @cached_property
     def kernels(self) -> list[np.ndarray]:
         """(n + q + e, n) Gaussian kernels of the two views."""
         return [self._gaussian(unit(view)) for view in self.views]
@@ -91,7 +101,7 @@ class Lesson:
     @cached_property
     def axes(self) -> np.ndarray:
         """(n, r) leading axes of the relative responses, in terms of rows."""
-        return np.linalg.eigh(self.gram)[1][:, -_COMPONENTS:]
+        return _leading(self.gram)[1]
 
     def smooth(self, kernel: np.ndarray, alpha: float) -> np.ndarray:
         """(n + q + e, n) kernel ridge; a row here is left out of what is said of it."""
@@ -148,14 +158,35 @@ class Lesson:
 
 def lessons(bank: Bank, query: Query) -> Iterator[Lesson]:
     """Queries by context and by the rows that they may use."""
-    products = bank.values @ bank.values.T
+    products, last, rows = bank.values @ bank.values.T, np.zeros(0, dtype=np.int64), (np.zeros(0), np.zeros(0))
     names = {genes: code for code, genes in enumerate(dict.fromkeys(bank.screen.perturbed))}
     of_rows = np.array([names[genes] for genes in bank.screen.perturbed])
     of_queries = np.array([names.get(genes, len(names)) for genes in query.perturbed])
     for context in np.unique(query.contexts):
         own = np.flatnonzero(query.contexts == context)
         for some, allowed in patterns(query.eligible[own]):
-            yield _learn(bank, query, own[some], allowed, int(context), products, of_rows, of_queries)
+            if not np.array_equal(allowed, last):
+                last, rows = allowed, _scores(bank, allowed, products)
+            for start in range(0, len(some), _AT_ONCE):
+                asked = own[some[start : start + _AT_ONCE]]
+                yield _learn(bank, query, asked, allowed, int(context), rows, of_rows, of_queries)
+
+
+def _scores(bank: Bank, allowed: np.ndarray, products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(a, a) products of relative responses, and (a, c) their scores on principal components."""
+    dose = doses(tuple(bank.screen.perturbed[row] for row in allowed))
+    gram = _relative(products[np.ix_(allowed, allowed)], bank.sections[allowed]) / dose[:, None] / dose
+    values, axes = _leading(gram)
+    return gram, axes * np.sqrt(np.maximum(values, 0))
+
+
+def _leading(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest eigenvalues of a matrix, and their vectors."""
+    from scipy.linalg import eigh
+
+    n = len(gram)
+    values, axes = eigh(gram, subset_by_index=(max(0, n - _COMPONENTS), n - 1))
+    return values, axes
 
 
 def _learn(
@@ -164,15 +195,11 @@ def _learn(
     queries: np.ndarray,
     allowed: np.ndarray,
     context: int,
-    products: np.ndarray,
+    rows: tuple[np.ndarray, np.ndarray],
     of_rows: np.ndarray,
     of_queries: np.ndarray,
 ) -> Lesson:
-    sections, codes = bank.sections[allowed], of_rows[allowed]
-    dose = doses(tuple(bank.screen.perturbed[row] for row in allowed))
-    gram = _relative(products[np.ix_(allowed, allowed)], sections) / dose[:, None] / dose
-    values, axes = np.linalg.eigh(gram)
-    scores = axes[:, -_COMPONENTS:] * np.sqrt(np.maximum(values[-_COMPONENTS:], 0))
+    sections, codes, (gram, scores) = bank.sections[allowed], of_rows[allowed], rows
     in_context = sections == context
     here = np.flatnonzero(in_context) if in_context.any() else np.arange(len(allowed))
     # Perturbations of other contexts alone, if any of this one can show how to move them.
@@ -257,24 +284,28 @@ class Stacked:
     measured: np.ndarray
     """(q,) whether each query was measured in another context."""
 
+    def some(self, queries: np.ndarray) -> Stacked:
+        """The same for some of the queries."""
+        return Stacked(self.coefficients[queries], self.cited[queries], self.measured[queries])
 
-def stack(
-    bank: Bank, query: Query, settings: tuple[Settings, Settings], shares: np.ndarray, n_neighbors: int
-) -> Stacked:
-    """Parts by their shares (2, parts), of queries that were not measured elsewhere, and of those that were."""
+
+def stack(bank: Bank, query: Query, settings: tuple[Settings, ...], shares: np.ndarray, n_neighbors: int) -> Stacked:
+    """Parts by the settings and the shares (3, parts) of the kind of each query, see `MEASURED`."""
     nothing, shape = np.zeros(len(query), dtype=bool), (len(query), len(bank))
     out = Stacked(np.zeros(shape), np.zeros(shape), nothing)
     dose_of_rows = doses(bank.screen.perturbed)
     for lesson in lessons(bank, query):
         total, cited = (np.zeros((len(lesson.queries), len(lesson.allowed))) for _ in range(2))
         out.measured[lesson.queries] = lesson.measured
-        for kind in np.unique(lesson.measured.astype(int)).tolist():
-            at = lesson.measured == bool(kind)
+        kinds = np.where(lesson.measured, MEASURED, familiar(bank, query.some(lesson.queries)))
+        for kind in np.unique(kinds).tolist():
+            at, known = kinds == kind, int(kind == MEASURED)
             for name, share in zip(PARTS, shares[kind], strict=True):
                 if share:
-                    total[at] += share * part(lesson, name, kind, settings[kind], n_neighbors)[at]
+                    trust = share * lesson.reach[at]
+                    total[at] += trust * part(lesson, name, known, settings[kind], n_neighbors)[at]
                     if name in CITED:
-                        cited[at] += share * sources(lesson, name, kind, settings[kind], n_neighbors)[at]
+                        cited[at] += trust * sources(lesson, name, known, settings[kind], n_neighbors)[at]
         dose = doses(tuple(query.perturbed[i] for i in lesson.queries))[:, None] / dose_of_rows[lesson.allowed]
         place = np.ix_(lesson.queries, lesson.allowed)
         out.coefficients[place] = _from_means(total * dose, bank.sections[lesson.allowed])

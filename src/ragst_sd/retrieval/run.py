@@ -269,10 +269,14 @@ def read_rows(values: Any, rows: np.ndarray) -> Any:
     order = np.argsort(rows, kind="stable")
     ascending = rows[order]
     of_block = np.searchsorted(starts, ascending, side="right") - 1
-    parts = [
-        values.blocks[block].compute(scheduler="synchronous")[ascending[of_block == block] - starts[block]]
-        for block in np.unique(of_block)
-    ]
+    parts = []
+    for block in np.unique(of_block):
+        part = values.blocks[block].compute(scheduler="synchronous")
+        if hasattr(part, "check_format"):
+            # Compiled code follows the indices wherever they lead, and takes a value that is listed twice for two.
+            part.check_format(full_check=True)
+            part.sum_duplicates()
+        parts.append(part[ascending[of_block == block] - starts[block]])
     if not parts:
         return values[:0].compute()
     if hasattr(parts[0], "tocsr"):

@@ -10,7 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank
 from ragst_sd._elements import require_sdata
-from ragst_sd._eligibility import check_fewer, eligible_rows, recorded_where, refuse_seen_rows, shares_donor
+from ragst_sd._eligibility import check_fewer, eligible_rows, recorded_where, refuse_seen_rows
 from ragst_sd._embedding import log_unknown_origin
 from ragst_sd._fields import TISSUE, documented
 from ragst_sd._labels import labels
@@ -198,8 +198,8 @@ def predict(
     donor_key = _donor_column(query.table, donor_key, bank.header.donor_key)
     refuse_seen_rows(bank, query, donor_key=donor_key, where=where, exclude=exclude)
     eligibility = eligible_rows(bank, query, donor_key=donor_key, where=where, exclude=exclude)
-    fills = eligibility.own is not None and (eligibility.level is not None or shares_donor(bank, query, donor_key))
-    split = "block" if fills else "donor"
+    # The level is given where rows of the query's own section are used.
+    split = "donor" if eligibility.level is None else "block"
     if level is not None:
         check_split(bank, split)
     n_neighbors = _affordable(eligibility.count(), n_neighbors, bank.fit.n_neighbors)

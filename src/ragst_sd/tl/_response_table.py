@@ -200,8 +200,8 @@ def read_responses(
         msg = "`adata` has no rows."
         raise ValueError(msg)
     place = "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`"
-    todo = "Name the layer with `layer=`."
-    values = dense(stored_expression(adata, layer, "adata", todo, nan_rows=True)).astype(np.float32)
+    stored = stored_expression(adata, layer, "adata", "Name the layer with `layer=`.", counted=False)
+    values = dense(stored).astype(np.float32)
     offered = offered_names(adata)
     naming = naming or (SYMBOL if SYMBOL in offered else next(iter(offered)))
     genes = offered.get(naming, list(adata.var_names))
@@ -217,7 +217,7 @@ def read_responses(
         logger.warning("%d of %d genes are left out: some row has no value for them.", (~whole).sum(), len(whole))
     check_responses(values[:, whole], unit, place)
     error = next((name for name in _ERRORS if name in adata.layers), None)
-    errors = None if error is None else stored_expression(adata, error, "adata", "", nan_rows=True)[:, whole]
+    errors = None if error is None else stored_expression(adata, error, "adata", "", counted=False)[:, whole]
     kept = [gene for gene, there in zip(genes, whole, strict=True) if there]
     normalization = {
         "unit": RESPONSE_UNITS[unit],

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ragst_sd import _keys
-from ragst_sd._annotation import is_predicted, spot_centers
+from ragst_sd._annotation import embedded_centers, is_predicted
 from ragst_sd._elements import image_pyramid, require_sdata
 from ragst_sd._embedding import read_embedding
 from ragst_sd._labels import ON_TISSUE, is_missing, labels, on_tissue, plain_column
@@ -138,7 +138,7 @@ def read_section(
         header=header,
         expression=matrix[keep],
         names=names,
-        xy=_centers(sdata, table, table_key, header)[keep],
+        xy=embedded_centers(sdata, table, table_key=table_key, header=header)[keep],
         mpp=embedded_mpp_of(sdata, header) or np.nan,
         source={name: source.get(name, own.get(name)) for name in SOURCE_FIELDS},
     )
@@ -147,18 +147,6 @@ def read_section(
     elif with_thumbnails and knows_tiles(header):
         section.thumbnails = thumbnails(section, sdata)
     return section
-
-
-def _centers(sdata: SpatialData, table: AnnData, table_key: str, header: Mapping[str, Any]) -> np.ndarray:
-    """Centres on the embedded image; NaN where the object has come without it."""
-    image_key = str(header["image_key"])
-    if image_key not in sdata.images:
-        # Spots that came with pictures of their own lie in pixels of the slide that these were cut of.
-        known = image_key == _keys.PATCHES and _keys.SPATIAL in table.obsm
-        return np.asarray(table.obsm[_keys.SPATIAL], dtype=float) if known else np.full((table.n_obs, 2), np.nan)
-    return spot_centers(
-        sdata, table, table_key=table_key, image_key=image_key, coordinate_system=str(header["coordinate_system"])
-    )
 
 
 def _usable_rows(table: AnnData, finite: np.ndarray, matrix: sp.csr_matrix, where: str) -> np.ndarray:
