@@ -41,7 +41,7 @@ def test_every_new_name_exists():
     given = {argument for function in PUBLIC for argument in inspect.signature(function).parameters}
     assert set(ARGUMENTS.values()) <= given
     # Right in other functions.
-    assert set(ARGUMENTS) & given == {"mpp", "image_mpp", "spots"}
+    assert set(ARGUMENTS) & given == {"mpp", "image_mpp", "spots", "gmt"}
 
 
 def test_an_old_argument_is_answered_with_the_new_one():
