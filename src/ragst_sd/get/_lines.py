@@ -47,7 +47,9 @@ def in_order(
     frame["query"] = table.obs_names.to_numpy(dtype=object)[spots][frame["query"]]
     frame["gene"] = table.var_names.to_numpy(dtype=object)[genes][frame["gene"]]
     texts = [name for name in columns if name not in _NUMBERS]
-    return frame.reindex(columns=list(columns)).fillna(dict.fromkeys(texts, ""))
+    frame = frame.reindex(columns=list(columns))
+    # A column of nothing but missing texts is one of numbers, into which newer pandas fills no text.
+    return frame.astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))
 
 
 def cell_type_lines(
