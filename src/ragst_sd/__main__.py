@@ -28,36 +28,78 @@ if TYPE_CHECKING:
     from ragst_sd._shell import Batch
 
 
-# What a type is called in `_commands.yaml`.
-_TYPES = {"path": Path, "int": int, "float": float}
-
-
 def _parser() -> argparse.ArgumentParser:
-    import yaml
-
     from ragst_sd import __version__
 
     parser = _described(argparse.ArgumentParser, str(__doc__), prog="ragst-sd")
     parser.add_argument("--version", action="version", version=f"ragst-sd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
-    described = yaml.safe_load(Path(__file__).with_name("_commands.yaml").read_text(encoding="utf-8"))
-    for name, about in described["commands"].items():
-        run = globals()[f"_{name}"]
-        command = _described(commands.add_parser, str(inspect.getdoc(run)), name=name, help=about["help"])
+
+    def add_command(run: Callable[[argparse.Namespace], int | None], help: str) -> argparse.ArgumentParser:
+        command = _described(commands.add_parser, str(inspect.getdoc(run)), name=run.__name__.strip("_"), help=help)
         command.set_defaults(run=run)
-        _add_arguments(command, about["arguments"])
+        return command
+
+    demo = add_command(_demo, "run the whole path on embedded synthetic tissue, offline")
+    demo.add_argument("--out", type=Path, default=Path("ragst_sd_demo"), help="folder to write into (%(default)s)")
+    demo.add_argument(
+        "--data",
+        type=Path,
+        help="folder of real sections, <section>.h5ad and <section>.jpg, instead of synthetic tissue",
+    )
+    demo.add_argument("--donors", type=int, default=3, help="donors of the synthetic tissue (%(default)s)")
+    build = add_command(_build, "build the reference that a recipe describes")
+    build.add_argument("recipe", help="a recipe of the package, such as breast, or a YAML file of your own")
+    build.add_argument("--out", type=Path, help="where the reference is written; RECIPE.zarr.zip if left out")
+    build.add_argument("--overwrite", action="store_true", help="replace a reference of another recipe")
+    build.add_argument("--drop-parts", action="store_true", help="remove the kept embeddings when all is done")
+    build.add_argument("--device", help="torch device of the encoder, such as cpu or cuda")
+    build.add_argument("--workers", type=int, default=0, help="threads that read pictures ahead (%(default)s)")
+    inspection = add_command(_inspect, "print the data card of a reference")
+    inspection.add_argument("reference", type=Path, help="a reference, as `rg.io.write_reference` writes it")
+    inspection.add_argument("--out", type=Path, help="also write the card, with pictures, into this folder")
+    embed = add_command(_embed, "embed slides and stores, each into a store of its own")
+    _add_batch(embed, "embedded")
+    embed.add_argument("--model", default="texture", help="encoder: a name, or the path of an ONNX file (%(default)s)")
+    embed.add_argument("--mean", type=float, nargs=3, help="mean of the encoder's input, for red, green and blue")
+    embed.add_argument("--std", type=float, nargs=3, help="spread of the encoder's input")
+    embed.add_argument("--tile-px", type=int, default=224, help="edge of a tile in pixels (%(default)s)")
+    embed.add_argument("--mpp", type=float, default=0.5, help="microns per pixel of a tile (%(default)s)")
+    embed.add_argument(
+        "--context", type=float, nargs="+", help="fields of view, in tiles; the encoder's own if left out"
+    )
+    predict = add_command(_predict, "predict slides and stores from a reference, each into a store of its own")
+    _add_batch(predict, "predicted")
+    predict.add_argument("--reference", type=Path, required=True, help="a fitted reference")
+    predict.add_argument(
+        "--model", help="where the encoder of the reference is, if its name does not tell: an ONNX file"
+    )
+    predict.add_argument("--donor", help="donor of all inputs, whose own rows are left out; a new one if left out")
+    predict.add_argument("--genes", nargs="+", help="genes to predict; all if left out")
+    predict.add_argument("--n-neighbors", type=int, help="rows cited per spot; what was fitted if left out")
+    predict.add_argument("--intervals", type=float, help="coverage of intervals, such as 0.8; none if left out")
+    check = add_command(_doctor, "say what is installed, which encoders can run here, and what is missing")
+    check.add_argument("--model", help="load this encoder and embed one tile, downloading its weights if need be")
     return parser
 
 
-def _add_arguments(command: argparse.ArgumentParser, arguments: list[Any]) -> None:
-    for first, *rest in arguments:
-        if not isinstance(first, str):
-            _add_arguments(command, [first, *rest])
-            continue
-        options = dict(rest[0])
-        if "type" in options:
-            options["type"] = _TYPES[options["type"]]
-        command.add_argument(first, **options)
+def _add_batch(command: argparse.ArgumentParser, out: str) -> None:
+    """What `embed` and `predict` share."""
+    command.add_argument("inputs", type=Path, nargs="+", help="slides, SpatialData stores, and folders of them")
+    command.add_argument("--out", type=Path, default=Path(out), help="folder of the new stores (%(default)s)")
+    command.add_argument("--image-mpp", type=float, help="microns per pixel of the images, if they do not state it")
+    command.add_argument("--image-key", help="image of stores that have several")
+    command.add_argument("--table-key", help="table of stores that have several")
+    command.add_argument("--keep-pixels", action="store_true", help="copy a slide's pixels, instead of an overview")
+    command.add_argument(
+        "--model-kwargs",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="arguments of the encoder, such as checkpoint_path=FILE, or output=NAME of an ONNX file",
+    )
+    command.add_argument("--device", help="torch device, such as cpu or cuda")
+    command.add_argument("--workers", type=int, default=1, help="threads that read pictures ahead (%(default)s)")
 
 
 def _described(make: Callable[..., argparse.ArgumentParser], text: str, **options: str) -> argparse.ArgumentParser:
