@@ -2,23 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
-import pytest
-
-SCRIPTS = Path(__file__).parents[2] / "benchmarks"
-if not SCRIPTS.is_dir():
-    pytest.skip("the benchmarks are not part of an installation", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("cell_types")
-    sys.path.remove(str(SCRIPTS))
 
 
 def test_no_tile_lies_on_both_sides(script, rng):

@@ -2,24 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from skimage.color import rgb2hed
-
-SCRIPTS = Path(__file__).parents[2] / "benchmarks"
-if not SCRIPTS.is_dir():
-    pytest.skip("the benchmarks are not part of an installation", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("out_of_reference")
-    sys.path.remove(str(SCRIPTS))
 
 
 def picture(sdata):

@@ -2,24 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 
 from ..screens import planted_screen
-
-SCRIPTS = Path(__file__).parents[2] / "benchmarks"
-if not SCRIPTS.is_dir():
-    pytest.skip("the benchmarks are not part of an installation", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("perturbation")
-    sys.path.remove(str(SCRIPTS))
 
 
 @pytest.mark.slow

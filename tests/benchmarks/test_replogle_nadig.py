@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-SCRIPTS = Path(__file__).parents[2] / "benchmarks"
-if not SCRIPTS.is_dir():
-    pytest.skip("the benchmarks are not part of an installation", allow_module_level=True)
-
 LINES = ("hepg2", "k562")
 KEYS = {"perturbation": "gene", "context": "cell_line", "batch": "gem_group"}
-
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("replogle_nadig")
-    sys.path.remove(str(SCRIPTS))
 
 
 @pytest.fixture(scope="module")

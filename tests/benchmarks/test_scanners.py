@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from skimage.color import rgb2hed
 
-SCRIPTS = Path(__file__).parents[2] / "benchmarks"
-if not SCRIPTS.is_dir():
-    pytest.skip("the benchmarks are not part of an installation", allow_module_level=True)
-
 
 @pytest.fixture(scope="module")
-def scripts():
-    sys.path.insert(0, str(SCRIPTS))
-    yield {name: importlib.import_module(name) for name in ("scanners", "cells")}
-    sys.path.remove(str(SCRIPTS))
+def scripts(import_script):
+    return {name: import_script(name) for name in ("scanners", "cells")}
 
 
 def picture(sdata):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -14,17 +12,6 @@ import pytest
 from PIL import Image
 
 import ragst_sd as rg
-
-SCRIPTS = Path(__file__).parents[2] / "benchmarks"
-if not SCRIPTS.is_dir():
-    pytest.skip("the benchmarks are not part of an installation", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("score_predictions")
-    sys.path.remove(str(SCRIPTS))
 
 
 @pytest.fixture(scope="module")
