@@ -282,9 +282,9 @@ MUTATIONS = (
     ),
     Mutation(
         "responses here taken for those elsewhere",
-        "response_stack.py",
-        "& (at[:, None] != sections)",
-        "& (at[:, None] == sections)",
+        "responses.py",
+        "& (contexts[:, None] != sections)",
+        "& (contexts[:, None] == sections)",
         "response_stack",
     ),
     Mutation(

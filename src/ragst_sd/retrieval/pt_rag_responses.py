@@ -6,7 +6,7 @@ r"""PT-RAG where responses were given: two stages, differentiable, and what cand
 with :math:`\tilde\Delta_j` relative to the mean of the context of j, x the embedding e of a perturbation beside the
 mean of its responses in other contexts, and z the state of the query's context. Stage 1 takes the `n_candidates` rows
 of the context that are nearest in :math:`\phi_z(x) = (A_0 + \sum_l z_l A_l)\,x`, and beside them the responses in other
-contexts of the perturbation itself, where they may be used. Those are moved by :math:`M_z`, a map of as many ranks as there are
+contexts of the perturbation itself, where they may be used. Those are moved by :math:`M_z`, a map of principal
 components; rows of the context stay as they are. b is a bias of the perturbation's own responses. Training starts from
 ridge regressions. A perturbation without an embedding has f = 0.
 """
@@ -24,7 +24,14 @@ from ragst_sd.retrieval.loop import optimise, seeded
 from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.retrieval.pt_rag_model import PtRagResponses, at_state
 from ragst_sd.retrieval.response_phi import fit_space, place_states, unit
-from ragst_sd.retrieval.responses import distances_to, patterns, pool_mean, shortened
+from ragst_sd.retrieval.responses import (
+    distances_to,
+    patterns,
+    perturbation_codes,
+    pool_mean,
+    shares_elsewhere,
+    shortened,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -64,9 +71,7 @@ class Scene(NamedTuple):
 
 def scenes(bank: Bank, query: Query, axes: np.ndarray) -> Iterator[Scene]:
     """Queries by context and by the rows that they may use; responses are put on the (g, c) axes."""
-    names = {genes: code for code, genes in enumerate(dict.fromkeys(bank.screen.perturbed))}
-    codes = np.array([names[genes] for genes in bank.screen.perturbed])
-    of_queries = np.array([names.get(genes, -1) for genes in query.perturbed])
+    codes, of_queries = perturbation_codes(bank, query)
     for context in np.unique(query.contexts):
         mine = np.flatnonzero(query.contexts == context)
         for some, allowed in patterns(query.eligible[mine]):
@@ -77,8 +82,7 @@ def scenes(bank: Bank, query: Query, axes: np.ndarray) -> Iterator[Scene]:
             here = here if len(here) else np.arange(len(allowed))
             shares = []
             for asked, at in ((codes[allowed][here], sections[here]), (of_queries[queries], np.array([context]))):
-                same = (asked[:, None] == codes[allowed]) & (at[:, None] != sections)
-                shares.append(same / np.maximum(same.sum(axis=1, keepdims=True), 1))
+                shares.append(shares_elsewhere(asked, at, codes[allowed], sections))
             placed = relative @ axes
             keys = bank.key[allowed[here]], query.key[queries]
             rows, asked = (
@@ -278,13 +282,12 @@ def _respond(
     states, how = place_states(parameters, query.states(bank)), str(parameters["candidates"])
     n_candidates = int(parameters["n_candidates"])
     for scene in scenes(bank, query, axes):
-        d_rows = scene.rows
         z = torch.as_tensor(states[scene.queries[0]], dtype=torch.float32)
         own = np.asarray(scene.own.any(axis=1))
         here = np.searchsorted(scene.allowed, scene.here)
         for known in np.unique(own):
             at = np.flatnonzero(own == known)
-            rows, asked = d_rows.copy(), scene.asked[at]
+            rows, asked = scene.rows.copy(), scene.asked[at]
             if not known:
                 rows[:, d:] = 0
             first, second = (torch.as_tensor(x, dtype=torch.float32) for x in (asked, rows))

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ragst_sd.retrieval.response_phi import doses, spanned, unit
-from ragst_sd.retrieval.responses import familiar, patterns
+from ragst_sd.retrieval.responses import familiar, patterns, perturbation_codes, shares_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,9 +159,7 @@ class Lesson:
 def lessons(bank: Bank, query: Query) -> Iterator[Lesson]:
     """Queries by context and by the rows that they may use."""
     products, last, rows = bank.values @ bank.values.T, np.zeros(0, dtype=np.int64), (np.zeros(0), np.zeros(0))
-    names = {genes: code for code, genes in enumerate(dict.fromkeys(bank.screen.perturbed))}
-    of_rows = np.array([names[genes] for genes in bank.screen.perturbed])
-    of_queries = np.array([names.get(genes, len(names)) for genes in query.perturbed])
+    of_rows, of_queries = perturbation_codes(bank, query)
     for context in np.unique(query.contexts):
         own = np.flatnonzero(query.contexts == context)
         for some, allowed in patterns(query.eligible[own]):
@@ -207,12 +205,9 @@ def _learn(
     first = np.array([np.flatnonzero(codes == code)[0] for code in only], dtype=np.int64)
     asked = np.concatenate([codes[here], of_queries[queries], only])
     at = np.concatenate([sections[here], np.full(len(queries) + len(only), context)])
-    own = (asked[:, None] == codes) & (at[:, None] != sections)
-    share = own / np.maximum(own.sum(axis=1, keepdims=True), 1)
+    share = shares_elsewhere(asked, at, codes, sections)
     key = np.concatenate([bank.key[allowed[here]], query.key[queries], bank.key[allowed[first]]])
-    return Lesson(
-        queries, allowed, here, gram[np.ix_(here, here)], (key, share @ scores), share[len(here) :].astype(np.float64)
-    )
+    return Lesson(queries, allowed, here, gram[np.ix_(here, here)], (key, share @ scores), share[len(here) :])
 
 
 def _relative(products: np.ndarray, codes: np.ndarray) -> np.ndarray:

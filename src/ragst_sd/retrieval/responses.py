@@ -154,3 +154,16 @@ def respond_to(method: Method, bank: Bank, query: Query) -> tuple[Selection, Ans
     parameters = bank.fit.parameters
     selection = select_none(query) if method.select is None else method.select(parameters, bank, query)
     return selection, method.answers(parameters, bank, selection)
+
+
+def perturbation_codes(bank: Bank, query: Query) -> tuple[np.ndarray, np.ndarray]:
+    """(m,) code of what is perturbed in each row, and (q,) in each query; -1 for what no row perturbs."""
+    codes = {genes: code for code, genes in enumerate(dict.fromkeys(bank.screen.perturbed))}
+    of_rows = np.array([codes[genes] for genes in bank.screen.perturbed])
+    return of_rows, np.array([codes.get(genes, -1) for genes in query.perturbed], dtype=np.int64)
+
+
+def shares_elsewhere(asked: np.ndarray, contexts: np.ndarray, codes: np.ndarray, sections: np.ndarray) -> np.ndarray:
+    """(q, m) shares of rows that perturb the same in other contexts; zero where there are none."""
+    same = (asked[:, None] == codes) & (contexts[:, None] != sections)
+    return np.asarray(same / np.maximum(same.sum(axis=1, keepdims=True), 1))
