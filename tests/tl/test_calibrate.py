@@ -20,17 +20,6 @@ from ragst_sd.tl._intervals import FLOOR, quantiles_by_level
 QUIET = {"progress": False}
 
 
-@pytest.fixture(scope="module")
-def _three(_sections):
-    return rg.tl.build_reference(_sections, use_rep="X_colour", thumbnails=False)
-
-
-@pytest.fixture
-def three(_three):
-    """Unfitted reference of three donors, one section each."""
-    return _three.copy()
-
-
 def calibrated(reference, method="knn", options=None, **kwargs):
     rg.tl.fit(reference, method=method, n_neighbors=10, options=options, progress=False)
     rg.tl.calibrate(reference, **QUIET, **kwargs)

@@ -20,17 +20,6 @@ FAST = {"n_genes": 20, "n_neighbors": 10, "progress": False}
 
 
 @pytest.fixture(scope="module")
-def _three(_sections):
-    return rg.tl.build_reference(_sections, use_rep="X_colour", thumbnails=False)
-
-
-@pytest.fixture
-def three(_three):
-    """Reference of three donors, one section each."""
-    return _three.copy()
-
-
-@pytest.fixture(scope="module")
 def scored(_three):
     """A reference with what was written into it, and its scores."""
     reference = _three.copy()

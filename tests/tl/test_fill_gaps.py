@@ -149,16 +149,6 @@ class TestEvaluate:
             rg.tl.evaluate(gappy)
 
 
-@pytest.fixture(scope="module")
-def _three(_sections):
-    return rg.tl.build_reference(_sections, use_rep="X_colour", thumbnails=False)
-
-
-@pytest.fixture
-def three(_three):
-    return _three.copy()
-
-
 class TestBlocks:
     def test_no_field_of_view_reaches_into_a_held_out_block(self, three):
         folds = block_folds(open_bank(three, fitted=False), None)

@@ -1,0 +1,18 @@
+"""What tests of several functions share: a reference of three donors."""
+
+from __future__ import annotations
+
+import pytest
+
+import ragst_sd as rg
+
+
+@pytest.fixture(scope="module")
+def _three(_sections):
+    return rg.tl.build_reference(_sections, use_rep="X_colour", thumbnails=False)
+
+
+@pytest.fixture
+def three(_three):
+    """Unfitted reference of three donors, one section each."""
+    return _three.copy()
