@@ -6,6 +6,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._elements import centers_in_pixels, resolve_shapes
@@ -14,7 +17,6 @@ from ragst_sd._validate import listing, only_one, require_key
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from anndata import AnnData
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
@@ -127,8 +129,6 @@ def resolve_annotation(sdata: SpatialData, table_key: str | None, shapes_key: st
 
 
 def empty_table(index: Any, shapes_key: str) -> AnnData:
-    import pandas as pd
-    from anndata import AnnData
     from spatialdata.models import TableModel
 
     obs = pd.DataFrame(
@@ -192,8 +192,6 @@ def rows_in_order(table: AnnData, table_key: str, shapes_key: str, index: Any) -
 
 def plain_table(table: AnnData) -> AnnData:
     """A table whose X and layers are arrays in memory, as they were predicted: the table itself, or a copy."""
-    import scipy.sparse as sp
-
     layers = {name: values for name, values in table.layers.items() if name is not None}
     if not table.isbacked and not any(map(sp.issparse, (table.X, *layers.values()))):
         return table

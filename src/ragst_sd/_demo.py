@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._page import read_text
@@ -16,7 +17,6 @@ from ragst_sd._replacing import without_notices
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -70,8 +70,6 @@ def run_demo(
     -------
     One line per method, as :func:`ragst_sd.get.summary` gives it.
     """
-    import pandas as pd
-
     import ragst_sd as rg
 
     started = time.perf_counter()

@@ -6,6 +6,8 @@ import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._results import require_tissue
@@ -18,7 +20,6 @@ from ragst_sd.image.frames import LevelGrid, apply_affine, similarity_scale
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import pandas as pd
     from geopandas import GeoDataFrame
     from spatialdata import SpatialData
 
@@ -43,7 +44,6 @@ def require_sdata(sdata: Any) -> SpatialData:
 
     A `TypeError` unless it is a SpatialData, a `ValueError` if it holds responses to perturbations.
     """
-    from anndata import AnnData
     from spatialdata import SpatialData
 
     if isinstance(sdata, AnnData):
@@ -175,8 +175,6 @@ def element_centers(sdata: SpatialData, shapes_key: str) -> tuple[np.ndarray, pd
 
 def _numbered_through(index: pd.Index, shapes_key: str) -> pd.Index:
     """Ids of points; an index that starts again in every partition is counted on."""
-    import pandas as pd
-
     values = index.to_numpy()
     if (
         index.is_unique

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd._licenses import UNKNOWN, terms_of
 from ragst_sd._page import code
 from ragst_sd.reference.schema import knows_tiles
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _SHORT_HASH = 16
 
@@ -21,8 +20,6 @@ def encoder_facts(header: Mapping[str, Any]) -> dict[str, Any]:
 
     A `license` that is empty is not known.
     """
-    import pandas as pd
-
     from ragst_sd.pp import encoders
 
     known, name = encoders(), str(header["encoder"])

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd._validate import hint, listing
 from ragst_sd.reference.genes import duplicates
 from ragst_sd.reference.perturbations import SEPARATOR, components, embed_perturbation
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import pandas as pd
 
 # Between the genes of a combination, or a gene and its guide, as tools write them. Genes hold `-` and `.` as well.
 _BREAK = re.compile(r"[\s_|:;,/&]+|[-.](?=(?:sg|g)?\d+$)", re.IGNORECASE)
@@ -33,8 +29,6 @@ def embedding_table(embedding: pd.DataFrame | Mapping[str, Any]) -> dict[str, An
     ValueError
         If vectors differ in length, are not numbers, or a gene comes twice.
     """
-    import pandas as pd
-
     if isinstance(embedding, pd.DataFrame):
         genes, rows = [str(gene) for gene in embedding.index], embedding.to_numpy()
         name = str(embedding.attrs.get("name", "data frame"))

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
-
-    import pandas as pd
+import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +81,6 @@ def plain_column(values: pd.Series, where: str) -> pd.Series:
     ValueError
         If it holds lists or other objects.
     """
-    import pandas as pd
-
     kind = values.dtype
     gaps = values.isna().any()
     if isinstance(kind, np.dtype):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd._validate import require_choice
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    import pandas as pd
 
 # Ratios: one gene that hardly varies in the truth would outweigh all others in a mean.
 _MEDIAN = ("variance_kept",)
@@ -161,7 +158,6 @@ def by_donor(scores: pd.DataFrame, metric: str = "pearson", *, baseline: str | N
     `difference`, the mean of the differences to it within groups, with the limits `low` and `high` of Student's
     t-interval at 95 % over groups. Below three groups there is no interval (NaN), below two no standard error.
     """
-    import pandas as pd
     from scipy.stats import t
 
     means = group_means(scores, metric)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
@@ -14,9 +16,6 @@ from ragst_sd._validate import require_type
 from ragst_sd.reference.hashing import content_hash, parameters_hash
 from ragst_sd.reference.normalize import as_csr
 from ragst_sd.reference.schema import RESPONSE_UNITS, TASK, check_perturbation_header
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 _COLUMNS = (_keys.PERTURBATION, _keys.CONTEXT, _keys.PERTURBATION_TYPE)
 _LAYERS = (_keys.STANDARD_ERROR, *_keys.RESPONSE_HALVES)
@@ -32,8 +31,6 @@ def perturbation_header(reference: AnnData) -> dict[str, Any]:
     ValueError
         If it has no header, is for another task, has an unknown schema version, or lacks what the header promises.
     """
-    from anndata import AnnData
-
     require_type(reference, AnnData, "reference", "Build one with `rg.tl.build_perturbation_reference`.")
     header = reference.uns.get(_keys.ATTRS)
     check_perturbation_header(header)
@@ -50,8 +47,6 @@ def perturbation_header(reference: AnnData) -> dict[str, Any]:
 
 def perturbation_hash(reference: AnnData) -> str:
     """Content hash of a perturbation reference, whatever the order of its rows."""
-    import scipy.sparse as sp
-
     header = reference.uns[_keys.ATTRS]
     layers = [reference.X, *(reference.layers[name] for name in _LAYERS if name in reference.layers)]
     rows = content_hash(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import anndata as ad
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
@@ -16,9 +19,7 @@ from ragst_sd.reference.schema import check_reference_header
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import pandas as pd
     import scipy.sparse as sp
-    from anndata import AnnData
 
     from ragst_sd.retrieval.bank import Bank
 
@@ -45,8 +46,6 @@ def reference_header(reference: AnnData) -> dict[str, Any]:
     ValueError
         If it has no header, an unknown schema version, or lacks parts that the header promises.
     """
-    from anndata import AnnData
-
     require_type(reference, AnnData, "reference", "Build one with `rg.tl.build_reference`.")
     header = reference.uns.get(_keys.ATTRS)
     check_reference_header(header)
@@ -158,9 +157,6 @@ def new_reference(
     measured: np.ndarray,
 ) -> AnnData:
     """A reference of tissue from its parts and what its header says of them."""
-    import anndata as ad
-    import pandas as pd
-
     reference = ad.AnnData(
         values,
         obs=obs,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import pandas as pd
-    from anndata import AnnData
     from spatialdata import SpatialData
 
     from ragst_sd.retrieval.bank import Bank
@@ -108,7 +108,6 @@ def predicted(
     ValueError
         If the table carries no provenance or lacks part of it, is of another task, or has rows of other predictions.
     """
-    from anndata import AnnData
     from spatialdata import SpatialData
 
     from ragst_sd._annotation import plain_table

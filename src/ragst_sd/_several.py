@@ -8,6 +8,9 @@ from itertools import count
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import pandas as pd
+from anndata import AnnData
+
 from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted
 from ragst_sd._elements import require_sdata
@@ -15,7 +18,6 @@ from ragst_sd._labels import labels
 from ragst_sd._validate import listing, require_key, require_some, require_type
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from spatialdata import SpatialData
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -36,7 +38,6 @@ def over_sections(
     def decorate(function: F) -> F:
         @wraps(function)
         def call(sdata: Any, *args: Any, **kwargs: Any) -> Any:
-            from anndata import AnnData
             from spatialdata import SpatialData
 
             if not isinstance(sdata, Mapping | list | tuple):
@@ -67,8 +68,6 @@ def over_sections(
 
 
 def _together(results: dict[str, Any]) -> Any:
-    import pandas as pd
-
     if all(result is None for result in results.values()):
         return None
     if not all(isinstance(result, pd.DataFrame) for result in results.values()):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import annotating_tables, is_predicted, regions_of, table_attrs
@@ -30,9 +32,7 @@ from ragst_sd.retrieval.training import dense
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    import pandas as pd
     import scipy.sparse as sp
-    from anndata import AnnData
     from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
@@ -49,8 +49,6 @@ def truth_table(
 
     Never a predicted one.
     """
-    from anndata import AnnData
-
     if truth is not None:
         require_type(truth, AnnData, "truth")
         return truth
@@ -82,8 +80,6 @@ def measured_key(sdata: SpatialData, table: AnnData) -> str | None:
 
 def shown_truth(sdata: SpatialData | AnnData, table: AnnData, truth_key: str | Literal[False] | None) -> str | None:
     """Name of the measured table to show beside a prediction: asked for, or the only one; `None` for none."""
-    from anndata import AnnData
-
     if truth_key is None and not isinstance(sdata, AnnData):
         return measured_key(sdata, table)
     return truth_key or None
@@ -316,8 +312,6 @@ def _spot_ids(table: AnnData, other: AnnData) -> pd.Index:
     ValueError
         If both annotate elements and those are not the same: equal names would then be different places.
     """
-    import pandas as pd
-
     regions, other_regions = regions_of(table), regions_of(other)
     if not regions or not other_regions:
         return table.obs_names

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from ragst_sd._metrics import pearson, spearman, varies
 from ragst_sd._validate import listing
 from ragst_sd.tl._embed_genes import read_gene_sets
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Mapping, Sequence
 
 GENE_SETS = "gene_set_pearson"
 _FEWEST_IN_REGION = 3
@@ -62,9 +62,7 @@ def region_agreement(predicted: np.ndarray, truth: np.ndarray, about: About) -> 
 
 def _differences(values: np.ndarray, labels: np.ndarray, regions: np.ndarray) -> np.ndarray:
     """(genes, regions) t statistic of each gene between the spots of a region and all others, 0 where there is none."""
-    import pandas as pd
     import scanpy as sc
-    from anndata import AnnData
 
     names = [str(i) for i in range(values.shape[1])]
     data = AnnData(
@@ -81,9 +79,7 @@ def _differences(values: np.ndarray, labels: np.ndarray, regions: np.ndarray) ->
 
 def gene_set_agreement(predicted: np.ndarray, truth: np.ndarray, about: About) -> dict[str, Any]:
     """Pearson correlation over spots between the scores of each set of genes."""
-    import pandas as pd
     import scanpy as sc
-    from anndata import AnnData
 
     assert about.gene_sets is not None
     index = pd.DataFrame(index=np.arange(len(truth)).astype(str))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
-    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -169,8 +169,6 @@ def evaluate(
     >>> list(scores.columns)
     ['gene', 'sample', 'metric', 'value']
     """
-    import pandas as pd
-
     table, header = predicted(sdata, prediction_key)
     require_columns(table, SPOT_METRICS)
     measured = truth_table(sdata, table, truth_key, truth)
@@ -251,8 +249,6 @@ def evaluate(
 
 def _interval_metrics(lower: np.ndarray, upper: np.ndarray, expected: np.ndarray) -> dict[str, np.ndarray]:
     """Share of the truth inside, and mean width, over the spots with an interval; NaN for genes without any."""
-    import pandas as pd
-
     known = np.isfinite(lower) & np.isfinite(upper)
     inside = (lower <= expected) & (expected <= upper)
     values = {"coverage": inside.astype(np.float64), "interval_width": (upper - lower).astype(np.float64)}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
@@ -28,7 +29,6 @@ from ragst_sd.tl._response_table import response_adata
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
     from anndata import AnnData
 
 CEILING = "ceiling"
@@ -158,8 +158,6 @@ def evaluate_perturbation(
     >>> list(scores["metric"].unique())
     ['pearson_delta', 'ceiling']
     """
-    import pandas as pd
-
     for name, value in (("min_cells", min_cells), ("n_components", n_components), ("max_cells", max_cells)):
         require_positive(value, name, whole=True)
     tables, header = _tables(data)
@@ -267,8 +265,6 @@ def _frame(
     tasks: Any,
     most: dict[str, np.ndarray],
 ) -> pd.DataFrame:
-    import pandas as pd
-
     of_lines = np.broadcast_to(tasks, len(lines))
     unknown = np.full(len(truth.names), np.nan)
     each = pd.DataFrame(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._metrics import METRICS, finite_mean, score_genes
@@ -25,7 +26,6 @@ from ragst_sd.tl._section_metrics import label_share, lines_of_section
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    import pandas as pd
     from anndata import AnnData
 
     from ragst_sd.retrieval.bank import Bank
@@ -85,8 +85,6 @@ def held_sections(
 
 def about_the_data(bank: Bank, section: HeldSection, *, counts: Any, rng: int) -> pd.DataFrame:
     """Lines that hold for every method; `None` for counts leaves the noise ceiling out."""
-    import pandas as pd
-
     lines = pd.DataFrame({"gene": [""], "metric": "n_spots", "value": float(len(section.rows))})
     if counts is not None and len(section.rows) >= FEWEST_SPOTS and section.genes:
         basis = bank.genes.get_indexer(bank.header.size_factor_genes)
@@ -109,8 +107,6 @@ def score_section(
     gene_sets: Mapping[str, Iterable[str]] | None,
 ) -> pd.DataFrame:
     """All lines of one method on one held-out section."""
-    import pandas as pd
-
     cites, n_fitted = METHODS[part.fit.method].cites, part.fit.n_neighbors
     held = bank.at_rows(section.rows)
     selected, found = predict_held(part, held, section.genes)
@@ -174,8 +170,6 @@ def predict_held(
 
 def gene_scores(predicted: np.ndarray, truth: Any, genes: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
     """`gene`, `metric`, `value` of (spots, genes) predictions; a gene counts over the spots where it was predicted."""
-    import pandas as pd
-
     found = score_genes(metrics, predicted, truth)
     return pd.concat(
         [pd.DataFrame({"gene": list(genes), "metric": name, "value": found[name]}) for name in metrics],

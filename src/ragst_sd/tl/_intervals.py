@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from ragst_sd._labels import labels
 from ragst_sd._validate import listing
@@ -40,8 +41,6 @@ def far_distance(fit: Fit) -> float:
 
 def gene_floor(bank: Bank) -> np.ndarray:
     """(genes,) float32 smallest spread that is believed, from that within sections over rows that measured a gene."""
-    import scipy.sparse as sp
-
     codes, groups = bank.levels
     values = sp.csr_matrix(bank.values)
     member = sp.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from ragst_sd import _keys
@@ -23,7 +24,6 @@ from ragst_sd.tl._perturbation_cells import Expression, read_expression, read_la
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
     from anndata import AnnData
 
     from ragst_sd.tl._response_metrics import MeasuredTable
@@ -166,8 +166,6 @@ def _lines(
     labels: pd.DataFrame, controls: np.ndarray, min_cells: int
 ) -> tuple[list[tuple[str, str]], np.ndarray, np.ndarray]:
     """Lines with enough cells beside two controls of their context and batch; -1 for controls, -2 for all else."""
-    import pandas as pd
-
     stratum = labels.groupby([_keys.CONTEXT, "batch"]).ngroup().to_numpy()
     enough = np.bincount(stratum[controls], minlength=stratum.max() + 1)[stratum] >= 2
     treated = ~labels["control"].to_numpy()

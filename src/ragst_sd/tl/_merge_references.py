@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
@@ -25,7 +26,6 @@ from ragst_sd.tl._sections import ON_DUPLICATE, report_duplicates
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import scipy.sparse as sp
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
@@ -207,8 +207,6 @@ def _rows(name: str, reference: AnnData, header: dict[str, Any], plan: Plan, pan
 
 
 def _assemble(pieces: list[_Piece], headers: list[dict[str, Any]], plan: Plan) -> AnnData:
-    import scipy.sparse as sp
-
     values, counts, embedding, pictures, annotations = zip(*pieces, strict=True)
     obs = pd.concat(annotations).astype(dict.fromkeys(LABELS, "category"))
     if obs.index.has_duplicates:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._fields import RESPONSES, documented
@@ -19,9 +22,6 @@ from ragst_sd.tl._perturbed_table import perturbed_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import pandas as pd
-    from anndata import AnnData
 
     from ragst_sd.tl._perturbation_cells import Expression
 
@@ -127,8 +127,6 @@ def perturb(
     >>> predicted.shape
     (60, 210)
     """
-    import pandas as pd
-    from anndata import AnnData
     from spatialdata import SpatialData
 
     if isinstance(adata, SpatialData):
@@ -178,9 +176,6 @@ def _in_contexts(
     progress: bool,
 ) -> AnnData:
     """Responses themselves, one row per perturbation and context: there are no cells to add them to."""
-    import anndata as ad
-    import pandas as pd
-
     table = ad.AnnData(obs=adata.set_axis(adata.index.astype(str))) if isinstance(adata, pd.DataFrame) else adata
     contexts = np.array(list(dict.fromkeys(_contexts(table, context_key, task))), dtype=object)
     if not len(contexts):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._labels import is_missing, labels, warn_of_alike
@@ -27,9 +29,7 @@ from ragst_sd.reference.perturbations import SEPARATOR, canonical
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    import pandas as pd
     import scipy.sparse as sp
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +66,6 @@ def read_expression(
     like
         Normalisation of a reference to follow: its target sum, its size-factor genes and its naming.
     """
-    from anndata import AnnData
-
     require_type(adata, AnnData, where)
     require_choice(unit, UNITS, "unit")
     if not adata.n_obs:
@@ -158,8 +156,6 @@ def read_labels(
     ValueError
         If a label is missing or no cell is a control.
     """
-    import pandas as pd
-
     controls = control_labels(control)
     given = column(adata, perturbation_key, where, named=controls, nothing=SEPARATOR)
     names = {name: canonical(name, controls) for name in set(given)}

@@ -6,7 +6,9 @@ from dataclasses import replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._annotation import table_attrs
@@ -17,7 +19,6 @@ from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._predicted_table import cite_rows, software
 
 if TYPE_CHECKING:
-    import pandas as pd
     import scipy.sparse as sp
     from anndata import AnnData
 
@@ -56,8 +57,6 @@ def perturbed_table(
     pairs
         Perturbation and context of each line of `responded`.
     """
-    import pandas as pd
-
     line_of = {pair: i for i, pair in enumerate(pairs)}
     # The last line is the control's: no response, nothing cited.
     line = [line_of.get((name, context), len(pairs)) for name in names.values() for context in contexts]
@@ -108,7 +107,6 @@ def tissue_table(
     settings: dict[str, Any],
 ) -> AnnData:
     """Assemble and validate the table of spots; see :func:`ragst_sd.tl.perturb` for its fields."""
-    import pandas as pd
     from spatialdata.models import TableModel
 
     attrs = table_attrs(source.table)
@@ -161,8 +159,6 @@ def tissue_table(
 
 def _assembled(task: Task, responded: Responded, values: np.ndarray, obs: pd.DataFrame, var: pd.DataFrame) -> AnnData:
     """Expression with the responses, what these rest on, and the provenance that both kinds of table share."""
-    import anndata as ad
-
     bank = task.bank
     pointers, cited = cite_rows(bank.ids, bank.obs, responded.rows, _CITED, _CITED_NUMBERS)
     predicted = {

@@ -6,7 +6,9 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from ragst_sd import _keys
@@ -18,7 +20,6 @@ from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._perturbation_cells import Expression
 
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
     from ragst_sd.tl._screen import Dropped, Screen
@@ -47,8 +48,6 @@ SAY_UNIT = "Say what they are in: " + ", ".join(f"`unit={name!r}`" for name in R
 
 def refuse_responses(data: Any, unit: str, perturbation_key: str, context_key: str | None, control: list[str]) -> None:
     """Raise a `ValueError` if what should be cells are responses, whose unit was not given."""
-    import pandas as pd
-
     found = "is a data frame, which holds responses" if isinstance(data, pd.DataFrame) else ""
     if hasattr(data, "obs") and one_row_each(data.obs, perturbation_key, context_key, control):
         found = "has no controls and one row for each perturbation, as a table of responses has"
@@ -87,9 +86,6 @@ def response_adata(
         If a long table has two values for one gene of a perturbation and context, or a wide one has columns that are
         no genes.
     """
-    import anndata as ad
-    import pandas as pd
-
     require_type(data, (ad.AnnData, pd.DataFrame), "adata")
     if isinstance(data, ad.AnnData):
         return data, layer
@@ -138,8 +134,6 @@ def with_labels(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     KeyError
         If a column does not exist.
     """
-    import pandas as pd
-
     # An index without a name that holds names says what each row is of; one that counts rows does not.
     named = frame.index.nlevels == 1 and not pd.api.types.is_numeric_dtype(frame.index)
     if keys[0] not in frame and frame.index.name is None and named:
@@ -246,9 +240,6 @@ def given_responses(
     ValueError
         If a perturbation has two rows in a context, or no row is left.
     """
-    import anndata as ad
-    import pandas as pd
-
     labels = screen.cells
     known, reliability = given_numbers(numbers)
     use = (labels["used"] & ~labels["control"]).to_numpy()

@@ -6,7 +6,9 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_known
@@ -16,7 +18,6 @@ from ragst_sd.reference.responses import CONTROL, halves, mean_responses, split_
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import pandas as pd
     import scipy.sparse as sp
     from anndata import AnnData
 
@@ -45,9 +46,6 @@ def measure(
 
     `used` of the screen is narrowed to the cells that the rows rest on.
     """
-    import anndata as ad
-    import pandas as pd
-
     cells = screen.cells
     dropped: Dropped = []
     control = cells["control"].to_numpy()
@@ -151,8 +149,6 @@ def _sample(cells: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarra
 
 def dropped_frame(dropped: Dropped) -> pd.DataFrame:
     """What was left out and why, one line each."""
-    import pandas as pd
-
     index = [str(i) for i in range(len(dropped))]
     frame = pd.DataFrame(dropped, columns=["perturbation", "context", "n_cells", "reason"], index=index)
     return frame.astype({"perturbation": str, "context": str, "n_cells": np.int64, "reason": str})
@@ -160,8 +156,6 @@ def dropped_frame(dropped: Dropped) -> pd.DataFrame:
 
 def sources_frame(sources: Mapping[str, Mapping[str, str]] | None, contexts: list[str]) -> pd.DataFrame:
     """Technology, licence and citation of each context."""
-    import pandas as pd
-
     given = dict(sources or {})
     require_known(given, contexts, "sources", " names contexts")
     for context, fields in given.items():

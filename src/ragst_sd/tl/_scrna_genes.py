@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, NamedTuple
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 
@@ -120,8 +121,6 @@ def with_cell_types(table: AnnData, bank: Bank, genes: Genes) -> AnnData:
 
 def _with_genes(table: AnnData, values: np.ndarray, genes: Genes) -> AnnData:
     """The table with further genes, in the order asked for. What rests on measured values is NaN for them."""
-    import anndata as ad
-
     var = pd.DataFrame(np.nan, index=pd.Index(genes.scrna), columns=table.var.columns)
     var[_keys.N_MEASURED] = 0
     var[_keys.EVIDENCE] = pd.Categorical([_keys.SCRNA] * len(var), categories=table.var[_keys.EVIDENCE].cat.categories)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import scipy.sparse as sp
 
 from ragst_sd._labels import labels as names_of
 from ragst_sd._metrics import pearson, varies
 from ragst_sd._pitch import spot_pitch
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._downstream_metrics import GENE_SETS, About, gene_set_agreement, region_agreement
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    import pandas as pd
-    import scipy.sparse as sp
 
 N_NEIGHBORS = 6
 N_COMPONENTS = 20
@@ -69,8 +66,6 @@ def section_metrics(
     Lines `gene`, `metric`, `value`. `gene` is the name of a gene for `ssim`, that of a set for `gene_set_pearson`, and
     empty for a metric of the section. NaN where one cannot be computed.
     """
-    import pandas as pd
-
     every = pd.Index(np.arange(truth.shape[1]).astype(str) if genes is None else genes)
     predicted, truth = np.asarray(predicted, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     finite = np.isfinite(predicted) & np.isfinite(truth)
@@ -106,8 +101,6 @@ def lines_of_section(
     predicted: np.ndarray, truth: Any, names: Sequence[str], columns: np.ndarray, *, genes: Sequence[str], **about: Any
 ) -> pd.DataFrame | None:
     """`section_metrics` of the genes at `columns`, except that gene sets are scored on all; `None` where none is named."""
-    import pandas as pd
-
     some = [name for name in names if name in SECTION_METRICS and name != GENE_SETS]
     sets = [name for name in names if name == GENE_SETS]
     parts = [
@@ -142,8 +135,6 @@ def label_share(
     -------
     Both means over queries; NaN where no query has both a label and weight on labelled rows.
     """
-    import pandas as pd
-
     rows, weights = np.asarray(rows), np.where(np.asarray(rows) >= 0, weights, 0.0)
     bank, queries = (names_of(values, missing="") for values in (bank_labels, query_labels))
     names = pd.Index(np.unique(bank[bank != ""]))
@@ -162,7 +153,6 @@ def label_share(
 
 def spatial_graph(positions: np.ndarray) -> sp.csr_matrix:
     """Each spot's 6 nearest others, or all that list it among theirs; the weights of each spot sum to 1."""
-    import scipy.sparse as sp
     from sklearn.neighbors import NearestNeighbors
 
     n_neighbors = min(N_NEIGHBORS, len(positions) - 1)
@@ -208,7 +198,6 @@ def _morans_i(graph: sp.csr_matrix, values: np.ndarray) -> np.ndarray:
 
 def _ssim(predicted: np.ndarray, truth: np.ndarray, about: About) -> dict[str, Any]:
     """Structural similarity of the maps of each gene, in units of its measured range, over the pixels with a spot."""
-    import pandas as pd
     from scipy.spatial import KDTree
     from skimage.metrics import structural_similarity
 

@@ -6,6 +6,8 @@ import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from ragst_sd._gene_names import names_in, why_few_shared
 from ragst_sd._labels import is_missing, labels
@@ -47,9 +49,6 @@ def read_single_cells(
         If values are no counts, or some of them are logged; genes are named differently; or fewer than two types are
         left.
     """
-    import pandas as pd
-    from anndata import AnnData
-
     require_type(adata_sc, AnnData, "adata_sc", "Single cells with their types in `.obs`.")
     if cell_type_key is None:
         msg = f"`cell_type_key` is missing; name the column of `adata_sc.obs` with cell types: {listing(adata_sc.obs)}."
