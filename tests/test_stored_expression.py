@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 import ragst_sd as rg
-from ragst_sd._stored_expression import offered_names, stored_expression
+from ragst_sd._gene_names import offered_names, stored_expression
 
 PROTEINS = ["EPCAM", "CD3E", "ENSG00000000001"]
 EMBEDDING = {"STAT1": [1.0, 0.2], "JAK2": [0.9, 0.4]}

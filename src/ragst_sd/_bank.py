@@ -11,16 +11,14 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._cell_types import cell_types
 from ragst_sd._labels import label, labels
-from ragst_sd._perturbation_reference import (
-    perturbation_fit_hash,
-    perturbation_hash,
-    perturbation_header,
-)
 from ragst_sd._reference import (
     FIT_CHANGED,
     annotations_hash,
     fit_hash,
     is_lazy,
+    perturbation_fit_hash,
+    perturbation_hash,
+    perturbation_header,
     reference_header,
     require_in_memory,
     require_unchanged,

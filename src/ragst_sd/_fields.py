@@ -1,18 +1,32 @@
-"""What a predicted table holds: the fields of `_fields.yaml`, from which tables are written, read and documented."""
+"""What a predicted table holds: the fields of `_fields.yaml`, from which tables are written, read and documented.
+
+Also the id and the sums by which rows of another prediction and changed values are noticed.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 import yaml
 
 from ragst_sd import _keys
 from ragst_sd._page import read_text
+from ragst_sd._validate import listing
+from ragst_sd.reference.genes import changed_capitals
+from ragst_sd.retrieval.blocks import known_sum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,3 +124,94 @@ def documented(fields: Sequence[Field]) -> Callable[[Any], Any]:
         return function
 
     return fill_in
+
+
+# Sums of float32 values, taken in another order or read from a store.
+_RELATIVE, _ABSOLUTE = 1e-4, 1e-2
+_BLOCK_ROWS = 4096
+
+
+def mark(table: AnnData) -> None:
+    """Write the id of the prediction and the sums of its values into `.obs`, `.var` and the header."""
+    header = table.uns[_keys.RETRIEVAL]
+    by_row = _sums(table, axis=1)
+    digest = hashlib.sha256("".join((header["reference_hash"], header["fit_hash"], *table.obs_names)).encode())
+    digest.update(by_row.round(2).tobytes())
+    header[_keys.PREDICTION_ID] = digest.hexdigest()[:16]
+    table.obs[_keys.PREDICTION_ID] = pd.Categorical([header[_keys.PREDICTION_ID]] * table.n_obs)
+    write_sums(table, by_row)
+
+
+def write_sums(table: AnnData, by_row: np.ndarray | None = None) -> None:
+    """Write the sums of the values as they are, after genes were left out on purpose."""
+    header = table.uns[_keys.RETRIEVAL]
+    header[_keys.N_PREDICTED] = np.array(table.shape)
+    table.obs[_keys.PREDICTION_SUM] = _sums(table, axis=1) if by_row is None else by_row
+    table.var[_keys.PREDICTION_SUM] = _sums(table, axis=0)
+
+
+def require_own_rows(table: AnnData, header: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` if a row is of another prediction than the header."""
+    own = header.get(_keys.PREDICTION_ID)
+    if own is None:
+        return
+    found = set(table.obs[_keys.PREDICTION_ID].astype(str)) if _keys.PREDICTION_ID in table.obs else {"none"}
+    others = sorted(found - {str(own)})
+    if others:
+        msg = (
+            f"The table has rows of other predictions ({listing(others)}) than its `uns[{_keys.RETRIEVAL!r}]` "
+            f"({str(own)!r}): it was concatenated, or has the `.uns` of another table, so that its citations would "
+            "point at other tissue. Read each prediction on its own."
+        )
+        raise ValueError(msg)
+
+
+def check_values(table: AnnData, header: Mapping[str, Any], *, refuse: bool) -> None:
+    """Warn, or raise a `ValueError`, if `.X` is not what was predicted, or genes go by the names of others.
+
+    Sums are known of whole rows and of whole columns: a table that was cut both ways cannot be checked, nor are values
+    on disk.
+    """
+    if _keys.N_PREDICTED not in header or hasattr(table.X, "dask"):
+        return
+    n_spots, n_genes = (int(n) for n in header[_keys.N_PREDICTED])
+    if table.n_vars != n_genes and table.n_obs != n_spots:
+        logger.info("The predicted table was cut to some spots and some genes: its values cannot be checked.")
+    rows, columns = (table.obs, 1, "spots", table.n_vars == n_genes), (table.var, 0, "genes", table.n_obs == n_spots)
+    for frame, axis, what, is_whole in (rows, columns):
+        if not is_whole or _keys.PREDICTION_SUM not in frame:
+            continue
+        sums = frame[_keys.PREDICTION_SUM].to_numpy(float)
+        same = np.isclose(_sums(table, axis=axis), sums, rtol=_RELATIVE, atol=_ABSOLUTE)
+        if same.all():
+            continue
+        named = header.get("size_factor_genes", header.get("normalization", {}).get("size_factor_genes", ()))
+        capitals = changed_capitals(map(str, named), table.var_names)
+        msg = (
+            f"`.X` of the predicted table was changed after the prediction, or its genes got other names, in "
+            f"{int((~same).sum())} of {len(same)} {what} (first: {frame.index[~same][0]!r}): it is no longer in "
+            f"{str(header['unit'])!r}. Keep the prediction in `.X` and what you make of it in a layer, or predict "
+            f"again.{capitals}"
+        )
+        # Genes of other capitals are no genes of the reference: what looks them up says so better.
+        if refuse and not capitals:
+            raise ValueError(msg)
+        logger.warning(msg)
+        return
+
+
+def _sums(table: AnnData, axis: int) -> np.ndarray:
+    """Sums over spots or genes, float64, in which every gene has a weight by its name; NaN counts as nothing."""
+    values: Any = table.X
+    weights = np.array([0.5 + zlib.crc32(str(name).encode()) / 2**32 for name in table.var_names])
+    if hasattr(values, "dask"):
+        import dask.array as da
+
+        by_row = da.nansum(values * weights, axis=1)
+        return np.asarray(by_row if axis else da.nansum(values, axis=0, dtype=np.float64) * weights)
+    if hasattr(values, "tocsr"):
+        return np.asarray(values @ weights if axis else np.ravel(values.sum(axis=0, dtype=np.float64)) * weights)
+    if not axis:
+        return np.asarray(known_sum(np.asarray(values), 0) * weights)
+    blocks = (values[start : start + _BLOCK_ROWS] for start in range(0, len(values), _BLOCK_ROWS))
+    return np.concatenate([known_sum(block * weights, 1) for block in blocks])

@@ -10,7 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank
 from ragst_sd._eligibility import where_of
-from ragst_sd._perturbation_reference import perturbation_header
+from ragst_sd._reference import perturbation_header
 from ragst_sd._respond import Task, prepare
 from ragst_sd.reference.schema import TASK
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS

@@ -1,4 +1,4 @@
-"""The query of a prediction: its table, embedding and standardisation, checked against the reference."""
+"""The query of a prediction: its table, embedding and standardisation, checked, and what surrounds its spots."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._annotation import embedded_centers, single_region, table_attrs
 from ragst_sd._embedding import read_embedding
-from ragst_sd._labels import labels
+from ragst_sd._labels import is_missing, labels
 from ragst_sd._results import MOST_UNLIKE, unlike_share
 from ragst_sd._validate import listing, only_one, require_key
 from ragst_sd.reference.schema import differing_fields, embed_alike, knows_tiles
@@ -20,8 +20,9 @@ from ragst_sd.retrieval.grounding import largest_section_distance, section_dista
 from ragst_sd.retrieval.projection import standardize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    import pandas as pd
     from anndata import AnnData
     from spatialdata import SpatialData
 
@@ -194,3 +195,55 @@ def section_grounding(header: Header, query: Query, appearance_distance: np.ndar
         "section_distance": section_distance(mean, means, stds),
         "section_distance_reference": largest_section_distance(means, stds),
     }
+
+
+_AROUND = 8
+_COLUMNS = (_keys.TISSUE, _keys.TECHNOLOGY)
+
+
+def fit_state(obs: pd.DataFrame, standardized: np.ndarray, n_scales: int) -> dict[str, Any]:
+    """What :func:`state_of` needs: components of the outermost field of view, and the organs and technologies seen.
+
+    A column with one value only tells no rows apart and is left out, as is the field of view where there is one only.
+    """
+    from ragst_sd.retrieval.projection import fit_pca
+
+    out: dict[str, Any] = {}
+    if n_scales > 1:
+        around = _outermost(standardized, n_scales)
+        mean, axes = fit_pca(around, _AROUND)
+        if axes.shape[1]:
+            spread = ((around - mean) @ axes).std(axis=0)
+            out |= {"state_mean": mean, "state_axes": axes / spread, "state_scales": n_scales}
+    for column in _COLUMNS:
+        names = np.unique(labels(obs[column])[~is_missing(obs[column])])
+        if len(names) > 1:
+            out[f"state_{column}"] = names.astype(str)
+    return out
+
+
+def state_of(parameters: Mapping[str, Any], obs: pd.DataFrame, standardized: np.ndarray) -> np.ndarray:
+    """(n, s) state; an organ or technology that is not given, or was not seen, is zero in every place."""
+    parts = [np.zeros((len(standardized), 0))]
+    if "state_axes" in parameters:
+        around = _outermost(standardized, int(parameters["state_scales"]))
+        parts.append((around - np.asarray(parameters["state_mean"])) @ np.asarray(parameters["state_axes"]))
+    for column in _COLUMNS:
+        if f"state_{column}" not in parameters:
+            continue
+        names = np.asarray(parameters[f"state_{column}"]).astype(str)
+        if column not in obs:
+            logger.warning(
+                "The gate uses %s (trained on %s), but the query's `obs` has no such column: the query counts as none "
+                "of them.",
+                column,
+                listing(names),
+            )
+        own = labels(obs[column]) if column in obs else np.full(len(standardized), "")
+        parts.append((np.asarray(own)[:, None] == names[None, :]).astype(float))
+    return np.concatenate(parts, axis=1)
+
+
+def _outermost(standardized: np.ndarray, n_scales: int) -> np.ndarray:
+    """The part of the embedding that saw the largest field of view; scales stand side by side, smallest first."""
+    return standardized[:, standardized.shape[1] // n_scales * (n_scales - 1) :]

@@ -9,10 +9,8 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank
-from ragst_sd._fields import COMMON_FIELDS, TASK_FIELDS
-from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
-from ragst_sd._prediction_id import check_values, require_own_rows
-from ragst_sd._reference import row_hashes
+from ragst_sd._fields import COMMON_FIELDS, TASK_FIELDS, check_values, require_own_rows
+from ragst_sd._reference import any_hash, any_header, is_perturbation, row_hashes
 from ragst_sd._validate import names_among, require_key, require_type
 from ragst_sd.reference.schema import TASK
 

@@ -12,10 +12,9 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import annotating_tables, is_predicted, regions_of, table_attrs
-from ragst_sd._gene_names import names_in, why_few_shared
+from ragst_sd._gene_names import names_in, stored_expression, why_few_shared
 from ragst_sd._labels import labels
 from ragst_sd._results import gene_index
-from ragst_sd._stored_expression import stored_expression
 from ragst_sd._validate import listing, name_list, only_one, require_choice, require_key, require_known, require_type
 from ragst_sd.reference.genes import changed_capitals, duplicates, sum_duplicates, take_genes
 from ragst_sd.reference.normalize import (

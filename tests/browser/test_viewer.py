@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import ragst_sd as rg
-from ragst_sd._prediction_id import write_sums
+from ragst_sd._fields import write_sums
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 import ragst_sd as rg
-from ragst_sd._prediction_id import write_sums
+from ragst_sd._fields import write_sums
 from ragst_sd._reference import fit_hash
 from ragst_sd.pl import _style
 

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 import ragst_sd as rg
-from ragst_sd._prediction_id import write_sums
+from ragst_sd._fields import write_sums
 
 MINUS = "\N{MINUS SIGN}"
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import ragst_sd as rg
-from ragst_sd._prediction_id import write_sums
+from ragst_sd._fields import write_sums
 
 DTYPES = {"int16": 2, "int32": 4, "uint8": 1, "uint16": 2, "float32": 4}
 HOSTILE = '</script><script>alert("&amp;")</script><img src=x onerror=alert(1)>'

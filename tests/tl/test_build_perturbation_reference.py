@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 import ragst_sd as rg
-from ragst_sd._perturbation_reference import perturbation_hash
+from ragst_sd._reference import perturbation_hash
 
 from ..screens import planted_screen
 

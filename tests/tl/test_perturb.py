@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import ragst_sd as rg
-from ragst_sd._perturbation_reference import perturbation_fit_hash, perturbation_hash
+from ragst_sd._reference import perturbation_fit_hash, perturbation_hash
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 
 from ..screens import QUICK, planted_screen

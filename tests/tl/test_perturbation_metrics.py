@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
 
-from ragst_sd.tl._distribution_metrics import distribution_distance, principal_axes
 from ragst_sd.tl._perturbation_metrics import (
     ceiling,
     differential_expression,
     direction_match,
     discrimination_score,
+    distribution_distance,
     mean_metrics,
     overlap,
+    principal_axes,
 )
 
 

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 import ragst_sd as rg
 from ragst_sd._bank import open_bank
-from ragst_sd._perturbation_reference import perturbation_hash
+from ragst_sd._reference import perturbation_hash
 
 from ..screens import given_responses, planted_screen
 

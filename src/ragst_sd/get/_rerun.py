@@ -11,8 +11,7 @@ from spatialdata import SpatialData
 from ragst_sd._bank import open_bank
 from ragst_sd._cell_types import measured_columns
 from ragst_sd._eligibility import eligible_rows, where_of
-from ragst_sd._query import read_query
-from ragst_sd._state import state_of
+from ragst_sd._query import read_query, state_of
 from ragst_sd._validate import listing
 from ragst_sd._workers import spread_over_workers
 from ragst_sd.retrieval.methods import METHODS

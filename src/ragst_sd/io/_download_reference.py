@@ -132,8 +132,7 @@ def _fetch(repository: str, revision: str | None, given: Path | None, *, progres
 
 
 def _checked(store: Path, content_hash: str | None, repository: str, *, lazy: bool) -> AnnData:
-    from ragst_sd._perturbation_reference import any_header
-    from ragst_sd._reference import reference_hash
+    from ragst_sd._reference import any_header, reference_hash
     from ragst_sd.io import read_reference
 
     reference = read_reference(store, lazy=lazy)

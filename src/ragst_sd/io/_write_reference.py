@@ -11,8 +11,7 @@ from zipfile import ZipFile
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
-from ragst_sd._reference import annotations_hash, require_in_memory
+from ragst_sd._reference import annotations_hash, any_hash, any_header, is_perturbation, require_in_memory
 from ragst_sd._replacing import link_target, locked, place_beside, recover, without_notices
 from ragst_sd.io._reference_file import SUFFIX, is_reference, parts_digest
 from ragst_sd.reference.normalize import as_csr

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._prediction_id import write_sums
+from ragst_sd._fields import write_sums
 from ragst_sd._results import MIN_CEILING, check_key_added, predicted
 from ragst_sd._validate import require_key, require_positive
 

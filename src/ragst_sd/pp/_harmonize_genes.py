@@ -9,7 +9,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted
-from ragst_sd._stored_expression import of_rna
+from ragst_sd._gene_names import of_rna
 from ragst_sd._validate import listing, require_choice, require_key, require_type
 from ragst_sd.reference.genes import filled_names
 from ragst_sd.reference.normalize import as_csr, find_unit

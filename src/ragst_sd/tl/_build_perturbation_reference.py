@@ -10,7 +10,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._gene_embedding import NO_EMBEDDING, embed, embedding_table, lookup, missing_genes, spelling
 from ragst_sd._labels import as_names
-from ragst_sd._perturbation_reference import perturbation_hash
+from ragst_sd._reference import perturbation_hash
 from ragst_sd._validate import (
     as_seed,
     hint,

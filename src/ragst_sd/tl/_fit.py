@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._perturbation_reference import is_perturbation
-from ragst_sd._reference import fit_hash
+from ragst_sd._reference import fit_hash, is_perturbation
 from ragst_sd._settings import resolve_device, settings
 from ragst_sd._validate import as_seed, require_choice
 from ragst_sd.tl._fit_perturbation import fit_perturbation

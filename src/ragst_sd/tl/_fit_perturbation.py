@@ -10,7 +10,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank, with_cells
-from ragst_sd._perturbation_reference import perturbation_fit_hash
+from ragst_sd._reference import perturbation_fit_hash
 from ragst_sd._validate import listing, require_choice, require_key
 from ragst_sd.reference.header import Fit
 from ragst_sd.reference.schema import TASK

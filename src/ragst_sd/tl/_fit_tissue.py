@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ragst_sd._state import fit_state, state_of
+from ragst_sd._query import fit_state, state_of
 from ragst_sd.reference.header import Fit
 from ragst_sd.retrieval.appearance import calibrate_raw
 from ragst_sd.retrieval.grounding import calibrate_grounding

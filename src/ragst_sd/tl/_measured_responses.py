@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ragst_sd import _keys
-from ragst_sd._stored_expression import offered_names
+from ragst_sd._gene_names import offered_names
 from ragst_sd._validate import listing
 from ragst_sd.reference.cell_prints import cell_prints, recognised
 from ragst_sd.reference.genes import changed_capitals, take_genes

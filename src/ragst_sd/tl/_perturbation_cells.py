@@ -12,8 +12,8 @@ import pandas as pd
 from anndata import AnnData
 
 from ragst_sd import _keys
+from ragst_sd._gene_names import offered_names, stored_expression
 from ragst_sd._labels import is_missing, labels, warn_of_alike
-from ragst_sd._stored_expression import offered_names, stored_expression
 from ragst_sd._validate import hint, listing, require_choice, require_key, require_type
 from ragst_sd.reference.genes import SYMBOL, changed_capitals, duplicates, sum_duplicates, take_genes
 from ragst_sd.reference.normalize import (

@@ -12,8 +12,7 @@ import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._annotation import table_attrs
-from ragst_sd._fields import RESPONSES, fill
-from ragst_sd._prediction_id import mark
+from ragst_sd._fields import RESPONSES, fill, mark
 from ragst_sd.reference.schema import TASK
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._predicted_table import cite_rows, software

@@ -12,15 +12,13 @@ from ragst_sd._bank import open_bank
 from ragst_sd._elements import require_sdata
 from ragst_sd._eligibility import check_fewer, eligible_rows, recorded_where, refuse_seen_rows
 from ragst_sd._embedding import log_unknown_origin
-from ragst_sd._fields import TISSUE, documented
+from ragst_sd._fields import TISSUE, documented, mark
 from ragst_sd._labels import labels
-from ragst_sd._prediction_id import mark
-from ragst_sd._query import read_query, section_grounding
+from ragst_sd._query import read_query, section_grounding, state_of
 from ragst_sd._replacing import version_of
 from ragst_sd._results import check_key_added
 from ragst_sd._settings import resolve_device
 from ragst_sd._several import over_sections
-from ragst_sd._state import state_of
 from ragst_sd._validate import listing, require_choice, require_key
 from ragst_sd._workers import spread_over_workers
 from ragst_sd.retrieval.run import part_of, select

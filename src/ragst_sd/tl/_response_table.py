@@ -12,7 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ragst_sd import _keys
-from ragst_sd._stored_expression import offered_names, stored_expression
+from ragst_sd._gene_names import offered_names, stored_expression
 from ragst_sd._validate import listing, require_key, require_known, require_type
 from ragst_sd.reference.genes import SYMBOL, duplicates
 from ragst_sd.reference.schema import RESPONSE_UNITS

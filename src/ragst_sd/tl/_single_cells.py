@@ -9,9 +9,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from ragst_sd._gene_names import names_in, why_few_shared
+from ragst_sd._gene_names import names_in, stored_expression, why_few_shared
 from ragst_sd._labels import is_missing, labels
-from ragst_sd._stored_expression import stored_expression
 from ragst_sd._validate import listing, require_key, require_type
 from ragst_sd.reference.genes import sum_duplicates
 from ragst_sd.reference.normalize import check_counts

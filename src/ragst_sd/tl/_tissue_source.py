@@ -15,10 +15,9 @@ from ragst_sd._annotation import is_predicted, resolve_table, rows_in_order, sin
 from ragst_sd._cell_types import is_scrna
 from ragst_sd._elements import element_centers, resolve_shapes
 from ragst_sd._eligibility import rows_with
-from ragst_sd._gene_names import names_in, shared_genes
+from ragst_sd._gene_names import names_in, shared_genes, stored_expression
 from ragst_sd._labels import labels
 from ragst_sd._results import MIN_CV_PEARSON, holds_responses, predicted
-from ragst_sd._stored_expression import stored_expression
 from ragst_sd._validate import listing, require_known
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import MIN_SHARED_GENES
