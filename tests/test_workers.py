@@ -152,11 +152,11 @@ def test_a_worker_in_a_task_takes_its_own_gpu(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert _workers.own_device() is None
+    assert _workers.worker_device() is None
     monkeypatch.setattr(_workers, "_this_worker", lambda: SimpleNamespace(name="2"))
-    assert _workers.own_device() == "cuda:2"
+    assert _workers.worker_device() == "cuda:2"
     with rg.settings.override(device="cpu"):
-        assert _workers.own_device() == "cpu"
+        assert _workers.worker_device() == "cpu"
 
 
 def encoder_that_dies(marker, log, module):

@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._elements import centers_in_pixels, resolve_shapes
-from ragst_sd._validate import listing, only_one, require_key
+from ragst_sd._validate import listing, only_one, require_key, require_unique
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -151,20 +151,12 @@ def rows_in_order(table: AnnData, table_key: str, shapes_key: str, index: Any) -
             f"`sdata.tables[{table_key!r}] = table[table.obs[{attrs['region_key']!r}] == {shapes_key!r}].copy()`."
         )
         raise ValueError(msg)
-    if ids.duplicated().any():
-        twice = list(ids[ids.duplicated()].unique())[:5]
-        msg = (
-            f"Table {table_key!r} has duplicated instance ids in `obs[{instance_key!r}]`: {twice}. Each spot needs "
-            "one row."
-        )
-        raise ValueError(msg)
-    if index.has_duplicates:
-        msg = (
-            f"The index of {shapes_key!r} has duplicates: {list(index[index.duplicated()][:5])}. Each spot needs its "
-            f"own: number them (`sdata[{shapes_key!r}] = sdata[{shapes_key!r}].reset_index(drop=True)`), and write the "
-            f"numbers into `table.obs[{instance_key!r}]`."
-        )
-        raise ValueError(msg)
+    require_unique(ids, f"Table {table_key!r} has instance ids in `obs[{instance_key!r}]`", "Each spot needs one row.")
+    todo = (
+        f"Number the spots (`sdata[{shapes_key!r}] = sdata[{shapes_key!r}].reset_index(drop=True)`), and write the "
+        f"numbers into `table.obs[{instance_key!r}]`."
+    )
+    require_unique(index, f"The index of {shapes_key!r} has ids", todo)
     if table.n_obs == 0:
         msg = f"Table {table_key!r} has no rows."
         raise ValueError(msg)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import cell_types
@@ -27,17 +29,11 @@ from ragst_sd._reference import (
 )
 from ragst_sd.reference.header import Fit, Header, ScreenHeader
 from ragst_sd.reference.normalize import as_csr
-from ragst_sd.reference.perturbations import components
+from ragst_sd.reference.responses import components
 from ragst_sd.reference.schema import TASK, check_fit
 from ragst_sd.retrieval.bank import Bank, Cells, Screen
 from ragst_sd.retrieval.projection import standardize
 from ragst_sd.retrieval.training import dense
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import pandas as pd
-    from anndata import AnnData
 
 
 def open_bank(reference: AnnData, *, task: str = "histology", fitted: bool = True, whole: bool = True) -> Bank:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_known
 from ragst_sd.reference.hashing import parameters_hash
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from anndata import AnnData
 
 
 def cell_types(reference: AnnData) -> dict[str, Any] | None:

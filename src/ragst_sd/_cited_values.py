@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import measured_columns
+from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.run import read_rows
 from ragst_sd.retrieval.training import dense
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
-
-    from ragst_sd.retrieval.bank import Bank
 
 
 def measured_values(

@@ -6,16 +6,12 @@ import importlib
 import os
 import platform
 import textwrap
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
 
 import ragst_sd as rg
 from ragst_sd._validate import told
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from ragst_sd.image.registry import FoundationModel
+from ragst_sd.image.registry import FoundationModel
 
 # What breaks when it was built for something else is imported; of the others the version is enough.
 _IMPORTED = ("torch", "timm", "openslide", "spatialdata", "anndata", "zarr")
@@ -127,17 +123,17 @@ def _encoders() -> dict[str, list[str]]:
     token = "you are logged in" if get_token() else "`hf auth login` first"
     ready, free = "run here now", "after a download"
     gated = f"after a download, once you have accepted their terms ({token})"
-    found: dict[str, list[str]] = {ready: ["texture"], free: [], gated: []}
+    by_need: dict[str, list[str]] = {ready: ["texture"], free: [], gated: []}
     if _version("onnxruntime"):
-        found[ready].append("any .onnx file")
+        by_need[ready].append("any .onnx file")
     for name, row in FOUNDATION_MODELS.items():
         package = {"transformers": "transformers", "conch": "conch"}.get(row.loader, "timm")
         if not _version(package):
-            found.setdefault(f"after pip install {row.needs}", []).append(name)
+            by_need.setdefault(f"after pip install {row.needs}", []).append(name)
         else:
-            found[ready if _has_weights(row) else free if row.gated is False else gated].append(name)
-    found[free].append("any timm name")
-    return {what: names for what, names in found.items() if names}
+            by_need[ready if _has_weights(row) else free if row.gated is False else gated].append(name)
+    by_need[free].append("any timm name")
+    return {what: names for what, names in by_need.items() if names}
 
 
 def _has_weights(row: FoundationModel) -> bool:

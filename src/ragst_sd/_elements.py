@@ -212,7 +212,7 @@ def image_pyramid(sdata: SpatialData, image_key: str, value_max: float | None = 
     else:
         require_positive(value_max, "value_max")
     arrays = [_one_plane(level, what).transpose("c", "y", "x") for level in image_levels(sdata, image_key)]
-    _require_own_coordinates(arrays[0], image_key)
+    _refuse_cropped(arrays[0], image_key)
     names = arrays[0].coords["c"].to_numpy() if "c" in arrays[0].coords else []
     levels = tuple(level.data for level in arrays)
     if value_max is None and levels[-1].dtype == np.uint8 and not is_at_hand(levels[-1]):
@@ -252,7 +252,7 @@ def image_levels(sdata: SpatialData, image_key: str) -> list[Any]:
     return [image] if isinstance(image, DataArray) else list(get_pyramid_levels(image))
 
 
-def _require_own_coordinates(finest: Any, image_key: str) -> None:
+def _refuse_cropped(finest: Any, image_key: str) -> None:
     """Refuse an image that was cut or thinned out with xarray: its coordinates say so, its transformation does not.
 
     Raises

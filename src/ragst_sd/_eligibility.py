@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._labels import is_missing, label, labels, warn_of_alike
+from ragst_sd._query import Query
 from ragst_sd._validate import listing, require_key, require_positive
+from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.eligibility import Eligibility
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.run import read_rows
-
-if TYPE_CHECKING:
-    from ragst_sd._query import Query
-    from ragst_sd.retrieval.bank import Bank
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +52,15 @@ def eligible_rows(bank: Bank, query: Query, *, donor_key: str, where: Where, exc
         allowed &= ~donors_of_same_image(bank, query, donor_key)
         eligibility = Eligibility(query_codes, bank_codes, allowed)
     else:
-        own = own_rows(bank, query)
+        same = reference_rows(bank, query)
         if METHODS[bank.fit.method].learns != "values":
             # A method that only cites has not seen a row that it may not use.
-            seen = allowed[own] & (query_codes != bank_codes[own]).all(axis=1)
-            own = np.where(seen, own, -1)
-        known = own >= 0
-        home = np.isin(bank.sections, bank.sections[own[known]]) if known.any() else _same_image(bank, query)
+            seen = allowed[same] & (query_codes != bank_codes[same]).all(axis=1)
+            same = np.where(seen, same, -1)
+        known = same >= 0
+        home = np.isin(bank.sections, bank.sections[same[known]]) if known.any() else _same_image(bank, query)
         at_home = Eligibility(query_codes, bank_codes, allowed & home).count().min() > 0
-        eligibility = Eligibility(query_codes, bank_codes, allowed, own, home if at_home else None)
+        eligibility = Eligibility(query_codes, bank_codes, allowed, same, home if at_home else None)
         logger.warning(
             "`exclude` is %s, without 'donor': rows of the query's own donor may be used%s. %d of %d spots are rows of "
             "the reference themselves; they do not cite themselves, but are not held out either.",
@@ -117,37 +115,30 @@ def refuse_seen_rows(bank: Bank, query: Query, *, donor_key: str, where: Where, 
             raise ValueError(msg)
 
 
-def allowed_rows(obs: pd.DataFrame, where: Where) -> np.ndarray:
-    """(rows,) mask of the rows of a reference that `where` lets through."""
+def allowed_rows(obs: pd.DataFrame, where: Where, argument: str = "where", name: str = "reference") -> np.ndarray:
+    """(rows,) mask of the rows of a table that an argument lets through."""
     if where is None:
         return np.ones(len(obs), dtype=bool)
     if not isinstance(where, Mapping):
         mask = np.asarray(where)
         if mask.dtype != bool or mask.shape != (len(obs),):
             msg = (
-                f"`where` is an array of {mask.dtype} with shape {mask.shape}; it must be a boolean mask over the "
-                f"{len(obs)} rows of the reference, or a mapping from column to allowed value(s)."
+                f"`{argument}` is an array of {mask.dtype} with shape {mask.shape}; it must be a boolean mask over the "
+                f"{len(obs)} rows of `{name}`, or a mapping from column to allowed value(s)."
             )
             raise ValueError(msg)
         return mask.copy()
-    return rows_with(obs, where, "reference", "`where`: no row has")
-
-
-def rows_with(obs: pd.DataFrame, where: Mapping[str, Any], name: str, none_found: str) -> np.ndarray:
-    """(rows,) mask of the rows whose columns hold the wanted values.
-
-    A `ValueError` that begins with `none_found` if none does.
-    """
-    found = np.ones(len(obs), dtype=bool)
+    allowed = np.ones(len(obs), dtype=bool)
     for column, values in where.items():
         require_key(column, list(obs.columns), f"{name}.obs")
         wanted = {label(value) for value in ([values] if np.ndim(values) == 0 else values)}
         present = labels(obs[column], missing="")
         if not wanted & set(present):
-            msg = f"{none_found} {column} {listing(sorted(wanted))}; there are {listing(sorted(set(present) - {''}))}."
+            there = listing(sorted(set(present) - {""}))
+            msg = f"`{argument}`: no row has {column} {listing(sorted(wanted))}; there are {there}."
             raise ValueError(msg)
-        found &= np.isin(present, list(wanted))
-    return found
+        allowed &= np.isin(present, list(wanted))
+    return allowed
 
 
 def shares_donor(bank: Bank, query: Query, donor_key: str) -> bool:
@@ -155,7 +146,7 @@ def shares_donor(bank: Bank, query: Query, donor_key: str) -> bool:
     return bool(query.labels(donor_key) & set(labels(bank.obs[_keys.DONOR])))
 
 
-def own_rows(bank: Bank, query: Query) -> np.ndarray:
+def reference_rows(bank: Bank, query: Query) -> np.ndarray:
     """(n,) row of the reference that each spot is itself, -1 for none.
 
     On the query's own image it lies where the spot lies, within a pixel. Where images or positions are not known, it has
@@ -173,13 +164,13 @@ def own_rows(bank: Bank, query: Query) -> np.ndarray:
     spread = np.linalg.norm(np.asarray(query.header["section_std"], dtype=float))
     on_image, mpps = _same_image(bank, query), dict(zip(header.sample, header.image_mpp, strict=True))
     centers = query.centers() if on_image.any() else np.full((len(names), 2), np.nan)
-    placed = np.flatnonzero(np.isfinite(centers).all(axis=1))
+    on_slide = np.flatnonzero(np.isfinite(centers).all(axis=1))
     for sample, rows in bank.obs.groupby(bank.obs[_keys.SAMPLE].astype(str)).indices.items():
         at = bank.obs[[_keys.X_UM, _keys.Y_UM]].to_numpy(float)[rows] / float(mpps.get(sample, np.nan))
-        if on_image[rows].all() and len(placed) and np.isfinite(at).all():
-            distance, nearest = KDTree(centers[placed]).query(at)
+        if on_image[rows].all() and len(on_slide) and np.isfinite(at).all():
+            distance, nearest = KDTree(centers[on_slide]).query(at)
             same = distance < _SAME_PX
-            spot, rows = placed[nearest[same]], rows[same]
+            spot, rows = on_slide[nearest[same]], rows[same]
             twice = out[spot] >= 0
             if twice.any():
                 first = labels(bank.obs[_keys.SAMPLE])[out[spot[twice]]]
@@ -252,12 +243,12 @@ def recorded_where(ids: np.ndarray, where: Where) -> dict[str, Any]:
 
 def where_of(ids: np.ndarray, header: Mapping[str, Any]) -> Mapping[str, Any] | np.ndarray | None:
     """The `where` of a prediction, from its provenance header; `ids` are those of the rows."""
-    kept = str(header["where"])
-    if kept == "mask":
+    stored = str(header["where"])
+    if stored == "mask":
         # Masks are kept by reference id, since rows may lie in another order today.
         by_id = np.unpackbits(np.asarray(header["where_mask"], dtype=np.uint8), count=len(ids)).astype(bool)
         return by_id[np.argsort(np.argsort(ids, kind="stable"))]
-    return json.loads(kept) if kept else None
+    return json.loads(stored) if stored else None
 
 
 def check_fewer(n_neighbors: int | None, fitted: int) -> None:

@@ -8,23 +8,20 @@ from __future__ import annotations
 import hashlib
 import logging
 import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import yaml
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._page import read_text
 from ragst_sd._validate import listing
 from ragst_sd.reference.genes import changed_capitals
 from ragst_sd.retrieval.blocks import known_sum
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -84,17 +81,17 @@ def fill(fields: Sequence[Field], values: Mapping[str, Any], outside: np.ndarray
         (n,) spots without an embedding.
     """
     filled: dict[str, dict[str, Any]] = {}
-    for one in fields:
-        array = values.get(one.name if one.place != "var" else f"var/{one.name}")
+    for field in fields:
+        array = values.get(field.name if field.place != "var" else f"var/{field.name}")
         if array is None:
             continue
-        if not hasattr(array, "dask") and one.dtype != "category":
-            masked = one.place not in ("var", "varm") and outside.any()
+        if not hasattr(array, "dask") and field.dtype != "category":
+            masked = field.place not in ("var", "varm") and outside.any()
             array = np.array(array) if masked else np.asarray(array)
             if masked:
-                array[outside] = one.outside
-            array = array.astype(one.dtype, copy=False)
-        filled.setdefault(one.place, {})[one.name] = array
+                array[outside] = field.outside
+            array = array.astype(field.dtype, copy=False)
+        filled.setdefault(field.place, {})[field.name] = array
     return filled
 
 
@@ -150,17 +147,17 @@ def write_sums(table: AnnData, by_row: np.ndarray | None = None) -> None:
     table.var[_keys.PREDICTION_SUM] = _sums(table, axis=0)
 
 
-def require_own_rows(table: AnnData, header: Mapping[str, Any]) -> None:
+def require_rows(table: AnnData, header: Mapping[str, Any]) -> None:
     """Raise a `ValueError` if a row is of another prediction than the header."""
-    own = header.get(_keys.PREDICTION_ID)
-    if own is None:
+    prediction_id = header.get(_keys.PREDICTION_ID)
+    if prediction_id is None:
         return
     found = set(table.obs[_keys.PREDICTION_ID].astype(str)) if _keys.PREDICTION_ID in table.obs else {"none"}
-    others = sorted(found - {str(own)})
+    others = sorted(found - {str(prediction_id)})
     if others:
         msg = (
             f"The table has rows of other predictions ({listing(others)}) than its `uns[{_keys.RETRIEVAL!r}]` "
-            f"({str(own)!r}): it was concatenated, or has the `.uns` of another table, so that its citations would "
+            f"({str(prediction_id)!r}): it was concatenated, or has the `.uns` of another table, so that its citations would "
             "point at other tissue. Read each prediction on its own."
         )
         raise ValueError(msg)

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ragst_sd._validate import hint, listing
-from ragst_sd.reference.genes import duplicates
-from ragst_sd.reference.perturbations import SEPARATOR, components, embed_perturbation
+from ragst_sd._validate import hint, listing, require_unique
+from ragst_sd.reference.responses import SEPARATOR, components, embed_perturbation
 
 # Between the genes of a combination, or a gene and its guide, as tools write them. Genes hold `-` and `.` as well.
 _BREAK = re.compile(r"[\s_|:;,/&]+|[-.](?=(?:sg|g)?\d+$)", re.IGNORECASE)
@@ -53,10 +52,7 @@ def embedding_table(embedding: pd.DataFrame | Mapping[str, Any]) -> dict[str, An
             "index."
         )
         raise ValueError(msg)
-    repeated = duplicates(genes)
-    if repeated:
-        msg = f"`embedding` has genes more than once: {listing(repeated)}. Keep one row each."
-        raise ValueError(msg)
+    require_unique(genes, "`embedding` has genes", "Keep one row each.")
     usable = np.isfinite(rows).all(axis=1) & (rows != 0).any(axis=1)
     names = np.asarray(genes, dtype=str)
     order = np.argsort(names)

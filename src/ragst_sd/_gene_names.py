@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
 
 from ragst_sd._labels import labels
-from ragst_sd._validate import listing, require_key
+from ragst_sd._validate import listing, require_key, require_unique
 from ragst_sd.reference.current_names import CURRENT, current_names, names_by, species_of
 from ragst_sd.reference.genes import ENSEMBL, available_names, changed_capitals, common_naming, duplicates
-from ragst_sd.reference.normalize import as_csr, refuse_masked
+from ragst_sd.reference.normalize import OR_LOGS, as_csr, check_counts, check_log_normalized, refuse_masked
 from ragst_sd.reference.symbols import SPECIES, UNKNOWN
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import scipy.sparse as sp
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
-# Fewer genes than this, in number or as a share of those of the screen, do not show what the cells are like.
-_FEWEST, _LEAST = 20, 0.05
 _SHOWN = 3
 _TO_ONE_SPECIES = "Bring one of them to the species of the other: `rg.pp.harmonize_genes(..., orthologues_to='human')`."
+
+
+def check_unit(matrix: sp.csr_matrix, unit: str, place: str, *names: Sequence[str]) -> None:
+    """Raise a `ValueError` unless values are what `unit` says; on a log scale, no list of names may hold one twice."""
+    if unit == "counts":
+        check_counts(matrix, place, OR_LOGS)
+        return
+    check_log_normalized(matrix, place)
+    for listed in names:
+        todo = "Values on a log scale cannot be added: give counts with `layer=`, or make the names unique."
+        require_unique(listed, f"{place} has names of genes", todo)
 
 
 def common_names(sections: Sequence[Any], *, harmonize: bool, orthologues_to: str | None, unit: str) -> str:
@@ -61,7 +67,7 @@ def common_names(sections: Sequence[Any], *, harmonize: bool, orthologues_to: st
     naming = CURRENT[orthologues_to or sections[0].species]
     for section in sections:
         found = current_names(section.names, orthologues_to=orthologues_to)
-        kept = np.array([name != "" for name in found.names])
+        has_name = np.array([name != "" for name in found.names])
         logger.info("%s: genes of %s, %s.", section.sample, found.species, _summary(found.how))
         names = [name for name in found.names if name]
         if unit != "counts" and duplicates(names):
@@ -70,19 +76,19 @@ def common_names(sections: Sequence[Any], *, harmonize: bool, orthologues_to: st
                 "on a log scale cannot be added up. Give counts with `layer=`."
             )
             raise ValueError(msg)
-        section.expression, section.names = section.expression[:, kept], {naming: names}
+        section.expression, section.names = section.expression[:, has_name], {naming: names}
     return naming
 
 
 def check_one_species_of(species: Mapping[str, str], what: str) -> None:
     """Refuse parts of a reference that are of two species by name; those of unknown species go with either."""
     known: dict[str, list[str]] = {}
-    for name, one in species.items():
-        if one != UNKNOWN:
-            known.setdefault(one, []).append(name)
+    for name, kind in species.items():
+        if kind != UNKNOWN:
+            known.setdefault(kind, []).append(name)
     if len(known) > 1:
-        parts = "; ".join(f"{one}: {listing(names)}" for one, names in sorted(known.items()))
-        largest = max(known, key=lambda one: len(known[one]))
+        parts = "; ".join(f"{kind}: {listing(names)}" for kind, names in sorted(known.items()))
+        largest = max(known, key=lambda kind: len(known[kind]))
         msg = (
             f"{what} are of two species ({parts}), whose genes differ even if their names are the same. Build one "
             "reference for each, or convert all to one species by one-to-one orthologues: "
@@ -112,25 +118,19 @@ def _summary(how: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {what}" for what, number in how.items() if number) or "none"
 
 
-def shared_genes(of_screen: Sequence[str], of_tissue: Sequence[str], where: str) -> list[str]:
-    """Genes of both, in the order of the screen.
-
-    Raises
-    ------
-    ValueError
-        If these are far too few; the message says how many, and what sets the names apart.
-    """
-    available = set(of_tissue)
-    shared = [gene for gene in of_screen if gene in available]
-    needed = max(_FEWEST, round(_LEAST * len(of_screen)))
-    if len(shared) >= min(needed, len(of_screen)):
-        return shared
-    msg = (
-        f"{where} has {len(shared)} of the {len(of_screen)} genes of the screen "
-        f"({len(shared) / len(of_screen):.1%}); at least {needed} are needed to say what its cells are like. "
-        f"{why_few_shared(of_screen, of_tissue, len(shared))}"
-    )
-    raise ValueError(msg)
+def shared_genes(
+    first: Sequence[str], second: Sequence[str], whose: str, *, needed: int = 1, why: str = ""
+) -> list[str]:
+    """Genes of both lists, in the order of the first; a `ValueError` if they are fewer than `needed`."""
+    available = set(second)
+    shared = [gene for gene in first if gene in available]
+    if len(shared) < needed:
+        msg = (
+            f"{whose} share {len(shared)} genes; at least {needed} of {len(first)} are needed{why}. "
+            f"{why_few_shared(first, second, len(shared))}"
+        )
+        raise ValueError(msg)
+    return shared
 
 
 def why_few_shared(first: Sequence[str], second: Sequence[str], n_shared: int) -> str:
@@ -147,7 +147,7 @@ def why_few_shared(first: Sequence[str], second: Sequence[str], n_shared: int) -
             f"{len(differing)} more differ in capitals only (for instance {example!r} and {other!r}), as symbols of "
             f"human and mouse do: the species differ. {_TO_ONE_SPECIES}"
         )
-    prefixes = {gene.rstrip("0123456789") for gene in (first[0], second[0])}
+    prefixes = {gene.rstrip("0123456789") for gene in (*first[:1], *second[:1])}
     if len(prefixes) > 1 and all(prefix.startswith("ENS") for prefix in prefixes):
         return f"They are Ensembl ids of two species ({first[0]!r} and {second[0]!r}). {_TO_ONE_SPECIES}"
     return f"Names are {listing(first[:_SHOWN])} on one side, and {listing(second[:_SHOWN])} on the other."

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank
@@ -14,11 +16,6 @@ from ragst_sd._reference import perturbation_header
 from ragst_sd._respond import Task, prepare
 from ragst_sd.reference.schema import TASK
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from anndata import AnnData
 
 # What single precision leaves of a sum over rows.
 _SAME = 1e-3

@@ -45,7 +45,7 @@ def is_missing(values: pd.Series | Iterable[Any], named: Collection[str] = ()) -
     return np.isin(labels(values).astype(str), [text for text in _MISSING if text not in named])
 
 
-def warn_of_alike(found: Iterable[str], known: Iterable[str], what: str, otherwise: str) -> None:
+def warn_of_alike(names: Iterable[str], known: Iterable[str], what: str, otherwise: str) -> None:
     """Warn where a label of the query may be one of the reference that is written in another way."""
 
     def core(name: str) -> str:
@@ -53,7 +53,7 @@ def warn_of_alike(found: Iterable[str], known: Iterable[str], what: str, otherwi
 
     known = list(known)
     alike = {core(name): name for name in known if core(name)}
-    pairs = [(name, alike[core(name)]) for name in sorted(set(found) - set(known)) if core(name) in alike]
+    pairs = [(name, alike[core(name)]) for name in sorted(set(names) - set(known)) if core(name) in alike]
     if pairs:
         logger.warning(
             "The query's %s %r and %r of the reference count as different. If they are the same, spell both in the "
@@ -95,13 +95,13 @@ def plain_column(values: pd.Series, where: str) -> pd.Series:
         raise ValueError(msg)
     if isinstance(kind, pd.CategoricalDtype):
         # Not the values: beside missing ones, intervals of whole numbers come as those of floats.
-        own, ordered = labels(kind.categories), bool(kind.ordered)
-        found = np.append(own, "")[values.cat.codes]
+        categories, ordered = labels(kind.categories), bool(kind.ordered)
+        texts = np.append(categories, "")[values.cat.codes]
     else:
-        found, ordered = labels(values), False
-    names = [name for name in dict.fromkeys(own if ordered else np.sort(found)) if name not in _MISSING]
-    found[is_missing(found)] = None
-    return pd.Series(pd.Categorical(found, names, ordered=ordered), index=values.index, name=values.name)
+        texts, ordered = labels(values), False
+    names = [name for name in dict.fromkeys(categories if ordered else np.sort(texts)) if name not in _MISSING]
+    texts[is_missing(texts)] = None
+    return pd.Series(pd.Categorical(texts, names, ordered=ordered), index=values.index, name=values.name)
 
 
 def as_names(names: str | Iterable[Any]) -> list[str]:

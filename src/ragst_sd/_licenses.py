@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import yaml
 
 from ragst_sd._page import read_text
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _WORDS = yaml.safe_load(read_text("_licenses.yaml"))
 _PUBLIC, _PERMISSIVE, _ATTRIBUTION, _SHARE_ALIKE, _FILLER = (

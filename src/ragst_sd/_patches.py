@@ -60,7 +60,7 @@ def patch_edge(table: AnnData, image_mpp: float | None, xy: np.ndarray) -> float
     return spot_pitch(xy) if image_mpp is None else float(about["edge_px"]) * float(about["mpp"]) / image_mpp
 
 
-def own_frame(sdata: SpatialData, shapes_key: str) -> str:
+def frame_of(sdata: SpatialData, shapes_key: str) -> str:
     """The frame that spots lie in."""
     from spatialdata.transformations import get_transformation
 

@@ -14,7 +14,7 @@ from ragst_sd._annotation import embedded_centers, single_region, table_attrs
 from ragst_sd._embedding import read_embedding
 from ragst_sd._labels import is_missing, labels
 from ragst_sd._results import MOST_UNLIKE, unlike_share
-from ragst_sd._validate import listing, only_one, require_key
+from ragst_sd._validate import listing, only_one, require_key, require_unique
 from ragst_sd.reference.schema import differing_fields, embed_alike, knows_tiles
 from ragst_sd.retrieval.grounding import largest_section_distance, section_distance
 from ragst_sd.retrieval.projection import standardize
@@ -72,22 +72,19 @@ def read_query(sdata: SpatialData, header: Header, *, table_key: str | None, use
     single_region(table)
     ids = table.obs[table_attrs(table)["instance_key"]]
     for what, names in (("instance ids", ids), ("spot names", table.obs_names)):
-        twice = names[names.duplicated()].unique()
-        if len(twice):
-            msg = f"Table {table_key!r} has duplicated {what}: {listing(twice)}. Each spot needs one row and one name."
-            raise ValueError(msg)
-    embedding, finite, own = read_embedding(sdata, table, use_rep, f"sdata.tables[{table_key!r}]")
-    clauses = differing_fields(own, header.encoder)
+        require_unique(names, f"Table {table_key!r} has {what}", "Each spot needs one row and one name.")
+    embedding, finite, made = read_embedding(sdata, table, use_rep, f"sdata.tables[{table_key!r}]")
+    clauses = differing_fields(made, header.encoder)
     width = header.sections.mean.shape[1]
     if embedding.shape[1] != width:
         clauses.append(f"width: {embedding.shape[1]} against {width}")
     if clauses:
         msg = (
             f"The embedding {use_rep!r} of the query and of the reference were made differently "
-            f"({'; '.join(clauses)}). {embed_alike(own, header.encoder)}"
+            f"({'; '.join(clauses)}). {embed_alike(made, header.encoder)}"
         )
         raise ValueError(msg)
-    if knows_tiles(own) and not own["encoder"] and not own["weights_hash"]:
+    if knows_tiles(made) and not made["encoder"] and not made["weights_hash"]:
         logger.warning(
             "The encoder of query and reference has no name and no weights to compare: it is unknown whether it is "
             "the same one. Give it a `name`, for instance `model.name = 'mine-v1'`, and embed both again."
@@ -95,8 +92,8 @@ def read_query(sdata: SpatialData, header: Header, *, table_key: str | None, use
     if not finite.any():
         msg = f"None of the {table.n_obs} spots of table {table_key!r} has an embedding."
         raise ValueError(msg)
-    _warn_resolution(own, header)
-    image_key, embedded_mpp = str(own["image_key"]), float(own["image_mpp"])
+    _warn_resolution(made, header)
+    image_key, embedded_mpp = str(made["image_key"]), float(made["image_mpp"])
     image_mpp = sdata.attrs.get(_keys.ATTRS, {}).get(_keys.IMAGE_MPP, {}).get(image_key, np.nan)
     if abs(image_mpp - embedded_mpp) > 1e-3 * embedded_mpp:
         logger.warning(
@@ -107,38 +104,38 @@ def read_query(sdata: SpatialData, header: Header, *, table_key: str | None, use
             image_mpp,
         )
     precisions = set(header.sections.precision)
-    if precisions != {str(own["precision"])}:
+    if precisions != {str(made["precision"])}:
         logger.warning(
             "The query was embedded in %s, the reference in %s: distances between them carry rounding. "
             "Embed both with the same `rg.pp.embed_tiles(..., amp=...)`.",
-            own["precision"],
+            made["precision"],
             listing(sorted(precisions)),
         )
 
     embedding = np.where(finite[:, None], embedding, 0.0)
     standardized = embedding
     if header.standardize:
-        _check_statistics(own, table_key)
-        standardized = standardize(embedding, np.asarray(own["section_mean"]), np.asarray(own["section_std"]))
+        _check_statistics(made, table_key)
+        standardized = standardize(embedding, np.asarray(made["section_mean"]), np.asarray(made["section_std"]))
         standardized[~finite] = 0.0
-    centers = partial(embedded_centers, sdata, table, table_key=table_key, header=own)
-    return Query(table_key, table, use_rep, own, embedding, standardized, finite, centers)
+    centers = partial(embedded_centers, sdata, table, table_key=table_key, header=made)
+    return Query(table_key, table, use_rep, made, embedding, standardized, finite, centers)
 
 
-def _check_statistics(own: dict[str, Any], table_key: str) -> None:
+def _check_statistics(made: dict[str, Any], table_key: str) -> None:
     """Few spots make poor section statistics, and a single one makes none."""
-    if not np.asarray(own["section_std"]).any():
+    if not np.asarray(made["section_std"]).any():
         msg = (
-            f"The embeddings of table {table_key!r} do not vary within the section ({own['n_spots']} spots), so they "
+            f"The embeddings of table {table_key!r} do not vary within the section ({made['n_spots']} spots), so they "
             "cannot be standardised by it. Embed the whole section, or build with "
             "`rg.tl.build_reference(..., standardize=False)`."
         )
         raise ValueError(msg)
-    if int(own["n_spots"]) < _FEW_SPOTS:
+    if int(made["n_spots"]) < _FEW_SPOTS:
         logger.warning(
             "Embeddings are standardised by the section's own mean and spread, which rest on %d spots only. "
             "Embed the whole section, and take the spots you want from it afterwards.",
-            own["n_spots"],
+            made["n_spots"],
         )
 
 
@@ -156,16 +153,16 @@ def _table_with(sdata: SpatialData, table_key: str | None, use_rep: str) -> str:
     return str(only_one(having, "table_key", f"tables have `obsm[{use_rep!r}]`"))
 
 
-def _warn_resolution(own: dict[str, Any], header: Header) -> None:
+def _warn_resolution(made: dict[str, Any], header: Header) -> None:
     """Warn when tiles hold detail of very different fineness although they cover the same tissue."""
 
     def effective(image_mpp: Any, upsampling: Any) -> np.ndarray:
-        tile_mpp = float(own["mpp"])
+        tile_mpp = float(made["mpp"])
         if np.isnan(tile_mpp):
             return np.asarray(image_mpp, dtype=float)
         return tile_mpp * np.maximum(1.0, np.asarray(upsampling, dtype=float))
 
-    query = float(effective(own["image_mpp"], own["upsampling"]))
+    query = float(effective(made["image_mpp"], made["upsampling"]))
     bank = effective(header.sections.image_mpp, header.sections.upsampling)
     far = np.maximum(bank / query, query / bank) > _RESOLUTION_WARNING
     if far.any():

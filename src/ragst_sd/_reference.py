@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -17,9 +17,7 @@ from ragst_sd._validate import require_type
 from ragst_sd.reference.hashing import combined_hash, content_hash, parameters_hash, row_digests
 from ragst_sd.reference.normalize import as_csr
 from ragst_sd.reference.schema import RESPONSE_UNITS, TASK, check_perturbation_header, check_reference_header
-
-if TYPE_CHECKING:
-    from ragst_sd.retrieval.bank import Bank
+from ragst_sd.retrieval.bank import Bank
 
 # Rows that are looked at together where all rows are gone through.
 ROW_BLOCK = 8192
@@ -94,7 +92,7 @@ def row_hashes(
     """
     header = reference.uns[_keys.ATTRS]
     rows = np.arange(reference.n_obs) if rows is None else rows
-    own = {name: labels(reference.obs[name].iloc[rows]) for name in _label_columns(reference, header)}
+    columns = {name: labels(reference.obs[name].iloc[rows]) for name in _label_columns(reference, header)}
     ids, embedding = reference.obs_names[rows], reference.obsm[header["use_rep"]]
     digests = []
     for start in range(0, len(rows), HASH_BLOCK):
@@ -103,7 +101,7 @@ def row_hashes(
             ids=list(ids[part]),
             expression=as_csr(reference.X[rows[part]]) if canonical is None else canonical[rows[part]],
             embedding=np.asarray(embedding[rows[part]]),
-            labels={name: list(values[part]) for name, values in own.items()},
+            labels={name: list(values[part]) for name, values in columns.items()},
         )
     return digests
 

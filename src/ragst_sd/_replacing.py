@@ -9,13 +9,10 @@ import socket
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 from uuid import uuid4
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _NEW, OLD = ".new", ".new.old"
 _ATTEMPTS, _PAUSE_SECONDS = 40, 0.05

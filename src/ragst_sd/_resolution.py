@@ -33,7 +33,7 @@ def keep_image_mpp(sdata: SpatialData, image_key: str, mpp: float) -> None:
     sdata.attrs = {**sdata.attrs, _keys.ATTRS: owned}
 
 
-def _kept(sdata: SpatialData, what: str, image_key: str) -> Any:
+def _remembered(sdata: SpatialData, what: str, image_key: str) -> Any:
     return sdata.attrs.get(_keys.ATTRS, {}).get(what, {}).get(image_key)
 
 
@@ -41,7 +41,7 @@ def image_mpp_of(sdata: SpatialData, image_key: str, image_mpp: float | None = N
     """Microns per pixel of an image: given, kept by `rg.pp.set_image_mpp` or by wsidata; `None` if unknown."""
     is_given = image_mpp is not None
     if not is_given:
-        kept = _kept(sdata, _keys.IMAGE_MPP, image_key)
+        kept = _remembered(sdata, _keys.IMAGE_MPP, image_key)
         image_mpp = kept * _growth(sdata, image_key, kept) if kept else _mpp_of_wsidata(sdata, image_key)
     if image_mpp is None:
         return None
@@ -62,7 +62,7 @@ def _warn_of_unit(mpp: float, image_key: str) -> None:
 def embedded_mpp_of(sdata: SpatialData, header: Mapping[str, Any]) -> float | None:
     """Microns per pixel of an image that was embedded, as it lies in the object now; `None` if unknown."""
     stated, image_key = float(header.get("image_mpp", np.nan)), str(header["image_key"])
-    if np.isnan(stated) or stated == _kept(sdata, _keys.IMAGE_MPP, image_key):
+    if np.isnan(stated) or stated == _remembered(sdata, _keys.IMAGE_MPP, image_key):
         return image_mpp_of(sdata, image_key)
     return stated
 
@@ -87,7 +87,7 @@ def _growth(sdata: SpatialData, image_key: str, mpp: float) -> float:
     ValueError
         If the image has another size, and its frames do not say whether it was cut or resampled.
     """
-    before = _kept(sdata, _keys.IMAGE_PIXELS, image_key)
+    before = _remembered(sdata, _keys.IMAGE_PIXELS, image_key)
     if before is None or image_key not in sdata.images:
         return 1.0
     now = _pixels(sdata, image_key)

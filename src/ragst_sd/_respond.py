@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._bank import context_codes, open_bank, with_cells
@@ -15,20 +16,13 @@ from ragst_sd._eligibility import allowed_rows, check_fewer, recorded_where
 from ragst_sd._gene_embedding import embed, lookup
 from ragst_sd._labels import as_names, labels
 from ragst_sd._validate import listing, require_known, require_some
-from ragst_sd.reference.perturbations import canonical, components
+from ragst_sd.reference.responses import canonical, components
 from ragst_sd.reference.schema import TASK
-from ragst_sd.retrieval.bank import Query
+from ragst_sd.retrieval.bank import Answer, Bank, Query, Selection
 from ragst_sd.retrieval.evidence import effective_n, evidence_share
+from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 from ragst_sd.retrieval.responses import respond_to
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-
-    from ragst_sd.retrieval.bank import Answer, Bank, Selection
-    from ragst_sd.retrieval.method import Method
 
 logger = logging.getLogger(__name__)
 
@@ -112,32 +106,29 @@ def wanted_perturbations(task: Task, perturbations: str | Sequence[str]) -> dict
     return known
 
 
-@dataclass(frozen=True)
-class Responded:
+class Responded(NamedTuple):
     """Predicted responses, one line per query."""
 
-    rows: np.ndarray
-    """Rows of the reference."""
-    weights: np.ndarray
-    distances: np.ndarray
-    evidence: np.ndarray
-    response: np.ndarray
-    effective_n: np.ndarray
-    evidence_share: np.ndarray
-    embedding_share: np.ndarray | None
-    """Of methods that have one: how much of the embedding the usable rows span."""
-    task: np.ndarray
-    """What the rows that may be used hold of the perturbation."""
+    values: dict[str, np.ndarray]
+    """By the names of the fields that they become; rows are those of the reference."""
     learned_from: dict[str, Any]
     """Perturbations and contexts whose left-out response the method has learned from."""
 
 
-def no_response(n: int, n_genes: int) -> Responded:
+def no_response(n: int, n_genes: int, k: int = 1) -> Responded:
     """No response, that rests on no rows."""
-    rows, nothing, unknown = np.full((n, 1), -1), np.zeros((n, n_genes)), np.full(n, np.nan)
-    missing = np.full((n, 1), np.nan)
-    task, no_pairs = np.full(n, "control", dtype=object), pairs_learned("", [])
-    return Responded(rows, np.zeros((n, 1)), missing, nothing, nothing, unknown, unknown, None, task, no_pairs)
+    nothing, unknown = np.zeros((n, n_genes)), np.full((n, k), np.nan)
+    values = {
+        _keys.ROWS: np.full((n, k), -1),
+        _keys.WEIGHTS: np.zeros((n, k)),
+        _keys.DISTANCES: unknown,
+        _keys.EVIDENCE: nothing,
+        _keys.RESPONSE: nothing,
+        _keys.EFFECTIVE_N: unknown[:, 0],
+        _keys.EVIDENCE_SHARE: unknown[:, 0],
+        _keys.TASK: np.full(n, "control", dtype=object),
+    }
+    return Responded(values, pairs_learned("", []))
 
 
 def pairs_learned(what: str, pairs: list[tuple[str, str]]) -> dict[str, Any]:
@@ -196,22 +187,22 @@ class Prepared:
         """
         selections, answers = zip(*parts, strict=True)
         rows, weights, distances = _stacked(selections)
-        evidence, adjustment = (np.concatenate([getattr(one, name) for one in answers]) for name in _VALUES)
-        explained = [one.explained for one in answers]
+        evidence, adjustment = (np.concatenate([getattr(part, name) for part in answers]) for name in _VALUES)
         if share is None:
             share = evidence_share(evidence, adjustment, self.bank.values.mean(axis=0))
-        return Responded(
-            rows=np.where(rows >= 0, self.order[np.maximum(rows, 0)], -1),
-            weights=weights,
-            distances=distances,
-            evidence=evidence,
-            response=evidence + adjustment,
-            effective_n=effective_n(weights),
-            evidence_share=share,
-            embedding_share=None if explained[0] is None else np.concatenate(explained),
-            task=_tasks(self.bank, self.query)[slice(None) if lines is None else lines],
-            learned_from=self.learned_from,
-        )
+        values = {
+            _keys.ROWS: np.where(rows >= 0, self.order[np.maximum(rows, 0)], -1),
+            _keys.WEIGHTS: weights,
+            _keys.DISTANCES: distances,
+            _keys.EVIDENCE: evidence,
+            _keys.RESPONSE: evidence + adjustment,
+            _keys.EFFECTIVE_N: effective_n(weights),
+            _keys.EVIDENCE_SHARE: share,
+            _keys.TASK: _tasks(self.bank, self.query)[slice(None) if lines is None else lines],
+        }
+        if answers[0].explained is not None:
+            values[_keys.EMBEDDING_SHARE] = np.concatenate([part.explained for part in answers])
+        return Responded(values, self.learned_from)
 
 
 def _tasks(bank: Bank, query: Query) -> np.ndarray:
@@ -220,10 +211,10 @@ def _tasks(bank: Bank, query: Query) -> np.ndarray:
     Nothing, a combination that holds it, another context's response, or this one's.
     """
     rows = bank.screen.perturbed
-    own = np.array([[mine == other for other in rows] for mine in query.perturbed], dtype=bool) & query.eligible
-    holds = np.array([[set(mine) <= set(other) for other in rows] for mine in query.perturbed]) & query.eligible
-    here = own & (query.contexts[:, None] == bank.sections)
-    known = [part.any(axis=1) for part in (here, own, holds)]
+    same = _same_perturbation(bank, query) & query.eligible
+    holds = np.array([[set(asked) <= set(row) for row in rows] for asked in query.perturbed]) & query.eligible
+    here = same & (query.contexts[:, None] == bank.sections)
+    known = [part.any(axis=1) for part in (here, same, holds)]
     return np.select(known, [MEASURED_HERE, UNSEEN_HERE, IN_COMBINATION], UNSEEN).astype(object)
 
 
@@ -249,29 +240,20 @@ def prepare(task: Task, pairs: list[tuple[str, str]], state: np.ndarray | None =
         n_neighbors=int(task.n_neighbors or (fit.n_candidates if method.cites_candidates else fit.n_neighbors)),
         perturbed=tuple(components(name, task.bank.header.control_names) for name, _ in pairs),
         contexts=context_codes(np.array([context for _, context in pairs], dtype=object), bank.header),
-        eligible=_eligible(bank, pairs, allowed_rows(bank.obs, _in_order(task.where, order)), task.exclude),
+        eligible=_eligible(bank, pairs, allowed_rows(task.bank.obs, task.where)[order], task.exclude),
     )
     _require_rows(bank, query, pairs, method, task)
     return Prepared(method, bank, query, order, _learned_from(bank, query, pairs, method, task))
 
 
-def _in_order(where: Any, order: np.ndarray) -> Any:
-    """A mask over the rows in the order of their names; a mapping as it is."""
-    mask = np.asarray(where)
-    return mask[order] if not isinstance(where, Mapping) and mask.shape == order.shape else where
-
-
 def _eligible(bank: Bank, pairs: Sequence[tuple[str, str]], allowed: np.ndarray, exclude: Sequence[str]) -> np.ndarray:
     """(q, m) rows that each pair may use: those that differ from it in one of the columns of `exclude`."""
-    eligible = np.broadcast_to(allowed, (len(pairs), len(bank))).copy()
-    if not exclude:
-        return eligible
-    same = np.ones_like(eligible)
+    same = np.full((len(pairs), len(bank)), bool(exclude))
     for i, name in enumerate((_keys.PERTURBATION, _keys.CONTEXT)):
         if name in exclude:
-            own = np.array([pair[i] for pair in pairs], dtype=object)
-            same &= own[:, None] == labels(bank.obs[name])[None, :]
-    return eligible & ~same
+            asked = np.array([pair[i] for pair in pairs], dtype=object)
+            same &= asked[:, None] == labels(bank.obs[name])
+    return allowed & ~same
 
 
 def at_once(task: Task) -> int:
@@ -285,19 +267,24 @@ def _stacked(selections: Sequence[Selection]) -> list[np.ndarray]:
 
     A method may cite as many rows as the query with most of them has, so that they differ in width.
     """
-    width = max(one.rows.shape[1] for one in selections)
+    width = max(part.rows.shape[1] for part in selections)
     out = []
     for name, missing in (("rows", -1), ("weights", 0.0), ("distances", np.nan)):
-        arrays = [getattr(one, name) for one in selections]
+        arrays = [getattr(part, name) for part in selections]
         padded = [np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=missing) for x in arrays]
         out.append(np.concatenate(padded))
     return out
 
 
+def _same_perturbation(bank: Bank, query: Query) -> np.ndarray:
+    """(q, m) rows of each query's perturbation, whether it may use them or not."""
+    rows = bank.screen.perturbed
+    return np.array([[asked == measured for measured in rows] for asked in query.perturbed], dtype=bool)
+
+
 def _learned_from(bank: Bank, query: Query, pairs: list[tuple[str, str]], method: Method, task: Task) -> dict[str, Any]:
     """The queries whose own perturbation was left out of what may be used, although the method was fitted on it."""
-    own = np.array([[mine == other for other in bank.screen.perturbed] for mine in query.perturbed], dtype=bool)
-    hit = own & ~query.eligible
+    hit = _same_perturbation(bank, query) & ~query.eligible
     if method.needs_cells and bank.screen.cells is not None:
         # Rows with a single cell do not teach.
         hit &= np.bincount(bank.screen.cells.rows, minlength=len(bank.key)) > 1

@@ -9,7 +9,7 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank
-from ragst_sd._fields import COMMON_FIELDS, TASK_FIELDS, check_values, require_own_rows
+from ragst_sd._fields import COMMON_FIELDS, TASK_FIELDS, check_values, require_rows
 from ragst_sd._reference import any_hash, any_header, is_perturbation, row_hashes
 from ragst_sd._validate import names_among, require_key, require_type
 from ragst_sd.reference.schema import TASK
@@ -133,7 +133,7 @@ def predicted(
             f"{_keys.SCHEMA_VERSION}. Use a release of ragst_sd that writes that version, or predict again."
         )
         raise ValueError(msg)
-    require_own_rows(table, header)
+    require_rows(table, header)
     check_values(table, header, refuse=exact)
     return table, header
 

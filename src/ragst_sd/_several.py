@@ -15,7 +15,7 @@ from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted
 from ragst_sd._elements import require_sdata
 from ragst_sd._labels import labels
-from ragst_sd._validate import listing, require_key, require_some, require_type
+from ragst_sd._validate import listing, require_key, require_some, require_type, require_unique
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -85,21 +85,16 @@ def named_sections(sections: Any, argument: str, table_key: str | None = None) -
         named = {str(name): section for name, section in sections.items()}
     else:
         members = list(sections) if isinstance(sections, Sequence) else [sections]
-        own = [_own_name(section, table_key) for section in members]
-        repeated = sorted({name for name in own if name is not None and own.count(name) > 1})
-        if repeated:
-            msg = (
-                f"Several sections have the same `obs['sample']`: {listing(repeated)}. Give them names of their own, "
-                "or pass a mapping from sample name to section."
-            )
-            raise ValueError(msg)
-        free = (name for i in count(1) if (name := f"sample{i}") not in own)
-        named = {name or next(free): section for name, section in zip(own, members, strict=True)}
+        samples = [_sample_name(section, table_key) for section in members]
+        todo = "Give sections different names, or pass a mapping from sample name to section."
+        require_unique((name for name in samples if name is not None), "Sections have `obs['sample']`", todo)
+        free = (name for i in count(1) if (name := f"sample{i}") not in samples)
+        named = {name or next(free): section for name, section in zip(samples, members, strict=True)}
     require_some(named, argument, "Give at least one section.")
     return named
 
 
-def _own_name(section: SpatialData | AnnData, table_key: str | None) -> str | None:
+def _sample_name(section: SpatialData | AnnData, table_key: str | None) -> str | None:
     """What all rows have in `obs["sample"]`."""
     tables = getattr(section, "tables", {})
     if table_key is not None:

@@ -22,7 +22,7 @@ from ragst_sd._elements import image_pyramid, resolve_image
 from ragst_sd._replacing import fresh_folder, locked, recover
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._validate import told
-from ragst_sd._workers import own_device
+from ragst_sd._workers import worker_device
 from ragst_sd.io._readable import readable
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def find_inputs(batch: Batch) -> dict[str, Path]:
     ValueError
         If two have the same name, or results would lie among the inputs.
     """
-    found: dict[str, Path] = {}
+    inputs: dict[str, Path] = {}
     for path in batch.paths:
         if not path.exists():
             msg = f"{path} does not exist. Give slide files, SpatialData stores, or folders of them."
@@ -188,22 +188,20 @@ def find_inputs(batch: Batch) -> dict[str, Path]:
         inside = [path]
         if path.is_dir() and not _is_store(path):
             # Hidden ones are what a stopped run, or another system, has left.
-            seen = (one for one in path.iterdir() if not one.name.startswith("."))
-            inside = sorted(one for one in seen if _is_store(one) or one.suffix.lower() in SLIDES)
+            seen = (item for item in path.iterdir() if not item.name.startswith("."))
+            inside = sorted(item for item in seen if _is_store(item) or item.suffix.lower() in SLIDES)
             if not inside:
                 msg = f"{path} holds no store (*{_STORE}) and no slide ({', '.join(f'*{end}' for end in SLIDES)})."
                 raise FileNotFoundError(msg)
-        for one in inside:
-            name = one.stem
-            if one.parent.resolve() == batch.out.resolve():
-                msg = f"{one} lies in the folder of the results. Choose another `--out`."
+        for item in inside:
+            name = item.stem
+            if item.parent.resolve() == batch.out.resolve():
+                msg = f"{item} lies in the folder of the results. Choose another `--out`."
                 raise ValueError(msg)
-            if found.setdefault(name, one) != one:
-                msg = (
-                    f"{found[name]} and {one} would both be written to {batch.out / name}{_STORE}. Rename one of them."
-                )
+            if inputs.setdefault(name, item) != item:
+                msg = f"{inputs[name]} and {item} would both be written to {batch.out / name}{_STORE}. Rename one of them."
                 raise ValueError(msg)
-    return found
+    return inputs
 
 
 def _each(batch: Batch, made_of: tuple[str, ...], make: Callable[[Path, Path], tuple[SpatialData, str]]) -> int:
@@ -289,7 +287,7 @@ def _opened(path: Path, batch: Batch) -> SpatialData:
 def _encoder(model: str, model_kwargs: Mapping[str, Any], tiles: Mapping[str, Any], batch: Batch) -> Encoder:
     from ragst_sd.image.encoders import resolve_encoder
 
-    device = own_device() if batch.device is None else batch.device
+    device = worker_device() if batch.device is None else batch.device
     return resolve_encoder(model, model_kwargs=model_kwargs, mean=tiles["mean"], std=tiles["std"], device=device)
 
 
@@ -303,13 +301,13 @@ def _embedded(sdata: SpatialData, encoder: Encoder, tiles: Mapping[str, Any], pa
         rg.pp.tile_grid(sdata, **image, tile_px=tiles["tile_px"], mpp=tiles["mpp"])
     table_key, shapes_key = resolve_annotation(sdata, batch.table_key, None)
     geometry = {name: value for name, value in tiles.items() if name not in ("mean", "std")}
-    own: dict[str, Any] = {
+    running: dict[str, Any] = {
         "table_key": table_key,
         "shapes_key": shapes_key,
         "num_workers": batch.num_workers,
         "cache": parts,
     }
-    rg.pp.embed_tiles(sdata, **image, model=encoder, **geometry, **own)
+    rg.pp.embed_tiles(sdata, **image, model=encoder, **geometry, **running)
     return table_key
 
 

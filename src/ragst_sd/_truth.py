@@ -12,20 +12,21 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import annotating_tables, is_predicted, regions_of, table_attrs
-from ragst_sd._gene_names import names_in, stored_expression, why_few_shared
+from ragst_sd._gene_names import check_unit, names_in, shared_genes, stored_expression, why_few_shared
 from ragst_sd._labels import labels
 from ragst_sd._results import gene_index
-from ragst_sd._validate import listing, name_list, only_one, require_choice, require_key, require_known, require_type
-from ragst_sd.reference.genes import changed_capitals, duplicates, sum_duplicates, take_genes
-from ragst_sd.reference.normalize import (
-    MIN_SHARED_GENES,
-    OR_LOGS,
-    UNITS,
-    check_counts,
-    check_log_normalized,
-    log_normalize,
-    size_factors,
+from ragst_sd._validate import (
+    listing,
+    name_list,
+    only_one,
+    require_choice,
+    require_key,
+    require_known,
+    require_type,
+    require_unique,
 )
+from ragst_sd.reference.genes import sum_duplicates, take_genes
+from ragst_sd.reference.normalize import MIN_SHARED_GENES, UNITS, log_normalize, size_factors
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def measured_values(
     def compared() -> tuple[np.ndarray, list[str]]:
         measured = truth_table(sdata, table, key)
         matrix, names, counted = normalized_truth(measured, header, layer, unit)
-        shared = shared_genes(table, names, genes)
+        shared = compared_genes(table, names, genes)
         ours, theirs = shared_spots(table, measured, counted)
         out = np.full((table.n_obs, len(shared)), np.nan)
         out[ours] = dense(take_genes(matrix, names, shared)[theirs])
@@ -145,10 +146,7 @@ def normalized_truth(
         factors = size_factors(counts, names, size_factor_genes(header))
         return log_normalize(counts, factors), names, factors > 0
     matrix, names = _named_values(measured, header, layer)
-    check_log_normalized(matrix, _WHERE)
-    if duplicates(names):
-        msg = f"{_WHERE} has duplicated gene names ({listing(duplicates(names))}); on a log scale they cannot be added."
-        raise ValueError(msg)
+    check_unit(matrix, unit, _WHERE, names)
     return matrix, names, np.asarray(matrix.sum(axis=1)).ravel() > 0
 
 
@@ -161,7 +159,7 @@ def truth_counts(measured: AnnData, header: dict[str, Any], layer: str | None) -
         If they are not counts, or hold too few of the genes that size factors rest on.
     """
     matrix, names = _named_values(measured, header, layer)
-    check_counts(matrix, _WHERE, OR_LOGS)
+    check_unit(matrix, "counts", _WHERE)
     matrix, names = sum_duplicates(matrix, names)
     wanted = size_factor_genes(header)
     present = len(set(wanted) & set(names))
@@ -186,18 +184,10 @@ def _named_values(measured: AnnData, header: dict[str, Any], layer: str | None) 
     return matrix, names_in(str(header["naming"]), measured, "The prediction", "the measured table")
 
 
-def shared_genes(table: AnnData, names: list[str], genes: Sequence[str] | None) -> list[str]:
+def compared_genes(table: AnnData, names: list[str], genes: Sequence[str] | None) -> list[str]:
     """The genes asked for, or all that both tables have."""
-    available = set(names)
     if genes is None:
-        shared = [gene for gene in table.var_names if gene in available]
-        if not shared:
-            msg = (
-                f"The predicted and the measured table share no genes: {listing(table.var_names[:5])} against "
-                f"{listing(names[:5])}.{changed_capitals(table.var_names, names)}"
-            )
-            raise ValueError(msg)
-        return shared
+        return shared_genes(list(table.var_names), names, "The predicted and the measured table")
     wanted = name_list(genes, "genes")
     gene_index(table, wanted)
     require_known(wanted, names, "genes", ": the measured table has no", KeyError)
@@ -275,7 +265,7 @@ def compare(
 ) -> Comparison:
     """Genes and spots that both tables have, section by section, in the unit of the prediction."""
     matrix, names, counted = normalized_truth(measured, header, layer, unit)
-    shared = shared_genes(table, names, genes)
+    shared = compared_genes(table, names, genes)
     ours, theirs = shared_spots(table, measured, counted)
     columns, truth = gene_index(table, shared), take_genes(matrix, names, shared)
     samples = np.full(len(theirs), "sample1")
@@ -323,7 +313,5 @@ def _spot_ids(table: AnnData, other: AnnData) -> pd.Index:
     attrs = table_attrs(table)
     places = table.obs[[attrs["region_key"], attrs["instance_key"]]].astype(str)
     ids = pd.Index(places.agg("\x1f".join, axis=1))
-    if ids.has_duplicates:
-        msg = f"Spots occur twice in a table: {listing(ids[ids.duplicated()].unique())}."
-        raise ValueError(msg)
+    require_unique(ids, "A table has spots", "Each spot needs one row.")
     return ids

@@ -7,22 +7,19 @@ import re
 import socket
 import sys
 from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ragst_sd._replacing import temporary_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-
-    from ragst_sd.image.embedding import Pyramid
-    from ragst_sd.image.encoder import Encoder
-    from ragst_sd.image.frames import FieldOfView
-    from ragst_sd.image.parts import Part
+from ragst_sd.image.embedding import Pyramid
+from ragst_sd.image.encoder import Encoder
+from ragst_sd.image.frames import FieldOfView
+from ragst_sd.image.parts import Part
 
 logger = logging.getLogger(__name__)
 
@@ -290,7 +287,7 @@ def _encoder_of(job: EmbeddingJob) -> Encoder:
     with _LOCK:
         if job.key not in _ENCODERS:
             _ENCODERS.clear()
-            device = job.options.get("device") or own_device()
+            device = job.options.get("device") or worker_device()
             encoder = resolve_encoder(job.model, **{**job.options, "device": device})
             if encoder.weights_hash != job.weights_hash:
                 msg = (
@@ -303,7 +300,7 @@ def _encoder_of(job: EmbeddingJob) -> Encoder:
         return _ENCODERS[job.key]
 
 
-def own_device() -> str | None:
+def worker_device() -> str | None:
     """The device of the settings; inside a task of a worker that has none set, the worker's own GPU."""
     from ragst_sd._settings import settings
 

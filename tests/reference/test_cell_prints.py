@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from ragst_sd.reference.cell_prints import cell_prints, recognised
+from ragst_sd.reference.responses import cell_prints, recognised
 
 GENES = [f"G{i}" for i in range(60)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ragst_sd.reference.migration import migrated
+from ragst_sd.reference.header import migrated
 from ragst_sd.reference.schema import REFERENCE_VERSION, check_reference_header
 
 

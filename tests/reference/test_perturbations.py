@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ragst_sd.reference.perturbations import canonical, components, embed_perturbation
+from ragst_sd.reference.responses import canonical, components, embed_perturbation
 from ragst_sd.reference.schema import check_perturbation_header
 
 

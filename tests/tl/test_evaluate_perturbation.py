@@ -220,7 +220,7 @@ def test_bad_tables(fold, predicted):
         rg.tl.evaluate_perturbation(predicted.tables["predicted"], adata, **BATCH)
     strangers = adata.copy()
     strangers.var_names = [f"OTHER{i}" for i in range(adata.n_vars)]
-    with pytest.raises(ValueError, match="share no genes"):
+    with pytest.raises(ValueError, match="share 0 genes"):
         rg.tl.evaluate_perturbation(tables["mean"][0], strangers, **BATCH)
     assert set(DEFAULT_METRICS) < set(CHOICES)
 

@@ -297,13 +297,13 @@ def rename(table, names):
     [
         (
             lambda n: [f"Gene{i}" for i in range(n)],
-            r"has 0 of the 60 genes of the screen \(0.0%\).*differ in capitals only.*human and mouse",
+            r"share 0 genes; at least 20 of 60 .*differ in capitals only.*human and mouse",
         ),
         (lambda n: [f"ENSG{i:011d}" for i in range(n)], "names its genes by symbols, .* by Ensembl ids"),
-        (lambda n: [f"OTHER{i}" for i in range(n)], r"has 0 of the 60 genes.*at least 20.*'OTHER0'"),
+        (lambda n: [f"OTHER{i}" for i in range(n)], r"share 0 genes; at least 20 of 60.*'OTHER0'"),
         (
             lambda n: [f"GENE{i}" if i < 12 else f"OTHER{i}" for i in range(n)],
-            r"has 12 of the 60 genes of the screen \(20.0%\)",
+            r"share 12 genes; at least 20 of 60 ",
         ),
     ],
 )
@@ -337,11 +337,11 @@ def test_fewer_genes_are_reported(tissue, bank):
     [
         ({"perturbations": "STAT9"}, KeyError, "has no 'STAT9'"),
         ({"table_key": "tabel"}, KeyError, r"Did you mean .*table"),
-        ({"spots": {"half": "c"}}, ValueError, "no spot has half 'c'; there are 'a', 'b'"),
+        ({"spots": {"half": "c"}}, ValueError, "no row has half 'c'; there are 'a', 'b'"),
         ({"spots": {"side": "a"}}, KeyError, r"side.* not found"),
         ({"spots": ["spot1", "spot999"]}, KeyError, "has no 'spot999'"),
         ({"spots": np.zeros(144, dtype=bool)}, ValueError, "leaves no spot"),
-        ({"spots": np.ones(3, dtype=bool)}, ValueError, "mask of shape"),
+        ({"spots": np.ones(3, dtype=bool)}, ValueError, "boolean mask over the 144 rows"),
         ({"spots": ["spot1", "spot2"]}, ValueError, "2 spots are left, too few for `n_around` 6"),
         ({"n_around": 0}, ValueError, "`n_around` is 0"),
         ({"n_permutations": 0.5}, ValueError, "`n_permutations` is 0.5"),

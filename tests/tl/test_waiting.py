@@ -38,10 +38,9 @@ def test_what_is_trained_takes_longer_and_more_rows_do():
 def test_the_time_left_follows_from_the_parts_done(caplog, monkeypatch):
     clock = iter([0.0, 20.0, 40.0])
     monkeypatch.setattr(_waiting.time, "monotonic", lambda: next(clock))
-    with caplog.at_level(logging.INFO, "ragst_sd"), in_parts(3, show=False) as parts:
+    with caplog.at_level(logging.INFO, "ragst_sd"), in_parts(3, show=False) as begin:
         for number in (1, 2, 3):
-            parts.start(f"donor held out {number} of 3")
-            parts.finish()
+            begin(f"donor held out {number} of 3")
     assert caplog.messages == [
         "donor held out 1 of 3.",
         "donor held out 2 of 3, about 40 s left.",

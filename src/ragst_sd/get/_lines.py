@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import cell_types_hash, signature_genes, signatures_of, type_names
 from ragst_sd._labels import labels
 from ragst_sd._validate import require_key
+from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.training import dense
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from anndata import AnnData
-
-    from ragst_sd.retrieval.bank import Bank
 
 _ABOUT = ("reference", _keys.PERTURBATION, _keys.CONTEXT)
 _NUMBERS = ("weight", "value", "correction", "contribution")

@@ -38,10 +38,7 @@ _OF_RESPONSES = (
 
 
 def neighbors(
-    sdata: SpatialData | AnnData,
-    *,
-    prediction_key: str = "predicted",
-    obs_names: str | Sequence[str] | None = None,
+    sdata: SpatialData | AnnData, *, prediction_key: str = "predicted", obs_names: str | Sequence[str] | None = None
 ) -> pd.DataFrame:
     """List the measured spots, or the measured responses to perturbations, that each prediction rests on.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 from spatialdata import SpatialData
 
 from ragst_sd._bank import open_bank
@@ -14,14 +15,10 @@ from ragst_sd._eligibility import eligible_rows, where_of
 from ragst_sd._query import read_query, state_of
 from ragst_sd._validate import listing
 from ragst_sd._workers import spread_over_workers
+from ragst_sd.retrieval.bank import Bank, Selection
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.run import part_of, predict, select
 from ragst_sd.retrieval.training import dense
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-    from ragst_sd.retrieval.bank import Bank, Selection
 
 # The unit is log1p of counts per 10,000 in float32; a prediction does not depend on the other spots beyond rounding.
 _SAME = 1e-4
@@ -49,7 +46,6 @@ class Rerun:
         spots: np.ndarray,
         genes: np.ndarray,
     ) -> None:
-
         if not isinstance(sdata, SpatialData):
             msg = (
                 "A bare predicted table has no embeddings, from which the search is made again. Give the SpatialData "
@@ -68,8 +64,7 @@ class Rerun:
             raise ValueError(msg)
         # Spots off the image were never predicted.
         self._on_image = query.finite[at]
-        at = at[self._on_image]
-        if not len(at):
+        if not self._on_image.any():
             msg = (
                 f"No spot has an embedding, and so no prediction that could change: {listing(table.obs_names[spots])}."
             )
@@ -85,34 +80,34 @@ class Rerun:
         self._embedding, self._obs = query.standardized[at], query.table.obs.iloc[at]
         self._genes = measured_columns(self._bank.genes, table.var_names[genes], self._bank.header.cell_types)
         self._n_neighbors, self._backend = int(header["n_neighbors"]), str(header["backend"])
-        self._selection, prediction = self._predict(np.ones(len(at), dtype=bool), eligibility.allowed)
-        self.prediction = self._on_all_spots(prediction)
+        self._selection, self.prediction = self._predict(np.ones(len(at), dtype=bool), eligibility.allowed)
+        self.prediction[~self._on_image] = np.nan
         """(spots, genes) prediction with nothing taken out; NaN for spots off the image."""
         _check_same(self.prediction, dense(table.X[spots][:, genes]), table.obs_names[spots], header)
 
     @property
     def usable(self) -> np.ndarray:
         """(rows,) which rows of the reference some spot may use."""
-        groups = np.unique(self._eligibility.query_groups, axis=0)
+        groups = np.unique(self._eligibility.query_groups[self._on_image], axis=0)
         patterns = replace(self._eligibility.of_groups(), query_groups=groups)
         return np.asarray(patterns.mask(slice(None), slice(None)).any(axis=0))
 
     def weight_of(self, rows: np.ndarray) -> np.ndarray:
         """(spots,) share of the weights that the rows of a mask hold; NaN for spots off the image."""
-        found = self._selection
-        held = np.where((found.rows >= 0) & rows[np.maximum(found.rows, 0)], found.weights, 0.0)
-        return self._on_all_spots(held.sum(axis=1))
+        cited, weights = self._selection.rows, self._selection.weights
+        held = np.where((cited >= 0) & rows[np.maximum(cited, 0)], weights, 0.0)
+        return np.where(self._on_image, held.sum(axis=1), np.nan)
 
     def without(self, rows: np.ndarray) -> np.ndarray:
         """(spots, genes) prediction without the rows of a mask; NaN for spots that are left without any."""
         allowed = self._eligibility.allowed & ~rows
         if not (self._eligibility.allowed & rows).any():
             return self.prediction
-        served = replace(self._eligibility, allowed=allowed).count() > 0
+        served = self._on_image & (replace(self._eligibility, allowed=allowed).count() > 0)
         out = np.full((len(served), len(self._genes)), np.nan, dtype=np.float32)
         if served.any():
             out[served] = self._predict(served, allowed)[1]
-        return self._on_all_spots(out)
+        return out
 
     def _predict(self, spots: np.ndarray, allowed: np.ndarray) -> tuple[Selection, np.ndarray]:
         embedding = self._embedding[spots]
@@ -126,11 +121,6 @@ class Rerun:
         )
         part = part_of(self._bank, self._genes, selected, spread=False)
         return selected.selection, predict(part, selected.selection, spread_over_workers)["prediction"]
-
-    def _on_all_spots(self, values: np.ndarray) -> np.ndarray:
-        out = np.full((len(self._on_image), *values.shape[1:]), np.nan, dtype=values.dtype)
-        out[self._on_image] = values
-        return out
 
 
 def _bank_of(reference: AnnData, header: dict[str, Any]) -> Bank:

@@ -115,7 +115,10 @@ def risk_coverage(
     ['disagreement', 'random', 'oracle']
     """
     table, header = predicted(sdata, prediction_key)
-    kept_shares = _check_shares(shares)
+    shares = [float(share) for share in np.atleast_1d(np.asarray(shares, dtype=np.float64))]
+    if not shares or not all(0 < share <= 1 for share in shares):
+        msg = f"`shares` is {listing(shares)}; name shares of the spots to keep, above 0 and at most 1."
+        raise ValueError(msg)
     orders = [_keys.DISAGREEMENT] if by is None else [by] if isinstance(by, str) else list(by)
     for name in orders:
         _check_order(table, name)
@@ -134,7 +137,7 @@ def risk_coverage(
         for name, risk in risks.items():
             # Spots of which nothing is known go first.
             order = np.argsort(np.where(np.isfinite(risk), risk, np.inf), kind="stable")
-            for share in kept_shares:
+            for share in shares:
                 kept = order[: max(1, round(share * len(order)))]
                 by = "random" if name.startswith("random ") else name
                 errors = _errors(values[kept], expected[kept], center, spread)
@@ -171,24 +174,10 @@ def _ordered(table: AnnData, name: str, rows: np.ndarray, columns: np.ndarray) -
 
 
 def _check_order(table: AnnData, name: str) -> None:
-    if name == WIDTH:
-        require_key(
-            _keys.UPPER,
-            table.layers,
-            "the predicted table's layers",
-            "Predict with `rg.tl.predict(..., intervals=...)`.",
-        )
-    elif name == _keys.DISAGREEMENT:
-        require_key(name, table.layers, "the predicted table's layers", "Predict again.")
+    if name in (WIDTH, _keys.DISAGREEMENT):
+        todo = "Predict with `rg.tl.predict(..., intervals=...)`." if name == WIDTH else "Predict again."
+        require_key(_keys.UPPER if name == WIDTH else name, table.layers, "the predicted table's layers", todo)
     elif name not in table.obs or table.obs[name].dtype.kind not in "fiub":
-        known = [_keys.DISAGREEMENT, WIDTH, *(one for one in table.obs if table.obs[one].dtype.kind in "fiub")]
+        known = [_keys.DISAGREEMENT, WIDTH, *table.obs.select_dtypes(["number", "bool"])]
         msg = f"`by` is {name!r}; spots can be ordered by {listing(known)}.{hint(name, known)}"
         raise KeyError(msg)
-
-
-def _check_shares(shares: Sequence[float]) -> list[float]:
-    values = [float(share) for share in np.atleast_1d(np.asarray(shares, dtype=np.float64))]
-    if not values or not all(0 < value <= 1 for value in values):
-        msg = f"`shares` is {listing(values)}; name shares of the spots to keep, above 0 and at most 1."
-        raise ValueError(msg)
-    return values

@@ -15,7 +15,7 @@ from ragst_sd import _keys
 from ragst_sd._page import count
 from ragst_sd._replacing import locked
 from ragst_sd._validate import require_choice
-from ragst_sd._workers import own_device
+from ragst_sd._workers import worker_device
 from ragst_sd.image.onnx_file import is_onnx_file
 from ragst_sd.io._data_card import check_card_folder, data_card
 from ragst_sd.io._read_reference import read_reference
@@ -169,7 +169,7 @@ def _encoder(plan: Recipe, place: Place, device: str | None) -> tuple[Encoder, s
 
     given = {name: value for name, value in vars(plan.encoder).items() if name != "batch_size"}
     try:
-        encoder = resolve_encoder(**given, device=own_device() if device is None else device)
+        encoder = resolve_encoder(**given, device=worker_device() if device is None else device)
     except ValueError as error:
         msg = f"{place / 'encoder'}: {error}"
         raise ValueError(msg) from error

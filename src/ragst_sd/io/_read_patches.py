@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd._patches import own_frame, patch_pyramid, shrunk
+from ragst_sd._patches import frame_of, patch_pyramid, shrunk
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.image.pooling import pool_tiles
@@ -212,7 +212,7 @@ def read_patches(
             upsampling=1.0,
             image_key=_keys.PATCHES,
             shapes_key=SHAPES,
-            coordinate_system=own_frame(sdata, SHAPES),
+            coordinate_system=frame_of(sdata, SHAPES),
         )
     logger.info("Read section %r: %d pictures of %d px x %d genes.", sample, len(rows), pictures.shape[1], found.n_vars)
     return sdata

@@ -11,7 +11,7 @@ from ragst_sd import _keys
 from ragst_sd._reference import ROW_BLOCK, annotations_hash, any_hash, any_header, is_perturbation, reference_header
 from ragst_sd._replacing import OLD, leftovers, locked, recover
 from ragst_sd.io._reference_file import PinnedStore, is_reference, opened_lazily, require_complete
-from ragst_sd.reference.migration import migrated
+from ragst_sd.reference.header import migrated
 
 if TYPE_CHECKING:
     import os

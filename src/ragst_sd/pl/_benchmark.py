@@ -134,7 +134,6 @@ def benchmark(
 
 
 def _check(scores: pd.DataFrame, unit: str | None) -> str:
-
     require_type(scores, pd.DataFrame, "scores", "Make it with `rg.tl.cross_validate`.")
     missing = [name for name in ("method", "fold", "sample", "gene", "unit", "metric", "value") if name not in scores]
     if missing or scores.empty:

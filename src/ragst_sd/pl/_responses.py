@@ -15,8 +15,7 @@ from ragst_sd._labels import labels
 from ragst_sd._reference import perturbation_header
 from ragst_sd._results import holds_responses, predicted, remembered, require_matching
 from ragst_sd._validate import listing, require_key, require_known
-from ragst_sd.reference.cell_prints import recognised
-from ragst_sd.reference.perturbations import canonical
+from ragst_sd.reference.responses import canonical, recognised
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:

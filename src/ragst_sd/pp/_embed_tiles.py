@@ -11,12 +11,12 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, resolve_annotation, rows_in_order
 from ragst_sd._elements import centers_in_pixels, image_pyramid, keep_value_max, require_sdata, resolve_image
-from ragst_sd._patches import holds_patches, own_frame, patch_mpp, patch_pyramid, require_shown
+from ragst_sd._patches import frame_of, holds_patches, patch_mpp, patch_pyramid, require_shown
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._settings import settings
 from ragst_sd._several import over_sections
 from ragst_sd._validate import require_positive, require_some
-from ragst_sd._workers import own_device, without_huge_chunks
+from ragst_sd._workers import without_huge_chunks, worker_device
 from ragst_sd.pp._embedding_header import add_embedding, default_key, embedding_header, same_header
 from ragst_sd.pp._embedding_run import open_cache, run_embedding
 from ragst_sd.pp._tile_grid import require_resolution
@@ -194,7 +194,7 @@ def embed_tiles(
     # `xy` are the spots in their frame, `at` the middles of their tiles in the pixels that are read.
     if by_patch:
         pyramid, at = patch_pyramid(table)
-        xy, affine, frame = np.asarray(table.obsm[_keys.SPATIAL], dtype=float), np.eye(3), own_frame(sdata, shapes_key)
+        xy, affine, frame = np.asarray(table.obsm[_keys.SPATIAL], dtype=float), np.eye(3), frame_of(sdata, shapes_key)
     else:
         _, index, affine, frame = centers = centers_in_pixels(
             sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system
@@ -217,7 +217,7 @@ def embed_tiles(
     batch_size = settings.batch_size if batch_size is None else batch_size
     require_positive(batch_size, "batch_size", whole=True)
     options: dict[str, Any] = {"model_kwargs": model_kwargs, "mean": mean, "std": std}
-    encoder = resolve_encoder(model, **options, device=own_device() if device is None else device, amp=amp)
+    encoder = resolve_encoder(model, **options, device=worker_device() if device is None else device, amp=amp)
     default = (1.0,) if by_patch else encoder.context
     multiples = list(default if context is None else np.atleast_1d(context).tolist())
     require_some(multiples, "context", "Give at least one field of view, for instance `(1,)`.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from ragst_sd.reference.genes import ENSEMBL, SYMBOL
 from ragst_sd.reference.symbols import (
@@ -17,9 +18,6 @@ from ragst_sd.reference.symbols import (
     look_up,
     one_to_one,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 CURRENT = {species: f"current {species} symbol" for species in SPECIES}
 """Naming by species, beside `symbol` and `ensembl`, which are names as they came."""
@@ -70,22 +68,22 @@ def current_names(offered: Mapping[str, Sequence[str]], *, orthologues_to: str |
         If the species cannot be told, or species are mixed.
     """
     species, _ = guess_species(_leading(offered))
-    table, found = load_table(species), []
+    table, genes = load_table(species), []
     lists = [offered[kind] for kind in (ENSEMBL, SYMBOL) if kind in offered]
     for given in zip(*lists, strict=True):
         hits = (look_up(name, table)[:2] for name in given)
-        found.append(next((gene for gene, how in hits if how in FOUND), ""))
-    own = list(_leading(offered))
+        genes.append(next((gene for gene, how in hits if how in FOUND), ""))
+    given_names = list(_leading(offered))
     if orthologues_to not in (None, species):
         partner = one_to_one(species, orthologues_to)
-        names, unknown = [partner.get(gene, "") for gene in found], 0
+        names, unknown = [partner.get(gene, "") for gene in genes], 0
     else:
-        names = [gene or name for gene, name in zip(found, own, strict=True)]
-        unknown = found.count("")
+        names = [gene or name for gene, name in zip(genes, given_names, strict=True)]
+        unknown = genes.count("")
     times = Counter(names)
     dropped = times.pop("", 0)
     merged = sum(n for n in times.values() if n > 1)
-    kept = sum(name == before and times[name] == 1 for name, before in zip(names, own, strict=True)) - unknown
+    kept = sum(name == before and times[name] == 1 for name, before in zip(names, given_names, strict=True)) - unknown
     how = {"kept": max(kept, 0), "renamed": 0, "merged": merged, "dropped": dropped, "unknown": unknown}
     how["renamed"] = len(names) - sum(how.values())
     return Current(names, species, how)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 
 from ragst_sd.reference.genes import take_genes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    import scipy.sparse as sp
 
 _COMPONENTS = 64
 _PROBES = 100
@@ -128,11 +125,11 @@ def _matches(small: np.ndarray, large: np.ndarray, ratio: float) -> tuple[np.nda
     from scipy.spatial.distance import cdist
 
     probes = np.sort(np.random.default_rng(0).permutation(len(small))[:_PROBES])
-    across, own = (cdist(small[probes], rows, "sqeuclidean") for rows in (large, small))
-    own[np.arange(len(probes)), probes] = np.inf
+    across, within = (cdist(small[probes], rows, "sqeuclidean") for rows in (large, small))
+    within[np.arange(len(probes)), probes] = np.inf
     nearest = across.argmin(axis=1)
     # Identical rows within a section have no distance to compare with.
-    return probes, nearest, across.min(axis=1) < ratio**2 * own.min(axis=1)
+    return probes, nearest, across.min(axis=1) < ratio**2 * within.min(axis=1)
 
 
 def _same_place(first: np.ndarray, second: np.ndarray) -> bool:

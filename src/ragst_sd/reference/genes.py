@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import scipy.sparse as sp
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
 
 _ENSEMBL = re.compile(r"^ENS[A-Z]{0,4}G\d{11}(\.\d+)?$")
 # Above this share of Ensembl ids a list is taken as ids: real lists of symbols hold none, real lists of ids hold
@@ -60,7 +57,7 @@ def filled_names(names: Sequence[str], column: Sequence[str]) -> list[str]:
 
 def available_names(names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Gene names of a section by naming: those of `var_names`, and those of a known column of `var`."""
-    found: dict[str, list[str]] = {}
+    by_naming: dict[str, list[str]] = {}
     names = [str(name) for name in names]
     candidates = [*SYMBOL_COLUMNS, *ENSEMBL_COLUMNS]
     listed = [filled_names(names, columns[column]) for column in candidates if column in columns]
@@ -69,10 +66,10 @@ def available_names(names: Sequence[str], columns: Mapping[str, Sequence[str]]) 
             kind = naming(values)
         except ValueError:
             continue
-        found.setdefault(kind, strip_version(values) if kind == ENSEMBL else values)
-    if not found:
+        by_naming.setdefault(kind, strip_version(values) if kind == ENSEMBL else values)
+    if not by_naming:
         naming(names)
-    return found
+    return by_naming
 
 
 def common_naming(available: Mapping[str, Mapping[str, Sequence[str]]]) -> str:

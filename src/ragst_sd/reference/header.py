@@ -1,18 +1,18 @@
-"""What a reference says of itself, and what a fit keeps, as the types that the package works with."""
+"""What a reference says of itself, also one of an earlier release, and what a fit keeps, as the types we work with."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from ragst_sd.reference.schema import RESPONSE_UNITS, SCHEMA_VERSION, control_names
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import pandas as pd
+from ragst_sd.reference.current_names import CURRENT, species_of
+from ragst_sd.reference.genes import ENSEMBL, SYMBOL
+from ragst_sd.reference.schema import REFERENCE_VERSION, RESPONSE_UNITS, SCHEMA_VERSION, control_names
+from ragst_sd.reference.symbols import UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -178,3 +178,34 @@ def _fields_in(cls: type, stored: Mapping[str, Any]) -> dict[str, Any]:
 def _texts(values: Any) -> np.ndarray:
     # Not `astype`: as read from disk, names do not cast.
     return np.array([str(value) for value in np.atleast_1d(values)], dtype=object)
+
+
+def migrated(header: Any, genes: Sequence[str]) -> Any:
+    """The header in the present version, a copy; no header, or one of a later version, is left to the schema's check.
+
+    Content hash and fit stay valid: no version changes what a reference says, or what a fit rests on.
+
+    Parameters
+    ----------
+    header
+        `uns["ragst"]` of a reference of tissue.
+    genes
+        Names of its genes.
+    """
+    if not isinstance(header, Mapping):
+        return header
+    if int(header.get("schema_version", REFERENCE_VERSION)) != 1:
+        return dict(header)
+    # Species of the sections, told from the genes; `donor_key` and `obs`, which the first files lack.
+    sections = header.get("sections")
+    if isinstance(sections, Mapping) and "sample" in sections and "species" not in sections:
+        naming = str(header.get("normalization", {}).get("naming", SYMBOL))
+        offered = {ENSEMBL if naming == ENSEMBL else SYMBOL: list(map(str, genes))}
+        try:
+            species = next((one for one, name in CURRENT.items() if name == naming), None) or species_of(offered)
+        except ValueError:
+            # Names of both species in one table: version 1 took them, and no section can be told to be of one.
+            species = UNKNOWN
+        sections = {**sections, "species": np.full(len(sections["sample"]), species)}
+    added = {"donor_key": "donor", "obs": np.array([], dtype=str)}
+    return {**added, **header, "sections": sections, "schema_version": REFERENCE_VERSION}

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import scipy.sparse as sp
 
 from ragst_sd.reference.normalize import TARGET_SUM, log_normalize
-
-if TYPE_CHECKING:
-    import scipy.sparse as sp
 
 
 def noise_ceiling(

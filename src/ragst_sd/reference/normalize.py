@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 TARGET_SUM = 1e4
 UNITS = ("counts", "log1p_cp10k")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from ragst_sd.reference.genes import changed_capitals
 from ragst_sd.reference.normalize import MIN_SHARED_GENES
-
-if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
 
 # The largest targeted panels measure some 6,000 genes; sequencing-based sections of whole transcriptomes list more.
 WHOLE_TRANSCRIPTOME_GENES = 10_000

@@ -1,8 +1,9 @@
-"""Mean responses to perturbations, their standard errors, and how well two halves of the cells agree."""
+"""Responses to perturbations: their names, means and errors, agreement of halves, and cells that are recognised."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -121,3 +122,78 @@ def _indicator(codes: np.ndarray, n: int) -> sp.csr_matrix:
     """(n, cells) matrix that adds up the cells of each code."""
     cells = np.arange(len(codes))
     return sp.csr_matrix((np.ones(len(codes)), (codes, cells)), shape=(n, len(codes)))
+
+
+SEPARATOR = "+"
+
+
+def components(name: str, control: str | Collection[str]) -> tuple[str, ...]:
+    """The genes of a perturbation, sorted; none for the control, or one of several. `A+control` is `A`."""
+    controls = {control} if isinstance(control, str) else set(control)
+    parts = {part.strip() for part in str(name).split(SEPARATOR)} - {"", *controls}
+    return () if str(name).strip() in controls else tuple(sorted(parts))
+
+
+def canonical(name: str, control: str | Collection[str]) -> str:
+    """One spelling of a perturbation: `B+A` is `A+B`, and all controls go by the name of the first.
+
+    Raises
+    ------
+    ValueError
+        If the name holds neither a gene nor a control, as `""` and `"+"` do.
+    """
+    genes = components(name, control)
+    first = control if isinstance(control, str) else next(iter(control))
+    if not genes and not any(part.strip() for part in str(name).split(SEPARATOR)):
+        msg = f"{name!r} names no perturbation. Name a gene, a combination `A+B`, or the control ({first!r})."
+        raise ValueError(msg)
+    return SEPARATOR.join(genes) or first
+
+
+def embed_perturbation(genes: tuple[str, ...], table: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Embedding of a perturbation: the sum over its genes.
+
+    So a method that is linear in the embedding predicts the sum of the singles' responses for a combination, which is
+    the null model of no interaction. Cosine similarity does not tell the sum from the mean.
+    """
+    return np.asarray(np.sum([table[gene] for gene in genes], axis=0, dtype=np.float64))
+
+
+# Values of the genes with the highest mean are enough to tell cells apart, whose noise differs.
+_N_GENES = 32
+# Fewer values than this may agree by chance.
+_FEWEST = 8
+# Between counts of unit length: rounding leaves 1e-6, and the noise of two cells of ten million counts 1e-3.
+_SAME = 1e-4
+
+
+def cell_prints(values: sp.csr_matrix, genes: Sequence[str]) -> dict[str, np.ndarray]:
+    """What cells of a log scale are recognised by: some `genes`, and their `values`, one row per cell."""
+    mean = np.asarray(values.mean(axis=0)).ravel()
+    top = np.sort(np.argsort(-mean, kind="stable")[:_N_GENES])
+    return {"genes": np.asarray(genes, dtype=str)[top], "values": values[:, top].toarray().astype(np.float32)}
+
+
+def recognised(values: sp.csr_matrix, genes: Sequence[str], known: Mapping[str, Any]) -> np.ndarray:
+    """(cells,) which cells are among the known ones: the same counts, up to one factor, in all genes that both have."""
+    from scipy.spatial import cKDTree
+
+    place = {str(gene): i for i, gene in enumerate(genes)}
+    shared = [(i, place[str(gene)]) for i, gene in enumerate(known["genes"]) if str(gene) in place]
+    if len(shared) < _FEWEST:
+        return np.zeros(values.shape[0], dtype=bool)
+    theirs, ours = np.array(shared).T
+    bank, _ = _unit(np.asarray(known["values"])[:, theirs])
+    asked, rows = _unit(values[:, ours].toarray())
+    found = np.zeros(values.shape[0], dtype=bool)
+    if len(bank):
+        found[rows] = np.isfinite(cKDTree(bank).query(asked, distance_upper_bound=_SAME)[0])
+    return found
+
+
+def _unit(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of unit length from their logarithms, of the rows that have enough of them, and these rows."""
+    counts = np.expm1(values.astype(np.float64))
+    # A difference of two float32 numbers is not exactly zero where it should be.
+    rows = np.flatnonzero((counts > _SAME).sum(axis=1) >= _FEWEST)
+    return counts[rows] / np.linalg.norm(counts[rows], axis=1, keepdims=True), rows

@@ -18,7 +18,7 @@ RESPONSE_UNITS = {
 """Units of responses that are given as they are, and what a table calls them."""
 # Of tables, fits and calibrations.
 SCHEMA_VERSION = 1
-# Of a reference of tissue; `reference/migration.py` brings earlier ones to it when they are read.
+# Of a reference of tissue; `reference/header.py` brings earlier ones to it when they are read.
 REFERENCE_VERSION = 2
 
 # Encoder settings that two embeddings must share to be comparable.
@@ -77,12 +77,12 @@ def check_reference_header(header: Any) -> None:
 
 def check_task(header: Any, task: str) -> None:
     """Raise a `ValueError` if `header` describes a reference for another task."""
-    found = header.get("task", task) if isinstance(header, Mapping) else task
-    if found != task:
+    stated = header.get("task", task) if isinstance(header, Mapping) else task
+    if stated != task:
         use = {"histology": "rg.tl.predict", "perturbation": "rg.tl.perturb"}
         msg = (
-            f"The reference is for the task {str(found)!r}, not {task!r}. Use "
-            f"`{use.get(str(found), 'its own functions')}`."
+            f"The reference is for the task {str(stated)!r}, not {task!r}. Use "
+            f"`{use.get(str(stated), 'its own functions')}`."
         )
         raise ValueError(msg)
 

@@ -8,17 +8,14 @@ from __future__ import annotations
 import gzip
 import re
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from ragst_sd.reference.genes import strip_version
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import pandas as pd
 
 SPECIES = ("human", "mouse")
 # How a name was found, if it was.

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
 
 from ragst_sd import _keys
+from ragst_sd._gene_names import names_in, shared_genes, stored_expression
+from ragst_sd._labels import is_missing, labels
 from ragst_sd._reference import reference_header
-from ragst_sd._validate import listing, names_among, require_known, require_positive, require_type
-from ragst_sd.reference.normalize import TARGET_SUM, as_csr
-from ragst_sd.tl._single_cells import SingleCells, read_single_cells, shared_with
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from anndata import AnnData
+from ragst_sd._validate import listing, names_among, require_key, require_known, require_positive, require_type
+from ragst_sd.reference.genes import sum_duplicates
+from ragst_sd.reference.normalize import TARGET_SUM, as_csr, check_counts
 
 logger = logging.getLogger(__name__)
 
@@ -135,10 +135,13 @@ def add_cell_types(
             min_cells=int(min_cells),
         )
         needed = max(FEWEST_GENES, len(cells.names))
-        shared = shared_with(list(reference.var_names), cells, needed)
+        why = f" to tell {len(cells.names)} cell types apart"
+        shared = shared_genes(
+            list(reference.var_names), cells.genes, "The reference and `adata_sc`", needed=needed, why=why
+        )
         about |= _signatures(reference, header, cells)
     if fractions is not None:
-        names, found = _given(reference, fractions, cells)
+        names, shares = _given(reference, fractions, cells)
         if cells is not None:
             order = [cells.names.index(name) for name in names]
             about |= {"signatures": about["signatures"][order], "n_cells": about["n_cells"][order]}
@@ -147,16 +150,16 @@ def add_cell_types(
     else:
         used = _chosen(shared, genes, needed)
         about |= {"method": "nnls", "genes_used": np.asarray(used, dtype=str)}
-        found, fit, effects = _deconvolve(reference, header, about, platform=platform_effects)
+        shares, fit, effects = _deconvolve(reference, header, about, platform=platform_effects)
         about["platform_effects"] = effects
-    reference.obsm[_keys.CELL_TYPE_FRACTION] = found.astype(np.float32)
+    reference.obsm[_keys.CELL_TYPE_FRACTION] = shares.astype(np.float32)
     reference.obs[_keys.CELL_TYPE_FIT] = fit
     reference.uns[_keys.ATTRS] = {**reference.uns[_keys.ATTRS], _keys.CELL_TYPES: about}
-    n_known = int(np.isfinite(found).all(axis=1).sum())
+    n_known = int(np.isfinite(shares).all(axis=1).sum())
     logger.info(
         "Adding `obsm[%r]`: %d cell types; %d of %d rows have fractions.",
         _keys.CELL_TYPE_FRACTION,
-        found.shape[1],
+        shares.shape[1],
         n_known,
         reference.n_obs,
     )
@@ -217,24 +220,24 @@ def _deconvolve(
     measured = np.asarray(reference.varm[_keys.MEASURED])[columns]
     values = as_csr(reference.X)[:, columns]
     needed = max(FEWEST_GENES, len(profiles))
-    found = np.full((reference.n_obs, len(profiles)), np.nan)
+    shares = np.full((reference.n_obs, len(profiles)), np.nan)
     fit = np.full(reference.n_obs, np.nan)
     effects = np.full(measured.shape, np.nan)
     for panel, name in enumerate(header["panels"]):
-        own = measured[:, panel]
+        of_panel = measured[:, panel]
         rows = np.flatnonzero(panels == panel)
         if not len(rows):
             continue
-        if own.sum() < needed:
+        if of_panel.sum() < needed:
             msg = (
-                f"Panel {str(name)!r} measured {int(own.sum())} of the {len(used)} genes; {needed} are needed. Name "
+                f"Panel {str(name)!r} measured {int(of_panel.sum())} of the {len(used)} genes; {needed} are needed. Name "
                 "other `genes`, or take the rows of this panel out of the reference."
             )
             raise ValueError(msg)
-        result = deconvolve(values[rows][:, own], profiles[:, own], platform=platform)
-        found[rows], fit[rows] = result.fractions, result.fit
-        effects[own, panel] = result.platform
-    return found, fit, effects
+        result = deconvolve(values[rows][:, of_panel], profiles[:, of_panel], platform=platform)
+        shares[rows], fit[rows] = result.fractions, result.fit
+        effects[of_panel, panel] = result.platform
+    return shares, fit, effects
 
 
 def _given(reference: AnnData, fractions: pd.DataFrame, cells: SingleCells | None) -> tuple[list[str], np.ndarray]:
@@ -265,3 +268,59 @@ def _given(reference: AnnData, fractions: pd.DataFrame, cells: SingleCells | Non
         logger.warning("`fractions` lack %d of %d rows of the reference.", int((~known).sum()), reference.n_obs)
     total = values.sum(axis=1, keepdims=True)
     return names, np.divide(values, total, out=np.full_like(values, np.nan), where=total > 0)
+
+
+class SingleCells(NamedTuple):
+    """Counts by cell and gene, and the type of each cell."""
+
+    counts: sp.csr_matrix
+    genes: list[str]
+    types: np.ndarray
+    """(cells,) position in `names`."""
+    names: list[str]
+
+
+def read_single_cells(
+    adata_sc: Any, *, cell_type_key: str | None, layer: str | None, naming: str, min_cells: int
+) -> SingleCells:
+    """Counts and labels of single cells, genes named as in the reference.
+
+    Raises
+    ------
+    KeyError
+        If a column or layer does not exist.
+    TypeError
+        If it is not an AnnData.
+    ValueError
+        If values are no counts, or some of them are logged; genes are named differently; or fewer than two types are
+        left.
+    """
+    require_type(adata_sc, AnnData, "adata_sc", "Single cells with their types in `.obs`.")
+    if cell_type_key is None:
+        msg = f"`cell_type_key` is missing; name the column of `adata_sc.obs` with cell types: {listing(adata_sc.obs)}."
+        raise ValueError(msg)
+    require_key(cell_type_key, adata_sc.obs, "adata_sc.obs", "`cell_type_key` names the column with cell types.")
+    layers = listing(name for name in adata_sc.layers if name)
+    counts = stored_expression(adata_sc, layer, "adata_sc", f"Name a layer with counts: {layers}.")
+    check_counts(counts, "adata_sc.X" if layer is None else f"adata_sc.layers[{layer!r}]")
+    names_of_genes = names_in(naming, adata_sc, "The reference", "`adata_sc`")
+
+    column = adata_sc.obs[cell_type_key]
+    types = labels(column).astype(str)
+    labelled = ~is_missing(types)
+    present, n_cells = np.unique(types[labelled], return_counts=True)
+    few = present[n_cells < min_cells]
+    keep = labelled & ~np.isin(types, few)
+    if len(few):
+        logger.warning("Left out: %d cell types with fewer than %d cells: %s.", len(few), min_cells, listing(few))
+    if not labelled.all():
+        logger.info("%d cells have no type and are left out.", int((~labelled).sum()))
+    names = [str(name) for name in present[n_cells >= min_cells]]
+    if len(names) < 2:
+        msg = (
+            f"`adata_sc.obs[{cell_type_key!r}]` leaves {len(names)} cell types with {min_cells} cells or more; at "
+            f"least 2 are needed. Found: {listing(f'{name} ({n})' for name, n in zip(present, n_cells, strict=True))}."
+        )
+        raise ValueError(msg)
+    matrix, genes = sum_duplicates(counts[keep], names_of_genes)
+    return SingleCells(matrix, genes, pd.Index(names).get_indexer(types[keep]), names)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._gene_embedding import NO_EMBEDDING, embed, embedding_table, lookup, missing_genes, spelling
@@ -24,21 +27,9 @@ from ragst_sd._validate import (
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import TARGET_SUM, UNITS
 from ragst_sd.reference.schema import RESPONSE_UNITS, TASK
-from ragst_sd.tl._perturbation_cells import (
-    NAME_THEM,
-    control_labels,
-    read_expression,
-    read_labels,
-    repeated_controls,
-)
+from ragst_sd.tl._perturbation_cells import NAME_THEM, control_labels, read_expression, read_labels, repeated_controls
 from ragst_sd.tl._response_table import given_responses, read_responses, refuse_responses, response_adata
 from ragst_sd.tl._screen import Screen, cell_parts, dropped_frame, measure, sources_frame
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import pandas as pd
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -226,17 +217,21 @@ def build_perturbation_reference(
     embedded = np.ones(len(cells), bool) if embedding is None else _embedded(cells, control, vectors, on_missing)
     lost = cells[_keys.PERTURBATION][cells["used"] & ~embedded].value_counts().sort_index()
     cells["used"] &= embedded
-    kept = expression.genes if genes is None else names_among(genes, expression.genes, "genes", ": the cells have no")
+    chosen_genes = (
+        expression.genes if genes is None else names_among(genes, expression.genes, "genes", ": the cells have no")
+    )
     # Cells in the order of their names: neither sums nor draws depend on the order in which they came.
     order = np.argsort(np.asarray(adata.obs_names, dtype=str), kind="stable")
-    screen = Screen(take_genes(expression.values, expression.genes, kept)[order], cells.iloc[order].copy())
+    screen = Screen(take_genes(expression.values, expression.genes, chosen_genes)[order], cells.iloc[order].copy())
     seed = as_seed(rng)
     if given:
-        errors = None if errors is None else take_genes(errors, expression.genes, kept)[order]
+        errors = None if errors is None else take_genes(errors, expression.genes, chosen_genes)[order]
         numbers = adata.obs.iloc[order]
-        reference, parts, dropped = given_responses(screen, kept, errors, numbers, min_cells=int(min_cells))
+        reference, parts, dropped = given_responses(screen, chosen_genes, errors, numbers, min_cells=int(min_cells))
     else:
-        reference, row, dropped = measure(screen, kept, min_cells=int(min_cells), rng=np.random.default_rng(seed))
+        reference, row, dropped = measure(
+            screen, chosen_genes, min_cells=int(min_cells), rng=np.random.default_rng(seed)
+        )
         parts = cell_parts(screen, reference, row, int(max_controls), int(max_cells), seed)
     obs = reference.obs
     embedded_rows = embed(obs[_keys.PERTURBATION], control, vectors) if vectors else np.zeros((len(obs), 0))

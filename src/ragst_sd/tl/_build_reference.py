@@ -16,7 +16,7 @@ from ragst_sd._reference import new_reference
 from ragst_sd._several import named_sections
 from ragst_sd._validate import listing, names_among, require_choice, require_known
 from ragst_sd._workers import spread_over_workers
-from ragst_sd.reference.duplicates import fingerprint
+from ragst_sd.reference.duplicates import Fingerprint, fingerprint
 from ragst_sd.reference.genes import sum_duplicates, take_genes
 from ragst_sd.reference.normalize import TARGET_SUM, UNITS, log_normalize, size_factors
 from ragst_sd.reference.panels import PANEL, assign_panels, measured_mask, shared_genes
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from ragst_sd.reference.duplicates import Fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +200,7 @@ def build_reference(
         totals[section.sample] = dict(zip(merged, of_genes, strict=True))
     panel_of, panels = assign_panels(totals, {section.sample: section.source[PANEL] for section in sections})
     if len(panels) > 1:
-        logger.info("Sections by panel: %s.", {p: [s for s, own in panel_of.items() if own == p] for p in panels})
+        logger.info("Sections by panel: %s.", {p: [s for s, part in panel_of.items() if part == p] for p in panels})
     shared = shared_genes(panels)
     if unit != "counts" and len(panels) > 1:
         msg = (
@@ -209,10 +208,10 @@ def build_reference(
             "so their values do not mean the same. Give counts with `layer=`, or build one reference per panel."
         )
         raise ValueError(msg)
-    kept = sorted(set.union(*panels.values()))
-    kept = kept if genes is None else names_among(genes, kept, "genes", ": no section measured")
-    normalized = [_normalize(section, section.names[naming], shared, kept, unit) for section in sections]
-    factors = [own for own, _ in normalized]
+    chosen = sorted(set.union(*panels.values()))
+    chosen = chosen if genes is None else names_among(genes, chosen, "genes", ": no section measured")
+    normalized = [_normalize(section, section.names[naming], shared, chosen, unit) for section in sections]
+    factors = [part for part, _ in normalized]
     _sections.report_duplicates([recognised for _, recognised in normalized], on_duplicate)
     del normalized
     obs_of_rows = _sections.row_annotations(sections, panel_of)
@@ -238,13 +237,13 @@ def build_reference(
     }
     reference = new_reference(
         header,
-        kept,
+        chosen,
         values=log_normalize(given, np.concatenate(factors)) if unit == "counts" else given,
         counts=given if unit == "counts" else None,
         obs=obs_of_rows,
         embedding=embedding,
         thumbnails=pictures,
-        measured=measured_mask(kept, panels),
+        measured=measured_mask(chosen, panels),
     )
     n_donors = reference.obs[_keys.DONOR].nunique()
     logger.info(
@@ -272,7 +271,7 @@ def _check_same_embedding(first: _sections.Section, section: _sections.Section) 
 
 
 def _normalize(
-    section: _sections.Section, names: list[str], shared: list[str], kept: list[str], unit: str
+    section: _sections.Section, names: list[str], shared: list[str], chosen: list[str], unit: str
 ) -> tuple[np.ndarray, Fingerprint]:
     """Limit a section to rows with a size factor and to the genes kept.
 
@@ -301,6 +300,6 @@ def _normalize(
         embedding=standardize_embedding(section.embedding, header["section_mean"], header["section_std"]),
         xy=section.xy,
     )
-    section.expression = take_genes(section.expression, names, kept)
+    section.expression = take_genes(section.expression, names, chosen)
     section.expression.sort_indices()
     return factors, recognised

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank, standardized
@@ -24,12 +25,6 @@ from ragst_sd.tl._fit_tissue import fit_tissue
 from ragst_sd.tl._folds import BLOCKS, folds_of, inner_group_key, training_part
 from ragst_sd.tl._intervals import far_distance, gene_floor, held_out_scores, quantiles_by_level
 from ragst_sd.tl._waiting import expected_seconds, in_parts, say_if_long
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-
 
 logger = logging.getLogger(__name__)
 
@@ -159,9 +154,9 @@ def calibrate(
     seconds = sum(expected_seconds([fit.method], len(fold.training)) for fold in folds)
     quicker = "Fewer `n_folds`, or a reference fitted with 'knn', take less."
     say_if_long(seconds, f"Fitting {fit.method!r} again {len(folds)} times", quicker)
-    with in_parts(len(folds), show=show) as fits:
+    with in_parts(len(folds), show=show) as begin:
         for i, fold in enumerate(folds):
-            fits.start(f"{fold.kind} held out {i + 1} of {len(folds)} ({fold.name})")
+            begin(f"{fold.kind} held out {i + 1} of {len(folds)} ({fold.name})")
             part = training_part(bank, fold.training, values)
             refitted = fit_tissue(
                 part,
@@ -179,14 +174,17 @@ def calibrate(
                 parts.append(_fold_scores.about_the_data(bank, section, counts=counts, rng=run.rng))
                 rows, genes = section.rows, section.genes
                 columns = bank.genes.get_indexer(genes)
-                selected, found = _fold_scores.predict_held(refitted, bank.at_rows(rows), genes, with_disagreement=True)
+                selected, values_held = _fold_scores.predict_held(
+                    refitted, bank.at_rows(rows), genes, with_disagreement=True
+                )
                 truth, distance = values[rows][:, columns], selected.grounding.distance
-                of_section = held_out_scores(dense(truth), found, distance, floor[columns], far_distance(refitted.fit))
+                of_section = held_out_scores(
+                    dense(truth), values_held, distance, floor[columns], far_distance(refitted.fit)
+                )
                 scores[np.ix_(rows, columns)] = of_section
                 if len(rows) >= _fold_scores.FEWEST_SPOTS:
-                    accuracy = _fold_scores.gene_scores(found["prediction"], truth, genes, metrics=["pearson"])
+                    accuracy = _fold_scores.gene_scores(values_held["prediction"], truth, genes, metrics=["pearson"])
                     parts.append(accuracy.assign(method=fit.method, fold=section.fold, sample=section.sample))
-            fits.finish()
 
     # Groups of which one part was learned from while another was predicted are no unit.
     whole = {UNITS[0]: bank.donors, UNITS[1]: bank.sections}

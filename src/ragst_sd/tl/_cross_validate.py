@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank, standardized
@@ -24,7 +28,7 @@ from ragst_sd._validate import (
     require_some,
 )
 from ragst_sd.reference.normalize import as_csr
-from ragst_sd.retrieval.bank import Run
+from ragst_sd.retrieval.bank import Bank, Run
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.tl._downstream_metrics import gene_sets_of
@@ -39,19 +43,9 @@ from ragst_sd.tl._fold_scores import (
     score_section,
     write_gene_trust,
 )
-from ragst_sd.tl._folds import BLOCKS, RAW_UNIT, fewer_donors, folds_of, inner_group_key, training_part
+from ragst_sd.tl._folds import BLOCKS, RAW_UNIT, Fold, fewer_donors, folds_of, inner_group_key, training_part
 from ragst_sd.tl._section_metrics import SECTION_METRICS, needing
 from ragst_sd.tl._waiting import expected_seconds, in_parts, say_if_long
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
-
-    import pandas as pd
-    from anndata import AnnData
-
-    from ragst_sd.retrieval.bank import Bank
-    from ragst_sd.tl._folds import Fold
 
 logger = logging.getLogger(__name__)
 
@@ -251,19 +245,19 @@ def cross_validate(
     rounds = [(fold, smaller) for fold in folds for smaller in fewer_donors(bank, fold, n_donors, seed)]
     seconds = len(values_of) * sum(expected_seconds(methods, len(fold.training)) for _, fold in rounds)
     say_if_long(seconds, f"Fitting {listing(methods)} {len(rounds)} times each", "`methods=['knn']` takes seconds.")
-    with in_parts(len(rounds) * len(values_of) * len(methods), show=show) as fits:
+    with in_parts(len(rounds) * len(values_of) * len(methods), show=show) as begin:
         for i, (whole, fold) in enumerate(rounds):
             chosen, summarised = choose_genes(bank, whole, n_genes, genes)
             known = set(bank.genes[bank.measured[np.unique(bank.panels[fold.training])].any(axis=0)])
             chosen = [gene for gene in chosen if gene in known]
             sections = held_sections(bank, fold, chosen, summarised, by_donor=by_donor)
-            found = [about_the_data(bank, section, counts=counts, rng=seed) for section in sections]
+            frames = [about_the_data(bank, section, counts=counts, rng=seed) for section in sections]
             inner = None if by_donor else inner_group_key(bank.obs.iloc[fold.training], group_key, fold.name)
             shared: dict[str, Any] = {}
             for unit, values in values_of.items():
                 part = training_part(bank, fold.training, values)
                 for method in methods:
-                    fits.start(f"{fold.kind} held out {i + 1} of {len(rounds)} ({fold.name}), {method}")
+                    begin(f"{fold.kind} held out {i + 1} of {len(rounds)} ({fold.name}), {method}")
                     run = Run(options[method], seed, train_on(device), amp)
                     own = raw[fold.training]
                     fitted = fit_tissue(
@@ -273,9 +267,8 @@ def cross_validate(
                         frame = score_section(
                             bank, fitted, section, values, numbers, label_key, seed, metrics=asked, gene_sets=gene_sets
                         )
-                        found.append(frame.assign(method=method, unit=unit))
-                    fits.finish()
-            parts += [frame.assign(n_donors=fold.n_donors) for frame in found]
+                        frames.append(frame.assign(method=method, unit=unit))
+            parts += [frame.assign(n_donors=fold.n_donors) for frame in frames]
     scores = pd.concat(parts, ignore_index=True)[COLUMNS if n_donors is None else [*COLUMNS, "n_donors"]]
     _log_summary(scores)
     if inplace and n_donors is None:

@@ -86,13 +86,13 @@ def gene_set_agreement(predicted: np.ndarray, truth: np.ndarray, about: About) -
     tables = [AnnData(values, obs=index.copy(), var=pd.DataFrame(index=about.genes)) for values in (predicted, truth)]
     out = {}
     for name, genes in about.gene_sets.items():
-        own = sorted(set(genes) & set(about.genes))
+        members = sorted(set(genes) & set(about.genes))
         out[name] = np.nan
-        if len(own) < _FEWEST_IN_SET or len(truth) < 3:
+        if len(members) < _FEWEST_IN_SET or len(truth) < 3:
             continue
         try:
             for table in tables:
-                sc.tl.score_genes(table, own, score_name="score", random_state=about.rng)
+                sc.tl.score_genes(table, members, score_name="score", random_state=about.rng)
         except RuntimeError:  # no other genes of like expression, as scanpy says
             continue
         scores = [table.obs[["score"]].to_numpy(np.float64) for table in tables]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
@@ -26,12 +27,10 @@ from ragst_sd.tl._perturbation_metrics import (
 from ragst_sd.tl._response_metrics import MeasuredTable, measured_table, require_metrics, response_scores
 from ragst_sd.tl._response_table import response_adata
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-
 CEILING = "ceiling"
+COLUMNS = [
+    _keys.CONTEXT, _keys.PERTURBATION, "subset", "metric", "value", _keys.N_CELLS, _keys.RELIABILITY, _keys.TASK, CEILING
+]  # fmt: skip
 
 
 def evaluate_perturbation(
@@ -173,7 +172,7 @@ def evaluate_perturbation(
         truth: Measured | MeasuredTable = measured_table(
             adata, header, genes, perturbation_key=perturbation_key, context_key=context_key, layer=layer
         )
-        means = _means_at(header, first, genes)
+        means = _means_at(header, genes)
     else:
         chosen = as_names(DEFAULT_METRICS if metrics is None else metrics)
         require_known(chosen, CHOICES, "metrics")
@@ -206,7 +205,7 @@ def evaluate_perturbation(
             scores = mean_scores(ours, truth, chosen, str(header["control"]), generator)
             scores |= cell_scores(ours, truth, chosen, int(n_components), int(max_cells), generator)
         scores = {name: scores[name] for name in chosen}
-        scores[CEILING] = ceiling(truth.own_reliability[[line for line, _ in pairs]])
+        scores[CEILING] = ceiling(truth.held_out_reliability[[line for line, _ in pairs]])
         tasks = np.asarray(table.obs[_keys.TASK])[[rows[0] for _, rows in pairs]] if _keys.TASK in table.obs else ""
         part = _frame(truth, [line for line, _ in pairs], scores, float(min_reliability), tasks, most)
         if isinstance(data, Mapping):
@@ -215,12 +214,10 @@ def evaluate_perturbation(
     return pd.concat(parts, ignore_index=True)
 
 
-def _means_at(header: dict[str, Any], table: AnnData, genes: list[str]) -> dict[str, np.ndarray]:
+def _means_at(header: dict[str, Any], genes: list[str]) -> dict[str, np.ndarray]:
     """(g,) mean response of each context in the reference that a table of responses was predicted from."""
     known = header[_keys.CONTEXT_MEANS]
-    at = [str(gene) for gene in known["gene"]]
-    place = {gene: i for i, gene in enumerate(at)}
-    rows = np.asarray(known["mean"])[:, [place[gene] for gene in genes]]
+    rows = np.asarray(known["mean"])[:, pd.Index(np.asarray(known["gene"], dtype=str)).get_indexer(genes)]
     return {str(context): row for context, row in zip(np.atleast_1d(known["context"]), rows, strict=True)}
 
 
@@ -265,35 +262,15 @@ def _frame(
     tasks: Any,
     most: dict[str, np.ndarray],
 ) -> pd.DataFrame:
-    of_lines = np.broadcast_to(tasks, len(lines))
+    labels = pd.DataFrame(truth.names, columns=[_keys.CONTEXT, _keys.PERTURBATION])
+    labels = labels.assign(**{_keys.N_CELLS: truth.n_cells, _keys.RELIABILITY: truth.reliability}).iloc[lines]
+    labels = labels.assign(**{_keys.TASK: tasks, "subset": "each"})
     unknown = np.full(len(truth.names), np.nan)
-    each = pd.DataFrame(
-        [
-            (
-                *truth.names[line],
-                "each",
-                name,
-                values[i],
-                int(truth.n_cells[line]),
-                truth.reliability[line],
-                of_lines[i],
-                most.get(name, unknown)[line],
-            )
-            for name, values in scores.items()
-            for i, line in enumerate(lines)
-        ],
-        columns=[
-            _keys.CONTEXT,
-            _keys.PERTURBATION,
-            "subset",
-            "metric",
-            "value",
-            _keys.N_CELLS,
-            _keys.RELIABILITY,
-            _keys.TASK,
-            CEILING,
-        ],
-    )
+    parts = [
+        labels.assign(metric=name, value=values, **{CEILING: most.get(name, unknown)[lines]})
+        for name, values in scores.items()
+    ]
+    each = pd.concat(parts)[COLUMNS]
     parts = [each]
     for subset, part in (("all", each), ("reliable", each[each[_keys.RELIABILITY] >= min_reliability])):
         # The two tasks are not averaged with each other.

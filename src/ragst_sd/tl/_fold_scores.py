@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._metrics import METRICS, finite_mean, score_genes
@@ -16,21 +18,13 @@ from ragst_sd._validate import listing
 from ragst_sd._workers import spread_over_workers
 from ragst_sd.reference.noise_ceiling import noise_ceiling
 from ragst_sd.reference.normalize import as_csr
+from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.eligibility import Eligibility
 from ragst_sd.retrieval.methods import METHODS
-from ragst_sd.retrieval.run import part_of, predict, select
+from ragst_sd.retrieval.run import Selected, Values, part_of, predict, select
 from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._folds import most_variable, training_part
+from ragst_sd.tl._folds import Fold, most_variable, training_part
 from ragst_sd.tl._section_metrics import label_share, lines_of_section
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from anndata import AnnData
-
-    from ragst_sd.retrieval.bank import Bank
-    from ragst_sd.retrieval.run import Selected, Values
-    from ragst_sd.tl._folds import Fold
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +50,11 @@ def choose_genes(bank: Bank, fold: Fold, n_genes: int, genes: list[str] | None) 
     if genes is None:
         genes = most_variable(part, n_genes)
         return genes, set(genes)
-    kept = [gene for gene in genes if gene in part.genes]
-    if not kept:
+    chosen = [gene for gene in genes if gene in part.genes]
+    if not chosen:
         msg = f"Without {fold.name!r} no row measured any of {listing(genes)}."
         raise ValueError(msg)
-    return kept, set(most_variable(part, n_genes)) if len(genes) == len(bank.genes) else set(kept)
+    return chosen, set(most_variable(part, n_genes)) if len(genes) == len(bank.genes) else set(chosen)
 
 
 def held_sections(
@@ -109,21 +103,21 @@ def score_section(
     """All lines of one method on one held-out section."""
     cites, n_fitted = METHODS[part.fit.method].cites, part.fit.n_neighbors
     held = bank.at_rows(section.rows)
-    selected, found = predict_held(part, held, section.genes)
+    selected, answer = predict_held(part, held, section.genes)
     whole = {
         _keys.EFFECTIVE_N: finite_mean(selected.grounding.effective_n),
-        _keys.EVIDENCE_SHARE: finite_mean(found["evidence_share"]),
+        _keys.EVIDENCE_SHARE: finite_mean(answer["evidence_share"]),
     }
     labels = held.obs[label_key].to_numpy() if label_key in bank.obs else None
     parts = []
     if len(section.rows) >= FEWEST_SPOTS and section.genes:
         truth = values[section.rows][:, bank.genes.get_indexer(section.genes)]
         of_genes = [name for name in metrics if name in METRICS]
-        parts.append(gene_scores(found["prediction"], truth, section.genes, of_genes))
+        parts.append(gene_scores(answer["prediction"], truth, section.genes, of_genes))
         columns = section.summarised
         names, expected = [section.genes[i] for i in columns], dense(truth[:, columns])
         of_section = lines_of_section(
-            found["prediction"],
+            answer["prediction"],
             truth,
             metrics,
             columns,
@@ -136,9 +130,9 @@ def score_section(
         if of_section is not None:
             parts.append(of_section)
         if cites:
-            whole["evidence_pearson"] = mean_pearson(found["evidence"][:, columns], expected)
+            whole["evidence_pearson"] = mean_pearson(answer["evidence"][:, columns], expected)
             for number in (number for number in numbers if number <= n_fitted):
-                of_few = found["prediction"][:, columns]
+                of_few = answer["prediction"][:, columns]
                 if number < n_fitted:
                     of_few = predict_held(part, held, names, number)[1]["prediction"]
                 whole[f"pearson_cited_{number}"] = mean_pearson(of_few, expected)
@@ -154,13 +148,13 @@ def predict_held(
     part: Bank, held: Bank, genes: list[str], n_neighbors: int | None = None, *, with_disagreement: bool = False
 ) -> tuple[Selected, Values]:
     """Predict held-out rows from the fitted bank of the others, with as many neighbours as were fitted if left out."""
-    own_section = np.isin(part.obs[_keys.SAMPLE].astype(str), held.obs[_keys.SAMPLE].astype(str))
+    same_section = np.isin(part.obs[_keys.SAMPLE].astype(str), held.obs[_keys.SAMPLE].astype(str))
     selected = select(
         part,
         held.embedding,
         state=state_of(part.fit.parameters, held.obs, held.embedding),
         # Nothing of the held-out group is in the bank; what is left of the section that it is a part of, is.
-        eligibility=replace(Eligibility.everything(len(held), len(part)), level=own_section),
+        eligibility=replace(Eligibility.everything(len(held), len(part)), level=same_section),
         n_neighbors=part.fit.n_neighbors if n_neighbors is None else n_neighbors,
     )
     places = part.genes.get_indexer(genes)

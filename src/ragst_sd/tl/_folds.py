@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._labels import is_missing, labels
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import listing, require_choice, require_key, require_positive
+from ragst_sd.reference.header import Header
 from ragst_sd.reference.schema import knows_tiles
+from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.training import variable_genes
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import pandas as pd
-
-    from ragst_sd.reference.header import Header
-    from ragst_sd.retrieval.bank import Bank
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +53,12 @@ def group_codes(obs: pd.DataFrame, column: str) -> np.ndarray:
     ValueError
         If a row has none.
     """
-    found = labels(obs[column])
-    n_missing = int(is_missing(found).sum())
+    names = labels(obs[column])
+    n_missing = int(is_missing(names).sum())
     if n_missing:
         msg = f"`reference.obs[{column!r}]` is empty in {n_missing} rows. Fill it in, or leave these rows out."
         raise ValueError(msg)
-    return np.unique(found, return_inverse=True)[1]
+    return np.unique(names, return_inverse=True)[1]
 
 
 def inner_folds(bank: Bank, group_key: str | None) -> tuple[np.ndarray, str]:
@@ -284,11 +280,11 @@ def _shared_out(codes: np.ndarray, n_folds: int | None) -> list[np.ndarray]:
     return [np.array(fold) for fold in folds]
 
 
-def _same_image(header: Header, own: set[str]) -> list[str]:
+def _same_image(header: Header, samples: set[str]) -> list[str]:
     """Other sections with the very image of one of `own`."""
     hashes = dict(zip(header.sections.sample, header.sections.image_hash, strict=True))
-    images = {hashes.get(name, "") for name in own} - {""}
-    return sorted(name for name, image in hashes.items() if name not in own and image in images)
+    images = {hashes.get(name, "") for name in samples} - {""}
+    return sorted(name for name, image in hashes.items() if name not in samples and image in images)
 
 
 def training_part(bank: Bank, rows: np.ndarray, values: Any) -> Bank:

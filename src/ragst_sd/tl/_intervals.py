@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,16 +12,12 @@ import scipy.sparse as sp
 
 from ragst_sd._labels import labels
 from ragst_sd._validate import listing
+from ragst_sd.reference.header import Fit
 from ragst_sd.reference.schema import check_calibration
 from ragst_sd.retrieval import conformal
+from ragst_sd.retrieval.bank import Bank
+from ragst_sd.retrieval.run import Values
 from ragst_sd.retrieval.threads import on_threads
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from ragst_sd.reference.header import Fit
-    from ragst_sd.retrieval.bank import Bank
-    from ragst_sd.retrieval.run import Values
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +53,11 @@ def gene_floor(bank: Bank) -> np.ndarray:
 
 
 def held_out_scores(
-    truth: np.ndarray, found: Values, distance: np.ndarray, floor: np.ndarray, far: float
+    truth: np.ndarray, predicted: Values, distance: np.ndarray, floor: np.ndarray, far: float
 ) -> np.ndarray:
     """(n, genes) float32 errors in units of their scale; NaN where nothing was predicted or a gene never varies."""
-    scale = conformal.interval_scale(found["disagreement"], floor, distance, far)
-    error = np.abs(truth - found["prediction"]).astype(np.float32)
+    scale = conformal.interval_scale(predicted["disagreement"], floor, distance, far)
+    error = np.abs(truth - predicted["prediction"]).astype(np.float32)
     return np.divide(error, scale, out=np.full(scale.shape, np.nan, dtype=np.float32), where=scale > 0)
 
 
@@ -91,15 +88,17 @@ def quantiles_by_level(
     def some(start: int) -> None:
         block = slice(start, start + step)
         # Columns are sorted, again and again.
-        own = np.asfortranarray(scores[:, block])
-        count = np.isfinite(own).sum(axis=0)
+        part = np.asfortranarray(scores[:, block])
+        count = np.isfinite(part).sum(axis=0)
         for i, (level, unit) in enumerate(zip(levels, units, strict=True)):
             pooled = unit == conformal.UNITS[-1]
             out[block, i] = (
-                conformal.spot_threshold(own, level) if pooled else conformal.group_threshold(own, groups[unit], level)
+                conformal.spot_threshold(part, level)
+                if pooled
+                else conformal.group_threshold(part, groups[unit], level)
             )
             known = np.isfinite(out[block, i])
-            inside[block, i][known] = (own <= out[block, i]).sum(axis=0)[known] / count[known]
+            inside[block, i][known] = (part <= out[block, i]).sum(axis=0)[known] / count[known]
 
     on_threads(some, range(0, len(out), step))
     return out, units, pd.DataFrame(inside).mean().to_numpy()

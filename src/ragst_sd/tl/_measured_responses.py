@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from anndata import AnnData
 
 from ragst_sd import _keys
-from ragst_sd._gene_names import offered_names
+from ragst_sd._gene_names import offered_names, shared_genes
 from ragst_sd._validate import listing
-from ragst_sd.reference.cell_prints import cell_prints, recognised
-from ragst_sd.reference.genes import changed_capitals, take_genes
-from ragst_sd.reference.perturbations import canonical
-from ragst_sd.reference.responses import CONTROL, mean_responses, split_half_reliability
+from ragst_sd.reference.genes import take_genes
+from ragst_sd.reference.responses import (
+    CONTROL,
+    canonical,
+    cell_prints,
+    mean_responses,
+    recognised,
+    split_half_reliability,
+)
 from ragst_sd.reference.schema import control_names
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._perturbation_cells import Expression, read_expression, read_labels, repeated_controls
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-
-    from ragst_sd.tl._response_metrics import MeasuredTable
+from ragst_sd.tl._response_metrics import MeasuredTable
+from ragst_sd.tl._screen import Lines, lines_of, used_cells
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +54,13 @@ class Measured:
     n_cells: np.ndarray
     reliability: np.ndarray
     """(lines,) agreement of two halves, against all controls of the screen."""
-    own_reliability: np.ndarray
+    held_out_reliability: np.ndarray
     """(lines,) the same against held-out controls only, as the truth is measured."""
 
     def part(self, cells: np.ndarray) -> Measured:
         """What some of the cells say (a mask), of the same lines; NaN for a line that has none of them."""
         values, row, stratum = self.values[cells], self.row[cells], self.stratum[cells]
-        means = mean_responses(*_of_lines(values, row, stratum, len(self.names)))
+        means = mean_responses(*used_cells(values, row, stratum, len(self.names)))
         part = replace(self, values=values, row=row, stratum=stratum, context=self.context[cells], delta=means.mean)
         return replace(part, profile=part.profiles())
 
@@ -114,22 +116,21 @@ def measured_responses(
     order = np.argsort(np.asarray(adata.obs_names, dtype=str), kind="stable")
     values, labels = take_genes(expression.values, expression.genes, genes)[order], labels.iloc[order]
     held_out = labels["held_out"].to_numpy()
-    names, row, strata = _lines(labels, held_out, min_cells)
-    cells = _of_lines(values, row, strata, len(names))
-    means, own = mean_responses(*cells), split_half_reliability(*cells, rng=rng)
-    every, row_of_every, stratum = _lines(labels, labels["once"].to_numpy(), min_cells)
-    whole = split_half_reliability(*_of_lines(values, row_of_every, stratum, len(every)), rng=rng)
+    lines, every = (_lines(labels, controls, min_cells) for controls in (held_out, labels["once"].to_numpy()))
+    names, cells = list(lines.names), used_cells(values, lines.row, lines.stratum, len(lines.names))
+    means, agreement = mean_responses(*cells), split_half_reliability(*cells, rng=rng)
+    whole = split_half_reliability(*used_cells(values, every.row, every.stratum, len(every.names)), rng=rng)
     return Measured(
         names=names,
         values=values,
-        row=row,
-        stratum=strata,
+        row=lines.row,
+        stratum=lines.stratum,
         context=labels[_keys.CONTEXT].to_numpy(),
         delta=means.mean,
-        profile=np.array([np.asarray(values[row == line].mean(axis=0)).ravel() for line in range(len(names))]),
+        profile=np.array([np.asarray(values[lines.row == line].mean(axis=0)).ravel() for line in range(len(names))]),
         n_cells=means.n_cells,
-        reliability=whole[[every.index(name) for name in names]],
-        own_reliability=own,
+        reliability=whole[every.names.get_indexer(lines.names)],
+        held_out_reliability=agreement,
     )
 
 
@@ -162,47 +163,23 @@ def _unseen(labels: pd.DataFrame, expression: Expression, tables: Sequence[AnnDa
     return unseen
 
 
-def _lines(
-    labels: pd.DataFrame, controls: np.ndarray, min_cells: int
-) -> tuple[list[tuple[str, str]], np.ndarray, np.ndarray]:
-    """Lines with enough cells beside two controls of their context and batch; -1 for controls, -2 for all else."""
-    stratum = labels.groupby([_keys.CONTEXT, "batch"]).ngroup().to_numpy()
-    enough = np.bincount(stratum[controls], minlength=stratum.max() + 1)[stratum] >= 2
+def _lines(labels: pd.DataFrame, controls: np.ndarray, min_cells: int) -> Lines:
+    """Lines with enough cells beside two controls of their context and batch."""
     treated = ~labels["control"].to_numpy()
-    lost = labels[treated & ~enough]
+    lines = lines_of(labels, [_keys.CONTEXT, _keys.PERTURBATION], treated, controls, min_cells=min_cells)
+    lost = labels[lines.uncontrolled]
     if len(lost):
         logger.warning(
             "Cells without two held-out controls of their context and batch are left out: %s.",
             listing(f"{context}, batch {batch}" for context, batch in lost.groupby([_keys.CONTEXT, "batch"]).groups),
         )
-    names = labels[[_keys.CONTEXT, _keys.PERTURBATION]]
-    counts = names[treated & enough].groupby([_keys.CONTEXT, _keys.PERTURBATION]).size()
-    kept = counts.index[counts >= min_cells]
-    row = kept.get_indexer(pd.MultiIndex.from_frame(names))
-    row[(row < 0) | ~treated | ~enough] = -2
-    row[controls & enough] = CONTROL
-    return list(kept), row, stratum
-
-
-def _of_lines(
-    values: sp.csr_matrix, row: np.ndarray, stratum: np.ndarray, n_lines: int
-) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray, int]:
-    """Cells of lines and controls, as :func:`ragst_sd.reference.responses.mean_responses` takes them."""
-    used = row >= CONTROL
-    return values[used], row[used], np.unique(stratum[used], return_inverse=True)[1], n_lines
+    return lines
 
 
 def genes_of_both(table: AnnData, adata: AnnData, header: dict[str, Any]) -> list[str]:
     """Genes of a predicted table that `adata` measured, in the table's order."""
-    measured = dict.fromkeys(offered_names(adata).get(str(header["naming"]), []))
-    shared = [gene for gene in table.var_names if gene in measured]
-    if not shared:
-        msg = (
-            f"Prediction and `adata` share no genes: {listing(table.var_names[:5])} against "
-            f"{listing(adata.var_names[:5])}.{changed_capitals(table.var_names, measured)}"
-        )
-        raise ValueError(msg)
-    return shared
+    measured = offered_names(adata).get(str(header["naming"]), list(adata.var_names))
+    return shared_genes(list(table.var_names), measured, "Prediction and `adata`")
 
 
 def predicted_lines(table: AnnData, truth: Measured | MeasuredTable) -> list[tuple[int, np.ndarray]]:
@@ -210,16 +187,16 @@ def predicted_lines(table: AnnData, truth: Measured | MeasuredTable) -> list[tup
     controls = control_names(table.uns[_keys.RETRIEVAL])
     names = table.obs[_keys.PERTURBATION].astype(str).map(lambda name: canonical(name, controls)).to_numpy()
     contexts = table.obs[_keys.CONTEXT].astype(str).to_numpy()
-    found = [
+    lines = [
         (line, cells)
         for line, (context, name) in enumerate(truth.names)
         if len(cells := np.flatnonzero((names == name) & (contexts == context)))
     ]
-    if not found:
+    if not lines:
         was = sorted(set(zip(contexts, names, strict=True)))
         msg = (
             "Nothing that was predicted was measured, with enough cells: predicted (context, perturbation) "
             f"{listing(was)}, measured {listing(truth.names)}. Contexts of both must be named alike."
         )
         raise ValueError(msg)
-    return found
+    return lines

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
 from ragst_sd._reference import LABELS, new_reference, of_rows, reference_header, require_in_memory
-from ragst_sd._validate import listing, require_choice, require_some
+from ragst_sd._validate import listing, require_choice, require_some, require_unique
 from ragst_sd.reference.duplicates import Fingerprint, fingerprint
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import as_csr, log_normalize, size_factors
@@ -22,11 +23,6 @@ from ragst_sd.reference.panels import Part, Plan, plan_merge
 from ragst_sd.retrieval.projection import standardize
 from ragst_sd.tl._mergeable import carry_cell_types, check_alike, check_samples
 from ragst_sd.tl._sections import ON_DUPLICATE, report_duplicates
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -139,8 +135,7 @@ def _pruned_header(name: str, reference: AnnData) -> dict[str, Any]:
 
 def _part(reference: AnnData, header: dict[str, Any]) -> Part:
     panels = [str(panel) for panel in header["panels"]]
-    values = reference.layers.get(_keys.COUNTS, reference.X)
-    of_rows = reference.obs[_keys.PANEL].astype(str).to_numpy()
+    values, of_rows = reference.layers.get(_keys.COUNTS, reference.X), labels(reference.obs[_keys.PANEL])
     rows = [np.flatnonzero(of_rows == panel) for panel in panels]
     return Part(
         genes=[str(gene) for gene in reference.var_names],
@@ -148,12 +143,8 @@ def _part(reference: AnnData, header: dict[str, Any]) -> Part:
         measured=np.asarray(reference.varm[_keys.MEASURED]),
         totals=np.stack([np.asarray(values[of_panel].sum(axis=0)).ravel() for of_panel in rows]),
         n_rows=[len(of_panel) for of_panel in rows],
-        size_factor_genes=_size_factor_genes(header),
+        size_factor_genes=[str(gene) for gene in header["normalization"]["size_factor_genes"]],
     )
-
-
-def _size_factor_genes(header: dict[str, Any]) -> list[str]:
-    return [str(gene) for gene in header["normalization"]["size_factor_genes"]]
 
 
 class _Piece(NamedTuple):
@@ -168,10 +159,8 @@ class _Piece(NamedTuple):
 
 def _rows(name: str, reference: AnnData, header: dict[str, Any], plan: Plan, panel_of: Mapping[str, str]) -> _Piece:
     """Rows of one reference, normalised anew where the panels of all share other genes than its own."""
-    genes, summed = list(reference.var_names), set(_size_factor_genes(header))
-    counts = reference.layers.get(_keys.COUNTS)
-    if counts is not None:
-        counts = as_csr(counts)
+    genes, summed = list(reference.var_names), set(map(str, header["normalization"]["size_factor_genes"]))
+    counts = as_csr(reference.layers[_keys.COUNTS]) if _keys.COUNTS in reference.layers else None
     keep = np.ones(reference.n_obs, dtype=bool)
     if summed == set(plan.size_factor_genes):
         values = as_csr(reference.X)
@@ -209,10 +198,8 @@ def _rows(name: str, reference: AnnData, header: dict[str, Any], plan: Plan, pan
 def _assemble(pieces: list[_Piece], headers: list[dict[str, Any]], plan: Plan) -> AnnData:
     values, counts, embedding, pictures, annotations = zip(*pieces, strict=True)
     obs = pd.concat(annotations).astype(dict.fromkeys(LABELS, "category"))
-    if obs.index.has_duplicates:
-        msg = f"Rows of the references have the same names: {listing(obs.index[obs.index.duplicated()].unique())}."
-        raise ValueError(msg)
-    without = sum(own is None for own in pictures)
+    require_unique(obs.index, "The references have names of rows", "Name samples or spots otherwise.")
+    without = sum(array is None for array in pictures)
     if 0 < without < len(pictures):
         logger.warning("Not all references have `obsm['thumbnail']`: the merged one has none.")
     first = headers[0]
@@ -227,10 +214,7 @@ def _assemble(pieces: list[_Piece], headers: list[dict[str, Any]], plan: Plan) -
             name: np.concatenate([header["sections"][name] for header in headers]) for name in first["sections"]
         },
         "sources": pd.concat([header["sources"] for header in headers]),
-        "normalization": {
-            **first["normalization"],
-            "size_factor_genes": np.asarray(plan.size_factor_genes, dtype=str),
-        },
+        "normalization": {**first["normalization"], "size_factor_genes": np.asarray(plan.size_factor_genes, dtype=str)},
         "panels": np.asarray(plan.panels, dtype=str),
     }
     header = of_rows(joined, obs)
@@ -238,7 +222,7 @@ def _assemble(pieces: list[_Piece], headers: list[dict[str, Any]], plan: Plan) -
         header,
         plan.genes,
         values=sp.vstack(values, format="csr"),
-        counts=None if any(own is None for own in counts) else sp.vstack(counts, format="csr"),
+        counts=None if any(array is None for array in counts) else sp.vstack(counts, format="csr"),
         obs=obs,
         embedding=np.concatenate(embedding),
         thumbnails=None if without else _of_one_size(pictures),
@@ -259,9 +243,7 @@ def _of_one_size(pictures: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _log_common_donors(named: Mapping[str, AnnData]) -> None:
-    donors: Counter[str] = Counter()
-    for reference in named.values():
-        donors.update(set(labels(reference.obs[_keys.DONOR])))
+    donors = Counter(donor for reference in named.values() for donor in set(labels(reference.obs[_keys.DONOR])))
     common = sorted(donor for donor, n_references in donors.items() if n_references > 1)
     if common:
         logger.warning(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import cell_types
@@ -13,16 +16,8 @@ from ragst_sd._gene_names import check_one_species_of
 from ragst_sd._validate import listing
 from ragst_sd.reference.current_names import CURRENT
 from ragst_sd.reference.hashing import parameters_hash
-from ragst_sd.reference.panels import differing_columns
+from ragst_sd.reference.panels import Plan, differing_columns
 from ragst_sd.reference.schema import differing_fields
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import pandas as pd
-    from anndata import AnnData
-
-    from ragst_sd.reference.panels import Plan
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +79,7 @@ def check_samples(headers: Mapping[str, dict[str, Any]]) -> None:
         raise ValueError(msg)
 
 
-def carry_cell_types(merged: AnnData, named: Mapping[str, AnnData], kept: Sequence[pd.Index], plan: Plan) -> None:
+def carry_cell_types(merged: AnnData, named: Mapping[str, AnnData], rows_of: Sequence[pd.Index], plan: Plan) -> None:
     """Give `merged` the fractions and signatures of its members, or warn of those that it cannot have.
 
     Parameters
@@ -93,63 +88,57 @@ def carry_cell_types(merged: AnnData, named: Mapping[str, AnnData], kept: Sequen
         Rows of the members one after another.
     named
         The members.
-    kept
+    rows_of
         Names of the rows of each that are in `merged`.
     plan
         Genes and panels of `merged`.
     """
-    found = {name: cell_types(reference) for name, reference in named.items()}
-    if not any(found.values()):
+    members = list(named.values())
+    abouts = [cell_types(reference) for reference in members]
+    if not any(abouts):
         return
-    panels = _panels_of(named, plan)
-    reason = _reason(named, found, plan, panels)
-    if reason:
-        logger.warning("%s: the merged reference has no cell types. Run `rg.tl.add_cell_types` on it again.", reason)
+    panels = _panels_of(members, plan)
+    obstacles = [
+        f"{name} {obstacle}"
+        for (name, reference), about in zip(named.items(), abouts, strict=True)
+        if (obstacle := _obstacle(reference, about, abouts[0], plan, panels))
+    ]
+    if obstacles:
+        logger.warning(
+            "The merged reference has no cell types: %s. Run `rg.tl.add_cell_types` on it again.", "; ".join(obstacles)
+        )
         return
-    about = dict(found[next(iter(named))] or {})
-    members = [reference[names] for reference, names in zip(named.values(), kept, strict=True)]
-    fractions = [np.asarray(member.obsm[_keys.CELL_TYPE_FRACTION]) for member in members]
-    merged.obsm[_keys.CELL_TYPE_FRACTION] = np.concatenate(fractions)
-    if all(_keys.CELL_TYPE_FIT in member.obs for member in members):
-        fits = [member.obs[_keys.CELL_TYPE_FIT].to_numpy(float) for member in members]
-        merged.obs[_keys.CELL_TYPE_FIT] = np.concatenate(fits)
+    about, parts = dict(abouts[0] or {}), [reference[rows] for reference, rows in zip(members, rows_of, strict=True)]
+    merged.obsm[_keys.CELL_TYPE_FRACTION] = np.concatenate([part.obsm[_keys.CELL_TYPE_FRACTION] for part in parts])
+    if all(_keys.CELL_TYPE_FIT in part.obs for part in parts):
+        merged.obs[_keys.CELL_TYPE_FIT] = np.concatenate(
+            [part.obs[_keys.CELL_TYPE_FIT].to_numpy(float) for part in parts]
+        )
     if _EFFECTS in about:
         columns = [next(iter(panels[panel])) for panel in plan.panels]
         about[_EFFECTS] = np.asarray(about[_EFFECTS])[:, columns]
     merged.uns[_keys.ATTRS][_keys.CELL_TYPES] = about
 
 
-def _panels_of(named: Mapping[str, AnnData], plan: Plan) -> dict[str, set[int]]:
+def _panels_of(members: Sequence[AnnData], plan: Plan) -> dict[str, set[int]]:
     """Position, within the members, of the panels that became each panel of the merged reference."""
     out: dict[str, set[int]] = {panel: set() for panel in plan.panels}
-    for reference, panel_of in zip(named.values(), plan.panel_of, strict=True):
+    for reference, panel_of in zip(members, plan.panel_of, strict=True):
         panels = [str(panel) for panel in reference.uns[_keys.ATTRS]["panels"]]
         for old, new in panel_of.items():
             out[new].add(panels.index(old))
     return out
 
 
-def _reason(
-    named: Mapping[str, AnnData], found: Mapping[str, dict[str, Any] | None], plan: Plan, panels: Mapping[str, set[int]]
-) -> str:
-    """Why the members' cell types are not those of the merged reference; empty if they are."""
-    without = [name for name, about in found.items() if about is None]
-    if without:
-        return f"{listing(without)} of {len(found)} references {'has' if len(without) == 1 else 'have'} no cell types"
-    hashes = {name: parameters_hash(about) for name, about in found.items() if about}
-    first = next(iter(named))
-    different = [name for name, own in hashes.items() if own != hashes[first]]
-    if different:
-        return f"{first} and {listing(different)} have different cell types, signatures or platform effects"
-    anew = []
-    for name, reference in named.items():
-        genes = reference.uns[_keys.ATTRS]["normalization"]["size_factor_genes"]
-        # Signatures are counts per 10,000 of these genes, and so are the rows that fractions were found for.
-        if set(map(str, genes)) != set(plan.size_factor_genes):
-            anew.append(name)
-    about = found[first] or {}
-    if anew and "signatures" in about:
-        return f"{listing(anew)} was normalised anew, and the signatures of its cell types are on the old scale"
-    if _EFFECTS in about and any(len(positions) != 1 for positions in panels.values()):
-        return "Panels with platform effects of their own became one"
-    return ""
+def _obstacle(reference: AnnData, about: Any, first: Any, plan: Plan, panels: Mapping[str, set[int]]) -> str:
+    """Why the cell types of a member are not those of the merged reference; empty if they are."""
+    if about is None:
+        return "has none"
+    if first is not None and parameters_hash(about) != parameters_hash(first):
+        return "has other types, signatures or platform effects than the first"
+    basis = reference.uns[_keys.ATTRS]["normalization"]["size_factor_genes"]
+    # Signatures are counts per 10,000 of these genes, and so are the rows that fractions were found for.
+    if "signatures" in about and set(map(str, basis)) != set(plan.size_factor_genes):
+        return "was normalised anew, and the signatures of its cell types are on the old scale"
+    several = _EFFECTS in about and any(len(positions) != 1 for positions in panels.values())
+    return "has panels with platform effects of their own, which became one" if several else ""

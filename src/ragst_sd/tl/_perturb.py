@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -13,17 +14,13 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._fields import RESPONSES, documented
+from ragst_sd._gene_names import shared_genes
 from ragst_sd._respond import Task, open_task, respond, wanted_perturbations
 from ragst_sd._settings import settings
 from ragst_sd._validate import listing, names_among, require_type
-from ragst_sd.reference.genes import changed_capitals, take_genes
+from ragst_sd.reference.genes import take_genes
 from ragst_sd.tl._perturbation_cells import contexts_of, read_expression
-from ragst_sd.tl._perturbed_table import perturbed_table
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from ragst_sd.tl._perturbation_cells import Expression
+from ragst_sd.tl._perturbed_table import Asked, perturbed_table
 
 logger = logging.getLogger(__name__)
 
@@ -127,105 +124,72 @@ def perturb(
     >>> predicted.shape
     (60, 210)
     """
-    from spatialdata import SpatialData
-
-    if isinstance(adata, SpatialData):
-        msg = (
-            "`adata` is a SpatialData. For the spots of a tissue call `rg.tl.perturb_tissue`; for cells pass an "
-            "AnnData."
-        )
-        raise TypeError(msg)
     require_type(adata, (AnnData, pd.DataFrame), "adata", "For the spots of a tissue there is `rg.tl.perturb_tissue`.")
     task = open_task(reference, exclude, n_neighbors, where)
     known = wanted_perturbations(task, perturbations)
-    progress = settings.progress if progress is None else progress
     if task.bank.header.from_responses:
-        return _in_contexts(adata, task, known, context_key, genes, progress=progress)
-    require_type(adata, AnnData, "adata", "The reference was built from cells, and predicts cells.")
-    header, all_genes = task.bank.header, list(task.bank.genes)
-    expression = read_expression(adata, layer=layer, unit=unit, like=header.normalization, where="adata")
-    shared = _shared_genes(all_genes, expression.genes, genes)
-    contexts = _contexts(adata, context_key, task)
-    wanted = dict.fromkeys(name for name in known.values() if name != task.control)
-    pairs = [(name, context) for name in wanted for context in dict.fromkeys(contexts)]
+        asked = _of_contexts(adata, task, context_key, genes)
+    else:
+        require_type(adata, AnnData, "adata", "The reference was built from cells, and predicts cells.")
+        asked = _of_cells(adata, task, context_key, genes, layer, unit)
+    names = [name for name in dict.fromkeys(known.values()) if name != task.control]
+    pairs = [(name, context) for name in names for context in dict.fromkeys(asked.contexts)]
+    show = settings.progress if progress is None else progress
     return perturbed_table(
         task,
-        respond(
-            task,
-            pairs,
-            _states_of_contexts(expression, all_genes, contexts),
-            progress=progress,
-        ),
-        values=take_genes(expression.values, expression.genes, shared),
-        genes=shared,
-        cells=np.asarray(adata.obs_names, dtype=str),
-        contexts=contexts,
+        respond(task, pairs, asked.states, progress=show),
+        asked,
         names=known,
         pairs=pairs,
-        settings=task.settings(context_key, float(task.bank.genes.isin(expression.genes).mean())),
+        settings=task.settings(context_key, asked.gene_overlap),
     )
 
 
-def _in_contexts(
-    adata: AnnData | pd.DataFrame,
-    task: Task,
-    known: dict[str, str],
-    context_key: str | None,
-    genes: Sequence[str] | str | None,
-    *,
-    progress: bool,
-) -> AnnData:
-    """Responses themselves, one row per perturbation and context: there are no cells to add them to."""
+def _of_cells(
+    adata: AnnData, task: Task, context_key: str | None, genes: Sequence[str] | str | None, layer: str | None, unit: str
+) -> Asked:
+    """Cells, to whose expression the responses are added."""
+    like, of_bank = task.bank.header.normalization, task.bank.genes
+    expression = read_expression(adata, layer=layer, unit=unit, like=like, where="adata")
+    shared = _shared_genes(list(of_bank), expression.genes, genes)
+    contexts = _contexts(adata, context_key, task)
+    whole = take_genes(expression.values, expression.genes, of_bank).astype(np.float64)
+    lacking = ~of_bank.isin(expression.genes)
+    states = {
+        context: np.where(lacking, np.nan, np.asarray(whole[contexts == context].mean(axis=0)).ravel())
+        for context in np.unique(contexts.astype(str)).tolist()
+    }
+    return Asked(
+        take_genes(expression.values, expression.genes, shared),
+        shared,
+        np.asarray(adata.obs_names, dtype=str),
+        contexts,
+        states,
+        float((~lacking).mean()),
+    )
+
+
+def _of_contexts(
+    adata: AnnData | pd.DataFrame, task: Task, context_key: str | None, genes: Sequence[str] | str | None
+) -> Asked:
+    """Contexts, one line each: where responses were given, there are no cells to add them to."""
     table = ad.AnnData(obs=adata.set_axis(adata.index.astype(str))) if isinstance(adata, pd.DataFrame) else adata
     contexts = np.array(list(dict.fromkeys(_contexts(table, context_key, task))), dtype=object)
     if not len(contexts):
         msg = "`adata` has no rows, so that no context is asked about. Name the contexts in one column."
         raise ValueError(msg)
-    bank, places = task.bank, {name: i for i, name in enumerate(task.contexts)}
-    new = [name for name in contexts if name not in places]
+    of_bank, known = list(task.bank.genes), dict(zip(task.contexts, task.bank.screen.states, strict=True))
+    new = [name for name in contexts if name not in known]
     if new:
         logger.warning("Nothing is known of %s: it is taken for the mean of all contexts.", listing(new))
-    everywhere = bank.screen.states.mean(axis=0)
-    states = {name: everywhere if name in new else bank.screen.states[places[name]] for name in contexts}
-    kept = (
-        list(bank.genes) if genes is None else names_among(genes, list(bank.genes), "genes", ": the reference has no")
-    )
-    pairs = [(name, context) for name in dict.fromkeys(known.values()) if name != task.control for context in contexts]
-    return perturbed_table(
-        task,
-        respond(task, pairs, states, progress=progress),
-        values=sp.csr_matrix((len(contexts), len(kept))),
-        genes=kept,
-        cells=contexts.astype(str),
-        contexts=contexts,
-        names=known,
-        pairs=pairs,
-        settings=task.settings(context_key, 1.0),
-    )
-
-
-def _states_of_contexts(expression: Expression, genes: Sequence[str], contexts: np.ndarray) -> dict[str, np.ndarray]:
-    """(g,) mean expression of the cells of each context on the genes of the reference.
-
-    Genes that the cells lack are NaN: they say nothing of the state.
-    """
-    values = take_genes(expression.values, expression.genes, genes).astype(np.float64)
-    lacking = ~np.isin(genes, expression.genes)
-    states = {}
-    for context in np.unique(np.asarray(contexts, dtype=str)).tolist():
-        states[context] = np.where(lacking, np.nan, np.asarray(values[contexts == context].mean(axis=0)).ravel())
-    return states
+    everywhere = task.bank.screen.states.mean(axis=0)
+    states = {name: known.get(name, everywhere) for name in contexts}
+    chosen = of_bank if genes is None else names_among(genes, of_bank, "genes", ": the reference has no")
+    return Asked(sp.csr_matrix((len(contexts), len(chosen))), chosen, contexts.astype(str), contexts, states, 1.0)
 
 
 def _shared_genes(of_reference: list[str], of_data: list[str], asked: Sequence[str] | None) -> list[str]:
-    available = set(of_data)
-    shared = [gene for gene in of_reference if gene in available]
-    if not shared:
-        msg = (
-            f"Reference and cells share no genes: {listing(of_reference[:5])} against {listing(of_data[:5])}. Name "
-            f"both alike (symbols or Ensembl ids, one species).{changed_capitals(of_reference, of_data)}"
-        )
-        raise ValueError(msg)
+    shared = shared_genes(of_reference, of_data, "Reference and cells")
     if len(shared) < _FEW_GENES * len(of_reference):
         logger.warning("Only %d of the reference's %d genes are in the cells.", len(shared), len(of_reference))
     return shared if asked is None else names_among(asked, shared, "genes", ": reference and cells do not share")

@@ -29,7 +29,7 @@ from ragst_sd.tl._tissue_responses import (
     remoteness,
     variation,
 )
-from ragst_sd.tl._tissue_source import read_source
+from ragst_sd.tl._tissue_source import TissueSource, read_source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from ragst_sd.tl._tissue_source import TissueSource
 
 logger = logging.getLogger(__name__)
 
@@ -181,9 +180,9 @@ def perturb_tissue(
         )
         raise ValueError(msg)
     # A tissue is none of the screen's cell lines unless a column says so.
-    own = np.full(len(source.xy), _keys.UNKNOWN, dtype=object)
+    context_labels = np.full(len(source.xy), _keys.UNKNOWN, dtype=object)
     if context_key is not None:
-        own = contexts_of(source.table, context_key, f"sdata.tables[{source.table_key!r}]", task.contexts)
+        context_labels = contexts_of(source.table, context_key, f"sdata.tables[{source.table_key!r}]", task.contexts)
     sets = niches(source.xy, np.asarray(source.table.obs_names), n_around)
     of_state = source.of_state
     at, values = task.bank.genes.get_indexer(source.genes)[of_state], source.values[:, of_state]
@@ -192,8 +191,8 @@ def perturb_tissue(
     states = SpotStates(
         sets=sets,
         values=values,
-        labels=own,
-        turned=np.arange(len(own)),
+        labels=context_labels,
+        turned=np.arange(len(context_labels)),
         at=at,
         means=task.bank.header.states,
         names=task.contexts,
@@ -220,21 +219,15 @@ def perturb_tissue(
                 error = np.full(source.values.shape, np.nan)
                 varies = Variation(0.0, np.zeros(0), 1.0, constant=True)
             else:
-                responder = make_responder(task, spelled, sorted(set(contexts) | set(own)), source.genes)
+                responder = make_responder(task, spelled, sorted(set(contexts) | set(context_labels)), source.genes)
                 responded, error = responder.respond(contexts, of_spots)
                 bar.update(1)
                 shuffler = np.random.default_rng(seed)
-                varies = variation(responder, responded.response, states, n_permutations, shuffler, bar.update)
+                varies = variation(
+                    responder, responded.values[_keys.RESPONSE], states, n_permutations, shuffler, bar.update
+                )
             table = tissue_table(
-                task,
-                source,
-                responded,
-                error,
-                name=name,
-                contexts=contexts,
-                far=far,
-                varies=varies,
-                settings=about,
+                task, source, responded, error, name=name, contexts=contexts, far=far, varies=varies, settings=about
             )
             tables[keys[name]] = table
             _log(name, table)

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
 
 from ragst_sd import _keys
-from ragst_sd._gene_names import offered_names, stored_expression
+from ragst_sd._gene_names import check_unit, names_in, offered_names, stored_expression
 from ragst_sd._labels import is_missing, labels, warn_of_alike
-from ragst_sd._validate import hint, listing, require_choice, require_key, require_type
-from ragst_sd.reference.genes import SYMBOL, changed_capitals, duplicates, sum_duplicates, take_genes
-from ragst_sd.reference.normalize import (
-    MIN_SHARED_GENES,
-    OR_LOGS,
-    UNITS,
-    check_counts,
-    check_log_normalized,
-    log_normalize,
-)
-from ragst_sd.reference.perturbations import SEPARATOR, canonical
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
-
-    import scipy.sparse as sp
+from ragst_sd._validate import hint, listing, require_choice, require_key, require_type, require_unique
+from ragst_sd.reference.genes import SYMBOL, changed_capitals, sum_duplicates, take_genes
+from ragst_sd.reference.normalize import MIN_SHARED_GENES, UNITS, log_normalize
+from ragst_sd.reference.responses import SEPARATOR, canonical
 
 logger = logging.getLogger(__name__)
 
@@ -71,35 +60,17 @@ def read_expression(
     if not adata.n_obs:
         msg = f"`{where}` has no cells."
         raise ValueError(msg)
-    if adata.obs_names.has_duplicates:
-        # Controls that were used once are known by their names.
-        twice = listing(adata.obs_names[adata.obs_names.duplicated()].unique())
-        msg = (
-            f"`{where}` has names of cells more than once: {twice}. `{where}.obs_names_make_unique()` makes them "
-            "unique."
-        )
-        raise ValueError(msg)
+    # Controls that were used once are known by their names.
+    todo = f"`{where}.obs_names_make_unique()` makes them unique."
+    require_unique(adata.obs_names, f"`{where}` has names of cells", todo)
     matrix = stored_expression(adata, layer, where, "Name the layer with `layer=`.")
     place = f"`{where}.X`" if layer is None else f"`{where}.layers[{layer!r}]`"
     offered = offered_names(adata)
-    naming = str(like["naming"]) if like else (SYMBOL if SYMBOL in offered else next(iter(offered)))
-    if naming not in offered:
-        msg = (
-            f"The reference names genes by {naming}, `{where}` offers {listing(offered)} only. Add the missing names "
-            "as a column of its `var`."
-        )
-        raise ValueError(msg)
-    names = offered[naming]
+    naming = str(like["naming"]) if like else SYMBOL if SYMBOL in offered else next(iter(offered))
+    names = names_in(naming, adata, "The reference", f"`{where}`")
+    check_unit(matrix, unit, place, names)
     if unit != "counts":
-        check_log_normalized(matrix, place)
-        if duplicates(names):
-            msg = (
-                f"{place} has duplicated gene names ({listing(duplicates(names))}); on a log scale they cannot be "
-                "added."
-            )
-            raise ValueError(msg)
         return Expression(matrix, names, _normalization(unit, 1e4, naming, []))
-    check_counts(matrix, place, OR_LOGS)
     matrix, names = sum_duplicates(matrix, names)
     wanted = [str(gene) for gene in like["size_factor_genes"]] if like else []
     # A reference that was given logs does not say what they were scaled by: then all genes of the cells, as is usual.
@@ -187,7 +158,7 @@ def repeated_controls(cells: pd.DataFrame, values: sp.csr_matrix) -> np.ndarray:
 
     They are known by having the very same values. Counted twice, they would make noise look small.
     """
-    found, seen = np.zeros(len(cells), dtype=bool), set()
+    repeated, seen = np.zeros(len(cells), dtype=bool), set()
     strata = list(zip(cells[_keys.CONTEXT], cells["batch"], strict=True))
     # By name, so that what is left out does not depend on the order of the cells.
     by_name = np.argsort(np.asarray(cells.index, dtype=str), kind="stable")
@@ -196,12 +167,12 @@ def repeated_controls(cells: pd.DataFrame, values: sp.csr_matrix) -> np.ndarray:
         if part.stop - part.start < _FEWEST:
             continue
         known = (strata[i], values.indices[part].tobytes(), values.data[part].tobytes())
-        found[i] = known in seen
+        repeated[i] = known in seen
         seen.add(known)
-    if found.any():
-        names = listing(cells.index[found][:3])
-        logger.warning("%d controls are there twice under other names (%s), and are left out.", found.sum(), names)
-    return found
+    if repeated.any():
+        names = listing(cells.index[repeated][:3])
+        logger.warning("%d controls are there twice under other names (%s), and are left out.", repeated.sum(), names)
+    return repeated
 
 
 def contexts_of(table: AnnData, context_key: str, where: str, known: Sequence[str]) -> np.ndarray:
@@ -230,15 +201,15 @@ def column(
 ) -> np.ndarray:
     """Labels of a column without missing ones; nor such as hold blanks and `nothing` else."""
     require_key(key, list(adata.obs.columns), f"{where}.obs")
-    found = labels(adata.obs[key])
-    missing = adata.obs[key].isna().to_numpy() | is_missing(found, named)
+    names = labels(adata.obs[key])
+    missing = adata.obs[key].isna().to_numpy() | is_missing(names, named)
     if nothing is not None:
-        missing |= np.array([not name.replace(nothing, "").strip() for name in found], dtype=bool)
+        missing |= np.array([not name.replace(nothing, "").strip() for name in names], dtype=bool)
     if missing.any():
-        empty = listing(sorted(set(found[missing])))
+        empty = listing(sorted(set(names[missing])))
         msg = (
             f"{int(missing.sum())} cells have no label in `{where}.obs[{key!r}]` (it says {empty}). Remove them, or "
             "name what they are."
         )
         raise ValueError(msg)
-    return found
+    return names

@@ -9,8 +9,7 @@ import numpy as np
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_choice, require_positive, require_type
-from ragst_sd.reference.perturbations import components
-from ragst_sd.reference.responses import halves
+from ragst_sd.reference.responses import components, halves
 from ragst_sd.tl._perturbation_cells import NAME_THEM, control_labels, read_labels
 from ragst_sd.tl._response_table import one_row_each, with_labels
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ragst_sd import _keys
-from ragst_sd.reference.perturbations import components
-from ragst_sd.reference.responses import CONTROL, halves, row_correlation
+from ragst_sd.reference.responses import CONTROL, components, halves, row_correlation
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
@@ -183,11 +182,13 @@ def cell_scores(
         if not len(ours) or not len(theirs):
             continue
         if genes:
-            found = differential_expression(ours, source)
+            predicted_de = differential_expression(ours, source)
             expected = differential_expression(theirs, truth.controls(context))
             for name in genes:
                 match = name == DIRECTION
-                scores[name][i] = direction_match(found[0], expected) if match else overlap(found, expected, name)
+                scores[name][i] = (
+                    direction_match(predicted_de[0], expected) if match else overlap(predicted_de, expected, name)
+                )
         if distances:
             if context not in axes:
                 at = np.flatnonzero((truth.row >= CONTROL) & (truth.context == context))
@@ -202,10 +203,7 @@ def cell_scores(
 
 
 def mean_metrics(
-    predicted: np.ndarray,
-    measured: np.ndarray,
-    predicted_delta: np.ndarray,
-    measured_delta: np.ndarray,
+    predicted: np.ndarray, measured: np.ndarray, predicted_delta: np.ndarray, measured_delta: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Errors of mean profiles and mean responses, and correlation of responses, one value per line of (n, g) arrays."""
     return {
@@ -218,7 +216,7 @@ def mean_metrics(
 
 
 def discrimination_score(
-    predicted: np.ndarray, measured: np.ndarray, own: np.ndarray, excluded: list[np.ndarray], metric: str
+    predicted: np.ndarray, measured: np.ndarray, line: np.ndarray, excluded: list[np.ndarray], metric: str
 ) -> np.ndarray:
     """One minus the share of measured responses that are nearer to a prediction than its own.
 
@@ -240,16 +238,16 @@ def discrimination_score(
         kept = np.setdiff1d(np.arange(measured.shape[1]), excluded[i])
         distance = _distances(one[kept], measured[:, kept], metric)
         # Ties count half: a prediction that is as far from all of them is in the middle, wherever its own one stands.
-        nearer = (distance < distance[own[i]]).sum() + 0.5 * ((distance == distance[own[i]]).sum() - 1)
+        nearer = (distance < distance[line[i]]).sum() + 0.5 * ((distance == distance[line[i]]).sum() - 1)
         out[i] = 1 - nearer / len(measured)
     return out
 
 
-def _distances(one: np.ndarray, others: np.ndarray, metric: str) -> np.ndarray:
+def _distances(response: np.ndarray, others: np.ndarray, metric: str) -> np.ndarray:
     if metric == "cosine":
-        scale = np.linalg.norm(others, axis=1) * np.linalg.norm(one)
-        return 1 - np.divide(others @ one, scale, out=np.zeros(len(others)), where=scale > 0)
-    return np.linalg.norm(others - one, ord=int(metric[1]), axis=1)
+        scale = np.linalg.norm(others, axis=1) * np.linalg.norm(response)
+        return 1 - np.divide(others @ response, scale, out=np.zeros(len(others)), where=scale > 0)
+    return np.linalg.norm(others - response, ord=int(metric[1]), axis=1)
 
 
 def differential_expression(cells: np.ndarray, controls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -300,8 +298,6 @@ def ceiling(reliability: np.ndarray) -> np.ndarray:
     """
     positive = np.maximum(reliability, 0)
     return np.sqrt(2 * positive / (1 + positive))
-
-
 
 
 def distribution_distance(x: np.ndarray, y: np.ndarray, name: str) -> float:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import table_attrs
 from ragst_sd._fields import RESPONSES, fill, mark
+from ragst_sd._respond import Responded, Task, no_response
 from ragst_sd.reference.schema import TASK
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._predicted_table import cite_rows, software
-
-if TYPE_CHECKING:
-    import scipy.sparse as sp
-    from anndata import AnnData
-
-    from ragst_sd._respond import Responded, Task
-    from ragst_sd.tl._tissue_responses import Remoteness, Variation
-    from ragst_sd.tl._tissue_source import TissueSource
+from ragst_sd.tl._tissue_responses import Remoteness, Variation
+from ragst_sd.tl._tissue_source import TissueSource
 
 _CITED = (_keys.PERTURBATION, _keys.CONTEXT, _keys.PERTURBATION_TYPE)
 _CITED_NUMBERS = {_keys.N_CELLS: np.int64, _keys.RELIABILITY: np.float64}
@@ -33,14 +29,26 @@ SCOPE = (
 )
 
 
+class Asked(NamedTuple):
+    """Cells whose responses are asked for; contexts, where responses were given."""
+
+    values: sp.csr_matrix
+    """(cells, genes) their expression."""
+    genes: list[str]
+    cells: np.ndarray
+    contexts: np.ndarray
+    """(cells,)."""
+    states: dict[str, np.ndarray]
+    """(genes of the reference,) mean expression of each context."""
+    gene_overlap: float
+    """Share of the genes of the reference that the cells have."""
+
+
 def perturbed_table(
     task: Task,
     responded: Responded,
+    asked: Asked,
     *,
-    values: sp.csr_matrix,
-    genes: list[str],
-    cells: np.ndarray,
-    contexts: np.ndarray,
     names: dict[str, str],
     pairs: list[tuple[str, str]],
     settings: dict[str, Any],
@@ -49,45 +57,33 @@ def perturbed_table(
 
     Parameters
     ----------
-    values
-        (cells, genes) expression of the source cells.
     names
         Perturbations as they were asked for, and their one spelling.
     pairs
         Perturbation and context of each line of `responded`.
     """
-    line_of = {pair: i for i, pair in enumerate(pairs)}
+    line_of, n = {pair: i for i, pair in enumerate(pairs)}, len(names)
     # The last line is the control's: no response, nothing cited.
-    line = [line_of.get((name, context), len(pairs)) for name in names.values() for context in contexts]
-    at = task.bank.genes.get_indexer(genes)
-
-    def spread(part: np.ndarray, missing: float = np.nan) -> np.ndarray:
-        return np.concatenate([part, np.full((1, *part.shape[1:]), missing, dtype=part.dtype)])[line]
-
-    share = responded.embedding_share
-    responded = replace(
-        responded,
-        rows=spread(responded.rows, -1),
-        weights=spread(responded.weights, 0),
-        distances=spread(responded.distances),
-        evidence=spread(responded.evidence[:, at].astype(np.float32), 0),
-        response=spread(responded.response[:, at].astype(np.float32), 0),
-        effective_n=spread(responded.effective_n),
-        evidence_share=spread(responded.evidence_share),
-        embedding_share=None if share is None else spread(share),
-        task=np.append(responded.task, "control")[line],
-    )
-    asked, sources = np.repeat(np.asarray(list(names), dtype=object), len(cells)), np.tile(cells, len(names))
+    line = [line_of.get((name, context), len(pairs)) for name in names.values() for context in asked.contexts]
+    at, of_pairs = task.bank.genes.get_indexer(asked.genes), dict(responded.values)
+    for name in (_keys.EVIDENCE, _keys.RESPONSE):
+        of_pairs[name] = of_pairs[name][:, at].astype(np.float32)
+    control = no_response(1, len(at), of_pairs[_keys.ROWS].shape[1]).values
+    of_cells = {
+        name: np.concatenate([part, control.get(name, [np.nan])]).astype(part.dtype)[line]
+        for name, part in of_pairs.items()
+    }
+    perturbation, sources = np.repeat(np.asarray(list(names), dtype=object), len(asked.cells)), np.tile(asked.cells, n)
     obs = pd.DataFrame(
         {
-            _keys.PERTURBATION: pd.Categorical(asked),
-            _keys.CONTEXT: pd.Categorical(np.tile(contexts, len(names))),
+            _keys.PERTURBATION: pd.Categorical(perturbation),
+            _keys.CONTEXT: pd.Categorical(np.tile(asked.contexts, n)),
             _keys.SOURCE: sources.astype(object),
         },
-        index=[f"{cell}:{name}" for cell, name in zip(sources, asked, strict=True)],
+        index=[f"{cell}:{name}" for cell, name in zip(sources, perturbation, strict=True)],
     )
-    var = pd.DataFrame(index=pd.Index(genes, name="gene"))
-    table = _assembled(task, responded, np.tile(dense(values).astype(np.float32), (len(names), 1)), obs, var)
+    var, values = pd.DataFrame(index=pd.Index(asked.genes, name="gene")), dense(asked.values).astype(np.float32)
+    table = _assembled(task, responded._replace(values=of_cells), np.tile(values, (n, 1)), obs, var)
     table.uns[_keys.RETRIEVAL] |= settings
     mark(table)
     return table
@@ -116,7 +112,7 @@ def tissue_table(
     obs[_keys.CONTEXT] = pd.Categorical(contexts.astype(str))
     obs[_keys.SOURCE] = np.asarray(obs.index, dtype=object)
     # Where spots do not differ more than by chance every tool shall draw them alike.
-    magnitude = np.sqrt((responded.response**2).mean(axis=1))
+    magnitude = np.sqrt((responded.values[_keys.RESPONSE] ** 2).mean(axis=1))
     obs[_keys.RESPONSE_MAGNITUDE] = magnitude.mean() if varies.constant else magnitude
     obs[_keys.STATE_DISTANCE] = far.distance
     obs[_keys.STATE_PERCENTILE] = far.percentile
@@ -158,20 +154,13 @@ def tissue_table(
 
 def _assembled(task: Task, responded: Responded, values: np.ndarray, obs: pd.DataFrame, var: pd.DataFrame) -> AnnData:
     """Expression with the responses, what these rest on, and the provenance that both kinds of table share."""
-    bank = task.bank
-    pointers, cited = cite_rows(bank.ids, bank.obs, responded.rows, _CITED, _CITED_NUMBERS)
+    bank, of_lines = task.bank, responded.values
+    pointers, cited = cite_rows(bank.ids, bank.obs, of_lines[_keys.ROWS], _CITED, _CITED_NUMBERS)
     predicted = {
-        "prediction": values + responded.response,
-        _keys.RESPONSE: responded.response,
-        _keys.EVIDENCE: responded.evidence,
+        **of_lines,
+        "prediction": values + of_lines[_keys.RESPONSE],
         _keys.ROWS: pointers,
-        _keys.WEIGHTS: responded.weights,
-        _keys.DISTANCES: responded.distances,
-        _keys.EFFECTIVE_N: responded.effective_n,
-        _keys.EVIDENCE_SHARE: responded.evidence_share,
-        _keys.CITED_RELIABILITY: _cited_reliability(responded.weights, cited, pointers),
-        _keys.EMBEDDING_SHARE: responded.embedding_share,
-        _keys.TASK: responded.task,
+        _keys.CITED_RELIABILITY: _cited_reliability(of_lines[_keys.WEIGHTS], cited, pointers),
     }
     places = fill(RESPONSES, predicted, np.zeros(len(obs), dtype=bool))
     table = ad.AnnData(

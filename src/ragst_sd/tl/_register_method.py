@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ragst_sd._validate import listing, require_type
-
-if TYPE_CHECKING:
-    from ragst_sd.retrieval.method import Method
+from ragst_sd.retrieval.method import Method
 
 
 def register_method(name: str, method: Method) -> None:

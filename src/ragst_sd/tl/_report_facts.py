@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._encoder_facts import encoder_facts
@@ -13,12 +14,8 @@ from ragst_sd._licenses import NO_DERIVATIVES, NON_COMMERCIAL, UNKNOWN, UNRECOGN
 from ragst_sd._metrics import finite_mean
 from ragst_sd._page import number
 from ragst_sd._results import MIN_CV_PEARSON, N_GENES, most_variable, unlike_share
+from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.grounding import FLAGGED
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-    from ragst_sd.retrieval.bank import Bank
 
 
 def gather(

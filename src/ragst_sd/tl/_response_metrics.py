@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_known
@@ -16,9 +17,6 @@ from ragst_sd.tl._perturbation_cells import read_labels
 from ragst_sd.tl._perturbation_metrics import CHOICES as OF_CELLS
 from ragst_sd.tl._perturbation_metrics import DISCRIMINATION, discrimination_scores, mean_metrics
 from ragst_sd.tl._response_table import given_numbers, one_row_of_each, read_responses
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 CENTRED, RANK, BEST, TOP = "centred_cosine", "rank_score", "best_tenth", "top_genes"
 _SIZES = ("mae_delta", "mse_delta")
@@ -42,7 +40,7 @@ class MeasuredTable:
     """(lines,); NaN where not given."""
 
     @property
-    def own_reliability(self) -> np.ndarray:
+    def held_out_reliability(self) -> np.ndarray:
         """(lines,) the same: nothing is known of halves."""
         return self.reliability
 
@@ -99,13 +97,13 @@ def measured_table(
         todo="",
         responses=True,
     )
-    kept = np.flatnonzero(~labels["control"].to_numpy())
-    labels = labels.iloc[kept]
+    treated = np.flatnonzero(~labels["control"].to_numpy())
+    labels = labels.iloc[treated]
     one_row_of_each(labels, [_keys.CONTEXT, _keys.PERTURBATION])
     names = list(zip(labels[_keys.CONTEXT], labels[_keys.PERTURBATION], strict=True))
     order = sorted(range(len(names)), key=names.__getitem__)
-    n_cells, reliability = given_numbers(adata.obs.iloc[kept].iloc[order])
-    values = dense(take_genes(expression.values, expression.genes, genes))[kept][order]
+    n_cells, reliability = given_numbers(adata.obs.iloc[treated].iloc[order])
+    values = dense(take_genes(expression.values, expression.genes, genes))[treated][order]
     return MeasuredTable([names[i] for i in order], values, n_cells, reliability)
 
 

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._gene_names import offered_names, stored_expression
-from ragst_sd._validate import listing, require_key, require_known, require_type
-from ragst_sd.reference.genes import SYMBOL, duplicates
+from ragst_sd._validate import listing, require_key, require_known, require_type, require_unique
+from ragst_sd.reference.genes import SYMBOL
 from ragst_sd.reference.schema import RESPONSE_UNITS
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._perturbation_cells import Expression
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-
-    from ragst_sd.tl._screen import Dropped, Screen
+from ragst_sd.tl._screen import OF_ROWS, Dropped, Screen, row_labels
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +45,11 @@ SAY_UNIT = "Say what they are in: " + ", ".join(f"`unit={name!r}`" for name in R
 
 def refuse_responses(data: Any, unit: str, perturbation_key: str, context_key: str | None, control: list[str]) -> None:
     """Raise a `ValueError` if what should be cells are responses, whose unit was not given."""
-    found = "is a data frame, which holds responses" if isinstance(data, pd.DataFrame) else ""
+    shape = "is a data frame, which holds responses" if isinstance(data, pd.DataFrame) else ""
     if hasattr(data, "obs") and one_row_each(data.obs, perturbation_key, context_key, control):
-        found = "has no controls and one row for each perturbation, as a table of responses has"
-    if found:
-        msg = f"`adata` {found}, but `unit` is {unit!r}, the unit of cells. {SAY_UNIT}"
+        shape = "has no controls and one row for each perturbation, as a table of responses has"
+    if shape:
+        msg = f"`adata` {shape}, but `unit` is {unit!r}, the unit of cells. {SAY_UNIT}"
         raise ValueError(msg)
 
 
@@ -199,10 +196,7 @@ def read_responses(
     offered = offered_names(adata)
     naming = naming or (SYMBOL if SYMBOL in offered else next(iter(offered)))
     genes = offered.get(naming, list(adata.var_names))
-    repeated = duplicates(genes)
-    if repeated:
-        msg = f"{place} has genes more than once: {listing(repeated)}. Keep one column each; responses cannot be added."
-        raise ValueError(msg)
+    require_unique(genes, f"{place} has genes", "Keep one column each; responses cannot be added.")
     whole = np.asarray(np.isfinite(values).all(axis=0))
     if not whole.any():
         msg = f"No gene of {place} has a finite value in every row. Leave out the rows that hold few genes."
@@ -212,7 +206,7 @@ def read_responses(
     check_responses(values[:, whole], unit, place)
     error = next((name for name in _ERRORS if name in adata.layers), None)
     errors = None if error is None else stored_expression(adata, error, "adata", "", counted=False)[:, whole]
-    kept = [gene for gene, there in zip(genes, whole, strict=True) if there]
+    complete = [gene for gene, there in zip(genes, whole, strict=True) if there]
     normalization = {
         "unit": RESPONSE_UNITS[unit],
         "target_sum": float("nan"),
@@ -220,7 +214,7 @@ def read_responses(
         "naming": naming,
         "size_factor_genes": np.array([], dtype=str),
     }
-    return Expression(sp.csr_matrix(values[:, whole]), kept, normalization), errors
+    return Expression(sp.csr_matrix(values[:, whole]), complete, normalization), errors
 
 
 def given_responses(
@@ -244,22 +238,18 @@ def given_responses(
     known, reliability = given_numbers(numbers)
     use = (labels["used"] & ~labels["control"]).to_numpy()
     few = use & (known > 0) & (known < min_cells)
-    kept = np.flatnonzero(use & ~few)
-    keys = [_keys.CONTEXT, _keys.PERTURBATION, _keys.PERTURBATION_TYPE]
-    one_row_of_each(labels.iloc[kept], keys)
-    if not len(kept):
+    at = np.flatnonzero(use & ~few)
+    one_row_of_each(labels.iloc[at], OF_ROWS)
+    if not len(at):
         msg = f"No response is left of {len(labels)} rows: all are controls, or rest on fewer than {min_cells} cells."
         raise ValueError(msg)
-    several = labels[_keys.PERTURBATION_TYPE].iloc[kept].nunique() > 1
-    obs = labels.iloc[kept][[_keys.PERTURBATION, _keys.CONTEXT, _keys.PERTURBATION_TYPE]]
-    obs.index = [":".join(row if several else row[:2]) for row in labels.iloc[kept][keys].to_numpy()]
-    obs = obs.astype("category")
-    obs[_keys.N_CELLS], obs[_keys.N_CONTROLS] = known[kept], 0
-    obs[_keys.RELIABILITY] = reliability[kept]
+    obs = row_labels(labels.iloc[at])
+    obs[_keys.N_CELLS], obs[_keys.N_CONTROLS] = known[at], 0
+    obs[_keys.RELIABILITY] = reliability[at]
     order = np.argsort(obs.index.to_numpy(str))
-    obs, kept = obs.iloc[order], kept[order]
-    values = dense(screen.values[kept]).astype(np.float32)
-    layers = {} if errors is None else {_keys.STANDARD_ERROR: dense(errors[kept]).astype(np.float32)}
+    obs, at = obs.iloc[order], at[order]
+    values = dense(screen.values[at]).astype(np.float32)
+    layers = {} if errors is None else {_keys.STANDARD_ERROR: dense(errors[at]).astype(np.float32)}
     reference = ad.AnnData(values, obs=obs, var=pd.DataFrame(index=pd.Index(genes, name="gene")), layers=layers)
     contexts = sorted(set(obs[_keys.CONTEXT]))
     means = [values[(obs[_keys.CONTEXT] == context).to_numpy()].mean(axis=0) for context in contexts]

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_known
-from ragst_sd.reference.cell_prints import cell_prints
-from ragst_sd.reference.responses import CONTROL, halves, mean_responses, split_half_reliability
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import scipy.sparse as sp
-    from anndata import AnnData
+from ragst_sd.reference.responses import CONTROL, cell_prints, halves, mean_responses, split_half_reliability
 
 logger = logging.getLogger(__name__)
 
 # Two controls of a stratum at least: one for each half.
-_MIN_CONTROLS = 2
+MIN_CONTROLS = 2
+UNUSED = -2
+"""Code of cells that are no control and of no row."""
 _SOURCE_FIELDS = ("technology", "license", "citation")
-_OF_ROWS = [_keys.CONTEXT, _keys.PERTURBATION, _keys.PERTURBATION_TYPE]
+OF_ROWS = [_keys.CONTEXT, _keys.PERTURBATION, _keys.PERTURBATION_TYPE]
 Dropped = list[tuple[str, str, int, str]]
 
 
@@ -39,29 +37,62 @@ class Screen:
     """Labels by name, and whether a cell is `used`: may enter the reference."""
 
 
+class Lines(NamedTuple):
+    """Perturbations with enough cells beside enough controls of their context and batch."""
+
+    names: pd.MultiIndex
+    row: np.ndarray
+    """(cells,) line of each cell; `CONTROL`, or `UNUSED`."""
+    stratum: np.ndarray
+    """(cells,) code of context and batch."""
+    uncontrolled: np.ndarray
+    """(cells,) perturbed cells without enough controls."""
+
+
+def used_cells(
+    values: sp.csr_matrix, row: np.ndarray, stratum: np.ndarray, n_lines: int
+) -> tuple[sp.csr_matrix, np.ndarray, np.ndarray, int]:
+    """Cells of lines and controls, as :func:`ragst_sd.reference.responses.mean_responses` takes them."""
+    used = row >= CONTROL
+    return values[used], row[used], np.unique(stratum[used], return_inverse=True)[1], n_lines
+
+
+def lines_of(
+    cells: pd.DataFrame, keys: list[str], treated: np.ndarray, controls: np.ndarray, *, min_cells: int
+) -> Lines:
+    """Lines by the labels `keys`, of the cells of two masks."""
+    stratum = cells.groupby([_keys.CONTEXT, "batch"]).ngroup().to_numpy()
+    enough = np.bincount(stratum[controls], minlength=stratum.max() + 1)[stratum] >= MIN_CONTROLS
+    counts = cells[treated & enough].groupby(keys).size()
+    names = counts.index[counts >= min_cells]
+    row = names.get_indexer(pd.MultiIndex.from_frame(cells[keys]))
+    row[(row < 0) | ~treated | ~enough] = UNUSED
+    row[controls & enough] = CONTROL
+    return Lines(names, row, stratum, treated & ~enough)
+
+
+def row_labels(labels: pd.DataFrame) -> pd.DataFrame:
+    """Perturbation, context and type of rows of a reference, which are named by these."""
+    several = labels[_keys.PERTURBATION_TYPE].nunique() > 1
+    obs = labels[[_keys.PERTURBATION, _keys.CONTEXT, _keys.PERTURBATION_TYPE]].astype("category")
+    return obs.set_axis([":".join(names) for names in labels[OF_ROWS if several else OF_ROWS[:2]].to_numpy()])
+
+
 def measure(
     screen: Screen, genes: list[str], *, min_cells: int, rng: np.random.Generator
 ) -> tuple[AnnData, np.ndarray, Dropped]:
-    """Responses of all perturbations with enough cells as rows, each cell's row (-1 for none), and what is left out.
+    """Responses of all perturbations with enough cells as rows, the row of each cell, and what is left out.
 
     `used` of the screen is narrowed to the cells that the rows rest on.
     """
-    cells = screen.cells
-    dropped: Dropped = []
-    control = cells["control"].to_numpy()
-    stratum = cells.groupby([_keys.CONTEXT, "batch"]).ngroup().to_numpy()
-    n_controls = np.bincount(stratum[control & cells["used"]], minlength=stratum.max() + 1)
-    enough = n_controls[stratum] >= _MIN_CONTROLS
-    lost = cells["used"].to_numpy() & ~control & ~enough
+    cells, dropped = screen.cells, Dropped()
+    used, control = (cells[name].to_numpy() for name in ("used", "control"))
+    lines = lines_of(cells, OF_ROWS, used & ~control, used & control, min_cells=min_cells)
+    names, row, lost = lines.names, lines.row, lines.uncontrolled
     if lost.any():
-        dropped += _count(cells[lost], f"fewer than {_MIN_CONTROLS} controls in the batch")
-        logger.warning("%d cells of batches with fewer than %d controls are left out.", int(lost.sum()), _MIN_CONTROLS)
-    used = cells["used"].to_numpy() & enough
-    counts = cells[used & ~control].groupby(_OF_ROWS).size()
-    names = counts.index[counts >= min_cells]
-    row = names.get_indexer(pd.MultiIndex.from_frame(cells[_OF_ROWS]))
-    row[~used | control] = CONTROL
-    few = used & ~control & (row == CONTROL)
+        dropped += _count(cells[lost], f"fewer than {MIN_CONTROLS} controls in the batch")
+        logger.warning("%d cells of batches with fewer than %d controls are left out.", int(lost.sum()), MIN_CONTROLS)
+    few = used & ~control & ~lost & (row == UNUSED)
     if few.any():
         dropped += _count(cells[few], f"fewer than {min_cells} cells")
         small = sorted(cells[_keys.PERTURBATION][few].unique())
@@ -72,10 +103,8 @@ def measure(
             "or leave `batch_key` out."
         )
         raise ValueError(msg)
-    cells["used"] = used & ~few
-
-    at = np.flatnonzero(cells["used"])
-    values, of_cell, stratum = screen.values[at], row[at], np.unique(stratum[at], return_inverse=True)[1]
+    cells["used"] = row != UNUSED
+    values, of_cell, stratum, _ = used_cells(screen.values, row, lines.stratum, len(names))
     whole = mean_responses(values, of_cell, stratum, len(names))
     # All cells of a row, but one half of the controls each.
     treated, first = of_cell != CONTROL, halves(np.where(of_cell == CONTROL, stratum, stratum.max() + 1), rng)
@@ -84,10 +113,7 @@ def measure(
         part = treated | half
         response = mean_responses(values[part], of_cell[part], stratum[part], len(names)).mean
         layers[name] = response.astype(np.float32)
-    obs = names.to_frame(index=False)[[_keys.PERTURBATION, _keys.CONTEXT, _keys.PERTURBATION_TYPE]]
-    several = obs[_keys.PERTURBATION_TYPE].nunique() > 1
-    obs.index = [":".join(parts if several else parts[:2]) for parts in names]
-    obs = obs.astype("category")
+    obs = row_labels(names.to_frame(index=False))
     obs[_keys.N_CELLS] = whole.n_cells
     controls = cells[_keys.CONTEXT][control & cells["used"]].value_counts()
     obs[_keys.N_CONTROLS] = controls[names.get_level_values(_keys.CONTEXT)].to_numpy()

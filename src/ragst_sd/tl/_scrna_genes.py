@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import cell_types_hash, signature_genes, signatures_of, type_names
 from ragst_sd._labels import as_names
 from ragst_sd._validate import hint, listing, require_some
+from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.evidence import weighted_average
 from ragst_sd.retrieval.methods import METHODS
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-
-    from ragst_sd.retrieval.bank import Bank
-    from ragst_sd.retrieval.run import Selected
+from ragst_sd.retrieval.run import Selected
 
 logger = logging.getLogger(__name__)
 

@@ -70,12 +70,12 @@ def section_metrics(
     predicted, truth = np.asarray(predicted, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     finite = np.isfinite(predicted) & np.isfinite(truth)
     spots = finite.any(axis=1)
-    kept = np.flatnonzero(finite[spots].all(axis=0))
-    predicted, truth = predicted[spots][:, kept], truth[spots][:, kept]
-    changing = varies(truth) if len(truth) else np.zeros(len(kept), dtype=bool)
+    complete = np.flatnonzero(finite[spots].all(axis=0))
+    predicted, truth = predicted[spots][:, complete], truth[spots][:, complete]
+    changing = varies(truth) if len(truth) else np.zeros(len(complete), dtype=bool)
     predicted, truth = predicted[:, changing], truth[:, changing]
     about = About(
-        every[kept[changing]],
+        every[complete[changing]],
         None if positions is None else np.asarray(positions, dtype=np.float64)[spots],
         None if labels is None else names_of(labels, missing="")[spots],
         gene_sets,
@@ -83,13 +83,13 @@ def section_metrics(
         int(np.random.default_rng(rng).integers(2**31)),
     )
     asked = list(SECTION_METRICS if names is None else names)
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for function, needs in dict.fromkeys(SECTION_METRICS[name] for name in asked):
         if not needs or getattr(about, needs) is not None:
-            found |= function(predicted, truth, about)
+            values |= function(predicted, truth, about)
     parts = []
     for name in asked:
-        value = found.get(name, np.nan)
+        value = values.get(name, np.nan)
         if name == "ssim":
             value = (pd.Series(dtype=float) if np.isscalar(value) else value).reindex(every)
         of_genes = value if isinstance(value, pd.Series) else pd.Series({"": value})
@@ -141,14 +141,14 @@ def label_share(
     bank_codes, query_codes = names.get_indexer(bank), names.get_indexer(queries)
     cited = np.where(rows >= 0, bank_codes[rows], -1)
     labelled = (weights * (cited >= 0)).sum(axis=1)
-    own = (weights * ((cited == query_codes[:, None]) & (cited >= 0))).sum(axis=1)
+    same = (weights * ((cited == query_codes[:, None]) & (cited >= 0))).sum(axis=1)
     used = (queries != "") & (labelled > 0)
     if not used.any():
         return np.nan, np.nan
     frequency = np.bincount(bank_codes[bank_codes >= 0], minlength=len(names)) / (bank_codes >= 0).sum()
     # A label that the bank does not hold has code -1: nothing is expected of it.
     expected = np.append(frequency, 0.0)[query_codes[used]]
-    return float((own[used] / labelled[used]).mean()), float(expected.mean())
+    return float((same[used] / labelled[used]).mean()), float(expected.mean())
 
 
 def spatial_graph(positions: np.ndarray) -> sp.csr_matrix:
@@ -171,16 +171,18 @@ def _spatial_agreement(predicted: np.ndarray, truth: np.ndarray, about: About) -
     if len(positions) < 3:
         return out
     graph = spatial_graph(positions)
-    measured, kept = _morans_i(graph, truth), _morans_i(graph, predicted)
+    measured, predicted_i = _morans_i(graph, truth), _morans_i(graph, predicted)
     known = np.isfinite(measured)
-    measured, kept = measured[known], kept[known]
+    measured, predicted_i = measured[known], predicted_i[known]
     if len(measured) > 1:
         # Without variation there is no pattern: 0, and no place among the top genes.
-        agreement = pearson(np.nan_to_num(kept, nan=0.0)[:, None], measured[:, None])
+        agreement = pearson(np.nan_to_num(predicted_i, nan=0.0)[:, None], measured[:, None])
         out["moran_agreement"] = float(agreement[0])
     if len(measured) > about.n_top:
         top = np.argsort(-measured, kind="stable")[: about.n_top]
-        ours = np.argsort(-np.nan_to_num(kept, nan=-np.inf), kind="stable")[: min(about.n_top, np.isfinite(kept).sum())]
+        ours = np.argsort(-np.nan_to_num(predicted_i, nan=-np.inf), kind="stable")[
+            : min(about.n_top, np.isfinite(predicted_i).sum())
+        ]
         out["svg_overlap"] = len(np.intersect1d(top, ours)) / about.n_top
     return out
 

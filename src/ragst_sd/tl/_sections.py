@@ -14,16 +14,14 @@ from ragst_sd import _keys
 from ragst_sd._annotation import embedded_centers, is_predicted
 from ragst_sd._elements import image_pyramid, require_sdata
 from ragst_sd._embedding import read_embedding
-from ragst_sd._gene_names import offered_names, stored_expression
+from ragst_sd._gene_names import check_unit, offered_names, stored_expression
 from ragst_sd._labels import ON_TISSUE, is_missing, labels, on_tissue, plain_column
 from ragst_sd._patches import shrunk
 from ragst_sd._reference import LABELS
 from ragst_sd._resolution import embedded_mpp_of
-from ragst_sd._validate import listing, require_key
+from ragst_sd._validate import require_key, require_unique
 from ragst_sd.image.embedding import tiles_at
-from ragst_sd.reference.duplicates import find_duplicates
-from ragst_sd.reference.genes import duplicates
-from ragst_sd.reference.normalize import OR_LOGS, check_counts, check_log_normalized
+from ragst_sd.reference.duplicates import Duplicate, Fingerprint, find_duplicates
 from ragst_sd.reference.panels import PANEL
 from ragst_sd.reference.schema import knows_tiles
 
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-    from ragst_sd.reference.duplicates import Duplicate, Fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -111,25 +108,11 @@ def read_section(
     todo = "Name the table that holds counts with `table_key=`."
     matrix = stored_expression(table, layer, f"{where}.tables[{table_key!r}]", todo)
     expression_name = f"{where}: {'X' if layer is None else f'layers[{layer!r}]'}"
-    if unit == "counts":
-        check_counts(matrix, expression_name, OR_LOGS)
-    else:
-        check_log_normalized(matrix, expression_name)
     names = offered_names(table)
-    if unit != "counts":
-        for kind, listed in names.items():
-            if duplicates(listed):
-                msg = (
-                    f"{where}: {kind} names are not unique ({listing(duplicates(listed))}). Values on a log scale "
-                    "cannot be added up: give counts with `layer=`, or make the names unique."
-                )
-                raise ValueError(msg)
-
-    if table.obs_names.has_duplicates:
-        msg = f"{where}: spot names are not unique: {listing(table.obs_names[table.obs_names.duplicated()].unique())}."
-        raise ValueError(msg)
+    check_unit(matrix, unit, expression_name, *names.values())
+    require_unique(table.obs_names, f"{where} has names of spots", "Make them unique.")
     keep = _usable_rows(table, finite, matrix, where)
-    own = table.uns.get(_keys.ATTRS, {}).get(_keys.SOURCE, {})
+    stated = table.uns.get(_keys.ATTRS, {}).get(_keys.SOURCE, {})
     kept = table.obs.loc[keep]
     section = Section(
         sample=sample,
@@ -140,7 +123,7 @@ def read_section(
         names=names,
         xy=embedded_centers(sdata, table, table_key=table_key, header=header)[keep],
         mpp=embedded_mpp_of(sdata, header) or np.nan,
-        source={name: source.get(name, own.get(name)) for name in SOURCE_FIELDS},
+        source={name: source.get(name, stated.get(name)) for name in SOURCE_FIELDS},
     )
     if with_thumbnails and str(header.get("image_key")) == _keys.PATCHES and _keys.THUMBNAIL in table.obsm:
         section.thumbnails = shrunk(table.obsm[_keys.THUMBNAIL][keep], THUMBNAIL_PX)
@@ -228,14 +211,14 @@ def thumbnails(section: Section, sdata: SpatialData) -> np.ndarray:
 
 def report_duplicates(prints: Sequence[Fingerprint], on_duplicate: str) -> None:
     """Warn of each pair of sections of one tissue and different donors, or raise a `ValueError` that names them all."""
-    found = [_sentence(pair) for pair in find_duplicates(prints)]
-    if not found:
+    sentences = [_sentence(pair) for pair in find_duplicates(prints)]
+    if not sentences:
         return
     todo = "Give both the same donor, or leave one out: else one predicts the other, and accuracy is no evidence."
     if on_duplicate == "error":
-        msg = f"{' '.join(found)} {todo} If they are different tissue all the same, pass `on_duplicate='warn'`."
+        msg = f"{' '.join(sentences)} {todo} If they are different tissue all the same, pass `on_duplicate='warn'`."
         raise ValueError(msg)
-    for sentence in found:
+    for sentence in sentences:
         logger.warning("%s %s", sentence, todo)
 
 

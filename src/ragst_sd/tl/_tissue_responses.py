@@ -5,23 +5,19 @@ A spot and its spatial neighbours are its set of cells; the state is their mean 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
-from ragst_sd._respond import at_once, prepare
+from ragst_sd._respond import Prepared, Responded, Task, at_once, prepare
+from ragst_sd.reference.header import ScreenHeader
+from ragst_sd.retrieval.bank import Answer, Selection
 from ragst_sd.retrieval.evidence import evidence_share
 from ragst_sd.retrieval.training import dense
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from ragst_sd._respond import Prepared, Responded, Task
-    from ragst_sd.reference.header import ScreenHeader
-    from ragst_sd.retrieval.bank import Answer, Selection
 
 # A map shows something if fewer than one in twenty shufflings vary as much.
 LEVEL = 0.05
@@ -46,14 +42,14 @@ def niches(xy: np.ndarray, names: np.ndarray, n_around: int) -> sp.csr_matrix:
 
     n = len(xy)
     size = min(n_around, n - 1)
-    distance, found = cKDTree(xy).query(xy, k=min(n, size + 1 + _SPARE))
-    distance, found = distance.reshape(n, -1), found.reshape(n, -1)
+    distance, nearest = cKDTree(xy).query(xy, k=min(n, size + 1 + _SPARE))
+    distance, nearest = distance.reshape(n, -1), nearest.reshape(n, -1)
     rank = np.argsort(np.argsort(names.astype(str), kind="stable"), kind="stable")
     # Rounded, so that neighbours on a grid are equally distant; the spot itself goes first.
     rounded = np.round(distance / max(float(np.median(distance)), 1e-12), 6)
-    rounded[found == np.arange(n)[:, None]] = -1
-    order = np.lexsort((rank[found], rounded), axis=1)[:, : size + 1]
-    members = np.take_along_axis(found, order, axis=1)
+    rounded[nearest == np.arange(n)[:, None]] = -1
+    order = np.lexsort((rank[nearest], rounded), axis=1)[:, : size + 1]
+    members = np.take_along_axis(nearest, order, axis=1)
     weights = np.full(members.size, 1 / (size + 1))
     return sp.csr_matrix((weights, (np.repeat(np.arange(n), size + 1), members.ravel())), shape=(n, n))
 
@@ -174,18 +170,21 @@ def remoteness(
     means = header.states[:, at]
     nearest, percentile, ratio = np.full(len(states), np.inf), np.full(len(states), 100.0), np.full(len(states), np.inf)
     for name, mean in zip(header.contexts, means, strict=True):
-        own = cells[of_cell == name]
-        spread = own.std(axis=0)
+        controls = cells[of_cell == name]
+        spread = controls.std(axis=0)
         spread = np.maximum(spread, max(_LEAST_SPREAD * float(np.median(spread)), 1e-6))
         drawn = np.array(
-            [own[rng.choice(len(own), min(size, len(own)), replace=False)].mean(axis=0) for _ in range(_DRAWS)]
+            [
+                controls[rng.choice(len(controls), min(size, len(controls)), replace=False)].mean(axis=0)
+                for _ in range(_DRAWS)
+            ]
         )
         usual = np.sort(_distance(drawn, mean, spread))
-        found = _distance(states, mean, spread)
-        closer = found < nearest
-        nearest[closer] = found[closer]
-        percentile[closer] = 100 * np.searchsorted(usual, found[closer]) / _DRAWS
-        ratio[closer] = found[closer] / max(float(np.quantile(usual, FAR_PERCENTILE / 100)), 1e-12)
+        from_context = _distance(states, mean, spread)
+        closer = from_context < nearest
+        nearest[closer] = from_context[closer]
+        percentile[closer] = 100 * np.searchsorted(usual, from_context[closer]) / _DRAWS
+        ratio[closer] = from_context[closer] / max(float(np.quantile(usual, FAR_PERCENTILE / 100)), 1e-12)
     return Remoteness(ratio, percentile)
 
 

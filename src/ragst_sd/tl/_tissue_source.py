@@ -14,11 +14,11 @@ from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted, resolve_table, rows_in_order, single_region
 from ragst_sd._cell_types import is_scrna
 from ragst_sd._elements import element_centers, resolve_shapes
-from ragst_sd._eligibility import rows_with
+from ragst_sd._eligibility import allowed_rows
 from ragst_sd._gene_names import names_in, shared_genes, stored_expression
 from ragst_sd._labels import labels
 from ragst_sd._results import MIN_CV_PEARSON, holds_responses, predicted
-from ragst_sd._validate import listing, require_known
+from ragst_sd._validate import listing, require_known, require_unique
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import MIN_SHARED_GENES
 from ragst_sd.retrieval.training import dense
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from ragst_sd._respond import Task
 
 logger = logging.getLogger(__name__)
+
+# Fewer genes than this, in number or as a share of those of the screen, do not show what the cells are like.
+_FEWEST, _LEAST = 20, 0.05
 
 
 @dataclass(frozen=True)
@@ -105,10 +108,7 @@ def read_source(
         msg = f"`{where}` holds predicted responses itself. Perturb the table that it was made from."
         raise ValueError(msg)
     region = resolve_shapes(sdata, single_region(table))
-    names = table.obs_names
-    if names.has_duplicates:
-        msg = f"`{where}` has names of spots more than once: {listing(names[names.duplicated()].unique())}."
-        raise ValueError(msg)
+    require_unique(table.obs_names, f"`{where}` has names of spots", "Make them unique.")
     xy, index = element_centers(sdata, region)
     xy = xy[rows_in_order(table, table_key, region, index)]
     from_image = is_predicted(table)
@@ -116,45 +116,43 @@ def read_source(
         msg = f"`{where}` was predicted by `rg.tl.predict`, which says its unit itself. Leave `layer` and `unit` out."
         raise ValueError(msg)
     how = task.bank.header.normalization
-    own = names_in(str(how["naming"]), table, "The screen", f"`{where}`")
-    shared = shared_genes(list(task.bank.genes), own, f"`{where}`")
+    names_of_genes = names_in(str(how["naming"]), table, "The screen", f"`{where}`")
+    of_screen = list(task.bank.genes)
+    needed = min(max(_FEWEST, round(_LEAST * len(of_screen))), len(of_screen))
+    why = " to say what its cells are like"
+    shared = shared_genes(of_screen, names_of_genes, f"The screen and `{where}`", needed=needed, why=why)
     rows = chosen_spots(table, spots, where)
     if from_image:
-        kept, about = _predicted(table, table_key, rows, own, shared, how)
+        expressed, about = _predicted(table, table_key, rows, names_of_genes, shared, how)
     else:
         # A spot without a single count of the genes that size factors rest on has no library size.
         counts = stored_expression(table, layer, where, "Name the layer with `layer=`.")[rows]
-        columns = np.isin(own, how["size_factor_genes"] if len(how["size_factor_genes"]) else own)
-        kept = rows[np.asarray(counts[:, columns].sum(axis=1)).ravel() > 0]
+        columns = np.isin(names_of_genes, how["size_factor_genes"] if len(how["size_factor_genes"]) else names_of_genes)
+        expressed = rows[np.asarray(counts[:, columns].sum(axis=1)).ravel() > 0]
         about = {"var": pd.DataFrame(index=pd.Index(shared, name="gene"))}
-    if not len(kept):
+    if not len(expressed):
         msg = f"None of the {len(rows)} spots of `{where}` has expression of the screen's genes."
         raise ValueError(msg)
-    lost = len(rows) - len(kept)
+    lost = len(rows) - len(expressed)
     if lost:
         logger.warning("%d of %d spots have no expression of the screen's genes and are left out.", lost, len(rows))
     if not from_image:
-        measured = read_expression(table[kept], layer=layer, unit=unit, like=how, where=where)
+        measured = read_expression(table[expressed], layer=layer, unit=unit, like=how, where=where)
         about["values"] = dense(take_genes(measured.values, measured.genes, shared)).astype(np.float64)
-    return TissueSource(table_key, table[kept], region, xy[kept], **about)
+    return TissueSource(table_key, table[expressed], region, xy[expressed], **about)
 
 
 def chosen_spots(table: AnnData, spots: Mapping[str, Any] | Sequence[Any] | None, where: str) -> np.ndarray:
     """Positions of the spots that are asked for, in the order of the table."""
     if spots is None:
         return np.arange(table.n_obs)
-    if isinstance(spots, Mapping):
-        mask = rows_with(table.obs, spots, where, "`spots`: no spot has")
+    given = np.asarray([spots] if isinstance(spots, str) else spots)
+    if isinstance(spots, Mapping) or given.dtype == bool:
+        mask = allowed_rows(table.obs, spots, "spots", where)
     else:
-        given = np.asarray([spots] if isinstance(spots, str) else spots)
-        if given.dtype != bool:
-            names = [str(name) for name in given]
-            require_known(names, table.obs_names, "spots", f": `{where}` has no", KeyError)
-            given = table.obs_names.isin(names)
-        elif given.shape != (table.n_obs,):
-            msg = f"`spots` is a mask of shape {given.shape}; `{where}` has {table.n_obs} spots."
-            raise ValueError(msg)
-        mask = given
+        names = [str(name) for name in given]
+        require_known(names, table.obs_names, "spots", f": `{where}` has no", KeyError)
+        mask = table.obs_names.isin(names)
     if not mask.any():
         msg = "`spots` leaves no spot. Relax it."
         raise ValueError(msg)
@@ -165,16 +163,18 @@ def _predicted(
     table: AnnData,
     table_key: str,
     rows: np.ndarray,
-    own: list[str],
+    names: list[str],
     shared: list[str],
     normalization: Mapping[str, Any],
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Spots with a prediction, their expression and intervals, and what is known of the genes."""
     _, header = predicted(table, table_key)
     values = dense(table.X).astype(np.float64)[rows]
-    kept = np.isfinite(values).any(axis=1)
-    rows, values = rows[kept], values[kept]
-    at = _places(own, shared)
+    finite = np.isfinite(values).any(axis=1)
+    rows, values = rows[finite], values[finite]
+    # The screen may name genes otherwise than `var_names` does, so that one may be there twice.
+    unique, first = np.unique(names, return_index=True)
+    at = first[np.searchsorted(unique, shared)]
     scrna = is_scrna(table, np.arange(table.n_vars))
     if scrna[at].all():
         msg = (
@@ -182,7 +182,7 @@ def _predicted(
             "which say nothing of the state of a spot. Predict genes that spots measured."
         )
         raise ValueError(msg)
-    scale = _scale(values, own, scrna, str(header["unit"]), normalization, table_key)
+    scale = _scale(values, names, scrna, str(header["unit"]), normalization, table_key)
     var = pd.DataFrame(index=pd.Index(shared, name="gene"))
     for name in (_keys.CV_PEARSON, _keys.NOISE_CEILING):
         if name in table.var:
@@ -206,14 +206,8 @@ def _predicted(
     return rows, about
 
 
-def _places(own: list[str], shared: list[str]) -> list[int]:
-    """Where each shared gene is first in the table, which the screen may name otherwise than its `var_names`."""
-    first = {gene: place for place, gene in reversed(list(enumerate(own)))}
-    return [first[gene] for gene in shared]
-
-
 def _scale(
-    values: np.ndarray, own: list[str], scrna: np.ndarray, unit: str, normalization: Mapping[str, Any], table_key: str
+    values: np.ndarray, names: list[str], scrna: np.ndarray, unit: str, normalization: Mapping[str, Any], table_key: str
 ) -> np.ndarray | None:
     """What the counts of each spot are multiplied by to reach the target of the screen; nothing if it is reached."""
     basis = {str(gene) for gene in normalization["size_factor_genes"]}
@@ -225,7 +219,7 @@ def _scale(
             )
             raise ValueError(msg)
         return None
-    columns = np.array([gene in basis for gene in own]) & ~scrna
+    columns = np.array([gene in basis for gene in names]) & ~scrna
     if columns.sum() < MIN_SHARED_GENES:
         msg = (
             f"`sdata.tables[{table_key!r}]` predicts {int(columns.sum())} genes that the size factors of the screen "

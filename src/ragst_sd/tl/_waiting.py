@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+from itertools import count
 
 logger = logging.getLogger(__name__)
 
@@ -36,40 +34,20 @@ def say_if_long(seconds: float, doing: str, quicker: str) -> None:
         logger.warning("%s will take about %s. %s", doing, in_words(seconds), quicker)
 
 
-class Parts:
-    """Parts of a call that are done one after the other."""
-
-    def __init__(self, total: int, *, show: bool) -> None:
-        from tqdm.auto import tqdm
-
-        self._total, self._done, self._start = total, 0, time.monotonic()
-        self._bar = tqdm(total=total, bar_format="{desc} |{bar}| {n_fmt}/{total_fmt}", disable=not show)
-
-    def start(self, what: str) -> None:
-        """Say what is done now, and after the first part how much time is left."""
-        left = ""
-        if self._done:
-            left = (
-                f", about {in_words((time.monotonic() - self._start) / self._done * (self._total - self._done))} left"
-            )
-        self._bar.set_description_str(f"{what}{left}")
-        logger.info("%s%s.", what, left)
-
-    def finish(self) -> None:
-        """One more is done."""
-        self._done += 1
-        self._bar.update()
-
-    def close(self) -> None:
-        """Take the bar down."""
-        self._bar.close()
-
-
 @contextmanager
-def in_parts(total: int, *, show: bool) -> Iterator[Parts]:
-    """Count parts of a call, with a bar where one is to be shown."""
-    parts = Parts(total, show=show)
-    try:
-        yield parts
-    finally:
-        parts.close()
+def in_parts(total: int, *, show: bool) -> Iterator[Callable[[str], None]]:
+    """A function to call before each part of a call: it says what is done now, and how much time is left."""
+    from tqdm.auto import tqdm
+
+    start, numbers = time.monotonic(), count()
+    with tqdm(total=total, bar_format="{desc} |{bar}| {n_fmt}/{total_fmt}", disable=not show) as bar:
+
+        def begin(what: str) -> None:
+            done = next(numbers)
+            bar.update(done - bar.n)
+            left = f", about {in_words((time.monotonic() - start) / done * (total - done))} left" if done else ""
+            bar.set_description_str(f"{what}{left}")
+            logger.info("%s%s.", what, left)
+
+        yield begin
+        bar.update(total - bar.n)
