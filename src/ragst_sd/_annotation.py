@@ -33,12 +33,11 @@ def single_region(table: AnnData) -> str:
     table_attrs(table)
     regions = regions_of(table)
     if len(regions) != 1:
-        msg = (
+        raise ValueError(
             f"The table annotates {len(regions)} elements: {listing(regions)}. One section per table is needed: "
             "take the rows of one region (`table[table.obs[region_key] == region].copy()`) and store them with "
             "`spatialdata.models.TableModel.parse(..., overwrite_metadata=True)`."
         )
-        raise ValueError(msg)
     return regions[0]
 
 
@@ -46,11 +45,10 @@ def table_attrs(table: AnnData) -> dict:
     """`spatialdata_attrs` of a table that annotates something."""
     attrs = table.uns.get("spatialdata_attrs")
     if not isinstance(attrs, dict) or not attrs.get("region") or not attrs.get("instance_key"):
-        msg = (
+        raise ValueError(
             "The table annotates no element (no `uns['spatialdata_attrs']`). Link it to its shapes with "
             "`spatialdata.models.TableModel.parse(table, region=..., region_key=..., instance_key=...)`."
         )
-        raise ValueError(msg)
     _require_ids(table, attrs["instance_key"])
     return dict(attrs)
 
@@ -68,12 +66,11 @@ def _require_ids(table: AnnData, instance_key: str) -> None:
         todo.append(f"make them whole numbers (`{column} = {column}.astype(int)`)")
     elif is_float:
         todo.append("write the ids of the element there")
-    msg = (
+    raise ValueError(
         f"`{column}`, by which rows find their shapes, holds {ids.dtype} values, {int(lost.sum())} of {len(ids)} "
         f"missing; ids are whole numbers or texts. Please {' and '.join(todo)}, and put the table back with "
         "`sdata.tables[table_key] = table`."
     )
-    raise ValueError(msg)
 
 
 def is_predicted(table: AnnData) -> bool:
@@ -115,11 +112,10 @@ def resolve_annotation(sdata: SpatialData, table_key: str | None, shapes_key: st
         region = single_region(sdata.tables[table_key])
         if shapes_key is not None and shapes_key != region:
             resolve_shapes(sdata, shapes_key)
-            msg = (
+            raise ValueError(
                 f"Table {table_key!r} annotates {region!r}, not {shapes_key!r}. "
                 f"Tables that annotate {shapes_key!r}: {annotating_tables(sdata, shapes_key) or 'none'}."
             )
-            raise ValueError(msg)
         return table_key, resolve_shapes(sdata, region)
     shapes_key = resolve_shapes(sdata, shapes_key)
     found = resolve_table(sdata, None, shapes_key)
@@ -145,12 +141,11 @@ def rows_in_order(table: AnnData, table_key: str, shapes_key: str, index: Any) -
     ids = table.obs[instance_key]
     if (regions != shapes_key).any():
         elsewhere = regions[regions != shapes_key]
-        msg = (
+        raise ValueError(
             f"{len(elsewhere)} of {table.n_obs} rows of table {table_key!r} lie in {listing(elsewhere.unique())} by "
             f"`obs[{attrs['region_key']!r}]`, not in {shapes_key!r}. Take the rows of one element: "
             f"`sdata.tables[{table_key!r}] = table[table.obs[{attrs['region_key']!r}] == {shapes_key!r}].copy()`."
         )
-        raise ValueError(msg)
     require_unique(ids, f"Table {table_key!r} has instance ids in `obs[{instance_key!r}]`", "Each spot needs one row.")
     todo = (
         f"Number the spots (`sdata[{shapes_key!r}] = sdata[{shapes_key!r}].reset_index(drop=True)`), and write the "
@@ -158,8 +153,7 @@ def rows_in_order(table: AnnData, table_key: str, shapes_key: str, index: Any) -
     )
     require_unique(index, f"The index of {shapes_key!r} has ids", todo)
     if table.n_obs == 0:
-        msg = f"Table {table_key!r} has no rows."
-        raise ValueError(msg)
+        raise ValueError(f"Table {table_key!r} has no rows.")
     position = index.get_indexer(np.asarray(ids))
     if (position < 0).any() and (texts := index.map(_text)).is_unique:
         # Numbers that one of the two holds as text.
@@ -170,12 +164,11 @@ def rows_in_order(table: AnnData, table_key: str, shapes_key: str, index: Any) -
         if (position >= 0).any():
             known = f"{column}.astype(str).isin(sdata[{shapes_key!r}].index.astype(str))"
             todo = f"Keep the others with `sdata.tables[{table_key!r}] = table[{known}].copy()`."
-        msg = (
+        raise ValueError(
             f"{int((position < 0).sum())} of {table.n_obs} rows of table {table_key!r} have no shape in "
             f"{shapes_key!r}, for instance {list(ids[position < 0])[:5]}; its index starts with {list(index[:5])}. "
             f"{todo}"
         )
-        raise ValueError(msg)
     unused = len(index) - len(position)
     if unused:
         logger.info("%d shapes of %r have no row in table %r and are ignored.", unused, shapes_key, table_key)

@@ -29,11 +29,10 @@ def cell_types(reference: AnnData) -> dict[str, Any] | None:
     n_types = len(header["names"])
     if fractions is None or np.shape(fractions) != (reference.n_obs, n_types):
         found = "is missing" if fractions is None else f"has shape {np.shape(fractions)}"
-        msg = (
+        raise ValueError(
             f"The reference's header names {n_types} cell types, but `obsm[{_keys.CELL_TYPE_FRACTION!r}]` {found}. Run "
             "`rg.tl.add_cell_types` again."
         )
-        raise ValueError(msg)
     return dict(header)
 
 
@@ -85,10 +84,9 @@ def measured_columns(of_reference: pd.Index, genes: pd.Index, header: Mapping[st
     known = of_reference.union(signature_genes(header), sort=False)
     require_known(genes, known, "genes", ": the reference has no", KeyError)
     if (columns < 0).any():
-        msg = (
+        raise ValueError(
             f"No row of the reference measured {listing(genes[columns < 0])}: predicted from the signatures of cell "
             "types, so that there are no measured values to go back to. `rg.get.explain` tells the cell types; leave "
             f"these genes out here (`var[{_keys.EVIDENCE!r}]` marks them)."
         )
-        raise ValueError(msg)
     return columns

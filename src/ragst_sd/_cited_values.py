@@ -63,10 +63,9 @@ def _section_shifts(bank: Bank, header: dict[str, Any]) -> np.ndarray | None:
     shifts = None if bank.fit is None else bank.fit.parameters.get("section_shifts")
     if shifts is None:
         fitted = "no fit at all" if bank.fit is None else bank.fit.method
-        msg = (
+        raise ValueError(
             f"The prediction was made by {str(header['method'])!r} with centred sections; the reference has been "
             f"fitted anew since ({fitted!r}, without the means of its sections). Fit it as it was: "
             f"`rg.tl.fit(reference, method={str(header['method'])!r})`."
         )
-        raise ValueError(msg)
     return np.asarray(shifts)

@@ -82,8 +82,7 @@ def run_demo(
     donor_of = {name: _donor(name, sdata) for name, sdata in sections.items()}
     donors = sorted(set(donor_of.values()))
     if len(donors) < 2:
-        msg = f"The demo holds one donor out, so it needs two at least; found {donors}."
-        raise ValueError(msg)
+        raise ValueError(f"The demo holds one donor out, so it needs two at least; found {donors}.")
     held = donors[-1]
     query = next(name for name in sections if donor_of[name] == held)
     # Other sections of the held-out donor are neither cited nor predicted.

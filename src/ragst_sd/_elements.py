@@ -67,13 +67,12 @@ def resolve_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
         return _only(sdata.shapes, "shapes_key", "elements in `sdata.shapes`")
     if shapes_key in sdata.labels:
         circles = f"{shapes_key}_circles"
-        msg = (
+        raise ValueError(
             f"{shapes_key!r} are labels; spots are shapes or points. Make circles of them, and let the table "
             f"annotate these: `sdata.shapes[{circles!r}] = spatialdata.to_circles(sdata.labels[{shapes_key!r}])`, "
             f"`table.obs[region_key] = pandas.Categorical([{circles!r}] * len(table))`, "
             f"`sdata.set_table_annotates_spatialelement(table_key, region={circles!r})`."
         )
-        raise ValueError(msg)
     require_key(shapes_key, [*sdata.shapes, *sdata.points], "sdata.shapes / sdata.points")
     return shapes_key
 
@@ -81,8 +80,7 @@ def resolve_shapes(sdata: SpatialData, shapes_key: str | None) -> str:
 def _only(elements: Mapping[str, Any], argument: str, what: str) -> str:
     """The name of the only element of a kind."""
     if len(elements) != 1:
-        msg = f"`{argument}` is needed: found {len(elements)} {what}: {listing(elements)}."
-        raise ValueError(msg)
+        raise ValueError(f"`{argument}` is needed: found {len(elements)} {what}: {listing(elements)}.")
     return next(iter(elements))
 
 
@@ -94,24 +92,21 @@ def shared_coordinate_system(sdata: SpatialData, first: str, second: str, coordi
     shared = sorted(systems[0] & systems[1])
     if coordinate_system is not None:
         if coordinate_system not in shared:
-            msg = (
+            raise ValueError(
                 f"`coordinate_system` {coordinate_system!r} is not shared by {first!r} ({listing(sorted(systems[0]))}) "
                 f"and {second!r} ({listing(sorted(systems[1]))}). Shared: {listing(shared)}."
             )
-            raise ValueError(msg)
         return coordinate_system
     if not shared:
-        msg = (
+        raise ValueError(
             f"{first!r} and {second!r} share no coordinate system: {listing(sorted(systems[0]))} against "
             f"{listing(sorted(systems[1]))}. Align them with `spatialdata.transformations.set_transformation`."
         )
-        raise ValueError(msg)
     if len(shared) > 1:
-        msg = (
+        raise ValueError(
             f"{first!r} and {second!r} share several coordinate systems: {listing(shared)}. "
             "Say which one with `coordinate_system=`."
         )
-        raise ValueError(msg)
     return shared[0]
 
 
@@ -145,8 +140,7 @@ def element_centers(sdata: SpatialData, shapes_key: str) -> tuple[np.ndarray, pd
     """(n, 2) centroids of shapes or points, in their own frame, and their instance ids."""
     element = sdata[shapes_key]
     if len(element) == 0:
-        msg = f"{shapes_key!r} is empty: it holds no spots."
-        raise ValueError(msg)
+        raise ValueError(f"{shapes_key!r} is empty: it holds no spots.")
     if "geometry" not in element:
         points = element.compute()
         return points[["x", "y"]].to_numpy(float), _numbered_through(points.index, shapes_key)
@@ -234,12 +228,11 @@ def _one_plane(level: Any, what: str) -> Any:
     """An image without its z axis, which may be of length one."""
     planes = level.sizes.get("z", 1)
     if planes != 1:
-        msg = (
+        raise ValueError(
             f"{what} has {planes} planes along z; one is needed. Choose the one in focus and store it as an image of "
             "its own: `sdata.images['plane'] = Image2DModel.parse(image.isel(z=k), transformations=...)`, with "
             "`image` the finest scale."
         )
-        raise ValueError(msg)
     return level.isel(z=0) if "z" in level.dims else level
 
 
@@ -273,13 +266,12 @@ def _refuse_cropped(finest: Any, image_key: str) -> None:
     is_level = all(isinstance(first, Scale) for first in scaled)
     if np.allclose(begins, 0, atol=0.9) and (is_level or np.allclose(steps, 1)):
         return
-    msg = (
+    raise ValueError(
         f"Image {image_key!r} was cropped or subsampled with xarray: according to its coordinates, its pixels begin at "
         f"x, y = {begins} and are {steps} wide, but its transformation does not say so. Crop with "
         "`spatialdata.bounding_box_query`, or set the transformation: `Image2DModel.parse(image.data, dims=image.dims, "
         "transformations={'global': Sequence([Scale(widths, ('x', 'y')), Translation(begins, ('x', 'y'))])})`."
     )
-    raise ValueError(msg)
 
 
 def _grid(level: Any, finest: Any) -> LevelGrid:

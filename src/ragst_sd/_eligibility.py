@@ -71,18 +71,16 @@ def eligible_rows(bank: Bank, query: Query, *, donor_key: str, where: Where, exc
         )
     if eligibility.count().min() == 0:
         if eligibility.own is not None and eligibility.of_groups().count().min() > 0:
-            msg = (
+            raise ValueError(
                 "The reference has one row that may be used, and that is a spot of the query, which does not cite itself. "
                 "Add other measured spots, or other donors."
             )
-            raise ValueError(msg)
         donors = sorted(bank.obs[_keys.DONOR].astype(str).unique())
-        msg = (
+        raise ValueError(
             f"No row of the reference is eligible for some spots: {int(allowed.sum())} of {len(bank)} rows pass "
             f"`where`, and rows that share {listing(exclude)} with the query are never used (donors in the reference: "
             f"{listing(donors)}). Add other donors to the reference or relax `where`."
         )
-        raise ValueError(msg)
     return eligibility
 
 
@@ -92,27 +90,24 @@ def refuse_seen_rows(bank: Bank, query: Query, *, donor_key: str, where: Where, 
     if METHODS[method].learns != "values":
         return
     if where is not None and not METHODS[method].cites:
-        msg = (
+        raise ValueError(
             f"Method {method!r} predicts from all rows that it was fitted on, so `where` cannot restrict it. Fit it on "
             "the rows you want: `part = reference[mask].copy()`, then `rg.tl.fit(part, ...)`."
         )
-        raise ValueError(msg)
     if _keys.DONOR in exclude and donors_of_same_image(bank, query, donor_key).any():
-        msg = (
+        raise ValueError(
             f"Method {method!r} was fitted on a section with the query's very image, under another donor's name. "
             "Correct the name, or fit without that donor."
         )
-        raise ValueError(msg)
     for column in exclude:
         known = set(labels(bank.obs[column])) if column in bank.obs else set()
         seen = sorted(known & query.labels(donor_key if column == _keys.DONOR else column))
         if seen:
-            msg = (
+            raise ValueError(
                 f"Method {method!r} was fitted on {column} {listing(seen)}, which the query holds too. "
                 f"Fit on the others: `reference[~reference.obs[{column!r}].isin({seen})].copy()`, then "
                 "`rg.tl.fit`. (Methods that only cite leave such rows out by themselves.)"
             )
-            raise ValueError(msg)
 
 
 def allowed_rows(obs: pd.DataFrame, where: Where, argument: str = "where", name: str = "reference") -> np.ndarray:
@@ -122,11 +117,10 @@ def allowed_rows(obs: pd.DataFrame, where: Where, argument: str = "where", name:
     if not isinstance(where, Mapping):
         mask = np.asarray(where)
         if mask.dtype != bool or mask.shape != (len(obs),):
-            msg = (
+            raise ValueError(
                 f"`{argument}` is an array of {mask.dtype} with shape {mask.shape}; it must be a boolean mask over the "
                 f"{len(obs)} rows of `{name}`, or a mapping from column to allowed value(s)."
             )
-            raise ValueError(msg)
         return mask.copy()
     allowed = np.ones(len(obs), dtype=bool)
     for column, values in where.items():
@@ -135,8 +129,7 @@ def allowed_rows(obs: pd.DataFrame, where: Where, argument: str = "where", name:
         present = labels(obs[column], missing="")
         if not wanted & set(present):
             there = listing(sorted(set(present) - {""}))
-            msg = f"`{argument}`: no row has {column} {listing(sorted(wanted))}; there are {there}."
-            raise ValueError(msg)
+            raise ValueError(f"`{argument}`: no row has {column} {listing(sorted(wanted))}; there are {there}.")
         allowed &= np.isin(present, list(wanted))
     return allowed
 
@@ -174,12 +167,11 @@ def reference_rows(bank: Bank, query: Query) -> np.ndarray:
             twice = out[spot] >= 0
             if twice.any():
                 first = labels(bank.obs[_keys.SAMPLE])[out[spot[twice]]]
-                msg = (
+                raise ValueError(
                     f"Sections {listing([*np.unique(first), sample])} of the reference hold the same spots of the query's "
                     f"image ({int(twice.sum())} of them): a spot would cite its copy. Build the reference again with one "
                     "of these sections."
                 )
-                raise ValueError(msg)
             out[spot] = rows
             continue
         # Rows are named `<sample>:<spot>`.
@@ -201,11 +193,10 @@ def _query_codes(query: Query, column: str, donor_key: str, names: np.ndarray) -
     values = query.table.obs[name]
     n_missing = int(is_missing(values).sum())
     if n_missing:
-        msg = (
+        raise ValueError(
             f"{n_missing} spots of the query have no {column} in `obs[{name!r}]`. Fill it in, so that rows "
             "of their own can be left out, or drop the column if all spots are new."
         )
-        raise ValueError(msg)
     if column == _keys.DONOR:
         warn_of_alike(set(labels(values)), names, "donor", "rows of their own are cited")
     return pd.Index(names).get_indexer(labels(values))
@@ -257,8 +248,7 @@ def check_fewer(n_neighbors: int | None, fitted: int) -> None:
         return
     require_positive(n_neighbors, "n_neighbors", whole=True)
     if n_neighbors > fitted:
-        msg = (
+        raise ValueError(
             f"`n_neighbors` is {n_neighbors}, but the reference was fitted with {fitted}. Ask for fewer, or fit "
             "again with more."
         )
-        raise ValueError(msg)

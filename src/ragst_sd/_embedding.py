@@ -54,11 +54,10 @@ def read_embedding(sdata: SpatialData, table: AnnData, use_rep: str, where: str)
         n_broken, first = n_broken + max(0, int(absent.sum()) - int(header["n_outside"])), ~finite
         todo = "By its header these spots have an embedding; make it again."
     if n_broken:
-        msg = (
+        raise ValueError(
             f"{where}: `obsm[{use_rep!r}]` is NaN or infinite in {n_broken} rows (first: "
             f"{table.obs_names[first][0]!r}). {todo}"
         )
-        raise ValueError(msg)
     known = _of_unknown_origin(sdata, table, use_rep, values, finite) if header is None else dict(header)
     return Embedding(values, finite, known)
 

@@ -155,12 +155,11 @@ def require_rows(table: AnnData, header: Mapping[str, Any]) -> None:
     found = set(table.obs[_keys.PREDICTION_ID].astype(str)) if _keys.PREDICTION_ID in table.obs else {"none"}
     others = sorted(found - {str(prediction_id)})
     if others:
-        msg = (
+        raise ValueError(
             f"The table has rows of other predictions ({listing(others)}) than its `uns[{_keys.RETRIEVAL!r}]` "
             f"({str(prediction_id)!r}): it was concatenated, or has the `.uns` of another table, so that its citations would "
             "point at other tissue. Read each prediction on its own."
         )
-        raise ValueError(msg)
 
 
 def check_values(table: AnnData, header: Mapping[str, Any], *, refuse: bool) -> None:

@@ -37,29 +37,25 @@ def embedding_table(embedding: pd.DataFrame | Mapping[str, Any]) -> dict[str, An
         widths = {len(vector): gene for gene, vector in zip(genes, vectors, strict=True)}
         if len(widths) > 1:
             found = ", ".join(f"{gene!r}: {width}" for width, gene in sorted(widths.items()))
-            msg = f"Vectors of `embedding` differ in length ({found}). Embed all genes in the same way."
-            raise ValueError(msg)
+            raise ValueError(f"Vectors of `embedding` differ in length ({found}). Embed all genes in the same way.")
         rows = np.asarray(vectors)
     else:
-        msg = (
+        raise TypeError(
             f"`embedding` is a {type(embedding).__name__}; give a data frame (genes as index) or a mapping from "
             "gene to vector."
         )
-        raise TypeError(msg)
     if not np.issubdtype(rows.dtype, np.number) or rows.ndim != 2 or rows.shape[1] == 0:
-        msg = (
+        raise ValueError(
             f"`embedding` holds no numbers (shape {rows.shape}, {rows.dtype}). Give numeric columns only, genes as "
             "index."
         )
-        raise ValueError(msg)
     require_unique(genes, "`embedding` has genes", "Keep one row each.")
     usable = np.isfinite(rows).all(axis=1) & (rows != 0).any(axis=1)
     names = np.asarray(genes, dtype=str)
     order = np.argsort(names)
     order = order[usable[order]]
     if not len(order):
-        msg = "`embedding` has no gene with a finite vector that is not zero."
-        raise ValueError(msg)
+        raise ValueError("`embedding` has no gene with a finite vector that is not zero.")
     parts = getattr(embedding, "attrs", {}).get("parts")
     of_parts = (
         {"part_names": np.array(list(parts), str), "part_widths": np.array(list(parts.values()))} if parts else {}
@@ -116,12 +112,11 @@ def embed(perturbations: Sequence[str], control: str, vectors: Mapping[str, np.n
     lacking = missing_genes(perturbations, control, vectors)
     if lacking:
         genes = sorted({gene for each in lacking.values() for gene in each})
-        msg = (
+        raise KeyError(
             f"The embedding of the reference has no {listing(genes)}, which {listing(lacking)} needs; it has "
             f"{len(vectors)} genes.{spelling(genes[0], control, vectors) or hint(genes[0], vectors)} Ask for others, "
             "or build the reference with an embedding that has them."
         )
-        raise KeyError(msg)
     width = len(next(iter(vectors.values())))
     rows = [embed_perturbation(components(name, control), vectors) for name in perturbations]
     return np.asarray(rows, dtype=np.float64).reshape(len(rows), width)

@@ -48,8 +48,7 @@ def common_names(sections: Sequence[Any], *, harmonize: bool, orthologues_to: st
         try:
             section.species = species_of(section.names)
         except ValueError as error:
-            msg = f"sdatas[{section.sample!r}]: {error}"
-            raise ValueError(msg) from error
+            raise ValueError(f"sdatas[{section.sample!r}]: {error}") from error
     if orthologues_to is None:
         check_one_species_of({section.sample: section.species for section in sections}, "Sections")
         if not harmonize:
@@ -58,12 +57,11 @@ def common_names(sections: Sequence[Any], *, harmonize: bool, orthologues_to: st
     if unknown:
         first_names = next(iter(unknown[0].names.values()))[:3]
         samples = listing(section.sample for section in unknown)
-        msg = (
+        raise ValueError(
             f"Genes of {samples} cannot be brought to current symbols: fewer than half of their names are in the gene "
             f"tables of {' or '.join(SPECIES)} (for instance {first_names}). "
             "Leave out `harmonize`, or name the genes by symbols or Ensembl ids."
         )
-        raise ValueError(msg)
     naming = CURRENT[orthologues_to or sections[0].species]
     for section in sections:
         found = current_names(section.names, orthologues_to=orthologues_to)
@@ -71,11 +69,10 @@ def common_names(sections: Sequence[Any], *, harmonize: bool, orthologues_to: st
         logger.info("%s: genes of %s, %s.", section.sample, found.species, _summary(found.how))
         names = [name for name in found.names if name]
         if unit != "counts" and duplicates(names):
-            msg = (
+            raise ValueError(
                 f"sdatas[{section.sample!r}]: several names mean one gene ({listing(duplicates(names))}), and values "
                 "on a log scale cannot be added up. Give counts with `layer=`."
             )
-            raise ValueError(msg)
         section.expression, section.names = section.expression[:, has_name], {naming: names}
     return naming
 
@@ -89,12 +86,11 @@ def check_one_species_of(species: Mapping[str, str], what: str) -> None:
     if len(known) > 1:
         parts = "; ".join(f"{kind}: {listing(names)}" for kind, names in sorted(known.items()))
         largest = max(known, key=lambda kind: len(known[kind]))
-        msg = (
+        raise ValueError(
             f"{what} are of two species ({parts}), whose genes differ even if their names are the same. Build one "
             "reference for each, or convert all to one species by one-to-one orthologues: "
             f"`rg.tl.build_reference(..., orthologues_to={largest!r})`."
         )
-        raise ValueError(msg)
 
 
 def names_in(naming: str, table: AnnData, owner: str, where: str) -> list[str]:
@@ -106,11 +102,10 @@ def names_in(naming: str, table: AnnData, owner: str, where: str) -> list[str]:
         if naming == ENSEMBL:
             asked, has, column = "Ensembl ids", "symbols", "gene_ids"
         examples = next(iter(offered.values()))[:_SHOWN]
-        msg = (
+        raise ValueError(
             f"{owner} names its genes by {asked}, {where} by {has} (for instance {listing(examples)}). Add the missing "
             f"names as a column of its `var` (`{column}`), or run `rg.pp.harmonize_genes` on it."
         )
-        raise ValueError(msg)
     return names
 
 
@@ -125,11 +120,10 @@ def shared_genes(
     available = set(second)
     shared = [gene for gene in first if gene in available]
     if len(shared) < needed:
-        msg = (
+        raise ValueError(
             f"{whose} share {len(shared)} genes; at least {needed} of {len(first)} are needed{why}. "
             f"{why_few_shared(first, second, len(shared))}"
         )
-        raise ValueError(msg)
     return shared
 
 
@@ -180,11 +174,10 @@ def of_rna(table: AnnData) -> np.ndarray:
     rna = np.array([kind.casefold() == _RNA.casefold() for kind in kinds], dtype=bool)
     others = [f"{kind} ({n})" for kind, n in zip(*np.unique(kinds[~rna], return_counts=True), strict=True)]
     if len(kinds) and not rna.any():
-        msg = (
+        raise ValueError(
             f"No feature has {_RNA!r} in `var[{_FEATURE_TYPES!r}]`; found {listing(others)}. Write {_RNA!r} for "
             "features that are RNA, or drop the column if all of them are."
         )
-        raise ValueError(msg)
     if others:
         logger.info("Features that are not of type %r are left out: %s.", _RNA, listing(others))
     return rna
@@ -201,8 +194,7 @@ def stored_expression(
     if layer is not None:
         require_key(layer, table.layers, f"{where}.layers", "Leave `layer` out to take X.")
     elif table.X is None or table.n_vars == 0:
-        msg = f"`{where}` has no expression (X is empty). {todo}"
-        raise ValueError(msg)
+        raise ValueError(f"`{where}` has no expression (X is empty). {todo}")
     rna = of_rna(table)
     # A view has lost the mask of a masked array, which is refused.
     whole: Any = table._adata_ref if table.is_view else table

@@ -91,8 +91,7 @@ def plain_column(values: pd.Series, where: str) -> pd.Series:
     objects = [value for value in values if not pd.api.types.is_scalar(value)]
     if objects:
         what = f"{type(objects[0]).__name__} ({str(objects[0])[:40]})"
-        msg = f"`{where}` holds a {what} where a label is expected. Leave it out of `obs`."
-        raise ValueError(msg)
+        raise ValueError(f"`{where}` holds a {what} where a label is expected. Leave it out of `obs`.")
     if isinstance(kind, pd.CategoricalDtype):
         # Not the values: beside missing ones, intervals of whole numbers come as those of floats.
         categories, ordered = labels(kind.categories), bool(kind.ordered)

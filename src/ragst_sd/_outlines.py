@@ -60,11 +60,10 @@ def _affine_between(sdata: SpatialData, first: str, other: str, coordinate_syste
     }
     affine = next(iter(affines.values()))
     if not all(np.allclose(affine, each, rtol=1e-3) for each in affines.values()):
-        msg = (
+        raise ValueError(
             f"{first!r} and {other!r} lie differently to each other in the frames that they share, {listing(affines)}. "
             f"Leave {first!r} the right one only: `spatialdata.transformations.remove_transformation`."
         )
-        raise ValueError(msg)
     return affine
 
 
@@ -73,8 +72,7 @@ def require_areas(shapes: GeoDataFrame, annotation_key: str) -> GeoDataFrame:
     kinds = sorted(set(shapes.geometry.geom_type) - set(AREAS))
     if kinds or not len(shapes):
         found = f"holds {listing(kinds)}" if kinds else "is empty"
-        msg = f"`sdata.shapes[{annotation_key!r}]` {found}; an annotation is made of polygons."
-        raise ValueError(msg)
+        raise ValueError(f"`sdata.shapes[{annotation_key!r}]` {found}; an annotation is made of polygons.")
     return shapes
 
 

@@ -74,12 +74,11 @@ def require_shown(
     shown = table.obsm[_keys.PATCHES].shape[1] * pixel_mpp
     asked = tile_px * (pixel_mpp if mpp is None else mpp) * max(context)
     if asked > _ROUNDING * shown:
-        msg = (
+        raise ValueError(
             f"The pictures in `obsm[{_keys.PATCHES!r}]` show {shown:.4g} microns around a spot; fields of view of up "
             f"to {asked:.4g} were asked for (`tile_px` * `mpp` * `context`). Ask for less, or read the section with "
             "its slide."
         )
-        raise ValueError(msg)
 
 
 def shrunk(pictures: Any, edge_px: int) -> np.ndarray:

@@ -79,19 +79,17 @@ def read_query(sdata: SpatialData, header: Header, *, table_key: str | None, use
     if embedding.shape[1] != width:
         clauses.append(f"width: {embedding.shape[1]} against {width}")
     if clauses:
-        msg = (
+        raise ValueError(
             f"The embedding {use_rep!r} of the query and of the reference were made differently "
             f"({'; '.join(clauses)}). {embed_alike(made, header.encoder)}"
         )
-        raise ValueError(msg)
     if knows_tiles(made) and not made["encoder"] and not made["weights_hash"]:
         logger.warning(
             "The encoder of query and reference has no name and no weights to compare: it is unknown whether it is "
             "the same one. Give it a `name`, for instance `model.name = 'mine-v1'`, and embed both again."
         )
     if not finite.any():
-        msg = f"None of the {table.n_obs} spots of table {table_key!r} has an embedding."
-        raise ValueError(msg)
+        raise ValueError(f"None of the {table.n_obs} spots of table {table_key!r} has an embedding.")
     _warn_resolution(made, header)
     image_key, embedded_mpp = str(made["image_key"]), float(made["image_mpp"])
     image_mpp = sdata.attrs.get(_keys.ATTRS, {}).get(_keys.IMAGE_MPP, {}).get(image_key, np.nan)
@@ -125,12 +123,11 @@ def read_query(sdata: SpatialData, header: Header, *, table_key: str | None, use
 def _check_statistics(made: dict[str, Any], table_key: str) -> None:
     """Few spots make poor section statistics, and a single one makes none."""
     if not np.asarray(made["section_std"]).any():
-        msg = (
+        raise ValueError(
             f"The embeddings of table {table_key!r} do not vary within the section ({made['n_spots']} spots), so they "
             "cannot be standardised by it. Embed the whole section, or build with "
             "`rg.tl.build_reference(..., standardize=False)`."
         )
-        raise ValueError(msg)
     if int(made["n_spots"]) < _FEW_SPOTS:
         logger.warning(
             "Embeddings are standardised by the section's own mean and spread, which rest on %d spots only. "
@@ -148,8 +145,7 @@ def _table_with(sdata: SpatialData, table_key: str | None, use_rep: str) -> str:
     having = [name for name, table in sdata.tables.items() if use_rep in table.obsm]
     if not having:
         available = {name: list(table.obsm) for name, table in sdata.tables.items()}
-        msg = f"No table of `sdata` has `obsm[{use_rep!r}]`. Available: {available}. {todo}"
-        raise KeyError(msg)
+        raise KeyError(f"No table of `sdata` has `obsm[{use_rep!r}]`. Available: {available}. {todo}")
     return str(only_one(having, "table_key", f"tables have `obsm[{use_rep!r}]`"))
 
 

@@ -49,19 +49,17 @@ def reference_header(reference: AnnData) -> dict[str, Any]:
     missing += [f"varm[{_keys.MEASURED!r}]"] if _keys.MEASURED not in reference.varm else []
     missing += [f"obs[{name!r}]" for name in LABELS if name not in reference.obs]
     if missing:
-        msg = f"The reference lacks {', '.join(missing)}. Build it again with `rg.tl.build_reference`."
-        raise ValueError(msg)
+        raise ValueError(f"The reference lacks {', '.join(missing)}. Build it again with `rg.tl.build_reference`.")
     return dict(header)
 
 
 def require_unchanged(reference: AnnData, fit: Mapping[str, Any], current: str) -> None:
     """Raise a `ValueError` if a reference, of content hash `current`, changed after fitting."""
     if current != fit["reference_hash"] or _keys.RETRIEVAL_KEY not in reference.obsm:
-        msg = (
+        raise ValueError(
             "The reference changed after it was fitted (rows, values, embeddings or annotations): "
             f"hash {current[:12]} against {fit['reference_hash'][:12]}. Run `rg.tl.fit` again."
         )
-        raise ValueError(msg)
 
 
 def fit_hash(reference: AnnData, header: dict[str, Any], fit: dict[str, Any], bank: Bank | None = None) -> str:
@@ -195,11 +193,10 @@ def is_lazy(reference: AnnData) -> bool:
 def require_in_memory(reference: AnnData, what: str = "The reference is") -> None:
     """Raise a `ValueError` if the rows of a reference lie on disk."""
     if is_lazy(reference):
-        msg = (
+        raise ValueError(
             f"{what} lazy: its rows lie on disk, which is enough to predict. Load it with `reference.to_memory()` "
             "first."
         )
-        raise ValueError(msg)
 
 
 _COLUMNS = (_keys.PERTURBATION, _keys.CONTEXT, _keys.PERTURBATION_TYPE)

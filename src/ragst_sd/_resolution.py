@@ -113,12 +113,11 @@ def _growth(sdata: SpatialData, image_key: str, mpp: float) -> float:
         if is_whole and abs(grown / shrunk[0] - 1) < _SAME:
             logger.info("Image %r was resampled: it has %.4g microns per pixel now.", image_key, mpp * grown)
             return grown
-    msg = (
+    raise ValueError(
         f"{mpp:.4g} microns per pixel were kept for image {image_key!r} when it had {sizes}, and its frames do not say "
         "whether it was cut or resampled. Set them again with `rg.pp.set_image_mpp(sdata, image_key=..., mpp=...)`, or "
         "with `rg.pp.embed_tiles(..., image_mpp=...)`."
     )
-    raise ValueError(msg)
 
 
 def _mpp_of_wsidata(sdata: SpatialData, image_key: str) -> float | None:

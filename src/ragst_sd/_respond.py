@@ -306,23 +306,20 @@ def _require_rows(bank: Bank, query: Query, pairs: list[tuple[str, str]], method
     eligible, n_neighbors = query.eligible.sum(axis=1), task.n_neighbors
     if not eligible.all():
         bad = [f"{p} in {c}" for (p, c), n in zip(pairs, eligible, strict=True) if n == 0]
-        msg = (
+        raise ValueError(
             f"No row of the reference may be used for {listing(bad)}: the own perturbation in its context is left "
             "out, and `where` may reject rows. Relax it, or add perturbations to the reference."
         )
-        raise ValueError(msg)
     if n_neighbors is not None and method.cites and n_neighbors > eligible.min():
-        msg = (
+        raise ValueError(
             f"`n_neighbors` is {n_neighbors}, but only {eligible.min()} rows may be used. "
             f"Ask for {eligible.min()} at most."
         )
-        raise ValueError(msg)
     if method.lacks is not None:
         reasons = method.lacks(bank, query)
         bad = [f"{p} in {c} ({reason})" for (p, c), reason in zip(pairs, reasons, strict=True) if reason]
         if bad:
-            msg = (
+            raise ValueError(
                 f"Method {task.bank.fit.method!r} has nothing to answer from for {listing(bad)}. Leave these out, or "
                 "fit another method."
             )
-            raise ValueError(msg)

@@ -69,27 +69,24 @@ def check_key_added(sdata: SpatialData, key_added: str, *, responses: bool = Fal
         table = sdata.tables[key_added]
         if not is_predicted(table) or (responses and not holds_responses(table.uns[_keys.RETRIEVAL])):
             maker = "perturb" if responses else "predict"
-            msg = (
+            raise ValueError(
                 f"`sdata.tables[{key_added!r}]` exists and was not made by `rg.tl.{maker}`; it is not replaced. "
                 "Choose another name with `key_added=`."
             )
-            raise ValueError(msg)
         return
     taken = [name for _, name, _ in sdata.gen_elements() if name.lower() == key_added.lower()]
     if taken:
-        msg = f"`key_added` {key_added!r}: the name is taken by element {taken[0]!r}. Choose another one."
-        raise ValueError(msg)
+        raise ValueError(f"`key_added` {key_added!r}: the name is taken by element {taken[0]!r}. Choose another one.")
 
 
 def require_tissue(header: Any) -> None:
     """Raise a `ValueError` if the provenance is that of predicted responses to perturbations."""
     if holds_responses(header):
-        msg = (
+        raise ValueError(
             f"The table holds predicted responses (task {TASK!r}, made by `rg.tl.perturb`); this needs a prediction "
             "of tissue by `rg.tl.predict`. For responses there are `rg.get.neighbors`, `rg.get.explain`, "
             "`rg.get.influence(..., rows=...)`, `rg.tl.evaluate_perturbation` and `rg.io.write_cell_eval`."
         )
-        raise ValueError(msg)
 
 
 def predicted(
@@ -121,18 +118,16 @@ def predicted(
         require_tissue(header)
     lacking = _lacking(table, header)
     if lacking:
-        msg = (
+        raise ValueError(
             f"The table has no complete provenance: it lacks {', '.join(lacking)}. It was not made by `rg.tl.predict` "
             "or `rg.tl.perturb`, or lost it on the way (`anndata.concat` drops `.uns`): predict again, or use the "
             "table as it was written."
         )
-        raise ValueError(msg)
     if int(header.get("schema_version", 0)) != _keys.SCHEMA_VERSION:
-        msg = (
+        raise ValueError(
             f"The table's provenance has schema version {header.get('schema_version')}; this installation reads "
             f"{_keys.SCHEMA_VERSION}. Use a release of ragst_sd that writes that version, or predict again."
         )
-        raise ValueError(msg)
     require_rows(table, header)
     check_values(table, header, refuse=exact)
     return table, header
@@ -170,12 +165,11 @@ def most_variable(table: AnnData, genes: Sequence[str], n_genes: int) -> np.ndar
     variance = table.var.reindex(columns=[_keys.REFERENCE_VARIANCE]).loc[genes].to_numpy(float).ravel()
     known = np.flatnonzero(np.isfinite(variance))
     if not len(known):
-        msg = (
+        raise ValueError(
             f"Which {n_genes} of the {len(genes)} genes vary most in the reference is not known "
             f"(`var[{_keys.REFERENCE_VARIANCE!r}]`): it was fitted by an earlier release, or its panels share no gene. "
             "Run `rg.tl.fit` and `rg.tl.predict` again, or compare all genes: `rg.tl.evaluate(..., n_genes=None)`."
         )
-        raise ValueError(msg)
     return np.sort(known[np.lexsort((known, -variance[known]))[:n_genes]])
 
 
@@ -224,12 +218,11 @@ def require_matching(reference: AnnData | None, header: dict[str, Any]) -> AnnDa
 
 def _given(reference: AnnData | None, header: dict[str, Any]) -> AnnData:
     if reference is None:
-        msg = (
+        raise ValueError(
             "The reference is needed: a predicted table points to measured rows and does not hold their values. Give "
             f"the one with hash {str(header['reference_hash'])[:12]} (`rg.io.read_reference`). `rg.get.neighbors` and "
             "`rg.get.influence(..., rows=...)` do without."
         )
-        raise ValueError(msg)
     return reference
 
 

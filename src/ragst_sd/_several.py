@@ -46,11 +46,10 @@ def over_sections(
             for name, section in sections.items():
                 require_type(section, (SpatialData, AnnData), f"sdata[{name!r}]")
             if not_with is not None and kwargs.get(not_with) is not None:
-                msg = (
+                raise ValueError(
                     f"`{not_with}` belongs to one section, and `sdata` holds {len(sections)}. Call once for each "
                     "of them."
                 )
-                raise ValueError(msg)
             spread = {one: to_each(kwargs[one], list(sections)) for one, to_each in each.items() if one in kwargs}
             results: dict[str, Any] = {}
             for name, section in sections.items():

@@ -132,8 +132,7 @@ def predict_files(
         name = str(made.get("encoder", ""))
         if model is None and (not name or name.startswith("onnx:")):
             what = f"the ONNX file {name.removeprefix('onnx:')!r}" if name else "a model without a name"
-            msg = f"{reference} was embedded by {what}. Give the file: `--model FILE.onnx`."
-            raise ValueError(msg)
+            raise ValueError(f"{reference} was embedded by {what}. Give the file: `--model FILE.onnx`.")
         tiles: dict[str, Any] = {
             **{part: tuple(map(float, made[part])) or None for part in ("mean", "std", "context")},
             "tile_px": int(made["tile_px"]),
@@ -142,12 +141,11 @@ def predict_files(
         }
         encoder = _encoder(model or name.removeprefix("timm:"), model_kwargs, tiles, batch)
         if encoder.weights_hash != made["weights_hash"]:
-            msg = (
+            raise ValueError(
                 f"{reference} was embedded by {name!r} with weights {made['weights_hash'][:12]}; those of "
                 f"{model or name!r} here are {encoder.weights_hash[:12]}. Give the same ones, for instance by "
                 "`--model-kwargs checkpoint_path=FILE`."
             )
-            raise ValueError(msg)
         return encoder, tiles
 
     def make(path: Path, parts: Path) -> tuple[SpatialData, str]:
@@ -183,8 +181,7 @@ def find_inputs(batch: Batch) -> dict[str, Path]:
     inputs: dict[str, Path] = {}
     for path in batch.paths:
         if not path.exists():
-            msg = f"{path} does not exist. Give slide files, SpatialData stores, or folders of them."
-            raise FileNotFoundError(msg)
+            raise FileNotFoundError(f"{path} does not exist. Give slide files, SpatialData stores, or folders of them.")
         inside = [path]
         if path.is_dir() and not _is_store(path):
             # Hidden ones are what a stopped run, or another system, has left.
@@ -196,8 +193,7 @@ def find_inputs(batch: Batch) -> dict[str, Path]:
         for item in inside:
             name = item.stem
             if item.parent.resolve() == batch.out.resolve():
-                msg = f"{item} lies in the folder of the results. Choose another `--out`."
-                raise ValueError(msg)
+                raise ValueError(f"{item} lies in the folder of the results. Choose another `--out`.")
             if inputs.setdefault(name, item) != item:
                 msg = f"{inputs[name]} and {item} would both be written to {batch.out / name}{_STORE}. Rename one of them."
                 raise ValueError(msg)

@@ -53,21 +53,18 @@ def truth_table(
         require_type(truth, AnnData, "truth")
         return truth
     if isinstance(sdata, AnnData):
-        msg = "A bare predicted table needs the measured one: pass it with `truth=`."
-        raise ValueError(msg)
+        raise ValueError("A bare predicted table needs the measured one: pass it with `truth=`.")
     if truth_key is None:
         truth_key = measured_key(sdata, table)
     if truth_key is None:
-        msg = (
+        raise ValueError(
             f"No measured table annotates {listing(regions_of(table))}, which was predicted; tables: "
             f"{listing(sdata.tables)}. Add it to `sdata.tables`, or give it with `truth=` beside the bare predicted "
             "table."
         )
-        raise ValueError(msg)
     require_key(truth_key, sdata.tables, "sdata.tables", "Name the measured table with `truth_key=`.")
     if is_predicted(sdata.tables[truth_key]):
-        msg = f"`sdata.tables[{truth_key!r}]` was predicted by `rg.tl.predict`; the truth must be measured."
-        raise ValueError(msg)
+        raise ValueError(f"`sdata.tables[{truth_key!r}]` was predicted by `rg.tl.predict`; the truth must be measured.")
     return sdata.tables[truth_key]
 
 
@@ -164,12 +161,11 @@ def truth_counts(measured: AnnData, header: dict[str, Any], layer: str | None) -
     wanted = size_factor_genes(header)
     present = len(set(wanted) & set(names))
     if present < MIN_SHARED_GENES:
-        msg = (
+        raise ValueError(
             f"{_WHERE} holds {present} of the {len(wanted)} genes that size factors rest on; at least "
             f"{MIN_SHARED_GENES} are needed to bring it to the prediction's unit. "
             f"{why_few_shared(wanted, names, present)}"
         )
-        raise ValueError(msg)
     return matrix, names
 
 
@@ -200,22 +196,20 @@ def shared_spots(table: AnnData, measured: AnnData, counted: np.ndarray) -> tupl
     place = measured_ids.get_indexer(predicted_ids)
     ours = np.flatnonzero((place >= 0) & counted[place])
     if not len(ours):
-        msg = (
+        raise ValueError(
             f"The predicted and the measured table share no spots: {listing(table.obs_names[:3])} against "
             f"{listing(measured.obs_names[:3])}."
         )
-        raise ValueError(msg)
     learned = (
         table.obs[_keys.MEASURED].to_numpy(bool)[ours] if _keys.MEASURED in table.obs else np.zeros(len(ours), bool)
     )
     if learned.all():
-        msg = (
+        raise ValueError(
             f"All {len(ours)} spots that were measured are rows of the reference (`obs[{_keys.MEASURED!r}]`): the "
             "prediction learned from them, and none is held out. `rg.tl.cross_validate(reference, split='block')` "
             "tells how well gaps are filled; or compare with spots that the reference lacks: "
             "`rg.tl.evaluate(predicted, truth=measured)`."
         )
-        raise ValueError(msg)
     if learned.any():
         logger.info("%d spots are rows of the reference, and are not compared.", learned.sum())
         ours = ours[~learned]
@@ -305,11 +299,10 @@ def _spot_ids(table: AnnData, other: AnnData) -> pd.Index:
     if not regions or not other_regions:
         return table.obs_names
     if not set(regions) & set(other_regions):
-        msg = (
+        raise ValueError(
             f"The predicted and the measured table annotate different elements: {listing(sorted(regions))} against "
             f"{listing(sorted(other_regions))}. Compare tables of the same spots."
         )
-        raise ValueError(msg)
     attrs = table_attrs(table)
     places = table.obs[[attrs["region_key"], attrs["instance_key"]]].astype(str)
     ids = pd.Index(places.agg("\x1f".join, axis=1))

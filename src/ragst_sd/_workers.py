@@ -272,13 +272,12 @@ def _require_stores(pyramid: Pyramid) -> None:
             continue
         folder = array.store.root / array.store_path.path
         if not folder.is_dir():
-            msg = (
+            raise FileNotFoundError(
                 f"The image lies in {str(folder)!r}, which the worker on {socket.gethostname()!r} cannot access. "
                 "Write it to a disk that all machines share. Images with one huge chunk are decoded into a temporary "
                 "folder: before Python starts, set TMPDIR to a folder that all machines share, or write the image with "
                 "smaller chunks."
             )
-            raise FileNotFoundError(msg)
 
 
 def _encoder_of(job: EmbeddingJob) -> Encoder:
@@ -290,12 +289,11 @@ def _encoder_of(job: EmbeddingJob) -> Encoder:
             device = job.options.get("device") or worker_device()
             encoder = resolve_encoder(job.model, **{**job.options, "device": device})
             if encoder.weights_hash != job.weights_hash:
-                msg = (
+                raise ValueError(
                     f"The weights of {encoder.name!r} on this worker are not those of the session that asked for them. "
                     "Give all machines the same file (`model_kwargs={'checkpoint_path': ...}`); random weights "
                     "(`{'pretrained': False}`) differ everywhere: build the network once and pass the module."
                 )
-                raise ValueError(msg)
             _ENCODERS[job.key] = encoder
         return _ENCODERS[job.key]
 

@@ -91,12 +91,11 @@ def _same_cell_types(bank: Bank, header: dict[str, Any]) -> Mapping[str, Any]:
     about, made_from = bank.header.cell_types, header.get(_keys.CELL_TYPES) or {}
     current = "" if about is None else cell_types_hash(bank.ids, np.asarray(bank.types), about)
     if about is None or not len(signature_genes(about)) or current != made_from.get("hash"):
-        msg = (
+        raise ValueError(
             f"The prediction was made from cell types with hash {str(made_from.get('hash'))[:12]}; the reference has "
             f"{current[:12] or 'none'}. Explaining a gene from single cells needs the very signatures: run "
             "`rg.tl.add_cell_types` as it was, or predict again."
         )
-        raise ValueError(msg)
     return about
 
 

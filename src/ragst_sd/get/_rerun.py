@@ -47,28 +47,25 @@ class Rerun:
         genes: np.ndarray,
     ) -> None:
         if not isinstance(sdata, SpatialData):
-            msg = (
+            raise TypeError(
                 "A bare predicted table has no embeddings, from which the search is made again. Give the SpatialData "
                 f"with table {str(header['table_key'])!r} and its `obsm[{str(header['use_rep'])!r}]`; `rows=` does "
                 "without."
             )
-            raise TypeError(msg)
         self._bank = _bank_of(reference, header)
         query = read_query(sdata, self._bank.header, table_key=str(header["table_key"]), use_rep=str(header["use_rep"]))
         at = query.table.obs_names.get_indexer(table.obs_names[spots])
         if (at < 0).any():
-            msg = (
+            raise ValueError(
                 f"Table {query.table_key!r} no longer has {int((at < 0).sum())} of the predicted spots: "
                 f"{listing(table.obs_names[spots][at < 0])}. Predict again."
             )
-            raise ValueError(msg)
         # Spots off the image were never predicted.
         self._on_image = query.finite[at]
         if not self._on_image.any():
-            msg = (
+            raise ValueError(
                 f"No spot has an embedding, and so no prediction that could change: {listing(table.obs_names[spots])}."
             )
-            raise ValueError(msg)
         eligibility = eligible_rows(
             self._bank,
             query,
@@ -128,19 +125,17 @@ def _bank_of(reference: AnnData, header: dict[str, Any]) -> Bank:
     bank = open_bank(reference)
     fit = bank.fit
     if fit.fit_hash != str(header["fit_hash"]):
-        msg = (
+        raise ValueError(
             f"The prediction was made with fit {str(header['fit_hash'])[:12]} ({str(header['method'])!r}); the "
             f"reference has been fitted anew since: {fit.fit_hash[:12]} ({fit.method!r}). Predict again, or read the "
             "reference as it was written then."
         )
-        raise ValueError(msg)
     if not METHODS[fit.method].cites:
-        msg = (
+        raise ValueError(
             f"Method {fit.method!r} cites no rows: its predictions are in its fit, and taking rows out of the bank "
             "changes nothing. To see what a donor contributes, fit without it (`reference[mask].copy()`, then "
             "`rg.tl.fit`) and predict."
         )
-        raise ValueError(msg)
     return bank
 
 
@@ -150,10 +145,9 @@ def _check_same(again: np.ndarray, stored: np.ndarray, names: Any, header: dict[
     if same.all():
         return
     changed = ~same.all(axis=1)
-    msg = (
+    raise ValueError(
         f"The stored prediction is not what its provenance gives today: {int(changed.sum())} of {len(changed)} spots "
         f"differ (first: {names[changed][0]!r}). "
         f"`tables[{str(header['table_key'])!r}].obsm[{str(header['use_rep'])!r}]`, its header, the donors of the "
         "spots, or the predicted values changed since. Predict again, and then ask what they rest on."
     )
-    raise ValueError(msg)

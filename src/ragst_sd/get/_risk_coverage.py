@@ -117,8 +117,7 @@ def risk_coverage(
     table, header = predicted(sdata, prediction_key)
     shares = [float(share) for share in np.atleast_1d(np.asarray(shares, dtype=np.float64))]
     if not shares or not all(0 < share <= 1 for share in shares):
-        msg = f"`shares` is {listing(shares)}; name shares of the spots to keep, above 0 and at most 1."
-        raise ValueError(msg)
+        raise ValueError(f"`shares` is {listing(shares)}; name shares of the spots to keep, above 0 and at most 1.")
     orders = [_keys.DISAGREEMENT] if by is None else [by] if isinstance(by, str) else list(by)
     for name in orders:
         _check_order(table, name)
@@ -179,5 +178,4 @@ def _check_order(table: AnnData, name: str) -> None:
         require_key(_keys.UPPER if name == WIDTH else name, table.layers, "the predicted table's layers", todo)
     elif name not in table.obs or table.obs[name].dtype.kind not in "fiub":
         known = [_keys.DISAGREEMENT, WIDTH, *table.obs.select_dtypes(["number", "bool"])]
-        msg = f"`by` is {name!r}; spots can be ordered by {listing(known)}.{hint(name, known)}"
-        raise KeyError(msg)
+        raise KeyError(f"`by` is {name!r}; spots can be ordered by {listing(known)}.{hint(name, known)}")

@@ -37,12 +37,11 @@ def naming(names: Sequence[str]) -> str:
         return SYMBOL
     ids = [name for name, match in zip(names, matches, strict=True) if match][:3]
     symbols = [name for name, match in zip(names, matches, strict=True) if not match][:3]
-    msg = (
+    raise ValueError(
         f"Gene names mix Ensembl ids (for instance {ids}, {share:.0%}) and symbols (for instance {symbols}). "
         f"Use one naming in `var_names`, or add a column with the other: {list(SYMBOL_COLUMNS)} or "
         f"{list(ENSEMBL_COLUMNS)}."
     )
-    raise ValueError(msg)
 
 
 def strip_version(names: Sequence[str]) -> list[str]:
@@ -84,11 +83,10 @@ def common_naming(available: Mapping[str, Mapping[str, Sequence[str]]]) -> str:
         if all(kind in offered for offered in available.values()):
             return kind
     by_sample = "; ".join(f"{sample}: {' and '.join(offered)}" for sample, offered in available.items())
-    msg = (
+    raise ValueError(
         f"Sections name their genes differently and share no naming ({by_sample}). Add the missing names as a column "
         f"of `var` ({list(SYMBOL_COLUMNS)[:3]} for symbols, {list(ENSEMBL_COLUMNS)[:3]} for Ensembl ids)."
     )
-    raise ValueError(msg)
 
 
 def changed_capitals(expected: Iterable[str], found: Iterable[str]) -> str:

@@ -48,11 +48,10 @@ def as_csr(matrix: object) -> sp.csr_matrix:
 def refuse_masked(matrix: object) -> None:
     """Raise a `TypeError` for a masked array: what lies beneath a mask is no measurement, and no zero either."""
     if isinstance(matrix, np.ma.MaskedArray):
-        msg = (
+        raise TypeError(
             f"Expression is a masked array with {np.ma.count_masked(matrix)} masked values, neither measured nor zero. "
             "Leave these rows or genes out, or give a plain array: `.filled(0)` where they are zeros."
         )
-        raise TypeError(msg)
 
 
 class Unit(NamedTuple):
@@ -166,8 +165,7 @@ def check_counts(matrix: sp.csr_matrix, where: str, or_logs: str = "") -> None:
         "log1p_cp10k": f"It looks log-transformed already. Name the layer with raw counts with `layer=`{or_logs}.",
         "logarithms": "It looks log-transformed already. Name the layer with raw counts with `layer=`.",
     }
-    msg = f"{where} holds {why} where counts are expected. {todo[kind]}"
-    raise ValueError(msg)
+    raise ValueError(f"{where} holds {why} where counts are expected. {todo[kind]}")
 
 
 def check_log_normalized(matrix: sp.csr_matrix, where: str) -> None:
@@ -182,8 +180,7 @@ def check_log_normalized(matrix: sp.csr_matrix, where: str) -> None:
         "`unit='counts'`.",
     }
     counts = "Give raw counts with `layer=` and leave `unit='counts'`."
-    msg = f"{where} holds {why}: not log1p of counts per 10,000. {todo.get(kind, counts)}"
-    raise ValueError(msg)
+    raise ValueError(f"{where} holds {why}: not log1p of counts per 10,000. {todo.get(kind, counts)}")
 
 
 def size_factors(counts: sp.csr_matrix, names: Sequence[str], size_factor_genes: Sequence[str]) -> np.ndarray:

@@ -110,12 +110,11 @@ def shared_genes(panels: Mapping[str, set[str]]) -> list[str]:
         sizes = ", ".join(f"{panel}: {len(genes)}" for panel, genes in panels.items())
         proper, *others = sorted(panels.values(), key=lambda genes: sum(map(str.islower, genes)))
         changed = next(filter(None, (changed_capitals(proper, sorted(genes)) for genes in others)), "")
-        msg = (
+        raise ValueError(
             f"The panels share {len(shared)} genes ({sizes}); at least {MIN_SHARED_GENES} are needed for size factors. "
             "Check that all sections name their genes alike and are of one species, or build separate references."
             f"{changed}"
         )
-        raise ValueError(msg)
     return shared
 
 
@@ -210,12 +209,11 @@ def _of_selections(parts: Mapping[str, Part]) -> Plan:
         if set(part.size_factor_genes) != set(first.size_factor_genes):
             different.append("the genes of their size factors")
         if different:
-            msg = (
+            raise ValueError(
                 f"{first_name} and {name} hold selections of genes (`rg.tl.build_reference(..., genes=...)`) and "
                 f"differ in {' and '.join(different)}: what their panels measured beyond the selection is not known. "
                 "Build both with all genes, merge, and select afterwards."
             )
-            raise ValueError(msg)
     columns: dict[str, np.ndarray] = {}
     panel_of = {}
     for name, part in parts.items():
@@ -224,11 +222,10 @@ def _of_selections(parts: Mapping[str, Part]) -> Plan:
         for p in _used(part):
             panel, mask = part.panels[p], part.measured[order, p]
             if not np.array_equal(columns.setdefault(panel, mask), mask):
-                msg = (
+                raise ValueError(
                     f"Panel {panel!r} of {name} measured other genes than the panel of that name in the references "
                     "before it. They hold selections of genes: build both with all genes, merge, and select afterwards."
                 )
-                raise ValueError(msg)
             panel_of[name, p] = panel
     measured = np.stack(list(columns.values()), axis=1)
     return Plan(list(first.genes), list(columns), measured, list(first.size_factor_genes), _by_part(parts, panel_of))

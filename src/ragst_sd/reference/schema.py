@@ -40,22 +40,19 @@ SCHEMA = tomllib.loads(Path(__file__).with_name("schema.toml").read_text(encodin
 def check_fields(header: Any, fields: Mapping[str, str], what: str, todo: str, *, known: int = SCHEMA_VERSION) -> None:
     """Raise a `ValueError` unless `header` has all `fields`, of their types, in version `known`, the one read here."""
     if not isinstance(header, Mapping):
-        msg = f"{what} is missing or not a mapping (found {type(header).__name__}). {todo}"
-        raise ValueError(msg)
+        raise ValueError(f"{what} is missing or not a mapping (found {type(header).__name__}). {todo}")
     version = int(header.get("schema_version", known))
     if version > known:
-        msg = (
+        raise ValueError(
             f"{what} has schema version {version}, and this installation of ragst_sd reads versions up to {known}. "
             f"Install a release that reads version {version} (`pip install --upgrade ragst-sd`), or make it again "
             "with this one."
         )
-        raise ValueError(msg)
     if version < known:
-        msg = (
+        raise ValueError(
             f"{what} has schema version {version}, and this installation of ragst_sd works with version {known}. A "
             f"reference on disk is brought to it by `rg.io.read_reference`; anything else has to be made again."
         )
-        raise ValueError(msg)
     missing = [name for name in fields if name not in header]
     wrong = [name for name in fields if name in header and not isinstance(header[name], _TYPES[fields[name]])]
     if missing or wrong:
@@ -80,18 +77,16 @@ def check_task(header: Any, task: str) -> None:
     stated = header.get("task", task) if isinstance(header, Mapping) else task
     if stated != task:
         use = {"histology": "rg.tl.predict", "perturbation": "rg.tl.perturb"}
-        msg = (
+        raise ValueError(
             f"The reference is for the task {str(stated)!r}, not {task!r}. Use "
             f"`{use.get(str(stated), 'its own functions')}`."
         )
-        raise ValueError(msg)
 
 
 def check_fit(fit: Any, *, task: str = "histology") -> None:
     """Raise a `ValueError` unless `fit` describes a method fitted for `task`."""
     if fit is None:
-        msg = "The reference is not fitted. Run `rg.tl.fit(reference, method=...)` first."
-        raise ValueError(msg)
+        raise ValueError("The reference is not fitted. Run `rg.tl.fit(reference, method=...)` first.")
     fields = SCHEMA["fit"] | ({"appearance": "mapping"} if task == "histology" else {})
     check_fields(fit, fields, "The reference's fit `uns['ragst']['fit']`", "Fit again with `rg.tl.fit`.")
 
@@ -99,16 +94,14 @@ def check_fit(fit: Any, *, task: str = "histology") -> None:
 def check_calibration(calibration: Any, fit_hash: str) -> Mapping[str, Any]:
     """The calibration; a `ValueError` unless it describes intervals of the fit with this hash."""
     if calibration is None:
-        msg = "The reference has no intervals. Run `rg.tl.calibrate(reference)` first."
-        raise ValueError(msg)
+        raise ValueError("The reference has no intervals. Run `rg.tl.calibrate(reference)` first.")
     todo = "Run `rg.tl.calibrate` again."
     check_fields(calibration, SCHEMA["calibration"], "The reference's calibration `uns['ragst']['calibration']`", todo)
     if calibration["fit_hash"] != fit_hash:
-        msg = (
+        raise ValueError(
             f"The calibration belongs to another fit (hash {calibration['fit_hash'][:12]} against {fit_hash[:12]}). "
             f"{todo}"
         )
-        raise ValueError(msg)
     return calibration
 
 

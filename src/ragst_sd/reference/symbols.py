@@ -105,8 +105,7 @@ def known_names(species: str) -> frozenset[str]:
 def _table_lines(species: str) -> tuple[list[str], list[str]]:
     """What the table says of itself, and its rows."""
     if species not in SPECIES:
-        msg = f"There is no gene table of species {species!r}; there are those of {' and '.join(SPECIES)}."
-        raise ValueError(msg)
+        raise ValueError(f"There is no gene table of species {species!r}; there are those of {' and '.join(SPECIES)}.")
     path = files("ragst_sd.reference") / f"genes_{species}.tsv.gz"
     lines = gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()
     about = [line[2:] for line in lines if line.startswith("#")]
@@ -127,12 +126,11 @@ def guess_species(names: Sequence[str]) -> tuple[str, float]:
     if share[species] < _MOSTLY:
         plain = _known(names)[0]
         shares = ", ".join(f"{one} {value:.0%}" for one, value in share.items())
-        msg = (
+        raise ValueError(
             f"The species cannot be told from {len(plain)} gene names (for instance {plain[:_SHOWN]}): too few are "
             f"current symbols or Ensembl ids ({shares}). Give `rg.pp.harmonize_genes(..., species=...)`, or a column "
             "of `var` with gene names."
         )
-        raise ValueError(msg)
     return species, share[species]
 
 
@@ -151,12 +149,11 @@ def check_one_species(names: Sequence[str], species: str) -> float:
             if own_share >= _MIXED
             else f"Is `rg.pp.harmonize_genes(..., species={other!r})` meant?"
         )
-        msg = (
+        raise ValueError(
             f"Gene names {'mix species' if own_share >= _MIXED else f'are not those of {species}'}: {own_share:.0%} "
             f"are names of {species}, and {share:.0%} are names of {other} only (for instance {foreign[:_SHOWN]}). "
             f"{todo}"
         )
-        raise ValueError(msg)
     return share
 
 
@@ -210,11 +207,10 @@ def resolve(names: Sequence[str], species: str) -> pd.DataFrame:
         rows.append((name, gene, how, "|".join(sorted(candidates)) if len(candidates) > 1 else ""))
     out = pd.DataFrame(rows, columns=["name", "gene", "how", "candidates"], dtype=object)
     if len(out) and out["how"].isin(FOUND).mean() < _OVERLAP:
-        msg = (
+        raise ValueError(
             f"{int(out['how'].isin(FOUND).sum())} of {len(out)} gene names are in the table of {species} (for instance "
             f"{listed[:_SHOWN]} are looked for). Are they of another species, or is another column of `var` meant?"
         )
-        raise ValueError(msg)
     return out
 
 

@@ -201,8 +201,7 @@ def _chosen(shared: list[str], genes: Sequence[str] | None, needed: int) -> list
         return shared
     wanted = names_among(genes, shared, "genes", ": reference and cells do not both have")
     if len(wanted) < needed:
-        msg = f"`genes` names {len(wanted)} genes; at least {needed} are needed."
-        raise ValueError(msg)
+        raise ValueError(f"`genes` names {len(wanted)} genes; at least {needed} are needed.")
     return wanted
 
 
@@ -229,11 +228,10 @@ def _deconvolve(
         if not len(rows):
             continue
         if of_panel.sum() < needed:
-            msg = (
+            raise ValueError(
                 f"Panel {str(name)!r} measured {int(of_panel.sum())} of the {len(used)} genes; {needed} are needed. Name "
                 "other `genes`, or take the rows of this panel out of the reference."
             )
-            raise ValueError(msg)
         result = deconvolve(values[rows][:, of_panel], profiles[:, of_panel], platform=platform)
         shares[rows], fit[rows] = result.fractions, result.fit
         effects[of_panel, panel] = result.platform
@@ -247,14 +245,12 @@ def _given(reference: AnnData, fractions: pd.DataFrame, cells: SingleCells | Non
     fractions = fractions.set_axis(fractions.index.astype(str))
     known = reference.obs_names.isin(fractions.index)
     if not known.any():
-        msg = (
+        raise ValueError(
             f"`fractions` names no row of the reference: {listing(fractions.index[:3])} against "
             f"{listing(reference.obs_names[:3])} (`<sample>:<spot>`)."
         )
-        raise ValueError(msg)
     if fractions.index.has_duplicates or len(set(names)) < len(names):
-        msg = "`fractions` has duplicated rows or columns. Name every row and every cell type once."
-        raise ValueError(msg)
+        raise ValueError("`fractions` has duplicated rows or columns. Name every row and every cell type once.")
     of_one = set() if cells is None else set(names) ^ set(cells.names)
     if of_one:
         msg = f"`fractions` and `adata_sc` have different cell types; only one of them has {listing(sorted(of_one))}."
@@ -317,10 +313,9 @@ def read_single_cells(
         logger.info("%d cells have no type and are left out.", int((~labelled).sum()))
     names = [str(name) for name in present[n_cells >= min_cells]]
     if len(names) < 2:
-        msg = (
+        raise ValueError(
             f"`adata_sc.obs[{cell_type_key!r}]` leaves {len(names)} cell types with {min_cells} cells or more; at "
             f"least 2 are needed. Found: {listing(f'{name} ({n})' for name, n in zip(present, n_cells, strict=True))}."
         )
-        raise ValueError(msg)
     matrix, genes = sum_duplicates(counts[keep], names_of_genes)
     return SingleCells(matrix, genes, pd.Index(names).get_indexer(types[keep]), names)

@@ -184,8 +184,7 @@ def build_perturbation_reference(
     for name, value in (("min_cells", min_cells), ("max_controls", max_controls)):
         require_positive(value, name, whole=True)
     if isinstance(max_cells, bool) or not isinstance(max_cells, int | np.integer) or max_cells < 0:
-        msg = f"`max_cells` is {max_cells!r}; it must be a whole number, at least 0."
-        raise ValueError(msg)
+        raise ValueError(f"`max_cells` is {max_cells!r}; it must be a whole number, at least 0.")
     if target_sum is not None:
         require_positive(target_sum, "target_sum")
     table = NO_EMBEDDING if embedding is None else embedding_table(embedding)
@@ -284,11 +283,10 @@ def _of_types(cells: pd.DataFrame, asked: str | Sequence[str] | None) -> pd.Seri
     kinds = sorted(set(types))
     if asked is None:
         if len(kinds) > 1:
-            msg = (
+            raise ValueError(
                 f"The cells hold perturbations of several types ({listing(kinds)}), which are not mixed unasked. "
                 f"Choose one with `perturbation_type={kinds[0]!r}`, or name those to mix."
             )
-            raise ValueError(msg)
         return ~cells["control"]
     wanted = as_names(asked)
     require_known(wanted, kinds, "perturbation_type", ": no perturbed cell is of type")
@@ -300,12 +298,11 @@ def _require_controls(cells: pd.DataFrame) -> None:
     with_controls = sorted(set(contexts[cells["control"]]))
     lacking = contexts[cells["used"] & ~contexts.isin(with_controls)]
     if len(lacking):
-        msg = (
+        raise ValueError(
             f"Contexts without control cells: {listing(sorted(set(lacking)))} ({len(lacking)} cells). Contexts with "
             f"controls: {listing(with_controls)}. Responses are measured against controls of the same context: "
             "remove these cells, or add their controls."
         )
-        raise ValueError(msg)
 
 
 def _embedded(cells: pd.DataFrame, control: str, vectors: Mapping[str, np.ndarray], on_missing: str) -> pd.Series:
@@ -325,10 +322,9 @@ def _embedded(cells: pd.DataFrame, control: str, vectors: Mapping[str, np.ndarra
             raise KeyError(msg)
         logger.warning("%s are left out.", msg)
     if not n_embedded:
-        msg = (
+        raise ValueError(
             f"`embedding` has no gene of any perturbation ({listing(names)}); it has {len(vectors)} genes: "
             f"{listing(vectors)}."
         )
-        raise ValueError(msg)
     logger.info("The embedding covers %d of %d perturbations.", n_embedded, len(names))
     return ~cells[_keys.PERTURBATION].isin(list(lacking))

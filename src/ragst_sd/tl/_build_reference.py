@@ -203,11 +203,10 @@ def build_reference(
         logger.info("Sections by panel: %s.", {p: [s for s, part in panel_of.items() if part == p] for p in panels})
     shared = shared_genes(panels)
     if unit != "counts" and len(panels) > 1:
-        msg = (
+        raise ValueError(
             f"Sections of {len(panels)} panels ({listing(panels)}) on a log scale: each was scaled by its own genes, "
             "so their values do not mean the same. Give counts with `layer=`, or build one reference per panel."
         )
-        raise ValueError(msg)
     chosen = sorted(set.union(*panels.values()))
     chosen = chosen if genes is None else names_among(genes, chosen, "genes", ": no section measured")
     normalized = [_normalize(section, section.names[naming], shared, chosen, unit) for section in sections]
@@ -263,11 +262,10 @@ def _check_same_embedding(first: _sections.Section, section: _sections.Section) 
     if first.embedding.shape[1] != section.embedding.shape[1]:
         clauses.append(f"width: {first.embedding.shape[1]} against {section.embedding.shape[1]}")
     if clauses:
-        msg = (
+        raise ValueError(
             f"Embeddings of {first.sample!r} and {section.sample!r} were made differently "
             f"({'; '.join(clauses)}). {embed_alike(first.header, section.header)}"
         )
-        raise ValueError(msg)
 
 
 def _normalize(

@@ -134,8 +134,7 @@ def calibrate(
         raise ValueError(msg)
     require_positive(n_folds, "n_folds", whole=True)
     if n_folds < 2:
-        msg = f"`n_folds` is {n_folds}; it must be at least 2, since one fold is predicted from the others."
-        raise ValueError(msg)
+        raise ValueError(f"`n_folds` is {n_folds}; it must be at least 2, since one fold is predicted from the others.")
     folds = folds_of(bank, split, None, margin_um, n_folds=int(n_folds))
     by_donor = BLOCKS if split == "block" else "{}"
     raw, bank, fit = np.asarray(bank.embedding), standardized(reference, bank), bank.fit

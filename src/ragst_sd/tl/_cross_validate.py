@@ -233,8 +233,7 @@ def cross_validate(
     folds = folds_of(bank, split, group_key, margin_um)
     by_donor = BLOCKS if split == "block" else None
     if by_donor and n_donors is not None:
-        msg = "`n_donors` leaves donors out, and `split='block'` holds out parts of each. Give one of them."
-        raise ValueError(msg)
+        raise ValueError("`n_donors` leaves donors out, and `split='block'` holds out parts of each. Give one of them.")
     sizes = {"n_neighbors": n_neighbors, "n_candidates": n_candidates}
     _check_sizes(bank, folds, sizes)
     values_of = _values_by_unit(reference, bank, library_size)
@@ -289,15 +288,13 @@ def _check_sizes(bank: Bank, folds: list[Fold], asked: Mapping[str, int | None])
     smallest = min(folds, key=lambda fold: len(fold.training))
     for name, number in asked.items():
         if number is not None and number > len(smallest.training):
-            msg = (
+            raise ValueError(
                 f"`{name}` is {number}, but without {smallest.name!r} only {len(smallest.training)} rows are left. "
                 f"Ask for {len(smallest.training)} at most."
             )
-            raise ValueError(msg)
     sizes = bank.obs[_keys.SAMPLE].astype(str).value_counts()
     if sizes.max() < FEWEST_SPOTS:
-        msg = f"No section has {FEWEST_SPOTS} spots (the largest has {sizes.max()}): nothing can be scored."
-        raise ValueError(msg)
+        raise ValueError(f"No section has {FEWEST_SPOTS} spots (the largest has {sizes.max()}): nothing can be scored.")
 
 
 def _values_by_unit(reference: AnnData, bank: Bank, library_size: str) -> dict[str, Any]:
@@ -307,11 +304,10 @@ def _values_by_unit(reference: AnnData, bank: Bank, library_size: str) -> dict[s
         out[bank.header.unit] = bank.values
     if library_size != "normalized":
         if _keys.COUNTS not in reference.layers:
-            msg = (
+            raise ValueError(
                 f"`library_size` is {library_size!r}, but the reference has no `layers[{_keys.COUNTS!r}]`: it was "
                 "built from values on a log scale. Build it from counts, or leave 'normalized'."
             )
-            raise ValueError(msg)
         out[RAW_UNIT] = as_csr(reference.layers[_keys.COUNTS]).log1p()
     return out
 

@@ -118,9 +118,8 @@ def gene_sets_of(
     sets = read_gene_sets(gmt, "gmt")
     if not any(len(own.intersection(genes)) >= _FEWEST_IN_SET for own in sets.values()):
         some = [gene for own in sets.values() for gene in sorted(own)]
-        msg = (
+        raise ValueError(
             f"`gmt`: no set has {_FEWEST_IN_SET} of the genes that are compared ({listing(list(genes))}); genes of the "
             f"sets: {listing(some)}. Use sets with names of the same kind, or compare more genes."
         )
-        raise ValueError(msg)
     return sets

@@ -191,11 +191,10 @@ def evaluate(
     gene_sets = gene_sets_of(gmt, chosen, compared.genes)
     if asked & set(CEILING_METRICS):
         if unit != "counts":
-            msg = (
+            raise ValueError(
                 f"`metrics`: a noise ceiling is estimated by splitting counts, and the truth is {unit!r}. Name the "
                 f"layer with counts with `layer=` and leave `unit='counts'`, or leave {listing(CEILING_METRICS)} out."
             )
-            raise ValueError(msg)
         counts, _ = truth_counts(measured, header, layer)
     if n_genes is not None:
         require_positive(n_genes, "n_genes", whole=True)

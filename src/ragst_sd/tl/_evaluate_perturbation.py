@@ -226,12 +226,11 @@ def _require_unseen(header: dict[str, Any], compared: list[tuple[str, str]]) -> 
     learned = remembered(header)
     known = [f"{name} in {context}" for context, name in compared if (name, context) in learned]
     if known:
-        msg = (
+        raise ValueError(
             f"Method {str(header['method'])!r} was trained on the measured responses to {listing(known)}, although "
             "they were left out of what it may cite: agreement with them is memory, not accuracy. Fit a reference "
             "without them, on the cells 'train' and 'control_train' of `rg.tl.perturbation_folds`."
         )
-        raise ValueError(msg)
 
 
 def _tables(data: AnnData | Mapping[str, AnnData]) -> tuple[dict[str, AnnData], dict[str, Any]]:
@@ -240,11 +239,10 @@ def _tables(data: AnnData | Mapping[str, AnnData]) -> tuple[dict[str, AnnData], 
     require_some(given, "data", "Give a table made by `rg.tl.perturb`, or a mapping from method to such tables.")
     headers = {name: predicted(table, "", any_task=True)[1] for name, table in given.items()}
     if any(header.get("task") != TASK for header in headers.values()):
-        msg = (
+        raise ValueError(
             "`data` is a prediction of tissue; compare it with `rg.tl.evaluate`. Responses are predicted by "
             "`rg.tl.perturb`."
         )
-        raise ValueError(msg)
     first = next(iter(given))
     for name, table in given.items():
         alike = all(headers[name][field] == headers[first][field] for field in ("unit", "control"))

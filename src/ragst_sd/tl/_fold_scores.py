@@ -52,8 +52,7 @@ def choose_genes(bank: Bank, fold: Fold, n_genes: int, genes: list[str] | None) 
         return genes, set(genes)
     chosen = [gene for gene in genes if gene in part.genes]
     if not chosen:
-        msg = f"Without {fold.name!r} no row measured any of {listing(genes)}."
-        raise ValueError(msg)
+        raise ValueError(f"Without {fold.name!r} no row measured any of {listing(genes)}.")
     return chosen, set(most_variable(part, n_genes)) if len(genes) == len(bank.genes) else set(chosen)
 
 

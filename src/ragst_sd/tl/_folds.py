@@ -68,8 +68,7 @@ def inner_folds(bank: Bank, group_key: str | None) -> tuple[np.ndarray, str]:
         folds = group_codes(bank.obs, group_key)
         if folds.max() < 1:
             only = bank.obs[group_key].iloc[0]
-            msg = f"`group_key` {group_key!r} has one group only ({only!r}); holding it out leaves nothing."
-            raise ValueError(msg)
+            raise ValueError(f"`group_key` {group_key!r} has one group only ({only!r}); holding it out leaves nothing.")
         return folds, group_key
     for column in (_keys.DONOR, _keys.SAMPLE):
         folds = group_codes(bank.obs, column)
@@ -102,8 +101,7 @@ def outer_folds(bank: Bank, group_key: str | None, n_folds: int | None = None) -
     """
     codes, what = inner_folds(bank, group_key)
     if len(np.unique(codes)) < 2:
-        msg = f"The reference has {len(bank)} rows in one group ({what}): nothing is left to train on."
-        raise ValueError(msg)
+        raise ValueError(f"The reference has {len(bank)} rows in one group ({what}): nothing is left to train on.")
     samples = bank.obs[_keys.SAMPLE].astype(str).to_numpy()
     folds = []
     for i, together in enumerate(_shared_out(codes, n_folds)):
@@ -114,11 +112,10 @@ def outer_folds(bank: Bank, group_key: str | None, n_folds: int | None = None) -
         twins = _same_image(bank.header, set(samples[held]))
         training = ~held & ~np.isin(codes, codes[np.isin(samples, twins)])
         if not training.any():
-            msg = (
+            raise ValueError(
                 f"Holding out {what} {name!r} leaves no rows to train on: "
                 "the others have the very images of its sections."
             )
-            raise ValueError(msg)
         if twins:
             logger.warning("%s %r: %s has the same image and is left out with it.", what, name, listing(twins))
         folds.append(Fold(name, np.flatnonzero(training), np.flatnonzero(held), _KINDS.get(what, what)))
@@ -140,8 +137,7 @@ def folds_of(
     require_choice(split, SPLITS, "split")
     if split == "donor":
         if margin_um is not None:
-            msg = "`margin_um` is the margin around blocks. Pass `split='block'`, or leave it out."
-            raise ValueError(msg)
+            raise ValueError("`margin_um` is the margin around blocks. Pass `split='block'`, or leave it out.")
         return outer_folds(bank, group_key, n_folds)
     if group_key is not None:
         msg = f"`group_key` is {group_key!r}, but `split='block'` holds out parts of sections. Leave one of them out."
@@ -167,11 +163,10 @@ def block_folds(bank: Bank, margin_um: float | None) -> list[Fold]:
     samples, sections = bank.obs[_keys.SAMPLE].astype(str).to_numpy(), bank.header.sections
     nowhere = np.unique(samples[~np.isfinite(xy).all(axis=1)])
     if len(nowhere):
-        msg = (
+        raise ValueError(
             f"Blocks need positions in microns, and those of {listing(nowhere)} are unknown. Say how large a pixel is "
             "with `rg.pp.set_image_mpp`, embed, and build the reference again; or hold out donors (`split='donor'`)."
         )
-        raise ValueError(msg)
     pictures = dict(zip(sections.sample, sections.image_hash, strict=True))
     names = np.array([pictures.get(name) or name for name in samples])
     held, near = np.full(len(bank), -1), np.zeros((4, len(bank)), dtype=bool)
@@ -192,12 +187,11 @@ def block_folds(bank: Bank, margin_um: float | None) -> list[Fold]:
             continue
         held[rows], near[:, rows] = quarter, beside
     if (held < 0).all():
-        msg = (
+        raise ValueError(
             f"Nothing is left to learn from beside a quarter of a section and its margin: {'; '.join(small)}. Give a "
             "smaller `margin_um` (tiles then overlap with those held out), embed with a narrower `context`, or hold "
             "out donors (`split='donor'`)."
         )
-        raise ValueError(msg)
     if small:
         logger.warning("Too small to hold out blocks with their margin: %s. They are learned from.", "; ".join(small))
     return [

@@ -123,17 +123,15 @@ def check_level(bank: Bank, level: float) -> int:
         If the reference has no calibration of its fit, or not of this level.
     """
     if isinstance(level, bool) or not isinstance(level, int | float | np.floating):
-        msg = f"`intervals` is a {type(level).__name__}; it must be the wanted coverage, for instance 0.9."
-        raise TypeError(msg)
+        raise TypeError(f"`intervals` is a {type(level).__name__}; it must be the wanted coverage, for instance 0.9.")
     calibration = check_calibration(bank.header.calibration, bank.fit.fit_hash)
     levels = np.asarray(calibration["levels"], dtype=np.float64)
     place = np.flatnonzero(np.isclose(levels, level))
     if not len(place):
-        msg = (
+        raise ValueError(
             f"`intervals` is {level!r}; calibrated are {listing(levels.tolist())}. Choose one of them, or run "
             f"`rg.tl.calibrate(reference, levels=[{level!r}])`."
         )
-        raise ValueError(msg)
     return int(place[0])
 
 
@@ -145,11 +143,10 @@ def check_split(bank: Bank, split: str) -> None:
             "block": "rows of the query's own donor are used (`exclude`)",
             "donor": "the reference has no rows of the query's donor, or they are not used",
         }
-        msg = (
+        raise ValueError(
             f"`intervals`: they were calibrated on held-out {calibrated}s, and here {what[split]}. "
             f"Run `rg.tl.calibrate(reference, split={split!r})` first."
         )
-        raise ValueError(msg)
 
 
 def interval_rule(

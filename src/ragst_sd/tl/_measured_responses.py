@@ -150,13 +150,12 @@ def _unseen(labels: pd.DataFrame, expression: Expression, tables: Sequence[AnnDa
                 by_values |= recognised(values, expression.genes, known)
     renamed = int((by_values & ~by_name).sum())
     if (by_name | by_values).all():
-        msg = (
+        raise ValueError(
             f"All {len(names)} controls of `adata` were used by the reference or are source cells of the prediction"
             f"{f', {renamed} of them under other names' if renamed else ''}. The truth needs controls of its own, or "
             "noise of the controls counts as accuracy: split them with `rg.tl.perturbation_folds` and build the "
             "reference on the cells 'train' and 'control_train'."
         )
-        raise ValueError(msg)
     if renamed:
         logger.warning("%d controls of `adata` were used before under other names, and are left out.", renamed)
     unseen[control] = ~(by_name | by_values)
@@ -194,9 +193,8 @@ def predicted_lines(table: AnnData, truth: Measured | MeasuredTable) -> list[tup
     ]
     if not lines:
         was = sorted(set(zip(contexts, names, strict=True)))
-        msg = (
+        raise ValueError(
             "Nothing that was predicted was measured, with enough cells: predicted (context, perturbation) "
             f"{listing(was)}, measured {listing(truth.names)}. Contexts of both must be named alike."
         )
-        raise ValueError(msg)
     return lines

@@ -88,12 +88,11 @@ def merge_references(
     plan = plan_merge({name: _part(reference, headers[name]) for name, reference in named.items()})
     logged = next(iter(headers.values()))["normalization"]["given"] != "counts"
     if logged and len(plan.panels) > 1:
-        msg = (
+        raise ValueError(
             f"The references hold {len(plan.panels)} panels ({listing(plan.panels)}) on a log scale: each was scaled "
             "by its own genes, so their values do not mean the same. Build them from counts, or keep one reference "
             "per panel."
         )
-        raise ValueError(msg)
     pieces = [
         _rows(name, reference, headers[name], plan, panel_of)
         for (name, reference), panel_of in zip(named.items(), plan.panel_of, strict=True)
@@ -117,8 +116,7 @@ def _named(references: Any) -> dict[str, AnnData]:
         reference_header(reference)
         require_in_memory(reference, f"{name} is")
         if not reference.n_obs:
-            msg = f"{name} has no rows. Leave it out."
-            raise ValueError(msg)
+            raise ValueError(f"{name} has no rows. Leave it out.")
     return named
 
 
@@ -128,8 +126,7 @@ def _pruned_header(name: str, reference: AnnData) -> dict[str, Any]:
     known = {str(sample) for sample in header["sections"]["sample"]}
     unknown = sorted(set(labels(reference.obs[_keys.SAMPLE])) - known)
     if unknown:
-        msg = f"{name}: sections {listing(unknown)} have no statistics in its header. Build it again."
-        raise ValueError(msg)
+        raise ValueError(f"{name}: sections {listing(unknown)} have no statistics in its header. Build it again.")
     return of_rows(header, reference.obs)
 
 
@@ -165,11 +162,10 @@ def _rows(name: str, reference: AnnData, header: dict[str, Any], plan: Plan, pan
     if summed == set(plan.size_factor_genes):
         values = as_csr(reference.X)
     elif counts is None:
-        msg = (
+        raise ValueError(
             f"{name} was normalised by {len(summed)} genes, the merged reference has to be by "
             f"{len(plan.size_factor_genes)}, and it has no `layers['counts']` to start from. Build it from counts."
         )
-        raise ValueError(msg)
     else:
         factors = size_factors(counts, genes, plan.size_factor_genes)
         keep = factors > 0

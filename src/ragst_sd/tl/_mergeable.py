@@ -41,11 +41,10 @@ def check_alike(named: Mapping[str, AnnData], headers: Mapping[str, dict[str, An
             if a != b:
                 clauses.append(f"{field} of the expression: {a} against {b}")
         if clauses:
-            msg = (
+            raise ValueError(
                 f"{first_name} and {name} were made differently ({'; '.join(clauses)}), so their rows cannot be "
                 "compared. Build both with the same embedding, settings and naming of genes."
             )
-            raise ValueError(msg)
     if first["normalization"]["naming"] not in CURRENT.values():
         species: dict[str, str] = {}
         for sections in (header["sections"] for header in headers.values()):
@@ -53,11 +52,10 @@ def check_alike(named: Mapping[str, AnnData], headers: Mapping[str, dict[str, An
         check_one_species_of(species, "Sections of the references")
     missing = differing_columns({name: list(map(str, header["obs"])) for name, header in headers.items()})
     if missing:
-        msg = (
+        raise ValueError(
             f"The references keep different columns of `obs` ({missing}). Build them with the same "
             "`rg.tl.build_reference(..., obs=...)`."
         )
-        raise ValueError(msg)
 
 
 def check_samples(headers: Mapping[str, dict[str, Any]]) -> None:
@@ -70,13 +68,12 @@ def check_samples(headers: Mapping[str, dict[str, Any]]) -> None:
     if twice:
         sample = twice[0]
         first, second, *_ = owners[sample]
-        msg = (
+        raise ValueError(
             f"{len(twice)} samples are in more than one reference: {listing(twice)} ({sample!r} in {first} and "
             f"{second}). If it is the same section, leave it out of one: "
             f"`reference[reference.obs['sample'] != {sample!r}].copy()`; else build one of them with another sample "
             "name."
         )
-        raise ValueError(msg)
 
 
 def carry_cell_types(merged: AnnData, named: Mapping[str, AnnData], rows_of: Sequence[pd.Index], plan: Plan) -> None:

@@ -176,8 +176,7 @@ def _of_contexts(
     table = ad.AnnData(obs=adata.set_axis(adata.index.astype(str))) if isinstance(adata, pd.DataFrame) else adata
     contexts = np.array(list(dict.fromkeys(_contexts(table, context_key, task))), dtype=object)
     if not len(contexts):
-        msg = "`adata` has no rows, so that no context is asked about. Name the contexts in one column."
-        raise ValueError(msg)
+        raise ValueError("`adata` has no rows, so that no context is asked about. Name the contexts in one column.")
     of_bank, known = list(task.bank.genes), dict(zip(task.contexts, task.bank.screen.states, strict=True))
     new = [name for name in contexts if name not in known]
     if new:

@@ -156,12 +156,11 @@ def perturb_tissue(
     require_sdata(sdata)
     task = open_task(reference, exclude, n_neighbors, where)
     if task.bank.header.from_responses:
-        msg = (
+        raise ValueError(
             f"The reference was built from responses ({task.bank.header.normalization['unit']}) and has no cells: the "
             "state of a spot cannot be compared with controls. Build it from the cells of the screen; "
             "`rg.tl.perturb` predicts responses of its contexts."
         )
-        raise ValueError(msg)
     for name, value in (("n_around", n_around), ("n_permutations", n_permutations)):
         require_positive(value, name, whole=True)
     n_around, n_permutations, seed = int(n_around), int(n_permutations), as_seed(rng)
@@ -174,11 +173,10 @@ def perturb_tissue(
     known = wanted_perturbations(task, perturbations)
     source = read_source(sdata, task, table_key=table_key, spots=spots, layer=layer, unit=unit)
     if len(source.xy) <= n_around:
-        msg = (
+        raise ValueError(
             f"{len(source.xy)} spots are left, too few for `n_around` {n_around}: each spot is taken with that many "
             "around it. Take more spots, or fewer around each."
         )
-        raise ValueError(msg)
     # A tissue is none of the screen's cell lines unless a column says so.
     context_labels = np.full(len(source.xy), _keys.UNKNOWN, dtype=object)
     if context_key is not None:
@@ -265,11 +263,10 @@ def _keys_added(sdata: SpatialData, names: list[str], key_added: str) -> dict[st
         name: key_added if len(names) == 1 else sanitize_name(f"{key_added}_{name.replace('+', '_')}") for name in names
     }
     if len({key.lower() for key in keys.values()}) < len(keys):
-        msg = (
+        raise ValueError(
             f"Tables of several perturbations would have one name: {listing(keys.values())}. Ask for them one by "
             "one, each with its `key_added`."
         )
-        raise ValueError(msg)
     for key in keys.values():
         check_key_added(sdata, key, responses=True)
     return keys

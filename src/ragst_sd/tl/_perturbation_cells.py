@@ -58,8 +58,7 @@ def read_expression(
     require_type(adata, AnnData, where)
     require_choice(unit, UNITS, "unit")
     if not adata.n_obs:
-        msg = f"`{where}` has no cells."
-        raise ValueError(msg)
+        raise ValueError(f"`{where}` has no cells.")
     # Controls that were used once are known by their names.
     todo = f"`{where}.obs_names_make_unique()` makes them unique."
     require_unique(adata.obs_names, f"`{where}` has names of cells", todo)
@@ -76,16 +75,14 @@ def read_expression(
     # A reference that was given logs does not say what they were scaled by: then all genes of the cells, as is usual.
     shared = [gene for gene in names if gene in set(wanted)] if wanted else names
     if len(shared) < MIN_SHARED_GENES:
-        msg = (
+        raise ValueError(
             f"{place} holds {len(shared)} genes that size factors can rest on; at least {MIN_SHARED_GENES} are "
             "needed. Give all genes that were measured, or values that are log1p of normalised counts with "
             f"`unit='log1p_cp10k'`.{changed_capitals(wanted, names)}"
         )
-        raise ValueError(msg)
     sums = np.asarray(take_genes(matrix, names, shared).sum(axis=1)).ravel().astype(np.float64)
     if not (sums > 0).all():
-        msg = f"{int((sums <= 0).sum())} cells of {place} have no counts. Remove them first."
-        raise ValueError(msg)
+        raise ValueError(f"{int((sums <= 0).sum())} cells of {place} have no counts. Remove them first.")
     target = float(like["target_sum"]) if like else float(np.median(sums) if target_sum is None else target_sum)
     return Expression(log_normalize(matrix, sums / target), names, _normalization(unit, target, naming, shared))
 
@@ -133,11 +130,10 @@ def read_labels(
     frame = pd.DataFrame({_keys.PERTURBATION: [names[name] for name in given]}, index=adata.obs_names)
     frame["control"] = frame[_keys.PERTURBATION] == controls[0]
     if not responses and not frame["control"].any():
-        msg = (
+        raise ValueError(
             f"No cell has {listing(controls)} in `{where}.obs[{perturbation_key!r}]`; responses are measured against "
             f"controls. There are {listing(sorted(names))}.{hint(controls[0], names)} {todo}"
         )
-        raise ValueError(msg)
     said = {part.strip() for name in names for part in name.split(SEPARATOR)}
     absent = [name for name in controls if name not in said]
     if absent and not responses:
@@ -191,8 +187,7 @@ def control_labels(control: str | Sequence[str]) -> list[str]:
     given = control if several else [control] if np.isscalar(control) else []
     controls = [name for name in dict.fromkeys(labels(given)) if name.strip(SEPARATOR)]
     if not controls:
-        msg = f"`control` is {control!r}; give the name of the controls, or a list of names."
-        raise TypeError(msg)
+        raise TypeError(f"`control` is {control!r}; give the name of the controls, or a list of names.")
     return controls
 
 
@@ -207,9 +202,8 @@ def column(
         missing |= np.array([not name.replace(nothing, "").strip() for name in names], dtype=bool)
     if missing.any():
         empty = listing(sorted(set(names[missing])))
-        msg = (
+        raise ValueError(
             f"{int(missing.sum())} cells have no label in `{where}.obs[{key!r}]` (it says {empty}). Remove them, or "
             "name what they are."
         )
-        raise ValueError(msg)
     return names

@@ -322,8 +322,7 @@ def distribution_distance(x: np.ndarray, y: np.ndarray, name: str) -> float:
         kernels = [np.exp(-(distance**2) / scale).mean() for distance in (cdist(x, x), cdist(y, y), between)]
         return float(kernels[0] + kernels[1] - 2 * kernels[2])
     if len(x) != len(y):
-        msg = f"{name} matches sets of one size; there are {len(x)} and {len(y)} cells."
-        raise ValueError(msg)
+        raise ValueError(f"{name} matches sets of one size; there are {len(x)} and {len(y)} cells.")
     cost = between if name == "wasserstein1" else between**2
     mean = cost[linear_sum_assignment(cost)].mean()
     return float(mean if name == "wasserstein1" else np.sqrt(mean))

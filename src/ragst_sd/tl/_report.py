@@ -121,8 +121,7 @@ def report(
     require_columns(table, (*OBS_COLUMNS, *VAR_COLUMNS))
     paths = _paths(path, overwrite=overwrite)
     if truth_key and isinstance(sdata, AnnData):
-        msg = "`truth_key` names a table of a SpatialData; `sdata` is a bare table. Give the object."
-        raise ValueError(msg)
+        raise ValueError("`truth_key` names a table of a SpatialData; `sdata` is a bare table. Give the object.")
     truth, measured = shown_truth(sdata, table, truth_key), None
     if truth is not None:
         compared = {"prediction_key": prediction_key, "truth_key": truth, "layer": layer, "unit": unit}
@@ -147,16 +146,14 @@ def _paths(path: str | os.PathLike[str], *, overwrite: bool) -> tuple[Path, Path
     if base.suffix.lower() in _SUFFIXES:
         base = base.with_suffix("")
     if not base.parent.is_dir():
-        msg = f"`path` is {str(path)!r}: there is no folder {str(base.parent)!r}. Make it first."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"`path` is {str(path)!r}: there is no folder {str(base.parent)!r}. Make it first.")
     markdown, page = (base.with_name(base.name + suffix) for suffix in _SUFFIXES)
     for file in (markdown, page):
         if file.exists() and not overwrite and not bears(file, _MADE_BY):
-            msg = (
+            raise FileExistsError(
                 f"{file} exists and was not written by `rg.tl.report`. Choose another `path`, or replace it with "
                 "`overwrite=True`."
             )
-            raise FileExistsError(msg)
     return markdown, page
 
 

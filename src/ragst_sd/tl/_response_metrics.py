@@ -58,18 +58,16 @@ def require_metrics(chosen: list[str] | None, given: str) -> list[str]:
         return possible
     cells = [name for name in chosen if name in OF_CELLS and name not in CHOICES]
     if cells:
-        msg = (
+        raise ValueError(
             f"`metrics` {listing(cells)} need cells or controls, and the reference was built from responses. Possible "
             f"are {listing(possible)}."
         )
-        raise ValueError(msg)
     sizes = [name for name in chosen if name in _SIZES and name not in possible]
     if sizes:
-        msg = (
+        raise ValueError(
             f"`metrics` {listing(sizes)} compare sizes of effects, which ranks do not have. Possible are "
             f"{listing(possible)}."
         )
-        raise ValueError(msg)
     require_known(chosen, possible, "metrics")
     return chosen
 

@@ -49,8 +49,7 @@ def refuse_responses(data: Any, unit: str, perturbation_key: str, context_key: s
     if hasattr(data, "obs") and one_row_each(data.obs, perturbation_key, context_key, control):
         shape = "has no controls and one row for each perturbation, as a table of responses has"
     if shape:
-        msg = f"`adata` {shape}, but `unit` is {unit!r}, the unit of cells. {SAY_UNIT}"
-        raise ValueError(msg)
+        raise ValueError(f"`adata` {shape}, but `unit` is {unit!r}, the unit of cells. {SAY_UNIT}")
 
 
 def one_row_each(obs: pd.DataFrame, perturbation_key: str, context_key: str | None, control: list[str]) -> bool:
@@ -93,11 +92,10 @@ def response_adata(
     named = [name for name in _GENES if name in frame and name not in keys and frame[name].dtype.kind not in "iufb"]
     if not named:
         if layer is not None:
-            msg = (
+            raise ValueError(
                 f"`layer` is {layer!r}, but `adata` is a wide data frame: no column names genes (looked for "
                 f"{listing(_GENES)}). Leave `layer` out, or name the column of genes so."
             )
-            raise ValueError(msg)
         # What is in the index only is no gene.
         values = _gene_columns(data.drop(columns=[name for name in of_rows if name in data]), genes)
         obs = frame[of_rows].set_axis([str(i) for i in range(len(frame))])
@@ -109,8 +107,7 @@ def response_adata(
         require_key(names[0], [str(name) for name in frame], "adata", "Name the column of values with `layer=`.")
     if frame.duplicated([*keys, named[0]]).any():
         twice = frame.loc[frame.duplicated([*keys, named[0]]), [*keys, named[0]]].iloc[0].tolist()
-        msg = f"`adata` has more than one value for {listing(twice)}. {_MAKE_ONE}"
-        raise ValueError(msg)
+        raise ValueError(f"`adata` has more than one value for {listing(twice)}. {_MAKE_ONE}")
     wide = frame.pivot(index=keys, columns=named[0], values=value)
     first = frame.drop_duplicates(keys).set_index(keys if len(keys) > 1 else keys[0]).loc[wide.index]
     obs = first.reset_index()[of_rows].set_axis([str(i) for i in range(len(wide))])
@@ -160,10 +157,9 @@ def _gene_columns(columns: pd.DataFrame, genes: list[str] | None) -> pd.DataFram
         raise ValueError(msg + (_NO_GENES if genes is None else "Convert them with `pd.to_numeric`."))
     beside = [name for name in columns if _ANNOTATION.search(name)]
     if beside and genes is None:
-        msg = (
+        raise ValueError(
             f"`adata` is a wide data frame, of which columns {listing(beside)} are called like annotations. {_NO_GENES}"
         )
-        raise ValueError(msg)
     return columns
 
 
@@ -188,8 +184,7 @@ def read_responses(
         If there are no values, gene names repeat, no gene is there in all rows, or values are not what `unit` says.
     """
     if not adata.n_obs:
-        msg = "`adata` has no rows."
-        raise ValueError(msg)
+        raise ValueError("`adata` has no rows.")
     place = "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`"
     stored = stored_expression(adata, layer, "adata", "Name the layer with `layer=`.", counted=False)
     values = dense(stored).astype(np.float32)
@@ -199,8 +194,7 @@ def read_responses(
     require_unique(genes, f"{place} has genes", "Keep one column each; responses cannot be added.")
     whole = np.asarray(np.isfinite(values).all(axis=0))
     if not whole.any():
-        msg = f"No gene of {place} has a finite value in every row. Leave out the rows that hold few genes."
-        raise ValueError(msg)
+        raise ValueError(f"No gene of {place} has a finite value in every row. Leave out the rows that hold few genes.")
     if not whole.all():
         logger.warning("%d of %d genes are left out: some row has no value for them.", (~whole).sum(), len(whole))
     check_responses(values[:, whole], unit, place)
@@ -286,8 +280,7 @@ def one_row_of_each(labels: pd.DataFrame, keys: list[str]) -> None:
     twice = labels[labels.duplicated(keys)]
     if len(twice):
         found = [f"{row[_keys.PERTURBATION]} in {row[_keys.CONTEXT]}" for _, row in twice.iterrows()]
-        msg = f"`adata` has more than one row for {listing(dict.fromkeys(found))}. {_MAKE_ONE}"
-        raise ValueError(msg)
+        raise ValueError(f"`adata` has more than one row for {listing(dict.fromkeys(found))}. {_MAKE_ONE}")
 
 
 def check_responses(values: np.ndarray, unit: str, place: str) -> None:
@@ -295,25 +288,22 @@ def check_responses(values: np.ndarray, unit: str, place: str) -> None:
     size = np.abs(values)
     bounded = float(size.max()) <= 1
     if unit == "rank" and not bounded:
-        msg = (
+        raise ValueError(
             f"{place} reaches from {values.min():.4g} to {values.max():.4g}, but ranks lie from 1 (most up) to -1 "
             "(most down), 0 for genes that are not listed. Scale them: `1 - 2 * (rank - 1) / (n - 1)` for a list of n "
             "genes that starts with the most up. Other values have another `unit`."
         )
-        raise ValueError(msg)
     if unit == "rank":
         return
     ends = size.max(axis=1)
     if bounded and min(values.shape[0] * 10, values.shape[1]) >= _FEWEST and float(ends.min()) > _NEAR_ONE:
-        msg = (
+        raise ValueError(
             f"{place} looks like ranks, not like {RESPONSE_UNITS[unit]}s: every row ends at 1 or close to it "
             f"({ends.min():.4g} to {ends.max():.4g}), and none goes beyond. Ranks have `unit='rank'`: sizes of "
             "effects cannot be told from them."
         )
-        raise ValueError(msg)
     if not (values < 0).any() and (values == np.round(values)).all():
-        msg = (
+        raise ValueError(
             f"{place} holds whole numbers from {values.min():.4g} up: counts of cells, not {RESPONSE_UNITS[unit]}s. "
             "Cells have `unit='counts'`, or give the responses."
         )
-        raise ValueError(msg)

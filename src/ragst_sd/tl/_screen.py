@@ -98,11 +98,10 @@ def measure(
         small = sorted(cells[_keys.PERTURBATION][few].unique())
         logger.warning("Left out for fewer than %d cells: %s.", min_cells, listing(small))
     if names.empty:
-        msg = (
+        raise ValueError(
             f"No perturbation has {min_cells} cells beside controls of its context and batch. Lower `min_cells`, "
             "or leave `batch_key` out."
         )
-        raise ValueError(msg)
     cells["used"] = row != UNUSED
     values, of_cell, stratum, _ = used_cells(screen.values, row, lines.stratum, len(names))
     whole = mean_responses(values, of_cell, stratum, len(names))

@@ -60,12 +60,11 @@ def wanted_genes(bank: Bank, genes: Sequence[str] | None) -> Genes:
         raise ValueError(msg)
     cites = METHODS[bank.fit.method].cites and np.any(bank.fit.parameters.get(_keys.RETRIEVAL_SHARE, 1))
     if others and not cites:
-        msg = (
+        raise ValueError(
             f"`genes`: no row of the reference measured {listing(others)}. They could be given from cell types, by the "
             f"fractions of cited rows, but this fit of {bank.fit.method!r} cites no rows. Fit a method that does, for "
             "instance 'knn', or leave them out."
         )
-        raise ValueError(msg)
     if others:
         logger.warning(
             "%d of %d genes were measured in no row and are given from the signatures of cell types: %s. "

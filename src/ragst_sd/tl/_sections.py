@@ -102,8 +102,7 @@ def read_section(
         require_key(column, table.obs, f"{where}.tables[{table_key!r}].obs")
     nameless = is_missing(table.obs[donor_key])
     if nameless.any():
-        msg = f"{where}: {int(nameless.sum())} rows have no donor in `obs[{donor_key!r}]`."
-        raise ValueError(msg)
+        raise ValueError(f"{where}: {int(nameless.sum())} rows have no donor in `obs[{donor_key!r}]`.")
     embedding, finite, header = read_embedding(sdata, table, use_rep, where)
     todo = "Name the table that holds counts with `table_key=`."
     matrix = stored_expression(table, layer, f"{where}.tables[{table_key!r}]", todo)
@@ -137,8 +136,7 @@ def _usable_rows(table: AnnData, finite: np.ndarray, matrix: sp.csr_matrix, wher
     counted = np.asarray(matrix.sum(axis=1)).ravel() > 0
     tissue = on_tissue(table.obs)
     if not (finite & counted & tissue).any():
-        msg = f"{where}: no spot on tissue has both an embedding and counts."
-        raise ValueError(msg)
+        raise ValueError(f"{where}: no spot on tissue has both an embedding and counts.")
     beside = f"lie beside the tissue by `obs[{ON_TISSUE!r}]`"
     for mask, why in ((finite, "have no embedding"), (counted, "have no counts"), (tissue, beside)):
         if not mask.all():

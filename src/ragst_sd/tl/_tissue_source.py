@@ -99,14 +99,12 @@ def read_source(
     """
     table_key = resolve_table(sdata, table_key, None)
     if table_key is None:
-        msg = (
+        raise ValueError(
             f"`sdata` has no measured table. Name a predicted one with `table_key=`; there are {listing(sdata.tables)}."
         )
-        raise ValueError(msg)
     table, where = sdata.tables[table_key], f"sdata.tables[{table_key!r}]"
     if holds_responses(table.uns.get(_keys.RETRIEVAL)):
-        msg = f"`{where}` holds predicted responses itself. Perturb the table that it was made from."
-        raise ValueError(msg)
+        raise ValueError(f"`{where}` holds predicted responses itself. Perturb the table that it was made from.")
     region = resolve_shapes(sdata, single_region(table))
     require_unique(table.obs_names, f"`{where}` has names of spots", "Make them unique.")
     xy, index = element_centers(sdata, region)
@@ -131,8 +129,7 @@ def read_source(
         expressed = rows[np.asarray(counts[:, columns].sum(axis=1)).ravel() > 0]
         about = {"var": pd.DataFrame(index=pd.Index(shared, name="gene"))}
     if not len(expressed):
-        msg = f"None of the {len(rows)} spots of `{where}` has expression of the screen's genes."
-        raise ValueError(msg)
+        raise ValueError(f"None of the {len(rows)} spots of `{where}` has expression of the screen's genes.")
     lost = len(rows) - len(expressed)
     if lost:
         logger.warning("%d of %d spots have no expression of the screen's genes and are left out.", lost, len(rows))
@@ -154,8 +151,7 @@ def chosen_spots(table: AnnData, spots: Mapping[str, Any] | Sequence[Any] | None
         require_known(names, table.obs_names, "spots", f": `{where}` has no", KeyError)
         mask = table.obs_names.isin(names)
     if not mask.any():
-        msg = "`spots` leaves no spot. Relax it."
-        raise ValueError(msg)
+        raise ValueError("`spots` leaves no spot. Relax it.")
     return np.flatnonzero(mask)
 
 
@@ -177,11 +173,10 @@ def _predicted(
     at = first[np.searchsorted(unique, shared)]
     scrna = is_scrna(table, np.arange(table.n_vars))
     if scrna[at].all():
-        msg = (
+        raise ValueError(
             f"All {len(at)} genes that `sdata.tables[{table_key!r}]` shares with the screen come from single cells, "
             "which say nothing of the state of a spot. Predict genes that spots measured."
         )
-        raise ValueError(msg)
     scale = _scale(values, names, scrna, str(header["unit"]), normalization, table_key)
     var = pd.DataFrame(index=pd.Index(shared, name="gene"))
     for name in (_keys.CV_PEARSON, _keys.NOISE_CEILING):
@@ -213,20 +208,18 @@ def _scale(
     basis = {str(gene) for gene in normalization["size_factor_genes"]}
     if not basis:
         if unit != str(normalization["unit"]):
-            msg = (
+            raise ValueError(
                 f"The prediction is in {unit}, the screen in {normalization['unit']} of genes that it does not "
                 "name. Build the reference of responses from counts."
             )
-            raise ValueError(msg)
         return None
     columns = np.array([gene in basis for gene in names]) & ~scrna
     if columns.sum() < MIN_SHARED_GENES:
-        msg = (
+        raise ValueError(
             f"`sdata.tables[{table_key!r}]` predicts {int(columns.sum())} genes that the size factors of the screen "
             f"rest on; at least {MIN_SHARED_GENES} are needed to bring it to the screen's unit. Predict more genes, "
             "or build the reference of responses with `unit='log1p_cp10k'`."
         )
-        raise ValueError(msg)
     sums = np.nansum(np.expm1(np.maximum(values[:, columns], 0)), axis=1)
     return np.divide(float(normalization["target_sum"]), sums, out=np.ones_like(sums), where=sums > 0)
 
