@@ -110,7 +110,7 @@ def test_rows_of_another_element_are_refused_and_the_advice_works(slide):
 
 def test_shapes_with_one_id_twice_are_refused_and_the_advice_works(slide):
     slide.shapes["spots"].index = [0, 1, 1, 2]
-    with pytest.raises(ValueError, match="ids more than once: '1'") as caught:
+    with pytest.raises(ValueError, match="ids in the index of 'spots' are duplicated, for example '1'") as caught:
         colours(slide)
     run(re.findall(r"`([^`]*)`", str(caught.value))[:1], slide)
     slide.tables["table"].obs["spot"] = [3, 1, 2, 0]

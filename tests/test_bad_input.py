@@ -442,7 +442,7 @@ CASES: dict[str, Case] = {
     "float pixels out of range": (case_float_image, ValueError, ["-4", "[0, 1]"]),
     # tables
     "rows without shapes": (case_rows_without_shapes, ValueError, ["3 of", "have no shape in 'spots'"]),
-    "duplicated instance ids": (case_duplicated_ids, ValueError, ["instance ids in", "more than once", "spot_id"]),
+    "duplicated instance ids": (case_duplicated_ids, ValueError, ["instance ids in", "are duplicated", "spot_id"]),
     "table of two regions": (case_two_regions, ValueError, ["2 elements", "'more'"]),
     "missing donor": (case_missing_donor, ValueError, ["1 rows have no donor"]),
     "embedding without header": (case_no_header, ValueError, ["origin: unknown against encoder colour", "use_features"]),
@@ -462,7 +462,7 @@ CASES: dict[str, Case] = {
     "few shared genes": (case_few_shared_genes, ValueError, ["share 150 genes"]),
     "mixed symbols and ids": (case_mixed_names, ValueError, ["mix Ensembl ids"]),
     "symbols here, ids there": (case_symbols_and_ids, ValueError, ["donor1: symbol", "donor2: ensembl"]),
-    "duplicated genes on a log scale": (case_log_duplicates, ValueError, ["names of genes more than once", "layer="]),
+    "duplicated genes on a log scale": (case_log_duplicates, ValueError, ["names of genes", "are duplicated", "layer="]),
     "unknown unit": (lambda w: w.reference(unit="cpm"), ValueError, ["'cpm'", "'counts'"]),
     # reference and fit
     "empty list": (lambda w: rg.tl.build_reference([], use_rep="X"), ValueError, ["`sdatas` is empty"]),

@@ -157,7 +157,7 @@ def test_points_with_the_same_id_twice_are_refused():
     del sdata.shapes["spots"]
     repeated = pd.DataFrame(SPOTS[:3], columns=["x", "y"], index=[0, 1, 1])
     sdata.points["spots"] = PointsModel.parse(dd.from_pandas(repeated, npartitions=1))
-    with pytest.raises(ValueError, match="The index of 'spots' has ids more than once: '1'"):
+    with pytest.raises(ValueError, match="ids in the index of 'spots' are duplicated, for example '1'"):
         read_at(sdata, mpp=4.0, shapes_key="spots")
 
 

@@ -43,7 +43,7 @@ def test_members_of_a_list_are_named_by_their_sample(sections):
     named = [f"biopsy{i}" for i in range(len(members) - 1)]
     assert list(looked_at(members)["section"]) == [*named, "sample1"]
     assert list(looked_at(tuple(members[:1]))["section"]) == ["biopsy0"]
-    with pytest.raises(ValueError, match=r"same `obs\['sample'\]`: 'biopsy0'"):
+    with pytest.raises(ValueError, match=r"names in `obs\['sample'\]` are duplicated, for example 'biopsy0'"):
         looked_at([members[0], members[0]])
 
 

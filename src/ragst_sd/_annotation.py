@@ -146,12 +146,12 @@ def rows_in_order(table: AnnData, table_key: str, shapes_key: str, index: Any) -
             f"`obs[{attrs['region_key']!r}]`, not in {shapes_key!r}. Take the rows of one element: "
             f"`sdata.tables[{table_key!r}] = table[table.obs[{attrs['region_key']!r}] == {shapes_key!r}].copy()`."
         )
-    require_unique(ids, f"Table {table_key!r} has instance ids in `obs[{instance_key!r}]`", "Each spot needs one row.")
+    require_unique(ids, f"instance ids in `obs[{instance_key!r}]` of table {table_key!r}", "Each spot needs one row.")
     todo = (
         f"Number the spots (`sdata[{shapes_key!r}] = sdata[{shapes_key!r}].reset_index(drop=True)`), and write the "
         f"numbers into `table.obs[{instance_key!r}]`."
     )
-    require_unique(index, f"The index of {shapes_key!r} has ids", todo)
+    require_unique(index, f"ids in the index of {shapes_key!r}", todo)
     if table.n_obs == 0:
         raise ValueError(f"Table {table_key!r} has no rows.")
     position = index.get_indexer(np.asarray(ids))

@@ -52,15 +52,15 @@ def eligible_rows(bank: Bank, query: Query, *, donor_key: str, where: Where, exc
         allowed &= ~donors_of_same_image(bank, query, donor_key)
         eligibility = Eligibility(query_codes, bank_codes, allowed)
     else:
-        same = reference_rows(bank, query)
+        measured_row = reference_rows(bank, query)
         if METHODS[bank.fit.method].learns != "values":
             # A method that only cites has not seen a row that it may not use.
-            seen = allowed[same] & (query_codes != bank_codes[same]).all(axis=1)
-            same = np.where(seen, same, -1)
-        known = same >= 0
-        home = np.isin(bank.sections, bank.sections[same[known]]) if known.any() else _same_image(bank, query)
+            seen = allowed[measured_row] & (query_codes != bank_codes[measured_row]).all(axis=1)
+            measured_row = np.where(seen, measured_row, -1)
+        known = measured_row >= 0
+        home = np.isin(bank.sections, bank.sections[measured_row[known]]) if known.any() else _same_image(bank, query)
         at_home = Eligibility(query_codes, bank_codes, allowed & home).count().min() > 0
-        eligibility = Eligibility(query_codes, bank_codes, allowed, same, home if at_home else None)
+        eligibility = Eligibility(query_codes, bank_codes, allowed, measured_row, home if at_home else None)
         logger.warning(
             "`exclude` is %s, without 'donor': rows of the query's own donor may be used%s. %d of %d spots are rows of "
             "the reference themselves; they do not cite themselves, but are not held out either.",

@@ -49,7 +49,7 @@ def embedding_table(embedding: pd.DataFrame | Mapping[str, Any]) -> dict[str, An
             f"`embedding` holds no numbers (shape {rows.shape}, {rows.dtype}). Give numeric columns only, genes as "
             "index."
         )
-    require_unique(genes, "`embedding` has genes", "Keep one row each.")
+    require_unique(genes, "genes of `embedding`", "Keep one row each.")
     usable = np.isfinite(rows).all(axis=1) & (rows != 0).any(axis=1)
     names = np.asarray(genes, dtype=str)
     order = np.argsort(names)

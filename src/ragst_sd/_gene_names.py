@@ -31,7 +31,7 @@ def check_unit(matrix: sp.csr_matrix, unit: str, place: str, *names: Sequence[st
     check_log_normalized(matrix, place)
     for listed in names:
         todo = "Values on a log scale cannot be added: give counts with `layer=`, or make the names unique."
-        require_unique(listed, f"{place} has names of genes", todo)
+        require_unique(listed, f"names of genes ({place})", todo)
 
 
 def common_names(sections: Sequence[Any], *, harmonize: bool, orthologues_to: str | None, unit: str) -> str:

@@ -72,26 +72,26 @@ def read_query(sdata: SpatialData, header: Header, *, table_key: str | None, use
     single_region(table)
     ids = table.obs[table_attrs(table)["instance_key"]]
     for what, names in (("instance ids", ids), ("spot names", table.obs_names)):
-        require_unique(names, f"Table {table_key!r} has {what}", "Each spot needs one row and one name.")
-    embedding, finite, made = read_embedding(sdata, table, use_rep, f"sdata.tables[{table_key!r}]")
-    clauses = differing_fields(made, header.encoder)
+        require_unique(names, f"{what} of table {table_key!r}", "Each spot needs one row and one name.")
+    embedding, finite, origin = read_embedding(sdata, table, use_rep, f"sdata.tables[{table_key!r}]")
+    clauses = differing_fields(origin, header.encoder)
     width = header.sections.mean.shape[1]
     if embedding.shape[1] != width:
         clauses.append(f"width: {embedding.shape[1]} against {width}")
     if clauses:
         raise ValueError(
             f"The embedding {use_rep!r} of the query and of the reference were made differently "
-            f"({'; '.join(clauses)}). {embed_alike(made, header.encoder)}"
+            f"({'; '.join(clauses)}). {embed_alike(origin, header.encoder)}"
         )
-    if knows_tiles(made) and not made["encoder"] and not made["weights_hash"]:
+    if knows_tiles(origin) and not origin["encoder"] and not origin["weights_hash"]:
         logger.warning(
             "The encoder of query and reference has no name and no weights to compare: it is unknown whether it is "
             "the same one. Give it a `name`, for instance `model.name = 'mine-v1'`, and embed both again."
         )
     if not finite.any():
         raise ValueError(f"None of the {table.n_obs} spots of table {table_key!r} has an embedding.")
-    _warn_resolution(made, header)
-    image_key, embedded_mpp = str(made["image_key"]), float(made["image_mpp"])
+    _warn_resolution(origin, header)
+    image_key, embedded_mpp = str(origin["image_key"]), float(origin["image_mpp"])
     image_mpp = sdata.attrs.get(_keys.ATTRS, {}).get(_keys.IMAGE_MPP, {}).get(image_key, np.nan)
     if abs(image_mpp - embedded_mpp) > 1e-3 * embedded_mpp:
         logger.warning(
@@ -102,37 +102,37 @@ def read_query(sdata: SpatialData, header: Header, *, table_key: str | None, use
             image_mpp,
         )
     precisions = set(header.sections.precision)
-    if precisions != {str(made["precision"])}:
+    if precisions != {str(origin["precision"])}:
         logger.warning(
             "The query was embedded in %s, the reference in %s: distances between them carry rounding. "
             "Embed both with the same `rg.pp.embed_tiles(..., amp=...)`.",
-            made["precision"],
+            origin["precision"],
             listing(sorted(precisions)),
         )
 
     embedding = np.where(finite[:, None], embedding, 0.0)
     standardized = embedding
     if header.standardize:
-        _check_statistics(made, table_key)
-        standardized = standardize(embedding, np.asarray(made["section_mean"]), np.asarray(made["section_std"]))
+        _check_statistics(origin, table_key)
+        standardized = standardize(embedding, np.asarray(origin["section_mean"]), np.asarray(origin["section_std"]))
         standardized[~finite] = 0.0
-    centers = partial(embedded_centers, sdata, table, table_key=table_key, header=made)
-    return Query(table_key, table, use_rep, made, embedding, standardized, finite, centers)
+    centers = partial(embedded_centers, sdata, table, table_key=table_key, header=origin)
+    return Query(table_key, table, use_rep, origin, embedding, standardized, finite, centers)
 
 
-def _check_statistics(made: dict[str, Any], table_key: str) -> None:
+def _check_statistics(origin: dict[str, Any], table_key: str) -> None:
     """Few spots make poor section statistics, and a single one makes none."""
-    if not np.asarray(made["section_std"]).any():
+    if not np.asarray(origin["section_std"]).any():
         raise ValueError(
-            f"The embeddings of table {table_key!r} do not vary within the section ({made['n_spots']} spots), so they "
+            f"The embeddings of table {table_key!r} do not vary within the section ({origin['n_spots']} spots), so they "
             "cannot be standardised by it. Embed the whole section, or build with "
             "`rg.tl.build_reference(..., standardize=False)`."
         )
-    if int(made["n_spots"]) < _FEW_SPOTS:
+    if int(origin["n_spots"]) < _FEW_SPOTS:
         logger.warning(
             "Embeddings are standardised by the section's own mean and spread, which rest on %d spots only. "
             "Embed the whole section, and take the spots you want from it afterwards.",
-            made["n_spots"],
+            origin["n_spots"],
         )
 
 
@@ -149,16 +149,16 @@ def _table_with(sdata: SpatialData, table_key: str | None, use_rep: str) -> str:
     return str(only_one(having, "table_key", f"tables have `obsm[{use_rep!r}]`"))
 
 
-def _warn_resolution(made: dict[str, Any], header: Header) -> None:
+def _warn_resolution(origin: dict[str, Any], header: Header) -> None:
     """Warn when tiles hold detail of very different fineness although they cover the same tissue."""
 
     def effective(image_mpp: Any, upsampling: Any) -> np.ndarray:
-        tile_mpp = float(made["mpp"])
+        tile_mpp = float(origin["mpp"])
         if np.isnan(tile_mpp):
             return np.asarray(image_mpp, dtype=float)
         return tile_mpp * np.maximum(1.0, np.asarray(upsampling, dtype=float))
 
-    query = float(effective(made["image_mpp"], made["upsampling"]))
+    query = float(effective(origin["image_mpp"], origin["upsampling"]))
     bank = effective(header.sections.image_mpp, header.sections.upsampling)
     far = np.maximum(bank / query, query / bank) > _RESOLUTION_WARNING
     if far.any():

@@ -86,7 +86,7 @@ def named_sections(sections: Any, argument: str, table_key: str | None = None) -
         members = list(sections) if isinstance(sections, Sequence) else [sections]
         samples = [_sample_name(section, table_key) for section in members]
         todo = "Give sections different names, or pass a mapping from sample name to section."
-        require_unique((name for name in samples if name is not None), "Sections have `obs['sample']`", todo)
+        require_unique((name for name in samples if name is not None), "names in `obs['sample']`", todo)
         free = (name for i in count(1) if (name := f"sample{i}") not in samples)
         named = {name or next(free): section for name, section in zip(samples, members, strict=True)}
     require_some(named, argument, "Give at least one section.")

@@ -306,5 +306,5 @@ def _spot_ids(table: AnnData, other: AnnData) -> pd.Index:
     attrs = table_attrs(table)
     places = table.obs[[attrs["region_key"], attrs["instance_key"]]].astype(str)
     ids = pd.Index(places.agg("\x1f".join, axis=1))
-    require_unique(ids, "A table has spots", "Each spot needs one row.")
+    require_unique(ids, "spots of a table", "Each spot needs one row.")
     return ids

@@ -48,11 +48,11 @@ def require_some(values: Collection[Any], argument: str, todo: str = "Name at le
         raise ValueError(msg)
 
 
-def require_unique(names: Iterable[Any], what: str, todo: str) -> None:
-    """Raise a `ValueError` if a name occurs more than once; `what` says where, for instance "`adata` has genes"."""
-    repeated = [name for name, number in Counter(names).items() if number > 1]
-    if repeated:
-        msg = f"{what} more than once: {listing(repeated)}. {todo}"
+def require_unique(names: Iterable[Any], what: str, todo: str = "Keep one of each.") -> None:
+    """Raise a `ValueError` if a name comes more than once."""
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:
+        msg = f"{len(twice)} {what} are duplicated, for example {listing(twice[:3])}. {todo}"
         raise ValueError(msg)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from ragst_sd.reference.stacking import stack_matrices, stack_rows
+from ragst_sd.tl._build_reference import stack_matrices, stack_rows
 
 
 def test_rows_are_those_of_concatenate(rng):

@@ -217,7 +217,7 @@ def test_types_are_not_mixed_unasked(screen):
         ("", {"unit": "counts"}, ValueError, "looks log-transformed already"),
         ("", {"unit": "cpm"}, ValueError, "`unit` is 'cpm'"),
         ("counts", {}, ValueError, "not log1p of counts per 10,000"),
-        ("same names", {}, ValueError, "names of cells more than once"),
+        ("same names", {}, ValueError, "names of cells of `adata` are duplicated"),
         ("no cells", {}, ValueError, "`adata` has no cells"),
         ("", {"genes": ["GENE1", "nothing"]}, ValueError, "the cells have no 'nothing'"),
         ("", {"on_missing": "zero"}, ValueError, "`on_missing` is 'zero'"),

@@ -192,7 +192,7 @@ def test_no_section_of_a_list_is_lost(sections):
     assert set(reference.obs["sample"]) == {"sample1", "sample2", "sample3"}
     assert reference.n_obs == sum(sdata.tables["table"].n_obs for sdata in members)
     members[1].tables["table"].obs["sample"] = "sample2"
-    with pytest.raises(ValueError, match="same `obs\\['sample'\\]`: 'sample2'"):
+    with pytest.raises(ValueError, match="names in `obs\\['sample'\\]` are duplicated, for example 'sample2'"):
         rg.tl.build_reference(members, use_rep="X_colour")
 
 

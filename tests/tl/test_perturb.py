@@ -298,7 +298,7 @@ def test_state_of_the_reference_is_checked(bank, controls, reference, caplog):
     with pytest.raises(ValueError, match="share 0 genes"):
         rg.tl.perturb(strangers, bank, perturbations=["P3"], **ASK)
     twice = ad.concat([controls, controls])
-    with pytest.raises(ValueError, match="names of cells more than once"):
+    with pytest.raises(ValueError, match="names of cells of `adata` are duplicated"):
         rg.tl.perturb(twice, bank, perturbations=["P3"], **ASK)
     with pytest.raises(TypeError, match="`adata` is a dict"):
         rg.tl.perturb({}, bank, perturbations=["P3"])

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
+from ragst_sd._bank import open_bank
+from ragst_sd._cell_types import measured_columns
+from ragst_sd._eligibility import eligible_rows, where_of
 from ragst_sd._labels import as_names, labels
 from ragst_sd._metrics import pearson, score
+from ragst_sd._query import read_query, state_of
 from ragst_sd._reference import reference_header
 from ragst_sd._results import gene_index, holds_responses, predicted, require_matching, spot_index
 from ragst_sd._settings import settings
 from ragst_sd._validate import hint, listing, require_key, require_some
+from ragst_sd._workers import spread_over_workers
 from ragst_sd.get._neighbors import neighbors
-from ragst_sd.get._rerun import Rerun
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-    from spatialdata import SpatialData
+from ragst_sd.retrieval.bank import Bank, Selection
+from ragst_sd.retrieval.methods import METHODS
+from ragst_sd.retrieval.run import part_of, predict, select
+from ragst_sd.retrieval.training import dense
 
 logger = logging.getLogger(__name__)
 
@@ -165,9 +171,7 @@ def _groups(reference: AnnData, group_key: str) -> np.ndarray:
     sources = reference_header(reference)["sources"]
     if group_key in reference.obs:
         return labels(reference.obs[group_key], missing=_keys.UNKNOWN)
-    require_key(
-        group_key, [*reference.obs, *sources], "reference.obs and its sources", "`group_key` names one of them."
-    )
+    require_key(group_key, [*reference.obs, *sources], "reference.obs and its sources", "Name one of them.")
     return labels(sources[group_key].reindex(reference.obs[_keys.SAMPLE].astype(str)))
 
 
@@ -216,3 +220,130 @@ def _citing(
     place = frame["reference"].map({row: i for i, row in enumerate(rows)})
     frame = frame.assign(place=place).sort_values(["place", "weight"], ascending=[True, False], kind="stable")
     return frame[["reference", "query", "rank", "distance", "weight"]].reset_index(drop=True)
+
+
+# The unit is log1p of counts per 10,000 in float32; a prediction does not depend on the other spots beyond rounding.
+_SAME = 1e-4
+
+
+class Rerun:
+    """Both stages for some spots and genes of a predicted table, as they were run for it.
+
+    Raises
+    ------
+    TypeError
+        If a bare table is given, which has no embeddings.
+    ValueError
+        If the fit is another one, the method cites no rows, spots are gone or off the image, or the result is not the
+        stored prediction.
+    """
+
+    def __init__(
+        self,
+        sdata: SpatialData | AnnData,
+        reference: AnnData,
+        table: AnnData,
+        header: dict[str, Any],
+        *,
+        spots: np.ndarray,
+        genes: np.ndarray,
+    ) -> None:
+        if not isinstance(sdata, SpatialData):
+            raise TypeError(
+                "A bare predicted table has no embeddings, from which the search is made again. Give the SpatialData "
+                f"with table {str(header['table_key'])!r} and its `obsm[{str(header['use_rep'])!r}]`; `rows=` does "
+                "without."
+            )
+        self._bank = _bank_of(reference, header)
+        query = read_query(sdata, self._bank.header, table_key=str(header["table_key"]), use_rep=str(header["use_rep"]))
+        at = query.table.obs_names.get_indexer(table.obs_names[spots])
+        if (at < 0).any():
+            raise ValueError(
+                f"Table {query.table_key!r} no longer has {int((at < 0).sum())} of the predicted spots: "
+                f"{listing(table.obs_names[spots][at < 0])}. Predict again."
+            )
+        # Spots off the image were never predicted.
+        self._on_image = query.finite[at]
+        if not self._on_image.any():
+            raise ValueError(
+                f"No spot has an embedding, and so no prediction that could change: {listing(table.obs_names[spots])}."
+            )
+        eligibility = eligible_rows(
+            self._bank,
+            query,
+            donor_key=str(header["donor_key"]),
+            where=where_of(self._bank.ids, header),
+            exclude=[str(column) for column in np.atleast_1d(header["exclude"])],
+        )
+        self._eligibility = eligibility.of_queries(at)
+        self._embedding, self._obs = query.standardized[at], query.table.obs.iloc[at]
+        self._genes = measured_columns(self._bank.genes, table.var_names[genes], self._bank.header.cell_types)
+        self._n_neighbors, self._backend = int(header["n_neighbors"]), str(header["backend"])
+        self._selection, self.prediction = self._predict(np.ones(len(at), dtype=bool), eligibility.allowed)
+        self.prediction[~self._on_image] = np.nan
+        """(spots, genes) prediction with nothing taken out; NaN for spots off the image."""
+        same = np.isclose(self.prediction, dense(table.X[spots][:, genes]), rtol=0, atol=_SAME, equal_nan=True)
+        changed = ~same.all(axis=1)
+        if changed.any():
+            raise ValueError(
+                f"The stored prediction is not what its provenance gives today: {int(changed.sum())} of {len(changed)} "
+                f"spots differ (first: {table.obs_names[spots][changed][0]!r}). "
+                f"`tables[{str(header['table_key'])!r}].obsm[{str(header['use_rep'])!r}]`, its header, the donors of "
+                "the spots, or the predicted values changed since. Predict again, and then ask what they rest on."
+            )
+
+    @property
+    def usable(self) -> np.ndarray:
+        """(rows,) which rows of the reference some spot may use."""
+        groups = np.unique(self._eligibility.query_groups[self._on_image], axis=0)
+        patterns = replace(self._eligibility.of_groups(), query_groups=groups)
+        return np.asarray(patterns.mask(slice(None), slice(None)).any(axis=0))
+
+    def weight_of(self, rows: np.ndarray) -> np.ndarray:
+        """(spots,) share of the weights that the rows of a mask hold; NaN for spots off the image."""
+        cited, weights = self._selection.rows, self._selection.weights
+        held = np.where((cited >= 0) & rows[np.maximum(cited, 0)], weights, 0.0)
+        return np.where(self._on_image, held.sum(axis=1), np.nan)
+
+    def without(self, rows: np.ndarray) -> np.ndarray:
+        """(spots, genes) prediction without the rows of a mask; NaN for spots that are left without any."""
+        allowed = self._eligibility.allowed & ~rows
+        if not (self._eligibility.allowed & rows).any():
+            return self.prediction
+        served = self._on_image & (replace(self._eligibility, allowed=allowed).count() > 0)
+        out = np.full((len(served), len(self._genes)), np.nan, dtype=np.float32)
+        if served.any():
+            out[served] = self._predict(served, allowed)[1]
+        return out
+
+    def _predict(self, spots: np.ndarray, allowed: np.ndarray) -> tuple[Selection, np.ndarray]:
+        embedding = self._embedding[spots]
+        selected = select(
+            self._bank,
+            embedding,
+            state=state_of(self._bank.fit.parameters, self._obs[spots], embedding),
+            eligibility=replace(self._eligibility.of_queries(spots), allowed=allowed),
+            n_neighbors=self._n_neighbors,
+            backend=self._backend,
+        )
+        part = part_of(self._bank, self._genes, selected, spread=False)
+        return selected.selection, predict(part, selected.selection, spread_over_workers)["prediction"]
+
+
+def _bank_of(reference: AnnData, header: dict[str, Any]) -> Bank:
+    """The opened reference with the fit that made the prediction, of a method that cites."""
+    bank = open_bank(reference)
+    fit = bank.fit
+    if fit.fit_hash != str(header["fit_hash"]):
+        raise ValueError(
+            f"The prediction was made with fit {str(header['fit_hash'])[:12]} ({str(header['method'])!r}); the "
+            f"reference has been fitted anew since: {fit.fit_hash[:12]} ({fit.method!r}). Predict again, or read the "
+            "reference as it was written then."
+        )
+    if not METHODS[fit.method].cites:
+        raise ValueError(
+            f"Method {fit.method!r} cites no rows: its predictions are in its fit, and taking rows out of the bank "
+            "changes nothing. To see what a donor contributes, fit without it (`reference[mask].copy()`, then "
+            "`rg.tl.fit`) and predict."
+        )
+    return bank

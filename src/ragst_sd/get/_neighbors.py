@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
 from ragst_sd._results import holds_responses, predicted, spot_index
 from ragst_sd.get._lines import nothing_cited
 from ragst_sd.retrieval.training import dense
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 # Columns of the cited rows, the one that their sources go by, and columns of the sources.
 _OF_SPOTS = (
@@ -133,14 +130,13 @@ def _with_spots_without_rows(
             "query": table.obs_names.to_numpy()[rows],
             "rank": 0,
             "reference": np.where(moved, f"{said}, and an adjustment", said).astype(object),
-            **dict.fromkeys((_keys.PERTURBATION, _keys.CONTEXT, _keys.PERTURBATION_TYPE), ""),
             _keys.N_CELLS: 0,
-            _keys.RELIABILITY: np.nan,
-            "distance": np.nan,
             "weight": 0.0,
-            **dict.fromkeys((_keys.TECHNOLOGY, "license", "citation"), ""),
             "spot": np.flatnonzero(bare),
         }
     )
+    # Of the columns of rows and sources, numbers are missing and texts are empty.
+    texts = set(frame) - set(lines) - {_keys.RELIABILITY, "distance"}
+    lines = lines.reindex(columns=frame.columns).fillna(dict.fromkeys(texts, ""))
     both = lines if frame.empty else pd.concat([frame, lines], ignore_index=True)
     return both.sort_values("spot", kind="stable", ignore_index=True)[list(frame.columns)]

@@ -196,17 +196,9 @@ def build_perturbation_reference(
     else:
         refuse_responses(adata, unit, perturbation_key, context_key, named)
         expression = read_expression(adata, layer=layer, unit=unit, target_sum=target_sum)
-    cells = read_labels(
-        adata,
-        perturbation_key=perturbation_key,
-        control=control,
-        context_key=context_key,
-        batch_key=batch_key,
-        type_key=type_key,
-        perturbation_type=perturbation_type,
-        todo=NAME_THEM,
-        responses=given,
-    )
+    kinds: dict[str, Any] = {"type_key": type_key, "perturbation_type": perturbation_type}
+    keys = (perturbation_key, control, context_key, batch_key)
+    cells = read_labels(adata, *keys, **kinds, todo=NAME_THEM, responses=given)
     control = named[0]
     cells["used"] = cells["control"] | _of_types(cells, perturbation_type)
     if not given:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
@@ -21,17 +25,9 @@ from ragst_sd.reference.genes import sum_duplicates, take_genes
 from ragst_sd.reference.normalize import TARGET_SUM, UNITS, log_normalize, size_factors
 from ragst_sd.reference.panels import PANEL, assign_panels, measured_mask, shared_genes
 from ragst_sd.reference.schema import COMPARABLE, differing_fields, embed_alike, knows_tiles
-from ragst_sd.reference.stacking import stack_matrices, stack_rows
 from ragst_sd.reference.symbols import SPECIES
 from ragst_sd.retrieval.projection import standardize as standardize_embedding
 from ragst_sd.tl import _sections
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
 
 logger = logging.getLogger(__name__)
 
@@ -301,3 +297,42 @@ def _normalize(
     section.expression = take_genes(section.expression, names, chosen)
     section.expression.sort_indices()
     return factors, recognised
+
+
+def stack_rows(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """Concatenate one array or more along their rows.
+
+    The result grows with every part, so that an iterable which gives its parts away needs the memory of the result and
+    of the parts still to come, not of twice the result.
+    """
+    parts = iter(parts)
+    out = np.array(next(parts), order="C")
+    for part in parts:
+        n = len(out)
+        # Nobody else has seen `out` yet, which is what the check would be about.
+        out.resize((n + len(part), *part.shape[1:]), refcheck=False)
+        out[n:] = part
+    return out
+
+
+def stack_matrices(parts: list[sp.csr_matrix]) -> sp.csr_matrix:
+    """Stack canonical CSR matrices with the same columns; `parts` is emptied on the way."""
+    width = parts[0].shape[1]
+    lengths = [np.diff(part.indptr) for part in parts]
+    pieces = [(part.data, part.indices) for part in parts]
+    parts.clear()
+    total = int(sum(int(own.sum()) for own in lengths))
+    kind = np.int32 if max(total, width) < np.iinfo(np.int32).max else np.int64
+    values, columns = [one[0] for one in pieces], [one[1] for one in pieces]
+    pieces.clear()
+    data = stack_rows(_given_away(values))
+    indices = stack_rows(_given_away(columns)).astype(kind, copy=False)
+    indptr = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(kind)
+    return sp.csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, width))
+
+
+def _given_away(parts: list[np.ndarray]) -> Iterable[np.ndarray]:
+    """The arrays of a list, which loses each before the next one is asked for."""
+    parts.reverse()
+    while parts:
+        yield parts.pop()

@@ -173,16 +173,14 @@ def calibrate(
                 parts.append(_fold_scores.about_the_data(bank, section, counts=counts, rng=run.rng))
                 rows, genes = section.rows, section.genes
                 columns = bank.genes.get_indexer(genes)
-                selected, values_held = _fold_scores.predict_held(
+                selected, answer = _fold_scores.predict_held(
                     refitted, bank.at_rows(rows), genes, with_disagreement=True
                 )
                 truth, distance = values[rows][:, columns], selected.grounding.distance
-                of_section = held_out_scores(
-                    dense(truth), values_held, distance, floor[columns], far_distance(refitted.fit)
-                )
+                of_section = held_out_scores(dense(truth), answer, distance, floor[columns], far_distance(refitted.fit))
                 scores[np.ix_(rows, columns)] = of_section
                 if len(rows) >= _fold_scores.FEWEST_SPOTS:
-                    accuracy = _fold_scores.gene_scores(values_held["prediction"], truth, genes, metrics=["pearson"])
+                    accuracy = _fold_scores.gene_scores(answer["prediction"], truth, genes, metrics=["pearson"])
                     parts.append(accuracy.assign(method=fit.method, fold=section.fold, sample=section.sample))
 
     # Groups of which one part was learned from while another was predicted are no unit.

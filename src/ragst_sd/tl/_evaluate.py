@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
@@ -17,13 +20,6 @@ from ragst_sd._validate import as_seed, listing, require_key, require_known, req
 from ragst_sd.reference.noise_ceiling import noise_ceiling
 from ragst_sd.tl._downstream_metrics import gene_sets_of
 from ragst_sd.tl._section_metrics import SECTION_METRICS, lines_of_section, needing
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
-
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 SPOT_METRICS = (_keys.EFFECTIVE_N, _keys.EVIDENCE_SHARE, _keys.OUT_OF_REFERENCE)
 CEILING_METRICS = ("noise_ceiling", "share_of_ceiling")

@@ -162,33 +162,21 @@ def evaluate_perturbation(
     tables, header = _tables(data)
     first, seed = next(iter(tables.values())), as_seed(rng)
     given = str(header["normalization"].get("given"))
+    keys: dict[str, Any] = {"perturbation_key": perturbation_key, "context_key": context_key}
     if given in RESPONSE_UNITS:
         chosen = require_metrics(None if metrics is None else as_names(metrics), given)
         columns = map(str, adata.columns) if isinstance(adata, pd.DataFrame) else ()
         named = [name for name in columns if name in first.var_names]
-        keys = (perturbation_key, context_key, None)
-        adata, layer = response_adata(adata, *keys, layer=layer, unit=given, genes=named)
+        adata, layer = response_adata(adata, perturbation_key, context_key, None, layer=layer, unit=given, genes=named)
         genes = genes_of_both(first, adata, header)
-        truth: Measured | MeasuredTable = measured_table(
-            adata, header, genes, perturbation_key=perturbation_key, context_key=context_key, layer=layer
-        )
+        truth: Measured | MeasuredTable = measured_table(adata, header, genes, **keys, layer=layer)
         means = _means_at(header, genes)
     else:
         chosen = as_names(DEFAULT_METRICS if metrics is None else metrics)
         require_known(chosen, CHOICES, "metrics")
         genes = genes_of_both(first, adata, header)
-        truth = measured_responses(
-            adata,
-            list(tables.values()),
-            genes,
-            perturbation_key=perturbation_key,
-            context_key=context_key,
-            batch_key=batch_key,
-            layer=layer,
-            unit=unit,
-            min_cells=int(min_cells),
-            rng=np.random.default_rng(seed),
-        )
+        how: dict[str, Any] = {"batch_key": batch_key, "layer": layer, "unit": unit, "min_cells": int(min_cells)}
+        truth = measured_responses(adata, list(tables.values()), genes, **keys, **how, rng=np.random.default_rng(seed))
     most: dict[str, np.ndarray] = {}
     if isinstance(truth, Measured):
         sizes = (int(n_components), int(max_cells), seed)

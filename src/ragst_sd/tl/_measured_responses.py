@@ -103,14 +103,8 @@ def measured_responses(
     """
     header = tables[0].uns[_keys.RETRIEVAL]
     expression = read_expression(adata, layer=layer, unit=unit, like=header["normalization"], where="adata")
-    labels = read_labels(
-        adata,
-        perturbation_key=perturbation_key,
-        control=control_names(header),
-        context_key=context_key,
-        batch_key=batch_key,
-        todo="The prediction calls them so: rename the controls of `adata`.",
-    )
+    todo = "The prediction calls them so: rename the controls of `adata`."
+    labels = read_labels(adata, perturbation_key, control_names(header), context_key, batch_key, todo=todo)
     labels["once"] = labels["control"] & ~repeated_controls(labels, expression.values)
     labels["held_out"] = _unseen(labels, expression, tables) & labels["once"]
     order = np.argsort(np.asarray(adata.obs_names, dtype=str), kind="stable")

@@ -194,18 +194,14 @@ def _rows(name: str, reference: AnnData, header: dict[str, Any], plan: Plan, pan
 def _assemble(pieces: list[_Piece], headers: list[dict[str, Any]], plan: Plan) -> AnnData:
     values, counts, embedding, pictures, annotations = zip(*pieces, strict=True)
     obs = pd.concat(annotations).astype(dict.fromkeys(LABELS, "category"))
-    require_unique(obs.index, "The references have names of rows", "Name samples or spots otherwise.")
+    require_unique(obs.index, "names of rows of the references", "Name samples or spots otherwise.")
     without = sum(array is None for array in pictures)
     if 0 < without < len(pictures):
         logger.warning("Not all references have `obsm['thumbnail']`: the merged one has none.")
-    first = headers[0]
-    donor_keys = {str(header["donor_key"]) for header in headers}
+    first, donor_keys = headers[0], {str(header["donor_key"]) for header in headers}
     joined = {
-        "use_rep": str(first["use_rep"]),
-        "standardize": bool(first["standardize"]),
+        **{name: first[name] for name in ("use_rep", "standardize", "obs", "encoder")},
         "donor_key": donor_keys.pop() if len(donor_keys) == 1 else _keys.DONOR,
-        "obs": np.array([str(column) for column in first["obs"]], dtype=str),
-        "encoder": dict(first["encoder"]),
         "sections": {
             name: np.concatenate([header["sections"][name] for header in headers]) for name in first["sections"]
         },

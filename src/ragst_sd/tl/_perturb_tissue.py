@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata, shared_coordinate_system
@@ -30,13 +33,6 @@ from ragst_sd.tl._tissue_responses import (
     variation,
 )
 from ragst_sd.tl._tissue_source import TissueSource, read_source
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
 
 logger = logging.getLogger(__name__)
 

@@ -61,7 +61,7 @@ def read_expression(
         raise ValueError(f"`{where}` has no cells.")
     # Controls that were used once are known by their names.
     todo = f"`{where}.obs_names_make_unique()` makes them unique."
-    require_unique(adata.obs_names, f"`{where}` has names of cells", todo)
+    require_unique(adata.obs_names, f"names of cells of `{where}`", todo)
     matrix = stored_expression(adata, layer, where, "Name the layer with `layer=`.")
     place = f"`{where}.X`" if layer is None else f"`{where}.layers[{layer!r}]`"
     offered = offered_names(adata)
@@ -100,14 +100,13 @@ def _normalization(given: str, target: float, naming: str, size_factor_genes: Se
 
 def read_labels(
     adata: AnnData,
-    *,
     perturbation_key: str,
     control: str | Sequence[str],
     context_key: str | None,
     batch_key: str | None,
+    *,
     type_key: str | None = None,
     perturbation_type: str | Sequence[str] | None = None,
-    where: str = "adata",
     todo: str,
     responses: bool = False,
 ) -> pd.DataFrame:
@@ -125,13 +124,13 @@ def read_labels(
         If a label is missing or no cell is a control.
     """
     controls = control_labels(control)
-    given = column(adata, perturbation_key, where, named=controls, nothing=SEPARATOR)
+    given = column(adata, perturbation_key, "adata", named=controls, nothing=SEPARATOR)
     names = {name: canonical(name, controls) for name in set(given)}
     frame = pd.DataFrame({_keys.PERTURBATION: [names[name] for name in given]}, index=adata.obs_names)
     frame["control"] = frame[_keys.PERTURBATION] == controls[0]
     if not responses and not frame["control"].any():
         raise ValueError(
-            f"No cell has {listing(controls)} in `{where}.obs[{perturbation_key!r}]`; responses are measured against "
+            f"No cell has {listing(controls)} in `adata.obs[{perturbation_key!r}]`; responses are measured against "
             f"controls. There are {listing(sorted(names))}.{hint(controls[0], names)} {todo}"
         )
     said = {part.strip() for name in names for part in name.split(SEPARATOR)}
@@ -139,12 +138,12 @@ def read_labels(
     if absent and not responses:
         logger.warning("No cell is a control named %s; there are %s.", listing(absent), listing(sorted(names)))
     for name, key in ((_keys.CONTEXT, context_key), ("batch", batch_key)):
-        frame[name] = _keys.ALL_CONTEXTS if key is None else column(adata, key, where)
+        frame[name] = _keys.ALL_CONTEXTS if key is None else column(adata, key, "adata")
     frame[_keys.PERTURBATION_TYPE] = perturbation_type if isinstance(perturbation_type, str) else _keys.UNKNOWN
     if type_key is not None or _keys.PERTURBATION_TYPE in adata.obs:
         # Controls have no type.
         treated = ~frame["control"].to_numpy()
-        types = column(adata[treated], type_key or _keys.PERTURBATION_TYPE, where)
+        types = column(adata[treated], type_key or _keys.PERTURBATION_TYPE, "adata")
         frame.loc[treated, _keys.PERTURBATION_TYPE] = types
     return frame
 

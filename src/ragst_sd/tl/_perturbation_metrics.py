@@ -226,7 +226,7 @@ def discrimination_score(
         (q, g) predicted responses.
     measured
         (m, g) measured responses of all perturbations of the context.
-    own
+    line
         (q,) line of `measured` that each prediction is of.
     excluded
         For each prediction the genes to leave out: the perturbed ones.

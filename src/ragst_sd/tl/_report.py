@@ -7,10 +7,12 @@ import os
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import single_region
@@ -20,10 +22,6 @@ from ragst_sd._replacing import replace_text
 from ragst_sd._results import MIN_CV_PEARSON, OBS_COLUMNS, VAR_COLUMNS, matching_bank, predicted, require_columns
 from ragst_sd._truth import if_it_fits, shown_truth
 from ragst_sd.tl._report_facts import gather
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 

@@ -86,15 +86,7 @@ def measured_table(
     expression, _ = read_responses(
         adata, unit=str(normalization["given"]), layer=layer, naming=str(normalization["naming"])
     )
-    labels = read_labels(
-        adata,
-        perturbation_key=perturbation_key,
-        control=control_names(header),
-        context_key=context_key,
-        batch_key=None,
-        todo="",
-        responses=True,
-    )
+    labels = read_labels(adata, perturbation_key, control_names(header), context_key, None, todo="", responses=True)
     treated = np.flatnonzero(~labels["control"].to_numpy())
     labels = labels.iloc[treated]
     one_row_of_each(labels, [_keys.CONTEXT, _keys.PERTURBATION])

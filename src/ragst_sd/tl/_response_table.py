@@ -191,7 +191,7 @@ def read_responses(
     offered = offered_names(adata)
     naming = naming or (SYMBOL if SYMBOL in offered else next(iter(offered)))
     genes = offered.get(naming, list(adata.var_names))
-    require_unique(genes, f"{place} has genes", "Keep one column each; responses cannot be added.")
+    require_unique(genes, f"genes of {place}", "Keep one column each; responses cannot be added.")
     whole = np.asarray(np.isfinite(values).all(axis=0))
     if not whole.any():
         raise ValueError(f"No gene of {place} has a finite value in every row. Leave out the rows that hold few genes.")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import embedded_centers, is_predicted
@@ -24,12 +27,6 @@ from ragst_sd.image.embedding import tiles_at
 from ragst_sd.reference.duplicates import Duplicate, Fingerprint, find_duplicates
 from ragst_sd.reference.panels import PANEL
 from ragst_sd.reference.schema import knows_tiles
-
-if TYPE_CHECKING:
-    import scipy.sparse as sp
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +106,7 @@ def read_section(
     expression_name = f"{where}: {'X' if layer is None else f'layers[{layer!r}]'}"
     names = offered_names(table)
     check_unit(matrix, unit, expression_name, *names.values())
-    require_unique(table.obs_names, f"{where} has names of spots", "Make them unique.")
+    require_unique(table.obs_names, f"names of spots of {where}", "Make them unique.")
     keep = _usable_rows(table, finite, matrix, where)
     stated = table.uns.get(_keys.ATTRS, {}).get(_keys.SOURCE, {})
     kept = table.obs.loc[keep]

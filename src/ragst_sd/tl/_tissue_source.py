@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted, resolve_table, rows_in_order, single_region
@@ -17,18 +19,13 @@ from ragst_sd._elements import element_centers, resolve_shapes
 from ragst_sd._eligibility import allowed_rows
 from ragst_sd._gene_names import names_in, shared_genes, stored_expression
 from ragst_sd._labels import labels
+from ragst_sd._respond import Task
 from ragst_sd._results import MIN_CV_PEARSON, holds_responses, predicted
 from ragst_sd._validate import listing, require_known, require_unique
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import MIN_SHARED_GENES
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._perturbation_cells import read_expression
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
-    from ragst_sd._respond import Task
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +103,7 @@ def read_source(
     if holds_responses(table.uns.get(_keys.RETRIEVAL)):
         raise ValueError(f"`{where}` holds predicted responses itself. Perturb the table that it was made from.")
     region = resolve_shapes(sdata, single_region(table))
-    require_unique(table.obs_names, f"`{where}` has names of spots", "Make them unique.")
+    require_unique(table.obs_names, f"names of spots of `{where}`", "Make them unique.")
     xy, index = element_centers(sdata, region)
     xy = xy[rows_in_order(table, table_key, region, index)]
     from_image = is_predicted(table)
@@ -114,18 +111,18 @@ def read_source(
         msg = f"`{where}` was predicted by `rg.tl.predict`, which says its unit itself. Leave `layer` and `unit` out."
         raise ValueError(msg)
     how = task.bank.header.normalization
-    names_of_genes = names_in(str(how["naming"]), table, "The screen", f"`{where}`")
+    names = names_in(str(how["naming"]), table, "The screen", f"`{where}`")
     of_screen = list(task.bank.genes)
     needed = min(max(_FEWEST, round(_LEAST * len(of_screen))), len(of_screen))
     why = " to say what its cells are like"
-    shared = shared_genes(of_screen, names_of_genes, f"The screen and `{where}`", needed=needed, why=why)
+    shared = shared_genes(of_screen, names, f"The screen and `{where}`", needed=needed, why=why)
     rows = chosen_spots(table, spots, where)
     if from_image:
-        expressed, about = _predicted(table, table_key, rows, names_of_genes, shared, how)
+        expressed, about = _predicted(table, table_key, rows, names, shared, how)
     else:
         # A spot without a single count of the genes that size factors rest on has no library size.
         counts = stored_expression(table, layer, where, "Name the layer with `layer=`.")[rows]
-        columns = np.isin(names_of_genes, how["size_factor_genes"] if len(how["size_factor_genes"]) else names_of_genes)
+        columns = np.isin(names, how["size_factor_genes"] if len(how["size_factor_genes"]) else names)
         expressed = rows[np.asarray(counts[:, columns].sum(axis=1)).ravel() > 0]
         about = {"var": pd.DataFrame(index=pd.Index(shared, name="gene"))}
     if not len(expressed):
@@ -168,9 +165,7 @@ def _predicted(
     values = dense(table.X).astype(np.float64)[rows]
     finite = np.isfinite(values).any(axis=1)
     rows, values = rows[finite], values[finite]
-    # The screen may name genes otherwise than `var_names` does, so that one may be there twice.
-    unique, first = np.unique(names, return_index=True)
-    at = first[np.searchsorted(unique, shared)]
+    at = _places(names, shared)
     scrna = is_scrna(table, np.arange(table.n_vars))
     if scrna[at].all():
         raise ValueError(
@@ -199,6 +194,12 @@ def _predicted(
         about["limits"] = np.array([_rescaled(dense(end).astype(np.float64)[rows][:, at], scale) for end in ends])
         about["level"] = float(header[_keys.INTERVAL_LEVEL])
     return rows, about
+
+
+def _places(names: list[str], shared: list[str]) -> list[int]:
+    """Where each shared gene is first in the table, which the screen may name otherwise than its `var_names`."""
+    first = {gene: place for place, gene in reversed(list(enumerate(names)))}
+    return [first[gene] for gene in shared]
 
 
 def _scale(
