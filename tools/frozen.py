@@ -24,8 +24,7 @@ import torch
 
 import ragst_sd as rg
 from ragst_sd._demo import read_folder
-from ragst_sd._reference import is_perturbation, perturbation_fit_hash, perturbation_hash
-from ragst_sd._reference import fit_hash, reference_hash
+from ragst_sd._reference import fit_hash, is_perturbation, perturbation_fit_hash, perturbation_hash, reference_hash
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 
