@@ -7,15 +7,15 @@ import shutil
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING
+from typing import IO
+
+from filelock import FileLock
 
 from ragst_sd._replacing import replace_text, replaced_file
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
 _INDEX = ".members.json"
@@ -55,8 +55,6 @@ def extract(
     ValueError
         If the archive is damaged, or a member would land outside of the folder.
     """
-    from filelock import FileLock
-
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / _INDEX
     with FileLock(folder.with_name(f".{folder.name}.lock")), _archive_errors(archive, password, published_at):

@@ -14,13 +14,15 @@ import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import requests
+from filelock import FileLock
+from requests import Response
+from tqdm.auto import tqdm
 
 from ragst_sd._replacing import replace_text
 from ragst_sd.datasets._hub import fetch_from_hub, on_hub
-
-if TYPE_CHECKING:
-    from requests import Response
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +74,6 @@ def fetch(file: RemoteFile, folder: Path, *, progress: bool, advice: str) -> Pat
     ValueError
         If what arrives is not what the catalogue states, or not what arrived the first time.
     """
-    from filelock import FileLock
-
     target = folder / file.name
     note, arrived = target.with_name(f".{target.name}.json"), target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -110,8 +110,6 @@ def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> N
 
     A bad line may take as many attempts as it needs while something arrives.
     """
-    import requests
-
     failures, furthest = 0, _size(part)
     while failures < _ATTEMPTS:
         try:
@@ -152,9 +150,6 @@ def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> N
 
 def _request(file: RemoteFile, part: Path, *, progress: bool) -> None:
     """One request that goes on from what is there."""
-    import requests
-    from tqdm.auto import tqdm
-
     from ragst_sd import __version__
 
     # Which version of the file the part is of: a mixture of two is found by the server, or by the checksum at the end.

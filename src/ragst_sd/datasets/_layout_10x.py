@@ -8,29 +8,27 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData, get_pyramid_levels
+from spatialdata.models import TableModel
+from spatialdata.transformations import Affine, set_transformation
+from xarray import DataArray, DataTree
 
 from ragst_sd import _keys
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._resolution import keep_image_mpp
+from ragst_sd.datasets._sample_files import Sample
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import readable
 from ragst_sd.io._section import IMAGE, SHAPES, TABLE, assemble, check_inside
 from ragst_sd.io._slide_file import open_slide
 from ragst_sd.io._st_counts import read_counts
 from ragst_sd.io._st_image import image_element, read_rgb
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from anndata import AnnData
-    from spatialdata import SpatialData
-    from xarray import DataArray, DataTree
-
-    from ragst_sd.datasets._sample_files import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -127,9 +125,6 @@ def _assembled(
     sample: Sample, table: AnnData, image: Any, diameter: float, *, factor: float = 1.0, mpp: float | None = None
 ) -> SpatialData:
     """Put a section together whose positions are in pixels of a picture that `image` is `factor` times as large as."""
-    from spatialdata import get_pyramid_levels
-    from xarray import DataArray
-
     xy = np.asarray(table.obsm["spatial"], dtype=float) * factor
     full = image if isinstance(image, DataArray) else next(iter(get_pyramid_levels(image)))
     check_inside(xy, full.sizes["x"], full.sizes["y"])
@@ -156,9 +151,6 @@ def read_xenium(sample: Sample) -> SpatialData:
     picture by its alignment.
     """
     import spatialdata_io
-    from spatialdata import SpatialData
-    from spatialdata.models import TableModel
-    from spatialdata.transformations import Affine, set_transformation
 
     experiment = sample.find("bundle", *_BUNDLE)
     folder = next(path.parent for path in experiment if path.name == "experiment.xenium")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import read_h5ad
+from spatialdata import SpatialData
+from spatialdata.models import TableModel
 
 from ragst_sd import _keys
 from ragst_sd._resolution import keep_image_mpp
+from ragst_sd.datasets._sample_files import Sample
 from ragst_sd.io._readable import readable
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from spatialdata import SpatialData
-
-    from ragst_sd.datasets._sample_files import Sample
 
 # As the schema of CELLxGENE names the donor.
 _DONOR_ID = "donor_id"
@@ -28,8 +27,6 @@ def read_st_tsv(sample: Sample) -> SpatialData:
     if "coordinates" in sample.roles:
         coordinates = sample.path("coordinates")
     elif "transformation" in sample.roles:
-        import pandas as pd
-
         counts = pd.read_csv(counts, sep="\t", index_col=0)
         coordinates = array_to_pixels(list(counts.index), sample.path("transformation"))
     return _read(sample, counts, coordinates)
@@ -42,8 +39,6 @@ def read_st_h5ad(sample: Sample) -> SpatialData:
 
 def read_picture(sample: Sample) -> SpatialData:
     """`image`: a plain picture without counts. There are no spots, so nowhere to write a donor."""
-    from spatialdata import SpatialData
-
     from ragst_sd.io._st_image import image_element, read_rgb
 
     sdata = SpatialData(images={"he": image_element(read_rgb(sample.path("image")))})
@@ -126,10 +121,6 @@ def read_slide_sample(sample: Sample) -> SpatialData:
 
 def read_h5ad_sample(sample: Sample) -> SpatialData:
     """`counts`: an h5ad without a picture, single cells for instance. The table annotates nothing."""
-    from anndata import read_h5ad
-    from spatialdata import SpatialData
-    from spatialdata.models import TableModel
-
     with readable(sample.path("counts"), "h5ad"):
         table = read_h5ad(sample.path("counts"))
     table.uns.pop(TableModel.ATTRS_KEY, None)

@@ -6,7 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
@@ -24,9 +26,6 @@ from ragst_sd.datasets._layout_other import (
 from ragst_sd.datasets._pairs import converted, own_folder, own_samples, require_samples
 from ragst_sd.datasets._sample_files import MIRROR, Sample, shelf_of
 from ragst_sd.io._readable import existing
-
-if TYPE_CHECKING:
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 

@@ -7,19 +7,17 @@ import re
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import anndata as ad
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.datasets._catalog_entries import catalog_entry, citation_text
 from ragst_sd.datasets._sample_files import shelf_of
 from ragst_sd.io._readable import readable
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -161,8 +159,6 @@ def load_screen(
 
 def _read(file: Path, name: str, context: str, max_cells: int | None, rng: np.random.Generator) -> AnnData:
     """Cells with the labels of the house; the file stays on disk until it is known which ones are wanted."""
-    import anndata as ad
-
     with readable(file, "h5ad"):
         backed = ad.read_h5ad(file, backed="r")
     try:
@@ -202,8 +198,6 @@ def screen_obs(obs: pd.DataFrame, layout: ScreenLayout, context: str) -> tuple[p
     context
         Name of the cells where no column says it.
     """
-    import pandas as pd
-
     present = [name for name in _PERTURBATION if name in obs]
     column = next((name for name in present if not _only_whether(obs[name])), None)
     if column is None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from ragst_sd._labels import as_names
 from ragst_sd._validate import hint, listing
 from ragst_sd.datasets._sample_files import Sample, Shelf, mirror_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+import yaml
 
 from ragst_sd._licenses import ranked
 from ragst_sd._validate import hint, listing
 from ragst_sd.datasets._catalog_entries import as_list, catalog_entries
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from os import PathLike
-
-    import pandas as pd
 
 # For estimates: a picture of Visium shows the frame around the spots, too; the second is what `benchmarks/references.py`
 # measures on one core.
@@ -69,9 +68,6 @@ def references() -> pd.DataFrame:
     >>> rg.datasets.references()["donors"].to_dict()
     {'breast': 5, 'colon': 1, 'heart': 1, 'mouse_brain': 2, 'prostate': 3}
     """
-    import pandas as pd
-    import yaml
-
     entries, rows = catalog_entries(), []
     for name, path in recipe_files().items():
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -6,18 +6,16 @@ import glob
 import hashlib
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ragst_sd._settings import settings
 from ragst_sd._validate import listing, require_key
 from ragst_sd.datasets._archives import SUFFIXES, extract, matching
 from ragst_sd.datasets._download import RemoteFile, fetch, whats_wrong
 from ragst_sd.io._gate import check_downloaded
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 logger = logging.getLogger(__name__)
 

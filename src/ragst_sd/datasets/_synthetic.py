@@ -8,6 +8,8 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
+from spatialdata.transformations import Scale
 
 from ragst_sd._resolution import keep_image_mpp
 from ragst_sd.datasets import _programmes
@@ -193,9 +195,6 @@ def _fractions(tissue: Tissue, xy: np.ndarray, radius: float) -> np.ndarray:
 
 def _assemble(image: np.ndarray, tissue: Tissue, table: AnnData) -> SpatialData:
     """Wrap picture, labels, spots and counts in one object."""
-    from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
-    from spatialdata.transformations import Scale
-
     mpp, edge = tissue.mpp, image.shape[1]
     levels = [2] * max(0, min(3, int(np.log2(edge / 250))))
     chunks = (3, min(edge, 512), min(edge, 512))

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
 from ragst_sd._validate import require_key, require_known
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import pandas as pd
 
 _LOWER_IS_BETTER = ("mae", "mse", "energy", "wasserstein", "mmd")
 # Half of the gap is closed; a gap smaller than this share of the way to a perfect score is none.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._metrics import METRICS, finite_mean, relative_spread, score
@@ -14,12 +16,6 @@ from ragst_sd._several import over_sections
 from ragst_sd._truth import compare, truth_table
 from ragst_sd._validate import hint, listing, require_key
 from ragst_sd.retrieval.training import dense
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 WIDTH = "interval_width"
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)

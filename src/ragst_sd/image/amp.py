@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
+import torch
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
@@ -20,8 +17,6 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     -------
     The device.
     """
-    import torch
-
     if device is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -69,8 +64,6 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     -------
     True if so; False also where it cannot be found out.
     """
-    import torch
-
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type != "cpu":

@@ -6,13 +6,11 @@ names of its channels, and what its file says of its colours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _RED, _GREEN, _BLUE, _ALPHA = "red", "green", "blue", "alpha"
 _BY_INITIAL = {name[0]: name for name in (_RED, _GREEN, _BLUE, _ALPHA)}

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ragst_sd.image.colours import Colours, thinned
 from ragst_sd.image.frames import FieldOfView, LevelGrid, plan_field
 from ragst_sd.image.tiles import iter_tiles, padded_fraction, window_starts
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)

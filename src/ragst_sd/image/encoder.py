@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    import torch
+import torch
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,6 @@ class Encoder:
         -------
         (n, d) float32 on the device, made in inference mode.
         """
-        import torch
-
         training = [] if self.module is None else [part for part in self.module.modules() if part.training]
         for part in training:
             part.training = False
@@ -121,8 +117,6 @@ class Encoder:
         (n, 3, input_px, input_px) on the device, normalised, in the precision of the weights; the tiles as they are
         where `raw`.
         """
-        import torch
-
         # Without waiting from pinned memory; an ordinary copy from any other.
         tiles = tiles.to(self.device, non_blocking=True)
         if self.raw:
@@ -142,8 +136,6 @@ class Encoder:
     @property
     def dtype(self) -> torch.dtype:
         """Type of the first weights that are numbers with a point; float32 where there are none."""
-        import torch
-
         tensors = [] if self.module is None else self.module.parameters()
         return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
@@ -154,8 +146,6 @@ class Encoder:
         return "bfloat16" if self.amp and own == "float32" else own
 
     def _run(self, pixels: torch.Tensor) -> Any:
-        import torch
-
         try:
             return self.forward(pixels)
         except (AssertionError, RuntimeError, ValueError) as error:
@@ -177,7 +167,6 @@ class Encoder:
 @lru_cache(maxsize=64)
 def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     # Kept, because copying three numbers to a GPU waits for all that it has been given to do.
-    import torch
 
     with torch.inference_mode(mode=False):
         return torch.tensor(values, device=device).view(1, -1, 1, 1)
@@ -210,8 +199,6 @@ def _pixel_axes(shape: Sequence[int], label: str) -> tuple[int, int]:
 
 
 def _as_vectors(output: Any, n: int, label: str) -> torch.Tensor:
-    import torch
-
     try:
         vectors = torch.as_tensor(output)
     except (TypeError, ValueError, RuntimeError):
@@ -245,8 +232,6 @@ def hash_weights(module: torch.nn.Module, shaped_by: Mapping[str, Any] | None = 
     -------
     The digest in hex; "" for a module without any state.
     """
-    import torch
-
     state = module.state_dict()
     if not state:
         return ""

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from ragst_sd.image.amp import resolve_amp, resolve_device
 from ragst_sd.image.encoder import Encoder, hash_weights
 from ragst_sd.image.loaders import import_timm, load_foundation_model, load_timm
 from ragst_sd.image.onnx_file import is_onnx_file, load_onnx_file
 from ragst_sd.image.registry import FOUNDATION_MODELS, find_foundation_model
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    import torch
 
 __all__ = ["DEFAULT_CONTEXT", "TEXTURE", "Encoder", "resolve_encoder"]
 
@@ -112,8 +110,6 @@ def resolve_encoder(
     module: Any = loaded.module.to(where)  # type: ignore[union-attr]
     channels_last = is_convolutional(module)
     if channels_last:
-        import torch
-
         module.to(memory_format=torch.channels_last)
     return replace(
         loaded,
@@ -131,8 +127,6 @@ def is_convolutional(module: torch.nn.Module) -> bool:
 
     Transformers have one or a few at most.
     """
-    import torch
-
     return sum(isinstance(part, torch.nn.Conv2d) for part in module.modules()) > _FEW_CONVOLUTIONS
 
 
@@ -207,8 +201,6 @@ def wrap_object(
     -------
     The encoder.
     """
-    import torch
-
     if (mean is None) != (std is None):
         msg = f"`mean` and `std` of a model object go together; found mean={mean!r}, std={std!r}."
         raise ValueError(msg)
@@ -256,8 +248,6 @@ def _with_transform(encode: Callable, transform: Callable | None, device: torch.
         return encode
 
     def forward(tiles: torch.Tensor) -> Any:
-        import torch
-
         images = tiles.permute(0, 2, 3, 1).cpu().numpy()
         pixels = torch.stack([torch.as_tensor(transform(image)) for image in images])
         return encode(pixels.to(device, dtype if pixels.is_floating_point() else None))

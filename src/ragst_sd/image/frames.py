@@ -6,13 +6,11 @@ Affines are 3 x 3 matrices that act on ``(x, y, 1)``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 # H0 / Hk of a pyramid is rarely a whole number (odd heights), so a level may miss its nominal factor by a little.
 _LEVEL_TOLERANCE = 1.01

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 WEIGHTS = "weights"
 LOCAL_ADVICE = "pass a file that you have: `model_kwargs={'checkpoint_path': '/path/to/model.safetensors'}`"

@@ -5,20 +5,17 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+
+import torch
 
 from ragst_sd.image.encoder import Encoder, hash_weights
 from ragst_sd.image.hub import LOCAL_ADVICE, hub_errors
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    import torch
-
-    from ragst_sd.image.registry import FoundationModel
+from ragst_sd.image.registry import FoundationModel
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +85,6 @@ def _encoder(
     kwargs: Mapping[str, Any],
 ) -> Encoder:
     """An encoder in main memory, where large models are hashed."""
-    import torch
-
     size = kwargs.get("img_size")
     if size is not None:
         input_px = int(size[-1] if isinstance(size, (tuple, list)) else size)
@@ -276,8 +271,6 @@ def _imported(row: FoundationModel, package: str, why: str) -> Any:
 
 
 def _class_and_mean(tokens: torch.Tensor, n_prefix: int) -> torch.Tensor:
-    import torch
-
     return torch.cat([tokens[:, 0], tokens[:, n_prefix:].mean(dim=1)], dim=-1)
 
 

@@ -7,18 +7,15 @@ import importlib
 import logging
 import os
 import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
 from ragst_sd.image.amp import resolve_device
 from ragst_sd.image.encoder import Encoder
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +96,6 @@ def load_onnx_file(
     pool = _pooling(model_kwargs.get("pooling"), output, path)
 
     def forward(pixels: torch.Tensor) -> torch.Tensor:
-        import torch
-
         array = pixels.cpu().numpy()
         array = np.rint(255 * array).astype(np.uint8) if dtype == np.uint8 else array.astype(dtype, copy=False)
         if layout == "NHWC":
@@ -151,8 +146,6 @@ def import_onnxruntime() -> Any:
 
 
 def _open_session(path: Path, device: str | torch.device | None) -> tuple[torch.device, Any]:
-    import torch
-
     runtime = import_onnxruntime()
     where, has_cuda = resolve_device(device), "CUDAExecutionProvider" in runtime.get_available_providers()
     if where.type != "cpu" and not (where.type == "cuda" and has_cuda):

@@ -6,23 +6,19 @@ Batches of tiles are read ahead in a background thread and go through the encode
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
+import torch
 
+from ragst_sd.image.embedding import Pyramid
+from ragst_sd.image.frames import FieldOfView
 from ragst_sd.image.tiles import iter_tiles, storage_order
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-
-    import torch
-
-    from ragst_sd.image.embedding import Pyramid
-    from ragst_sd.image.frames import FieldOfView
 
 _BATCHES_PER_PART = 8
 # Batches handed to the device before the first of their results is fetched.
@@ -197,8 +193,6 @@ def pin(tiles: torch.Tensor, encoder: object) -> torch.Tensor:
 
 
 def _fetch_later(vectors: torch.Tensor) -> Callable[[], np.ndarray]:
-    import torch
-
     if vectors.device.type != "cuda":
         return vectors.cpu().numpy
     # The copy is queued behind this batch alone; asking for it later does not wait for the batches after it.

@@ -7,10 +7,11 @@ half as fine as the one before: what an enlarged tile lacks at its finest scale 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from threading import Lock
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -30,9 +31,6 @@ from ragst_sd.image.texture_maps import (
     ring_means,
     variance,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

@@ -10,19 +10,17 @@ unit is read when the first tile needs it and dropped after the last one.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    from ragst_sd.image.colours import Colours
-    from ragst_sd.image.frames import FieldOfView
+from ragst_sd.image.colours import Colours
+from ragst_sd.image.frames import FieldOfView
 
 _RESIZE_BYTES = 2**26
 _UNIT_PX = 1024**2

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
 
 from ragst_sd import _keys
 from ragst_sd._page import Picture
 from ragst_sd.pl._style import EVIDENCE, shorten
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 _MOST_LINES = 30
 
@@ -32,8 +31,6 @@ def draw_pictures(facts: dict[str, Any]) -> list[Picture]:
 
 def draw_composition(compositions: dict[str, pd.DataFrame]) -> Figure:
     """Bars of spots by organ, technology and donor, of the largest groups."""
-    from matplotlib.figure import Figure
-
     bars = {name: table["spots"].head(_MOST_LINES) for name, table in compositions.items()}
     heights = [len(spots) + 2 for spots in bars.values()]
     figure = Figure(figsize=(7.6, 0.3 * sum(heights)), dpi=150, layout="constrained")
@@ -47,8 +44,6 @@ def draw_composition(compositions: dict[str, pd.DataFrame]) -> Figure:
 
 def draw_depth(counts: pd.Series, samples: pd.Series) -> Figure:
     """Boxes of the counts per spot of each section, the deepest on top."""
-    from matplotlib.figure import Figure
-
     deepest = counts.groupby(samples).median().sort_values(ascending=False, kind="stable").head(_MOST_LINES).index
     figure = Figure(figsize=(7.6, 4.8), dpi=150, layout="constrained")
     ax = figure.subplots()

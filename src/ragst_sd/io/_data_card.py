@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._caveats import sentences
@@ -14,14 +18,6 @@ from ragst_sd._licenses import NO_DERIVATIVES, NON_COMMERCIAL, UNKNOWN, UNRECOGN
 from ragst_sd._page import bears, to_markdown
 from ragst_sd._reference import reference_header
 from ragst_sd._replacing import replace_text, replaced_file
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from os import PathLike
-
-    import pandas as pd
-    from anndata import AnnData
-
 
 PAGE = "README.md"
 _TEMPLATE = "io/_data_card.md.jinja"
@@ -112,8 +108,6 @@ def check_card_folder(folder: Path) -> None:
 
 def gather_facts(reference: AnnData) -> dict[str, Any]:
     """The facts of a reference, under the names that `_data_card.md.jinja` and `_caveats.yaml` have for them."""
-    import pandas as pd
-
     header = reference_header(reference)
     columns = [_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY, _keys.PANEL]
     rows = reference.obs[columns].astype(str).reset_index(drop=True)
@@ -159,8 +153,6 @@ def composition(rows: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def _sections(header: dict[str, Any], rows: pd.DataFrame, counts: pd.Series | None) -> pd.DataFrame:
     """One line per section: what it is, spots, median_counts, image_mpp, upsampling, image_hash, license, citation."""
-    import pandas as pd
-
     grouped = rows.groupby(_keys.SAMPLE)
     sections = grouped.agg(lambda values: ", ".join(sorted(set(values))))
     sections["spots"] = grouped.size()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from anndata import AnnData
 
 from ragst_sd._settings import settings
 from ragst_sd._validate import require_type
@@ -14,11 +16,6 @@ from ragst_sd.datasets._hub import check_repository, hub_endpoint, quiet_hub
 from ragst_sd.image.hub import hub_errors
 from ragst_sd.io._gate import check_downloaded
 from ragst_sd.io._upload_reference import CARD, STORE
-
-if TYPE_CHECKING:
-    from os import PathLike
-
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
+from anndata import AnnData
 
 from ragst_sd._validate import listing
 from ragst_sd.io._readable import readable
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from anndata import AnnData
 
 _VECTORS = ("features", "embeddings")
 BARCODES = ("barcodes", "barcode")
@@ -55,8 +53,6 @@ def read_embedding_file(path: Path) -> TileFeatures:
     ValueError
         If the file is damaged, holds no vectors per tile, or values that are NaN.
     """
-    import h5py
-
     with readable(path, "h5"), h5py.File(path) as file:
         content = {name: item[()] for name, item in file.items() if isinstance(item, h5py.Dataset)}
         attributes = {name: dict(file[name].attrs) for name in content}

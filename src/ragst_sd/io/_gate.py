@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import math
 import stat
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
+import h5py
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 # What anndata, Xenium and zarr write. Left out are, among others, codecs of Python objects, which run code when read.
 _CODECS = {"bytes", "transpose", "shuffle", "delta", "fixedscaleoffset", "vlen-utf8", "vlen-bytes", "sharding_indexed"}
@@ -37,8 +36,6 @@ def check_downloaded(path: Path) -> None:
         If something in it lies in another file, is made of Python objects or is packed by a codec that is not known to
         be harmless, if it says that it holds more than its bytes can account for, or if it is damaged.
     """
-    import h5py
-
     try:
         if path.name.endswith(".zarr.zip"):
             with ZipFile(path) as file:
@@ -72,8 +69,6 @@ def _require_sizes(name: str, nbytes: int, stored: int) -> None:
 
 
 def _check_hdf5(file: Any, on_disk: int) -> None:
-    import h5py
-
     links: list[tuple[str, Any]] = []
     file.visititems_links(lambda name, link: links.append((name, link)))
     sizes = {}
@@ -97,8 +92,6 @@ def _check_hdf5(file: Any, on_disk: int) -> None:
 
 def _holds_objects(dtype: np.dtype) -> bool:
     """Whether values, or fields of them, are references or sequences; texts of any length are neither."""
-    import h5py
-
     if dtype.fields is not None:
         return any(_holds_objects(member.base) for member, *_ in dtype.fields.values())
     return dtype.hasobject and h5py.check_string_dtype(dtype) is None

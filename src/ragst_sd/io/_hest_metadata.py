@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from os import PathLike
+from typing import Any
+
+import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_positive
 from ragst_sd.io._readable import existing, readable
 from ragst_sd.io._section import stored_diameter
-
-if TYPE_CHECKING:
-    from os import PathLike
-
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +47,6 @@ def known_fields(stated: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _line_of(path: Any, sample: str) -> dict[str, Any]:
-    import pandas as pd
-
     with readable(path, "csv"):
         table = pd.read_csv(path)
     column = next((name for name in _IDS if name in table), None)

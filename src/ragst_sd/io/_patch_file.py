@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import dask.array as da
+import h5py
 import numpy as np
 
 from ragst_sd._validate import listing
 from ragst_sd.io._embedding_file import BARCODES, names_of_spots
 from ragst_sd.io._readable import readable
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import dask.array as da
 
 _PICTURES = ("img", "imgs", "images")
 _CHUNK = 16
@@ -21,8 +19,6 @@ _CHUNK = 16
 
 def _some_pictures(path: str, stamp: int, name: str, block_info: Any = None) -> np.ndarray:
     """A chunk of a data set of an h5 file, which is opened for it: open files cannot be sent to other processes."""
-    import h5py
-
     first, last = block_info[None]["array-location"][0]
     with h5py.File(path) as file:
         return file[name][first:last]
@@ -41,9 +37,6 @@ def read_patch_file(path: Path) -> tuple[da.Array, np.ndarray, np.ndarray | None
     ValueError
         If the file is damaged, holds no RGB pictures, or does not tell of which spots they are.
     """
-    import dask.array as da
-    import h5py
-
     with readable(path, "h5"), h5py.File(path) as file:
         shapes = {name: (item.shape, item.dtype) for name, item in file.items() if isinstance(item, h5py.Dataset)}
         key = next((name for name in _PICTURES if name in shapes), None)

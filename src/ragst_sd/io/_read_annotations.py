@@ -6,24 +6,24 @@ import gzip
 import json
 import logging
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import geopandas as gpd
 import numpy as np
+import shapely
+from geopandas import GeoDataFrame, GeoSeries
+from spatialdata import SpatialData
+from spatialdata.models import ShapesModel
+from spatialdata.transformations import get_transformation
 
 from ragst_sd._elements import image_pyramid, require_sdata, resolve_image
 from ragst_sd._outlines import AREAS, extent_of, made_valid
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._validate import listing, require_positive, require_type
+from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.tissue import tissue_mask
 from ragst_sd.io._readable import existing, readable
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from geopandas import GeoDataFrame, GeoSeries
-    from spatialdata import SpatialData
-
-    from ragst_sd.image.embedding import Pyramid
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +99,6 @@ def read_annotations(
     >>> list(sdata.shapes["annotations"]["classification"])
     ['Tumor', 'Stroma']
     """
-    from spatialdata.models import ShapesModel
-    from spatialdata.transformations import get_transformation
-
     require_sdata(sdata)
     require_type(path, (str, PathLike), "path")
     require_type(key_added, str, "key_added")
@@ -151,9 +148,6 @@ def _features(path: Path) -> list[Any]:
 
 def _areas(features: list[Any], name: str) -> GeoDataFrame:
     """Polygons of the features, valid ones, with the names that were given to them."""
-    import geopandas as gpd
-    import shapely
-
     with_shape = [one for one in features if one["geometry"]]
     about = [one.get("properties") or {} for one in with_shape]
     try:
@@ -244,8 +238,6 @@ def _check_unit(outlines: GeoSeries, pyramid: Pyramid, image_mpp: float, name: s
 
 def _tissue_share(outlines: GeoSeries, mask: np.ndarray, pyramid: Pyramid) -> float:
     """Share of tissue among the pixels of an overview that lie in outlines; 0 if they lie beside the image."""
-    import shapely
-
     (height, width), (rows, columns) = pyramid.shapes[0], mask.shape
     y, x = np.mgrid[:rows, :columns] + 0.5
     union = shapely.union_all(outlines.to_numpy())

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING
+
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
 from ragst_sd._validate import require_type
 from ragst_sd.pp._taken_features import take_features
 from ragst_sd.pp._tile_features import of_file
-
-if TYPE_CHECKING:
-    from spatialdata import SpatialData
 
 
 def read_embeddings(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from spatialdata import SpatialData
 
 from ragst_sd._validate import hint, listing, require_positive, require_type
 from ragst_sd.io._hest_metadata import donor_of, hest_source, pixel_size, read_metadata, spot_diameter
@@ -14,11 +16,6 @@ from ragst_sd.io._readable import existing
 from ragst_sd.io._section import assemble, check_inside, checked_source, source_details
 from ragst_sd.io._slide_file import open_slide
 from ragst_sd.io._st_counts import locate, read_counts
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 

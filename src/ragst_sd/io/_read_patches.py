@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._patches import own_frame, patch_pyramid, shrunk
@@ -29,11 +32,6 @@ from ragst_sd.io._section import SHAPES, TABLE, assemble, source_details
 from ragst_sd.io._st_counts import locate, read_counts
 from ragst_sd.pp._embedding_header import default_key, write_features
 from ragst_sd.pp._tile_features import require_covered, rows_by_name
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 

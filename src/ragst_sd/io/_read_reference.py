@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import anndata as ad
+import psutil
+import zarr
+from anndata import AnnData
+from zarr.storage import LocalStore, ZipStore
 
 from ragst_sd import _keys
 from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
@@ -13,11 +20,6 @@ from ragst_sd._reference import ROW_BLOCK, annotations_hash, reference_header
 from ragst_sd._replacing import OLD, leftovers, locked, recover
 from ragst_sd.io._reference_file import PinnedStore, is_reference, opened_lazily, require_complete
 from ragst_sd.reference.migration import migrated
-
-if TYPE_CHECKING:
-    import os
-
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -104,10 +106,6 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
 
 
 def _read(path: Path, *, lazy: bool) -> AnnData:
-    import anndata as ad
-    import zarr
-    from zarr.storage import LocalStore, ZipStore
-
     try:
         require_complete(path)
         if lazy:
@@ -133,8 +131,6 @@ def _read(path: Path, *, lazy: bool) -> AnnData:
 
 def _require_memory(path: Path, group: Any) -> None:
     """Raise a `MemoryError` if the arrays are larger than the memory of this machine."""
-    import psutil
-
     memory = psutil.virtual_memory().total
     total = sum(array.nbytes for _, array in group.members(max_depth=None) if hasattr(array, "nbytes"))
     if total > memory:

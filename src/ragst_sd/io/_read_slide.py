@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING
 
+import dask.array as da
 import numpy as np
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel
+from spatialdata.transformations import Identity, set_transformation
+from xarray import DataArray, Dataset, DataTree
 
 from ragst_sd._resolution import keep_image_mpp
 from ragst_sd._validate import require_positive, require_type
 from ragst_sd.io._readable import existing
 from ragst_sd.io._slide_file import open_slide
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import dask.array as da
-    from spatialdata import SpatialData
-    from xarray import DataTree
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +81,6 @@ def read_slide(
     0.5
     >>> rg.pp.tile_grid(sdata, image_key="he", tile_px=64, mpp=1.0)
     """
-    from spatialdata import SpatialData
-
     require_type(path, (str, PathLike), "path")
     require_type(image_key, str, "image_key")
     require_positive(mpp, "mpp", optional=True)
@@ -126,10 +122,6 @@ def pyramid_element(levels: Sequence[da.Array]) -> DataTree:
     levels
         Arrays (c, y, x) of RGB pixels, finest first.
     """
-    from spatialdata.models import Image2DModel
-    from spatialdata.transformations import Identity, set_transformation
-    from xarray import DataArray, Dataset, DataTree
-
     full = levels[0].shape[1:]
     names = ["r", "g", "b"]
     finest = Image2DModel.parse(levels[0], dims=("c", "y", "x"), c_coords=names).rename("image")

@@ -6,9 +6,12 @@ import logging
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._pitch import array_pitch, spot_pitch
@@ -23,11 +26,6 @@ from ragst_sd.io._section import (
 )
 from ragst_sd.io._st_counts import libraries_of, locate, read_counts, rows_of_section
 from ragst_sd.io._st_image import image_element, read_rgb
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 

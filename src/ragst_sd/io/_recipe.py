@@ -11,6 +11,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NewType, TypeVar, cast, get_args, get_origin, get_type_hints
 
+import yaml
+
 from ragst_sd._validate import hint, listing, require_type
 from ragst_sd.datasets._references import recipe_path
 from ragst_sd.image.onnx_file import is_onnx_file
@@ -213,7 +215,6 @@ def _checked(source: Source, common: Filters, place: Place) -> Source:
 
 def _load(recipe: str | PathLike[str] | Mapping[str, Any]) -> tuple[Any, str, Place]:
     require_type(recipe, (str, PathLike, Mapping), "recipe", "Pass the path of a YAML file, or a mapping.")
-    import yaml
 
     if isinstance(recipe, Mapping):
         return recipe, yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True), Place()

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._validate import hint, listing
 from ragst_sd.datasets._download import sha256_of
 from ragst_sd.datasets._load import find_samples, read_sample
 from ragst_sd.datasets._pairs import own_samples, section_files
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from spatialdata import SpatialData
-
-    from ragst_sd.datasets._sample_files import Sample
-    from ragst_sd.io._recipe import Filters, Place, Recipe, Source
+from ragst_sd.datasets._sample_files import Sample
+from ragst_sd.io._recipe import Filters, Place, Recipe, Source
 
 logger = logging.getLogger(__name__)
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile, ZipFile
 
+import anndata as ad
+import zarr
+from anndata import AnnData
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore, ZipStore
 
 from ragst_sd import _keys
 from ragst_sd._replacing import version_of
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-    from pathlib import Path
-
-    from anndata import AnnData
-    from zarr.abc.store import ByteRequest, Store
-    from zarr.core.buffer import Buffer, BufferPrototype
 
 SUFFIX = ".zarr.zip"
 _SEAL = b"ragst_sd_sha256"
@@ -125,9 +124,6 @@ class PinnedStore(WrapperStore):
 
 def opened_lazily(store: PinnedStore, *, parts: Collection[str], block_rows: int | None = None) -> AnnData:
     """A table whose arrays stay on disk in `parts`, of `X`, `layers` and `obsm`; everything else is read."""
-    import anndata as ad
-    import zarr
-
     group: Any = zarr.open_group(store, mode="r", use_consolidated=False)
     obs, var = ad.io.read_elem(group["obs"]), ad.io.read_elem(group["var"])
 

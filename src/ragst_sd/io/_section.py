@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
+from spatialdata.models import ShapesModel, TableModel
+from xarray import DataArray, DataTree
 
 from ragst_sd import _keys
 from ragst_sd._resolution import keep_image_mpp
 from ragst_sd._validate import require_known, require_positive, require_type
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
-    from xarray import DataArray, DataTree
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +56,6 @@ def assemble(
     image_mpp
         Microns per pixel, if known.
     """
-    from spatialdata import SpatialData
-    from spatialdata.models import ShapesModel, TableModel
-
     ids = found.obs_names.astype(str).to_numpy()
     columns = {_REGION: SHAPES, _INSTANCE: ids, _keys.SAMPLE: sample}
     if donor is not None:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import dask.array as da
 import numpy as np
+import openslide
+import tifffile
+from dask.base import tokenize
 
 from ragst_sd.image.colours import RGBA, Colours, read_colours
 from ragst_sd.io._tiff_mpp import ome_image, tiff_mpp
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import dask.array as da
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +87,6 @@ def open_slide(path: Path, value_max: float | None = None) -> SlideFile:
     ValueError
         If it can be read neither by OpenSlide nor as a TIFF, or holds no RGB picture.
     """
-    import openslide
-
     stamp = path.stat().st_mtime_ns
     vendor = openslide.OpenSlide.detect_format(str(path))
     try:
@@ -121,9 +119,6 @@ def _from_openslide(path: Path, stamp: int, vendor: str) -> SlideFile:
 
 def _lazy(pixels: LevelPixels, segment: tuple[int, int]) -> da.Array:
     """A level in chunks of whole tiles or strips of the file, (height, width), so that none is decoded twice."""
-    import dask.array as da
-    from dask.base import tokenize
-
     area = _CHUNK_PX**2
     height, width = (
         min(edge, size) if edge else _CHUNK_PX for edge, size in zip(segment, pixels.shape[1:], strict=True)
@@ -140,14 +135,10 @@ def _lazy(pixels: LevelPixels, segment: tuple[int, int]) -> da.Array:
 # The stamp makes a file that was replaced another one.
 @lru_cache(maxsize=_OPEN_FILES)
 def _opened(path: str, stamp: int) -> Any:
-    import openslide
-
     return openslide.OpenSlide(path)
 
 
 def _read_openslide(path: str, stamp: int, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-    import openslide
-
     slide = _opened(path, stamp)
     downsample = slide.level_downsamples[level]
     corner = round(x * downsample), round(y * downsample)
@@ -160,8 +151,6 @@ def _read_openslide(path: str, stamp: int, level: int, x: int, y: int, width: in
 
 def open_tiff(path: Path, value_max: float | None = None) -> SlideFile:
     """The largest colour picture of a TIFF, with its coarser levels."""
-    import tifffile
-
     stamp = path.stat().st_mtime_ns
     try:
         with tifffile.TiffFile(path) as tiff:
@@ -262,8 +251,6 @@ def _raw_level(path: Path, stamp: int, series: int, k: int, level: Any) -> tuple
 @lru_cache(maxsize=_OPEN_FILES)
 def _opened_tiff(path: str, stamp: int) -> list[tuple[list[tuple[Any, Any]], Any, Callable[..., Any]]]:
     """Per level: places of the bytes on each page, the page that describes them, how to decode them."""
-    import tifffile
-
     levels: list[tuple[list[tuple[Any, Any]], Any, Callable[..., Any]]] = []
     # All that has to be read for this is read now, and the file is closed.
     with tifffile.TiffFile(path) as tiff:
@@ -278,8 +265,6 @@ def _read_mapped(
     series: int, axes: str, path: str, stamp: int, level: int, x: int, y: int, width: int, height: int
 ) -> np.ndarray:
     """A window of pixels that lie in the file as they are, one after the other: strips, stacks of ImageJ."""
-    import tifffile
-
     pixels: np.ndarray = tifffile.memmap(path, series=series, level=level, mode="r")
     order = [axes.index(axis) for axis in "YX"]
     rest = [k for k in range(len(axes)) if k not in order]

@@ -7,21 +7,18 @@ import re
 import warnings
 from collections.abc import Mapping
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData, read_h5ad
+from scipy.sparse import csr_matrix
 
 from ragst_sd import _keys
 from ragst_sd._labels import ON_TISSUE, on_tissue
 from ragst_sd._validate import listing, require_key, require_type
 from ragst_sd.io._readable import existing, readable
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from anndata import AnnData
-    from scipy.sparse import csr_matrix
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +37,6 @@ _ARRAY_NAME = re.compile(r"(?:.*_)?([+-]?\d+(?:\.\d+)?)x([+-]?\d+(?:\.\d+)?)")
 
 def read_counts(counts: AnnData | pd.DataFrame | str | PathLike[str], layer: str | None) -> AnnData:
     """Counts as an AnnData of its own, X a CSR matrix of float32."""
-    from anndata import AnnData
-
     require_type(counts, (AnnData, pd.DataFrame, str, PathLike), "counts")
     with warnings.catch_warnings():
         # Sections may share names of spots, which `locate` looks at; genes may share a name.
@@ -63,8 +58,6 @@ def read_counts(counts: AnnData | pd.DataFrame | str | PathLike[str], layer: str
 
 
 def _from_file(path: Path) -> AnnData:
-    from anndata import read_h5ad
-
     if path.suffix.lower() != ".h5ad":
         return _from_table(_read_table(path), repr(path.name))
     with readable(path, "h5ad"):
@@ -167,9 +160,6 @@ def rows_of_section(found: AnnData, sample: str | None) -> tuple[np.ndarray, str
 
 
 def _from_table(table: pd.DataFrame, what: str) -> AnnData:
-    from anndata import AnnData
-    from scipy.sparse import csr_matrix
-
     words = [str(name) for name, dtype in table.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)]
     if words or table.shape[1] == 0:
         msg = (
@@ -213,8 +203,6 @@ def _layers(found: AnnData) -> list[str]:
 
 
 def _checked_csr(matrix: Any, found: AnnData) -> csr_matrix:
-    from scipy.sparse import csr_matrix
-
     matrix = csr_matrix(matrix, dtype=np.float32)
     if not np.isfinite(matrix.data).all():
         msg = f"`counts` holds {int((~np.isfinite(matrix.data)).sum())} values that are NaN or infinite. Remove them."

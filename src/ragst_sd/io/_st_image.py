@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+import dask.array as da
 import numpy as np
+from PIL import Image
+from spatialdata.models import Image2DModel
+from xarray import DataArray, DataTree
 
 from ragst_sd._validate import require_type
 from ragst_sd.image.colours import RGBA, read_colours, require_rgb
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import existing
 from ragst_sd.io._slide_file import open_tiff
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from xarray import DataArray, DataTree
 
 _PICTURES = (".jpg", ".jpeg", ".png")
 _TIFFS = (".tif", ".tiff", ".btf")
@@ -66,9 +65,6 @@ def image_element(pixels: np.ndarray) -> DataArray | DataTree:
     The coarser levels are block means and are kept in memory: computed on demand, each of them would be made from the
     full resolution again and again.
     """
-    import dask.array as da
-    from spatialdata.models import Image2DModel
-
     levels = [pixels]
     if max(pixels.shape[1:]) > _SINGLE_SCALE_PX:
         while max(levels[-1].shape[1:]) > 2 * _CHUNK_PX:
@@ -90,7 +86,6 @@ def _halve(pixels: np.ndarray) -> np.ndarray:
 @contextmanager
 def _without_pixel_limit() -> Iterator[None]:
     # Pillow's limit guards servers against pictures sent by strangers; whole slides exceed it as a matter of course.
-    from PIL import Image
 
     with _pixel_limit:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -101,8 +96,6 @@ def _without_pixel_limit() -> Iterator[None]:
 
 
 def _read_picture(path: Path, what: str) -> np.ndarray:
-    from PIL import Image
-
     with _without_pixel_limit():
         try:
             with Image.open(path) as picture:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._licenses import NO_DERIVATIVES, terms_of
 from ragst_sd._reference import reference_header
 from ragst_sd._validate import listing, require_type
 from ragst_sd.datasets._hub import check_repository, hub_endpoint, upload_errors
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import anndata as ad
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._replacing import replaced_file
@@ -14,11 +17,6 @@ from ragst_sd._results import predicted
 from ragst_sd.reference.schema import RESPONSE_UNITS, TASK
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._measured_responses import genes_of_both, measured_responses, predicted_lines
-
-if TYPE_CHECKING:
-    import os
-
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +99,6 @@ def write_cell_eval(
     >>> sorted(file.name for file in pathlib.Path("cell_eval").iterdir())
     ['all_pred.h5ad', 'all_real.h5ad']
     """
-    import anndata as ad
-    import pandas as pd
-
     table, header = predicted(data, "", any_task=True)
     if header.get("task") != TASK:
         msg = "`data` is a prediction of tissue; cell-eval compares responses, which `rg.tl.perturb` predicts."

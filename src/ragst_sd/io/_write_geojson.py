@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import geopandas as gpd
 import numpy as np
+import shapely
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import rows_in_order, single_region
@@ -15,12 +20,6 @@ from ragst_sd._pitch import spot_pitch
 from ragst_sd._replacing import replace_text
 from ragst_sd._results import gene_index, predicted
 from ragst_sd._validate import require_type
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +88,6 @@ def write_geojson(
     >>> rg.tl.predict(query, reference)
     >>> rg.io.write_geojson(query, "predicted.geojson", genes=reference.var_names[:2])
     """
-    import geopandas as gpd
-
     require_sdata(sdata)
     require_type(prediction_key, str, "prediction_key")
     table, header = predicted(sdata, prediction_key)
@@ -126,9 +123,6 @@ def _outlines(
     sdata: SpatialData, header: dict[str, Any], shapes_key: str, table: Any, prediction_key: str
 ) -> np.ndarray:
     """Outlines of a table's spots in pixels of the image."""
-    import geopandas as gpd
-    import shapely
-
     image_key = str(header["image_key"])
     if image_key == _keys.PATCHES and image_key not in sdata.images:
         (xy, index), affine = element_centers(sdata, shapes_key), np.eye(3)

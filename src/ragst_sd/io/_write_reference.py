@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zipfile import ZipFile
 
+import anndata as ad
 import numpy as np
+import pandas as pd
+import zarr
+from anndata import AnnData
+from zarr.codecs import ZstdCodec
 
 from ragst_sd import _keys
 from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
@@ -16,12 +23,6 @@ from ragst_sd._reference import annotations_hash, require_in_memory
 from ragst_sd._replacing import link_target, locked, place_beside, recover, without_notices
 from ragst_sd.io._reference_file import SUFFIX, is_reference, parts_digest
 from ragst_sd.reference.normalize import as_csr
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping
-
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -119,11 +120,6 @@ def require_place(path: Path, *, overwrite: bool) -> None:
 
 def write_store(reference: AnnData, folder: Path) -> None:
     """Write a reference to a new folder, with its large arrays in chunks of whole rows."""
-    import anndata as ad
-    import pandas as pd
-    import zarr
-    from zarr.codecs import ZstdCodec
-
     # A lazy reader notices by this checksum that a chunk was damaged.
     packing = {"compressors": (ZstdCodec(level=0, checksum=True),)}
 

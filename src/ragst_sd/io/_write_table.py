@@ -6,14 +6,14 @@ import logging
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import zarr
+from spatialdata import SpatialData
+from spatialdata._io.format import SpatialDataContainerFormats
 
 from ragst_sd._elements import require_sdata
 from ragst_sd._replacing import OLD, leftovers, link_target, locked, move_in, place_beside, without_notices
 from ragst_sd._validate import require_key
-
-if TYPE_CHECKING:
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +61,6 @@ def write_table(sdata: SpatialData, name: str) -> None:
     >>> rg.pp.embed_tiles(sdata, progress=False)
     >>> rg.io.write_table(sdata, "table")
     """
-    import zarr
-    from spatialdata import SpatialData
-    from spatialdata._io.format import SpatialDataContainerFormats
-
     require_sdata(sdata)
     require_key(name, sdata.tables, "sdata.tables")
     if not sdata.is_backed():
@@ -100,8 +96,6 @@ def write_table(sdata: SpatialData, name: str) -> None:
 
 def _require_readable(store: Path, name: str) -> None:
     """Open the store once; a `RuntimeError` if that fails."""
-    from spatialdata import SpatialData
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import FigureBase
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from ragst_sd import _keys
+from ragst_sd._metrics import group_means
 from ragst_sd._validate import listing, require_choice, require_type
 from ragst_sd.pl import _style
-from ragst_sd.pl._figure import draws, picture
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Unpack
-
-    from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
-
-    from ragst_sd.pl._figure import Drawing
+from ragst_sd.pl._figure import Drawing, draws, picture
 
 _TITLES = {
     "pearson": "Pearson correlation",
@@ -134,7 +132,6 @@ def benchmark(
 
 
 def _check(scores: pd.DataFrame, unit: str | None) -> str:
-
     require_type(scores, pd.DataFrame, "scores", "Make it with `rg.tl.cross_validate`.")
     missing = [name for name in ("method", "fold", "sample", "gene", "unit", "metric", "value") if name not in scores]
     if missing or scores.empty:
@@ -154,10 +151,6 @@ def _title(metric: str) -> str:
 
 def _draw_curves(figure: FigureBase, scores: pd.DataFrame, metric: str, unit: str) -> Axes:
     """Accuracy over the number of donors learned from: a line for each method, a thin one for each held-out donor."""
-    from matplotlib.ticker import MaxNLocator
-
-    from ragst_sd._metrics import group_means
-
     panel = figure.subplots()
     means = group_means(scores, metric)
     means = means[means["method"] != ""]
@@ -181,8 +174,6 @@ def _draw_curves(figure: FigureBase, scores: pd.DataFrame, metric: str, unit: st
 
 def _by_method(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Means of a metric, one line per method and one column per donor; empty where the scores do not hold it."""
-    from ragst_sd._metrics import group_means
-
     if metric not in set(scores["metric"]):
         return pd.DataFrame()
     means = group_means(scores, metric)
@@ -237,9 +228,6 @@ def _markers(donors: pd.Index) -> Sequence[str]:
 
 def _legend(figure: FigureBase, donors: pd.Index, *, any_cites: bool) -> None:
     """Donors by the shape of their marks, or their number where there are more than shapes; colours of methods."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
     names, markers = [_style.shorten(str(donor), 14) for donor in donors], _markers(donors)
     if len(set(markers)) < len(donors):
         names, markers = [f"one of {len(donors)} held-out donors"], markers[:1]

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Unpack
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from spatialdata import SpatialData
 
 from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
 from ragst_sd._validate import name_list
 from ragst_sd.pl import _maps, _style
-from ragst_sd.pl._figure import draws, picture
+from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._section import draw_spots, read_section
 from ragst_sd.pl._trust import distrust
 from ragst_sd.retrieval.training import dense
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Unpack
-
-    from matplotlib.axes import Axes
-    from spatialdata import SpatialData
-
-    from ragst_sd.pl._figure import Drawing
 
 _COLORS = ("#E69F00", "#009E73", "#5659CC")
 
@@ -82,8 +77,6 @@ def composite(
     >>> len(ax.texts)
     3
     """
-    from matplotlib.colors import to_rgb
-
     require_sdata(sdata)
     names = name_list(genes, "genes")
     if len(names) > len(_COLORS):

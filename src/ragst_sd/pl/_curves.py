@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
 from ragst_sd._validate import listing
 from ragst_sd.pl import _style
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
-    from matplotlib.axes import Axes
-
-    from ragst_sd.pl._trust import Intervals
+from ragst_sd.pl._trust import Intervals
 
 # Share of the genes that the band of the calibration curve holds; single genes reach far beyond.
 _BAND = 0.9
@@ -129,8 +127,6 @@ def draw_risk(ax: Axes, frame: pd.DataFrame) -> None:
 
 
 def _finish(ax: Axes, name: str, title: str, words: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     ax.grid()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import is_scrna
@@ -13,21 +17,9 @@ from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_col
 from ragst_sd._truth import measured_values
 from ragst_sd._validate import name_list, require_choice, require_positive
 from ragst_sd.pl import _style
-from ragst_sd.pl._figure import draws, picture
+from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._maps import axes_in_rows
-from ragst_sd.pl._trust import distrust, has_intervals, intervals_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Unpack
-
-    from anndata import AnnData
-    from matplotlib.axes import Axes
-    from spatialdata import SpatialData
-
-    from ragst_sd.pl._figure import Drawing
-    from ragst_sd.pl._trust import Intervals
-
+from ragst_sd.pl._trust import Intervals, distrust, has_intervals, intervals_of
 
 SECTIONS = "sections brought to one mean"
 _LONGEST_LABEL = 30

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
+from matplotlib.figure import FigureBase
+from matplotlib.gridspec import SubplotSpec
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from ragst_sd import _keys
 from ragst_sd.pl import _style
-from ragst_sd.pl._section import draw_image, draw_rims, draw_spots, extent_of, free_corner, spot_reach
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
-    from matplotlib.figure import FigureBase
-    from matplotlib.gridspec import SubplotSpec
-
-    from ragst_sd.pl._section import Section
+from ragst_sd.pl._section import Section, draw_image, draw_rims, draw_spots, extent_of, free_corner, spot_reach
 
 # Inches that a figure holds for a title, a line of small words, and a colour bar with its label.
 TITLE, NOTE, BAR = 0.4, 0.17, 1.0
@@ -134,8 +132,6 @@ def draw_map(ax: Axes, section: Section, panel: Map, *, fade: float, letters: in
 
 def _draw_bar(ax: Axes, spots: Any, panel: Map) -> None:
     """Draw a colour bar right of a map; its ends are pointed where values lie beyond."""
-    from matplotlib.ticker import MaxNLocator
-
     low, high = panel.limits
     values = panel.values if panel.on_scale is None else panel.on_scale
     under, over = bool((values < low).any()), bool((values > high).any())
@@ -150,7 +146,5 @@ def _draw_bar(ax: Axes, spots: Any, panel: Map) -> None:
 
 
 def _hatch(ax: Axes, hatch: str, **style: Any) -> None:
-    from matplotlib.patches import Rectangle
-
     style |= {"facecolor": "none", "edgecolor": "0.72", "linewidth": 0, "hatch": hatch}
     ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, gid="hatch", **style))

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import Unpack
 
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from spatialdata import SpatialData
 
 from ragst_sd._validate import require_positive
 from ragst_sd.pl import _response_panels as panels
 from ragst_sd.pl import _style
-from ragst_sd.pl._figure import draws, picture
+from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._maps import BAR, LETTERS, NOTE, TITLE, draw_map, require_fade, size_with_words
 from ragst_sd.pl._responses import read_responses
 from ragst_sd.pl._section import read_section
-
-if TYPE_CHECKING:
-    from typing import Unpack
-
-    from anndata import AnnData
-    from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
-
-    from ragst_sd.pl._figure import Drawing
 
 # Inches.
 _MAP, _SCATTER, _SIDE, _ROW, _HEAD, _STATES = 3.9, 3.6, 5.4, 0.3, 0.6, 0.6

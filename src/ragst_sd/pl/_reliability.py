@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
+from anndata import AnnData
+from matplotlib.axes import Axes
+from pandas.api.types import is_numeric_dtype
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
@@ -15,21 +20,10 @@ from ragst_sd._truth import measured_values
 from ragst_sd._validate import listing, name_list, require_choice
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._curves import coverage, draw_calibration, draw_risk
-from ragst_sd.pl._figure import draws, picture
+from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._section import draw_rims, read_section
-from ragst_sd.pl._trust import distrust, greys, has_intervals, intervals_of
+from ragst_sd.pl._trust import Intervals, distrust, greys, has_intervals, intervals_of
 from ragst_sd.retrieval.training import dense
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import Unpack
-
-    from anndata import AnnData
-    from matplotlib.axes import Axes
-    from spatialdata import SpatialData
-
-    from ragst_sd.pl._figure import Drawing
-    from ragst_sd.pl._trust import Intervals
 
 _WIDTH = "interval_width"
 # Title and colour-bar label of each map, and whether high values mean larger errors: dark is weak in these. What does not
@@ -185,8 +179,6 @@ def reliability(
 
 
 def _chosen(table: AnnData, intervals: Intervals | None, maps: Sequence[str] | None) -> list[str]:
-    from pandas.api.types import is_numeric_dtype
-
     has = [name for name in table.obs if is_numeric_dtype(table.obs[name])]
     if _keys.DISAGREEMENT in table.layers:
         has.append(_keys.DISAGREEMENT)

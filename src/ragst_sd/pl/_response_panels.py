@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, ListedColormap
 
 from ragst_sd import _keys
 from ragst_sd.pl import _style
 from ragst_sd.pl._maps import Map, limits_of
-from ragst_sd.pl._responses import correlation
-from ragst_sd.pl._section import draw_rims
+from ragst_sd.pl._responses import Measured, Shown, correlation
+from ragst_sd.pl._section import Section, draw_rims
 from ragst_sd.retrieval.training import dense
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
-
-    from ragst_sd.pl._responses import Measured, Shown
-    from ragst_sd.pl._section import Section
 
 _MOST_STATES = 12
 
@@ -145,8 +140,6 @@ def _titled_rows(ax: Axes, title: str, column: dict[str, list[str]]) -> float:
 
 def response_map(shown: Shown, cmap: str | Colormap, vmin: float | None, vmax: float | None) -> Map:
     """What the map shows and says."""
-    from matplotlib.colors import ListedColormap
-
     header, title = shown.header, f"Response to {shown.perturbation}"
     values = shown.table.obs[_keys.RESPONSE_MAGNITUDE].to_numpy(float)
     constant, far = bool(header["constant"]), float(header["far_from_screen"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._half_response import response_from_half
@@ -18,10 +20,6 @@ from ragst_sd._validate import listing, require_key, require_known
 from ragst_sd.reference.cell_prints import recognised
 from ragst_sd.reference.perturbations import canonical
 from ragst_sd.retrieval.training import dense
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 # Weights that differ by less are the same weights, rounded.
 _SAME = 1e-4

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.patches import ConnectionPatch, Rectangle
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import cell_types, measured_columns
@@ -15,23 +21,11 @@ from ragst_sd._validate import name_list, require_positive
 from ragst_sd.image.embedding import tiles_at
 from ragst_sd.pl import _style
 from ragst_sd.pl._explain import SECTIONS, brings_texts, facts, split_lines, steps_of, value_text
-from ragst_sd.pl._figure import draws, picture
+from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._maps import require_citations
-from ragst_sd.pl._section import draw_image, extent_of, field_widths, read_section
+from ragst_sd.pl._section import Section, draw_image, extent_of, field_widths, read_section
 from ragst_sd.pl._trust import distrust
 from ragst_sd.reference.schema import knows_tiles
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Unpack
-
-    import pandas as pd
-    from anndata import AnnData
-    from matplotlib.axes import Axes
-    from spatialdata import SpatialData
-
-    from ragst_sd.pl._figure import Drawing
-    from ragst_sd.pl._section import Section
 
 
 @draws
@@ -196,8 +190,6 @@ def _draw_spot(
     overview: Axes, tile: Axes, section: Section, center: np.ndarray, edges: list[float], pixels: np.ndarray
 ) -> None:
     """Draw the section with the place of a spot (solid: its tile; broken: wider fields of view), and its tile."""
-    from matplotlib.patches import ConnectionPatch, Rectangle
-
     (x, y), half = center, edges[0] / 2
     box = extent_of(section, half, on_image=True)
     draw_image(overview, section.pyramid, box, edge_px=700)

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.collections import Collection, EllipseCollection, PathCollection
+from matplotlib.path import Path
+from scipy.spatial import KDTree
+from shapely.geometry.polygon import orient
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import rows_in_order, single_region
@@ -15,12 +22,6 @@ from ragst_sd._resolution import embedded_mpp_of
 from ragst_sd._validate import listing
 from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.frames import apply_affine, similarity_scale
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from matplotlib.axes import Axes
-    from matplotlib.collections import Collection
-    from spatialdata import SpatialData
 
 Box = tuple[float, float, float, float]
 
@@ -208,8 +209,6 @@ def field_widths(header: dict[str, Any], section: Section) -> list[float]:
 
 def disc_radii(section: Section) -> np.ndarray | None:
     """(n,) radius of each spot in pixels; `None` where spots have outlines."""
-    from scipy.spatial import KDTree
-
     if section.element is None:
         points = np.unique(section.centers, axis=0)
         # Points have no size; neighbouring circles of this size do not touch.
@@ -232,8 +231,6 @@ def spot_reach(section: Section) -> float:
 
 def draw_spots(ax: Axes, section: Section, rows: np.ndarray, **style: Any) -> Collection:
     """Draw spots in true size: circles by their radius, everything else by its outline."""
-    from matplotlib.collections import PathCollection
-
     radii = disc_radii(section)
     if radii is None:
         paths = [_outline(shape, section.affine) for shape in section.element.geometry.iloc[rows]]
@@ -248,8 +245,6 @@ def draw_rims(ax: Axes, section: Section, rows: np.ndarray, color: str, width: f
 
 def draw_discs(ax: Axes, centers: np.ndarray, diameter: np.ndarray, **style: Any) -> Collection:
     """Draw discs whose diameter is given in pixels of the image."""
-    from matplotlib.collections import EllipseCollection
-
     style |= {"units": "xy", "offsets": centers, "offset_transform": ax.transData}
     discs = EllipseCollection(diameter, diameter, 0 * diameter, **style)
     return ax.add_collection(discs, autolim=False)
@@ -257,9 +252,6 @@ def draw_discs(ax: Axes, centers: np.ndarray, diameter: np.ndarray, **style: Any
 
 def _outline(shape: Any, affine: np.ndarray) -> Any:
     """Path of a polygon or multipolygon, holes included."""
-    from matplotlib.path import Path
-    from shapely.geometry.polygon import orient
-
     paths = []
     for polygon in getattr(shape, "geoms", [shape]):
         # Holes stay empty only where they run against their exterior.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
@@ -14,18 +17,8 @@ from ragst_sd._pitch import spot_pitch
 from ragst_sd._results import predicted
 from ragst_sd._validate import require_choice, require_positive
 from ragst_sd.pl import _maps, _style
-from ragst_sd.pl._figure import draws, picture
-from ragst_sd.pl._section import draw_discs, read_section, spot_reach
-
-if TYPE_CHECKING:
-    from typing import Unpack
-
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from spatialdata import SpatialData
-
-    from ragst_sd.pl._figure import Drawing
-    from ragst_sd.pl._section import Section
+from ragst_sd.pl._figure import Drawing, draws, picture
+from ragst_sd.pl._section import Section, draw_discs, read_section, spot_reach
 
 _GROUPS = (_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY, "license", "citation")
 _PER_ROW = 4

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 
 from ragst_sd import _keys
 from ragst_sd._results import gene_index
 from ragst_sd._validate import listing
 from ragst_sd.pl import _style
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-    from matplotlib.colors import Colormap
 
 
 def distrust(table: AnnData, genes: Sequence[str], min_cv_pearson: float) -> list[str]:
@@ -40,8 +37,6 @@ def distrust(table: AnnData, genes: Sequence[str], min_cv_pearson: float) -> lis
 
 def greys() -> Colormap:
     """For genes that are not to be trusted; the lightest grey still stands out from glass."""
-    from matplotlib.colors import LinearSegmentedColormap
-
     return LinearSegmentedColormap.from_list("distrust", ["0.88", "0.1"])
 
 

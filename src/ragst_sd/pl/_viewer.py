@@ -6,11 +6,18 @@ import base64
 import gzip
 import hashlib
 import html
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import matplotlib as mpl
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from jinja2 import Environment
+from spatialdata import SpatialData
 
 from ragst_sd import _keys, _results
 from ragst_sd._annotation import single_region
@@ -23,14 +30,6 @@ from ragst_sd.pl._section import read_section
 from ragst_sd.pl._viewer_numbers import choose_genes, collect_numbers
 from ragst_sd.pl._viewer_pictures import collect_pictures
 from ragst_sd.retrieval.grounding import FLAGGED
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator, Sequence
-
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
 
 # The page's promise, in bytes.
 LIMIT = 30_000_000
@@ -165,8 +164,6 @@ def viewer(
     >>> len(page.html) < 1_000_000
     True
     """
-    import pandas as pd
-
     require_sdata(sdata)
     require_positive(n_shown, "n_shown", whole=True)
     require_positive(height, "height", whole=True)
@@ -240,8 +237,6 @@ def _facts(table: AnnData, header: dict[str, Any], title: str) -> dict[str, Any]
 
 def _fill(head: dict[str, Any], data: dict[str, dict[str, str]]) -> str:
     """The page out of what its scripts read first, and texts that stand for bytes, by kind and name."""
-    from jinja2 import Environment
-
     template, style = (read_text(f"pl/viewer_page/{name}") for name in ("page.html", "page.css"))
     script = "\n".join(read_text(f"pl/viewer_page/{name}") for name in _SCRIPTS)
     environment = Environment(autoescape=True)
@@ -271,7 +266,5 @@ def _pack(values: np.ndarray) -> str:
 
 def _colormaps() -> dict[str, str]:
     """256 colours each, as hexadecimal digits."""
-    import matplotlib as mpl
-
     steps = np.linspace(0, 1, 256)
     return {name: mpl.colormaps[name](steps, bytes=True)[:, :3].tobytes().hex() for name in _COLORMAPS}

@@ -7,25 +7,20 @@ itself: a contribution is `share * weight * (value + correction)` as in :func:`r
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._cited_values import level_means, measured_values
 from ragst_sd._metrics import relative_spread
 from ragst_sd._results import OBS_COLUMNS, gene_index
 from ragst_sd.get._regression_lines import mean_of_stack
-from ragst_sd.pl._trust import has_intervals, intervals_of
+from ragst_sd.pl._trust import Intervals, has_intervals, intervals_of
+from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.training import dense
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-
-    from ragst_sd.pl._trust import Intervals
-    from ragst_sd.retrieval.bank import Bank
 
 _MISSING = -32768
 # Lower bounds that are zero, as many are, take one value, which compresses to little.

@@ -5,19 +5,15 @@ from __future__ import annotations
 from base64 import b64encode
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ragst_sd.image.embedding import tiles_at
 from ragst_sd.image.frames import similarity_scale
-from ragst_sd.pl._section import disc_radii, extent_of, field_widths, read_picture, spot_reach
+from ragst_sd.pl._section import Section, disc_radii, extent_of, field_widths, read_picture, spot_reach
 from ragst_sd.reference.schema import knows_tiles
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from ragst_sd.pl._section import Section
 
 _SECTION_PX = 1800
 _SHEET_PX = 1024
@@ -30,7 +26,7 @@ _TILE_PIXELS = 21_000_000
 class Pictures:
     """What a page shows as pictures, and what it knows about them."""
 
-    images: dict[str, list[Image]]
+    images: dict[str, list[Image.Image]]
     """The section, and sheets of equal square tiles, row by row."""
     places: dict[str, np.ndarray]
     """Place and size of each spot in pixels of the image, from the upper left corner of the part shown."""
@@ -46,8 +42,6 @@ class Pictures:
 
 def collect_pictures(section: Section, header: dict[str, Any], thumbnails: Any, cited: np.ndarray) -> Pictures:
     """Pictures of the section and its spots, and the `thumbnails` of `cited` rows of the reference, by position."""
-    from PIL import Image
-
     left, right, top, bottom = box = extent_of(section, spot_reach(section))
     mpp, tile_px = float(header["encoder"]["mpp"]), int(header["encoder"]["tile_px"])
     if not knows_tiles(header["encoder"]):
@@ -106,10 +100,8 @@ def _radii(section: Section, *, square: bool) -> np.ndarray:
     return radii
 
 
-def _sheets(tiles: np.ndarray) -> list[Image]:
+def _sheets(tiles: np.ndarray) -> list[Image.Image]:
     """Sheets of at most `_SHEET_PX`, so that a browser decodes no more than it shows."""
-    from PIL import Image
-
     sheets, edge = [], tiles.shape[1]
     across = _SHEET_PX // edge
     for start in range(0, len(tiles), across**2):
@@ -121,7 +113,7 @@ def _sheets(tiles: np.ndarray) -> list[Image]:
     return sheets
 
 
-def _jpeg(image: Image, quality: int) -> str:
+def _jpeg(image: Image.Image, quality: int) -> str:
     out = BytesIO()
     image.save(out, "JPEG", quality=quality, optimize=True)
     return b64encode(out.getvalue()).decode()

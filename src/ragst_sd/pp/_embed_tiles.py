@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
+from tqdm.auto import tqdm
 
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, resolve_annotation, rows_in_order
@@ -20,13 +24,6 @@ from ragst_sd._workers import own_device, without_huge_chunks
 from ragst_sd.pp._embedding_header import add_embedding, default_key, embedding_header, same_header
 from ragst_sd.pp._embedding_run import open_cache, run_embedding
 from ragst_sd.pp._tile_grid import require_resolution
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
 
 logger = logging.getLogger(__name__)
 
@@ -173,8 +170,6 @@ def embed_tiles(
     >>> table.obsm["X_texture"].shape[0] == table.n_obs
     True
     """
-    from tqdm.auto import tqdm
-
     from ragst_sd.image.embedding import plan_fields, tile_padding
     from ragst_sd.image.encoders import resolve_encoder
 

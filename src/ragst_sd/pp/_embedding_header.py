@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from spatialdata import sanitize_name
 
 from ragst_sd import _keys
 from ragst_sd._embedding import statistics
 from ragst_sd._validate import listing
 from ragst_sd.image.colours import Colours
+from ragst_sd.image.embedding import Pyramid
+from ragst_sd.image.encoders import Encoder
 from ragst_sd.reference.schema import same_value
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from anndata import AnnData
-
-    from ragst_sd.image.embedding import Pyramid
-    from ragst_sd.image.encoders import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +28,6 @@ _HASH_ROWS = 4096
 
 def default_key(name: str | None, model: object) -> str:
     """`X_<model>`, with characters that cannot be a key replaced."""
-    from spatialdata import sanitize_name
-
     if name is None:
         name = getattr(model, "__name__", type(model).__name__)
     short = name.split("/")[-1].removeprefix("timm:")

@@ -6,10 +6,11 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -17,14 +18,10 @@ import numpy as np
 from ragst_sd._replacing import replace_text, replaced_file
 from ragst_sd._validate import require_type
 from ragst_sd._workers import EmbeddingJob, active_client, embed_part, read_in_calling_thread, spread_over_workers
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from ragst_sd.image.embedding import Pyramid
-    from ragst_sd.image.encoder import Encoder
-    from ragst_sd.image.frames import FieldOfView
-    from ragst_sd.image.parts import Part
+from ragst_sd.image.embedding import Pyramid
+from ragst_sd.image.encoder import Encoder
+from ragst_sd.image.frames import FieldOfView
+from ragst_sd.image.parts import Part
 
 logger = logging.getLogger(__name__)
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._prediction_id import write_sums
 from ragst_sd._results import MIN_CEILING, check_key_added, predicted
 from ragst_sd._validate import require_key, require_positive
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +88,6 @@ def filter_predicted(
     >>> bool(query.tables["predicted"].var["cv_pearson"].min() >= 0.2)
     True
     """
-    from anndata import AnnData
-
     table, header = predicted(sdata, prediction_key)
     bare = isinstance(sdata, AnnData)
     if bare and key_added is not None:

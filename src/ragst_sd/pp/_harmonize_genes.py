@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted
@@ -14,11 +18,6 @@ from ragst_sd._validate import listing, require_choice, require_key, require_typ
 from ragst_sd.reference.genes import filled_names
 from ragst_sd.reference.normalize import as_csr, find_unit
 from ragst_sd.reference.symbols import FOUND, SPECIES, check_one_species, guess_species, load_table, one_to_one, resolve
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -164,9 +163,6 @@ def harmonize_genes(
 
 
 def _table(sdata: SpatialData | AnnData, table_key: str) -> AnnData:
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
     require_type(sdata, (SpatialData, AnnData), "sdata")
     if isinstance(sdata, SpatialData):
         require_key(table_key, sdata.tables, "sdata.tables", "Name the table with expression with `table_key=`.")
@@ -230,8 +226,6 @@ def _check_summable(table: AnnData, merged: list[str]) -> None:
 
 def _write(table: AnnData, report: pd.DataFrame, species: str, target: str) -> None:
     """Rename, merge and drop the genes of the table, in memory."""
-    import pandas as pd
-
     gene = report["gene"].to_numpy(object)
     kept = np.flatnonzero(gene != "")
     # What is not RNA is added to nothing, whatever its name.
@@ -268,8 +262,6 @@ def _write(table: AnnData, report: pd.DataFrame, species: str, target: str) -> N
 
 def _add_up(matrix: Any, kept: np.ndarray, codes: np.ndarray) -> Any:
     """Sums of the columns of each gene, sparse if they were, in the type that they had."""
-    import scipy.sparse as sp
-
     if hasattr(matrix, "compute"):
         matrix = matrix.compute()
     onto = sp.csr_matrix(

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
+import shapely
+from spatialdata import SpatialData
 
 from ragst_sd._annotation import empty_table, resolve_annotation, rows_in_order
 from ragst_sd._elements import element_centers, require_sdata
 from ragst_sd._outlines import areas_in_frame_of, extent_of
 from ragst_sd._several import over_sections
 from ragst_sd._validate import require_key, require_type
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +84,6 @@ def label_spots(
     >>> sdata.tables["table"].obs["annotation"].cat.categories.tolist()
     ['Tumor']
     """
-    import pandas as pd
-    import shapely
-
     sdata = require_sdata(sdata)
     require_type(key_added, str, "key_added")
     table_key, shapes_key = resolve_annotation(sdata, table_key, shapes_key)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from geopandas import GeoDataFrame
+from spatialdata import SpatialData
+from spatialdata.transformations import get_transformation
 
 from ragst_sd._annotation import (
     empty_table,
@@ -22,17 +28,9 @@ from ragst_sd._resolution import image_mpp_of
 from ragst_sd._validate import listing, only_one, require_positive, require_type
 from ragst_sd.image.frames import similarity_scale
 from ragst_sd.image.pooling import pool_tiles
+from ragst_sd.io._embedding_file import TileFeatures
 from ragst_sd.pp._embedding_header import default_key, write_features
 from ragst_sd.pp._tile_features import require_covered, rows_by_name
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from anndata import AnnData
-    from geopandas import GeoDataFrame
-    from spatialdata import SpatialData
-
-    from ragst_sd.io._embedding_file import TileFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -180,8 +178,6 @@ def _new_spots(
     coordinate_system: str | None,
 ) -> _Spots:
     """The tiles of a file as shapes, and a table for them, in the frame of the image that is meant."""
-    from spatialdata.transformations import get_transformation
-
     taken = [own for _, own, _ in sdata.gen_elements() if own.lower() in (_TILES, _TILES_TABLE)]
     if taken:
         msg = (
@@ -203,8 +199,6 @@ def _new_spots(
 
 def _tiles_of_table(sdata: SpatialData, found: TileFeatures, onto: str, frame: str) -> tuple[np.ndarray, float | None]:
     """(m, 2) centres of the tiles that a table annotates, and their edge if they are squares."""
-    from spatialdata.transformations import get_transformation
-
     shapes_key = resolve_shapes(sdata, found.shapes_key)
     shared = frame if frame in get_transformation(sdata[shapes_key], get_all=True) else None
     centers = centers_in_pixels(sdata, shapes_key=shapes_key, image_key=onto, coordinate_system=shared)
@@ -219,8 +213,6 @@ def _tiles_of_table(sdata: SpatialData, found: TileFeatures, onto: str, frame: s
 
 def _rows_of(found: TileFeatures, spots: _Spots) -> np.ndarray | None:
     """Row of the features for each spot, -1 where there is none; `None` where tiles are found by place."""
-    import pandas as pd
-
     if spots.shapes is not None or found.rows_of == spots.table_key:
         return np.arange(len(spots.xy))
     if found.table is not None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd._annotation import is_predicted, regions_of, single_region
 from ragst_sd._embedding import dense
@@ -15,12 +19,6 @@ from ragst_sd._outlines import extent_of
 from ragst_sd._validate import hint, listing, only_one, require_type
 from ragst_sd.io._embedding_file import UM_AT_1X, TileFeatures, read_embedding_file
 from ragst_sd.io._readable import existing
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +39,6 @@ def find_features(sdata: SpatialData, features: Any, *, table_key: str | None) -
     ValueError
         If several have the name, or values are missing or no numbers.
     """
-    from anndata import AnnData
-
     require_type(features, (str, PathLike, AnnData), "features", _TODO)
     if isinstance(features, AnnData):
         return _of_table(sdata, features, "`features`", None)
@@ -79,8 +75,6 @@ def of_file(path: str | PathLike[str], argument: str) -> TileFeatures:
 
 def rows_by_name(names: Sequence[str] | np.ndarray, table: AnnData, what: str) -> np.ndarray:
     """Row of the features for each spot, -1 where there is none."""
-    import pandas as pd
-
     rows = pd.Index(names).get_indexer(table.obs_names.astype(str))
     if (rows < 0).all():
         msg = (

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
+import shapely
+from skimage.transform import integral_image, integrate
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, single_region
@@ -14,14 +18,8 @@ from ragst_sd._outlines import areas_in_frame_of
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._several import over_sections
 from ragst_sd._validate import listing, require_positive, require_type
+from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.tissue import tissue_mask
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from spatialdata import SpatialData
-
-    from ragst_sd.image.embedding import Pyramid
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +100,6 @@ def tile_grid(
     >>> len(sdata.shapes["tiles"]) == sdata.tables["tiles_table"].n_obs
     True
     """
-    import pandas as pd
-
     sdata = require_sdata(sdata)
     require_positive(tile_px, "tile_px", whole=True)
     require_type(tissue, (bool, str), "tissue", "Give True, False or the name of shapes.")
@@ -176,8 +172,6 @@ def require_resolution(mpp: float | None, image_mpp: float | None, image_key: st
 
 def tissue_fraction(pyramid: Pyramid, centers: np.ndarray, edge: float, image_key: str) -> np.ndarray:
     """Share of tissue in squares of `edge` level-0 pixels around centres."""
-    from skimage.transform import integral_image, integrate
-
     mask, is_all = tissue_mask(pyramid.overview(_OVERVIEW_PX))
     if is_all:
         logger.info("Image %r shows no glass: all of it that has colour is taken for tissue.", image_key)
@@ -193,8 +187,6 @@ def _annotated_fraction(
     sdata: SpatialData, annotation_key: str, image_key: str, centers: np.ndarray, edge: float
 ) -> np.ndarray:
     """Share of squares of `edge` level-0 pixels around centres that lies in the polygons of an annotation."""
-    import shapely
-
     union = shapely.union_all(areas_in_frame_of(sdata, annotation_key, image_key, None).to_numpy())
     shapely.prepare(union)
     (x, y), half = centers.T, edge / 2

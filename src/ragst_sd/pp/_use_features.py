@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
@@ -15,12 +17,6 @@ from ragst_sd._several import over_sections
 from ragst_sd._validate import listing, require_known, require_some
 from ragst_sd.pp._taken_features import take_features
 from ragst_sd.pp._tile_features import find_features
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 
 def _of_each(features: Any, sections: list[str]) -> dict[str, Any]:
