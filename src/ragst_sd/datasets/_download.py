@@ -98,11 +98,10 @@ def fetch(file: RemoteFile, folder: Path, *, progress: bool, advice: str) -> Pat
             arrived.unlink()
             if not resumed:
                 break
-    msg = (
+    raise ValueError(
         f"{file.url} is not the file that was expected: {wrong}. It was not kept. Try again; if it stays so, the "
         f"owner has changed the file. You can also {advice}."
     )
-    raise ValueError(msg)
 
 
 def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> None:
@@ -140,12 +139,11 @@ def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> N
             wait = min(2.0**failures, _LONGEST_WAIT_S)
             logger.info("%s: %s; trying again in %.0f s.", file.url, reason, wait)
             time.sleep(wait)
-    msg = (
+    raise ConnectionError(
         f"{file.url} could not be downloaded: {reason}. Tried {_ATTEMPTS} times; {_size(part)} bytes are kept in "
         f"{str(part)!r}, and the next call goes on from there if the server says that the file is still the same. "
         f"You can also {advice}."
     )
-    raise ConnectionError(msg)
 
 
 def _request(file: RemoteFile, part: Path, *, progress: bool) -> None:
@@ -166,8 +164,7 @@ def _request(file: RemoteFile, part: Path, *, progress: bool) -> None:
         goes_on = response.status_code == 206
         if goes_on and not (version in ("", found) and span.startswith(f"bytes {have}-")):
             part.unlink()
-            msg = "what the server goes on with does not fit what had arrived earlier"
-            raise requests.ConnectionError(msg)
+            raise requests.ConnectionError("what the server goes on with does not fit what had arrived earlier")
         mark.write_text(found, encoding="utf-8")
         size = int(response.headers.get("Content-Length", 0))
         if size > shutil.disk_usage(part.parent).free:

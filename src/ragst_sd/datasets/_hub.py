@@ -31,8 +31,9 @@ def check_repository(repository: str) -> None:
     """Raise a `ValueError` unless this is `owner/name`."""
     require_type(repository, str, "repository")
     if _REPOSITORY.fullmatch(repository) is None:
-        msg = f"`repository` is {repository!r}; it must be 'owner/name' of a data set on the Hugging Face hub."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`repository` is {repository!r}; it must be 'owner/name' of a data set on the Hugging Face hub."
+        )
 
 
 @contextmanager

@@ -14,14 +14,16 @@ from ragst_sd import _keys
 from ragst_sd._labels import as_names
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.datasets._catalog_entries import as_list, catalog_entry, citation_text
-from ragst_sd.datasets._layout_10x import read_visium, read_visium_hd, read_xenium
-from ragst_sd.datasets._layout_other import (
+from ragst_sd.datasets._layouts import (
     read_h5ad_sample,
     read_hest_sample,
     read_picture,
     read_slide_sample,
     read_st_h5ad,
     read_st_tsv,
+    read_visium,
+    read_visium_hd,
+    read_xenium,
 )
 from ragst_sd.datasets._pairs import converted, own_folder, own_samples, require_samples
 from ragst_sd.datasets._sample_files import MIRROR, Sample, shelf_of
@@ -159,8 +161,9 @@ def find_samples(
     except KeyError as error:
         if folder is not None:
             return own_samples(name, folder, samples)
-        msg = f"{error.args[0]} A folder of your own is loaded with `path=`, or by its name in the folder {MIRROR}."
-        raise KeyError(msg) from None
+        raise KeyError(
+            f"{error.args[0]} A folder of your own is loaded with `path=`, or by its name in the folder {MIRROR}."
+        ) from None
     loader = _loader(entry)
     chosen, files = _chosen(entry, samples)
     shelf = shelf_of(entry, files, given=given, progress=progress, password=password)
@@ -210,8 +213,7 @@ def _loader(entry: Mapping[str, Any]) -> str:
         f"See {entry.get('url')}; `rg.io` and spatialdata-io have readers.",
     }
     if loader in refused:
-        msg = f"{name!r} is {refused[loader]}"
-        raise ValueError(msg)
+        raise ValueError(f"{name!r} is {refused[loader]}")
     return loader
 
 
@@ -222,8 +224,7 @@ def _chosen(
     listed, files = dict(entry["samples"]), {file["name"]: file for file in entry["files"]}
     wanted = list(listed) if samples is None else as_names(samples)
     if not wanted:
-        msg = f"`samples` is empty. Available: {listing(listed)}."
-        raise ValueError(msg)
+        raise ValueError(f"`samples` is empty. Available: {listing(listed)}.")
     if entry["loader"] != "hest":
         require_samples(wanted, listed, repr(entry["name"]))
     known, about = next(iter(listed.items()))

@@ -82,8 +82,7 @@ def load_census(
     require_positive(max_cells_per_type, "max_cells_per_type", whole=True)
     entry = catalog_entry(name)
     if entry["loader"] != "census":
-        msg = f"{name!r} is no query of the CELLxGENE Census: `rg.datasets.load({name!r})` loads files."
-        raise ValueError(msg)
+        raise ValueError(f"{name!r} is no query of the CELLxGENE Census: `rg.datasets.load({name!r})` loads files.")
     census_api = _census_api()
     version = census_version or str(entry["accession"]).removeprefix(_RELEASE)
     query = entry["query"] if value_filter is None else f"({entry['query']}) and ({value_filter})"
@@ -93,11 +92,10 @@ def load_census(
             census, entry["species"], value_filter=query, column_names=["soma_joinid", "cell_type"]
         )
         if not len(listed):
-            msg = (
+            raise ValueError(
                 f"No cell of Census {version} fulfils {query!r}. Relax `value_filter`, or name another "
                 "`census_version`."
             )
-            raise ValueError(msg)
         drawn = _draw(listed, int(max_cells_per_type), generator)
         logger.info("Census %s: downloading %d of %d cells.", version, len(drawn), len(listed))
         cells = census_api.get_anndata(
@@ -122,11 +120,10 @@ def _census_api() -> Any:
     try:
         import cellxgene_census
     except ImportError as error:
-        msg = (
+        raise ImportError(
             "`rg.datasets.load_census` needs the package cellxgene-census, which is not installed: "
             '`pip install "ragst-sd[census]"`. Single cells from anywhere else will do for `rg.tl.add_cell_types`.'
-        )
-        raise ImportError(msg) from error
+        ) from error
     return cellxgene_census
 
 

@@ -125,15 +125,15 @@ def load_screen(
         require_positive(max_cells, "max_cells", whole=True)
     entry = catalog_entry(name)
     if entry["loader"] != "screen":
-        msg = (
+        raise ValueError(
             f"{name!r} is no screen of perturbations (its kind is {entry['kind']!r}). "
             f"`rg.datasets.catalog(kind='screen')` lists them; `rg.datasets.load({name!r})` loads sections."
         )
-        raise ValueError(msg)
     given = None if path is None else Path(path).expanduser()
     if given is not None and not given.exists():
-        msg = f"`path`: {str(given)!r} does not exist. Pass the h5ad file, or the folder that holds it."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(
+            f"`path`: {str(given)!r} does not exist. Pass the h5ad file, or the folder that holds it."
+        )
     context, about = next(iter(entry["samples"].items()))
     if given is not None and given.is_file():
         file = given
@@ -204,8 +204,7 @@ def screen_obs(obs: pd.DataFrame, layout: ScreenLayout, context: str) -> tuple[p
         what = "The file has no column of perturbations"
         if present:
             what = f"`obs[{present[0]!r}]` tells whether a cell was perturbed, and no column tells of which gene"
-        msg = f"{what}: one of {listing(_PERTURBATION)} was expected, it has {listing(obs.columns)}."
-        raise ValueError(msg)
+        raise ValueError(f"{what}: one of {listing(_PERTURBATION)} was expected, it has {listing(obs.columns)}.")
     given = obs[column].astype(object)
     labelled = (given.notna() & ~given.astype(str).str.strip().isin(["", "*", "nan", "None", "unassigned"])).to_numpy()
     names = given.where(labelled, "").astype(str)
@@ -214,11 +213,10 @@ def screen_obs(obs: pd.DataFrame, layout: ScreenLayout, context: str) -> tuple[p
     out[_keys.PERTURBATION] = pd.Categorical(names.map(spelled))
     if not (out[_keys.PERTURBATION][labelled] == CONTROL).any():
         shown = sorted(set(names[labelled]))
-        msg = (
+        raise ValueError(
             f"No cell of `obs[{column!r}]` is a control; it has {listing(shown)}, and controls are called "
             f"{listing(_CONTROLS)}."
         )
-        raise ValueError(msg)
     own = next((name for name in _CONTEXT if name in obs and obs[name].notna().all()), None)
     # One name for one line, whatever the deposit calls it; several lines keep their own.
     several = own is not None and obs[own].nunique() > 1

@@ -30,11 +30,10 @@ def recipe_path(recipe: str | PathLike[str]) -> Path:
     path, known = Path(recipe).expanduser(), recipe_files()
     path = path if path.is_file() else known.get(str(recipe), path)
     if not path.is_file():
-        msg = (
+        raise FileNotFoundError(
             f"{path} does not exist or is no file. Pass the path of a recipe, a YAML file, or the name of one that the "
             f"package has: {listing(known)}.{hint(str(recipe), known)}"
         )
-        raise FileNotFoundError(msg)
     return path
 
 

@@ -178,13 +178,11 @@ def _check_order(table: AnnData, name: str) -> None:
         require_key(name, table.layers, "the predicted table's layers", "Predict again.")
     elif name not in table.obs or table.obs[name].dtype.kind not in "fiub":
         known = [_keys.DISAGREEMENT, WIDTH, *(one for one in table.obs if table.obs[one].dtype.kind in "fiub")]
-        msg = f"`by` is {name!r}; spots can be ordered by {listing(known)}.{hint(name, known)}"
-        raise KeyError(msg)
+        raise KeyError(f"`by` is {name!r}; spots can be ordered by {listing(known)}.{hint(name, known)}")
 
 
 def _check_shares(shares: Sequence[float]) -> list[float]:
     values = [float(share) for share in np.atleast_1d(np.asarray(shares, dtype=np.float64))]
     if not values or not all(0 < value <= 1 for value in values):
-        msg = f"`shares` is {listing(values)}; name shares of the spots to keep, above 0 and at most 1."
-        raise ValueError(msg)
+        raise ValueError(f"`shares` is {listing(values)}; name shares of the spots to keep, above 0 and at most 1.")
     return values

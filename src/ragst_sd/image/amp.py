@@ -25,11 +25,10 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
         return torch.device("cpu")
     resolved = torch.device(device)
     if resolved.type == "cuda" and not torch.cuda.is_available():
-        msg = (
+        raise RuntimeError(
             f"`device={str(device)!r}` was asked for, but this torch ({torch.__version__}) sees no CUDA GPU. "
             "Use `device='cpu'`, or `device=None` for what is there."
         )
-        raise RuntimeError(msg)
     return resolved
 
 

@@ -153,12 +153,11 @@ class Encoder:
             if expected is None or found == expected or isinstance(error, torch.OutOfMemoryError):
                 error.add_note(f"The tiles were {found[1]} x {found[0]} px; `tile_px` sets their size.")
                 raise
-            msg = (
+            raise ValueError(
                 f"{self._label()} takes pictures of {expected[1]} x {expected[0]} px, and the tiles have {found[1]} x "
                 f"{found[0]} px ({error}). Pass `tile_px={expected[1]}`, or a network that takes any size ("
                 "`timm.create_model(..., dynamic_img_size=True)`)."
-            )
-            raise ValueError(msg) from error
+            ) from error
 
     def _label(self) -> str:
         return repr(self.name) if self.name is not None else "the given model"
@@ -190,11 +189,10 @@ def _pixel_axes(shape: Sequence[int], label: str) -> tuple[int, int]:
     """The two axes of a feature map (n, c, h, w) or (n, h, w, c) that are its pixels: tiles are square, so maps are."""
     first, second, third = shape[1:]
     if (first == second == third != 1) or (first != second and second != third):
-        msg = (
+        raise ValueError(
             f"The output of {label} has shape {tuple(shape)}, in which channels cannot be told from pixels. Pool it "
             "in a callable around the model, for example lambda x: model(x).mean((2, 3))."
         )
-        raise ValueError(msg)
     return (2, 3) if second == third else (1, 2)
 
 
@@ -202,19 +200,17 @@ def _as_vectors(output: Any, n: int, label: str) -> torch.Tensor:
     try:
         vectors = torch.as_tensor(output)
     except (TypeError, ValueError, RuntimeError):
-        msg = (
+        raise TypeError(
             f"The output of {label} is a {type(output).__name__}, not one tensor. Wrap the model in a callable that "
             "returns one vector per tile."
-        )
-        raise TypeError(msg) from None
+        ) from None
     if vectors.ndim == 4:
         vectors = vectors.mean(dim=_pixel_axes(vectors.shape, label), dtype=torch.float32)
     if vectors.ndim != 2 or len(vectors) != n:
-        msg = (
+        raise ValueError(
             f"The output of {label} has shape {tuple(vectors.shape)} for {n} tiles; one vector per tile, ({n}, d), is "
             "needed. Pool tokens in a callable around the model, for example lambda x: model(x)[:, 0]."
         )
-        raise ValueError(msg)
     return vectors.to(torch.float32)
 
 

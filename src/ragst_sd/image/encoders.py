@@ -97,13 +97,13 @@ def resolve_encoder(
         )
     if not isinstance(model, str):
         if model_kwargs:
-            msg = "`model_kwargs` build models by name; `model` is an object already. Build it with them, then pass it."
-            raise ValueError(msg)
+            raise ValueError(
+                "`model_kwargs` build models by name; `model` is an object already. Build it with them, then pass it."
+            )
         return wrap_object(model, mean=own_mean, std=own_std, device=device, amp=amp)
     if model == TEXTURE:
         if model_kwargs or own_mean is not None or own_std is not None:
-            msg = "'texture' has no parameters: leave out `model_kwargs`, `mean` and `std`."
-            raise ValueError(msg)
+            raise ValueError("'texture' has no parameters: leave out `model_kwargs`, `mean` and `std`.")
         return _texture_encoder(device)
     loaded = _load_by_name(model, model_kwargs or {})
     where = resolve_device(device)
@@ -171,8 +171,9 @@ def _triple(values: Sequence[float] | None, name: str) -> tuple[float, ...] | No
     numbers = tuple(map(float, values))
     # Means in [0, 255] would be taken off inputs in [0, 1].
     if len(numbers) != 3 or max(numbers) > 1 or (name == "std" and min(numbers) <= 0):
-        msg = f"`{name}` is three numbers, for RGB in [0, 1]{', above 0' if name == 'std' else ''}; found {values!r}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`{name}` is three numbers, for RGB in [0, 1]{', above 0' if name == 'std' else ''}; found {values!r}."
+        )
     return numbers
 
 
@@ -202,15 +203,13 @@ def wrap_object(
     The encoder.
     """
     if (mean is None) != (std is None):
-        msg = f"`mean` and `std` of a model object go together; found mean={mean!r}, std={std!r}."
-        raise ValueError(msg)
+        raise ValueError(f"`mean` and `std` of a model object go together; found mean={mean!r}, std={std!r}.")
     encode = getattr(model, "encode_image", None)
     if not callable(encode) and not callable(model):
-        msg = (
+        raise TypeError(
             f"`model` is a {type(model).__name__}. It has to be a name, a torch.nn.Module, a callable on (n, 3, h, w) "
             "float tensors, or an object with `encode_image`."
         )
-        raise TypeError(msg)
     held = model if isinstance(model, torch.nn.Module) else getattr(model, "model", None)
     module = held if isinstance(held, torch.nn.Module) else None
     where = resolve_device(device if device is not None else _device_of(module))

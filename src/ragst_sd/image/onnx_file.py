@@ -78,20 +78,18 @@ def load_onnx_file(
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        msg = f"`model` is {str(path)!r}, which is no file. Give the path of an ONNX file that is there."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(
+            f"`model` is {str(path)!r}, which is no file. Give the path of an ONNX file that is there."
+        )
     if (mean is None) != (std is None):
-        msg = f"`mean` and `std` of an ONNX file go together; found mean={mean!r}, std={std!r}."
-        raise ValueError(msg)
+        raise ValueError(f"`mean` and `std` of an ONNX file go together; found mean={mean!r}, std={std!r}.")
     unknown = sorted(set(model_kwargs) - set(_OPTIONS))
     if unknown:
-        msg = f"`model_kwargs` of an ONNX file are {list(_OPTIONS)}; found {unknown}."
-        raise ValueError(msg)
+        raise ValueError(f"`model_kwargs` of an ONNX file are {list(_OPTIONS)}; found {unknown}.")
     where, session = _open_session(path, device)
     name, layout, dtype, batch, edge = _read_input(session.get_inputs(), path)
     if dtype == np.uint8 and mean is not None:
-        msg = f"{path.name} takes pixels of 8 bits as they are: leave out `mean` and `std`."
-        raise ValueError(msg)
+        raise ValueError(f"{path.name} takes pixels of 8 bits as they are: leave out `mean` and `std`.")
     output = _chosen_output(session.get_outputs(), model_kwargs.get("output"), path)
     pool = _pooling(model_kwargs.get("pooling"), output, path)
 
@@ -109,8 +107,9 @@ def load_onnx_file(
             try:
                 (values,) = session.run([output.name], {name: filled})
             except Exception as error:
-                msg = f"{path.name} did not run on tiles of {pixels.shape[-1]} px, which `tile_px` sets. {_said(error)}"
-                raise ValueError(msg) from error
+                raise ValueError(
+                    f"{path.name} did not run on tiles of {pixels.shape[-1]} px, which `tile_px` sets. {_said(error)}"
+                ) from error
             found.append(pool(values)[: len(part)])
         return torch.from_numpy(np.concatenate(found))
 
@@ -139,10 +138,9 @@ def import_onnxruntime() -> Any:
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
-        msg = (
+        raise ImportError(
             f'ONNX files need onnxruntime, which cannot be imported ({error}). Install it: pip install "ragst-sd[onnx]"'
-        )
-        raise ImportError(msg) from None
+        ) from None
 
 
 def _open_session(path: Path, device: str | torch.device | None) -> tuple[torch.device, Any]:
@@ -150,11 +148,10 @@ def _open_session(path: Path, device: str | torch.device | None) -> tuple[torch.
     where, has_cuda = resolve_device(device), "CUDAExecutionProvider" in runtime.get_available_providers()
     if where.type != "cpu" and not (where.type == "cuda" and has_cuda):
         if device is not None:
-            msg = (
+            raise ValueError(
                 f"`device={str(device)!r}` was asked for, but this onnxruntime ({runtime.__version__}) runs on "
                 f"{', '.join(runtime.get_available_providers())}. Use `device='cpu'`, or install onnxruntime-gpu."
             )
-            raise ValueError(msg)
         logger.info("This onnxruntime has no support for %s: %s runs on the CPU.", where.type, path.name)
         where = torch.device("cpu")
     options = runtime.SessionOptions()
@@ -166,11 +163,10 @@ def _open_session(path: Path, device: str | torch.device | None) -> tuple[torch.
     try:
         return where, runtime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
-        msg = (
+        raise ValueError(
             f"{str(path)!r} cannot be read as an ONNX file: it is damaged, weights that it keeps in another file are "
             f"missing, or it needs another onnxruntime than {runtime.__version__}. {_said(error)}"
-        )
-        raise ValueError(msg) from error
+        ) from error
 
 
 def _said(error: Exception) -> str:
@@ -183,15 +179,15 @@ def _read_input(inputs: Sequence[Any], path: Path) -> tuple[str, str, type, int 
     sizes = [size if isinstance(size, int) and size > 0 else None for size in first.shape]
     layouts = [key for key, channel in (("NCHW", 1), ("NHWC", 3)) if len(sizes) == 4 and sizes[channel] == 3]
     if len(inputs) != 1 or first.type not in _NUMPY or len(layouts) != 1:
-        msg = (
+        raise ValueError(
             f"{path.name} takes {described}. An encoder takes one tensor of RGB tiles, (n, 3, h, w) or (n, h, w, 3), of "
             "floats or 8 bit. Export it so, with 3 channels fixed, or pass a callable around it as `model`."
         )
-        raise ValueError(msg)
     height, width = sizes[2:] if layouts == ["NCHW"] else sizes[1:3]
     if height != width:
-        msg = f"{path.name} takes pictures of {first.shape}; tiles are square. Export it for squares, or for any size."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{path.name} takes pictures of {first.shape}; tiles are square. Export it for squares, or for any size."
+        )
     return first.name, layouts[0], _NUMPY[first.type], sizes[0], height
 
 
@@ -202,8 +198,7 @@ def _chosen_output(outputs: Sequence[Any], wanted: str | None, path: Path) -> An
     if wanted not in named:
         described = ", ".join(f"{output.name!r} {output.shape}" for output in outputs)
         found = "has several outputs" if wanted is None else f"has no output {wanted!r}"
-        msg = f"{path.name} {found}. Choose one by `model_kwargs={{'output': ...}}`: {described}."
-        raise ValueError(msg)
+        raise ValueError(f"{path.name} {found}. Choose one by `model_kwargs={{'output': ...}}`: {described}.")
     return named[wanted]
 
 

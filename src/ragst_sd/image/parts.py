@@ -211,9 +211,8 @@ def _fetch_later(vectors: torch.Tensor) -> Callable[[], np.ndarray]:
 def _finite(values: np.ndarray) -> np.ndarray:
     fine = np.isfinite(values).all(axis=1)
     if not fine.all():
-        msg = (
+        raise ValueError(
             f"The encoder returned NaN or infinite values for {int((~fine).sum())} of {len(values)} tiles of a batch. "
             "Check its weights and `mean` and `std`, or pass `amp=False` if reduced precision overflows."
         )
-        raise ValueError(msg)
     return values

@@ -77,11 +77,10 @@ def texture_features(tiles: torch.Tensor) -> torch.Tensor:
         If the tiles are too small.
     """
     if min(tiles.shape[2:]) < MIN_TILE_PX:
-        msg = (
+        raise ValueError(
             f"Texture needs tiles of at least {MIN_TILE_PX} x {MIN_TILE_PX} px; found {tiles.shape[2]} x "
             f"{tiles.shape[3]}. Ask for a larger `tile_px`."
         )
-        raise ValueError(msg)
     if len(tiles) == 0:
         return torch.zeros(0, len(texture_names()), device=tiles.device)
     if tiles.device.type == "cpu":

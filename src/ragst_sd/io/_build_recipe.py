@@ -166,8 +166,7 @@ def _encoder(plan: Recipe, place: Place, device: str | None) -> tuple[Encoder, s
     try:
         encoder = resolve_encoder(**given, device=own_device() if device is None else device)
     except ValueError as error:
-        msg = f"{place / 'encoder'}: {error}"
-        raise ValueError(msg) from error
+        raise ValueError(f"{place / 'encoder'}: {error}") from error
     return encoder, default_key(encoder.name, plan.encoder.model)
 
 
@@ -202,12 +201,11 @@ def _existing(path: Path, key: str, *, overwrite: bool) -> AnnData | None:
     if made_by.get("key") == key:
         return reference
     if not overwrite:
-        msg = (
+        raise FileExistsError(
             f"{path} is a reference that another recipe, or other files, have made (recipe {made_by.get('name')!r}, "
             f"encoder {header['encoder']['encoder']!r}). Choose another path, or have it replaced (`overwrite=True`, "
             "`--overwrite`)."
         )
-        raise FileExistsError(msg)
     return None
 
 

@@ -113,8 +113,9 @@ def _fetch(repository: str, revision: str | None, given: Path | None, *, progres
     with hub_errors(repository, url=page, local_advice=advice, what="files"), quiet_hub(quiet=not progress):
         info = HfApi(endpoint=endpoint).dataset_info(repository, revision=revision)
         if STORE not in {file.rfilename for file in info.siblings or ()}:
-            msg = f"{repository!r} holds no {STORE!r} at revision {revision or 'main'!r}. Its files: {page}/tree/main."
-            raise FileNotFoundError(msg)
+            raise FileNotFoundError(
+                f"{repository!r} holds no {STORE!r} at revision {revision or 'main'!r}. Its files: {page}/tree/main."
+            )
         folder = cache / str(info.sha) if given is None else given
         snapshot_download(
             repository,
@@ -139,9 +140,8 @@ def _checked(store: Path, content_hash: str | None, repository: str, *, lazy: bo
     current = reference_hash(reference) if lazy else stated
     for expected, whose in ((stated, "its own header"), (content_hash, "`content_hash`")):
         if expected is not None and current != expected:
-            msg = (
+            raise ValueError(
                 f"The reference of {repository!r} has the content hash {current}, and {whose} says {expected}: it "
                 "is not that reference."
             )
-            raise ValueError(msg)
     return reference

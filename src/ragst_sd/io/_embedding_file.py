@@ -58,11 +58,10 @@ def read_embedding_file(path: Path) -> TileFeatures:
         attributes = {name: dict(file[name].attrs) for name in content}
     key = next((name for name in _VECTORS if name in content), None)
     if key is None:
-        msg = (
+        raise ValueError(
             f"{path.name!r} holds the datasets {listing(content)}; expected 'features' (TRIDENT, CLAM) or "
             "'embeddings' (HEST)."
         )
-        raise ValueError(msg)
     vectors = np.asarray(content[key], dtype=np.float32)
     corners = np.asarray(content["coords"], dtype=float) if "coords" in content else None
     barcodes = next((np.asarray(content[name]) for name in BARCODES if name in content), None)
@@ -97,31 +96,31 @@ def names_of_spots(stored: np.ndarray, n: int, name: str, what: str) -> np.ndarr
     """
     barcodes = np.array([_text(barcode) for barcode in np.ravel(stored)], dtype=str)
     if len(barcodes) != n:
-        msg = f"{name!r} holds {len(barcodes)} barcodes for {n} {what}."
-        raise ValueError(msg)
+        raise ValueError(f"{name!r} holds {len(barcodes)} barcodes for {n} {what}.")
     names, counts = np.unique(barcodes, return_counts=True)
     if (counts > 1).any():
-        msg = f"{name!r} holds barcodes more than once: {listing(names[counts > 1])}."
-        raise ValueError(msg)
+        raise ValueError(f"{name!r} holds barcodes more than once: {listing(names[counts > 1])}.")
     return barcodes
 
 
 def _check(name: str, key: str, vectors: np.ndarray, corners: np.ndarray | None, *, is_named: bool) -> None:
     if vectors.ndim != 2:
-        msg = f"{key!r} in {name!r} has the shape {vectors.shape}; expected one vector per tile. Pass tile embeddings."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{key!r} in {name!r} has the shape {vectors.shape}; expected one vector per tile. Pass tile embeddings."
+        )
     if not np.isfinite(vectors).all():
-        msg = f"{key!r} in {name!r} is NaN or infinite in {int((~np.isfinite(vectors)).any(axis=1).sum())} tiles."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{key!r} in {name!r} is NaN or infinite in {int((~np.isfinite(vectors)).any(axis=1).sum())} tiles."
+        )
     if corners is None and not is_named:
-        msg = f"{name!r} holds neither 'coords' nor 'barcodes': its {len(vectors)} vectors cannot be placed."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{name!r} holds neither 'coords' nor 'barcodes': its {len(vectors)} vectors cannot be placed."
+        )
     if corners is not None and corners.shape != (len(vectors), 2):
-        msg = (
+        raise ValueError(
             f"'coords' in {name!r} has the shape {corners.shape}; expected ({len(vectors)}, 2). Is this of a whole "
             "slide?"
         )
-        raise ValueError(msg)
 
 
 def _text(value: Any) -> str | None:

@@ -108,11 +108,10 @@ def read_annotations(
     if mpp is not None:
         require_positive(mpp, "mpp")
         if image_mpp is None:
-            msg = (
+            raise ValueError(
                 f"`mpp` was given, but the resolution of image {image_key!r} is unknown. Give it with "
                 "`rg.pp.set_image_mpp` first."
             )
-            raise ValueError(msg)
     _check_free(sdata, key_added, overwrite=overwrite)
     found = _areas(_features(path), path.name)
     if mpp is not None:
@@ -141,8 +140,9 @@ def _features(path: Path) -> list[Any]:
     features = content.get("features", [content]) if isinstance(content, dict) else content
     if not isinstance(features, list) or not all(isinstance(one, dict) and "geometry" in one for one in features):
         kind = f"an object with {listing(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"
-        msg = f"{path.name!r} holds {kind}; expected GeoJSON features, as QuPath exports them ('Export as GeoJSON')."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{path.name!r} holds {kind}; expected GeoJSON features, as QuPath exports them ('Export as GeoJSON')."
+        )
     return features
 
 
@@ -153,19 +153,19 @@ def _areas(features: list[Any], name: str) -> GeoDataFrame:
     try:
         outlines = gpd.GeoSeries([shapely.geometry.shape(one["geometry"]) for one in with_shape])
     except (ValueError, TypeError, KeyError, AttributeError, shapely.errors.ShapelyError) as error:
-        msg = f"{name!r} holds geometries that cannot be read ({type(error).__name__}: {error}). Export it again."
-        raise ValueError(msg) from error
+        raise ValueError(
+            f"{name!r} holds geometries that cannot be read ({type(error).__name__}: {error}). Export it again."
+        ) from error
     # `buffer` of what is made valid would hide that it never was an area.
     is_area = outlines.geom_type.isin(AREAS).to_numpy() & ~outlines.is_empty.to_numpy()
     left_out = [outline.geom_type for outline in outlines[~is_area]]
     if left_out:
         logger.info("%d features of %r have no area and are left out: %s.", len(left_out), name, listing(set(left_out)))
     if not is_area.any():
-        msg = (
+        raise ValueError(
             f"{name!r} holds no polygons: {len(features)} features, of {listing(sorted(set(left_out))) or 'none'}. "
             "Draw areas, or export annotations and not points."
         )
-        raise ValueError(msg)
     kept = np.flatnonzero(is_area)
     columns = {
         "classification": [_class_name(about[k].get("classification")) for k in kept],
@@ -191,8 +191,7 @@ def _check_free(sdata: SpatialData, key_added: str, *, overwrite: bool) -> None:
     taken = [(kind, own) for kind, own, _ in sdata.gen_elements() if own.lower() == key_added.lower()]
     if taken and not (overwrite and taken == [("shapes", key_added)]):
         todo = "Choose another `key_added`" + (", or pass `overwrite=True`." if taken[0][0] == "shapes" else ".")
-        msg = f"The name {key_added!r} is taken by {taken[0][0]} {taken[0][1]!r}. {todo}"
-        raise ValueError(msg)
+        raise ValueError(f"The name {key_added!r} is taken by {taken[0][0]} {taken[0][1]!r}. {todo}")
 
 
 def _check_inside(found: GeoDataFrame, pyramid: Pyramid, image_key: str, name: str) -> None:
@@ -208,12 +207,11 @@ def _check_inside(found: GeoDataFrame, pyramid: Pyramid, image_key: str, name: s
     if outside.all():
         factor = float((high.max(axis=0) / (width, height)).max())
         larger = f" They look like pixels of an image at least {factor:.1f} times as large." if factor > 1 else ""
-        msg = (
+        raise ValueError(
             f"All {len(found)} outlines of {name!r} lie outside the image: they cover {extent}, {size}.{larger} Read "
             "the image that was annotated, at full resolution and uncut, or give the microns per unit of the file with "
             "`mpp=`."
         )
-        raise ValueError(msg)
     logger.warning(
         "%d of %d outlines of %r lie outside: they cover %s, %s.", outside.sum(), len(found), name, extent, size
     )
@@ -227,12 +225,11 @@ def _check_unit(outlines: GeoSeries, pyramid: Pyramid, image_mpp: float, name: s
         return
     as_pixels, as_microns = (_tissue_share(_scaled(outlines, by), mask, pyramid) for by in (1.0, 1 / image_mpp))
     if as_pixels < _ON_GLASS and as_microns > _ON_TISSUE:
-        msg = (
+        raise ValueError(
             f"{name!r} looks as if it were in microns: taken as pixels, {as_pixels:.0%} of what it outlines is tissue; "
             f"as microns (of {image_mpp:.4g} per pixel), {as_microns:.0%}. Pass `mpp=1` if it is. Outlines in another "
             "unit need `mpp=` as well."
         )
-        raise ValueError(msg)
     logger.info("%.0f%% of what %r outlines is tissue.", 100 * as_pixels, name)
 
 

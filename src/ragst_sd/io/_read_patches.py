@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
+import dask.array as da
+import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -17,8 +20,8 @@ from ragst_sd._patches import own_frame, patch_pyramid, shrunk
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.image.pooling import pool_tiles
-from ragst_sd.io._embedding_file import read_embedding_file
-from ragst_sd.io._hest_metadata import (
+from ragst_sd.io._embedding_file import BARCODES, names_of_spots, read_embedding_file
+from ragst_sd.io._read_hest import (
     donor_of,
     hest_source,
     known_fields,
@@ -26,8 +29,7 @@ from ragst_sd.io._hest_metadata import (
     read_metadata,
     spot_diameter,
 )
-from ragst_sd.io._patch_file import read_patch_file
-from ragst_sd.io._readable import existing
+from ragst_sd.io._readable import existing, readable
 from ragst_sd.io._section import SHAPES, TABLE, assemble, source_details
 from ragst_sd.io._st_counts import locate, read_counts
 from ragst_sd.pp._embedding_header import default_key, write_features
@@ -37,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 _THUMBNAIL_PX = 64
 _MOST = 0.5
+
+_PICTURES = ("img", "imgs", "images")
+_CHUNK = 16
 
 
 def read_patches(
@@ -190,8 +195,9 @@ def read_patches(
             embedding = pool_tiles(features_file.vectors, features_file.corners, corners, edge=2.0, context=(1,))
             require_covered(embedding, features_file.corners, corners, repr(origin))
         else:
-            msg = f"{origin!r} holds no barcodes, and {path.name!r} no 'coords': the features cannot be placed."
-            raise ValueError(msg)
+            raise ValueError(
+                f"{origin!r} holds no barcodes, and {path.name!r} no 'coords': the features cannot be placed."
+            )
         write_features(
             table,
             default_key(name, None),
@@ -220,19 +226,17 @@ def _matched(found: AnnData, barcodes: np.ndarray, name: str) -> tuple[AnnData, 
     """Counts of the spots that have a picture, in the order of the pictures, and which pictures these are."""
     twice = found.obs_names[found.obs_names.duplicated()].unique()
     if len(twice):
-        msg = (
+        raise ValueError(
             f"{len(twice)} spot names of `counts` are duplicated, for example {listing(twice[:3])}, so pictures cannot "
             "be matched to them. Pass the counts of one section, one row per spot."
         )
-        raise ValueError(msg)
     place = found.obs_names.astype(str).get_indexer(barcodes)
     rows = np.flatnonzero(place >= 0)
     if len(rows) == 0:
-        msg = (
+        raise ValueError(
             f"No spot of `counts` (for example {listing(found.obs_names[:3])}) is among the {len(place)} barcodes of "
             f"{name!r} (for example {listing(barcodes[:3])}). Check that both are of one section."
         )
-        raise ValueError(msg)
     if len(rows) < len(place):
         without = barcodes[place < 0]
         logger.warning(
@@ -258,9 +262,65 @@ def _check_places(xy: np.ndarray, corners: np.ndarray, edge: float | None, name:
     beside = (np.abs(offset - expected) > reach).any(axis=1)
     if beside.mean() > _MOST:
         low, high = (f"x {x:.0f}, y {y:.0f}" for x, y in (offset.min(axis=0), offset.max(axis=0)))
-        msg = (
+        raise ValueError(
             f"Barcodes of `counts` and of {name!r} are the same, as they are on every slide of one kind, but "
             f"{int(beside.sum())} of {len(xy)} spots lie elsewhere than their pictures (by {low} to {high} px of the "
             "slide). Pass the counts of the section that the pictures are of."
         )
-        raise ValueError(msg)
+
+
+def _some_pictures(path: str, stamp: int, name: str, block_info: Any = None) -> np.ndarray:
+    """A chunk of a data set of an h5 file, which is opened for it: open files cannot be sent to other processes."""
+    first, last = block_info[None]["array-location"][0]
+    with h5py.File(path) as file:
+        return file[name][first:last]
+
+
+def read_patch_file(path: Path) -> tuple[da.Array, np.ndarray, np.ndarray | None]:
+    """Pictures of spots, their names, and where they were cut.
+
+    Returns
+    -------
+    (n, edge, edge, 3) uint8, read when they are needed; (n,) names of spots; (n, 2) top left corners (x, y) in pixels
+    of the slide, where the file has them.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, holds no RGB pictures, or does not tell of which spots they are.
+    """
+    with readable(path, "h5"), h5py.File(path) as file:
+        shapes = {name: (item.shape, item.dtype) for name, item in file.items() if isinstance(item, h5py.Dataset)}
+        key = next((name for name in _PICTURES if name in shapes), None)
+        named = next((name for name in BARCODES if name in shapes), None)
+        barcodes = None if named is None else file[named][()]
+        corners = np.asarray(file["coords"][()], dtype=float) if "coords" in shapes else None
+    if key is None:
+        raise ValueError(
+            f"{path.name!r} holds the data sets {listing(shapes)}; expected pictures in 'img'. Files of features go to "
+            "`rg.io.read_patches(..., embeddings={name: path})`."
+        )
+    shape, dtype = shapes[key]
+    if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3 or dtype != np.uint8 or 0 in shape:
+        raise ValueError(
+            f"{key!r} in {path.name!r} holds {dtype} of the shape {shape}; expected one square uint8 RGB picture per "
+            "spot: (spots, edge, edge, 3)."
+        )
+    if barcodes is None:
+        raise ValueError(
+            f"{path.name!r} holds no barcodes (data sets: {listing(shapes)}), so nothing tells of which spot each of "
+            f"its {shape[0]} pictures is. Write the names of the spots into a data set 'barcode', in the order of "
+            "the pictures; the order of the counts proves nothing."
+        )
+    names = names_of_spots(barcodes, shape[0], path.name, "pictures")
+    if corners is not None and corners.shape != (shape[0], 2):
+        raise ValueError(f"'coords' in {path.name!r} has the shape {corners.shape}; expected ({shape[0]}, 2).")
+    pictures = da.map_blocks(
+        _some_pictures,
+        str(path.resolve()),
+        path.stat().st_mtime_ns,
+        key,
+        chunks=da.core.normalize_chunks((_CHUNK, *shape[1:]), shape, dtype=dtype),
+        meta=np.empty((0,) * 4, dtype),
+    )
+    return pictures, names, corners

@@ -75,33 +75,32 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
         with locked(path, "recovered"):
             recover(path)
     if not path.exists():
-        msg = f"{path} does not exist. Write a reference with `rg.io.write_reference`, or build one: `ragst-sd build RECIPE`."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(
+            f"{path} does not exist. Write a reference with `rg.io.write_reference`, or build one: `ragst-sd build RECIPE`."
+        )
     if not is_reference(path):
-        msg = (
+        raise ValueError(
             f"{path} is not a reference written by `rg.io.write_reference`, or not the whole of one (it has no "
             f"`uns/{_keys.ATTRS}`). If it was copied or downloaded, do that again."
         )
-        raise ValueError(msg)
     reference = _up_to_date(_read(path, lazy=lazy))
     if lazy and is_perturbation(reference):
-        msg = f"{path} is a reference of perturbations, which cannot stay on disk. Read it with `lazy=False`."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{path} is a reference of perturbations, which cannot stay on disk. Read it with `lazy=False`."
+        )
     header = reference_header(reference) if lazy else any_header(reference)
     current = annotations_hash(reference) if lazy else any_hash(reference)
     expected = header.get(_keys.ANNOTATIONS_HASH) if lazy else header["content_hash"]
     if lazy and current != expected:
-        msg = (
+        raise ValueError(
             f"{path}: ids, genes or labels do not match the hash that was written with them, or it was written by a "
             "version without one. Read it with `lazy=False`, which checks everything, and write it again."
         )
-        raise ValueError(msg)
     if current != expected:
-        msg = (
+        raise ValueError(
             f"{path}: the content does not match its hash ({current[:12]} against {str(expected)[:12]}); it was "
             "changed or damaged after it was written."
         )
-        raise ValueError(msg)
     return reference
 
 
@@ -122,11 +121,10 @@ def _read(path: Path, *, lazy: bool) -> AnnData:
         raise
     except Exception as error:
         # There is no list of what zarr and anndata raise on bytes that nobody wrote.
-        msg = (
+        raise ValueError(
             f"{path} cannot be read ({type(error).__name__}: {error}). It is damaged, or was written by another "
             "program."
-        )
-        raise ValueError(msg) from error
+        ) from error
 
 
 def _require_memory(path: Path, group: Any) -> None:
@@ -134,11 +132,10 @@ def _require_memory(path: Path, group: Any) -> None:
     memory = psutil.virtual_memory().total
     total = sum(array.nbytes for _, array in group.members(max_depth=None) if hasattr(array, "nbytes"))
     if total > memory:
-        msg = (
+        raise MemoryError(
             f"{path} holds {total / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB of memory. Read it with "
             "`lazy=True`, which leaves its rows on disk."
         )
-        raise MemoryError(msg)
 
 
 def _up_to_date(reference: AnnData) -> AnnData:

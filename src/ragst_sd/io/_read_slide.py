@@ -153,9 +153,8 @@ def _resolution(stated: tuple[float, float] | None, name: str) -> float | None:
         return None
     x, y = stated
     if abs(x - y) > _ANISOTROPY * max(x, y):
-        msg = (
+        raise ValueError(
             f"The pixels of slide {name!r} are not square: {x:.4g} x {y:.4g} microns. Tiles would be stretched: "
             "resample the slide, or pass `mpp=` if the file is wrong."
         )
-        raise ValueError(msg)
     return (x + y) / 2

@@ -136,8 +136,7 @@ def read_st(
     require_positive(spot_diameter_px, "spot_diameter_px", optional=True)
     require_positive(value_max, "value_max", optional=True)
     if image_mpp is not None and um_between_centers is not None:
-        msg = "Give `image_mpp` or `um_between_centers`, not both: each one determines the other."
-        raise ValueError(msg)
+        raise ValueError("Give `image_mpp` or `um_between_centers`, not both: each one determines the other.")
     given = checked_source(source)
     found = read_counts(counts, layer)
     meta = found.uns.get("meta")
@@ -208,8 +207,7 @@ def _diameter(found: AnnData, library: str | None, pitch: float | None) -> float
     if stored is not None:
         return stored
     if not pitch:
-        msg = "The diameter of spots cannot be derived from a single spot. Pass `spot_diameter_px=`."
-        raise ValueError(msg)
+        raise ValueError("The diameter of spots cannot be derived from a single spot. Pass `spot_diameter_px=`.")
     logger.info("Spots are drawn %.4g px wide, half the distance between them. Pass `spot_diameter_px=`.", pitch / 2)
     return pitch / 2
 

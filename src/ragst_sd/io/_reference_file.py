@@ -51,8 +51,7 @@ def require_complete(path: Path) -> None:
         noted = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"].get(_SEAL.decode(), {})
         broken = [part for part in noted if part and noted[part]["files"] != _files_digest(path / part)]
     if broken:
-        msg = f"{', '.join(broken)} does not match what was written"
-        raise ValueError(msg)
+        raise ValueError(f"{', '.join(broken)} does not match what was written")
 
 
 def parts_digest(archive: ZipFile) -> bytes:
@@ -106,8 +105,9 @@ class PinnedStore(WrapperStore):
             await self._store._ensure_open()
             return await self._store.get(key, prototype, byte_range)
         except BadZipFile as error:
-            msg = f"{self.path} is damaged ({error}). Copy it again, or write it again from a reference that is whole."
-            raise RuntimeError(msg) from error
+            raise RuntimeError(
+                f"{self.path} is damaged ({error}). Copy it again, or write it again from a reference that is whole."
+            ) from error
         finally:
             # Looked at afterwards: what was read before the file was replaced is of the old version.
             self._require_same()
@@ -118,8 +118,9 @@ class PinnedStore(WrapperStore):
         except FileNotFoundError:
             same = False
         if not same:
-            msg = f"{self.path} was replaced or changed after it was opened with `{self.opened_with}`. {self.again}."
-            raise RuntimeError(msg)
+            raise RuntimeError(
+                f"{self.path} was replaced or changed after it was opened with `{self.opened_with}`. {self.again}."
+            )
 
 
 def opened_lazily(store: PinnedStore, *, parts: Collection[str], block_rows: int | None = None) -> AnnData:

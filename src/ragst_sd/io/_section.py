@@ -104,8 +104,7 @@ def check_inside(xy: np.ndarray, width: int, height: int) -> None:
     else:
         todo = "Check their origin and unit: pixels count from the top left corner of the picture."
     if n_outside == len(xy):
-        msg = f"All {len(xy)} spots lie outside the picture of {width} x {height} px ({extent}). {todo}"
-        raise ValueError(msg)
+        raise ValueError(f"All {len(xy)} spots lie outside the picture of {width} x {height} px ({extent}). {todo}")
     logger.warning(
         "%d of %d spots lie outside the picture of %d x %d px (%s). %s", n_outside, len(xy), width, height, extent, todo
     )

@@ -164,17 +164,15 @@ def open_tiff(path: Path, value_max: float | None = None) -> SlideFile:
                 logger.info("%r: the largest picture, %s, is read; not %s.", path.name, series.shape, ", ".join(others))
             end = max(offset + size for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True))
             if any(page.parent is not tiff for level in series.levels for page in level.pages if page is not None):
-                msg = f"The channels of {str(path)!r} lie in several files. Write them to one, as RGB."
-                raise ValueError(msg)
+                raise ValueError(f"The channels of {str(path)!r} lie in several files. Write them to one, as RGB.")
             has_gaps = 0 in series.levels[-1].keyframe.databytecounts
             if end > tiff.filehandle.size:
                 raise _damaged(path, f"its pixels end at byte {end}, the file at {tiff.filehandle.size}")
     except (tifffile.TiffFileError, IndexError) as error:
-        msg = (
+        raise ValueError(
             f"{str(path)!r} cannot be decoded: it is no slide that OpenSlide knows and no TIFF ({error}). Pass an svs, "
             "ndpi, mrxs, scn, bif or TIFF file; plain jpg and png pictures of sections are read with `rg.io.read_st`."
-        )
-        raise ValueError(msg) from error
+        ) from error
     photometric = _photometric(page)
     alpha = next((int(kind) for kind in page.extrasamples if kind in (_ASSOCIATED, _UNASSOCIATED)), None)
     if photometric == "rgb":
@@ -209,12 +207,11 @@ def _colour_series(tiff: Any, path: Path | str) -> int:
     colour = [k for k, size in enumerate(sizes) if _channels(size) in (3, 4)]
     if not colour:
         axes, shape, stored = tiff.series[0].axes, tiff.series[0].shape, _photometric(tiff.series[0].keyframe)
-        msg = (
+        raise ValueError(
             f"The first picture of {str(path)!r} has axes {axes}, shape {shape} and samples stored as "
             f"{stored!r}; RGB is needed. Fluorescence and grey pictures cannot be embedded as H&E; of a stack of "
             "planes or times, write the one in focus to a file of its own."
         )
-        raise ValueError(msg)
     return max(colour, key=lambda k: sizes[k]["Y"] * sizes[k]["X"])
 
 

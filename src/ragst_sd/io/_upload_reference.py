@@ -128,14 +128,13 @@ def _check_terms(licenses: dict[str, str]) -> None:
             f"{name!r} ({terms_of(name).meaning}): {listing([sample for sample in refused if refused[sample] == name])}"
             for name in dict.fromkeys(refused.values())
         )
-        msg = (
+        raise ValueError(
             f"A reference is derived from its sections, and of {len(refused)} of them the licence does not say that "
             f"it may be passed on: {reasons}. Name the licences with `rg.tl.build_reference(..., sources=...)` where "
             "you know them, leave these sections out with "
             f"`rg.tl.merge_references(reference[~reference.obs['{_keys.SAMPLE}'].isin([...])])`, or pass "
             "`accept_terms=True` if you have a permission."
         )
-        raise ValueError(msg)
 
 
 def _hub_metadata(card: str, licenses: Sequence[str], repository: str) -> str:

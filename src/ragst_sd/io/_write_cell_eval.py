@@ -101,14 +101,14 @@ def write_cell_eval(
     """
     table, header = predicted(data, "", any_task=True)
     if header.get("task") != TASK:
-        msg = "`data` is a prediction of tissue; cell-eval compares responses, which `rg.tl.perturb` predicts."
-        raise ValueError(msg)
+        raise ValueError(
+            "`data` is a prediction of tissue; cell-eval compares responses, which `rg.tl.perturb` predicts."
+        )
     if str(header["normalization"].get("given")) in RESPONSE_UNITS:
-        msg = (
+        raise ValueError(
             f"`data` holds responses without cells ({header['unit']}), and cell-eval compares cells. "
             "`rg.tl.evaluate_perturbation` has metrics that need none."
         )
-        raise ValueError(msg)
     control, genes = str(header["control"]), genes_of_both(table, adata, header)
     truth = measured_responses(
         adata,
@@ -128,8 +128,7 @@ def write_cell_eval(
     files = {(c, kind): folder / f"{c.replace('/', '-')}_{kind}.h5ad" for c in contexts for kind in ("pred", "real")}
     existing = [str(file) for file in files.values() if file.exists()]
     if existing and not overwrite:
-        msg = f"{existing[0]} exists. Pass `overwrite=True` to replace it, or choose another folder."
-        raise FileExistsError(msg)
+        raise FileExistsError(f"{existing[0]} exists. Pass `overwrite=True` to replace it, or choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     of_context = table.obs[_keys.CONTEXT].astype(str).to_numpy()
     sources = table.obs[_keys.SOURCE].astype(str).to_numpy()

@@ -94,15 +94,13 @@ def write_geojson(
     columns = gene_index(table, genes)
     path = Path(path)
     if path.exists() and not overwrite:
-        msg = f"{path} exists. Pass `overwrite=True` to replace it, or choose another path."
-        raise FileExistsError(msg)
+        raise FileExistsError(f"{path} exists. Pass `overwrite=True` to replace it, or choose another path.")
     outlines = _outlines(sdata, header, resolve_shapes(sdata, single_region(table)), table, prediction_key)
     values = np.asarray(table.X[:, columns], dtype=float)
     known = np.isfinite(values)
     rows = np.flatnonzero(known.any(axis=1))
     if not len(rows):
-        msg = f"No spot of {prediction_key!r} has a prediction of these genes: nothing was written."
-        raise ValueError(msg)
+        raise ValueError(f"No spot of {prediction_key!r} has a prediction of these genes: nothing was written.")
     if len(rows) < table.n_obs:
         logger.info("%d of %d spots have no prediction and are left out.", table.n_obs - len(rows), table.n_obs)
     names = table.var_names[columns].astype(str)

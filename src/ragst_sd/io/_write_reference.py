@@ -101,21 +101,18 @@ def require_place(path: Path, *, overwrite: bool) -> None:
     """
     if not path.name.endswith(SUFFIX):
         named = path.with_name(path.name.removesuffix(".zip").removesuffix(".zarr") + SUFFIX)
-        msg = (
+        raise ValueError(
             f"`path` is {str(path)!r}. A reference is one file, a zarr store in a zip archive: name it {str(named)!r}."
         )
-        raise ValueError(msg)
     if not path.exists():
         return
     if not overwrite:
-        msg = f"{path} exists. Pass `overwrite=True` to replace it, or choose another path."
-        raise FileExistsError(msg)
+        raise FileExistsError(f"{path} exists. Pass `overwrite=True` to replace it, or choose another path.")
     if path.is_dir() or not is_reference(path):
-        msg = (
+        raise FileExistsError(
             f"{path} exists and is not a reference, or a damaged one: it is not replaced. Delete it if it is "
             "yours, or choose another path."
         )
-        raise FileExistsError(msg)
 
 
 def write_store(reference: AnnData, folder: Path) -> None:

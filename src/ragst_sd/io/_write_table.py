@@ -64,15 +64,15 @@ def write_table(sdata: SpatialData, name: str) -> None:
     require_sdata(sdata)
     require_key(name, sdata.tables, "sdata.tables")
     if not sdata.is_backed():
-        msg = "`sdata` has no store yet. Write it once with `sdata.write(path)`."
-        raise ValueError(msg)
+        raise ValueError("`sdata` has no store yet. Write it once with `sdata.write(path)`.")
     store = link_target(Path(sdata.path))
     with locked(store):
         _recover(store)
         place = store / _TABLES / name
         if not place.exists() and name in {path.rsplit("/", 1)[-1] for path in sdata.elements_paths_on_disk()}:
-            msg = f"The store {store} has another element named {name!r}. Choose another name for the table."
-            raise ValueError(msg)
+            raise ValueError(
+                f"The store {store} has another element named {name!r}. Choose another name for the table."
+            )
         group = zarr.open_group(store, mode="r+", use_consolidated=False)
         # Of stores written before spatialdata 0.5, all parts have to stay in zarr format 2.
         own = next(
@@ -101,8 +101,9 @@ def _require_readable(store: Path, name: str) -> None:
             warnings.simplefilter("ignore")
             SpatialData.read(store)
     except Exception as error:
-        msg = f"Table {name!r} was written, but {store} cannot be read now: {error!r}. Write the object to a new store."
-        raise RuntimeError(msg) from error
+        raise RuntimeError(
+            f"Table {name!r} was written, but {store} cannot be read now: {error!r}. Write the object to a new store."
+        ) from error
 
 
 def _recover(store: Path) -> None:

@@ -91,18 +91,16 @@ def benchmark(
     require_choice(metric, list(dict.fromkeys(scores.loc[scores["method"] != "", "metric"])), "metric")
     if "n_donors" in scores and scores["n_donors"].nunique() > 1:
         if baseline is not None:
-            msg = (
+            raise ValueError(
                 "`baseline`: these scores are of several numbers of donors, and drawn as curves. Leave it out, or take one "
                 f"number: `scores[scores['n_donors'] == {scores['n_donors'].max()}]`."
             )
-            raise ValueError(msg)
         with picture(6.4, 4.0, **drawing) as figure:
             panel = _draw_curves(figure, scores, metric, unit)
         return panel if drawing.get("return_ax") else None
     summary = by_donor(scores, metric, baseline=baseline).dropna(subset="mean").set_index("method")
     if summary.empty:
-        msg = f"`scores` has no value of {metric!r} in this unit: all are NaN."
-        raise ValueError(msg)
+        raise ValueError(f"`scores` has no value of {metric!r} in this unit: all are NaN.")
     summary = summary.sort_values("mean", ascending=metric in ERRORS, kind="stable")
     values = _by_method(scores, metric).loc[summary.index]
     effective_n = _by_method(scores, _keys.EFFECTIVE_N).mean(axis=1).reindex(values.index)
@@ -136,8 +134,7 @@ def _check(scores: pd.DataFrame, unit: str | None) -> str:
     missing = [name for name in ("method", "fold", "sample", "gene", "unit", "metric", "value") if name not in scores]
     if missing or scores.empty:
         found = f"lacks the columns {listing(missing)}" if missing else "is empty"
-        msg = f"`scores` {found}. Make it with `rg.tl.cross_validate`."
-        raise ValueError(msg)
+        raise ValueError(f"`scores` {found}. Make it with `rg.tl.cross_validate`.")
     units = list(dict.fromkeys(scores["unit"]))
     if unit is None:
         return str(units[0])

@@ -80,8 +80,9 @@ def composite(
     require_sdata(sdata)
     names = name_list(genes, "genes")
     if len(names) > len(_COLORS):
-        msg = f"`genes` names {len(names)} genes; one map shows {len(_COLORS)} at most. `rg.pl.prediction` shows more."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`genes` names {len(names)} genes; one map shows {len(_COLORS)} at most. `rg.pl.prediction` shows more."
+        )
     _maps.require_fade(image_fade)
     table, header = predicted(sdata, prediction_key)
     values = dense(table.X[:, gene_index(table, names)])

@@ -53,16 +53,16 @@ def coverage(
     from ragst_sd.retrieval.training import dense
 
     if _keys.INTERVAL_LEVELS not in header or _keys.INTERVAL_QUANTILES not in table.varm:
-        msg = (
+        raise ValueError(
             f"The table has intervals but not the quantiles of all levels (varm[{_keys.INTERVAL_QUANTILES!r}], "
             f"uns[{_keys.RETRIEVAL!r}][{_keys.INTERVAL_LEVELS!r}]), so there is no calibration curve. Predict again."
         )
-        raise ValueError(msg)
     levels = np.asarray(header[_keys.INTERVAL_LEVELS], dtype=float)
     same = np.flatnonzero(np.isclose(levels, intervals.level))
     if not len(same):
-        msg = f"The intervals have level {intervals.level:g}, which is not among those calibrated: {listing(levels)}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"The intervals have level {intervals.level:g}, which is not among those calibrated: {listing(levels)}."
+        )
     quantiles = np.asarray(table.varm[_keys.INTERVAL_QUANTILES], dtype=float)[columns]
     prediction = dense(table.X[:, columns])
     half = intervals.upper - prediction

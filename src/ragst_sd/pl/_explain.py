@@ -161,11 +161,10 @@ def explain(
 def _require_values(spot: str, genes: list[str], totals: np.ndarray) -> None:
     missing = [gene for gene, total in zip(genes, totals, strict=True) if not np.isfinite(total)]
     if missing:
-        msg = (
+        raise ValueError(
             f"Spot {spot!r} has no prediction of {', '.join(map(repr, missing))}: it lies outside the image, or no "
             "cited spot measured the gene. Choose another spot or gene."
         )
-        raise ValueError(msg)
 
 
 def steps_of(parts: pd.DataFrame, group_by: str, n_shown: int, *, scrna: bool = False) -> pd.DataFrame:

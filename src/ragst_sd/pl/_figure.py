@@ -109,16 +109,14 @@ def picture(
     if ax is not None:
         require_type(ax, Axes, "ax")
         if figsize is not None:
-            msg = "`figsize` is for a new figure; `ax` has its size already. Give one of them."
-            raise ValueError(msg)
+            raise ValueError("`figsize` is for a new figure; `ax` has its size already. Give one of them.")
         parent: Any = ax.figure.figure
         others = [artist for artist in (*parent.axes, *parent.texts, *parent.legends) if artist.get_in_layout()]
         figure: Any = _figure_in(ax)
     else:
         size = (width, height) if figsize is None else tuple(figsize)
         if len(size) != 2:
-            msg = f"`figsize` is {figsize!r}; it must be (width, height) in inches."
-            raise ValueError(msg)
+            raise ValueError(f"`figsize` is {figsize!r}; it must be (width, height) in inches.")
         for edge in size:
             require_positive(edge, "figsize")
         figure = plt.figure(figsize=size, dpi=dpi, layout=ConstrainedLayoutEngine(**_PADS))

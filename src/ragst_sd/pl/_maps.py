@@ -44,19 +44,17 @@ class Map:
 def require_fade(image_fade: float) -> None:
     """Raise a `ValueError` unless a picture can be mixed with that much white."""
     if not 0 <= image_fade <= 1:
-        msg = f"`image_fade` is {image_fade!r}; it must lie between 0 (the picture as it is) and 1 (white)."
-        raise ValueError(msg)
+        raise ValueError(f"`image_fade` is {image_fade!r}; it must lie between 0 (the picture as it is) and 1 (white).")
 
 
 def require_citations(header: dict[str, Any]) -> None:
     """Raise a `ValueError` if a prediction was made by a method that cites no measured spots."""
     if not len(header[_keys.CITED]):
-        msg = (
+        raise ValueError(
             f"The prediction was made by method {header['method']!r}, which cites no measured spots: there is "
             'nothing to show. `rg.get.explain(..., terms="all")` lists the rows that a regression rests on. Or fit a '
             'method that cites, for instance `rg.tl.fit(reference, method="knn")`, and predict again.'
         )
-        raise ValueError(msg)
 
 
 def map_size(section: Section, edge: float) -> tuple[float, float]:
@@ -95,8 +93,7 @@ def limits_of(values: np.ndarray, vmin: float | None = None, vmax: float | None 
         low, high = finite.min(), finite.max()
     low, high = float(low if vmin is None else vmin), float(high if vmax is None else vmax)
     if low > high:
-        msg = f"The colour scale would run from {low:.4g} to {high:.4g}. Give `vmin` below `vmax`."
-        raise ValueError(msg)
+        raise ValueError(f"The colour scale would run from {low:.4g} to {high:.4g}. Give `vmin` below `vmax`.")
     return (low - 0.5, high + 0.5) if low == high else (low, high)
 
 

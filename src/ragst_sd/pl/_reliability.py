@@ -189,15 +189,15 @@ def _chosen(table: AnnData, intervals: Intervals | None, maps: Sequence[str] | N
         missing = [name for name in wanted if name not in has]
         if missing or not wanted:
             found = f"has {listing(missing)}, which the table has not" if missing else "is empty"
-            msg = f"`maps` {found}. Available: {listing(has)}."
-            raise KeyError(msg)
+            raise KeyError(f"`maps` {found}. Available: {listing(has)}.")
         return wanted
     known = table.obs.count()
     chosen = [name for name in (_keys.DISAGREEMENT, _WIDTH) if name in has]
     chosen += [_keys.DISTANCE_PERCENTILE] if known.get(_keys.DISTANCE_PERCENTILE, 0) else []
     if not chosen:
-        msg = f"The table has nothing to draw: none of {listing(_MAPS)}. Predict again with `rg.tl.predict`."
-        raise ValueError(msg)
+        raise ValueError(
+            f"The table has nothing to draw: none of {listing(_MAPS)}. Predict again with `rg.tl.predict`."
+        )
     return chosen
 
 

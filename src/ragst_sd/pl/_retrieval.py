@@ -112,8 +112,9 @@ def retrieval(
     parts = explain(sdata, reference, obs_names=names, genes=gene, prediction_key=prediction_key)
     _require_pictures(reference)
     for name in np.array(names)[~np.isfinite(np.ravel(table.X[spots, column]))]:
-        msg = f"None of the spots cited for {str(name)!r} measured {gene!r}: there is no prediction to show."
-        raise ValueError(msg)
+        raise ValueError(
+            f"None of the spots cited for {str(name)!r} measured {gene!r}: there is no prediction to show."
+        )
     lines = [parts[parts["query"] == name] for name in names]
     steps = [steps_of(part, "reference", int(n_shown)) for part in lines]
     section = read_section(sdata, table, header, prediction_key)
@@ -160,30 +161,27 @@ def _require_evidence(table: AnnData, header: dict[str, Any], spots: np.ndarray)
     require_citations(header)
     for spot in spots:
         if (table.obsm[_keys.ROWS][spot] < 0).all():
-            msg = (
+            raise ValueError(
                 f"Spot {table.obs_names[spot]!r} has no prediction: it lies outside image {header['image_key']!r}. "
                 f"Choose one whose `obs[{_keys.EFFECTIVE_N!r}]` is not NaN."
             )
-            raise ValueError(msg)
 
 
 def _require_tiles(header: dict[str, Any]) -> None:
     if not knows_tiles(header["encoder"]):
-        msg = (
+        raise ValueError(
             f"The embedding {str(header['use_rep'])!r} is of unknown origin: it does not say of which tiles it was "
             "made, which this picture shows. State it with `rg.pp.use_features(..., model=..., tile_px=..., mpp=...)` "
             "for the sections of the reference and the query, build, fit and predict again."
         )
-        raise ValueError(msg)
 
 
 def _require_pictures(reference: AnnData) -> None:
     if _keys.THUMBNAIL not in reference.obsm:
-        msg = (
+        raise ValueError(
             f"The reference has no pictures of its spots (`obsm[{_keys.THUMBNAIL!r}]`). Build it with "
             "`rg.tl.build_reference(..., thumbnails=True)`, fit it and predict again."
         )
-        raise ValueError(msg)
 
 
 def _draw_spot(

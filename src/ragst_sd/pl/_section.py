@@ -57,25 +57,22 @@ def read_section(
     by_patch = _is_drawn_from_thumbnails(sdata, header)
     on_white = or_white and image_key not in sdata.images and not by_patch
     if not image_key and not on_white:
-        msg = (
+        raise ValueError(
             f"The embedding {str(header['use_rep'])!r} does not say on which image its spots lie (`sdata.images` has "
             f"{listing(sdata.images)}). Name it with `rg.pp.use_features(sdata, features={str(header['use_rep'])!r}, "
             "image_key=...)` and predict again."
         )
-        raise ValueError(msg)
     if image_key not in sdata.images and not by_patch and not on_white:
-        msg = (
+        raise ValueError(
             f"The prediction was made from image {image_key!r}, which is not in `sdata.images` (it has "
             f"{listing(sdata.images)}). Add it, or read the object with its images."
         )
-        raise ValueError(msg)
     region = single_region(table)
     if region not in sdata.shapes and region not in sdata.points:
-        msg = (
+        raise ValueError(
             f"The prediction annotates {region!r}, which is not in `sdata.shapes` (it has {listing(sdata.shapes)}). "
             "Add it, or read the object with its shapes."
         )
-        raise ValueError(msg)
     shapes_key = resolve_shapes(sdata, region)
     if by_patch or on_white:
         xy, index = element_centers(sdata, shapes_key)

@@ -115,8 +115,7 @@ def sources(
     require_choice(group_by, _GROUPS, "group_by")
     require_positive(n_shown, "n_shown", whole=True)
     if n_shown >= len(_style.PALETTE):
-        msg = f"`n_shown` is {n_shown}; there are colours for {len(_style.PALETTE) - 1} groups at most."
-        raise ValueError(msg)
+        raise ValueError(f"`n_shown` is {n_shown}; there are colours for {len(_style.PALETTE) - 1} groups at most.")
     _maps.require_fade(image_fade)
     table, header = predicted(sdata, prediction_key)
     _maps.require_citations(header)

@@ -28,8 +28,9 @@ def distrust(table: AnnData, genes: Sequence[str], min_cv_pearson: float) -> lis
     """
     number = isinstance(min_cv_pearson, int | float | np.number) and not isinstance(min_cv_pearson, bool)
     if not number or not -1 <= min_cv_pearson <= 1:
-        msg = f"`min_cv_pearson` is {min_cv_pearson!r}; it must be a correlation, from -1 (trust every gene) to 1."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`min_cv_pearson` is {min_cv_pearson!r}; it must be a correlation, from -1 (trust every gene) to 1."
+        )
     scores = table.var.reindex(columns=[_keys.CV_PEARSON]).iloc[gene_index(table, genes), 0]
     words = "not to be trusted (cross-validated r = {})"
     return [words.format(_style.number(score, 2)) if score < min_cv_pearson else "" for score in scores]
@@ -89,14 +90,14 @@ def intervals_of(table: AnnData, header: dict[str, Any], columns: np.ndarray) ->
 
     if not has_intervals(table):
         names = [name for name in table.layers if name is not None]
-        msg = (
+        raise KeyError(
             f"The table has no intervals: it lacks the layers {listing([_keys.LOWER, _keys.UPPER])} and has "
             f"{listing(names)}. Predict again with `rg.tl.predict(..., intervals=0.9)`."
         )
-        raise KeyError(msg)
     missing = [name for name in (_keys.INTERVAL_LEVEL, _keys.INTERVAL_UNIT) if name not in header]
     if missing:
-        msg = f"The table does not say what its intervals are: uns[{_keys.RETRIEVAL!r}] lacks {listing(missing)}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"The table does not say what its intervals are: uns[{_keys.RETRIEVAL!r}] lacks {listing(missing)}."
+        )
     lower, upper = (dense(table.layers[name][:, columns]) for name in (_keys.LOWER, _keys.UPPER))
     return Intervals(lower, upper, float(header[_keys.INTERVAL_LEVEL]), str(header[_keys.INTERVAL_UNIT]))

@@ -27,8 +27,7 @@ from ragst_sd._replacing import replace_text
 from ragst_sd._truth import measured_values
 from ragst_sd._validate import require_key, require_positive
 from ragst_sd.pl._section import read_section
-from ragst_sd.pl._viewer_numbers import choose_genes, collect_numbers
-from ragst_sd.pl._viewer_pictures import collect_pictures
+from ragst_sd.pl._viewer_content import choose_genes, collect_numbers, collect_pictures
 from ragst_sd.retrieval.grounding import FLAGGED
 
 # The page's promise, in bytes.
@@ -60,8 +59,7 @@ class Page:
 
     def __fspath__(self) -> str:
         if self.path is None:
-            msg = "The page was not written to a file; call `rg.pl.viewer(..., path=...)`."
-            raise TypeError(msg)
+            raise TypeError("The page was not written to a file; call `rg.pl.viewer(..., path=...)`.")
         return str(self.path)
 
 
@@ -169,8 +167,9 @@ def viewer(
     require_positive(height, "height", whole=True)
     target = None if path is None else Path(path)
     if target is not None and target.exists() and not bears(target, MARK):
-        msg = f"`path` {str(path)!r} exists and is no viewer page; it is not replaced. Choose another name."
-        raise FileExistsError(msg)
+        raise FileExistsError(
+            f"`path` {str(path)!r} exists and is no viewer page; it is not replaced. Choose another name."
+        )
     table, header = _results.predicted(sdata, prediction_key, exact=True)
     bank = _results.matching_bank(reference, header)
     _results.require_columns(table, _results.OBS_COLUMNS)
@@ -206,11 +205,10 @@ def viewer(
         if size <= LIMIT:
             break
     else:
-        msg = (
+        raise ValueError(
             f"A page of {table.n_obs} spots and {len(chosen)} genes would take {size / 1e6:.0f} MB, more than "
             f"{LIMIT / 1e6:.0f} MB. Choose fewer genes with `genes=`, or predict part of the section."
         )
-        raise ValueError(msg)
     if target is not None:
         replace_text(target, page)
     return Page(page, target, int(height))

@@ -201,13 +201,12 @@ def embed_tiles(
     inside = pyramid.inside(at)
     if not inside.any():
         height, width = pyramid.shapes[0]
-        msg = (
+        raise ValueError(
             f"All {len(xy)} centres of {shapes_key!r} lie outside image {image_key!r}: the image covers x 0 to {width} "
             f"and y 0 to {height}, the centres x {xy[:, 0].min():.0f} to {xy[:, 0].max():.0f} and "
             f"y {xy[:, 1].min():.0f} to {xy[:, 1].max():.0f} in its pixels. Check the transformations in "
             f"{frame!r}."
         )
-        raise ValueError(msg)
 
     batch_size = settings.batch_size if batch_size is None else batch_size
     require_positive(batch_size, "batch_size", whole=True)

@@ -100,8 +100,7 @@ class EmbeddingCache:
             # Mapped first: a header that promises more than the file holds is refused before memory is taken.
             values = np.load(path, mmap_mode="r", allow_pickle=False)
             if values.ndim != 2 or len(values) != n_rows or values.dtype != np.float32 or not np.isfinite(values).all():
-                msg = f"expected {n_rows} rows of finite float32, found {values.dtype} {values.shape}"
-                raise ValueError(msg)
+                raise ValueError(f"expected {n_rows} rows of finite float32, found {values.dtype} {values.shape}")
             return np.array(values)
         except (ValueError, OSError, EOFError) as error:
             logger.warning("Part %d in the cache %s cannot be used (%s): it is embedded again.", position, path, error)
@@ -129,14 +128,14 @@ def open_cache(
         return None
     require_type(path, (str, os.PathLike), "cache", "It is the path of a folder.")
     if Path(path).exists() and not Path(path).is_dir():
-        msg = f"`cache` is {str(path)!r}, which is a file. Give a folder; it is made if it does not exist."
-        raise NotADirectoryError(msg)
+        raise NotADirectoryError(
+            f"`cache` is {str(path)!r}, which is a file. Give a folder; it is made if it does not exist."
+        )
     if encoder.name is None:
-        msg = (
+        raise ValueError(
             "`cache` was given with a model that has no name: what is found in the cache could be another model's. "
             "Give the model a string attribute `name`, different for different weights, or leave out `cache`."
         )
-        raise ValueError(msg)
     described = {key: np.asarray(value).tolist() for key, value in sorted(header.items())}
     # Batches may show in the last bits of an embedding.
     return partial(EmbeddingCache, path, {**described, "batch_size": batch_size})

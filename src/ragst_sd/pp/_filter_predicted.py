@@ -91,10 +91,9 @@ def filter_predicted(
     table, header = predicted(sdata, prediction_key)
     bare = isinstance(sdata, AnnData)
     if bare and key_added is not None:
-        msg = (
+        raise ValueError(
             "`key_added` names a table of a SpatialData; `sdata` is a bare table. Use `inplace=False` to get a new one."
         )
-        raise ValueError(msg)
     if not bare and inplace and key_added is not None:
         check_key_added(sdata, key_added)
     thresholds = {
@@ -108,11 +107,10 @@ def filter_predicted(
     if not keep.any():
         shown = [name for name in (_keys.CV_PEARSON, _keys.N_MEASURED) if name in table.var]
         best = ", ".join(f"{name} {np.nanmax(table.var[name]):.3g}" for name in shown)
-        msg = (
+        raise ValueError(
             f"None of the {table.n_vars} genes passes ({reasons}). The best of them have {best}: ask for less, or do "
             "not use this prediction."
         )
-        raise ValueError(msg)
     logger.info("Dropping %d of %d genes (%s).", int((~keep).sum()), table.n_vars, reasons or "none fails")
     header = {**header, "filter": _record(header.get("filter"), thresholds, table.n_vars, dropped)}
     if isinstance(sdata, AnnData) and inplace:
@@ -145,10 +143,9 @@ def _record(
 def _judge(table: AnnData, thresholds: dict[str, Any]) -> tuple[np.ndarray, dict[str, int]]:
     """Genes that pass, and how many fail for which reason."""
     if not thresholds:
-        msg = (
+        raise ValueError(
             "No threshold is given. Ask for at least one of `min_cv_pearson`, `min_share_of_ceiling`, `min_n_measured`."
         )
-        raise ValueError(msg)
     _check(thresholds)
     fails: dict[str, np.ndarray] = {}
     if {"min_cv_pearson", "min_share_of_ceiling"} & set(thresholds):
@@ -174,8 +171,7 @@ def _check(thresholds: dict[str, Any]) -> None:
         value = thresholds.get(name, 0)
         number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
         if not number or not -1 <= value <= 1:
-            msg = f"`{name}` is {value!r}; it must be a number between -1 and 1."
-            raise ValueError(msg)
+            raise ValueError(f"`{name}` is {value!r}; it must be a number between -1 and 1.")
     if "min_n_measured" in thresholds:
         require_positive(thresholds["min_n_measured"], "min_n_measured", whole=True)
 

@@ -154,8 +154,7 @@ def harmonize_genes(
     if merged:
         _check_summable(table, merged)
     if not report["gene"].any():
-        msg = f"No gene is left of {len(report)}: {_summary(report)}."
-        raise ValueError(msg)
+        raise ValueError(f"No gene is left of {len(report)}: {_summary(report)}.")
     logger.info("Of %d genes %s.", len(report), _summary(report))
     if inplace:
         _write(table, report, species, orthologues_to or species)
@@ -169,17 +168,15 @@ def _table(sdata: SpatialData | AnnData, table_key: str) -> AnnData:
     table = sdata if isinstance(sdata, AnnData) else sdata.tables[table_key]
     if is_predicted(table) or _keys.MEASURED in table.varm:
         kind = "was predicted by `rg.tl.predict`" if is_predicted(table) else "is a reference"
-        msg = (
+        raise ValueError(
             f"The table {kind}; its genes are those of the sections. Harmonise the sections before "
             "`rg.tl.build_reference`."
         )
-        raise ValueError(msg)
     if table.isbacked:
-        msg = (
+        raise ValueError(
             f"The table is backed by {table.filename}, which is never rewritten. Take it into memory with "
             "`.to_memory()`."
         )
-        raise ValueError(msg)
     return table
 
 
@@ -217,11 +214,10 @@ def _check_summable(table: AnnData, merged: list[str]) -> None:
     for where, matrix in matrices.items():
         kind, why = find_unit(as_csr(matrix))
         if kind not in ("counts", "estimated counts"):
-            msg = (
+            raise ValueError(
                 f"Several names mean one gene ({listing(merged)}), and only counts can be added up: {where} holds "
                 f"{why}. Harmonise genes on raw counts before normalising, and leave out layers of other values."
             )
-            raise ValueError(msg)
 
 
 def _write(table: AnnData, report: pd.DataFrame, species: str, target: str) -> None:

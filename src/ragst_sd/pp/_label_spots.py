@@ -93,21 +93,19 @@ def label_spots(
     xy, index = element_centers(sdata, shapes_key)
     table = sdata.tables[table_key] if table_key in sdata.tables else empty_table(index, shapes_key)
     if key_added in table.obs and not overwrite:
-        msg = (
+        raise ValueError(
             f"`obs[{key_added!r}]` of table {table_key!r} is there already. Pass `overwrite=True` to replace it, or "
             "choose another `key_added`."
         )
-        raise ValueError(msg)
     xy = xy[rows_in_order(table, table_key, shapes_key, index)]
     by_size = np.argsort(outlines.area.to_numpy(), kind="stable")
     spot, outline = shapely.STRtree(outlines.to_numpy()[by_size]).query(shapely.points(xy), predicate="intersects")
     if not len(spot):
-        msg = (
+        raise ValueError(
             f"None of the {len(xy)} spots lies in an outline of {annotation_key!r}: spots cover "
             f"{extent_of(xy)}, outlines {extent_of(outlines.total_bounds.reshape(2, 2))}, in units of {shapes_key!r}. "
             "Check that the annotation is of this section, and its unit (`rg.io.read_annotations(..., mpp=...)`)."
         )
-        raise ValueError(msg)
     smallest = np.full(len(xy), len(outlines))
     np.minimum.at(smallest, spot, outline)
     inside = smallest < len(outlines)

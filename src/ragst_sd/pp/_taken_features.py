@@ -73,8 +73,7 @@ def take_features(
     for field in context:
         require_positive(field, "context")
         if field < 1:
-            msg = f"`context` has {field:g}: features of whole tiles cannot be divided. Ask for 1 and more."
-            raise ValueError(msg)
+            raise ValueError(f"`context` has {field:g}: features of whole tiles cannot be divided. Ask for 1 and more.")
     if image_key is not None or found.corners is not None or len(sdata.images):
         image_key = resolve_image(sdata, image_key)
         image_mpp = image_mpp_of(sdata, image_key, image_mpp)
@@ -180,17 +179,17 @@ def _new_spots(
     """The tiles of a file as shapes, and a table for them, in the frame of the image that is meant."""
     taken = [own for _, own, _ in sdata.gen_elements() if own.lower() in (_TILES, _TILES_TABLE)]
     if taken:
-        msg = (
+        raise ValueError(
             f"The object has no table, so the tiles of {found.what} would become one, but the name {taken[0]!r} is "
             "taken. Give the shapes that are there a table (`rg.pp.embed_tiles` does), or remove them."
         )
-        raise ValueError(msg)
     frames = dict(get_transformation(sdata.images[image_key], get_all=True))
     if coordinate_system is None and len(frames) == 1:
         coordinate_system = next(iter(frames))
     if coordinate_system is None or coordinate_system not in frames:
-        msg = f"Say with `coordinate_system=` which frame of image {image_key!r} is meant: {listing(frames)}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"Say with `coordinate_system=` which frame of image {image_key!r} is meant: {listing(frames)}."
+        )
     xy, width = _needed(tiles, found), float(_needed(edge, found))
     shapes = squares_on_image(sdata, image_key, xy - width / 2, width)
     table = empty_table(shapes.index, _TILES)
@@ -231,11 +230,10 @@ def _stated(found: TileFeatures, edge: float | None, image_mpp: float | None, gi
     missing = [f"`{what}=`" for what, value in stated.items() if value is None]
     if missing:
         wide = "" if edge is None or image_mpp is None else f" (they are {edge * image_mpp:.4g} microns wide)"
-        msg = (
+        raise ValueError(
             f"{found.what} does not say which encoder made it of which tiles{wide}. Pass {', '.join(missing)}: "
             "embeddings can be compared only if these are the same."
         )
-        raise ValueError(msg)
     require_type(stated["model"], str, "model")
     require_positive(stated["tile_px"], "tile_px", whole=True)
     require_positive(stated["mpp"], "mpp")
@@ -272,12 +270,12 @@ def _edge(found: TileFeatures, edge: float | None, image_mpp: float | None) -> f
 def _needed(geometry: Any, found: TileFeatures) -> Any:
     """Places or edge of the tiles, if they are known."""
     if geometry is None and found.corners is None and found.names is not None and found.table is None:
-        msg = f"{found.what} holds barcodes but no 'coords', and the object has no table to match them with."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{found.what} holds barcodes but no 'coords', and the object has no table to match them with."
+        )
     if geometry is None:
-        msg = (
+        raise ValueError(
             f"{found.what} does not say how wide its tiles are on the slide. Give the resolution of the image with "
             "`rg.pp.set_image_mpp`."
         )
-        raise ValueError(msg)
     return geometry

@@ -115,11 +115,10 @@ def tile_grid(
     edge, stride = tile_px * native, stride_px * native
     xs, ys = (np.arange(edge / 2, size - edge / 2 + 1e-6, stride) for size in (width, height))
     if not len(xs) or not len(ys):
-        msg = (
+        raise ValueError(
             f"No tile fits: a tile is {edge:.0f} pixels wide, image {image_key!r} is {width} x {height}. "
             "Ask for smaller `tile_px` or `mpp`."
         )
-        raise ValueError(msg)
     row, column = np.indices((len(ys), len(xs))).reshape(2, -1)
     centers = np.column_stack([xs[column], ys[row]])
     places = pd.DataFrame({"row": row, "column": column})
@@ -130,18 +129,16 @@ def tile_grid(
             fraction = tissue_fraction(pyramid, centers, edge, image_key)
         keep = fraction >= _MIN_TISSUE
         if not keep.any() and isinstance(tissue, str):
-            msg = (
+            raise ValueError(
                 f"None of {len(keep)} tiles of {edge:.0f} pixels lies in {tissue!r} by half (the fullest by "
                 f"{fraction.max():.0%}). Check that the annotation is of image {image_key!r}, or ask for smaller "
                 "`tile_px` or `mpp`."
             )
-            raise ValueError(msg)
         if not keep.any():
-            msg = (
+            raise ValueError(
                 f"No tissue found in {len(keep)} tiles of image {image_key!r} (the fullest holds "
                 f"{fraction.max():.0%}). Check that it is H&E on a bright background, or pass `tissue=False`."
             )
-            raise ValueError(msg)
         centers, places = centers[keep], places.assign(tissue_fraction=fraction)[keep]
     _check_dependents(sdata, key_added, table_key, centers)
     sdata.shapes[key_added] = squares_on_image(sdata, image_key, centers - edge / 2, edge)
@@ -161,13 +158,12 @@ def require_resolution(mpp: float | None, image_mpp: float | None, image_key: st
         return
     require_positive(mpp, "mpp")
     if image_mpp is None:
-        msg = (
+        raise ValueError(
             f"Tiles of {mpp} microns per pixel were asked for, but the resolution of image {image_key!r} is unknown. "
             "Give it with `image_mpp=`, or once with `rg.pp.set_image_mpp(sdata, image_key=..., mpp=...)` "
             "(or `rg.pp.set_image_mpp(..., shapes_key=...)`, to derive it from the spot pitch); `mpp=None` takes the "
             "image's own pixels. See `Resolution of an image` in the documentation."
         )
-        raise ValueError(msg)
 
 
 def tissue_fraction(pyramid: Pyramid, centers: np.ndarray, edge: float, image_key: str) -> np.ndarray:
@@ -206,8 +202,9 @@ def _check_free(sdata: SpatialData, key_added: str, table_key: str) -> None:
     for name, kind in ((key_added, "shapes"), (table_key, "tables")):
         taken = [(element, own) for element, own, _ in sdata.gen_elements() if own.lower() == name.lower()]
         if taken and not set(taken) <= ours:
-            msg = f"The name {name!r} for {kind} is taken by {taken[0][0]} {taken[0][1]!r}. Choose another one."
-            raise ValueError(msg)
+            raise ValueError(
+                f"The name {name!r} for {kind} is taken by {taken[0][0]} {taken[0][1]!r}. Choose another one."
+            )
 
 
 def _check_dependents(sdata: SpatialData, key_added: str, table_key: str, centers: np.ndarray) -> None:
@@ -221,9 +218,8 @@ def _check_dependents(sdata: SpatialData, key_added: str, table_key: str, center
         if name != table_key and key_added in np.atleast_1d(table.uns.get("spatialdata_attrs", {}).get("region", []))
     ]
     if dependents and not np.array_equal(old, centers):
-        msg = (
+        raise ValueError(
             f"Tables {listing(dependents)} annotate the {len(old)} tiles of {key_added!r}; with {len(centers)} other "
             "tiles they would point to wrong places. Delete them (`del sdata.tables[...]`), or choose another "
             "`key_added` and `table_key`."
         )
-        raise ValueError(msg)

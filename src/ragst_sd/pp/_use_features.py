@@ -36,11 +36,10 @@ def _of_each(features: Any, sections: list[str]) -> dict[str, Any]:
     missing = [path.name for path in files.values() if not path.is_file()]
     if missing:
         there = sorted(path.name for path in Path(features).glob("*.h5"))
-        msg = (
+        raise FileNotFoundError(
             f"Folder {str(features)!r} has no {listing(missing)} (it has {listing(there)}). Name the sections as the "
             "files are named, or pass `features` as a mapping from section to file."
         )
-        raise FileNotFoundError(msg)
     return files
 
 

@@ -1,4 +1,4 @@
-"""Outputs of 10x: Visium and Visium HD as they are deposited (single files, archives of folders), bundles of Xenium.
+"""How the files of a section are arranged: outputs of 10x, Spatial Transcriptomics, HEST, pictures or counts alone.
 
 Visium is not read by the readers of spatialdata-io, which want the pipeline's whole folder under its own names
 (deposits rename files and leave some out) and give the picture as one chunk.
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 from spatialdata import SpatialData, get_pyramid_levels
 from spatialdata.models import TableModel
 from spatialdata.transformations import Affine, set_transformation
@@ -39,6 +39,9 @@ _BIN_UM = 16
 _LEFT_OUT = ["cells_boundaries", "nucleus_boundaries", "cells_labels", "nucleus_labels", "transcripts"]
 _LEFT_OUT += ["morphology_mip", "morphology_focus", "aligned_images"]
 _BUNDLE = ("experiment.xenium", "cell_feature_matrix.h5", "cells.parquet", "cells.zarr.zip")
+
+# As the schema of CELLxGENE names the donor.
+_DONOR_ID = "donor_id"
 
 
 def read_visium(sample: Sample) -> SpatialData:
@@ -110,11 +113,10 @@ def read_positions(path: Path) -> pd.DataFrame:
 def _joined(table: AnnData, positions: pd.DataFrame, sample: str) -> AnnData:
     lost = table.obs_names[~table.obs_names.isin(positions.index)]
     if len(lost):
-        msg = (
+        raise ValueError(
             f"{len(lost)} of {table.n_obs} barcodes of section {sample!r} have no position, for example {lost[0]!r} (a "
             f"position is that of {positions.index[0]!r}). The files are not of one section."
         )
-        raise ValueError(msg)
     positions = positions.loc[table.obs_names]
     table.obs = table.obs.join(positions.drop(columns=_PIXELS))
     table.obsm["spatial"] = positions[_PIXELS].to_numpy(float)
@@ -181,3 +183,117 @@ def _picture_and_alignment(sample: Sample) -> tuple[Path, Path]:
         for role, pattern in patterns.items()
     )
     return image, alignment
+
+
+def read_st_tsv(sample: Sample) -> SpatialData:
+    """`counts` (spots x genes, tsv), `image`, and `coordinates` (a table) or `transformation` (array to pixels)."""
+    counts: Any = sample.path("counts")
+    coordinates: Any = None
+    if "coordinates" in sample.roles:
+        coordinates = sample.path("coordinates")
+    elif "transformation" in sample.roles:
+        counts = pd.read_csv(counts, sep="\t", index_col=0)
+        coordinates = array_to_pixels(list(counts.index), sample.path("transformation"))
+    return _read(sample, counts, coordinates)
+
+
+def read_st_h5ad(sample: Sample) -> SpatialData:
+    """`counts` (h5ad with `obsm["spatial"]` in pixels) and `image`."""
+    return _read(sample, sample.path("counts"), None)
+
+
+def read_picture(sample: Sample) -> SpatialData:
+    """`image`: a plain picture without counts. There are no spots, so nowhere to write a donor."""
+    from ragst_sd.io._st_image import image_element, read_rgb
+
+    sdata = SpatialData(images={"he": image_element(read_rgb(sample.path("image")))})
+    sdata.attrs[_keys.ATTRS] = {_keys.SOURCE: dict(sample.details)}
+    if sample.image_mpp is not None:
+        keep_image_mpp(sdata, "he", sample.image_mpp)
+    return sdata
+
+
+def _read(sample: Sample, counts: Any, coordinates: Any) -> SpatialData:
+    from ragst_sd.io import read_st
+
+    # What a donor's array measures beats a number that stands for a whole data set.
+    resolution: dict[str, Any] = {"um_between_centers": sample.um_between_centers}
+    if sample.um_between_centers is None:
+        resolution = {"image_mpp": sample.image_mpp}
+    return read_st(
+        counts,
+        sample.path("image"),
+        coordinates=coordinates,
+        sample=sample.name,
+        donor=sample.donor,
+        source=sample.details,
+        **resolution,
+    )
+
+
+def array_to_pixels(names: list[str], transformation: Path) -> np.ndarray:
+    """(n, 2) pixels (x, y) of spots named `<x>x<y>` by their places in the array.
+
+    Parameters
+    ----------
+    names
+        Names of the spots.
+    transformation
+        File of the nine numbers of a 3 x 3 matrix M, by rows: (x, y, 1) in the array times M is (x, y, 1) in pixels.
+    """
+    numbers = np.array(transformation.read_text().split(), dtype=float)
+    if len(numbers) != 9 or not np.allclose(numbers[[2, 5, 8]], (0, 0, 1)):
+        raise ValueError(
+            f"{transformation.name!r} must hold the nine numbers of an affine matrix, ending its rows in 0, 0 and 1."
+        )
+    try:
+        places = np.array([name.split("x") for name in names], dtype=float).reshape(-1, 2)
+    except ValueError as error:
+        raise ValueError(
+            f"Spots must be named by their places in the array, such as '16.9x9.0'; found {names[:3]}."
+        ) from error
+    return (np.column_stack([places, np.ones(len(places))]) @ numbers.reshape(3, 3))[:, :2]
+
+
+def read_hest_sample(sample: Sample) -> SpatialData:
+    """`counts`, `image` and `metadata`, in folders named st, wsis and metadata."""
+    from ragst_sd.io import read_hest
+
+    folders = {sample.path(role).parent.parent for role in ("counts", "image", "metadata")}
+    if len(folders) != 1:
+        raise ValueError(
+            f"The files of section {sample.name!r} lie in {len(folders)} folders; st, wsis and metadata must share one."
+        )
+    stem = sample.path("counts").stem
+    details = {name: value for name, value in sample.details.items() if name in ("license", "citation")}
+    sdata = read_hest(folders.pop(), sample=stem, donor=sample.donor)
+    table = sdata.tables["table"]
+    source = table.uns[_keys.ATTRS][_keys.SOURCE]
+    # The metadata of a section name its own study; the catalogue, the collection.
+    table.uns[_keys.ATTRS][_keys.SOURCE] = details | {k: v for k, v in source.items() if v != _keys.UNKNOWN}
+    return sdata
+
+
+def read_slide_sample(sample: Sample) -> SpatialData:
+    """`image`: a slide without expression. There are no spots, so nowhere to write a donor."""
+    from ragst_sd.io import read_slide
+
+    sdata = read_slide(sample.path("image"))
+    if _keys.IMAGE_MPP not in sdata.attrs.get(_keys.ATTRS, {}) and sample.image_mpp is not None:
+        sdata = read_slide(sample.path("image"), mpp=sample.image_mpp)
+    sdata.attrs[_keys.ATTRS] = {**sdata.attrs.get(_keys.ATTRS, {}), _keys.SOURCE: dict(sample.details)}
+    return sdata
+
+
+def read_h5ad_sample(sample: Sample) -> SpatialData:
+    """`counts`: an h5ad without a picture, single cells for instance. The table annotates nothing."""
+    with readable(sample.path("counts"), "h5ad"):
+        table = read_h5ad(sample.path("counts"))
+    table.uns.pop(TableModel.ATTRS_KEY, None)
+    table.obs[_keys.SAMPLE] = sample.name
+    if _keys.DONOR not in table.obs:
+        own = table.obs.get(_DONOR_ID, sample.donor)
+        if own is not None:
+            table.obs[_keys.DONOR] = own
+    table.uns[_keys.ATTRS] = {_keys.SOURCE: dict(sample.details)}
+    return SpatialData(tables={"table": TableModel.parse(table)})
