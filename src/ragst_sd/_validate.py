@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,14 @@ def require_some(values: Collection[Any], argument: str, todo: str = "Name at le
     """Raise a `ValueError` if there is nothing in a list or mapping."""
     if not len(values):
         msg = f"`{argument}` is empty. {todo}"
+        raise ValueError(msg)
+
+
+def require_unique(names: Iterable[Any], what: str, todo: str = "Keep one of each.") -> None:
+    """Raise a `ValueError` if a name comes more than once."""
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:
+        msg = f"{len(twice)} {what} are duplicated, for example {listing(twice[:3])}. {todo}"
         raise ValueError(msg)
 
 

@@ -31,9 +31,7 @@ def check_repository(repository: str) -> None:
     """Raise a `ValueError` unless this is `owner/name`."""
     require_type(repository, str, "repository")
     if _REPOSITORY.fullmatch(repository) is None:
-        raise ValueError(
-            f"`repository` is {repository!r}; it must be 'owner/name' of a data set on the Hugging Face hub."
-        )
+        raise ValueError(f"`repository` is {repository!r}; it must be 'owner/name' of a data set on the hub.")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 _OBS = ("cell_type", "assay", "donor_id", "dataset_id", "disease", "tissue")
 _VAR = ("feature_id", "feature_name")
 _RELEASE = "Census "
+_LISTED = ["soma_joinid", "cell_type"]
 
 
 def load_census(
@@ -88,9 +89,7 @@ def load_census(
     query = entry["query"] if value_filter is None else f"({entry['query']}) and ({value_filter})"
     generator = np.random.default_rng(rng)
     with census_api.open_soma(census_version=version) as census:
-        listed = census_api.get_obs(
-            census, entry["species"], value_filter=query, column_names=["soma_joinid", "cell_type"]
-        )
+        listed = census_api.get_obs(census, entry["species"], value_filter=query, column_names=_LISTED)
         if not len(listed):
             raise ValueError(
                 f"No cell of Census {version} fulfils {query!r}. Relax `value_filter`, or name another "

@@ -131,9 +131,7 @@ def load_screen(
         )
     given = None if path is None else Path(path).expanduser()
     if given is not None and not given.exists():
-        raise FileNotFoundError(
-            f"`path`: {str(given)!r} does not exist. Pass the h5ad file, or the folder that holds it."
-        )
+        raise FileNotFoundError(f"`path`: {str(given)!r} does not exist. Pass the h5ad file, or its folder.")
     context, about = next(iter(entry["samples"].items()))
     if given is not None and given.is_file():
         file = given

@@ -159,11 +159,7 @@ class Sample:
         named = self.roles[role]
         if named in self.shelf.files:
             return named, ""
-        archive = next((one for one in self.shelf.files if named.startswith(f"{one}/")), None)
-        if archive is None:
-            raise KeyError(
-                f"{named!r}, the {role} of sample {self.name!r}, is no file of data set {self.shelf.dataset!r}."
-            )
+        archive = next(one for one in self.shelf.files if named.startswith(f"{one}/"))
         return archive, named.removeprefix(f"{archive}/").rstrip("/")
 
     def _members(self, archive: str, *patterns: str) -> list[Path]:
@@ -303,7 +299,7 @@ def _archive_errors(archive: Path, password: str | None, published_at: str | Non
         if "password" not in str(error).lower():
             raise
         raise PermissionError(
-            f"Archive {archive.name!r} is encrypted, and `password=` is missing or wrong.{where}"
+            f"Archive {archive.name!r} is encrypted; `password=` is missing or wrong.{where}"
         ) from error
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
         todo = "Delete it to have it downloaded again." if password is None else "The password may be wrong."

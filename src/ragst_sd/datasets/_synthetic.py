@@ -105,9 +105,7 @@ def synthetic(
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, found {value}.")
     if n_genes < minimum_genes():
-        raise ValueError(
-            f"n_genes={n_genes} leaves no room for the {minimum_genes()} named genes: ask for at least that many."
-        )
+        raise ValueError(f"n_genes={n_genes} leaves no room for the {minimum_genes()} named genes: ask for more.")
     if depth <= 0 or donor_effect < 0:
         raise ValueError(f"depth must be above 0 and donor_effect not below 0, found {depth} and {donor_effect}.")
     if not 0.1 <= mpp <= 4:
@@ -206,9 +204,8 @@ def _assemble(image: np.ndarray, tissue: Tissue, table: AnnData) -> SpatialData:
     mpp, edge = tissue.mpp, image.shape[1]
     levels = [2] * max(0, min(3, int(np.log2(edge / 250))))
     chunks = (3, min(edge, 512), min(edge, 512))
-    he = Image2DModel.parse(
-        image, dims=("c", "y", "x"), c_coords=["r", "g", "b"], scale_factors=levels or None, chunks=chunks
-    )
+    axes = {"dims": ("c", "y", "x"), "c_coords": ["r", "g", "b"]}
+    he = Image2DModel.parse(image, **axes, scale_factors=levels or None, chunks=chunks)
     coarse = max(1, round(_LABEL_UM / mpp))
     # The label of a cell is that of its central pixel.
     labels = Labels2DModel.parse(

@@ -50,9 +50,7 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
     """
     lacking = [name for name in _COLUMNS if name not in scores]
     if lacking:
-        raise ValueError(
-            f"`scores` lacks {listing(lacking)}: give what `rg.tl.evaluate` or `rg.tl.cross_validate` returned."
-        )
+        raise ValueError(f"`scores` lacks {listing(lacking)}; `rg.tl.evaluate` or `rg.tl.cross_validate` return them.")
     metrics = list(dict.fromkeys(scores["metric"]))
     if "method" in scores:
         scores = scores[scores["method"] != ""]

@@ -10,6 +10,7 @@ from itertools import product
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,8 @@ class Encoder:
         for part in training:
             part.training = False
         try:
-            with (
-                torch.inference_mode(),
-                torch.autocast(
-                    self.device.type, dtype=torch.bfloat16, enabled=self.amp and self.dtype == torch.float32
-                ),
-            ):
+            amp = self.amp and self.dtype == torch.float32
+            with torch.inference_mode(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=amp):
                 output = self._run(self.prepare(tiles))
                 return _as_vectors(output, len(tiles), self._label())
         finally:
@@ -124,9 +121,7 @@ class Encoder:
         pixels = tiles.to(torch.float32) / 255.0
         if self.input_px is not None and tuple(pixels.shape[-2:]) != (self.input_px, self.input_px):
             size = (self.input_px, self.input_px)
-            pixels = torch.nn.functional.interpolate(
-                pixels, size=size, mode="bilinear", antialias=True, align_corners=False
-            )
+            pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
         if self.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         if self.mean is not None and self.std is not None:

@@ -174,9 +174,8 @@ def resize_tiles(windows: np.ndarray, tile_px: int) -> torch.Tensor:
     tiles = torch.from_numpy(windows)
     if windows.shape[-1] == tile_px:
         return tiles
-    resized = F.interpolate(
-        tiles.float(), size=(tile_px, tile_px), mode="bilinear", antialias=True, align_corners=False
-    )
+    size = (tile_px, tile_px)
+    resized = F.interpolate(tiles.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 

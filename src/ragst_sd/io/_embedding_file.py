@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from anndata import AnnData
 
-from ragst_sd._validate import listing
+from ragst_sd._validate import listing, require_unique
 from ragst_sd.io._readable import readable
 
 _VECTORS = ("features", "embeddings")
@@ -97,9 +97,7 @@ def names_of_spots(stored: np.ndarray, n: int, name: str, what: str) -> np.ndarr
     barcodes = np.array([_text(barcode) for barcode in np.ravel(stored)], dtype=str)
     if len(barcodes) != n:
         raise ValueError(f"{name!r} holds {len(barcodes)} barcodes for {n} {what}.")
-    names, counts = np.unique(barcodes, return_counts=True)
-    if (counts > 1).any():
-        raise ValueError(f"{name!r} holds barcodes more than once: {listing(names[counts > 1])}.")
+    require_unique(barcodes, f"barcodes of {name!r}", "Each names one spot.")
     return barcodes
 
 
@@ -113,9 +111,7 @@ def _check(name: str, key: str, vectors: np.ndarray, corners: np.ndarray | None,
             f"{key!r} in {name!r} is NaN or infinite in {int((~np.isfinite(vectors)).any(axis=1).sum())} tiles."
         )
     if corners is None and not is_named:
-        raise ValueError(
-            f"{name!r} holds neither 'coords' nor 'barcodes': its {len(vectors)} vectors cannot be placed."
-        )
+        raise ValueError(f"{name!r} holds neither 'coords' nor 'barcodes': its {len(vectors)} vectors have no place.")
     if corners is not None and corners.shape != (len(vectors), 2):
         raise ValueError(
             f"'coords' in {name!r} has the shape {corners.shape}; expected ({len(vectors)}, 2). Is this of a whole "

@@ -17,7 +17,7 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import get_transformation
 
-from ragst_sd._elements import image_pyramid, require_sdata, resolve_image
+from ragst_sd._elements import image_pyramid, require_free, require_sdata, resolve_image
 from ragst_sd._outlines import AREAS, extent_of, made_valid
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._validate import listing, require_positive, require_type
@@ -112,8 +112,9 @@ def read_annotations(
                 f"`mpp` was given, but the resolution of image {image_key!r} is unknown. Give it with "
                 "`rg.pp.set_image_mpp` first."
             )
-    _check_free(sdata, key_added, overwrite=overwrite)
-    found = _areas(_features(path), path.name)
+    todo = "Choose another `key_added`" + (", or pass `overwrite=True`." if key_added in sdata.shapes else ".")
+    require_free(sdata, key_added, "shapes", todo, ours=[("shapes", key_added)] if overwrite else [])
+    found = _areas(path)
     if mpp is not None:
         found = found.set_geometry(_scaled(found.geometry, mpp / image_mpp))  # type: ignore[operator]
     pyramid = image_pyramid(sdata, image_key)
@@ -132,47 +133,32 @@ def read_annotations(
     )
 
 
-def _features(path: Path) -> list[Any]:
-    """Features of the file, whichever way they are packed."""
-    with readable(path, "GeoJSON"):
-        text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        content = json.loads(text)
-    features = content.get("features", [content]) if isinstance(content, dict) else content
-    if not isinstance(features, list) or not all(isinstance(one, dict) and "geometry" in one for one in features):
-        kind = f"an object with {listing(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise ValueError(
-            f"{path.name!r} holds {kind}; expected GeoJSON features, as QuPath exports them ('Export as GeoJSON')."
-        )
-    return features
-
-
-def _areas(features: list[Any], name: str) -> GeoDataFrame:
-    """Polygons of the features, valid ones, with the names that were given to them."""
-    with_shape = [one for one in features if one["geometry"]]
-    about = [one.get("properties") or {} for one in with_shape]
-    try:
-        outlines = gpd.GeoSeries([shapely.geometry.shape(one["geometry"]) for one in with_shape])
-    except (ValueError, TypeError, KeyError, AttributeError, shapely.errors.ShapelyError) as error:
-        raise ValueError(
-            f"{name!r} holds geometries that cannot be read ({type(error).__name__}: {error}). Export it again."
-        ) from error
+def _areas(path: Path) -> GeoDataFrame:
+    """Polygons of the file, whichever way its features are packed, valid ones, with the names that were given to them."""
+    with readable(path, "GeoJSON, as QuPath exports it ('Export as GeoJSON')"):
+        content = json.loads(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
+        features = content.get("features", [content]) if isinstance(content, dict) else content
+        drawn = [one for one in features if one["geometry"]]
+        outlines = gpd.GeoSeries([shapely.geometry.shape(one["geometry"]) for one in drawn])
+    about = [one.get("properties") or {} for one in drawn]
+    columns = {
+        "classification": [_class_name(each.get("classification")) for each in about],
+        "name": [str(each.get("name") or "") for each in about],
+    }
     # `buffer` of what is made valid would hide that it never was an area.
     is_area = outlines.geom_type.isin(AREAS).to_numpy() & ~outlines.is_empty.to_numpy()
-    left_out = [outline.geom_type for outline in outlines[~is_area]]
+    left_out = sorted(set(outlines.geom_type[~is_area]))
     if left_out:
-        logger.info("%d features of %r have no area and are left out: %s.", len(left_out), name, listing(set(left_out)))
+        logger.info(
+            "%d features of %r have no area and are left out: %s", (~is_area).sum(), path.name, listing(left_out)
+        )
     if not is_area.any():
         raise ValueError(
-            f"{name!r} holds no polygons: {len(features)} features, of {listing(sorted(set(left_out))) or 'none'}. "
-            "Draw areas, or export annotations and not points."
+            f"{path.name!r} holds no polygons: {len(features)} features, of {listing(left_out)}. Draw areas, or export "
+            "annotations and not points."
         )
-    kept = np.flatnonzero(is_area)
-    columns = {
-        "classification": [_class_name(about[k].get("classification")) for k in kept],
-        "name": [str(about[k].get("name") or "") for k in kept],
-    }
     flat = gpd.GeoSeries(shapely.force_2d(outlines[is_area].to_numpy()))
-    frame = gpd.GeoDataFrame(columns, geometry=made_valid(flat, repr(name)))
+    frame = gpd.GeoDataFrame(columns)[is_area].set_geometry(made_valid(flat, repr(path.name)).to_numpy())
     return frame[~frame.geometry.is_empty].reset_index(drop=True)
 
 
@@ -185,13 +171,6 @@ def _class_name(classification: Any) -> str:
 
 def _scaled(outlines: GeoSeries, factor: float) -> GeoSeries:
     return outlines.scale(factor, factor, origin=(0, 0))
-
-
-def _check_free(sdata: SpatialData, key_added: str, *, overwrite: bool) -> None:
-    taken = [(kind, own) for kind, own, _ in sdata.gen_elements() if own.lower() == key_added.lower()]
-    if taken and not (overwrite and taken == [("shapes", key_added)]):
-        todo = "Choose another `key_added`" + (", or pass `overwrite=True`." if taken[0][0] == "shapes" else ".")
-        raise ValueError(f"The name {key_added!r} is taken by {taken[0][0]} {taken[0][1]!r}. {todo}")
 
 
 def _check_inside(found: GeoDataFrame, pyramid: Pyramid, image_key: str, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
+from typing import Any
 
 from spatialdata import SpatialData
 
@@ -100,18 +101,7 @@ def read_embeddings(
     """
     require_sdata(sdata)
     require_type(path, (str, PathLike), "path")
-    take_features(
-        sdata,
-        of_file(path, "path"),
-        image_key=image_key,
-        shapes_key=None,
-        table_key=table_key,
-        coordinate_system=coordinate_system,
-        image_mpp=image_mpp,
-        weights_hash=weights_hash,
-        context=[1.0],
-        key_added=key_added,
-        model=model,
-        tile_px=tile_px,
-        mpp=mpp,
-    )
+    stated = {"model": model, "tile_px": tile_px, "mpp": mpp}
+    where: dict[str, Any] = {"image_key": image_key, "table_key": table_key, "coordinate_system": coordinate_system}
+    found = of_file(path, "path")
+    take_features(sdata, found, stated, image_mpp=image_mpp, weights_hash=weights_hash, key_added=key_added, **where)

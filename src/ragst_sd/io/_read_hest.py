@@ -141,9 +141,7 @@ def read_hest(
         details=source_details(hest_source(meta), given),
         image_mpp=mpp,
     )
-    logger.info(
-        "Read HEST section %r: %d spots x %d genes, picture of %d x %d px.", sample, *found.shape, width, height
-    )
+    logger.info("Read HEST section %r: %d spots x %d genes, picture %d x %d px.", sample, *found.shape, width, height)
     return sdata
 
 
@@ -158,9 +156,7 @@ def _resolve_sample(folder: Path, sample: str | None) -> str:
             )
         return sample
     if len(present) != 1:
-        raise ValueError(
-            f"`sample` is needed: {str(folder / 'st')!r} holds {len(present)} sections: {listing(present)}."
-        )
+        raise ValueError(f"`sample` is needed: {str(folder / 'st')!r} holds {len(present)}: {listing(present)}.")
     return present[0]
 
 

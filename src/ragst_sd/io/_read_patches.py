@@ -18,7 +18,7 @@ from spatialdata import SpatialData
 from ragst_sd import _keys
 from ragst_sd._patches import own_frame, patch_pyramid, shrunk
 from ragst_sd._pitch import spot_pitch
-from ragst_sd._validate import listing, require_positive, require_type
+from ragst_sd._validate import listing, require_positive, require_type, require_unique
 from ragst_sd.image.pooling import pool_tiles
 from ragst_sd.io._embedding_file import BARCODES, names_of_spots, read_embedding_file
 from ragst_sd.io._read_hest import (
@@ -31,9 +31,9 @@ from ragst_sd.io._read_hest import (
 )
 from ragst_sd.io._readable import existing, readable
 from ragst_sd.io._section import SHAPES, TABLE, assemble, source_details
-from ragst_sd.io._st_counts import locate, read_counts
+from ragst_sd.io._st_counts import locate, places_among, read_counts
 from ragst_sd.pp._embedding_header import default_key, write_features
-from ragst_sd.pp._tile_features import require_covered, rows_by_name
+from ragst_sd.pp._tile_features import require_covered
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ def read_patches(
     for name, features_file in features.items():
         origin = str(embeddings[name])  # type: ignore[index]
         if features_file.names is not None:
-            belongs = rows_by_name(features_file.names, table, repr(origin))
+            belongs = places_among(table.obs_names.astype(str), features_file.names, "the table", repr(origin))
             embedding = np.full((table.n_obs, features_file.vectors.shape[1]), np.nan, np.float32)
             embedding[belongs >= 0] = features_file.vectors[belongs[belongs >= 0]]
         elif corners is not None and features_file.corners is not None:
@@ -224,19 +224,10 @@ def read_patches(
 
 def _matched(found: AnnData, barcodes: np.ndarray, name: str) -> tuple[AnnData, np.ndarray]:
     """Counts of the spots that have a picture, in the order of the pictures, and which pictures these are."""
-    twice = found.obs_names[found.obs_names.duplicated()].unique()
-    if len(twice):
-        raise ValueError(
-            f"{len(twice)} spot names of `counts` are duplicated, for example {listing(twice[:3])}, so pictures cannot "
-            "be matched to them. Pass the counts of one section, one row per spot."
-        )
-    place = found.obs_names.astype(str).get_indexer(barcodes)
+    todo = "Pass the counts of one section, one row per spot, to match pictures to them."
+    require_unique(found.obs_names, "spot names of `counts`", todo)
+    place = places_among(barcodes, found.obs_names.astype(str), repr(name), "`counts`")
     rows = np.flatnonzero(place >= 0)
-    if len(rows) == 0:
-        raise ValueError(
-            f"No spot of `counts` (for example {listing(found.obs_names[:3])}) is among the {len(place)} barcodes of "
-            f"{name!r} (for example {listing(barcodes[:3])}). Check that both are of one section."
-        )
     if len(rows) < len(place):
         without = barcodes[place < 0]
         logger.warning(

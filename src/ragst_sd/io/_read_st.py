@@ -175,9 +175,7 @@ def read_st(
         image_mpp=mpp,
     )
     at = "" if mpp is None else f" at {mpp:.4g} um per px"
-    logger.info(
-        "Read section %r: %d spots x %d genes, picture of %d x %d px%s.", sample, *found.shape, width, height, at
-    )
+    logger.info("Read section %r: %d spots x %d genes, picture %d x %d px%s.", sample, *found.shape, width, height, at)
     return sdata
 
 
@@ -196,9 +194,7 @@ def _microns(
     if meta.get("um_per_px") is not None:
         require_positive(meta["um_per_px"], "uns['meta']['um_per_px']")
         return float(meta["um_per_px"])
-    logger.info(
-        "Microns per pixel are unknown: pass `image_mpp` or `um_between_centers`, or use `rg.pp.set_image_mpp`."
-    )
+    logger.info("Microns per pixel are unknown: pass `image_mpp` or `um_between_centers`, or `rg.pp.set_image_mpp`.")
     return None
 
 

@@ -180,9 +180,7 @@ def read_recipe(recipe: str | PathLike[str] | Mapping[str, Any]) -> tuple[Recipe
     values, text, place = _load(recipe)
     read = _block(Recipe, values, place)
     if read.version != VERSION:
-        raise ValueError(
-            f"{place / 'version'} is {read.version}; this installation reads recipes of version {VERSION}."
-        )
+        raise ValueError(f"{place / 'version'} is {read.version}; this installation reads version {VERSION}.")
     where, model, kwargs = place / "encoder", read.encoder.model, read.encoder.model_kwargs
     if is_onnx_file(model):
         model = str(_value(Path, model, where / "model"))
@@ -261,9 +259,7 @@ def _block(kind: type[T], value: Any, place: Place) -> T:
         raise _wrong(value, place, f"a block of fields: {listing(known)}")
     for name in map(str, value):
         if name not in known:
-            raise ValueError(
-                f"{place / name}: there is no such field.{hint(name, known)} It may be one of {listing(known)}."
-            )
+            raise ValueError(f"{place / name}: there is no such field.{hint(name, known)} There are {listing(known)}.")
     types, given = get_type_hints(kind), {}
     for name, one in known.items():
         if value.get(name) is not None:

@@ -173,9 +173,7 @@ def _check_content(sdata: SpatialData, donor: str | None, layer: str | None) -> 
             f"there is no layer {layer!r}. Available: {listing(name for name in table.layers if name is not None)}."
         )
     if _keys.DONOR not in table.obs:
-        raise ValueError(
-            "its donor is not known. Name the patient or animal in the recipe, with `donor:` or `donors:`."
-        )
+        raise ValueError("its donor is not known. Name the patient or animal with `donor:` or `donors:`.")
 
 
 def keep_spots(sdata: SpatialData, filters: Filters, *, layer: str | None) -> None:

@@ -17,7 +17,7 @@ from scipy.sparse import csr_matrix
 
 from ragst_sd import _keys
 from ragst_sd._labels import ON_TISSUE, on_tissue
-from ragst_sd._validate import listing, require_key, require_type
+from ragst_sd._validate import listing, require_key, require_type, require_unique
 from ragst_sd.io._readable import existing, readable
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ _NO_GENES = {name for pair in _PIXEL_COLUMNS for name in pair} | {
     "in_tissue", "selected", "array_row", "array_col", "total", "total_counts", "n_counts", "n_genes",
     "n_genes_by_counts", "ncount_rna", "nfeature_rna", "ncount_spatial", "nfeature_spatial", "row", "col", "cluster",
 }  # fmt: skip
+_ONE_SECTION = "Check that both are of one section."
+_ONE_ROW = "Every row must be one spot: sum or drop the repeats, and read sections one by one."
 _ARRAY_NAME = re.compile(r"(?:.*_)?([+-]?\d+(?:\.\d+)?)x([+-]?\d+(?:\.\d+)?)")
 
 
@@ -65,15 +67,6 @@ def _from_file(path: Path) -> AnnData:
         return read_h5ad(path)
 
 
-def _check_unique(names: pd.Index) -> None:
-    twice = names[names.duplicated()].unique()
-    if len(twice):
-        raise ValueError(
-            f"{len(twice)} spot names of `counts` are duplicated, for example {listing(twice[:3])}. Every row must be "
-            "one spot: sum or drop the repeats, and read sections one by one."
-        )
-
-
 def existing_file(path: str | PathLike[str], argument: str, suffixes: tuple[str, ...]) -> Path:
     """The path of a file that exists and has one of the suffixes."""
     path = existing(path, f"`{argument}`:", f"Pass a file ({', '.join(suffixes)}).")
@@ -95,7 +88,7 @@ def locate(found: AnnData, coordinates: Any, rows: np.ndarray | None = None) -> 
         Those of the section; left out, all are.
     """
     section = found if rows is None or len(rows) == found.n_obs else found[rows].copy()
-    _check_unique(section.obs_names)
+    require_unique(section.obs_names, "spot names of `counts`", _ONE_ROW)
     if coordinates is None:
         if _keys.SPATIAL not in found.obsm:
             raise ValueError(
@@ -169,7 +162,7 @@ def _from_table(table: pd.DataFrame, what: str) -> AnnData:
             f"{what} has columns that are no genes: {listing(others)}. Leave them out: every column is taken as one."
         )
     # Before an AnnData is made, which warns of what is refused here.
-    _check_unique(table.index.astype(str))
+    require_unique(table.index.astype(str), "spot names of `counts`", _ONE_ROW)
     values = csr_matrix(table.to_numpy(dtype=np.float32))
     return AnnData(
         values,
@@ -207,9 +200,7 @@ def _checked_csr(matrix: Any, found: AnnData) -> csr_matrix:
         )
     todo = f"Pass raw counts; `rg.io.read_st(..., layer=...)` takes a layer (found {listing(_layers(found))})."
     if matrix.nnz and matrix.data.min() < 0:
-        raise ValueError(
-            f"`counts` holds negative values (least: {matrix.data.min():.4g}), so these are no counts. {todo}"
-        )
+        raise ValueError(f"`counts` holds negative values ({matrix.data.min():.4g}), so these are no counts. {todo}")
     if not np.array_equal(matrix.data, np.rint(matrix.data)):
         logger.warning("The counts are not whole numbers: they may have been normalised. %s", todo)
     return matrix
@@ -236,9 +227,7 @@ def _matched(found: AnnData, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarra
     pair = next((pair for pair in _PIXEL_COLUMNS if set(pair) <= set(table.columns)), None)
     if pair is None:
         wanted = ", ".join(" and ".join(pair) for pair in _PIXEL_COLUMNS)
-        raise ValueError(
-            f"`coordinates` has the columns {listing(table.columns)}; expected one of these pairs: {wanted}."
-        )
+        raise ValueError(f"`coordinates` has the columns {listing(table.columns)}; expected one pair of {wanted}.")
     for name in set(_CHOICES) & set(table.columns):
         chosen = table[name].to_numpy().astype(bool)
         if not chosen.all():
@@ -253,22 +242,23 @@ def _matched(found: AnnData, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarra
         known = pd.Index([_array_name(f"{x}x{y}") for x, y in zip(table["x"], table["y"], strict=True)])
         names = pd.Index([_array_name(name) for name in names])
     for where, index in (("coordinates", known), ("counts", names)):
-        twice = index[index.duplicated()].unique()
-        if len(twice):
-            raise ValueError(
-                f"{len(twice)} spots are duplicated in `{where}`, for example {listing(twice[:3])}. Keep one row "
-                "of each."
-            )
-    place = known.get_indexer(names)
+        require_unique(index, f"spots of `{where}`", "Keep one row of each.")
+    turned = pd.Index([_array_name(name) for name in found.var_names]).isin(known).any()
+    todo = "The counts are genes x spots: transpose them." if turned else _ONE_SECTION
+    place = places_among(names, known, "`counts`", "`coordinates`", todo)
     rows = np.flatnonzero(place >= 0)
-    if len(rows) == 0:
-        turned = pd.Index([_array_name(name) for name in found.var_names]).isin(known).any()
-        todo = "The counts are genes x spots: transpose them." if turned else "Check that both are of one section."
-        raise ValueError(
-            f"No spot of `counts` (for example {listing(found.obs_names[:3])}) is among the {len(known)} spots of "
-            f"`coordinates` (for example {listing(known[:3])}). {todo}"
-        )
     return rows, table[list(pair)].to_numpy(dtype=float)[place[rows]]
+
+
+def places_among(names: Any, known: Any, whose: str, others: str, todo: str = _ONE_SECTION) -> np.ndarray:
+    """Where each name stands among those that are known, -1 where it does not; a `ValueError` if none of them does."""
+    place = pd.Index(known).get_indexer(names)
+    if (place < 0).all():
+        raise ValueError(
+            f"No spot of {whose} (for example {listing(names[:3])}) is among the {len(known)} spots of {others} (for "
+            f"example {listing(known[:3])}). {todo}"
+        )
+    return place
 
 
 def _array_name(name: str) -> str:

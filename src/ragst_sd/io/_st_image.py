@@ -55,9 +55,7 @@ def read_rgb(image: str | PathLike[str] | np.ndarray, value_max: float | None = 
     if suffix in _PICTURES:
         return _to_rgb(_read_picture(path, what), what, value_max)
     todo = " Slide files are read with `rg.io.read_slide`." if suffix in _SLIDES else " Convert it, or pass the pixels."
-    raise ValueError(
-        f"Image {path.name!r} has the suffix {suffix!r}; read_st reads {', '.join(_PICTURES + _TIFFS)}.{todo}"
-    )
+    raise ValueError(f"Image {path.name!r} has the suffix {suffix!r}; known are {', '.join(_PICTURES + _TIFFS)}.{todo}")
 
 
 def image_element(pixels: np.ndarray) -> DataArray | DataTree:
@@ -135,9 +133,7 @@ def _require_upright(orientation: int, what: str) -> None:
 def _to_rgb(pixels: np.ndarray, what: str, value_max: float | None) -> np.ndarray:
     shape = "x".join(str(size) for size in pixels.shape)
     if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (1, 2)):
-        raise ValueError(
-            f"{what} is grey ({shape} pixels); H&E in colour is needed. Pass the RGB original of the section."
-        )
+        raise ValueError(f"{what} is grey ({shape} pixels); H&E in colour is needed. Pass the RGB original.")
     if pixels.ndim != 3 or pixels.shape[-1] not in (3, 4):
         planar = pixels.ndim == 3 and pixels.shape[0] in (3, 4)
         todo = " Its channels come first: pass `np.moveaxis(image, 0, -1)`." if planar else " Pass an RGB picture."

@@ -101,9 +101,7 @@ def write_cell_eval(
     """
     table, header = predicted(data, "", any_task=True)
     if header.get("task") != TASK:
-        raise ValueError(
-            "`data` is a prediction of tissue; cell-eval compares responses, which `rg.tl.perturb` predicts."
-        )
+        raise ValueError("`data` is a prediction of tissue; cell-eval compares responses: see `rg.tl.perturb`.")
     if str(header["normalization"].get("given")) in RESPONSE_UNITS:
         raise ValueError(
             f"`data` holds responses without cells ({header['unit']}), and cell-eval compares cells. "

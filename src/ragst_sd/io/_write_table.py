@@ -70,14 +70,11 @@ def write_table(sdata: SpatialData, name: str) -> None:
         _recover(store)
         place = store / _TABLES / name
         if not place.exists() and name in {path.rsplit("/", 1)[-1] for path in sdata.elements_paths_on_disk()}:
-            raise ValueError(
-                f"The store {store} has another element named {name!r}. Choose another name for the table."
-            )
+            raise ValueError(f"The store {store} has another element named {name!r}. Choose another name.")
         group = zarr.open_group(store, mode="r+", use_consolidated=False)
         # Of stores written before spatialdata 0.5, all parts have to stay in zarr format 2.
-        own = next(
-            kind for kind in SpatialDataContainerFormats.values() if kind.zarr_format == group.metadata.zarr_format
-        )
+        written = group.metadata.zarr_format
+        own = next(kind for kind in SpatialDataContainerFormats.values() if kind.zarr_format == written)
         with place_beside(store) as fresh:
             # A store of its own: the elements that the table annotates are not in it.
             with without_notices():

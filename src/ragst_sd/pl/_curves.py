@@ -14,9 +14,9 @@ from matplotlib.ticker import MaxNLocator
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
-from ragst_sd._validate import listing
 from ragst_sd.pl import _style
 from ragst_sd.pl._trust import Intervals
+from ragst_sd.retrieval.training import dense
 
 # Share of the genes that the band of the calibration curve holds; single genes reach far beyond.
 _BAND = 0.9
@@ -44,30 +44,14 @@ def coverage(
 
     The half-width at level l is `varm["interval_quantiles"][:, l]` times a scale of each spot and gene, which the
     interval of the table gives: (upper - X) over the quantile of its own level.
-
-    Raises
-    ------
-    ValueError
-        If the table does not hold the quantiles of all levels.
     """
-    from ragst_sd.retrieval.training import dense
-
-    if _keys.INTERVAL_LEVELS not in header or _keys.INTERVAL_QUANTILES not in table.varm:
-        raise ValueError(
-            f"The table has intervals but not the quantiles of all levels (varm[{_keys.INTERVAL_QUANTILES!r}], "
-            f"uns[{_keys.RETRIEVAL!r}][{_keys.INTERVAL_LEVELS!r}]), so there is no calibration curve. Predict again."
-        )
     levels = np.asarray(header[_keys.INTERVAL_LEVELS], dtype=float)
-    same = np.flatnonzero(np.isclose(levels, intervals.level))
-    if not len(same):
-        raise ValueError(
-            f"The intervals have level {intervals.level:g}, which is not among those calibrated: {listing(levels)}."
-        )
+    own = int(np.abs(levels - intervals.level).argmin())
     quantiles = np.asarray(table.varm[_keys.INTERVAL_QUANTILES], dtype=float)[columns]
     prediction = dense(table.X[:, columns])
     half = intervals.upper - prediction
     # The error in units of the scale, so that it can be compared with the quantile of any level; NaN where not known.
-    error = np.abs(measured - prediction) * quantiles[:, same[0]]
+    error = np.abs(measured - prediction) * quantiles[:, own]
     known = np.isfinite(half) & (half > 0)
     score = np.divide(error, half, out=np.full(half.shape, np.nan), where=known)
     count = np.isfinite(score).sum(axis=0)

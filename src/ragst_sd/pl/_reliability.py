@@ -195,9 +195,7 @@ def _chosen(table: AnnData, intervals: Intervals | None, maps: Sequence[str] | N
     chosen = [name for name in (_keys.DISAGREEMENT, _WIDTH) if name in has]
     chosen += [_keys.DISTANCE_PERCENTILE] if known.get(_keys.DISTANCE_PERCENTILE, 0) else []
     if not chosen:
-        raise ValueError(
-            f"The table has nothing to draw: none of {listing(_MAPS)}. Predict again with `rg.tl.predict`."
-        )
+        raise ValueError(f"The table has nothing to draw: none of {listing(_MAPS)}. Predict again.")
     return chosen
 
 

@@ -112,9 +112,7 @@ def retrieval(
     parts = explain(sdata, reference, obs_names=names, genes=gene, prediction_key=prediction_key)
     _require_pictures(reference)
     for name in np.array(names)[~np.isfinite(np.ravel(table.X[spots, column]))]:
-        raise ValueError(
-            f"None of the spots cited for {str(name)!r} measured {gene!r}: there is no prediction to show."
-        )
+        raise ValueError(f"None of the spots cited for {str(name)!r} measured {gene!r}: there is nothing to show.")
     lines = [parts[parts["query"] == name] for name in names]
     steps = [steps_of(part, "reference", int(n_shown)) for part in lines]
     section = read_section(sdata, table, header, prediction_key)

@@ -14,6 +14,7 @@ from ragst_sd import _keys
 from ragst_sd._results import gene_index
 from ragst_sd._validate import listing
 from ragst_sd.pl import _style
+from ragst_sd.retrieval.training import dense
 
 
 def distrust(table: AnnData, genes: Sequence[str], min_cv_pearson: float) -> list[str]:
@@ -83,21 +84,12 @@ def intervals_of(table: AnnData, header: dict[str, Any], columns: np.ndarray) ->
     ------
     KeyError
         If the table has none.
-    ValueError
-        If the table does not say what they are.
     """
-    from ragst_sd.retrieval.training import dense
-
     if not has_intervals(table):
         names = [name for name in table.layers if name is not None]
         raise KeyError(
             f"The table has no intervals: it lacks the layers {listing([_keys.LOWER, _keys.UPPER])} and has "
             f"{listing(names)}. Predict again with `rg.tl.predict(..., intervals=0.9)`."
-        )
-    missing = [name for name in (_keys.INTERVAL_LEVEL, _keys.INTERVAL_UNIT) if name not in header]
-    if missing:
-        raise ValueError(
-            f"The table does not say what its intervals are: uns[{_keys.RETRIEVAL!r}] lacks {listing(missing)}."
         )
     lower, upper = (dense(table.layers[name][:, columns]) for name in (_keys.LOWER, _keys.UPPER))
     return Intervals(lower, upper, float(header[_keys.INTERVAL_LEVEL]), str(header[_keys.INTERVAL_UNIT]))

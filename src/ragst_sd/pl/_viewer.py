@@ -167,9 +167,7 @@ def viewer(
     require_positive(height, "height", whole=True)
     target = None if path is None else Path(path)
     if target is not None and target.exists() and not bears(target, MARK):
-        raise FileExistsError(
-            f"`path` {str(path)!r} exists and is no viewer page; it is not replaced. Choose another name."
-        )
+        raise FileExistsError(f"`path` {str(path)!r} exists and is no viewer page. Choose another name.")
     table, header = _results.predicted(sdata, prediction_key, exact=True)
     bank = _results.matching_bank(reference, header)
     _results.require_columns(table, _results.OBS_COLUMNS)

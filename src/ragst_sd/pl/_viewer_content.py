@@ -88,9 +88,8 @@ def collect_numbers(
         "corrections": different,
     }
     if _keys.DISAGREEMENT in table.layers:
-        arrays[_keys.DISAGREEMENT] = relative_spread(dense(table.layers[_keys.DISAGREEMENT][:, genes])).astype(
-            np.float32
-        )
+        spread = relative_spread(dense(table.layers[_keys.DISAGREEMENT][:, genes]))
+        arrays[_keys.DISAGREEMENT] = spread.astype(np.float32)
     if intervals is not None:
         arrays |= _distances(intervals, multiples["prediction"], decimals)
     cited, labels = header[_keys.CITED].iloc[shown], {}

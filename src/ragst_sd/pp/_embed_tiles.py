@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, resolve_annotation, rows_in_order
 from ragst_sd._elements import centers_in_pixels, image_pyramid, keep_value_max, require_sdata, resolve_image
+from ragst_sd._outlines import extent_of
 from ragst_sd._patches import holds_patches, own_frame, patch_mpp, patch_pyramid, require_shown
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._settings import settings
@@ -203,9 +204,7 @@ def embed_tiles(
         height, width = pyramid.shapes[0]
         raise ValueError(
             f"All {len(xy)} centres of {shapes_key!r} lie outside image {image_key!r}: the image covers x 0 to {width} "
-            f"and y 0 to {height}, the centres x {xy[:, 0].min():.0f} to {xy[:, 0].max():.0f} and "
-            f"y {xy[:, 1].min():.0f} to {xy[:, 1].max():.0f} in its pixels. Check the transformations in "
-            f"{frame!r}."
+            f"and y 0 to {height}, the centres {extent_of(xy)} in its pixels. Check the transformations in {frame!r}."
         )
 
     batch_size = settings.batch_size if batch_size is None else batch_size
@@ -220,9 +219,8 @@ def embed_tiles(
     if by_patch:
         require_shown(table, tile_px=tile_px, mpp=mpp, pixel_mpp=pixel_mpp, context=multiples)  # type: ignore[arg-type]
     key_added = default_key(encoder.name, model) if key_added is None else key_added
-    *fields, finest = plan_fields(
-        pyramid, tile_px=tile_px, mpp=mpp, image_mpp=pixel_mpp, context=[*map(float, multiples), 1]
-    )
+    views = [*map(float, multiples), 1]
+    *fields, finest = plan_fields(pyramid, tile_px=tile_px, mpp=mpp, image_mpp=pixel_mpp, context=views)
     with without_huge_chunks(pyramid, [len(pyramid.levels) - 1, *(field.level for field in fields)]) as readable:
         header = embedding_header(
             readable,

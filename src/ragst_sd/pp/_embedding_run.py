@@ -128,9 +128,7 @@ def open_cache(
         return None
     require_type(path, (str, os.PathLike), "cache", "It is the path of a folder.")
     if Path(path).exists() and not Path(path).is_dir():
-        raise NotADirectoryError(
-            f"`cache` is {str(path)!r}, which is a file. Give a folder; it is made if it does not exist."
-        )
+        raise NotADirectoryError(f"`cache` is {str(path)!r}, which is a file. Give a folder, new or not.")
     if encoder.name is None:
         raise ValueError(
             "`cache` was given with a model that has no name: what is found in the cache could be another model's. "

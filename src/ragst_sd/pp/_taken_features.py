@@ -14,6 +14,7 @@ from geopandas import GeoDataFrame
 from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 
+from ragst_sd import _keys
 from ragst_sd._annotation import (
     empty_table,
     is_predicted,
@@ -23,14 +24,22 @@ from ragst_sd._annotation import (
     rows_in_order,
     table_attrs,
 )
-from ragst_sd._elements import centers_in_pixels, image_pyramid, resolve_image, resolve_shapes, squares_on_image
+from ragst_sd._elements import (
+    centers_in_pixels,
+    image_pyramid,
+    require_free,
+    resolve_image,
+    resolve_shapes,
+    squares_on_image,
+)
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._validate import listing, only_one, require_positive, require_type
 from ragst_sd.image.frames import similarity_scale
 from ragst_sd.image.pooling import pool_tiles
 from ragst_sd.io._embedding_file import TileFeatures
+from ragst_sd.io._st_counts import places_among
 from ragst_sd.pp._embedding_header import default_key, write_features
-from ragst_sd.pp._tile_features import require_covered, rows_by_name
+from ragst_sd.pp._tile_features import require_covered
 
 logger = logging.getLogger(__name__)
 
@@ -55,16 +64,16 @@ class _Spots(NamedTuple):
 def take_features(
     sdata: SpatialData,
     found: TileFeatures,
+    given: Mapping[str, Any],
     *,
     image_key: str | None,
-    shapes_key: str | None,
     table_key: str | None,
     coordinate_system: str | None,
-    image_mpp: float | None,
-    weights_hash: str,
-    context: Sequence[float],
     key_added: str | None,
-    **given: Any,
+    shapes_key: str | None = None,
+    image_mpp: float | None = None,
+    weights_hash: str = _keys.UNKNOWN,
+    context: Sequence[float] = (1.0,),
 ) -> None:
     """Write features of tiles as an embedding of spots; `given` holds `model`, `tile_px` and `mpp`.
 
@@ -177,19 +186,14 @@ def _new_spots(
     coordinate_system: str | None,
 ) -> _Spots:
     """The tiles of a file as shapes, and a table for them, in the frame of the image that is meant."""
-    taken = [own for _, own, _ in sdata.gen_elements() if own.lower() in (_TILES, _TILES_TABLE)]
-    if taken:
-        raise ValueError(
-            f"The object has no table, so the tiles of {found.what} would become one, but the name {taken[0]!r} is "
-            "taken. Give the shapes that are there a table (`rg.pp.embed_tiles` does), or remove them."
-        )
+    todo = "The object has no table: give the shapes that are there one (`rg.pp.embed_tiles` does), or remove them."
+    require_free(sdata, _TILES, f"tiles of {found.what}", todo)
+    require_free(sdata, _TILES_TABLE, f"tiles of {found.what}", todo)
     frames = dict(get_transformation(sdata.images[image_key], get_all=True))
     if coordinate_system is None and len(frames) == 1:
         coordinate_system = next(iter(frames))
     if coordinate_system is None or coordinate_system not in frames:
-        raise ValueError(
-            f"Say with `coordinate_system=` which frame of image {image_key!r} is meant: {listing(frames)}."
-        )
+        raise ValueError(f"Say with `coordinate_system=` which frame of {image_key!r} is meant: {listing(frames)}.")
     xy, width = _needed(tiles, found), float(_needed(edge, found))
     shapes = squares_on_image(sdata, image_key, xy - width / 2, width)
     table = empty_table(shapes.index, _TILES)
@@ -221,7 +225,7 @@ def _rows_of(found: TileFeatures, spots: _Spots) -> np.ndarray | None:
         return own.get_indexer(ids)
     if found.names is None:
         return None
-    return rows_by_name(found.names, spots.table, found.what)
+    return places_among(spots.table.obs_names.astype(str), found.names, "the table", found.what)
 
 
 def _stated(found: TileFeatures, edge: float | None, image_mpp: float | None, given: Mapping[str, Any]) -> TileFeatures:
@@ -270,9 +274,7 @@ def _edge(found: TileFeatures, edge: float | None, image_mpp: float | None) -> f
 def _needed(geometry: Any, found: TileFeatures) -> Any:
     """Places or edge of the tiles, if they are known."""
     if geometry is None and found.corners is None and found.names is not None and found.table is None:
-        raise ValueError(
-            f"{found.what} holds barcodes but no 'coords', and the object has no table to match them with."
-        )
+        raise ValueError(f"{found.what} holds barcodes but no 'coords', and the object has no table to match.")
     if geometry is None:
         raise ValueError(
             f"{found.what} does not say how wide its tiles are on the slide. Give the resolution of the image with "

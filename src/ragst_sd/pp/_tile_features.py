@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
 
 from ragst_sd._annotation import is_predicted, regions_of, single_region
 from ragst_sd._embedding import dense
 from ragst_sd._outlines import extent_of
-from ragst_sd._validate import hint, listing, only_one, require_type
+from ragst_sd._validate import hint, listing, only_one, require_type, require_unique
 from ragst_sd.io._embedding_file import UM_AT_1X, TileFeatures, read_embedding_file
 from ragst_sd.io._readable import existing
 
@@ -71,17 +69,6 @@ def of_file(path: str | PathLike[str], argument: str) -> TileFeatures:
     return read_embedding_file(existing(path, f"`{argument}`:", "Pass the h5 file of one slide."))
 
 
-def rows_by_name(names: Sequence[str] | np.ndarray, table: AnnData, what: str) -> np.ndarray:
-    """Row of the features for each spot, -1 where there is none."""
-    rows = pd.Index(names).get_indexer(table.obs_names.astype(str))
-    if (rows < 0).all():
-        raise ValueError(
-            f"No spot of the table (for example {listing(table.obs_names[:3])}) is among the names of {what} (for "
-            f"example {listing(names[:3])}). Check that both are of one section."
-        )
-    return rows
-
-
 def require_covered(embedding: np.ndarray, tiles: np.ndarray, xy: np.ndarray, what: str) -> None:
     """Raise a `ValueError` if no spot got features from the tiles."""
     if np.isnan(embedding).any(axis=1).all():
@@ -94,17 +81,11 @@ def require_covered(embedding: np.ndarray, tiles: np.ndarray, xy: np.ndarray, wh
 def _of_table(sdata: SpatialData, table: AnnData, what: str, name: str | None) -> TileFeatures:
     """Features in the X of a table: of tiles that it annotates, or of spots by their names."""
     if table.X is None or not table.n_vars:
-        raise ValueError(
-            f"{what} has no X, which would hold the features; its `.obsm` has {listing(table.obsm)}. {_TODO}"
-        )
+        raise ValueError(f"{what} has no X to hold the features; its `.obsm` has {listing(table.obsm)}. {_TODO}")
     vectors = _vectors(table.X, what)
     region = next(iter(regions_of(table)), None)
     if region is None or (name is None and region not in [*sdata.shapes, *sdata.points, *sdata.labels]):
-        twice = table.obs_names[table.obs_names.duplicated()]
-        if len(twice):
-            raise ValueError(
-                f"{what} has several rows of one name: {listing(twice.unique())}. Each spot has one vector."
-            )
+        require_unique(table.obs_names, f"names of rows of {what}", "Each spot has one vector.")
         return TileFeatures(what, vectors, names=table.obs_names.to_numpy(dtype=str))
     region = single_region(table)
     name = next((key for key, own in sdata.tables.items() if own is table), None)

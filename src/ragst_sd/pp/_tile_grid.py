@@ -13,7 +13,14 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, single_region
-from ragst_sd._elements import image_pyramid, keep_value_max, require_sdata, resolve_image, squares_on_image
+from ragst_sd._elements import (
+    image_pyramid,
+    keep_value_max,
+    require_free,
+    require_sdata,
+    resolve_image,
+    squares_on_image,
+)
 from ragst_sd._outlines import areas_in_frame_of
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._several import over_sections
@@ -109,7 +116,12 @@ def tile_grid(
     image_mpp = image_mpp_of(sdata, image_key, image_mpp)
     require_resolution(mpp, image_mpp, image_key)
     native = 1.0 if mpp is None or image_mpp is None else mpp / image_mpp
-    _check_free(sdata, key_added, table_key)
+    ours = set()
+    if table_key in sdata.tables and sdata.tables[table_key].uns.get(_keys.ATTRS, {}).get(_keys.TILE_GRID):
+        # What an earlier call has made is replaced.
+        ours = {("tables", table_key), ("shapes", single_region(sdata.tables[table_key]))}
+    require_free(sdata, key_added, "shapes", ours=ours)
+    require_free(sdata, table_key, "tables", ours=ours)
     pyramid = image_pyramid(sdata, image_key, value_max)
     height, width = pyramid.shapes[0]
     edge, stride = tile_px * native, stride_px * native
@@ -192,19 +204,6 @@ def _annotated_fraction(
     rim = (fraction == 0) & shapely.intersects(union, squares)
     fraction[rim] = shapely.area(shapely.intersection(squares[rim], union)) / edge**2
     return fraction
-
-
-def _check_free(sdata: SpatialData, key_added: str, table_key: str) -> None:
-    """Refuse names that are taken, except by an earlier call."""
-    ours = set()
-    if table_key in sdata.tables and sdata.tables[table_key].uns.get(_keys.ATTRS, {}).get(_keys.TILE_GRID):
-        ours = {("tables", table_key), ("shapes", single_region(sdata.tables[table_key]))}
-    for name, kind in ((key_added, "shapes"), (table_key, "tables")):
-        taken = [(element, own) for element, own, _ in sdata.gen_elements() if own.lower() == name.lower()]
-        if taken and not set(taken) <= ours:
-            raise ValueError(
-                f"The name {name!r} for {kind} is taken by {taken[0][0]} {taken[0][1]!r}. Choose another one."
-            )
 
 
 def _check_dependents(sdata: SpatialData, key_added: str, table_key: str, centers: np.ndarray) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 from anndata import AnnData
 from spatialdata import SpatialData
 
-from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
 from ragst_sd._several import over_sections
 from ragst_sd._validate import listing, require_known, require_some
@@ -148,18 +147,7 @@ def use_features(
     sdata = require_sdata(sdata)
     fields = [float(field) for field in np.atleast_1d(context)]
     require_some(fields, "context", "Give at least one field of view, for instance `(1,)`.")
-    take_features(
-        sdata,
-        find_features(sdata, features, table_key=table_key),
-        image_key=image_key,
-        shapes_key=shapes_key,
-        table_key=table_key,
-        coordinate_system=coordinate_system,
-        image_mpp=None,
-        weights_hash=_keys.UNKNOWN,
-        context=fields,
-        key_added=key_added,
-        model=model,
-        tile_px=tile_px,
-        mpp=mpp,
-    )
+    stated = {"model": model, "tile_px": tile_px, "mpp": mpp}
+    where: dict[str, Any] = {"image_key": image_key, "table_key": table_key, "coordinate_system": coordinate_system}
+    found = find_features(sdata, features, table_key=table_key)
+    take_features(sdata, found, stated, shapes_key=shapes_key, context=fields, key_added=key_added, **where)
