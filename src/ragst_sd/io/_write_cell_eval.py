@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from ragst_sd import _keys
-from ragst_sd._replacing import replaced_file
+from ragst_sd._replacing import replaced_file, require_new
 from ragst_sd._results import predicted
 from ragst_sd.reference.schema import RESPONSE_UNITS, TASK
 from ragst_sd.retrieval.training import dense
@@ -124,9 +124,8 @@ def write_cell_eval(
     lines = predicted_lines(table, truth)
     folder, contexts = Path(path), list(dict.fromkeys(truth.names[line][0] for line, _ in lines))
     files = {(c, kind): folder / f"{c.replace('/', '-')}_{kind}.h5ad" for c in contexts for kind in ("pred", "real")}
-    existing = [str(file) for file in files.values() if file.exists()]
-    if existing and not overwrite:
-        raise FileExistsError(f"{existing[0]} exists. Pass `overwrite=True` to replace it, or choose another folder.")
+    for file in files.values():
+        require_new(file, overwrite=overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     of_context = table.obs[_keys.CONTEXT].astype(str).to_numpy()
     sources = table.obs[_keys.SOURCE].astype(str).to_numpy()

@@ -17,7 +17,7 @@ from ragst_sd import _keys
 from ragst_sd._annotation import rows_in_order, single_region
 from ragst_sd._elements import centers_in_pixels, element_centers, require_sdata, resolve_image, resolve_shapes
 from ragst_sd._pitch import spot_pitch
-from ragst_sd._replacing import replace_text
+from ragst_sd._replacing import replace_text, require_new
 from ragst_sd._results import gene_index, predicted
 from ragst_sd._validate import require_type
 
@@ -93,8 +93,7 @@ def write_geojson(
     table, header = predicted(sdata, prediction_key)
     columns = gene_index(table, genes)
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists. Pass `overwrite=True` to replace it, or choose another path.")
+    require_new(path, overwrite=overwrite)
     outlines = _outlines(sdata, header, resolve_shapes(sdata, single_region(table)), table, prediction_key)
     values = np.asarray(table.X[:, columns], dtype=float)
     known = np.isfinite(values)

@@ -20,7 +20,7 @@ from zarr.codecs import ZstdCodec
 from ragst_sd import _keys
 from ragst_sd._perturbation_reference import any_hash, any_header, is_perturbation
 from ragst_sd._reference import annotations_hash, require_in_memory
-from ragst_sd._replacing import link_target, locked, place_beside, recover, without_notices
+from ragst_sd._replacing import link_target, locked, place_beside, recover, require_new, without_notices
 from ragst_sd.io._reference_file import SUFFIX, is_reference, parts_digest
 from ragst_sd.reference.normalize import as_csr
 
@@ -104,11 +104,8 @@ def require_place(path: Path, *, overwrite: bool) -> None:
         raise ValueError(
             f"`path` is {str(path)!r}. A reference is one file, a zarr store in a zip archive: name it {str(named)!r}."
         )
-    if not path.exists():
-        return
-    if not overwrite:
-        raise FileExistsError(f"{path} exists. Pass `overwrite=True` to replace it, or choose another path.")
-    if path.is_dir() or not is_reference(path):
+    require_new(path, overwrite=overwrite)
+    if path.exists() and (path.is_dir() or not is_reference(path)):
         raise FileExistsError(
             f"{path} exists and is not a reference, or a damaged one: it is not replaced. Delete it if it is "
             "yours, or choose another path."

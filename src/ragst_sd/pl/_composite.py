@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from spatialdata import SpatialData
 
-from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
 from ragst_sd._validate import name_list
 from ragst_sd.pl import _maps, _style
@@ -77,7 +76,6 @@ def composite(
     >>> len(ax.texts)
     3
     """
-    require_sdata(sdata)
     names = name_list(genes, "genes")
     if len(names) > len(_COLORS):
         raise ValueError(

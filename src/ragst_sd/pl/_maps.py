@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from ragst_sd import _keys
+from ragst_sd._validate import require_between
 from ragst_sd.pl import _style
 from ragst_sd.pl._section import Section, draw_image, draw_rims, draw_spots, extent_of, free_corner, spot_reach
 
@@ -43,8 +44,7 @@ class Map:
 
 def require_fade(image_fade: float) -> None:
     """Raise a `ValueError` unless a picture can be mixed with that much white."""
-    if not 0 <= image_fade <= 1:
-        raise ValueError(f"`image_fade` is {image_fade!r}; it must lie between 0 (the picture as it is) and 1 (white).")
+    require_between(image_fade, 0, 1, "image_fade", "0 leaves the picture as it is, 1 makes it white.")
 
 
 def require_citations(header: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from spatialdata import SpatialData
 
-from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
 from ragst_sd._truth import measured_values
 from ragst_sd._validate import name_list
@@ -104,7 +103,6 @@ def prediction(
     >>> list(axes[reference.var_names[0]])
     ['measured', 'predicted', 'difference']
     """
-    require_sdata(sdata)
     genes = name_list(genes, "genes")
     _maps.require_fade(image_fade)
     table, header = predicted(sdata, prediction_key)

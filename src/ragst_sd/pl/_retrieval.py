@@ -15,7 +15,6 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import cell_types, measured_columns
-from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
 from ragst_sd._validate import name_list, require_positive
 from ragst_sd.image.embedding import tiles_at
@@ -98,7 +97,6 @@ def retrieval(
     """
     from ragst_sd.get import explain
 
-    require_sdata(sdata)
     require_positive(n_shown, "n_shown", whole=True)
     (gene,), names = name_list(genes, "genes", most=1), name_list(obs_names, "obs_names")
     table, header = predicted(sdata, prediction_key, exact=True)

@@ -16,7 +16,7 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import rows_in_order, single_region
-from ragst_sd._elements import centers_in_pixels, element_centers, image_pyramid, resolve_shapes
+from ragst_sd._elements import centers_in_pixels, element_centers, image_pyramid, require_sdata, resolve_shapes
 from ragst_sd._patches import patch_edge, shrunk
 from ragst_sd._resolution import embedded_mpp_of
 from ragst_sd._validate import listing
@@ -53,6 +53,7 @@ def read_section(
     ValueError
         If the image or the shapes are not in the object.
     """
+    require_sdata(sdata)
     image_key = str(header["image_key"])
     by_patch = _is_drawn_from_thumbnails(sdata, header)
     on_white = or_white and image_key not in sdata.images and not by_patch

@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
-from ragst_sd._elements import require_sdata
 from ragst_sd._labels import labels
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._results import predicted
@@ -111,7 +110,6 @@ def sources(
     """
     from ragst_sd.get import neighbors
 
-    require_sdata(sdata)
     require_choice(group_by, _GROUPS, "group_by")
     require_positive(n_shown, "n_shown", whole=True)
     if n_shown >= len(_style.PALETTE):

@@ -12,7 +12,7 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap
 
 from ragst_sd import _keys
 from ragst_sd._results import gene_index
-from ragst_sd._validate import listing
+from ragst_sd._validate import listing, require_between
 from ragst_sd.pl import _style
 from ragst_sd.retrieval.training import dense
 
@@ -27,11 +27,7 @@ def distrust(table: AnnData, genes: Sequence[str], min_cv_pearson: float) -> lis
     ValueError
         If `min_cv_pearson` is not a correlation.
     """
-    number = isinstance(min_cv_pearson, int | float | np.number) and not isinstance(min_cv_pearson, bool)
-    if not number or not -1 <= min_cv_pearson <= 1:
-        raise ValueError(
-            f"`min_cv_pearson` is {min_cv_pearson!r}; it must be a correlation, from -1 (trust every gene) to 1."
-        )
+    require_between(min_cv_pearson, -1, 1, "min_cv_pearson", "-1 trusts every gene.")
     scores = table.var.reindex(columns=[_keys.CV_PEARSON]).iloc[gene_index(table, genes), 0]
     words = "not to be trusted (cross-validated r = {})"
     return [words.format(_style.number(score, 2)) if score < min_cv_pearson else "" for score in scores]

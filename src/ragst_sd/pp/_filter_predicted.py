@@ -13,7 +13,7 @@ from spatialdata import SpatialData
 from ragst_sd import _keys
 from ragst_sd._prediction_id import write_sums
 from ragst_sd._results import MIN_CEILING, check_key_added, predicted
-from ragst_sd._validate import require_key, require_positive
+from ragst_sd._validate import require_between, require_key, require_positive
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,9 @@ def _judge(table: AnnData, thresholds: dict[str, Any]) -> tuple[np.ndarray, dict
         raise ValueError(
             "No threshold is given. Ask for at least one of `min_cv_pearson`, `min_share_of_ceiling`, `min_n_measured`."
         )
-    _check(thresholds)
+    for name in ("min_cv_pearson", "min_share_of_ceiling"):
+        require_between(thresholds.get(name, 0), -1, 1, name)
+    require_positive(thresholds.get("min_n_measured"), "min_n_measured", whole=True, optional=True)
     fails: dict[str, np.ndarray] = {}
     if {"min_cv_pearson", "min_share_of_ceiling"} & set(thresholds):
         pearson = _column(table, _keys.CV_PEARSON)
@@ -166,25 +168,10 @@ def _judge(table: AnnData, thresholds: dict[str, Any]) -> tuple[np.ndarray, dict
     return keep, dropped
 
 
-def _check(thresholds: dict[str, Any]) -> None:
-    for name in ("min_cv_pearson", "min_share_of_ceiling"):
-        value = thresholds.get(name, 0)
-        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not number or not -1 <= value <= 1:
-            raise ValueError(f"`{name}` is {value!r}; it must be a number between -1 and 1.")
-    if "min_n_measured" in thresholds:
-        require_positive(thresholds["min_n_measured"], "min_n_measured", whole=True)
-
-
 def _column(table: AnnData, name: str) -> np.ndarray:
     require_key(name, table.var, "table.var", "`rg.tl.predict` writes it; predict again.")
     values = table.var[name].to_numpy(float)
     if np.isnan(values).all():
-        msg = (
-            f"`var[{name!r}]` is NaN for all {table.n_vars} genes: it was not assessed when the prediction was "
-            f"made. {_TODO}"
-        )
-        if name == _keys.NOISE_CEILING:
-            msg += " A noise ceiling needs counts in the reference."
-        raise ValueError(msg)
+        ceiling = " A noise ceiling needs counts in the reference." * (name == _keys.NOISE_CEILING)
+        raise ValueError(f"`var[{name!r}]` is NaN for all {table.n_vars} genes: it was not assessed. {_TODO}{ceiling}")
     return values
