@@ -130,7 +130,7 @@ def require_positive(value: Any, argument: str, *, whole: bool = False, optional
 
 def require_between(value: Any, low: float, high: float, argument: str, todo: str = "") -> None:
     """Raise a `ValueError` unless `value` is a number between two others, or one of them."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
         msg = f"`{argument}` is {value!r}; it must be a number between {low} and {high}. {todo}".rstrip()
         raise ValueError(msg)
 

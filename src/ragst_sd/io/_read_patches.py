@@ -32,7 +32,7 @@ from ragst_sd.io._read_hest import (
 from ragst_sd.io._readable import existing, readable
 from ragst_sd.io._section import SHAPES, TABLE, assemble, source_details
 from ragst_sd.io._st_counts import locate, places_among, read_counts
-from ragst_sd.pp._embedding_header import default_key, write_features
+from ragst_sd.pp._embedding_header import Spots, default_key, write_features
 from ragst_sd.pp._tile_features import require_covered
 
 logger = logging.getLogger(__name__)
@@ -199,14 +199,11 @@ def read_patches(
                 f"{origin!r} holds no barcodes, and {path.name!r} no 'coords': the features cannot be placed."
             )
         write_features(
-            table,
+            Spots(TABLE, table, SHAPES, xy, np.eye(3), own_frame(sdata, SHAPES)),
             default_key(name, None),
             embedding,
-            table_key=TABLE,
             what=repr(origin),
             pyramid=patch_pyramid(table)[0],
-            affine=np.eye(3),
-            xy=xy,
             model=name,
             weights_hash=_keys.UNKNOWN,
             tile_px=int(pictures.shape[1]),
@@ -215,8 +212,6 @@ def read_patches(
             image_mpp=image_mpp,
             upsampling=1.0,
             image_key=_keys.PATCHES,
-            shapes_key=SHAPES,
-            coordinate_system=own_frame(sdata, SHAPES),
         )
     logger.info("Read section %r: %d pictures of %d px x %d genes.", sample, len(rows), pictures.shape[1], found.n_vars)
     return sdata

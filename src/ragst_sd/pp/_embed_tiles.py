@@ -22,7 +22,7 @@ from ragst_sd._settings import settings
 from ragst_sd._several import over_sections
 from ragst_sd._validate import require_positive, require_some
 from ragst_sd._workers import own_device, without_huge_chunks
-from ragst_sd.pp._embedding_header import add_embedding, default_key, embedding_header, same_header
+from ragst_sd.pp._embedding_header import Spots, add_embedding, default_key, embedding_header, same_header
 from ragst_sd.pp._embedding_run import open_cache, run_embedding
 from ragst_sd.pp._tile_grid import require_resolution
 
@@ -223,9 +223,8 @@ def embed_tiles(
     *fields, finest = plan_fields(pyramid, tile_px=tile_px, mpp=mpp, image_mpp=pixel_mpp, context=views)
     with without_huge_chunks(pyramid, [len(pyramid.levels) - 1, *(field.level for field in fields)]) as readable:
         header = embedding_header(
+            Spots(table_key, table, shapes_key, xy, affine, frame),
             readable,
-            affine,
-            xy,
             encoder=encoder,
             tile_px=tile_px,
             mpp=mpp,
@@ -233,8 +232,6 @@ def embed_tiles(
             context=multiples,
             upsampling=max(1.0, finest.upsampling),
             image_key=image_key,
-            shapes_key=shapes_key,
-            coordinate_system=frame,
         )
         if header["upsampling"] > 1.01:
             logger.warning(

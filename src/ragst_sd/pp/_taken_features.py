@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
-from geopandas import GeoDataFrame
 from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 
@@ -38,27 +36,13 @@ from ragst_sd.image.frames import similarity_scale
 from ragst_sd.image.pooling import pool_tiles
 from ragst_sd.io._embedding_file import TileFeatures
 from ragst_sd.io._st_counts import places_among
-from ragst_sd.pp._embedding_header import default_key, write_features
+from ragst_sd.pp._embedding_header import Spots, default_key, write_features
 from ragst_sd.pp._tile_features import require_covered
 
 logger = logging.getLogger(__name__)
 
 _TILES, _TILES_TABLE = "tiles", "tiles_table"
 _WIDTH_TOLERANCE = 0.1
-
-
-class _Spots(NamedTuple):
-    """The spots that take the features."""
-
-    table_key: str
-    table: AnnData
-    shapes_key: str
-    xy: np.ndarray
-    """(n, 2) centres in pixels of the image; in units of their own element without one."""
-    affine: np.ndarray
-    frame: str
-    shapes: GeoDataFrame | None = None
-    """Where they are not in the object yet: the tiles of a file, on a slide without spots."""
 
 
 def take_features(
@@ -113,14 +97,11 @@ def take_features(
     require_covered(embedding, tiles, spots.xy, found.what)
     key_added = default_key(found.model, None) if key_added is None else key_added
     write_features(
-        spots.table,
+        spots,
         key_added,
         embedding,
-        table_key=spots.table_key,
         what=found.what,
         pyramid=None if image_key is None else image_pyramid(sdata, image_key),
-        affine=spots.affine,
-        xy=spots.xy,
         model=str(found.model),
         weights_hash=weights_hash,
         tile_px=found.tile_px,
@@ -129,8 +110,6 @@ def take_features(
         context=context,
         upsampling=1.0 if image_mpp is None else max(1.0, image_mpp / found.mpp),  # type: ignore[operator]
         image_key=image_key or "",
-        shapes_key=spots.shapes_key,
-        coordinate_system=spots.frame,
     )
     if spots.shapes is not None:
         sdata.shapes[spots.shapes_key] = spots.shapes
@@ -168,13 +147,13 @@ def _target(
 
 def _spots(
     sdata: SpatialData, table_key: str, shapes_key: str, image_key: str | None, coordinate_system: str | None
-) -> _Spots:
+) -> Spots:
     centers = centers_in_pixels(
         sdata, shapes_key=shapes_key, image_key=image_key or shapes_key, coordinate_system=coordinate_system
     )
     table = sdata.tables[table_key] if table_key in sdata.tables else empty_table(centers.index, shapes_key)
     xy = centers.xy[rows_in_order(table, table_key, shapes_key, centers.index)]
-    return _Spots(table_key, table, shapes_key, xy, centers.affine, centers.coordinate_system)
+    return Spots(table_key, table, shapes_key, xy, centers.affine, centers.coordinate_system)
 
 
 def _new_spots(
@@ -184,7 +163,7 @@ def _new_spots(
     edge: float | None,
     image_key: str,
     coordinate_system: str | None,
-) -> _Spots:
+) -> Spots:
     """The tiles of a file as shapes, and a table for them, in the frame of the image that is meant."""
     todo = "The object has no table: give the shapes that are there one (`rg.pp.embed_tiles` does), or remove them."
     require_free(sdata, _TILES, f"tiles of {found.what}", todo)
@@ -197,7 +176,7 @@ def _new_spots(
     xy, width = _needed(tiles, found), float(_needed(edge, found))
     shapes = squares_on_image(sdata, image_key, xy - width / 2, width)
     table = empty_table(shapes.index, _TILES)
-    return _Spots(_TILES_TABLE, table, _TILES, xy, np.eye(3), coordinate_system, shapes)
+    return Spots(_TILES_TABLE, table, _TILES, xy, np.eye(3), coordinate_system, shapes)
 
 
 def _tiles_of_table(sdata: SpatialData, found: TileFeatures, onto: str, frame: str) -> tuple[np.ndarray, float | None]:
@@ -214,7 +193,7 @@ def _tiles_of_table(sdata: SpatialData, found: TileFeatures, onto: str, frame: s
     return centers.xy[rows], edge * similarity_scale(centers.affine)
 
 
-def _rows_of(found: TileFeatures, spots: _Spots) -> np.ndarray | None:
+def _rows_of(found: TileFeatures, spots: Spots) -> np.ndarray | None:
     """Row of the features for each spot, -1 where there is none; `None` where tiles are found by place."""
     if spots.shapes is not None or found.rows_of == spots.table_key:
         return np.arange(len(spots.xy))
