@@ -25,7 +25,7 @@ from ragst_sd._resolution import keep_image_mpp
 from ragst_sd.datasets._sample_files import Sample
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import readable
-from ragst_sd.io._section import IMAGE, SHAPES, TABLE, assemble, check_inside
+from ragst_sd.io._section import IMAGE, SHAPES, TABLE, Origin, assemble, check_inside
 from ragst_sd.io._slide_file import open_slide
 from ragst_sd.io._st_counts import read_counts
 from ragst_sd.io._st_image import image_element, read_rgb
@@ -134,16 +134,8 @@ def _assembled(
         # Spots are where the instrument put them; what a file states of its pixels may be missing or wrong.
         pitch_um = _PITCH_UM if sample.um_between_centers is None else sample.um_between_centers
         mpp = pitch_um / spot_pitch(xy) if len(xy) > 1 else _DIAMETER_UM / (diameter * factor)
-    return assemble(
-        table,
-        xy,
-        image,
-        radius=diameter * factor / 2,
-        sample=sample.name,
-        donor=sample.donor,
-        details=sample.details,
-        image_mpp=mpp,
-    )
+    origin = Origin(sample.name, sample.donor, sample.details)
+    return assemble(table, xy, image, origin, radius=diameter * factor / 2, image_mpp=mpp)
 
 
 def read_xenium(sample: Sample) -> SpatialData:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+Device = str | torch.device | None
 
-def resolve_device(device: str | torch.device | None = None) -> torch.device:
+
+def resolve_device(device: Device = None) -> torch.device:
     """Device that `device` names.
 
     Parameters

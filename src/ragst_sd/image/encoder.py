@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+Channels = tuple[float, ...] | None
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -53,8 +55,8 @@ class Encoder:
     weights_hash: str
     device: torch.device = field(compare=False)
     forward: Callable[[torch.Tensor], Any] = field(repr=False, compare=False)
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: Channels = None
+    std: Channels = None
     input_px: int | None = None
     context: tuple[float, ...] = (1.0,)
     amp: bool = False

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ragst_sd.image.amp import resolve_amp, resolve_device
-from ragst_sd.image.encoder import Encoder, hash_weights
+from ragst_sd.image.amp import Device, resolve_amp, resolve_device
+from ragst_sd.image.encoder import Channels, Encoder, hash_weights
 from ragst_sd.image.loaders import import_timm, load_foundation_model, load_timm
 from ragst_sd.image.onnx_file import is_onnx_file, load_onnx_file
 from ragst_sd.image.registry import FOUNDATION_MODELS, find_foundation_model
@@ -87,14 +87,8 @@ def resolve_encoder(
         return model
     own_mean, own_std = _triple(mean, "mean"), _triple(std, "std")
     if is_onnx_file(model):
-        return load_onnx_file(
-            model,
-            model_kwargs=model_kwargs or {},
-            mean=own_mean,
-            std=own_std,
-            context=DEFAULT_CONTEXT,
-            device=device,
-        )
+        loaded = load_onnx_file(model, model_kwargs or {}, mean=own_mean, std=own_std, device=device)
+        return replace(loaded, context=DEFAULT_CONTEXT)
     if not isinstance(model, str):
         if model_kwargs:
             raise ValueError(
@@ -152,20 +146,14 @@ def _unknown_name(model: str, timm: Any) -> str:
     )
 
 
-def _texture_encoder(device: str | torch.device | None) -> Encoder:
+def _texture_encoder(device: Device) -> Encoder:
     from ragst_sd.image import texture
 
-    return Encoder(
-        name=TEXTURE,
-        weights_hash=texture.TEXTURE_VERSION,
-        context=DEFAULT_CONTEXT,
-        device=resolve_device(device),
-        forward=texture.texture_features,
-        raw=True,
-    )
+    where, version = resolve_device(device), texture.TEXTURE_VERSION
+    return Encoder(TEXTURE, version, where, texture.texture_features, context=DEFAULT_CONTEXT, raw=True)
 
 
-def _triple(values: Sequence[float] | None, name: str) -> tuple[float, ...] | None:
+def _triple(values: Sequence[float] | None, name: str) -> Channels:
     if values is None:
         return None
     numbers = tuple(map(float, values))
@@ -177,14 +165,7 @@ def _triple(values: Sequence[float] | None, name: str) -> tuple[float, ...] | No
     return numbers
 
 
-def wrap_object(
-    model: Any,
-    *,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    device: str | torch.device | None,
-    amp: bool | None,
-) -> Encoder:
+def wrap_object(model: Any, *, mean: Channels, std: Channels, device: Device, amp: bool | None) -> Encoder:
     """Make an encoder of a module, a callable, or an object with `encode_image`.
 
     Parameters
@@ -217,16 +198,10 @@ def wrap_object(
     if movable is not None:
         movable.to(where)
     name = getattr(model, "name", None)
-    encoder = Encoder(
-        name=name if isinstance(name, str) and name else None,
-        weights_hash="" if module is None else hash_weights(module),
-        mean=mean,
-        std=std,
-        device=where,
-        forward=encode if callable(encode) else model,
-        amp=resolve_amp(where, amp=amp),
-        module=module,
-    )
+    name = name if isinstance(name, str) and name else None
+    digest, amp = "" if module is None else hash_weights(module), resolve_amp(where, amp=amp)
+    forward = encode if callable(encode) else model
+    encoder = Encoder(name, digest, where, forward, mean=mean, std=std, amp=amp, module=module)
     if mean is not None:
         return encoder
     if callable(encode) and callable(getattr(model, "get_transform", None)):

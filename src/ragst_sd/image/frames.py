@@ -92,12 +92,7 @@ def similarity_scale(matrix: np.ndarray) -> float:
 
 
 def plan_field(
-    grids: Sequence[LevelGrid],
-    *,
-    tile_px: int,
-    mpp: float | None,
-    image_mpp: float | None,
-    multiple: float,
+    grids: Sequence[LevelGrid], *, tile_px: int, mpp: float | None, image_mpp: float | None, multiple: float
 ) -> FieldOfView:
     """Choose the pyramid level and window for a field of view.
 

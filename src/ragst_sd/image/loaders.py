@@ -90,16 +90,8 @@ def _encoder(
     if size is not None:
         input_px = int(size[-1] if isinstance(size, (tuple, list)) else size)
     shaped_by = {key: value for key, value in kwargs.items() if key not in _SOURCE_KWARGS}
-    return Encoder(
-        name=name,
-        weights_hash=hash_weights(module, shaped_by),
-        mean=mean,
-        std=std,
-        input_px=input_px,
-        device=torch.device("cpu"),
-        forward=forward,
-        module=module,
-    )
+    digest, cpu = hash_weights(module, shaped_by), torch.device("cpu")
+    return Encoder(name, digest, cpu, forward, mean=mean, std=std, input_px=input_px, module=module)
 
 
 def import_timm() -> Any:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ragst_sd.image.amp import resolve_device
-from ragst_sd.image.encoder import Encoder
+from ragst_sd.image.amp import Device, resolve_device
+from ragst_sd.image.encoder import Channels, Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +38,7 @@ def is_onnx_file(model: Any) -> bool:
 
 
 def load_onnx_file(
-    path: str | os.PathLike[str],
-    *,
-    model_kwargs: Mapping[str, Any],
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    context: tuple[float, ...],
-    device: str | torch.device | None,
+    path: str | os.PathLike[str], model_kwargs: Mapping[str, Any], *, mean: Channels, std: Channels, device: Device
 ) -> Encoder:
     """Make an encoder of an ONNX file; the size, layout and type of its input are read from the file.
 
@@ -58,8 +52,6 @@ def load_onnx_file(
         averaged over its pixels.
     mean, std
         Normalisation of RGB in [0, 1], both or neither; pixels of 8 bits have none.
-    context
-        Fields of view that it is used with by default.
     device
         Where to run; `None` is a GPU where onnxruntime has one, else the CPU, with as many threads as torch may use.
 
@@ -119,16 +111,8 @@ def load_onnx_file(
         dtype.__name__,
         output.name,
     )
-    return Encoder(
-        name=f"onnx:{path.stem}",
-        weights_hash=_hash_files(path, model_kwargs),
-        mean=mean,
-        std=std,
-        input_px=edge,
-        context=context,
-        device=where,
-        forward=forward,
-    )
+    digest = _hash_files(path, model_kwargs)
+    return Encoder(f"onnx:{path.stem}", digest, where, forward, mean=mean, std=std, input_px=edge)
 
 
 def import_onnxruntime() -> Any:
@@ -141,7 +125,7 @@ def import_onnxruntime() -> Any:
         ) from None
 
 
-def _open_session(path: Path, device: str | torch.device | None) -> tuple[torch.device, Any]:
+def _open_session(path: Path, device: Device) -> tuple[torch.device, Any]:
     runtime = import_onnxruntime()
     where, has_cuda = resolve_device(device), "CUDAExecutionProvider" in runtime.get_available_providers()
     if where.type != "cpu" and not (where.type == "cuda" and has_cuda):

@@ -18,7 +18,7 @@ import torch
 
 from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.frames import FieldOfView
-from ragst_sd.image.tiles import iter_tiles, storage_order
+from ragst_sd.image.tiles import storage_order
 
 _BATCHES_PER_PART = 8
 # Batches handed to the device before the first of their results is fetched.
@@ -100,15 +100,8 @@ def embed_parts(
     """
     for position, group in groupby(parts, key=lambda part: part.field):
         field, todo = fields[position], list(group)
-        batches = iter_tiles(
-            pyramid.levels[field.level],
-            centers[np.concatenate([part.rows for part in todo])],
-            field,
-            chunk=pyramid.chunks[field.level],
-            colours=pyramid.colours,
-            batch_size=batch_size,
-            num_workers=num_workers,
-        )
+        around = centers[np.concatenate([part.rows for part in todo])]
+        batches = pyramid.tiles(around, field, batch_size=batch_size, num_workers=num_workers)
         staged = ((index, pin(tiles, encoder)) for index, tiles in batches)
         done: list[np.ndarray] = []
         n_done = 0

@@ -17,7 +17,7 @@ from ragst_sd import _keys
 from ragst_sd._validate import hint, listing, require_positive, require_type
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import existing, readable
-from ragst_sd.io._section import assemble, check_inside, checked_source, source_details, stored_diameter
+from ragst_sd.io._section import Origin, assemble, check_inside, checked_source, source_details, stored_diameter
 from ragst_sd.io._slide_file import open_slide
 from ragst_sd.io._st_counts import locate, read_counts
 
@@ -131,16 +131,9 @@ def read_hest(
             f"The diameter of spots of section {sample!r} is in neither `uns['spatial']` of its h5ad nor "
             "`spot_diameter` of its metadata. Write it (microns) into the metadata."
         )
-    sdata = assemble(
-        found,
-        xy,
-        pyramid_element(slide.levels),
-        radius=diameter / 2,
-        sample=sample,
-        donor=donor_of(meta, sample) if donor is None else donor,
-        details=source_details(hest_source(meta), given),
-        image_mpp=mpp,
-    )
+    donor = donor_of(meta, sample) if donor is None else donor
+    origin = Origin(sample, donor, source_details(hest_source(meta), given))
+    sdata = assemble(found, xy, pyramid_element(slide.levels), origin, radius=diameter / 2, image_mpp=mpp)
     logger.info("Read HEST section %r: %d spots x %d genes, picture %d x %d px.", sample, *found.shape, width, height)
     return sdata
 

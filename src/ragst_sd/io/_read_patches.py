@@ -30,7 +30,7 @@ from ragst_sd.io._read_hest import (
     spot_diameter,
 )
 from ragst_sd.io._readable import existing, readable
-from ragst_sd.io._section import SHAPES, TABLE, assemble, source_details
+from ragst_sd.io._section import SHAPES, TABLE, Origin, assemble, source_details
 from ragst_sd.io._st_counts import locate, places_among, read_counts
 from ragst_sd.pp._embedding_header import Spots, default_key, write_features
 from ragst_sd.pp._tile_features import require_covered
@@ -169,16 +169,10 @@ def read_patches(
         _check_places(xy, corners, edge, path.name)
     pictures = pictures if len(rows) == len(barcodes) else pictures[rows]
     diameter = spot_diameter(found, meta, image_mpp)
-    sdata = assemble(
-        found,
-        xy,
-        None,
-        radius=(spot_pitch(xy) / 2 if diameter is None else diameter) / 2,
-        sample=sample,
-        donor=donor_of(meta, sample) if donor is None else donor,
-        details=source_details(hest_source(meta) if is_file else meta),
-        image_mpp=None,
-    )
+    donor = donor_of(meta, sample) if donor is None else donor
+    source = Origin(sample, donor, source_details(hest_source(meta) if is_file else meta))
+    diameter = spot_pitch(xy) / 2 if diameter is None else diameter
+    sdata = assemble(found, xy, None, source, radius=diameter / 2, image_mpp=None)
     table = sdata.tables[TABLE]
     table.obsm[_keys.PATCHES], table.obsm[_keys.THUMBNAIL] = pictures, shrunk(pictures, _THUMBNAIL_PX)
     table.uns[_keys.ATTRS][_keys.PATCHES] = {"mpp": float(mpp), "edge_px": int(pictures.shape[1])}

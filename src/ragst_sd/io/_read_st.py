@@ -17,6 +17,7 @@ from ragst_sd import _keys
 from ragst_sd._pitch import array_pitch, spot_pitch
 from ragst_sd._validate import require_positive
 from ragst_sd.io._section import (
+    Origin,
     assemble,
     check_inside,
     checked_source,
@@ -164,16 +165,8 @@ def read_st(
                 "it.",
                 sample,
             )
-    sdata = assemble(
-        found,
-        xy,
-        image_element(pixels),
-        radius=spot_diameter_px / 2,
-        sample=sample,
-        donor=donor,
-        details=source_details(meta, given),
-        image_mpp=mpp,
-    )
+    origin = Origin(sample, donor, source_details(meta, given))
+    sdata = assemble(found, xy, image_element(pixels), origin, radius=spot_diameter_px / 2, image_mpp=mpp)
     at = "" if mpp is None else f" at {mpp:.4g} um per px"
     logger.info("Read section %r: %d spots x %d genes, picture %d x %d px%s.", sample, *found.shape, width, height, at)
     return sdata

@@ -144,16 +144,9 @@ def embedded_section(section: PlannedSection, recipe: Recipe, **embedding: Any) 
         sdata = read_sample(section.sample)
         _check_content(sdata, section.sample.donor, recipe.reference.layer)
         keep_spots(sdata, section.source.filters, layer=recipe.reference.layer)
-        embed_tiles(
-            sdata,
-            image_key=IMAGE,
-            shapes_key=SHAPES,
-            table_key=TABLE,
-            image_mpp=section.source.image_mpp,
-            batch_size=recipe.encoder.batch_size,
-            **vars(recipe.tiles),
-            **embedding,
-        )
+        embedding |= {"image_mpp": section.source.image_mpp, "batch_size": recipe.encoder.batch_size}
+        embedding |= {"image_key": IMAGE, "shapes_key": SHAPES, "table_key": TABLE, **vars(recipe.tiles)}
+        embed_tiles(sdata, **embedding)
     return sdata
 
 
