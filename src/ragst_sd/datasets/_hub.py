@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ragst_sd._validate import require_type
 from ragst_sd.image.hub import hub_errors
@@ -111,12 +112,6 @@ def fetch_from_hub(place: Sequence[str], folder: Path, *, progress: bool, advice
     page = f"{hub_endpoint()}/datasets/{repository}"
     advice = f"{advice}. A token can also be given as the environment variable HF_TOKEN"
     with quiet_hub(quiet=not progress), hub_errors(repository, url=page, local_advice=advice, what="files"):
-        arrived = hf_hub_download(
-            repository,
-            path,
-            repo_type="dataset",
-            revision=revision,
-            local_dir=folder / ".hub",
-            endpoint=hub_endpoint(),
-        )
+        where: dict[str, Any] = {"repo_type": "dataset", "revision": revision, "endpoint": hub_endpoint()}
+        arrived = hf_hub_download(repository, path, local_dir=folder / ".hub", **where)
     return Path(arrived)

@@ -209,18 +209,10 @@ def _read(sample: Sample, counts: Any, coordinates: Any) -> SpatialData:
     from ragst_sd.io import read_st
 
     # What a donor's array measures beats a number that stands for a whole data set.
-    resolution: dict[str, Any] = {"um_between_centers": sample.um_between_centers}
-    if sample.um_between_centers is None:
-        resolution = {"image_mpp": sample.image_mpp}
-    return read_st(
-        counts,
-        sample.path("image"),
-        coordinates=coordinates,
-        sample=sample.name,
-        donor=sample.donor,
-        source=sample.details,
-        **resolution,
-    )
+    scale = "image_mpp" if sample.um_between_centers is None else "um_between_centers"
+    about: dict[str, Any] = {"sample": sample.name, "donor": sample.donor, "source": sample.details}
+    about[scale] = getattr(sample, scale)
+    return read_st(counts, sample.path("image"), coordinates=coordinates, **about)
 
 
 def array_to_pixels(names: list[str], transformation: Path) -> np.ndarray:

@@ -167,20 +167,9 @@ def find_samples(
     loader = _loader(entry)
     chosen, files = _chosen(entry, samples)
     shelf = shelf_of(entry, files, given=given, progress=progress, password=password)
-    listed = {
-        one: Sample(
-            name=one,
-            donor=about["donor"],
-            roles=about["files"],
-            shelf=shelf,
-            details=_details(entry),
-            image_mpp=entry.get("image_mpp"),
-            um_between_centers=entry.get("um_between_centers"),
-            bin_um=bin_um,
-            loader=loader,
-        )
-        for one, about in chosen.items()
-    }
+    scale = {name: entry.get(name) for name in ("image_mpp", "um_between_centers")}
+    facts: dict[str, Any] = {"shelf": shelf, "details": _details(entry), "bin_um": bin_um, "loader": loader, **scale}
+    listed = {one: Sample(one, about["donor"], about["files"], **facts) for one, about in chosen.items()}
     return {one: converted(sample, folder) for one, sample in listed.items()} if loader == "st_tsv" else listed
 
 

@@ -142,16 +142,9 @@ def load_screen(
     cells = _read(file, name, context, max_cells, np.random.default_rng(rng))
     license, citation = str(entry["license"]), citation_text(entry)
     cells.uns[_keys.ATTRS] = {_keys.SOURCE: {"name": name, "license": license, "citation": citation}}
-    names = cells.obs[_keys.PERTURBATION]
-    logger.info(
-        "Loaded %d cells of %d perturbations and %d controls. Licence of %r: %s. To cite: %s.",
-        int((names != CONTROL).sum()),
-        names[names != CONTROL].nunique(),
-        int((names == CONTROL).sum()),
-        name,
-        license,
-        citation,
-    )
+    counts = cells.obs[_keys.PERTURBATION].value_counts().drop(CONTROL)
+    logger.info("Loaded %d cells of %d perturbations, and controls.", counts.sum(), (counts > 0).sum())
+    logger.info("Licence of %r: %s. To cite: %s.", name, license, citation)
     return cells
 
 

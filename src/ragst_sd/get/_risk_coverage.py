@@ -18,6 +18,7 @@ from ragst_sd._validate import hint, listing, require_key
 from ragst_sd.retrieval.training import dense
 
 WIDTH = "interval_width"
+_LAYERS = "the predicted table's layers"
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 _RANDOM_ORDERS = 5
 
@@ -168,14 +169,9 @@ def _ordered(table: AnnData, name: str, rows: np.ndarray, columns: np.ndarray) -
 
 def _check_order(table: AnnData, name: str) -> None:
     if name == WIDTH:
-        require_key(
-            _keys.UPPER,
-            table.layers,
-            "the predicted table's layers",
-            "Predict with `rg.tl.predict(..., intervals=...)`.",
-        )
+        require_key(_keys.UPPER, table.layers, _LAYERS, "Predict with `rg.tl.predict(..., intervals=...)`.")
     elif name == _keys.DISAGREEMENT:
-        require_key(name, table.layers, "the predicted table's layers", "Predict again.")
+        require_key(name, table.layers, _LAYERS, "Predict again.")
     elif name not in table.obs or table.obs[name].dtype.kind not in "fiub":
         known = [_keys.DISAGREEMENT, WIDTH, *(one for one in table.obs if table.obs[one].dtype.kind in "fiub")]
         raise KeyError(f"`by` is {name!r}; spots can be ordered by {listing(known)}.{hint(name, known)}")

@@ -103,14 +103,8 @@ def load_onnx_file(
             found.append(pool(values)[: len(part)])
         return torch.from_numpy(np.concatenate(found))
 
-    logger.info(
-        "%s: input %s of %s px as %s, output %s.",
-        path.name,
-        layout,
-        edge or "any number of",
-        dtype.__name__,
-        output.name,
-    )
+    size = edge or "any number of"
+    logger.info("%s: input %s of %s px as %s, output %s.", path.name, layout, size, dtype.__name__, output.name)
     digest = _hash_files(path, model_kwargs)
     return Encoder(f"onnx:{path.stem}", digest, where, forward, mean=mean, std=std, input_px=edge)
 

@@ -7,6 +7,7 @@ import re
 import shutil
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from anndata import AnnData
 
@@ -117,14 +118,8 @@ def _fetch(repository: str, revision: str | None, given: Path | None, *, progres
                 f"{repository!r} holds no {STORE!r} at revision {revision or 'main'!r}. Its files: {page}/tree/main."
             )
         folder = cache / str(info.sha) if given is None else given
-        snapshot_download(
-            repository,
-            repo_type="dataset",
-            revision=str(info.sha),
-            local_dir=folder,
-            endpoint=endpoint,
-            allow_patterns=[STORE, CARD, "*.png"],
-        )
+        what: dict[str, Any] = {"repo_type": "dataset", "allow_patterns": [STORE, CARD, "*.png"]}
+        snapshot_download(repository, revision=str(info.sha), local_dir=folder, endpoint=endpoint, **what)
     logger.info("Reference of %s, commit %s, is in %s.", repository, info.sha, folder)
     return folder / STORE
 

@@ -72,18 +72,11 @@ def read_embedding_file(path: Path) -> TileFeatures:
         barcodes = names_of_spots(barcodes, len(vectors), path.name, "vectors")
     _check(path.name, key, vectors, corners, is_named=barcodes is not None)
     about = attributes.get("coords", {})
-    tile_px, edge_px = about.get("patch_size"), about.get("patch_size_level0")
     magnification = float(about.get("target_magnification", 0))
-    return TileFeatures(
-        repr(path.name),
-        vectors,
-        corners=corners,
-        edge_px=None if edge_px is None else float(edge_px),
-        names=barcodes,
-        model=_text(attributes[key].get("encoder")),
-        tile_px=None if tile_px is None else int(tile_px),
-        mpp=UM_AT_1X / magnification if magnification > 0 else None,
-    )
+    stated: dict[str, Any] = {"edge_px": about.get("patch_size_level0"), "tile_px": about.get("patch_size")}
+    stated |= {"model": _text(attributes[key].get("encoder"))}
+    stated |= {"mpp": UM_AT_1X / magnification if magnification > 0 else None}
+    return TileFeatures(repr(path.name), vectors, corners=corners, names=barcodes, **stated)
 
 
 def names_of_spots(stored: np.ndarray, n: int, name: str, what: str) -> np.ndarray:

@@ -125,12 +125,8 @@ def read_annotations(
     if key_added in sdata.shapes:
         del sdata.shapes[key_added]
     sdata.shapes[key_added] = ShapesModel.parse(found, transformations=frames)
-    logger.info(
-        "Adding `sdata.shapes[%r]`: %d outlines, of %s.",
-        key_added,
-        len(found),
-        listing(sorted(set(found.classification))),
-    )
+    kinds = listing(sorted(set(found.classification)))
+    logger.info("Adding `sdata.shapes[%r]`: %d outlines, of %s.", key_added, len(found), kinds)
 
 
 def _areas(path: Path) -> GeoDataFrame:

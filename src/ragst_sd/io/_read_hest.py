@@ -209,13 +209,14 @@ def pixel_size(meta: Mapping[str, Any], stated: tuple[float, float] | None, samp
         return None
     name, mpp = next(iter(known.items()))
     require_positive(mpp, name)
-    if "pixel_size_um_embedded" in known and abs(known["pixel_size_um_embedded"] / mpp - 1) > _MPP_TOLERANCE:
+    scanner = known.get("pixel_size_um_embedded", mpp)
+    if abs(scanner / mpp - 1) > _MPP_TOLERANCE:
         logger.warning(
             "Section %r: HEST estimates %.4g microns per pixel from the spots, the scanner stated %.4g. The estimate "
             "is taken; pass `image_mpp=` to decide otherwise.",
             sample,
             mpp,
-            known["pixel_size_um_embedded"],
+            scanner,
         )
     return float(mpp)
 
@@ -236,11 +237,10 @@ def donor_of(meta: Mapping[str, Any], sample: str) -> str | None:
         return str(meta[_keys.DONOR])
     study, patient = meta.get("dataset_title"), meta.get("patient")
     if study is None and patient is None:
-        logger.info(
-            "The metadata of %r name neither study nor patient, so `obs` has no column 'donor'. Pass `donor=`: a "
-            "reference needs it.",
-            sample,
+        what = (
+            "The metadata of %r name neither study nor patient: no column 'donor'. Pass `donor=`: a reference needs it."
         )
+        logger.info(what, sample)
         return None
     if patient is None:
         logger.info(

@@ -218,14 +218,8 @@ def _matched(found: AnnData, barcodes: np.ndarray, name: str) -> tuple[AnnData, 
     place = places_among(barcodes, found.obs_names.astype(str), repr(name), "`counts`")
     rows = np.flatnonzero(place >= 0)
     if len(rows) < len(place):
-        without = barcodes[place < 0]
-        logger.warning(
-            "%d of %d pictures of %r have no counts and are left out, for example %s.",
-            len(without),
-            len(place),
-            name,
-            listing(without[:3]),
-        )
+        what, without = "%d of %d pictures of %r have no counts and are left out, for example %s.", barcodes[place < 0]
+        logger.warning(what, len(without), len(place), name, listing(without[:3]))
     if len(rows) < found.n_obs:
         logger.info("%d of %d spots of the counts have no picture in %r.", found.n_obs - len(rows), found.n_obs, name)
     return found[place[rows]].copy(), rows
@@ -295,12 +289,7 @@ def read_patch_file(path: Path) -> tuple[da.Array, np.ndarray, np.ndarray | None
     names = names_of_spots(barcodes, shape[0], path.name, "pictures")
     if corners is not None and corners.shape != (shape[0], 2):
         raise ValueError(f"'coords' in {path.name!r} has the shape {corners.shape}; expected ({shape[0]}, 2).")
-    pictures = da.map_blocks(
-        _some_pictures,
-        str(path.resolve()),
-        path.stat().st_mtime_ns,
-        key,
-        chunks=da.core.normalize_chunks((_CHUNK, *shape[1:]), shape, dtype=dtype),
-        meta=np.empty((0,) * 4, dtype),
-    )
+    where = (str(path.resolve()), path.stat().st_mtime_ns, key)
+    chunks = da.core.normalize_chunks((_CHUNK, *shape[1:]), shape, dtype=dtype)
+    pictures = da.map_blocks(_some_pictures, *where, chunks=chunks, meta=np.empty((0,) * 4, dtype))
     return pictures, names, corners

@@ -142,11 +142,8 @@ def _up_to_date(reference: AnnData) -> AnnData:
     if is_perturbation(reference) or not isinstance(before, Mapping):
         return reference
     header = migrated(before, list(map(str, reference.var_names)))
-    if header.get("schema_version") != before.get("schema_version"):
-        logger.info(
-            "The reference has schema version %s and is read as version %s; `rg.io.write_reference` writes that one.",
-            before.get("schema_version"),
-            header.get("schema_version"),
-        )
+    old, new = (each.get("schema_version") for each in (before, header))
+    if old != new:
+        logger.info("The reference has schema version %s and is read as version %s, which is also written.", old, new)
     reference.uns[_keys.ATTRS] = header
     return reference

@@ -99,16 +99,8 @@ def read_slide(
     sdata = SpatialData(images={image_key: pyramid_element(slide.levels)})
     if mpp is not None:
         keep_image_mpp(sdata, image_key, mpp)
-    height, width = slide.levels[0].shape[1:]
-    logger.info(
-        "Slide %r by %s: %d x %d px, %d levels%s.",
-        path.name,
-        slide.reader,
-        width,
-        height,
-        len(slide.levels),
-        "" if mpp is None else f", {mpp:.4g} um per px",
-    )
+    size, at = slide.levels[0].shape[:0:-1], "" if mpp is None else f", {mpp:.4g} um per px"
+    logger.info("Slide %r by %s: %d x %d px, %d levels%s.", path.name, slide.reader, *size, len(slide.levels), at)
     return sdata
 
 
@@ -144,12 +136,8 @@ def _resolution(stated: tuple[float, float] | None, name: str) -> float | None:
         return None
     low, high = _PLAUSIBLE_UM
     if not all(low <= value <= high for value in stated):
-        logger.warning(
-            "Slide %r states %.4g x %.4g microns per pixel, which no microscope has: passed over. %s",
-            name,
-            *stated,
-            todo,
-        )
+        says = "Slide %r states %.4g x %.4g microns per pixel, which no microscope has: passed over. %s"
+        logger.warning(says, name, *stated, todo)
         return None
     x, y = stated
     if abs(x - y) > _ANISOTROPY * max(x, y):

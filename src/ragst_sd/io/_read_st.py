@@ -160,11 +160,7 @@ def read_st(
     if donor is None and _keys.DONOR not in found.obs:
         donor = meta.get("patient")
         if donor is None:
-            logger.info(
-                "No donor is known for section %r, so `obs` has no column 'donor'. Pass `donor=`: a reference needs "
-                "it.",
-                sample,
-            )
+            logger.info("No donor is known for section %r. Pass `donor=`: a reference needs it.", sample)
     origin = Origin(sample, donor, source_details(meta, given))
     sdata = assemble(found, xy, image_element(pixels), origin, radius=spot_diameter_px / 2, image_mpp=mpp)
     at = "" if mpp is None else f" at {mpp:.4g} um per px"

@@ -6,6 +6,7 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from anndata import AnnData
 
@@ -103,20 +104,10 @@ def upload_reference(
         api = HfApi(endpoint=hub_endpoint())
         with upload_errors(repository):
             api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repository,
-                repo_type="dataset",
-                folder_path=folder,
-                revision=revision,
-                commit_message=f"Reference {header['content_hash'][:12]}",
-            )
-    logger.info(
-        "Reference %s is at %s/datasets/%s, commit %s.",
-        header["content_hash"][:12],
-        hub_endpoint(),
-        repository,
-        commit.oid,
-    )
+            about: dict[str, Any] = {"repo_id": repository, "repo_type": "dataset", "revision": revision}
+            what = f"Reference {header['content_hash'][:12]}"
+            commit = api.upload_folder(folder_path=folder, commit_message=what, **about)
+    logger.info("%s is at %s/datasets/%s, commit %s.", what, hub_endpoint(), repository, commit.oid)
     return str(commit.oid)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -108,18 +109,9 @@ def write_cell_eval(
             "`rg.tl.evaluate_perturbation` has metrics that need none."
         )
     control, genes = str(header["control"]), genes_of_both(table, adata, header)
-    truth = measured_responses(
-        adata,
-        [table],
-        genes,
-        perturbation_key=perturbation_key,
-        context_key=context_key,
-        batch_key=None,
-        layer=layer,
-        unit=unit,
-        min_cells=min_cells,
-        rng=np.random.default_rng(0),
-    )
+    keys = {"perturbation_key": perturbation_key, "context_key": context_key, "batch_key": None, "layer": layer}
+    how: dict[str, Any] = {**keys, "unit": unit, "min_cells": min_cells, "rng": np.random.default_rng(0)}
+    truth = measured_responses(adata, [table], genes, **how)
     table = table[:, genes]
     lines = predicted_lines(table, truth)
     folder, contexts = Path(path), list(dict.fromkeys(truth.names[line][0] for line, _ in lines))

@@ -97,12 +97,7 @@ def composite(
         colors = 1 - np.clip(shares @ inks, 0, 1)
         draw_spots(drawn, section, np.flatnonzero(has), facecolors=colors, linewidths=0, zorder=3)
         for i, (name, note) in enumerate(zip(names, notes, strict=True)):
-            drawn.text(
-                i / len(names),
-                1.02,
-                f"{name} (not to be trusted)" if note else name,
-                color=_style.UNTRUSTED if note else _COLORS[i],
-                weight="bold",
-                transform=drawn.transAxes,
-            )
+            words = f"{name} (not to be trusted)" if note else name
+            color = _style.UNTRUSTED if note else _COLORS[i]
+            drawn.text(i / len(names), 1.02, words, color=color, weight="bold", transform=drawn.transAxes)
     return drawn if drawing.get("return_ax") else None

@@ -93,13 +93,9 @@ def read_section(
     )
     order = rows_in_order(table, prediction_key, shapes_key, found.index)
     element = sdata[shapes_key]
-    return Section(
-        pyramid=image_pyramid(sdata, image_key),
-        mpp=embedded_mpp_of(sdata, header),
-        centers=found.xy[order],
-        element=element.iloc[order] if hasattr(element, "geometry") else None,
-        affine=found.affine,
-    )
+    shapes = element.iloc[order] if hasattr(element, "geometry") else None
+    pyramid = image_pyramid(sdata, image_key)
+    return Section(pyramid, embedded_mpp_of(sdata, header), found.xy[order], shapes, found.affine)
 
 
 def _is_drawn_from_thumbnails(sdata: SpatialData, header: dict[str, Any]) -> bool:

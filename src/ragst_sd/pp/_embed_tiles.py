@@ -234,13 +234,10 @@ def embed_tiles(
             image_key=image_key,
         )
         if header["upsampling"] > 1.01:
-            logger.warning(
-                "Image %r has %.3g microns per pixel, coarser than the %.3g asked for: tiles are enlarged %.2g times.",
-                image_key,
-                pixel_mpp,
-                mpp,
-                header["upsampling"],
+            what = (
+                "Image %r has %.3g microns per pixel, coarser than the %.3g asked for: tiles are enlarged %.2g times."
             )
+            logger.warning(what, image_key, pixel_mpp, mpp, header["upsampling"])
         stored = table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {}).get(key_added)
         if not overwrite and encoder.name is not None and key_added in table.obsm and same_header(stored, header):
             logger.info("Reusing `obsm[%r]` of table %r: same encoder, image and tiles.", key_added, table_key)

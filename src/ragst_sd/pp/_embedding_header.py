@@ -108,14 +108,9 @@ def write_features(
     """Write features as an embedding of spots, NaN where a spot has none, with a header."""
     lost = np.asarray(np.isnan(embedding).any(axis=1))
     if lost.any():
-        logger.warning(
-            "%d of %d spots of table %r have no tile in %s, for example %s: NaN, and no prediction there.",
-            int(lost.sum()),
-            len(lost),
-            spots.table_key,
-            what,
-            listing(spots.table.obs_names[lost][:5]),
-        )
+        of, some = f"{lost.sum()} of {len(lost)}", listing(spots.table.obs_names[lost][:5])
+        says = "%s spots of table %r have no tile in %s, for example %s: NaN, and no prediction there."
+        logger.warning(says, of, spots.table_key, what, some)
     # It ran outside of this package: no more is known of it.
     unknown: Any = {"mean": (), "std": (), "input_px": None, "precision": _keys.UNKNOWN}
     encoder: Any = SimpleNamespace(name=model, weights_hash=weights_hash, **unknown)

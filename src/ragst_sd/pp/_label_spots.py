@@ -114,11 +114,6 @@ def label_spots(
     table.obs[key_added] = pd.Categorical(labels)
     if table_key not in sdata.tables:
         sdata.tables[table_key] = table
-    logger.info(
-        "Adding `sdata.tables[%r].obs[%r]`: %d of %d spots lie in an outline, %d in several.",
-        table_key,
-        key_added,
-        inside.sum(),
-        len(xy),
-        (np.bincount(spot, minlength=len(xy)) > 1).sum(),
-    )
+    of, several = f"{inside.sum()} of {len(xy)}", (np.bincount(spot) > 1).sum()
+    what = "Adding `sdata.tables[%r].obs[%r]`: %s spots lie in an outline, %d in several."
+    logger.info(what, table_key, key_added, of, several)

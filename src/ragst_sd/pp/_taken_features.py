@@ -222,12 +222,8 @@ def _stated(found: TileFeatures, edge: float | None, image_mpp: float | None, gi
     require_positive(stated["mpp"], "mpp")
     other = [what for what, value in given.items() if value is not None and getattr(found, what) not in (None, value)]
     if other:
-        logger.warning(
-            "%s says %s; what was given is written: %s.",
-            found.what,
-            ", ".join(f"{what} {getattr(found, what)}" for what in other),
-            ", ".join(f"{what} {stated[what]}" for what in other),
-        )
+        said, told = (", ".join(f"{what} {at[what]}" for what in other) for at in (vars(found), stated))
+        logger.warning("%s says %s; what was given is written: %s.", found.what, said, told)
     return replace(found, model=stated["model"], tile_px=int(stated["tile_px"]), mpp=float(stated["mpp"]))
 
 
@@ -237,16 +233,10 @@ def _edge(found: TileFeatures, edge: float | None, image_mpp: float | None) -> f
     if edge is None or derived is None:
         return derived if edge is None else edge
     if abs(edge / derived - 1) > _WIDTH_TOLERANCE:
-        logger.warning(
-            "Tiles of %s are %.4g px wide on the slide; %d px of %.4g microns on an image of %.4g microns per pixel "
-            "would be %.4g. Check that the features are of this slide, and the resolution of both.",
-            found.what,
-            edge,
-            found.tile_px,
-            found.mpp,
-            image_mpp,
-            derived,
-        )
+        asked = f"{found.tile_px} px of {found.mpp:.4g} microns on an image of {image_mpp:.4g} microns per pixel"
+        todo = "Check that the features are of this slide, and the resolution of both."
+        says = "Tiles of %s are %.4g px wide on the slide; %s would be %.4g. %s"
+        logger.warning(says, found.what, edge, asked, derived, todo)
     return edge
 
 

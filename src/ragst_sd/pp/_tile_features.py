@@ -97,16 +97,8 @@ def _of_table(sdata: SpatialData, table: AnnData, what: str, name: str | None) -
     if config:
         model, tile_px = config.get("model_name"), config.get("patch_width")
         mpp = UM_AT_1X / config["magnification"] if config.get("magnification") else None
-    return TileFeatures(
-        what,
-        vectors,
-        rows_of=name,
-        table=table,
-        shapes_key=region,
-        model=None if model is None else str(model),
-        tile_px=None if tile_px is None else int(tile_px),
-        mpp=None if mpp is None else float(mpp),
-    )
+    stated: dict[str, Any] = {"model": model, "tile_px": tile_px, "mpp": mpp}
+    return TileFeatures(what, vectors, rows_of=name, table=table, shapes_key=region, **stated)
 
 
 def _mapping(value: Any) -> Any:
