@@ -29,6 +29,7 @@ from ragst_sd.io._gate import check_downloaded
 logger = logging.getLogger(__name__)
 
 MIRROR = "RAGST_SD_DATA_DIR"
+Entry = Mapping[str, Any]
 
 SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
 _INDEX = ".members.json"
@@ -45,7 +46,7 @@ class Shelf:
     """Where the files of a data set are looked for."""
 
     dataset: str
-    files: Mapping[str, Mapping[str, Any]]
+    files: Mapping[str, Entry]
     """Entries of the catalogue by name of the file."""
     given: Path | None
     """The user's folder: nothing is downloaded if there is one."""
@@ -99,12 +100,7 @@ class Shelf:
 
 
 def shelf_of(
-    entry: Mapping[str, Any],
-    files: Mapping[str, Mapping[str, Any]],
-    *,
-    given: Path | None,
-    progress: bool | None,
-    password: str | None = None,
+    entry: Entry, files: Mapping[str, Entry], *, given: Path | None, progress: bool | None, password: str | None = None
 ) -> Shelf:
     """The shelf of a data set of the catalogue."""
     cache = settings.cache_dir / "datasets" / entry["name"]

@@ -105,15 +105,8 @@ def resolve_encoder(
     channels_last = is_convolutional(module)
     if channels_last:
         module.to(memory_format=torch.channels_last)
-    return replace(
-        loaded,
-        mean=own_mean or loaded.mean,
-        std=own_std or loaded.std,
-        context=DEFAULT_CONTEXT,
-        device=where,
-        amp=resolve_amp(where, amp=amp),
-        channels_last=channels_last,
-    )
+    seen: dict[str, Any] = {"mean": own_mean or loaded.mean, "std": own_std or loaded.std, "context": DEFAULT_CONTEXT}
+    return replace(loaded, **seen, device=where, amp=resolve_amp(where, amp=amp), channels_last=channels_last)
 
 
 def is_convolutional(module: torch.nn.Module) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 
-from ragst_sd.image.encoder import Encoder, hash_weights
+from ragst_sd.image.encoder import Channels, Encoder, hash_weights
 from ragst_sd.image.hub import LOCAL_ADVICE, hub_errors
 from ragst_sd.image.registry import FoundationModel
 
@@ -77,13 +77,7 @@ def load_foundation_model(row: FoundationModel, model_kwargs: Mapping[str, Any])
 
 
 def _encoder(
-    name: str,
-    module: torch.nn.Module,
-    forward: Callable[[torch.Tensor], Any],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    input_px: int,
-    kwargs: Mapping[str, Any],
+    name: str, module: Any, forward: Callable, mean: Channels, std: Channels, input_px: int, kwargs: Mapping[str, Any]
 ) -> Encoder:
     """An encoder in main memory, where large models are hashed."""
     size = kwargs.get("img_size")

@@ -26,6 +26,8 @@ _RESIZE_BYTES = 2**26
 _UNIT_PX = 1024**2
 _BAND_BYTES = 2**28
 _CHANNELS = 4
+Pair = tuple[int, int]
+Units = dict[Pair, np.ndarray]
 
 
 def reflect(index: np.ndarray, size: int) -> np.ndarray:
@@ -124,13 +126,7 @@ class Sweep:
         )  # type: ignore[return-value]
 
 
-def gather(
-    units: dict[tuple[int, int], np.ndarray],
-    sweep: Sweep,
-    rows: tuple[int, int],
-    columns: tuple[int, int],
-    out: np.ndarray,
-) -> None:
+def gather(units: Units, sweep: Sweep, rows: Pair, columns: Pair, out: np.ndarray) -> None:
     """Copy the pixels of a region (first and last-plus-one row and column) from the units it lies in to `out`."""
     height, width = sweep.unit
     for r in range(rows[0] // height, (rows[1] - 1) // height + 1):
@@ -142,7 +138,7 @@ def gather(
             ]
 
 
-def cut(units: dict[tuple[int, int], np.ndarray], sweep: Sweep, start: Iterable[int], out: np.ndarray) -> None:
+def cut(units: Units, sweep: Sweep, start: Iterable[int], out: np.ndarray) -> None:
     """Copy one window, mirrored at the edge of the image, into `out` (3, window, window)."""
     x, y = (int(value) for value in start)
     window, (height, width) = sweep.window, sweep.shape
@@ -266,9 +262,7 @@ def iter_tiles(
         yield batch, parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _read_ahead(
-    units: Sequence[tuple[int, int]], read: Callable[[tuple[int, int]], np.ndarray], num_workers: int
-) -> Iterator[np.ndarray]:
+def _read_ahead(units: Sequence[Pair], read: Callable[[Pair], np.ndarray], num_workers: int) -> Iterator[np.ndarray]:
     if num_workers == 0:
         yield from map(read, units)
         return

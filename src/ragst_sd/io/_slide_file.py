@@ -186,14 +186,8 @@ def open_tiff(path: Path, value_max: float | None = None) -> SlideFile:
     if has_gaps and page.dtype.kind in "ui":
         # White where a tile was left out, which says nothing of the others.
         coarsest = coarsest * (coarsest != np.iinfo(page.dtype).max)
-    colours = read_colours(
-        coarsest,
-        names=named,
-        photometric=photometric,
-        premultiplied=alpha == _ASSOCIATED,
-        value_max=value_max,
-        what=f"Image {path.name!r}",
-    )
+    about: dict[str, Any] = {"photometric": photometric, "premultiplied": alpha == _ASSOCIATED, "names": named}
+    colours = read_colours(coarsest, value_max=value_max, what=f"Image {path.name!r}", **about)
     lazy = [_lazy(replace(pixels, colours=colours), segment) for pixels, segment in levels]
     return SlideFile(lazy, mpp, "tifffile", int(page.tags.valueof("Orientation", default=1)))
 

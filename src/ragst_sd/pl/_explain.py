@@ -187,14 +187,8 @@ def steps_of(parts: pd.DataFrame, group_by: str, n_shown: int, *, scrna: bool = 
     rows, mean, rest = split_lines(parts)
     weighted = (rows["weight"] * rows["value"]).fillna(0.0)
     rows = rows.assign(brings=rows["contribution"] if scrna else weighted)
-    groups = rows.groupby(group_by, sort=False).agg(
-        weight=("weight", "sum"),
-        brings=("brings", "sum"),
-        n=("weight", "size"),
-        donor=("donor", "first"),
-        sample=("sample", "first"),
-        value=("value", "first"),
-    )
+    by = rows.groupby(group_by, sort=False)
+    groups = by[["weight", "brings"]].sum().join(by[["donor", "sample", "value"]].first()).assign(n=by.size())
     if not scrna:
         groups["value"] = groups["brings"] / groups["weight"].where(groups["weight"] > 0)
     groups = groups.sort_values("weight", ascending=False, kind="stable")

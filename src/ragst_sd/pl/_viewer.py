@@ -237,15 +237,8 @@ def _fill(head: dict[str, Any], data: dict[str, dict[str, str]]) -> str:
     script = "\n".join(read_text(f"pl/viewer_page/{name}") for name in _SCRIPTS)
     environment = Environment(autoescape=True)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
-    return environment.from_string(template).render(
-        mark=MARK,
-        style=style,
-        style_digest=_digest(style),
-        script=script,
-        script_digest=_digest(script),
-        head=head,
-        data=data,
-    )
+    code = {"style": style, "style_digest": _digest(style), "script": script, "script_digest": _digest(script)}
+    return environment.from_string(template).render(mark=MARK, head=head, data=data, **code)
 
 
 def _digest(text: str) -> str:
