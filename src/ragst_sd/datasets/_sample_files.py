@@ -295,7 +295,7 @@ def _archive_errors(archive: Path, password: str | None, published_at: str | Non
         if "password" not in str(error).lower():
             raise
         raise PermissionError(
-            f"Archive {archive.name!r} is encrypted; `password=` is missing or wrong.{where}"
+            f"Archive {archive.name!r} is encrypted, and `password=` is missing or wrong.{where}"
         ) from error
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
         todo = "Delete it to have it downloaded again." if password is None else "The password may be wrong."

@@ -85,7 +85,9 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
         )
     reference = _up_to_date(_read(path, lazy=lazy))
     if lazy and is_perturbation(reference):
-        raise ValueError(f"{path} is of perturbations, which cannot stay on disk. Read it with `lazy=False`.")
+        raise ValueError(
+            f"{path} is a reference of perturbations, which cannot stay on disk. Read it with `lazy=False`."
+        )
     header = reference_header(reference) if lazy else any_header(reference)
     current = annotations_hash(reference) if lazy else any_hash(reference)
     expected = header.get(_keys.ANNOTATIONS_HASH) if lazy else header["content_hash"]

@@ -55,7 +55,9 @@ def read_rgb(image: str | PathLike[str] | np.ndarray, value_max: float | None = 
     if suffix in _PICTURES:
         return _to_rgb(_read_picture(path, what), what, value_max)
     todo = " Slide files are read with `rg.io.read_slide`." if suffix in _SLIDES else " Convert it, or pass the pixels."
-    raise ValueError(f"Image {path.name!r} has the suffix {suffix!r}; known are {', '.join(_PICTURES + _TIFFS)}.{todo}")
+    raise ValueError(
+        f"Image {path.name!r} has the suffix {suffix!r}; read_st reads {', '.join(_PICTURES + _TIFFS)}.{todo}"
+    )
 
 
 def image_element(pixels: np.ndarray) -> DataArray | DataTree:

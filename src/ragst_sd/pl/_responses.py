@@ -162,7 +162,9 @@ def _check_truth(truth: AnnData, header: dict[str, Any], genes: list[str]) -> No
         )
     lacking = [gene for gene in genes if gene not in truth.var_names]
     if lacking:
-        raise ValueError(f"`truth` did not measure {len(lacking)} of {len(genes)} genes predicted: {listing(lacking)}.")
+        raise ValueError(
+            f"`truth` did not measure {len(lacking)} of the {len(genes)} genes predicted: {listing(lacking)}."
+        )
 
 
 def _by_row(part: AnnData, n_cited: int) -> np.ndarray:
