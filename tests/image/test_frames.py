@@ -77,3 +77,8 @@ def test_plan_field_tolerates_odd_heights():
         [LevelGrid((1, 1)), LevelGrid((2318 / 1159, 2483 / 1241))], tile_px=100, mpp=1.0, image_mpp=0.5, multiple=1
     )
     assert field.level == 1
+
+
+def test_plan_field_without_resolution():
+    with pytest.raises(ValueError, match="needs the microns per pixel"):
+        plan_field(GRIDS, tile_px=224, mpp=0.5, image_mpp=None, multiple=1)

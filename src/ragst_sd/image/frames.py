@@ -118,6 +118,8 @@ def plan_field(
     ValueError
         If `mpp` is given and `image_mpp` is not.
     """
+    if mpp is not None and image_mpp is None:
+        raise ValueError("`mpp` needs the microns per pixel of the image.")
     native = 1.0 if mpp is None or image_mpp is None else mpp / image_mpp
     wanted = native * multiple
     finest = wanted * _LEVEL_TOLERANCE
