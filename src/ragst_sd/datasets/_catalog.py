@@ -80,14 +80,8 @@ def catalog(
     'CC-BY-4.0'
     """
     entries = catalog_entries()
-    filters = {
-        "organ": organ,
-        "species": species,
-        "technology": technology,
-        "kind": kind,
-        "license": license,
-        "status": status,
-    }
+    filters = {"organ": organ, "species": species, "technology": technology}
+    filters |= {"kind": kind, "license": license, "status": status}
     for field, wanted in filters.items():
         known = sorted({value for entry in catalog_entries().values() for value in as_list(entry[field])})
         for value in as_list(wanted):

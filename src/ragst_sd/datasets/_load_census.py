@@ -102,14 +102,9 @@ def load_census(
         )
     cells.obs = cells.obs[list(_OBS)].copy()
     cells.var = cells.var[list(_VAR)].set_index("feature_id", drop=False).rename_axis(None)
-    cells.uns[_keys.ATTRS] = {
-        _keys.SOURCE: {
-            "name": f"{name} (Census {version})",
-            "license": str(entry["license"]),
-            "citation": citation_text(entry),
-            "dataset_ids": np.unique(cells.obs["dataset_id"].astype(str)).astype(str),
-        }
-    }
+    about = {"name": f"{name} (Census {version})", "license": str(entry["license"]), "citation": citation_text(entry)}
+    used = np.unique(cells.obs["dataset_id"].astype(str)).astype(str)
+    cells.uns[_keys.ATTRS] = {_keys.SOURCE: {**about, "dataset_ids": used}}
     types = cells.obs["cell_type"].astype(str).unique()
     logger.info("%d cells of %d types: %s. Licence: %s.", cells.n_obs, len(types), listing(types), entry["license"])
     return cells

@@ -149,7 +149,9 @@ def _resolve_sample(folder: Path, sample: str | None) -> str:
             )
         return sample
     if len(present) != 1:
-        raise ValueError(f"`sample` is needed: {str(folder / 'st')!r} holds {len(present)}: {listing(present)}.")
+        raise ValueError(
+            f"`sample` is needed: {str(folder / 'st')!r} holds {len(present)} sections: {listing(present)}."
+        )
     return present[0]
 
 

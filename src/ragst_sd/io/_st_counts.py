@@ -164,11 +164,8 @@ def _from_table(table: pd.DataFrame, what: str) -> AnnData:
     # Before an AnnData is made, which warns of what is refused here.
     require_unique(table.index.astype(str), "spot names of `counts`", _ONE_ROW)
     values = csr_matrix(table.to_numpy(dtype=np.float32))
-    return AnnData(
-        values,
-        obs=pd.DataFrame(index=table.index.astype(str).rename(None)),
-        var=pd.DataFrame(index=table.columns.rename(None)),
-    )
+    obs, var = (pd.DataFrame(index=names.rename(None)) for names in (table.index.astype(str), table.columns))
+    return AnnData(values, obs=obs, var=var)
 
 
 def _read_table(path: Path) -> pd.DataFrame:

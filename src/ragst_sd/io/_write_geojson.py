@@ -124,12 +124,8 @@ def _outlines(
     if image_key == _keys.PATCHES and image_key not in sdata.images:
         (xy, index), affine = element_centers(sdata, shapes_key), np.eye(3)
     else:
-        xy, index, affine, _ = centers_in_pixels(
-            sdata,
-            shapes_key=shapes_key,
-            image_key=resolve_image(sdata, image_key),
-            coordinate_system=str(header["coordinate_system"]),
-        )
+        where = {"image_key": resolve_image(sdata, image_key), "coordinate_system": str(header["coordinate_system"])}
+        xy, index, affine, _ = centers_in_pixels(sdata, shapes_key=shapes_key, **where)
     order, element = rows_in_order(table, prediction_key, shapes_key, index), sdata[shapes_key]
     if "geometry" not in element:
         outlines = shapely.buffer(shapely.points(xy), spot_pitch(xy) / 4, quad_segs=4)
