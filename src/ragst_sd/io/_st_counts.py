@@ -197,7 +197,9 @@ def _checked_csr(matrix: Any, found: AnnData) -> csr_matrix:
         )
     todo = f"Pass raw counts; `rg.io.read_st(..., layer=...)` takes a layer (found {listing(_layers(found))})."
     if matrix.nnz and matrix.data.min() < 0:
-        raise ValueError(f"`counts` holds negative values ({matrix.data.min():.4g}), so these are no counts. {todo}")
+        raise ValueError(
+            f"`counts` holds negative values (least: {matrix.data.min():.4g}), so these are no counts. {todo}"
+        )
     if not np.array_equal(matrix.data, np.rint(matrix.data)):
         logger.warning("The counts are not whole numbers: they may have been normalised. %s", todo)
     return matrix

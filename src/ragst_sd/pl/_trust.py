@@ -27,7 +27,7 @@ def distrust(table: AnnData, genes: Sequence[str], min_cv_pearson: float) -> lis
     ValueError
         If `min_cv_pearson` is not a correlation.
     """
-    require_between(min_cv_pearson, -1, 1, "min_cv_pearson", "-1 trusts every gene.")
+    require_between(min_cv_pearson, -1, 1, "min_cv_pearson", "It is a correlation; -1 trusts every gene.")
     scores = table.var.reindex(columns=[_keys.CV_PEARSON]).iloc[gene_index(table, genes), 0]
     words = "not to be trusted (cross-validated r = {})"
     return [words.format(_style.number(score, 2)) if score < min_cv_pearson else "" for score in scores]
