@@ -237,7 +237,7 @@ def whats_wrong(path: Path, *, size: int | None, sha256: str | None, note: Path 
         if sha256 is None and first is None:
             name = note.name.removeprefix(".").removesuffix(".json")
             logger.info(
-                "The catalogue knows no checksum of %s: sha256 %s is kept and compared from now on.", name, found
+                "The catalogue knows no checksum of %s: sha256 %s is noted and compared from now on.", name, found
             )
         replace_text(note, json.dumps({"sha256": found, "size": status.st_size, "changed": status.st_mtime_ns}))
     return None
