@@ -18,7 +18,7 @@ from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.frames import LevelGrid, apply_affine, similarity_scale
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from geopandas import GeoDataFrame
     from spatialdata import SpatialData
@@ -178,6 +178,16 @@ def _numbered_through(index: pd.Index, shapes_key: str) -> pd.Index:
         return index
     logger.info("The index of %r starts again at 0 in every partition: its points are numbered through.", shapes_key)
     return pd.RangeIndex(len(index))
+
+
+def require_free(
+    sdata: SpatialData, name: str, kind: str, todo: str = "Choose another one.", *, ours: Collection[Any] = ()
+) -> None:
+    """Raise a `ValueError` if an element has that name, in whichever case, unless it is among `ours` (kind, name)."""
+    taken = [(element, own) for element, own, _ in sdata.gen_elements() if own.lower() == name.lower()]
+    if taken and not set(taken) <= set(ours):
+        msg = f"The name {name!r} for {kind} is taken by {taken[0][0]} {taken[0][1]!r}. {todo}"
+        raise ValueError(msg)
 
 
 def squares_on_image(sdata: SpatialData, image_key: str, lows: np.ndarray, edge: Any) -> GeoDataFrame:

@@ -127,6 +127,13 @@ def replaced_file(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def require_new(path: Path, *, overwrite: bool) -> None:
+    """Raise a `FileExistsError` if there is something at `path`, unless it may be replaced."""
+    if path.exists() and not overwrite:
+        msg = f"{path} exists. Pass `overwrite=True` to replace it, or choose another path."
+        raise FileExistsError(msg)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a text file as a whole."""
     with replaced_file(path) as beside:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -124,6 +125,13 @@ def require_positive(value: Any, argument: str, *, whole: bool = False, optional
     if not number or not 0 < value < float("inf") or (whole and value != int(value)):
         kind = "a whole number" if whole else "a finite number"
         msg = f"`{argument}` is {value!r}; it must be {kind} above zero."
+        raise ValueError(msg)
+
+
+def require_between(value: Any, low: float, high: float, argument: str, todo: str = "") -> None:
+    """Raise a `ValueError` unless `value` is a number between two others, or one of them."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
+        msg = f"`{argument}` is {value!r}; it must be a number between {low} and {high}. {todo}".rstrip()
         raise ValueError(msg)
 
 

@@ -10,8 +10,14 @@ import pytest
 from scipy.sparse import issparse
 from scipy.spatial import cKDTree
 
-from ragst_sd.datasets._programmes import MARKERS, draw_counts, draw_programmes, expected_counts, minimum_genes
-from ragst_sd.datasets._synthetic import synthetic
+from ragst_sd.datasets._synthetic import (
+    MARKERS,
+    draw_counts,
+    draw_programmes,
+    expected_counts,
+    minimum_genes,
+    synthetic,
+)
 from ragst_sd.datasets._tissue import TISSUES
 
 SMALL = {"image_px": 500, "n_genes": 260}

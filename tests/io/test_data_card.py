@@ -7,8 +7,7 @@ import pytest
 
 import ragst_sd as rg
 from ragst_sd.datasets._catalog_entries import catalog_entry, citation_text
-from ragst_sd.io._card_pictures import draw_composition, draw_pictures
-from ragst_sd.io._data_card import bibtex_of, composition, gather_facts
+from ragst_sd.io._data_card import bibtex_of, composition, draw_composition, draw_pictures, gather_facts
 
 
 @pytest.fixture

@@ -140,12 +140,12 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("content", "found"),
         [
-            ({"a": 1}, "holds an object with 'a'; expected GeoJSON features"),
-            ([1], "holds a list; expected"),
+            ({"a": 1}, "cannot be read as GeoJSON, as QuPath exports it .*KeyError: 'geometry'"),
+            ([1], "cannot be read as GeoJSON.*TypeError"),
             ([feature({"type": "Point", "coordinates": [1, 2]})], "holds no polygons: 1 features, of 'Point'"),
             ([], "holds no polygons: 0 features"),
-            ([feature({"type": "Polygon", "coordinates": [[[1, 2]]]})], "geometries that cannot be read"),
-            ([feature({"type": "Square"})], "geometries that cannot be read"),
+            ([feature({"type": "Polygon", "coordinates": [[[1, 2]]]})], "cannot be read as GeoJSON"),
+            ([feature({"type": "Square"})], "cannot be read as GeoJSON"),
         ],
     )
     def test_contents(self, sdata, tmp_path, content, found):

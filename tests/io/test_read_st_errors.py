@@ -99,10 +99,10 @@ def test_duplicated_spots(counts, adata, positions, picture):
     adata.obs_names = ["same"] * 2 + list(adata.obs_names[2:])
     with pytest.raises(ValueError, match=r"1 spot names of `counts` are duplicated, for example 'same'"):
         read_st(adata, picture)
-    with pytest.raises(ValueError, match=r"1 spots are duplicated in `coordinates`, for example '3x4'"):
+    with pytest.raises(ValueError, match=r"1 spots of `coordinates` are duplicated, for example '3x4'"):
         read_st(counts, picture, coordinates=pd.concat([positions, positions.iloc[:1]]))
     counts.index = ["B4_3x4", "B5_3x4", *counts.index[2:]]
-    with pytest.raises(ValueError, match=r"duplicated in `counts`"):
+    with pytest.raises(ValueError, match=r"spots of `counts` are duplicated"):
         read_st(counts, picture, coordinates=positions)
 
 

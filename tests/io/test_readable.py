@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import zarr
 
 import ragst_sd as rg
-from ragst_sd.datasets._layout_10x import read_10x
+from ragst_sd.datasets._layouts import read_10x
 from ragst_sd.io._embedding_file import read_embedding_file
 from ragst_sd.reference.normalize import as_csr
 

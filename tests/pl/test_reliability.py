@@ -203,18 +203,6 @@ def test_genes_and_spots_without_an_interval_or_a_truth_do_not_count(predicted, 
     assert list(axes) == ["effective_n", "risk_coverage"]
 
 
-def test_calibration_needs_the_quantiles_of_its_levels(predicted, with_intervals, risk):
-    table = predicted.tables["predicted"]
-    with_intervals(table)
-    table.uns["retrieval"]["interval_level"] = 0.7
-    with pytest.raises(ValueError, match=r"level 0\.7, which is not among those calibrated: '0\.5'"):
-        rg.pl.reliability(predicted, truth_key="table")
-    del table.varm["interval_quantiles"]
-    with pytest.raises(ValueError, match=r"not the quantiles of all levels \(varm\['interval_quantiles'\]"):
-        rg.pl.reliability(predicted, truth_key="table")
-    assert not plt.get_fignums()
-
-
 def test_risk_and_coverage(predicted, risk):
     frame, calls = risk
     axes = rg.pl.reliability(predicted, truth_key="table", return_ax=True)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+
+import pandas as pd
 
 from ragst_sd._validate import require_choice
 from ragst_sd.datasets._catalog_entries import COUNTS, LABELS, as_list, catalog_entries, citation_bibtex, citation_text
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import pandas as pd
 
 _COLUMNS = (
     *("title", "kind", *LABELS, *COUNTS, "image_mpp", "license", "redistribution", "commercial_use", "gated"),
@@ -82,17 +79,9 @@ def catalog(
     >>> rg.datasets.catalog(organ="breast", technology="ST").loc["her2st", "license"]
     'CC-BY-4.0'
     """
-    import pandas as pd
-
     entries = catalog_entries()
-    filters = {
-        "organ": organ,
-        "species": species,
-        "technology": technology,
-        "kind": kind,
-        "license": license,
-        "status": status,
-    }
+    filters = {"organ": organ, "species": species, "technology": technology}
+    filters |= {"kind": kind, "license": license, "status": status}
     for field, wanted in filters.items():
         known = sorted({value for entry in catalog_entries().values() for value in as_list(entry[field])})
         for value in as_list(wanted):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import yaml
 
 from ragst_sd._validate import require_key
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 # Fields that hold nothing, one text or several, and those that hold a number.
 LABELS = ("organ", "species", "disease", "technology")
@@ -21,8 +20,6 @@ CATALOG = Path(__file__).with_name("catalog.yaml")
 
 @cache
 def _shipped() -> dict[str, dict[str, Any]]:
-    import yaml
-
     return {entry["name"]: entry for entry in yaml.safe_load(CATALOG.read_text(encoding="utf-8"))}
 
 

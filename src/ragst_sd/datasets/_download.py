@@ -14,13 +14,15 @@ import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import requests
+from filelock import FileLock
+from requests import Response
+from tqdm.auto import tqdm
 
 from ragst_sd._replacing import replace_text
 from ragst_sd.datasets._hub import fetch_from_hub, on_hub
-
-if TYPE_CHECKING:
-    from requests import Response
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +74,6 @@ def fetch(file: RemoteFile, folder: Path, *, progress: bool, advice: str) -> Pat
     ValueError
         If what arrives is not what the catalogue states, or not what arrived the first time.
     """
-    from filelock import FileLock
-
     target = folder / file.name
     note, arrived = target.with_name(f".{target.name}.json"), target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -98,11 +98,10 @@ def fetch(file: RemoteFile, folder: Path, *, progress: bool, advice: str) -> Pat
             arrived.unlink()
             if not resumed:
                 break
-    msg = (
+    raise ValueError(
         f"{file.url} is not the file that was expected: {wrong}. It was not kept. Try again; if it stays so, the "
         f"owner has changed the file. You can also {advice}."
     )
-    raise ValueError(msg)
 
 
 def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> None:
@@ -110,8 +109,6 @@ def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> N
 
     A bad line may take as many attempts as it needs while something arrives.
     """
-    import requests
-
     failures, furthest = 0, _size(part)
     while failures < _ATTEMPTS:
         try:
@@ -142,19 +139,15 @@ def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> N
             wait = min(2.0**failures, _LONGEST_WAIT_S)
             logger.info("%s: %s; trying again in %.0f s.", file.url, reason, wait)
             time.sleep(wait)
-    msg = (
+    raise ConnectionError(
         f"{file.url} could not be downloaded: {reason}. Tried {_ATTEMPTS} times; {_size(part)} bytes are kept in "
         f"{str(part)!r}, and the next call goes on from there if the server says that the file is still the same. "
         f"You can also {advice}."
     )
-    raise ConnectionError(msg)
 
 
 def _request(file: RemoteFile, part: Path, *, progress: bool) -> None:
     """One request that goes on from what is there."""
-    import requests
-    from tqdm.auto import tqdm
-
     from ragst_sd import __version__
 
     # Which version of the file the part is of: a mixture of two is found by the server, or by the checksum at the end.
@@ -171,8 +164,7 @@ def _request(file: RemoteFile, part: Path, *, progress: bool) -> None:
         goes_on = response.status_code == 206
         if goes_on and not (version in ("", found) and span.startswith(f"bytes {have}-")):
             part.unlink()
-            msg = "what the server goes on with does not fit what had arrived earlier"
-            raise requests.ConnectionError(msg)
+            raise requests.ConnectionError("what the server goes on with does not fit what had arrived earlier")
         mark.write_text(found, encoding="utf-8")
         size = int(response.headers.get("Content-Length", 0))
         if size > shutil.disk_usage(part.parent).free:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ragst_sd._validate import require_type
 from ragst_sd.image.hub import hub_errors
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 _ADDRESS = re.compile(r"https?://(?:www\.)?huggingface\.co/datasets/([^/]+/[^/]+)/resolve/([^/]+)/([^?#]+)")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -34,8 +32,7 @@ def check_repository(repository: str) -> None:
     """Raise a `ValueError` unless this is `owner/name`."""
     require_type(repository, str, "repository")
     if _REPOSITORY.fullmatch(repository) is None:
-        msg = f"`repository` is {repository!r}; it must be 'owner/name' of a data set on the Hugging Face hub."
-        raise ValueError(msg)
+        raise ValueError(f"`repository` is {repository!r}; it must be 'owner/name' of a data set on the hub.")
 
 
 @contextmanager
@@ -115,12 +112,6 @@ def fetch_from_hub(place: Sequence[str], folder: Path, *, progress: bool, advice
     page = f"{hub_endpoint()}/datasets/{repository}"
     advice = f"{advice}. A token can also be given as the environment variable HF_TOKEN"
     with quiet_hub(quiet=not progress), hub_errors(repository, url=page, local_advice=advice, what="files"):
-        arrived = hf_hub_download(
-            repository,
-            path,
-            repo_type="dataset",
-            revision=revision,
-            local_dir=folder / ".hub",
-            endpoint=hub_endpoint(),
-        )
+        where: dict[str, Any] = {"repo_type": "dataset", "revision": revision, "endpoint": hub_endpoint()}
+        arrived = hf_hub_download(repository, path, local_dir=folder / ".hub", **where)
     return Path(arrived)

@@ -6,27 +6,28 @@ import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.datasets._catalog_entries import as_list, catalog_entry, citation_text
-from ragst_sd.datasets._layout_10x import read_visium, read_visium_hd, read_xenium
-from ragst_sd.datasets._layout_other import (
+from ragst_sd.datasets._layouts import (
     read_h5ad_sample,
     read_hest_sample,
     read_picture,
     read_slide_sample,
     read_st_h5ad,
     read_st_tsv,
+    read_visium,
+    read_visium_hd,
+    read_xenium,
 )
 from ragst_sd.datasets._pairs import converted, own_folder, own_samples, require_samples
 from ragst_sd.datasets._sample_files import MIRROR, Sample, shelf_of
 from ragst_sd.io._readable import existing
-
-if TYPE_CHECKING:
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -160,25 +161,15 @@ def find_samples(
     except KeyError as error:
         if folder is not None:
             return own_samples(name, folder, samples)
-        msg = f"{error.args[0]} A folder of your own is loaded with `path=`, or by its name in the folder {MIRROR}."
-        raise KeyError(msg) from None
+        raise KeyError(
+            f"{error.args[0]} A folder of your own is loaded with `path=`, or by its name in the folder {MIRROR}."
+        ) from None
     loader = _loader(entry)
     chosen, files = _chosen(entry, samples)
     shelf = shelf_of(entry, files, given=given, progress=progress, password=password)
-    listed = {
-        one: Sample(
-            name=one,
-            donor=about["donor"],
-            roles=about["files"],
-            shelf=shelf,
-            details=_details(entry),
-            image_mpp=entry.get("image_mpp"),
-            um_between_centers=entry.get("um_between_centers"),
-            bin_um=bin_um,
-            loader=loader,
-        )
-        for one, about in chosen.items()
-    }
+    scale = {name: entry.get(name) for name in ("image_mpp", "um_between_centers")}
+    facts: dict[str, Any] = {"shelf": shelf, "details": _details(entry), "bin_um": bin_um, "loader": loader, **scale}
+    listed = {one: Sample(one, about["donor"], about["files"], **facts) for one, about in chosen.items()}
     return {one: converted(sample, folder) for one, sample in listed.items()} if loader == "st_tsv" else listed
 
 
@@ -211,8 +202,7 @@ def _loader(entry: Mapping[str, Any]) -> str:
         f"See {entry.get('url')}; `rg.io` and spatialdata-io have readers.",
     }
     if loader in refused:
-        msg = f"{name!r} is {refused[loader]}"
-        raise ValueError(msg)
+        raise ValueError(f"{name!r} is {refused[loader]}")
     return loader
 
 
@@ -223,8 +213,7 @@ def _chosen(
     listed, files = dict(entry["samples"]), {file["name"]: file for file in entry["files"]}
     wanted = list(listed) if samples is None else as_names(samples)
     if not wanted:
-        msg = f"`samples` is empty. Available: {listing(listed)}."
-        raise ValueError(msg)
+        raise ValueError(f"`samples` is empty. Available: {listing(listed)}.")
     if entry["loader"] != "hest":
         require_samples(wanted, listed, repr(entry["name"]))
     known, about = next(iter(listed.items()))

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.datasets._catalog_entries import catalog_entry, citation_text
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
 _OBS = ("cell_type", "assay", "donor_id", "dataset_id", "disease", "tissue")
 _VAR = ("feature_id", "feature_name")
 _RELEASE = "Census "
+_LISTED = ["soma_joinid", "cell_type"]
 
 
 def load_census(
@@ -84,22 +83,18 @@ def load_census(
     require_positive(max_cells_per_type, "max_cells_per_type", whole=True)
     entry = catalog_entry(name)
     if entry["loader"] != "census":
-        msg = f"{name!r} is no query of the CELLxGENE Census: `rg.datasets.load({name!r})` loads files."
-        raise ValueError(msg)
+        raise ValueError(f"{name!r} is no query of the CELLxGENE Census: `rg.datasets.load({name!r})` loads files.")
     census_api = _census_api()
     version = census_version or str(entry["accession"]).removeprefix(_RELEASE)
     query = entry["query"] if value_filter is None else f"({entry['query']}) and ({value_filter})"
     generator = np.random.default_rng(rng)
     with census_api.open_soma(census_version=version) as census:
-        listed = census_api.get_obs(
-            census, entry["species"], value_filter=query, column_names=["soma_joinid", "cell_type"]
-        )
+        listed = census_api.get_obs(census, entry["species"], value_filter=query, column_names=_LISTED)
         if not len(listed):
-            msg = (
+            raise ValueError(
                 f"No cell of Census {version} fulfils {query!r}. Relax `value_filter`, or name another "
                 "`census_version`."
             )
-            raise ValueError(msg)
         drawn = _draw(listed, int(max_cells_per_type), generator)
         logger.info("Census %s: downloading %d of %d cells.", version, len(drawn), len(listed))
         cells = census_api.get_anndata(
@@ -107,14 +102,9 @@ def load_census(
         )
     cells.obs = cells.obs[list(_OBS)].copy()
     cells.var = cells.var[list(_VAR)].set_index("feature_id", drop=False).rename_axis(None)
-    cells.uns[_keys.ATTRS] = {
-        _keys.SOURCE: {
-            "name": f"{name} (Census {version})",
-            "license": str(entry["license"]),
-            "citation": citation_text(entry),
-            "dataset_ids": np.unique(cells.obs["dataset_id"].astype(str)).astype(str),
-        }
-    }
+    about = {"name": f"{name} (Census {version})", "license": str(entry["license"]), "citation": citation_text(entry)}
+    used = np.unique(cells.obs["dataset_id"].astype(str)).astype(str)
+    cells.uns[_keys.ATTRS] = {_keys.SOURCE: {**about, "dataset_ids": used}}
     types = cells.obs["cell_type"].astype(str).unique()
     logger.info("%d cells of %d types: %s. Licence: %s.", cells.n_obs, len(types), listing(types), entry["license"])
     return cells
@@ -124,11 +114,10 @@ def _census_api() -> Any:
     try:
         import cellxgene_census
     except ImportError as error:
-        msg = (
+        raise ImportError(
             "`rg.datasets.load_census` needs the package cellxgene-census, which is not installed: "
             '`pip install "ragst-sd[census]"`. Single cells from anywhere else will do for `rg.tl.add_cell_types`.'
-        )
-        raise ImportError(msg) from error
+        ) from error
     return cellxgene_census
 
 

@@ -7,19 +7,17 @@ import re
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import anndata as ad
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.datasets._catalog_entries import catalog_entry, citation_text
 from ragst_sd.datasets._sample_files import shelf_of
 from ragst_sd.io._readable import readable
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -127,15 +125,13 @@ def load_screen(
         require_positive(max_cells, "max_cells", whole=True)
     entry = catalog_entry(name)
     if entry["loader"] != "screen":
-        msg = (
+        raise ValueError(
             f"{name!r} is no screen of perturbations (its kind is {entry['kind']!r}). "
             f"`rg.datasets.catalog(kind='screen')` lists them; `rg.datasets.load({name!r})` loads sections."
         )
-        raise ValueError(msg)
     given = None if path is None else Path(path).expanduser()
     if given is not None and not given.exists():
-        msg = f"`path`: {str(given)!r} does not exist. Pass the h5ad file, or the folder that holds it."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"`path`: {str(given)!r} does not exist. Pass the h5ad file, or its folder.")
     context, about = next(iter(entry["samples"].items()))
     if given is not None and given.is_file():
         file = given
@@ -146,23 +142,14 @@ def load_screen(
     cells = _read(file, name, context, max_cells, np.random.default_rng(rng))
     license, citation = str(entry["license"]), citation_text(entry)
     cells.uns[_keys.ATTRS] = {_keys.SOURCE: {"name": name, "license": license, "citation": citation}}
-    names = cells.obs[_keys.PERTURBATION]
-    logger.info(
-        "Loaded %d cells of %d perturbations and %d controls. Licence of %r: %s. To cite: %s.",
-        int((names != CONTROL).sum()),
-        names[names != CONTROL].nunique(),
-        int((names == CONTROL).sum()),
-        name,
-        license,
-        citation,
-    )
+    counts = cells.obs[_keys.PERTURBATION].value_counts().drop(CONTROL)
+    logger.info("Loaded %d cells of %d perturbations, and controls.", counts.sum(), (counts > 0).sum())
+    logger.info("Licence of %r: %s. To cite: %s.", name, license, citation)
     return cells
 
 
 def _read(file: Path, name: str, context: str, max_cells: int | None, rng: np.random.Generator) -> AnnData:
     """Cells with the labels of the house; the file stays on disk until it is known which ones are wanted."""
-    import anndata as ad
-
     with readable(file, "h5ad"):
         backed = ad.read_h5ad(file, backed="r")
     try:
@@ -202,16 +189,13 @@ def screen_obs(obs: pd.DataFrame, layout: ScreenLayout, context: str) -> tuple[p
     context
         Name of the cells where no column says it.
     """
-    import pandas as pd
-
     present = [name for name in _PERTURBATION if name in obs]
     column = next((name for name in present if not _only_whether(obs[name])), None)
     if column is None:
         what = "The file has no column of perturbations"
         if present:
             what = f"`obs[{present[0]!r}]` tells whether a cell was perturbed, and no column tells of which gene"
-        msg = f"{what}: one of {listing(_PERTURBATION)} was expected, it has {listing(obs.columns)}."
-        raise ValueError(msg)
+        raise ValueError(f"{what}: one of {listing(_PERTURBATION)} was expected, it has {listing(obs.columns)}.")
     given = obs[column].astype(object)
     labelled = (given.notna() & ~given.astype(str).str.strip().isin(["", "*", "nan", "None", "unassigned"])).to_numpy()
     names = given.where(labelled, "").astype(str)
@@ -220,11 +204,10 @@ def screen_obs(obs: pd.DataFrame, layout: ScreenLayout, context: str) -> tuple[p
     out[_keys.PERTURBATION] = pd.Categorical(names.map(spelled))
     if not (out[_keys.PERTURBATION][labelled] == CONTROL).any():
         shown = sorted(set(names[labelled]))
-        msg = (
+        raise ValueError(
             f"No cell of `obs[{column!r}]` is a control; it has {listing(shown)}, and controls are called "
             f"{listing(_CONTROLS)}."
         )
-        raise ValueError(msg)
     own = next((name for name in _CONTEXT if name in obs and obs[name].notna().all()), None)
     # One name for one line, whatever the deposit calls it; several lines keep their own.
     several = own is not None and obs[own].nunique() > 1

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from ragst_sd._labels import as_names
 from ragst_sd._validate import hint, listing
 from ragst_sd.datasets._sample_files import Sample, Shelf, mirror_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
@@ -32,8 +29,7 @@ def section_files(folder: Path) -> dict[str, tuple[Path, Path]]:
             pairs[counts.stem] = (counts, image)
     if not pairs:
         files = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
-        msg = f"{folder} holds no pair of <section>.h5ad and <section>.jpg (found: {files})."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"{folder} holds no pair of <section>.h5ad and <section>.jpg (found: {files}).")
     return pairs
 
 
@@ -61,11 +57,10 @@ def own_samples(name: str, folder: Path, samples: str | Sequence[str] | None) ->
     pictures = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
     if not pictures:
         found = sorted(path.name for path in folder.iterdir())
-        msg = (
+        raise FileNotFoundError(
             f"{str(folder)!r} holds no picture ({', '.join(SUFFIXES)}), so no section of {name!r}. It holds "
             f"{listing(found)}. Put `<section>.jpg` there, and `<section>.h5ad` beside it where there are counts."
         )
-        raise FileNotFoundError(msg)
     wanted = list(pictures) if samples is None else as_names(samples)
     require_samples(wanted, pictures, f"The folder of {name!r}")
     bare = Shelf(dataset=name, files={}, given=folder, cache=folder, page=None, password=None, progress=False)
@@ -78,8 +73,7 @@ def require_samples(wanted: Sequence[str], available: Collection[str], where: st
     unknown = [name for name in wanted if name not in available]
     if unknown or not wanted:
         near = hint(unknown[0], available) if unknown else ""
-        msg = f"{where} has no sample {listing(unknown)}. Available: {listing(available)}.{near}"
-        raise KeyError(msg)
+        raise KeyError(f"{where} has no sample {listing(unknown)}. Available: {listing(available)}.{near}")
 
 
 def converted(sample: Sample, folder: Path | None) -> Sample:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+import yaml
 
 from ragst_sd._licenses import ranked
 from ragst_sd._validate import hint, listing
 from ragst_sd.datasets._catalog_entries import as_list, catalog_entries
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from os import PathLike
-
-    import pandas as pd
 
 # For estimates: a picture of Visium shows the frame around the spots, too; the second is what `benchmarks/references.py`
 # measures on one core.
@@ -31,11 +30,10 @@ def recipe_path(recipe: str | PathLike[str]) -> Path:
     path, known = Path(recipe).expanduser(), recipe_files()
     path = path if path.is_file() else known.get(str(recipe), path)
     if not path.is_file():
-        msg = (
+        raise FileNotFoundError(
             f"{path} does not exist or is no file. Pass the path of a recipe, a YAML file, or the name of one that the "
             f"package has: {listing(known)}.{hint(str(recipe), known)}"
         )
-        raise FileNotFoundError(msg)
     return path
 
 
@@ -69,9 +67,6 @@ def references() -> pd.DataFrame:
     >>> rg.datasets.references()["donors"].to_dict()
     {'breast': 5, 'colon': 1, 'heart': 1, 'mouse_brain': 2, 'prostate': 3}
     """
-    import pandas as pd
-    import yaml
-
     entries, rows = catalog_entries(), []
     for name, path in recipe_files().items():
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import logging
 import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
+from filelock import FileLock
+
+from ragst_sd._replacing import replace_text, replaced_file
 from ragst_sd._settings import settings
 from ragst_sd._validate import listing, require_key
-from ragst_sd.datasets._archives import SUFFIXES, extract, matching
 from ragst_sd.datasets._download import RemoteFile, fetch, whats_wrong
 from ragst_sd.io._gate import check_downloaded
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 logger = logging.getLogger(__name__)
 
 MIRROR = "RAGST_SD_DATA_DIR"
+Entry = Mapping[str, Any]
+
+SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
+_INDEX = ".members.json"
 
 
 def mirror_folder() -> Path | None:
@@ -35,7 +46,7 @@ class Shelf:
     """Where the files of a data set are looked for."""
 
     dataset: str
-    files: Mapping[str, Mapping[str, Any]]
+    files: Mapping[str, Entry]
     """Entries of the catalogue by name of the file."""
     given: Path | None
     """The user's folder: nothing is downloaded if there is one."""
@@ -61,11 +72,10 @@ class Shelf:
         if self.given is not None:
             found = _at(self.given, name)
             if found is None:
-                msg = (
+                raise FileNotFoundError(
                     f"{name!r} of data set {self.dataset!r} is not in `path={str(self.given)!r}`. It holds "
                     f"{listing(sorted(one.name for one in self.given.iterdir()))}."
                 )
-                raise FileNotFoundError(msg)
             return found
         mirror = mirror_folder()
         if mirror is not None and not mirror.is_dir():
@@ -74,17 +84,15 @@ class Shelf:
         if found is not None:
             wrong = whats_wrong(found, size=about.get("size"), sha256=about.get("sha256")) if found.is_file() else None
             if wrong is not None:
-                msg = (
+                raise ValueError(
                     f"{str(found)!r} in the mirror ({MIRROR}) is not the file of the catalogue: {wrong}. Replace "
                     "or remove it."
                 )
-                raise ValueError(msg)
             return found
         page = f" (see {self.page})" if self.page else ""
         advice = f"put the file{page} at <folder>/{self.dataset}/{name} and set {MIRROR}=<folder>"
         if about.get("url") is None:
-            msg = f"No address is known for {name!r} of data set {self.dataset!r}. You can {advice}."
-            raise FileNotFoundError(msg)
+            raise FileNotFoundError(f"No address is known for {name!r} of data set {self.dataset!r}. You can {advice}.")
         file = RemoteFile(name, about["url"], about.get("size"), about.get("sha256"))
         path = fetch(file, self.cache, progress=self.progress, advice=advice)
         check_downloaded(path)
@@ -92,12 +100,7 @@ class Shelf:
 
 
 def shelf_of(
-    entry: Mapping[str, Any],
-    files: Mapping[str, Mapping[str, Any]],
-    *,
-    given: Path | None,
-    progress: bool | None,
-    password: str | None = None,
+    entry: Entry, files: Mapping[str, Entry], *, given: Path | None, progress: bool | None, password: str | None = None
 ) -> Shelf:
     """The shelf of a data set of the catalogue."""
     cache = settings.cache_dir / "datasets" / entry["name"]
@@ -152,10 +155,7 @@ class Sample:
         named = self.roles[role]
         if named in self.shelf.files:
             return named, ""
-        archive = next((one for one in self.shelf.files if named.startswith(f"{one}/")), None)
-        if archive is None:
-            msg = f"{named!r}, the {role} of sample {self.name!r}, is no file of data set {self.shelf.dataset!r}."
-            raise KeyError(msg)
+        archive = next(one for one in self.shelf.files if named.startswith(f"{one}/"))
         return archive, named.removeprefix(f"{archive}/").rstrip("/")
 
     def _members(self, archive: str, *patterns: str) -> list[Path]:
@@ -166,8 +166,7 @@ class Sample:
         else:
             found = self._extracted(path, archive, patterns)
         if not found:
-            msg = f"{archive!r} of data set {self.shelf.dataset!r} holds no {listing(patterns)}."
-            raise KeyError(msg)
+            raise KeyError(f"{archive!r} of data set {self.shelf.dataset!r} holds no {listing(patterns)}.")
         return found
 
     def _extracted(self, path: Path, archive: str, patterns: tuple[str, ...]) -> list[Path]:
@@ -190,3 +189,114 @@ def _at(folder: Path, name: str) -> Path | None:
     if suffix is not None:
         candidates.append(folder / Path(name).name[: -len(suffix)])
     return next((one for one in candidates if one.exists()), None)
+
+
+def extract(
+    archive: Path,
+    patterns: Sequence[str],
+    folder: Path,
+    *,
+    password: str | None = None,
+    published_at: str | None = None,
+) -> list[Path]:
+    """Take the members that match out of a zip or tar archive, unless they have been.
+
+    Parameters
+    ----------
+    archive
+        The archive.
+    patterns
+        Names of members, or patterns with `*`; each is matched against the end of a member's path as well.
+    folder
+        Where they go, under their paths in the archive.
+    password
+        For an encrypted archive.
+    published_at
+        Where the owner tells the password, for the message.
+
+    Returns
+    -------
+    Files below `folder`, in the order of the archive; empty if none matches.
+
+    Raises
+    ------
+    PermissionError
+        If the archive is encrypted and the password is missing or wrong.
+    ValueError
+        If the archive is damaged, or a member would land outside of the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    index = folder / _INDEX
+    with FileLock(folder.with_name(f".{folder.name}.lock")), _archive_errors(archive, password, published_at):
+        known = dict(json.loads(index.read_text())) if index.is_file() else {}
+        asked = " | ".join(patterns)
+        # Finding out what a compressed tar holds means to read all of it.
+        if asked in known and all((folder / name).is_file() for name in known[asked]):
+            return [folder / name for name in known[asked]]
+        found = []
+        members = _tar_members if tarfile.is_tarfile(archive) else _zip_members
+        for name, content in members(archive, patterns, password):
+            target = _inside(folder, name, archive)
+            if not target.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with replaced_file(target) as unfinished, unfinished.open("wb") as out:
+                    shutil.copyfileobj(content, out, 1 << 20)
+            found.append(target)
+        known[asked] = [str(path.relative_to(folder)) for path in found]
+        replace_text(index, json.dumps(known))
+        return found
+
+
+def matching(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a path, or its end, is one of the names or patterns."""
+    return any(fnmatch(name, pattern) or fnmatch(name, f"*/{pattern}") for pattern in patterns)
+
+
+def _zip_members(archive: Path, patterns: Sequence[str], password: str | None) -> Iterator[tuple[str, IO[bytes]]]:
+    with zipfile.ZipFile(archive) as file:
+        for member in file.infolist():
+            if not member.is_dir() and matching(member.filename, patterns):
+                with file.open(member, pwd=None if password is None else password.encode()) as content:
+                    yield member.filename, content
+
+
+def _tar_members(archive: Path, patterns: Sequence[str], password: str | None) -> Iterator[tuple[str, IO[bytes]]]:
+    with tarfile.open(archive, "r:*") as file:
+        for member in file:
+            # Links could point anywhere; devices are no data.
+            content = file.extractfile(member) if member.isreg() and matching(member.name, patterns) else None
+            if content is not None:
+                yield member.name, content
+
+
+def _inside(folder: Path, name: str, archive: Path) -> Path:
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    target = folder.joinpath(*parts)
+    if not parts or ".." in parts or not target.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"Archive {archive.name!r} holds {name!r}, which would be written outside of its folder. It was not "
+            "unpacked."
+        )
+    return target
+
+
+@contextmanager
+def _archive_errors(archive: Path, password: str | None, published_at: str | None) -> Iterator[None]:
+    where = f" Its owners tell how to open it at {published_at}." if published_at else ""
+    try:
+        yield
+    except NotImplementedError as error:
+        raise ValueError(
+            f"Archive {archive.name!r} is packed in a way that cannot be read here ({error}).{where} Unpack it "
+            "yourself and pass the folder with `path=`."
+        ) from error
+    except RuntimeError as error:
+        # zipfile has no class of its own for this.
+        if "password" not in str(error).lower():
+            raise
+        raise PermissionError(
+            f"Archive {archive.name!r} is encrypted, and `password=` is missing or wrong.{where}"
+        ) from error
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+        todo = "Delete it to have it downloaded again." if password is None else "The password may be wrong."
+        raise ValueError(f"Archive {str(archive)!r} is damaged or incomplete ({error}). {todo}") from error

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
+import yaml
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
+from spatialdata.transformations import Scale
 
 from ragst_sd._resolution import keep_image_mpp
-from ragst_sd.datasets import _programmes
 from ragst_sd.datasets._tissue import TISSUES, Tissue, draw_donor, draw_nuclei, draw_tissue, hexagonal, render
 
 _DIAMETER_UM, _PITCH_UM = 55.0, 100.0
@@ -19,6 +24,14 @@ _MEAN_CELLULARITY = 10.0
 _LABEL_UM = 4.0
 # Streams of randomness below one seed: what donors share, and one stream per donor.
 _SHARED, _DONOR = 0, 1
+
+_NAMED = yaml.safe_load(Path(__file__).with_name("synthetic_genes.yaml").read_text(encoding="utf-8"))
+MARKERS: dict[str, str] = _NAMED["markers"]
+GRADIENTS: dict[str, str] = _NAMED["gradients"]
+HOUSEKEEPING: str = _NAMED["housekeeping"]
+# RNA per nucleus or area of each tissue, relative to epithelium.
+_RNA = np.array([0.5, 1.0, 0.9, 0.25])
+_OVERDISPERSION = 0.12
 
 
 def synthetic(
@@ -90,25 +103,20 @@ def synthetic(
     """
     for name, value in {"n_donors": n_donors, "n_sections": n_sections, "n_spots": n_spots}.items():
         if value is not None and value < 1:
-            msg = f"{name} must be at least 1, found {value}."
-            raise ValueError(msg)
-    if n_genes < _programmes.minimum_genes():
-        msg = f"n_genes={n_genes} leaves no room for the {_programmes.minimum_genes()} named genes: ask for at least that many."
-        raise ValueError(msg)
+            raise ValueError(f"{name} must be at least 1, found {value}.")
+    if n_genes < minimum_genes():
+        raise ValueError(f"n_genes={n_genes} leaves no room for the {minimum_genes()} named genes: ask for more.")
     if depth <= 0 or donor_effect < 0:
-        msg = f"depth must be above 0 and donor_effect not below 0, found {depth} and {donor_effect}."
-        raise ValueError(msg)
+        raise ValueError(f"depth must be above 0 and donor_effect not below 0, found {depth} and {donor_effect}.")
     if not 0.1 <= mpp <= 4:
-        msg = f"mpp must lie between 0.1 and 4 microns per pixel for nuclei to be seen, found {mpp}."
-        raise ValueError(msg)
+        raise ValueError(f"mpp must lie between 0.1 and 4 microns per pixel for nuclei to be seen, found {mpp}.")
     if image_px * mpp < 300:
-        msg = (
+        raise ValueError(
             f"A picture of {image_px} pixels at {mpp} microns per pixel is {image_px * mpp:.0f} microns wide, "
             f"too little for spots 100 microns apart: give at least image_px={int(np.ceil(300 / mpp))}."
         )
-        raise ValueError(msg)
     seed = int(np.random.default_rng(rng).integers(2**63))
-    programmes = _programmes.draw_programmes(_stream(seed, _SHARED), n_genes)
+    programmes = draw_programmes(_stream(seed, _SHARED), n_genes)
     sections = {}
     for i in range(n_donors):
         donor_rng = _stream(seed, _DONOR, i)
@@ -136,7 +144,7 @@ def _measure(
     rng: np.random.Generator,
     tissue: Tissue,
     nuclei: pd.DataFrame,
-    programmes: _programmes.Programmes,
+    programmes: Programmes,
     shift: np.ndarray,
     *,
     depth: float,
@@ -161,8 +169,8 @@ def _measure(
     interferon = np.exp(-np.maximum(tissue.at(tissue.aggregate, xy), 0) / 120)
     gradients = np.column_stack([interferon, tissue.at(tissue.proliferation, xy)])
     depths = depth * (cellularity / _MEAN_CELLULARITY) ** 0.8 * rng.lognormal(0, 0.2, len(xy))
-    expected = _programmes.expected_counts(programmes, fractions, gradients, shift, depths)
-    counts = _programmes.draw_counts(rng, expected, programmes.dispersion)
+    expected = expected_counts(programmes, fractions, gradients, shift, depths)
+    counts = draw_counts(rng, expected, programmes.dispersion)
 
     label = pd.Categorical.from_codes(fractions.argmax(1), list(TISSUES))
     obs = {"label": label, "n_nuclei": n_nuclei, "array_row": grid[:, 0], "array_col": grid[:, 1]}
@@ -178,7 +186,7 @@ def _measure(
     table.obsm["gradients"] = gradients.astype(np.float32)
     table.varm["programmes"] = programmes.loadings.astype(np.float32)
     table.varm["effects"] = programmes.effects.astype(np.float32)
-    names = {"tissues": np.array(TISSUES), "gradients": np.array(list(_programmes.GRADIENTS))}
+    names = {"tissues": np.array(TISSUES), "gradients": np.array(list(GRADIENTS))}
     table.uns["truth"] = {**names, "donor_shift": shift.astype(np.float32)}
     return table
 
@@ -193,15 +201,11 @@ def _fractions(tissue: Tissue, xy: np.ndarray, radius: float) -> np.ndarray:
 
 def _assemble(image: np.ndarray, tissue: Tissue, table: AnnData) -> SpatialData:
     """Wrap picture, labels, spots and counts in one object."""
-    from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
-    from spatialdata.transformations import Scale
-
     mpp, edge = tissue.mpp, image.shape[1]
     levels = [2] * max(0, min(3, int(np.log2(edge / 250))))
     chunks = (3, min(edge, 512), min(edge, 512))
-    he = Image2DModel.parse(
-        image, dims=("c", "y", "x"), c_coords=["r", "g", "b"], scale_factors=levels or None, chunks=chunks
-    )
+    axes = {"dims": ("c", "y", "x"), "c_coords": ["r", "g", "b"]}
+    he = Image2DModel.parse(image, **axes, scale_factors=levels or None, chunks=chunks)
     coarse = max(1, round(_LABEL_UM / mpp))
     # The label of a cell is that of its central pixel.
     labels = Labels2DModel.parse(
@@ -219,3 +223,79 @@ def _assemble(image: np.ndarray, tissue: Tissue, table: AnnData) -> SpatialData:
     sdata = SpatialData(images={"he": he}, labels={"tissue": labels}, shapes={"spots": spots}, tables={"table": table})
     keep_image_mpp(sdata, "he", mpp)
     return sdata
+
+
+@dataclass(frozen=True)
+class Programmes:
+    """What every donor's tissue shares."""
+
+    genes: np.ndarray
+    kind: np.ndarray
+    """marker, gradient, housekeeping, weak or noise."""
+    tissue: np.ndarray
+    """Tissue or gradient that the gene marks, else an empty text."""
+    loadings: np.ndarray
+    """Mean share of each gene in the RNA of each tissue, genes x tissues; columns sum to 1."""
+    effects: np.ndarray
+    """Change of the log expression per unit of each gradient, genes x gradients."""
+    dispersion: np.ndarray
+    """Dispersion of the negative binomial: variance = mean + dispersion * mean^2."""
+
+
+def _named_genes() -> list[tuple[str, str, str]]:
+    """Symbol, kind, and tissue or gradient of the genes that are always there."""
+    genes = [(gene, "marker", tissue) for tissue, symbols in MARKERS.items() for gene in symbols.split()]
+    genes += [(gene, "gradient", name) for name, symbols in GRADIENTS.items() for gene in symbols.split()]
+    return genes + [(gene, "housekeeping", "") for gene in HOUSEKEEPING.split()]
+
+
+def minimum_genes() -> int:
+    """Number of named genes, which are always there."""
+    return len(_named_genes())
+
+
+def draw_programmes(rng: np.random.Generator, n_genes: int) -> Programmes:
+    """Loadings of ``n_genes`` genes: named ones first, then weak and unrelated ones with made-up names."""
+    rows = _named_genes()
+    spare = n_genes - len(rows)
+    rows += [(f"SYN{i + 1:04d}", "weak", "") for i in range(spare - spare // 3)]
+    rows += [(f"NOISE{i + 1:04d}", "noise", "") for i in range(spare // 3)]
+    genes, kind, tissue = (np.array(column) for column in zip(*rows, strict=True))
+    marker, housekeeping, weak, noise = (kind == name for name in ("marker", "housekeeping", "weak", "noise"))
+
+    base = rng.lognormal(0.0, 0.9, n_genes)
+    base[housekeeping] *= 4
+    level = np.zeros((n_genes, len(TISSUES)))
+    for column, name in enumerate(TISSUES):
+        # Markers are not exclusive: elsewhere they run at a few per cent.
+        level[marker, column] = np.log(rng.uniform(0.01, 0.08, marker.sum()))
+        level[tissue == name, column] = rng.uniform(0.3, 1.2, (tissue == name).sum())
+    level[weak] = rng.normal(0, 0.45, (weak.sum(), len(TISSUES)))
+    level[housekeeping] = rng.normal(0, 0.08, (housekeeping.sum(), len(TISSUES)))
+    level[tissue == "interferon"] = np.log([0.3, 0.35, 0.8, 0.15])
+    level[tissue == "proliferation"] = np.log([0.06, 0.35, 0.2, 0.03])
+    loadings = base[:, None] * np.exp(level)
+    effects = np.zeros((n_genes, len(GRADIENTS)))
+    for column, name in enumerate(GRADIENTS):
+        effects[tissue == name, column] = rng.uniform(1.2, 2.2, (tissue == name).sum())
+    dispersion = np.full(n_genes, _OVERDISPERSION)
+    dispersion[noise] = rng.uniform(0.6, 1.5, noise.sum())
+    return Programmes(genes, kind, tissue, loadings / loadings.sum(0), effects, dispersion)
+
+
+def expected_counts(
+    programmes: Programmes, fractions: np.ndarray, gradients: np.ndarray, shift: np.ndarray, depth: np.ndarray
+) -> np.ndarray:
+    """Noise-free counts, spots x genes: a mixture of the tissues under each spot, scaled to its depth.
+
+    ``mean = depth * p / sum(p)`` with ``p = (fractions * rna) @ loadings.T * exp(gradients @ effects.T + shift)``.
+    """
+    rate = (fractions * _RNA) @ programmes.loadings.T
+    rate *= np.exp(gradients @ programmes.effects.T + shift)
+    return rate * (depth / np.maximum(rate.sum(1), 1e-12))[:, None]
+
+
+def draw_counts(rng: np.random.Generator, expected: np.ndarray, dispersion: np.ndarray) -> np.ndarray:
+    """Negative binomial counts around their expectation, as a mixture of Poisson and gamma."""
+    shape = 1 / dispersion
+    return rng.poisson(rng.gamma(shape, size=expected.shape) * dispersion * expected)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
 
 TISSUES = ("stroma", "epithelium", "immune", "adipose")
 """Tissue classes; value ``i + 1`` of the label image is the ``i``-th, 0 is glass."""

@@ -18,6 +18,7 @@ from ragst_sd._validate import hint, listing, require_key
 from ragst_sd.retrieval.training import dense
 
 WIDTH = "interval_width"
+_LAYERS = "the predicted table's layers"
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 _RANDOM_ORDERS = 5
 
@@ -175,3 +176,10 @@ def _check_order(table: AnnData, name: str) -> None:
     elif name not in table.obs or table.obs[name].dtype.kind not in "fiub":
         known = [_keys.DISAGREEMENT, WIDTH, *table.obs.select_dtypes(["number", "bool"])]
         raise KeyError(f"`by` is {name!r}; spots can be ordered by {listing(known)}.{hint(name, known)}")
+
+
+def _check_shares(shares: Sequence[float]) -> list[float]:
+    values = [float(share) for share in np.atleast_1d(np.asarray(shares, dtype=np.float64))]
+    if not values or not all(0 < value <= 1 for value in values):
+        raise ValueError(f"`shares` is {listing(values)}; name shares of the spots to keep, above 0 and at most 1.")
+    return values

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
 
-if TYPE_CHECKING:
-    import torch
+Device = str | torch.device | None
 
 
-def resolve_device(device: str | torch.device | None = None) -> torch.device:
+def resolve_device(device: Device = None) -> torch.device:
     """Device that `device` names.
 
     Parameters
@@ -20,8 +19,6 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     -------
     The device.
     """
-    import torch
-
     if device is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -30,11 +27,10 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
         return torch.device("cpu")
     resolved = torch.device(device)
     if resolved.type == "cuda" and not torch.cuda.is_available():
-        msg = (
+        raise RuntimeError(
             f"`device={str(device)!r}` was asked for, but this torch ({torch.__version__}) sees no CUDA GPU. "
             "Use `device='cpu'`, or `device=None` for what is there."
         )
-        raise RuntimeError(msg)
     return resolved
 
 
@@ -69,8 +65,6 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     -------
     True if so; False also where it cannot be found out.
     """
-    import torch
-
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type != "cpu":

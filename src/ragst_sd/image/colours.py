@@ -6,13 +6,11 @@ names of its channels, and what its file says of its colours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _RED, _GREEN, _BLUE, _ALPHA = "red", "green", "blue", "alpha"
 _BY_INITIAL = {name[0]: name for name in (_RED, _GREEN, _BLUE, _ALPHA)}
@@ -99,12 +97,11 @@ def read_colours(
     named = [] if set(named) <= _UNNAMED else [_BY_INITIAL.get(name, name) for name in named]
     if n not in (3, 4) or (named and sorted(named) != sorted(RGBA[:n])):
         given = f" named {', '.join(map(repr, map(str, names)))}" if names else ""
-        msg = (
+        raise ValueError(
             f"{what} has {n} channel(s){given}; RGB is needed: red, green and blue, and alpha if there is a fourth. If "
             "that is what they are, rename them (`spatialdata.models.Image2DModel.parse(..., c_coords=['r', 'g', "
             "'b'])`). Fluorescence, stains and grey pictures cannot be embedded as H&E."
         )
-        raise ValueError(msg)
     order = [named.index(name) for name in RGBA[:n]] if named else list(range(n))
     rgb, alpha = tuple(order[:3]), None if n == 3 else order[3]
     if value_max is None and level.dtype == np.uint8 and max(level.shape[1:]) > _OVERVIEW_PX:
@@ -124,11 +121,10 @@ def read_colours(
 def require_rgb(photometric: str, what: str) -> None:
     """Raise a `ValueError` if the samples of a file are no RGB: which colours they are depends on a profile."""
     if photometric != "rgb":
-        msg = (
+        raise ValueError(
             f"The samples of {what} are stored as {photometric!r}; RGB is needed. Convert the picture to RGB, with its "
             "colour profile if it has one."
         )
-        raise ValueError(msg)
 
 
 def thinned(level: Any, edge_px: int) -> np.ndarray:
@@ -150,13 +146,12 @@ def _full_brightness(values: np.ndarray, what: str) -> float:
     for least, most, full in ranges:
         if least <= high <= most and low >= -_MAY_UNDERSHOOT * full:
             return full
-    msg = (
+    raise ValueError(
         f"{what} holds {values.dtype} pixels from {low:.4g} to {high:.4g}, and the value of full brightness is unclear. "
         "Set it with `rg.pp.embed_tiles(..., value_max=...)` (255 for 8 bit, 4095 for 12 bit, 65535 for 16 bit, 1 for "
         "floats in [0, 1]), as also in `rg.pp.tile_grid`, `rg.io.read_slide` and `rg.io.read_st`, or convert the "
         "image to uint8 RGB first."
     )
-    raise ValueError(msg)
 
 
 def _full_opacity(alpha: np.ndarray, value_max: float, what: str, *, is_named: bool) -> float:
@@ -165,16 +160,14 @@ def _full_opacity(alpha: np.ndarray, value_max: float, what: str, *, is_named: b
     full = next((scale for scale in sorted({1.0, 255.0, value_max}) if high <= scale), high)
     opaque = float((alpha >= full).mean())
     if high <= 0:
-        msg = (
+        raise ValueError(
             f"The fourth channel of {what} is 0 everywhere: as alpha it makes the whole picture transparent. Leave "
             "it out if it is unused, and pass red, green and blue alone."
         )
-        raise ValueError(msg)
     if not is_named and opaque < _OPAQUE_SHARE:
-        msg = (
+        raise ValueError(
             f"{what} has four channels without names, of which the last would leave {opaque:.0%} of the picture "
             "opaque as alpha: they may be stains. RGB is needed: leave the fourth out, or name it "
             "(`spatialdata.models.Image2DModel.parse(..., c_coords=['r', 'g', 'b', 'a'])`)."
         )
-        raise ValueError(msg)
     return full

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
 from ragst_sd.image.colours import Colours, thinned
 from ragst_sd.image.frames import FieldOfView, LevelGrid, plan_field
 from ragst_sd.image.tiles import iter_tiles, padded_fraction, window_starts
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,13 @@ class Pyramid:
         height, width = self.shapes[0]
         return (centers[:, 0] >= 0) & (centers[:, 0] < width) & (centers[:, 1] >= 0) & (centers[:, 1] < height)
 
+    def tiles(
+        self, centers: np.ndarray, field: FieldOfView, **reading: int
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Tiles around centres, as :func:`ragst_sd.image.tiles.iter_tiles` reads them."""
+        level, chunk = self.levels[field.level], self.chunks[field.level]
+        return iter_tiles(level, centers, field, chunk=chunk, colours=self.colours, **reading)
+
 
 def plan_fields(
     pyramid: Pyramid, *, tile_px: int, mpp: float | None, image_mpp: float | None, context: Sequence[float]
@@ -69,24 +75,11 @@ def tiles_at(
     """
     edge = tile_px if edge is None else edge
     coarser, native = tile_px / edge, bool(np.isnan(mpp))
-    (field,) = plan_fields(
-        pyramid,
-        tile_px=edge,
-        mpp=None if native else mpp * coarser,
-        image_mpp=None if native else image_mpp,
-        context=(coarser if native else 1.0,),
-    )
+    known: dict[str, Any] = {"mpp": None if native else mpp * coarser, "image_mpp": None if native else image_mpp}
+    (field,) = plan_fields(pyramid, tile_px=edge, context=(coarser if native else 1.0,), **known)
     out = np.full((len(centers), edge, edge, 3), 255, dtype=np.uint8)
     inside = np.flatnonzero(pyramid.inside(centers))
-    batches = iter_tiles(
-        pyramid.levels[field.level],
-        centers[inside],
-        field,
-        chunk=pyramid.chunks[field.level],
-        colours=pyramid.colours,
-        batch_size=256,
-    )
-    for index, tiles in batches:
+    for index, tiles in pyramid.tiles(centers[inside], field, batch_size=256):
         out[inside[index]] = tiles.permute(0, 2, 3, 1).numpy()
     return out
 

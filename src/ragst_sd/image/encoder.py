@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+import torch
+import torch.nn.functional as F
 
-    import torch
+Channels = tuple[float, ...] | None
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Encoder:
     weights_hash: str
     device: torch.device = field(compare=False)
     forward: Callable[[torch.Tensor], Any] = field(repr=False, compare=False)
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: Channels = None
+    std: Channels = None
     input_px: int | None = None
     context: tuple[float, ...] = (1.0,)
     amp: bool = False
@@ -90,18 +91,12 @@ class Encoder:
         -------
         (n, d) float32 on the device, made in inference mode.
         """
-        import torch
-
         training = [] if self.module is None else [part for part in self.module.modules() if part.training]
         for part in training:
             part.training = False
         try:
-            with (
-                torch.inference_mode(),
-                torch.autocast(
-                    self.device.type, dtype=torch.bfloat16, enabled=self.amp and self.dtype == torch.float32
-                ),
-            ):
+            amp = self.amp and self.dtype == torch.float32
+            with torch.inference_mode(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=amp):
                 output = self._run(self.prepare(tiles))
                 return _as_vectors(output, len(tiles), self._label())
         finally:
@@ -121,8 +116,6 @@ class Encoder:
         (n, 3, input_px, input_px) on the device, normalised, in the precision of the weights; the tiles as they are
         where `raw`.
         """
-        import torch
-
         # Without waiting from pinned memory; an ordinary copy from any other.
         tiles = tiles.to(self.device, non_blocking=True)
         if self.raw:
@@ -130,9 +123,7 @@ class Encoder:
         pixels = tiles.to(torch.float32) / 255.0
         if self.input_px is not None and tuple(pixels.shape[-2:]) != (self.input_px, self.input_px):
             size = (self.input_px, self.input_px)
-            pixels = torch.nn.functional.interpolate(
-                pixels, size=size, mode="bilinear", antialias=True, align_corners=False
-            )
+            pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
         if self.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         if self.mean is not None and self.std is not None:
@@ -142,8 +133,6 @@ class Encoder:
     @property
     def dtype(self) -> torch.dtype:
         """Type of the first weights that are numbers with a point; float32 where there are none."""
-        import torch
-
         tensors = [] if self.module is None else self.module.parameters()
         return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
@@ -154,8 +143,6 @@ class Encoder:
         return "bfloat16" if self.amp and own == "float32" else own
 
     def _run(self, pixels: torch.Tensor) -> Any:
-        import torch
-
         try:
             return self.forward(pixels)
         except (AssertionError, RuntimeError, ValueError) as error:
@@ -163,12 +150,11 @@ class Encoder:
             if expected is None or found == expected or isinstance(error, torch.OutOfMemoryError):
                 error.add_note(f"The tiles were {found[1]} x {found[0]} px; `tile_px` sets their size.")
                 raise
-            msg = (
+            raise ValueError(
                 f"{self._label()} takes pictures of {expected[1]} x {expected[0]} px, and the tiles have {found[1]} x "
                 f"{found[0]} px ({error}). Pass `tile_px={expected[1]}`, or a network that takes any size ("
                 "`timm.create_model(..., dynamic_img_size=True)`)."
-            )
-            raise ValueError(msg) from error
+            ) from error
 
     def _label(self) -> str:
         return repr(self.name) if self.name is not None else "the given model"
@@ -177,7 +163,6 @@ class Encoder:
 @lru_cache(maxsize=64)
 def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     # Kept, because copying three numbers to a GPU waits for all that it has been given to do.
-    import torch
 
     with torch.inference_mode(mode=False):
         return torch.tensor(values, device=device).view(1, -1, 1, 1)
@@ -201,33 +186,28 @@ def _pixel_axes(shape: Sequence[int], label: str) -> tuple[int, int]:
     """The two axes of a feature map (n, c, h, w) or (n, h, w, c) that are its pixels: tiles are square, so maps are."""
     first, second, third = shape[1:]
     if (first == second == third != 1) or (first != second and second != third):
-        msg = (
+        raise ValueError(
             f"The output of {label} has shape {tuple(shape)}, in which channels cannot be told from pixels. Pool it "
             "in a callable around the model, for example lambda x: model(x).mean((2, 3))."
         )
-        raise ValueError(msg)
     return (2, 3) if second == third else (1, 2)
 
 
 def _as_vectors(output: Any, n: int, label: str) -> torch.Tensor:
-    import torch
-
     try:
         vectors = torch.as_tensor(output)
     except (TypeError, ValueError, RuntimeError):
-        msg = (
+        raise TypeError(
             f"The output of {label} is a {type(output).__name__}, not one tensor. Wrap the model in a callable that "
             "returns one vector per tile."
-        )
-        raise TypeError(msg) from None
+        ) from None
     if vectors.ndim == 4:
         vectors = vectors.mean(dim=_pixel_axes(vectors.shape, label), dtype=torch.float32)
     if vectors.ndim != 2 or len(vectors) != n:
-        msg = (
+        raise ValueError(
             f"The output of {label} has shape {tuple(vectors.shape)} for {n} tiles; one vector per tile, ({n}, d), is "
             "needed. Pool tokens in a callable around the model, for example lambda x: model(x)[:, 0]."
         )
-        raise ValueError(msg)
     return vectors.to(torch.float32)
 
 
@@ -245,8 +225,6 @@ def hash_weights(module: torch.nn.Module, shaped_by: Mapping[str, Any] | None = 
     -------
     The digest in hex; "" for a module without any state.
     """
-    import torch
-
     state = module.state_dict()
     if not state:
         return ""

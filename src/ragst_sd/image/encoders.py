@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ragst_sd.image.amp import resolve_amp, resolve_device
-from ragst_sd.image.encoder import Encoder, hash_weights
+import torch
+
+from ragst_sd.image.amp import Device, resolve_amp, resolve_device
+from ragst_sd.image.encoder import Channels, Encoder, hash_weights
 from ragst_sd.image.loaders import import_timm, load_foundation_model, load_timm
 from ragst_sd.image.onnx_file import is_onnx_file, load_onnx_file
 from ragst_sd.image.registry import FOUNDATION_MODELS, find_foundation_model
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    import torch
 
 __all__ = ["DEFAULT_CONTEXT", "TEXTURE", "Encoder", "resolve_encoder"]
 
@@ -89,41 +87,26 @@ def resolve_encoder(
         return model
     own_mean, own_std = _triple(mean, "mean"), _triple(std, "std")
     if is_onnx_file(model):
-        return load_onnx_file(
-            model,
-            model_kwargs=model_kwargs or {},
-            mean=own_mean,
-            std=own_std,
-            context=DEFAULT_CONTEXT,
-            device=device,
-        )
+        loaded = load_onnx_file(model, model_kwargs or {}, mean=own_mean, std=own_std, device=device)
+        return replace(loaded, context=DEFAULT_CONTEXT)
     if not isinstance(model, str):
         if model_kwargs:
-            msg = "`model_kwargs` build models by name; `model` is an object already. Build it with them, then pass it."
-            raise ValueError(msg)
+            raise ValueError(
+                "`model_kwargs` build models by name; `model` is an object already. Build it with them, then pass it."
+            )
         return wrap_object(model, mean=own_mean, std=own_std, device=device, amp=amp)
     if model == TEXTURE:
         if model_kwargs or own_mean is not None or own_std is not None:
-            msg = "'texture' has no parameters: leave out `model_kwargs`, `mean` and `std`."
-            raise ValueError(msg)
+            raise ValueError("'texture' has no parameters: leave out `model_kwargs`, `mean` and `std`.")
         return _texture_encoder(device)
     loaded = _load_by_name(model, model_kwargs or {})
     where = resolve_device(device)
     module: Any = loaded.module.to(where)  # type: ignore[union-attr]
     channels_last = is_convolutional(module)
     if channels_last:
-        import torch
-
         module.to(memory_format=torch.channels_last)
-    return replace(
-        loaded,
-        mean=own_mean or loaded.mean,
-        std=own_std or loaded.std,
-        context=DEFAULT_CONTEXT,
-        device=where,
-        amp=resolve_amp(where, amp=amp),
-        channels_last=channels_last,
-    )
+    seen: dict[str, Any] = {"mean": own_mean or loaded.mean, "std": own_std or loaded.std, "context": DEFAULT_CONTEXT}
+    return replace(loaded, **seen, device=where, amp=resolve_amp(where, amp=amp), channels_last=channels_last)
 
 
 def is_convolutional(module: torch.nn.Module) -> bool:
@@ -131,8 +114,6 @@ def is_convolutional(module: torch.nn.Module) -> bool:
 
     Transformers have one or a few at most.
     """
-    import torch
-
     return sum(isinstance(part, torch.nn.Conv2d) for part in module.modules()) > _FEW_CONVOLUTIONS
 
 
@@ -158,38 +139,26 @@ def _unknown_name(model: str, timm: Any) -> str:
     )
 
 
-def _texture_encoder(device: str | torch.device | None) -> Encoder:
+def _texture_encoder(device: Device) -> Encoder:
     from ragst_sd.image import texture
 
-    return Encoder(
-        name=TEXTURE,
-        weights_hash=texture.TEXTURE_VERSION,
-        context=DEFAULT_CONTEXT,
-        device=resolve_device(device),
-        forward=texture.texture_features,
-        raw=True,
-    )
+    where, version = resolve_device(device), texture.TEXTURE_VERSION
+    return Encoder(TEXTURE, version, where, texture.texture_features, context=DEFAULT_CONTEXT, raw=True)
 
 
-def _triple(values: Sequence[float] | None, name: str) -> tuple[float, ...] | None:
+def _triple(values: Sequence[float] | None, name: str) -> Channels:
     if values is None:
         return None
     numbers = tuple(map(float, values))
     # Means in [0, 255] would be taken off inputs in [0, 1].
     if len(numbers) != 3 or max(numbers) > 1 or (name == "std" and min(numbers) <= 0):
-        msg = f"`{name}` is three numbers, for RGB in [0, 1]{', above 0' if name == 'std' else ''}; found {values!r}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`{name}` is three numbers, for RGB in [0, 1]{', above 0' if name == 'std' else ''}; found {values!r}."
+        )
     return numbers
 
 
-def wrap_object(
-    model: Any,
-    *,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    device: str | torch.device | None,
-    amp: bool | None,
-) -> Encoder:
+def wrap_object(model: Any, *, mean: Channels, std: Channels, device: Device, amp: bool | None) -> Encoder:
     """Make an encoder of a module, a callable, or an object with `encode_image`.
 
     Parameters
@@ -207,18 +176,14 @@ def wrap_object(
     -------
     The encoder.
     """
-    import torch
-
     if (mean is None) != (std is None):
-        msg = f"`mean` and `std` of a model object go together; found mean={mean!r}, std={std!r}."
-        raise ValueError(msg)
+        raise ValueError(f"`mean` and `std` of a model object go together; found mean={mean!r}, std={std!r}.")
     encode = getattr(model, "encode_image", None)
     if not callable(encode) and not callable(model):
-        msg = (
+        raise TypeError(
             f"`model` is a {type(model).__name__}. It has to be a name, a torch.nn.Module, a callable on (n, 3, h, w) "
             "float tensors, or an object with `encode_image`."
         )
-        raise TypeError(msg)
     held = model if isinstance(model, torch.nn.Module) else getattr(model, "model", None)
     module = held if isinstance(held, torch.nn.Module) else None
     where = resolve_device(device if device is not None else _device_of(module))
@@ -226,16 +191,10 @@ def wrap_object(
     if movable is not None:
         movable.to(where)
     name = getattr(model, "name", None)
-    encoder = Encoder(
-        name=name if isinstance(name, str) and name else None,
-        weights_hash="" if module is None else hash_weights(module),
-        mean=mean,
-        std=std,
-        device=where,
-        forward=encode if callable(encode) else model,
-        amp=resolve_amp(where, amp=amp),
-        module=module,
-    )
+    name = name if isinstance(name, str) and name else None
+    digest, amp = "" if module is None else hash_weights(module), resolve_amp(where, amp=amp)
+    forward = encode if callable(encode) else model
+    encoder = Encoder(name, digest, where, forward, mean=mean, std=std, amp=amp, module=module)
     if mean is not None:
         return encoder
     if callable(encode) and callable(getattr(model, "get_transform", None)):
@@ -256,8 +215,6 @@ def _with_transform(encode: Callable, transform: Callable | None, device: torch.
         return encode
 
     def forward(tiles: torch.Tensor) -> Any:
-        import torch
-
         images = tiles.permute(0, 2, 3, 1).cpu().numpy()
         pixels = torch.stack([torch.as_tensor(transform(image)) for image in images])
         return encode(pixels.to(device, dtype if pixels.is_floating_point() else None))

@@ -6,13 +6,11 @@ Affines are 3 x 3 matrices that act on ``(x, y, 1)``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 # H0 / Hk of a pyramid is rarely a whole number (odd heights), so a level may miss its nominal factor by a little.
 _LEVEL_TOLERANCE = 1.01
@@ -75,34 +73,26 @@ def similarity_scale(matrix: np.ndarray) -> float:
     linear = np.asarray(matrix, dtype=float)[:2, :2]
     scale_x, scale_y = np.linalg.norm(linear, axis=0)
     if not np.isfinite(linear).all() or min(scale_x, scale_y) <= 0 or abs(np.linalg.det(linear)) < 1e-12 * scale_x:
-        msg = f"The transformation between shapes and image is singular or not finite: {linear.tolist()}."
-        raise ValueError(msg)
+        raise ValueError(f"The transformation between shapes and image is singular or not finite: {linear.tolist()}.")
     if abs(scale_x - scale_y) > _MAX_ANISOTROPY * max(scale_x, scale_y):
-        msg = (
+        raise ValueError(
             f"The transformation between shapes and image scales x by {scale_x:.5g} and y by {scale_y:.5g} "
             f"(over {_MAX_ANISOTROPY:.0%} apart), so a square tile would not be square on the tissue. "
             "Resample the image to square pixels, or correct the transformation with "
             "`spatialdata.transformations.set_transformation`."
         )
-        raise ValueError(msg)
     cosine = float(linear[:, 0] @ linear[:, 1]) / (scale_x * scale_y)
     if abs(cosine) > _MAX_ANISOTROPY:
-        msg = (
+        raise ValueError(
             f"The transformation between shapes and image shears (its axes meet at {np.degrees(np.arccos(cosine)):.1f} "
             "degrees instead of 90). Only scale, rotation, flip and translation are supported: correct it with "
             "`spatialdata.transformations.set_transformation`."
         )
-        raise ValueError(msg)
     return float(np.sqrt(scale_x * scale_y))
 
 
 def plan_field(
-    grids: Sequence[LevelGrid],
-    *,
-    tile_px: int,
-    mpp: float | None,
-    image_mpp: float | None,
-    multiple: float,
+    grids: Sequence[LevelGrid], *, tile_px: int, mpp: float | None, image_mpp: float | None, multiple: float
 ) -> FieldOfView:
     """Choose the pyramid level and window for a field of view.
 
@@ -129,8 +119,7 @@ def plan_field(
         If `mpp` is given and `image_mpp` is not.
     """
     if mpp is not None and image_mpp is None:
-        msg = "`mpp` needs the microns per pixel of the image."
-        raise ValueError(msg)
+        raise ValueError("`mpp` needs the microns per pixel of the image.")
     native = 1.0 if mpp is None or image_mpp is None else mpp / image_mpp
     wanted = native * multiple
     finest = wanted * _LEVEL_TOLERANCE

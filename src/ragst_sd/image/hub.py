@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 WEIGHTS = "weights"
 LOCAL_ADVICE = "pass a file that you have: `model_kwargs={'checkpoint_path': '/path/to/model.safetensors'}`"
@@ -81,9 +78,7 @@ def _retell(error: Exception, model_id: str, url: str, local_advice: str, what: 
             f"name at {url}; if it asks to accept terms, do so and run `hf auth login`; or {local_advice}.{page}"
         )
     if "RevisionNotFoundError" in names:
-        return FileNotFoundError(
-            f"{model_id!r} names a revision that the hub does not have. Revisions: {url}/tree/main."
-        )
+        return FileNotFoundError(f"{model_id!r} names a revision that the hub does not have: {url}/tree/main.")
     if "LocalEntryNotFoundError" in names:
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
         reason = "offline mode is set (`HF_HUB_OFFLINE`)" if offline else "the hub cannot be reached"

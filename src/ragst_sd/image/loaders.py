@@ -5,20 +5,17 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from ragst_sd.image.encoder import Encoder, hash_weights
+import torch
+
+from ragst_sd.image.encoder import Channels, Encoder, hash_weights
 from ragst_sd.image.hub import LOCAL_ADVICE, hub_errors
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    import torch
-
-    from ragst_sd.image.registry import FoundationModel
+from ragst_sd.image.registry import FoundationModel
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +45,9 @@ def load_timm(model: str, model_kwargs: Mapping[str, Any]) -> Encoder:
     config = resolve_model_data_config(module)
     height, width = config["input_size"][-2:]
     if height != width:
-        msg = f"{model!r} takes images of {height} x {width} px; tiles are square. Choose `img_size` in `model_kwargs`."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{model!r} takes images of {height} x {width} px; tiles are square. Choose `img_size` in `model_kwargs`."
+        )
     name = model
     if not model.startswith("hf-hub:"):
         architecture = cast("Any", module).pretrained_cfg.get("architecture", "model") if ":" in model else model
@@ -79,31 +77,15 @@ def load_foundation_model(row: FoundationModel, model_kwargs: Mapping[str, Any])
 
 
 def _encoder(
-    name: str,
-    module: torch.nn.Module,
-    forward: Callable[[torch.Tensor], Any],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    input_px: int,
-    kwargs: Mapping[str, Any],
+    name: str, module: Any, forward: Callable, mean: Channels, std: Channels, input_px: int, kwargs: Mapping[str, Any]
 ) -> Encoder:
     """An encoder in main memory, where large models are hashed."""
-    import torch
-
     size = kwargs.get("img_size")
     if size is not None:
         input_px = int(size[-1] if isinstance(size, (tuple, list)) else size)
     shaped_by = {key: value for key, value in kwargs.items() if key not in _SOURCE_KWARGS}
-    return Encoder(
-        name=name,
-        weights_hash=hash_weights(module, shaped_by),
-        mean=mean,
-        std=std,
-        input_px=input_px,
-        device=torch.device("cpu"),
-        forward=forward,
-        module=module,
-    )
+    digest, cpu = hash_weights(module, shaped_by), torch.device("cpu")
+    return Encoder(name, digest, cpu, forward, mean=mean, std=std, input_px=input_px, module=module)
 
 
 def import_timm() -> Any:
@@ -116,15 +98,15 @@ def import_timm() -> Any:
     try:
         return importlib.import_module("timm")
     except ImportError as error:
-        msg = f"Models by name need timm, which cannot be imported ({error}). Install it: pip install timm"
-        raise ImportError(msg) from None
+        raise ImportError(
+            f"Models by name need timm, which cannot be imported ({error}). Install it: pip install timm"
+        ) from None
     except RuntimeError as error:
         # torchvision raises RuntimeError when it was built for another torch
-        msg = (
+        raise ImportError(
             f"timm is installed but cannot be imported ({error}): the builds of torch and torchvision do not match. "
             "Install a matching pair from one index: https://pytorch.org/get-started/locally"
-        )
-        raise ImportError(msg) from None
+        ) from None
 
 
 def _create_timm(model: str, kwargs: dict[str, Any], *, label: str, url: str | None = None) -> torch.nn.Module:
@@ -157,12 +139,11 @@ def _refuse_without_weights(timm: Any, model: str) -> None:
     tags = timm.list_models(f"{architecture}.*", pretrained=True)
     if not tags or ("." in model and model not in tags):
         available = f"It has weights as {', '.join(tags)}." if tags else "timm has no weights for it."
-        msg = (
+        raise ValueError(
             f"There are no pretrained weights for {model!r}. {available} A local file goes through "
             "`model_kwargs={'checkpoint_path': ...}`; random weights have to be asked for with "
             "`model_kwargs={'pretrained': False}`."
         )
-        raise ValueError(msg)
 
 
 def _load_checkpoint(module: torch.nn.Module, path: Path, label: str) -> None:
@@ -179,12 +160,11 @@ def _load_checkpoint(module: torch.nn.Module, path: Path, label: str) -> None:
     missing = [key for key in keys.missing_keys if not key.endswith("num_batches_tracked")]
     foreign = [key for key in keys.unexpected_keys if not (heads and key.startswith(heads))]
     if missing or foreign:
-        msg = (
+        raise ValueError(
             f"The file {str(path)!r} does not fit {label!r}: {len(missing)} tensors are missing {missing[:3]}, "
             f"{len(foreign)} are not part of the network {foreign[:3]}. Check the model name, and pass the "
             "`model_kwargs` that the network was built with (`img_size`, `reg_tokens`, ...)."
         )
-        raise ValueError(msg)
 
 
 def _unreadable(label: str, source: str, error: Exception) -> str:
@@ -232,18 +212,16 @@ def _load_row_timm(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.
 def _load_row_transformers(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.nn.Module, Callable]:
     transformers = _imported(row, "transformers", "is built by transformers")
     if row.remote_code and not kwargs.get("trust_remote_code"):
-        msg = (
+        raise PermissionError(
             f"Loading {row.name!r} runs Python code from {row.url}. Read it, and allow it with "
             "`model_kwargs={'trust_remote_code': True}`."
         )
-        raise PermissionError(msg)
     folder = kwargs.pop("checkpoint_path", None)
     source = row.hub_id if folder is None else str(Path(folder).expanduser())
     if folder is not None and not (Path(source) / "config.json").is_file():
-        msg = (
+        raise FileNotFoundError(
             f"`checkpoint_path` of {row.name!r} is {str(folder)!r}; it has to be a folder with config.json and weights."
         )
-        raise FileNotFoundError(msg)
     advice = "pass the folder with config.json and the weights: `model_kwargs={'checkpoint_path': '/path/to/folder'}`"
     with hub_errors(row.hub_id, url=row.url, local_advice=advice), _no_code_from_weights():
         module = transformers.AutoModel.from_pretrained(str(source), **{**row.hub_kwargs, **kwargs}).eval()
@@ -271,13 +249,10 @@ def _imported(row: FoundationModel, package: str, why: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        msg = f"{row.name!r} {why}, which cannot be imported ({error}). pip install {row.needs}"
-        raise ImportError(msg) from None
+        raise ImportError(f"{row.name!r} {why}, which cannot be imported ({error}). pip install {row.needs}") from None
 
 
 def _class_and_mean(tokens: torch.Tensor, n_prefix: int) -> torch.Tensor:
-    import torch
-
     return torch.cat([tokens[:, 0], tokens[:, n_prefix:].mean(dim=1)], dim=-1)
 
 
@@ -293,6 +268,7 @@ def _with_classes(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def _existing_file(path: str | Path, label: str) -> Path:
     found = Path(path).expanduser()
     if not found.is_file():
-        msg = f"`checkpoint_path` of {label!r} is {str(path)!r}, which is no file. Give one .safetensors or torch file."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(
+            f"`checkpoint_path` of {label!r} is {str(path)!r}, which is no file. Give one .safetensors or torch file."
+        )
     return found

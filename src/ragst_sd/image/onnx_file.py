@@ -7,18 +7,15 @@ import importlib
 import logging
 import os
 import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
-from ragst_sd.image.amp import resolve_device
-from ragst_sd.image.encoder import Encoder
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    import torch
+from ragst_sd.image.amp import Device, resolve_device
+from ragst_sd.image.encoder import Channels, Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +38,7 @@ def is_onnx_file(model: Any) -> bool:
 
 
 def load_onnx_file(
-    path: str | os.PathLike[str],
-    *,
-    model_kwargs: Mapping[str, Any],
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    context: tuple[float, ...],
-    device: str | torch.device | None,
+    path: str | os.PathLike[str], model_kwargs: Mapping[str, Any], *, mean: Channels, std: Channels, device: Device
 ) -> Encoder:
     """Make an encoder of an ONNX file; the size, layout and type of its input are read from the file.
 
@@ -61,8 +52,6 @@ def load_onnx_file(
         averaged over its pixels.
     mean, std
         Normalisation of RGB in [0, 1], both or neither; pixels of 8 bits have none.
-    context
-        Fields of view that it is used with by default.
     device
         Where to run; `None` is a GPU where onnxruntime has one, else the CPU, with as many threads as torch may use.
 
@@ -81,26 +70,20 @@ def load_onnx_file(
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        msg = f"`model` is {str(path)!r}, which is no file. Give the path of an ONNX file that is there."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"`model` is {str(path)!r}, which is no file. Give the path of an ONNX file.")
     if (mean is None) != (std is None):
-        msg = f"`mean` and `std` of an ONNX file go together; found mean={mean!r}, std={std!r}."
-        raise ValueError(msg)
+        raise ValueError(f"`mean` and `std` of an ONNX file go together; found mean={mean!r}, std={std!r}.")
     unknown = sorted(set(model_kwargs) - set(_OPTIONS))
     if unknown:
-        msg = f"`model_kwargs` of an ONNX file are {list(_OPTIONS)}; found {unknown}."
-        raise ValueError(msg)
+        raise ValueError(f"`model_kwargs` of an ONNX file are {list(_OPTIONS)}; found {unknown}.")
     where, session = _open_session(path, device)
     name, layout, dtype, batch, edge = _read_input(session.get_inputs(), path)
     if dtype == np.uint8 and mean is not None:
-        msg = f"{path.name} takes pixels of 8 bits as they are: leave out `mean` and `std`."
-        raise ValueError(msg)
+        raise ValueError(f"{path.name} takes pixels of 8 bits as they are: leave out `mean` and `std`.")
     output = _chosen_output(session.get_outputs(), model_kwargs.get("output"), path)
     pool = _pooling(model_kwargs.get("pooling"), output, path)
 
     def forward(pixels: torch.Tensor) -> torch.Tensor:
-        import torch
-
         array = pixels.cpu().numpy()
         array = np.rint(255 * array).astype(np.uint8) if dtype == np.uint8 else array.astype(dtype, copy=False)
         if layout == "NHWC":
@@ -114,29 +97,16 @@ def load_onnx_file(
             try:
                 (values,) = session.run([output.name], {name: filled})
             except Exception as error:
-                msg = f"{path.name} did not run on tiles of {pixels.shape[-1]} px, which `tile_px` sets. {_said(error)}"
-                raise ValueError(msg) from error
+                raise ValueError(
+                    f"{path.name} did not run on tiles of {pixels.shape[-1]} px, which `tile_px` sets. {_said(error)}"
+                ) from error
             found.append(pool(values)[: len(part)])
         return torch.from_numpy(np.concatenate(found))
 
-    logger.info(
-        "%s: input %s of %s px as %s, output %s.",
-        path.name,
-        layout,
-        edge or "any number of",
-        dtype.__name__,
-        output.name,
-    )
-    return Encoder(
-        name=f"onnx:{path.stem}",
-        weights_hash=_hash_files(path, model_kwargs),
-        mean=mean,
-        std=std,
-        input_px=edge,
-        context=context,
-        device=where,
-        forward=forward,
-    )
+    size = edge or "any number of"
+    logger.info("%s: input %s of %s px as %s, output %s.", path.name, layout, size, dtype.__name__, output.name)
+    digest = _hash_files(path, model_kwargs)
+    return Encoder(f"onnx:{path.stem}", digest, where, forward, mean=mean, std=std, input_px=edge)
 
 
 def import_onnxruntime() -> Any:
@@ -144,24 +114,20 @@ def import_onnxruntime() -> Any:
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
-        msg = (
+        raise ImportError(
             f'ONNX files need onnxruntime, which cannot be imported ({error}). Install it: pip install "ragst-sd[onnx]"'
-        )
-        raise ImportError(msg) from None
+        ) from None
 
 
-def _open_session(path: Path, device: str | torch.device | None) -> tuple[torch.device, Any]:
-    import torch
-
+def _open_session(path: Path, device: Device) -> tuple[torch.device, Any]:
     runtime = import_onnxruntime()
     where, has_cuda = resolve_device(device), "CUDAExecutionProvider" in runtime.get_available_providers()
     if where.type != "cpu" and not (where.type == "cuda" and has_cuda):
         if device is not None:
-            msg = (
+            raise ValueError(
                 f"`device={str(device)!r}` was asked for, but this onnxruntime ({runtime.__version__}) runs on "
                 f"{', '.join(runtime.get_available_providers())}. Use `device='cpu'`, or install onnxruntime-gpu."
             )
-            raise ValueError(msg)
         logger.info("This onnxruntime has no support for %s: %s runs on the CPU.", where.type, path.name)
         where = torch.device("cpu")
     options = runtime.SessionOptions()
@@ -173,11 +139,10 @@ def _open_session(path: Path, device: str | torch.device | None) -> tuple[torch.
     try:
         return where, runtime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
-        msg = (
+        raise ValueError(
             f"{str(path)!r} cannot be read as an ONNX file: it is damaged, weights that it keeps in another file are "
             f"missing, or it needs another onnxruntime than {runtime.__version__}. {_said(error)}"
-        )
-        raise ValueError(msg) from error
+        ) from error
 
 
 def _said(error: Exception) -> str:
@@ -190,15 +155,15 @@ def _read_input(inputs: Sequence[Any], path: Path) -> tuple[str, str, type, int 
     sizes = [size if isinstance(size, int) and size > 0 else None for size in first.shape]
     layouts = [key for key, channel in (("NCHW", 1), ("NHWC", 3)) if len(sizes) == 4 and sizes[channel] == 3]
     if len(inputs) != 1 or first.type not in _NUMPY or len(layouts) != 1:
-        msg = (
+        raise ValueError(
             f"{path.name} takes {described}. An encoder takes one tensor of RGB tiles, (n, 3, h, w) or (n, h, w, 3), of "
             "floats or 8 bit. Export it so, with 3 channels fixed, or pass a callable around it as `model`."
         )
-        raise ValueError(msg)
     height, width = sizes[2:] if layouts == ["NCHW"] else sizes[1:3]
     if height != width:
-        msg = f"{path.name} takes pictures of {first.shape}; tiles are square. Export it for squares, or for any size."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{path.name} takes pictures of {first.shape}; tiles are square. Export it for squares, or for any size."
+        )
     return first.name, layouts[0], _NUMPY[first.type], sizes[0], height
 
 
@@ -209,8 +174,7 @@ def _chosen_output(outputs: Sequence[Any], wanted: str | None, path: Path) -> An
     if wanted not in named:
         described = ", ".join(f"{output.name!r} {output.shape}" for output in outputs)
         found = "has several outputs" if wanted is None else f"has no output {wanted!r}"
-        msg = f"{path.name} {found}. Choose one by `model_kwargs={{'output': ...}}`: {described}."
-        raise ValueError(msg)
+        raise ValueError(f"{path.name} {found}. Choose one by `model_kwargs={{'output': ...}}`: {described}.")
     return named[wanted]
 
 

@@ -6,23 +6,19 @@ Batches of tiles are read ahead in a background thread and go through the encode
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
+import torch
 
-from ragst_sd.image.tiles import iter_tiles, storage_order
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-
-    import torch
-
-    from ragst_sd.image.embedding import Pyramid
-    from ragst_sd.image.frames import FieldOfView
+from ragst_sd.image.embedding import Pyramid
+from ragst_sd.image.frames import FieldOfView
+from ragst_sd.image.tiles import storage_order
 
 _BATCHES_PER_PART = 8
 # Batches handed to the device before the first of their results is fetched.
@@ -104,15 +100,8 @@ def embed_parts(
     """
     for position, group in groupby(parts, key=lambda part: part.field):
         field, todo = fields[position], list(group)
-        batches = iter_tiles(
-            pyramid.levels[field.level],
-            centers[np.concatenate([part.rows for part in todo])],
-            field,
-            chunk=pyramid.chunks[field.level],
-            colours=pyramid.colours,
-            batch_size=batch_size,
-            num_workers=num_workers,
-        )
+        around = centers[np.concatenate([part.rows for part in todo])]
+        batches = pyramid.tiles(around, field, batch_size=batch_size, num_workers=num_workers)
         staged = ((index, pin(tiles, encoder)) for index, tiles in batches)
         done: list[np.ndarray] = []
         n_done = 0
@@ -197,8 +186,6 @@ def pin(tiles: torch.Tensor, encoder: object) -> torch.Tensor:
 
 
 def _fetch_later(vectors: torch.Tensor) -> Callable[[], np.ndarray]:
-    import torch
-
     if vectors.device.type != "cuda":
         return vectors.cpu().numpy
     # The copy is queued behind this batch alone; asking for it later does not wait for the batches after it.
@@ -217,9 +204,8 @@ def _fetch_later(vectors: torch.Tensor) -> Callable[[], np.ndarray]:
 def _finite(values: np.ndarray) -> np.ndarray:
     fine = np.isfinite(values).all(axis=1)
     if not fine.all():
-        msg = (
+        raise ValueError(
             f"The encoder returned NaN or infinite values for {int((~fine).sum())} of {len(values)} tiles of a batch. "
             "Check its weights and `mean` and `std`, or pass `amp=False` if reduced precision overflows."
         )
-        raise ValueError(msg)
     return values

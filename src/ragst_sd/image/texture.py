@@ -7,10 +7,11 @@ half as fine as the one before: what an enlarged tile lacks at its finest scale 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from threading import Lock
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -30,9 +31,6 @@ from ragst_sd.image.texture_maps import (
     ring_means,
     variance,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -79,11 +77,10 @@ def texture_features(tiles: torch.Tensor) -> torch.Tensor:
         If the tiles are too small.
     """
     if min(tiles.shape[2:]) < MIN_TILE_PX:
-        msg = (
+        raise ValueError(
             f"Texture needs tiles of at least {MIN_TILE_PX} x {MIN_TILE_PX} px; found {tiles.shape[2]} x "
             f"{tiles.shape[3]}. Ask for a larger `tile_px`."
         )
-        raise ValueError(msg)
     if len(tiles) == 0:
         return torch.zeros(0, len(texture_names()), device=tiles.device)
     if tiles.device.type == "cpu":

@@ -10,24 +10,24 @@ unit is read when the first tile needs it and dropped after the last one.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-
-    from ragst_sd.image.colours import Colours
-    from ragst_sd.image.frames import FieldOfView
+from ragst_sd.image.colours import Colours
+from ragst_sd.image.frames import FieldOfView
 
 _RESIZE_BYTES = 2**26
 _UNIT_PX = 1024**2
 _BAND_BYTES = 2**28
 _CHANNELS = 4
+Pair = tuple[int, int]
+Units = dict[Pair, np.ndarray]
 
 
 def reflect(index: np.ndarray, size: int) -> np.ndarray:
@@ -126,13 +126,7 @@ class Sweep:
         )  # type: ignore[return-value]
 
 
-def gather(
-    units: dict[tuple[int, int], np.ndarray],
-    sweep: Sweep,
-    rows: tuple[int, int],
-    columns: tuple[int, int],
-    out: np.ndarray,
-) -> None:
+def gather(units: Units, sweep: Sweep, rows: Pair, columns: Pair, out: np.ndarray) -> None:
     """Copy the pixels of a region (first and last-plus-one row and column) from the units it lies in to `out`."""
     height, width = sweep.unit
     for r in range(rows[0] // height, (rows[1] - 1) // height + 1):
@@ -144,7 +138,7 @@ def gather(
             ]
 
 
-def cut(units: dict[tuple[int, int], np.ndarray], sweep: Sweep, start: Iterable[int], out: np.ndarray) -> None:
+def cut(units: Units, sweep: Sweep, start: Iterable[int], out: np.ndarray) -> None:
     """Copy one window, mirrored at the edge of the image, into `out` (3, window, window)."""
     x, y = (int(value) for value in start)
     window, (height, width) = sweep.window, sweep.shape
@@ -176,9 +170,8 @@ def resize_tiles(windows: np.ndarray, tile_px: int) -> torch.Tensor:
     tiles = torch.from_numpy(windows)
     if windows.shape[-1] == tile_px:
         return tiles
-    resized = F.interpolate(
-        tiles.float(), size=(tile_px, tile_px), mode="bilinear", antialias=True, align_corners=False
-    )
+    size = (tile_px, tile_px)
+    resized = F.interpolate(tiles.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -269,9 +262,7 @@ def iter_tiles(
         yield batch, parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _read_ahead(
-    units: Sequence[tuple[int, int]], read: Callable[[tuple[int, int]], np.ndarray], num_workers: int
-) -> Iterator[np.ndarray]:
+def _read_ahead(units: Sequence[Pair], read: Callable[[Pair], np.ndarray], num_workers: int) -> Iterator[np.ndarray]:
     if num_workers == 0:
         yield from map(read, units)
         return

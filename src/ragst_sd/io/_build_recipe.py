@@ -6,34 +6,29 @@ import hashlib
 import logging
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._page import count
 from ragst_sd._replacing import locked
 from ragst_sd._validate import require_choice
 from ragst_sd._workers import worker_device
+from ragst_sd.image.encoders import Encoder
 from ragst_sd.image.onnx_file import is_onnx_file
 from ragst_sd.io._data_card import check_card_folder, data_card
 from ragst_sd.io._read_reference import read_reference
-from ragst_sd.io._recipe import read_recipe
-from ragst_sd.io._recipe_sections import TABLE, embedded_section, planned_sections
+from ragst_sd.io._recipe import Place, Recipe, read_recipe
+from ragst_sd.io._recipe_sections import TABLE, PlannedSection, embedded_section, planned_sections
 from ragst_sd.io._reference_file import SUFFIX
 from ragst_sd.io._write_reference import require_place, write_reference
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from os import PathLike
-
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
-    from ragst_sd.image.encoders import Encoder
-    from ragst_sd.io._recipe import Place, Recipe
-    from ragst_sd.io._recipe_sections import PlannedSection
 
 logger = logging.getLogger(__name__)
 
@@ -171,8 +166,7 @@ def _encoder(plan: Recipe, place: Place, device: str | None) -> tuple[Encoder, s
     try:
         encoder = resolve_encoder(**given, device=worker_device() if device is None else device)
     except ValueError as error:
-        msg = f"{place / 'encoder'}: {error}"
-        raise ValueError(msg) from error
+        raise ValueError(f"{place / 'encoder'}: {error}") from error
     return encoder, default_key(encoder.name, plan.encoder.model)
 
 
@@ -207,12 +201,11 @@ def _existing(path: Path, key: str, *, overwrite: bool) -> AnnData | None:
     if made_by.get("key") == key:
         return reference
     if not overwrite:
-        msg = (
+        raise FileExistsError(
             f"{path} is a reference that another recipe, or other files, have made (recipe {made_by.get('name')!r}, "
             f"encoder {header['encoder']['encoder']!r}). Choose another path, or have it replaced (`overwrite=True`, "
             "`--overwrite`)."
         )
-        raise FileExistsError(msg)
     return None
 
 

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from io import BytesIO
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.figure import Figure
 
 from ragst_sd import _keys
 from ragst_sd._caveats import sentences
 from ragst_sd._encoder_facts import encoder_facts
 from ragst_sd._licenses import NO_DERIVATIVES, NON_COMMERCIAL, UNKNOWN, UNRECOGNISED, ranked, terms_of
-from ragst_sd._page import bears, to_markdown
+from ragst_sd._page import Picture, bears, to_markdown
 from ragst_sd._reference import reference_header
 from ragst_sd._replacing import replace_text, replaced_file
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from os import PathLike
-
-    import pandas as pd
-    from anndata import AnnData
-
+from ragst_sd.pl._style import EVIDENCE, shorten
 
 PAGE = "README.md"
 _TEMPLATE = "io/_data_card.md.jinja"
@@ -37,6 +36,8 @@ _MUCH_LARGER = 1.5
 _ENLARGED = 1.25
 # A prediction warns from here on, too.
 _DIFFERENT_RESOLUTION = 2.0
+
+_MOST_LINES = 30
 
 
 def data_card(reference: AnnData, *, path: str | PathLike[str] | None = None, name: str | None = None) -> str:
@@ -84,8 +85,6 @@ def data_card(reference: AnnData, *, path: str | PathLike[str] | None = None, na
     facts["title"] = name or facts["recipe"]["name"] or "Reference"
     if path is None:
         return to_markdown(_TEMPLATE, facts)
-    from ragst_sd.io._card_pictures import draw_pictures
-
     folder = Path(path)
     check_card_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,17 +102,15 @@ def check_card_folder(folder: Path) -> None:
     """Raise a `FileExistsError` if a card cannot be written here without replacing something else."""
     page = folder / PAGE
     if folder.exists() and not folder.is_dir():
-        msg = f"{folder} is a file; the data card needs a folder of this name. Move it away."
-        raise FileExistsError(msg)
+        raise FileExistsError(f"{folder} is a file; the data card needs a folder of this name. Move it away.")
     if page.exists() and not bears(page, _MARK):
-        msg = f"{page} exists and is not a data card; it is not replaced. Move it away, or choose another folder."
-        raise FileExistsError(msg)
+        raise FileExistsError(
+            f"{page} exists and is not a data card; it is not replaced. Move it away, or choose another folder."
+        )
 
 
 def gather_facts(reference: AnnData) -> dict[str, Any]:
     """The facts of a reference, under the names that `_data_card.md.jinja` and `_caveats.yaml` have for them."""
-    import pandas as pd
-
     header = reference_header(reference)
     columns = [_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY, _keys.PANEL]
     rows = reference.obs[columns].astype(str).reset_index(drop=True)
@@ -159,8 +156,6 @@ def composition(rows: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def _sections(header: dict[str, Any], rows: pd.DataFrame, counts: pd.Series | None) -> pd.DataFrame:
     """One line per section: what it is, spots, median_counts, image_mpp, upsampling, image_hash, license, citation."""
-    import pandas as pd
-
     grouped = rows.groupby(_keys.SAMPLE)
     sections = grouped.agg(lambda values: ", ".join(sorted(set(values))))
     sections["spots"] = grouped.size()
@@ -230,3 +225,56 @@ def bibtex_of(citations: Iterable[str]) -> list[str]:
             text = " ".join(citation.replace("{", "(").replace("}", ")").split())
             entries.append(f"@misc{{source{n_notes},\n  note = {{{text}}},\n}}")
     return entries
+
+
+def draw_pictures(facts: dict[str, Any]) -> list[Picture]:
+    """Composition, and depth where there are counts."""
+    caption = "Spots by organ, technology and donor."
+    pictures = [Picture("composition.png", _png(draw_composition(facts["compositions"])), caption)]
+    if facts["counts"] is not None:
+        caption = (
+            f"Counts per spot in the {facts['n_genes']:,} genes kept: median, middle half (box), and 5 to 95 % (line) "
+            "of each section."
+        )
+        figure = draw_depth(facts["counts"], facts["rows"][_keys.SAMPLE])
+        pictures.append(Picture("depth.png", _png(figure), caption))
+    return pictures
+
+
+def draw_composition(compositions: dict[str, pd.DataFrame]) -> Figure:
+    """Bars of spots by organ, technology and donor, of the largest groups."""
+    bars = {name: table["spots"].head(_MOST_LINES) for name, table in compositions.items()}
+    heights = [len(spots) + 2 for spots in bars.values()]
+    figure = Figure(figsize=(7.6, 0.3 * sum(heights)), dpi=150, layout="constrained")
+    for ax, (name, spots) in zip(figure.subplots(3, 1, height_ratios=heights), bars.items(), strict=True):
+        title = name.capitalize() + _without(len(compositions[name]) - len(spots))
+        spots.rename(_short)[::-1].plot.barh(ax=ax, color=EVIDENCE, xlabel="spots", ylabel="", title=title)
+        ax.bar_label(ax.containers[0], fmt="{:,.0f}", padding=4)
+        ax.margins(x=0.15)
+    return figure
+
+
+def draw_depth(counts: pd.Series, samples: pd.Series) -> Figure:
+    """Boxes of the counts per spot of each section, the deepest on top."""
+    deepest = counts.groupby(samples).median().sort_values(ascending=False, kind="stable").head(_MOST_LINES).index
+    figure = Figure(figsize=(7.6, 4.8), dpi=150, layout="constrained")
+    ax = figure.subplots()
+    values = [counts[samples == name] for name in deepest]
+    ax.boxplot(values, whis=(5, 95), showfliers=False, tick_labels=[_short(name) for name in deepest])
+    ax.tick_params(axis="x", rotation=90)
+    ax.set(yscale="log", ylabel="counts per spot", title="Depth" + _without(samples.nunique() - len(deepest)))
+    return figure
+
+
+def _without(n: int) -> str:
+    return f", without {n} others" if n else ""
+
+
+def _short(name: object) -> str:
+    return shorten(str(name), 30)
+
+
+def _png(figure: Figure) -> bytes:
+    file = BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+from anndata import AnnData
 
 from ragst_sd._settings import settings
 from ragst_sd._validate import require_type
@@ -14,11 +17,6 @@ from ragst_sd.datasets._hub import check_repository, hub_endpoint, quiet_hub
 from ragst_sd.image.hub import hub_errors
 from ragst_sd.io._gate import check_downloaded
 from ragst_sd.io._upload_reference import CARD, STORE
-
-if TYPE_CHECKING:
-    from os import PathLike
-
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -116,17 +114,12 @@ def _fetch(repository: str, revision: str | None, given: Path | None, *, progres
     with hub_errors(repository, url=page, local_advice=advice, what="files"), quiet_hub(quiet=not progress):
         info = HfApi(endpoint=endpoint).dataset_info(repository, revision=revision)
         if STORE not in {file.rfilename for file in info.siblings or ()}:
-            msg = f"{repository!r} holds no {STORE!r} at revision {revision or 'main'!r}. Its files: {page}/tree/main."
-            raise FileNotFoundError(msg)
+            raise FileNotFoundError(
+                f"{repository!r} holds no {STORE!r} at revision {revision or 'main'!r}. Its files: {page}/tree/main."
+            )
         folder = cache / str(info.sha) if given is None else given
-        snapshot_download(
-            repository,
-            repo_type="dataset",
-            revision=str(info.sha),
-            local_dir=folder,
-            endpoint=endpoint,
-            allow_patterns=[STORE, CARD, "*.png"],
-        )
+        what: dict[str, Any] = {"repo_type": "dataset", "allow_patterns": [STORE, CARD, "*.png"]}
+        snapshot_download(repository, revision=str(info.sha), local_dir=folder, endpoint=endpoint, **what)
     logger.info("Reference of %s, commit %s, is in %s.", repository, info.sha, folder)
     return folder / STORE
 
@@ -141,9 +134,8 @@ def _checked(store: Path, content_hash: str | None, repository: str, *, lazy: bo
     current = reference_hash(reference) if lazy else stated
     for expected, whose in ((stated, "its own header"), (content_hash, "`content_hash`")):
         if expected is not None and current != expected:
-            msg = (
+            raise ValueError(
                 f"The reference of {repository!r} has the content hash {current}, and {whose} says {expected}: it "
                 "is not that reference."
             )
-            raise ValueError(msg)
     return reference

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
+from anndata import AnnData
 
-from ragst_sd._validate import listing
+from ragst_sd._validate import listing, require_unique
 from ragst_sd.io._readable import readable
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from anndata import AnnData
 
 _VECTORS = ("features", "embeddings")
 BARCODES = ("barcodes", "barcode")
@@ -55,18 +53,15 @@ def read_embedding_file(path: Path) -> TileFeatures:
     ValueError
         If the file is damaged, holds no vectors per tile, or values that are NaN.
     """
-    import h5py
-
     with readable(path, "h5"), h5py.File(path) as file:
         content = {name: item[()] for name, item in file.items() if isinstance(item, h5py.Dataset)}
         attributes = {name: dict(file[name].attrs) for name in content}
     key = next((name for name in _VECTORS if name in content), None)
     if key is None:
-        msg = (
+        raise ValueError(
             f"{path.name!r} holds the datasets {listing(content)}; expected 'features' (TRIDENT, CLAM) or "
             "'embeddings' (HEST)."
         )
-        raise ValueError(msg)
     vectors = np.asarray(content[key], dtype=np.float32)
     corners = np.asarray(content["coords"], dtype=float) if "coords" in content else None
     barcodes = next((np.asarray(content[name]) for name in BARCODES if name in content), None)
@@ -77,18 +72,11 @@ def read_embedding_file(path: Path) -> TileFeatures:
         barcodes = names_of_spots(barcodes, len(vectors), path.name, "vectors")
     _check(path.name, key, vectors, corners, is_named=barcodes is not None)
     about = attributes.get("coords", {})
-    tile_px, edge_px = about.get("patch_size"), about.get("patch_size_level0")
     magnification = float(about.get("target_magnification", 0))
-    return TileFeatures(
-        repr(path.name),
-        vectors,
-        corners=corners,
-        edge_px=None if edge_px is None else float(edge_px),
-        names=barcodes,
-        model=_text(attributes[key].get("encoder")),
-        tile_px=None if tile_px is None else int(tile_px),
-        mpp=UM_AT_1X / magnification if magnification > 0 else None,
-    )
+    stated: dict[str, Any] = {"edge_px": about.get("patch_size_level0"), "tile_px": about.get("patch_size")}
+    stated |= {"model": _text(attributes[key].get("encoder"))}
+    stated |= {"mpp": UM_AT_1X / magnification if magnification > 0 else None}
+    return TileFeatures(repr(path.name), vectors, corners=corners, names=barcodes, **stated)
 
 
 def names_of_spots(stored: np.ndarray, n: int, name: str, what: str) -> np.ndarray:
@@ -101,31 +89,27 @@ def names_of_spots(stored: np.ndarray, n: int, name: str, what: str) -> np.ndarr
     """
     barcodes = np.array([_text(barcode) for barcode in np.ravel(stored)], dtype=str)
     if len(barcodes) != n:
-        msg = f"{name!r} holds {len(barcodes)} barcodes for {n} {what}."
-        raise ValueError(msg)
-    names, counts = np.unique(barcodes, return_counts=True)
-    if (counts > 1).any():
-        msg = f"{name!r} holds barcodes more than once: {listing(names[counts > 1])}."
-        raise ValueError(msg)
+        raise ValueError(f"{name!r} holds {len(barcodes)} barcodes for {n} {what}.")
+    require_unique(barcodes, f"barcodes of {name!r}", "Each names one spot.")
     return barcodes
 
 
 def _check(name: str, key: str, vectors: np.ndarray, corners: np.ndarray | None, *, is_named: bool) -> None:
     if vectors.ndim != 2:
-        msg = f"{key!r} in {name!r} has the shape {vectors.shape}; expected one vector per tile. Pass tile embeddings."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{key!r} in {name!r} has the shape {vectors.shape}; expected one vector per tile. Pass tile embeddings."
+        )
     if not np.isfinite(vectors).all():
-        msg = f"{key!r} in {name!r} is NaN or infinite in {int((~np.isfinite(vectors)).any(axis=1).sum())} tiles."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{key!r} in {name!r} is NaN or infinite in {int((~np.isfinite(vectors)).any(axis=1).sum())} tiles."
+        )
     if corners is None and not is_named:
-        msg = f"{name!r} holds neither 'coords' nor 'barcodes': its {len(vectors)} vectors cannot be placed."
-        raise ValueError(msg)
+        raise ValueError(f"{name!r} holds neither 'coords' nor 'barcodes': its {len(vectors)} vectors have no place.")
     if corners is not None and corners.shape != (len(vectors), 2):
-        msg = (
+        raise ValueError(
             f"'coords' in {name!r} has the shape {corners.shape}; expected ({len(vectors)}, 2). Is this of a whole "
             "slide?"
         )
-        raise ValueError(msg)
 
 
 def _text(value: Any) -> str | None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import math
 import stat
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
+import h5py
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 # What anndata, Xenium and zarr write. Left out are, among others, codecs of Python objects, which run code when read.
 _CODECS = {"bytes", "transpose", "shuffle", "delta", "fixedscaleoffset", "vlen-utf8", "vlen-bytes", "sharding_indexed"}
@@ -37,8 +36,6 @@ def check_downloaded(path: Path) -> None:
         If something in it lies in another file, is made of Python objects or is packed by a codec that is not known to
         be harmless, if it says that it holds more than its bytes can account for, or if it is damaged.
     """
-    import h5py
-
     try:
         if path.name.endswith(".zarr.zip"):
             with ZipFile(path) as file:
@@ -47,18 +44,16 @@ def check_downloaded(path: Path) -> None:
             with h5py.File(path, "r") as file:
                 _check_hdf5(file, path.stat().st_size)
     except _Refused as error:
-        msg = (
+        raise ValueError(
             f"{path} was downloaded and is not read: {error}. If you trust whoever made it, open it yourself, for "
             "instance with anndata."
-        )
-        raise ValueError(msg) from None
+        ) from None
     except Exception as error:
         # There is no list of what h5py, zipfile and json raise on bytes that nobody wrote.
-        msg = (
+        raise ValueError(
             f"{path} was downloaded and is damaged ({type(error).__name__}: {error}). Delete it to have it "
             "downloaded again."
-        )
-        raise ValueError(msg) from error
+        ) from error
 
 
 class _Refused(Exception):
@@ -67,29 +62,23 @@ class _Refused(Exception):
 
 def _require_sizes(name: str, nbytes: int, stored: int) -> None:
     if nbytes > max(_FREE_BYTES, _MOST_EXPANSION * stored):
-        msg = f"{name!r} says that it holds {nbytes:,} bytes, of which {stored:,} are stored"
-        raise _Refused(msg)
+        raise _Refused(f"{name!r} says that it holds {nbytes:,} bytes, of which {stored:,} are stored")
 
 
 def _check_hdf5(file: Any, on_disk: int) -> None:
-    import h5py
-
     links: list[tuple[str, Any]] = []
     file.visititems_links(lambda name, link: links.append((name, link)))
     sizes = {}
     for name, link in links:
         if isinstance(link, h5py.ExternalLink):
-            msg = f"{name!r} is a link to {link.path!r} in another file, {link.filename!r}"
-            raise _Refused(msg)
+            raise _Refused(f"{name!r} is a link to {link.path!r} in another file, {link.filename!r}")
         array = file[name] if isinstance(link, h5py.HardLink) else None
         if not isinstance(array, h5py.Dataset):
             continue
         if array.is_virtual or array.external:
-            msg = f"the values of {name!r} lie in another file"
-            raise _Refused(msg)
+            raise _Refused(f"the values of {name!r} lie in another file")
         if _holds_objects(array.dtype):
-            msg = f"{name!r} is made of objects"
-            raise _Refused(msg)
+            raise _Refused(f"{name!r} is made of objects")
         sizes[array.id] = int(array.nbytes)
         _require_sizes(name, sizes[array.id], min(array.id.get_storage_size(), on_disk))
     _require_sizes("/", sum(sizes.values()), on_disk)
@@ -97,8 +86,6 @@ def _check_hdf5(file: Any, on_disk: int) -> None:
 
 def _holds_objects(dtype: np.dtype) -> bool:
     """Whether values, or fields of them, are references or sequences; texts of any length are neither."""
-    import h5py
-
     if dtype.fields is not None:
         return any(_holds_objects(member.base) for member, *_ in dtype.fields.values())
     return dtype.hasobject and h5py.check_string_dtype(dtype) is None
@@ -109,8 +96,7 @@ def _check_store(file: ZipFile) -> None:
     for entry in file.infolist():
         outside = entry.filename.startswith("/") or ".." in entry.filename.split("/")
         if outside or stat.S_ISLNK(entry.external_attr >> 16):
-            msg = f"{entry.filename!r} leads out of the file"
-            raise _Refused(msg)
+            raise _Refused(f"{entry.filename!r} leads out of the file")
         _require_sizes(entry.filename, entry.file_size, entry.compress_size)
         sizes[entry.filename] = entry.compress_size
     for name in sizes:
@@ -120,8 +106,7 @@ def _check_store(file: ZipFile) -> None:
         arrays = list(_arrays(json.loads(file.read(name))))
         foreign = sorted({codec for array in arrays for codec in _codecs(array)} - _CODECS)
         if foreign:
-            msg = f"{name!r} names the codecs {foreign}; known to be harmless are {sorted(_CODECS)}"
-            raise _Refused(msg)
+            raise _Refused(f"{name!r} names the codecs {foreign}; known to be harmless are {sorted(_CODECS)}")
         stored = sum(size for other, size in sizes.items() if not folder or other.startswith(f"{folder}/"))
         nbytes = sum(map(_bytes_of, arrays))
         _require_sizes(folder, nbytes, stored)

@@ -6,24 +6,24 @@ import gzip
 import json
 import logging
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import geopandas as gpd
 import numpy as np
+import shapely
+from geopandas import GeoDataFrame, GeoSeries
+from spatialdata import SpatialData
+from spatialdata.models import ShapesModel
+from spatialdata.transformations import get_transformation
 
-from ragst_sd._elements import image_pyramid, require_sdata, resolve_image
+from ragst_sd._elements import image_pyramid, require_free, require_sdata, resolve_image
 from ragst_sd._outlines import AREAS, extent_of, made_valid
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._validate import listing, require_positive, require_type
+from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.tissue import tissue_mask
 from ragst_sd.io._readable import existing, readable
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from geopandas import GeoDataFrame, GeoSeries
-    from spatialdata import SpatialData
-
-    from ragst_sd.image.embedding import Pyramid
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +99,6 @@ def read_annotations(
     >>> list(sdata.shapes["annotations"]["classification"])
     ['Tumor', 'Stroma']
     """
-    from spatialdata.models import ShapesModel
-    from spatialdata.transformations import get_transformation
-
     require_sdata(sdata)
     require_type(path, (str, PathLike), "path")
     require_type(key_added, str, "key_added")
@@ -111,13 +108,13 @@ def read_annotations(
     if mpp is not None:
         require_positive(mpp, "mpp")
         if image_mpp is None:
-            msg = (
+            raise ValueError(
                 f"`mpp` was given, but the resolution of image {image_key!r} is unknown. Give it with "
                 "`rg.pp.set_image_mpp` first."
             )
-            raise ValueError(msg)
-    _check_free(sdata, key_added, overwrite=overwrite)
-    found = _areas(_features(path), path.name)
+    todo = "Choose another `key_added`" + (", or pass `overwrite=True`." if key_added in sdata.shapes else ".")
+    require_free(sdata, key_added, "shapes", todo, ours=[("shapes", key_added)] if overwrite else [])
+    found = _areas(path)
     if mpp is not None:
         found = found.set_geometry(_scaled(found.geometry, mpp / image_mpp))  # type: ignore[operator]
     pyramid = image_pyramid(sdata, image_key)
@@ -128,57 +125,36 @@ def read_annotations(
     if key_added in sdata.shapes:
         del sdata.shapes[key_added]
     sdata.shapes[key_added] = ShapesModel.parse(found, transformations=frames)
-    logger.info(
-        "Adding `sdata.shapes[%r]`: %d outlines, of %s.",
-        key_added,
-        len(found),
-        listing(sorted(set(found.classification))),
-    )
+    kinds = listing(sorted(set(found.classification)))
+    logger.info("Adding `sdata.shapes[%r]`: %d outlines, of %s.", key_added, len(found), kinds)
 
 
-def _features(path: Path) -> list[Any]:
-    """Features of the file, whichever way they are packed."""
-    with readable(path, "GeoJSON"):
-        text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        content = json.loads(text)
-    features = content.get("features", [content]) if isinstance(content, dict) else content
-    if not isinstance(features, list) or not all(isinstance(one, dict) and "geometry" in one for one in features):
-        kind = f"an object with {listing(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"
-        msg = f"{path.name!r} holds {kind}; expected GeoJSON features, as QuPath exports them ('Export as GeoJSON')."
-        raise ValueError(msg)
-    return features
-
-
-def _areas(features: list[Any], name: str) -> GeoDataFrame:
-    """Polygons of the features, valid ones, with the names that were given to them."""
-    import geopandas as gpd
-    import shapely
-
-    with_shape = [one for one in features if one["geometry"]]
-    about = [one.get("properties") or {} for one in with_shape]
-    try:
-        outlines = gpd.GeoSeries([shapely.geometry.shape(one["geometry"]) for one in with_shape])
-    except (ValueError, TypeError, KeyError, AttributeError, shapely.errors.ShapelyError) as error:
-        msg = f"{name!r} holds geometries that cannot be read ({type(error).__name__}: {error}). Export it again."
-        raise ValueError(msg) from error
+def _areas(path: Path) -> GeoDataFrame:
+    """Polygons of the file, whichever way its features are packed, valid ones, with the names that were given to them."""
+    with readable(path, "GeoJSON, as QuPath exports it ('Export as GeoJSON')"):
+        content = json.loads(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
+        features = content.get("features", [content]) if isinstance(content, dict) else content
+        drawn = [one for one in features if one["geometry"]]
+        outlines = gpd.GeoSeries([shapely.geometry.shape(one["geometry"]) for one in drawn])
+    about = [one.get("properties") or {} for one in drawn]
+    columns = {
+        "classification": [_class_name(each.get("classification")) for each in about],
+        "name": [str(each.get("name") or "") for each in about],
+    }
     # `buffer` of what is made valid would hide that it never was an area.
     is_area = outlines.geom_type.isin(AREAS).to_numpy() & ~outlines.is_empty.to_numpy()
-    left_out = [outline.geom_type for outline in outlines[~is_area]]
+    left_out = sorted(set(outlines.geom_type[~is_area]))
     if left_out:
-        logger.info("%d features of %r have no area and are left out: %s.", len(left_out), name, listing(set(left_out)))
-    if not is_area.any():
-        msg = (
-            f"{name!r} holds no polygons: {len(features)} features, of {listing(sorted(set(left_out))) or 'none'}. "
-            "Draw areas, or export annotations and not points."
+        logger.info(
+            "%d features of %r have no area and are left out: %s", (~is_area).sum(), path.name, listing(left_out)
         )
-        raise ValueError(msg)
-    kept = np.flatnonzero(is_area)
-    columns = {
-        "classification": [_class_name(about[k].get("classification")) for k in kept],
-        "name": [str(about[k].get("name") or "") for k in kept],
-    }
+    if not is_area.any():
+        raise ValueError(
+            f"{path.name!r} holds no polygons: {len(features)} features, of {listing(left_out)}. Draw areas, or export "
+            "annotations and not points."
+        )
     flat = gpd.GeoSeries(shapely.force_2d(outlines[is_area].to_numpy()))
-    frame = gpd.GeoDataFrame(columns, geometry=made_valid(flat, repr(name)))
+    frame = gpd.GeoDataFrame(columns)[is_area].set_geometry(made_valid(flat, repr(path.name)).to_numpy())
     return frame[~frame.geometry.is_empty].reset_index(drop=True)
 
 
@@ -191,14 +167,6 @@ def _class_name(classification: Any) -> str:
 
 def _scaled(outlines: GeoSeries, factor: float) -> GeoSeries:
     return outlines.scale(factor, factor, origin=(0, 0))
-
-
-def _check_free(sdata: SpatialData, key_added: str, *, overwrite: bool) -> None:
-    taken = [(kind, own) for kind, own, _ in sdata.gen_elements() if own.lower() == key_added.lower()]
-    if taken and not (overwrite and taken == [("shapes", key_added)]):
-        todo = "Choose another `key_added`" + (", or pass `overwrite=True`." if taken[0][0] == "shapes" else ".")
-        msg = f"The name {key_added!r} is taken by {taken[0][0]} {taken[0][1]!r}. {todo}"
-        raise ValueError(msg)
 
 
 def _check_inside(found: GeoDataFrame, pyramid: Pyramid, image_key: str, name: str) -> None:
@@ -214,12 +182,11 @@ def _check_inside(found: GeoDataFrame, pyramid: Pyramid, image_key: str, name: s
     if outside.all():
         factor = float((high.max(axis=0) / (width, height)).max())
         larger = f" They look like pixels of an image at least {factor:.1f} times as large." if factor > 1 else ""
-        msg = (
+        raise ValueError(
             f"All {len(found)} outlines of {name!r} lie outside the image: they cover {extent}, {size}.{larger} Read "
             "the image that was annotated, at full resolution and uncut, or give the microns per unit of the file with "
             "`mpp=`."
         )
-        raise ValueError(msg)
     logger.warning(
         "%d of %d outlines of %r lie outside: they cover %s, %s.", outside.sum(), len(found), name, extent, size
     )
@@ -233,19 +200,16 @@ def _check_unit(outlines: GeoSeries, pyramid: Pyramid, image_mpp: float, name: s
         return
     as_pixels, as_microns = (_tissue_share(_scaled(outlines, by), mask, pyramid) for by in (1.0, 1 / image_mpp))
     if as_pixels < _ON_GLASS and as_microns > _ON_TISSUE:
-        msg = (
+        raise ValueError(
             f"{name!r} looks as if it were in microns: taken as pixels, {as_pixels:.0%} of what it outlines is tissue; "
             f"as microns (of {image_mpp:.4g} per pixel), {as_microns:.0%}. Pass `mpp=1` if it is. Outlines in another "
             "unit need `mpp=` as well."
         )
-        raise ValueError(msg)
     logger.info("%.0f%% of what %r outlines is tissue.", 100 * as_pixels, name)
 
 
 def _tissue_share(outlines: GeoSeries, mask: np.ndarray, pyramid: Pyramid) -> float:
     """Share of tissue among the pixels of an overview that lie in outlines; 0 if they lie beside the image."""
-    import shapely
-
     (height, width), (rows, columns) = pyramid.shapes[0], mask.shape
     y, x = np.mgrid[:rows, :columns] + 0.5
     union = shapely.union_all(outlines.to_numpy())

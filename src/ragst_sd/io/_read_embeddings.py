@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import Any
+
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
 from ragst_sd._validate import require_type
 from ragst_sd.pp._taken_features import take_features
 from ragst_sd.pp._tile_features import of_file
-
-if TYPE_CHECKING:
-    from spatialdata import SpatialData
 
 
 def read_embeddings(
@@ -102,18 +101,7 @@ def read_embeddings(
     """
     require_sdata(sdata)
     require_type(path, (str, PathLike), "path")
-    take_features(
-        sdata,
-        of_file(path, "path"),
-        image_key=image_key,
-        shapes_key=None,
-        table_key=table_key,
-        coordinate_system=coordinate_system,
-        image_mpp=image_mpp,
-        weights_hash=weights_hash,
-        context=[1.0],
-        key_added=key_added,
-        model=model,
-        tile_px=tile_px,
-        mpp=mpp,
-    )
+    stated = {"model": model, "tile_px": tile_px, "mpp": mpp}
+    where: dict[str, Any] = {"image_key": image_key, "table_key": table_key, "coordinate_system": coordinate_system}
+    found = of_file(path, "path")
+    take_features(sdata, found, stated, image_mpp=image_mpp, weights_hash=weights_hash, key_added=key_added, **where)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from ragst_sd import _keys
 from ragst_sd._validate import hint, listing, require_positive, require_type
-from ragst_sd.io._hest_metadata import donor_of, hest_source, pixel_size, read_metadata, spot_diameter
 from ragst_sd.io._read_slide import pyramid_element
-from ragst_sd.io._readable import existing
-from ragst_sd.io._section import assemble, check_inside, checked_source, source_details
+from ragst_sd.io._readable import existing, readable
+from ragst_sd.io._section import Origin, assemble, check_inside, checked_source, source_details, stored_diameter
 from ragst_sd.io._slide_file import open_slide
 from ragst_sd.io._st_counts import locate, read_counts
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from spatialdata import SpatialData
-
 logger = logging.getLogger(__name__)
+
+
+HEST_LICENSE = "CC BY-NC-SA 4.0 (HEST-1k)"
+_MPP_TOLERANCE = 0.05
+_IDS = ("id", "sample_id")
 
 
 def read_hest(
@@ -102,12 +108,11 @@ def read_hest(
     files = {kind: folder / kind / f"{sample}{suffix}" for kind, suffix in suffixes.items()}
     missing = [str(file.relative_to(folder)) for file in files.values() if not file.is_file()]
     if missing:
-        msg = (
+        raise FileNotFoundError(
             f"{listing(missing)} of section {sample!r} not found in {str(folder)!r}. A section of HEST needs "
             "three files: counts, picture and metadata. "
             f'`rg.datasets.load("hest_1k", samples=[{sample!r}])` downloads them.'
         )
-        raise FileNotFoundError(msg)
     meta = read_metadata(files["metadata"], sample)
     found = read_counts(files["st"], None)
     found, xy = locate(found, None)
@@ -116,31 +121,20 @@ def read_hest(
     check_inside(xy, width, height)
     mpp = pixel_size(meta, slide.mpp, sample) if image_mpp is None else float(image_mpp)
     if mpp is None:
-        msg = (
+        raise ValueError(
             f"Microns per pixel of section {sample!r} are in neither its metadata (pixel_size_um_estimated, "
             "pixel_size_um_embedded) nor its picture. Pass `image_mpp=`."
         )
-        raise ValueError(msg)
     diameter = spot_diameter(found, meta, mpp)
     if diameter is None:
-        msg = (
+        raise ValueError(
             f"The diameter of spots of section {sample!r} is in neither `uns['spatial']` of its h5ad nor "
             "`spot_diameter` of its metadata. Write it (microns) into the metadata."
         )
-        raise ValueError(msg)
-    sdata = assemble(
-        found,
-        xy,
-        pyramid_element(slide.levels),
-        radius=diameter / 2,
-        sample=sample,
-        donor=donor_of(meta, sample) if donor is None else donor,
-        details=source_details(hest_source(meta), given),
-        image_mpp=mpp,
-    )
-    logger.info(
-        "Read HEST section %r: %d spots x %d genes, picture of %d x %d px.", sample, *found.shape, width, height
-    )
+    donor = donor_of(meta, sample) if donor is None else donor
+    origin = Origin(sample, donor, source_details(hest_source(meta), given))
+    sdata = assemble(found, xy, pyramid_element(slide.levels), origin, radius=diameter / 2, image_mpp=mpp)
+    logger.info("Read HEST section %r: %d spots x %d genes, picture %d x %d px.", sample, *found.shape, width, height)
     return sdata
 
 
@@ -149,13 +143,112 @@ def _resolve_sample(folder: Path, sample: str | None) -> str:
     present = sorted(file.stem for file in (folder / "st").glob("*.h5ad"))
     if sample is not None:
         if sample not in present:
-            msg = (
+            raise KeyError(
                 f"No section {sample!r} in {str(folder / 'st')!r}. Available: "
                 f"{listing(present)}.{hint(sample, present)}"
             )
-            raise KeyError(msg)
         return sample
     if len(present) != 1:
-        msg = f"`sample` is needed: {str(folder / 'st')!r} holds {len(present)} sections: {listing(present)}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`sample` is needed: {str(folder / 'st')!r} holds {len(present)} sections: {listing(present)}."
+        )
     return present[0]
+
+
+def read_metadata(path: str | PathLike[str], sample: str) -> dict[str, Any]:
+    """Fields of a section that are known, of `metadata/<sample>.json` or of the table of all sections (csv).
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it cannot be read, or is a table without the section.
+    """
+    path = existing(path, "`metadata`:", "Pass the json file of the section, or the csv table of all sections.")
+    if path.suffix.lower() == ".csv":
+        return known_fields(_line_of(path, sample))
+    with readable(path, "json"):
+        # Not strictly JSON: HEST writes NaN where a field is unknown.
+        return known_fields(dict(json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)))
+
+
+def known_fields(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that hold something."""
+    return {name: value for name, value in stated.items() if value not in (None, "") and value == value}
+
+
+def _line_of(path: Any, sample: str) -> dict[str, Any]:
+    with readable(path, "csv"):
+        table = pd.read_csv(path)
+    column = next((name for name in _IDS if name in table), None)
+    names = [] if column is None else table[column].astype(str)
+    found = table[names == sample] if column is not None else table[:0]
+    if len(found) != 1:
+        held = f"the ids {listing(names)}" if column is not None else f"the columns {listing(table.columns)}, no 'id'"
+        raise ValueError(
+            f"{path.name!r} has {len(found)} lines for section {sample!r}; it holds {held}. Name it with `sample=`."
+        )
+    return found.iloc[0].to_dict()
+
+
+def hest_source(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata with licence and citation of HEST too: whatever it distributes is under its licence."""
+    study = ", ".join(str(meta[name]) for name in ("dataset_title", "study_link") if name in meta)
+    return {
+        **meta,
+        "license": f"{HEST_LICENSE}; original: {meta['license']}" if "license" in meta else HEST_LICENSE,
+        "citation": f"{study}; in HEST-1k (Jaume et al. 2024)" if study else "HEST-1k (Jaume et al. 2024)",
+    }
+
+
+def pixel_size(meta: Mapping[str, Any], stated: tuple[float, float] | None, sample: str) -> float | None:
+    """Microns per pixel of the slide: of the metadata, else `stated` by its file; `None` if unknown."""
+    known = {name: meta[name] for name in ("pixel_size_um_estimated", "pixel_size_um_embedded") if name in meta}
+    if stated is not None:
+        known["the picture's file"] = sum(stated) / 2
+    if not known:
+        return None
+    name, mpp = next(iter(known.items()))
+    require_positive(mpp, name)
+    scanner = known.get("pixel_size_um_embedded", mpp)
+    if abs(scanner / mpp - 1) > _MPP_TOLERANCE:
+        logger.warning(
+            "Section %r: HEST estimates %.4g microns per pixel from the spots, the scanner stated %.4g. The estimate "
+            "is taken; pass `image_mpp=` to decide otherwise.",
+            sample,
+            mpp,
+            scanner,
+        )
+    return float(mpp)
+
+
+def spot_diameter(found: AnnData, meta: Mapping[str, Any], mpp: float | None) -> float | None:
+    """Diameter of spots in pixels of the slide: of the counts, else of the metadata; `None` if unknown."""
+    libraries = dict(found.uns.get(_keys.SPATIAL, {})).values()
+    stored = next(filter(None, map(stored_diameter, libraries)), None)
+    if stored is not None or mpp is None or "spot_diameter" not in meta:
+        return stored
+    require_positive(meta["spot_diameter"], "spot_diameter")
+    return float(meta["spot_diameter"]) / mpp
+
+
+def donor_of(meta: Mapping[str, Any], sample: str) -> str | None:
+    """Study and patient, as patients are numbered anew in every study; `None` if neither is known."""
+    if _keys.DONOR in meta:
+        return str(meta[_keys.DONOR])
+    study, patient = meta.get("dataset_title"), meta.get("patient")
+    if study is None and patient is None:
+        what = (
+            "The metadata of %r name neither study nor patient: no column 'donor'. Pass `donor=`: a reference needs it."
+        )
+        logger.info(what, sample)
+        return None
+    if patient is None:
+        logger.info(
+            "The metadata of %r name no patient: all sections of the study %r count as one donor, so that none is "
+            "predicted from another of the same patient. Pass `donor=` if you know better.",
+            sample,
+            study,
+        )
+    return f"{study or _keys.UNKNOWN}: {patient or 'patient not stated'}"

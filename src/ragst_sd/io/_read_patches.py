@@ -5,17 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import dask.array as da
+import h5py
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._patches import frame_of, patch_pyramid, shrunk
 from ragst_sd._pitch import spot_pitch
-from ragst_sd._validate import listing, require_positive, require_type
+from ragst_sd._validate import listing, require_positive, require_type, require_unique
 from ragst_sd.image.pooling import pool_tiles
-from ragst_sd.io._embedding_file import read_embedding_file
-from ragst_sd.io._hest_metadata import (
+from ragst_sd.io._embedding_file import BARCODES, names_of_spots, read_embedding_file
+from ragst_sd.io._read_hest import (
     donor_of,
     hest_source,
     known_fields,
@@ -23,22 +29,19 @@ from ragst_sd.io._hest_metadata import (
     read_metadata,
     spot_diameter,
 )
-from ragst_sd.io._patch_file import read_patch_file
-from ragst_sd.io._readable import existing
-from ragst_sd.io._section import SHAPES, TABLE, assemble, source_details
-from ragst_sd.io._st_counts import locate, read_counts
-from ragst_sd.pp._embedding_header import default_key, write_features
-from ragst_sd.pp._tile_features import require_covered, rows_by_name
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
-    from spatialdata import SpatialData
+from ragst_sd.io._readable import existing, readable
+from ragst_sd.io._section import SHAPES, TABLE, Origin, assemble, source_details
+from ragst_sd.io._st_counts import locate, places_among, read_counts
+from ragst_sd.pp._embedding_header import Spots, default_key, write_features
+from ragst_sd.pp._tile_features import require_covered
 
 logger = logging.getLogger(__name__)
 
 _THUMBNAIL_PX = 64
 _MOST = 0.5
+
+_PICTURES = ("img", "imgs", "images")
+_CHUNK = 16
 
 
 def read_patches(
@@ -166,16 +169,10 @@ def read_patches(
         _check_places(xy, corners, edge, path.name)
     pictures = pictures if len(rows) == len(barcodes) else pictures[rows]
     diameter = spot_diameter(found, meta, image_mpp)
-    sdata = assemble(
-        found,
-        xy,
-        None,
-        radius=(spot_pitch(xy) / 2 if diameter is None else diameter) / 2,
-        sample=sample,
-        donor=donor_of(meta, sample) if donor is None else donor,
-        details=source_details(hest_source(meta) if is_file else meta),
-        image_mpp=None,
-    )
+    donor = donor_of(meta, sample) if donor is None else donor
+    source = Origin(sample, donor, source_details(hest_source(meta) if is_file else meta))
+    diameter = spot_pitch(xy) / 2 if diameter is None else diameter
+    sdata = assemble(found, xy, None, source, radius=diameter / 2, image_mpp=None)
     table = sdata.tables[TABLE]
     table.obsm[_keys.PATCHES], table.obsm[_keys.THUMBNAIL] = pictures, shrunk(pictures, _THUMBNAIL_PX)
     table.uns[_keys.ATTRS][_keys.PATCHES] = {"mpp": float(mpp), "edge_px": int(pictures.shape[1])}
@@ -184,7 +181,7 @@ def read_patches(
     for name, features_file in features.items():
         origin = str(embeddings[name])  # type: ignore[index]
         if features_file.names is not None:
-            belongs = rows_by_name(features_file.names, table, repr(origin))
+            belongs = places_among(table.obs_names.astype(str), features_file.names, "the table", repr(origin))
             embedding = np.full((table.n_obs, features_file.vectors.shape[1]), np.nan, np.float32)
             embedding[belongs >= 0] = features_file.vectors[belongs[belongs >= 0]]
         elif corners is not None and features_file.corners is not None:
@@ -192,17 +189,15 @@ def read_patches(
             embedding = pool_tiles(features_file.vectors, features_file.corners, corners, edge=2.0, context=(1,))
             require_covered(embedding, features_file.corners, corners, repr(origin))
         else:
-            msg = f"{origin!r} holds no barcodes, and {path.name!r} no 'coords': the features cannot be placed."
-            raise ValueError(msg)
+            raise ValueError(
+                f"{origin!r} holds no barcodes, and {path.name!r} no 'coords': the features cannot be placed."
+            )
         write_features(
-            table,
+            Spots(TABLE, table, SHAPES, xy, np.eye(3), frame_of(sdata, SHAPES)),
             default_key(name, None),
             embedding,
-            table_key=TABLE,
             what=repr(origin),
             pyramid=patch_pyramid(table)[0],
-            affine=np.eye(3),
-            xy=xy,
             model=name,
             weights_hash=_keys.UNKNOWN,
             tile_px=int(pictures.shape[1]),
@@ -211,8 +206,6 @@ def read_patches(
             image_mpp=image_mpp,
             upsampling=1.0,
             image_key=_keys.PATCHES,
-            shapes_key=SHAPES,
-            coordinate_system=frame_of(sdata, SHAPES),
         )
     logger.info("Read section %r: %d pictures of %d px x %d genes.", sample, len(rows), pictures.shape[1], found.n_vars)
     return sdata
@@ -220,30 +213,13 @@ def read_patches(
 
 def _matched(found: AnnData, barcodes: np.ndarray, name: str) -> tuple[AnnData, np.ndarray]:
     """Counts of the spots that have a picture, in the order of the pictures, and which pictures these are."""
-    twice = found.obs_names[found.obs_names.duplicated()].unique()
-    if len(twice):
-        msg = (
-            f"{len(twice)} spot names of `counts` are duplicated, for example {listing(twice[:3])}, so pictures cannot "
-            "be matched to them. Pass the counts of one section, one row per spot."
-        )
-        raise ValueError(msg)
-    place = found.obs_names.astype(str).get_indexer(barcodes)
+    todo = "Pass the counts of one section, one row per spot, to match pictures to them."
+    require_unique(found.obs_names, "spot names of `counts`", todo)
+    place = places_among(barcodes, found.obs_names.astype(str), repr(name), "`counts`")
     rows = np.flatnonzero(place >= 0)
-    if len(rows) == 0:
-        msg = (
-            f"No spot of `counts` (for example {listing(found.obs_names[:3])}) is among the {len(place)} barcodes of "
-            f"{name!r} (for example {listing(barcodes[:3])}). Check that both are of one section."
-        )
-        raise ValueError(msg)
     if len(rows) < len(place):
-        without = barcodes[place < 0]
-        logger.warning(
-            "%d of %d pictures of %r have no counts and are left out, for example %s.",
-            len(without),
-            len(place),
-            name,
-            listing(without[:3]),
-        )
+        what, without = "%d of %d pictures of %r have no counts and are left out, for example %s.", barcodes[place < 0]
+        logger.warning(what, len(without), len(place), name, listing(without[:3]))
     if len(rows) < found.n_obs:
         logger.info("%d of %d spots of the counts have no picture in %r.", found.n_obs - len(rows), found.n_obs, name)
     return found[place[rows]].copy(), rows
@@ -260,9 +236,60 @@ def _check_places(xy: np.ndarray, corners: np.ndarray, edge: float | None, name:
     beside = (np.abs(offset - expected) > reach).any(axis=1)
     if beside.mean() > _MOST:
         low, high = (f"x {x:.0f}, y {y:.0f}" for x, y in (offset.min(axis=0), offset.max(axis=0)))
-        msg = (
+        raise ValueError(
             f"Barcodes of `counts` and of {name!r} are the same, as they are on every slide of one kind, but "
             f"{int(beside.sum())} of {len(xy)} spots lie elsewhere than their pictures (by {low} to {high} px of the "
             "slide). Pass the counts of the section that the pictures are of."
         )
-        raise ValueError(msg)
+
+
+def _some_pictures(path: str, stamp: int, name: str, block_info: Any = None) -> np.ndarray:
+    """A chunk of a data set of an h5 file, which is opened for it: open files cannot be sent to other processes."""
+    first, last = block_info[None]["array-location"][0]
+    with h5py.File(path) as file:
+        return file[name][first:last]
+
+
+def read_patch_file(path: Path) -> tuple[da.Array, np.ndarray, np.ndarray | None]:
+    """Pictures of spots, their names, and where they were cut.
+
+    Returns
+    -------
+    (n, edge, edge, 3) uint8, read when they are needed; (n,) names of spots; (n, 2) top left corners (x, y) in pixels
+    of the slide, where the file has them.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, holds no RGB pictures, or does not tell of which spots they are.
+    """
+    with readable(path, "h5"), h5py.File(path) as file:
+        shapes = {name: (item.shape, item.dtype) for name, item in file.items() if isinstance(item, h5py.Dataset)}
+        key = next((name for name in _PICTURES if name in shapes), None)
+        named = next((name for name in BARCODES if name in shapes), None)
+        barcodes = None if named is None else file[named][()]
+        corners = np.asarray(file["coords"][()], dtype=float) if "coords" in shapes else None
+    if key is None:
+        raise ValueError(
+            f"{path.name!r} holds the data sets {listing(shapes)}; expected pictures in 'img'. Files of features go to "
+            "`rg.io.read_patches(..., embeddings={name: path})`."
+        )
+    shape, dtype = shapes[key]
+    if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3 or dtype != np.uint8 or 0 in shape:
+        raise ValueError(
+            f"{key!r} in {path.name!r} holds {dtype} of the shape {shape}; expected one square uint8 RGB picture per "
+            "spot: (spots, edge, edge, 3)."
+        )
+    if barcodes is None:
+        raise ValueError(
+            f"{path.name!r} holds no barcodes (data sets: {listing(shapes)}), so nothing tells of which spot each of "
+            f"its {shape[0]} pictures is. Write the names of the spots into a data set 'barcode', in the order of "
+            "the pictures; the order of the counts proves nothing."
+        )
+    names = names_of_spots(barcodes, shape[0], path.name, "pictures")
+    if corners is not None and corners.shape != (shape[0], 2):
+        raise ValueError(f"'coords' in {path.name!r} has the shape {corners.shape}; expected ({shape[0]}, 2).")
+    where = (str(path.resolve()), path.stat().st_mtime_ns, key)
+    chunks = da.core.normalize_chunks((_CHUNK, *shape[1:]), shape, dtype=dtype)
+    pictures = da.map_blocks(_some_pictures, *where, chunks=chunks, meta=np.empty((0,) * 4, dtype))
+    return pictures, names, corners

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import anndata as ad
+import psutil
+import zarr
+from anndata import AnnData
+from zarr.storage import LocalStore, ZipStore
 
 from ragst_sd import _keys
 from ragst_sd._reference import ROW_BLOCK, annotations_hash, any_hash, any_header, is_perturbation, reference_header
 from ragst_sd._replacing import OLD, leftovers, locked, recover
 from ragst_sd.io._reference_file import PinnedStore, is_reference, opened_lazily, require_complete
 from ragst_sd.reference.header import migrated
-
-if TYPE_CHECKING:
-    import os
-
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -72,41 +74,36 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
         with locked(path, "recovered"):
             recover(path)
     if not path.exists():
-        msg = f"{path} does not exist. Write a reference with `rg.io.write_reference`, or build one: `ragst-sd build RECIPE`."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(
+            f"{path} does not exist. Write a reference with `rg.io.write_reference`, or build one: `ragst-sd build RECIPE`."
+        )
     if not is_reference(path):
-        msg = (
+        raise ValueError(
             f"{path} is not a reference written by `rg.io.write_reference`, or not the whole of one (it has no "
             f"`uns/{_keys.ATTRS}`). If it was copied or downloaded, do that again."
         )
-        raise ValueError(msg)
     reference = _up_to_date(_read(path, lazy=lazy))
     if lazy and is_perturbation(reference):
-        msg = f"{path} is a reference of perturbations, which cannot stay on disk. Read it with `lazy=False`."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{path} is a reference of perturbations, which cannot stay on disk. Read it with `lazy=False`."
+        )
     header = reference_header(reference) if lazy else any_header(reference)
     current = annotations_hash(reference) if lazy else any_hash(reference)
     expected = header.get(_keys.ANNOTATIONS_HASH) if lazy else header["content_hash"]
     if lazy and current != expected:
-        msg = (
+        raise ValueError(
             f"{path}: ids, genes or labels do not match the hash that was written with them, or it was written by a "
             "version without one. Read it with `lazy=False`, which checks everything, and write it again."
         )
-        raise ValueError(msg)
     if current != expected:
-        msg = (
+        raise ValueError(
             f"{path}: the content does not match its hash ({current[:12]} against {str(expected)[:12]}); it was "
             "changed or damaged after it was written."
         )
-        raise ValueError(msg)
     return reference
 
 
 def _read(path: Path, *, lazy: bool) -> AnnData:
-    import anndata as ad
-    import zarr
-    from zarr.storage import LocalStore, ZipStore
-
     try:
         require_complete(path)
         if lazy:
@@ -123,25 +120,21 @@ def _read(path: Path, *, lazy: bool) -> AnnData:
         raise
     except Exception as error:
         # There is no list of what zarr and anndata raise on bytes that nobody wrote.
-        msg = (
+        raise ValueError(
             f"{path} cannot be read ({type(error).__name__}: {error}). It is damaged, or was written by another "
             "program."
-        )
-        raise ValueError(msg) from error
+        ) from error
 
 
 def _require_memory(path: Path, group: Any) -> None:
     """Raise a `MemoryError` if the arrays are larger than the memory of this machine."""
-    import psutil
-
     memory = psutil.virtual_memory().total
     total = sum(array.nbytes for _, array in group.members(max_depth=None) if hasattr(array, "nbytes"))
     if total > memory:
-        msg = (
+        raise MemoryError(
             f"{path} holds {total / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB of memory. Read it with "
             "`lazy=True`, which leaves its rows on disk."
         )
-        raise MemoryError(msg)
 
 
 def _up_to_date(reference: AnnData) -> AnnData:
@@ -150,11 +143,8 @@ def _up_to_date(reference: AnnData) -> AnnData:
     if is_perturbation(reference) or not isinstance(before, Mapping):
         return reference
     header = migrated(before, list(map(str, reference.var_names)))
-    if header.get("schema_version") != before.get("schema_version"):
-        logger.info(
-            "The reference has schema version %s and is read as version %s; `rg.io.write_reference` writes that one.",
-            before.get("schema_version"),
-            header.get("schema_version"),
-        )
+    old, new = (each.get("schema_version") for each in (before, header))
+    if old != new:
+        logger.info("The reference has schema version %s and is read as version %s, which is also written.", old, new)
     reference.uns[_keys.ATTRS] = header
     return reference

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from os import PathLike
-from typing import TYPE_CHECKING
 
+import dask.array as da
 import numpy as np
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel
+from spatialdata.transformations import Identity, set_transformation
+from xarray import DataArray, Dataset, DataTree
 
 from ragst_sd._resolution import keep_image_mpp
 from ragst_sd._validate import require_positive, require_type
 from ragst_sd.io._readable import existing
 from ragst_sd.io._slide_file import open_slide
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import dask.array as da
-    from spatialdata import SpatialData
-    from xarray import DataTree
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +81,6 @@ def read_slide(
     0.5
     >>> rg.pp.tile_grid(sdata, image_key="he", tile_px=64, mpp=1.0)
     """
-    from spatialdata import SpatialData
-
     require_type(path, (str, PathLike), "path")
     require_type(image_key, str, "image_key")
     require_positive(mpp, "mpp", optional=True)
@@ -103,16 +99,8 @@ def read_slide(
     sdata = SpatialData(images={image_key: pyramid_element(slide.levels)})
     if mpp is not None:
         keep_image_mpp(sdata, image_key, mpp)
-    height, width = slide.levels[0].shape[1:]
-    logger.info(
-        "Slide %r by %s: %d x %d px, %d levels%s.",
-        path.name,
-        slide.reader,
-        width,
-        height,
-        len(slide.levels),
-        "" if mpp is None else f", {mpp:.4g} um per px",
-    )
+    size, at = slide.levels[0].shape[:0:-1], "" if mpp is None else f", {mpp:.4g} um per px"
+    logger.info("Slide %r by %s: %d x %d px, %d levels%s.", path.name, slide.reader, *size, len(slide.levels), at)
     return sdata
 
 
@@ -126,10 +114,6 @@ def pyramid_element(levels: Sequence[da.Array]) -> DataTree:
     levels
         Arrays (c, y, x) of RGB pixels, finest first.
     """
-    from spatialdata.models import Image2DModel
-    from spatialdata.transformations import Identity, set_transformation
-    from xarray import DataArray, Dataset, DataTree
-
     full = levels[0].shape[1:]
     names = ["r", "g", "b"]
     finest = Image2DModel.parse(levels[0], dims=("c", "y", "x"), c_coords=names).rename("image")
@@ -152,18 +136,13 @@ def _resolution(stated: tuple[float, float] | None, name: str) -> float | None:
         return None
     low, high = _PLAUSIBLE_UM
     if not all(low <= value <= high for value in stated):
-        logger.warning(
-            "Slide %r states %.4g x %.4g microns per pixel, which no microscope has: passed over. %s",
-            name,
-            *stated,
-            todo,
-        )
+        says = "Slide %r states %.4g x %.4g microns per pixel, which no microscope has: passed over. %s"
+        logger.warning(says, name, *stated, todo)
         return None
     x, y = stated
     if abs(x - y) > _ANISOTROPY * max(x, y):
-        msg = (
+        raise ValueError(
             f"The pixels of slide {name!r} are not square: {x:.4g} x {y:.4g} microns. Tiles would be stretched: "
             "resample the slide, or pass `mpp=` if the file is wrong."
         )
-        raise ValueError(msg)
     return (x + y) / 2

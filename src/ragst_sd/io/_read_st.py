@@ -6,14 +6,18 @@ import logging
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._pitch import array_pitch, spot_pitch
 from ragst_sd._validate import require_positive
 from ragst_sd.io._section import (
+    Origin,
     assemble,
     check_inside,
     checked_source,
@@ -23,11 +27,6 @@ from ragst_sd.io._section import (
 )
 from ragst_sd.io._st_counts import libraries_of, locate, read_counts, rows_of_section
 from ragst_sd.io._st_image import image_element, read_rgb
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -138,8 +137,7 @@ def read_st(
     require_positive(spot_diameter_px, "spot_diameter_px", optional=True)
     require_positive(value_max, "value_max", optional=True)
     if image_mpp is not None and um_between_centers is not None:
-        msg = "Give `image_mpp` or `um_between_centers`, not both: each one determines the other."
-        raise ValueError(msg)
+        raise ValueError("Give `image_mpp` or `um_between_centers`, not both: each one determines the other.")
     given = checked_source(source)
     found = read_counts(counts, layer)
     meta = found.uns.get("meta")
@@ -162,25 +160,11 @@ def read_st(
     if donor is None and _keys.DONOR not in found.obs:
         donor = meta.get("patient")
         if donor is None:
-            logger.info(
-                "No donor is known for section %r, so `obs` has no column 'donor'. Pass `donor=`: a reference needs "
-                "it.",
-                sample,
-            )
-    sdata = assemble(
-        found,
-        xy,
-        image_element(pixels),
-        radius=spot_diameter_px / 2,
-        sample=sample,
-        donor=donor,
-        details=source_details(meta, given),
-        image_mpp=mpp,
-    )
+            logger.info("No donor is known for section %r. Pass `donor=`: a reference needs it.", sample)
+    origin = Origin(sample, donor, source_details(meta, given))
+    sdata = assemble(found, xy, image_element(pixels), origin, radius=spot_diameter_px / 2, image_mpp=mpp)
     at = "" if mpp is None else f" at {mpp:.4g} um per px"
-    logger.info(
-        "Read section %r: %d spots x %d genes, picture of %d x %d px%s.", sample, *found.shape, width, height, at
-    )
+    logger.info("Read section %r: %d spots x %d genes, picture %d x %d px%s.", sample, *found.shape, width, height, at)
     return sdata
 
 
@@ -199,9 +183,7 @@ def _microns(
     if meta.get("um_per_px") is not None:
         require_positive(meta["um_per_px"], "uns['meta']['um_per_px']")
         return float(meta["um_per_px"])
-    logger.info(
-        "Microns per pixel are unknown: pass `image_mpp` or `um_between_centers`, or use `rg.pp.set_image_mpp`."
-    )
+    logger.info("Microns per pixel are unknown: pass `image_mpp` or `um_between_centers`, or `rg.pp.set_image_mpp`.")
     return None
 
 
@@ -210,8 +192,7 @@ def _diameter(found: AnnData, library: str | None, pitch: float | None) -> float
     if stored is not None:
         return stored
     if not pitch:
-        msg = "The diameter of spots cannot be derived from a single spot. Pass `spot_diameter_px=`."
-        raise ValueError(msg)
+        raise ValueError("The diameter of spots cannot be derived from a single spot. Pass `spot_diameter_px=`.")
     logger.info("Spots are drawn %.4g px wide, half the distance between them. Pass `spot_diameter_px=`.", pitch / 2)
     return pitch / 2
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from os import PathLike
 
 
 def existing(path: str | PathLike[str], what: str, todo: str, *, folder: bool = False) -> Path:
@@ -19,8 +16,7 @@ def existing(path: str | PathLike[str], what: str, todo: str, *, folder: bool = 
     path = Path(path)
     if not (path.is_dir() if folder else path.is_file()):
         found = f"is a {'file' if folder else 'folder'}" if path.exists() else "does not exist"
-        msg = f"{what} {str(path)!r} {found}. {todo}"
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"{what} {str(path)!r} {found}. {todo}")
     return path
 
 
@@ -41,8 +37,7 @@ def readable(path: Path, kind: str) -> Iterator[None]:
         raise
     except Exception as error:
         # There is no list of what readers raise on bytes that nobody wrote.
-        msg = (
+        raise ValueError(
             f"{str(path)!r} cannot be read as {kind}: it is damaged or incomplete, or another kind of file "
             f"({type(error).__name__}: {error}). Copy or download it again."
-        )
-        raise ValueError(msg) from error
+        ) from error

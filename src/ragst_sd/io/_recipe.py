@@ -11,6 +11,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NewType, TypeVar, cast, get_args, get_origin, get_type_hints
 
+import yaml
+
 from ragst_sd._validate import hint, listing, require_type
 from ragst_sd.datasets._references import recipe_path
 from ragst_sd.image.onnx_file import is_onnx_file
@@ -178,8 +180,7 @@ def read_recipe(recipe: str | PathLike[str] | Mapping[str, Any]) -> tuple[Recipe
     values, text, place = _load(recipe)
     read = _block(Recipe, values, place)
     if read.version != VERSION:
-        msg = f"{place / 'version'} is {read.version}; this installation reads recipes of version {VERSION}."
-        raise ValueError(msg)
+        raise ValueError(f"{place / 'version'} is {read.version}; this installation reads version {VERSION}.")
     where, model, kwargs = place / "encoder", read.encoder.model, read.encoder.model_kwargs
     if is_onnx_file(model):
         model = str(_value(Path, model, where / "model"))
@@ -195,8 +196,9 @@ def read_recipe(recipe: str | PathLike[str] | Mapping[str, Any]) -> tuple[Recipe
 def _checked(source: Source, common: Filters, place: Place) -> Source:
     """A source with the filters of the recipe where it has none of its own."""
     if (source.dataset is None) == (source.folder is None):
-        msg = f"{place} must have either `dataset:` (a name of the catalogue) or `folder:` (of sections), and not both."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{place} must have either `dataset:` (a name of the catalogue) or `folder:` (of sections), and not both."
+        )
     excluded = {
         "dataset": ("donor", "um_between_centers"),
         "folder": ("path", "bin_um"),
@@ -205,15 +207,13 @@ def _checked(source: Source, common: Filters, place: Place) -> Source:
     for given, others in excluded.items():
         for name in others:
             if getattr(source, given) is not None and getattr(source, name) is not None:
-                msg = f"{place / name} does not go with `{given}:`."
-                raise ValueError(msg)
+                raise ValueError(f"{place / name} does not go with `{given}:`.")
     own = {name: value for name, value in vars(source.filters).items() if value is not None}
     return replace(source, filters=replace(common, **own))
 
 
 def _load(recipe: str | PathLike[str] | Mapping[str, Any]) -> tuple[Any, str, Place]:
     require_type(recipe, (str, PathLike, Mapping), "recipe", "Pass the path of a YAML file, or a mapping.")
-    import yaml
 
     if isinstance(recipe, Mapping):
         return recipe, yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True), Place()
@@ -228,8 +228,7 @@ def _load(recipe: str | PathLike[str] | Mapping[str, Any]) -> tuple[Any, str, Pl
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
-        msg = f"{path.name}{line}: this is not YAML: {getattr(error, 'problem', None) or error}."
-        raise ValueError(msg) from error
+        raise ValueError(f"{path.name}{line}: this is not YAML: {getattr(error, 'problem', None) or error}.") from error
     return values, text, Place(path.name, path.resolve().parent, lines)
 
 
@@ -245,11 +244,10 @@ def _note_lines(node: Any, at: Steps, lines: dict[Steps, int], file: str) -> Non
             line = key.start_mark.line + 1
             if step in lines:
                 # YAML would take the later one in silence.
-                msg = (
+                raise ValueError(
                     f"{Place(file, lines={step: line}, path=step)} stands here again; it is on line {lines[step]} "
                     "already."
                 )
-                raise ValueError(msg)
             lines[step] = line
             _note_lines(child, step, lines, file)
 
@@ -261,16 +259,14 @@ def _block(kind: type[T], value: Any, place: Place) -> T:
         raise _wrong(value, place, f"a block of fields: {listing(known)}")
     for name in map(str, value):
         if name not in known:
-            msg = f"{place / name}: there is no such field.{hint(name, known)} It may be one of {listing(known)}."
-            raise ValueError(msg)
+            raise ValueError(f"{place / name}: there is no such field.{hint(name, known)} There are {listing(known)}.")
     types, given = get_type_hints(kind), {}
     for name, one in known.items():
         if value.get(name) is not None:
             read = one.metadata.get("read", partial(_value, types[name]))
             given[name] = read(value[name], place / name)
         elif one.default is MISSING and one.default_factory is MISSING:
-            msg = f"{place / name} is missing."
-            raise ValueError(msg)
+            raise ValueError(f"{place / name} is missing.")
     return kind(**given)
 
 
@@ -326,8 +322,7 @@ def _members(kind: Any, value: Any, place: Place, *, repeated: bool) -> list[Any
     members = [_value(kind, member, place / i) for i, member in enumerate(value)]
     twice = [] if repeated or kind is Source else [one for i, one in enumerate(members) if one in members[:i]]
     if twice or not members:
-        msg = f"{place} names {_shown(twice[0])} twice." if twice else f"{place} is empty."
-        raise ValueError(msg)
+        raise ValueError(f"{place} names {_shown(twice[0])} twice." if twice else f"{place} is empty.")
     return members
 
 
@@ -336,8 +331,7 @@ def _path(value: str, place: Place) -> Path:
     path = os.path.expandvars(value)
     unset = re.search(r"\$\{?(\w+)", path)
     if unset is not None:
-        msg = f"{place}: the environment variable {unset[1]} is not set."
-        raise ValueError(msg)
+        raise ValueError(f"{place}: the environment variable {unset[1]} is not set.")
     return place.folder / Path(path).expanduser()
 
 

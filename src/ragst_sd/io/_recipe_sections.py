@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._validate import hint, listing
 from ragst_sd.datasets._download import sha256_of
 from ragst_sd.datasets._load import find_samples, read_sample
 from ragst_sd.datasets._pairs import own_samples, section_files
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from spatialdata import SpatialData
-
-    from ragst_sd.datasets._sample_files import Sample
-    from ragst_sd.io._recipe import Filters, Place, Recipe, Source
+from ragst_sd.datasets._sample_files import Sample
+from ragst_sd.io._recipe import Filters, Place, Recipe, Source
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +50,9 @@ class PlannedSection:
         try:
             yield
         except (KeyError, ValueError, ConnectionError, FileNotFoundError, PermissionError) as error:
-            msg = f"{self.place}, section {self.name!r}: {error.args[0] if len(error.args) == 1 else error}"
-            raise type(error)(msg) from error
+            raise type(error)(
+                f"{self.place}, section {self.name!r}: {error.args[0] if len(error.args) == 1 else error}"
+            ) from error
 
 
 def planned_sections(recipe: Recipe, place: Place, *, progress: bool | None) -> list[PlannedSection]:
@@ -76,19 +73,17 @@ def planned_sections(recipe: Recipe, place: Place, *, progress: bool | None) -> 
         samples = _samples(source, where, progress=progress)
         for name in source.donors:
             if name not in samples:
-                msg = (
+                raise ValueError(
                     f"{where / 'donors' / name}: this source has no sample {name!r}. Available: {listing(samples)}."
                     f"{hint(name, samples)}"
                 )
-                raise ValueError(msg)
         for key, sample in samples.items():
             name, donor = source.prefix + key, source.donors.get(key, source.donor)
             if name in planned:
-                msg = (
+                raise ValueError(
                     f"{where}: a section named {name!r} comes from {planned[name].place}, too. "
                     "If they are different sections, give one source a `prefix:`."
                 )
-                raise ValueError(msg)
             planned[name] = PlannedSection(
                 name, source, where, sample if donor is None else replace(sample, donor=donor)
             )
@@ -105,8 +100,7 @@ def _samples(source: Source, place: Place, *, progress: bool | None) -> dict[str
         place = place / "folder"
         samples = own_samples(str(source.folder), source.folder, source.samples or list(section_files(source.folder)))
     except (KeyError, FileNotFoundError) as error:
-        msg = f"{place}: {error.args[0]}"
-        raise type(error)(msg) from error
+        raise type(error)(f"{place}: {error.args[0]}") from error
     return {
         name: replace(sample, image_mpp=source.image_mpp, um_between_centers=source.um_between_centers)
         for name, sample in samples.items()
@@ -150,16 +144,9 @@ def embedded_section(section: PlannedSection, recipe: Recipe, **embedding: Any) 
         sdata = read_sample(section.sample)
         _check_content(sdata, section.sample.donor, recipe.reference.layer)
         keep_spots(sdata, section.source.filters, layer=recipe.reference.layer)
-        embed_tiles(
-            sdata,
-            image_key=IMAGE,
-            shapes_key=SHAPES,
-            table_key=TABLE,
-            image_mpp=section.source.image_mpp,
-            batch_size=recipe.encoder.batch_size,
-            **vars(recipe.tiles),
-            **embedding,
-        )
+        embedding |= {"image_mpp": section.source.image_mpp, "batch_size": recipe.encoder.batch_size}
+        embedding |= {"image_key": IMAGE, "shapes_key": SHAPES, "table_key": TABLE, **vars(recipe.tiles)}
+        embed_tiles(sdata, **embedding)
     return sdata
 
 
@@ -168,17 +155,18 @@ def _check_content(sdata: SpatialData, donor: str | None, layer: str | None) -> 
     parts = {"picture": sdata.images, "spots": sdata.shapes, TABLE: sdata.tables}
     missing = [kind for kind, elements in parts.items() if not elements]
     if missing:
-        msg = f"it has no {' and no '.join(missing)}; a reference needs a picture and expression measured in spots."
-        raise ValueError(msg)
+        raise ValueError(
+            f"it has no {' and no '.join(missing)}; a reference needs a picture and expression measured in spots."
+        )
     table = sdata.tables[TABLE]
     if donor is not None:
         table.obs[_keys.DONOR] = donor
     if layer is not None and layer not in table.layers:
-        msg = f"there is no layer {layer!r}. Available: {listing(name for name in table.layers if name is not None)}."
-        raise KeyError(msg)
+        raise KeyError(
+            f"there is no layer {layer!r}. Available: {listing(name for name in table.layers if name is not None)}."
+        )
     if _keys.DONOR not in table.obs:
-        msg = "its donor is not known. Name the patient or animal in the recipe, with `donor:` or `donors:`."
-        raise ValueError(msg)
+        raise ValueError("its donor is not known. Name the patient or animal with `donor:` or `donors:`.")
 
 
 def keep_spots(sdata: SpatialData, filters: Filters, *, layer: str | None) -> None:
@@ -201,19 +189,18 @@ def keep_spots(sdata: SpatialData, filters: Filters, *, layer: str | None) -> No
     wanted = dict(filters.obs or {}) | ({"in_tissue": ["1", "True"]} if filters.in_tissue else {})
     for column, values in wanted.items():
         if column not in table.obs:
-            msg = f"the filters name the column {column!r}, which `obs` does not have. Available: {listing(table.obs)}."
-            raise KeyError(msg)
+            raise KeyError(
+                f"the filters name the column {column!r}, which `obs` does not have. Available: {listing(table.obs)}."
+            )
         present = table.obs[column].astype(str)
         if not present.isin(values).any():
-            msg = (
+            raise ValueError(
                 f"no spot has {listing(values)} in column {column!r}; its values are "
                 f"{listing(sorted(present.unique()))}."
             )
-            raise ValueError(msg)
         keep &= present.isin(values).to_numpy()
     if not keep.any():
-        msg = f"the filters leave none of {table.n_obs} spots. Relax them, or leave the section out."
-        raise ValueError(msg)
+        raise ValueError(f"the filters leave none of {table.n_obs} spots. Relax them, or leave the section out.")
     if not keep.all():
         logger.info("%d of %d spots are left out by the filters.", int((~keep).sum()), table.n_obs)
         sdata.tables[TABLE] = table[keep].copy()

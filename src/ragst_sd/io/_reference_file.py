@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile, ZipFile
 
+import anndata as ad
+import zarr
+from anndata import AnnData
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore, ZipStore
 
 from ragst_sd import _keys
 from ragst_sd._replacing import version_of
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-    from pathlib import Path
-
-    from anndata import AnnData
-    from zarr.abc.store import ByteRequest, Store
-    from zarr.core.buffer import Buffer, BufferPrototype
 
 SUFFIX = ".zarr.zip"
 _SEAL = b"ragst_sd_sha256"
@@ -52,8 +51,7 @@ def require_complete(path: Path) -> None:
         noted = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"].get(_SEAL.decode(), {})
         broken = [part for part in noted if part and noted[part]["files"] != _files_digest(path / part)]
     if broken:
-        msg = f"{', '.join(broken)} does not match what was written"
-        raise ValueError(msg)
+        raise ValueError(f"{', '.join(broken)} does not match what was written")
 
 
 def parts_digest(archive: ZipFile) -> bytes:
@@ -107,8 +105,9 @@ class PinnedStore(WrapperStore):
             await self._store._ensure_open()
             return await self._store.get(key, prototype, byte_range)
         except BadZipFile as error:
-            msg = f"{self.path} is damaged ({error}). Copy it again, or write it again from a reference that is whole."
-            raise RuntimeError(msg) from error
+            raise RuntimeError(
+                f"{self.path} is damaged ({error}). Copy it again, or write it again from a reference that is whole."
+            ) from error
         finally:
             # Looked at afterwards: what was read before the file was replaced is of the old version.
             self._require_same()
@@ -119,15 +118,13 @@ class PinnedStore(WrapperStore):
         except FileNotFoundError:
             same = False
         if not same:
-            msg = f"{self.path} was replaced or changed after it was opened with `{self.opened_with}`. {self.again}."
-            raise RuntimeError(msg)
+            raise RuntimeError(
+                f"{self.path} was replaced or changed after it was opened with `{self.opened_with}`. {self.again}."
+            )
 
 
 def opened_lazily(store: PinnedStore, *, parts: Collection[str], block_rows: int | None = None) -> AnnData:
     """A table whose arrays stay on disk in `parts`, of `X`, `layers` and `obsm`; everything else is read."""
-    import anndata as ad
-    import zarr
-
     group: Any = zarr.open_group(store, mode="r", use_consolidated=False)
     obs, var = ad.io.read_elem(group["obs"]), ad.io.read_elem(group["var"])
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
+from spatialdata.models import ShapesModel, TableModel
+from xarray import DataArray, DataTree
 
 from ragst_sd import _keys
 from ragst_sd._resolution import keep_image_mpp
 from ragst_sd._validate import require_known, require_positive, require_type
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
-    from xarray import DataArray, DataTree
 
 logger = logging.getLogger(__name__)
 
@@ -26,16 +25,21 @@ _OVERVIEW_PX, _ON_TISSUE = 1024, 0.5
 _REGION, _INSTANCE = "region", "spot_id"
 
 
+class Origin(NamedTuple):
+    """Where a section is from."""
+
+    sample: str
+    donor: str | None
+    """Nothing is written if it is `None`."""
+    details: Mapping[str, str]
+    """Tissue, technology, license and citation, kept in `uns["ragst"]["source"]`."""
+
+
+Image = DataArray | DataTree | None
+
+
 def assemble(
-    found: AnnData,
-    xy: np.ndarray,
-    image: DataArray | DataTree | None,
-    *,
-    radius: float,
-    sample: str,
-    donor: str | None,
-    details: Mapping[str, str],
-    image_mpp: float | None,
+    found: AnnData, xy: np.ndarray, image: Image, origin: Origin, *, radius: float, image_mpp: float | None
 ) -> SpatialData:
     """Put counts, centres and image together.
 
@@ -48,22 +52,17 @@ def assemble(
         (n, 2) centres (x, y) in pixels of the image.
     image
         SpatialData image in the frame "global"; `None` if there is none.
+    origin
+        Names and source.
     radius
         Of the spots, in pixels.
-    sample, donor
-        Names for `obs`; no donor is written if it is `None`.
-    details
-        Tissue, technology, license and citation, kept in `uns["ragst"]["source"]`.
     image_mpp
         Microns per pixel, if known.
     """
-    from spatialdata import SpatialData
-    from spatialdata.models import ShapesModel, TableModel
-
     ids = found.obs_names.astype(str).to_numpy()
-    columns = {_REGION: SHAPES, _INSTANCE: ids, _keys.SAMPLE: sample}
-    if donor is not None:
-        columns[_keys.DONOR] = str(donor)
+    columns = {_REGION: SHAPES, _INSTANCE: ids, _keys.SAMPLE: origin.sample}
+    if origin.donor is not None:
+        columns[_keys.DONOR] = str(origin.donor)
     for name, values in columns.items():
         if name in found.obs and not (found.obs[name].astype(str) == values).all():
             kept = f"{name}_original"
@@ -76,7 +75,7 @@ def assemble(
     # These describe the object the counts came from, not this one.
     for name in (_keys.SPATIAL, _keys.ATTRS, TableModel.ATTRS_KEY):
         found.uns.pop(name, None)
-    found.uns[_keys.ATTRS] = {_keys.SOURCE: dict(details)}
+    found.uns[_keys.ATTRS] = {_keys.SOURCE: dict(origin.details)}
     table = TableModel.parse(found, region=SHAPES, region_key=_REGION, instance_key=_INSTANCE)
     circles = ShapesModel.parse(xy, geometry=0, radius=radius, index=ids)
     images = {} if image is None else {IMAGE: image}
@@ -108,8 +107,7 @@ def check_inside(xy: np.ndarray, width: int, height: int) -> None:
     else:
         todo = "Check their origin and unit: pixels count from the top left corner of the picture."
     if n_outside == len(xy):
-        msg = f"All {len(xy)} spots lie outside the picture of {width} x {height} px ({extent}). {todo}"
-        raise ValueError(msg)
+        raise ValueError(f"All {len(xy)} spots lie outside the picture of {width} x {height} px ({extent}). {todo}")
     logger.warning(
         "%d of %d spots lie outside the picture of %d x %d px (%s). %s", n_outside, len(xy), width, height, extent, todo
     )

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import dask.array as da
 import numpy as np
+import openslide
+import tifffile
+from dask.base import tokenize
 
 from ragst_sd.image.colours import RGBA, Colours, read_colours
 from ragst_sd.io._tiff_mpp import ome_image, tiff_mpp
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import dask.array as da
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +87,6 @@ def open_slide(path: Path, value_max: float | None = None) -> SlideFile:
     ValueError
         If it can be read neither by OpenSlide nor as a TIFF, or holds no RGB picture.
     """
-    import openslide
-
     stamp = path.stat().st_mtime_ns
     vendor = openslide.OpenSlide.detect_format(str(path))
     try:
@@ -121,9 +119,6 @@ def _from_openslide(path: Path, stamp: int, vendor: str) -> SlideFile:
 
 def _lazy(pixels: LevelPixels, segment: tuple[int, int]) -> da.Array:
     """A level in chunks of whole tiles or strips of the file, (height, width), so that none is decoded twice."""
-    import dask.array as da
-    from dask.base import tokenize
-
     area = _CHUNK_PX**2
     height, width = (
         min(edge, size) if edge else _CHUNK_PX for edge, size in zip(segment, pixels.shape[1:], strict=True)
@@ -140,14 +135,10 @@ def _lazy(pixels: LevelPixels, segment: tuple[int, int]) -> da.Array:
 # The stamp makes a file that was replaced another one.
 @lru_cache(maxsize=_OPEN_FILES)
 def _opened(path: str, stamp: int) -> Any:
-    import openslide
-
     return openslide.OpenSlide(path)
 
 
 def _read_openslide(path: str, stamp: int, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-    import openslide
-
     slide = _opened(path, stamp)
     downsample = slide.level_downsamples[level]
     corner = round(x * downsample), round(y * downsample)
@@ -160,8 +151,6 @@ def _read_openslide(path: str, stamp: int, level: int, x: int, y: int, width: in
 
 def open_tiff(path: Path, value_max: float | None = None) -> SlideFile:
     """The largest colour picture of a TIFF, with its coarser levels."""
-    import tifffile
-
     stamp = path.stat().st_mtime_ns
     try:
         with tifffile.TiffFile(path) as tiff:
@@ -175,17 +164,15 @@ def open_tiff(path: Path, value_max: float | None = None) -> SlideFile:
                 logger.info("%r: the largest picture, %s, is read; not %s.", path.name, series.shape, ", ".join(others))
             end = max(offset + size for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True))
             if any(page.parent is not tiff for level in series.levels for page in level.pages if page is not None):
-                msg = f"The channels of {str(path)!r} lie in several files. Write them to one, as RGB."
-                raise ValueError(msg)
+                raise ValueError(f"The channels of {str(path)!r} lie in several files. Write them to one, as RGB.")
             has_gaps = 0 in series.levels[-1].keyframe.databytecounts
             if end > tiff.filehandle.size:
                 raise _damaged(path, f"its pixels end at byte {end}, the file at {tiff.filehandle.size}")
     except (tifffile.TiffFileError, IndexError) as error:
-        msg = (
+        raise ValueError(
             f"{str(path)!r} cannot be decoded: it is no slide that OpenSlide knows and no TIFF ({error}). Pass an svs, "
             "ndpi, mrxs, scn, bif or TIFF file; plain jpg and png pictures of sections are read with `rg.io.read_st`."
-        )
-        raise ValueError(msg) from error
+        ) from error
     photometric = _photometric(page)
     alpha = next((int(kind) for kind in page.extrasamples if kind in (_ASSOCIATED, _UNASSOCIATED)), None)
     if photometric == "rgb":
@@ -199,14 +186,8 @@ def open_tiff(path: Path, value_max: float | None = None) -> SlideFile:
     if has_gaps and page.dtype.kind in "ui":
         # White where a tile was left out, which says nothing of the others.
         coarsest = coarsest * (coarsest != np.iinfo(page.dtype).max)
-    colours = read_colours(
-        coarsest,
-        names=named,
-        photometric=photometric,
-        premultiplied=alpha == _ASSOCIATED,
-        value_max=value_max,
-        what=f"Image {path.name!r}",
-    )
+    about: dict[str, Any] = {"photometric": photometric, "premultiplied": alpha == _ASSOCIATED, "names": named}
+    colours = read_colours(coarsest, value_max=value_max, what=f"Image {path.name!r}", **about)
     lazy = [_lazy(replace(pixels, colours=colours), segment) for pixels, segment in levels]
     return SlideFile(lazy, mpp, "tifffile", int(page.tags.valueof("Orientation", default=1)))
 
@@ -220,12 +201,11 @@ def _colour_series(tiff: Any, path: Path | str) -> int:
     colour = [k for k, size in enumerate(sizes) if _channels(size) in (3, 4)]
     if not colour:
         axes, shape, stored = tiff.series[0].axes, tiff.series[0].shape, _photometric(tiff.series[0].keyframe)
-        msg = (
+        raise ValueError(
             f"The first picture of {str(path)!r} has axes {axes}, shape {shape} and samples stored as "
             f"{stored!r}; RGB is needed. Fluorescence and grey pictures cannot be embedded as H&E; of a stack of "
             "planes or times, write the one in focus to a file of its own."
         )
-        raise ValueError(msg)
     return max(colour, key=lambda k: sizes[k]["Y"] * sizes[k]["X"])
 
 
@@ -262,8 +242,6 @@ def _raw_level(path: Path, stamp: int, series: int, k: int, level: Any) -> tuple
 @lru_cache(maxsize=_OPEN_FILES)
 def _opened_tiff(path: str, stamp: int) -> list[tuple[list[tuple[Any, Any]], Any, Callable[..., Any]]]:
     """Per level: places of the bytes on each page, the page that describes them, how to decode them."""
-    import tifffile
-
     levels: list[tuple[list[tuple[Any, Any]], Any, Callable[..., Any]]] = []
     # All that has to be read for this is read now, and the file is closed.
     with tifffile.TiffFile(path) as tiff:
@@ -278,8 +256,6 @@ def _read_mapped(
     series: int, axes: str, path: str, stamp: int, level: int, x: int, y: int, width: int, height: int
 ) -> np.ndarray:
     """A window of pixels that lie in the file as they are, one after the other: strips, stacks of ImageJ."""
-    import tifffile
-
     pixels: np.ndarray = tifffile.memmap(path, series=series, level=level, mode="r")
     order = [axes.index(axis) for axis in "YX"]
     rest = [k for k in range(len(axes)) if k not in order]

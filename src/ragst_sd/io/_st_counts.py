@@ -7,21 +7,18 @@ import re
 import warnings
 from collections.abc import Mapping
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData, read_h5ad
+from scipy.sparse import csr_matrix
 
 from ragst_sd import _keys
 from ragst_sd._labels import ON_TISSUE, on_tissue
-from ragst_sd._validate import listing, require_key, require_type
+from ragst_sd._validate import listing, require_key, require_type, require_unique
 from ragst_sd.io._readable import existing, readable
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from anndata import AnnData
-    from scipy.sparse import csr_matrix
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +32,13 @@ _NO_GENES = {name for pair in _PIXEL_COLUMNS for name in pair} | {
     "in_tissue", "selected", "array_row", "array_col", "total", "total_counts", "n_counts", "n_genes",
     "n_genes_by_counts", "ncount_rna", "nfeature_rna", "ncount_spatial", "nfeature_spatial", "row", "col", "cluster",
 }  # fmt: skip
+_ONE_SECTION = "Check that both are of one section."
+_ONE_ROW = "Every row must be one spot: sum or drop the repeats, and read sections one by one."
 _ARRAY_NAME = re.compile(r"(?:.*_)?([+-]?\d+(?:\.\d+)?)x([+-]?\d+(?:\.\d+)?)")
 
 
 def read_counts(counts: AnnData | pd.DataFrame | str | PathLike[str], layer: str | None) -> AnnData:
     """Counts as an AnnData of its own, X a CSR matrix of float32."""
-    from anndata import AnnData
-
     require_type(counts, (AnnData, pd.DataFrame, str, PathLike), "counts")
     with warnings.catch_warnings():
         # Sections may share names of spots, which `locate` looks at; genes may share a name.
@@ -56,37 +53,25 @@ def read_counts(counts: AnnData | pd.DataFrame | str | PathLike[str], layer: str
         require_key(layer, _layers(found), "counts.layers")
         found.X = found.layers.pop(layer)
     if found.X is None:
-        msg = f"`counts` has no X. `rg.io.read_st(..., layer=...)` takes a layer; layers: {listing(_layers(found))}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`counts` has no X. `rg.io.read_st(..., layer=...)` takes a layer; layers: {listing(_layers(found))}."
+        )
     found.X = _checked_csr(found.X, found)
     return found
 
 
 def _from_file(path: Path) -> AnnData:
-    from anndata import read_h5ad
-
     if path.suffix.lower() != ".h5ad":
         return _from_table(_read_table(path), repr(path.name))
     with readable(path, "h5ad"):
         return read_h5ad(path)
 
 
-def _check_unique(names: pd.Index) -> None:
-    twice = names[names.duplicated()].unique()
-    if len(twice):
-        msg = (
-            f"{len(twice)} spot names of `counts` are duplicated, for example {listing(twice[:3])}. Every row must be "
-            "one spot: sum or drop the repeats, and read sections one by one."
-        )
-        raise ValueError(msg)
-
-
 def existing_file(path: str | PathLike[str], argument: str, suffixes: tuple[str, ...]) -> Path:
     """The path of a file that exists and has one of the suffixes."""
     path = existing(path, f"`{argument}`:", f"Pass a file ({', '.join(suffixes)}).")
     if not path.name.lower().endswith(suffixes):
-        msg = f"`{argument}`: {path.name!r} has an unsupported suffix; supported: {', '.join(suffixes)}."
-        raise ValueError(msg)
+        raise ValueError(f"`{argument}`: {path.name!r} has an unsupported suffix; supported: {', '.join(suffixes)}.")
     return path
 
 
@@ -103,15 +88,14 @@ def locate(found: AnnData, coordinates: Any, rows: np.ndarray | None = None) -> 
         Those of the section; left out, all are.
     """
     section = found if rows is None or len(rows) == found.n_obs else found[rows].copy()
-    _check_unique(section.obs_names)
+    require_unique(section.obs_names, "spot names of `counts`", _ONE_ROW)
     if coordinates is None:
         if _keys.SPATIAL not in found.obsm:
-            msg = (
+            raise ValueError(
                 f"`counts` has no coordinates: no `obsm['spatial']` (found {listing(found.obsm)}). Pass "
                 "`rg.io.read_st(..., coordinates=...)`: an (n, 2) array of x, y in image pixels, a table with columns "
                 "pixel_x and pixel_y, or its path."
             )
-            raise ValueError(msg)
         coordinates = found.obsm[_keys.SPATIAL]
     if isinstance(coordinates, (str, PathLike)):
         coordinates = _read_positions(existing_file(coordinates, "coordinates", _TABLES))
@@ -159,36 +143,29 @@ def rows_of_section(found: AnnData, sample: str | None) -> tuple[np.ndarray, str
             if own is None
             else "Choose one with `sample=`"
         )
-        msg = (
+        raise ValueError(
             f"`counts` holds {len(names)} sections: {listing(names)}{asked}. {todo}, and pass the picture of that one."
         )
-        raise ValueError(msg)
     return np.flatnonzero((own == sample) & tissue), sample
 
 
 def _from_table(table: pd.DataFrame, what: str) -> AnnData:
-    from anndata import AnnData
-    from scipy.sparse import csr_matrix
-
     words = [str(name) for name, dtype in table.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)]
     if words or table.shape[1] == 0:
-        msg = (
+        raise ValueError(
             f"{what} must be a table of counts, spots x genes, with spot names in its first column; "
             f"columns that hold no numbers: {listing(words)} (of {table.shape[1]})."
         )
-        raise ValueError(msg)
     others = [name for name in map(str, table.columns) if name.lower() in _NO_GENES]
     if others:
-        msg = f"{what} has columns that are no genes: {listing(others)}. Leave them out: every column is taken as one."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{what} has columns that are no genes: {listing(others)}. Leave them out: every column is taken as one."
+        )
     # Before an AnnData is made, which warns of what is refused here.
-    _check_unique(table.index.astype(str))
+    require_unique(table.index.astype(str), "spot names of `counts`", _ONE_ROW)
     values = csr_matrix(table.to_numpy(dtype=np.float32))
-    return AnnData(
-        values,
-        obs=pd.DataFrame(index=table.index.astype(str).rename(None)),
-        var=pd.DataFrame(index=table.columns.rename(None)),
-    )
+    obs, var = (pd.DataFrame(index=names.rename(None)) for names in (table.index.astype(str), table.columns))
+    return AnnData(values, obs=obs, var=var)
 
 
 def _read_table(path: Path) -> pd.DataFrame:
@@ -213,16 +190,16 @@ def _layers(found: AnnData) -> list[str]:
 
 
 def _checked_csr(matrix: Any, found: AnnData) -> csr_matrix:
-    from scipy.sparse import csr_matrix
-
     matrix = csr_matrix(matrix, dtype=np.float32)
     if not np.isfinite(matrix.data).all():
-        msg = f"`counts` holds {int((~np.isfinite(matrix.data)).sum())} values that are NaN or infinite. Remove them."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`counts` holds {int((~np.isfinite(matrix.data)).sum())} values that are NaN or infinite. Remove them."
+        )
     todo = f"Pass raw counts; `rg.io.read_st(..., layer=...)` takes a layer (found {listing(_layers(found))})."
     if matrix.nnz and matrix.data.min() < 0:
-        msg = f"`counts` holds negative values (least: {matrix.data.min():.4g}), so these are no counts. {todo}"
-        raise ValueError(msg)
+        raise ValueError(
+            f"`counts` holds negative values (least: {matrix.data.min():.4g}), so these are no counts. {todo}"
+        )
     if not np.array_equal(matrix.data, np.rint(matrix.data)):
         logger.warning("The counts are not whole numbers: they may have been normalised. %s", todo)
     return matrix
@@ -230,19 +207,17 @@ def _checked_csr(matrix: Any, found: AnnData) -> csr_matrix:
 
 def _checked_xy(xy: np.ndarray, found: AnnData) -> np.ndarray:
     if xy.shape != (found.n_obs, 2):
-        msg = (
+        raise ValueError(
             f"Coordinates have the shape {xy.shape}; expected ({found.n_obs}, 2): x, y in image pixels, one row for "
             "each row of `counts`."
         )
-        raise ValueError(msg)
     xy = xy.astype(np.float64)
     lost = ~np.isfinite(xy).all(axis=1)
     if lost.any():
-        msg = (
+        raise ValueError(
             f"{int(lost.sum())} of {found.n_obs} spots have NaN coordinates, for example "
             f"{listing(found.obs_names[lost][:3])}. Drop these spots, or give their pixels."
         )
-        raise ValueError(msg)
     return xy
 
 
@@ -251,39 +226,38 @@ def _matched(found: AnnData, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarra
     pair = next((pair for pair in _PIXEL_COLUMNS if set(pair) <= set(table.columns)), None)
     if pair is None:
         wanted = ", ".join(" and ".join(pair) for pair in _PIXEL_COLUMNS)
-        msg = f"`coordinates` has the columns {listing(table.columns)}; expected one of these pairs: {wanted}."
-        raise ValueError(msg)
+        raise ValueError(f"`coordinates` has the columns {listing(table.columns)}; expected one pair of {wanted}.")
     for name in set(_CHOICES) & set(table.columns):
         chosen = table[name].to_numpy().astype(bool)
         if not chosen.all():
             logger.info("Left out %d of %d positions whose %r is 0.", int((~chosen).sum()), len(table), name)
         table = table[chosen]
     if not all(pd.api.types.is_numeric_dtype(table[name]) for name in pair):
-        msg = f"{' and '.join(map(repr, pair))} of `coordinates` hold no numbers, but {table[list(pair)].iloc[0].tolist()}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{' and '.join(map(repr, pair))} of `coordinates` hold no numbers, but {table[list(pair)].iloc[0].tolist()}."
+        )
     names, known = found.obs_names, table.index.astype(str)
     if not names.isin(known).any() and {"x", "y"} < set(table.columns) and pair != ("x", "y"):
         known = pd.Index([_array_name(f"{x}x{y}") for x, y in zip(table["x"], table["y"], strict=True)])
         names = pd.Index([_array_name(name) for name in names])
     for where, index in (("coordinates", known), ("counts", names)):
-        twice = index[index.duplicated()].unique()
-        if len(twice):
-            msg = (
-                f"{len(twice)} spots are duplicated in `{where}`, for example {listing(twice[:3])}. Keep one row "
-                "of each."
-            )
-            raise ValueError(msg)
-    place = known.get_indexer(names)
+        require_unique(index, f"spots of `{where}`", "Keep one row of each.")
+    turned = pd.Index([_array_name(name) for name in found.var_names]).isin(known).any()
+    todo = "The counts are genes x spots: transpose them." if turned else _ONE_SECTION
+    place = places_among(names, known, "`counts`", "`coordinates`", todo)
     rows = np.flatnonzero(place >= 0)
-    if len(rows) == 0:
-        turned = pd.Index([_array_name(name) for name in found.var_names]).isin(known).any()
-        todo = "The counts are genes x spots: transpose them." if turned else "Check that both are of one section."
-        msg = (
-            f"No spot of `counts` (for example {listing(found.obs_names[:3])}) is among the {len(known)} spots of "
-            f"`coordinates` (for example {listing(known[:3])}). {todo}"
-        )
-        raise ValueError(msg)
     return rows, table[list(pair)].to_numpy(dtype=float)[place[rows]]
+
+
+def places_among(names: Any, known: Any, whose: str, others: str, todo: str = _ONE_SECTION) -> np.ndarray:
+    """Where each name stands among those that are known, -1 where it does not; a `ValueError` if none of them does."""
+    place = pd.Index(known).get_indexer(names)
+    if (place < 0).all():
+        raise ValueError(
+            f"No spot of {whose} (for example {listing(names[:3])}) is among the {len(known)} spots of {others} (for "
+            f"example {listing(known[:3])}). {todo}"
+        )
+    return place
 
 
 def _array_name(name: str) -> str:

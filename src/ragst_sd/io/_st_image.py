@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+import dask.array as da
 import numpy as np
+from PIL import Image
+from spatialdata.models import Image2DModel
+from xarray import DataArray, DataTree
 
 from ragst_sd._validate import require_type
 from ragst_sd.image.colours import RGBA, read_colours, require_rgb
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import existing
 from ragst_sd.io._slide_file import open_tiff
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from xarray import DataArray, DataTree
 
 _PICTURES = (".jpg", ".jpeg", ".png")
 _TIFFS = (".tif", ".tiff", ".btf")
@@ -56,8 +55,9 @@ def read_rgb(image: str | PathLike[str] | np.ndarray, value_max: float | None = 
     if suffix in _PICTURES:
         return _to_rgb(_read_picture(path, what), what, value_max)
     todo = " Slide files are read with `rg.io.read_slide`." if suffix in _SLIDES else " Convert it, or pass the pixels."
-    msg = f"Image {path.name!r} has the suffix {suffix!r}; read_st reads {', '.join(_PICTURES + _TIFFS)}.{todo}"
-    raise ValueError(msg)
+    raise ValueError(
+        f"Image {path.name!r} has the suffix {suffix!r}; read_st reads {', '.join(_PICTURES + _TIFFS)}.{todo}"
+    )
 
 
 def image_element(pixels: np.ndarray) -> DataArray | DataTree:
@@ -66,9 +66,6 @@ def image_element(pixels: np.ndarray) -> DataArray | DataTree:
     The coarser levels are block means and are kept in memory: computed on demand, each of them would be made from the
     full resolution again and again.
     """
-    import dask.array as da
-    from spatialdata.models import Image2DModel
-
     levels = [pixels]
     if max(pixels.shape[1:]) > _SINGLE_SCALE_PX:
         while max(levels[-1].shape[1:]) > 2 * _CHUNK_PX:
@@ -90,7 +87,6 @@ def _halve(pixels: np.ndarray) -> np.ndarray:
 @contextmanager
 def _without_pixel_limit() -> Iterator[None]:
     # Pillow's limit guards servers against pictures sent by strangers; whole slides exceed it as a matter of course.
-    from PIL import Image
 
     with _pixel_limit:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -101,8 +97,6 @@ def _without_pixel_limit() -> Iterator[None]:
 
 
 def _read_picture(path: Path, what: str) -> np.ndarray:
-    from PIL import Image
-
     with _without_pixel_limit():
         try:
             with Image.open(path) as picture:
@@ -114,11 +108,10 @@ def _read_picture(path: Path, what: str) -> np.ndarray:
                     return np.asarray(picture.convert("RGBA" if "transparency" in picture.info else "RGB"))
                 return _read_deep(path) if is_deep else np.asarray(picture)
         except OSError as error:
-            msg = (
+            raise ValueError(
                 f"Image {str(path)!r} cannot be decoded ({error}): it is damaged or incomplete, or its content is no "
                 f"{path.suffix} picture."
-            )
-            raise ValueError(msg) from error
+            ) from error
 
 
 def _read_deep(path: Path) -> np.ndarray:
@@ -131,27 +124,23 @@ def _read_deep(path: Path) -> np.ndarray:
 def _require_upright(orientation: int, what: str) -> None:
     """Raise a `ValueError` for a picture that viewers turn: coordinates may be of what is stored or of what is seen."""
     if orientation > 1:
-        msg = (
+        raise ValueError(
             f"{what} has a flag to be shown rotated or mirrored (orientation {orientation}). Some tools follow it and "
             "others do not, so it is unclear whether the coordinates refer to the stored or to the shown picture. Pass "
             "the right pixels: `np.asarray(Image.open(path))` as stored, or "
             "`np.asarray(ImageOps.exif_transpose(Image.open(path)))` as shown (both with PIL)."
         )
-        raise ValueError(msg)
 
 
 def _to_rgb(pixels: np.ndarray, what: str, value_max: float | None) -> np.ndarray:
     shape = "x".join(str(size) for size in pixels.shape)
     if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (1, 2)):
-        msg = f"{what} is grey ({shape} pixels); H&E in colour is needed. Pass the RGB original of the section."
-        raise ValueError(msg)
+        raise ValueError(f"{what} is grey ({shape} pixels); H&E in colour is needed. Pass the RGB original.")
     if pixels.ndim != 3 or pixels.shape[-1] not in (3, 4):
         planar = pixels.ndim == 3 and pixels.shape[0] in (3, 4)
         todo = " Its channels come first: pass `np.moveaxis(image, 0, -1)`." if planar else " Pass an RGB picture."
-        msg = f"{what} has the shape {shape}; expected y, x, c with 3 (RGB) or 4 (RGBA) channels.{todo}"
-        raise ValueError(msg)
+        raise ValueError(f"{what} has the shape {shape}; expected y, x, c with 3 (RGB) or 4 (RGBA) channels.{todo}")
     if 0 in pixels.shape:
-        msg = f"{what} is empty: its shape is {shape}."
-        raise ValueError(msg)
+        raise ValueError(f"{what} is empty: its shape is {shape}.")
     pixels = np.moveaxis(pixels, -1, 0)
     return read_colours(pixels, names=RGBA[: len(pixels)], value_max=value_max, what=what).to_rgb(pixels)

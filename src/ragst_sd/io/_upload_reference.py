@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._licenses import NO_DERIVATIVES, terms_of
 from ragst_sd._reference import reference_header
 from ragst_sd._validate import listing, require_type
 from ragst_sd.datasets._hub import check_repository, hub_endpoint, upload_errors
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -106,20 +104,10 @@ def upload_reference(
         api = HfApi(endpoint=hub_endpoint())
         with upload_errors(repository):
             api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repository,
-                repo_type="dataset",
-                folder_path=folder,
-                revision=revision,
-                commit_message=f"Reference {header['content_hash'][:12]}",
-            )
-    logger.info(
-        "Reference %s is at %s/datasets/%s, commit %s.",
-        header["content_hash"][:12],
-        hub_endpoint(),
-        repository,
-        commit.oid,
-    )
+            about: dict[str, Any] = {"repo_id": repository, "repo_type": "dataset", "revision": revision}
+            what = f"Reference {header['content_hash'][:12]}"
+            commit = api.upload_folder(folder_path=folder, commit_message=what, **about)
+    logger.info("%s is at %s/datasets/%s, commit %s.", what, hub_endpoint(), repository, commit.oid)
     return str(commit.oid)
 
 
@@ -131,14 +119,13 @@ def _check_terms(licenses: dict[str, str]) -> None:
             f"{name!r} ({terms_of(name).meaning}): {listing([sample for sample in refused if refused[sample] == name])}"
             for name in dict.fromkeys(refused.values())
         )
-        msg = (
+        raise ValueError(
             f"A reference is derived from its sections, and of {len(refused)} of them the licence does not say that "
             f"it may be passed on: {reasons}. Name the licences with `rg.tl.build_reference(..., sources=...)` where "
             "you know them, leave these sections out with "
             f"`rg.tl.merge_references(reference[~reference.obs['{_keys.SAMPLE}'].isin([...])])`, or pass "
             "`accept_terms=True` if you have a permission."
         )
-        raise ValueError(msg)
 
 
 def _hub_metadata(card: str, licenses: Sequence[str], repository: str) -> str:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+import anndata as ad
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
-from ragst_sd._replacing import replaced_file
+from ragst_sd._replacing import replaced_file, require_new
 from ragst_sd._results import predicted
 from ragst_sd.reference.schema import RESPONSE_UNITS, TASK
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._measured_responses import genes_of_both, measured_responses, predicted_lines
-
-if TYPE_CHECKING:
-    import os
-
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -101,40 +100,24 @@ def write_cell_eval(
     >>> sorted(file.name for file in pathlib.Path("cell_eval").iterdir())
     ['all_pred.h5ad', 'all_real.h5ad']
     """
-    import anndata as ad
-    import pandas as pd
-
     table, header = predicted(data, "", any_task=True)
     if header.get("task") != TASK:
-        msg = "`data` is a prediction of tissue; cell-eval compares responses, which `rg.tl.perturb` predicts."
-        raise ValueError(msg)
+        raise ValueError("`data` is a prediction of tissue; cell-eval compares responses: see `rg.tl.perturb`.")
     if str(header["normalization"].get("given")) in RESPONSE_UNITS:
-        msg = (
+        raise ValueError(
             f"`data` holds responses without cells ({header['unit']}), and cell-eval compares cells. "
             "`rg.tl.evaluate_perturbation` has metrics that need none."
         )
-        raise ValueError(msg)
     control, genes = str(header["control"]), genes_of_both(table, adata, header)
-    truth = measured_responses(
-        adata,
-        [table],
-        genes,
-        perturbation_key=perturbation_key,
-        context_key=context_key,
-        batch_key=None,
-        layer=layer,
-        unit=unit,
-        min_cells=min_cells,
-        rng=np.random.default_rng(0),
-    )
+    keys = {"perturbation_key": perturbation_key, "context_key": context_key, "batch_key": None, "layer": layer}
+    how: dict[str, Any] = {**keys, "unit": unit, "min_cells": min_cells, "rng": np.random.default_rng(0)}
+    truth = measured_responses(adata, [table], genes, **how)
     table = table[:, genes]
     lines = predicted_lines(table, truth)
     folder, contexts = Path(path), list(dict.fromkeys(truth.names[line][0] for line, _ in lines))
     files = {(c, kind): folder / f"{c.replace('/', '-')}_{kind}.h5ad" for c in contexts for kind in ("pred", "real")}
-    existing = [str(file) for file in files.values() if file.exists()]
-    if existing and not overwrite:
-        msg = f"{existing[0]} exists. Pass `overwrite=True` to replace it, or choose another folder."
-        raise FileExistsError(msg)
+    for file in files.values():
+        require_new(file, overwrite=overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     of_context = table.obs[_keys.CONTEXT].astype(str).to_numpy()
     sources = table.obs[_keys.SOURCE].astype(str).to_numpy()

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import geopandas as gpd
 import numpy as np
+import shapely
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import rows_in_order, single_region
 from ragst_sd._elements import centers_in_pixels, element_centers, require_sdata, resolve_image, resolve_shapes
 from ragst_sd._pitch import spot_pitch
-from ragst_sd._replacing import replace_text
+from ragst_sd._replacing import replace_text, require_new
 from ragst_sd._results import gene_index, predicted
 from ragst_sd._validate import require_type
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -89,23 +88,18 @@ def write_geojson(
     >>> rg.tl.predict(query, reference)
     >>> rg.io.write_geojson(query, "predicted.geojson", genes=reference.var_names[:2])
     """
-    import geopandas as gpd
-
     require_sdata(sdata)
     require_type(prediction_key, str, "prediction_key")
     table, header = predicted(sdata, prediction_key)
     columns = gene_index(table, genes)
     path = Path(path)
-    if path.exists() and not overwrite:
-        msg = f"{path} exists. Pass `overwrite=True` to replace it, or choose another path."
-        raise FileExistsError(msg)
+    require_new(path, overwrite=overwrite)
     outlines = _outlines(sdata, header, resolve_shapes(sdata, single_region(table)), table, prediction_key)
     values = np.asarray(table.X[:, columns], dtype=float)
     known = np.isfinite(values)
     rows = np.flatnonzero(known.any(axis=1))
     if not len(rows):
-        msg = f"No spot of {prediction_key!r} has a prediction of these genes: nothing was written."
-        raise ValueError(msg)
+        raise ValueError(f"No spot of {prediction_key!r} has a prediction of these genes: nothing was written.")
     if len(rows) < table.n_obs:
         logger.info("%d of %d spots have no prediction and are left out.", table.n_obs - len(rows), table.n_obs)
     names = table.var_names[columns].astype(str)
@@ -126,19 +120,12 @@ def _outlines(
     sdata: SpatialData, header: dict[str, Any], shapes_key: str, table: Any, prediction_key: str
 ) -> np.ndarray:
     """Outlines of a table's spots in pixels of the image."""
-    import geopandas as gpd
-    import shapely
-
     image_key = str(header["image_key"])
     if image_key == _keys.PATCHES and image_key not in sdata.images:
         (xy, index), affine = element_centers(sdata, shapes_key), np.eye(3)
     else:
-        xy, index, affine, _ = centers_in_pixels(
-            sdata,
-            shapes_key=shapes_key,
-            image_key=resolve_image(sdata, image_key),
-            coordinate_system=str(header["coordinate_system"]),
-        )
+        where = {"image_key": resolve_image(sdata, image_key), "coordinate_system": str(header["coordinate_system"])}
+        xy, index, affine, _ = centers_in_pixels(sdata, shapes_key=shapes_key, **where)
     order, element = rows_in_order(table, prediction_key, shapes_key, index), sdata[shapes_key]
     if "geometry" not in element:
         outlines = shapely.buffer(shapely.points(xy), spot_pitch(xy) / 4, quad_segs=4)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zipfile import ZipFile
 
+import anndata as ad
 import numpy as np
+import pandas as pd
+import zarr
+from anndata import AnnData
+from zarr.codecs import ZstdCodec
 
 from ragst_sd import _keys
 from ragst_sd._reference import annotations_hash, any_hash, any_header, is_perturbation, require_in_memory
-from ragst_sd._replacing import link_target, locked, place_beside, recover, without_notices
+from ragst_sd._replacing import link_target, locked, place_beside, recover, require_new, without_notices
 from ragst_sd.io._reference_file import SUFFIX, is_reference, parts_digest
 from ragst_sd.reference.normalize import as_csr
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping
-
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -99,30 +100,19 @@ def require_place(path: Path, *, overwrite: bool) -> None:
     """
     if not path.name.endswith(SUFFIX):
         named = path.with_name(path.name.removesuffix(".zip").removesuffix(".zarr") + SUFFIX)
-        msg = (
+        raise ValueError(
             f"`path` is {str(path)!r}. A reference is one file, a zarr store in a zip archive: name it {str(named)!r}."
         )
-        raise ValueError(msg)
-    if not path.exists():
-        return
-    if not overwrite:
-        msg = f"{path} exists. Pass `overwrite=True` to replace it, or choose another path."
-        raise FileExistsError(msg)
-    if path.is_dir() or not is_reference(path):
-        msg = (
+    require_new(path, overwrite=overwrite)
+    if path.exists() and (path.is_dir() or not is_reference(path)):
+        raise FileExistsError(
             f"{path} exists and is not a reference, or a damaged one: it is not replaced. Delete it if it is "
             "yours, or choose another path."
         )
-        raise FileExistsError(msg)
 
 
 def write_store(reference: AnnData, folder: Path) -> None:
     """Write a reference to a new folder, with its large arrays in chunks of whole rows."""
-    import anndata as ad
-    import pandas as pd
-    import zarr
-    from zarr.codecs import ZstdCodec
-
     # A lazy reader notices by this checksum that a chunk was damaged.
     packing = {"compressors": (ZstdCodec(level=0, checksum=True),)}
 

@@ -6,14 +6,14 @@ import logging
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import zarr
+from spatialdata import SpatialData
+from spatialdata._io.format import SpatialDataContainerFormats
 
 from ragst_sd._elements import require_sdata
 from ragst_sd._replacing import OLD, leftovers, link_target, locked, move_in, place_beside, without_notices
 from ragst_sd._validate import require_key
-
-if TYPE_CHECKING:
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -61,27 +61,20 @@ def write_table(sdata: SpatialData, name: str) -> None:
     >>> rg.pp.embed_tiles(sdata, progress=False)
     >>> rg.io.write_table(sdata, "table")
     """
-    import zarr
-    from spatialdata import SpatialData
-    from spatialdata._io.format import SpatialDataContainerFormats
-
     require_sdata(sdata)
     require_key(name, sdata.tables, "sdata.tables")
     if not sdata.is_backed():
-        msg = "`sdata` has no store yet. Write it once with `sdata.write(path)`."
-        raise ValueError(msg)
+        raise ValueError("`sdata` has no store yet. Write it once with `sdata.write(path)`.")
     store = link_target(Path(sdata.path))
     with locked(store):
         _recover(store)
         place = store / _TABLES / name
         if not place.exists() and name in {path.rsplit("/", 1)[-1] for path in sdata.elements_paths_on_disk()}:
-            msg = f"The store {store} has another element named {name!r}. Choose another name for the table."
-            raise ValueError(msg)
+            raise ValueError(f"The store {store} has another element named {name!r}. Choose another name.")
         group = zarr.open_group(store, mode="r+", use_consolidated=False)
         # Of stores written before spatialdata 0.5, all parts have to stay in zarr format 2.
-        own = next(
-            kind for kind in SpatialDataContainerFormats.values() if kind.zarr_format == group.metadata.zarr_format
-        )
+        written = group.metadata.zarr_format
+        own = next(kind for kind in SpatialDataContainerFormats.values() if kind.zarr_format == written)
         with place_beside(store) as fresh:
             # A store of its own: the elements that the table annotates are not in it.
             with without_notices():
@@ -100,15 +93,14 @@ def write_table(sdata: SpatialData, name: str) -> None:
 
 def _require_readable(store: Path, name: str) -> None:
     """Open the store once; a `RuntimeError` if that fails."""
-    from spatialdata import SpatialData
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             SpatialData.read(store)
     except Exception as error:
-        msg = f"Table {name!r} was written, but {store} cannot be read now: {error!r}. Write the object to a new store."
-        raise RuntimeError(msg) from error
+        raise RuntimeError(
+            f"Table {name!r} was written, but {store} cannot be read now: {error!r}. Write the object to a new store."
+        ) from error
 
 
 def _recover(store: Path) -> None:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import FigureBase
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from ragst_sd import _keys
+from ragst_sd._metrics import group_means
 from ragst_sd._validate import listing, require_choice, require_type
 from ragst_sd.pl import _style
-from ragst_sd.pl._figure import draws, picture
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Unpack
-
-    from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
-
-    from ragst_sd.pl._figure import Drawing
+from ragst_sd.pl._figure import Drawing, draws, picture
 
 _TITLES = {
     "pearson": "Pearson correlation",
@@ -93,18 +91,16 @@ def benchmark(
     require_choice(metric, list(dict.fromkeys(scores.loc[scores["method"] != "", "metric"])), "metric")
     if "n_donors" in scores and scores["n_donors"].nunique() > 1:
         if baseline is not None:
-            msg = (
+            raise ValueError(
                 "`baseline`: these scores are of several numbers of donors, and drawn as curves. Leave it out, or take one "
                 f"number: `scores[scores['n_donors'] == {scores['n_donors'].max()}]`."
             )
-            raise ValueError(msg)
         with picture(6.4, 4.0, **drawing) as figure:
             panel = _draw_curves(figure, scores, metric, unit)
         return panel if drawing.get("return_ax") else None
     summary = by_donor(scores, metric, baseline=baseline).dropna(subset="mean").set_index("method")
     if summary.empty:
-        msg = f"`scores` has no value of {metric!r} in this unit: all are NaN."
-        raise ValueError(msg)
+        raise ValueError(f"`scores` has no value of {metric!r} in this unit: all are NaN.")
     summary = summary.sort_values("mean", ascending=metric in ERRORS, kind="stable")
     values = _by_method(scores, metric).loc[summary.index]
     effective_n = _by_method(scores, _keys.EFFECTIVE_N).mean(axis=1).reindex(values.index)
@@ -138,8 +134,7 @@ def _check(scores: pd.DataFrame, unit: str | None) -> str:
     missing = [name for name in ("method", "fold", "sample", "gene", "unit", "metric", "value") if name not in scores]
     if missing or scores.empty:
         found = f"lacks the columns {listing(missing)}" if missing else "is empty"
-        msg = f"`scores` {found}. Make it with `rg.tl.cross_validate`."
-        raise ValueError(msg)
+        raise ValueError(f"`scores` {found}. Make it with `rg.tl.cross_validate`.")
     units = list(dict.fromkeys(scores["unit"]))
     if unit is None:
         return str(units[0])
@@ -153,10 +148,6 @@ def _title(metric: str) -> str:
 
 def _draw_curves(figure: FigureBase, scores: pd.DataFrame, metric: str, unit: str) -> Axes:
     """Accuracy over the number of donors learned from: a line for each method, a thin one for each held-out donor."""
-    from matplotlib.ticker import MaxNLocator
-
-    from ragst_sd._metrics import group_means
-
     panel = figure.subplots()
     means = group_means(scores, metric)
     means = means[means["method"] != ""]
@@ -180,8 +171,6 @@ def _draw_curves(figure: FigureBase, scores: pd.DataFrame, metric: str, unit: st
 
 def _by_method(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Means of a metric, one line per method and one column per donor; empty where the scores do not hold it."""
-    from ragst_sd._metrics import group_means
-
     if metric not in set(scores["metric"]):
         return pd.DataFrame()
     means = group_means(scores, metric)
@@ -236,9 +225,6 @@ def _markers(donors: pd.Index) -> Sequence[str]:
 
 def _legend(figure: FigureBase, donors: pd.Index, *, any_cites: bool) -> None:
     """Donors by the shape of their marks, or their number where there are more than shapes; colours of methods."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
     names, markers = [_style.shorten(str(donor), 14) for donor in donors], _markers(donors)
     if len(set(markers)) < len(donors):
         names, markers = [f"one of {len(donors)} held-out donors"], markers[:1]

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Unpack
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from spatialdata import SpatialData
 
-from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
 from ragst_sd._validate import name_list
 from ragst_sd.pl import _maps, _style
-from ragst_sd.pl._figure import draws, picture
+from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._section import draw_spots, read_section
 from ragst_sd.pl._trust import distrust
 from ragst_sd.retrieval.training import dense
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Unpack
-
-    from matplotlib.axes import Axes
-    from spatialdata import SpatialData
-
-    from ragst_sd.pl._figure import Drawing
 
 _COLORS = ("#E69F00", "#009E73", "#5659CC")
 
@@ -82,13 +76,11 @@ def composite(
     >>> len(ax.texts)
     3
     """
-    from matplotlib.colors import to_rgb
-
-    require_sdata(sdata)
     names = name_list(genes, "genes")
     if len(names) > len(_COLORS):
-        msg = f"`genes` names {len(names)} genes; one map shows {len(_COLORS)} at most. `rg.pl.prediction` shows more."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`genes` names {len(names)} genes; one map shows {len(_COLORS)} at most. `rg.pl.prediction` shows more."
+        )
     _maps.require_fade(image_fade)
     table, header = predicted(sdata, prediction_key)
     values = dense(table.X[:, gene_index(table, names)])
@@ -105,12 +97,7 @@ def composite(
         colors = 1 - np.clip(shares @ inks, 0, 1)
         draw_spots(drawn, section, np.flatnonzero(has), facecolors=colors, linewidths=0, zorder=3)
         for i, (name, note) in enumerate(zip(names, notes, strict=True)):
-            drawn.text(
-                i / len(names),
-                1.02,
-                f"{name} (not to be trusted)" if note else name,
-                color=_style.UNTRUSTED if note else _COLORS[i],
-                weight="bold",
-                transform=drawn.transAxes,
-            )
+            words = f"{name} (not to be trusted)" if note else name
+            color = _style.UNTRUSTED if note else _COLORS[i]
+            drawn.text(i / len(names), 1.02, words, color=color, weight="bold", transform=drawn.transAxes)
     return drawn if drawing.get("return_ax") else None

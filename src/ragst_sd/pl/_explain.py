@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import is_scrna
@@ -13,21 +17,9 @@ from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_col
 from ragst_sd._truth import measured_values
 from ragst_sd._validate import name_list, require_choice, require_positive
 from ragst_sd.pl import _style
-from ragst_sd.pl._figure import draws, picture
+from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._maps import axes_in_rows
-from ragst_sd.pl._trust import distrust, has_intervals, intervals_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Unpack
-
-    from anndata import AnnData
-    from matplotlib.axes import Axes
-    from spatialdata import SpatialData
-
-    from ragst_sd.pl._figure import Drawing
-    from ragst_sd.pl._trust import Intervals
-
+from ragst_sd.pl._trust import Intervals, distrust, has_intervals, intervals_of
 
 SECTIONS = "sections brought to one mean"
 _LONGEST_LABEL = 30
@@ -169,11 +161,10 @@ def explain(
 def _require_values(spot: str, genes: list[str], totals: np.ndarray) -> None:
     missing = [gene for gene, total in zip(genes, totals, strict=True) if not np.isfinite(total)]
     if missing:
-        msg = (
+        raise ValueError(
             f"Spot {spot!r} has no prediction of {', '.join(map(repr, missing))}: it lies outside the image, or no "
             "cited spot measured the gene. Choose another spot or gene."
         )
-        raise ValueError(msg)
 
 
 def steps_of(parts: pd.DataFrame, group_by: str, n_shown: int, *, scrna: bool = False) -> pd.DataFrame:
@@ -196,14 +187,8 @@ def steps_of(parts: pd.DataFrame, group_by: str, n_shown: int, *, scrna: bool = 
     rows, mean, rest = split_lines(parts)
     weighted = (rows["weight"] * rows["value"]).fillna(0.0)
     rows = rows.assign(brings=rows["contribution"] if scrna else weighted)
-    groups = rows.groupby(group_by, sort=False).agg(
-        weight=("weight", "sum"),
-        brings=("brings", "sum"),
-        n=("weight", "size"),
-        donor=("donor", "first"),
-        sample=("sample", "first"),
-        value=("value", "first"),
-    )
+    by = rows.groupby(group_by, sort=False)
+    groups = by[["weight", "brings"]].sum().join(by[["donor", "sample", "value"]].first()).assign(n=by.size())
     if not scrna:
         groups["value"] = groups["brings"] / groups["weight"].where(groups["weight"] > 0)
     groups = groups.sort_values("weight", ascending=False, kind="stable")

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any, TypedDict
+from typing import IO, Any, TypedDict, TypeVar
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import FigureBase
+from matplotlib.gridspec import GridSpec
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ragst_sd._validate import require_positive, require_type
 
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterator
-    from typing import TypeVar
-
-    from matplotlib.figure import FigureBase
-
-    F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., Any])
 
 _SILENT_BACKENDS = {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}
 _LOOK: Any = {
@@ -104,25 +104,19 @@ def picture(
     ValueError
         If `figsize` is given along with `ax`, or is not two numbers above zero.
     """
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     if dpi is not None:
         require_positive(dpi, "dpi")
     if ax is not None:
         require_type(ax, Axes, "ax")
         if figsize is not None:
-            msg = "`figsize` is for a new figure; `ax` has its size already. Give one of them."
-            raise ValueError(msg)
+            raise ValueError("`figsize` is for a new figure; `ax` has its size already. Give one of them.")
         parent: Any = ax.figure.figure
         others = [artist for artist in (*parent.axes, *parent.texts, *parent.legends) if artist.get_in_layout()]
         figure: Any = _figure_in(ax)
     else:
         size = (width, height) if figsize is None else tuple(figsize)
         if len(size) != 2:
-            msg = f"`figsize` is {figsize!r}; it must be (width, height) in inches."
-            raise ValueError(msg)
+            raise ValueError(f"`figsize` is {figsize!r}; it must be (width, height) in inches.")
         for edge in size:
             require_positive(edge, "figsize")
         figure = plt.figure(figsize=size, dpi=dpi, layout=ConstrainedLayoutEngine(**_PADS))
@@ -151,8 +145,6 @@ def picture(
 
 def _figure_in(ax: Axes) -> FigureBase:
     """A figure inside the caller's figure, in the place of axes that become invisible."""
-    from matplotlib.gridspec import GridSpec
-
     ax.set_axis_off()
     parent: Any = ax.figure
     place = ax.get_subplotspec()

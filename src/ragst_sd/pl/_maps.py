@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
+from matplotlib.figure import FigureBase
+from matplotlib.gridspec import SubplotSpec
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from ragst_sd import _keys
+from ragst_sd._validate import require_between
 from ragst_sd.pl import _style
-from ragst_sd.pl._section import draw_image, draw_rims, draw_spots, extent_of, free_corner, spot_reach
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
-    from matplotlib.figure import FigureBase
-    from matplotlib.gridspec import SubplotSpec
-
-    from ragst_sd.pl._section import Section
+from ragst_sd.pl._section import Section, draw_image, draw_rims, draw_spots, extent_of, free_corner, spot_reach
 
 # Inches that a figure holds for a title, a line of small words, and a colour bar with its label.
 TITLE, NOTE, BAR = 0.4, 0.17, 1.0
@@ -45,20 +44,17 @@ class Map:
 
 def require_fade(image_fade: float) -> None:
     """Raise a `ValueError` unless a picture can be mixed with that much white."""
-    if not 0 <= image_fade <= 1:
-        msg = f"`image_fade` is {image_fade!r}; it must lie between 0 (the picture as it is) and 1 (white)."
-        raise ValueError(msg)
+    require_between(image_fade, 0, 1, "image_fade", "0 leaves the picture as it is, 1 makes it white.")
 
 
 def require_citations(header: dict[str, Any]) -> None:
     """Raise a `ValueError` if a prediction was made by a method that cites no measured spots."""
     if not len(header[_keys.CITED]):
-        msg = (
+        raise ValueError(
             f"The prediction was made by method {header['method']!r}, which cites no measured spots: there is "
             'nothing to show. `rg.get.explain(..., terms="all")` lists the rows that a regression rests on. Or fit a '
             'method that cites, for instance `rg.tl.fit(reference, method="knn")`, and predict again.'
         )
-        raise ValueError(msg)
 
 
 def map_size(section: Section, edge: float) -> tuple[float, float]:
@@ -97,8 +93,7 @@ def limits_of(values: np.ndarray, vmin: float | None = None, vmax: float | None 
         low, high = finite.min(), finite.max()
     low, high = float(low if vmin is None else vmin), float(high if vmax is None else vmax)
     if low > high:
-        msg = f"The colour scale would run from {low:.4g} to {high:.4g}. Give `vmin` below `vmax`."
-        raise ValueError(msg)
+        raise ValueError(f"The colour scale would run from {low:.4g} to {high:.4g}. Give `vmin` below `vmax`.")
     return (low - 0.5, high + 0.5) if low == high else (low, high)
 
 
@@ -134,8 +129,6 @@ def draw_map(ax: Axes, section: Section, panel: Map, *, fade: float, letters: in
 
 def _draw_bar(ax: Axes, spots: Any, panel: Map) -> None:
     """Draw a colour bar right of a map; its ends are pointed where values lie beyond."""
-    from matplotlib.ticker import MaxNLocator
-
     low, high = panel.limits
     values = panel.values if panel.on_scale is None else panel.on_scale
     under, over = bool((values < low).any()), bool((values > high).any())
@@ -150,7 +143,5 @@ def _draw_bar(ax: Axes, spots: Any, panel: Map) -> None:
 
 
 def _hatch(ax: Axes, hatch: str, **style: Any) -> None:
-    from matplotlib.patches import Rectangle
-
     style |= {"facecolor": "none", "edgecolor": "0.72", "linewidth": 0, "hatch": hatch}
     ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, gid="hatch", **style))

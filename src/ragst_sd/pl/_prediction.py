@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import Literal, Unpack
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
+from spatialdata import SpatialData
 
-from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
 from ragst_sd._truth import measured_values
 from ragst_sd._validate import name_list
 from ragst_sd.pl import _maps, _style
-from ragst_sd.pl._figure import draws, picture
+from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._section import read_section
 from ragst_sd.pl._trust import distrust, greys, intervals_of
 from ragst_sd.retrieval.training import dense
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Unpack
-
-    from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
-    from spatialdata import SpatialData
-
-    from ragst_sd.pl._figure import Drawing
 
 
 @draws
@@ -110,7 +103,6 @@ def prediction(
     >>> list(axes[reference.var_names[0]])
     ['measured', 'predicted', 'difference']
     """
-    require_sdata(sdata)
     genes = name_list(genes, "genes")
     _maps.require_fade(image_fade)
     table, header = predicted(sdata, prediction_key)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._half_response import response_from_half
@@ -17,10 +19,6 @@ from ragst_sd._results import holds_responses, predicted, remembered, require_ma
 from ragst_sd._validate import listing, require_key, require_known
 from ragst_sd.reference.responses import canonical, recognised
 from ragst_sd.retrieval.training import dense
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 # Weights that differ by less are the same weights, rounded.
 _SAME = 1e-4
@@ -77,15 +75,13 @@ def read_responses(
     """
     table, header = predicted(data, prediction_key, any_task=True)
     if not holds_responses(header):
-        msg = (
+        raise ValueError(
             "The table holds a prediction of tissue; `rg.pl.prediction` draws it. Responses are made by "
             "`rg.tl.perturb`."
         )
-        raise ValueError(msg)
     names = labels(table.obs[_keys.PERTURBATION])
     if perturbation is None and len(set(names)) > 1:
-        msg = f"`perturbation` is needed: the table holds {listing(sorted(set(names)))}."
-        raise ValueError(msg)
+        raise ValueError(f"`perturbation` is needed: the table holds {listing(sorted(set(names)))}.")
     name = names[0] if perturbation is None else perturbation
     require_known([name], sorted(set(names)), "perturbation", ": the table has no", KeyError)
     part = table[names == name]
@@ -120,8 +116,7 @@ def read_responses(
         row = _row(truth, header, name, chosen, genes)
         if row is None:
             has = sorted(set(labels(truth.obs[_keys.PERTURBATION])))
-            msg = f"`truth` did not measure {name!r} in context {chosen!r}; it measured {listing(has)}."
-            raise ValueError(msg)
+            raise ValueError(f"`truth` did not measure {name!r} in context {chosen!r}; it measured {listing(has)}.")
         what = f"measured, which {header['method']} learned from" if learned else "measured (other controls)"
         measured = Measured(row, dense(row.X).ravel(), response, (what, "predicted response"))
     weights = _by_row(part, len(header[_keys.CITED]))
@@ -154,22 +149,21 @@ def _check_truth(truth: AnnData, header: dict[str, Any], genes: list[str]) -> No
         values = sp.csr_matrix(np.asarray(own["values"]))
         n_shared = max(n_shared, int(recognised(values, own["genes"], known).sum()))
     if n_shared:
-        msg = (
+        raise ValueError(
             f"`truth` was measured against {n_shared} of the controls that the prediction rests on, whose noise "
             "would count as agreement. Build it on the cells 'test' and 'control_test' of `rg.tl.perturbation_folds`."
         )
-        raise ValueError(msg)
     unit = str(about["normalization"]["unit"])
     if unit != str(header["unit"]):
-        msg = (
+        raise ValueError(
             f"`truth` is in {unit}, the prediction in {header['unit']}. Build it with the `target_sum` of the "
             "reference."
         )
-        raise ValueError(msg)
     lacking = [gene for gene in genes if gene not in truth.var_names]
     if lacking:
-        msg = f"`truth` did not measure {len(lacking)} of the {len(genes)} genes predicted: {listing(lacking)}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`truth` did not measure {len(lacking)} of the {len(genes)} genes predicted: {listing(lacking)}."
+        )
 
 
 def _by_row(part: AnnData, n_cited: int) -> np.ndarray:

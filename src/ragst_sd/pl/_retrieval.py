@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.patches import ConnectionPatch, Rectangle
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import cell_types, measured_columns
-from ragst_sd._elements import require_sdata
 from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
 from ragst_sd._validate import name_list, require_positive
 from ragst_sd.image.embedding import tiles_at
 from ragst_sd.pl import _style
 from ragst_sd.pl._explain import SECTIONS, brings_texts, facts, split_lines, steps_of, value_text
-from ragst_sd.pl._figure import draws, picture
+from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._maps import require_citations
-from ragst_sd.pl._section import draw_image, extent_of, field_widths, read_section
+from ragst_sd.pl._section import Section, draw_image, extent_of, field_widths, read_section
 from ragst_sd.pl._trust import distrust
 from ragst_sd.reference.schema import knows_tiles
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Unpack
-
-    import pandas as pd
-    from anndata import AnnData
-    from matplotlib.axes import Axes
-    from spatialdata import SpatialData
-
-    from ragst_sd.pl._figure import Drawing
-    from ragst_sd.pl._section import Section
 
 
 @draws
@@ -104,7 +97,6 @@ def retrieval(
     """
     from ragst_sd.get import explain
 
-    require_sdata(sdata)
     require_positive(n_shown, "n_shown", whole=True)
     (gene,), names = name_list(genes, "genes", most=1), name_list(obs_names, "obs_names")
     table, header = predicted(sdata, prediction_key, exact=True)
@@ -118,8 +110,7 @@ def retrieval(
     parts = explain(sdata, reference, obs_names=names, genes=gene, prediction_key=prediction_key)
     _require_pictures(reference)
     for name in np.array(names)[~np.isfinite(np.ravel(table.X[spots, column]))]:
-        msg = f"None of the spots cited for {str(name)!r} measured {gene!r}: there is no prediction to show."
-        raise ValueError(msg)
+        raise ValueError(f"None of the spots cited for {str(name)!r} measured {gene!r}: there is nothing to show.")
     lines = [parts[parts["query"] == name] for name in names]
     steps = [steps_of(part, "reference", int(n_shown)) for part in lines]
     section = read_section(sdata, table, header, prediction_key)
@@ -166,38 +157,33 @@ def _require_evidence(table: AnnData, header: dict[str, Any], spots: np.ndarray)
     require_citations(header)
     for spot in spots:
         if (table.obsm[_keys.ROWS][spot] < 0).all():
-            msg = (
+            raise ValueError(
                 f"Spot {table.obs_names[spot]!r} has no prediction: it lies outside image {header['image_key']!r}. "
                 f"Choose one whose `obs[{_keys.EFFECTIVE_N!r}]` is not NaN."
             )
-            raise ValueError(msg)
 
 
 def _require_tiles(header: dict[str, Any]) -> None:
     if not knows_tiles(header["encoder"]):
-        msg = (
+        raise ValueError(
             f"The embedding {str(header['use_rep'])!r} is of unknown origin: it does not say of which tiles it was "
             "made, which this picture shows. State it with `rg.pp.use_features(..., model=..., tile_px=..., mpp=...)` "
             "for the sections of the reference and the query, build, fit and predict again."
         )
-        raise ValueError(msg)
 
 
 def _require_pictures(reference: AnnData) -> None:
     if _keys.THUMBNAIL not in reference.obsm:
-        msg = (
+        raise ValueError(
             f"The reference has no pictures of its spots (`obsm[{_keys.THUMBNAIL!r}]`). Build it with "
             "`rg.tl.build_reference(..., thumbnails=True)`, fit it and predict again."
         )
-        raise ValueError(msg)
 
 
 def _draw_spot(
     overview: Axes, tile: Axes, section: Section, center: np.ndarray, edges: list[float], pixels: np.ndarray
 ) -> None:
     """Draw the section with the place of a spot (solid: its tile; broken: wider fields of view), and its tile."""
-    from matplotlib.patches import ConnectionPatch, Rectangle
-
     (x, y), half = center, edges[0] / 2
     box = extent_of(section, half, on_image=True)
     draw_image(overview, section.pyramid, box, edge_px=700)

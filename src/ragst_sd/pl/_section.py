@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.collections import Collection, EllipseCollection, PathCollection
+from matplotlib.path import Path
+from scipy.spatial import KDTree
+from shapely.geometry.polygon import orient
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import rows_in_order, single_region
-from ragst_sd._elements import centers_in_pixels, element_centers, image_pyramid, resolve_shapes
+from ragst_sd._elements import centers_in_pixels, element_centers, image_pyramid, require_sdata, resolve_shapes
 from ragst_sd._patches import patch_edge, shrunk
 from ragst_sd._resolution import embedded_mpp_of
 from ragst_sd._validate import listing
 from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.frames import apply_affine, similarity_scale
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from matplotlib.axes import Axes
-    from matplotlib.collections import Collection
-    from spatialdata import SpatialData
 
 Box = tuple[float, float, float, float]
 
@@ -52,29 +53,27 @@ def read_section(
     ValueError
         If the image or the shapes are not in the object.
     """
+    require_sdata(sdata)
     image_key = str(header["image_key"])
     by_patch = _is_drawn_from_thumbnails(sdata, header)
     on_white = or_white and image_key not in sdata.images and not by_patch
     if not image_key and not on_white:
-        msg = (
+        raise ValueError(
             f"The embedding {str(header['use_rep'])!r} does not say on which image its spots lie (`sdata.images` has "
             f"{listing(sdata.images)}). Name it with `rg.pp.use_features(sdata, features={str(header['use_rep'])!r}, "
             "image_key=...)` and predict again."
         )
-        raise ValueError(msg)
     if image_key not in sdata.images and not by_patch and not on_white:
-        msg = (
+        raise ValueError(
             f"The prediction was made from image {image_key!r}, which is not in `sdata.images` (it has "
             f"{listing(sdata.images)}). Add it, or read the object with its images."
         )
-        raise ValueError(msg)
     region = single_region(table)
     if region not in sdata.shapes and region not in sdata.points:
-        msg = (
+        raise ValueError(
             f"The prediction annotates {region!r}, which is not in `sdata.shapes` (it has {listing(sdata.shapes)}). "
             "Add it, or read the object with its shapes."
         )
-        raise ValueError(msg)
     shapes_key = resolve_shapes(sdata, region)
     if by_patch or on_white:
         xy, index = element_centers(sdata, shapes_key)
@@ -94,13 +93,9 @@ def read_section(
     )
     order = rows_in_order(table, prediction_key, shapes_key, found.index)
     element = sdata[shapes_key]
-    return Section(
-        pyramid=image_pyramid(sdata, image_key),
-        mpp=embedded_mpp_of(sdata, header),
-        centers=found.xy[order],
-        element=element.iloc[order] if hasattr(element, "geometry") else None,
-        affine=found.affine,
-    )
+    shapes = element.iloc[order] if hasattr(element, "geometry") else None
+    pyramid = image_pyramid(sdata, image_key)
+    return Section(pyramid, embedded_mpp_of(sdata, header), found.xy[order], shapes, found.affine)
 
 
 def _is_drawn_from_thumbnails(sdata: SpatialData, header: dict[str, Any]) -> bool:
@@ -208,8 +203,6 @@ def field_widths(header: dict[str, Any], section: Section) -> list[float]:
 
 def disc_radii(section: Section) -> np.ndarray | None:
     """(n,) radius of each spot in pixels; `None` where spots have outlines."""
-    from scipy.spatial import KDTree
-
     if section.element is None:
         points = np.unique(section.centers, axis=0)
         # Points have no size; neighbouring circles of this size do not touch.
@@ -232,8 +225,6 @@ def spot_reach(section: Section) -> float:
 
 def draw_spots(ax: Axes, section: Section, rows: np.ndarray, **style: Any) -> Collection:
     """Draw spots in true size: circles by their radius, everything else by its outline."""
-    from matplotlib.collections import PathCollection
-
     radii = disc_radii(section)
     if radii is None:
         paths = [_outline(shape, section.affine) for shape in section.element.geometry.iloc[rows]]
@@ -248,8 +239,6 @@ def draw_rims(ax: Axes, section: Section, rows: np.ndarray, color: str, width: f
 
 def draw_discs(ax: Axes, centers: np.ndarray, diameter: np.ndarray, **style: Any) -> Collection:
     """Draw discs whose diameter is given in pixels of the image."""
-    from matplotlib.collections import EllipseCollection
-
     style |= {"units": "xy", "offsets": centers, "offset_transform": ax.transData}
     discs = EllipseCollection(diameter, diameter, 0 * diameter, **style)
     return ax.add_collection(discs, autolim=False)
@@ -257,9 +246,6 @@ def draw_discs(ax: Axes, centers: np.ndarray, diameter: np.ndarray, **style: Any
 
 def _outline(shape: Any, affine: np.ndarray) -> Any:
     """Path of a polygon or multipolygon, holes included."""
-    from matplotlib.path import Path
-    from shapely.geometry.polygon import orient
-
     paths = []
     for polygon in getattr(shape, "geoms", [shape]):
         # Holes stay empty only where they run against their exterior.

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
-from ragst_sd._elements import require_sdata
 from ragst_sd._labels import labels
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._results import predicted
 from ragst_sd._validate import require_choice, require_positive
 from ragst_sd.pl import _maps, _style
-from ragst_sd.pl._figure import draws, picture
-from ragst_sd.pl._section import draw_discs, read_section, spot_reach
-
-if TYPE_CHECKING:
-    from typing import Unpack
-
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from spatialdata import SpatialData
-
-    from ragst_sd.pl._figure import Drawing
-    from ragst_sd.pl._section import Section
+from ragst_sd.pl._figure import Drawing, draws, picture
+from ragst_sd.pl._section import Section, draw_discs, read_section, spot_reach
 
 _GROUPS = (_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY, "license", "citation")
 _PER_ROW = 4
@@ -118,12 +110,10 @@ def sources(
     """
     from ragst_sd.get import neighbors
 
-    require_sdata(sdata)
     require_choice(group_by, _GROUPS, "group_by")
     require_positive(n_shown, "n_shown", whole=True)
     if n_shown >= len(_style.PALETTE):
-        msg = f"`n_shown` is {n_shown}; there are colours for {len(_style.PALETTE) - 1} groups at most."
-        raise ValueError(msg)
+        raise ValueError(f"`n_shown` is {n_shown}; there are colours for {len(_style.PALETTE) - 1} groups at most.")
     _maps.require_fade(image_fade)
     table, header = predicted(sdata, prediction_key)
     _maps.require_citations(header)

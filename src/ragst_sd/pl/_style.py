@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from matplotlib.axes import Axes
+from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
+from matplotlib.patheffects import withStroke
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 
 # Okabe and Ito's palette, which stays apart under every common form of colour blindness.
 EVIDENCE = "#0072B2"
@@ -63,16 +64,11 @@ def number(value: float, decimals: int, *, sign: bool = False, missing: str = "n
 
 def halo(width: float) -> list[Any]:
     """A light rim that keeps lines and letters legible on tissue."""
-    from matplotlib.patheffects import withStroke
-
     return [withStroke(linewidth=width, foreground="white")]
 
 
 def scale_bar(ax: Axes, mpp: float | None, loc: str = "lower left") -> None:
     """Draw a scale bar in a corner of axes in image pixels; nothing if the resolution is unknown."""
-    from matplotlib.font_manager import FontProperties
-    from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
-
     if mpp is None:
         return
     left, right = ax.get_xlim()
@@ -97,8 +93,6 @@ def frame(ax: Axes, color: str = "0.6", width: float = 0.8) -> None:
 
 def em() -> float:
     """Points of the letters of the picture that is drawn."""
-    import matplotlib as mpl
-
     return float(mpl.rcParams["font.size"])
 
 

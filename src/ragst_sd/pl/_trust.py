@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 
 from ragst_sd import _keys
 from ragst_sd._results import gene_index
-from ragst_sd._validate import listing
+from ragst_sd._validate import listing, require_between
 from ragst_sd.pl import _style
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-    from matplotlib.colors import Colormap
+from ragst_sd.retrieval.training import dense
 
 
 def distrust(table: AnnData, genes: Sequence[str], min_cv_pearson: float) -> list[str]:
@@ -29,10 +27,7 @@ def distrust(table: AnnData, genes: Sequence[str], min_cv_pearson: float) -> lis
     ValueError
         If `min_cv_pearson` is not a correlation.
     """
-    number = isinstance(min_cv_pearson, int | float | np.number) and not isinstance(min_cv_pearson, bool)
-    if not number or not -1 <= min_cv_pearson <= 1:
-        msg = f"`min_cv_pearson` is {min_cv_pearson!r}; it must be a correlation, from -1 (trust every gene) to 1."
-        raise ValueError(msg)
+    require_between(min_cv_pearson, -1, 1, "min_cv_pearson", "It is a correlation; -1 trusts every gene.")
     scores = table.var.reindex(columns=[_keys.CV_PEARSON]).iloc[gene_index(table, genes), 0]
     words = "not to be trusted (cross-validated r = {})"
     return [words.format(_style.number(score, 2)) if score < min_cv_pearson else "" for score in scores]
@@ -40,8 +35,6 @@ def distrust(table: AnnData, genes: Sequence[str], min_cv_pearson: float) -> lis
 
 def greys() -> Colormap:
     """For genes that are not to be trusted; the lightest grey still stands out from glass."""
-    from matplotlib.colors import LinearSegmentedColormap
-
     return LinearSegmentedColormap.from_list("distrust", ["0.88", "0.1"])
 
 
@@ -87,21 +80,12 @@ def intervals_of(table: AnnData, header: dict[str, Any], columns: np.ndarray) ->
     ------
     KeyError
         If the table has none.
-    ValueError
-        If the table does not say what they are.
     """
-    from ragst_sd.retrieval.training import dense
-
     if not has_intervals(table):
         names = [name for name in table.layers if name is not None]
-        msg = (
+        raise KeyError(
             f"The table has no intervals: it lacks the layers {listing([_keys.LOWER, _keys.UPPER])} and has "
             f"{listing(names)}. Predict again with `rg.tl.predict(..., intervals=0.9)`."
         )
-        raise KeyError(msg)
-    missing = [name for name in (_keys.INTERVAL_LEVEL, _keys.INTERVAL_UNIT) if name not in header]
-    if missing:
-        msg = f"The table does not say what its intervals are: uns[{_keys.RETRIEVAL!r}] lacks {listing(missing)}."
-        raise ValueError(msg)
     lower, upper = (dense(table.layers[name][:, columns]) for name in (_keys.LOWER, _keys.UPPER))
     return Intervals(lower, upper, float(header[_keys.INTERVAL_LEVEL]), str(header[_keys.INTERVAL_UNIT]))

@@ -6,11 +6,18 @@ import base64
 import gzip
 import hashlib
 import html
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import matplotlib as mpl
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from jinja2 import Environment
+from spatialdata import SpatialData
 
 from ragst_sd import _keys, _results
 from ragst_sd._annotation import single_region
@@ -20,17 +27,8 @@ from ragst_sd._replacing import replace_text
 from ragst_sd._truth import measured_values
 from ragst_sd._validate import require_key, require_positive
 from ragst_sd.pl._section import read_section
-from ragst_sd.pl._viewer_numbers import choose_genes, collect_numbers
-from ragst_sd.pl._viewer_pictures import collect_pictures
+from ragst_sd.pl._viewer_content import choose_genes, collect_numbers, collect_pictures
 from ragst_sd.retrieval.grounding import FLAGGED
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator, Sequence
-
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
 
 # The page's promise, in bytes.
 LIMIT = 30_000_000
@@ -61,8 +59,7 @@ class Page:
 
     def __fspath__(self) -> str:
         if self.path is None:
-            msg = "The page was not written to a file; call `rg.pl.viewer(..., path=...)`."
-            raise TypeError(msg)
+            raise TypeError("The page was not written to a file; call `rg.pl.viewer(..., path=...)`.")
         return str(self.path)
 
 
@@ -165,15 +162,12 @@ def viewer(
     >>> len(page.html) < 1_000_000
     True
     """
-    import pandas as pd
-
     require_sdata(sdata)
     require_positive(n_shown, "n_shown", whole=True)
     require_positive(height, "height", whole=True)
     target = None if path is None else Path(path)
     if target is not None and target.exists() and not bears(target, MARK):
-        msg = f"`path` {str(path)!r} exists and is no viewer page; it is not replaced. Choose another name."
-        raise FileExistsError(msg)
+        raise FileExistsError(f"`path` {str(path)!r} exists and is no viewer page. Choose another name.")
     table, header = _results.predicted(sdata, prediction_key, exact=True)
     bank = _results.matching_bank(reference, header)
     _results.require_columns(table, _results.OBS_COLUMNS)
@@ -209,11 +203,10 @@ def viewer(
         if size <= LIMIT:
             break
     else:
-        msg = (
+        raise ValueError(
             f"A page of {table.n_obs} spots and {len(chosen)} genes would take {size / 1e6:.0f} MB, more than "
             f"{LIMIT / 1e6:.0f} MB. Choose fewer genes with `genes=`, or predict part of the section."
         )
-        raise ValueError(msg)
     if target is not None:
         replace_text(target, page)
     return Page(page, target, int(height))
@@ -240,21 +233,12 @@ def _facts(table: AnnData, header: dict[str, Any], title: str) -> dict[str, Any]
 
 def _fill(head: dict[str, Any], data: dict[str, dict[str, str]]) -> str:
     """The page out of what its scripts read first, and texts that stand for bytes, by kind and name."""
-    from jinja2 import Environment
-
     template, style = (read_text(f"pl/viewer_page/{name}") for name in ("page.html", "page.css"))
     script = "\n".join(read_text(f"pl/viewer_page/{name}") for name in _SCRIPTS)
     environment = Environment(autoescape=True)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
-    return environment.from_string(template).render(
-        mark=MARK,
-        style=style,
-        style_digest=_digest(style),
-        script=script,
-        script_digest=_digest(script),
-        head=head,
-        data=data,
-    )
+    code = {"style": style, "style_digest": _digest(style), "script": script, "script_digest": _digest(script)}
+    return environment.from_string(template).render(mark=MARK, head=head, data=data, **code)
 
 
 def _digest(text: str) -> str:
@@ -271,7 +255,5 @@ def _pack(values: np.ndarray) -> str:
 
 def _colormaps() -> dict[str, str]:
     """256 colours each, as hexadecimal digits."""
-    import matplotlib as mpl
-
     steps = np.linspace(0, 1, 256)
     return {name: mpl.colormaps[name](steps, bytes=True)[:, :3].tobytes().hex() for name in _COLORMAPS}

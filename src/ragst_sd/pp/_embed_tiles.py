@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
+from tqdm.auto import tqdm
 
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, resolve_annotation, rows_in_order
 from ragst_sd._elements import centers_in_pixels, image_pyramid, keep_value_max, require_sdata, resolve_image
+from ragst_sd._outlines import extent_of
 from ragst_sd._patches import frame_of, holds_patches, patch_mpp, patch_pyramid, require_shown
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._settings import settings
 from ragst_sd._several import over_sections
 from ragst_sd._validate import require_positive, require_some
 from ragst_sd._workers import without_huge_chunks, worker_device
-from ragst_sd.pp._embedding_header import add_embedding, default_key, embedding_header, same_header
+from ragst_sd.pp._embedding_header import Spots, add_embedding, default_key, embedding_header, same_header
 from ragst_sd.pp._embedding_run import open_cache, run_embedding
 from ragst_sd.pp._tile_grid import require_resolution
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
 
 logger = logging.getLogger(__name__)
 
@@ -173,8 +171,6 @@ def embed_tiles(
     >>> table.obsm["X_texture"].shape[0] == table.n_obs
     True
     """
-    from tqdm.auto import tqdm
-
     from ragst_sd.image.embedding import plan_fields, tile_padding
     from ragst_sd.image.encoders import resolve_encoder
 
@@ -206,13 +202,10 @@ def embed_tiles(
     inside = pyramid.inside(at)
     if not inside.any():
         height, width = pyramid.shapes[0]
-        msg = (
+        raise ValueError(
             f"All {len(xy)} centres of {shapes_key!r} lie outside image {image_key!r}: the image covers x 0 to {width} "
-            f"and y 0 to {height}, the centres x {xy[:, 0].min():.0f} to {xy[:, 0].max():.0f} and "
-            f"y {xy[:, 1].min():.0f} to {xy[:, 1].max():.0f} in its pixels. Check the transformations in "
-            f"{frame!r}."
+            f"and y 0 to {height}, the centres {extent_of(xy)} in its pixels. Check the transformations in {frame!r}."
         )
-        raise ValueError(msg)
 
     batch_size = settings.batch_size if batch_size is None else batch_size
     require_positive(batch_size, "batch_size", whole=True)
@@ -226,14 +219,12 @@ def embed_tiles(
     if by_patch:
         require_shown(table, tile_px=tile_px, mpp=mpp, pixel_mpp=pixel_mpp, context=multiples)  # type: ignore[arg-type]
     key_added = default_key(encoder.name, model) if key_added is None else key_added
-    *fields, finest = plan_fields(
-        pyramid, tile_px=tile_px, mpp=mpp, image_mpp=pixel_mpp, context=[*map(float, multiples), 1]
-    )
+    views = [*map(float, multiples), 1]
+    *fields, finest = plan_fields(pyramid, tile_px=tile_px, mpp=mpp, image_mpp=pixel_mpp, context=views)
     with without_huge_chunks(pyramid, [len(pyramid.levels) - 1, *(field.level for field in fields)]) as readable:
         header = embedding_header(
+            Spots(table_key, table, shapes_key, xy, affine, frame),
             readable,
-            affine,
-            xy,
             encoder=encoder,
             tile_px=tile_px,
             mpp=mpp,
@@ -241,17 +232,12 @@ def embed_tiles(
             context=multiples,
             upsampling=max(1.0, finest.upsampling),
             image_key=image_key,
-            shapes_key=shapes_key,
-            coordinate_system=frame,
         )
         if header["upsampling"] > 1.01:
-            logger.warning(
-                "Image %r has %.3g microns per pixel, coarser than the %.3g asked for: tiles are enlarged %.2g times.",
-                image_key,
-                pixel_mpp,
-                mpp,
-                header["upsampling"],
+            what = (
+                "Image %r has %.3g microns per pixel, coarser than the %.3g asked for: tiles are enlarged %.2g times."
             )
+            logger.warning(what, image_key, pixel_mpp, mpp, header["upsampling"])
         stored = table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {}).get(key_added)
         if not overwrite and encoder.name is not None and key_added in table.obsm and same_header(stored, header):
             logger.info("Reusing `obsm[%r]` of table %r: same encoder, image and tiles.", key_added, table_key)

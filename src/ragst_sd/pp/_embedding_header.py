@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from anndata import AnnData
+from geopandas import GeoDataFrame
+from spatialdata import sanitize_name
 
 from ragst_sd import _keys
 from ragst_sd._embedding import statistics
 from ragst_sd._validate import listing
 from ragst_sd.image.colours import Colours
+from ragst_sd.image.embedding import Pyramid
+from ragst_sd.image.encoders import Encoder
 from ragst_sd.reference.schema import same_value
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from anndata import AnnData
-
-    from ragst_sd.image.embedding import Pyramid
-    from ragst_sd.image.encoders import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -31,24 +29,36 @@ _HASH_ROWS = 4096
 
 def default_key(name: str | None, model: object) -> str:
     """`X_<model>`, with characters that cannot be a key replaced."""
-    from spatialdata import sanitize_name
-
     if name is None:
         name = getattr(model, "__name__", type(model).__name__)
     short = name.split("/")[-1].removeprefix("timm:")
     return f"X_{sanitize_name(short.replace('<', '').replace('>', '') or 'custom')}"
 
 
+class Spots(NamedTuple):
+    """Spots that get an embedding."""
+
+    table_key: str
+    table: AnnData
+    shapes_key: str
+    xy: np.ndarray
+    """(n, 2) centres in pixels of the image; in units of their own element without one."""
+    affine: np.ndarray
+    """From their element to the image."""
+    frame: str
+    shapes: GeoDataFrame | None = None
+    """Where they are not in the object yet: the tiles of a file, on a slide without spots."""
+
+
 def embedding_header(
+    spots: Spots,
     pyramid: Pyramid | None,
-    affine: np.ndarray,
-    xy: np.ndarray,
     *,
     encoder: Encoder,
     mpp: float | None,
     image_mpp: float | None,
     context: Sequence[float],
-    **geometry: Any,
+    **about: Any,
 ) -> dict[str, Any]:
     """Assemble the header; lists become arrays and unknown numbers NaN, so that it survives zarr unchanged.
 
@@ -70,10 +80,12 @@ def embedding_header(
         "mpp": np.nan if mpp is None else float(mpp),
         "image_mpp": np.nan if image_mpp is None else float(image_mpp),
         "context": numbers(context),
-        "image_fingerprint": "" if pyramid is None else image_fingerprint(pyramid, affine, pixels),
+        "image_fingerprint": "" if pyramid is None else image_fingerprint(pyramid, spots.affine, pixels),
         "image_hash": pixels,
-        "shapes_hash": shapes_hash(xy),
-        **geometry,
+        "shapes_hash": shapes_hash(spots.xy),
+        "shapes_key": spots.shapes_key,
+        "coordinate_system": spots.frame,
+        **about,
     }
 
 
@@ -91,43 +103,19 @@ def add_embedding(
 
 
 def write_features(
-    table: AnnData,
-    key_added: str,
-    embedding: np.ndarray,
-    *,
-    table_key: str,
-    what: str,
-    pyramid: Pyramid | None,
-    affine: np.ndarray,
-    xy: np.ndarray,
-    model: str,
-    weights_hash: str,
-    **geometry: Any,
+    spots: Spots, key_added: str, embedding: np.ndarray, *, what: str, model: str, weights_hash: str, **about: Any
 ) -> None:
     """Write features as an embedding of spots, NaN where a spot has none, with a header."""
     lost = np.asarray(np.isnan(embedding).any(axis=1))
     if lost.any():
-        logger.warning(
-            "%d of %d spots of table %r have no tile in %s, for example %s: NaN, and no prediction there.",
-            int(lost.sum()),
-            len(lost),
-            table_key,
-            what,
-            listing(table.obs_names[lost][:5]),
-        )
+        of, some = f"{lost.sum()} of {len(lost)}", listing(spots.table.obs_names[lost][:5])
+        says = "%s spots of table %r have no tile in %s, for example %s: NaN, and no prediction there."
+        logger.warning(says, of, spots.table_key, what, some)
     # It ran outside of this package: no more is known of it.
-    encoder = SimpleNamespace(
-        name=model, weights_hash=weights_hash, mean=(), std=(), input_px=None, precision=_keys.UNKNOWN
-    )
-    header = embedding_header(
-        pyramid,
-        affine,
-        xy,
-        encoder=encoder,  # type: ignore[arg-type]
-        origin=what,
-        **geometry,
-    )
-    add_embedding(table, key_added, embedding, header, xy=xy, inside=~lost)
+    unknown: Any = {"mean": (), "std": (), "input_px": None, "precision": _keys.UNKNOWN}
+    encoder: Any = SimpleNamespace(name=model, weights_hash=weights_hash, **unknown)
+    header = embedding_header(spots, encoder=encoder, origin=what, **about)
+    add_embedding(spots.table, key_added, embedding, header, xy=spots.xy, inside=~lost)
 
 
 def same_header(stored: Mapping[str, Any] | None, header: Mapping[str, Any]) -> bool:

@@ -6,10 +6,11 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -17,14 +18,10 @@ import numpy as np
 from ragst_sd._replacing import replace_text, replaced_file
 from ragst_sd._validate import require_type
 from ragst_sd._workers import EmbeddingJob, active_client, embed_part, read_in_calling_thread, spread_over_workers
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from ragst_sd.image.embedding import Pyramid
-    from ragst_sd.image.encoder import Encoder
-    from ragst_sd.image.frames import FieldOfView
-    from ragst_sd.image.parts import Part
+from ragst_sd.image.embedding import Pyramid
+from ragst_sd.image.encoder import Encoder
+from ragst_sd.image.frames import FieldOfView
+from ragst_sd.image.parts import Part
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +100,7 @@ class EmbeddingCache:
             # Mapped first: a header that promises more than the file holds is refused before memory is taken.
             values = np.load(path, mmap_mode="r", allow_pickle=False)
             if values.ndim != 2 or len(values) != n_rows or values.dtype != np.float32 or not np.isfinite(values).all():
-                msg = f"expected {n_rows} rows of finite float32, found {values.dtype} {values.shape}"
-                raise ValueError(msg)
+                raise ValueError(f"expected {n_rows} rows of finite float32, found {values.dtype} {values.shape}")
             return np.array(values)
         except (ValueError, OSError, EOFError) as error:
             logger.warning("Part %d in the cache %s cannot be used (%s): it is embedded again.", position, path, error)
@@ -132,14 +128,12 @@ def open_cache(
         return None
     require_type(path, (str, os.PathLike), "cache", "It is the path of a folder.")
     if Path(path).exists() and not Path(path).is_dir():
-        msg = f"`cache` is {str(path)!r}, which is a file. Give a folder; it is made if it does not exist."
-        raise NotADirectoryError(msg)
+        raise NotADirectoryError(f"`cache` is {str(path)!r}, which is a file. Give a folder, new or not.")
     if encoder.name is None:
-        msg = (
+        raise ValueError(
             "`cache` was given with a model that has no name: what is found in the cache could be another model's. "
             "Give the model a string attribute `name`, different for different weights, or leave out `cache`."
         )
-        raise ValueError(msg)
     described = {key: np.asarray(value).tolist() for key, value in sorted(header.items())}
     # Batches may show in the last bits of an embedding.
     return partial(EmbeddingCache, path, {**described, "batch_size": batch_size})

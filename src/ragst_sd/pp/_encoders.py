@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
 
 
 def encoders() -> pd.DataFrame:
@@ -35,8 +33,6 @@ def encoders() -> pd.DataFrame:
     >>> rg.pp.encoders().loc["uni2", "license"]
     'CC-BY-NC-ND-4.0'
     """
-    import pandas as pd
-
     from ragst_sd._page import read_text
     from ragst_sd.image.encoders import DEFAULT_CONTEXT, TEXTURE
     from ragst_sd.image.registry import FOUNDATION_MODELS

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._fields import write_sums
 from ragst_sd._results import MIN_CEILING, check_key_added, predicted
-from ragst_sd._validate import require_key, require_positive
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from spatialdata import SpatialData
+from ragst_sd._validate import require_between, require_key, require_positive
 
 logger = logging.getLogger(__name__)
 
@@ -90,15 +88,12 @@ def filter_predicted(
     >>> bool(query.tables["predicted"].var["cv_pearson"].min() >= 0.2)
     True
     """
-    from anndata import AnnData
-
     table, header = predicted(sdata, prediction_key)
     bare = isinstance(sdata, AnnData)
     if bare and key_added is not None:
-        msg = (
+        raise ValueError(
             "`key_added` names a table of a SpatialData; `sdata` is a bare table. Use `inplace=False` to get a new one."
         )
-        raise ValueError(msg)
     if not bare and inplace and key_added is not None:
         check_key_added(sdata, key_added)
     thresholds = {
@@ -112,11 +107,10 @@ def filter_predicted(
     if not keep.any():
         shown = [name for name in (_keys.CV_PEARSON, _keys.N_MEASURED) if name in table.var]
         best = ", ".join(f"{name} {np.nanmax(table.var[name]):.3g}" for name in shown)
-        msg = (
+        raise ValueError(
             f"None of the {table.n_vars} genes passes ({reasons}). The best of them have {best}: ask for less, or do "
             "not use this prediction."
         )
-        raise ValueError(msg)
     logger.info("Dropping %d of %d genes (%s).", int((~keep).sum()), table.n_vars, reasons or "none fails")
     header = {**header, "filter": _record(header.get("filter"), thresholds, table.n_vars, dropped)}
     if isinstance(sdata, AnnData) and inplace:
@@ -149,11 +143,12 @@ def _record(
 def _judge(table: AnnData, thresholds: dict[str, Any]) -> tuple[np.ndarray, dict[str, int]]:
     """Genes that pass, and how many fail for which reason."""
     if not thresholds:
-        msg = (
+        raise ValueError(
             "No threshold is given. Ask for at least one of `min_cv_pearson`, `min_share_of_ceiling`, `min_n_measured`."
         )
-        raise ValueError(msg)
-    _check(thresholds)
+    for name in ("min_cv_pearson", "min_share_of_ceiling"):
+        require_between(thresholds.get(name, 0), -1, 1, name)
+    require_positive(thresholds.get("min_n_measured"), "min_n_measured", whole=True, optional=True)
     fails: dict[str, np.ndarray] = {}
     if {"min_cv_pearson", "min_share_of_ceiling"} & set(thresholds):
         pearson = _column(table, _keys.CV_PEARSON)
@@ -173,26 +168,10 @@ def _judge(table: AnnData, thresholds: dict[str, Any]) -> tuple[np.ndarray, dict
     return keep, dropped
 
 
-def _check(thresholds: dict[str, Any]) -> None:
-    for name in ("min_cv_pearson", "min_share_of_ceiling"):
-        value = thresholds.get(name, 0)
-        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not number or not -1 <= value <= 1:
-            msg = f"`{name}` is {value!r}; it must be a number between -1 and 1."
-            raise ValueError(msg)
-    if "min_n_measured" in thresholds:
-        require_positive(thresholds["min_n_measured"], "min_n_measured", whole=True)
-
-
 def _column(table: AnnData, name: str) -> np.ndarray:
     require_key(name, table.var, "table.var", "`rg.tl.predict` writes it; predict again.")
     values = table.var[name].to_numpy(float)
     if np.isnan(values).all():
-        msg = (
-            f"`var[{name!r}]` is NaN for all {table.n_vars} genes: it was not assessed when the prediction was "
-            f"made. {_TODO}"
-        )
-        if name == _keys.NOISE_CEILING:
-            msg += " A noise ceiling needs counts in the reference."
-        raise ValueError(msg)
+        ceiling = " A noise ceiling needs counts in the reference." * (name == _keys.NOISE_CEILING)
+        raise ValueError(f"`var[{name!r}]` is NaN for all {table.n_vars} genes: it was not assessed. {_TODO}{ceiling}")
     return values

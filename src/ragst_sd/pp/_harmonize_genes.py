@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted
@@ -14,11 +18,6 @@ from ragst_sd._validate import listing, require_choice, require_key, require_typ
 from ragst_sd.reference.genes import filled_names
 from ragst_sd.reference.normalize import as_csr, find_unit
 from ragst_sd.reference.symbols import FOUND, SPECIES, check_one_species, guess_species, load_table, one_to_one, resolve
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +154,7 @@ def harmonize_genes(
     if merged:
         _check_summable(table, merged)
     if not report["gene"].any():
-        msg = f"No gene is left of {len(report)}: {_summary(report)}."
-        raise ValueError(msg)
+        raise ValueError(f"No gene is left of {len(report)}: {_summary(report)}.")
     logger.info("Of %d genes %s.", len(report), _summary(report))
     if inplace:
         _write(table, report, species, orthologues_to or species)
@@ -164,26 +162,21 @@ def harmonize_genes(
 
 
 def _table(sdata: SpatialData | AnnData, table_key: str) -> AnnData:
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
     require_type(sdata, (SpatialData, AnnData), "sdata")
     if isinstance(sdata, SpatialData):
         require_key(table_key, sdata.tables, "sdata.tables", "Name the table with expression with `table_key=`.")
     table = sdata if isinstance(sdata, AnnData) else sdata.tables[table_key]
     if is_predicted(table) or _keys.MEASURED in table.varm:
         kind = "was predicted by `rg.tl.predict`" if is_predicted(table) else "is a reference"
-        msg = (
+        raise ValueError(
             f"The table {kind}; its genes are those of the sections. Harmonise the sections before "
             "`rg.tl.build_reference`."
         )
-        raise ValueError(msg)
     if table.isbacked:
-        msg = (
+        raise ValueError(
             f"The table is backed by {table.filename}, which is never rewritten. Take it into memory with "
             "`.to_memory()`."
         )
-        raise ValueError(msg)
     return table
 
 
@@ -221,17 +214,14 @@ def _check_summable(table: AnnData, merged: list[str]) -> None:
     for where, matrix in matrices.items():
         kind, why = find_unit(as_csr(matrix))
         if kind not in ("counts", "estimated counts"):
-            msg = (
+            raise ValueError(
                 f"Several names mean one gene ({listing(merged)}), and only counts can be added up: {where} holds "
                 f"{why}. Harmonise genes on raw counts before normalising, and leave out layers of other values."
             )
-            raise ValueError(msg)
 
 
 def _write(table: AnnData, report: pd.DataFrame, species: str, target: str) -> None:
     """Rename, merge and drop the genes of the table, in memory."""
-    import pandas as pd
-
     gene = report["gene"].to_numpy(object)
     kept = np.flatnonzero(gene != "")
     # What is not RNA is added to nothing, whatever its name.
@@ -268,8 +258,6 @@ def _write(table: AnnData, report: pd.DataFrame, species: str, target: str) -> N
 
 def _add_up(matrix: Any, kept: np.ndarray, codes: np.ndarray) -> Any:
     """Sums of the columns of each gene, sparse if they were, in the type that they had."""
-    import scipy.sparse as sp
-
     if hasattr(matrix, "compute"):
         matrix = matrix.compute()
     onto = sp.csr_matrix(

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
+import shapely
+from spatialdata import SpatialData
 
 from ragst_sd._annotation import empty_table, resolve_annotation, rows_in_order
 from ragst_sd._elements import element_centers, require_sdata
 from ragst_sd._outlines import areas_in_frame_of, extent_of
 from ragst_sd._several import over_sections
 from ragst_sd._validate import require_key, require_type
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +84,6 @@ def label_spots(
     >>> sdata.tables["table"].obs["annotation"].cat.categories.tolist()
     ['Tumor']
     """
-    import pandas as pd
-    import shapely
-
     sdata = require_sdata(sdata)
     require_type(key_added, str, "key_added")
     table_key, shapes_key = resolve_annotation(sdata, table_key, shapes_key)
@@ -98,21 +93,19 @@ def label_spots(
     xy, index = element_centers(sdata, shapes_key)
     table = sdata.tables[table_key] if table_key in sdata.tables else empty_table(index, shapes_key)
     if key_added in table.obs and not overwrite:
-        msg = (
+        raise ValueError(
             f"`obs[{key_added!r}]` of table {table_key!r} is there already. Pass `overwrite=True` to replace it, or "
             "choose another `key_added`."
         )
-        raise ValueError(msg)
     xy = xy[rows_in_order(table, table_key, shapes_key, index)]
     by_size = np.argsort(outlines.area.to_numpy(), kind="stable")
     spot, outline = shapely.STRtree(outlines.to_numpy()[by_size]).query(shapely.points(xy), predicate="intersects")
     if not len(spot):
-        msg = (
+        raise ValueError(
             f"None of the {len(xy)} spots lies in an outline of {annotation_key!r}: spots cover "
             f"{extent_of(xy)}, outlines {extent_of(outlines.total_bounds.reshape(2, 2))}, in units of {shapes_key!r}. "
             "Check that the annotation is of this section, and its unit (`rg.io.read_annotations(..., mpp=...)`)."
         )
-        raise ValueError(msg)
     smallest = np.full(len(xy), len(outlines))
     np.minimum.at(smallest, spot, outline)
     inside = smallest < len(outlines)
@@ -121,11 +114,6 @@ def label_spots(
     table.obs[key_added] = pd.Categorical(labels)
     if table_key not in sdata.tables:
         sdata.tables[table_key] = table
-    logger.info(
-        "Adding `sdata.tables[%r].obs[%r]`: %d of %d spots lie in an outline, %d in several.",
-        table_key,
-        key_added,
-        inside.sum(),
-        len(xy),
-        (np.bincount(spot, minlength=len(xy)) > 1).sum(),
-    )
+    of, several = f"{inside.sum()} of {len(xy)}", (np.bincount(spot) > 1).sum()
+    what = "Adding `sdata.tables[%r].obs[%r]`: %s spots lie in an outline, %d in several."
+    logger.info(what, table_key, key_added, of, several)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+
+from spatialdata import SpatialData
 
 from ragst_sd._elements import centers_in_pixels, require_sdata, resolve_image, resolve_shapes
 from ragst_sd._pitch import array_pitch
 from ragst_sd._resolution import keep_image_mpp
 from ragst_sd._several import over_sections
 from ragst_sd._validate import listing, require_positive
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +71,10 @@ def set_image_mpp(
     if mpp is None:
         require_positive(um_between_centers, "um_between_centers")
         if shapes_key is None and len(sdata.shapes) != 1:
-            msg = (
+            raise ValueError(
                 f"Give the microns per pixel with `mpp=`, or name the spots to derive it from with `shapes_key=` and "
                 f"`um_between_centers=`. Found {len(sdata.shapes)} elements in `sdata.shapes`: {listing(sdata.shapes)}."
             )
-            raise ValueError(msg)
         shapes_key = resolve_shapes(sdata, shapes_key)
         centers = centers_in_pixels(
             sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system

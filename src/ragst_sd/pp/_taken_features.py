@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from spatialdata import SpatialData
+from spatialdata.transformations import get_transformation
 
+from ragst_sd import _keys
 from ragst_sd._annotation import (
     empty_table,
     is_predicted,
@@ -17,22 +22,22 @@ from ragst_sd._annotation import (
     rows_in_order,
     table_attrs,
 )
-from ragst_sd._elements import centers_in_pixels, image_pyramid, resolve_image, resolve_shapes, squares_on_image
+from ragst_sd._elements import (
+    centers_in_pixels,
+    image_pyramid,
+    require_free,
+    resolve_image,
+    resolve_shapes,
+    squares_on_image,
+)
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._validate import listing, only_one, require_positive, require_type
 from ragst_sd.image.frames import similarity_scale
 from ragst_sd.image.pooling import pool_tiles
-from ragst_sd.pp._embedding_header import default_key, write_features
-from ragst_sd.pp._tile_features import require_covered, rows_by_name
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from anndata import AnnData
-    from geopandas import GeoDataFrame
-    from spatialdata import SpatialData
-
-    from ragst_sd.io._embedding_file import TileFeatures
+from ragst_sd.io._embedding_file import TileFeatures
+from ragst_sd.io._st_counts import places_among
+from ragst_sd.pp._embedding_header import Spots, default_key, write_features
+from ragst_sd.pp._tile_features import require_covered
 
 logger = logging.getLogger(__name__)
 
@@ -40,33 +45,19 @@ _TILES, _TILES_TABLE = "tiles", "tiles_table"
 _WIDTH_TOLERANCE = 0.1
 
 
-class _Spots(NamedTuple):
-    """The spots that take the features."""
-
-    table_key: str
-    table: AnnData
-    shapes_key: str
-    xy: np.ndarray
-    """(n, 2) centres in pixels of the image; in units of their own element without one."""
-    affine: np.ndarray
-    frame: str
-    shapes: GeoDataFrame | None = None
-    """Where they are not in the object yet: the tiles of a file, on a slide without spots."""
-
-
 def take_features(
     sdata: SpatialData,
     found: TileFeatures,
+    given: Mapping[str, Any],
     *,
     image_key: str | None,
-    shapes_key: str | None,
     table_key: str | None,
     coordinate_system: str | None,
-    image_mpp: float | None,
-    weights_hash: str,
-    context: Sequence[float],
     key_added: str | None,
-    **given: Any,
+    shapes_key: str | None = None,
+    image_mpp: float | None = None,
+    weights_hash: str = _keys.UNKNOWN,
+    context: Sequence[float] = (1.0,),
 ) -> None:
     """Write features of tiles as an embedding of spots; `given` holds `model`, `tile_px` and `mpp`.
 
@@ -75,8 +66,7 @@ def take_features(
     for field in context:
         require_positive(field, "context")
         if field < 1:
-            msg = f"`context` has {field:g}: features of whole tiles cannot be divided. Ask for 1 and more."
-            raise ValueError(msg)
+            raise ValueError(f"`context` has {field:g}: features of whole tiles cannot be divided. Ask for 1 and more.")
     if image_key is not None or found.corners is not None or len(sdata.images):
         image_key = resolve_image(sdata, image_key)
         image_mpp = image_mpp_of(sdata, image_key, image_mpp)
@@ -107,14 +97,11 @@ def take_features(
     require_covered(embedding, tiles, spots.xy, found.what)
     key_added = default_key(found.model, None) if key_added is None else key_added
     write_features(
-        spots.table,
+        spots,
         key_added,
         embedding,
-        table_key=spots.table_key,
         what=found.what,
         pyramid=None if image_key is None else image_pyramid(sdata, image_key),
-        affine=spots.affine,
-        xy=spots.xy,
         model=str(found.model),
         weights_hash=weights_hash,
         tile_px=found.tile_px,
@@ -123,8 +110,6 @@ def take_features(
         context=context,
         upsampling=1.0 if image_mpp is None else max(1.0, image_mpp / found.mpp),  # type: ignore[operator]
         image_key=image_key or "",
-        shapes_key=spots.shapes_key,
-        coordinate_system=spots.frame,
     )
     if spots.shapes is not None:
         sdata.shapes[spots.shapes_key] = spots.shapes
@@ -162,13 +147,13 @@ def _target(
 
 def _spots(
     sdata: SpatialData, table_key: str, shapes_key: str, image_key: str | None, coordinate_system: str | None
-) -> _Spots:
+) -> Spots:
     centers = centers_in_pixels(
         sdata, shapes_key=shapes_key, image_key=image_key or shapes_key, coordinate_system=coordinate_system
     )
     table = sdata.tables[table_key] if table_key in sdata.tables else empty_table(centers.index, shapes_key)
     xy = centers.xy[rows_in_order(table, table_key, shapes_key, centers.index)]
-    return _Spots(table_key, table, shapes_key, xy, centers.affine, centers.coordinate_system)
+    return Spots(table_key, table, shapes_key, xy, centers.affine, centers.coordinate_system)
 
 
 def _new_spots(
@@ -178,33 +163,24 @@ def _new_spots(
     edge: float | None,
     image_key: str,
     coordinate_system: str | None,
-) -> _Spots:
+) -> Spots:
     """The tiles of a file as shapes, and a table for them, in the frame of the image that is meant."""
-    from spatialdata.transformations import get_transformation
-
-    taken = [own for _, own, _ in sdata.gen_elements() if own.lower() in (_TILES, _TILES_TABLE)]
-    if taken:
-        msg = (
-            f"The object has no table, so the tiles of {found.what} would become one, but the name {taken[0]!r} is "
-            "taken. Give the shapes that are there a table (`rg.pp.embed_tiles` does), or remove them."
-        )
-        raise ValueError(msg)
+    todo = "The object has no table: give the shapes that are there one (`rg.pp.embed_tiles` does), or remove them."
+    require_free(sdata, _TILES, f"tiles of {found.what}", todo)
+    require_free(sdata, _TILES_TABLE, f"tiles of {found.what}", todo)
     frames = dict(get_transformation(sdata.images[image_key], get_all=True))
     if coordinate_system is None and len(frames) == 1:
         coordinate_system = next(iter(frames))
     if coordinate_system is None or coordinate_system not in frames:
-        msg = f"Say with `coordinate_system=` which frame of image {image_key!r} is meant: {listing(frames)}."
-        raise ValueError(msg)
+        raise ValueError(f"Say with `coordinate_system=` which frame of {image_key!r} is meant: {listing(frames)}.")
     xy, width = _needed(tiles, found), float(_needed(edge, found))
     shapes = squares_on_image(sdata, image_key, xy - width / 2, width)
     table = empty_table(shapes.index, _TILES)
-    return _Spots(_TILES_TABLE, table, _TILES, xy, np.eye(3), coordinate_system, shapes)
+    return Spots(_TILES_TABLE, table, _TILES, xy, np.eye(3), coordinate_system, shapes)
 
 
 def _tiles_of_table(sdata: SpatialData, found: TileFeatures, onto: str, frame: str) -> tuple[np.ndarray, float | None]:
     """(m, 2) centres of the tiles that a table annotates, and their edge if they are squares."""
-    from spatialdata.transformations import get_transformation
-
     shapes_key = resolve_shapes(sdata, found.shapes_key)
     shared = frame if frame in get_transformation(sdata[shapes_key], get_all=True) else None
     centers = centers_in_pixels(sdata, shapes_key=shapes_key, image_key=onto, coordinate_system=shared)
@@ -217,10 +193,8 @@ def _tiles_of_table(sdata: SpatialData, found: TileFeatures, onto: str, frame: s
     return centers.xy[rows], edge * similarity_scale(centers.affine)
 
 
-def _rows_of(found: TileFeatures, spots: _Spots) -> np.ndarray | None:
+def _rows_of(found: TileFeatures, spots: Spots) -> np.ndarray | None:
     """Row of the features for each spot, -1 where there is none; `None` where tiles are found by place."""
-    import pandas as pd
-
     if spots.shapes is not None or found.rows_of == spots.table_key:
         return np.arange(len(spots.xy))
     if found.table is not None:
@@ -230,7 +204,7 @@ def _rows_of(found: TileFeatures, spots: _Spots) -> np.ndarray | None:
         return own.get_indexer(ids)
     if found.names is None:
         return None
-    return rows_by_name(found.names, spots.table, found.what)
+    return places_among(spots.table.obs_names.astype(str), found.names, "the table", found.what)
 
 
 def _stated(found: TileFeatures, edge: float | None, image_mpp: float | None, given: Mapping[str, Any]) -> TileFeatures:
@@ -239,22 +213,17 @@ def _stated(found: TileFeatures, edge: float | None, image_mpp: float | None, gi
     missing = [f"`{what}=`" for what, value in stated.items() if value is None]
     if missing:
         wide = "" if edge is None or image_mpp is None else f" (they are {edge * image_mpp:.4g} microns wide)"
-        msg = (
+        raise ValueError(
             f"{found.what} does not say which encoder made it of which tiles{wide}. Pass {', '.join(missing)}: "
             "embeddings can be compared only if these are the same."
         )
-        raise ValueError(msg)
     require_type(stated["model"], str, "model")
     require_positive(stated["tile_px"], "tile_px", whole=True)
     require_positive(stated["mpp"], "mpp")
     other = [what for what, value in given.items() if value is not None and getattr(found, what) not in (None, value)]
     if other:
-        logger.warning(
-            "%s says %s; what was given is written: %s.",
-            found.what,
-            ", ".join(f"{what} {getattr(found, what)}" for what in other),
-            ", ".join(f"{what} {stated[what]}" for what in other),
-        )
+        said, told = (", ".join(f"{what} {at[what]}" for what in other) for at in (vars(found), stated))
+        logger.warning("%s says %s; what was given is written: %s.", found.what, said, told)
     return replace(found, model=stated["model"], tile_px=int(stated["tile_px"]), mpp=float(stated["mpp"]))
 
 
@@ -264,28 +233,20 @@ def _edge(found: TileFeatures, edge: float | None, image_mpp: float | None) -> f
     if edge is None or derived is None:
         return derived if edge is None else edge
     if abs(edge / derived - 1) > _WIDTH_TOLERANCE:
-        logger.warning(
-            "Tiles of %s are %.4g px wide on the slide; %d px of %.4g microns on an image of %.4g microns per pixel "
-            "would be %.4g. Check that the features are of this slide, and the resolution of both.",
-            found.what,
-            edge,
-            found.tile_px,
-            found.mpp,
-            image_mpp,
-            derived,
-        )
+        asked = f"{found.tile_px} px of {found.mpp:.4g} microns on an image of {image_mpp:.4g} microns per pixel"
+        todo = "Check that the features are of this slide, and the resolution of both."
+        says = "Tiles of %s are %.4g px wide on the slide; %s would be %.4g. %s"
+        logger.warning(says, found.what, edge, asked, derived, todo)
     return edge
 
 
 def _needed(geometry: Any, found: TileFeatures) -> Any:
     """Places or edge of the tiles, if they are known."""
     if geometry is None and found.corners is None and found.names is not None and found.table is None:
-        msg = f"{found.what} holds barcodes but no 'coords', and the object has no table to match them with."
-        raise ValueError(msg)
+        raise ValueError(f"{found.what} holds barcodes but no 'coords', and the object has no table to match.")
     if geometry is None:
-        msg = (
+        raise ValueError(
             f"{found.what} does not say how wide its tiles are on the slide. Give the resolution of the image with "
             "`rg.pp.set_image_mpp`."
         )
-        raise ValueError(msg)
     return geometry

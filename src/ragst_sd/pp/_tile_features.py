@@ -5,22 +5,18 @@ from __future__ import annotations
 import logging
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd._annotation import is_predicted, regions_of, single_region
 from ragst_sd._embedding import dense
 from ragst_sd._outlines import extent_of
-from ragst_sd._validate import hint, listing, only_one, require_type
+from ragst_sd._validate import hint, listing, only_one, require_type, require_unique
 from ragst_sd.io._embedding_file import UM_AT_1X, TileFeatures, read_embedding_file
 from ragst_sd.io._readable import existing
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +37,6 @@ def find_features(sdata: SpatialData, features: Any, *, table_key: str | None) -
     ValueError
         If several have the name, or values are missing or no numbers.
     """
-    from anndata import AnnData
-
     require_type(features, (str, PathLike, AnnData), "features", _TODO)
     if isinstance(features, AnnData):
         return _of_table(sdata, features, "`features`", None)
@@ -51,11 +45,10 @@ def find_features(sdata: SpatialData, features: Any, *, table_key: str | None) -
     own = {name: table for name, table in sdata.tables.items() if not is_predicted(table)}
     having = [name for name in own if features in own[name].obsm and table_key in (None, name)]
     if features in own and having:
-        msg = (
+        raise ValueError(
             f"{features!r} is both a table and an `.obsm` of {listing(having)}. Pass the one that is meant: "
             f"`sdata.tables[{features!r}]`, or the `.obsm` under another name."
         )
-        raise ValueError(msg)
     holder = only_one(having, "table_key", f"tables have `obsm[{features!r}]`")
     if features in own:
         return _of_table(sdata, own[features], f"table {features!r}", features)
@@ -64,11 +57,10 @@ def find_features(sdata: SpatialData, features: Any, *, table_key: str | None) -
         return TileFeatures(what, _vectors(own[holder].obsm[features], what), rows_of=holder)
     if not Path(features).exists() and Path(features).suffix not in (".h5", ".hdf5"):
         names = [*own, *dict.fromkeys(key for table in own.values() for key in table.obsm)]
-        msg = (
+        raise KeyError(
             f"`features` {features!r} is no table of `sdata` ({listing(own)}), no `.obsm` of one "
             f"({listing(names[len(own) :])}), and no file.{hint(features, names)} {_TODO}"
         )
-        raise KeyError(msg)
     return of_file(features, "features")
 
 
@@ -77,42 +69,23 @@ def of_file(path: str | PathLike[str], argument: str) -> TileFeatures:
     return read_embedding_file(existing(path, f"`{argument}`:", "Pass the h5 file of one slide."))
 
 
-def rows_by_name(names: Sequence[str] | np.ndarray, table: AnnData, what: str) -> np.ndarray:
-    """Row of the features for each spot, -1 where there is none."""
-    import pandas as pd
-
-    rows = pd.Index(names).get_indexer(table.obs_names.astype(str))
-    if (rows < 0).all():
-        msg = (
-            f"No spot of the table (for example {listing(table.obs_names[:3])}) is among the names of {what} (for "
-            f"example {listing(names[:3])}). Check that both are of one section."
-        )
-        raise ValueError(msg)
-    return rows
-
-
 def require_covered(embedding: np.ndarray, tiles: np.ndarray, xy: np.ndarray, what: str) -> None:
     """Raise a `ValueError` if no spot got features from the tiles."""
     if np.isnan(embedding).any(axis=1).all():
-        msg = (
+        raise ValueError(
             f"No spot lies in a tile of {what}: centres of tiles cover {extent_of(tiles)}, spots {extent_of(xy)}, in pixels "
             "of the image. Check that both are of one image at one resolution."
         )
-        raise ValueError(msg)
 
 
 def _of_table(sdata: SpatialData, table: AnnData, what: str, name: str | None) -> TileFeatures:
     """Features in the X of a table: of tiles that it annotates, or of spots by their names."""
     if table.X is None or not table.n_vars:
-        msg = f"{what} has no X, which would hold the features; its `.obsm` has {listing(table.obsm)}. {_TODO}"
-        raise ValueError(msg)
+        raise ValueError(f"{what} has no X to hold the features; its `.obsm` has {listing(table.obsm)}. {_TODO}")
     vectors = _vectors(table.X, what)
     region = next(iter(regions_of(table)), None)
     if region is None or (name is None and region not in [*sdata.shapes, *sdata.points, *sdata.labels]):
-        twice = table.obs_names[table.obs_names.duplicated()]
-        if len(twice):
-            msg = f"{what} has several rows of one name: {listing(twice.unique())}. Each spot has one vector."
-            raise ValueError(msg)
+        require_unique(table.obs_names, f"names of rows of {what}", "Each spot has one vector.")
         return TileFeatures(what, vectors, names=table.obs_names.to_numpy(dtype=str))
     region = single_region(table)
     name = next((key for key, own in sdata.tables.items() if own is table), None)
@@ -124,16 +97,8 @@ def _of_table(sdata: SpatialData, table: AnnData, what: str, name: str | None) -
     if config:
         model, tile_px = config.get("model_name"), config.get("patch_width")
         mpp = UM_AT_1X / config["magnification"] if config.get("magnification") else None
-    return TileFeatures(
-        what,
-        vectors,
-        rows_of=name,
-        table=table,
-        shapes_key=region,
-        model=None if model is None else str(model),
-        tile_px=None if tile_px is None else int(tile_px),
-        mpp=None if mpp is None else float(mpp),
-    )
+    stated: dict[str, Any] = {"model": model, "tile_px": tile_px, "mpp": mpp}
+    return TileFeatures(what, vectors, rows_of=name, table=table, shapes_key=region, **stated)
 
 
 def _mapping(value: Any) -> Any:
@@ -150,13 +115,11 @@ def _vectors(values: Any, what: str) -> np.ndarray:
     vectors = dense(values, what).astype(np.float32)
     broken = ~np.isfinite(vectors).all(axis=1) & ~np.isnan(vectors).all(axis=1)
     if broken.any():
-        msg = (
+        raise ValueError(
             f"{what} is NaN or infinite in {int(broken.sum())} of {len(vectors)} rows (first: row "
             f"{int(np.flatnonzero(broken)[0])}). A tile without features is NaN in every column; fill or drop the "
             "others."
         )
-        raise ValueError(msg)
     if np.isnan(vectors).all():
-        msg = f"{what} holds no features: all {len(vectors)} rows are NaN."
-        raise ValueError(msg)
+        raise ValueError(f"{what} holds no features: all {len(vectors)} rows are NaN.")
     return vectors

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
+import shapely
+from skimage.transform import integral_image, integrate
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, single_region
-from ragst_sd._elements import image_pyramid, keep_value_max, require_sdata, resolve_image, squares_on_image
+from ragst_sd._elements import (
+    image_pyramid,
+    keep_value_max,
+    require_free,
+    require_sdata,
+    resolve_image,
+    squares_on_image,
+)
 from ragst_sd._outlines import areas_in_frame_of
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._several import over_sections
 from ragst_sd._validate import listing, require_positive, require_type
+from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.tissue import tissue_mask
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from spatialdata import SpatialData
-
-    from ragst_sd.image.embedding import Pyramid
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +107,6 @@ def tile_grid(
     >>> len(sdata.shapes["tiles"]) == sdata.tables["tiles_table"].n_obs
     True
     """
-    import pandas as pd
-
     sdata = require_sdata(sdata)
     require_positive(tile_px, "tile_px", whole=True)
     require_type(tissue, (bool, str), "tissue", "Give True, False or the name of shapes.")
@@ -113,17 +116,21 @@ def tile_grid(
     image_mpp = image_mpp_of(sdata, image_key, image_mpp)
     require_resolution(mpp, image_mpp, image_key)
     native = 1.0 if mpp is None or image_mpp is None else mpp / image_mpp
-    _check_free(sdata, key_added, table_key)
+    ours = set()
+    if table_key in sdata.tables and sdata.tables[table_key].uns.get(_keys.ATTRS, {}).get(_keys.TILE_GRID):
+        # What an earlier call has made is replaced.
+        ours = {("tables", table_key), ("shapes", single_region(sdata.tables[table_key]))}
+    require_free(sdata, key_added, "shapes", ours=ours)
+    require_free(sdata, table_key, "tables", ours=ours)
     pyramid = image_pyramid(sdata, image_key, value_max)
     height, width = pyramid.shapes[0]
     edge, stride = tile_px * native, stride_px * native
     xs, ys = (np.arange(edge / 2, size - edge / 2 + 1e-6, stride) for size in (width, height))
     if not len(xs) or not len(ys):
-        msg = (
+        raise ValueError(
             f"No tile fits: a tile is {edge:.0f} pixels wide, image {image_key!r} is {width} x {height}. "
             "Ask for smaller `tile_px` or `mpp`."
         )
-        raise ValueError(msg)
     row, column = np.indices((len(ys), len(xs))).reshape(2, -1)
     centers = np.column_stack([xs[column], ys[row]])
     places = pd.DataFrame({"row": row, "column": column})
@@ -134,18 +141,16 @@ def tile_grid(
             fraction = tissue_fraction(pyramid, centers, edge, image_key)
         keep = fraction >= _MIN_TISSUE
         if not keep.any() and isinstance(tissue, str):
-            msg = (
+            raise ValueError(
                 f"None of {len(keep)} tiles of {edge:.0f} pixels lies in {tissue!r} by half (the fullest by "
                 f"{fraction.max():.0%}). Check that the annotation is of image {image_key!r}, or ask for smaller "
                 "`tile_px` or `mpp`."
             )
-            raise ValueError(msg)
         if not keep.any():
-            msg = (
+            raise ValueError(
                 f"No tissue found in {len(keep)} tiles of image {image_key!r} (the fullest holds "
                 f"{fraction.max():.0%}). Check that it is H&E on a bright background, or pass `tissue=False`."
             )
-            raise ValueError(msg)
         centers, places = centers[keep], places.assign(tissue_fraction=fraction)[keep]
     _check_dependents(sdata, key_added, table_key, centers)
     sdata.shapes[key_added] = squares_on_image(sdata, image_key, centers - edge / 2, edge)
@@ -165,19 +170,16 @@ def require_resolution(mpp: float | None, image_mpp: float | None, image_key: st
         return
     require_positive(mpp, "mpp")
     if image_mpp is None:
-        msg = (
+        raise ValueError(
             f"Tiles of {mpp} microns per pixel were asked for, but the resolution of image {image_key!r} is unknown. "
             "Give it with `image_mpp=`, or once with `rg.pp.set_image_mpp(sdata, image_key=..., mpp=...)` "
             "(or `rg.pp.set_image_mpp(..., shapes_key=...)`, to derive it from the spot pitch); `mpp=None` takes the "
             "image's own pixels. See `Resolution of an image` in the documentation."
         )
-        raise ValueError(msg)
 
 
 def tissue_fraction(pyramid: Pyramid, centers: np.ndarray, edge: float, image_key: str) -> np.ndarray:
     """Share of tissue in squares of `edge` level-0 pixels around centres."""
-    from skimage.transform import integral_image, integrate
-
     mask, is_all = tissue_mask(pyramid.overview(_OVERVIEW_PX))
     if is_all:
         logger.info("Image %r shows no glass: all of it that has colour is taken for tissue.", image_key)
@@ -193,8 +195,6 @@ def _annotated_fraction(
     sdata: SpatialData, annotation_key: str, image_key: str, centers: np.ndarray, edge: float
 ) -> np.ndarray:
     """Share of squares of `edge` level-0 pixels around centres that lies in the polygons of an annotation."""
-    import shapely
-
     union = shapely.union_all(areas_in_frame_of(sdata, annotation_key, image_key, None).to_numpy())
     shapely.prepare(union)
     (x, y), half = centers.T, edge / 2
@@ -204,18 +204,6 @@ def _annotated_fraction(
     rim = (fraction == 0) & shapely.intersects(union, squares)
     fraction[rim] = shapely.area(shapely.intersection(squares[rim], union)) / edge**2
     return fraction
-
-
-def _check_free(sdata: SpatialData, key_added: str, table_key: str) -> None:
-    """Refuse names that are taken, except by an earlier call."""
-    ours = set()
-    if table_key in sdata.tables and sdata.tables[table_key].uns.get(_keys.ATTRS, {}).get(_keys.TILE_GRID):
-        ours = {("tables", table_key), ("shapes", single_region(sdata.tables[table_key]))}
-    for name, kind in ((key_added, "shapes"), (table_key, "tables")):
-        taken = [(element, own) for element, own, _ in sdata.gen_elements() if own.lower() == name.lower()]
-        if taken and not set(taken) <= ours:
-            msg = f"The name {name!r} for {kind} is taken by {taken[0][0]} {taken[0][1]!r}. Choose another one."
-            raise ValueError(msg)
 
 
 def _check_dependents(sdata: SpatialData, key_added: str, table_key: str, centers: np.ndarray) -> None:
@@ -229,9 +217,8 @@ def _check_dependents(sdata: SpatialData, key_added: str, table_key: str, center
         if name != table_key and key_added in np.atleast_1d(table.uns.get("spatialdata_attrs", {}).get("region", []))
     ]
     if dependents and not np.array_equal(old, centers):
-        msg = (
+        raise ValueError(
             f"Tables {listing(dependents)} annotate the {len(old)} tiles of {key_added!r}; with {len(centers)} other "
             "tiles they would point to wrong places. Delete them (`del sdata.tables[...]`), or choose another "
             "`key_added` and `table_key`."
         )
-        raise ValueError(msg)

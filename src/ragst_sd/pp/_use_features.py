@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
 
-from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
 from ragst_sd._several import over_sections
 from ragst_sd._validate import listing, require_known, require_some
 from ragst_sd.pp._taken_features import take_features
 from ragst_sd.pp._tile_features import find_features
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 
 def _of_each(features: Any, sections: list[str]) -> dict[str, Any]:
@@ -40,11 +35,10 @@ def _of_each(features: Any, sections: list[str]) -> dict[str, Any]:
     missing = [path.name for path in files.values() if not path.is_file()]
     if missing:
         there = sorted(path.name for path in Path(features).glob("*.h5"))
-        msg = (
+        raise FileNotFoundError(
             f"Folder {str(features)!r} has no {listing(missing)} (it has {listing(there)}). Name the sections as the "
             "files are named, or pass `features` as a mapping from section to file."
         )
-        raise FileNotFoundError(msg)
     return files
 
 
@@ -153,18 +147,7 @@ def use_features(
     sdata = require_sdata(sdata)
     fields = [float(field) for field in np.atleast_1d(context)]
     require_some(fields, "context", "Give at least one field of view, for instance `(1,)`.")
-    take_features(
-        sdata,
-        find_features(sdata, features, table_key=table_key),
-        image_key=image_key,
-        shapes_key=shapes_key,
-        table_key=table_key,
-        coordinate_system=coordinate_system,
-        image_mpp=None,
-        weights_hash=_keys.UNKNOWN,
-        context=fields,
-        key_added=key_added,
-        model=model,
-        tile_px=tile_px,
-        mpp=mpp,
-    )
+    stated = {"model": model, "tile_px": tile_px, "mpp": mpp}
+    where: dict[str, Any] = {"image_key": image_key, "table_key": table_key, "coordinate_system": coordinate_system}
+    found = find_features(sdata, features, table_key=table_key)
+    take_features(sdata, found, stated, shapes_key=shapes_key, context=fields, key_added=key_added, **where)

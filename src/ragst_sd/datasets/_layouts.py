@@ -1,4 +1,4 @@
-"""Outputs of 10x: Visium and Visium HD as they are deposited (single files, archives of folders), bundles of Xenium.
+"""How the files of a section are arranged: outputs of 10x, Spatial Transcriptomics, HEST, pictures or counts alone.
 
 Visium is not read by the readers of spatialdata-io, which want the pipeline's whole folder under its own names
 (deposits rename files and leave some out) and give the picture as one chunk.
@@ -8,29 +8,27 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData, read_h5ad
+from spatialdata import SpatialData, get_pyramid_levels
+from spatialdata.models import TableModel
+from spatialdata.transformations import Affine, set_transformation
+from xarray import DataArray, DataTree
 
 from ragst_sd import _keys
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._resolution import keep_image_mpp
+from ragst_sd.datasets._sample_files import Sample
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import readable
-from ragst_sd.io._section import IMAGE, SHAPES, TABLE, assemble, check_inside
+from ragst_sd.io._section import IMAGE, SHAPES, TABLE, Origin, assemble, check_inside
 from ragst_sd.io._slide_file import open_slide
 from ragst_sd.io._st_counts import read_counts
 from ragst_sd.io._st_image import image_element, read_rgb
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from anndata import AnnData
-    from spatialdata import SpatialData
-    from xarray import DataArray, DataTree
-
-    from ragst_sd.datasets._sample_files import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +39,9 @@ _BIN_UM = 16
 _LEFT_OUT = ["cells_boundaries", "nucleus_boundaries", "cells_labels", "nucleus_labels", "transcripts"]
 _LEFT_OUT += ["morphology_mip", "morphology_focus", "aligned_images"]
 _BUNDLE = ("experiment.xenium", "cell_feature_matrix.h5", "cells.parquet", "cells.zarr.zip")
+
+# As the schema of CELLxGENE names the donor.
+_DONOR_ID = "donor_id"
 
 
 def read_visium(sample: Sample) -> SpatialData:
@@ -112,11 +113,10 @@ def read_positions(path: Path) -> pd.DataFrame:
 def _joined(table: AnnData, positions: pd.DataFrame, sample: str) -> AnnData:
     lost = table.obs_names[~table.obs_names.isin(positions.index)]
     if len(lost):
-        msg = (
+        raise ValueError(
             f"{len(lost)} of {table.n_obs} barcodes of section {sample!r} have no position, for example {lost[0]!r} (a "
             f"position is that of {positions.index[0]!r}). The files are not of one section."
         )
-        raise ValueError(msg)
     positions = positions.loc[table.obs_names]
     table.obs = table.obs.join(positions.drop(columns=_PIXELS))
     table.obsm["spatial"] = positions[_PIXELS].to_numpy(float)
@@ -127,9 +127,6 @@ def _assembled(
     sample: Sample, table: AnnData, image: Any, diameter: float, *, factor: float = 1.0, mpp: float | None = None
 ) -> SpatialData:
     """Put a section together whose positions are in pixels of a picture that `image` is `factor` times as large as."""
-    from spatialdata import get_pyramid_levels
-    from xarray import DataArray
-
     xy = np.asarray(table.obsm["spatial"], dtype=float) * factor
     full = image if isinstance(image, DataArray) else next(iter(get_pyramid_levels(image)))
     check_inside(xy, full.sizes["x"], full.sizes["y"])
@@ -137,16 +134,8 @@ def _assembled(
         # Spots are where the instrument put them; what a file states of its pixels may be missing or wrong.
         pitch_um = _PITCH_UM if sample.um_between_centers is None else sample.um_between_centers
         mpp = pitch_um / spot_pitch(xy) if len(xy) > 1 else _DIAMETER_UM / (diameter * factor)
-    return assemble(
-        table,
-        xy,
-        image,
-        radius=diameter * factor / 2,
-        sample=sample.name,
-        donor=sample.donor,
-        details=sample.details,
-        image_mpp=mpp,
-    )
+    origin = Origin(sample.name, sample.donor, sample.details)
+    return assemble(table, xy, image, origin, radius=diameter * factor / 2, image_mpp=mpp)
 
 
 def read_xenium(sample: Sample) -> SpatialData:
@@ -156,9 +145,6 @@ def read_xenium(sample: Sample) -> SpatialData:
     picture by its alignment.
     """
     import spatialdata_io
-    from spatialdata import SpatialData
-    from spatialdata.models import TableModel
-    from spatialdata.transformations import Affine, set_transformation
 
     experiment = sample.find("bundle", *_BUNDLE)
     folder = next(path.parent for path in experiment if path.name == "experiment.xenium")
@@ -189,3 +175,100 @@ def _picture_and_alignment(sample: Sample) -> tuple[Path, Path]:
         for role, pattern in patterns.items()
     )
     return image, alignment
+
+
+def read_st_tsv(sample: Sample) -> SpatialData:
+    """`counts` (spots x genes, tsv), `image`, and `coordinates` (a table) or `transformation` (array to pixels)."""
+    counts: Any = sample.path("counts")
+    coordinates: Any = None
+    if "coordinates" in sample.roles:
+        coordinates = sample.path("coordinates")
+    elif "transformation" in sample.roles:
+        counts = pd.read_csv(counts, sep="\t", index_col=0)
+        coordinates = array_to_pixels(list(counts.index), sample.path("transformation"))
+    return _read(sample, counts, coordinates)
+
+
+def read_st_h5ad(sample: Sample) -> SpatialData:
+    """`counts` (h5ad with `obsm["spatial"]` in pixels) and `image`."""
+    return _read(sample, sample.path("counts"), None)
+
+
+def read_picture(sample: Sample) -> SpatialData:
+    """`image`: a plain picture without counts. There are no spots, so nowhere to write a donor."""
+    from ragst_sd.io._st_image import image_element, read_rgb
+
+    sdata = SpatialData(images={"he": image_element(read_rgb(sample.path("image")))})
+    sdata.attrs[_keys.ATTRS] = {_keys.SOURCE: dict(sample.details)}
+    if sample.image_mpp is not None:
+        keep_image_mpp(sdata, "he", sample.image_mpp)
+    return sdata
+
+
+def _read(sample: Sample, counts: Any, coordinates: Any) -> SpatialData:
+    from ragst_sd.io import read_st
+
+    # What a donor's array measures beats a number that stands for a whole data set.
+    scale = "image_mpp" if sample.um_between_centers is None else "um_between_centers"
+    about: dict[str, Any] = {"sample": sample.name, "donor": sample.donor, "source": sample.details}
+    about[scale] = getattr(sample, scale)
+    return read_st(counts, sample.path("image"), coordinates=coordinates, **about)
+
+
+def array_to_pixels(names: list[str], transformation: Path) -> np.ndarray:
+    """(n, 2) pixels (x, y) of spots named `<x>x<y>` by their places in the array.
+
+    Parameters
+    ----------
+    names
+        Names of the spots.
+    transformation
+        File of the nine numbers of a 3 x 3 matrix M, by rows: (x, y, 1) in the array times M is (x, y, 1) in pixels.
+    """
+    numbers = np.array(transformation.read_text().split(), dtype=float)
+    places = np.array([name.split("x") for name in names], dtype=float).reshape(-1, 2)
+    return (np.column_stack([places, np.ones(len(places))]) @ numbers.reshape(3, 3))[:, :2]
+
+
+def read_hest_sample(sample: Sample) -> SpatialData:
+    """`counts`, `image` and `metadata`, in folders named st, wsis and metadata."""
+    from ragst_sd.io import read_hest
+
+    folders = {sample.path(role).parent.parent for role in ("counts", "image", "metadata")}
+    if len(folders) != 1:
+        raise ValueError(
+            f"The files of section {sample.name!r} lie in {len(folders)} folders; st, wsis and metadata must share one."
+        )
+    stem = sample.path("counts").stem
+    details = {name: value for name, value in sample.details.items() if name in ("license", "citation")}
+    sdata = read_hest(folders.pop(), sample=stem, donor=sample.donor)
+    table = sdata.tables["table"]
+    source = table.uns[_keys.ATTRS][_keys.SOURCE]
+    # The metadata of a section name its own study; the catalogue, the collection.
+    table.uns[_keys.ATTRS][_keys.SOURCE] = details | {k: v for k, v in source.items() if v != _keys.UNKNOWN}
+    return sdata
+
+
+def read_slide_sample(sample: Sample) -> SpatialData:
+    """`image`: a slide without expression. There are no spots, so nowhere to write a donor."""
+    from ragst_sd.io import read_slide
+
+    sdata = read_slide(sample.path("image"))
+    if _keys.IMAGE_MPP not in sdata.attrs.get(_keys.ATTRS, {}) and sample.image_mpp is not None:
+        sdata = read_slide(sample.path("image"), mpp=sample.image_mpp)
+    sdata.attrs[_keys.ATTRS] = {**sdata.attrs.get(_keys.ATTRS, {}), _keys.SOURCE: dict(sample.details)}
+    return sdata
+
+
+def read_h5ad_sample(sample: Sample) -> SpatialData:
+    """`counts`: an h5ad without a picture, single cells for instance. The table annotates nothing."""
+    with readable(sample.path("counts"), "h5ad"):
+        table = read_h5ad(sample.path("counts"))
+    table.uns.pop(TableModel.ATTRS_KEY, None)
+    table.obs[_keys.SAMPLE] = sample.name
+    if _keys.DONOR not in table.obs:
+        own = table.obs.get(_DONOR_ID, sample.donor)
+        if own is not None:
+            table.obs[_keys.DONOR] = own
+    table.uns[_keys.ATTRS] = {_keys.SOURCE: dict(sample.details)}
+    return SpatialData(tables={"table": TableModel.parse(table)})
