@@ -12,7 +12,7 @@ import numpy as np
 from ragst_sd.retrieval.bank import Answer
 from ragst_sd.retrieval.response_phi import doses
 from ragst_sd.retrieval.response_stack import MEASURED, PARTS, Lesson, Settings, Stacked, lessons, part, stack
-from ragst_sd.retrieval.responses import ask_rows, closed_rows, familiar, pool_mean, shape_halves
+from ragst_sd.retrieval.responses import ask_rows, closed_rows, familiar, pool_mean, relative, shape_halves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -167,11 +167,9 @@ def _held(one: Bank, other: Bank, query: Query, rows: np.ndarray, lesson: Lesson
         lesson = next(iter(lessons(one, query)))
     weight = np.clip(one.screen.reliability[rows], _LEAST_WEIGHT, 1)
     dose_of_rows = doses(tuple(one.screen.perturbed[row] for row in lesson.allowed))[:, None]
-    values, sections = one.values[lesson.allowed], one.sections[lesson.allowed]
-    means = np.stack([values[sections == code].mean(axis=0) for code in sections])
-    relative = (values - means) / dose_of_rows
+    gaps = relative(one.values[lesson.allowed], one.sections[lesson.allowed]) / dose_of_rows
     truth = other.values[rows] - pool_mean(one, query)
-    return [Held(one, query, lesson, relative, doses(query.perturbed)[:, None], truth, weight)]
+    return [Held(one, query, lesson, gaps, doses(query.perturbed)[:, None], truth, weight)]
 
 
 def choose_stack(
