@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 KINDS = ("without measured relatives", "with measured relatives", "measured in other contexts")
 # With fewer held-out rows of a kind than this, what was chosen on all unseen ones serves.
 _MIN_KIND = 6
-# As many perturbations are left out one by one, so that the others are as many as when it matters; of more a fifth.
-_LEFT_OUT, _N_FOLDS = 64, 5
+# Of few rows each perturbation is left out by itself, so that the others are as many as when it matters; of many a fifth.
+_MIN_FOLDS, _FOLDS_TIMES_ROWS = 5, 1280
 _MAX_QUERIES = 256
 _LEAST_WEIGHT = 0.05
 _BETAS = (0.0, 0.25, 1.0)
@@ -128,7 +128,7 @@ def held_out(bank: Bank, kind: int, shaped: tuple[Bank, Bank]) -> list[Held]:
     """Held-out perturbations of one of `KINDS`: new to all rows, or to those of their context alone."""
     closed, out = closed_rows(bank), []
     groups = np.unique(bank.folds, return_inverse=True)[1]
-    n_folds = groups.max() + 1 if groups.max() < _LEFT_OUT else _N_FOLDS
+    n_folds = min(groups.max() + 1, max(_MIN_FOLDS, _FOLDS_TIMES_ROWS // len(bank)))
     fold = np.random.default_rng(0).permutation(groups.max() + 1)[groups] % n_folds
     contexts = np.unique(bank.sections)
     same = np.array_equal(shaped[0].values, shaped[1].values)
