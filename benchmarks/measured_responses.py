@@ -1,6 +1,6 @@
 """Methods on tables of measured responses: knock-downs in two cell lines, drugs in four and in ten contexts.
 
-`benchmarks/perturbation.py --responses` runs it. *Unseen here*: a fifth of the perturbations of one context is held out, and other
+`benchmarks/perturbation.py` runs it. *Unseen here*: a fifth of the perturbations of one context is held out, and other
 contexts measured them. *Unseen perturbation*: a fifth is held out in all contexts. Scored by `rg.tl.evaluate_perturbation`: cosine of
 predicted and measured response, both relative to the mean response of the context in the reference; share of predictions whose own
 truth is in the nearest tenth of all responses of the context; rank of the own truth, 1 for the nearest and .5 by chance.
@@ -47,12 +47,12 @@ MEASURED = {name: {"method": name} for name in ("same_perturbation", "context_ad
 
 
 class Fold(NamedTuple):
-    """What is held out in one context."""
+    """What is held out, and where."""
 
     screen: str
     task: str
     name: str
-    context: str
+    contexts: list[str]
     training: np.ndarray
     held: list[str]
 
@@ -66,19 +66,18 @@ def read(folder: Path, screen: str) -> ad.AnnData:
 
 
 def folds_of(adata: ad.AnnData, screen: str, task: str, *, quick: bool) -> list[Fold]:
-    """All folds, or for a quick look the first one of four contexts."""
+    """All folds, or for a quick look the first one of each of the first four contexts."""
     table = rg.tl.perturbation_folds(adata, split=task, n_folds=N_FOLDS, context_key="context")
     out = []
     for name in table:
-        test = (table[name] == "test").to_numpy()
-        for context in sorted(set(adata.obs["context"][test])):
-            own = test & (adata.obs["context"] == context).to_numpy()
-            held = sorted(adata.obs["perturbation"][own])
-            out.append(Fold(screen, task, name, context, (table[name] == "train").to_numpy(), held))
-    if quick:
-        first = {one.context: one for one in reversed(out)}
-        return list(first.values())[:4]
-    return out
+        test = adata.obs[(table[name] == "test").to_numpy()]
+        contexts = sorted(set(test["context"]))
+        if quick and any(one.contexts == contexts for one in out):
+            continue
+        out.append(
+            Fold(screen, task, name, contexts, (table[name] == "train").to_numpy(), sorted(set(test["perturbation"])))
+        )
+    return out[:4] if quick else out
 
 
 def elsewhere(adata: ad.AnnData, context: str) -> pd.DataFrame:
@@ -97,28 +96,25 @@ def elsewhere(adata: ad.AnnData, context: str) -> pd.DataFrame:
     return pd.DataFrame(project(values, mean, axes), index=names)
 
 
-def predict(
-    adata: ad.AnnData, embedding: pd.DataFrame | None, fold: Fold, *, pt_rag: bool, quick: bool = False
-) -> pd.DataFrame:
+def predict(adata: ad.AnnData, embedding: pd.DataFrame | None, fold: Fold, wanted: list[str]) -> pd.DataFrame:
     """Scores of the held-out perturbations of one fold, by method."""
     training, tables = adata[fold.training].copy(), {}
     known = set(embedding.index) if embedding is not None else set()
     # Methods that compare embeddings are asked about genes that have one; the others about the same ones.
     held = [name for name in fold.held if name in known] if known else fold.held
-    methods = ALWAYS | (PT_RAG if pt_rag else {}) | (BY_EMBEDDING if known else {})
-    if quick:
-        methods.pop("bilinear", None)
     here = fold.task == "here"
-    tables |= ask(training, embedding, fold, held, methods | (MEASURED if here else {}))
+    methods = ALWAYS | PT_RAG | (BY_EMBEDDING if known else {}) | (MEASURED if here else {})
+    tables = ask(training, embedding, fold, held, methods, wanted)
     if here:
-        own = training[training.obs["context"] == fold.context].copy()
+        (context,) = fold.contexts
+        own = training[training.obs["context"] == context].copy()
         others = {f"{name}, {ELSEWHERE}": BY_EMBEDDING[name] for name in ("naive_rag", "knn", "ridge")}
         others |= {f"kernel_ridge, {ELSEWHERE}": {"method": "kernel_ridge"}}
-        tables |= ask(own, elsewhere(training, fold.context), fold, held, others)
-    truth = adata[adata.obs["context"] == fold.context].copy()
+        tables |= ask(own, elsewhere(training, context), fold, held, others, wanted)
+    truth = adata[adata.obs["context"].isin(fold.contexts)].copy()
     scores = rg.tl.evaluate_perturbation(tables, truth, metrics=METRICS, context_key="context")
     scores = scores[scores["subset"] == "each"]
-    return scores.assign(screen=fold.screen, task=fold.task, fold=fold.name, context=fold.context)
+    return scores.assign(screen=fold.screen, task=TASKS[fold.task], fold=fold.name)
 
 
 def ask(
@@ -127,10 +123,14 @@ def ask(
     fold: Fold,
     held: list[str],
     methods: dict[str, dict[str, Any]],
+    wanted: list[str],
 ) -> dict[str, ad.AnnData]:
-    """Predictions of some methods for the context of a fold."""
+    """Predictions of those of some methods that are wanted, for the contexts of a fold."""
+    methods = {label: arguments for label, arguments in methods.items() if arguments["method"] in wanted}
+    if not methods:
+        return {}
     reference = rg.tl.build_perturbation_reference(training, embedding=embedding, context_key="context", unit="rank")
-    where, tables = pd.DataFrame({"context": [fold.context]}), {}
+    where, tables = pd.DataFrame({"context": fold.contexts}), {}
     for label, arguments in methods.items():
         rg.tl.fit(reference, **arguments)
         tables[label] = rg.tl.perturb(where, reference, perturbations=held, context_key="context")
@@ -138,7 +138,7 @@ def ask(
 
 
 def run(
-    folder: Path, screens: list[str], gene_sets: Path, *, quick: bool, pt_rag: bool, jobs: int, initializer: Any
+    folder: Path, screens: list[str], gene_sets: Path, *, methods: list[str], quick: bool, jobs: int, initializer: Any
 ) -> pd.DataFrame:
     """Scores of all screens and tasks."""
     parts = []
@@ -153,7 +153,7 @@ def run(
             start = time.perf_counter()
             folds = folds_of(adata, screen, task, quick=quick)
             with Parallel(n_jobs=jobs, initializer=initializer) as pool:
-                parts += pool(delayed(predict)(adata, embedding, fold, pt_rag=pt_rag, quick=quick) for fold in folds)
+                parts += pool(delayed(predict)(adata, embedding, fold, methods) for fold in folds)
             print(f"{screen}, {TASKS[task]}: {time.perf_counter() - start:.0f} s", flush=True)
     return pd.concat(parts, ignore_index=True)
 
@@ -169,7 +169,7 @@ def table(scores: pd.DataFrame) -> str:
         few = contexts if len(contexts) <= 4 else []
         lines += [
             "",
-            f"| {screen}, {TASKS[task]} | cosine | best tenth | rank |" + "".join(f" cosine, {name} |" for name in few),
+            f"| {screen}, {task} | cosine | best tenth | rank |" + "".join(f" cosine, {name} |" for name in few),
             "|---" * (4 + len(few)) + "|",
         ]
         means = part.groupby(level=["method", "context"]).mean()

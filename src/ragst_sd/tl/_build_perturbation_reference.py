@@ -204,7 +204,7 @@ def build_perturbation_reference(
         adata, layer = response_adata(adata, *columns, layer=layer, unit=unit, genes=chosen)
         expression, errors = read_responses(adata, unit=unit, layer=layer)
     else:
-        refuse_responses(adata, unit, perturbation_key, context_key, named)
+        refuse_responses(adata, unit, perturbation_key, context_key, named, layer)
         expression = read_expression(adata, layer=layer, unit=unit, target_sum=target_sum)
     cells = read_labels(
         adata,
