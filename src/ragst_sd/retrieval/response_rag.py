@@ -153,24 +153,14 @@ def weigh(neighbors: Neighbors, gate: Gate, n_neighbors: int, line: np.ndarray, 
 def select_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
     """Rows by the gates chosen for perturbations with and without measured relatives."""
     ready = prepare_rag(parameters, bank, query)
-    line, z = np.arange(len(query)), place_states(parameters, query.states(bank))
-    if ready.stacked is None:
-        return ready.select(line, z)
-    selection, answer = ready.respond(line, z)
+    selection, answer = ready.respond(np.arange(len(query)), place_states(parameters, query.states(bank)))
     return replace(selection, response=answer.evidence + answer.adjustment)
 
 
 def answer_rag(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
     """The prediction without retrieval, and what the cited rows add to it as far as they are trusted."""
-    query = selection.query
-    level, share = pool_mean(bank, query), explained(bank, query)
-    if selection.response is not None:
-        return _answered(bank, selection, np.asarray(selection.response), level, share)
-    response = _without_retrieval(parameters, bank, query, level, share)
-    relative = relative_responses(bank, query, selection.rows, level)
-    added = selection.strength * selection.weights
-    response += (added[:, None, :] @ relative)[:, 0]
-    return _answered(bank, selection, response, level, share)
+    level, share = pool_mean(bank, selection.query), explained(bank, selection.query)
+    return _answered(bank, selection, np.asarray(selection.response), level, share)
 
 
 def _answered(bank: Bank, selection: Selection, response: np.ndarray, level: np.ndarray, share: np.ndarray) -> Answer:
@@ -186,10 +176,10 @@ def _without_retrieval(
     query: Query,
     level: np.ndarray,
     share: np.ndarray,
-    kind: np.ndarray | None = None,
+    kind: np.ndarray,
 ) -> np.ndarray:
     """(q, g) the mean of the pool and, as far as that is trusted, what bilinear regression adds to it."""
-    out, kind = level.copy(), familiar(bank, query).astype(int) if kind is None else kind
+    out = level.copy()
     for code in np.unique(kind):
         trust, at = sum(part * line for _, line, _, part in _gates(parameters, code)), np.flatnonzero(kind == code)
         if trust:
