@@ -240,6 +240,14 @@ def test_held_out_perturbations_are_unseen_or_unseen_here(rng):
                 assert not any(set(name) < set(bank.screen.perturbed[row]) for row in rows)
 
 
+@pytest.mark.parametrize(("n", "together"), [(24, 1), (150, 30)])
+def test_few_perturbations_are_held_out_one_by_one(rng, n, together):
+    bank = two_lines(rng, n=n, width=5)
+    parts = held_out(bank, 0, shape_halves(bank, None))
+    assert {len(set(one.query.perturbed)) for one in parts} == {together}
+    assert {len(one.lesson.allowed) for one in parts} == {2 * (n - together)}
+
+
 def test_without_embedding_or_other_contexts_the_mean_is_left(rng):
     bank = two_lines(rng)
     for name in ("rag", "kernel_ridge"):
