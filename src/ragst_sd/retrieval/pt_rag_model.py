@@ -187,8 +187,8 @@ def net_arrays(net: nn.Module) -> dict[str, np.ndarray]:
     return {f"net_{name.replace('.', '-')}": value.detach().cpu().numpy() for name, value in net.state_dict().items()}
 
 
-def net_from_arrays(parameters: Mapping[str, np.ndarray]) -> PtRag | PtRagResponses:
-    """The network that :func:`net_arrays` wrote, in eval mode."""
+def net_from_arrays(parameters: Mapping[str, np.ndarray]) -> Any:
+    """The `PtRag` or `PtRagResponses` that :func:`net_arrays` wrote, in eval mode."""
     state = {
         name.removeprefix("net_").replace("-", "."): torch.as_tensor(np.asarray(value))
         for name, value in parameters.items()
@@ -198,7 +198,7 @@ def net_from_arrays(parameters: Mapping[str, np.ndarray]) -> PtRag | PtRagRespon
     with torch.random.fork_rng(devices=[]):
         if "phi" in state:
             (blocks, width, _), n_out = state["phi"].shape, state["move"].shape[2]
-            net: Any = PtRagResponses(width, state["direct"].shape[1], n_out, blocks - 1)
+            net: nn.Module = PtRagResponses(width, state["direct"].shape[1], n_out, blocks - 1)
         else:
             width, n_genes = state["cells.weight"].shape
             layers = len({name.split(".")[1] for name in state if name.startswith("blocks.")})

@@ -255,7 +255,7 @@ def _respond(
         group, n = scene.group, len(scene.group.here)
         q = n + len(group.queries)
         z = torch.as_tensor(states[group.queries[0]], dtype=torch.float32)
-        measured = group.elsewhere[n:q].any(axis=1)
+        measured = np.asarray(group.elsewhere[n:q].any(axis=1))
         moved = torch.as_tensor(scene.elsewhere[n:q], dtype=torch.float32) @ at_state(net.move, z).detach()
         for known in np.unique(measured):
             at = np.flatnonzero(measured == known)
@@ -279,6 +279,5 @@ def _respond(
 
 def select_responses(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
     """Rows that were read, with the response that was predicted with them."""
-    net: Any = net_from_arrays(parameters)
-    added, read = _respond(net, parameters, bank, query, query.n_neighbors)
+    added, read = _respond(net_from_arrays(parameters), parameters, bank, query, query.n_neighbors)
     return replace(cite(bank, query, read), response=pool_mean(bank, query) + added)
