@@ -163,7 +163,7 @@ def test_shares_are_least_squares_drawn_towards_equal_ones(rng, n):
     s = total @ y / (total @ total)
     errors = (total * (y - s * total)).reshape(n, -1).sum(axis=1)
     expected *= 1 / (1 + (errors @ errors) / (total @ total) ** 2 / s**2)
-    shares = choose_shares([held(truth, weight=weight)], [[part] for part in parts], gates=False)
+    shares = choose_shares([held(truth, weight=weight)], [[part] for part in parts])
     np.testing.assert_allclose(shares, expected, rtol=1e-6)
     # Of many perturbations they are those of least squares, of few both parts have some.
     if n > 100:
@@ -174,24 +174,17 @@ def test_parts_that_agree_share_alike_and_none_is_led_by_what_is_zero(rng):
     truth = rng.normal(size=(12, 40))
     truth[0] = 0
     part = truth + rng.normal(size=truth.shape)
-    shares = choose_shares([held(truth)], [[part], [0.1 * part], [-part]], gates=False)
+    shares = choose_shares([held(truth)], [[part], [0.1 * part], [-part]])
     np.testing.assert_allclose(shares[0], 0.1 * shares[1], rtol=1e-6)
     assert 0.3 < shares[0] + 0.1 * shares[1] < 0.6 and not shares[2]
-    assert not choose_shares([held(truth)], [[-part]], gates=False).any()
+    assert not choose_shares([held(truth)], [[-part]]).any()
 
 
 def test_little_is_added_of_what_few_perturbations_support(rng):
     noise = rng.normal(size=(8, 40))
     supported = np.array([1, -1, 1, 1, -1, 1, -1, 1.0])[:, None] * noise + 3 * rng.normal(size=(8, 40))
-    assert choose_shares([held(supported)], [[noise]], gates=False)[0] < 0.1
-    assert choose_shares([held(noise + 0.1 * supported)], [[noise]], gates=False)[0] > 0.9
-
-
-def test_gates_are_never_trusted_more_than_they_were_chosen_to_be(rng):
-    truth = rng.normal(size=(20, 40))
-    parts = [[truth + rng.normal(size=truth.shape)], [0.3 * truth]]
-    assert choose_shares([held(truth)], parts, gates=False)[1] > 1.5
-    assert 0.9 < choose_shares([held(truth)], parts, gates=True)[1] <= 1
+    assert choose_shares([held(supported)], [[noise]])[0] < 0.1
+    assert choose_shares([held(noise + 0.1 * supported)], [[noise]])[0] > 0.9
 
 
 def test_combinations_with_measured_parts_have_shares_of_their_own(rng):

@@ -199,7 +199,7 @@ def choose_stack(
     found = [[one.predict(name, known, best, k) for one in held] for name in usable]
     if gated is not None:
         found.append([gated(one.bank, one.query) for one in held])
-    shares = np.ones(1) if parts == ("kernel_ridge",) else choose_shares(held, found, gates=gated is not None)
+    shares = np.ones(1) if parts == ("kernel_ridge",) else choose_shares(held, found)
     total = [sum(s * f[i] for s, f in zip(shares, found, strict=True)) for i in range(len(held))]
     gain, error = _cosine(held, total), _cosine(held, total, error=True)
     if not gain > error:
@@ -230,7 +230,7 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide((a * b).sum(axis=1), size, out=np.zeros(len(a)), where=size > _TINY)
 
 
-def choose_shares(held: list[Held], found: list[list[np.ndarray]], *, gates: bool) -> np.ndarray:
+def choose_shares(held: list[Held], found: list[list[np.ndarray]]) -> np.ndarray:
     r"""Least squares of held-out responses on the parts, drawn towards equal shares, and all of them towards zero.
 
     .. math:: \min_{v \ge 0} \sum_q \frac{w_q}{\|y_q\|} \Big\|y_q - \sum_i v_i c_i f_i\Big\|^2
@@ -239,9 +239,9 @@ def choose_shares(held: list[Held], found: list[list[np.ndarray]], *, gates: boo
     with y relative to the mean, and :math:`c_i` the coefficient of part i by itself, of which m are above zero. Lambda
     weighs as much as 5 perturbations. s is the coefficient of the sum, and :math:`\sigma` its standard error over
     perturbations. Rows count by their size, between squared errors, which a few large responses lead, and
-    correlations, which count noise like signal. Gates have a trust of their own, which shares only take from.
+    correlations, which count noise like signal.
     """
-    from scipy.optimize import lsq_linear
+    from scipy.optimize import nnls
 
     stacked = np.concatenate([np.stack([of_part[i] for of_part in found]) for i in range(len(held))], axis=1)
     truth = np.concatenate([one.truth for one in held])
@@ -249,8 +249,7 @@ def choose_shares(held: list[Held], found: list[list[np.ndarray]], *, gates: boo
     weight = np.divide(weight, length, out=np.zeros_like(weight), where=length > _TINY)
     products = np.einsum("iqg,kqg,q->ik", stacked, stacked, weight, optimize=True)
     along, size = np.einsum("iqg,qg,q->i", stacked, truth, weight, optimize=True), np.diag(products)
-    most = np.array([np.inf] * (len(found) - gates) + [1.0] * gates)
-    own = np.minimum(np.divide(np.maximum(along, 0), size, out=np.zeros_like(along), where=size > _TINY), most)
+    own = np.divide(np.maximum(along, 0), size, out=np.zeros_like(along), where=size > _TINY)
     used, shares = np.flatnonzero(own), np.zeros(len(found))
     if not len(used):
         return shares
@@ -260,7 +259,7 @@ def choose_shares(held: list[Held], found: list[list[np.ndarray]], *, gates: boo
     penalty = _PRIOR / (group.max() + 1) * np.trace(scaled) / len(used)
     root = np.linalg.cholesky(scaled + penalty * np.eye(len(used)))
     aim = np.linalg.solve(root, along[used] * own[used] + penalty / len(used))
-    shares[used] = own[used] * lsq_linear(root.T, aim, bounds=(0, most[used] / own[used])).x
+    shares[used] = own[used] * nnls(root.T, aim)[0]
     total = np.tensordot(shares, stacked, 1)
     size, along = weight * (total**2).sum(axis=1), weight * (total * truth).sum(axis=1)
     s = along.sum() / max(size.sum(), _TINY)
