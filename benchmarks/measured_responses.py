@@ -159,23 +159,36 @@ def run(
 
 
 def table(scores: pd.DataFrame) -> str:
-    """Mean over perturbations, folds and contexts; cosines of each context beside them where there are few."""
+    """Mean over perturbations, folds and contexts; cosines of each context beside them where there are few.
+
+    Methods that were asked about some of the folds only are compared with the others on those, in a table of their own.
+    """
     wide = scores.pivot_table(
         index=["screen", "task", "method", "context", "fold"], columns="metric", values="value", aggfunc="mean"
     )
     lines = []
     for (screen, task), part in wide.groupby(level=["screen", "task"], sort=False):
-        contexts = sorted(set(part.index.get_level_values("context")))
-        few = contexts if len(contexts) <= 4 else []
-        lines += [
-            "",
-            f"| {screen}, {task} | cosine | best tenth | rank |" + "".join(f" cosine, {name} |" for name in few),
-            "|---" * (4 + len(few)) + "|",
-        ]
-        means = part.groupby(level=["method", "context"]).mean()
-        total = means.groupby(level="method").mean()
-        for method in total.sort_values("centred_cosine", ascending=False).index:
-            own = " | ".join(f"{total.loc[method, name]:.3f}" for name in METRICS)
-            each = "".join(f" {means.loc[(method, name), 'centred_cosine']:.3f} |" for name in few)
-            lines.append(f"| {method} | {own} |{each}")
+        part = part.droplevel(["screen", "task"])
+        folds = {name: frozenset(own.droplevel("method").index) for name, own in part.groupby(level="method")}
+        for asked in sorted(set(folds.values()), key=len, reverse=True):
+            compared = [(name, *place) for name, own in folds.items() if own >= asked for place in sorted(asked)]
+            lines += ["", *_lines(f"{screen}, {task}", part.loc[compared])]
     return "\n".join(lines[1:])
+
+
+def _lines(title: str, part: pd.DataFrame) -> list[str]:
+    contexts = sorted(set(part.index.get_level_values("context")))
+    few = contexts if len(contexts) <= 4 else []
+    n_folds = len(part.groupby(level=["context", "fold"]))
+    lines = [
+        f"| {title}, {n_folds} fold{'s' * (n_folds > 1)} | cosine | best tenth | rank |"
+        + "".join(f" cosine, {name} |" for name in few),
+        "|---" * (4 + len(few)) + "|",
+    ]
+    means = part.groupby(level=["method", "context"]).mean()
+    total = means.groupby(level="method").mean()
+    for method in total.sort_values("centred_cosine", ascending=False).index:
+        own = " | ".join(f"{total.loc[method, name]:.3f}" for name in METRICS)
+        each = "".join(f" {means.loc[(method, name), 'centred_cosine']:.3f} |" for name in few)
+        lines.append(f"| {method} | {own} |{each}")
+    return lines
