@@ -13,7 +13,7 @@ from ragst_sd.retrieval.bank import Query, Run
 from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 from ragst_sd.retrieval.response_phi import unit
-from ragst_sd.retrieval.response_shares import _cautious, choose_stack, held_out
+from ragst_sd.retrieval.response_shares import choose_shares, choose_stack, held_out
 from ragst_sd.retrieval.response_stack import MEASURED, PARTS, Settings, lessons, part, stack
 from ragst_sd.retrieval.responses import pool_mean, shape_halves
 
@@ -142,26 +142,56 @@ def test_what_other_contexts_say_is_found_and_noise_is_not(rng):
     assert nothing.gain < 0.3
 
 
+def held(truth, *, weight=None):
+    """Perturbations that were held out, of which `truth` is known."""
+    query = SimpleNamespace(perturbed=[(f"P{i}",) for i in range(len(truth))])
+    return SimpleNamespace(query=query, truth=truth, weight=np.ones(len(truth)) if weight is None else weight)
+
+
 @pytest.mark.parametrize("n", [6, 600])
-def test_shares_are_least_squares_as_far_as_rows_support_them(rng, n):
-    level, truth = np.tile(rng.normal(size=40), (n, 1)), rng.normal(size=(n, 40))
-    parts = [[0.5 * truth + 0.2 * rng.normal(size=(n, 40))], [truth + 2 * rng.normal(size=(n, 40))]]
-    one = SimpleNamespace(level=level, truth=truth, weight=np.ones(n))
-    stacked, size = np.stack([parts[0][0], parts[1][0]]), (truth**2).sum(axis=1)
-    products = np.einsum("iqg,kqg,q->ik", stacked, stacked, 1 / size)
-    expected = nnls(products, np.einsum("iqg,qg,q->i", stacked, truth, 1 / size))[0]
-    shares = _cautious([one], parts, gates=False)
-    assert (shares >= 0).all() and shares[0] > 0
-    assert shares.sum() <= 1.01 * expected.sum()
+def test_shares_are_least_squares_drawn_towards_equal_ones(rng, n):
+    truth = rng.normal(size=(n, 40))
+    parts = np.stack([0.5 * truth + 0.2 * rng.normal(size=(n, 40)), truth + 2 * rng.normal(size=(n, 40))])
+    weight = rng.uniform(0.2, 1, size=n)
+    root = np.sqrt(weight / np.linalg.norm(truth, axis=1))[:, None]
+    y, x = (root * truth).ravel(), (root * parts).reshape(2, -1).T
+    own = np.array([column @ y / (column @ column) for column in x.T])
+    penalty = 5 / n * np.mean([(scale * column) @ (scale * column) for scale, column in zip(own, x.T, strict=True)])
+    whole = np.concatenate([x * own, np.sqrt(penalty) * np.eye(2)]), np.concatenate([y, np.full(2, penalty**0.5 / 2)])
+    expected = own * nnls(*whole)[0]
+    total = x @ expected
+    s = total @ y / (total @ total)
+    errors = (total * (y - s * total)).reshape(n, -1).sum(axis=1)
+    expected *= 1 / (1 + (errors @ errors) / (total @ total) ** 2 / s**2)
+    shares = choose_shares([held(truth, weight=weight)], [[part] for part in parts], gates=False)
+    np.testing.assert_allclose(shares, expected, rtol=1e-6)
+    # Of many perturbations they are those of least squares, of few both parts have some.
     if n > 100:
-        np.testing.assert_allclose(shares, expected, atol=0.1)
+        np.testing.assert_allclose(shares, nnls(x, y)[0], atol=0.1)
 
 
-def test_nothing_is_added_where_the_mean_is_best(rng):
-    level, noise = np.tile(rng.normal(size=40), (8, 1)), 3 * rng.normal(size=(8, 40))
-    truth = 0.1 * noise + rng.normal(size=(8, 40))
-    one = SimpleNamespace(level=3 * level, truth=truth, weight=np.ones(8))
-    assert _cautious([one], [[noise]], gates=False)[0] < 0.1
+def test_parts_that_agree_share_alike_and_none_is_led_by_what_is_zero(rng):
+    truth = rng.normal(size=(12, 40))
+    truth[0] = 0
+    part = truth + rng.normal(size=truth.shape)
+    shares = choose_shares([held(truth)], [[part], [0.1 * part], [-part]], gates=False)
+    np.testing.assert_allclose(shares[0], 0.1 * shares[1], rtol=1e-6)
+    assert 0.3 < shares[0] + 0.1 * shares[1] < 0.6 and not shares[2]
+    assert not choose_shares([held(truth)], [[-part]], gates=False).any()
+
+
+def test_little_is_added_of_what_few_perturbations_support(rng):
+    noise = rng.normal(size=(8, 40))
+    supported = np.array([1, -1, 1, 1, -1, 1, -1, 1.0])[:, None] * noise + 3 * rng.normal(size=(8, 40))
+    assert choose_shares([held(supported)], [[noise]], gates=False)[0] < 0.1
+    assert choose_shares([held(noise + 0.1 * supported)], [[noise]], gates=False)[0] > 0.9
+
+
+def test_gates_are_never_trusted_more_than_they_were_chosen_to_be(rng):
+    truth = rng.normal(size=(20, 40))
+    parts = [[truth + rng.normal(size=truth.shape)], [0.3 * truth]]
+    assert choose_shares([held(truth)], parts, gates=False)[1] > 1.5
+    assert 0.9 < choose_shares([held(truth)], parts, gates=True)[1] <= 1
 
 
 def test_combinations_with_measured_parts_have_shares_of_their_own(rng):

@@ -39,9 +39,11 @@ from ragst_sd.retrieval.response_shares import stack_of
 from ragst_sd.retrieval.response_stack import MEASURED
 from ragst_sd.retrieval.responses import (
     candidates,
+    cite,
     distances_to,
     familiar,
     mean_response,
+    means_at,
     patterns,
     pool_mean,
     shortened,
@@ -259,7 +261,9 @@ class ReadyRag:
         """Rows for queries `line` in states (n, l)."""
         trusted = self._trusted(line, z)
         if self.stacked is not None and self.stacked.cited.any():
-            return self._select_all(line, trusted)
+            weights = self.stacked.cited[line]
+            np.add.at(weights, (np.arange(len(line))[:, None], np.maximum(self.neighbors.rows[line], 0)), trusted)
+            return cite(self.bank, self.query.some(line), weights)
         total = trusted.sum(axis=1, keepdims=True)
         cited = np.divide(trusted, total, out=np.zeros_like(trusted), where=total > 0)
         rows = np.where(cited > 0, self.neighbors.rows[line], -1)
@@ -267,18 +271,6 @@ class ReadyRag:
         query = self.query.some(line)
         chosen = Selection(query.key, rows, cited, distances, query=query, strength=total)
         return shortened(chosen, self.query.n_neighbors)
-
-    def _select_all(self, line: np.ndarray, trusted: np.ndarray) -> Selection:
-        """Rows that the gates and the stack read, the largest weights first."""
-        weights = self.stacked.cited[line] if self.stacked is not None else np.zeros((len(line), len(self.bank)))
-        np.add.at(weights, (np.arange(len(line))[:, None], np.maximum(self.neighbors.rows[line], 0)), trusted)
-        rows = np.argsort(-weights, axis=1, kind="stable")[:, : self.query.n_neighbors]
-        weights = np.take_along_axis(weights, rows, axis=1)
-        total = weights.sum(axis=1, keepdims=True)
-        rows = np.where(weights > 0, rows, -1)
-        query = self.query.some(line)
-        share = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
-        return Selection(query.key, rows, share, distances_to(self.bank, query, rows), query=query, strength=total)
 
     def respond(self, line: np.ndarray, z: np.ndarray) -> tuple[Selection, Answer]:
         """Rows and answer for queries `line` in states (n, l)."""
@@ -336,10 +328,9 @@ def _centres(bank: Bank, query: Query, rows: np.ndarray, level: np.ndarray) -> n
     own = query.contexts[:, None] == bank.sections[rows]
     if own.all():
         return level[:, None, :]
-    out = np.repeat(level[:, None, :], rows.shape[1], axis=1)
+    out = np.empty((*rows.shape, level.shape[1]))
     for queries, allowed in patterns(query.eligible):
-        for code in np.unique(bank.sections[allowed]):
-            mean = bank.values[allowed[bank.sections[allowed] == code]].mean(axis=0)
-            at, where = np.nonzero((bank.sections[rows[queries]] == code) & ~own[queries])
-            out[queries[at], where] = mean
+        at = bank.sections[rows[queries]].ravel()
+        means = means_at(bank.values[allowed], bank.sections[allowed], at).reshape(len(queries), *out.shape[1:])
+        out[queries] = np.where(own[queries][..., None], level[queries][:, None], means)
     return out
