@@ -44,6 +44,9 @@ BY_EMBEDDING = {
     "bilinear": {"method": "bilinear"},
 }
 MEASURED = {name: {"method": name} for name in ("same_perturbation", "context_additive")}
+OTHERS = {
+    f"{name}, {ELSEWHERE}": (BY_EMBEDDING | ALWAYS)[name] for name in ("naive_rag", "knn", "ridge", "kernel_ridge")
+}
 
 
 class Fold(NamedTuple):
@@ -108,9 +111,7 @@ def predict(adata: ad.AnnData, embedding: pd.DataFrame | None, fold: Fold, wante
     if here:
         (context,) = fold.contexts
         own = training[training.obs["context"] == context].copy()
-        others = {f"{name}, {ELSEWHERE}": BY_EMBEDDING[name] for name in ("naive_rag", "knn", "ridge")}
-        others |= {f"kernel_ridge, {ELSEWHERE}": {"method": "kernel_ridge"}}
-        tables |= ask(own, elsewhere(training, context), fold, held, others, wanted)
+        tables |= ask(own, elsewhere(training, context), fold, held, OTHERS, wanted)
     truth = adata[adata.obs["context"].isin(fold.contexts)].copy()
     scores = rg.tl.evaluate_perturbation(tables, truth, metrics=METRICS, context_key="context")
     scores = scores[scores["subset"] == "each"]
@@ -126,7 +127,8 @@ def ask(
     wanted: list[str],
 ) -> dict[str, ad.AnnData]:
     """Predictions of those of some methods that are wanted, for the contexts of a fold."""
-    methods = {label: arguments for label, arguments in methods.items() if arguments["method"] in wanted}
+    wanted = [*wanted, *(PT_RAG if "pt_rag" in wanted else ())]
+    methods = {label: arguments for label, arguments in methods.items() if label in wanted}
     if not methods:
         return {}
     reference = rg.tl.build_perturbation_reference(training, embedding=embedding, context_key="context", unit="rank")

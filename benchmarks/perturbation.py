@@ -56,8 +56,8 @@ METHODS = (
     *EACH_STATE,
     "additive",
 )
-# Of responses in other contexts.
-MEASURED = tuple(measured_responses.MEASURED)
+# By responses in other contexts.
+MEASURED = (*measured_responses.MEASURED, *measured_responses.OTHERS)
 METRICS = ("pearson_delta", "mse", "discrimination_score_l1", "pearson_delta_centroid")
 ARGUMENTS = {"naive_rag": {"n_candidates": 16}, "random_rag": {"n_candidates": 16}}
 ABLATION = {

@@ -46,7 +46,7 @@ def test_both_tasks_of_measured_responses(script):
     responses = script.measured_responses
     adata, embedding = given_responses(n=24)
     adata.X = (1 - 2 * (-adata.X).argsort(axis=1).argsort(axis=1) / (adata.n_vars - 1)).astype("float32")
-    wanted, parts = ["mean", "knn", "same_perturbation"], []
+    wanted, parts = ["mean", "knn", "knn, other contexts", "same_perturbation"], []
     for task in responses.TASKS:
         folds = responses.folds_of(adata, "made up", task, quick=True)
         assert [one.contexts for one in folds] == ([["a"], ["b"]] if task == "here" else [["a", "b"]])
