@@ -308,8 +308,17 @@ def main() -> None:
     )
     parser.add_argument("--ablation", action="store_true", help="also pt_rag without what it retrieves")
     parser.add_argument("--quick", action="store_true", help="one fold of a few contexts, controls halved once")
+    folds = list(range(1, measured_responses.N_FOLDS + 1))
+    parser.add_argument(
+        "--folds",
+        nargs="+",
+        type=int,
+        choices=folds,
+        default=folds,
+        help="of measured responses, these of each context",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="folds at a time, each in a process")
-    parser.add_argument("--seeds", type=int, default=4, help="how many times the controls are halved")
+    parser.add_argument("--seeds", type=int, help="how many times the controls are halved: 4, or 1 with --quick")
     parser.add_argument("--scores", type=Path, help="csv file for the scores of every perturbation")
     parser.add_argument("--read", type=Path, nargs="+", help="such files, made before: nothing is predicted")
     parser.add_argument("--write", type=Path, help="page whose marked tables are replaced")
@@ -317,7 +326,7 @@ def main() -> None:
     if args.data is None:
         parser.error("give --data or set RAGST_SD_TEST_DATA")
     logging.getLogger("ragst_sd").setLevel(logging.ERROR)
-    args.seeds = 1 if args.quick else args.seeds
+    args.seeds = args.seeds or (1 if args.quick else 4)
     asked = args.methods or [name for name in (*METHODS, *MEASURED) if name != "pt_rag" or not args.quick]
     methods = {name: EACH_STATE.get(name, {"method": name}) | ARGUMENTS.get(name, {}) for name in asked}
     methods = {name: arguments for name, arguments in methods.items() if name not in MEASURED}
@@ -338,6 +347,7 @@ def main() -> None:
                     given,
                     folder / GENE_SETS,
                     methods=asked,
+                    numbers=args.folds,
                     quick=args.quick,
                     jobs=args.jobs,
                     initializer=be_quiet if args.jobs > 1 else None,

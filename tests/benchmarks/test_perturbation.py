@@ -48,7 +48,7 @@ def test_both_tasks_of_measured_responses(script):
     adata.X = (1 - 2 * (-adata.X).argsort(axis=1).argsort(axis=1) / (adata.n_vars - 1)).astype("float32")
     wanted, parts = ["mean", "knn", "knn, other contexts", "same_perturbation"], []
     for task in responses.TASKS:
-        folds = responses.folds_of(adata, "made up", task, quick=True)
+        folds = responses.folds_of(adata, "made up", task, numbers=[1, 2], quick=True)
         assert [one.contexts for one in folds] == ([["a"], ["b"]] if task == "here" else [["a", "b"]])
         for fold in folds:
             seen = adata.obs[fold.training & adata.obs["context"].isin(fold.contexts).to_numpy()]
