@@ -102,7 +102,7 @@ def elsewhere(adata: ad.AnnData, context: str) -> pd.DataFrame:
 
 def predict(adata: ad.AnnData, embedding: pd.DataFrame | None, fold: Fold, wanted: list[str]) -> pd.DataFrame:
     """Scores of the held-out perturbations of one fold, by method."""
-    training, tables = adata[fold.training].copy(), {}
+    training = adata[fold.training].copy()
     known = set(embedding.index) if embedding is not None else set()
     # Methods that compare embeddings are asked about genes that have one; the others about the same ones.
     held = [name for name in fold.held if name in known] if known else fold.held
