@@ -44,6 +44,9 @@ BY_EMBEDDING = {
     "bilinear": {"method": "bilinear"},
 }
 MEASURED = {name: {"method": name} for name in ("same_perturbation", "context_additive")}
+OTHERS = {
+    f"{name}, {ELSEWHERE}": (BY_EMBEDDING | ALWAYS)[name] for name in ("naive_rag", "knn", "ridge", "kernel_ridge")
+}
 
 
 class Fold(NamedTuple):
@@ -60,19 +63,20 @@ class Fold(NamedTuple):
 def read(folder: Path, screen: str) -> ad.AnnData:
     """A table of ranks, perturbations that were measured in two contexts at least."""
     adata = ad.read_h5ad(folder / "ranks" / SCREENS[screen])
-    adata.obs = adata.obs[["perturbation", "context"]].astype(str)
+    # A drug of Tahoe is written with a space after its name.
+    adata.obs = adata.obs[["perturbation", "context"]].astype(str).apply(lambda names: names.str.strip())
     n_contexts = adata.obs.groupby("perturbation")["context"].nunique()
     return adata[adata.obs["perturbation"].isin(n_contexts.index[n_contexts > 1])].copy()
 
 
-def folds_of(adata: ad.AnnData, screen: str, task: str, *, quick: bool) -> list[Fold]:
-    """All folds, or for a quick look the first one of each of the first four contexts."""
+def folds_of(adata: ad.AnnData, screen: str, task: str, *, numbers: list[int], quick: bool) -> list[Fold]:
+    """Folds of these numbers, or for a quick look the first one of each of the first four contexts."""
     table = rg.tl.perturbation_folds(adata, split=task, n_folds=N_FOLDS, context_key="context")
     out = []
     for name in table:
         test = adata.obs[(table[name] == "test").to_numpy()]
         contexts = sorted(set(test["context"]))
-        if quick and any(one.contexts == contexts for one in out):
+        if int(name[-1]) not in ([1] if quick else numbers):
             continue
         out.append(
             Fold(screen, task, name, contexts, (table[name] == "train").to_numpy(), sorted(set(test["perturbation"])))
@@ -98,7 +102,7 @@ def elsewhere(adata: ad.AnnData, context: str) -> pd.DataFrame:
 
 def predict(adata: ad.AnnData, embedding: pd.DataFrame | None, fold: Fold, wanted: list[str]) -> pd.DataFrame:
     """Scores of the held-out perturbations of one fold, by method."""
-    training, tables = adata[fold.training].copy(), {}
+    training = adata[fold.training].copy()
     known = set(embedding.index) if embedding is not None else set()
     # Methods that compare embeddings are asked about genes that have one; the others about the same ones.
     held = [name for name in fold.held if name in known] if known else fold.held
@@ -108,9 +112,7 @@ def predict(adata: ad.AnnData, embedding: pd.DataFrame | None, fold: Fold, wante
     if here:
         (context,) = fold.contexts
         own = training[training.obs["context"] == context].copy()
-        others = {f"{name}, {ELSEWHERE}": BY_EMBEDDING[name] for name in ("naive_rag", "knn", "ridge")}
-        others |= {f"kernel_ridge, {ELSEWHERE}": {"method": "kernel_ridge"}}
-        tables |= ask(own, elsewhere(training, context), fold, held, others, wanted)
+        tables |= ask(own, elsewhere(training, context), fold, held, OTHERS, wanted)
     truth = adata[adata.obs["context"].isin(fold.contexts)].copy()
     scores = rg.tl.evaluate_perturbation(tables, truth, metrics=METRICS, context_key="context")
     scores = scores[scores["subset"] == "each"]
@@ -126,7 +128,8 @@ def ask(
     wanted: list[str],
 ) -> dict[str, ad.AnnData]:
     """Predictions of those of some methods that are wanted, for the contexts of a fold."""
-    methods = {label: arguments for label, arguments in methods.items() if arguments["method"] in wanted}
+    wanted = [*wanted, *(PT_RAG if "pt_rag" in wanted else ())]
+    methods = {label: arguments for label, arguments in methods.items() if label in wanted}
     if not methods:
         return {}
     reference = rg.tl.build_perturbation_reference(training, embedding=embedding, context_key="context", unit="rank")
@@ -138,7 +141,15 @@ def ask(
 
 
 def run(
-    folder: Path, screens: list[str], gene_sets: Path, *, methods: list[str], quick: bool, jobs: int, initializer: Any
+    folder: Path,
+    screens: list[str],
+    gene_sets: Path,
+    *,
+    methods: list[str],
+    numbers: list[int],
+    quick: bool,
+    jobs: int,
+    initializer: Any,
 ) -> pd.DataFrame:
     """Scores of all screens and tasks."""
     parts = []
@@ -151,7 +162,7 @@ def run(
             adata = adata[adata.obs["perturbation"].isin(embedding.index)].copy()
         for task in tasks:
             start = time.perf_counter()
-            folds = folds_of(adata, screen, task, quick=quick)
+            folds = folds_of(adata, screen, task, numbers=numbers, quick=quick)
             with Parallel(n_jobs=jobs, initializer=initializer) as pool:
                 parts += pool(delayed(predict)(adata, embedding, fold, methods) for fold in folds)
             print(f"{screen}, {TASKS[task]}: {time.perf_counter() - start:.0f} s", flush=True)
@@ -159,23 +170,34 @@ def run(
 
 
 def table(scores: pd.DataFrame) -> str:
-    """Mean over perturbations, folds and contexts; cosines of each context beside them where there are few."""
+    """Mean over perturbations, folds and contexts; cosines of each context beside them where there are few.
+
+    Methods that were asked about some of the folds only are compared with the others on those, in a table of their own.
+    """
     wide = scores.pivot_table(
         index=["screen", "task", "method", "context", "fold"], columns="metric", values="value", aggfunc="mean"
     )
     lines = []
     for (screen, task), part in wide.groupby(level=["screen", "task"], sort=False):
-        contexts = sorted(set(part.index.get_level_values("context")))
-        few = contexts if len(contexts) <= 4 else []
-        lines += [
-            "",
-            f"| {screen}, {task} | cosine | best tenth | rank |" + "".join(f" cosine, {name} |" for name in few),
-            "|---" * (4 + len(few)) + "|",
-        ]
-        means = part.groupby(level=["method", "context"]).mean()
-        total = means.groupby(level="method").mean()
-        for method in total.sort_values("centred_cosine", ascending=False).index:
-            own = " | ".join(f"{total.loc[method, name]:.3f}" for name in METRICS)
-            each = "".join(f" {means.loc[(method, name), 'centred_cosine']:.3f} |" for name in few)
-            lines.append(f"| {method} | {own} |{each}")
+        part = part.droplevel(["screen", "task"])
+        folds = {name: frozenset(own.droplevel("method").index) for name, own in part.groupby(level="method")}
+        for asked in sorted(set(folds.values()), key=len, reverse=True):
+            compared = [(name, *place) for name, own in folds.items() if own >= asked for place in sorted(asked)]
+            lines += ["", *_lines(f"{screen}, {task}", part.loc[compared])]
     return "\n".join(lines[1:])
+
+
+def _lines(title: str, part: pd.DataFrame) -> list[str]:
+    contexts = sorted(set(part.index.get_level_values("context")))
+    few = contexts if len(contexts) <= 4 else []
+    by_fold = part["centred_cosine"].unstack("method")
+    columns = [f"{title}, {len(by_fold)} fold{'s' * (len(by_fold) > 1)}", "cosine", "best tenth", "rank"]
+    columns += [*(f"cosine, {name}" for name in few), "folds in which `rag` is ahead"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    means = part.groupby(level=["method", "context"]).mean()
+    total = means.groupby(level="method").mean()
+    for method in total.sort_values("centred_cosine", ascending=False).index:
+        values = [*total.loc[method, list(METRICS)], *(means.loc[(method, name), "centred_cosine"] for name in few)]
+        ahead = str((by_fold["rag"] > by_fold[method]).sum()) if "rag" in by_fold and method != "rag" else ""
+        lines.append(f"| {method} | " + " | ".join(f"{value:.3f}" for value in values) + f" | {ahead} |")
+    return lines

@@ -46,9 +46,9 @@ def test_both_tasks_of_measured_responses(script):
     responses = script.measured_responses
     adata, embedding = given_responses(n=24)
     adata.X = (1 - 2 * (-adata.X).argsort(axis=1).argsort(axis=1) / (adata.n_vars - 1)).astype("float32")
-    wanted, parts = ["mean", "knn", "same_perturbation"], []
+    wanted, parts = ["mean", "knn", "knn, other contexts", "same_perturbation"], []
     for task in responses.TASKS:
-        folds = responses.folds_of(adata, "made up", task, quick=True)
+        folds = responses.folds_of(adata, "made up", task, numbers=[1, 2], quick=True)
         assert [one.contexts for one in folds] == ([["a"], ["b"]] if task == "here" else [["a", "b"]])
         for fold in folds:
             seen = adata.obs[fold.training & adata.obs["context"].isin(fold.contexts).to_numpy()]
@@ -61,4 +61,9 @@ def test_both_tasks_of_measured_responses(script):
     assert means["unseen here", "same_perturbation"] > 0.5 > means["unseen here", "mean"] == 0
     text = responses.table(scores)
     assert f"| same_perturbation | {means['unseen here', 'same_perturbation']:.3f} |" in text
-    assert "| made up, unseen perturbation | cosine |" in text
+    assert "| made up, unseen perturbation, 2 folds | cosine |" in text
+    # A method that was asked about one fold only is compared with the others there.
+    asked = scores[(scores["method"] != "knn") | (scores["context"] == "a")]
+    first, second, *_ = responses.table(asked[asked["task"] == "unseen here"]).split("\n\n")
+    assert first.startswith("| made up, unseen here, 2 folds") and "| knn |" not in first
+    assert second.startswith("| made up, unseen here, 1 fold |") and "| knn |" in second and "| mean |" in second
