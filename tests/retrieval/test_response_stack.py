@@ -13,7 +13,7 @@ from ragst_sd.retrieval.bank import Query, Run
 from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 from ragst_sd.retrieval.response_phi import unit
-from ragst_sd.retrieval.response_shares import choose_shares, choose_stack, held_out
+from ragst_sd.retrieval.response_shares import ALONE, choose_shares, choose_stack, held_out, stack_of
 from ragst_sd.retrieval.response_stack import MEASURED, PARTS, Settings, lessons, part, stack
 from ragst_sd.retrieval.responses import pool_mean, shape_halves
 
@@ -195,6 +195,22 @@ def test_combinations_with_measured_parts_have_shares_of_their_own(rng):
     found = stack(bank, asked, (SETTINGS,) * 3, shares, 4)
     assert np.abs(found.coefficients[0]).sum() > 0
     assert not found.coefficients[1].any() and not found.cited[1].any()
+
+
+def test_gates_answer_alone_where_shares_say_nothing(rng):
+    """In a context of which nothing is measured, and where a perturbation's own response may be used."""
+    bank, method = small_response_bank(rng), RESPONSE_METHODS["rag"]
+    parameters = method.fit(bank, Run(resolve_options(RESPONSE_METHODS, "rag", None), n_neighbors=4, n_candidates=8))
+    parameters["stack_shares"] = np.full((3, len(PARTS)), 0.2)
+    asked = replace(ask(bank, [2, 2, 2]), contexts=np.array([0, 0, -1]))
+    asked.eligible[1:, 2] = True
+    found = stack_of(parameters, bank, asked)
+    assert found.coefficients.any(axis=1).tolist() == [True, False, False]
+    former = {name: value for name, value in parameters.items() if not name.startswith("stack_")}
+    former["gates"] = parameters["gates"][parameters["gates"][:, 0] >= ALONE] - np.eye(8)[0] * ALONE
+    now, before = (respond(method, each, bank, asked, 4) for each in (parameters, former))
+    np.testing.assert_allclose((now.evidence + now.adjustment)[1:], (before.evidence + before.adjustment)[1:])
+    np.testing.assert_allclose(now.weights[1:].sum(axis=0), before.weights[1:].sum(axis=0), atol=1e-12)
 
 
 def test_what_rows_do_not_span_is_the_mean(rng):

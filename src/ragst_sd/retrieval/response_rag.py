@@ -35,7 +35,7 @@ from ragst_sd.retrieval.response_phi import (
     place,
     place_states,
 )
-from ragst_sd.retrieval.response_shares import stack_of
+from ragst_sd.retrieval.response_shares import ALONE, by_gates_alone, stack_of
 from ragst_sd.retrieval.response_stack import MEASURED
 from ragst_sd.retrieval.responses import (
     candidates,
@@ -192,7 +192,8 @@ def prepare_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Read
     """Everything that does not depend on the states of the cells."""
     kind, stacked = familiar(bank, query).astype(int), stack_of(parameters, bank, query)
     if stacked is not None:
-        kind[stacked.measured] = MEASURED
+        alone = by_gates_alone(parameters, bank, query)
+        kind = np.where(alone, ALONE + kind, np.where(stacked.measured, MEASURED, kind))
     gates = {int(code): _gates(parameters, code) for code in np.unique(kind)}
     penalties = tuple(sorted({gate.penalty for own in gates.values() for gate, *_ in own if gate.learned > 0}))
     if any(gates.values()):

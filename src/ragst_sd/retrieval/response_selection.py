@@ -20,7 +20,7 @@ from ragst_sd.retrieval.response_rag import (
     relative_responses,
     weigh,
 )
-from ragst_sd.retrieval.response_shares import fit_stack
+from ragst_sd.retrieval.response_shares import ALONE, fit_stack
 from ragst_sd.retrieval.response_stack import MEASURED
 from ragst_sd.retrieval.responses import ask_rows, closed_rows, familiar, pool_mean, shape_halves
 
@@ -74,10 +74,10 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
 
     Returns
     -------
-    Axes of embeddings and states; `gates`, one line each: kind of query (0 without, 1 with measured relatives), the
-    fields of a `Gate`, trust in `bilinear` and in retrieval, share; its `rank` and `alpha`; `inner_gain` of either
-    kind, the gain in held-out correlation over the mean of the others, and its `inner_error`. Of a single perturbation
-    it is the mean.
+    Axes of embeddings and states; `gates`, one line each: kind of query (0 without, 1 with measured relatives, 2 measured
+    in other contexts; `ALONE` more where nothing is added to them), the fields of a `Gate`, trust in `bilinear` and in
+    retrieval, share; its `rank` and `alpha`; `inner_gain` of either kind, the gain in held-out correlation over the mean
+    of the others, and its `inner_error`. Of a single perturbation it is the mean.
     """
     options = run.options
     space = fit_space(bank, int(options.n_components))
@@ -101,8 +101,12 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
             trust = sum(line[-1] * np.array(line[5:7]) for line in lines if line[0] == i)
             logger.info(
                 "rag, perturbations %s: trust in regression %.2f, in retrieval %.2f; the best gate gains %.3f (standard "
-                "error %.3f) over the mean of the others on held-out ones.", name, *trust, gains[i], errors[i],
-            )  # fmt: skip
+                "error %.3f) over the mean of the others on held-out ones.",
+                name,
+                *trust,
+                gains[i],
+                errors[i],
+            )
     parameters = {
         **space,
         "rank": int(options.rank),
@@ -127,12 +131,13 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
 
 
 def _shared(lines: list[tuple[float, ...]], shares: np.ndarray) -> np.ndarray:
-    """Lines of `gates`, their trusts times the share of the gates, and those of queries measured in other contexts."""
+    """Lines of `gates` for queries that they answer alone, and with trusts times their share beside other parts."""
+    alone = np.array([(ALONE + line[0], *line[1:]) for line in lines]).reshape(-1, GATE_FIELDS)
     measured = [(MEASURED, *line[1:]) for line in lines if line[0] == MEASURED - 1]
     out = np.array([*lines, *measured], dtype=np.float64).reshape(-1, GATE_FIELDS)
     for line in out:
         line[5:7] *= shares[int(line[0])]
-    return out
+    return np.concatenate([out, alone])
 
 
 def _chosen(

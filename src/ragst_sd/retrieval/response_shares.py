@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ALONE = 3
+"""Added to the kind of a query, for the gates of those that have nothing beside them."""
 KINDS = ("without measured relatives", "with measured relatives", "measured in other contexts")
 # With fewer held-out rows of a kind than this, what was chosen on all unseen ones serves.
 _MIN_KIND = 6
-# Of few rows each perturbation is left out by itself, so that the others are as many as when it matters; of many a fifth.
+# Of few rows each perturbation is left out by itself, so that the others are as many as when it matters.
 _MIN_FOLDS, _FOLDS_TIMES_ROWS = 5, 1280
 _MAX_QUERIES = 256
 _LEAST_WEIGHT = 0.05
@@ -113,7 +115,24 @@ def stack_of(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Stacked
     if query.worked is not None or "stack_shares" not in parameters:
         return query.worked
     settings = tuple(Settings(*line) for line in np.asarray(parameters["stack_settings"]).tolist())
-    return stack(bank, query, settings, np.asarray(parameters["stack_shares"]), int(parameters["n_cited"]))
+    found = stack(bank, query, settings, np.asarray(parameters["stack_shares"]), int(parameters["n_cited"]))
+    alone = by_gates_alone(parameters, bank, query)
+    found.coefficients[alone], found.cited[alone] = 0.0, 0.0
+    return found
+
+
+def by_gates_alone(parameters: Mapping[str, Any], bank: Bank, query: Query) -> np.ndarray:
+    """(q,) whether the gates answer a query alone, if the fit has such gates.
+
+    They alone follow the state of cells of no context of the bank, and shares chosen on held-out perturbations say
+    nothing of one whose own response in the context may be used.
+    """
+    gates = np.asarray(parameters.get("gates", np.zeros((0, 1))))
+    if not (gates[:, 0] >= ALONE).any():
+        return np.zeros(len(query), dtype=bool)
+    same = np.array([[genes == other for other in bank.screen.perturbed] for genes in query.perturbed], dtype=bool)
+    own = same & query.eligible & (query.contexts[:, None] == bank.sections)
+    return np.asarray(own.any(axis=1) | (query.contexts < 0))
 
 
 def kernel_ridge(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
