@@ -74,10 +74,10 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
 
     Returns
     -------
-    Axes of embeddings and states; `gates`, one line each: kind of query (0 without, 1 with measured relatives, 2 measured
-    in other contexts; `ALONE` more where nothing is added to them), the fields of a `Gate`, trust in `bilinear` and in
-    retrieval, share; its `rank` and `alpha`; `inner_gain` of either kind, the gain in held-out correlation over the mean
-    of the others, and its `inner_error`. Of a single perturbation it is the mean.
+    Axes of embeddings and states; `gates`, one line each: kind of query (0 without, 1 with measured relatives, 2
+    measured in other contexts; `ALONE` more where nothing is added to them), the fields of a `Gate`, trust in
+    `bilinear` and in retrieval, share; its `rank` and `alpha`; `inner_gain` of either kind, the gain in held-out
+    correlation over the mean of the others, and its `inner_error`. Of a single perturbation it is the mean.
     """
     options = run.options
     space = fit_space(bank, int(options.n_components))
@@ -98,10 +98,10 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
         tried = held_out_correlations(bank, run, space)
         lines, gains, errors = _chosen(bank, run, *tried)
         for i, name in enumerate(_KINDS):
-            trust = sum(line[-1] * np.array(line[5:7]) for line in lines if line[0] == i)
+            trust = np.sum([np.multiply(line[-1], line[5:7]) for line in lines if line[0] == i], axis=0).tolist()
             logger.info(
-                "rag, perturbations %s: trust in regression %.2f, in retrieval %.2f; the best gate gains %.3f (standard "
-                "error %.3f) over the mean of the others on held-out ones.",
+                "rag, perturbations %s: trust in regression %.2f, in retrieval %.2f; the best gate gains %.3f "
+                "(standard error %.3f) over the mean of the others on held-out ones.",
                 name,
                 *trust,
                 gains[i],
@@ -144,7 +144,8 @@ def _chosen(
     bank: Bank, run: Run, correlation: np.ndarray, rows: np.ndarray, kind: np.ndarray
 ) -> tuple[list[tuple[float, ...]], list[float], list[float]]:
     """Lines of `gates`, and gain and error of either kind, from what :func:`held_out_correlations` says."""
-    gates, lines, gains, errors = grid(run.options), [], [], []
+    gates, gains, errors = grid(run.options), [], []
+    lines: list[tuple[float, ...]] = []
     weight = np.clip(bank.screen.reliability[rows], _LEAST_WEIGHT, 1)
     for code in range(len(_KINDS)):
         own = kind == code
