@@ -1,16 +1,16 @@
-"""Held-out perturbations on planted and on two real screens: every method beside the ceiling of each perturbation.
+"""Held-out perturbations on planted and real screens and on tables of measured responses: every method beside the baselines.
 
-Each perturbation is predicted from a reference of all others, measured against one half of the controls; the truth is
-measured against the other half. Repeated with other halves, and averaged. Papalexi: THP-1 cells, 24 knock-outs. K562:
-single genes and combinations, CRISPRa. Planted: made up, 40 perturbations of two cell states, a fifth of them held out at a time; another
-screen with each halving.
+Screens of cells: each perturbation is predicted from a reference of all others, measured against one half of the controls; the
+truth is measured against the other half. Repeated with other halves, and averaged. Papalexi: THP-1 cells, 24 knock-outs. K562: single
+genes and combinations, CRISPRa. Planted: made up, 40 perturbations of two cell states, a fifth of them held out at a time; another
+screen with each halving. Measured responses: Replogle, NeurIPS 2023 and Tahoe, see `measured_responses.py`.
 
     python benchmarks/perturbation.py --data "$RAGST_SD_TEST_DATA" --jobs 2 --write docs/benchmarks.md
 
-`--ablation` adds `pt_rag` trained and asked with random candidates and with none.
+`--quick` halves the controls once, holds out a sixth of the perturbations at a time, takes one fold of a few contexts of measured
+responses, and leaves out `pt_rag`, which trains for long: less than ten minutes of one processor.
 
-`--responses` compares methods on tables of measured responses instead, see `measured_responses.py`; `--quick` takes one fold of a few
-contexts there, and one halving of the controls here.
+`--ablation` adds `pt_rag` trained and asked with random candidates and with none, on screens of cells.
 
 `--permuted` shows what the protocol gives where there is nothing to be found, each seed with another permutation.
 """
@@ -51,10 +51,13 @@ METHODS = (
     "naive_rag",
     "random_rag",
     "ridge",
+    "kernel_ridge",
     "bilinear",
     *EACH_STATE,
     "additive",
 )
+# By responses in other contexts.
+MEASURED = (*measured_responses.MEASURED, *measured_responses.OTHERS)
 METRICS = ("pearson_delta", "mse", "discrimination_score_l1", "pearson_delta_centroid")
 ARGUMENTS = {"naive_rag": {"n_candidates": 16}, "random_rag": {"n_candidates": 16}}
 ABLATION = {
@@ -62,6 +65,7 @@ ABLATION = {
     for how, label in (("random", "random"), ("none", "no"))
 }
 MIN_RELIABILITY = 0.5
+QUICK_FOLDS = 6
 INTERFERON = ("IFNGR1", "IFNGR2", "JAK2", "STAT1")
 GENE_SETS = "embeddings/GO_Biological_Process_2021.gmt"
 
@@ -153,13 +157,16 @@ def predict_cells(one: Screen, role: pd.Series, held: list[str], methods: dict[s
     return scores[scores["subset"] == "each"].assign(seed=seed)
 
 
-def predict_screens(args: argparse.Namespace, folder: Path, methods: dict[str, dict]) -> pd.DataFrame:
-    """Scores of all screens, with every halving of the controls."""
+def predict_screens(
+    args: argparse.Namespace, screens: list[str], folder: Path, methods: dict[str, dict]
+) -> pd.DataFrame:
+    """Scores of some screens, with every halving of the controls."""
     parts = []
-    for name in args.screens:
+    for name in screens:
         for seed in range(args.seeds):
             start = time.perf_counter()
             one = screen(name, folder, seed)
+            one = one._replace(n_folds=QUICK_FOLDS) if args.quick else one
             if args.permuted:
                 # One draw of few controls is far from all others or near: only the mean over several draws is zero.
                 labels = one.adata.obs["perturbation"].astype(str).to_numpy()
@@ -236,75 +243,131 @@ def detail_table(wide: pd.DataFrame, screen: str, methods: list[str]) -> str:
     return "\n".join(lines)
 
 
-def compare_responses(args: argparse.Namespace, folder: Path) -> None:
-    """Print or write the tables of measured responses."""
-    if args.read:
-        scores = pd.concat(map(pd.read_csv, args.read))
-    else:
-        scores = measured_responses.run(
-            folder,
-            args.responses or list(measured_responses.SCREENS),
-            folder / GENE_SETS,
-            quick=args.quick,
-            pt_rag=not args.no_pt_rag,
-            jobs=args.jobs,
-            initializer=be_quiet if args.jobs > 1 else None,
-        )
-    if args.scores:
-        scores.to_csv(args.scores, index=False)
-    text = measured_responses.table(scores)
-    print(text)
-    if args.write:
-        write_between_markers(args.write, "measured_responses", text)
+def gap_table(scores: pd.DataFrame) -> str:
+    """How much of the gap between the mean and the ceiling each method closes, by how hard perturbations are."""
+    parts = {screen: rg.get.gap_closed(part) for screen, part in scores.groupby("screen", sort=False)}
+    methods = [name for name in scores["method"].unique() if name not in ("none", "mean", "additive", *EACH_STATE)]
+    lines = [
+        "| gap closed | n | mean | ceiling | dynamic range | " + " | ".join(methods) + " |",
+        "|---" * (5 + len(methods)) + "|",
+    ]
+    for screen, gaps in parts.items():
+        for stratum, part in gaps.groupby("stratum", sort=False):
+            means = part.groupby("method")[["value", "baseline", "ceiling", "dynamic_range"]].mean()
+            base = means.iloc[0]
+            # Of the means, since the share of a small gap has no bounds.
+            shares = (means["value"] - means["baseline"]) / (means["ceiling"] - means["baseline"])
+            own = [f"{shares[name]:.2f}" if stratum != "the mean solves" else "" for name in methods]
+            n = len(part[["context", "perturbation"]].drop_duplicates())
+            lines.append(
+                f"| {screen}, {stratum} | {n} | {base['baseline']:.3f} | {base['ceiling']:.3f} | "
+                f"{base['dynamic_range']:.2f} | " + " | ".join(own) + " |"
+            )
+    return "\n".join(lines)
+
+
+def ceiling_table(scores: pd.DataFrame) -> str:
+    """Every metric of the mean, of `rag` and of the ceiling."""
+    lines = ["| screen | metric | mean | rag | ceiling | dynamic range |", "|---" * 6 + "|"]
+    for screen, of_screen in scores.groupby("screen", sort=False):
+        for metric in METRICS:
+            gaps = rg.get.gap_closed(of_screen, metric=metric)
+            means = gaps.groupby("method")[["value", "ceiling", "dynamic_range"]].mean()
+            rag = f"{means.loc['rag', 'value']:.4f}" if "rag" in means.index else ""
+            base = means.loc["mean"]
+            lines.append(
+                f"| {screen} | {metric} | {base['value']:.4f} | {rag} | {base['ceiling']:.4f} | "
+                f"{base['dynamic_range']:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def tables_of_cells(scores: pd.DataFrame, args: argparse.Namespace, methods: list[str]) -> str:
+    """All tables of the screens of cells."""
+    wide = by_perturbation(scores)
+    screens = [name for name in args.screens if (scores["screen"] == name).any()]
+    # Methods and screens in the order in which they were asked for.
+    for column, order in (("method", methods), ("screen", screens)):
+        wide[column] = pd.Categorical(wide[column], categories=order)
+        scores = scores.sort_values(column, key=lambda names, order=order: names.map(order.index), kind="stable")
+    wide = wide.sort_values(["screen", "method", "perturbation"]).astype({"method": str, "screen": str})
+    gaps = [gap_table(scores), ceiling_table(scores)] if (scores["method"] == "mean").any() else []
+    details = [detail_table(wide, name, methods) for name in screens if name != "Planted"]
+    return "\n\n".join([summary_table(wide), *gaps, *details])
 
 
 def main() -> None:
     """Run the protocol and print or write the tables."""
+    screens = (*SCREENS, *measured_responses.SCREENS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("RAGST_SD_TEST_DATA"), help="folder of test data")
-    parser.add_argument("--screens", nargs="+", choices=SCREENS, default=list(SCREENS))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--screens", nargs="+", choices=screens, default=list(screens))
+    parser.add_argument("--methods", nargs="+", choices=(*METHODS, *MEASURED), help="all if left out")
     parser.add_argument(
         "--permuted", action="store_true", help="permute the labels of the cells: nothing is to be found"
     )
     parser.add_argument("--ablation", action="store_true", help="also pt_rag without what it retrieves")
+    parser.add_argument("--quick", action="store_true", help="one fold of a few contexts, controls halved once")
+    folds = list(range(1, measured_responses.N_FOLDS + 1))
     parser.add_argument(
-        "--responses", nargs="*", choices=list(measured_responses.SCREENS), help="on these tables; all without a name"
+        "--folds",
+        nargs="+",
+        type=int,
+        choices=folds,
+        default=folds,
+        help="of measured responses, these of each context",
     )
-    parser.add_argument("--quick", action="store_true", help="one fold of a few contexts, one halving of the controls")
-    parser.add_argument("--no-pt-rag", action="store_true", help="with --responses: leave out what trains")
-    parser.add_argument("--jobs", type=int, default=1, help="perturbations held out at a time, each in a process")
-    parser.add_argument("--seeds", type=int, default=4, help="how many times the controls are halved")
+    parser.add_argument("--jobs", type=int, default=1, help="folds at a time, each in a process")
+    parser.add_argument("--seeds", type=int, help="how many times the controls are halved: 4, or 1 with --quick")
     parser.add_argument("--scores", type=Path, help="csv file for the scores of every perturbation")
     parser.add_argument("--read", type=Path, nargs="+", help="such files, made before: nothing is predicted")
-    parser.add_argument("--write", type=Path, help="page whose marked table is replaced")
+    parser.add_argument("--write", type=Path, help="page whose marked tables are replaced")
     args = parser.parse_args()
     if args.data is None:
         parser.error("give --data or set RAGST_SD_TEST_DATA")
     logging.getLogger("ragst_sd").setLevel(logging.ERROR)
-    folder = args.data / "perturb"
-    if args.responses is not None:
-        compare_responses(args, folder)
-        return
-    args.seeds = 1 if args.quick else args.seeds
-    methods = {name: EACH_STATE.get(name, {"method": name}) | ARGUMENTS.get(name, {}) for name in args.methods}
+    args.seeds = args.seeds or (1 if args.quick else 4)
+    asked = args.methods or [name for name in (*METHODS, *MEASURED) if name != "pt_rag" or not args.quick]
+    methods = {name: EACH_STATE.get(name, {"method": name}) | ARGUMENTS.get(name, {}) for name in asked}
+    methods = {name: arguments for name, arguments in methods.items() if name not in MEASURED}
     methods |= ABLATION if args.ablation else {}
-    scores = pd.concat(map(pd.read_csv, args.read)) if args.read else predict_screens(args, folder, methods)
+    folder, parts = args.data / "perturb", []
+    if args.read:
+        parts = [pd.read_csv(path) for path in args.read]
+    else:
+        of_cells = [name for name in args.screens if name in SCREENS]
+        given = [name for name in args.screens if name not in SCREENS]
+        if of_cells:
+            parts.append(predict_screens(args, of_cells, folder, methods))
+        if given and not (args.permuted or args.ablation):
+            be_quiet()
+            parts.append(
+                measured_responses.run(
+                    folder,
+                    given,
+                    folder / GENE_SETS,
+                    methods=asked,
+                    numbers=args.folds,
+                    quick=args.quick,
+                    jobs=args.jobs,
+                    initializer=be_quiet if args.jobs > 1 else None,
+                )
+            )
+    scores = pd.concat(parts, ignore_index=True)
+    scores = scores[scores["screen"].isin(args.screens)]
     if args.scores:
         scores.to_csv(args.scores, index=False)
-    wide = by_perturbation(scores)
-    # Methods and screens in the order in which they were asked for.
-    for column, order in (("method", list(methods)), ("screen", args.screens)):
-        wide[column] = pd.Categorical(wide[column], categories=order)
-    wide = wide.sort_values(["screen", "method", "perturbation"]).astype({"method": str, "screen": str})
-    tables = [
-        summary_table(wide),
-        *(detail_table(wide, name, list(methods)) for name in args.screens if name != "Planted"),
-    ]
-    text = "\n\n".join(tables)
-    print(text)
-    if args.write and not args.permuted:
-        write_between_markers(args.write, "pt_rag_ablation" if args.ablation else "perturbation", text)
+    from_cells = scores["screen"].isin(SCREENS)
+    texts = {}
+    if from_cells.any():
+        marker = "pt_rag_ablation" if args.ablation else "perturbation"
+        texts[marker] = tables_of_cells(scores[from_cells], args, list(methods))
+    if not from_cells.all():
+        texts["measured_responses"] = measured_responses.table(scores[~from_cells])
+    for marker, text in texts.items():
+        print(text, end="\n\n")
+        if args.write and not args.permuted:
+            write_between_markers(args.write, marker, text)
 
 
 if __name__ == "__main__":

@@ -241,8 +241,8 @@ MUTATIONS = (
     Mutation(
         "mean of a context over all of its rows",
         "response_rag.py",
-        "bank.values[allowed[bank.sections[allowed] == code]].mean(axis=0)",
-        "bank.values[bank.sections == code].mean(axis=0)",
+        "means_at(bank.values[allowed], bank.sections[allowed], at)",
+        "means_at(bank.values, bank.sections, at)",
         "response_rag",
     ),
     Mutation(

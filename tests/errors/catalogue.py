@@ -207,6 +207,13 @@ def responses(w: World) -> AnnData:
     return table
 
 
+def places(w: World) -> AnnData:
+    """Place of each gene in the ranked list of a response."""
+    table = responses(w)
+    table.X = ((-table.X).argsort(axis=1).argsort(axis=1) + 1).astype("float32")
+    return table
+
+
 def build_given(w: World, adata: Any = None, **kwargs: Any) -> Any:
     options = {"unit": "log_fold_change", "context_key": "context"} | kwargs
     return rg.tl.build_perturbation_reference(responses(w) if adata is None else adata, **options)
@@ -416,6 +423,9 @@ TOPICS: dict[str, list[Case]] = {
     ],
     "Perturbations": [
         Case("response-unit", "tl.build_perturbation_reference", ValueError, ("`unit` is 'counts'", "`unit='rank'`"), lambda w: build_given(w, unit="counts")),
+        Case("response-unit-and-context", "tl.build_perturbation_reference", ValueError, ("no controls and values below 0", "`unit='log_fold_change'`"), lambda w: rg.tl.build_perturbation_reference(responses(w))),
+        Case("places-as-fold-changes", "tl.build_perturbation_reference", ValueError, ("places in ranked lists", "`unit='rank'`"), lambda w: build_given(w, places(w))),
+        Case("long-table-without-gene", "tl.build_perturbation_reference", ValueError, ("columns 'target'", "call the column of genes `gene`"), lambda w: build_given(w, responses(w).to_df().rename_axis("perturbation").reset_index().melt("perturbation", var_name="target"), context_key=None)),
         Case("two-responses", "tl.build_perturbation_reference", ValueError, ("more than one row for 'P0 in all'", "`context_key=`"), lambda w: build_given(w, context_key=None)),
         Case("ranks-as-fold-changes", "tl.build_perturbation_reference", ValueError, ("looks like ranks", "`unit='rank'`"), lambda w: build_given(w, layer="rank")),
         Case("fold-changes-as-ranks", "tl.build_perturbation_reference", ValueError, ("ranks lie from 1", "Scale them"), lambda w: build_given(w, unit="rank")),
@@ -429,6 +439,9 @@ TOPICS: dict[str, list[Case]] = {
         Case("edge-without-gene", "tl.embed_genes", ValueError, ("1 edges", "unknown gene"), lambda w: rg.tl.embed_genes(edges(None, "A", 1.0), n_components=2)),
         Case("edge-of-proteins", "tl.embed_genes", ValueError, ("'9606.ENSP00000269305'", "gene symbols"), lambda w: rg.tl.embed_genes(edges("9606.ENSP00000269305", "A", 1.0), n_components=2)),
         Case("edge-to-itself", "tl.embed_genes", ValueError, ("itself: 'A'", "Remove these loops"), lambda w: rg.tl.embed_genes(edges("A", "A", 1.0), n_components=2)),
+        Case("no-edges", "tl.embed_genes", ValueError, ("`data` is empty", "at least one edge"), lambda w: rg.tl.embed_genes(edges("A", "B", 1.0).iloc[:0], n_components=1)),
+        Case("network-without-groups", "tl.embed_genes", ValueError, ("3 genes, 3 edges", "no groups", "gene sets"), lambda w: rg.tl.embed_genes(pd.DataFrame([("A", "B"), ("B", "C"), ("A", "C")]), n_components=2)),
+        Case("edges-as-tuples", "tl.embed_genes", TypeError, ("is a tuple", "edges as a data frame"), lambda w: rg.tl.embed_genes([("A", "B", 1.0)], n_components=1)),
         Case("no-edges-no-vectors", "tl.embed_genes", ValueError, ("columns 'perturbation', 'context'", "two columns of genes"), lambda w: rg.tl.embed_genes(responses(w).obs.assign(x="a", y=1))),
         Case("gmt-missing", "tl.embed_genes", FileNotFoundError, ("nothing.gmt",), lambda w: rg.tl.embed_genes(w.folder / "nothing.gmt")),
         Case("gmt-components", "tl.embed_genes", ValueError, ("`n_components` is 0", "above zero"), lambda w: rg.tl.embed_genes({"a": ["A", "B"], "b": ["A", "B"]}, n_components=0)),

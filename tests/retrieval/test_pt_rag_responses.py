@@ -31,15 +31,16 @@ def test_a_prediction_by_hand(rng):
     z = np.clip((bank.screen.states[1] - parameters["state_mean"]) @ parameters["state_axes"], -1, 1)
     maps = {name: np.asarray(parameters[f"net_{name}"], dtype=np.float64) for name in ("phi", "move", "direct")}
     phi, move, direct = (maps[name][0] + np.tensordot(z, maps[name][1:], 1) for name in ("phi", "move", "direct"))
-    placed = [x @ phi for x in (scene.asked, scene.rows)]
+    group, n = scene.group, len(scene.group.here)
+    placed = [x @ phi for x in (scene.features[n : n + 1], scene.features[:n])]
     cosine = (placed[0] @ placed[1].T)[0] / np.linalg.norm(placed[0]) / np.linalg.norm(placed[1], axis=1)
     sharp = np.exp(parameters["net_sharpness"])
     best = np.argsort(-cosine)[:6]
     weights = entmax(torch.tensor([[*(sharp * cosine[best]), sharp + parameters["net_bias"]]])).numpy()[0]
-    y, axes = relative(bank, scene.allowed), parameters["response_axes"]
-    own = y[list(scene.allowed).index(3)]
-    np.testing.assert_allclose(scene.elsewhere[0], own @ axes, atol=1e-6)
-    there = y[np.searchsorted(scene.allowed, scene.here)]
+    y, axes = relative(bank, group.allowed), parameters["response_axes"]
+    own = y[list(group.allowed).index(3)]
+    np.testing.assert_allclose(scene.elsewhere[n], own @ axes, atol=1e-6)
+    there = y[group.here]
     alpha = float(parameters["net_alpha"])
     read = weights[:-1] @ there[best] + weights[-1] * (own @ axes @ move @ axes.T)
     key = bank.key[27] / np.linalg.norm(bank.key[27])
@@ -47,7 +48,7 @@ def test_a_prediction_by_hand(rng):
     found = respond(METHOD, parameters, bank, asked, 7)
     np.testing.assert_allclose((found.evidence + found.adjustment)[0], expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found.weights.sum(), 1)
-    assert set(found.rows[0][found.rows[0] >= 0]) <= {3, *scene.here[best]}
+    assert set(found.rows[0][found.rows[0] >= 0]) <= {3, *group.allowed[group.here[best]]}
 
 
 def test_retrieval_is_what_it_gains_from(rng):

@@ -13,7 +13,7 @@ from ragst_sd.retrieval.bank import Query, Run
 from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 from ragst_sd.retrieval.response_phi import unit
-from ragst_sd.retrieval.response_shares import _cautious, choose_stack, held_out
+from ragst_sd.retrieval.response_shares import ALONE, choose_shares, choose_stack, held_out, stack_of
 from ragst_sd.retrieval.response_stack import MEASURED, PARTS, Settings, lessons, part, stack
 from ragst_sd.retrieval.responses import pool_mean, shape_halves
 
@@ -142,26 +142,49 @@ def test_what_other_contexts_say_is_found_and_noise_is_not(rng):
     assert nothing.gain < 0.3
 
 
+def held(truth, *, weight=None):
+    """Perturbations that were held out, of which `truth` is known."""
+    query = SimpleNamespace(perturbed=[(f"P{i}",) for i in range(len(truth))])
+    return SimpleNamespace(query=query, truth=truth, weight=np.ones(len(truth)) if weight is None else weight)
+
+
 @pytest.mark.parametrize("n", [6, 600])
-def test_shares_are_least_squares_as_far_as_rows_support_them(rng, n):
-    level, truth = np.tile(rng.normal(size=40), (n, 1)), rng.normal(size=(n, 40))
-    parts = [[0.5 * truth + 0.2 * rng.normal(size=(n, 40))], [truth + 2 * rng.normal(size=(n, 40))]]
-    one = SimpleNamespace(level=level, truth=truth, weight=np.ones(n))
-    stacked, size = np.stack([parts[0][0], parts[1][0]]), (truth**2).sum(axis=1)
-    products = np.einsum("iqg,kqg,q->ik", stacked, stacked, 1 / size)
-    expected = nnls(products, np.einsum("iqg,qg,q->i", stacked, truth, 1 / size))[0]
-    shares = _cautious([one], parts, gates=False)
-    assert (shares >= 0).all() and shares[0] > 0
-    assert shares.sum() <= 1.01 * expected.sum()
+def test_shares_are_least_squares_drawn_towards_equal_ones(rng, n):
+    truth = rng.normal(size=(n, 40))
+    parts = np.stack([0.5 * truth + 0.2 * rng.normal(size=(n, 40)), truth + 2 * rng.normal(size=(n, 40))])
+    weight = rng.uniform(0.2, 1, size=n)
+    root = np.sqrt(weight / np.linalg.norm(truth, axis=1))[:, None]
+    y, x = (root * truth).ravel(), (root * parts).reshape(2, -1).T
+    own = np.array([column @ y / (column @ column) for column in x.T])
+    penalty = 5 / n * np.mean([(scale * column) @ (scale * column) for scale, column in zip(own, x.T, strict=True)])
+    whole = np.concatenate([x * own, np.sqrt(penalty) * np.eye(2)]), np.concatenate([y, np.full(2, penalty**0.5 / 2)])
+    expected = own * nnls(*whole)[0]
+    total = x @ expected
+    s = total @ y / (total @ total)
+    errors = (total * (y - s * total)).reshape(n, -1).sum(axis=1)
+    expected *= 1 / (1 + (errors @ errors) / (total @ total) ** 2 / s**2)
+    shares = choose_shares([held(truth, weight=weight)], [[part] for part in parts])
+    np.testing.assert_allclose(shares, expected, rtol=1e-6)
+    # Of many perturbations they are those of least squares, of few both parts have some.
     if n > 100:
-        np.testing.assert_allclose(shares, expected, atol=0.1)
+        np.testing.assert_allclose(shares, nnls(x, y)[0], atol=0.1)
 
 
-def test_nothing_is_added_where_the_mean_is_best(rng):
-    level, noise = np.tile(rng.normal(size=40), (8, 1)), 3 * rng.normal(size=(8, 40))
-    truth = 0.1 * noise + rng.normal(size=(8, 40))
-    one = SimpleNamespace(level=3 * level, truth=truth, weight=np.ones(8))
-    assert _cautious([one], [[noise]], gates=False)[0] < 0.1
+def test_parts_that_agree_share_alike_and_none_is_led_by_what_is_zero(rng):
+    truth = rng.normal(size=(12, 40))
+    truth[0] = 0
+    part = truth + rng.normal(size=truth.shape)
+    shares = choose_shares([held(truth)], [[part], [0.1 * part], [-part]])
+    np.testing.assert_allclose(shares[0], 0.1 * shares[1], rtol=1e-6)
+    assert 0.3 < shares[0] + 0.1 * shares[1] < 0.6 and not shares[2]
+    assert not choose_shares([held(truth)], [[-part]]).any()
+
+
+def test_little_is_added_of_what_few_perturbations_support(rng):
+    noise = rng.normal(size=(8, 40))
+    supported = np.array([1, -1, 1, 1, -1, 1, -1, 1.0])[:, None] * noise + 3 * rng.normal(size=(8, 40))
+    assert choose_shares([held(supported)], [[noise]])[0] < 0.1
+    assert choose_shares([held(noise + 0.1 * supported)], [[noise]])[0] > 0.9
 
 
 def test_combinations_with_measured_parts_have_shares_of_their_own(rng):
@@ -172,6 +195,22 @@ def test_combinations_with_measured_parts_have_shares_of_their_own(rng):
     found = stack(bank, asked, (SETTINGS,) * 3, shares, 4)
     assert np.abs(found.coefficients[0]).sum() > 0
     assert not found.coefficients[1].any() and not found.cited[1].any()
+
+
+def test_gates_answer_alone_where_shares_say_nothing(rng):
+    """In a context of which nothing is measured, and where a perturbation's own response may be used."""
+    bank, method = small_response_bank(rng), RESPONSE_METHODS["rag"]
+    parameters = method.fit(bank, Run(resolve_options(RESPONSE_METHODS, "rag", None), n_neighbors=4, n_candidates=8))
+    parameters["stack_shares"] = np.full((3, len(PARTS)), 0.2)
+    asked = replace(ask(bank, [2, 2, 2]), contexts=np.array([0, 0, -1]))
+    asked.eligible[1:, 2] = True
+    found = stack_of(parameters, bank, asked)
+    assert found.coefficients.any(axis=1).tolist() == [True, False, False]
+    former = {name: value for name, value in parameters.items() if not name.startswith("stack_")}
+    former["gates"] = parameters["gates"][parameters["gates"][:, 0] >= ALONE] - np.eye(8)[0] * ALONE
+    now, before = (respond(method, each, bank, asked, 4) for each in (parameters, former))
+    np.testing.assert_allclose((now.evidence + now.adjustment)[1:], (before.evidence + before.adjustment)[1:])
+    np.testing.assert_allclose(now.weights[1:].sum(axis=0), before.weights[1:].sum(axis=0), atol=1e-12)
 
 
 def test_what_rows_do_not_span_is_the_mean(rng):
@@ -208,6 +247,14 @@ def test_held_out_perturbations_are_unseen_or_unseen_here(rng):
                 assert all(bank.sections[row] != context for row in own)
                 assert bool(own) == bool(kind)
                 assert not any(set(name) < set(bank.screen.perturbed[row]) for row in rows)
+
+
+@pytest.mark.parametrize(("n", "together"), [(24, 1), (150, 30)])
+def test_few_perturbations_are_held_out_one_by_one(rng, n, together):
+    bank = two_lines(rng, n=n, width=5)
+    parts = held_out(bank, 0, shape_halves(bank, None))
+    assert {len(set(one.query.perturbed)) for one in parts} == {together}
+    assert {len(one.lesson.allowed) for one in parts} == {2 * (n - together)}
 
 
 def test_without_embedding_or_other_contexts_the_mean_is_left(rng):

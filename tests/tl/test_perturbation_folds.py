@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -171,3 +172,41 @@ def test_neither_cells_nor_a_table():
         rg.tl.perturbation_folds(pd.DataFrame({"P": ["A", "B"]}), perturbation_key="drug")
     with pytest.raises(TypeError, match=r"`adata`.*dict"):
         rg.tl.perturbation_folds({})
+
+
+def screen_of_combinations(rng: np.random.Generator) -> ad.AnnData:
+    """Cells of random singles, pairs and triples, written in any order, in contexts that measured some of them each."""
+    genes, labels = list("ABCDEF"), []
+    names = ["+".join(rng.permutation(genes)[: rng.choice([1, 1, 2, 2, 3])]) for _ in range(24)]
+    for context in ("x", "y", "z"):
+        labels += [(name, context) for name in [*rng.choice(names, 16), *genes[:3], *["control"] * 4]]
+    obs = pd.DataFrame(labels, columns=["perturbation", "context"], index=[f"cell{i}" for i in range(len(labels))])
+    return ad.AnnData(np.ones((len(obs), 2), dtype="float32"), obs=obs)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"n_folds": 3},
+        {"split": "here", "n_folds": 2},
+        {"split": "context", "few_shot": 0.4},
+        {"split": "both", "few_shot": 0.4},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_of_what_is_held_out_is_trained_on_and_nothing_else_is_lost(arguments, seed):
+    """Cell by cell: `train` and `unused` follow from `test` alone."""
+    cells = screen_of_combinations(np.random.default_rng(seed))
+    folds = rg.tl.perturbation_folds(cells, context_key="context", rng=seed, **arguments)
+    genes = [frozenset(name.split("+")) for name in cells.obs["perturbation"]]
+    context, treated = cells.obs["context"].to_numpy(), (cells.obs["perturbation"] != "control").to_numpy()
+    in_one_context = arguments.get("split") in ("here", "context")
+    for name in folds:
+        role = folds[name].to_numpy()
+        test = [(genes[i], context[i]) for i in np.flatnonzero(role == "test")]
+        assert test
+        for i in np.flatnonzero(treated & (role != "test")):
+            gives_away = any(held <= genes[i] and (not in_one_context or where == context[i]) for held, where in test)
+            assert role[i] == ("unused" if gives_away else "train")

@@ -196,7 +196,7 @@ class TestBadInput:
 
     def test_counts_are_no_responses(self, given):
         given[0].X = np.round(np.abs(given[0].X))
-        with pytest.raises(ValueError, match="counts of cells, not log fold changes"):
+        with pytest.raises(ValueError, match="counts of cells or places in ranked lists, not log fold changes"):
             rg.tl.build_perturbation_reference(given[0], **LFC)
 
     def test_columns(self, given):

@@ -22,7 +22,14 @@ def gap_closed(
     *,
     metric: str = "pearson_delta",
     baseline: str = "mean",
-    baselines: str | Sequence[str] = ("knn", "ridge", "bilinear", "same_perturbation", "context_additive"),
+    baselines: str | Sequence[str] = (
+        "knn",
+        "ridge",
+        "kernel_ridge",
+        "bilinear",
+        "same_perturbation",
+        "context_additive",
+    ),
 ) -> pd.DataFrame:
     r"""Say how much of what can be gained over the mean each method gains, perturbation by perturbation.
 

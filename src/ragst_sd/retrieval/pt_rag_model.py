@@ -15,8 +15,9 @@ and no statistics of the batch in prediction.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -25,7 +26,6 @@ from ragst_sd.retrieval.gate import entmax, include
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
     from torch import Tensor
 
 # Of the network that reads responses: width of phi at most, and the sharpness that training starts with.
@@ -182,29 +182,27 @@ def energy_distance(predicted: Tensor, measured: Tensor) -> Tensor:
     return between - 0.5 * within[0] - 0.5 * within[1]
 
 
-def net_arrays(net: PtRag) -> dict[str, np.ndarray]:
+def net_arrays(net: nn.Module) -> dict[str, np.ndarray]:
     """Weights as plain arrays."""
-    return {f"net_{name.replace('.', '-')}": value.cpu().numpy() for name, value in net.state_dict().items()}
+    return {f"net_{name.replace('.', '-')}": value.detach().cpu().numpy() for name, value in net.state_dict().items()}
 
 
-def net_from_arrays(parameters: Mapping[str, np.ndarray]) -> PtRag:
-    """The network that :func:`net_arrays` wrote, in eval mode."""
+def net_from_arrays(parameters: Mapping[str, np.ndarray]) -> Any:
+    """The `PtRag` or `PtRagResponses` that :func:`net_arrays` wrote, in eval mode."""
     state = {
-        name.removeprefix("net_").replace("-", "."): torch.as_tensor(value)
+        name.removeprefix("net_").replace("-", "."): torch.as_tensor(np.asarray(value))
         for name, value in parameters.items()
         if name.startswith("net_")
     }
-    width, n_genes = state["cells.weight"].shape
-    layers = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     # New modules draw weights that are replaced below; the caller's random numbers go on as if nothing had happened.
     with torch.random.fork_rng(devices=[]):
-        net = PtRag(
-            n_genes,
-            state["perturbation.weight"].shape[1],
-            width,
-            layers,
-            int(parameters["heads"]),
-            per_cell=bool(parameters["per_cell"]),
-        )
+        if "phi" in state:
+            (blocks, width, _), n_out = state["phi"].shape, state["move"].shape[2]
+            net: nn.Module = PtRagResponses(width, state["direct"].shape[1], n_out, blocks - 1)
+        else:
+            width, n_genes = state["cells.weight"].shape
+            layers = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+            heads, per_cell = int(parameters["heads"]), bool(parameters["per_cell"])
+            net = PtRag(n_genes, state["perturbation.weight"].shape[1], width, layers, heads, per_cell=per_cell)
     net.load_state_dict({name: value.reshape(net.state_dict()[name].shape) for name, value in state.items()})
     return net.eval()

@@ -19,26 +19,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from ragst_sd.retrieval.bank import Query, Selection
+from ragst_sd.retrieval.bank import Query
 from ragst_sd.retrieval.loop import optimise, seeded
 from ragst_sd.retrieval.projection import fit_pca
-from ragst_sd.retrieval.pt_rag_model import PtRagResponses, at_state
+from ragst_sd.retrieval.pt_rag_model import PtRagResponses, at_state, net_arrays, net_from_arrays
 from ragst_sd.retrieval.response_phi import fit_space, place_states, unit
-from ragst_sd.retrieval.responses import (
-    distances_to,
-    patterns,
-    perturbation_codes,
-    pool_mean,
-    shares_elsewhere,
-    shortened,
-)
+from ragst_sd.retrieval.responses import cite, grouped, pool_mean, relative
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
-    from ragst_sd.retrieval.bank import Bank, Run
+    from ragst_sd.retrieval.bank import Bank, Run, Selection
+    from ragst_sd.retrieval.responses import Group
 
 _COMPONENTS = 100
 _HELD_OUT = 5
@@ -50,46 +44,23 @@ _TINY = 1e-12
 
 
 class Scene(NamedTuple):
-    """Rows of one context, and queries that may use them."""
+    """What is known of rows and queries of one context."""
 
-    queries: np.ndarray
-    allowed: np.ndarray
-    """(a,) rows that may be used."""
-    here: np.ndarray
-    """(n,) rows of the bank that are candidates."""
-    own: np.ndarray
-    """(q, a) shares of the responses of the perturbation itself elsewhere."""
-    rows: np.ndarray
-    """(n, d) features of candidates."""
-    asked: np.ndarray
-    """(q, d) features of queries."""
+    group: Group
+    features: np.ndarray
+    """(n + q + e, d) of `group.key`: embedding and responses elsewhere, each of unit length."""
     elsewhere: np.ndarray
-    """(q, c) components of the responses elsewhere."""
+    """(n + q + e, c) components of the responses elsewhere."""
     relative: np.ndarray
     """(a, g) responses relative to the means of their contexts."""
 
 
 def scenes(bank: Bank, query: Query, axes: np.ndarray) -> Iterator[Scene]:
     """Queries by context and by the rows that they may use; responses are put on the (g, c) axes."""
-    codes, of_queries = perturbation_codes(bank, query)
-    for context in np.unique(query.contexts):
-        mine = np.flatnonzero(query.contexts == context)
-        for some, allowed in patterns(query.eligible[mine]):
-            queries, sections = mine[some], bank.sections[allowed]
-            means = {code: bank.values[allowed[sections == code]].mean(axis=0) for code in np.unique(sections)}
-            relative = bank.values[allowed] - np.stack([means[code] for code in sections])
-            here = np.flatnonzero(sections == context)
-            here = here if len(here) else np.arange(len(allowed))
-            shares = []
-            for asked, at in ((codes[allowed][here], sections[here]), (of_queries[queries], np.array([context]))):
-                shares.append(shares_elsewhere(asked, at, codes[allowed], sections))
-            placed = relative @ axes
-            keys = bank.key[allowed[here]], query.key[queries]
-            rows, asked = (
-                np.concatenate([unit(key), unit(share @ placed)], axis=1)
-                for key, share in zip(keys, shares, strict=True)
-            )
-            yield Scene(queries, allowed, allowed[here], shares[1], rows, asked, shares[1] @ placed, relative)
+    for group in grouped(bank, query):
+        gaps = relative(bank.values[group.allowed], bank.sections[group.allowed])
+        elsewhere = group.elsewhere @ (gaps @ axes)
+        yield Scene(group, np.concatenate([unit(group.key), unit(elsewhere)], axis=1), elsewhere, gaps)
 
 
 def fit_responses(bank: Bank, run: Run) -> dict[str, Any]:
@@ -109,8 +80,7 @@ def fit_responses(bank: Bank, run: Run) -> dict[str, Any]:
             "measured in two contexts. Build it with `embedding=`, or with the responses of another context."
         )
         raise ValueError(msg)
-    centred = bank.values - np.stack([bank.values[bank.sections == code].mean(axis=0) for code in bank.sections])
-    _, axes = fit_pca(centred, _COMPONENTS)
+    _, axes = fit_pca(relative(bank.values, bank.sections), _COMPONENTS)
     aware = bool(options.context_aware)
     parameters = {
         "response_axes": axes.astype(np.float32),
@@ -129,10 +99,9 @@ def fit_responses(bank: Bank, run: Run) -> dict[str, Any]:
         _, history = _train(bank, lean, run, steps, held)
         steps, inner = max(1, history.best_step), history.best_score
     net, history = _train(bank, lean, run, steps, np.zeros(len(bank), dtype=bool))
-    arrays = {f"net_{name}": value.detach().numpy() for name, value in net.state_dict().items()}
     return {
         **parameters,
-        **arrays,
+        **net_arrays(net),
         "training_steps": steps,
         "inner_score": inner,
         "interrupted": bool(history.interrupted),
@@ -160,10 +129,11 @@ def _lessons(bank: Bank, parameters: Mapping[str, Any], rows: np.ndarray) -> lis
         perturbed = tuple(bank.screen.perturbed[row] for row in mine)
         query = Query(bank.key[mine], perturbed=perturbed, contexts=bank.sections[mine], eligible=eligible)
         (scene,) = scenes(bank, query, axes)
+        n, here = len(mine), scene.group.here
+        same = bank.folds[mine][:, None] == bank.folds[mine]
         z = place_states(parameters, bank.screen.states[[context]])[0]
-        same = bank.folds[mine][:, None] == bank.folds[scene.here]
-        place = np.searchsorted(scene.allowed, scene.here)
-        parts = z, scene.rows, scene.elsewhere, scene.own.any(axis=1), scene.relative[place] @ axes, ~same
+        measured = scene.group.elsewhere[:n].any(axis=1)
+        parts = z, scene.features[:n], scene.elsewhere[:n], measured, scene.relative[here] @ axes, ~same
         out.append(
             _Lesson(*(torch.as_tensor(x, dtype=torch.bool if x.dtype == bool else torch.float32) for x in parts))
         )
@@ -282,53 +252,32 @@ def _respond(
     states, how = place_states(parameters, query.states(bank)), str(parameters["candidates"])
     n_candidates = int(parameters["n_candidates"])
     for scene in scenes(bank, query, axes):
-        z = torch.as_tensor(states[scene.queries[0]], dtype=torch.float32)
-        own = np.asarray(scene.own.any(axis=1))
-        here = np.searchsorted(scene.allowed, scene.here)
-        for known in np.unique(own):
-            at = np.flatnonzero(own == known)
-            rows, asked = scene.rows.copy(), scene.asked[at]
-            if not known:
-                rows[:, d:] = 0
-            first, second = (torch.as_tensor(x, dtype=torch.float32) for x in (asked, rows))
-            open_, there = torch.ones(len(at), len(rows), dtype=torch.bool), torch.as_tensor(own[at])
+        group, n = scene.group, len(scene.group.here)
+        q = n + len(group.queries)
+        z = torch.as_tensor(states[group.queries[0]], dtype=torch.float32)
+        measured = np.asarray(group.elsewhere[n:q].any(axis=1))
+        moved = torch.as_tensor(scene.elsewhere[n:q], dtype=torch.float32) @ at_state(net.move, z).detach()
+        for known in np.unique(measured):
+            at = np.flatnonzero(measured == known)
+            features = scene.features if known else np.pad(scene.features[:, :d], ((0, 0), (0, axes.shape[1])))
+            first, second = (torch.as_tensor(x, dtype=torch.float32) for x in (features[n:q][at], features[:n]))
+            open_, there = torch.ones(len(at), n, dtype=torch.bool), torch.as_tensor(measured[at])
             with torch.no_grad():
                 found, weights, direct = predict(net, first, second, z, open_, there, n_candidates, d, how)
                 if k < weights.shape[1]:
                     # Of equal weights the first ones stay.
                     weights = weights.scatter(1, weights.sort(dim=1, descending=True, stable=True).indices[:, k:], 0.0)
                     weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(_TINY)
-                moved = torch.as_tensor(scene.elsewhere[at], dtype=torch.float32) @ at_state(net.move, z)
-                alpha, maps = float(net.alpha), direct + net.alpha * weights[:, -1:] * moved
-            queries, w = scene.queries[at], np.zeros((len(at), len(rows) + 1))
+                alpha, maps = float(net.alpha), direct + net.alpha * weights[:, -1:] * moved[at]
+            queries, w = group.queries[at], np.zeros((len(at), n))
             np.put_along_axis(w, found.numpy(), weights[:, :-1].numpy().astype(np.float64), axis=1)
-            w[:, -1] = weights[:, -1].numpy()
-            added[queries] = maps.numpy() @ axes.T + alpha * w[:, :-1] @ scene.relative[here]
-            read[np.ix_(queries, scene.here)] += w[:, :-1]
-            read[np.ix_(queries, scene.allowed)] += w[:, -1:] * scene.own[at]
+            added[queries] = maps.numpy() @ axes.T + alpha * w @ scene.relative[group.here]
+            read[np.ix_(queries, group.allowed[group.here])] += w
+            read[np.ix_(queries, group.allowed)] += weights[:, -1:].numpy() * group.own[at]
     return added, read
 
 
 def select_responses(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
     """Rows that were read, with the response that was predicted with them."""
-    shapes = {name: np.asarray(parameters[f"net_{name}"]) for name in ("phi", "move", "direct")}
-    with torch.random.fork_rng(devices=[]):
-        net = PtRagResponses(
-            shapes["phi"].shape[1], shapes["direct"].shape[1], shapes["move"].shape[2], len(shapes["phi"]) - 1
-        )
-    state = {name: torch.as_tensor(np.asarray(parameters[f"net_{name}"])) for name in net.state_dict()}
-    net.load_state_dict({name: value.reshape(net.state_dict()[name].shape) for name, value in state.items()})
-    net.eval()
-    added, read = _respond(net, parameters, bank, query, query.n_neighbors)
-    total = read.sum(axis=1, keepdims=True)
-    share = np.divide(read, total, out=np.zeros_like(read), where=total > 0)
-    rows = np.where(share > 0, np.arange(len(bank)), -1)
-    selection = Selection(query.key, rows, share, np.where(rows >= 0, 0.0, np.nan), query=query)
-    chosen = shortened(selection, query.n_neighbors)
-    weights = chosen.weights / np.maximum(chosen.weights.sum(axis=1, keepdims=True), _TINY)
-    return replace(
-        chosen,
-        weights=weights,
-        distances=distances_to(bank, query, chosen.rows) if bank.key.shape[1] else chosen.distances,
-        response=pool_mean(bank, query) + added,
-    )
+    added, read = _respond(net_from_arrays(parameters), parameters, bank, query, query.n_neighbors)
+    return replace(cite(bank, query, read), response=pool_mean(bank, query) + added)

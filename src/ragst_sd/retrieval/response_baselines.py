@@ -10,7 +10,16 @@ import numpy as np
 from ragst_sd.retrieval.bank import Answer
 from ragst_sd.retrieval.gate import distance_gate, uniform_gate
 from ragst_sd.retrieval.options import choice, count, numbers, positive, switch
-from ragst_sd.retrieval.responses import candidates, distances_to, mean_response, patterns, pool_mean, select
+from ragst_sd.retrieval.responses import (
+    candidates,
+    distances_to,
+    mean_response,
+    means_at,
+    patterns,
+    pool_mean,
+    relative,
+    select,
+)
 from ragst_sd.retrieval.search import Candidates
 
 if TYPE_CHECKING:
@@ -132,12 +141,9 @@ def context_additive(parameters: Mapping[str, Any], bank: Bank, selection: Selec
     query, evidence = selection.query, mean_response(bank, selection)
     adjustment = np.zeros_like(evidence)
     for i in range(len(query)):
-        usable = query.eligible[i]
-        elsewhere = [
-            bank.values[usable & (bank.sections == bank.sections[row])].mean(axis=0)
-            for row in _own_elsewhere(bank, query, i)
-        ]
-        here = bank.values[usable & (bank.sections == query.contexts[i])].mean(axis=0)
+        usable = np.flatnonzero(query.eligible[i])
+        at = np.array([query.contexts[i], *bank.sections[_own_elsewhere(bank, query, i)]])
+        here, *elsewhere = means_at(bank.values[usable], bank.sections[usable], at)
         adjustment[i] = here - np.mean(elsewhere, axis=0)
     return Answer(evidence, adjustment)
 
@@ -249,11 +255,10 @@ def choose_alpha(bank: Bank, alphas: Sequence[float]) -> float:
             held &= np.isin(bank.sections, bank.sections[training])
             if not held.any():
                 continue
-            e, y, means = _centred(bank.key, learned, bank.sections, np.flatnonzero(training))
-            left, s, axes = np.linalg.svd(e, full_matrices=False)
-            at = np.array([means[0][code] for code in bank.sections[held].tolist()])
-            level = np.array([means[1][code] for code in bank.sections[held].tolist()])
-            scores, rotated = (bank.key[held] - at) @ axes.T, left.T @ y
+            codes, at = bank.sections[training], bank.sections[held]
+            left, s, axes = np.linalg.svd(relative(bank.key[training], codes), full_matrices=False)
+            level, rotated = means_at(learned[training], codes, at), left.T @ relative(learned[training], codes)
+            scores = (bank.key[held] - means_at(bank.key[training], codes, at)) @ axes.T
             for i, alpha in enumerate(grid):
                 predicted = level + (scores * (s / (s**2 + alpha))) @ rotated
                 error[i] += ((predicted - truth[held]) ** 2).sum()
@@ -264,28 +269,11 @@ def _regress(bank: Bank, query: Query, solution: Any) -> Answer:
     evidence = np.zeros((len(query), bank.values.shape[1]))
     adjustment = np.zeros_like(evidence)
     for queries, rows in patterns(query.eligible):
-        e, y, (keys, levels) = _centred(bank.key, bank.values, bank.sections, rows)
-        coefficients = solution(e, y)
-        everywhere = bank.key[rows].mean(axis=0), bank.values[rows].mean(axis=0)
-        for i in queries:
-            code = int(query.contexts[i])
-            centre, level = (keys[code], levels[code]) if code in keys else everywhere
-            evidence[i], adjustment[i] = level, (query.key[i] - centre) @ coefficients
+        codes, at = bank.sections[rows], query.contexts[queries]
+        coefficients = solution(relative(bank.key[rows], codes), relative(bank.values[rows], codes))
+        evidence[queries] = means_at(bank.values[rows], codes, at)
+        adjustment[queries] = (query.key[queries] - means_at(bank.key[rows], codes, at)) @ coefficients
     return Answer(evidence, adjustment)
-
-
-def _centred(
-    key: np.ndarray, values: np.ndarray, contexts: np.ndarray, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, tuple[dict[int, np.ndarray], dict[int, np.ndarray]]]:
-    """Embeddings and responses of some rows relative to the means of their contexts, and these means."""
-    e, y, codes = key[rows], values[rows], contexts[rows]
-    keys = {int(code): e[codes == code].mean(axis=0) for code in np.unique(codes)}
-    levels = {int(code): y[codes == code].mean(axis=0) for code in np.unique(codes)}
-    return (
-        e - np.array([keys[code] for code in codes.tolist()]),
-        y - np.array([levels[code] for code in codes.tolist()]),
-        (keys, levels),
-    )
 
 
 def _solve(e: np.ndarray, y: np.ndarray, alpha: float) -> np.ndarray:

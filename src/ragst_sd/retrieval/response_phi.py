@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ragst_sd.retrieval.projection import fit_pca
-from ragst_sd.retrieval.responses import patterns
+from ragst_sd.retrieval.responses import patterns, relative
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -116,10 +116,8 @@ def learned_places(
     most: (q, 1 + l, r) of queries by what their state is multiplied with, and (m, r).
     """
     codes, features = bank.sections[rows], np.concatenate([x, *(z[:, [i]] * x for i in range(z.shape[1]))], axis=1)
-    e, y = features[rows].copy(), bank.values[rows] / doses(tuple(bank.screen.perturbed[row] for row in rows))[:, None]
-    for code in np.unique(codes):
-        e[codes == code] -= e[codes == code].mean(axis=0)
-        y[codes == code] -= y[codes == code].mean(axis=0)
+    dose = doses(tuple(bank.screen.perturbed[row] for row in rows))[:, None]
+    e, y = relative(features[rows], codes), relative(bank.values[rows] / dose, codes)
     left, size, axes = np.linalg.svd(e, full_matrices=False)
     rotated = left.T @ y
     # Distances are all that matters, so the responses are written in the rows' own axes.

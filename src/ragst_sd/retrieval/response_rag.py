@@ -35,13 +35,15 @@ from ragst_sd.retrieval.response_phi import (
     place,
     place_states,
 )
-from ragst_sd.retrieval.response_shares import stack_of
+from ragst_sd.retrieval.response_shares import ALONE, by_gates_alone, stack_of
 from ragst_sd.retrieval.response_stack import MEASURED
 from ragst_sd.retrieval.responses import (
     candidates,
+    cite,
     distances_to,
     familiar,
     mean_response,
+    means_at,
     patterns,
     pool_mean,
     shortened,
@@ -151,24 +153,14 @@ def weigh(neighbors: Neighbors, gate: Gate, n_neighbors: int, line: np.ndarray, 
 def select_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
     """Rows by the gates chosen for perturbations with and without measured relatives."""
     ready = prepare_rag(parameters, bank, query)
-    line, z = np.arange(len(query)), place_states(parameters, query.states(bank))
-    if ready.stacked is None:
-        return ready.select(line, z)
-    selection, answer = ready.respond(line, z)
+    selection, answer = ready.respond(np.arange(len(query)), place_states(parameters, query.states(bank)))
     return replace(selection, response=answer.evidence + answer.adjustment)
 
 
 def answer_rag(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
     """The prediction without retrieval, and what the cited rows add to it as far as they are trusted."""
-    query = selection.query
-    level, share = pool_mean(bank, query), explained(bank, query)
-    if selection.response is not None:
-        return _answered(bank, selection, np.asarray(selection.response), level, share)
-    response = _without_retrieval(parameters, bank, query, level, share)
-    relative = relative_responses(bank, query, selection.rows, level)
-    added = selection.strength * selection.weights
-    response += (added[:, None, :] @ relative)[:, 0]
-    return _answered(bank, selection, response, level, share)
+    level, share = pool_mean(bank, selection.query), explained(bank, selection.query)
+    return _answered(bank, selection, np.asarray(selection.response), level, share)
 
 
 def _answered(bank: Bank, selection: Selection, response: np.ndarray, level: np.ndarray, share: np.ndarray) -> Answer:
@@ -184,10 +176,10 @@ def _without_retrieval(
     query: Query,
     level: np.ndarray,
     share: np.ndarray,
-    kind: np.ndarray | None = None,
+    kind: np.ndarray,
 ) -> np.ndarray:
     """(q, g) the mean of the pool and, as far as that is trusted, what bilinear regression adds to it."""
-    out, kind = level.copy(), familiar(bank, query).astype(int) if kind is None else kind
+    out = level.copy()
     for code in np.unique(kind):
         trust, at = sum(part * line for _, line, _, part in _gates(parameters, code)), np.flatnonzero(kind == code)
         if trust:
@@ -200,7 +192,8 @@ def prepare_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Read
     """Everything that does not depend on the states of the cells."""
     kind, stacked = familiar(bank, query).astype(int), stack_of(parameters, bank, query)
     if stacked is not None:
-        kind[stacked.measured] = MEASURED
+        alone = by_gates_alone(parameters, bank, query)
+        kind = np.where(alone, ALONE + kind, np.where(stacked.measured, MEASURED, kind))
     gates = {int(code): _gates(parameters, code) for code in np.unique(kind)}
     penalties = tuple(sorted({gate.penalty for own in gates.values() for gate, *_ in own if gate.learned > 0}))
     if any(gates.values()):
@@ -259,7 +252,9 @@ class ReadyRag:
         """Rows for queries `line` in states (n, l)."""
         trusted = self._trusted(line, z)
         if self.stacked is not None and self.stacked.cited.any():
-            return self._select_all(line, trusted)
+            weights = self.stacked.cited[line]
+            np.add.at(weights, (np.arange(len(line))[:, None], np.maximum(self.neighbors.rows[line], 0)), trusted)
+            return cite(self.bank, self.query.some(line), weights)
         total = trusted.sum(axis=1, keepdims=True)
         cited = np.divide(trusted, total, out=np.zeros_like(trusted), where=total > 0)
         rows = np.where(cited > 0, self.neighbors.rows[line], -1)
@@ -267,18 +262,6 @@ class ReadyRag:
         query = self.query.some(line)
         chosen = Selection(query.key, rows, cited, distances, query=query, strength=total)
         return shortened(chosen, self.query.n_neighbors)
-
-    def _select_all(self, line: np.ndarray, trusted: np.ndarray) -> Selection:
-        """Rows that the gates and the stack read, the largest weights first."""
-        weights = self.stacked.cited[line] if self.stacked is not None else np.zeros((len(line), len(self.bank)))
-        np.add.at(weights, (np.arange(len(line))[:, None], np.maximum(self.neighbors.rows[line], 0)), trusted)
-        rows = np.argsort(-weights, axis=1, kind="stable")[:, : self.query.n_neighbors]
-        weights = np.take_along_axis(weights, rows, axis=1)
-        total = weights.sum(axis=1, keepdims=True)
-        rows = np.where(weights > 0, rows, -1)
-        query = self.query.some(line)
-        share = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
-        return Selection(query.key, rows, share, distances_to(self.bank, query, rows), query=query, strength=total)
 
     def respond(self, line: np.ndarray, z: np.ndarray) -> tuple[Selection, Answer]:
         """Rows and answer for queries `line` in states (n, l)."""
@@ -336,10 +319,9 @@ def _centres(bank: Bank, query: Query, rows: np.ndarray, level: np.ndarray) -> n
     own = query.contexts[:, None] == bank.sections[rows]
     if own.all():
         return level[:, None, :]
-    out = np.repeat(level[:, None, :], rows.shape[1], axis=1)
+    out = np.empty((*rows.shape, level.shape[1]))
     for queries, allowed in patterns(query.eligible):
-        for code in np.unique(bank.sections[allowed]):
-            mean = bank.values[allowed[bank.sections[allowed] == code]].mean(axis=0)
-            at, where = np.nonzero((bank.sections[rows[queries]] == code) & ~own[queries])
-            out[queries[at], where] = mean
+        at = bank.sections[rows[queries]].ravel()
+        means = means_at(bank.values[allowed], bank.sections[allowed], at).reshape(len(queries), *out.shape[1:])
+        out[queries] = np.where(own[queries][..., None], level[queries][:, None], means)
     return out

@@ -20,7 +20,7 @@ from ragst_sd.retrieval.response_rag import (
     relative_responses,
     weigh,
 )
-from ragst_sd.retrieval.response_shares import fit_stack
+from ragst_sd.retrieval.response_shares import ALONE, fit_stack
 from ragst_sd.retrieval.response_stack import MEASURED
 from ragst_sd.retrieval.responses import ask_rows, closed_rows, familiar, pool_mean, shape_halves
 
@@ -74,15 +74,16 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
 
     Returns
     -------
-    Axes of embeddings and states; `gates`, one line each: kind of query (0 without, 1 with measured relatives), the
-    fields of a `Gate`, trust in `bilinear` and in retrieval, share; its `rank` and `alpha`; `inner_gain` of either
-    kind, the gain in held-out correlation over the mean of the others, and its `inner_error`. Of a single perturbation
-    it is the mean.
+    Axes of embeddings and states; `gates`, one line each: kind of query (0 without, 1 with measured relatives, 2
+    measured in other contexts; `ALONE` more where nothing is added to them), the fields of a `Gate`, trust in
+    `bilinear` and in retrieval, share; its `rank` and `alpha`; `inner_gain` of either kind, the gain in held-out
+    correlation over the mean of the others, and its `inner_error`. Of a single perturbation it is the mean.
     """
     options = run.options
     space = fit_space(bank, int(options.n_components))
     lines: list[tuple[float, ...]] = []
     gains, errors = [0.0] * len(_KINDS), [np.nan] * len(_KINDS)
+    tried: Any = None
     if not (bank.screen.from_cells and bank.key.shape[1]):
         # The gates follow the state of the cells, and compare embeddings.
         pass
@@ -94,7 +95,18 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
         )
         lines = [(code, *grid(options)[0], *TRUST[0], 1.0) for code in range(len(_KINDS))]
     else:
-        lines, gains, errors = _chosen(bank, run, space)
+        tried = held_out_correlations(bank, run, space)
+        lines, gains, errors = _chosen(bank, run, *tried)
+        for i, name in enumerate(_KINDS):
+            trust = np.sum([np.multiply(line[-1], line[5:7]) for line in lines if line[0] == i], axis=0).tolist()
+            logger.info(
+                "rag, perturbations %s: trust in regression %.2f, in retrieval %.2f; the best gate gains %.3f "
+                "(standard error %.3f) over the mean of the others on held-out ones.",
+                name,
+                *trust,
+                gains[i],
+                errors[i],
+            )
     parameters = {
         **space,
         "rank": int(options.rank),
@@ -106,7 +118,11 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
     }
 
     def gated(bank: Bank, query: Query) -> np.ndarray:
-        ready = prepare_rag(parameters, bank, query)
+        # Chosen anew without those asked about: on what a gate was chosen for, it looks better than it is.
+        others = np.array([bank.screen.perturbed[row] not in query.perturbed for row in tried[1]])
+        kept = others if others.any() else ~others
+        own = _chosen(bank, run, *(part[..., kept] for part in tried))[0]
+        ready = prepare_rag({**parameters, "gates": np.array(own)}, bank, query)
         _, answer = ready.respond(np.arange(len(query)), place_states(parameters, query.states(bank)))
         return answer.evidence + answer.adjustment - ready.level
 
@@ -115,37 +131,30 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
 
 
 def _shared(lines: list[tuple[float, ...]], shares: np.ndarray) -> np.ndarray:
-    """Lines of `gates`, their trusts times the share of the gates, and those of queries measured in other contexts."""
+    """Lines of `gates` for queries that they answer alone, and with trusts times their share beside other parts."""
+    alone = np.array([(ALONE + line[0], *line[1:]) for line in lines]).reshape(-1, GATE_FIELDS)
     measured = [(MEASURED, *line[1:]) for line in lines if line[0] == MEASURED - 1]
     out = np.array([*lines, *measured], dtype=np.float64).reshape(-1, GATE_FIELDS)
     for line in out:
         line[5:7] *= shares[int(line[0])]
-    return out
+    return np.concatenate([out, alone])
 
 
-def _chosen(bank: Bank, run: Run, space: Mapping[str, Any]) -> tuple[list[tuple[float, ...]], list[float], list[float]]:
-    """Lines of `gates`, and gain and error of either kind."""
-    gates = grid(run.options)
-    correlation, rows, kind = held_out_correlations(bank, run, space)
-    weight = np.clip(bank.screen.reliability[rows], _LEAST_WEIGHT, 1)
+def _chosen(
+    bank: Bank, run: Run, correlation: np.ndarray, rows: np.ndarray, kind: np.ndarray
+) -> tuple[list[tuple[float, ...]], list[float], list[float]]:
+    """Lines of `gates`, and gain and error of either kind, from what :func:`held_out_correlations` says."""
+    gates, gains, errors = grid(run.options), [], []
     lines: list[tuple[float, ...]] = []
-    gains, errors = [], []
-    for code, name in enumerate(_KINDS):
+    weight = np.clip(bank.screen.reliability[rows], _LEAST_WEIGHT, 1)
+    for code in range(len(_KINDS)):
         own = kind == code
         own = own if own.sum() >= _MIN_KIND else np.ones_like(own)
         places, shares, gain, error = choose(correlation[:, :, own], weight[own])
         chosen = [(*gates[gate], *TRUST[trust]) for gate, trust in places]
-        lines += [(code, *line, share) for line, share in zip(chosen, shares, strict=True)]
+        lines += [(code, *line, float(share)) for line, share in zip(chosen, shares, strict=True)]
         gains.append(gain)
         errors.append(error)
-        logger.info(
-            "rag, perturbations %s: trust in regression %.2f, in retrieval %.2f; the best gate gains %.3f (standard "
-            "error %.3f) over the mean of the others on held-out ones.",
-            name,
-            *(float(shares @ [line[i] for line in chosen]) for i in (4, 5)),
-            gain,
-            error,
-        )
     return lines, gains, errors
 
 

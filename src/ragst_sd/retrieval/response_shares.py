@@ -12,7 +12,7 @@ import numpy as np
 from ragst_sd.retrieval.bank import Answer
 from ragst_sd.retrieval.response_phi import doses
 from ragst_sd.retrieval.response_stack import MEASURED, PARTS, Lesson, Settings, Stacked, lessons, part, stack
-from ragst_sd.retrieval.responses import ask_rows, closed_rows, familiar, pool_mean, shape_halves
+from ragst_sd.retrieval.responses import ask_rows, closed_rows, familiar, pool_mean, relative, shape_halves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,17 +23,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ALONE = 3
+"""Added to the kind of a query, for the gates of those that have nothing beside them."""
 KINDS = ("without measured relatives", "with measured relatives", "measured in other contexts")
 # With fewer held-out rows of a kind than this, what was chosen on all unseen ones serves.
 _MIN_KIND = 6
-_N_FOLDS = 5
+# Of few rows each perturbation is left out by itself, so that the others are as many as when it matters.
+_MIN_FOLDS, _FOLDS_TIMES_ROWS = 5, 1280
 _MAX_QUERIES = 256
 _LEAST_WEIGHT = 0.05
 _BETAS = (0.0, 0.25, 1.0)
 _ALPHAS = (0.5, 1.0, 2.0, 4.0, 8.0)
 _POWERS = (1.0, 3.0, 6.0)
-_STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_SOFTNESS = 0.07
+# Perturbations that equal shares count as.
+_PRIOR = 5
 _TINY = 1e-12
 
 
@@ -47,8 +50,6 @@ class Held(NamedTuple):
     """(a, g) responses of the rows that may be used, per dose, relative to the means of their contexts."""
     dose: np.ndarray
     """(q, 1)."""
-    level: np.ndarray
-    """(q, g) mean of the pool."""
     truth: np.ndarray
     """(q, g) against the other half of the controls, relative to the mean of the pool."""
     weight: np.ndarray
@@ -63,7 +64,7 @@ class Held(NamedTuple):
 
     def some(self, keep: np.ndarray) -> Held:
         """The same of some of the queries; (q,) mask."""
-        parts = {name: getattr(self, name)[keep] for name in ("level", "truth", "weight")}
+        parts = {name: getattr(self, name)[keep] for name in ("truth", "weight")}
         return self._replace(kept=np.flatnonzero(keep), query=self.query.some(np.flatnonzero(keep)), **parts)
 
 
@@ -114,7 +115,24 @@ def stack_of(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Stacked
     if query.worked is not None or "stack_shares" not in parameters:
         return query.worked
     settings = tuple(Settings(*line) for line in np.asarray(parameters["stack_settings"]).tolist())
-    return stack(bank, query, settings, np.asarray(parameters["stack_shares"]), int(parameters["n_cited"]))
+    found = stack(bank, query, settings, np.asarray(parameters["stack_shares"]), int(parameters["n_cited"]))
+    alone = by_gates_alone(parameters, bank, query)
+    found.coefficients[alone], found.cited[alone] = 0.0, 0.0
+    return found
+
+
+def by_gates_alone(parameters: Mapping[str, Any], bank: Bank, query: Query) -> np.ndarray:
+    """(q,) whether the gates answer a query alone, if the fit has such gates.
+
+    They alone follow the state of cells of no context of the bank, and shares chosen on held-out perturbations say
+    nothing of one whose own response in the context may be used.
+    """
+    gates = np.asarray(parameters.get("gates", np.zeros((0, 1))))
+    if not (gates[:, 0] >= ALONE).any():
+        return np.zeros(len(query), dtype=bool)
+    same = np.array([[genes == other for other in bank.screen.perturbed] for genes in query.perturbed], dtype=bool)
+    own = same & query.eligible & (query.contexts[:, None] == bank.sections)
+    return np.asarray(own.any(axis=1) | (query.contexts < 0))
 
 
 def kernel_ridge(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
@@ -129,14 +147,15 @@ def held_out(bank: Bank, kind: int, shaped: tuple[Bank, Bank]) -> list[Held]:
     """Held-out perturbations of one of `KINDS`: new to all rows, or to those of their context alone."""
     closed, out = closed_rows(bank), []
     groups = np.unique(bank.folds, return_inverse=True)[1]
-    fold = np.random.default_rng(0).permutation(groups.max() + 1)[groups] % _N_FOLDS
+    n_folds = min(groups.max() + 1, max(_MIN_FOLDS, _FOLDS_TIMES_ROWS // len(bank)))
+    fold = np.random.default_rng(0).permutation(groups.max() + 1)[groups] % n_folds
     contexts = np.unique(bank.sections)
     same = np.array_equal(shaped[0].values, shaped[1].values)
     asked = 0
     # Another fold of each context in turn, until they are enough.
-    for turn, i in product(range(_N_FOLDS), range(len(contexts))):
+    for turn, i in product(range(n_folds), range(len(contexts))):
         context = contexts[i]
-        rows = np.flatnonzero((fold == (turn + i) % _N_FOLDS) & (bank.sections == context))
+        rows = np.flatnonzero((fold == (turn + i) % n_folds) & (bank.sections == context))
         if not len(rows) or asked >= _MAX_QUERIES:
             continue
         shut = closed[rows].any(axis=0)
@@ -165,14 +184,11 @@ def _held(one: Bank, other: Bank, query: Query, rows: np.ndarray, lesson: Lesson
             return []
         query, rows = query.some(keep), rows[keep]
         lesson = next(iter(lessons(one, query)))
-    level = pool_mean(one, query)
     weight = np.clip(one.screen.reliability[rows], _LEAST_WEIGHT, 1)
     dose_of_rows = doses(tuple(one.screen.perturbed[row] for row in lesson.allowed))[:, None]
-    values, sections = one.values[lesson.allowed], one.sections[lesson.allowed]
-    means = np.stack([values[sections == code].mean(axis=0) for code in sections])
-    relative = (values - means) / dose_of_rows
-    truth = other.values[rows] - level
-    return [Held(one, query, lesson, relative, doses(query.perturbed)[:, None], level, truth, weight)]
+    gaps = relative(one.values[lesson.allowed], one.sections[lesson.allowed]) / dose_of_rows
+    truth = other.values[rows] - pool_mean(one, query)
+    return [Held(one, query, lesson, gaps, doses(query.perturbed)[:, None], truth, weight)]
 
 
 def choose_stack(
@@ -183,7 +199,7 @@ def choose_stack(
     parts: tuple[str, ...] = PARTS,
     gated: Gated | None = None,
 ) -> Chosen:
-    r"""Settings of the parts, each by its own cosine with held-out responses, and shares by :func:`_cautious`."""
+    r"""Settings of the parts, each by its own cosine with held-out responses, and shares by :func:`choose_shares`."""
     known = int(kind == MEASURED)
     betas = _BETAS if known and bank.key.shape[1] else (1.0,) if not known else (0.0,)
     k, best = run.n_neighbors, Settings()
@@ -202,7 +218,7 @@ def choose_stack(
     found = [[one.predict(name, known, best, k) for one in held] for name in usable]
     if gated is not None:
         found.append([gated(one.bank, one.query) for one in held])
-    shares = np.ones(1) if parts == ("kernel_ridge",) else _cautious(held, found, gates=gated is not None)
+    shares = np.ones(1) if parts == ("kernel_ridge",) else choose_shares(held, found)
     total = [sum(s * f[i] for s, f in zip(shares, found, strict=True)) for i in range(len(held))]
     gain, error = _cosine(held, total), _cosine(held, total, error=True)
     if not gain > error:
@@ -233,48 +249,38 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide((a * b).sum(axis=1), size, out=np.zeros(len(a)), where=size > _TINY)
 
 
-def _cautious(held: list[Held], found: list[list[np.ndarray]], *, gates: bool) -> np.ndarray:
-    r"""Shares between those of least squares and of one part, less of them the fewer rows were held out.
+def choose_shares(held: list[Held], found: list[list[np.ndarray]]) -> np.ndarray:
+    r"""Least squares of held-out responses on the parts, drawn towards equal shares, and all of them towards zero.
 
-    .. math:: \pi^\text{ls} = \operatorname{argmin}_{\pi \ge 0} \sum_q w_q
-              \frac{\|\Delta_q - \bar\Delta - \sum_i \pi_i f_i\|^2}{\|\Delta_q - \bar\Delta\|^2}, \qquad
-              \pi = \sum_o v_o \pi_o, \quad v_o \propto \exp(\sqrt{n}\, (l_o - \max l) / 0.07)
+    .. math:: \min_{v \ge 0} \sum_q \frac{w_q}{\|y_q\|} \Big\|y_q - \sum_i v_i c_i f_i\Big\|^2
+              + \lambda \sum_i (v_i - 1/m)^2, \qquad \pi_i = \frac{v_i c_i}{1 + (\sigma / s)^2}
 
-    over options o: 0, 1/4, ..., 1 times the shares of least squares, of the part that explains most by itself, and of
-    the gates as they are. l is the gain in correlation over the mean on the n held-out rows, less two standard errors;
-    all rows count alike. Least squares alone is led by the few perturbations with large responses, towards which the mean of a
-    small screen leans: the others are better predicted by the mean than by what is left of it.
+    with y relative to the mean, and :math:`c_i` the coefficient of part i by itself, of which m are above zero. Lambda
+    weighs as much as 5 perturbations. s is the coefficient of the sum, and :math:`\sigma` its standard error over
+    perturbations. Rows count by their size, between squared errors, which a few large responses lead, and
+    correlations, which count noise like signal.
     """
-    products, along = np.zeros((len(found), len(found))), np.zeros(len(found))
-    stacked = [np.stack([of_part[i] for of_part in found]) for i in range(len(held))]
-    for one, parts in zip(held, stacked, strict=True):
-        weight = one.weight / np.maximum((one.truth**2).sum(axis=1), _TINY)
-        products += np.einsum("iqg,kqg,q->ik", parts, parts, weight, optimize=True)
-        along += np.einsum("iqg,qg,q->i", parts, one.truth, weight, optimize=True)
-    size = np.diag(products)
+    from scipy.optimize import nnls
+
+    stacked = np.concatenate([np.stack([of_part[i] for of_part in found]) for i in range(len(held))], axis=1)
+    truth = np.concatenate([one.truth for one in held])
+    weight, length = np.concatenate([one.weight for one in held]), np.linalg.norm(truth, axis=1)
+    weight = np.divide(weight, length, out=np.zeros_like(weight), where=length > _TINY)
+    products = np.einsum("iqg,kqg,q->ik", stacked, stacked, weight, optimize=True)
+    along, size = np.einsum("iqg,qg,q->i", stacked, truth, weight, optimize=True), np.diag(products)
     own = np.divide(np.maximum(along, 0), size, out=np.zeros_like(along), where=size > _TINY)
-    best = np.eye(len(found))[np.argmax(own * along)]
-    ways = [_least_squares(products, along), own * best, *([np.eye(len(found))[-1]] if gates else [])]
-    options = np.array([step * way for way, step in product(ways, _STEPS)])
-    gain = np.concatenate([_gains(one, parts, options) for one, parts in zip(held, stacked, strict=True)], axis=1)
-    bound = gain.mean(axis=1) - 2 * gain.std(axis=1) / np.sqrt(gain.shape[1])
-    share = np.exp((bound - bound.max()) * np.sqrt(gain.shape[1]) / _SOFTNESS)
-    return np.asarray(share / share.sum() @ options)
-
-
-def _gains(one: Held, parts: np.ndarray, options: np.ndarray) -> np.ndarray:
-    """(options, q) what the cosine of whole responses gains over that of the mean."""
-    truth = one.truth + one.level
-    return np.array([_cosines(one.level + np.tensordot(o, parts, 1), truth) for o in options]) - _cosines(
-        one.level, truth
-    )
-
-
-def _least_squares(products: np.ndarray, along: np.ndarray) -> np.ndarray:
-    """Shares of the parts, at least zero, by coordinate descent."""
-    shares = np.zeros(len(along))
-    for _ in range(500):
-        for i in range(len(along)):
-            rest = along[i] - products[i] @ shares + products[i, i] * shares[i]
-            shares[i] = max(0.0, rest / products[i, i]) if products[i, i] > _TINY else 0.0
-    return shares
+    used, shares = np.flatnonzero(own), np.zeros(len(found))
+    if not len(used):
+        return shares
+    names = [name for one in held for name in one.query.perturbed]
+    group = np.unique([" ".join(name) for name in names], return_inverse=True)[1]
+    scaled = products[np.ix_(used, used)] * np.outer(own[used], own[used])
+    penalty = _PRIOR / (group.max() + 1) * np.trace(scaled) / len(used)
+    root = np.linalg.cholesky(scaled + penalty * np.eye(len(used)))
+    aim = np.linalg.solve(root, along[used] * own[used] + penalty / len(used))
+    shares[used] = own[used] * nnls(root.T, aim)[0]
+    total = np.tensordot(shares, stacked, 1)
+    size, along = weight * (total**2).sum(axis=1), weight * (total * truth).sum(axis=1)
+    s = along.sum() / max(size.sum(), _TINY)
+    error = np.linalg.norm(np.bincount(group, along - s * size)) / max(size.sum(), _TINY)
+    return shares * s**2 / max(s**2 + error**2, _TINY)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ragst_sd.retrieval.response_phi import doses, spanned, unit
-from ragst_sd.retrieval.responses import familiar, patterns, perturbation_codes, shares_elsewhere
+from ragst_sd.retrieval.responses import familiar, grouped, relative
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -150,30 +150,25 @@ class Lesson:
         there = np.asarray(view.any(axis=1))
         if there[:n].sum() < _LEAST_ROWS:
             return np.zeros((len(view), n))
-        squared = np.maximum(2 - 2 * view @ view[:n].T, 0)
-        between = squared[:n][np.ix_(there[:n], there[:n])]
-        width = float(np.median(between[np.triu_indices(len(between), 1)]))
-        return np.exp(-squared / (width or 1.0)) * there[:, None] * there[:n]
+        return _bell(2 - 2 * view @ view[:n].T, there, there[:n])
 
 
 def lessons(bank: Bank, query: Query) -> Iterator[Lesson]:
     """Queries by context and by the rows that they may use."""
-    products, last, rows = bank.values @ bank.values.T, np.zeros(0, dtype=np.int64), (np.zeros(0), np.zeros(0))
-    of_rows, of_queries = perturbation_codes(bank, query)
-    for context in np.unique(query.contexts):
-        own = np.flatnonzero(query.contexts == context)
-        for some, allowed in patterns(query.eligible[own]):
-            if not np.array_equal(allowed, last):
-                last, rows = allowed, _scores(bank, allowed, products)
-            for start in range(0, len(some), _AT_ONCE):
-                asked = own[some[start : start + _AT_ONCE]]
-                yield _learn(bank, query, asked, allowed, int(context), rows, of_rows, of_queries)
+    products, last = bank.values @ bank.values.T, np.zeros(0, dtype=np.int64)
+    for group in grouped(bank, query, _AT_ONCE):
+        allowed, here = group.allowed, group.here
+        if not np.array_equal(allowed, last):
+            last, (gram, scores) = allowed, _scores(bank, allowed, products)
+        views = group.key, group.elsewhere @ scores
+        yield Lesson(group.queries, allowed, here, gram[np.ix_(here, here)], views, group.own)
 
 
 def _scores(bank: Bank, allowed: np.ndarray, products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(a, a) products of relative responses, and (a, c) their scores on principal components."""
     dose = doses(tuple(bank.screen.perturbed[row] for row in allowed))
-    gram = _relative(products[np.ix_(allowed, allowed)], bank.sections[allowed]) / dose[:, None] / dose
+    sections = bank.sections[allowed]
+    gram = relative(relative(products[np.ix_(allowed, allowed)], sections).T, sections) / dose[:, None] / dose
     values, axes = _leading(gram)
     return gram, axes * np.sqrt(np.maximum(values, 0))
 
@@ -185,38 +180,6 @@ def _leading(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     n = len(gram)
     values, axes = eigh(gram, subset_by_index=(max(0, n - _COMPONENTS), n - 1))
     return values, axes
-
-
-def _learn(
-    bank: Bank,
-    query: Query,
-    queries: np.ndarray,
-    allowed: np.ndarray,
-    context: int,
-    rows: tuple[np.ndarray, np.ndarray],
-    of_rows: np.ndarray,
-    of_queries: np.ndarray,
-) -> Lesson:
-    sections, codes, (gram, scores) = bank.sections[allowed], of_rows[allowed], rows
-    in_context = sections == context
-    here = np.flatnonzero(in_context) if in_context.any() else np.arange(len(allowed))
-    # Perturbations of other contexts alone, if any of this one can show how to move them.
-    only = np.setdiff1d(codes, codes[here]) if in_context.any() else codes[:0]
-    first = np.array([np.flatnonzero(codes == code)[0] for code in only], dtype=np.int64)
-    asked = np.concatenate([codes[here], of_queries[queries], only])
-    at = np.concatenate([sections[here], np.full(len(queries) + len(only), context)])
-    share = shares_elsewhere(asked, at, codes, sections)
-    key = np.concatenate([bank.key[allowed[here]], query.key[queries], bank.key[allowed[first]]])
-    return Lesson(queries, allowed, here, gram[np.ix_(here, here)], (key, share @ scores), share[len(here) :])
-
-
-def _relative(products: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Products of rows relative to the means of their groups."""
-    _, group = np.unique(codes, return_inverse=True)
-    mean = np.eye(group.max() + 1)[:, group]
-    mean = (mean / mean.sum(axis=1, keepdims=True))[group]
-    half = products - mean @ products
-    return np.asarray(half - half @ mean.T)
 
 
 def part(lesson: Lesson, name: str, kind: int, settings: Settings, n_neighbors: int) -> np.ndarray:
@@ -232,15 +195,21 @@ def part(lesson: Lesson, name: str, kind: int, settings: Settings, n_neighbors: 
     likeness = lesson.like(kind, settings.beta)
     if name == "learned":
         there = np.diag(likeness) > 0.5
-        squared = np.maximum(2 - 2 * likeness[:, :n], 0)
-        between = squared[:n][np.triu_indices(n, 1)]
-        kernel = np.exp(-squared / (float(np.median(between)) or 1.0)) * there[:, None] * there[:n]
+        kernel = _bell(2 - 2 * likeness[:, :n], there, np.ones(n, dtype=bool))
         return lesson.spread(lesson.smooth(kernel, settings.again)[asked])
     weights = nearest(lesson, likeness, settings.power, n_neighbors, kind)
     out = lesson.placed(weights[:, :n])
     if weights.shape[1] > n and weights[:, n:].any():
         out += lesson.spread(weights[:, n:] @ lesson.linear(1, settings.linear)[n + q :])
     return out
+
+
+def _bell(squared: np.ndarray, there: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Gaussian of (r, n) squared distances, as wide as their median among some of the n rows; zero for none."""
+    squared = np.maximum(squared, 0)
+    between = squared[: len(among)][np.ix_(among, among)][np.triu_indices(among.sum(), 1)]
+    width = float(np.median(between)) if len(between) else 0.0
+    return np.exp(-squared / (width or 1.0)) * there[:, None] * there[: len(among)]
 
 
 def sources(lesson: Lesson, name: str, kind: int, settings: Settings, n_neighbors: int) -> np.ndarray:
@@ -303,13 +272,6 @@ def stack(bank: Bank, query: Query, settings: tuple[Settings, ...], shares: np.n
                         cited[at] += trust * sources(lesson, name, known, settings[kind], n_neighbors)[at]
         dose = doses(tuple(query.perturbed[i] for i in lesson.queries))[:, None] / dose_of_rows[lesson.allowed]
         place = np.ix_(lesson.queries, lesson.allowed)
-        out.coefficients[place] = _from_means(total * dose, bank.sections[lesson.allowed])
+        out.coefficients[place] = relative((total * dose).T, bank.sections[lesson.allowed]).T
         out.cited[place] = cited
     return out
-
-
-def _from_means(coefficients: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Coefficients of responses, from those of responses relative to the means of their groups."""
-    _, group = np.unique(codes, return_inverse=True)
-    member = np.eye(group.max() + 1)[group]
-    return np.asarray(coefficients - (coefficients @ member / member.sum(axis=0)) @ member.T)

@@ -8,7 +8,7 @@ with :math:`\Delta_j` the measured responses of cited rows. Weights sum to one, 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -156,14 +156,68 @@ def respond_to(method: Method, bank: Bank, query: Query) -> tuple[Selection, Ans
     return selection, method.answers(parameters, bank, selection)
 
 
-def perturbation_codes(bank: Bank, query: Query) -> tuple[np.ndarray, np.ndarray]:
-    """(m,) code of what is perturbed in each row, and (q,) in each query; -1 for what no row perturbs."""
+class Group(NamedTuple):
+    """Queries of one context that may use the same rows."""
+
+    context: int
+    queries: np.ndarray
+    allowed: np.ndarray
+    """(a,) rows that may be used."""
+    here: np.ndarray
+    """(n,) places in `allowed` of the rows of the context, or of all where it has none."""
+    key: np.ndarray
+    """(n + q + e, d) embeddings of rows here, of the queries, and of perturbations measured in other contexts only."""
+    elsewhere: np.ndarray
+    """(n + q + e, a) shares of the rows that perturb the same in other contexts; zero where there are none."""
+
+    @property
+    def own(self) -> np.ndarray:
+        """(q + e, a) the same of the queries and of perturbations measured in other contexts only."""
+        return self.elsewhere[len(self.here) :]
+
+
+def grouped(bank: Bank, query: Query, at_once: int | None = None) -> Iterator[Group]:
+    """Queries by context and by the rows that they may use, at most `at_once` together."""
     codes = {genes: code for code, genes in enumerate(dict.fromkeys(bank.screen.perturbed))}
-    of_rows = np.array([codes[genes] for genes in bank.screen.perturbed])
-    return of_rows, np.array([codes.get(genes, -1) for genes in query.perturbed], dtype=np.int64)
+    every = np.array([codes[genes] for genes in bank.screen.perturbed])
+    of_queries = np.array([codes.get(genes, -1) for genes in query.perturbed], dtype=np.int64)
+    for context in np.unique(query.contexts):
+        mine = np.flatnonzero(query.contexts == context)
+        for some, allowed in patterns(query.eligible[mine]):
+            sections, of_rows = bank.sections[allowed], every[allowed]
+            here = np.flatnonzero(sections == context)
+            here = here if len(here) else np.arange(len(allowed))
+            known, first = np.unique(of_rows, return_index=True)
+            only = first[~np.isin(known, of_rows[here])]
+            for start in range(0, len(some), at_once or len(some)):
+                queries = mine[some[start : start + (at_once or len(some))]]
+                asked = np.concatenate([of_rows[here], of_queries[queries], of_rows[only]])
+                contexts = np.concatenate([sections[here], np.full(len(queries) + len(only), context)])
+                same = (asked[:, None] == of_rows) & (contexts[:, None] != sections)
+                share = same / np.maximum(same.sum(axis=1, keepdims=True), 1)
+                key = np.concatenate([bank.key[allowed[here]], query.key[queries], bank.key[allowed[only]]])
+                yield Group(int(context), queries, allowed, here, key, share)
 
 
-def shares_elsewhere(asked: np.ndarray, contexts: np.ndarray, codes: np.ndarray, sections: np.ndarray) -> np.ndarray:
-    """(q, m) shares of rows that perturb the same in other contexts; zero where there are none."""
-    same = (asked[:, None] == codes) & (contexts[:, None] != sections)
-    return np.asarray(same / np.maximum(same.sum(axis=1, keepdims=True), 1))
+def means_at(values: np.ndarray, codes: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """(n, g) mean of the rows of each group in `at`; of all rows for a group that has none."""
+    known, group = np.unique(codes, return_inverse=True)
+    member = np.eye(len(known))[group]
+    means = member.T @ values / member.sum(axis=0)[:, None]
+    place = np.minimum(np.searchsorted(known, at), len(known) - 1)
+    return np.where((known[place] == at)[:, None], means[place], values.mean(axis=0))
+
+
+def relative(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """(n, g) rows relative to the means of their groups."""
+    return values - means_at(values, codes, codes)
+
+
+def cite(bank: Bank, query: Query, weights: np.ndarray) -> Selection:
+    """The rows with the largest of (q, m) weights, as shares of what is cited."""
+    rows = np.argsort(-weights, axis=1, kind="stable")[:, : query.n_neighbors]
+    weights = np.take_along_axis(weights, rows, axis=1)
+    total = weights.sum(axis=1, keepdims=True)
+    rows = np.where(weights > 0, rows, -1)
+    share = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+    return Selection(query.key, rows, share, distances_to(bank, query, rows), query=query, strength=total)

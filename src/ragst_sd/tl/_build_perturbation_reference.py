@@ -194,7 +194,7 @@ def build_perturbation_reference(
         adata, layer = response_adata(adata, *columns, layer=layer, unit=unit, genes=chosen)
         expression, errors = read_responses(adata, unit=unit, layer=layer)
     else:
-        refuse_responses(adata, unit, perturbation_key, context_key, named)
+        refuse_responses(adata, unit, perturbation_key, context_key, named, layer)
         expression = read_expression(adata, layer=layer, unit=unit, target_sum=target_sum)
     kinds: dict[str, Any] = {"type_key": type_key, "perturbation_type": perturbation_type}
     keys = (perturbation_key, control, context_key, batch_key)

@@ -87,7 +87,8 @@ def embed_genes(
         If `data` is none of these.
     ValueError
         If a line is not one of a GMT file, no gene is in enough sets, `n_components` is too large, an edge leads to an
-        unknown gene or from a gene to itself, weights are not positive, or several embeddings share no genes.
+        unknown gene or from a gene to itself, weights are not positive, a network has no edges or no groups, or several
+        embeddings share no genes.
 
     Examples
     --------
@@ -108,7 +109,8 @@ def embed_genes(
     import pandas as pd
 
     kinds = (str, os.PathLike, Mapping, pd.DataFrame, Sequence)
-    require_type(data, kinds, "data", "Give gene sets, a network, vectors, or several of them.")
+    todo = "Give gene sets, a network as a data frame of edges, vectors, or several of them."
+    require_type(data, kinds, "data", todo)
     require_positive(n_components, "n_components", whole=True)
     require_positive(min_terms, "min_terms", whole=True)
     several = _several(data)
@@ -117,7 +119,8 @@ def embed_genes(
     require_some(several, "data", "Give at least one embedding.")
     for one in several.values():
         # A string here is more likely a gene of a forgotten set than a file.
-        require_type(one, (os.PathLike, Mapping, pd.DataFrame), "data", "Several have files as `pathlib.Path`.")
+        todo = "Several have files as `pathlib.Path`, and edges as a data frame."
+        require_type(one, (os.PathLike, Mapping, pd.DataFrame), "data", todo)
     parts = {name: _one(one, int(n_components), int(min_terms)) for name, one in several.items()}
     return _side_by_side(parts)
 
@@ -163,6 +166,12 @@ def _of_network(data: pd.DataFrame, n_components: int) -> pd.DataFrame:
         msg = f"`n_components` is {n_components}; a network of {len(genes)} genes allows {len(genes) - 1} at most."
         raise ValueError(msg)
     found = spectral_embedding(weights, n_components)
+    if not found.shape[1]:
+        msg = (
+            f"The network in `data` ({len(genes)} genes, {weights.nnz // 2} edges) has no groups of genes: how many edges "
+            "each gene has says all there is to say. Give more edges, or gene sets."
+        )
+        raise ValueError(msg)
     logger.info(
         "Embedded a network of %d genes and %d edges in %d components.", len(genes), weights.nnz // 2, found.shape[1]
     )

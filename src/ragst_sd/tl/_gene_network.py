@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ragst_sd._labels import is_missing, labels
-from ragst_sd._validate import listing
+from ragst_sd._validate import listing, require_some
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,8 +24,10 @@ def read_edges(frame: pd.DataFrame) -> tuple[np.ndarray, sp.csr_matrix]:
     Raises
     ------
     ValueError
-        If a gene has no name or is named as a protein, an edge leads from a gene to itself, or a weight is not positive.
+        If there is no edge, a gene has no name or is named as a protein, an edge leads from a gene to itself, or a weight
+        is not positive.
     """
+    require_some(frame.index, "data", "Give at least one edge.")
     ends = [labels(frame.iloc[:, i]) for i in (0, 1)]
     nameless = frame.iloc[:, :2].isna().to_numpy().any(axis=1) | is_missing(ends[0]) | is_missing(ends[1])
     if nameless.any():

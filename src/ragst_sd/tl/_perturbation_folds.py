@@ -54,11 +54,12 @@ def perturbation_folds(
         Cells of a screen; or a table of responses, with one row per perturbation and context and without controls; or
         responses as a data frame, wide or long, as :func:`ragst_sd.tl.build_perturbation_reference` takes them.
     split
-        `"perturbation"` holds perturbations out, in all contexts. With a single gene the combinations that hold it
-        leave the training; with a combination its singles stay. `"here"` holds perturbations out in one context, where
-        other contexts measured them; of combinations that hold them, those of this context leave the training.
-        `"context"` holds a context out, in which a share of `few_shot` of the perturbations is seen. `"both"` does so
-        and takes the held-out perturbations out of the other contexts as well.
+        `"perturbation"` holds perturbations out, in all contexts. `"here"` holds them out in one context, where other
+        contexts measured them. `"context"` holds a context out, in which a share of `few_shot` of the perturbations is
+        seen. `"both"` does so and takes the held-out perturbations out of the other contexts as well.
+
+        Combinations that contain a held-out perturbation leave the training too, in the context where it is held out
+        (with `"perturbation"` and `"both"` in all). The singles of a held-out combination stay.
     n_folds
         Number of folds of `"perturbation"`, one for every perturbation if left out; of `"here"` in every context, 5 if
         left out. The others have one per context.
@@ -145,7 +146,7 @@ def perturbation_folds(
         if n_folds is not None:
             msg = f"`n_folds` is {n_folds}, but split {split!r} has one fold per context. Leave it out."
             raise ValueError(msg)
-        held = _contexts(labels, few_shot, everywhere=split == "both", rng=generator)
+        held = _contexts(labels, control, few_shot, everywhere=split == "both", rng=generator)
     roles = ["train", "test", *([] if responses else ["control_train", "control_test"]), "unused"]
     columns = {}
     for name, (test, unused) in held.items():
@@ -181,9 +182,9 @@ def _perturbations(
 
 
 def _leaking(names: Sequence[str], held: set[str], control: str) -> list[str]:
-    """Combinations that are not held out and contain a single gene that is."""
-    singles = {genes[0] for name in held if len(genes := components(name, control)) == 1}
-    return [name for name in names if name not in held and singles & set(components(name, control))]
+    """Combinations that are not held out and contain all genes of a perturbation that is."""
+    genes = {name: set(components(name, control)) for name in {*names, *held}}
+    return [name for name in names if name not in held and any(genes[one] < genes[name] for one in held)]
 
 
 def _here(
@@ -222,9 +223,10 @@ def _here(
 
 
 def _contexts(
-    labels: pd.DataFrame, few_shot: float, *, everywhere: bool, rng: np.random.Generator
+    labels: pd.DataFrame, control: str, few_shot: float, *, everywhere: bool, rng: np.random.Generator
 ) -> dict[str, tuple[pd.Series, pd.Series]]:
-    contexts = sorted(set(labels[_keys.CONTEXT][~labels["control"]]))
+    treated, perturbation = ~labels["control"], labels[_keys.PERTURBATION]
+    contexts = sorted(set(labels[_keys.CONTEXT][treated]))
     if len(contexts) < 2:
         msg = (
             f"There is one context ({listing(contexts)}); holding it out leaves nothing. Name the contexts with "
@@ -233,8 +235,8 @@ def _contexts(
         raise ValueError(msg)
     out = {}
     for context in contexts:
-        here = ~labels["control"] & (labels[_keys.CONTEXT] == context)
-        names = sorted(set(labels[_keys.PERTURBATION][here]))
+        here = treated & (labels[_keys.CONTEXT] == context)
+        names = sorted(set(perturbation[here]))
         seen = round(few_shot * len(names))
         held = [names[i] for i in rng.permutation(len(names))[seen:]]
         if not held:
@@ -243,8 +245,8 @@ def _contexts(
                 "Lower it."
             )
             raise ValueError(msg)
-        everybody = ~labels["control"] & labels[_keys.PERTURBATION].isin(held)
-        elsewhere = set(labels[_keys.PERTURBATION][everybody & ~here])
+        everybody = treated & perturbation.isin(held)
+        elsewhere = set(perturbation[everybody & ~here])
         if not everywhere and len(elsewhere) < len(held):
             logger.warning(
                 "%d of %d perturbations held out in %r were measured in no other context: they are unseen, not unseen "
@@ -253,5 +255,6 @@ def _contexts(
                 len(held),
                 context,
             )
-        out[context] = (everybody & here, everybody & ~here & everywhere)
+        leaking = treated & perturbation.isin(_leaking(sorted(set(perturbation[treated])), set(held), control))
+        out[context] = (everybody & here, (everybody & ~here & everywhere) | (leaking & (here | everywhere)))
     return out

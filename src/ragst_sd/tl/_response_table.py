@@ -43,11 +43,17 @@ _FEWEST, _NEAR_ONE = 20, 0.95
 SAY_UNIT = "Say what they are in: " + ", ".join(f"`unit={name!r}`" for name in RESPONSE_UNITS) + "."
 
 
-def refuse_responses(data: Any, unit: str, perturbation_key: str, context_key: str | None, control: list[str]) -> None:
+def refuse_responses(
+    data: Any, unit: str, perturbation_key: str, context_key: str | None, control: list[str], layer: str | None
+) -> None:
     """Raise a `ValueError` if what should be cells are responses, whose unit was not given."""
     shape = "is a data frame, which holds responses" if isinstance(data, pd.DataFrame) else ""
     if hasattr(data, "obs") and one_row_each(data.obs, perturbation_key, context_key, control):
         shape = "has no controls and one row for each perturbation, as a table of responses has"
+    elif hasattr(data, "obs") and perturbation_key in data.obs and layer is None and data.X is not None:
+        controls = data.obs[perturbation_key].astype(str).isin(control)
+        negative = not controls.any() and data.n_obs > 0 and data.X.min() < 0
+        shape = "has no controls and values below 0, as a table of responses has" if negative else ""
     if shape:
         raise ValueError(f"`adata` {shape}, but `unit` is {unit!r}, the unit of cells. {SAY_UNIT}")
 
@@ -165,7 +171,7 @@ def _gene_columns(columns: pd.DataFrame, genes: list[str] | None) -> pd.DataFram
 
 _NO_GENES = (
     "All columns but the labels are taken for genes: name the genes with `genes=`, contexts with `context_key=`, or "
-    "leave these columns out (an AnnData has them in `.obs`)."
+    "leave these columns out (an AnnData has them in `.obs`). Of a long table, call the column of genes `gene`."
 )
 _MAKE_ONE = (
     "A reference has one row for each perturbation and context: keep one, average them, or make what tells them apart "
@@ -304,6 +310,6 @@ def check_responses(values: np.ndarray, unit: str, place: str) -> None:
         )
     if not (values < 0).any() and (values == np.round(values)).all():
         raise ValueError(
-            f"{place} holds whole numbers from {values.min():.4g} up: counts of cells, not {RESPONSE_UNITS[unit]}s. "
-            "Cells have `unit='counts'`, or give the responses."
+            f"{place} holds whole numbers from {values.min():.4g} up: counts of cells or places in ranked lists, not "
+            f"{RESPONSE_UNITS[unit]}s. Cells have `unit='counts'`, ranks `unit='rank'` and are scaled from 1 to -1."
         )
