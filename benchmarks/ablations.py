@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--scores", type=Path, help="file in which the scores of --ideas are kept and gone on from")
     parser.add_argument("--cache", type=Path, help="folder in which embeddings are kept")
     parser.add_argument("--write", type=Path, help="page whose marked table is replaced")
+    parser.add_argument("--marker", default="ideas", help="marker of the table of --ideas")
     args = parser.parse_args()
     if not args.data:
         parser.error("name the folder of real sections with --data or RAGST_SD_TEST_DATA")
@@ -162,7 +163,7 @@ def compare_ideas(data: Path, args: argparse.Namespace) -> None:
     text = "\n".join(rows)
     print(text)
     if args.write:
-        write_between_markers(args.write, "ideas", text)
+        write_between_markers(args.write, args.marker, text)
 
 
 def by_modules(kind: str, n_modules: int = 4) -> AbstractContextManager:
