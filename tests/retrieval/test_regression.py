@@ -112,6 +112,28 @@ def test_share_has_the_least_squared_error_on_held_out_groups():
     assert share_of_retrieval(smooth, smooth, truth, 3) == 1
 
 
+def test_share_is_weighed_against_a_regression_on_the_other_groups():
+    bank = made(n=240)
+
+    def vague(truth):
+        return truth + 2 * np.random.default_rng(6).normal(size=truth.shape) * truth.std()
+
+    parameters = fitted(bank, vague)
+    z, alpha = regression_features(parameters, bank.key).astype(float), float(parameters["regression_alpha"])
+    values = centred_within_sections(bank.values, bank.sections)
+    targets, splits = values / values.std(axis=0), held_out_splits(bank)
+    smooth = []
+    for inner, held in splits:
+        mean = z[inner].mean(axis=0)
+        gram = (z[inner] - mean).T @ (z[inner] - mean)
+        penalised = gram + alpha * np.trace(gram) / len(gram) * np.eye(len(gram))
+        smooth.append((z[held] - mean) @ np.linalg.solve(penalised, (z[inner] - mean).T @ targets[inner]))
+    evidence = [vague(values[held]) for _, held in splits]
+    expected = share_of_retrieval(evidence, smooth, [targets[held] for _, held in splits], 3)
+    assert 0.01 < expected < 0.5
+    np.testing.assert_allclose(parameters["retrieval_share"], expected, atol=1e-6)
+
+
 def test_gaussian_features_have_to_win_in_every_group():
     random = np.random.default_rng(2)
     key, folds = random.normal(size=(240, 2)), np.repeat(np.arange(3), 80)
