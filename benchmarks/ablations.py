@@ -33,7 +33,7 @@ from ragst_sd.retrieval.evidence import effective_n
 from ragst_sd.retrieval.methods import phi_of
 from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.retrieval.targets import standardised_targets
-from ragst_sd.retrieval.training import dense, mean_over_groups, within_section_pearson
+from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._section_metrics import spatial_graph
 
 SET = "mob2k"
@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--scores", type=Path, help="file in which the scores of --ideas are kept and gone on from")
     parser.add_argument("--cache", type=Path, help="folder in which embeddings are kept")
     parser.add_argument("--write", type=Path, help="page whose marked table is replaced")
+    parser.add_argument("--marker", default="ideas", help="marker of the table of --ideas")
     args = parser.parse_args()
     if not args.data:
         parser.error("name the folder of real sections with --data or RAGST_SD_TEST_DATA")
@@ -162,7 +163,7 @@ def compare_ideas(data: Path, args: argparse.Namespace) -> None:
     text = "\n".join(rows)
     print(text)
     if args.write:
-        write_between_markers(args.write, "ideas", text)
+        write_between_markers(args.write, args.marker, text)
 
 
 def by_modules(kind: str, n_modules: int = 4) -> AbstractContextManager:
@@ -184,23 +185,12 @@ def by_modules(kind: str, n_modules: int = 4) -> AbstractContextManager:
             modules = KMeans(n_modules, n_init=10, random_state=0).fit_predict(unit.T)
         alpha = float(parameters["regression_alpha"])
         z = regression.regression_features(parameters, training.key).astype(np.float64)
-        one_donor = training.donors is not None and training.donors.max(initial=0) == 0
-        margin = regression._ONE_DONOR if one_donor else regression._NOISE
+        smooth = [next(regression._held_out(z, targets, inner, held, [alpha])) for inner, held in splits]
         share = parameters["retrieval_share"].copy()
         for module in range(n_modules):
             own = modules == module
-            mixed = []
-            for (inner, held), cited in zip(splits, evidence, strict=True):
-                smooth = next(regression._held_out(z, targets[:, own], inner, held, [alpha]))
-                truth, sections = targets[held][:, own], training.sections[held]
-                mixed.append([
-                    within_section_pearson(a * cited[:, own] + (1 - a) * smooth, truth, sections)
-                    for a in regression._SHARES
-                ])  # fmt: skip
-            curve = mean_over_groups(mixed, len(regression._SHARES))
-            if np.isfinite(curve).any():
-                place = np.flatnonzero(curve >= np.nanmax(curve) - margin)[0 if one_donor else -1]
-                share[genes[own]] = regression._SHARES[place]
+            parts = ([part[:, own] for part in parts] for parts in (evidence, smooth, [targets[h] for _, h in splits]))
+            share[genes[own]] = regression.share_of_retrieval(*parts, len(np.unique(training.donors)))
         parameters["retrieval_share"] = share
         return parameters
 

@@ -190,8 +190,8 @@ MUTATIONS = (
     Mutation(
         "taught by the held-out rows",
         "regression.py",
-        "smooth = next(_held_out(z, targets, inner, held, [alpha]))",
-        "smooth = next(_held_out(z, targets, held, held, [alpha]))",
+        "smooth = [next(_held_out(z, targets, inner, held, [alpha]))",
+        "smooth = [next(_held_out(z, targets, held, held, [alpha]))",
         "regression",
     ),
     Mutation("penalty per row", "ridge.py", "alpha * self._m", "alpha", "methods"),

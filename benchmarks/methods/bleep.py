@@ -108,7 +108,7 @@ def fit_bleep(training: Bank, run: Run) -> dict[str, Any]:
     seeds = np.random.default_rng(run.rng).integers(2**31, size=2).tolist()
 
     histories: list[History] = []
-    for inner, held in held_out_splits(training.folds):
+    for inner, held in held_out_splits(training):
         targets = standardised_targets(training, inner, n_genes, "bleep")
         truth = dense(training.values[held][:, targets.genes])
         score = _held_out_score(x[inner], targets.values, x[held], truth, training.sections[held])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -186,10 +187,17 @@ def test_batches_of_rows(training):
 
 
 def test_splits_and_steps():
-    splits = held_out_splits(np.repeat(np.arange(7), [4, 4, 4, 2, 4, 4, 4]))
+    splits = held_out_splits(SimpleNamespace(folds=np.repeat(np.arange(7), [4, 4, 4, 2, 4, 4, 4]), beside=None))
     assert [len(held) for _, held in splits] == [4, 4, 4]
     assert [inner[0] for inner, _ in splits] == [4, 0, 0]
-    assert held_out_splits(np.zeros(5, int)) == []
+    assert held_out_splits(SimpleNamespace(folds=np.zeros(5, int), beside=None)) == []
+    # Parts of sections are all held out, with the rows beside them; a row in no part is always learned from.
+    folds, beside = np.repeat([0, 1, 2, 3, -1], 5), np.zeros((25, 4), dtype=bool)
+    beside[[5, 24], 0] = True
+    parts = held_out_splits(SimpleNamespace(folds=folds, beside=beside))
+    assert [held[0] for _, held in parts] == [0, 5, 10, 15]
+    assert parts[0][0].tolist() == list(range(6, 24))
+    assert parts[1][0].tolist() == [*range(5), *range(10, 25)]
     histories = [History(scores=[(10, 0.1), (20, 0.5), (30, 0.2)]), History(scores=[(10, 0.2), (20, 0.2)]), History()]
     assert best_step(histories, 99) == (20, pytest.approx(0.35))
     assert best_step([History()], 99)[0] == 99

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import ragst_sd as rg
+from ragst_sd._bank import open_bank
 from ragst_sd.retrieval.episodes import Episodes
 from ragst_sd.retrieval.methods import METHODS
+from ragst_sd.tl._folds import _margin, fitting_folds
 
 from ..methods import marked
 
@@ -63,7 +66,11 @@ def test_a_group_is_one_however_it_is_stored(reference):
 
 @pytest.mark.parametrize(
     ("donors", "samples", "expected"),
-    [(["A", "B"], ["s", "t"], "donor"), (["A", "A"], ["s", "t"], "sample"), (["A", "A"], ["s", "s"], "spatial blocks")],
+    [
+        (["A", "B"], ["s", "t"], "donor"),
+        (["A", "A"], ["s", "t"], "spatial blocks"),
+        (["A", "A"], ["s", "s"], "spatial blocks"),
+    ],
 )
 def test_what_is_held_out_inside(reference, donors, samples, expected, caplog):
     first = (reference.obs["donor"] == "donor1").to_numpy()
@@ -112,23 +119,47 @@ def assert_predicts(query, reference):
 
 
 @pytest.mark.parametrize("method", marked(METHODS))
-@pytest.mark.parametrize(("n_sections", "expected"), [(2, "sample"), (1, "spatial blocks")])
+@pytest.mark.parametrize(
+    ("n_sections", "width", "expected", "said"),
+    [
+        (2, 112, "spatial blocks", "one donor only: a quarter of its sections is held out at a time"),
+        (1, 112, "spatial blocks", "one donor only: a quarter of its sections is held out at a time"),
+        # Fields of view as wide as the section leave no rows to learn from beside a quarter.
+        (2, 5000, "sample", "one donor only: sections are held out"),
+        (1, 5000, "spatial blocks", "one section only: four spatial blocks"),
+    ],
+)
 def test_one_donor_is_announced_and_its_parts_are_held_out(
-    query, reference, method, n_sections, expected, quick, caplog
+    query, reference, method, n_sections, width, expected, said, quick, caplog, monkeypatch
 ):
     if n_sections == 1:
         reference = reference[(reference.obs["donor"] == "donor1").to_numpy()].copy()
     reference.obs["donor"] = "donor1"
+    monkeypatch.setattr("ragst_sd.tl._folds._margin", lambda *_: width)
     with caplog.at_level(logging.WARNING, logger="ragst_sd"):
         _, fit = fitted_with(reference, method, quick)
-    said = {
-        "sample": "one donor only: sections are held out",
-        "spatial blocks": "one section only: four spatial blocks",
-    }
-    assert said[expected] in caplog.text
+    assert said in caplog.text
     assert fit["inner_groups"] == expected
     assert np.isfinite(fit["distance_threshold"])
     assert_predicts(query, reference)
+
+
+def test_one_donor_is_learned_from_away_from_the_block_that_is_held_out(reference):
+    reference.obs["donor"] = "donor1"
+    bank = open_bank(reference, fitted=False)
+    codes, what, beside = fitting_folds(bank, None)
+    assert what == "spatial blocks" and set(codes) == {0, 1, 2, 3}
+    xy = reference.obs[["x_um", "y_um"]].to_numpy()
+    margin = _margin(bank, reference.obs["sample"].iloc[0], xy, print)
+    for block in range(4):
+        learned = (codes != block) & ~beside[:, block]
+        for section in np.unique(bank.sections):
+            held, others = (xy[rows & (bank.sections == section)] for rows in (codes == block, learned))
+            assert len(held) and len(others)
+            # Square fields of view that do not overlap.
+            assert np.abs(others[:, None] - held).max(axis=2).min() >= margin
+    # Sections still never serve themselves in an episode.
+    np.testing.assert_array_equal(replace(bank, folds=codes, beside=beside).groups[:, 0], bank.sections)
 
 
 def test_blocks_take_the_place_of_donors_in_episodes(reference, quick, monkeypatch):

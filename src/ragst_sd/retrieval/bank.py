@@ -103,7 +103,7 @@ class Bank:
     measured: np.ndarray
     """(panels, g) mask."""
     folds: Any
-    """(m,) codes of the groups that inner cross-validation holds out (donors wherever there are two)."""
+    """(m,) codes of the groups that inner cross-validation holds out (donors wherever there are two); -1 for none."""
     sections: np.ndarray
     """(m,) codes of the sections; of the contexts of responses."""
     donors: Any = None
@@ -132,6 +132,8 @@ class Bank:
     """(m,) digest of the content of each row, where all of it was read."""
     screen: Any = None
     """Of responses only."""
+    beside: np.ndarray | None = None
+    """(m, folds) rows that are left out together with each fold, where folds are parts of sections."""
 
     def __len__(self) -> int:
         return len(self.panels)
@@ -149,8 +151,10 @@ class Bank:
     @property
     def groups(self) -> np.ndarray:
         """(m, e) codes of the groups whose rows are not neighbours of each other in training."""
-        several = self.donors is not None and self.donors.max(initial=0) > 0
-        return np.stack([self.folds, self.donors] if several else [self.folds], axis=1)
+        if self.donors is not None and self.donors.max(initial=0) > 0:
+            return np.stack([self.folds, self.donors], axis=1)
+        blocks = self.beside is not None and self.sections.max(initial=0) > 0
+        return (self.sections if blocks else self.folds)[:, None]
 
     @cached_property
     def order(self) -> np.ndarray:

@@ -44,7 +44,7 @@ def fit_kernel_ridge(training: Bank, run: Run) -> dict[str, Any]:
     n_genes = int(run.options.n_train_genes)
     targets = standardised_targets(training, np.arange(len(training)), n_genes, "kernel_ridge").values
     shifts = section_shifts(training) * bool(run.options.center_sections)
-    return fit_regression(training, targets, held_out_splits(training.folds), None, shifts, rng=run.rng)
+    return fit_regression(training, targets, held_out_splits(training), None, shifts, rng=run.rng)
 
 
 def _adjustment(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> np.ndarray:

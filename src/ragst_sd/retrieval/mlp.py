@@ -115,7 +115,7 @@ def fit_mlp(training: Bank, run: Run) -> dict[str, Any]:
 
     histories: list[History] = []
     head_scores: list[list[float]] = []
-    splits = held_out_splits(training.folds)
+    splits = held_out_splits(training)
     for inner, held in splits:
         targets = standardised_targets(training, inner, n_genes, "mlp")
         score = _held_out_score(training, x[held], held, targets.genes)

@@ -227,7 +227,7 @@ def _steps(
     episodes: Episodes, training: Bank, run: Run
 ) -> tuple[int, dict[str, Any], list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
     """Steps at which the mean inner score is best, what was found on the way, and the held-out rows with evidence."""
-    splits = held_out_splits(training.folds)
+    splits = held_out_splits(training)
     most = int(run.options.max_steps)
     histories: list[History] = []
     evidence: list[np.ndarray] = []

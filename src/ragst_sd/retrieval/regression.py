@@ -30,14 +30,8 @@ logger = logging.getLogger(__name__)
 
 REGRESSION = "regression_coefficients"
 _ALPHAS = np.logspace(-3, 3, 13)
-_SHARES = np.linspace(0, 1, 21)
 _LANDMARKS = 512
 _FEATURES = 256
-# A held-out gain below this is noise.
-_NOISE = 1e-3
-# Sections and blocks of a single donor flatter what is close to them. There linear features and the regression, which
-# carry over better to another donor, are preferred as long as they lose no more than this.
-_ONE_DONOR = 0.02
 
 
 def fit_regression(
@@ -71,26 +65,28 @@ def fit_regression(
     kernels = (_linear(training.key), _gaussian(training.key, rng))
     share, scores = float(evidence is not None), np.full(3, np.nan)
     alpha, chosen = float(np.median(_ALPHAS)), kernels[0]
-    one_donor = training.donors is not None and training.donors.max(initial=0) == 0
-    margin = _ONE_DONOR if one_donor else _NOISE
     if splits:
         curves = []
         for kernel in kernels:
             z = regression_features(kernel, training.key).astype(np.float64)
             curves.append(_score_alphas(z, targets, splits, training.sections))
-        best = int(np.nanmax(curves[1]) > np.nanmax(curves[0]) + margin)
-        chosen, alpha = kernels[best], float(_ALPHAS[int(np.nanargmax(curves[best]))])
-        scores[1] = np.nanmax(curves[best])
+        places = [int(np.nanargmax(mean_over_groups(curve, len(_ALPHAS)))) for curve in curves]
+        linear, gaussian = (np.asarray(curve)[:, place] for curve, place in zip(curves, places, strict=True))
+        # Far from all landmarks the kernel says nothing: a gain in some groups alone need not carry over to the next.
+        best = int(not (gaussian <= linear).any())
+        chosen, alpha = kernels[best], float(_ALPHAS[places[best]])
+        scores[1] = mean_over_groups(curves[best], len(_ALPHAS))[places[best]]
     if splits and evidence is not None:
         z = regression_features(chosen, training.key).astype(np.float64)
-        mixed = []
-        for (inner, held), cited in zip(splits, evidence, strict=True):
-            smooth = next(_held_out(z, targets, inner, held, [alpha]))
-            truth, sections = targets[held], training.sections[held]
-            mixed.append([within_section_pearson(a * cited + (1 - a) * smooth, truth, sections) for a in _SHARES])
-        curve = mean_over_groups(mixed, len(_SHARES))
-        place = int(np.flatnonzero(curve >= np.nanmax(curve) - margin)[0 if one_donor else -1])
-        share, scores = float(_SHARES[place]), curve[[-1, 0, place]]
+        smooth = [next(_held_out(z, targets, inner, held, [alpha])) for inner, held in splits]
+        truth = [targets[held] for _, held in splits]
+        n_donors = 1 if training.donors is None else len(np.unique(training.donors))
+        share = share_of_retrieval(evidence, smooth, truth, n_donors)
+        mixed = [
+            [within_section_pearson(a * w + (1 - a) * h, y, training.sections[held]) for a in (1, 0, share)]
+            for w, h, y, (_, held) in zip(evidence, smooth, truth, splits, strict=True)
+        ]
+        scores = mean_over_groups(mixed, 3)
         logger.info(
             "Held-out groups: retrieval scores %.3f, regression %.3f, %.0f %% retrieval with regression %.3f.",
             scores[0],
@@ -108,6 +104,23 @@ def fit_regression(
         "regression_coefficients": coefficients.astype(np.float32),
         "regression_intercept": intercept,
     }
+
+
+def share_of_retrieval(
+    evidence: Sequence[np.ndarray], smooth: Sequence[np.ndarray], truth: Sequence[np.ndarray], n_donors: int
+) -> float:
+    r"""The share of retrieval with the least squared error on held-out groups, drawn towards the regression.
+
+    .. math:: a = \frac{n}{n + 1} \left[\frac{\sum_k \langle W_k - H_k, Y_k - H_k \rangle}
+              {\sum_k \langle W_k - H_k, W_k - H_k \rangle}\right]_0^1
+
+    with the mean products over the rows and genes of group k: stacked regression (Breiman 1996) with n donors, and one
+    more to whom retrieval would bring nothing.
+    """
+    apart = [cited - own for cited, own in zip(evidence, smooth, strict=True)]
+    along = sum(float((d * (y - own)).mean()) for d, y, own in zip(apart, truth, smooth, strict=True))
+    size = sum(float((d**2).mean()) for d in apart)
+    return float(np.clip(along / size, 0, 1)) * n_donors / (n_donors + 1) if size > 0 else 1.0
 
 
 def regression_features(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
@@ -187,12 +200,11 @@ def _squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.maximum((a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T, 0.0)
 
 
-def _score_alphas(z: np.ndarray, targets: np.ndarray, splits: Splits, sections: np.ndarray) -> np.ndarray:
-    scores = [
+def _score_alphas(z: np.ndarray, targets: np.ndarray, splits: Splits, sections: np.ndarray) -> list[list[float]]:
+    return [
         [within_section_pearson(line, targets[held], sections[held]) for line in _held_out(z, targets, inner, held)]
         for inner, held in splits
     ]
-    return mean_over_groups(scores, len(_ALPHAS))
 
 
 def _held_out(z: np.ndarray, targets: np.ndarray, inner: np.ndarray, held: np.ndarray, alphas: Any = _ALPHAS) -> Any:

@@ -93,7 +93,7 @@ class RidgeSolver:
 def _score_alphas(training: Bank, key: np.ndarray, alphas: np.ndarray) -> np.ndarray:
     everywhere = np.flatnonzero(training.measured.all(axis=0))
     scores = []
-    for inner, held in held_out_splits(training.folds, None) if len(everywhere) else ():
+    for inner, held in held_out_splits(training, None) if len(everywhere) else ():
         genes = variable_genes(training.values, inner, everywhere, _SCORED_GENES)
         centre = key[inner].mean(axis=0)
         solver = RidgeSolver(key[inner] - centre, training.values[inner][:, genes])

@@ -71,25 +71,22 @@ def centred_within_sections(values: Any, sections: np.ndarray) -> np.ndarray:
     return out
 
 
-def held_out_splits(
-    folds: np.ndarray, at_most: int | None = 3, usable: np.ndarray | slice = slice(None)
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def held_out_splits(training: Bank, at_most: int | None = 3) -> list[tuple[np.ndarray, np.ndarray]]:
     """(rows to fit on, rows held out), one fold in turn; of many folds some that are spread evenly over their codes.
 
     Parameters
     ----------
-    folds
-        (m,) codes.
     at_most
-        Folds to hold out; `None` for all.
-    usable
-        (m,) mask of the rows that may be in a split.
+        Folds to hold out; `None` for all. Parts of sections are all held out, so that sections are scored as a whole.
     """
-    rows = np.arange(len(folds))[usable]
-    splits = [(rows[folds[rows] != fold], rows[folds[rows] == fold]) for fold in np.unique(folds)]
+    folds, beside = training.folds, training.beside
+    splits = []
+    for fold in np.unique(folds[folds >= 0]):
+        near = False if beside is None else beside[:, fold]
+        splits.append((np.flatnonzero((folds != fold) & ~np.asarray(near)), np.flatnonzero(folds == fold)))
     splits = [split for split in splits if min(map(len, split)) >= 3]
-    chosen = np.linspace(0, len(splits) - 1, min(at_most or len(splits), len(splits)))
-    return [splits[i] for i in np.unique(chosen.round().astype(int))]
+    most = len(splits) if beside is not None or at_most is None else min(at_most, len(splits))
+    return [splits[i] for i in np.unique(np.linspace(0, len(splits) - 1, most).round().astype(int))]
 
 
 def mean_curve(histories: Sequence[History]) -> np.ndarray:

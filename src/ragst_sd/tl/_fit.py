@@ -75,7 +75,9 @@ def fit(
         Rows compared per spot, of which the best are cited; `n_neighbors` if left out.
     group_key
         Column of `.obs` whose groups are held out whole when something is chosen or calibrated. If left out: donors;
-        with one donor its sections; with one section four spatial blocks.
+        with one donor a quarter of its sections at a time, with a margin as wide as the widest field of view (three
+        distances between spots if it is not known). Sections too small for that are held out whole, or, if there is
+        one only, in four blocks without a margin.
     metric
         `"euclidean"` or `"cosine"` distance in phi-space; methods that learn phi are euclidean. Left out: euclidean for
         tissue, cosine for perturbations.

@@ -15,7 +15,7 @@ from ragst_sd.retrieval.grounding import calibrate_grounding
 from ragst_sd.retrieval.methods import METHODS, fit_method
 from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.tl._fit_record import neighbor_counts, storable
-from ragst_sd.tl._folds import inner_folds
+from ragst_sd.tl._folds import fitting_folds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,11 +52,11 @@ def fit_tissue(
     """
     shared = {} if shared is None else shared
     cited, compared = neighbor_counts(len(bank), n_neighbors, n_candidates, cited=DEFAULT_NEIGHBORS)
-    folds, inner_groups = inner_folds(bank, group_key)
+    folds, inner_groups, beside = fitting_folds(bank, group_key)
     # Sums and batches follow the ids, so that the order of the rows changes nothing.
     order = np.argsort(bank.order)
     back = np.argsort(order)
-    training = replace(bank, folds=folds).at_rows(order)
+    training = replace(bank, folds=folds, beside=beside).at_rows(order)
     state: dict[str, Any] = {}
     if getattr(run.options, "gate_hidden", 0):
         state = fit_state(training.obs, training.embedding, len(np.atleast_1d(bank.header.encoder["context"])))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,6 +87,29 @@ def inner_folds(bank: Bank, group_key: str | None) -> tuple[np.ndarray, str]:
     return _quarters(x, y), "spatial blocks"
 
 
+def fitting_folds(bank: Bank, group_key: str | None) -> tuple[np.ndarray, str, np.ndarray | None]:
+    """Groups to hold out while a method is fitted, what they are, and (m, groups) rows that are left out with each.
+
+    Sections of one donor are often slices of one piece of tissue. Held out one by one, they would reward a method that
+    finds the same place in the next slice; so one quarter of all of them is held out at a time, with its margin.
+    """
+    one_donor = group_key is None and group_codes(bank.obs, _keys.DONOR).max() < 1
+    try:
+        blocks = block_folds(bank, None, say=logger.debug) if one_donor else []
+    except ValueError:
+        blocks = []
+    if len(blocks) < 2:
+        return *inner_folds(bank, group_key), None
+    logger.warning(
+        "The reference has one donor only: a quarter of its sections is held out at a time, with a margin, to choose. "
+        "Accuracy on other donors cannot be told from it."
+    )
+    codes, beside = np.full(len(bank), -1), np.ones((len(bank), len(blocks)), dtype=bool)
+    for i, block in enumerate(blocks):
+        codes[block.held], beside[np.append(block.training, block.held), i] = i, False
+    return codes, "spatial blocks", beside
+
+
 def outer_folds(bank: Bank, group_key: str | None, n_folds: int | None = None) -> list[Fold]:
     """Every group in turn against all others: donors, or what the reference offers in their place.
 
@@ -145,7 +168,7 @@ def folds_of(
     return block_folds(bank, margin_um)
 
 
-def block_folds(bank: Bank, margin_um: float | None) -> list[Fold]:
+def block_folds(bank: Bank, margin_um: float | None, *, say: Callable[..., None] = logger.warning) -> list[Fold]:
     """One quarter of every section in turn against all other rows but those within the margin of it.
 
     Two spots share pixels if their centres are nearer than the width of a field of view, along x and along y: so
@@ -180,7 +203,7 @@ def block_folds(bank: Bank, margin_um: float | None) -> list[Fold]:
         if len(np.unique(quarter)) < 2:
             small.append(about)
             continue
-        margin = _margin(bank, samples[rows[0]], xy[rows]) if margin_um is None else float(margin_um)
+        margin = _margin(bank, samples[rows[0]], xy[rows], say) if margin_um is None else float(margin_um)
         beside = np.stack([_near(xy[rows], quarter == block, margin) for block in range(4)])
         if min(((quarter != block) & ~beside[block]).sum() for block in np.unique(quarter)) == 0:
             small.append(f"{about} with a margin of {margin:,.0f} µm")
@@ -193,7 +216,7 @@ def block_folds(bank: Bank, margin_um: float | None) -> list[Fold]:
             "out donors (`split='donor'`)."
         )
     if small:
-        logger.warning("Too small to hold out blocks with their margin: %s. They are learned from.", "; ".join(small))
+        say("Too small to hold out blocks with their margin: %s. They are learned from.", "; ".join(small))
     return [
         Fold(
             f"block {block + 1}", np.flatnonzero((held != block) & ~near[block]), np.flatnonzero(held == block), "block"
@@ -207,7 +230,7 @@ def _quarters(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return 2 * (x > np.median(x)) + (y > np.median(y))
 
 
-def _margin(bank: Bank, sample: str, xy: np.ndarray) -> float:
+def _margin(bank: Bank, sample: str, xy: np.ndarray, say: Callable[..., None]) -> float:
     """Width of the widest field of view in microns; three distances between spots where it is not known."""
     encoder, sections = bank.header.encoder, bank.header.sections
     mpp = float(encoder["mpp"])
@@ -215,7 +238,7 @@ def _margin(bank: Bank, sample: str, xy: np.ndarray) -> float:
     if knows_tiles(encoder) and np.isfinite(mpp):
         return float(np.max(encoder["tile_px"]) * mpp * np.max(encoder["context"]))
     margin = _MARGIN_PITCHES * spot_pitch(xy)
-    logger.warning(
+    say(
         "%s: the fields of view of the embedding are not known. The margin around blocks is %d distances between "
         "spots, %.0f µm; give that of your features with `margin_um=`.",
         sample,
