@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from tests.screens import QUICK, planted_screen
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import ragst_sd as rg
 from ragst_sd.retrieval import pt_rag
-from ragst_sd.retrieval.threads import n_threads, on_threads
+from ragst_sd.retrieval.threads import n_threads, on_threads, one_thread
 
 
 @pytest.fixture
@@ -35,6 +36,17 @@ def test_no_more_than_torch_and_the_affinity_allow(allow):
         assert n_threads() == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_linear_algebra_has_one_thread_inside_and_its_own_afterwards():
+    def blas():
+        return [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+
+    with threadpool_limits(2, user_api="blas"):
+        before = blas()
+        with one_thread():
+            assert set(blas()) == {1}
+        assert blas() == before
 
 
 def test_pieces_come_in_their_order_from_several_threads(monkeypatch):

@@ -110,7 +110,8 @@ def calibrate_appearance(
     -------
     NaN where fewer than two groups can be compared with others.
     """
-    from scipy.stats import f
+    # Its distribution as a class would import all of `scipy.stats`, which takes half a second.
+    from scipy.special import fdtri
 
     kinds, of_row = np.unique(groups, axis=0, return_inverse=True)
     of_row = of_row.ravel()
@@ -124,7 +125,7 @@ def calibrate_appearance(
     if len(quantiles) < 2 or not parameters["dimension"] > 0:
         return float("nan")
     dimension = min(float(parameters["dimension"]), _MOST_DIRECTIONS)
-    margin = f.ppf(1 - _DONORS, dimension, dimension * (len(quantiles) - 1))
+    margin = fdtri(dimension, dimension * (len(quantiles) - 1), 1 - _DONORS)
     return float(np.sqrt(margin * np.mean(quantiles)))
 
 

@@ -1,18 +1,36 @@
-"""Independent pieces of work side by side, on as many threads as the process may use."""
+"""Threads: one for small steps, and for independent pieces side by side as many as the process may use."""
 
 from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from threadpoolctl import threadpool_limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Operators of torch and linear algebra of numpy run on one thread inside.
+
+    Each step of a training is many products of small matrices. Threads that share one of them wait for one another,
+    beside other programs for much longer than one thread takes. Sums then round alike whatever the number of threads.
+    """
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def n_threads() -> int:
