@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import ragst_sd as rg
 from ragst_sd.retrieval import pt_rag
-from ragst_sd.retrieval.threads import n_threads, on_threads, one_thread
+from ragst_sd.retrieval.threads import n_threads, on_threads, one_thread, side_by_side
 
 
 @pytest.fixture
@@ -61,6 +61,23 @@ def test_pieces_come_in_their_order_from_several_threads(monkeypatch):
     assert [value for value, _ in found] == [0, 1, 4, 9]
     assert len({ident for _, ident in found}) == 2
     assert on_threads(lambda number: threading.get_ident(), range(1)) == [threading.get_ident()]
+
+
+def test_no_more_pieces_are_made_ahead_than_there_are_threads(monkeypatch, allow):
+    allow(2)
+    monkeypatch.setattr("ragst_sd.retrieval.threads.n_threads", lambda: 2)
+    taken = []
+
+    def numbers():
+        for number in range(9):
+            taken.append(number)
+            yield number
+
+    pieces = side_by_side(lambda number: (number, torch.get_num_threads()), numbers())
+    assert next(pieces) == (0, 1)
+    assert taken == [0, 1, 2]
+    assert list(pieces) == [(number, 1) for number in range(1, 9)]
+    assert torch.get_num_threads() == 2
 
 
 def test_an_error_in_a_piece_is_raised(monkeypatch):

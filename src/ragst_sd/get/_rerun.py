@@ -14,7 +14,7 @@ from ragst_sd._eligibility import eligible_rows, where_of
 from ragst_sd._query import read_query
 from ragst_sd._state import state_of
 from ragst_sd._validate import listing
-from ragst_sd._workers import spread_over_workers
+from ragst_sd._workers import spread_blocks
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.run import part_of, predict, select
 from ragst_sd.retrieval.training import dense
@@ -126,7 +126,7 @@ class Rerun:
             backend=self._backend,
         )
         part = part_of(self._bank, self._genes, selected, spread=False)
-        return selected.selection, predict(part, selected.selection, spread_over_workers)["prediction"]
+        return selected.selection, predict(part, selected.selection, spread_blocks)["prediction"]
 
     def _on_all_spots(self, values: np.ndarray) -> np.ndarray:
         out = np.full((len(self._on_image), *values.shape[1:]), np.nan, dtype=values.dtype)

@@ -79,7 +79,7 @@ def appearance_distance(
     """
 
     def squared_distances(rows: np.ndarray) -> np.ndarray:
-        return np.stack([distance_by_feature(rows, mean, parameters).sum(axis=1) for mean in means], axis=1)
+        return np.stack([_squared(rows, mean, parameters) for mean in means], axis=1)
 
     squared = in_blocks(squared_distances, np.asarray(embedding, dtype=np.float64), len(means))
     if eligible is not None:
@@ -129,14 +129,11 @@ def calibrate_appearance(
     return float(np.sqrt(margin * np.mean(quantiles)))
 
 
-def distance_by_feature(embedding: np.ndarray, mean: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
-    r"""(n, d) what each feature adds to the squared distance of a tile to one section: :math:`z_f\,[(I + C)^{-1} z]_f`.
-
-    A feature that others make up for adds less than nothing.
-    """
+def _squared(embedding: np.ndarray, mean: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
+    r"""(n,) squared distance of each tile to one section: :math:`z^\top (I + C)^{-1} z`."""
     z = np.clip((embedding - mean) * _inverse(np.asarray(parameters["scale"])), -_CLIP, _CLIP)
-    axes = np.asarray(parameters["axes"])
-    return z * (z - ((z @ axes) * np.asarray(parameters["shrink"])) @ axes.T)
+    together = z @ np.asarray(parameters["axes"])
+    return np.asarray(np.einsum("nd,nd->n", z, z) - together**2 @ np.asarray(parameters["shrink"]))
 
 
 def _inverse(scale: np.ndarray) -> np.ndarray:

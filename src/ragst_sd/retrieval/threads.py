@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -11,7 +12,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -46,8 +47,21 @@ def n_threads() -> int:
 
 def on_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """`function(item)` for each item, in their order. Numpy and compiled code let other threads run meanwhile."""
-    number = min(n_threads(), len(items))
-    if number <= 1:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(number) as pool:
-        return list(pool.map(function, items))
+    return list(map(function, items) if len(items) <= 1 else side_by_side(function, items))
+
+
+def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yield what :func:`on_threads` gives, of which no more is made ahead than there are threads."""
+    number = n_threads()
+    if number == 1:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[R]] = deque()
+    # Each piece has one thread, so that no two share a product, inside as well.
+    with one_thread(), ThreadPoolExecutor(number) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > number:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
