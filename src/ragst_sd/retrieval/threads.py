@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from threadpoolctl import threadpool_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,10 +24,16 @@ def one_thread() -> Iterator[None]:
     Each step of a training is many products of small matrices. Threads that share one of them wait for one another,
     beside other programs for much longer than one thread takes. Sums then round alike whatever the number of threads.
     """
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        limits = nullcontext()
+    else:
+        limits = threadpool_limits(1, user_api="blas")
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(1, user_api="blas"):
+        with limits:
             yield
     finally:
         torch.set_num_threads(n_threads)
