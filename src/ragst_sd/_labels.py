@@ -23,6 +23,8 @@ def label(value: Any) -> str:
 
     One missing value turns a whole column of integers into floats, which must not make a new donor of everyone.
     """
+    if type(value) is str:
+        return value.strip()
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, bytes):

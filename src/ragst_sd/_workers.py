@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -101,6 +102,15 @@ def spread_over_workers(function: Callable[[S, T], R], items: Iterable[T], share
             yield next_result()
     finally:
         client.cancel([*(future for _, future in waiting), copies, scattered])
+
+
+def spread_blocks(function: Callable[[S, T], R], items: Iterable[T], shared: S) -> Iterator[R]:
+    """The same for blocks of spots: without a client they are predicted side by side, on the threads of this process."""
+    from ragst_sd.retrieval.threads import side_by_side
+
+    if active_client() is None:
+        return side_by_side(partial(function, shared), items)
+    return spread_over_workers(function, items, shared)
 
 
 def _scattered(client: Any, shared: Any) -> Any:

@@ -84,15 +84,6 @@ def test_evidence_written_out(episodes, gate_hidden):
         np.testing.assert_allclose(evidence[i], expected @ episodes.y.numpy(), atol=1e-4)
 
 
-def test_dense_and_gathered_averages_agree(episodes, monkeypatch):
-    member, queries, bank = member_of(), np.arange(40), np.arange(10, N)
-    with torch.no_grad():
-        dense = episodes.predict(member, queries, bank)[0]
-        monkeypatch.setattr(module, "_DENSE_BANK", 10)
-        gathered = episodes.predict(member, queries, bank)[0]
-    np.testing.assert_allclose(dense.numpy(), gathered.numpy(), atol=1e-6)
-
-
 def test_a_pass_over_the_batches_holds_each_row_once(episodes, monkeypatch):
     rows = np.setdiff1d(np.arange(N), [3, 50])
     assert len(episodes.batches(rows)) == 1

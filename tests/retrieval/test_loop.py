@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from ragst_sd.retrieval.loop import optimise, seeded
+from ragst_sd.retrieval.loop import AdamW, optimise, seeded
 
 
 class Counter(torch.nn.Module):
@@ -84,6 +84,22 @@ def test_seeded_repeats_itself_and_leaves_the_callers_stream_alone():
             drawn.append(torch.rand(4))
     assert torch.equal(*drawn)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_steps_are_those_of_adamw_in_torch():
+    x, settings, states = torch.linspace(-1, 1, 12).reshape(4, 3), {"lr": 0.05, "weight_decay": 0.1}, []
+    for kind in (AdamW, torch.optim.AdamW):
+        with seeded(3):
+            model = torch.nn.Linear(3, 2)
+        unused = torch.nn.Parameter(torch.ones(2))
+        optimiser = kind([*model.parameters(), unused], **settings)
+        for _ in range(25):
+            optimiser.zero_grad()
+            (model(x) - 1).square().mean().backward()
+            optimiser.step()
+        assert torch.equal(unused, torch.ones(2))
+        states.append(torch.cat([one.detach().ravel() for one in model.parameters()]))
+    torch.testing.assert_close(*states)
 
 
 @pytest.mark.parametrize("allowed", [1, 2])

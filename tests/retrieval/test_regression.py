@@ -71,6 +71,23 @@ def fitted(bank, evidence_of, **changed):
     return fit_regression(bank, targets / targets.std(axis=0), splits, evidence, section_shifts(bank), rng=0)
 
 
+def test_weights_of_rows_follow_from_what_the_fit_keeps():
+    bank = made()
+    parameters = fitted(bank, noise)
+    z = regression_features(parameters, bank.key)
+    asked = np.random.default_rng(9).normal(size=(4, z.shape[1]))
+    solved = {name: one for name, one in parameters.items() if name not in ("regression_centre", "regression_inverse")}
+    for rows in (np.arange(len(bank)), np.arange(10, 60)):
+        found = row_weights(parameters, z, asked, rows)
+        np.testing.assert_allclose(found, row_weights(solved, z, asked, rows), atol=1e-12)
+    # Not solved again, in other words.
+    parameters["regression_inverse"] = 2 * parameters["regression_inverse"]
+    all_rows = np.arange(len(bank))
+    np.testing.assert_allclose(
+        row_weights(parameters, z, asked, all_rows), 2 * row_weights(solved, z, asked, all_rows), atol=1e-12
+    )
+
+
 def noise(truth):
     return np.random.default_rng(3).normal(size=truth.shape)
 

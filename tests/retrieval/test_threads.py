@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from tests.screens import QUICK, planted_screen
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import ragst_sd as rg
 from ragst_sd.retrieval import pt_rag
-from ragst_sd.retrieval.threads import n_threads, on_threads
+from ragst_sd.retrieval.threads import n_threads, on_threads, one_thread, side_by_side
 
 
 @pytest.fixture
@@ -37,6 +38,17 @@ def test_no_more_than_torch_and_the_affinity_allow(allow):
         os.sched_setaffinity(0, before)
 
 
+def test_linear_algebra_has_one_thread_inside_and_its_own_afterwards():
+    def blas():
+        return [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+
+    with threadpool_limits(2, user_api="blas"):
+        before = blas()
+        with one_thread():
+            assert set(blas()) == {1}
+        assert blas() == before
+
+
 def test_pieces_come_in_their_order_from_several_threads(monkeypatch):
     monkeypatch.setattr("ragst_sd.retrieval.threads.n_threads", lambda: 2)
     both = threading.Barrier(2, timeout=30)
@@ -49,6 +61,23 @@ def test_pieces_come_in_their_order_from_several_threads(monkeypatch):
     assert [value for value, _ in found] == [0, 1, 4, 9]
     assert len({ident for _, ident in found}) == 2
     assert on_threads(lambda number: threading.get_ident(), range(1)) == [threading.get_ident()]
+
+
+def test_no_more_pieces_are_made_ahead_than_there_are_threads(monkeypatch, allow):
+    allow(2)
+    monkeypatch.setattr("ragst_sd.retrieval.threads.n_threads", lambda: 2)
+    taken = []
+
+    def numbers():
+        for number in range(9):
+            taken.append(number)
+            yield number
+
+    pieces = side_by_side(lambda number: (number, torch.get_num_threads()), numbers())
+    assert next(pieces) == (0, 1)
+    assert taken == [0, 1, 2]
+    assert list(pieces) == [(number, 1) for number in range(1, 9)]
+    assert torch.get_num_threads() == 2
 
 
 def test_an_error_in_a_piece_is_raised(monkeypatch):

@@ -23,7 +23,7 @@ from ragst_sd._reference import reference_header
 from ragst_sd._results import gene_index, holds_responses, predicted, require_matching, spot_index
 from ragst_sd._settings import settings
 from ragst_sd._validate import hint, listing, require_key, require_some
-from ragst_sd._workers import spread_over_workers
+from ragst_sd._workers import spread_blocks
 from ragst_sd.get._neighbors import neighbors
 from ragst_sd.retrieval.bank import Bank, Selection
 from ragst_sd.retrieval.methods import METHODS
@@ -327,7 +327,7 @@ class Rerun:
             backend=self._backend,
         )
         part = part_of(self._bank, self._genes, selected, spread=False)
-        return selected.selection, predict(part, selected.selection, spread_over_workers)["prediction"]
+        return selected.selection, predict(part, selected.selection, spread_blocks)["prediction"]
 
 
 def _bank_of(reference: AnnData, header: dict[str, Any]) -> Bank:

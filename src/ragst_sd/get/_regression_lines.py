@@ -58,7 +58,7 @@ def regression_lines(
     parameters = bank.fit.parameters
     shifts = parameters.get("section_shifts", np.zeros((bank.sections.max() + 1, len(bank.genes))))
     means = np.asarray(parameters["reference_mean"])[of_bank] + np.asarray(shifts)[:, of_bank]
-    values, measured = dense(bank.values[:, of_bank]), bank.measured[:, of_bank][bank.panels]
+    values = dense(bank.values[:, of_bank])
     asked = np.asarray(table.obsm[_keys.REGRESSION_KEY], dtype=np.float64)[spots]
     eligible, pattern = _eligible(bank, header, table, spots)
 
@@ -66,9 +66,10 @@ def regression_lines(
     lines = np.arange(len(bank)) if by_row else first
     shape = (len(spots), len(genes), len(lines))
     weight, contribution = np.zeros(shape), np.zeros(shape)
-    patterns, of_gene = np.unique(measured, axis=1, return_inverse=True)
+    # By panel: rows are too many to be compared.
+    patterns, of_gene = np.unique(bank.measured[:, of_bank], axis=1, return_inverse=True)
     for p, e in np.ndindex(patterns.shape[1], len(eligible)):
-        rows = np.flatnonzero(patterns[:, p] & eligible[e])
+        rows = np.flatnonzero(patterns[bank.panels, p] & eligible[e])
         of_pattern, columns = np.flatnonzero(pattern == e), np.flatnonzero(of_gene.ravel() == p)
         if not len(rows) or not len(of_pattern):
             continue

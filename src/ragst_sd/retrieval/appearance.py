@@ -79,7 +79,7 @@ def appearance_distance(
     """
 
     def squared_distances(rows: np.ndarray) -> np.ndarray:
-        return np.stack([distance_by_feature(rows, mean, parameters).sum(axis=1) for mean in means], axis=1)
+        return np.stack([_squared(rows, mean, parameters) for mean in means], axis=1)
 
     squared = in_blocks(squared_distances, np.asarray(embedding, dtype=np.float64), len(means))
     if eligible is not None:
@@ -110,7 +110,8 @@ def calibrate_appearance(
     -------
     NaN where fewer than two groups can be compared with others.
     """
-    from scipy.stats import f
+    # Its distribution as a class would import all of `scipy.stats`, which takes half a second.
+    from scipy.special import fdtri
 
     kinds, of_row = np.unique(groups, axis=0, return_inverse=True)
     of_row = of_row.ravel()
@@ -124,18 +125,15 @@ def calibrate_appearance(
     if len(quantiles) < 2 or not parameters["dimension"] > 0:
         return float("nan")
     dimension = min(float(parameters["dimension"]), _MOST_DIRECTIONS)
-    margin = f.ppf(1 - _DONORS, dimension, dimension * (len(quantiles) - 1))
+    margin = fdtri(dimension, dimension * (len(quantiles) - 1), 1 - _DONORS)
     return float(np.sqrt(margin * np.mean(quantiles)))
 
 
-def distance_by_feature(embedding: np.ndarray, mean: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
-    r"""(n, d) what each feature adds to the squared distance of a tile to one section: :math:`z_f\,[(I + C)^{-1} z]_f`.
-
-    A feature that others make up for adds less than nothing.
-    """
+def _squared(embedding: np.ndarray, mean: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
+    r"""(n,) squared distance of each tile to one section: :math:`z^\top (I + C)^{-1} z`."""
     z = np.clip((embedding - mean) * _inverse(np.asarray(parameters["scale"])), -_CLIP, _CLIP)
-    axes = np.asarray(parameters["axes"])
-    return z * (z - ((z @ axes) * np.asarray(parameters["shrink"])) @ axes.T)
+    together = z @ np.asarray(parameters["axes"])
+    return np.asarray(np.einsum("nd,nd->n", z, z) - together**2 @ np.asarray(parameters["shrink"]))
 
 
 def _inverse(scale: np.ndarray) -> np.ndarray:

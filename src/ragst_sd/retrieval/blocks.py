@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ragst_sd.retrieval.threads import one_thread
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_BLOCK = 256
+# A block of values of all genes is then small enough for its memory to be used again, and not asked for anew.
+_BLOCK = 128
 
 
+@one_thread()
 def in_blocks(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, width: int) -> np.ndarray:
-    """Apply a function of (256, p) rows to (n, p) rows, giving (n, width); the last block is filled up with zeros.
+    """Apply a function of (128, p) rows to (n, p) rows, giving (n, width); the last block is filled up with zeros.
 
     Linear algebra rounds differently for matrices of different shapes, so every block has the same one.
     """

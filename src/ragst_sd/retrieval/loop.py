@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ragst_sd.retrieval.threads import one_thread
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor, nn
 
@@ -19,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 # A score that rises by less is as good as before.
 _RISES = 1e-3
+_BETAS, _TINY = (0.9, 0.999), 1e-8
 
 
 @dataclass
@@ -44,26 +47,40 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Operators of torch run on one thread inside.
+class AdamW:
+    """Adam with weight decay beside the gradient (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101).
 
-    Each step of a training is many products of small matrices. Threads that share one of them wait for one another,
-    beside other programs for much longer than one thread takes. Sums then round alike whatever the number of threads.
+    The same steps as those of :class:`torch.optim.AdamW`, which imports torch's compiler: that takes over a second.
     """
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
+
+    def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float) -> None:
+        self.held = [(p, torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
+        self.lr, self.weight_decay, self.taken = lr, weight_decay, 0
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter, _, _ in self.held:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Take one step."""
+        self.taken += 1
+        rate, spread = (1 - beta**self.taken for beta in _BETAS)
+        for parameter, mean, square in self.held:
+            if parameter.grad is None:
+                continue
+            mean.lerp_(parameter.grad, 1 - _BETAS[0])
+            square.mul_(_BETAS[1]).addcmul_(parameter.grad, parameter.grad, value=1 - _BETAS[1])
+            parameter.mul_(1 - self.lr * self.weight_decay)
+            parameter.addcdiv_(mean, (square / spread).sqrt_().add_(_TINY), value=-self.lr / rate)
 
 
 @one_thread()
 def optimise(
     model: nn.Module,
     step: Callable[[int], Tensor],
-    optimiser: torch.optim.Optimizer,
+    optimiser: AdamW | torch.optim.Optimizer,
     *,
     steps: int,
     score: Callable[[], float] | None = None,
@@ -103,7 +120,7 @@ def optimise(
     try:
         for i in range(steps):
             model.train()
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.zero_grad()
             loss = step(i)
             if not torch.isfinite(loss):
                 msg = (

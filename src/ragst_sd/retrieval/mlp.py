@@ -20,7 +20,7 @@ from torch import nn
 
 from ragst_sd.retrieval.blocks import gelu, in_blocks
 from ragst_sd.retrieval.evidence import mean_of_reference
-from ragst_sd.retrieval.loop import History, optimise, seeded
+from ragst_sd.retrieval.loop import AdamW, History, optimise, seeded
 from ragst_sd.retrieval.losses import section_correlation, standardised_error
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.options import Options, count, not_negative, positive, share
@@ -183,7 +183,7 @@ def _train(
     size = int(options.batch_size)
     with seeded(seed):
         network = _Network(x.shape[1], len(targets.genes), options).to(run.device)
-        optimiser = torch.optim.AdamW(
+        optimiser = AdamW(
             network.parameters(), lr=float(options.learning_rate), weight_decay=float(options.weight_decay)
         )
 

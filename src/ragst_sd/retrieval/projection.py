@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ragst_sd.retrieval.blocks import in_blocks
+from ragst_sd.retrieval.threads import one_thread
 
 
 def standardize(embedding: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
@@ -27,11 +28,11 @@ def fit_pca(embedding: np.ndarray, n_components: int) -> tuple[np.ndarray, np.nd
     mean = embedding.mean(axis=0)
     centred = embedding - mean
     m, d = centred.shape
-    if d <= m:
-        values, axes = np.linalg.eigh(centred.T @ centred)
-    else:
-        values, left = np.linalg.eigh(centred @ centred.T)
-        axes = centred.T @ left / np.sqrt(np.maximum(values, np.finfo(float).tiny))
+    products = centred.T @ centred if d <= m else centred @ centred.T
+    with one_thread():
+        values, axes = np.linalg.eigh(products)
+    if d > m:
+        axes = centred.T @ axes / np.sqrt(np.maximum(values, np.finfo(float).tiny))
     order = np.argsort(values)[::-1]
     keep = order[: min(n_components, m - 1, d)]
     keep = keep[values[keep] > 1e-10 * max(values[order[0]], np.finfo(float).tiny)]

@@ -15,7 +15,7 @@ from ragst_sd.retrieval.centering import section_shifts
 from ragst_sd.retrieval.episodes import Episodes
 from ragst_sd.retrieval.evidence import cite
 from ragst_sd.retrieval.gate import GATES
-from ragst_sd.retrieval.loop import optimise, seeded
+from ragst_sd.retrieval.loop import AdamW, optimise, seeded
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.model import Member, RetrievalModel, model_from_arrays, state_to_arrays
 from ragst_sd.retrieval.options import CitingOptions, choice, count, not_negative, positive, share, switch
@@ -286,7 +286,7 @@ def _train(
             dropout=float(options.dropout),
             sharpness=float(options.sharpness),
         ).to(run.device)
-        optimiser = torch.optim.AdamW(
+        optimiser = AdamW(
             member.parameters(), lr=float(options.learning_rate), weight_decay=float(options.weight_decay)
         )
         episodes.random = np.random.default_rng(seed)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ragst_sd.retrieval.blocks import in_blocks
-from ragst_sd.retrieval.training import mean_over_groups, within_section_pearson
+from ragst_sd.retrieval.threads import one_thread
+from ragst_sd.retrieval.training import dense, mean_over_groups, within_section_pearson
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,8 +33,10 @@ REGRESSION = "regression_coefficients"
 _ALPHAS = np.logspace(-3, 3, 13)
 _LANDMARKS = 512
 _FEATURES = 256
+_BLOCK = 256
 
 
+@one_thread()
 def fit_regression(
     training: Bank,
     targets: np.ndarray,
@@ -95,9 +98,11 @@ def fit_regression(
             scores[2],
         )
     parameters = {**chosen, "regression_alpha": np.float64(alpha), "regression_scores": scores}
-    coefficients, intercept = solve_regression(
-        parameters, training, regression_features(parameters, training.key), shifts
-    )
+    z = regression_features(parameters, training.key).astype(np.float64)
+    of_all = _inverse(parameters, z, np.arange(len(z)))
+    # Kept, so that one value is resolved into rows without products over all of them.
+    parameters["regression_centre"], parameters["regression_inverse"] = of_all
+    coefficients, intercept = solve_regression(parameters, training, z, shifts)
     return {
         **parameters,
         "retrieval_share": np.full(training.values.shape[1], share),
@@ -145,9 +150,13 @@ def solve_regression(
         used = rows if allowed is None else rows[allowed[rows]]
         if not len(used):
             continue
-        centre, inverse = _inverse(z[used], float(parameters["regression_alpha"]))
+        centre, inverse = _inverse(parameters, z, used)
         centred = z[used] - centre
-        moment = np.asarray(bank.values[used][:, genes].T @ centred).T
+        moment = np.zeros((z.shape[1], len(genes)))
+        for start in range(0, len(used), _BLOCK):
+            # Dense, block by block: products of sparse rows take ten times as long.
+            block = slice(start, start + _BLOCK)
+            moment += centred[block].T @ dense(bank.values[used[block]][:, genes])
         of_section = np.zeros((len(shifts), z.shape[1]))
         np.add.at(of_section, bank.sections[used], centred)
         coefficients[:, genes] = inverse @ (moment - of_section.T @ shifts[:, genes])
@@ -157,16 +166,20 @@ def solve_regression(
 
 def row_weights(parameters: Mapping[str, Any], z: np.ndarray, asked: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """(n, rows) weights H_j of rows of the bank, for queries whose features are `asked`; `z` are those of all rows."""
-    z = np.asarray(z, dtype=np.float64)
-    centre, inverse = _inverse(z[rows], float(parameters["regression_alpha"]))
-    return np.asarray((asked - centre) @ inverse @ (z[rows] - centre).T)
+    centre, inverse = _inverse(parameters, z, rows)
+    along = (asked - centre) @ inverse
+    return np.asarray(along @ z[rows].T.astype(np.float64) - (along @ centre)[:, None])
 
 
-def _inverse(z: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of the features, and the inverse of their penalised products."""
+@one_thread()
+def _inverse(parameters: Mapping[str, Any], z: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of the features of some rows, and the inverse of their penalised products; of all rows those of the fit."""
+    if len(rows) == len(z) and "regression_inverse" in parameters:
+        return np.asarray(parameters["regression_centre"]), np.asarray(parameters["regression_inverse"])
+    z = np.asarray(z[rows], dtype=np.float64)
     centre = z.mean(axis=0)
     gram = (z - centre).T @ (z - centre)
-    return centre, np.linalg.inv(gram + _penalty(gram, alpha) * np.eye(len(gram)))
+    return centre, np.linalg.inv(gram + _penalty(gram, float(parameters["regression_alpha"])) * np.eye(len(gram)))
 
 
 def _penalty(gram: np.ndarray, alpha: float) -> float:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # Values of one block of queries; some six arrays of that size exist at once, in float64.
 _BLOCK_VALUES = 2**22
-_QUERIES = 256
+_QUERIES = 128
 
 
 class Selected(NamedTuple):
@@ -156,6 +156,9 @@ def part_of(bank: Bank, genes: np.ndarray, selected: Selected, **wanted: Any) ->
         ("embedding", "regression_key", "donors", "types", "ids", "obs", "var", "genes", "header", "fit", "digests")
     )
     part = replace(bank.at_genes(genes), **lean)
+    if REGRESSION in parameters:
+        # Once, and not again for every block of queries.
+        parameters[REGRESSION] = parameters[REGRESSION].astype(np.float64)
     if "section_shifts" in parameters:
         parameters["level"] = part.level(parameters["section_shifts"], selected.level_rows)
     if selected.eligible is not None:
@@ -192,7 +195,7 @@ def predict(part: Part, selection: Selection, spread: Spread) -> Values:
 
 
 def blocks_of_queries(n: int, n_genes: int) -> list[slice]:
-    """Queries whose values are computed together. Whole multiples of 256, so that linear algebra sees one shape."""
+    """Queries whose values are computed together. Whole multiples of 128, so that linear algebra sees one shape."""
     size = _QUERIES * max(1, _BLOCK_VALUES // max(1, _QUERIES * n_genes))
     return [slice(start, min(n, start + size)) for start in range(0, n, size)]
 

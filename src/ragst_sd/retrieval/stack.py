@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ragst_sd.retrieval.adjustment import apply_adjustment
 from ragst_sd.retrieval.bank import Answer, Selection
-from ragst_sd.retrieval.blocks import in_blocks
+from ragst_sd.retrieval.blocks import product_in_blocks
 from ragst_sd.retrieval.evidence import cited_mean
 from ragst_sd.retrieval.regression import REGRESSION
 
@@ -31,17 +30,25 @@ def stacked(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> 
         return answer._replace(adjustment=apply_adjustment(parameters, bank, selection).astype(np.float32))
     if REGRESSION not in parameters:
         return answer
-    share = np.where(np.isnan(answer.evidence), 0.0, parameters["retrieval_share"])
+    share, missing = np.asarray(parameters["retrieval_share"]), np.isnan(answer.evidence)
+    if missing.any():
+        share = np.where(missing, 0.0, share)
     if (share == 1).all():
         return answer
     mean = mean_of_eligible(parameters, selection.level)
-    with_mean = mean + share * (answer.evidence - mean)
-    evidence = np.where(share == 1, answer.evidence, np.where(share == 0, mean, with_mean)).astype(np.float32)
-    # With a share of one the regression is not needed, and may be NaN.
-    added = np.where(share == 1, 0.0, (1 - share) * regression_of(parameters, selection)).astype(np.float32)
+    # In place: these are the largest arrays of a prediction.
+    evidence = answer.evidence - mean
+    evidence[missing] = 0
+    evidence *= share
+    evidence += mean
+    added = regression_of(parameters, selection)
+    added *= 1 - share
+    if (share == 1).any():
+        # There the regression is not needed, and may be NaN.
+        added[np.broadcast_to(share == 1, added.shape)] = 0
     # No row that may be used measured it, and so there is no mean of such rows either.
     evidence[np.isnan(added)] = np.nan
-    return answer._replace(evidence=evidence, adjustment=added)
+    return answer._replace(evidence=evidence.astype(np.float32), adjustment=added.astype(np.float32))
 
 
 def mean_of_eligible(parameters: Mapping[str, Any], level: np.ndarray) -> np.ndarray:
@@ -64,14 +71,11 @@ def regression_of(parameters: Mapping[str, Any], selection: Selection) -> np.nda
     coefficients, intercept = np.asarray(parameters[REGRESSION]), np.asarray(parameters["regression_intercept"])
     features = np.asarray(selection.features, dtype=np.float64)
     if coefficients.ndim == 2:
-        return in_blocks(partial(_times, coefficients), features, len(intercept)) + intercept
+        product = product_in_blocks(features, coefficients)
+        product += intercept
+        return product
     out = np.empty((len(features), coefficients.shape[2]))
     for pattern, (of_pattern, level) in enumerate(zip(coefficients, intercept, strict=True)):
         asked = selection.level == pattern
-        product = in_blocks(partial(_times, of_pattern), features[asked], len(level))
-        out[asked] = product + level
+        out[asked] = product_in_blocks(features[asked], of_pattern) + level
     return out
-
-
-def _times(coefficients: np.ndarray, features: np.ndarray) -> np.ndarray:
-    return features @ coefficients

@@ -15,7 +15,7 @@ from ragst_sd import _keys
 from ragst_sd._metrics import METRICS, finite_mean, score_genes
 from ragst_sd._query import state_of
 from ragst_sd._validate import listing
-from ragst_sd._workers import spread_over_workers
+from ragst_sd._workers import spread_blocks
 from ragst_sd.reference.noise_ceiling import noise_ceiling
 from ragst_sd.reference.normalize import as_csr
 from ragst_sd.retrieval.bank import Bank
@@ -158,7 +158,7 @@ def predict_held(
     )
     places = part.genes.get_indexer(genes)
     of_genes = part_of(part, places, selected, spread=with_disagreement)
-    return selected, predict(of_genes, selected.selection, spread_over_workers)
+    return selected, predict(of_genes, selected.selection, spread_blocks)
 
 
 def gene_scores(predicted: np.ndarray, truth: Any, genes: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from ragst_sd._results import check_key_added
 from ragst_sd._settings import resolve_device
 from ragst_sd._several import over_sections
 from ragst_sd._validate import listing, require_choice, require_key
-from ragst_sd._workers import spread_over_workers
+from ragst_sd._workers import spread_blocks
 from ragst_sd.retrieval.run import part_of, select
 from ragst_sd.retrieval.run import predict as run
 from ragst_sd.retrieval.search import BACKENDS
@@ -246,7 +246,7 @@ def predict(
         return table
 
     if store is None:
-        table = finished(run(part, selected.selection, spread_over_workers))
+        table = finished(run(part, selected.selection, spread_blocks))
     else:
         with new_store(store, query.table.n_obs, len(part.genes), intervals=rule is not None) as place:
             finish(place, finished(fill_store(place, part, selected.selection, query.finite)))

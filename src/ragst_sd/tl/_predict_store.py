@@ -13,7 +13,7 @@ import numpy as np
 from ragst_sd import _keys
 from ragst_sd._fields import TISSUE, stored_fields
 from ragst_sd._replacing import fresh_folder, link_target, locked, recover, without_notices
-from ragst_sd._workers import spread_over_workers
+from ragst_sd._workers import spread_blocks
 from ragst_sd.retrieval.run import blocks_of_queries, values_of
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def fill_store(place: Path, part: Part, selection: Selection, finite: np.ndarray
     tasks = ((queries.start, selection.some(queries), finite[queries]) for queries in blocks)
     share = np.empty(n)
     write = partial(_fill_block, str(place.absolute()))
-    for queries, own in zip(blocks, spread_over_workers(write, tasks, part), strict=True):
+    for queries, own in zip(blocks, spread_blocks(write, tasks, part), strict=True):
         share[queries] = own
     group = zarr.open_group(place, mode="r")
     fields = stored_fields(TISSUE, intervals=part.intervals is not None)
