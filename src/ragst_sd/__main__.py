@@ -216,8 +216,7 @@ def _named(pairs: list[str]) -> dict[str, Any]:
 
     wrong = [pair for pair in pairs if not pair.partition("=")[0] or "=" not in pair]
     if wrong:
-        msg = f"`--model-kwargs` are written NAME=VALUE; found {', '.join(map(repr, wrong))}."
-        raise ValueError(msg)
+        raise ValueError(f"`--model-kwargs` are written NAME=VALUE; found {', '.join(map(repr, wrong))}.")
     return {name: yaml.safe_load(value) for name, _, value in (pair.partition("=") for pair in pairs)}
 
 

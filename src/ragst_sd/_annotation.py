@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+from spatialdata import SpatialData, sanitize_name
+from spatialdata.models import TableModel
 
 from ragst_sd import _keys
 from ragst_sd._elements import centers_in_pixels, resolve_shapes
 from ragst_sd._validate import listing, only_one, require_key, require_unique
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +97,6 @@ def resolve_table(sdata: SpatialData, table_key: str | None, shapes_key: str | N
 
 def resolve_annotation(sdata: SpatialData, table_key: str | None, shapes_key: str | None) -> tuple[str, str]:
     """Names of the table (which may not exist yet) and of the shapes that it annotates."""
-    from spatialdata import sanitize_name
-
     if table_key is not None and table_key not in sdata.tables and shapes_key is not None:
         shapes_key = resolve_shapes(sdata, shapes_key)
         if not annotating_tables(sdata, shapes_key):
@@ -125,8 +121,6 @@ def resolve_annotation(sdata: SpatialData, table_key: str | None, shapes_key: st
 
 
 def empty_table(index: Any, shapes_key: str) -> AnnData:
-    from spatialdata.models import TableModel
-
     obs = pd.DataFrame(
         {"region": pd.Categorical([shapes_key] * len(index)), "instance_id": np.asarray(index)},
         index=[str(name) for name in index],

@@ -212,16 +212,18 @@ def standardized(reference: AnnData, bank: Bank) -> Bank:
     header, raw = bank.header, np.asarray(bank.embedding, dtype=np.float64)
     bad = int((~np.isfinite(raw).all(axis=1)).sum())
     if bad:
-        msg = f"`obsm[{header.use_rep!r}]` of the reference is NaN or infinite in {bad} rows. Drop them and fit again."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`obsm[{header.use_rep!r}]` of the reference is NaN or infinite in {bad} rows. Drop them and fit again."
+        )
     if not header.standardize:
         return replace(bank, embedding=raw)
     out, sections = np.empty_like(raw), header.sections
     names = list(sections.sample)
     for sample, rows in bank.obs.groupby(bank.obs[_keys.SAMPLE].astype(str)).indices.items():
         if sample not in names:
-            msg = f"Section {sample!r} has no statistics in the reference's header (it has {names}). Build it again."
-            raise ValueError(msg)
+            raise ValueError(
+                f"Section {sample!r} has no statistics in the reference's header (it has {names}). Build it again."
+            )
         place = names.index(sample)
         out[rows] = standardize(raw[rows], sections.mean[place], sections.std[place])
     return replace(bank, embedding=out)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import yaml
+from jinja2 import Template
 
 from ragst_sd._page import Markdown, environment, read_text
 from ragst_sd._results import MIN_CV_PEARSON, MOST_UNLIKE
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from jinja2 import Template
 
 # With fewer, accuracy on a new donor is hardly known.
 FEW_DONORS = 5
@@ -26,8 +25,6 @@ def sentences(topic: str, facts: Mapping[str, Any]) -> list[Markdown]:
 
 @cache
 def _lines(topic: str) -> list[tuple[Callable[[Mapping[str, Any]], Any], Template]]:
-    import yaml
-
     env, lines = environment(), yaml.safe_load(read_text("_caveats.yaml"))[topic]
     return [
         (env.compile_expression(str(line["when"]), undefined_to_none=False), env.from_string(line["say"]))

@@ -134,8 +134,9 @@ def _write(
 
     store = out / f"{query}.zarr"
     if store.exists() and not (out / "metrics.csv").exists():
-        msg = f"{store} exists and is not of an earlier demo; it is not replaced. Choose another folder with --out."
-        raise FileExistsError(msg)
+        raise FileExistsError(
+            f"{store} exists and is not of an earlier demo; it is not replaced. Choose another folder with --out."
+        )
     out.mkdir(parents=True, exist_ok=True)
     metrics.to_csv(out / "metrics.csv")
     table = sdata.tables["predicted"]

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
+import shapely
 from anndata import AnnData
+from geopandas import GeoDataFrame
+from spatialdata import SpatialData, get_pyramid_levels
+from spatialdata.models import ShapesModel
+from spatialdata.transformations import Scale, get_transformation
+from xarray import DataArray
 
 from ragst_sd import _keys
 from ragst_sd._results import require_tissue
@@ -16,12 +24,6 @@ from ragst_sd._workers import is_at_hand
 from ragst_sd.image.colours import read_colours
 from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.frames import LevelGrid, apply_affine, similarity_scale
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-
-    from geopandas import GeoDataFrame
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +46,6 @@ def require_sdata(sdata: Any) -> SpatialData:
 
     A `TypeError` unless it is a SpatialData, a `ValueError` if it holds responses to perturbations.
     """
-    from spatialdata import SpatialData
-
     if isinstance(sdata, AnnData):
         require_tissue(sdata.uns.get(_keys.RETRIEVAL))
 
@@ -86,8 +86,6 @@ def _only(elements: Mapping[str, Any], argument: str, what: str) -> str:
 
 def shared_coordinate_system(sdata: SpatialData, first: str, second: str, coordinate_system: str | None) -> str:
     """The frame that two elements share; an error lists them if there is none or more than one."""
-    from spatialdata.transformations import get_transformation
-
     systems = [set(get_transformation(element_of(sdata, name), get_all=True)) for name in (first, second)]
     shared = sorted(systems[0] & systems[1])
     if coordinate_system is not None:
@@ -117,8 +115,6 @@ def element_of(sdata: SpatialData, name: str) -> Any:
 
 def to_frame(element: Any, coordinate_system: str) -> np.ndarray:
     """3 x 3 affine from an element, level-0 pixels of an image for instance, to a frame."""
-    from spatialdata.transformations import get_transformation
-
     transformation = get_transformation(element, to_coordinate_system=coordinate_system)
     return np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")), dtype=float)
 
@@ -186,17 +182,11 @@ def require_free(
     """Raise a `ValueError` if an element has that name, in whichever case, unless it is among `ours` (kind, name)."""
     taken = [(element, own) for element, own, _ in sdata.gen_elements() if own.lower() == name.lower()]
     if taken and not set(taken) <= set(ours):
-        msg = f"The name {name!r} for {kind} is taken by {taken[0][0]} {taken[0][1]!r}. {todo}"
-        raise ValueError(msg)
+        raise ValueError(f"The name {name!r} for {kind} is taken by {taken[0][0]} {taken[0][1]!r}. {todo}")
 
 
 def squares_on_image(sdata: SpatialData, image_key: str, lows: np.ndarray, edge: Any) -> GeoDataFrame:
     """Squares from their corners (n, 2) and edges, in pixels of an image and in all frames of it."""
-    import geopandas as gpd
-    import shapely
-    from spatialdata.models import ShapesModel
-    from spatialdata.transformations import get_transformation
-
     (x, y), frames = lows.T, get_transformation(sdata.images[image_key], get_all=True)
     frame = gpd.GeoDataFrame(geometry=shapely.box(x, y, x + edge, y + edge))
     return ShapesModel.parse(frame, transformations=dict(frames))
@@ -248,9 +238,6 @@ def _one_plane(level: Any, what: str) -> Any:
 
 def image_levels(sdata: SpatialData, image_key: str) -> list[Any]:
     """The arrays of an image, the finest first."""
-    from spatialdata import get_pyramid_levels
-    from xarray import DataArray
-
     image = sdata.images[image_key]
     return [image] if isinstance(image, DataArray) else list(get_pyramid_levels(image))
 
@@ -263,8 +250,6 @@ def _refuse_cropped(finest: Any, image_key: str) -> None:
     ValueError
         If its pixels lie elsewhere by their coordinates than by their transformation.
     """
-    from spatialdata.transformations import Scale, get_transformation
-
     places = [finest.coords[axis].to_numpy() for axis in "xy" if axis in finest.coords]
     steps = [float(place[1] - place[0]) if len(place) > 1 else 1.0 for place in places]
     begins = [float(place[0]) - step / 2 for place, step in zip(places, steps, strict=True)]
@@ -286,8 +271,6 @@ def _refuse_cropped(finest: Any, image_key: str) -> None:
 
 def _grid(level: Any, finest: Any) -> LevelGrid:
     """Where the pixels of a level lie, from its own transformation: crops and odd sizes leave no common factor."""
-    from spatialdata.transformations import get_transformation
-
     frame = next(iter(get_transformation(finest, get_all=True)))
     own = np.linalg.inv(to_frame(finest, frame)) @ to_frame(level, frame)
     return LevelGrid((float(own[0, 0]), float(own[1, 1])), (float(own[0, 2]), float(own[1, 2])))

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from scipy.spatial import KDTree
 
 from ragst_sd import _keys
 from ragst_sd._labels import is_missing, label, labels, warn_of_alike
@@ -150,8 +151,6 @@ def reference_rows(bank: Bank, query: Query) -> np.ndarray:
     ValueError
         If two sections of the reference hold the same spot.
     """
-    from scipy.spatial import KDTree
-
     names, header = pd.Index(query.table.obs_names.astype(str)), bank.header.sections
     out = np.full(len(names), -1, dtype=np.int64)
     spread = np.linalg.norm(np.asarray(query.header["section_std"], dtype=float))

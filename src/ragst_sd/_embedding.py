@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import single_region
 from ragst_sd._elements import shared_coordinate_system
 from ragst_sd.reference.schema import check_embedding_header
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +77,9 @@ def dense(values: Any, where: str) -> np.ndarray:
     try:
         return np.ma.filled(np.ma.array(values, dtype=np.float64), np.nan)
     except (TypeError, ValueError) as error:
-        msg = f"{where} holds values that are no numbers ({error}). An embedding is a matrix of numbers."
-        raise ValueError(msg) from error
+        raise ValueError(
+            f"{where} holds values that are no numbers ({error}). An embedding is a matrix of numbers."
+        ) from error
 
 
 def statistics(values: np.ndarray, finite: np.ndarray) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import dask.array as da
 import numpy as np
 import pandas as pd
 import yaml
@@ -201,8 +202,6 @@ def _sums(table: AnnData, axis: int) -> np.ndarray:
     values: Any = table.X
     weights = np.array([0.5 + zlib.crc32(str(name).encode()) / 2**32 for name in table.var_names])
     if hasattr(values, "dask"):
-        import dask.array as da
-
         by_row = da.nansum(values * weights, axis=1)
         return np.asarray(by_row if axis else da.nansum(values, axis=0, dtype=np.float64) * weights)
     if hasattr(values, "tocsr"):

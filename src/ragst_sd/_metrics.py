@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata, t
 
 from ragst_sd._validate import require_choice
 
@@ -37,8 +38,6 @@ def pearson(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def spearman(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Spearman correlation over spots, ties given their mean rank."""
-    from scipy.stats import rankdata
-
     return pearson(rankdata(predicted, axis=0), rankdata(truth, axis=0))
 
 
@@ -158,8 +157,6 @@ def by_donor(scores: pd.DataFrame, metric: str = "pearson", *, baseline: str | N
     `difference`, the mean of the differences to it within groups, with the limits `low` and `high` of Student's
     t-interval at 95 % over groups. Below three groups there is no interval (NaN), below two no standard error.
     """
-    from scipy.stats import t
-
     means = group_means(scores, metric)
     if baseline is not None:
         require_choice(baseline, list(dict.fromkeys(means["method"])), "baseline")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import numpy as np
+from geopandas import GeoDataFrame, GeoSeries
+from spatialdata import SpatialData
+from spatialdata.transformations import get_transformation
 
 from ragst_sd._elements import element_of, shared_coordinate_system, to_frame
 from ragst_sd._validate import listing, require_key
-
-if TYPE_CHECKING:
-    from geopandas import GeoDataFrame, GeoSeries
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +47,6 @@ def areas_in_frame_of(sdata: SpatialData, annotation_key: str, other: str, coord
 
 def _affine_between(sdata: SpatialData, first: str, other: str, coordinate_system: str | None) -> np.ndarray:
     """3 x 3 affine from one element to another; an annotation has all frames of its image, and any of them will do."""
-    from spatialdata.transformations import get_transformation
-
     elements = element_of(sdata, first), element_of(sdata, other)
     shared = set.intersection(*(set(get_transformation(element, get_all=True)) for element in elements))
     if coordinate_system is not None or not shared:

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
 
 from ragst_sd._validate import listing
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
-
-    import pandas as pd
-    from jinja2 import Environment
 
 MISSING = "not assessed"
 _HEAD_BYTES = 4096
@@ -59,8 +56,6 @@ def read_text(file: str) -> str:
 @cache
 def environment() -> Environment:
     """What reads templates; a name that they use and nobody has given is an error."""
-    from jinja2 import Environment, StrictUndefined
-
     env = Environment(undefined=StrictUndefined, finalize=escaped, trim_blocks=True, lstrip_blocks=True)
     filters = (bullets, code, count, fenced, listing, number, percent, quartiles, table)
     env.filters |= {function.__name__: function for function in filters}
@@ -74,7 +69,6 @@ def to_markdown(template: str, facts: Mapping[str, Any]) -> str:
 
 def to_html(markdown: str, *, title: str, pictures: Sequence[Picture] = ()) -> str:
     """A page that begins with a comment as one HTML file, with the pictures in it."""
-    from jinja2 import Environment
     from markdown_it import MarkdownIt
     from markupsafe import Markup
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
+from spatialdata.transformations import get_transformation
 
 from ragst_sd import _keys
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import require_key
 from ragst_sd.image.embedding import Pyramid
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-    from spatialdata import SpatialData
 
 _ROUNDING = 1.01
 _BATCH = 128
@@ -62,8 +60,6 @@ def patch_edge(table: AnnData, image_mpp: float | None, xy: np.ndarray) -> float
 
 def frame_of(sdata: SpatialData, shapes_key: str) -> str:
     """The frame that spots lie in."""
-    from spatialdata.transformations import get_transformation
-
     return next(iter(get_transformation(sdata[shapes_key], get_all=True)))
 
 

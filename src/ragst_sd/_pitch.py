@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial import KDTree
 
 _LATTICE_NEIGHBORS = 4
 # Median deviation of the distances from their median. Spots of arrays, placed by hand, reach 0.05; cells start at 0.14.
@@ -43,11 +44,10 @@ def array_pitch(xy: np.ndarray, what: str) -> float:
 
 
 def _distances(xy: np.ndarray) -> np.ndarray:
-    from scipy.spatial import KDTree
-
     points = np.unique(xy, axis=0)
     if len(points) < 2:
-        msg = f"The spot pitch needs at least two distinct centres, found {len(points)}. Give the resolution instead."
-        raise ValueError(msg)
+        raise ValueError(
+            f"The spot pitch needs at least two distinct centres, found {len(points)}. Give the resolution instead."
+        )
     distances, _ = KDTree(points).query(points, k=min(_LATTICE_NEIGHBORS + 1, len(points)))
     return distances[:, 1:]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import embedded_centers, single_region, table_attrs
@@ -15,18 +19,10 @@ from ragst_sd._embedding import read_embedding
 from ragst_sd._labels import is_missing, labels
 from ragst_sd._results import MOST_UNLIKE, unlike_share
 from ragst_sd._validate import listing, only_one, require_key, require_unique
+from ragst_sd.reference.header import Header
 from ragst_sd.reference.schema import differing_fields, embed_alike, knows_tiles
 from ragst_sd.retrieval.grounding import largest_section_distance, section_distance
 from ragst_sd.retrieval.projection import standardize
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import pandas as pd
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
-    from ragst_sd.reference.header import Header
 
 logger = logging.getLogger(__name__)
 

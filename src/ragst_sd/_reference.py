@@ -222,8 +222,9 @@ def perturbation_header(reference: AnnData) -> dict[str, Any]:
     if header["use_rep"] not in reference.obsm:
         missing.append(f"obsm[{header['use_rep']!r}]")
     if missing:
-        msg = f"The reference lacks {', '.join(missing)}. Build it again with `rg.tl.build_perturbation_reference`."
-        raise ValueError(msg)
+        raise ValueError(
+            f"The reference lacks {', '.join(missing)}. Build it again with `rg.tl.build_perturbation_reference`."
+        )
     return dict(header)
 
 

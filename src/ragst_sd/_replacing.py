@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+import psutil
+from filelock import FileLock, Timeout
+
 _NEW, OLD = ".new", ".new.old"
 _ATTEMPTS, _PAUSE_SECONDS = 40, 0.05
 
@@ -35,16 +38,15 @@ def locked(path: Path, doing: str = "written") -> Iterator[None]:
     BlockingIOError
         If another process or thread holds the lock.
     """
-    from filelock import FileLock, Timeout
-
     path = link_target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0, is_singleton=True)
     try:
         held = lock.acquire()
     except Timeout as error:
-        msg = f"{path} is being {doing} by another process or thread. Wait for it, or choose another path."
-        raise BlockingIOError(msg) from error
+        raise BlockingIOError(
+            f"{path} is being {doing} by another process or thread. Wait for it, or choose another path."
+        ) from error
     with held:
         yield
 
@@ -130,8 +132,7 @@ def replaced_file(path: Path) -> Iterator[Path]:
 def require_new(path: Path, *, overwrite: bool) -> None:
     """Raise a `FileExistsError` if there is something at `path`, unless it may be replaced."""
     if path.exists() and not overwrite:
-        msg = f"{path} exists. Pass `overwrite=True` to replace it, or choose another path."
-        raise FileExistsError(msg)
+        raise FileExistsError(f"{path} exists. Pass `overwrite=True` to replace it, or choose another path.")
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -152,8 +153,6 @@ def version_of(path: Path) -> tuple[int, int, int]:
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A folder that is deleted on leaving; those of processes of this machine that were killed are deleted first."""
-    import psutil
-
     # Several machines may share the folder for temporary files.
     prefix = f"ragst_sd_{socket.gethostname()}_"
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from spatialdata import SpatialData
+from spatialdata.transformations import get_transformation
 
 from ragst_sd import _keys
 from ragst_sd._elements import image_levels, to_frame
 from ragst_sd._validate import require_positive
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +67,6 @@ def embedded_mpp_of(sdata: SpatialData, header: Mapping[str, Any]) -> float | No
 
 def _pixels(sdata: SpatialData, image_key: str) -> dict[str, Any]:
     """Size (x, y) of an image; of each of its frames where the image begins and how large its pixels are."""
-    from spatialdata.transformations import get_transformation
-
     finest = image_levels(sdata, image_key)[0]
     frames = {}
     for name in get_transformation(finest, get_all=True):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from anndata import AnnData
+from tqdm.auto import tqdm
 
 from ragst_sd import _keys
 from ragst_sd._bank import context_codes, open_bank, with_cells
@@ -142,8 +143,6 @@ def respond(task: Task, pairs: list[tuple[str, str]], states: Mapping[str, np.nd
 
     `states` is the mean expression (g,) of the cells of each context, on the genes of the reference.
     """
-    from tqdm.auto import tqdm
-
     if not pairs:
         return no_response(0, len(task.bank.genes))
     ready = prepare(task, pairs, np.array([states[context] for _, context in pairs]))

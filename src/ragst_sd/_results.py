@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
+from spatialdata import SpatialData, sanitize_name
 
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank
@@ -13,14 +16,7 @@ from ragst_sd._fields import COMMON_FIELDS, TASK_FIELDS, check_values, require_r
 from ragst_sd._reference import any_hash, any_header, is_perturbation, row_hashes
 from ragst_sd._validate import names_among, require_key, require_type
 from ragst_sd.reference.schema import TASK
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import pandas as pd
-    from spatialdata import SpatialData
-
-    from ragst_sd.retrieval.bank import Bank
+from ragst_sd.retrieval.bank import Bank
 
 # Columns that say how well grounded a spot is, and how well a gene is predicted.
 OBS_COLUMNS = (
@@ -58,13 +54,12 @@ def holds_responses(header: Any) -> bool:
 
 def check_key_added(sdata: SpatialData, key_added: str, *, responses: bool = False) -> None:
     """Raise a `ValueError` for a name that is not legal, or that anything but an earlier prediction has."""
-    from spatialdata import sanitize_name
-
     from ragst_sd._annotation import is_predicted
 
     if sanitize_name(key_added) != key_added:
-        msg = f"`key_added` {key_added!r} is not a legal element name; for instance {sanitize_name(key_added)!r} is."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`key_added` {key_added!r} is not a legal element name; for instance {sanitize_name(key_added)!r} is."
+        )
     if key_added in sdata.tables:
         table = sdata.tables[key_added]
         if not is_predicted(table) or (responses and not holds_responses(table.uns[_keys.RETRIEVAL])):
@@ -103,8 +98,6 @@ def predicted(
     ValueError
         If the table carries no provenance or lacks part of it, is of another task, or has rows of other predictions.
     """
-    from spatialdata import SpatialData
-
     from ragst_sd._annotation import plain_table
 
     require_type(data, (SpatialData, AnnData), "sdata")

@@ -32,10 +32,9 @@ def _checked(name: str, value: Any) -> Any:
         require_type(value, (str, Path), name)
         return Path(value).expanduser()
     if value is not None and not re.fullmatch(r"[a-z]+(:\d+)?", str(value)):
-        msg = (
+        raise ValueError(
             f"`device` is {value!r}; it must be None or the name of a torch device, such as 'cpu', 'cuda' or 'cuda:1'."
         )
-        raise ValueError(msg)
     return None if value is None else str(value)
 
 
@@ -43,8 +42,7 @@ def _parsed(name: str, text: str) -> Any:
     """What the text of an environment variable means."""
     if name == "progress":
         if text.lower() not in _TRUE | _FALSE:
-            msg = f"it must be one of {listing(sorted(_TRUE | _FALSE))}."
-            raise ValueError(msg)
+            raise ValueError(f"it must be one of {listing(sorted(_TRUE | _FALSE))}.")
         return text.lower() in _TRUE
     if name == "device" and text.lower() in {"none", "auto"}:
         return None
@@ -94,8 +92,7 @@ class Settings:
         try:
             return _checked(name, _parsed(name, text)) if text else _DEFAULTS[name]
         except (TypeError, ValueError) as error:
-            msg = f"Environment variable {variable} is {text!r}: {error}"
-            raise ValueError(msg) from None
+            raise ValueError(f"Environment variable {variable} is {text!r}: {error}") from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._require(name)
@@ -104,8 +101,9 @@ class Settings:
     @staticmethod
     def _require(name: str) -> None:
         if name not in _DEFAULTS:
-            msg = f"There is no setting {name!r}. Available: {listing(_DEFAULTS)}.{hint(name, _DEFAULTS)}"
-            raise AttributeError(msg)
+            raise AttributeError(
+                f"There is no setting {name!r}. Available: {listing(_DEFAULTS)}.{hint(name, _DEFAULTS)}"
+            )
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *_DEFAULTS]

@@ -6,19 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from itertools import count
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import pandas as pd
 from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted
 from ragst_sd._elements import require_sdata
 from ragst_sd._labels import labels
 from ragst_sd._validate import listing, require_key, require_some, require_type, require_unique
-
-if TYPE_CHECKING:
-    from spatialdata import SpatialData
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,8 +36,6 @@ def over_sections(
     def decorate(function: F) -> F:
         @wraps(function)
         def call(sdata: Any, *args: Any, **kwargs: Any) -> Any:
-            from spatialdata import SpatialData
-
             if not isinstance(sdata, Mapping | list | tuple):
                 return function(sdata, *args, **kwargs)
             sections = named_sections(sdata, "sdata")

@@ -188,15 +188,17 @@ def find_inputs(batch: Batch) -> dict[str, Path]:
             seen = (item for item in path.iterdir() if not item.name.startswith("."))
             inside = sorted(item for item in seen if _is_store(item) or item.suffix.lower() in SLIDES)
             if not inside:
-                msg = f"{path} holds no store (*{_STORE}) and no slide ({', '.join(f'*{end}' for end in SLIDES)})."
-                raise FileNotFoundError(msg)
+                raise FileNotFoundError(
+                    f"{path} holds no store (*{_STORE}) and no slide ({', '.join(f'*{end}' for end in SLIDES)})."
+                )
         for item in inside:
             name = item.stem
             if item.parent.resolve() == batch.out.resolve():
                 raise ValueError(f"{item} lies in the folder of the results. Choose another `--out`.")
             if inputs.setdefault(name, item) != item:
-                msg = f"{inputs[name]} and {item} would both be written to {batch.out / name}{_STORE}. Rename one of them."
-                raise ValueError(msg)
+                raise ValueError(
+                    f"{inputs[name]} and {item} would both be written to {batch.out / name}{_STORE}. Rename one of them."
+                )
     return inputs
 
 
@@ -252,8 +254,9 @@ def _made_of(place: Path) -> str | None:
     attrs: dict[str, Any] = zarr.open_group(place, mode="r").attrs.asdict() if whole else {}
     owned = attrs.get(_keys.ATTRS, {})
     if _keys.MADE_OF not in owned:
-        msg = f"{place} exists and was not made by this command; it is not replaced. Choose another `--out`."
-        raise FileExistsError(msg)
+        raise FileExistsError(
+            f"{place} exists and was not made by this command; it is not replaced. Choose another `--out`."
+        )
     return str(owned[_keys.MADE_OF])
 
 
@@ -291,8 +294,9 @@ def _embedded(sdata: SpatialData, encoder: Encoder, tiles: Mapping[str, Any], pa
     """Embed the spots of an object, or tiles over its tissue where it has none; the table that holds the embedding."""
     image: dict[str, Any] = {"image_key": resolve_image(sdata, batch.image_key), "image_mpp": batch.image_mpp}
     if tiles["mpp"] is not None and image_mpp_of(sdata, **image) is None:
-        msg = f"The microns per pixel of image {image['image_key']!r} are not known. Give them: `--image-mpp 0.25`."
-        raise ValueError(msg)
+        raise ValueError(
+            f"The microns per pixel of image {image['image_key']!r} are not known. Give them: `--image-mpp 0.25`."
+        )
     if not any((sdata.shapes, sdata.points, sdata.tables)):
         rg.pp.tile_grid(sdata, **image, tile_px=tiles["tile_px"], mpp=tiles["mpp"])
     table_key, shapes_key = resolve_annotation(sdata, batch.table_key, None)

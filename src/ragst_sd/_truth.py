@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import annotating_tables, is_predicted, regions_of, table_attrs
@@ -28,12 +31,6 @@ from ragst_sd._validate import (
 from ragst_sd.reference.genes import sum_duplicates, take_genes
 from ragst_sd.reference.normalize import MIN_SHARED_GENES, UNITS, log_normalize, size_factors
 from ragst_sd.retrieval.training import dense
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    import scipy.sparse as sp
-    from spatialdata import SpatialData
 
 logger = logging.getLogger(__name__)
 

@@ -45,23 +45,20 @@ def require_key(key: str, container: Mapping[str, Any] | Iterable[str], where: s
 def require_some(values: Collection[Any], argument: str, todo: str = "Name at least one.") -> None:
     """Raise a `ValueError` if there is nothing in a list or mapping."""
     if not len(values):
-        msg = f"`{argument}` is empty. {todo}"
-        raise ValueError(msg)
+        raise ValueError(f"`{argument}` is empty. {todo}")
 
 
 def require_unique(names: Iterable[Any], what: str, todo: str = "Keep one of each.") -> None:
     """Raise a `ValueError` if a name comes more than once."""
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
-        msg = f"{len(twice)} {what} are duplicated, for example {listing(twice[:3])}. {todo}"
-        raise ValueError(msg)
+        raise ValueError(f"{len(twice)} {what} are duplicated, for example {listing(twice[:3])}. {todo}")
 
 
 def only_one(names: Collection[str], argument: str, what: str) -> str | None:
     """The only name, or `None` if there is none; a `ValueError` if there are several, of which `argument` says one."""
     if len(names) > 1:
-        msg = f"`{argument}` is needed: {len(names)} {what}: {listing(names)}."
-        raise ValueError(msg)
+        raise ValueError(f"`{argument}` is needed: {len(names)} {what}: {listing(names)}.")
     return next(iter(names), None)
 
 
@@ -77,8 +74,7 @@ def require_known(
     missing = [name for name in names if name not in known]
     if missing:
         near = hint(missing[0], available)
-        msg = f"`{argument}`{lacking} {listing(missing)}; available: {listing(available)}.{near}"
-        raise error(msg)
+        raise error(f"`{argument}`{lacking} {listing(missing)}; available: {listing(available)}.{near}")
 
 
 def name_list(names: str | Iterable[Any], argument: str, *, most: int | None = None) -> list[str]:
@@ -89,8 +85,9 @@ def name_list(names: str | Iterable[Any], argument: str, *, most: int | None = N
     each = as_names(names)
     require_some(each, argument)
     if most is not None and len(each) > most:
-        msg = f"`{argument}` names {listing(each)}; there is place for {most}. Call once for each of the others."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`{argument}` names {listing(each)}; there is place for {most}. Call once for each of the others."
+        )
     return each
 
 
@@ -111,8 +108,7 @@ def require_choice(value: Any, choices: Iterable[Any], argument: str) -> None:
     """Raise a `ValueError` if `value` is not one of `choices`."""
     options = list(choices)
     if value not in options:
-        msg = f"`{argument}` is {value!r}; it must be one of {listing(options)}.{hint(str(value), options)}"
-        raise ValueError(msg)
+        raise ValueError(f"`{argument}` is {value!r}; it must be one of {listing(options)}.{hint(str(value), options)}")
 
 
 def require_positive(value: Any, argument: str, *, whole: bool = False, optional: bool = False) -> None:
@@ -124,15 +120,13 @@ def require_positive(value: Any, argument: str, *, whole: bool = False, optional
         value, number = value.item(), True
     if not number or not 0 < value < float("inf") or (whole and value != int(value)):
         kind = "a whole number" if whole else "a finite number"
-        msg = f"`{argument}` is {value!r}; it must be {kind} above zero."
-        raise ValueError(msg)
+        raise ValueError(f"`{argument}` is {value!r}; it must be {kind} above zero.")
 
 
 def require_between(value: Any, low: float, high: float, argument: str, todo: str = "") -> None:
     """Raise a `ValueError` unless `value` is a number between two others, or one of them."""
     if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) <= high:
-        msg = f"`{argument}` is {value!r}; it must be a number between {low} and {high}. {todo}".rstrip()
-        raise ValueError(msg)
+        raise ValueError(f"`{argument}` is {value!r}; it must be a number between {low} and {high}. {todo}".rstrip())
 
 
 def as_seed(rng: Any) -> int:
@@ -146,11 +140,10 @@ def as_seed(rng: Any) -> int:
             raise TypeError
         return int(np.random.default_rng(rng).integers(2**32))
     except (TypeError, ValueError):
-        msg = (
+        raise ValueError(
             f"`rng` is {rng!r}; it must be a whole number, at least 0, a generator or seed sequence of numpy, or "
             "None for another draw at each call."
-        )
-        raise ValueError(msg) from None
+        ) from None
 
 
 def require_type(value: Any, kind: type | tuple[type, ...], argument: str, todo: str = "") -> None:
@@ -158,8 +151,7 @@ def require_type(value: Any, kind: type | tuple[type, ...], argument: str, todo:
     if not isinstance(value, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         wanted = " or ".join(one.__name__ for one in kinds)
-        msg = f"`{argument}` is a {type(value).__name__}; it must be {wanted}. {todo}".rstrip()
-        raise TypeError(msg)
+        raise TypeError(f"`{argument}` is a {type(value).__name__}; it must be {wanted}. {todo}".rstrip())
 
 
 def told(error: BaseException) -> str:

@@ -14,7 +14,12 @@ from functools import partial
 from threading import Lock
 from typing import Any, TypeVar
 
+import dask
+import dask.array as da
 import numpy as np
+import zarr
+from dask.base import get_scheduler
+from zarr.storage import LocalStore
 
 from ragst_sd._replacing import temporary_folder
 from ragst_sd.image.embedding import Pyramid
@@ -148,8 +153,6 @@ def read_in_calling_thread(pyramid: Pyramid, *, always: bool = False) -> Pyramid
 
     The arrays are left to dask where the user chose a scheduler, unless `always`.
     """
-    from dask.base import get_scheduler
-
     if not always and get_scheduler() is not None:
         return pyramid
 
@@ -167,8 +170,6 @@ def _zarr_behind(array: Any) -> Any:
 
     Building and running a graph for every piece takes longer than decompressing it.
     """
-    import zarr
-
     # `dask.array.from_zarr` gives this name; whatever is done with the array afterwards gives another.
     held = _held(array) if array.name.startswith("from-zarr-") else []
     return next((value for value in held if isinstance(value, zarr.Array)), None)
@@ -193,8 +194,6 @@ def without_huge_chunks(pyramid: Pyramid, used: Iterable[int]) -> Iterator[Pyram
     chunk has more than 128 MB, all levels in `used` are decoded once, together, into a temporary zarr store, which is
     deleted on leaving.
     """
-    import dask
-
     levels = {k: pyramid.levels[k] for k in sorted(set(used))}
     huge = max(map(_decoded_bytes, levels.values()))
     if huge <= _HUGE_BYTES:
@@ -203,8 +202,6 @@ def without_huge_chunks(pyramid: Pyramid, used: Iterable[int]) -> Iterator[Pyram
         read = tuple(pixels.get(k, level) for k, level in enumerate(pyramid.levels))
         yield replace(pyramid, levels=read) if pixels else pyramid
         return
-    import dask.array as da
-    import zarr
 
     with temporary_folder() as folder:
         stored: dict[int, Any] = {}
@@ -274,9 +271,6 @@ def _require_stores(pyramid: Pyramid) -> None:
     FileNotFoundError
         If a folder is missing.
     """
-    import zarr
-    from zarr.storage import LocalStore
-
     for array in (value for level in pyramid.levels for value in _held(level)):
         if not isinstance(array, zarr.Array) or not isinstance(array.store, LocalStore):
             continue

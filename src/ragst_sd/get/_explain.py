@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import is_scrna
@@ -14,16 +18,8 @@ from ragst_sd._results import gene_index, holds_responses, matching_bank, predic
 from ragst_sd._validate import require_choice, require_key
 from ragst_sd.get._lines import cell_type_lines, in_order, lines_of, response_parts
 from ragst_sd.get._regression_lines import mean_of_stack, regression_lines
+from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.training import dense
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import pandas as pd
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
-    from ragst_sd.retrieval.bank import Bank
 
 # Where a narrow screen leaves out the middle, what was cited with which weight is still there.
 COLUMNS = (

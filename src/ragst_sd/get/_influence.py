@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
+from tqdm.auto import tqdm
 
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank
@@ -134,10 +135,10 @@ def influence(
     """
     if rows is not None:
         if genes is not None:
-            msg = "`genes` has no meaning with `rows`: a spot cites the same rows for all genes. Leave one of them out."
-            raise ValueError(msg)
+            raise ValueError(
+                "`genes` has no meaning with `rows`: a spot cites the same rows for all genes. Leave one of them out."
+            )
         return _citing(sdata, reference, as_names(rows), prediction_key, obs_names)
-    from tqdm.auto import tqdm
 
     table, header = predicted(sdata, prediction_key, exact=True)
     reference = require_matching(reference, header)
@@ -213,8 +214,9 @@ def _citing(
         todo = (
             "" if reference is not None else " Give the `reference` to tell rows that are never cited from wrong names."
         )
-        msg = f"`rows`: {where} {listing(missing)}; there are {listing(known)}.{hint(missing[0], known)}{todo}"
-        raise KeyError(msg)
+        raise KeyError(
+            f"`rows`: {where} {listing(missing)}; there are {listing(known)}.{hint(missing[0], known)}{todo}"
+        )
     frame = neighbors(sdata, prediction_key=prediction_key, obs_names=obs_names)
     frame = frame[frame["reference"].isin(rows)]
     place = frame["reference"].map({row: i for i, row in enumerate(rows)})

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import measured_columns
 from ragst_sd._cited_values import level_means
 from ragst_sd.get._lines import lines_of
+from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.regression import REGRESSION, row_weights
 from ragst_sd.retrieval.training import dense, reference_mean
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
-
-    from ragst_sd.retrieval.bank import Bank
 
 # Predictions are float32, and the sum runs over all rows.
 _SAME = 1e-4
@@ -87,12 +84,11 @@ def regression_lines(
     weight, contribution = weight * share[..., None], contribution * share[..., None]
     difference = np.abs(contribution.sum(axis=2) - total)
     if (difference > _SAME * (1 + np.abs(contribution).sum(axis=2))).any():
-        msg = (
+        raise ValueError(
             f"The regression over the rows of this reference gives another value than the table holds (by "
             f"{difference.max():.3g}): rows that the spots do not cite changed since. Predict again, or give the "
             "reference as it was."
         )
-        raise ValueError(msg)
     contribution[np.isnan(total)] = np.nan
     says = (weight != 0) | (np.nan_to_num(contribution) != 0)
     says[..., 0] |= ~says.any(axis=2)
@@ -113,12 +109,11 @@ def mean_of_stack(bank: Bank, header: dict[str, Any], table: AnnData, genes: pd.
         If the reference has no longer a fit with a regression.
     """
     if bank.fit is None or REGRESSION not in bank.fit.parameters or bank.regression_key is None:
-        msg = (
+        raise ValueError(
             f"The prediction was made by {str(header['method'])!r} with a regression, which the reference no longer "
             f"has: it was fitted anew since, or lost `obsm[{_keys.REGRESSION_KEY!r}]`. Fit it as it was: "
             f"`rg.tl.fit(reference, method={str(header['method'])!r})`."
         )
-        raise ValueError(msg)
     columns = measured_columns(bank.genes, genes, bank.header.cell_types)
     if bool(header["center_sections"]) or _keys.REGRESSION_ROWS not in header:
         levels, level_of = level_means(bank, header, table, genes)

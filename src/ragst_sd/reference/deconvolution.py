@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.optimize import nnls
 
 from ragst_sd.reference.normalize import TARGET_SUM
 
@@ -117,8 +118,6 @@ def deconvolve(values: sp.csr_matrix, profiles: np.ndarray, *, platform: bool = 
 
 def _solve(linear: sp.csr_matrix, profiles: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(n, types) amounts of each type in each row."""
-    from scipy.optimize import nnls
-
     root = np.sqrt(weights)
     # With the QR decomposition of the signatures every row is a problem of as many equations as there are types.
     q, r = np.linalg.qr((profiles * root).T)

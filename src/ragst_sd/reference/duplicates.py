@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.spatial.distance import cdist, pdist
 
 from ragst_sd.reference.genes import take_genes
 
@@ -122,7 +123,6 @@ def _matches(small: np.ndarray, large: np.ndarray, ratio: float) -> tuple[np.nda
     if len(small) < _FEWEST:
         nothing = np.zeros(0, dtype=np.int64)
         return nothing, nothing, np.zeros(1, dtype=bool)
-    from scipy.spatial.distance import cdist
 
     probes = np.sort(np.random.default_rng(0).permutation(len(small))[:_PROBES])
     across, within = (cdist(small[probes], rows, "sqeuclidean") for rows in (large, small))
@@ -146,8 +146,6 @@ def _same_place(first: np.ndarray, second: np.ndarray) -> bool:
 
 def _same_pattern(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether matched points lie alike but for shift, turn, mirror and scale: their distances go together."""
-    from scipy.spatial.distance import pdist
-
     if len(first) < _FEWEST or not (np.isfinite(first).all() and np.isfinite(second).all()):
         return False
     a, b = pdist(first), pdist(second)

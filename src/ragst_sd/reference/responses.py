@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.spatial import cKDTree
 
 CONTROL = -1
 """Code of control cells where others have the code of their row."""
@@ -145,8 +146,9 @@ def canonical(name: str, control: str | Collection[str]) -> str:
     genes = components(name, control)
     first = control if isinstance(control, str) else next(iter(control))
     if not genes and not any(part.strip() for part in str(name).split(SEPARATOR)):
-        msg = f"{name!r} names no perturbation. Name a gene, a combination `A+B`, or the control ({first!r})."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{name!r} names no perturbation. Name a gene, a combination `A+B`, or the control ({first!r})."
+        )
     return SEPARATOR.join(genes) or first
 
 
@@ -176,8 +178,6 @@ def cell_prints(values: sp.csr_matrix, genes: Sequence[str]) -> dict[str, np.nda
 
 def recognised(values: sp.csr_matrix, genes: Sequence[str], known: Mapping[str, Any]) -> np.ndarray:
     """(cells,) which cells are among the known ones: the same counts, up to one factor, in all genes that both have."""
-    from scipy.spatial import cKDTree
-
     place = {str(gene): i for i, gene in enumerate(genes)}
     shared = [(i, place[str(gene)]) for i, gene in enumerate(known["genes"]) if str(gene) in place]
     if len(shared) < _FEWEST:

@@ -56,8 +56,9 @@ def check_fields(header: Any, fields: Mapping[str, str], what: str, todo: str, *
     missing = [name for name in fields if name not in header]
     wrong = [name for name in fields if name in header and not isinstance(header[name], _TYPES[fields[name]])]
     if missing or wrong:
-        msg = f"{what} is damaged: missing {missing or 'nothing'}, of wrong type {wrong or 'nothing'}. {todo}"
-        raise ValueError(msg)
+        raise ValueError(
+            f"{what} is damaged: missing {missing or 'nothing'}, of wrong type {wrong or 'nothing'}. {todo}"
+        )
 
 
 def check_embedding_header(header: Any, where: str) -> None:

@@ -197,8 +197,6 @@ def resolve(names: Sequence[str], species: str) -> pd.DataFrame:
     ValueError
         If fewer than a tenth of the names are in the table.
     """
-    import pandas as pd
-
     table = load_table(species)
     listed = [str(name) for name in names]
     rows = []

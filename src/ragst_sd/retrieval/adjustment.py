@@ -5,14 +5,12 @@ r"""The adjustment T of fits of earlier releases, in which it stood where the re
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ragst_sd.retrieval.bank import Bank, Selection
+from ragst_sd.retrieval.bank import Bank, Selection
 
 _BLOCK_VALUES = 2**24
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from ragst_sd.retrieval.eligibility import Eligibility
 from ragst_sd.retrieval.exact import as_float64
 from ragst_sd.retrieval.ranking import rank
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ragst_sd.retrieval.eligibility import Eligibility
 
 _OVERFETCH = 2
 _MARGIN = 32

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from ragst_sd.retrieval.eligibility import Eligibility
+from ragst_sd.retrieval.eligibility import Eligibility
 
 
 @dataclass(frozen=True)

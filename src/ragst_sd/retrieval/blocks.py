@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 
 from ragst_sd.retrieval.threads import one_thread
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 # A block of values of all genes is then small enough for its memory to be used again, and not asked for anew.
 _BLOCK = 128

@@ -9,15 +9,11 @@ its neighbours come from.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.blocks import product_in_blocks
 from ragst_sd.retrieval.training import reference_mean
-
-if TYPE_CHECKING:
-    from ragst_sd.retrieval.bank import Bank
 
 
 def section_shifts(training: Bank) -> np.ndarray:

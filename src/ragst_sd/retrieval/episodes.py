@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ragst_sd.retrieval.bank import Bank, Run
 from ragst_sd.retrieval.gate import GATES
 from ragst_sd.retrieval.losses import section_correlation, standardised_error
+from ragst_sd.retrieval.model import Member
 from ragst_sd.retrieval.targets import standardised_targets
 from ragst_sd.retrieval.training import within_section_pearson
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ragst_sd.retrieval.bank import Bank, Run
-    from ragst_sd.retrieval.model import Member
     from ragst_sd.retrieval.rag import RagOptions
+
 
 _BATCH = 256
 _BANK = 4096

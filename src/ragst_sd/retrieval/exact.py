@@ -7,19 +7,16 @@ Memory is that of one block.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
-
-    from ragst_sd.retrieval.eligibility import Eligibility
+from ragst_sd.retrieval.eligibility import Eligibility
 
 # Rows of a group of which only the smallest score is compared first.
 _GROUP = 64
@@ -100,11 +97,10 @@ def shortlist(
             norm = (values * values).sum(dim=1)
             farthest = float(norm.max())
             if not np.isfinite(farthest):
-                msg = (
+                raise ValueError(
                     f"Rows {rows.start} to {rows.stop - 1} of the bank hold NaN, infinite or very large values: "
                     "no distances to them can be computed. Drop or correct these rows."
                 )
-                raise ValueError(msg)
             largest = max(largest, farthest)
             for part in parts:
                 part.look_at(own if half else values, norm, rows, eligibility)

@@ -6,15 +6,11 @@ the best candidate weight, give absent candidates none, and add up to one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
+from torch import Tensor
 
 
 def uniform_gate(distances: np.ndarray) -> np.ndarray:

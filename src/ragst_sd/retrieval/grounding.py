@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ragst_sd.retrieval import appearance
-from ragst_sd.retrieval.bank import eligible_counts
+from ragst_sd.retrieval.bank import Bank, Selection, eligible_counts
 from ragst_sd.retrieval.eligibility import Eligibility
 from ragst_sd.retrieval.evidence import effective_n
 from ragst_sd.retrieval.search import search
-
-if TYPE_CHECKING:
-    from ragst_sd.retrieval.bank import Bank, Selection
 
 _QUANTILES = 1001
 _CLIP = 10.0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ragst_sd.retrieval.bank import Bank, Run, Selection
 from ragst_sd.retrieval.centering import section_shifts
 from ragst_sd.retrieval.evidence import mean_of_reference
 from ragst_sd.retrieval.method import Method
@@ -15,11 +17,6 @@ from ragst_sd.retrieval.options import CitingOptions, count
 from ragst_sd.retrieval.regression import fit_regression, regression_features
 from ragst_sd.retrieval.stack import regression_of
 from ragst_sd.retrieval.targets import held_out_splits, standardised_targets
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ragst_sd.retrieval.bank import Bank, Run, Selection
 
 
 @dataclass(frozen=True)

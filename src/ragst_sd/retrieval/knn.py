@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ragst_sd.retrieval.bank import Bank, Query, Run, Selection
 from ragst_sd.retrieval.evidence import cite
 from ragst_sd.retrieval.gate import distance_gate, uniform_gate
 from ragst_sd.retrieval.method import Method
@@ -16,11 +18,6 @@ from ragst_sd.retrieval.projection import largest_positive, project
 from ragst_sd.retrieval.ridge import ALPHAS, fit_ridge
 from ragst_sd.retrieval.targets import measured_everywhere
 from ragst_sd.retrieval.training import dense, variable_genes
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from ragst_sd.retrieval.bank import Bank, Query, Run, Selection
 
 logger = logging.getLogger(__name__)
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 from ragst_sd.retrieval.threads import one_thread
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
@@ -123,11 +119,10 @@ def optimise(
             optimiser.zero_grad()
             loss = step(i)
             if not torch.isfinite(loss):
-                msg = (
+                raise ValueError(
                     f"{label}: the loss is {float(loss.detach())} after {taken} steps. Choose a smaller "
                     "`learning_rate`."
                 )
-                raise ValueError(msg)
             loss.backward()
             optimiser.step()
             taken = i + 1

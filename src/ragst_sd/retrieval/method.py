@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import numpy as np
+
+from ragst_sd.retrieval.bank import Answer, Bank, Query, Run, Selection
 from ragst_sd.retrieval.evidence import cited_mean, mean_of_reference
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import numpy as np
-
-    from ragst_sd.retrieval.bank import Answer, Bank, Query, Run, Selection
 
 Parameters = dict[str, Any]
 

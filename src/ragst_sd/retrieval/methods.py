@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ragst_sd.retrieval.bank import Bank, Run
 from ragst_sd.retrieval.centering import section_shifts
 from ragst_sd.retrieval.kernel_ridge import KERNEL_RIDGE
 from ragst_sd.retrieval.knn import KNN, KNN_SUPERVISED
+from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.mlp import MLP
 from ragst_sd.retrieval.projection import fit_pca, project
 from ragst_sd.retrieval.rag import RAG, RANDOM_RAG
 from ragst_sd.retrieval.regression import REGRESSION
 from ragst_sd.retrieval.ridge import MEAN, RIDGE
 from ragst_sd.retrieval.training import reference_mean
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ragst_sd.retrieval.bank import Bank, Run
-    from ragst_sd.retrieval.method import Method
 
 # Methods of earlier releases that are kept beside the tables in which they are compared.
 _IN_BENCHMARKS = ("ridge_residual", "bleep")
@@ -51,12 +48,11 @@ def method_of_fit(name: str) -> Method:
     where = (
         f" It is in `benchmarks/methods/{name}.py` of the repository, as `METHOD`." if name in _IN_BENCHMARKS else ""
     )
-    msg = (
+    raise ValueError(
         f"The reference was fitted with method {name!r}, which is not registered here (there are "
         f"{', '.join(map(repr, METHODS))}).{where} Register it with `rg.tl.register_method({name!r}, ...)`, or fit "
         "another method."
     )
-    raise ValueError(msg)
 
 
 class Fitted(NamedTuple):
@@ -78,8 +74,7 @@ def fit_method(
     """Fit the principal components of (standardised) embeddings, unless they are given, and the method on top of them."""
     mean, axes = fit_pca(training.embedding, int(run.options.n_components)) if components is None else components
     if axes.shape[1] == 0:
-        msg = "The embeddings do not vary between the rows of the reference: nothing can be searched."
-        raise ValueError(msg)
+        raise ValueError("The embeddings do not vary between the rows of the reference: nothing can be searched.")
     training = replace(training, key=project(training.embedding, mean, axes))
     method = METHODS[name]
     parameters = {

@@ -10,14 +10,16 @@ setting their h side by side.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ragst_sd.retrieval.bank import Bank, Run, Selection
 from ragst_sd.retrieval.blocks import gelu, in_blocks
 from ragst_sd.retrieval.evidence import mean_of_reference
 from ragst_sd.retrieval.loop import AdamW, History, optimise, seeded
@@ -26,6 +28,7 @@ from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.options import Options, count, not_negative, positive, share
 from ragst_sd.retrieval.ridge import RidgeSolver, fit_ridge
 from ragst_sd.retrieval.targets import (
+    Targets,
     best_step,
     centred_within_sections,
     held_out_splits,
@@ -33,14 +36,6 @@ from ragst_sd.retrieval.targets import (
     standardised_targets,
 )
 from ragst_sd.retrieval.training import dense, mean_over_groups, variable_genes, within_section_pearson
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from torch import Tensor
-
-    from ragst_sd.retrieval.bank import Bank, Run, Selection
-    from ragst_sd.retrieval.targets import Targets
 
 logger = logging.getLogger(__name__)
 

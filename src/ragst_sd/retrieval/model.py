@@ -11,16 +11,12 @@ side, their logits averaged.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping
+from typing import cast
 
+import numpy as np
 import torch
-from torch import nn
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import numpy as np
-    from torch import Tensor
+from torch import Tensor, nn
 
 
 class Projection(nn.Module):

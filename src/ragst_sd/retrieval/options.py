@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 
 def _option(default: Any, complaint: Callable[[Any], str]) -> Any:
@@ -126,18 +124,15 @@ def resolve_options(
         If the method or an option does not exist, or an option has a value that makes no sense.
     """
     if name not in methods:
-        msg = f"`method` is {name!r}; {available}: {', '.join(map(repr, methods))}."
-        raise ValueError(msg)
+        raise ValueError(f"`method` is {name!r}; {available}: {', '.join(map(repr, methods))}.")
     known = {option.name: option for option in fields(methods[name].options)}
     unknown = sorted(set(given or {}) - set(known))
     if unknown:
         has = ", ".join(map(repr, known)) or "none"
-        msg = f"Method {name!r} has no option {', '.join(map(repr, unknown))}; it has {has}."
-        raise ValueError(msg)
+        raise ValueError(f"Method {name!r} has no option {', '.join(map(repr, unknown))}; it has {has}.")
     for option, value in (given or {}).items():
         complaint = known[option].metadata.get("complaint")
         wanted = complaint(value) if complaint else ""
         if wanted:
-            msg = f"`{option}` is {value!r}; for method {name!r} it must be {wanted}."
-            raise ValueError(msg)
+            raise ValueError(f"`{option}` is {value!r}; for method {name!r} it must be {wanted}.")
     return methods[name].options(**(given or {}))

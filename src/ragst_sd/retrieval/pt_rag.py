@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ragst_sd.retrieval.bank import Answer
+from ragst_sd.retrieval.bank import Answer, Bank, Cells, Query, Run, Selection
 from ragst_sd.retrieval.loop import optimise, seeded
 from ragst_sd.retrieval.options import choice, count, not_negative, positive, switch
 from ragst_sd.retrieval.projection import fit_pca
@@ -18,13 +20,6 @@ from ragst_sd.retrieval.pt_rag_responses import fit_responses, select_responses
 from ragst_sd.retrieval.response_phi import place, unit
 from ragst_sd.retrieval.responses import ask_rows, candidates, closed_rows, mean_response, select, shortened
 from ragst_sd.retrieval.search import Candidates
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from ragst_sd.retrieval.bank import Bank, Cells, Query, Run, Selection
 
 logger = logging.getLogger(__name__)
 
@@ -271,8 +266,9 @@ def predict_sets(
 
 def _cells_of(bank: Bank) -> Cells:
     if bank.screen.cells is None or not len(bank.screen.cells.treated):
-        msg = "`pt_rag` learns from cells, of which the reference holds none. Build it with `max_cells` above 0."
-        raise ValueError(msg)
+        raise ValueError(
+            "`pt_rag` learns from cells, of which the reference holds none. Build it with `max_cells` above 0."
+        )
     return bank.screen.cells
 
 

@@ -15,18 +15,14 @@ and no statistics of the batch in prediction.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ragst_sd.retrieval.gate import entmax, include
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
 
 # Of the network that reads responses: width of phi at most, and the sharpness that training starts with.
 _MAX_WIDTH, _SHARPNESS = 64, 12.0

@@ -13,26 +13,20 @@ ridge regressions. A perturbation without an embedding has f = 0.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ragst_sd.retrieval.bank import Query
+from ragst_sd.retrieval.bank import Bank, Query, Run, Selection
 from ragst_sd.retrieval.loop import optimise, seeded
 from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.retrieval.pt_rag_model import PtRagResponses, at_state, net_arrays, net_from_arrays
 from ragst_sd.retrieval.response_phi import fit_space, place_states, unit
-from ragst_sd.retrieval.responses import cite, grouped, pool_mean, relative
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from torch import Tensor
-
-    from ragst_sd.retrieval.bank import Bank, Run, Selection
-    from ragst_sd.retrieval.responses import Group
+from ragst_sd.retrieval.responses import Group, cite, grouped, pool_mean, relative
 
 _COMPONENTS = 100
 _HELD_OUT = 5
@@ -75,11 +69,10 @@ def fit_responses(bank: Bank, run: Run) -> dict[str, Any]:
     """
     options, space = run.options, fit_space(bank, 1)
     if not bank.key.shape[1] and len(set(bank.screen.perturbed)) == len(bank):
-        msg = (
+        raise ValueError(
             "`pt_rag` has nothing to compare perturbations by: the reference has no embedding, and none of them was "
             "measured in two contexts. Build it with `embedding=`, or with the responses of another context."
         )
-        raise ValueError(msg)
     _, axes = fit_pca(relative(bank.values, bank.sections), _COMPONENTS)
     aware = bool(options.context_aware)
     parameters = {

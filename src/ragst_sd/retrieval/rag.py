@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from ragst_sd.retrieval.bank import Bank, Query, Run, Selection
 from ragst_sd.retrieval.blocks import in_blocks
 from ragst_sd.retrieval.centering import section_shifts
 from ragst_sd.retrieval.episodes import Episodes
 from ragst_sd.retrieval.evidence import cite
 from ragst_sd.retrieval.gate import GATES
-from ragst_sd.retrieval.loop import AdamW, optimise, seeded
+from ragst_sd.retrieval.loop import AdamW, History, optimise, seeded
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.model import Member, RetrievalModel, model_from_arrays, state_to_arrays
 from ragst_sd.retrieval.options import CitingOptions, choice, count, not_negative, positive, share, switch
@@ -23,12 +25,6 @@ from ragst_sd.retrieval.regression import fit_regression, regression_features
 from ragst_sd.retrieval.stack import nothing_cited, stacked
 from ragst_sd.retrieval.targets import best_step, held_out_splits, mean_curve
 from ragst_sd.retrieval.type_filter import fit_types, typed_queries
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ragst_sd.retrieval.bank import Bank, Query, Run, Selection
-    from ragst_sd.retrieval.loop import History
 
 logger = logging.getLogger(__name__)
 

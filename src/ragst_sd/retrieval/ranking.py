@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from ragst_sd.retrieval.eligibility import Eligibility
 from ragst_sd.retrieval.exact import as_float64
-
-if TYPE_CHECKING:
-    from ragst_sd.retrieval.eligibility import Eligibility
 
 _BLOCK_BYTES = 2**26
 _GPU_BLOCK_BYTES = 2**30

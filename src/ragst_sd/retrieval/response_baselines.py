@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ragst_sd.retrieval.bank import Answer
+from ragst_sd.retrieval.bank import Answer, Bank, Query, Selection
 from ragst_sd.retrieval.gate import distance_gate, uniform_gate
 from ragst_sd.retrieval.options import choice, count, numbers, positive, switch
 from ragst_sd.retrieval.responses import (
@@ -21,11 +22,6 @@ from ragst_sd.retrieval.responses import (
     select,
 )
 from ragst_sd.retrieval.search import Candidates
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from ragst_sd.retrieval.bank import Bank, Query, Selection
 
 _MAX_FOLDS = 20
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ragst_sd.retrieval.bank import Bank, Run
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.pt_rag import PtRagOptions, answer_pt_rag, fit_pt_rag, select_pt_rag
 from ragst_sd.retrieval.response_baselines import (
@@ -32,9 +33,6 @@ from ragst_sd.retrieval.response_rag import answer_rag, prepare_rag, select_rag
 from ragst_sd.retrieval.response_selection import ResponseRagOptions, fit_rag
 from ragst_sd.retrieval.response_shares import fit_stack, kernel_ridge, stack_of
 from ragst_sd.retrieval.responses import cited_response
-
-if TYPE_CHECKING:
-    from ragst_sd.retrieval.bank import Bank, Run
 
 
 def _keep(bank: Bank, run: Run) -> dict[str, Any]:

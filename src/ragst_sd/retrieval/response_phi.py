@@ -9,17 +9,14 @@ genes, on e and on z e.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ragst_sd.retrieval.bank import Bank, Query
 from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.retrieval.responses import patterns, relative
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ragst_sd.retrieval.bank import Bank, Query
 
 _MAX_STATES = 4
 _RIDGE = 0.1

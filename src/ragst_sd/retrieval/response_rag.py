@@ -14,14 +14,15 @@ the rest of f the adjustment.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ragst_sd.retrieval.bank import Answer, Selection
+from ragst_sd.retrieval.bank import Answer, Bank, Query, Selection
 from ragst_sd.retrieval.gate import entmax
 from ragst_sd.retrieval.response_baselines import bilinear
 from ragst_sd.retrieval.response_phi import (
@@ -36,7 +37,7 @@ from ragst_sd.retrieval.response_phi import (
     place_states,
 )
 from ragst_sd.retrieval.response_shares import ALONE, by_gates_alone, stack_of
-from ragst_sd.retrieval.response_stack import MEASURED
+from ragst_sd.retrieval.response_stack import MEASURED, Stacked
 from ragst_sd.retrieval.responses import (
     candidates,
     cite,
@@ -48,12 +49,6 @@ from ragst_sd.retrieval.responses import (
     pool_mean,
     shortened,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ragst_sd.retrieval.bank import Bank, Query
-    from ragst_sd.retrieval.response_stack import Stacked
 
 _NOBODY = -1e9
 # Kind of query, the fields of a gate, two trusts and a share.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ragst_sd.retrieval.bank import Bank, Query, Run
 from ragst_sd.retrieval.options import count, numbers, positive
 from ragst_sd.retrieval.response_baselines import bilinear
 from ragst_sd.retrieval.response_phi import fit_space, place_states
@@ -23,11 +25,6 @@ from ragst_sd.retrieval.response_rag import (
 from ragst_sd.retrieval.response_shares import ALONE, fit_stack
 from ragst_sd.retrieval.response_stack import MEASURED
 from ragst_sd.retrieval.responses import ask_rows, closed_rows, familiar, pool_mean, shape_halves
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ragst_sd.retrieval.bank import Bank, Query, Run
 
 logger = logging.getLogger(__name__)
 

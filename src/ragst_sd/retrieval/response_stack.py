@@ -18,19 +18,16 @@ their median distance; k is their sum. Parts are
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from ragst_sd.retrieval.bank import Bank, Query
 from ragst_sd.retrieval.response_phi import doses, spanned, unit
 from ragst_sd.retrieval.responses import familiar, grouped, relative
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ragst_sd.retrieval.bank import Bank, Query
 
 CITED = ("knn", "moved", "copy")
 """Parts that read the responses of single rows."""

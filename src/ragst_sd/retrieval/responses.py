@@ -7,20 +7,16 @@ with :math:`\Delta_j` the measured responses of cited rows. Weights sum to one, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ragst_sd.retrieval.bank import Answer, Query, Selection
+from ragst_sd.retrieval.bank import Answer, Bank, Query, Selection
+from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.projection import largest_positive
 from ragst_sd.retrieval.search import Candidates, Eligibility, find_candidates
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from ragst_sd.retrieval.bank import Bank
-    from ragst_sd.retrieval.method import Method
 
 _MAX_COMPONENTS = 128
 

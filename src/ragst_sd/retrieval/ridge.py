@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ragst_sd.retrieval.bank import Bank, Run, Selection
 from ragst_sd.retrieval.evidence import mean_of_reference
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.options import Options, numbers
 from ragst_sd.retrieval.targets import held_out_splits
 from ragst_sd.retrieval.training import dense, mean_over_groups, variable_genes, within_section_pearson
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from ragst_sd.retrieval.bank import Bank, Run, Selection
 
 logger = logging.getLogger(__name__)
 

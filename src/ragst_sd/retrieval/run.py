@@ -110,11 +110,10 @@ def select(
         eligible = eligibility.of_groups().mask(first, slice(None))
         eligible = None if eligible.all() else eligible
         if eligible is not None and bank.lazy:
-            msg = (
+            raise ValueError(
                 f"The reference is lazy, and some of its rows may not be used: method {fit.method!r} solves its "
                 "regression again on the others, which needs all of them. Load it with `reference.to_memory()`."
             )
-            raise ValueError(msg)
     cites = (selection.weights > 0).any(axis=1, keepdims=True)
     grounding = grounding_of(
         bank,
@@ -141,8 +140,9 @@ def _candidates(
         return nearby, nearby if how == "nearest" else search(how=how)
     if how != "nearest" or backend == "pynndescent":
         what = "`backend='pynndescent'`" if how == "nearest" else f"method {bank.fit.method!r}"
-        msg = f"The reference is lazy, and {what} needs all of its rows. Load it with `reference.to_memory()`."
-        raise ValueError(msg)
+        raise ValueError(
+            f"The reference is lazy, and {what} needs all of its rows. Load it with `reference.to_memory()`."
+        )
     nearby = search_in_blocks(phi, bank.key, n_candidates, **options)
     return nearby, nearby
 

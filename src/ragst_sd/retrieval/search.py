@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from ragst_sd.retrieval.approximate import approximate_search, worth_a_graph
 from ragst_sd.retrieval.eligibility import Eligibility as Eligibility
 from ragst_sd.retrieval.exact import shortlist, unit_rows
 from ragst_sd.retrieval.ranking import rank, thorough
-
-if TYPE_CHECKING:
-    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -139,19 +137,16 @@ def search(
 def _checked(queries: np.ndarray, metric: str, backend: str) -> np.ndarray:
     """Queries in float64, of length one for the cosine."""
     if metric not in ("euclidean", "cosine"):
-        msg = f"`metric` is {metric!r}; it must be 'euclidean' or 'cosine'."
-        raise ValueError(msg)
+        raise ValueError(f"`metric` is {metric!r}; it must be 'euclidean' or 'cosine'.")
     if backend not in BACKENDS:
-        msg = f"`backend` is {backend!r}; it must be 'auto', 'exact' or 'pynndescent'."
-        raise ValueError(msg)
+        raise ValueError(f"`backend` is {backend!r}; it must be 'auto', 'exact' or 'pynndescent'.")
     queries = np.asarray(queries, dtype=np.float64)
     finite = np.isfinite(queries).all(axis=1)
     if not finite.all():
-        msg = (
+        raise ValueError(
             f"{int((~finite).sum())} of {len(queries)} queries hold NaN or infinite values (the first is "
             f"{int(np.argmin(finite))})."
         )
-        raise ValueError(msg)
     return unit_rows(queries) if metric == "cosine" else queries
 
 

@@ -6,6 +6,7 @@ other queries, nor on threads, nor on the order of the bank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,8 @@ import numpy as np
 from ragst_sd.retrieval.threads import on_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from scipy.sparse import csr_matrix
+
 
 _QUERIES_PER_CALL = 64
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from ragst_sd.retrieval.adjustment import apply_adjustment
-from ragst_sd.retrieval.bank import Answer, Selection
+from ragst_sd.retrieval.bank import Answer, Bank, Query, Selection
 from ragst_sd.retrieval.blocks import product_in_blocks
 from ragst_sd.retrieval.evidence import cited_mean
 from ragst_sd.retrieval.regression import REGRESSION
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ragst_sd.retrieval.bank import Bank, Query
 
 
 def stacked(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:

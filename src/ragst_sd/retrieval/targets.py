@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ragst_sd.retrieval.bank import Bank
+from ragst_sd.retrieval.loop import History
 from ragst_sd.retrieval.training import dense, mean_over_groups, variable_genes
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ragst_sd.retrieval.bank import Bank
-    from ragst_sd.retrieval.loop import History
 
 
 class Targets(NamedTuple):
@@ -36,11 +33,10 @@ def measured_everywhere(training: Bank, method: str) -> np.ndarray:
     """
     genes = np.flatnonzero(training.measured.all(axis=0))
     if not len(genes):
-        msg = (
+        raise ValueError(
             f"Method {method!r} learns from genes that every panel measured, and the {len(training.measured)} panels "
             "of this reference share none. Use method='knn', or leave out the panel that differs."
         )
-        raise ValueError(msg)
     return genes
 
 
@@ -57,8 +53,9 @@ def standardised_targets(training: Bank, rows: np.ndarray, n_genes: int, method:
     sd = values.std(axis=0)
     varies = sd > 1e-9
     if not varies.any():
-        msg = f"Method {method!r} has nothing to learn: none of the {len(genes)} genes tried varies within a section."
-        raise ValueError(msg)
+        raise ValueError(
+            f"Method {method!r} has nothing to learn: none of the {len(genes)} genes tried varies within a section."
+        )
     return Targets(genes[varies], values[:, varies] / sd[varies], sd[varies])
 
 

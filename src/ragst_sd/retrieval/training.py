@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ragst_sd.retrieval.bank import Bank
+from ragst_sd.retrieval.bank import Bank
 
 
 def dense(values: Any) -> np.ndarray:

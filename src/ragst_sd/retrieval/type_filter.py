@@ -10,16 +10,14 @@ will be at prediction.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.projection import project
 from ragst_sd.retrieval.ridge import fit_ridge
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _ALPHAS = tuple(float(alpha) for alpha in np.logspace(-3, 3, 13))
 # Share of the squared length of an input that types make up before training.
@@ -36,8 +34,7 @@ def fit_types(training: Bank) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """
     key = training.key
     if training.types is None:
-        msg = "Cell types are to be a condition of the search, but the rows have none."
-        raise ValueError(msg)
+        raise ValueError("Cell types are to be a condition of the search, but the rows have none.")
     known = np.isfinite(training.types).all(axis=1)
     roots = np.sqrt(np.where(known[:, None], training.types, 0.0))
     everything = _regression(training, key, roots, np.flatnonzero(known))

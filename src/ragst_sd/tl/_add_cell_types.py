@@ -121,8 +121,9 @@ def add_cell_types(
     """
     header = reference_header(reference)
     if adata_sc is None and fractions is None:
-        msg = "Neither single cells nor fractions are given: pass `adata_sc` with `cell_type_key=`, or `fractions=`."
-        raise ValueError(msg)
+        raise ValueError(
+            "Neither single cells nor fractions are given: pass `adata_sc` with `cell_type_key=`, or `fractions=`."
+        )
     require_positive(min_cells, "min_cells", whole=True)
     about: dict[str, Any] = {"schema_version": _keys.SCHEMA_VERSION, "source": _source(adata_sc, source)}
     cells = None
@@ -253,13 +254,15 @@ def _given(reference: AnnData, fractions: pd.DataFrame, cells: SingleCells | Non
         raise ValueError("`fractions` has duplicated rows or columns. Name every row and every cell type once.")
     of_one = set() if cells is None else set(names) ^ set(cells.names)
     if of_one:
-        msg = f"`fractions` and `adata_sc` have different cell types; only one of them has {listing(sorted(of_one))}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`fractions` and `adata_sc` have different cell types; only one of them has {listing(sorted(of_one))}."
+        )
     values = fractions.reindex(reference.obs_names).to_numpy(np.float64)
     complete = values[np.isfinite(values).all(axis=1)]
     if np.isinf(values).any() or (complete < 0).any() or not len(complete):
-        msg = "`fractions` holds negative or infinite values, or no row without NaN; give fractions or abundances."
-        raise ValueError(msg)
+        raise ValueError(
+            "`fractions` holds negative or infinite values, or no row without NaN; give fractions or abundances."
+        )
     if not known.all():
         logger.warning("`fractions` lack %d of %d rows of the reference.", int((~known).sum()), reference.n_obs)
     total = values.sum(axis=1, keepdims=True)
@@ -293,8 +296,9 @@ def read_single_cells(
     """
     require_type(adata_sc, AnnData, "adata_sc", "Single cells with their types in `.obs`.")
     if cell_type_key is None:
-        msg = f"`cell_type_key` is missing; name the column of `adata_sc.obs` with cell types: {listing(adata_sc.obs)}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`cell_type_key` is missing; name the column of `adata_sc.obs` with cell types: {listing(adata_sc.obs)}."
+        )
     require_key(cell_type_key, adata_sc.obs, "adata_sc.obs", "`cell_type_key` names the column with cell types.")
     layers = listing(name for name in adata_sc.layers if name)
     counts = stored_expression(adata_sc, layer, "adata_sc", f"Name a layer with counts: {layers}.")

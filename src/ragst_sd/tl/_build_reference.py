@@ -161,8 +161,9 @@ def build_reference(
     obs = as_names(obs)
     taken = [name for name in obs if name in (_keys.DONOR, _keys.SAMPLE, _keys.PANEL, _keys.X_UM, _keys.Y_UM)]
     if taken:
-        msg = f"`obs` names {listing(taken)}, which the reference fills itself. Rename your column to keep it."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`obs` names {listing(taken)}, which the reference fills itself. Rename your column to keep it."
+        )
     require_known(sources or {}, named, "sources", " names samples")
     for sample, given in (sources or {}).items():
         require_known(given, _sections.SOURCE_FIELDS, f"sources[{sample!r}]", " has unknown fields")

@@ -130,8 +130,9 @@ def calibrate(
     bank = open_bank(reference)
     wanted = np.unique(np.atleast_1d(np.asarray(levels, dtype=np.float64)))
     if not len(wanted) or not ((wanted > 0) & (wanted < 1)).all():
-        msg = f"`levels` is {listing(wanted.tolist())}; name coverages above 0 and below 1, for instance 0.9."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`levels` is {listing(wanted.tolist())}; name coverages above 0 and below 1, for instance 0.9."
+        )
     require_positive(n_folds, "n_folds", whole=True)
     if n_folds < 2:
         raise ValueError(f"`n_folds` is {n_folds}; it must be at least 2, since one fold is predicted from the others.")

@@ -209,8 +209,6 @@ def cross_validate(
     >>> sorted(pearson.groupby(["method", "fold"])["value"].mean().index.levels[1])
     ['donor1', 'donor2', 'donor3']
     """
-    import pandas as pd
-
     bank = open_bank(reference, fitted=False, whole=False)
     methods, options = _check_methods(methods, options)
     require_positive(n_genes, "n_genes", whole=True)

@@ -113,8 +113,9 @@ def gene_sets_of(
     if GENE_SETS not in metrics:
         return None
     if gmt is None:
-        msg = f"`metrics`: {GENE_SETS!r} needs gene sets. Give a GMT file or a mapping from set to genes with `gmt=`."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`metrics`: {GENE_SETS!r} needs gene sets. Give a GMT file or a mapping from set to genes with `gmt=`."
+        )
     sets = read_gene_sets(gmt, "gmt")
     if not any(len(own.intersection(genes)) >= _FEWEST_IN_SET for own in sets.values()):
         some = [gene for own in sets.values() for gene in sorted(own)]

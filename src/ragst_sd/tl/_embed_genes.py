@@ -7,19 +7,15 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import scipy.sparse as sp
 
 from ragst_sd._gene_embedding import embedding_table
 from ragst_sd._validate import listing, require_positive, require_some, require_type
 from ragst_sd.tl._gene_network import read_edges, spectral_embedding
-
-if TYPE_CHECKING:
-    from typing import Any
-
-    import pandas as pd
-    import scipy.sparse as sp
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +102,6 @@ def embed_genes(
     >>> both.attrs["parts"]
     {'sets': 2, 'network': 1}
     """
-    import pandas as pd
-
     kinds = (str, os.PathLike, Mapping, pd.DataFrame, Sequence)
     todo = "Give gene sets, a network as a data frame of edges, vectors, or several of them."
     require_type(data, kinds, "data", todo)
@@ -127,8 +121,6 @@ def embed_genes(
 
 def _several(data: Any) -> dict[str, Any] | None:
     """What is to be embedded by name, where there are several; `None` for one."""
-    import pandas as pd
-
     if isinstance(data, Mapping):
         kinds = (pd.DataFrame, os.PathLike, Mapping)
         return {str(n): x for n, x in data.items()} if any(isinstance(x, kinds) for x in data.values()) else None
@@ -139,8 +131,6 @@ def _several(data: Any) -> dict[str, Any] | None:
 
 def _one(data: Any, n_components: int, min_terms: int) -> pd.DataFrame:
     """Embedding by gene sets, by a network, or vectors as they are."""
-    import pandas as pd
-
     if not isinstance(data, pd.DataFrame):
         return _of_sets(data, n_components, min_terms)
     numbers = [pd.api.types.is_numeric_dtype(kind) for kind in data.dtypes]
@@ -152,26 +142,25 @@ def _one(data: Any, n_components: int, min_terms: int) -> pd.DataFrame:
         frame.attrs["name"] = table["name"]
         return frame
     if len(numbers) not in (2, 3) or any(numbers[:2]) or not all(numbers[2:]):
-        msg = (
+        raise ValueError(
             f"`data` is a data frame with columns {listing(data.columns)}. Edges have two columns of genes and one of "
             "weights; vectors have numbers only, with genes as index."
         )
-        raise ValueError(msg)
     return _of_network(data, n_components)
 
 
 def _of_network(data: pd.DataFrame, n_components: int) -> pd.DataFrame:
     genes, weights = read_edges(data)
     if n_components >= len(genes):
-        msg = f"`n_components` is {n_components}; a network of {len(genes)} genes allows {len(genes) - 1} at most."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`n_components` is {n_components}; a network of {len(genes)} genes allows {len(genes) - 1} at most."
+        )
     found = spectral_embedding(weights, n_components)
     if not found.shape[1]:
-        msg = (
+        raise ValueError(
             f"The network in `data` ({len(genes)} genes, {weights.nnz // 2} edges) has no groups of genes: how many edges "
             "each gene has says all there is to say. Give more edges, or gene sets."
         )
-        raise ValueError(msg)
     logger.info(
         "Embedded a network of %d genes and %d edges in %d components.", len(genes), weights.nnz // 2, found.shape[1]
     )
@@ -180,8 +169,6 @@ def _of_network(data: pd.DataFrame, n_components: int) -> pd.DataFrame:
 
 def _frame(found: np.ndarray, genes: Sequence[str] | np.ndarray, name: str) -> pd.DataFrame:
     """Rows of unit length, without genes that the components do not hold."""
-    import pandas as pd
-
     length = np.linalg.norm(found, axis=1)
     kept = length > _MIN_LENGTH
     frame = pd.DataFrame(
@@ -195,13 +182,12 @@ def _frame(found: np.ndarray, genes: Sequence[str] | np.ndarray, name: str) -> p
 
 def _side_by_side(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Embeddings of the genes that all parts have, each centred and scaled to a variance of 1 in all."""
-    import pandas as pd
-
     genes = sorted(set.intersection(*(set(part.index) for part in parts.values())))
     if len(genes) < 2:
         sizes = ", ".join(f"{name!r}: {len(part)} such as {part.index[0]!r}" for name, part in parts.items())
-        msg = f"The embeddings in `data` share {len(genes)} genes ({sizes}). Name genes alike in all of them."
-        raise ValueError(msg)
+        raise ValueError(
+            f"The embeddings in `data` share {len(genes)} genes ({sizes}). Name genes alike in all of them."
+        )
     scaled = []
     for name, part in parts.items():
         if len(part) > len(genes):
@@ -226,11 +212,10 @@ def _of_sets(data: str | os.PathLike[str] | Mapping[str, Any], n_components: int
     name = "gene sets" if isinstance(data, Mapping) else Path(data).name
     genes, n_rare, matrix = _weighted(sets, min_terms)
     if n_components >= min(matrix.shape):
-        msg = (
+        raise ValueError(
             f"`n_components` is {n_components}; {matrix.shape[0]} genes in {matrix.shape[1]} sets of two or more of "
             f"them allow {min(matrix.shape) - 1} at most."
         )
-        raise ValueError(msg)
     svd = TruncatedSVD(n_components=n_components, n_iter=10, random_state=0)
     frame = _frame(svd.fit_transform(matrix), genes, f"{name}, SVD")
     explained = float(svd.explained_variance_ratio_.sum())
@@ -260,15 +245,13 @@ def read_gene_sets(sets: str | os.PathLike[str] | Mapping[str, Any], argument: s
 def _from_mapping(sets: Mapping[str, Sequence[str]], argument: str) -> dict[str, set[str]]:
     text = [name for name, genes in sets.items() if isinstance(genes, str)]
     if text:
-        msg = f"`{argument}`: set {text[0]!r} is a string; give a list of genes."
-        raise ValueError(msg)
+        raise ValueError(f"`{argument}`: set {text[0]!r} is a string; give a list of genes.")
     return {str(name): {str(gene) for gene in genes} for name, genes in sets.items()}
 
 
 def _read(path: Path, argument: str) -> dict[str, set[str]]:
     if not path.is_file():
-        msg = f"`{argument}`: {path} does not exist or is no file."
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"`{argument}`: {path} does not exist or is no file.")
     sets: dict[str, set[str]] = {}
     opening = gzip.open if path.suffix == ".gz" else open
     with opening(path, "rt", encoding="utf-8") as lines:
@@ -277,11 +260,10 @@ def _read(path: Path, argument: str) -> dict[str, set[str]]:
                 continue
             fields = line.rstrip("\r\n").split("\t")
             if len(fields) < 3:
-                msg = (
+                raise ValueError(
                     f"{path}, line {number}: {len(fields)} fields, but a line of a GMT file has a name, a "
                     f"description and genes, separated by tabs (found {line.strip()[:60]!r})."
                 )
-                raise ValueError(msg)
             genes = {field.split(",")[0].strip() for field in fields[2:]}
             sets.setdefault(fields[0], set()).update(genes)
     return sets
@@ -289,7 +271,6 @@ def _read(path: Path, argument: str) -> dict[str, set[str]]:
 
 def _weighted(sets: Mapping[str, set[str]], min_terms: int) -> tuple[list[str], int, sp.csr_matrix]:
     """Genes in enough sets, the number of the others, and (genes, sets) inverse frequencies in rows of unit length."""
-    import scipy.sparse as sp
     from sklearn.preprocessing import MultiLabelBinarizer, normalize
 
     members = [genes - {""} for _, genes in sorted(sets.items())]
@@ -305,10 +286,9 @@ def _weighted(sets: Mapping[str, set[str]], min_terms: int) -> tuple[list[str], 
     placed = np.asarray(kept.sum(axis=1)).ravel() > 0
     genes = list(everyone[enough][placed])
     if not genes:
-        msg = (
+        raise ValueError(
             f"`data`: of {len(everyone)} genes in {len(members)} sets none is in {min_terms} sets that it shares "
             "with others."
         )
-        raise ValueError(msg)
     weighted = kept[placed] @ sp.diags(np.log(len(genes) / size))
     return genes, len(everyone) - len(genes), normalize(sp.csr_matrix(weighted))

@@ -235,8 +235,9 @@ def _tables(data: AnnData | Mapping[str, AnnData]) -> tuple[dict[str, AnnData], 
     for name, table in given.items():
         alike = all(headers[name][field] == headers[first][field] for field in ("unit", "control"))
         if not alike or list(table.var_names) != list(given[first].var_names):
-            msg = f"The tables {first!r} and {name!r} differ in genes, unit or control. Compare them one by one."
-            raise ValueError(msg)
+            raise ValueError(
+                f"The tables {first!r} and {name!r} differ in genes, unit or control. Compare them one by one."
+            )
     return given, headers[first]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._reference import fit_hash, is_perturbation
@@ -14,11 +16,6 @@ from ragst_sd._settings import resolve_device, settings
 from ragst_sd._validate import as_seed, require_choice
 from ragst_sd.tl._fit_perturbation import fit_perturbation
 from ragst_sd.tl._fit_record import write_fit
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +152,9 @@ def fit(
     metric = "euclidean" if metric is None else metric
     require_choice(metric, METRICS, "metric")
     if metric != "euclidean" and METHODS[method].place is not None:
-        msg = f"`metric` is {metric!r}, but method {method!r} learns a space with euclidean distances. Leave it out."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`metric` is {metric!r}, but method {method!r} learns a space with euclidean distances. Leave it out."
+        )
     if run.device == "cpu":
         quicker = f"`method='knn'` takes about {in_words(expected_seconds(['knn'], len(bank)))}."
         say_if_long(expected_seconds([method], len(bank)), f"Fitting {method!r} on {len(bank):,} rows", quicker)

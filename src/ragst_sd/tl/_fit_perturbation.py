@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank, with_cells
@@ -14,14 +16,9 @@ from ragst_sd._reference import perturbation_fit_hash
 from ragst_sd._validate import listing, require_choice, require_key
 from ragst_sd.reference.header import Fit
 from ragst_sd.reference.schema import TASK
+from ragst_sd.retrieval.bank import Bank, Run
+from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 from ragst_sd.tl._fit_record import neighbor_counts, storable, write_fit
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from anndata import AnnData
-
-    from ragst_sd.retrieval.bank import Bank, Run
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +38,6 @@ def fit_perturbation(
 ) -> None:
     """Fit `method` and write `.obsm["retrieval_key"]` and `.uns["ragst"]["fit"]`; see :func:`ragst_sd.tl.fit`."""
     from ragst_sd.retrieval.options import resolve_options
-    from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
     from ragst_sd.tl._folds import group_codes
 
     bank = open_bank(reference, task=TASK, fitted=False)
@@ -84,16 +80,13 @@ def fit_perturbation(
 
 def _require_parts(bank: Bank, method: str) -> None:
     """Raise a `ValueError` if the method needs an embedding of genes, and the reference has none."""
-    from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
-
     known = RESPONSE_METHODS[method]
     # Given responses are compared by what other contexts say, too, by the methods that read them.
     needs = known.needs_embedding and (bank.screen.from_cells or not known.needs_cells)
     if needs and not bank.key.shape[1]:
         others = [name for name, one in RESPONSE_METHODS.items() if not one.needs_embedding]
-        msg = (
+        raise ValueError(
             f"The reference has no embedding of genes, and method {method!r} needs one. Build it with "
             "`rg.tl.build_perturbation_reference(responses, embedding=rg.tl.embed_genes(...))`, or fit a method that "
             f"needs none: {listing(others)}."
         )
-        raise ValueError(msg)

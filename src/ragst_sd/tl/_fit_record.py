@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._validate import require_positive
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from anndata import AnnData
-
-    from ragst_sd.retrieval.bank import Bank
+from ragst_sd.retrieval.bank import Bank
 
 logger = logging.getLogger(__name__)
 
@@ -29,16 +25,18 @@ def neighbor_counts(
             continue
         require_positive(value, name, whole=True)
         if value > n_rows:
-            msg = f"`{name}` is {value}, more than the {n_rows} rows of the reference. Ask for {n_rows} at most."
-            raise ValueError(msg)
+            raise ValueError(
+                f"`{name}` is {value}, more than the {n_rows} rows of the reference. Ask for {n_rows} at most."
+            )
     if n_neighbors is None:
         n_neighbors = min(cited, n_rows if n_candidates is None else n_candidates)
         logger.info("`n_neighbors` is %d.", n_neighbors)
     if n_candidates is None:
         n_candidates = max(n_neighbors, min(compared, n_rows))
     if n_candidates < n_neighbors:
-        msg = f"`n_candidates` is {n_candidates}, fewer than `n_neighbors` ({n_neighbors}) that are chosen from them."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`n_candidates` is {n_candidates}, fewer than `n_neighbors` ({n_neighbors}) that are chosen from them."
+        )
     return int(n_neighbors), int(n_candidates)
 
 

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ragst_sd._query import fit_state, state_of
 from ragst_sd.reference.header import Fit
 from ragst_sd.retrieval.appearance import calibrate_raw
+from ragst_sd.retrieval.bank import Bank, Run
 from ragst_sd.retrieval.grounding import calibrate_grounding
 from ragst_sd.retrieval.methods import METHODS, fit_method
 from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.tl._fit_record import neighbor_counts, storable
 from ragst_sd.tl._folds import fitting_folds
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ragst_sd.retrieval.bank import Bank, Run
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +59,7 @@ def fit_tissue(
         state = fit_state(training.obs, training.embedding, len(np.atleast_1d(bank.header.encoder["context"])))
     types = training.types if getattr(run.options, "cell_types", False) else None
     if getattr(run.options, "cell_types", False) and types is None:
-        msg = "`cell_types` is True, but the reference has no cell types. Run `rg.tl.add_cell_types` first."
-        raise ValueError(msg)
+        raise ValueError("`cell_types` is True, but the reference has no cell types. Run `rg.tl.add_cell_types` first.")
     training = replace(
         training,
         state=state_of(state, training.obs, training.embedding),

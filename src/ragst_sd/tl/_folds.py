@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.spatial import KDTree
 
 from ragst_sd import _keys
 from ragst_sd._labels import is_missing, labels
@@ -56,8 +57,9 @@ def group_codes(obs: pd.DataFrame, column: str) -> np.ndarray:
     names = labels(obs[column])
     n_missing = int(is_missing(names).sum())
     if n_missing:
-        msg = f"`reference.obs[{column!r}]` is empty in {n_missing} rows. Fill it in, or leave these rows out."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`reference.obs[{column!r}]` is empty in {n_missing} rows. Fill it in, or leave these rows out."
+        )
     return np.unique(names, return_inverse=True)[1]
 
 
@@ -163,8 +165,9 @@ def folds_of(
             raise ValueError("`margin_um` is the margin around blocks. Pass `split='block'`, or leave it out.")
         return outer_folds(bank, group_key, n_folds)
     if group_key is not None:
-        msg = f"`group_key` is {group_key!r}, but `split='block'` holds out parts of sections. Leave one of them out."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`group_key` is {group_key!r}, but `split='block'` holds out parts of sections. Leave one of them out."
+        )
     return block_folds(bank, margin_um)
 
 
@@ -250,8 +253,6 @@ def _margin(bank: Bank, sample: str, xy: np.ndarray, say: Callable[..., None]) -
 
 def _near(xy: np.ndarray, block: np.ndarray, margin: float) -> np.ndarray:
     """(n,) spots outside a block whose square fields of view reach into those of its spots."""
-    from scipy.spatial import KDTree
-
     if not block.any():
         return np.zeros(len(xy), dtype=bool)
     return ~block & (KDTree(xy[block]).query(xy, p=np.inf)[0] < margin)
@@ -276,8 +277,9 @@ def fewer_donors(bank: Bank, fold: Fold, numbers: int | Sequence[int] | None, rn
     order = np.random.default_rng(rng).permutation(np.unique(donors))
     possible = sorted({int(number) for number in asked if number <= len(order)})
     if not possible:
-        msg = f"`n_donors` is {asked}, but without {fold.name!r} {len(order)} donors are left. Ask for fewer."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`n_donors` is {asked}, but without {fold.name!r} {len(order)} donors are left. Ask for fewer."
+        )
     return [
         replace(fold, training=fold.training[np.isin(donors, order[:number])], n_donors=number) for number in possible
     ]
@@ -331,8 +333,9 @@ def most_variable(part: Bank, n_genes: int) -> list[str]:
     """The genes that vary most over a reference, among those that every panel measured; fewer where there are fewer."""
     everywhere = np.flatnonzero(part.measured.all(axis=0))
     if not len(everywhere):
-        msg = "No gene was measured by every panel that is trained on. Name the genes to score with `genes=`."
-        raise ValueError(msg)
+        raise ValueError(
+            "No gene was measured by every panel that is trained on. Name the genes to score with `genes=`."
+        )
     if len(everywhere) < n_genes:
         logger.info("%d genes were measured by every panel, fewer than `n_genes` (%d).", len(everywhere), n_genes)
     return list(part.genes[variable_genes(part.values, np.arange(len(part)), everywhere, n_genes)])

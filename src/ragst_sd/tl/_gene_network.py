@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
+from scipy.sparse.linalg import LinearOperator, eigsh
 
 from ragst_sd._labels import is_missing, labels
 from ragst_sd._validate import listing, require_some
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _POSITIVE = 1e-9
 # Proteins as STRING names them: taxon and Ensembl protein.
@@ -31,28 +28,28 @@ def read_edges(frame: pd.DataFrame) -> tuple[np.ndarray, sp.csr_matrix]:
     ends = [labels(frame.iloc[:, i]) for i in (0, 1)]
     nameless = frame.iloc[:, :2].isna().to_numpy().any(axis=1) | is_missing(ends[0]) | is_missing(ends[1])
     if nameless.any():
-        msg = f"{int(nameless.sum())} edges of `data` lead to an unknown gene (no name). Remove them, or name the gene."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{int(nameless.sum())} edges of `data` lead to an unknown gene (no name). Remove them, or name the gene."
+        )
     proteins = frame.iloc[:, :2].stack().astype(str).str.fullmatch(_PROTEIN)
     if proteins.any():
         found = frame.iloc[:, :2].stack()[proteins]
-        msg = (
+        raise ValueError(
             f"`data` names proteins ({listing(found.drop_duplicates())}), which are unknown genes to a screen. Write "
             "gene symbols: STRING's file `protein.info` has them as `preferred_name`."
         )
-        raise ValueError(msg)
     loops = ends[0] == ends[1]
     if loops.any():
-        msg = f"`data` has edges from a gene to itself: {listing(dict.fromkeys(ends[0][loops]))}. Remove these loops."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`data` has edges from a gene to itself: {listing(dict.fromkeys(ends[0][loops]))}. Remove these loops."
+        )
     weight = np.ones(len(frame)) if frame.shape[1] == 2 else frame.iloc[:, 2].to_numpy(dtype=np.float64)
     wrong = ~(np.isfinite(weight) & (weight > 0))
     if wrong.any():
-        msg = (
+        raise ValueError(
             f"{int(wrong.sum())} edges of `data` have a weight that is no finite number above 0 "
             f"({listing(dict.fromkeys(weight[wrong].tolist()))}). Remove them."
         )
-        raise ValueError(msg)
     genes, codes = np.unique(np.concatenate(ends).astype(str), return_inverse=True)
     first, second = np.sort(codes.reshape(2, -1), axis=0)
     # The last of equal edges stays, which is the heaviest.
@@ -69,8 +66,6 @@ def spectral_embedding(weights: sp.csr_matrix, n_components: int) -> np.ndarray:
     Of the symmetric form of the walk what the degrees alone explain is taken off, which is the modularity of the
     network; components of negative eigenvalues, in which neighbours differ, are left out.
     """
-    from scipy.sparse.linalg import LinearOperator, eigsh
-
     degree = np.asarray(weights.sum(axis=1)).ravel()
     scale = sp.diags(1 / np.sqrt(degree))
     walk = sp.csr_matrix(scale @ weights @ scale)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 from anndata import AnnData
-from spatialdata import SpatialData
+from spatialdata import SpatialData, sanitize_name
+from tqdm.auto import tqdm
 
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata, shared_coordinate_system
@@ -147,8 +148,6 @@ def perturb_tissue(
     >>> "response" in sdata.tables["perturbed"].layers
     True
     """
-    from tqdm.auto import tqdm
-
     require_sdata(sdata)
     task = open_task(reference, exclude, n_neighbors, where)
     if task.bank.header.from_responses:
@@ -253,8 +252,6 @@ def _log(name: str, table: AnnData) -> None:
 
 def _keys_added(sdata: SpatialData, names: list[str], key_added: str) -> dict[str, str]:
     """Name of the table of each perturbation, none of which is anybody else's."""
-    from spatialdata import sanitize_name
-
     keys = {
         name: key_added if len(names) == 1 else sanitize_name(f"{key_added}_{name.replace('+', '_')}") for name in names
     }

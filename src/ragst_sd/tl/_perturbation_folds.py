@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+import anndata as ad
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_choice, require_positive, require_type
 from ragst_sd.reference.responses import components, halves
 from ragst_sd.tl._perturbation_cells import NAME_THEM, control_labels, read_labels
 from ragst_sd.tl._response_table import one_row_each, with_labels
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import pandas as pd
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -103,14 +100,10 @@ def perturbation_folds(
     >>> list(folds["A"])[4:]
     ['test', 'test', 'train', 'train']
     """
-    import anndata as ad
-    import pandas as pd
-
     require_type(adata, (ad.AnnData, pd.DataFrame), "adata")
     require_choice(split, SPLITS, "split")
     if not isinstance(few_shot, int | float) or not 0 <= few_shot < 1:
-        msg = f"`few_shot` is {few_shot!r}; it must be a number from 0 to below 1."
-        raise ValueError(msg)
+        raise ValueError(f"`few_shot` is {few_shot!r}; it must be a number from 0 to below 1.")
     if isinstance(adata, pd.DataFrame):
         index, responses = adata.index, True
         # One row for each response, however many lines it has, so that the draws are those of an AnnData.
@@ -144,8 +137,7 @@ def perturbation_folds(
         held = _here(labels, control, n_folds, generator)
     else:
         if n_folds is not None:
-            msg = f"`n_folds` is {n_folds}, but split {split!r} has one fold per context. Leave it out."
-            raise ValueError(msg)
+            raise ValueError(f"`n_folds` is {n_folds}, but split {split!r} has one fold per context. Leave it out.")
         held = _contexts(labels, control, few_shot, everywhere=split == "both", rng=generator)
     roles = ["train", "test", *([] if responses else ["control_train", "control_test"]), "unused"]
     columns = {}
@@ -167,10 +159,9 @@ def _perturbations(
         require_positive(n_folds, "n_folds", whole=True)
     folds = len(names) if n_folds is None else int(n_folds)
     if not 2 <= folds <= len(names):
-        msg = (
+        raise ValueError(
             f"{len(names)} perturbations ({listing(names)}) cannot make {folds} folds: 2 to {len(names)} are possible."
         )
-        raise ValueError(msg)
     shuffled = names if n_folds is None else [names[i] for i in rng.permutation(len(names))]
     out = {}
     for fold in range(folds):
@@ -199,21 +190,19 @@ def _here(
     several = labels[treated].groupby(_keys.PERTURBATION)[_keys.CONTEXT].nunique() > 1
     shared = sorted(several.index[several])
     if not shared:
-        msg = (
+        raise ValueError(
             f"No perturbation was measured in two contexts ({listing(sorted(set(context)))}): nothing can be held out "
             "in one and seen in another. Name the contexts with `context_key=`, or use `split='perturbation'`."
         )
-        raise ValueError(msg)
     out = {}
     for name in sorted(set(context[treated & perturbation.isin(shared)])):
         here = treated & (context == name)
         own, measured = sorted(set(perturbation[here]) & set(shared)), sorted(set(perturbation[here]))
         if folds > len(own) or len(measured) < 2:
-            msg = (
+            raise ValueError(
                 f"Context {name!r} shares {len(own)} perturbations with others, too few for {folds} folds. Lower "
                 "`n_folds`."
             )
-            raise ValueError(msg)
         shuffled = [own[i] for i in rng.permutation(len(own))]
         for fold in range(folds):
             held = set(shuffled[fold::folds])
@@ -228,11 +217,10 @@ def _contexts(
     treated, perturbation = ~labels["control"], labels[_keys.PERTURBATION]
     contexts = sorted(set(labels[_keys.CONTEXT][treated]))
     if len(contexts) < 2:
-        msg = (
+        raise ValueError(
             f"There is one context ({listing(contexts)}); holding it out leaves nothing. Name the contexts with "
             "`context_key=`."
         )
-        raise ValueError(msg)
     out = {}
     for context in contexts:
         here = treated & (labels[_keys.CONTEXT] == context)
@@ -240,11 +228,10 @@ def _contexts(
         seen = round(few_shot * len(names))
         held = [names[i] for i in rng.permutation(len(names))[seen:]]
         if not held:
-            msg = (
+            raise ValueError(
                 f"Context {context!r} has {len(names)} perturbations, all of which `few_shot` {few_shot} shows. "
                 "Lower it."
             )
-            raise ValueError(msg)
         everybody = treated & perturbation.isin(held)
         elsewhere = set(perturbation[everybody & ~here])
         if not everywhere and len(elsewhere) < len(held):

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from anndata import AnnData
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist, pdist
+from scipy.stats import false_discovery_control, mannwhitneyu
 
 from ragst_sd import _keys
 from ragst_sd.reference.responses import CONTROL, components, halves, row_correlation
 from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from anndata import AnnData
-
     from ragst_sd.tl._measured_responses import Measured
     from ragst_sd.tl._response_metrics import MeasuredTable
+
 
 DISCRIMINATION = ("discrimination_score_l1", "discrimination_score_l2", "discrimination_score_cosine")
 OVERLAPS = tuple(f"{kind}_at_{k}" for kind in ("overlap", "precision") for k in ("N", "50", "100"))
@@ -252,8 +254,6 @@ def _distances(response: np.ndarray, others: np.ndarray, metric: str) -> np.ndar
 
 def differential_expression(cells: np.ndarray, controls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Difference of means and false discovery rate of each gene, by the rank-sum test of Mann and Whitney."""
-    from scipy.stats import false_discovery_control, mannwhitneyu
-
     varies = np.ptp(np.concatenate([cells, controls]), axis=0) > 0
     p = np.ones(cells.shape[1])
     if varies.any():
@@ -311,9 +311,6 @@ def distribution_distance(x: np.ndarray, y: np.ndarray, name: str) -> float:
         :math:`E\,k(x,x') + E\,k(y,y') - 2\,E\,k(x,y)` with :math:`k = \exp(-|a-b|^2 / 2 s^2)` and s the median distance
         among the cells y.
     """
-    from scipy.optimize import linear_sum_assignment
-    from scipy.spatial.distance import cdist, pdist
-
     between = cdist(x, y)
     if name == "energy":
         return float(2 * between.mean() - cdist(x, x).mean() - cdist(y, y).mean())

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+from spatialdata.models import TableModel
 
 from ragst_sd import _keys
 from ragst_sd._annotation import table_attrs
@@ -102,8 +103,6 @@ def tissue_table(
     settings: dict[str, Any],
 ) -> AnnData:
     """Assemble and validate the table of spots; see :func:`ragst_sd.tl.perturb` for its fields."""
-    from spatialdata.models import TableModel
-
     attrs = table_attrs(source.table)
     columns = [attrs["region_key"], attrs["instance_key"]]
     columns += [x for x in (_keys.DONOR, _keys.SAMPLE, _keys.OUT_OF_REFERENCE) if x in source.table.obs]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank
@@ -21,22 +25,13 @@ from ragst_sd._settings import resolve_device
 from ragst_sd._several import over_sections
 from ragst_sd._validate import listing, require_choice, require_key
 from ragst_sd._workers import spread_blocks
-from ragst_sd.retrieval.run import part_of, select
+from ragst_sd.retrieval.run import Values, part_of, select
 from ragst_sd.retrieval.run import predict as run
 from ragst_sd.retrieval.search import BACKENDS
 from ragst_sd.tl._intervals import check_level, check_split, interval_rule
 from ragst_sd.tl._predict_store import fill_store, finish, new_store, opened
 from ragst_sd.tl._predicted_table import predicted_table
 from ragst_sd.tl._scrna_genes import cited_fractions, wanted_genes, with_cell_types
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
-
-    from anndata import AnnData
-    from spatialdata import SpatialData
-
-    from ragst_sd.retrieval.run import Values
 
 logger = logging.getLogger(__name__)
 
@@ -186,11 +181,10 @@ def predict(
     log_unknown_origin(query.header)
     wanted = wanted_genes(bank, genes)
     if store is not None and wanted.scrna:
-        msg = (
+        raise ValueError(
             f"`store` is given, and `genes` names {listing(wanted.scrna)}, which only single cells measured: these "
             "are given in memory only. Leave them out, or predict without `store`."
         )
-        raise ValueError(msg)
     check_fewer(n_neighbors, bank.fit.n_neighbors)
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     donor_key = _donor_column(query.table, donor_key, bank.header.donor_key)
@@ -267,8 +261,9 @@ def _affordable(eligible: np.ndarray, asked: int | None, fitted: int) -> int:
     fewest = int(eligible.min())
     if asked is not None:
         if asked > fewest:
-            msg = f"`n_neighbors` is {asked}, but only {fewest} rows are eligible. Ask for {fewest} at most."
-            raise ValueError(msg)
+            raise ValueError(
+                f"`n_neighbors` is {asked}, but only {fewest} rows are eligible. Ask for {fewest} at most."
+            )
         return int(asked)
     if fewest < fitted:
         logger.info("For some spots only %d rows are eligible; %d neighbours were fitted.", fewest, fitted)

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anndata as ad
 import numpy as np
+import zarr
+from anndata import AnnData
 
 from ragst_sd import _keys
-from ragst_sd._fields import TISSUE, stored_fields
+from ragst_sd._fields import TISSUE, Field, stored_fields
 from ragst_sd._replacing import fresh_folder, link_target, locked, recover, without_notices
 from ragst_sd._workers import spread_blocks
-from ragst_sd.retrieval.run import blocks_of_queries, values_of
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator
-
-    from anndata import AnnData
-
-    from ragst_sd._fields import Field
-    from ragst_sd.retrieval.bank import Selection
-    from ragst_sd.retrieval.run import Part, Values
+from ragst_sd.retrieval.bank import Selection
+from ragst_sd.retrieval.run import Part, Values, blocks_of_queries, values_of
 
 # A chunk holds all spots of a block, so that no two blocks, and no two workers, write to the same one.
 _CHUNK_GENES = 4096
@@ -42,24 +37,20 @@ def new_store(path: str | os.PathLike[str], n: int, n_genes: int, *, intervals: 
     ValueError
         If `path` lies inside another store, which cannot be read with a folder in it that it does not know of.
     """
-    import zarr
-
     path = link_target(Path(path))
     outer = [one for one in path.absolute().parents if (one / "zarr.json").exists() or (one / ".zgroup").exists()]
     if outer:
-        msg = (
+        raise ValueError(
             f"{path} lies inside the store {outer[-1]}, which could not be read any more with an unregistered table. "
             "Choose a `store` outside, or predict without `store` and call `rg.io.write_table`."
         )
-        raise ValueError(msg)
     with locked(path, "predicted into"):
         recover(path)
         if path.exists() and not (path / "uns" / _keys.RETRIEVAL).is_dir():
-            msg = (
+            raise FileExistsError(
                 f"{path} exists and is not a table that `rg.tl.predict` wrote; it is not replaced. Choose another "
                 "`store`."
             )
-            raise FileExistsError(msg)
         with fresh_folder(path) as place:
             group = zarr.open_group(place, mode="w", zarr_format=3)
             group.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
@@ -80,8 +71,6 @@ def new_store(path: str | os.PathLike[str], n: int, n_genes: int, *, intervals: 
 
 def fill_store(place: Path, part: Part, selection: Selection, finite: np.ndarray) -> Values:
     """Write all blocks, here or on the workers of a cluster, and give the table's arrays as they lie on disk."""
-    import zarr
-
     n = len(selection.rows)
     blocks = blocks_of_queries(n, len(part.genes))
     tasks = ((queries.start, selection.some(queries), finite[queries]) for queries in blocks)
@@ -100,8 +89,6 @@ def _path(one: Field) -> str:
 
 def _fill_block(place: str, part: Part, task: tuple[int, Selection, np.ndarray]) -> np.ndarray:
     """Write one block; done twice it writes the same."""
-    import zarr
-
     start, selection, finite = task
     values = values_of(part, selection)
     group: Any = zarr.open_group(place, mode="r+")
@@ -114,8 +101,6 @@ def _fill_block(place: str, part: Part, task: tuple[int, Selection, np.ndarray])
 
 def finish(place: Path, table: AnnData) -> None:
     """Write all parts of the table that are in memory beside the arrays on disk."""
-    import zarr
-
     group = zarr.open_group(place, mode="r+")
     with without_notices():
         for name in ("obs", "var"):

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import anndata as ad
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from spatialdata.models import TableModel
 
 from ragst_sd import _keys
 from ragst_sd._annotation import single_region, table_attrs
 from ragst_sd._bank import n_measured
 from ragst_sd._fields import TISSUE, fill
+from ragst_sd._query import Query
+from ragst_sd.retrieval.bank import Bank
+from ragst_sd.retrieval.conformal import IntervalRule
 from ragst_sd.retrieval.methods import METHODS
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from anndata import AnnData
-
-    from ragst_sd._query import Query
-    from ragst_sd.retrieval.bank import Bank
-    from ragst_sd.retrieval.conformal import IntervalRule
-    from ragst_sd.retrieval.run import Selected, Values
+from ragst_sd.retrieval.run import Selected, Values
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +43,6 @@ def predicted_table(
     split: str,
 ) -> AnnData:
     """Assemble and validate the table; see :func:`ragst_sd.tl.predict` for its fields."""
-    import anndata as ad
-    from spatialdata.models import TableModel
-
     selection, grounding, outside = selected.selection, selected.grounding, ~query.finite
     rows = np.where(outside[:, None], -1, selection.rows)
     pointers, cited = cite_rows(bank.ids, bank.obs, rows, _CITED, _CITED_NUMBERS, bank.digests)

@@ -56,6 +56,7 @@ def register_method(name: str, method: Method) -> None:
     require_type(name, str, "name")
     require_type(method, Method, "method", "Make one with `ragst_sd.retrieval.method.Method`.")
     if not name or METHODS.get(name, method) is not method:
-        msg = f"`name` is {name!r}, which is {'taken' if name else 'empty'}; choose another than {listing(METHODS)}."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`name` is {name!r}, which is {'taken' if name else 'empty'}; choose another than {listing(METHODS)}."
+        )
     METHODS[name] = method

@@ -241,8 +241,9 @@ def given_responses(
     at = np.flatnonzero(use & ~few)
     one_row_of_each(labels.iloc[at], OF_ROWS)
     if not len(at):
-        msg = f"No response is left of {len(labels)} rows: all are controls, or rest on fewer than {min_cells} cells."
-        raise ValueError(msg)
+        raise ValueError(
+            f"No response is left of {len(labels)} rows: all are controls, or rest on fewer than {min_cells} cells."
+        )
     obs = row_labels(labels.iloc[at])
     obs[_keys.N_CELLS], obs[_keys.N_CONTROLS] = known[at], 0
     obs[_keys.RELIABILITY] = reliability[at]

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from scipy.spatial import KDTree
+from skimage.metrics import structural_similarity
 
 from ragst_sd._labels import labels as names_of
 from ragst_sd._metrics import pearson, varies
@@ -200,9 +202,6 @@ def _morans_i(graph: sp.csr_matrix, values: np.ndarray) -> np.ndarray:
 
 def _ssim(predicted: np.ndarray, truth: np.ndarray, about: About) -> dict[str, Any]:
     """Structural similarity of the maps of each gene, in units of its measured range, over the pixels with a spot."""
-    from scipy.spatial import KDTree
-    from skimage.metrics import structural_similarity
-
     assert about.positions is not None
     placed = np.isfinite(about.positions).all(axis=1)
     predicted, truth, positions = predicted[placed], truth[placed], about.positions[placed]

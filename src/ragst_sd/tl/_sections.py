@@ -89,8 +89,9 @@ def read_section(
     require_key(table_key, sdata.tables, f"{where}.tables")
     table = sdata.tables[table_key]
     if is_predicted(table):
-        msg = f"{where}: table {table_key!r} was predicted by `rg.tl.predict`; a reference holds measured tissue only."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{where}: table {table_key!r} was predicted by `rg.tl.predict`; a reference holds measured tissue only."
+        )
     todo = "Run `rg.pp.embed_tiles` first, or `rg.pp.use_features` with features that are there already."
     require_key(use_rep, table.obsm, f"{where}.tables[{table_key!r}].obsm", todo)
     todo = "Write the patient or animal into `obs['donor']`, or name the column that holds it with `donor_key=`."
@@ -211,8 +212,9 @@ def report_duplicates(prints: Sequence[Fingerprint], on_duplicate: str) -> None:
         return
     todo = "Give both the same donor, or leave one out: else one predicts the other, and accuracy is no evidence."
     if on_duplicate == "error":
-        msg = f"{' '.join(sentences)} {todo} If they are different tissue all the same, pass `on_duplicate='warn'`."
-        raise ValueError(msg)
+        raise ValueError(
+            f"{' '.join(sentences)} {todo} If they are different tissue all the same, pass `on_duplicate='warn'`."
+        )
     for sentence in sentences:
         logger.warning("%s %s", sentence, todo)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.spatial import cKDTree
 
 from ragst_sd._respond import Prepared, Responded, Task, at_once, prepare
 from ragst_sd.reference.header import ScreenHeader
@@ -38,8 +39,6 @@ def niches(xy: np.ndarray, names: np.ndarray, n_around: int) -> sp.csr_matrix:
 
     Of equally distant ones the first by name.
     """
-    from scipy.spatial import cKDTree
-
     n = len(xy)
     size = min(n_around, n - 1)
     distance, nearest = cKDTree(xy).query(xy, k=min(n, size + 1 + _SPARE))

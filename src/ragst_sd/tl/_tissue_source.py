@@ -108,8 +108,9 @@ def read_source(
     xy = xy[rows_in_order(table, table_key, region, index)]
     from_image = is_predicted(table)
     if from_image and (layer is not None or unit != "counts"):
-        msg = f"`{where}` was predicted by `rg.tl.predict`, which says its unit itself. Leave `layer` and `unit` out."
-        raise ValueError(msg)
+        raise ValueError(
+            f"`{where}` was predicted by `rg.tl.predict`, which says its unit itself. Leave `layer` and `unit` out."
+        )
     how = task.bank.header.normalization
     names = names_in(str(how["naming"]), table, "The screen", f"`{where}`")
     of_screen = list(task.bank.genes)

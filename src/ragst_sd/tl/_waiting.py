@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 
+from tqdm.auto import tqdm
+
 logger = logging.getLogger(__name__)
 
 # Seconds per row of a fit on two cores, at 1,536 features: `python benchmarks/seconds.py --only fit`.
@@ -37,8 +39,6 @@ def say_if_long(seconds: float, doing: str, quicker: str) -> None:
 @contextmanager
 def in_parts(total: int, *, show: bool) -> Iterator[Callable[[str], None]]:
     """A function to call before each part of a call: it says what is done now, and how much time is left."""
-    from tqdm.auto import tqdm
-
     start, numbers = time.monotonic(), count()
     with tqdm(total=total, bar_format="{desc} |{bar}| {n_fmt}/{total_fmt}", disable=not show) as bar:
 
