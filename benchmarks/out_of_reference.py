@@ -33,7 +33,7 @@ import ragst_sd as rg
 from ragst_sd import _keys
 from ragst_sd.image.texture import texture_names
 from ragst_sd.io import read_st
-from ragst_sd.retrieval.appearance import distance_by_feature
+from ragst_sd.retrieval.appearance import CLIP
 from ragst_sd.retrieval.grounding import FLAGGED
 
 SETS = ("mob", "mob2k", "her2st")
@@ -175,7 +175,11 @@ def score(sections: dict, reference, encoder: str) -> dict[str, float | str]:
 
 def feature_shares(embedding: np.ndarray, means: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
     """(d,) what each feature adds to the squared distances of some tiles to their nearest section, as shares of their sum."""
-    parts = np.stack([distance_by_feature(embedding, mean, parameters) for mean in means])
+    # In the notation of :mod:`ragst_sd.retrieval.appearance`, z_f [(I + C)^-1 z]_f of feature f.
+    scale, axes = np.asarray(parameters["scale"]), np.asarray(parameters["axes"])
+    inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
+    scaled = [np.clip((embedding - mean) * inverse, -CLIP, CLIP) for mean in means]
+    parts = np.stack([z * (z - ((z @ axes) * np.asarray(parameters["shrink"])) @ axes.T) for z in scaled])
     nearest = parts.sum(axis=2).argmin(axis=0)
     total = parts[nearest, np.arange(len(embedding))].sum(axis=0)
     return total / total.sum()

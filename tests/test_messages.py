@@ -24,11 +24,15 @@ PUBLIC = {
 FRAME = "tables and predictions name their coordinate system themselves"
 # A recipe holds arguments of these calls under their names.
 RECIPE = {"io.build_recipe": {"model", "model_kwargs", "password", "tile_px"}}
+FITTED = "a fit whose blocks are too small holds out sections, and logs its margin for debugging only"
 NEVER = {
     ("_elements.shared_coordinate_system", "coordinate_system"): FRAME,
     ("image.hub.LOCAL_ADVICE", "model_kwargs"): "what is no encoder comes with an advice of its own",
     ("retrieval.run._candidates", "backend"): "only who asks for a graph is told that it does not go",
     ("_truth.truth_table", "truth"): "pictures take a SpatialData only",
+    ("tl._folds._margin", "margin_um"): FITTED,
+    ("tl._folds.block_folds", "margin_um"): FITTED,
+    ("tl._folds.block_folds", "split"): FITTED,
     ("tl._response_table._NO_GENES", "genes"): "a table to compare with is read for the genes of the prediction",
 }
 

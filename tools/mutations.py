@@ -119,8 +119,8 @@ MUTATIONS = (
     Mutation(
         "own donor teaches",
         "episodes.py",
-        "reduce(torch.logical_or, (of_query",
-        "reduce(torch.logical_and, (of_query",
+        "(kinds[:, None] == kinds).any(dim=2)",
+        "(kinds[:, None] == kinds).all(dim=2)",
         "episodes",
     ),
     Mutation(

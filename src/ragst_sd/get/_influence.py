@@ -163,8 +163,7 @@ def influence(
     if genes is None:
         return pd.DataFrame([{**about, **overall} for about, overall, _ in lines])
     parts = [by_gene.assign(**about, gene=table.var_names[columns]) for about, _, by_gene in lines]
-    frame = pd.concat(parts, ignore_index=True)
-    return frame[["group", "gene", "n_rows", "n_spots", "weight", *_CHANGES]]
+    return pd.concat(parts, ignore_index=True)[["group", "gene", "n_rows", "n_spots", "weight", *_CHANGES]]
 
 
 def _groups(reference: AnnData, group_key: str) -> np.ndarray:

@@ -25,7 +25,7 @@ from ragst_sd.retrieval.targets import centred_within_sections
 # Directions along which tiles differ more than others do; beyond these, correlations hardly change the distance.
 _N_AXES = 128
 # A feature that hardly varies in the reference may be many spreads off in a single new tile.
-_CLIP = 10.0
+CLIP = 10.0
 # Share of a donor's tiles that may lie above the threshold, and share of donors that may have more of them there.
 _TILES = 0.05
 _DONORS = 0.1
@@ -131,7 +131,7 @@ def calibrate_appearance(
 
 def _squared(embedding: np.ndarray, mean: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
     r"""(n,) squared distance of each tile to one section: :math:`z^\top (I + C)^{-1} z`."""
-    z = np.clip((embedding - mean) * _inverse(np.asarray(parameters["scale"])), -_CLIP, _CLIP)
+    z = np.clip((embedding - mean) * _inverse(np.asarray(parameters["scale"])), -CLIP, CLIP)
     together = z @ np.asarray(parameters["axes"])
     return np.asarray(np.einsum("nd,nd->n", z, z) - together**2 @ np.asarray(parameters["shrink"]))
 
