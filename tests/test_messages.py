@@ -31,7 +31,6 @@ NEVER = {
     ("retrieval.run._candidates", "backend"): "only who asks for a graph is told that it does not go",
     ("_truth.truth_table", "truth"): "pictures take a SpatialData only",
     ("tl._folds._margin", "margin_um"): FITTED,
-    ("tl._folds.block_folds", "margin_um"): FITTED,
     ("tl._folds.block_folds", "split"): FITTED,
     ("tl._response_table._NO_GENES", "genes"): "a table to compare with is read for the genes of the prediction",
 }
