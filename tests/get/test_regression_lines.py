@@ -80,6 +80,16 @@ def test_lines_add_up(query, stack, restricted):
     np.testing.assert_allclose(rows["value"], stack[rows["reference"].to_numpy(), gene].X.toarray().ravel())
 
 
+@pytest.mark.parametrize("restricted", [{}, {"exclude": ()}])
+def test_lines_of_the_regression_alone_add_up(sections, query, _reference, quick, restricted):
+    reference = _reference.copy()
+    rg.tl.fit(reference, method="kernel_ridge", options=quick("kernel_ridge"), progress=False)
+    asked = sections["donor1"] if "exclude" in restricted else query
+    rg.tl.predict(asked, reference, **restricted)
+    lines_of(asked, reference)
+    lines_of(asked, reference, terms="all")
+
+
 def test_nothing_is_cited_where_the_regression_says_all(query, stack):
     change_fit(stack, retrieval_share=np.zeros(stack.n_vars))
     rg.tl.predict(query, stack)

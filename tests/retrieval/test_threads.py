@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -47,6 +48,35 @@ def test_linear_algebra_has_one_thread_inside_and_its_own_afterwards():
         with one_thread():
             assert set(blas()) == {1}
         assert blas() == before
+
+
+def test_calls_that_overlap_give_all_threads_back(allow):
+    def state():
+        return torch.get_num_threads(), [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+
+    allow(2)
+    before = state()
+    inside, ended = threading.Barrier(2, timeout=30), threading.Event()
+
+    def first():
+        with one_thread():
+            inside.wait()
+            inside.wait()
+        ended.set()
+
+    def second():
+        inside.wait()
+        with one_thread():
+            inside.wait()
+            assert ended.wait(30)
+        return torch.get_num_threads()
+
+    with ThreadPoolExecutor(2) as pool:
+        results = [pool.submit(call) for call in (first, second)]
+        assert results[1].result() == 2
+    assert state() == before
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2
 
 
 def test_pieces_come_in_their_order_from_several_threads(monkeypatch):

@@ -107,3 +107,16 @@ def test_without_types_they_cannot_count(training):
         fit_types(replace(training, types=None))
     with pytest.raises(ValueError, match="`cell_types` is 'yes'"):
         resolve_options(METHODS, "rag", {"cell_types": "yes"})
+
+
+def test_rows_beside_held_out_ones_do_not_teach_their_types(training, rng):
+    """Changing types in the margin of a fold changes nothing for the queries of that fold."""
+    beside = np.zeros((N, 4), dtype=bool)
+    beside[N // 4 : N // 2, 0] = True
+    with_margin = replace(training, beside=beside)
+    types = training.types.copy()
+    types[beside[:, 0]] = rng.permutation(types[beside[:, 0]])
+    (before, _, old), (after, _, new) = fit_types(with_margin), fit_types(replace(with_margin, types=types))
+    plain = [q / p["types_weight"] + p["types_mean"] for q, p in ((before, old), (after, new))]
+    np.testing.assert_allclose(plain[1][training.folds == 0], plain[0][training.folds == 0], atol=1e-9)
+    assert not np.allclose(plain[1][training.folds == 3], plain[0][training.folds == 3], atol=1e-3)

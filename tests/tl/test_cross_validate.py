@@ -208,6 +208,14 @@ def test_one_donor(three, caplog):
     assert "one donor only" in caplog.text
 
 
+def test_what_is_left_of_two_donors_is_divided_as_by_fit(three, caplog):
+    three.obs["donor"] = np.where(three.obs["donor"] == "donor3", "B", "A")
+    with caplog.at_level(logging.WARNING, logger="ragst_sd"):
+        cross_validate(three, methods="ridge", **FAST)
+    assert "Without 'B' one donor is left" in caplog.text
+    assert "a quarter of its sections is held out at a time" in caplog.text
+
+
 def test_one_section(three, caplog):
     part = three[(three.obs["donor"] == "donor1").to_numpy()].copy()
     with caplog.at_level(logging.WARNING, logger="ragst_sd"):

@@ -13,6 +13,7 @@ from ragst_sd._cell_types import measured_columns
 from ragst_sd._cited_values import level_means
 from ragst_sd.get._lines import lines_of
 from ragst_sd.retrieval.bank import Bank
+from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.regression import REGRESSION, row_weights
 from ragst_sd.retrieval.training import dense, reference_mean
 
@@ -117,6 +118,9 @@ def mean_of_stack(bank: Bank, header: dict[str, Any], table: AnnData, genes: pd.
     columns = measured_columns(bank.genes, genes, bank.header.cell_types)
     if bool(header["center_sections"]) or _keys.REGRESSION_ROWS not in header:
         levels, level_of = level_means(bank, header, table, genes)
+        if not METHODS[str(header["method"])].cites:
+            # The level of the query's own section moves what is cited, and nothing is.
+            levels = np.zeros_like(levels)
         return np.asarray(bank.fit.parameters["reference_mean"])[columns] + levels, level_of
     eligible, level_of = _eligible(bank, header, table, np.arange(table.n_obs))
     part = bank.at_genes(columns)

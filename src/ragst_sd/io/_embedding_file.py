@@ -44,6 +44,12 @@ class TileFeatures:
     mpp: float | None = None
     """Microns per pixel of a tile as the encoder saw it."""
 
+    def __post_init__(self) -> None:
+        """Files keep numbers as text, or as those of numpy."""
+        for name, kind in (("edge_px", float), ("tile_px", int), ("mpp", float)):
+            stated = getattr(self, name)
+            object.__setattr__(self, name, None if stated is None else kind(stated))
+
 
 def read_embedding_file(path: Path) -> TileFeatures:
     """Vectors, places and names of tiles, and what the attributes tell of them.

@@ -154,7 +154,7 @@ class Episodes:
 
 def _smallest(values: Tensor, k: int) -> Tensor:
     """(n, k) places of the smallest values in each row of (n, m), in any order."""
-    if values.is_cuda:
+    if values.device.type != "cpu":
         return values.topk(k, dim=1, largest=False, sorted=False).indices
     # Several times as quick as torch on a processor.
     return torch.from_numpy(np.argpartition(values.numpy(), k - 1, axis=1)[:, :k])

@@ -6,7 +6,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, suppress
+from threading import Lock, local
 from typing import TypeVar
 
 import torch
@@ -15,26 +16,68 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+class _Here(local):
+    """What is known in each thread by itself."""
+
+    inside = False
+
+
+class _Limit:
+    """The limit of the whole process while calls in several threads overlap.
+
+    The linear algebra of numpy heeds one thread at a time: the call that set its limit takes it back, and no other one.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.calls, self.n_threads, self.is_set = Lock(), 0, 1, False
+
+    def enter(self) -> ExitStack:
+        with self.lock:
+            if not self.calls:
+                self.n_threads = torch.get_num_threads()
+            self.calls += 1
+            limits = ExitStack()
+            if not self.is_set:
+                with suppress(ImportError):
+                    from threadpoolctl import threadpool_limits
+
+                    limits.callback(self._free)
+                    limits.enter_context(threadpool_limits(1, user_api="blas"))
+                    self.is_set = True
+        torch.set_num_threads(1)
+        return limits
+
+    def _free(self) -> None:
+        self.is_set = False
+
+    def leave(self, limits: ExitStack) -> None:
+        with self.lock:
+            self.calls -= 1
+            limits.close()
+            torch.set_num_threads(self.n_threads)
+
+
+_HERE, _LIMIT = _Here(), _Limit()
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Operators of torch and linear algebra of numpy run on one thread inside.
 
     Each step of a training is many products of small matrices. Threads that share one of them wait for one another,
     beside other programs for much longer than one thread takes. Sums then round alike whatever the number of threads.
+    Users call the package from threads of their own, so that calls may overlap.
     """
+    if _HERE.inside:
+        yield
+        return
+    limits = _LIMIT.enter()
+    _HERE.inside = True
     try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        limits = nullcontext()
-    else:
-        limits = threadpool_limits(1, user_api="blas")
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with limits:
-            yield
+        yield
     finally:
-        torch.set_num_threads(n_threads)
+        _HERE.inside = False
+        _LIMIT.leave(limits)
 
 
 def n_threads() -> int:
@@ -53,6 +96,12 @@ def on_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     return list(map(function, items) if len(items) <= 1 else side_by_side(function, items))
 
 
+def _stay_inside() -> None:
+    """A thread of the pool has the limit of the call that it works for."""
+    _HERE.inside = True
+    torch.set_num_threads(1)
+
+
 def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Yield what :func:`on_threads` gives, of which no more is made ahead than there are threads."""
     number = n_threads()
@@ -61,7 +110,7 @@ def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         return
     waiting: deque[Future[R]] = deque()
     # Each piece has one thread, so that no two share a product, inside as well.
-    with one_thread(), ThreadPoolExecutor(number) as pool:
+    with one_thread(), ThreadPoolExecutor(number, initializer=_stay_inside) as pool:
         for item in items:
             waiting.append(pool.submit(function, item))
             if len(waiting) > number:

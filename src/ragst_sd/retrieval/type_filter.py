@@ -41,7 +41,8 @@ def fit_types(training: Bank) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     predicted = _predict(everything, key)
     queries = predicted.copy()
     for fold in np.unique(training.folds):
-        others = np.flatnonzero(known & (training.folds != fold))
+        near = training.beside[:, fold] if training.beside is not None and fold >= 0 else False
+        others = np.flatnonzero(known & (training.folds != fold) & ~np.asarray(near))
         # With one group there is nobody else to learn from.
         if len(others) > 2:
             held = training.folds == fold

@@ -320,12 +320,11 @@ def training_part(bank: Bank, rows: np.ndarray, values: Any) -> Bank:
 
 
 def inner_group_key(training: pd.DataFrame, group_key: str | None, fold: str) -> str | None:
-    """What `fit` holds out inside: the outer groups if two are left, else donors, else sections, else what it finds."""
-    for column in (_keys.DONOR if group_key is None else group_key, _keys.DONOR, _keys.SAMPLE):
+    """What `fit` holds out inside: the outer groups if two are left, else donors, else what it finds itself."""
+    for column in (_keys.DONOR if group_key is None else group_key, _keys.DONOR):
         if len(set(labels(training[column]))) > 1:
-            if column == _keys.SAMPLE and group_key != _keys.SAMPLE:
-                logger.warning("Without %r one donor is left: its sections are held out to choose and calibrate.", fold)
             return column
+    logger.warning("Without %r one donor is left: parts of its sections are held out to choose.", fold)
     return None
 
 
