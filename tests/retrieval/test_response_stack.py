@@ -163,7 +163,7 @@ def test_shares_are_least_squares_drawn_towards_equal_ones(rng, n):
     s = total @ y / (total @ total)
     errors = (total * (y - s * total)).reshape(n, -1).sum(axis=1)
     expected *= 1 / (1 + (errors @ errors) / (total @ total) ** 2 / s**2)
-    shares = choose_shares([held(truth, weight=weight)], [[part] for part in parts])
+    shares = choose_shares([held(truth, weight=weight)], [[part] for part in parts], np.full(2, np.inf))
     np.testing.assert_allclose(shares, expected, rtol=1e-6)
     # Of many perturbations they are those of least squares, of few both parts have some.
     if n > 100:
@@ -174,17 +174,54 @@ def test_parts_that_agree_share_alike_and_none_is_led_by_what_is_zero(rng):
     truth = rng.normal(size=(12, 40))
     truth[0] = 0
     part = truth + rng.normal(size=truth.shape)
-    shares = choose_shares([held(truth)], [[part], [0.1 * part], [-part]])
+    shares = choose_shares([held(truth)], [[part], [0.1 * part], [-part]], np.full(3, np.inf))
     np.testing.assert_allclose(shares[0], 0.1 * shares[1], rtol=1e-6)
     assert 0.3 < shares[0] + 0.1 * shares[1] < 0.6 and not shares[2]
-    assert not choose_shares([held(truth)], [[-part]]).any()
+    assert not choose_shares([held(truth)], [[-part]], np.ones(1)).any()
 
 
 def test_little_is_added_of_what_few_perturbations_support(rng):
     noise = rng.normal(size=(8, 40))
     supported = np.array([1, -1, 1, 1, -1, 1, -1, 1.0])[:, None] * noise + 3 * rng.normal(size=(8, 40))
-    assert choose_shares([held(supported)], [[noise]])[0] < 0.1
-    assert choose_shares([held(noise + 0.1 * supported)], [[noise]])[0] > 0.9
+    assert choose_shares([held(supported)], [[noise]], np.ones(1))[0] < 0.1
+    assert choose_shares([held(noise + 0.1 * supported)], [[noise]], np.ones(1))[0] > 0.9
+
+
+def test_the_sum_is_at_most_an_average_of_what_was_measured(rng):
+    """Parts that are short on what is held out, since it is unlike all others, are not blown up."""
+    truth = rng.normal(size=(6, 40))
+    short, shrunk = 1e-4 * truth, 0.25 * truth + 0.01 * rng.normal(size=(6, 40))
+    assert choose_shares([held(truth)], [[short]], np.ones(1))[0] == pytest.approx(1)
+    both = choose_shares([held(truth)], [[short], [short]], np.ones(2))
+    assert both.sum() == pytest.approx(1)
+    # What a penalty has shrunk is undone.
+    assert choose_shares([held(truth)], [[shrunk]], np.array([9.0]))[0] == pytest.approx(4, rel=0.05)
+    assert choose_shares([held(truth)], [[shrunk]], np.array([3.0]))[0] == pytest.approx(3, rel=0.01)
+
+
+def test_what_one_perturbation_supports_is_the_mean(rng):
+    truth, part = rng.normal(size=(2, 3, 40))
+    part = truth + part
+    assert choose_shares([held(truth)], [[part]], np.ones(1))[0] > 0.3
+    # Of the others the part says nothing.
+    part[1:] = 0
+    assert not choose_shares([held(truth)], [[part]], np.ones(1)).any()
+    assert not choose_shares([held(truth[:1])], [[part[:1]]], np.ones(1)).any()
+
+
+def test_few_perturbations_do_not_make_long_responses():
+    """Three that point three ways, and one asked for that is like one of them."""
+    for seed in range(3):
+        generator = np.random.default_rng(seed)
+        bank = small_response_bank(generator)
+        bank = bank.at_rows(np.arange(3))
+        bank = replace(bank, key=np.eye(3, bank.key.shape[1]) + 0.01 * generator.normal(size=(3, bank.key.shape[1])))
+        method = RESPONSE_METHODS["rag"]
+        parameters = method.fit(bank, Run(resolve_options(RESPONSE_METHODS, "rag", None), n_neighbors=4))
+        asked = replace(ask(bank, [0]), perturbed=(("new",),), eligible=np.ones((1, 3), dtype=bool))
+        found = respond(method, parameters, bank, asked, 4)
+        added = found.evidence + found.adjustment - pool_mean(bank, asked)
+        assert np.linalg.norm(added) <= 1.1 * np.linalg.norm(bank.values - bank.values.mean(axis=0), axis=1).max()
 
 
 def test_combinations_with_measured_parts_have_shares_of_their_own(rng):

@@ -218,7 +218,10 @@ def choose_stack(
     found = [[one.predict(name, known, best, k) for one in held] for name in usable]
     if gated is not None:
         found.append([gated(one.bank, one.query) for one in held])
-    shares = np.ones(1) if parts == ("kernel_ridge",) else choose_shares(held, found)
+    # Ridge divides by one plus its penalty, on average.
+    penalty = {"learned": best.again, "kernel_ridge": best.alpha, "ridge": best.linear, "moved": best.linear}
+    most = np.array([1 + penalty.get(name, 0.0) for name in usable] + [1.0] * (gated is not None))
+    shares = np.ones(1) if parts == ("kernel_ridge",) else choose_shares(held, found, most)
     total = [sum(s * f[i] for s, f in zip(shares, found, strict=True)) for i in range(len(held))]
     gain, error = _cosine(held, total), _cosine(held, total, error=True)
     if not gain > error:
@@ -249,18 +252,21 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide((a * b).sum(axis=1), size, out=np.zeros(len(a)), where=size > _TINY)
 
 
-def choose_shares(held: list[Held], found: list[list[np.ndarray]]) -> np.ndarray:
+def choose_shares(held: list[Held], found: list[list[np.ndarray]], most: np.ndarray) -> np.ndarray:
     r"""Least squares of held-out responses on the parts, drawn towards equal shares, and all of them towards zero.
 
-    .. math:: \min_{v \ge 0} \sum_q \frac{w_q}{\|y_q\|} \Big\|y_q - \sum_i v_i c_i f_i\Big\|^2
-              + \lambda \sum_i (v_i - 1/m)^2, \qquad \pi_i = \frac{v_i c_i}{1 + (\sigma / s)^2}
+    .. math:: \min_{0 \le v_i \le b_i / c_i} \sum_q \frac{w_q}{\|y_q\|} \Big\|y_q - \sum_i v_i c_i f_i\Big\|^2
+              + \lambda \sum_i (v_i - 1/m)^2, \qquad
+              \pi_i = \frac{v_i c_i / \max(1, \sum_k v_k c_k / b_k)}{1 + (\sigma / s)^2}
 
-    with y relative to the mean, and :math:`c_i` the coefficient of part i by itself, of which m are above zero. Lambda
-    weighs as much as 5 perturbations. s is the coefficient of the sum, and :math:`\sigma` its standard error over
-    perturbations. Rows count by their size, between squared errors, which a few large responses lead, and
-    correlations, which count noise like signal.
+    with y relative to the mean, and :math:`c_i` the coefficient of part i by itself, at most :math:`b_i`, of which m
+    are above zero. Lambda weighs as much as 5 perturbations. b, called `most`, undoes what a penalty has shrunk, so that
+    the sum is at most an average of measured responses: parts that are short on held-out perturbations, which may be
+    unlike all others, need not be short on those asked for. s is the coefficient of the sum, and :math:`\sigma` its
+    standard error over perturbations, infinite if the parts say something of a single one. Rows count by their size,
+    between squared errors, which a few large responses lead, and correlations, which count noise like signal.
     """
-    from scipy.optimize import nnls
+    from scipy.optimize import lsq_linear
 
     stacked = np.concatenate([np.stack([of_part[i] for of_part in found]) for i in range(len(held))], axis=1)
     truth = np.concatenate([one.truth for one in held])
@@ -268,7 +274,7 @@ def choose_shares(held: list[Held], found: list[list[np.ndarray]]) -> np.ndarray
     weight = np.divide(weight, length, out=np.zeros_like(weight), where=length > _TINY)
     products = np.einsum("iqg,kqg,q->ik", stacked, stacked, weight, optimize=True)
     along, size = np.einsum("iqg,qg,q->i", stacked, truth, weight, optimize=True), np.diag(products)
-    own = np.divide(np.maximum(along, 0), size, out=np.zeros_like(along), where=size > _TINY)
+    own = np.minimum(np.divide(np.maximum(along, 0), size, out=np.zeros_like(along), where=size > _TINY), most)
     used, shares = np.flatnonzero(own), np.zeros(len(found))
     if not len(used):
         return shares
@@ -278,9 +284,12 @@ def choose_shares(held: list[Held], found: list[list[np.ndarray]]) -> np.ndarray
     penalty = _PRIOR / (group.max() + 1) * np.trace(scaled) / len(used)
     root = np.linalg.cholesky(scaled + penalty * np.eye(len(used)))
     aim = np.linalg.solve(root, along[used] * own[used] + penalty / len(used))
-    shares[used] = own[used] * nnls(root.T, aim)[0]
+    shares[used] = own[used] * lsq_linear(root.T, aim, (0, most[used] / own[used]), method="bvls").x
+    shares /= max(1.0, (shares / most).sum())
     total = np.tensordot(shares, stacked, 1)
     size, along = weight * (total**2).sum(axis=1), weight * (total * truth).sum(axis=1)
+    if len(np.unique(group[size > _TINY])) < 2:
+        return np.zeros_like(shares)
     s = along.sum() / max(size.sum(), _TINY)
     error = np.linalg.norm(np.bincount(group, along - s * size)) / max(size.sum(), _TINY)
     return shares * s**2 / max(s**2 + error**2, _TINY)
