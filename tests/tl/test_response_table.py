@@ -174,6 +174,30 @@ class TestBadInput:
             with pytest.raises(ValueError, match=r"`unit` is 'counts', the unit of cells.*`unit='log_fold_change'`"):
                 rg.tl.build_perturbation_reference(data, context_key="context")
 
+    def test_cells_with_scaled_values_and_another_control_may_be_cells(self):
+        adata, _ = planted_screen(n_programmes=2, per_programme=2)
+        adata.X = adata.X - adata.X.mean(axis=0)
+        message = (
+            r"no controls and values below 0.*`unit='z_score'`.*`control=` \(no row is 'ctrl'; .*'control'.*`layer=`"
+        )
+        with pytest.raises(ValueError, match=message):
+            rg.tl.build_perturbation_reference(adata, control="ctrl")
+
+    def test_no_genes(self):
+        adata, _ = planted_screen(n_programmes=2, per_programme=2)
+        with pytest.raises(ValueError, match=r"no expression \(X is empty\)"):
+            rg.tl.build_perturbation_reference(adata[:, :0].copy(), control="ctrl", unit="log1p_cp10k")
+
+    @pytest.mark.parametrize("sparse", [False, True])
+    def test_no_control_in_a_table_on_disk(self, sparse, tmp_path):
+        adata, _ = planted_screen(n_programmes=2, per_programme=2)
+        adata.X = sp.csr_matrix(adata.X) if sparse else adata.X
+        adata.write_h5ad(tmp_path / "cells.h5ad")
+        backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+        with pytest.raises(ValueError, match=r"No cell has 'ctrl'.*There are .*'control'"):
+            rg.tl.build_perturbation_reference(backed, control="ctrl", unit="log1p_cp10k")
+        backed.file.close()
+
     def test_two_rows_for_one_perturbation_and_context(self, given):
         twice = ad.concat([given[0], given[0][:2]])
         twice.obs_names_make_unique()

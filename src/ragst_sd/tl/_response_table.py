@@ -40,22 +40,35 @@ _ANNOTATION = re.compile(
 )
 # Fewer values than this may all be of one size by chance; ranks of a list that was cut end near 1.
 _FEWEST, _NEAR_ONE = 20, 0.95
-SAY_UNIT = "Say what they are in: " + ", ".join(f"`unit={name!r}`" for name in RESPONSE_UNITS) + "."
+_UNITS = ", ".join(f"`unit={name!r}`" for name in RESPONSE_UNITS)
+# Enough to see whether values are centred; tables on disk are read no further.
+_LOOKED_AT = 100
 
 
 def refuse_responses(
     data: Any, unit: str, perturbation_key: str, context_key: str | None, control: list[str], layer: str | None
 ) -> None:
     """Raise a `ValueError` if what should be cells are responses, whose unit was not given."""
-    shape = "is a data frame, which holds responses" if isinstance(data, pd.DataFrame) else ""
+    if isinstance(data, pd.DataFrame):
+        raise ValueError(
+            f"`adata` is a data frame, which holds responses, but `unit` is {unit!r}, the unit of cells. Say what they "
+            f"are in: {_UNITS}."
+        )
+    shape = ""
     if hasattr(data, "obs") and one_row_each(data.obs, perturbation_key, context_key, control):
-        shape = "has no controls and one row for each perturbation, as a table of responses has"
+        shape = "one row for each perturbation"
     elif hasattr(data, "obs") and perturbation_key in data.obs and layer is None and data.X is not None:
         controls = data.obs[perturbation_key].astype(str).isin(control)
-        negative = not controls.any() and data.n_obs > 0 and data.X.min() < 0
-        shape = "has no controls and values below 0, as a table of responses has" if negative else ""
+        looked_at = not controls.any() and data.n_obs > 0 and data.n_vars > 0
+        shape = "values below 0" if looked_at and data[:_LOOKED_AT].X.min() < 0 else ""
     if shape:
-        raise ValueError(f"`adata` {shape}, but `unit` is {unit!r}, the unit of cells. {SAY_UNIT}")
+        raise ValueError(
+            f"`adata` has no controls and {shape}, as a table of responses has, but `unit` is {unit!r}, the unit of "
+            f"cells. If they are responses, say what they are in: {_UNITS}. If they are cells, name their controls with "
+            f"`control=` (no row is {listing(control)}; there are "
+            f"{listing(sorted(set(data.obs[perturbation_key].astype(str))))}), and raw counts with `layer=` where "
+            "`adata.X` holds scaled values."
+        )
 
 
 def one_row_each(obs: pd.DataFrame, perturbation_key: str, context_key: str | None, control: list[str]) -> bool:
