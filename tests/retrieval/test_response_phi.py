@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -65,6 +67,16 @@ def test_a_perturbation_unlike_all_others_has_their_mean(bank):
     np.testing.assert_allclose(response[0], bank.values.mean(axis=0), atol=1e-9)
     assert found.weights[0].sum() == pytest.approx(0, abs=1e-9) and (found.rows[0] == -1).all()
     assert np.abs(response[1] - bank.values.mean(axis=0)).max() > 0.1 and found.weights[1].sum() == pytest.approx(1)
+
+
+def test_embeddings_that_all_point_one_way_say_nothing(bank):
+    """Doses, say."""
+    doses = replace(bank, key=np.arange(1.0, 11)[:, None], embedding=np.arange(1.0, 11)[:, None])
+    one = RESPONSE_METHODS["rag"]
+    fit = one.fit(doses, Run(resolve_options(RESPONSE_METHODS, "rag", None), n_neighbors=8, n_candidates=10))
+    assert not len(fit["gates"])
+    found = respond(one, fit, doses, ask(doses, [[3.5]]), 8)
+    np.testing.assert_allclose((found.evidence + found.adjustment)[0], bank.values.mean(axis=0))
 
 
 def test_a_single_row_is_its_own_mean_and_is_cited(bank):

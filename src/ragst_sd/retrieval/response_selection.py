@@ -91,7 +91,8 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
             "mean."
         )
         lines = [(code, *grid(options)[0], *TRUST[0], 1.0) for code in range(len(_KINDS))]
-    else:
+    elif space["projection"].shape[1]:
+        # Embeddings that all point one way compare nothing.
         tried = held_out_correlations(bank, run, space)
         lines, gains, errors = _chosen(bank, run, *tried)
         for i, name in enumerate(_KINDS):
