@@ -260,11 +260,12 @@ def choose_shares(held: list[Held], found: list[list[np.ndarray]], most: np.ndar
               \pi_i = \frac{v_i c_i / \max(1, \sum_k v_k c_k / b_k)}{1 + (\sigma / s)^2}
 
     with y relative to the mean, and :math:`c_i` the coefficient of part i by itself, at most :math:`b_i`, of which m
-    are above zero. Lambda weighs as much as 5 perturbations. b, called `most`, undoes what a penalty has shrunk, so that
-    the sum is at most an average of measured responses: parts that are short on held-out perturbations, which may be
-    unlike all others, need not be short on those asked for. s is the coefficient of the sum, and :math:`\sigma` its
-    standard error over perturbations, infinite if the parts say something of a single one. Rows count by their size,
-    between squared errors, which a few large responses lead, and correlations, which count noise like signal.
+    are above zero. Lambda weighs as much as 5 perturbations. b, called `most`, undoes what a penalty has shrunk, so
+    that the sum is at most an average of measured responses: parts that are short on held-out perturbations, which
+    may be unlike all others, need not be short on those asked for. s is the coefficient of the sum, and
+    :math:`\sigma` its standard error over perturbations, infinite if the parts say something of a single one. Rows
+    count by their size, between squared errors, which a few large responses lead, and correlations, which count noise
+    like signal.
     """
     from scipy.optimize import lsq_linear
 

@@ -64,8 +64,8 @@ def refuse_responses(
     if shape:
         raise ValueError(
             f"`adata` has no controls and {shape}, as a table of responses has, but `unit` is {unit!r}, the unit of "
-            f"cells. If they are responses, say what they are in: {_UNITS}. If they are cells, name their controls with "
-            f"`control=` (no row is {listing(control)}; there are "
+            f"cells. If they are responses, say what they are in: {_UNITS}. If they are cells, name their controls "
+            f"with `control=` (no row is {listing(control)}; there are "
             f"{listing(sorted(set(data.obs[perturbation_key].astype(str))))}), and raw counts with `layer=` where "
             "`adata.X` holds scaled values."
         )
