@@ -81,8 +81,7 @@ def test_lines_add_up(query, stack, restricted):
 
 
 @pytest.mark.parametrize("restricted", [{}, {"exclude": ()}])
-def test_lines_of_the_regression_alone_add_up(sections, query, _reference, quick, restricted):
-    reference = _reference.copy()
+def test_lines_of_the_regression_alone_add_up(sections, query, reference, quick, restricted):
     rg.tl.fit(reference, method="kernel_ridge", options=quick("kernel_ridge"), progress=False)
     asked = sections["donor1"] if "exclude" in restricted else query
     rg.tl.predict(asked, reference, **restricted)
