@@ -96,7 +96,7 @@ def test_share_follows_held_out_groups():
     bank = made(n=240)
     perfect, useless = fitted(bank, lambda truth: truth), fitted(bank, noise)
     assert perfect["retrieval_share"].min() > 0.5
-    assert useless["retrieval_share"].max() < 0.05
+    assert useless["retrieval_share"].max() == 0.05
     assert useless["regression_scores"][2] == pytest.approx(useless["regression_scores"][1], abs=0.02)
     assert useless["regression_scores"][1] > 0.5
     assert perfect["regression_scores"][0] == pytest.approx(1)
@@ -125,7 +125,7 @@ def test_share_has_the_least_squared_error_on_held_out_groups():
     assert 0.2 < best < 0.9
     assert share_of_retrieval(evidence, smooth, truth, 1) == pytest.approx(best / 2, abs=1e-3)
     assert share_of_retrieval(evidence, smooth, truth, 99) == pytest.approx(best * 0.99, abs=1e-3)
-    assert share_of_retrieval(smooth, truth, truth, 3) == 0
+    assert share_of_retrieval(smooth, truth, truth, 3) == 0.05
     assert share_of_retrieval(smooth, smooth, truth, 3) == 1
 
 
@@ -133,7 +133,7 @@ def test_share_is_weighed_against_a_regression_on_the_other_groups():
     bank = made(n=240)
 
     def vague(truth):
-        return truth + 2 * np.random.default_rng(6).normal(size=truth.shape) * truth.std()
+        return truth + np.random.default_rng(6).normal(size=truth.shape) * truth.std()
 
     parameters = fitted(bank, vague)
     z, alpha = regression_features(parameters, bank.key).astype(float), float(parameters["regression_alpha"])
@@ -147,7 +147,7 @@ def test_share_is_weighed_against_a_regression_on_the_other_groups():
         smooth.append((z[held] - mean) @ np.linalg.solve(penalised, (z[inner] - mean).T @ targets[inner]))
     evidence = [vague(values[held]) for _, held in splits]
     expected = share_of_retrieval(evidence, smooth, [targets[held] for _, held in splits], 3)
-    assert 0.01 < expected < 0.5
+    assert 0.05 < expected < 0.5
     np.testing.assert_allclose(parameters["retrieval_share"], expected, atol=1e-6)
 
 

@@ -577,7 +577,7 @@ def test_what_is_done_once_is_as_if_done_for_each_spot(tissue, bank, monkeypatch
     each = replace(response_methods.RESPONSE_METHODS["rag"], prepare=None)
     monkeypatch.setitem(response_methods.RESPONSE_METHODS, "rag", each)
     alone = perturbed(tissue, bank, **ask)
-    for name, values in vars(first["responded"]).items():
+    for name, values in first["responded"]._asdict().items():
         if isinstance(values, np.ndarray) and values.dtype == object:
             np.testing.assert_array_equal(values, getattr(seen["responded"], name), err_msg=name)
         elif isinstance(values, np.ndarray):

@@ -34,6 +34,7 @@ _ALPHAS = np.logspace(-3, 3, 13)
 _LANDMARKS = 512
 _FEATURES = 256
 _BLOCK = 256
+_LEAST = 0.05
 
 
 @one_thread()
@@ -120,12 +121,12 @@ def share_of_retrieval(
               {\sum_k \langle W_k - H_k, W_k - H_k \rangle}\right]_0^1
 
     with the mean products over the rows and genes of group k: stacked regression (Breiman 1996) with n donors, and one
-    more to whom retrieval would bring nothing.
+    more to whom retrieval would bring nothing. At least .05, so that every value cites measured rows.
     """
     apart = [cited - own for cited, own in zip(evidence, smooth, strict=True)]
     along = sum(float((d * (y - own)).mean()) for d, y, own in zip(apart, truth, smooth, strict=True))
     size = sum(float((d**2).mean()) for d in apart)
-    return float(np.clip(along / size, 0, 1)) * n_donors / (n_donors + 1) if size > 0 else 1.0
+    return max(_LEAST, float(np.clip(along / size, 0, 1)) * n_donors / (n_donors + 1)) if size > 0 else 1.0
 
 
 def regression_features(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
