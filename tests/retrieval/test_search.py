@@ -53,7 +53,7 @@ def test_own_group_never_comes_back(data):
     assert (groups.bank_groups[found.rows, 0] != groups.bank_groups[:40]).all()
 
 
-@pytest.mark.parametrize("backend", ["exact", "pynndescent"])
+@pytest.mark.parametrize("backend", ["exact", pytest.param("pynndescent", marks=pytest.mark.slow)])
 def test_a_query_that_is_a_row_does_not_find_itself(data, backend):
     _queries, bank, groups, tie_order = data
     own = np.where(np.arange(40) < 30, np.arange(40), -1)

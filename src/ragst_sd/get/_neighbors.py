@@ -137,6 +137,6 @@ def _with_spots_without_rows(
     )
     # Of the columns of rows and sources, numbers are missing and texts are empty.
     texts = set(frame) - set(lines) - {_keys.RELIABILITY, "distance"}
-    lines = lines.reindex(columns=frame.columns).fillna(dict.fromkeys(texts, ""))
+    lines = lines.reindex(columns=frame.columns).astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))
     both = lines if frame.empty else pd.concat([frame, lines], ignore_index=True)
     return both.sort_values("spot", kind="stable", ignore_index=True)[list(frame.columns)]
