@@ -33,7 +33,9 @@ REGRESSION = "regression_coefficients"
 _ALPHAS = np.logspace(-3, 3, 13)
 _LANDMARKS = 512
 _FEATURES = 256
+# Rows that are made dense at once, which stay in the processor's cache.
 _BLOCK = 256
+# A share of zero would leave a prediction without sources.
 _LEAST = 0.05
 
 
@@ -123,9 +125,9 @@ def share_of_retrieval(
     with the mean products over the rows and genes of group k: stacked regression (Breiman 1996) with n donors, and one
     more to whom retrieval would bring nothing. At least .05, so that every value cites measured rows.
     """
-    apart = [cited - own for cited, own in zip(evidence, smooth, strict=True)]
-    along = sum(float((d * (y - own)).mean()) for d, y, own in zip(apart, truth, smooth, strict=True))
-    size = sum(float((d**2).mean()) for d in apart)
+    groups = [(w - h, y - h) for w, h, y in zip(evidence, smooth, truth, strict=True)]
+    along = sum(float((apart * error).mean()) for apart, error in groups)
+    size = sum(float((apart**2).mean()) for apart, _ in groups)
     return max(_LEAST, float(np.clip(along / size, 0, 1)) * n_donors / (n_donors + 1)) if size > 0 else 1.0
 
 

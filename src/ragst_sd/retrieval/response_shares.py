@@ -275,17 +275,17 @@ def choose_shares(held: list[Held], found: list[list[np.ndarray]], most: np.ndar
     weight = np.divide(weight, length, out=np.zeros_like(weight), where=length > _TINY)
     products = np.einsum("iqg,kqg,q->ik", stacked, stacked, weight, optimize=True)
     along, size = np.einsum("iqg,qg,q->i", stacked, truth, weight, optimize=True), np.diag(products)
-    own = np.minimum(np.divide(np.maximum(along, 0), size, out=np.zeros_like(along), where=size > _TINY), most)
-    used, shares = np.flatnonzero(own), np.zeros(len(found))
+    coefficient = np.minimum(np.divide(np.maximum(along, 0), size, out=np.zeros_like(along), where=size > _TINY), most)
+    used, shares = np.flatnonzero(coefficient), np.zeros(len(found))
     if not len(used):
         return shares
     names = [name for one in held for name in one.query.perturbed]
     group = np.unique([" ".join(name) for name in names], return_inverse=True)[1]
-    scaled = products[np.ix_(used, used)] * np.outer(own[used], own[used])
+    scaled = products[np.ix_(used, used)] * np.outer(coefficient[used], coefficient[used])
     penalty = _PRIOR / (group.max() + 1) * np.trace(scaled) / len(used)
     root = np.linalg.cholesky(scaled + penalty * np.eye(len(used)))
-    aim = np.linalg.solve(root, along[used] * own[used] + penalty / len(used))
-    shares[used] = own[used] * lsq_linear(root.T, aim, (0, most[used] / own[used]), method="bvls").x
+    aim = np.linalg.solve(root, along[used] * coefficient[used] + penalty / len(used))
+    shares[used] = coefficient[used] * lsq_linear(root.T, aim, (0, most[used] / coefficient[used]), method="bvls").x
     shares /= max(1.0, (shares / most).sum())
     total = np.tensordot(shares, stacked, 1)
     size, along = weight * (total**2).sum(axis=1), weight * (total * truth).sum(axis=1)

@@ -25,7 +25,7 @@ class _Here(local):
 class _Limit:
     """The limit of the whole process while calls in several threads overlap.
 
-    The linear algebra of numpy heeds one thread at a time: the call that set its limit takes it back, and no other one.
+    Only the thread that set the limit of numpy's linear algebra can lift it, so the call that set it lifts it.
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ def _stay_inside() -> None:
 
 
 def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Yield what :func:`on_threads` gives, of which no more is made ahead than there are threads."""
+    """Yield the same one by one, with no more results computed ahead than there are threads."""
     number = n_threads()
     if number == 1:
         yield from map(function, items)
