@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from filelock import FileLock
 from requests import Response
 from tqdm.auto import tqdm
 
-from ragst_sd._replacing import replace_text
+from ragst_sd._replacing import replace_text, version_of
 from ragst_sd.datasets._hub import fetch_from_hub, on_hub
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,8 @@ def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> N
             answer: Any = error.response
             status, reason = answer.status_code, f"the server answers {answer.status_code} ({answer.reason})"
             if status not in _TEMPORARY:
-                raise _refusal(file.url, status, reason, advice) from None
+                kind, what = _REFUSALS.get(status, (ConnectionError, "could not be downloaded"))
+                raise kind(f"{file.url} {what}: {reason}. You can also {advice}.") from None
             if status == 416:
                 # What had arrived is longer than the file.
                 part.unlink(missing_ok=True)
@@ -160,12 +162,12 @@ def _request(file: RemoteFile, part: Path, *, progress: bool) -> None:
         headers["If-Range"] = version
     with requests.get(file.url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
         response.raise_for_status()
-        found, span = _version(response), response.headers.get("Content-Range", "")
+        sent, span = _version(response), response.headers.get("Content-Range", "")
         goes_on = response.status_code == 206
-        if goes_on and not (version in ("", found) and span.startswith(f"bytes {have}-")):
+        if goes_on and not (version in ("", sent) and span.startswith(f"bytes {have}-")):
             part.unlink()
             raise requests.ConnectionError("what the server goes on with does not fit what had arrived earlier")
-        mark.write_text(found, encoding="utf-8")
+        mark.write_text(sent, encoding="utf-8")
         size = int(response.headers.get("Content-Length", 0))
         if size > shutil.disk_usage(part.parent).free:
             raise OSError(errno.ENOSPC, "the file is larger than what is free")
@@ -184,24 +186,18 @@ def _version(response: Response) -> str:
     return tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
 
 
-def _refusal(url: str, status: int, reason: str, advice: str) -> OSError:
-    kind, what = _REFUSALS.get(status, (ConnectionError, "could not be downloaded"))
-    return kind(f"{url} {what}: {reason}. You can also {advice}.")
-
-
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
 def sha256_of(path: Path) -> str:
     """Hash of the content of a file; read again only if its size or its time of change differ."""
-    status = path.stat()
-    return _hashed(path, status.st_size, status.st_mtime_ns)
+    return _hashed(path, version_of(path))
 
 
 @lru_cache(maxsize=1024)
-def _hashed(path: Path, size: int, changed: int) -> str:
-    # Size and time are no more than part of the key: they tell a file that was replaced from what it was.
+def _hashed(path: Path, version: tuple[int, int, int]) -> str:
+    # The version is no more than part of the key: it tells a file that was replaced from what it was.
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -223,28 +219,23 @@ def whats_wrong(path: Path, *, size: int | None, sha256: str | None, note: Path 
     status = path.stat()
     if size is not None and status.st_size != size:
         return f"{status.st_size} bytes, expected {size}"
-    noted = {} if note is None else _read_note(note)
+    noted: dict[str, Any] = {}
+    if note is not None and note.is_file():
+        # A note that was damaged is written anew.
+        with suppress(ValueError):
+            noted = dict(json.loads(note.read_text()))
     first = noted.get("sha256")
     untouched = (noted.get("size"), noted.get("changed")) == (status.st_size, status.st_mtime_ns)
     if (note is None and sha256 is None) or (untouched and first == (sha256 or first)):
         return None
-    found = sha256_of(path)
-    if sha256 is not None and found != sha256:
-        return f"sha256 {found}, expected {sha256}"
-    if sha256 is None and first is not None and found != first:
-        return f"sha256 {found}, but {first} when it was first downloaded (delete {note} to accept it)"
+    digest = sha256_of(path)
+    if sha256 is not None and digest != sha256:
+        return f"sha256 {digest}, expected {sha256}"
+    if sha256 is None and first is not None and digest != first:
+        return f"sha256 {digest}, but {first} when it was first downloaded (delete {note} to accept it)"
     if note is not None:
         if sha256 is None and first is None:
-            name = note.name.removeprefix(".").removesuffix(".json")
-            logger.info(
-                "The catalogue knows no checksum of %s: sha256 %s is noted and compared from now on.", name, found
-            )
-        replace_text(note, json.dumps({"sha256": found, "size": status.st_size, "changed": status.st_mtime_ns}))
+            says = "The catalogue knows no checksum of %s: sha256 %s is noted and compared from now on."
+            logger.info(says, note.name.removeprefix(".").removesuffix(".json"), digest)
+        replace_text(note, json.dumps({"sha256": digest, "size": status.st_size, "changed": status.st_mtime_ns}))
     return None
-
-
-def _read_note(note: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(note.read_text())) if note.is_file() else {}
-    except ValueError:
-        return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ragst_sd._validate import require_type
-from ragst_sd.image.hub import hub_errors
+from ragst_sd.image.hub import hub_endpoint, hub_errors
 
 _ADDRESS = re.compile(r"https?://(?:www\.)?huggingface\.co/datasets/([^/]+/[^/]+)/resolve/([^/]+)/([^?#]+)")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -21,11 +20,6 @@ def on_hub(url: str) -> tuple[str, ...] | None:
     """Repository, revision and path on the hub that an address means, `None` if it means another server."""
     place = _ADDRESS.match(url)
     return place.groups() if place else None
-
-
-def hub_endpoint() -> str:
-    """Address of the hub: the environment variable `HF_ENDPOINT`, as it is now."""
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
 def check_repository(repository: str) -> None:

@@ -25,7 +25,7 @@ from ragst_sd.datasets._layouts import (
     read_visium_hd,
     read_xenium,
 )
-from ragst_sd.datasets._pairs import converted, own_folder, own_samples, require_samples
+from ragst_sd.datasets._pairs import converted, folder_samples, require_samples, user_folder
 from ragst_sd.datasets._sample_files import MIRROR, Sample, shelf_of
 from ragst_sd.io._readable import existing
 
@@ -126,16 +126,16 @@ def load(
     >>> sorted(mine)
     ['donor1', 'donor2']
     """
-    found = find_samples(name, samples=samples, path=path, password=password, bin_um=bin_um, progress=progress)
-    loaded = {}
-    for one, sample in found.items():
-        loaded[one] = read_sample(sample)
-        logger.info("Loaded section %r of %r.", one, name)
+    listed = find_samples(name, samples=samples, path=path, password=password, bin_um=bin_um, progress=progress)
+    sections = {}
+    for section, sample in listed.items():
+        sections[section] = read_sample(sample)
+        logger.info("Loaded section %r of %r.", section, name)
     # A folder of one's own states its source, if at all, in the files of each section.
-    details = next(iter(found.values())).details
+    details = next(iter(listed.values())).details
     if details:
         logger.info("Licence of %r: %s. To cite: %s.", name, details["license"], details["citation"])
-    return loaded
+    return sections
 
 
 def find_samples(
@@ -154,23 +154,27 @@ def find_samples(
     require_type(name, str, "name")
     if bin_um is not None:
         require_positive(bin_um, "bin_um", whole=True)
-    given = None if path is None else _folder(path)
-    folder = own_folder(name, given)
+    given = None
+    if path is not None:
+        require_type(path, (str, PathLike), "path")
+        todo = "Pass the folder that holds the files of the data set."
+        given = existing(Path(path).expanduser(), "`path`:", todo, folder=True)
+    folder = user_folder(name, given)
     try:
         entry = catalog_entry(name)
     except KeyError as error:
         if folder is not None:
-            return own_samples(name, folder, samples)
+            return folder_samples(name, folder, samples)
         raise KeyError(
             f"{error.args[0]} A folder of your own is loaded with `path=`, or by its name in the folder {MIRROR}."
         ) from None
     loader = _loader(entry)
-    chosen, files = _chosen(entry, samples)
-    shelf = shelf_of(entry, files, given=given, progress=progress, password=password)
+    entry = _with_sections(entry, samples)
+    shelf = shelf_of(entry, given=given, progress=progress, password=password)
     scale = {name: entry.get(name) for name in ("image_mpp", "um_between_centers")}
     facts: dict[str, Any] = {"shelf": shelf, "details": _details(entry), "bin_um": bin_um, "loader": loader, **scale}
-    listed = {one: Sample(one, about["donor"], about["files"], **facts) for one, about in chosen.items()}
-    return {one: converted(sample, folder) for one, sample in listed.items()} if loader == "st_tsv" else listed
+    listed = {name: Sample(name, about["donor"], about["files"], **facts) for name, about in entry["samples"].items()}
+    return {name: converted(sample, folder) for name, sample in listed.items()} if loader == "st_tsv" else listed
 
 
 def read_sample(sample: Sample) -> SpatialData:
@@ -187,12 +191,6 @@ def _details(entry: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _folder(path: str | PathLike[str]) -> Path:
-    require_type(path, (str, PathLike), "path")
-    todo = "Pass the folder that holds the files of the data set."
-    return existing(Path(path).expanduser(), "`path`:", todo, folder=True)
-
-
 def _loader(entry: Mapping[str, Any]) -> str:
     name, loader = entry["name"], entry["loader"]
     refused = {
@@ -206,10 +204,8 @@ def _loader(entry: Mapping[str, Any]) -> str:
     return loader
 
 
-def _chosen(
-    entry: Mapping[str, Any], samples: str | Sequence[str] | None
-) -> tuple[dict[str, Mapping[str, Any]], dict[str, Mapping[str, Any]]]:
-    """Donor and files of the sections asked for, and all files of the data set by name."""
+def _with_sections(entry: Mapping[str, Any], samples: str | Sequence[str] | None) -> dict[str, Any]:
+    """An entry with the sections asked for; those that a collection does not list are added with their files."""
     listed, files = dict(entry["samples"]), {file["name"]: file for file in entry["files"]}
     wanted = list(listed) if samples is None else as_names(samples)
     if not wanted:
@@ -224,5 +220,5 @@ def _chosen(
         roles = {role: name.replace(known, sample) for role, name in about["files"].items()}
         listed[sample] = {"donor": None, "files": roles}
         for role, name in roles.items():
-            files[name] = {"url": files[about["files"][role]]["url"].replace(known, sample)}
-    return {sample: listed[sample] for sample in wanted}, files
+            files[name] = {"name": name, "url": files[about["files"][role]]["url"].replace(known, sample)}
+    return {**entry, "samples": {sample: listed[sample] for sample in wanted}, "files": list(files.values())}

@@ -11,6 +11,7 @@ from anndata import AnnData
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.datasets._catalog_entries import catalog_entry, citation_text
+from ragst_sd.datasets._load_screen import draw_cells
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,9 @@ def load_census(
                 f"No cell of Census {version} fulfils {query!r}. Relax `value_filter`, or name another "
                 "`census_version`."
             )
-        drawn = _draw(listed, int(max_cells_per_type), generator)
+        listed = listed.sort_values("soma_joinid")
+        rows = draw_cells(listed["cell_type"], int(max_cells_per_type), generator)
+        drawn = sorted(map(int, listed["soma_joinid"].iloc[rows]))
         logger.info("Census %s: downloading %d of %d cells.", version, len(drawn), len(listed))
         cells = census_api.get_anndata(
             census, entry["species"], obs_coords=drawn, obs_column_names=list(_OBS), var_column_names=list(_VAR)
@@ -119,13 +122,3 @@ def _census_api() -> Any:
             '`pip install "ragst-sd[census]"`. Single cells from anywhere else will do for `rg.tl.add_cell_types`.'
         ) from error
     return cellxgene_census
-
-
-def _draw(listed: Any, most: int, generator: np.random.Generator) -> list[int]:
-    """Ids of the cells to download, by type at most so many."""
-    ids, types = listed["soma_joinid"].to_numpy(), listed["cell_type"].astype(str).to_numpy()
-    kept = []
-    for name in np.unique(types):
-        own = np.sort(ids[types == name])
-        kept.append(own if len(own) <= most else generator.choice(own, most, replace=False))
-    return [int(one) for one in np.sort(np.concatenate(kept))]

@@ -22,18 +22,15 @@ def section_files(folder: Path) -> dict[str, tuple[Path, Path]]:
         If the folder does not exist or holds no such pair.
     """
     folder = Path(folder)
-    pairs = {}
-    for counts in sorted(folder.glob("*.h5ad")):
-        image = _picture(folder, counts.stem)
-        if image is not None:
-            pairs[counts.stem] = (counts, image)
+    images = {counts: _picture(folder, counts.stem) for counts in sorted(folder.glob("*.h5ad"))}
+    pairs = {counts.stem: (counts, image) for counts, image in images.items() if image is not None}
     if not pairs:
         files = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
         raise FileNotFoundError(f"{folder} holds no pair of <section>.h5ad and <section>.jpg (found: {files}).")
     return pairs
 
 
-def own_folder(name: str, given: Path | None) -> Path | None:
+def user_folder(name: str, given: Path | None) -> Path | None:
     """Where a data set that no catalogue lists would lie: the folder given, or the one of that name in the mirror."""
     if given is not None:
         return given
@@ -44,7 +41,7 @@ def own_folder(name: str, given: Path | None) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def own_samples(name: str, folder: Path, samples: str | Sequence[str] | None) -> dict[str, Sample]:
+def folder_samples(name: str, folder: Path, samples: str | Sequence[str] | None) -> dict[str, Sample]:
     """Sections of a folder: pairs of counts and picture, and pictures alone.
 
     Raises
@@ -56,16 +53,14 @@ def own_samples(name: str, folder: Path, samples: str | Sequence[str] | None) ->
     """
     pictures = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
     if not pictures:
-        found = sorted(path.name for path in folder.iterdir())
         raise FileNotFoundError(
             f"{str(folder)!r} holds no picture ({', '.join(SUFFIXES)}), so no section of {name!r}. It holds "
-            f"{listing(found)}. Put `<section>.jpg` there, and `<section>.h5ad` beside it where there are counts."
+            f"{listing(sorted(path.name for path in folder.iterdir()))}. Put `<section>.jpg` there, and `<section>.h5ad` beside it where there are counts."
         )
     wanted = list(pictures) if samples is None else as_names(samples)
     require_samples(wanted, pictures, f"The folder of {name!r}")
-    bare = Shelf(dataset=name, files={}, given=folder, cache=folder, page=None, password=None, progress=False)
-    empty = Sample(name="", donor=None, roles={}, shelf=bare, details={})
-    return {one: _as_pair(replace(empty, name=one), folder, pictures[one]) for one in wanted}
+    empty = Sample(name="", donor=None, roles={}, shelf=Shelf(name, {}, folder, folder), details={})
+    return {section: _as_pair(replace(empty, name=section), folder, pictures[section]) for section in wanted}
 
 
 def require_samples(wanted: Sequence[str], available: Collection[str], where: str) -> None:

@@ -14,7 +14,8 @@ from ragst_sd import _keys
 from ragst_sd._licenses import NO_DERIVATIVES, terms_of
 from ragst_sd._reference import reference_header
 from ragst_sd._validate import listing, require_type
-from ragst_sd.datasets._hub import check_repository, hub_endpoint, upload_errors
+from ragst_sd.datasets._hub import check_repository, upload_errors
+from ragst_sd.image.hub import hub_endpoint
 
 logger = logging.getLogger(__name__)
 
