@@ -127,7 +127,7 @@ def _hash_of(path: Path) -> str:
     if path.is_file():
         return sha256_of(path)
     digest = hashlib.sha256()
-    for file in sorted(one for one in path.rglob("*") if one.is_file()):
+    for file in sorted(below for below in path.rglob("*") if below.is_file()):
         digest.update(f"{file.relative_to(path).as_posix()}\x1f{sha256_of(file)}\x1f".encode())
     return digest.hexdigest()
 

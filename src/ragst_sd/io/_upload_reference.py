@@ -100,8 +100,8 @@ def upload_reference(
         folder = Path(place)
         write_reference(reference, folder / STORE)
         text = data_card(reference, path=folder, name=name)
-        licenses = [str(one) for one in header["sources"]["license"]]
-        (folder / CARD).write_text(_hub_metadata(text, licenses, repository) + text, encoding="utf-8")
+        metadata = _hub_metadata(text, list(map(str, header["sources"]["license"])), repository)
+        (folder / CARD).write_text(metadata + text, encoding="utf-8")
         api = HfApi(endpoint=hub_endpoint())
         with upload_errors(repository):
             api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)

@@ -74,15 +74,15 @@ def write_table(sdata: SpatialData, name: str) -> None:
         group = zarr.open_group(store, mode="r+", use_consolidated=False)
         # Of stores written before spatialdata 0.5, all parts have to stay in zarr format 2.
         written = group.metadata.zarr_format
-        own = next(kind for kind in SpatialDataContainerFormats.values() if kind.zarr_format == written)
+        container = next(kind for kind in SpatialDataContainerFormats.values() if kind.zarr_format == written)
         with place_beside(store) as fresh:
             # A store of its own: the elements that the table annotates are not in it.
             with without_notices():
                 warnings.filterwarnings("ignore", message=".*annotat.*", category=UserWarning)
-                SpatialData(tables={name: sdata.tables[name]}).write(fresh, sdata_formats=own)
+                SpatialData(tables={name: sdata.tables[name]}).write(fresh, sdata_formats=container)
                 SpatialData.read(fresh)
             (fresh / _OLD).mkdir()
-            sdata.write_attrs(sdata_format=own)
+            sdata.write_attrs(sdata_format=container)
             group.require_group(_TABLES)
             move_in(fresh / _TABLES / name, place, old=fresh / _OLD / name)
         if sdata.has_consolidated_metadata():

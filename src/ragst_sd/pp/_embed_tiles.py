@@ -234,16 +234,15 @@ def embed_tiles(
             image_key=image_key,
         )
         if header["upsampling"] > 1.01:
-            what = (
+            says = (
                 "Image %r has %.3g microns per pixel, coarser than the %.3g asked for: tiles are enlarged %.2g times."
             )
-            logger.warning(what, image_key, pixel_mpp, mpp, header["upsampling"])
+            logger.warning(says, image_key, pixel_mpp, mpp, header["upsampling"])
         stored = table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {}).get(key_added)
         if not overwrite and encoder.name is not None and key_added in table.obsm and same_header(stored, header):
             logger.info("Reusing `obsm[%r]` of table %r: same encoder, image and tiles.", key_added, table_key)
             keep_value_max(sdata, image_key, value_max if inplace else None)
             return None if inplace else table.copy()
-        kept = open_cache(cache, header=header, batch_size=batch_size, encoder=encoder)
         # Workers take a device of their own unless the call names one; precision is what the header says.
         options |= {"device": device, "amp": encoder.amp}
         show = settings.progress if progress is None else progress
@@ -256,7 +255,7 @@ def embed_tiles(
                 model=model,
                 options=options,
                 reading={"batch_size": batch_size, "num_workers": num_workers},
-                open_cache=kept,
+                open_cache=open_cache(cache, header=header, batch_size=batch_size, encoder=encoder),
                 advance=bar.update,
             )
     if not inside.all():

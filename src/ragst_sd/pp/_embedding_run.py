@@ -50,10 +50,10 @@ def run_embedding(
     done: dict[int, np.ndarray] = {}
     if cache is not None:
         for position, part in enumerate(parts):
-            kept = cache.read(position, len(part.rows))
-            if kept is not None:
-                done[position] = kept
-                advance(len(kept))
+            values = cache.read(position, len(part.rows))
+            if values is not None:
+                done[position] = values
+                advance(len(values))
         if done:
             logger.info("Going on from %d of %d parts in the cache %s.", len(done), len(parts), cache.folder)
     missing = [position for position in range(len(parts)) if position not in done]

@@ -42,24 +42,24 @@ def find_features(sdata: SpatialData, features: Any, *, table_key: str | None) -
         return _of_table(sdata, features, "`features`", None)
     if not isinstance(features, str):
         return of_file(features, "features")
-    own = {name: table for name, table in sdata.tables.items() if not is_predicted(table)}
-    having = [name for name in own if features in own[name].obsm and table_key in (None, name)]
-    if features in own and having:
+    tables = {name: table for name, table in sdata.tables.items() if not is_predicted(table)}
+    having = [name for name in tables if features in tables[name].obsm and table_key in (None, name)]
+    if features in tables and having:
         raise ValueError(
             f"{features!r} is both a table and an `.obsm` of {listing(having)}. Pass the one that is meant: "
             f"`sdata.tables[{features!r}]`, or the `.obsm` under another name."
         )
     holder = only_one(having, "table_key", f"tables have `obsm[{features!r}]`")
-    if features in own:
-        return _of_table(sdata, own[features], f"table {features!r}", features)
+    if features in tables:
+        return _of_table(sdata, tables[features], f"table {features!r}", features)
     if holder is not None:
         what = f"`tables[{holder!r}].obsm[{features!r}]`"
-        return TileFeatures(what, _vectors(own[holder].obsm[features], what), rows_of=holder)
+        return TileFeatures(what, _vectors(tables[holder].obsm[features], what), rows_of=holder)
     if not Path(features).exists() and Path(features).suffix not in (".h5", ".hdf5"):
-        names = [*own, *dict.fromkeys(key for table in own.values() for key in table.obsm)]
+        keys = dict.fromkeys(key for table in tables.values() for key in table.obsm)
         raise KeyError(
-            f"`features` {features!r} is no table of `sdata` ({listing(own)}), no `.obsm` of one "
-            f"({listing(names[len(own) :])}), and no file.{hint(features, names)} {_TODO}"
+            f"`features` {features!r} is no table of `sdata` ({listing(tables)}), no `.obsm` of one "
+            f"({listing(keys)}), and no file.{hint(features, [*tables, *keys])} {_TODO}"
         )
     return of_file(features, "features")
 
@@ -88,26 +88,19 @@ def _of_table(sdata: SpatialData, table: AnnData, what: str, name: str | None) -
         require_unique(table.obs_names, f"names of rows of {what}", "Each spot has one vector.")
         return TileFeatures(what, vectors, names=table.obs_names.to_numpy(dtype=str))
     region = single_region(table)
-    name = next((key for key, own in sdata.tables.items() if own is table), None)
-    # What LazySlide and sopa keep beside their tables.
-    spec = _mapping(sdata.attrs.get("tile_spec")).get(region)
-    tile_px, mpp = (_field(spec, field) for field in ("width", "mpp"))
-    model = name.removesuffix(f"_{region}") if name is not None and spec is not None else None
-    config = _mapping(table.uns.get("embedding_config"))
+    name = next((key for key, each in sdata.tables.items() if each is table), None)
+    stated: dict[str, Any] = {}
+    # What LazySlide and sopa keep beside their tables; the former as an object while it is in memory.
+    spec, config = (sdata.attrs.get("tile_spec") or {}).get(region), table.uns.get("embedding_config")
     if config:
-        model, tile_px = config.get("model_name"), config.get("patch_width")
-        mpp = UM_AT_1X / config["magnification"] if config.get("magnification") else None
-    stated: dict[str, Any] = {"model": model, "tile_px": tile_px, "mpp": mpp}
+        magnification = config.get("magnification")
+        stated = {"model": config.get("model_name"), "tile_px": config.get("patch_width")}
+        stated["mpp"] = UM_AT_1X / magnification if magnification else None
+    elif spec is not None:
+        stated = {"model": None if name is None else name.removesuffix(f"_{region}")}
+        for field, of_spec in (("tile_px", "width"), ("mpp", "mpp")):
+            stated[field] = spec.get(of_spec) if hasattr(spec, "get") else getattr(spec, of_spec, None)
     return TileFeatures(what, vectors, rows_of=name, table=table, shapes_key=region, **stated)
-
-
-def _mapping(value: Any) -> Any:
-    return value if hasattr(value, "get") else {}
-
-
-def _field(spec: Any, name: str) -> Any:
-    """A field of a specification, which is a mapping on disk and may be an object in memory."""
-    return spec.get(name) if hasattr(spec, "get") else getattr(spec, name, None)
 
 
 def _vectors(values: Any, what: str) -> np.ndarray:
