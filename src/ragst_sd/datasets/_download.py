@@ -9,9 +9,11 @@ import errno
 import hashlib
 import json
 import logging
+import re
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,10 +25,11 @@ from requests import Response
 from tqdm.auto import tqdm
 
 from ragst_sd._replacing import replace_text, version_of
-from ragst_sd.datasets._hub import fetch_from_hub, on_hub
+from ragst_sd.image.hub import hub_endpoint, hub_errors
 
 logger = logging.getLogger(__name__)
 
+_ADDRESS = re.compile(r"https?://(?:www\.)?huggingface\.co/datasets/([^/]+/[^/]+)/resolve/([^/]+)/([^?#]+)")
 _BLOCK = 1 << 16
 _TIMEOUT_S = 60
 _ATTEMPTS = 5
@@ -239,3 +242,47 @@ def whats_wrong(path: Path, *, size: int | None, sha256: str | None, note: Path 
             logger.info(says, note.name.removeprefix(".").removesuffix(".json"), digest)
         replace_text(note, json.dumps({"sha256": digest, "size": status.st_size, "changed": status.st_mtime_ns}))
     return None
+
+
+def on_hub(url: str) -> tuple[str, ...] | None:
+    """Repository, revision and path on the hub that an address means, `None` if it means another server."""
+    place = _ADDRESS.match(url)
+    return place.groups() if place else None
+
+
+@contextmanager
+def quiet_hub(*, quiet: bool) -> Iterator[None]:
+    """Keep the progress bars of the hub's client from showing, if asked for."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    switch = quiet and not are_progress_bars_disabled()
+    if switch:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if switch:
+            enable_progress_bars()
+
+
+def fetch_from_hub(place: Sequence[str], folder: Path, *, progress: bool, advice: str) -> Path:
+    """Path of a file that the hub's client, which resumes and knows the user's token, has put below `folder` for now.
+
+    Raises
+    ------
+    PermissionError
+        If the owners ask to accept terms and this account has not, or is not logged in.
+    FileNotFoundError
+        If repository or file do not exist.
+    ConnectionError
+        If the hub cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download
+
+    repository, revision, path = place
+    page = f"{hub_endpoint()}/datasets/{repository}"
+    advice = f"{advice}. A token can also be given as the environment variable HF_TOKEN"
+    with quiet_hub(quiet=not progress), hub_errors(repository, url=page, local_advice=advice, what="files"):
+        where: dict[str, Any] = {"repo_type": "dataset", "revision": revision, "endpoint": hub_endpoint()}
+        arrived = hf_hub_download(repository, path, local_dir=folder / ".hub", **where)
+    return Path(arrived)

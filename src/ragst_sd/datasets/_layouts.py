@@ -259,3 +259,18 @@ def read_h5ad_sample(sample: Sample) -> SpatialData:
         table.obs[_keys.DONOR] = donors
     table.uns[_keys.ATTRS] = {_keys.SOURCE: dict(sample.details)}
     return SpatialData(tables={"table": TableModel.parse(table)})
+
+
+# What reads a section, by the loader of its data set.
+LAYOUTS = {
+    "st_tsv": read_st_tsv,
+    "st_h5ad": read_st_h5ad,
+    "visium": read_visium,
+    "visium_hd": read_visium_hd,
+    "xenium": read_xenium,
+    "hest": read_hest_sample,
+    "slide": read_slide_sample,
+    "h5ad": read_h5ad_sample,
+    # Not in the catalogue: a folder of one's own may hold pictures without counts.
+    "picture": read_picture,
+}

@@ -15,7 +15,7 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_positive, require_type
-from ragst_sd.datasets._catalog_entries import catalog_entry, citation_text
+from ragst_sd.datasets._catalog import catalog_entry, citation_text
 from ragst_sd.datasets._sample_files import shelf_of
 from ragst_sd.io._readable import readable
 

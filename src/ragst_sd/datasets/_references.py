@@ -12,7 +12,7 @@ import yaml
 
 from ragst_sd._licenses import ranked
 from ragst_sd._validate import hint, listing
-from ragst_sd.datasets._catalog_entries import as_list, catalog_entries
+from ragst_sd.datasets._catalog import as_list, catalog_entries
 
 # For estimates: a picture of Visium shows the frame around the spots, too; the second is what `benchmarks/references.py`
 # measures on one core.

@@ -121,8 +121,8 @@ class Encoder:
         if self.raw:
             return tiles
         pixels = tiles.to(torch.float32) / 255.0
-        size = (self.input_px, self.input_px)
-        if self.input_px is not None and tuple(pixels.shape[-2:]) != size:
+        if self.input_px is not None and tuple(pixels.shape[-2:]) != (self.input_px, self.input_px):
+            size = (self.input_px, self.input_px)
             pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
         if self.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)

@@ -105,19 +105,12 @@ def resolve_encoder(
     loaded = _load_by_name(model, model_kwargs or {})
     where = resolve_device(device)
     module: Any = loaded.module.to(where)  # type: ignore[union-attr]
-    channels_last = is_convolutional(module)
+    # Channels last are faster for convolutions; transformers have one or a few at most.
+    channels_last = sum(isinstance(part, torch.nn.Conv2d) for part in module.modules()) > _FEW_CONVOLUTIONS
     if channels_last:
         module.to(memory_format=torch.channels_last)
     loaded = replace(loaded, mean=mean or loaded.mean, std=std or loaded.std, context=DEFAULT_CONTEXT)
     return replace(loaded, device=where, amp=resolve_amp(where, amp=amp), channels_last=channels_last)
-
-
-def is_convolutional(module: torch.nn.Module) -> bool:
-    """Whether a network is made of convolutions, for which channels last are faster.
-
-    Transformers have one or a few at most.
-    """
-    return sum(isinstance(part, torch.nn.Conv2d) for part in module.modules()) > _FEW_CONVOLUTIONS
 
 
 def _load_by_name(model: str, model_kwargs: Mapping[str, Any]) -> Encoder:

@@ -109,18 +109,13 @@ def load_onnx_file(
     return Encoder(f"onnx:{path.stem}", digest, where, forward, mean=mean, std=std, input_px=edge)
 
 
-def import_onnxruntime() -> Any:
-    """Import onnxruntime, or say what is missing."""
+def _open_session(path: Path, device: Device) -> tuple[torch.device, Any]:
     try:
-        return importlib.import_module("onnxruntime")
+        runtime = importlib.import_module("onnxruntime")
     except ImportError as error:
         raise ImportError(
             f'ONNX files need onnxruntime, which cannot be imported ({error}). Install it: pip install "ragst-sd[onnx]"'
         ) from None
-
-
-def _open_session(path: Path, device: Device) -> tuple[torch.device, Any]:
-    runtime = import_onnxruntime()
     where, has_cuda = resolve_device(device), "CUDAExecutionProvider" in runtime.get_available_providers()
     if where.type != "cpu" and not (where.type == "cuda" and has_cuda):
         if device is not None:
@@ -156,8 +151,8 @@ def _read_input(inputs: Sequence[Any], path: Path) -> tuple[str, str, type, int 
     layouts = [key for key, channel in (("NCHW", 1), ("NHWC", 3)) if len(sizes) == 4 and sizes[channel] == 3]
     if len(inputs) != 1 or first.type not in _NUMPY or len(layouts) != 1:
         raise ValueError(
-            f"{path.name} takes {described}. An encoder takes one tensor of RGB tiles, (n, 3, h, w) or (n, h, w, 3), of "
-            "floats or 8 bit. Export it so, with 3 channels fixed, or pass a callable around it as `model`."
+            f"{path.name} takes {described}. An encoder takes one tensor of RGB tiles, (n, 3, h, w) or (n, h, w, 3), "
+            "of floats or 8 bit. Export it so, with 3 channels fixed, or pass a callable around it as `model`."
         )
     height, width = sizes[2:] if layouts == ["NCHW"] else sizes[1:3]
     if height != width:

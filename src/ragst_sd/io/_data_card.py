@@ -211,7 +211,7 @@ def _dominant(spots: pd.Series) -> tuple[str, float] | None:
 
 def bibtex_of(citations: Iterable[str]) -> list[str]:
     """Each citation as BibTeX: the entry of the catalogue that is cited so, else what was written, as a note."""
-    from ragst_sd.datasets._catalog_entries import catalog_entries, citation_bibtex, citation_text
+    from ragst_sd.datasets._catalog import catalog_entries, citation_bibtex, citation_text
 
     known = {citation_text(entry): citation_bibtex(entry) for entry in catalog_entries().values()}
     entries, n_notes = [], 0

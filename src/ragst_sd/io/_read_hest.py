@@ -132,7 +132,7 @@ def read_hest(
             "`spot_diameter` of its metadata. Write it (microns) into the metadata."
         )
     donor = donor_of(meta, sample) if donor is None else donor
-    origin = Origin(sample, donor, source_details(hest_source(meta), given))
+    origin = Origin(sample, donor, source_details(meta, given))
     sdata = assemble(adata, xy, pyramid_element(slide.levels), origin, radius=diameter / 2, image_mpp=mpp)
     logger.info("Read HEST section %r: %d spots x %d genes, picture %d x %d px.", sample, *adata.shape, width, height)
     return sdata
@@ -156,6 +156,8 @@ def _resolve_sample(folder: Path, sample: str | None) -> str:
 def read_metadata(path: str | PathLike[str], sample: str) -> dict[str, Any]:
     """Fields of a section that are known, of `metadata/<sample>.json` or of the table of all sections (csv).
 
+    Licence and citation are those of HEST.
+
     Raises
     ------
     FileNotFoundError
@@ -165,10 +167,11 @@ def read_metadata(path: str | PathLike[str], sample: str) -> dict[str, Any]:
     """
     path = existing(path, "`metadata`:", "Pass the json file of the section, or the csv table of all sections.")
     if path.suffix.lower() == ".csv":
-        return known_fields(_line_of(path, sample))
+        return _under_terms_of_hest(known_fields(_line_of(path, sample)))
     with readable(path, "json"):
         # Not strictly JSON: HEST writes NaN where a field is unknown.
-        return known_fields(dict(json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)))
+        content = dict(json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None))
+    return _under_terms_of_hest(known_fields(content))
 
 
 def known_fields(stated: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,7 +193,7 @@ def _line_of(path: Any, sample: str) -> dict[str, Any]:
     return table.iloc[rows[0]].to_dict()
 
 
-def hest_source(meta: Mapping[str, Any]) -> dict[str, Any]:
+def _under_terms_of_hest(meta: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata with licence and citation of HEST too: whatever it distributes is under its licence."""
     study = ", ".join(str(meta[name]) for name in ("dataset_title", "study_link") if name in meta)
     return {

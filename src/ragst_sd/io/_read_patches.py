@@ -16,17 +16,16 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
-from ragst_sd._patches import frame_of, patch_pyramid, shrunk
+from ragst_sd._patches import patch_pyramid, shrunk
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import listing, require_positive, require_type, require_unique
 from ragst_sd.image.pooling import pool_tiles
-from ragst_sd.io._embedding_file import BARCODES, names_of_spots, read_embedding_file
-from ragst_sd.io._read_hest import donor_of, hest_source, known_fields, pixel_size, read_metadata, spot_diameter
+from ragst_sd.io._read_hest import donor_of, known_fields, pixel_size, read_metadata, spot_diameter
 from ragst_sd.io._readable import existing, readable
 from ragst_sd.io._section import SHAPES, TABLE, Origin, assemble, source_details
 from ragst_sd.io._st_counts import locate, places_among, read_counts
 from ragst_sd.pp._embedding_header import Spots, default_key, write_features
-from ragst_sd.pp._tile_features import require_covered
+from ragst_sd.pp._tile_features import BARCODES, names_of_spots, read_embedding_file, require_covered
 
 logger = logging.getLogger(__name__)
 
@@ -163,32 +162,30 @@ def read_patches(
         _check_places(xy, corners, edge * mpp / image_mpp if image_mpp else None, path.name)
     diameter = spot_diameter(adata, meta, image_mpp) or spot_pitch(xy) / 2
     donor = donor_of(meta, sample) if donor is None else donor
-    source = Origin(sample, donor, source_details(hest_source(meta) if is_file else meta))
-    sdata = assemble(adata, xy, None, source, radius=diameter / 2, image_mpp=None)
+    origin = Origin(sample, donor, source_details(meta))
+    sdata = assemble(adata, xy, None, origin, radius=diameter / 2, image_mpp=None)
     table = sdata.tables[TABLE]
     table.obsm[_keys.PATCHES], table.obsm[_keys.THUMBNAIL] = pictures, shrunk(pictures, _THUMBNAIL_PX)
     table.uns[_keys.ATTRS][_keys.PATCHES] = {"mpp": float(mpp), "edge_px": edge}
     if image_mpp is not None:
         sdata.attrs[_keys.ATTRS] = {_keys.IMAGE_MPP: {_keys.PATCHES: image_mpp}}
     for name, features_file in features.items():
-        origin = str(embeddings[name])  # type: ignore[index]
+        what = repr(str(embeddings[name]))  # type: ignore[index]
         if features_file.names is not None:
-            belongs = places_among(table.obs_names.astype(str), features_file.names, "the table", repr(origin))
+            belongs = places_among(table.obs_names.astype(str), features_file.names, "the table", what)
             embedding = np.full((table.n_obs, features_file.vectors.shape[1]), np.nan, np.float32)
             embedding[belongs >= 0] = features_file.vectors[belongs[belongs >= 0]]
         elif corners is not None and features_file.corners is not None:
             # Corners of the same pictures are the same numbers; a pixel is left to rounding.
             embedding = pool_tiles(features_file.vectors, features_file.corners, corners, edge=2.0, context=(1,))
-            require_covered(embedding, features_file.corners, corners, repr(origin))
+            require_covered(embedding, features_file.corners, corners, what)
         else:
-            raise ValueError(
-                f"{origin!r} holds no barcodes, and {path.name!r} no 'coords': the features cannot be placed."
-            )
+            raise ValueError(f"{what} holds no barcodes, and {path.name!r} no 'coords': the features cannot be placed.")
         write_features(
-            Spots(TABLE, table, SHAPES, xy, np.eye(3), frame_of(sdata, SHAPES)),
+            Spots.with_patches(sdata, TABLE, SHAPES),
             default_key(name, None),
             embedding,
-            what=repr(origin),
+            what=what,
             pyramid=patch_pyramid(table)[0],
             model=name,
             weights_hash=_keys.UNKNOWN,

@@ -16,14 +16,12 @@ from spatialdata import SpatialData
 from ragst_sd import _keys
 from ragst_sd._validate import hint, listing
 from ragst_sd.datasets._download import sha256_of
-from ragst_sd.datasets._load import find_samples, read_sample
-from ragst_sd.datasets._pairs import folder_samples, section_files
+from ragst_sd.datasets._load import find_samples, folder_samples, read_sample, section_files
 from ragst_sd.datasets._sample_files import Sample
 from ragst_sd.io._recipe import Filters, Place, Recipe, Source
+from ragst_sd.io._section import IMAGE, SHAPES, TABLE
 
 logger = logging.getLogger(__name__)
-
-IMAGE, SHAPES, TABLE = "he", "spots", "table"
 
 
 @dataclass(frozen=True)

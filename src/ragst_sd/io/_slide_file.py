@@ -197,7 +197,7 @@ def _colour_series(tiff: Any, path: Path | str) -> int:
         {axis: size for axis, size in zip(series.axes, series.shape, strict=True) if axis in "YX" or size > 1}
         for series in tiff.series
     ]
-    colour = [k for k, size in enumerate(sizes) if _channels(size) in (3, 4)]
+    colour = [k for k, size in enumerate(sizes) if len(size) == 3 and {size.get("S"), size.get("C")} & {3, 4}]
     if not colour:
         axes, shape, stored = tiff.series[0].axes, tiff.series[0].shape, _photometric(tiff.series[0].keyframe)
         raise ValueError(
@@ -206,12 +206,6 @@ def _colour_series(tiff: Any, path: Path | str) -> int:
             "planes or times, write the one in focus to a file of its own."
         )
     return max(colour, key=lambda k: sizes[k]["Y"] * sizes[k]["X"])
-
-
-def _channels(size: dict[str, int]) -> int:
-    """How many channels a picture of these axes has; 0 if it has other axes than one of channels, Y and X."""
-    axes = set(size) - set("YX")
-    return size[axes.pop()] if len(size) == 3 and axes < {"S", "C"} else 0
 
 
 def _photometric(page: Any) -> str:

@@ -32,8 +32,8 @@ _NO_GENES = {name for pair in _PIXEL_COLUMNS for name in pair} | {
     "in_tissue", "selected", "array_row", "array_col", "total", "total_counts", "n_counts", "n_genes",
     "n_genes_by_counts", "ncount_rna", "nfeature_rna", "ncount_spatial", "nfeature_spatial", "row", "col", "cluster",
 }  # fmt: skip
-_ONE_SECTION = "Check that both are of one section."
-_ONE_ROW = "Every row must be one spot: sum or drop the repeats, and read sections one by one."
+_SAME_SECTION = "Check that both are of one section."
+_ROW_PER_SPOT = "Every row must be one spot: sum or drop the repeats, and read sections one by one."
 _ARRAY_NAME = re.compile(r"(?:.*_)?([+-]?\d+(?:\.\d+)?)x([+-]?\d+(?:\.\d+)?)")
 
 
@@ -86,7 +86,7 @@ def locate(adata: AnnData, coordinates: Any, rows: np.ndarray | None = None) -> 
         Those of the section; left out, all are.
     """
     section = adata if rows is None or len(rows) == adata.n_obs else adata[rows].copy()
-    require_unique(section.obs_names, "spot names of `counts`", _ONE_ROW)
+    require_unique(section.obs_names, "spot names of `counts`", _ROW_PER_SPOT)
     if coordinates is None:
         if _keys.SPATIAL not in adata.obsm:
             raise ValueError(
@@ -96,7 +96,10 @@ def locate(adata: AnnData, coordinates: Any, rows: np.ndarray | None = None) -> 
             )
         coordinates = adata.obsm[_keys.SPATIAL]
     if isinstance(coordinates, (str, PathLike)):
-        coordinates = _read_positions(existing_file(coordinates, "coordinates", _TABLES))
+        coordinates = _read_table(existing_file(coordinates, "coordinates", _TABLES))
+        column = coordinates.index.name
+        if column in ("x", "pixel_x"):
+            coordinates = coordinates.reset_index().astype({column: float})
     elif not isinstance(coordinates, pd.DataFrame):
         xy = np.asarray(coordinates)
         return section, _checked_xy(xy[rows] if rows is not None and len(xy) == adata.n_obs else xy, section)
@@ -159,7 +162,7 @@ def _from_table(table: pd.DataFrame, what: str) -> AnnData:
             f"{what} has columns that are no genes: {listing(others)}. Leave them out: every column is taken as one."
         )
     # Before an AnnData is made, which warns of what is refused here.
-    require_unique(table.index.astype(str), "spot names of `counts`", _ONE_ROW)
+    require_unique(table.index.astype(str), "spot names of `counts`", _ROW_PER_SPOT)
     values = csr_matrix(table.to_numpy(dtype=np.float32))
     obs, var = (pd.DataFrame(index=names.rename(None)) for names in (table.index.astype(str), table.columns))
     return AnnData(values, obs=obs, var=var)
@@ -174,11 +177,6 @@ def _read_table(path: Path) -> pd.DataFrame:
     names = pd.read_csv(path, skiprows=1, usecols=[0], **options)[0]
     table.columns = head[len(head) - table.shape[1] :]
     return table.set_index(pd.Index(names, name=table.index.name))
-
-
-def _read_positions(path: Path) -> pd.DataFrame:
-    table = _read_table(path)
-    return table.reset_index().astype({table.index.name: float}) if table.index.name in ("x", "pixel_x") else table
 
 
 def _layers(adata: AnnData) -> list[str]:
@@ -240,13 +238,13 @@ def _matched(adata: AnnData, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarra
     for where, index in (("coordinates", known), ("counts", names)):
         require_unique(index, f"spots of `{where}`", "Keep one row of each.")
     turned = pd.Index([_array_name(name) for name in adata.var_names]).isin(known).any()
-    todo = "The counts are genes x spots: transpose them." if turned else _ONE_SECTION
+    todo = "The counts are genes x spots: transpose them." if turned else _SAME_SECTION
     place = places_among(names, known, "`counts`", "`coordinates`", todo)
     rows = np.flatnonzero(place >= 0)
     return rows, table[list(pair)].to_numpy(dtype=float)[place[rows]]
 
 
-def places_among(names: Any, known: Any, whose: str, others: str, todo: str = _ONE_SECTION) -> np.ndarray:
+def places_among(names: Any, known: Any, whose: str, others: str, todo: str = _SAME_SECTION) -> np.ndarray:
     """Where each name stands among those that are known, -1 where it does not; a `ValueError` if none of them does."""
     place = pd.Index(known).get_indexer(names)
     if (place < 0).all():

@@ -20,7 +20,7 @@ from zarr.codecs import ZstdCodec
 from ragst_sd import _keys
 from ragst_sd._reference import annotations_hash, any_hash, any_header, is_perturbation, require_in_memory
 from ragst_sd._replacing import link_target, locked, place_beside, recover, require_new, without_notices
-from ragst_sd.io._reference_file import SUFFIX, is_reference, parts_digest
+from ragst_sd.io._read_reference import SUFFIX, is_reference, parts_digest
 from ragst_sd.reference.normalize import as_csr
 
 logger = logging.getLogger(__name__)

@@ -87,20 +87,15 @@ def write_table(sdata: SpatialData, name: str) -> None:
             move_in(fresh / _TABLES / name, place, old=fresh / _OLD / name)
         if sdata.has_consolidated_metadata():
             sdata.write_consolidated_metadata()
-        _require_readable(store, name)
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                SpatialData.read(store)
+        except Exception as error:
+            raise RuntimeError(
+                f"Table {name!r} was written, but {store} cannot be read now: {error!r}. Write the object to a new "
+                "store."
+            ) from error
     logger.info("Wrote table %r to %s.", name, sdata.path)
-
-
-def _require_readable(store: Path, name: str) -> None:
-    """Open the store once; a `RuntimeError` if that fails."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            SpatialData.read(store)
-    except Exception as error:
-        raise RuntimeError(
-            f"Table {name!r} was written, but {store} cannot be read now: {error!r}. Write the object to a new store."
-        ) from error
 
 
 def _recover(store: Path) -> None:

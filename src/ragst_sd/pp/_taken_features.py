@@ -34,10 +34,9 @@ from ragst_sd._resolution import image_mpp_of
 from ragst_sd._validate import listing, only_one, require_positive, require_type
 from ragst_sd.image.frames import similarity_scale
 from ragst_sd.image.pooling import pool_tiles
-from ragst_sd.io._embedding_file import TileFeatures
 from ragst_sd.io._st_counts import places_among
 from ragst_sd.pp._embedding_header import Spots, default_key, write_features
-from ragst_sd.pp._tile_features import require_covered
+from ragst_sd.pp._tile_features import TileFeatures, require_covered
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ def take_features(
         image_key = resolve_image(sdata, image_key)
         image_mpp = image_mpp_of(sdata, image_key, image_mpp)
     target = _target(sdata, features, table_key, shapes_key)
-    spots = None if target is None else _spots(sdata, *target, image_key, coordinate_system)
+    spots = None if target is None else Spots.on_image(sdata, *target, image_key or target[1], coordinate_system)
     tiles, edge = None, features.edge_px
     if spots is not None and features.table is not None:
         tiles, edge = _tiles_of_table(sdata, features, image_key or spots.shapes_key, spots.frame)
@@ -111,12 +110,7 @@ def take_features(
         upsampling=1.0 if image_mpp is None else max(1.0, image_mpp / features.mpp),  # type: ignore[operator]
         image_key=image_key or "",
     )
-    if spots.shapes is not None:
-        sdata.shapes[spots.shapes_key] = spots.shapes
-    if spots.table_key not in sdata.tables:
-        sdata.tables[spots.table_key] = spots.table
-        logger.info("Adding `sdata.tables[%r]`, annotating %r.", spots.table_key, spots.shapes_key)
-    logger.info("Adding `sdata.tables[%r].obsm[%r]` %s.", spots.table_key, key_added, embedding.shape)
+    spots.add_to(sdata, key_added)
 
 
 def _target(
@@ -140,17 +134,6 @@ def _target(
     elif table_key is None and shapes_key == features.shapes_key:
         table_key = features.rows_of
     return resolve_annotation(sdata, table_key, shapes_key)
-
-
-def _spots(
-    sdata: SpatialData, table_key: str, shapes_key: str, image_key: str | None, coordinate_system: str | None
-) -> Spots:
-    centers = centers_in_pixels(
-        sdata, shapes_key=shapes_key, image_key=image_key or shapes_key, coordinate_system=coordinate_system
-    )
-    table = sdata.tables[table_key] if table_key in sdata.tables else empty_table(centers.index, shapes_key)
-    xy = centers.xy[rows_in_order(table, table_key, shapes_key, centers.index)]
-    return Spots(table_key, table, shapes_key, xy, centers.affine, centers.coordinate_system)
 
 
 def _new_spots(
@@ -183,7 +166,8 @@ def _tiles_of_table(
     shapes_key = resolve_shapes(sdata, features.shapes_key)
     shared = frame if frame in get_transformation(sdata[shapes_key], get_all=True) else None
     centers = centers_in_pixels(sdata, shapes_key=shapes_key, image_key=onto, coordinate_system=shared)
-    rows = rows_in_order(features.table, features.rows_of or "features", shapes_key, centers.index)  # type: ignore[arg-type]
+    name = features.rows_of or "features"
+    rows = rows_in_order(features.table, name, shapes_key, centers.index)  # type: ignore[arg-type]
     element = sdata[shapes_key]
     # Outlines of spots and cells are not what the encoder saw.
     if "geometry" not in element or not (element.geometry.count_coordinates() == 5).all():
@@ -237,8 +221,8 @@ def _edge(features: TileFeatures, edge: float | None, image_mpp: float | None) -
         return derived if edge is None else edge
     if abs(edge / derived - 1) > _WIDTH_TOLERANCE:
         logger.warning(
-            "Tiles of %s are %.4g px wide on the slide; %d px of %.4g microns on an image of %.4g microns per pixel would "
-            "be %.4g. Check that the features are of this slide, and the resolution of both.",
+            "Tiles of %s are %.4g px wide on the slide; %d px of %.4g microns on an image of %.4g microns per pixel "
+            "would be %.4g. Check that the features are of this slide, and the resolution of both.",
             *(features.what, edge, features.tile_px, features.mpp, image_mpp, derived),
         )
     return edge
