@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 
 import ragst_sd as rg
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-INK, QUIET, EVIDENCE, ADJUSTMENT = "#22303c", "#8a97a3", "#1f77b4", "#d9822b"
+INK, QUIET, EVIDENCE, ADJUSTMENT, MEAN = "#22303c", "#66727d", "#1f77b4", "#d9822b", "#a9c9e2"
+DONORS = ("#7f9bb8", "#c4a46c")
 N_CITED = 5
 
 
@@ -39,9 +40,9 @@ def main() -> None:
     parts = rg.get.explain(query, reference, obs_names=spot, genes=gene).set_index("reference")
     thumbnails = dict(zip(reference.obs_names, reference.obsm["thumbnail"], strict=True))
 
-    plt.rcParams.update({"font.family": "sans-serif", "font.size": 10, "text.color": INK, "svg.fonttype": "none"})
-    figure, ax = plt.subplots(figsize=(12, 5.2), layout="constrained")
-    ax.set(xlim=(0, 120), ylim=(0, 52))
+    plt.rcParams.update({"font.family": "sans-serif", "font.size": 12, "text.color": INK, "svg.fonttype": "none"})
+    figure, ax = plt.subplots(figsize=(13, 6), layout="constrained")
+    ax.set(xlim=(0, 130), ylim=(0, 60))
     ax.axis("off")
     draw_query(ax, query, spot)
     draw_space(ax, reference, cited)
@@ -57,10 +58,10 @@ def main() -> None:
 
 def heading(ax: Axes, x: float, number: int, title: str, below: str) -> None:
     """A numbered step."""
-    ax.add_patch(Circle((x, 49), 1.7, facecolor=INK, edgecolor="none"))
-    ax.text(x, 48.85, str(number), color="white", ha="center", va="center", weight="bold")
-    ax.text(x + 3, 49, title, va="center", weight="bold", fontsize=11)
-    ax.text(x + 3, 46, below, va="top", fontsize=9, color=INK)
+    ax.add_patch(Circle((x, 56.5), 1.9, facecolor=INK, edgecolor="none"))
+    ax.text(x, 56.4, str(number), color="white", ha="center", va="center", weight="bold")
+    ax.text(x + 3.2, 56.5, title, va="center", weight="bold", fontsize=15)
+    ax.text(x - 1.9, 53, below, va="top", color=INK)
 
 
 def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
@@ -76,20 +77,20 @@ def picture(ax: Axes, pixels: np.ndarray, at: tuple[float, float], zoom: float, 
 
 def draw_query(ax: Axes, query: object, spot: str) -> None:
     """The tile around the spot, and the wider field around that."""
-    heading(ax, 3, 1, "Look", "a tile of H&E and what\nlies around it, as one\nvector x")
+    heading(ax, 3, 1, "Look", "The tile of a spot and its\nsurroundings become a\nvector x")
     image = np.asarray(rg.datasets.synthetic(n_donors=3, image_px=1200)["donor3"].images["he"]["scale0"]["image"])
     x, y = query.tables["predicted"][spot].obsm["spatial"][0]
-    for radius, at, zoom in ((112, (10, 28), 0.38), (40, (10, 8.3), 0.62)):
+    for radius, at, zoom in ((112, (11, 30), 0.4), (40, (11, 9), 0.65)):
         left, top = (int(np.clip(value - radius, 0, 1200 - 2 * radius)) for value in (x, y))
         picture(ax, image[:, top : top + 2 * radius, left : left + 2 * radius].transpose(1, 2, 0), at, zoom, INK)
-    ax.text(10, 36.4, "surroundings", fontsize=8, color=QUIET, ha="center")
-    ax.text(10, 13.6, "tile", fontsize=8, color=QUIET, ha="center")
-    arrow(ax, (21, 20), (28, 20))
+    ax.text(11, 39.6, "surroundings", fontsize=11, color=QUIET, ha="center")
+    ax.text(11, 15.2, "tile", fontsize=11, color=QUIET, ha="center")
+    arrow(ax, (23, 22), (29, 22))
 
 
 def draw_space(ax: Axes, reference: object, cited: pd.DataFrame) -> None:
     """Reference rows in the space in which neighbours are searched."""
-    heading(ax, 31, 2, "Search", "measured spots of other\ndonors, nearest in a learned\nspace φ")
+    heading(ax, 34, 2, "Search", "The nearest measured spots\nof other donors, in a\nlearned space φ")
     key = np.asarray(reference.obsm["retrieval_key"])
     names = list(reference.obs_names)
     chosen = [names.index(name) for name in cited["reference"]]
@@ -101,56 +102,69 @@ def draw_space(ax: Axes, reference: object, cited: pd.DataFrame) -> None:
     far = np.linalg.norm(flat, axis=1, keepdims=True) + 1e-12
     flat = flat / far * np.sqrt(far)
     low, high = flat[near].min(axis=0), flat[near].max(axis=0)
-    place = np.array([30.5, 6.0]), np.array([55.5, 36.0])
+    place = np.array([33.0, 10.0]), np.array([59.0, 42.0])
     flat = place[0] + (flat - low) / (high - low) * (place[1] - place[0])
     star = place[0] + (0 - low) / (high - low) * (place[1] - place[0])
     donors = reference.obs["donor"].astype(str).to_numpy()
-    for donor, colour in zip(sorted(set(donors)), ("#9fb3c8", "#c9b79c"), strict=False):
+    for donor, colour in zip(sorted(set(donors)), DONORS, strict=True):
         at = near[donors[near] == donor]
-        ax.scatter(*flat[at].T, s=13, color=colour, linewidths=0, label=donor)
+        ax.scatter(*flat[at].T, s=16, color=colour, linewidths=0, label=donor)
     for k in chosen:
         ax.plot([star[0], flat[k, 0]], [star[1], flat[k, 1]], color=EVIDENCE, linewidth=0.9, zorder=2)
-    ax.scatter(*flat[chosen].T, s=34, color=EVIDENCE, zorder=3)
-    ax.scatter(*star, marker="*", s=190, color=INK, zorder=4)
-    ax.text(43, 2.2, "two other donors; the query's own is never used", ha="center", fontsize=8, color=QUIET)
-    arrow(ax, (58, 20), (64, 20))
+    ax.scatter(*flat[chosen].T, s=40, color=EVIDENCE, zorder=3, label="cited")
+    ax.scatter(*star, marker="*", s=230, color=INK, zorder=4, label="query")
+    ax.legend(
+        loc="center",
+        bbox_to_anchor=(46, 4),
+        bbox_transform=ax.transData,
+        ncols=4,
+        frameon=False,
+        fontsize=11,
+        handletextpad=0.1,
+        columnspacing=0.8,
+        labelcolor=INK,
+    )
+    arrow(ax, (61.5, 22), (67.5, 22))
 
 
 def draw_cited(ax: Axes, cited: pd.DataFrame, thumbnails: dict[str, np.ndarray], parts: pd.DataFrame) -> None:
     """The cited rows with weight and value."""
-    heading(ax, 66, 3, "Weigh", "a gate says how much each\ncandidate counts; few do,\nand their names are kept")
-    ax.text(75.5, 38.2, "weight", fontsize=8, color=QUIET, ha="center")
-    ax.text(84, 38.2, "measured*", fontsize=8, color=QUIET, ha="center")
+    heading(ax, 72, 3, "Weigh", "A gate says how much\neach counts. The table\nkeeps their names")
+    ax.text(81.5, 42.5, "weight w", fontsize=11, color=QUIET, ha="center")
+    ax.text(91.5, 42.5, "measured y*", fontsize=11, color=QUIET, ha="center")
     levelled = parts["value"] + parts["correction"]
-    ax.text(77, 0.8, "* with all sections brought to one mean", ha="center", fontsize=8, color=QUIET)
+    ax.text(83.5, 0.8, "* sections brought to one mean", ha="center", fontsize=11, color=QUIET)
     for i, row in enumerate(cited.itertuples()):
-        y = 34 - i * 7.1
-        picture(ax, thumbnails[row.reference], (68.5, y), 0.5, EVIDENCE)
-        ax.text(75.5, y, f"{row.weight:.2f}", ha="center", va="center", fontsize=10)
-        ax.text(84, y, f"{levelled[row.reference]:.2f}", ha="center", va="center", fontsize=10)
-        ax.text(79.8, y, "×", ha="center", va="center", color=QUIET)
-    arrow(ax, (89, 20), (95, 20))
+        y = 38.2 - i * 8.1
+        picture(ax, thumbnails[row.reference], (73.5, y), 0.52, EVIDENCE)
+        ax.text(81.5, y, f"{row.weight:.2f}", ha="center", va="center")
+        ax.text(91.5, y, f"{levelled[row.reference]:.2f}", ha="center", va="center")
+        ax.text(86.5, y, "×", ha="center", va="center", color=QUIET)
+    arrow(ax, (97, 22), (103, 22))
 
 
 def draw_sum(ax: Axes, parts: pd.DataFrame, gene: str) -> None:
-    """What adds up to the prediction."""
-    heading(ax, 97, 4, "Add", "evidence, somebody's\nmeasurement, plus the share\nof a regression over all rows")
-    rest = parts.index.isin(["adjustment", "regression"])
-    evidence, adjustment = parts["contribution"][~rest], parts["contribution"][rest].sum()
-    total = float(parts["contribution"].sum())
-    scale, base, bottom = 27 / max(total, 1e-9), 101.0, 6.0
-    for value in evidence:
-        height = value * scale
-        ax.add_patch(
-            FancyBboxPatch(
-                (base, bottom), 8, height, boxstyle="square,pad=0", facecolor=EVIDENCE, edgecolor="white", linewidth=1.2
+    """What adds up to the prediction, as blocks on top of each other."""
+    heading(ax, 107, 4, "Add", "Cited spots get a share.\nThe mean and a regression\nmake up the rest")
+    mean, regression = parts.index == "reference mean", parts.index == "regression"
+    values = parts["contribution"]
+    cited, share = values[~mean & ~regression], 1 - parts["weight"][mean].sum()
+    total, base, bottom = float(values.sum()), 106.0, 7.0
+    scale = 34 / max(total, 1e-9)
+    for colour, name, blocks in (
+        (EVIDENCE, f"{share:.2f} Σ w y", cited),
+        (MEAN, f"{1 - share:.2f} × mean", values[mean].sum()),
+        (ADJUSTMENT, "regression", values[regression].sum()),
+    ):
+        start = bottom
+        for value in np.atleast_1d(blocks):
+            ax.add_patch(
+                Rectangle((base, bottom), 8, value * scale, facecolor=colour, edgecolor="white", linewidth=1.2)
             )
-        )
-        bottom += height
-    ax.plot([base - 0.8, base + 8.8], [bottom, bottom], color=ADJUSTMENT, linewidth=3)
-    ax.text(base + 9.5, 6 + (bottom - 6) / 2, "evidence\nΣ w y", va="center", color=EVIDENCE, fontsize=10)
-    ax.text(base + 9.5, bottom, f"adjustment\n{adjustment:+.2f}", va="center", color=ADJUSTMENT, fontsize=10)
-    ax.text(base + 4, 3.2, f"{gene} = {total:.2f}", ha="center", weight="bold", fontsize=11)
+            bottom += value * scale
+        text = f"{name}\n{np.sum(blocks):+.2f}"
+        ax.text(base + 9.5, (start + bottom) / 2, text, va="center", color=INK if colour == MEAN else colour)
+    ax.text(base + 4, 3.6, f"{gene} = {total:.2f}", ha="center", weight="bold", fontsize=14)
 
 
 if __name__ == "__main__":
