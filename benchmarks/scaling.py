@@ -116,11 +116,11 @@ def tiles(lazyslide_python: str | None = None) -> list[tuple]:
 
 STEPS = {"search": searches, "evidence": predictions, "tiles": tiles}
 PANELS = (
-    ("tiles", "tiles", "tiles of 224 px\nclock, two cores"),
-    ("search", "rows", f"rows of the reference\n{QUERIES:,} queries, {DIM} dimensions"),
-    ("search", "neighbours", f"neighbours\nsearch in {ROWS // 2:,} rows"),
-    ("evidence", "genes", f"genes\n{SPOTS} spots, {K} neighbours"),
-    ("evidence", "neighbours", f"neighbours\nevidence, {GENES:,} genes"),
+    ("tiles", "tiles", "Reading tiles of 224 px", "tiles"),
+    ("search", "rows", f"Search, {QUERIES:,} spots", "rows of the reference"),
+    ("search", "neighbours", f"Search in {ROWS // 2:,} rows", "neighbours"),
+    ("evidence", "genes", f"Averages, {SPOTS} spots", "genes"),
+    ("evidence", "neighbours", f"Averages, {GENES:,} genes", "neighbours"),
 )
 COLOURS = {
     OURS: "#0072b2",
@@ -132,33 +132,32 @@ COLOURS = {
 
 
 def draw(lines: list[dict], path: Path) -> None:
-    """Seconds above, megabytes below, one column for each size that grows."""
+    """Seconds of each size that grows, and below the megabytes where there are any."""
     import matplotlib.pyplot as plt
 
-    panels = [panel for panel in PANELS if any(line["step"] == panel[0] for line in lines)]
-    figure, axes = plt.subplots(2, len(panels), figsize=(2.5 * len(panels), 5.0), layout="constrained", squeeze=False)
-    for column, (step, against, label) in enumerate(panels):
+    figure, axes = plt.subplots(3, 3, figsize=(8.6, 7.2), layout="constrained")
+    shown = [(panel, field) for field in ("seconds", "megabytes") for panel in PANELS[:3]]
+    shown += [(panel, "seconds") for panel in PANELS[3:]]
+    for ax, ((step, against, title, grows), field) in zip(axes.flat, shown, strict=False):
         own = [line for line in lines if (line["step"], line["against"]) == (step, against)]
-        for ax, field in zip(axes[:, column], ("seconds", "megabytes"), strict=True):
-            for who in dict.fromkeys(line["who"] for line in own):
-                points = sorted((float(p["size"]), float(p[field])) for p in own if p["who"] == who)
-                if np.isnan(points[0][1]):
-                    continue
+        for who in dict.fromkeys(line["who"] for line in own):
+            points = sorted((float(p["size"]), float(p[field])) for p in own if p["who"] == who)
+            if not np.isnan(points[0][1]):
                 ax.plot(*zip(*points, strict=True), "o-", label=who, color=COLOURS[who], markersize=4, linewidth=1.5)
-            ax.set(xlim=(0, None), ylim=(0, None))
-            top = np.nanmax([float(line[field]) for line in own])
-            ax.set_ylim(0, 1.35 * top if top > 0 else 1)
-            if (step, field) == ("tiles", "seconds"):
-                ax.set(yscale="log", ylim=(0.1, 20 * top))
-            if field == "megabytes" and top < 1:
-                ax.text(0.5, 0.5, "below 1 MB", ha="center", transform=ax.transAxes, color="0.4")
-            ax.spines[["top", "right"]].set_visible(False)
-            ax.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
-        axes[1, column].set_xlabel(label)
-        axes[0, column].legend(frameon=False, fontsize=9, loc="upper left")
-    axes[0, 0].set_ylabel("seconds")
-    axes[1, 0].set_ylabel("memory taken, MB")
-    figure.savefig(path, dpi=150)
+        top = np.nanmax([float(line[field]) for line in own])
+        ax.set(title=title, xlabel=grows, xlim=(0, None), ylim=(0, 1.45 * top))
+        ax.set_ylabel("seconds" if field == "seconds" else "memory, MB")
+        if (step, field) == ("tiles", "seconds"):
+            ax.set(yscale="log", ylim=(0.1, 60 * top))
+        ax.title.set_size(11)
+        ax.legend(frameon=False, fontsize=9, loc="upper left", borderpad=0.1, labelspacing=0.2)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
+    most = max(float(line["megabytes"]) for line in lines if line["step"] == "evidence")
+    axes[2, 2].axis("off")
+    note = f"Memory of the averages:\nbelow {np.floor(most) + 1:.0f} MB"
+    axes[2, 2].text(0.1, 0.5, note, transform=axes[2, 2].transAxes, va="center", color="0.3")
+    figure.savefig(path, dpi=160)
     plt.close(figure)
 
 
