@@ -2,6 +2,7 @@
 
 python docs/make_figures.py --data "$RAGST_SD_TEST_DATA"
 python docs/make_figures.py --data "$RAGST_SD_TEST_DATA" --only gallery   # what is in the gallery and nowhere else
+python docs/make_figures.py --data "$RAGST_SD_TEST_DATA" --only reading   # the page on how to read a prediction
 python docs/make_figures.py --only perturbation   # made-up screen and tissue, no data needed
 python docs/make_figures.py --only viewer   # the page to try, of synthetic tissue, no data needed
 
@@ -46,6 +47,8 @@ SOURCE = {
 # Of the genes with a cross-validated r above 0.6: a large error where the cited spots disagree, and the largest of all.
 DISAGREEING = ("rep01_18.947x13.966", "Omp")
 UNSEEN = ("rep01_14.955x21.977", "Pcp4")
+# Small, so that its text can be read where a page shows the picture at half its size.
+READABLE = {"n_shown": 4, "figsize": (10, 3.4)}
 
 
 def main() -> None:
@@ -53,21 +56,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("RAGST_SD_TEST_DATA"), help="folder with histology/")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "_static")
-    parser.add_argument("--only", choices=["gallery", "perturbation", "viewer"], help="draw only these")
+    parser.add_argument("--only", choices=["gallery", "reading", "perturbation", "viewer"], help="draw only these")
     args = parser.parse_args()
     args.out.mkdir(exist_ok=True)
-    if args.only == "viewer":
-        write_synthetic_viewer(args.out / "viewer_synthetic.html")
-        return
-    if args.only == "perturbation":
-        draw_perturbation(args.out / "gallery_perturbation.png")
-        return
-    if not args.data:
+    if not args.data and args.only not in ("viewer", "perturbation"):
         parser.error("name the folder of real sections with --data or RAGST_SD_TEST_DATA")
-    if args.only == "gallery":
+    if args.only in (None, "viewer"):
+        write_synthetic_viewer(args.out / "viewer_synthetic.html")
+    if args.only in (None, "perturbation"):
+        draw_perturbation(args.out / "gallery_perturbation.png")
+    if args.only in (None, "gallery"):
         draw_gallery(Path(args.data) / "histology" / "mob2k", args.out)
-        return
-    sections = read_folder(Path(args.data) / "histology" / "mob")
+    if args.only in (None, "reading"):
+        draw_section(Path(args.data) / "histology" / "mob", args.out)
+    if args.only is None:
+        draw_benchmark(Path(args.data) / "histology" / "mob2k", args.out / "benchmark.png")
+    for path in args.out.glob("*.png"):
+        shrink(path)
+
+
+def draw_section(folder: Path, out: Path) -> None:
+    """One section of mouse olfactory bulb, predicted from other donors."""
+    sections = read_folder(folder)
     rg.pp.embed_tiles(sections)
     query = sections[HELD_OUT]
     donor = query.tables["table"].obs["donor"].iloc[0]
@@ -78,20 +88,12 @@ def main() -> None:
     genes = [*dict.fromkeys([*GENES, *variable_genes(reference, 250)])]
     rg.tl.predict(query, reference, genes=genes, intervals=0.9)
 
-    rg.pl.prediction(query, genes=GENES[:2], truth_key="table", save=args.out / "prediction.png", show=False)
-    draw_reading(query, reference, args.out)
+    rg.pl.prediction(query, genes=GENES[:2], truth_key="table", save=out / "prediction.png", show=False)
+    draw_reading(query, reference, out)
     gene = GENES[1]
     table = query.tables["predicted"]
     spot = table.obs_names[int(np.argmax(np.asarray(table[:, gene].X).ravel()))]
-    # Small, so that its text can be read where a page shows the picture at half its size.
-    shape = {"n_shown": 4, "figsize": (10, 3.4)}
-    rg.pl.retrieval(query, reference, obs_names=spot, genes=gene, save=args.out / "retrieval.png", show=False, **shape)
-    draw_benchmark(Path(args.data) / "histology" / "mob2k", args.out / "benchmark.png")
-    write_synthetic_viewer(args.out / "viewer_synthetic.html")
-    draw_gallery(Path(args.data) / "histology" / "mob2k", args.out)
-    draw_perturbation(args.out / "gallery_perturbation.png")
-    for path in args.out.glob("*.png"):
-        shrink(path)
+    rg.pl.retrieval(query, reference, obs_names=spot, genes=gene, save=out / "retrieval.png", show=False, **READABLE)
 
 
 def shrink(path: Path) -> None:
@@ -119,7 +121,14 @@ def draw_gallery(folder: Path, out: Path) -> None:
     how = {"show": False}
     rg.pl.prediction(query, genes=genes, truth_key="table", save=out / "gallery_genes.png", **how)
     rg.pl.retrieval(
-        query, reference, obs_names=highest, genes="Doc2g", n_shown=5, save=out / "gallery_spots.png", **how
+        query,
+        reference,
+        obs_names=highest,
+        genes="Doc2g",
+        n_shown=4,
+        figsize=(10, 9),
+        save=out / "gallery_spots.png",
+        **how,
     )
     rg.pl.explain(
         query, reference, obs_names=highest[0], genes="Doc2g", group_by="sample", truth_key="table",
@@ -138,7 +147,11 @@ def draw_tiles(query: SpatialData, reference: AnnData, path: Path) -> None:
     rg.pp.embed_tiles(query, table_key="grid_table", progress=False)
     genes = ["S100a5", "Doc2g", "Penk"]
     rg.tl.predict(query, reference, table_key="grid_table", genes=genes, key_added="tiles")
-    rg.pl.composite(query, genes=genes, prediction_key="tiles", image_fade=0.2, save=path, show=False)
+    ax = rg.pl.composite(query, genes=genes, prediction_key="tiles", image_fade=0.2, show=False, return_ax=True)
+    # The lower half of the picture is glass.
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(top + 0.66 * (bottom - top), top)
+    ax.figure.savefig(path, dpi=200, bbox_inches="tight")
 
 
 def draw_reading(query: SpatialData, reference: AnnData, out: Path) -> None:
@@ -146,11 +159,12 @@ def draw_reading(query: SpatialData, reference: AnnData, out: Path) -> None:
     table = query.tables["predicted"]
     gene = "Doc2g"
     spot = table.obs_names[int(np.argmax(np.asarray(table[:, gene].X).ravel()))]
-    rg.pl.retrieval(query, reference, obs_names=spot, genes=gene, save=out / "reading_retrieval.png", show=False)
+    path = out / "reading_retrieval.png"
+    rg.pl.retrieval(query, reference, obs_names=spot, genes=gene, save=path, show=False, **READABLE)
     how = {"truth_key": "table", "show": False}
     rg.pl.explain(query, reference, obs_names=spot, genes=gene, save=out / "reading_explain.png", **how)
-    rg.pl.prediction(query, genes=gene, interval=True, save=out / "reading_intervals.png", **how)
-    rg.pl.reliability(query, save=out / "reading_reliability.png", **how)
+    rg.pl.prediction(query, genes=gene, interval=True, figsize=(12, 2.6), save=out / "reading_intervals.png", **how)
+    rg.pl.reliability(query, figsize=(10, 6), save=out / "reading_reliability.png", **how)
     rg.pl.sources(query, save=out / "reading_sources.png", show=False)
     for (name, wrong), file in ((DISAGREEING, "reading_wrong.png"), (UNSEEN, "reading_unseen.png")):
         rg.pl.explain(query, reference, obs_names=name, genes=wrong, save=out / file, **how)
