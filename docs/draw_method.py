@@ -151,10 +151,11 @@ def draw_sum(ax: Axes, parts: pd.DataFrame, gene: str) -> None:
     cited, share = values[~mean & ~regression], 1 - parts["weight"][mean].sum()
     total, base, bottom = float(values.sum()), 106.0, 7.0
     scale = 34 / max(total, 1e-9)
-    for colour, name, blocks in (
-        (EVIDENCE, f"{share:.2f} Σ w y", cited),
-        (MEAN, f"{1 - share:.2f} × mean", values[mean].sum()),
-        (ADJUSTMENT, "regression", values[regression].sum()),
+    labels = []
+    for colour, ink, name, blocks in (
+        (EVIDENCE, EVIDENCE, f"{share:.2f} Σ w y", cited),
+        (MEAN, "#4f86b0", f"{1 - share:.2f} × mean", values[mean].sum()),
+        (ADJUSTMENT, ADJUSTMENT, "regression", values[regression].sum()),
     ):
         start = bottom
         for value in np.atleast_1d(blocks):
@@ -162,8 +163,11 @@ def draw_sum(ax: Axes, parts: pd.DataFrame, gene: str) -> None:
                 Rectangle((base, bottom), 8, value * scale, facecolor=colour, edgecolor="white", linewidth=1.2)
             )
             bottom += value * scale
-        text = f"{name}\n{np.sum(blocks):+.2f}"
-        ax.text(base + 9.5, (start + bottom) / 2, text, va="center", color=INK if colour == MEAN else colour)
+        labels.append(((start + bottom) / 2, f"{name}\n{np.sum(blocks):+.2f}", ink))
+    below = np.inf
+    for y, text, ink in reversed(labels):
+        below = min(y, below - 5.8)
+        ax.text(base + 9.5, below, text, va="center", color=ink)
     ax.text(base + 4, 3.6, f"{gene} = {total:.2f}", ha="center", weight="bold", fontsize=14)
 
 
