@@ -80,7 +80,9 @@ def folds(sections: dict, use_rep: str) -> Iterator[tuple[str, list[str], AnnDat
         yield donor, held, reference, variable_genes(reference, N_GENES)
 
 
-def leave_one_donor_out(sections: dict, use_rep: str, methods: tuple[str, ...], n_seeds: int = 1) -> pd.DataFrame:
+def leave_one_donor_out(
+    sections: dict, use_rep: str, methods: tuple[str, ...], n_seeds: int = 1, cited: int | None = None
+) -> pd.DataFrame:
     """Accuracy, of evidence alone and with few citations, and `effective_n`: a line per held-out section, method and seed.
 
     Of `rag` alone there are several seeds.
@@ -89,18 +91,19 @@ def leave_one_donor_out(sections: dict, use_rep: str, methods: tuple[str, ...], 
     for donor, held, reference, genes in folds(sections, use_rep):
         for method, seed in ((one, seed) for one in methods for seed in range(n_seeds if one == "rag" else 1)):
             start = time.perf_counter()
-            rg.tl.fit(reference, method=method, rng=seed, progress=False)
+            rg.tl.fit(reference, method=method, n_neighbors=cited, rng=seed, progress=False)
             seconds = time.perf_counter() - start
             for name in held:
-                line = score_section(sections[name], reference, genes, cites=REGISTRY[method].cites)
+                fewer = [n for n in CITED if cited is None or n <= cited] if REGISTRY[method].cites else []
+                line = score_section(sections[name], reference, genes, fewer)
                 lines.append(
                     {"method": method, "seed": seed, "donor": donor, "section": name, **line, "fit_s": seconds}
                 )
     return pd.DataFrame(lines)
 
 
-def score_section(sdata, reference, genes: list[str], *, cites: bool) -> dict[str, float]:
-    """Scores of one held-out section."""
+def score_section(sdata, reference, genes: list[str], fewer: list[int]) -> dict[str, float]:
+    """Scores of one held-out section; where rows are cited, of the evidence too, and of `fewer` cited rows."""
     measured = sdata.tables["table"]
     table = rg.tl.predict(sdata, reference, genes=genes, inplace=False)
     present = set(measured.var_names)
@@ -114,11 +117,11 @@ def score_section(sdata, reference, genes: list[str], *, cites: bool) -> dict[st
         return means
 
     line = scores(table, ["pearson", "variance_kept", "share_of_ceiling"]).to_dict()
-    if cites:
+    if fewer:
         of_evidence = table.copy()
         of_evidence.X = of_evidence.layers[_keys.EVIDENCE]
         line["evidence"] = scores(of_evidence, ["pearson"])["pearson"]
-        for n in CITED:
+        for n in fewer:
             few = rg.tl.predict(sdata, reference, genes=genes, n_neighbors=n, inplace=False)
             line[f"cited_{n}"] = scores(few, ["pearson"])["pearson"]
     return line
@@ -240,6 +243,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder in which embeddings are kept")
     parser.add_argument("--write", type=Path, help="page in whose marked table these lines are replaced")
     parser.add_argument("--csv", type=Path, help="file for the scores of each section; those of other runs stay in it")
+    parser.add_argument("--cited", type=int, help="rows that methods are fitted to cite; the tables are for 50")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of rag, whose scores are averaged")
     args = parser.parse_args()
     if not args.data:
@@ -256,7 +260,8 @@ def main() -> None:
             use_rep = embed(sections, encoder, data / "weights", args.cache and args.cache / name)
             for n_fields in range(1, len(CONTEXT) + 1) if args.context else [len(CONTEXT)]:
                 rep = use_rep if n_fields == len(CONTEXT) else narrower(sections, use_rep, n_fields)
-                scores = leave_one_donor_out(sections, rep, chosen, args.seeds).assign(set=name, encoder=encoder)
+                scores = leave_one_donor_out(sections, rep, chosen, args.seeds, args.cited)
+                scores = scores.assign(set=name, encoder=encoder)
                 scores["fields of view (µm)"] = ", ".join(f"{112 * one:.0f}" for one in CONTEXT[:n_fields])
                 parts.append(scores)
                 print(markdown(summarise(parts[-1], by)), flush=True)
