@@ -47,8 +47,8 @@ MUTATIONS = (
     ),
     Mutation(
         "ties in any order",
-        "ranking.py",
-        "np.lexsort((tie_order[found], squared), axis=1)",
+        "search.py",
+        "np.lexsort((tie_order[near], squared), axis=1)",
         'np.argsort(squared, axis=1, kind="stable")',
         "search",
     ),
@@ -84,8 +84,8 @@ MUTATIONS = (
     Mutation(
         "rows of a later block by their place in it",
         "search.py",
-        "found.rows + start, -1",
-        "found.rows, -1",
+        "near.rows + start, -1",
+        "near.rows, -1",
         "block_search",
     ),
     Mutation(
