@@ -97,10 +97,10 @@ MUTATIONS = (
     ),
     Mutation(
         "correlation across sections",
-        "losses.py",
+        "loop.py",
         "b = target - member @ (member.T @ target / count)",
         "b = target - target.mean(dim=0)",
-        "losses",
+        "section_correlation",
     ),
     Mutation(
         "absent rows weighed",
@@ -128,21 +128,21 @@ MUTATIONS = (
         "evidence.py",
         'np.argsort(-weights, axis=1, kind="stable")',
         'np.argsort(weights, axis=1, kind="stable")',
-        "centering",
+        "training",
     ),
     Mutation(
         "one row more than asked for",
         "evidence.py",
         "[:, : query.n_neighbors]",
         "[:, : query.n_neighbors + 1]",
-        "centering",
+        "training",
     ),
     Mutation(
         "weights of cited rows as they were among all",
         "evidence.py",
         "kept = np.divide(kept, total, out=np.zeros_like(kept), where=total > 0)",
         "kept = np.divide(kept, 1.0)",
-        "centering",
+        "training",
     ),
     Mutation("votes of the other panels", "evidence.py", "np.where(panel == p,", "np.where(panel != p,", "evidence"),
     Mutation(
@@ -175,10 +175,10 @@ MUTATIONS = (
     ),
     Mutation(
         "shift with the wrong sign",
-        "centering.py",
+        "training.py",
         "np.nan_to_num(own - mean)",
         "np.nan_to_num(mean - own)",
-        "centering",
+        "training",
     ),
     Mutation(
         "regression of values beside their sections",
@@ -194,7 +194,7 @@ MUTATIONS = (
         "smooth = [next(_held_out(z, targets, held, held, [alpha]))",
         "regression",
     ),
-    Mutation("penalty per row", "ridge.py", "alpha * self._m", "alpha", "methods"),
+    Mutation("penalty per row", "ridge.py", "alpha * len(rows)", "alpha", "methods"),
     Mutation(
         "the worst state is kept", "loop.py", "if now > history.best_score", "if now < history.best_score", "loop"
     ),

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from ragst_sd.retrieval.bank import Bank, Run
 from ragst_sd.retrieval.gate import GATES
-from ragst_sd.retrieval.losses import section_correlation, standardised_error
+from ragst_sd.retrieval.loop import section_correlation
 from ragst_sd.retrieval.model import Member
-from ragst_sd.retrieval.targets import standardised_targets
-from ragst_sd.retrieval.training import within_section_pearson
+from ragst_sd.retrieval.training import standardised_targets, within_section_pearson
 
 if TYPE_CHECKING:
     from ragst_sd.retrieval.rag import RagOptions
@@ -129,7 +128,7 @@ class Episodes:
         temperature = _WARM + (_COLD - _WARM) * progress if self.options.gate == "gumbel" else None
         evidence, weights = self.predict(member, queries, bank, temperature)
         target, sections = self.y[torch.as_tensor(queries, device=self.y.device)], self.sections[queries]
-        loss = standardised_error(evidence, target)
+        loss = torch.nn.functional.mse_loss(evidence, target)
         loss = loss + self.options.correlation * (1 - section_correlation(evidence, target, sections))
         if self.options.sparsity:
             # The effective number of rows as a share of the candidates.

@@ -3,6 +3,10 @@ r"""Evidence: the weighted average of measured profiles.
 .. math:: e_{ig} = \frac{\sum_j w_{ij} m_{jg} y_{jg}}{\sum_j w_{ij} m_{jg}}
 
 with :math:`m_{jg}` one where row j measured gene g. Where no cited row did, the evidence is NaN.
+
+Sections are compared within themselves: :math:`y_j - \delta_{s(j)}` stands for :math:`y_j`, with the mean of the section
+of row j minus that of the reference, :math:`\delta_s = \bar y_s - \bar y`. Depth, staining and handling move whole
+sections; without the correction a prediction would move with the sections that its neighbours come from.
 """
 
 from __future__ import annotations
@@ -13,8 +17,7 @@ import numpy as np
 import torch
 
 from ragst_sd.retrieval.bank import Answer, Selection
-from ragst_sd.retrieval.blocks import known_sum
-from ragst_sd.retrieval.centering import weighted_shift
+from ragst_sd.retrieval.blocks import known_sum, product_in_blocks
 from ragst_sd.retrieval.sparse_product import sparse_product, sparse_squares
 
 if TYPE_CHECKING:
@@ -130,6 +133,44 @@ def disagreement(
     second -= first
     np.maximum(second, 0.0, out=second)
     return np.sqrt(second, out=second).astype(np.float32)
+
+
+def weighted_shift(
+    rows: np.ndarray,
+    weights: np.ndarray,
+    row_sections: np.ndarray,
+    shifts: np.ndarray,
+    *,
+    panels: np.ndarray,
+    measured: np.ndarray,
+) -> np.ndarray:
+    """(n, g) weighted average of the shifts of the cited rows that measured each gene; NaN where none did.
+
+    Parameters
+    ----------
+    rows, weights
+        (n, k) rows of the bank, -1 for none, and their weights.
+    row_sections, panels
+        (m,) section and panel of each row of the bank.
+    shifts
+        (sections, g).
+    measured
+        (panels, g) mask.
+    """
+    groups, index = np.unique(np.stack([row_sections, panels]), axis=1, return_inverse=True)
+    index = index.ravel()
+    share = np.zeros((len(rows), groups.shape[1]))
+    held = np.where(rows >= 0, weights, 0.0)
+    np.add.at(share, (np.repeat(np.arange(len(rows)), rows.shape[1]), index[np.maximum(rows, 0)].ravel()), held.ravel())
+    # In blocks of one shape, so that the sum of a row does not depend on the rows beside it.
+    if measured.all():
+        total = share.sum(axis=1, keepdims=True)
+        share = np.divide(share, total, out=np.full(share.shape, np.nan), where=total > 0)
+        return product_in_blocks(share, shifts[groups[0]])
+    votes = measured[groups[1]].astype(np.float64)
+    total = product_in_blocks(share, votes)
+    out = product_in_blocks(share, votes * shifts[groups[0]])
+    return np.divide(out, total, out=np.full(total.shape, np.nan), where=total > 0)
 
 
 def _product(rows: np.ndarray, weights: np.ndarray, values: Any) -> np.ndarray:

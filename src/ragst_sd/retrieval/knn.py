@@ -16,8 +16,7 @@ from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.options import CitingOptions, choice, numbers, positive
 from ragst_sd.retrieval.projection import largest_positive, project
 from ragst_sd.retrieval.ridge import ALPHAS, fit_ridge
-from ragst_sd.retrieval.targets import measured_everywhere
-from ragst_sd.retrieval.training import dense, variable_genes
+from ragst_sd.retrieval.training import dense, measured_everywhere, variable_genes
 
 logger = logging.getLogger(__name__)
 

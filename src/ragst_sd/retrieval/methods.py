@@ -9,16 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ragst_sd.retrieval.bank import Bank, Run
-from ragst_sd.retrieval.centering import section_shifts
-from ragst_sd.retrieval.kernel_ridge import KERNEL_RIDGE
 from ragst_sd.retrieval.knn import KNN, KNN_SUPERVISED
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.mlp import MLP
 from ragst_sd.retrieval.projection import fit_pca, project
 from ragst_sd.retrieval.rag import RAG, RANDOM_RAG
-from ragst_sd.retrieval.regression import REGRESSION
+from ragst_sd.retrieval.regression import KERNEL_RIDGE, REGRESSION
 from ragst_sd.retrieval.ridge import MEAN, RIDGE
-from ragst_sd.retrieval.training import reference_mean
+from ragst_sd.retrieval.training import reference_mean, section_shifts
 
 # Methods of earlier releases that are kept beside the tables in which they are compared.
 _IN_BENCHMARKS = ("ridge_residual", "bleep")

@@ -22,20 +22,21 @@ from torch import Tensor, nn
 from ragst_sd.retrieval.bank import Bank, Run, Selection
 from ragst_sd.retrieval.blocks import gelu, in_blocks
 from ragst_sd.retrieval.evidence import mean_of_reference
-from ragst_sd.retrieval.loop import AdamW, History, optimise, seeded
-from ragst_sd.retrieval.losses import section_correlation, standardised_error
+from ragst_sd.retrieval.loop import AdamW, History, best_step, optimise, section_correlation, seeded
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.options import Options, count, not_negative, positive, share
 from ragst_sd.retrieval.ridge import RidgeSolver, fit_ridge
-from ragst_sd.retrieval.targets import (
+from ragst_sd.retrieval.training import (
     Targets,
-    best_step,
     centred_within_sections,
+    dense,
     held_out_splits,
+    mean_over_groups,
     measured_everywhere,
     standardised_targets,
+    variable_genes,
+    within_section_pearson,
 )
-from ragst_sd.retrieval.training import dense, mean_over_groups, variable_genes, within_section_pearson
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +186,9 @@ def _train(
         def step(i: int) -> Tensor:
             batch = slice(None) if len(rows) <= size else torch.randperm(len(rows))[:size].to(run.device)
             predicted, wanted = network(inputs[batch]), values[batch]
-            return standardised_error(predicted, wanted) + 1 - section_correlation(predicted, wanted, sections[batch])
+            return (
+                nn.functional.mse_loss(predicted, wanted) + 1 - section_correlation(predicted, wanted, sections[batch])
+            )
 
         history = optimise(
             network,
@@ -221,7 +224,7 @@ def _score_head(
     truth, sections = dense(training.values[held][:, genes]), training.sections[held]
     centred = centred_within_sections(hidden[inner], training.sections[inner])
     solver = RidgeSolver(centred, training.values[inner][:, genes])
-    predicted = (hidden[held] @ solver.coefficients(alpha) for alpha in _HEAD_ALPHAS)
+    predicted = (hidden[held] @ solver.coefficients(alpha * len(inner)) for alpha in _HEAD_ALPHAS)
     return [within_section_pearson(values, truth, sections) for values in predicted]
 
 

@@ -13,17 +13,16 @@ import torch
 
 from ragst_sd.retrieval.bank import Bank, Query, Run, Selection
 from ragst_sd.retrieval.blocks import in_blocks
-from ragst_sd.retrieval.centering import section_shifts
 from ragst_sd.retrieval.episodes import Episodes
 from ragst_sd.retrieval.evidence import cite
 from ragst_sd.retrieval.gate import GATES
-from ragst_sd.retrieval.loop import AdamW, History, optimise, seeded
+from ragst_sd.retrieval.loop import AdamW, History, best_step, mean_curve, optimise, seeded
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.model import Member, RetrievalModel, model_from_arrays, state_to_arrays
 from ragst_sd.retrieval.options import CitingOptions, choice, count, not_negative, positive, share, switch
 from ragst_sd.retrieval.regression import fit_regression, regression_features
 from ragst_sd.retrieval.stack import nothing_cited, stacked
-from ragst_sd.retrieval.targets import best_step, held_out_splits, mean_curve
+from ragst_sd.retrieval.training import held_out_splits, section_shifts
 from ragst_sd.retrieval.type_filter import fit_types, typed_queries
 
 logger = logging.getLogger(__name__)
