@@ -105,8 +105,8 @@ MUTATIONS = (
     Mutation(
         "absent rows weighed",
         "gate.py",
-        "_normalised(present.astype(np.float64))",
-        "_normalised(np.ones(present.shape))",
+        "normalised(present.astype(np.float64))",
+        "normalised(np.ones(present.shape))",
         "methods",
     ),
     Mutation(
@@ -140,8 +140,8 @@ MUTATIONS = (
     Mutation(
         "weights of cited rows as they were among all",
         "evidence.py",
-        "kept = np.divide(kept, total, out=np.zeros_like(kept), where=total > 0)",
-        "kept = np.divide(kept, 1.0)",
+        "weights = normalised(weights)",
+        "weights = weights * 1.0",
         "training",
     ),
     Mutation("votes of the other panels", "evidence.py", "np.where(panel == p,", "np.where(panel != p,", "evidence"),

@@ -62,7 +62,7 @@ class Episodes:
         targets = standardised_targets(
             training,
             np.arange(len(x)),
-            int(run.options.n_train_genes),
+            run.options.n_train_genes,
             "random_rag" if candidates == "random" else "rag",
         )
 

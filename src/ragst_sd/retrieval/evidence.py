@@ -18,6 +18,7 @@ import torch
 
 from ragst_sd.retrieval.bank import Answer, Selection
 from ragst_sd.retrieval.blocks import known_sum, product_in_blocks
+from ragst_sd.retrieval.gate import normalised
 from ragst_sd.retrieval.sparse_product import sparse_product, sparse_squares
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ def _per_vote(
     """Weighted sums over the weights of the rows that measured each gene; NaN where none did."""
     if measured is not None and panels is not None and not measured.all():
         panel = np.where(rows >= 0, panels[np.maximum(rows, 0)], 0)
-        held = np.stack([np.where(panel == p, weights, 0).sum(axis=1) for p in range(len(measured))], axis=1)
-        votes = held @ measured.astype(np.float32)
+        of_panel = np.stack([np.where(panel == p, weights, 0).sum(axis=1) for p in range(len(measured))], axis=1)
+        votes = of_panel @ measured.astype(np.float32)
         with np.errstate(invalid="ignore", divide="ignore"):
             total = np.where(votes > 0, total / votes, np.nan)
     total[weights.sum(axis=1) == 0] = np.nan
@@ -85,13 +86,9 @@ def _per_vote(
 
 
 def disagreement(
+    bank: Bank,
     rows: np.ndarray,
     weights: np.ndarray,
-    values: Any,
-    *,
-    panels: np.ndarray,
-    measured: np.ndarray,
-    sections: np.ndarray | None = None,
     shifts: np.ndarray | None = None,
     average: np.ndarray | None = None,
     shift: np.ndarray | None = None,
@@ -105,10 +102,8 @@ def disagreement(
 
     Parameters
     ----------
-    rows, weights, values, panels, measured
+    rows, weights
         As in :func:`weighted_average`.
-    sections
-        (m,) section of each row.
     shifts
         (sections, g).
     average, shift
@@ -119,15 +114,16 @@ def disagreement(
     -------
     float32 (n, g); NaN where no cited row measured the gene.
     """
-    of_panels = {"panels": panels, "measured": measured}
+    of_panels = {"panels": bank.panels, "measured": bank.measured}
     if average is None:
-        average = weighted_average(rows, weights, values, **of_panels)
-    shifted = None if sections is None or shifts is None else (sections, shifts)
-    first, held = average.astype(np.float64), np.where(rows >= 0, weights, 0.0).astype(np.float32)
-    second = _per_vote(sparse_squares(rows, held, values, shifted), rows, held, panels, measured)
-    if shifted is not None:
-        first -= weighted_shift(rows, weights, *shifted, **of_panels) if shift is None else shift
-        second += weighted_shift(rows, weights, shifted[0], shifted[1] ** 2, **of_panels)
+        average = weighted_average(rows, weights, bank.values, **of_panels)
+    first, weights = average.astype(np.float64), np.where(rows >= 0, weights, 0.0)
+    cited = weights.astype(np.float32)
+    squares = sparse_squares(rows, cited, bank.values, None if shifts is None else (bank.sections, shifts))
+    second = _per_vote(squares, rows, cited, **of_panels)
+    if shifts is not None:
+        first -= weighted_shift(rows, weights, bank.sections, shifts, **of_panels) if shift is None else shift
+        second += weighted_shift(rows, weights, bank.sections, shifts**2, **of_panels)
     # In place: these are the largest arrays of a prediction.
     np.square(first, out=first)
     second -= first
@@ -160,8 +156,9 @@ def weighted_shift(
     groups, index = np.unique(np.stack([row_sections, panels]), axis=1, return_inverse=True)
     index = index.ravel()
     share = np.zeros((len(rows), groups.shape[1]))
-    held = np.where(rows >= 0, weights, 0.0)
-    np.add.at(share, (np.repeat(np.arange(len(rows)), rows.shape[1]), index[np.maximum(rows, 0)].ravel()), held.ravel())
+    queries = np.repeat(np.arange(len(rows)), rows.shape[1])
+    cited = np.where(rows >= 0, weights, 0.0).ravel()
+    np.add.at(share, (queries, index[np.maximum(rows, 0)].ravel()), cited)
     # In blocks of one shape, so that the sum of a row does not depend on the rows beside it.
     if measured.all():
         total = share.sum(axis=1, keepdims=True)
@@ -178,12 +175,12 @@ def _product(rows: np.ndarray, weights: np.ndarray, values: Any) -> np.ndarray:
     if hasattr(values, "tocsr"):
         return sparse_product(rows, weights, values)
     if isinstance(values, torch.Tensor):
-        index, held = (torch.from_numpy(a).to(values.device) for a in (np.maximum(rows, 0), weights))
+        index, weight = (torch.from_numpy(a).to(values.device) for a in (np.maximum(rows, 0), weights))
         out = torch.empty((n, values.shape[1]), dtype=torch.float32, device=values.device)
         step = max(1, _GATHERED_VALUES // max(1, k * values.shape[1]))
         for start in range(0, n, step):
             part = slice(start, start + step)
-            out[part] = torch.bmm(held[part, None, :], values[index[part]].float())[:, 0]
+            out[part] = torch.bmm(weight[part, None, :], values[index[part]].float())[:, 0]
         return out.cpu().numpy()
     cited, local = np.unique(np.maximum(rows, 0), return_inverse=True)
     index = torch.from_numpy(np.stack([np.repeat(np.arange(n), k), local.ravel()]))
@@ -196,12 +193,11 @@ def cite(query: Query, weights: np.ndarray) -> Selection:
 
     A candidate without weight is not cited: its row is -1.
     """
-    found = query.candidates
     order = np.argsort(-weights, axis=1, kind="stable")[:, : query.n_neighbors]
-    rows, kept, distances = (np.take_along_axis(a, order, axis=1) for a in (found.rows, weights, found.distances))
-    total = kept.sum(axis=1, keepdims=True)
-    kept = np.divide(kept, total, out=np.zeros_like(kept), where=total > 0)
-    return Selection(query.key, np.where(kept > 0, rows, -1), kept, np.where(kept > 0, distances, np.nan))
+    columns = (query.candidates.rows, weights, query.candidates.distances)
+    rows, weights, distances = (np.take_along_axis(column, order, axis=1) for column in columns)
+    weights = normalised(weights)
+    return Selection(query.key, np.where(weights > 0, rows, -1), weights, np.where(weights > 0, distances, np.nan))
 
 
 def cited_mean(

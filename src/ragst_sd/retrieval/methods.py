@@ -70,7 +70,7 @@ def fit_method(
     name: str, training: Bank, run: Run, *, components: tuple[np.ndarray, np.ndarray] | None = None
 ) -> Fitted:
     """Fit the principal components of (standardised) embeddings, unless they are given, and the method on top of them."""
-    mean, axes = fit_pca(training.embedding, int(run.options.n_components)) if components is None else components
+    mean, axes = fit_pca(training.embedding, run.options.n_components) if components is None else components
     if axes.shape[1] == 0:
         raise ValueError("The embeddings do not vary between the rows of the reference: nothing can be searched.")
     training = replace(training, key=project(training.embedding, mean, axes))

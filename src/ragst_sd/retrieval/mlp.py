@@ -80,9 +80,9 @@ class MlpOptions(Options):
 class _Network(nn.Module):
     def __init__(self, n_inputs: int, n_outputs: int, options: MlpOptions) -> None:
         super().__init__()
-        self.first = nn.Linear(n_inputs, int(options.hidden))
-        self.head = nn.Linear(int(options.hidden), n_outputs)
-        self.dropout = nn.Dropout(float(options.dropout))
+        self.first = nn.Linear(n_inputs, options.hidden)
+        self.head = nn.Linear(options.hidden, n_outputs)
+        self.dropout = nn.Dropout(options.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = nn.functional.gelu(self.first(self.dropout(x)), approximate="tanh")
@@ -176,12 +176,10 @@ def _train(
     inputs = torch.as_tensor(x[rows], dtype=torch.float32, device=run.device)
     values = torch.as_tensor(targets.values, dtype=torch.float32, device=run.device)
     sections = torch.as_tensor(training.sections[rows], device=run.device)
-    size = int(options.batch_size)
+    size = options.batch_size
     with seeded(seed):
         network = _Network(x.shape[1], len(targets.genes), options).to(run.device)
-        optimiser = AdamW(
-            network.parameters(), lr=float(options.learning_rate), weight_decay=float(options.weight_decay)
-        )
+        optimiser = AdamW(network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
 
         def step(i: int) -> Tensor:
             batch = slice(None) if len(rows) <= size else torch.randperm(len(rows))[:size].to(run.device)

@@ -113,16 +113,16 @@ def fit_pt_rag(bank: Bank, run: Run) -> dict[str, Any]:
     if not bank.screen.from_cells:
         return fit_responses(bank, run)
     options, key, cells = run.options, unit(bank.key), _cells_of(bank)
-    mean, axes = fit_pca(key, int(options.n_components))
+    mean, axes = fit_pca(key, options.n_components)
     spread = float(np.sqrt((((key - mean) @ axes) ** 2).mean())) if axes.shape[1] else 1.0
     space = {"projection_mean": mean, "projection": axes / (spread or 1.0), "centre": cells.controls.mean(axis=0)}
-    lessons, closed = _lessons(bank, space, run.n_candidates, str(options.candidates))
+    lessons, closed = _lessons(bank, space, run.n_candidates, options.candidates)
     taught = np.array([len(cells) > 1 for cells in lessons.treated])
     groups = np.unique(bank.folds)
     held = np.isin(bank.folds, groups[:: max(2, min(_HELD_OUT, len(groups)))]) & taught
     # What would give a held-out perturbation away does not teach either.
     teachers = taught & ~held & ~(closed[held].any(axis=0) if held.any() else False)
-    best = int(options.max_steps)
+    best = options.max_steps
     inner = float("nan")
     if held.any() and teachers.sum() > 1:
         _, history = _train(lessons, teachers, held, run, best, "perturbations held out")
@@ -131,9 +131,9 @@ def fit_pt_rag(bank: Bank, run: Run) -> dict[str, Any]:
     return {
         **space,
         **net_arrays(net),
-        "heads": int(options.heads),
+        "heads": options.heads,
         "per_cell": options.scope == "cell",
-        "set_size": int(options.set_size),
+        "set_size": options.set_size,
         "n_candidates": run.n_candidates,
         "candidates": options.candidates,
         "training_steps": best,
@@ -152,14 +152,12 @@ def _train(lessons: _Lessons, taught: np.ndarray, held: np.ndarray | None, run: 
         net = PtRag(
             lessons.delta.shape[1],
             lessons.key.shape[1],
-            int(options.width),
-            int(options.layers),
-            int(options.heads),
+            options.width,
+            options.layers,
+            options.heads,
             per_cell=options.scope == "cell",
         )
-        optimiser = torch.optim.AdamW(
-            net.parameters(), lr=float(options.learning_rate), weight_decay=float(options.weight_decay)
-        )
+        optimiser = torch.optim.AdamW(net.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
 
         def clip(*_: object) -> None:
             torch.nn.utils.clip_grad_norm_(net.parameters(), _CLIP)
@@ -167,7 +165,7 @@ def _train(lessons: _Lessons, taught: np.ndarray, held: np.ndarray | None, run: 
         optimiser.register_step_pre_hook(clip)
 
         def step(i: int) -> Tensor:
-            return batch_loss(net, lessons, random.choice(rows, int(options.batch_size)), absent, options, random)
+            return batch_loss(net, lessons, random.choice(rows, options.batch_size), absent, options, random)
 
         history = optimise(
             net,
@@ -194,21 +192,19 @@ def batch_loss(
 
     The cost is \(\lambda\) times the share of candidates taken.
     """
-    size = int(options.set_size)
+    size = options.set_size
     x = torch.stack([_draw(lessons.controls[lessons.contexts[row]], size, random) for row in rows])
     y = torch.stack([_draw(lessons.treated[row], size, random) for row in rows])
     at = torch.as_tensor(rows)
-    response, weights, _ = net(
-        x, lessons.key[at], lessons.key[lessons.found[at]], absent[at], float(options.temperature)
-    )
+    response, weights, _ = net(x, lessons.key[at], lessons.key[lessons.found[at]], absent[at], options.temperature)
     error = ((response.mean(dim=1) - lessons.delta[at]) ** 2).sum(dim=1).mean()
-    penalties = float(options.sparsity) * weights.mean() + float(options.pseudobulk) * error
+    penalties = options.sparsity * weights.mean() + options.pseudobulk * error
     return energy_distance(x + response, y).mean() + penalties
 
 
 def _score(net: PtRag, lessons: _Lessons, rows: np.ndarray, absent: Tensor, options: PtRagOptions) -> float:
     """Mean correlation over genes of the responses of held-out rows."""
-    at, size = torch.as_tensor(rows), int(options.set_size)
+    at, size = torch.as_tensor(rows), options.set_size
     x = torch.stack([_even(lessons.controls[lessons.contexts[row]], size) for row in rows])
     response, _, _ = net(x, lessons.key[at], lessons.key[lessons.found[at]], absent[at])
     a, b = (part - part.mean(dim=1, keepdim=True) for part in (response.mean(dim=1), lessons.delta[at]))

@@ -74,7 +74,7 @@ def fit_responses(bank: Bank, run: Run) -> dict[str, Any]:
             "measured in two contexts. Build it with `embedding=`, or with the responses of another context."
         )
     _, axes = fit_pca(relative(bank.values, bank.sections), _COMPONENTS)
-    aware = bool(options.context_aware)
+    aware = options.context_aware
     parameters = {
         "response_axes": axes.astype(np.float32),
         "state_mean": space["state_mean"],
@@ -87,7 +87,7 @@ def fit_responses(bank: Bank, run: Run) -> dict[str, Any]:
     bank = replace(bank, values=bank.values @ axes)
     groups = np.unique(bank.folds, return_inverse=True)[1]
     held = np.random.default_rng(run.rng).permutation(groups.max() + 1)[groups] % _HELD_OUT == 0
-    steps, inner = min(_STEPS, int(options.max_steps)), float("nan")
+    steps, inner = min(_STEPS, options.max_steps), float("nan")
     if held.any() and not held.all():
         _, history = _train(bank, lean, run, steps, held)
         steps, inner = max(1, history.best_step), history.best_score
@@ -142,7 +142,7 @@ def _train(bank: Bank, parameters: Mapping[str, Any], run: Run, steps: int, held
     with seeded(run.rng):
         net = PtRagResponses(lessons[0].rows.shape[1], d, lessons[0].values.shape[1], n_state)
         _start(net, lessons, d)
-        optimiser = torch.optim.AdamW(net.parameters(), lr=_RATE, weight_decay=float(run.options.weight_decay))
+        optimiser = torch.optim.AdamW(net.parameters(), lr=_RATE, weight_decay=run.options.weight_decay)
 
         def step(i: int) -> Tensor:
             return torch.stack(

@@ -125,7 +125,7 @@ def fit_rag(training: Bank, run: Run, *, candidates: str = "nearest") -> dict[st
     everything = np.arange(len(key))
     members: list[Member] = []
     # Who interrupts the search for the number of steps wants an end: one member then, and no unfinished one beside it.
-    n_seeds = 1 if found["interrupted"] else int(options.n_seeds)
+    n_seeds = 1 if found["interrupted"] else options.n_seeds
     for seed in range(n_seeds):
         label = f"training {seed + 1} of {n_seeds}"
         member, history = _train(episodes, everything, run, seed=run.rng + seed, steps=steps, label=label)
@@ -138,7 +138,7 @@ def fit_rag(training: Bank, run: Run, *, candidates: str = "nearest") -> dict[st
     parameters: dict[str, Any] = {
         **state_to_arrays(model),
         "input_scale": np.float64(input_scale),
-        "gate": str(options.gate),
+        "gate": options.gate,
         **types,
         **found,
     }
@@ -223,7 +223,7 @@ def _steps(
 ) -> tuple[int, dict[str, Any], list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
     """Steps at which the mean inner score is best, what was found on the way, and the held-out rows with evidence."""
     splits = held_out_splits(training)
-    most = int(run.options.max_steps)
+    most = run.options.max_steps
     histories: list[History] = []
     evidence: list[np.ndarray] = []
     for i, (inner, held) in enumerate(splits):
@@ -275,15 +275,13 @@ def _train(
             episodes.x.shape[1],
             episodes.state.shape[1],
             # Types stand before the components, so that the identity that phi starts from takes all of them in.
-            n_phi=int(options.n_latent) + episodes.n_types,
-            hidden=int(options.hidden),
-            gate_hidden=int(options.gate_hidden),
-            dropout=float(options.dropout),
-            sharpness=float(options.sharpness),
+            n_phi=options.n_latent + episodes.n_types,
+            hidden=options.hidden,
+            gate_hidden=options.gate_hidden,
+            dropout=options.dropout,
+            sharpness=options.sharpness,
         ).to(run.device)
-        optimiser = AdamW(
-            member.parameters(), lr=float(options.learning_rate), weight_decay=float(options.weight_decay)
-        )
+        optimiser = AdamW(member.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
         episodes.random = np.random.default_rng(seed)
         waiting: list[np.ndarray] = []
 

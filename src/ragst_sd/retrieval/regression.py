@@ -279,9 +279,9 @@ class KernelRidgeOptions(CitingOptions):
 
 def fit_kernel_ridge(training: Bank, run: Run) -> dict[str, Any]:
     """The parameters of :func:`fit_regression`, with no share of retrieval."""
-    n_genes = int(run.options.n_train_genes)
+    n_genes = run.options.n_train_genes
     targets = standardised_targets(training, np.arange(len(training)), n_genes, "kernel_ridge").values
-    shifts = section_shifts(training) * bool(run.options.center_sections)
+    shifts = section_shifts(training) * run.options.center_sections
     return fit_regression(training, targets, held_out_splits(training), None, shifts, rng=run.rng)
 
 

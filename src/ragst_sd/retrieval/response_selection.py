@@ -77,7 +77,7 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
     correlation over the mean of the others, and its `inner_error`. Of a single perturbation it is the mean.
     """
     options = run.options
-    space = fit_space(bank, int(options.n_components))
+    space = fit_space(bank, options.n_components)
     lines: list[tuple[float, ...]] = []
     gains, errors = [0.0] * len(_KINDS), [np.nan] * len(_KINDS)
     tried: Any = None
@@ -107,8 +107,8 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
             )
     parameters = {
         **space,
-        "rank": int(options.rank),
-        "alpha": float(options.alpha),
+        "rank": options.rank,
+        "alpha": options.alpha,
         "n_candidates": run.n_candidates,
         "gates": np.array(lines, dtype=np.float64).reshape(-1, GATE_FIELDS),
         "inner_gain": np.array(gains),
