@@ -169,15 +169,15 @@ MUTATIONS = (
     Mutation(
         "all contexts in the pool",
         "bank.py",
-        "np.where(own.any(axis=1, keepdims=True), own, self.eligible)",
+        "np.where(here.any(axis=1, keepdims=True), here, self.eligible)",
         "self.eligible",
         "response_methods",
     ),
     Mutation(
         "shift with the wrong sign",
         "training.py",
-        "np.nan_to_num(own - mean)",
-        "np.nan_to_num(mean - own)",
+        "np.nan_to_num(of_section - mean)",
+        "np.nan_to_num(mean - of_section)",
         "training",
     ),
     Mutation(
@@ -248,8 +248,8 @@ MUTATIONS = (
     Mutation(
         "truth from the half that taught",
         "response_selection.py",
-        "truth = other.values[rows]",
-        "truth = one.values[rows]",
+        "truth = measured.values[rows]",
+        "truth = taught.values[rows]",
         "response_rag",
     ),
     Mutation(
@@ -295,7 +295,11 @@ MUTATIONS = (
         "response_stack",
     ),
     Mutation(
-        "what holds a perturbation may be used for it", "responses.py", "mine <= other", "mine >= other", "response_rag"
+        "what holds a perturbation may be used for it",
+        "responses.py",
+        "genes <= others",
+        "genes >= others",
+        "response_rag",
     ),
 )
 

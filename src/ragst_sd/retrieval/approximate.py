@@ -53,8 +53,8 @@ def near_in_graph(queries: np.ndarray, bank: Any, k: int, *, eligibility: Eligib
     near = np.where(places >= 0, order[places], -1)
     for e in range(eligibility.query_groups.shape[1]):
         near[eligibility.query_groups[asked, e, None] == eligibility.bank_groups[near, e]] = -1
-    if eligibility.own is not None:
-        near[near == eligibility.own[asked, None]] = -1
+    if eligibility.itself is not None:
+        near[near == eligibility.itself[asked, None]] = -1
     rows = np.full((len(queries), width), -1)
     rows[asked] = near
     return rows

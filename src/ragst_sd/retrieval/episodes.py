@@ -111,12 +111,12 @@ class Episodes:
         index = _smallest(closed + torch.rand_like(closed) if self.candidates == "random" else squared.detach(), k)
         absent = closed.gather(1, index) > 0
         # A row whose groups leave it no neighbour at all gets no evidence, instead of dividing by nothing.
-        alone = absent.all(dim=1, keepdim=True)
+        isolated = absent.all(dim=1, keepdim=True)
         squared = (squared.gather(1, index) + (phi_q * phi_q).sum(1, keepdim=True)).masked_fill(absent, 0).clamp_min(0)
         # The gradient of `phi_b[index]` is summed in an order that depends on the threads; that of an embedding is not.
         candidates = torch.nn.functional.embedding(index, phi_b) if member.conditioning is not None else None
-        logits = member.logits_of_distances(squared, phi_q, candidates, self.state[q], absent & ~alone)
-        weights = GATES[self.options.gate](logits, member.null, temperature).masked_fill(alone, 0.0)
+        logits = member.logits_of_distances(squared, phi_q, candidates, self.state[q], absent & ~isolated)
+        weights = GATES[self.options.gate](logits, member.null, temperature).masked_fill(isolated, 0.0)
         return torch.nn.functional.embedding_bag(b[index], self.y, per_sample_weights=weights, mode="sum"), weights
 
     def loss(self, member: Member, queries: np.ndarray, progress: float) -> Tensor:

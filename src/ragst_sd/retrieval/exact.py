@@ -213,7 +213,7 @@ def _chunks(eligibility: Eligibility, size: int) -> Iterator[tuple[np.ndarray, b
     """
     first, pattern = eligibility.patterns()
     many = (np.bincount(pattern) >= _OWN_CHUNK) | (len(first) == 1)
-    many &= eligibility.own is None
+    many &= eligibility.itself is None
     groups = [(np.flatnonzero(pattern == code), True) for code in np.flatnonzero(many)]
     for queries, same_rows in [*groups, (np.flatnonzero(~many[pattern]), False)]:
         for begin in range(0, len(queries), size):

@@ -84,9 +84,9 @@ def fit_method(
     if getattr(run.options, "center_sections", False):
         parameters["section_shifts"] = section_shifts(training)
     phi = training.key if method.place is None else method.place(parameters, training.key)
-    placed = None if method.place_rows is None else method.place_rows(parameters, training)
+    rows = None if method.place_rows is None else method.place_rows(parameters, training)
     features = _features(method, parameters, training.key)
-    return Fitted(parameters, phi if placed is None else placed, phi, features)
+    return Fitted(parameters, phi if rows is None else rows, phi, features)
 
 
 def phi_of(name: str, parameters: Mapping[str, Any], embedding: np.ndarray) -> np.ndarray:

@@ -235,8 +235,8 @@ def _head(
     whole = replace(training, key=centred, folds=np.zeros_like(training.folds))
     coefficients = fit_ridge(whole, alphas=[alpha])["coefficients"]
     # `_hidden` divides by the root of the number of networks, and their mean asks for division by the number itself.
-    own = np.concatenate([_array(network.head.weight).T for network in networks]) / np.sqrt(len(networks))
-    coefficients[:, targets.genes] = own * targets.sd
+    heads = np.concatenate([_array(network.head.weight).T for network in networks]) / np.sqrt(len(networks))
+    coefficients[:, targets.genes] = heads * targets.sd
     coefficients /= np.sqrt(len(networks))
     intercept = np.zeros(coefficients.shape[1])
     for rows, genes in training.gene_patterns():

@@ -231,10 +231,10 @@ def _gaussian(key: np.ndarray, rng: int) -> dict[str, Any]:
     between = _squared(landmarks, landmarks)
     width = float(np.median(between)) or 1.0
     values, axes = np.linalg.eigh(np.exp(-between / width))
-    kept = np.flatnonzero(values > 1e-6 * values[-1])[-_FEATURES:]
+    leading = np.flatnonzero(values > 1e-6 * values[-1])[-_FEATURES:]
     return {
         "regression_landmarks": landmarks,
-        "regression_mixing": axes[:, kept] / np.sqrt(values[kept]),
+        "regression_mixing": axes[:, leading] / np.sqrt(values[leading]),
         "regression_width": np.float64(width),
     }
 

@@ -33,8 +33,8 @@ def section_shifts(training: Bank) -> np.ndarray:
     mean = reference_mean(training)
     shifts = np.zeros((int(training.sections.max()) + 1, training.values.shape[1]))
     for section in np.unique(training.sections):
-        own = reference_mean(training, np.flatnonzero(training.sections == section))
-        shifts[section] = np.nan_to_num(own - mean)
+        of_section = reference_mean(training, np.flatnonzero(training.sections == section))
+        shifts[section] = np.nan_to_num(of_section - mean)
     return shifts
 
 
