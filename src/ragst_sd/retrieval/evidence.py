@@ -200,10 +200,8 @@ def cite(query: Query, weights: np.ndarray) -> Selection:
     return Selection(query.key, np.where(weights > 0, rows, -1), weights, np.where(weights > 0, distances, np.nan))
 
 
-def cited_mean(
-    parameters: Mapping[str, Any], bank: Bank, selection: Selection, *, adjustment: Adjustment | None = None
-) -> Answer:
-    """The mean of the cited rows, relative to their sections if `parameters` has `section_shifts`, and an adjustment.
+def cited_mean(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
+    """The mean of the cited rows, relative to their sections if `parameters` has `section_shifts`.
 
     The mean of the rows that may be used, on which it is put back, is in `level`.
     """
@@ -216,8 +214,7 @@ def cited_mean(
         moved = average - shift
         moved += level[0] if len(level) == 1 else level[selection.level]
         evidence = moved.astype(np.float32)
-    added = np.zeros_like(evidence) if adjustment is None else adjustment(parameters, bank, selection)
-    return Answer(evidence, added.astype(np.float32, copy=False), average, shift=shift)
+    return Answer(evidence, np.zeros_like(evidence), average, shift)
 
 
 def mean_of_reference(

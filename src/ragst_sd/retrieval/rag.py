@@ -116,11 +116,8 @@ def fit_rag(training: Bank, run: Run, *, candidates: str = "nearest") -> dict[st
     of_queries = of_rows = key[:, :0]
     if options.cell_types:
         of_queries, of_rows, types = fit_types(training)
-    episodes = Episodes.of(training, np.concatenate([of_queries, key], axis=1) / input_scale, run, candidates)
-    if options.cell_types:
-        bank = np.concatenate([of_rows, key], axis=1) / input_scale
-        episodes.bank = torch.as_tensor(bank, dtype=torch.float32, device=run.device)
-        episodes.n_types = of_rows.shape[1]
+    queries, rows = (np.concatenate([part, key], axis=1) / input_scale for part in (of_queries, of_rows))
+    episodes = Episodes(training, queries, run, candidates, rows, of_rows.shape[1])
     steps, training_record, splits, evidence = _steps(episodes, training, run)
     members: list[Member] = []
     # Who interrupts the search for the number of steps wants an end: one member then, and no unfinished one beside it.
