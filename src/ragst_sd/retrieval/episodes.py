@@ -59,7 +59,8 @@ class Episodes:
         self.y = tensor(targets.values)
         self.state, self.sections = tensor(training.states), tensor(training.sections, torch.long)
         # Groups are few: which of their kinds may not serve each other is known once.
-        kinds, self._kinds = tensor(training.groups, torch.long).unique(dim=0, return_inverse=True)
+        self.groups = tensor(training.groups, torch.long)
+        kinds, self._kinds = self.groups.unique(dim=0, return_inverse=True)
         # The distance of such rows, and zero between all others.
         self._closed = torch.where((kinds[:, None] == kinds).any(dim=2), torch.inf, 0.0)
 
