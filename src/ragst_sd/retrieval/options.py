@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -116,7 +116,7 @@ def resolve_options(
         raise ValueError(f"Method {name!r} has no option {', '.join(map(repr, unknown))}; it has {has}.")
     options = dict(given or {})
     for option, value in options.items():
-        complaint, default = known[option].metadata.get("complaint"), known[option].default
+        complaint, default = known[option].metadata.get("complaint"), cast("Any", known[option].default)
         wanted = complaint(value) if complaint else ""
         if wanted:
             raise ValueError(f"`{option}` is {value!r}; for method {name!r} it must be {wanted}.")

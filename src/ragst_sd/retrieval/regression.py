@@ -13,7 +13,7 @@ which cites no rows.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -251,7 +251,7 @@ def _score_alphas(z: np.ndarray, targets: np.ndarray, splits: Splits, sections: 
 
 
 def _held_out(
-    z: np.ndarray, targets: np.ndarray, inner: np.ndarray, held: np.ndarray, alphas: Sequence[float] = _ALPHAS
+    z: np.ndarray, targets: np.ndarray, inner: np.ndarray, held: np.ndarray, alphas: Iterable[float] = _ALPHAS
 ) -> Iterator[np.ndarray]:
     """Predictions of the held-out rows, one for each penalty."""
     centre = z[inner].mean(axis=0)

@@ -249,7 +249,8 @@ def search_in_blocks(
     for start in range(0, bank.shape[0], block_rows):
         part = slice(start, min(start + block_rows, bank.shape[0]))
         # Rows farther away than the k that are known already are of no use.
-        of_part = {"eligibility": eligibility.of_rows(part), "tie_order": tie_order[part], "within": distances[:, -1]}
+        usable, within = eligibility.of_rows(part), distances[:, -1]
+        of_part: dict[str, Any] = {"eligibility": usable, "tie_order": tie_order[part], "within": within}
         near = search(queries, np.asarray(bank[part]), k, backend="exact", **of_part, **options)
         both = np.concatenate([rows, np.where(near.rows >= 0, near.rows + start, -1)], axis=1)
         apart = np.concatenate([distances, np.where(near.rows >= 0, near.distances, np.inf)], axis=1)
