@@ -12,6 +12,7 @@ from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.regression import (
     fit_regression,
     regression_features,
+    regression_scale,
     row_weights,
     share_of_retrieval,
     solve_regression,
@@ -101,14 +102,37 @@ def test_share_follows_held_out_groups():
     assert perfect["regression_scores"][0] == pytest.approx(1)
 
 
-def test_fewer_donors_lean_on_the_regression():
+def test_with_fewer_donors_the_better_part_says_more():
     bank = made(n=240)
 
     def close(truth):
         return truth + 0.3 * np.random.default_rng(4).normal(size=truth.shape) * truth.std()
 
-    several, one = fitted(bank, close), fitted(bank, close, donors=np.zeros(len(bank), dtype=int))
-    assert one["retrieval_share"][0] / several["retrieval_share"][0] == pytest.approx((1 / 2) / (3 / 4))
+    several, single = fitted(bank, close), fitted(bank, close, donors=np.zeros(len(bank), dtype=int))
+    # The regression is the better part here, so that retrieval says less.
+    assert single["retrieval_share"][0] / several["retrieval_share"][0] == pytest.approx((1 / 2) / (3 / 4))
+
+
+def test_a_penalty_that_shrinks_everything_leaves_the_regression_its_size():
+    bank = made(n=240)
+    # Features beside which those that matter are small: the best penalty is far above their variance.
+    key = np.concatenate([bank.key, 30 * np.random.default_rng(7).normal(size=(len(bank), 40))], axis=1)
+    parameters = fitted(bank, noise, key=key)
+    z = regression_features(parameters, key)
+    predicted = z @ parameters["regression_coefficients"] + parameters["regression_intercept"]
+    truth = centred_within_sections(bank.values, bank.sections)
+    slope = (predicted * truth).sum() / (predicted**2).sum()
+    assert 0.8 < slope < 2
+
+
+def test_scale_has_the_least_squared_error():
+    random = np.random.default_rng(8)
+    truth = [random.normal(size=(n, 3)) for n in (5, 8)]
+    smooth = [0.01 * (y + random.normal(size=y.shape)) for y in truth]
+    scales = np.linspace(0, 200, 20001)
+    errors = [sum(((c * h - y) ** 2).mean() for h, y in zip(smooth, truth, strict=True)) for c in scales]
+    assert regression_scale(smooth, truth) == pytest.approx(scales[np.argmin(errors)], abs=0.01)
+    assert regression_scale([-h for h in smooth], truth) == 1
 
 
 def test_share_has_the_least_squared_error_on_held_out_groups():
@@ -121,9 +145,11 @@ def test_share_has_the_least_squared_error_on_held_out_groups():
 
     shares = np.linspace(0, 1, 1001)
     best = shares[np.argmin([error(a) for a in shares])]
+    # One more donor counts for the part that is better so far.
+    better = best > 0.5
     assert 0.2 < best < 0.9
-    assert share_of_retrieval(evidence, smooth, truth, 1) == pytest.approx(best / 2, abs=1e-3)
-    assert share_of_retrieval(evidence, smooth, truth, 99) == pytest.approx(best * 0.99, abs=1e-3)
+    assert share_of_retrieval(evidence, smooth, truth, 1) == pytest.approx((best + better) / 2, abs=1e-3)
+    assert share_of_retrieval(evidence, smooth, truth, 99) == pytest.approx((99 * best + better) / 100, abs=1e-3)
     assert share_of_retrieval(smooth, truth, truth, 3) == 0.05
     assert share_of_retrieval(smooth, smooth, truth, 3) == 1
 
@@ -144,6 +170,7 @@ def test_share_is_weighed_against_a_regression_on_the_other_groups():
         gram = (z[inner] - mean).T @ (z[inner] - mean)
         penalised = gram + alpha * np.trace(gram) / len(gram) * np.eye(len(gram))
         smooth.append((z[held] - mean) @ np.linalg.solve(penalised, (z[inner] - mean).T @ targets[inner]))
+    smooth = [float(parameters["regression_scale"]) * part for part in smooth]
     evidence = [vague(values[held]) for _, held in splits]
     expected = share_of_retrieval(evidence, smooth, [targets[held] for _, held in splits], 3)
     assert 0.05 < expected < 0.5

@@ -1,11 +1,12 @@
 r"""The regression H of the stack: kernel ridge, which is a signed sum over measured rows too.
 
 .. math:: H(x) = \sum_j H_j(x)\,(y_j - \bar y_{s(j)}), \qquad
-          H_j(x) = \tilde z(x)^\top (\tilde Z^\top \tilde Z + \alpha \lambda I)^{-1} \tilde z_j
+          H_j(x) = c\, \tilde z(x)^\top (\tilde Z^\top \tilde Z + \alpha \lambda I)^{-1} \tilde z_j
 
-with the features z of a spot relative to their mean over the rows, and :math:`\lambda` the mean eigenvalue of
-:math:`\tilde Z^\top \tilde Z`. The features are the principal components of the embedding, or those of a Gaussian kernel
-at landmarks (Nystroem's method, Williams and Seeger 2001), whichever predicts held-out groups better. Coefficients
+with the features z of a spot relative to their mean over the rows, :math:`\lambda` the mean eigenvalue of
+:math:`\tilde Z^\top \tilde Z`, and the scale c that has the least squared error on held-out groups. The features are the
+principal components of the embedding, or those of a Gaussian kernel at landmarks (Nystroem's method, Williams and Seeger
+2001), whichever predicts held-out groups better. Coefficients
 (features x genes) are kept; they are resolved into rows when somebody asks. On its own it is the method `kernel_ridge`,
 which cites no rows.
 """
@@ -76,12 +77,12 @@ def fit_regression(
     Returns
     -------
     `retrieval_share` (g,), one where nothing could be held out, zero without evidence; `regression_*`: what makes the
-    features, `alpha`, `coefficients` (q, g), `intercept` (g,), and `scores`, the held-out ones of retrieval, of
-    regression and of both.
+    features, `alpha`, `scale`, `coefficients` (q, g), `intercept` (g,), and `scores`, the held-out ones of retrieval,
+    of regression and of both.
     """
     kernels = (_linear(training.key), _gaussian(training.key, rng))
     share, scores = float(evidence is not None), np.full(3, np.nan)
-    alpha, chosen = float(np.median(_ALPHAS)), kernels[0]
+    alpha, scale, chosen = float(np.median(_ALPHAS)), 1.0, kernels[0]
     if splits:
         curves = []
         for kernel in kernels:
@@ -93,10 +94,12 @@ def fit_regression(
         best = int(not (gaussian <= linear).any())
         chosen, alpha = kernels[best], float(_ALPHAS[places[best]])
         scores[1] = mean_over_groups(curves[best], len(_ALPHAS))[places[best]]
-    if splits and evidence is not None:
         z = regression_features(chosen, training.key).astype(np.float64)
         smooth = [next(_held_out(z, targets, inner, held, [alpha])) for inner, held in splits]
         truth = [targets[held] for _, held in splits]
+        scale = regression_scale(smooth, truth)
+        smooth = [scale * part for part in smooth]
+    if splits and evidence is not None:
         n_donors = 1 if training.donors is None else len(np.unique(training.donors))
         share = share_of_retrieval(evidence, smooth, truth, n_donors)
         mixed = [
@@ -111,7 +114,12 @@ def fit_regression(
             100 * share,
             scores[2],
         )
-    parameters = {**chosen, "regression_alpha": np.float64(alpha), "regression_scores": scores}
+    parameters = {
+        **chosen,
+        "regression_alpha": np.float64(alpha),
+        "regression_scale": np.float64(scale),
+        "regression_scores": scores,
+    }
     z = regression_features(parameters, training.key).astype(np.float64)
     of_all = _inverse(parameters, z, np.arange(len(z)))
     # Kept, so that one value is resolved into rows without products over all of them.
@@ -125,21 +133,34 @@ def fit_regression(
     }
 
 
+def regression_scale(smooth: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> float:
+    """The factor with which predictions of held-out groups have the least squared error; one where it is not positive.
+
+    The penalty is the one with the best correlation, which may shrink predictions to nearly nothing. Beside them, the
+    smallest share of retrieval would be most of the sum.
+    """
+    along = sum(float((h * y).mean()) for h, y in zip(smooth, truth, strict=True))
+    size = sum(float((h**2).mean()) for h in smooth)
+    return along / size if along > 0 else 1.0
+
+
 def share_of_retrieval(
     evidence: Sequence[np.ndarray], smooth: Sequence[np.ndarray], truth: Sequence[np.ndarray], n_donors: int
 ) -> float:
-    r"""The share of retrieval with the least squared error on held-out groups, drawn towards the regression.
+    r"""The share of retrieval with the least squared error on held-out groups, drawn towards the better of the two.
 
-    .. math:: a = \frac{n}{n + 1} \left[\frac{\sum_k \langle W_k - H_k, Y_k - H_k \rangle}
+    .. math:: a = \frac{n\, \hat a + [\hat a > 1/2]}{n + 1}, \qquad
+              \hat a = \left[\frac{\sum_k \langle W_k - H_k, Y_k - H_k \rangle}
               {\sum_k \langle W_k - H_k, W_k - H_k \rangle}\right]_0^1
 
     with the mean products over the rows and genes of group k: stacked regression (Breiman 1996) with n donors, and one
-    more to whom retrieval would bring nothing. At least .05, so that every value cites measured rows.
+    more for whom the part that is better so far is all there is. At least .05, so that every value cites measured rows.
     """
     groups = [(w - h, y - h) for w, h, y in zip(evidence, smooth, truth, strict=True)]
     along = sum(float((apart * error).mean()) for apart, error in groups)
     size = sum(float((apart**2).mean()) for apart, _ in groups)
-    return max(_LEAST, float(np.clip(along / size, 0, 1)) * n_donors / (n_donors + 1)) if size > 0 else 1.0
+    best = float(np.clip(along / size, 0, 1)) if size > 0 else 1.0
+    return max(_LEAST, (n_donors * best + (best > 0.5)) / (n_donors + 1))
 
 
 def regression_features(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
@@ -209,7 +230,7 @@ def _inverse(parameters: Mapping[str, Any], z: np.ndarray, rows: np.ndarray) -> 
     centre = z.mean(axis=0)
     gram = (z - centre).T @ (z - centre)
     penalty = _penalty(np.trace(gram) / len(gram), float(parameters["regression_alpha"]))
-    return centre, np.linalg.inv(gram + penalty * np.eye(len(gram)))
+    return centre, float(parameters.get("regression_scale", 1)) * np.linalg.inv(gram + penalty * np.eye(len(gram)))
 
 
 def _penalty(mean_eigenvalue: float, alpha: float) -> float:
