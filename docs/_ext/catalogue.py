@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
-from ragst_sd.datasets._catalog_entries import CATALOG, as_list, catalog_entries, citation_bibtex, citation_text
+from ragst_sd.datasets._catalog import CATALOG, as_list, catalog_entries, citation_bibtex, citation_text
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx

@@ -36,7 +36,7 @@ def read_folder(folder: Path) -> dict[str, SpatialData]:
     FileNotFoundError
         If the folder does not exist or holds no such pair.
     """
-    from ragst_sd.datasets._pairs import section_files
+    from ragst_sd.datasets._load import section_files
     from ragst_sd.io import read_st
 
     return {name: read_st(counts, image, sample=name) for name, (counts, image) in section_files(folder).items()}

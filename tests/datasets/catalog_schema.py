@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from ragst_sd._validate import hint, listing
-from ragst_sd.datasets._catalog_entries import COUNTS, LABELS, as_list
+from ragst_sd.datasets._catalog import COUNTS, LABELS, as_list
 
 KINDS = ("spatial", "collection", "scrna", "slide", "screen")
 LAYOUTS = ("st_tsv", "st_h5ad", "visium", "visium_hd", "xenium", "hest", "slide", "h5ad", "census", "screen", "other")

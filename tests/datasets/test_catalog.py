@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import ragst_sd as rg
-from ragst_sd.datasets._catalog_entries import (
+from ragst_sd.datasets._catalog import (
     CATALOG,
     as_list,
     catalog_entries,

@@ -15,7 +15,7 @@ import pytest
 import ragst_sd as rg
 from ragst_sd._elements import centers_in_pixels
 from ragst_sd.datasets import _load
-from ragst_sd.datasets._catalog_entries import catalog_entries
+from ragst_sd.datasets._catalog import catalog_entries
 
 from .catalog_schema import LOADERS
 from .deposited import MADE_MPP, Deposits

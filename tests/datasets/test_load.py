@@ -19,7 +19,7 @@ from scipy.sparse import csr_matrix
 
 import ragst_sd as rg
 from ragst_sd._elements import centers_in_pixels
-from ragst_sd.datasets import _load
+from ragst_sd.datasets import _layouts, _load
 
 from ..io import layouts
 from ..io.painting import GENES, Tissue
@@ -652,7 +652,7 @@ def test_licence_and_citation_are_logged(slides, caplog):
 def test_every_loader_of_the_catalogue_has_a_reader():
     from .catalog_schema import LOADERS
 
-    assert set(_load._READERS) == set(LOADERS) - {"census", "screen"} | {"picture"}
+    assert set(_layouts.LAYOUTS) == set(LOADERS) - {"census", "screen"} | {"picture"}
 
 
 def test_gzipped_positions_are_not_needed_to_be_unpacked(offer, drawn):

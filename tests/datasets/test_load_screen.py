@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 
 import ragst_sd as rg
 from ragst_sd.datasets import _load_screen
-from ragst_sd.datasets._catalog_entries import catalog_entries, catalog_entry
+from ragst_sd.datasets._catalog import catalog_entries, catalog_entry
 from ragst_sd.datasets._load_screen import LAYOUTS
 
 # Labels and further columns as the deposits have them, and what they become.

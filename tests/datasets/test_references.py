@@ -13,8 +13,8 @@ import yaml
 
 import ragst_sd as rg
 from ragst_sd.__main__ import main
-from ragst_sd.datasets import _catalog_entries
-from ragst_sd.datasets._catalog_entries import catalog_entries
+from ragst_sd.datasets import _catalog
+from ragst_sd.datasets._catalog import catalog_entries
 from ragst_sd.datasets._references import recipe_files
 from ragst_sd.io._recipe import read_recipe
 from ragst_sd.reference.symbols import known_names
@@ -50,9 +50,9 @@ def test_the_page_has_the_same_figures():
 
 
 def test_estimates_of_downloads_are_known_sizes_and_pixels(monkeypatch):
-    changed = deepcopy(_catalog_entries._shipped())
+    changed = deepcopy(_catalog._shipped())
     (heart,) = (entry for entry in changed.values() if entry["name"] == "tenx_visium_human_heart")
-    monkeypatch.setattr(_catalog_entries, "_shipped", lambda: changed)
+    monkeypatch.setattr(_catalog, "_shipped", lambda: changed)
     picture = next(file for file in heart["files"] if file["name"].endswith("tif"))
     others = sum(file["size"] or 0 for file in heart["files"])
     pixels = (9000 / heart["image_mpp"]) ** 2
@@ -119,7 +119,7 @@ def served(server, tmp_path, monkeypatch):
                     server.files[f"/{address.netloc}{address.path}"] = content
                     listed.update(size=None, sha256=None, url=f"{server.url}/{address.netloc}{address.path}")
         (tmp_path / "catalog.yaml").write_text(yaml.safe_dump(list(catalogue.values())))
-        monkeypatch.setattr(_catalog_entries, "_shipped", lambda: catalogue)
+        monkeypatch.setattr(_catalog, "_shipped", lambda: catalogue)
         return tmp_path / "catalog.yaml"
 
     return put

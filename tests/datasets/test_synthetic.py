@@ -12,10 +12,10 @@ from scipy.spatial import cKDTree
 
 from ragst_sd.datasets._synthetic import (
     MARKERS,
+    NAMED_GENES,
     draw_counts,
     draw_programmes,
     expected_counts,
-    minimum_genes,
     synthetic,
 )
 from ragst_sd.datasets._tissue import TISSUES
@@ -278,8 +278,8 @@ def test_counts_have_negative_binomial_moments():
 def test_named_genes_are_unique():
     symbols = " ".join(MARKERS.values()).split()
     assert len(symbols) == len(set(symbols))
-    programmes = draw_programmes(np.random.default_rng(0), minimum_genes() + 1)
-    assert len(set(programmes.genes)) == minimum_genes() + 1
+    programmes = draw_programmes(np.random.default_rng(0), len(NAMED_GENES) + 1)
+    assert len(set(programmes.genes)) == len(NAMED_GENES) + 1
 
 
 @pytest.mark.parametrize(

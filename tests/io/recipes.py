@@ -63,12 +63,12 @@ import anndata, spatialdata, skimage.io, dask.array, zarr, geopandas, matplotlib
 for module in (rg.pp, rg.tl, rg.io, rg.datasets):
     for name in module.__all__:
         getattr(module, name)
-import ragst_sd.datasets._catalog_entries, ragst_sd.image.texture, ragst_sd.image.encoders, ragst_sd.reference.symbols
+import ragst_sd.datasets._catalog, ragst_sd.image.texture, ragst_sd.image.encoders, ragst_sd.reference.symbols
 for species in ragst_sd.reference.symbols.SPECIES:
     ragst_sd.reference.symbols.known_names(species)
 
 if "RAGST_TEST_CATALOG" in os.environ:
-    ragst_sd.datasets._catalog_entries.CATALOG = Path(os.environ["RAGST_TEST_CATALOG"])
+    ragst_sd.datasets._catalog.CATALOG = Path(os.environ["RAGST_TEST_CATALOG"])
 
 def arm(step):
     # The process dies at the step-th event: before or after a file takes the place that it was written for.

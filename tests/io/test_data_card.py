@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ragst_sd as rg
-from ragst_sd.datasets._catalog_entries import catalog_entry, citation_text
+from ragst_sd.datasets._catalog import catalog_entry, citation_text
 from ragst_sd.io._data_card import bibtex_of, composition, draw_composition, draw_pictures, gather_facts
 
 

@@ -11,7 +11,7 @@ import zarr
 
 import ragst_sd as rg
 from ragst_sd.datasets._layouts import read_10x
-from ragst_sd.io._embedding_file import read_embedding_file
+from ragst_sd.pp._tile_features import read_embedding_file
 from ragst_sd.reference.normalize import as_csr
 
 

@@ -337,15 +337,15 @@ def test_the_catalogue(tmp_path, data_dir, monkeypatch):
     import anndata as ad
     import pandas as pd
 
-    from ragst_sd.datasets import _catalog_entries
+    from ragst_sd.datasets import _catalog
 
     entry = {
-        **_catalog_entries.catalog_entry("her2st"),
+        **_catalog.catalog_entry("her2st"),
         "name": "her2st",
         "files": [{"name": name, "url": None, "size": None, "sha256": None} for name in ("c.tsv.gz", "s.tsv", "i.jpg")],
         "samples": {"B4": {"donor": "her2st B", "files": {"counts": "c.tsv.gz", "coordinates": "s.tsv", "image": "i.jpg"}}},
     }  # fmt: skip
-    monkeypatch.setattr(_catalog_entries, "_shipped", lambda: {"her2st": entry})
+    monkeypatch.setattr(_catalog, "_shipped", lambda: {"her2st": entry})
     mirror = tmp_path / "mirror" / "her2st"
     mirror.mkdir(parents=True)
     source = data_dir / "histology" / "mob2k"

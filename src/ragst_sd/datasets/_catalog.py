@@ -1,13 +1,22 @@
-"""Public data sets, as a table."""
+"""The catalogue of public data sets: as a table, entry by entry, and how to cite an entry."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import yaml
 
-from ragst_sd._validate import require_choice
-from ragst_sd.datasets._catalog_entries import COUNTS, LABELS, as_list, catalog_entries, citation_bibtex, citation_text
+from ragst_sd._validate import require_choice, require_key
+
+# Fields that hold nothing, one text or several, and those that hold a number.
+LABELS = ("organ", "species", "disease", "technology")
+COUNTS = ("donors", "sections", "spots", "genes")
+CATALOG = Path(__file__).with_name("catalog.yaml")
 
 _COLUMNS = (
     *("title", "kind", *LABELS, *COUNTS, "image_mpp", "license", "redistribution", "commercial_use", "gated"),
@@ -79,11 +88,11 @@ def catalog(
     >>> rg.datasets.catalog(organ="breast", technology="ST").loc["her2st", "license"]
     'CC-BY-4.0'
     """
-    entries = catalog_entries()
+    entries = everything = catalog_entries()
     filters = {"organ": organ, "species": species, "technology": technology}
     filters |= {"kind": kind, "license": license, "status": status}
     for field, wanted in filters.items():
-        known = sorted({value for entry in catalog_entries().values() for value in as_list(entry[field])})
+        known = sorted({value for entry in everything.values() for value in as_list(entry[field])})
         for value in as_list(wanted):
             require_choice(value, known, field)
         if wanted is not None:
@@ -107,3 +116,51 @@ def catalog(
     table[texts] = table[texts].fillna("")
     kinds = {**dict.fromkeys(_COUNTED, "Int64"), **dict.fromkeys(_FLAGS, "boolean"), **dict.fromkeys(texts, "str")}
     return table.astype({**kinds, "image_mpp": "float64"})
+
+
+@cache
+def _shipped() -> dict[str, dict[str, Any]]:
+    return {entry["name"]: entry for entry in yaml.safe_load(CATALOG.read_text(encoding="utf-8"))}
+
+
+def catalog_entries() -> dict[str, dict[str, Any]]:
+    """All entries that ship with the package; changing them changes nothing for the next caller."""
+    return deepcopy(_shipped())
+
+
+def catalog_entry(name: str) -> dict[str, Any]:
+    """One entry that ships with the package; a name that it does not know is a `KeyError` that lists them."""
+    require_key(name, _shipped(), "rg.datasets.catalog()", "Look through `rg.datasets.catalog()`.")
+    return deepcopy(_shipped()[name])
+
+
+def as_list(value: Any) -> list[Any]:
+    """A field that holds nothing, one value or several, as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+
+
+def citation_text(entry: Mapping[str, Any]) -> str:
+    """Reference of an entry in one line."""
+    fields = entry["citation"]
+    author = str(fields.get("author") or "").replace("{", "").replace("}", "")
+    # BibTeX joins authors by "and"; people write commas.
+    author = author.replace(" and others", " et al.").replace(" and ", "; ")
+    place = f"https://doi.org/{fields['doi']}" if fields.get("doi") else fields["url"]
+    parts = [part for part in (author, fields["title"], fields.get("journal"), place) if part]
+    if fields.get("year"):
+        # Behind the author, or the title where there is none.
+        parts[0] = f"{parts[0]} ({fields['year']})"
+    return ". ".join(part.rstrip(".") for part in parts)
+
+
+def citation_bibtex(entry: Mapping[str, Any]) -> str:
+    """Reference of an entry as BibTeX, with its name as the key."""
+    fields = dict(entry["citation"])
+    journal = fields.pop("journal", None)
+    kind = "article" if fields.get("doi") else "misc"
+    if journal:
+        fields["journal" if kind == "article" else "howpublished"] = journal
+    lines = [f"  {field} = {{{value}}}," for field, value in fields.items() if value]
+    return "\n".join([f"@{kind}{{{entry['name']},", *lines, "}"])

@@ -9,8 +9,11 @@ import errno
 import hashlib
 import json
 import logging
+import re
 import shutil
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,11 +24,12 @@ from filelock import FileLock
 from requests import Response
 from tqdm.auto import tqdm
 
-from ragst_sd._replacing import replace_text
-from ragst_sd.datasets._hub import fetch_from_hub, on_hub
+from ragst_sd._replacing import replace_text, version_of
+from ragst_sd.image.hub import hub_endpoint, hub_errors
 
 logger = logging.getLogger(__name__)
 
+_ADDRESS = re.compile(r"https?://(?:www\.)?huggingface\.co/datasets/([^/]+/[^/]+)/resolve/([^/]+)/([^?#]+)")
 _BLOCK = 1 << 16
 _TIMEOUT_S = 60
 _ATTEMPTS = 5
@@ -117,7 +121,8 @@ def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> N
             answer: Any = error.response
             status, reason = answer.status_code, f"the server answers {answer.status_code} ({answer.reason})"
             if status not in _TEMPORARY:
-                raise _refusal(file.url, status, reason, advice) from None
+                kind, what = _REFUSALS.get(status, (ConnectionError, "could not be downloaded"))
+                raise kind(f"{file.url} {what}: {reason}. You can also {advice}.") from None
             if status == 416:
                 # What had arrived is longer than the file.
                 part.unlink(missing_ok=True)
@@ -160,12 +165,12 @@ def _request(file: RemoteFile, part: Path, *, progress: bool) -> None:
         headers["If-Range"] = version
     with requests.get(file.url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
         response.raise_for_status()
-        found, span = _version(response), response.headers.get("Content-Range", "")
+        sent, span = _version(response), response.headers.get("Content-Range", "")
         goes_on = response.status_code == 206
-        if goes_on and not (version in ("", found) and span.startswith(f"bytes {have}-")):
+        if goes_on and not (version in ("", sent) and span.startswith(f"bytes {have}-")):
             part.unlink()
             raise requests.ConnectionError("what the server goes on with does not fit what had arrived earlier")
-        mark.write_text(found, encoding="utf-8")
+        mark.write_text(sent, encoding="utf-8")
         size = int(response.headers.get("Content-Length", 0))
         if size > shutil.disk_usage(part.parent).free:
             raise OSError(errno.ENOSPC, "the file is larger than what is free")
@@ -184,24 +189,18 @@ def _version(response: Response) -> str:
     return tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
 
 
-def _refusal(url: str, status: int, reason: str, advice: str) -> OSError:
-    kind, what = _REFUSALS.get(status, (ConnectionError, "could not be downloaded"))
-    return kind(f"{url} {what}: {reason}. You can also {advice}.")
-
-
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
 def sha256_of(path: Path) -> str:
     """Hash of the content of a file; read again only if its size or its time of change differ."""
-    status = path.stat()
-    return _hashed(path, status.st_size, status.st_mtime_ns)
+    return _hashed(path, version_of(path))
 
 
 @lru_cache(maxsize=1024)
-def _hashed(path: Path, size: int, changed: int) -> str:
-    # Size and time are no more than part of the key: they tell a file that was replaced from what it was.
+def _hashed(path: Path, version: tuple[int, int, int]) -> str:
+    # The version is no more than part of the key: it tells a file that was replaced from what it was.
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -223,28 +222,67 @@ def whats_wrong(path: Path, *, size: int | None, sha256: str | None, note: Path 
     status = path.stat()
     if size is not None and status.st_size != size:
         return f"{status.st_size} bytes, expected {size}"
-    noted = {} if note is None else _read_note(note)
+    noted: dict[str, Any] = {}
+    if note is not None and note.is_file():
+        # A note that was damaged is written anew.
+        with suppress(ValueError):
+            noted = dict(json.loads(note.read_text()))
     first = noted.get("sha256")
     untouched = (noted.get("size"), noted.get("changed")) == (status.st_size, status.st_mtime_ns)
     if (note is None and sha256 is None) or (untouched and first == (sha256 or first)):
         return None
-    found = sha256_of(path)
-    if sha256 is not None and found != sha256:
-        return f"sha256 {found}, expected {sha256}"
-    if sha256 is None and first is not None and found != first:
-        return f"sha256 {found}, but {first} when it was first downloaded (delete {note} to accept it)"
+    digest = sha256_of(path)
+    if sha256 is not None and digest != sha256:
+        return f"sha256 {digest}, expected {sha256}"
+    if sha256 is None and first is not None and digest != first:
+        return f"sha256 {digest}, but {first} when it was first downloaded (delete {note} to accept it)"
     if note is not None:
         if sha256 is None and first is None:
-            name = note.name.removeprefix(".").removesuffix(".json")
-            logger.info(
-                "The catalogue knows no checksum of %s: sha256 %s is noted and compared from now on.", name, found
-            )
-        replace_text(note, json.dumps({"sha256": found, "size": status.st_size, "changed": status.st_mtime_ns}))
+            says = "The catalogue knows no checksum of %s: sha256 %s is noted and compared from now on."
+            logger.info(says, note.name.removeprefix(".").removesuffix(".json"), digest)
+        replace_text(note, json.dumps({"sha256": digest, "size": status.st_size, "changed": status.st_mtime_ns}))
     return None
 
 
-def _read_note(note: Path) -> dict[str, Any]:
+def on_hub(url: str) -> tuple[str, ...] | None:
+    """Repository, revision and path on the hub that an address means, `None` if it means another server."""
+    place = _ADDRESS.match(url)
+    return place.groups() if place else None
+
+
+@contextmanager
+def quiet_hub(*, quiet: bool) -> Iterator[None]:
+    """Keep the progress bars of the hub's client from showing, if asked for."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    switch = quiet and not are_progress_bars_disabled()
+    if switch:
+        disable_progress_bars()
     try:
-        return dict(json.loads(note.read_text())) if note.is_file() else {}
-    except ValueError:
-        return {}
+        yield
+    finally:
+        if switch:
+            enable_progress_bars()
+
+
+def fetch_from_hub(place: Sequence[str], folder: Path, *, progress: bool, advice: str) -> Path:
+    """Path of a file that the hub's client, which resumes and knows the user's token, has put below `folder` for now.
+
+    Raises
+    ------
+    PermissionError
+        If the owners ask to accept terms and this account has not, or is not logged in.
+    FileNotFoundError
+        If repository or file do not exist.
+    ConnectionError
+        If the hub cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download
+
+    repository, revision, path = place
+    page = f"{hub_endpoint()}/datasets/{repository}"
+    advice = f"{advice}. A token can also be given as the environment variable HF_TOKEN"
+    with quiet_hub(quiet=not progress), hub_errors(repository, url=page, local_advice=advice, what="files"):
+        where: dict[str, Any] = {"repo_type": "dataset", "revision": revision, "endpoint": hub_endpoint()}
+        arrived = hf_hub_download(repository, path, local_dir=folder / ".hub", **where)
+    return Path(arrived)

@@ -21,7 +21,7 @@ from xarray import DataArray, DataTree
 
 from ragst_sd import _keys
 from ragst_sd._pitch import spot_pitch
-from ragst_sd._resolution import keep_image_mpp
+from ragst_sd._resolution import image_mpp_of, keep_image_mpp
 from ragst_sd.datasets._sample_files import Sample
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import readable
@@ -49,7 +49,12 @@ def read_visium(sample: Sample) -> SpatialData:
 
     Without `image` the overview of the archive stands in, with a warning.
     """
-    positions, scalefactors = _spatial(sample)
+    if "spatial" in sample.roles:
+        positions = sample.find("spatial", "tissue_positions.csv", "tissue_positions_list.csv")[0]
+        scalefactors = sample.find("spatial", "scalefactors_json.json")[0]
+    else:
+        # Named anew by some deposits.
+        positions, scalefactors = sample.path("positions"), sample.path("scalefactors")
     scales = json.loads(scalefactors.read_text())
     if "image" in sample.roles:
         image, factor = _picture(sample.path("image")), 1.0
@@ -78,14 +83,6 @@ def read_visium_hd(sample: Sample) -> SpatialData:
     return _assembled(sample, table, image, scales["spot_diameter_fullres"], mpp=mpp)
 
 
-def _spatial(sample: Sample) -> tuple[Path, Path]:
-    """Positions and scale factors, named anew by some deposits."""
-    if "spatial" not in sample.roles:
-        return sample.path("positions"), sample.path("scalefactors")
-    positions = sample.find("spatial", "tissue_positions.csv", "tissue_positions_list.csv")
-    return positions[0], sample.find("spatial", "scalefactors_json.json")[0]
-
-
 def _picture(path: Path) -> DataArray | DataTree:
     if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
         return image_element(read_rgb(path))
@@ -104,10 +101,8 @@ def read_10x(path: Path) -> AnnData:
 
 def read_positions(path: Path) -> pd.DataFrame:
     """Positions of spots by barcode, written with names of columns (Space Ranger 2) or without."""
-    first = path.read_text().split("\n", 1)[0]
-    named = "pxl_row_in_fullres" in first
-    table = pd.read_csv(path, header=0 if named else None, names=None if named else list(_POSITIONS))
-    return table.set_index(table.columns[0])
+    named = _PIXELS[0] in pd.read_csv(path, nrows=0)
+    return pd.read_csv(path, index_col=0, header=0 if named else None, names=None if named else list(_POSITIONS))
 
 
 def _joined(table: AnnData, positions: pd.DataFrame, sample: str) -> AnnData:
@@ -149,14 +144,17 @@ def read_xenium(sample: Sample) -> SpatialData:
     experiment = sample.find("bundle", *_BUNDLE)
     folder = next(path.parent for path in experiment if path.name == "experiment.xenium")
     pixel_um = float(json.loads((folder / "experiment.xenium").read_text())["pixel_size"])
-    image_file, alignment_file = _picture_and_alignment(sample)
-    to_global = np.loadtxt(alignment_file, delimiter=",").reshape(3, 3)
+    patterns = {"image": "*he_image.ome.tif", "alignment": "*he_imagealignment.csv"}
+    files = {
+        role: sample.path(role) if role in sample.roles else sample.find("bundle", pattern)[0]
+        for role, pattern in patterns.items()
+    }
+    to_global = np.loadtxt(files["alignment"], delimiter=",").reshape(3, 3)
     read = spatialdata_io.xenium(folder, cells_as_circles=True, **dict.fromkeys(_LEFT_OUT, False))
-    image = pyramid_element(open_slide(image_file.resolve()).levels)
+    image = pyramid_element(open_slide(files["image"].resolve()).levels)
     set_transformation(image, Affine(to_global, input_axes=("x", "y"), output_axes=("x", "y")), "global")
     table = read.tables["table"]
-    table.obs["region"] = SHAPES
-    table.obs["region"] = table.obs["region"].astype("category")
+    table.obs["region"] = pd.Categorical([SHAPES] * table.n_obs)
     table.obs[_keys.SAMPLE] = sample.name
     if sample.donor is not None:
         table.obs[_keys.DONOR] = sample.donor
@@ -166,15 +164,6 @@ def read_xenium(sample: Sample) -> SpatialData:
     mpp = pixel_um * float(np.sqrt(abs(np.linalg.det(to_global[:2, :2]))))
     keep_image_mpp(sdata, IMAGE, mpp)
     return sdata
-
-
-def _picture_and_alignment(sample: Sample) -> tuple[Path, Path]:
-    patterns = {"image": "*he_image.ome.tif", "alignment": "*he_imagealignment.csv"}
-    image, alignment = (
-        sample.path(role) if role in sample.roles else sample.find("bundle", pattern)[0]
-        for role, pattern in patterns.items()
-    )
-    return image, alignment
 
 
 def read_st_tsv(sample: Sample) -> SpatialData:
@@ -196,23 +185,24 @@ def read_st_h5ad(sample: Sample) -> SpatialData:
 
 def read_picture(sample: Sample) -> SpatialData:
     """`image`: a plain picture without counts. There are no spots, so nowhere to write a donor."""
-    from ragst_sd.io._st_image import image_element, read_rgb
-
-    sdata = SpatialData(images={"he": image_element(read_rgb(sample.path("image")))})
-    sdata.attrs[_keys.ATTRS] = {_keys.SOURCE: dict(sample.details)}
-    if sample.image_mpp is not None:
-        keep_image_mpp(sdata, "he", sample.image_mpp)
-    return sdata
+    sdata = SpatialData(images={IMAGE: image_element(read_rgb(sample.path("image")))})
+    return _with_source(sdata, sample)
 
 
 def _read(sample: Sample, counts: Any, coordinates: Any) -> SpatialData:
     from ragst_sd.io import read_st
 
-    # What a donor's array measures beats a number that stands for a whole data set.
-    scale = "image_mpp" if sample.um_between_centers is None else "um_between_centers"
-    about: dict[str, Any] = {"sample": sample.name, "donor": sample.donor, "source": sample.details}
-    about[scale] = getattr(sample, scale)
-    return read_st(counts, sample.path("image"), coordinates=coordinates, **about)
+    return read_st(
+        counts,
+        sample.path("image"),
+        coordinates=coordinates,
+        sample=sample.name,
+        donor=sample.donor,
+        source=sample.details,
+        # What a donor's array measures beats a number that stands for a whole data set.
+        image_mpp=sample.image_mpp if sample.um_between_centers is None else None,
+        um_between_centers=sample.um_between_centers,
+    )
 
 
 def array_to_pixels(names: list[str], transformation: Path) -> np.ndarray:
@@ -239,14 +229,7 @@ def read_hest_sample(sample: Sample) -> SpatialData:
         raise ValueError(
             f"The files of section {sample.name!r} lie in {len(folders)} folders; st, wsis and metadata must share one."
         )
-    stem = sample.path("counts").stem
-    details = {name: value for name, value in sample.details.items() if name in ("license", "citation")}
-    sdata = read_hest(folders.pop(), sample=stem, donor=sample.donor)
-    table = sdata.tables["table"]
-    source = table.uns[_keys.ATTRS][_keys.SOURCE]
-    # The metadata of a section name its own study; the catalogue, the collection.
-    table.uns[_keys.ATTRS][_keys.SOURCE] = details | {k: v for k, v in source.items() if v != _keys.UNKNOWN}
-    return sdata
+    return read_hest(folders.pop(), sample=sample.path("counts").stem, donor=sample.donor)
 
 
 def read_slide_sample(sample: Sample) -> SpatialData:
@@ -254,8 +237,13 @@ def read_slide_sample(sample: Sample) -> SpatialData:
     from ragst_sd.io import read_slide
 
     sdata = read_slide(sample.path("image"))
-    if _keys.IMAGE_MPP not in sdata.attrs.get(_keys.ATTRS, {}) and sample.image_mpp is not None:
-        sdata = read_slide(sample.path("image"), mpp=sample.image_mpp)
+    return _with_source(sdata, sample)
+
+
+def _with_source(sdata: SpatialData, sample: Sample) -> SpatialData:
+    """A picture with its source, and with the resolution of the catalogue if its file states none."""
+    if image_mpp_of(sdata, IMAGE) is None and sample.image_mpp is not None:
+        keep_image_mpp(sdata, IMAGE, sample.image_mpp)
     sdata.attrs[_keys.ATTRS] = {**sdata.attrs.get(_keys.ATTRS, {}), _keys.SOURCE: dict(sample.details)}
     return sdata
 
@@ -266,9 +254,23 @@ def read_h5ad_sample(sample: Sample) -> SpatialData:
         table = read_h5ad(sample.path("counts"))
     table.uns.pop(TableModel.ATTRS_KEY, None)
     table.obs[_keys.SAMPLE] = sample.name
-    if _keys.DONOR not in table.obs:
-        own = table.obs.get(_DONOR_ID, sample.donor)
-        if own is not None:
-            table.obs[_keys.DONOR] = own
+    donors = table.obs.get(_DONOR_ID, sample.donor)
+    if _keys.DONOR not in table.obs and donors is not None:
+        table.obs[_keys.DONOR] = donors
     table.uns[_keys.ATTRS] = {_keys.SOURCE: dict(sample.details)}
     return SpatialData(tables={"table": TableModel.parse(table)})
+
+
+# What reads a section, by the loader of its data set.
+LAYOUTS = {
+    "st_tsv": read_st_tsv,
+    "st_h5ad": read_st_h5ad,
+    "visium": read_visium,
+    "visium_hd": read_visium_hd,
+    "xenium": read_xenium,
+    "hest": read_hest_sample,
+    "slide": read_slide_sample,
+    "h5ad": read_h5ad_sample,
+    # Not in the catalogue: a folder of one's own may hold pictures without counts.
+    "picture": read_picture,
+}

@@ -3,46 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._labels import as_names
-from ragst_sd._validate import listing, require_positive, require_type
-from ragst_sd.datasets._catalog_entries import as_list, catalog_entry, citation_text
-from ragst_sd.datasets._layouts import (
-    read_h5ad_sample,
-    read_hest_sample,
-    read_picture,
-    read_slide_sample,
-    read_st_h5ad,
-    read_st_tsv,
-    read_visium,
-    read_visium_hd,
-    read_xenium,
-)
-from ragst_sd.datasets._pairs import converted, own_folder, own_samples, require_samples
-from ragst_sd.datasets._sample_files import MIRROR, Sample, shelf_of
+from ragst_sd._validate import hint, listing, require_positive, require_type
+from ragst_sd.datasets._catalog import as_list, catalog_entry, citation_text
+from ragst_sd.datasets._layouts import LAYOUTS
+from ragst_sd.datasets._sample_files import MIRROR, Sample, Shelf, mirror_folder, shelf_of
 from ragst_sd.io._readable import existing
 
 logger = logging.getLogger(__name__)
 
-_READERS = {
-    "st_tsv": read_st_tsv,
-    "st_h5ad": read_st_h5ad,
-    "visium": read_visium,
-    "visium_hd": read_visium_hd,
-    "xenium": read_xenium,
-    "hest": read_hest_sample,
-    "slide": read_slide_sample,
-    "h5ad": read_h5ad_sample,
-    # Not in the catalogue: a folder of one's own may hold pictures without counts.
-    "picture": read_picture,
-}
+_PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 
 
 def load(
@@ -126,16 +105,16 @@ def load(
     >>> sorted(mine)
     ['donor1', 'donor2']
     """
-    found = find_samples(name, samples=samples, path=path, password=password, bin_um=bin_um, progress=progress)
-    loaded = {}
-    for one, sample in found.items():
-        loaded[one] = read_sample(sample)
-        logger.info("Loaded section %r of %r.", one, name)
+    listed = find_samples(name, samples=samples, path=path, password=password, bin_um=bin_um, progress=progress)
+    sections = {}
+    for section, sample in listed.items():
+        sections[section] = read_sample(sample)
+        logger.info("Loaded section %r of %r.", section, name)
     # A folder of one's own states its source, if at all, in the files of each section.
-    details = next(iter(found.values())).details
+    details = next(iter(listed.values())).details
     if details:
         logger.info("Licence of %r: %s. To cite: %s.", name, details["license"], details["citation"])
-    return loaded
+    return sections
 
 
 def find_samples(
@@ -154,28 +133,32 @@ def find_samples(
     require_type(name, str, "name")
     if bin_um is not None:
         require_positive(bin_um, "bin_um", whole=True)
-    given = None if path is None else _folder(path)
-    folder = own_folder(name, given)
+    given = None
+    if path is not None:
+        require_type(path, (str, PathLike), "path")
+        todo = "Pass the folder that holds the files of the data set."
+        given = existing(Path(path).expanduser(), "`path`:", todo, folder=True)
+    folder = user_folder(name, given)
     try:
         entry = catalog_entry(name)
     except KeyError as error:
         if folder is not None:
-            return own_samples(name, folder, samples)
+            return folder_samples(name, folder, samples)
         raise KeyError(
             f"{error.args[0]} A folder of your own is loaded with `path=`, or by its name in the folder {MIRROR}."
         ) from None
     loader = _loader(entry)
-    chosen, files = _chosen(entry, samples)
-    shelf = shelf_of(entry, files, given=given, progress=progress, password=password)
+    entry = _with_sections(entry, samples)
+    shelf = shelf_of(entry, given=given, progress=progress, password=password)
     scale = {name: entry.get(name) for name in ("image_mpp", "um_between_centers")}
     facts: dict[str, Any] = {"shelf": shelf, "details": _details(entry), "bin_um": bin_um, "loader": loader, **scale}
-    listed = {one: Sample(one, about["donor"], about["files"], **facts) for one, about in chosen.items()}
-    return {one: converted(sample, folder) for one, sample in listed.items()} if loader == "st_tsv" else listed
+    listed = {name: Sample(name, about["donor"], about["files"], **facts) for name, about in entry["samples"].items()}
+    return {name: converted(sample, folder) for name, sample in listed.items()} if loader == "st_tsv" else listed
 
 
 def read_sample(sample: Sample) -> SpatialData:
     """Read one section of a data set, downloading its files if need be."""
-    return _READERS[sample.loader](sample)
+    return LAYOUTS[sample.loader](sample)
 
 
 def _details(entry: Mapping[str, Any]) -> dict[str, str]:
@@ -185,12 +168,6 @@ def _details(entry: Mapping[str, Any]) -> dict[str, str]:
         "license": str(entry.get("license") or _keys.UNKNOWN),
         "citation": citation_text(entry),
     }
-
-
-def _folder(path: str | PathLike[str]) -> Path:
-    require_type(path, (str, PathLike), "path")
-    todo = "Pass the folder that holds the files of the data set."
-    return existing(Path(path).expanduser(), "`path`:", todo, folder=True)
 
 
 def _loader(entry: Mapping[str, Any]) -> str:
@@ -206,10 +183,8 @@ def _loader(entry: Mapping[str, Any]) -> str:
     return loader
 
 
-def _chosen(
-    entry: Mapping[str, Any], samples: str | Sequence[str] | None
-) -> tuple[dict[str, Mapping[str, Any]], dict[str, Mapping[str, Any]]]:
-    """Donor and files of the sections asked for, and all files of the data set by name."""
+def _with_sections(entry: Mapping[str, Any], samples: str | Sequence[str] | None) -> dict[str, Any]:
+    """An entry with the sections asked for; those that a collection does not list are added with their files."""
     listed, files = dict(entry["samples"]), {file["name"]: file for file in entry["files"]}
     wanted = list(listed) if samples is None else as_names(samples)
     if not wanted:
@@ -224,5 +199,84 @@ def _chosen(
         roles = {role: name.replace(known, sample) for role, name in about["files"].items()}
         listed[sample] = {"donor": None, "files": roles}
         for role, name in roles.items():
-            files[name] = {"url": files[about["files"][role]]["url"].replace(known, sample)}
-    return {sample: listed[sample] for sample in wanted}, files
+            files[name] = {"name": name, "url": files[about["files"][role]]["url"].replace(known, sample)}
+    return {**entry, "samples": {sample: listed[sample] for sample in wanted}, "files": list(files.values())}
+
+
+def section_files(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """Counts and picture of every section of such a folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder does not exist or holds no such pair.
+    """
+    folder = Path(folder)
+    images = {counts: _picture(folder, counts.stem) for counts in sorted(folder.glob("*.h5ad"))}
+    pairs = {counts.stem: (counts, image) for counts, image in images.items() if image is not None}
+    if not pairs:
+        files = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
+        raise FileNotFoundError(f"{folder} holds no pair of <section>.h5ad and <section>.jpg (found: {files}).")
+    return pairs
+
+
+def user_folder(name: str, given: Path | None) -> Path | None:
+    """Where a data set that no catalogue lists would lie: the folder given, or the one of that name in the mirror."""
+    if given is not None:
+        return given
+    mirror, below = mirror_folder(), PurePosixPath(name)
+    if mirror is None or not name or below.is_absolute() or ".." in below.parts:
+        return None
+    folder = mirror / below
+    return folder if folder.is_dir() else None
+
+
+def folder_samples(name: str, folder: Path, samples: str | Sequence[str] | None) -> dict[str, Sample]:
+    """Sections of a folder: pairs of counts and picture, and pictures alone.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no picture.
+    KeyError
+        If a section asked for is not there.
+    """
+    pictures = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in _PICTURES}
+    if not pictures:
+        files = sorted(path.name for path in folder.iterdir())
+        raise FileNotFoundError(
+            f"{str(folder)!r} holds no picture ({', '.join(_PICTURES)}), so no section of {name!r}. It holds "
+            f"{listing(files)}. Put `<section>.jpg` there, and `<section>.h5ad` beside it where there are counts."
+        )
+    wanted = list(pictures) if samples is None else as_names(samples)
+    require_samples(wanted, pictures, f"The folder of {name!r}")
+    empty = Sample(name="", donor=None, roles={}, shelf=Shelf(name, {}, folder, folder), details={})
+    return {section: _as_pair(replace(empty, name=section), folder, pictures[section]) for section in wanted}
+
+
+def require_samples(wanted: Sequence[str], available: Collection[str], where: str) -> None:
+    """Raise a `KeyError` that lists the available sections unless all that are asked for, at least one, are there."""
+    unknown = [name for name in wanted if name not in available]
+    if unknown or not wanted:
+        near = hint(unknown[0], available) if unknown else ""
+        raise KeyError(f"{where} has no sample {listing(unknown)}. Available: {listing(available)}.{near}")
+
+
+def converted(sample: Sample, folder: Path | None) -> Sample:
+    """The same section, read from a pair of h5ad and picture if the folder holds one and not the files as published."""
+    if folder is None or ("counts" in sample.roles and (folder / Path(sample.roles["counts"]).name).exists()):
+        return sample
+    picture = _picture(folder, sample.name)
+    counts = folder / f"{sample.name}.h5ad"
+    return sample if picture is None or not counts.exists() else _as_pair(sample, folder, picture)
+
+
+def _as_pair(sample: Sample, folder: Path, picture: Path) -> Sample:
+    counts = folder / f"{sample.name}.h5ad"
+    roles = {"image": picture.name} | ({"counts": counts.name} if counts.exists() else {})
+    shelf = replace(sample.shelf, files={name: {} for name in roles.values()}, given=folder)
+    return replace(sample, roles=roles, shelf=shelf, loader="st_h5ad" if "counts" in roles else "picture")
+
+
+def _picture(folder: Path, section: str) -> Path | None:
+    return next((path for suffix in _PICTURES if (path := folder / f"{section}{suffix}").exists()), None)

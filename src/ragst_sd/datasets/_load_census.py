@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import numpy as np
 from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_positive, require_type
-from ragst_sd.datasets._catalog_entries import catalog_entry, citation_text
+from ragst_sd.datasets._catalog import catalog_entry, citation_text
+from ragst_sd.datasets._load_screen import draw_cells
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,13 @@ def load_census(
     entry = catalog_entry(name)
     if entry["loader"] != "census":
         raise ValueError(f"{name!r} is no query of the CELLxGENE Census: `rg.datasets.load({name!r})` loads files.")
-    census_api = _census_api()
+    try:
+        import cellxgene_census as census_api
+    except ImportError as error:
+        raise ImportError(
+            "`rg.datasets.load_census` needs the package cellxgene-census, which is not installed: "
+            '`pip install "ragst-sd[census]"`. Single cells from anywhere else will do for `rg.tl.add_cell_types`.'
+        ) from error
     version = census_version or str(entry["accession"]).removeprefix(_RELEASE)
     query = entry["query"] if value_filter is None else f"({entry['query']}) and ({value_filter})"
     generator = np.random.default_rng(rng)
@@ -95,7 +101,9 @@ def load_census(
                 f"No cell of Census {version} fulfils {query!r}. Relax `value_filter`, or name another "
                 "`census_version`."
             )
-        drawn = _draw(listed, int(max_cells_per_type), generator)
+        listed = listed.sort_values("soma_joinid")
+        rows = draw_cells(listed["cell_type"], int(max_cells_per_type), generator)
+        drawn = sorted(map(int, listed["soma_joinid"].iloc[rows]))
         logger.info("Census %s: downloading %d of %d cells.", version, len(drawn), len(listed))
         cells = census_api.get_anndata(
             census, entry["species"], obs_coords=drawn, obs_column_names=list(_OBS), var_column_names=list(_VAR)
@@ -108,24 +116,3 @@ def load_census(
     types = cells.obs["cell_type"].astype(str).unique()
     logger.info("%d cells of %d types: %s. Licence: %s.", cells.n_obs, len(types), listing(types), entry["license"])
     return cells
-
-
-def _census_api() -> Any:
-    try:
-        import cellxgene_census
-    except ImportError as error:
-        raise ImportError(
-            "`rg.datasets.load_census` needs the package cellxgene-census, which is not installed: "
-            '`pip install "ragst-sd[census]"`. Single cells from anywhere else will do for `rg.tl.add_cell_types`.'
-        ) from error
-    return cellxgene_census
-
-
-def _draw(listed: Any, most: int, generator: np.random.Generator) -> list[int]:
-    """Ids of the cells to download, by type at most so many."""
-    ids, types = listed["soma_joinid"].to_numpy(), listed["cell_type"].astype(str).to_numpy()
-    kept = []
-    for name in np.unique(types):
-        own = np.sort(ids[types == name])
-        kept.append(own if len(own) <= most else generator.choice(own, most, replace=False))
-    return [int(one) for one in np.sort(np.concatenate(kept))]

@@ -15,7 +15,7 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_positive, require_type
-from ragst_sd.datasets._catalog_entries import catalog_entry, citation_text
+from ragst_sd.datasets._catalog import catalog_entry, citation_text
 from ragst_sd.datasets._sample_files import shelf_of
 from ragst_sd.io._readable import readable
 
@@ -136,9 +136,7 @@ def load_screen(
     if given is not None and given.is_file():
         file = given
     else:
-        files = {one["name"]: one for one in entry["files"]}
-        shelf = shelf_of(entry, files, given=given, progress=progress)
-        file = shelf.get(about["files"]["cells"])
+        file = shelf_of(entry, given=given, progress=progress).get(about["files"]["cells"])
     cells = _read(file, name, context, max_cells, np.random.default_rng(rng))
     license, citation = str(entry["license"]), citation_text(entry)
     cells.uns[_keys.ATTRS] = {_keys.SOURCE: {"name": name, "license": license, "citation": citation}}
@@ -154,15 +152,15 @@ def _read(file: Path, name: str, context: str, max_cells: int | None, rng: np.ra
         backed = ad.read_h5ad(file, backed="r")
     try:
         obs, labelled = screen_obs(backed.obs, LAYOUTS[name], context)
-        kept = np.flatnonzero(labelled)
-        if len(kept) < len(labelled):
-            logger.info("%d cells without a label are left out.", len(labelled) - len(kept))
+        rows = np.flatnonzero(labelled)
+        if len(rows) < len(labelled):
+            logger.info("%d cells without a label are left out.", len(labelled) - len(rows))
         if max_cells is not None:
-            kept = _draw(obs[_keys.PERTURBATION].astype(str).to_numpy(), kept, int(max_cells), rng)
-        cells = backed[kept].to_memory() if len(kept) < backed.n_obs else backed.to_memory()
+            rows = rows[draw_cells(obs[_keys.PERTURBATION].iloc[rows], int(max_cells), rng)]
+        cells = backed[rows].to_memory() if len(rows) < backed.n_obs else backed.to_memory()
     finally:
         backed.file.close()
-    cells.obs = obs.iloc[kept].copy()
+    cells.obs = obs.iloc[rows].copy()
     for column in (_keys.PERTURBATION, _keys.CONTEXT, "batch", _keys.PERTURBATION_TYPE):
         cells.obs[column] = cells.obs[column].cat.remove_unused_categories()
     if not cells.obs_names.is_unique:
@@ -170,13 +168,13 @@ def _read(file: Path, name: str, context: str, max_cells: int | None, rng: np.ra
     return cells
 
 
-def _draw(names: np.ndarray, kept: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Positions of the cells to read, in the order of the file."""
-    chosen = []
-    for one in np.unique(names[kept]):
-        own, limit = kept[names[kept] == one], most * (10 if one == CONTROL else 1)
-        chosen.append(own if len(own) <= limit else rng.choice(own, limit, replace=False))
-    return np.sort(np.concatenate(chosen))
+def draw_cells(labels: pd.Series, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Positions of at most so many cells of each label, and of ten times as many controls, in order."""
+    drawn, labels = [], labels.astype(str).reset_index(drop=True)
+    for label, cells in sorted(labels.groupby(labels).indices.items()):
+        limit = most * (10 if label == CONTROL else 1)
+        drawn.append(cells if len(cells) <= limit else rng.choice(cells, limit, replace=False))
+    return np.sort(np.concatenate(drawn))
 
 
 def screen_obs(obs: pd.DataFrame, layout: ScreenLayout, context: str) -> tuple[pd.DataFrame, np.ndarray]:
@@ -190,7 +188,9 @@ def screen_obs(obs: pd.DataFrame, layout: ScreenLayout, context: str) -> tuple[p
         Name of the cells where no column says it.
     """
     present = [name for name in _PERTURBATION if name in obs]
-    column = next((name for name in present if not _only_whether(obs[name])), None)
+    # A column may know no more than perturbed and control, whatever its name promises.
+    values = {name: set(obs[name].dropna().astype(str).str.strip().str.lower()) for name in present}
+    column = next((name for name in present if values[name] - set(_CONTROLS) != {"perturbed"}), None)
     if column is None:
         what = "The file has no column of perturbations"
         if present:
@@ -208,21 +208,17 @@ def screen_obs(obs: pd.DataFrame, layout: ScreenLayout, context: str) -> tuple[p
             f"No cell of `obs[{column!r}]` is a control; it has {listing(shown)}, and controls are called "
             f"{listing(_CONTROLS)}."
         )
-    own = next((name for name in _CONTEXT if name in obs and obs[name].notna().all()), None)
+    cell_line, batch = (
+        next((name for name in columns if name in obs and obs[name].notna().all()), None)
+        for columns in (_CONTEXT, _BATCH)
+    )
     # One name for one line, whatever the deposit calls it; several lines keep their own.
-    several = own is not None and obs[own].nunique() > 1
-    out[_keys.CONTEXT] = pd.Categorical(obs[own].astype(str) if several else np.full(len(obs), context))
-    batch = next((name for name in _BATCH if name in obs and obs[name].notna().all()), None)
+    several = cell_line is not None and obs[cell_line].nunique() > 1
+    out[_keys.CONTEXT] = pd.Categorical(obs[cell_line].astype(str) if several else np.full(len(obs), context))
     out["batch"] = pd.Categorical(np.full(len(obs), "one") if batch is None else obs[batch].astype(str))
     kind = np.where(out[_keys.PERTURBATION] == CONTROL, CONTROL, layout.kind)
     out[_keys.PERTURBATION_TYPE] = pd.Categorical(kind)
     return out, labelled
-
-
-def _only_whether(given: pd.Series) -> bool:
-    """Whether a column knows no more than perturbed and control, whatever its name promises."""
-    values = {str(one).strip().lower() for one in given.dropna().unique()} - set(_CONTROLS)
-    return values == {"perturbed"}
 
 
 def gene_names(label: str, layout: ScreenLayout) -> str:

@@ -12,7 +12,7 @@ import yaml
 
 from ragst_sd._licenses import ranked
 from ragst_sd._validate import hint, listing
-from ragst_sd.datasets._catalog_entries import as_list, catalog_entries
+from ragst_sd.datasets._catalog import as_list, catalog_entries
 
 # For estimates: a picture of Visium shows the frame around the spots, too; the second is what `benchmarks/references.py`
 # measures on one core.
@@ -70,20 +70,22 @@ def references() -> pd.DataFrame:
     entries, rows = catalog_entries(), []
     for name, path in recipe_files().items():
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-        sources = [(entries[one["dataset"]], one.get("samples")) for one in recipe["sources"]]
-        used = [entry for entry, _ in sources]
-        taken = [(entry, entry["samples"][one]) for entry, names in sources for one in names or entry["samples"]]
-        spots = round(sum(entry["spots"] / entry["sections"] for entry, _ in taken))
+        used, sections = [], []
+        for source in recipe["sources"]:
+            entry = entries[source["dataset"]]
+            used.append(entry)
+            sections += [(entry, entry["samples"][name]) for name in source.get("samples") or entry["samples"]]
+        spots = round(sum(entry["spots"] / entry["sections"] for entry, _ in sections))
         rows.append(
             {
                 "name": name,
                 "title": recipe["name"],
                 **{field: _joined(entry[field] for entry in used) for field in ("organ", "species", "technology")},
-                "donors": len({sample["donor"] for _, sample in taken}),
-                "sections": len(taken),
+                "donors": len({sample["donor"] for _, sample in sections}),
+                "sections": len(sections),
                 "license": ranked(entry["license"] for entry in used)[0][1],
                 "estimated_spots": spots,
-                "estimated_download_gb": round(sum(_bytes(*one) for one in taken) / 1e9, 1),
+                "estimated_download_gb": round(sum(_bytes(entry, sample) for entry, sample in sections) / 1e9, 1),
                 "estimated_minutes": round(spots * _SECONDS_PER_SPOT / 60),
                 "published": recipe.get("published") or "",
                 "recipe": str(path),
@@ -93,7 +95,7 @@ def references() -> pd.DataFrame:
 
 
 def _joined(values: Iterable[Any]) -> str:
-    return ", ".join(dict.fromkeys(one for value in values for one in as_list(value)))
+    return ", ".join(dict.fromkeys(name for value in values for name in as_list(value)))
 
 
 def _bytes(entry: Mapping[str, Any], sample: Mapping[str, Any]) -> float:

@@ -52,10 +52,10 @@ class Shelf:
     """The user's folder: nothing is downloaded if there is one."""
     cache: Path
     """Folder of this data set in the cache."""
-    page: str | None
+    page: str | None = None
     """Where the data set is described."""
-    password: str | None
-    progress: bool
+    password: str | None = None
+    progress: bool = False
 
     def get(self, name: str) -> Path:
         """Path of a file (or of the folder that an archive was unpacked into), downloaded if need be.
@@ -70,25 +70,25 @@ class Shelf:
         """
         about = self.files[name]
         if self.given is not None:
-            found = _at(self.given, name)
-            if found is None:
+            path = _at(self.given, name)
+            if path is None:
                 raise FileNotFoundError(
                     f"{name!r} of data set {self.dataset!r} is not in `path={str(self.given)!r}`. It holds "
-                    f"{listing(sorted(one.name for one in self.given.iterdir()))}."
+                    f"{listing(sorted(file.name for file in self.given.iterdir()))}."
                 )
-            return found
+            return path
         mirror = mirror_folder()
         if mirror is not None and not mirror.is_dir():
             logger.warning("%s names %r, which is no folder: there is no mirror.", MIRROR, str(mirror))
-        found = None if mirror is None else _at(mirror / self.dataset, name)
-        if found is not None:
-            wrong = whats_wrong(found, size=about.get("size"), sha256=about.get("sha256")) if found.is_file() else None
+        path = None if mirror is None else _at(mirror / self.dataset, name)
+        if path is not None:
+            wrong = whats_wrong(path, size=about.get("size"), sha256=about.get("sha256")) if path.is_file() else None
             if wrong is not None:
                 raise ValueError(
-                    f"{str(found)!r} in the mirror ({MIRROR}) is not the file of the catalogue: {wrong}. Replace "
+                    f"{str(path)!r} in the mirror ({MIRROR}) is not the file of the catalogue: {wrong}. Replace "
                     "or remove it."
                 )
-            return found
+            return path
         page = f" (see {self.page})" if self.page else ""
         advice = f"put the file{page} at <folder>/{self.dataset}/{name} and set {MIRROR}=<folder>"
         if about.get("url") is None:
@@ -99,13 +99,12 @@ class Shelf:
         return path
 
 
-def shelf_of(
-    entry: Entry, files: Mapping[str, Entry], *, given: Path | None, progress: bool | None, password: str | None = None
-) -> Shelf:
+def shelf_of(entry: Entry, *, given: Path | None, progress: bool | None, password: str | None = None) -> Shelf:
     """The shelf of a data set of the catalogue."""
+    files = {file["name"]: file for file in entry["files"]}
     cache = settings.cache_dir / "datasets" / entry["name"]
     shown = settings.progress if progress is None else progress
-    return Shelf(entry["name"], files, given, cache, page=entry.get("url"), password=password, progress=shown)
+    return Shelf(entry["name"], files, given, cache, entry.get("url"), password, shown)
 
 
 @dataclass(frozen=True)
@@ -135,18 +134,18 @@ class Sample:
             unpacked = _at(given, member)
             if unpacked is not None:
                 return unpacked
-        found = self._members(archive, glob.escape(member))
-        if len(found) > 1:
-            # A member is matched by the end of its path, so that archives may have a folder of their own around it.
-            found = sorted(found, key=lambda one: len(one.parts))
-            logger.info("%r holds %d members named %r: %s is taken.", archive, len(found), member, found[0])
-        return found[0]
+        # A member is matched by the end of its path, so that archives may have a folder of their own around it.
+        members = sorted(self._members(archive, glob.escape(member)), key=lambda path: len(path.parts))
+        if len(members) > 1:
+            logger.info("%r holds %d members named %r: %s is taken.", archive, len(members), member, members[0])
+        return members[0]
 
     def find(self, role: str, *patterns: str) -> list[Path]:
         """Files in the archive or folder of a role whose paths end like one of the patterns; at least one."""
         archive, folder = self.file_and_member(role)
         if folder:
-            patterns = tuple(f"{glob.escape(folder)}/{deep}{one}" for one in patterns for deep in ("", "*/"))
+            below = [f"{glob.escape(folder)}/", f"{glob.escape(folder)}/*/"]
+            patterns = tuple(start + pattern for pattern in patterns for start in below)
         return self._members(archive, *patterns)
 
     def file_and_member(self, role: str) -> tuple[str, str]:
@@ -155,19 +154,19 @@ class Sample:
         named = self.roles[role]
         if named in self.shelf.files:
             return named, ""
-        archive = next(one for one in self.shelf.files if named.startswith(f"{one}/"))
+        archive = next(file for file in self.shelf.files if named.startswith(f"{file}/"))
         return archive, named.removeprefix(f"{archive}/").rstrip("/")
 
     def _members(self, archive: str, *patterns: str) -> list[Path]:
         path = self.shelf.get(archive)
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file())
-            found = [file for file in files if matching(str(file.relative_to(path)), patterns)]
+            members = [file for file in files if matching(str(file.relative_to(path)), patterns)]
         else:
-            found = self._extracted(path, archive, patterns)
-        if not found:
+            members = self._extracted(path, archive, patterns)
+        if not members:
             raise KeyError(f"{archive!r} of data set {self.shelf.dataset!r} holds no {listing(patterns)}.")
-        return found
+        return members
 
     def _extracted(self, path: Path, archive: str, patterns: tuple[str, ...]) -> list[Path]:
         status = path.stat()
@@ -175,20 +174,19 @@ class Sample:
         version = hashlib.sha256(f"{path} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:12]
         folder = self.shelf.cache / "unpacked" / f"{path.name}-{version}"
         published_at = self.shelf.files[archive].get("password_published_at")
-        found = extract(path, patterns, folder, password=self.shelf.password, published_at=published_at)
+        members = extract(path, patterns, folder, password=self.shelf.password, published_at=published_at)
         if path.is_relative_to(self.shelf.cache):
-            for member in found:
+            for member in members:
                 check_downloaded(member)
-        return found
+        return members
 
 
 def _at(folder: Path, name: str) -> Path | None:
     """A file by its path or its bare name, or the folder that an archive of this name was unpacked into."""
-    candidates = [folder / name, folder / Path(name).name]
-    suffix = next((end for end in SUFFIXES if name.lower().endswith(end)), None)
-    if suffix is not None:
-        candidates.append(folder / Path(name).name[: -len(suffix)])
-    return next((one for one in candidates if one.exists()), None)
+    bare = Path(name).name
+    suffix = next((end for end in SUFFIXES if bare.lower().endswith(end)), "")
+    candidates = [folder / name, folder / bare, folder / bare[: len(bare) - len(suffix)]]
+    return next((path for path in candidates if path.exists()), None)
 
 
 def extract(
@@ -228,12 +226,12 @@ def extract(
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / _INDEX
     with FileLock(folder.with_name(f".{folder.name}.lock")), _archive_errors(archive, password, published_at):
-        known = dict(json.loads(index.read_text())) if index.is_file() else {}
+        unpacked = dict(json.loads(index.read_text())) if index.is_file() else {}
         asked = " | ".join(patterns)
         # Finding out what a compressed tar holds means to read all of it.
-        if asked in known and all((folder / name).is_file() for name in known[asked]):
-            return [folder / name for name in known[asked]]
-        found = []
+        if asked in unpacked and all((folder / name).is_file() for name in unpacked[asked]):
+            return [folder / name for name in unpacked[asked]]
+        targets = []
         members = _tar_members if tarfile.is_tarfile(archive) else _zip_members
         for name, content in members(archive, patterns, password):
             target = _inside(folder, name, archive)
@@ -241,10 +239,10 @@ def extract(
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with replaced_file(target) as unfinished, unfinished.open("wb") as out:
                     shutil.copyfileobj(content, out, 1 << 20)
-            found.append(target)
-        known[asked] = [str(path.relative_to(folder)) for path in found]
-        replace_text(index, json.dumps(known))
-        return found
+            targets.append(target)
+        unpacked[asked] = [str(path.relative_to(folder)) for path in targets]
+        replace_text(index, json.dumps(unpacked))
+        return targets
 
 
 def matching(name: str, patterns: Sequence[str]) -> bool:

@@ -25,10 +25,15 @@ _LABEL_UM = 4.0
 # Streams of randomness below one seed: what donors share, and one stream per donor.
 _SHARED, _DONOR = 0, 1
 
-_NAMED = yaml.safe_load(Path(__file__).with_name("synthetic_genes.yaml").read_text(encoding="utf-8"))
-MARKERS: dict[str, str] = _NAMED["markers"]
-GRADIENTS: dict[str, str] = _NAMED["gradients"]
-HOUSEKEEPING: str = _NAMED["housekeeping"]
+_GENES = yaml.safe_load(Path(__file__).with_name("synthetic_genes.yaml").read_text(encoding="utf-8"))
+MARKERS: dict[str, str] = _GENES["markers"]
+GRADIENTS: dict[str, str] = _GENES["gradients"]
+# Symbol, kind, and tissue or gradient of the genes that are always there.
+NAMED_GENES = [
+    *((gene, "marker", tissue) for tissue, symbols in MARKERS.items() for gene in symbols.split()),
+    *((gene, "gradient", name) for name, symbols in GRADIENTS.items() for gene in symbols.split()),
+    *((gene, "housekeeping", "") for gene in _GENES["housekeeping"].split()),
+]
 # RNA per nucleus or area of each tissue, relative to epithelium.
 _RNA = np.array([0.5, 1.0, 0.9, 0.25])
 _OVERDISPERSION = 0.12
@@ -104,8 +109,8 @@ def synthetic(
     for name, value in {"n_donors": n_donors, "n_sections": n_sections, "n_spots": n_spots}.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, found {value}.")
-    if n_genes < minimum_genes():
-        raise ValueError(f"n_genes={n_genes} leaves no room for the {minimum_genes()} named genes: ask for more.")
+    if n_genes < len(NAMED_GENES):
+        raise ValueError(f"n_genes={n_genes} leaves no room for the {len(NAMED_GENES)} named genes: ask for more.")
     if depth <= 0 or donor_effect < 0:
         raise ValueError(f"depth must be above 0 and donor_effect not below 0, found {depth} and {donor_effect}.")
     if not 0.1 <= mpp <= 4:
@@ -217,8 +222,7 @@ def _assemble(image: np.ndarray, tissue: Tissue, table: AnnData) -> SpatialData:
     spots = ShapesModel.parse(table.obsm["spatial"], geometry=0, radius=_DIAMETER_UM / 2 / mpp, index=ids)
     table.obs["region"] = "spots"
     table.obs["spot_id"] = ids
-    for column in ("region", "donor", "sample"):
-        table.obs[column] = table.obs[column].astype("category")
+    table.obs = table.obs.astype(dict.fromkeys(("region", "donor", "sample"), "category"))
     table = TableModel.parse(table, region="spots", region_key="region", instance_key="spot_id")
     sdata = SpatialData(images={"he": he}, labels={"tissue": labels}, shapes={"spots": spots}, tables={"table": table})
     keep_image_mpp(sdata, "he", mpp)
@@ -242,25 +246,12 @@ class Programmes:
     """Dispersion of the negative binomial: variance = mean + dispersion * mean^2."""
 
 
-def _named_genes() -> list[tuple[str, str, str]]:
-    """Symbol, kind, and tissue or gradient of the genes that are always there."""
-    genes = [(gene, "marker", tissue) for tissue, symbols in MARKERS.items() for gene in symbols.split()]
-    genes += [(gene, "gradient", name) for name, symbols in GRADIENTS.items() for gene in symbols.split()]
-    return genes + [(gene, "housekeeping", "") for gene in HOUSEKEEPING.split()]
-
-
-def minimum_genes() -> int:
-    """Number of named genes, which are always there."""
-    return len(_named_genes())
-
-
 def draw_programmes(rng: np.random.Generator, n_genes: int) -> Programmes:
     """Loadings of ``n_genes`` genes: named ones first, then weak and unrelated ones with made-up names."""
-    rows = _named_genes()
-    spare = n_genes - len(rows)
-    rows += [(f"SYN{i + 1:04d}", "weak", "") for i in range(spare - spare // 3)]
-    rows += [(f"NOISE{i + 1:04d}", "noise", "") for i in range(spare // 3)]
-    genes, kind, tissue = (np.array(column) for column in zip(*rows, strict=True))
+    spare = n_genes - len(NAMED_GENES)
+    made_up = [(f"SYN{i + 1:04d}", "weak", "") for i in range(spare - spare // 3)]
+    made_up += [(f"NOISE{i + 1:04d}", "noise", "") for i in range(spare // 3)]
+    genes, kind, tissue = (np.array(column) for column in zip(*NAMED_GENES, *made_up, strict=True))
     marker, housekeeping, weak, noise = (kind == name for name in ("marker", "housekeeping", "weak", "noise"))
 
     base = rng.lognormal(0.0, 0.9, n_genes)

@@ -139,20 +139,20 @@ class Encoder:
     @property
     def precision(self) -> str:
         """In which precision it computes."""
-        own = str(self.dtype).removeprefix("torch.")
-        return "bfloat16" if self.amp and own == "float32" else own
+        weights = str(self.dtype).removeprefix("torch.")
+        return "bfloat16" if self.amp and weights == "float32" else weights
 
     def _run(self, pixels: torch.Tensor) -> Any:
         try:
             return self.forward(pixels)
         except (AssertionError, RuntimeError, ValueError) as error:
-            expected, found = None if self.raw else expected_px(self.module), tuple(pixels.shape[-2:])
-            if expected is None or found == expected or isinstance(error, torch.OutOfMemoryError):
-                error.add_note(f"The tiles were {found[1]} x {found[0]} px; `tile_px` sets their size.")
+            expected, (height, width) = None if self.raw else expected_px(self.module), pixels.shape[-2:]
+            if expected in (None, (height, width)) or isinstance(error, torch.OutOfMemoryError):
+                error.add_note(f"The tiles were {width} x {height} px; `tile_px` sets their size.")
                 raise
             raise ValueError(
-                f"{self._label()} takes pictures of {expected[1]} x {expected[0]} px, and the tiles have {found[1]} x "
-                f"{found[0]} px ({error}). Pass `tile_px={expected[1]}`, or a network that takes any size ("
+                f"{self._label()} takes pictures of {expected[1]} x {expected[0]} px, and the tiles have {width} x "
+                f"{height} px ({error}). Pass `tile_px={expected[1]}`, or a network that takes any size ("
                 "`timm.create_model(..., dynamic_img_size=True)`)."
             ) from error
 
@@ -173,10 +173,10 @@ def expected_px(module: torch.nn.Module | None) -> tuple[int, int] | None:
     parts = [] if module is None else list(module.modules())
     places = ("img_size", "image_size", "config.image_size", "pretrained_cfg.input_size")
     for place, part in product(places, parts):
-        found: Any = part
+        stated: Any = part
         for name in place.split("."):
-            found = found.get(name) if isinstance(found, dict) else getattr(found, name, None)
-        numbers = list(found) if isinstance(found, (list, tuple)) else [found]
+            stated = stated.get(name) if isinstance(stated, dict) else getattr(stated, name, None)
+        numbers = list(stated) if isinstance(stated, (list, tuple)) else [stated]
         if numbers and all(isinstance(number, int) for number in numbers):
             return numbers[-2:][0], numbers[-1]
     return None

@@ -85,36 +85,32 @@ def resolve_encoder(
     """
     if isinstance(model, Encoder):
         return model
-    own_mean, own_std = _triple(mean, "mean"), _triple(std, "std")
+    mean, std = _triple(mean, "mean"), _triple(std, "std")
     if is_onnx_file(model):
-        loaded = load_onnx_file(model, model_kwargs or {}, mean=own_mean, std=own_std, device=device)
+        loaded = load_onnx_file(model, model_kwargs or {}, mean=mean, std=std, device=device)
         return replace(loaded, context=DEFAULT_CONTEXT)
     if not isinstance(model, str):
         if model_kwargs:
             raise ValueError(
                 "`model_kwargs` build models by name; `model` is an object already. Build it with them, then pass it."
             )
-        return wrap_object(model, mean=own_mean, std=own_std, device=device, amp=amp)
+        return wrap_object(model, mean=mean, std=std, device=device, amp=amp)
     if model == TEXTURE:
-        if model_kwargs or own_mean is not None or own_std is not None:
+        if model_kwargs or mean is not None or std is not None:
             raise ValueError("'texture' has no parameters: leave out `model_kwargs`, `mean` and `std`.")
-        return _texture_encoder(device)
+        from ragst_sd.image.texture import TEXTURE_VERSION, texture_features
+
+        where = resolve_device(device)
+        return Encoder(TEXTURE, TEXTURE_VERSION, where, texture_features, context=DEFAULT_CONTEXT, raw=True)
     loaded = _load_by_name(model, model_kwargs or {})
     where = resolve_device(device)
     module: Any = loaded.module.to(where)  # type: ignore[union-attr]
-    channels_last = is_convolutional(module)
+    # Channels last are faster for convolutions; transformers have one or a few at most.
+    channels_last = sum(isinstance(part, torch.nn.Conv2d) for part in module.modules()) > _FEW_CONVOLUTIONS
     if channels_last:
         module.to(memory_format=torch.channels_last)
-    seen: dict[str, Any] = {"mean": own_mean or loaded.mean, "std": own_std or loaded.std, "context": DEFAULT_CONTEXT}
-    return replace(loaded, **seen, device=where, amp=resolve_amp(where, amp=amp), channels_last=channels_last)
-
-
-def is_convolutional(module: torch.nn.Module) -> bool:
-    """Whether a network is made of convolutions, for which channels last are faster.
-
-    Transformers have one or a few at most.
-    """
-    return sum(isinstance(part, torch.nn.Conv2d) for part in module.modules()) > _FEW_CONVOLUTIONS
+    loaded = replace(loaded, mean=mean or loaded.mean, std=std or loaded.std, context=DEFAULT_CONTEXT)
+    return replace(loaded, device=where, amp=resolve_amp(where, amp=amp), channels_last=channels_last)
 
 
 def _load_by_name(model: str, model_kwargs: Mapping[str, Any]) -> Encoder:
@@ -128,22 +124,15 @@ def _load_by_name(model: str, model_kwargs: Mapping[str, Any]) -> Encoder:
 
 
 def _unknown_name(model: str, timm: Any) -> str:
-    own = [TEXTURE, *FOUNDATION_MODELS]
-    names = [*own, *timm.list_models()]
+    short = [TEXTURE, *FOUNDATION_MODELS]
+    names = [*short, *timm.list_models()]
     close = list(dict.fromkeys(difflib.get_close_matches(model.lower(), names, n=5, cutoff=0.6)))
     hint = f"Did you mean {', '.join(map(repr, close))}? " if close else ""
     hub = f"A hub model is written 'hf-hub:{model}'. " if model.count("/") == 1 else ""
     return (
-        f"Unknown model {model!r}. {hint}{hub}Available: {', '.join(own)}, every name of timm.list_models(), "
+        f"Unknown model {model!r}. {hint}{hub}Available: {', '.join(short)}, every name of timm.list_models(), "
         "'hf-hub:org/name', 'local-dir:/path', the path of an .onnx file, or a torch module or callable of yours."
     )
-
-
-def _texture_encoder(device: Device) -> Encoder:
-    from ragst_sd.image import texture
-
-    where, version = resolve_device(device), texture.TEXTURE_VERSION
-    return Encoder(TEXTURE, version, where, texture.texture_features, context=DEFAULT_CONTEXT, raw=True)
 
 
 def _triple(values: Sequence[float] | None, name: str) -> Channels:
@@ -186,7 +175,10 @@ def wrap_object(model: Any, *, mean: Channels, std: Channels, device: Device, am
         )
     held = model if isinstance(model, torch.nn.Module) else getattr(model, "model", None)
     module = held if isinstance(held, torch.nn.Module) else None
-    where = resolve_device(device if device is not None else _device_of(module))
+    if device is None and module is not None:
+        tensors = module.state_dict().values()
+        device = next((tensor.device for tensor in tensors if hasattr(tensor, "device")), None)
+    where = resolve_device(device)
     movable = model if callable(getattr(model, "to", None)) else module
     if movable is not None:
         movable.to(where)
@@ -220,9 +212,3 @@ def _with_transform(encode: Callable, transform: Callable | None, device: torch.
         return encode(pixels.to(device, dtype if pixels.is_floating_point() else None))
 
     return forward
-
-
-def _device_of(module: torch.nn.Module | None) -> torch.device | None:
-    if module is None:
-        return None
-    return next((tensor.device for tensor in module.state_dict().values() if hasattr(tensor, "device")), None)

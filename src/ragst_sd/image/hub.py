@@ -45,6 +45,11 @@ def hub_errors(
         raise failure from None
 
 
+def hub_endpoint() -> str:
+    """Address of the hub: the environment variable `HF_ENDPOINT`, as it is now."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
 def model_url(model_id: str) -> str:
     """Page of a hub model.
 
@@ -57,9 +62,8 @@ def model_url(model_id: str) -> str:
     -------
     The address, on the endpoint that `HF_ENDPOINT` names.
     """
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     repository = model_id.removeprefix("hf-hub:").removeprefix("hf_hub:").split("@")[0]
-    return f"{endpoint}/{repository}" if "/" in repository else f"{endpoint}/models?search={repository}"
+    return f"{hub_endpoint()}/{repository}" if "/" in repository else f"{hub_endpoint()}/models?search={repository}"
 
 
 def _retell(error: Exception, model_id: str, url: str, local_advice: str, what: str) -> OSError | None:
@@ -70,8 +74,6 @@ def _retell(error: Exception, model_id: str, url: str, local_advice: str, what: 
             f"{model_id!r} is gated: its owners ask every user to accept their terms. Accept the licence at {url}, "
             f"run `hf auth login` with a token of that account, and try again; or {local_advice}.{page}"
         )
-    if "OfflineModeIsEnabled" in names:
-        return _unreachable(model_id, url, "offline mode is set (`HF_HUB_OFFLINE`)", local_advice, what)
     if "RepositoryNotFoundError" in names:
         return FileNotFoundError(
             f"{model_id!r} was not found on the hub, or it is private or gated and you are not logged in. Check the "
@@ -79,8 +81,9 @@ def _retell(error: Exception, model_id: str, url: str, local_advice: str, what: 
         )
     if "RevisionNotFoundError" in names:
         return FileNotFoundError(f"{model_id!r} names a revision that the hub does not have: {url}/tree/main.")
-    if "LocalEntryNotFoundError" in names:
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    if names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
+        is_set = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+        offline = is_set or "OfflineModeIsEnabled" in names
         reason = "offline mode is set (`HF_HUB_OFFLINE`)" if offline else "the hub cannot be reached"
         return _unreachable(model_id, url, reason, local_advice, what)
     if "EntryNotFoundError" in names and what != WEIGHTS:
@@ -107,11 +110,9 @@ def _unreachable(model_id: str, url: str, reason: str, local_advice: str, what: 
 
 def _class_names(error: BaseException) -> set[str]:
     """Class names along the error and what it was raised from: transformers wraps the hub's errors in OSError."""
-    names: set[str] = set()
-    current: BaseException | None = error
-    seen: set[int] = set()
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        names |= {cls.__name__ for cls in type(current).__mro__}
-        current = current.__cause__ or current.__context__
-    return names
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return {kind.__name__ for error in chain for kind in type(error).__mro__}

@@ -266,9 +266,9 @@ def _with_classes(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _existing_file(path: str | Path, label: str) -> Path:
-    found = Path(path).expanduser()
-    if not found.is_file():
+    file = Path(path).expanduser()
+    if not file.is_file():
         raise FileNotFoundError(
             f"`checkpoint_path` of {label!r} is {str(path)!r}, which is no file. Give one .safetensors or torch file."
         )
-    return found
+    return file

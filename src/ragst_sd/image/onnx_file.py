@@ -89,7 +89,7 @@ def load_onnx_file(
         if layout == "NHWC":
             array = np.ascontiguousarray(array.transpose(0, 2, 3, 1))
         size = batch or len(array)
-        found = []
+        vectors = []
         for start in range(0, len(array), size):
             part = array[start : start + size]
             # A batch of fixed size is filled up; what comes of the filling is cut off below.
@@ -100,8 +100,8 @@ def load_onnx_file(
                 raise ValueError(
                     f"{path.name} did not run on tiles of {pixels.shape[-1]} px, which `tile_px` sets. {_said(error)}"
                 ) from error
-            found.append(pool(values)[: len(part)])
-        return torch.from_numpy(np.concatenate(found))
+            vectors.append(pool(values)[: len(part)])
+        return torch.from_numpy(np.concatenate(vectors))
 
     size = edge or "any number of"
     logger.info("%s: input %s of %s px as %s, output %s.", path.name, layout, size, dtype.__name__, output.name)
@@ -109,18 +109,13 @@ def load_onnx_file(
     return Encoder(f"onnx:{path.stem}", digest, where, forward, mean=mean, std=std, input_px=edge)
 
 
-def import_onnxruntime() -> Any:
-    """Import onnxruntime, or say what is missing."""
+def _open_session(path: Path, device: Device) -> tuple[torch.device, Any]:
     try:
-        return importlib.import_module("onnxruntime")
+        runtime = importlib.import_module("onnxruntime")
     except ImportError as error:
         raise ImportError(
             f'ONNX files need onnxruntime, which cannot be imported ({error}). Install it: pip install "ragst-sd[onnx]"'
         ) from None
-
-
-def _open_session(path: Path, device: Device) -> tuple[torch.device, Any]:
-    runtime = import_onnxruntime()
     where, has_cuda = resolve_device(device), "CUDAExecutionProvider" in runtime.get_available_providers()
     if where.type != "cpu" and not (where.type == "cuda" and has_cuda):
         if device is not None:
@@ -151,13 +146,13 @@ def _said(error: Exception) -> str:
 
 def _read_input(inputs: Sequence[Any], path: Path) -> tuple[str, str, type, int | None, int | None]:
     """Name, layout, type, size of a batch and edge of the tiles; `None` where the file leaves a size open."""
-    first, described = inputs[0], "; ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
+    first, described = inputs[0], "; ".join(f"{tensor.name} {tensor.type} {tensor.shape}" for tensor in inputs)
     sizes = [size if isinstance(size, int) and size > 0 else None for size in first.shape]
     layouts = [key for key, channel in (("NCHW", 1), ("NHWC", 3)) if len(sizes) == 4 and sizes[channel] == 3]
     if len(inputs) != 1 or first.type not in _NUMPY or len(layouts) != 1:
         raise ValueError(
-            f"{path.name} takes {described}. An encoder takes one tensor of RGB tiles, (n, 3, h, w) or (n, h, w, 3), of "
-            "floats or 8 bit. Export it so, with 3 channels fixed, or pass a callable around it as `model`."
+            f"{path.name} takes {described}. An encoder takes one tensor of RGB tiles, (n, 3, h, w) or (n, h, w, 3), "
+            "of floats or 8 bit. Export it so, with 3 channels fixed, or pass a callable around it as `model`."
         )
     height, width = sizes[2:] if layouts == ["NCHW"] else sizes[1:3]
     if height != width:
@@ -173,8 +168,8 @@ def _chosen_output(outputs: Sequence[Any], wanted: str | None, path: Path) -> An
         return outputs[0]
     if wanted not in named:
         described = ", ".join(f"{output.name!r} {output.shape}" for output in outputs)
-        found = "has several outputs" if wanted is None else f"has no output {wanted!r}"
-        raise ValueError(f"{path.name} {found}. Choose one by `model_kwargs={{'output': ...}}`: {described}.")
+        lacking = "has several outputs" if wanted is None else f"has no output {wanted!r}"
+        raise ValueError(f"{path.name} {lacking}. Choose one by `model_kwargs={{'output': ...}}`: {described}.")
     return named[wanted]
 
 
@@ -188,11 +183,9 @@ def _pooling(pooling: str | None, output: Any, path: Path) -> Callable[[np.ndarr
             else f"`pooling` is for tokens (n, t, d); found {pooling!r}. Leave it out."
         )
         raise ValueError(msg)
-    return {None: lambda values: values, "cls": lambda values: values[:, 0], "mean": _mean_of_tokens}[pooling]
-
-
-def _mean_of_tokens(values: np.ndarray) -> np.ndarray:
-    return values.mean(axis=1, dtype=np.float32)
+    if pooling == "mean":
+        return lambda values: values.mean(axis=1, dtype=np.float32)
+    return (lambda values: values[:, 0]) if pooling == "cls" else np.asarray
 
 
 def _hash_files(path: Path, model_kwargs: Mapping[str, Any]) -> str:

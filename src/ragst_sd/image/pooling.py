@@ -56,9 +56,9 @@ def pool_tiles(
             area = np.clip((width + step) / 2 - apart, 0, step).prod(axis=1) / step**2
             total = np.bincount(i, area, minlength=len(rows))
             # Between overlapping tiles at the rim, where none of these squares reaches.
-            lone = np.flatnonzero(total < 1e-6)
-            i, k = np.append(i, lone), np.append(k, nearest[rows[lone]])
-            weights = np.append(area / np.maximum(total[pairs["i"]], 1e-6), np.ones(len(lone), np.float32))
+            uncovered = np.flatnonzero(total < 1e-6)
+            i, k = np.append(i, uncovered), np.append(k, nearest[rows[uncovered]])
+            weights = np.append(area / np.maximum(total[pairs["i"]], 1e-6), np.ones(len(uncovered), np.float32))
             parts.append(csr_array((weights.astype(np.float32), (i, k)), shape=(len(rows), len(tiles))) @ vectors)
         pooled[rows] = np.concatenate(parts, axis=1)
     return pooled

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
 from threading import Lock
 from typing import TypeVar
 
 import torch
 
 from ragst_sd.image.texture_maps import (
-    PROPERTIES,
     RINGS,
     binary_patterns,
     blob_strength,
@@ -154,9 +154,9 @@ def _bands(scales: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Spread that is lost from each scale to the next."""
     out: dict[str, torch.Tensor] = {}
     spread = [variance(maps) for maps in scales]
-    for s, total in enumerate(spread):
-        kept = spread[s + 1] if s + 1 < len(spread) else torch.zeros_like(total)
-        out |= _by_channel("band", _log((total - kept).clamp(min=0).sqrt()), s)
+    spread.append(torch.zeros_like(spread[-1]))
+    for s, (total, coarser) in enumerate(pairwise(spread)):
+        out |= _by_channel("band", _log((total - coarser).clamp(min=0).sqrt()), s)
     return out
 
 
@@ -233,10 +233,9 @@ def _cooccurrence(greys: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     for s, distance in _COOCCURRENCE:
         levels = (greys[s] * (_GREY_LEVELS / 256)).floor()
         matrix = cooccurrence(levels, quarter_offsets(distance), n_levels=_GREY_LEVELS)
-        found = cooccurrence_properties(matrix)
-        for name in PROPERTIES:
-            value = _log(found[name]) if name in ("contrast", "dissimilarity") else found[name]
-            out[f"{name}_brightness_{2**s}px"] = value
+        for name, value in cooccurrence_properties(matrix).items():
+            is_heavy_tailed = name in ("contrast", "dissimilarity")
+            out[f"{name}_brightness_{2**s}px"] = _log(value) if is_heavy_tailed else value
     return out
 
 

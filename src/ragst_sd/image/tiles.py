@@ -104,13 +104,13 @@ class Sweep:
         """
         low, high, band = self.low[order], self.high[order], self.low[order, 0] // self.band
         spans = (high - low).max(axis=0) + 1 if len(order) else np.zeros(2, dtype=int)
-        found = []
+        uses = []
         for right in range(spans[0]):
             for down in range(spans[1]):
                 column, row = low[:, 0] + right, low[:, 1] + down
                 used = np.flatnonzero((column <= high[:, 0]) & (row <= high[:, 1]))
-                found.append(np.stack([band[used], row[used], column[used], used], axis=1))
-        touched = np.concatenate(found) if found else np.zeros((0, 4), dtype=int)
+                uses.append(np.stack([band[used], row[used], column[used], used], axis=1))
+        touched = np.concatenate(uses) if uses else np.zeros((0, 4), dtype=int)
         touched = touched[np.lexsort((touched[:, 3], touched[:, 2], touched[:, 1], touched[:, 0]))]
         new = np.flatnonzero(np.r_[True, (touched[1:, :3] != touched[:-1, :3]).any(axis=1)][: len(touched)])
         first, last = touched[new, 3], touched[np.r_[new[1:], len(touched)][: len(new)] - 1, 3]
@@ -120,10 +120,8 @@ class Sweep:
 
     def pixels(self, unit: tuple[int, int]) -> tuple[slice, slice]:
         """Rows and columns of the level that a unit (row, column) covers."""
-        return tuple(
-            slice(k * edge, min((k + 1) * edge, size))
-            for k, edge, size in zip(unit, self.unit, self.shape, strict=True)
-        )  # type: ignore[return-value]
+        top, left = unit[0] * self.unit[0], unit[1] * self.unit[1]
+        return slice(top, min(top + self.unit[0], self.shape[0])), slice(left, min(left + self.unit[1], self.shape[1]))
 
 
 def gather(units: Units, sweep: Sweep, rows: Pair, columns: Pair, out: np.ndarray) -> None:

@@ -24,10 +24,9 @@ from ragst_sd._workers import worker_device
 from ragst_sd.image.encoders import Encoder
 from ragst_sd.image.onnx_file import is_onnx_file
 from ragst_sd.io._data_card import check_card_folder, data_card
-from ragst_sd.io._read_reference import read_reference
+from ragst_sd.io._read_reference import SUFFIX, read_reference
 from ragst_sd.io._recipe import Place, Recipe, read_recipe
 from ragst_sd.io._recipe_sections import TABLE, PlannedSection, embedded_section, planned_sections
-from ragst_sd.io._reference_file import SUFFIX
 from ragst_sd.io._write_reference import require_place, write_reference
 
 logger = logging.getLogger(__name__)

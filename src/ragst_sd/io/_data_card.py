@@ -170,7 +170,8 @@ def _sections(header: dict[str, Any], rows: pd.DataFrame, counts: pd.Series | No
 def _gaps(facts: dict[str, Any]) -> dict[str, Any]:
     """What may be missing or out of balance."""
     sections, resolution = facts["sections"], facts["sections"]["upsampling"]
-    tables = {column: composition(facts["rows"], column) for column in (_keys.DONOR, _keys.TISSUE, _keys.TECHNOLOGY)}
+    columns = {_keys.DONOR: "donor", _keys.TISSUE: "organ", _keys.TECHNOLOGY: "technology"}
+    tables = {column: facts["compositions"][name] for column, name in columns.items()}
     tissues, terms, cited = tables[_keys.TISSUE], sections["license"].map(terms_of), sections["citation"]
     pictured = sections[sections["image_hash"].astype(str) != ""]
     by_picture = [list(group.index) for _, group in pictured.groupby("image_hash")]
@@ -180,7 +181,7 @@ def _gaps(facts: dict[str, Any]) -> dict[str, Any]:
 
     return {
         "lone_tissues": list(tissues.index[tissues["donors"] == 1]),
-        "most": {column: _dominant(table) for column, table in tables.items()},
+        "most": {column: _dominant(table["spots"]) for column, table in tables.items()},
         "only": {column: table.index[0] if len(table) == 1 else "" for column, table in tables.items()},
         "unknown": {column: int(table["spots"].get(_keys.UNKNOWN, 0)) for column, table in tables.items()},
         "one_publication": cited.nunique() == 1 and cited.iloc[0] != _keys.UNKNOWN,
@@ -201,16 +202,16 @@ def _gaps(facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _dominant(groups: pd.DataFrame) -> tuple[str, float] | None:
+def _dominant(spots: pd.Series) -> tuple[str, float] | None:
     """The largest of several groups and its share of the spots, if that is far more than an equal one."""
-    share = groups["spots"].iloc[0] / groups["spots"].sum()
-    large = len(groups) > 1 and share > max(_LARGE_SHARE, _MUCH_LARGER / len(groups))
-    return (groups.index[0], share) if large else None
+    share = spots.iloc[0] / spots.sum()
+    large = len(spots) > 1 and share > max(_LARGE_SHARE, _MUCH_LARGER / len(spots))
+    return (spots.index[0], share) if large else None
 
 
 def bibtex_of(citations: Iterable[str]) -> list[str]:
     """Each citation as BibTeX: the entry of the catalogue that is cited so, else what was written, as a note."""
-    from ragst_sd.datasets._catalog_entries import catalog_entries, citation_bibtex, citation_text
+    from ragst_sd.datasets._catalog import catalog_entries, citation_bibtex, citation_text
 
     known = {citation_text(entry): citation_bibtex(entry) for entry in catalog_entries().values()}
     entries, n_notes = [], 0

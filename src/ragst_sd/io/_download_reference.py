@@ -13,10 +13,10 @@ from anndata import AnnData
 
 from ragst_sd._settings import settings
 from ragst_sd._validate import require_type
-from ragst_sd.datasets._hub import check_repository, hub_endpoint, quiet_hub
-from ragst_sd.image.hub import hub_errors
+from ragst_sd.datasets._download import quiet_hub
+from ragst_sd.image.hub import hub_endpoint, hub_errors
 from ragst_sd.io._gate import check_downloaded
-from ragst_sd.io._upload_reference import CARD, STORE
+from ragst_sd.io._upload_reference import CARD, STORE, check_repository
 
 logger = logging.getLogger(__name__)
 

@@ -114,19 +114,19 @@ def read_annotations(
             )
     todo = "Choose another `key_added`" + (", or pass `overwrite=True`." if key_added in sdata.shapes else ".")
     require_free(sdata, key_added, "shapes", todo, ours=[("shapes", key_added)] if overwrite else [])
-    found = _areas(path)
-    if mpp is not None:
-        found = found.set_geometry(_scaled(found.geometry, mpp / image_mpp))  # type: ignore[operator]
+    areas = _areas(path)
     pyramid = image_pyramid(sdata, image_key)
-    _check_inside(found, pyramid, image_key, path.name)
+    if mpp is not None:
+        areas = areas.set_geometry(_scaled(areas.geometry, mpp / image_mpp))  # type: ignore[operator]
+    _check_inside(areas, pyramid, image_key, path.name)
     if mpp is None and image_mpp is not None:
-        _check_unit(found.geometry, pyramid, image_mpp, path.name)
+        _check_unit(areas.geometry, pyramid, image_mpp, path.name)
     frames = dict(get_transformation(sdata.images[image_key], get_all=True))
     if key_added in sdata.shapes:
         del sdata.shapes[key_added]
-    sdata.shapes[key_added] = ShapesModel.parse(found, transformations=frames)
-    kinds = listing(sorted(set(found.classification)))
-    logger.info("Adding `sdata.shapes[%r]`: %d outlines, of %s.", key_added, len(found), kinds)
+    sdata.shapes[key_added] = ShapesModel.parse(areas, transformations=frames)
+    kinds = listing(sorted(set(areas.classification)))
+    logger.info("Adding `sdata.shapes[%r]`: %d outlines, of %s.", key_added, len(areas), kinds)
 
 
 def _areas(path: Path) -> GeoDataFrame:
@@ -134,12 +134,12 @@ def _areas(path: Path) -> GeoDataFrame:
     with readable(path, "GeoJSON, as QuPath exports it ('Export as GeoJSON')"):
         content = json.loads(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
         features = content.get("features", [content]) if isinstance(content, dict) else content
-        drawn = [one for one in features if one["geometry"]]
-        outlines = gpd.GeoSeries([shapely.geometry.shape(one["geometry"]) for one in drawn])
-    about = [one.get("properties") or {} for one in drawn]
+        drawn = [feature for feature in features if feature["geometry"]]
+        outlines = gpd.GeoSeries([shapely.geometry.shape(feature["geometry"]) for feature in drawn])
+    properties = [feature.get("properties") or {} for feature in drawn]
     columns = {
-        "classification": [_class_name(each.get("classification")) for each in about],
-        "name": [str(each.get("name") or "") for each in about],
+        "classification": [_class_name(each.get("classification")) for each in properties],
+        "name": [str(each.get("name") or "") for each in properties],
     }
     # `buffer` of what is made valid would hide that it never was an area.
     is_area = outlines.geom_type.isin(AREAS).to_numpy() & ~outlines.is_empty.to_numpy()
@@ -153,8 +153,8 @@ def _areas(path: Path) -> GeoDataFrame:
             f"{path.name!r} holds no polygons: {len(features)} features, of {listing(left_out)}. Draw areas, or export "
             "annotations and not points."
         )
-    flat = gpd.GeoSeries(shapely.force_2d(outlines[is_area].to_numpy()))
-    frame = gpd.GeoDataFrame(columns)[is_area].set_geometry(made_valid(flat, repr(path.name)).to_numpy())
+    flat = outlines[is_area].force_2d()
+    frame = gpd.GeoDataFrame(columns)[is_area].set_geometry(made_valid(flat, repr(path.name)))
     return frame[~frame.geometry.is_empty].reset_index(drop=True)
 
 
@@ -169,10 +169,10 @@ def _scaled(outlines: GeoSeries, factor: float) -> GeoSeries:
     return outlines.scale(factor, factor, origin=(0, 0))
 
 
-def _check_inside(found: GeoDataFrame, pyramid: Pyramid, image_key: str, name: str) -> None:
+def _check_inside(areas: GeoDataFrame, pyramid: Pyramid, image_key: str, name: str) -> None:
     """Refuse outlines that all lie outside the image, and warn of some that do."""
     height, width = pyramid.shapes[0]
-    bounds = found.geometry.bounds.to_numpy()
+    bounds = areas.geometry.bounds.to_numpy()
     low, high = bounds[:, :2], bounds[:, 2:]
     outside = ((high <= 0) | (low >= (width, height))).any(axis=1)
     if not outside.any():
@@ -183,12 +183,12 @@ def _check_inside(found: GeoDataFrame, pyramid: Pyramid, image_key: str, name: s
         factor = float((high.max(axis=0) / (width, height)).max())
         larger = f" They look like pixels of an image at least {factor:.1f} times as large." if factor > 1 else ""
         raise ValueError(
-            f"All {len(found)} outlines of {name!r} lie outside the image: they cover {extent}, {size}.{larger} Read "
+            f"All {len(areas)} outlines of {name!r} lie outside the image: they cover {extent}, {size}.{larger} Read "
             "the image that was annotated, at full resolution and uncut, or give the microns per unit of the file with "
             "`mpp=`."
         )
     logger.warning(
-        "%d of %d outlines of %r lie outside: they cover %s, %s.", outside.sum(), len(found), name, extent, size
+        "%d of %d outlines of %r lie outside: they cover %s, %s.", outside.sum(), len(areas), name, extent, size
     )
 
 

@@ -103,5 +103,5 @@ def read_embeddings(
     require_type(path, (str, PathLike), "path")
     stated = {"model": model, "tile_px": tile_px, "mpp": mpp}
     where: dict[str, Any] = {"image_key": image_key, "table_key": table_key, "coordinate_system": coordinate_system}
-    found = of_file(path, "path")
-    take_features(sdata, found, stated, image_mpp=image_mpp, weights_hash=weights_hash, key_added=key_added, **where)
+    tiles = of_file(path, "path")
+    take_features(sdata, tiles, stated, image_mpp=image_mpp, weights_hash=weights_hash, key_added=key_added, **where)

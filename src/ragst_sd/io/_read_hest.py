@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
@@ -114,8 +115,7 @@ def read_hest(
             f'`rg.datasets.load("hest_1k", samples=[{sample!r}])` downloads them.'
         )
     meta = read_metadata(files["metadata"], sample)
-    found = read_counts(files["st"], None)
-    found, xy = locate(found, None)
+    adata, xy = locate(read_counts(files["st"], None), None)
     slide = open_slide(files["wsis"].resolve())
     height, width = slide.levels[0].shape[1:]
     check_inside(xy, width, height)
@@ -125,16 +125,16 @@ def read_hest(
             f"Microns per pixel of section {sample!r} are in neither its metadata (pixel_size_um_estimated, "
             "pixel_size_um_embedded) nor its picture. Pass `image_mpp=`."
         )
-    diameter = spot_diameter(found, meta, mpp)
+    diameter = spot_diameter(adata, meta, mpp)
     if diameter is None:
         raise ValueError(
             f"The diameter of spots of section {sample!r} is in neither `uns['spatial']` of its h5ad nor "
             "`spot_diameter` of its metadata. Write it (microns) into the metadata."
         )
     donor = donor_of(meta, sample) if donor is None else donor
-    origin = Origin(sample, donor, source_details(hest_source(meta), given))
-    sdata = assemble(found, xy, pyramid_element(slide.levels), origin, radius=diameter / 2, image_mpp=mpp)
-    logger.info("Read HEST section %r: %d spots x %d genes, picture %d x %d px.", sample, *found.shape, width, height)
+    origin = Origin(sample, donor, source_details(meta, given))
+    sdata = assemble(adata, xy, pyramid_element(slide.levels), origin, radius=diameter / 2, image_mpp=mpp)
+    logger.info("Read HEST section %r: %d spots x %d genes, picture %d x %d px.", sample, *adata.shape, width, height)
     return sdata
 
 
@@ -143,10 +143,8 @@ def _resolve_sample(folder: Path, sample: str | None) -> str:
     present = sorted(file.stem for file in (folder / "st").glob("*.h5ad"))
     if sample is not None:
         if sample not in present:
-            raise KeyError(
-                f"No section {sample!r} in {str(folder / 'st')!r}. Available: "
-                f"{listing(present)}.{hint(sample, present)}"
-            )
+            where = str(folder / "st")
+            raise KeyError(f"No section {sample!r} in {where!r}. Available: {listing(present)}.{hint(sample, present)}")
         return sample
     if len(present) != 1:
         raise ValueError(
@@ -158,6 +156,8 @@ def _resolve_sample(folder: Path, sample: str | None) -> str:
 def read_metadata(path: str | PathLike[str], sample: str) -> dict[str, Any]:
     """Fields of a section that are known, of `metadata/<sample>.json` or of the table of all sections (csv).
 
+    Licence and citation are those of HEST.
+
     Raises
     ------
     FileNotFoundError
@@ -167,10 +167,11 @@ def read_metadata(path: str | PathLike[str], sample: str) -> dict[str, Any]:
     """
     path = existing(path, "`metadata`:", "Pass the json file of the section, or the csv table of all sections.")
     if path.suffix.lower() == ".csv":
-        return known_fields(_line_of(path, sample))
+        return _under_terms_of_hest(known_fields(_line_of(path, sample)))
     with readable(path, "json"):
         # Not strictly JSON: HEST writes NaN where a field is unknown.
-        return known_fields(dict(json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)))
+        content = dict(json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None))
+    return _under_terms_of_hest(known_fields(content))
 
 
 def known_fields(stated: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,17 +183,17 @@ def _line_of(path: Any, sample: str) -> dict[str, Any]:
     with readable(path, "csv"):
         table = pd.read_csv(path)
     column = next((name for name in _IDS if name in table), None)
-    names = [] if column is None else table[column].astype(str)
-    found = table[names == sample] if column is not None else table[:0]
-    if len(found) != 1:
+    names = pd.Series(dtype=str) if column is None else table[column].astype(str)
+    rows = np.flatnonzero(names == sample)
+    if len(rows) != 1:
         held = f"the ids {listing(names)}" if column is not None else f"the columns {listing(table.columns)}, no 'id'"
         raise ValueError(
-            f"{path.name!r} has {len(found)} lines for section {sample!r}; it holds {held}. Name it with `sample=`."
+            f"{path.name!r} has {len(rows)} lines for section {sample!r}; it holds {held}. Name it with `sample=`."
         )
-    return found.iloc[0].to_dict()
+    return table.iloc[rows[0]].to_dict()
 
 
-def hest_source(meta: Mapping[str, Any]) -> dict[str, Any]:
+def _under_terms_of_hest(meta: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata with licence and citation of HEST too: whatever it distributes is under its licence."""
     study = ", ".join(str(meta[name]) for name in ("dataset_title", "study_link") if name in meta)
     return {
@@ -223,9 +224,9 @@ def pixel_size(meta: Mapping[str, Any], stated: tuple[float, float] | None, samp
     return float(mpp)
 
 
-def spot_diameter(found: AnnData, meta: Mapping[str, Any], mpp: float | None) -> float | None:
+def spot_diameter(adata: AnnData, meta: Mapping[str, Any], mpp: float | None) -> float | None:
     """Diameter of spots in pixels of the slide: of the counts, else of the metadata; `None` if unknown."""
-    libraries = dict(found.uns.get(_keys.SPATIAL, {})).values()
+    libraries = dict(adata.uns.get(_keys.SPATIAL, {})).values()
     stored = next(filter(None, map(stored_diameter, libraries)), None)
     if stored is not None or mpp is None or "spot_diameter" not in meta:
         return stored
@@ -239,10 +240,10 @@ def donor_of(meta: Mapping[str, Any], sample: str) -> str | None:
         return str(meta[_keys.DONOR])
     study, patient = meta.get("dataset_title"), meta.get("patient")
     if study is None and patient is None:
-        what = (
+        says = (
             "The metadata of %r name neither study nor patient: no column 'donor'. Pass `donor=`: a reference needs it."
         )
-        logger.info(what, sample)
+        logger.info(says, sample)
         return None
     if patient is None:
         logger.info(

@@ -16,24 +16,16 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
-from ragst_sd._patches import frame_of, patch_pyramid, shrunk
+from ragst_sd._patches import patch_pyramid, shrunk
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import listing, require_positive, require_type, require_unique
 from ragst_sd.image.pooling import pool_tiles
-from ragst_sd.io._embedding_file import BARCODES, names_of_spots, read_embedding_file
-from ragst_sd.io._read_hest import (
-    donor_of,
-    hest_source,
-    known_fields,
-    pixel_size,
-    read_metadata,
-    spot_diameter,
-)
+from ragst_sd.io._read_hest import donor_of, known_fields, pixel_size, read_metadata, spot_diameter
 from ragst_sd.io._readable import existing, readable
 from ragst_sd.io._section import SHAPES, TABLE, Origin, assemble, source_details
 from ragst_sd.io._st_counts import locate, places_among, read_counts
 from ragst_sd.pp._embedding_header import Spots, default_key, write_features
-from ragst_sd.pp._tile_features import require_covered
+from ragst_sd.pp._tile_features import BARCODES, names_of_spots, read_embedding_file, require_covered
 
 logger = logging.getLogger(__name__)
 
@@ -158,71 +150,68 @@ def read_patches(
     meta = read_metadata(metadata, sample) if is_file else known_fields(metadata or {})  # type: ignore[arg-type]
     image_mpp = pixel_size(meta, None, sample) if image_mpp is None else float(image_mpp)
 
-    found, rows = _matched(read_counts(counts, None), barcodes, path.name)
+    adata, rows = _matched(read_counts(counts, None), barcodes, path.name)
+    pictures = pictures if len(rows) == len(barcodes) else pictures[rows]
+    edge = int(pictures.shape[1])
     corners = None if corners is None else corners[rows]
-    if _keys.SPATIAL in found.obsm or corners is None:
-        found, xy = locate(found, None)
+    if _keys.SPATIAL in adata.obsm or corners is None:
+        adata, xy = locate(adata, None)
     else:
         xy = corners
-    edge = pictures.shape[1] * mpp / image_mpp if image_mpp else None
     if corners is not None:
-        _check_places(xy, corners, edge, path.name)
-    pictures = pictures if len(rows) == len(barcodes) else pictures[rows]
-    diameter = spot_diameter(found, meta, image_mpp)
+        _check_places(xy, corners, edge * mpp / image_mpp if image_mpp else None, path.name)
+    diameter = spot_diameter(adata, meta, image_mpp) or spot_pitch(xy) / 2
     donor = donor_of(meta, sample) if donor is None else donor
-    source = Origin(sample, donor, source_details(hest_source(meta) if is_file else meta))
-    diameter = spot_pitch(xy) / 2 if diameter is None else diameter
-    sdata = assemble(found, xy, None, source, radius=diameter / 2, image_mpp=None)
+    origin = Origin(sample, donor, source_details(meta))
+    sdata = assemble(adata, xy, None, origin, radius=diameter / 2, image_mpp=None)
     table = sdata.tables[TABLE]
     table.obsm[_keys.PATCHES], table.obsm[_keys.THUMBNAIL] = pictures, shrunk(pictures, _THUMBNAIL_PX)
-    table.uns[_keys.ATTRS][_keys.PATCHES] = {"mpp": float(mpp), "edge_px": int(pictures.shape[1])}
+    table.uns[_keys.ATTRS][_keys.PATCHES] = {"mpp": float(mpp), "edge_px": edge}
     if image_mpp is not None:
         sdata.attrs[_keys.ATTRS] = {_keys.IMAGE_MPP: {_keys.PATCHES: image_mpp}}
     for name, features_file in features.items():
-        origin = str(embeddings[name])  # type: ignore[index]
+        what = repr(str(embeddings[name]))  # type: ignore[index]
         if features_file.names is not None:
-            belongs = places_among(table.obs_names.astype(str), features_file.names, "the table", repr(origin))
+            belongs = places_among(table.obs_names.astype(str), features_file.names, "the table", what)
             embedding = np.full((table.n_obs, features_file.vectors.shape[1]), np.nan, np.float32)
             embedding[belongs >= 0] = features_file.vectors[belongs[belongs >= 0]]
         elif corners is not None and features_file.corners is not None:
             # Corners of the same pictures are the same numbers; a pixel is left to rounding.
             embedding = pool_tiles(features_file.vectors, features_file.corners, corners, edge=2.0, context=(1,))
-            require_covered(embedding, features_file.corners, corners, repr(origin))
+            require_covered(embedding, features_file.corners, corners, what)
         else:
-            raise ValueError(
-                f"{origin!r} holds no barcodes, and {path.name!r} no 'coords': the features cannot be placed."
-            )
+            raise ValueError(f"{what} holds no barcodes, and {path.name!r} no 'coords': the features cannot be placed.")
         write_features(
-            Spots(TABLE, table, SHAPES, xy, np.eye(3), frame_of(sdata, SHAPES)),
+            Spots.with_patches(sdata, TABLE, SHAPES),
             default_key(name, None),
             embedding,
-            what=repr(origin),
+            what=what,
             pyramid=patch_pyramid(table)[0],
             model=name,
             weights_hash=_keys.UNKNOWN,
-            tile_px=int(pictures.shape[1]),
+            tile_px=edge,
             mpp=float(mpp),
             context=(1.0,),
             image_mpp=image_mpp,
             upsampling=1.0,
             image_key=_keys.PATCHES,
         )
-    logger.info("Read section %r: %d pictures of %d px x %d genes.", sample, len(rows), pictures.shape[1], found.n_vars)
+    logger.info("Read section %r: %d pictures of %d px x %d genes.", sample, len(rows), edge, adata.n_vars)
     return sdata
 
 
-def _matched(found: AnnData, barcodes: np.ndarray, name: str) -> tuple[AnnData, np.ndarray]:
+def _matched(adata: AnnData, barcodes: np.ndarray, name: str) -> tuple[AnnData, np.ndarray]:
     """Counts of the spots that have a picture, in the order of the pictures, and which pictures these are."""
     todo = "Pass the counts of one section, one row per spot, to match pictures to them."
-    require_unique(found.obs_names, "spot names of `counts`", todo)
-    place = places_among(barcodes, found.obs_names.astype(str), repr(name), "`counts`")
-    rows = np.flatnonzero(place >= 0)
-    if len(rows) < len(place):
-        what, without = "%d of %d pictures of %r have no counts and are left out, for example %s.", barcodes[place < 0]
-        logger.warning(what, len(without), len(place), name, listing(without[:3]))
-    if len(rows) < found.n_obs:
-        logger.info("%d of %d spots of the counts have no picture in %r.", found.n_obs - len(rows), found.n_obs, name)
-    return found[place[rows]].copy(), rows
+    require_unique(adata.obs_names, "spot names of `counts`", todo)
+    place = places_among(barcodes, adata.obs_names.astype(str), repr(name), "`counts`")
+    rows, lacking = np.flatnonzero(place >= 0), barcodes[place < 0]
+    if len(lacking):
+        says = "%d of %d pictures of %r have no counts and are left out, for example %s."
+        logger.warning(says, len(lacking), len(place), name, listing(lacking[:3]))
+    if len(rows) < adata.n_obs:
+        logger.info("%d of %d spots of the counts have no picture in %r.", adata.n_obs - len(rows), adata.n_obs, name)
+    return adata[place[rows]].copy(), rows
 
 
 def _check_places(xy: np.ndarray, corners: np.ndarray, edge: float | None, name: str) -> None:

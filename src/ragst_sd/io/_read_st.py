@@ -132,45 +132,42 @@ def read_st(
     >>> sdata.tables["table"].shape
     (2, 2)
     """
-    require_positive(image_mpp, "image_mpp", optional=True)
-    require_positive(um_between_centers, "um_between_centers", optional=True)
-    require_positive(spot_diameter_px, "spot_diameter_px", optional=True)
-    require_positive(value_max, "value_max", optional=True)
+    lengths = {"image_mpp": image_mpp, "um_between_centers": um_between_centers}
+    lengths |= {"spot_diameter_px": spot_diameter_px, "value_max": value_max}
+    for name, value in lengths.items():
+        require_positive(value, name, optional=True)
     if image_mpp is not None and um_between_centers is not None:
         raise ValueError("Give `image_mpp` or `um_between_centers`, not both: each one determines the other.")
     given = checked_source(source)
-    found = read_counts(counts, layer)
-    meta = found.uns.get("meta")
+    adata = read_counts(counts, layer)
+    meta = adata.uns.get("meta")
     meta = dict(meta) if isinstance(meta, Mapping) else {}
-    rows, library = rows_of_section(found, sample)
-    found, xy = locate(found, coordinates, rows)
+    rows, library = rows_of_section(adata, sample)
+    adata, xy = locate(adata, coordinates, rows)
     pixels = read_rgb(image, value_max)
     height, width = pixels.shape[1:]
     check_inside(xy, width, height)
     warn_beside_tissue(xy, pixels)
 
     if sample is None:
-        sample = str(_own_sample(found) or meta.get("section") or _stem(counts) or _stem(image) or _keys.SAMPLE)
+        names = adata.obs[_keys.SAMPLE].astype(str).unique() if _keys.SAMPLE in adata.obs else []
+        stated = names[0] if len(names) == 1 else meta.get("section")
+        sample = str(stated or _stem(counts) or _stem(image) or _keys.SAMPLE)
     if len(np.unique(xy, axis=0)) < len(xy):
         logger.warning("Spots of section %r lie at the same place as others: are they of several sections?", sample)
     pitch = None if len(xy) < 2 else spot_pitch(xy)
     mpp = _microns(image_mpp, um_between_centers, xy, meta)
     if spot_diameter_px is None:
-        spot_diameter_px = _diameter(found, library, pitch)
-    if donor is None and _keys.DONOR not in found.obs:
+        spot_diameter_px = _diameter(adata, library, pitch)
+    if donor is None and _keys.DONOR not in adata.obs:
         donor = meta.get("patient")
         if donor is None:
             logger.info("No donor is known for section %r. Pass `donor=`: a reference needs it.", sample)
     origin = Origin(sample, donor, source_details(meta, given))
-    sdata = assemble(found, xy, image_element(pixels), origin, radius=spot_diameter_px / 2, image_mpp=mpp)
+    sdata = assemble(adata, xy, image_element(pixels), origin, radius=spot_diameter_px / 2, image_mpp=mpp)
     at = "" if mpp is None else f" at {mpp:.4g} um per px"
-    logger.info("Read section %r: %d spots x %d genes, picture %d x %d px%s.", sample, *found.shape, width, height, at)
+    logger.info("Read section %r: %d spots x %d genes, picture %d x %d px%s.", sample, *adata.shape, width, height, at)
     return sdata
-
-
-def _own_sample(found: AnnData) -> str | None:
-    names = found.obs[_keys.SAMPLE].astype(str).unique() if _keys.SAMPLE in found.obs else []
-    return names[0] if len(names) == 1 else None
 
 
 def _microns(
@@ -187,8 +184,8 @@ def _microns(
     return None
 
 
-def _diameter(found: AnnData, library: str | None, pitch: float | None) -> float:
-    stored = stored_diameter(libraries_of(found).get(library or "", {}))
+def _diameter(adata: AnnData, library: str | None, pitch: float | None) -> float:
+    stored = stored_diameter(libraries_of(adata).get(library or "", {}))
     if stored is not None:
         return stored
     if not pitch:

@@ -15,8 +15,8 @@ def existing(path: str | PathLike[str], what: str, todo: str, *, folder: bool = 
     """
     path = Path(path)
     if not (path.is_dir() if folder else path.is_file()):
-        found = f"is a {'file' if folder else 'folder'}" if path.exists() else "does not exist"
-        raise FileNotFoundError(f"{what} {str(path)!r} {found}. {todo}")
+        wrong = f"is a {'file' if folder else 'folder'}" if path.exists() else "does not exist"
+        raise FileNotFoundError(f"{what} {str(path)!r} {wrong}. {todo}")
     return path
 
 

@@ -208,8 +208,8 @@ def _checked(source: Source, common: Filters, place: Place) -> Source:
         for name in others:
             if getattr(source, given) is not None and getattr(source, name) is not None:
                 raise ValueError(f"{place / name} does not go with `{given}:`.")
-    own = {name: value for name, value in vars(source.filters).items() if value is not None}
-    return replace(source, filters=replace(common, **own))
+    of_source = {name: value for name, value in vars(source.filters).items() if value is not None}
+    return replace(source, filters=replace(common, **of_source))
 
 
 def _load(recipe: str | PathLike[str] | Mapping[str, Any]) -> tuple[Any, str, Place]:
@@ -254,18 +254,18 @@ def _note_lines(node: Any, at: Steps, lines: dict[Steps, int], file: str) -> Non
 
 def _block(kind: type[T], value: Any, place: Place) -> T:
     """A block of a recipe as the dataclass that names its fields. A field without a value counts as left out."""
-    known = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
+    known = {member.name: member for member in fields(kind)}  # type: ignore[arg-type]
     if not isinstance(value, Mapping):
         raise _wrong(value, place, f"a block of fields: {listing(known)}")
     for name in map(str, value):
         if name not in known:
             raise ValueError(f"{place / name}: there is no such field.{hint(name, known)} There are {listing(known)}.")
     types, given = get_type_hints(kind), {}
-    for name, one in known.items():
+    for name, member in known.items():
         if value.get(name) is not None:
-            read = one.metadata.get("read", partial(_value, types[name]))
+            read = member.metadata.get("read", partial(_value, types[name]))
             given[name] = read(value[name], place / name)
-        elif one.default is MISSING and one.default_factory is MISSING:
+        elif member.default is MISSING and member.default_factory is MISSING:
             raise ValueError(f"{place / name} is missing.")
     return kind(**given)
 
@@ -319,10 +319,14 @@ def _members(kind: Any, value: Any, place: Place, *, repeated: bool) -> list[Any
     """The values of a list; one value stands for a list of one."""
     if not isinstance(value, list | tuple):
         return [_value(kind, value, place)]
-    members = [_value(kind, member, place / i) for i, member in enumerate(value)]
-    twice = [] if repeated or kind is Source else [one for i, one in enumerate(members) if one in members[:i]]
-    if twice or not members:
-        raise ValueError(f"{place} names {_shown(twice[0])} twice." if twice else f"{place} is empty.")
+    if not value:
+        raise ValueError(f"{place} is empty.")
+    members: list[Any] = []
+    for i, item in enumerate(value):
+        member = _value(kind, item, place / i)
+        if member in members and not repeated and kind is not Source:
+            raise ValueError(f"{place} names {_shown(member)} twice.")
+        members.append(member)
     return members
 
 

@@ -16,14 +16,12 @@ from spatialdata import SpatialData
 from ragst_sd import _keys
 from ragst_sd._validate import hint, listing
 from ragst_sd.datasets._download import sha256_of
-from ragst_sd.datasets._load import find_samples, read_sample
-from ragst_sd.datasets._pairs import own_samples, section_files
+from ragst_sd.datasets._load import find_samples, folder_samples, read_sample, section_files
 from ragst_sd.datasets._sample_files import Sample
 from ragst_sd.io._recipe import Filters, Place, Recipe, Source
+from ragst_sd.io._section import IMAGE, SHAPES, TABLE
 
 logger = logging.getLogger(__name__)
-
-IMAGE, SHAPES, TABLE = "he", "spots", "table"
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,9 @@ def _samples(source: Source, place: Place, *, progress: bool | None) -> dict[str
                 str(source.dataset), samples=source.samples, path=source.path, bin_um=source.bin_um, progress=progress
             )
         place = place / "folder"
-        samples = own_samples(str(source.folder), source.folder, source.samples or list(section_files(source.folder)))
+        samples = folder_samples(
+            str(source.folder), source.folder, source.samples or list(section_files(source.folder))
+        )
     except (KeyError, FileNotFoundError) as error:
         raise type(error)(f"{place}: {error.args[0]}") from error
     return {
@@ -125,7 +125,7 @@ def _hash_of(path: Path) -> str:
     if path.is_file():
         return sha256_of(path)
     digest = hashlib.sha256()
-    for file in sorted(one for one in path.rglob("*") if one.is_file()):
+    for file in sorted(below for below in path.rglob("*") if below.is_file()):
         digest.update(f"{file.relative_to(path).as_posix()}\x1f{sha256_of(file)}\x1f".encode())
     return digest.hexdigest()
 

@@ -39,7 +39,7 @@ Image = DataArray | DataTree | None
 
 
 def assemble(
-    found: AnnData, xy: np.ndarray, image: Image, origin: Origin, *, radius: float, image_mpp: float | None
+    adata: AnnData, xy: np.ndarray, image: Image, origin: Origin, *, radius: float, image_mpp: float | None
 ) -> SpatialData:
     """Put counts, centres and image together.
 
@@ -59,24 +59,24 @@ def assemble(
     image_mpp
         Microns per pixel, if known.
     """
-    ids = found.obs_names.astype(str).to_numpy()
+    ids = adata.obs_names.astype(str).to_numpy()
     columns = {_REGION: SHAPES, _INSTANCE: ids, _keys.SAMPLE: origin.sample}
     if origin.donor is not None:
         columns[_keys.DONOR] = str(origin.donor)
     for name, values in columns.items():
-        if name in found.obs and not (found.obs[name].astype(str) == values).all():
-            kept = f"{name}_original"
-            logger.info("Column %r of the counts is kept as %r: a column of this name is written.", name, kept)
-            found.obs[kept] = found.obs.pop(name)
-        found.obs[name] = values
+        if name in adata.obs and not (adata.obs[name].astype(str) == values).all():
+            renamed = f"{name}_original"
+            logger.info("Column %r of the counts is kept as %r: a column of this name is written.", name, renamed)
+            adata.obs[renamed] = adata.obs.pop(name)
+        adata.obs[name] = values
         if name != _INSTANCE:
-            found.obs[name] = found.obs[name].astype("category")
-    found.obsm[_keys.SPATIAL] = xy
+            adata.obs[name] = adata.obs[name].astype("category")
+    adata.obsm[_keys.SPATIAL] = xy
     # These describe the object the counts came from, not this one.
     for name in (_keys.SPATIAL, _keys.ATTRS, TableModel.ATTRS_KEY):
-        found.uns.pop(name, None)
-    found.uns[_keys.ATTRS] = {_keys.SOURCE: dict(origin.details)}
-    table = TableModel.parse(found, region=SHAPES, region_key=_REGION, instance_key=_INSTANCE)
+        adata.uns.pop(name, None)
+    adata.uns[_keys.ATTRS] = {_keys.SOURCE: dict(origin.details)}
+    table = TableModel.parse(adata, region=SHAPES, region_key=_REGION, instance_key=_INSTANCE)
     circles = ShapesModel.parse(xy, geometry=0, radius=radius, index=ids)
     images = {} if image is None else {IMAGE: image}
     sdata = SpatialData(images=images, shapes={SHAPES: circles}, tables={TABLE: table})
@@ -134,10 +134,8 @@ def warn_beside_tissue(xy: np.ndarray, pixels: np.ndarray) -> None:
 def stored_diameter(library: Mapping[str, Any]) -> float | None:
     """Diameter of spots in pixels, where an entry of `uns["spatial"]` states it."""
     stored = library.get("scalefactors", {}).get("spot_diameter_fullres")
-    if stored is None:
-        return None
-    require_positive(stored, "spot_diameter_fullres")
-    return float(stored)
+    require_positive(stored, "spot_diameter_fullres", optional=True)
+    return None if stored is None else float(stored)
 
 
 def source_details(meta: Mapping[str, Any], given: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 _CHUNK_PX = 1024
 _OPEN_FILES = 8
-_PLANES = 2
 # Pixels of 16 bit often hold fewer; smaller depths are what they say.
 _DEEP_BITS = 16
 _JPEG = (6, 7)
@@ -198,7 +197,7 @@ def _colour_series(tiff: Any, path: Path | str) -> int:
         {axis: size for axis, size in zip(series.axes, series.shape, strict=True) if axis in "YX" or size > 1}
         for series in tiff.series
     ]
-    colour = [k for k, size in enumerate(sizes) if _channels(size) in (3, 4)]
+    colour = [k for k, size in enumerate(sizes) if len(size) == 3 and {size.get("S"), size.get("C")} & {3, 4}]
     if not colour:
         axes, shape, stored = tiff.series[0].axes, tiff.series[0].shape, _photometric(tiff.series[0].keyframe)
         raise ValueError(
@@ -207,12 +206,6 @@ def _colour_series(tiff: Any, path: Path | str) -> int:
             "planes or times, write the one in focus to a file of its own."
         )
     return max(colour, key=lambda k: sizes[k]["Y"] * sizes[k]["X"])
-
-
-def _channels(size: dict[str, int]) -> int:
-    """How many channels a picture of these axes has; 0 if it has other axes than one of channels, Y and X."""
-    axes = set(size) - set("YX")
-    return size[axes.pop()] if len(size) == 3 and axes < {"S", "C"} else 0
 
 
 def _photometric(page: Any) -> str:
@@ -240,15 +233,15 @@ def _raw_level(path: Path, stamp: int, series: int, k: int, level: Any) -> tuple
 
 
 @lru_cache(maxsize=_OPEN_FILES)
-def _opened_tiff(path: str, stamp: int) -> list[tuple[list[tuple[Any, Any]], Any, Callable[..., Any]]]:
-    """Per level: places of the bytes on each page, the page that describes them, how to decode them."""
-    levels: list[tuple[list[tuple[Any, Any]], Any, Callable[..., Any]]] = []
+def _opened_tiff(path: str, stamp: int) -> list[tuple[list[tuple[int, int]], Any, Callable[..., Any]]]:
+    """Per level: place and size of each tile or strip, the page that describes them, how to decode them."""
+    levels: list[tuple[list[tuple[int, int]], Any, Callable[..., Any]]] = []
     # All that has to be read for this is read now, and the file is closed.
     with tifffile.TiffFile(path) as tiff:
         for level in tiff.series[_colour_series(tiff, path)].levels:
-            page = level.keyframe
-            places = [(page.dataoffsets, page.databytecounts) for page in level.pages if page is not None]
-            levels.append((places, page, partial(page.decode, jpegtables=page.jpegtables)))
+            page, pages = level.keyframe, [page for page in level.pages if page is not None]
+            segments = [place for page in pages for place in zip(page.dataoffsets, page.databytecounts, strict=True)]
+            levels.append((segments, page, partial(page.decode, jpegtables=page.jpegtables)))
     return levels
 
 
@@ -269,27 +262,26 @@ def _read_tiff(path: str, stamp: int, level: int, x: int, y: int, width: int, he
 
     Not through the zarr store of tifffile, which builds on inner parts of zarr: few releases of the two go together.
     """
-    pages, page, decode = _opened_tiff(path, stamp)[level]
+    segments, page, decode = _opened_tiff(path, stamp)[level]
     rows = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
     columns = page.tilewidth if page.is_tiled else page.imagewidth
     across, down = -(-page.imagewidth // columns), -(-page.imagelength // rows)
     touched_rows = range(y // rows, -(-(y + height) // rows))
     touched_columns = range(x // columns, -(-(x + width) // columns))
-    # Channels lie side by side in a pixel, in planes of a page, or on pages of their own.
-    is_planar = int(page.planarconfig) == _PLANES
-    planes = len(pages) if len(pages) > 1 else page.samplesperpixel if is_planar else 1
+    # Channels lie side by side in a pixel, or else in planes of a page or on pages of their own.
+    planes = max(1, len(segments) // (across * down))
     depth = 1 if planes > 1 else page.samplesperpixel
     white = np.iinfo(page.dtype).max if page.dtype.kind in "iu" else np.nan
     out = np.full((height, width, planes * depth), white, page.dtype)
     try:
         with Path(path).open("rb") as file:
             for plane, row, column in product(range(planes), touched_rows, touched_columns):
-                offsets, sizes = pages[plane] if len(pages) > 1 else pages[0]
-                index = (0 if len(pages) > 1 else plane * across * down) + row * across + column
-                if not sizes[index]:  # a tile that was left out is background
+                index = row * across + column
+                offset, n_bytes = segments[plane * across * down + index]
+                if not n_bytes:  # a tile that was left out is background
                     continue
-                file.seek(offsets[index])
-                tile, _, size = decode(file.read(sizes[index]), index)
+                file.seek(offset)
+                tile, _, size = decode(file.read(n_bytes), index)
                 top, left = row * rows, column * columns
                 y0, y1 = max(y, top), min(y + height, top + size[1])
                 x0, x1 = max(x, left), min(x + width, left + size[2])

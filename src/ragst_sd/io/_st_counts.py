@@ -32,8 +32,8 @@ _NO_GENES = {name for pair in _PIXEL_COLUMNS for name in pair} | {
     "in_tissue", "selected", "array_row", "array_col", "total", "total_counts", "n_counts", "n_genes",
     "n_genes_by_counts", "ncount_rna", "nfeature_rna", "ncount_spatial", "nfeature_spatial", "row", "col", "cluster",
 }  # fmt: skip
-_ONE_SECTION = "Check that both are of one section."
-_ONE_ROW = "Every row must be one spot: sum or drop the repeats, and read sections one by one."
+_SAME_SECTION = "Check that both are of one section."
+_ROW_PER_SPOT = "Every row must be one spot: sum or drop the repeats, and read sections one by one."
 _ARRAY_NAME = re.compile(r"(?:.*_)?([+-]?\d+(?:\.\d+)?)x([+-]?\d+(?:\.\d+)?)")
 
 
@@ -44,27 +44,25 @@ def read_counts(counts: AnnData | pd.DataFrame | str | PathLike[str], layer: str
         # Sections may share names of spots, which `locate` looks at; genes may share a name.
         warnings.filterwarnings("ignore", message="(Observation|Variable) names are not unique")
         if isinstance(counts, AnnData):
-            found = counts.to_memory() if counts.isbacked else counts.copy()
+            adata = counts.to_memory() if counts.isbacked else counts.copy()
         elif isinstance(counts, pd.DataFrame):
-            found = _from_table(counts, "`counts`")
+            adata = _from_table(counts, "`counts`")
         else:
-            found = _from_file(existing_file(counts, "counts", (".h5ad", *_TABLES)))
+            path = existing_file(counts, "counts", (".h5ad", *_TABLES))
+            if path.suffix.lower() == ".h5ad":
+                with readable(path, "h5ad"):
+                    adata = read_h5ad(path)
+            else:
+                adata = _from_table(_read_table(path), repr(path.name))
     if layer is not None:
-        require_key(layer, _layers(found), "counts.layers")
-        found.X = found.layers.pop(layer)
-    if found.X is None:
+        require_key(layer, adata.layers, "counts.layers")
+        adata.X = adata.layers.pop(layer)
+    if adata.X is None:
         raise ValueError(
-            f"`counts` has no X. `rg.io.read_st(..., layer=...)` takes a layer; layers: {listing(_layers(found))}."
+            f"`counts` has no X. `rg.io.read_st(..., layer=...)` takes a layer; layers: {listing(_layers(adata))}."
         )
-    found.X = _checked_csr(found.X, found)
-    return found
-
-
-def _from_file(path: Path) -> AnnData:
-    if path.suffix.lower() != ".h5ad":
-        return _from_table(_read_table(path), repr(path.name))
-    with readable(path, "h5ad"):
-        return read_h5ad(path)
+    adata.X = _checked_csr(adata.X, adata)
+    return adata
 
 
 def existing_file(path: str | PathLike[str], argument: str, suffixes: tuple[str, ...]) -> Path:
@@ -75,7 +73,7 @@ def existing_file(path: str | PathLike[str], argument: str, suffixes: tuple[str,
     return path
 
 
-def locate(found: AnnData, coordinates: Any, rows: np.ndarray | None = None) -> tuple[AnnData, np.ndarray]:
+def locate(adata: AnnData, coordinates: Any, rows: np.ndarray | None = None) -> tuple[AnnData, np.ndarray]:
     """Spots that have coordinates, and their centres (x, y) in pixels.
 
     Parameters
@@ -87,36 +85,39 @@ def locate(found: AnnData, coordinates: Any, rows: np.ndarray | None = None) -> 
     rows
         Those of the section; left out, all are.
     """
-    section = found if rows is None or len(rows) == found.n_obs else found[rows].copy()
-    require_unique(section.obs_names, "spot names of `counts`", _ONE_ROW)
+    section = adata if rows is None or len(rows) == adata.n_obs else adata[rows].copy()
+    require_unique(section.obs_names, "spot names of `counts`", _ROW_PER_SPOT)
     if coordinates is None:
-        if _keys.SPATIAL not in found.obsm:
+        if _keys.SPATIAL not in adata.obsm:
             raise ValueError(
-                f"`counts` has no coordinates: no `obsm['spatial']` (found {listing(found.obsm)}). Pass "
+                f"`counts` has no coordinates: no `obsm['spatial']` (found {listing(adata.obsm)}). Pass "
                 "`rg.io.read_st(..., coordinates=...)`: an (n, 2) array of x, y in image pixels, a table with columns "
                 "pixel_x and pixel_y, or its path."
             )
-        coordinates = found.obsm[_keys.SPATIAL]
+        coordinates = adata.obsm[_keys.SPATIAL]
     if isinstance(coordinates, (str, PathLike)):
-        coordinates = _read_positions(existing_file(coordinates, "coordinates", _TABLES))
+        coordinates = _read_table(existing_file(coordinates, "coordinates", _TABLES))
+        column = coordinates.index.name
+        if column in ("x", "pixel_x"):
+            coordinates = coordinates.reset_index().astype({column: float})
     elif not isinstance(coordinates, pd.DataFrame):
         xy = np.asarray(coordinates)
-        return section, _checked_xy(xy[rows] if rows is not None and len(xy) == found.n_obs else xy, section)
-    found = section
-    rows, positions = _matched(found, coordinates)
-    if len(rows) < found.n_obs:
-        logger.info("Dropped %d of %d spots of the counts: no coordinates.", found.n_obs - len(rows), found.n_obs)
-    found = found[rows].copy()
-    return found, _checked_xy(positions, found)
+        return section, _checked_xy(xy[rows] if rows is not None and len(xy) == adata.n_obs else xy, section)
+    spots, positions = _matched(section, coordinates)
+    if len(spots) < section.n_obs:
+        lost = section.n_obs - len(spots)
+        logger.info("Dropped %d of %d spots of the counts: no coordinates.", lost, section.n_obs)
+    section = section[spots].copy()
+    return section, _checked_xy(positions, section)
 
 
-def libraries_of(found: AnnData) -> Mapping[str, Any]:
+def libraries_of(adata: AnnData) -> Mapping[str, Any]:
     """What scanpy and squidpy keep of every section in `uns["spatial"]`, by its name."""
-    libraries = found.uns.get(_keys.SPATIAL)
+    libraries = adata.uns.get(_keys.SPATIAL)
     return libraries if isinstance(libraries, Mapping) else {}
 
 
-def rows_of_section(found: AnnData, sample: str | None) -> tuple[np.ndarray, str | None]:
+def rows_of_section(adata: AnnData, sample: str | None) -> tuple[np.ndarray, str | None]:
     """Rows of one section that lie on tissue, and its name; several sections are refused unless one of them is named.
 
     Raises
@@ -124,29 +125,28 @@ def rows_of_section(found: AnnData, sample: str | None) -> tuple[np.ndarray, str
     ValueError
         If the counts are of several sections, and `sample` is none of them.
     """
-    libraries = list(libraries_of(found))
-    tissue = on_tissue(found.obs)
+    libraries = list(libraries_of(adata))
+    tissue = on_tissue(adata.obs)
     if not tissue.all():
-        logger.info("Left out %d of %d spots whose %r is 0.", int((~tissue).sum()), found.n_obs, ON_TISSUE)
-    columns = [name for name in (_LIBRARY, _keys.SAMPLE) if name in found.obs]
-    texts = found.obs.select_dtypes(exclude=("number", "bool"))
+        logger.info("Left out %d of %d spots whose %r is 0.", int((~tissue).sum()), adata.n_obs, ON_TISSUE)
+    columns = [name for name in (_LIBRARY, _keys.SAMPLE) if name in adata.obs]
+    texts = adata.obs.select_dtypes(exclude=("number", "bool"))
     # Any column may say it, if it holds the names of the libraries.
-    saying = [name for name in dict.fromkeys((*columns, *texts)) if found.obs[name].astype(str).isin(libraries).any()]
-    own = found.obs[(saying or columns)[0]].astype(str).to_numpy() if saying or columns else None
-    names = libraries if own is None else list(dict.fromkeys(own))
+    holding = [name for name in dict.fromkeys((*columns, *texts)) if adata.obs[name].astype(str).isin(libraries).any()]
+    column = next(iter(holding or columns), None)
+    section_of = None if column is None else adata.obs[column].astype(str).to_numpy()
+    names = libraries if section_of is None else list(dict.fromkeys(section_of))
     if len(names) < 2:
         return np.flatnonzero(tissue), next(iter(libraries if len(libraries) == 1 else names), None)
-    if own is None or sample not in names:
-        asked = "" if sample is None else f", none of which is {sample!r}"
-        todo = (
-            f"Write into `obs[{_LIBRARY!r}]` which of them each spot is of"
-            if own is None
-            else "Choose one with `sample=`"
-        )
-        raise ValueError(
-            f"`counts` holds {len(names)} sections: {listing(names)}{asked}. {todo}, and pass the picture of that one."
-        )
-    return np.flatnonzero((own == sample) & tissue), sample
+    if section_of is not None and sample in names:
+        return np.flatnonzero((section_of == sample) & tissue), sample
+    todo = "Choose one with `sample=`"
+    if section_of is None:
+        todo = f"Write into `obs[{_LIBRARY!r}]` which of them each spot is of"
+    asked = "" if sample is None else f", none of which is {sample!r}"
+    raise ValueError(
+        f"`counts` holds {len(names)} sections: {listing(names)}{asked}. {todo}, and pass the picture of that one."
+    )
 
 
 def _from_table(table: pd.DataFrame, what: str) -> AnnData:
@@ -162,7 +162,7 @@ def _from_table(table: pd.DataFrame, what: str) -> AnnData:
             f"{what} has columns that are no genes: {listing(others)}. Leave them out: every column is taken as one."
         )
     # Before an AnnData is made, which warns of what is refused here.
-    require_unique(table.index.astype(str), "spot names of `counts`", _ONE_ROW)
+    require_unique(table.index.astype(str), "spot names of `counts`", _ROW_PER_SPOT)
     values = csr_matrix(table.to_numpy(dtype=np.float32))
     obs, var = (pd.DataFrame(index=names.rename(None)) for names in (table.index.astype(str), table.columns))
     return AnnData(values, obs=obs, var=var)
@@ -179,23 +179,18 @@ def _read_table(path: Path) -> pd.DataFrame:
     return table.set_index(pd.Index(names, name=table.index.name))
 
 
-def _read_positions(path: Path) -> pd.DataFrame:
-    table = _read_table(path)
-    return table.reset_index().astype({table.index.name: float}) if table.index.name in ("x", "pixel_x") else table
-
-
-def _layers(found: AnnData) -> list[str]:
+def _layers(adata: AnnData) -> list[str]:
     # anndata 0.13 lists X among the layers, under the name None
-    return [name for name in found.layers if name is not None]
+    return [name for name in adata.layers if name is not None]
 
 
-def _checked_csr(matrix: Any, found: AnnData) -> csr_matrix:
+def _checked_csr(matrix: Any, adata: AnnData) -> csr_matrix:
     matrix = csr_matrix(matrix, dtype=np.float32)
     if not np.isfinite(matrix.data).all():
         raise ValueError(
             f"`counts` holds {int((~np.isfinite(matrix.data)).sum())} values that are NaN or infinite. Remove them."
         )
-    todo = f"Pass raw counts; `rg.io.read_st(..., layer=...)` takes a layer (found {listing(_layers(found))})."
+    todo = f"Pass raw counts; `rg.io.read_st(..., layer=...)` takes a layer (found {listing(_layers(adata))})."
     if matrix.nnz and matrix.data.min() < 0:
         raise ValueError(
             f"`counts` holds negative values (least: {matrix.data.min():.4g}), so these are no counts. {todo}"
@@ -205,23 +200,23 @@ def _checked_csr(matrix: Any, found: AnnData) -> csr_matrix:
     return matrix
 
 
-def _checked_xy(xy: np.ndarray, found: AnnData) -> np.ndarray:
-    if xy.shape != (found.n_obs, 2):
+def _checked_xy(xy: np.ndarray, adata: AnnData) -> np.ndarray:
+    if xy.shape != (adata.n_obs, 2):
         raise ValueError(
-            f"Coordinates have the shape {xy.shape}; expected ({found.n_obs}, 2): x, y in image pixels, one row for "
+            f"Coordinates have the shape {xy.shape}; expected ({adata.n_obs}, 2): x, y in image pixels, one row for "
             "each row of `counts`."
         )
     xy = xy.astype(np.float64)
     lost = ~np.isfinite(xy).all(axis=1)
     if lost.any():
         raise ValueError(
-            f"{int(lost.sum())} of {found.n_obs} spots have NaN coordinates, for example "
-            f"{listing(found.obs_names[lost][:3])}. Drop these spots, or give their pixels."
+            f"{int(lost.sum())} of {adata.n_obs} spots have NaN coordinates, for example "
+            f"{listing(adata.obs_names[lost][:3])}. Drop these spots, or give their pixels."
         )
     return xy
 
 
-def _matched(found: AnnData, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+def _matched(adata: AnnData, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the counts that the table of positions knows, and their pixels."""
     pair = next((pair for pair in _PIXEL_COLUMNS if set(pair) <= set(table.columns)), None)
     if pair is None:
@@ -236,20 +231,20 @@ def _matched(found: AnnData, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarra
         raise ValueError(
             f"{' and '.join(map(repr, pair))} of `coordinates` hold no numbers, but {table[list(pair)].iloc[0].tolist()}."
         )
-    names, known = found.obs_names, table.index.astype(str)
+    names, known = adata.obs_names, table.index.astype(str)
     if not names.isin(known).any() and {"x", "y"} < set(table.columns) and pair != ("x", "y"):
         known = pd.Index([_array_name(f"{x}x{y}") for x, y in zip(table["x"], table["y"], strict=True)])
         names = pd.Index([_array_name(name) for name in names])
     for where, index in (("coordinates", known), ("counts", names)):
         require_unique(index, f"spots of `{where}`", "Keep one row of each.")
-    turned = pd.Index([_array_name(name) for name in found.var_names]).isin(known).any()
-    todo = "The counts are genes x spots: transpose them." if turned else _ONE_SECTION
+    turned = pd.Index([_array_name(name) for name in adata.var_names]).isin(known).any()
+    todo = "The counts are genes x spots: transpose them." if turned else _SAME_SECTION
     place = places_among(names, known, "`counts`", "`coordinates`", todo)
     rows = np.flatnonzero(place >= 0)
     return rows, table[list(pair)].to_numpy(dtype=float)[place[rows]]
 
 
-def places_among(names: Any, known: Any, whose: str, others: str, todo: str = _ONE_SECTION) -> np.ndarray:
+def places_among(names: Any, known: Any, whose: str, others: str, todo: str = _SAME_SECTION) -> np.ndarray:
     """Where each name stands among those that are known, -1 where it does not; a `ValueError` if none of them does."""
     place = pd.Index(known).get_indexer(names)
     if (place < 0).all():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import dask.array as da
 import numpy as np
+from imagecodecs import png_decode
 from PIL import Image
 from spatialdata.models import Image2DModel
 from xarray import DataArray, DataTree
@@ -106,19 +107,13 @@ def _read_picture(path: Path, what: str) -> np.ndarray:
                     require_rgb("cmyk", what)
                 if picture.mode == "P":
                     return np.asarray(picture.convert("RGBA" if "transparency" in picture.info else "RGB"))
-                return _read_deep(path) if is_deep else np.asarray(picture)
+                # Pillow keeps the upper 8 bits, in which a picture of 12 bits is black.
+                return png_decode(path.read_bytes()) if is_deep else np.asarray(picture)
         except OSError as error:
             raise ValueError(
                 f"Image {str(path)!r} cannot be decoded ({error}): it is damaged or incomplete, or its content is no "
                 f"{path.suffix} picture."
             ) from error
-
-
-def _read_deep(path: Path) -> np.ndarray:
-    # Pillow keeps the upper 8 bits, in which a picture of 12 bits is black.
-    from imagecodecs import png_decode
-
-    return png_decode(path.read_bytes())
 
 
 def _require_upright(orientation: int, what: str) -> None:

@@ -32,9 +32,9 @@ def tiff_mpp(tiff: Any, series: int) -> tuple[float, float] | None:
     described = ome_image(tiff, series)
     if described is not None:
         pixels = described.find("{*}Pixels")
-        found = [] if pixels is None else [_physical_size(pixels, axis) for axis in "XY"]
-        if found and None not in found:
-            return found[0], found[1]  # type: ignore[return-value]
+        x, y = (None if pixels is None else _physical_size(pixels, axis) for axis in "XY")
+        if x is not None and y is not None:
+            return x, y
     tags = tiff.series[series].keyframe.tags
     unit = _RESOLUTION_UNITS.get(tags.valueof("ResolutionUnit", default=1))
     stated = tiff.is_imagej and (tiff.imagej_metadata or {}).get("unit")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ from ragst_sd import _keys
 from ragst_sd._licenses import NO_DERIVATIVES, terms_of
 from ragst_sd._reference import reference_header
 from ragst_sd._validate import listing, require_type
-from ragst_sd.datasets._hub import check_repository, hub_endpoint, upload_errors
+from ragst_sd.image.hub import hub_endpoint
 
 logger = logging.getLogger(__name__)
 
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_LOG_IN = "Run `hf auth login` with a token that may write, or set HF_TOKEN."
 STORE, CARD = "reference.zarr.zip", "README.md"
 # As the hub calls them; any other licence is "other", with its name beside it.
 _HUB_LICENSES = {
@@ -99,8 +103,8 @@ def upload_reference(
         folder = Path(place)
         write_reference(reference, folder / STORE)
         text = data_card(reference, path=folder, name=name)
-        licenses = [str(one) for one in header["sources"]["license"]]
-        (folder / CARD).write_text(_hub_metadata(text, licenses, repository) + text, encoding="utf-8")
+        metadata = _hub_metadata(text, list(map(str, header["sources"]["license"])), repository)
+        (folder / CARD).write_text(metadata + text, encoding="utf-8")
         api = HfApi(endpoint=hub_endpoint())
         with upload_errors(repository):
             api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
@@ -143,3 +147,54 @@ def _hub_metadata(card: str, licenses: Sequence[str], repository: str) -> str:
         tags=["ragst-sd", "spatial-transcriptomics", "histology", "gene-expression"],
     )
     return f"---\n{fields.to_yaml()}\n---\n\n"
+
+
+def check_repository(repository: str) -> None:
+    """Raise a `ValueError` unless this is `owner/name`."""
+    require_type(repository, str, "repository")
+    if _REPOSITORY.fullmatch(repository) is None:
+        raise ValueError(f"`repository` is {repository!r}; it must be 'owner/name' of a data set on the hub.")
+
+
+@contextmanager
+def upload_errors(repository: str) -> Iterator[None]:
+    """Retell the errors of an upload as builtin ones that say what to do, without the request and the token in it.
+
+    Raises
+    ------
+    PermissionError
+        If you are not logged in, or the account has no write access.
+    FileNotFoundError
+        If there is no such branch.
+    ConnectionError
+        If the hub cannot be reached, or refuses for another reason.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RevisionNotFoundError
+
+    page = f"{hub_endpoint()}/datasets/{repository}"
+    failure: OSError
+    try:
+        yield
+        return
+    except RevisionNotFoundError:
+        failure = FileNotFoundError(f"{repository!r} has no such branch. Branches: {page}/tree/main.")
+    except LocalTokenNotFoundError:
+        failure = PermissionError(f"Nobody is logged in to {hub_endpoint()}. {_LOG_IN}")
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        if status in (401, 403, 404):
+            failure = PermissionError(
+                f"The hub does not let this account write to {page} (status {status}): nobody is logged in, the "
+                f"token may only read, or the repository belongs to others. {_LOG_IN}"
+            )
+        else:
+            failure = ConnectionError(f"The hub did not take the files for {page} (status {status}). Try again later.")
+    except Exception as error:
+        # The client passes on what its HTTP library raises, which is another one in each of its releases.
+        words = ("Connect", "Timeout", "Network", "Protocol")
+        if not isinstance(error, OSError) and not any(word in type(error).__name__ for word in words):
+            raise
+        failure = ConnectionError(
+            f"The hub cannot be reached for {page} ({type(error).__name__}). Nothing was changed there; try again."
+        )
+    raise failure from None

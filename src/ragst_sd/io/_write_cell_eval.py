@@ -125,10 +125,10 @@ def write_cell_eval(
         chosen = [(truth.names[line][1], line, cells) for line, cells in lines if truth.names[line][0] == context]
         here = np.flatnonzero(of_context == context)
         once = here[np.unique(sources[here], return_index=True)[1]]
-        ours = {name: dense(table.X[cells]) for name, _, cells in chosen}
-        ours[control] = dense(table.X[once]) - dense(table.layers[_keys.RESPONSE][once])
-        theirs = {name: truth.cells(line) for name, line, _ in chosen} | {control: truth.controls(context)}
-        for kind, parts in (("pred", ours), ("real", theirs)):
+        predictions = {name: dense(table.X[cells]) for name, _, cells in chosen}
+        predictions[control] = dense(table.X[once]) - dense(table.layers[_keys.RESPONSE][once])
+        measured = {name: truth.cells(line) for name, line, _ in chosen} | {control: truth.controls(context)}
+        for kind, parts in (("pred", predictions), ("real", measured)):
             names = np.repeat(list(parts), [len(part) for part in parts.values()])
             index = [f"{kind}{i}" for i in range(len(names))]
             written = ad.AnnData(

@@ -20,7 +20,7 @@ from zarr.codecs import ZstdCodec
 from ragst_sd import _keys
 from ragst_sd._reference import annotations_hash, any_hash, any_header, is_perturbation, require_in_memory
 from ragst_sd._replacing import link_target, locked, place_beside, recover, require_new, without_notices
-from ragst_sd.io._reference_file import SUFFIX, is_reference, parts_digest
+from ragst_sd.io._read_reference import SUFFIX, is_reference, parts_digest
 from ragst_sd.reference.normalize import as_csr
 
 logger = logging.getLogger(__name__)
@@ -121,17 +121,16 @@ def write_store(reference: AnnData, folder: Path) -> None:
     def write(write_func: Any, store: Any, key: str, elem: Any, *, dataset_kwargs: Mapping[str, Any], **_: Any) -> None:
         if store.path == "":
             elem = current.get(key, elem)
+        before = elem
         if isinstance(getattr(elem, "dtype", None), pd.StringDtype) and not elem.isna().any():
             # Names as pandas holds them with `future.infer_string`, in the form that every anndata reads.
-            return ad.io.write_elem(store, key, np.asarray(elem, dtype=object), dataset_kwargs=dataset_kwargs)
-        # A lazy reader takes rows, and values that are listed once.
-        changed = key == "X" and hasattr(elem, "tocsr") and not (elem.format == "csr" and elem.has_canonical_format)
-        elem = as_csr(elem) if changed else elem
+            elem = np.asarray(elem, dtype=object)
+        elif key == "X" and hasattr(elem, "tocsr") and not (elem.format == "csr" and elem.has_canonical_format):
+            # A lazy reader takes rows, and values that are listed once.
+            elem = as_csr(elem)
         chunks = _chunks(elem)
-        layout = {"chunks": chunks, **packing} if chunks else {}
-        if changed:
-            return ad.io.write_elem(store, key, elem, dataset_kwargs={**dataset_kwargs, "shards": None, **layout})
-        return write_func(store, key, elem, dataset_kwargs={**dataset_kwargs, "shards": None, **layout})
+        layout = {**dataset_kwargs, "shards": None} | ({"chunks": chunks, **packing} if chunks else {})
+        (write_func if elem is before else ad.io.write_elem)(store, key, elem, dataset_kwargs=layout)
 
     group = zarr.open_group(folder, mode="w", zarr_format=3)
     with without_notices():

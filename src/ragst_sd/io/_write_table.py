@@ -74,33 +74,28 @@ def write_table(sdata: SpatialData, name: str) -> None:
         group = zarr.open_group(store, mode="r+", use_consolidated=False)
         # Of stores written before spatialdata 0.5, all parts have to stay in zarr format 2.
         written = group.metadata.zarr_format
-        own = next(kind for kind in SpatialDataContainerFormats.values() if kind.zarr_format == written)
+        container = next(kind for kind in SpatialDataContainerFormats.values() if kind.zarr_format == written)
         with place_beside(store) as fresh:
             # A store of its own: the elements that the table annotates are not in it.
             with without_notices():
                 warnings.filterwarnings("ignore", message=".*annotat.*", category=UserWarning)
-                SpatialData(tables={name: sdata.tables[name]}).write(fresh, sdata_formats=own)
+                SpatialData(tables={name: sdata.tables[name]}).write(fresh, sdata_formats=container)
                 SpatialData.read(fresh)
             (fresh / _OLD).mkdir()
-            sdata.write_attrs(sdata_format=own)
+            sdata.write_attrs(sdata_format=container)
             group.require_group(_TABLES)
             move_in(fresh / _TABLES / name, place, old=fresh / _OLD / name)
         if sdata.has_consolidated_metadata():
             sdata.write_consolidated_metadata()
-        _require_readable(store, name)
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                SpatialData.read(store)
+        except Exception as error:
+            raise RuntimeError(
+                f"Table {name!r} was written, but {store} cannot be read now: {error!r}. Write the object to a new "
+                "store."
+            ) from error
     logger.info("Wrote table %r to %s.", name, sdata.path)
-
-
-def _require_readable(store: Path, name: str) -> None:
-    """Open the store once; a `RuntimeError` if that fails."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            SpatialData.read(store)
-    except Exception as error:
-        raise RuntimeError(
-            f"Table {name!r} was written, but {store} cannot be read now: {error!r}. Write the object to a new store."
-        ) from error
 
 
 def _recover(store: Path) -> None:

@@ -13,16 +13,16 @@ from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
 from ragst_sd import _keys
-from ragst_sd._annotation import empty_table, resolve_annotation, rows_in_order
-from ragst_sd._elements import centers_in_pixels, image_pyramid, keep_value_max, require_sdata, resolve_image
+from ragst_sd._annotation import resolve_annotation
+from ragst_sd._elements import image_pyramid, keep_value_max, require_sdata, resolve_image
 from ragst_sd._outlines import extent_of
-from ragst_sd._patches import frame_of, holds_patches, patch_mpp, patch_pyramid, require_shown
+from ragst_sd._patches import holds_patches, patch_mpp, patch_pyramid, require_shown
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._settings import settings
 from ragst_sd._several import over_sections
 from ragst_sd._validate import require_positive, require_some
 from ragst_sd._workers import without_huge_chunks, worker_device
-from ragst_sd.pp._embedding_header import Spots, add_embedding, default_key, embedding_header, same_header
+from ragst_sd.pp._embedding_header import Spots, default_key, embedding_header, same_header
 from ragst_sd.pp._embedding_run import open_cache, run_embedding
 from ragst_sd.pp._tile_grid import require_resolution
 
@@ -187,24 +187,21 @@ def embed_tiles(
         mpp = pixel_mpp if mpp is None else mpp
     require_resolution(mpp, pixel_mpp, image_key)
 
-    # `xy` are the spots in their frame, `at` the middles of their tiles in the pixels that are read.
+    # `at` are the middles of the tiles in the pixels that are read.
     if by_patch:
+        spots = Spots.with_patches(sdata, table_key, shapes_key)
         pyramid, at = patch_pyramid(table)
-        xy, affine, frame = np.asarray(table.obsm[_keys.SPATIAL], dtype=float), np.eye(3), frame_of(sdata, shapes_key)
     else:
-        _, index, affine, frame = centers = centers_in_pixels(
-            sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system
-        )
-        pyramid = image_pyramid(sdata, image_key, value_max)
-        if table is None:
-            table = empty_table(index, shapes_key)
-        xy = at = centers.xy[rows_in_order(table, table_key, shapes_key, index)]
+        spots = Spots.on_image(sdata, table_key, shapes_key, image_key, coordinate_system)
+        pyramid, at = image_pyramid(sdata, image_key, value_max), spots.xy
+    table = spots.table
     inside = pyramid.inside(at)
     if not inside.any():
         height, width = pyramid.shapes[0]
         raise ValueError(
-            f"All {len(xy)} centres of {shapes_key!r} lie outside image {image_key!r}: the image covers x 0 to {width} "
-            f"and y 0 to {height}, the centres {extent_of(xy)} in its pixels. Check the transformations in {frame!r}."
+            f"All {len(at)} centres of {shapes_key!r} lie outside image {image_key!r}: the image covers x 0 to {width} "
+            f"and y 0 to {height}, the centres {extent_of(spots.xy)} in its pixels. Check the transformations in "
+            f"{spots.frame!r}."
         )
 
     batch_size = settings.batch_size if batch_size is None else batch_size
@@ -223,7 +220,7 @@ def embed_tiles(
     *fields, finest = plan_fields(pyramid, tile_px=tile_px, mpp=mpp, image_mpp=pixel_mpp, context=views)
     with without_huge_chunks(pyramid, [len(pyramid.levels) - 1, *(field.level for field in fields)]) as readable:
         header = embedding_header(
-            Spots(table_key, table, shapes_key, xy, affine, frame),
+            spots,
             readable,
             encoder=encoder,
             tile_px=tile_px,
@@ -234,16 +231,15 @@ def embed_tiles(
             image_key=image_key,
         )
         if header["upsampling"] > 1.01:
-            what = (
+            says = (
                 "Image %r has %.3g microns per pixel, coarser than the %.3g asked for: tiles are enlarged %.2g times."
             )
-            logger.warning(what, image_key, pixel_mpp, mpp, header["upsampling"])
+            logger.warning(says, image_key, pixel_mpp, mpp, header["upsampling"])
         stored = table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {}).get(key_added)
         if not overwrite and encoder.name is not None and key_added in table.obsm and same_header(stored, header):
             logger.info("Reusing `obsm[%r]` of table %r: same encoder, image and tiles.", key_added, table_key)
             keep_value_max(sdata, image_key, value_max if inplace else None)
             return None if inplace else table.copy()
-        kept = open_cache(cache, header=header, batch_size=batch_size, encoder=encoder)
         # Workers take a device of their own unless the call names one; precision is what the header says.
         options |= {"device": device, "amp": encoder.amp}
         show = settings.progress if progress is None else progress
@@ -256,20 +252,17 @@ def embed_tiles(
                 model=model,
                 options=options,
                 reading={"batch_size": batch_size, "num_workers": num_workers},
-                open_cache=kept,
+                open_cache=open_cache(cache, header=header, batch_size=batch_size, encoder=encoder),
                 advance=bar.update,
             )
     if not inside.all():
-        logger.warning("%d of %d spots lie outside image %r: NaN.", int((~inside).sum()), len(xy), image_key)
+        logger.warning("%d of %d spots lie outside image %r: NaN.", int((~inside).sum()), len(at), image_key)
 
-    target = table if inplace else table.copy()
-    add_embedding(target, key_added, embedding, header, xy=xy, inside=inside)
-    target.obs[_keys.PADDED] = tile_padding(pyramid, at, finest)
+    spots = spots if inplace else spots._replace(table=table.copy())
+    spots.add_embedding(key_added, embedding, header, inside)
+    spots.table.obs[_keys.PADDED] = tile_padding(pyramid, at, finest)
     if not inplace:
-        return target
+        return spots.table
     keep_value_max(sdata, image_key, value_max)
-    if table_key not in sdata.tables:
-        sdata.tables[table_key] = target
-        logger.info("Adding `sdata.tables[%r]`, annotating %r.", table_key, shapes_key)
-    logger.info("Adding `sdata.tables[%r].obsm[%r]` %s.", table_key, key_added, embedding.shape)
+    spots.add_to(sdata, key_added)
     return None

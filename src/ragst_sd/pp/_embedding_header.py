@@ -11,10 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from anndata import AnnData
 from geopandas import GeoDataFrame
-from spatialdata import sanitize_name
+from spatialdata import SpatialData, sanitize_name
 
 from ragst_sd import _keys
+from ragst_sd._annotation import empty_table, rows_in_order
+from ragst_sd._elements import centers_in_pixels
 from ragst_sd._embedding import statistics
+from ragst_sd._patches import frame_of
 from ragst_sd._validate import listing
 from ragst_sd.image.colours import Colours
 from ragst_sd.image.embedding import Pyramid
@@ -48,6 +51,45 @@ class Spots(NamedTuple):
     frame: str
     shapes: GeoDataFrame | None = None
     """Where they are not in the object yet: the tiles of a file, on a slide without spots."""
+
+    @classmethod
+    def on_image(
+        cls, sdata: SpatialData, table_key: str, shapes_key: str, image_key: str, coordinate_system: str | None
+    ) -> Spots:
+        """Spots in the order of their table, which is an empty one where there is none yet."""
+        centers = centers_in_pixels(
+            sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system
+        )
+        table = sdata.tables[table_key] if table_key in sdata.tables else empty_table(centers.index, shapes_key)
+        xy = centers.xy[rows_in_order(table, table_key, shapes_key, centers.index)]
+        return cls(table_key, table, shapes_key, xy, centers.affine, centers.coordinate_system)
+
+    @classmethod
+    def with_patches(cls, sdata: SpatialData, table_key: str, shapes_key: str) -> Spots:
+        """Spots whose pictures the table holds; without a slide they lie in their own frame."""
+        table = sdata.tables[table_key]
+        xy = np.asarray(table.obsm[_keys.SPATIAL], dtype=float)
+        return cls(table_key, table, shapes_key, xy, np.eye(3), frame_of(sdata, shapes_key))
+
+    def add_embedding(self, key_added: str, embedding: np.ndarray, header: dict[str, Any], inside: np.ndarray) -> None:
+        """Write an embedding, its header with statistics of the spots inside, and the centres where there are none."""
+        header |= statistics(embedding, inside)
+        self.table.obsm[key_added] = embedding
+        if _keys.SPATIAL not in self.table.obsm:
+            self.table.obsm[_keys.SPATIAL] = self.xy
+        attrs = dict(self.table.uns.get(_keys.ATTRS, {}))
+        attrs[_keys.EMBEDDINGS] = {**attrs.get(_keys.EMBEDDINGS, {}), key_added: header}
+        self.table.uns[_keys.ATTRS] = attrs
+
+    def add_to(self, sdata: SpatialData, key_added: str) -> None:
+        """Add the table with the embedding to its object, and the shapes, unless they are there."""
+        if self.shapes is not None:
+            sdata.shapes[self.shapes_key] = self.shapes
+        if self.table_key not in sdata.tables:
+            sdata.tables[self.table_key] = self.table
+            logger.info("Adding `sdata.tables[%r]`, annotating %r.", self.table_key, self.shapes_key)
+        shape = self.table.obsm[key_added].shape
+        logger.info("Adding `sdata.tables[%r].obsm[%r]` %s.", self.table_key, key_added, shape)
 
 
 def embedding_header(
@@ -89,19 +131,6 @@ def embedding_header(
     }
 
 
-def add_embedding(
-    table: AnnData, key_added: str, embedding: np.ndarray, header: dict[str, Any], *, xy: np.ndarray, inside: np.ndarray
-) -> None:
-    """Write an embedding, its header with the statistics of the spots inside, and the centres where there are none."""
-    header |= statistics(embedding, inside)
-    table.obsm[key_added] = embedding
-    if _keys.SPATIAL not in table.obsm:
-        table.obsm[_keys.SPATIAL] = xy
-    owned = dict(table.uns.get(_keys.ATTRS, {}))
-    owned[_keys.EMBEDDINGS] = {**owned.get(_keys.EMBEDDINGS, {}), key_added: header}
-    table.uns[_keys.ATTRS] = owned
-
-
 def write_features(
     spots: Spots, key_added: str, embedding: np.ndarray, *, what: str, model: str, weights_hash: str, **about: Any
 ) -> None:
@@ -115,7 +144,7 @@ def write_features(
     unknown: Any = {"mean": (), "std": (), "input_px": None, "precision": _keys.UNKNOWN}
     encoder: Any = SimpleNamespace(name=model, weights_hash=weights_hash, **unknown)
     header = embedding_header(spots, encoder=encoder, origin=what, **about)
-    add_embedding(spots.table, key_added, embedding, header, xy=spots.xy, inside=~lost)
+    spots.add_embedding(key_added, embedding, header, inside=~lost)
 
 
 def same_header(stored: Mapping[str, Any] | None, header: Mapping[str, Any]) -> bool:

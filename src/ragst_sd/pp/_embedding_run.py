@@ -47,17 +47,12 @@ def run_embedding(
 
     parts = plan_parts(pyramid, xy, fields, batch_size=reading["batch_size"])
     cache = None if open_cache is None else open_cache(parts)
-    done: dict[int, np.ndarray] = {}
-    if cache is not None:
-        for position, part in enumerate(parts):
-            kept = cache.read(position, len(part.rows))
-            if kept is not None:
-                done[position] = kept
-                advance(len(kept))
-        if done:
-            logger.info("Going on from %d of %d parts in the cache %s.", len(done), len(parts), cache.folder)
-    missing = [position for position in range(len(parts)) if position not in done]
+    values = [None if cache is None else cache.read(position, len(part.rows)) for position, part in enumerate(parts)]
+    missing = [position for position, embedded in enumerate(values) if embedded is None]
     todo = [parts[position] for position in missing]
+    if cache is not None and len(todo) < len(parts):
+        logger.info("Going on from %d of %d parts in the cache %s.", len(parts) - len(todo), len(parts), cache.folder)
+        advance(sum(len(embedded) for embedded in values if embedded is not None))
 
     on_workers = bool(todo) and active_client() is not None
     if not on_workers:
@@ -68,13 +63,13 @@ def run_embedding(
         logger.info("Embedding %d parts on the workers of the active client.", len(todo))
         results = spread_over_workers(embed_part, todo, job)
     with closing(results):
-        for position, values in zip(missing, results, strict=True):
-            done[position] = values
+        for position, embedded in zip(missing, results, strict=True):
+            values[position] = embedded
             if on_workers:
-                advance(len(values))
+                advance(len(embedded))
             if cache is not None:
-                cache.write(position, values)
-    return collect_parts(len(xy), len(fields), parts, [done[position] for position in range(len(parts))])
+                cache.write(position, embedded)
+    return collect_parts(len(xy), len(fields), parts, values)  # type: ignore[arg-type]
 
 
 class EmbeddingCache:
@@ -86,7 +81,11 @@ class EmbeddingCache:
 
     def __init__(self, path: str | os.PathLike[str], run: Mapping[str, Any], parts: Sequence[Part]) -> None:
         # Parts are kept by position, and which tiles a position holds follows from the chunks of the image.
-        text = json.dumps({**run, "plan": plan_hash(parts)}, indent=1)
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(np.array([part.field, len(part.rows)], dtype="<i8").tobytes())
+            digest.update(part.rows.astype("<i8").tobytes())
+        text = json.dumps({**run, "plan": digest.hexdigest()}, indent=1)
         self.folder = Path(path) / hashlib.sha256(text.encode()).hexdigest()[:24]
         self.folder.mkdir(parents=True, exist_ok=True)
         replace_text(self.folder / "run.json", text)
@@ -137,12 +136,3 @@ def open_cache(
     described = {key: np.asarray(value).tolist() for key, value in sorted(header.items())}
     # Batches may show in the last bits of an embedding.
     return partial(EmbeddingCache, path, {**described, "batch_size": batch_size})
-
-
-def plan_hash(parts: Sequence[Part]) -> str:
-    """sha256 over which tiles every part holds, and in which order."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(np.array([part.field, len(part.rows)], dtype="<i8").tobytes())
-        digest.update(part.rows.astype("<i8").tobytes())
-    return digest.hexdigest()

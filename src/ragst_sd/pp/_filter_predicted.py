@@ -89,18 +89,14 @@ def filter_predicted(
     True
     """
     table, header = predicted(sdata, prediction_key)
-    bare = isinstance(sdata, AnnData)
-    if bare and key_added is not None:
+    if isinstance(sdata, AnnData) and key_added is not None:
         raise ValueError(
             "`key_added` names a table of a SpatialData; `sdata` is a bare table. Use `inplace=False` to get a new one."
         )
-    if not bare and inplace and key_added is not None:
+    if isinstance(sdata, SpatialData) and inplace and key_added is not None:
         check_key_added(sdata, key_added)
-    thresholds = {
-        "min_cv_pearson": min_cv_pearson,
-        "min_share_of_ceiling": min_share_of_ceiling,
-        "min_n_measured": min_n_measured,
-    }
+    thresholds: dict[str, Any] = {"min_cv_pearson": min_cv_pearson, "min_share_of_ceiling": min_share_of_ceiling}
+    thresholds["min_n_measured"] = min_n_measured
     thresholds = {name: value for name, value in thresholds.items() if value is not None}
     keep, dropped = _judge(table, thresholds)
     reasons = ", ".join(f"{number} for {name}" for name, number in dropped.items() if number)
@@ -119,12 +115,12 @@ def filter_predicted(
         sdata.uns[_keys.RETRIEVAL] = header
         write_sums(sdata)
         return None
-    kept = table[:, keep].copy()
-    kept.uns[_keys.RETRIEVAL] = header
-    write_sums(kept)
+    filtered = table[:, keep].copy()
+    filtered.uns[_keys.RETRIEVAL] = header
+    write_sums(filtered)
     if not inplace:
-        return kept
-    sdata.tables[key_added or prediction_key] = kept
+        return filtered
+    sdata.tables[key_added or prediction_key] = filtered
     return None
 
 
@@ -135,8 +131,8 @@ def _record(
     if before is None:
         return {**thresholds, "n_genes": n_genes, "dropped": dropped}
     strictest = {name: max(value, before.get(name, value)) for name, value in thresholds.items()}
-    total = Counter({name: int(number) for name, number in before["dropped"].items()})
-    total.update(dropped)
+    total = Counter(dropped)
+    total.update({name: int(number) for name, number in before["dropped"].items()})
     return {**before, **strictest, "n_genes": int(before["n_genes"]), "dropped": dict(total)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import compress
 from typing import Any, cast
 
 import numpy as np
@@ -141,11 +142,10 @@ def harmonize_genes(
     require_choice(unknown, ("keep", "drop"), "unknown")
     if gene_symbols is not None:
         require_key(gene_symbols, var, "table.var", "Leave `gene_symbols` out to take `var_names`.")
-    own = [str(name) for name in table.var_names]
-    names = own if gene_symbols is None else filled_names(own, var[gene_symbols].astype(str))
-    rna = of_rna(table)
-    names = [name if gene else kept for name, kept, gene in zip(names, own, rna, strict=True)]
-    of_genes = [name for name, gene in zip(names, rna, strict=True) if gene]
+    var_names, rna = np.array(table.var_names.astype(str), dtype=object), of_rna(table)
+    symbols = var_names if gene_symbols is None else filled_names(list(var_names), var[gene_symbols].astype(str))
+    names = np.where(rna, symbols, var_names).tolist()
+    of_genes = list(compress(names, rna))
     if species is None:
         species, share = guess_species(of_genes)
         logger.info("Genes are of %s: %.1f %% of %d names are current.", species, 100 * share, len(of_genes))
@@ -188,9 +188,9 @@ def _table(sdata: SpatialData | AnnData, table_key: str) -> AnnData:
     return table
 
 
-def _report(found: pd.DataFrame, species: str, target: str, unknown: str, rna: np.ndarray) -> pd.DataFrame:
+def _report(resolved: pd.DataFrame, species: str, target: str, unknown: str, rna: np.ndarray) -> pd.DataFrame:
     """What becomes of each gene; features that are not RNA are none, and keep their names."""
-    report = found.rename(columns={"gene": "symbol"})
+    report = resolved.rename(columns={"gene": "symbol"})
     report.loc[~rna, ["symbol", "how", "candidates"]] = ["", OTHER_FEATURE, ""]
     known = report["how"].isin(KNOWN_BY)
     if target == species:
@@ -198,10 +198,9 @@ def _report(found: pd.DataFrame, species: str, target: str, unknown: str, rna: n
     else:
         gene = report["symbol"].map(one_to_one(species, target)).fillna("")
     gene = gene.where(rna, report["name"])
-    repeated = gene.where(rna, "").duplicated(keep=False) & (gene != "") & rna
-    same = gene == (report["name"])
+    repeated = gene.where(rna, "").duplicated(keep=False) & rna
     report["gene"] = gene
-    report["action"] = np.select([gene == "", repeated, same], [DROPPED, MERGED, KEPT], RENAMED)
+    report["action"] = np.select([gene == "", repeated, gene == report["name"]], [DROPPED, MERGED, KEPT], RENAMED)
     return report[["name", "symbol", "gene", "how", "action", "candidates"]]
 
 
@@ -214,11 +213,9 @@ def _summary(report: pd.DataFrame) -> str:
 
 def _check_summable(table: AnnData, merged: list[str]) -> None:
     """Refuse to merge columns of anything but counts."""
-    layers: Any = table.layers
     # anndata lists `.X` among the layers, under the name None.
-    matrices = {f"layers[{name!r}]": layers[name] for name in layers if name is not None}
-    if table.X is not None:
-        matrices = {"X": table.X, **matrices}
+    matrices = {} if table.X is None else {"X": table.X}
+    matrices |= {f"layers[{name!r}]": table.layers[name] for name in table.layers if name is not None}
     for where, matrix in matrices.items():
         kind, why = find_unit(as_csr(matrix))
         if kind not in ("counts", "estimated counts"):
@@ -231,20 +228,19 @@ def _check_summable(table: AnnData, merged: list[str]) -> None:
 def _write(table: AnnData, report: pd.DataFrame, species: str, target: str) -> None:
     """Rename, merge and drop the genes of the table, in memory."""
     gene = report["gene"].to_numpy(object)
-    kept = np.flatnonzero(gene != "")
+    columns = np.flatnonzero(gene != "")
     # What is not RNA is added to nothing, whatever its name.
-    alone = (report["how"] == OTHER_FEATURE).to_numpy()
-    codes = pd.factorize(np.where(alone, np.arange(len(gene)).astype(object), gene)[kept])[0]
-    first = kept[np.unique(codes, return_index=True)[1]]
-    genes = gene[first]
+    unmerged = (report["how"] == OTHER_FEATURE).to_numpy()
+    codes = pd.factorize(np.where(unmerged, np.arange(len(gene)).astype(object), gene)[columns])[0]
+    first = columns[np.unique(codes, return_index=True)[1]]
     var, layers = cast("Any", table.var), cast("Any", table.layers)
     before = var.get(_keys.GENE_ORIGINAL, pd.Series(table.var_names, dtype=object)).to_numpy(object)
-    columns = pd.DataFrame({_keys.GENE_ORIGINAL: before, _keys.GENE_HOW: report["how"].to_numpy(object)})
-    joined = columns.iloc[kept].groupby(codes).agg(lambda group: "|".join(dict.fromkeys(map(str, group))))
-    summed, merging = {}, len(first) < len(kept)
+    origin = pd.DataFrame({_keys.GENE_ORIGINAL: before, _keys.GENE_HOW: report["how"].to_numpy(object)})
+    joined = origin.iloc[columns].groupby(codes).agg(lambda group: "|".join(dict.fromkeys(map(str, group))))
+    summed, merging = {}, len(first) < len(columns)
     if merging:
-        summed = {name: _add_up(layers[name], kept, codes) for name in layers if name is not None}
-    x = _add_up(table.X, kept, codes) if merging and table.X is not None else None
+        summed = {name: _add_up(layers[name], columns, codes) for name in layers if name is not None}
+    x = _add_up(table.X, columns, codes) if merging and table.X is not None else None
     sources = [source for name in dict.fromkeys((species, target)) for source in load_table(name).sources]
     header = {
         "species": target,
@@ -258,18 +254,16 @@ def _write(table: AnnData, report: pd.DataFrame, species: str, target: str) -> N
     table.layers.update(summed)
     if x is not None:
         table.X = x
-    table.var_names = pd.Index(genes.astype(str))
+    table.var_names = pd.Index(gene[first].astype(str))
     for name, values in joined.items():
         table.var[name] = values.to_numpy(object)
     table.uns[_keys.ATTRS] = {**table.uns.get(_keys.ATTRS, {}), _keys.GENES: header}
 
 
-def _add_up(matrix: Any, kept: np.ndarray, codes: np.ndarray) -> Any:
+def _add_up(matrix: Any, columns: np.ndarray, codes: np.ndarray) -> Any:
     """Sums of the columns of each gene, sparse if they were, in the type that they had."""
     if hasattr(matrix, "compute"):
         matrix = matrix.compute()
-    onto = sp.csr_matrix(
-        (np.ones(len(kept), dtype=matrix.dtype), (kept, codes)), shape=(matrix.shape[1], int(codes.max()) + 1)
-    )
-    out = matrix @ onto
+    ones = np.ones(len(columns), dtype=matrix.dtype)
+    out = matrix @ sp.csr_matrix((ones, (columns, codes)), shape=(matrix.shape[1], int(codes.max()) + 1))
     return out.astype(matrix.dtype, copy=False) if sp.issparse(out) else np.asarray(out, dtype=matrix.dtype)

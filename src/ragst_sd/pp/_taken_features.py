@@ -34,10 +34,9 @@ from ragst_sd._resolution import image_mpp_of
 from ragst_sd._validate import listing, only_one, require_positive, require_type
 from ragst_sd.image.frames import similarity_scale
 from ragst_sd.image.pooling import pool_tiles
-from ragst_sd.io._embedding_file import TileFeatures
 from ragst_sd.io._st_counts import places_among
 from ragst_sd.pp._embedding_header import Spots, default_key, write_features
-from ragst_sd.pp._tile_features import require_covered
+from ragst_sd.pp._tile_features import TileFeatures, require_covered
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ _WIDTH_TOLERANCE = 0.1
 
 def take_features(
     sdata: SpatialData,
-    found: TileFeatures,
+    features: TileFeatures,
     given: Mapping[str, Any],
     *,
     image_key: str | None,
@@ -67,98 +66,79 @@ def take_features(
         require_positive(field, "context")
         if field < 1:
             raise ValueError(f"`context` has {field:g}: features of whole tiles cannot be divided. Ask for 1 and more.")
-    if image_key is not None or found.corners is not None or len(sdata.images):
+    if image_key is not None or features.corners is not None or len(sdata.images):
         image_key = resolve_image(sdata, image_key)
         image_mpp = image_mpp_of(sdata, image_key, image_mpp)
-    target = _target(sdata, found, table_key, shapes_key)
-    spots = None if target is None else _spots(sdata, *target, image_key, coordinate_system)
-    tiles, edge = None, found.edge_px
-    if spots is not None and found.table is not None:
-        tiles, edge = _tiles_of_table(sdata, found, image_key or spots.shapes_key, spots.frame)
-    found = _stated(found, edge, image_mpp, given)
-    edge = _edge(found, edge, image_mpp)
-    if found.corners is not None and edge is not None:
-        tiles = found.corners + edge / 2
+    target = _target(sdata, features, table_key, shapes_key)
+    spots = None if target is None else Spots.on_image(sdata, *target, image_key or target[1], coordinate_system)
+    tiles, edge = None, features.edge_px
+    if spots is not None and features.table is not None:
+        tiles, edge = _tiles_of_table(sdata, features, image_key or spots.shapes_key, spots.frame)
+    features = _stated(features, edge, image_mpp, given)
+    edge = _edge(features, edge, image_mpp)
+    if features.corners is not None and edge is not None:
+        tiles = features.corners + edge / 2
     if spots is None:
-        spots = _new_spots(sdata, found, tiles, edge, str(image_key), coordinate_system)
+        spots = _new_spots(sdata, features, tiles, edge, str(image_key), coordinate_system)
 
-    rows = _rows_of(found, spots)
-    known = np.isfinite(found.vectors).all(axis=1)
+    rows = _rows_of(features, spots)
+    known = np.isfinite(features.vectors).all(axis=1)
     if rows is None:
-        vectors, tiles = found.vectors[known], _needed(tiles, found)[known]
+        vectors, tiles = features.vectors[known], _needed(tiles, features)[known]
     else:
-        own = np.flatnonzero((rows >= 0) & known[rows])
-        vectors, tiles = found.vectors[rows[own]], spots.xy[own]
+        matched = np.flatnonzero((rows >= 0) & known[rows])
+        vectors, tiles = features.vectors[rows[matched]], spots.xy[matched]
     if rows is not None and tuple(context) == (1,):
         embedding = np.full((len(rows), vectors.shape[1]), np.nan, np.float32)
-        embedding[own] = vectors
+        embedding[matched] = vectors
     else:
-        embedding = pool_tiles(vectors, tiles, spots.xy, edge=float(_needed(edge, found)), context=context)
-    require_covered(embedding, tiles, spots.xy, found.what)
-    key_added = default_key(found.model, None) if key_added is None else key_added
+        embedding = pool_tiles(vectors, tiles, spots.xy, edge=float(_needed(edge, features)), context=context)
+    require_covered(embedding, tiles, spots.xy, features.what)
+    key_added = default_key(features.model, None) if key_added is None else key_added
     write_features(
         spots,
         key_added,
         embedding,
-        what=found.what,
+        what=features.what,
         pyramid=None if image_key is None else image_pyramid(sdata, image_key),
-        model=str(found.model),
+        model=str(features.model),
         weights_hash=weights_hash,
-        tile_px=found.tile_px,
-        mpp=found.mpp,
+        tile_px=features.tile_px,
+        mpp=features.mpp,
         image_mpp=image_mpp,
         context=context,
-        upsampling=1.0 if image_mpp is None else max(1.0, image_mpp / found.mpp),  # type: ignore[operator]
+        upsampling=1.0 if image_mpp is None else max(1.0, image_mpp / features.mpp),  # type: ignore[operator]
         image_key=image_key or "",
     )
-    if spots.shapes is not None:
-        sdata.shapes[spots.shapes_key] = spots.shapes
-    if spots.table_key not in sdata.tables:
-        sdata.tables[spots.table_key] = spots.table
-        logger.info("Adding `sdata.tables[%r]`, annotating %r.", spots.table_key, spots.shapes_key)
-    logger.info("Adding `sdata.tables[%r].obsm[%r]` %s.", spots.table_key, key_added, embedding.shape)
+    spots.add_to(sdata, key_added)
 
 
 def _target(
-    sdata: SpatialData, found: TileFeatures, table_key: str | None, shapes_key: str | None
+    sdata: SpatialData, features: TileFeatures, table_key: str | None, shapes_key: str | None
 ) -> tuple[str, str] | None:
     """Names of table and shapes that take the features; `None` for a slide without a table, whose tiles do."""
-    if table_key is None and found.table is None:
-        table_key = found.rows_of
+    if table_key is None and features.table is None:
+        table_key = features.rows_of
     if table_key is None and shapes_key is None:
-        if found.table is None:
+        if features.table is None:
             table_key = resolve_table(sdata, None, None)
-            if table_key is None and found.corners is not None:
+            if table_key is None and features.corners is not None:
                 return None
         else:
             # The spots are what another table annotates, or the tiles themselves.
-            others = [
-                name
-                for name, table in sdata.tables.items()
-                if not is_predicted(table) and regions_of(table) not in ([], [found.shapes_key])
-            ]
-            table_key = only_one(others, "table_key", f"tables could take {found.what}")
+            measured = {name: regions_of(table) for name, table in sdata.tables.items() if not is_predicted(table)}
+            others = [name for name, regions in measured.items() if regions not in ([], [features.shapes_key])]
+            table_key = only_one(others, "table_key", f"tables could take {features.what}")
             if table_key is None:
-                table_key, shapes_key = found.rows_of, found.shapes_key
-    elif table_key is None and shapes_key == found.shapes_key:
-        table_key = found.rows_of
+                table_key, shapes_key = features.rows_of, features.shapes_key
+    elif table_key is None and shapes_key == features.shapes_key:
+        table_key = features.rows_of
     return resolve_annotation(sdata, table_key, shapes_key)
-
-
-def _spots(
-    sdata: SpatialData, table_key: str, shapes_key: str, image_key: str | None, coordinate_system: str | None
-) -> Spots:
-    centers = centers_in_pixels(
-        sdata, shapes_key=shapes_key, image_key=image_key or shapes_key, coordinate_system=coordinate_system
-    )
-    table = sdata.tables[table_key] if table_key in sdata.tables else empty_table(centers.index, shapes_key)
-    xy = centers.xy[rows_in_order(table, table_key, shapes_key, centers.index)]
-    return Spots(table_key, table, shapes_key, xy, centers.affine, centers.coordinate_system)
 
 
 def _new_spots(
     sdata: SpatialData,
-    found: TileFeatures,
+    features: TileFeatures,
     tiles: np.ndarray | None,
     edge: float | None,
     image_key: str,
@@ -166,25 +146,28 @@ def _new_spots(
 ) -> Spots:
     """The tiles of a file as shapes, and a table for them, in the frame of the image that is meant."""
     todo = "The object has no table: give the shapes that are there one (`rg.pp.embed_tiles` does), or remove them."
-    require_free(sdata, _TILES, f"tiles of {found.what}", todo)
-    require_free(sdata, _TILES_TABLE, f"tiles of {found.what}", todo)
+    require_free(sdata, _TILES, f"tiles of {features.what}", todo)
+    require_free(sdata, _TILES_TABLE, f"tiles of {features.what}", todo)
     frames = dict(get_transformation(sdata.images[image_key], get_all=True))
     if coordinate_system is None and len(frames) == 1:
         coordinate_system = next(iter(frames))
     if coordinate_system is None or coordinate_system not in frames:
         raise ValueError(f"Say with `coordinate_system=` which frame of {image_key!r} is meant: {listing(frames)}.")
-    xy, width = _needed(tiles, found), float(_needed(edge, found))
+    xy, width = _needed(tiles, features), float(_needed(edge, features))
     shapes = squares_on_image(sdata, image_key, xy - width / 2, width)
     table = empty_table(shapes.index, _TILES)
     return Spots(_TILES_TABLE, table, _TILES, xy, np.eye(3), coordinate_system, shapes)
 
 
-def _tiles_of_table(sdata: SpatialData, found: TileFeatures, onto: str, frame: str) -> tuple[np.ndarray, float | None]:
+def _tiles_of_table(
+    sdata: SpatialData, features: TileFeatures, onto: str, frame: str
+) -> tuple[np.ndarray, float | None]:
     """(m, 2) centres of the tiles that a table annotates, and their edge if they are squares."""
-    shapes_key = resolve_shapes(sdata, found.shapes_key)
+    shapes_key = resolve_shapes(sdata, features.shapes_key)
     shared = frame if frame in get_transformation(sdata[shapes_key], get_all=True) else None
     centers = centers_in_pixels(sdata, shapes_key=shapes_key, image_key=onto, coordinate_system=shared)
-    rows = rows_in_order(found.table, found.rows_of or "features", shapes_key, centers.index)  # type: ignore[arg-type]
+    name = features.rows_of or "features"
+    rows = rows_in_order(features.table, name, shapes_key, centers.index)  # type: ignore[arg-type]
     element = sdata[shapes_key]
     # Outlines of spots and cells are not what the encoder saw.
     if "geometry" not in element or not (element.geometry.count_coordinates() == 5).all():
@@ -193,60 +176,65 @@ def _tiles_of_table(sdata: SpatialData, found: TileFeatures, onto: str, frame: s
     return centers.xy[rows], edge * similarity_scale(centers.affine)
 
 
-def _rows_of(found: TileFeatures, spots: Spots) -> np.ndarray | None:
+def _rows_of(features: TileFeatures, spots: Spots) -> np.ndarray | None:
     """Row of the features for each spot, -1 where there is none; `None` where tiles are found by place."""
-    if spots.shapes is not None or found.rows_of == spots.table_key:
+    if spots.shapes is not None or features.rows_of == spots.table_key:
         return np.arange(len(spots.xy))
-    if found.table is not None:
-        if found.shapes_key != spots.shapes_key:
+    if features.table is not None:
+        if features.shapes_key != spots.shapes_key:
             return None
-        ids, own = (pd.Index(table.obs[table_attrs(table)["instance_key"]]) for table in (spots.table, found.table))
-        return own.get_indexer(ids)
-    if found.names is None:
+        spot_ids, tile_ids = (table.obs[table_attrs(table)["instance_key"]] for table in (spots.table, features.table))
+        return pd.Index(tile_ids).get_indexer(spot_ids)
+    if features.names is None:
         return None
-    return places_among(spots.table.obs_names.astype(str), found.names, "the table", found.what)
+    return places_among(spots.table.obs_names.astype(str), features.names, "the table", features.what)
 
 
-def _stated(found: TileFeatures, edge: float | None, image_mpp: float | None, given: Mapping[str, Any]) -> TileFeatures:
+def _stated(
+    features: TileFeatures, edge: float | None, image_mpp: float | None, given: Mapping[str, Any]
+) -> TileFeatures:
     """The features with encoder, tile size and resolution: given, else as they say."""
-    stated = {what: getattr(found, what) if value is None else value for what, value in given.items()}
+    stated = {what: getattr(features, what) if value is None else value for what, value in given.items()}
     missing = [f"`{what}=`" for what, value in stated.items() if value is None]
     if missing:
         wide = "" if edge is None or image_mpp is None else f" (they are {edge * image_mpp:.4g} microns wide)"
         raise ValueError(
-            f"{found.what} does not say which encoder made it of which tiles{wide}. Pass {', '.join(missing)}: "
+            f"{features.what} does not say which encoder made it of which tiles{wide}. Pass {', '.join(missing)}: "
             "embeddings can be compared only if these are the same."
         )
     require_type(stated["model"], str, "model")
     require_positive(stated["tile_px"], "tile_px", whole=True)
     require_positive(stated["mpp"], "mpp")
-    other = [what for what, value in given.items() if value is not None and getattr(found, what) not in (None, value)]
+    other = [
+        what for what, value in given.items() if value is not None and getattr(features, what) not in (None, value)
+    ]
     if other:
-        said, told = (", ".join(f"{what} {at[what]}" for what in other) for at in (vars(found), stated))
-        logger.warning("%s says %s; what was given is written: %s.", found.what, said, told)
-    return replace(found, model=stated["model"], tile_px=int(stated["tile_px"]), mpp=float(stated["mpp"]))
+        says, writes = (", ".join(f"{what} {at[what]}" for what in other) for at in (vars(features), stated))
+        logger.warning("%s says %s; what was given is written: %s.", features.what, says, writes)
+    return replace(features, model=stated["model"], tile_px=int(stated["tile_px"]), mpp=float(stated["mpp"]))
 
 
-def _edge(found: TileFeatures, edge: float | None, image_mpp: float | None) -> float | None:
+def _edge(features: TileFeatures, edge: float | None, image_mpp: float | None) -> float | None:
     """Edge of a tile in pixels of the image: as it lies there, else by the resolution of the image."""
-    derived = None if image_mpp is None else found.tile_px * found.mpp / image_mpp  # type: ignore[operator]
+    derived = None if image_mpp is None else features.tile_px * features.mpp / image_mpp  # type: ignore[operator]
     if edge is None or derived is None:
         return derived if edge is None else edge
     if abs(edge / derived - 1) > _WIDTH_TOLERANCE:
-        asked = f"{found.tile_px} px of {found.mpp:.4g} microns on an image of {image_mpp:.4g} microns per pixel"
-        todo = "Check that the features are of this slide, and the resolution of both."
-        says = "Tiles of %s are %.4g px wide on the slide; %s would be %.4g. %s"
-        logger.warning(says, found.what, edge, asked, derived, todo)
+        logger.warning(
+            "Tiles of %s are %.4g px wide on the slide; %d px of %.4g microns on an image of %.4g microns per pixel "
+            "would be %.4g. Check that the features are of this slide, and the resolution of both.",
+            *(features.what, edge, features.tile_px, features.mpp, image_mpp, derived),
+        )
     return edge
 
 
-def _needed(geometry: Any, found: TileFeatures) -> Any:
+def _needed(geometry: Any, features: TileFeatures) -> Any:
     """Places or edge of the tiles, if they are known."""
-    if geometry is None and found.corners is None and found.names is not None and found.table is None:
-        raise ValueError(f"{found.what} holds barcodes but no 'coords', and the object has no table to match.")
+    if geometry is None and features.corners is None and features.names is not None and features.table is None:
+        raise ValueError(f"{features.what} holds barcodes but no 'coords', and the object has no table to match.")
     if geometry is None:
         raise ValueError(
-            f"{found.what} does not say how wide its tiles are on the slide. Give the resolution of the image with "
+            f"{features.what} does not say how wide its tiles are on the slide. Give the resolution of the image with "
             "`rg.pp.set_image_mpp`."
         )
     return geometry

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from anndata import AnnData
 from spatialdata import SpatialData
@@ -15,12 +16,45 @@ from ragst_sd._annotation import is_predicted, regions_of, single_region
 from ragst_sd._embedding import dense
 from ragst_sd._outlines import extent_of
 from ragst_sd._validate import hint, listing, only_one, require_type, require_unique
-from ragst_sd.io._embedding_file import UM_AT_1X, TileFeatures, read_embedding_file
-from ragst_sd.io._readable import existing
-
-logger = logging.getLogger(__name__)
+from ragst_sd.io._readable import existing, readable
 
 _TODO = "Pass the name of a table or of an `.obsm`, an AnnData, or the path of an h5 file of one slide."
+_VECTORS = ("features", "embeddings")
+BARCODES = ("barcodes", "barcode")
+# TRIDENT and sopa cut tiles at 10 / magnification microns per pixel.
+UM_AT_1X = 10.0
+
+
+@dataclass(frozen=True)
+class TileFeatures:
+    """Features of tiles; what is not stated is `None`."""
+
+    what: str
+    """As messages call them."""
+    vectors: np.ndarray
+    """(m, d) float32."""
+    rows_of: str | None = None
+    """Name of the table whose rows they are of."""
+    table: AnnData | None = None
+    """Table whose X they are, of tiles in the element `shapes_key`."""
+    shapes_key: str | None = None
+    corners: np.ndarray | None = None
+    """(m, 2) top left corners (x, y) of the tiles, in pixels of the finest level."""
+    edge_px: float | None = None
+    """Edge of these tiles, alike."""
+    names: np.ndarray | None = None
+    """(m,) names of spots."""
+    model: str | None = None
+    tile_px: int | None = None
+    """Edge of a tile as the encoder saw it."""
+    mpp: float | None = None
+    """Microns per pixel of a tile as the encoder saw it."""
+
+    def __post_init__(self) -> None:
+        """Files keep numbers as text, or as those of numpy."""
+        for name, kind in (("edge_px", float), ("tile_px", int), ("mpp", float)):
+            stated = getattr(self, name)
+            object.__setattr__(self, name, None if stated is None else kind(stated))
 
 
 def find_features(sdata: SpatialData, features: Any, *, table_key: str | None) -> TileFeatures:
@@ -42,24 +76,24 @@ def find_features(sdata: SpatialData, features: Any, *, table_key: str | None) -
         return _of_table(sdata, features, "`features`", None)
     if not isinstance(features, str):
         return of_file(features, "features")
-    own = {name: table for name, table in sdata.tables.items() if not is_predicted(table)}
-    having = [name for name in own if features in own[name].obsm and table_key in (None, name)]
-    if features in own and having:
+    tables = {name: table for name, table in sdata.tables.items() if not is_predicted(table)}
+    having = [name for name in tables if features in tables[name].obsm and table_key in (None, name)]
+    if features in tables and having:
         raise ValueError(
             f"{features!r} is both a table and an `.obsm` of {listing(having)}. Pass the one that is meant: "
             f"`sdata.tables[{features!r}]`, or the `.obsm` under another name."
         )
     holder = only_one(having, "table_key", f"tables have `obsm[{features!r}]`")
-    if features in own:
-        return _of_table(sdata, own[features], f"table {features!r}", features)
+    if features in tables:
+        return _of_table(sdata, tables[features], f"table {features!r}", features)
     if holder is not None:
         what = f"`tables[{holder!r}].obsm[{features!r}]`"
-        return TileFeatures(what, _vectors(own[holder].obsm[features], what), rows_of=holder)
+        return TileFeatures(what, _vectors(tables[holder].obsm[features], what), rows_of=holder)
     if not Path(features).exists() and Path(features).suffix not in (".h5", ".hdf5"):
-        names = [*own, *dict.fromkeys(key for table in own.values() for key in table.obsm)]
+        keys = dict.fromkeys(key for table in tables.values() for key in table.obsm)
         raise KeyError(
-            f"`features` {features!r} is no table of `sdata` ({listing(own)}), no `.obsm` of one "
-            f"({listing(names[len(own) :])}), and no file.{hint(features, names)} {_TODO}"
+            f"`features` {features!r} is no table of `sdata` ({listing(tables)}), no `.obsm` of one "
+            f"({listing(keys)}), and no file.{hint(features, [*tables, *keys])} {_TODO}"
         )
     return of_file(features, "features")
 
@@ -73,8 +107,8 @@ def require_covered(embedding: np.ndarray, tiles: np.ndarray, xy: np.ndarray, wh
     """Raise a `ValueError` if no spot got features from the tiles."""
     if np.isnan(embedding).any(axis=1).all():
         raise ValueError(
-            f"No spot lies in a tile of {what}: centres of tiles cover {extent_of(tiles)}, spots {extent_of(xy)}, in pixels "
-            "of the image. Check that both are of one image at one resolution."
+            f"No spot lies in a tile of {what}: centres of tiles cover {extent_of(tiles)}, spots {extent_of(xy)}, in "
+            "pixels of the image. Check that both are of one image at one resolution."
         )
 
 
@@ -88,26 +122,19 @@ def _of_table(sdata: SpatialData, table: AnnData, what: str, name: str | None) -
         require_unique(table.obs_names, f"names of rows of {what}", "Each spot has one vector.")
         return TileFeatures(what, vectors, names=table.obs_names.to_numpy(dtype=str))
     region = single_region(table)
-    name = next((key for key, own in sdata.tables.items() if own is table), None)
-    # What LazySlide and sopa keep beside their tables.
-    spec = _mapping(sdata.attrs.get("tile_spec")).get(region)
-    tile_px, mpp = (_field(spec, field) for field in ("width", "mpp"))
-    model = name.removesuffix(f"_{region}") if name is not None and spec is not None else None
-    config = _mapping(table.uns.get("embedding_config"))
+    name = next((key for key, each in sdata.tables.items() if each is table), None)
+    stated: dict[str, Any] = {}
+    # What LazySlide and sopa keep beside their tables; the former as an object while it is in memory.
+    spec, config = (sdata.attrs.get("tile_spec") or {}).get(region), table.uns.get("embedding_config")
     if config:
-        model, tile_px = config.get("model_name"), config.get("patch_width")
-        mpp = UM_AT_1X / config["magnification"] if config.get("magnification") else None
-    stated: dict[str, Any] = {"model": model, "tile_px": tile_px, "mpp": mpp}
+        magnification = config.get("magnification")
+        stated = {"model": config.get("model_name"), "tile_px": config.get("patch_width")}
+        stated["mpp"] = UM_AT_1X / magnification if magnification else None
+    elif spec is not None:
+        stated = {"model": None if name is None else name.removesuffix(f"_{region}")}
+        for field, of_spec in (("tile_px", "width"), ("mpp", "mpp")):
+            stated[field] = spec.get(of_spec) if hasattr(spec, "get") else getattr(spec, of_spec, None)
     return TileFeatures(what, vectors, rows_of=name, table=table, shapes_key=region, **stated)
-
-
-def _mapping(value: Any) -> Any:
-    return value if hasattr(value, "get") else {}
-
-
-def _field(spec: Any, name: str) -> Any:
-    """A field of a specification, which is a mapping on disk and may be an object in memory."""
-    return spec.get(name) if hasattr(spec, "get") else getattr(spec, name, None)
 
 
 def _vectors(values: Any, what: str) -> np.ndarray:
@@ -123,3 +150,76 @@ def _vectors(values: Any, what: str) -> np.ndarray:
     if np.isnan(vectors).all():
         raise ValueError(f"{what} holds no features: all {len(vectors)} rows are NaN.")
     return vectors
+
+
+def read_embedding_file(path: Path) -> TileFeatures:
+    """Vectors, places and names of tiles, and what the attributes tell of them.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, holds no vectors per tile, or values that are NaN.
+    """
+    with readable(path, "h5"), h5py.File(path) as file:
+        content = {name: item[()] for name, item in file.items() if isinstance(item, h5py.Dataset)}
+        attributes = {name: dict(file[name].attrs) for name in content}
+    key = next((name for name in _VECTORS if name in content), None)
+    if key is None:
+        raise ValueError(
+            f"{path.name!r} holds the datasets {listing(content)}; expected 'features' (TRIDENT, CLAM) or "
+            "'embeddings' (HEST)."
+        )
+    vectors = np.asarray(content[key], dtype=np.float32)
+    corners = np.asarray(content["coords"], dtype=float) if "coords" in content else None
+    barcodes = next((np.asarray(content[name]) for name in BARCODES if name in content), None)
+    # Some writers keep a leading axis for the slide.
+    vectors = vectors[0] if vectors.ndim == 3 and len(vectors) == 1 else vectors
+    corners = corners[0] if corners is not None and corners.ndim == 3 and len(corners) == 1 else corners
+    if barcodes is not None:
+        barcodes = names_of_spots(barcodes, len(vectors), path.name, "vectors")
+    _check(path.name, key, vectors, corners, is_named=barcodes is not None)
+    about = attributes.get("coords", {})
+    magnification = float(about.get("target_magnification", 0))
+    stated: dict[str, Any] = {"edge_px": about.get("patch_size_level0"), "tile_px": about.get("patch_size")}
+    stated |= {"model": _text(attributes[key].get("encoder"))}
+    stated |= {"mpp": UM_AT_1X / magnification if magnification > 0 else None}
+    return TileFeatures(repr(path.name), vectors, corners=corners, names=barcodes, **stated)
+
+
+def names_of_spots(stored: np.ndarray, n: int, name: str, what: str) -> np.ndarray:
+    """Barcodes as texts, one for each of the `n` vectors or pictures that a file holds.
+
+    Raises
+    ------
+    ValueError
+        If there are more or fewer, or some come twice.
+    """
+    barcodes = np.array([_text(barcode) for barcode in np.ravel(stored)], dtype=str)
+    if len(barcodes) != n:
+        raise ValueError(f"{name!r} holds {len(barcodes)} barcodes for {n} {what}.")
+    require_unique(barcodes, f"barcodes of {name!r}", "Each names one spot.")
+    return barcodes
+
+
+def _check(name: str, key: str, vectors: np.ndarray, corners: np.ndarray | None, *, is_named: bool) -> None:
+    if vectors.ndim != 2:
+        raise ValueError(
+            f"{key!r} in {name!r} has the shape {vectors.shape}; expected one vector per tile. Pass tile embeddings."
+        )
+    if not np.isfinite(vectors).all():
+        raise ValueError(
+            f"{key!r} in {name!r} is NaN or infinite in {int((~np.isfinite(vectors)).any(axis=1).sum())} tiles."
+        )
+    if corners is None and not is_named:
+        raise ValueError(f"{name!r} holds neither 'coords' nor 'barcodes': its {len(vectors)} vectors have no place.")
+    if corners is not None and corners.shape != (len(vectors), 2):
+        raise ValueError(
+            f"'coords' in {name!r} has the shape {corners.shape}; expected ({len(vectors)}, 2). Is this of a whole "
+            "slide?"
+        )
+
+
+def _text(value: Any) -> str | None:
+    if value is None:
+        return None
+    return value.decode() if isinstance(value, bytes) else str(value)

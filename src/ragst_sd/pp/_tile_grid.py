@@ -12,7 +12,7 @@ from skimage.transform import integral_image, integrate
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
-from ragst_sd._annotation import empty_table, single_region
+from ragst_sd._annotation import empty_table, regions_of, single_region
 from ragst_sd._elements import (
     image_pyramid,
     keep_value_max,
@@ -116,12 +116,12 @@ def tile_grid(
     image_mpp = image_mpp_of(sdata, image_key, image_mpp)
     require_resolution(mpp, image_mpp, image_key)
     native = 1.0 if mpp is None or image_mpp is None else mpp / image_mpp
-    ours = set()
+    earlier = set()
     if table_key in sdata.tables and sdata.tables[table_key].uns.get(_keys.ATTRS, {}).get(_keys.TILE_GRID):
         # What an earlier call has made is replaced.
-        ours = {("tables", table_key), ("shapes", single_region(sdata.tables[table_key]))}
-    require_free(sdata, key_added, "shapes", ours=ours)
-    require_free(sdata, table_key, "tables", ours=ours)
+        earlier = {("tables", table_key), ("shapes", single_region(sdata.tables[table_key]))}
+    require_free(sdata, key_added, "shapes", ours=earlier)
+    require_free(sdata, table_key, "tables", ours=earlier)
     pyramid = image_pyramid(sdata, image_key, value_max)
     height, width = pyramid.shapes[0]
     edge, stride = tile_px * native, stride_px * native
@@ -137,20 +137,20 @@ def tile_grid(
     if tissue:
         if isinstance(tissue, str):
             fraction = _annotated_fraction(sdata, tissue, image_key, centers, edge)
-        else:
-            fraction = tissue_fraction(pyramid, centers, edge, image_key)
-        keep = fraction >= _MIN_TISSUE
-        if not keep.any() and isinstance(tissue, str):
-            raise ValueError(
-                f"None of {len(keep)} tiles of {edge:.0f} pixels lies in {tissue!r} by half (the fullest by "
+            says = (
+                f"None of {len(fraction)} tiles of {edge:.0f} pixels lies in {tissue!r} by half (the fullest by "
                 f"{fraction.max():.0%}). Check that the annotation is of image {image_key!r}, or ask for smaller "
                 "`tile_px` or `mpp`."
             )
-        if not keep.any():
-            raise ValueError(
-                f"No tissue found in {len(keep)} tiles of image {image_key!r} (the fullest holds "
+        else:
+            fraction = tissue_fraction(pyramid, centers, edge, image_key)
+            says = (
+                f"No tissue found in {len(fraction)} tiles of image {image_key!r} (the fullest holds "
                 f"{fraction.max():.0%}). Check that it is H&E on a bright background, or pass `tissue=False`."
             )
+        keep = fraction >= _MIN_TISSUE
+        if not keep.any():
+            raise ValueError(says)
         centers, places = centers[keep], places.assign(tissue_fraction=fraction)[keep]
     _check_dependents(sdata, key_added, table_key, centers)
     sdata.shapes[key_added] = squares_on_image(sdata, image_key, centers - edge / 2, edge)
@@ -211,11 +211,7 @@ def _check_dependents(sdata: SpatialData, key_added: str, table_key: str, center
     if table_key not in sdata.tables:
         return
     old = np.asarray(sdata.tables[table_key].obsm[_keys.SPATIAL])
-    dependents = [
-        name
-        for name, table in sdata.tables.items()
-        if name != table_key and key_added in np.atleast_1d(table.uns.get("spatialdata_attrs", {}).get("region", []))
-    ]
+    dependents = [name for name, table in sdata.tables.items() if name != table_key and key_added in regions_of(table)]
     if dependents and not np.array_equal(old, centers):
         raise ValueError(
             f"Tables {listing(dependents)} annotate the {len(old)} tiles of {key_added!r}; with {len(centers)} other "

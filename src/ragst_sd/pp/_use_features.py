@@ -149,5 +149,5 @@ def use_features(
     require_some(fields, "context", "Give at least one field of view, for instance `(1,)`.")
     stated = {"model": model, "tile_px": tile_px, "mpp": mpp}
     where: dict[str, Any] = {"image_key": image_key, "table_key": table_key, "coordinate_system": coordinate_system}
-    found = find_features(sdata, features, table_key=table_key)
-    take_features(sdata, found, stated, shapes_key=shapes_key, context=fields, key_added=key_added, **where)
+    of_tiles = find_features(sdata, features, table_key=table_key)
+    take_features(sdata, of_tiles, stated, shapes_key=shapes_key, context=fields, key_added=key_added, **where)

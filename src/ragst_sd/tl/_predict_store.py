@@ -112,7 +112,7 @@ def finish(place: Path, table: AnnData) -> None:
 
 def opened(path: str | os.PathLike[str], version: tuple[int, int, int]) -> AnnData:
     """A stored table whose spots x genes arrays stay on disk; reading them after they were replaced is an error."""
-    from ragst_sd.io._reference_file import PinnedStore, opened_lazily
+    from ragst_sd.io._read_reference import PinnedStore, opened_lazily
 
     # Absolute, so that the table outlives a change of the working directory.
     store = PinnedStore(Path(path).resolve(), version=version, opened_with="rg.tl.predict(store=...)", again=_AGAIN)
