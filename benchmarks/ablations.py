@@ -32,8 +32,7 @@ from ragst_sd.retrieval import regression
 from ragst_sd.retrieval.evidence import effective_n
 from ragst_sd.retrieval.methods import phi_of
 from ragst_sd.retrieval.projection import fit_pca
-from ragst_sd.retrieval.targets import standardised_targets
-from ragst_sd.retrieval.training import dense
+from ragst_sd.retrieval.training import dense, standardised_targets
 from ragst_sd.tl._section_metrics import spatial_graph
 
 SET = "mob2k"

@@ -47,8 +47,8 @@ MUTATIONS = (
     ),
     Mutation(
         "ties in any order",
-        "ranking.py",
-        "np.lexsort((tie_order[found], squared), axis=1)",
+        "search.py",
+        "np.lexsort((tie_order[near], squared), axis=1)",
         'np.argsort(squared, axis=1, kind="stable")',
         "search",
     ),
@@ -84,8 +84,8 @@ MUTATIONS = (
     Mutation(
         "rows of a later block by their place in it",
         "search.py",
-        "found.rows + start, -1",
-        "found.rows, -1",
+        "near.rows + start, -1",
+        "near.rows, -1",
         "block_search",
     ),
     Mutation(
@@ -97,16 +97,16 @@ MUTATIONS = (
     ),
     Mutation(
         "correlation across sections",
-        "losses.py",
+        "loop.py",
         "b = target - member @ (member.T @ target / count)",
         "b = target - target.mean(dim=0)",
-        "losses",
+        "section_correlation",
     ),
     Mutation(
         "absent rows weighed",
         "gate.py",
-        "_normalised(present.astype(np.float64))",
-        "_normalised(np.ones(present.shape))",
+        "normalised(present.astype(np.float64))",
+        "normalised(np.ones(present.shape))",
         "methods",
     ),
     Mutation(
@@ -128,21 +128,21 @@ MUTATIONS = (
         "evidence.py",
         'np.argsort(-weights, axis=1, kind="stable")',
         'np.argsort(weights, axis=1, kind="stable")',
-        "centering",
+        "training",
     ),
     Mutation(
         "one row more than asked for",
         "evidence.py",
         "[:, : query.n_neighbors]",
         "[:, : query.n_neighbors + 1]",
-        "centering",
+        "training",
     ),
     Mutation(
         "weights of cited rows as they were among all",
         "evidence.py",
-        "kept = np.divide(kept, total, out=np.zeros_like(kept), where=total > 0)",
-        "kept = np.divide(kept, 1.0)",
-        "centering",
+        "weights = normalised(weights)",
+        "weights = weights * 1.0",
+        "training",
     ),
     Mutation("votes of the other panels", "evidence.py", "np.where(panel == p,", "np.where(panel != p,", "evidence"),
     Mutation(
@@ -169,16 +169,16 @@ MUTATIONS = (
     Mutation(
         "all contexts in the pool",
         "bank.py",
-        "np.where(own.any(axis=1, keepdims=True), own, self.eligible)",
+        "np.where(here.any(axis=1, keepdims=True), here, self.eligible)",
         "self.eligible",
         "response_methods",
     ),
     Mutation(
         "shift with the wrong sign",
-        "centering.py",
-        "np.nan_to_num(own - mean)",
-        "np.nan_to_num(mean - own)",
-        "centering",
+        "training.py",
+        "np.nan_to_num(of_section - mean)",
+        "np.nan_to_num(mean - of_section)",
+        "training",
     ),
     Mutation(
         "regression of values beside their sections",
@@ -194,7 +194,7 @@ MUTATIONS = (
         "smooth = [next(_held_out(z, targets, held, held, [alpha]))",
         "regression",
     ),
-    Mutation("penalty per row", "ridge.py", "alpha * self._m", "alpha", "methods"),
+    Mutation("penalty per row", "ridge.py", "alpha * len(rows)", "alpha", "methods"),
     Mutation(
         "the worst state is kept", "loop.py", "if now > history.best_score", "if now < history.best_score", "loop"
     ),
@@ -248,8 +248,8 @@ MUTATIONS = (
     Mutation(
         "truth from the half that taught",
         "response_selection.py",
-        "truth = other.values[rows]",
-        "truth = one.values[rows]",
+        "truth = measured.values[rows]",
+        "truth = taught.values[rows]",
         "response_rag",
     ),
     Mutation(
@@ -295,7 +295,11 @@ MUTATIONS = (
         "response_stack",
     ),
     Mutation(
-        "what holds a perturbation may be used for it", "responses.py", "mine <= other", "mine >= other", "response_rag"
+        "what holds a perturbation may be used for it",
+        "responses.py",
+        "genes <= others",
+        "genes >= others",
+        "response_rag",
     ),
 )
 

@@ -26,11 +26,16 @@ from torch import nn
 from ragst_sd.retrieval.blocks import gelu, in_blocks
 from ragst_sd.retrieval.evidence import cite
 from ragst_sd.retrieval.gate import uniform_gate
-from ragst_sd.retrieval.loop import History, optimise, seeded
+from ragst_sd.retrieval.loop import History, best_step, optimise, seeded
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.options import CitingOptions, count, not_negative, positive, share
-from ragst_sd.retrieval.targets import best_step, centred_within_sections, held_out_splits, standardised_targets
-from ragst_sd.retrieval.training import dense, within_section_pearson
+from ragst_sd.retrieval.training import (
+    centred_within_sections,
+    dense,
+    held_out_splits,
+    standardised_targets,
+    within_section_pearson,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ragst_sd.retrieval.bank import Bank, Query, Run, Selection
-    from ragst_sd.retrieval.targets import Targets
+    from ragst_sd.retrieval.training import Targets
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ seen, as it has not seen the query's. As evidence plus adjustment, the adjustmen
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from ragst_sd.retrieval.training import reference_mean
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ragst_sd.retrieval.bank import Bank, Run, Selection
+    from ragst_sd.retrieval.bank import Answer, Bank, Run, Selection
 
 _GATHERED_VALUES = 2**24
 
@@ -125,11 +124,16 @@ def _fit(training: Bank, run: Run) -> dict[str, Any]:
     return {**fit_knn(training, run), **residual}
 
 
+def _answer(parameters: dict[str, Any], bank: Bank, selection: Selection) -> Answer:
+    adjustment = residual_adjustment(parameters, bank, selection)
+    return cited_mean(parameters, bank, selection)._replace(adjustment=adjustment.astype(np.float32))
+
+
 METHOD = Method(
     SupervisedOptions,
     _fit,
     select=select,
-    answer=partial(cited_mean, adjustment=residual_adjustment),
+    answer=_answer,
     per_gene=("coefficients", "intercept", "fold_coefficients", "fold_intercept", "measured"),
     per_row=("folds", "panels"),
     learns="values",

@@ -71,7 +71,7 @@ def eligible_rows(bank: Bank, query: Query, *, donor_key: str, where: Where, exc
             n,
         )
     if eligibility.count().min() == 0:
-        if eligibility.own is not None and eligibility.of_groups().count().min() > 0:
+        if eligibility.itself is not None and eligibility.of_groups().count().min() > 0:
             raise ValueError(
                 "The reference has one row that may be used, and that is a spot of the query, which does not cite itself. "
                 "Add other measured spots, or other donors."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from ragst_sd.retrieval import episodes as module
+from ragst_sd.retrieval.bank import Bank, Run
 from ragst_sd.retrieval.episodes import Episodes
 from ragst_sd.retrieval.gate import GATES
 from ragst_sd.retrieval.loop import seeded
@@ -17,21 +19,22 @@ from ragst_sd.retrieval.rag import RagOptions
 from ragst_sd.retrieval.training import within_section_pearson
 
 N, OPTIONS = 90, RagOptions(gate="softmax", correlation=1.0, sparsity=0.0)
+GROUPS = np.stack([np.repeat([0, 1, 2], 30), np.repeat([0, 1, 0, 2, 2, 3], 15)], axis=1)
 
 
 @pytest.fixture
 def episodes(rng):
-    folds, donors = np.repeat([0, 1, 2], 30), np.repeat([0, 1, 0, 2, 2, 3], 15)
-    return Episodes(
-        x=torch.from_numpy(rng.normal(size=(N, 6))).float(),
-        y=torch.from_numpy(rng.normal(size=(N, 11))).float(),
-        state=torch.from_numpy(rng.normal(size=(N, 2))).float(),
-        groups=torch.from_numpy(np.stack([folds, donors], axis=1)),
-        sections=torch.from_numpy(np.repeat(np.arange(6), 15)),
-        n_candidates=7,
-        options=OPTIONS,
-        random=np.random.default_rng(0),
+    training = Bank(
+        embedding=None,
+        values=rng.normal(size=(N, 11)),
+        panels=np.zeros(N, dtype=int),
+        measured=np.ones((1, 11), dtype=bool),
+        folds=GROUPS[:, 0],
+        donors=GROUPS[:, 1],
+        sections=np.repeat(np.arange(6), 15),
+        state=rng.normal(size=(N, 2)),
     )
+    return Episodes(training, rng.normal(size=(N, 6)), Run(OPTIONS, n_candidates=7))
 
 
 def member_of(gate_hidden=0, seed=0):
@@ -45,7 +48,8 @@ def member_of(gate_hidden=0, seed=0):
 
 def spread_weights(episodes, member, queries, bank):
     """(queries, N) weight on every row, read off the evidence of profiles that name their row."""
-    named = replace(episodes, y=torch.eye(N))
+    named = copy(episodes)
+    named.y = torch.eye(N)
     with torch.no_grad():
         return named.predict(member, queries, bank)[0].numpy()
 
@@ -58,8 +62,7 @@ def test_no_weight_on_rows_of_the_own_group_or_donor(episodes, candidates, gate)
     episodes.n_candidates = 50
     with seeded(0):
         weights = spread_weights(episodes, member_of(4), np.arange(N), np.arange(N))
-    groups = episodes.groups.numpy()
-    closed = (groups[:, None, :] == groups[None, :, :]).any(axis=2)
+    closed = (GROUPS[:, None, :] == GROUPS[None, :, :]).any(axis=2)
     assert (weights[closed] == 0).all()
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
 
@@ -71,9 +74,8 @@ def test_evidence_written_out(episodes, gate_hidden):
     with torch.no_grad():
         evidence = episodes.predict(member, queries, bank)[0].numpy()
         phi = member(episodes.x)
-    groups = episodes.groups.numpy()
     for i, query in enumerate(queries):
-        eligible = [j for j in bank if not (groups[j] == groups[query]).any()]
+        eligible = [j for j in bank if not (GROUPS[j] == GROUPS[query]).any()]
         squared = ((phi[query] - phi[eligible]) ** 2).sum(dim=1).numpy()
         nearest = [eligible[place] for place in np.argsort(squared)[:7]]
         with torch.no_grad():

@@ -8,6 +8,7 @@ import scipy.sparse as sp
 
 from ragst_sd.retrieval import evidence as evidence_module
 from ragst_sd.retrieval import sparse_product
+from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.evidence import disagreement, effective_n, evidence_share, weighted_average
 
 
@@ -94,9 +95,8 @@ def test_disagreement_is_the_weighted_spread_of_what_rows_bring(rng, sparse, shi
     weights = rng.random((n, k))
     rows[0, 3:], weights[0, 3:] = -1, 0
     rows[1] = np.flatnonzero(panels == 1)[:k]
-    extra = {"sections": sections, "shifts": shifts} if shifted else {}
-    bank = sp.csr_matrix(values) if sparse else values
-    found = disagreement(rows, weights, bank, panels=panels, measured=measured, **extra)
+    bank = Bank(None, sp.csr_matrix(values) if sparse else values, panels, measured, None, sections)
+    found = disagreement(bank, rows, weights, shifts if shifted else None)
     for i in range(n):
         for j in range(g):
             own = rows[i][(rows[i] >= 0) & measured[panels[rows[i]], j]]

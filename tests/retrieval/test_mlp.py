@@ -12,11 +12,10 @@ import torch
 
 from ragst_sd.retrieval import mlp
 from ragst_sd.retrieval.bank import Bank, Run, Selection
-from ragst_sd.retrieval.loop import History
+from ragst_sd.retrieval.loop import History, best_step
 from ragst_sd.retrieval.mlp import MlpOptions, fit_mlp, mlp_adjustment
 from ragst_sd.retrieval.ridge import fit_ridge, ridge_adjustment
-from ragst_sd.retrieval.targets import best_step, held_out_splits, standardised_targets
-from ragst_sd.retrieval.training import within_section_pearson
+from ragst_sd.retrieval.training import held_out_splits, standardised_targets, within_section_pearson
 
 OPTIONS = MlpOptions(n_train_genes=8, hidden=16, max_steps=60, n_seeds=2, learning_rate=1e-2)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ragst_sd.retrieval.pt_rag_model import PtRag, energy_distance, net_arrays, net_from_arrays
+from ragst_sd.retrieval.model import state_to_arrays
+from ragst_sd.retrieval.pt_rag_model import NET, PtRag, energy_distance, net_from_arrays
 
 B, S, G, K, P = 3, 6, 10, 4, 5
 
@@ -66,7 +67,7 @@ def test_choices_are_learned_through_the_hard_gate(net, batch):
 
 
 def test_weights_are_plain_arrays(net, batch):
-    parameters = {**net_arrays(net), "heads": 4, "per_cell": net.per_cell}
+    parameters = {**state_to_arrays(net, NET), "heads": 4, "per_cell": net.per_cell}
     with torch.no_grad():
         np.testing.assert_array_equal(net_from_arrays(parameters)(*batch)[0].numpy(), net(*batch)[0].numpy())
 

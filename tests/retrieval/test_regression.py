@@ -9,7 +9,6 @@ import pytest
 import scipy.sparse as sp
 
 from ragst_sd.retrieval.bank import Bank
-from ragst_sd.retrieval.centering import section_shifts
 from ragst_sd.retrieval.regression import (
     fit_regression,
     regression_features,
@@ -18,7 +17,7 @@ from ragst_sd.retrieval.regression import (
     share_of_retrieval,
     solve_regression,
 )
-from ragst_sd.retrieval.targets import centred_within_sections, held_out_splits
+from ragst_sd.retrieval.training import centred_within_sections, held_out_splits, section_shifts
 
 LINEAR = {"regression_landmarks": np.zeros((0, 5)), "regression_alpha": 0.3}
 

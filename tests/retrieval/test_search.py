@@ -57,7 +57,7 @@ def test_own_group_never_comes_back(data):
 def test_a_query_that_is_a_row_does_not_find_itself(data, backend):
     _queries, bank, groups, tie_order = data
     own = np.where(np.arange(40) < 30, np.arange(40), -1)
-    of_rows = replace(groups, query_groups=np.full((40, 1), -1), own=own)
+    of_rows = replace(groups, query_groups=np.full((40, 1), -1), itself=own)
     mask = groups.allowed & (own[:, None] != np.arange(500))
     found = search(bank[:40], bank, 5, eligibility=of_rows, tie_order=tie_order, backend=backend)
     assert (found.rows != own[:, None]).all()

@@ -239,7 +239,7 @@ def test_a_fit_that_ran_through_says_so(reference, quick):
 def test_an_interrupted_mlp_still_predicts(query, reference, quick, monkeypatch, caplog):
     from ragst_sd.retrieval import mlp
 
-    n, original = [], mlp.standardised_error
+    n, original = [], mlp.section_correlation
 
     def interrupted(*args):
         n.append(1)
@@ -247,7 +247,7 @@ def test_an_interrupted_mlp_still_predicts(query, reference, quick, monkeypatch,
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(mlp, "standardised_error", interrupted)
+    monkeypatch.setattr(mlp, "section_correlation", interrupted)
     with caplog.at_level(logging.WARNING, logger="ragst_sd"):
         fitted_with(reference, "mlp", quick)
     assert "was interrupted after 2 of 6 steps" in caplog.text

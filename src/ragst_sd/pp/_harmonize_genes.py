@@ -18,7 +18,15 @@ from ragst_sd._gene_names import of_rna
 from ragst_sd._validate import listing, require_choice, require_key, require_type
 from ragst_sd.reference.genes import filled_names
 from ragst_sd.reference.normalize import as_csr, find_unit
-from ragst_sd.reference.symbols import FOUND, SPECIES, check_one_species, guess_species, load_table, one_to_one, resolve
+from ragst_sd.reference.symbols import (
+    KNOWN_BY,
+    SPECIES,
+    check_one_species,
+    guess_species,
+    load_table,
+    one_to_one,
+    resolve,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +192,7 @@ def _report(resolved: pd.DataFrame, species: str, target: str, unknown: str, rna
     """What becomes of each gene; features that are not RNA are none, and keep their names."""
     report = resolved.rename(columns={"gene": "symbol"})
     report.loc[~rna, ["symbol", "how", "candidates"]] = ["", OTHER_FEATURE, ""]
-    known = report["how"].isin(FOUND)
+    known = report["how"].isin(KNOWN_BY)
     if target == species:
         gene = report["symbol"].where(known, report["name"] if unknown == "keep" else "")
     else:
@@ -199,7 +207,7 @@ def _report(resolved: pd.DataFrame, species: str, target: str, unknown: str, rna
 def _summary(report: pd.DataFrame) -> str:
     counts = report["action"].value_counts()
     actions = ", ".join(f"{counts[action]} {action}" for action in (KEPT, RENAMED, MERGED, DROPPED) if action in counts)
-    unsure = report["how"][~report["how"].isin(FOUND)].value_counts()
+    unsure = report["how"][~report["how"].isin(KNOWN_BY)].value_counts()
     return actions + "".join(f"; {number} {how}" for how, number in unsure.items())
 
 

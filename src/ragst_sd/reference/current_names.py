@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ragst_sd.reference.genes import ENSEMBL, SYMBOL
 from ragst_sd.reference.symbols import (
-    FOUND,
+    KNOWN_BY,
     SPECIES,
     UNKNOWN,
     check_one_species,
@@ -72,7 +72,7 @@ def current_names(offered: Mapping[str, Sequence[str]], *, orthologues_to: str |
     lists = [offered[kind] for kind in (ENSEMBL, SYMBOL) if kind in offered]
     for given in zip(*lists, strict=True):
         hits = (look_up(name, table)[:2] for name in given)
-        genes.append(next((gene for gene, how in hits if how in FOUND), ""))
+        genes.append(next((gene for gene, how in hits if how in KNOWN_BY), ""))
     given_names = list(_leading(offered))
     if orthologues_to not in (None, species):
         partner = one_to_one(species, orthologues_to)
@@ -83,8 +83,8 @@ def current_names(offered: Mapping[str, Sequence[str]], *, orthologues_to: str |
     times = Counter(names)
     dropped = times.pop("", 0)
     merged = sum(n for n in times.values() if n > 1)
-    kept = sum(name == before and times[name] == 1 for name, before in zip(names, given_names, strict=True)) - unknown
-    how = {"kept": max(kept, 0), "renamed": 0, "merged": merged, "dropped": dropped, "unknown": unknown}
+    same = sum(name == before and times[name] == 1 for name, before in zip(names, given_names, strict=True)) - unknown
+    how = {"kept": max(same, 0), "renamed": 0, "merged": merged, "dropped": dropped, "unknown": unknown}
     how["renamed"] = len(names) - sum(how.values())
     return Current(names, species, how)
 
@@ -93,10 +93,10 @@ def names_by(naming: str, offered: Mapping[str, Sequence[str]]) -> list[str] | N
     """Names of a table's genes in a naming of a reference; None if the table does not offer it."""
     if naming not in CURRENT.values():
         return list(offered[naming]) if naming in offered else None
-    target = next(species for species, one in CURRENT.items() if one == naming)
-    found = current_names(offered, orthologues_to=target)
+    target = next(species for species, current in CURRENT.items() if current == naming)
+    names, species, _ = current_names(offered, orthologues_to=target)
     # A gene without an orthologue must not meet one that happens to be written alike.
-    return [name or f"{own} ({found.species})" for name, own in zip(found.names, _leading(offered), strict=True)]
+    return [name or f"{before} ({species})" for name, before in zip(names, _leading(offered), strict=True)]
 
 
 def _leading(offered: Mapping[str, Sequence[str]]) -> Sequence[str]:

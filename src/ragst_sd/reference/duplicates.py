@@ -101,7 +101,7 @@ def find_duplicates(prints: Sequence[Fingerprint]) -> Iterator[Duplicate]:
         if first.image_hash and first.image_hash == second.image_hash and _same_place(first.xy, second.xy):
             yield Duplicate(first, second, "images", 1.0)
             continue
-        small, large = sorted((first, second), key=lambda one: len(one.picture))
+        small, large = sorted((first, second), key=lambda section: len(section.picture))
         share = 0.0
         if small.expression is not None and large.expression is not None:
             share = float(_matches(small.expression, large.expression, _EXPRESSION[0])[2].mean())

@@ -51,7 +51,8 @@ def strip_version(names: Sequence[str]) -> list[str]:
 
 def filled_names(names: Sequence[str], column: Sequence[str]) -> list[str]:
     """Names of a column of `var`; where it leaves a gene without one, the name in `var_names` stands for it."""
-    return [str(own) if str(name).strip() in _MISSING else str(name) for own, name in zip(names, column, strict=True)]
+    pairs = zip(names, column, strict=True)
+    return [str(default) if str(name).strip() in _MISSING else str(name) for default, name in pairs]
 
 
 def available_names(names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -89,10 +90,10 @@ def common_naming(available: Mapping[str, Mapping[str, Sequence[str]]]) -> str:
     )
 
 
-def changed_capitals(expected: Iterable[str], found: Iterable[str]) -> str:
+def changed_capitals(expected: Iterable[str], names: Iterable[str]) -> str:
     """A sentence where names are the expected ones but for capitals that another tool has changed; empty otherwise."""
     letters = {gene.casefold(): gene for gene in expected}
-    pairs = [(letters[gene.casefold()], gene) for gene in found if letters.get(gene.casefold(), gene) != gene]
+    pairs = [(letters[gene.casefold()], gene) for gene in names if letters.get(gene.casefold(), gene) != gene]
     # Symbols of human and mouse differ like this as well, and are other genes.
     pairs = [(ours, theirs) for ours, theirs in pairs if ours.capitalize() not in (ours, theirs) or theirs.islower()]
     if not pairs:

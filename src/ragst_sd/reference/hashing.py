@@ -54,9 +54,9 @@ def row_digests(
         row = hashlib.sha256("\x1f".join([str(row_id), *(values[i] for values in columns.values())]).encode())
         part = slice(expression.indptr[i], expression.indptr[i + 1])
         # A stored zero and an absent one mean the same.
-        kept = expression.data[part] != 0
-        row.update(expression.indices[part][kept].astype(np.int32).tobytes())
-        row.update(expression.data[part][kept].astype(np.float32).tobytes())
+        expressed = expression.data[part] != 0
+        row.update(expression.indices[part][expressed].astype(np.int32).tobytes())
+        row.update(expression.data[part][expressed].astype(np.float32).tobytes())
         row.update(embedding[i].tobytes())
         rows.append(row.digest())
     return rows

@@ -157,13 +157,16 @@ class Fit:
     def read(cls, stored: Mapping[str, Any]) -> Fit:
         """From the mapping in `.uns["ragst"]["fit"]`, whose fields have been checked."""
         missing: dict[str, Any] = {"group_key": "", "rng": 0, "options": {}}
-        return cls(**{one.name: stored.get(one.name, missing.get(one.name)) for one in fields(cls)})
+        return cls(**{field.name: stored.get(field.name, missing.get(field.name)) for field in fields(cls)})
 
     def stored(self) -> dict[str, Any]:
         """The mapping that is written, without what is not known."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        unknown = [name for name, value in values.items() if value is None or (name.endswith("_hash") and not value)]
-        return {name: value for name, value in values.items() if name not in unknown}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: value
+            for name, value in values.items()
+            if not (value is None or (name.endswith("_hash") and not value))
+        }
 
     @property
     def cites_level(self) -> bool:
@@ -172,7 +175,7 @@ class Fit:
 
 
 def _fields_in(cls: type, stored: Mapping[str, Any]) -> dict[str, Any]:
-    return {one.name: stored[one.name] for one in fields(cls) if one.name in stored}
+    return {field.name: stored[field.name] for field in fields(cls) if field.name in stored}
 
 
 def _texts(values: Any) -> np.ndarray:
@@ -202,7 +205,8 @@ def migrated(header: Any, genes: Sequence[str]) -> Any:
         naming = str(header.get("normalization", {}).get("naming", SYMBOL))
         offered = {ENSEMBL if naming == ENSEMBL else SYMBOL: list(map(str, genes))}
         try:
-            species = next((one for one, name in CURRENT.items() if name == naming), None) or species_of(offered)
+            named = [species for species, name in CURRENT.items() if name == naming]
+            species = named[0] if named else species_of(offered)
         except ValueError:
             # Names of both species in one table: version 1 took them, and no section can be told to be of one.
             species = UNKNOWN

@@ -233,6 +233,6 @@ def _of_selections(parts: Mapping[str, Part]) -> Plan:
 
 def differing_columns(columns: Mapping[str, Sequence[str]]) -> str:
     """Which references lack which columns that others have; empty if all have the same."""
-    every = list(dict.fromkeys(column for own in columns.values() for column in own))
-    lacking = {name: [c for c in every if c not in own] for name, own in columns.items()}
+    every = list(dict.fromkeys(column for listed in columns.values() for column in listed))
+    lacking = {name: [column for column in every if column not in listed] for name, listed in columns.items()}
     return "; ".join(f"{name} lacks {missing}" for name, missing in lacking.items() if missing)

@@ -185,10 +185,10 @@ def recognised(values: sp.csr_matrix, genes: Sequence[str], known: Mapping[str, 
     theirs, ours = np.array(shared).T
     bank, _ = _unit(np.asarray(known["values"])[:, theirs])
     asked, rows = _unit(values[:, ours].toarray())
-    found = np.zeros(values.shape[0], dtype=bool)
+    known_cells = np.zeros(values.shape[0], dtype=bool)
     if len(bank):
-        found[rows] = np.isfinite(cKDTree(bank).query(asked, distance_upper_bound=_SAME)[0])
-    return found
+        known_cells[rows] = np.isfinite(cKDTree(bank).query(asked, distance_upper_bound=_SAME)[0])
+    return known_cells
 
 
 def _unit(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

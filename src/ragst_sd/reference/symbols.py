@@ -19,7 +19,7 @@ from ragst_sd.reference.genes import strip_version
 
 SPECIES = ("human", "mouse")
 # How a name was found, if it was.
-FOUND = ("symbol", "ensembl", "ensembl_version", "previous", "alias", "repeated")
+KNOWN_BY = ("symbol", "ensembl", "ensembl_version", "previous", "alias", "repeated")
 AMBIGUOUS, DATE, UNKNOWN = "ambiguous", "date", "unknown"
 
 # A list of one species that is old or holds probes of its own still has most of its names in the table of that species.
@@ -76,9 +76,9 @@ def load_table(species: str) -> GeneTable:
             symbols.add(symbol)
         if identifier:
             by_ensembl[identifier] = gene
-        for names, found in zip(lists, (previous, alias), strict=True):
+        for names, genes in zip(lists, (previous, alias), strict=True):
             for name in names.split("|") if names else ():
-                found[name].add(gene)
+                genes[name].add(gene)
         if orthologue:
             orthologues[identifier] = orthologue
     return GeneTable(
@@ -125,7 +125,7 @@ def guess_species(names: Sequence[str]) -> tuple[str, float]:
     check_one_species(names, species)
     if share[species] < _MOSTLY:
         plain = _known(names)[0]
-        shares = ", ".join(f"{one} {value:.0%}" for one, value in share.items())
+        shares = ", ".join(f"{name} {value:.0%}" for name, value in share.items())
         raise ValueError(
             f"The species cannot be told from {len(plain)} gene names (for instance {plain[:_SHOWN]}): too few are "
             f"current symbols or Ensembl ids ({shares}). Give `rg.pp.harmonize_genes(..., species=...)`, or a column "
@@ -138,28 +138,28 @@ def check_one_species(names: Sequence[str], species: str) -> float:
     """Share of the names that only the other species has; a `ValueError` if it shows that species are mixed."""
     plain, known = _known(names)
     (other,) = set(SPECIES) - {species}
-    own = set(known[species])
-    foreign = [name for name in known[other] if name not in own]
+    expected_names = set(known[species])
+    foreign = [name for name in known[other] if name not in expected_names]
     share = len(foreign) / max(1, len(plain))
     if share >= _MIXED:
-        own_share = len(known[species]) / len(plain)
-        todo = (
-            "Split the table by species, and bring one to the other with `rg.pp.harmonize_genes(..., "
-            f"orthologues_to={species!r})`."
-            if own_share >= _MIXED
-            else f"Is `rg.pp.harmonize_genes(..., species={other!r})` meant?"
-        )
+        expected = len(known[species]) / len(plain)
+        what, todo = f"are not those of {species}", f"Is `rg.pp.harmonize_genes(..., species={other!r})` meant?"
+        if expected >= _MIXED:
+            what = "mix species"
+            todo = (
+                "Split the table by species, and bring one to the other with `rg.pp.harmonize_genes(..., "
+                f"orthologues_to={species!r})`."
+            )
         raise ValueError(
-            f"Gene names {'mix species' if own_share >= _MIXED else f'are not those of {species}'}: {own_share:.0%} "
-            f"are names of {species}, and {share:.0%} are names of {other} only (for instance {foreign[:_SHOWN]}). "
-            f"{todo}"
+            f"Gene names {what}: {expected:.0%} are names of {species}, and {share:.0%} are names of {other} only (for "
+            f"instance {foreign[:_SHOWN]}). {todo}"
         )
     return share
 
 
 def current_shares(names: Sequence[str]) -> dict[str, float]:
     """Share of the names that are current symbols or Ensembl ids, by species, the largest first."""
-    share = {species: len(found) / max(1, len(names)) for species, found in _known(names)[1].items()}
+    share = {species: len(known) / max(1, len(names)) for species, known in _known(names)[1].items()}
     return dict(sorted(share.items(), key=lambda item: -item[1]))
 
 
@@ -204,9 +204,9 @@ def resolve(names: Sequence[str], species: str) -> pd.DataFrame:
         gene, how, candidates = look_up(name, table)
         rows.append((name, gene, how, "|".join(sorted(candidates)) if len(candidates) > 1 else ""))
     out = pd.DataFrame(rows, columns=["name", "gene", "how", "candidates"], dtype=object)
-    if len(out) and out["how"].isin(FOUND).mean() < _OVERLAP:
+    if len(out) and out["how"].isin(KNOWN_BY).mean() < _OVERLAP:
         raise ValueError(
-            f"{int(out['how'].isin(FOUND).sum())} of {len(out)} gene names are in the table of {species} (for instance "
+            f"{int(out['how'].isin(KNOWN_BY).sum())} of {len(out)} gene names are in the table of {species} (for instance "
             f"{listed[:_SHOWN]} are looked for). Are they of another species, or is another column of `var` meant?"
         )
     return out

@@ -20,7 +20,7 @@ import numpy as np
 
 from ragst_sd.retrieval.blocks import in_blocks
 from ragst_sd.retrieval.projection import fit_pca
-from ragst_sd.retrieval.targets import centred_within_sections
+from ragst_sd.retrieval.training import centred_within_sections
 
 # Directions along which tiles differ more than others do; beyond these, correlations hardly change the distance.
 _N_AXES = 128

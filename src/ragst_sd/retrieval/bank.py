@@ -174,13 +174,14 @@ class Bank:
         """
         patterns, inverse = np.unique(self.measured.T, axis=0, return_inverse=True)
         rows = [np.flatnonzero(pattern[self.panels]) for pattern in patterns]
-        return [(own, np.flatnonzero(inverse.ravel() == i)) for i, own in enumerate(rows) if len(own)]
+        genes = [np.flatnonzero(inverse.ravel() == i) for i in range(len(rows))]
+        return [(of_panels, measured) for of_panels, measured in zip(rows, genes, strict=True) if len(of_panels)]
 
     def at_rows(self, rows: np.ndarray) -> Bank:
         """The bank of some rows, in the order given."""
         parts: dict[str, Any] = {}
-        for name in (one.name for one in fields(self)):
-            value = getattr(self, name)
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
             if value is None or name in ("measured", "genes", "var", "header", "fit"):
                 continue
             if name == "digests":
@@ -267,8 +268,8 @@ class Query:
 
     def pool(self, bank: Bank) -> np.ndarray:
         """(n, m) eligible rows of the query's own context; of all contexts where it has none."""
-        own = self.eligible & (self.contexts[:, None] == bank.sections)
-        return np.asarray(np.where(own.any(axis=1, keepdims=True), own, self.eligible))
+        here = self.eligible & (self.contexts[:, None] == bank.sections)
+        return np.asarray(np.where(here.any(axis=1, keepdims=True), here, self.eligible))
 
 
 @dataclass(frozen=True)
@@ -302,11 +303,11 @@ class Selection:
 
     def some(self, queries: slice | np.ndarray) -> Selection:
         """The same for some of the queries."""
-        parts = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "query"}
-        kept = {name: value[queries] for name, value in parts.items() if value is not None}
+        arrays = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "query"}
+        parts = {name: array[queries] for name, array in arrays.items() if array is not None}
         if self.query is not None:
-            kept["query"] = self.query.some(np.arange(len(self.rows))[queries])
-        return replace(self, **kept)
+            parts["query"] = self.query.some(np.arange(len(self.rows))[queries])
+        return replace(self, **parts)
 
 
 class Answer(NamedTuple):

@@ -133,9 +133,9 @@ def _at_least(probability: np.ndarray, rank: np.ndarray) -> np.ndarray:
     # counts[j] is the probability of j events so far; a group that cannot happen changes nothing.
     counts = np.zeros((k + 1, g))
     counts[0] = 1.0
-    for own in probability:
-        counts[1:] = counts[1:] * (1 - own) + counts[:-1] * own
-        counts[0] *= 1 - own
+    for happens in probability:
+        counts[1:] = counts[1:] * (1 - happens) + counts[:-1] * happens
+        counts[0] *= 1 - happens
     tail = np.cumsum(counts[::-1], axis=0)[::-1]
     return tail[np.clip(rank, 0, k), np.arange(g)]
 

@@ -20,7 +20,7 @@ class Eligibility:
     """(m, e) integer codes."""
     allowed: np.ndarray
     """(m,) bool."""
-    own: np.ndarray | None = None
+    itself: np.ndarray | None = None
     """(n,) row of the bank that each query is itself, -1 for none. It is not cited; means and regressions keep it."""
     level: np.ndarray | None = None
     """(m,) bool, rows on whose mean evidence is put back; all that may be used if left out."""
@@ -36,13 +36,13 @@ class Eligibility:
         out = np.broadcast_to(self.allowed[rows], (len(groups), len(bank))).copy()
         for e in range(groups.shape[1]):
             out &= groups[:, e, None] != bank[None, :, e]
-        if self.own is not None:
-            out &= self.own[queries, None] != np.arange(len(self.allowed))[rows]
+        if self.itself is not None:
+            out &= self.itself[queries, None] != np.arange(len(self.allowed))[rows]
         return out
 
     def of_groups(self) -> Eligibility:
         """The same without the rule that a query does not use its own row."""
-        return replace(self, own=None)
+        return replace(self, itself=None)
 
     def of_level(self) -> Eligibility:
         """Limited to the rows of `level`, as far as there are any."""
@@ -61,22 +61,21 @@ class Eligibility:
         first, inverse = self.patterns()
         others = self.of_groups()
         counts = np.asarray([others.mask(np.array([i]), slice(None)).sum() for i in first], dtype=np.int64)[inverse]
-        if self.own is not None:
-            known = np.flatnonzero(self.own >= 0)
-            row = self.own[known]
+        if self.itself is not None:
+            known = np.flatnonzero(self.itself >= 0)
+            row = self.itself[known]
             differs = (self.query_groups[known] != self.bank_groups[row]).all(axis=1)
             counts[known] -= self.allowed[row] & differs
         return counts
 
     def of_queries(self, queries: slice | np.ndarray) -> Eligibility:
         """The same for some of the queries."""
-        own = None if self.own is None else self.own[queries]
-        return replace(self, query_groups=self.query_groups[queries], own=own)
+        itself = None if self.itself is None else self.itself[queries]
+        return replace(self, query_groups=self.query_groups[queries], itself=itself)
 
     def of_rows(self, rows: slice) -> Eligibility:
         """The same for consecutive rows of the bank."""
-        own, level = self.own, None if self.level is None else self.level[rows]
-        if own is not None:
-            own = own - rows.start
-            own = np.where((own >= 0) & (own < rows.stop - rows.start), own, -1)
-        return Eligibility(self.query_groups, self.bank_groups[rows], self.allowed[rows], own, level)
+        itself, level = self.itself, None if self.level is None else self.level[rows]
+        if itself is not None:
+            itself = np.where((itself >= rows.start) & (itself < rows.stop), itself - rows.start, -1)
+        return Eligibility(self.query_groups, self.bank_groups[rows], self.allowed[rows], itself, level)

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from ragst_sd.retrieval.bank import Bank, Run
 from ragst_sd.retrieval.gate import GATES
-from ragst_sd.retrieval.losses import section_correlation, standardised_error
+from ragst_sd.retrieval.loop import section_correlation
 from ragst_sd.retrieval.model import Member
-from ragst_sd.retrieval.targets import standardised_targets
-from ragst_sd.retrieval.training import within_section_pearson
-
-if TYPE_CHECKING:
-    from ragst_sd.retrieval.rag import RagOptions
-
+from ragst_sd.retrieval.training import standardised_targets, within_section_pearson
 
 _BATCH = 256
 _BANK = 4096
@@ -26,62 +18,51 @@ _SCORED = 1024
 _WARM, _COLD = 1.0, 0.2
 
 
-@dataclass
 class Episodes:
-    """Rows of a reference as tensors, and the options that a training step needs."""
+    """Rows of a reference as tensors, and the options that a training step needs.
 
-    x: Tensor
-    """(m, p) inputs of phi."""
-    y: Tensor
-    """(m, g) profiles, centred within sections, in standard deviations of each gene."""
-    state: Tensor
-    """(m, s)."""
-    groups: Tensor
-    """(m, e) codes of groups whose rows never serve each other."""
-    sections: Tensor
-    """(m,)."""
-    n_candidates: int
-    options: RagOptions
-    random: np.random.Generator
-    candidates: str = "nearest"
-    """`"nearest"`, or `"random"` for a control."""
-    amp: bool = False
-    bank: Tensor | None = None
-    """(m, p) inputs of phi for rows that are retrieved, where they are not those of queries."""
-    n_types: int = 0
-    """Inputs that speak of cell types, the first ones."""
+    Parameters
+    ----------
+    training
+        Rows with their state, sections, and the groups whose rows never serve each other.
+    x
+        (m, p) inputs of phi.
+    run
+        How many candidates a query has, the options of `rag`, seed and device.
+    candidates
+        `"nearest"`, or `"random"` for a control.
+    rows
+        (m, p) inputs of phi for rows that are retrieved, where they are not those of queries.
+    n_types
+        Inputs that speak of cell types, the first ones.
+    """
 
-    def __post_init__(self) -> None:
-        """Groups are few: which of their kinds may not serve each other is found once."""
-        kinds, self._kinds = self.groups.unique(dim=0, return_inverse=True)
-        # The distance of such rows, and zero between all others.
-        self._closed = torch.where((kinds[:, None] == kinds).any(dim=2), torch.inf, 0.0)
-
-    @classmethod
-    def of(cls, training: Bank, x: np.ndarray, run: Run, candidates: str) -> Episodes:
-        """Episodes of the rows of a bank, whose inputs of phi are `x`."""
-        targets = standardised_targets(
-            training,
-            np.arange(len(x)),
-            int(run.options.n_train_genes),
-            "random_rag" if candidates == "random" else "rag",
-        )
-
+    def __init__(
+        self,
+        training: Bank,
+        x: np.ndarray,
+        run: Run,
+        candidates: str = "nearest",
+        rows: np.ndarray | None = None,
+        n_types: int = 0,
+    ) -> None:
         def tensor(array: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.as_tensor(np.ascontiguousarray(array), dtype=dtype, device=run.device)
 
-        return cls(
-            x=tensor(x),
-            y=tensor(targets.values),
-            state=tensor(training.states),
-            groups=tensor(training.groups, torch.long),
-            sections=tensor(training.sections, torch.long),
-            n_candidates=run.n_candidates,
-            options=run.options,
-            candidates=candidates,
-            random=np.random.default_rng(run.rng),
-            amp=run.amp,
-        )
+        name = "random_rag" if candidates == "random" else "rag"
+        targets = standardised_targets(training, np.arange(len(x)), run.options.n_train_genes, name)
+        self.options, self.n_candidates, self.amp = run.options, run.n_candidates, run.amp
+        self.candidates, self.n_types, self.random = candidates, n_types, np.random.default_rng(run.rng)
+        self.x = tensor(x)
+        self.rows = self.x if rows is None else tensor(rows)
+        # (m, g) profiles, centred within sections, in standard deviations of each gene.
+        self.y = tensor(targets.values)
+        self.state, self.sections = tensor(training.states), tensor(training.sections, torch.long)
+        # Groups are few: which of their kinds may not serve each other is known once.
+        self.groups = tensor(training.groups, torch.long)
+        kinds, self._kinds = self.groups.unique(dim=0, return_inverse=True)
+        # The distance of such rows, and zero between all others.
+        self._closed = torch.where((kinds[:, None] == kinds).any(dim=2), torch.inf, 0.0)
 
     def batches(self, rows: np.ndarray) -> list[np.ndarray]:
         """Rows in random order of sections, whole sections together, so that correlations within them can be taken."""
@@ -103,7 +84,7 @@ class Episodes:
         device = self.x.device
         q, b = (torch.as_tensor(rows, device=device) for rows in (queries, bank))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp):
-            phi_q, phi_b = member(self.x[q]), member((self.x if self.bank is None else self.bank)[b])
+            phi_q, phi_b = member(self.x[q]), member(self.rows[b])
         phi_q, phi_b = phi_q.float(), phi_b.float()
         closed = self._closed[:, self._kinds[b]][self._kinds[q]]
         k = min(self.n_candidates, len(bank))
@@ -112,24 +93,23 @@ class Episodes:
         index = _smallest(closed + torch.rand_like(closed) if self.candidates == "random" else squared.detach(), k)
         absent = closed.gather(1, index) > 0
         # A row whose groups leave it no neighbour at all gets no evidence, instead of dividing by nothing.
-        alone = absent.all(dim=1, keepdim=True)
+        isolated = absent.all(dim=1, keepdim=True)
         squared = (squared.gather(1, index) + (phi_q * phi_q).sum(1, keepdim=True)).masked_fill(absent, 0).clamp_min(0)
         # The gradient of `phi_b[index]` is summed in an order that depends on the threads; that of an embedding is not.
         candidates = torch.nn.functional.embedding(index, phi_b) if member.conditioning is not None else None
-        logits = member.logits_of_distances(squared, phi_q, candidates, self.state[q], absent & ~alone)
-        weights = GATES[self.options.gate](logits, member.null, temperature).masked_fill(alone, 0.0)
+        logits = member.logits_of_distances(squared, phi_q, candidates, self.state[q], absent & ~isolated)
+        weights = GATES[self.options.gate](logits, member.null, temperature).masked_fill(isolated, 0.0)
         return torch.nn.functional.embedding_bag(b[index], self.y, per_sample_weights=weights, mode="sum"), weights
 
     def loss(self, member: Member, queries: np.ndarray, progress: float) -> Tensor:
         """Loss of one batch; `progress` runs from 0 to 1 over the training."""
-        groups = self.groups.cpu().numpy()
-        bank = np.arange(len(groups))
+        bank = np.arange(len(self.x))
         if len(bank) > _BANK:
-            bank = np.sort(self.random.choice(len(groups), _BANK, replace=False))
+            bank = np.sort(self.random.choice(len(bank), _BANK, replace=False))
         temperature = _WARM + (_COLD - _WARM) * progress if self.options.gate == "gumbel" else None
         evidence, weights = self.predict(member, queries, bank, temperature)
         target, sections = self.y[torch.as_tensor(queries, device=self.y.device)], self.sections[queries]
-        loss = standardised_error(evidence, target)
+        loss = torch.nn.functional.mse_loss(evidence, target)
         loss = loss + self.options.correlation * (1 - section_correlation(evidence, target, sections))
         if self.options.sparsity:
             # The effective number of rows as a share of the candidates.

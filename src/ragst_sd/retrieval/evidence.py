@@ -3,6 +3,10 @@ r"""Evidence: the weighted average of measured profiles.
 .. math:: e_{ig} = \frac{\sum_j w_{ij} m_{jg} y_{jg}}{\sum_j w_{ij} m_{jg}}
 
 with :math:`m_{jg}` one where row j measured gene g. Where no cited row did, the evidence is NaN.
+
+Sections are compared within themselves: :math:`y_j - \delta_{s(j)}` stands for :math:`y_j`, with the mean of the section
+of row j minus that of the reference, :math:`\delta_s = \bar y_s - \bar y`. Depth, staining and handling move whole
+sections; without the correction a prediction would move with the sections that its neighbours come from.
 """
 
 from __future__ import annotations
@@ -13,8 +17,8 @@ import numpy as np
 import torch
 
 from ragst_sd.retrieval.bank import Answer, Selection
-from ragst_sd.retrieval.blocks import known_sum
-from ragst_sd.retrieval.centering import weighted_shift
+from ragst_sd.retrieval.blocks import known_sum, product_in_blocks
+from ragst_sd.retrieval.gate import normalised
 from ragst_sd.retrieval.sparse_product import sparse_product, sparse_squares
 
 if TYPE_CHECKING:
@@ -73,8 +77,8 @@ def _per_vote(
     """Weighted sums over the weights of the rows that measured each gene; NaN where none did."""
     if measured is not None and panels is not None and not measured.all():
         panel = np.where(rows >= 0, panels[np.maximum(rows, 0)], 0)
-        held = np.stack([np.where(panel == p, weights, 0).sum(axis=1) for p in range(len(measured))], axis=1)
-        votes = held @ measured.astype(np.float32)
+        of_panel = np.stack([np.where(panel == p, weights, 0).sum(axis=1) for p in range(len(measured))], axis=1)
+        votes = of_panel @ measured.astype(np.float32)
         with np.errstate(invalid="ignore", divide="ignore"):
             total = np.where(votes > 0, total / votes, np.nan)
     total[weights.sum(axis=1) == 0] = np.nan
@@ -82,13 +86,9 @@ def _per_vote(
 
 
 def disagreement(
+    bank: Bank,
     rows: np.ndarray,
     weights: np.ndarray,
-    values: Any,
-    *,
-    panels: np.ndarray,
-    measured: np.ndarray,
-    sections: np.ndarray | None = None,
     shifts: np.ndarray | None = None,
     average: np.ndarray | None = None,
     shift: np.ndarray | None = None,
@@ -102,10 +102,8 @@ def disagreement(
 
     Parameters
     ----------
-    rows, weights, values, panels, measured
+    rows, weights
         As in :func:`weighted_average`.
-    sections
-        (m,) section of each row.
     shifts
         (sections, g).
     average, shift
@@ -116,15 +114,16 @@ def disagreement(
     -------
     float32 (n, g); NaN where no cited row measured the gene.
     """
-    of_panels = {"panels": panels, "measured": measured}
+    of_panels = {"panels": bank.panels, "measured": bank.measured}
     if average is None:
-        average = weighted_average(rows, weights, values, **of_panels)
-    shifted = None if sections is None or shifts is None else (sections, shifts)
-    first, held = average.astype(np.float64), np.where(rows >= 0, weights, 0.0).astype(np.float32)
-    second = _per_vote(sparse_squares(rows, held, values, shifted), rows, held, panels, measured)
-    if shifted is not None:
-        first -= weighted_shift(rows, weights, *shifted, **of_panels) if shift is None else shift
-        second += weighted_shift(rows, weights, shifted[0], shifted[1] ** 2, **of_panels)
+        average = weighted_average(rows, weights, bank.values, **of_panels)
+    first, weights = average.astype(np.float64), np.where(rows >= 0, weights, 0.0)
+    cited = weights.astype(np.float32)
+    squares = sparse_squares(rows, cited, bank.values, None if shifts is None else (bank.sections, shifts))
+    second = _per_vote(squares, rows, cited, **of_panels)
+    if shifts is not None:
+        first -= weighted_shift(rows, weights, bank.sections, shifts, **of_panels) if shift is None else shift
+        second += weighted_shift(rows, weights, bank.sections, shifts**2, **of_panels)
     # In place: these are the largest arrays of a prediction.
     np.square(first, out=first)
     second -= first
@@ -132,17 +131,56 @@ def disagreement(
     return np.sqrt(second, out=second).astype(np.float32)
 
 
+def weighted_shift(
+    rows: np.ndarray,
+    weights: np.ndarray,
+    row_sections: np.ndarray,
+    shifts: np.ndarray,
+    *,
+    panels: np.ndarray,
+    measured: np.ndarray,
+) -> np.ndarray:
+    """(n, g) weighted average of the shifts of the cited rows that measured each gene; NaN where none did.
+
+    Parameters
+    ----------
+    rows, weights
+        (n, k) rows of the bank, -1 for none, and their weights.
+    row_sections, panels
+        (m,) section and panel of each row of the bank.
+    shifts
+        (sections, g).
+    measured
+        (panels, g) mask.
+    """
+    groups, index = np.unique(np.stack([row_sections, panels]), axis=1, return_inverse=True)
+    index = index.ravel()
+    share = np.zeros((len(rows), groups.shape[1]))
+    queries = np.repeat(np.arange(len(rows)), rows.shape[1])
+    cited = np.where(rows >= 0, weights, 0.0).ravel()
+    np.add.at(share, (queries, index[np.maximum(rows, 0)].ravel()), cited)
+    # In blocks of one shape, so that the sum of a row does not depend on the rows beside it.
+    if measured.all():
+        total = share.sum(axis=1, keepdims=True)
+        share = np.divide(share, total, out=np.full(share.shape, np.nan), where=total > 0)
+        return product_in_blocks(share, shifts[groups[0]])
+    votes = measured[groups[1]].astype(np.float64)
+    total = product_in_blocks(share, votes)
+    out = product_in_blocks(share, votes * shifts[groups[0]])
+    return np.divide(out, total, out=np.full(total.shape, np.nan), where=total > 0)
+
+
 def _product(rows: np.ndarray, weights: np.ndarray, values: Any) -> np.ndarray:
     n, k = rows.shape
     if hasattr(values, "tocsr"):
         return sparse_product(rows, weights, values)
     if isinstance(values, torch.Tensor):
-        index, held = (torch.from_numpy(a).to(values.device) for a in (np.maximum(rows, 0), weights))
+        index, weight = (torch.from_numpy(a).to(values.device) for a in (np.maximum(rows, 0), weights))
         out = torch.empty((n, values.shape[1]), dtype=torch.float32, device=values.device)
         step = max(1, _GATHERED_VALUES // max(1, k * values.shape[1]))
         for start in range(0, n, step):
             part = slice(start, start + step)
-            out[part] = torch.bmm(held[part, None, :], values[index[part]].float())[:, 0]
+            out[part] = torch.bmm(weight[part, None, :], values[index[part]].float())[:, 0]
         return out.cpu().numpy()
     cited, local = np.unique(np.maximum(rows, 0), return_inverse=True)
     index = torch.from_numpy(np.stack([np.repeat(np.arange(n), k), local.ravel()]))
@@ -155,18 +193,15 @@ def cite(query: Query, weights: np.ndarray) -> Selection:
 
     A candidate without weight is not cited: its row is -1.
     """
-    found = query.candidates
     order = np.argsort(-weights, axis=1, kind="stable")[:, : query.n_neighbors]
-    rows, kept, distances = (np.take_along_axis(a, order, axis=1) for a in (found.rows, weights, found.distances))
-    total = kept.sum(axis=1, keepdims=True)
-    kept = np.divide(kept, total, out=np.zeros_like(kept), where=total > 0)
-    return Selection(query.key, np.where(kept > 0, rows, -1), kept, np.where(kept > 0, distances, np.nan))
+    columns = (query.candidates.rows, weights, query.candidates.distances)
+    rows, weights, distances = (np.take_along_axis(column, order, axis=1) for column in columns)
+    weights = normalised(weights)
+    return Selection(query.key, np.where(weights > 0, rows, -1), weights, np.where(weights > 0, distances, np.nan))
 
 
-def cited_mean(
-    parameters: Mapping[str, Any], bank: Bank, selection: Selection, *, adjustment: Adjustment | None = None
-) -> Answer:
-    """The mean of the cited rows, relative to their sections if `parameters` has `section_shifts`, and an adjustment.
+def cited_mean(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
+    """The mean of the cited rows, relative to their sections if `parameters` has `section_shifts`.
 
     The mean of the rows that may be used, on which it is put back, is in `level`.
     """
@@ -179,8 +214,7 @@ def cited_mean(
         moved = average - shift
         moved += level[0] if len(level) == 1 else level[selection.level]
         evidence = moved.astype(np.float32)
-    added = np.zeros_like(evidence) if adjustment is None else adjustment(parameters, bank, selection)
-    return Answer(evidence, added.astype(np.float32, copy=False), average, shift=shift)
+    return Answer(evidence, np.zeros_like(evidence), average, shift)
 
 
 def mean_of_reference(

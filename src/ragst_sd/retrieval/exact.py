@@ -1,7 +1,7 @@
 """The float32 pass of exact search: for each query the rows that may be among its nearest, block by block of the bank.
 
 A block is one matrix product. Of a product only the smallest score of every 64 rows is looked at; rows are
-taken up only where that beats the worst candidate kept so far, which after the first blocks is rare.
+taken up only where that beats the worst candidate so far, which after the first blocks is rare.
 Memory is that of one block.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,15 +28,6 @@ _MANY = 1 / 16
 _OWN_CHUNK = 128
 
 
-class Shortlist(NamedTuple):
-    """What the float32 pass leaves for each query."""
-
-    rows: np.ndarray
-    """(n, wanted) rows of the bank, -1 for none, in no order."""
-    bound: np.ndarray
-    """(n,) squared distance that no other eligible row goes below; infinite where there is no other."""
-
-
 def shortlist(
     queries: np.ndarray,
     bank: Any,
@@ -44,10 +35,9 @@ def shortlist(
     *,
     eligibility: Eligibility,
     within: np.ndarray,
-    unit: bool = False,
     device: str | torch.device = "cpu",
     block: tuple[int, int] | None = None,
-) -> Shortlist:
+) -> tuple[np.ndarray, np.ndarray]:
     r"""Find the `wanted` rows of the bank with the smallest distances in float32.
 
     .. math:: \|q - x\|^2 = \|q\|^2 + (\|x\|^2 - 2\, q \cdot x)
@@ -64,22 +54,21 @@ def shortlist(
         (m, d) float16, float32 or float64: numpy, or a tensor on any device.
     within
         (n,) squared distances beyond which a query has no use for rows; infinite where it has use for all.
-    unit
-        Whether rows of the bank are to be scaled to length one, as the queries are.
     block
         Queries and rows of one product.
+
+    Returns
+    -------
+    (n, wanted) rows of the bank, -1 for none, in no order; and (n,) the squared distance that no other eligible row goes
+    below, infinite where there is no other.
     """
     device = torch.device(device)
     n_block, m_block = block or (_CPU_BLOCK if device.type == "cpu" else _GPU_BLOCK)
     m_block = max(_GROUP, m_block // _GROUP * _GROUP)
-    half = (
-        device.type == "cuda"
-        and not unit
-        and str(bank.dtype) in ("float16", "torch.float16")
-        and _half_products(str(device))
-    )
+    stored_half = str(bank.dtype) in ("float16", "torch.float16")
+    half = device.type == "cuda" and stored_half and _half_products(str(device))
     # Products of float16 rows take the rows as they are, so that queries stay where they are too.
-    centre = np.zeros(queries.shape[1]) if half else as_float64(bank[:m_block], unit=unit).mean(axis=0)
+    centre = np.zeros(queries.shape[1]) if half else as_float64(bank[:m_block]).mean(axis=0)
     centre = centre.astype(np.float32)
     shifted = queries - centre
     query_norm = (shifted**2).sum(axis=1)
@@ -92,8 +81,8 @@ def shortlist(
     with _full_precision(), torch.no_grad():
         for start in range(0, len(bank), m_block):
             rows = slice(start, min(len(bank), start + m_block))
-            own = _as_tensor(bank[rows]).to(device)
-            values = own.float() if half else _prepared(own, on_device, unit=unit)
+            stored = _as_tensor(bank[rows]).to(device)
+            values = stored.float() if half else _prepared(stored, on_device)
             norm = (values * values).sum(dim=1)
             farthest = float(norm.max())
             if not np.isfinite(farthest):
@@ -103,33 +92,33 @@ def shortlist(
                 )
             largest = max(largest, farthest)
             for part in parts:
-                part.look_at(own if half else values, norm, rows, eligibility)
-    found = np.full((len(queries), wanted), -1, dtype=np.int64)
+                part.look_at(stored if half else values, norm, rows, eligibility)
+    nearest = np.full((len(queries), wanted), -1, dtype=np.int64)
     last, rest = np.full(len(queries), np.inf), np.zeros(len(queries))
     for part in parts:
-        found[part.queries], last[part.queries] = part.found.cpu().numpy(), part.worst().double().cpu().numpy()
+        nearest[part.queries], last[part.queries] = part.rows.cpu().numpy(), part.worst().double().cpu().numpy()
         rest[part.queries] = part.rest
     error = _error(last + query_norm, query_norm, rest, np.sqrt(largest), queries.shape[1])
-    return Shortlist(found, np.where(np.isinf(last), np.inf, last + query_norm - error))
+    return nearest, np.where(np.isinf(last), np.inf, last + query_norm - error)
 
 
 def _error(squared: np.ndarray, query_norm: np.ndarray, rest: np.ndarray, farthest: float, d: int) -> np.ndarray:
     """How much rounding moves squared distances of rows nearer than `squared`, none farther than `farthest` out."""
-    own = np.sqrt(query_norm)
+    from_centre = np.sqrt(query_norm)
     with np.errstate(invalid="ignore"):
-        reach = np.minimum(farthest, 1.01 * (own + np.sqrt(np.maximum(squared, 0.0))))
-        error = 4 * (d + 8) * np.finfo(np.float32).eps * (own + reach) ** 2 + 2 * rest * reach
+        reach = np.minimum(farthest, 1.01 * (from_centre + np.sqrt(np.maximum(squared, 0.0))))
+        error = 4 * (d + 8) * np.finfo(np.float32).eps * (from_centre + reach) ** 2 + 2 * rest * reach
     # Products of tiny numbers vanish in float32.
     return error + d * float(np.finfo(np.float32).tiny)
 
 
 class _Part:
-    """Queries of one product, and their best rows so far."""
+    """Queries of one product, and their nearest rows so far."""
 
     def __init__(
         self,
         queries: np.ndarray,
-        own: np.ndarray,
+        key: np.ndarray,
         within: np.ndarray,
         wanted: int,
         device: torch.device,
@@ -138,27 +127,27 @@ class _Part:
         half: bool,
     ) -> None:
         self.queries, self.same_rows, self.half, self.wanted, self.device = queries, same_rows, half, wanted, device
-        self.rest = np.zeros(len(own))
-        terms: list[np.ndarray] = [own.astype(np.float32)]
+        self.rest = np.zeros(len(key))
+        terms: list[np.ndarray] = [key.astype(np.float32)]
         if half:
             # A query is the sum of two float16 numbers and a rest that is counted as an error.
-            first = own.astype(np.float16)
-            second = (own - first).astype(np.float16)
-            self.rest = np.sqrt(((own - first - second) ** 2).sum(axis=1))
+            first = key.astype(np.float16)
+            second = (key - first).astype(np.float16)
+            self.rest = np.sqrt(((key - first - second) ** 2).sum(axis=1))
             terms = [first, second] if second.any() else [first]
         self.terms = [torch.from_numpy(term).to(device) for term in terms]
         # Further away than the limit by more than rounding can be wrong, so that what is left out is out of reach.
-        norm = (own**2).sum(axis=1)
+        norm = (key**2).sum(axis=1)
         with np.errstate(invalid="ignore"):
-            scores = within - norm + 3 * _error(within, norm, self.rest, np.inf, own.shape[1])
-        limit = np.where(np.isfinite(within), scores, np.inf).astype(np.float32)
+            limit = within - norm + 3 * _error(within, norm, self.rest, np.inf, key.shape[1])
+        limit = np.where(np.isfinite(within), limit, np.inf).astype(np.float32)
         above = torch.from_numpy(np.nextafter(limit, np.float32(np.inf))).to(device)
-        self.best = above[:, None].repeat(1, wanted)
-        self.found = torch.full((len(own), wanted), -1, dtype=torch.int64, device=device)
+        self.scores = above[:, None].repeat(1, wanted)
+        self.rows = torch.full((len(key), wanted), -1, dtype=torch.int64, device=device)
 
     def worst(self) -> Tensor:
-        """(n,) score of the worst row kept."""
-        return self.best.max(dim=1).values
+        """(n,) score of the farthest of these rows."""
+        return self.scores.max(dim=1).values
 
     def look_at(self, values: Tensor, norm: Tensor, rows: slice, eligibility: Eligibility) -> None:
         """Take up rows of one block of the bank."""
@@ -211,10 +200,10 @@ class _Part:
         self._merge(values, rows, at)
 
     def _merge(self, values: Tensor, rows: Tensor, at: Tensor | slice = slice(None)) -> None:
-        best, index = torch.cat([self.best[at], values], dim=1).topk(self.wanted, dim=1, largest=False)
+        scores, index = torch.cat([self.scores[at], values], dim=1).topk(self.wanted, dim=1, largest=False)
         rows = torch.where(torch.isinf(values), -1, rows)
-        self.found[at] = torch.cat([self.found[at], rows], dim=1).gather(1, index)
-        self.best[at] = best
+        self.rows[at] = torch.cat([self.rows[at], rows], dim=1).gather(1, index)
+        self.scores[at] = scores
 
 
 def _chunks(eligibility: Eligibility, size: int) -> Iterator[tuple[np.ndarray, bool]]:
@@ -224,7 +213,7 @@ def _chunks(eligibility: Eligibility, size: int) -> Iterator[tuple[np.ndarray, b
     """
     first, pattern = eligibility.patterns()
     many = (np.bincount(pattern) >= _OWN_CHUNK) | (len(first) == 1)
-    many &= eligibility.own is None
+    many &= eligibility.itself is None
     groups = [(np.flatnonzero(pattern == code), True) for code in np.flatnonzero(many)]
     for queries, same_rows in [*groups, (np.flatnonzero(~many[pattern]), False)]:
         for begin in range(0, len(queries), size):
@@ -235,35 +224,25 @@ def _as_tensor(values: Any) -> Tensor:
     return values if isinstance(values, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(values))
 
 
-def as_float64(values: Any, *, unit: bool) -> np.ndarray:
-    """Rows of a bank in float64, of length one if asked for."""
-    values = values.double().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values, dtype=np.float64)
-    return unit_rows(values) if unit else values
+def as_float64(values: Any) -> np.ndarray:
+    """Rows of a bank in float64."""
+    return values.double().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values, dtype=np.float64)
 
 
-def unit_rows(points: np.ndarray) -> np.ndarray:
-    """Rows scaled to length one; zero stays zero."""
-    norm = np.linalg.norm(points, axis=1, keepdims=True)
-    return np.divide(points, norm, out=np.zeros_like(points), where=norm > 0)
-
-
-def _prepared(own: Tensor, centre: Tensor, *, unit: bool) -> Tensor:
+def _prepared(rows: Tensor, centre: Tensor) -> Tensor:
     """Rows as float32 from the centre. Centring keeps products small, so that rounding is too."""
-    if own.dtype == torch.float64 or unit:
+    if rows.dtype == torch.float64:
         # Far from the origin the difference is what float32 can hold, and the values are not.
-        own = own.double()
-        if unit:
-            own = torch.nn.functional.normalize(own, dim=1, eps=1e-300)
-        return (own - centre.double()).float()
-    return own.float() - centre
+        return (rows - centre.double()).float()
+    return rows.float() - centre
 
 
 @cache
 def _half_products(device: str) -> bool:
     """Whether a GPU multiplies float16 and adds up in float32."""
-    one = torch.ones((16, 16), dtype=torch.float16, device=device)
+    matrix = torch.ones((16, 16), dtype=torch.float16, device=device)
     try:
-        return torch.mm(one, one, out_dtype=torch.float32).dtype == torch.float32
+        return torch.mm(matrix, matrix, out_dtype=torch.float32).dtype == torch.float32
     except (TypeError, RuntimeError):
         return False
 

@@ -16,7 +16,7 @@ from torch import Tensor
 def uniform_gate(distances: np.ndarray) -> np.ndarray:
     """Equal weights for all candidates; NaN distances mark absent ones and get none."""
     present = ~np.isnan(distances)
-    return _normalised(present.astype(np.float64))
+    return normalised(present.astype(np.float64))
 
 
 def distance_gate(distances: np.ndarray, sharpness: float) -> np.ndarray:
@@ -30,12 +30,13 @@ def distance_gate(distances: np.ndarray, sharpness: float) -> np.ndarray:
     filled = np.where(present, distances, 0.0)
     farthest = filled.max(axis=1, keepdims=True)
     scaled = np.divide(filled, farthest, out=np.zeros_like(filled), where=farthest > 0)
-    return _normalised(np.where(present, np.exp(-sharpness * scaled**2), 0.0))
+    return normalised(np.where(present, np.exp(-sharpness * scaled**2), 0.0))
 
 
-def _normalised(raw: np.ndarray) -> np.ndarray:
-    total = raw.sum(axis=1, keepdims=True)
-    return np.divide(raw, total, out=np.zeros_like(raw), where=total > 0)
+def normalised(weights: np.ndarray) -> np.ndarray:
+    """(n, K) weights over their sum; a query without any keeps none."""
+    total = weights.sum(axis=1, keepdims=True)
+    return np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
 
 
 def softmax(logits: Tensor, null: Tensor | None = None, temperature: float | None = None) -> Tensor:

@@ -94,8 +94,8 @@ def calibrate_grounding(
     """Distances of rows, as queries, to their nearest rows of other groups: the same share of these as of all rows."""
     eligibility = Eligibility(groups, groups, np.ones(len(key), dtype=bool))
     count = neighbours_to_compare(n_neighbors, eligibility.count(), len(key))
-    found = search(queries, key, int(count.max()), eligibility=eligibility, metric=metric)
-    return calibrate_distances(neighbourhood_distance(found.distances, count), groups)
+    nearby = search(queries, key, int(count.max()), eligibility=eligibility, metric=metric)
+    return calibrate_distances(neighbourhood_distance(nearby.distances, count), groups)
 
 
 def neighbours_to_compare(n_neighbors: int, eligible: np.ndarray, n_rows: int) -> np.ndarray:
@@ -109,9 +109,9 @@ def neighbours_to_compare(n_neighbors: int, eligible: np.ndarray, n_rows: int) -
 def neighbourhood_distance(distances: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Mean distance of each query to its first `count` candidates (NaN ones left out); NaN without candidates."""
     present = ~np.isnan(distances) & (np.arange(distances.shape[1]) < count[:, None])
-    found = present.sum(axis=1)
+    n_present = present.sum(axis=1)
     total = np.where(present, distances, 0.0).sum(axis=1)
-    return np.divide(total, found, out=np.full(len(distances), np.nan), where=found > 0)
+    return np.divide(total, n_present, out=np.full(len(distances), np.nan), where=n_present > 0)
 
 
 def calibrate_distances(held_out: np.ndarray, groups: np.ndarray) -> dict[str, Any]:

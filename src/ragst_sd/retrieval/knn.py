@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from ragst_sd.retrieval.bank import Bank, Query, Run, Selection
+from ragst_sd.retrieval.blocks import product_in_blocks
 from ragst_sd.retrieval.evidence import cite
-from ragst_sd.retrieval.gate import distance_gate, uniform_gate
+from ragst_sd.retrieval.gate import distance_gate
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.options import CitingOptions, choice, numbers, positive
-from ragst_sd.retrieval.projection import largest_positive, project
+from ragst_sd.retrieval.projection import largest_positive
 from ragst_sd.retrieval.ridge import ALPHAS, fit_ridge
-from ragst_sd.retrieval.targets import measured_everywhere
-from ragst_sd.retrieval.training import dense, variable_genes
+from ragst_sd.retrieval.training import dense, measured_everywhere, variable_genes
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +66,9 @@ def fit_knn(training: Bank, run: Run) -> dict[str, Any]:
 
 def select(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
     """The nearest rows, with equal weights or weights that fall with distance."""
-    distances = query.candidates.distances
-    if parameters["weighting"] == "uniform":
-        return cite(query, uniform_gate(distances))
-    return cite(query, distance_gate(distances, float(parameters["sharpness"])))
+    # Equal weights are those that do not fall with distance.
+    sharpness = 0.0 if parameters["weighting"] == "uniform" else float(parameters["sharpness"])
+    return cite(query, distance_gate(query.candidates.distances, sharpness))
 
 
 def fit_supervised(training: Bank, *, alphas: Sequence[float]) -> dict[str, np.ndarray]:
@@ -96,7 +95,7 @@ def fit_supervised(training: Bank, *, alphas: Sequence[float]) -> dict[str, np.n
     if mapped.shape[1] == 0:
         logger.warning("Ridge predicts the same for every row: neighbours are searched in the embedding itself.")
         mapped = np.eye(key.shape[1])
-    mean_square = (project(key, np.zeros(key.shape[1]), mapped) ** 2).sum(axis=1).mean()
+    mean_square = (product_in_blocks(key, mapped) ** 2).sum(axis=1).mean()
     if mean_square > 0:
         mapped = mapped / np.sqrt(mean_square)
     return {"map": mapped, "alpha": fitted["alpha"]}
@@ -104,7 +103,7 @@ def fit_supervised(training: Bank, *, alphas: Sequence[float]) -> dict[str, np.n
 
 def supervised_phi(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
     """(n, q) standardised predictions of ridge, up to a rotation and a scale."""
-    return project(key, np.zeros(key.shape[1]), parameters["map"])
+    return product_in_blocks(key, np.asarray(parameters["map"]))
 
 
 def _compressed(coefficients: np.ndarray) -> np.ndarray:

@@ -1,23 +1,27 @@
-"""Gradient descent that keeps its best state: on a held-out score, through an interrupt, from one seed."""
+"""Gradient descent that ends in its best state: on a held-out score, through an interrupt, from one seed."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ragst_sd.retrieval.threads import one_thread
+from ragst_sd.retrieval.training import mean_over_groups
 
 logger = logging.getLogger(__name__)
 
 # A score that rises by less is as good as before.
 _RISES = 1e-3
 _BETAS, _TINY = (0.9, 0.999), 1e-8
+# A gene that varies less does not vary.
+_VARIES = 1e-8
 
 
 @dataclass
@@ -155,3 +159,51 @@ def optimise(
         history.best_step = taken
     model.eval()
     return history
+
+
+def mean_curve(histories: Sequence[History]) -> np.ndarray:
+    """(scores, 2) steps taken and mean held-out score, as far as all runs that were scored at all were scored."""
+    curves = [np.asarray(history.scores) for history in histories if history.scores]
+    length = min(map(len, curves), default=0)
+    if not length:
+        return np.zeros((0, 2))
+    return np.stack(
+        [curves[0][:length, 0], mean_over_groups([curve[:length, 1].tolist() for curve in curves], length)], axis=1
+    )
+
+
+def best_step(histories: Sequence[History], default: int) -> tuple[int, float]:
+    """Steps at which the mean held-out score is best, and that score; `default` and NaN where nothing was scored."""
+    curve = mean_curve(histories)
+    if not np.isfinite(curve[:, 1]).any():
+        return default, float("nan")
+    step, score = curve[np.nanargmax(curve[:, 1])]
+    return int(step), float(score)
+
+
+def section_correlation(pred: Tensor, target: Tensor, sections: Tensor) -> Tensor:
+    """Pearson of each gene in each section, averaged over genes that vary, then over sections of three rows or more.
+
+    Parameters
+    ----------
+    pred, target
+        (n, g), genes on a scale of about one.
+    sections
+        (n,) code of each row's section.
+
+    Returns
+    -------
+    A scalar that can be differentiated, also where a prediction does not vary; zero where nothing can be compared.
+    """
+    codes = torch.unique(sections, return_inverse=True)[1]
+    member = torch.nn.functional.one_hot(codes).to(pred.dtype)
+    count = member.sum(dim=0)[:, None]
+    # A product with the membership sums over sections in one fixed order, which scattered additions on a GPU do not.
+    b = target - member @ (member.T @ target / count)
+    spread_b = member.T @ (b * b) / count
+    # Products with what is centred need not be centred themselves, which spares passes over all values.
+    spread_a = (member.T @ (pred * pred) / count - (member.T @ pred / count) ** 2).clamp_min(0)
+    correlation = (member.T @ (pred * b) / count) * ((spread_a + _VARIES) * (spread_b + _VARIES)).rsqrt()
+    compared = (spread_b > _VARIES) & (count > 2)
+    per_section = (correlation * compared).sum(dim=1) / compared.sum(dim=1).clamp_min(1)
+    return per_section.sum() / compared.any(dim=1).sum().clamp_min(1)

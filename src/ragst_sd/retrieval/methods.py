@@ -9,16 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ragst_sd.retrieval.bank import Bank, Run
-from ragst_sd.retrieval.centering import section_shifts
-from ragst_sd.retrieval.kernel_ridge import KERNEL_RIDGE
 from ragst_sd.retrieval.knn import KNN, KNN_SUPERVISED
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.mlp import MLP
 from ragst_sd.retrieval.projection import fit_pca, project
 from ragst_sd.retrieval.rag import RAG, RANDOM_RAG
-from ragst_sd.retrieval.regression import REGRESSION
+from ragst_sd.retrieval.regression import KERNEL_RIDGE, REGRESSION
 from ragst_sd.retrieval.ridge import MEAN, RIDGE
-from ragst_sd.retrieval.training import reference_mean
+from ragst_sd.retrieval.training import reference_mean, section_shifts
 
 # Methods of earlier releases that are kept beside the tables in which they are compared.
 _IN_BENCHMARKS = ("ridge_residual", "bleep")
@@ -72,7 +70,7 @@ def fit_method(
     name: str, training: Bank, run: Run, *, components: tuple[np.ndarray, np.ndarray] | None = None
 ) -> Fitted:
     """Fit the principal components of (standardised) embeddings, unless they are given, and the method on top of them."""
-    mean, axes = fit_pca(training.embedding, int(run.options.n_components)) if components is None else components
+    mean, axes = fit_pca(training.embedding, run.options.n_components) if components is None else components
     if axes.shape[1] == 0:
         raise ValueError("The embeddings do not vary between the rows of the reference: nothing can be searched.")
     training = replace(training, key=project(training.embedding, mean, axes))
@@ -86,9 +84,9 @@ def fit_method(
     if getattr(run.options, "center_sections", False):
         parameters["section_shifts"] = section_shifts(training)
     phi = training.key if method.place is None else method.place(parameters, training.key)
-    placed = None if method.place_rows is None else method.place_rows(parameters, training)
+    rows = None if method.place_rows is None else method.place_rows(parameters, training)
     features = _features(method, parameters, training.key)
-    return Fitted(parameters, phi if placed is None else placed, phi, features)
+    return Fitted(parameters, phi if rows is None else rows, phi, features)
 
 
 def phi_of(name: str, parameters: Mapping[str, Any], embedding: np.ndarray) -> np.ndarray:

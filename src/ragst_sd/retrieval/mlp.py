@@ -22,20 +22,21 @@ from torch import Tensor, nn
 from ragst_sd.retrieval.bank import Bank, Run, Selection
 from ragst_sd.retrieval.blocks import gelu, in_blocks
 from ragst_sd.retrieval.evidence import mean_of_reference
-from ragst_sd.retrieval.loop import AdamW, History, optimise, seeded
-from ragst_sd.retrieval.losses import section_correlation, standardised_error
+from ragst_sd.retrieval.loop import AdamW, History, best_step, optimise, section_correlation, seeded
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.options import Options, count, not_negative, positive, share
 from ragst_sd.retrieval.ridge import RidgeSolver, fit_ridge
-from ragst_sd.retrieval.targets import (
+from ragst_sd.retrieval.training import (
     Targets,
-    best_step,
     centred_within_sections,
+    dense,
     held_out_splits,
+    mean_over_groups,
     measured_everywhere,
     standardised_targets,
+    variable_genes,
+    within_section_pearson,
 )
-from ragst_sd.retrieval.training import dense, mean_over_groups, variable_genes, within_section_pearson
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +80,9 @@ class MlpOptions(Options):
 class _Network(nn.Module):
     def __init__(self, n_inputs: int, n_outputs: int, options: MlpOptions) -> None:
         super().__init__()
-        self.first = nn.Linear(n_inputs, int(options.hidden))
-        self.head = nn.Linear(int(options.hidden), n_outputs)
-        self.dropout = nn.Dropout(float(options.dropout))
+        self.first = nn.Linear(n_inputs, options.hidden)
+        self.head = nn.Linear(options.hidden, n_outputs)
+        self.dropout = nn.Dropout(options.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = nn.functional.gelu(self.first(self.dropout(x)), approximate="tanh")
@@ -175,17 +176,17 @@ def _train(
     inputs = torch.as_tensor(x[rows], dtype=torch.float32, device=run.device)
     values = torch.as_tensor(targets.values, dtype=torch.float32, device=run.device)
     sections = torch.as_tensor(training.sections[rows], device=run.device)
-    size = int(options.batch_size)
+    size = options.batch_size
     with seeded(seed):
         network = _Network(x.shape[1], len(targets.genes), options).to(run.device)
-        optimiser = AdamW(
-            network.parameters(), lr=float(options.learning_rate), weight_decay=float(options.weight_decay)
-        )
+        optimiser = AdamW(network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
 
         def step(i: int) -> Tensor:
             batch = slice(None) if len(rows) <= size else torch.randperm(len(rows))[:size].to(run.device)
             predicted, wanted = network(inputs[batch]), values[batch]
-            return standardised_error(predicted, wanted) + 1 - section_correlation(predicted, wanted, sections[batch])
+            return (
+                nn.functional.mse_loss(predicted, wanted) + 1 - section_correlation(predicted, wanted, sections[batch])
+            )
 
         history = optimise(
             network,
@@ -221,7 +222,7 @@ def _score_head(
     truth, sections = dense(training.values[held][:, genes]), training.sections[held]
     centred = centred_within_sections(hidden[inner], training.sections[inner])
     solver = RidgeSolver(centred, training.values[inner][:, genes])
-    predicted = (hidden[held] @ solver.coefficients(alpha) for alpha in _HEAD_ALPHAS)
+    predicted = (hidden[held] @ solver.coefficients(alpha * len(inner)) for alpha in _HEAD_ALPHAS)
     return [within_section_pearson(values, truth, sections) for values in predicted]
 
 
@@ -234,8 +235,8 @@ def _head(
     whole = replace(training, key=centred, folds=np.zeros_like(training.folds))
     coefficients = fit_ridge(whole, alphas=[alpha])["coefficients"]
     # `_hidden` divides by the root of the number of networks, and their mean asks for division by the number itself.
-    own = np.concatenate([_array(network.head.weight).T for network in networks]) / np.sqrt(len(networks))
-    coefficients[:, targets.genes] = own * targets.sd
+    heads = np.concatenate([_array(network.head.weight).T for network in networks]) / np.sqrt(len(networks))
+    coefficients[:, targets.genes] = heads * targets.sd
     coefficients /= np.sqrt(len(networks))
     intercept = np.zeros(coefficients.shape[1])
     for rows, genes in training.gene_patterns():

@@ -133,18 +133,23 @@ class RetrievalModel(nn.Module):
         return torch.stack([member.null for member in self.each()]).mean().reshape(1)
 
 
-def state_to_arrays(model: RetrievalModel) -> dict[str, np.ndarray]:
+def state_to_arrays(module: nn.Module, prefix: str = "model_") -> dict[str, np.ndarray]:
     """Weights as plain arrays, by name."""
-    return {f"model_{name.replace('.', '-')}": value.cpu().numpy() for name, value in model.state_dict().items()}
+    return {f"{prefix}{name.replace('.', '-')}": value.cpu().numpy() for name, value in module.state_dict().items()}
+
+
+def state_from_arrays(parameters: Mapping[str, np.ndarray], prefix: str = "model_") -> dict[str, Tensor]:
+    """What :func:`state_to_arrays` wrote, as tensors."""
+    return {
+        name.removeprefix(prefix).replace("-", "."): torch.as_tensor(np.asarray(value))
+        for name, value in parameters.items()
+        if name.startswith(prefix)
+    }
 
 
 def model_from_arrays(parameters: Mapping[str, np.ndarray]) -> RetrievalModel:
     """The model that :func:`state_to_arrays` wrote, in float64 and eval mode."""
-    state = {
-        name.removeprefix("model_").replace("-", "."): torch.as_tensor(value).double()
-        for name, value in parameters.items()
-        if name.startswith("model_")
-    }
+    state = state_from_arrays(parameters)
     n_members = 1 + max(int(name.split(".")[1]) for name in state)
     linear, inner = state["members.0.projection.linear.weight"], state.get("members.0.projection.inner.weight")
     gate = state.get("members.0.conditioning.inner.weight")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 
-def _option(default: Any, complaint: Callable[[Any], str]) -> Any:
-    """A field with its default, and what a value should have been; empty if it is fine."""
-    return field(default=default, metadata={"complaint": complaint})
+def _option(default: Any, wanted: str, fine: Callable[[Any], bool]) -> Any:
+    """A field with its default, and what a value has to be."""
+    return field(default=default, metadata={"complaint": lambda value: "" if fine(value) else wanted})
 
 
 def _is_number(value: Any) -> bool:
@@ -21,67 +21,51 @@ def _is_number(value: Any) -> bool:
 def count(default: int, least: int = 1) -> Any:
     """A whole number, at least `least`."""
 
-    def complaint(value: Any) -> str:
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        return "" if whole and value >= least else f"a whole number, at least {least}"
+    def fine(value: Any) -> bool:
+        return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
 
-    return _option(default, complaint)
+    return _option(default, f"a whole number, at least {least}", fine)
 
 
 def number(default: float, wanted: str, fine: Callable[[float], bool]) -> Any:
     """A number for which `fine` holds, in the words `wanted`."""
-
-    def complaint(value: Any) -> str:
-        if not _is_number(value):
-            return "a number"
-        return "" if fine(value) else wanted
-
-    return _option(default, complaint)
+    return _option(default, wanted, lambda value: _is_number(value) and fine(value))
 
 
 def positive(default: float) -> Any:
     """A number above 0."""
-    return number(default, "above 0", lambda value: value > 0)
+    return number(default, "a number above 0", lambda value: value > 0)
 
 
 def not_negative(default: float) -> Any:
     """A number that is at least 0."""
-    return number(default, "at least 0", lambda value: value >= 0)
+    return number(default, "a number, at least 0", lambda value: value >= 0)
 
 
 def share(default: float) -> Any:
     """A number from 0 to below 1."""
-    return number(default, "at least 0 and below 1", lambda value: 0 <= value < 1)
+    return number(default, "a number, at least 0 and below 1", lambda value: 0 <= value < 1)
 
 
 def numbers(default: tuple[float, ...]) -> Any:
     """A sequence of numbers above 0."""
 
-    def complaint(value: Any) -> str:
-        listed = list(value) if np.ndim(value) == 1 else []
-        fine = listed and all(_is_number(one) and one > 0 for one in listed)
-        return "" if fine else "a sequence of numbers above 0"
+    def fine(values: Any) -> bool:
+        listed = list(values) if np.ndim(values) == 1 else []
+        return bool(listed) and all(_is_number(value) and value > 0 for value in listed)
 
-    return _option(default, complaint)
+    return _option(default, "a sequence of numbers above 0", fine)
 
 
 def choice(default: str, *allowed: str) -> Any:
     """One of some texts."""
-
-    def complaint(value: Any) -> str:
-        known = isinstance(value, str) and value in allowed
-        return "" if known else f"one of {', '.join(map(repr, allowed))}"
-
-    return _option(default, complaint)
+    wanted = f"one of {', '.join(map(repr, allowed))}"
+    return _option(default, wanted, lambda value: isinstance(value, str) and value in allowed)
 
 
 def switch(*, default: bool) -> Any:
     """True or False."""
-
-    def complaint(value: Any) -> str:
-        return "" if isinstance(value, bool | np.bool_) else "one of True, False"
-
-    return _option(default, complaint)
+    return _option(default, "one of True, False", lambda value: isinstance(value, bool | np.bool_))
 
 
 @dataclass(frozen=True)
@@ -130,9 +114,13 @@ def resolve_options(
     if unknown:
         has = ", ".join(map(repr, known)) or "none"
         raise ValueError(f"Method {name!r} has no option {', '.join(map(repr, unknown))}; it has {has}.")
-    for option, value in (given or {}).items():
-        complaint = known[option].metadata.get("complaint")
+    options = dict(given or {})
+    for option, value in options.items():
+        complaint, default = known[option].metadata.get("complaint"), cast("Any", known[option].default)
         wanted = complaint(value) if complaint else ""
         if wanted:
             raise ValueError(f"`{option}` is {value!r}; for method {name!r} it must be {wanted}.")
-    return methods[name].options(**(given or {}))
+        if complaint:
+            # As Python's own, whatever kind of number was given.
+            options[option] = tuple(map(float, value)) if isinstance(default, tuple) else type(default)(value)
+    return methods[name].options(**options)

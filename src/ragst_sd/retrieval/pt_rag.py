@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ragst_sd.retrieval.bank import Answer, Bank, Cells, Query, Run, Selection
-from ragst_sd.retrieval.loop import optimise, seeded
+from ragst_sd.retrieval.gate import normalised
+from ragst_sd.retrieval.loop import History, optimise, seeded
 from ragst_sd.retrieval.options import choice, count, not_negative, positive, switch
 from ragst_sd.retrieval.projection import fit_pca
-from ragst_sd.retrieval.pt_rag_model import PtRag, energy_distance, net_arrays, net_from_arrays
+from ragst_sd.retrieval.pt_rag_model import PtRag, energy_distance, fit_net, net_from_arrays
 from ragst_sd.retrieval.pt_rag_responses import fit_responses, select_responses
 from ragst_sd.retrieval.response_phi import place, unit
 from ragst_sd.retrieval.responses import ask_rows, candidates, closed_rows, mean_response, select, shortened
@@ -86,8 +87,8 @@ class _Lessons:
 
     key: Tensor
     """(m, p) embeddings of the rows."""
-    found: Tensor
-    """(m, K) candidates of each row."""
+    candidates: Tensor
+    """(m, K) rows."""
     absent: Tensor
     """(m, K)."""
     controls: list[Tensor]
@@ -113,53 +114,50 @@ def fit_pt_rag(bank: Bank, run: Run) -> dict[str, Any]:
     if not bank.screen.from_cells:
         return fit_responses(bank, run)
     options, key, cells = run.options, unit(bank.key), _cells_of(bank)
-    mean, axes = fit_pca(key, int(options.n_components))
+    mean, axes = fit_pca(key, options.n_components)
     spread = float(np.sqrt((((key - mean) @ axes) ** 2).mean())) if axes.shape[1] else 1.0
     space = {"projection_mean": mean, "projection": axes / (spread or 1.0), "centre": cells.controls.mean(axis=0)}
-    lessons, closed = _lessons(bank, space, run.n_candidates, str(options.candidates))
+    lessons, closed = _lessons(bank, space, run.n_candidates, options.candidates)
     taught = np.array([len(cells) > 1 for cells in lessons.treated])
     groups = np.unique(bank.folds)
     held = np.isin(bank.folds, groups[:: max(2, min(_HELD_OUT, len(groups)))]) & taught
     # What would give a held-out perturbation away does not teach either.
-    teachers = taught & ~held & ~(closed[held].any(axis=0) if held.any() else False)
-    best = int(options.max_steps)
-    inner = float("nan")
-    if held.any() and teachers.sum() > 1:
-        _, history = _train(lessons, teachers, held, run, best, "perturbations held out")
-        best, inner = max(1, history.best_step), history.best_score
-    net, history = _train(lessons, taught, None, run, best, "training")
+    teachers = taught & ~held & ~closed[held].any(axis=0)
+
+    def train(steps: int, *, held_out: bool) -> tuple[PtRag, History]:
+        if held_out:
+            return _train(lessons, teachers, held, run, steps, "perturbations held out")
+        return _train(lessons, taught, None, run, steps, "training")
+
     return {
         **space,
-        **net_arrays(net),
-        "heads": int(options.heads),
+        **fit_net(train, options.max_steps, scored=bool(held.any()) and teachers.sum() > 1),
+        "heads": options.heads,
         "per_cell": options.scope == "cell",
-        "set_size": int(options.set_size),
+        "set_size": options.set_size,
         "n_candidates": run.n_candidates,
         "candidates": options.candidates,
-        "training_steps": best,
-        "inner_score": inner,
-        "interrupted": bool(history.interrupted),
     }
 
 
-def _train(lessons: _Lessons, taught: np.ndarray, held: np.ndarray | None, run: Run, steps: int, label: str):
+def _train(
+    lessons: _Lessons, taught: np.ndarray, held: np.ndarray | None, run: Run, steps: int, label: str
+) -> tuple[PtRag, History]:
     options = run.options
     rows = np.flatnonzero(taught)
     random = np.random.default_rng(run.rng)
     # Candidates that do not teach are not shown: what is held out is new in every respect.
-    absent = lessons.absent | ~torch.as_tensor(taught)[lessons.found]
+    absent = lessons.absent | ~torch.as_tensor(taught)[lessons.candidates]
     with seeded(run.rng):
         net = PtRag(
             lessons.delta.shape[1],
             lessons.key.shape[1],
-            int(options.width),
-            int(options.layers),
-            int(options.heads),
+            options.width,
+            options.layers,
+            options.heads,
             per_cell=options.scope == "cell",
         )
-        optimiser = torch.optim.AdamW(
-            net.parameters(), lr=float(options.learning_rate), weight_decay=float(options.weight_decay)
-        )
+        optimiser = torch.optim.AdamW(net.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
 
         def clip(*_: object) -> None:
             torch.nn.utils.clip_grad_norm_(net.parameters(), _CLIP)
@@ -167,7 +165,7 @@ def _train(lessons: _Lessons, taught: np.ndarray, held: np.ndarray | None, run: 
         optimiser.register_step_pre_hook(clip)
 
         def step(i: int) -> Tensor:
-            return batch_loss(net, lessons, random.choice(rows, int(options.batch_size)), absent, options, random)
+            return batch_loss(net, lessons, random.choice(rows, options.batch_size), absent, options, random)
 
         history = optimise(
             net,
@@ -194,25 +192,23 @@ def batch_loss(
 
     The cost is \(\lambda\) times the share of candidates taken.
     """
-    size = int(options.set_size)
+    size, at = options.set_size, torch.as_tensor(rows)
     x = torch.stack([_draw(lessons.controls[lessons.contexts[row]], size, random) for row in rows])
     y = torch.stack([_draw(lessons.treated[row], size, random) for row in rows])
-    at = torch.as_tensor(rows)
-    response, weights, _ = net(
-        x, lessons.key[at], lessons.key[lessons.found[at]], absent[at], float(options.temperature)
-    )
+    candidates = lessons.key[lessons.candidates[at]]
+    response, weights, _ = net(x, lessons.key[at], candidates, absent[at], options.temperature)
     error = ((response.mean(dim=1) - lessons.delta[at]) ** 2).sum(dim=1).mean()
-    penalties = float(options.sparsity) * weights.mean() + float(options.pseudobulk) * error
+    penalties = options.sparsity * weights.mean() + options.pseudobulk * error
     return energy_distance(x + response, y).mean() + penalties
 
 
 def _score(net: PtRag, lessons: _Lessons, rows: np.ndarray, absent: Tensor, options: PtRagOptions) -> float:
     """Mean correlation over genes of the responses of held-out rows."""
-    at, size = torch.as_tensor(rows), int(options.set_size)
+    size, at = options.set_size, torch.as_tensor(rows)
     x = torch.stack([_even(lessons.controls[lessons.contexts[row]], size) for row in rows])
-    response, _, _ = net(x, lessons.key[at], lessons.key[lessons.found[at]], absent[at])
+    response, _, _ = net(x, lessons.key[at], lessons.key[lessons.candidates[at]], absent[at])
     a, b = (part - part.mean(dim=1, keepdim=True) for part in (response.mean(dim=1), lessons.delta[at]))
-    return float(((a * b).sum(dim=1) * ((a**2).sum(dim=1) * (b**2).sum(dim=1) + 1e-12).rsqrt()).mean())
+    return float(torch.nn.functional.cosine_similarity(a, b, dim=1, eps=1e-6).mean())
 
 
 def select_pt_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
@@ -224,18 +220,16 @@ def select_pt_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Se
         return select_responses(parameters, bank, query)
     # In float64, so that what is asked for beside it moves no digit that is kept.
     net = net_from_arrays(parameters).double()
-    found = stage_one(bank, query, int(parameters["n_candidates"]), str(parameters["candidates"]))
+    near = stage_one(bank, query, int(parameters["n_candidates"]), str(parameters["candidates"]))
     n, k = len(query), query.n_neighbors
-    response, weights = np.zeros((n, bank.values.shape[1])), np.zeros(found.rows.shape)
+    response, weights = np.zeros((n, bank.values.shape[1])), np.zeros(near.rows.shape)
     states = query.states(bank)
     for start in range(0, n, _AT_ONCE):
         here = slice(start, start + _AT_ONCE)
         cells = torch.as_tensor(_sets_of(parameters, bank, query.contexts[here], states[here]))
-        predicted, chosen = predict_sets(net, parameters, cells, bank, query.key[here], found.rows[here], k)
+        predicted, chosen = predict_sets(net, parameters, cells, bank, query.key[here], near.rows[here], k)
         response[here], weights[here] = predicted.mean(axis=1), chosen.mean(axis=1)
-    total = weights.sum(axis=1, keepdims=True)
-    share = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
-    return replace(shortened(select(query, found, share), k), response=response)
+    return replace(shortened(select(query, near, normalised(weights)), k), response=response)
 
 
 def answer_pt_rag(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
@@ -260,7 +254,7 @@ def predict_sets(
         if k < chosen.shape[2]:
             last = logits.sort(dim=2, descending=True).indices[..., k:]
             chosen = chosen.scatter(2, last, 0.0)
-            response, chosen, _ = net(cells, e, others, absent, kept=chosen)
+            response, chosen, _ = net(cells, e, others, absent, chosen=chosen)
     return response.numpy(), chosen.numpy()
 
 
@@ -277,9 +271,9 @@ def _sets_of(parameters: Mapping[str, Any], bank: Bank, contexts: np.ndarray, st
     of_bank = _cells_of(bank)
     out = np.empty((len(contexts), 2 * int(parameters["set_size"]), states.shape[1]))
     for context in np.unique(contexts):
-        own, here = of_bank.contexts == context, contexts == context
-        chosen = of_bank.controls[own if own.any() else slice(None)]
-        cells = _even(torch.as_tensor(chosen), out.shape[1]).numpy()
+        there, here = of_bank.contexts == context, contexts == context
+        controls = of_bank.controls[there] if there.any() else of_bank.controls
+        cells = _even(torch.as_tensor(controls), out.shape[1]).numpy()
         shift = np.where(np.isnan(states[here]), 0.0, states[here] - cells.mean(axis=0))
         out[here] = cells + shift[:, None] - parameters["centre"]
     return out
@@ -296,7 +290,7 @@ def stage_one(bank: Bank, query: Query, n: int, how: str) -> Candidates:
 def _lessons(bank: Bank, space: Mapping[str, Any], n_candidates: int, how: str) -> tuple[_Lessons, np.ndarray]:
     closed, of_bank = closed_rows(bank), _cells_of(bank)
     asked = ask_rows(bank, np.arange(len(bank.key)), closed)
-    found = stage_one(bank, asked, n_candidates, how)
+    near = stage_one(bank, asked, n_candidates, how)
     names, contexts = np.unique(bank.sections, return_inverse=True)
 
     def tensor(x: np.ndarray) -> Tensor:
@@ -304,8 +298,8 @@ def _lessons(bank: Bank, space: Mapping[str, Any], n_candidates: int, how: str) 
 
     lessons = _Lessons(
         key=tensor(place(space, bank.key)),
-        found=torch.as_tensor(np.maximum(found.rows, 0)),
-        absent=torch.as_tensor(found.rows < 0),
+        candidates=torch.as_tensor(np.maximum(near.rows, 0)),
+        absent=torch.as_tensor(near.rows < 0),
         controls=[tensor(of_bank.controls[of_bank.contexts == name] - space["centre"]) for name in names],
         treated=[tensor(of_bank.treated[of_bank.rows == i] - space["centre"]) for i in range(len(bank.key))],
         contexts=contexts,

@@ -15,7 +15,7 @@ and no statistics of the batch in prediction.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from ragst_sd.retrieval.gate import entmax, include
+from ragst_sd.retrieval.loop import History
+from ragst_sd.retrieval.model import state_from_arrays, state_to_arrays
 
 # Of the network that reads responses: width of phi at most, and the sharpness that training starts with.
 _MAX_WIDTH, _SHARPNESS = 64, 12.0
+# How names of their weights begin in a fit.
+NET = "net_"
 
 
 class Block(nn.Module):
@@ -38,13 +42,10 @@ class Block(nn.Module):
         self.project, self.join = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.inner, self.outer = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
-    def forward(self, x: Tensor, around: Tensor | None = None) -> Tensor:
-        """(B, S, width); keys and values from the set `around` (B, R, width), from x itself if left out."""
-        own = self.before(x)
-        query, key, value = self.project(own).chunk(3, dim=2)
-        if around is not None:
-            _, key, value = self.project(self.before(around)).chunk(3, dim=2)
-        split = [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)]
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, width) cells, each with what it reads of the others."""
+        parts = self.project(self.before(x)).chunk(3, dim=2)
+        split = [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts]
         seen = nn.functional.scaled_dot_product_attention(*split)
         x = x + self.join(seen.transpose(1, 2).flatten(2))
         return x + self.outer(nn.functional.gelu(self.inner(self.between(x))))
@@ -71,21 +72,10 @@ class PtRag(nn.Module):
         """Logits and choices (B, S or 1, K), and what the candidates say (B, S or 1, K, 3 width)."""
         state = h if self.per_cell else h.mean(dim=1, keepdim=True)
         shape = (*state.shape[:2], u.shape[1], -1)
-        context = torch.cat(
-            [state[:, :, None].expand(shape), q[:, None, None].expand(shape), u[:, None].expand(shape)], dim=3
-        )
-        context = self.norm(context)
-        logits = self.select(context)[..., 0]
-        logits = logits.masked_fill(absent[:, None], -torch.inf)
+        parts = (state[:, :, None], q[:, None, None], u[:, None])
+        context = self.norm(torch.cat([part.expand(shape) for part in parts], dim=3))
+        logits = self.select(context)[..., 0].masked_fill(absent[:, None], -torch.inf)
         return logits, include(logits, temperature), context
-
-    def fused(self, h: Tensor, q: Tensor, weights: Tensor, context: Tensor) -> Tensor:
-        """(B, S, width) the cells with the perturbation and what was retrieved."""
-        # The sum goes first: the map of a sum is the sum of the maps, and there are K times fewer.
-        total = weights.sum(dim=2, keepdim=True)
-        summed = torch.einsum("bsk,bskc->bsc", weights, context)
-        retrieved = nn.functional.linear(summed, self.fuse.weight) + total * self.fuse.bias
-        return h + q[:, None] + self.alpha * retrieved / total.clamp_min(1)
 
     def forward(
         self,
@@ -94,7 +84,7 @@ class PtRag(nn.Module):
         candidates: Tensor,
         absent: Tensor,
         temperature: float | None = None,
-        kept: Tensor | None = None,
+        chosen: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Response of every cell.
 
@@ -110,7 +100,7 @@ class PtRag(nn.Module):
             (B, K).
         temperature
             For training; `None` draws no noise.
-        kept
+        chosen
             (B, S or 1, K) choices to use instead of the network's own.
 
         Returns
@@ -119,8 +109,12 @@ class PtRag(nn.Module):
         """
         h, q, u = self.cells(x), self.perturbation(e), self.perturbation(candidates)
         logits, weights, context = self.selection(h, q, u, absent, temperature)
-        weights = weights if kept is None else kept
-        z = self.fused(h, q, weights, context)
+        weights = weights if chosen is None else chosen
+        # The sum goes first: the map of a sum is the sum of the maps, and there are K times fewer.
+        total = weights.sum(dim=2, keepdim=True)
+        summed = torch.einsum("bsk,bskc->bsc", weights, context)
+        retrieved = nn.functional.linear(summed, self.fuse.weight) + total * self.fuse.bias
+        z = h + q[:, None] + self.alpha * retrieved / total.clamp_min(1)
         for block in self.blocks:
             z = block(z)
         return self.out(z), weights, logits
@@ -139,7 +133,7 @@ class PtRagResponses(nn.Module):
         self.alpha = nn.Parameter(torch.ones(()))
 
     def weigh(
-        self, query: Tensor, rows: Tensor, z: Tensor, open_: Tensor, own: Tensor, k: int
+        self, query: Tensor, rows: Tensor, z: Tensor, open_: Tensor, measured: Tensor, k: int
     ) -> tuple[Tensor, Tensor]:
         """(q, k) candidates and (q, k + 1) weights, the last one of the perturbation's own responses elsewhere.
 
@@ -151,7 +145,7 @@ class PtRagResponses(nn.Module):
             (l,) state of the context.
         open_
             (q, n) rows that may be candidates.
-        own
+        measured
             (q,) whether there are responses elsewhere.
         k
             Candidates of stage 1.
@@ -159,11 +153,11 @@ class PtRagResponses(nn.Module):
         phi = at_state(self.phi, z)
         first, second = (nn.functional.normalize(x @ phi, dim=1, eps=1e-8) for x in (query, rows))
         logits = (self.sharpness.exp() * first @ second.T).masked_fill(~open_, -torch.inf)
-        logits, found = logits.topk(min(k, logits.shape[1]), dim=1)
-        itself = (self.sharpness.exp() + self.bias).expand(len(query)).masked_fill(~own, -torch.inf)
+        logits, candidates = logits.topk(min(k, logits.shape[1]), dim=1)
+        itself = (self.sharpness.exp() + self.bias).expand(len(query)).masked_fill(~measured, -torch.inf)
         logits = torch.cat([logits, itself[:, None]], dim=1)
         nobody = torch.isinf(logits).all(dim=1, keepdim=True)
-        return found, entmax(logits.masked_fill(nobody, 0.0)).masked_fill(nobody, 0.0)
+        return candidates, entmax(logits.masked_fill(nobody, 0.0)).masked_fill(nobody, 0.0)
 
 
 def at_state(blocks: Tensor, z: Tensor) -> Tensor:
@@ -174,22 +168,36 @@ def at_state(blocks: Tensor, z: Tensor) -> Tensor:
 def energy_distance(predicted: Tensor, measured: Tensor) -> Tensor:
     r"""(B,) :math:`E\|\hat y - y\| - \frac12 E\|\hat y - \hat y'\| - \frac12 E\|y - y'\|` of sets (B, S, g)."""
     between = torch.cdist(predicted, measured).mean(dim=(1, 2))
-    within = [torch.cdist(one, one).mean(dim=(1, 2)) for one in (predicted, measured)]
+    within = [torch.cdist(cells, cells).mean(dim=(1, 2)) for cells in (predicted, measured)]
     return between - 0.5 * within[0] - 0.5 * within[1]
 
 
-def net_arrays(net: nn.Module) -> dict[str, np.ndarray]:
-    """Weights as plain arrays."""
-    return {f"net_{name.replace('.', '-')}": value.detach().cpu().numpy() for name, value in net.state_dict().items()}
+def fit_net(train: Callable[..., tuple[nn.Module, History]], most: int, *, scored: bool) -> dict[str, Any]:
+    """Train with perturbations held out to choose the number of steps, `most` at most, and then on all of them.
+
+    Parameters
+    ----------
+    train
+        (steps, held_out=) -> network and history.
+    scored
+        Whether perturbations can be held out; without, all steps are taken.
+
+    Returns
+    -------
+    The network as plain arrays, and how its training went.
+    """
+    steps, score = most, float("nan")
+    if scored:
+        _, history = train(most, held_out=True)
+        steps, score = max(1, history.best_step), history.best_score
+    net, history = train(steps, held_out=False)
+    went = {"training_steps": steps, "inner_score": score, "interrupted": history.interrupted}
+    return {**state_to_arrays(net, NET), **went}
 
 
 def net_from_arrays(parameters: Mapping[str, np.ndarray]) -> Any:
-    """The `PtRag` or `PtRagResponses` that :func:`net_arrays` wrote, in eval mode."""
-    state = {
-        name.removeprefix("net_").replace("-", "."): torch.as_tensor(np.asarray(value))
-        for name, value in parameters.items()
-        if name.startswith("net_")
-    }
+    """The `PtRag` or `PtRagResponses` that a fit wrote, in eval mode."""
+    state = state_from_arrays(parameters, NET)
     # New modules draw weights that are replaced below; the caller's random numbers go on as if nothing had happened.
     with torch.random.fork_rng(devices=[]):
         if "phi" in state:

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from ragst_sd.retrieval.bank import Bank, Query, Run, Selection
-from ragst_sd.retrieval.loop import optimise, seeded
+from ragst_sd.retrieval.loop import History, optimise, seeded
 from ragst_sd.retrieval.projection import fit_pca
-from ragst_sd.retrieval.pt_rag_model import PtRagResponses, at_state, net_arrays, net_from_arrays
+from ragst_sd.retrieval.pt_rag_model import PtRagResponses, at_state, fit_net, net_from_arrays
 from ragst_sd.retrieval.response_phi import fit_space, place_states, unit
 from ragst_sd.retrieval.responses import Group, cite, grouped, pool_mean, relative
 
@@ -74,7 +74,7 @@ def fit_responses(bank: Bank, run: Run) -> dict[str, Any]:
             "measured in two contexts. Build it with `embedding=`, or with the responses of another context."
         )
     _, axes = fit_pca(relative(bank.values, bank.sections), _COMPONENTS)
-    aware = bool(options.context_aware)
+    aware = options.context_aware
     parameters = {
         "response_axes": axes.astype(np.float32),
         "state_mean": space["state_mean"],
@@ -87,18 +87,12 @@ def fit_responses(bank: Bank, run: Run) -> dict[str, Any]:
     bank = replace(bank, values=bank.values @ axes)
     groups = np.unique(bank.folds, return_inverse=True)[1]
     held = np.random.default_rng(run.rng).permutation(groups.max() + 1)[groups] % _HELD_OUT == 0
-    steps, inner = min(_STEPS, int(options.max_steps)), float("nan")
-    if held.any() and not held.all():
-        _, history = _train(bank, lean, run, steps, held)
-        steps, inner = max(1, history.best_step), history.best_score
-    net, history = _train(bank, lean, run, steps, np.zeros(len(bank), dtype=bool))
-    return {
-        **parameters,
-        **net_arrays(net),
-        "training_steps": steps,
-        "inner_score": inner,
-        "interrupted": bool(history.interrupted),
-    }
+
+    def train(steps: int, *, held_out: bool) -> tuple[PtRagResponses, History]:
+        return _train(bank, lean, run, steps, held & held_out)
+
+    most = min(_STEPS, options.max_steps)
+    return {**parameters, **fit_net(train, most, scored=bool(held.any() and not held.all()))}
 
 
 class _Lesson(NamedTuple):
@@ -107,7 +101,7 @@ class _Lesson(NamedTuple):
     z: Tensor
     rows: Tensor
     elsewhere: Tensor
-    own: Tensor
+    measured: Tensor
     values: Tensor
     open_: Tensor
     """(n, n) rows of other perturbations."""
@@ -133,7 +127,9 @@ def _lessons(bank: Bank, parameters: Mapping[str, Any], rows: np.ndarray) -> lis
     return out
 
 
-def _train(bank: Bank, parameters: Mapping[str, Any], run: Run, steps: int, held: np.ndarray):
+def _train(
+    bank: Bank, parameters: Mapping[str, Any], run: Run, steps: int, held: np.ndarray
+) -> tuple[PtRagResponses, History]:
     """Train on all rows but those held out, which tell how many steps are best."""
     taught = np.flatnonzero(~held)
     lessons = _lessons(bank, parameters, taught)
@@ -142,19 +138,16 @@ def _train(bank: Bank, parameters: Mapping[str, Any], run: Run, steps: int, held
     with seeded(run.rng):
         net = PtRagResponses(lessons[0].rows.shape[1], d, lessons[0].values.shape[1], n_state)
         _start(net, lessons, d)
-        optimiser = torch.optim.AdamW(net.parameters(), lr=_RATE, weight_decay=float(run.options.weight_decay))
+        optimiser = torch.optim.AdamW(net.parameters(), lr=_RATE, weight_decay=run.options.weight_decay)
 
         def step(i: int) -> Tensor:
-            return torch.stack(
-                [_loss(net, one, d, k, how, known) for one in lessons for known in _kinds(one, d)]
-            ).mean()
+            losses = [_loss(net, lesson, d, k, how, known) for lesson in lessons for known in _kinds(lesson, d)]
+            return torch.stack(losses).mean()
 
         def score() -> float:
             # Of perturbations held out everywhere, and of those held out in one context.
-            scores = [
-                _held_score(net, bank, parameters, k, held, context) for context in np.unique(bank.sections[held])
-            ]
-            return float(np.mean(scores))
+            contexts = np.unique(bank.sections[held])
+            return float(np.mean([_held_score(net, bank, parameters, k, held, context) for context in contexts]))
 
         history = optimise(
             net, step, optimiser, steps=steps, every=_EVERY, progress=run.progress, label="pt_rag",
@@ -165,11 +158,19 @@ def _train(bank: Bank, parameters: Mapping[str, Any], run: Run, steps: int, held
 
 def _kinds(lesson: _Lesson, d: int) -> list[bool]:
     """Whether the queries are known from other contexts: both where both can be."""
-    return [known for known in (True, False) if (known and bool(lesson.own.any())) or (not known and d)]
+    return [True] * bool(lesson.measured.any()) + [False] * (d > 0)
 
 
 def predict(
-    net: PtRagResponses, asked: Tensor, rows: Tensor, z: Tensor, open_: Tensor, own: Tensor, k: int, d: int, how: str
+    net: PtRagResponses,
+    asked: Tensor,
+    rows: Tensor,
+    z: Tensor,
+    open_: Tensor,
+    measured: Tensor,
+    k: int,
+    d: int,
+    how: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(q, k) candidates, (q, k + 1) weights, and (q, c) what the embedding says without them.
 
@@ -182,41 +183,40 @@ def predict(
         )
         noise = noise.abs().masked_fill(~open_, -1.0)
         open_ = open_ & (noise >= noise.topk(min(k, noise.shape[1]), dim=1).values[:, -1:])
-        own = torch.zeros_like(own)
     if how == "none":
-        open_, own = torch.zeros_like(open_), torch.zeros_like(own)
+        open_ = torch.zeros_like(open_)
+    measured = measured & (how == "nearest")
     direct = asked[:, :d] @ at_state(net.direct, z)
-    return *net.weigh(asked, rows, z, open_, own, k), direct
+    return *net.weigh(asked, rows, z, open_, measured, k), direct
 
 
 def _loss(net: PtRagResponses, lesson: _Lesson, d: int, k: int, how: str, known: bool) -> Tensor:  # noqa: FBT001
-    features, own = lesson.rows, lesson.own
+    features, measured = lesson.rows, lesson.measured & known
     if not known:
-        features, own = torch.cat([features[:, :d], torch.zeros_like(features[:, d:])], dim=1), torch.zeros_like(own)
-    rows, weights, direct = predict(net, features, features, lesson.z, lesson.open_, own, k, d, how)
+        features = torch.cat([features[:, :d], torch.zeros_like(features[:, d:])], dim=1)
+    rows, weights, direct = predict(net, features, features, lesson.z, lesson.open_, measured, k, d, how)
     moved = lesson.elsewhere @ at_state(net.move, lesson.z)
     read = torch.einsum("qk,qkc->qc", weights[:, :-1], lesson.values[rows])
-    found = direct + net.alpha * (read + weights[:, -1:] * moved)
+    predicted = direct + net.alpha * (read + weights[:, -1:] * moved)
     size = lesson.values.norm(dim=1).clamp_min(_TINY)
-    cosine = (found * lesson.values).sum(dim=1) / size / found.norm(dim=1).clamp_min(1e-6)
-    error = ((found - lesson.values) ** 2).sum(dim=1) / size**2
+    cosine = (predicted * lesson.values).sum(dim=1) / size / predicted.norm(dim=1).clamp_min(1e-6)
+    error = ((predicted - lesson.values) ** 2).sum(dim=1) / size**2
     return (1 - cosine + 0.1 * error).mean()
 
 
 def _start(net: PtRagResponses, lessons: list[_Lesson], d: int) -> None:
     """Ridge regressions of the responses on what the maps are of."""
     with torch.no_grad():
-        y = torch.cat([one.values for one in lessons]).double()
-        for parameter, x in (
-            (net.phi, torch.cat([one.rows for one in lessons])),
-            (net.move, torch.cat([one.elsewhere for one in lessons])),
-            (net.direct, torch.cat([one.rows[:, :d] for one in lessons])),
-        ):
+        rows, elsewhere, values = (
+            torch.cat([getattr(lesson, name) for lesson in lessons]).double()
+            for name in ("rows", "elsewhere", "values")
+        )
+        for parameter, x in ((net.phi, rows), (net.move, elsewhere), (net.direct, rows[:, :d])):
             if not x.shape[1]:
                 continue
-            gram = x.double().T @ x.double()
+            gram = x.T @ x
             penalty = _PENALTY * gram.diagonal().mean() + 1e-9
-            solved = torch.linalg.solve(gram + penalty * torch.eye(len(gram)), x.double().T @ y).float()
+            solved = torch.linalg.solve(gram + penalty * torch.eye(len(gram)), x.T @ values).float()
             parameter[0] = solved[:, : parameter.shape[2]]
 
 
@@ -229,10 +229,10 @@ def _held_score(
         eligible = np.tile(~held | (known & (bank.sections != bank.sections[rows[0]])), (len(rows), 1))
         perturbed = tuple(bank.screen.perturbed[row] for row in rows)
         query = Query(bank.key[rows], perturbed=perturbed, contexts=bank.sections[rows], eligible=eligible)
-        found = _respond(net, parameters, bank, query, k)[0]
+        added = _respond(net, parameters, bank, query, k)[0]
         truth = bank.values[rows] - pool_mean(bank, query)
-        size = np.linalg.norm(found, axis=1) * np.linalg.norm(truth, axis=1)
-        scores.append(((found * truth).sum(axis=1) / np.maximum(size, _TINY)).mean())
+        size = np.linalg.norm(added, axis=1) * np.linalg.norm(truth, axis=1)
+        scores.append(((added * truth).sum(axis=1) / np.maximum(size, _TINY)).mean())
     return float(np.mean(scores))
 
 
@@ -256,14 +256,14 @@ def _respond(
             first, second = (torch.as_tensor(x, dtype=torch.float32) for x in (features[n:q][at], features[:n]))
             open_, there = torch.ones(len(at), n, dtype=torch.bool), torch.as_tensor(measured[at])
             with torch.no_grad():
-                found, weights, direct = predict(net, first, second, z, open_, there, n_candidates, d, how)
+                near, weights, direct = predict(net, first, second, z, open_, there, n_candidates, d, how)
                 if k < weights.shape[1]:
                     # Of equal weights the first ones stay.
                     weights = weights.scatter(1, weights.sort(dim=1, descending=True, stable=True).indices[:, k:], 0.0)
                     weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(_TINY)
                 alpha, maps = float(net.alpha), direct + net.alpha * weights[:, -1:] * moved[at]
             queries, w = group.queries[at], np.zeros((len(at), n))
-            np.put_along_axis(w, found.numpy(), weights[:, :-1].numpy().astype(np.float64), axis=1)
+            np.put_along_axis(w, near.numpy(), weights[:, :-1].numpy().astype(np.float64), axis=1)
             added[queries] = maps.numpy() @ axes.T + alpha * w @ scene.relative[group.here]
             read[np.ix_(queries, group.allowed[group.here])] += w
             read[np.ix_(queries, group.allowed)] += weights[:, -1:].numpy() * group.own[at]

@@ -13,17 +13,16 @@ import torch
 
 from ragst_sd.retrieval.bank import Bank, Query, Run, Selection
 from ragst_sd.retrieval.blocks import in_blocks
-from ragst_sd.retrieval.centering import section_shifts
 from ragst_sd.retrieval.episodes import Episodes
 from ragst_sd.retrieval.evidence import cite
 from ragst_sd.retrieval.gate import GATES
-from ragst_sd.retrieval.loop import AdamW, History, optimise, seeded
+from ragst_sd.retrieval.loop import AdamW, History, best_step, mean_curve, optimise, seeded
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.model import Member, RetrievalModel, model_from_arrays, state_to_arrays
 from ragst_sd.retrieval.options import CitingOptions, choice, count, not_negative, positive, share, switch
 from ragst_sd.retrieval.regression import fit_regression, regression_features
 from ragst_sd.retrieval.stack import nothing_cited, stacked
-from ragst_sd.retrieval.targets import best_step, held_out_splits, mean_curve
+from ragst_sd.retrieval.training import held_out_splits, section_shifts
 from ragst_sd.retrieval.type_filter import fit_types, typed_queries
 
 logger = logging.getLogger(__name__)
@@ -114,47 +113,41 @@ def fit_rag(training: Bank, run: Run, *, candidates: str = "nearest") -> dict[st
     options, key = run.options, training.key
     input_scale = float(np.sqrt((key**2).mean())) or 1.0
     types: dict[str, Any] = {}
-    bank = key
+    of_queries = of_rows = key[:, :0]
     if options.cell_types:
-        asked, own, types = fit_types(training)
-        key, bank = np.concatenate([asked, key], axis=1), np.concatenate([own, key], axis=1)
-    episodes = Episodes.of(training, key / input_scale, run, candidates)
-    if options.cell_types:
-        episodes.bank = torch.as_tensor(bank / input_scale, dtype=torch.float32, device=run.device)
-        episodes.n_types = own.shape[1]
-    steps, found, splits, evidence = _steps(episodes, training, run)
-    everything = np.arange(len(key))
+        of_queries, of_rows, types = fit_types(training)
+    queries, rows = (np.concatenate([part, key], axis=1) / input_scale for part in (of_queries, of_rows))
+    episodes = Episodes(training, queries, run, candidates, rows, of_rows.shape[1])
+    steps, training_record, splits, evidence = _steps(episodes, training, run)
     members: list[Member] = []
     # Who interrupts the search for the number of steps wants an end: one member then, and no unfinished one beside it.
-    n_seeds = 1 if found["interrupted"] else int(options.n_seeds)
+    n_seeds = 1 if training_record["interrupted"] else options.n_seeds
     for seed in range(n_seeds):
         label = f"training {seed + 1} of {n_seeds}"
-        member, history = _train(episodes, everything, run, seed=run.rng + seed, steps=steps, label=label)
+        member, history = _train(episodes, np.arange(len(key)), run, seed=run.rng + seed, steps=steps, label=label)
         if not (history.interrupted and members):
             members.append(member)
         if history.interrupted:
-            found["interrupted"] = True
+            training_record["interrupted"] = True
             break
     model = RetrievalModel(members).cpu()
     parameters: dict[str, Any] = {
         **state_to_arrays(model),
         "input_scale": np.float64(input_scale),
-        "gate": str(options.gate),
+        "gate": options.gate,
         **types,
-        **found,
+        **training_record,
     }
     if not options.regression:
         return parameters
-    shifts = section_shifts(training)
-    if not options.center_sections:
-        shifts = np.zeros_like(shifts)
+    shifts = section_shifts(training) * options.center_sections
     targets = episodes.y.cpu().numpy().astype(np.float64)
     return {**parameters, **fit_regression(training, targets, splits, evidence, shifts, rng=run.rng)}
 
 
 def rag_phi(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
     """Place principal components in phi-space, (n, members * n_latent), with the types they speak of if those count."""
-    return _placed(parameters, typed_queries(parameters, key))
+    return _in_phi(parameters, typed_queries(parameters, key))
 
 
 def rag_bank(parameters: Mapping[str, Any], training: Bank) -> np.ndarray | None:
@@ -164,10 +157,10 @@ def rag_bank(parameters: Mapping[str, Any], training: Bank) -> np.ndarray | None
     """
     if "types_map" not in parameters:
         return None
-    return _placed(parameters, np.concatenate([fit_types(training)[1], training.key], axis=1))
+    return _in_phi(parameters, np.concatenate([fit_types(training)[1], training.key], axis=1))
 
 
-def _placed(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
+def _in_phi(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
     """Inputs in phi-space, in blocks of one fixed shape."""
     model = model_from_arrays(parameters)
     # Products of odd widths round by the place of a row in its block; zeros beside it change nothing else.
@@ -222,21 +215,14 @@ def gate_weights(parameters: Mapping[str, Any], key: np.ndarray, query: Query) -
 def _steps(
     episodes: Episodes, training: Bank, run: Run
 ) -> tuple[int, dict[str, Any], list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
-    """Steps at which the mean inner score is best, what was found on the way, and the held-out rows with evidence."""
+    """Steps at which the mean inner score is best, what a fit keeps of it, and the held-out rows with evidence."""
     splits = held_out_splits(training)
-    most = int(run.options.max_steps)
+    most = run.options.max_steps
     histories: list[History] = []
     evidence: list[np.ndarray] = []
     for i, (inner, held) in enumerate(splits):
-        member, history = _train(
-            episodes,
-            inner,
-            run,
-            seed=run.rng,
-            steps=most,
-            held=held,
-            label=f"{run.held_out} held out: {i + 1} of {len(splits)}",
-        )
+        label = f"{run.held_out} held out: {i + 1} of {len(splits)}"
+        member, history = _train(episodes, inner, run, seed=run.rng, steps=most, label=label, held=held)
         histories.append(history)
         with seeded(run.rng):
             evidence.append(episodes.evidence(member, held, inner))
@@ -247,13 +233,13 @@ def _steps(
         logger.warning("No inner group of three rows or more could be held out: all %d steps are taken.", most)
     logger.info("Inner groups score best after %d of %d steps (Pearson %.3f).", steps, most, score)
     curve = mean_curve(histories)
-    found = {
+    record = {
         "training_steps": steps,
         "inner_score": np.float64(score),
         "inner_curve": curve if len(curve) else np.zeros((1, 2)),
         "interrupted": any(history.interrupted for history in histories),
     }
-    return steps, found, splits[: len(evidence)], evidence
+    return steps, record, splits[: len(evidence)], evidence
 
 
 def _train(
@@ -276,15 +262,13 @@ def _train(
             episodes.x.shape[1],
             episodes.state.shape[1],
             # Types stand before the components, so that the identity that phi starts from takes all of them in.
-            n_phi=int(options.n_latent) + episodes.n_types,
-            hidden=int(options.hidden),
-            gate_hidden=int(options.gate_hidden),
-            dropout=float(options.dropout),
-            sharpness=float(options.sharpness),
+            n_phi=options.n_latent + episodes.n_types,
+            hidden=options.hidden,
+            gate_hidden=options.gate_hidden,
+            dropout=options.dropout,
+            sharpness=options.sharpness,
         ).to(run.device)
-        optimiser = AdamW(
-            member.parameters(), lr=float(options.learning_rate), weight_decay=float(options.weight_decay)
-        )
+        optimiser = AdamW(member.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
         episodes.random = np.random.default_rng(seed)
         waiting: list[np.ndarray] = []
 

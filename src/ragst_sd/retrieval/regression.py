@@ -4,28 +4,40 @@ r"""The regression H of the stack: kernel ridge, which is a signed sum over meas
           H_j(x) = c\, \tilde z(x)^\top (\tilde Z^\top \tilde Z + \alpha \lambda I)^{-1} \tilde z_j
 
 with the features z of a spot relative to their mean over the rows, :math:`\lambda` the mean eigenvalue of
-:math:`\tilde Z^\top \tilde Z`, and the scale c that has the least squared error on held-out groups. The features are the principal components of the embedding, or those of a Gaussian kernel
-at landmarks (Nystroem's method, Williams and Seeger 2001), whichever predicts held-out groups better. Coefficients
-(features x genes) are kept; they are resolved into rows when somebody asks.
+:math:`\tilde Z^\top \tilde Z`, and the scale c that has the least squared error on held-out groups. The features are the
+principal components of the embedding, or those of a Gaussian kernel at landmarks (Nystroem's method, Williams and Seeger
+2001), whichever predicts held-out groups better. Coefficients
+(features x genes) are kept; they are resolved into rows when somebody asks. On its own it is the method `kernel_ridge`,
+which cites no rows.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from ragst_sd.retrieval.blocks import in_blocks
+from ragst_sd.retrieval.bank import Bank, Run, Selection
+from ragst_sd.retrieval.blocks import in_blocks, product_in_blocks
+from ragst_sd.retrieval.evidence import mean_of_reference
+from ragst_sd.retrieval.method import Method
+from ragst_sd.retrieval.options import CitingOptions, count
+from ragst_sd.retrieval.ridge import RidgeSolver
 from ragst_sd.retrieval.threads import one_thread
-from ragst_sd.retrieval.training import dense, mean_over_groups, within_section_pearson
+from ragst_sd.retrieval.training import (
+    dense,
+    held_out_splits,
+    mean_over_groups,
+    section_shifts,
+    standardised_targets,
+    within_section_pearson,
+)
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from ragst_sd.retrieval.bank import Bank
-
-    Splits = Sequence[tuple[np.ndarray, np.ndarray]]
+Splits = Sequence[tuple[np.ndarray, np.ndarray]]
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +174,21 @@ def regression_features(parameters: Mapping[str, Any], key: np.ndarray) -> np.nd
     )
 
 
+def regression_of(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> np.ndarray:
+    """(n, g) regression of the queries, on the rows that each of them may use."""
+    coefficients, intercept = np.asarray(parameters[REGRESSION]), np.asarray(parameters["regression_intercept"])
+    features = np.asarray(selection.features, dtype=np.float64)
+    if coefficients.ndim == 2:
+        product = product_in_blocks(features, coefficients)
+        product += intercept
+        return product
+    out = np.empty((len(features), coefficients.shape[2]))
+    for pattern, (of_pattern, level) in enumerate(zip(coefficients, intercept, strict=True)):
+        asked = selection.level == pattern
+        out[asked] = product_in_blocks(features[asked], of_pattern) + level
+    return out
+
+
 def solve_regression(
     parameters: Mapping[str, Any], bank: Bank, z: np.ndarray, shifts: np.ndarray, allowed: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -202,12 +229,12 @@ def _inverse(parameters: Mapping[str, Any], z: np.ndarray, rows: np.ndarray) -> 
     z = np.asarray(z[rows], dtype=np.float64)
     centre = z.mean(axis=0)
     gram = (z - centre).T @ (z - centre)
-    penalised = gram + _penalty(gram, float(parameters["regression_alpha"])) * np.eye(len(gram))
-    return centre, float(parameters.get("regression_scale", 1)) * np.linalg.inv(penalised)
+    penalty = _penalty(np.trace(gram) / len(gram), float(parameters["regression_alpha"]))
+    return centre, float(parameters.get("regression_scale", 1)) * np.linalg.inv(gram + penalty * np.eye(len(gram)))
 
 
-def _penalty(gram: np.ndarray, alpha: float) -> float:
-    return float(alpha * (np.trace(gram) / len(gram) + 1e-300))
+def _penalty(mean_eigenvalue: float, alpha: float) -> float:
+    return float(alpha * (mean_eigenvalue + 1e-300))
 
 
 def _linear(key: np.ndarray) -> dict[str, Any]:
@@ -225,10 +252,10 @@ def _gaussian(key: np.ndarray, rng: int) -> dict[str, Any]:
     between = _squared(landmarks, landmarks)
     width = float(np.median(between)) or 1.0
     values, axes = np.linalg.eigh(np.exp(-between / width))
-    kept = np.flatnonzero(values > 1e-6 * values[-1])[-_FEATURES:]
+    leading = np.flatnonzero(values > 1e-6 * values[-1])[-_FEATURES:]
     return {
         "regression_landmarks": landmarks,
-        "regression_mixing": axes[:, kept] / np.sqrt(values[kept]),
+        "regression_mixing": axes[:, leading] / np.sqrt(values[leading]),
         "regression_width": np.float64(width),
     }
 
@@ -244,12 +271,46 @@ def _score_alphas(z: np.ndarray, targets: np.ndarray, splits: Splits, sections: 
     ]
 
 
-def _held_out(z: np.ndarray, targets: np.ndarray, inner: np.ndarray, held: np.ndarray, alphas: Any = _ALPHAS) -> Any:
-    """Predictions of the held-out rows, one for each penalty, from one eigendecomposition."""
+def _held_out(
+    z: np.ndarray, targets: np.ndarray, inner: np.ndarray, held: np.ndarray, alphas: Iterable[float] = _ALPHAS
+) -> Iterator[np.ndarray]:
+    """Predictions of the held-out rows, one for each penalty."""
     centre = z[inner].mean(axis=0)
-    centred = z[inner] - centre
-    gram = centred.T @ centred
-    values, axes = np.linalg.eigh(gram)
-    rotated, asked = axes.T @ (centred.T @ targets[inner]), (z[held] - centre) @ axes
+    solver = RidgeSolver(z[inner] - centre, targets[inner])
     for alpha in alphas:
-        yield asked @ (rotated / (np.maximum(values, 0) + _penalty(gram, alpha))[:, None])
+        yield (z[held] - centre) @ solver.coefficients(_penalty(solver.eigenvalues.mean(), alpha))
+
+
+@dataclass(frozen=True)
+class KernelRidgeOptions(CitingOptions):
+    """Options of `kernel_ridge`, which mean what they mean for `rag`.
+
+    Parameters
+    ----------
+    n_components
+        Principal components of the embedding at most.
+    center_sections
+        Take measured values relative to the mean of their section.
+    n_train_genes
+        Genes on which penalty and kernel are chosen, the most variable ones.
+    """
+
+    n_train_genes: int = count(250)
+
+
+def fit_kernel_ridge(training: Bank, run: Run) -> dict[str, Any]:
+    """The parameters of :func:`fit_regression`, with no share of retrieval."""
+    n_genes = run.options.n_train_genes
+    targets = standardised_targets(training, np.arange(len(training)), n_genes, "kernel_ridge").values
+    shifts = section_shifts(training) * run.options.center_sections
+    return fit_regression(training, targets, held_out_splits(training), None, shifts, rng=run.rng)
+
+
+KERNEL_RIDGE = Method(
+    KernelRidgeOptions,
+    fit_kernel_ridge,
+    answer=partial(mean_of_reference, adjustment=regression_of),
+    regress=regression_features,
+    per_gene=("retrieval_share", "regression_coefficients", "regression_intercept"),
+    learns="values",
+)

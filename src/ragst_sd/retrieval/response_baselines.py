@@ -110,10 +110,10 @@ def mean(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Ans
 def select_nearest(parameters: Mapping[str, Any], bank: Bank, query: Query, *, how: str = "nearest") -> Selection:
     """Perturbations nearest in the embedding, or random ones."""
     masks = query.pool(bank) if parameters["within_context"] else query.eligible
-    found = candidates(bank, query, masks, query.n_neighbors, how=how)
-    if parameters["weighting"] == "uniform":
-        return select(query, found, uniform_gate(found.distances))
-    return select(query, found, distance_gate(found.distances, float(parameters["sharpness"])))
+    near = candidates(bank, query, masks, query.n_neighbors, how=how)
+    # Equal weights are those that do not fall with distance.
+    sharpness = 0.0 if parameters["weighting"] == "uniform" else float(parameters["sharpness"])
+    return select(query, near, distance_gate(near.distances, sharpness))
 
 
 def select_same(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
@@ -146,19 +146,17 @@ def context_additive(parameters: Mapping[str, Any], bank: Bank, selection: Selec
 
 def lacks_context_additive(bank: Bank, query: Query) -> list[str]:
     """Why a query has no deviation or its context no mean; empty where both are there."""
-    reasons = lacks_same(bank, query)
-    for i in range(len(reasons)):
-        if not reasons[i] and not (query.eligible[i] & (bank.sections == query.contexts[i])).any():
-            reasons[i] = "its context has no row that may be used"
-    return reasons
+    here = (query.eligible & (bank.sections == query.contexts[:, None])).any(axis=1)
+    reasons = np.where(here, "", "its context has no row that may be used")
+    return [same or str(context) for same, context in zip(lacks_same(bank, query), reasons, strict=True)]
 
 
 def select_singles(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
     """The responses to the genes of a combination, each gene alike."""
     parts = [_singles(bank, query, i) for i in range(len(query))]
     selection = _equal(bank, query, [np.concatenate(rows) for rows in parts])
-    for i, own in enumerate(parts):
-        shares = np.concatenate([np.full(len(rows), 1 / (len(own) * len(rows))) for rows in own])
+    for i, of_genes in enumerate(parts):
+        shares = np.concatenate([np.full(len(rows), 1 / (len(of_genes) * len(rows))) for rows in of_genes])
         selection.weights[i, : len(shares)] = shares
     return selection
 
@@ -181,25 +179,27 @@ def lacks_singles(bank: Bank, query: Query) -> list[str]:
 
 
 def _own_elsewhere(bank: Bank, query: Query, i: int) -> np.ndarray:
-    same = np.array([genes == query.perturbed[i] for genes in bank.screen.perturbed], dtype=bool)
-    return np.flatnonzero(query.eligible[i] & same & (bank.sections != query.contexts[i]))
+    """Rows of the same perturbation in other contexts."""
+    return np.flatnonzero(query.eligible[i] & _is(bank, query.perturbed[i]) & (bank.sections != query.contexts[i]))
+
+
+def _is(bank: Bank, perturbation: tuple[str, ...]) -> np.ndarray:
+    """(m,) whether each row is of this perturbation."""
+    return np.array([genes == perturbation for genes in bank.screen.perturbed], dtype=bool)
 
 
 def _singles(bank: Bank, query: Query, i: int) -> list[np.ndarray]:
     """Rows of each gene of a combination alone: in the query's context, or in all where it has none of its own."""
     pool = query.pool(bank)[i]
-    return [
-        np.flatnonzero(pool & np.array([genes == (gene,) for genes in bank.screen.perturbed], dtype=bool))
-        for gene in query.perturbed[i]
-    ]
+    return [np.flatnonzero(pool & _is(bank, (gene,))) for gene in query.perturbed[i]]
 
 
 def _equal(bank: Bank, query: Query, each: list[np.ndarray]) -> Selection:
     """Equal weights for the rows of each query."""
     width = max(1, *(len(rows) for rows in each)) if each else 1
     rows = np.full((len(each), width), -1, dtype=np.int64)
-    for i, own in enumerate(each):
-        rows[i, : len(own)] = own
+    for i, of_query in enumerate(each):
+        rows[i, : len(of_query)] = of_query
     distances = distances_to(bank, query, rows)
     return select(query, Candidates(rows, distances), uniform_gate(distances))
 

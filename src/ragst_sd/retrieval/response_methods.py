@@ -6,29 +6,10 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from ragst_sd.retrieval import response_baselines as baselines
 from ragst_sd.retrieval.bank import Bank, Run
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.pt_rag import PtRagOptions, answer_pt_rag, fit_pt_rag, select_pt_rag
-from ragst_sd.retrieval.response_baselines import (
-    BilinearOptions,
-    EqualOptions,
-    NearestOptions,
-    NoOptions,
-    ResponseRidgeOptions,
-    additive,
-    bilinear,
-    choose_alpha,
-    context_additive,
-    lacks_context_additive,
-    lacks_same,
-    lacks_singles,
-    mean,
-    nothing,
-    ridge,
-    select_nearest,
-    select_same,
-    select_singles,
-)
 from ragst_sd.retrieval.response_rag import answer_rag, prepare_rag, select_rag
 from ragst_sd.retrieval.response_selection import ResponseRagOptions, fit_rag
 from ragst_sd.retrieval.response_shares import fit_stack, kernel_ridge, stack_of
@@ -40,8 +21,8 @@ def _keep(bank: Bank, run: Run) -> dict[str, Any]:
     return asdict(run.options)
 
 
-_NEAREST = Method(NearestOptions, _keep, select_nearest, cited_response, needs_embedding=True)
-_EQUAL = partial(Method, EqualOptions, _keep, answer=cited_response, cites_candidates=True)
+_NEAREST = Method(baselines.NearestOptions, _keep, baselines.select_nearest, cited_response, needs_embedding=True)
+_EQUAL = partial(Method, baselines.EqualOptions, _keep, answer=cited_response, cites_candidates=True)
 
 RESPONSE_METHODS: dict[str, Method] = {
     "rag": Method(
@@ -67,32 +48,42 @@ RESPONSE_METHODS: dict[str, Method] = {
         needs_embedding=True,
         learns="values",
     ),
-    "none": Method(NoOptions, _keep, answer=nothing, starts_from="no response"),
-    "mean": Method(NoOptions, _keep, answer=mean),
-    "additive": Method(NoOptions, _keep, select_singles, additive, lacks=lacks_singles),
-    "context_additive": Method(NoOptions, _keep, select_same, context_additive, lacks=lacks_context_additive),
-    "same_perturbation": Method(NoOptions, _keep, select_same, cited_response, lacks=lacks_same),
+    "none": Method(baselines.NoOptions, _keep, answer=baselines.nothing, starts_from="no response"),
+    "mean": Method(baselines.NoOptions, _keep, answer=baselines.mean),
+    "additive": Method(
+        baselines.NoOptions, _keep, baselines.select_singles, baselines.additive, lacks=baselines.lacks_singles
+    ),
+    "context_additive": Method(
+        baselines.NoOptions,
+        _keep,
+        baselines.select_same,
+        baselines.context_additive,
+        lacks=baselines.lacks_context_additive,
+    ),
+    "same_perturbation": Method(
+        baselines.NoOptions, _keep, baselines.select_same, cited_response, lacks=baselines.lacks_same
+    ),
     "knn": _NEAREST,
-    "naive_rag": _EQUAL(select=select_nearest, needs_embedding=True),
-    "random_rag": _EQUAL(select=partial(select_nearest, how="random")),
+    "naive_rag": _EQUAL(select=baselines.select_nearest, needs_embedding=True),
+    "random_rag": _EQUAL(select=partial(baselines.select_nearest, how="random")),
     "ridge": Method(
-        ResponseRidgeOptions,
-        lambda bank, run: {"alpha": choose_alpha(bank, run.options.alphas)},
-        answer=ridge,
+        baselines.ResponseRidgeOptions,
+        lambda bank, run: {"alpha": baselines.choose_alpha(bank, run.options.alphas)},
+        answer=baselines.ridge,
         learns="settings",
         needs_embedding=True,
     ),
     "kernel_ridge": Method(
-        NoOptions,
+        baselines.NoOptions,
         lambda bank, run: fit_stack(bank, run, parts=("kernel_ridge",)),
         answer=kernel_ridge,
         once=stack_of,
         learns="settings",
     ),
     "bilinear": Method(
-        BilinearOptions,
+        baselines.BilinearOptions,
         _keep,
-        answer=lambda parameters, bank, selection: bilinear(parameters, bank, selection.query),
+        answer=lambda parameters, bank, selection: baselines.bilinear(parameters, bank, selection.query),
         needs_embedding=True,
     ),
 }

@@ -31,9 +31,9 @@ def fit_space(bank: Bank, n_components: int) -> dict[str, np.ndarray]:
     states = bank.screen.states[np.unique(bank.sections)]
     centre = states.mean(axis=0)
     _, size, state_axes = np.linalg.svd(states - centre, full_matrices=False)
-    kept = min(_MAX_STATES, int((size > 1e-6 * max(1.0, float(size[0]))).sum()))
-    state_axes = state_axes[:kept].T
-    reach = np.abs((states - centre) @ state_axes).max(axis=0) if kept else np.ones(0)
+    n_axes = min(_MAX_STATES, int((size > 1e-6 * max(1.0, float(size[0]))).sum()))
+    state_axes = state_axes[:n_axes].T
+    reach = np.abs((states - centre) @ state_axes).max(axis=0)
     return {
         "projection_mean": mean,
         "projection": axes / (scale or 1.0),
@@ -101,7 +101,7 @@ def bend(blocks: np.ndarray, candidates: np.ndarray) -> Bend:
 
 def doses(genes: tuple[tuple[str, ...], ...]) -> np.ndarray:
     """(n,) perturbed genes of each, one at least."""
-    return np.array([max(1, len(one)) for one in genes], dtype=np.float64)
+    return np.array([max(1, len(perturbed)) for perturbed in genes], dtype=np.float64)
 
 
 def learned_places(
@@ -152,11 +152,11 @@ def spanned(x: np.ndarray, q: np.ndarray) -> np.ndarray:
         return np.ones(len(q))
     centre = x.mean(axis=0)
     x, q = x - centre, q - centre
-    kernel, own = x @ x.T, x @ q.T
+    kernel, of_queries = x @ x.T, x @ q.T
     kernel += (_RIDGE * np.trace(kernel) / len(x) + 1e-12) * np.eye(len(x))
     size = (q**2).sum(axis=1)
-    found = (own * np.linalg.solve(kernel, own)).sum(axis=0)
-    out = np.divide(found, size, out=np.zeros_like(size), where=size > 0)
+    along = (of_queries * np.linalg.solve(kernel, of_queries)).sum(axis=0)
+    out = np.divide(along, size, out=np.zeros_like(size), where=size > 0)
     # What rounding leaves is nothing: nobody is to be cited for it.
     return np.where(out < _LEAST_SHARE, 0.0, np.minimum(out, 1.0))
 

@@ -28,7 +28,8 @@ from ragst_sd.retrieval.responses import ask_rows, closed_rows, familiar, pool_m
 
 logger = logging.getLogger(__name__)
 
-_LEARNED = (0.0, 0.5, 1.0)
+# Beside none at all.
+_LEARNED = (0.5, 1.0)
 _REACH = (np.inf, 1.0)
 _STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TRUST = tuple((line, retrieval) for line, retrieval in product(_STEPS, repeat=2) if line + retrieval <= 1)
@@ -77,7 +78,7 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
     correlation over the mean of the others, and its `inner_error`. Of a single perturbation it is the mean.
     """
     options = run.options
-    space = fit_space(bank, int(options.n_components))
+    space = fit_space(bank, options.n_components)
     lines: list[tuple[float, ...]] = []
     gains, errors = [0.0] * len(_KINDS), [np.nan] * len(_KINDS)
     tried: Any = None
@@ -107,8 +108,8 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
             )
     parameters = {
         **space,
-        "rank": int(options.rank),
-        "alpha": float(options.alpha),
+        "rank": options.rank,
+        "alpha": options.alpha,
         "n_candidates": run.n_candidates,
         "gates": np.array(lines, dtype=np.float64).reshape(-1, GATE_FIELDS),
         "inner_gain": np.array(gains),
@@ -118,9 +119,9 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
     def gated(bank: Bank, query: Query) -> np.ndarray:
         # Chosen anew without those asked about: on what a gate was chosen for, it looks better than it is.
         others = np.array([bank.screen.perturbed[row] not in query.perturbed for row in tried[1]])
-        kept = others if others.any() else ~others
-        own = _chosen(bank, run, *(part[..., kept] for part in tried))[0]
-        ready = prepare_rag({**parameters, "gates": np.array(own)}, bank, query)
+        judges = others if others.any() else ~others
+        gates = _chosen(bank, run, *(part[..., judges] for part in tried))[0]
+        ready = prepare_rag({**parameters, "gates": np.array(gates)}, bank, query)
         _, answer = ready.respond(np.arange(len(query)), place_states(parameters, query.states(bank)))
         return answer.evidence + answer.adjustment - ready.level
 
@@ -130,12 +131,12 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
 
 def _shared(lines: list[tuple[float, ...]], shares: np.ndarray) -> np.ndarray:
     """Lines of `gates` for queries that they answer alone, and with trusts times their share beside other parts."""
-    alone = np.array([(ALONE + line[0], *line[1:]) for line in lines]).reshape(-1, GATE_FIELDS)
+    by_gates = np.array([(ALONE + line[0], *line[1:]) for line in lines]).reshape(-1, GATE_FIELDS)
     measured = [(MEASURED, *line[1:]) for line in lines if line[0] == MEASURED - 1]
     out = np.array([*lines, *measured], dtype=np.float64).reshape(-1, GATE_FIELDS)
     for line in out:
         line[5:7] *= shares[int(line[0])]
-    return np.concatenate([out, alone])
+    return np.concatenate([out, by_gates])
 
 
 def _chosen(
@@ -146,9 +147,9 @@ def _chosen(
     lines: list[tuple[float, ...]] = []
     weight = np.clip(bank.screen.reliability[rows], _LEAST_WEIGHT, 1)
     for code in range(len(_KINDS)):
-        own = kind == code
-        own = own if own.sum() >= _MIN_KIND else np.ones_like(own)
-        places, shares, gain, error = choose(correlation[:, :, own], weight[own])
+        of_kind = kind == code
+        of_kind = of_kind if of_kind.sum() >= _MIN_KIND else np.ones_like(of_kind)
+        places, shares, gain, error = choose(correlation[:, :, of_kind], weight[of_kind])
         chosen = [(*gates[gate], *TRUST[trust]) for gate, trust in places]
         lines += [(code, *line, float(share)) for line, share in zip(chosen, shares, strict=True)]
         gains.append(gain)
@@ -189,7 +190,7 @@ def choose(correlation: np.ndarray, weight: np.ndarray) -> tuple[list[tuple[int,
 
 def grid(options: ResponseRagOptions) -> list[Gate]:
     """Gates to choose from."""
-    spaces = [(1.0, 0.0), *product(options.penalties, [one for one in _LEARNED if one > 0])]
+    spaces = [(1.0, 0.0), *product(options.penalties, _LEARNED)]
     return [
         Gate(float(penalty), float(learned), float(sharpness), float(reach))
         for (penalty, learned), sharpness, reach in product(spaces, options.sharpnesses, _REACH)
@@ -211,19 +212,19 @@ def held_out_correlations(bank: Bank, run: Run, space: Mapping[str, Any]) -> tup
     asked = ask_rows(bank, rows, closed)
     groups, fold = np.unique(bank.folds[rows], return_inverse=True)
     fold = fold % min(_MAX_FOLDS, len(groups))
-    teach = ~np.array([closed[rows[fold == one]].any(axis=0) for one in fold])
+    teach = ~np.array([closed[rows[fold == code]].any(axis=0) for code in fold])
     teach[~teach.any(axis=1)] = asked.eligible[~teach.any(axis=1)]
     gates, every = grid(options), np.arange(len(rows))
     total = np.zeros((len(gates), len(TRUST), len(rows)))
     shaped = shape_halves(bank)
     mix = np.array([(1.0, *trust) for trust in TRUST])
-    for one, other in (shaped, shaped[::-1]):
-        truth = other.values[rows]
-        neighbors = find_neighbors(space, one, asked, run.n_candidates, tuple(options.penalties), teach)
-        z = place_states(space, asked.states(one))
-        line = bilinear({"rank": options.rank, "alpha": options.alpha}, one, asked)
-        level = pool_mean(one, asked)
-        relative = relative_responses(one, asked, neighbors.rows, level)
+    for taught, measured in (shaped, shaped[::-1]):
+        truth = measured.values[rows]
+        neighbors = find_neighbors(space, taught, asked, run.n_candidates, tuple(options.penalties), teach)
+        z = place_states(space, asked.states(taught))
+        line = bilinear({"rank": options.rank, "alpha": options.alpha}, taught, asked)
+        level = pool_mean(taught, asked)
+        relative = relative_responses(taught, asked, neighbors.rows, level)
         slope = neighbors.explained * (line.evidence + line.adjustment - level)
         for i, gate in enumerate(gates):
             weights = neighbors.explained * weigh(neighbors, gate, run.n_neighbors, every, z)

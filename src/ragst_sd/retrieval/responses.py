@@ -30,7 +30,7 @@ def patterns(masks: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def candidates(bank: Bank, query: Query, masks: np.ndarray, k: int, *, how: str = "nearest") -> Candidates:
     """Stage 1: the `k` nearest rows of each query's mask, or as many random ones."""
-    found = np.full((len(query.key), k), -1, dtype=np.int64)
+    nearest = np.full((len(query.key), k), -1, dtype=np.int64)
     for queries, rows in patterns(masks):
         everything = Eligibility.everything(len(queries), len(bank.key))
         eligibility = replace(everything, allowed=np.isin(np.arange(len(bank.key)), rows))
@@ -44,8 +44,8 @@ def candidates(bank: Bank, query: Query, masks: np.ndarray, k: int, *, how: str 
             metric=bank.screen.metric,
             backend="exact",
         )
-        found[queries] = part.rows
-    return Candidates(found, distances_to(bank, query, found))
+        nearest[queries] = part.rows
+    return Candidates(nearest, distances_to(bank, query, nearest))
 
 
 def distances_to(bank: Bank, query: Query, rows: np.ndarray) -> np.ndarray:
@@ -59,10 +59,10 @@ def distances_to(bank: Bank, query: Query, rows: np.ndarray) -> np.ndarray:
     return np.where(rows >= 0, distances, np.nan)
 
 
-def select(query: Query, found: Candidates, weights: np.ndarray) -> Selection:
+def select(query: Query, near: Candidates, weights: np.ndarray) -> Selection:
     """The candidates that have weight."""
-    weights = np.where(found.rows >= 0, weights, 0.0)
-    rows, distances = np.where(weights > 0, found.rows, -1), np.where(weights > 0, found.distances, np.nan)
+    weights = np.where(near.rows >= 0, weights, 0.0)
+    rows, distances = np.where(weights > 0, near.rows, -1), np.where(weights > 0, near.distances, np.nan)
     return Selection(query.key, rows, weights, distances, query=query)
 
 
@@ -104,8 +104,8 @@ def closed_rows(bank: Bank) -> np.ndarray:
 
     So a row is as new to the rest as a perturbation that nobody has measured. A combination may use its parts.
     """
-    genes = [set(one) for one in bank.screen.perturbed]
-    holds = np.array([[mine <= other for other in genes] for mine in genes], dtype=bool)
+    perturbed = [set(genes) for genes in bank.screen.perturbed]
+    holds = np.array([[genes <= others for others in perturbed] for genes in perturbed], dtype=bool)
     return holds | (bank.folds[:, None] == bank.folds[None, :])
 
 
@@ -129,14 +129,13 @@ def shape_halves(bank: Bank, n_components: int | None = _MAX_COMPONENTS) -> tupl
     same = np.array_equal(first, second)
     rows = first if same else np.concatenate([first, second])
     size, axes = np.linalg.eigh(rows @ rows.T)
-    kept = max(1, int((size > 1e-12 * max(float(size[-1]), 1e-300)).sum()))
-    kept = kept if n_components is None else min(kept, n_components)
+    n_axes = max(1, int((size > 1e-12 * max(float(size[-1]), 1e-300)).sum()))
+    n_axes = n_axes if n_components is None else min(n_axes, n_components)
     # As many rows as there are give their own axes.
-    coordinates = largest_positive(axes[:, ::-1][:, :kept]) * np.sqrt(np.maximum(size[::-1][:kept], 0))
+    coordinates = largest_positive(axes[:, ::-1][:, :n_axes]) * np.sqrt(np.maximum(size[::-1][:n_axes], 0))
     values = (coordinates, coordinates) if same else (coordinates[: len(first)], coordinates[len(first) :])
     screen = replace(bank.screen, halves=values)
-    one, other = (replace(bank, values=each, screen=screen) for each in values)
-    return one, other
+    return replace(bank, values=values[0], screen=screen), replace(bank, values=values[1], screen=screen)
 
 
 def familiar(bank: Bank, query: Query) -> np.ndarray:

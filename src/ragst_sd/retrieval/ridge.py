@@ -14,8 +14,7 @@ from ragst_sd.retrieval.bank import Bank, Run, Selection
 from ragst_sd.retrieval.evidence import mean_of_reference
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.options import Options, numbers
-from ragst_sd.retrieval.targets import held_out_splits
-from ragst_sd.retrieval.training import dense, mean_over_groups, variable_genes, within_section_pearson
+from ragst_sd.retrieval.training import dense, held_out_splits, mean_over_groups, variable_genes, within_section_pearson
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ def fit_ridge(training: Bank, *, alphas: Sequence[float]) -> dict[str, Any]:
     for rows, genes in training.gene_patterns():
         centre = key[rows].mean(axis=0)
         solver = RidgeSolver(key[rows] - centre, training.values[rows][:, genes])
-        coefficients[:, genes] = solver.coefficients(alpha)
+        coefficients[:, genes] = solver.coefficients(alpha * len(rows))
         intercept[genes] = -centre @ coefficients[:, genes]
     return {"coefficients": coefficients, "intercept": intercept, "alpha": np.float64(alpha), "alpha_scores": scores}
 
@@ -73,18 +72,16 @@ def ridge_adjustment(parameters: Mapping[str, Any], bank: Bank, selection: Selec
 
 
 class RidgeSolver:
-    """Ridge solutions for many penalties from one eigendecomposition."""
+    """Ridge solutions for many penalties from one eigendecomposition, of a centred key."""
 
-    def __init__(self, centred_key: np.ndarray, values: Any) -> None:
-        self._m = len(centred_key)
-        self._eigenvalues, self._axes = np.linalg.eigh(centred_key.T @ centred_key)
+    def __init__(self, key: np.ndarray, values: Any) -> None:
+        self.eigenvalues, self._axes = np.linalg.eigh(key.T @ key)
         # The key is centred, so the mean of the profiles drops out of the product.
-        cross = values.T @ centred_key
-        self._rotated = self._axes.T @ np.asarray(cross, dtype=np.float64).T
+        self._rotated = self._axes.T @ np.asarray(values.T @ key, dtype=np.float64).T
 
-    def coefficients(self, alpha: float) -> np.ndarray:
-        """(p, g) ridge solution for one penalty."""
-        return self._axes @ (self._rotated / (np.maximum(self._eigenvalues, 0) + alpha * self._m)[:, None])
+    def coefficients(self, penalty: float) -> np.ndarray:
+        """(p, g) solution."""
+        return self._axes @ (self._rotated / (np.maximum(self.eigenvalues, 0) + penalty)[:, None])
 
 
 def _score_alphas(training: Bank, key: np.ndarray, alphas: np.ndarray) -> np.ndarray:
@@ -95,7 +92,7 @@ def _score_alphas(training: Bank, key: np.ndarray, alphas: np.ndarray) -> np.nda
         centre = key[inner].mean(axis=0)
         solver = RidgeSolver(key[inner] - centre, training.values[inner][:, genes])
         truth, sections = dense(training.values[held][:, genes]), training.sections[held]
-        predicted = ((key[held] - centre) @ solver.coefficients(alpha) for alpha in alphas)
+        predicted = ((key[held] - centre) @ solver.coefficients(alpha * len(inner)) for alpha in alphas)
         scores.append([within_section_pearson(values, truth, sections) for values in predicted])
     return mean_over_groups(scores, len(alphas))
 

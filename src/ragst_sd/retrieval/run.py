@@ -11,6 +11,7 @@ import numpy as np
 from ragst_sd.retrieval.bank import Bank, Query, Selection, eligible_counts
 from ragst_sd.retrieval.conformal import limits_around
 from ragst_sd.retrieval.evidence import disagreement, evidence_share
+from ragst_sd.retrieval.gate import normalised
 from ragst_sd.retrieval.grounding import Grounding, distance_in_phi, grounding_of
 from ragst_sd.retrieval.methods import METHODS, features_of, phi_of
 from ragst_sd.retrieval.regression import REGRESSION, solve_regression
@@ -91,14 +92,14 @@ def select(
     """
     fit, method = bank.fit, METHODS[bank.fit.method]
     phi = phi_of(fit.method, fit.parameters, embedding)
-    nearby, found = _candidates(bank, phi, max(n_neighbors, fit.n_candidates), eligibility, backend, device)
+    nearby, candidates = _candidates(bank, phi, max(n_neighbors, fit.n_candidates), eligibility, backend, device)
     nearest, level_rows = nearby.rows[:, :n_neighbors], np.zeros((0, 0), dtype=np.int64)
     level = np.zeros(len(phi), dtype=np.int64)
     if method.select is not None:
         # Only rows that may be cited are looked at, so that a reference on disk need not be read as a whole.
-        near = np.unique(found.rows[found.rows >= 0])
-        small = Query(phi, found._replace(rows=_places(near, found.rows)), state, n_neighbors)
-        selection = method.select(fit.parameters, replace(bank, key=read_rows(bank.key, near)), small)
+        near = np.unique(candidates.rows[candidates.rows >= 0])
+        query = Query(phi, candidates._replace(rows=_places(near, candidates.rows)), state, n_neighbors)
+        selection = method.select(fit.parameters, replace(bank, key=read_rows(bank.key, near)), query)
         selection = replace(selection, rows=np.where(selection.rows >= 0, near[selection.rows], -1))
     else:
         selection = nothing_cited(Query(phi, n_neighbors=nearest.shape[1]))
@@ -123,9 +124,15 @@ def select(
         eligibility=eligibility,
         raw=raw,
     )
-    of_spots: dict[str, Any] = {"distance": grounding.distance, "unlike": grounding.appearance_distance}
-    selection = replace(selection, nearest=nearest, level=level, features=features, **of_spots)
-    return Selected(selection, grounding, level_rows, min(nearby.recall, found.recall), eligible)
+    selection = replace(
+        selection,
+        nearest=nearest,
+        level=level,
+        features=features,
+        distance=grounding.distance,
+        unlike=grounding.appearance_distance,
+    )
+    return Selected(selection, grounding, level_rows, min(nearby.recall, candidates.recall), eligible)
 
 
 def _candidates(
@@ -168,13 +175,10 @@ def part_of(bank: Bank, genes: np.ndarray, selected: Selected, **wanted: Any) ->
         ]
         parameters[REGRESSION], parameters["regression_intercept"] = map(np.stack, zip(*solved, strict=True))
         if "section_shifts" not in parameters:
-            parameters["level"] = uncentred_level(part, parameters["reference_mean"], selected.eligible)
+            # Of uncentred fits, the mean over the rows that may be used relative to that of the reference.
+            means = [reference_mean(part, np.flatnonzero(rows)) for rows in selected.eligible]
+            parameters["level"] = np.stack(means) - parameters["reference_mean"]
     return Part(method, parameters, part, genes, **wanted)
-
-
-def uncentred_level(bank: Bank, mean: np.ndarray, eligible: np.ndarray) -> np.ndarray:
-    """(patterns, genes) mean over the rows that may be used relative to that of the reference, of uncentred fits."""
-    return np.stack([reference_mean(bank, np.flatnonzero(rows)) - mean for rows in eligible])
 
 
 def predict(part: Part, selection: Selection, spread: Spread) -> Values:
@@ -184,14 +188,14 @@ def predict(part: Part, selection: Selection, spread: Spread) -> Values:
     """
     n = len(selection.rows)
     blocks = blocks_of_queries(n, len(part.genes))
-    found: Values = {}
+    out: Values = {}
     items = (selection.some(queries) for queries in blocks)
-    for queries, own in zip(blocks, spread(values_of, items, part), strict=True):
-        for name, values in own.items():
-            if name not in found:
-                found[name] = np.empty((n, *values.shape[1:]), dtype=values.dtype)
-            found[name][queries] = values
-    return found
+    for queries, of_block in zip(blocks, spread(values_of, items, part), strict=True):
+        for name, values in of_block.items():
+            if name not in out:
+                out[name] = np.empty((n, *values.shape[1:]), dtype=values.dtype)
+            out[name][queries] = values
+    return out
 
 
 def blocks_of_queries(n: int, n_genes: int) -> list[slice]:
@@ -210,9 +214,9 @@ def values_of(part: Part, selection: Selection) -> Values:
     if part.spread or part.intervals is not None:
         values["disagreement"] = _disagreement(part, selection, answer)
     if part.intervals is not None:
-        about = (np.asarray(selection.distance), np.asarray(selection.unlike))
-        limits = limits_around(part.intervals, prediction, values["disagreement"], *about)
-        values["lower"], values["upper"] = limits
+        values["lower"], values["upper"] = limits_around(
+            part.intervals, prediction, values["disagreement"], selection.distance, selection.unlike
+        )
     mean = mean_of_eligible(part.parameters, selection.level).astype(np.float32)
     values["evidence_share"] = evidence_share(answer.evidence, answer.adjustment, mean)
     return values
@@ -220,25 +224,15 @@ def values_of(part: Part, selection: Selection) -> Values:
 
 def _disagreement(part: Part, selection: Selection, answer: Answer) -> np.ndarray:
     """Spread of what the cited rows bring; of the nearest ones where no row is cited."""
-    rows, weights, bank, average, shift = selection.rows, selection.weights, part.bank, answer.average, answer.shift
+    rows, weights, average, shift = selection.rows, selection.weights, answer.average, answer.shift
     none = ~weights.any(axis=1, keepdims=True)
     if none.any():
         nearest = np.asarray(selection.nearest)
-        alike = (nearest >= 0) / np.maximum((nearest >= 0).sum(axis=1, keepdims=True), 1)
-        rows, weights = np.where(none, nearest, rows), np.where(none, alike, weights)
+        equal = normalised((nearest >= 0).astype(np.float64))
+        rows, weights = np.where(none, nearest, rows), np.where(none, equal, weights)
         average = shift = None
     shifts = part.parameters.get("section_shifts") if part.method.cites else None
-    return disagreement(
-        rows,
-        weights,
-        bank.values,
-        panels=bank.panels,
-        measured=bank.measured,
-        sections=None if shifts is None else bank.sections,
-        shifts=shifts,
-        average=average,
-        shift=shift,
-    )
+    return disagreement(part.bank, rows, weights, shifts, average, shift)
 
 
 def _brought_near(part: Part, selection: Selection) -> tuple[Part, Selection]:

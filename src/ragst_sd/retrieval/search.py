@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ragst_sd.retrieval.approximate import approximate_search, worth_a_graph
+from ragst_sd.retrieval.approximate import near_in_graph, worth_a_graph
 from ragst_sd.retrieval.eligibility import Eligibility as Eligibility
-from ragst_sd.retrieval.exact import shortlist, unit_rows
-from ragst_sd.retrieval.ranking import rank, thorough
+from ragst_sd.retrieval.exact import as_float64, shortlist
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +25,12 @@ BACKENDS = ("auto", "exact", "pynndescent")
 _MARGIN = 32
 _WIDE_MARGIN = 1024
 _BLOCK_ROWS = 65_536
+# Of the float64 differences that are held at once when candidates are ranked.
+_BLOCK_BYTES = 2**26
+_GPU_BLOCK_BYTES = 2**30
+_RANKED_ROWS = 8192
+# Queries that are searched both ways to tell how well a graph finds neighbours.
+_SAMPLE = 200
 
 
 class Candidates(NamedTuple):
@@ -48,7 +53,6 @@ def search(
     tie_order: np.ndarray | None = None,
     metric: str = "euclidean",
     backend: str = "auto",
-    rng: int = 0,
     device: str | torch.device = "cpu",
     within: np.ndarray | None = None,
     block: tuple[int, int] | None = None,
@@ -71,8 +75,6 @@ def search(
     backend
         `"exact"`, `"pynndescent"` (candidates from an approximate graph, ranked exactly), or `"auto"`: see
         :func:`ragst_sd.retrieval.approximate.worth_a_graph`.
-    rng
-        Seed of the approximate graph.
     device
         Where products are taken. Distances differ between devices in their last digits only.
     within
@@ -86,56 +88,51 @@ def search(
         If `metric` or `backend` is unknown, or queries or bank hold NaN or infinite values.
     """
     queries = _checked(queries, metric, backend)
-    unit = metric == "cosine"
     eligibility = eligibility or Eligibility.everything(len(queries), len(bank))
     tie_order = np.arange(len(bank)) if tie_order is None else np.asarray(tie_order)
     if not len(queries) or not len(bank):
         return Candidates(np.full((len(queries), k), -1, dtype=np.int64), np.full((len(queries), k), np.nan))
-    limit = np.full(len(queries), np.inf) if within is None else np.asarray(within, dtype=np.float64)
-    limit = 2 * limit if unit else limit**2
+    if metric == "cosine":
+        # Of rows of length one it is half the squared distance.
+        queries, bank = unit_rows(queries), unit_rows(as_float64(bank))
+    limit = np.full(len(queries), np.inf) if within is None else within
+    limit = 2 * limit if metric == "cosine" else limit**2
 
-    def exactly(of: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        own, usable, beyond = queries[of], eligibility.of_queries(of), limit[of]
-        rows, squared = np.full((len(own), k), -1, dtype=np.int64), np.full((len(own), k), np.inf)
-        left = np.arange(len(own))
+    def exactly(asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows, squared = np.full((len(asked), k), -1, dtype=np.int64), np.full((len(asked), k), np.inf)
+        left = np.arange(len(asked))
         # Where many rows lie almost equally far, a longer shortlist can prove what a short one cannot.
         for margin in (_MARGIN, _WIDE_MARGIN):
+            part = asked[left]
             wanted = min(len(bank), k + margin)
-            short = shortlist(
-                own[left],
-                bank,
-                wanted,
-                eligibility=usable.of_queries(left),
-                within=beyond[left],
-                unit=unit,
-                device=device,
-                block=block,
-            )
-            rows[left], squared[left] = rank(own[left], bank, short.rows, k, tie_order, unit=unit, device=device)
-            kth = np.minimum(squared[left, -1], beyond[left])
+            of_part = {"eligibility": eligibility.of_queries(part), "within": limit[part]}
+            near, bound = shortlist(queries[part], bank, wanted, **of_part, device=device, block=block)
+            rows[left], squared[left] = rank(queries[part], bank, near, k, tie_order, device)
+            farthest = np.minimum(squared[left, -1], limit[part])
             # The bound is infinite where fewer rows than wanted are eligible: then all of them are candidates.
-            left = left[~(np.isinf(short.bound) | (kth < short.bound))]
+            left = left[~(np.isinf(bound) | (farthest < bound))]
             if not len(left) or wanted == len(bank):
                 return rows, squared
-        logger.debug("%d of %d queries are searched again in float64.", len(left), len(own))
-        rows[left], squared[left] = thorough(
-            own[left], bank, k, usable.of_queries(left), tie_order, unit=unit, device=device
-        )
+        logger.debug("%d of %d queries are searched again in float64.", len(left), len(asked))
+        part = asked[left]
+        rows[left], squared[left] = thorough(queries[part], bank, k, eligibility.of_queries(part), tie_order, device)
         return rows, squared
 
-    recall = 1.0
+    every, recall = np.arange(len(queries)), 1.0
     if backend == "pynndescent" or (backend == "auto" and worth_a_graph(len(queries), len(bank), str(device))):
-        rows, squared, recall = approximate_search(
-            queries, bank, k, eligibility=eligibility, tie_order=tie_order, rng=rng, unit=unit, exactly=exactly
-        )
+        near = near_in_graph(queries, bank, k, eligibility=eligibility, order=np.argsort(tie_order, kind="stable"))
+        rows, squared = rank(queries, bank, near, k, tie_order)
+        complete = (rows >= 0).all(axis=1)
+        rows[~complete], squared[~complete] = exactly(every[~complete])
+        recall = _recall(rows, every[complete], exactly)
     else:
-        rows, squared = exactly(slice(None))
-    distances = squared / 2 if unit else np.sqrt(squared)
+        rows, squared = exactly(every)
+    distances = squared / 2 if metric == "cosine" else np.sqrt(squared)
     return Candidates(rows, np.where(rows >= 0, distances, np.nan), recall)
 
 
 def _checked(queries: np.ndarray, metric: str, backend: str) -> np.ndarray:
-    """Queries in float64, of length one for the cosine."""
+    """Queries in float64."""
     if metric not in ("euclidean", "cosine"):
         raise ValueError(f"`metric` is {metric!r}; it must be 'euclidean' or 'cosine'.")
     if backend not in BACKENDS:
@@ -147,7 +144,77 @@ def _checked(queries: np.ndarray, metric: str, backend: str) -> np.ndarray:
             f"{int((~finite).sum())} of {len(queries)} queries hold NaN or infinite values (the first is "
             f"{int(np.argmin(finite))})."
         )
-    return unit_rows(queries) if metric == "cosine" else queries
+    return queries
+
+
+def unit_rows(points: np.ndarray) -> np.ndarray:
+    """Rows scaled to length one; zero stays zero."""
+    norm = np.linalg.norm(points, axis=1, keepdims=True)
+    return np.divide(points, norm, out=np.zeros_like(points), where=norm != 0)
+
+
+def rank(
+    queries: np.ndarray,
+    bank: Any,
+    rows: np.ndarray,
+    k: int,
+    tie_order: np.ndarray,
+    device: str | torch.device = "cpu",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Order (n, width) candidates, -1 for none, by their distance in float64, and take `k`.
+
+    Returns
+    -------
+    (n, k) rows, -1 for none, and their squared distances, infinite for none.
+    """
+    n, width = rows.shape
+    nearest, nearest_squared = np.full((n, k), -1, dtype=np.int64), np.full((n, k), np.inf)
+    on_gpu = torch.device(device).type != "cpu" and isinstance(bank, torch.Tensor)
+    step = max(1, (_GPU_BLOCK_BYTES if on_gpu else _BLOCK_BYTES) // max(1, 8 * width * queries.shape[1]))
+    for start in range(0, n, step):
+        part = slice(start, min(n, start + step))
+        near = rows[part]
+        if on_gpu:
+            index = torch.from_numpy(np.maximum(near, 0)).to(bank.device)
+            asked = torch.from_numpy(np.ascontiguousarray(queries[part])).to(bank.device)
+            squared = ((bank[index].double() - asked[:, None, :]) ** 2).sum(dim=2).cpu().numpy()
+        else:
+            apart = as_float64(bank[np.maximum(near, 0).ravel()]).reshape(*near.shape, -1)
+            apart = apart - queries[part, None, :]
+            np.multiply(apart, apart, out=apart)
+            squared = apart.sum(axis=2)
+        squared[near < 0] = np.inf
+        order = np.lexsort((tie_order[near], squared), axis=1)[:, :k]
+        columns = slice(order.shape[1])
+        nearest[part, columns] = np.take_along_axis(np.where(np.isinf(squared), -1, near), order, axis=1)
+        nearest_squared[part, columns] = np.take_along_axis(squared, order, axis=1)
+    return nearest, nearest_squared
+
+
+def thorough(
+    queries: np.ndarray,
+    bank: Any,
+    k: int,
+    eligibility: Eligibility,
+    tie_order: np.ndarray,
+    device: str | torch.device = "cpu",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rank every eligible row in float64, block by block, for the few queries that need it."""
+    nearest, squared = np.full((len(queries), k), -1, dtype=np.int64), np.full((len(queries), k), np.inf)
+    for start in range(0, len(bank), _RANKED_ROWS):
+        rows = np.arange(start, min(len(bank), start + _RANKED_ROWS))
+        usable = np.where(eligibility.mask(slice(None), rows), rows, -1)
+        nearest, squared = rank(queries, bank, np.concatenate([nearest, usable], axis=1), k, tie_order, device)
+    return nearest, squared
+
+
+def _recall(rows: np.ndarray, asked: np.ndarray, exactly: Any) -> float:
+    """Share of the true neighbours among those found in the graph, from some of the queries that it answered."""
+    if not len(asked):
+        return 1.0
+    sample = np.random.default_rng(0).choice(asked, min(_SAMPLE, len(asked)), replace=False)
+    pairs = zip(exactly(sample)[0], rows[sample], strict=True)
+    return float(np.mean([np.isin(true[true >= 0], near).mean() for true, near in pairs]))
 
 
 def search_in_blocks(
@@ -181,19 +248,12 @@ def search_in_blocks(
     distances = np.full((len(queries), k), np.inf)
     for start in range(0, bank.shape[0], block_rows):
         part = slice(start, min(start + block_rows, bank.shape[0]))
-        found = search(
-            queries,
-            np.asarray(bank[part]),
-            k,
-            eligibility=eligibility.of_rows(part),
-            tie_order=tie_order[part],
-            backend="exact",
-            # Rows farther away than the k that are known already are of no use.
-            within=distances[:, -1],
-            **options,
-        )
-        both = np.concatenate([rows, np.where(found.rows >= 0, found.rows + start, -1)], axis=1)
-        apart = np.concatenate([distances, np.where(found.rows >= 0, found.distances, np.inf)], axis=1)
+        # Rows farther away than the k that are known already are of no use.
+        usable, within = eligibility.of_rows(part), distances[:, -1]
+        of_part: dict[str, Any] = {"eligibility": usable, "tie_order": tie_order[part], "within": within}
+        near = search(queries, np.asarray(bank[part]), k, backend="exact", **of_part, **options)
+        both = np.concatenate([rows, np.where(near.rows >= 0, near.rows + start, -1)], axis=1)
+        apart = np.concatenate([distances, np.where(near.rows >= 0, near.distances, np.inf)], axis=1)
         order = np.lexsort((tie_order[both], apart), axis=1)[:, :k]
         rows, distances = np.take_along_axis(both, order, axis=1), np.take_along_axis(apart, order, axis=1)
     return Candidates(rows, np.where(rows >= 0, distances, np.nan))

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ragst_sd.retrieval.threads import on_threads
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
-
 
 _QUERIES_PER_CALL = 64
 
@@ -54,22 +50,17 @@ def sparse_squares(
         (m,) section of each row and (sections, g) shift :math:`\delta` of each section; zero if left out.
     """
     if not hasattr(values, "tocsr"):
-        cited, left = weights_of_cited(rows, weights.astype(np.float64, copy=False))
-        own = np.asarray(values[cited], dtype=np.float64)
-        return left @ (own * (own - (0.0 if shifted is None else 2 * shifted[1][shifted[0][cited]])))
+        from scipy.sparse import csr_matrix
+
+        n, k = rows.shape
+        cited, local = np.unique(np.maximum(rows, 0), return_inverse=True)
+        parts = (weights.ravel().astype(np.float64), local.ravel(), np.arange(0, n * k + 1, k))
+        y = np.asarray(values[cited], dtype=np.float64)
+        y *= y - (0.0 if shifted is None else 2 * shifted[1][shifted[0][cited]])
+        return csr_matrix(parts, shape=(n, len(cited))) @ y
     sections, shifts = (np.zeros(1), np.zeros((0, 0))) if shifted is None else shifted
     shifted = np.ascontiguousarray(sections, dtype=np.int64), np.ascontiguousarray(shifts, dtype=np.float64)
     return _over_queries(_add_up_squares, rows, weights, values, shifted, np.float64)
-
-
-def weights_of_cited(rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, csr_matrix]:
-    """The rows of the bank that are cited, and their (queries, cited rows) weights, in the order of citation."""
-    from scipy.sparse import csr_matrix
-
-    n, k = rows.shape
-    cited, local = np.unique(np.maximum(rows, 0), return_inverse=True)
-    parts = (weights.ravel(), local.ravel(), np.arange(0, n * k + 1, k))
-    return cited, csr_matrix(parts, shape=(n, len(cited)))
 
 
 def _over_queries(
@@ -118,9 +109,9 @@ def _add_up(rows, weights, indptr, indices, data, out):
             if row < 0 or weight == 0:
                 continue
             first, last = indptr[row], indptr[row + 1]
-            own, values = indices[first:last], data[first:last]
-            for p in range(own.size):
-                total[own[p]] += weight * np.float32(values[p])
+            genes, values = indices[first:last], data[first:last]
+            for p in range(genes.size):
+                total[genes[p]] += weight * np.float32(values[p])
 
 
 def _add_up_squares(rows, weights, indptr, indices, data, sections, shifts, out):

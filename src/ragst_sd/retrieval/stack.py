@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ragst_sd.retrieval.adjustment import apply_adjustment
 from ragst_sd.retrieval.bank import Answer, Bank, Query, Selection
-from ragst_sd.retrieval.blocks import product_in_blocks
 from ragst_sd.retrieval.evidence import cited_mean
-from ragst_sd.retrieval.regression import REGRESSION
+from ragst_sd.retrieval.regression import REGRESSION, regression_of
+
+_BLOCK_VALUES = 2**24
 
 
 def stacked(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
@@ -23,7 +23,7 @@ def stacked(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> 
     """
     answer = cited_mean(parameters, bank, selection)
     if "adjustment_in" in parameters:  # fits of earlier releases
-        return answer._replace(adjustment=apply_adjustment(parameters, bank, selection).astype(np.float32))
+        return answer._replace(adjustment=_earlier_adjustment(parameters, bank, selection).astype(np.float32))
     if REGRESSION not in parameters:
         return answer
     share, missing = np.asarray(parameters["retrieval_share"]), np.isnan(answer.evidence)
@@ -37,7 +37,7 @@ def stacked(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> 
     evidence[missing] = 0
     evidence *= share
     evidence += mean
-    added = regression_of(parameters, selection)
+    added = regression_of(parameters, bank, selection)
     added *= 1 - share
     if (share == 1).any():
         # There the regression is not needed, and may be NaN.
@@ -62,16 +62,19 @@ def nothing_cited(query: Query) -> Selection:
     return Selection(query.key, np.full(shape, -1), np.zeros(shape), np.full(shape, np.nan))
 
 
-def regression_of(parameters: Mapping[str, Any], selection: Selection) -> np.ndarray:
-    """(n, g) regression of the queries, on the rows that each of them may use."""
-    coefficients, intercept = np.asarray(parameters[REGRESSION]), np.asarray(parameters["regression_intercept"])
-    features = np.asarray(selection.features, dtype=np.float64)
-    if coefficients.ndim == 2:
-        product = product_in_blocks(features, coefficients)
-        product += intercept
-        return product
-    out = np.empty((len(features), coefficients.shape[2]))
-    for pattern, (of_pattern, level) in enumerate(zip(coefficients, intercept, strict=True)):
-        asked = selection.level == pattern
-        out[asked] = product_in_blocks(features[asked], of_pattern) + level
-    return out
+def _earlier_adjustment(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> np.ndarray:
+    r"""(n, g) adjustment of fits of earlier releases, which stood where the regression H stands today.
+
+    .. math:: T(u) = u L C, \qquad u = \phi(x) - \sum_j w_j \phi(x_j)
+
+    u is zero where nothing is cited.
+    """
+    rows, phi = selection.rows, selection.key
+    weights = np.where(rows >= 0, selection.weights, 0.0)
+    centre = np.empty_like(phi)
+    step = max(1, _BLOCK_VALUES // max(1, weights.shape[1] * phi.shape[1]))
+    for start in range(0, len(phi), step):
+        part = slice(start, start + step)
+        centre[part] = np.einsum("nk,nkq->nq", weights[part], bank.key[np.maximum(rows[part], 0)])
+    offset = np.where(weights.sum(axis=1, keepdims=True) > 0, phi - centre, 0.0)
+    return offset @ np.asarray(parameters["adjustment_in"]) @ parameters["adjustment_out"]

@@ -16,12 +16,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class _Here(local):
-    """What is known in each thread by itself."""
-
-    inside = False
-
-
 class _Limit:
     """The limit of the whole process while calls in several threads overlap.
 
@@ -57,7 +51,8 @@ class _Limit:
             torch.set_num_threads(self.n_threads)
 
 
-_HERE, _LIMIT = _Here(), _Limit()
+# Whether this thread is inside the limit, and the limit itself.
+_HERE, _LIMIT = local(), _Limit()
 
 
 @contextmanager
@@ -68,7 +63,7 @@ def one_thread() -> Iterator[None]:
     beside other programs for much longer than one thread takes. Sums then round alike whatever the number of threads.
     Users call the package from threads of their own, so that calls may overlap.
     """
-    if _HERE.inside:
+    if getattr(_HERE, "inside", False):
         yield
         return
     limits = _LIMIT.enter()

@@ -1,9 +1,9 @@
-"""Sums over a bank that respect what was measured, and the score that choices are made by."""
+"""What methods learn from: means of what was measured, genes on one scale, groups to hold out, and the score of choices."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,19 @@ def reference_mean(training: Bank, rows: np.ndarray | None = None) -> np.ndarray
     total = np.asarray(values.sum(axis=0, dtype=np.float64)).ravel()
     count = np.bincount(panels, minlength=len(training.measured)) @ training.measured
     return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+
+
+def section_shifts(training: Bank) -> np.ndarray:
+    """(sections, g) mean of each section minus the mean of the reference.
+
+    Zero where a section did not measure a gene.
+    """
+    mean = reference_mean(training)
+    shifts = np.zeros((int(training.sections.max()) + 1, training.values.shape[1]))
+    for section in np.unique(training.sections):
+        of_section = reference_mean(training, np.flatnonzero(training.sections == section))
+        shifts[section] = np.nan_to_num(of_section - mean)
+    return shifts
 
 
 def variable_genes(values: Any, rows: np.ndarray, genes: np.ndarray, n: int) -> np.ndarray:
@@ -65,3 +78,77 @@ def within_section_pearson(predicted: np.ndarray, truth: np.ndarray, sections: n
         if varies.any():
             scores.append(correlation[varies].mean())
     return float(np.mean(scores)) if scores else float("nan")
+
+
+class Targets(NamedTuple):
+    """Genes to train on, and their values at some rows."""
+
+    genes: np.ndarray
+    """(t,) indices, ascending."""
+    values: np.ndarray
+    """(r, t) centred within sections, divided by `sd`."""
+    sd: np.ndarray
+    """(t,) spread within sections."""
+
+
+def measured_everywhere(training: Bank, method: str) -> np.ndarray:
+    """Indices of the genes that every panel measured.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    genes = np.flatnonzero(training.measured.all(axis=0))
+    if not len(genes):
+        raise ValueError(
+            f"Method {method!r} learns from genes that every panel measured, and the {len(training.measured)} panels "
+            "of this reference share none. Use method='knn', or leave out the panel that differs."
+        )
+    return genes
+
+
+def standardised_targets(training: Bank, rows: np.ndarray, n_genes: int, method: str) -> Targets:
+    """The most variable genes over `rows`, centred within sections and divided by the spread that is left.
+
+    Raises
+    ------
+    ValueError
+        If no gene that every panel measured varies within a section.
+    """
+    genes = variable_genes(training.values, rows, measured_everywhere(training, method), n_genes)
+    values = centred_within_sections(dense(training.values[rows][:, genes]), training.sections[rows])
+    sd = values.std(axis=0)
+    varies = sd > 1e-9
+    if not varies.any():
+        raise ValueError(
+            f"Method {method!r} has nothing to learn: none of the {len(genes)} genes tried varies within a section."
+        )
+    return Targets(genes[varies], values[:, varies] / sd[varies], sd[varies])
+
+
+def centred_within_sections(values: Any, sections: np.ndarray) -> np.ndarray:
+    """(n, g) values minus the mean of their section."""
+    out = np.array(values, dtype=np.float64)
+    for section in np.unique(sections):
+        rows = sections == section
+        out[rows] -= out[rows].mean(axis=0)
+    return out
+
+
+def held_out_splits(training: Bank, at_most: int | None = 3) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(rows to fit on, rows held out), one fold in turn; of many folds some that are spread evenly over their codes.
+
+    Parameters
+    ----------
+    at_most
+        Folds to hold out; `None` for all. Parts of sections are all held out, so that sections are scored as a whole.
+    """
+    folds, beside = training.folds, training.beside
+    splits = []
+    for fold in np.unique(folds[folds >= 0]):
+        near = False if beside is None else beside[:, fold]
+        splits.append((np.flatnonzero((folds != fold) & ~np.asarray(near)), np.flatnonzero(folds == fold)))
+    splits = [split for split in splits if min(map(len, split)) >= 3]
+    most = len(splits) if beside is not None or at_most is None else min(at_most, len(splits))
+    return [splits[i] for i in np.unique(np.linspace(0, len(splits) - 1, most).round().astype(int))]

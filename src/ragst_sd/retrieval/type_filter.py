@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ragst_sd.retrieval.bank import Bank
-from ragst_sd.retrieval.projection import project
+from ragst_sd.retrieval.blocks import product_in_blocks
 from ragst_sd.retrieval.ridge import fit_ridge
 
 _ALPHAS = tuple(float(alpha) for alpha in np.logspace(-3, 3, 13))
@@ -80,5 +80,4 @@ def _regression(training: Bank, key: np.ndarray, roots: np.ndarray, rows: np.nda
 
 
 def _predict(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
-    zero = np.zeros(key.shape[1])
-    return project(key, zero, np.asarray(parameters["types_map"])) + np.asarray(parameters["types_intercept"])
+    return product_in_blocks(key, np.asarray(parameters["types_map"])) + np.asarray(parameters["types_intercept"])

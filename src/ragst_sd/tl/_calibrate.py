@@ -17,6 +17,7 @@ from ragst_sd._validate import listing, require_positive
 from ragst_sd.retrieval.bank import Run
 from ragst_sd.retrieval.conformal import UNITS
 from ragst_sd.retrieval.methods import METHODS
+from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.regression import REGRESSION
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl import _fold_scores
@@ -140,14 +141,14 @@ def calibrate(
     by_donor = BLOCKS if split == "block" else "{}"
     raw, bank, fit = np.asarray(bank.embedding), standardized(reference, bank), bank.fit
     counts, values, floor = _fold_scores.counts_for_ceiling(reference, bank), bank.values, gene_floor(bank)
-    kind = METHODS[fit.method].options
+    names = [field.name for field in fields(METHODS[fit.method].options)]
     options = {name: tuple(x.tolist()) if isinstance(x, np.ndarray) else x for name, x in fit.options.items()}
     # A fit of an earlier release may have options that are gone.
-    known = {one.name: options[one.name] for one in fields(kind) if one.name in options}
-    if any(one.name == "regression" for one in fields(kind)):
+    known = {name: options[name] for name in names if name in options}
+    if "regression" in names:
         # Nor did one always have a regression; its refits are to be like it.
         known["regression"] = REGRESSION in fit.parameters
-    run = Run(kind(**known), int(fit.rng), train_on(device), amp)
+    run = Run(resolve_options(METHODS, fit.method, known), int(fit.rng), train_on(device), amp)
     scores = np.full(reference.shape, np.nan, dtype=np.float32)
     parts: list[pd.DataFrame] = []
     show = bool(settings.progress if progress is None else progress)

@@ -232,7 +232,7 @@ def predict(
             settings=settings,
             rule=rule,
             fractions=cited_fractions(bank, selected),
-            own=eligibility.own,
+            own=eligibility.itself,
             split=split,
         )
         table = with_cell_types(table, bank, wanted)

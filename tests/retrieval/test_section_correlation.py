@@ -1,4 +1,4 @@
-"""The losses, against the metrics that they stand for."""
+"""Correlation as a loss, against the metric that it stands for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ragst_sd.retrieval.losses import section_correlation, standardised_error
+from ragst_sd.retrieval.loop import section_correlation
 from ragst_sd.retrieval.training import within_section_pearson
 
 
@@ -33,8 +33,3 @@ def test_section_correlation_has_a_gradient_where_nothing_varies(rng):
 
 def test_section_correlation_of_too_few_rows_is_zero():
     assert float(section_correlation(torch.ones(2, 3), torch.rand(2, 3), torch.zeros(2).long())) == 0
-
-
-def test_standardised_error(rng):
-    a, b = rng.normal(size=(2, 7, 3))
-    assert float(standardised_error(torch.as_tensor(a), torch.as_tensor(b))) == pytest.approx(((a - b) ** 2).mean())

@@ -9,10 +9,9 @@ import pytest
 import scipy.sparse as sp
 
 from ragst_sd.retrieval.bank import Bank, Query
-from ragst_sd.retrieval.centering import section_shifts, weighted_shift
-from ragst_sd.retrieval.evidence import cite, weighted_average
+from ragst_sd.retrieval.evidence import cite, weighted_average, weighted_shift
 from ragst_sd.retrieval.search import Candidates
-from ragst_sd.retrieval.training import reference_mean
+from ragst_sd.retrieval.training import reference_mean, section_shifts
 
 PANELS = np.repeat([0, 1, 0], [10, 8, 6])
 SECTIONS = np.repeat([0, 1, 2], [14, 4, 6])
