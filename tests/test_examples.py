@@ -62,7 +62,7 @@ def drawn() -> Callable[..., dict[str, Any]]:
 def deposits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small files under the names that examples use."""
     folder = tmp_path_factory.mktemp("deposits")
-    write_st(folder / "ST", seed=1)
+    write_st(folder / "ST", seed=1, edge=7)
     write_patches(folder / "hest_data", "TENX95", edge=6)
     write_pyramid(folder / "slide.tif", paint(1, 512, 512))
     write_geojson(folder / "slide.geojson", {"Tumor": (100, 50, 300, 400), "Stroma": (300, 50, 450, 400)})
@@ -76,7 +76,7 @@ def deposits(tmp_path_factory: pytest.TempPathFactory) -> Path:
             patch_size=64, patch_size_level0=128, level0_magnification=20, target_magnification=10, overlap=0
         )
     for sample, donor in (("B4", 4), ("C2", 2)):
-        made = write_st(folder / f"made_{sample}", seed=donor)
+        made = write_st(folder / f"made_{sample}", seed=donor, edge=7)
         mirror = folder / "mirror" / "her2st"
         mirror.mkdir(parents=True, exist_ok=True)
         for name, file in (

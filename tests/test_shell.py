@@ -27,7 +27,7 @@ def drawn(tmp_path_factory):
     rg.io.write_reference(reference, folder / "reference.zarr.zip")
     (folder / "slides").mkdir()
     for seed in (1, 2):
-        write_pyramid(folder / "slides" / f"s{seed}.svs", paint(seed, 700, 900))
+        write_pyramid(folder / "slides" / f"s{seed}.svs", paint(seed, 400, 500))
     return folder
 
 
@@ -67,7 +67,7 @@ def test_a_folder_of_slides_is_embedded_once(drawn, tmp_path, capsys):
     assert (code, lines[-1]) == (0, "0 done, 2 unchanged, 0 failed")
     assert times(out) == before
     # Other pixels, or other tiles, are another result.
-    write_pyramid(drawn / "slides" / "s2.svs", paint(3, 700, 900))
+    write_pyramid(drawn / "slides" / "s2.svs", paint(3, 400, 500))
     assert shell(capsys, *command)[1][-1] == "1 done, 1 unchanged, 0 failed"
     other = ["embed", drawn / "slides" / "s1.svs", "--out", out, *TILES, "--tile-px", "80"]
     assert shell(capsys, *other)[1][-1] == "1 done, 0 unchanged, 0 failed"

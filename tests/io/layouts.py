@@ -101,7 +101,7 @@ def write_visium(path: Path, *, seed: int, rows: int = 12, columns: int = 12) ->
     return path
 
 
-def write_st(path: Path, *, seed: int, edge: int = 11) -> Path:
+def write_st(path: Path, *, seed: int, edge: int = 9) -> Path:
     """Counts, spot positions and picture of a Spatial Transcriptomics array, as they were deposited with HER2+ ST."""
     tissue, (folder,) = Tissue(seed, period_um=1200.0), _folders(path, ".")
     rng = np.random.default_rng(seed)

@@ -16,7 +16,7 @@ from .older_layout import SEAL, write_folder
 @pytest.fixture(scope="module")
 def _folder(_fitted_store, tmp_path_factory):
     path = tmp_path_factory.mktemp("older") / "r.zarr"
-    write_folder(rg.io.read_reference(_fitted_store), path, chunk_bytes=4096, chunks_per_shard=3)
+    write_folder(rg.io.read_reference(_fitted_store), path, chunk_bytes=16384, chunks_per_shard=3)
     return path
 
 

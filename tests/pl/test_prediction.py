@@ -189,7 +189,7 @@ def test_errors(predicted, genes):
 
 def test_save_and_axes(predicted, genes, tmp_path):
     path = tmp_path / "prediction.svg"
-    assert rg.pl.prediction(predicted, genes=genes[0], save=path) is None
+    assert rg.pl.prediction(predicted, genes=genes[0], save=path, dpi=50) is None
     assert path.stat().st_size > 1000
     assert not plt.get_fignums()
     figure, ax = plt.subplots()

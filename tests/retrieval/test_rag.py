@@ -89,11 +89,6 @@ def test_one_seed_one_fit(training):
     assert not np.array_equal(first[name], first[name.replace("-0-", "-1-", 1)])
 
 
-def test_parameters_are_plain(training):
-    kinds = np.ndarray | np.generic | str | int | float | bool
-    assert all(isinstance(value, kinds) for value in fit(training, gate_hidden=3, hidden=4).values())
-
-
 def test_steps_are_chosen_on_held_out_groups_only(training, monkeypatch):
     calls = []
     train = module._train

@@ -88,7 +88,7 @@ class TestQuantiles:
 class TestUnit:
     @pytest.mark.parametrize(
         ("n_donors", "at_half", "at_nine_tenths"),
-        [(2, "donor", "spot"), (3, "donor", "spot"), (9, "donor", "donor"), (10, "donor", "donor")],
+        [(2, "donor", "spot"), (3, "donor", "spot"), (9, "donor", "donor")],
     )
     def test_donors_where_there_are_enough(self, three, n_donors, at_half, at_nine_tenths):
         calibration = calibrated(shared_out(three, n_donors), levels=[0.5, 0.9])

@@ -32,9 +32,11 @@ def test_fit_follows_the_task_of_the_reference(bank, method):
     assert (fit["n_neighbors"], fit["n_candidates"]) == counts
     np.testing.assert_array_equal(bank.X, before)
     np.testing.assert_array_equal(bank.obsm["retrieval_key"], bank.obsm["perturbation_embedding"])
-    again = bank.copy()
-    rg.tl.fit(again, method=method, options=QUICK.get(method))
-    assert again.uns["ragst"]["fit"]["fit_hash"] == fit["fit_hash"]
+    # What a fit learns is the same again: tests/test_methods_common.py.
+    if not RESPONSE_METHODS[method].learns:
+        again = bank.copy()
+        rg.tl.fit(again, method=method)
+        assert again.uns["ragst"]["fit"]["fit_hash"] == fit["fit_hash"]
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,26 @@ def bank(_bank):
     return _bank.copy()
 
 
+@pytest.fixture(scope="module")
+def _rag(_bank):
+    reference = _bank.copy()
+    rg.tl.fit(reference, method="rag")
+    return reference
+
+
+@pytest.fixture
+def fit(_rag):
+    """Fit a method with quick options; `rag`, whose fit takes longest, has been fitted once."""
+
+    def fitted(reference, method):
+        if method == "rag":
+            return _rag.copy()
+        rg.tl.fit(reference, method=method, options=QUICK.get(method))
+        return reference
+
+    return fitted
+
+
 @pytest.fixture
 def fitted(bank):
     rg.tl.fit(bank, method="knn", n_neighbors=4)
@@ -56,8 +76,8 @@ def fitted(bank):
 
 
 @pytest.mark.parametrize("method", ALWAYS)
-def test_every_method_answers(bank, controls, method):
-    rg.tl.fit(bank, method=method, options=QUICK.get(method))
+def test_every_method_answers(bank, controls, method, fit):
+    bank = fit(bank, method)
     table = rg.tl.perturb(controls, bank, perturbations=["P3", "P19", "control"], **ASK)
     n = controls.n_obs
     assert table.shape == (3 * n, bank.n_vars) and table.X.dtype == np.float32
@@ -114,9 +134,9 @@ def test_table_is_written_and_read(fitted, controls, tmp_path):
 @pytest.mark.parametrize(
     "methods", [("rag",), pytest.param(("pt_rag", "knn", "ridge", "mean"), marks=pytest.mark.slow)]
 )
-def test_a_reference_reads_back_with_its_fit(bank, controls, tmp_path, methods):
+def test_a_reference_reads_back_with_its_fit(bank, controls, tmp_path, methods, fit):
     for method in methods:
-        rg.tl.fit(bank, method=method, options=QUICK.get(method))
+        bank = fit(bank, method)
         before = rg.tl.perturb(controls, bank, perturbations=["P3"], **ASK)
         rg.io.write_reference(bank, tmp_path / "bank.zarr.zip", overwrite=True)
         after = rg.tl.perturb(controls, rg.io.read_reference(tmp_path / "bank.zarr.zip"), perturbations=["P3"], **ASK)
@@ -210,13 +230,12 @@ def test_data_with_fewer_genes_or_another_order(fitted, controls, caplog):
     )
 
 
-def test_the_order_of_rows_changes_nothing(bank, controls):
+def test_the_order_of_rows_changes_nothing(bank, controls, fit):
     shuffled = bank[np.random.default_rng(0).permutation(bank.n_obs)].copy()
     for method in ("rag", "knn", "ridge", "bilinear", "random_rag"):
-        tables = []
-        for reference in (bank, shuffled):
-            rg.tl.fit(reference, method=method)
-            tables.append(rg.tl.perturb(controls, reference, perturbations=["P3", "P11"], **ASK))
+        rg.tl.fit(shuffled, method=method)
+        both = (fit(bank, method), shuffled)
+        tables = [rg.tl.perturb(controls, one, perturbations=["P3", "P11"], **ASK) for one in both]
         np.testing.assert_array_equal(tables[0].X, tables[1].X)
         assert tables[0].uns["retrieval"]["fit_hash"] != ""
         assert list(tables[0].uns["retrieval"]["cited"]["reference"]) == list(
@@ -338,9 +357,9 @@ def test_learning_from_what_is_left_out_is_said(screen, embedding, caplog):
 
 
 @pytest.mark.parametrize("method", ["rag", "same_perturbation"])
-def test_many_perturbations_are_answered_in_parts(bank, controls, method, capsys, monkeypatch):
+def test_many_perturbations_are_answered_in_parts(bank, controls, method, capsys, monkeypatch, fit):
     """Also by a method that cites as many rows as the query with most of them has; the bar counts all."""
-    rg.tl.fit(bank, method=method)
+    bank = fit(bank, method)
     controls.obs["cell_type"] = controls.obs["cell_type"].astype(str).replace("b", "new")
     ask = {"perturbations": ["P3", "P19", "P8"], **ASK}
     monkeypatch.setattr("ragst_sd._respond.BAR_AFTER", np.inf)

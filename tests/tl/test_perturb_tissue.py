@@ -55,6 +55,19 @@ def bank(_bank):
     return _bank.copy()
 
 
+@pytest.fixture(scope="module")
+def _rag(_bank):
+    reference = _bank.copy()
+    rg.tl.fit(reference, method="rag")
+    return reference
+
+
+@pytest.fixture
+def rag(_rag):
+    """The reference, fitted with `rag`."""
+    return _rag.copy()
+
+
 @pytest.fixture
 def steered(monkeypatch, bank):
     """A reference fitted with a method that cites the rows of the context that the state resembles."""
@@ -540,27 +553,25 @@ def test_sets_of_cells_go_through_the_network_together(tissue, bank, monkeypatch
     np.testing.assert_allclose(together.X, alone.X, atol=1e-5)
 
 
-def test_learned_retrieval(tissue, bank):
+def test_learned_retrieval(tissue, rag):
     """Cited rows, evidence and adjustment add up whatever the state; chunks of spots change nothing."""
-    rg.tl.fit(bank, method="rag")
-    table = perturbed(tissue, bank, perturbations="P3", n_permutations=3, center_states=False, **LOGS)
+    table = perturbed(tissue, rag, perturbations="P3", n_permutations=3, center_states=False, **LOGS)
     cited = table.uns["retrieval"]["cited"]["reference"].to_numpy()
     total = table.obsm["retrieval_weights"].sum(axis=1)
     assert (np.isclose(total, 1, atol=1e-5) | (total == 0)).all()
     for i in (0, 11, 77):
         rows, weights = table.obsm["retrieval_rows"][i], table.obsm["retrieval_weights"][i]
         if weights.sum():
-            measured = np.asarray(bank[cited[rows[weights > 0]]].X)
+            measured = np.asarray(rag[cited[rows[weights > 0]]].X)
             np.testing.assert_allclose(table.layers["evidence"][i], weights[weights > 0] @ measured, atol=1e-4)
-    measured = np.asarray(bank["a:P3"].X).ravel()
+    measured = np.asarray(rag["a:P3"].X).ravel()
     assert np.corrcoef(table.layers["response"].mean(axis=0), measured)[0, 1] > 0.8
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("context_key", [None, "half"])
 @pytest.mark.parametrize("center_states", [True, False])
-def test_what_is_done_once_is_as_if_done_for_each_spot(tissue, bank, monkeypatch, context_key, center_states):
-    rg.tl.fit(bank, method="rag")
+def test_what_is_done_once_is_as_if_done_for_each_spot(tissue, rag, monkeypatch, context_key, center_states):
     ask = {
         "perturbations": "P3", "context_key": context_key, "center_states": center_states, "n_permutations": 4,
         "genes": [f"GENE{i}" for i in (3, 1, 20, 7)], **LOGS,
@@ -572,11 +583,11 @@ def test_what_is_done_once_is_as_if_done_for_each_spot(tissue, bank, monkeypatch
         return seen["responded"], seen["error"]
 
     monkeypatch.setattr(Responder, "respond", keep)
-    once = perturbed(tissue, bank, **ask)
+    once = perturbed(tissue, rag, **ask)
     first = seen.copy()
     each = replace(response_methods.RESPONSE_METHODS["rag"], prepare=None)
     monkeypatch.setitem(response_methods.RESPONSE_METHODS, "rag", each)
-    alone = perturbed(tissue, bank, **ask)
+    alone = perturbed(tissue, rag, **ask)
     for name, values in first["responded"]._asdict().items():
         if isinstance(values, np.ndarray) and values.dtype == object:
             np.testing.assert_array_equal(values, getattr(seen["responded"], name), err_msg=name)
@@ -589,27 +600,26 @@ def test_what_is_done_once_is_as_if_done_for_each_spot(tissue, bank, monkeypatch
     np.testing.assert_allclose(shuffled, alone.uns["retrieval"]["variance_shuffled"], rtol=1e-8, atol=0)
 
 
-def test_share_of_the_embedding_that_is_spanned(tissue, bank):
-    rg.tl.fit(bank, method="rag")
-    table = perturbed(tissue, bank, perturbations="P3", context_key="half", n_permutations=1, **LOGS)
+def test_share_of_the_embedding_that_is_spanned(tissue, rag):
+    table = perturbed(tissue, rag, perturbations="P3", context_key="half", n_permutations=1, **LOGS)
     share = table.obs["embedding_share"].to_numpy()
     assert (share > 0.5).all() and (share < 1).all()
     half = tissue.tables["table"].obs["half"].to_numpy()
-    vectors = np.asarray(bank.obsm["perturbation_embedding"], dtype=float)
+    vectors = np.asarray(rag.obsm["perturbation_embedding"], dtype=float)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     for context in "ab":
         # Ridge regression of the embedding on those of the same context without the perturbation itself.
-        used = (bank.obs["context"] == context).to_numpy() & (bank.obs["perturbation"] != "P3").to_numpy()
+        used = (rag.obs["context"] == context).to_numpy() & (rag.obs["perturbation"] != "P3").to_numpy()
         x, q = (
             unit[used] - unit[used].mean(axis=0),
-            unit[bank.obs_names.get_loc(f"{context}:P3")] - unit[used].mean(axis=0),
+            unit[rag.obs_names.get_loc(f"{context}:P3")] - unit[used].mean(axis=0),
         )
         gram = x.T @ x
         expected = q @ np.linalg.solve(gram + 0.1 * np.trace(gram) / used.sum() * np.eye(len(q)), gram @ q) / (q @ q)
         inner = [i for i, name in enumerate(table.obs["context"]) if name == context and half[i] == context]
         np.testing.assert_allclose(share[inner], expected, atol=1e-9)
-    rg.tl.fit(bank, method="knn")
-    assert "embedding_share" not in perturbed(tissue, bank, perturbations="P3", **LOGS).obs
+    rg.tl.fit(rag, method="knn")
+    assert "embedding_share" not in perturbed(tissue, rag, perturbations="P3", **LOGS).obs
 
 
 def test_nothing_is_cited_for_what_resembles_nothing(made, tissue):

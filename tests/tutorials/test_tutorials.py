@@ -16,8 +16,6 @@ from pathlib import Path
 
 import pytest
 
-nbformat = pytest.importorskip("nbformat")
-
 FOLDER = Path(__file__).parents[2] / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # Data set as `rg.datasets.load` calls it -> folder of the test data.
@@ -35,6 +33,7 @@ SECONDS = 300
 
 @cache
 def committed(path: Path):
+    nbformat = pytest.importorskip("nbformat")  # takes seconds
     return nbformat.read(path, as_version=4)
 
 
