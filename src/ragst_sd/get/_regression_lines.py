@@ -6,13 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 
 from ragst_sd import _keys
-from ragst_sd._cell_types import measured_columns
-from ragst_sd._cited_values import level_means
+from ragst_sd._cited_values import Origin
 from ragst_sd.get._lines import lines_of
-from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.regression import REGRESSION, row_weights
 from ragst_sd.retrieval.training import dense, reference_mean
@@ -22,11 +19,8 @@ _SAME = 1e-4
 
 
 def regression_lines(
-    bank: Bank,
-    header: dict[str, Any],
-    table: AnnData,
+    origin: Origin,
     spots: np.ndarray,
-    genes: np.ndarray,
     *,
     place: int,
     share: np.ndarray,
@@ -49,29 +43,30 @@ def regression_lines(
     ValueError
         If the lines do not add up to it: the reference, or the table, changed.
     """
+    bank = origin.bank
     if bank.lazy or not share.any():
-        name, one = "regression" if share.any() else "adjustment", np.ones((*total.shape, 1), dtype=bool)
-        return lines_of(one, place, reference=name, contribution=total[..., None])
-    of_bank = measured_columns(bank.genes, table.var_names[genes], bank.header.cell_types)
-    parameters = bank.fit.parameters
+        name, always = "regression" if share.any() else "adjustment", np.ones((*total.shape, 1), dtype=bool)
+        return lines_of(always, place, reference=name, contribution=total[..., None])
+    genes, parameters = origin.columns, bank.fit.parameters
     shifts = parameters.get("section_shifts", np.zeros((bank.sections.max() + 1, len(bank.genes))))
-    means = np.asarray(parameters["reference_mean"])[of_bank] + np.asarray(shifts)[:, of_bank]
-    values = dense(bank.values[:, of_bank])
-    asked = np.asarray(table.obsm[_keys.REGRESSION_KEY], dtype=np.float64)[spots]
-    eligible, pattern = _eligible(bank, header, table, spots)
+    means = np.asarray(parameters["reference_mean"])[genes] + np.asarray(shifts)[:, genes]
+    values = dense(bank.values[:, genes])
+    keys = np.asarray(origin.prediction.table.obsm[_keys.REGRESSION_KEY], dtype=np.float64)[spots]
+    eligible, pattern = _eligible(origin)
+    pattern = pattern[spots]
 
     sections, first = np.unique(bank.sections, return_index=True)
     lines = np.arange(len(bank)) if by_row else first
-    shape = (len(spots), len(genes), len(lines))
+    shape = (*total.shape, len(lines))
     weight, contribution = np.zeros(shape), np.zeros(shape)
     # By panel: rows are too many to be compared.
-    patterns, of_gene = np.unique(bank.measured[:, of_bank], axis=1, return_inverse=True)
+    patterns, of_gene = np.unique(bank.measured[:, genes], axis=1, return_inverse=True)
     for p, e in np.ndindex(patterns.shape[1], len(eligible)):
         rows = np.flatnonzero(patterns[bank.panels, p] & eligible[e])
         of_pattern, columns = np.flatnonzero(pattern == e), np.flatnonzero(of_gene.ravel() == p)
         if not len(rows) or not len(of_pattern):
             continue
-        h = row_weights(parameters, bank.regression_key, asked[of_pattern], rows)
+        h = row_weights(parameters, bank.regression_key, keys[of_pattern], rows)
         residual = values[rows][:, columns] - means[bank.sections[rows]][:, columns]
         if by_row:
             here = np.ix_(of_pattern, columns, rows)
@@ -101,7 +96,7 @@ def regression_lines(
     return lines_of(says, place + np.arange(len(lines)), **about)
 
 
-def mean_of_stack(bank: Bank, header: dict[str, Any], table: AnnData, genes: pd.Index) -> tuple[np.ndarray, np.ndarray]:
+def mean_of_stack(origin: Origin) -> tuple[np.ndarray, np.ndarray]:
     """(patterns, genes) mean of the rows that may be used, and the pattern of each of the table's spots.
 
     Raises
@@ -109,30 +104,29 @@ def mean_of_stack(bank: Bank, header: dict[str, Any], table: AnnData, genes: pd.
     ValueError
         If the reference has no longer a fit with a regression.
     """
+    bank, header = origin.bank, origin.prediction.header
     if bank.fit is None or REGRESSION not in bank.fit.parameters or bank.regression_key is None:
         raise ValueError(
             f"The prediction was made by {str(header['method'])!r} with a regression, which the reference no longer "
             f"has: it was fitted anew since, or lost `obsm[{_keys.REGRESSION_KEY!r}]`. Fit it as it was: "
             f"`rg.tl.fit(reference, method={str(header['method'])!r})`."
         )
-    columns = measured_columns(bank.genes, genes, bank.header.cell_types)
     if bool(header["center_sections"]) or _keys.REGRESSION_ROWS not in header:
-        levels, level_of = level_means(bank, header, table, genes)
+        levels, level_of = origin.level_means()
         if not METHODS[str(header["method"])].cites:
             # The level of the query's own section moves what is cited, and nothing is.
             levels = np.zeros_like(levels)
-        return np.asarray(bank.fit.parameters["reference_mean"])[columns] + levels, level_of
-    eligible, level_of = _eligible(bank, header, table, np.arange(table.n_obs))
-    part = bank.at_genes(columns)
+        return np.asarray(bank.fit.parameters["reference_mean"])[origin.columns] + levels, level_of
+    eligible, level_of = _eligible(origin)
+    part = bank.at_genes(origin.columns)
     return np.stack([reference_mean(part, np.flatnonzero(rows)) for rows in eligible]), level_of
 
 
-def _eligible(bank: Bank, header: dict[str, Any], table: AnnData, spots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(patterns, rows) rows that the regression was solved on, and the pattern of each spot."""
-    if _keys.REGRESSION_ROWS not in header:
-        return np.ones((1, len(bank)), dtype=bool), np.zeros(len(spots), dtype=np.int64)
-    packed = np.atleast_2d(np.asarray(header[_keys.REGRESSION_ROWS], dtype=np.uint8))
+def _eligible(origin: Origin) -> tuple[np.ndarray, np.ndarray]:
+    """(patterns, rows) rows that the regression was solved on, and the pattern of each of the table's spots."""
+    bank, prediction = origin.bank, origin.prediction
+    if _keys.REGRESSION_ROWS not in prediction.header:
+        return np.ones((1, len(bank)), dtype=bool), np.zeros(prediction.table.n_obs, dtype=np.int64)
+    packed = np.atleast_2d(np.asarray(prediction.header[_keys.REGRESSION_ROWS], dtype=np.uint8))
     by_id = np.unpackbits(packed, axis=1, count=len(bank)).astype(bool)
-    eligible = by_id[:, np.argsort(np.argsort(bank.ids, kind="stable"))]
-    level = table.obs[_keys.LEVEL].to_numpy(int) if _keys.LEVEL in table.obs else np.zeros(table.n_obs, dtype=int)
-    return eligible, level[spots]
+    return by_id[:, np.argsort(np.argsort(bank.ids, kind="stable"))], prediction.patterns

@@ -13,7 +13,7 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import is_scrna
-from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
+from ragst_sd._results import MIN_CV_PEARSON, Prediction, predicted, require_columns
 from ragst_sd._truth import measured_values
 from ragst_sd._validate import name_list, require_choice, require_positive
 from ragst_sd.pl import _style
@@ -110,19 +110,16 @@ def explain(
     (name,), genes = name_list(obs_names, "obs_names", most=1), name_list(genes, "genes")
     require_positive(n_shown, "n_shown", whole=True)
     require_choice(group_by, ("reference", _keys.DONOR, _keys.SAMPLE), "group_by")
-    table, header = predicted(sdata, prediction_key, exact=True)
-    require_columns(table, (_keys.N_DONORS, _keys.OUT_OF_REFERENCE))
-    spot = int(spot_index(table, name)[0])
-    columns = gene_index(table, genes)
-    notes = distrust(table, genes, min_cv_pearson)
+    prediction = predicted(sdata, prediction_key, exact=True)
+    require_columns(prediction.table, (_keys.N_DONORS, _keys.OUT_OF_REFERENCE))
+    spot, columns = int(prediction.spots(name)[0]), prediction.genes(genes)
+    notes = distrust(prediction, columns, min_cv_pearson)
     parts = parts_of(sdata, reference, obs_names=name, genes=genes, prediction_key=prediction_key)
-    _require_values(name, genes, np.ravel(table.X[spot, columns]))
-    truth = np.full(len(genes), np.nan)
-    measured = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)
-    if measured is not None:
-        truth = measured[0][spot]
-    intervals = intervals_of(table, header, columns) if has_intervals(table) else None
-    scrna = is_scrna(table, columns).tolist()
+    _require_values(name, genes, np.ravel(prediction.table.X[spot, columns]))
+    measured = measured_values(prediction, truth_key, layer=layer, unit=unit, genes=genes)
+    truth = np.full(len(genes), np.nan) if measured is None else measured.iloc[spot].to_numpy()
+    intervals = intervals_of(prediction, columns) if has_intervals(prediction) else None
+    scrna = is_scrna(prediction.table, columns).tolist()
     steps = {
         gene: steps_of(lines, "reference" if from_cells else group_by, int(n_shown), scrna=from_cells)
         for gene, from_cells in zip(genes, scrna, strict=True)
@@ -137,7 +134,7 @@ def explain(
         axes = dict(zip(genes, axes_in_rows(figure, len(genes), per_row), strict=True))
         for j, (gene, place) in enumerate(axes.items()):
             decimals = _style.decimals_for(steps[gene]["brings"])
-            words = [_style.shorten(f"spot {name}", 34), *facts(table, header, spot)]
+            words = [_style.shorten(f"spot {name}", 34), *facts(prediction, spot)]
             kind = {"reference": "measured spot"}.get(group_by, group_by)
             if scrna[j]:
                 words.insert(1, "measured in no spot: given from single cells")
@@ -149,7 +146,7 @@ def explain(
             _style.beside(place, f"{gene} predicted {total}", (0, 1), (left, 4.4 * _style.em()), **title)
             line = "  ·  ".join([*words, notes[j]] if notes[j] else words)
             _style.beside(place, line, (0, 1), (left, 2.8 * _style.em()), color=_style.MUTED, gid="facts")
-            place.set_xlabel(str(header["unit"]))
+            place.set_xlabel(str(prediction.header["unit"]))
             if intervals is not None and np.isfinite(intervals.width[spot, j]):
                 low, high = intervals.lower[spot, j], intervals.upper[spot, j]
                 _draw_interval(place, low, high, len(steps[gene]) - 1, intervals, left, decimals)
@@ -240,14 +237,13 @@ def _label(group: Any, group_by: str) -> str:
     return _style.shorten(name, _LONGEST_LABEL - len(count)) + count
 
 
-def facts(table: AnnData, header: dict[str, Any], spot: int) -> list[str]:
+def facts(prediction: Prediction, spot: int) -> list[str]:
     """Words about the evidence of a predicted spot."""
-    obs = table.obs.iloc[spot]
-    rows, weights = table.obsm[_keys.ROWS][spot], table.obsm[_keys.WEIGHTS][spot]
-    n_rows, n_donors = int(((rows >= 0) & (weights > 0)).sum()), int(obs[_keys.N_DONORS])
+    obs, (rows, _) = prediction.table.obs.iloc[spot], prediction.citations(np.array([spot]))
+    n_rows, n_donors = int((rows >= 0).sum()), int(obs[_keys.N_DONORS])
     donors = "donor" if n_donors == 1 else "donors"
     cites = f"{n_rows} measured spots of {n_donors} {donors}" if n_rows else "cites no measured spots"
-    out = [f"{header['method']}: {cites}"]
+    out = [f"{prediction.header['method']}: {cites}"]
     if bool(obs[_keys.OUT_OF_REFERENCE]):
         out.append("unlike any tissue of the reference")
     return out

@@ -13,10 +13,10 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from ragst_sd import _keys
+from ragst_sd._results import Prediction
 from ragst_sd._validate import require_between
 from ragst_sd.pl import _style
-from ragst_sd.pl._section import Section, draw_image, draw_rims, draw_spots, extent_of, free_corner, spot_reach
+from ragst_sd.pl._section import Section, draw_image, draw_rims, draw_spots, extent_of, free_corner
 
 # Inches that a figure holds for a title, a line of small words, and a colour bar with its label.
 TITLE, NOTE, BAR = 0.4, 0.17, 1.0
@@ -47,11 +47,11 @@ def require_fade(image_fade: float) -> None:
     require_between(image_fade, 0, 1, "image_fade", "0 leaves the picture as it is, 1 makes it white.")
 
 
-def require_citations(header: dict[str, Any]) -> None:
+def require_citations(prediction: Prediction) -> None:
     """Raise a `ValueError` if a prediction was made by a method that cites no measured spots."""
-    if not len(header[_keys.CITED]):
+    if not len(prediction.cited):
         raise ValueError(
-            f"The prediction was made by method {header['method']!r}, which cites no measured spots: there is "
+            f"The prediction was made by method {prediction.header['method']!r}, which cites no measured spots: there is "
             'nothing to show. `rg.get.explain(..., terms="all")` lists the rows that a regression rests on. Or fit a '
             'method that cites, for instance `rg.tl.fit(reference, method="knn")`, and predict again.'
         )
@@ -59,7 +59,7 @@ def require_citations(header: dict[str, Any]) -> None:
 
 def map_size(section: Section, edge: float) -> tuple[float, float]:
     """Width and height in inches of a map whose longer edge is given."""
-    left, right, top, bottom = extent_of(section, spot_reach(section))
+    left, right, top, bottom = extent_of(section, section.reach)
     shrink = edge / max(right - left, bottom - top)
     return (right - left) * shrink, (bottom - top) * shrink
 
@@ -99,7 +99,7 @@ def limits_of(values: np.ndarray, vmin: float | None = None, vmax: float | None 
 
 def draw_section(ax: Axes, section: Section, has_value: np.ndarray, *, fade: float, scale_bar: bool = True) -> None:
     """Draw the picture of a section with hollow spots where there is no value, and a scale bar."""
-    box = extent_of(section, spot_reach(section))
+    box = extent_of(section, section.reach)
     draw_image(ax, section.pyramid, box, edge_px=900, fade=fade)
     if not has_value.all():
         without = np.flatnonzero(~has_value)

@@ -19,14 +19,13 @@ from spatialdata import SpatialData
 from ragst_sd import _keys
 from ragst_sd._labels import labels
 from ragst_sd._metrics import finite_mean
-from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
+from ragst_sd._results import MIN_CV_PEARSON, Prediction, predicted
 from ragst_sd._truth import measured_values
 from ragst_sd._validate import listing, name_list, require_choice
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._section import draw_rims, read_section
 from ragst_sd.pl._trust import Intervals, distrust, greys, has_intervals, intervals_of
-from ragst_sd.retrieval.training import dense
 
 _WIDTH = "interval_width"
 # Title and colour-bar label of each map, and whether high values mean larger errors: dark is weak in these. What does not
@@ -143,24 +142,27 @@ def reliability(
     from ragst_sd import get
 
     _maps.require_fade(image_fade)
-    table, header = predicted(sdata, prediction_key)
-    genes = None if genes is None else name_list(genes, "genes")
-    columns = np.arange(table.n_vars) if genes is None else gene_index(table, genes)
-    notes = [""] if genes is None or len(genes) > 1 else distrust(table, genes, min_cv_pearson)
-    intervals = intervals_of(table, header, columns) if has_intervals(table) else None
+    prediction = predicted(sdata, prediction_key)
+    table, about, note = prediction.table, "", ""
+    if genes is None:
+        columns = np.arange(table.n_vars)
+    else:
+        genes = name_list(genes, "genes")
+        columns, about = prediction.genes(genes), f", {genes[0] if len(genes) == 1 else f'{len(genes)} genes'}"
+        if len(genes) == 1:
+            note = distrust(prediction, columns, min_cv_pearson)[0]
+    intervals = intervals_of(prediction, columns) if has_intervals(prediction) else None
     names = _chosen(table, intervals, maps)
-    about = "" if genes is None else f", {genes[0]}" if len(genes) == 1 else f", {len(genes)} genes"
-    panels = [_map(table, name, columns, intervals, about, notes[0]) for name in names]
-    section = read_section(sdata, table, header, prediction_key)
+    panels = [_map(prediction, name, columns, intervals, about, note) for name in names]
+    section = read_section(prediction)
     curves: dict[str, Callable[[Axes], None]] = {}
-    measured = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)
+    measured = measured_values(prediction, truth_key, layer=layer, unit=unit, genes=genes)
     if measured is not None:
         truth: dict[str, Any] = {"truth_key": truth_key, "layer": layer, "unit": unit, "genes": genes}
         risk = get.risk_coverage(sdata, prediction_key=prediction_key, by=names, **truth)
         require_choice(metric, list(dict.fromkeys(risk["metric"])), "metric")
         if intervals is not None:
-            columns = gene_index(table, measured[1])
-            share_inside = coverage(table, header, columns, intervals_of(table, header, columns), measured[0])
+            share_inside = coverage(prediction, measured)
             if share_inside is not None:
                 curves["calibration"] = partial(draw_calibration, share_inside=share_inside, intervals=intervals)
         curves["risk_coverage"] = partial(draw_risk, frame=risk[risk["metric"] == metric])
@@ -209,8 +211,9 @@ def _chosen(table: AnnData, intervals: Intervals | None, maps: Sequence[str] | N
 
 
 def _map(
-    table: AnnData, name: str, columns: np.ndarray, intervals: Intervals | None, about: str, distrusted: str
+    prediction: Prediction, name: str, columns: np.ndarray, intervals: Intervals | None, about: str, distrusted: str
 ) -> _maps.Map:
+    table = prediction.table
     title, label, orders_errors = _MAPS.get(name, (name.replace("_", " "), "", False))
     cmap: Any = f"{_style.SEQUENTIAL}_r" if orders_errors else _style.NEUTRAL
     notes, hatch = [""], None
@@ -218,7 +221,7 @@ def _map(
         values, hatch = finite_mean(intervals.width, axis=1), intervals.hatch
         label, notes = intervals.name, [intervals.caveat]
     elif name == _keys.DISAGREEMENT:
-        values = finite_mean(dense(table.layers[name][:, columns]), axis=1)
+        values = finite_mean(prediction.values(columns, layer=name), axis=1)
     else:
         values = table.obs[name].to_numpy(float)
     if name in (_keys.DISAGREEMENT, _WIDTH):
@@ -248,21 +251,20 @@ class Coverage:
     """What each level was calibrated over."""
 
 
-def coverage(
-    table: AnnData, header: dict[str, Any], columns: np.ndarray, intervals: Intervals, measured: np.ndarray
-) -> Coverage | None:
+def coverage(prediction: Prediction, measured: pd.DataFrame) -> Coverage | None:
     """Coverage of all calibrated levels; `None` if no gene has both a truth and an interval.
 
     The half-width at level l is `varm["interval_quantiles"][:, l]` times a scale of each spot and gene, which the
     interval of the table gives: (upper - X) over the quantile of its own level.
     """
+    header, columns = prediction.header, prediction.genes(list(measured))
+    intervals, values = intervals_of(prediction, columns), prediction.values(columns)
     levels = np.asarray(header[_keys.INTERVAL_LEVELS], dtype=float)
-    own = int(np.abs(levels - intervals.level).argmin())
-    quantiles = np.asarray(table.varm[_keys.INTERVAL_QUANTILES], dtype=float)[columns]
-    prediction = dense(table.X[:, columns])
-    half = intervals.upper - prediction
+    predicted_level = int(np.abs(levels - intervals.level).argmin())
+    quantiles = np.asarray(prediction.table.varm[_keys.INTERVAL_QUANTILES], dtype=float)[columns]
+    half = intervals.upper - values
     # The error in units of the scale, so that it can be compared with the quantile of any level; NaN where not known.
-    error = np.abs(measured - prediction) * quantiles[:, own]
+    error = np.abs(measured.to_numpy() - values) * quantiles[:, predicted_level]
     known = np.isfinite(half) & (half > 0)
     score = np.divide(error, half, out=np.full(half.shape, np.nan), where=known)
     count = np.isfinite(score).sum(axis=0)

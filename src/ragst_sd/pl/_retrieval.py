@@ -15,7 +15,7 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import cell_types, measured_columns
-from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
+from ragst_sd._results import MIN_CV_PEARSON, Prediction, predicted, require_columns
 from ragst_sd._validate import name_list, require_positive
 from ragst_sd.image.embedding import tiles_at
 from ragst_sd.pl import _style
@@ -99,13 +99,13 @@ def retrieval(
 
     require_positive(n_shown, "n_shown", whole=True)
     (gene,), names = name_list(genes, "genes", most=1), name_list(obs_names, "obs_names")
-    table, header = predicted(sdata, prediction_key, exact=True)
+    prediction = predicted(sdata, prediction_key, exact=True)
+    table, encoder = prediction.table, prediction.header["encoder"]
     require_columns(table, (_keys.N_DONORS, _keys.EFFECTIVE_N, _keys.OUT_OF_REFERENCE))
-    spots = spot_index(table, names)
-    note = distrust(table, [gene], min_cv_pearson)[0]
-    column = gene_index(table, gene)
-    _require_evidence(table, header, spots)
-    _require_tiles(header)
+    spots, column = prediction.spots(names), prediction.genes(gene)
+    note = distrust(prediction, column, min_cv_pearson)[0]
+    _require_evidence(prediction, spots)
+    _require_tiles(prediction.header)
     measured_columns(reference.var_names, table.var_names[column], cell_types(reference))
     parts = explain(sdata, reference, obs_names=names, genes=gene, prediction_key=prediction_key)
     _require_pictures(reference)
@@ -113,9 +113,9 @@ def retrieval(
         raise ValueError(f"None of the spots cited for {str(name)!r} measured {gene!r}: there is nothing to show.")
     lines = [parts[parts["query"] == name] for name in names]
     steps = [steps_of(part, "reference", int(n_shown)) for part in lines]
-    section = read_section(sdata, table, header, prediction_key)
-    widths_px = field_widths(header, section)
-    tile_px, mpp = int(header["encoder"]["tile_px"]), float(header["encoder"]["mpp"])
+    section = read_section(prediction)
+    widths_px = field_widths(encoder, section)
+    tile_px, mpp = int(encoder["tile_px"]), float(encoder["mpp"])
     pictures = tiles_at(section.pyramid, section.centers[spots], tile_px, mpp=mpp, image_mpp=section.mpp)
 
     levels = np.concatenate([step["start"] + step["brings"] for step in steps])
@@ -140,25 +140,26 @@ def retrieval(
             rows = split_lines(lines[i])[0]["reference"]
             neighbors = _draw_neighbors(strip, steps[i], rows, reference, gene, decimals, columns)
             _draw_thumbnail(strip, pictures[i], len(steps[i]) - 1, columns, "this spot", "", _style.QUERY)
-            evidence = facts(table, header, spot)
+            evidence = facts(prediction, spot)
             evidence.insert(1, f"effective number {table.obs[_keys.EFFECTIVE_N].iloc[spot]:.1f}")
             color = _style.ADJUSTMENT if table.obs[_keys.OUT_OF_REFERENCE].iloc[spot] else _style.MUTED
             strip.set_title("  ·  ".join(evidence), fontsize="medium", color=color, pad=3.5 * _style.em())
             _draw_bars(bars, steps[i], decimals, columns, grey=bool(note))
             bars.set(ylim=(low - room * bool(low < 0), high + room))
-            bars.set_ylabel("\n".join(["contribution", *wrap(str(header["unit"]), 14)]))
+            bars.set_ylabel("\n".join(["contribution", *wrap(str(prediction.header["unit"]), 14)]))
             axes[name] = {"section": overview, "tile": tile, "neighbors": neighbors, "contributions": bars}
     if not drawing.get("return_ax"):
         return None
     return axes[names[0]] if isinstance(obs_names, str) else axes
 
 
-def _require_evidence(table: AnnData, header: dict[str, Any], spots: np.ndarray) -> None:
-    require_citations(header)
+def _require_evidence(prediction: Prediction, spots: np.ndarray) -> None:
+    require_citations(prediction)
+    table = prediction.table
     for spot in spots:
         if (table.obsm[_keys.ROWS][spot] < 0).all():
             raise ValueError(
-                f"Spot {table.obs_names[spot]!r} has no prediction: it lies outside image {header['image_key']!r}. "
+                f"Spot {table.obs_names[spot]!r} has no prediction: it lies outside image {prediction.header['image_key']!r}. "
                 f"Choose one whose `obs[{_keys.EFFECTIVE_N!r}]` is not NaN."
             )
 

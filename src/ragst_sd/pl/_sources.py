@@ -17,7 +17,7 @@ from ragst_sd._results import predicted
 from ragst_sd._validate import require_choice, require_positive
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._figure import Drawing, draws, picture
-from ragst_sd.pl._section import Section, draw_discs, read_section, spot_reach
+from ragst_sd.pl._section import Section, draw_discs, read_section
 
 _GROUPS = (_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY, "license", "citation")
 _PER_ROW = 4
@@ -115,14 +115,14 @@ def sources(
     if n_shown >= len(_style.PALETTE):
         raise ValueError(f"`n_shown` is {n_shown}; there are colours for {len(_style.PALETTE) - 1} groups at most.")
     _maps.require_fade(image_fade)
-    table, header = predicted(sdata, prediction_key)
-    _maps.require_citations(header)
+    prediction = predicted(sdata, prediction_key)
+    _maps.require_citations(prediction)
     cited = neighbors(sdata, prediction_key=prediction_key)
-    shown = _sources(cited, table.obs_names, group_by, int(n_shown))
-    section = read_section(sdata, table, header, prediction_key)
+    shown = _sources(cited, prediction.table.obs_names, group_by, int(n_shown))
+    section = read_section(prediction)
     # Discs of neighbouring spots do not touch even where one group has all the weight.
     several = len(np.unique(section.centers, axis=0)) > 1
-    largest = 0.9 * (spot_pitch(section.centers) if several else 2 * spot_reach(section))
+    largest = 0.9 * (spot_pitch(section.centers) if several else 2 * section.reach)
 
     names = list(shown.shares)
     size, small = _maps.map_size(section, 3.9), _maps.map_size(section, 1.75)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from anndata import AnnData
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 
 from ragst_sd import _keys
-from ragst_sd._results import gene_index
+from ragst_sd._results import Prediction
 from ragst_sd._validate import listing, require_between
 from ragst_sd.pl import _style
-from ragst_sd.retrieval.training import dense
 
 
-def distrust(table: AnnData, genes: Sequence[str], min_cv_pearson: float) -> list[str]:
-    """For each gene the words that it is not to be trusted, or nothing.
+def distrust(prediction: Prediction, genes: np.ndarray, min_cv_pearson: float) -> list[str]:
+    """For each gene, by its column, the words that it is not to be trusted, or nothing.
 
     A gene that was not assessed (`var["cv_pearson"]` is NaN or absent) gets no words: nothing is known against it.
 
@@ -28,7 +24,7 @@ def distrust(table: AnnData, genes: Sequence[str], min_cv_pearson: float) -> lis
         If `min_cv_pearson` is not a correlation.
     """
     require_between(min_cv_pearson, -1, 1, "min_cv_pearson", "It is a correlation; -1 trusts every gene.")
-    scores = table.var.reindex(columns=[_keys.CV_PEARSON]).iloc[gene_index(table, genes), 0]
+    scores = prediction.table.var.reindex(columns=[_keys.CV_PEARSON]).iloc[genes, 0]
     words = "not to be trusted (cross-validated r = {})"
     return [words.format(_style.number(score, 2)) if score < min_cv_pearson else "" for score in scores]
 
@@ -68,24 +64,25 @@ class Intervals:
         return "////" if self.caveat else None
 
 
-def has_intervals(table: AnnData) -> bool:
+def has_intervals(prediction: Prediction) -> bool:
     """Whether the prediction was made with intervals."""
-    return _keys.LOWER in table.layers and _keys.UPPER in table.layers
+    return _keys.LOWER in prediction.table.layers and _keys.UPPER in prediction.table.layers
 
 
-def intervals_of(table: AnnData, header: dict[str, Any], columns: np.ndarray) -> Intervals:
-    """The intervals of some genes.
+def intervals_of(prediction: Prediction, genes: np.ndarray) -> Intervals:
+    """The intervals of some genes, by their columns.
 
     Raises
     ------
     KeyError
         If the table has none.
     """
-    if not has_intervals(table):
-        names = [name for name in table.layers if name is not None]
+    if not has_intervals(prediction):
+        names = [name for name in prediction.table.layers if name is not None]
         raise KeyError(
             f"The table has no intervals: it lacks the layers {listing([_keys.LOWER, _keys.UPPER])} and has "
             f"{listing(names)}. Predict again with `rg.tl.predict(..., intervals=0.9)`."
         )
-    lower, upper = (dense(table.layers[name][:, columns]) for name in (_keys.LOWER, _keys.UPPER))
+    lower, upper = (prediction.values(genes, layer=name) for name in (_keys.LOWER, _keys.UPPER))
+    header = prediction.header
     return Intervals(lower, upper, float(header[_keys.INTERVAL_LEVEL]), str(header[_keys.INTERVAL_UNIT]))

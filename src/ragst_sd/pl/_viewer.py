@@ -14,16 +14,26 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from jinja2 import Environment
 from spatialdata import SpatialData
 
-from ragst_sd import _keys, _results
+from ragst_sd import _keys
 from ragst_sd._annotation import single_region
+from ragst_sd._cited_values import Origin
 from ragst_sd._elements import require_sdata
 from ragst_sd._page import bears, read_text
 from ragst_sd._replacing import replace_text
+from ragst_sd._results import (
+    MIN_CV_PEARSON,
+    MOST_UNLIKE,
+    OBS_COLUMNS,
+    Prediction,
+    matching_bank,
+    predicted,
+    require_columns,
+    unlike_share,
+)
 from ragst_sd._truth import measured_values
 from ragst_sd._validate import require_key, require_positive
 from ragst_sd.pl._section import read_section
@@ -168,29 +178,27 @@ def viewer(
     target = None if path is None else Path(path)
     if target is not None and target.exists() and not bears(target, MARK):
         raise FileExistsError(f"`path` {str(path)!r} exists and is no viewer page. Choose another name.")
-    table, header = _results.predicted(sdata, prediction_key, exact=True)
-    bank = _results.matching_bank(reference, header)
-    _results.require_columns(table, _results.OBS_COLUMNS)
+    prediction = predicted(sdata, prediction_key, exact=True)
+    table, bank = prediction.table, matching_bank(prediction, reference)
+    require_columns(table, OBS_COLUMNS)
     require_key(_keys.EVIDENCE, table.layers, "table.layers", "`rg.tl.predict` writes it; predict again.")
-    chosen = choose_genes(table, genes)
-    section = read_section(sdata, table, header, prediction_key)
-    names = table.var_names[chosen]
+    origin = Origin(prediction, bank, choose_genes(prediction, genes))
+    section = read_section(prediction)
     # Genes that were not asked for by name may be missing from the truth.
-    asked = None if genes is None else list(names)
-    truth = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=asked)
-    measured = None
-    if truth is not None:
-        measured = pd.DataFrame(truth[0], columns=truth[1]).reindex(columns=names).to_numpy()
-    facts = _facts(table, header, single_region(table) if title is None else title)
+    named = None if genes is None else list(origin.names)
+    truth = measured_values(prediction, truth_key, layer=layer, unit=unit, genes=named)
+    measured = None if truth is None else truth.reindex(columns=origin.names).to_numpy()
+    facts = _facts(prediction, single_region(table) if title is None else title)
 
     def pages() -> Iterator[str]:
         """The page, then with coarser pictures, and at last with fewer decimals."""
         pictures = None
         for most_decimals in _DECIMALS:
-            arrays, about = collect_numbers(bank, table, header, chosen, measured, int(n_shown), most_decimals)
+            arrays, about = collect_numbers(origin, measured, int(n_shown), most_decimals)
             if pictures is None:
                 cited = bank.obs.index.get_indexer(about["names"]["cited"])
-                pictures = collect_pictures(section, header, reference.obsm.get(_keys.THUMBNAIL), cited)
+                thumbnails = reference.obsm.get(_keys.THUMBNAIL)
+                pictures = collect_pictures(section, prediction.header["encoder"], thumbnails, cited)
             arrays |= pictures.places
             blocks = {name: _pack(values) for name, values in arrays.items()}
             described = {name: {"dtype": str(v.dtype), "shape": list(v.shape)} for name, v in arrays.items()}
@@ -204,7 +212,7 @@ def viewer(
             break
     else:
         raise ValueError(
-            f"A page of {table.n_obs} spots and {len(chosen)} genes would take {size / 1e6:.0f} MB, more than "
+            f"A page of {table.n_obs} spots and {len(origin.genes)} genes would take {size / 1e6:.0f} MB, more than "
             f"{LIMIT / 1e6:.0f} MB. Choose fewer genes with `genes=`, or predict part of the section."
         )
     if target is not None:
@@ -212,22 +220,23 @@ def viewer(
     return Page(page, target, int(height))
 
 
-def _facts(table: AnnData, header: dict[str, Any], title: str) -> dict[str, Any]:
+def _facts(prediction: Prediction, title: str) -> dict[str, Any]:
     """What the page says about the whole prediction."""
-    unlike = _results.unlike_share(table.obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))
+    table, header, cited = prediction.table, prediction.header, prediction.cited
+    unlike = unlike_share(table.obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))
     return {
         "title": title,
         "method": str(header["method"]),
         "unit": str(header["unit"]),
         "centered": bool(header.get("center_sections", False)),
-        "n_cited": len(header[_keys.CITED]),
-        "donors": sorted(set(header[_keys.CITED][_keys.DONOR].astype(str))),
+        "n_cited": len(cited),
+        "donors": sorted(set(cited[_keys.DONOR].astype(str))),
         "share_outside": float(table.obs[_keys.OUT_OF_REFERENCE].to_numpy(bool).mean()),
-        "share_unlike": round(unlike, 4) if unlike > _results.MOST_UNLIKE else None,
+        "share_unlike": round(unlike, 4) if unlike > MOST_UNLIKE else None,
         "far_percentile": 100 * (1 - FLAGGED),
         # Below these a spot gets a warning on the page.
         "little_evidence": 0.5,
-        "little_trust": _results.MIN_CV_PEARSON,
+        "little_trust": MIN_CV_PEARSON,
     }
 
 

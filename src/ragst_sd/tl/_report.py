@@ -114,13 +114,13 @@ def report(
     >>> [path.name for path in paths]
     ['donor3.md', 'donor3.html']
     """
-    table, header = predicted(sdata, prediction_key, exact=True)
-    bank = matching_bank(reference, header)
+    prediction = predicted(sdata, prediction_key, exact=True)
+    bank, table, header = matching_bank(prediction, reference), prediction.table, prediction.header
     require_columns(table, (*OBS_COLUMNS, *VAR_COLUMNS))
     paths = _paths(path, overwrite=overwrite)
     if truth_key and isinstance(sdata, AnnData):
         raise ValueError("`truth_key` names a table of a SpatialData; `sdata` is a bare table. Give the object.")
-    truth, measured = shown_truth(sdata, table, truth_key), None
+    truth, measured = shown_truth(prediction, truth_key), None
     if truth is not None:
         compared = {"prediction_key": prediction_key, "truth_key": truth, "layer": layer, "unit": unit}
         measured = if_it_fits(partial(_agreement, sdata, table, compared), truth_key)
