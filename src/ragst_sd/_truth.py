@@ -19,15 +19,7 @@ from ragst_sd._annotation import annotating_tables, is_predicted, regions_of, ta
 from ragst_sd._gene_names import check_unit, names_in, shared_genes, stored_expression, why_few_shared
 from ragst_sd._labels import labels
 from ragst_sd._results import Prediction
-from ragst_sd._validate import (
-    listing,
-    names_among,
-    only_one,
-    require_choice,
-    require_key,
-    require_type,
-    require_unique,
-)
+from ragst_sd._validate import listing, names_among, only_one, require_choice, require_key, require_type, require_unique
 from ragst_sd.reference.genes import sum_duplicates, take_genes
 from ragst_sd.reference.normalize import MIN_SHARED_GENES, UNITS, log_normalize, size_factors
 from ragst_sd.retrieval.training import dense
@@ -259,12 +251,7 @@ class Comparison:
 
 
 def compare(
-    prediction: Prediction,
-    measured: AnnData,
-    *,
-    layer: str | None,
-    unit: str,
-    genes: str | Sequence[str] | None,
+    prediction: Prediction, measured: AnnData, *, layer: str | None, unit: str, genes: str | Sequence[str] | None
 ) -> Comparison:
     """What both tables have, in the unit of the prediction."""
     matrix, names, counted = _normalized_truth(measured, prediction.header, layer, unit)

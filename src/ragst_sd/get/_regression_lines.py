@@ -19,13 +19,7 @@ _SAME = 1e-4
 
 
 def regression_lines(
-    origin: Origin,
-    spots: np.ndarray,
-    *,
-    place: int,
-    share: np.ndarray,
-    total: np.ndarray,
-    by_row: bool,
+    origin: Origin, spots: np.ndarray, *, place: int, share: np.ndarray, total: np.ndarray, by_row: bool
 ) -> pd.DataFrame:
     """Lines by section, or by row; of a reference on disk, whose rows are not read, a single one.
 
