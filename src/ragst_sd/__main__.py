@@ -206,8 +206,8 @@ def _batch(args: argparse.Namespace) -> Batch:
     from ragst_sd._shell import Batch
 
     names = ("out", "image_key", "table_key", "image_mpp", "keep_pixels", "device")
-    own = {name: getattr(args, name) for name in names}
-    return Batch(tuple(args.inputs), **own, num_workers=args.workers, say=lambda line: print(line, flush=True))
+    given = {name: getattr(args, name) for name in names}
+    return Batch(tuple(args.inputs), **given, num_workers=args.workers, say=lambda line: print(line, flush=True))
 
 
 def _named(pairs: list[str]) -> dict[str, Any]:

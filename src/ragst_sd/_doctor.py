@@ -71,7 +71,7 @@ def _packages() -> tuple[list[str], dict[str, str]]:
             # A library that is missing below is an OSError, torchvision of another torch a RuntimeError.
             broken[name] = told(error)
     names = [*(name for name in _IMPORTED if name not in broken), *_PACKAGES, *_OPTIONAL]
-    return [f"{name} {found}" for name in names if (found := _version(name))], broken
+    return [f"{name} {number}" for name in names if (number := _version(name))], broken
 
 
 def _version(name: str) -> str:

@@ -64,10 +64,10 @@ def common_names(sections: Sequence[Any], *, harmonize: bool, orthologues_to: st
         )
     naming = CURRENT[orthologues_to or sections[0].species]
     for section in sections:
-        found = current_names(section.names, orthologues_to=orthologues_to)
-        has_name = np.array([name != "" for name in found.names])
-        logger.info("%s: genes of %s, %s.", section.sample, found.species, _summary(found.how))
-        names = [name for name in found.names if name]
+        current = current_names(section.names, orthologues_to=orthologues_to)
+        has_name = np.array([name != "" for name in current.names])
+        logger.info("%s: genes of %s, %s.", section.sample, current.species, _summary(current.how))
+        names = [name for name in current.names if name]
         if unit != "counts" and duplicates(names):
             raise ValueError(
                 f"sdatas[{section.sample!r}]: several names mean one gene ({listing(duplicates(names))}), and values "

@@ -111,17 +111,17 @@ def by_genes(function: Callable[..., dict[str, np.ndarray]], *matrices: Any) -> 
             *(np.asarray(p.toarray() if hasattr(p, "toarray") else p, dtype=np.float64, order="F") for p in parts)
         )
 
-    found = on_threads(some, range(0, matrices[0].shape[1], _BLOCK_GENES))
-    return {name: np.concatenate([of_genes[name] for of_genes in found]) for name in (found[0] if found else ())}
+    blocks = on_threads(some, range(0, matrices[0].shape[1], _BLOCK_GENES))
+    return {name: np.concatenate([block[name] for block in blocks]) for name in (blocks[0] if blocks else ())}
 
 
 def score_genes(names: Iterable[str], values: Any, expected: Any) -> dict[str, np.ndarray]:
     """Metrics of every gene, by name, over the spots that have a prediction of it."""
     chosen = {name: METRICS[name] for name in names}
 
-    def of_genes(own: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
-        finite = np.isfinite(own)
-        return {name: score(metric, own, truth, finite) for name, metric in chosen.items()}
+    def of_genes(predicted: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+        finite = np.isfinite(predicted)
+        return {name: score(metric, predicted, truth, finite) for name, metric in chosen.items()}
 
     return by_genes(of_genes, values, expected)
 
@@ -132,9 +132,9 @@ def group_means(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     Genes are averaged (`variance_kept`: their median), without those where the metric is not defined.
     """
     require_choice(metric, list(dict.fromkeys(scores["metric"])), "metric")
-    own = scores[scores["metric"] == metric]
-    keys = ["unit", "method", *(name for name in ("n_donors",) if name in scores), "fold"]
-    sections = own.groupby([*keys, "sample"], sort=False)["value"]
+    of_metric = scores[scores["metric"] == metric]
+    keys = ["unit", "method", *["n_donors"] * ("n_donors" in scores), "fold"]
+    sections = of_metric.groupby([*keys, "sample"], sort=False)["value"]
     of_sections = sections.median() if metric in _MEDIAN else sections.mean()
     return of_sections.groupby(level=keys, sort=False).mean().reset_index()
 
@@ -161,8 +161,8 @@ def by_donor(scores: pd.DataFrame, metric: str = "pearson", *, baseline: str | N
     if baseline is not None:
         require_choice(baseline, list(dict.fromkeys(means["method"])), "baseline")
     lines = []
-    for (unit, method), own in means.groupby(["unit", "method"], sort=False):
-        values = own.set_index("fold")["value"].dropna()
+    for (unit, method), of_method in means.groupby(["unit", "method"], sort=False):
+        values = of_method.set_index("fold")["value"].dropna()
         line = {"unit": unit, "method": method, "mean": values.mean(), "se": values.sem(), "n": len(values)}
         if baseline is not None:
             other = means[(means["unit"] == unit) & (means["method"] == baseline)].set_index("fold")["value"]

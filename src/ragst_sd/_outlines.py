@@ -67,8 +67,8 @@ def require_areas(shapes: GeoDataFrame, annotation_key: str) -> GeoDataFrame:
     """Shapes that are polygons, all of them; a `ValueError` if others are among them."""
     kinds = sorted(set(shapes.geometry.geom_type) - set(AREAS))
     if kinds or not len(shapes):
-        found = f"holds {listing(kinds)}" if kinds else "is empty"
-        raise ValueError(f"`sdata.shapes[{annotation_key!r}]` {found}; an annotation is made of polygons.")
+        fault = f"holds {listing(kinds)}" if kinds else "is empty"
+        raise ValueError(f"`sdata.shapes[{annotation_key!r}]` {fault}; an annotation is made of polygons.")
     return shapes
 
 

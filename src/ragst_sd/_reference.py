@@ -134,9 +134,9 @@ def of_rows(header: Mapping[str, Any], obs: pd.DataFrame) -> dict[str, Any]:
     """A header with the sections and sources of some rows only."""
     # Not `astype`: as read from disk, names do not cast.
     samples = np.array([str(sample) for sample in header["sections"]["sample"]])
-    kept = np.isin(samples, labels(obs[_keys.SAMPLE]).astype(str))
-    sections = {name: np.asarray(column)[kept] for name, column in header["sections"].items()}
-    return {**header, "sections": sections, "sources": header["sources"].loc[samples[kept]]}
+    has_rows = np.isin(samples, labels(obs[_keys.SAMPLE]).astype(str))
+    sections = {name: np.asarray(column)[has_rows] for name, column in header["sections"].items()}
+    return {**header, "sections": sections, "sources": header["sources"].loc[samples[has_rows]]}
 
 
 def new_reference(

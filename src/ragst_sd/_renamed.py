@@ -48,12 +48,13 @@ def _misnamed(function: Callable[..., Any], name: str, args: tuple[Any, ...], kw
     from inspect import signature
 
     parameters = signature(function).parameters
-    objects = [one.name for one in parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
-    by_name = [one for one in parameters if one not in objects]
+    objects = [name for name, argument in parameters.items() if argument.kind is argument.POSITIONAL_OR_KEYWORD]
+    by_name = [name for name in parameters if name not in objects]
     parts, extra = [], args[len(objects) :]
     if extra:
         parts.append(f"`rg.{name}` takes {listing(objects)} by position, and {len(args)} were given")
-        meant = ", ".join(f"`{one}={_shown(value)}`" for one, value in zip(by_name, extra, strict=False))
+        pairs = zip(by_name, extra, strict=False)
+        meant = ", ".join(f"`{argument}={_shown(value)}`" for argument, value in pairs)
         parts[0] += f": write {meant}, or the name that is meant, of {listing(by_name)}." if meant else "."
     for given in kwargs.keys() - parameters.keys():
         new = ARGUMENTS.get(given)

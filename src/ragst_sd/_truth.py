@@ -113,23 +113,6 @@ def measured_values(
     return if_it_fits(measured, truth_key)
 
 
-def _normalized_truth(
-    measured: AnnData, header: dict[str, Any], layer: str | None, unit: str
-) -> tuple[sp.csr_matrix, list[str], np.ndarray]:
-    """Measured expression in the unit of a prediction, the names of its columns in the prediction's naming, its rows.
-
-    The rows are those with counts: a spot without any was not measured.
-    """
-    require_choice(unit, UNITS, "unit")
-    if unit == "counts":
-        counts, names = truth_counts(measured, header, layer)
-        factors = size_factors(counts, names, size_factor_genes(header))
-        return log_normalize(counts, factors), names, factors > 0
-    matrix, names = _named_values(measured, header, layer)
-    check_unit(matrix, unit, _WHERE, names)
-    return matrix, names, np.asarray(matrix.sum(axis=1)).ravel() > 0
-
-
 def truth_counts(measured: AnnData, header: dict[str, Any], layer: str | None) -> tuple[sp.csr_matrix, list[str]]:
     """Measured counts and the names of their columns in the prediction's naming, without duplicates.
 
@@ -172,7 +155,10 @@ def _compared_genes(prediction: Prediction, names: list[str], genes: str | Seque
 
 
 def _shared_spots(table: AnnData, measured: AnnData, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of both tables that are the same spot with counts, by instance id of one element, else by name."""
+    """Rows of both tables that are the same spot, by instance id of one element, else by name.
+
+    Without a count, a spot was not measured.
+    """
     predicted_ids, measured_ids = _spot_ids(table, measured), _spot_ids(measured, table)
     place = measured_ids.get_indexer(predicted_ids)
     ours = np.flatnonzero((place >= 0) & counted[place])
@@ -254,7 +240,16 @@ def compare(
     prediction: Prediction, measured: AnnData, *, layer: str | None, unit: str, genes: str | Sequence[str] | None
 ) -> Comparison:
     """What both tables have, in the unit of the prediction."""
-    matrix, names, counted = _normalized_truth(measured, prediction.header, layer, unit)
+    require_choice(unit, UNITS, "unit")
+    header = prediction.header
+    if unit == "counts":
+        counts, names = truth_counts(measured, header, layer)
+        factors = size_factors(counts, names, size_factor_genes(header))
+        matrix, counted = log_normalize(counts, factors), factors > 0
+    else:
+        matrix, names = _named_values(measured, header, layer)
+        check_unit(matrix, unit, _WHERE, names)
+        counted = np.asarray(matrix.sum(axis=1)).ravel() > 0
     shared = _compared_genes(prediction, names, genes)
     rows, truth_rows = _shared_spots(prediction.table, measured, counted)
     return Comparison(prediction, measured, shared, names, take_genes(matrix, names, shared), rows, truth_rows)

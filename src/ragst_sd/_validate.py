@@ -150,7 +150,7 @@ def require_type(value: Any, kind: type | tuple[type, ...], argument: str, todo:
     """Raise a `TypeError` naming what was found if `value` is not of `kind`."""
     if not isinstance(value, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        wanted = " or ".join(one.__name__ for one in kinds)
+        wanted = " or ".join(allowed.__name__ for allowed in kinds)
         raise TypeError(f"`{argument}` is a {type(value).__name__}; it must be {wanted}. {todo}".rstrip())
 
 

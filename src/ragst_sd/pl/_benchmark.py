@@ -96,8 +96,7 @@ def benchmark(
                 f"number: `scores[scores['n_donors'] == {scores['n_donors'].max()}]`."
             )
         with picture(6.4, 4.0, **drawing) as figure:
-            panel = _draw_curves(figure, scores, metric, unit)
-        return panel if drawing.get("return_ax") else None
+            return _draw_curves(figure, scores, metric, unit)
     summary = by_donor(scores, metric, baseline=baseline).dropna(subset="mean").set_index("method")
     if summary.empty:
         raise ValueError(f"`scores` has no value of {metric!r} in this unit: all are NaN.")
@@ -126,15 +125,15 @@ def benchmark(
         panel.set_title(heading, fontsize="large", pad=22)
         _style.write_columns(panel, columns)
         _legend(figure, values.columns, any_cites=bool(cites.any()))
-    return panel if drawing.get("return_ax") else None
+    return panel
 
 
 def _check(scores: pd.DataFrame, unit: str | None) -> str:
     require_type(scores, pd.DataFrame, "scores", "Make it with `rg.tl.cross_validate`.")
     missing = [name for name in ("method", "fold", "sample", "gene", "unit", "metric", "value") if name not in scores]
     if missing or scores.empty:
-        found = f"lacks the columns {listing(missing)}" if missing else "is empty"
-        raise ValueError(f"`scores` {found}. Make it with `rg.tl.cross_validate`.")
+        fault = f"lacks the columns {listing(missing)}" if missing else "is empty"
+        raise ValueError(f"`scores` {fault}. Make it with `rg.tl.cross_validate`.")
     units = list(dict.fromkeys(scores["unit"]))
     if unit is None:
         return str(units[0])
@@ -151,11 +150,11 @@ def _draw_curves(figure: FigureBase, scores: pd.DataFrame, metric: str, unit: st
     panel = figure.subplots()
     means = group_means(scores, metric)
     means = means[means["method"] != ""]
-    for i, (method, own) in enumerate(means.groupby("method", sort=False)):
+    for i, (method, of_method) in enumerate(means.groupby("method", sort=False)):
         color = f"C{i}"
-        for donor, line in own.groupby("fold", sort=False):
+        for donor, line in of_method.groupby("fold", sort=False):
             panel.plot(line["n_donors"], line["value"], color=color, lw=0.7, alpha=0.4, gid=donor)
-        mean = own.groupby("n_donors")["value"].mean()
+        mean = of_method.groupby("n_donors")["value"].mean()
         panel.plot(mean.index, mean, "o-", color=color, lw=2, ms=6, mec="white", label=str(method), gid="mean")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set(xlabel="donors learned from", ylabel=f"{_title(metric)}, {unit}", label="benchmark")
@@ -229,11 +228,10 @@ def _legend(figure: FigureBase, donors: pd.Index, *, any_cites: bool) -> None:
     if len(set(markers)) < len(donors):
         names, markers = [f"one of {len(donors)} held-out donors"], markers[:1]
     style: dict[str, Any] = {"color": _style.MUTED, "ls": "none", "mec": "white", "ms": 6.5}
-    handles: list[Any] = []
-    for name, marker in zip(names, markers, strict=True):
-        handles.append(Line2D([], [], marker=marker, label=name, **style))
+    marks = zip(names, markers, strict=True)
+    handles: list[Any] = [Line2D([], [], marker=marker, label=name, **style) for name, marker in marks]
     if any_cites:
-        handles.append(Patch(color=_style.EVIDENCE, label="cites measured spots"))
-        handles.append(Patch(color=_style.MUTED, label="cites none"))
+        colors = {"cites measured spots": _style.EVIDENCE, "cites none": _style.MUTED}
+        handles += [Patch(color=color, label=label) for label, color in colors.items()]
     spacing = {"handletextpad": 0.4, "columnspacing": 1.2, "handlelength": 1.0, "handleheight": 0.8}
     figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), **spacing)

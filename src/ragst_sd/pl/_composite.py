@@ -99,4 +99,4 @@ def composite(
             words = f"{name} (not to be trusted)" if note else name
             color = _style.UNTRUSTED if note else _COLORS[i]
             drawn.text(i / len(names), 1.02, words, color=color, weight="bold", transform=drawn.transAxes)
-    return drawn if drawing.get("return_ax") else None
+    return drawn

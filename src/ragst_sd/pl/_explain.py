@@ -120,17 +120,15 @@ def explain(
     truth = np.full(len(genes), np.nan) if measured is None else measured.iloc[spot].to_numpy()
     intervals = intervals_of(prediction, columns) if has_intervals(prediction) else None
     scrna = is_scrna(prediction.table, columns).tolist()
-    steps = {
-        gene: steps_of(lines, "reference" if from_cells else group_by, int(n_shown), scrna=from_cells)
-        for gene, from_cells in zip(genes, scrna, strict=True)
-        for lines in [parts[parts["gene"] == gene]]
-    }
+    steps = {}
+    for gene, of_types in zip(genes, scrna, strict=True):
+        group = "reference" if of_types else group_by
+        steps[gene] = steps_of(parts[parts["gene"] == gene], group, int(n_shown), scrna=of_types)
 
     per_row = min(2, len(genes))
-    n_rows = -(-len(genes) // per_row)
     # Inches of a waterfall with its rows of text.
-    width, height = 8.0 * per_row, n_rows * (1.75 + 0.25 * max(map(len, steps.values())))
-    with picture(width, height, **drawing) as figure:
+    height = -(-len(genes) // per_row) * (1.75 + 0.25 * max(map(len, steps.values())))
+    with picture(8.0 * per_row, height, **drawing) as figure:
         axes = dict(zip(genes, axes_in_rows(figure, len(genes), per_row), strict=True))
         for j, (gene, place) in enumerate(axes.items()):
             decimals = _style.decimals_for(steps[gene]["brings"])
@@ -152,7 +150,7 @@ def explain(
                 _draw_interval(place, low, high, len(steps[gene]) - 1, intervals, left, decimals)
             if np.isfinite(truth[j]):
                 _draw_truth(place, float(truth[j]), decimals)
-    return axes if drawing.get("return_ax") else None
+    return axes
 
 
 def _require_values(spot: str, genes: list[str], totals: np.ndarray) -> None:
@@ -249,18 +247,23 @@ def facts(prediction: Prediction, spot: int) -> list[str]:
     return out
 
 
+def draw_steps(ax: Axes, steps: pd.DataFrame, *, grey: bool, upright: bool = False) -> None:
+    """Draw bars from zero to a prediction, to the right or upright; thin lines lead from each to the next."""
+    bar, lines, zero = (ax.bar, ax.hlines, ax.axhline) if upright else (ax.barh, ax.vlines, ax.axvline)
+    place, ends = np.arange(len(steps)), (steps["start"] + steps["brings"])[:-1]
+    colors = _style.UNTRUSTED if grey else steps["color"]
+    bar(place, steps["brings"], 0.72, steps["start"], color=colors, zorder=2)
+    lines(ends, place[:-1] + 0.36, place[1:] - 0.36, color=_style.MUTED, lw=0.8, zorder=1)
+    zero(0, color=_style.MUTED, lw=0.8, zorder=1)
+    ax.spines["bottom" if upright else "left"].set_visible(False)
+
+
 def _draw_waterfall(ax: Axes, steps: pd.DataFrame, decimals: int, kind: str, *, grey: bool) -> float:
     """Draw bars that add up to a prediction, behind columns of numbers; how far those reach left, in points."""
-    place = np.arange(len(steps))
-    colors = _style.UNTRUSTED if grey else steps["color"]
-    ax.barh(place, steps["brings"], left=steps["start"], height=0.72, color=colors, zorder=2)
-    ends = (steps["start"] + steps["brings"])[:-1]
-    ax.vlines(ends, place[:-1] + 0.36, place[1:] - 0.36, color=_style.MUTED, lw=0.8, zorder=1)
-    ax.axvline(0, color=_style.MUTED, lw=0.8, zorder=1)
+    draw_steps(ax, steps, grey=grey)
     ax.use_sticky_edges = False
     ax.margins(x=0.03)
     ax.locator_params(axis="x", nbins=5, steps=[1, 2, 5, 10])
-    ax.spines["left"].set_visible(False)
     ax.set(ylim=(len(steps) - 0.5, -0.5), yticks=[], label="contributions")
     # Corrections, adjustment and total have neither weight nor value.
     weighed = list(zip(steps["weight"], steps["value"], steps["weight"].notna(), strict=True))

@@ -159,7 +159,7 @@ def perturbation(
         if has_states:
             axes["weights"] = figure.add_subplot(cells[1])
             heat(axes["weights"], shown, n_shown, group_by, cmap_weights)
-    return axes if drawing.get("return_ax") else None
+    return axes
 
 
 def scatter(ax: Axes, shown: Shown, measured: Measured, n_genes: int) -> None:

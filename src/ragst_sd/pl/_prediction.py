@@ -146,7 +146,7 @@ def prediction(
             for panel in row:
                 place, first = axes[name][panel.kind], panel is row[0]
                 _maps.draw_map(place, section, panel, fade=image_fade, letters=letters, scale_bar=first)
-    return axes if drawing.get("return_ax") else None
+    return axes
 
 
 def _correlation(values: np.ndarray, measured: np.ndarray) -> str:

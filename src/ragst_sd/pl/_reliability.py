@@ -186,7 +186,7 @@ def reliability(
             for place, (name, draw) in zip(places, curves.items(), strict=True):
                 axes[name] = place
                 draw(place)
-    return axes if drawing.get("return_ax") else None
+    return axes
 
 
 def _chosen(table: AnnData, intervals: Intervals | None, maps: Sequence[str] | None) -> list[str]:
@@ -199,8 +199,8 @@ def _chosen(table: AnnData, intervals: Intervals | None, maps: Sequence[str] | N
         wanted = [maps] if isinstance(maps, str) else list(dict.fromkeys(maps))
         missing = [name for name in wanted if name not in has]
         if missing or not wanted:
-            found = f"has {listing(missing)}, which the table has not" if missing else "is empty"
-            raise KeyError(f"`maps` {found}. Available: {listing(has)}.")
+            fault = f"has {listing(missing)}, which the table has not" if missing else "is empty"
+            raise KeyError(f"`maps` {fault}. Available: {listing(has)}.")
         return wanted
     known = table.obs.count()
     chosen = [name for name in (_keys.DISAGREEMENT, _WIDTH) if name in has]

@@ -19,7 +19,7 @@ from ragst_sd._results import MIN_CV_PEARSON, Prediction, predicted, require_col
 from ragst_sd._validate import name_list, require_positive
 from ragst_sd.image.embedding import tiles_at
 from ragst_sd.pl import _style
-from ragst_sd.pl._explain import SECTIONS, brings_texts, facts, split_lines, steps_of, value_text
+from ragst_sd.pl._explain import SECTIONS, brings_texts, draw_steps, facts, split_lines, steps_of, value_text
 from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._maps import require_citations
 from ragst_sd.pl._section import Section, draw_image, extent_of, field_widths, read_section
@@ -148,8 +148,6 @@ def retrieval(
             bars.set(ylim=(low - room * bool(low < 0), high + room))
             bars.set_ylabel("\n".join(["contribution", *wrap(str(prediction.header["unit"]), 14)]))
             axes[name] = {"section": overview, "tile": tile, "neighbors": neighbors, "contributions": bars}
-    if not drawing.get("return_ax"):
-        return None
     return axes[names[0]] if isinstance(obs_names, str) else axes
 
 
@@ -254,20 +252,14 @@ def _mosaic(tiles: list[np.ndarray]) -> np.ndarray:
 
 def _draw_bars(ax: Axes, steps: pd.DataFrame, decimals: int, columns: int, *, grey: bool) -> None:
     """Draw the steps from zero to the prediction."""
-    place = np.arange(len(steps))
-    colors = _style.UNTRUSTED if grey else steps["color"]
-    ax.bar(place, steps["brings"], bottom=steps["start"], width=0.72, color=colors, zorder=2)
-    ends = steps["start"] + steps["brings"]
-    ax.hlines(ends[:-1], place[:-1] + 0.36, place[1:] - 0.36, color=_style.MUTED, lw=0.8, zorder=1)
-    ax.axhline(0, color=_style.MUTED, lw=0.8, zorder=1)
+    draw_steps(ax, steps, grey=grey, upright=True)
+    tops, last = steps["start"] + steps["brings"].clip(lower=0), len(steps) - 1
     style: dict[str, Any] = {"coords": "data", "ha": "center", "fontsize": "small"}
     for x, text in enumerate(brings_texts(steps, decimals)):
-        top = max(steps["start"][x], ends[x])
-        _style.beside(ax, text, (x, top), (0, 2), fontweight="bold" if x == place[-1] else "normal", **style)
+        _style.beside(ax, text, (x, tops[x]), (0, 2), fontweight="bold" if x == last else "normal", **style)
     n_shown = int((steps["color"] == _style.EVIDENCE).sum())
     names = steps["label"][n_shown:].replace(SECTIONS, "sections")
-    ax.set_xticks(place, [*map(str, range(1, n_shown + 1)), *names])
+    ax.set_xticks(range(len(steps)), [*map(str, range(1, n_shown + 1)), *names])
     ax.set(xlim=(-0.5, columns - 0.5), label="contributions")
     ax.tick_params(axis="x", length=0)
     ax.locator_params(axis="y", nbins=4, steps=[1, 2, 5, 10])
-    ax.spines["bottom"].set_visible(False)

@@ -144,7 +144,7 @@ def sources(
         if n_maps:
             groups = dict(zip(names, _maps.axes_in_rows(figure, n_maps, _PER_ROW, grid[1]), strict=True))
             _draw_groups(groups, section, shown, (1 + image_fade) / 2)
-    return {"section": drawn, "weights": bars, "groups": groups} if drawing.get("return_ax") else None
+    return {"section": drawn, "weights": bars, "groups": groups}
 
 
 def _sources(cited: pd.DataFrame, spots: pd.Index, group_by: str, n_shown: int) -> _Sources:

@@ -18,22 +18,12 @@ from anndata import AnnData
 from jinja2 import Environment
 from spatialdata import SpatialData
 
-from ragst_sd import _keys
+from ragst_sd import _keys, _results
 from ragst_sd._annotation import single_region
 from ragst_sd._cited_values import Origin
 from ragst_sd._elements import require_sdata
 from ragst_sd._page import bears, read_text
 from ragst_sd._replacing import replace_text
-from ragst_sd._results import (
-    MIN_CV_PEARSON,
-    MOST_UNLIKE,
-    OBS_COLUMNS,
-    Prediction,
-    matching_bank,
-    predicted,
-    require_columns,
-    unlike_share,
-)
 from ragst_sd._truth import measured_values
 from ragst_sd._validate import require_key, require_positive
 from ragst_sd.pl._section import read_section
@@ -178,9 +168,9 @@ def viewer(
     target = None if path is None else Path(path)
     if target is not None and target.exists() and not bears(target, MARK):
         raise FileExistsError(f"`path` {str(path)!r} exists and is no viewer page. Choose another name.")
-    prediction = predicted(sdata, prediction_key, exact=True)
-    table, bank = prediction.table, matching_bank(prediction, reference)
-    require_columns(table, OBS_COLUMNS)
+    prediction = _results.predicted(sdata, prediction_key, exact=True)
+    table, bank = prediction.table, _results.matching_bank(prediction, reference)
+    _results.require_columns(table, _results.OBS_COLUMNS)
     require_key(_keys.EVIDENCE, table.layers, "table.layers", "`rg.tl.predict` writes it; predict again.")
     origin = Origin(prediction, bank, choose_genes(prediction, genes))
     section = read_section(prediction)
@@ -220,10 +210,10 @@ def viewer(
     return Page(page, target, int(height))
 
 
-def _facts(prediction: Prediction, title: str) -> dict[str, Any]:
+def _facts(prediction: _results.Prediction, title: str) -> dict[str, Any]:
     """What the page says about the whole prediction."""
     table, header, cited = prediction.table, prediction.header, prediction.cited
-    unlike = unlike_share(table.obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))
+    unlike = _results.unlike_share(table.obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))
     return {
         "title": title,
         "method": str(header["method"]),
@@ -232,11 +222,11 @@ def _facts(prediction: Prediction, title: str) -> dict[str, Any]:
         "n_cited": len(cited),
         "donors": sorted(set(cited[_keys.DONOR].astype(str))),
         "share_outside": float(table.obs[_keys.OUT_OF_REFERENCE].to_numpy(bool).mean()),
-        "share_unlike": round(unlike, 4) if unlike > MOST_UNLIKE else None,
+        "share_unlike": round(unlike, 4) if unlike > _results.MOST_UNLIKE else None,
         "far_percentile": 100 * (1 - FLAGGED),
         # Below these a spot gets a warning on the page.
         "little_evidence": 0.5,
-        "little_trust": MIN_CV_PEARSON,
+        "little_trust": _results.MIN_CV_PEARSON,
     }
 
 
