@@ -16,8 +16,7 @@ from ragst_sd._cell_types import is_scrna
 from ragst_sd._cited_values import Origin
 from ragst_sd._results import Prediction, matching_bank, predicted, require_matching
 from ragst_sd._validate import require_choice, require_key
-from ragst_sd.get._lines import cell_type_lines, in_order, lines_of, response_parts
-from ragst_sd.get._regression_lines import mean_of_stack, regression_lines
+from ragst_sd.get._lines import cell_type_lines, in_order, lines_of, regression_lines, response_parts
 
 # Where a narrow screen leaves out the middle, what was cited with which weight is still there.
 COLUMNS = (
@@ -141,7 +140,7 @@ def _lines_of_rows(origin: Origin, spots: np.ndarray, *, by_row: bool) -> list[p
     share = np.where(served, share, 0.0)
     mean, level = ~served & known, evidence
     if stack:
-        levels, level_of = mean_of_stack(origin)
+        levels, level_of = origin.mean_of_stack()
         level = levels[level_of[spots]]
         mean |= known & (share < 1)
     k = used.shape[2]

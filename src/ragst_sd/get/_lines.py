@@ -1,4 +1,4 @@
-"""Lines of :func:`ragst_sd.get.explain`: of any arrays, of genes from single cells, and of predicted responses."""
+"""Lines of :func:`ragst_sd.get.explain`: of any arrays, of a regression, of genes from single cells, and of responses."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from ragst_sd._cited_values import Origin
 from ragst_sd._labels import labels
 from ragst_sd._results import Prediction
 from ragst_sd._validate import require_key
+from ragst_sd.retrieval.regression import row_weights
 from ragst_sd.retrieval.training import dense
 
 _ABOUT = ("reference", _keys.PERTURBATION, _keys.CONTEXT)
+# Predictions are float32, and the sum of a regression runs over all rows.
+_SAME = 1e-4
 _NUMBERS = ("weight", "value", "correction", "contribution")
 
 
@@ -47,6 +50,78 @@ def in_order(
     frame = frame.reindex(columns=list(columns))
     # A column of nothing but missing texts is one of numbers, into which newer pandas fills no text.
     return frame.astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))
+
+
+def regression_lines(
+    origin: Origin, spots: np.ndarray, *, place: int, share: np.ndarray, total: np.ndarray, by_row: bool
+) -> pd.DataFrame:
+    """Lines by section, or by row; of a reference on disk, whose rows are not read, a single one.
+
+    Parameters
+    ----------
+    place
+        Of the first line, as in `lines_of`.
+    share
+        (spots, genes) share of the regression in each value.
+    total
+        (spots, genes) what the regression added, as it is stored.
+
+    Raises
+    ------
+    ValueError
+        If the lines do not add up to it: the reference, or the table, changed.
+    """
+    bank = origin.bank
+    if bank.lazy or not share.any():
+        name, always = "regression" if share.any() else "adjustment", np.ones((*total.shape, 1), dtype=bool)
+        return lines_of(always, place, reference=name, contribution=total[..., None])
+    genes, parameters = origin.columns, bank.fit.parameters
+    shifts = parameters.get("section_shifts", np.zeros((bank.sections.max() + 1, len(bank.genes))))
+    means = np.asarray(parameters["reference_mean"])[genes] + np.asarray(shifts)[:, genes]
+    values = dense(bank.values[:, genes])
+    keys = np.asarray(origin.prediction.table.obsm[_keys.REGRESSION_KEY], dtype=np.float64)[spots]
+    eligible, pattern = origin.regression_rows()
+    pattern = pattern[spots]
+
+    sections, first = np.unique(bank.sections, return_index=True)
+    lines = np.arange(len(bank)) if by_row else first
+    shape = (*total.shape, len(lines))
+    weight, contribution = np.zeros(shape), np.zeros(shape)
+    # By panel: rows are too many to be compared.
+    patterns, of_gene = np.unique(bank.measured[:, genes], axis=1, return_inverse=True)
+    for p, e in np.ndindex(patterns.shape[1], len(eligible)):
+        rows = np.flatnonzero(patterns[bank.panels, p] & eligible[e])
+        of_pattern, columns = np.flatnonzero(pattern == e), np.flatnonzero(of_gene.ravel() == p)
+        if not len(rows) or not len(of_pattern):
+            continue
+        h = row_weights(parameters, bank.regression_key, keys[of_pattern], rows)
+        residual = values[rows][:, columns] - means[bank.sections[rows]][:, columns]
+        if by_row:
+            here = np.ix_(of_pattern, columns, rows)
+            weight[here], contribution[here] = h[:, None], h[:, None] * residual.T
+            continue
+        for i, section in enumerate(sections):
+            inside = bank.sections[rows] == section
+            here = np.ix_(of_pattern, columns, np.array([i]))
+            weight[here] = h[:, inside].sum(axis=1)[:, None, None]
+            contribution[here] = (h[:, inside] @ residual[inside])[..., None]
+    weight, contribution = weight * share[..., None], contribution * share[..., None]
+    difference = np.abs(contribution.sum(axis=2) - total)
+    if (difference > _SAME * (1 + np.abs(contribution).sum(axis=2))).any():
+        raise ValueError(
+            f"The regression over the rows of this reference gives another value than the table holds (by "
+            f"{difference.max():.3g}): rows that the spots do not cite changed since. Predict again, or give the "
+            "reference as it was."
+        )
+    contribution[np.isnan(total)] = np.nan
+    says = (weight != 0) | (np.nan_to_num(contribution) != 0)
+    says[..., 0] |= ~says.any(axis=2)
+    about: dict[str, Any] = {"reference": "regression", "weight": weight, "contribution": contribution}
+    if by_row:
+        about |= {"reference": bank.ids.astype(object), "value": values.T, "correction": -means[bank.sections].T}
+    for name in (_keys.DONOR, _keys.SAMPLE):
+        about[name] = bank.obs[name].iloc[lines].astype(str).to_numpy(dtype=object)
+    return lines_of(says, place + np.arange(len(lines)), **about)
 
 
 def cell_type_lines(origin: Origin, spots: np.ndarray) -> list[pd.DataFrame]:

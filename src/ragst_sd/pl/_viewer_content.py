@@ -21,7 +21,6 @@ from ragst_sd import _keys
 from ragst_sd._cited_values import Origin
 from ragst_sd._metrics import relative_spread
 from ragst_sd._results import OBS_COLUMNS, Prediction
-from ragst_sd.get._regression_lines import mean_of_stack
 from ragst_sd.image.embedding import tiles_at
 from ragst_sd.image.frames import similarity_scale
 from ragst_sd.pl._section import Section, extent_of, field_widths, read_picture
@@ -122,7 +121,7 @@ def _means(origin: Origin, levels: np.ndarray) -> np.ndarray:
     """Mean of each gene before `levels`, which stands for what is left of the share; zero without a regression."""
     if _keys.REGRESSION_KEY not in origin.prediction.table.obsm:
         return np.zeros(len(origin.genes))
-    return mean_of_stack(origin)[0][0] - levels[0]
+    return origin.mean_of_stack()[0][0] - levels[0]
 
 
 def _number(value: float) -> float | None:
