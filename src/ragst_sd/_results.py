@@ -44,6 +44,37 @@ MOST_UNLIKE = 0.5
 
 
 @dataclass(frozen=True)
+class Intervals:
+    """Prediction intervals of some genes."""
+
+    lower: np.ndarray
+    """(spots, genes)"""
+    upper: np.ndarray
+    """(spots, genes)"""
+    level: float
+    unit: str
+    """What the intervals were calibrated over."""
+
+    @property
+    def width(self) -> np.ndarray:
+        return self.upper - self.lower
+
+    @property
+    def name(self) -> str:
+        return f"{100 * self.level:.0f} % interval"
+
+    @property
+    def caveat(self) -> str:
+        """What must be said of them; nothing if they hold for new donors."""
+        return "" if self.unit == _keys.DONOR else f"calibrated over {self.unit}s, not donors"
+
+    @property
+    def hatch(self) -> str | None:
+        """Of pictures, where there is a caveat."""
+        return "////" if self.caveat else None
+
+
+@dataclass(frozen=True)
 class Prediction:
     """A predicted table, its provenance, and where it was found."""
 
@@ -94,6 +125,13 @@ class Prediction:
         """(spots, genes) of `.X`, or of a layer, in float64."""
         matrix = self.table.X if layer is None else self.table.layers[layer]
         return dense(matrix[spots][:, genes])
+
+    def intervals(self, genes: np.ndarray) -> Intervals | None:
+        """Intervals of some genes; `None` if the prediction was made without."""
+        if _keys.LOWER not in self.table.layers or _keys.UPPER not in self.table.layers:
+            return None
+        lower, upper = (self.values(genes, layer=name) for name in (_keys.LOWER, _keys.UPPER))
+        return Intervals(lower, upper, float(self.header[_keys.INTERVAL_LEVEL]), str(self.header[_keys.INTERVAL_UNIT]))
 
 
 def unlike_share(appearance_distance: np.ndarray) -> float:

@@ -15,7 +15,6 @@ from ragst_sd._validate import name_list
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._section import draw_spots, read_section
-from ragst_sd.pl._trust import distrust
 
 _COLORS = ("#E69F00", "#009E73", "#5659CC")
 
@@ -83,7 +82,7 @@ def composite(
     _maps.require_fade(image_fade)
     prediction = predicted(sdata, prediction_key)
     columns = prediction.genes(names)
-    values, notes = prediction.values(columns), distrust(prediction, columns, min_cv_pearson)
+    values, notes = prediction.values(columns), _maps.distrust(prediction, columns, min_cv_pearson)
     section = read_section(prediction)
     has = np.isfinite(values).all(axis=1)
     low, high = np.percentile(values[has], [2, 98], axis=0) if has.any() else (0.0, 1.0)

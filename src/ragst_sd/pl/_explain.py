@@ -13,13 +13,12 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import is_scrna
-from ragst_sd._results import MIN_CV_PEARSON, Prediction, predicted, require_columns
+from ragst_sd._results import MIN_CV_PEARSON, Intervals, Prediction, predicted, require_columns
 from ragst_sd._truth import measured_values
 from ragst_sd._validate import name_list, require_choice, require_positive
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import Drawing, draws, picture
-from ragst_sd.pl._maps import axes_in_rows
-from ragst_sd.pl._trust import Intervals, distrust, has_intervals, intervals_of
+from ragst_sd.pl._maps import axes_in_rows, distrust
 
 SECTIONS = "sections brought to one mean"
 _LONGEST_LABEL = 30
@@ -118,7 +117,7 @@ def explain(
     _require_values(name, genes, np.ravel(prediction.table.X[spot, columns]))
     measured = measured_values(prediction, truth_key, layer=layer, unit=unit, genes=genes)
     truth = np.full(len(genes), np.nan) if measured is None else measured.iloc[spot].to_numpy()
-    intervals = intervals_of(prediction, columns) if has_intervals(prediction) else None
+    intervals = prediction.intervals(columns)
     scrna = is_scrna(prediction.table, columns).tolist()
     steps = {}
     for gene, of_types in zip(genes, scrna, strict=True):

@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from spatialdata import SpatialData
 
+from ragst_sd import _keys
 from ragst_sd._results import MIN_CV_PEARSON, predicted
 from ragst_sd._truth import measured_values
-from ragst_sd._validate import name_list
+from ragst_sd._validate import listing, name_list
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._section import read_section
-from ragst_sd.pl._trust import distrust, greys, intervals_of
 
 
 @draws
@@ -106,14 +106,20 @@ def prediction(
     _maps.require_fade(image_fade)
     prediction = predicted(sdata, prediction_key)
     columns = prediction.genes(genes)
-    notes, values = distrust(prediction, columns, min_cv_pearson), prediction.values(columns)
+    notes, values = _maps.distrust(prediction, columns, min_cv_pearson), prediction.values(columns)
     measured = measured_values(prediction, truth_key, layer=layer, unit=unit, genes=genes)
-    intervals = intervals_of(prediction, columns) if interval else None
+    intervals = prediction.intervals(columns) if interval else None
+    if interval and intervals is None:
+        names = [name for name in prediction.table.layers if name is not None]
+        raise KeyError(
+            f"The table has no intervals: it lacks the layers {listing([_keys.LOWER, _keys.UPPER])} and has "
+            f"{listing(names)}. Predict again with `rg.tl.predict(..., intervals=0.9)`."
+        )
     section = read_section(prediction)
     maps: dict[str, list[_maps.Map]] = {}
     for j, (name, note) in enumerate(zip(genes, notes, strict=True)):
         shown, title = values[:, j], f"{name} predicted"
-        on_scale, colors = shown, greys() if note else cmap
+        on_scale, colors = shown, _maps.GREYS if note else cmap
         if measured is not None:
             truth = measured[name].to_numpy()
             on_scale = np.concatenate([shown, truth])

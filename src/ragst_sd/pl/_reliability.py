@@ -19,13 +19,12 @@ from spatialdata import SpatialData
 from ragst_sd import _keys
 from ragst_sd._labels import labels
 from ragst_sd._metrics import finite_mean
-from ragst_sd._results import MIN_CV_PEARSON, Prediction, predicted
+from ragst_sd._results import MIN_CV_PEARSON, Intervals, Prediction, predicted
 from ragst_sd._truth import measured_values
 from ragst_sd._validate import listing, name_list, require_choice
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._section import draw_rims, read_section
-from ragst_sd.pl._trust import Intervals, distrust, greys, has_intervals, intervals_of
 
 _WIDTH = "interval_width"
 # Title and colour-bar label of each map, and whether high values mean larger errors: dark is weak in these. What does not
@@ -150,8 +149,8 @@ def reliability(
         genes = name_list(genes, "genes")
         columns, about = prediction.genes(genes), f", {genes[0] if len(genes) == 1 else f'{len(genes)} genes'}"
         if len(genes) == 1:
-            note = distrust(prediction, columns, min_cv_pearson)[0]
-    intervals = intervals_of(prediction, columns) if has_intervals(prediction) else None
+            note = _maps.distrust(prediction, columns, min_cv_pearson)[0]
+    intervals = prediction.intervals(columns)
     names = _chosen(table, intervals, maps)
     panels = [_map(prediction, name, columns, intervals, about, note) for name in names]
     section = read_section(prediction)
@@ -161,10 +160,9 @@ def reliability(
         truth: dict[str, Any] = {"truth_key": truth_key, "layer": layer, "unit": unit, "genes": genes}
         risk = get.risk_coverage(sdata, prediction_key=prediction_key, by=names, **truth)
         require_choice(metric, list(dict.fromkeys(risk["metric"])), "metric")
-        if intervals is not None:
-            share_inside = coverage(prediction, measured)
-            if share_inside is not None:
-                curves["calibration"] = partial(draw_calibration, share_inside=share_inside, intervals=intervals)
+        share_inside = coverage(prediction, measured)
+        if share_inside is not None:
+            curves["calibration"] = partial(draw_calibration, share_inside=share_inside)
         curves["risk_coverage"] = partial(draw_risk, frame=risk[risk["metric"] == metric])
 
     per_row = min(4, len(panels))
@@ -228,7 +226,7 @@ def _map(
         title += about
         label += ", mean over genes" * (len(columns) > 1)
         notes.append(distrusted)
-        cmap = greys() if distrusted else cmap
+        cmap = _maps.GREYS if distrusted else cmap
     if name == _keys.N_DONORS:
         # A spot outside the image cites no spots, which is not a small number of donors.
         values = np.where(values > 0, values, np.nan)
@@ -249,6 +247,7 @@ class Coverage:
     """(genes, levels); genes without any interval are left out."""
     units: np.ndarray
     """What each level was calibrated over."""
+    hatch: str | None
 
 
 def coverage(prediction: Prediction, measured: pd.DataFrame) -> Coverage | None:
@@ -258,7 +257,9 @@ def coverage(prediction: Prediction, measured: pd.DataFrame) -> Coverage | None:
     interval of the table gives: (upper - X) over the quantile of its own level.
     """
     header, columns = prediction.header, prediction.genes(list(measured))
-    intervals, values = intervals_of(prediction, columns), prediction.values(columns)
+    intervals, values = prediction.intervals(columns), prediction.values(columns)
+    if intervals is None:
+        return None
     levels = np.asarray(header[_keys.INTERVAL_LEVELS], dtype=float)
     predicted_level = int(np.abs(levels - intervals.level).argmin())
     quantiles = np.asarray(prediction.table.varm[_keys.INTERVAL_QUANTILES], dtype=float)[columns]
@@ -274,10 +275,10 @@ def coverage(prediction: Prediction, measured: pd.DataFrame) -> Coverage | None:
         return None
     units = labels(np.atleast_1d(header.get(_keys.INTERVAL_UNITS, [intervals.unit] * len(levels))))
     order = np.argsort(levels)
-    return Coverage(levels[order], (inside[counted] / count[counted, None])[:, order], units[order])
+    return Coverage(levels[order], (inside[counted] / count[counted, None])[:, order], units[order], intervals.hatch)
 
 
-def draw_calibration(ax: Axes, share_inside: Coverage, intervals: Intervals) -> None:
+def draw_calibration(ax: Axes, share_inside: Coverage) -> None:
     """Draw coverage against level; perfect intervals lie on the diagonal."""
     levels, by_gene = share_inside.levels, share_inside.by_gene
     mean = by_gene.mean(axis=0)
@@ -286,7 +287,7 @@ def draw_calibration(ax: Axes, share_inside: Coverage, intervals: Intervals) -> 
     words = "one gene"
     if len(by_gene) > 1:
         band: dict[str, Any] = {"facecolor": _style.BAND, "edgecolor": "0.5", "lw": 0, "zorder": 0.5}
-        ax.fill_between(levels, low, high, hatch=intervals.hatch, gid="range of genes", **band)
+        ax.fill_between(levels, low, high, hatch=share_inside.hatch, gid="range of genes", **band)
         words = f"mean of {len(by_gene)} genes, band: {_style.percent(_BAND)} of them"
     ax.plot(levels, mean, color=_style.EVIDENCE, lw=2, zorder=3, gid="coverage")
     for level, share, unit in zip(levels, mean, share_inside.units, strict=True):

@@ -21,9 +21,8 @@ from ragst_sd.image.embedding import tiles_at
 from ragst_sd.pl import _style
 from ragst_sd.pl._explain import SECTIONS, brings_texts, draw_steps, facts, split_lines, steps_of, value_text
 from ragst_sd.pl._figure import Drawing, draws, picture
-from ragst_sd.pl._maps import require_citations
+from ragst_sd.pl._maps import distrust, require_citations
 from ragst_sd.pl._section import Section, draw_image, extent_of, field_widths, read_section
-from ragst_sd.pl._trust import distrust
 from ragst_sd.reference.schema import knows_tiles
 
 

@@ -20,11 +20,10 @@ from PIL import Image
 from ragst_sd import _keys
 from ragst_sd._cited_values import Origin
 from ragst_sd._metrics import relative_spread
-from ragst_sd._results import OBS_COLUMNS, Prediction
+from ragst_sd._results import OBS_COLUMNS, Intervals, Prediction
 from ragst_sd.image.embedding import tiles_at
 from ragst_sd.image.frames import similarity_scale
 from ragst_sd.pl._section import Section, extent_of, field_widths, read_picture
-from ragst_sd.pl._trust import Intervals, has_intervals, intervals_of
 from ragst_sd.reference.schema import knows_tiles
 
 _MISSING = -32768
@@ -59,7 +58,7 @@ def collect_numbers(
     levels, level_of = origin.level_means()
     values = {"prediction": prediction.values(genes), "evidence": prediction.values(genes, layer=_keys.EVIDENCE)}
     values |= {} if measured is None else {"measured": measured}
-    intervals = intervals_of(prediction, genes) if has_intervals(prediction) else None
+    intervals = prediction.intervals(genes)
     bounds = [] if intervals is None else [intervals.lower, intervals.upper]
     decimals = _decimals([*values.values(), *bounds, cited_values], most_decimals)
     multiples = {name: _multiples(each, decimals) for name, each in values.items()}

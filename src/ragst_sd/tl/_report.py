@@ -159,8 +159,7 @@ def _agreement(sdata: SpatialData, table: AnnData, compared: dict[str, Any]) -> 
     """Agreement with measured values of the section, one line per gene."""
     from ragst_sd.tl._evaluate import evaluate
 
-    has_intervals = _keys.LOWER in table.layers and _keys.UPPER in table.layers
-    metrics = ["pearson", "rmse", *(["coverage"] if has_intervals else [])]
+    metrics = ["pearson", "rmse", *["coverage"] * ({_keys.LOWER, _keys.UPPER} <= set(table.layers))]
     long = evaluate(sdata, **compared, genes=None, n_genes=None, metrics=metrics)
     wide = long[long["gene"] != ""].groupby(["gene", "metric"])["value"].mean().unstack()
     wide = wide.reindex([gene for gene in table.var_names if gene in wide.index])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ragst_sd import _results
-from ragst_sd.pl._trust import distrust, has_intervals, intervals_of
+from ragst_sd.pl import prediction as draw_prediction
+from ragst_sd.pl._maps import distrust
 
 
 def test_only_genes_that_were_assessed_and_failed_are_named(predicted):
@@ -35,16 +36,16 @@ def test_threshold_must_be_a_correlation(predicted, wrong):
 def test_intervals_say_what_they_hold_for(predicted, with_intervals):
     table = predicted.tables["predicted"]
     prediction = _results.predicted(predicted, "predicted")
-    assert not has_intervals(prediction)
+    assert prediction.intervals(np.arange(2)) is None
     with pytest.raises(KeyError, match=r"lacks the layers 'lower', 'upper' and has .*intervals=0\.9"):
-        intervals_of(prediction, np.array([0]))
+        draw_prediction(predicted, genes=table.var_names[0], interval=True)
     with_intervals(table)
-    found = intervals_of(prediction, np.array([3, 1]))
+    found = prediction.intervals(np.array([3, 1]))
     assert (found.name, found.caveat, found.hatch) == ("90 % interval", "", None)
     expected = (table.layers["upper"] - table.layers["lower"])[:, [3, 1]]
     np.testing.assert_allclose(found.width, expected, rtol=1e-5)
     for unit in ("section", "spot"):
         prediction.header["interval_unit"] = unit
-        found = intervals_of(prediction, np.array([0]))
+        found = prediction.intervals(np.array([0]))
         assert found.caveat == f"calibrated over {unit}s, not donors"
         assert found.hatch
