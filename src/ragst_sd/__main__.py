@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragst_sd._validate import told
+from ragst_sd._validate import message_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -254,7 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return args.run(args) or 0
     except (OSError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        print(f"ragst-sd {args.command}: {told(error)}", file=sys.stderr)
+        print(f"ragst-sd {args.command}: {message_of(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"ragst-sd {args.command}: stopped.", file=sys.stderr)

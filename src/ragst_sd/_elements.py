@@ -119,6 +119,11 @@ def to_frame(element: Any, coordinate_system: str) -> np.ndarray:
     return np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")), dtype=float)
 
 
+def affine_between(element: Any, other: Any, coordinate_system: str) -> np.ndarray:
+    """3 x 3 affine from one element to another, through a frame that both have."""
+    return np.linalg.inv(to_frame(other, coordinate_system)) @ to_frame(element, coordinate_system)
+
+
 def centers_in_pixels(sdata: SpatialData, *, shapes_key: str, image_key: str, coordinate_system: str | None) -> Centers:
     """Centroids of shapes or points in level-0 pixels of an image, or in the units of another element.
 
@@ -126,7 +131,7 @@ def centers_in_pixels(sdata: SpatialData, *, shapes_key: str, image_key: str, co
     isotropic.
     """
     frame = shared_coordinate_system(sdata, shapes_key, image_key, coordinate_system)
-    affine = np.linalg.inv(to_frame(element_of(sdata, image_key), frame)) @ to_frame(sdata[shapes_key], frame)
+    affine = affine_between(sdata[shapes_key], element_of(sdata, image_key), frame)
     similarity_scale(affine)
     xy, index = element_centers(sdata, shapes_key)
     return Centers(apply_affine(affine, xy), index, affine, frame)
@@ -166,11 +171,9 @@ def element_centers(sdata: SpatialData, shapes_key: str) -> tuple[np.ndarray, pd
 def _numbered_through(index: pd.Index, shapes_key: str) -> pd.Index:
     """Ids of points; an index that starts again in every partition is counted on."""
     values = index.to_numpy()
-    if (
-        index.is_unique
-        or values.dtype.kind not in "iu"
-        or not ((values == 0) | (np.diff(values, prepend=-1) == 1)).all()
-    ):
+    if index.is_unique or values.dtype.kind not in "iu":
+        return index
+    if not ((values == 0) | (np.diff(values, prepend=-1) == 1)).all():
         return index
     logger.info("The index of %r starts again at 0 in every partition: its points are numbered through.", shapes_key)
     return pd.RangeIndex(len(index))
@@ -283,7 +286,7 @@ def _refuse_cropped(finest: Any, image_key: str) -> None:
 def _grid(level: Any, finest: Any) -> LevelGrid:
     """Where the pixels of a level lie, from its own transformation: crops and odd sizes leave no common factor."""
     frame = next(iter(get_transformation(finest, get_all=True)))
-    affine = np.linalg.inv(to_frame(finest, frame)) @ to_frame(level, frame)
+    affine = affine_between(level, finest, frame)
     return LevelGrid((float(affine[0, 0]), float(affine[1, 1])), (float(affine[0, 2]), float(affine[1, 2])))
 
 

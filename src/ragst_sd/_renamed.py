@@ -27,7 +27,7 @@ def place_of(package: str, name: str) -> str:
     return f"rg.{place}" if place else ""
 
 
-def with_names_told(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+def with_advice_on_names(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """The same function; a call with a name that it does not have gets an error that says the right one."""
 
     @wraps(function)

@@ -105,8 +105,9 @@ class Prediction:
     @property
     def patterns(self) -> np.ndarray:
         """(spots,) number of the set of rows that each spot may use."""
-        one_set = np.zeros(self.table.n_obs, dtype=np.int64)
-        return self.table.obs[_keys.LEVEL].to_numpy(int) if _keys.LEVEL in self.table.obs else one_set
+        if _keys.LEVEL not in self.table.obs:
+            return np.zeros(self.table.n_obs, dtype=np.int64)
+        return self.table.obs[_keys.LEVEL].to_numpy(int)
 
     def spots(self, obs_names: str | Sequence[str] | None) -> np.ndarray:
         """Positions of spots (or cells) by name; all if `None`."""

@@ -21,7 +21,7 @@ from ragst_sd._bank import open_bank
 from ragst_sd._elements import image_pyramid, resolve_image
 from ragst_sd._replacing import fresh_folder, locked, recover
 from ragst_sd._resolution import image_mpp_of
-from ragst_sd._validate import told
+from ragst_sd._validate import message_of
 from ragst_sd._workers import worker_device
 from ragst_sd.io._readable import readable
 
@@ -230,7 +230,7 @@ def _each(batch: Batch, made_of: tuple[str, ...], make: Callable[[Path, Path], t
         except Exception as error:
             logger.debug("%s failed.", path, exc_info=True)
             counts["failed"] += 1
-            batch.say(f"{name}: failed. {told(error)}")
+            batch.say(f"{name}: failed. {message_of(error)}")
         else:
             counts["done"] += 1
             batch.say(f"{name}: {what}, {time.perf_counter() - started:.1f} s, {place}")

@@ -167,9 +167,7 @@ def _shared_spots(table: AnnData, measured: AnnData, counted: np.ndarray) -> tup
             f"The predicted and the measured table share no spots: {listing(table.obs_names[:3])} against "
             f"{listing(measured.obs_names[:3])}."
         )
-    learned = (
-        table.obs[_keys.MEASURED].to_numpy(bool)[ours] if _keys.MEASURED in table.obs else np.zeros(len(ours), bool)
-    )
+    learned = table.obs.get(_keys.MEASURED, pd.Series(data=False, index=table.obs_names)).to_numpy(bool)[ours]
     if learned.all():
         raise ValueError(
             f"All {len(ours)} spots that were measured are rows of the reference (`obs[{_keys.MEASURED!r}]`): the "

@@ -154,7 +154,7 @@ def require_type(value: Any, kind: type | tuple[type, ...], argument: str, todo:
         raise TypeError(f"`{argument}` is a {type(value).__name__}; it must be {wanted}. {todo}".rstrip())
 
 
-def told(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """What an error says, in one line."""
     # An error of the system has a number as its first argument.
     plain = isinstance(error, OSError) and error.errno is not None

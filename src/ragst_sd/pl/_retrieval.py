@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.patches import ConnectionPatch, Rectangle
+from skimage.util import montage
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
@@ -224,7 +225,8 @@ def _draw_neighbors(
         words = f"weight {step.weight:.1%}"
         if np.isfinite(step.value):
             words += f"\nmean {_style.number(step.value, decimals)}"
-        small = _mosaic(tiles[len(shown) :][:9])
+        rest = np.stack(tiles[len(shown) :][:9])
+        small = montage(rest, fill=(255, 255, 255), padding_width=2, channel_axis=-1)[2:-2, 2:-2]
         _draw_thumbnail(strip, small, len(shown), columns, f"and {step.label}", words, "white").set_label("others")
     return axes
 
@@ -238,15 +240,6 @@ def _draw_thumbnail(
     ax.set_xlabel(words, fontsize="small", labelpad=3)
     _style.frame(ax, color, 1.5)
     return ax
-
-
-def _mosaic(tiles: list[np.ndarray]) -> np.ndarray:
-    """Square tiles in rows, with white between them."""
-    edge, across = len(tiles[0]) + 2, int(np.ceil(np.sqrt(len(tiles))))
-    canvas = np.full((across**2, edge, edge, 3), 255, dtype=np.uint8)
-    canvas[: len(tiles), :-2, :-2] = tiles
-    grid = canvas.reshape(across, across, edge, edge, 3).swapaxes(1, 2)
-    return grid.reshape(across * edge, across * edge, 3)[:-2, :-2]
 
 
 def _draw_bars(ax: Axes, steps: pd.DataFrame, decimals: int, columns: int, *, grey: bool) -> None:

@@ -154,14 +154,14 @@ def _sources(cited: pd.DataFrame, spots: pd.Index, group_by: str, n_shown: int) 
     shares = shares[shares.mean().sort_values(ascending=False, kind="stable").index]
     n_rows = cited.groupby("group")["reference"].nunique()[shares.columns].to_list()
     n = shares.shape[1]
-    n_own = n if n <= n_shown + 1 else n_shown
-    colors = [*_style.PALETTE[:n_own], *[_style.OTHER_GROUPS] * (n - n_own)]
+    n_single = n if n <= n_shown + 1 else n_shown
+    colors = [*_style.PALETTE[:n_single], *[_style.OTHER_GROUPS] * (n - n_single)]
     values = shares.to_numpy(float)
     leaders = np.array(colors)[values.argmax(axis=1)]
-    if n_own < n:
-        lumped = {f"other ({n - n_own} {group_by}s)": shares.iloc[:, n_own:].sum(axis=1, skipna=False)}
-        shares = shares.iloc[:, :n_own].assign(**lumped)
-        n_rows = [*n_rows[:n_own], sum(n_rows[n_own:])]
+    if n_single < n:
+        lumped = {f"other ({n - n_single} {group_by}s)": shares.iloc[:, n_single:].sum(axis=1, skipna=False)}
+        shares = shares.iloc[:, :n_single].assign(**lumped)
+        n_rows = [*n_rows[:n_single], sum(n_rows[n_single:])]
     return _Sources(shares, n_rows, colors[: shares.shape[1]], leaders, values.max(axis=1))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 from PIL import Image
+from skimage.util import montage
 
 from ragst_sd import _keys
 from ragst_sd._cited_values import Origin
@@ -256,14 +257,12 @@ def _radii(section: Section, *, square: bool) -> np.ndarray:
 
 def _sheets(tiles: np.ndarray) -> list[Image.Image]:
     """Sheets of at most `_SHEET_PX`, so that a browser decodes no more than it shows."""
-    sheets, edge = [], tiles.shape[1]
-    across = _SHEET_PX // edge
+    sheets, across = [], _SHEET_PX // tiles.shape[1]
     for start in range(0, len(tiles), across**2):
         part = tiles[start : start + across**2]
-        sheet = Image.new("RGB", (across * edge, -(-len(part) // across) * edge), "white")
-        for i, tile in enumerate(part):
-            sheet.paste(Image.fromarray(tile), (i % across * edge, i // across * edge))
-        sheets.append(sheet)
+        shape = (-(-len(part) // across), across)
+        sheet = montage(part, fill=(255, 255, 255), grid_shape=shape, channel_axis=-1)
+        sheets.append(Image.fromarray(sheet))
     return sheets
 
 
