@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata, t
+from scipy.stats import rankdata
 
 from ragst_sd._validate import require_choice
 
@@ -137,38 +137,3 @@ def group_means(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     sections = of_metric.groupby([*keys, "sample"], sort=False)["value"]
     of_sections = sections.median() if metric in _MEDIAN else sections.mean()
     return of_sections.groupby(level=keys, sort=False).mean().reset_index()
-
-
-def by_donor(scores: pd.DataFrame, metric: str = "pearson", *, baseline: str | None = None) -> pd.DataFrame:
-    """Summary of a metric with held-out groups (donors) as the unit.
-
-    Parameters
-    ----------
-    scores
-        Made by :func:`ragst_sd.tl.cross_validate`.
-    metric
-        Metric to summarise; see `group_means`.
-    baseline
-        Method to compare with.
-
-    Returns
-    -------
-    One line per unit and method: `mean` over groups, its standard error `se`, their number `n`, and with a baseline
-    `difference`, the mean of the differences to it within groups, with the limits `low` and `high` of Student's
-    t-interval at 95 % over groups. Below three groups there is no interval (NaN), below two no standard error.
-    """
-    means = group_means(scores, metric)
-    if baseline is not None:
-        require_choice(baseline, list(dict.fromkeys(means["method"])), "baseline")
-    lines = []
-    for (unit, method), of_method in means.groupby(["unit", "method"], sort=False):
-        values = of_method.set_index("fold")["value"].dropna()
-        line = {"unit": unit, "method": method, "mean": values.mean(), "se": values.sem(), "n": len(values)}
-        if baseline is not None:
-            other = means[(means["unit"] == unit) & (means["method"] == baseline)].set_index("fold")["value"]
-            differences = (values - other.reindex(values.index)).dropna()
-            mean, n = differences.mean(), len(differences)
-            half = t.ppf(0.975, n - 1) * differences.sem() if n > 2 else np.nan
-            line |= {"difference": mean, "low": mean - half, "high": mean + half}
-        lines.append(line)
-    return pd.DataFrame(lines)

@@ -12,9 +12,10 @@ from matplotlib.figure import FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from scipy.stats import t
 
 from ragst_sd import _keys
-from ragst_sd._metrics import group_means
+from ragst_sd._metrics import ERRORS, group_means
 from ragst_sd._validate import listing, require_choice, require_type
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import Drawing, draws, picture
@@ -83,8 +84,6 @@ def benchmark(
     >>> scores = rg.tl.cross_validate(reference, methods=["ridge", "knn"], n_genes=50, progress=False)
     >>> rg.pl.benchmark(scores, baseline="ridge", show=False)
     """
-    from ragst_sd._metrics import ERRORS, by_donor
-
     unit = _check(scores, unit)
     scores = scores[scores["unit"] == unit]
     # A noise ceiling belongs to no method: its name is empty.
@@ -97,16 +96,17 @@ def benchmark(
             )
         with picture(6.4, 4.0, **drawing) as figure:
             return _draw_curves(figure, scores, metric, unit)
-    summary = by_donor(scores, metric, baseline=baseline).dropna(subset="mean").set_index("method")
-    if summary.empty:
+    values = _by_method(scores, metric)
+    if values.empty:
         raise ValueError(f"`scores` has no value of {metric!r} in this unit: all are NaN.")
-    summary = summary.sort_values("mean", ascending=metric in ERRORS, kind="stable")
-    values = _by_method(scores, metric).loc[summary.index]
+    means = values.mean(axis=1).sort_values(ascending=metric in ERRORS, kind="stable")
+    values = values.loc[means.index]
     effective_n = _by_method(scores, _keys.EFFECTIVE_N).mean(axis=1).reindex(values.index)
     cites = effective_n.notna()
-    columns = {"mean": [_style.number(mean, 3) for mean in summary["mean"]]}
+    columns = {"mean": [_style.number(mean, 3) for mean in means]}
     if baseline is not None:
-        columns |= _differences(summary, baseline)
+        require_choice(baseline, list(values.index), "baseline")
+        columns |= _column_of_differences(differences_to(values, baseline), baseline)
     if cites.any():
         columns["rows cited\n(effective)"] = list(effective_n.map("{:.0f}".format).where(cites, "none"))
     title = _title(metric)
@@ -176,10 +176,21 @@ def _by_method(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     return means.pivot_table(index="method", columns="fold", values="value", sort=False)
 
 
-def _differences(summary: pd.DataFrame, baseline: str) -> dict[str, list[str]]:
+def differences_to(values: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Mean difference of each method to a baseline within donors, and Student's t-interval at 95 %, `low` to `high`.
+
+    Below three donors there is no interval (NaN).
+    """
+    differences = values - values.loc[baseline]
+    n, mean = differences.count(axis=1), differences.mean(axis=1)
+    half = differences.sem(axis=1).where(n > 2) * t.ppf(0.975, n - 1)
+    return pd.DataFrame({"difference": mean, "low": mean - half, "high": mean + half})
+
+
+def _column_of_differences(differences: pd.DataFrame, baseline: str) -> dict[str, list[str]]:
     """Column of the mean differences to the baseline, with intervals where there are any."""
     texts = []
-    for method, line in summary.iterrows():
+    for method, line in differences.iterrows():
         text = _style.number(line["difference"], 3, sign=True) if np.isfinite(line["difference"]) else ""
         if np.isfinite(line["low"]):
             text += f" ({_style.number(line['low'], 3)} to {_style.number(line['high'], 3)})"
