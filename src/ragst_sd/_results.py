@@ -116,8 +116,10 @@ class Prediction:
         what = "cell" if self.of_responses else "spot"
         return _positions(self.table.obs_names, obs_names, "obs_names", what)
 
-    def genes(self, genes: str | Sequence[str]) -> np.ndarray:
-        """Positions of genes by name."""
+    def genes(self, genes: str | Sequence[str] | None) -> np.ndarray:
+        """Positions of genes by name; all if `None`."""
+        if genes is None:
+            return np.arange(self.table.n_vars)
         return _positions(self.table.var_names, genes, "genes", "gene")
 
     def values(

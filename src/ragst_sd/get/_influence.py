@@ -17,7 +17,7 @@ from ragst_sd._bank import open_bank
 from ragst_sd._cell_types import measured_columns
 from ragst_sd._eligibility import eligible_rows, where_of
 from ragst_sd._labels import as_names, labels
-from ragst_sd._metrics import pearson, score
+from ragst_sd._metrics import finite_mean, pearson, score
 from ragst_sd._query import read_query, state_of
 from ragst_sd._reference import reference_header
 from ragst_sd._results import Prediction, predicted, require_matching
@@ -136,13 +136,13 @@ def influence(
             raise ValueError(
                 "`genes` has no meaning with `rows`: a spot cites the same rows for all genes. Leave one of them out."
             )
-        return _citing(sdata, reference, as_names(rows), prediction_key, obs_names)
+        prediction = predicted(sdata, prediction_key, any_task=True)
+        return _citing(prediction, reference, as_names(rows), obs_names)
 
     prediction = predicted(sdata, prediction_key, exact=True)
     reference = require_matching(prediction, reference)
     groups = _groups(reference, group_key)
-    all_genes = prediction.table.var_names
-    columns = np.arange(len(all_genes)) if genes is None else prediction.genes(genes)
+    columns = prediction.genes(genes)
     rerun = Rerun(prediction, reference, spots=prediction.spots(obs_names), genes=columns)
     show = settings.progress if progress is None else progress
     lines = []
@@ -153,7 +153,7 @@ def influence(
             "group": group,
             "n_rows": int((members & rerun.usable).sum()),
             "n_spots": int((share > 0).sum()),
-            "weight": float(np.nanmean(share)) if np.isfinite(share).any() else np.nan,
+            "weight": float(finite_mean(share)),
         }
         if not np.isfinite(after).any():
             logger.warning("Without %s %r nothing can be predicted: no row is left that may be used.", group_key, group)
@@ -161,7 +161,8 @@ def influence(
     lines.sort(key=lambda line: (-line[1]["lost"], -np.nan_to_num(line[1]["mean_abs_change"]), line[0]["group"]))
     if genes is None:
         return pd.DataFrame([{**about, **overall} for about, overall, _ in lines])
-    parts = [by_gene.assign(**about, gene=all_genes[columns]) for about, _, by_gene in lines]
+    names = prediction.table.var_names[columns]
+    parts = [by_gene.assign(**about, gene=names) for about, _, by_gene in lines]
     return pd.concat(parts, ignore_index=True)[["group", "gene", "n_rows", "n_spots", "weight", *_CHANGES]]
 
 
@@ -192,14 +193,9 @@ def _changes(before: np.ndarray, after: np.ndarray) -> tuple[dict[str, float], p
 
 
 def _citing(
-    sdata: SpatialData | AnnData,
-    reference: AnnData | None,
-    rows: list[str],
-    prediction_key: str,
-    obs_names: str | Sequence[str] | None,
+    prediction: Prediction, reference: AnnData | None, rows: list[str], obs_names: str | Sequence[str] | None
 ) -> pd.DataFrame:
     """Lines of :func:`ragst_sd.get.neighbors` that cite the given rows of the reference."""
-    prediction = predicted(sdata, prediction_key, any_task=True)
     require_some(rows, "rows", "Name at least one row of the reference.")
     known = pd.Index(prediction.cited["reference"])
     if reference is not None:
@@ -214,7 +210,7 @@ def _citing(
         raise KeyError(
             f"`rows`: {where} {listing(missing)}; there are {listing(known)}.{hint(missing[0], known)}{todo}"
         )
-    frame = neighbors(sdata, prediction_key=prediction_key, obs_names=obs_names)
+    frame = neighbors(prediction.data, prediction_key=prediction.key, obs_names=obs_names)
     place = pd.Index(rows).get_indexer(frame["reference"])
     frame = frame.assign(place=place)[place >= 0]
     frame = frame.sort_values(["place", "weight"], ascending=[True, False], kind="stable")

@@ -118,8 +118,8 @@ def _with_spots_without_rows(frame: pd.DataFrame, prediction: Prediction, spots:
     bare &= labels(table.obs[_keys.PERTURBATION])[spots] != str(prediction.header["control"])
     if not bare.any():
         return frame
-    rows, genes = spots[bare], np.arange(table.n_vars)
-    response, evidence = (prediction.values(genes, rows, layer=name) for name in (_keys.RESPONSE, _keys.EVIDENCE))
+    rows, layers = spots[bare], (_keys.RESPONSE, _keys.EVIDENCE)
+    response, evidence = (prediction.values(prediction.genes(None), rows, layer=name) for name in layers)
     moved = ~np.isclose(response, evidence, atol=1e-6).all(axis=1)
     words = nothing_cited(prediction)
     lines = pd.DataFrame(

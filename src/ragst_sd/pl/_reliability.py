@@ -142,14 +142,12 @@ def reliability(
 
     _maps.require_fade(image_fade)
     prediction = predicted(sdata, prediction_key)
-    table, about, note = prediction.table, "", ""
-    if genes is None:
-        columns = np.arange(table.n_vars)
-    else:
-        genes = name_list(genes, "genes")
-        columns, about = prediction.genes(genes), f", {genes[0] if len(genes) == 1 else f'{len(genes)} genes'}"
-        if len(genes) == 1:
-            note = _maps.distrust(prediction, columns, min_cv_pearson)[0]
+    table, genes = prediction.table, None if genes is None else name_list(genes, "genes")
+    columns, about, note = prediction.genes(genes), "", ""
+    if genes is not None and len(genes) == 1:
+        about, note = f", {genes[0]}", _maps.distrust(prediction, columns, min_cv_pearson)[0]
+    elif genes is not None:
+        about = f", {len(genes)} genes"
     intervals = prediction.intervals(columns)
     names = _chosen(table, intervals, maps)
     panels = [_map(prediction, name, columns, intervals, about, note) for name in names]
